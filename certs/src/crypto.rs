@@ -1,0 +1,16 @@
+//! The one crypto provider of this crate. It is passed to each configuration and never installed for
+//! the process: a library must not decide that for the program around it.
+
+use std::sync::{Arc, LazyLock};
+
+use rustls::crypto::{CryptoProvider, WebPkiSupportedAlgorithms, aws_lc_rs};
+
+static PROVIDER: LazyLock<Arc<CryptoProvider>> = LazyLock::new(|| Arc::new(aws_lc_rs::default_provider()));
+
+pub(crate) fn provider() -> Arc<CryptoProvider> {
+    Arc::clone(&PROVIDER)
+}
+
+pub(crate) fn algorithms() -> WebPkiSupportedAlgorithms {
+    PROVIDER.signature_verification_algorithms
+}

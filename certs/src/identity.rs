@@ -1,0 +1,142 @@
+//! A leaf certificate with its chain and key: what a workload shows to its peers.
+//! Not for loading or renewing one from files, which comes with rotation.
+
+use std::fmt;
+use std::fs::Permissions;
+use std::io::{self, Write};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+
+use crate::spiffe::SpiffeId;
+
+/// A SPIFFE identity that can prove itself. `Debug` never shows the key.
+pub struct Identity {
+    pub(crate) id: SpiffeId,
+    /// The leaf first; the root is not sent.
+    pub(crate) chain: Vec<CertificateDer<'static>>,
+    pub(crate) key: PrivateKeyDer<'static>,
+    pub(crate) chain_pem: String,
+    pub(crate) key_pem: String,
+}
+
+/// Where [`Identity::write_to`] put things.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct IdentityFiles {
+    /// The chain, leaf first, PEM, mode 0644.
+    pub chain: PathBuf,
+    /// The key, PKCS#8 PEM, mode 0600.
+    pub key: PathBuf,
+}
+
+/// A file of an identity could not be written.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot write {}; the directory must exist and be writable", path.display())]
+pub struct WriteError {
+    path: PathBuf,
+    #[source]
+    cause: io::Error,
+}
+
+impl Identity {
+    /// The one identity its certificate claims.
+    pub fn id(&self) -> &SpiffeId {
+        &self.id
+    }
+
+    /// The certificates, leaf first, without the root.
+    pub fn chain(&self) -> &[CertificateDer<'static>] {
+        &self.chain
+    }
+
+    /// The private key.
+    pub fn key(&self) -> &PrivateKeyDer<'static> {
+        &self.key
+    }
+
+    /// The certificates as PEM, leaf first, without the root.
+    pub fn chain_pem(&self) -> &str {
+        &self.chain_pem
+    }
+
+    /// The private key as PKCS#8 PEM.
+    pub fn key_pem(&self) -> &str {
+        &self.key_pem
+    }
+
+    /// Writes `STEM.key` and `STEM.crt` into `dir`, which must exist, replacing what is there.
+    ///
+    /// Each file appears whole or not at all, and the key is readable by its owner only from its first byte.
+    pub fn write_to(&self, dir: &Path, stem: &str) -> Result<IdentityFiles, WriteError> {
+        let files =
+            IdentityFiles { chain: dir.join(format!("{stem}.crt")), key: dir.join(format!("{stem}.key")) };
+        write(dir, &files.key, &self.key_pem, 0o600)?;
+        write(dir, &files.chain, &self.chain_pem, 0o644)?;
+        Ok(files)
+    }
+}
+
+fn write(dir: &Path, path: &Path, text: &str, mode: u32) -> Result<(), WriteError> {
+    let attempt = || {
+        // A temporary file starts as 0600, so the key is never open to others.
+        let mut file = tempfile::NamedTempFile::new_in(dir)?;
+        file.write_all(text.as_bytes())?;
+        file.as_file().set_permissions(Permissions::from_mode(mode))?;
+        file.as_file().sync_all()?;
+        file.persist(path).map_err(|e| e.error)?;
+        Ok(())
+    };
+    attempt().map_err(|cause| WriteError { path: path.to_owned(), cause })
+}
+
+impl fmt::Debug for Identity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Identity")
+            .field("id", &self.id)
+            .field("certificates", &self.chain.len())
+            .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::time::Duration;
+
+    use super::*;
+    use crate::{Authority, TrustDomain};
+
+    fn identity() -> Identity {
+        let authority = Authority::generate(TrustDomain::new("east.example").unwrap()).unwrap();
+        let id = SpiffeId::workload(authority.trust_domain(), "bookinfo", "reviews").unwrap();
+        authority.issue(&id, &[], Duration::from_secs(3600)).unwrap()
+    }
+
+    #[test]
+    fn keys_are_for_their_owner_only() {
+        let dir = tempfile::tempdir().unwrap();
+        let identity = identity();
+        let files = identity.write_to(dir.path(), "reviews").unwrap();
+        // Again, over the old ones.
+        identity.write_to(dir.path(), "reviews").unwrap();
+        let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
+        assert_eq!((mode(&files.key), mode(&files.chain)), (0o600, 0o644));
+        assert_eq!(fs::read_to_string(&files.key).unwrap(), identity.key_pem());
+        assert_eq!(fs::read_to_string(&files.chain).unwrap(), identity.chain_pem());
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 2, "no temporary file is left");
+    }
+
+    #[test]
+    fn a_missing_directory_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let error = identity().write_to(&dir.path().join("absent"), "x").unwrap_err();
+        assert!(error.to_string().contains("absent/x.key"), "{error}");
+    }
+
+    #[test]
+    fn debug_hides_the_key() {
+        let text = format!("{:?}", identity());
+        assert!(text.contains("reviews") && !text.contains("PRIVATE"), "{text}");
+    }
+}

@@ -1,0 +1,257 @@
+//! SPIFFE IDs and trust domains: parsed once, by the rules of the SPIFFE ID standard, then compared
+//! byte by byte. Not for deciding who may do what, and not for finding the ID in a certificate (`svid`).
+
+use std::fmt;
+use std::str::FromStr;
+
+const SCHEME: &str = "spiffe://";
+const MAX_ID: usize = 2048;
+const MAX_TRUST_DOMAIN: usize = 255;
+
+/// The name of a trust domain, e.g. `east.example`: 1 to 255 bytes of `a-z 0-9 . - _`.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct TrustDomain(String);
+
+/// A SPIFFE ID, e.g. `spiffe://east.example/ns/bookinfo/sa/productpage`, of at most 2048 bytes.
+///
+/// The path may be empty: such an ID names the trust domain itself, as a root certificate does.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct SpiffeId {
+    trust_domain: TrustDomain,
+    /// Empty, or `/segment` once or more.
+    path: String,
+}
+
+/// Why a text is no SPIFFE ID or no trust domain.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum SpiffeIdError {
+    /// Longer than 2048 bytes.
+    #[error("the SPIFFE ID has {0} bytes; at most {MAX_ID} are allowed")]
+    TooLong(usize),
+    /// Another scheme, or none.
+    #[error("a SPIFFE ID starts with `spiffe://`, in lower case")]
+    Scheme,
+    /// Nothing between `spiffe://` and the path.
+    #[error("the trust domain is empty; write `spiffe://TRUST-DOMAIN/PATH`")]
+    TrustDomainEmpty,
+    /// Longer than 255 bytes.
+    #[error("the trust domain has {0} bytes; at most {MAX_TRUST_DOMAIN} are allowed")]
+    TrustDomainTooLong(usize),
+    /// A character that a trust domain must not have.
+    #[error("the trust domain has {0:?}; only a-z, 0-9, `.`, `-` and `_` are allowed (no port, no user)")]
+    TrustDomainCharacter(char),
+    /// `//`, or an empty namespace or account.
+    #[error("the path has an empty segment; write one `/` between segments")]
+    EmptySegment,
+    /// `/` at the end.
+    #[error("the path ends with `/`; leave it out")]
+    TrailingSlash,
+    /// A segment `.` or `..`.
+    #[error("the path has the segment `.` or `..`; a SPIFFE ID is never relative")]
+    DotSegment,
+    /// A character that a path must not have.
+    #[error(
+        "the path has {0:?}; only A-Z, a-z, 0-9, `.`, `-` and `_` are allowed (no percent-encoding, query or fragment)"
+    )]
+    PathCharacter(char),
+}
+
+impl TrustDomain {
+    /// Takes the bare name, without `spiffe://`.
+    pub fn new(name: &str) -> Result<Self, SpiffeIdError> {
+        if name.is_empty() {
+            return Err(SpiffeIdError::TrustDomainEmpty);
+        }
+        if name.len() > MAX_TRUST_DOMAIN {
+            return Err(SpiffeIdError::TrustDomainTooLong(name.len()));
+        }
+        let allowed = |c: char| matches!(c, 'a'..='z' | '0'..='9' | '.' | '-' | '_');
+        match name.chars().find(|c| !allowed(*c)) {
+            Some(c) => Err(SpiffeIdError::TrustDomainCharacter(c)),
+            None => Ok(Self(name.to_owned())),
+        }
+    }
+
+    /// The bare name.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// The ID of the domain itself, `spiffe://NAME`, which no workload may have.
+    pub fn id(&self) -> SpiffeId {
+        SpiffeId { trust_domain: self.clone(), path: String::new() }
+    }
+}
+
+impl SpiffeId {
+    /// Parses the whole ID. Nothing is normalised: what is not written the one right way is refused.
+    pub fn parse(text: &str) -> Result<Self, SpiffeIdError> {
+        if text.len() > MAX_ID {
+            return Err(SpiffeIdError::TooLong(text.len()));
+        }
+        let rest = text.strip_prefix(SCHEME).ok_or(SpiffeIdError::Scheme)?;
+        let (name, path) = match rest.find('/') {
+            Some(at) => rest.split_at(at),
+            None => (rest, ""),
+        };
+        let trust_domain = TrustDomain::new(name)?;
+        if let Some(segments) = path.strip_prefix('/') {
+            if segments.is_empty() || segments.ends_with('/') {
+                return Err(SpiffeIdError::TrailingSlash);
+            }
+            segments.split('/').try_for_each(check_segment)?;
+        }
+        Ok(Self { trust_domain, path: path.to_owned() })
+    }
+
+    /// The ID of a workload: `spiffe://TRUST-DOMAIN/ns/NAMESPACE/sa/ACCOUNT`.
+    pub fn workload(
+        trust_domain: &TrustDomain,
+        namespace: &str,
+        account: &str,
+    ) -> Result<Self, SpiffeIdError> {
+        // On their own first: `a/b` as a namespace would otherwise pass as two segments.
+        check_segment(namespace)?;
+        check_segment(account)?;
+        Self::parse(&format!("{SCHEME}{trust_domain}/ns/{namespace}/sa/{account}"))
+    }
+
+    /// The trust domain that must vouch for this ID.
+    pub fn trust_domain(&self) -> &TrustDomain {
+        &self.trust_domain
+    }
+
+    /// The path with its leading `/`, or empty.
+    pub fn path(&self) -> &str {
+        &self.path
+    }
+}
+
+fn check_segment(segment: &str) -> Result<(), SpiffeIdError> {
+    let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_');
+    match segment {
+        "" => Err(SpiffeIdError::EmptySegment),
+        "." | ".." => Err(SpiffeIdError::DotSegment),
+        _ => match segment.chars().find(|c| !allowed(*c)) {
+            Some(c) => Err(SpiffeIdError::PathCharacter(c)),
+            None => Ok(()),
+        },
+    }
+}
+
+impl fmt::Display for TrustDomain {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl fmt::Display for SpiffeId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{SCHEME}{}{}", self.trust_domain, self.path)
+    }
+}
+
+impl FromStr for TrustDomain {
+    type Err = SpiffeIdError;
+
+    fn from_str(name: &str) -> Result<Self, Self::Err> {
+        Self::new(name)
+    }
+}
+
+impl FromStr for SpiffeId {
+    type Err = SpiffeIdError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        Self::parse(text)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use SpiffeIdError::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn accepts_what_the_standard_accepts() {
+        let longest_domain = format!("spiffe://{}/x", "d".repeat(255));
+        let longest = format!("spiffe://a/{}", "p".repeat(2048 - 11));
+        let texts = [
+            "spiffe://east.example",
+            "spiffe://east.example/ns/bookinfo/sa/productpage",
+            "spiffe://1_2-3.x/A/b.c/..d/.../-_",
+            longest_domain.as_str(),
+            longest.as_str(),
+        ];
+        for text in texts {
+            assert_eq!(SpiffeId::parse(text).map(|id| id.to_string()).as_deref(), Ok(text));
+        }
+    }
+
+    #[test]
+    fn refuses_the_rest_for_its_own_reason() {
+        let table = [
+            ("", Scheme),
+            ("east.example/x", Scheme),
+            ("https://east.example/x", Scheme),
+            ("SPIFFE://east.example/x", Scheme),
+            ("spiffe:/east.example/x", Scheme),
+            (" spiffe://east.example/x", Scheme),
+            ("spiffe://", TrustDomainEmpty),
+            ("spiffe:///x", TrustDomainEmpty),
+            ("spiffe://East.example/x", TrustDomainCharacter('E')),
+            ("spiffe://east.example:443/x", TrustDomainCharacter(':')),
+            ("spiffe://me@east.example/x", TrustDomainCharacter('@')),
+            ("spiffe://east%2eexample/x", TrustDomainCharacter('%')),
+            ("spiffe://east.example?x", TrustDomainCharacter('?')),
+            ("spiffe://east.example#x", TrustDomainCharacter('#')),
+            ("spiffe://[::1]/x", TrustDomainCharacter('[')),
+            ("spiffe://éast/x", TrustDomainCharacter('é')),
+            ("spiffe://east.example/", TrailingSlash),
+            ("spiffe://east.example/x/", TrailingSlash),
+            ("spiffe://east.example//", TrailingSlash),
+            ("spiffe://east.example//x", EmptySegment),
+            ("spiffe://east.example/x//y", EmptySegment),
+            ("spiffe://east.example/./x", DotSegment),
+            ("spiffe://east.example/x/..", DotSegment),
+            ("spiffe://east.example/x%2fy", PathCharacter('%')),
+            ("spiffe://east.example/x?y", PathCharacter('?')),
+            ("spiffe://east.example/x#y", PathCharacter('#')),
+            ("spiffe://east.example/x y", PathCharacter(' ')),
+            ("spiffe://east.example/x\0", PathCharacter('\0')),
+            ("spiffe://east.example/ñ", PathCharacter('ñ')),
+        ];
+        for (text, why) in table {
+            assert_eq!(SpiffeId::parse(text), Err(why), "{text:?}");
+        }
+        let long_domain = format!("spiffe://{}/x", "d".repeat(256));
+        assert_eq!(SpiffeId::parse(&long_domain), Err(TrustDomainTooLong(256)));
+        let long = format!("spiffe://a/{}", "p".repeat(2049 - 11));
+        assert_eq!(SpiffeId::parse(&long), Err(TooLong(2049)));
+    }
+
+    #[test]
+    fn a_namespace_stays_one_segment() {
+        let domain = TrustDomain::new("east.example").unwrap();
+        let id = SpiffeId::workload(&domain, "bookinfo", "productpage").unwrap();
+        assert_eq!(id.to_string(), "spiffe://east.example/ns/bookinfo/sa/productpage");
+        assert_eq!(SpiffeId::workload(&domain, "a/sa/b", "c"), Err(PathCharacter('/')));
+        assert_eq!(SpiffeId::workload(&domain, "..", "c"), Err(DotSegment));
+        assert_eq!(SpiffeId::workload(&domain, "a", ""), Err(EmptySegment));
+    }
+
+    proptest! {
+        #[test]
+        fn any_text_is_refused_or_kept_exactly(text in "(spiffe://)?[a-c./A%:_\\-é\0]{0,24}|\\PC*") {
+            if let Ok(id) = SpiffeId::parse(&text) {
+                prop_assert_eq!(id.to_string(), text);
+            }
+        }
+
+        #[test]
+        fn well_formed_is_accepted(text in "spiffe://[a-z0-9._-]{1,40}(/[A-Za-z0-9_-][A-Za-z0-9._-]{0,20}){0,6}") {
+            prop_assert!(SpiffeId::parse(&text).is_ok());
+        }
+    }
+}
