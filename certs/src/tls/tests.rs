@@ -160,10 +160,18 @@ fn nothing_is_resumed() {
     let world = World::new();
     let client = world.client_config(&world.client);
     let server = world.server_config(&world.server);
-    for _ in 0..2 {
-        let outcome = connect(client.clone(), server.clone());
-        assert_eq!(outcome.received, REQUEST);
-        assert_ne!(outcome.client.unwrap().handshake_kind(), Some(HandshakeKind::Resumed));
+    // Either end alone must prevent it, whatever the other is willing to do.
+    let mut willing_client = client.clone();
+    willing_client.resumption = Resumption::in_memory_sessions(8);
+    let mut willing_server = server.clone();
+    willing_server.session_storage = rustls::server::ServerSessionMemoryCache::new(8);
+    willing_server.send_tls13_tickets = 2;
+    for (client, server) in [(willing_client, server), (client, willing_server)] {
+        for _ in 0..2 {
+            let outcome = connect(client.clone(), server.clone());
+            assert_eq!(outcome.received, REQUEST);
+            assert_ne!(outcome.client.unwrap().handshake_kind(), Some(HandshakeKind::Resumed));
+        }
     }
 }
 
