@@ -1,0 +1,172 @@
+//! Host names as they are compared everywhere: lower-case, without the trailing dot, checked once.
+//! Not resolution, and not the `outbound_` forms: those are the route's.
+
+use std::borrow::Borrow;
+use std::fmt;
+use std::sync::Arc;
+
+/// The longest name, without its trailing dot.
+pub const MAX_NAME: usize = 253;
+/// The longest label of a name.
+pub const MAX_LABEL: usize = 63;
+
+/// Why a text is no host name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum NameError {
+    /// Nothing, or only a dot.
+    #[error("the name is empty")]
+    Empty,
+    /// Over 253 bytes.
+    #[error("the name is longer than 253 bytes")]
+    TooLong,
+    /// Two dots in a row, or a leading dot.
+    #[error("a label is empty")]
+    EmptyLabel,
+    /// Over 63 bytes between two dots.
+    #[error("a label is longer than 63 bytes")]
+    LongLabel,
+    /// Something else than a letter, a digit, `-` or `_`.
+    #[error("a label holds something else than ASCII letters, digits, '-' and '_'")]
+    Character,
+}
+
+/// One host name: ASCII letters in lower case, digits, `-` and `_` in labels of 1 to 63 bytes, 253
+/// bytes in all, no trailing dot.
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct HostName(Arc<str>);
+
+impl HostName {
+    /// Checks the bytes, drops one trailing dot and folds the case.
+    ///
+    /// # Errors
+    /// The first rule that the name breaks.
+    pub fn parse(name: impl AsRef<[u8]>) -> Result<HostName, NameError> {
+        let name = name.as_ref();
+        let name = name.strip_suffix(b".").unwrap_or(name);
+        match name.len() {
+            0 => return Err(NameError::Empty),
+            1..=MAX_NAME => {}
+            _ => return Err(NameError::TooLong),
+        }
+        for label in name.split(|byte| *byte == b'.') {
+            match label.len() {
+                0 => return Err(NameError::EmptyLabel),
+                1..=MAX_LABEL => {}
+                _ => return Err(NameError::LongLabel),
+            }
+            if !label.iter().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_')) {
+                return Err(NameError::Character);
+            }
+        }
+        let folded: String = name.iter().map(|byte| char::from(byte.to_ascii_lowercase())).collect();
+        Ok(HostName(folded.into()))
+    }
+
+    /// The name.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl Borrow<str> for HostName {
+    fn borrow(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for HostName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl fmt::Debug for HostName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?}", &*self.0)
+    }
+}
+
+impl serde::Serialize for HostName {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&self.0)
+    }
+}
+
+/// A name that a service answers to: exact, or everything under a suffix.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum HostPattern {
+    /// This name only.
+    Exact(HostName),
+    /// `*.suffix`: one or more labels under it, never the suffix itself.
+    Suffix(HostName),
+}
+
+impl HostPattern {
+    /// Parses `name` or `*.suffix`.
+    ///
+    /// # Errors
+    /// The first rule that the name, or what follows `*.`, breaks.
+    pub fn parse(text: &str) -> Result<HostPattern, NameError> {
+        match text.strip_prefix("*.") {
+            Some(suffix) => HostName::parse(suffix).map(HostPattern::Suffix),
+            None => HostName::parse(text).map(HostPattern::Exact),
+        }
+    }
+}
+
+impl fmt::Display for HostPattern {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            HostPattern::Exact(name) => name.fmt(f),
+            HostPattern::Suffix(name) => write!(f, "*.{name}"),
+        }
+    }
+}
+
+impl serde::Serialize for HostPattern {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn names_are_folded_and_one_trailing_dot_is_dropped() {
+        assert_eq!(HostName::parse("Details.BookInfo.").unwrap().as_str(), "details.bookinfo");
+        assert_eq!(HostName::parse("outbound_.8080_._.a-b").unwrap().as_str(), "outbound_.8080_._.a-b");
+        assert_eq!(HostName::parse(""), Err(NameError::Empty));
+        assert_eq!(HostName::parse("."), Err(NameError::Empty));
+        assert_eq!(HostName::parse("a.."), Err(NameError::EmptyLabel));
+        assert_eq!(HostName::parse(".a"), Err(NameError::EmptyLabel));
+        assert_eq!(HostName::parse("a b"), Err(NameError::Character));
+        assert_eq!(HostName::parse("a\0"), Err(NameError::Character));
+        assert_eq!(HostName::parse("é"), Err(NameError::Character));
+        assert_eq!(HostName::parse("a".repeat(64)), Err(NameError::LongLabel));
+        assert!(HostName::parse("a".repeat(63)).is_ok());
+        let longest = ["a".repeat(63), "b".repeat(63), "c".repeat(63), "d".repeat(61)].join(".");
+        assert!(HostName::parse(format!("{longest}.")).is_ok());
+        assert_eq!(HostName::parse(format!("{longest}e")), Err(NameError::TooLong));
+    }
+
+    #[test]
+    fn a_star_stands_only_before_the_first_dot() {
+        assert_eq!(HostPattern::parse("*.Apps.example").unwrap().to_string(), "*.apps.example");
+        assert_eq!(HostPattern::parse("a.*.b"), Err(NameError::Character));
+        assert_eq!(HostPattern::parse("*"), Err(NameError::Character));
+        assert_eq!(HostPattern::parse("*."), Err(NameError::Empty));
+    }
+
+    proptest! {
+        #[test]
+        fn parsing_is_total_and_idempotent(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
+            if let Ok(name) = HostName::parse(&bytes) {
+                prop_assert_eq!(HostName::parse(name.as_str()).unwrap(), name);
+            }
+        }
+    }
+}

@@ -1,0 +1,8 @@
+//! The registry's model: what a service is called and where an endpoint stands. The gateway reads it
+//! from its own file today; the agent that exchanges it between clusters is not here yet.
+
+pub mod host;
+pub mod locality;
+
+pub use host::{HostName, HostPattern};
+pub use locality::Locality;

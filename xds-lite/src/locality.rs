@@ -1,0 +1,27 @@
+//! Where something stands: region, zone, sub-zone. Not how near two places are; that is the balancer's.
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// Region, zone and sub-zone, each empty when unknown.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Deserialize, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Locality {
+    /// For example `eu-west`.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub region: String,
+    /// For example `eu-west-2a`.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub zone: String,
+    /// For example a rack.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub sub_zone: String,
+}
+
+impl Locality {
+    /// True when nothing is known.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.region.is_empty() && self.zone.is_empty() && self.sub_zone.is_empty()
+    }
+}
