@@ -1,0 +1,380 @@
+//! The service behind every system: reads the hello, answers one byte, then does the job that the hello
+//! asks for. Two threads with epoll, no allocation per event. Not a model of any real server.
+
+use std::io::{self, Read as _, Write as _};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use rustix::net::SocketFlags;
+use slab::Slab;
+
+use crate::hello::{ANSWER, Hello, Job};
+use crate::poller::{Interest, Poller, Ready, try_again};
+use crate::stop::Stop;
+
+/// One write of a source. Large enough that the system call does not count, small enough for the cache.
+const CHUNK: usize = 128 * 1024;
+/// Writes per turn of a source, so that one fast reader does not keep the others waiting.
+const CHUNKS_PER_TURN: usize = 4;
+const LISTENER: usize = usize::MAX;
+
+/// A running backend; dropping it ends its threads.
+#[derive(Debug)]
+pub(crate) struct Backend {
+    pub(crate) address: SocketAddr,
+    shared: Arc<Shared>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+#[derive(Debug, Default)]
+struct Shared {
+    stop: Stop,
+    live: AtomicUsize,
+    corrupt: AtomicUsize,
+    release: AtomicBool,
+}
+
+impl Backend {
+    pub(crate) fn start(hello: Arc<Hello>) -> io::Result<Self> {
+        let listener = listen()?;
+        let address = listener.local_addr()?;
+        let shared = Arc::<Shared>::default();
+        let sources =
+            Arc::new(Sources { poller: Poller::new()?, conns: Mutex::new(Slab::with_capacity(256)) });
+        let front = Front::new(listener, hello, Arc::clone(&sources), Arc::clone(&shared))?;
+        let for_sources = Arc::clone(&shared);
+        let threads = vec![
+            spawn("backend-front", move || front.run())?,
+            spawn("backend-source", move || sources.run(&for_sources))?,
+        ];
+        Ok(Self { address, shared, threads })
+    }
+
+    /// Hellos that arrived changed, since the start.
+    pub(crate) fn corrupt(&self) -> usize {
+        self.shared.corrupt.load(Ordering::Relaxed)
+    }
+
+    /// Closes every held connection, from this side first: see [`crate::load::short`] for why.
+    pub(crate) fn release_held(&self) {
+        self.shared.release.store(true, Ordering::Release);
+    }
+
+    /// Waits until no connection is left, so that one measurement does not run into the next.
+    pub(crate) fn wait_until_quiet(&self, stop: &Stop) -> io::Result<()> {
+        let deadline = Instant::now() + Duration::from_secs(10);
+        loop {
+            let live = self.shared.live.load(Ordering::Acquire);
+            if live == 0 {
+                return Ok(());
+            }
+            if Instant::now() > deadline {
+                return Err(io::Error::other(format!("{live} connections were left at the backend")));
+            }
+            stop.check()?;
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+}
+
+impl Drop for Backend {
+    fn drop(&mut self) {
+        self.shared.stop.request();
+        for thread in self.threads.drain(..) {
+            // A thread that panicked has said so on stderr.
+            let _ = thread.join();
+        }
+    }
+}
+
+fn listen() -> io::Result<TcpListener> {
+    use rustix::net::{AddressFamily, SocketType, bind, listen, socket_with};
+    let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
+    let socket = socket_with(AddressFamily::INET, SocketType::STREAM, flags, None)?;
+    bind(&socket, &SocketAddr::from(([127, 0, 0, 1], 0)))?;
+    // std's listeners queue 128; a burst of idle connections must not be cut by that.
+    listen(&socket, 4096)?;
+    Ok(TcpListener::from(socket))
+}
+
+fn spawn<E: std::fmt::Display>(
+    name: &'static str,
+    body: impl FnOnce() -> Result<(), E> + Send + 'static,
+) -> io::Result<JoinHandle<()>> {
+    std::thread::Builder::new().name(name.into()).spawn(move || {
+        if let Err(error) = body() {
+            eprintln!("{name}: {error}");
+        }
+    })
+}
+
+struct Conn {
+    stream: TcpStream,
+    read: usize,
+    job: Option<Job>,
+    _live: Live,
+}
+
+/// Counts a connection as live until it is dropped.
+struct Live(Arc<Shared>);
+
+impl Live {
+    fn new(shared: &Arc<Shared>) -> Self {
+        shared.live.fetch_add(1, Ordering::AcqRel);
+        Self(Arc::clone(shared))
+    }
+}
+
+impl Drop for Live {
+    fn drop(&mut self) {
+        self.0.live.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+/// What becomes of a connection after an event.
+enum Next {
+    Keep,
+    Close,
+    Source,
+    Verify,
+}
+
+/// Accepts, reads hellos, and does every job but the endless source.
+struct Front {
+    listener: TcpListener,
+    poller: Poller,
+    conns: Slab<Conn>,
+    hello: Arc<Hello>,
+    sources: Arc<Sources>,
+    shared: Arc<Shared>,
+    buffer: Vec<u8>,
+}
+
+impl Front {
+    fn new(
+        listener: TcpListener,
+        hello: Arc<Hello>,
+        sources: Arc<Sources>,
+        shared: Arc<Shared>,
+    ) -> io::Result<Self> {
+        let poller = Poller::new()?;
+        poller.add(&listener, LISTENER, Interest::IN)?;
+        let conns = Slab::with_capacity(8192);
+        Ok(Self { listener, poller, conns, hello, sources, shared, buffer: vec![0; CHUNK] })
+    }
+
+    fn run(mut self) -> io::Result<()> {
+        let mut ready = Ready::new();
+        while !self.shared.stop.requested() {
+            self.poller.wait(&mut ready)?;
+            for (token, _) in ready.iter() {
+                if token == LISTENER { self.accept()? } else { self.serve(token) }
+            }
+            if self.shared.release.swap(false, Ordering::AcqRel) {
+                self.conns.retain(|_, conn| conn.job != Some(Job::Hold));
+            }
+        }
+        Ok(())
+    }
+
+    fn accept(&mut self) -> io::Result<()> {
+        loop {
+            let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
+            let socket: OwnedFd = match rustix::net::accept_with(&self.listener, flags) {
+                Ok(socket) => socket,
+                Err(rustix::io::Errno::AGAIN) => return Ok(()),
+                // The client was gone before we came.
+                Err(rustix::io::Errno::CONNABORTED | rustix::io::Errno::INTR) => continue,
+                Err(error) => return Err(error.into()),
+            };
+            let live = Live::new(&self.shared);
+            let entry = self.conns.vacant_entry();
+            self.poller.add(&socket, entry.key(), Interest::IN)?;
+            entry.insert(Conn { stream: TcpStream::from(socket), read: 0, job: None, _live: live });
+        }
+    }
+
+    fn serve(&mut self, token: usize) {
+        let Some(conn) = self.conns.get_mut(token) else { return };
+        let next = if conn.read < self.hello.len() {
+            read_hello(conn, &self.hello, &mut self.buffer)
+        } else {
+            echo(conn, &mut self.buffer)
+        };
+        match next {
+            Ok(Next::Keep) => {}
+            Ok(Next::Close) => drop(self.conns.remove(token)),
+            Ok(Next::Source) => self.hand_over(token, |front, conn| front.sources.take(conn)),
+            Ok(Next::Verify) => self.hand_over(token, |_, conn| {
+                // Not joined: it ends with its connection, which a check always closes.
+                spawn("backend-verify", move || echo_all(&conn)).map(drop)
+            }),
+            Err(error) => {
+                let corrupt = error.kind() == io::ErrorKind::InvalidData;
+                self.shared.corrupt.fetch_add(usize::from(corrupt), Ordering::Relaxed);
+                drop(self.conns.remove(token));
+            }
+        }
+    }
+
+    fn hand_over(&mut self, token: usize, to: impl FnOnce(&Self, Conn) -> io::Result<()>) {
+        let conn = self.conns.remove(token);
+        let done = self.poller.remove(&conn.stream).and_then(|()| to(self, conn));
+        if let Err(error) = done {
+            eprintln!("backend: a connection was lost: {error}");
+        }
+    }
+}
+
+fn read_hello(conn: &mut Conn, hello: &Hello, buffer: &mut [u8]) -> io::Result<Next> {
+    let wanted = hello.len() - conn.read;
+    let room = buffer.get_mut(..wanted).unwrap_or_default();
+    let part = match (&conn.stream).read(room) {
+        Ok(0) => return Ok(Next::Close),
+        Ok(length) => room.get(..length).unwrap_or_default(),
+        Err(error) if try_again(&error) => return Ok(Next::Keep),
+        Err(error) => return Err(error),
+    };
+    if let Some(job) = hello.accept(conn.read, part)? {
+        conn.job = Some(job);
+    }
+    conn.read += part.len();
+    if conn.read < hello.len() { Ok(Next::Keep) } else { answer(conn) }
+}
+
+fn answer(conn: &mut Conn) -> io::Result<Next> {
+    if conn.job != Some(Job::Once) {
+        conn.stream.set_nodelay(true)?;
+    }
+    (&conn.stream).write_all(&[ANSWER])?;
+    Ok(match conn.job {
+        Some(Job::Echo | Job::Hold) => Next::Keep,
+        Some(Job::Source) => Next::Source,
+        Some(Job::Verify) => Next::Verify,
+        Some(Job::Once) | None => Next::Close,
+    })
+}
+
+/// Sends back what came. The load never has so much under way that the socket's buffer could be full.
+fn echo(conn: &Conn, buffer: &mut [u8]) -> io::Result<Next> {
+    match (&conn.stream).read(buffer) {
+        Ok(0) => Ok(Next::Close),
+        Ok(length) => {
+            (&conn.stream).write_all(buffer.get(..length).unwrap_or_default())?;
+            Ok(Next::Keep)
+        }
+        Err(error) if try_again(&error) => Ok(Next::Keep),
+        Err(error) => Err(error),
+    }
+}
+
+/// Any amount, on a thread of its own, until the client has ended its direction.
+fn echo_all(conn: &Conn) -> io::Result<()> {
+    conn.stream.set_nonblocking(false)?;
+    conn.stream.set_read_timeout(Some(Duration::from_secs(10)))?;
+    conn.stream.set_write_timeout(Some(Duration::from_secs(10)))?;
+    io::copy(&mut &conn.stream, &mut &conn.stream)?;
+    conn.stream.shutdown(std::net::Shutdown::Write)
+}
+
+/// The endless senders, on their own thread so that they cost the echo nothing but CPU.
+struct Sources {
+    poller: Poller,
+    conns: Mutex<Slab<Conn>>,
+}
+
+impl Sources {
+    fn take(&self, conn: Conn) -> io::Result<()> {
+        let mut conns = self.conns.lock().unwrap_or_else(PoisonError::into_inner);
+        let entry = conns.vacant_entry();
+        self.poller.add(&conn.stream, entry.key(), Interest::OUT)?;
+        entry.insert(conn);
+        Ok(())
+    }
+
+    fn run(&self, shared: &Shared) -> io::Result<()> {
+        let chunk = vec![0x5a; CHUNK];
+        let mut ready = Ready::new();
+        while !shared.stop.requested() {
+            self.poller.wait(&mut ready)?;
+            let mut conns = self.conns.lock().unwrap_or_else(PoisonError::into_inner);
+            for (token, _) in ready.iter() {
+                if conns.get(token).is_some_and(|conn| !send_some(conn, &chunk)) {
+                    drop(conns.remove(token));
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// False once the client is gone.
+fn send_some(conn: &Conn, chunk: &[u8]) -> bool {
+    for _ in 0..CHUNKS_PER_TURN {
+        match (&conn.stream).write(chunk) {
+            Ok(sent) if sent == chunk.len() => {}
+            Ok(_) => return true,
+            Err(error) => return try_again(&error),
+        }
+    }
+    true
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::load::Target;
+
+    fn world() -> (Backend, Target) {
+        let hello = Arc::new(Hello::new().unwrap());
+        let backend = Backend::start(Arc::clone(&hello)).unwrap();
+        let target = Target { address: backend.address, hello };
+        (backend, target)
+    }
+
+    #[test]
+    fn each_job_does_what_it_says_and_leaves_nothing_behind() {
+        let (backend, target) = world();
+        let mut byte = [0];
+        let mut once = target.open(Job::Once).unwrap();
+        assert_eq!(once.read(&mut byte).unwrap(), 0, "closed by the backend");
+        let mut echo = target.open(Job::Echo).unwrap();
+        echo.write_all(b"x").unwrap();
+        echo.read_exact(&mut byte).unwrap();
+        assert_eq!(&byte, b"x");
+        let mut source = target.open(Job::Source).unwrap();
+        source.read_exact(&mut vec![0; 1 << 20]).unwrap();
+        let mut hold = target.open(Job::Hold).unwrap();
+        backend.release_held();
+        assert_eq!(hold.read(&mut byte).unwrap(), 0, "released");
+        drop((once, echo, source, hold));
+        backend.wait_until_quiet(&Stop::default()).unwrap();
+    }
+
+    #[test]
+    fn a_hello_in_pieces_is_put_together_and_a_changed_one_is_counted() {
+        let (backend, target) = world();
+        let bytes = target.hello.for_job(Job::Once);
+        let mut stream = TcpStream::connect(target.address).unwrap();
+        stream.set_nodelay(true).unwrap();
+        for piece in bytes.chunks(bytes.len() / 3) {
+            stream.write_all(piece).unwrap();
+        }
+        let mut all = Vec::new();
+        stream.read_to_end(&mut all).unwrap();
+        assert_eq!(all, [ANSWER]);
+
+        let mut changed = bytes;
+        *changed.last_mut().unwrap() ^= 1;
+        let mut stream = TcpStream::connect(target.address).unwrap();
+        stream.write_all(&changed).unwrap();
+        all.clear();
+        stream.read_to_end(&mut all).unwrap();
+        assert_eq!(all, [] as [u8; 0]);
+        assert_eq!(backend.corrupt(), 1);
+    }
+}

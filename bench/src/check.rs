@@ -1,0 +1,149 @@
+//! Before a system is measured: does it pass bytes through, all of them, unchanged, in both directions?
+
+use std::io::{self, Read as _, Write as _};
+use std::net::{Shutdown, TcpStream};
+
+use crate::hello::Job;
+use crate::load::Target;
+
+/// More than any socket buffer or pipe on the way holds, so that every refill is exercised.
+const BYTES: usize = 24 << 20;
+const CHUNK: usize = 64 * 1024;
+
+/// Sends noise, expects the same noise back and then the end of the stream.
+///
+/// # Errors
+/// The first byte that is wrong, missing or too many; or a connection that breaks.
+pub(crate) fn passes_bytes_through(target: &Target) -> io::Result<()> {
+    let stream = target.open(Job::Verify)?;
+    std::thread::scope(|scope| {
+        let sender = scope.spawn(|| send(&stream));
+        let received = receive(&stream);
+        if received.is_err() {
+            // So that the sender does not wait until it times out.
+            let _ = stream.shutdown(Shutdown::Both);
+        }
+        let sent = sender.join().map_err(|_| io::Error::other("the sender panicked"))?;
+        received.and(sent)
+    })
+}
+
+fn send(mut stream: &TcpStream) -> io::Result<()> {
+    let (mut noise, mut chunk) = (Noise::default(), vec![0; CHUNK]);
+    for _ in 0..BYTES / CHUNK {
+        noise.fill(&mut chunk);
+        stream.write_all(&chunk)?;
+    }
+    stream.shutdown(Shutdown::Write)
+}
+
+fn receive(mut stream: &TcpStream) -> io::Result<()> {
+    let wrong = |at: usize, what: &str| {
+        io::Error::new(io::ErrorKind::InvalidData, format!("{what} within {CHUNK} bytes after byte {at}"))
+    };
+    let (mut noise, mut expected, mut chunk) = (Noise::default(), vec![0; CHUNK], vec![0; CHUNK]);
+    for at in (0..BYTES).step_by(CHUNK) {
+        noise.fill(&mut expected);
+        stream.read_exact(&mut chunk).map_err(|error| wrong(at, &error.to_string()))?;
+        if chunk != expected {
+            return Err(wrong(at, "wrong bytes came back"));
+        }
+    }
+    if stream.read(&mut chunk)? == 0 { Ok(()) } else { Err(wrong(BYTES, "more came back than was sent")) }
+}
+
+/// Bytes without a pattern that a swap or a repetition could keep.
+struct Noise(u64);
+
+impl Default for Noise {
+    fn default() -> Self {
+        Self(0x9e37_79b9_7f4a_7c15)
+    }
+}
+
+impl Noise {
+    fn fill(&mut self, bytes: &mut [u8]) {
+        for word in bytes.chunks_mut(8) {
+            // xorshift64
+            self.0 ^= self.0 << 13;
+            self.0 ^= self.0 >> 7;
+            self.0 ^= self.0 << 17;
+            word.copy_from_slice(self.0.to_le_bytes().get(..word.len()).unwrap_or_default());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{SocketAddr, TcpListener};
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::backend::Backend;
+    use crate::hello::Hello;
+
+    /// A proxy for one connection that does something to the bytes from the backend.
+    fn proxy(backend: SocketAddr, spoil: fn(usize, &mut Vec<u8>)) -> SocketAddr {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        std::thread::spawn(move || {
+            let (client, _) = listener.accept().unwrap();
+            let server = TcpStream::connect(backend).unwrap();
+            let (from, to) = (client.try_clone().unwrap(), server.try_clone().unwrap());
+            std::thread::spawn(move || {
+                let _ = io::copy(&mut &from, &mut &to);
+                let _ = to.shutdown(Shutdown::Write);
+            });
+            let (mut at, mut buffer) = (0, vec![0; CHUNK]);
+            while let Ok(length @ 1..) = (&server).read(&mut buffer) {
+                let mut bytes = buffer[..length].to_vec();
+                spoil(at, &mut bytes);
+                at += length;
+                if (&client).write_all(&bytes).is_err() {
+                    return;
+                }
+            }
+            let _ = client.shutdown(Shutdown::Both);
+        });
+        address
+    }
+
+    fn verdict(spoil: fn(usize, &mut Vec<u8>)) -> Result<(), String> {
+        let hello = Arc::new(Hello::new().unwrap());
+        let backend = Backend::start(Arc::clone(&hello)).unwrap();
+        let target = Target { address: proxy(backend.address, spoil), hello };
+        passes_bytes_through(&target).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn an_honest_proxy_passes() {
+        verdict(|_, _| {}).unwrap();
+    }
+
+    #[test]
+    fn a_proxy_that_changes_one_byte_is_caught() {
+        let verdict = verdict(|at, bytes| {
+            if let Some(place) = (9_000_000_usize).checked_sub(at).and_then(|place| bytes.get_mut(place)) {
+                *place ^= 1;
+            }
+        });
+        assert!(verdict.unwrap_err().contains("wrong bytes"));
+    }
+
+    #[test]
+    fn a_proxy_that_drops_or_adds_bytes_is_caught() {
+        let dropped = verdict(|at, bytes| {
+            if at > 1_000_000 {
+                bytes.pop();
+            }
+        });
+        assert!(dropped.is_err());
+        let added = verdict(|at, bytes| {
+            // The answer to the hello comes first.
+            if at + bytes.len() == BYTES + 1 {
+                bytes.push(0);
+            }
+        });
+        assert!(added.unwrap_err().contains("more came back"));
+    }
+}

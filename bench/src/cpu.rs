@@ -1,0 +1,161 @@
+//! Who used how much CPU while something was measured. Reads /proc; starts and stops nothing.
+//!
+//! Two totals are kept, because each is wrong in its own way. `machine` is everything that was not idle
+//! (/proc/stat): complete, but it counts strangers, and the kernel samples it by ticks. `processes` is
+//! this program (load and backend) plus the proxy: exact and free of strangers, but it lacks what the
+//! kernel did on its own threads. On loopback a packet is processed by whoever sent it, so the two agree
+//! on a quiet machine.
+
+use std::fs;
+use std::io;
+use std::time::{Duration, Instant};
+
+use rustix::time::{ClockId, clock_gettime};
+
+/// CPU seconds between two moments.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Usage {
+    pub(crate) wall: f64,
+    /// All that was not idle, waiting for a disk, or stolen by the hypervisor.
+    pub(crate) machine: f64,
+    /// This program and the proxy.
+    pub(crate) processes: f64,
+    /// The proxy's alone; none when there is no proxy.
+    pub(crate) proxy: Option<f64>,
+    pub(crate) cores: f64,
+}
+
+impl Usage {
+    /// The part of the machine that neither this program nor the proxy used, 0 to 1.
+    pub(crate) fn strangers(&self) -> f64 {
+        ((self.machine - self.processes) / (self.wall * self.cores)).max(0.0)
+    }
+}
+
+/// Counts from `start` to `stop`.
+#[derive(Debug)]
+pub(crate) struct Meter<'a> {
+    proxy: &'a [u32],
+    began: Instant,
+    machine: f64,
+    own: Duration,
+    proxy_ticks: u64,
+    cores: usize,
+}
+
+impl<'a> Meter<'a> {
+    /// `proxy` are the processes of the proxy; empty when there is none.
+    pub(crate) fn start(proxy: &'a [u32]) -> io::Result<Self> {
+        let (machine, cores) = machine_ticks()?;
+        Ok(Self {
+            proxy,
+            machine: seconds(machine),
+            proxy_ticks: ticks_of(proxy)?,
+            own: own_cpu(),
+            cores,
+            began: Instant::now(),
+        })
+    }
+
+    pub(crate) fn stop(self) -> io::Result<Usage> {
+        let wall = self.began.elapsed();
+        let own = own_cpu().saturating_sub(self.own).as_secs_f64();
+        let proxy = seconds(ticks_of(self.proxy)?.saturating_sub(self.proxy_ticks));
+        let machine = seconds(machine_ticks()?.0) - self.machine;
+        Ok(Usage {
+            wall: wall.as_secs_f64(),
+            machine,
+            processes: own + proxy,
+            proxy: (!self.proxy.is_empty()).then_some(proxy),
+            cores: count(self.cores),
+        })
+    }
+}
+
+fn own_cpu() -> Duration {
+    let now = clock_gettime(ClockId::ProcessCPUTime);
+    Duration::new(u64::try_from(now.tv_sec).unwrap_or(0), u32::try_from(now.tv_nsec).unwrap_or(0))
+}
+
+fn machine_ticks() -> io::Result<(u64, usize)> {
+    let text = fs::read_to_string("/proc/stat")?;
+    parse_machine(&text).ok_or_else(|| io::Error::other("/proc/stat has no line for the CPUs"))
+}
+
+/// Busy ticks of all cores, and how many cores there are.
+fn parse_machine(stat: &str) -> Option<(u64, usize)> {
+    let total = stat.lines().find_map(|line| line.strip_prefix("cpu "))?;
+    let fields: Vec<u64> = total.split_whitespace().map_while(|field| field.parse().ok()).collect();
+    // user nice system idle iowait irq softirq steal; guest time is part of user already.
+    let [user, nice, system, _idle, _iowait, irq, softirq, ..] = fields.as_slice() else { return None };
+    let cores = stat.lines().filter(|line| line.starts_with("cpu") && !line.starts_with("cpu ")).count();
+    Some((user + nice + system + irq + softirq, cores))
+}
+
+fn ticks_of(processes: &[u32]) -> io::Result<u64> {
+    processes.iter().try_fold(0, |sum, pid| {
+        let text = fs::read_to_string(format!("/proc/{pid}/stat"))?;
+        let ticks = parse_process(&text).ok_or_else(|| io::Error::other("unreadable /proc/PID/stat"))?;
+        Ok(sum + ticks)
+    })
+}
+
+/// User and system ticks of a process with all its threads, the ended ones too.
+fn parse_process(stat: &str) -> Option<u64> {
+    // The name stands in parentheses and may hold spaces and parentheses itself.
+    let (_, rest) = stat.rsplit_once(')')?;
+    let mut fields = rest.split_whitespace().skip(11).map(|field| field.parse::<u64>().ok());
+    Some(fields.next()?? + fields.next()??)
+}
+
+fn seconds(ticks: u64) -> f64 {
+    #[expect(clippy::cast_precision_loss, reason = "ticks of 10 ms stay exact for millions of years")]
+    let (ticks, rate) = (ticks as f64, rustix::param::clock_ticks_per_second() as f64);
+    ticks / rate
+}
+
+#[expect(clippy::cast_precision_loss, reason = "a number of cores is small")]
+fn count(cores: usize) -> f64 {
+    cores as f64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_machine_is_busy_with_everything_but_idle_iowait_steal_and_guest() {
+        let stat = "cpu  10 20 30 1000 2000 40 50 3000 4000 5000\ncpu0 1 2 3\ncpu1 4 5 6\nintr 7\n";
+        assert_eq!(parse_machine(stat), Some((150, 2)));
+        assert_eq!(parse_machine("cpu  1 2 3\n"), None, "a line that is too short");
+        assert_eq!(parse_machine("intr 7\n"), None);
+    }
+
+    #[test]
+    fn a_process_may_have_any_name() {
+        let stat = "42 (a) b (c) S 1 42 42 0 -1 4194560 100 0 0 0 7 5 900 900 20 0 4 0 1 2 3";
+        assert_eq!(parse_process(stat), Some(12));
+        assert_eq!(parse_process("42 (short) S 1"), None);
+    }
+
+    #[test]
+    fn work_of_known_cost_is_seen() {
+        let meter = Meter::start(&[]).unwrap();
+        let before = own_cpu();
+        let mut sum = 0_u64;
+        while own_cpu() < before + Duration::from_millis(200) {
+            sum = std::hint::black_box(sum + 1);
+        }
+        let usage = meter.stop().unwrap();
+        assert!(usage.processes >= 0.2, "{usage:?}");
+        assert_eq!(usage.proxy, None);
+    }
+
+    #[test]
+    fn strangers_are_what_neither_we_nor_the_proxy_used() {
+        let usage = Usage { wall: 2.0, machine: 3.0, processes: 2.0, proxy: Some(1.0), cores: 2.0 };
+        assert!((usage.strangers() - 0.25).abs() < 1e-9);
+        let sampled_low = Usage { machine: 1.9, ..usage };
+        assert!(sampled_low.strangers().abs() < 1e-9, "sampling may miss some; that is nobody's CPU");
+    }
+}

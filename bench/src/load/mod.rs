@@ -1,0 +1,66 @@
+//! The load generator: what the clients do. Each kind of load keeps its connections between calls, so
+//! that a warm-up is the same call as the measurement. Knows nothing of systems, CPU or reports.
+
+mod bulk;
+mod pingpong;
+pub(crate) mod short;
+
+use std::io::{self, Read as _, Write as _};
+use std::net::{SocketAddr, TcpStream};
+use std::sync::Arc;
+use std::time::Duration;
+
+pub(crate) use bulk::Downloads;
+pub(crate) use pingpong::PingPong;
+pub(crate) use short::Short;
+
+use crate::hello::{ANSWER, Hello, Job};
+
+/// Nothing on loopback takes this long unless it hangs.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(5);
+
+/// Where the clients connect, and what they say first.
+#[derive(Clone, Debug)]
+pub(crate) struct Target {
+    pub(crate) address: SocketAddr,
+    pub(crate) hello: Arc<Hello>,
+}
+
+impl Target {
+    /// Connects, sends the hello and waits for the answer: from here on the connection is a relay.
+    pub(crate) fn open(&self, job: Job) -> io::Result<TcpStream> {
+        self.open_with(&self.hello.for_job(job))
+    }
+
+    /// Opens many at once, with one copy of the hello.
+    pub(crate) fn open_many(&self, job: Job, count: usize) -> io::Result<Vec<TcpStream>> {
+        let hello = self.hello.for_job(job);
+        (0..count).map(|_| self.open_with(&hello)).collect()
+    }
+
+    fn open_with(&self, hello: &[u8]) -> io::Result<TcpStream> {
+        let mut stream = TcpStream::connect_timeout(&self.address, PATIENCE)?;
+        stream.set_nodelay(true)?;
+        stream.set_read_timeout(Some(PATIENCE))?;
+        stream.set_write_timeout(Some(PATIENCE))?;
+        stream.write_all(hello)?;
+        let mut answer = [0];
+        stream.read_exact(&mut answer)?;
+        check_answer(&answer)?;
+        Ok(stream)
+    }
+}
+
+fn check_answer(bytes: &[u8]) -> io::Result<()> {
+    if bytes == [ANSWER] {
+        return Ok(());
+    }
+    Err(io::Error::new(
+        io::ErrorKind::InvalidData,
+        format!("the answer to the hello arrived as {bytes:02x?}"),
+    ))
+}
+
+fn closed() -> io::Error {
+    io::Error::new(io::ErrorKind::UnexpectedEof, "the connection was closed in the middle of the load")
+}

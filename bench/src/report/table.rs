@@ -1,0 +1,102 @@
+//! The report as tables for a terminal.
+
+use std::fmt::Write as _;
+
+use comfy_table::{Cell, CellAlignment, Table, presets::UTF8_HORIZONTAL_ONLY};
+
+use super::{CaseReport, FigureReport, Report, Row};
+
+/// The whole report as text.
+pub(crate) fn render(report: &Report) -> String {
+    let mut text = String::new();
+    // Writing into a String cannot fail.
+    let _ = header(&mut text, report);
+    for case in &report.cases {
+        let _ = section(&mut text, case);
+    }
+    text
+}
+
+fn header(text: &mut String, report: &Report) -> std::fmt::Result {
+    let machine = &report.machine;
+    writeln!(text, "{}, {} cores, Linux {}", machine.cpu, machine.cores, machine.kernel)?;
+    let (rounds, seconds) = (report.rounds, report.seconds);
+    writeln!(text, "{rounds} interleaved rounds of {seconds} s; median (min..max) ×ratio to isthmus")?;
+    writeln!(text, "busy before the start: {:.1} % of the machine", report.busy_before * 100.0)?;
+    for system in &report.systems {
+        writeln!(text, "  {:8} {}", system.name, system.version)?;
+    }
+    for skipped in &report.skipped {
+        writeln!(text, "  {:8} SKIPPED: {}", skipped.name, skipped.why)?;
+    }
+    Ok(())
+}
+
+fn section(text: &mut String, case: &CaseReport) -> std::fmt::Result {
+    writeln!(text, "\n{}", case.case)?;
+    let columns = columns(case);
+    let mut table = Table::new();
+    table.load_style(UTF8_HORIZONTAL_ONLY);
+    let titles = columns.iter().map(|(key, unit)| {
+        let headline = if *key == case.cpu_headline { " *" } else { "" };
+        format!("{}{headline}\n{unit}", title(key))
+    });
+    table.set_header(std::iter::once(String::new()).chain(titles));
+    for row in &case.systems {
+        let cells = columns.iter().map(|(key, _)| {
+            let figure = row.figures.iter().find(|figure| figure.key == *key);
+            Cell::new(figure.map_or_else(|| "-".into(), cell)).set_alignment(CellAlignment::Right)
+        });
+        table.add_row(std::iter::once(Cell::new(row.system)).chain(cells));
+    }
+    writeln!(text, "{}", table.trim_fmt())?;
+    if columns.iter().any(|(key, _)| *key == case.cpu_headline) {
+        writeln!(
+            text,
+            "* the count to believe: others used up to {:.1} % of the machine",
+            case.strangers * 100.0
+        )?;
+    }
+    for Row { system, failures, .. } in &case.systems {
+        for failure in failures {
+            writeln!(text, "FAILED {system}: {failure}")?;
+        }
+    }
+    Ok(())
+}
+
+/// Every figure that any system has, in the order of its first appearance.
+fn columns(case: &CaseReport) -> Vec<(&'static str, &'static str)> {
+    let mut columns = Vec::new();
+    for figure in case.systems.iter().flat_map(|row| &row.figures) {
+        if !columns.contains(&(figure.key, figure.unit)) {
+            columns.push((figure.key, figure.unit));
+        }
+    }
+    columns
+}
+
+fn title(key: &str) -> &str {
+    match key {
+        "cpu_machine" => "CPU by /proc/stat",
+        "cpu_processes" => "CPU of bench + proxy",
+        "cpu_proxy" => "CPU of proxy",
+        "rest_rss" => "RSS at rest",
+        "rest_pss" => "PSS at rest",
+        "per_connection" => "each connection",
+        "pipe_ends" => "pipe ends",
+        other => other,
+    }
+}
+
+fn cell(figure: &FigureReport) -> String {
+    let summary = figure.summary;
+    let digits = if summary.max < 10.0 { 3 } else { usize::from(summary.max < 1000.0) };
+    let mut text =
+        format!("{:.digits$} ({:.digits$}..{:.digits$})", summary.median, summary.min, summary.max);
+    if let Some(ratio) = figure.ratio_to_isthmus {
+        // Writing into a String cannot fail.
+        let _ = write!(text, " ×{ratio:.2}");
+    }
+    text
+}

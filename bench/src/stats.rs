@@ -1,0 +1,41 @@
+//! Median and spread of a few rounds. Not for latencies: those have histograms.
+
+use serde::Serialize;
+
+/// What the rounds of one figure came to.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub(crate) struct Summary {
+    pub(crate) median: f64,
+    pub(crate) min: f64,
+    pub(crate) max: f64,
+}
+
+impl Summary {
+    /// Nothing for no samples.
+    pub(crate) fn of(samples: &[f64]) -> Option<Self> {
+        let mut sorted = samples.to_vec();
+        sorted.sort_by(f64::total_cmp);
+        let upper = *sorted.get(sorted.len() / 2)?;
+        let lower = *sorted.get(sorted.len().checked_sub(1)? / 2)?;
+        Some(Self { median: f64::midpoint(lower, upper), min: *sorted.first()?, max: *sorted.last()? })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_odd_number_has_a_middle_and_an_even_one_two() {
+        let odd = Summary::of(&[3.0, 1.0, 9.0]).unwrap();
+        assert_eq!(odd, Summary { median: 3.0, min: 1.0, max: 9.0 });
+        let even = Summary::of(&[4.0, 1.0, 2.0, 100.0]).unwrap();
+        assert_eq!(even, Summary { median: 3.0, min: 1.0, max: 100.0 });
+    }
+
+    #[test]
+    fn one_sample_is_its_own_median_and_none_is_nothing() {
+        assert_eq!(Summary::of(&[7.0]).unwrap(), Summary { median: 7.0, min: 7.0, max: 7.0 });
+        assert_eq!(Summary::of(&[]), None);
+    }
+}

@@ -1,0 +1,89 @@
+//! Finds programs: a variable that names one, a directory with a Python environment (several peers are
+//! published as wheels), then PATH. Installs nothing.
+
+use std::env;
+use std::fs;
+use std::io::Read as _;
+use std::path::{Path, PathBuf};
+
+/// Folders below `site-packages` that are looked into.
+const DEPTH: usize = 3;
+
+/// Where the user said that programs are.
+#[derive(Clone, Debug)]
+pub(crate) struct Search {
+    pub(crate) gateway: PathBuf,
+    pub(crate) peers_dir: Option<PathBuf>,
+}
+
+impl Search {
+    /// The program of this name, or what was tried.
+    pub(crate) fn find(&self, name: &str, variable: &str) -> Result<PathBuf, String> {
+        if let Some(path) = env::var_os(variable).map(PathBuf::from) {
+            let found = is_program(&path);
+            return if found {
+                Ok(path)
+            } else {
+                Err(format!("{variable} names no program: {}", path.display()))
+            };
+        }
+        let in_peers_dir = || self.peers_dir.as_deref().and_then(|directory| in_environment(directory, name));
+        in_peers_dir()
+            .or_else(|| in_path(name))
+            .ok_or_else(|| format!("no program {name} in PATH or --peers-dir, and {variable} is not set"))
+    }
+}
+
+fn in_path(name: &str) -> Option<PathBuf> {
+    let path = env::var_os("PATH")?;
+    // Distributions keep proxies where only root's PATH looks.
+    let folders = env::split_paths(&path).chain(["/usr/sbin".into(), "/usr/local/sbin".into()]);
+    folders.map(|folder| folder.join(name)).find(|file| is_program(file))
+}
+
+fn in_environment(directory: &Path, name: &str) -> Option<PathBuf> {
+    let script = directory.join("bin").join(name);
+    if is_program(&script) {
+        return Some(script);
+    }
+    let versions = fs::read_dir(directory.join("lib")).ok()?;
+    versions.flatten().find_map(|version| below(&version.path().join("site-packages"), name, DEPTH))
+}
+
+fn below(folder: &Path, name: &str, depth: usize) -> Option<PathBuf> {
+    let file = folder.join(name);
+    if is_program(&file) {
+        return Some(file);
+    }
+    let deeper = depth.checked_sub(1)?;
+    let entries = fs::read_dir(folder).ok()?;
+    entries
+        .flatten()
+        .filter(|entry| entry.path().is_dir())
+        .find_map(|entry| below(&entry.path(), name, deeper))
+}
+
+/// A compiled program: wheels also install scripts of the same name, whose interpreter would be measured.
+fn is_program(path: &Path) -> bool {
+    let mut magic = [0; 4];
+    fs::File::open(path).is_ok_and(|mut file| file.read_exact(&mut magic).is_ok() && &magic == b"\x7fELF")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_program_is_found_deep_in_an_environment_and_its_script_is_not_taken_for_it() {
+        let environment = tempfile::tempdir().unwrap();
+        let inside = environment.path().join("lib/python3.1/site-packages/peer/_bin");
+        fs::create_dir_all(&inside).unwrap();
+        fs::create_dir_all(environment.path().join("bin")).unwrap();
+        fs::write(environment.path().join("bin/peer"), "#!/bin/python\n").unwrap();
+        fs::write(inside.join("peer"), b"\x7fELF...").unwrap();
+        let search = Search { gateway: PathBuf::new(), peers_dir: Some(environment.path().into()) };
+        assert_eq!(search.find("peer", "ISTHMUS_NO_SUCH_VARIABLE").unwrap(), inside.join("peer"));
+        let missing = search.find("no-such-peer", "ISTHMUS_NO_SUCH_VARIABLE").unwrap_err();
+        assert!(missing.contains("no-such-peer") && missing.contains("ISTHMUS_NO_SUCH_VARIABLE"));
+    }
+}
