@@ -1,0 +1,298 @@
+//! Addresses and names as they are written in the file: `IP:PORT`, `NAME:PORT`, CIDRs, hosts. An
+//! IPv4-mapped IPv6 address is the IPv4 address it carries, everywhere. Not resolution.
+
+use std::net::{IpAddr, SocketAddr};
+
+use ipnet::{IpNet, Ipv4Net};
+use isthmus_xds::{HostName, HostPattern};
+use schemars::JsonSchema;
+use serde::Deserialize;
+
+use super::settings::Target;
+use super::units::{Scalar, Wrong};
+
+/// An address to listen on, `IP:PORT` or `[IPV6]:PORT`. Port 0 picks a free one.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(transparent)]
+#[schemars(inline)]
+pub(crate) struct ListenAddress(String);
+
+/// A server's address, `IP:PORT` or `[IPV6]:PORT`.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(transparent)]
+#[schemars(inline)]
+pub(crate) struct ServerAddress(String);
+
+/// Where an endpoint is reached: `IP:PORT`, `[IPV6]:PORT` or `NAME:PORT`.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(transparent)]
+#[schemars(inline)]
+pub(crate) struct TargetAddress(String);
+
+/// An IP address.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(transparent)]
+#[schemars(inline)]
+pub(crate) struct Ip(String);
+
+/// A range of addresses, `10.0.0.0/8` or `2001:db8::/32`; a single address is a range of one.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(transparent)]
+#[schemars(inline)]
+pub(crate) struct Cidr(String);
+
+/// A host name, or `*.suffix` for every name under a suffix.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(transparent)]
+#[schemars(inline)]
+pub(crate) struct Host(String);
+
+/// One DNS label.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(transparent)]
+#[schemars(inline, extend("pattern" = "^[A-Za-z0-9_-]{1,63}$"))]
+pub(crate) struct Label(String);
+
+impl Scalar for ListenAddress {
+    type Value = SocketAddr;
+
+    fn text(&self) -> &str {
+        &self.0
+    }
+
+    fn read(&self) -> Result<SocketAddr, Wrong> {
+        read_socket(&self.0).ok_or(Wrong {
+            what: "is no address to listen on",
+            remedy: "write IP:PORT or [IPV6]:PORT, such as 0.0.0.0:15443",
+        })
+    }
+}
+
+impl Scalar for ServerAddress {
+    type Value = SocketAddr;
+
+    fn text(&self) -> &str {
+        &self.0
+    }
+
+    fn read(&self) -> Result<SocketAddr, Wrong> {
+        read_socket(&self.0)
+            .filter(|address| address.port() != 0)
+            .ok_or(Wrong { what: "is no server's address", remedy: "write IP:PORT or [IPV6]:PORT" })
+    }
+}
+
+impl Scalar for TargetAddress {
+    type Value = Target;
+
+    fn text(&self) -> &str {
+        &self.0
+    }
+
+    fn read(&self) -> Result<Target, Wrong> {
+        let no_port = Wrong { what: "has a port out of range", remedy: "write a port from 1 to 65535" };
+        if let Some(address) = read_socket(&self.0) {
+            return if address.port() == 0 { Err(no_port) } else { Ok(Target::Address(address)) };
+        }
+        let (host, port) = self
+            .0
+            .rsplit_once(':')
+            .ok_or(Wrong { what: "has no port", remedy: "write IP:PORT, [IPV6]:PORT or NAME:PORT" })?;
+        if host.contains(':') && host.parse::<IpAddr>().is_ok() {
+            return Err(Wrong {
+                what: "is an IPv6 address without brackets",
+                remedy: "write [IPV6]:PORT, such as [2001:db8::1]:443",
+            });
+        }
+        // Digits in the last label: an IP address with a slip of the pen, which no DNS server knows.
+        let numeric = |label: &str| label.bytes().all(|byte| byte.is_ascii_digit());
+        let host = HostName::parse(host)
+            .ok()
+            .filter(|name| !name.as_str().rsplit('.').next().is_some_and(numeric))
+            .ok_or(Wrong {
+                what: "is no address",
+                remedy: "write IP:PORT, [IPV6]:PORT or NAME:PORT, such as 10.1.0.7:443",
+            })?;
+        match read_port(port) {
+            Some(port) => Ok(Target::Name { host, port }),
+            None => Err(no_port),
+        }
+    }
+}
+
+impl Scalar for Ip {
+    type Value = IpAddr;
+
+    fn text(&self) -> &str {
+        &self.0
+    }
+
+    fn read(&self) -> Result<IpAddr, Wrong> {
+        let address: Result<IpAddr, _> = self.0.parse();
+        address
+            .map(|address| address.to_canonical())
+            .map_err(|_| Wrong { what: "is no IP address", remedy: "write an address without a port" })
+    }
+}
+
+impl Scalar for Cidr {
+    type Value = IpNet;
+
+    fn text(&self) -> &str {
+        &self.0
+    }
+
+    fn read(&self) -> Result<IpNet, Wrong> {
+        if let Ok(address) = self.0.parse::<IpAddr>() {
+            return Ok(IpNet::from(address.to_canonical()));
+        }
+        let net: IpNet = self.0.parse().map_err(|_| Wrong {
+            what: "is no range of addresses",
+            remedy: "write ADDRESS/PREFIX, such as 10.0.0.0/8",
+        })?;
+        // 10.1.2.3/8 may mean one host or sixteen million: a guess could open a door.
+        if net.addr() != net.network() {
+            return Err(Wrong {
+                what: "has bits set behind its prefix",
+                remedy: "write the range's first address, or the single address without a prefix",
+            });
+        }
+        Ok(unmapped(net))
+    }
+}
+
+impl Scalar for Host {
+    type Value = HostPattern;
+
+    fn text(&self) -> &str {
+        &self.0
+    }
+
+    fn read(&self) -> Result<HostPattern, Wrong> {
+        read_host(&self.0)
+    }
+}
+
+impl Scalar for Label {
+    type Value = HostName;
+
+    fn text(&self) -> &str {
+        &self.0
+    }
+
+    fn read(&self) -> Result<HostName, Wrong> {
+        HostName::parse(&self.0).ok().filter(|_| !self.0.contains('.')).ok_or(Wrong {
+            what: "is not one DNS label",
+            remedy: "write 1 to 63 letters, digits, '-' or '_', without dots",
+        })
+    }
+}
+
+/// A host as the file writes it.
+pub(crate) fn read_host(text: &str) -> Result<HostPattern, Wrong> {
+    let host = HostPattern::parse(text).map_err(|_| Wrong {
+        what: "is no host name",
+        remedy: "write labels of letters, digits, '-' or '_' (63 bytes each, 253 in all) with dots between, \
+                 with '*.' in front for every name under it",
+    })?;
+    let (HostPattern::Exact(name) | HostPattern::Suffix(name)) = &host;
+    if name.as_str().starts_with("outbound_.") {
+        return Err(Wrong {
+            what: "is a name that the gateway makes itself",
+            remedy: "write the host alone: outbound_.PORT_._.HOST is understood for every service",
+        });
+    }
+    Ok(host)
+}
+
+/// 1 to 65535, digits only.
+pub(crate) fn read_port(text: &str) -> Option<u16> {
+    let digits = text.bytes().all(|byte| byte.is_ascii_digit());
+    text.parse().ok().filter(|port| digits && *port != 0)
+}
+
+fn read_socket(text: &str) -> Option<SocketAddr> {
+    let address: SocketAddr = text.parse().ok()?;
+    Some(match address.ip() {
+        // Rebuilt only when mapped: an IPv6 address keeps its scope.
+        IpAddr::V6(ip) if ip.to_ipv4_mapped().is_some() => SocketAddr::new(ip.to_canonical(), address.port()),
+        _ => address,
+    })
+}
+
+fn unmapped(net: IpNet) -> IpNet {
+    if let IpNet::V6(net) = net
+        && let Some(ip) = net.addr().to_ipv4_mapped()
+        && let Some(prefix) = net.prefix_len().checked_sub(96)
+        && let Ok(net) = Ipv4Net::new(ip, prefix)
+    {
+        return IpNet::V4(net);
+    }
+    net
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn target(text: &str) -> Result<Target, Wrong> {
+        TargetAddress(text.to_owned()).read()
+    }
+
+    #[test]
+    fn endpoints_are_addresses_or_names_with_a_port() {
+        assert_eq!(target("10.0.0.1:80"), Ok(Target::Address("10.0.0.1:80".parse().unwrap())));
+        assert_eq!(target("[::ffff:10.0.0.1]:80"), Ok(Target::Address("10.0.0.1:80".parse().unwrap())));
+        assert_eq!(target("[2001:db8::1]:80"), Ok(Target::Address("[2001:db8::1]:80".parse().unwrap())));
+        assert_eq!(target("[fe80::1%3]:80"), Ok(Target::Address("[fe80::1%3]:80".parse().unwrap())));
+        let host = HostName::parse("db-1.example").unwrap();
+        assert_eq!(target("DB-1.example.:3306"), Ok(Target::Name { host, port: 3306 }));
+        for (wrong, what) in [
+            ("10.0.0.1", "has no port"),
+            ("10.0.0.1:0", "has a port out of range"),
+            ("db:0", "has a port out of range"),
+            ("db:65536", "has a port out of range"),
+            ("db:+1", "has a port out of range"),
+            ("db:", "has a port out of range"),
+            ("2001:db8::1:443", "is an IPv6 address without brackets"),
+            ("10.0.0.300:80", "is no address"),
+            ("*.x:80", "is no address"),
+            (":80", "is no address"),
+            ("a b:80", "is no address"),
+        ] {
+            assert_eq!(target(wrong).unwrap_err().what, what, "{wrong}");
+        }
+    }
+
+    #[test]
+    fn mapped_ranges_become_ipv4() {
+        let cidr = |text: &str| Cidr(text.to_owned()).read().map(|net| net.to_string());
+        assert_eq!(cidr("10.0.0.0/8").unwrap(), "10.0.0.0/8");
+        assert_eq!(cidr("10.0.0.7").unwrap(), "10.0.0.7/32");
+        assert_eq!(cidr("::ffff:10.0.0.7").unwrap(), "10.0.0.7/32");
+        assert_eq!(cidr("::ffff:10.0.0.0/104").unwrap(), "10.0.0.0/8");
+        assert_eq!(cidr("::ffff:0:0/96").unwrap(), "0.0.0.0/0");
+        assert_eq!(cidr("::/0").unwrap(), "::/0");
+        assert_eq!(cidr("2001:db8::/32").unwrap(), "2001:db8::/32");
+        assert_eq!(cidr("10.1.2.3/8").unwrap_err().what, "has bits set behind its prefix");
+        assert_eq!(cidr("10.0.0.0/33").unwrap_err().what, "is no range of addresses");
+    }
+
+    #[test]
+    fn names_that_the_gateway_makes_are_not_hosts() {
+        assert!(read_host("outbound_.80_._.web.example").is_err());
+        assert!(read_host("*.outbound_.80_._.web.example").is_err());
+        assert!(read_host("outbound.example").is_ok());
+        assert!(Label("a.b".to_owned()).read().is_err());
+        assert!(Label("a.".to_owned()).read().is_err());
+        assert!(Label("db-0".to_owned()).read().is_ok());
+    }
+
+    proptest! {
+        #[test]
+        fn reading_is_total(text in "[0-9a-f:.%/*\\[\\]é-]{0,24}") {
+            let _ = (target(&text), Cidr(text.clone()).read(), read_host(&text), read_port(&text));
+        }
+    }
+}

@@ -1,0 +1,59 @@
+//! A value and where in the file it stood. Not whether the value is right.
+
+use std::borrow::Cow;
+
+use schemars::{JsonSchema, Schema, SchemaGenerator};
+use serde::{Deserialize, Deserializer};
+use serde_saphyr::{Location, Spanned};
+
+/// A place in the file; both count from 1, in characters.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Spot {
+    pub(crate) line: u32,
+    pub(crate) column: u32,
+}
+
+impl Spot {
+    /// Where a file begins.
+    pub(crate) const START: Spot = Spot { line: 1, column: 1 };
+}
+
+impl From<Location> for Spot {
+    fn from(location: Location) -> Spot {
+        let narrow = |number: u64| u32::try_from(number).unwrap_or(u32::MAX);
+        Spot { line: narrow(location.line()), column: narrow(location.column()) }
+    }
+}
+
+/// A value of the file and its place. Half the size of [`Spanned`], and known to the JSON Schema.
+#[derive(Debug)]
+pub(crate) struct At<T> {
+    pub(crate) value: T,
+    pub(crate) spot: Spot,
+}
+
+impl<'de, T: Deserialize<'de>> Deserialize<'de> for At<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<At<T>, D::Error> {
+        // A YAML alias is shown where it is used: there the reader can tell which key it is about.
+        let spanned = Spanned::<T>::deserialize(deserializer)?;
+        Ok(At { value: spanned.value, spot: spanned.referenced.into() })
+    }
+}
+
+impl<T: JsonSchema> JsonSchema for At<T> {
+    fn inline_schema() -> bool {
+        T::inline_schema()
+    }
+
+    fn schema_name() -> Cow<'static, str> {
+        T::schema_name()
+    }
+
+    fn schema_id() -> Cow<'static, str> {
+        T::schema_id()
+    }
+
+    fn json_schema(generator: &mut SchemaGenerator) -> Schema {
+        T::json_schema(generator)
+    }
+}

@@ -1,0 +1,87 @@
+//! Every default and every limit of the configuration file, once: the resolver applies them and the JSON
+//! Schema shows them. Not the reasons of the design; those are in the documentation.
+
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
+use std::time::Duration;
+
+/// The smallest and the largest value of a number.
+pub(crate) type Range = (u64, u64);
+
+const KIB: u64 = 1 << 10;
+const MIB: u64 = 1 << 20;
+const GIB: u64 = 1 << 30;
+
+/// Bytes of the file.
+pub(crate) const FILE_SIZE: u64 = 256 * MIB;
+/// So that a deadline can always be added to now.
+pub(crate) const LONGEST: Duration = Duration::from_hours(365 * 24);
+/// Services that may claim one name under different conditions.
+pub(crate) const CLAIMS: usize = 64;
+
+pub(crate) const CLUSTER: &str = "default";
+/// Bytes of a node's id, cluster and network.
+pub(crate) const NODE_TEXT: usize = 253;
+pub(crate) const WORKERS: Range = (1, 256);
+
+pub(crate) const BACKLOG: u32 = 4096;
+pub(crate) const BACKLOGS: Range = (1, 65_535);
+pub(crate) const LISTENER_CONNECTIONS: u32 = 10_000;
+pub(crate) const CONNECTIONS: u32 = 50_000;
+pub(crate) const CONNECTION_COUNTS: Range = (1, 10_000_000);
+
+pub(crate) const SERVICE_PORT: u16 = 443;
+pub(crate) const PORTS: Range = (1, 65_535);
+pub(crate) const WEIGHT: u32 = 1;
+pub(crate) const WEIGHTS: Range = (0, 65_535);
+
+pub(crate) const HELLO_SIZE: u64 = 64 * KIB;
+pub(crate) const HELLO_SIZES: Range = (KIB, 64 * KIB);
+pub(crate) const HELLO_MEMORY: u64 = 64 * MIB;
+
+pub(crate) const HELLO: Duration = Duration::from_secs(5);
+pub(crate) const CONNECT: Duration = Duration::from_secs(3);
+pub(crate) const CONNECT_TOTAL: Duration = Duration::from_secs(15);
+pub(crate) const IDLE: Option<Duration> = Some(Duration::from_hours(1));
+pub(crate) const HALF_CLOSED: Option<Duration> = Some(Duration::from_mins(1));
+pub(crate) const FIRST_BYTE: Option<Duration> = None;
+pub(crate) const MAX_DURATION: Option<Duration> = None;
+
+pub(crate) const ATTEMPTS: u32 = 3;
+pub(crate) const ATTEMPT_COUNTS: Range = (1, 10);
+pub(crate) const REPLAY_RATIO: f64 = 0.2;
+pub(crate) const REPLAY_BURST: u32 = 20;
+pub(crate) const REPLAY_BURSTS: Range = (0, 1_000_000);
+pub(crate) const REPLAY_SOURCE_SHARE: f64 = 0.5;
+pub(crate) const EJECTION_FAILURES: u32 = 5;
+pub(crate) const EJECTION_FAILURE_COUNTS: Range = (0, 1_000_000);
+pub(crate) const EJECTION_BASE: Duration = Duration::from_secs(30);
+pub(crate) const EJECTION_MAX: Duration = Duration::from_secs(300);
+pub(crate) const EJECTION_PERCENT: u8 = 10;
+pub(crate) const PERCENTS: Range = (0, 100);
+
+pub(crate) const PIPE_SIZE: u64 = MIB;
+pub(crate) const PIPE_SIZES: Range = (4 * KIB, GIB);
+pub(crate) const PIPES: u32 = 64;
+pub(crate) const PIPE_COUNTS: Range = (0, 65_536);
+
+pub(crate) const KEEPALIVE: Duration = Duration::from_secs(180);
+/// Linux takes whole seconds, up to MAX_TCP_KEEPIDLE and MAX_TCP_KEEPINTVL.
+pub(crate) const KEEPALIVE_LONGEST: Duration = Duration::from_secs(32_767);
+pub(crate) const KEEPALIVE_PROBES: u32 = 9;
+/// Up to MAX_TCP_KEEPCNT.
+pub(crate) const KEEPALIVE_PROBE_COUNTS: Range = (1, 127);
+pub(crate) const SOCKET_BUFFERS: Range = (4 * KIB, GIB);
+
+pub(crate) const DRAIN_ACCEPT_FOR: Duration = Duration::from_secs(10);
+pub(crate) const DRAIN_WINDOW: Duration = Duration::from_secs(15);
+
+pub(crate) const ADMIN: SocketAddr = SocketAddr::V4(SocketAddrV4::new(Ipv4Addr::LOCALHOST, 15_000));
+pub(crate) const METRICS: SocketAddr = SocketAddr::V4(SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, 15_020));
+pub(crate) const HEALTH: SocketAddr = SocketAddr::V4(SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, 15_021));
+pub(crate) const SERVICE_METRICS: u32 = 1_000;
+pub(crate) const SERVICE_METRIC_COUNTS: Range = (0, 1_000_000);
+pub(crate) const LOG_BUFFER: u64 = MIB;
+pub(crate) const LOG_BUFFERS: Range = (4 * KIB, GIB);
+
+pub(crate) const MIN_TTL: Duration = Duration::from_secs(1);
+pub(crate) const MAX_TTL: Duration = Duration::from_secs(300);

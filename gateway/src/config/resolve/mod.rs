@@ -1,0 +1,62 @@
+//! Raw file → settings that cannot be wrong. Finds every problem it can, not only the first. Not reading:
+//! that is [`super::yaml`].
+
+mod general;
+mod listeners;
+mod names;
+mod services;
+mod values;
+
+use std::sync::Arc;
+
+use crate::config::problem::{Place, Report};
+use crate::config::raw::File;
+use crate::config::settings::{Fixed, Live, Settings};
+
+use self::services::Index;
+
+/// The settings; to be used only if nothing was reported. `None` when a part could not be made at all.
+pub(crate) fn resolve(report: &mut Report, mut raw: File) -> Option<Settings> {
+    let binds = listeners::binds(report, &raw);
+    let ports = listeners::ports(report, &raw, &binds);
+    let (timeouts, service_timeouts) = general::timeouts(report, raw.timeouts.take().unwrap_or_default());
+
+    let mut own = listeners::own(&binds, &ports);
+    let mut entries = services::services(report, &raw, &service_timeouts, &mut own);
+    let groups = services::group(report, &mut entries);
+    let index = Index { groups, entries: &entries };
+    names::check(report, &entries, &index);
+    let listeners = listeners::listeners(report, &raw, &index);
+    let services = entries.into_iter().map(|entry| Arc::new(entry.service)).collect();
+
+    let metrics = raw.metrics.as_ref().and_then(|metrics| metrics.services.as_ref());
+    let service_metrics = report.count(
+        metrics,
+        Place::Root.key("metrics").key("services"),
+        super::defaults::SERVICE_METRIC_COUNTS,
+        super::defaults::SERVICE_METRICS,
+    ) as usize;
+    let workers = general::workers(report, &raw);
+    let fixed = Fixed {
+        node: general::node(report, raw.node.unwrap_or_default()),
+        workers,
+        binds: binds.into_iter().collect::<Option<Vec<_>>>()?,
+        admin: ports.admin,
+        metrics: ports.metrics,
+        health: ports.health,
+        relay: general::relay(report, &raw.relay.unwrap_or_default()),
+        tcp: general::tcp(report, &raw.tcp.unwrap_or_default()),
+        access_log: general::access_log(report, &raw.access_log.unwrap_or_default()),
+        service_metrics,
+        dns: general::dns(report, &raw.dns.unwrap_or_default()),
+    };
+    let live = Live {
+        listeners,
+        services,
+        limits: general::limits(report, &raw.limits.unwrap_or_default()),
+        timeouts,
+        upstream: general::upstream(report, raw.upstream.unwrap_or_default()),
+        drain: general::drain(report, &raw.drain.unwrap_or_default()),
+    };
+    Some(Settings { fixed, live })
+}

@@ -1,0 +1,175 @@
+//! Single values: text → checked value, with its default. Not how values fit together.
+
+use std::time::Duration;
+
+use crate::config::at::At;
+use crate::config::defaults::{LONGEST, Range};
+use crate::config::problem::{Place, Quoted, Report};
+use crate::config::units::{
+    Count, CountOrOff, Scalar, Share, Size, SizeOrAuto, Time, TimeOrOff, show_duration, show_size,
+};
+
+/// Whether a duration may be zero.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Zero {
+    /// It means "at once".
+    Allowed,
+    /// Nothing would ever succeed.
+    Refused,
+}
+
+impl Report {
+    /// The value, or `None` when there is none or it is wrong.
+    pub(crate) fn value<S: Scalar>(&mut self, raw: Option<&At<S>>, place: Place<'_>) -> Option<S::Value> {
+        let raw = raw?;
+        match raw.value.read() {
+            Ok(value) => Some(value),
+            Err(wrong) => {
+                let what = format_args!("{place}: {} {}", Quoted(raw.value.text()), wrong.what);
+                self.add(raw.spot, what, wrong.remedy);
+                None
+            }
+        }
+    }
+
+    pub(crate) fn values<S: Scalar>(&mut self, raw: Option<&Vec<At<S>>>, place: Place<'_>) -> Vec<S::Value> {
+        let items = raw.map(Vec::as_slice).unwrap_or_default().iter().enumerate();
+        items.filter_map(|(index, item)| self.value(Some(item), place.item(index))).collect()
+    }
+
+    /// The same for a key that must be there; `whole` is the mapping that lacks it.
+    pub(crate) fn required<T, S: Scalar>(
+        &mut self,
+        raw: Option<&At<S>>,
+        whole: &At<T>,
+        parent: Place<'_>,
+        key: &'static str,
+    ) -> Option<S::Value> {
+        if raw.is_none() {
+            self.add(whole.spot, format_args!("{parent} has no {key}"), format_args!("add '{key}: …'"));
+        }
+        self.value(raw, parent.key(key))
+    }
+
+    pub(crate) fn count(
+        &mut self,
+        raw: Option<&At<Count>>,
+        place: Place<'_>,
+        range: Range,
+        default: u32,
+    ) -> u32 {
+        let value = self.value(raw, place).unwrap_or(default.into());
+        u32::try_from(self.within(raw, place, range, value, |number| number.to_string())).unwrap_or(default)
+    }
+
+    pub(crate) fn count_or_off(
+        &mut self,
+        raw: Option<&At<CountOrOff>>,
+        place: Place<'_>,
+        range: Range,
+    ) -> Option<u32> {
+        let value = self.value(raw, place)??;
+        u32::try_from(self.within(raw, place, range, value, |number| number.to_string())).ok()
+    }
+
+    /// 1 to 65535.
+    pub(crate) fn port(&mut self, raw: Option<&At<Count>>, place: Place<'_>) -> Option<u16> {
+        let value = self.value(raw, place)?;
+        u16::try_from(self.within(raw, place, crate::config::defaults::PORTS, value, |port| port.to_string()))
+            .ok()
+    }
+
+    pub(crate) fn size(
+        &mut self,
+        raw: Option<&At<Size>>,
+        place: Place<'_>,
+        range: Range,
+        default: u64,
+    ) -> usize {
+        let value = self.value(raw, place).unwrap_or(default);
+        usize::try_from(self.within(raw, place, range, value, show_size)).unwrap_or(usize::MAX)
+    }
+
+    pub(crate) fn size_or_auto(
+        &mut self,
+        raw: Option<&At<SizeOrAuto>>,
+        place: Place<'_>,
+        range: Range,
+    ) -> Option<usize> {
+        let value = self.value(raw, place)??;
+        usize::try_from(self.within(raw, place, range, value, show_size)).ok()
+    }
+
+    pub(crate) fn share(
+        &mut self,
+        raw: Option<&At<Share>>,
+        place: Place<'_>,
+        zero: Zero,
+        default: f64,
+    ) -> f64 {
+        let value = self.value(raw, place).unwrap_or(default);
+        let allowed = (0.0..=1.0).contains(&value) && (value > 0.0 || zero == Zero::Allowed);
+        if let (Some(raw), false) = (raw, allowed) {
+            let remedy = match zero {
+                Zero::Allowed => "write a number from 0 to 1",
+                Zero::Refused => "write a number above 0, up to 1",
+            };
+            self.add(raw.spot, format_args!("{place}: {} is out of range", Quoted(raw.value.text())), remedy);
+        }
+        value
+    }
+
+    pub(crate) fn time(
+        &mut self,
+        raw: Option<&At<Time>>,
+        place: Place<'_>,
+        zero: Zero,
+        default: Duration,
+    ) -> Duration {
+        let value = self.value(raw, place).unwrap_or(default);
+        self.reasonable(raw, place, zero, value);
+        value
+    }
+
+    pub(crate) fn time_or_off(
+        &mut self,
+        raw: Option<&At<TimeOrOff>>,
+        place: Place<'_>,
+        default: Option<Duration>,
+    ) -> Option<Duration> {
+        let value = self.value(raw, place).unwrap_or(default)?;
+        self.reasonable(raw, place, Zero::Refused, value);
+        Some(value)
+    }
+
+    fn reasonable<S: Scalar>(&mut self, raw: Option<&At<S>>, place: Place<'_>, zero: Zero, value: Duration) {
+        let Some(raw) = raw else { return };
+        let text = Quoted(raw.value.text());
+        if value.is_zero() && zero == Zero::Refused {
+            self.add(
+                raw.spot,
+                format_args!("{place}: {text} would let nothing succeed"),
+                "write more than zero",
+            );
+        } else if value > LONGEST {
+            let remedy = format_args!("write at most {}", show_duration(LONGEST));
+            self.add(raw.spot, format_args!("{place}: {text} is too long"), remedy);
+        }
+    }
+
+    /// Only what the file says can be out of range: defaults have no place.
+    fn within<S: Scalar>(
+        &mut self,
+        raw: Option<&At<S>>,
+        place: Place<'_>,
+        (least, most): Range,
+        value: u64,
+        show: fn(u64) -> String,
+    ) -> u64 {
+        if let (Some(raw), false) = (raw, (least..=most).contains(&value)) {
+            let what = format_args!("{place}: {} is out of range", Quoted(raw.value.text()));
+            self.add(raw.spot, what, format_args!("write {} to {}", show(least), show(most)));
+        }
+        value.clamp(least, most)
+    }
+}

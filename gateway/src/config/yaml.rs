@@ -1,0 +1,152 @@
+//! Text → raw file, with the place of whatever does not fit. Not the meaning of values.
+
+use serde_path_to_error::{Path, Segment};
+use serde_saphyr::{Error, MessageFormatter, UserMessageFormatter};
+
+use super::at::{At, Spot};
+use super::problem::{Plain, Quoted, Report};
+use super::raw::File;
+
+/// What stands in a file of 256 MiB at most, many times over; the parser's own limits suit small files.
+const NODES: usize = 100_000_000;
+/// Events that aliases may add: a file cannot grow a thousandfold in memory.
+const REPLAYED: usize = 8_000_000;
+
+/// Reads the file's structure. `None`, and a problem in the report, where it does not fit; an empty file is
+/// an empty configuration.
+pub(crate) fn read(text: &str, report: &mut Report) -> Option<File> {
+    match serde_saphyr::from_str_with_options(text, options()) {
+        Ok(None) => Some(File::default()),
+        Ok(Some(At { value, .. })) => Some(value),
+        Err(error) => {
+            let spot = error.location().map_or(Spot::START, Spot::from);
+            let (what, remedy) = explain(innermost(&error), &place_of_error(text));
+            report.add(spot, what, remedy);
+            None
+        }
+    }
+}
+
+/// The path of keys to the first error, by reading again: keeping the path slows reading down, and most
+/// files are good.
+fn place_of_error(text: &str) -> String {
+    let mut place = String::new();
+    let read: Result<Option<At<File>>, Error> =
+        serde_saphyr::with_deserializer_from_str_with_options(text, options(), |deserializer| {
+            serde_path_to_error::deserialize(deserializer).map_err(|error| {
+                place = show(error.path());
+                error.into_inner()
+            })
+        });
+    drop(read);
+    place
+}
+
+fn options() -> serde_saphyr::Options {
+    serde_saphyr::options! {
+        with_snippet: false,
+        alias_limits: serde_saphyr::alias_limits! { max_total_replayed_events: REPLAYED },
+        budget: serde_saphyr::budget! {
+            max_events: NODES,
+            max_nodes: NODES,
+            max_aliases: NODES,
+            max_merge_keys: NODES,
+            max_recorded_anchor_events: REPLAYED,
+            max_total_scalar_bytes: usize::MAX,
+            // One anchor for the timeouts of a thousand services is good style.
+            enforce_alias_anchor_ratio: false,
+        },
+    }
+}
+
+fn innermost(mut error: &Error) -> &Error {
+    while let Error::AliasError { error: inner, .. } | Error::WithSnippet { error: inner, .. } = error {
+        error = inner;
+    }
+    error
+}
+
+/// What is wrong and what would be right.
+fn explain(error: &Error, place: &str) -> (String, String) {
+    match error {
+        Error::SerdeUnknownField { field, expected, .. } => {
+            let parent = place.strip_suffix(field.as_str()).unwrap_or(place).trim_end_matches('.');
+            let within = if parent.is_empty() { String::new() } else { format!(" in {}", Plain(parent)) };
+            (format!("unknown key {}{within}", Quoted(field)), nearest(field, expected))
+        }
+        Error::SerdeUnknownVariant { variant, expected, .. } => {
+            (format!("{}: unknown value {}", Plain(place), Quoted(variant)), nearest(variant, expected))
+        }
+        Error::DuplicateMappingKey { key, .. } => {
+            let within = if place.is_empty() { String::new() } else { format!(" in {}", Plain(place)) };
+            let key = Quoted(key.as_deref().unwrap_or_default());
+            (format!("key {key} stands twice{within}"), "remove one of them".to_owned())
+        }
+        Error::MultipleDocuments { .. } => (
+            "a second document follows".to_owned(),
+            "write one document, without --- or ... lines".to_owned(),
+        ),
+        Error::Unexpected { expected, .. } => wrong_shape(expected, place),
+        Error::NullIntoString { .. } => {
+            (format!("{}: no value", Plain(place)), "write one, or remove the entry".to_owned())
+        }
+        Error::InvalidScalar { .. } | Error::InvalidBooleanStrict { .. } => {
+            (format!("{}: wrong kind of value", Plain(place)), "write true or false".to_owned())
+        }
+        Error::ExternalMessage { msg, .. } => {
+            let remedy = if msg.contains("tab") { "indent with spaces" } else { "" };
+            (format!("not valid YAML: {}", Plain(msg)), remedy.to_owned())
+        }
+        other => {
+            let message = UserMessageFormatter.format_message(other);
+            let at = if place.is_empty() { String::new() } else { format!("{}: ", Plain(place)) };
+            (format!("{at}{}", Plain(&message)), String::new())
+        }
+    }
+}
+
+fn wrong_shape(expected: &str, place: &str) -> (String, String) {
+    let place = if place.is_empty() { "the file" } else { place };
+    let remedy = match expected {
+        "string scalar" => "write a single value",
+        "sequence start" => "write a list: [a, b], or lines that begin with '- '",
+        "mapping start" => "write keys and values: lines of 'key: value', or {key: value}",
+        other => {
+            return (format!("{}: wrong kind of value", Plain(place)), format!("expected {}", Plain(other)));
+        }
+    };
+    (format!("{}: wrong kind of value", Plain(place)), remedy.to_owned())
+}
+
+/// The known name that was probably meant, else all of them.
+fn nearest(name: &str, known: &[&'static str]) -> String {
+    // A third of the letters may be wrong, swapped, missing or too many; no name is near a long text.
+    let most = if name.len() > 64 { 0 } else { name.chars().count().div_ceil(3) };
+    let near = known
+        .iter()
+        .map(|candidate| (strsim::damerau_levenshtein(name, candidate), candidate))
+        .filter(|(distance, _)| *distance <= most)
+        .min_by_key(|(distance, _)| *distance);
+    match near {
+        Some((_, candidate)) => format!("did you mean '{candidate}'?"),
+        None => format!("expected one of {}", known.join(", ")),
+    }
+}
+
+/// The path in our own writing, without the steps through [`At`].
+fn show(path: &Path) -> String {
+    let mut shown = String::new();
+    for segment in path {
+        match segment {
+            Segment::Seq { index } => shown.push_str(&format!("[{index}]")),
+            Segment::Map { key } | Segment::Enum { variant: key } if key != "value" => {
+                if !shown.is_empty() {
+                    shown.push('.');
+                }
+                shown.push_str(key);
+            }
+            _ => {}
+        }
+    }
+    shown
+}
