@@ -25,3 +25,10 @@ impl Locality {
         self.region.is_empty() && self.zone.is_empty() && self.sub_zone.is_empty()
     }
 }
+
+impl std::fmt::Display for Locality {
+    /// `region/zone/sub-zone`, without what is unknown at its end.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(format!("{}/{}/{}", self.region, self.zone, self.sub_zone).trim_end_matches('/'))
+    }
+}

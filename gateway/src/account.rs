@@ -1,0 +1,292 @@
+//! The record of one connection. It is written exactly once, on drop: a task that is cancelled or that
+//! panics still leaves its line, its counters and one reason.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::{Duration, Instant, SystemTime};
+
+use serde::Serialize;
+
+use crate::connect::{Said, Step};
+use crate::endpoint::Counted;
+use crate::hello::{Alpn, Hello};
+use crate::limits::FromSource;
+use crate::live::{Conn, Target};
+use crate::metrics::{ListenerCounters, ServiceCounters, add};
+use crate::reason::Reason;
+use crate::snapshot::Service;
+use crate::socket;
+use crate::worker::Worker;
+
+/// One connection's record, from accept to its end.
+#[derive(Debug)]
+pub struct Account {
+    /// What others see of it.
+    pub conn: Arc<Conn>,
+    worker: Arc<Worker>,
+    key: usize,
+    reason: Reason,
+    alpn: Alpn,
+    attempts: u32,
+    rejected: bool,
+    accepted: Instant,
+    hello: Option<Duration>,
+    connect: Option<Duration>,
+    first_byte: Option<Duration>,
+    counters: Option<Arc<ServiceCounters>>,
+    permits: Permits,
+}
+
+/// What the connection counts against, until it ends.
+#[derive(Debug, Default)]
+struct Permits {
+    process: Option<[Counted; 2]>,
+    source: Option<FromSource>,
+    service: Option<Counted>,
+    endpoint: Option<Counted>,
+}
+
+impl Account {
+    pub(crate) fn open(worker: &Arc<Worker>, listener: usize, peer: SocketAddr) -> Account {
+        let conn = Arc::new(Conn::new(worker.process.next_id(), listener, peer));
+        if let Some(counters) = worker.counters.listeners.get(listener) {
+            add(&counters.accepted, 1);
+        }
+        Account {
+            key: worker.live.insert(&conn),
+            conn,
+            worker: Arc::clone(worker),
+            reason: Reason::Internal,
+            alpn: Alpn::default(),
+            attempts: 0,
+            rejected: false,
+            accepted: Instant::now(),
+            hello: None,
+            connect: None,
+            first_byte: None,
+            counters: None,
+            permits: Permits::default(),
+        }
+    }
+
+    /// Listener and total, at accept.
+    pub(crate) fn admit(&mut self) -> Result<(), Reason> {
+        let process = &self.worker.process;
+        let tables = process.tables.load();
+        self.permits.process = Some(process.limits.admit(self.conn.listener, &tables.live)?);
+        Ok(())
+    }
+
+    /// The source, once it is known.
+    pub(crate) fn admit_source(&mut self, source: Option<SocketAddr>) -> Result<(), Reason> {
+        if let Some(source) = source {
+            let _first = self.conn.source.set(socket::canonical(source));
+        }
+        let process = &self.worker.process;
+        let limit = process.tables.load().live.limits.per_source;
+        self.permits.source = process.limits.admit_source(self.conn.client().ip(), limit)?;
+        Ok(())
+    }
+
+    /// The service, after route.
+    pub(crate) fn admit_service(&mut self, service: &Service) -> Result<(), Reason> {
+        if self.permits.service.is_none() {
+            let permit = service.state.admit(service.settings.max_connections);
+            self.permits.service = Some(permit.ok_or(Reason::LimitService)?);
+        }
+        Ok(())
+    }
+
+    pub(crate) fn heard(&mut self, hello: &Hello) {
+        self.hello = Some(self.accepted.elapsed());
+        self.alpn = hello.alpn.clone();
+        if let Some(sni) = &hello.sni {
+            let _first = self.conn.sni.set(sni.clone());
+        }
+    }
+
+    pub(crate) fn attempt(&mut self, step: Step<'_>) {
+        self.attempts += 1;
+        self.permits.endpoint = Some(step.endpoint.state.enter());
+    }
+
+    /// An endpoint has the client's first `sent` bytes.
+    pub(crate) fn connected(&mut self, step: Step<'_>, sent: usize) {
+        let service = &step.route.service;
+        step.endpoint.state.connected();
+        service.state.earn_replay(&step.tables.live.upstream.replay);
+        self.connect = Some(self.accepted.elapsed().saturating_sub(self.hello.unwrap_or_default()));
+        self.conn.bytes_in.store(sent as u64, Relaxed);
+        self.conn.leads_to(Target {
+            service: Arc::clone(service),
+            endpoint: step.endpoint.address,
+            connected: self.worker.live.coarse_now(),
+        });
+        if self.counters.is_none() {
+            let counters = self.worker.process.metrics.services.of(service);
+            add(&counters.connections, 1);
+            self.counters = Some(counters);
+        }
+    }
+
+    /// The endpoint has answered, with what the relay will pass on first.
+    pub(crate) fn answered(&mut self, said: &Said) {
+        let before = self.hello.unwrap_or_default() + self.connect.unwrap_or_default();
+        self.first_byte = Some(self.accepted.elapsed().saturating_sub(before));
+        if let Said::Bytes(bytes) = said {
+            self.conn.bytes_out.store(bytes.len() as u64, Relaxed);
+        }
+    }
+
+    /// The endpoint could not be connected to. A refusal or a timeout tells about the endpoint; what this
+    /// machine lacks does not.
+    pub(crate) fn unreached(&self, reason: Reason, step: Step<'_>) {
+        self.worker.counters.failed(reason);
+        if !matches!(reason, Reason::ConnectRefused | Reason::ConnectTimeout) {
+            return;
+        }
+        let (service, rule) = (&step.route.service, &step.tables.live.upstream.ejection);
+        let now = socket::now();
+        let ejected = service.endpoints.iter().filter(|endpoint| !endpoint.state.healthy(now)).count();
+        let allowed = (service.endpoints.len() * usize::from(rule.max_percent) / 100).max(1);
+        if step.endpoint.state.failed(now, rule, ejected < allowed) {
+            add(&self.worker.counters.ejections, 1);
+            tracing::warn!(service = %service.name, endpoint = %step.endpoint.address, %reason, "endpoint ejected");
+        }
+    }
+
+    /// Whether the service's budget lets this client's hello be sent once more.
+    pub(crate) fn may_replay(&self, step: Step<'_>) -> bool {
+        self.worker.counters.failed(Reason::UpstreamRejected);
+        let limits = &step.tables.live.upstream.replay;
+        let may = step.route.service.state.may_replay(self.conn.client().ip(), socket::now(), limits);
+        if may {
+            add(&self.worker.counters.replays, 1);
+        }
+        may
+    }
+
+    /// The endpoint's answer is a refusal, and it is passed on.
+    pub(crate) fn turned_down(&mut self, said: &Said) {
+        self.rejected = true;
+        self.answered(said);
+    }
+
+    /// The endpoint refused, or ended without a byte.
+    pub(crate) fn was_turned_down(&self) -> bool {
+        self.rejected || self.conn.bytes_out.load(Relaxed) == 0
+    }
+
+    /// Why it ended; the last word counts.
+    pub(crate) fn close(mut self, reason: Reason) {
+        self.reason = reason;
+    }
+
+    fn count(&self) {
+        let (bytes_in, bytes_out) = (self.conn.bytes_in.load(Relaxed), self.conn.bytes_out.load(Relaxed));
+        let counters = &self.worker.counters;
+        if let Some(ListenerCounters { ended, bytes_in: total_in, bytes_out: total_out, .. }) =
+            counters.listeners.get(self.conn.listener)
+        {
+            if let Some(count) = ended.get(self.reason as usize) {
+                add(count, 1);
+            }
+            add(total_in, bytes_in);
+            add(total_out, bytes_out);
+        }
+        if let Some(service) = &self.counters {
+            add(&service.bytes_in, bytes_in);
+            add(&service.bytes_out, bytes_out);
+        }
+        for (histogram, duration) in [
+            (&counters.hello, self.hello),
+            (&counters.connect, self.connect),
+            (&counters.first_byte, self.first_byte),
+            (&counters.duration, Some(self.accepted.elapsed())),
+        ] {
+            if let Some(duration) = duration {
+                histogram.record(duration);
+            }
+        }
+    }
+
+    fn write(&self) {
+        let process = &self.worker.process;
+        let rules = &process.fixed.access_log;
+        if !rules.enabled || (self.reason == Reason::NoData && !rules.no_data) {
+            return;
+        }
+        let target = self.conn.target();
+        let endpoint = target.as_ref().and_then(|target| {
+            target.service.endpoints.iter().find(|endpoint| endpoint.address == target.endpoint)
+        });
+        let protocols: Vec<_> =
+            self.alpn.iter().take(MAX_PROTOCOLS).map(|name| name.escape_ascii().to_string()).collect();
+        process.log.write(
+            self.worker.index,
+            &Line {
+                time: rfc3339(self.conn.since),
+                listener: process.fixed.binds.get(self.conn.listener).map_or("", |bind| &bind.name),
+                peer: self.conn.client(),
+                sni: self.conn.sni.get().map(isthmus_xds::HostName::as_str),
+                alpn: protocols,
+                service: target.as_ref().map(|target| &*target.service.name),
+                endpoint: target.as_ref().map(|target| target.endpoint),
+                cluster: &process.fixed.node.cluster,
+                locality: endpoint.map(|endpoint| endpoint.locality.to_string()),
+                attempts: self.attempts,
+                bytes_in: self.conn.bytes_in.load(Relaxed),
+                bytes_out: self.conn.bytes_out.load(Relaxed),
+                hello_ms: self.hello.map(millis),
+                connect_ms: self.connect.map(millis),
+                first_byte_ms: self.first_byte.map(millis),
+                duration_ms: millis(self.accepted.elapsed()),
+                reason: self.reason,
+            },
+        );
+    }
+}
+
+impl Drop for Account {
+    fn drop(&mut self) {
+        self.worker.live.remove(self.key);
+        self.count();
+        self.write();
+    }
+}
+
+/// A client may offer thousands of protocols; a log line need not carry them all.
+const MAX_PROTOCOLS: usize = 16;
+
+#[derive(Serialize)]
+struct Line<'a> {
+    time: String,
+    listener: &'a str,
+    peer: SocketAddr,
+    sni: Option<&'a str>,
+    alpn: Vec<String>,
+    service: Option<&'a str>,
+    endpoint: Option<SocketAddr>,
+    cluster: &'a str,
+    locality: Option<String>,
+    attempts: u32,
+    bytes_in: u64,
+    bytes_out: u64,
+    hello_ms: Option<f64>,
+    connect_ms: Option<f64>,
+    first_byte_ms: Option<f64>,
+    duration_ms: f64,
+    reason: Reason,
+}
+
+/// With microseconds as decimals.
+fn millis(duration: Duration) -> f64 {
+    f64::from(u32::try_from(duration.as_micros()).unwrap_or(u32::MAX)) / 1000.0
+}
+
+/// The moment in UTC, to the millisecond.
+#[must_use]
+pub fn rfc3339(time: SystemTime) -> String {
+    humantime::format_rfc3339_millis(time).to_string()
+}

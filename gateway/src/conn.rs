@@ -1,0 +1,116 @@
+//! The story of one connection: accept → peek → route → pick → connect → relay → account. Each step is
+//! a module of that name; this file only says in which order they come, and what a failure leads to.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use tokio::net::TcpStream;
+
+use crate::account::Account;
+use crate::attempts::{Attempts, Next};
+use crate::close;
+use crate::connect::{Server, Step, connect};
+use crate::endpoint::Counted;
+use crate::limits::Flight;
+use crate::peek::{Peeked, Rules, peek};
+use crate::pick::pick;
+use crate::reason::Reason;
+use crate::relay::{End, Side, relay};
+use crate::route::{Query, route};
+use crate::worker::Worker;
+
+/// Serves one accepted connection until its end.
+pub(crate) async fn serve(mut client: TcpStream, listener: usize, peer: SocketAddr, worker: Arc<Worker>) {
+    let _task = Counted::one(&worker.process.tasks);
+    let mut account = Account::open(&worker, listener, peer);
+    let conn = Arc::clone(&account.conn);
+    let mut server = None;
+    let reason = conn.until_ended(story(&mut client, &mut server, &mut account, &worker)).await;
+    account.close(reason);
+    match (reason, server) {
+        (Reason::Shutdown, server) => close::at_once(client, server),
+        (
+            Reason::IdleTimeout
+            | Reason::HalfCloseTimeout
+            | Reason::FirstByteTimeout
+            | Reason::MaxDuration
+            | Reason::Drained,
+            server,
+        ) => close::in_order(client, server).await,
+        (_, Some(_)) => {} // the relay has told both sides
+        (reason, None) => {
+            if let Some(_permit) = worker.process.limits.may_linger() {
+                close::refuse(client, reason.alert()).await;
+            }
+        }
+    }
+}
+
+async fn story(
+    client: &mut TcpStream,
+    server: &mut Option<TcpStream>,
+    account: &mut Account,
+    worker: &Worker,
+) -> Reason {
+    // Boxed: a relay that idles for hours should not carry the state of its beginning.
+    let Server { stream, said } = match Box::pin(begin(client, account, worker)).await {
+        Ok(server) => server,
+        Err(reason) => return reason,
+    };
+    let end = relay(client, server.insert(stream), said, worker, &account.conn).await;
+    match end {
+        End::Closed(Side::Client) => Reason::ClientClosed,
+        End::Reset(Side::Client) => Reason::ClientReset,
+        End::Closed(Side::Server) | End::Reset(Side::Server) if account.was_turned_down() => {
+            Reason::UpstreamRejected
+        }
+        End::Closed(Side::Server) => Reason::ServerClosed,
+        End::Reset(Side::Server) => Reason::ServerReset,
+    }
+}
+
+/// From accept to a server that has our client's hello.
+async fn begin(client: &mut TcpStream, account: &mut Account, worker: &Worker) -> Result<Server, Reason> {
+    account.admit()?;
+    let (rules, flight) = first_bytes(account, worker);
+    let Peeked { hello, flight } = peek(client, flight, rules, |source| account.admit_source(source)).await?;
+    account.heard(&hello);
+    let query = Query {
+        listener: account.conn.listener,
+        sni: hello.sni.as_ref(),
+        alpn: &hello.alpn,
+        source: account.conn.client().ip(),
+    };
+    let mut attempts = Attempts::new(&hello, flight);
+    loop {
+        // Loaded anew for each attempt: a service that was removed meanwhile refuses at once.
+        let tables = worker.process.tables.load_full();
+        let route = route(&tables, query)?;
+        account.admit_service(&route.service)?;
+        let choice = attempts.choice(&route, query.source);
+        let endpoint = pick(&route.service, &choice, &mut fastrand::Rng::new())
+            .ok_or_else(|| attempts.none_left(&route.service))?;
+        let step = Step { route: &route, endpoint, tables: &tables };
+        let attempt = attempts.start(step, client, account, worker);
+        match connect(attempt, client, account, worker).await {
+            Ok(server) => return Ok(server),
+            Err(failure) => match attempts.after(failure, step, account) {
+                Next::Again => {}
+                Next::Take(server) => return Ok(server),
+                Next::GiveUp(reason) => return Err(reason),
+            },
+        }
+    }
+}
+
+fn first_bytes(account: &Account, worker: &Worker) -> (Rules, Flight) {
+    let live = &worker.process.tables.load().live;
+    let proxies = live.listeners.get(account.conn.listener).map(|listener| &listener.proxy_from);
+    let peer = account.conn.peer.ip();
+    let rules = Rules {
+        proxy_due: proxies.is_some_and(|nets| nets.iter().any(|net| net.contains(&peer))),
+        hello_size: live.limits.hello_size,
+        deadline: live.timeouts.hello,
+    };
+    (rules, Flight::new(&worker.process.limits.hellos, live.limits.hello_memory))
+}

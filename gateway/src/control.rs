@@ -1,0 +1,248 @@
+//! From settings and resolved names to the tables that workers read. It alone makes snapshots, and it
+//! alone frees them: dropping 100 000 services takes 90 ms, which no worker has.
+
+use std::io;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant, SystemTime};
+
+use isthmus_xds::HostName;
+use tokio::sync::{Notify, watch};
+
+use crate::config::settings::{Fixed, Live, Settings, Target};
+use crate::drain::Phase;
+use crate::snapshot::{Resolved, Snapshot};
+use crate::socket;
+use crate::worker::{Process, Worker};
+
+/// What the control thread holds.
+#[derive(Debug)]
+pub struct Control {
+    /// What it controls.
+    pub process: Arc<Process>,
+    /// All workers.
+    pub workers: Vec<Arc<Worker>>,
+    /// Where the gateway stands.
+    pub phase: watch::Sender<Phase>,
+    /// The host names that endpoints are given by.
+    pub names: watch::Sender<Vec<HostName>>,
+    /// When the process started.
+    pub started: SystemTime,
+    /// The fixed settings as they were written: compared with each edit.
+    written: Fixed,
+    inputs: Mutex<Inputs>,
+    retired: Mutex<Vec<Arc<Snapshot>>>,
+    leave: Notify,
+    broken: AtomicBool,
+}
+
+#[derive(Debug)]
+struct Inputs {
+    live: Live,
+    resolved: Resolved,
+    /// When the tables last changed.
+    changed: SystemTime,
+    refused: Option<Refused>,
+}
+
+/// The last edit, if it was refused.
+#[derive(Clone, Debug, serde::Serialize)]
+pub struct Refused {
+    /// Everything that is wrong with it.
+    pub why: String,
+    /// When it was seen.
+    #[serde(serialize_with = "as_text")]
+    pub at: SystemTime,
+}
+
+impl Control {
+    pub(crate) fn new(settings: Settings, process: Arc<Process>, workers: Vec<Arc<Worker>>) -> Control {
+        Control {
+            names: watch::Sender::new(names(&settings.live)),
+            process,
+            workers,
+            phase: watch::Sender::new(Phase::Serving),
+            started: SystemTime::now(),
+            written: settings.fixed,
+            inputs: Mutex::new(Inputs {
+                live: settings.live,
+                resolved: Resolved::new(),
+                changed: SystemTime::now(),
+                refused: None,
+            }),
+            retired: Mutex::default(),
+            leave: Notify::new(),
+            broken: AtomicBool::new(false),
+        }
+    }
+
+    fn inputs(&self) -> MutexGuard<'_, Inputs> {
+        self.inputs.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Puts an edit live, whole. Nothing changes when it touches what is bound at start.
+    ///
+    /// # Errors
+    /// Which keys would need a restart.
+    pub fn apply(&self, edit: Settings) -> Result<(), String> {
+        if let Some(keys) = needs_restart(&self.written, &edit.fixed) {
+            return Err(format!(
+                "{keys} cannot change while the gateway runs: restart it, or undo that change"
+            ));
+        }
+        let mut inputs = self.inputs();
+        inputs.refused = None;
+        if inputs.live != edit.live {
+            self.names.send_replace(names(&edit.live));
+            inputs.live = edit.live;
+            self.swap(&mut inputs);
+        }
+        self.process.metrics.reloads.fetch_add(1, Relaxed);
+        Ok(())
+    }
+
+    /// Notes an edit that changed nothing.
+    pub fn refuse(&self, why: String) {
+        tracing::error!(%why, "the configuration was refused; the tables stay as they were");
+        self.process.metrics.reloads_refused.fetch_add(1, Relaxed);
+        self.inputs().refused = Some(Refused { why, at: SystemTime::now() });
+    }
+
+    /// Puts resolved names live. Names that are not in `answers` keep what they had.
+    pub fn resolved(&self, answers: Resolved) {
+        let mut inputs = self.inputs();
+        let changes = answers.iter().any(|(name, addresses)| inputs.resolved.get(name) != Some(addresses));
+        if changes {
+            inputs.resolved.extend(answers);
+            self.swap(&mut inputs);
+        }
+    }
+
+    /// When the tables last changed.
+    #[must_use]
+    pub fn changed(&self) -> SystemTime {
+        self.inputs().changed
+    }
+
+    /// The last edit, if it was refused.
+    #[must_use]
+    pub fn last_refused(&self) -> Option<Refused> {
+        self.inputs().refused.clone()
+    }
+
+    fn swap(&self, inputs: &mut Inputs) {
+        let started = Instant::now();
+        let before = self.process.tables.load_full();
+        let is_own = |address| self.process.is_own(address);
+        let after = Snapshot::compile(inputs.live.clone(), &inputs.resolved, Some(&before), &is_own);
+        tracing::info!(epoch = after.epoch, services = after.services.len(), took = ?started.elapsed(), "tables swapped");
+        inputs.changed = SystemTime::now();
+        let retired = self.process.tables.swap(Arc::new(after));
+        self.retired.lock().unwrap_or_else(PoisonError::into_inner).push(retired);
+    }
+
+    /// Frees snapshots that no connection reads any more, for ever.
+    pub(crate) async fn free_retired(self: Arc<Self>) -> io::Result<()> {
+        let mut tick = tokio::time::interval(Duration::from_secs(1));
+        loop {
+            tick.tick().await;
+            let mut retired = self.retired.lock().unwrap_or_else(PoisonError::into_inner);
+            let unused: Vec<_> =
+                retired.extract_if(.., |snapshot| Arc::strong_count(snapshot) == 1).collect();
+            drop(retired);
+            drop(unused);
+        }
+    }
+
+    /// Begins to drain, once.
+    pub fn drain(&self) {
+        self.leave.notify_one();
+    }
+
+    /// Cuts what is open and ends.
+    pub fn end(&self) {
+        self.phase.send_replace(Phase::Over);
+    }
+
+    /// Waits until somebody asks to drain, drains, and returns when the gateway is over.
+    pub(crate) async fn until_over(&self) {
+        let mut phase = self.phase.subscribe();
+        let over = phase.wait_for(|phase| *phase == Phase::Over);
+        tokio::select! {
+            _ = over => {}
+            () = self.leave_in_order() => self.end(),
+        }
+    }
+
+    async fn leave_in_order(&self) {
+        self.leave.notified().await;
+        let rules = self.process.tables.load().live.drain.clone();
+        tracing::info!(accept_for = ?rules.accept_for, window = ?rules.window, "draining");
+        self.phase.send_replace(Phase::Leaving);
+        tokio::time::sleep(rules.accept_for).await;
+        self.phase.send_replace(Phase::Closing { since: socket::now(), window: rules.window });
+        let _in_time = tokio::time::timeout(rules.window, self.empty()).await;
+    }
+
+    /// Waits until no connection is open and none is saying goodbye.
+    pub(crate) async fn empty(&self) {
+        // Listeners close a moment after the phase changes; whoever queued there comes first.
+        let mut tick = tokio::time::interval(Duration::from_millis(50));
+        tick.tick().await;
+        loop {
+            tick.tick().await;
+            if self.process.tasks.load(Relaxed) == 0 {
+                return;
+            }
+        }
+    }
+
+    /// A part that everything stands on has ended: the gateway ends too.
+    pub(crate) fn break_down(&self, error: &dyn std::fmt::Display) {
+        tracing::error!(%error, "the gateway ends");
+        self.broken.store(true, Relaxed);
+        self.end();
+    }
+
+    /// It ended because a part of it broke.
+    #[must_use]
+    pub fn is_broken(&self) -> bool {
+        self.broken.load(Relaxed)
+    }
+}
+
+fn names(live: &Live) -> Vec<HostName> {
+    let endpoints = live.services.iter().flat_map(|service| &service.endpoints);
+    let mut names: Vec<_> = endpoints
+        .filter_map(|endpoint| match &endpoint.address {
+            Target::Name { host, .. } => Some(host.clone()),
+            Target::Address(_) => None,
+        })
+        .collect();
+    names.sort_unstable();
+    names.dedup();
+    names
+}
+
+/// The keys of the file that differ, in its words.
+fn needs_restart(running: &Fixed, edit: &Fixed) -> Option<String> {
+    let differs = [
+        ("node", running.node != edit.node),
+        ("workers", running.workers != edit.workers),
+        ("listeners[].name, address, ipv6_only or backlog", running.binds != edit.binds),
+        ("admin.address", running.admin != edit.admin),
+        ("metrics.address", running.metrics != edit.metrics),
+        ("metrics.services", running.service_metrics != edit.service_metrics),
+        ("health.address", running.health != edit.health),
+        ("relay", running.relay != edit.relay),
+        ("tcp", running.tcp != edit.tcp),
+        ("access_log", running.access_log != edit.access_log),
+        ("dns", running.dns != edit.dns),
+    ];
+    let keys: Vec<_> = differs.iter().filter(|(_, differs)| *differs).map(|(key, _)| *key).collect();
+    (!keys.is_empty()).then(|| keys.join(", "))
+}
+
+fn as_text<S: serde::Serializer>(time: &SystemTime, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_str(&crate::account::rfc3339(*time))
+}

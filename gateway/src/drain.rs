@@ -1,0 +1,105 @@
+//! How the gateway goes away: not ready at once, still accepting for a while (load balancers notice
+//! late), then closing connection after connection, the idle first. Closing all of them at once would
+//! make all clients come back at once.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::watch;
+
+use crate::live::{Conn, Live};
+use crate::reason::Reason;
+use crate::socket::{self, Millis};
+
+/// Where the gateway stands between its start and its end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Phase {
+    /// Ready.
+    Serving,
+    /// Not ready, and still accepting.
+    Leaving,
+    /// Closing what is open, over this window.
+    Closing {
+        /// When it began.
+        since: Millis,
+        /// How long it may take.
+        window: Duration,
+    },
+    /// What is still open is cut.
+    Over,
+}
+
+impl Phase {
+    pub(crate) fn accepts(self) -> bool {
+        matches!(self, Phase::Serving | Phase::Leaving)
+    }
+
+    /// The word in `/status`.
+    #[must_use]
+    pub fn word(self) -> &'static str {
+        match self {
+            Phase::Serving => "serving",
+            Phase::Leaving | Phase::Closing { .. } => "draining",
+            Phase::Over => "ended",
+        }
+    }
+}
+
+const TICK: Duration = Duration::from_millis(100);
+
+/// Closes a worker's connections over the window, and cuts the rest at its end.
+pub(crate) async fn close(live: Arc<Live>, mut phase: watch::Receiver<Phase>) {
+    let Ok(Phase::Closing { since, window }) =
+        phase.wait_for(|phase| !phase.accepts()).await.map(|phase| *phase)
+    else {
+        return cut(&live);
+    };
+    // A close in order takes up to a second: the last one begins that much before the end.
+    let spread = window.saturating_sub((window / 2).min(Duration::from_secs(1)));
+    let mut asked = 0;
+    let mut tick = tokio::time::interval(TICK);
+    loop {
+        tokio::select! {
+            _ = phase.wait_for(|phase| *phase == Phase::Over) => return cut(&live),
+            _ = tick.tick() => {}
+        }
+        let mut open: Vec<Arc<Conn>> = live.all().into_iter().filter(|conn| !conn.is_ending()).collect();
+        open.sort_by_key(|conn| conn.last_byte());
+        let elapsed = Duration::from_millis(socket::now().saturating_sub(since));
+        let due = due(asked + open.len(), elapsed, spread).saturating_sub(asked);
+        for conn in open.iter().take(due) {
+            conn.end(Reason::Drained);
+            asked += 1;
+        }
+    }
+}
+
+/// How many of `all` are to be closed by now.
+fn due(all: usize, elapsed: Duration, spread: Duration) -> usize {
+    if elapsed >= spread {
+        return all;
+    }
+    let all = u128::try_from(all).unwrap_or(u128::MAX);
+    usize::try_from((all * elapsed.as_millis()).div_ceil(spread.as_millis().max(1))).unwrap_or(usize::MAX)
+}
+
+fn cut(live: &Live) {
+    for conn in live.all() {
+        conn.end(Reason::Shutdown);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_connections_are_spread_over_the_window() {
+        let seconds = Duration::from_secs;
+        assert_eq!(due(100, seconds(0), seconds(10)), 0);
+        assert_eq!(due(100, Duration::from_millis(1), seconds(10)), 1);
+        assert_eq!(due(100, seconds(5), seconds(10)), 50);
+        assert_eq!(due(100, seconds(10), seconds(10)), 100);
+        assert_eq!(due(7, seconds(0), seconds(0)), 7);
+    }
+}

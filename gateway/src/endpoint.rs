@@ -1,0 +1,231 @@
+//! What is remembered of a service and of its endpoints while tables come and go: connections at once,
+//! connect failures, the replay budget. Only what *we* saw counts towards health: a refusal or a
+//! timeout of our own connect. Nothing here learns from what a client sent.
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+
+use crate::config::settings::{Ejection, Replay};
+use crate::metrics::ServiceCounters;
+use crate::socket::Millis;
+
+/// One service's state; it outlives the snapshot that made it.
+#[derive(Debug, Default)]
+pub struct ServiceState {
+    /// Connections at once, over all workers.
+    active: Arc<AtomicU32>,
+    /// Where round robin stands.
+    cursor: AtomicU32,
+    /// Counters with this service's label; from its first connection on.
+    pub(crate) counters: OnceLock<Arc<ServiceCounters>>,
+    /// Most services never replay a hello: 100 000 of them do not pay for it.
+    replays: OnceLock<Box<Mutex<Budget>>>,
+}
+
+impl ServiceState {
+    /// Connections at once.
+    #[must_use]
+    pub fn active(&self) -> u32 {
+        self.active.load(Relaxed)
+    }
+
+    /// The turn of the next connection.
+    #[must_use]
+    pub fn turn(&self) -> usize {
+        self.cursor.load(Relaxed) as usize
+    }
+
+    pub(crate) fn next_turn(&self) -> usize {
+        self.cursor.fetch_add(1, Relaxed) as usize
+    }
+
+    /// Counts a connection in, unless `limit` are there already.
+    pub(crate) fn admit(&self, limit: Option<u32>) -> Option<Counted> {
+        Counted::below(&self.active, limit.unwrap_or(u32::MAX))
+    }
+
+    /// Whether a hello from `source` may be sent once more, and takes it from the budget if so.
+    pub(crate) fn may_replay(&self, source: IpAddr, now: Millis, limits: &Replay) -> bool {
+        let budget = self.replays.get_or_init(|| Box::new(Mutex::new(Budget::new(limits, now))));
+        budget.lock().unwrap_or_else(PoisonError::into_inner).take(source, now, limits)
+    }
+
+    /// Each connection earns the service a share of a replay.
+    pub(crate) fn earn_replay(&self, limits: &Replay) {
+        if let Some(budget) = self.replays.get() {
+            budget.lock().unwrap_or_else(PoisonError::into_inner).earn(limits.ratio, limits);
+        }
+    }
+}
+
+/// One endpoint's state; it outlives the snapshot that made it.
+#[derive(Debug, Default)]
+pub struct EndpointState {
+    active: Arc<AtomicU32>,
+    failures: AtomicU32,
+    ejections: AtomicU32,
+    ejected_until: AtomicU64,
+}
+
+impl EndpointState {
+    /// Connections at once.
+    #[must_use]
+    pub fn active(&self) -> u32 {
+        self.active.load(Relaxed)
+    }
+
+    /// Connect failures since the last success.
+    #[must_use]
+    pub fn failures(&self) -> u32 {
+        self.failures.load(Relaxed)
+    }
+
+    /// Not ejected at this moment.
+    #[must_use]
+    pub fn healthy(&self, now: Millis) -> bool {
+        self.ejected_until.load(Relaxed) <= now
+    }
+
+    pub(crate) fn enter(&self) -> Counted {
+        Counted::one(&self.active)
+    }
+
+    pub(crate) fn connected(&self) {
+        if self.failures.load(Relaxed) != 0 {
+            self.failures.store(0, Relaxed);
+        }
+    }
+
+    /// Notes a connect that was refused or timed out; true when that ejects the endpoint.
+    pub(crate) fn failed(&self, now: Millis, rule: &Ejection, may_eject: bool) -> bool {
+        let failures = self.failures.fetch_add(1, Relaxed).saturating_add(1);
+        if rule.failures == 0 || failures < rule.failures || !may_eject || !self.healthy(now) {
+            return false;
+        }
+        self.failures.store(0, Relaxed);
+        let times = self.ejections.fetch_add(1, Relaxed).saturating_add(1);
+        let length = rule.base.saturating_mul(times).min(rule.max);
+        self.ejected_until
+            .store(now.saturating_add(length.as_millis().try_into().unwrap_or(u64::MAX)), Relaxed);
+        true
+    }
+}
+
+/// One more at a place that is counted, until it is dropped.
+#[derive(Debug)]
+pub struct Counted(Arc<AtomicU32>);
+
+impl Counted {
+    pub(crate) fn one(count: &Arc<AtomicU32>) -> Counted {
+        count.fetch_add(1, Relaxed);
+        Counted(Arc::clone(count))
+    }
+
+    /// `None` when there are `limit` already.
+    pub(crate) fn below(count: &Arc<AtomicU32>, limit: u32) -> Option<Counted> {
+        let counted = Counted::one(count);
+        (count.load(Relaxed) <= limit).then_some(counted)
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Relaxed);
+    }
+}
+
+/// A bucket of replays that connections fill, with a share of it for each source address.
+#[derive(Debug)]
+struct Budget {
+    tokens: f64,
+    window: Millis,
+    used: HashMap<IpAddr, u32>,
+}
+
+const WINDOW_MS: Millis = 10_000;
+/// Sources remembered in one window; beyond, new ones wait for the next.
+const MAX_SOURCES: usize = 1024;
+
+impl Budget {
+    fn new(limits: &Replay, now: Millis) -> Budget {
+        Budget { tokens: f64::from(limits.burst), window: now, used: HashMap::new() }
+    }
+
+    fn earn(&mut self, tokens: f64, limits: &Replay) {
+        self.tokens = (self.tokens + tokens).min(f64::from(limits.burst));
+    }
+
+    fn take(&mut self, source: IpAddr, now: Millis, limits: &Replay) -> bool {
+        if now.saturating_sub(self.window) >= WINDOW_MS {
+            self.window = now;
+            self.used.clear();
+            self.earn(f64::from(limits.burst) / 2.0, limits);
+        }
+        if self.tokens < 1.0 || (self.used.len() >= MAX_SOURCES && !self.used.contains_key(&source)) {
+            return false;
+        }
+        let used = self.used.entry(source).or_default();
+        if *used > 0 && f64::from(*used) >= f64::from(limits.burst) * limits.source_share {
+            return false;
+        }
+        *used += 1;
+        self.tokens -= 1.0;
+        true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    const EJECTION: Ejection = Ejection {
+        failures: 2,
+        base: Duration::from_secs(30),
+        max: Duration::from_secs(50),
+        max_percent: 10,
+    };
+
+    #[test]
+    fn failures_in_a_row_eject_for_longer_each_time() {
+        let endpoint = EndpointState::default();
+        assert!(!endpoint.failed(0, &EJECTION, true));
+        endpoint.connected();
+        assert!(!endpoint.failed(0, &EJECTION, true));
+        assert!(endpoint.failed(0, &EJECTION, true));
+        assert!(!endpoint.healthy(29_999) && endpoint.healthy(30_000));
+        assert!(!endpoint.failed(30_000, &EJECTION, true));
+        assert!(endpoint.failed(30_000, &EJECTION, true));
+        assert!(!endpoint.healthy(79_999) && endpoint.healthy(80_000));
+        assert!(!endpoint.failed(80_000, &EJECTION, false));
+        assert!(!endpoint.failed(80_000, &EJECTION, false));
+        assert!(endpoint.healthy(80_000));
+    }
+
+    #[test]
+    fn one_source_cannot_use_up_the_replays_of_all() {
+        let service = ServiceState::default();
+        let limits = Replay { ratio: 0.5, burst: 4, source_share: 0.5 };
+        let (greedy, other) = (IpAddr::from([10, 0, 0, 1]), IpAddr::from([10, 0, 0, 2]));
+        let granted = (0..10).filter(|_| service.may_replay(greedy, 0, &limits)).count();
+        assert_eq!(granted, 2);
+        assert!(service.may_replay(other, 0, &limits));
+        assert!(service.may_replay(other, 0, &limits));
+        assert!(!service.may_replay(IpAddr::from([10, 0, 0, 3]), 0, &limits), "the bucket is empty");
+        service.earn_replay(&limits);
+        service.earn_replay(&limits);
+        assert!(service.may_replay(IpAddr::from([10, 0, 0, 3]), 0, &limits));
+    }
+
+    #[test]
+    fn counts_stop_at_the_limit_and_go_back() {
+        let service = ServiceState::default();
+        let first = service.admit(Some(1)).unwrap();
+        assert!(service.admit(Some(1)).is_none());
+        assert_eq!(service.active(), 1);
+        drop(first);
+        assert!(service.admit(Some(1)).is_some());
+    }
+}

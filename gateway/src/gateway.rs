@@ -1,0 +1,287 @@
+//! A whole gateway: binds, wires, supervises. One thread for each worker, one for control and admin, one
+//! for the access log.
+
+use std::io;
+use std::net::{SocketAddr, TcpListener};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use tokio::runtime::Builder;
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+
+use crate::config::settings::Settings;
+use crate::control::Control;
+use crate::drain;
+use crate::limits::Limits;
+use crate::listen::{self, Accepted, Lane};
+use crate::live::Live;
+use crate::log::AccessLog;
+use crate::metrics::Metrics;
+use crate::snapshot::{Resolved, Snapshot};
+use crate::socket;
+use crate::worker::{Bound, Process, Worker};
+use crate::{admin, resolve, watch as file};
+
+/// A gateway that runs.
+#[derive(Debug)]
+pub struct Gateway {
+    control: Arc<Control>,
+    bound: Vec<Bound>,
+    threads: Vec<JoinHandle<()>>,
+    log: Option<JoinHandle<()>>,
+}
+
+/// Why a gateway did not start, or did not go on.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// An address could not be bound.
+    #[error("cannot listen on {address} ({what}): {source}; is another process there? `ss -ltnp` tells")]
+    Bind {
+        /// Listener, admin, metrics or health.
+        what: String,
+        /// As configured.
+        address: SocketAddr,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// The system gave no thread or no runtime.
+    #[error("cannot start a thread: {0}")]
+    Thread(#[from] io::Error),
+    /// A thread of the core ended: the process must end too.
+    #[error("a core thread ended unexpectedly; this is a bug, please report it with the log above")]
+    CoreEnded,
+}
+
+/// Descriptors for everything but connections, pipes and lingering refusals: runtimes, admin
+/// connections, logs, the resolver.
+const RESERVE: u64 = 32;
+const RESERVE_PER_WORKER: u64 = 8;
+
+impl Gateway {
+    /// Binds everything and starts. With `file`, edits of it go live.
+    ///
+    /// # Errors
+    /// [`Error::Bind`] or [`Error::Thread`].
+    pub fn start(settings: Settings, file: Option<PathBuf>) -> Result<Gateway, Error> {
+        let process = Arc::new(process(&settings));
+        let fixed = &process.fixed;
+        let mut doors = Doors::open(&settings)?;
+        let bound = std::mem::take(&mut doors.bound);
+        let _once = process.own.set(bound.clone());
+        for bound in &bound {
+            tracing::info!(what = %bound.what, address = %bound.address, "listening");
+        }
+        let workers: Vec<_> = (0..)
+            .zip(&process.metrics.workers)
+            .map(|(index, counters)| Arc::new(Worker::new(index, &process, counters)))
+            .collect();
+        let log = fixed.access_log.enabled.then(|| process.log.start(io::stdout())).transpose()?;
+        let control = Arc::new(Control::new(settings, Arc::clone(&process), workers.clone()));
+
+        let (lanes, takers): (Vec<_>, Vec<_>) = workers
+            .iter()
+            .map(|worker| {
+                let (door, taker) = mpsc::unbounded_channel();
+                (Lane { worker: Arc::clone(worker), door }, taker)
+            })
+            .unzip();
+        let lanes: Arc<[Lane]> = lanes.into();
+        let mut threads = Vec::new();
+        for ((worker, taker), listeners) in workers.iter().zip(takers).zip(doors.listeners) {
+            let work = Work {
+                listeners,
+                lanes: Arc::clone(&lanes),
+                taker,
+                worker: Arc::clone(worker),
+                control: Arc::clone(&control),
+            };
+            threads.push(spawn(format!("worker-{}", worker.index), work.run())?);
+        }
+        threads.push(spawn("control".into(), supervise(Arc::clone(&control), doors.plain, file))?);
+        Ok(Gateway { control, bound, threads, log })
+    }
+
+    /// What it listens on, with the ports that were bound.
+    #[must_use]
+    pub fn bound(&self) -> &[Bound] {
+        &self.bound
+    }
+
+    /// What it runs on.
+    #[must_use]
+    pub fn control(&self) -> &Arc<Control> {
+        &self.control
+    }
+
+    /// Begins to drain; [`Gateway::wait`] tells when it is over.
+    pub fn drain(&self) {
+        self.control.drain();
+    }
+
+    /// Cuts what is open and ends.
+    pub fn end(&self) {
+        self.control.end();
+    }
+
+    /// Waits for the end, and for the last line of the access log.
+    ///
+    /// # Errors
+    /// [`Error::CoreEnded`].
+    pub fn wait(self) -> Result<(), Error> {
+        let in_order = self.threads.into_iter().all(|thread| thread.join().is_ok());
+        self.control.process.log.close();
+        if let Some(log) = self.log {
+            let _panicked = log.join();
+        }
+        if in_order && !self.control.is_broken() { Ok(()) } else { Err(Error::CoreEnded) }
+    }
+}
+
+/// Every socket that is bound at start.
+struct Doors {
+    /// For each worker, a socket for each listener.
+    listeners: Vec<Vec<TcpListener>>,
+    /// Admin, metrics, health.
+    plain: [TcpListener; 3],
+    bound: Vec<Bound>,
+}
+
+impl Doors {
+    fn open(settings: &Settings) -> Result<Doors, Error> {
+        let fixed = &settings.fixed;
+        let mut bound = Vec::new();
+        let mut listeners: Vec<Vec<TcpListener>> = (0..fixed.workers).map(|_| Vec::new()).collect();
+        for bind in &fixed.binds {
+            let what = format!("listener {}", bind.name);
+            let failed = |source| Error::Bind { what: what.clone(), address: bind.address, source };
+            socket::check_free(bind, bind.address).map_err(failed)?;
+            let mut address = bind.address;
+            for worker in &mut listeners {
+                let listener = socket::listen(bind, address, &fixed.tcp).map_err(failed)?;
+                address = listener.local_addr().map_err(failed)?;
+                worker.push(listener);
+            }
+            bound.push(Bound { what, address, ipv6_only: bind.ipv6_only });
+        }
+        let mut plain = |what: &str, address: SocketAddr| {
+            let failed = |source| Error::Bind { what: what.to_owned(), address, source };
+            let listener = TcpListener::bind(address).map_err(failed)?;
+            listener.set_nonblocking(true).map_err(failed)?;
+            let address = listener.local_addr().map_err(failed)?;
+            bound.push(Bound { what: what.to_owned(), address, ipv6_only: false });
+            Ok::<_, Error>(listener)
+        };
+        let plain =
+            [plain("admin", fixed.admin)?, plain("metrics", fixed.metrics)?, plain("health", fixed.health)?];
+        Ok(Doors { listeners, plain, bound })
+    }
+}
+
+fn process(settings: &Settings) -> Process {
+    let fixed = settings.fixed.clone();
+    let reserve = RESERVE + RESERVE_PER_WORKER * fixed.workers as u64 * (1 + fixed.binds.len() as u64);
+    let descriptors = socket::raise_descriptor_limit();
+    let limits = Limits::new(descriptors, fixed.relay.pipes, reserve, fixed.binds.len());
+    if limits.descriptors() < settings.live.limits.connections {
+        tracing::warn!(
+            descriptors,
+            connections = limits.descriptors(),
+            "the descriptor limit allows fewer connections than limits.connections; raise it (LimitNOFILE, ulimit -n)"
+        );
+    }
+    let metrics = Arc::new(Metrics::new(fixed.workers, fixed.binds.len(), fixed.service_metrics));
+    let log = Arc::new(AccessLog::new(fixed.workers, fixed.access_log.buffer, Arc::clone(&metrics)));
+    let tables = Snapshot::compile(settings.live.clone(), &Resolved::new(), None, &|_| false);
+    Process::new(fixed, tables, limits, metrics, log)
+}
+
+/// What one worker thread does.
+struct Work {
+    listeners: Vec<TcpListener>,
+    lanes: Arc<[Lane]>,
+    taker: mpsc::UnboundedReceiver<Accepted>,
+    worker: Arc<Worker>,
+    control: Arc<Control>,
+}
+
+impl Work {
+    /// Until the gateway is over and its connections have said goodbye.
+    async fn run(self) {
+        let Work { listeners, lanes, taker, worker, control } = self;
+        let _alarm = Alarm(Arc::clone(&control));
+        let phase = || control.phase.subscribe();
+        let mut core: JoinSet<io::Result<()>> = JoinSet::new();
+        for (index, listener) in (0..).zip(listeners) {
+            core.spawn(listen::accept(listener, index, Arc::clone(&lanes), Arc::clone(&worker), phase()));
+        }
+        core.spawn(listen::take_over(taker, Arc::clone(&worker)));
+        core.spawn(Live::sweep(Arc::clone(&worker.live)));
+        let closing = drain::close(Arc::clone(&worker.live), phase());
+        let farewells = async {
+            closing.await;
+            let gone = control.empty();
+            let _in_time = tokio::time::timeout(FAREWELL, gone).await;
+        };
+        tokio::pin!(farewells);
+        loop {
+            tokio::select! {
+                () = &mut farewells => return,
+                Some(ended) = core.join_next() => match ended {
+                    Ok(Ok(())) => {}
+                    Ok(Err(error)) => control.break_down(&error),
+                    Err(error) => control.break_down(&error),
+                },
+            }
+        }
+    }
+}
+
+/// Told when a thread of the core unwinds.
+struct Alarm(Arc<Control>);
+
+impl Drop for Alarm {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.0.break_down(&"a thread panicked");
+        }
+    }
+}
+
+/// How long farewells may take once everything is over.
+const FAREWELL: Duration = Duration::from_secs(1);
+
+fn spawn(name: String, work: impl Future<Output = ()> + Send + 'static) -> io::Result<JoinHandle<()>> {
+    // Made here, so that a system without descriptors to spare says so at start.
+    let runtime = Builder::new_current_thread().enable_all().build()?;
+    std::thread::Builder::new().name(name).spawn(move || runtime.block_on(work))
+}
+
+/// The control thread: signals, edits, names, admin, drain; until the gateway is over.
+async fn supervise(control: Arc<Control>, doors: [TcpListener; 3], file: Option<PathBuf>) {
+    let _alarm = Alarm(Arc::clone(&control));
+    let mut core: JoinSet<io::Result<()>> = JoinSet::new();
+    let [admin, metrics, health] = doors;
+    core.spawn(admin::serve_admin(admin, Arc::clone(&control)));
+    core.spawn(admin::serve_metrics(metrics, Arc::clone(&control)));
+    core.spawn(admin::serve_health(health, Arc::clone(&control)));
+    core.spawn(Control::free_retired(Arc::clone(&control)));
+    core.spawn(resolve::follow(Arc::clone(&control)));
+    if let Some(file) = file {
+        core.spawn(file::follow(file, Arc::clone(&control)));
+    }
+    let end = control.until_over();
+    tokio::pin!(end);
+    loop {
+        tokio::select! {
+            () = &mut end => return,
+            Some(ended) = core.join_next() => match ended {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => control.break_down(&error),
+                Err(error) => control.break_down(&error),
+            },
+        }
+    }
+}

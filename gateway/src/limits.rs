@@ -1,0 +1,182 @@
+//! How many connections there may be: for a listener, in all, from one source address. And how much
+//! memory the hellos in flight may take. All of the process, whichever worker asks.
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use crate::config::settings;
+use crate::endpoint::Counted;
+use crate::reason::Reason;
+
+/// Refused connections that linger so that their alert arrives, at most.
+const MAX_LINGERING: u32 = 1_000;
+
+/// What the process allows.
+#[derive(Debug)]
+pub struct Limits {
+    /// Connections at once; the smaller of the configuration's and what descriptors allow.
+    descriptors: u32,
+    max_lingering: u32,
+    total: Arc<AtomicU32>,
+    listeners: Vec<Arc<AtomicU32>>,
+    lingering: Arc<AtomicU32>,
+    sources: Arc<Mutex<HashMap<IpAddr, u32>>>,
+    /// Bytes of hellos in flight.
+    pub hellos: Arc<HelloMemory>,
+}
+
+impl Limits {
+    /// `descriptors` is the limit of open files, of which 90 % are used: two for each connection and each
+    /// pipe, one for each refused client that lingers, `reserve` for everything else.
+    #[must_use]
+    pub fn new(descriptors: u64, pipes: usize, reserve: u64, listeners: usize) -> Limits {
+        let usable = (descriptors / 10 * 9).saturating_sub(reserve).saturating_sub(2 * pipes as u64);
+        let max_lingering = u32::try_from(usable / 10).unwrap_or(u32::MAX).clamp(1, MAX_LINGERING);
+        let connections = usable.saturating_sub(max_lingering.into()) / 2;
+        Limits {
+            descriptors: u32::try_from(connections).unwrap_or(u32::MAX).max(1),
+            max_lingering,
+            total: Arc::default(),
+            listeners: (0..listeners).map(|_| Arc::default()).collect(),
+            lingering: Arc::default(),
+            sources: Arc::default(),
+            hellos: Arc::default(),
+        }
+    }
+
+    /// Connections that the descriptors allow.
+    #[must_use]
+    pub fn descriptors(&self) -> u32 {
+        self.descriptors
+    }
+
+    /// Connections at once.
+    #[must_use]
+    pub fn total(&self) -> u32 {
+        self.total.load(Relaxed)
+    }
+
+    /// Connections at once on one listener.
+    #[must_use]
+    pub fn on_listener(&self, listener: usize) -> u32 {
+        self.listeners.get(listener).map_or(0, |count| count.load(Relaxed))
+    }
+
+    /// Refused clients that linger.
+    #[must_use]
+    pub fn lingering(&self) -> u32 {
+        self.lingering.load(Relaxed)
+    }
+
+    pub(crate) fn admit(&self, listener: usize, live: &settings::Live) -> Result<[Counted; 2], Reason> {
+        let allowed = live.limits.connections.min(self.descriptors);
+        let total = Counted::below(&self.total, allowed).ok_or(Reason::LimitTotal)?;
+        let (Some(count), Some(rules)) = (self.listeners.get(listener), live.listeners.get(listener)) else {
+            return Err(Reason::Internal);
+        };
+        let on_listener = Counted::below(count, rules.max_connections).ok_or(Reason::LimitListener)?;
+        Ok([total, on_listener])
+    }
+
+    pub(crate) fn admit_source(
+        &self,
+        source: IpAddr,
+        limit: Option<u32>,
+    ) -> Result<Option<FromSource>, Reason> {
+        let Some(limit) = limit else { return Ok(None) };
+        let mut sources = self.sources.lock().unwrap_or_else(PoisonError::into_inner);
+        let count = sources.entry(source).or_default();
+        if *count >= limit {
+            return Err(Reason::LimitSource);
+        }
+        *count += 1;
+        Ok(Some(FromSource { source, sources: Arc::clone(&self.sources) }))
+    }
+
+    pub(crate) fn may_linger(&self) -> Option<Counted> {
+        Counted::below(&self.lingering, self.max_lingering)
+    }
+}
+
+/// One more connection of a source, until it is dropped.
+#[derive(Debug)]
+pub struct FromSource {
+    source: IpAddr,
+    sources: Arc<Mutex<HashMap<IpAddr, u32>>>,
+}
+
+impl Drop for FromSource {
+    fn drop(&mut self) {
+        let mut sources = self.sources.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(count) = sources.get_mut(&self.source) {
+            *count -= 1;
+            if *count == 0 {
+                sources.remove(&self.source);
+            }
+        }
+    }
+}
+
+/// The bytes of all hellos in flight, under one budget.
+#[derive(Debug, Default)]
+pub struct HelloMemory(AtomicUsize);
+
+impl HelloMemory {
+    /// Bytes held.
+    #[must_use]
+    pub fn held(&self) -> usize {
+        self.0.load(Relaxed)
+    }
+
+    /// Over half of the budget is in use: hellos that were sent are not kept for a replay.
+    #[must_use]
+    pub fn is_scarce(&self, budget: usize) -> bool {
+        self.held() > budget / 2
+    }
+}
+
+/// The first bytes of a connection, counted against the budget.
+#[derive(Debug)]
+pub struct Flight {
+    bytes: Vec<u8>,
+    memory: Arc<HelloMemory>,
+    budget: usize,
+}
+
+impl Flight {
+    pub(crate) fn new(memory: &Arc<HelloMemory>, budget: usize) -> Flight {
+        Flight { bytes: Vec::new(), memory: Arc::clone(memory), budget }
+    }
+
+    pub(crate) fn bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
+    /// Appends what arrived; `limit_memory` when the budget has no room for it.
+    pub(crate) fn extend(&mut self, more: &[u8]) -> Result<(), Reason> {
+        let before = self.bytes.capacity();
+        let needed = (self.bytes.len() + more.len()).saturating_sub(before);
+        if needed > 0 && self.memory.held().saturating_add(needed) > self.budget {
+            return Err(Reason::LimitMemory);
+        }
+        if before == 0 {
+            self.bytes.reserve_exact(more.len());
+        }
+        self.bytes.extend_from_slice(more);
+        self.memory.0.fetch_add(self.bytes.capacity() - before, Relaxed);
+        Ok(())
+    }
+
+    /// Forgets the first `count` bytes.
+    pub(crate) fn strip(&mut self, count: usize) {
+        self.bytes.drain(..count.min(self.bytes.len()));
+    }
+}
+
+impl Drop for Flight {
+    fn drop(&mut self) {
+        self.memory.0.fetch_sub(self.bytes.capacity(), Relaxed);
+    }
+}

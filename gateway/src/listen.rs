@@ -1,0 +1,119 @@
+//! Accepting: each worker has a socket of its own on every listener's address, and takes what comes.
+//! Whether a connection may stay is decided afterwards: a permit awaited before accept would stall this
+//! socket's share of the queue.
+
+use std::io;
+use std::net::{SocketAddr, TcpListener};
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustix::net::{SocketFlags, acceptfrom_with};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+use tokio::net::TcpStream;
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender};
+use tokio::sync::watch;
+
+use crate::conn::serve;
+use crate::drain::Phase;
+use crate::metrics::add;
+use crate::socket;
+use crate::worker::Worker;
+
+/// A connection that was accepted, not yet in any worker's hands.
+#[derive(Debug)]
+pub(crate) struct Accepted {
+    socket: OwnedFd,
+    listener: usize,
+    peer: SocketAddr,
+}
+
+/// Where a worker takes connections that another accepted.
+#[derive(Clone, Debug)]
+pub(crate) struct Lane {
+    pub(crate) worker: Arc<Worker>,
+    pub(crate) door: UnboundedSender<Accepted>,
+}
+
+/// Reuse-port sockets share connections by hash, and few long ones land unevenly: beyond this many more
+/// than another worker has, they are handed over.
+const UNEVEN: usize = 8;
+/// The shortest and the longest pause when descriptors have run out.
+const PAUSES: (Duration, Duration) = (Duration::from_millis(50), Duration::from_millis(800));
+
+/// Accepts until the gateway closes its doors; then takes who still queues, and only then closes: the
+/// kernel resets whoever waits at a socket that is closed.
+pub(crate) async fn accept(
+    listener: TcpListener,
+    index: usize,
+    lanes: Arc<[Lane]>,
+    worker: Arc<Worker>,
+    mut phase: watch::Receiver<Phase>,
+) -> io::Result<()> {
+    let listener = AsyncFd::register_with_interest(listener, Interest::READABLE)?;
+    let mut pause = PAUSES.0;
+    loop {
+        let socket = tokio::select! {
+            biased;
+            socket = listener.async_io(Interest::READABLE, take) => socket,
+            _ = phase.wait_for(|phase| !phase.accepts()) => break,
+        };
+        match socket {
+            Ok((socket, peer)) => {
+                pause = PAUSES.0;
+                hand_over(Accepted { socket, listener: index, peer }, &lanes, &worker);
+            }
+            Err(error) if socket::is_local_resource(&error) => {
+                add(&worker.counters.accept_pauses, 1);
+                if worker.process.may_warn() {
+                    tracing::warn!(%error, "cannot accept; raise the descriptor limit or lower limits.connections");
+                }
+                tokio::time::sleep(pause).await;
+                pause = (pause * 2).min(PAUSES.1);
+            }
+            // The client left while it queued, or its network failed: the next one is another client.
+            Err(error) => tracing::debug!(%error, "accept"),
+        }
+    }
+    while let Ok((socket, peer)) = take(listener.get_ref()) {
+        hand_over(Accepted { socket, listener: index, peer }, &lanes, &worker);
+    }
+    Ok(())
+}
+
+/// Serves what other workers hand over.
+pub(crate) async fn take_over(mut door: UnboundedReceiver<Accepted>, worker: Arc<Worker>) -> io::Result<()> {
+    while let Some(accepted) = door.recv().await {
+        begin(accepted, &worker);
+    }
+    Ok(())
+}
+
+fn take(listener: &TcpListener) -> io::Result<(OwnedFd, SocketAddr)> {
+    let (socket, peer) = acceptfrom_with(listener, SocketFlags::NONBLOCK | SocketFlags::CLOEXEC)?;
+    let peer = peer.and_then(|peer| SocketAddr::try_from(peer).ok()).ok_or(io::ErrorKind::InvalidData)?;
+    Ok((socket, socket::canonical(peer)))
+}
+
+fn hand_over(accepted: Accepted, lanes: &[Lane], worker: &Arc<Worker>) {
+    let ours = worker.live.len();
+    let other = lanes.iter().find(|lane| lane.worker.live.len() + UNEVEN < ours);
+    match other {
+        Some(lane) => {
+            if let Err(refused) = lane.door.send(accepted) {
+                begin(refused.0, worker);
+            }
+        }
+        None => begin(accepted, worker),
+    }
+}
+
+fn begin(Accepted { socket, listener, peer }: Accepted, worker: &Arc<Worker>) {
+    match TcpStream::from_std(socket.into()) {
+        Ok(stream) => {
+            tokio::spawn(serve(stream, listener, peer, Arc::clone(worker)));
+        }
+        Err(error) => tracing::debug!(%error, "the runtime took no socket"),
+    }
+}

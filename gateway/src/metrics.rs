@@ -1,0 +1,189 @@
+//! Counters. The hot ones belong to one worker each, and are summed when somebody asks; no untrusted text
+//! ever becomes a label. How they are shown is in [`collect`].
+
+pub mod collect;
+
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::time::Duration;
+
+use crate::endpoint::ServiceState;
+use crate::reason::Reason;
+use crate::snapshot::Service;
+
+/// Everything counted, of the whole process.
+#[derive(Debug)]
+pub struct Metrics {
+    /// One for each worker.
+    pub workers: Vec<Arc<WorkerCounters>>,
+    /// Services with counters of their own.
+    pub services: ServiceTable,
+    /// Edits of the configuration that went live.
+    pub reloads: AtomicU64,
+    /// Edits that were refused.
+    pub reloads_refused: AtomicU64,
+    /// Lines of the access log that nobody could take.
+    pub log_dropped: AtomicU64,
+}
+
+impl Metrics {
+    /// Zero everywhere.
+    #[must_use]
+    pub fn new(workers: usize, listeners: usize, services: usize) -> Metrics {
+        Metrics {
+            workers: (0..workers).map(|_| Arc::new(WorkerCounters::new(listeners))).collect(),
+            services: ServiceTable::new(services),
+            reloads: AtomicU64::new(0),
+            reloads_refused: AtomicU64::new(0),
+            log_dropped: AtomicU64::new(0),
+        }
+    }
+}
+
+/// The counters of one worker.
+#[derive(Debug)]
+pub struct WorkerCounters {
+    /// One for each listener.
+    pub listeners: Vec<ListenerCounters>,
+    /// From accept to a whole hello.
+    pub hello: Histogram,
+    /// From the hello to a connected endpoint.
+    pub connect: Histogram,
+    /// From there to the server's first byte.
+    pub first_byte: Histogram,
+    /// From accept to the end.
+    pub duration: Histogram,
+    /// Hellos that were sent to another endpoint.
+    pub replays: AtomicU64,
+    /// Failed attempts to connect, by reason.
+    pub failures: [AtomicU64; Reason::ALL.len()],
+    /// Endpoints ejected.
+    pub ejections: AtomicU64,
+    /// Times that accepting paused for want of descriptors.
+    pub accept_pauses: AtomicU64,
+}
+
+/// The counters of one listener in one worker.
+#[derive(Debug)]
+pub struct ListenerCounters {
+    /// Connections accepted.
+    pub accepted: AtomicU64,
+    /// Connections ended, by reason.
+    pub ended: [AtomicU64; Reason::ALL.len()],
+    /// Bytes from clients.
+    pub bytes_in: AtomicU64,
+    /// Bytes from servers.
+    pub bytes_out: AtomicU64,
+}
+
+impl WorkerCounters {
+    fn new(listeners: usize) -> WorkerCounters {
+        let listener = || ListenerCounters {
+            accepted: AtomicU64::new(0),
+            ended: by_reason(),
+            bytes_in: AtomicU64::new(0),
+            bytes_out: AtomicU64::new(0),
+        };
+        WorkerCounters {
+            listeners: (0..listeners).map(|_| listener()).collect(),
+            hello: Histogram::default(),
+            connect: Histogram::default(),
+            first_byte: Histogram::default(),
+            duration: Histogram::default(),
+            replays: AtomicU64::new(0),
+            failures: by_reason(),
+            ejections: AtomicU64::new(0),
+            accept_pauses: AtomicU64::new(0),
+        }
+    }
+
+    pub(crate) fn failed(&self, reason: Reason) {
+        if let Some(count) = self.failures.get(reason as usize) {
+            add(count, 1);
+        }
+    }
+}
+
+fn by_reason() -> [AtomicU64; Reason::ALL.len()] {
+    std::array::from_fn(|_| AtomicU64::new(0))
+}
+
+/// Adds to a counter.
+pub(crate) fn add(count: &AtomicU64, more: u64) {
+    count.fetch_add(more, Relaxed);
+}
+
+/// Upper bounds of the buckets in seconds; one more bucket has no bound.
+pub const BUCKETS: [f64; 14] =
+    [0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 10.0, 60.0, 3600.0];
+
+/// Durations, counted in fixed buckets.
+#[derive(Debug, Default)]
+pub struct Histogram {
+    buckets: [AtomicU64; BUCKETS.len() + 1],
+    micros: AtomicU64,
+}
+
+impl Histogram {
+    pub(crate) fn record(&self, duration: Duration) {
+        let seconds = duration.as_secs_f64();
+        let bucket = BUCKETS.partition_point(|bound| *bound < seconds);
+        if let Some(count) = self.buckets.get(bucket) {
+            add(count, 1);
+        }
+        add(&self.micros, u64::try_from(duration.as_micros()).unwrap_or(u64::MAX));
+    }
+}
+
+/// The counters of one service.
+#[derive(Debug)]
+pub struct ServiceCounters {
+    name: Box<str>,
+    active: Weak<ServiceState>,
+    /// Connections that led here.
+    pub connections: AtomicU64,
+    /// Bytes from clients.
+    pub bytes_in: AtomicU64,
+    /// Bytes from servers.
+    pub bytes_out: AtomicU64,
+}
+
+/// Services that have counters: configured ones, from their first connection on, up to a limit; what the
+/// others do is summed.
+#[derive(Debug)]
+pub struct ServiceTable {
+    limit: usize,
+    listed: Mutex<Vec<Arc<ServiceCounters>>>,
+    others: Arc<ServiceCounters>,
+}
+
+impl ServiceTable {
+    fn new(limit: usize) -> ServiceTable {
+        let others = ServiceCounters::new("other".into(), Weak::new());
+        ServiceTable { limit, listed: Mutex::default(), others: Arc::new(others) }
+    }
+
+    pub(crate) fn of(&self, service: &Service) -> Arc<ServiceCounters> {
+        let counters = service.state.counters.get_or_init(|| {
+            let mut listed = self.listed.lock().unwrap_or_else(PoisonError::into_inner);
+            if listed.len() >= self.limit {
+                listed.retain(|counters| counters.active.strong_count() > 0);
+            }
+            if listed.len() >= self.limit {
+                return Arc::clone(&self.others);
+            }
+            let counters = ServiceCounters::new(service.name.clone(), Arc::downgrade(&service.state));
+            let counters = Arc::new(counters);
+            listed.push(Arc::clone(&counters));
+            counters
+        });
+        Arc::clone(counters)
+    }
+}
+
+impl ServiceCounters {
+    fn new(name: Box<str>, active: Weak<ServiceState>) -> ServiceCounters {
+        let zero = || AtomicU64::new(0);
+        ServiceCounters { name, active, connections: zero(), bytes_in: zero(), bytes_out: zero() }
+    }
+}

@@ -1,0 +1,124 @@
+//! The first bytes of a connection: a PROXY header where one is due, then the ClientHello. They are read,
+//! not peeked at in the kernel: a hello half there would stay readable and spin.
+
+use std::cell::RefCell;
+use std::io;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use tokio::io::{AsyncRead, ReadBuf};
+use tokio::net::TcpStream;
+
+use crate::hello::{Hello, Parser, Verdict};
+use crate::limits::Flight;
+use crate::proxy;
+use crate::reason::Reason;
+
+/// Bytes that one read may bring; more than a hello, less than what a client could send along.
+const FIRST_READ: usize = 16 * 1024;
+/// The buffer that every read of a worker goes through.
+pub(crate) const SCRATCH: usize = 64 * 1024;
+
+thread_local! {
+    static BUFFER: RefCell<Box<[u8]>> = RefCell::new(vec![0; SCRATCH].into());
+}
+
+/// What came first.
+#[derive(Debug)]
+pub struct Peeked {
+    /// The parsed hello.
+    pub hello: Hello,
+    /// Its bytes, and whatever came with them.
+    pub flight: Flight,
+}
+
+/// What may come first, and how long it may take.
+#[derive(Clone, Copy, Debug)]
+pub struct Rules {
+    /// A PROXY header must come before the hello; otherwise none may.
+    pub proxy_due: bool,
+    /// Bytes of a hello.
+    pub hello_size: usize,
+    /// What is left until the absolute deadline.
+    pub deadline: Duration,
+}
+
+/// Reads until the ClientHello is whole. `on_source` learns the client's address from a PROXY header.
+///
+/// # Errors
+/// Every reason why the first bytes lead nowhere.
+pub async fn peek(
+    client: &mut TcpStream,
+    mut flight: Flight,
+    rules: Rules,
+    on_source: impl FnMut(Option<SocketAddr>) -> Result<(), Reason>,
+) -> Result<Peeked, Reason> {
+    let reading = read_hello(client, &mut flight, rules, on_source);
+    let verdict = tokio::time::timeout(rules.deadline, reading).await;
+    match verdict {
+        Ok(hello) => Ok(Peeked { hello: hello?, flight }),
+        Err(_) if flight.bytes().is_empty() => Err(Reason::NoData),
+        Err(_) => Err(Reason::HelloTimeout),
+    }
+}
+
+async fn read_hello(
+    client: &mut TcpStream,
+    flight: &mut Flight,
+    rules: Rules,
+    mut on_source: impl FnMut(Option<SocketAddr>) -> Result<(), Reason>,
+) -> Result<Hello, Reason> {
+    let mut proxy_due = rules.proxy_due;
+    if !proxy_due {
+        on_source(None)?;
+    }
+    let mut parser = Parser::new(rules.hello_size);
+    let mut silent = true;
+    loop {
+        let got = std::future::poll_fn(|cx| {
+            poll_through(client, cx, FIRST_READ, |bytes| flight.extend(bytes).map(|()| bytes.len()))
+        });
+        match got.await {
+            Ok(Ok(0)) | Err(_) if silent => return Err(Reason::NoData),
+            Ok(Ok(0)) | Err(_) => return Err(Reason::HelloIncomplete),
+            Ok(read) => read?,
+        };
+        silent = false;
+        if proxy_due {
+            match proxy::read(flight.bytes()) {
+                proxy::Verdict::More => continue,
+                proxy::Verdict::Refused(reason) => return Err(reason),
+                proxy::Verdict::Header { length, source } => {
+                    flight.strip(length);
+                    on_source(source)?;
+                    proxy_due = false;
+                }
+            }
+        }
+        match parser.advance(flight.bytes()) {
+            Verdict::More => {}
+            Verdict::Hello(hello) => return Ok(hello),
+            Verdict::Refused(Reason::NotTls) if proxy::is_header(flight.bytes()) => {
+                return Err(Reason::ProxyDenied);
+            }
+            Verdict::Refused(reason) => return Err(reason),
+        }
+    }
+}
+
+/// Reads once through the worker's buffer and hands the bytes on; no bytes are the end of the stream.
+pub(crate) fn poll_through<T>(
+    stream: &mut TcpStream,
+    cx: &mut Context<'_>,
+    most: usize,
+    take: impl FnOnce(&[u8]) -> T,
+) -> Poll<io::Result<T>> {
+    BUFFER.with_borrow_mut(|buffer| {
+        let most = most.min(buffer.len());
+        let mut read = ReadBuf::new(buffer.get_mut(..most).unwrap_or_default());
+        ready!(Pin::new(stream).poll_read(cx, &mut read))?;
+        Poll::Ready(Ok(take(read.filled())))
+    })
+}

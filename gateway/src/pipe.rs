@@ -1,0 +1,189 @@
+//! Pipes for splicing, and a pool of them for each worker. A pipe that still holds bytes is closed, not
+//! reused: the next connection would be sent them.
+
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use rustix::pipe::{PipeFlags, SpliceFlags, fcntl_setpipe_size, pipe_with, splice};
+
+use crate::socket::{self, Millis};
+
+/// Below this, copying costs less than splicing.
+const MIN_USEFUL: usize = 256 * 1024;
+/// After the kernel denied a pipe, the next is asked for this much later.
+const RETRY_MS: Millis = 1_000;
+
+/// The pipes of one worker.
+#[derive(Debug)]
+pub struct Pool {
+    free: Mutex<Vec<Ends>>,
+    made: AtomicUsize,
+    limit: usize,
+    size: usize,
+    retry_at: AtomicU64,
+    /// Times that a transfer had to copy because there was no pipe.
+    pub(crate) denied: AtomicU64,
+}
+
+#[derive(Debug)]
+struct Ends {
+    read: OwnedFd,
+    write: OwnedFd,
+}
+
+impl Pool {
+    /// At most `limit` pipes of `size` bytes.
+    #[must_use]
+    pub fn new(limit: usize, size: usize) -> Pool {
+        Pool {
+            free: Mutex::default(),
+            made: AtomicUsize::new(0),
+            limit,
+            size,
+            retry_at: AtomicU64::new(0),
+            denied: AtomicU64::new(0),
+        }
+    }
+
+    /// Pipes that exist, in use or not.
+    #[must_use]
+    pub fn open(&self) -> usize {
+        self.made.load(Relaxed)
+    }
+
+    /// An empty pipe, or `None`: the caller copies then.
+    pub fn take(self: &Arc<Pool>) -> Option<Pipe> {
+        let free = self.free.lock().unwrap_or_else(PoisonError::into_inner).pop();
+        match free.or_else(|| self.make()) {
+            Some(ends) => Some(Pipe { ends: Some(ends), held: 0, size: self.size, pool: Arc::clone(self) }),
+            None => {
+                self.denied.fetch_add(1, Relaxed);
+                None
+            }
+        }
+    }
+
+    fn make(&self) -> Option<Ends> {
+        if self.made.load(Relaxed) >= self.limit || socket::now() < self.retry_at.load(Relaxed) {
+            return None;
+        }
+        match open(self.size) {
+            Ok(ends) => {
+                self.made.fetch_add(1, Relaxed);
+                Some(ends)
+            }
+            Err(error) => {
+                tracing::debug!(%error, "no pipe: copying");
+                self.retry_at.store(socket::now().saturating_add(RETRY_MS), Relaxed);
+                None
+            }
+        }
+    }
+}
+
+/// A user without CAP_SYS_RESOURCE may hold 64 pipes of 1 MiB (`pipe-user-pages-soft`): beyond, the size
+/// is refused with EPERM and new pipes hold two pages.
+fn open(size: usize) -> io::Result<Ends> {
+    let (read, write) = pipe_with(PipeFlags::NONBLOCK | PipeFlags::CLOEXEC)?;
+    let granted = fcntl_setpipe_size(&write, size).or_else(|_| fcntl_setpipe_size(&write, MIN_USEFUL))?;
+    if granted < MIN_USEFUL {
+        return Err(io::ErrorKind::QuotaExceeded.into());
+    }
+    Ok(Ends { read, write })
+}
+
+/// One pipe, until it is dropped.
+#[derive(Debug)]
+pub struct Pipe {
+    ends: Option<Ends>,
+    held: usize,
+    size: usize,
+    pool: Arc<Pool>,
+}
+
+impl Pipe {
+    /// Bytes inside.
+    #[must_use]
+    pub fn held(&self) -> usize {
+        self.held
+    }
+
+    /// Moves what the socket has into the pipe, which must be empty: splice answers EAGAIN both for a dry
+    /// socket and for a full pipe, and so it can only mean the socket. 0 is the end of the stream.
+    ///
+    /// # Errors
+    /// `WouldBlock` when the socket is dry, or what the socket failed with.
+    pub fn fill(&mut self, socket: impl AsFd) -> io::Result<usize> {
+        let Some(ends) = &self.ends else { return Err(io::ErrorKind::BrokenPipe.into()) };
+        let moved =
+            splice(socket, None, &ends.write, None, self.size, SpliceFlags::NONBLOCK | SpliceFlags::MOVE)?;
+        self.held += moved;
+        Ok(moved)
+    }
+
+    /// Moves bytes from the pipe to the socket.
+    ///
+    /// # Errors
+    /// `WouldBlock` when the socket takes no more, or what the socket failed with.
+    pub fn drain(&mut self, socket: impl AsFd) -> io::Result<usize> {
+        let Some(ends) = &self.ends else { return Err(io::ErrorKind::BrokenPipe.into()) };
+        let moved =
+            splice(&ends.read, None, socket, None, self.held, SpliceFlags::NONBLOCK | SpliceFlags::MOVE)?;
+        if moved == 0 {
+            return Err(io::ErrorKind::WriteZero.into());
+        }
+        self.held -= moved;
+        Ok(moved)
+    }
+}
+
+impl Drop for Pipe {
+    fn drop(&mut self) {
+        match self.ends.take() {
+            Some(ends) if self.held == 0 => {
+                self.pool.free.lock().unwrap_or_else(PoisonError::into_inner).push(ends);
+            }
+            _ => {
+                self.pool.made.fetch_sub(1, Relaxed);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::{Read, Write};
+    use std::net::{TcpListener, TcpStream};
+
+    fn pair() -> (TcpStream, TcpStream) {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        (client, listener.accept().unwrap().0)
+    }
+
+    #[test]
+    fn a_drained_pipe_is_used_again_and_a_full_one_is_not() {
+        let pool = Arc::new(Pool::new(1, 1 << 20));
+        let (mut client, server) = pair();
+        client.write_all(b"0123456789").unwrap();
+        let mut pipe = pool.take().unwrap();
+        assert!(pool.take().is_none());
+        assert_eq!(pool.denied.load(Relaxed), 1);
+        assert_eq!(pipe.fill(&server).unwrap(), 10);
+        assert_eq!(pipe.drain(&server).unwrap(), 10);
+        let mut echoed = [0; 10];
+        client.read_exact(&mut echoed).unwrap();
+        assert_eq!(&echoed, b"0123456789");
+        drop(pipe);
+        assert_eq!(pool.open(), 1);
+
+        let mut pipe = pool.take().unwrap();
+        client.write_all(b"left behind").unwrap();
+        assert_eq!(pipe.fill(&server).unwrap(), 11);
+        drop(pipe);
+        assert_eq!(pool.open(), 0);
+    }
+}

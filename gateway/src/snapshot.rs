@@ -1,0 +1,222 @@
+//! The tables that connections read: services, their endpoints and the names that lead to them,
+//! compiled from valid settings into one immutable value. Not the look-up itself (that is `route`) and
+//! not what changes while connections live (that is `endpoint`).
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use isthmus_xds::{HostName, HostPattern, Locality};
+
+use crate::config::settings::{self, Live, Target};
+use crate::endpoint::{EndpointState, ServiceState};
+
+/// All tables of one moment.
+#[derive(Debug)]
+pub struct Snapshot {
+    /// Counts the snapshots of this process, from 1.
+    pub epoch: u64,
+    /// What they were compiled from.
+    pub live: Live,
+    /// In the configuration's order.
+    pub services: Vec<Arc<Service>>,
+    pub(crate) exact: HashMap<HostName, Claims>,
+    pub(crate) suffixes: HashMap<HostName, Claims>,
+}
+
+/// The services that answer to one name, by index, the most specific conditions first. One, nearly
+/// always: 100 000 names should not carry a vector each.
+#[derive(Debug)]
+pub(crate) enum Claims {
+    One(u32),
+    Many(Vec<u32>),
+}
+
+impl Claims {
+    pub(crate) fn indexes(&self) -> &[u32] {
+        match self {
+            Claims::One(index) => std::slice::from_ref(index),
+            Claims::Many(indexes) => indexes,
+        }
+    }
+}
+
+/// One service, ready to be balanced.
+#[derive(Debug)]
+pub struct Service {
+    /// `host:port`, as logs and labels show it.
+    pub name: Box<str>,
+    /// What the configuration says of it.
+    pub settings: Arc<settings::Service>,
+    /// With addresses resolved; the drained ones too.
+    pub endpoints: Box<[Endpoint]>,
+    /// Endpoint indexes, each as often as its weight says, evenly spread; `None` when all weigh the same.
+    pub(crate) schedule: Option<Box<[u32]>>,
+    /// An address was left out because it is this gateway's own.
+    pub leads_back: bool,
+    /// What is remembered of it.
+    pub state: Arc<ServiceState>,
+}
+
+/// One address of a service.
+#[derive(Debug)]
+pub struct Endpoint {
+    /// Where to connect to.
+    pub address: SocketAddr,
+    /// Its stable name.
+    pub instance: Option<HostName>,
+    /// 0 takes no new connections.
+    pub weight: u32,
+    /// Where it stands.
+    pub locality: Locality,
+    /// What is remembered of it.
+    pub state: Arc<EndpointState>,
+}
+
+/// The addresses that host names of endpoints resolved to.
+pub type Resolved = HashMap<HostName, Vec<std::net::IpAddr>>;
+
+impl Snapshot {
+    /// Compiles the tables. State is taken over from `before` by service and address. Names without an
+    /// answer in `resolved` have no endpoint yet; addresses that `is_own` claims are left out, since a
+    /// route to ourselves is a loop.
+    #[must_use]
+    pub fn compile(
+        live: Live,
+        resolved: &Resolved,
+        before: Option<&Snapshot>,
+        is_own: &dyn Fn(SocketAddr) -> bool,
+    ) -> Snapshot {
+        let known: HashMap<(&HostPattern, u16), &Service> = before
+            .iter()
+            .flat_map(|snapshot| &snapshot.services)
+            .map(|service| ((&service.settings.host, service.settings.port), &**service))
+            .collect();
+        let services: Vec<_> = live
+            .services
+            .iter()
+            .map(|settings| {
+                let before = known.get(&(&settings.host, settings.port)).copied();
+                Arc::new(Service::compile(settings, resolved, before, is_own))
+            })
+            .collect();
+        let (exact, suffixes) = names(&services);
+        let epoch = before.map_or(1, |snapshot| snapshot.epoch + 1);
+        Snapshot { epoch, live, services, exact, suffixes }
+    }
+
+    pub(crate) fn service(&self, index: usize) -> Option<&Arc<Service>> {
+        self.services.get(index)
+    }
+}
+
+impl Service {
+    fn compile(
+        settings: &Arc<settings::Service>,
+        resolved: &Resolved,
+        before: Option<&Service>,
+        is_own: &dyn Fn(SocketAddr) -> bool,
+    ) -> Service {
+        let mut endpoints: Vec<Endpoint> = Vec::with_capacity(settings.endpoints.len());
+        let mut leads_back = false;
+        for endpoint in &settings.endpoints {
+            for address in addresses(&endpoint.address, resolved) {
+                if is_own(address) {
+                    leads_back = true;
+                    tracing::warn!(service = %settings.host, %address, "endpoint left out: it is this gateway itself");
+                } else if !endpoints.iter().any(|known| known.address == address) {
+                    let known = before
+                        .and_then(|service| service.endpoints.iter().find(|known| known.address == address));
+                    endpoints.push(Endpoint {
+                        address,
+                        instance: endpoint.instance.clone(),
+                        weight: endpoint.weight,
+                        locality: endpoint.locality.clone(),
+                        state: known.map(|known| Arc::clone(&known.state)).unwrap_or_default(),
+                    });
+                }
+            }
+        }
+        Service {
+            name: format!("{}:{}", settings.host, settings.port).into(),
+            settings: Arc::clone(settings),
+            schedule: schedule(&endpoints),
+            endpoints: endpoints.into(),
+            leads_back,
+            state: before.map(|service| Arc::clone(&service.state)).unwrap_or_default(),
+        }
+    }
+}
+
+fn addresses(target: &Target, resolved: &Resolved) -> Vec<SocketAddr> {
+    match target {
+        Target::Address(address) => vec![*address],
+        Target::Name { host, port } => {
+            let addresses = resolved.get(host).map(Vec::as_slice).unwrap_or_default();
+            addresses.iter().map(|ip| SocketAddr::new(*ip, *port)).collect()
+        }
+    }
+}
+
+/// Turns in one schedule, at most; weights are scaled down to it.
+const MAX_TURNS: u64 = 4096;
+
+fn schedule(endpoints: &[Endpoint]) -> Option<Box<[u32]>> {
+    let first = endpoints.first()?.weight;
+    if first > 0 && endpoints.iter().all(|endpoint| endpoint.weight == first) {
+        return None;
+    }
+    let weights = || endpoints.iter().map(|endpoint| u64::from(endpoint.weight));
+    let divisor = weights().fold(0, gcd).max(1);
+    let total: u64 = weights().sum::<u64>() / divisor;
+    let scale = |weight: u64| match weight {
+        0 => 0,
+        weight if total <= MAX_TURNS => weight / divisor,
+        weight => (weight / divisor * MAX_TURNS / total).max(1),
+    };
+    // Turn k of n stands at (k + ½)/n of the round: sorting them spreads each endpoint's turns evenly.
+    let mut turns: Vec<(f64, u32)> = Vec::new();
+    for (index, weight) in (0_u32..).zip(weights()) {
+        let count = u32::try_from(scale(weight)).unwrap_or(u32::MAX);
+        turns.extend((0..count).map(|turn| ((f64::from(turn) + 0.5) / f64::from(count), index)));
+    }
+    turns.sort_by(|a, b| a.0.total_cmp(&b.0));
+    Some(turns.into_iter().map(|(_, index)| index).collect())
+}
+
+fn gcd(a: u64, b: u64) -> u64 {
+    if b == 0 { a } else { gcd(b, a % b) }
+}
+
+type Names = HashMap<HostName, Claims>;
+
+fn names(services: &[Arc<Service>]) -> (Names, Names) {
+    let mut exact = Names::with_capacity(services.len());
+    let mut suffixes = Names::new();
+    for (index, service) in (0_u32..).zip(services) {
+        for pattern in std::iter::once(&service.settings.host).chain(&service.settings.aliases) {
+            let (table, name) = match pattern {
+                HostPattern::Exact(name) => (&mut exact, name),
+                HostPattern::Suffix(name) => (&mut suffixes, name),
+            };
+            table
+                .entry(name.clone())
+                .and_modify(|claims| *claims = Claims::Many([claims.indexes(), &[index]].concat()))
+                .or_insert(Claims::One(index));
+        }
+    }
+    for claims in exact.values_mut().chain(suffixes.values_mut()) {
+        if let Claims::Many(indexes) = claims {
+            indexes.sort_by_key(|index| {
+                services.get(*index as usize).map(|service| std::cmp::Reverse(specificity(&service.settings)))
+            });
+        }
+    }
+    (exact, suffixes)
+}
+
+/// Services with conditions are asked before those without: source first, then protocol.
+fn specificity(service: &settings::Service) -> (u8, bool) {
+    let longest = service.sources.iter().map(ipnet::IpNet::prefix_len).max();
+    (longest.map_or(0, |length| length.saturating_add(1)), !service.alpn.is_empty())
+}
