@@ -10,7 +10,9 @@ use crate::load::Target;
 const BYTES: usize = 24 << 20;
 const CHUNK: usize = 64 * 1024;
 
-/// Sends noise, expects the same noise back and then the end of the stream.
+/// Sends noise, expects the same noise back, ends its direction and expects the end of the other.
+/// Nothing is under way at that moment: nginx closes both directions at the first end, by default, and
+/// that is not what is asked here.
 ///
 /// # Errors
 /// The first byte that is wrong, missing or too many; or a connection that breaks.
@@ -24,7 +26,8 @@ pub(crate) fn passes_bytes_through(target: &Target) -> io::Result<()> {
             let _ = stream.shutdown(Shutdown::Both);
         }
         let sent = sender.join().map_err(|_| io::Error::other("the sender panicked"))?;
-        received.and(sent)
+        received.and(sent)?;
+        expect_end(&stream)
     })
 }
 
@@ -34,13 +37,10 @@ fn send(mut stream: &TcpStream) -> io::Result<()> {
         noise.fill(&mut chunk);
         stream.write_all(&chunk)?;
     }
-    stream.shutdown(Shutdown::Write)
+    Ok(())
 }
 
 fn receive(mut stream: &TcpStream) -> io::Result<()> {
-    let wrong = |at: usize, what: &str| {
-        io::Error::new(io::ErrorKind::InvalidData, format!("{what} within {CHUNK} bytes after byte {at}"))
-    };
     let (mut noise, mut expected, mut chunk) = (Noise::default(), vec![0; CHUNK], vec![0; CHUNK]);
     for at in (0..BYTES).step_by(CHUNK) {
         noise.fill(&mut expected);
@@ -49,7 +49,16 @@ fn receive(mut stream: &TcpStream) -> io::Result<()> {
             return Err(wrong(at, "wrong bytes came back"));
         }
     }
-    if stream.read(&mut chunk)? == 0 { Ok(()) } else { Err(wrong(BYTES, "more came back than was sent")) }
+    Ok(())
+}
+
+fn expect_end(mut stream: &TcpStream) -> io::Result<()> {
+    stream.shutdown(Shutdown::Write)?;
+    if stream.read(&mut [0])? == 0 { Ok(()) } else { Err(wrong(BYTES, "more came back than was sent")) }
+}
+
+fn wrong(at: usize, what: &str) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, format!("{what} within {CHUNK} bytes after byte {at}"))
 }
 
 /// Bytes without a pattern that a swap or a repetition could keep.

@@ -147,7 +147,7 @@ impl Compare {
 
 fn start(system: &'static dyn System, search: &Search, lab: &Lab) -> Result<Contender, String> {
     let program = system.program(search)?;
-    let running = Running::start(system, &program, lab.backend.address, &lab.stop)
+    let running = Running::start(system, &program, &lab.behind(), &lab.stop)
         .map_err(|error| format!("it does not start: {error}"))?;
     check::passes_bytes_through(&lab.target(&running)).map_err(|error| {
         format!("it does not pass bytes through: {error}; it said: {}", running.last_words())
@@ -163,7 +163,7 @@ fn start(system: &'static dyn System, search: &Search, lab: &Lab) -> Result<Cont
 fn measure(lab: &Lab, case: Case, contender: &Contender) -> Result<Sample, String> {
     let outcome = match &contender.source {
         Some((system, program)) if case.wants_fresh_process() => {
-            Running::start(*system, program, lab.backend.address, &lab.stop)
+            Running::start(*system, program, &lab.behind(), &lab.stop)
                 .and_then(|fresh| lab.measure(case, &fresh))
         }
         _ => lab.measure(case, &contender.running),
@@ -175,7 +175,7 @@ fn measure(lab: &Lab, case: Case, contender: &Contender) -> Result<Sample, Strin
 fn busy() -> anyhow::Result<f64> {
     let meter = Meter::start(&[])?;
     std::thread::sleep(QUIET);
-    Ok(meter.stop()?.strangers())
+    Ok(meter.stop()?.gap())
 }
 
 /// Both ends of every connection are here; and the proxies inherit the limit.

@@ -4,7 +4,7 @@
 //! (/proc/stat): complete, but it counts strangers, and the kernel samples it by ticks. `processes` is
 //! this program (load and backend) plus the proxy: exact and free of strangers, but it lacks what the
 //! kernel did on its own threads. On loopback a packet is processed by whoever sent it, so the two agree
-//! on a quiet machine.
+//! on a quiet machine, but for loads of many short sleeps, which ticks sample badly.
 
 use std::fs;
 use std::io;
@@ -26,9 +26,10 @@ pub(crate) struct Usage {
 }
 
 impl Usage {
-    /// The part of the machine that neither this program nor the proxy used, 0 to 1.
-    pub(crate) fn strangers(&self) -> f64 {
-        ((self.machine - self.processes) / (self.wall * self.cores)).max(0.0)
+    /// How much more the machine was busy than we were, as a part of the whole machine. Above zero:
+    /// strangers, or the kernel's own threads. Below: sampling missed work that sleeps between two ticks.
+    pub(crate) fn gap(&self) -> f64 {
+        (self.machine - self.processes) / (self.wall * self.cores)
     }
 }
 
@@ -152,10 +153,10 @@ mod tests {
     }
 
     #[test]
-    fn strangers_are_what_neither_we_nor_the_proxy_used() {
+    fn the_gap_shows_strangers_above_zero_and_missed_work_below() {
         let usage = Usage { wall: 2.0, machine: 3.0, processes: 2.0, proxy: Some(1.0), cores: 2.0 };
-        assert!((usage.strangers() - 0.25).abs() < 1e-9);
-        let sampled_low = Usage { machine: 1.9, ..usage };
-        assert!(sampled_low.strangers().abs() < 1e-9, "sampling may miss some; that is nobody's CPU");
+        assert!((usage.gap() - 0.25).abs() < 1e-9);
+        let sampled_low = Usage { machine: 1.0, ..usage };
+        assert!((sampled_low.gap() + 0.25).abs() < 1e-9);
     }
 }

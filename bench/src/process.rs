@@ -2,19 +2,21 @@
 
 use std::fs::{self, File};
 use std::io;
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpListener};
 use std::path::Path;
 use std::process::{Child, Stdio};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
-use crate::hello::SERVER_NAME;
+use crate::hello::{Job, SERVER_NAME};
+use crate::load::Target;
 use crate::stop::Stop;
 use crate::systems::{Route, System};
 
-/// How long a system may take until it listens.
+/// How long a system may take until it routes.
 const START: Duration = Duration::from_secs(15);
 
 /// Something to connect to. Dropping it kills what was started.
@@ -33,16 +35,16 @@ impl Running {
         Self { address: backend, processes: Vec::new(), child: None, directory: None }
     }
 
-    /// Starts a system and waits until it accepts connections.
+    /// Starts a system and waits until a connection reaches the backend through it.
     pub(crate) fn start(
         system: &dyn System,
         program: &Path,
-        backend: SocketAddr,
+        backend: &Target,
         stop: &Stop,
     ) -> io::Result<Self> {
         let directory = tempfile::Builder::new().prefix("isthmus-bench-").tempdir()?;
         let listen = free_address()?;
-        let route = Route { listen, name: SERVER_NAME, backend };
+        let route = Route { listen, name: SERVER_NAME, backend: backend.address };
         let mut command = system.configure(program, directory.path(), route)?;
         let output = File::create(directory.path().join("output"))?;
         command.stdin(Stdio::null()).stdout(output.try_clone()?).stderr(output);
@@ -53,24 +55,24 @@ impl Running {
             child: Some(child),
             directory: Some(directory),
         };
-        running.wait_until_listening(stop)?;
+        running.wait_until_routing(&Target { address: listen, hello: Arc::clone(&backend.hello) }, stop)?;
         running.processes = running.child.as_ref().map_or_else(Vec::new, |child| family_of(child.id()));
         Ok(running)
     }
 
-    fn wait_until_listening(&mut self, stop: &Stop) -> io::Result<()> {
+    fn wait_until_routing(&mut self, target: &Target, stop: &Stop) -> io::Result<()> {
         let deadline = Instant::now() + START;
         loop {
-            if TcpStream::connect(self.address).is_ok() {
-                return Ok(());
-            }
+            // Listening is not enough: some listen before they have loaded their routes.
+            let Err(error) = target.open(Job::Once) else { return Ok(()) };
             stop.check()?;
             if let Some(status) = self.child.as_mut().map(Child::try_wait).transpose()?.flatten() {
                 return Err(io::Error::other(format!("it ended at start, {status}: {}", self.last_words())));
             }
             if Instant::now() > deadline {
                 let words = self.last_words();
-                return Err(io::Error::other(format!("it did not listen within {START:?}: {words}")));
+                let what = format!("it did not route within {START:?}: {error}; it said: {words}");
+                return Err(io::Error::other(what));
             }
             std::thread::sleep(Duration::from_millis(10));
         }

@@ -99,8 +99,8 @@ pub(crate) enum Figure {
 #[derive(Debug, Default)]
 pub(crate) struct Sample {
     pub(crate) figures: Vec<(Figure, f64)>,
-    /// The part of the machine that others used meanwhile, 0 to 1.
-    pub(crate) strangers: f64,
+    /// See [`Usage::gap`]; none where no CPU was counted.
+    pub(crate) gap: Option<f64>,
 }
 
 /// What a measurement needs besides the system.
@@ -115,6 +115,11 @@ pub(crate) struct Lab {
 impl Lab {
     pub(crate) fn target(&self, running: &Running) -> Target {
         Target { address: running.address, hello: Arc::clone(&self.hello) }
+    }
+
+    /// The backend itself, with no system before it.
+    pub(crate) fn behind(&self) -> Target {
+        Target { address: self.backend.address, hello: Arc::clone(&self.hello) }
     }
 
     /// Measures once. Afterwards no connection is left.
@@ -179,7 +184,7 @@ impl Lab {
             let throughput = bulk.join().map_err(|_| io::Error::other("the bulk load panicked"))??;
             let mut figures = latencies(times?);
             figures.push((Figure::Throughput, throughput));
-            Ok(Sample { figures, strangers: 0.0 })
+            Ok(Sample { figures, gap: None })
         })
     }
 
@@ -195,7 +200,7 @@ impl Lab {
             (Figure::RestPss, number(rest.pss) / 1024.0),
             (Figure::Pipes, number(full.pipes)),
         ];
-        Ok(Sample { figures, strangers: 0.0 })
+        Ok(Sample { figures, gap: None })
     }
 
     /// Holds connections open while `look` looks, then has them closed by the backend first.
@@ -224,7 +229,7 @@ fn cpu_sample(mut figures: Vec<(Figure, f64)>, usage: Usage, scale: f64) -> Samp
     figures.push((Figure::CpuMachine, usage.machine * scale));
     figures.push((Figure::CpuProcesses, usage.processes * scale));
     figures.extend(usage.proxy.map(|proxy| (Figure::CpuProxy, proxy * scale)));
-    Sample { figures, strangers: usage.strangers() }
+    Sample { figures, gap: Some(usage.gap()) }
 }
 
 #[expect(clippy::cast_precision_loss, reason = "a measurement is not known to 53 bits")]

@@ -3,15 +3,11 @@
 //! socket's share of the queue.
 
 use std::io;
-use std::net::{SocketAddr, TcpListener};
-use std::os::fd::OwnedFd;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use rustix::net::{SocketFlags, acceptfrom_with};
-use tokio::io::Interest;
-use tokio::io::unix::AsyncFd;
-use tokio::net::TcpStream;
+use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender};
 use tokio::sync::watch;
 
@@ -24,7 +20,7 @@ use crate::worker::Worker;
 /// A connection that was accepted, not yet in any worker's hands.
 #[derive(Debug)]
 pub(crate) struct Accepted {
-    socket: OwnedFd,
+    client: std::net::TcpStream,
     listener: usize,
     peer: SocketAddr,
 }
@@ -45,24 +41,24 @@ const PAUSES: (Duration, Duration) = (Duration::from_millis(50), Duration::from_
 /// Accepts until the gateway closes its doors; then takes who still queues, and only then closes: the
 /// kernel resets whoever waits at a socket that is closed.
 pub(crate) async fn accept(
-    listener: TcpListener,
+    listener: std::net::TcpListener,
     index: usize,
     lanes: Arc<[Lane]>,
     worker: Arc<Worker>,
     mut phase: watch::Receiver<Phase>,
 ) -> io::Result<()> {
-    let listener = AsyncFd::register_with_interest(listener, Interest::READABLE)?;
+    let listener = TcpListener::from_std(listener)?;
     let mut pause = PAUSES.0;
     loop {
-        let socket = tokio::select! {
+        let accepted = tokio::select! {
             biased;
-            socket = listener.async_io(Interest::READABLE, take) => socket,
+            accepted = listener.accept() => accepted,
             _ = phase.wait_for(|phase| !phase.accepts()) => break,
         };
-        match socket {
-            Ok((socket, peer)) => {
+        match accepted {
+            Ok((client, peer)) => {
                 pause = PAUSES.0;
-                hand_over(Accepted { socket, listener: index, peer }, &lanes, &worker);
+                hand_over(client, index, peer, &lanes, &worker);
             }
             Err(error) if socket::is_local_resource(&error) => {
                 add(&worker.counters.accept_pauses, 1);
@@ -76,8 +72,10 @@ pub(crate) async fn accept(
             Err(error) => tracing::debug!(%error, "accept"),
         }
     }
-    while let Ok((socket, peer)) = take(listener.get_ref()) {
-        hand_over(Accepted { socket, listener: index, peer }, &lanes, &worker);
+    let listener = listener.into_std()?;
+    while let Ok((client, peer)) = listener.accept() {
+        client.set_nonblocking(true)?;
+        begin(Accepted { client, listener: index, peer }, &worker);
     }
     Ok(())
 }
@@ -90,29 +88,25 @@ pub(crate) async fn take_over(mut door: UnboundedReceiver<Accepted>, worker: Arc
     Ok(())
 }
 
-fn take(listener: &TcpListener) -> io::Result<(OwnedFd, SocketAddr)> {
-    let (socket, peer) = acceptfrom_with(listener, SocketFlags::NONBLOCK | SocketFlags::CLOEXEC)?;
-    let peer = peer.and_then(|peer| SocketAddr::try_from(peer).ok()).ok_or(io::ErrorKind::InvalidData)?;
-    Ok((socket, socket::canonical(peer)))
-}
-
-fn hand_over(accepted: Accepted, lanes: &[Lane], worker: &Arc<Worker>) {
+fn hand_over(client: TcpStream, listener: usize, peer: SocketAddr, lanes: &[Lane], worker: &Arc<Worker>) {
     let ours = worker.live.len();
-    let other = lanes.iter().find(|lane| lane.worker.live.len() + UNEVEN < ours);
-    match other {
+    match lanes.iter().find(|lane| lane.worker.live.len() + UNEVEN < ours) {
+        None => {
+            tokio::spawn(serve(client, listener, socket::canonical(peer), Arc::clone(worker)));
+        }
         Some(lane) => {
-            if let Err(refused) = lane.door.send(accepted) {
-                begin(refused.0, worker);
+            let Ok(client) = client.into_std() else { return };
+            if let Err(nobody) = lane.door.send(Accepted { client, listener, peer }) {
+                begin(nobody.0, worker);
             }
         }
-        None => begin(accepted, worker),
     }
 }
 
-fn begin(Accepted { socket, listener, peer }: Accepted, worker: &Arc<Worker>) {
-    match TcpStream::from_std(socket.into()) {
-        Ok(stream) => {
-            tokio::spawn(serve(stream, listener, peer, Arc::clone(worker)));
+fn begin(Accepted { client, listener, peer }: Accepted, worker: &Arc<Worker>) {
+    match TcpStream::from_std(client) {
+        Ok(client) => {
+            tokio::spawn(serve(client, listener, socket::canonical(peer), Arc::clone(worker)));
         }
         Err(error) => tracing::debug!(%error, "the runtime took no socket"),
     }

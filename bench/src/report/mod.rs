@@ -15,8 +15,9 @@ use crate::stats::Summary;
 const SCHEMA: &str = "isthmus-bench/compare/1";
 /// The system that ratios refer to.
 const US: &str = "isthmus";
-/// When others used more of the machine than this, the count that includes them is not believed.
-const STRANGERS: f64 = 0.03;
+/// When the two counts of the CPU differ by more of the machine than this, the sampled one, which also has
+/// others in it, is not believed.
+const TOLERANCE: f64 = 0.03;
 
 /// Everything that a run found out.
 #[derive(Debug, Serialize)]
@@ -61,8 +62,9 @@ pub(crate) struct Measurement {
 #[derive(Debug, Serialize)]
 pub(crate) struct CaseReport {
     pub(crate) case: String,
-    /// The most that others used of the machine in any measurement of this case, 0 to 1.
-    pub(crate) strangers: f64,
+    /// The least and the most that `cpu_machine` was above `cpu_processes` in any measurement of this
+    /// case, as a part of the whole machine; none where no CPU was counted.
+    pub(crate) cpu_gap: Option<(f64, f64)>,
     /// The key of the count of the machine's CPU to believe.
     pub(crate) cpu_headline: &'static str,
     pub(crate) systems: Vec<Row>,
@@ -117,16 +119,17 @@ impl Report {
 
 fn case_report(case: Case, names: &[&'static str], all: &[Measurement]) -> CaseReport {
     let here = || all.iter().filter(move |measurement| measurement.case == case);
-    let strangers = here().filter_map(|measurement| measurement.outcome.as_ref().ok());
-    let strangers = strangers.map(|sample| sample.strangers).fold(0.0, f64::max);
-    let believed = if strangers > STRANGERS { Figure::CpuProcesses } else { Figure::CpuMachine };
+    let gaps: Vec<f64> = here().filter_map(|measurement| measurement.outcome.as_ref().ok()?.gap).collect();
+    let cpu_gap = Summary::of(&gaps).map(|gaps| (gaps.min, gaps.max));
+    let agreed = gaps.iter().all(|gap| gap.abs() <= TOLERANCE);
+    let believed = if agreed { Figure::CpuMachine } else { Figure::CpuProcesses };
     let mut systems: Vec<Row> = names
         .iter()
         .map(|name| row(case, name, here().filter(|measurement| measurement.system == *name)))
         .filter(|row| !row.figures.is_empty() || !row.failures.is_empty())
         .collect();
     add_ratios(&mut systems);
-    CaseReport { case: case.name(), strangers, cpu_headline: believed.key(), systems }
+    CaseReport { case: case.name(), cpu_gap, cpu_headline: believed.key(), systems }
 }
 
 fn row<'a>(case: Case, system: &'static str, own: impl Iterator<Item = &'a Measurement>) -> Row {
@@ -203,9 +206,9 @@ impl Figure {
 mod tests {
     use super::*;
 
-    fn measured(system: &'static str, machine: f64, strangers: f64) -> Measurement {
+    fn measured(system: &'static str, machine: f64, gap: f64) -> Measurement {
         let figures = vec![(Figure::CpuMachine, machine), (Figure::CpuProcesses, machine / 2.0)];
-        Measurement { case: Case::Bulk, system, outcome: Ok(Sample { figures, strangers }) }
+        Measurement { case: Case::Bulk, system, outcome: Ok(Sample { figures, gap: Some(gap) }) }
     }
 
     fn summed_up(measurements: &[Measurement]) -> Report {
@@ -239,5 +242,8 @@ mod tests {
         assert_eq!(quiet.cases[0].cpu_headline, "cpu_machine");
         let noisy = summed_up(&[measured("isthmus", 2.0, 0.01), measured("nginx", 2.0, 0.2)]);
         assert_eq!(noisy.cases[0].cpu_headline, "cpu_processes");
+        assert_eq!(noisy.cases[0].cpu_gap, Some((0.01, 0.2)));
+        let missed = summed_up(&[measured("isthmus", 2.0, -0.15)]);
+        assert_eq!(missed.cases[0].cpu_headline, "cpu_processes", "sampled too low is no better");
     }
 }

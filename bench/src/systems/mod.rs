@@ -24,9 +24,9 @@ pub(crate) struct Route {
     pub(crate) backend: SocketAddr,
 }
 
-/// Connections that a system must be able to hold. Twice as many descriptors and some more stay below
-/// the 20 000 that a process may often have.
-const CONNECTIONS: u32 = 8000;
+/// Connections that a system must be able to hold. Two descriptors for each, and pipes for some (HAProxy
+/// reserves them at start), stay below the 20 000 that a process may often have.
+const CONNECTIONS: u32 = 6000;
 
 /// A proxy that can be configured and started.
 pub(crate) trait System: Sync {
@@ -57,7 +57,9 @@ pub(crate) fn version(system: &dyn System, program: &Path) -> String {
     let text = [output.stdout, output.stderr].concat();
     let text = String::from_utf8_lossy(&text);
     let line = text.lines().find(|line| line.contains(|c: char| c.is_ascii_digit()));
-    line.unwrap_or("unknown").trim().into()
+    // Envoy begins with its path, which is in the report already.
+    let line = line.unwrap_or("unknown").trim();
+    line.strip_prefix(&*program.to_string_lossy()).unwrap_or(line).trim().into()
 }
 
 fn write(directory: &Path, name: &str, text: &str) -> io::Result<PathBuf> {
