@@ -50,12 +50,10 @@ fn section(text: &mut String, case: &CaseReport) -> std::fmt::Result {
         table.add_row(std::iter::once(Cell::new(row.system)).chain(cells));
     }
     writeln!(text, "{}", table.trim_fmt())?;
-    if columns.iter().any(|(key, _)| *key == case.cpu_headline) {
-        writeln!(
-            text,
-            "* the count to believe: others used up to {:.1} % of the machine",
-            case.strangers * 100.0
-        )?;
+    if let Some((least, most)) = case.cpu_gap {
+        let (least, most) = (least * 100.0, most * 100.0);
+        let gap = format!("/proc/stat saw {least:+.1}..{most:+.1} % of the machine beyond bench + proxy");
+        writeln!(text, "* the count of CPU to compare by: {gap}")?;
     }
     for Row { system, failures, .. } in &case.systems {
         for failure in failures {
@@ -91,7 +89,11 @@ fn title(key: &str) -> &str {
 
 fn cell(figure: &FigureReport) -> String {
     let summary = figure.summary;
-    let digits = if summary.max < 10.0 { 3 } else { usize::from(summary.max < 1000.0) };
+    let digits = match summary.max {
+        _ if figure.unit.is_empty() => 0,
+        small if small < 10.0 => 3,
+        large => usize::from(large < 1000.0),
+    };
     let mut text =
         format!("{:.digits$} ({:.digits$}..{:.digits$})", summary.median, summary.min, summary.max);
     if let Some(ratio) = figure.ratio_to_isthmus {
