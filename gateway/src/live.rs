@@ -4,7 +4,7 @@
 use std::io;
 use std::net::SocketAddr;
 use std::pin::pin;
-use std::sync::atomic::{AtomicU8, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::task::{Poll, Waker};
 use std::time::{Duration, SystemTime};
@@ -195,6 +195,7 @@ impl Conn {
 #[derive(Debug, Default)]
 pub struct Live {
     table: Mutex<Slab<Arc<Conn>>>,
+    count: AtomicUsize,
     clock: AtomicU64,
 }
 
@@ -204,17 +205,19 @@ impl Live {
     }
 
     pub(crate) fn insert(&self, conn: &Arc<Conn>) -> usize {
+        self.count.fetch_add(1, Relaxed);
         self.table().insert(Arc::clone(conn))
     }
 
     pub(crate) fn remove(&self, key: usize) {
         self.table().try_remove(key);
+        self.count.fetch_sub(1, Relaxed);
     }
 
     /// How many there are.
     #[must_use]
     pub fn len(&self) -> usize {
-        self.table().len()
+        self.count.load(Relaxed)
     }
 
     /// Whether there are none.

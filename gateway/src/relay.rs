@@ -132,10 +132,21 @@ enum Held {
 #[derive(Debug, Default)]
 struct Bulk {
     ticket: Option<Ticket>,
-    /// This turn's load has been moved.
-    spent: bool,
+    turn: Turn,
     /// Bytes since the source last ran dry.
     burst: usize,
+}
+
+/// What has become of the turn.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Turn {
+    /// Not used yet.
+    #[default]
+    Fresh,
+    /// One load was moved.
+    Spent,
+    /// And everybody else has run since.
+    Over,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -250,7 +261,7 @@ impl Flow {
         ready!(self.poll_turn(cx, source, moving))?;
         let Some(mut pipe) = moving.worker.pipes.take() else {
             if let Some(bulk) = &mut self.bulk {
-                bulk.spent = true;
+                bulk.turn = Turn::Spent;
             }
             return self.poll_copy(cx, source, sink);
         };
@@ -258,7 +269,7 @@ impl Flow {
             Ok(bytes) => {
                 self.held = Held::Pipe(pipe);
                 if let Some(bulk) = &mut self.bulk {
-                    bulk.spent = true;
+                    bulk.turn = Turn::Spent;
                     bulk.burst += bytes;
                 }
                 Poll::Ready(Ok(bytes))
@@ -313,15 +324,14 @@ impl Flow {
         moving: &Moving<'_>,
     ) -> Poll<io::Result<()>> {
         let Some(bulk) = &mut self.bulk else { return Poll::Ready(Ok(())) };
-        if bulk.spent {
-            bulk.spent = false;
-            if bulk.ticket.is_some() {
-                return after_everybody(cx);
-            }
+        if bulk.turn == Turn::Spent && bulk.ticket.is_some() {
+            bulk.turn = Turn::Over;
+            return after_everybody(cx);
         }
-        if bulk.ticket.as_ref().is_some_and(Ticket::is_wanted) {
+        if bulk.turn == Turn::Over && bulk.ticket.as_ref().is_some_and(Ticket::is_wanted) {
             bulk.ticket = None;
         }
+        bulk.turn = Turn::Fresh;
         match source.poll_read_ready(cx) {
             Poll::Ready(answer) => answer?,
             Poll::Pending => {
@@ -334,7 +344,7 @@ impl Flow {
 
     fn end_turn(&mut self) {
         if let Some(bulk) = &mut self.bulk {
-            (bulk.ticket, bulk.spent) = (None, false);
+            (bulk.ticket, bulk.turn) = (None, Turn::Fresh);
         }
     }
 }
