@@ -3,7 +3,7 @@
 
 use std::io;
 use std::net::SocketAddr;
-use std::pin::pin;
+use std::pin::Pin;
 use std::sync::atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::task::{Poll, Waker};
@@ -156,8 +156,9 @@ impl Conn {
 
     /// Runs the story until it ends, or until somebody asks for its end. To be awaited by the
     /// connection's task itself: a task's waker stays the same, and is taken once.
-    pub(crate) async fn until_ended(&self, story: impl Future<Output = Reason>) -> Reason {
-        let mut story = pin!(story);
+    ///
+    /// Pinned by the caller: a future that is handed over by value is kept twice.
+    pub(crate) async fn until_ended(&self, mut story: Pin<&mut impl Future<Output = Reason>>) -> Reason {
         std::future::poll_fn(|cx| {
             self.task.get_or_init(|| cx.waker().clone());
             match self.asked_to_end() {

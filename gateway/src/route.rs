@@ -131,3 +131,115 @@ fn meets(service: &Service, query: Query<'_>) -> Result<(), Reason> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::snapshot::Resolved;
+    use std::path::Path;
+
+    fn tables(services: &str) -> Snapshot {
+        let text = format!("listeners:\n- address: 127.0.0.1:0\nservices:\n{services}");
+        let settings = crate::config::parse(&text, Path::new("test.yaml")).unwrap();
+        Snapshot::compile(settings.live, &Resolved::new(), None, &|_| false)
+    }
+
+    fn ask(tables: &Snapshot, sni: &str, alpn: &[&str], source: &str) -> Result<String, Reason> {
+        let name = HostName::parse(sni).ok();
+        let alpn = Alpn::of(alpn.iter().copied());
+        let query = Query { listener: 0, sni: name.as_ref(), alpn: &alpn, source: source.parse().unwrap() };
+        route(tables, query).map(|route| match route.instance {
+            Some(instance) => format!("{}/{instance}", route.service.name),
+            None => route.service.name.to_string(),
+        })
+    }
+
+    fn plain(tables: &Snapshot, sni: &str) -> Result<String, Reason> {
+        ask(tables, sni, &[], "192.0.2.1")
+    }
+
+    const BOOKINFO: &str = "
+- host: productpage.bookinfo.svc
+  port: 9080
+  sni_port: 9080
+  aliases: [productpage.bookinfo]
+  endpoints: [{ address: 10.0.0.1:9080, instance: productpage-0 }]
+- host: productpage.bookinfo.svc
+  port: 9443
+  endpoints: [{ address: 10.0.0.1:9443, instance: admin-0 }]
+- host: '*.apps.example'
+  endpoints: []
+- host: '*.deep.apps.example'
+  endpoints: []
+- host: exact.deep.apps.example
+  endpoints: []
+- host: two.example
+  port: 1
+- host: two.example
+  port: 2
+";
+
+    #[test]
+    fn every_form_of_a_name_leads_to_its_service_and_no_other() {
+        let tables = tables(BOOKINFO);
+        let cases = [
+            ("productpage.bookinfo.svc", "productpage.bookinfo.svc:9080"),
+            ("ProductPage.BookInfo.svc.", "productpage.bookinfo.svc:9080"),
+            ("productpage.bookinfo", "productpage.bookinfo.svc:9080"),
+            ("outbound_.9080_._.productpage.bookinfo.svc", "productpage.bookinfo.svc:9080"),
+            ("outbound_.9443_._.productpage.bookinfo.svc", "productpage.bookinfo.svc:9443"),
+            ("productpage-0.productpage.bookinfo.svc", "productpage.bookinfo.svc:9080/productpage-0"),
+            ("productpage-0.productpage.bookinfo", "productpage.bookinfo.svc:9080/productpage-0"),
+            ("outbound_.9443_._.admin-0.productpage.bookinfo.svc", "productpage.bookinfo.svc:9443/admin-0"),
+            ("a.apps.example", "*.apps.example:443"),
+            ("a.b.apps.example", "*.apps.example:443"),
+            ("a.deep.apps.example", "*.deep.apps.example:443"),
+            ("exact.deep.apps.example", "exact.deep.apps.example:443"),
+            ("outbound_.443_._.a.apps.example", "*.apps.example:443"),
+            ("outbound_.2_._.two.example", "two.example:2"),
+        ];
+        for (sni, service) in cases {
+            assert_eq!(plain(&tables, sni).as_deref(), Ok(service), "{sni}");
+        }
+        for sni in [
+            "apps.example",
+            "two.example",
+            "admin-0.productpage.bookinfo.svc",
+            "productpage-1.productpage.bookinfo.svc",
+            "outbound_.1_._.productpage.bookinfo.svc",
+            "outbound_.9080_.v1_.productpage.bookinfo.svc",
+            "outbound_.x_._.productpage.bookinfo.svc",
+            "outbound_.9080_._.",
+            "svc",
+            "xds_cluster",
+        ] {
+            assert_eq!(plain(&tables, sni), Err(Reason::SniUnmatched), "{sni}");
+        }
+    }
+
+    #[test]
+    fn conditions_choose_and_refuse_and_never_fall_through_to_a_default() {
+        let text = "listeners: [{ address: '127.0.0.1:0', default: web.example }]\nservices:\n\
+             - { host: web.example, sources: [10.0.0.0/8] }\n\
+             - { host: acme.example, aliases: [web.example], alpn: [acme-tls/1] }\n\
+             - { host: inner.example, aliases: [web.example], sources: [192.168.0.0/16] }\n";
+        let settings = crate::config::parse(text, Path::new("test.yaml")).unwrap();
+        let tables = Snapshot::compile(settings.live, &Resolved::new(), None, &|_| false);
+        assert_eq!(ask(&tables, "web.example", &[], "10.2.0.1").as_deref(), Ok("web.example:443"));
+        assert_eq!(ask(&tables, "web.example", &[], "192.168.0.1").as_deref(), Ok("inner.example:443"));
+        assert_eq!(
+            ask(&tables, "web.example", &["acme-tls/1"], "192.0.2.1").as_deref(),
+            Ok("acme.example:443")
+        );
+        assert_eq!(ask(&tables, "acme.example", &["h2"], "192.0.2.1"), Err(Reason::AlpnUnmatched));
+        assert_eq!(ask(&tables, "inner.example", &[], "192.0.2.1"), Err(Reason::SourceDenied));
+        assert_eq!(ask(&tables, "other.example", &[], "10.2.0.1").as_deref(), Ok("web.example:443"));
+        assert_eq!(ask(&tables, "other.example", &[], "192.0.2.1"), Err(Reason::SourceDenied));
+        assert_eq!(ask(&tables, "", &[], "10.2.0.1").as_deref(), Ok("web.example:443"));
+    }
+
+    #[test]
+    fn without_a_default_a_hello_without_a_name_is_refused() {
+        assert_eq!(plain(&tables(BOOKINFO), ""), Err(Reason::NoSni));
+    }
+}

@@ -216,7 +216,55 @@ fn names(services: &[Arc<Service>]) -> (Names, Names) {
 }
 
 /// Services with conditions are asked before those without: source first, then protocol.
-fn specificity(service: &settings::Service) -> (u8, bool) {
-    let longest = service.sources.iter().map(ipnet::IpNet::prefix_len).max();
-    (longest.map_or(0, |length| length.saturating_add(1)), !service.alpn.is_empty())
+fn specificity(service: &settings::Service) -> (bool, bool) {
+    (!service.sources.is_empty(), !service.alpn.is_empty())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::path::Path;
+
+    fn live(text: &str) -> Live {
+        crate::config::parse(text, Path::new("test.yaml")).unwrap().live
+    }
+
+    const ONE: &str = "listeners: [{ address: '127.0.0.1:0' }]\nservices:\n\
+        - { host: a.example, endpoints: [{ address: '10.0.0.1:80' }, { address: '10.0.0.2:80' }] }\n";
+
+    #[test]
+    fn state_survives_a_swap_by_service_and_address() {
+        let before = Snapshot::compile(live(ONE), &Resolved::new(), None, &|_| false);
+        let after = ONE.replace("{ address: '10.0.0.1:80' }, ", "{ address: '10.0.0.3:80' }, ");
+        let after = Snapshot::compile(live(&after), &Resolved::new(), Some(&before), &|_| false);
+        let (old, new) = (&before.services[0], &after.services[0]);
+        assert_eq!(after.epoch, before.epoch + 1);
+        assert!(Arc::ptr_eq(&old.state, &new.state));
+        assert!(Arc::ptr_eq(&old.endpoints[1].state, &new.endpoints[1].state));
+        assert!(!Arc::ptr_eq(&old.endpoints[0].state, &new.endpoints[0].state));
+    }
+
+    #[test]
+    fn names_become_all_their_addresses_and_own_addresses_are_left_out() {
+        let text = ONE.replace("'10.0.0.1:80'", "'db.example:3306'");
+        let unresolved = Snapshot::compile(live(&text), &Resolved::new(), None, &|_| false);
+        assert_eq!(unresolved.services[0].endpoints.len(), 1);
+        let name = HostName::parse("db.example").unwrap();
+        let ips = ["10.1.0.1", "10.1.0.2", "2001:db8::1"].map(|ip| ip.parse().unwrap());
+        let resolved = Resolved::from([(name, ips.to_vec())]);
+        let is_own = |address: SocketAddr| address.ip() == ips[1];
+        let tables = Snapshot::compile(live(&text), &resolved, None, &is_own);
+        let addresses: Vec<_> = tables.services[0].endpoints.iter().map(|e| e.address.to_string()).collect();
+        assert_eq!(addresses, ["10.1.0.1:3306", "[2001:db8::1]:3306", "10.0.0.2:80"]);
+        assert!(tables.services[0].leads_back);
+    }
+
+    #[test]
+    fn huge_weights_are_scaled_to_one_schedule() {
+        let text = ONE.replace("'10.0.0.1:80'", "'10.0.0.1:80', weight: 65535");
+        let tables = Snapshot::compile(live(&text), &Resolved::new(), None, &|_| false);
+        let schedule = tables.services[0].schedule.as_ref().unwrap();
+        assert!(schedule.len() <= 4100, "{}", schedule.len());
+        assert_eq!(schedule.iter().filter(|index| **index == 1).count(), 1);
+    }
 }
