@@ -19,6 +19,9 @@ use crate::systems::{Route, System};
 /// How long a system may take until it routes.
 const START: Duration = Duration::from_secs(15);
 
+/// How long a system may take to end by itself.
+const GRACE: Duration = Duration::from_millis(500);
+
 /// Something to connect to. Dropping it kills what was started.
 #[derive(Debug)]
 pub(crate) struct Running {
@@ -90,17 +93,38 @@ impl Running {
 }
 
 impl Drop for Running {
-    /// At once and without asking: a drain would take longer than a measurement, and there is nothing to lose.
+    /// Asks, so that nginx collects its workers; then kills what is left. A drain is not waited for: no
+    /// connection is open that anybody would miss.
     fn drop(&mut self) {
         let Some(child) = &mut self.child else { return };
-        for pid in family_of(child.id()) {
-            if let Some(pid) = i32::try_from(pid).ok().and_then(Pid::from_raw) {
-                // It may have ended by itself.
-                let _ = kill_process(pid, Signal::KILL);
+        let family: Vec<_> = family_of(child.id()).into_iter().map(|pid| (pid, start_time(pid))).collect();
+        signal(child.id(), Signal::TERM);
+        let deadline = Instant::now() + GRACE;
+        while matches!(child.try_wait(), Ok(None)) && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        for (pid, started) in family {
+            // Not if the number belongs to somebody else by now.
+            if started.is_some() && start_time(pid) == started {
+                signal(pid, Signal::KILL);
             }
         }
         let _ = child.wait();
     }
+}
+
+fn signal(pid: u32, signal: Signal) {
+    if let Some(pid) = i32::try_from(pid).ok().and_then(Pid::from_raw) {
+        // It may have ended by itself.
+        let _ = kill_process(pid, signal);
+    }
+}
+
+/// When a process began, in ticks since boot: tells it from a later one of the same number.
+fn start_time(pid: u32) -> Option<u64> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    let (_, rest) = stat.rsplit_once(')')?;
+    rest.split_whitespace().nth(19)?.parse().ok()
 }
 
 /// A port that was free a moment ago. Not every system can pick one by itself and tell.
@@ -144,8 +168,15 @@ mod tests {
         assert_eq!(family_of(child.id()), [child.id(), grandchild]);
         let address = "127.0.0.1:1".parse().unwrap();
         drop(Running { address, processes: Vec::new(), child: Some(child), directory: None });
-        // Killed: gone, or a zombie that nobody has collected yet.
-        let stat = fs::read_to_string(format!("/proc/{grandchild}/stat")).unwrap_or_default();
-        assert!(stat.is_empty() || stat.contains(") Z"), "{stat}");
+        // Killed: gone, or a zombie that nobody has collected yet. The kernel takes a moment.
+        let ended = || {
+            let stat = fs::read_to_string(format!("/proc/{grandchild}/stat")).unwrap_or_default();
+            stat.is_empty() || stat.contains(") Z")
+        };
+        let deadline = Instant::now() + START;
+        while !ended() {
+            assert!(Instant::now() < deadline, "the grandchild still runs");
+            std::thread::yield_now();
+        }
     }
 }

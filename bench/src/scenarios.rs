@@ -198,7 +198,7 @@ impl Lab {
             (Figure::PerConnection, growth / f64::from(IDLE_CONNECTIONS)),
             (Figure::RestRss, number(rest.rss) / 1024.0),
             (Figure::RestPss, number(rest.pss) / 1024.0),
-            (Figure::Pipes, number(full.pipes)),
+            (Figure::Pipes, number(full.pipes) - number(rest.pipes)),
         ];
         Ok(Sample { figures, gap: None })
     }

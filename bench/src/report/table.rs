@@ -82,7 +82,7 @@ fn title(key: &str) -> &str {
         "rest_rss" => "RSS at rest",
         "rest_pss" => "PSS at rest",
         "per_connection" => "each connection",
-        "pipe_ends" => "pipe ends",
+        "pipe_ends" => "pipe ends for all",
         other => other,
     }
 }
