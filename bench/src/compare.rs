@@ -175,7 +175,7 @@ fn measure(lab: &Lab, case: Case, contender: &Contender) -> Result<Sample, Strin
 fn busy() -> anyhow::Result<f64> {
     let meter = Meter::start(&[])?;
     std::thread::sleep(QUIET);
-    Ok(meter.stop()?.gap())
+    Ok(meter.stop()?.gap().max(0.0))
 }
 
 /// Both ends of every connection are here; and the proxies inherit the limit.

@@ -12,7 +12,7 @@ use std::fs;
 use std::io;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 pub(crate) use search::Search;
 
@@ -50,15 +50,16 @@ pub(crate) const ALL: [&dyn System; 5] =
 
 /// What a program says about its version: the first line that has a number in it.
 pub(crate) fn version(system: &dyn System, program: &Path) -> String {
-    let Ok(output) = Command::new(program).arg(system.version_argument()).output() else {
-        return "unknown".into();
+    let output = Command::new(program).arg(system.version_argument()).stdin(Stdio::null()).output();
+    let Some(output) = output.ok().filter(|output| output.status.success()) else {
+        return "unknown version".into();
     };
     // nginx answers on stderr.
     let text = [output.stdout, output.stderr].concat();
     let text = String::from_utf8_lossy(&text);
     let line = text.lines().find(|line| line.contains(|c: char| c.is_ascii_digit()));
     // Envoy begins with its path, which is in the report already.
-    let line = line.unwrap_or("unknown").trim();
+    let line = line.unwrap_or("unknown version").trim();
     line.strip_prefix(&*program.to_string_lossy()).unwrap_or(line).trim().into()
 }
 
