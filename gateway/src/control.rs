@@ -30,7 +30,10 @@ pub struct Control {
     pub started: SystemTime,
     /// The fixed settings as they were written: compared with each edit.
     written: Fixed,
+    /// What tables are made of; locked while they are made, which may take a second.
     inputs: Mutex<Inputs>,
+    /// What status shows; never locked for long.
+    shown: Mutex<Shown>,
     retired: Mutex<Vec<Arc<Snapshot>>>,
     leave: Notify,
     broken: AtomicBool,
@@ -40,6 +43,10 @@ pub struct Control {
 struct Inputs {
     live: Live,
     resolved: Resolved,
+}
+
+#[derive(Debug)]
+struct Shown {
     /// When the tables last changed.
     changed: SystemTime,
     refused: Option<Refused>,
@@ -64,12 +71,8 @@ impl Control {
             phase: watch::Sender::new(Phase::Serving),
             started: SystemTime::now(),
             written: settings.fixed,
-            inputs: Mutex::new(Inputs {
-                live: settings.live,
-                resolved: Resolved::new(),
-                changed: SystemTime::now(),
-                refused: None,
-            }),
+            inputs: Mutex::new(Inputs { live: settings.live, resolved: Resolved::new() }),
+            shown: Mutex::new(Shown { changed: SystemTime::now(), refused: None }),
             retired: Mutex::default(),
             leave: Notify::new(),
             broken: AtomicBool::new(false),
@@ -78,6 +81,15 @@ impl Control {
 
     fn inputs(&self) -> MutexGuard<'_, Inputs> {
         self.inputs.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn shown(&self) -> MutexGuard<'_, Shown> {
+        self.shown.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether the gateway runs on exactly these settings.
+    pub(crate) fn runs(&self, settings: &Settings) -> bool {
+        self.written == settings.fixed && self.inputs().live == settings.live
     }
 
     /// Puts an edit live, whole. Nothing changes when it touches what is bound at start.
@@ -91,12 +103,15 @@ impl Control {
             ));
         }
         let mut inputs = self.inputs();
-        inputs.refused = None;
         if inputs.live != edit.live {
-            self.names.send_replace(names(&edit.live));
+            let names = names(&edit.live);
+            // A name that comes back later is asked for again, rather than trusted as it was.
+            inputs.resolved.retain(|name, _| names.binary_search(name).is_ok());
+            self.names.send_replace(names);
             inputs.live = edit.live;
-            self.swap(&mut inputs);
+            self.swap(&inputs);
         }
+        self.shown().refused = None;
         self.process.metrics.reloads.fetch_add(1, Relaxed);
         Ok(())
     }
@@ -105,38 +120,39 @@ impl Control {
     pub fn refuse(&self, why: String) {
         tracing::error!(%why, "the configuration was refused; the tables stay as they were");
         self.process.metrics.reloads_refused.fetch_add(1, Relaxed);
-        self.inputs().refused = Some(Refused { why, at: SystemTime::now() });
+        self.shown().refused = Some(Refused { why, at: SystemTime::now() });
     }
 
     /// Puts resolved names live. Names that are not in `answers` keep what they had.
-    pub fn resolved(&self, answers: Resolved) {
+    pub fn resolved(&self, mut answers: Resolved) {
         let mut inputs = self.inputs();
+        answers.retain(|name, _| self.names.borrow().binary_search(name).is_ok());
         let changes = answers.iter().any(|(name, addresses)| inputs.resolved.get(name) != Some(addresses));
         if changes {
             inputs.resolved.extend(answers);
-            self.swap(&mut inputs);
+            self.swap(&inputs);
         }
     }
 
     /// When the tables last changed.
     #[must_use]
     pub fn changed(&self) -> SystemTime {
-        self.inputs().changed
+        self.shown().changed
     }
 
     /// The last edit, if it was refused.
     #[must_use]
     pub fn last_refused(&self) -> Option<Refused> {
-        self.inputs().refused.clone()
+        self.shown().refused.clone()
     }
 
-    fn swap(&self, inputs: &mut Inputs) {
+    fn swap(&self, inputs: &Inputs) {
         let started = Instant::now();
         let before = self.process.tables.load_full();
         let is_own = |address| self.process.is_own(address);
         let after = Snapshot::compile(inputs.live.clone(), &inputs.resolved, Some(&before), &is_own);
         tracing::info!(epoch = after.epoch, services = after.services.len(), took = ?started.elapsed(), "tables swapped");
-        inputs.changed = SystemTime::now();
+        self.shown().changed = SystemTime::now();
         let retired = self.process.tables.swap(Arc::new(after));
         self.retired.lock().unwrap_or_else(PoisonError::into_inner).push(retired);
     }
