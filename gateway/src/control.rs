@@ -11,6 +11,7 @@ use tokio::sync::{Notify, watch};
 
 use crate::config::settings::{Fixed, Live, Settings, Target};
 use crate::drain::Phase;
+use crate::resolve::Answers;
 use crate::snapshot::{Resolved, Snapshot};
 use crate::socket;
 use crate::worker::{Process, Worker};
@@ -26,6 +27,8 @@ pub struct Control {
     pub phase: watch::Sender<Phase>,
     /// The host names that endpoints are given by.
     pub names: watch::Sender<Vec<HostName>>,
+    /// What they resolved to.
+    pub answers: Answers,
     /// When the process started.
     pub started: SystemTime,
     /// The fixed settings as they were written: compared with each edit.
@@ -66,6 +69,7 @@ impl Control {
     pub(crate) fn new(settings: Settings, process: Arc<Process>, workers: Vec<Arc<Worker>>) -> Control {
         Control {
             names: watch::Sender::new(names(&settings.live)),
+            answers: Answers::default(),
             process,
             workers,
             phase: watch::Sender::new(Phase::Serving),
