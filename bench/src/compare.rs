@@ -4,7 +4,7 @@
 use std::fs;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
 use clap::Args;
@@ -22,6 +22,9 @@ use crate::systems::{ALL, Search, System, version};
 
 /// How long the machine is watched before anything is started.
 const QUIET: Duration = Duration::from_millis(500);
+
+/// A part of the machine in other hands that spoils a measurement.
+const DISTURBED: f64 = 0.05;
 
 /// Measure the gateway beside its peers, on loopback, one worker each.
 #[derive(Debug, Args)]
@@ -45,6 +48,10 @@ pub(crate) struct Compare {
     /// How long a measurement lasts, in seconds.
     #[arg(long, default_value_t = 3.0)]
     seconds: f64,
+    /// Seconds that a measurement may wait until other programs leave the machine alone; it is also made
+    /// again when they came back meanwhile.
+    #[arg(long, value_name = "SECONDS", default_value_t = 0)]
+    patience: u64,
     /// Also write everything, each sample too, into this file.
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
@@ -132,7 +139,7 @@ impl Compare {
                         continue;
                     }
                     eprint!(" {system}");
-                    let outcome = measure(lab, *case, contender);
+                    let outcome = self.measure_patiently(lab, *case, contender);
                     if let Err(why) = &outcome {
                         eprint!(" (FAILED: {why})");
                     }
@@ -142,6 +149,23 @@ impl Compare {
             }
         }
         measurements
+    }
+}
+
+impl Compare {
+    fn measure_patiently(&self, lab: &Lab, case: Case, contender: &Contender) -> Result<Sample, String> {
+        let deadline = Instant::now() + Duration::from_secs(self.patience);
+        loop {
+            while Instant::now() < deadline && !lab.stop.requested() {
+                if busy().map_err(|error| error.to_string())? < DISTURBED {
+                    break;
+                }
+            }
+            let sample = measure(lab, case, contender)?;
+            if sample.gap.is_none_or(|gap| gap < DISTURBED) || Instant::now() >= deadline {
+                return Ok(sample);
+            }
+        }
     }
 }
 

@@ -130,7 +130,7 @@ impl Lab {
             Case::Bulk => self.bulk(&target, running),
             Case::Short => self.short(&target, running),
             Case::Pingpong { connections } => self.pingpong(&target, running, connections),
-            Case::Mixed => self.mixed(&target),
+            Case::Mixed => self.mixed(&target, running),
             Case::Idle => self.idle(&target, running),
         }?;
         self.backend.wait_until_quiet(&self.stop)?;
@@ -168,7 +168,7 @@ impl Lab {
         Ok(cpu_sample(latencies(times), usage, 1e6 / number(times.len())))
     }
 
-    fn mixed(&self, target: &Target) -> io::Result<Sample> {
+    fn mixed(&self, target: &Target, running: &Running) -> io::Result<Sample> {
         let mut downloads = Downloads::open(target, MIXED_CONNECTIONS)?;
         let mut pings = PingPong::open(target, 1)?;
         let enough = Stop::default();
@@ -178,13 +178,19 @@ impl Lab {
                 let bytes = downloads.run_until_stopped(&enough)?;
                 io::Result::Ok(number(bytes) / 1e9 / began.elapsed().as_secs_f64())
             });
-            let times = pings.run(Instant::now() + WARM_UP, &self.stop);
-            let times = times.map(drop).and_then(|()| pings.run(Instant::now() + self.window, &self.stop));
+            let mut ping = || {
+                pings.run(Instant::now() + WARM_UP, &self.stop)?;
+                let meter = Meter::start(&running.processes)?;
+                let figures = latencies(pings.run(Instant::now() + self.window, &self.stop)?);
+                io::Result::Ok(Sample { figures, gap: Some(meter.stop()?.gap()) })
+            };
+            let sample = ping();
+            // Also when the pings failed: the other thread waits for this.
             enough.request();
             let throughput = bulk.join().map_err(|_| io::Error::other("the bulk load panicked"))??;
-            let mut figures = latencies(times?);
-            figures.push((Figure::Throughput, throughput));
-            Ok(Sample { figures, gap: None })
+            let mut sample = sample?;
+            sample.figures.push((Figure::Throughput, throughput));
+            Ok(sample)
         })
     }
 

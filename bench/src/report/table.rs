@@ -53,7 +53,9 @@ fn section(text: &mut String, case: &CaseReport) -> std::fmt::Result {
     if let Some((least, most)) = case.cpu_gap {
         let (least, most) = (least * 100.0, most * 100.0);
         let gap = format!("/proc/stat saw {least:+.1}..{most:+.1} % of the machine beyond bench + proxy");
-        writeln!(text, "* the count of CPU to compare by: {gap}")?;
+        let counted = columns.iter().any(|(key, _)| *key == case.cpu_headline);
+        let mark = if counted { "* the count of CPU to compare by: " } else { "" };
+        writeln!(text, "{mark}{gap}")?;
     }
     for Row { system, failures, .. } in &case.systems {
         for failure in failures {
