@@ -4,19 +4,20 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
-use serde::Serialize;
+use isthmus_xds::HostName;
 
-use crate::connect::{Said, Step};
-use crate::endpoint::Counted;
+use crate::endpoint::{Counted, ServiceCounters};
 use crate::hello::{Alpn, Hello};
 use crate::limits::FromSource;
 use crate::live::{Conn, Target};
-use crate::metrics::{ListenerCounters, ServiceCounters, add};
+use crate::log::{Line, rfc3339};
+use crate::metrics::{ListenerCounters, add};
+use crate::pick::Step;
 use crate::reason::Reason;
 use crate::snapshot::Service;
-use crate::socket;
+use crate::socket::{self, Millis};
 use crate::worker::Worker;
 
 /// One connection's record, from accept to its end.
@@ -34,6 +35,7 @@ pub struct Account {
     hello: Option<Duration>,
     connect: Option<Duration>,
     first_byte: Option<Duration>,
+    service: Option<Arc<Service>>,
     counters: Option<Arc<ServiceCounters>>,
     permits: Permits,
 }
@@ -65,6 +67,7 @@ impl Account {
             hello: None,
             connect: None,
             first_byte: None,
+            service: None,
             counters: None,
             permits: Permits::default(),
         }
@@ -90,7 +93,8 @@ impl Account {
     }
 
     /// The service, after route.
-    pub(crate) fn admit_service(&mut self, service: &Service) -> Result<(), Reason> {
+    pub(crate) fn admit_service(&mut self, service: &Arc<Service>) -> Result<(), Reason> {
+        self.service = Some(Arc::clone(service));
         if self.permits.service.is_none() {
             let permit = service.state.admit(service.settings.max_connections);
             self.permits.service = Some(permit.ok_or(Reason::LimitService)?);
@@ -109,6 +113,15 @@ impl Account {
     pub(crate) fn attempt(&mut self, step: Step<'_>) {
         self.attempts += 1;
         self.permits.endpoint = Some(step.endpoint.state.enter());
+        self.lead_to(step, None);
+    }
+
+    fn lead_to(&self, step: Step<'_>, connected: Option<Millis>) {
+        self.conn.leads_to(Target {
+            service: Arc::clone(&step.route.service),
+            endpoint: step.endpoint.address,
+            connected,
+        });
     }
 
     /// An endpoint has the client's first `sent` bytes.
@@ -118,11 +131,7 @@ impl Account {
         service.state.earn_replay(&step.tables.live.upstream.replay);
         self.connect = Some(self.accepted.elapsed().saturating_sub(self.hello.unwrap_or_default()));
         self.conn.bytes_in.store(sent as u64, Relaxed);
-        self.conn.leads_to(Target {
-            service: Arc::clone(service),
-            endpoint: step.endpoint.address,
-            connected: self.worker.live.coarse_now(),
-        });
+        self.lead_to(step, Some(self.worker.live.coarse_now()));
         if self.counters.is_none() {
             let counters = self.worker.process.metrics.services.of(service);
             add(&counters.connections, 1);
@@ -130,13 +139,11 @@ impl Account {
         }
     }
 
-    /// The endpoint has answered, with what the relay will pass on first.
-    pub(crate) fn answered(&mut self, said: &Said) {
+    /// The endpoint has answered; the relay will pass on these bytes first.
+    pub(crate) fn answered(&mut self, bytes: usize) {
         let before = self.hello.unwrap_or_default() + self.connect.unwrap_or_default();
         self.first_byte = Some(self.accepted.elapsed().saturating_sub(before));
-        if let Said::Bytes(bytes) = said {
-            self.conn.bytes_out.store(bytes.len() as u64, Relaxed);
-        }
+        self.conn.bytes_out.store(bytes as u64, Relaxed);
     }
 
     /// The endpoint could not be connected to. A refusal or a timeout tells about the endpoint; what this
@@ -168,9 +175,9 @@ impl Account {
     }
 
     /// The endpoint's answer is a refusal, and it is passed on.
-    pub(crate) fn turned_down(&mut self, said: &Said) {
+    pub(crate) fn turned_down(&mut self, bytes: usize) {
         self.rejected = true;
-        self.answered(said);
+        self.answered(bytes);
     }
 
     /// The endpoint refused, or ended without a byte.
@@ -217,34 +224,30 @@ impl Account {
         if !rules.enabled || (self.reason == Reason::NoData && !rules.no_data) {
             return;
         }
-        let target = self.conn.target();
-        let endpoint = target.as_ref().and_then(|target| {
-            target.service.endpoints.iter().find(|endpoint| endpoint.address == target.endpoint)
+        let endpoint = self.conn.target().map(|target| target.endpoint);
+        let locality = self.service.iter().flat_map(|service| &service.endpoints).find_map(|candidate| {
+            (Some(candidate.address) == endpoint).then(|| candidate.locality.to_string())
         });
-        let protocols: Vec<_> =
-            self.alpn.iter().take(MAX_PROTOCOLS).map(|name| name.escape_ascii().to_string()).collect();
-        process.log.write(
-            self.worker.index,
-            &Line {
-                time: rfc3339(self.conn.since),
-                listener: process.fixed.binds.get(self.conn.listener).map_or("", |bind| &bind.name),
-                peer: self.conn.client(),
-                sni: self.conn.sni.get().map(isthmus_xds::HostName::as_str),
-                alpn: protocols,
-                service: target.as_ref().map(|target| &*target.service.name),
-                endpoint: target.as_ref().map(|target| target.endpoint),
-                cluster: &process.fixed.node.cluster,
-                locality: endpoint.map(|endpoint| endpoint.locality.to_string()),
-                attempts: self.attempts,
-                bytes_in: self.conn.bytes_in.load(Relaxed),
-                bytes_out: self.conn.bytes_out.load(Relaxed),
-                hello_ms: self.hello.map(millis),
-                connect_ms: self.connect.map(millis),
-                first_byte_ms: self.first_byte.map(millis),
-                duration_ms: millis(self.accepted.elapsed()),
-                reason: self.reason,
-            },
-        );
+        let line = Line {
+            time: rfc3339(self.conn.since),
+            listener: process.fixed.binds.get(self.conn.listener).map_or("", |bind| &bind.name),
+            peer: self.conn.client(),
+            sni: self.conn.sni.get().map(HostName::as_str),
+            alpn: &self.alpn,
+            service: self.service.as_ref().map(|service| &*service.name),
+            endpoint,
+            cluster: &process.fixed.node.cluster,
+            locality,
+            attempts: self.attempts,
+            bytes_in: self.conn.bytes_in.load(Relaxed),
+            bytes_out: self.conn.bytes_out.load(Relaxed),
+            hello_ms: self.hello,
+            connect_ms: self.connect,
+            first_byte_ms: self.first_byte,
+            duration_ms: Some(self.accepted.elapsed()),
+            reason: self.reason,
+        };
+        process.log.write(self.worker.index, &line);
     }
 }
 
@@ -254,39 +257,4 @@ impl Drop for Account {
         self.count();
         self.write();
     }
-}
-
-/// A client may offer thousands of protocols; a log line need not carry them all.
-const MAX_PROTOCOLS: usize = 16;
-
-#[derive(Serialize)]
-struct Line<'a> {
-    time: String,
-    listener: &'a str,
-    peer: SocketAddr,
-    sni: Option<&'a str>,
-    alpn: Vec<String>,
-    service: Option<&'a str>,
-    endpoint: Option<SocketAddr>,
-    cluster: &'a str,
-    locality: Option<String>,
-    attempts: u32,
-    bytes_in: u64,
-    bytes_out: u64,
-    hello_ms: Option<f64>,
-    connect_ms: Option<f64>,
-    first_byte_ms: Option<f64>,
-    duration_ms: f64,
-    reason: Reason,
-}
-
-/// With microseconds as decimals.
-fn millis(duration: Duration) -> f64 {
-    f64::from(u32::try_from(duration.as_micros()).unwrap_or(u32::MAX)) / 1000.0
-}
-
-/// The moment in UTC, to the millisecond.
-#[must_use]
-pub fn rfc3339(time: SystemTime) -> String {
-    humantime::format_rfc3339_millis(time).to_string()
 }

@@ -8,10 +8,11 @@ use std::time::Instant;
 use tokio::net::TcpStream;
 
 use crate::account::Account;
-use crate::connect::{Attempt, Failure, Server, Step};
+use crate::answer::{Failure, Server};
+use crate::connect::Attempt;
 use crate::hello::Hello;
 use crate::limits::Flight;
-use crate::pick::{Choice, pick};
+use crate::pick::{Choice, Step, pick};
 use crate::proxy;
 use crate::reason::Reason;
 use crate::route::Route;
@@ -117,7 +118,7 @@ impl Attempts {
                 if self.another_is_left(step) && account.may_replay(step) {
                     Next::Again
                 } else {
-                    account.turned_down(&server.said);
+                    account.turned_down(server.said.length());
                     Next::Take(server)
                 }
             }

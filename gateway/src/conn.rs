@@ -8,13 +8,14 @@ use std::sync::Arc;
 use tokio::net::TcpStream;
 
 use crate::account::Account;
+use crate::answer::Server;
 use crate::attempts::{Attempts, Next};
 use crate::close;
-use crate::connect::{Server, Step, connect};
+use crate::connect::connect;
 use crate::endpoint::Counted;
 use crate::limits::Flight;
 use crate::peek::{Peeked, Rules, peek};
-use crate::pick::pick;
+use crate::pick::{Step, pick};
 use crate::reason::Reason;
 use crate::relay::{End, Side, relay};
 use crate::route::{Query, route};

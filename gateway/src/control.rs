@@ -264,5 +264,5 @@ fn needs_restart(running: &Fixed, edit: &Fixed) -> Option<String> {
 }
 
 fn as_text<S: serde::Serializer>(time: &SystemTime, serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.serialize_str(&crate::account::rfc3339(*time))
+    serializer.serialize_str(&crate::log::rfc3339(*time))
 }

@@ -5,10 +5,9 @@
 use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 
 use crate::config::settings::{Ejection, Replay};
-use crate::metrics::ServiceCounters;
 use crate::socket::Millis;
 
 /// One service's state; it outlives the snapshot that made it.
@@ -57,6 +56,28 @@ impl ServiceState {
         if let Some(budget) = self.replays.get() {
             budget.lock().unwrap_or_else(PoisonError::into_inner).earn(limits.ratio, limits);
         }
+    }
+}
+
+/// The counters of one service.
+#[derive(Debug)]
+pub struct ServiceCounters {
+    /// `host:port`.
+    pub name: Box<str>,
+    /// Whose they are; gone when the service is.
+    pub of: Weak<ServiceState>,
+    /// Connections that led here.
+    pub connections: AtomicU64,
+    /// Bytes from clients.
+    pub bytes_in: AtomicU64,
+    /// Bytes from servers.
+    pub bytes_out: AtomicU64,
+}
+
+impl ServiceCounters {
+    pub(crate) fn new(name: Box<str>, of: Weak<ServiceState>) -> ServiceCounters {
+        let zero = || AtomicU64::new(0);
+        ServiceCounters { name, of, connections: zero(), bytes_in: zero(), bytes_out: zero() }
     }
 }
 

@@ -3,15 +3,19 @@
 
 pub mod account;
 pub mod admin;
+pub mod answer;
 mod attempts;
 mod close;
 pub mod config;
 mod conn;
 pub mod connect;
 pub mod control;
+pub mod demo;
 pub mod drain;
 pub mod endpoint;
+mod flow;
 pub mod gateway;
+mod held;
 pub mod hello;
 pub mod limits;
 mod listen;

@@ -57,8 +57,8 @@ pub struct Target {
     pub service: Arc<Service>,
     /// The endpoint's address.
     pub endpoint: SocketAddr,
-    /// When it was connected.
-    pub connected: Millis,
+    /// When it was connected; none while that is still tried.
+    pub connected: Option<Millis>,
 }
 
 const LIVES: u8 = u8::MAX;
@@ -180,7 +180,9 @@ impl Conn {
         let silent_since = self.last_byte();
         if passed(self.accepted, limits.max_duration) {
             Some(Reason::MaxDuration)
-        } else if self.bytes_out.load(Relaxed) == 0 && passed(target.connected, limits.first_byte) {
+        } else if self.bytes_out.load(Relaxed) == 0
+            && target.connected.is_some_and(|connected| passed(connected, limits.first_byte))
+        {
             Some(Reason::FirstByteTimeout)
         } else if half_closed != 0 && passed(silent_since.max(half_closed), limits.half_closed) {
             Some(Reason::HalfCloseTimeout)
@@ -259,7 +261,10 @@ impl Live {
             if let Some(reason) = conn.overdue(now) {
                 conn.end(reason);
             } else if conn.age.load(Relaxed) == YOUNG
-                && conn.target().is_some_and(|target| now.saturating_sub(target.connected) >= AGE_MS)
+                && conn
+                    .target()
+                    .and_then(|target| target.connected)
+                    .is_some_and(|connected| now.saturating_sub(connected) >= AGE_MS)
             {
                 conn.age.store(COMING_OF_AGE, Relaxed);
                 conn.wake();

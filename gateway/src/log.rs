@@ -1,13 +1,18 @@
 //! The access log's way out: one bounded buffer for each worker, one thread that writes. A worker never
-//! waits for it; what does not fit is counted. What a line says is in `account`.
+//! waits for it; what does not fit is counted. And the line itself: untrusted text in it is escaped.
 
 use std::io::{self, Write};
+use std::net::SocketAddr;
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
+use serde::{Serialize, Serializer};
+
+use crate::hello::Alpn;
 use crate::metrics::Metrics;
+use crate::reason::Reason;
 
 /// Lines that come within this are written together.
 const GATHER: Duration = Duration::from_millis(20);
@@ -41,8 +46,8 @@ impl AccessLog {
         }
     }
 
-    /// Queues a line, without its newline.
-    pub(crate) fn write(&self, lane: usize, line: &impl serde::Serialize) {
+    /// Queues a line.
+    pub(crate) fn write(&self, lane: usize, line: &Line<'_>) {
         let Some(lane) = self.lanes.get(lane) else { return };
         let mut buffer = lane.lock().unwrap_or_else(PoisonError::into_inner);
         let before = buffer.len();
@@ -105,4 +110,49 @@ impl AccessLog {
             }
         }
     }
+}
+
+/// One line: a connection that ended.
+#[derive(Debug, Serialize)]
+pub(crate) struct Line<'a> {
+    pub(crate) time: String,
+    pub(crate) listener: &'a str,
+    pub(crate) peer: SocketAddr,
+    pub(crate) sni: Option<&'a str>,
+    #[serde(serialize_with = "escaped")]
+    pub(crate) alpn: &'a Alpn,
+    pub(crate) service: Option<&'a str>,
+    pub(crate) endpoint: Option<SocketAddr>,
+    pub(crate) cluster: &'a str,
+    pub(crate) locality: Option<String>,
+    pub(crate) attempts: u32,
+    pub(crate) bytes_in: u64,
+    pub(crate) bytes_out: u64,
+    #[serde(serialize_with = "millis")]
+    pub(crate) hello_ms: Option<Duration>,
+    #[serde(serialize_with = "millis")]
+    pub(crate) connect_ms: Option<Duration>,
+    #[serde(serialize_with = "millis")]
+    pub(crate) first_byte_ms: Option<Duration>,
+    #[serde(serialize_with = "millis")]
+    pub(crate) duration_ms: Option<Duration>,
+    pub(crate) reason: Reason,
+}
+
+/// A client may offer thousands of protocols; a log line need not carry them all.
+const MAX_PROTOCOLS: usize = 16;
+
+fn escaped<S: Serializer>(alpn: &Alpn, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_seq(alpn.iter().take(MAX_PROTOCOLS).map(|name| name.escape_ascii().to_string()))
+}
+
+/// With microseconds as decimals.
+fn millis<S: Serializer>(duration: &Option<Duration>, serializer: S) -> Result<S::Ok, S::Error> {
+    duration.map(|duration| (duration.as_secs_f64() * 1e6).round() / 1e3).serialize(serializer)
+}
+
+/// A moment in UTC, to the millisecond.
+#[must_use]
+pub fn rfc3339(time: SystemTime) -> String {
+    humantime::format_rfc3339_millis(time).to_string()
 }

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
-use crate::endpoint::ServiceState;
+use crate::endpoint::ServiceCounters;
 use crate::reason::Reason;
 use crate::snapshot::Service;
 
@@ -135,19 +135,6 @@ impl Histogram {
     }
 }
 
-/// The counters of one service.
-#[derive(Debug)]
-pub struct ServiceCounters {
-    name: Box<str>,
-    active: Weak<ServiceState>,
-    /// Connections that led here.
-    pub connections: AtomicU64,
-    /// Bytes from clients.
-    pub bytes_in: AtomicU64,
-    /// Bytes from servers.
-    pub bytes_out: AtomicU64,
-}
-
 /// Services that have counters: configured ones, from their first connection on, up to a limit; what the
 /// others do is summed.
 #[derive(Debug)]
@@ -167,7 +154,7 @@ impl ServiceTable {
         let counters = service.state.counters.get_or_init(|| {
             let mut listed = self.listed.lock().unwrap_or_else(PoisonError::into_inner);
             if listed.len() >= self.limit {
-                listed.retain(|counters| counters.active.strong_count() > 0);
+                listed.retain(|counters| counters.of.strong_count() > 0);
             }
             if listed.len() >= self.limit {
                 return Arc::clone(&self.others);
@@ -178,12 +165,5 @@ impl ServiceTable {
             counters
         });
         Arc::clone(counters)
-    }
-}
-
-impl ServiceCounters {
-    fn new(name: Box<str>, active: Weak<ServiceState>) -> ServiceCounters {
-        let zero = || AtomicU64::new(0);
-        ServiceCounters { name, active, connections: zero(), bytes_in: zero(), bytes_out: zero() }
     }
 }

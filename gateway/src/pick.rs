@@ -8,7 +8,8 @@ use std::net::{IpAddr, SocketAddr};
 use isthmus_xds::HostName;
 
 use crate::config::settings::Balance;
-use crate::snapshot::{Endpoint, Service};
+use crate::route::Route;
+use crate::snapshot::{Endpoint, Service, Snapshot};
 use crate::socket::Millis;
 
 /// What a choice depends on, besides the service.
@@ -24,6 +25,17 @@ pub struct Choice<'a> {
     pub turn: usize,
     /// The moment.
     pub now: Millis,
+}
+
+/// A choice that was made: a route, an endpoint of its service, and the tables that both are from.
+#[derive(Clone, Copy, Debug)]
+pub struct Step<'a> {
+    /// The route.
+    pub route: &'a Route,
+    /// The endpoint.
+    pub endpoint: &'a Endpoint,
+    /// The tables.
+    pub tables: &'a Snapshot,
 }
 
 /// Picks a healthy endpoint that was not tried yet; if all of those are ejected, one of the ejected: an

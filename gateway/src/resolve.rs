@@ -160,5 +160,5 @@ impl Answers {
 }
 
 fn as_text<S: serde::Serializer>(time: &Option<SystemTime>, serializer: S) -> Result<S::Ok, S::Error> {
-    serde::Serialize::serialize(&time.map(crate::account::rfc3339), serializer)
+    serde::Serialize::serialize(&time.map(crate::log::rfc3339), serializer)
 }

@@ -1,0 +1,170 @@
+//! What a server says first. Until it has said something, and as long as the client has sent no more than
+//! its hello, the connection can still move to another endpoint. Reads no more than it takes to know.
+
+use std::task::{Context, Poll};
+
+use tokio::net::TcpStream;
+
+use crate::peek::{SCRATCH, poll_through};
+use crate::reason::{Alert, Reason};
+
+/// A server that took the first flight.
+#[derive(Debug)]
+pub struct Server {
+    /// Its socket.
+    pub stream: TcpStream,
+    /// What it said already.
+    pub said: Said,
+}
+
+/// What a server said before the relay began.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Said {
+    /// Nothing that was read.
+    Nothing,
+    /// These bytes.
+    Bytes(Vec<u8>),
+    /// It closed.
+    Closed,
+    /// It reset.
+    Reset,
+}
+
+impl Said {
+    /// Bytes that the relay will pass on first.
+    pub(crate) fn length(&self) -> usize {
+        match self {
+            Said::Bytes(bytes) => bytes.len(),
+            Said::Nothing | Said::Closed | Said::Reset => 0,
+        }
+    }
+}
+
+/// Why an attempt failed.
+#[derive(Debug)]
+pub enum Failure {
+    /// The endpoint was not reached: `connect_refused`, `connect_timeout`, `connect_failed` or
+    /// `local_resources`.
+    Unreached(Reason),
+    /// The endpoint took the hello and turned it down before its first byte of an answer.
+    Rejected(Server),
+    /// The client left meanwhile.
+    ClientGone,
+}
+
+/// Waits for the server's first bytes, as long as nobody else has spoken: a client that sends more than
+/// its hello ends the wait, since what it sent cannot be taken back from this server.
+///
+/// # Errors
+/// [`Failure::Rejected`] when the server closes, resets or answers with an alert that says "not here";
+/// [`Failure::ClientGone`] when the client resets.
+pub(crate) async fn answer(stream: TcpStream, client: &TcpStream) -> Result<Server, Failure> {
+    let mut server = Server { stream, said: Said::Nothing };
+    let mut first = Vec::new();
+    let mut client_may_speak = true;
+    let heard = std::future::poll_fn(|cx| {
+        if client_may_speak {
+            match poll_client(client, cx) {
+                Poll::Ready(Client::Spoke) => return Poll::Ready(Heard::Client),
+                Poll::Ready(Client::Reset) => return Poll::Ready(Heard::ClientReset),
+                Poll::Ready(Client::Closed) => client_may_speak = false,
+                Poll::Pending => {}
+            }
+        }
+        poll_server(&mut server.stream, cx, &mut first)
+    })
+    .await;
+    match heard {
+        Heard::Client if first.is_empty() => Ok(server),
+        Heard::Client | Heard::Server => {
+            server.said = Said::Bytes(first);
+            Ok(server)
+        }
+        Heard::ClientReset => Err(Failure::ClientGone),
+        Heard::Rejection(said) => {
+            server.said = if first.is_empty() { said } else { Said::Bytes(first) };
+            Err(Failure::Rejected(server))
+        }
+    }
+}
+
+enum Heard {
+    Client,
+    ClientReset,
+    Server,
+    Rejection(Said),
+}
+
+enum Client {
+    Spoke,
+    Closed,
+    Reset,
+}
+
+/// Looks without taking: the bytes are the relay's.
+fn poll_client(client: &TcpStream, cx: &mut Context<'_>) -> Poll<Client> {
+    let mut byte = [0];
+    match client.poll_peek(cx, &mut tokio::io::ReadBuf::new(&mut byte)) {
+        Poll::Ready(Ok(0)) => Poll::Ready(Client::Closed),
+        Poll::Ready(Ok(_)) => Poll::Ready(Client::Spoke),
+        Poll::Ready(Err(_)) => Poll::Ready(Client::Reset),
+        Poll::Pending => Poll::Pending,
+    }
+}
+
+fn poll_server(stream: &mut TcpStream, cx: &mut Context<'_>, first: &mut Vec<u8>) -> Poll<Heard> {
+    loop {
+        let read = poll_through(stream, cx, SCRATCH, |bytes| {
+            first.extend_from_slice(bytes);
+            bytes.len()
+        });
+        match read {
+            Poll::Pending => return Poll::Pending,
+            Poll::Ready(Err(_)) => return Poll::Ready(Heard::Rejection(Said::Reset)),
+            Poll::Ready(Ok(0)) => return Poll::Ready(Heard::Rejection(Said::Closed)),
+            Poll::Ready(Ok(_)) => match says_elsewhere(first) {
+                None => {}
+                Some(true) => return Poll::Ready(Heard::Rejection(Said::Nothing)),
+                Some(false) => return Poll::Ready(Heard::Server),
+            },
+        }
+    }
+}
+
+/// Whether a server's first record is a fatal alert that another endpoint might not send: internal_error
+/// or unrecognized_name. `None` while that cannot be told.
+fn says_elsewhere(bytes: &[u8]) -> Option<bool> {
+    const ALERTS: [Alert; 2] = [Alert::InternalError, Alert::UnrecognizedName];
+    let shape: [fn(u8) -> bool; 7] = [
+        |kind| kind == 21,
+        |major| major == 3,
+        |_| true,
+        |high| high == 0,
+        |low| low == 2,
+        |level| level == 2,
+        |alert| ALERTS.iter().any(|known| *known as u8 == alert),
+    ];
+    if bytes.iter().zip(shape).any(|(byte, fits)| !fits(*byte)) {
+        return Some(false);
+    }
+    (bytes.len() >= shape.len()).then_some(true)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_two_fatal_alerts_send_the_hello_elsewhere() {
+        for (alert, elsewhere) in [(80, true), (112, true), (40, false), (48, false), (49, false), (0, false)]
+        {
+            let record = [21, 3, 3, 0, 2, 2, alert];
+            assert_eq!(says_elsewhere(&record), Some(elsewhere), "alert {alert}");
+            for end in 0..6 {
+                assert_eq!(says_elsewhere(&record[..end]), None, "prefix of {end}");
+            }
+        }
+        assert_eq!(says_elsewhere(&[21, 3, 3, 0, 2, 1, 80]), Some(false), "a warning");
+        assert_eq!(says_elsewhere(&[22, 3, 3]), Some(false), "a handshake");
+    }
+}

@@ -1,0 +1,45 @@
+//! Fuzz targets of the two parsers that read what strangers send. `cargo test` runs each for a bounded
+//! time; `cargo bolero test` runs them for as long as you like, guided by coverage.
+
+use std::time::Duration;
+
+use isthmus_gateway::hello::{MAX_HELLO, Parser, Verdict};
+use isthmus_gateway::proxy;
+
+const TIME: Duration = Duration::from_secs(10);
+
+/// No panic, and the answer does not depend on how the bytes were cut.
+#[test]
+fn hello() {
+    bolero::check!().with_test_time(TIME).with_type::<(Vec<u8>, u8)>().for_each(|(bytes, cut)| {
+        for start in [&b""[..], b"\x16\x03\x01", b"\x16\x03\x01\x00\x40\x01\x00\x00\x3c\x03\x03"] {
+            let wire = [start, bytes].concat();
+            let whole = Parser::new(MAX_HELLO).advance(&wire);
+            let mut parser = Parser::new(MAX_HELLO);
+            let mut end = 0;
+            let in_pieces = loop {
+                end = (end + usize::from(*cut) + 1).min(wire.len());
+                let verdict = parser.advance(&wire[..end]);
+                if verdict != Verdict::More || end == wire.len() {
+                    break verdict;
+                }
+            };
+            assert_eq!(in_pieces, whole);
+        }
+    });
+}
+
+/// No panic, and no prefix gets another answer than the whole.
+#[test]
+fn proxy_header() {
+    bolero::check!().with_test_time(TIME).with_type::<Vec<u8>>().for_each(|bytes| {
+        for start in [&b""[..], b"PROXY TCP4 ", b"\r\n\r\n\0\r\nQUIT\n\x21\x11"] {
+            let wire = [start, bytes].concat();
+            let whole = proxy::read(&wire);
+            for end in 0..wire.len() {
+                let earlier = proxy::read(&wire[..end]);
+                assert!(earlier == proxy::Verdict::More || earlier == whole);
+            }
+        }
+    });
+}
