@@ -4,11 +4,9 @@
 mod lookup;
 mod schedule;
 
-use std::collections::BTreeMap;
 use std::io;
-use std::net::IpAddr;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, SystemTime};
+use std::sync::Arc;
+use std::time::Duration;
 
 use isthmus_xds::HostName;
 use tokio::task::{JoinHandle, JoinSet};
@@ -49,7 +47,7 @@ pub(crate) async fn follow(control: Arc<Control>) -> io::Result<()> {
                 Ok((name, found)) => {
                     let jitter = fastrand::f64();
                     if let Some(news) = schedule.answered(&name, found, Instant::now(), jitter) {
-                        control.answers.note(&name, &news);
+                        control.answers.note(&name, &news.addresses, news.problem.clone());
                         publisher.add(name, news);
                     }
                 }
@@ -113,52 +111,4 @@ impl Publisher {
             }));
         }
     }
-}
-
-/// What is known of each name, for status: an answer may be old.
-#[derive(Debug, Default)]
-pub struct Answers(Mutex<BTreeMap<HostName, Answer>>);
-
-/// What is known of one name.
-#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize)]
-pub struct Answer {
-    /// In use; sorted. None before the first answer.
-    pub addresses: Vec<IpAddr>,
-    /// When they were last confirmed.
-    #[serde(serialize_with = "as_text")]
-    pub confirmed: Option<SystemTime>,
-    /// Why they could not be confirmed since.
-    pub problem: Option<String>,
-}
-
-impl Answers {
-    /// Of every name that endpoints are given by, in order.
-    #[must_use]
-    pub fn all(&self) -> BTreeMap<HostName, Answer> {
-        self.lock().clone()
-    }
-
-    fn note(&self, name: &HostName, news: &News) {
-        if let Some(answer) = self.lock().get_mut(name) {
-            answer.addresses.clone_from(&news.addresses);
-            answer.problem.clone_from(&news.problem);
-            if news.problem.is_none() {
-                answer.confirmed = Some(SystemTime::now());
-            }
-        }
-    }
-
-    fn keep_only(&self, names: &[HostName]) {
-        let mut answers = self.lock();
-        let mut before = std::mem::take(&mut *answers);
-        *answers = names.iter().map(|name| (name.clone(), before.remove(name).unwrap_or_default())).collect();
-    }
-
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<HostName, Answer>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-fn as_text<S: serde::Serializer>(time: &Option<SystemTime>, serializer: S) -> Result<S::Ok, S::Error> {
-    serde::Serialize::serialize(&time.map(crate::log::rfc3339), serializer)
 }

@@ -74,11 +74,13 @@ impl Watch {
         let now = Instant::now();
         match fs::metadata(&self.file) {
             Err(error) => self.missing(&error, now),
-            Ok(metadata) => match self.settling.saw(Print::of(&metadata), self.eyes.is_being_written(), now) {
-                Verdict::Same => POLL,
-                Verdict::Wait(more) => more,
-                Verdict::Judge(print) => self.judge(print, now),
-            },
+            Ok(metadata) => {
+                match self.settling.saw(Print::of(&metadata), self.eyes.is_being_written(), now) {
+                    Verdict::Same => POLL,
+                    Verdict::Wait(more) => more,
+                    Verdict::Judge(print) => self.judge(print, now),
+                }
+            }
         }
     }
 

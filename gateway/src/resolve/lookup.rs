@@ -139,7 +139,8 @@ impl Source {
             let v6 = resolver.lookup(candidate, RecordType::AAAA);
             let answers = tokio::join!(v4, v6);
             // A server that is silent now may know the name: the next candidate would be another's.
-            let is_silent = |answer: &Result<_, _>| matches!(answer, Err(error) if !matches!(error, NetError::Dns(_)));
+            let is_silent =
+                |answer: &Result<_, _>| matches!(answer, Err(error) if !matches!(error, NetError::Dns(_)));
             let over = is_silent(&answers.0) || is_silent(&answers.1);
             let found = Found::from(answers);
             if over || matches!(found.v4, Family::Addresses(_)) || matches!(found.v6, Family::Addresses(_)) {

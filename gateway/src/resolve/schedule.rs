@@ -120,7 +120,13 @@ impl Schedule {
     }
 
     /// Takes what a lookup brought; none when nobody asks for this name any more. `jitter` is in 0..1.
-    pub(super) fn answered(&mut self, name: &HostName, found: Found, now: Instant, jitter: f64) -> Option<News> {
+    pub(super) fn answered(
+        &mut self,
+        name: &HostName,
+        found: Found,
+        now: Instant,
+        jitter: f64,
+    ) -> Option<News> {
         let entry = self.names.get_mut(name)?;
         let before = entry.all();
         let (problem, is_answer) = entry.take(found.v4, found.v6);
@@ -247,7 +253,12 @@ mod tests {
         schedule.keep_only(std::slice::from_ref(&name), now);
         let mut answer = |v4, v6| {
             let news = schedule.answered(&name, found(v4, v6, 300), now, NOW).unwrap();
-            (texts(&news), news.is_change, news.problem.is_some(), (schedule.next_due().unwrap() - now).as_secs())
+            (
+                texts(&news),
+                news.is_change,
+                news.problem.is_some(),
+                (schedule.next_due().unwrap() - now).as_secs(),
+            )
         };
         let none: Vec<String> = Vec::new();
         let both = || vec!["10.0.0.1".to_owned(), "10.0.0.2".to_owned(), "fd00::1".to_owned()];

@@ -38,10 +38,10 @@ impl Seen {
         if event.kind.is_access() && event.kind != closed {
             return;
         }
-        let is_ours = |path: &PathBuf| path.file_name().is_some_and(|name| names.iter().any(|own| own == name));
+        let is_ours =
+            |path: &PathBuf| path.file_name().is_some_and(|name| names.iter().any(|own| own == name));
         if event.paths.iter().any(is_ours) {
-            self.being_written
-                .store(matches!(event.kind, EventKind::Modify(ModifyKind::Data(_))), Relaxed);
+            self.being_written.store(matches!(event.kind, EventKind::Modify(ModifyKind::Data(_))), Relaxed);
         }
         self.wake.notify_one();
     }
@@ -72,7 +72,8 @@ impl Eyes {
     /// Watches where `file` is now: its directory, and the one that its links lead to.
     pub(super) fn turn_to(&mut self, file: &Path) {
         let target = fs::canonicalize(file).ok();
-        let mut places: Vec<_> = [Some(file), target.as_deref()].into_iter().flatten().filter_map(place).collect();
+        let mut places: Vec<_> =
+            [Some(file), target.as_deref()].into_iter().flatten().filter_map(place).collect();
         places.dedup_by_key(|(_, device, inode)| (*device, *inode));
         if self.watcher.is_some() && places == self.places {
             return;

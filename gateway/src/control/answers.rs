@@ -1,0 +1,59 @@
+//! What the host names of endpoints resolved to, and since when that is in doubt: for status. The tables
+//! hold the addresses themselves.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::SystemTime;
+
+use isthmus_xds::HostName;
+
+/// What is known of each name, for status: an answer may be old.
+#[derive(Debug, Default)]
+pub struct Answers(Mutex<BTreeMap<HostName, Answer>>);
+
+/// What is known of one name.
+#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize)]
+pub struct Answer {
+    /// In use; sorted. None before the first answer.
+    pub addresses: Vec<IpAddr>,
+    /// When they were last confirmed.
+    #[serde(serialize_with = "as_text")]
+    pub confirmed: Option<SystemTime>,
+    /// Why they could not be confirmed since.
+    pub problem: Option<String>,
+}
+
+impl Answers {
+    /// Of every name that endpoints are given by, in order.
+    #[must_use]
+    pub fn all(&self) -> BTreeMap<HostName, Answer> {
+        self.lock().clone()
+    }
+
+    /// Notes the addresses in use, and why they could not be confirmed, if so.
+    pub(crate) fn note(&self, name: &HostName, addresses: &[IpAddr], problem: Option<String>) {
+        if let Some(answer) = self.lock().get_mut(name) {
+            answer.addresses = addresses.to_vec();
+            if problem.is_none() {
+                answer.confirmed = Some(SystemTime::now());
+            }
+            answer.problem = problem;
+        }
+    }
+
+    /// Forgets all names but these, and lists those that are new.
+    pub(crate) fn keep_only(&self, names: &[HostName]) {
+        let mut answers = self.lock();
+        let mut before = std::mem::take(&mut *answers);
+        *answers = names.iter().map(|name| (name.clone(), before.remove(name).unwrap_or_default())).collect();
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<HostName, Answer>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn as_text<S: serde::Serializer>(time: &Option<SystemTime>, serializer: S) -> Result<S::Ok, S::Error> {
+    serde::Serialize::serialize(&time.map(crate::log::rfc3339), serializer)
+}

@@ -1,0 +1,218 @@
+//! Edits of the configuration file under live connections: nothing established is touched, a good edit is
+//! live whole, a bad one changes nothing and says why.
+
+#![expect(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "a test may panic anywhere")]
+
+mod common;
+
+use std::fs;
+use std::net::SocketAddr;
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::Ordering::Relaxed;
+
+use common::{Answer, Client, World, backend, connect, head, hello, open, served_by, until};
+use isthmus_gateway::reason::{Alert, Reason};
+use tempfile::TempDir;
+
+const CONNECTIONS: usize = 1_000;
+const EDITS: usize = 100;
+
+/// A configuration file, edited as people and machines do.
+struct ConfigFile {
+    directory: TempDir,
+    edits: usize,
+}
+
+impl ConfigFile {
+    fn new(text: &str) -> ConfigFile {
+        let file = ConfigFile { directory: tempfile::tempdir().unwrap(), edits: 0 };
+        fs::write(file.path(), text).unwrap();
+        file
+    }
+
+    fn path(&self) -> PathBuf {
+        self.at("gateway.yaml")
+    }
+
+    fn at(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
+    }
+
+    /// Each way in turn; those that follow a link swap come upon a link.
+    fn edit(&mut self, text: &str) {
+        self.edits += 1;
+        match self.edits % 5 {
+            0 => self.rename(text),
+            1 => self.write(text),
+            2 | 3 => self.swap_link(text),
+            _ => self.write(text),
+        }
+    }
+
+    /// Editors and configuration management.
+    fn rename(&self, text: &str) {
+        fs::write(self.at("gateway.yaml.new"), text).unwrap();
+        fs::rename(self.at("gateway.yaml.new"), self.path()).unwrap();
+    }
+
+    fn write(&self, text: &str) {
+        fs::write(self.path(), text).unwrap();
+    }
+
+    /// A ConfigMap: the file is a link through `..data`, and `..data` is swapped.
+    fn swap_link(&self, text: &str) {
+        let version = format!("..version-{}", self.edits);
+        fs::create_dir(self.at(&version)).unwrap();
+        fs::write(self.at(&version).join("gateway.yaml"), text).unwrap();
+        symlink(&version, self.at("..data_tmp")).unwrap();
+        fs::rename(self.at("..data_tmp"), self.at("..data")).unwrap();
+        if !self.path().is_symlink() {
+            symlink("..data/gateway.yaml", self.at("link")).unwrap();
+            fs::rename(self.at("link"), self.path()).unwrap();
+        }
+    }
+}
+
+fn service(host: &str, endpoint: SocketAddr) -> String {
+    format!("- {{host: {host}, endpoints: [{{address: '{endpoint}'}}]}}\n")
+}
+
+fn config(services: &[(&str, SocketAddr)]) -> String {
+    let services: String = services.iter().map(|(host, endpoint)| service(host, *endpoint)).collect();
+    format!("{}services:\n{services}", head())
+}
+
+fn any() -> SocketAddr {
+    ([127, 0, 0, 1], 0).into()
+}
+
+fn refusals(world: &World) -> u64 {
+    world.gateway().control().process.metrics.reloads_refused.load(Relaxed)
+}
+
+#[test]
+fn live_connections_survive_edits_and_new_ones_follow_them() {
+    let (a, b) = (backend(any()).unwrap(), backend(any()).unwrap());
+    // `moving` leads to a or b in turn; `a` and `b` stay what they are.
+    let text = |turn: usize| {
+        config(&[("moving.test", if turn % 2 == 0 { a } else { b }), ("a.test", a), ("b.test", b)])
+    };
+    let mut file = ConfigFile::new(&text(0));
+    let world = World::start(&file.path());
+    let hellos = ["moving.test", "a.test", "b.test"].map(hello);
+    let mut clients: Vec<Client> =
+        (0..CONNECTIONS).map(|index| open(world.address(), &hellos[index % 3])).collect();
+    let expected = |index: usize| if index % 3 == 2 { b } else { a };
+
+    for turn in 1..=EDITS {
+        let before = world.epoch();
+        file.edit(&text(turn));
+        until("the edit is live", || world.epoch() > before);
+        let now = served_by(world.address(), &hellos[0]);
+        assert_eq!(now, Some(if turn % 2 == 0 { a } else { b }), "after edit {turn}");
+        for (index, client) in clients.iter_mut().enumerate().skip(turn % 10).step_by(10) {
+            assert!(client.echo(&format!("edit {turn}, connection {index}")), "connection {index} broke");
+        }
+    }
+    for (index, client) in clients.iter_mut().enumerate() {
+        assert!(client.echo(&format!("connection {index}")), "connection {index} broke");
+        assert_eq!(client.backend(), expected(index), "connection {index}");
+    }
+    assert_eq!(refusals(&world), 0, "{:?}", world.gateway().control().last_refused());
+}
+
+#[test]
+fn a_removed_service_refuses_as_soon_as_the_edit_is_live() {
+    let (a, b) = (backend(any()).unwrap(), backend(any()).unwrap());
+    let file = ConfigFile::new(&config(&[("a.test", a), ("b.test", b)]));
+    let world = World::start(&file.path());
+    let mut established = open(world.address(), &hello("a.test"));
+
+    let before = world.epoch();
+    file.rename(&config(&[("b.test", b)]));
+    until("the edit is live", || world.epoch() > before);
+    match connect(world.address(), &hello("a.test")) {
+        Answer::Refused(alert) => assert_eq!(alert, Alert::UnrecognizedName as u8),
+        Answer::Served(_) => panic!("a removed service is still served"),
+    }
+    assert_eq!(served_by(world.address(), &hello("b.test")), Some(b));
+    assert!(established.echo("still here"));
+    let ended = |reason: Reason| {
+        let workers = &world.gateway().control().process.metrics.workers;
+        workers.iter().map(|worker| worker.listeners[0].ended[reason as usize].load(Relaxed)).sum::<u64>()
+    };
+    until("the refusal is counted", || ended(Reason::SniUnmatched) == 1);
+}
+
+#[test]
+fn a_bad_edit_changes_nothing_and_says_everything_that_is_wrong() {
+    let a = backend(any()).unwrap();
+    let good = config(&[("a.test", a)]);
+    let file = ConfigFile::new(&good);
+    let world = World::start(&file.path());
+    let control = world.gateway().control();
+    let before = world.epoch();
+
+    file.write(&format!(
+        "{good}- {{host: b.test, endpoints: [{{address: nowhere}}]}}\n- {{host: c..test}}\n"
+    ));
+    until("the edit is refused", || refusals(&world) == 1);
+    let why = control.last_refused().unwrap().why;
+    assert!(why.contains("gateway.yaml:9:") && why.contains("nowhere"), "{why}");
+    assert!(why.contains("gateway.yaml:10:") && why.contains("c..test"), "{why}");
+    assert_eq!(world.epoch(), before);
+    assert_eq!(served_by(world.address(), &hello("a.test")), Some(a));
+
+    // Undone: nothing changes, and nothing is wrong any more.
+    file.rename(&good);
+    until("the refusal is over", || control.last_refused().is_none());
+    assert_eq!((world.epoch(), refusals(&world)), (before, 1));
+}
+
+#[test]
+fn an_edit_of_what_is_fixed_is_refused_by_name() {
+    let (a, b) = (backend(any()).unwrap(), backend(any()).unwrap());
+    let good = config(&[("a.test", a)]);
+    let file = ConfigFile::new(&good);
+    let world = World::start(&file.path());
+    let before = world.epoch();
+
+    let edit = good.replace("workers: 2", "workers: 1") + &service("b.test", b);
+    file.rename(&edit);
+    until("the edit is refused", || refusals(&world) == 1);
+    let why = world.gateway().control().last_refused().unwrap().why;
+    assert!(why.contains("workers") && !why.contains("listeners"), "{why}");
+    assert_eq!(world.epoch(), before);
+    assert_eq!(served_by(world.address(), &hello("b.test")), None, "an edit is live whole or not at all");
+}
+
+#[test]
+fn a_file_that_is_gone_is_missed_and_the_tables_stay() {
+    let (a, b) = (backend(any()).unwrap(), backend(any()).unwrap());
+    let file = ConfigFile::new(&config(&[("a.test", a)]));
+    let world = World::start(&file.path());
+    let control = world.gateway().control();
+
+    fs::remove_file(file.path()).unwrap();
+    until("the file is missed", || refusals(&world) == 1);
+    let why = control.last_refused().unwrap().why;
+    assert!(why.contains("gateway.yaml is gone"), "{why}");
+    assert_eq!(served_by(world.address(), &hello("a.test")), Some(a));
+
+    file.write(&config(&[("a.test", b)]));
+    until("the new file is live", || served_by(world.address(), &hello("a.test")) == Some(b));
+    assert!(control.last_refused().is_none());
+    assert_eq!(refusals(&world), 1);
+}
+
+#[test]
+fn an_edit_between_load_and_start_is_not_lost() {
+    let (a, b) = (backend(any()).unwrap(), backend(any()).unwrap());
+    let file = ConfigFile::new(&config(&[("a.test", a)]));
+    let elsewhere: &Path = &file.at("before.yaml");
+    fs::write(elsewhere, config(&[("a.test", b)])).unwrap();
+    let settings = isthmus_gateway::config::load(elsewhere).unwrap();
+    let world = World::of(isthmus_gateway::gateway::Gateway::start(settings, Some(file.path())).unwrap());
+    until("the file is live", || served_by(world.address(), &hello("a.test")) == Some(a));
+}
