@@ -42,7 +42,7 @@ pub(super) async fn kill_under_traffic(screen: &mut Screen, world: &mut World) -
         clients.spawn(Arc::clone(&traffic).call_on(world.client.clone(), world.productpage.host()));
     }
     traffic.warm.notified().await;
-    let Some(victim) = world.productpage.endpoints.pop() else { return Ok(()) };
+    let Some(victim) = world.productpage.endpoints.last_mut() else { return Ok(()) };
     let dead = victim.instance.clone();
     let died = timeout(KILL_PATIENCE, victim.kill()).await.is_ok();
     traffic.dead.store(true, Relaxed);

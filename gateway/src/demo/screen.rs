@@ -77,3 +77,17 @@ impl Screen {
         text.style(style).to_string()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_broken_promise_is_named_in_the_outcome() {
+        let mut screen = Screen::new();
+        screen.promise("water is wet", true);
+        screen.promise("pigs fly", false);
+        let outcome = screen.verdict().unwrap_err();
+        assert_eq!(outcome.to_string(), "1 of 2 promises broken: pigs fly");
+    }
+}

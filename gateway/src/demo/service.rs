@@ -35,7 +35,7 @@ pub(super) struct Endpoint {
     /// The certificate that only this endpoint holds the key of.
     pub(super) leaf: CertificateDer<'static>,
     accepted: Arc<AtomicU64>,
-    kill: oneshot::Sender<()>,
+    kill: Option<oneshot::Sender<()>>,
     task: JoinHandle<()>,
 }
 
@@ -63,7 +63,7 @@ impl Endpoint {
         };
         let leaf = identity.chain().first().cloned().unwrap_or_else(|| CertificateDer::from(Vec::new()));
         let task = tokio::spawn(Arc::new(serving).run(listener, killed));
-        Ok(Endpoint { instance: instance.to_owned(), address, leaf, accepted, kill, task })
+        Ok(Endpoint { instance: instance.to_owned(), address, leaf, accepted, kill: Some(kill), task })
     }
 
     /// Connections that reached it.
@@ -73,10 +73,12 @@ impl Endpoint {
 
     /// Lets it die under load: the next [`LAST_CALLERS`] find a reset where an answer should be, then the
     /// port is closed. Answers that had begun are finished. Returns when the port is closed.
-    pub(super) async fn kill(self) {
-        // Either fails only when the task has ended already.
-        let _ended = self.kill.send(());
-        let _ended = self.task.await;
+    pub(super) async fn kill(&mut self) {
+        if let Some(kill) = self.kill.take() {
+            // Either fails only when the task has ended already.
+            let _ended = kill.send(());
+            let _ended = (&mut self.task).await;
+        }
     }
 }
 
