@@ -2,8 +2,9 @@
 //! Making it and ending it; what happens in it is told elsewhere.
 
 use std::fmt::Write as _;
-use std::fs;
+use std::fs::{self, Permissions};
 use std::net::SocketAddr;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -65,6 +66,7 @@ impl World {
         let web = trust.issue("shop", "web", &[])?;
         let directory = tempfile::Builder::new()
             .prefix("isthmus-demo-")
+            .permissions(Permissions::from_mode(0o700))
             .tempdir()
             .map_err(Broken::cannot("make a temporary directory"))?;
         let files = Files {

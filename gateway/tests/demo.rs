@@ -1,0 +1,147 @@
+//! The demo as a user meets it: the program itself, its output, and the lines it tells one to try.
+
+#![expect(clippy::unwrap_used, clippy::panic, reason = "a test may panic anywhere")]
+
+use std::io::{BufRead, BufReader, Read};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdout, Command, Output, Stdio};
+
+use rustix::process::{Pid, Signal, kill_process};
+
+/// The demo, which is asked to end when this is dropped.
+struct Demo {
+    child: Child,
+    output: BufReader<ChildStdout>,
+    /// Where it keeps its files: nobody else's are there.
+    temporary: tempfile::TempDir,
+}
+
+impl Demo {
+    fn start(arguments: &[&str]) -> Demo {
+        let temporary = tempfile::tempdir().unwrap();
+        let mut child = Command::new(env!("CARGO_BIN_EXE_isthmus-gateway"))
+            .arg("demo")
+            .args(arguments)
+            .env("TMPDIR", temporary.path())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let output = BufReader::new(child.stdout.take().unwrap());
+        Demo { child, output, temporary }
+    }
+
+    /// Everything up to a line that starts with `last`, or up to the end.
+    fn read_until(&mut self, last: &str) -> String {
+        let mut text = String::new();
+        while self.output.read_line(&mut text).unwrap() > 0 {
+            if text.lines().last().is_some_and(|line| line.starts_with(last)) {
+                return text;
+            }
+        }
+        panic!("the demo ended without {last:?}:\n{text}");
+    }
+
+    /// The rest of the output, once it has ended well and left nothing behind.
+    fn finish(&mut self) -> String {
+        let mut rest = String::new();
+        self.output.read_to_string(&mut rest).unwrap();
+        assert!(self.child.wait().unwrap().success(), "{rest}");
+        assert_eq!(self.files(), Vec::<PathBuf>::new(), "files are left");
+        rest
+    }
+
+    fn files(&self) -> Vec<PathBuf> {
+        std::fs::read_dir(self.temporary.path()).unwrap().map(|entry| entry.unwrap().path()).collect()
+    }
+
+    fn interrupt(&self) {
+        kill_process(Pid::from_child(&self.child), Signal::INT).unwrap();
+    }
+}
+
+impl Drop for Demo {
+    fn drop(&mut self) {
+        let _gone = self.child.kill();
+        let _gone = self.child.wait();
+    }
+}
+
+#[test]
+fn once_keeps_every_promise_and_ends() {
+    let text = Demo::start(&["--once"]).finish();
+    assert!(text.contains("promises kept.") && !text.contains("BROKEN"), "{text}");
+    for promise in [
+        "every name leads to its service",
+        "each end saw the other's identity",
+        "both ends hold the same session keys",
+        "refused with alert 112",
+        "no call failed",
+        "reachable, without a restart",
+        "the gateway ended in order",
+    ] {
+        let kept = |line: &str| line.contains(promise) && line.trim_start().starts_with("kept ");
+        assert!(text.lines().any(kept), "{promise}:\n{text}");
+    }
+    assert!(!text.contains('\u{1b}'), "no colour where there is no terminal");
+}
+
+#[test]
+fn curl_and_openssl_reach_a_service_with_the_lines_to_try() {
+    let mut demo = Demo::start(&[]);
+    let text = demo.read_until("The demo keeps running.");
+    let [directory] = demo.files().try_into().expect("one directory");
+    assert_eq!((mode(&directory), mode(&directory.join("web.key"))), (0o700, 0o600));
+    let answered = "client: spiffe://demo.isthmus/ns/shop/sa/web";
+    try_line(&text, "--resolve", &["curl"], answered);
+    try_line(&text, "openssl s_client", &["openssl"], answered);
+    demo.interrupt();
+    assert!(demo.finish().contains("promises kept."));
+}
+
+#[test]
+fn the_gateway_tells_about_itself_with_the_lines_to_try() {
+    let mut demo = Demo::start(&[]);
+    let text = demo.read_until("The demo keeps running.");
+    try_line(&text, " status --admin", &[], "demo");
+    try_line(&text, " explain ", &[], "productpage.bookinfo.svc.cluster.local");
+    try_line(&text, "/metrics", &["curl"], "isthmus_");
+    demo.interrupt();
+    assert!(demo.finish().contains("promises kept."));
+}
+
+#[test]
+fn it_can_be_stopped_at_any_moment_and_leaves_nothing() {
+    for moment in ["1. ", "2. ", "3. ", "5. "] {
+        let mut demo = Demo::start(&[]);
+        demo.read_until(moment);
+        demo.interrupt();
+        let mut rest = String::new();
+        demo.output.read_to_string(&mut rest).unwrap();
+        let code = demo.child.wait().unwrap().code();
+        assert!(rest.contains("promises kept.") || code == Some(1), "{code:?} {rest}");
+        assert_eq!(demo.files(), Vec::<PathBuf>::new(), "files are left");
+    }
+}
+
+/// Runs the printed line that contains `part` as a user would, if the tools it needs are here.
+fn try_line(text: &str, part: &str, tools: &[&str], expected: &str) {
+    for tool in tools {
+        if Command::new(tool).arg("version").output().is_err() {
+            assert!(std::env::var_os("ISTHMUS_REQUIRE_PEERS").is_none(), "{tool} is required and not here");
+            println!("SKIPPED the line with {part}: no {tool} here");
+            return;
+        }
+    }
+    let (_, next) = text.split_once("What to try next").unwrap();
+    let [line] = next.lines().filter(|line| line.contains(part)).collect::<Vec<_>>()[..] else {
+        panic!("not one line with {part:?}: {next}");
+    };
+    let Output { status, stdout, stderr } = Command::new("sh").args(["-c", line]).output().unwrap();
+    let (stdout, stderr) = (String::from_utf8_lossy(&stdout), String::from_utf8_lossy(&stderr));
+    assert!(status.success() && stdout.contains(expected), "{line}\n{status}\n{stdout}\n{stderr}");
+}
+
+fn mode(path: &Path) -> u32 {
+    path.metadata().unwrap().permissions().mode() & 0o777
+}
