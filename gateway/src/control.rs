@@ -163,16 +163,26 @@ impl Control {
         self.retired.lock().unwrap_or_else(PoisonError::into_inner).push(retired);
     }
 
-    /// Frees snapshots that no connection reads any more, for ever.
+    /// Frees snapshots that no connection reads any more, and what reading the file left, for ever.
     pub(crate) async fn free_retired(self: Arc<Self>) -> io::Result<()> {
         let mut tick = tokio::time::interval(Duration::from_secs(1));
+        let mut left = true;
         loop {
             tick.tick().await;
-            let mut retired = self.retired.lock().unwrap_or_else(PoisonError::into_inner);
-            let unused: Vec<_> =
-                retired.extract_if(.., |snapshot| Arc::strong_count(snapshot) == 1).collect();
-            drop(retired);
-            drop(unused);
+            let unused: Vec<_> = self
+                .retired
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .extract_if(.., |snapshot| Arc::strong_count(snapshot) == 1)
+                .collect();
+            if left || !unused.is_empty() {
+                let freeing = move || {
+                    drop(unused);
+                    isthmus_sys::trim_memory();
+                };
+                tokio::task::spawn_blocking(freeing).await?;
+                left = false;
+            }
         }
     }
 

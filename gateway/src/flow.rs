@@ -159,12 +159,18 @@ impl Flow {
         }
         ready!(self.poll_turn(cx, source, moving))?;
         let Some(mut pipe) = moving.worker.pipes.take() else {
+            let copied = self.poll_copy(cx, source, sink);
             if let Some(bulk) = &mut self.bulk {
-                bulk.turn = Turn::Spent;
+                // A dry source must not keep the turn from others.
+                match copied {
+                    Poll::Pending => *bulk = Bulk::default(),
+                    Poll::Ready(_) => bulk.turn = Turn::Spent,
+                }
             }
-            return self.poll_copy(cx, source, sink);
+            return copied;
         };
         match source.try_io(Interest::READABLE, || pipe.fill(&*source)) {
+            Ok(0) => Poll::Ready(Ok(0)),
             Ok(bytes) => {
                 self.held = Held::Pipe(pipe);
                 if let Some(bulk) = &mut self.bulk {

@@ -42,3 +42,13 @@ pub fn bind_address_no_port(socket: impl AsFd) -> io::Result<()> {
     }
     Ok(())
 }
+
+/// Gives memory that was freed back to the system. glibc keeps it otherwise: reading 50 000 services left
+/// 242 MB resident where 60 were in use. Takes some milliseconds.
+pub fn trim_memory() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: malloc_trim has no precondition; it locks each arena while it walks it.
+    unsafe {
+        libc::malloc_trim(0);
+    }
+}
