@@ -8,9 +8,9 @@ use std::time::{Duration, Instant};
 
 use isthmus_xds::HostName;
 
-use crate::endpoint::{Counted, ServiceCounters};
+use crate::endpoint::ServiceCounters;
 use crate::hello::{Alpn, Hello};
-use crate::limits::FromSource;
+use crate::limits::Permits;
 use crate::live::{Conn, Target};
 use crate::log::{Line, rfc3339};
 use crate::metrics::{ListenerCounters, add};
@@ -38,15 +38,6 @@ pub struct Account {
     service: Option<Arc<Service>>,
     counters: Option<Arc<ServiceCounters>>,
     permits: Permits,
-}
-
-/// What the connection counts against, until it ends.
-#[derive(Debug, Default)]
-struct Permits {
-    process: Option<[Counted; 2]>,
-    source: Option<FromSource>,
-    service: Option<Counted>,
-    endpoint: Option<Counted>,
 }
 
 impl Account {
@@ -154,10 +145,7 @@ impl Account {
             return;
         }
         let (service, rule) = (&step.route.service, &step.tables.live.upstream.ejection);
-        let now = socket::now();
-        let ejected = service.endpoints.iter().filter(|endpoint| !endpoint.state.healthy(now)).count();
-        let allowed = (service.endpoints.len() * usize::from(rule.max_percent) / 100).max(1);
-        if step.endpoint.state.failed(now, rule, ejected < allowed) {
+        if service.failed(step.endpoint, socket::now(), rule) {
             add(&self.worker.counters.ejections, 1);
             tracing::warn!(service = %service.name, endpoint = %step.endpoint.address, %reason, "endpoint ejected");
         }

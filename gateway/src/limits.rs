@@ -100,6 +100,15 @@ impl Limits {
     }
 }
 
+/// What a connection counts against, until it ends.
+#[derive(Debug, Default)]
+pub(crate) struct Permits {
+    pub(crate) process: Option<[Counted; 2]>,
+    pub(crate) source: Option<FromSource>,
+    pub(crate) service: Option<Counted>,
+    pub(crate) endpoint: Option<Counted>,
+}
+
 /// One more connection of a source, until it is dropped.
 #[derive(Debug)]
 pub struct FromSource {

@@ -1,19 +1,37 @@
-//! The command line of the gateway.
+//! The command line of the gateway: what there is to say, and which code it exits with.
 
-fn main() -> anyhow::Result<()> {
-    let arguments: Vec<_> = std::env::args().skip(1).collect();
-    if arguments.first().is_some_and(|command| command == "demo") {
-        tracing_subscriber::fmt().with_writer(std::io::stderr).with_max_level(tracing::Level::WARN).init();
-        return Ok(isthmus_gateway::demo::run(arguments.iter().any(|argument| argument == "--once"))?);
+mod cli;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+use isthmus_gateway::config::Problems;
+
+use crate::cli::{Cli, Command};
+
+/// Wrong configuration, as wrong usage.
+const WRONG: u8 = 2;
+
+fn main() -> ExitCode {
+    let outcome = match Cli::parse().command {
+        Command::Run(options) => cli::run::run(&options),
+        Command::Check(options) => cli::check::check(&options),
+        Command::Demo { once } => cli::run::demo(once),
+        Command::Completions { shell } => {
+            cli::completions(shell);
+            Ok(())
+        }
+        Command::Ask(question) => cli::ask::ask(&question),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) if error.is::<Problems>() => {
+            eprintln!("{error}");
+            ExitCode::from(WRONG)
+        }
+        Err(error) => {
+            eprintln!("isthmus-gateway: {error:#}");
+            ExitCode::FAILURE
+        }
     }
-    tracing_subscriber::fmt().with_writer(std::io::stderr).init();
-    let path = std::path::PathBuf::from(std::env::args().nth(3).unwrap_or_default());
-    let settings = isthmus_gateway::config::load(&path)?;
-    let gateway = isthmus_gateway::gateway::Gateway::start(settings, Some(path))?;
-    for bound in gateway.bound() {
-        eprintln!("listening {} address={}", bound.what, bound.address);
-    }
-    eprintln!("ready");
-    gateway.wait()?;
-    Ok(())
 }

@@ -166,4 +166,14 @@ impl ServiceTable {
         });
         Arc::clone(counters)
     }
+
+    /// Those that have counters, and the sum of the others once there are any.
+    #[must_use]
+    pub fn all(&self) -> Vec<Arc<ServiceCounters>> {
+        let mut all = self.listed.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        if self.others.connections.load(Relaxed) > 0 {
+            all.push(Arc::clone(&self.others));
+        }
+        all
+    }
 }

@@ -53,6 +53,12 @@ impl Pool {
         self.made.load(Relaxed)
     }
 
+    /// Times that a transfer had to copy.
+    #[must_use]
+    pub fn denied(&self) -> u64 {
+        self.denied.load(Relaxed)
+    }
+
     /// An empty pipe, or `None`: the caller copies then.
     pub fn take(self: &Arc<Pool>) -> Option<Pipe> {
         let free = self.free.lock().unwrap_or_else(PoisonError::into_inner).pop();

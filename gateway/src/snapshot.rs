@@ -8,8 +8,9 @@ use std::sync::Arc;
 
 use isthmus_xds::{HostName, HostPattern, Locality};
 
-use crate::config::settings::{self, Live, Target};
+use crate::config::settings::{self, Ejection, Live, Target};
 use crate::endpoint::{EndpointState, ServiceState};
+use crate::socket::Millis;
 
 /// All tables of one moment.
 #[derive(Debug)]
@@ -111,6 +112,14 @@ impl Snapshot {
 }
 
 impl Service {
+    /// Notes a connect that was refused or timed out; true when that ejects the endpoint. One may always
+    /// be ejected, more of them up to the rule's share.
+    pub(crate) fn failed(&self, endpoint: &Endpoint, now: Millis, rule: &Ejection) -> bool {
+        let ejected = self.endpoints.iter().filter(|endpoint| !endpoint.state.healthy(now)).count();
+        let allowed = (self.endpoints.len() * usize::from(rule.max_percent) / 100).max(1);
+        endpoint.state.failed(now, rule, ejected < allowed)
+    }
+
     fn compile(
         settings: &Arc<settings::Service>,
         resolved: &Resolved,

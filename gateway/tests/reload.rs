@@ -96,7 +96,7 @@ fn live_connections_survive_edits_and_new_ones_follow_them() {
     let (a, b) = (backend(any()).unwrap(), backend(any()).unwrap());
     // `moving` leads to a or b in turn; `a` and `b` stay what they are.
     let text = |turn: usize| {
-        config(&[("moving.test", if turn % 2 == 0 { a } else { b }), ("a.test", a), ("b.test", b)])
+        config(&[("moving.test", if turn.is_multiple_of(2) { a } else { b }), ("a.test", a), ("b.test", b)])
     };
     let mut file = ConfigFile::new(&text(0));
     let world = World::start(&file.path());
@@ -110,7 +110,7 @@ fn live_connections_survive_edits_and_new_ones_follow_them() {
         file.edit(&text(turn));
         until("the edit is live", || world.epoch() > before);
         let now = served_by(world.address(), &hellos[0]);
-        assert_eq!(now, Some(if turn % 2 == 0 { a } else { b }), "after edit {turn}");
+        assert_eq!(now, Some(if turn.is_multiple_of(2) { a } else { b }), "after edit {turn}");
         for (index, client) in clients.iter_mut().enumerate().skip(turn % 10).step_by(10) {
             assert!(client.echo(&format!("edit {turn}, connection {index}")), "connection {index} broke");
         }

@@ -1,0 +1,277 @@
+//! What each path of the admin port answers: read from the running gateway, never changed. Long lists
+//! come in pages: `offset`, `limit` (100 unless told, 1 000 at most), `name` as a filter.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::SystemTime;
+
+use serde_json::{Value, json};
+
+use super::explain::explain;
+use crate::control::Control;
+use crate::live::Conn;
+use crate::log::rfc3339;
+use crate::snapshot::{Endpoint, Service};
+use crate::socket;
+
+/// What a path answers.
+#[derive(Debug)]
+pub enum Answer {
+    /// This.
+    Page(Value),
+    /// The question is wrong: what, and what would be right.
+    Wrong(String),
+    /// There is no such path.
+    Nothing,
+}
+
+/// The parameters of a request.
+#[derive(Debug, Default)]
+pub struct Params(HashMap<String, String>);
+
+impl Params {
+    /// Reads `a=b&c=d`, percent-decoded.
+    ///
+    /// # Errors
+    /// What is wrong with the encoding.
+    pub fn parse(query: &str) -> Result<Params, String> {
+        let mut params = HashMap::new();
+        for pair in query.split('&').filter(|pair| !pair.is_empty()) {
+            let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
+            params.insert(decode(key)?, decode(value)?);
+        }
+        Ok(Params(params))
+    }
+
+    /// The value of a parameter.
+    #[must_use]
+    pub fn get(&self, key: &str) -> Option<&str> {
+        self.0.get(key).map(String::as_str).filter(|value| !value.is_empty())
+    }
+
+    fn number(&self, key: &str, unless: usize) -> Result<usize, String> {
+        self.get(key).map_or(Ok(unless), |value| {
+            value.parse().map_err(|_| format!("{key} takes a number, not '{}'", value.escape_default()))
+        })
+    }
+}
+
+fn decode(text: &str) -> Result<String, String> {
+    let bytes = text.replace('+', " ");
+    percent_encoding::percent_decode_str(&bytes)
+        .decode_utf8()
+        .map(std::borrow::Cow::into_owned)
+        .map_err(|_| "a parameter is not UTF-8".to_owned())
+}
+
+const PATHS: [&str; 6] = ["/status", "/config", "/routes", "/services", "/connections", "/explain"];
+
+/// The page at a path.
+pub fn page(path: &str, params: &Params, control: &Control) -> Answer {
+    let answer = match path {
+        "/status" => Ok(status(control)),
+        "/config" => Ok(config(control)),
+        "/routes" => routes(params, control),
+        "/services" => services(params, control),
+        "/connections" => connections(params, control),
+        "/explain" => explain(params, control),
+        _ => return Answer::Nothing,
+    };
+    answer.map_or_else(Answer::Wrong, Answer::Page)
+}
+
+/// What there is, for those who asked for something else.
+#[must_use]
+pub fn index() -> Value {
+    json!({ "error": "there is no such path", "get": PATHS, "post": ["/drain"] })
+}
+
+/// Something went wrong with a request.
+#[must_use]
+pub fn error(what: &str) -> Value {
+    json!({ "error": what })
+}
+
+fn status(control: &Control) -> Value {
+    let process = &control.process;
+    let tables = process.tables.load();
+    let listeners: Vec<Value> = process
+        .fixed
+        .binds
+        .iter()
+        .enumerate()
+        .map(|(index, bind)| {
+            let what = format!("listener {}", bind.name);
+            let bound = process.own.get().into_iter().flatten().find(|bound| bound.what == what);
+            json!({
+                "name": bind.name,
+                "address": bound.map_or(bind.address, |bound| bound.address),
+                "connections": process.limits.on_listener(index),
+            })
+        })
+        .collect();
+    json!({
+        "version": env!("CARGO_PKG_VERSION"),
+        "node": process.fixed.node,
+        "phase": control.phase.borrow().word(),
+        "started": rfc3339(control.started),
+        "workers": control.workers.iter().map(|worker| json!({ "connections": worker.live.len() })).collect::<Vec<_>>(),
+        "listeners": listeners,
+        "connections": {
+            "open": process.limits.total(),
+            "limit": process.limits.descriptors().min(tables.live.limits.connections),
+            "lingering": process.limits.lingering(),
+        },
+        "tables": {
+            "epoch": tables.epoch,
+            "changed": rfc3339(control.changed()),
+            "age_seconds": seconds_since(control.changed()),
+            "services": tables.services.len(),
+            "endpoints": tables.services.iter().map(|service| service.endpoints.len()).sum::<usize>(),
+        },
+        "last_refused_edit": control.last_refused(),
+        "hello_memory_bytes": process.limits.hellos.held(),
+        "pipes": {
+            "open": control.workers.iter().map(|worker| worker.pipes.open()).sum::<usize>(),
+            "denied": control.workers.iter().map(|worker| worker.pipes.denied()).sum::<u64>(),
+        },
+        "access_log_dropped": process.metrics.log_dropped.load(Relaxed),
+    })
+}
+
+fn config(control: &Control) -> Value {
+    let tables = control.process.tables.load();
+    let mut config = serde_json::to_value(&control.process.fixed).unwrap_or_default();
+    let live = serde_json::to_value(&tables.live).unwrap_or_default();
+    if let (Value::Object(config), Value::Object(live)) = (&mut config, live) {
+        config.extend(live);
+    }
+    config
+}
+
+fn routes(params: &Params, control: &Control) -> Result<Value, String> {
+    let tables = control.process.tables.load();
+    let rows = tables.services.iter().flat_map(|service| {
+        let settings = &service.settings;
+        let bare = settings
+            .bare
+            .then(|| std::iter::once(&settings.host).chain(&settings.aliases))
+            .into_iter()
+            .flatten();
+        let names = bare
+            .map(ToString::to_string)
+            .chain([format!("outbound_.{}_._.{}", settings.port, settings.host)]);
+        names.map(move |name| (name, service))
+    });
+    paged(
+        params,
+        rows,
+        |(name, _)| name.clone(),
+        |(name, service)| {
+            json!({
+                "name": name,
+                "service": service.name,
+                "alpn": service.settings.alpn,
+                "sources": service.settings.sources,
+            })
+        },
+    )
+}
+
+fn services(params: &Params, control: &Control) -> Result<Value, String> {
+    let tables = control.process.tables.load();
+    paged(params, tables.services.iter(), |service| service.name.to_string(), service_page)
+}
+
+fn service_page(service: &Arc<Service>) -> Value {
+    json!({
+        "service": service.name,
+        "balance": service.settings.balance,
+        "connections": service.state.active(),
+        "endpoints": service.endpoints.iter().map(endpoint_page).collect::<Vec<_>>(),
+    })
+}
+
+/// One endpoint, as `/services` and `/explain` show it.
+pub(super) fn endpoint_page(endpoint: &Endpoint) -> Value {
+    json!({
+        "address": endpoint.address,
+        "instance": endpoint.instance,
+        "weight": endpoint.weight,
+        "locality": endpoint.locality,
+        "healthy": endpoint.state.healthy(socket::now()),
+        "failures": endpoint.state.failures(),
+        "connections": endpoint.state.active(),
+    })
+}
+
+fn connections(params: &Params, control: &Control) -> Result<Value, String> {
+    let mut all: Vec<Arc<Conn>> = control.workers.iter().flat_map(|worker| worker.live.all()).collect();
+    all.sort_by_key(|conn| conn.id);
+    let name = |conn: &Arc<Conn>| conn.sni.get().map(ToString::to_string).unwrap_or_default();
+    paged(
+        params,
+        all.iter(),
+        |conn| name(conn),
+        |conn| {
+            let target = conn.target();
+            json!({
+                "id": conn.id,
+                "listener": control.process.fixed.binds.get(conn.listener).map(|bind| &bind.name),
+                "peer": conn.peer,
+                "client": conn.client(),
+                "sni": conn.sni.get(),
+                "service": target.as_ref().map(|target| &target.service.name),
+                "endpoint": target.as_ref().map(|target| target.endpoint),
+                "since": rfc3339(conn.since),
+                "idle_ms": socket::now().saturating_sub(conn.last_byte()),
+                "bytes_in": conn.bytes_in.load(Relaxed),
+                "bytes_out": conn.bytes_out.load(Relaxed),
+            })
+        },
+    )
+}
+
+const PAGE: usize = 100;
+const LONGEST_PAGE: usize = 1_000;
+
+fn paged<T>(
+    params: &Params,
+    rows: impl Iterator<Item = T>,
+    name: impl Fn(&T) -> String,
+    show: impl Fn(T) -> Value,
+) -> Result<Value, String> {
+    let offset = params.number("offset", 0)?;
+    let limit = params.number("limit", PAGE)?.clamp(1, LONGEST_PAGE);
+    let wanted = params.get("name").map(str::to_ascii_lowercase);
+    let mut total = 0_usize;
+    let mut items = Vec::new();
+    for row in rows.filter(|row| wanted.as_ref().is_none_or(|wanted| name(row).contains(wanted))) {
+        if (offset..offset.saturating_add(limit)).contains(&total) {
+            items.push(show(row));
+        }
+        total += 1;
+    }
+    Ok(json!({ "total": total, "offset": offset, "limit": limit, "items": items }))
+}
+
+fn seconds_since(moment: SystemTime) -> u64 {
+    moment.elapsed().unwrap_or_default().as_secs()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parameters_are_decoded_and_lists_are_paged() {
+        let params = Params::parse("offset=1&limit=2&name=A%2e").unwrap();
+        let rows = ["a.x", "b.x", "a.y", "a.z", "a.w"];
+        let page = paged(&params, rows.iter(), |row| (*row).to_string(), |row| json!(row)).unwrap();
+        assert_eq!(page, json!({ "total": 4, "offset": 1, "limit": 2, "items": ["a.y", "a.z"] }));
+        assert!(Params::parse("a=%ff").is_err());
+        let wrong = Params::parse("limit=many").unwrap();
+        assert!(paged(&wrong, rows.iter(), |row| (*row).to_string(), |row| json!(row)).is_err());
+    }
+}
