@@ -112,6 +112,11 @@ impl Watch {
         // Noted before the check: an edit that makes it panic is not tried again and again.
         let before = std::mem::replace(&mut self.content, content);
         self.settling.judged(print, now);
+        if self.is_first && !print.is_fresh(self.control.started) {
+            // It is what the gateway started on.
+            self.is_first = false;
+            return POLL;
+        }
         let checked = config::load(&self.file);
         if fs::metadata(&self.file).map(|metadata| Print::of(&metadata)).ok() != Some(print) {
             // It changed while it was read.
@@ -128,6 +133,7 @@ impl Watch {
                 Err(why) => self.control.refuse(why),
             },
         }
+        isthmus_sys::trim_memory();
         POLL
     }
 }
