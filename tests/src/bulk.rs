@@ -1,0 +1,64 @@
+//! Many bytes that look random, and their SHA-256.
+
+use std::io::{self, ErrorKind, Read, Write};
+use std::thread;
+
+use sha2::{Digest, Sha256};
+
+const BLOCK: usize = 256 * 1024;
+
+/// Random bytes.
+#[must_use]
+pub fn random(size: usize) -> Vec<u8> {
+    let mut bytes = vec![0; size];
+    fastrand::fill(&mut bytes);
+    bytes
+}
+
+/// Sends so many bytes; tells their hash.
+pub fn send(to: &mut impl Write, size: u64) -> io::Result<[u8; 32]> {
+    let mut hash = Sha256::new();
+    let mut block = random(8 * BLOCK);
+    let mut left = size;
+    let mut number: u64 = 0;
+    while left > 0 {
+        let start = (number as usize % 8) * BLOCK;
+        let part = &mut block[start..start + BLOCK.min(usize::try_from(left).unwrap_or(BLOCK))];
+        // No two parts are alike, so that one that is lost, repeated or moved shows.
+        if let Some(head) = part.first_chunk_mut() {
+            *head = number.to_le_bytes();
+        }
+        hash.update(&*part);
+        to.write_all(part)?;
+        left -= part.len() as u64;
+        number += 1;
+    }
+    Ok(hash.finalize().into())
+}
+
+/// Receives so many bytes; tells their hash.
+pub fn receive(from: &mut impl Read, size: u64) -> io::Result<[u8; 32]> {
+    let mut hash = Sha256::new();
+    let mut block = vec![0; BLOCK];
+    let mut left = size;
+    while left > 0 {
+        let most = BLOCK.min(usize::try_from(left).unwrap_or(BLOCK));
+        let read = from.read(&mut block[..most])?;
+        if read == 0 {
+            return Err(io::Error::new(ErrorKind::UnexpectedEof, format!("{left} bytes short")));
+        }
+        hash.update(&block[..read]);
+        left -= read as u64;
+    }
+    Ok(hash.finalize().into())
+}
+
+/// Sends and receives so many bytes at once; tells the hash of what it sent and of what it received.
+#[track_caller]
+pub fn exchange<S: Read + Send, W: Write + Send>(from: &mut S, to: &mut W, size: u64) -> [[u8; 32]; 2] {
+    thread::scope(|scope| {
+        let sent = scope.spawn(|| send(to, size).unwrap());
+        let received = receive(from, size).unwrap();
+        [sent.join().unwrap(), received]
+    })
+}

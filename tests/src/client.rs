@@ -1,0 +1,112 @@
+//! Clients that work in bytes: they connect, send, and tell exactly how the connection ended.
+
+use std::io::{self, ErrorKind, Read, Write};
+use std::net::{IpAddr, SocketAddr, TcpStream};
+use std::time::Duration;
+
+use socket2::{Domain, SockRef, Socket, Type};
+
+use crate::wait::DEADLINE;
+
+/// How a stream ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    /// In order.
+    Fin,
+    /// By a reset.
+    Reset,
+    /// Not within the deadline.
+    Open,
+}
+
+/// A fatal alert as one record.
+#[must_use]
+pub fn alert(code: u8) -> Vec<u8> {
+    vec![21, 3, 3, 0, 2, 2, code]
+}
+
+/// Connects; reads and writes fail after [`DEADLINE`].
+#[must_use]
+#[track_caller]
+pub fn dial(address: SocketAddr) -> TcpStream {
+    let stream = TcpStream::connect(address).unwrap_or_else(|error| panic!("{address}: {error}"));
+    prepare(&stream);
+    stream
+}
+
+/// Connects from another address of this machine.
+#[must_use]
+#[track_caller]
+pub fn dial_from(source: IpAddr, address: SocketAddr) -> TcpStream {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, None).unwrap();
+    socket.bind(&SocketAddr::new(source, 0).into()).unwrap();
+    socket.connect(&address.into()).unwrap();
+    let stream = TcpStream::from(socket);
+    prepare(&stream);
+    stream
+}
+
+/// Connects and sends.
+#[must_use]
+#[track_caller]
+pub fn send(address: SocketAddr, bytes: &[u8]) -> TcpStream {
+    let mut stream = dial(address);
+    // A gateway that has refused already may have closed.
+    let _sent = stream.write_all(bytes);
+    stream
+}
+
+pub(crate) fn prepare(stream: &TcpStream) {
+    stream.set_nodelay(true).unwrap();
+    stream.set_read_timeout(Some(DEADLINE)).unwrap();
+    stream.set_write_timeout(Some(DEADLINE)).unwrap();
+}
+
+/// Reads to the end.
+pub fn rest(stream: &mut TcpStream) -> (Vec<u8>, End) {
+    let mut bytes = Vec::new();
+    let end = match stream.read_to_end(&mut bytes) {
+        Ok(_) => End::Fin,
+        Err(error) => end_of(&error),
+    };
+    (bytes, end)
+}
+
+/// Reads to the end, for at most so long.
+pub fn rest_within(stream: &mut TcpStream, limit: Duration) -> (Vec<u8>, End) {
+    stream.set_read_timeout(Some(limit)).unwrap();
+    let answer = rest(stream);
+    stream.set_read_timeout(Some(DEADLINE)).unwrap();
+    answer
+}
+
+/// What an error says of the stream.
+#[must_use]
+pub fn end_of(error: &io::Error) -> End {
+    match error.kind() {
+        ErrorKind::WouldBlock | ErrorKind::TimedOut => End::Open,
+        ErrorKind::ConnectionReset | ErrorKind::BrokenPipe => End::Reset,
+        other => panic!("{other:?}: {error}"),
+    }
+}
+
+/// Ends a connection by a reset.
+pub fn reset(stream: TcpStream) {
+    SockRef::from(&stream).set_linger(Some(Duration::ZERO)).unwrap();
+    drop(stream);
+}
+
+/// What an endpoint or a client can tell of itself without sending: bytes that the peer has not acknowledged
+/// are not counted as received.
+pub fn read_exactly(stream: &mut TcpStream, size: usize) -> Vec<u8> {
+    let mut bytes = vec![0; size];
+    stream.read_exact(&mut bytes).unwrap_or_else(|error| panic!("wanted {size} bytes: {error}"));
+    bytes
+}
+
+/// Sends `ping`, expects it back.
+#[track_caller]
+pub fn echo(stream: &mut TcpStream, text: &[u8]) {
+    stream.write_all(text).unwrap();
+    assert_eq!(read_exactly(stream, text.len()), text);
+}

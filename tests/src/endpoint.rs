@@ -1,0 +1,232 @@
+//! Endpoints whose every move a test decides: they accept when told, or run a script for each connection.
+
+use std::io::{self, ErrorKind, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
+use std::sync::{Arc, Mutex};
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use socket2::{Domain, SockRef, Socket, Type};
+
+use crate::client::prepare;
+use crate::hello::read_hello;
+use crate::wait::DEADLINE;
+
+/// An endpoint that accepts when the test says so.
+#[derive(Debug)]
+pub struct Endpoint(TcpListener);
+
+impl Default for Endpoint {
+    fn default() -> Self {
+        Endpoint::new()
+    }
+}
+
+impl Endpoint {
+    /// On a free port of loopback.
+    #[must_use]
+    pub fn new() -> Endpoint {
+        Endpoint::at("127.0.0.1:0".parse().unwrap())
+    }
+
+    /// On this address.
+    #[must_use]
+    pub fn at(address: SocketAddr) -> Endpoint {
+        let socket = Socket::new(Domain::for_address(address), Type::STREAM, None).unwrap();
+        socket.set_reuse_address(true).unwrap();
+        socket.bind(&address.into()).unwrap();
+        socket.listen(4096).unwrap();
+        Endpoint(socket.into())
+    }
+
+    /// Its address.
+    #[must_use]
+    pub fn address(&self) -> SocketAddr {
+        self.0.local_addr().unwrap()
+    }
+
+    /// The next connection, as it is.
+    #[track_caller]
+    pub fn accept(&self) -> TcpStream {
+        self.accept_within(DEADLINE).expect("the gateway connects to the endpoint")
+    }
+
+    /// The next connection, its hello read.
+    #[track_caller]
+    pub fn take(&self) -> (TcpStream, Vec<u8>) {
+        let mut stream = self.accept();
+        let hello = read_hello(&mut stream).expect("a whole hello arrives");
+        (stream, hello)
+    }
+
+    /// Whether nobody has connected.
+    #[must_use]
+    pub fn is_untouched(&self) -> bool {
+        self.0.set_nonblocking(true).unwrap();
+        let answer = self.0.accept();
+        self.0.set_nonblocking(false).unwrap();
+        matches!(answer, Err(error) if error.kind() == ErrorKind::WouldBlock)
+    }
+
+    fn accept_within(&self, limit: Duration) -> io::Result<TcpStream> {
+        SockRef::from(&self.0).set_read_timeout(Some(limit))?;
+        let (stream, _) = self.0.accept()?;
+        prepare(&stream);
+        Ok(stream)
+    }
+}
+
+/// An endpoint that treats every connection alike, each on a thread of its own.
+#[derive(Debug)]
+pub struct Scripted {
+    address: SocketAddr,
+    state: Arc<State>,
+    thread: Option<JoinHandle<()>>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    stop: AtomicBool,
+    accepted: AtomicUsize,
+    hellos: Mutex<Vec<Vec<u8>>>,
+}
+
+impl Scripted {
+    /// Runs `script` with each connection and the hello that came on it.
+    #[must_use]
+    pub fn new(script: impl Fn(TcpStream, Vec<u8>) + Send + Sync + 'static) -> Scripted {
+        Scripted::raw(Endpoint::new(), move |mut stream, state| {
+            if let Ok(hello) = read_hello(&mut stream) {
+                state.hellos.lock().unwrap().push(hello.clone());
+                script(stream, hello);
+            }
+        })
+    }
+
+    /// Runs `script` with each connection, nothing read.
+    #[must_use]
+    pub fn unread(script: impl Fn(TcpStream) + Send + Sync + 'static) -> Scripted {
+        Scripted::raw(Endpoint::new(), move |stream, _| script(stream))
+    }
+
+    /// Answers the hello with `greeting`, then echoes until the client's end.
+    #[must_use]
+    pub fn echo(greeting: &'static [u8]) -> Scripted {
+        Scripted::echo_at(Endpoint::new(), greeting)
+    }
+
+    /// The same on a given endpoint.
+    #[must_use]
+    pub fn echo_at(endpoint: Endpoint, greeting: &'static [u8]) -> Scripted {
+        Scripted::raw(endpoint, move |mut stream, state| {
+            if let Ok(hello) = read_hello(&mut stream) {
+                state.hellos.lock().unwrap().push(hello);
+                let _gone = stream.write_all(greeting).and_then(|()| {
+                    let mut from = stream.try_clone()?;
+                    io::copy(&mut from, &mut stream)
+                });
+            }
+        })
+    }
+
+    /// Answers the hello with an alert and closes.
+    #[must_use]
+    pub fn alerting(code: u8) -> Scripted {
+        Scripted::new(move |mut stream, _| {
+            let _gone = stream.write_all(&crate::client::alert(code));
+        })
+    }
+
+    fn raw(endpoint: Endpoint, script: impl Fn(TcpStream, &State) + Send + Sync + 'static) -> Scripted {
+        let address = endpoint.address();
+        let state = Arc::new(State::default());
+        let script = Arc::new(script);
+        let own = Arc::clone(&state);
+        let thread = thread::spawn(move || {
+            while let Ok((stream, _)) = endpoint.0.accept() {
+                if own.stop.load(SeqCst) {
+                    break;
+                }
+                own.accepted.fetch_add(1, SeqCst);
+                prepare(&stream);
+                let (script, state) = (Arc::clone(&script), Arc::clone(&own));
+                thread::Builder::new().stack_size(256 * 1024).spawn(move || script(stream, &state)).unwrap();
+            }
+        });
+        Scripted { address, state, thread: Some(thread) }
+    }
+
+    /// Its address.
+    #[must_use]
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// How many connections it accepted.
+    #[must_use]
+    pub fn accepted(&self) -> usize {
+        self.state.accepted.load(SeqCst)
+    }
+
+    /// The hellos it read.
+    #[must_use]
+    pub fn hellos(&self) -> Vec<Vec<u8>> {
+        self.state.hellos.lock().unwrap().clone()
+    }
+}
+
+impl Drop for Scripted {
+    fn drop(&mut self) {
+        self.state.stop.store(true, SeqCst);
+        let _woken = TcpStream::connect(self.address);
+        if let Some(thread) = self.thread.take() {
+            let _ended = thread.join();
+        }
+    }
+}
+
+/// An address where nobody listens.
+#[must_use]
+pub fn closed() -> SocketAddr {
+    Endpoint::new().address()
+}
+
+/// An address that answers no connection attempt, while this lives: its queue is full.
+#[derive(Debug)]
+pub struct BlackHole {
+    listener: Socket,
+    _queued: Vec<Socket>,
+}
+
+impl Default for BlackHole {
+    fn default() -> Self {
+        BlackHole::new()
+    }
+}
+
+impl BlackHole {
+    /// A full queue.
+    #[must_use]
+    pub fn new() -> BlackHole {
+        let listener = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+        listener.bind(&"127.0.0.1:0".parse::<SocketAddr>().unwrap().into()).unwrap();
+        listener.listen(0).unwrap();
+        let address = listener.local_addr().unwrap();
+        let queued = (0..4)
+            .map(|_| {
+                let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+                socket.set_nonblocking(true).unwrap();
+                let _pending = socket.connect(&address);
+                socket
+            })
+            .collect();
+        BlackHole { listener, _queued: queued }
+    }
+
+    /// Its address.
+    #[must_use]
+    pub fn address(&self) -> SocketAddr {
+        self.listener.local_addr().unwrap().as_socket().unwrap()
+    }
+}

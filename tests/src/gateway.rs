@@ -1,0 +1,198 @@
+//! A gateway that runs: where it listens, what it says, and that it ends with the test.
+
+use std::collections::BTreeMap;
+use std::fs::{self, Permissions};
+use std::io::{BufRead, BufReader, Read};
+use std::net::SocketAddr;
+use std::os::unix::fs::PermissionsExt;
+use std::path::PathBuf;
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
+use std::sync::{Arc, Mutex};
+use std::thread;
+
+use rustix::process::{Pid, Signal, kill_process};
+use tempfile::TempDir;
+
+use crate::http::{self, Answer};
+use crate::lock::{self, Beside};
+use crate::log::Log;
+use crate::metrics::Metrics;
+use crate::process::Process;
+use crate::setup::Setup;
+use crate::wait::{until, until_some};
+
+/// A running gateway, killed when it is dropped.
+#[derive(Debug)]
+pub struct Gateway {
+    child: Child,
+    folder: TempDir,
+    addresses: BTreeMap<String, SocketAddr>,
+    errors: Arc<Mutex<Vec<String>>>,
+    log: Log,
+    ended: Option<ExitStatus>,
+    _beside: Beside,
+}
+
+/// Runs the gateway's binary to its end, as from a shell.
+#[must_use]
+pub fn run_to_end(arguments: &[&str]) -> Output {
+    Command::new(crate::binary::gateway()).args(arguments).output().unwrap()
+}
+
+impl Gateway {
+    #[track_caller]
+    pub(crate) fn start(setup: &Setup) -> Gateway {
+        let beside = lock::beside();
+        let folder = tempfile::Builder::new().prefix("isthmus-world-").tempdir().unwrap();
+        fs::set_permissions(folder.path(), Permissions::from_mode(0o755)).unwrap();
+        let file = folder.path().join("gateway.yaml");
+        fs::write(&file, setup.yaml()).unwrap();
+        let mut child = setup
+            .command(folder.path())
+            .args(["run", "--config"])
+            .arg(&file)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let log = Log::follow(child.stdout.take().unwrap());
+        let errors = follow(child.stderr.take().unwrap());
+        let mut gateway =
+            Gateway { child, folder, addresses: BTreeMap::new(), errors, log, ended: None, _beside: beside };
+        gateway.addresses = gateway.announced(&setup.yaml());
+        gateway
+    }
+
+    #[track_caller]
+    fn announced(&mut self, yaml: &str) -> BTreeMap<String, SocketAddr> {
+        let errors = Arc::clone(&self.errors);
+        until_some("the gateway is ready", || {
+            let lines = errors.lock().unwrap();
+            if let Some(status) = self.child.try_wait().unwrap() {
+                panic!("the gateway ended ({status}):\n{}\nits file:\n{yaml}", lines.join("\n"));
+            }
+            lines.iter().any(|line| line == "ready").then(|| {
+                lines
+                    .iter()
+                    .filter_map(|line| line.strip_prefix("listening ")?.rsplit_once(" address="))
+                    .map(|(name, address)| (name.replace("listener=", "listener "), address.parse().unwrap()))
+                    .collect()
+            })
+        })
+    }
+
+    /// What it announced, by name: `listener east-west`, `admin`, `metrics`, `health`.
+    #[must_use]
+    pub fn addresses(&self) -> &BTreeMap<String, SocketAddr> {
+        &self.addresses
+    }
+
+    /// Where its east-west listener is.
+    #[must_use]
+    pub fn address(&self) -> SocketAddr {
+        self.at("listener east-west")
+    }
+
+    /// Where something is.
+    #[must_use]
+    #[track_caller]
+    pub fn at(&self, name: &str) -> SocketAddr {
+        *self.addresses.get(name).unwrap_or_else(|| panic!("no {name} in {:?}", self.addresses))
+    }
+
+    /// Its file.
+    #[must_use]
+    pub fn file(&self) -> PathBuf {
+        self.folder.path().join("gateway.yaml")
+    }
+
+    /// What the kernel says of it.
+    #[must_use]
+    pub fn process(&self) -> Process {
+        Process(self.child.id())
+    }
+
+    /// Its access log.
+    #[must_use]
+    pub fn log(&self) -> &Log {
+        &self.log
+    }
+
+    /// Its lines on standard error.
+    #[must_use]
+    pub fn errors(&self) -> Vec<String> {
+        self.errors.lock().unwrap().clone()
+    }
+
+    /// Its metrics now.
+    #[must_use]
+    #[track_caller]
+    pub fn metrics(&self) -> Metrics {
+        let answer = http::ask(self.at("metrics"), "GET", "/metrics");
+        assert_eq!(answer.status, 200, "{}", answer.headers);
+        Metrics::parse(&answer.body)
+    }
+
+    /// Asks its admin.
+    #[must_use]
+    #[track_caller]
+    pub fn admin(&self, method: &str, path: &str) -> Answer {
+        http::ask(self.at("admin"), method, path)
+    }
+
+    /// Whether it says that it is ready.
+    #[must_use]
+    pub fn is_ready(&self) -> bool {
+        http::ask(self.at("health"), "GET", "/healthz/ready").status == 200
+    }
+
+    /// Sends it a signal.
+    pub fn signal(&self, signal: Signal) {
+        kill_process(Pid::from_raw(self.child.id().cast_signed()).unwrap(), signal).unwrap();
+    }
+
+    /// Whether it still runs.
+    pub fn runs(&mut self) -> bool {
+        self.ended = self.ended.or_else(|| self.child.try_wait().unwrap());
+        self.ended.is_none()
+    }
+
+    /// Waits until it has ended by itself.
+    #[track_caller]
+    pub fn wait_end(&mut self) -> ExitStatus {
+        until("the gateway ends", || !self.runs());
+        self.ended.unwrap()
+    }
+
+    /// Kills it at once, as the kernel does when memory is short.
+    pub fn kill(&mut self) {
+        if self.runs() {
+            self.child.kill().unwrap();
+            self.ended = Some(self.child.wait().unwrap());
+        }
+    }
+}
+
+impl Drop for Gateway {
+    fn drop(&mut self) {
+        let alive = self.runs();
+        self.kill();
+        if thread::panicking() {
+            let errors = self.errors();
+            let tail = errors[errors.len().saturating_sub(30)..].join("\n");
+            eprintln!("the gateway {}; it said:\n{tail}", if alive { "ran" } else { "had ended" });
+        }
+    }
+}
+
+fn follow(from: impl Read + Send + 'static) -> Arc<Mutex<Vec<String>>> {
+    let lines = Arc::new(Mutex::new(Vec::new()));
+    let own = Arc::clone(&lines);
+    thread::spawn(move || {
+        for line in BufReader::new(from).lines().map_while(Result::ok) {
+            own.lock().unwrap().push(line);
+        }
+    });
+    lines
+}

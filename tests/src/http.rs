@@ -1,0 +1,66 @@
+//! The smallest HTTP client that can ask a gateway: one request, one connection.
+
+use std::io::{self, Read, Write};
+use std::net::{SocketAddr, TcpStream};
+
+use crate::wait::DEADLINE;
+
+/// An answer.
+#[derive(Debug)]
+pub struct Answer {
+    /// Its status code.
+    pub status: u16,
+    /// Its header lines.
+    pub headers: String,
+    /// Its body.
+    pub body: String,
+}
+
+impl Answer {
+    /// The body as JSON.
+    #[must_use]
+    #[track_caller]
+    pub fn json(&self) -> serde_json::Value {
+        serde_json::from_str(&self.body)
+            .unwrap_or_else(|error| panic!("no JSON ({error}) in answer {}: {}", self.status, self.body))
+    }
+}
+
+/// Asks `address` with the `Host` it would have.
+#[track_caller]
+pub fn ask(address: SocketAddr, method: &str, path: &str) -> Answer {
+    ask_as(address, &address.to_string(), method, path).unwrap_or_else(|e| panic!("{method} {path}: {e}"))
+}
+
+/// Asks with a `Host` of one's own.
+pub fn ask_as(address: SocketAddr, host: &str, method: &str, path: &str) -> io::Result<Answer> {
+    let mut stream = TcpStream::connect(address)?;
+    stream.set_read_timeout(Some(DEADLINE))?;
+    let body = if method == "POST" { "Content-Length: 0\r\n" } else { "" };
+    write!(stream, "{method} {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n{body}\r\n")?;
+    let mut raw = Vec::new();
+    stream.read_to_end(&mut raw)?;
+    let raw = String::from_utf8(raw).map_err(io::Error::other)?;
+    let (headers, body) =
+        raw.split_once("\r\n\r\n").ok_or_else(|| io::Error::other(format!("answer {raw:?}")))?;
+    let status = headers.split(' ').nth(1).and_then(|word| word.parse().ok());
+    let chunked = headers.to_ascii_lowercase().contains("transfer-encoding: chunked");
+    Ok(Answer {
+        status: status.ok_or_else(|| io::Error::other(format!("answer {headers:?}")))?,
+        headers: headers.to_owned(),
+        body: if chunked { unchunk(body) } else { body.to_owned() },
+    })
+}
+
+fn unchunk(mut rest: &str) -> String {
+    let mut body = String::new();
+    while let Some((size, tail)) = rest.split_once("\r\n") {
+        let size = usize::from_str_radix(size.split(';').next().unwrap_or("").trim(), 16).unwrap_or(0);
+        if size == 0 {
+            break;
+        }
+        body.push_str(&tail[..size]);
+        rest = tail[size..].trim_start_matches("\r\n");
+    }
+    body
+}

@@ -1,0 +1,53 @@
+//! Tests that measure run alone, across threads and processes; the others run beside each other.
+//! A lock on a file in the target directory, so that it works under every test runner.
+
+use std::cell::Cell;
+use std::fs::{self, File};
+
+use crate::binary;
+
+thread_local! {
+    static ALONE: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Held by a test that must run alone.
+#[derive(Debug)]
+pub struct Alone {
+    _lock: File,
+}
+
+/// Held by every other gateway.
+#[derive(Debug)]
+pub struct Beside {
+    _lock: Option<File>,
+}
+
+fn file() -> File {
+    let folder = binary::profile_folder().join("isthmus-tests");
+    fs::create_dir_all(&folder).unwrap();
+    File::create(folder.join("lock")).unwrap()
+}
+
+/// Waits until no other test's gateway runs, and keeps it so.
+#[must_use]
+pub fn alone() -> Alone {
+    let lock = file();
+    lock.lock().unwrap();
+    ALONE.set(true);
+    Alone { _lock: lock }
+}
+
+pub(crate) fn beside() -> Beside {
+    if ALONE.get() {
+        return Beside { _lock: None };
+    }
+    let lock = file();
+    lock.lock_shared().unwrap();
+    Beside { _lock: Some(lock) }
+}
+
+impl Drop for Alone {
+    fn drop(&mut self) {
+        ALONE.set(false);
+    }
+}
