@@ -21,7 +21,6 @@ use tokio::sync::Semaphore;
 
 use self::pages::{Answer, Params};
 use crate::control::Control;
-use crate::drain::Phase;
 use crate::metrics::collect;
 
 /// Clients of one of these servers at once; the others wait in the queue.
@@ -51,10 +50,12 @@ pub(crate) async fn serve_metrics(listener: TcpListener, control: Arc<Control>) 
 pub(crate) async fn serve_health(listener: TcpListener, control: Arc<Control>) -> io::Result<()> {
     serve(listener, move |request| match (request.method(), request.uri().path()) {
         (&Method::GET | &Method::HEAD, "/healthz/live") => plain(StatusCode::OK, "live\n"),
-        (&Method::GET | &Method::HEAD, "/healthz/ready") => match *control.phase.borrow() {
-            Phase::Serving => plain(StatusCode::OK, "ready\n"),
-            _ => plain(StatusCode::SERVICE_UNAVAILABLE, "draining\n"),
-        },
+        (&Method::GET | &Method::HEAD, "/healthz/ready") if control.is_ready() => {
+            plain(StatusCode::OK, "ready\n")
+        }
+        (&Method::GET | &Method::HEAD, "/healthz/ready") => {
+            plain(StatusCode::SERVICE_UNAVAILABLE, &format!("not ready: {}\n", control.phase.borrow().word()))
+        }
         _ => plain(StatusCode::NOT_FOUND, "only GET /healthz/ready and /healthz/live are served here\n"),
     })
     .await

@@ -69,9 +69,12 @@ pub struct Refused {
 
 impl Control {
     pub(crate) fn new(settings: Settings, process: Arc<Process>, workers: Vec<Arc<Worker>>) -> Control {
+        let names = names(&settings.live);
+        let answers = Answers::default();
+        answers.keep_only(&names);
         Control {
-            names: watch::Sender::new(names(&settings.live)),
-            answers: Answers::default(),
+            names: watch::Sender::new(names),
+            answers,
             process,
             workers,
             phase: watch::Sender::new(Phase::Serving),
@@ -184,6 +187,12 @@ impl Control {
                 left = false;
             }
         }
+    }
+
+    /// Serving, and every endpoint's name has been looked up once.
+    #[must_use]
+    pub fn is_ready(&self) -> bool {
+        *self.phase.borrow() == Phase::Serving && !self.answers.are_awaited()
     }
 
     /// Begins to drain, once.

@@ -130,6 +130,8 @@ fn status(control: &Control) -> Value {
             "services": tables.services.len(),
             "endpoints": tables.services.iter().map(|service| service.endpoints.len()).sum::<usize>(),
         },
+        "ready": control.is_ready(),
+        "names": control.answers.all(),
         "last_refused_edit": control.last_refused(),
         "hello_memory_bytes": process.limits.hellos.held(),
         "pipes": {

@@ -31,6 +31,12 @@ impl Answers {
         self.lock().clone()
     }
 
+    /// Some name was neither resolved yet nor failed to.
+    #[must_use]
+    pub fn are_awaited(&self) -> bool {
+        self.lock().values().any(|answer| answer.confirmed.is_none() && answer.problem.is_none())
+    }
+
     /// Notes the addresses in use, and why they could not be confirmed, if so.
     pub(crate) fn note(&self, name: &HostName, addresses: &[IpAddr], problem: Option<String>) {
         if let Some(answer) = self.lock().get_mut(name) {
