@@ -1,0 +1,202 @@
+//! Real TLS through the gateway, rustls and OpenSSL on both ends: it is end to end, so the service sees the
+//! client's certificate and the gateway has no key.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test"
+)]
+
+use std::io::{Read, Write};
+use std::net::SocketAddr;
+use std::process::Command;
+use std::thread::{self, JoinHandle};
+
+use isthmus_tests::bulk::{receive, send};
+use isthmus_tests::client::dial;
+use isthmus_tests::endpoint::Endpoint;
+use isthmus_tests::gateway::Gateway;
+use isthmus_tests::setup::{Setup, service};
+use isthmus_tests::tls::{CLIENT_ID, HOST, Peer, Trust, openssl, python, python_client, python_server};
+use isthmus_tests::{figure, skip};
+use rustls::{SupportedProtocolVersion, version};
+
+const SIZE: u64 = 1 << 20;
+const VERSIONS: [(&str, &str, &SupportedProtocolVersion); 2] =
+    [("TLSv1.2", "TLSv1_2", &version::TLS12), ("TLSv1.3", "TLSv1_3", &version::TLS13)];
+
+fn gateway(endpoint: SocketAddr) -> Gateway {
+    Setup::new(service(HOST, &[], &[endpoint])).start()
+}
+
+fn hex(hash: [u8; 32]) -> String {
+    hash.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// What the server's end saw: the client's ID, what it sent, what it got.
+struct Served {
+    id: String,
+    sent: [u8; 32],
+    got: [u8; 32],
+}
+
+/// Serves one rustls connection in the protocol of the Python peers.
+fn serve(trust: &'static Trust, endpoint: Endpoint) -> JoinHandle<Served> {
+    thread::spawn(move || {
+        let mut tls = trust.server(endpoint.accept());
+        let mut line = Vec::new();
+        while line.last() != Some(&b'\n') {
+            let mut byte = [0];
+            tls.read_exact(&mut byte).unwrap();
+            line.push(byte[0]);
+        }
+        assert_eq!(line, format!("{SIZE}\n").into_bytes());
+        let got = receive(&mut tls, SIZE).unwrap();
+        let sent = send(&mut tls, SIZE).unwrap();
+        tls.conn.send_close_notify();
+        tls.flush().unwrap();
+        Served { id: Trust::seen(&tls), sent, got }
+    })
+}
+
+fn trust() -> &'static Trust {
+    Box::leak(Box::new(Trust::new()))
+}
+
+fn talk(trust: &Trust, gateway: SocketAddr, version: &'static SupportedProtocolVersion) -> [[u8; 32]; 2] {
+    let mut tls = trust.client(dial(gateway), version);
+    tls.write_all(format!("{SIZE}\n").as_bytes()).unwrap();
+    let sent = send(&mut tls, SIZE).unwrap();
+    let got = receive(&mut tls, SIZE).unwrap();
+    assert_eq!(tls.conn.protocol_version(), Some(version.version));
+    [sent, got]
+}
+
+#[test]
+fn rustls_to_rustls() {
+    let trust = trust();
+    for (name, _, version) in VERSIONS {
+        let endpoint = Endpoint::new();
+        let gateway = gateway(endpoint.address());
+        let server = serve(trust, endpoint);
+        let [sent, got] = talk(trust, gateway.address(), version);
+        let served = server.join().unwrap();
+        assert_eq!((served.got, served.sent), (sent, got));
+        assert_eq!(served.id, CLIENT_ID);
+        let line = gateway.log().wait("the connection", |line| line.text("sni") == HOST);
+        assert!(line.number("bytes_in") > SIZE && line.number("bytes_out") > SIZE, "{line:?}");
+        assert_eq!(line.text("service"), "web.example:443");
+        figure!("rustls to rustls, {name}: 1 MiB each way, the service saw {}", served.id);
+    }
+}
+
+#[test]
+fn openssl_to_rustls() {
+    let Some(openssl) = python() else { skip!("python3 with ssl is not here") };
+    let trust = trust();
+    for (name, python, _) in VERSIONS {
+        let endpoint = Endpoint::new();
+        let gateway = gateway(endpoint.address());
+        let server = serve(trust, endpoint);
+        let mut client = python_client(trust, gateway.address(), python, SIZE);
+        let said = client.line();
+        let served = server.join().unwrap();
+        assert_eq!(said, format!("{name} {} {}", hex(served.got), hex(served.sent)));
+        assert_eq!(served.id, CLIENT_ID);
+        figure!("{openssl} to rustls, {name}: 1 MiB each way, the service saw {}", served.id);
+    }
+}
+
+#[test]
+fn rustls_to_openssl() {
+    let Some(openssl) = python() else { skip!("python3 with ssl is not here") };
+    let trust = trust();
+    let (mut server, address) = python_server(trust);
+    let gateway = gateway(address);
+    for (name, _, version) in VERSIONS {
+        let [sent, got] = talk(trust, gateway.address(), version);
+        assert_eq!(server.line(), format!("{name} {CLIENT_ID}"));
+        assert_eq!(server.line(), format!("{} {}", hex(got), hex(sent)));
+        figure!("rustls to {openssl}, {name}: 1 MiB each way, the service saw {CLIENT_ID}");
+    }
+}
+
+#[test]
+fn openssl_to_openssl() {
+    let Some(openssl) = python() else { skip!("python3 with ssl is not here") };
+    let trust = trust();
+    let (mut server, address) = python_server(trust);
+    let gateway = gateway(address);
+    for (name, python, _) in VERSIONS {
+        let mut client = python_client(trust, gateway.address(), python, SIZE);
+        assert_eq!(server.line(), format!("{name} {CLIENT_ID}"));
+        let hashes = server.line();
+        let (sent, got) = hashes.split_once(' ').unwrap();
+        assert_eq!(client.line(), format!("{name} {got} {sent}"));
+        figure!("{openssl} to itself, {name}: 1 MiB each way, the service saw {CLIENT_ID}");
+    }
+}
+
+#[test]
+fn the_openssl_command_as_client() {
+    if !openssl() {
+        skip!("openssl is not here");
+    }
+    let trust = trust();
+    for (name, flag) in [("TLSv1.2", "-tls1_2"), ("TLSv1.3", "-tls1_3")] {
+        let endpoint = Endpoint::new();
+        let gateway = gateway(endpoint.address());
+        let server = serve(trust, endpoint);
+        let mut client = Peer::start(
+            Command::new("openssl")
+                .args(["s_client", "-quiet", "-verify_return_error", "-servername", HOST, flag])
+                .args(["-connect", &gateway.address().to_string()])
+                .arg("-CAfile")
+                .arg(trust.file("root.crt"))
+                .arg("-cert")
+                .arg(trust.file("client.crt"))
+                .arg("-key")
+                .arg(trust.file("client.key")),
+        );
+        let mut bytes = format!("{SIZE}\n").into_bytes();
+        bytes.extend(isthmus_tests::bulk::random(1 << 20));
+        client.feed(&bytes);
+        let got = client.rest();
+        let served = server.join().unwrap();
+        assert_eq!((served.id.as_str(), got.len() as u64), (CLIENT_ID, SIZE));
+        assert_eq!(receive(&mut got.as_slice(), SIZE).unwrap(), served.sent);
+        assert_eq!(receive(&mut &bytes[bytes.len() - (1 << 20)..], SIZE).unwrap(), served.got);
+        figure!("openssl s_client {name}: 1 MiB each way, the service saw {CLIENT_ID}");
+    }
+}
+
+#[test]
+fn the_openssl_command_as_server() {
+    if !openssl() {
+        skip!("openssl is not here");
+    }
+    let trust = trust();
+    for (name, _, version) in VERSIONS {
+        let mut server = Peer::start(
+            Command::new("openssl")
+                .args(["s_server", "-accept", "127.0.0.1:0", "-Verify", "3", "-verify_return_error", "-www"])
+                .arg("-CAfile")
+                .arg(trust.file("root.crt"))
+                .arg("-cert")
+                .arg(trust.file("server.crt"))
+                .arg("-key")
+                .arg(trust.file("server.key")),
+        );
+        let address: SocketAddr = server.find("ACCEPT ").parse().unwrap();
+        let gateway = gateway(address);
+        let mut tls = trust.client(dial(gateway.address()), version);
+        tls.write_all(b"GET / HTTP/1.0\r\n\r\n").unwrap();
+        let mut page = String::new();
+        // It closes without a close_notify.
+        let _end = tls.read_to_string(&mut page);
+        assert!(page.contains(&format!("URI:{CLIENT_ID}")), "the server did not see the client: {page}");
+        figure!("rustls to openssl s_server, {name}: the service saw {CLIENT_ID}");
+    }
+}
