@@ -1,0 +1,476 @@
+//! How connections end: half-close, FIN and RST each way, and the limits in time. Rows 4 and 5 of the hazards.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test"
+)]
+
+use std::io::{Read, Write};
+use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use isthmus_tests::bulk::{random, receive, send};
+use isthmus_tests::client::{End, dial, echo, read_exactly, reset, rest};
+use isthmus_tests::endpoint::Endpoint;
+use isthmus_tests::figure;
+use isthmus_tests::gateway::Gateway;
+use isthmus_tests::hello::hello;
+use isthmus_tests::lock::alone;
+use isthmus_tests::process::CLOSE_WAIT;
+use isthmus_tests::setup::{Setup, service};
+use isthmus_tests::wait::{median, throughout, until, within};
+
+const HOST: &str = "web.example";
+const MIB: u64 = 1 << 20;
+
+struct World {
+    gateway: Gateway,
+    endpoint: Endpoint,
+    hello: Vec<u8>,
+}
+
+/// Both ends of one connection, past its hello and the server's first byte.
+struct Pair {
+    client: TcpStream,
+    server: TcpStream,
+    peer: SocketAddr,
+}
+
+impl World {
+    fn new(timeouts: &str) -> World {
+        let endpoint = Endpoint::new();
+        let setup = Setup::new(service(HOST, &[], &[endpoint.address()]));
+        let gateway = setup.with(&format!("timeouts: {{ {timeouts} }}")).start();
+        World { gateway, endpoint, hello: hello(HOST) }
+    }
+
+    fn pair(&self) -> Pair {
+        let mut client = dial(self.gateway.address());
+        client.write_all(&self.hello).unwrap();
+        let (mut server, hello) = self.endpoint.take();
+        assert_eq!(hello, self.hello);
+        server.write_all(b"!").unwrap();
+        assert_eq!(read_exactly(&mut client, 1), b"!");
+        let peer = client.local_addr().unwrap();
+        Pair { client, server, peer }
+    }
+
+    #[track_caller]
+    fn ended(&self, peer: SocketAddr, reason: &str) {
+        let line = self.gateway.log().of(peer);
+        assert_eq!(line.reason(), reason, "{line:?}");
+    }
+
+    /// After everything has ended the gateway holds no socket but its own.
+    #[track_caller]
+    fn holds_nothing(&self, at_rest: usize) {
+        let sockets = || self.gateway.process().sockets();
+        let back = within(Duration::from_secs(10), || sockets().len() <= at_rest);
+        assert!(back, "10 s later the gateway still has {:#?}", sockets());
+    }
+}
+
+/// So many bytes and a half-close, then 10 MiB the other way, then its end.
+fn half_close(before: u64, closer: &TcpStream, mut other: &TcpStream) {
+    let (written, closed) = thread::scope(|scope| {
+        let reading = scope.spawn(|| {
+            let hash = receive(&mut &*other, before).unwrap();
+            assert_eq!((&*other).read(&mut [0]).unwrap(), 0);
+            (hash, Instant::now())
+        });
+        let hash = send(&mut &*closer, before).unwrap();
+        let closing = Instant::now();
+        closer.shutdown(Shutdown::Write).unwrap();
+        let (got, closed) = reading.join().unwrap();
+        assert_eq!(got, hash);
+        (hash, closed.duration_since(closing))
+    });
+    let got = thread::scope(|scope| {
+        let got = scope.spawn(|| receive(&mut &*closer, 10 * MIB).unwrap());
+        let sent = send(&mut other, 10 * MIB).unwrap();
+        other.shutdown(Shutdown::Write).unwrap();
+        assert_eq!(got.join().unwrap(), sent);
+        sent
+    });
+    assert_ne!(got, written);
+    assert_eq!((&*closer).read(&mut [0]).unwrap(), 0);
+    figure!("{before} bytes and FIN, seen {closed:?} later; then 10 MiB back, SHA-256 {:02x?}…", &got[..4]);
+}
+
+#[test]
+fn half_close_each_way_with_10_mib_after_it() {
+    let world = World::new("");
+    let at_rest = world.at_rest();
+    for before in [10, 10 * MIB] {
+        let pair = world.pair();
+        half_close(before, &pair.client, &pair.server);
+        world.ended(pair.peer, "client_closed");
+        drop(pair);
+        let pair = world.pair();
+        half_close(before, &pair.server, &pair.client);
+        world.ended(pair.peer, "server_closed");
+        drop(pair);
+    }
+    world.holds_nothing(at_rest);
+}
+
+#[test]
+fn a_fin_is_passed_on_at_once() {
+    let _alone = alone();
+    let world = World::new("");
+    for client_first in [true, false] {
+        let times = (0..21)
+            .map(|_| {
+                let pair = world.pair();
+                let (closer, mut other) =
+                    if client_first { (&pair.client, &pair.server) } else { (&pair.server, &pair.client) };
+                let started = Instant::now();
+                closer.shutdown(Shutdown::Write).unwrap();
+                assert_eq!(other.read(&mut [0]).unwrap(), 0);
+                started.elapsed()
+            })
+            .collect();
+        let middle = median(times);
+        figure!("FIN passed on within {middle:?} (median of 21, client first: {client_first})");
+        assert!(middle < Duration::from_millis(100));
+    }
+}
+
+#[test]
+fn a_thousand_half_closes_leave_nothing_in_close_wait() {
+    let world = World::new("");
+    let at_rest = world.gateway.process().sockets().len();
+    for round in 0..1_000 {
+        let Pair { mut client, mut server, .. } = world.pair();
+        let (closer, other) =
+            if round % 2 == 0 { (&mut client, &mut server) } else { (&mut server, &mut client) };
+        closer.shutdown(Shutdown::Write).unwrap();
+        assert_eq!(other.read(&mut [0]).unwrap(), 0);
+        echo_back(other, closer);
+        match round % 3 {
+            0 => other.shutdown(Shutdown::Write).unwrap(),
+            1 => other.shutdown(Shutdown::Both).unwrap(),
+            _ => {}
+        }
+    }
+    let gone = within(Duration::from_secs(5), || world.gateway.process().in_state(CLOSE_WAIT) == 0);
+    let left = world.gateway.process().in_state(CLOSE_WAIT);
+    figure!("1000 half-closed connections, 5 s later {left} in CLOSE-WAIT");
+    assert!(gone, "{left} sockets are in CLOSE-WAIT");
+    world.holds_nothing(at_rest);
+}
+
+fn echo_back(from: &mut TcpStream, to: &mut TcpStream) {
+    from.write_all(b"after the FIN").unwrap();
+    assert_eq!(read_exactly(to, 13), b"after the FIN");
+}
+
+#[test]
+fn a_stuck_half_closed_peer_is_reaped_at_its_timer() {
+    for client_first in [true, false] {
+        let world = World::new("half_closed: 2s");
+        let at_rest = world.gateway.process().sockets().len();
+        let pair = world.pair();
+        let closer = if client_first { &pair.client } else { &pair.server };
+        let started = Instant::now();
+        closer.shutdown(Shutdown::Write).unwrap();
+        world.ended(pair.peer, "half_close_timeout");
+        let took = started.elapsed();
+        figure!("half-closed and silent for 2 s: reaped after {took:?} (client first: {client_first})");
+        assert!(took > Duration::from_millis(1_900) && took < Duration::from_secs(6), "{took:?}");
+        world.holds_nothing(at_rest);
+    }
+}
+
+#[test]
+fn a_half_closed_connection_that_still_moves_is_not_reaped() {
+    let world = World::new("half_closed: 2s");
+    let Pair { client, mut server, peer } = world.pair();
+    client.shutdown(Shutdown::Write).unwrap();
+    assert_eq!(server.read(&mut [0]).unwrap(), 0);
+    let mut from = &client;
+    // A byte every half second, for more than twice the limit.
+    let mut next = Instant::now();
+    let mut sent = 0;
+    throughout(Duration::from_secs(5), "the connection lives", || {
+        if Instant::now() >= next {
+            next += Duration::from_millis(500);
+            sent += 1;
+            server.write_all(&[sent]).unwrap();
+            return read_exactly(&mut from.try_clone().unwrap(), 1) == [sent];
+        }
+        true
+    });
+    drop(server);
+    assert_eq!(from.read(&mut [0]).unwrap(), 0);
+    world.ended(peer, "client_closed");
+}
+
+#[test]
+fn a_reset_reaches_the_other_side() {
+    for client_first in [true, false] {
+        let world = World::new("");
+        let at_rest = world.gateway.process().sockets().len();
+        let Pair { client, server, peer } = world.pair();
+        let (first, mut other) = if client_first { (client, server) } else { (server, client) };
+        reset(first);
+        assert_eq!(rest(&mut other), (Vec::new(), End::Reset), "client first: {client_first}");
+        world.ended(peer, if client_first { "client_reset" } else { "server_reset" });
+        world.holds_nothing(at_rest);
+    }
+}
+
+/// A client that closes with bytes unread resets, as the kernel does for a process that exits.
+#[test]
+fn a_client_that_leaves_bytes_unread_frees_the_server() {
+    let world = World::new("half_closed: 10s");
+    let at_rest = world.gateway.process().sockets().len();
+    for round in 0..200 {
+        let Pair { client, mut server, .. } = world.pair();
+        server.write_all(&random(1 + round * 7)).unwrap();
+        drop(client);
+        // Either side may have been first; but the server's connection ends.
+        let (_, end) = isthmus_tests::client::rest_within(&mut server, Duration::from_secs(5));
+        assert_ne!(end, End::Open, "round {round}: the client has gone and the server was not told");
+        drop(server);
+    }
+    world.holds_nothing(at_rest);
+}
+
+/// The same, but the server's bytes arrive when the client has gone already.
+#[test]
+fn bytes_for_a_client_that_has_gone_end_the_connection() {
+    let world = World::new("half_closed: 10s");
+    let at_rest = world.gateway.process().sockets().len();
+    for round in 0..200 {
+        let Pair { client, mut server, .. } = world.pair();
+        drop(client);
+        if round % 2 == 0 {
+            assert_eq!(server.read(&mut [0]).unwrap(), 0);
+        }
+        let _gone = server.write_all(b"are you there?");
+        let (_, end) = isthmus_tests::client::rest_within(&mut server, Duration::from_secs(5));
+        if end == End::Fin {
+            // Its FIN came first. What was sent after it is answered with a reset at the gateway's client side.
+            let mut left = [0];
+            server.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+            let _again = server.write_all(b"!");
+            until("the server's side is reset", || {
+                server.write_all(b"!").is_err() || server.peek(&mut left).is_err()
+            });
+        }
+        assert_ne!(end, End::Open, "round {round}: the client has gone and the server was not told");
+        drop(server);
+    }
+    world.holds_nothing(at_rest);
+}
+
+/// What the gateway had received before the reset arrives whole; then the reset, and soon.
+#[test]
+fn a_reset_cuts_no_data_and_is_not_late() {
+    let _alone = alone();
+    for client_first in [true, false] {
+        let (mut times, mut most) = (Vec::new(), 0);
+        for _ in 0..15 {
+            let world = World::new("half_closed: 20s");
+            let Pair { client, server, peer } = world.pair();
+            let (first, other) = if client_first { (client, server) } else { (server, client) };
+            let reasons = if client_first { "client_reset" } else { "server_reset" };
+            let (had, time) = reset_behind_data(first, other);
+            times.push(time);
+            most = most.max(had);
+            world.ended(peer, reasons);
+        }
+        let middle = median(times);
+        figure!(
+            "up to {most} bytes taken before the RST arrived whole; RST {middle:?} after the last (median of 15, client first: {client_first})"
+        );
+        assert!(middle < Duration::from_millis(100), "{middle:?}");
+    }
+}
+
+/// Sends as much as the path takes, waits until the gateway has it all, resets; the reader then takes it all.
+fn reset_behind_data(first: TcpStream, mut other: TcpStream) -> (usize, Duration) {
+    let data = random(4 << 20);
+    first.set_nonblocking(true).unwrap();
+    let mut sent = 0;
+    let mut stuck_since = Instant::now();
+    while sent < data.len() && stuck_since.elapsed() < Duration::from_millis(200) {
+        match (&first).write(&data[sent..]) {
+            Ok(written) => {
+                sent += written;
+                stuck_since = Instant::now();
+            }
+            Err(_) => thread::yield_now(),
+        }
+    }
+    // What is still in this end's own buffer is lost by the reset, and rightly: the gateway never had it.
+    let own = first.local_addr().unwrap();
+    let unacknowledged = unsent(own);
+    reset(first);
+    let had = sent - unacknowledged;
+    let mut got = vec![0; had];
+    other.read_exact(&mut got).unwrap_or_else(|error| panic!("{had} bytes were the gateway's: {error}"));
+    assert!(got == data[..had], "the bytes differ");
+    let taken = Instant::now();
+    let (_, end) = rest(&mut other);
+    assert_eq!(end, End::Reset);
+    (had, taken.elapsed())
+}
+
+/// Bytes in the send queue of the socket with this local address.
+fn unsent(own: SocketAddr) -> usize {
+    let (SocketAddr::V4(own4), text) = (own, std::fs::read_to_string("/proc/net/tcp").unwrap()) else {
+        panic!("IPv4 here")
+    };
+    let key = format!("{:08X}:{:04X}", u32::from_le_bytes(own4.ip().octets()), own4.port());
+    let row = text.lines().find(|line| line.split_whitespace().nth(1) == Some(&key)).unwrap();
+    let queues = row.split_whitespace().nth(4).unwrap();
+    usize::from_str_radix(queues.split(':').next().unwrap(), 16).unwrap()
+}
+
+#[test]
+fn a_thousand_graceful_closes_and_no_reset() {
+    let world = World::new("");
+    let at_rest = world.gateway.process().sockets().len();
+    let mut ends = Vec::new();
+    for round in 0..1_000 {
+        let Pair { mut client, mut server, .. } = world.pair();
+        let size = [0, 1, 100, 20_000, 300_000][round % 5];
+        let bytes = random(size);
+        let (closer, other) =
+            if round % 2 == 0 { (&mut client, &mut server) } else { (&mut server, &mut client) };
+        thread::scope(|scope| {
+            let closing = scope.spawn(|| {
+                closer.write_all(&bytes).unwrap();
+                closer.shutdown(Shutdown::Write).unwrap();
+                rest(closer)
+            });
+            let (got, end) = rest(other);
+            assert!(got == bytes, "round {round}: {} of {size} bytes", got.len());
+            other.write_all(b"bye").unwrap();
+            other.shutdown(Shutdown::Write).unwrap();
+            let (back, end_back) = closing.join().unwrap();
+            assert_eq!(back, b"bye");
+            ends.extend([end, end_back]);
+        });
+    }
+    let resets = ends.iter().filter(|end| **end != End::Fin).count();
+    figure!("1000 graceful closes, {resets} became a reset");
+    assert_eq!(resets, 0);
+    for reason in ["client_closed", "server_closed"] {
+        until("every line is logged", || world.gateway.log().count(|line| line.reason() == reason) == 500);
+    }
+    assert_eq!(world.gateway.log().lines().len(), 1_000);
+    world.holds_nothing(at_rest);
+}
+
+#[test]
+fn an_idle_connection_is_closed_and_a_busy_one_is_not() {
+    let world = World::new("idle: 2s");
+    let idle = world.pair();
+    let Pair { mut client, mut server, peer } = world.pair();
+    let started = Instant::now();
+    let mut idle_end = None;
+    let mut next = Instant::now();
+    while started.elapsed() < Duration::from_secs(5) {
+        if Instant::now() >= next {
+            next += Duration::from_millis(300);
+            client.write_all(b"tick").unwrap();
+            assert_eq!(read_exactly(&mut server, 4), b"tick");
+        }
+        if idle_end.is_none() && world.gateway.log().count(|line| line.peer() == Some(idle.peer)) > 0 {
+            idle_end = Some(started.elapsed());
+        }
+        thread::yield_now();
+    }
+    let took = idle_end.expect("the idle connection was closed");
+    figure!("idle limit 2 s: closed after {took:?}, a ticking connection lives on");
+    assert!(took > Duration::from_millis(1_800) && took < Duration::from_millis(4_500), "{took:?}");
+    world.ended(idle.peer, "idle_timeout");
+    let mut gone = idle;
+    assert_ne!(rest(&mut gone.client).1, End::Open);
+    assert_ne!(rest(&mut gone.server).1, End::Open);
+    drop(client);
+    drop(server);
+    world.ended(peer, "client_closed");
+}
+
+#[test]
+fn a_server_without_a_first_byte_is_given_up() {
+    let world = World::new("first_byte: 1s");
+    let mut client = dial(world.gateway.address());
+    client.write_all(&world.hello).unwrap();
+    let started = Instant::now();
+    let (mut server, _) = world.endpoint.take();
+    world.ended(client.local_addr().unwrap(), "first_byte_timeout");
+    let took = started.elapsed();
+    assert!(took > Duration::from_millis(900) && took < Duration::from_secs(4), "{took:?}");
+    assert_ne!(rest(&mut client).1, End::Open);
+    assert_ne!(rest(&mut server).1, End::Open);
+    // One that answered in time may be silent afterwards.
+    let Pair { mut client, mut server, .. } = world.pair();
+    throughout(Duration::from_secs(3), "the connection lives", || world.gateway.log().count(|_| true) == 0);
+    server.write_all(b"later").unwrap();
+    assert_eq!(read_exactly(&mut client, 5), b"later");
+    figure!("first byte limit 1 s: given up after {took:?}");
+}
+
+#[test]
+fn no_connection_outlives_the_maximum() {
+    let world = World::new("max_duration: 2s");
+    let started = Instant::now();
+    let Pair { mut client, mut server, peer } = world.pair();
+    let line = loop {
+        if world.gateway.log().count(|line| line.peer() == Some(peer)) > 0 {
+            break world.gateway.log().of(peer);
+        }
+        assert!(started.elapsed() < Duration::from_secs(10), "it lives on");
+        if client.write_all(b"x").is_ok() {
+            let _gone = server.read(&mut [0; 16]);
+        }
+    };
+    let took = started.elapsed();
+    assert_eq!(line.reason(), "max_duration");
+    assert!(took > Duration::from_millis(1_900) && took < Duration::from_secs(5), "{took:?}");
+    assert_ne!(rest(&mut client).1, End::Open);
+    figure!("maximum duration 2 s: closed after {took:?}");
+}
+
+#[test]
+fn both_sides_closing_at_once_is_no_reset() {
+    let world = World::new("");
+    for _ in 0..50 {
+        let Pair { mut client, mut server, peer } = world.pair();
+        client.write_all(b"from the client").unwrap();
+        server.write_all(b"from the server").unwrap();
+        thread::scope(|scope| {
+            scope.spawn(|| client.shutdown(Shutdown::Write).unwrap());
+            scope.spawn(|| server.shutdown(Shutdown::Write).unwrap());
+        });
+        assert_eq!(rest(&mut client), (b"from the server".to_vec(), End::Fin));
+        assert_eq!(rest(&mut server), (b"from the client".to_vec(), End::Fin));
+        let line = world.gateway.log().of(peer);
+        assert!(["client_closed", "server_closed"].contains(&line.reason()), "{line:?}");
+        assert_eq!(line.number("bytes_out"), 16, "{line:?}");
+        assert_eq!(line.number("bytes_in"), world.hello.len() as u64 + 15, "{line:?}");
+    }
+}
+
+#[test]
+fn talk_after_everything_still_works() {
+    let world = World::new("");
+    let Pair { client, server, .. } = world.pair();
+    reset(client);
+    drop(server);
+    let Pair { mut client, mut server, .. } = world.pair();
+    thread::scope(|scope| {
+        scope.spawn(|| echo(&mut client, b"ping"));
+        let got = read_exactly(&mut server, 4);
+        server.write_all(&got).unwrap();
+    });
+}
