@@ -44,17 +44,6 @@ impl Process {
         fs::read_dir(format!("/proc/{}/fd", self.0)).map_or(0, Iterator::count)
     }
 
-    /// Open descriptors but those of pipes: pipes for splicing are kept for the next connection.
-    #[must_use]
-    pub fn descriptors_without_pipes(self) -> usize {
-        fs::read_dir(format!("/proc/{}/fd", self.0))
-            .into_iter()
-            .flatten()
-            .filter_map(|entry| fs::read_link(entry.ok()?.path()).ok())
-            .filter(|link| !link.to_string_lossy().starts_with("pipe:"))
-            .count()
-    }
-
     /// Threads.
     #[must_use]
     pub fn threads(self) -> usize {

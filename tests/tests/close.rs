@@ -65,6 +65,10 @@ impl World {
         assert_eq!(line.reason(), reason, "{line:?}");
     }
 
+    fn at_rest(&self) -> usize {
+        self.gateway.process().sockets().len()
+    }
+
     /// After everything has ended the gateway holds no socket but its own.
     #[track_caller]
     fn holds_nothing(&self, at_rest: usize) {
@@ -143,7 +147,7 @@ fn a_fin_is_passed_on_at_once() {
 #[test]
 fn a_thousand_half_closes_leave_nothing_in_close_wait() {
     let world = World::new("");
-    let at_rest = world.gateway.process().sockets().len();
+    let at_rest = world.at_rest();
     for round in 0..1_000 {
         let Pair { mut client, mut server, .. } = world.pair();
         let (closer, other) =
@@ -173,7 +177,7 @@ fn echo_back(from: &mut TcpStream, to: &mut TcpStream) {
 fn a_stuck_half_closed_peer_is_reaped_at_its_timer() {
     for client_first in [true, false] {
         let world = World::new("half_closed: 2s");
-        let at_rest = world.gateway.process().sockets().len();
+        let at_rest = world.at_rest();
         let pair = world.pair();
         let closer = if client_first { &pair.client } else { &pair.server };
         let started = Instant::now();
@@ -214,7 +218,7 @@ fn a_half_closed_connection_that_still_moves_is_not_reaped() {
 fn a_reset_reaches_the_other_side() {
     for client_first in [true, false] {
         let world = World::new("");
-        let at_rest = world.gateway.process().sockets().len();
+        let at_rest = world.at_rest();
         let Pair { client, server, peer } = world.pair();
         let (first, mut other) = if client_first { (client, server) } else { (server, client) };
         reset(first);
@@ -228,7 +232,7 @@ fn a_reset_reaches_the_other_side() {
 #[test]
 fn a_client_that_leaves_bytes_unread_frees_the_server() {
     let world = World::new("half_closed: 10s");
-    let at_rest = world.gateway.process().sockets().len();
+    let at_rest = world.at_rest();
     for round in 0..200 {
         let Pair { client, mut server, .. } = world.pair();
         server.write_all(&random(1 + round * 7)).unwrap();
@@ -245,7 +249,7 @@ fn a_client_that_leaves_bytes_unread_frees_the_server() {
 #[test]
 fn bytes_for_a_client_that_has_gone_end_the_connection() {
     let world = World::new("half_closed: 10s");
-    let at_rest = world.gateway.process().sockets().len();
+    let at_rest = world.at_rest();
     for round in 0..200 {
         let Pair { client, mut server, .. } = world.pair();
         drop(client);
@@ -336,7 +340,7 @@ fn unsent(own: SocketAddr) -> usize {
 #[test]
 fn a_thousand_graceful_closes_and_no_reset() {
     let world = World::new("");
-    let at_rest = world.gateway.process().sockets().len();
+    let at_rest = world.at_rest();
     let mut ends = Vec::new();
     for round in 0..1_000 {
         let Pair { mut client, mut server, .. } = world.pair();
