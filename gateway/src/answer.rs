@@ -1,8 +1,10 @@
 //! What a server says first. Until it has said something, and as long as the client has sent no more than
 //! its hello, the connection can still move to another endpoint. Reads no more than it takes to know.
 
+use std::net::Shutdown;
 use std::task::{Context, Poll};
 
+use socket2::SockRef;
 use tokio::net::TcpStream;
 
 use crate::peek::{SCRATCH, poll_through};
@@ -58,7 +60,11 @@ pub enum Failure {
 /// # Errors
 /// [`Failure::Rejected`] when the server closes, resets or answers with an alert that says "not here";
 /// [`Failure::ClientGone`] when the client resets.
-pub(crate) async fn answer(stream: TcpStream, client: &TcpStream) -> Result<Server, Failure> {
+pub(crate) async fn answer(
+    stream: TcpStream,
+    client: &TcpStream,
+    on_client_closed: impl Fn(),
+) -> Result<Server, Failure> {
     let mut server = Server { stream, said: Said::Nothing };
     let mut first = Vec::new();
     let mut client_may_speak = true;
@@ -67,7 +73,12 @@ pub(crate) async fn answer(stream: TcpStream, client: &TcpStream) -> Result<Serv
             match poll_client(client, cx) {
                 Poll::Ready(Client::Spoke) => return Poll::Ready(Heard::Client),
                 Poll::Ready(Client::Reset) => return Poll::Ready(Heard::ClientReset),
-                Poll::Ready(Client::Closed) => client_may_speak = false,
+                Poll::Ready(Client::Closed) => {
+                    // Passed on at once; another endpoint would be told again.
+                    client_may_speak = false;
+                    let _shut = SockRef::from(&server.stream).shutdown(Shutdown::Write);
+                    on_client_closed();
+                }
                 Poll::Pending => {}
             }
         }
@@ -99,6 +110,14 @@ enum Client {
     Spoke,
     Closed,
     Reset,
+}
+
+/// Waits until the client resets; for ever if it has spoken or closed, which hides a later reset.
+pub(crate) async fn reset_of(client: &TcpStream) {
+    let heard = std::future::poll_fn(|cx| poll_client(client, cx)).await;
+    if !matches!(heard, Client::Reset) {
+        std::future::pending::<()>().await;
+    }
 }
 
 /// Looks without taking: the bytes are the relay's.

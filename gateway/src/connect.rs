@@ -15,7 +15,7 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 use crate::account::Account;
-use crate::answer::{Failure, Said, Server, answer};
+use crate::answer::{Failure, Said, Server, answer, reset_of};
 use crate::config::settings::Tcp;
 use crate::pick::Step;
 use crate::reason::Reason;
@@ -49,7 +49,12 @@ pub async fn connect(
     if worker.process.is_own(attempt.step.endpoint.address) {
         return Err(Failure::Unreached(Reason::Loop));
     }
-    let stream = match timeout(attempt.patience, dial(&attempt, worker)).await {
+    let dialled = tokio::select! {
+        biased;
+        dialled = timeout(attempt.patience, dial(&attempt, worker)) => dialled,
+        () = reset_of(client) => return Err(Failure::ClientGone),
+    };
+    let stream = match dialled {
         Ok(Ok(stream)) => stream,
         Ok(Err(error)) => return Err(Failure::Unreached(reason_of(&error))),
         Err(_) => return Err(Failure::Unreached(Reason::ConnectTimeout)),
@@ -58,7 +63,8 @@ pub async fn connect(
     if !attempt.may_move {
         return Ok(Server { stream, said: Said::Nothing });
     }
-    let server = answer(stream, client).await?;
+    let half_closed = || account.conn.set_half_closed(worker.live.coarse_now());
+    let server = answer(stream, client, half_closed).await?;
     account.answered(server.said.length());
     Ok(server)
 }
