@@ -478,3 +478,61 @@ fn talk_after_everything_still_works() {
         server.write_all(&got).unwrap();
     });
 }
+
+/// A reader that never takes what came before the reset does not keep the connection for longer than that.
+#[test]
+fn a_reset_waits_for_a_stuck_reader_only_until_the_half_closed_limit() {
+    for client_first in [true, false] {
+        let world = World::new("half_closed: 2s");
+        let at_rest = world.gateway.process().sockets().len();
+        let Pair { client, server, peer } = world.pair();
+        let (first, mut other) = if client_first { (client, server) } else { (server, client) };
+        first.set_nonblocking(true).unwrap();
+        let block = random(1 << 20);
+        let mut last = Instant::now();
+        until("the writer is stuck", || {
+            if (&first).write(&block).is_ok() {
+                last = Instant::now();
+            }
+            last.elapsed() > Duration::from_millis(300)
+        });
+        let started = Instant::now();
+        reset(first);
+        world.ended(peer, if client_first { "client_reset" } else { "server_reset" });
+        let took = started.elapsed();
+        world.holds_nothing(at_rest);
+        let (got, end) = rest(&mut other);
+        figure!(
+            "reset with the reader stuck (half_closed 2 s): over after {took:?}, {} bytes were its own",
+            got.len()
+        );
+        assert_eq!(end, End::Reset, "client first: {client_first}");
+        assert!(took < Duration::from_secs(6), "{took:?}");
+    }
+}
+
+/// What comes in one breath with the hello is neither lost nor moved.
+#[test]
+fn bytes_right_behind_the_hello_arrive_in_order() {
+    let world = World::new("");
+    for size in [1, 1_000, 70_000, 3 << 20] {
+        let mut client = dial(world.gateway.address());
+        let peer = client.local_addr().unwrap();
+        let data = random(size);
+        thread::scope(|scope| {
+            let served = scope.spawn(|| {
+                let (mut server, hello) = world.endpoint.take();
+                assert_eq!(hello, world.hello);
+                assert!(read_exactly(&mut server, size) == data, "{size} bytes differ");
+                server.write_all(b"all of it").unwrap();
+                server
+            });
+            client.write_all(&[&*world.hello, &data].concat()).unwrap();
+            served.join().unwrap()
+        });
+        assert_eq!(read_exactly(&mut client, 9), b"all of it");
+        drop(client);
+        let line = world.gateway.log().of(peer);
+        assert_eq!(line.number("bytes_in"), (world.hello.len() + size) as u64, "{line:?}");
+    }
+}
