@@ -479,35 +479,64 @@ fn talk_after_everything_still_works() {
     });
 }
 
+/// Writes until nothing more is taken.
+fn fill(stream: &TcpStream) {
+    stream.set_nonblocking(true).unwrap();
+    let block = random(1 << 20);
+    let mut last = Instant::now();
+    until("the writer is stuck", || {
+        if (&*stream).write(&block).is_ok() {
+            last = Instant::now();
+        }
+        last.elapsed() > Duration::from_millis(300)
+    });
+}
+
 /// A reader that never takes what came before the reset does not keep the connection for longer than that.
+fn reset_behind_a_stuck_reader(client_first: bool) {
+    let world = World::new("half_closed: 2s");
+    let at_rest = world.gateway.process().sockets().len();
+    let Pair { client, server, peer } = world.pair();
+    let (first, mut other) = if client_first { (client, server) } else { (server, client) };
+    fill(&first);
+    let started = Instant::now();
+    reset(first);
+    world.ended(peer, if client_first { "client_reset" } else { "server_reset" });
+    let took = started.elapsed();
+    world.holds_nothing(at_rest);
+    let (got, end) = rest(&mut other);
+    figure!(
+        "reset, the reader stuck, half_closed 2 s: over after {took:?}, {} bytes were its own",
+        got.len()
+    );
+    assert_eq!(end, End::Reset);
+    assert!(took < Duration::from_secs(6), "{took:?}");
+}
+
 #[test]
-fn a_reset_waits_for_a_stuck_reader_only_until_the_half_closed_limit() {
+fn a_clients_reset_waits_for_a_stuck_server_only_until_the_half_closed_limit() {
+    reset_behind_a_stuck_reader(true);
+}
+
+#[test]
+fn a_servers_reset_waits_for_a_stuck_client_only_until_the_half_closed_limit() {
+    reset_behind_a_stuck_reader(false);
+}
+
+#[test]
+fn a_connection_whose_reader_is_stuck_is_idle() {
     for client_first in [true, false] {
-        let world = World::new("half_closed: 2s");
+        let world = World::new("idle: 2s");
         let at_rest = world.gateway.process().sockets().len();
-        let Pair { client, server, peer } = world.pair();
-        let (first, mut other) = if client_first { (client, server) } else { (server, client) };
-        first.set_nonblocking(true).unwrap();
-        let block = random(1 << 20);
-        let mut last = Instant::now();
-        until("the writer is stuck", || {
-            if (&first).write(&block).is_ok() {
-                last = Instant::now();
-            }
-            last.elapsed() > Duration::from_millis(300)
-        });
+        let pair = world.pair();
         let started = Instant::now();
-        reset(first);
-        world.ended(peer, if client_first { "client_reset" } else { "server_reset" });
-        let took = started.elapsed();
-        world.holds_nothing(at_rest);
-        let (got, end) = rest(&mut other);
+        fill(if client_first { &pair.client } else { &pair.server });
+        world.ended(pair.peer, "idle_timeout");
         figure!(
-            "reset with the reader stuck (half_closed 2 s): over after {took:?}, {} bytes were its own",
-            got.len()
+            "nothing moves, idle 2 s: over after {:?} (client writes: {client_first})",
+            started.elapsed()
         );
-        assert_eq!(end, End::Reset, "client first: {client_first}");
-        assert!(took < Duration::from_secs(6), "{took:?}");
+        world.holds_nothing(at_rest);
     }
 }
 
