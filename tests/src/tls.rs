@@ -99,6 +99,26 @@ impl Trust {
         StreamOwned::new(ServerConnection::new(Arc::new(config)).unwrap(), stream)
     }
 
+    /// Both ends' settings for early data: a ticket of one connection lets the next one send with its hello.
+    #[must_use]
+    pub fn early(&self) -> (Arc<ClientConfig>, Arc<ServerConfig>) {
+        let provider = Arc::new(default_provider());
+        let mut client = ClientConfig::builder_with_provider(Arc::clone(&provider))
+            .with_protocol_versions(&[&rustls::version::TLS13])
+            .unwrap()
+            .with_root_certificates(self.roots())
+            .with_no_client_auth();
+        client.enable_early_data = true;
+        let mut server = ServerConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_no_client_auth()
+            .with_single_cert(self.server.chain().to_vec(), self.server.key().clone_key())
+            .unwrap();
+        server.max_early_data_size = 16 * 1024;
+        (Arc::new(client), Arc::new(server))
+    }
+
     /// Who a client is, once the handshake is done.
     #[must_use]
     pub fn seen(stream: &ServerStream) -> String {

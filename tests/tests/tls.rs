@@ -12,6 +12,7 @@
 use std::io::{Read, Write};
 use std::net::SocketAddr;
 use std::process::Command;
+use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 
 use isthmus_tests::bulk::{receive, send};
@@ -21,7 +22,11 @@ use isthmus_tests::gateway::Gateway;
 use isthmus_tests::setup::{Setup, service};
 use isthmus_tests::tls::{CLIENT_ID, HOST, Peer, Trust, openssl, python, python_client, python_server};
 use isthmus_tests::{figure, skip};
-use rustls::{SupportedProtocolVersion, version};
+use rustls::pki_types::ServerName;
+use rustls::{
+    ClientConfig, ClientConnection, ServerConfig, ServerConnection, StreamOwned, SupportedProtocolVersion,
+    version,
+};
 
 const SIZE: u64 = 1 << 20;
 const VERSIONS: [(&str, &str, &SupportedProtocolVersion); 2] =
@@ -90,6 +95,60 @@ fn rustls_to_rustls() {
         assert_eq!(line.text("service"), "web.example:443");
         figure!("rustls to rustls, {name}: 1 MiB each way, the service saw {}", served.id);
     }
+}
+
+/// One connection of the service: what it got early, then what it got after the handshake.
+fn serve_early(endpoint: &Endpoint, config: &Arc<ServerConfig>) -> (Vec<u8>, Vec<u8>) {
+    let mut stream = endpoint.accept();
+    let mut tls = ServerConnection::new(Arc::clone(config)).unwrap();
+    let mut early = Vec::new();
+    while tls.is_handshaking() {
+        tls.complete_io(&mut stream).unwrap();
+        if let Some(mut data) = tls.early_data() {
+            data.read_to_end(&mut early).unwrap();
+        }
+    }
+    let mut tls = StreamOwned::new(tls, stream);
+    let mut late = Vec::new();
+    tls.read_to_end(&mut late).unwrap();
+    tls.write_all(b"thanks").unwrap();
+    tls.conn.send_close_notify();
+    tls.flush().unwrap();
+    (early, late)
+}
+
+/// One connection of the client; tells whether its early data was taken.
+fn talk_early(gateway: SocketAddr, config: &Arc<ClientConfig>) -> bool {
+    let tls = ClientConnection::new(Arc::clone(config), ServerName::try_from(HOST).unwrap()).unwrap();
+    let mut tls = StreamOwned::new(tls, dial(gateway));
+    if let Some(mut early) = tls.conn.early_data() {
+        early.write_all(b"with the hello").unwrap();
+    }
+    tls.write_all(b"after it").unwrap();
+    tls.conn.send_close_notify();
+    let mut said = Vec::new();
+    tls.read_to_end(&mut said).unwrap();
+    assert_eq!(said, b"thanks");
+    tls.conn.is_early_data_accepted()
+}
+
+/// A resumed session, and bytes behind the hello before the service has said anything.
+#[test]
+fn early_data_reaches_the_service() {
+    let (client, server) = trust().early();
+    let endpoint = Endpoint::new();
+    let gateway = gateway(endpoint.address());
+    for resumed in [false, true, true] {
+        let (served, taken) = thread::scope(|scope| {
+            let served = scope.spawn(|| serve_early(&endpoint, &server));
+            let taken = talk_early(gateway.address(), &client);
+            (served.join().unwrap(), taken)
+        });
+        let early: &[u8] = if resumed { b"with the hello" } else { b"" };
+        assert_eq!((served.0.as_slice(), served.1.as_slice()), (early, b"after it".as_slice()));
+        assert_eq!(taken, resumed);
+    }
+    figure!("TLS 1.3 resumed twice, early data taken both times");
 }
 
 #[test]
