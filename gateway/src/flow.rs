@@ -3,13 +3,11 @@
 //! the other relays of the worker. What the two directions mean for each other is in `relay`.
 
 use std::io;
-use std::net::Shutdown;
 use std::pin::pin;
 use std::sync::atomic::AtomicU64;
 use std::task::{Context, Poll, ready};
 
 use rustix::io::Errno;
-use socket2::SockRef;
 use tokio::io::Interest;
 use tokio::net::TcpStream;
 
@@ -80,6 +78,11 @@ pub(crate) struct Moving<'a> {
 }
 
 impl Moving<'_> {
+    /// A sink that takes what it is owed is not idle, however slow it is.
+    fn touch(&self) {
+        self.moved(0);
+    }
+
     fn moved(&self, bytes: usize) {
         self.conn.moved(self.count, bytes, self.worker.live.coarse_now());
     }
@@ -107,6 +110,11 @@ impl Flow {
         }
     }
 
+    /// It waits for a sink that takes no bytes.
+    pub(crate) fn is_stuck(&self) -> bool {
+        self.held.len() > 0
+    }
+
     /// Moves bytes until something is not ready. Ready once, at the end of this direction.
     pub(crate) fn poll(
         &mut self,
@@ -119,14 +127,14 @@ impl Flow {
             return Poll::Pending;
         }
         loop {
-            if ready!(self.poll_flush(cx, sink)).is_err() {
+            if ready!(self.poll_flush(cx, sink, moving)).is_err() {
                 (self.sink_gone, self.done) = (true, true);
                 (self.held, self.bulk) = (Held::Nothing, None);
                 return Poll::Pending;
             }
             if self.source_ended {
                 (self.done, self.bulk) = (true, None);
-                return Poll::Ready(if self.source_reset { FlowEnd::Reset } else { end_of(sink) });
+                return Poll::Ready(if self.source_reset { FlowEnd::Reset } else { FlowEnd::Closed });
             }
             match ready!(self.poll_fill(cx, source, sink, moving)) {
                 Ok(0) => self.source_ended = true,
@@ -137,8 +145,17 @@ impl Flow {
     }
 
     /// Waiting for a slow sink must not keep the turn from others.
-    fn poll_flush(&mut self, cx: &mut Context<'_>, sink: &TcpStream) -> Poll<io::Result<()>> {
+    fn poll_flush(
+        &mut self,
+        cx: &mut Context<'_>,
+        sink: &TcpStream,
+        moving: &Moving<'_>,
+    ) -> Poll<io::Result<()>> {
+        let before = self.held.len();
         let flushed = self.held.poll_flush(cx, sink);
+        if self.held.len() != before {
+            moving.touch();
+        }
         if flushed.is_pending()
             && let Some(bulk) = &mut self.bulk
         {
@@ -240,13 +257,6 @@ impl Flow {
         }
         bulk.ticket.get_or_insert_with(|| Ticket::new(&moving.worker.turns)).poll_turn(cx).map(Ok)
     }
-}
-
-/// Passes the end of the stream on.
-fn end_of(sink: &TcpStream) -> FlowEnd {
-    // ENOTCONN: the sink has gone already, which its own direction reports.
-    let _shut = SockRef::from(sink).shutdown(Shutdown::Write);
-    FlowEnd::Closed
 }
 
 /// Lets the other tasks of the runtime, and its I/O, come first: a task that merely wakes itself runs

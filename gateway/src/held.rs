@@ -24,6 +24,15 @@ impl Held {
         if bytes.is_empty() { Held::Nothing } else { Held::Bytes { bytes: bytes.to_vec(), written: 0 } }
     }
 
+    /// Bytes held.
+    pub(crate) fn len(&self) -> usize {
+        match self {
+            Held::Nothing => 0,
+            Held::Bytes { bytes, written } => bytes.len() - written,
+            Held::Pipe(pipe) => pipe.held(),
+        }
+    }
+
     /// Writes until nothing is held.
     pub(crate) fn poll_flush(&mut self, cx: &mut Context<'_>, sink: &TcpStream) -> Poll<io::Result<()>> {
         loop {

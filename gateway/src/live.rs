@@ -4,7 +4,7 @@
 use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::task::{Poll, Waker};
 use std::time::{Duration, SystemTime};
@@ -46,6 +46,7 @@ pub struct Conn {
     last_byte: AtomicU64,
     half_closed: AtomicU64,
     age: AtomicU8,
+    stuck: AtomicBool,
     end: AtomicU8,
     task: OnceLock<Waker>,
 }
@@ -68,6 +69,8 @@ const COMING_OF_AGE: u8 = 1;
 const OF_AGE: u8 = 2;
 /// Most connections end before this, and are spared what only long ones need.
 const AGE_MS: Millis = 1_000;
+/// A connection that moved no byte for this long, though it has some, is looked at more closely.
+pub(crate) const SILENT_MS: Millis = 1_000;
 
 impl Conn {
     pub(crate) fn new(id: u64, listener: usize, peer: SocketAddr) -> Conn {
@@ -86,6 +89,7 @@ impl Conn {
             last_byte: AtomicU64::new(now),
             half_closed: AtomicU64::new(0),
             age: AtomicU8::new(YOUNG),
+            stuck: AtomicBool::new(false),
             end: AtomicU8::new(LIVES),
             task: OnceLock::new(),
         }
@@ -121,6 +125,11 @@ impl Conn {
 
     pub(crate) fn set_half_closed(&self, now: Millis) {
         self.half_closed.store(now.max(1), Relaxed);
+    }
+
+    /// Whether a side takes no bytes although there are some for it.
+    pub(crate) fn set_stuck(&self, stuck: bool) {
+        self.stuck.store(stuck, Relaxed);
     }
 
     /// True once, when the connection has lived long enough to be worth keepalive.
@@ -267,6 +276,8 @@ impl Live {
                     .is_some_and(|connected| now.saturating_sub(connected) >= AGE_MS)
             {
                 conn.age.store(COMING_OF_AGE, Relaxed);
+                conn.wake();
+            } else if conn.stuck.load(Relaxed) && now.saturating_sub(conn.last_byte()) >= SILENT_MS {
                 conn.wake();
             }
         }

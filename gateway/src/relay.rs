@@ -1,16 +1,19 @@
 //! Bytes in both directions, untouched, until both have ended: each direction is a `flow`. Here is what
 //! they mean for each other: half-close is kept, and a reset of one side becomes a reset of the other.
 
+use std::net::Shutdown;
 use std::task::Poll;
+use std::time::Duration;
 
+use socket2::SockRef;
 use tokio::net::TcpStream;
 
 use crate::answer::Said;
 use crate::close::pass_on_reset;
 pub use crate::flow::Side;
 use crate::flow::{Flow, FlowEnd, Moving};
-use crate::live::Conn;
-use crate::socket;
+use crate::live::{Conn, SILENT_MS};
+use crate::socket::{self, Millis};
 use crate::worker::Worker;
 
 /// How a relay ended.
@@ -31,15 +34,43 @@ pub async fn relay(
     worker: &Worker,
     conn: &Conn,
 ) -> End {
-    let end = both_ways(client, server, said, worker, conn).await;
+    let mut stuck = Stuck::new(conn.target().and_then(|target| target.service.settings.timeouts.half_closed));
+    let end = both_ways(client, server, said, worker, conn, &mut stuck).await;
     let survivor = match end {
         End::Closed(_) => return end,
         End::Reset(Side::Client) => server,
         End::Reset(Side::Server) => client,
     };
-    let patience = conn.target().and_then(|target| target.service.settings.timeouts.half_closed);
-    pass_on_reset(survivor, patience).await;
+    pass_on_reset(survivor, stuck.patience(socket::now())).await;
     end
+}
+
+/// A side that resets while the other takes no bytes: nothing is read from it, so nothing tells. Asked
+/// about once a second, when no byte has moved for that long.
+struct Stuck {
+    /// How long what was received may still be delivered.
+    limit: Option<Duration>,
+    reset_since: Option<Millis>,
+}
+
+impl Stuck {
+    fn new(limit: Option<Duration>) -> Stuck {
+        Stuck { limit, reset_since: None }
+    }
+
+    /// What is left of the limit.
+    fn patience(&self, now: Millis) -> Option<Duration> {
+        let waited = Duration::from_millis(self.reset_since.map_or(0, |since| now.saturating_sub(since)));
+        self.limit.map(|limit| limit.saturating_sub(waited))
+    }
+
+    /// Whether a source that nobody reads has reset, and what it sent has had its time.
+    fn is_hopeless(&mut self, source: &TcpStream, now: Millis) -> bool {
+        if self.reset_since.is_none() && socket::has_failed(source) {
+            self.reset_since = Some(now);
+        }
+        self.reset_since.is_some() && self.patience(now) == Some(Duration::ZERO)
+    }
 }
 
 async fn both_ways(
@@ -48,6 +79,7 @@ async fn both_ways(
     said: Said,
     worker: &Worker,
     conn: &Conn,
+    stuck: &mut Stuck,
 ) -> End {
     let mut up = Flow::new(Side::Client);
     let mut down = Flow::new(Side::Server);
@@ -61,11 +93,14 @@ async fn both_ways(
         }
         let up_end = up.poll(cx, client, server, &Moving { worker, conn, count: &conn.bytes_in });
         let down_end = down.poll(cx, server, client, &Moving { worker, conn, count: &conn.bytes_out });
-        for (flow, end) in [(&up, up_end), (&down, down_end)] {
+        for (flow, end, sink) in [(&up, up_end, &*server), (&down, down_end, &*client)] {
             match end {
                 Poll::Ready(FlowEnd::Closed) if first.is_none() => {
                     first = Some(flow.from);
                     conn.set_half_closed(worker.live.coarse_now());
+                    // The second end needs no FIN of its own: both sockets are closed then.
+                    // ENOTCONN: the sink has gone already, which its own direction reports.
+                    let _shut = SockRef::from(sink).shutdown(Shutdown::Write);
                 }
                 Poll::Ready(FlowEnd::Reset) => return Poll::Ready(End::Reset(flow.from)),
                 _ => {}
@@ -76,6 +111,14 @@ async fn both_ways(
         up.source_reset |= down.sink_gone;
         for flow in [&up, &down] {
             if flow.source_reset && flow.done {
+                return Poll::Ready(End::Reset(flow.from));
+            }
+        }
+        let now = worker.live.coarse_now();
+        let is_silent = now.saturating_sub(conn.last_byte()) >= SILENT_MS;
+        conn.set_stuck(up.is_stuck() || down.is_stuck());
+        for (flow, source) in [(&up, &*client), (&down, &*server)] {
+            if is_silent && flow.is_stuck() && stuck.is_hopeless(source, now) {
                 return Poll::Ready(End::Reset(flow.from));
             }
         }

@@ -7,6 +7,7 @@ use std::os::fd::AsFd;
 use std::sync::LazyLock;
 use std::time::{Duration, Instant};
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
@@ -94,6 +95,13 @@ pub(crate) fn reset_on_close(socket: impl AsFd) {
     if let Err(error) = SockRef::from(&socket).set_linger(Some(Duration::ZERO)) {
         tracing::debug!(%error, "SO_LINGER");
     }
+}
+
+/// Whether a connection has failed (its peer reset it), though nobody has read that far.
+pub(crate) fn has_failed(socket: impl AsFd) -> bool {
+    let mut asked = [PollFd::new(&socket, PollFlags::empty())];
+    poll(&mut asked, Some(&Timespec::default())).is_ok()
+        && asked.iter().any(|answer| answer.revents().contains(PollFlags::ERR))
 }
 
 /// This machine ran out of something: no endpoint is to blame, and another would fare no better.

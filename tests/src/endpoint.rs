@@ -1,6 +1,6 @@
 //! Endpoints whose every move a test decides: they accept when told, or run a script for each connection.
 
-use std::io::{self, ErrorKind, Write};
+use std::io::{self, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
@@ -60,13 +60,22 @@ impl Endpoint {
         (stream, hello)
     }
 
-    /// Whether nobody has connected.
+    /// A connection that waits already.
     #[must_use]
-    pub fn is_untouched(&self) -> bool {
+    pub fn waiting(&self) -> Option<TcpStream> {
         self.0.set_nonblocking(true).unwrap();
         let answer = self.0.accept();
         self.0.set_nonblocking(false).unwrap();
-        matches!(answer, Err(error) if error.kind() == ErrorKind::WouldBlock)
+        let (stream, _) = answer.ok()?;
+        stream.set_nonblocking(false).unwrap();
+        prepare(&stream);
+        Some(stream)
+    }
+
+    /// Whether nobody has connected.
+    #[must_use]
+    pub fn is_untouched(&self) -> bool {
+        self.waiting().is_none()
     }
 
     fn accept_within(&self, limit: Duration) -> io::Result<TcpStream> {

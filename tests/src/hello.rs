@@ -1,7 +1,6 @@
 //! ClientHellos: real ones, of rustls, and ones built byte by byte to be wrong in one place.
 
 use std::io::Read;
-use std::net::TcpStream;
 use std::sync::Arc;
 
 use rustls::client::Resumption;
@@ -141,7 +140,7 @@ pub fn records(message: &[u8], most: usize) -> Vec<u8> {
 }
 
 /// Reads one whole hello, in however many records, and not a byte more.
-pub fn read_hello(stream: &mut TcpStream) -> std::io::Result<Vec<u8>> {
+pub fn read_hello(stream: &mut impl Read) -> std::io::Result<Vec<u8>> {
     let mut raw = Vec::new();
     let mut message = Vec::new();
     loop {
