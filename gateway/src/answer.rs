@@ -139,6 +139,8 @@ fn poll_server(stream: &mut TcpStream, cx: &mut Context<'_>, first: &mut Vec<u8>
         });
         match read {
             Poll::Pending => return Poll::Pending,
+            // Half an alert is a first byte all the same.
+            Poll::Ready(Err(_) | Ok(0)) if !first.is_empty() => return Poll::Ready(Heard::Server),
             Poll::Ready(Err(_)) => return Poll::Ready(Heard::Rejection(Said::Reset)),
             Poll::Ready(Ok(0)) => return Poll::Ready(Heard::Rejection(Said::Closed)),
             Poll::Ready(Ok(_)) => match says_elsewhere(first) {

@@ -3,7 +3,6 @@
 //! the other relays of the worker. What the two directions mean for each other is in `relay`.
 
 use std::io;
-use std::pin::pin;
 use std::sync::atomic::AtomicU64;
 use std::task::{Context, Poll, ready};
 
@@ -12,10 +11,10 @@ use tokio::io::Interest;
 use tokio::net::TcpStream;
 
 use crate::answer::Said;
+use crate::bulk::Bulk;
 use crate::held::Held;
 use crate::live::Conn;
 use crate::peek::{SCRATCH, poll_through};
-use crate::turn::Ticket;
 use crate::worker::Worker;
 
 /// One of the two ends of a connection.
@@ -41,27 +40,6 @@ pub(crate) struct Flow {
     /// This direction has ended.
     pub(crate) done: bool,
     bulk: Option<Bulk>,
-}
-
-/// A direction in bulk: its place in line, or the turn.
-#[derive(Debug, Default)]
-struct Bulk {
-    ticket: Option<Ticket>,
-    turn: Turn,
-    /// Bytes since the source last ran dry.
-    burst: usize,
-}
-
-/// What has become of the turn.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-enum Turn {
-    /// Not used yet.
-    #[default]
-    Fresh,
-    /// One load was moved.
-    Spent,
-    /// And everybody else has run since.
-    Over,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -159,7 +137,7 @@ impl Flow {
         if flushed.is_pending()
             && let Some(bulk) = &mut self.bulk
         {
-            (bulk.ticket, bulk.turn) = (None, Turn::Fresh);
+            bulk.step_back();
         }
         flushed
     }
@@ -171,18 +149,13 @@ impl Flow {
         sink: &TcpStream,
         moving: &Moving<'_>,
     ) -> Poll<io::Result<usize>> {
-        if self.bulk.is_none() {
-            return self.poll_copy(cx, source, sink);
-        }
-        ready!(self.poll_turn(cx, source, moving))?;
+        let Some(bulk) = &mut self.bulk else { return self.poll_copy(cx, source, sink) };
+        ready!(bulk.poll_turn(cx, source, &moving.worker.turns))?;
         let Some(mut pipe) = moving.worker.pipes.take() else {
             let copied = self.poll_copy(cx, source, sink);
             if let Some(bulk) = &mut self.bulk {
                 // A dry source must not keep the turn from others.
-                match copied {
-                    Poll::Pending => *bulk = Bulk::default(),
-                    Poll::Ready(_) => bulk.turn = Turn::Spent,
-                }
+                if copied.is_pending() { bulk.step_back() } else { bulk.spend(0) }
             }
             return copied;
         };
@@ -190,10 +163,7 @@ impl Flow {
             Ok(0) => Poll::Ready(Ok(0)),
             Ok(bytes) => {
                 self.held = Held::Pipe(pipe);
-                if let Some(bulk) = &mut self.bulk {
-                    bulk.turn = Turn::Spent;
-                    bulk.burst += bytes;
-                }
+                bulk.spend(bytes);
                 Poll::Ready(Ok(bytes))
             }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
@@ -230,39 +200,4 @@ impl Flow {
         }
         Poll::Ready(Ok(bytes))
     }
-
-    /// Ready when the source has bytes and the worker's turn is ours. After each load everybody else
-    /// runs once, then the turn goes to the next in line.
-    fn poll_turn(
-        &mut self,
-        cx: &mut Context<'_>,
-        source: &TcpStream,
-        moving: &Moving<'_>,
-    ) -> Poll<io::Result<()>> {
-        let Some(bulk) = &mut self.bulk else { return Poll::Ready(Ok(())) };
-        if bulk.turn == Turn::Spent && bulk.ticket.is_some() {
-            bulk.turn = Turn::Over;
-            return after_everybody(cx);
-        }
-        if bulk.turn == Turn::Over && bulk.ticket.as_ref().is_some_and(Ticket::is_wanted) {
-            bulk.ticket = None;
-        }
-        bulk.turn = Turn::Fresh;
-        match source.poll_read_ready(cx) {
-            Poll::Ready(answer) => answer?,
-            Poll::Pending => {
-                bulk.ticket = None;
-                return Poll::Pending;
-            }
-        }
-        bulk.ticket.get_or_insert_with(|| Ticket::new(&moving.worker.turns)).poll_turn(cx).map(Ok)
-    }
-}
-
-/// Lets the other tasks of the runtime, and its I/O, come first: a task that merely wakes itself runs
-/// again before the runtime looks at its sockets.
-fn after_everybody<T>(cx: &mut Context<'_>) -> Poll<T> {
-    let deferred = pin!(tokio::task::yield_now());
-    let _pending = deferred.poll(cx);
-    Poll::Pending
 }

@@ -5,6 +5,7 @@ pub mod account;
 pub mod admin;
 pub mod answer;
 mod attempts;
+mod bulk;
 mod close;
 pub mod config;
 mod conn;

@@ -19,7 +19,7 @@ const LAYERS: &[&[&str]] = &[
     &["collect", "conn"],
     &["control", "attempts", "relay"],
     &["flow", "connect", "close", "drain"],
-    &["answer", "held"],
+    &["answer", "bulk", "held"],
     &["account"],
     &["pick", "peek"],
     &["route", "worker"],
