@@ -1,0 +1,510 @@
+//! Until the server's first byte a connection can move to another endpoint, and the client sees nothing of
+//! it. What may move, what must not, and what it costs whom. Row 8 of the hazards.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test"
+)]
+
+use std::io::{Read, Write};
+use std::net::{IpAddr, Shutdown, SocketAddr, TcpStream};
+use std::time::{Duration, Instant};
+
+use isthmus_tests::client::{End, alert, dial, dial_from, echo, read_exactly, reset, rest, send};
+use isthmus_tests::endpoint::{BlackHole, Endpoint, Scripted, closed};
+use isthmus_tests::figure;
+use isthmus_tests::gateway::Gateway;
+use isthmus_tests::hello::{Hello, hello, read_hello, records};
+use isthmus_tests::log::Line;
+use isthmus_tests::setup::{Setup, service};
+use isthmus_tests::wait::{throughout, until};
+
+const HOST: &str = "web.example";
+const REPLAYS: &str = "upstream: { replay: { ratio: 1, burst: 1000, source_share: 1 } }";
+
+fn gateway(endpoints: &[SocketAddr], more: &str) -> Gateway {
+    Setup::new(service(HOST, &["balance: round_robin"], endpoints)).with(more).start()
+}
+
+/// One served call: greeted by `+`, echoed, ended by the client; tells its log line.
+#[track_caller]
+fn call(gateway: &Gateway, hello: &[u8]) -> Line {
+    let mut client = send(gateway.address(), hello);
+    assert_eq!(read_exactly(&mut client, 1), b"+", "the client must see nothing of a failover");
+    echo(&mut client, b"ping");
+    let peer = client.local_addr().unwrap();
+    client.shutdown(Shutdown::Write).unwrap();
+    assert_eq!(rest(&mut client), (Vec::new(), End::Fin));
+    gateway.log().of(peer)
+}
+
+/// The log line of a client that leaves now.
+#[track_caller]
+fn line_of(gateway: &Gateway, client: TcpStream) -> Line {
+    let peer = client.local_addr().unwrap();
+    drop(client);
+    gateway.log().of(peer)
+}
+
+/// Calls until `bad` has been tried some times; each call is served by `good`, with the hello sent once.
+#[track_caller]
+fn moves(what: &str, bad: &Scripted) {
+    let good = Scripted::echo(b"+");
+    let gateway = gateway(&[bad.address(), good.address()], REPLAYS);
+    let hello = hello(HOST);
+    let mut moved = 0;
+    for _ in 0..8 {
+        let line = call(&gateway, &hello);
+        assert_eq!(line.reason(), "client_closed", "{line:?}");
+        assert_eq!(line.text("endpoint"), good.address().to_string());
+        moved += usize::from(line.number("attempts") == 2);
+    }
+    assert!(moved >= 2, "{what}: the bad endpoint was tried {moved} times");
+    assert_eq!(bad.accepted(), moved, "{what}: once for each call that moved");
+    assert!(bad.hellos().iter().all(|sent| *sent == hello), "{what}: the bad endpoint got other bytes");
+    assert_eq!(good.hellos(), vec![hello; 8], "{what}: the good endpoint gets each hello exactly once");
+    figure!("{what}: 8 calls served, {moved} of them moved");
+}
+
+#[test]
+fn from_an_endpoint_that_refuses() {
+    let good = Scripted::echo(b"+");
+    let gateway = gateway(&[closed(), good.address()], "");
+    let hello = hello(HOST);
+    let moved = (0..4).filter(|_| call(&gateway, &hello).number("attempts") == 2).count();
+    assert!(moved >= 1, "the closed port was never tried");
+    assert_eq!(good.hellos(), vec![hello; 4]);
+    figure!("refused: 4 calls served, {moved} of them moved");
+}
+
+#[test]
+fn from_an_endpoint_that_does_not_answer() {
+    let hole = BlackHole::new();
+    let good = Scripted::echo(b"+");
+    let gateway = gateway(&[hole.address(), good.address()], "timeouts: { connect: 300ms }");
+    let hello = hello(HOST);
+    let mut moved = 0;
+    for _ in 0..3 {
+        let line = call(&gateway, &hello);
+        if line.number("attempts") == 2 {
+            moved += 1;
+            let took = line.number("connect_ms");
+            assert!((290..3_000).contains(&took), "{line:?}");
+            figure!("black hole with connect timeout 300 ms: moved after {took} ms");
+        }
+    }
+    assert!(moved >= 1, "the black hole was never tried");
+    assert_eq!(good.hellos(), vec![hello; 3]);
+}
+
+#[test]
+fn from_an_endpoint_that_reads_and_closes() {
+    moves("close after the hello", &Scripted::new(|stream, _| drop(stream)));
+}
+
+#[test]
+fn from_an_endpoint_that_closes_unread() {
+    let good = Scripted::echo(b"+");
+    let bad = Scripted::unread(drop);
+    let gateway = gateway(&[bad.address(), good.address()], REPLAYS);
+    for _ in 0..8 {
+        assert_eq!(call(&gateway, &hello(HOST)).text("endpoint"), good.address().to_string());
+    }
+    assert!(bad.accepted() >= 2);
+}
+
+#[test]
+fn from_an_endpoint_that_resets() {
+    moves("reset after the hello", &Scripted::new(|stream, _| reset(stream)));
+}
+
+#[test]
+fn from_an_endpoint_that_closes_only_its_sending_side() {
+    let half = Scripted::new(|mut stream, _| {
+        stream.shutdown(Shutdown::Write).unwrap();
+        let _rest = rest(&mut stream);
+    });
+    moves("half-close after the hello", &half);
+}
+
+#[test]
+fn on_a_fatal_alert_80_or_112() {
+    moves("fatal alert 80", &Scripted::alerting(80));
+    moves("fatal alert 112", &Scripted::alerting(112));
+}
+
+#[test]
+fn on_an_alert_that_comes_in_pieces() {
+    let bad = Scripted::new(|mut stream, _| {
+        for byte in alert(112) {
+            let _gone = stream.write_all(&[byte]);
+            std::thread::yield_now();
+        }
+    });
+    moves("fatal alert 112, byte by byte", &bad);
+}
+
+#[test]
+fn on_an_alert_whose_sender_keeps_the_connection_open() {
+    let bad = Scripted::new(|mut stream, _| {
+        let _gone = stream.write_all(&alert(80));
+        let _rest = rest(&mut stream);
+    });
+    moves("fatal alert 80, connection left open", &bad);
+}
+
+/// What an endpoint says passes verbatim, and nobody else is asked.
+#[track_caller]
+fn passes(what: &str, said: &'static [u8]) {
+    let bad = move || {
+        Scripted::new(move |mut stream, _| {
+            let _gone = stream.write_all(said);
+        })
+    };
+    let endpoints = [bad(), bad()];
+    let gateway = gateway(&[endpoints[0].address(), endpoints[1].address()], REPLAYS);
+    for round in 1..=4 {
+        let mut client = send(gateway.address(), &hello(HOST));
+        let answer = rest(&mut client);
+        assert_eq!(answer, (said.to_vec(), End::Fin), "{what}");
+        let line = line_of(&gateway, client);
+        assert_eq!(line.number("attempts"), 1, "{what}: {line:?}");
+        assert_eq!(endpoints[0].accepted() + endpoints[1].accepted(), round, "{what}");
+    }
+    figure!("{what}: passed on verbatim, no second attempt");
+}
+
+#[test]
+fn not_on_other_alerts() {
+    passes("fatal alert 40", &[21, 3, 3, 0, 2, 2, 40]);
+    passes("fatal alert 116", &[21, 3, 3, 0, 2, 2, 116]);
+    passes("warning 112", &[21, 3, 3, 0, 2, 1, 112]);
+    passes("a record of 3 bytes that begins like alert 80", &[21, 3, 3, 0, 3, 2, 80, 0]);
+}
+
+#[test]
+fn not_after_the_first_byte() {
+    passes("one byte of a handshake record", &[22]);
+    passes("half a handshake record", &[22, 3, 3, 0, 90, 2, 0, 0]);
+    passes("plain text", b"HTTP/1.1 400 Bad Request\r\n\r\n");
+}
+
+#[test]
+fn not_after_half_an_alert() {
+    passes("half an alert", &[21, 3, 3, 0, 2]);
+}
+
+#[test]
+fn the_last_alert_is_passed_on_when_nobody_is_left() {
+    for code in [80, 112] {
+        let endpoints: Vec<_> = (0..4).map(|_| Scripted::alerting(code)).collect();
+        let addresses: Vec<_> = endpoints.iter().map(Scripted::address).collect();
+        let gateway = gateway(&addresses, REPLAYS);
+        let hello = hello(HOST);
+        let mut client = send(gateway.address(), &hello);
+        assert_eq!(rest(&mut client), (alert(code), End::Fin));
+        let line = line_of(&gateway, client);
+        assert_eq!((line.reason(), line.number("attempts")), ("upstream_rejected", 3), "{line:?}");
+        let mut asked: Vec<_> = endpoints.iter().map(Scripted::accepted).collect();
+        asked.sort_unstable();
+        assert_eq!(asked, [0, 1, 1, 1], "three different endpoints are asked");
+        let hellos: Vec<_> = endpoints.iter().flat_map(Scripted::hellos).collect();
+        assert_eq!(hellos, vec![hello; 3]);
+    }
+}
+
+#[test]
+fn an_only_endpoint_is_not_asked_twice() {
+    let bad = Scripted::alerting(80);
+    let gateway = gateway(&[bad.address()], REPLAYS);
+    let mut client = send(gateway.address(), &hello(HOST));
+    assert_eq!(rest(&mut client), (alert(80), End::Fin));
+    assert_eq!(line_of(&gateway, client).reason(), "upstream_rejected");
+    assert_eq!(bad.accepted(), 1);
+}
+
+#[test]
+fn endpoints_that_all_refuse_are_an_alert_and_a_reason() {
+    let gateway = gateway(&[closed(), closed()], "");
+    let mut client = send(gateway.address(), &hello(HOST));
+    assert_eq!(rest(&mut client), (alert(80), End::Fin));
+    let line = line_of(&gateway, client);
+    assert_eq!((line.reason(), line.number("attempts")), ("connect_refused", 2), "{line:?}");
+}
+
+#[test]
+fn connecting_takes_no_longer_than_its_total() {
+    let holes = [BlackHole::new(), BlackHole::new(), BlackHole::new()];
+    let addresses: Vec<_> = holes.iter().map(BlackHole::address).collect();
+    let gateway = gateway(&addresses, "timeouts: { connect: 2s, connect_total: 3s }");
+    let mut client = send(gateway.address(), &hello(HOST));
+    let started = Instant::now();
+    assert_eq!(rest(&mut client), (alert(80), End::Fin));
+    let took = started.elapsed();
+    assert!(took > Duration::from_millis(2_900) && took < Duration::from_millis(5_500), "{took:?}");
+    let line = line_of(&gateway, client);
+    assert_eq!((line.reason(), line.number("attempts")), ("connect_timeout", 2), "{line:?}");
+    figure!("three black holes, 2 s each, 3 s together: given up after {took:?}");
+}
+
+/// A first endpoint that closes: with these bytes the connection must end with it.
+#[track_caller]
+fn stays(what: &str, hello: &[u8], more: &[u8]) {
+    let first = Endpoint::new();
+    let second = Endpoint::new();
+    let gateway = gateway(&[first.address(), second.address()], REPLAYS);
+    let mut client = dial(gateway.address());
+    client.write_all(&[hello, more].concat()).unwrap();
+    let (mut server, other) = either(&first, &second);
+    let mut got = read_hello(&mut server).unwrap();
+    got.extend(read_exactly(&mut server, more.len()));
+    assert_eq!(got, [hello, more].concat(), "{what}: forwarded exactly");
+    drop(server);
+    let (answer, end) = rest(&mut client);
+    assert_ne!(end, End::Open, "{what}");
+    assert!(answer.is_empty() || answer == alert(80), "{what}: {answer:?}");
+    let line = line_of(&gateway, client);
+    assert_eq!(line.number("attempts"), 1, "{what}: {line:?}");
+    assert!(other.is_untouched(), "{what}: another endpoint was asked");
+    figure!("{what}: not replayed, {} at the client, reason {}", answer.len(), line.reason());
+}
+
+/// The connection that one of two endpoints gets, and the other endpoint.
+fn either<'a>(one: &'a Endpoint, two: &'a Endpoint) -> (TcpStream, &'a Endpoint) {
+    let mut found = None;
+    until("an endpoint is asked", || {
+        for (own, other) in [(one, two), (two, one)] {
+            if let Some(stream) = own.waiting() {
+                found = Some((stream, other));
+                return true;
+            }
+        }
+        false
+    });
+    found.unwrap()
+}
+
+#[test]
+fn not_with_early_data_or_bytes_after_the_hello() {
+    let early = Hello::new(HOST).and((42, Vec::new())).bytes();
+    stays("early data offered", &early, b"");
+    stays("early data sent", &early, &[23, 3, 3, 0, 4, 1, 2, 3, 4]);
+    stays("bytes after the hello", &hello(HOST), &[20, 3, 3, 0, 1, 1]);
+    stays("one byte after the hello", &hello(HOST), &[20]);
+}
+
+#[test]
+fn bytes_that_come_later_end_it_too() {
+    let first = Endpoint::new();
+    let second = Endpoint::new();
+    let gateway = gateway(&[first.address(), second.address()], REPLAYS);
+    let mut client = send(gateway.address(), &hello(HOST));
+    let (mut server, other) = either(&first, &second);
+    read_hello(&mut server).unwrap();
+    client.write_all(b"more").unwrap();
+    // Forwarded although the server has said nothing.
+    assert_eq!(read_exactly(&mut server, 4), b"more");
+    drop(server);
+    let (answer, end) = rest(&mut client);
+    assert!(answer.is_empty() && end != End::Open, "{answer:?} {end:?}");
+    assert!(other.is_untouched());
+}
+
+#[test]
+fn the_hello_is_replayed_as_it_came() {
+    let bad = Scripted::alerting(80);
+    let good = Scripted::echo(b"+");
+    let gateway = gateway(&[bad.address(), good.address()], REPLAYS);
+    let message = Hello::new(HOST).padded_to(20_000).message();
+    for most in [1, 7, 1_000, 16_384] {
+        let hello = records(&message, most);
+        for _ in 0..2 {
+            call(&gateway, &hello);
+            assert_eq!(good.hellos().last(), Some(&hello), "records of {most}");
+        }
+        assert_eq!(bad.hellos().last(), Some(&hello), "records of {most}");
+    }
+}
+
+#[test]
+fn a_client_that_resets_cancels() {
+    let hole = BlackHole::new();
+    let other = BlackHole::new();
+    let gateway =
+        gateway(&[hole.address(), other.address()], "timeouts: { connect: 20s, connect_total: 60s }");
+    let client = send(gateway.address(), &hello(HOST));
+    let peer = client.local_addr().unwrap();
+    until("the gateway connects", || gateway.process().sockets().iter().any(|socket| socket.state == 2));
+    let started = Instant::now();
+    reset(client);
+    let line = gateway.log().of(peer);
+    assert_eq!(line.reason(), "client_gone", "{line:?}");
+    assert!(started.elapsed() < Duration::from_secs(5), "{:?}", started.elapsed());
+    figure!("a reset cancelled a connect after {:?}", started.elapsed());
+}
+
+#[test]
+fn a_client_that_resets_is_not_failed_over() {
+    let first = Endpoint::new();
+    let second = Endpoint::new();
+    let gateway = gateway(&[first.address(), second.address()], REPLAYS);
+    let client = send(gateway.address(), &hello(HOST));
+    let peer = client.local_addr().unwrap();
+    let (mut server, other) = either(&first, &second);
+    read_hello(&mut server).unwrap();
+    reset(client);
+    assert_ne!(rest(&mut server).1, End::Open);
+    assert_eq!(gateway.log().of(peer).reason(), "client_gone");
+    assert!(other.is_untouched());
+}
+
+#[test]
+fn a_client_that_has_finished_sending_is_still_served() {
+    let hole = BlackHole::new();
+    let good = Endpoint::new();
+    let gateway = gateway(&[hole.address(), good.address()], "timeouts: { connect: 500ms }");
+    for _ in 0..2 {
+        let mut client = send(gateway.address(), &hello(HOST));
+        client.shutdown(Shutdown::Write).unwrap();
+        let (mut server, _) = good.take();
+        assert_eq!(server.read(&mut [0]).unwrap(), 0, "the FIN is passed on");
+        server.write_all(b"answer").unwrap();
+        drop(server);
+        assert_eq!(rest(&mut client), (b"answer".to_vec(), End::Fin));
+    }
+}
+
+#[test]
+fn a_finished_client_is_failed_over() {
+    let bad = Scripted::alerting(112);
+    let good = Endpoint::new();
+    let gateway = gateway(&[bad.address(), good.address()], REPLAYS);
+    for _ in 0..4 {
+        let mut client = send(gateway.address(), &hello(HOST));
+        client.shutdown(Shutdown::Write).unwrap();
+        let (mut server, got) = good.take();
+        assert_eq!(read_hello(&mut got.as_slice()).unwrap(), got);
+        assert_eq!(server.read(&mut [0]).unwrap(), 0, "the FIN is passed on");
+        server.write_all(b"answer").unwrap();
+        drop(server);
+        assert_eq!(rest(&mut client), (b"answer".to_vec(), End::Fin));
+    }
+    assert!(bad.accepted() >= 1);
+}
+
+/// Calls against endpoints that all reject; tells how many extra endpoints were asked.
+fn replays(gateway: &Gateway, source: &str, calls: usize) -> u64 {
+    let source: IpAddr = source.parse().unwrap();
+    (0..calls)
+        .map(|_| {
+            let mut client = dial_from(source, gateway.address());
+            client.write_all(&hello(HOST)).unwrap();
+            assert_eq!(rest(&mut client), (alert(80), End::Fin));
+            line_of(gateway, client).number("attempts") - 1
+        })
+        .sum()
+}
+
+#[test]
+fn a_budget_bounds_the_replays_of_a_service() {
+    let endpoints: Vec<_> = (0..3).map(|_| Scripted::alerting(80)).collect();
+    let addresses: Vec<_> = endpoints.iter().map(Scripted::address).collect();
+    let gateway = gateway(&addresses, "upstream: { replay: { ratio: 0, burst: 5, source_share: 1 } }");
+    let spent = replays(&gateway, "127.0.0.1", 12);
+    figure!("burst 5, ratio 0: 12 rejected calls cost {spent} replays");
+    assert_eq!(spent, 5);
+}
+
+#[test]
+fn a_share_bounds_the_replays_of_a_source() {
+    let endpoints: Vec<_> = (0..3).map(|_| Scripted::alerting(80)).collect();
+    let addresses: Vec<_> = endpoints.iter().map(Scripted::address).collect();
+    let gateway = gateway(&addresses, "upstream: { replay: { ratio: 0, burst: 20, source_share: 0.25 } }");
+    let greedy = replays(&gateway, "127.0.0.1", 12);
+    let modest = replays(&gateway, "127.0.0.2", 2);
+    figure!("share 0.25 of burst 20: a greedy source got {greedy} replays, a modest one still {modest}");
+    assert_eq!((greedy, modest), (5, 4));
+}
+
+fn state_of(gateway: &Gateway) -> String {
+    let answer = gateway.admin("GET", "/services");
+    assert_eq!(answer.status, 200, "{}", answer.body);
+    answer.body
+}
+
+/// Whatever a client's hello is answered with, the endpoint stays as healthy as it was.
+#[test]
+fn a_client_cannot_eject_an_endpoint() {
+    let moods: [fn(TcpStream); 4] = [
+        |mut stream| drop(stream.write_all(&alert(80))),
+        |mut stream| drop(stream.write_all(&alert(40))),
+        drop,
+        reset,
+    ];
+    for mood in moods {
+        let touchy = Scripted::new(move |mut stream, hello| {
+            let ill_suited = hello.windows(3).any(|window| window == b"h2c");
+            if ill_suited {
+                mood(stream);
+            } else {
+                let _gone = stream
+                    .write_all(b"+")
+                    .and_then(|()| std::io::copy(&mut stream.try_clone()?, &mut stream));
+            }
+        });
+        let more = "upstream: { ejection: { failures: 2, base: 300s, max: 300s, max_percent: 100 } }";
+        let gateway = gateway(&[touchy.address()], more);
+        let ill = Hello::new(HOST).and(isthmus_tests::hello::alpn(&["h2c"])).bytes();
+        for _ in 0..40 {
+            let mut client = send(gateway.address(), &ill);
+            let _answer = rest(&mut client);
+        }
+        let line = call(&gateway, &Hello::new(HOST).bytes());
+        assert_eq!(line.text("endpoint"), touchy.address().to_string());
+        assert_eq!(gateway.metrics().sum("isthmus_ejections_total", &[]), 0.0);
+        assert!(state_of(&gateway).contains(&touchy.address().to_string()));
+    }
+}
+
+#[test]
+fn refused_connections_do_eject_an_endpoint() {
+    let good = Scripted::echo(b"+");
+    let dead = closed();
+    let more = "upstream: { ejection: { failures: 2, base: 300s, max: 300s, max_percent: 50 } }";
+    let gateway = gateway(&[dead, good.address()], more);
+    let attempts: Vec<_> = (0..20).map(|_| call(&gateway, &hello(HOST)).number("attempts")).collect();
+    figure!("2 refusals eject: attempts of 20 calls {attempts:?}");
+    assert_eq!(attempts.iter().filter(|attempts| **attempts == 2).count(), 2, "{attempts:?}");
+    assert!(attempts[8..].iter().all(|attempts| *attempts == 1), "{attempts:?}");
+}
+
+#[test]
+fn ejected_endpoints_come_back() {
+    let endpoint = Endpoint::new();
+    let address = endpoint.address();
+    drop(endpoint);
+    let good = Scripted::echo(b"+");
+    let more = "upstream: { ejection: { failures: 1, base: 1s, max: 1s, max_percent: 50 } }";
+    let gateway = gateway(&[address, good.address()], more);
+    let hello = hello(HOST);
+    until("the dead one is tried", || call(&gateway, &hello).number("attempts") == 2);
+    let back = Scripted::echo_at(Endpoint::at(address), b"+");
+    until("the ejected endpoint serves again", || {
+        call(&gateway, &hello).text("endpoint") == back.address().to_string()
+    });
+}
+
+#[test]
+fn attempts_one_asks_nobody_else() {
+    let endpoints = [Scripted::alerting(80), Scripted::alerting(80)];
+    let addresses: Vec<_> = endpoints.iter().map(Scripted::address).collect();
+    let gateway = gateway(&addresses, "upstream: { attempts: 1 }");
+    let mut client = send(gateway.address(), &hello(HOST));
+    assert_eq!(rest(&mut client), (alert(80), End::Fin));
+    throughout(Duration::from_millis(200), "one endpoint was asked", || {
+        endpoints[0].accepted() + endpoints[1].accepted() == 1
+    });
+}

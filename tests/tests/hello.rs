@@ -1,0 +1,525 @@
+//! First flights, right and wrong, against the live gateway: the verdict is the same however the bytes are
+//! cut, nothing reaches an endpoint that is refused, and everything else arrives exactly. Rows 1, 2, 6c.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test"
+)]
+
+use std::io::{Read, Write};
+use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::time::{Duration, Instant};
+
+use isthmus_tests::client::{End, alert, dial, read_exactly, rest, rest_within, send};
+use isthmus_tests::endpoint::{Endpoint, Scripted};
+use isthmus_tests::figure;
+use isthmus_tests::gateway::Gateway;
+use isthmus_tests::hello::{Hello, alpn, hello, hello_of, records, sni};
+use isthmus_tests::lock::alone;
+use isthmus_tests::setup::{Setup, service};
+use isthmus_tests::wait::{quantile, until};
+use rustls::version;
+
+const HOST: &str = "web.example";
+
+struct World {
+    gateway: Gateway,
+    endpoint: Endpoint,
+}
+
+impl World {
+    fn new(more: &str) -> World {
+        let endpoint = Endpoint::new();
+        let gateway = Setup::new(service(HOST, &[], &[endpoint.address()])).with(more).start();
+        World { gateway, endpoint }
+    }
+
+    /// Sends a first flight in these pieces; it must arrive at the endpoint exactly.
+    #[track_caller]
+    fn forwards(&self, what: &str, pieces: &[&[u8]]) {
+        let mut client = dial(self.gateway.address());
+        for piece in pieces {
+            client.write_all(piece).unwrap();
+        }
+        let bytes = pieces.concat();
+        let mut server = self.endpoint.accept();
+        assert!(read_exactly(&mut server, bytes.len()) == bytes, "{what}: other bytes arrived");
+        server.write_all(b"+").unwrap();
+        assert_eq!(read_exactly(&mut client, 1), b"+", "{what}");
+    }
+
+    /// A first flight that must be refused with this reason and alert, the endpoint untouched.
+    #[track_caller]
+    fn refuses(&self, what: &str, bytes: &[u8], reason: &str, code: u8) {
+        let mut client = send(self.gateway.address(), bytes);
+        let answer = rest_within(&mut client, Duration::from_secs(4));
+        assert_eq!(answer, (alert(code), End::Fin), "{what}");
+        let line = self.gateway.log().of(client.local_addr().unwrap());
+        assert_eq!(line.reason(), reason, "{what}: {line:?}");
+        assert!(self.endpoint.is_untouched(), "{what}: the endpoint was contacted");
+        assert_eq!(line.text("endpoint"), "", "{what}: {line:?}");
+    }
+}
+
+#[test]
+fn hellos_arrive_exactly_however_they_are_cut() {
+    let world = World::new("");
+    let real = hello(HOST);
+    assert!(real.len() > 1_400, "post-quantum hellos are large: {}", real.len());
+    world.forwards("a post-quantum hello", &[&real]);
+    world.forwards("TLS 1.2 only", &[&hello_of(Some(HOST), &[], &[&version::TLS12])]);
+    world.forwards("TLS 1.3 only", &[&hello_of(Some(HOST), &["h2"], &[&version::TLS13])]);
+    let bytes: Vec<&[u8]> = real.chunks(1).collect();
+    world.forwards("segments of one byte", &bytes);
+    let message = &Hello::new(HOST).message();
+    for most in [1, 2, 3, 5, 100] {
+        world.forwards(&format!("records of {most}"), &[&records(message, most)]);
+    }
+    let single = records(message, 1);
+    world.forwards("records and segments of one byte", &single.chunks(1).collect::<Vec<_>>());
+    let large = Hello::new(HOST).padded_to(60 * 1024);
+    world.forwards("60 KiB in full records", &[&large.bytes()]);
+    world.forwards("60 KiB in records of 300", &[&large.records(300)]);
+    let cut = large.bytes();
+    world.forwards("60 KiB in segments of 999", &cut.chunks(999).collect::<Vec<_>>());
+    for name in ["WEB.Example", "web.example.", "outbound_.443_._.web.example"] {
+        world.forwards(name, &[&Hello::new(name).bytes()]);
+    }
+    let mut old = Hello::new(HOST).without(43).without(51);
+    old.version = 0x0301;
+    world.forwards("TLS 1.0", &[&old.bytes()]);
+    world.forwards("no signature algorithms", &[&Hello::new(HOST).without(13).bytes()]);
+    let mut unknown = Hello::new(HOST);
+    unknown.version = 0x0999;
+    world.forwards("a version of the future", &[&unknown.bytes()]);
+    world.forwards("ECH with an outer name", &[&Hello::new(HOST).and((0xfe0d, vec![0; 200])).bytes()]);
+    figure!("a hello of {} bytes in 1-byte records and segments, and one of 60 KiB: exact", message.len());
+}
+
+#[test]
+fn what_follows_the_hello_arrives_too() {
+    let world = World::new("");
+    let first = hello(HOST);
+    for size in [1, 1_000, 100_000] {
+        let more = isthmus_tests::bulk::random(size);
+        let mut client = dial(world.gateway.address());
+        client.write_all(&[first.clone(), more.clone()].concat()).unwrap();
+        let mut server = world.endpoint.accept();
+        assert!(read_exactly(&mut server, first.len() + size) == [first.clone(), more].concat());
+    }
+}
+
+#[test]
+fn wrong_flights_are_refused_with_their_reason() {
+    let world = World::new("");
+    let bad = |what: &str, bytes: &[u8]| world.refuses(what, bytes, "hello_malformed", 50);
+    for text in [
+        b"GET / HTTP/1.1\r\nHost: web.example\r\n\r\n".as_slice(),
+        b"\0",
+        b"SSH-2.0-x\r\n",
+        &[0x80, 46, 1, 3, 1],
+    ] {
+        world.refuses("not TLS", text, "not_tls", 50);
+    }
+    world.refuses("an alert", &alert(40), "not_tls", 50);
+    world.refuses("application data", &[23, 3, 3, 0, 1, 0], "not_tls", 50);
+    bad("a ServerHello", &records(&[&[2], &Hello::new(HOST).message()[1..]].concat(), 16_384));
+    bad("two names", &Hello::new(HOST).and(sni(HOST.as_bytes())).bytes());
+    let twice = [sni(HOST.as_bytes()).1[2..].to_vec(), sni(b"b.example").1[2..].to_vec()].concat();
+    let list = [&u16::try_from(twice.len()).unwrap().to_be_bytes(), twice.as_slice()].concat();
+    bad("a list of two names", &Hello::new(HOST).without(0).and((0, list)).bytes());
+    bad("a duplicate extension", &Hello::new(HOST).and((43, vec![2, 3, 4])).bytes());
+    bad("a duplicate unknown extension", &Hello::new(HOST).and((999, vec![])).and((999, vec![])).bytes());
+    let long_label = format!("{}.example", "a".repeat(64));
+    let long_name = format!("{}example", "abcdefg.".repeat(32));
+    let names: [&[u8]; 8] = [
+        b"web.example\0",
+        b"\0web.example",
+        "wéb.example".as_bytes(),
+        b"",
+        b".",
+        b"web..example",
+        long_label.as_bytes(),
+        long_name.as_bytes(),
+    ];
+    for name in names {
+        bad(&String::from_utf8_lossy(name), &Hello::new(HOST).without(0).and(sni(name)).bytes());
+    }
+    bad(
+        "an SNI list longer than its extension",
+        &Hello::new(HOST).without(0).and((0, vec![0, 90, 0, 0, 1, 97])).bytes(),
+    );
+    bad(
+        "an SNI list shorter than its extension",
+        &Hello::new(HOST).without(0).and((0, vec![0, 4, 0, 0, 1, 97, 0])).bytes(),
+    );
+    bad("an empty SNI extension", &Hello::new(HOST).without(0).and((0, vec![])).bytes());
+    let mut message = Hello::new(HOST).message();
+    message[38] = 33;
+    bad("a session of 33 bytes", &records(&message, 16_384));
+    let mut message = Hello::new(HOST).message();
+    let last = message.len() - 1;
+    message.truncate(last);
+    message[1..4].copy_from_slice(&u32::try_from(last - 4).unwrap().to_be_bytes()[1..]);
+    bad("extensions longer than the message", &records(&message, 16_384));
+    bad("an empty message", &records(&[1, 0, 0, 0], 16_384));
+}
+
+#[test]
+fn refusals_of_names_have_their_reason_and_alert() {
+    let endpoint = Endpoint::new();
+    let address = [endpoint.address()];
+    let services = [
+        service(HOST, &[], &address),
+        service("h2.example", &["alpn: [h2]"], &address),
+        service("near.example", &["sources: [10.0.0.0/8]"], &address),
+        service("*.wild.example", &[], &address),
+        service("empty.example", &[], &[]),
+    ];
+    let world = World { gateway: Setup::new(services.concat()).start(), endpoint };
+    let named = |name: &str| Hello::new(name).bytes();
+    world.refuses("no name", &Hello::new(HOST).without(0).bytes(), "no_sni", 112);
+    world.refuses("a real hello without a name", &hello_of(None, &[], &[&version::TLS13]), "no_sni", 112);
+    for name in [
+        "other.example",
+        "web.example.example",
+        "b.example",
+        "example",
+        "wild.example",
+        "outbound_.80_._.web.example",
+        "outbound_.443_._.other.example",
+        "xds_cluster",
+        "x.web.example",
+        "outbound_.443_.v1_.web.example",
+    ] {
+        world.refuses(name, &named(name), "sni_unmatched", 112);
+    }
+    world.refuses("no ALPN", &named("h2.example"), "alpn_unmatched", 112);
+    let http1 = Hello::new("h2.example").and(alpn(&["http/1.1"])).bytes();
+    world.refuses("other ALPN", &http1, "alpn_unmatched", 112);
+    world.refuses("a source too far", &named("near.example"), "source_denied", 49);
+    world.refuses("no endpoint", &named("empty.example"), "no_endpoint", 80);
+    world.forwards("ALPN that fits", &[&Hello::new("h2.example").and(alpn(&["http/1.1", "h2"])).bytes()]);
+    world.forwards("one label under a wildcard", &[&named("a.wild.example")]);
+    world.forwards("two labels under a wildcard", &[&named("a.b.wild.example")]);
+}
+
+#[test]
+fn large_hellos_are_refused_past_their_limit() {
+    let world = World::new("limits: { hello_size: 2KiB }");
+    world.forwards("2 KiB of hello", &[&Hello::new(HOST).padded_to(2_048).bytes()]);
+    world.refuses(
+        "a hello over the limit",
+        &Hello::new(HOST).padded_to(2_049).bytes(),
+        "hello_too_large",
+        50,
+    );
+    let world = World::new("");
+    world.forwards("64 KiB of hello", &[&Hello::new(HOST).padded_to(65_536).bytes()]);
+    // Its length says so in the first bytes: nobody waits for the rest.
+    let mut header = vec![22, 3, 1, 0x40, 0, 1, 1, 0, 0];
+    world.refuses("64 KiB and one, announced", &header, "hello_too_large", 50);
+    header[6..9].copy_from_slice(&[0xff, 0xff, 0xff]);
+    world.refuses("16 MiB, announced", &header, "hello_too_large", 50);
+}
+
+#[test]
+fn a_hello_that_ends_early_is_incomplete() {
+    let world = World::new("timeouts: { hello: 20s }");
+    let whole = Hello::new(HOST).bytes();
+    let mut cuts = 0;
+    for length in 1..whole.len() {
+        let mut client = send(world.gateway.address(), &whole[..length]);
+        client.shutdown(Shutdown::Write).unwrap();
+        let (answer, end) = rest_within(&mut client, Duration::from_secs(10));
+        assert!(answer == alert(50) || answer.is_empty(), "{answer:?}");
+        assert_eq!(end, End::Fin, "cut after {length}");
+        cuts += 1;
+    }
+    until("every cut is logged", || {
+        world.gateway.log().count(|line| line.reason() == "hello_incomplete") == cuts
+    });
+    assert!(world.endpoint.is_untouched());
+    figure!("a hello cut at each of {cuts} places: always hello_incomplete");
+}
+
+#[test]
+fn connections_without_a_byte_are_counted_and_not_logged() {
+    let world = World::new("");
+    for _ in 0..5 {
+        let mut client = dial(world.gateway.address());
+        client.shutdown(Shutdown::Write).unwrap();
+        assert_eq!(rest(&mut client), (Vec::new(), End::Fin));
+    }
+    let counted = || world.gateway.metrics().sum("isthmus_connections_ended_total", &["reason=\"no_data\""]);
+    until("they are counted", || (counted() - 5.0).abs() < 0.1);
+    world.refuses("the next", b"x", "not_tls", 50);
+    assert_eq!(world.gateway.log().lines().len(), 0, "the one line was taken, and there is no other");
+}
+
+/// Sends a first flight cut in pieces; tells who sent it and what the answer was.
+fn ask(world: &World, flight: &[u8], cuts: &[usize]) -> (SocketAddr, Vec<u8>) {
+    let mut client = dial(world.gateway.address());
+    let peer = client.local_addr().unwrap();
+    let mut start = 0;
+    for cut in cuts.iter().copied().chain([flight.len()]) {
+        if client.write_all(&flight[start..cut]).is_err() {
+            break;
+        }
+        start = cut;
+    }
+    let _gone = client.shutdown(Shutdown::Write);
+    let (answer, end) = rest(&mut client);
+    assert_ne!(end, End::Open);
+    (peer, if end == End::Reset { b"reset".to_vec() } else { answer })
+}
+
+/// A flight that is a hello with some bytes changed, cut, repeated, or noise.
+fn mutated(random: &mut fastrand::Rng, seeds: &[Vec<u8>]) -> Vec<u8> {
+    let mut flight = seeds[random.usize(..seeds.len())].clone();
+    match random.u8(..6) {
+        0 => flight = (0..random.usize(1..200)).map(|_| random.u8(..)).collect(),
+        1 => flight.truncate(random.usize(1..flight.len())),
+        2 => {
+            let at = random.usize(..flight.len());
+            flight.insert(at, random.u8(..));
+        }
+        3 => {
+            flight.remove(random.usize(..flight.len()));
+        }
+        _ => {
+            for _ in 0..random.usize(1..4) {
+                let at = random.usize(..flight.len().min(120));
+                flight[at] = [0, 1, 255, random.u8(..)][random.usize(..4)];
+            }
+        }
+    }
+    flight
+}
+
+#[test]
+fn the_verdict_does_not_depend_on_the_cuts() {
+    let server = Scripted::unread(|mut stream| {
+        let _forwarded = rest(&mut stream);
+    });
+    let endpoint = Endpoint::new();
+    let gateway = Setup::new(service(HOST, &[], &[server.address()])).start();
+    let world = World { gateway, endpoint };
+    let at_rest = world.gateway.process().sockets().len();
+    let small = Hello::new(HOST).and(alpn(&["h2", "http/1.1"]));
+    let seeds =
+        [small.bytes(), small.records(40), Hello::new("other.example").bytes(), small.without(0).bytes()];
+    let seed = fastrand::u64(..);
+    let mut random = fastrand::Rng::with_seed(seed);
+    let mut seen = std::collections::BTreeMap::new();
+    for batch in 0..20 {
+        let mut asked = Vec::new();
+        for _ in 0..100 {
+            let flight = mutated(&mut random, &seeds);
+            let mut answers = vec![ask(&world, &flight, &[])];
+            for _ in 0..2 {
+                let mut cuts: Vec<usize> =
+                    (0..random.usize(1..6)).map(|_| random.usize(..flight.len())).collect();
+                cuts.sort_unstable();
+                answers.push(ask(&world, &flight, &cuts));
+            }
+            asked.push((flight, answers));
+        }
+        for (flight, answers) in asked {
+            let verdicts = answers
+                .into_iter()
+                .map(|(peer, answer)| (world.gateway.log().of(peer).reason().to_owned(), answer))
+                .collect::<Vec<_>>();
+            assert!(
+                verdicts.iter().all(|verdict| *verdict == verdicts[0]),
+                "seed {seed}, batch {batch}: {verdicts:?} for {flight:02x?}"
+            );
+            *seen.entry(verdicts[0].0.clone()).or_insert(0) += 1;
+        }
+    }
+    figure!("2000 flights in 3 cuts each, same verdicts: {seen:?}");
+    assert!(seen.len() >= 4, "{seen:?}");
+    until("sockets are given back", || world.gateway.process().sockets().len() <= at_rest);
+    assert!(
+        !world.gateway.errors().iter().any(|line| line.contains("panic")),
+        "{:?}",
+        world.gateway.errors()
+    );
+}
+
+#[test]
+fn a_refusal_arrives_while_the_client_still_sends() {
+    let world = World::new("");
+    let flight = Hello::new("other.example").padded_to(20_000).bytes();
+    let unknown = Hello::new("other.example").bytes();
+    let mut arrived = 0;
+    for round in 0..40 {
+        let mut client = dial(world.gateway.address());
+        // Refused at its first record, the rest still to come, in pieces.
+        let bytes = if round % 2 == 0 {
+            [unknown.clone(), vec![0; 40_000]].concat()
+        } else {
+            [b"GET /".to_vec(), flight.clone()].concat()
+        };
+        for piece in bytes.chunks(1_000) {
+            if client.write_all(piece).is_err() {
+                break;
+            }
+            std::thread::yield_now();
+        }
+        let (answer, end) = rest(&mut client);
+        let wanted = alert(if round % 2 == 0 { 112 } else { 50 });
+        arrived += usize::from(answer == wanted && end == End::Fin);
+    }
+    figure!("refused while sending: the alert arrived {arrived} of 40 times");
+    assert_eq!(arrived, 40);
+}
+
+/// Nobody who never stops sending is listened to for long.
+#[test]
+fn a_refused_client_that_never_stops_is_cut_off() {
+    let world = World::new("");
+    let mut client = send(world.gateway.address(), &Hello::new("other.example").bytes());
+    let started = Instant::now();
+    let block = [0; 1_000];
+    while client.write_all(&block).is_ok() {
+        assert!(started.elapsed() < Duration::from_secs(10), "it is listened to for ever");
+    }
+    figure!("a refused client that sends on is cut off after {:?}", started.elapsed());
+}
+
+/// A refused client that neither closes nor sends is let go soon.
+#[test]
+fn a_refused_client_that_stays_is_let_go() {
+    let world = World::new("");
+    let at_rest = world.gateway.process().sockets().len();
+    let clients: Vec<TcpStream> =
+        (0..50).map(|_| send(world.gateway.address(), &Hello::new("other.example").bytes())).collect();
+    let started = Instant::now();
+    until("they are let go", || {
+        world.gateway.log().count(|_| true) == 50 && world.gateway.process().sockets().len() <= at_rest
+    });
+    let took = started.elapsed();
+    assert!(took < Duration::from_secs(4), "{took:?}");
+    figure!("50 refused clients that stay: let go after {took:?}");
+    drop(clients);
+}
+
+#[test]
+fn the_deadline_of_a_hello_is_absolute() {
+    let world = World::new("timeouts: { hello: 2s }");
+    let mut client = dial(world.gateway.address());
+    client.set_read_timeout(Some(Duration::from_millis(200))).unwrap();
+    let started = Instant::now();
+    let flight = hello(HOST);
+    let mut answer: Vec<u8> = Vec::new();
+    for byte in flight {
+        let _gone = client.write_all(&[byte]);
+        let mut part = [0; 16];
+        match client.read(&mut part) {
+            Ok(0) => break,
+            Ok(read) => answer.extend(&part[..read]),
+            Err(_) => {}
+        }
+        assert!(started.elapsed() < Duration::from_secs(6), "each byte prolonged the deadline");
+    }
+    let took = started.elapsed();
+    assert_eq!(answer, alert(50));
+    assert!(took > Duration::from_millis(1_900) && took < Duration::from_secs(4), "{took:?}");
+    assert_eq!(world.gateway.log().of(client.local_addr().unwrap()).reason(), "hello_timeout");
+    assert!(world.endpoint.is_untouched());
+}
+
+/// The time that others take for a first answer.
+fn others(gateway: SocketAddr, count: usize) -> Vec<Duration> {
+    let flight = hello(HOST);
+    (0..count)
+        .map(|_| {
+            let started = Instant::now();
+            let mut client = send(gateway, &flight);
+            assert_eq!(read_exactly(&mut client, 1), b"+");
+            started.elapsed()
+        })
+        .collect()
+}
+
+#[test]
+fn two_thousand_slow_clients() {
+    const CLIENTS: usize = 2_000;
+    let _alone = alone();
+    let server = Scripted::echo(b"+");
+    let gateway = Setup::new(service(HOST, &[], &[server.address()])).start();
+    let flight = hello(HOST);
+    let mut baseline = others(gateway.address(), 300);
+    let before = gateway.process().memory();
+    let started = Instant::now();
+    let mut slow: Vec<(TcpStream, Instant)> = (0..CLIENTS)
+        .map(|_| {
+            let client = send(gateway.address(), &flight[..1]);
+            client.set_nonblocking(true).unwrap();
+            (client, Instant::now())
+        })
+        .collect();
+    let opened = started.elapsed();
+    let mut open: Vec<usize> = (0..CLIENTS).collect();
+    let mut closed = Vec::new();
+    let mut most = 0;
+    let mut beside = Vec::new();
+    let mut next = 1;
+    while !open.is_empty() {
+        assert!(started.elapsed() < Duration::from_secs(30), "{} are still open", open.len());
+        // One byte a second each.
+        if started.elapsed() >= Duration::from_secs(next as u64) {
+            for index in &open {
+                let _gone = slow[*index].0.write(&flight[next..=next]);
+            }
+            next += 1;
+            most = most.max(gateway.process().memory());
+        }
+        if started.elapsed() > opened && closed.is_empty() {
+            beside.extend(others(gateway.address(), 20));
+        }
+        open.retain(|index| {
+            let (client, since) = &mut slow[*index];
+            let mut answer = [0; 16];
+            let still = matches!(client.read(&mut answer), Err(error) if error.kind() == std::io::ErrorKind::WouldBlock);
+            if !still {
+                closed.push(since.elapsed());
+            }
+            still
+        });
+        std::thread::yield_now();
+    }
+    let each = most.saturating_sub(before) / CLIENTS as u64;
+    let [base, with] = [&mut baseline, &mut beside].map(|times| quantile(times, 0.99));
+    let [first, last] = [0.0, 1.0].map(|share| quantile(&mut closed, share));
+    figure!(
+        "2000 clients at 1 byte/s: closed after {first:?} to {last:?}; {each} bytes each; others' p99 {with:?}, {base:?} without"
+    );
+    assert!(first > Duration::from_secs(4) && last < Duration::from_secs(6), "{first:?} to {last:?}");
+    assert!(each <= 24 * 1024, "{each} bytes each");
+    assert!(with <= base * 2 + Duration::from_millis(20), "others' p99 {with:?}, without {base:?}");
+    until("all are logged", || gateway.log().count(|line| line.reason() == "hello_timeout") == CLIENTS);
+}
+
+#[test]
+fn the_memory_of_hellos_is_bounded() {
+    let world = World::new("limits: { hello_size: 64KiB, hello_memory: 256KiB }\ntimeouts: { hello: 20s }");
+    let part = &Hello::new(HOST).padded_to(65_000).bytes()[..50_000];
+    let clients: Vec<TcpStream> = (0..100).map(|_| send(world.gateway.address(), part)).collect();
+    let refused = || world.gateway.log().count(|line| line.reason() == "limit_memory");
+    until("most are refused", || refused() >= 94);
+    figure!("hello_memory 256 KiB: of 100 unfinished hellos of 50 kB {} are refused", refused());
+    drop(clients);
+    until("hellos fit again", || {
+        let mut client = send(world.gateway.address(), &Hello::new(HOST).bytes());
+        if let Some(mut server) = world.endpoint.waiting() {
+            server.write_all(b"+").unwrap();
+            return read_exactly(&mut client, 1) == b"+";
+        }
+        false
+    });
+}
