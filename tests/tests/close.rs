@@ -284,7 +284,7 @@ fn a_reset_cuts_no_data_and_is_not_late() {
             let Pair { client, server, peer } = world.pair();
             let (first, other) = if client_first { (client, server) } else { (server, client) };
             let reasons = if client_first { "client_reset" } else { "server_reset" };
-            let (had, time) = reset_behind_data(first, other);
+            let (had, time) = reset_behind_data(4 << 20, first, other, || {});
             times.push(time);
             most = most.max(had);
             world.ended(peer, reasons);
@@ -298,8 +298,13 @@ fn a_reset_cuts_no_data_and_is_not_late() {
 }
 
 /// Sends as much as the path takes, waits until the gateway has it all, resets; the reader then takes it all.
-fn reset_behind_data(first: TcpStream, mut other: TcpStream) -> (usize, Duration) {
-    let data = random(4 << 20);
+fn reset_behind_data(
+    size: usize,
+    first: TcpStream,
+    mut other: TcpStream,
+    before: impl FnOnce(),
+) -> (usize, Duration) {
+    let data = random(size);
     first.set_nonblocking(true).unwrap();
     let mut sent = 0;
     let mut stuck_since = Instant::now();
@@ -313,12 +318,17 @@ fn reset_behind_data(first: TcpStream, mut other: TcpStream) -> (usize, Duration
         }
     }
     // What is still in this end's own buffer is lost by the reset, and rightly: the gateway never had it.
-    let own = first.local_addr().unwrap();
-    let unacknowledged = unsent(own);
+    let unacknowledged = unsent(&first);
     reset(first);
+    before();
     let had = sent - unacknowledged;
     let mut got = vec![0; had];
-    other.read_exact(&mut got).unwrap_or_else(|error| panic!("{had} bytes were the gateway's: {error}"));
+    for start in (0..had).step_by(64 << 10) {
+        let part = &mut got[start..had.min(start + (64 << 10))];
+        if let Err(error) = other.read_exact(part) {
+            panic!("{had} bytes were the gateway's, about {start} came: {error}");
+        }
+    }
     assert!(got == data[..had], "the bytes differ");
     let taken = Instant::now();
     let (_, end) = rest(&mut other);
@@ -326,13 +336,63 @@ fn reset_behind_data(first: TcpStream, mut other: TcpStream) -> (usize, Duration
     (had, taken.elapsed())
 }
 
-/// Bytes in the send queue of the socket with this local address.
-fn unsent(own: SocketAddr) -> usize {
-    let (SocketAddr::V4(own4), text) = (own, std::fs::read_to_string("/proc/net/tcp").unwrap()) else {
-        panic!("IPv4 here")
+/// The gateway has had time to notice the reset when the reader begins: it keeps what it has, and does not spin.
+#[test]
+fn a_reader_that_is_late_after_a_reset_loses_nothing() {
+    for client_first in [true, false] {
+        let world = World::new("half_closed: 30s");
+        let at_rest = world.gateway.process().sockets().len();
+        let Pair { client, server, peer } = world.pair();
+        let (first, other) = if client_first { (client, server) } else { (server, client) };
+        let mut used = Duration::ZERO;
+        let (had, _) = reset_behind_data(48 << 20, first, other, || {
+            let (reset, before) = (Instant::now(), world.gateway.process().time());
+            until("the reader wakes up", || reset.elapsed() > Duration::from_secs(3));
+            used = world.gateway.process().time() - before;
+        });
+        world.ended(peer, if client_first { "client_reset" } else { "server_reset" });
+        figure!(
+            "read 3 s after the reset (client first: {client_first}): all {had} bytes; gateway {used:?} meanwhile"
+        );
+        assert!(used < Duration::from_millis(600), "it spins: {used:?} of 3 s");
+        world.holds_nothing(at_rest);
+    }
+}
+
+/// As long as the reader is stuck a half-closed connection costs no time either.
+#[test]
+fn stuck_and_half_closed_is_not_busy() {
+    for client_first in [true, false] {
+        let world = World::new("half_closed: 30s");
+        let Pair { client, server, peer } = world.pair();
+        let (first, mut other) = if client_first { (client, server) } else { (server, client) };
+        fill(&first);
+        first.shutdown(Shutdown::Write).unwrap();
+        let (closed, before) = (Instant::now(), world.gateway.process().time());
+        until("three seconds have passed", || closed.elapsed() > Duration::from_secs(3));
+        let used = world.gateway.process().time() - before;
+        let (got, end) = rest(&mut other);
+        figure!(
+            "stuck and half-closed for 3 s (client first: {client_first}): gateway {used:?}; then {} bytes",
+            got.len()
+        );
+        assert!(used < Duration::from_millis(600), "it spins: {used:?} of 3 s");
+        assert_eq!(end, End::Fin);
+        drop(other);
+        world.ended(peer, if client_first { "client_closed" } else { "server_closed" });
+    }
+}
+
+/// Bytes that the other end of a connection has not acknowledged.
+fn unsent(stream: &TcpStream) -> usize {
+    let key = |address: SocketAddr| match address {
+        SocketAddr::V4(own) => format!("{:08X}:{:04X}", u32::from_le_bytes(own.ip().octets()), own.port()),
+        SocketAddr::V6(_) => panic!("IPv4 here"),
     };
-    let key = format!("{:08X}:{:04X}", u32::from_le_bytes(own4.ip().octets()), own4.port());
-    let row = text.lines().find(|line| line.split_whitespace().nth(1) == Some(&key)).unwrap();
+    // Both addresses: a listener and connections that are over share the one.
+    let ends = format!(" {} {} ", key(stream.local_addr().unwrap()), key(stream.peer_addr().unwrap()));
+    let text = std::fs::read_to_string("/proc/net/tcp").unwrap();
+    let row = text.lines().find(|line| line.contains(&ends)).unwrap();
     let queues = row.split_whitespace().nth(4).unwrap();
     usize::from_str_radix(queues.split(':').next().unwrap(), 16).unwrap()
 }
