@@ -59,6 +59,8 @@ pub enum Error {
 /// connections, logs, the resolver.
 const RESERVE: u64 = 32;
 const RESERVE_PER_WORKER: u64 = 8;
+/// One pipe for this many descriptors, at most.
+const PIPE_SHARE: u64 = 32;
 
 impl Gateway {
     /// Binds everything and starts. With `file`, edits of it go live.
@@ -181,9 +183,12 @@ impl Doors {
 }
 
 fn process(settings: &Settings) -> Process {
-    let fixed = settings.fixed.clone();
+    let mut fixed = settings.fixed.clone();
     let reserve = RESERVE + RESERVE_PER_WORKER * fixed.workers as u64 * (1 + fixed.binds.len() as u64);
     let descriptors = socket::raise_descriptor_limit();
+    // Where descriptors are few, connections come first.
+    fixed.relay.pipes =
+        fixed.relay.pipes.min(usize::try_from(descriptors / PIPE_SHARE).unwrap_or(usize::MAX));
     let limits = Limits::new(descriptors, fixed.relay.pipes, reserve, fixed.binds.len());
     if limits.descriptors() < settings.live.limits.connections {
         tracing::warn!(

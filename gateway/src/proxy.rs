@@ -79,6 +79,10 @@ fn read_v2(bytes: &[u8]) -> Verdict {
         };
     }
     match header {
+        // A TLV that runs past the end: what it says of the client is not to be trusted either.
+        Ok(header) if header.command == v2::Command::Proxy && header.tlvs().any(|tlv| tlv.is_err()) => {
+            Verdict::Refused(Reason::ProxyMalformed)
+        }
         Ok(header) => {
             let source = match (header.command, &header.addresses) {
                 (v2::Command::Proxy, v2::Addresses::IPv4(ip)) => {
