@@ -156,15 +156,14 @@ fn routes(params: &Params, control: &Control) -> Result<Value, String> {
     let tables = control.process.tables.load();
     let rows = tables.services.iter().flat_map(|service| {
         let settings = &service.settings;
-        let bare = settings
-            .bare
-            .then(|| std::iter::once(&settings.host).chain(&settings.aliases))
-            .into_iter()
-            .flatten();
-        let names = bare
-            .map(ToString::to_string)
-            .chain([format!("outbound_.{}_._.{}", settings.port, settings.host)]);
-        names.map(move |name| (name, service))
+        let mut names = vec![format!("outbound_.{}_._.{}", settings.port, settings.host)];
+        if settings.bare {
+            let instances = settings.endpoints.iter().filter_map(|endpoint| endpoint.instance.as_ref());
+            names.push(settings.host.to_string());
+            names.extend(settings.aliases.iter().map(ToString::to_string));
+            names.extend(instances.map(|instance| format!("{instance}.{}", settings.host)));
+        }
+        names.into_iter().map(move |name| (name, service))
     });
     paged(
         params,
