@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 
-use crate::live::{Conn, Live};
+use crate::live::{Conn, Live, SILENT_MS};
 use crate::reason::Reason;
 use crate::socket::{self, Millis};
 
@@ -47,7 +47,8 @@ impl Phase {
 
 const TICK: Duration = Duration::from_millis(100);
 
-/// Closes a worker's connections over the window, and cuts the rest at its end.
+/// Closes a worker's connections over the window: those that are silent in its first quarter, the others
+/// in the rest. All workers go by the same clock. What is left at the end is cut.
 pub(crate) async fn close(live: Arc<Live>, mut phase: watch::Receiver<Phase>) {
     let Ok(Phase::Closing { since, window }) =
         phase.wait_for(|phase| !phase.accepts()).await.map(|phase| *phase)
@@ -56,20 +57,44 @@ pub(crate) async fn close(live: Arc<Live>, mut phase: watch::Receiver<Phase>) {
     };
     // A close in order takes up to a second: the last one begins that much before the end.
     let spread = window.saturating_sub((window / 2).min(Duration::from_secs(1)));
-    let mut asked = 0;
+    let mut idle = Share::new(Duration::ZERO, spread / 4);
+    let mut busy = Share::new(spread / 4, spread);
     let mut tick = tokio::time::interval(TICK);
     loop {
         tokio::select! {
             _ = phase.wait_for(|phase| *phase == Phase::Over) => return cut(&live),
             _ = tick.tick() => {}
         }
+        let now = socket::now();
         let mut open: Vec<Arc<Conn>> = live.all().into_iter().filter(|conn| !conn.is_ending()).collect();
         open.sort_by_key(|conn| conn.last_byte());
-        let elapsed = Duration::from_millis(socket::now().saturating_sub(since));
-        let due = due(asked + open.len(), elapsed, spread).saturating_sub(asked);
+        let silent = open.partition_point(|conn| now.saturating_sub(conn.last_byte()) >= SILENT_MS);
+        let (silent, talking) = open.split_at(silent);
+        let elapsed = Duration::from_millis(now.saturating_sub(since));
+        idle.close(silent, elapsed);
+        busy.close(talking, elapsed);
+    }
+}
+
+/// A part of the window, and how many connections were asked to end in it.
+struct Share {
+    from: Duration,
+    until: Duration,
+    asked: usize,
+}
+
+impl Share {
+    fn new(from: Duration, until: Duration) -> Share {
+        Share { from, until, asked: 0 }
+    }
+
+    /// Asks as many of `open` to end as are due by now.
+    fn close(&mut self, open: &[Arc<Conn>], elapsed: Duration) {
+        let (elapsed, length) = (elapsed.saturating_sub(self.from), self.until.saturating_sub(self.from));
+        let due = due(self.asked + open.len(), elapsed, length).saturating_sub(self.asked);
         for conn in open.iter().take(due) {
             conn.end(Reason::Drained);
-            asked += 1;
+            self.asked += 1;
         }
     }
 }
