@@ -4,6 +4,7 @@
 pub mod explain;
 pub mod pages;
 
+use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::io;
 use std::net::{SocketAddr, TcpListener};
@@ -17,13 +18,13 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::sync::Semaphore;
+use tokio::task::AbortHandle;
 
 use self::pages::{Answer, Params};
 use crate::control::Control;
 use crate::metrics::collect;
 
-/// Clients of one of these servers at once; the others wait in the queue.
+/// Clients of one of these servers at once.
 const CLIENTS: usize = 64;
 /// From accept to whole headers, and again for each request of a kept connection.
 const HEADERS: Duration = Duration::from_secs(5);
@@ -63,21 +64,27 @@ pub(crate) async fn serve_health(listener: TcpListener, control: Arc<Control>) -
 
 type Page = Response<Full<Bytes>>;
 
-/// Accepts for ever; a client that fails is its own affair.
+/// Accepts for ever; a client that fails is its own affair. Where too many stay, the one that came first
+/// goes: clients that say nothing must not keep a health check waiting.
 async fn serve(
     listener: TcpListener,
     page: impl Fn(&Request<Incoming>) -> Page + Clone + Send + 'static,
 ) -> io::Result<()> {
     let listener = tokio::net::TcpListener::from_std(listener)?;
-    let clients = Arc::new(Semaphore::new(CLIENTS));
+    let mut clients: VecDeque<AbortHandle> = VecDeque::new();
     loop {
-        let Ok(permit) = Arc::clone(&clients).acquire_owned().await else { return Ok(()) };
         let Ok((client, _)) = listener.accept().await else {
             tokio::time::sleep(PAUSE).await;
             continue;
         };
+        clients.retain(|client| !client.is_finished());
+        if clients.len() >= CLIENTS
+            && let Some(first) = clients.pop_front()
+        {
+            first.abort();
+        }
         let page = page.clone();
-        tokio::spawn(async move {
+        let serving = tokio::spawn(async move {
             let service = service_fn(move |request| {
                 let page = page(&request);
                 async { Ok::<_, Infallible>(page) }
@@ -89,8 +96,8 @@ async fn serve(
             if let Ok(Err(error)) = tokio::time::timeout(LONGEST, connection).await {
                 tracing::debug!(%error, "admin client");
             }
-            drop(permit);
         });
+        clients.push_back(serving.abort_handle());
     }
 }
 
