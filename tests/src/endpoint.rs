@@ -152,11 +152,11 @@ impl Scripted {
         let state = Arc::new(State::default());
         let script = Arc::new(script);
         let own = Arc::clone(&state);
+        // Its address may be in a namespace where nobody can wake it from here: so it looks up by itself.
+        SockRef::from(&endpoint.0).set_read_timeout(Some(Duration::from_millis(200))).unwrap();
         let thread = thread::spawn(move || {
-            while let Ok((stream, _)) = endpoint.0.accept() {
-                if own.stop.load(SeqCst) {
-                    break;
-                }
+            while !own.stop.load(SeqCst) {
+                let Ok((stream, _)) = endpoint.0.accept() else { continue };
                 own.accepted.fetch_add(1, SeqCst);
                 prepare(&stream);
                 let (script, state) = (Arc::clone(&script), Arc::clone(&own));
@@ -188,7 +188,6 @@ impl Scripted {
 impl Drop for Scripted {
     fn drop(&mut self) {
         self.state.stop.store(true, SeqCst);
-        let _woken = TcpStream::connect(self.address);
         if let Some(thread) = self.thread.take() {
             let _ended = thread.join();
         }

@@ -296,6 +296,23 @@ fn not_with_early_data_or_bytes_after_the_hello() {
     stays("one byte after the hello", &hello(HOST), &[20]);
 }
 
+/// An endpoint that refused has got no byte: nothing is replayed when the next one gets them all.
+#[test]
+fn a_refusal_moves_even_early_data() {
+    let good = Endpoint::new();
+    let gateway = gateway(&[closed(), good.address()], "");
+    let early = Hello::new(HOST).and((42, Vec::new())).bytes();
+    for hello in [early.clone(), [early, vec![23, 3, 3, 0, 2, 1, 2]].concat()] {
+        for _ in 0..2 {
+            let mut client = send(gateway.address(), &hello);
+            let mut server = good.accept();
+            assert_eq!(read_exactly(&mut server, hello.len()), hello);
+            server.write_all(b"+").unwrap();
+            assert_eq!(read_exactly(&mut client, 1), b"+");
+        }
+    }
+}
+
 #[test]
 fn bytes_that_come_later_end_it_too() {
     let first = Endpoint::new();

@@ -256,6 +256,22 @@ fn every_line_of_the_access_log_has_every_field() {
     }
 }
 
+#[test]
+fn what_it_listens_on_is_announced() {
+    let gateway =
+        Setup::new("").listeners("- address: ADDRESS\n- address: \"127.0.0.1:0\"\n  name: inner").start();
+    let said = gateway.errors();
+    let lines: Vec<&String> = said.iter().filter(|line| line.starts_with("listening ")).collect();
+    let wanted = ["listener=east-west", "listener=inner", "admin", "metrics", "health"];
+    assert_eq!(lines.len(), wanted.len(), "{lines:?}");
+    for (line, name) in lines.iter().zip(wanted) {
+        let address = line.strip_prefix(&format!("listening {name} address=127.0.0.1:"));
+        assert!(address.is_some_and(|port| port.parse::<u16>().is_ok_and(|port| port > 0)), "{line}");
+    }
+    assert_eq!(said.iter().filter(|line| *line == "ready").count(), 1);
+    assert!(gateway.log().raw().is_empty(), "nothing but the access log is on standard output");
+}
+
 const PAGES: [&str; 6] =
     ["/status", "/config", "/routes", "/services", "/connections", "/explain?sni=web.example"];
 
