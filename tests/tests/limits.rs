@@ -20,7 +20,7 @@ use isthmus_tests::gateway::Gateway;
 use isthmus_tests::hello::{Hello, read_hello};
 use isthmus_tests::lock::alone;
 use isthmus_tests::setup::{Setup, service};
-use isthmus_tests::wait::{throughout, until, within};
+use isthmus_tests::wait::{until, within};
 use isthmus_tests::{figure, http};
 
 const HOST: &str = "web.example";
@@ -413,5 +413,4 @@ fn a_flood_of_refused_clients_leaves_nothing() {
     echo(&mut held, b"still here");
     drop(held);
     until("it serves again", || serves(&gateway));
-    throughout(Duration::from_millis(500), "it serves", || serves(&gateway));
 }
