@@ -124,12 +124,14 @@ fn four_hundred_clients_and_256_descriptors() {
     let server = Scripted::echo(b"+");
     let gateway = Setup::new(service(HOST, &[], &[server.address()])).descriptors(256).start();
     let lines = gateway.errors().len();
+    let began = Instant::now();
     let clients: Vec<TcpStream> = (0..400).map(|_| send(gateway.address(), &flight())).collect();
     let share = cpu_share(&gateway, Duration::from_secs(3), || {
         assert_eq!(http::ask(gateway.at("admin"), "GET", "/status").status, 200);
         assert!(gateway.is_ready());
     });
-    let said = gateway.errors().len() - lines;
+    let said = accept_lines(&gateway, lines);
+    let most_lines = usize::try_from(began.elapsed().as_secs()).unwrap() + 2;
     let most = gateway.process().descriptors();
     drop(clients);
     let left = Instant::now();
@@ -139,8 +141,13 @@ fn four_hundred_clients_and_256_descriptors() {
         "nofile 256, 400 clients: {:.0} % of a core, {said} lines in 3 s, {most} descriptors, serves {back:?} after they left",
         share * 100.0
     );
-    assert!(share < 0.20 && said <= 4 && back < Duration::from_secs(2));
+    assert!(share < 0.20 && said <= most_lines && back < Duration::from_secs(2));
     assert!(most <= 231, "{most} descriptors are past 90 % of 256");
+}
+
+/// How many lines about accepting there are after the first ones.
+fn accept_lines(gateway: &Gateway, first: usize) -> usize {
+    gateway.errors()[first..].iter().filter(|line| line.contains("accept")).count()
 }
 
 fn allow_descriptors(gateway: &Gateway, most: usize) {
@@ -160,12 +167,14 @@ fn accepting_without_descriptors_neither_spins_nor_ends() {
     let _known = gateway.metrics();
     allow_descriptors(&gateway, gateway.process().descriptors() + 7);
     let lines = gateway.errors().len();
+    let began = Instant::now();
     let clients: Vec<TcpStream> = (0..400).map(|_| send(gateway.address(), &flight())).collect();
     until("descriptors run out", || {
         gateway.process().descriptors() >= 20 && gateway.process().network().len() > 400
     });
     let share = cpu_share(&gateway, Duration::from_secs(3), || echo(&mut early, b"established ones go on"));
-    let said = gateway.errors().len() - lines;
+    let said = accept_lines(&gateway, lines);
+    let most_lines = usize::try_from(began.elapsed().as_secs()).unwrap() + 2;
     drop(clients);
     let left = Instant::now();
     assert!(within(Duration::from_secs(10), || serves(&gateway)), "it accepts no more");
@@ -174,7 +183,7 @@ fn accepting_without_descriptors_neither_spins_nor_ends() {
         "EMFILE for 3 s: {:.0} % of a core, {said} lines, serves {back:?} after the clients left",
         share * 100.0
     );
-    assert!(share < 0.20 && said <= 4, "{said} lines: {:?}", gateway.errors());
+    assert!(share < 0.20 && said <= most_lines, "{said} lines: {:?}", gateway.errors());
     assert!(back < Duration::from_secs(4), "{back:?}");
     let pauses = gateway.metrics().sum("isthmus_accept_pauses_total", &[]);
     assert!(pauses >= 1.0);
