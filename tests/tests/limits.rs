@@ -46,7 +46,7 @@ fn open_from(source: IpAddr, gateway: &Gateway) -> TcpStream {
 /// Whether a new connection is served.
 fn serves(gateway: &Gateway) -> bool {
     let Ok(mut client) = TcpStream::connect(gateway.address()) else { return false };
-    client.set_read_timeout(Some(Duration::from_secs(1))).unwrap();
+    client.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
     let mut answer = [0];
     client.write_all(&flight()).and_then(|()| client.read(&mut answer)).is_ok() && answer == *b"+"
 }
@@ -184,7 +184,7 @@ fn accepting_without_descriptors_neither_spins_nor_ends() {
         share * 100.0
     );
     assert!(share < 0.20 && said <= most_lines, "{said} lines: {:?}", gateway.errors());
-    assert!(back < Duration::from_secs(4), "{back:?}");
+    assert!(back < Duration::from_millis(2_500), "accepts again within 2 s: {back:?}");
     let pauses = gateway.metrics().sum("isthmus_accept_pauses_total", &[]);
     assert!(pauses >= 1.0);
     let line = gateway.log().lines().into_iter().find(|line| line.reason() == "local_resources");
