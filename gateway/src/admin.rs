@@ -1,6 +1,7 @@
 //! Admin, metrics and health over HTTP, on the control thread. What is answered to which path is in
-//! [`pages`] and [`explain`]; here is who may ask, and how many at once.
+//! [`pages`], [`effective`] and [`explain`]; here is who may ask, and how many at once.
 
+pub mod effective;
 pub mod explain;
 pub mod pages;
 
@@ -13,7 +14,7 @@ use std::time::Duration;
 
 use http_body_util::Full;
 use hyper::body::{Bytes, Incoming};
-use hyper::header::{ALLOW, CONTENT_TYPE, HOST, HeaderValue};
+use hyper::header::{ALLOW, CONTENT_TYPE, HOST, HeaderValue, ORIGIN};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
@@ -103,12 +104,10 @@ async fn serve(
 
 fn admin(request: &Request<Incoming>, own: SocketAddr, control: &Arc<Control>) -> Page {
     if !is_addressed_to(request, own) {
-        return json(
-            StatusCode::FORBIDDEN,
-            &pages::error(
-                "the Host header names another host: a web page elsewhere may not ask this gateway",
-            ),
-        );
+        return forbidden("the Host header names another host: a web page elsewhere may not ask this gateway");
+    }
+    if !is_from_here(request, own) {
+        return forbidden("the Origin header names another host: only pages of this gateway may ask it");
     }
     let params = match Params::parse(request.uri().query().unwrap_or_default()) {
         Ok(params) => params,
@@ -126,7 +125,8 @@ fn admin(request: &Request<Incoming>, own: SocketAddr, control: &Arc<Control>) -
             Answer::Wrong(what) => json(StatusCode::BAD_REQUEST, &pages::error(&what)),
             Answer::Nothing => json(StatusCode::NOT_FOUND, &pages::index()),
         },
-        (_, false) => not_allowed("GET, HEAD"),
+        (path, false) if pages::PATHS.contains(&path) => not_allowed("GET, HEAD"),
+        (_, false) => json(StatusCode::NOT_FOUND, &pages::index()),
     }
 }
 
@@ -135,6 +135,15 @@ fn admin(request: &Request<Incoming>, own: SocketAddr, control: &Arc<Control>) -
 fn is_addressed_to(request: &Request<Incoming>, own: SocketAddr) -> bool {
     let Some(host) = request.headers().get(HOST).and_then(|host| host.to_str().ok()) else { return false };
     names(host, own)
+}
+
+/// A page of another origin may send a POST with our own name as Host, though it cannot read the answer.
+/// Its browser says then where the page is from; `curl` and the command line say nothing.
+fn is_from_here(request: &Request<Incoming>, own: SocketAddr) -> bool {
+    let is_own = |origin: &HeaderValue| {
+        origin.to_str().ok().and_then(|origin| origin.strip_prefix("http://")).is_some_and(|host| names(host, own))
+    };
+    request.headers().get_all(ORIGIN).iter().all(is_own)
 }
 
 fn names(host: &str, own: SocketAddr) -> bool {
@@ -158,6 +167,10 @@ fn names(host: &str, own: SocketAddr) -> bool {
 
 fn json(status: StatusCode, page: &serde_json::Value) -> Page {
     respond(status, "application/json", format!("{page:#}\n"))
+}
+
+fn forbidden(why: &str) -> Page {
+    json(StatusCode::FORBIDDEN, &pages::error(why))
 }
 
 fn plain(status: StatusCode, text: &str) -> Page {

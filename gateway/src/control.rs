@@ -96,6 +96,11 @@ impl Control {
         self.shown.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// The fixed settings as they were written; what few descriptors made of them is in `process.fixed`.
+    pub(crate) fn written(&self) -> &Fixed {
+        &self.written
+    }
+
     /// Whether the gateway runs on exactly these settings.
     pub(crate) fn runs(&self, settings: &Settings) -> bool {
         self.written == settings.fixed && self.inputs().live == settings.live

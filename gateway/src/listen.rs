@@ -36,7 +36,7 @@ pub(crate) struct Lane {
 /// than another worker has, they are handed over.
 const UNEVEN: usize = 8;
 /// The shortest and the longest pause when descriptors have run out.
-const PAUSES: (Duration, Duration) = (Duration::from_millis(50), Duration::from_millis(800));
+const PAUSES: (Duration, Duration) = (Duration::from_millis(50), Duration::from_millis(400));
 
 /// Accepts until the gateway closes its doors; then takes who still queues, and only then closes: the
 /// kernel resets whoever waits at a socket that is closed.

@@ -141,9 +141,12 @@ pub(crate) struct Line<'a> {
 
 /// A client may offer thousands of protocols; a log line need not carry them all.
 const MAX_PROTOCOLS: usize = 16;
+/// Nor all of a protocol's 255 bytes: registered ones have at most 20.
+const MAX_PROTOCOL: usize = 32;
 
 fn escaped<S: Serializer>(alpn: &Alpn, serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.collect_seq(alpn.iter().take(MAX_PROTOCOLS).map(|name| name.escape_ascii().to_string()))
+    let names = alpn.iter().take(MAX_PROTOCOLS).map(|name| name.get(..MAX_PROTOCOL).unwrap_or(name));
+    serializer.collect_seq(names.map(|name| name.escape_ascii().to_string()))
 }
 
 /// With microseconds as decimals.

@@ -1,18 +1,21 @@
 //! What each path of the admin port answers: read from the running gateway, never changed. Long lists
 //! come in pages: `offset`, `limit` (100 unless told, 1 000 at most), `name` as a filter.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::SystemTime;
 
+use isthmus_xds::HostName;
 use serde_json::{Value, json};
 
+use super::effective::effective;
 use super::explain::explain;
-use crate::control::Control;
+use crate::config::settings::{Bind, Listener, Target};
+use crate::control::{self, Control};
 use crate::live::Conn;
 use crate::log::rfc3339;
-use crate::snapshot::{Endpoint, Service};
+use crate::snapshot::{Endpoint, Service, Snapshot};
 use crate::socket;
 
 /// What a path answers.
@@ -65,13 +68,13 @@ fn decode(text: &str) -> Result<String, String> {
         .map_err(|_| "a parameter is not UTF-8".to_owned())
 }
 
-const PATHS: [&str; 6] = ["/status", "/config", "/routes", "/services", "/connections", "/explain"];
+pub(super) const PATHS: [&str; 6] = ["/status", "/config", "/routes", "/services", "/connections", "/explain"];
 
 /// The page at a path.
 pub fn page(path: &str, params: &Params, control: &Control) -> Answer {
     let answer = match path {
         "/status" => Ok(status(control)),
-        "/config" => Ok(config(control)),
+        "/config" => Ok(effective(control.written(), &control.process.tables.load().live)),
         "/routes" => routes(params, control),
         "/services" => services(params, control),
         "/connections" => connections(params, control),
@@ -108,6 +111,7 @@ fn status(control: &Control) -> Value {
                 "name": bind.name,
                 "address": bound.map_or(bind.address, |bound| bound.address),
                 "connections": process.limits.on_listener(index),
+                "accepted": accepted(control, index),
             })
         })
         .collect();
@@ -116,11 +120,13 @@ fn status(control: &Control) -> Value {
         "node": process.fixed.node,
         "phase": control.phase.borrow().word(),
         "started": rfc3339(control.started),
+        "uptime_seconds": seconds_since(control.started),
         "workers": control.workers.iter().map(|worker| json!({ "connections": worker.live.len() })).collect::<Vec<_>>(),
         "listeners": listeners,
         "connections": {
             "open": process.limits.total(),
             "limit": process.limits.descriptors().min(tables.live.limits.connections),
+            "descriptors_allow": process.limits.descriptors(),
             "lingering": process.limits.lingering(),
         },
         "tables": {
@@ -132,9 +138,14 @@ fn status(control: &Control) -> Value {
         },
         "ready": control.is_ready(),
         "names": control.answers.all(),
+        "reloads": {
+            "applied": process.metrics.reloads.load(Relaxed),
+            "refused": process.metrics.reloads_refused.load(Relaxed),
+        },
         "last_refused_edit": control.last_refused(),
         "hello_memory_bytes": process.limits.hellos.held(),
         "pipes": {
+            "limit": process.fixed.relay.pipes,
             "open": control.workers.iter().map(|worker| worker.pipes.open()).sum::<usize>(),
             "denied": control.workers.iter().map(|worker| worker.pipes.denied()).sum::<u64>(),
         },
@@ -142,14 +153,10 @@ fn status(control: &Control) -> Value {
     })
 }
 
-fn config(control: &Control) -> Value {
-    let tables = control.process.tables.load();
-    let mut config = serde_json::to_value(&control.process.fixed).unwrap_or_default();
-    let live = serde_json::to_value(&tables.live).unwrap_or_default();
-    if let (Value::Object(config), Value::Object(live)) = (&mut config, live) {
-        config.extend(live);
-    }
-    config
+fn accepted(control: &Control, listener: usize) -> u64 {
+    let workers = &control.process.metrics.workers;
+    let counters = workers.iter().filter_map(|worker| worker.listeners.get(listener));
+    counters.map(|counters| counters.accepted.load(Relaxed)).sum()
 }
 
 fn routes(params: &Params, control: &Control) -> Result<Value, String> {
@@ -165,7 +172,7 @@ fn routes(params: &Params, control: &Control) -> Result<Value, String> {
         }
         names.into_iter().map(move |name| (name, service))
     });
-    paged(
+    let mut page = paged(
         params,
         rows,
         |(name, _)| name.clone(),
@@ -177,20 +184,51 @@ fn routes(params: &Params, control: &Control) -> Result<Value, String> {
                 "sources": service.settings.sources,
             })
         },
-    )
+    )?;
+    if let Value::Object(page) = &mut page {
+        page.insert("defaults".to_owned(), defaults(control, &tables));
+    }
+    Ok(page)
+}
+
+/// Where each listener that has a default sends what no name matches.
+fn defaults(control: &Control, tables: &Snapshot) -> Value {
+    let binds = &control.process.fixed.binds;
+    let default = |(bind, rules): (&Bind, &Listener)| {
+        let service = tables.services.get(rules.default?)?;
+        Some(json!({ "listener": bind.name, "service": service.name }))
+    };
+    binds.iter().zip(&tables.live.listeners).filter_map(default).collect()
 }
 
 fn services(params: &Params, control: &Control) -> Result<Value, String> {
     let tables = control.process.tables.load();
-    paged(params, tables.services.iter(), |service| service.name.to_string(), service_page)
+    let answers = control.answers.all();
+    paged(
+        params,
+        tables.services.iter(),
+        |service| service.name.to_string(),
+        |service| service_page(service, &answers),
+    )
 }
 
-fn service_page(service: &Arc<Service>) -> Value {
+fn service_page(service: &Service, answers: &BTreeMap<HostName, control::Answer>) -> Value {
+    let unresolved: Vec<_> = service
+        .settings
+        .endpoints
+        .iter()
+        .filter_map(|endpoint| match &endpoint.address {
+            Target::Name { host, .. } => Some(host),
+            Target::Address(_) => None,
+        })
+        .filter(|host| answers.get(*host).is_none_or(|answer| answer.addresses.is_empty()))
+        .collect();
     json!({
         "service": service.name,
         "balance": service.settings.balance,
         "connections": service.state.active(),
         "endpoints": service.endpoints.iter().map(endpoint_page).collect::<Vec<_>>(),
+        "unresolved": unresolved,
     })
 }
 
@@ -264,6 +302,16 @@ fn seconds_since(moment: SystemTime) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn every_path_is_documented() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/admin.md");
+        let documented = std::fs::read_to_string(path).unwrap();
+        for path in PATHS.iter().chain(&["POST /drain"]) {
+            let row = path.strip_prefix('/').map_or_else(|| (*path).to_owned(), |name| format!("GET /{name}"));
+            assert!(documented.contains(&format!("\n| `{row}` |")), "docs/admin.md has no row for {row}");
+        }
+    }
 
     #[test]
     fn parameters_are_decoded_and_lists_are_paged() {

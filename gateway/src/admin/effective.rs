@@ -1,0 +1,48 @@
+//! Settings in the file's words, every default filled in: what `/config` shows, and what
+//! `check --against` compares with a file. There is nothing secret in them.
+
+use serde_json::{Value, json};
+
+use crate::config::settings::{Fixed, Live};
+
+/// All of them. Services are named, never numbered: an edit moves them.
+#[must_use]
+pub fn effective(fixed: &Fixed, live: &Live) -> Value {
+    // Taken apart whole, so that a new setting cannot be forgotten here.
+    let Fixed { node, workers, binds, admin, metrics, health, relay, tcp, access_log, service_metrics, dns } =
+        fixed;
+    let Live { listeners, services, limits, timeouts, upstream, drain } = live;
+    let listeners: Vec<Value> = binds
+        .iter()
+        .zip(listeners)
+        .map(|(bind, rules)| {
+            let default = rules.default.and_then(|index| services.get(index));
+            json!({
+                "name": bind.name,
+                "address": bind.address,
+                "ipv6_only": bind.ipv6_only,
+                "backlog": bind.backlog,
+                "max_connections": rules.max_connections,
+                "default": default.map(|service| format!("{}:{}", service.host, service.port)),
+                "proxy_protocol": { "from": rules.proxy_from },
+            })
+        })
+        .collect();
+    json!({
+        "node": node,
+        "workers": workers,
+        "listeners": listeners,
+        "services": services,
+        "limits": limits,
+        "timeouts": timeouts,
+        "upstream": upstream,
+        "relay": relay,
+        "tcp": tcp,
+        "drain": drain,
+        "admin": { "address": admin },
+        "metrics": { "address": metrics, "services": service_metrics },
+        "health": { "address": health },
+        "access_log": access_log,
+        "dns": dns,
+    })
+}
