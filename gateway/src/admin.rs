@@ -104,7 +104,9 @@ async fn serve(
 
 fn admin(request: &Request<Incoming>, own: SocketAddr, control: &Arc<Control>) -> Page {
     if !is_addressed_to(request, own) {
-        return forbidden("the Host header names another host: a web page elsewhere may not ask this gateway");
+        return forbidden(
+            "the Host header names another host: a web page elsewhere may not ask this gateway",
+        );
     }
     if !is_from_here(request, own) {
         return forbidden("the Origin header names another host: only pages of this gateway may ask it");
@@ -141,7 +143,11 @@ fn is_addressed_to(request: &Request<Incoming>, own: SocketAddr) -> bool {
 /// Its browser says then where the page is from; `curl` and the command line say nothing.
 fn is_from_here(request: &Request<Incoming>, own: SocketAddr) -> bool {
     let is_own = |origin: &HeaderValue| {
-        origin.to_str().ok().and_then(|origin| origin.strip_prefix("http://")).is_some_and(|host| names(host, own))
+        origin
+            .to_str()
+            .ok()
+            .and_then(|origin| origin.strip_prefix("http://"))
+            .is_some_and(|host| names(host, own))
     };
     request.headers().get_all(ORIGIN).iter().all(is_own)
 }

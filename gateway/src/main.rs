@@ -17,10 +17,7 @@ fn main() -> ExitCode {
         Command::Run(options) => cli::run::run(&options),
         Command::Check(options) => cli::check::check(&options),
         Command::Demo { once } => cli::run::demo(once),
-        Command::Completions { shell } => {
-            cli::completions(shell);
-            Ok(())
-        }
+        Command::Completions { shell } => cli::completions(shell),
         Command::Ask(question) => cli::ask::ask(&question),
     };
     match outcome {

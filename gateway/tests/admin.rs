@@ -6,6 +6,7 @@
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::path::Path;
+use std::process::{Command, Output, Stdio};
 
 use isthmus_gateway::config;
 use isthmus_gateway::gateway::Gateway;
@@ -14,7 +15,7 @@ use serde_json::Value;
 
 const CONFIG: &str = "
 workers: 1
-listeners: [{ address: '127.0.0.1:0', name: east-west }]
+listeners: [{ address: '127.0.0.1:0', name: east-west, proxy_protocol: { from: [192.0.2.9/32] } }]
 admin: { address: '127.0.0.1:0' }
 metrics: { address: '127.0.0.1:0' }
 health: { address: '127.0.0.1:0' }
@@ -38,8 +39,12 @@ fn address(gateway: &Gateway, what: &str) -> SocketAddr {
 }
 
 fn ask(address: SocketAddr, method: &str, path: &str, host: &str) -> (u16, String) {
+    ask_with(address, method, path, &format!("Host: {host}\r\n"))
+}
+
+fn ask_with(address: SocketAddr, method: &str, path: &str, headers: &str) -> (u16, String) {
     let mut stream = TcpStream::connect(address).unwrap();
-    write!(stream, "{method} {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n").unwrap();
+    write!(stream, "{method} {path} HTTP/1.1\r\n{headers}Connection: close\r\n\r\n").unwrap();
     let mut answer = String::new();
     stream.read_to_string(&mut answer).unwrap();
     let (head, body) = answer.split_once("\r\n\r\n").unwrap();
@@ -64,7 +69,11 @@ fn the_pages_tell_what_is_and_what_would_be() {
     assert_eq!(status["phase"], "serving");
     assert_eq!(status["tables"]["services"], 1);
     assert_eq!(status["listeners"][0]["address"], address(&gateway, "listener east-west").to_string());
-    assert_eq!(page(admin, "/config")["services"][0]["host"], "productpage.example");
+    assert_eq!(status["listeners"][0]["accepted"], 0);
+    let config = page(admin, "/config");
+    assert_eq!(config["services"][0]["host"], "productpage.example");
+    assert_eq!(config["listeners"][0]["proxy_protocol"]["from"][0], "192.0.2.9/32");
+    assert_eq!(config["admin"]["address"], "127.0.0.1:0", "as it was written");
     assert_eq!(page(admin, "/routes?name=outbound")["total"], 1);
     assert_eq!(page(admin, "/services")["items"][0]["endpoints"][1]["weight"], 0);
     assert_eq!(page(admin, "/connections")["total"], 0);
@@ -93,7 +102,16 @@ fn foreign_pages_may_not_ask_and_reading_changes_nothing() {
         assert_eq!(ask(admin, "GET", "/status", host).0, 403, "{host}");
         assert_eq!(ask(admin, "POST", "/drain", host).0, 403, "{host}");
     }
+    // A page elsewhere may POST with our own name as Host; its browser tells where it is from.
+    let host = format!("Host: {admin}\r\n");
+    for origin in ["http://evil.example", "null", "http://127.0.0.1:1", "https://evil.example", ""] {
+        let headers = format!("{host}Origin: {origin}\r\n");
+        assert_eq!(ask_with(admin, "POST", "/drain", &headers).0, 403, "{origin}");
+    }
+    assert_eq!(ask_with(admin, "GET", "/status", &format!("{host}Origin: http://{admin}\r\n")).0, 200);
+    assert_eq!(ask_with(admin, "GET", "/status", "").0, 403, "no Host");
     assert_eq!(get(admin, "/drain").0, 405);
+    assert_eq!(ask(admin, "POST", "/nowhere", &admin.to_string()).0, 404);
     assert_eq!(ask(admin, "POST", "/status", &admin.to_string()).0, 405);
     assert_eq!(ask(admin, "DELETE", "/services", &admin.to_string()).0, 405);
     assert_eq!(get(health, "/healthz/ready").0, 200);
@@ -127,4 +145,70 @@ fn every_metric_is_exported_and_nothing_else_is_served_there() {
     }
     gateway.end();
     gateway.wait().unwrap();
+}
+
+fn run(arguments: &[&str], out: Stdio) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_isthmus-gateway")).args(arguments).stdout(out).output().unwrap()
+}
+
+fn said(arguments: &[&str]) -> String {
+    let output = run(arguments, Stdio::piped());
+    assert!(output.status.success(), "{arguments:?}: {output:?}");
+    String::from_utf8(output.stdout).unwrap()
+}
+
+#[test]
+fn the_command_line_asks_the_running_gateway() {
+    let text = CONFIG.replace("name: east-west", "name: east-west, default: spare.example")
+        + "- { host: spare.example, endpoints: [{ address: 'nowhere.invalid:443' }] }\n";
+    let gateway = Gateway::start(config::parse(&text, Path::new("test.yaml")).unwrap(), None).unwrap();
+    let admin = address(&gateway, "admin").to_string();
+    let at = ["--admin", &admin];
+    let ask = |words: &[&str]| said(&[words, &at].concat());
+    assert!(ask(&["status"]).lines().any(|line| line.starts_with("phase ") && line.ends_with(" serving")));
+    let routes = ask(&["routes"]);
+    assert!(
+        routes.contains("listener east-west: what no name matches goes to spare.example:443"),
+        "{routes}"
+    );
+    assert!(ask(&["services"]).contains("nowhere.invalid does not resolve"));
+    assert!(ask(&["connections"]).starts_with(" ID "));
+    let explained = ask(&["explain", "productpage", "--from", "10.0.0.1"]);
+    assert!(explained.starts_with("refused: source_denied: "), "{explained}");
+    let explained: Value =
+        serde_json::from_str(&ask(&["explain", "p-0.productpage", "--json", "--from", "192.0.2.7"])).unwrap();
+    assert_eq!(explained["endpoints"][0]["instance"], "p-0");
+
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("gateway.yaml");
+    let check = |text: &str| {
+        std::fs::write(&file, text).unwrap();
+        said(&["check", "--config", file.to_str().unwrap(), "--against", &admin])
+    };
+    assert_eq!(check(&text), "no change\n");
+    assert_eq!(
+        check(&text.replace("default: spare", "default: productpage").replace("weight: 0", "weight: 7")),
+        "~ listener east-west: default spare.example:443 → productpage.example:443\n\
+         ~ service productpage.example:443: endpoint 127.0.0.1:2: weight 0 → 7\n"
+    );
+
+    // Nobody reads: `routes | head` is not worth a panic.
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    let output = run(&["routes", "--admin", &admin], writer.into());
+    assert!(output.status.success() && output.stderr.is_empty(), "{output:?}");
+
+    let wrong = run(&["explain", "a b", "--admin", &admin], Stdio::piped());
+    assert_eq!(wrong.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&wrong.stderr).contains("hello_malformed"), "{wrong:?}");
+    assert_eq!(run(&["explain"], Stdio::piped()).status.code(), Some(2));
+    said(&["drain", "--admin", &admin]);
+    let mut phase = gateway.control().phase.subscribe();
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    runtime.block_on(async { phase.wait_for(|phase| phase.word() == "draining").await.map(drop) }).unwrap();
+    gateway.end();
+    gateway.wait().unwrap();
+    let gone = run(&["status", "--admin", &admin], Stdio::piped());
+    assert_eq!(gone.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&gone.stderr).contains("is it running"), "{gone:?}");
 }

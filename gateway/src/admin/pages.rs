@@ -68,7 +68,8 @@ fn decode(text: &str) -> Result<String, String> {
         .map_err(|_| "a parameter is not UTF-8".to_owned())
 }
 
-pub(super) const PATHS: [&str; 6] = ["/status", "/config", "/routes", "/services", "/connections", "/explain"];
+pub(super) const PATHS: [&str; 6] =
+    ["/status", "/config", "/routes", "/services", "/connections", "/explain"];
 
 /// The page at a path.
 pub fn page(path: &str, params: &Params, control: &Control) -> Answer {
@@ -308,7 +309,8 @@ mod tests {
         let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/admin.md");
         let documented = std::fs::read_to_string(path).unwrap();
         for path in PATHS.iter().chain(&["POST /drain"]) {
-            let row = path.strip_prefix('/').map_or_else(|| (*path).to_owned(), |name| format!("GET /{name}"));
+            let row =
+                path.strip_prefix('/').map_or_else(|| (*path).to_owned(), |name| format!("GET /{name}"));
             assert!(documented.contains(&format!("\n| `{row}` |")), "docs/admin.md has no row for {row}");
         }
     }

@@ -1,9 +1,10 @@
 //! Questions to a running gateway, over its admin address: tables for people, JSON for machines.
 
 use std::io::IsTerminal;
+use std::time::Duration;
 
 use anyhow::{Context, bail};
-use comfy_table::{ContentArrangement, Table, presets};
+use comfy_table::{Attribute, Cell, Color, ContentArrangement, Table, presets};
 use http_body_util::{BodyExt, Empty};
 use hyper::body::Bytes;
 use hyper::{Method, Request, StatusCode};
@@ -11,28 +12,40 @@ use hyper_util::rt::TokioIo;
 use owo_colors::OwoColorize;
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use serde_json::Value;
+use tokio::time::timeout;
 
-use super::{Page, Question, Where};
+use super::{Page, Question, Where, say};
 
 /// Asks, and prints the answer.
 pub(crate) fn ask(question: &Question) -> anyhow::Result<()> {
     let (at, method, path) = request(question);
     let answer = fetch(&at.admin, method, &path)?;
-    if at.json {
-        println!("{answer:#}");
-        return Ok(());
-    }
+    let text = if at.json { format!("{answer:#}") } else { for_people(question, &answer) };
+    say(text.trim_end())
+}
+
+fn for_people(question: &Question, answer: &Value) -> String {
     match question {
-        Question::Status { .. } | Question::Drain { .. } => print_pairs("", &answer),
-        Question::Routes { .. } => print_items(&answer, &["name", "service", "alpn", "sources"]),
-        Question::Services { .. } => print_services(&answer),
-        Question::Connections { .. } => print_items(
-            &answer,
-            &["id", "client", "sni", "service", "endpoint", "since", "idle_ms", "bytes_in", "bytes_out"],
+        Question::Status { .. } | Question::Drain { .. } => pairs("", answer),
+        Question::Routes { .. } => routes(answer),
+        Question::Services { .. } => services(answer),
+        Question::Connections { .. } => rows(
+            answer,
+            &[
+                "id",
+                "listener",
+                "client",
+                "sni",
+                "service",
+                "endpoint",
+                "since",
+                "idle_ms",
+                "bytes_in",
+                "bytes_out",
+            ],
         ),
-        Question::Explain { .. } => print_explained(&answer),
+        Question::Explain { .. } => explained(answer),
     }
-    Ok(())
 }
 
 fn request(question: &Question) -> (&Where, Method, String) {
@@ -67,30 +80,49 @@ fn encode(text: impl AsRef<str>) -> String {
     utf8_percent_encode(text.as_ref(), NON_ALPHANUMERIC).to_string()
 }
 
+/// A gateway answers at once; one that does not is stopped, or no gateway.
+const PATIENCE: Duration = Duration::from_secs(10);
+
 /// One request to an admin address; anything but success is an error with what the gateway said.
 pub(crate) fn fetch(admin: &str, method: Method, path: &str) -> anyhow::Result<Value> {
+    let admin = admin.strip_prefix("http://").unwrap_or(admin).trim_end_matches('/');
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    runtime.block_on(async {
-        let stream = tokio::net::TcpStream::connect(admin).await.with_context(|| {
-            format!("no gateway answers at {admin}; is it running, and is its admin address another (--admin, ISTHMUS_ADMIN)?")
-        })?;
-        let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
-        let request = Request::builder().method(method).uri(path).header("host", admin).body(Empty::<Bytes>::new())?;
-        let exchange = async {
-            let response = sender.send_request(request).await?;
-            let status = response.status();
-            Ok::<_, hyper::Error>((status, response.into_body().collect().await?.to_bytes()))
-        };
-        let (status, body) = tokio::select! {
-            answer = exchange => answer?,
-            broken = connection => bail!("{admin} closed the connection: {broken:?}"),
-        };
-        let answer: Value = serde_json::from_slice(&body).with_context(|| format!("{admin} is no admin address of a gateway"))?;
-        if status.is_success() && status != StatusCode::NO_CONTENT {
-            return Ok(answer);
-        }
-        bail!("{}", answer.get("error").and_then(Value::as_str).unwrap_or("the gateway refused"))
-    })
+    let asked = runtime.block_on(async { timeout(PATIENCE, exchange(admin, method, path)).await });
+    let (status, body) = asked.with_context(|| {
+        format!(
+            "{admin} gave no answer within {} s; is that a gateway, and is it stopped?",
+            PATIENCE.as_secs()
+        )
+    })??;
+    let answer: Value = serde_json::from_slice(&body).with_context(|| {
+        format!("{admin} is no admin address of a gateway; it is under `admin:` in its file")
+    })?;
+    if status.is_success() {
+        return Ok(answer);
+    }
+    bail!("{admin}: {}", answer.get("error").and_then(Value::as_str).unwrap_or("the gateway refused"))
+}
+
+async fn exchange(admin: &str, method: Method, path: &str) -> anyhow::Result<(StatusCode, Bytes)> {
+    let stream = tokio::net::TcpStream::connect(admin).await.with_context(|| {
+        format!("no gateway answers at {admin}; is it running, and is its admin address another (--admin, ISTHMUS_ADMIN)?")
+    })?;
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
+    // Whatever name or forwarded port led there: the name that every gateway takes for its own.
+    let request =
+        Request::builder().method(method).uri(path).header("host", "localhost").body(Empty::<Bytes>::new())?;
+    let exchange = async {
+        let response = sender.send_request(request).await?;
+        let status = response.status();
+        Ok::<_, hyper::Error>((status, response.into_body().collect().await?.to_bytes()))
+    };
+    tokio::pin!(exchange);
+    // Both ends: a connection that is over may still hold the answer.
+    let answer = tokio::select! {
+        answer = &mut exchange => answer,
+        _over = connection => exchange.await,
+    };
+    answer.with_context(|| format!("{admin} does not speak HTTP; is it the admin address of a gateway?"))
 }
 
 fn table(header: &[&str]) -> Table {
@@ -100,16 +132,18 @@ fn table(header: &[&str]) -> Table {
     table
 }
 
-fn heading(name: &str) -> String {
-    let name = name.replace('_', " ").to_uppercase();
-    if coloured() { name.bold().to_string() } else { name }
+// The table knows the width of its own styles; escape codes in the text would shift the columns.
+fn heading(name: &str) -> Cell {
+    let cell = Cell::new(name.replace('_', " ").to_uppercase());
+    if coloured() { cell.add_attribute(Attribute::Bold) } else { cell }
 }
 
 fn coloured() -> bool {
     std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none()
 }
 
-fn cell(value: &Value) -> String {
+/// A value as people read it.
+pub(super) fn cell(value: &Value) -> String {
     match value {
         Value::Null => "-".to_owned(),
         Value::String(text) => text.clone(),
@@ -119,84 +153,103 @@ fn cell(value: &Value) -> String {
     }
 }
 
+fn of(value: &Value, key: &str) -> String {
+    cell(value.get(key).unwrap_or(&Value::Null))
+}
+
 fn items<'a>(answer: &'a Value, key: &str) -> &'a [Value] {
     answer.get(key).and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default()
 }
 
-fn print_items(answer: &Value, columns: &[&str]) {
+fn rows(answer: &Value, columns: &[&str]) -> String {
     let mut table = table(columns);
     for item in items(answer, "items") {
-        table.add_row(columns.iter().map(|column| cell(item.get(*column).unwrap_or(&Value::Null))));
+        table.add_row(columns.iter().map(|column| of(item, column)));
     }
-    println!("{table}");
-    print_total(answer);
+    format!("{table}\n{}", others(answer))
 }
 
-fn print_total(answer: &Value) {
+fn others(answer: &Value) -> String {
     let shown = items(answer, "items").len();
     let total = answer.get("total").and_then(Value::as_u64).unwrap_or_default();
     if total > shown as u64 {
-        println!("{shown} of {total}; --offset, --limit and --name show others");
+        format!("{shown} of {total}; --offset, --limit and --name show others\n")
+    } else {
+        String::new()
     }
+}
+
+fn routes(answer: &Value) -> String {
+    let mut text = rows(answer, &["name", "service", "alpn", "sources"]);
+    for default in items(answer, "defaults") {
+        let (listener, service) = (of(default, "listener"), of(default, "service"));
+        text += &format!("listener {listener}: what no name matches goes to {service}\n");
+    }
+    text
 }
 
 const ENDPOINT: [&str; 6] = ["address", "instance", "weight", "healthy", "failures", "connections"];
 
-fn print_services(answer: &Value) {
+fn services(answer: &Value) -> String {
     let mut table = table(&[&["service", "balance"], &ENDPOINT[..]].concat());
     for service in items(answer, "items") {
-        let lead = ["service", "balance"].map(|key| cell(service.get(key).unwrap_or(&Value::Null)));
-        let endpoints = items(service, "endpoints");
-        if endpoints.is_empty() {
-            table.add_row([lead.as_slice(), &["no endpoint".to_owned()]].concat());
-        }
+        let lead = || ["service", "balance"].map(|key| Cell::new(of(service, key)));
+        let (endpoints, unresolved) = (items(service, "endpoints"), items(service, "unresolved"));
         for endpoint in endpoints {
-            let row = ENDPOINT.map(|key| health(key, cell(endpoint.get(key).unwrap_or(&Value::Null))));
-            table.add_row([lead.as_slice(), &row].concat());
+            table.add_row(lead().into_iter().chain(endpoint_row(endpoint)));
+        }
+        for name in unresolved {
+            table.add_row(lead().into_iter().chain([Cell::new(format!("{} does not resolve", cell(name)))]));
+        }
+        if endpoints.is_empty() && unresolved.is_empty() {
+            table.add_row(lead().into_iter().chain([Cell::new("no endpoint")]));
         }
     }
-    println!("{table}");
-    print_total(answer);
+    format!("{table}\n{}", others(answer))
 }
 
-fn health(key: &str, text: String) -> String {
-    match (key, text.as_str()) {
-        ("healthy", "false") if coloured() => "ejected".red().to_string(),
-        ("healthy", "false") => "ejected".to_owned(),
-        ("healthy", "true") => "yes".to_owned(),
-        _ => text,
-    }
+fn endpoint_row(endpoint: &Value) -> [Cell; 6] {
+    ENDPOINT.map(|key| match (key, of(endpoint, key).as_str()) {
+        ("healthy", "false") if coloured() => Cell::new("ejected").fg(Color::Red),
+        ("healthy", "false") => Cell::new("ejected"),
+        ("healthy", "true") => Cell::new("yes"),
+        (_, text) => Cell::new(text),
+    })
 }
 
-fn print_explained(answer: &Value) {
+fn explained(answer: &Value) -> String {
+    let mut text = String::new();
     if let Some(reason) = answer.get("refused").and_then(Value::as_str) {
         let reason = if coloured() { reason.red().to_string() } else { reason.to_owned() };
-        println!("refused: {reason}: {}", cell(answer.get("meaning").unwrap_or(&Value::Null)));
-        println!("alert to the client: {}", cell(answer.get("alert").unwrap_or(&Value::Null)));
+        text += &format!("refused: {reason}: {}\n", of(answer, "meaning"));
+        text += &format!("alert to the client: {}\n", of(answer, "alert"));
     }
-    if let Some(service) = answer.get("service") {
-        println!("service: {} ({})", cell(service), cell(answer.get("balance").unwrap_or(&Value::Null)));
-        let mut table = table(&ENDPOINT);
-        for endpoint in items(answer, "endpoints") {
-            table.add_row(ENDPOINT.map(|key| health(key, cell(endpoint.get(key).unwrap_or(&Value::Null)))));
+    if answer.get("service").is_some() {
+        text += &format!("service: {} ({})\n", of(answer, "service"), of(answer, "balance"));
+        let endpoints = items(answer, "endpoints");
+        if !endpoints.is_empty() {
+            let mut table = table(&ENDPOINT);
+            for endpoint in endpoints {
+                table.add_row(endpoint_row(endpoint));
+            }
+            text += &format!("endpoints in the order they would be tried:\n{table}\n");
         }
-        println!("endpoints in the order they would be tried:\n{table}");
     }
+    text
 }
 
-fn print_pairs(prefix: &str, value: &Value) {
+fn pairs(prefix: &str, value: &Value) -> String {
     match value {
         Value::Object(map) => {
-            for (key, value) in map {
-                let name = if prefix.is_empty() { key.clone() } else { format!("{prefix}.{key}") };
-                print_pairs(&name, value);
-            }
+            let below =
+                |key: &str| if prefix.is_empty() { key.to_owned() } else { format!("{prefix}.{key}") };
+            map.iter().map(|(key, value)| pairs(&below(key), value)).collect()
         }
-        Value::Array(list) if list.iter().any(Value::is_object) => {
-            for (index, value) in list.iter().enumerate() {
-                print_pairs(&format!("{prefix}[{index}]"), value);
-            }
-        }
-        other => println!("{prefix:<32} {}", cell(other)),
+        Value::Array(list) if list.iter().any(Value::is_object) => list
+            .iter()
+            .enumerate()
+            .map(|(index, value)| pairs(&format!("{prefix}[{index}]"), value))
+            .collect(),
+        other => format!("{prefix:<32} {}\n", cell(other)),
     }
 }

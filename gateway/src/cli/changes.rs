@@ -52,8 +52,7 @@ impl Leaf<'_> {
 
 fn leaves<'a>(path: &str, before: &'a Value, after: &'a Value) -> Vec<Leaf<'a>> {
     if before.is_object() && after.is_object() {
-        let below =
-            |key: &str| if path.is_empty() { key.to_owned() } else { format!("{path}.{key}") };
+        let below = |key: &str| if path.is_empty() { key.to_owned() } else { format!("{path}.{key}") };
         let keys = keys(before, after).into_iter();
         keys.flat_map(|key| leaves(&below(key), at(before, key), at(after, key))).collect()
     } else if before == after {
@@ -94,11 +93,8 @@ fn services(before: &Value, after: &Value, lines: &mut Vec<String>) {
 }
 
 fn service(name: &str, before: &Value, after: &Value, lines: &mut Vec<String>) {
-    let settings: Vec<_> = leaves("", before, after)
-        .iter()
-        .filter(|leaf| leaf.path != "endpoints")
-        .map(Leaf::short)
-        .collect();
+    let settings: Vec<_> =
+        leaves("", before, after).iter().filter(|leaf| leaf.path != "endpoints").map(Leaf::short).collect();
     if !settings.is_empty() {
         lines.push(format!("~ service {name}: {}", settings.join(", ")));
     }
@@ -140,7 +136,11 @@ fn items(list: &Value) -> impl Iterator<Item = &Value> {
 }
 
 fn keys<'a>(one: &'a Value, other: &'a Value) -> BTreeSet<&'a str> {
-    [one, other].into_iter().filter_map(Value::as_object).flat_map(|map| map.keys().map(String::as_str)).collect()
+    [one, other]
+        .into_iter()
+        .filter_map(Value::as_object)
+        .flat_map(|map| map.keys().map(String::as_str))
+        .collect()
 }
 
 fn at<'a>(value: &'a Value, key: &str) -> &'a Value {
@@ -188,7 +188,11 @@ services:
             ]
         );
         assert_eq!(
-            after(&[("'10.0.0.2:1'", "'10.0.0.3:1'"), ("weight: 3", "weight: 0"), ("host: b.example", "host: b.example, balance: random")]),
+            after(&[
+                ("'10.0.0.2:1'", "'10.0.0.3:1'"),
+                ("weight: 3", "weight: 0"),
+                ("host: b.example", "host: b.example, balance: random")
+            ]),
             [
                 "- service a.example:443: endpoint 10.0.0.2:1",
                 "+ service a.example:443: endpoint 10.0.0.3:1",
@@ -197,7 +201,10 @@ services:
             ]
         );
         assert_eq!(
-            after(&[("{ address: '10.0.0.1:1' }, { address: '10.0.0.2:1' }", "{ address: '10.0.0.2:1' }, { address: '10.0.0.1:1' }")]),
+            after(&[(
+                "{ address: '10.0.0.1:1' }, { address: '10.0.0.2:1' }",
+                "{ address: '10.0.0.2:1' }, { address: '10.0.0.1:1' }"
+            )]),
             ["~ service a.example:443: endpoints in another order"]
         );
     }

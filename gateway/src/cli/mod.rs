@@ -1,11 +1,14 @@
 //! The words of the command line and their help. What they do is in the modules below.
 
 pub(crate) mod ask;
+mod changes;
 pub(crate) mod check;
 pub(crate) mod run;
 
+use std::io::{self, Write as _};
 use std::path::PathBuf;
 
+use anyhow::Context as _;
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 
@@ -173,6 +176,17 @@ Examples:
     },
 }
 
-pub(crate) fn completions(shell: Shell) {
-    clap_complete::generate(shell, &mut Cli::command(), "isthmus-gateway", &mut std::io::stdout());
+pub(crate) fn completions(shell: Shell) -> anyhow::Result<()> {
+    let mut script = Vec::new();
+    clap_complete::generate(shell, &mut Cli::command(), "isthmus-gateway", &mut script);
+    say(String::from_utf8_lossy(&script).trim_end())
+}
+
+/// Prints a text. A reader that has seen enough (`| head`) is no error, and no panic.
+pub(crate) fn say(text: &str) -> anyhow::Result<()> {
+    let mut out = io::stdout().lock();
+    match writeln!(out, "{text}").and_then(|()| out.flush()) {
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        said => said.context("cannot write to standard output"),
+    }
 }

@@ -1,12 +1,13 @@
 //! `run` and `demo`: the log, the signals, and what a started gateway says of itself.
 
-use std::io::IsTerminal;
+use std::io::{self, IsTerminal, Write as _};
 use std::sync::Arc;
 
 use anyhow::Context;
 use isthmus_gateway::config;
 use isthmus_gateway::control::Control;
 use isthmus_gateway::gateway::Gateway;
+use isthmus_gateway::worker::Bound;
 use sd_notify::NotifyState;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
@@ -18,13 +19,21 @@ pub(crate) fn run(options: &RunOptions) -> anyhow::Result<()> {
     start_log(options.log_format, "info");
     let settings = config::load(&options.config)?;
     let gateway = Gateway::start(settings, Some(options.config.clone()))?;
-    for bound in gateway.bound() {
-        eprintln!("listening {} address={}", bound.what.replacen("listener ", "listener=", 1), bound.address);
-    }
-    eprintln!("ready");
-    tell_systemd(&NotifyState::Ready);
+    // Before anybody is told: who reads `ready` may send SIGTERM at once.
     follow_signals(Arc::clone(gateway.control()))?;
+    // Nobody reading standard error is no reason to stop serving.
+    let _unread = announce(gateway.bound());
+    tell_systemd(&NotifyState::Ready);
     gateway.wait().context("the gateway broke down")
+}
+
+fn announce(bound: &[Bound]) -> io::Result<()> {
+    let mut out = io::stderr().lock();
+    for bound in bound {
+        let what = bound.what.replacen("listener ", "listener=", 1);
+        writeln!(out, "listening {what} address={}", bound.address)?;
+    }
+    writeln!(out, "ready")
 }
 
 pub(crate) fn demo(once: bool) -> anyhow::Result<()> {
@@ -34,9 +43,8 @@ pub(crate) fn demo(once: bool) -> anyhow::Result<()> {
 
 fn start_log(format: LogFormat, level: &str) {
     let filter = EnvFilter::try_from_env("ISTHMUS_LOG").unwrap_or_else(|_| EnvFilter::new(level));
-    let colour = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
-    let log =
-        tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(colour);
+    let colour = io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).with_ansi(colour);
     match format {
         LogFormat::Text => log.init(),
         LogFormat::Json => log.json().init(),
