@@ -3,10 +3,11 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use std::io::{Read, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
+use std::time::{Duration, Instant};
 
 use isthmus_gateway::config;
 use isthmus_gateway::gateway::Gateway;
@@ -211,4 +212,39 @@ fn the_command_line_asks_the_running_gateway() {
     let gone = run(&["status", "--admin", &admin], Stdio::piped());
     assert_eq!(gone.status.code(), Some(1));
     assert!(String::from_utf8_lossy(&gone.stderr).contains("is it running"), "{gone:?}");
+}
+
+/// Whoever collects the logs may end first: the gateway serves on, hears signals and leaves in order.
+#[test]
+fn a_gateway_whose_logs_nobody_reads_serves_on() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("gateway.yaml");
+    let text = CONFIG.replace("accept_for: 1h", "accept_for: 0s").replace("enabled: false", "enabled: true");
+    std::fs::write(&file, text).unwrap();
+    let mut gateway = Command::new(env!("CARGO_BIN_EXE_isthmus-gateway"))
+        .args(["run", "--config", file.to_str().unwrap()])
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut admin = None;
+    for line in BufReader::new(gateway.stderr.take().unwrap()).lines().map(Result::unwrap) {
+        if let Some(address) = line.strip_prefix("listening admin address=") {
+            admin = Some(address.parse().unwrap());
+        }
+        if line == "ready" {
+            break;
+        }
+    }
+    let pid = rustix::process::Pid::from_child(&gateway);
+    let refused = format!("{CONFIG}surprise: 1\n");
+    std::fs::write(&file, refused).unwrap();
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while page(admin.unwrap(), "/status")["last_refused_edit"].is_null() {
+        assert!(Instant::now() < deadline, "the edit was not noticed");
+    }
+    for signal in [rustix::process::Signal::HUP, rustix::process::Signal::TERM] {
+        rustix::process::kill_process(pid, signal).unwrap();
+    }
+    assert_eq!(gateway.wait().unwrap().code(), Some(0));
 }
