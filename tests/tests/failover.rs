@@ -19,7 +19,7 @@ use isthmus_tests::figure;
 use isthmus_tests::gateway::Gateway;
 use isthmus_tests::hello::{Hello, hello, read_hello, records};
 use isthmus_tests::log::Line;
-use isthmus_tests::setup::{Setup, service};
+use isthmus_tests::setup::{Setup, service, service_of};
 use isthmus_tests::wait::{throughout, until};
 
 const HOST: &str = "web.example";
@@ -236,6 +236,19 @@ fn endpoints_that_all_refuse_are_an_alert_and_a_reason() {
 }
 
 #[test]
+fn three_are_asked_at_most() {
+    let dead: Vec<_> = (0..6).map(|_| closed()).collect();
+    let gateway = gateway(&dead, "");
+    for _ in 0..2 {
+        let mut client = send(gateway.address(), &hello(HOST));
+        assert_eq!(rest(&mut client), (alert(80), End::Fin));
+        let line = line_of(&gateway, client);
+        assert_eq!((line.reason(), line.number("attempts")), ("connect_refused", 3), "{line:?}");
+    }
+    figure!("6 endpoints that refuse: 3 attempts a call, then alert 80");
+}
+
+#[test]
 fn connecting_takes_no_longer_than_its_total() {
     let holes = [BlackHole::new(), BlackHole::new(), BlackHole::new()];
     let addresses: Vec<_> = holes.iter().map(BlackHole::address).collect();
@@ -446,10 +459,15 @@ fn a_share_bounds_the_replays_of_a_source() {
     assert_eq!((greedy, modest), (5, 4));
 }
 
-fn state_of(gateway: &Gateway) -> String {
+/// What `/services` says of an endpoint's health.
+#[track_caller]
+fn is_healthy(gateway: &Gateway, endpoint: SocketAddr) -> bool {
     let answer = gateway.admin("GET", "/services");
     assert_eq!(answer.status, 200, "{}", answer.body);
-    answer.body
+    let page = answer.json();
+    let endpoints = page["items"][0]["endpoints"].as_array().unwrap();
+    let own = endpoints.iter().find(|one| one["address"] == endpoint.to_string());
+    own.and_then(|one| one["healthy"].as_bool()).unwrap_or_else(|| panic!("{endpoint} in {page}"))
 }
 
 /// Whatever a client's hello is answered with, the endpoint stays as healthy as it was.
@@ -482,7 +500,7 @@ fn a_client_cannot_eject_an_endpoint() {
         let line = call(&gateway, &Hello::new(HOST).bytes());
         assert_eq!(line.text("endpoint"), touchy.address().to_string());
         assert_eq!(gateway.metrics().sum("isthmus_ejections_total", &[]), 0.0);
-        assert!(state_of(&gateway).contains(&touchy.address().to_string()));
+        assert!(is_healthy(&gateway, touchy.address()));
     }
 }
 
@@ -496,6 +514,24 @@ fn refused_connections_do_eject_an_endpoint() {
     figure!("2 refusals eject: attempts of 20 calls {attempts:?}");
     assert_eq!(attempts.iter().filter(|attempts| **attempts == 2).count(), 2, "{attempts:?}");
     assert!(attempts[8..].iter().all(|attempts| *attempts == 1), "{attempts:?}");
+    assert!(!is_healthy(&gateway, dead) && is_healthy(&gateway, good.address()));
+}
+
+/// Better one that may be dead than none.
+#[test]
+fn ejected_endpoints_serve_when_nobody_else_is_left() {
+    let dead = [closed(), closed()];
+    let more = "upstream: { ejection: { failures: 1, base: 300s, max: 300s, max_percent: 100 } }";
+    let gateway = gateway(&dead, more);
+    let mut client = send(gateway.address(), &hello(HOST));
+    assert_eq!(rest(&mut client), (alert(80), End::Fin));
+    assert_eq!(dead.map(|endpoint| is_healthy(&gateway, endpoint)), [false, false], "both are ejected");
+    let back = dead.map(|address| Scripted::echo_at(Endpoint::at(address), b"+"));
+    for _ in 0..4 {
+        assert_eq!(call(&gateway, &hello(HOST)).reason(), "client_closed");
+    }
+    figure!("all ejected: 4 of 4 calls served once the endpoints listen again");
+    assert_eq!(back[0].accepted() + back[1].accepted(), 4);
 }
 
 #[test]
@@ -524,4 +560,88 @@ fn attempts_one_asks_nobody_else() {
     throughout(Duration::from_millis(200), "one endpoint was asked", || {
         endpoints[0].accepted() + endpoints[1].accepted() == 1
     });
+}
+
+/// The same with a policy and weights.
+fn weighted(balance: &str, endpoints: &[(SocketAddr, u16)]) -> Gateway {
+    let endpoints: Vec<_> = endpoints
+        .iter()
+        .map(|(address, weight)| format!("{{address: \"{address}\", weight: {weight}}}"))
+        .collect();
+    Setup::new(service_of(HOST, &[&format!("balance: {balance}")], &endpoints)).start()
+}
+
+#[test]
+fn endpoints_take_turns_exactly() {
+    for weights in [[1, 1, 1], [3, 2, 1]] {
+        let endpoints = [(); 3].map(|()| Scripted::echo(b"+"));
+        let list: Vec<_> = endpoints.iter().map(Scripted::address).zip(weights).collect();
+        let gateway = weighted("round_robin", &list);
+        let rounds = 10;
+        for _ in 0..weights.iter().sum::<u16>() * rounds {
+            call(&gateway, &hello(HOST));
+        }
+        let got = endpoints.each_ref().map(Scripted::accepted);
+        figure!("round_robin, weights {weights:?}, {rounds} rounds, 2 workers: {got:?}");
+        assert_eq!(got, weights.map(|weight| usize::from(weight * rounds)));
+    }
+}
+
+/// Nor as the last resort: it was drained on purpose.
+#[test]
+fn weight_0_takes_no_connection() {
+    for balance in ["round_robin", "least_connections", "random", "source_hash"] {
+        let [drained, good] = [(); 2].map(|()| Scripted::echo(b"+"));
+        let gateway = weighted(balance, &[(drained.address(), 0), (good.address(), 1)]);
+        for _ in 0..20 {
+            call(&gateway, &hello(HOST));
+        }
+        assert_eq!((drained.accepted(), good.accepted()), (0, 20), "{balance}");
+        let gateway = weighted(balance, &[(drained.address(), 0), (closed(), 1)]);
+        let mut client = send(gateway.address(), &hello(HOST));
+        assert_eq!(rest(&mut client), (alert(80), End::Fin), "{balance}");
+        assert_eq!(drained.accepted(), 0, "{balance}: it took over from one that refuses");
+    }
+}
+
+/// Who serves each of 40 sources, asked twice.
+#[track_caller]
+fn by_source(gateway: &Gateway) -> Vec<String> {
+    let serve = |number: u8| {
+        let mut client = dial_from(IpAddr::from([127, 0, 7, number]), gateway.address());
+        client.write_all(&hello(HOST)).unwrap();
+        assert_eq!(read_exactly(&mut client, 1), b"+");
+        line_of(gateway, client).text("endpoint").to_owned()
+    };
+    (1..=40)
+        .map(|number| {
+            let first = serve(number);
+            assert_eq!(serve(number), first, "a source stays where it is");
+            first
+        })
+        .collect()
+}
+
+#[test]
+fn sources_stay_where_they_are() {
+    let endpoints = [(); 4].map(|()| Scripted::echo(b"+"));
+    let addresses = endpoints.each_ref().map(Scripted::address);
+    let keys = ["balance: source_hash"];
+    let gateway = Setup::new(service(HOST, &keys, &addresses)).start();
+    let before = by_source(&gateway);
+    let gone = addresses[0].to_string();
+    let text = std::fs::read_to_string(gateway.file()).unwrap();
+    let fewer = text.replace(&format!("{{address: \"{gone}\"}}, "), "");
+    assert_ne!(fewer, text);
+    let beside = gateway.file().with_extension("new");
+    std::fs::write(&beside, fewer).unwrap();
+    std::fs::rename(&beside, gateway.file()).unwrap();
+    until("the edit is live", || !gateway.admin("GET", "/services").body.contains(&gone));
+    let after = by_source(&gateway);
+    let moved = before.iter().zip(&after).filter(|(before, after)| before != after).count();
+    let had = before.iter().filter(|endpoint| **endpoint == gone).count();
+    let used: std::collections::BTreeSet<_> = before.iter().collect();
+    figure!("source_hash: 40 sources on {} endpoints; one with {had} leaves, {moved} move", used.len());
+    assert!(used.len() >= 3, "{used:?}");
+    assert_eq!(moved, had, "only those of the one that left");
 }
