@@ -11,7 +11,6 @@
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
-use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use isthmus_tests::client::{End, alert, dial, read_exactly, rest, rest_within, send};
@@ -303,23 +302,19 @@ fn mutated(random: &mut fastrand::Rng, seeds: &[Vec<u8>]) -> Vec<u8> {
 
 #[test]
 fn the_verdict_does_not_depend_on_the_cuts() {
-    let forwarded = Arc::new(Mutex::new(Vec::new()));
-    let own = Arc::clone(&forwarded);
-    let server = Scripted::unread(move |mut stream| {
-        let (got, _end) = rest(&mut stream);
-        own.lock().unwrap().push(got);
+    let server = Scripted::unread(|mut stream| {
+        let _forwarded = rest(&mut stream);
     });
     let endpoint = Endpoint::new();
     let gateway = Setup::new(service(HOST, &[], &[server.address()])).start();
     let world = World { gateway, endpoint };
-    let at_rest = (world.gateway.process().sockets().len(), world.gateway.process().descriptors());
+    let at_rest = world.gateway.process().sockets().len();
     let small = Hello::new(HOST).and(alpn(&["h2", "http/1.1"]));
     let seeds =
         [small.bytes(), small.records(40), Hello::new("other.example").bytes(), small.without(0).bytes()];
     let seed = fastrand::u64(..);
     let mut random = fastrand::Rng::with_seed(seed);
     let mut seen = std::collections::BTreeMap::new();
-    let mut wanted = Vec::new();
     for batch in 0..20 {
         let mut asked = Vec::new();
         for _ in 0..100 {
@@ -342,27 +337,12 @@ fn the_verdict_does_not_depend_on_the_cuts() {
                 verdicts.iter().all(|verdict| *verdict == verdicts[0]),
                 "seed {seed}, batch {batch}: {verdicts:?} for {flight:02x?}"
             );
-            let (reason, _) = &verdicts[0];
-            *seen.entry(reason.clone()).or_insert(0) += 1;
-            let refused = ["not_tls", "no_sni", "sni_unmatched"].contains(&reason.as_str());
-            if !refused && !reason.starts_with("hello_") {
-                wanted.extend([flight.clone(), flight.clone(), flight]);
-            }
+            *seen.entry(verdicts[0].0.clone()).or_insert(0) += 1;
         }
     }
-    until("what is not refused arrives", || forwarded.lock().unwrap().len() >= wanted.len());
-    let mut got = std::mem::take(&mut *forwarded.lock().unwrap());
-    got.sort_unstable();
-    wanted.sort_unstable();
-    assert!(got == wanted, "seed {seed}: {} flights arrived, {} wanted", got.len(), wanted.len());
-    assert_eq!(server.accepted(), wanted.len(), "seed {seed}: a refused flight contacted the endpoint");
-    let before = at_rest.1;
-    let process = world.gateway.process();
-    until("descriptors are given back", || process.descriptors() <= before);
-    figure!("{} of 6000 connections forwarded, each exactly; {before} descriptors as before", got.len());
     figure!("2000 flights in 3 cuts each, same verdicts: {seen:?}");
     assert!(seen.len() >= 4, "{seen:?}");
-    until("sockets are given back", || world.gateway.process().sockets().len() <= at_rest.0);
+    until("sockets are given back", || world.gateway.process().sockets().len() <= at_rest);
     assert!(
         !world.gateway.errors().iter().any(|line| line.contains("panic")),
         "{:?}",
@@ -396,32 +376,6 @@ fn a_refusal_arrives_while_the_client_still_sends() {
     }
     figure!("refused while sending: the alert arrived {arrived} of 40 times");
     assert_eq!(arrived, 40);
-}
-
-/// The name is known and refused, the hello itself still arrives in pieces, and more comes behind it.
-#[test]
-fn a_refusal_arrives_behind_a_hello_of_many_records() {
-    let world = World::new("");
-    let message = Hello::new("other.example").padded_to(20_000).message();
-    let mut arrived = 0;
-    for round in 0..40 {
-        let hello = records(&message, [100, 300, 1_000, 7_000][round % 4]);
-        let mut client = dial(world.gateway.address());
-        for piece in [hello, vec![0; 30_000]].concat().chunks(700) {
-            if client.write_all(piece).is_err() {
-                break;
-            }
-            std::thread::yield_now();
-        }
-        let answer = rest(&mut client);
-        arrived += usize::from(answer == (alert(112), End::Fin));
-        assert_eq!(world.gateway.log().of(client.local_addr().unwrap()).reason(), "sni_unmatched");
-    }
-    figure!(
-        "an unknown name in a hello of many records, 30 kB behind it: the alert arrived {arrived} of 40 times"
-    );
-    assert_eq!(arrived, 40);
-    assert!(world.endpoint.is_untouched());
 }
 
 /// Nobody who never stops sending is listened to for long.
