@@ -8,6 +8,7 @@ mod cpu;
 mod hello;
 mod load;
 mod memory;
+mod netns;
 mod poller;
 mod process;
 mod report;
