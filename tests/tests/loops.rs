@@ -219,6 +219,71 @@ fn ten_thousand_names_are_five_series_at_most_and_clean_lines() {
     assert_eq!(gateway.metrics().sum("isthmus_access_log_dropped_total", &[]), 0.0);
 }
 
+/// Names that are none never reach an endpoint: not the default's either.
+#[test]
+fn odd_names_are_refused() {
+    let endpoint = Endpoint::new();
+    let services = service(HOST, &[], &[endpoint.address()]);
+    let gateway = Setup::new(services).listeners(&format!("- address: ADDRESS\n  default: {HOST}")).start();
+    let odd: Vec<Vec<u8>> = (0..=255_u8)
+        .filter(|byte| !(byte.is_ascii_alphanumeric() || b".-_".contains(byte)))
+        .flat_map(|byte| [vec![byte], [b"web", [byte].as_slice(), b".example"].concat()])
+        .chain([b"web.example\0.evil.example".to_vec(), b"web.example:443".to_vec()])
+        .collect();
+    let mut reasons = std::collections::BTreeMap::new();
+    for name in &odd {
+        let flight = Hello::new(HOST).without(0).and(sni(name)).bytes();
+        let mut client = send(gateway.address(), &flight);
+        let answer = rest(&mut client).0;
+        let line = gateway.log().of(client.local_addr().unwrap());
+        *reasons.entry(line.reason().to_owned()).or_insert(0) += 1;
+        assert_eq!((line.reason(), answer), ("hello_malformed", alert(50)), "{name:02x?}");
+        assert!(endpoint.is_untouched(), "{name:02x?} reached the endpoint");
+    }
+    figure!("{} names with an odd byte, a default set: {reasons:?}, no endpoint contacted", odd.len());
+}
+
+/// Row 9, from outside: what leaves the file refuses within a second, what is open stays open.
+#[test]
+fn a_removed_service_refuses_soon_and_its_connections_stay() {
+    let server = Scripted::echo(b"+");
+    let address = [server.address()];
+    let rest_of_file = service("other.example", &[], &address);
+    let removed = service(HOST, &[], &address);
+    let gateway = Setup::new(format!("{removed}{rest_of_file}")).start();
+    let with = fs::read_to_string(gateway.file()).unwrap();
+    let without = with.replace(&removed, "");
+    assert_ne!(with, without);
+    let mut open: Vec<TcpStream> = (0..100).map(|_| open(&gateway)).collect();
+    let flight = hello(HOST);
+    let serves = || {
+        let mut client = send(gateway.address(), &flight);
+        let mut first = [0];
+        std::io::Read::read_exact(&mut client, &mut first).unwrap();
+        first == *b"+"
+    };
+    let mut slowest = Duration::ZERO;
+    for _ in 0..5 {
+        for (text, wanted) in [(&without, false), (&with, true)] {
+            let beside = gateway.file().with_extension("new");
+            fs::write(&beside, text).unwrap();
+            fs::rename(&beside, gateway.file()).unwrap();
+            let edited = Instant::now();
+            until("the edit is live", || serves() == wanted);
+            slowest = slowest.max(edited.elapsed());
+            for client in &mut open {
+                isthmus_tests::client::echo(client, b"still here");
+            }
+        }
+    }
+    let mut client = send(gateway.address(), &hello("other.example"));
+    assert_eq!(read_exactly(&mut client, 1), b"+");
+    figure!(
+        "10 edits, 100 connections of the service that goes and comes: untouched; slowest edit {slowest:?}"
+    );
+    assert!(slowest < Duration::from_secs(1), "{slowest:?}");
+}
+
 #[test]
 fn every_line_of_the_access_log_has_every_field() {
     let server = Scripted::echo(b"+");
