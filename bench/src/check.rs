@@ -84,7 +84,7 @@ impl Noise {
 
 #[cfg(test)]
 mod tests {
-    use std::net::{SocketAddr, TcpListener};
+    use std::net::{Ipv4Addr, SocketAddr, TcpListener};
     use std::sync::Arc;
 
     use super::*;
@@ -119,7 +119,7 @@ mod tests {
 
     fn verdict(spoil: fn(usize, &mut Vec<u8>)) -> Result<(), String> {
         let hello = Arc::new(Hello::new().unwrap());
-        let backend = Backend::start(Arc::clone(&hello)).unwrap();
+        let backend = Backend::start(Arc::clone(&hello), Ipv4Addr::LOCALHOST.into()).unwrap();
         let target = Target { address: proxy(backend.address, spoil), hello };
         passes_bytes_through(&target).map_err(|error| error.to_string())
     }

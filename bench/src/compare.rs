@@ -1,24 +1,24 @@
 //! `compare`: start every system, check it, measure all of them in turns, report, stop. The order of the
 //! systems changes from round to round, so that a noisy machine and a warm cache hit all alike.
 
-use std::fs;
+use std::env;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
-use clap::Args;
+use clap::{Args, ValueEnum as _};
 use rustix::process::{Resource, getrlimit, setrlimit};
 
-use crate::backend::Backend;
-use crate::check;
+use crate::cases::{Case, Scenario};
+use crate::contender::Contender;
 use crate::cpu::Meter;
-use crate::hello::Hello;
-use crate::process::Running;
-use crate::report::{Machine, Measurement, Report, Skipped, SystemInfo, table};
-use crate::scenarios::{Case, Lab, Sample, Scenario};
+use crate::lab::Lab;
+use crate::progress::Progress;
+use crate::report::{self, Machine, Measurement, Report, SCHEMA, Skipped, US, table};
+use crate::sample::Sample;
 use crate::stop::Stop;
-use crate::systems::{ALL, Search, System, version};
+use crate::systems::{ALL, Search};
 
 /// How long the machine is watched before anything is started.
 const QUIET: Duration = Duration::from_millis(500);
@@ -26,44 +26,50 @@ const QUIET: Duration = Duration::from_millis(500);
 /// A part of the machine in other hands that spoils a measurement.
 const DISTURBED: f64 = 0.05;
 
-/// Measure the gateway beside its peers, on loopback, one worker each.
+/// Measure the gateway beside its peers on this machine, one worker each.
 #[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  isthmus-bench compare                               everything, under 10 minutes on 2 cores
+  isthmus-bench compare --quick                       a case or two of each scenario, under 90 s
+  isthmus-bench compare --scenarios short --peers nginx --rounds 9 --seconds 1
+
+It ends with 0 if everything was measured, 1 if something failed or was interrupted, 2 on wrong usage.
+What was measured until then is reported in any case.")]
 pub(crate) struct Compare {
-    /// The gateway's program.
-    #[arg(long, value_name = "PATH", default_value = "target/release/isthmus-gateway")]
-    gateway: PathBuf,
+    /// The gateway's program [default: isthmus-gateway beside this one]
+    #[arg(long, value_name = "PATH")]
+    gateway: Option<PathBuf>,
     /// Which peers to compare with.
     #[arg(long, value_delimiter = ',', default_value = "haproxy,nginx,envoy,traefik")]
     peers: Vec<String>,
-    /// A directory with peers, as a Python virtual environment has them. `ISTHMUS_HAPROXY`,
-    /// `ISTHMUS_NGINX`, `ISTHMUS_ENVOY` and `ISTHMUS_TRAEFIK` name single programs; else PATH is searched.
+    /// A directory with peers, as a Python virtual environment has them [default: target/peers, where
+    /// tests/run installs them]. `ISTHMUS_HAPROXY`, `ISTHMUS_NGINX`, `ISTHMUS_ENVOY` and
+    /// `ISTHMUS_TRAEFIK` name single programs; else PATH is searched.
     #[arg(long, value_name = "DIR")]
     peers_dir: Option<PathBuf>,
-    /// What to measure.
-    #[arg(long, value_enum, value_delimiter = ',', default_value = "bulk,short,pingpong,mixed,idle")]
+    /// What to measure [default: all]
+    #[arg(long, value_enum, value_delimiter = ',')]
     scenarios: Vec<Scenario>,
-    /// How often each is measured.
-    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u16).range(1..))]
-    rounds: u16,
+    /// One round, and only a case or two of each scenario.
+    #[arg(long)]
+    quick: bool,
+    /// How often each is measured; memory and routes are measured once [default: 3, or 1 with --quick]
+    #[arg(long, value_parser = clap::value_parser!(u16).range(1..))]
+    rounds: Option<u16>,
     /// How long a measurement lasts, in seconds.
-    #[arg(long, default_value_t = 3.0)]
+    #[arg(long, default_value_t = 0.4)]
     seconds: f64,
     /// Seconds that a measurement may wait until other programs leave the machine alone; it is also made
     /// again when they came back meanwhile.
     #[arg(long, value_name = "SECONDS", default_value_t = 0)]
     patience: u64,
-    /// Also write everything, each sample too, into this file.
-    #[arg(long, value_name = "FILE")]
-    json: Option<PathBuf>,
+    /// Where the report is written.
+    #[arg(long, value_name = "DIR", default_value = "bench-report")]
+    out: PathBuf,
 }
 
-/// A system that was found, started and checked.
-struct Contender {
-    info: SystemInfo,
-    running: Running,
-    /// How to start it again; none for the direct connection.
-    source: Option<(&'static dyn System, PathBuf)>,
-}
+/// A case, and the scenario that it belongs to.
+type Asked = (Scenario, Case);
 
 impl Compare {
     /// Gives the number of measurements that failed.
@@ -72,87 +78,136 @@ impl Compare {
         if let Some(peer) = unknown {
             bail!("--peers: {peer} is not known; there are haproxy, nginx, envoy, traefik");
         }
-        let window = Duration::try_from_secs_f64(self.seconds).context("--seconds")?;
+        let window = Duration::try_from_secs_f64(self.seconds).ok().filter(|window| !window.is_zero());
+        let window = window.context("--seconds must be more than 0")?;
+        let rounds = self.rounds.unwrap_or(if self.quick { 1 } else { 3 });
         raise_descriptor_limit()?;
         let stop = Stop::on_signals()?;
-        let busy_before = busy()?;
-        let mut report = Report::new(Machine::read(), self.rounds.into(), self.seconds, busy_before);
-        let hello = Arc::new(Hello::new()?);
-        let backend = Backend::start(Arc::clone(&hello))?;
-        let lab = Lab { backend, hello, stop, window };
+        let mut report = self.empty_report(rounds)?;
+        let lab = Lab::new(window, rounds, stop)?;
+        let began = Instant::now();
 
-        let contenders = self.start_all(&lab, &mut report);
+        let contenders = self.start_all(&lab, &mut report.skipped)?;
         report.systems = contenders.iter().map(|contender| contender.info.clone()).collect();
-        let cases: Vec<Case> = self.scenarios.iter().flat_map(|scenario| scenario.cases()).copied().collect();
-        let measurements = self.measure_all(&lab, &contenders, &cases);
+        let asked = self.asked(&lab, &mut report.skipped);
+        let measurements = self.measure_all(&lab, &contenders, &asked);
         drop(contenders);
 
-        report.summarise(&cases, &measurements);
+        let names: Vec<String> = report.systems.iter().map(|system| system.name.clone()).collect();
+        report.cases = asked
+            .iter()
+            .filter_map(|(scenario, case)| report::case_report(*scenario, *case, &names, &measurements))
+            .collect();
+        report.took_seconds = began.elapsed().as_secs();
+        if lab.stop.requested() {
+            report.warnings.push("interrupted: not everything was measured".into());
+        }
         print!("{}", table::render(&report));
-        if let Some(path) = &self.json {
-            let text = serde_json::to_string_pretty(&report)?;
-            fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))?;
+        for path in report::write(&report, &self.out)? {
+            eprintln!("wrote {}", path.display());
         }
         lab.stop.check()?;
-        Ok(report.failures())
+        Ok(measurements.iter().filter(|measurement| measurement.outcome.is_err()).count())
     }
 
-    fn start_all(&self, lab: &Lab, report: &mut Report) -> Vec<Contender> {
-        let search = Search { gateway: self.gateway.clone(), peers_dir: self.peers_dir.clone() };
-        let info = SystemInfo { name: "direct", version: "no proxy".into(), program: String::new() };
-        let running = Running::direct(lab.backend.address);
-        let mut contenders = vec![Contender { info, running, source: None }];
-        for system in ALL {
+    fn empty_report(&self, rounds: u16) -> anyhow::Result<Report> {
+        let mut warnings = Vec::new();
+        if cfg!(debug_assertions) {
+            warnings.push(
+                "this is a debug build; figures mean nothing (cargo build --release --workspace)".into(),
+            );
+        }
+        Ok(Report {
+            schema: SCHEMA.into(),
+            bench_version: env!("CARGO_PKG_VERSION").into(),
+            commit: commit(),
+            machine: Machine::read(),
+            began_unix: report::unix_time(),
+            took_seconds: 0,
+            rounds,
+            seconds: self.seconds,
+            busy_before: busy()?,
+            warnings,
+            systems: Vec::new(),
+            skipped: Vec::new(),
+            cases: Vec::new(),
+        })
+    }
+
+    fn asked(&self, lab: &Lab, skipped: &mut Vec<Skipped>) -> Vec<Asked> {
+        let wanted = if self.scenarios.is_empty() { Scenario::value_variants() } else { &self.scenarios };
+        let all = wanted.iter().flat_map(|scenario| {
+            let cases = if self.quick { scenario.quick_cases() } else { scenario.cases() };
+            cases.into_iter().map(move |case| (*scenario, case))
+        });
+        let (mut asked, mut left_out) = (Vec::new(), Vec::new());
+        for (scenario, case) in all {
+            match case.possible(lab) {
+                Ok(()) => asked.push((scenario, case)),
+                Err(why) => left_out.push(Skipped { what: case.title(), why }),
+            }
+        }
+        skipped.extend(left_out);
+        asked
+    }
+
+    fn start_all(&self, lab: &Lab, skipped: &mut Vec<Skipped>) -> anyhow::Result<Vec<Contender>> {
+        let beside = env::current_exe().context("where this program is")?.with_file_name("isthmus-gateway");
+        let search = Search {
+            gateway: self.gateway.clone().unwrap_or(beside),
+            peers_dir: self.peers_dir.clone().unwrap_or_else(|| "target/peers".into()),
+        };
+        let mut contenders = vec![Contender::direct(lab)];
+        for (index, system) in (0..).zip(ALL) {
             let name = system.name();
-            if name != "isthmus" && !self.peers.iter().any(|peer| peer == name) {
+            if name != US && !self.peers.iter().any(|peer| peer == name) {
                 continue;
             }
-            match start(system, &search, lab) {
+            lab.stop.check()?;
+            match Contender::start(system, index, &search, lab) {
                 Ok(contender) => {
                     eprintln!("{name}: {}, passes bytes through", contender.info.version);
                     contenders.push(contender);
                 }
                 Err(why) => {
                     eprintln!("{name}: SKIPPED: {why}");
-                    report.skipped.push(Skipped { name, why });
+                    skipped.push(Skipped { what: name.into(), why });
                 }
             }
         }
-        contenders
+        Ok(contenders)
     }
 
-    fn measure_all(&self, lab: &Lab, contenders: &[Contender], cases: &[Case]) -> Vec<Measurement> {
-        let mut measurements = Vec::new();
-        for round in 0..usize::from(self.rounds) {
-            for case in cases {
-                eprint!("round {} of {}, {}:", round + 1, self.rounds, case.name());
-                for place in 0..contenders.len() {
-                    let Some(contender) = contenders.get((place + round) % contenders.len()) else {
-                        continue;
-                    };
-                    if lab.stop.requested() {
-                        eprintln!(" stopped");
-                        return measurements;
-                    }
-                    let system = contender.info.name;
-                    if contender.source.is_none() && !case.works_direct() {
-                        continue;
-                    }
-                    eprint!(" {system}");
-                    let outcome = self.measure_patiently(lab, *case, contender);
-                    if let Err(why) = &outcome {
-                        eprint!(" (FAILED: {why})");
-                    }
-                    measurements.push(Measurement { case: *case, system, outcome });
-                }
-                eprintln!();
+    fn measure_all(&self, lab: &Lab, contenders: &[Contender], asked: &[Asked]) -> Vec<Measurement> {
+        let plan: Vec<(usize, Case, &Contender)> = (0..usize::from(lab.rounds))
+            .flat_map(|round| asked.iter().map(move |(_, case)| (round, *case)))
+            .filter(|(round, case)| *round == 0 || !case.only_once())
+            .flat_map(|(round, case)| {
+                let turned = contenders.iter().cycle().skip(round).take(contenders.len());
+                turned.map(move |contender| (round, case, contender))
+            })
+            .filter(|(_, case, contender)| case.works_direct() || !contender.is_direct())
+            .collect();
+        let (mut progress, mut measurements) = (Progress::new(plan.len()), Vec::new());
+        for (round, case, contender) in plan {
+            if lab.stop.requested() {
+                break;
             }
+            let system = contender.info.name.clone();
+            progress.step(&format!("round {}, {}", round + 1, case.title()), &system);
+            let outcome = self.measure_patiently(lab, case, contender);
+            if lab.stop.requested() {
+                // What an interruption cut short is no result.
+                break;
+            }
+            if let Err(why) = &outcome {
+                progress.say(&format!("FAILED {system}, {}: {why}", case.title()));
+            }
+            measurements.push(Measurement { case, system, outcome });
         }
         measurements
     }
-}
 
-impl Compare {
     fn measure_patiently(&self, lab: &Lab, case: Case, contender: &Contender) -> Result<Sample, String> {
         let deadline = Instant::now() + Duration::from_secs(self.patience);
         loop {
@@ -161,38 +216,12 @@ impl Compare {
                     break;
                 }
             }
-            let sample = measure(lab, case, contender)?;
+            let sample = case.measure(lab, contender).map_err(|error| error.to_string())?;
             if sample.gap.is_none_or(|gap| gap < DISTURBED) || Instant::now() >= deadline {
                 return Ok(sample);
             }
         }
     }
-}
-
-fn start(system: &'static dyn System, search: &Search, lab: &Lab) -> Result<Contender, String> {
-    let program = system.program(search)?;
-    let running = Running::start(system, &program, &lab.behind(), &lab.stop)
-        .map_err(|error| format!("it does not start: {error}"))?;
-    check::passes_bytes_through(&lab.target(&running)).map_err(|error| {
-        format!("it does not pass bytes through: {error}; it said: {}", running.last_words())
-    })?;
-    let info = SystemInfo {
-        name: system.name(),
-        version: version(system, &program),
-        program: program.display().to_string(),
-    };
-    Ok(Contender { info, running, source: Some((system, program)) })
-}
-
-fn measure(lab: &Lab, case: Case, contender: &Contender) -> Result<Sample, String> {
-    let outcome = match &contender.source {
-        Some((system, program)) if case.wants_fresh_process() => {
-            Running::start(*system, program, &lab.behind(), &lab.stop)
-                .and_then(|fresh| lab.measure(case, &fresh))
-        }
-        _ => lab.measure(case, &contender.running),
-    };
-    outcome.map_err(|error| format!("{error}; it said: {}", contender.running.last_words()))
 }
 
 /// The part of the machine that others use while this program does nothing.
@@ -207,4 +236,11 @@ fn raise_descriptor_limit() -> anyhow::Result<()> {
     let mut limit = getrlimit(Resource::Nofile);
     limit.current = limit.maximum;
     Ok(setrlimit(Resource::Nofile, limit)?)
+}
+
+fn commit() -> Option<String> {
+    let output =
+        Command::new("git").args(["describe", "--always", "--dirty", "--abbrev=12"]).output().ok()?;
+    let text = String::from_utf8(output.stdout).ok()?;
+    Some(text.trim().to_owned()).filter(|commit| output.status.success() && !commit.is_empty())
 }

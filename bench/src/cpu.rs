@@ -12,6 +12,9 @@ use std::time::{Duration, Instant};
 
 use rustix::time::{ClockId, clock_gettime};
 
+use crate::proc::{self, Process};
+use crate::sample::number;
+
 /// CPU seconds between two moments.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Usage {
@@ -21,8 +24,21 @@ pub(crate) struct Usage {
     /// This program and the proxy.
     pub(crate) processes: f64,
     /// The proxy's alone; none when there is no proxy.
-    pub(crate) proxy: Option<f64>,
+    pub(crate) proxy: Option<ProxyUsage>,
     pub(crate) cores: f64,
+}
+
+/// What a proxy used between two moments.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct ProxyUsage {
+    /// Seconds, user and system together.
+    pub(crate) cpu: f64,
+    pub(crate) user: f64,
+    pub(crate) switches: f64,
+    /// The highest between the two moments, in MiB.
+    pub(crate) peak_rss: f64,
+    /// At the second moment.
+    pub(crate) descriptors: f64,
 }
 
 impl Usage {
@@ -40,36 +56,44 @@ pub(crate) struct Meter<'a> {
     began: Instant,
     machine: f64,
     own: Duration,
-    proxy_ticks: u64,
+    before: Process,
     cores: usize,
 }
 
 impl<'a> Meter<'a> {
     /// `proxy` are the processes of the proxy; empty when there is none.
     pub(crate) fn start(proxy: &'a [u32]) -> io::Result<Self> {
+        for pid in proxy {
+            proc::forget_peak(*pid)?;
+        }
         let (machine, cores) = machine_ticks()?;
-        Ok(Self {
-            proxy,
-            machine: seconds(machine),
-            proxy_ticks: ticks_of(proxy)?,
-            own: own_cpu(),
-            cores,
-            began: Instant::now(),
-        })
+        let before = Process::sum(proxy)?;
+        Ok(Self { proxy, machine: seconds(machine), before, own: own_cpu(), cores, began: Instant::now() })
     }
 
     pub(crate) fn stop(self) -> io::Result<Usage> {
-        let wall = self.began.elapsed();
+        let wall = self.began.elapsed().as_secs_f64();
         let own = own_cpu().saturating_sub(self.own).as_secs_f64();
-        let proxy = seconds(ticks_of(self.proxy)?.saturating_sub(self.proxy_ticks));
+        let after = Process::sum(self.proxy)?;
         let machine = seconds(machine_ticks()?.0) - self.machine;
-        Ok(Usage {
-            wall: wall.as_secs_f64(),
-            machine,
-            processes: own + proxy,
-            proxy: (!self.proxy.is_empty()).then_some(proxy),
-            cores: count(self.cores),
-        })
+        let proxy = (!self.proxy.is_empty()).then(|| usage_between(&self.before, &after));
+        let processes = own + proxy.map_or(0.0, |proxy| proxy.cpu);
+        Ok(Usage { wall, machine, processes, proxy, cores: count(self.cores) })
+    }
+}
+
+fn usage_between(before: &Process, after: &Process) -> ProxyUsage {
+    let cpu = after.on_cpu.saturating_sub(before.on_cpu).as_secs_f64();
+    let user = after.user_ticks.saturating_sub(before.user_ticks);
+    let ticks = user + after.system_ticks.saturating_sub(before.system_ticks);
+    // Ticks are coarse; they only tell how the exact sum is shared.
+    let share = if ticks == 0 { 0.0 } else { number(user) / number(ticks) };
+    ProxyUsage {
+        cpu,
+        user: cpu * share,
+        switches: number(after.switches.saturating_sub(before.switches)),
+        peak_rss: number(after.peak_kib) / 1024.0,
+        descriptors: number(after.descriptors),
     }
 }
 
@@ -93,22 +117,6 @@ fn parse_machine(stat: &str) -> Option<(u64, usize)> {
     Some((user + nice + system + irq + softirq, cores))
 }
 
-fn ticks_of(processes: &[u32]) -> io::Result<u64> {
-    processes.iter().try_fold(0, |sum, pid| {
-        let text = fs::read_to_string(format!("/proc/{pid}/stat"))?;
-        let ticks = parse_process(&text).ok_or_else(|| io::Error::other("unreadable /proc/PID/stat"))?;
-        Ok(sum + ticks)
-    })
-}
-
-/// User and system ticks of a process with all its threads, the ended ones too.
-fn parse_process(stat: &str) -> Option<u64> {
-    // The name stands in parentheses and may hold spaces and parentheses itself.
-    let (_, rest) = stat.rsplit_once(')')?;
-    let mut fields = rest.split_whitespace().skip(11).map(|field| field.parse::<u64>().ok());
-    Some(fields.next()?? + fields.next()??)
-}
-
 fn seconds(ticks: u64) -> f64 {
     #[expect(clippy::cast_precision_loss, reason = "ticks of 10 ms stay exact for millions of years")]
     let (ticks, rate) = (ticks as f64, rustix::param::clock_ticks_per_second() as f64);
@@ -122,6 +130,9 @@ fn count(cores: usize) -> f64 {
 
 #[cfg(test)]
 mod tests {
+    use std::io::{BufRead as _, BufReader};
+    use std::process::{Command, Stdio};
+
     use super::*;
 
     #[test]
@@ -130,13 +141,6 @@ mod tests {
         assert_eq!(parse_machine(stat), Some((150, 2)));
         assert_eq!(parse_machine("cpu  1 2 3\n"), None, "a line that is too short");
         assert_eq!(parse_machine("intr 7\n"), None);
-    }
-
-    #[test]
-    fn a_process_may_have_any_name() {
-        let stat = "42 (a) b (c) S 1 42 42 0 -1 4194560 100 0 0 0 7 5 900 900 20 0 4 0 1 2 3";
-        assert_eq!(parse_process(stat), Some(12));
-        assert_eq!(parse_process("42 (short) S 1"), None);
     }
 
     #[test]
@@ -149,12 +153,39 @@ mod tests {
         }
         let usage = meter.stop().unwrap();
         assert!(usage.processes >= 0.2, "{usage:?}");
-        assert_eq!(usage.proxy, None);
+        assert!(usage.proxy.is_none());
+    }
+
+    #[test]
+    fn a_proxy_of_known_cost_costs_that() {
+        // It counts its own CPU as the kernel tells it, spends it in user code, and stops at 0.3 s.
+        let script = "import sys, time
+while time.process_time() < 0.3: sum(range(100000))
+print('done', flush=True)
+sys.stdin.read()";
+        let mut child = Command::new("python3")
+            .args(["-c", script])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let processes = [child.id()];
+        let meter = Meter::start(&processes).unwrap();
+        BufReader::new(child.stdout.take().unwrap()).read_line(&mut String::new()).unwrap();
+        let usage = meter.stop().unwrap();
+        drop(child.stdin.take());
+        child.wait().unwrap();
+        let proxy = usage.proxy.unwrap();
+        // A little was spent before the meter started, and a little after the loop ended.
+        assert!((0.2..0.4).contains(&proxy.cpu), "{proxy:?}");
+        assert!(proxy.user > proxy.cpu / 2.0 && proxy.user <= proxy.cpu, "a loop of the user's: {proxy:?}");
+        assert!(proxy.peak_rss > 1.0 && proxy.descriptors >= 3.0, "{proxy:?}");
+        assert!(usage.processes >= proxy.cpu, "{usage:?}");
     }
 
     #[test]
     fn the_gap_shows_strangers_above_zero_and_missed_work_below() {
-        let usage = Usage { wall: 2.0, machine: 3.0, processes: 2.0, proxy: Some(1.0), cores: 2.0 };
+        let usage = Usage { wall: 2.0, machine: 3.0, processes: 2.0, proxy: None, cores: 2.0 };
         assert!((usage.gap() - 0.25).abs() < 1e-9);
         let sampled_low = Usage { machine: 1.0, ..usage };
         assert!((sampled_low.gap() + 0.25).abs() < 1e-9);

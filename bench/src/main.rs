@@ -1,18 +1,23 @@
 //! `isthmus-bench`: the gateway, its peers and the bare connection under the same load, in the same run,
-//! on the reader's own machine. This is its first command; emulated WANs, pages and open loops are not here.
+//! on the reader's own machine.
 
 mod backend;
+mod cases;
 mod check;
 mod compare;
+mod contender;
 mod cpu;
 mod hello;
+mod lab;
 mod load;
-mod memory;
 mod netns;
+mod place;
 mod poller;
+mod proc;
 mod process;
+mod progress;
 mod report;
-mod scenarios;
+mod sample;
 mod stats;
 mod stop;
 mod systems;

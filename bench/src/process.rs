@@ -1,23 +1,24 @@
-//! A started system: its processes, its address, its end. Not its configuration: see [`crate::systems`].
+//! A started system: its processes, its address, its tables, its end. Not its configuration: see
+//! [`crate::systems`].
 
 use std::fs::{self, File};
 use std::io;
-use std::net::{SocketAddr, TcpListener};
-use std::path::Path;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
-use crate::hello::{Job, SERVER_NAME};
-use crate::load::Target;
+use crate::hello::Job;
+use crate::place::Place;
+use crate::proc::{family_of, start_time};
 use crate::stop::Stop;
-use crate::systems::{Route, System};
+use crate::systems::{Routes, System};
 
 /// How long a system may take until it routes.
-const START: Duration = Duration::from_secs(15);
+pub(crate) const START: Duration = Duration::from_secs(15);
 
 /// How long a system may take to end by itself.
 const GRACE: Duration = Duration::from_millis(500);
@@ -38,47 +39,90 @@ impl Running {
         Self { address: backend, processes: Vec::new(), child: None, directory: None }
     }
 
-    /// Starts a system and waits until a connection reaches the backend through it.
+    /// Starts a system and waits until a connection to its last service reaches the backend through it.
     pub(crate) fn start(
-        system: &dyn System,
-        program: &Path,
-        backend: &Target,
+        (system, program): (&dyn System, &Path),
+        place: &Place,
+        routes: Routes,
+        patience: Duration,
         stop: &Stop,
     ) -> io::Result<Self> {
         let directory = tempfile::Builder::new().prefix("isthmus-bench-").tempdir()?;
-        let listen = free_address()?;
-        let route = Route { listen, name: SERVER_NAME, backend: backend.address };
-        let mut command = system.configure(program, directory.path(), route)?;
+        for (name, text) in system.tables(directory.path(), routes) {
+            fs::write(directory.path().join(name), text)?;
+        }
+        let mut command = system.command(program, directory.path(), routes)?;
         let output = File::create(directory.path().join("output"))?;
         command.stdin(Stdio::null()).stdout(output.try_clone()?).stderr(output);
-        let child = command.spawn()?;
+        let child = place.as_proxy(|| command.spawn())?;
         let mut running = Self {
-            address: listen,
+            address: routes.listen,
             processes: vec![child.id()],
             child: Some(child),
             directory: Some(directory),
         };
-        running.wait_until_routing(&Target { address: listen, hello: Arc::clone(&backend.hello) }, stop)?;
-        running.processes = running.child.as_ref().map_or_else(Vec::new, |child| family_of(child.id()));
+        running.wait_until_routing(place, routes.services - 1, patience, stop)?;
+        running.look_for_processes();
         Ok(running)
     }
 
-    fn wait_until_routing(&mut self, target: &Target, stop: &Stop) -> io::Result<()> {
-        let deadline = Instant::now() + START;
+    /// Gives it other tables, all at once; gives the moment at which it could see them.
+    pub(crate) fn publish(&self, system: &dyn System, routes: Routes) -> io::Result<Instant> {
+        let (Some(directory), Some(child)) = (&self.directory, &self.child) else {
+            return Err(io::Error::other("the direct connection has no tables"));
+        };
+        let files: Vec<(PathBuf, PathBuf)> = system
+            .tables(directory.path(), routes)
+            .into_iter()
+            .map(|(name, text)| {
+                let (path, beside) =
+                    (directory.path().join(name), directory.path().join(format!("{name}.new")));
+                fs::write(&beside, text).map(|()| (beside, path))
+            })
+            .collect::<io::Result<_>>()?;
+        let published = Instant::now();
+        for (beside, path) in files {
+            fs::rename(beside, path)?;
+        }
+        if let Some(sent) = system.reload_signal() {
+            signal(child.id(), sent);
+        }
+        Ok(published)
+    }
+
+    /// Waits until this service is reached through it.
+    ///
+    /// # Errors
+    /// When it ended, or did not route in time, with what it said.
+    pub(crate) fn wait_until_routing(
+        &mut self,
+        place: &Place,
+        service: u32,
+        patience: Duration,
+        stop: &Stop,
+    ) -> io::Result<()> {
+        let target = place.target(self.address);
+        let deadline = Instant::now() + patience;
         loop {
             // Listening is not enough: some listen before they have loaded their routes.
-            let Err(error) = target.open(Job::Once) else { return Ok(()) };
+            let opened = place.as_client(|| target.open_service(Job::Once, service).map(drop));
+            let Err(error) = opened else { return Ok(()) };
             stop.check()?;
             if let Some(status) = self.child.as_mut().map(Child::try_wait).transpose()?.flatten() {
-                return Err(io::Error::other(format!("it ended at start, {status}: {}", self.last_words())));
+                return Err(io::Error::other(format!("it ended, {status}: {}", self.last_words())));
             }
             if Instant::now() > deadline {
                 let words = self.last_words();
-                let what = format!("it did not route within {START:?}: {error}; it said: {words}");
+                let what = format!("it did not route within {patience:?}: {error}; it said: {words}");
                 return Err(io::Error::other(what));
             }
-            std::thread::sleep(Duration::from_millis(10));
+            std::thread::sleep(Duration::from_millis(2));
         }
+    }
+
+    /// Has its processes counted anew, after a reload that replaced some.
+    pub(crate) fn look_for_processes(&mut self) {
+        self.processes = self.child.as_ref().map_or_else(Vec::new, |child| family_of(child.id()));
     }
 
     /// The end of what the system printed.
@@ -118,34 +162,6 @@ fn signal(pid: u32, signal: Signal) {
         // It may have ended by itself.
         let _ = kill_process(pid, signal);
     }
-}
-
-/// When a process began, in ticks since boot: tells it from a later one of the same number.
-fn start_time(pid: u32) -> Option<u64> {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    let (_, rest) = stat.rsplit_once(')')?;
-    rest.split_whitespace().nth(19)?.parse().ok()
-}
-
-/// A port that was free a moment ago. Not every system can pick one by itself and tell.
-fn free_address() -> io::Result<SocketAddr> {
-    TcpListener::bind("127.0.0.1:0")?.local_addr()
-}
-
-/// A process and all below it: nginx does its work in a child.
-fn family_of(root: u32) -> Vec<u32> {
-    let mut family = vec![root];
-    let mut next = 0;
-    while let Some(pid) = family.get(next) {
-        let tasks = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
-        let children: Vec<u32> = tasks
-            .filter_map(|task| fs::read_to_string(task.path().join("children")).ok())
-            .flat_map(|list| list.split_whitespace().filter_map(|pid| pid.parse().ok()).collect::<Vec<_>>())
-            .collect();
-        family.extend(children);
-        next += 1;
-    }
-    family
 }
 
 #[cfg(test)]

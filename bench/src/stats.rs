@@ -1,9 +1,9 @@
 //! Median and spread of a few rounds. Not for latencies: those have histograms.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// What the rounds of one figure came to.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Summary {
     pub(crate) median: f64,
     pub(crate) min: f64,

@@ -1,6 +1,6 @@
-//! Downloads without end over a fixed number of connections, on the calling thread.
+//! Transfers without end over a fixed number of connections, on the calling thread.
 
-use std::io::{self, Read as _};
+use std::io::{self, Read as _, Write as _};
 use std::net::TcpStream;
 use std::time::Instant;
 
@@ -12,26 +12,40 @@ use crate::stop::Stop;
 /// The bytes are read, as a real client would, and not thrown away inside the kernel.
 const CHUNK: usize = 128 * 1024;
 
-/// Open downloads. Dropping them closes them.
+/// Which way the bytes go, seen from the client.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Direction {
+    Down,
+    Up,
+    Both,
+}
+
+/// Open transfers. Dropping them closes them.
 #[derive(Debug)]
-pub(crate) struct Downloads {
+pub(crate) struct Bulk {
     poller: Poller,
     streams: Vec<TcpStream>,
+    sent: Vec<u8>,
     buffer: Vec<u8>,
 }
 
-impl Downloads {
-    pub(crate) fn open(target: &Target, count: usize) -> io::Result<Self> {
+impl Bulk {
+    pub(crate) fn open(target: &Target, direction: Direction, count: usize) -> io::Result<Self> {
+        let (job, interest) = match direction {
+            Direction::Down => (Job::Source, Interest::IN),
+            Direction::Up => (Job::Sink, Interest::OUT),
+            Direction::Both => (Job::Both, Interest::IN | Interest::OUT),
+        };
         let poller = Poller::new()?;
-        let streams = target.open_many(Job::Source, count)?;
+        let streams = target.open_many(job, count)?;
         for (token, stream) in streams.iter().enumerate() {
             stream.set_nonblocking(true)?;
-            poller.add(stream, token, Interest::IN)?;
+            poller.add(stream, token, interest)?;
         }
-        Ok(Self { poller, streams, buffer: vec![0; CHUNK] })
+        Ok(Self { poller, streams, sent: vec![0x5a; CHUNK], buffer: vec![0; CHUNK] })
     }
 
-    /// Reads until then; gives the bytes.
+    /// Transfers until then; gives the bytes that came down. What goes up is counted where it arrives.
     pub(crate) fn run(&mut self, until: Instant, stop: &Stop) -> io::Result<u64> {
         let (mut bytes, mut ready) = (0, Ready::new());
         while Instant::now() < until {
@@ -41,7 +55,7 @@ impl Downloads {
         Ok(bytes)
     }
 
-    /// Reads until told to end, beside something else that is measured; gives the bytes.
+    /// Transfers until told to end, beside something else that is measured; gives the bytes that came down.
     pub(crate) fn run_until_stopped(&mut self, stop: &Stop) -> io::Result<u64> {
         let (mut bytes, mut ready) = (0, Ready::new());
         while !stop.requested() {
@@ -53,15 +67,59 @@ impl Downloads {
     fn turn(&mut self, ready: &mut Ready) -> io::Result<u64> {
         self.poller.wait(ready)?;
         let mut bytes = 0;
-        for (token, _) in ready.iter() {
+        for (token, flags) in ready.iter() {
             let Some(mut stream) = self.streams.get(token) else { continue };
-            match stream.read(&mut self.buffer) {
-                Ok(0) => return Err(closed()),
-                Ok(length) => bytes += length as u64,
-                Err(error) if try_again(&error) => {}
-                Err(error) => return Err(error),
+            if flags.intersects(Interest::IN | Interest::HUP | Interest::ERR) {
+                match stream.read(&mut self.buffer) {
+                    Ok(0) => return Err(closed()),
+                    Ok(length) => bytes += length as u64,
+                    Err(error) if try_again(&error) => {}
+                    Err(error) => return Err(error),
+                }
+            }
+            if flags.contains(Interest::OUT) {
+                match stream.write(&self.sent) {
+                    Ok(_) => {}
+                    Err(error) if try_again(&error) => {}
+                    Err(error) => return Err(error),
+                }
             }
         }
         Ok(bytes)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+    use std::sync::Arc;
+    use std::time::Duration;
+
+    use super::*;
+    use crate::backend::Backend;
+    use crate::hello::Hello;
+
+    #[test]
+    fn bytes_go_the_way_that_was_asked_for() {
+        let hello = Arc::new(Hello::new().unwrap());
+        let backend = Backend::start(Arc::clone(&hello), Ipv4Addr::LOCALHOST.into()).unwrap();
+        let target = Target { address: backend.address, hello };
+        let stop = Stop::default();
+        for (direction, down, up) in
+            [(Direction::Down, true, false), (Direction::Up, false, true), (Direction::Both, true, true)]
+        {
+            let before = backend.taken_in();
+            let mut bulk = Bulk::open(&target, direction, 2).unwrap();
+            let mut seen = (false, false);
+            let deadline = Instant::now() + Duration::from_secs(10);
+            while seen != (down, up) {
+                assert!(Instant::now() < deadline, "{direction:?}: {seen:?}");
+                seen.0 |= bulk.run(Instant::now() + Duration::from_millis(5), &stop).unwrap() > 0;
+                seen.1 |= backend.taken_in() > before;
+            }
+            drop(bulk);
+            backend.wait_until_quiet(&stop).unwrap();
+            assert_eq!(seen, (down, up), "{direction:?}");
+        }
     }
 }

@@ -2,6 +2,8 @@
 //! that a warm-up is the same call as the measurement. Knows nothing of systems, CPU or reports.
 
 mod bulk;
+mod handshakes;
+mod paced;
 mod pingpong;
 pub(crate) mod short;
 
@@ -10,9 +12,11 @@ use std::net::{SocketAddr, TcpStream};
 use std::sync::Arc;
 use std::time::Duration;
 
-pub(crate) use bulk::Downloads;
+pub(crate) use bulk::{Bulk, Direction};
+pub(crate) use handshakes::handshakes;
+pub(crate) use paced::Paced;
 pub(crate) use pingpong::PingPong;
-pub(crate) use short::Short;
+pub(crate) use short::{Closer, Short};
 
 use crate::hello::{ANSWER, Hello, Job};
 
@@ -30,6 +34,11 @@ impl Target {
     /// Connects, sends the hello and waits for the answer: from here on the connection is a relay.
     pub(crate) fn open(&self, job: Job) -> io::Result<TcpStream> {
         self.open_with(&self.hello.for_job(job))
+    }
+
+    /// The same for one of many services.
+    pub(crate) fn open_service(&self, job: Job, number: u32) -> io::Result<TcpStream> {
+        self.open_with(&self.hello.for_service(job, number))
     }
 
     /// Opens many at once, with one copy of the hello.

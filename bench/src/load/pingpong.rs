@@ -1,5 +1,5 @@
-//! Small round trips in a closed loop: each connection sends the next ping when the last came back.
-//! A closed loop hides how long a stall would have kept others waiting; open loops are not done here.
+//! Round trips in a closed loop: each connection sends the next ping when the last came back.
+//! A closed loop hides how long a stall would have kept others waiting: [`super::paced`] does not.
 
 use std::io::{self, Read as _, Write as _};
 use std::net::TcpStream;
@@ -10,38 +10,25 @@ use hdrhistogram::Histogram;
 use super::{PATIENCE, Target, closed};
 use crate::hello::Job;
 use crate::poller::{Interest, Poller, Ready, try_again};
+use crate::sample::{histogram, record};
 use crate::stop::Stop;
-
-const PING: usize = 128;
-/// A minute in nanoseconds: the longest round trip that the histogram can hold.
-const LONGEST: u64 = 60_000_000_000;
 
 /// Open connections with a ping each, and the round trips so far.
 #[derive(Debug)]
 pub(crate) struct PingPong {
     poller: Poller,
-    conns: Vec<Conn>,
+    conns: Vec<Pinged>,
+    ping: Vec<u8>,
+    buffer: Vec<u8>,
     round_trips: Histogram<u64>,
 }
 
-#[derive(Debug)]
-struct Conn {
-    stream: TcpStream,
-    sent: Instant,
-    missing: usize,
-}
-
 impl PingPong {
-    pub(crate) fn open(target: &Target, count: usize) -> io::Result<Self> {
-        let poller = Poller::new()?;
-        let mut conns = Vec::with_capacity(count);
-        for (token, stream) in target.open_many(Job::Echo, count)?.into_iter().enumerate() {
-            stream.set_nonblocking(true)?;
-            poller.add(&stream, token, Interest::IN)?;
-            conns.push(Conn { stream, sent: Instant::now(), missing: 0 });
-        }
-        let round_trips = Histogram::new_with_max(LONGEST, 3).map_err(io::Error::other)?;
-        Ok(Self { poller, conns, round_trips })
+    /// Pings have `bytes` bytes: few enough to fit the send buffer of a socket.
+    pub(crate) fn open(target: &Target, bytes: usize, count: usize) -> io::Result<Self> {
+        let (poller, conns) = Pinged::open_many(target, count)?;
+        let (ping, buffer) = (vec![0x77; bytes], vec![0; bytes]);
+        Ok(Self { poller, conns, ping, buffer, round_trips: histogram()? })
     }
 
     /// Pings until then, and gives the round trips of this call in nanoseconds. No ping is under way
@@ -50,7 +37,7 @@ impl PingPong {
         let mut ready = Ready::new();
         self.round_trips.reset();
         for conn in &mut self.conns {
-            conn.send()?;
+            conn.send(&self.ping, Instant::now())?;
         }
         let mut under_way = self.conns.len();
         while under_way > 0 {
@@ -58,10 +45,9 @@ impl PingPong {
             self.poller.wait(&mut ready)?;
             for (token, _) in ready.iter() {
                 let Some(conn) = self.conns.get_mut(token) else { continue };
-                let Some(now) = conn.receive()? else { continue };
-                let nanoseconds = u64::try_from(now.duration_since(conn.sent).as_nanos()).unwrap_or(LONGEST);
-                self.round_trips.saturating_record(nanoseconds);
-                if now < until { conn.send()? } else { under_way -= 1 }
+                let Some(now) = conn.receive(&mut self.buffer)? else { continue };
+                record(&mut self.round_trips, now.duration_since(conn.counts_from));
+                if now < until { conn.send(&self.ping, now)? } else { under_way -= 1 }
             }
             if Instant::now() > until + PATIENCE {
                 return Err(io::Error::new(io::ErrorKind::TimedOut, "a ping did not come back"));
@@ -71,18 +57,36 @@ impl PingPong {
     }
 }
 
-impl Conn {
-    fn send(&mut self) -> io::Result<()> {
-        self.sent = Instant::now();
-        self.missing = PING;
+/// A connection to an echo, with a ping or none under way.
+#[derive(Debug)]
+pub(super) struct Pinged {
+    stream: TcpStream,
+    pub(super) counts_from: Instant,
+    missing: usize,
+}
+
+impl Pinged {
+    pub(super) fn open_many(target: &Target, count: usize) -> io::Result<(Poller, Vec<Self>)> {
+        let poller = Poller::new()?;
+        let mut conns = Vec::with_capacity(count);
+        for (token, stream) in target.open_many(Job::Echo, count)?.into_iter().enumerate() {
+            stream.set_nonblocking(true)?;
+            poller.add(&stream, token, Interest::IN)?;
+            conns.push(Self { stream, counts_from: Instant::now(), missing: 0 });
+        }
+        Ok((poller, conns))
+    }
+
+    pub(super) fn send(&mut self, ping: &[u8], counts_from: Instant) -> io::Result<()> {
+        self.counts_from = counts_from;
+        self.missing = ping.len();
         // Into an empty socket buffer: this is never short.
-        self.stream.write_all(&[0x77; PING])
+        self.stream.write_all(ping)
     }
 
     /// The moment at which the last byte of the ping was back.
-    fn receive(&mut self) -> io::Result<Option<Instant>> {
-        let mut buffer = [0; PING];
-        match self.stream.read(&mut buffer) {
+    pub(super) fn receive(&mut self, buffer: &mut [u8]) -> io::Result<Option<Instant>> {
+        match self.stream.read(buffer) {
             Ok(0) => Err(closed()),
             Ok(length) => {
                 let whole = self.missing.checked_sub(length);
@@ -97,6 +101,7 @@ impl Conn {
 
 #[cfg(test)]
 mod tests {
+    use std::net::Ipv4Addr;
     use std::sync::Arc;
     use std::time::Duration;
 
@@ -105,27 +110,15 @@ mod tests {
     use crate::hello::Hello;
 
     #[test]
-    fn known_times_give_known_quantiles() {
-        let mut times = Histogram::<u64>::new_with_max(LONGEST, 3).unwrap();
-        for microseconds in 1..=1000_u64 {
-            times.saturating_record(microseconds * 1000);
-        }
-        for (quantile, microseconds) in [(0.5, 500), (0.99, 990), (1.0, 1000)] {
-            let found = times.value_at_quantile(quantile);
-            assert!(found.abs_diff(microseconds * 1000) <= microseconds, "{quantile}: {found}");
-        }
-        times.saturating_record(u64::MAX);
-        assert!(times.max() >= LONGEST, "what is too long is counted as the longest");
-    }
-
-    #[test]
     fn every_ping_comes_back_and_a_second_run_starts_at_none() {
         let hello = Arc::new(Hello::new().unwrap());
-        let backend = Backend::start(Arc::clone(&hello)).unwrap();
+        let backend = Backend::start(Arc::clone(&hello), Ipv4Addr::LOCALHOST.into()).unwrap();
         let target = Target { address: backend.address, hello };
         let stop = Stop::default();
-        let mut pings = PingPong::open(&target, 4).unwrap();
-        assert!(pings.run(Instant::now() + Duration::from_millis(20), &stop).unwrap().len() >= 4);
-        assert_eq!(pings.run(Instant::now(), &stop).unwrap().len(), 4, "one for each connection");
+        for bytes in [64, 16 << 10] {
+            let mut pings = PingPong::open(&target, bytes, 4).unwrap();
+            assert!(pings.run(Instant::now() + Duration::from_millis(20), &stop).unwrap().len() >= 4);
+            assert_eq!(pings.run(Instant::now(), &stop).unwrap().len(), 4, "one for each connection");
+        }
     }
 }

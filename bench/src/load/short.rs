@@ -1,50 +1,103 @@
 //! Short connections: connect, hello, one byte back, close.
 //!
-//! The *backend* closes first, on purpose. TIME_WAIT stays with the side that closes first, and it blocks
-//! the port only for a side that connects. Were the client to close first, the client and every proxy
-//! would run through the 28 000 ephemeral ports towards one address in a few seconds, and we would
-//! measure the kernel's search for a free one. So here every TIME_WAIT lands on an accepting side (the
-//! backend, the proxy's listener), where the kernel lets a newer SYN from the same port take its place
-//! (needs TCP timestamps, which are on by default): no system can run out, however long it is measured.
-//! [`MOST`] bounds a round all the same.
+//! TIME_WAIT stays with the side that closes first, and it blocks the port only for a side that connects.
+//! When the *server* closes first, every TIME_WAIT lands on an accepting side (the backend, the proxy's
+//! listener), where the kernel lets a newer SYN from the same port take its place (needs TCP timestamps,
+//! which are on by default): no system can run out of ports. When the *client* closes first, it and every
+//! proxy use up one of 28 000 ports towards one address for a minute, or for a second on loopback, where
+//! the kernel uses them again sooner: that is measured on purpose, within a number of connections that
+//! leaves ports for all rounds.
 
 use std::io::{self, Read as _, Write as _};
 use std::net::TcpStream;
-use std::time::Instant;
+use std::time::{Duration, Instant};
+
+use hdrhistogram::Histogram;
 
 use super::{PATIENCE, Target, check_answer, closed};
 use crate::hello::Job;
 use crate::poller::{Interest, Poller, Ready};
+use crate::sample::{histogram, record};
 use crate::stop::Stop;
 
-/// Connections of one call at most.
-const MOST: u64 = 20_000;
+/// Who ends a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Closer {
+    Client,
+    Server,
+}
+
+/// Steps from one service to the next: no two neighbours in any table, and all are visited.
+const STRIDE: u32 = 7919;
 
 /// A fixed number of short connections under way, each followed by the next.
 #[derive(Debug)]
 pub(crate) struct Short {
     target: Target,
+    closer: Closer,
+    services: u32,
+    service: u32,
     hello: Vec<u8>,
     poller: Poller,
     slots: Vec<Option<Conn>>,
+    first_bytes: Histogram<u64>,
+    most: u64,
+    /// How many were lost, if that is no reason to end.
+    lost: Option<u64>,
 }
 
 #[derive(Debug)]
 struct Conn {
     stream: TcpStream,
+    began: Instant,
     answered: bool,
 }
 
 impl Short {
-    pub(crate) fn new(target: &Target, in_flight: usize) -> io::Result<Self> {
-        let slots = std::iter::repeat_with(|| None).take(in_flight).collect();
-        let hello = target.hello.for_job(Job::Once);
-        Ok(Self { target: target.clone(), hello, poller: Poller::new()?, slots })
+    pub(crate) fn new(target: &Target, closer: Closer, in_flight: usize) -> io::Result<Self> {
+        let job = if closer == Closer::Server { Job::Once } else { Job::Echo };
+        Ok(Self {
+            target: target.clone(),
+            closer,
+            services: 1,
+            service: 0,
+            hello: target.hello.for_job(job),
+            poller: Poller::new()?,
+            slots: std::iter::repeat_with(|| None).take(in_flight).collect(),
+            first_bytes: histogram()?,
+            most: u64::MAX,
+            lost: None,
+        })
     }
 
-    /// Connections one after another until then; gives how many were completed. None is open before or after.
-    pub(crate) fn run(&mut self, until: Instant, stop: &Stop) -> io::Result<u64> {
+    /// Asks for each of the first so many services in turn, instead of for one.
+    pub(crate) fn over_services(mut self, count: u32) -> Self {
+        self.services = count;
+        self
+    }
+
+    /// Connections of one call at most, however much time is left.
+    pub(crate) fn at_most(mut self, connections: u64) -> Self {
+        self.most = connections;
+        self
+    }
+
+    /// Counts connections that fail, instead of ending with the first.
+    pub(crate) fn forgiving(mut self) -> Self {
+        self.lost = Some(0);
+        self
+    }
+
+    /// Connections that failed and were forgiven, since the start.
+    pub(crate) fn lost(&self) -> u64 {
+        self.lost.unwrap_or(0)
+    }
+
+    /// Connections one after another until then; gives the time from before each connect to the first byte,
+    /// in nanoseconds. None is open before or after.
+    pub(crate) fn run(&mut self, until: Instant, stop: &Stop) -> io::Result<&Histogram<u64>> {
         let (mut opened, mut done, mut ready) = (0, 0, Ready::new());
+        self.first_bytes.reset();
         for slot in 0..self.slots.len() {
             self.open(slot)?;
             opened += 1;
@@ -56,12 +109,15 @@ impl Short {
             for (token, flags) in ready.iter() {
                 let Some(place) = self.slots.get_mut(token) else { continue };
                 let Some(conn) = place else { continue };
-                if !conn.finished(flags)? {
-                    continue;
+                match (conn.finished(flags, self.closer, &mut self.first_bytes), &mut self.lost) {
+                    (Ok(false), _) => continue,
+                    (Ok(true), _) => {}
+                    (Err(_), Some(lost)) => *lost += 1,
+                    (Err(error), None) => return Err(error),
                 }
                 *place = None;
                 done += 1;
-                if now < until && opened < MOST {
+                if now < until && opened < self.most {
                     self.open(token)?;
                     opened += 1;
                 }
@@ -70,26 +126,47 @@ impl Short {
                 return Err(io::Error::new(io::ErrorKind::TimedOut, "a short connection did not end"));
             }
         }
-        Ok(done)
+        Ok(&self.first_bytes)
     }
 
-    /// Blocking, which on loopback never blocks: the handshake happens inside `connect`, and the hello
-    /// fits the empty send buffer. It saves the system calls that would hide the proxy's cost.
+    /// Blocking, which within one machine never blocks: the handshake happens inside `connect`, and the
+    /// hello fits the empty send buffer. It saves the system calls that would hide the proxy's cost.
     fn open(&mut self, slot: usize) -> io::Result<()> {
-        let stream = TcpStream::connect(self.target.address)?;
+        let began = Instant::now();
+        if self.services > 1 {
+            self.service = (self.service + STRIDE) % self.services;
+            self.target.hello.address_to(self.service, &mut self.hello);
+        }
+        let stream = self.connect()?;
         (&stream).write_all(&self.hello)?;
         self.poller.add(&stream, slot, Interest::IN | Interest::RDHUP | Interest::ET)?;
         if let Some(place) = self.slots.get_mut(slot) {
-            *place = Some(Conn { stream, answered: false });
+            *place = Some(Conn { stream, began, answered: false });
         }
         Ok(())
+    }
+
+    fn connect(&mut self) -> io::Result<TcpStream> {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            match (TcpStream::connect(self.target.address), &mut self.lost) {
+                (Err(_), Some(lost)) if Instant::now() < deadline => *lost += 1,
+                (outcome, _) => return outcome,
+            }
+            // Nobody listens for a moment.
+            std::thread::sleep(Duration::from_millis(1));
+        }
     }
 }
 
 impl Conn {
-    /// Whether the answer and the end have both come.
-    fn finished(&mut self, flags: Interest) -> io::Result<bool> {
-        let ended = flags.intersects(Interest::RDHUP | Interest::HUP);
+    /// Whether the answer has come, and the end if it is for the server to make.
+    fn finished(
+        &mut self,
+        flags: Interest,
+        closer: Closer,
+        first_bytes: &mut Histogram<u64>,
+    ) -> io::Result<bool> {
         if !self.answered {
             // Readable, so this does not block.
             let mut answer = [0];
@@ -98,29 +175,34 @@ impl Conn {
             }
             check_answer(&answer)?;
             self.answered = true;
+            record(first_bytes, self.began.elapsed());
         }
-        Ok(ended)
+        Ok(closer == Closer::Client || flags.intersects(Interest::RDHUP | Interest::HUP))
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::net::Ipv4Addr;
     use std::sync::Arc;
-    use std::time::Duration;
 
     use super::*;
     use crate::backend::Backend;
     use crate::hello::Hello;
 
     #[test]
-    fn every_connection_that_is_opened_is_completed() {
+    fn every_connection_that_is_opened_is_completed_whoever_closes() {
         let hello = Arc::new(Hello::new().unwrap());
-        let backend = Backend::start(Arc::clone(&hello)).unwrap();
+        let backend = Backend::start(Arc::clone(&hello), Ipv4Addr::LOCALHOST.into()).unwrap();
         let target = Target { address: backend.address, hello };
         let stop = Stop::default();
-        let mut short = Short::new(&target, 8).unwrap();
-        assert_eq!(short.run(Instant::now(), &stop).unwrap(), 8, "one for each slot");
-        assert!(short.run(Instant::now() + Duration::from_millis(20), &stop).unwrap() >= 8);
-        backend.wait_until_quiet(&stop).unwrap();
+        for closer in [Closer::Client, Closer::Server] {
+            let mut short = Short::new(&target, closer, 8).unwrap().over_services(100).at_most(50);
+            assert_eq!(short.run(Instant::now(), &stop).unwrap().len(), 8, "one for each slot");
+            let later = Instant::now() + Duration::from_mins(1);
+            assert_eq!(short.run(later, &stop).unwrap().len(), 50, "no more than allowed");
+            backend.wait_until_quiet(&stop).unwrap();
+        }
+        assert_eq!(backend.corrupt(), 0);
     }
 }

@@ -27,35 +27,45 @@ fn header(text: &mut String, report: &Report) -> std::fmt::Result {
         writeln!(text, "  {:8} {}", system.name, system.version)?;
     }
     for skipped in &report.skipped {
-        writeln!(text, "  {:8} SKIPPED: {}", skipped.name, skipped.why)?;
+        writeln!(text, "  SKIPPED {}: {}", skipped.what, skipped.why)?;
+    }
+    for warning in &report.warnings {
+        writeln!(text, "  WARNING: {warning}")?;
     }
     Ok(())
 }
 
 fn section(text: &mut String, case: &CaseReport) -> std::fmt::Result {
-    writeln!(text, "\n{}", case.case)?;
+    writeln!(text, "\n{}: {}", case.scenario, case.title)?;
     let columns = columns(case);
     let mut table = Table::new();
     table.load_style(UTF8_HORIZONTAL_ONLY);
-    let titles = columns.iter().map(|(key, unit)| {
-        let headline = if *key == case.cpu_headline { " *" } else { "" };
-        format!("{}{headline}\n{unit}", title(key))
+    let titles = columns.iter().map(|figure| {
+        let headline = if figure.key == case.cpu_headline { " *" } else { "" };
+        format!("{}{headline}\n{}", figure.title, figure.unit)
     });
     table.set_header(std::iter::once(String::new()).chain(titles));
     for row in &case.systems {
-        let cells = columns.iter().map(|(key, _)| {
-            let figure = row.figures.iter().find(|figure| figure.key == *key);
+        let cells = columns.iter().map(|column| {
+            let figure = row.figure(&column.key);
             Cell::new(figure.map_or_else(|| "-".into(), cell)).set_alignment(CellAlignment::Right)
         });
-        table.add_row(std::iter::once(Cell::new(row.system)).chain(cells));
+        let mark = if row.bounded_by_generator { " ≈" } else { "" };
+        table.add_row(std::iter::once(Cell::new(format!("{}{mark}", row.system))).chain(cells));
     }
     writeln!(text, "{}", table.trim_fmt())?;
     if let Some((least, most)) = case.cpu_gap {
         let (least, most) = (least * 100.0, most * 100.0);
         let gap = format!("/proc/stat saw {least:+.1}..{most:+.1} % of the machine beyond bench + proxy");
-        let counted = columns.iter().any(|(key, _)| *key == case.cpu_headline);
+        let counted = columns.iter().any(|figure| figure.key == case.cpu_headline);
         let mark = if counted { "* the count of CPU to compare by: " } else { "" };
         writeln!(text, "{mark}{gap}")?;
+    }
+    if case.systems.iter().any(|row| row.bounded_by_generator) {
+        writeln!(
+            text,
+            "≈ as fast as no proxy, within a tenth: the load generator is the limit, not the system"
+        )?;
     }
     for Row { system, failures, .. } in &case.systems {
         for failure in failures {
@@ -65,28 +75,19 @@ fn section(text: &mut String, case: &CaseReport) -> std::fmt::Result {
     Ok(())
 }
 
-/// Every figure that any system has, in the order of its first appearance.
-fn columns(case: &CaseReport) -> Vec<(&'static str, &'static str)> {
-    let mut columns = Vec::new();
+/// What is left to the JSON and the page, so that a table fits a terminal.
+const DETAILS: [&str; 6] = ["p90", "cpu_user", "cpu_system", "peak_rss", "descriptors", "switches"];
+
+/// Every figure that any system has, in the order of its first appearance, without the details.
+fn columns(case: &CaseReport) -> Vec<&FigureReport> {
+    let mut columns: Vec<&FigureReport> = Vec::new();
     for figure in case.systems.iter().flat_map(|row| &row.figures) {
-        if !columns.contains(&(figure.key, figure.unit)) {
-            columns.push((figure.key, figure.unit));
+        let known = columns.iter().any(|column| column.key == figure.key);
+        if !known && !DETAILS.contains(&figure.key.as_str()) {
+            columns.push(figure);
         }
     }
     columns
-}
-
-fn title(key: &str) -> &str {
-    match key {
-        "cpu_machine" => "CPU by /proc/stat",
-        "cpu_processes" => "CPU of bench + proxy",
-        "cpu_proxy" => "CPU of proxy",
-        "rest_rss" => "RSS at rest",
-        "rest_pss" => "PSS at rest",
-        "per_connection" => "each connection",
-        "pipe_ends" => "pipe ends for all",
-        other => other,
-    }
 }
 
 fn cell(figure: &FigureReport) -> String {

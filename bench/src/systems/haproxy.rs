@@ -1,10 +1,14 @@
-//! HAProxy in TCP mode: one thread, splicing where it sees fit, as its manual advises for bulk.
+//! HAProxy in TCP mode: one thread, splicing where it sees fit, as its manual advises for bulk; a backend a
+//! service, found by a map. With a master process, as distributions run it, so that it can be reloaded.
 
+use std::fmt::Write as _;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use super::{CONNECTIONS, Route, Search, System, write};
+use rustix::process::Signal;
+
+use super::{CONNECTIONS, Routes, Search, System};
 
 pub(super) struct Haproxy;
 
@@ -21,12 +25,14 @@ impl System for Haproxy {
         "-v"
     }
 
-    fn configure(&self, program: &Path, directory: &Path, route: Route) -> io::Result<Command> {
-        let Route { listen, name, backend } = route;
-        let text = format!(
+    fn tables(&self, directory: &Path, routes: Routes) -> Vec<(&'static str, String)> {
+        let (listen, folder) = (routes.listen, directory.display());
+        // It would reserve two descriptors for a pipe at every fourth connection.
+        let mut text = format!(
             "global
     nbthread 1
     maxconn {CONNECTIONS}
+    maxpipes 500
 defaults
     mode tcp
     option splice-auto
@@ -37,15 +43,25 @@ frontend east_west
     bind {listen}
     tcp-request inspect-delay 5s
     tcp-request content accept if {{ req.ssl_hello_type 1 }}
-    use_backend service if {{ req.ssl_sni -i {name} }}
-backend service
-    server endpoint {backend}
+    use_backend %[req.ssl_sni,lower,map({folder}/services.map)]
 "
         );
-        let config = write(directory, "haproxy.cfg", &text)?;
+        let mut map = String::new();
+        for (name, endpoint) in routes.iter() {
+            // Writing into a String cannot fail.
+            let _ = writeln!(map, "{name} {name}");
+            let _ = writeln!(text, "backend {name}\n    server endpoint {endpoint}");
+        }
+        vec![("services.map", map), ("haproxy.cfg", text)]
+    }
+
+    fn command(&self, program: &Path, directory: &Path, _: Routes) -> io::Result<Command> {
         let mut command = Command::new(program);
-        // In the foreground, whatever the file says.
-        command.args(["-db", "-f"]).arg(config);
+        command.args(["-W", "-f"]).arg(directory.join("haproxy.cfg"));
         Ok(command)
+    }
+
+    fn reload_signal(&self) -> Option<Signal> {
+        Some(Signal::USR2)
     }
 }

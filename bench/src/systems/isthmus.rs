@@ -1,10 +1,11 @@
-//! Our gateway: one worker, no access log, else its defaults.
+//! Our gateway: one worker, no access log, else its defaults. It watches its file.
 
+use std::fmt::Write as _;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use super::{CONNECTIONS, Route, Search, System, write};
+use super::{CONNECTIONS, Routes, Search, System};
 
 pub(super) struct Isthmus;
 
@@ -15,31 +16,38 @@ impl System for Isthmus {
 
     fn program(&self, search: &Search) -> Result<PathBuf, String> {
         let path = search.gateway.clone();
-        if path.is_file() { Ok(path) } else { Err(format!("no program at {} (--gateway)", path.display())) }
+        let remedy = "build it with `cargo build --release`, or name it with --gateway";
+        if path.is_file() { Ok(path) } else { Err(format!("no program at {}; {remedy}", path.display())) }
     }
 
-    fn configure(&self, program: &Path, directory: &Path, route: Route) -> io::Result<Command> {
-        let Route { listen, name, backend } = route;
-        let port = backend.port();
-        let text = format!(
+    fn tables(&self, _: &Path, routes: Routes) -> Vec<(&'static str, String)> {
+        let listen = routes.listen;
+        let mut text = format!(
             "workers: 1\n\
              listeners:\n\
              - address: {listen}\n  \
                max_connections: {CONNECTIONS}\n\
-             services:\n\
-             - host: {name}\n  \
-               port: {port}\n  \
-               endpoints:\n  \
-               - address: {backend}\n\
              limits: {{ connections: {CONNECTIONS} }}\n\
              admin: {{ address: 127.0.0.1:0 }}\n\
              metrics: {{ address: 127.0.0.1:0 }}\n\
              health: {{ address: 127.0.0.1:0 }}\n\
-             access_log: {{ enabled: false }}\n"
+             access_log: {{ enabled: false }}\n\
+             services:\n"
         );
-        let config = write(directory, "gateway.yaml", &text)?;
+        for (name, endpoint) in routes.iter() {
+            let port = endpoint.port();
+            // Writing into a String cannot fail.
+            let _ = writeln!(
+                text,
+                "- {{ host: {name}, port: {port}, endpoints: [{{ address: \"{endpoint}\" }}] }}"
+            );
+        }
+        vec![("gateway.yaml", text)]
+    }
+
+    fn command(&self, program: &Path, directory: &Path, _: Routes) -> io::Result<Command> {
         let mut command = Command::new(program);
-        command.args(["run", "--config"]).arg(config);
+        command.args(["run", "--config"]).arg(directory.join("gateway.yaml"));
         Ok(command)
     }
 }

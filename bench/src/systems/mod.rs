@@ -1,5 +1,5 @@
-//! The systems that are compared: for each, where its program is and how it is told to route one name to
-//! one backend with one worker. One file a system. Nothing here is tuned beyond what each file says.
+//! The systems that are compared: for each, where its program is and how it is told to route names to one
+//! backend with one worker. One file a system. Nothing here is tuned beyond what each file says.
 
 mod envoy;
 mod haproxy;
@@ -8,7 +8,6 @@ mod nginx;
 mod search;
 mod traefik;
 
-use std::fs;
 use std::io;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -16,19 +15,33 @@ use std::process::{Command, Stdio};
 
 pub(crate) use search::Search;
 
-/// The same route for every system.
+use crate::backend::tls::TLS_NAME;
+use crate::hello::service_name;
+
+/// The same routes for every system.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Route {
+pub(crate) struct Routes {
     pub(crate) listen: SocketAddr,
-    pub(crate) name: &'static str,
+    /// So many services, each with this one endpoint.
+    pub(crate) services: u32,
     pub(crate) backend: SocketAddr,
+    /// The endpoint of one more, for whole handshakes.
+    pub(crate) tls: SocketAddr,
 }
 
-/// Connections that a system must be able to hold. Two descriptors for each, and pipes for some (HAProxy
-/// reserves them at start), stay below the 20 000 that a process may often have.
-const CONNECTIONS: u32 = 6000;
+impl Routes {
+    /// Name and endpoint of each service.
+    fn iter(self) -> impl Iterator<Item = (String, SocketAddr)> {
+        let plain = (0..self.services).map(move |number| (service_name(number), self.backend));
+        plain.chain([(TLS_NAME.to_owned(), self.tls)])
+    }
+}
 
-/// A proxy that can be configured and started.
+/// Connections that a system must be able to hold. Two descriptors for each stay below the 20 000 that a
+/// process may often have, with room for pipes.
+const CONNECTIONS: u32 = 8500;
+
+/// A proxy that can be configured, started and given other tables.
 pub(crate) trait System: Sync {
     fn name(&self) -> &'static str;
 
@@ -40,8 +53,16 @@ pub(crate) trait System: Sync {
         "--version"
     }
 
-    /// Writes the configuration into the directory; gives the command that runs it in the foreground.
-    fn configure(&self, program: &Path, directory: &Path, route: Route) -> io::Result<Command>;
+    /// The files that hold the routes, by name, in the order in which they must change.
+    fn tables(&self, directory: &Path, routes: Routes) -> Vec<(&'static str, String)>;
+
+    /// The command that runs the program in the foreground on the tables in the directory.
+    fn command(&self, program: &Path, directory: &Path, routes: Routes) -> io::Result<Command>;
+
+    /// What makes the process read its tables again; none if it watches them.
+    fn reload_signal(&self) -> Option<rustix::process::Signal> {
+        None
+    }
 }
 
 /// Every system but the direct connection, ours first.
@@ -61,10 +82,4 @@ pub(crate) fn version(system: &dyn System, program: &Path) -> String {
     // Envoy begins with its path, which is in the report already.
     let line = line.unwrap_or("unknown version").trim();
     line.strip_prefix(&*program.to_string_lossy()).unwrap_or(line).trim().into()
-}
-
-fn write(directory: &Path, name: &str, text: &str) -> io::Result<PathBuf> {
-    let path = directory.join(name);
-    fs::write(&path, text)?;
-    Ok(path)
 }

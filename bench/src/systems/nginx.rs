@@ -1,10 +1,14 @@
-//! nginx with the stream module and `ssl_preread`: one worker, default buffers (it cannot splice).
+//! nginx with the stream module and `ssl_preread`: one worker, default buffers (it cannot splice), and a
+//! map from name to endpoint.
 
+use std::fmt::Write as _;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use super::{CONNECTIONS, Route, Search, System, write};
+use rustix::process::Signal;
+
+use super::{CONNECTIONS, Routes, Search, System};
 
 /// Where distributions put the module when it is not compiled in.
 const MODULES: [&str; 3] = ["/usr/lib/nginx/modules", "/usr/lib64/nginx/modules", "/etc/nginx/modules"];
@@ -24,12 +28,17 @@ impl System for Nginx {
         "-v"
     }
 
-    fn configure(&self, program: &Path, directory: &Path, route: Route) -> io::Result<Command> {
-        let Route { listen, name, backend } = route;
+    fn tables(&self, directory: &Path, routes: Routes) -> Vec<(&'static str, String)> {
         let module = MODULES.iter().map(|folder| Path::new(folder).join("ngx_stream_module.so"));
         let load = module.into_iter().find(|file| file.is_file());
         let load = load.map_or_else(String::new, |file| format!("load_module {};", file.display()));
         let (folder, sockets) = (directory.display(), 2 * CONNECTIONS + 100);
+        let (listen, buckets) = (routes.listen, (2 * routes.services).max(2048));
+        let mut map = String::new();
+        for (name, endpoint) in routes.iter() {
+            // Writing into a String cannot fail.
+            let _ = writeln!(map, "        {name} {endpoint};");
+        }
         let text = format!(
             "{load}
 daemon off;
@@ -39,7 +48,10 @@ pid {folder}/nginx.pid;
 error_log stderr crit;
 events {{ worker_connections {sockets}; }}
 stream {{
-    map $ssl_preread_server_name $endpoint {{ {name} {backend}; }}
+    map_hash_max_size {buckets};
+    map_hash_bucket_size 128;
+    map $ssl_preread_server_name $endpoint {{
+{map}    }}
     server {{
         listen {listen} backlog=4096;
         ssl_preread on;
@@ -50,9 +62,16 @@ stream {{
 }}
 "
         );
-        let config = write(directory, "nginx.conf", &text)?;
+        vec![("nginx.conf", text)]
+    }
+
+    fn command(&self, program: &Path, directory: &Path, _: Routes) -> io::Result<Command> {
         let mut command = Command::new(program);
-        command.arg("-c").arg(config).args(["-e", "stderr"]);
+        command.arg("-c").arg(directory.join("nginx.conf")).args(["-e", "stderr"]);
         Ok(command)
+    }
+
+    fn reload_signal(&self) -> Option<Signal> {
+        Some(Signal::HUP)
     }
 }

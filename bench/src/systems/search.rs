@@ -13,7 +13,7 @@ const DEPTH: usize = 3;
 #[derive(Clone, Debug)]
 pub(crate) struct Search {
     pub(crate) gateway: PathBuf,
-    pub(crate) peers_dir: Option<PathBuf>,
+    pub(crate) peers_dir: PathBuf,
 }
 
 impl Search {
@@ -27,8 +27,7 @@ impl Search {
                 Err(format!("{variable} names no program: {}", path.display()))
             };
         }
-        let in_peers_dir = || self.peers_dir.as_deref().and_then(|directory| in_environment(directory, name));
-        in_peers_dir()
+        in_environment(&self.peers_dir, name)
             .or_else(|| in_path(name))
             .ok_or_else(|| format!("no program {name} in PATH or --peers-dir, and {variable} is not set"))
     }
@@ -81,7 +80,7 @@ mod tests {
         fs::create_dir_all(environment.path().join("bin")).unwrap();
         fs::write(environment.path().join("bin/peer"), "#!/bin/python\n").unwrap();
         fs::write(inside.join("peer"), b"\x7fELF...").unwrap();
-        let search = Search { gateway: PathBuf::new(), peers_dir: Some(environment.path().into()) };
+        let search = Search { gateway: PathBuf::new(), peers_dir: environment.path().into() };
         assert_eq!(search.find("peer", "ISTHMUS_NO_SUCH_VARIABLE").unwrap(), inside.join("peer"));
         let missing = search.find("no-such-peer", "ISTHMUS_NO_SUCH_VARIABLE").unwrap_err();
         assert!(missing.contains("no-such-peer") && missing.contains("ISTHMUS_NO_SUCH_VARIABLE"));

@@ -1,13 +1,14 @@
-//! Traefik with a TCP router on `HostSNI` and TLS passthrough. It has no workers; `GOMAXPROCS=1` gives it
-//! one core at a time.
+//! Traefik with TCP routers on `HostSNI` and TLS passthrough, from a file that it watches. It has no
+//! workers; `GOMAXPROCS=1` gives it one core at a time.
 
+use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use serde_json::json;
+use serde_json::{Map, Value, json};
 
-use super::{Route, Search, System, write};
+use super::{Routes, Search, System};
 
 pub(super) struct Traefik;
 
@@ -24,25 +25,38 @@ impl System for Traefik {
         "version"
     }
 
-    fn configure(&self, program: &Path, directory: &Path, route: Route) -> io::Result<Command> {
-        let router = json!({
-            "entryPoints": ["east_west"],
-            "rule": format!("HostSNI(`{}`)", route.name),
-            "service": "service",
-            "tls": { "passthrough": true },
-        });
-        let service = json!({ "loadBalancer": { "servers": [{ "address": route.backend.to_string() }] } });
-        let dynamic =
-            json!({ "tcp": { "routers": { "service": router }, "services": { "service": service } } });
+    fn tables(&self, _: &Path, routes: Routes) -> Vec<(&'static str, String)> {
+        let (mut routers, mut services) = (Map::new(), Map::new());
+        for (name, endpoint) in routes.iter() {
+            let key = name.replace('.', "-");
+            let router = json!({
+                "entryPoints": ["east_west"],
+                "rule": format!("HostSNI(`{name}`)"),
+                "service": key,
+                "tls": { "passthrough": true },
+            });
+            routers.insert(key.clone(), router);
+            let service = json!({ "loadBalancer": { "servers": [{ "address": endpoint.to_string() }] } });
+            services.insert(key, service);
+        }
+        let tables: Value = json!({ "tcp": { "routers": routers, "services": services } });
         // JSON is YAML.
-        let dynamic = write(directory, "dynamic.yaml", &dynamic.to_string())?;
+        vec![("dynamic.yaml", tables.to_string())]
+    }
+
+    fn command(&self, program: &Path, directory: &Path, routes: Routes) -> io::Result<Command> {
         let main = json!({
             "global": { "checkNewVersion": false, "sendAnonymousUsage": false },
             "log": { "level": "ERROR" },
-            "entryPoints": { "east_west": { "address": route.listen.to_string() } },
-            "providers": { "file": { "filename": dynamic, "watch": false } },
+            "entryPoints": { "east_west": { "address": routes.listen.to_string() } },
+            // By default it waits 2 s before it takes the next change.
+            "providers": {
+                "providersThrottleDuration": "0s",
+                "file": { "filename": directory.join("dynamic.yaml"), "watch": true },
+            },
         });
-        let config = write(directory, "traefik.yaml", &main.to_string())?;
+        let config = directory.join("traefik.yaml");
+        fs::write(&config, main.to_string())?;
         let mut command = Command::new(program);
         command.arg(format!("--configFile={}", config.display())).env("GOMAXPROCS", "1");
         Ok(command)

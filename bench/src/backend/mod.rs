@@ -1,25 +1,27 @@
 //! The service behind every system: reads the hello, answers one byte, then does the job that the hello
 //! asks for. Two threads with epoll, no allocation per event. Not a model of any real server.
 
+pub(crate) mod tls;
+mod transfer;
+
 use std::io::{self, Read as _, Write as _};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::OwnedFd;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use rustix::net::SocketFlags;
 use slab::Slab;
 
+use self::transfer::Transfers;
 use crate::hello::{ANSWER, Hello, Job};
 use crate::poller::{Interest, Poller, Ready, try_again};
 use crate::stop::Stop;
 
-/// One write of a source. Large enough that the system call does not count, small enough for the cache.
+/// What is read at once.
 const CHUNK: usize = 128 * 1024;
-/// Writes per turn of a source, so that one fast reader does not keep the others waiting.
-const CHUNKS_PER_TURN: usize = 4;
 const LISTENER: usize = usize::MAX;
 
 /// A running backend; dropping it ends its threads.
@@ -35,21 +37,21 @@ struct Shared {
     stop: Stop,
     live: AtomicUsize,
     corrupt: AtomicUsize,
+    taken_in: AtomicU64,
     release: AtomicBool,
 }
 
 impl Backend {
-    pub(crate) fn start(hello: Arc<Hello>) -> io::Result<Self> {
-        let listener = listen()?;
+    /// On any free port of this address, in the network of the calling thread.
+    pub(crate) fn start(hello: Arc<Hello>, ip: IpAddr) -> io::Result<Self> {
+        let listener = listen(ip)?;
         let address = listener.local_addr()?;
         let shared = Arc::<Shared>::default();
-        let sources =
-            Arc::new(Sources { poller: Poller::new()?, conns: Mutex::new(Slab::with_capacity(256)) });
-        let front = Front::new(listener, hello, Arc::clone(&sources), Arc::clone(&shared))?;
-        let for_sources = Arc::clone(&shared);
+        let transfers = Arc::new(Transfers::new(Arc::clone(&shared))?);
+        let front = Front::new(listener, hello, Arc::clone(&transfers), Arc::clone(&shared))?;
         let threads = vec![
             spawn("backend-front", move || front.run())?,
-            spawn("backend-source", move || sources.run(&for_sources))?,
+            spawn("backend-transfer", move || transfers.run())?,
         ];
         Ok(Self { address, shared, threads })
     }
@@ -57,6 +59,11 @@ impl Backend {
     /// Hellos that arrived changed, since the start.
     pub(crate) fn corrupt(&self) -> usize {
         self.shared.corrupt.load(Ordering::Relaxed)
+    }
+
+    /// Bytes that sinks took in, since the start.
+    pub(crate) fn taken_in(&self) -> u64 {
+        self.shared.taken_in.load(Ordering::Relaxed)
     }
 
     /// Closes every held connection, from this side first: see [`crate::load::short`] for why.
@@ -91,11 +98,11 @@ impl Drop for Backend {
     }
 }
 
-fn listen() -> io::Result<TcpListener> {
+fn listen(ip: IpAddr) -> io::Result<TcpListener> {
     use rustix::net::{AddressFamily, SocketType, bind, listen, socket_with};
     let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
     let socket = socket_with(AddressFamily::INET, SocketType::STREAM, flags, None)?;
-    bind(&socket, &SocketAddr::from(([127, 0, 0, 1], 0)))?;
+    bind(&socket, &SocketAddr::from((ip, 0)))?;
     // std's listeners queue 128; a burst of idle connections must not be cut by that.
     listen(&socket, 4096)?;
     Ok(TcpListener::from(socket))
@@ -139,17 +146,17 @@ impl Drop for Live {
 enum Next {
     Keep,
     Close,
-    Source,
+    Transfer,
     Verify,
 }
 
-/// Accepts, reads hellos, and does every job but the endless source.
+/// Accepts, reads hellos, and does every job that is not a transfer without end.
 struct Front {
     listener: TcpListener,
     poller: Poller,
     conns: Slab<Conn>,
     hello: Arc<Hello>,
-    sources: Arc<Sources>,
+    transfers: Arc<Transfers>,
     shared: Arc<Shared>,
     buffer: Vec<u8>,
 }
@@ -158,13 +165,13 @@ impl Front {
     fn new(
         listener: TcpListener,
         hello: Arc<Hello>,
-        sources: Arc<Sources>,
+        transfers: Arc<Transfers>,
         shared: Arc<Shared>,
     ) -> io::Result<Self> {
         let poller = Poller::new()?;
         poller.add(&listener, LISTENER, Interest::IN)?;
         let conns = Slab::with_capacity(8192);
-        Ok(Self { listener, poller, conns, hello, sources, shared, buffer: vec![0; CHUNK] })
+        Ok(Self { listener, poller, conns, hello, transfers, shared, buffer: vec![0; CHUNK] })
     }
 
     fn run(mut self) -> io::Result<()> {
@@ -208,7 +215,7 @@ impl Front {
         match next {
             Ok(Next::Keep) => {}
             Ok(Next::Close) => drop(self.conns.remove(token)),
-            Ok(Next::Source) => self.hand_over(token, |front, conn| front.sources.take(conn)),
+            Ok(Next::Transfer) => self.hand_over(token, |front, conn| front.transfers.take(conn)),
             Ok(Next::Verify) => self.hand_over(token, |_, conn| {
                 // Not joined: it ends with its connection, which a check always closes.
                 spawn("backend-verify", move || echo_all(&conn)).map(drop)
@@ -253,7 +260,7 @@ fn answer(conn: &mut Conn) -> io::Result<Next> {
     (&conn.stream).write_all(&[ANSWER])?;
     Ok(match conn.job {
         Some(Job::Echo | Job::Hold) => Next::Keep,
-        Some(Job::Source) => Next::Source,
+        Some(Job::Source | Job::Sink | Job::Both) => Next::Transfer,
         Some(Job::Verify) => Next::Verify,
         Some(Job::Once) | None => Next::Close,
     })
@@ -281,57 +288,16 @@ fn echo_all(conn: &Conn) -> io::Result<()> {
     conn.stream.shutdown(std::net::Shutdown::Write)
 }
 
-/// The endless senders, on their own thread so that they cost the echo nothing but CPU.
-struct Sources {
-    poller: Poller,
-    conns: Mutex<Slab<Conn>>,
-}
-
-impl Sources {
-    fn take(&self, conn: Conn) -> io::Result<()> {
-        let mut conns = self.conns.lock().unwrap_or_else(PoisonError::into_inner);
-        let entry = conns.vacant_entry();
-        self.poller.add(&conn.stream, entry.key(), Interest::OUT)?;
-        entry.insert(conn);
-        Ok(())
-    }
-
-    fn run(&self, shared: &Shared) -> io::Result<()> {
-        let chunk = vec![0x5a; CHUNK];
-        let mut ready = Ready::new();
-        while !shared.stop.requested() {
-            self.poller.wait(&mut ready)?;
-            let mut conns = self.conns.lock().unwrap_or_else(PoisonError::into_inner);
-            for (token, _) in ready.iter() {
-                if conns.get(token).is_some_and(|conn| !send_some(conn, &chunk)) {
-                    drop(conns.remove(token));
-                }
-            }
-        }
-        Ok(())
-    }
-}
-
-/// False once the client is gone.
-fn send_some(conn: &Conn, chunk: &[u8]) -> bool {
-    for _ in 0..CHUNKS_PER_TURN {
-        match (&conn.stream).write(chunk) {
-            Ok(sent) if sent == chunk.len() => {}
-            Ok(_) => return true,
-            Err(error) => return try_again(&error),
-        }
-    }
-    true
-}
-
 #[cfg(test)]
 mod tests {
+    use std::net::Ipv4Addr;
+
     use super::*;
     use crate::load::Target;
 
     fn world() -> (Backend, Target) {
         let hello = Arc::new(Hello::new().unwrap());
-        let backend = Backend::start(Arc::clone(&hello)).unwrap();
+        let backend = Backend::start(Arc::clone(&hello), Ipv4Addr::LOCALHOST.into()).unwrap();
         let target = Target { address: backend.address, hello };
         (backend, target)
     }
@@ -348,10 +314,20 @@ mod tests {
         assert_eq!(&byte, b"x");
         let mut source = target.open(Job::Source).unwrap();
         source.read_exact(&mut vec![0; 1 << 20]).unwrap();
+        let mut both = target.open(Job::Both).unwrap();
+        both.write_all(&[0; 4096]).unwrap();
+        both.read_exact(&mut vec![0; 1 << 20]).unwrap();
+        let mut sink = target.open(Job::Sink).unwrap();
+        sink.write_all(&[0; 4096]).unwrap();
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while backend.taken_in() < 8192 {
+            assert!(Instant::now() < deadline, "{} bytes were taken in", backend.taken_in());
+            std::thread::yield_now();
+        }
         let mut hold = target.open(Job::Hold).unwrap();
         backend.release_held();
         assert_eq!(hold.read(&mut byte).unwrap(), 0, "released");
-        drop((once, echo, source, hold));
+        drop((once, echo, source, both, sink, hold));
         backend.wait_until_quiet(&Stop::default()).unwrap();
     }
 

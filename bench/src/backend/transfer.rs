@@ -1,0 +1,95 @@
+//! The jobs without end: send, take in, or both. On a thread of their own, so that they cost the others
+//! nothing but CPU.
+
+use std::io::{self, Read as _, Write as _};
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use slab::Slab;
+
+use super::{CHUNK, Conn, Shared};
+use crate::hello::Job;
+use crate::poller::{Interest, Poller, Ready, try_again};
+
+/// Chunks per turn and direction, so that one fast peer does not keep the others waiting. A chunk is
+/// large enough that the system call does not count, and small enough for the cache.
+const CHUNKS_PER_TURN: usize = 4;
+
+/// The connections that carry bulk.
+pub(super) struct Transfers {
+    poller: Poller,
+    conns: Mutex<Slab<Conn>>,
+    shared: Arc<Shared>,
+}
+
+impl Transfers {
+    pub(super) fn new(shared: Arc<Shared>) -> io::Result<Self> {
+        Ok(Self { poller: Poller::new()?, conns: Mutex::new(Slab::with_capacity(256)), shared })
+    }
+
+    pub(super) fn take(&self, conn: Conn) -> io::Result<()> {
+        let interest = match conn.job {
+            Some(Job::Sink) => Interest::IN,
+            Some(Job::Both) => Interest::IN | Interest::OUT,
+            _ => Interest::OUT,
+        };
+        let mut conns = self.conns.lock().unwrap_or_else(PoisonError::into_inner);
+        let entry = conns.vacant_entry();
+        self.poller.add(&conn.stream, entry.key(), interest)?;
+        entry.insert(conn);
+        Ok(())
+    }
+
+    pub(super) fn run(&self) -> io::Result<()> {
+        let chunk = vec![0x5a; CHUNK];
+        let mut buffer = vec![0; CHUNK];
+        let mut ready = Ready::new();
+        while !self.shared.stop.requested() {
+            self.poller.wait(&mut ready)?;
+            let mut conns = self.conns.lock().unwrap_or_else(PoisonError::into_inner);
+            for (token, flags) in ready.iter() {
+                let Some(conn) = conns.get(token) else { continue };
+                let mut lives = !flags.intersects(Interest::ERR | Interest::HUP);
+                if lives && flags.intersects(Interest::IN) {
+                    lives = self.take_in_some(conn, &mut buffer);
+                }
+                if lives && flags.intersects(Interest::OUT) {
+                    lives = send_some(conn, &chunk);
+                }
+                if !lives {
+                    drop(conns.remove(token));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// False once the client is gone.
+    fn take_in_some(&self, conn: &Conn, buffer: &mut [u8]) -> bool {
+        for _ in 0..CHUNKS_PER_TURN {
+            match (&conn.stream).read(buffer) {
+                Ok(0) => return false,
+                Ok(length) => {
+                    self.shared.taken_in.fetch_add(length as u64, Ordering::Relaxed);
+                    if length < buffer.len() {
+                        return true;
+                    }
+                }
+                Err(error) => return try_again(&error),
+            }
+        }
+        true
+    }
+}
+
+/// False once the client is gone.
+fn send_some(conn: &Conn, chunk: &[u8]) -> bool {
+    for _ in 0..CHUNKS_PER_TURN {
+        match (&conn.stream).write(chunk) {
+            Ok(sent) if sent == chunk.len() => {}
+            Ok(_) => return true,
+            Err(error) => return try_again(&error),
+        }
+    }
+    true
+}

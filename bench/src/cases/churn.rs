@@ -1,0 +1,64 @@
+//! Tables that change all the time: short connections come and go, long ones live on, and every tenth of a
+//! second a service appears or goes. In a process of its own, which ends with all its generations.
+
+use std::io;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use super::WARM_UP;
+use super::short::{IN_FLIGHT, RATE};
+use crate::contender::Contender;
+use crate::lab::Lab;
+use crate::load::{Closer, PingPong, Short};
+use crate::sample::{Figure, Sample, number};
+use crate::stop::Stop;
+
+const SWAPS: Figure = Figure::more("swaps", "tables published", "1/s");
+const LOST: Figure = Figure::less("lost", "connections lost", "");
+const PING_P99: Figure = Figure::less("ping_p99", "p99 of round trips", "µs");
+
+const SERVICES: u32 = 100;
+const BETWEEN: Duration = Duration::from_millis(100);
+const LONG: usize = 16;
+const PING: usize = 64;
+
+pub(super) fn measure(lab: &Lab, contender: &Contender) -> io::Result<Sample> {
+    let running = contender.start_fresh(lab, SERVICES)?;
+    let target = lab.loopback.target(running.address);
+    let mut short = Short::new(&target, Closer::Server, IN_FLIGHT)?.over_services(SERVICES).forgiving();
+    let mut pings = PingPong::open(&target, PING, LONG)?;
+    short.run(Instant::now() + WARM_UP, &lab.stop)?;
+    let before = short.lost();
+    let began = Instant::now();
+    // Long enough for some swaps, also in a quick run.
+    let until = began + lab.window.max(10 * BETWEEN);
+    let swap = |number: u32| contender.publish(lab, &running, SERVICES + number % 2).map(drop);
+    let (swaps, first_bytes, round_trips) = thread::scope(|scope| {
+        let swapping = scope.spawn(|| swap_until(until, &lab.stop, swap));
+        let pinging = scope.spawn(|| pings.run(until, &lab.stop).cloned());
+        let first_bytes = short.run(until, &lab.stop).cloned();
+        let panicked = |_| io::Error::other("a load thread panicked");
+        let (swaps, round_trips) = (swapping.join().map_err(panicked)?, pinging.join().map_err(panicked)?);
+        io::Result::Ok((swaps?, first_bytes?, round_trips?))
+    })?;
+    let seconds = began.elapsed().as_secs_f64();
+    let ping_p99 = number(round_trips.value_at_quantile(0.99)) / 1e3;
+    Ok(Sample::of(RATE, number(first_bytes.len()) / seconds)
+        .and(SWAPS, f64::from(swaps) / seconds)
+        .and(LOST, number(short.lost() - before))
+        .and(PING_P99, ping_p99)
+        .with_latency(&first_bytes))
+}
+
+fn swap_until(until: Instant, stop: &Stop, swap: impl Fn(u32) -> io::Result<()>) -> io::Result<u32> {
+    for number in 1.. {
+        let next = Instant::now() + BETWEEN;
+        swap(number)?;
+        if next >= until {
+            return Ok(number);
+        }
+        thread::sleep(next.saturating_duration_since(Instant::now()));
+        stop.check()?;
+    }
+    Ok(u32::MAX)
+}

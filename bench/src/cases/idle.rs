@@ -1,0 +1,49 @@
+//! Memory of connections that carry nothing, in a process that has done nothing before: memory once used
+//! hides growth.
+
+use std::io::{self, Read as _};
+
+use crate::contender::Contender;
+use crate::hello::Job;
+use crate::lab::Lab;
+use crate::load::Target;
+use crate::proc::{Holdings, Process};
+use crate::sample::{Figure, Sample, number};
+
+const EACH: Figure = Figure::less("per_connection", "each connection", "KiB");
+const REST_RSS: Figure = Figure::less("rest_rss", "RSS at rest", "MiB");
+const REST_PSS: Figure = Figure::less("rest_pss", "PSS at rest", "MiB");
+const PIPES: Figure = Figure::less("pipe_ends", "pipe ends for all", "");
+const DESCRIPTORS: Figure = Figure::less("descriptors", "descriptors for all", "");
+
+pub(super) fn measure(lab: &Lab, contender: &Contender, connections: u16) -> io::Result<Sample> {
+    let running = contender.start_fresh(lab, 1)?;
+    let target = lab.loopback.target(running.address);
+    let look = || Ok((Holdings::of(&running.processes)?, Process::sum(&running.processes)?.descriptors));
+    // What the first connections cost once is not what each one costs.
+    hold(lab, &target, 16, || Ok(()))?;
+    let (rest, open_at_rest) = look()?;
+    let (full, open) = hold(lab, &target, connections, look)?;
+    let growth = number(full.pss) - number(rest.pss);
+    Ok(Sample::of(EACH, growth / f64::from(connections))
+        .and(REST_RSS, number(rest.rss) / 1024.0)
+        .and(REST_PSS, number(rest.pss) / 1024.0)
+        .and(PIPES, number(full.pipes) - number(rest.pipes))
+        .and(DESCRIPTORS, number(open) - number(open_at_rest)))
+}
+
+/// Holds connections open while `look` looks, then has them closed by the backend first.
+fn hold<T>(lab: &Lab, target: &Target, count: u16, look: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
+    let mut streams = target.open_many(Job::Hold, usize::from(count))?;
+    lab.stop.check()?;
+    let seen = look()?;
+    let backend = &lab.loopback.backend;
+    backend.release_held();
+    backend.wait_until_quiet(&lab.stop)?;
+    for stream in &mut streams {
+        if stream.read(&mut [0])? != 0 {
+            return Err(io::Error::new(io::ErrorKind::InvalidData, "bytes came that nobody sent"));
+        }
+    }
+    Ok(seen)
+}

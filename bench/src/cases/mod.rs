@@ -1,0 +1,249 @@
+//! What is measured: the scenarios a user asks for, and the cases each consists of. One file a scenario.
+//! Not how often, in which order, or how the figures are shown: see [`crate::compare`], [`crate::report`].
+
+mod bulk;
+mod churn;
+mod idle;
+mod mixed;
+mod pingpong;
+mod routes;
+mod short;
+mod tls;
+
+use std::io;
+use std::time::{Duration, Instant};
+
+use clap::ValueEnum;
+use rustix::process::{Resource, getrlimit};
+
+use crate::contender::Contender;
+use crate::cpu::{Meter, Usage};
+use crate::lab::Lab;
+use crate::load::{Closer, Direction};
+use crate::sample::Sample;
+
+/// Load before each measurement: buffers grow, caches fill, a lazy proxy allocates.
+const WARM_UP: Duration = Duration::from_millis(150);
+
+/// Descriptors for everything else.
+const SPARE: u64 = 1000;
+
+/// What a user asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Scenario {
+    /// Transfers: down, up, both ways; 1, 4, 64 connections.
+    Bulk,
+    /// Round trips: 64 B, 1 KiB, 16 KiB; 1, 16, 256 connections; as fast as they go, and at fixed rates.
+    Pingpong,
+    /// Connections per second, one exchange each; closed by the client or by the server, on loopback and
+    /// across veth pairs.
+    Short,
+    /// Small round trips beside 32 bulk connections.
+    Mixed,
+    /// Whole mTLS handshakes through the proxy.
+    Tls,
+    /// Memory of 1 000 and 8 000 connections that carry nothing.
+    Idle,
+    /// Short and long connections while the tables are swapped 10 times a second.
+    Churn,
+    /// 10, 1 000, 100 000 services: look-up, reload, memory.
+    Routes,
+}
+
+/// What gives one table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Case {
+    Bulk { direction: Direction, connections: usize },
+    PingPong { bytes: usize, connections: usize, pace: Pace },
+    Short { closer: Closer, veth: bool },
+    Mixed,
+    Tls,
+    Idle { connections: u16 },
+    Churn,
+    Routes { services: u32 },
+}
+
+/// When the next ping is sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Pace {
+    /// When the last one is back.
+    Closed,
+    /// So many a second, over all connections together.
+    Open(u32),
+}
+
+impl Scenario {
+    pub(crate) fn name(self) -> String {
+        self.to_possible_value().map_or_else(String::new, |value| value.get_name().to_owned())
+    }
+
+    pub(crate) fn cases(self) -> Vec<Case> {
+        match self {
+            Self::Bulk => [Direction::Down, Direction::Up, Direction::Both]
+                .into_iter()
+                .flat_map(|direction| [1, 4, 64].map(|connections| Case::Bulk { direction, connections }))
+                .collect(),
+            Self::Pingpong => {
+                let closed = [64, 1 << 10, 16 << 10].into_iter().flat_map(|bytes| {
+                    [1, 16, 256].map(|connections| Case::PingPong { bytes, connections, pace: Pace::Closed })
+                });
+                let open = [2_000, 10_000].map(|rate| Case::PingPong {
+                    bytes: 64,
+                    connections: 16,
+                    pace: Pace::Open(rate),
+                });
+                closed.chain(open).collect()
+            }
+            Self::Short => [
+                (Closer::Server, false),
+                (Closer::Client, false),
+                (Closer::Server, true),
+                (Closer::Client, true),
+            ]
+            .map(|(closer, veth)| Case::Short { closer, veth })
+            .into(),
+            Self::Mixed => vec![Case::Mixed],
+            Self::Tls => vec![Case::Tls],
+            Self::Idle => [1000, 8000].map(|connections| Case::Idle { connections }).into(),
+            Self::Churn => vec![Case::Churn],
+            Self::Routes => [10, 1000, 100_000].map(|services| Case::Routes { services }).into(),
+        }
+    }
+
+    /// One or two cases that stand for the scenario when there is little time.
+    pub(crate) fn quick_cases(self) -> Vec<Case> {
+        let ping = |connections| Case::PingPong { bytes: 64, connections, pace: Pace::Closed };
+        match self {
+            Self::Bulk => vec![Case::Bulk { direction: Direction::Down, connections: 4 }],
+            Self::Pingpong => vec![ping(1), ping(16)],
+            Self::Short => vec![Case::Short { closer: Closer::Server, veth: false }],
+            Self::Idle => vec![Case::Idle { connections: 1000 }],
+            Self::Routes => vec![Case::Routes { services: 1000 }],
+            Self::Mixed | Self::Tls | Self::Churn => self.cases(),
+        }
+    }
+}
+
+impl Case {
+    pub(crate) fn title(self) -> String {
+        match self {
+            Self::Bulk { direction, connections } => {
+                let way = match direction {
+                    Direction::Down => "down",
+                    Direction::Up => "up",
+                    Direction::Both => "both ways at once",
+                };
+                format!("bulk {way}, {}", plural(connections, "connection"))
+            }
+            Self::PingPong { bytes, connections, pace } => {
+                let pace = match pace {
+                    Pace::Closed => "as fast as they come back".to_owned(),
+                    Pace::Open(rate) => format!("{rate} a second, timed from when each was due"),
+                };
+                format!("round trips of {}, {}, {pace}", size(bytes), plural(connections, "connection"))
+            }
+            Self::Short { closer, veth } => {
+                let (closer, place) = (
+                    if closer == Closer::Client { "client" } else { "server" },
+                    if veth { "across veth pairs" } else { "on loopback" },
+                );
+                format!("short connections, the {closer} closes first, {place}")
+            }
+            Self::Mixed => "round trips of 128 B beside 32 bulk connections".into(),
+            Self::Tls => "mTLS handshakes".into(),
+            Self::Idle { connections } => format!("{connections} connections that carry nothing"),
+            Self::Churn => "short and long connections, tables swapped 10 times a second".into(),
+            Self::Routes { services } => format!("{services} services"),
+        }
+    }
+
+    /// Why it cannot be measured on this machine, if so.
+    pub(crate) fn possible(self, lab: &Lab) -> Result<(), String> {
+        let descriptors = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
+        match self {
+            Self::Short { veth: true, .. } => lab.veth().map(drop).map_err(|error| error.to_string()),
+            // Both ends of each connection are in this program, or in the proxy.
+            Self::Idle { connections } if 2 * u64::from(connections) + SPARE > descriptors => Err(format!(
+                "needs {} descriptors; ulimit -n is {descriptors}",
+                2 * u64::from(connections) + SPARE
+            )),
+            _ => Ok(()),
+        }
+    }
+
+    /// Whether there is anything to measure without a proxy.
+    pub(crate) fn works_direct(self) -> bool {
+        !matches!(self, Self::Idle { .. } | Self::Churn | Self::Routes { .. })
+    }
+
+    /// Whether once is enough: memory and start-up vary little, and take long to measure.
+    pub(crate) fn only_once(self) -> bool {
+        matches!(self, Self::Idle { .. } | Self::Routes { .. })
+    }
+
+    /// Measures once. Afterwards no connection is left.
+    pub(crate) fn measure(self, lab: &Lab, contender: &Contender) -> io::Result<Sample> {
+        let place = lab.place(matches!(self, Self::Short { veth: true, .. }))?;
+        let corrupt = place.backend.corrupt();
+        let sample = match self {
+            Self::Bulk { direction, connections } => bulk::measure(lab, contender, direction, connections),
+            Self::PingPong { bytes, connections, pace } => {
+                pingpong::measure(lab, contender, bytes, connections, pace)
+            }
+            Self::Short { closer, veth } => short::measure(lab, contender, closer, veth),
+            Self::Mixed => mixed::measure(lab, contender),
+            Self::Tls => tls::measure(lab, contender),
+            Self::Idle { connections } => idle::measure(lab, contender, connections),
+            Self::Churn => churn::measure(lab, contender),
+            Self::Routes { services } => routes::measure(lab, contender, services),
+        }?;
+        place.backend.wait_until_quiet(&lab.stop)?;
+        if place.backend.corrupt() > corrupt {
+            return Err(io::Error::new(io::ErrorKind::InvalidData, "a hello reached the backend changed"));
+        }
+        Ok(sample)
+    }
+}
+
+/// Runs a load for the warm-up, then for the window with the CPU counted.
+fn warm_then_count<T>(
+    lab: &Lab,
+    processes: &[u32],
+    mut run: impl FnMut(Instant) -> io::Result<T>,
+) -> io::Result<(T, Usage)> {
+    run(Instant::now() + WARM_UP)?;
+    let meter = Meter::start(processes)?;
+    let done = run(Instant::now() + lab.window)?;
+    Ok((done, meter.stop()?))
+}
+
+fn plural(count: usize, what: &str) -> String {
+    if count == 1 { format!("1 {what}") } else { format!("{count} {what}s") }
+}
+
+fn size(bytes: usize) -> String {
+    if bytes.is_multiple_of(1024) { format!("{} KiB", bytes / 1024) } else { format!("{bytes} B") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_two_cases_have_the_same_title() {
+        let cases = Scenario::value_variants().iter().flat_map(|scenario| scenario.cases());
+        let mut titles: Vec<_> = cases.map(Case::title).collect();
+        let count = titles.len();
+        titles.sort();
+        titles.dedup();
+        assert_eq!(titles.len(), count);
+    }
+
+    #[test]
+    fn quick_cases_are_some_of_all_cases() {
+        for scenario in Scenario::value_variants() {
+            let (all, quick) = (scenario.cases(), scenario.quick_cases());
+            assert!(!quick.is_empty() && quick.iter().all(|case| all.contains(case)), "{scenario:?}");
+        }
+    }
+}

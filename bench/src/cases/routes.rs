@@ -1,0 +1,54 @@
+//! Many services: how long the tables take to load and to change, what they weigh, and what a look-up
+//! costs. In a process of its own.
+
+use std::io;
+use std::time::{Duration, Instant};
+
+use super::short::IN_FLIGHT;
+use super::{WARM_UP, warm_then_count};
+use crate::contender::Contender;
+use crate::hello::Job;
+use crate::lab::Lab;
+use crate::load::{Closer, Short};
+use crate::proc::Holdings;
+use crate::sample::{Figure, Sample, Work, number};
+
+const CHANGE: Figure = Figure::less("change", "one more service is live after", "ms");
+const START: Figure = Figure::less("start", "routes after", "s");
+const REST_RSS: Figure = Figure::less("rest_rss", "RSS at rest", "MiB");
+const EACH: Figure = Figure::less("per_service", "each service", "KiB");
+const RATE: Figure = Figure::more("rate", "connections over all services", "conn/s");
+
+/// A system that takes longer than this to load or to change its tables does not hold them.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// Below so many, a service's memory is lost in what a process weighs by itself.
+const ENOUGH: u32 = 1000;
+
+pub(super) fn measure(lab: &Lab, contender: &Contender, services: u32) -> io::Result<Sample> {
+    let empty = Holdings::of(&contender.start_fresh(lab, 1)?.processes)?;
+    let began = Instant::now();
+    let mut running = contender.start_patiently(lab, services, PATIENCE)?;
+    let start = began.elapsed();
+    let rest = Holdings::of(&running.processes)?;
+
+    let published = contender.publish(lab, &running, services + 1)?;
+    running.wait_until_routing(&lab.loopback, services, PATIENCE, &lab.stop)?;
+    let change = published.elapsed();
+    running.look_for_processes();
+
+    let target = lab.loopback.target(running.address);
+    // Whoever leaves old processes behind has them end with this.
+    drop(target.open(Job::Once)?);
+    let mut short = Short::new(&target, Closer::Server, IN_FLIGHT)?.over_services(services);
+    short.run(Instant::now() + WARM_UP, &lab.stop)?;
+    let (times, usage) =
+        warm_then_count(lab, &running.processes, |until| short.run(until, &lab.stop).cloned())?;
+    let mut sample = Sample::of(RATE, number(times.len()) / usage.wall)
+        .and(START, start.as_secs_f64())
+        .and(CHANGE, change.as_secs_f64() * 1e3)
+        .and(REST_RSS, number(rest.rss) / 1024.0);
+    if services >= ENOUGH {
+        sample = sample.and(EACH, (number(rest.pss) - number(empty.pss)) / f64::from(services));
+    }
+    Ok(sample.with_latency(&times).with_usage(&usage, Work::connections(times.len())))
+}

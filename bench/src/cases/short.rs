@@ -1,0 +1,31 @@
+//! Connections per second, the time to the first byte, and what a connection costs.
+
+use std::io;
+
+use super::warm_then_count;
+use crate::contender::Contender;
+use crate::lab::Lab;
+use crate::load::{Closer, Short};
+use crate::sample::{Figure, Sample, Work, number};
+
+pub(super) const RATE: Figure = Figure::more("rate", "rate", "conn/s");
+
+pub(super) const IN_FLIGHT: usize = 16;
+
+/// Ports towards one address that all rounds together may use up: the kernel has 28 000, for a minute.
+const PORTS: u64 = 24_000;
+
+pub(super) fn measure(lab: &Lab, contender: &Contender, closer: Closer, veth: bool) -> io::Result<Sample> {
+    let place = lab.place(veth)?;
+    let far = veth.then(|| contender.start_far(lab)).transpose()?;
+    let running = far.as_ref().unwrap_or_else(|| contender.near());
+    let target = place.target(running.address);
+    // A warm-up and a measurement a round.
+    let most = if closer == Closer::Client { PORTS / (2 * u64::from(lab.rounds)) } else { u64::MAX };
+    let (times, usage) = place.as_client(|| {
+        let mut short = Short::new(&target, closer, IN_FLIGHT)?.at_most(most);
+        warm_then_count(lab, &running.processes, |until| short.run(until, &lab.stop).cloned())
+    })?;
+    let sample = Sample::of(RATE, number(times.len()) / usage.wall).with_latency(&times);
+    Ok(sample.with_usage(&usage, Work::connections(times.len())))
+}

@@ -1,0 +1,24 @@
+//! Whole mTLS handshakes with rustls at both ends. Nearly all of the machine's CPU is cryptography, which
+//! no passthrough proxy does: the proxy's own share is what differs.
+
+use std::io;
+
+use super::warm_then_count;
+use crate::contender::Contender;
+use crate::lab::Lab;
+use crate::load::handshakes;
+use crate::sample::{Figure, Sample, Work, number};
+
+const RATE: Figure = Figure::more("rate", "rate", "handshakes/s");
+const THREADS: usize = 4;
+
+pub(super) fn measure(lab: &Lab, contender: &Contender) -> io::Result<Sample> {
+    let service = &lab.loopback.tls;
+    let running = contender.near();
+    let address = if contender.is_direct() { service.address } else { running.address };
+    let (times, usage) = warm_then_count(lab, &running.processes, |until| {
+        handshakes(address, &service.client, THREADS, until, &lab.stop)
+    })?;
+    let sample = Sample::of(RATE, number(times.len()) / usage.wall).with_latency(&times);
+    Ok(sample.with_usage(&usage, Work::connections(times.len())))
+}

@@ -1,0 +1,114 @@
+//! A system that takes part: found, started, checked, and started again where a case wants its own process.
+
+use std::io;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use crate::check;
+use crate::lab::Lab;
+use crate::process::{Running, START};
+use crate::report::SystemInfo;
+use crate::systems::{Search, System, version};
+
+/// One of the compared.
+#[derive(Debug)]
+pub(crate) struct Contender {
+    pub(crate) info: SystemInfo,
+    near: Running,
+    /// How to start it again; none for the direct connection.
+    source: Option<Source>,
+}
+
+struct Source {
+    system: &'static dyn System,
+    program: PathBuf,
+    index: u8,
+}
+
+impl std::fmt::Debug for Source {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.debug_struct("Source").field("system", &self.system.name()).finish_non_exhaustive()
+    }
+}
+
+impl Contender {
+    /// No proxy.
+    pub(crate) fn direct(lab: &Lab) -> Self {
+        let info = SystemInfo { name: "direct".into(), version: "no proxy".into(), program: String::new() };
+        Self { info, near: Running::direct(lab.loopback.backend.address), source: None }
+    }
+
+    /// Finds a system, starts it on loopback, and has bytes pass through it. `index` tells it from others.
+    ///
+    /// # Errors
+    /// Why it cannot take part.
+    pub(crate) fn start(
+        system: &'static dyn System,
+        index: u8,
+        search: &Search,
+        lab: &Lab,
+    ) -> Result<Self, String> {
+        let source = Source { system, program: system.program(search)?, index };
+        let near = source.start(lab, 1, START).map_err(|error| format!("it does not start: {error}"))?;
+        check::passes_bytes_through(&lab.loopback.target(near.address)).map_err(|error| {
+            format!("it does not pass bytes through: {error}; it said: {}", near.last_words())
+        })?;
+        let info = SystemInfo {
+            name: system.name().into(),
+            version: version(system, &source.program),
+            program: source.program.display().to_string(),
+        };
+        Ok(Self { info, near, source: Some(source) })
+    }
+
+    pub(crate) fn is_direct(&self) -> bool {
+        self.source.is_none()
+    }
+
+    /// The process on loopback that routes one service and lives as long as this.
+    pub(crate) fn near(&self) -> &Running {
+        &self.near
+    }
+
+    /// A process across veth pairs.
+    pub(crate) fn start_far(&self, lab: &Lab) -> io::Result<Running> {
+        let place = lab.veth()?;
+        let Some(source) = &self.source else {
+            return Ok(Running::direct(place.routes(0, 1)?.backend));
+        };
+        let routes = place.routes(source.index, 1)?;
+        Running::start((source.system, &source.program), place, routes, START, &lab.stop)
+    }
+
+    /// Another process on loopback.
+    pub(crate) fn start_fresh(&self, lab: &Lab, services: u32) -> io::Result<Running> {
+        self.start_patiently(lab, services, START)
+    }
+
+    pub(crate) fn start_patiently(
+        &self,
+        lab: &Lab,
+        services: u32,
+        patience: Duration,
+    ) -> io::Result<Running> {
+        self.source()?.start(lab, services, patience)
+    }
+
+    /// Gives a process of this system other tables; gives the moment at which it could see them.
+    pub(crate) fn publish(&self, lab: &Lab, running: &Running, services: u32) -> io::Result<Instant> {
+        let source = self.source()?;
+        let routes = lab.loopback.routes(source.index, services)?;
+        running.publish(source.system, crate::systems::Routes { listen: running.address, ..routes })
+    }
+
+    fn source(&self) -> io::Result<&Source> {
+        self.source.as_ref().ok_or_else(|| io::Error::other("the direct connection has no process"))
+    }
+}
+
+impl Source {
+    fn start(&self, lab: &Lab, services: u32, patience: Duration) -> io::Result<Running> {
+        let routes = lab.loopback.routes(self.index, services)?;
+        Running::start((self.system, &self.program), &lab.loopback, routes, patience, &lab.stop)
+    }
+}

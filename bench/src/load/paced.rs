@@ -1,0 +1,165 @@
+//! Round trips in an open loop: pings are due at a fixed rate, whether the earlier ones came back or not.
+//! Time counts from when a ping was *due*. So a stall is charged to every ping that it kept waiting, and
+//! not only to the few that were under way (coordinated omission).
+
+use std::io;
+use std::time::{Duration, Instant};
+
+use hdrhistogram::Histogram;
+
+use super::pingpong::Pinged;
+use super::{PATIENCE, Target};
+use crate::poller::{Poller, Ready};
+use crate::sample::{histogram, record};
+use crate::stop::Stop;
+
+/// When each ping is due.
+#[derive(Clone, Copy, Debug)]
+struct Schedule {
+    start: Instant,
+    per_second: u32,
+}
+
+impl Schedule {
+    fn due(self, ping: u64) -> Instant {
+        let (whole, part) = (ping / u64::from(self.per_second), ping % u64::from(self.per_second));
+        self.start
+            + Duration::from_secs(whole)
+            + Duration::from_nanos(part * 1_000_000_000 / u64::from(self.per_second))
+    }
+}
+
+/// Open connections that share the pings, and the round trips so far.
+#[derive(Debug)]
+pub(crate) struct Paced {
+    poller: Poller,
+    conns: Vec<Pinged>,
+    /// Connections with no ping under way.
+    free: Vec<usize>,
+    ping: Vec<u8>,
+    buffer: Vec<u8>,
+    per_second: u32,
+    round_trips: Histogram<u64>,
+}
+
+impl Paced {
+    pub(crate) fn open(target: &Target, bytes: usize, count: usize, per_second: u32) -> io::Result<Self> {
+        // A wait for a moment must not be rounded up by the kernel's 50 µs of slack.
+        rustix::thread::set_current_timer_slack(std::num::NonZeroU64::new(1))?;
+        let (poller, conns) = Pinged::open_many(target, count)?;
+        let (ping, buffer) = (vec![0x77; bytes], vec![0; bytes]);
+        let free = (0..count).collect();
+        Ok(Self { poller, conns, free, ping, buffer, per_second, round_trips: histogram()? })
+    }
+
+    /// Pings from now until then, and gives the times in nanoseconds. Every ping that was due is sent and
+    /// awaited, however late.
+    ///
+    /// # Errors
+    /// When the last is not back 5 s after the end: the rate is beyond what the system can do.
+    pub(crate) fn run(&mut self, until: Instant, stop: &Stop) -> io::Result<&Histogram<u64>> {
+        let schedule = Schedule { start: Instant::now(), per_second: self.per_second };
+        let (mut next, mut ready) = (0, Ready::new());
+        self.round_trips.reset();
+        loop {
+            stop.check()?;
+            let now = Instant::now();
+            while schedule.due(next) <= now.min(until) {
+                let Some(token) = self.free.pop() else { break };
+                let Some(conn) = self.conns.get_mut(token) else { continue };
+                conn.send(&self.ping, schedule.due(next))?;
+                next += 1;
+            }
+            let all_sent = schedule.due(next) > until;
+            if all_sent && self.free.len() == self.conns.len() {
+                return Ok(&self.round_trips);
+            }
+            if now > until + PATIENCE {
+                return Err(io::Error::new(io::ErrorKind::TimedOut, "the rate was not kept up with"));
+            }
+            let idle = if all_sent || self.free.is_empty() { PATIENCE } else { schedule.due(next) - now };
+            self.poller.wait_for(&mut ready, idle)?;
+            for (token, _) in ready.iter() {
+                let Some(conn) = self.conns.get_mut(token) else { continue };
+                let Some(now) = conn.receive(&mut self.buffer)? else { continue };
+                record(&mut self.round_trips, now.duration_since(conn.counts_from));
+                self.free.push(token);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read as _, Write as _};
+    use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+    use std::sync::Arc;
+    use std::thread;
+
+    use super::*;
+    use crate::backend::Backend;
+    use crate::hello::{ANSWER, Hello};
+    use crate::load::PingPong;
+
+    const BYTES: usize = 64;
+
+    #[test]
+    fn pings_are_due_at_even_distances_for_ever() {
+        let schedule = Schedule { start: Instant::now(), per_second: 3 };
+        assert_eq!(schedule.due(0), schedule.start);
+        assert_eq!(schedule.due(1), schedule.start + Duration::from_nanos(333_333_333));
+        assert_eq!(schedule.due(300), schedule.start + Duration::from_secs(100));
+    }
+
+    #[test]
+    fn as_many_pings_as_were_due_and_each_comes_back() {
+        let hello = Arc::new(Hello::new().unwrap());
+        let backend = Backend::start(Arc::clone(&hello), Ipv4Addr::LOCALHOST.into()).unwrap();
+        let target = Target { address: backend.address, hello };
+        let mut pings = Paced::open(&target, BYTES, 4, 1000).unwrap();
+        let times = pings.run(Instant::now() + Duration::from_millis(100), &Stop::default()).unwrap();
+        assert!((99..=101).contains(&times.len()), "{} in 100 ms at 1000/s", times.len());
+    }
+
+    /// An echo for one connection that keeps one ping until it is 200 ms old.
+    fn stalls_once(hello: usize) -> SocketAddr {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        thread::spawn(move || {
+            let (mut stream, _) = listener.accept().unwrap();
+            stream.set_nodelay(true).unwrap();
+            stream.read_exact(&mut vec![0; hello]).unwrap();
+            stream.write_all(&[ANSWER]).unwrap();
+            let mut ping = [0; BYTES];
+            for number in 0_u32.. {
+                if stream.read_exact(&mut ping).is_err() {
+                    return;
+                }
+                if number == 20 {
+                    thread::sleep(Duration::from_millis(200));
+                }
+                stream.write_all(&ping).unwrap();
+            }
+        });
+        address
+    }
+
+    /// Coordinated omission: at 1000 a second a stall of 200 ms keeps 200 pings waiting, for 100 ms in the
+    /// mean. A closed loop sees one slow ping.
+    #[test]
+    fn a_stall_is_charged_to_every_ping_that_it_kept_waiting() {
+        let hello = Arc::new(Hello::new().unwrap());
+        let target = || Target { address: stalls_once(hello.len()), hello: Arc::clone(&hello) };
+        let stop = Stop::default();
+        let half_a_second = || Instant::now() + Duration::from_millis(500);
+        let slow = |times: &Histogram<u64>| times.count_between(50_000_000, u64::MAX);
+
+        let mut open_loop = Paced::open(&target(), BYTES, 1, 1000).unwrap();
+        let times = open_loop.run(half_a_second(), &stop).unwrap();
+        assert!(slow(times) >= 140, "{} of {} waited 50 ms or more", slow(times), times.len());
+
+        let mut closed_loop = PingPong::open(&target(), BYTES, 1).unwrap();
+        let times = closed_loop.run(half_a_second(), &stop).unwrap();
+        assert!(slow(times) <= 5, "{} of {} waited 50 ms or more", slow(times), times.len());
+    }
+}

@@ -1,0 +1,110 @@
+//! Where a measurement happens: everything on loopback, or client, proxy and service each in a network of
+//! its own with veth pairs between them. Holds the services; knows no proxy.
+
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
+use std::sync::Arc;
+
+use crate::backend::Backend;
+use crate::backend::tls::TlsBackend;
+use crate::hello::Hello;
+use crate::load::Target;
+use crate::netns::Namespace;
+use crate::systems::Routes;
+
+/// The services, and the ways to them.
+#[derive(Debug)]
+pub(crate) struct Place {
+    pub(crate) backend: Backend,
+    pub(crate) tls: TlsBackend,
+    hello: Arc<Hello>,
+    /// None on loopback.
+    networks: Option<Networks>,
+}
+
+#[derive(Debug)]
+struct Networks {
+    client: Namespace,
+    proxy: Namespace,
+    _service: Namespace,
+}
+
+/// The proxy's address in the client's network.
+const PROXY: Ipv4Addr = Ipv4Addr::new(10, 98, 1, 2);
+/// The first of the proxies' ports there.
+const PORT: u16 = 15443;
+/// Proxies that can be told apart.
+const MOST_PROXIES: u8 = 8;
+
+impl Place {
+    pub(crate) fn loopback(hello: &Arc<Hello>) -> anyhow::Result<Self> {
+        let ip = IpAddr::V4(Ipv4Addr::LOCALHOST);
+        let backend = Backend::start(Arc::clone(hello), ip)?;
+        Ok(Self { backend, tls: TlsBackend::start(ip)?, hello: Arc::clone(hello), networks: None })
+    }
+
+    /// # Errors
+    /// Without root, or without the program `ip`.
+    pub(crate) fn veth(hello: &Arc<Hello>) -> anyhow::Result<Self> {
+        let (client, proxy, service) = (Namespace::new()?, Namespace::new()?, Namespace::new()?);
+        let join = |from: &Namespace, name: &str, to: &Namespace| {
+            from.ip(&format!("link add {name} type veth peer name {name} netns {}", to.path().display()))?;
+            from.ip(&format!("link set {name} up"))?;
+            to.ip(&format!("link set {name} up"))
+        };
+        join(&client, "near", &proxy)?;
+        join(&proxy, "far", &service)?;
+        client.ip("addr add 10.98.1.1/24 dev near")?;
+        proxy.ip(&format!("addr add {PROXY}/24 dev near"))?;
+        proxy.ip("addr add 10.98.2.1/24 dev far")?;
+        // An address of the service for each proxy: they must not use up each other's ports.
+        for index in 0..MOST_PROXIES {
+            service.ip(&format!("addr add {}/24 dev far", service_address(index)))?;
+        }
+        // For the direct connection.
+        proxy.inside(|| std::fs::write("/proc/sys/net/ipv4/ip_forward", "1"))?;
+        client.ip(&format!("route add default via {PROXY}"))?;
+        service.ip("route add default via 10.98.2.1")?;
+        let any = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
+        let backend = service.inside(|| Backend::start(Arc::clone(hello), any))?;
+        let tls = TlsBackend::start(Ipv4Addr::LOCALHOST.into())?;
+        let networks = Some(Networks { client, proxy, _service: service });
+        Ok(Self { backend, tls, hello: Arc::clone(hello), networks })
+    }
+
+    /// Does what clients do, where they are.
+    pub(crate) fn as_client<T: Send>(&self, run: impl FnOnce() -> io::Result<T> + Send) -> io::Result<T> {
+        match &self.networks {
+            Some(networks) => networks.client.inside(run),
+            None => run(),
+        }
+    }
+
+    /// Does something where the proxies are.
+    pub(crate) fn as_proxy<T: Send>(&self, run: impl FnOnce() -> io::Result<T> + Send) -> io::Result<T> {
+        match &self.networks {
+            Some(networks) => networks.proxy.inside(run),
+            None => run(),
+        }
+    }
+
+    /// What the proxy of this number shall route, on an address that is free for it.
+    pub(crate) fn routes(&self, index: u8, services: u32) -> io::Result<Routes> {
+        let (listen, backend) = if self.networks.is_some() {
+            let listen = SocketAddr::from((PROXY, PORT + u16::from(index)));
+            (listen, SocketAddr::from((service_address(index), self.backend.address.port())))
+        } else {
+            // Not every system can pick a port by itself and tell.
+            (TcpListener::bind("127.0.0.1:0")?.local_addr()?, self.backend.address)
+        };
+        Ok(Routes { listen, services, backend, tls: self.tls.address })
+    }
+
+    pub(crate) fn target(&self, address: SocketAddr) -> Target {
+        Target { address, hello: Arc::clone(&self.hello) }
+    }
+}
+
+fn service_address(index: u8) -> Ipv4Addr {
+    Ipv4Addr::new(10, 98, 2, 10 + index)
+}

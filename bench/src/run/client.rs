@@ -1,0 +1,257 @@
+//! One operation, as a client does it: connect, handshake, and what was asked for inside. Knows nothing of
+//! rates, other operations or reports.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use http_body_util::{BodyExt as _, Empty};
+use hyper::Request;
+use hyper::body::Bytes;
+use hyper::client::conn::http1::{self, SendRequest};
+use hyper_util::rt::TokioIo;
+use rustls::pki_types::ServerName;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+use tokio::task::JoinHandle;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
+
+use super::failure::{Failure, Kind, Step};
+
+/// What is read at once.
+const CHUNK: usize = 16 * 1024;
+
+/// What is done on a connection.
+#[derive(Clone, Debug)]
+pub(crate) enum Work {
+    /// Nothing: an operation is the connection itself, opened and closed.
+    Handshake,
+    /// A GET for this path.
+    Http(String),
+    /// These bytes are sent and must come back.
+    Echo(Arc<[u8]>),
+}
+
+/// How one kind of operation is done.
+#[derive(Debug)]
+pub(crate) struct Client {
+    pub(crate) addresses: Vec<SocketAddr>,
+    /// Counts connections, so that all addresses are used in turn.
+    pub(crate) turn: AtomicUsize,
+    pub(crate) tls: TlsConnector,
+    pub(crate) sni: ServerName<'static>,
+    pub(crate) work: Work,
+    /// Whether each operation has a connection of its own.
+    pub(crate) fresh: bool,
+    pub(crate) timeout: Duration,
+    pub(crate) open: Arc<AtomicUsize>,
+}
+
+/// How far an operation has come, and how long its finished parts took. It outlives one that is cut off.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Progress {
+    pub(crate) step: Step,
+    pub(crate) connect: Option<Duration>,
+    pub(crate) handshake: Option<Duration>,
+    /// From the request to the first of the answer.
+    pub(crate) first_byte: Option<Duration>,
+}
+
+/// A connection that waits for the next operation.
+#[derive(Debug)]
+pub(crate) struct Kept {
+    inside: Inside,
+    _open: Open,
+}
+
+#[derive(Debug)]
+enum Inside {
+    Bare(Box<TlsStream<TcpStream>>),
+    Http { sender: SendRequest<Empty<Bytes>>, driver: JoinHandle<hyper::Result<()>> },
+}
+
+/// Counts an open connection for as long as it lives.
+#[derive(Debug)]
+struct Open(Arc<AtomicUsize>);
+
+impl Open {
+    fn count(open: &Arc<AtomicUsize>) -> Self {
+        open.fetch_add(1, Ordering::Relaxed);
+        Self(Arc::clone(open))
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl Client {
+    /// Whether connections live longer than one operation.
+    pub(crate) fn keeps(&self) -> bool {
+        !self.fresh && !matches!(self.work, Work::Handshake)
+    }
+
+    /// Does one operation on the connection that is kept, or on a new one. After a failure none is kept.
+    pub(crate) async fn operate(
+        &self,
+        kept: &mut Option<Kept>,
+        progress: &mut Progress,
+    ) -> Result<(), Failure> {
+        let mut connection = match kept.take() {
+            Some(connection) if connection.is_usable() => connection,
+            _ => self.connect(progress).await?,
+        };
+        progress.step = Step::Answer;
+        match (&self.work, &mut connection.inside) {
+            (Work::Http(path), Inside::Http { sender, driver }) => {
+                self.get(path, sender, driver, progress).await?;
+            }
+            (Work::Echo(payload), Inside::Bare(stream)) => echo(payload, stream, progress).await?,
+            _ => {}
+        }
+        if self.keeps() {
+            *kept = Some(connection);
+            return Ok(());
+        }
+        progress.step = Step::Close;
+        connection.close().await
+    }
+
+    /// Opens a connection for operations to come.
+    pub(crate) async fn connect(&self, progress: &mut Progress) -> Result<Kept, Failure> {
+        progress.step = Step::Connect;
+        let begun = Instant::now();
+        let turn = self.turn.fetch_add(1, Ordering::Relaxed);
+        let address = self.addresses.get(turn % self.addresses.len()).ok_or(io::ErrorKind::AddrNotAvailable);
+        let tcp = TcpStream::connect(address.map_err(io::Error::from)?).await?;
+        tcp.set_nodelay(true)?;
+        let open = Open::count(&self.open);
+        progress.connect = Some(begun.elapsed());
+
+        progress.step = Step::Handshake;
+        let begun = Instant::now();
+        let stream = self.tls.connect(self.sni.clone(), tcp).await?;
+        progress.handshake = Some(begun.elapsed());
+
+        let inside = match self.work {
+            Work::Http(_) => {
+                let (sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
+                Inside::Http { sender, driver: tokio::spawn(connection) }
+            }
+            _ => Inside::Bare(Box::new(stream)),
+        };
+        Ok(Kept { inside, _open: open })
+    }
+
+    async fn get(
+        &self,
+        path: &str,
+        sender: &mut SendRequest<Empty<Bytes>>,
+        driver: &mut JoinHandle<hyper::Result<()>>,
+        progress: &mut Progress,
+    ) -> Result<(), Failure> {
+        let request = Request::get(path)
+            .header(hyper::header::HOST, &*self.sni.to_str())
+            .header(hyper::header::USER_AGENT, concat!("isthmus-bench/", env!("CARGO_PKG_VERSION")))
+            .body(Empty::new())
+            .map_err(|error| Failure::new(Kind::WrongAnswer, &error.to_string()))?;
+        let begun = Instant::now();
+        let mut answer = match sender.send_request(request).await {
+            Ok(answer) => answer,
+            // The connection itself knows better than the request why it ended.
+            Err(error) if error.is_canceled() || error.is_closed() => {
+                return Err(match driver.await {
+                    Ok(Err(cause)) => cause.into(),
+                    _ => error.into(),
+                });
+            }
+            Err(error) => return Err(error.into()),
+        };
+        progress.first_byte = Some(begun.elapsed());
+        while let Some(frame) = answer.frame().await {
+            frame?;
+        }
+        let status = answer.status();
+        if status.as_u16() >= 400 {
+            return Err(Failure::new(Kind::Status(status.as_u16()), status.as_str()));
+        }
+        Ok(())
+    }
+}
+
+impl Kept {
+    fn is_usable(&self) -> bool {
+        match &self.inside {
+            Inside::Bare(_) => true,
+            Inside::Http { sender, .. } => !sender.is_closed(),
+        }
+    }
+
+    /// Says goodbye and waits until the server has, too: only then is it known that the server accepted the
+    /// client's certificate (TLS 1.3 tells nothing sooner), and that nothing was lost on the way.
+    async fn close(self) -> Result<(), Failure> {
+        match self.inside {
+            Inside::Http { sender, driver } => {
+                drop(sender);
+                match driver.await {
+                    Ok(Err(error)) => Err(error.into()),
+                    _ => Ok(()),
+                }
+            }
+            Inside::Bare(mut stream) => {
+                let said = stream.shutdown().await;
+                let mut rest = vec![0; CHUNK];
+                loop {
+                    match stream.read(&mut rest).await {
+                        Ok(0) => return Ok(said?),
+                        Ok(_) => {}
+                        // Many servers leave the farewell out; after ours nothing can be cut short.
+                        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(said?),
+                        Err(error) => return Err(error.into()),
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Sends and receives at once: an echo may answer long before it has everything.
+async fn echo(
+    payload: &[u8],
+    stream: &mut TlsStream<TcpStream>,
+    progress: &mut Progress,
+) -> Result<(), Failure> {
+    let begun = Instant::now();
+    let (mut from, mut to) = tokio::io::split(stream);
+    let send = async {
+        to.write_all(payload).await?;
+        to.flush().await.map_err(Failure::from)
+    };
+    let receive = async {
+        let mut chunk = vec![0; CHUNK.min(payload.len())];
+        let mut rest = payload;
+        while !rest.is_empty() {
+            let most = chunk.len().min(rest.len());
+            let part = chunk.get_mut(..most).unwrap_or_default();
+            let count = from.read(part).await?;
+            progress.first_byte.get_or_insert_with(|| begun.elapsed());
+            let received = part.get(..count).unwrap_or_default();
+            if received.is_empty() {
+                return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into());
+            }
+            rest = rest.strip_prefix(received).ok_or_else(|| {
+                let at = payload.len() - rest.len();
+                Failure::new(Kind::WrongAnswer, &format!("the echo differs from what was sent, near byte {at}"))
+            })?;
+        }
+        Ok(())
+    };
+    // The answer says more than a failed write: an alert may wait there.
+    let (received, sent) = tokio::join!(receive, send);
+    received.and(sent)
+}

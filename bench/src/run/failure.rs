@@ -1,0 +1,226 @@
+//! Why an operation failed: a closed set of kinds, and what each means to an operator of Isthmus.
+//! Nothing here decides what is a failure; see `client`.
+
+use std::error::Error;
+use std::fmt;
+use std::io;
+
+use rustls::AlertDescription;
+use rustix::io::Errno;
+
+/// What a server says is shown up to this many characters.
+const LONGEST_TEXT: usize = 200;
+
+/// How far an operation had come.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Step {
+    #[default]
+    Connect,
+    Handshake,
+    Answer,
+    Close,
+}
+
+/// The closed set. Each has a name in reports; details are beside it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Kind {
+    /// Nobody listens there.
+    Refused,
+    /// The operation took longer than `--timeout`.
+    TimedOut,
+    /// The connection was reset.
+    Reset,
+    /// The server closed before it had answered.
+    Closed,
+    /// The network or the host cannot be reached.
+    Unreachable,
+    /// This machine ran out of descriptors, ports or memory.
+    LocalResources,
+    /// The server, or a gateway before it, refused with this TLS alert.
+    Alert(u8),
+    /// The server's certificate does not prove what was demanded.
+    CertificateRefused,
+    /// The server breaks TLS, or speaks something else.
+    Tls,
+    /// The bytes that came back are not those that were expected.
+    WrongAnswer,
+    /// An HTTP status of 400 or more.
+    Status(u16),
+}
+
+/// One failure, with a text that is safe to print.
+#[derive(Clone, Debug)]
+pub(crate) struct Failure {
+    pub(crate) kind: Kind,
+    pub(crate) text: String,
+}
+
+impl Failure {
+    /// Control characters of the text, which may be a server's, are escaped, and what is too long is cut.
+    pub(crate) fn new(kind: Kind, text: &str) -> Self {
+        let text = text.chars().take(LONGEST_TEXT).flat_map(char::escape_debug).collect();
+        Self { kind, text }
+    }
+}
+
+impl From<io::Error> for Failure {
+    fn from(error: io::Error) -> Self {
+        Self::new(of_io(&error), &error.to_string())
+    }
+}
+
+impl From<hyper::Error> for Failure {
+    fn from(error: hyper::Error) -> Self {
+        let mut causes = std::iter::successors(error.source(), |cause| (*cause).source());
+        if let Some(cause) = causes.find_map(|cause| cause.downcast_ref::<io::Error>()) {
+            return Self::new(of_io(cause), &cause.to_string());
+        }
+        let kind = if error.is_parse() { Kind::WrongAnswer } else { Kind::Closed };
+        Self::new(kind, &error.to_string())
+    }
+}
+
+fn of_io(error: &io::Error) -> Kind {
+    if let Some(tls) = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()) {
+        return match tls {
+            rustls::Error::AlertReceived(alert) => Kind::Alert(u8::from(*alert)),
+            rustls::Error::InvalidCertificate(_) | rustls::Error::NoCertificatesPresented => {
+                Kind::CertificateRefused
+            }
+            _ => Kind::Tls,
+        };
+    }
+    let exhausted = [Errno::MFILE, Errno::NFILE, Errno::NOBUFS, Errno::NOMEM, Errno::ADDRNOTAVAIL];
+    if Errno::from_io_error(error).is_some_and(|errno| exhausted.contains(&errno)) {
+        return Kind::LocalResources;
+    }
+    match error.kind() {
+        io::ErrorKind::ConnectionRefused => Kind::Refused,
+        io::ErrorKind::TimedOut => Kind::TimedOut,
+        io::ErrorKind::ConnectionReset | io::ErrorKind::ConnectionAborted | io::ErrorKind::BrokenPipe => {
+            Kind::Reset
+        }
+        io::ErrorKind::UnexpectedEof => Kind::Closed,
+        io::ErrorKind::InvalidData => Kind::Tls,
+        _ => Kind::Unreachable,
+    }
+}
+
+impl Kind {
+    /// What a report calls it.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Refused => "refused",
+            Self::TimedOut => "timed_out",
+            Self::Reset => "reset",
+            Self::Closed => "closed",
+            Self::Unreachable => "unreachable",
+            Self::LocalResources => "local_resources",
+            Self::Alert(_) => "alert",
+            Self::CertificateRefused => "certificate_refused",
+            Self::Tls => "tls",
+            Self::WrongAnswer => "wrong_answer",
+            Self::Status(_) => "status",
+        }
+    }
+
+    /// Which alert or status.
+    pub(crate) fn detail(self) -> Option<String> {
+        match self {
+            Self::Alert(code) => Some(format!("{} ({code})", alert_name(code))),
+            Self::Status(status) => Some(status.to_string()),
+            _ => None,
+        }
+    }
+
+    /// What it means, and where to look.
+    pub(crate) fn meaning(self) -> Option<&'static str> {
+        Some(match self {
+            Self::Alert(112) => {
+                "a gateway has no service for this SNI and ALPN: sni_unmatched, alpn_unmatched; ask it with isthmus-gateway explain SNI"
+            }
+            Self::Alert(49) => {
+                "a gateway does not let this source or identity reach the service: source_denied, identity_denied"
+            }
+            Self::Alert(80) => {
+                "a gateway found no endpoint that takes connections, or reached a limit: no_endpoint, connect_*, limit_*; see its access log"
+            }
+            Self::Alert(50) => "a gateway could not read the ClientHello: hello_*, not_tls",
+            Self::Alert(116) => "the server demands a client certificate; give --cert and --key",
+            Self::Alert(42..=46 | 48) => "the server does not accept the client certificate of --cert",
+            Self::Alert(120) => "the server speaks none of the protocols of --alpn",
+            Self::Refused => "nobody listens at the address",
+            Self::CertificateRefused => "--ca, --expect or --sni do not fit the certificate that the server shows",
+            Self::LocalResources => {
+                "this machine ran out of descriptors, ports or memory; the server is not to blame"
+            }
+            _ => return None,
+        })
+    }
+}
+
+/// As the RFCs write it.
+fn alert_name(code: u8) -> String {
+    let name = match AlertDescription::from(code) {
+        AlertDescription::UnrecognisedName => return "unrecognized_name".to_owned(),
+        AlertDescription::Unknown(_) => return "unknown".to_owned(),
+        known => format!("{known:?}"),
+    };
+    let mut written = String::new();
+    let mut after_small = false;
+    for letter in name.chars() {
+        if letter.is_uppercase() && after_small {
+            written.push('_');
+        }
+        after_small = letter.is_lowercase();
+        written.push(letter.to_ascii_lowercase());
+    }
+    written
+}
+
+impl Step {
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Connect => "connect",
+            Self::Handshake => "handshake",
+            Self::Answer => "answer",
+            Self::Close => "close",
+        }
+    }
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())?;
+        self.detail().map_or(Ok(()), |detail| write!(f, " {detail}"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn alerts_have_the_names_of_the_rfcs() {
+        let names = [(112, "unrecognized_name"), (49, "access_denied"), (80, "internal_error")];
+        let more = [(48, "unknown_ca"), (116, "certificate_required"), (200, "unknown")];
+        for (code, name) in names.into_iter().chain(more) {
+            assert_eq!(alert_name(code), name);
+        }
+    }
+
+    #[test]
+    fn what_a_server_says_cannot_steer_a_terminal_nor_fill_it() {
+        let failure = Failure::new(Kind::WrongAnswer, "\u{1b}[2J\r\n\u{202e}evil");
+        assert_eq!(failure.text, "\\u{1b}[2J\\r\\n\\u{202e}evil");
+        assert_eq!(Failure::new(Kind::Tls, &"x".repeat(10_000)).text.len(), LONGEST_TEXT);
+    }
+
+    #[test]
+    fn exhaustion_of_this_machine_is_not_the_servers_failure() {
+        for errno in [Errno::MFILE, Errno::ADDRNOTAVAIL] {
+            assert_eq!(of_io(&errno.into()), Kind::LocalResources);
+        }
+        assert_eq!(of_io(&Errno::HOSTUNREACH.into()), Kind::Unreachable);
+    }
+}
