@@ -20,9 +20,13 @@ pub(crate) struct Process {
 }
 
 impl Process {
+    /// Processes that have ended count nothing: after a reload, the old ones go when they like.
     pub(crate) fn sum(processes: &[u32]) -> io::Result<Self> {
         processes.iter().try_fold(Self::default(), |sum, pid| {
-            let one = Self::read(*pid)?;
+            let one = match Self::read(*pid) {
+                Err(error) if has_ended(&error) => return Ok(sum),
+                read => read?,
+            };
             Ok(Self {
                 on_cpu: sum.on_cpu + one.on_cpu,
                 user_ticks: sum.user_ticks + one.user_ticks,
@@ -63,7 +67,16 @@ fn read_task(task: &Path) -> io::Result<(Duration, u64)> {
 
 /// Lets the next reading of the peak begin at what is resident now.
 pub(crate) fn forget_peak(pid: u32) -> io::Result<()> {
-    fs::write(format!("/proc/{pid}/clear_refs"), "5")
+    match fs::write(format!("/proc/{pid}/clear_refs"), "5") {
+        Err(error) if has_ended(&error) => Ok(()),
+        done => done,
+    }
+}
+
+/// There is no file of a process that is gone; ESRCH comes when it goes while its file is read.
+fn has_ended(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::NotFound
+        || error.raw_os_error() == Some(rustix::io::Errno::SRCH.raw_os_error())
 }
 
 /// Resident memory in KiB and open pipe ends of one or more processes.

@@ -49,9 +49,11 @@ impl TlsBackend {
 impl Drop for TlsBackend {
     fn drop(&mut self) {
         self.stop.request();
-        for thread in self.threads.drain(..) {
+        for _ in &self.threads {
             // One connection wakes one thread out of its accept. If none can be made, none is waiting.
             let _ = TcpStream::connect(self.address);
+        }
+        for thread in self.threads.drain(..) {
             // A thread that panicked has said so on stderr.
             let _ = thread.join();
         }
