@@ -2,6 +2,7 @@
 //! costs. In a process of its own.
 
 use std::io;
+use std::thread;
 use std::time::{Duration, Instant};
 
 use super::short::IN_FLIGHT;
@@ -21,6 +22,8 @@ const RATE: Figure = Figure::more("rate", "connections over all services", "conn
 
 /// A system that takes longer than this to load or to change its tables does not hold them.
 const PATIENCE: Duration = Duration::from_secs(30);
+/// A process that has just begun to route is not at rest yet; HAProxy's would even miss a signal.
+const SETTLE: Duration = Duration::from_millis(500);
 /// Below so many, a service's memory is lost in what a process weighs by itself.
 const ENOUGH: u32 = 1000;
 
@@ -29,6 +32,7 @@ pub(super) fn measure(lab: &Lab, contender: &Contender, services: u32) -> io::Re
     let began = Instant::now();
     let mut running = contender.start_patiently(lab, services, PATIENCE)?;
     let start = began.elapsed();
+    thread::sleep(SETTLE);
     let rest = Holdings::of(&running.processes)?;
 
     let published = contender.publish(lab, &running, services + 1)?;

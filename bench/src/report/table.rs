@@ -2,9 +2,11 @@
 
 use std::fmt::Write as _;
 
-use comfy_table::{Cell, CellAlignment, Table, presets::UTF8_HORIZONTAL_ONLY};
+use comfy_table::{Cell, CellAlignment, Table, presets::NOTHING};
 
 use super::{CaseReport, FigureReport, Report, Row};
+use crate::sample::{CPU_MACHINE, CPU_PROCESSES};
+use crate::stats::Summary;
 
 /// The whole report as text.
 pub(crate) fn render(report: &Report) -> String {
@@ -21,7 +23,10 @@ fn header(text: &mut String, report: &Report) -> std::fmt::Result {
     let machine = &report.machine;
     writeln!(text, "{}, {} cores, Linux {}", machine.cpu, machine.cores, machine.kernel)?;
     let (rounds, seconds) = (report.rounds, report.seconds);
-    writeln!(text, "{rounds} interleaved rounds of {seconds} s; median (min..max) ×ratio to isthmus")?;
+    writeln!(
+        text,
+        "{rounds} interleaved rounds of {seconds} s; median ±half of max - min, ×ratio to isthmus"
+    )?;
     writeln!(text, "busy before the start: {:.1} % of the machine", report.busy_before * 100.0)?;
     for system in &report.systems {
         writeln!(text, "  {:8} {}", system.name, system.version)?;
@@ -39,12 +44,12 @@ fn section(text: &mut String, case: &CaseReport) -> std::fmt::Result {
     writeln!(text, "\n{}: {}", case.scenario, case.title)?;
     let columns = columns(case);
     let mut table = Table::new();
-    table.load_style(UTF8_HORIZONTAL_ONLY);
+    table.load_style(NOTHING);
     let titles = columns.iter().map(|figure| {
-        let headline = if figure.key == case.cpu_headline { " *" } else { "" };
-        format!("{}{headline}\n{}", figure.title, figure.unit)
+        let mark = if figure.key == case.cpu_headline { "*" } else { "" };
+        Cell::new(format!("{}{mark}\n{}", figure.title, figure.unit)).set_alignment(CellAlignment::Right)
     });
-    table.set_header(std::iter::once(String::new()).chain(titles));
+    table.set_header(std::iter::once(Cell::new("")).chain(titles));
     for row in &case.systems {
         let cells = columns.iter().map(|column| {
             let figure = row.figure(&column.key);
@@ -54,12 +59,14 @@ fn section(text: &mut String, case: &CaseReport) -> std::fmt::Result {
         table.add_row(std::iter::once(Cell::new(format!("{}{mark}", row.system))).chain(cells));
     }
     writeln!(text, "{}", table.trim_fmt())?;
-    if let Some((least, most)) = case.cpu_gap {
+    if let Some((least, most)) = case.cpu_gap
+        && columns.iter().any(|figure| figure.key == case.cpu_headline)
+    {
         let (least, most) = (least * 100.0, most * 100.0);
-        let gap = format!("/proc/stat saw {least:+.1}..{most:+.1} % of the machine beyond bench + proxy");
-        let counted = columns.iter().any(|figure| figure.key == case.cpu_headline);
-        let mark = if counted { "* the count of CPU to compare by: " } else { "" };
-        writeln!(text, "{mark}{gap}")?;
+        writeln!(
+            text,
+            "* compare by this: /proc/stat saw {least:+.1}..{most:+.1} % of the machine beyond bench + proxy"
+        )?;
     }
     if case.systems.iter().any(|row| row.bounded_by_generator) {
         writeln!(
@@ -76,14 +83,16 @@ fn section(text: &mut String, case: &CaseReport) -> std::fmt::Result {
 }
 
 /// What is left to the JSON and the page, so that a table fits a terminal.
-const DETAILS: [&str; 6] = ["p90", "cpu_user", "cpu_system", "peak_rss", "descriptors", "switches"];
+const DETAILS: [&str; 7] = ["p90", "max", "cpu_user", "cpu_system", "peak_rss", "descriptors", "switches"];
 
 /// Every figure that any system has, in the order of its first appearance, without the details.
 fn columns(case: &CaseReport) -> Vec<&FigureReport> {
     let mut columns: Vec<&FigureReport> = Vec::new();
     for figure in case.systems.iter().flat_map(|row| &row.figures) {
-        let known = columns.iter().any(|column| column.key == figure.key);
-        if !known && !DETAILS.contains(&figure.key.as_str()) {
+        let key = figure.key.as_str();
+        let known = columns.iter().any(|column| column.key == key);
+        let other_cpu = [CPU_MACHINE, CPU_PROCESSES].contains(&key) && key != case.cpu_headline;
+        if !known && !other_cpu && !DETAILS.contains(&key) {
             columns.push(figure);
         }
     }
@@ -91,17 +100,47 @@ fn columns(case: &CaseReport) -> Vec<&FigureReport> {
 }
 
 fn cell(figure: &FigureReport) -> String {
-    let summary = figure.summary;
-    let digits = match summary.max {
-        _ if figure.unit.is_empty() => 0,
-        small if small < 10.0 => 3,
-        large => usize::from(large < 1000.0),
-    };
-    let mut text =
-        format!("{:.digits$} ({:.digits$}..{:.digits$})", summary.median, summary.min, summary.max);
-    if let Some(ratio) = figure.ratio_to_isthmus {
+    let Summary { median, min, max } = figure.summary;
+    let mut text = short(median);
+    if max > min {
         // Writing into a String cannot fail.
+        let _ = write!(text, " ±{}", short((max - min) / 2.0));
+    }
+    if let Some(ratio) = figure.ratio_to_isthmus {
         let _ = write!(text, " ×{ratio:.2}");
     }
     text
+}
+
+/// Three digits that count.
+fn short(value: f64) -> String {
+    let digits = match value.abs() {
+        small if small < 10.0 => 2,
+        middle if middle < 100.0 => 1,
+        _ => 0,
+    };
+    format!("{value:.digits$}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cell_holds_median_spread_and_ratio() {
+        let summary = Summary { median: 12.34, min: 12.0, max: 13.0 };
+        let figure = FigureReport {
+            key: "rate".into(),
+            title: "rate".into(),
+            unit: "1/s".into(),
+            more_is_better: true,
+            summary,
+            samples: vec![12.0, 12.34, 13.0],
+            ratio_to_isthmus: Some(1.234),
+            ratio_to_direct: None,
+        };
+        assert_eq!(cell(&figure), "12.3 ±0.50 ×1.23");
+        let once = Summary { median: 1234.5, min: 1234.5, max: 1234.5 };
+        assert_eq!(cell(&FigureReport { summary: once, ratio_to_isthmus: None, ..figure }), "1234");
+    }
 }
