@@ -2,6 +2,7 @@
 //! systems changes from round to round, so that a noisy machine and a warm cache hit all alike.
 
 use std::env;
+use std::io;
 use std::path::PathBuf;
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -90,7 +91,7 @@ impl Compare {
         let contenders = self.start_all(&lab, &mut report.skipped)?;
         report.systems = contenders.iter().map(|contender| contender.info.clone()).collect();
         let asked = self.asked(&lab, &mut report.skipped);
-        let measurements = self.measure_all(&lab, &contenders, &asked);
+        let measurements = self.measure_all(&lab, &contenders, &asked, &mut report.skipped);
         drop(contenders);
 
         let names: Vec<String> = report.systems.iter().map(|system| system.name.clone()).collect();
@@ -178,7 +179,13 @@ impl Compare {
         Ok(contenders)
     }
 
-    fn measure_all(&self, lab: &Lab, contenders: &[Contender], asked: &[Asked]) -> Vec<Measurement> {
+    fn measure_all(
+        &self,
+        lab: &Lab,
+        contenders: &[Contender],
+        asked: &[Asked],
+        skipped: &mut Vec<Skipped>,
+    ) -> Vec<Measurement> {
         let plan: Vec<(usize, Case, &Contender)> = (0..usize::from(lab.rounds))
             .flat_map(|round| asked.iter().map(move |(_, case)| (round, *case)))
             .filter(|(round, case)| *round == 0 || !case.only_once())
@@ -200,23 +207,31 @@ impl Compare {
                 // What an interruption cut short is no result.
                 break;
             }
-            if let Err(why) = &outcome {
-                progress.say(&format!("FAILED {system}, {}: {why}", case.title()));
+            match outcome {
+                Err(error) if error.kind() == io::ErrorKind::Unsupported => {
+                    let what = format!("{system}, {}", case.title());
+                    progress.say(&format!("SKIPPED {what}: {error}"));
+                    skipped.push(Skipped { what, why: error.to_string() });
+                }
+                Err(error) => {
+                    progress.say(&format!("FAILED {system}, {}: {error}", case.title()));
+                    measurements.push(Measurement { case, system, outcome: Err(error.to_string()) });
+                }
+                Ok(sample) => measurements.push(Measurement { case, system, outcome: Ok(sample) }),
             }
-            measurements.push(Measurement { case, system, outcome });
         }
         measurements
     }
 
-    fn measure_patiently(&self, lab: &Lab, case: Case, contender: &Contender) -> Result<Sample, String> {
+    fn measure_patiently(&self, lab: &Lab, case: Case, contender: &Contender) -> io::Result<Sample> {
         let deadline = Instant::now() + Duration::from_secs(self.patience);
         loop {
             while Instant::now() < deadline && !lab.stop.requested() {
-                if busy().map_err(|error| error.to_string())? < DISTURBED {
+                if busy()? < DISTURBED {
                     break;
                 }
             }
-            let sample = case.measure(lab, contender).map_err(|error| error.to_string())?;
+            let sample = case.measure(lab, contender)?;
             if sample.gap.is_none_or(|gap| gap < DISTURBED) || Instant::now() >= deadline {
                 return Ok(sample);
             }
@@ -225,7 +240,7 @@ impl Compare {
 }
 
 /// The part of the machine that others use while this program does nothing.
-fn busy() -> anyhow::Result<f64> {
+fn busy() -> io::Result<f64> {
     let meter = Meter::start(&[])?;
     std::thread::sleep(QUIET);
     Ok(meter.stop()?.gap().max(0.0))

@@ -114,7 +114,7 @@ impl Running {
             if Instant::now() > deadline {
                 let words = self.last_words();
                 let what = format!("it did not route within {patience:?}: {error}; it said: {words}");
-                return Err(io::Error::other(what));
+                return Err(io::Error::new(io::ErrorKind::TimedOut, what));
             }
             std::thread::sleep(Duration::from_millis(2));
         }

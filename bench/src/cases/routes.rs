@@ -21,7 +21,7 @@ const EACH: Figure = Figure::less("per_service", "each service", "KiB");
 const RATE: Figure = Figure::more("rate", "connections over all services", "conn/s");
 
 /// A system that takes longer than this to load or to change its tables does not hold them.
-const PATIENCE: Duration = Duration::from_secs(30);
+const PATIENCE: Duration = Duration::from_secs(20);
 /// A process that has just begun to route is not at rest yet; HAProxy's would even miss a signal.
 const SETTLE: Duration = Duration::from_millis(500);
 /// Below so many, a service's memory is lost in what a process weighs by itself.
@@ -30,13 +30,15 @@ const ENOUGH: u32 = 1000;
 pub(super) fn measure(lab: &Lab, contender: &Contender, services: u32) -> io::Result<Sample> {
     let empty = Holdings::of(&contender.start_fresh(lab, 1)?.processes)?;
     let began = Instant::now();
-    let mut running = contender.start_patiently(lab, services, PATIENCE)?;
+    let started = contender.start_patiently(lab, services, PATIENCE);
+    let mut running = started.map_err(|error| too_many(services, &error))?;
     let start = began.elapsed();
     thread::sleep(SETTLE);
     let rest = Holdings::of(&running.processes)?;
 
     let published = contender.publish(lab, &running, services + 1)?;
-    running.wait_until_routing(&lab.loopback, services, PATIENCE, &lab.stop)?;
+    let changed = running.wait_until_routing(&lab.loopback, services, PATIENCE, &lab.stop);
+    changed.map_err(|error| too_many(services, &error))?;
     let change = published.elapsed();
     running.look_for_processes();
 
@@ -55,4 +57,11 @@ pub(super) fn measure(lab: &Lab, contender: &Contender, services: u32) -> io::Re
         sample = sample.and(EACH, (number(rest.pss) - number(empty.pss)) / f64::from(services));
     }
     Ok(sample.with_latency(&times).with_usage(&usage, Work::connections(times.len())))
+}
+
+/// No failure of the measurement, but its result.
+fn too_many(services: u32, error: &io::Error) -> io::Error {
+    let kind =
+        if error.kind() == io::ErrorKind::TimedOut { io::ErrorKind::Unsupported } else { error.kind() };
+    io::Error::new(kind, format!("does not hold {services} services: {error}"))
 }
