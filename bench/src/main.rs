@@ -7,6 +7,7 @@ mod check;
 mod compare;
 mod contender;
 mod cpu;
+mod hairpin;
 mod hello;
 mod lab;
 mod load;
@@ -21,6 +22,7 @@ mod sample;
 mod stats;
 mod stop;
 mod systems;
+mod wan;
 
 use std::process::ExitCode;
 
@@ -37,12 +39,16 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     Compare(compare::Compare),
+    Hairpin(hairpin::Hairpin),
 }
 
 /// 0: measured; 1: something failed or was interrupted; 2: wrong usage.
 fn main() -> ExitCode {
-    let Command::Compare(compare) = Cli::parse().command;
-    match compare.run() {
+    let failures = match Cli::parse().command {
+        Command::Compare(compare) => compare.run(),
+        Command::Hairpin(hairpin) => hairpin.run().map(|()| 0),
+    };
+    match failures {
         Ok(0) => ExitCode::SUCCESS,
         Ok(failures) => {
             eprintln!("{failures} measurements failed");

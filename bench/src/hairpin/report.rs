@@ -1,0 +1,255 @@
+//! What the visits came to: figures for both routes, their ratio, a verdict. Kept as JSON; the table for a
+//! terminal is made from it.
+
+use std::time::Duration;
+
+use serde::Serialize;
+
+use super::visit::{Plan, Visit};
+use super::world::{Route, Shapes};
+use crate::report::Machine;
+use crate::sample::number;
+use crate::stats::Summary;
+use crate::wan::Shape;
+
+/// Changes when a reader of the JSON would have to change.
+const SCHEMA: &str = "isthmus-bench/hairpin/1";
+
+/// A figure of one visit: key, title, unit, and how it is found in a visit with downloads of this size.
+type Figure = (&'static str, &'static str, &'static str, fn(&Visit, f64) -> f64);
+
+const FIGURES: [Figure; 13] = [
+    (ROUND_TRIP, "round trip on an open connection", "ms", |visit, _| median(&visit.round_trips) * 1e3),
+    ("handshake", "connect and TLS, as the client sees it", "ms", |visit, _| ms(visit.handshake)),
+    (FIRST_BYTE, "time to first byte, from connect", "ms", |visit, _| ms(visit.first_byte)),
+    ("download_fresh", "download, from connect", "ms", |visit, _| ms(visit.fresh)),
+    ("download_open", "download, open connection", "ms", |visit, _| ms(visit.open)),
+    ("cpu_connection", "CPU a connection", "ms", |visit, _| ms(visit.connection.total())),
+    ("cpu_connection_ingress", "  ingress", "ms", |visit, _| ms(visit.connection.ingress)),
+    ("cpu_connection_gateway", "  gateway", "ms", |visit, _| ms(visit.connection.gateway)),
+    ("cpu_connection_ends", "  client and service", "ms", |visit, _| ms(visit.connection.ends())),
+    ("cpu_gb", "CPU a GB", "s", |visit, gb| visit.transfer.total().as_secs_f64() / gb),
+    ("cpu_gb_ingress", "  ingress", "s", |visit, gb| visit.transfer.ingress.as_secs_f64() / gb),
+    ("cpu_gb_gateway", "  gateway", "s", |visit, gb| visit.transfer.gateway.as_secs_f64() / gb),
+    ("cpu_gb_ends", "  client and service", "s", |visit, gb| visit.transfer.ends().as_secs_f64() / gb),
+];
+const ROUND_TRIP: &str = "round_trip";
+const FIRST_BYTE: &str = "first_byte";
+
+/// Everything that a run found out.
+#[derive(Debug, Serialize)]
+pub(super) struct Report {
+    pub(super) schema: &'static str,
+    pub(super) bench_version: &'static str,
+    pub(super) machine: Machine,
+    /// Of the gateway and of the ingress.
+    pub(super) versions: [String; 2],
+    pub(super) rounds: usize,
+    pub(super) round_trips: u16,
+    pub(super) size: u64,
+    pub(super) seed: u64,
+    pub(super) west_centre: Shape,
+    pub(super) centre_east: Shape,
+    pub(super) west_east: Shape,
+    /// Whether the direct way is half of the other, as far as links go.
+    pub(super) equal_legs: bool,
+    pub(super) client_id: String,
+    pub(super) direct: RouteReport,
+    pub(super) hairpin: RouteReport,
+    pub(super) figures: Vec<FigureReport>,
+    /// Packets that found a full queue: west to centre, centre to east, west to east.
+    pub(super) dropped: [u64; 3],
+    pub(super) verdict: String,
+}
+
+/// What is known of a route without a clock.
+#[derive(Debug, Serialize)]
+pub(super) struct RouteReport {
+    pub(super) links: usize,
+    /// What the links' delay alone makes of a round trip, in ms, without jitter.
+    pub(super) links_round_trip_ms: f64,
+    /// A byte is encrypted so often, and decrypted as often.
+    pub(super) encryptions: usize,
+    /// Crossings of a link and back, one after the other, before the first byte: TCP, TLS and the request,
+    /// on each link.
+    pub(super) link_round_trips_to_first_byte: usize,
+    pub(super) service_saw: String,
+    pub(super) client_saw: String,
+    pub(super) key_exchange: String,
+}
+
+#[derive(Debug, Serialize)]
+pub(super) struct FigureReport {
+    pub(super) key: &'static str,
+    #[serde(skip)]
+    pub(super) title: &'static str,
+    pub(super) unit: &'static str,
+    pub(super) direct: Summary,
+    pub(super) hairpin: Summary,
+    /// Direct to hairpin, of the medians; none where the hairpin needs nothing.
+    pub(super) ratio: Option<f64>,
+}
+
+/// Where the visits come from.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Setting<'a> {
+    pub(super) shapes: Shapes,
+    pub(super) plan: Plan,
+    pub(super) seed: u64,
+    pub(super) routes: &'a [Route; 2],
+    pub(super) client_id: &'a str,
+    pub(super) versions: &'a [String; 2],
+    pub(super) dropped: [u64; 3],
+}
+
+impl Report {
+    /// None without a visit of each route.
+    pub(super) fn of(setting: &Setting<'_>, direct: &[Visit], hairpin: &[Visit]) -> Option<Self> {
+        let Shapes { west_centre, centre_east, west_east } = setting.shapes;
+        let gb = number(setting.plan.size) / 1e9;
+        let figures: Vec<FigureReport> = FIGURES
+            .iter()
+            .map(|(key, title, unit, find)| {
+                let summary = |visits: &[Visit]| {
+                    Summary::of(&visits.iter().map(|visit| find(visit, gb)).collect::<Vec<_>>())
+                };
+                let (direct, hairpin) = (summary(direct)?, summary(hairpin)?);
+                let ratio = (hairpin.median > 0.0).then(|| direct.median / hairpin.median);
+                Some(FigureReport { key, title, unit, direct, hairpin, ratio })
+            })
+            .collect::<Option<_>>()?;
+        let equal_legs = west_centre == centre_east && centre_east == west_east;
+        let [direct_route, hairpin_route] = setting.routes;
+        Some(Self {
+            schema: SCHEMA,
+            bench_version: env!("CARGO_PKG_VERSION"),
+            machine: Machine::read(),
+            versions: setting.versions.clone(),
+            rounds: direct.len(),
+            round_trips: setting.plan.round_trips,
+            size: setting.plan.size,
+            seed: setting.seed,
+            west_centre,
+            centre_east,
+            west_east,
+            equal_legs,
+            client_id: setting.client_id.into(),
+            direct: RouteReport::of(direct_route, direct.first()?),
+            hairpin: RouteReport::of(hairpin_route, hairpin.first()?),
+            verdict: verdict(&figures)?,
+            figures,
+            dropped: setting.dropped,
+        })
+    }
+}
+
+impl RouteReport {
+    fn of(route: &Route, visit: &Visit) -> Self {
+        Self {
+            links: route.links.len(),
+            links_round_trip_ms: route.links.iter().map(|link| 2.0 * ms(link.delay)).sum(),
+            encryptions: route.tls_connections,
+            link_round_trips_to_first_byte: 3 * route.links.len(),
+            service_saw: visit.service_saw.clone(),
+            client_saw: visit.client_saw.clone(),
+            key_exchange: visit.key_exchange.clone(),
+        }
+    }
+}
+
+fn verdict(figures: &[FigureReport]) -> Option<String> {
+    let ratio = |key| figures.iter().find(|figure| figure.key == key)?.ratio;
+    let (trip, first) = (ratio(ROUND_TRIP)?, ratio(FIRST_BYTE)?);
+    Some(format!("direct needs {trip:.2} of the round trip and {first:.2} of the time to first byte"))
+}
+
+fn median(times: &[Duration]) -> f64 {
+    let seconds: Vec<f64> = times.iter().map(Duration::as_secs_f64).collect();
+    Summary::of(&seconds).map_or(0.0, |summary| summary.median)
+}
+
+fn ms(time: Duration) -> f64 {
+    time.as_secs_f64() * 1e3
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{Ipv4Addr, SocketAddr};
+    use std::sync::Arc;
+
+    use super::super::cost::Cost;
+    use super::super::table;
+    use super::super::trust::Trust;
+    use super::*;
+
+    fn visit(milliseconds: u64, ingress: Duration, service_saw: &str) -> Visit {
+        let time = Duration::from_millis(milliseconds);
+        let cost = Cost { ingress, client: time, ..Cost::default() };
+        Visit {
+            handshake: 2 * time,
+            first_byte: 3 * time,
+            round_trips: vec![time, time, 100 * time],
+            fresh: 5 * time,
+            open: 4 * time,
+            connection: cost,
+            transfer: cost,
+            service_saw: service_saw.into(),
+            client_saw: "spiffe://mesh.example/x".into(),
+            key_exchange: "X25519".into(),
+        }
+    }
+
+    fn report() -> Report {
+        let trust = Trust::new().unwrap();
+        let shape = Shape::default();
+        let route = |name, links: Vec<Shape>| Route {
+            name,
+            entry: SocketAddr::from((Ipv4Addr::LOCALHOST, 1)),
+            config: Arc::clone(&trust.to_service),
+            tls_connections: links.len(),
+            links,
+        };
+        let routes = [route("direct", vec![shape]), route("hairpin", vec![shape, shape])];
+        let client_id = trust.client_id.to_string();
+        let setting = Setting {
+            shapes: Shapes { west_centre: shape, centre_east: shape, west_east: shape },
+            plan: Plan { round_trips: 3, size: 500_000_000 },
+            seed: 1,
+            routes: &routes,
+            client_id: &client_id,
+            versions: &["gateway 1".into(), "haproxy 2".into()],
+            dropped: [1, 2, 3],
+        };
+        let direct = [40, 30, 50].map(|time| visit(time, Duration::ZERO, &client_id));
+        let hairpin =
+            [80, 60, 160].map(|time| visit(time, Duration::from_secs(1), "spiffe://mesh.example/hub"));
+        Report::of(&setting, &direct, &hairpin).unwrap()
+    }
+
+    #[test]
+    fn figures_are_medians_of_rounds_and_ratios_are_of_medians() {
+        let report = report();
+        let figure = |key| report.figures.iter().find(|figure| figure.key == key).unwrap();
+        let trip = figure("round_trip");
+        assert_eq!((trip.direct.median, trip.direct.min, trip.direct.max), (40.0, 30.0, 50.0));
+        assert_eq!((trip.hairpin.median, trip.ratio), (80.0, Some(0.5)));
+        assert_eq!(figure("cpu_gb_ingress").hairpin.median, 2.0, "a second for half a GB");
+        assert_eq!(report.verdict, "direct needs 0.50 of the round trip and 0.50 of the time to first byte");
+        assert!(report.equal_legs);
+        assert_eq!((report.direct.encryptions, report.hairpin.encryptions), (1, 2));
+        assert_eq!((report.direct.links_round_trip_ms, report.hairpin.links_round_trip_ms), (40.0, 80.0));
+    }
+
+    #[test]
+    fn what_the_table_says_stands_in_the_json_too() {
+        let report = report();
+        let json = serde_json::to_value(&report).unwrap();
+        assert_eq!(json["figures"][0]["key"], "round_trip");
+        assert_eq!(json["hairpin"]["service_saw"], "spiffe://mesh.example/hub");
+        assert_eq!(json["west_east"], "20ms, 100Mbit/s");
+        let table = table::render(&report);
+        for text in ["40.0 (30.0..50.0)", "0.50", "/hub, not the client", "west-east 3", "haproxy 2"] {
+            assert!(table.contains(text), "{text} in\n{table}");
+        }
+    }
+}

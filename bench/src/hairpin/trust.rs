@@ -1,0 +1,66 @@
+//! Who is who: one trust domain, and an identity each for client, service and ingress, made for this run.
+
+use std::fs;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use isthmus_certs::{
+    Authority, Identity, Peer, SpiffeId, TrustBundles, TrustDomain, client_config, server_config,
+};
+use rustls::{ClientConfig, ServerConfig};
+
+/// The service's name.
+pub(super) const NAME: &str = "orders.shop.svc.cluster.local";
+
+/// No run takes as long.
+const LIFETIME: Duration = Duration::from_hours(24);
+
+/// Every side of every handshake.
+#[derive(Debug)]
+pub(super) struct Trust {
+    /// A client that accepts nobody but the service.
+    pub(super) to_service: Arc<ClientConfig>,
+    /// The same client, made to accept the ingress instead.
+    pub(super) to_ingress: Arc<ClientConfig>,
+    /// The service: client and ingress may call it.
+    pub(super) service: Arc<ServerConfig>,
+    pub(super) client_id: SpiffeId,
+    ingress: Identity,
+    root_pem: String,
+}
+
+impl Trust {
+    pub(super) fn new() -> anyhow::Result<Self> {
+        let authority = Authority::generate(TrustDomain::new("mesh.example")?)?;
+        let issue = |namespace, account| -> anyhow::Result<Identity> {
+            let id = SpiffeId::workload(authority.trust_domain(), namespace, account)?;
+            Ok(authority.issue(&id, &[NAME], LIFETIME)?)
+        };
+        let (client, service, ingress) =
+            (issue("shop", "web")?, issue("shop", "orders")?, issue("hub", "ingress")?);
+        let mut bundles = TrustBundles::new();
+        bundles.add_root(authority.trust_domain().clone(), authority.root())?;
+        let bundles = Arc::new(bundles);
+        let only = |identity: &Identity| Peer::Ids(vec![identity.id().clone()]);
+        let callers = Peer::Ids(vec![client.id().clone(), ingress.id().clone()]);
+        Ok(Self {
+            to_service: Arc::new(client_config(&client, Arc::clone(&bundles), only(&service))?),
+            to_ingress: Arc::new(client_config(&client, Arc::clone(&bundles), only(&ingress))?),
+            service: Arc::new(server_config(&service, bundles, callers)?),
+            client_id: client.id().clone(),
+            ingress,
+            root_pem: authority.root_pem(),
+        })
+    }
+
+    /// Writes what HAProxy reads: its chain and key as `ingress.pem`, the root as `root.pem`.
+    pub(super) fn write_for_ingress(&self, directory: &Path) -> anyhow::Result<()> {
+        let own = format!("{}{}", self.ingress.chain_pem(), self.ingress.key_pem());
+        let write = |name, text: &str| fs::write(directory.join(name), text);
+        write("ingress.pem", &own)
+            .and_then(|()| write("root.pem", &self.root_pem))
+            .with_context(|| format!("cannot write into {}", directory.display()))
+    }
+}

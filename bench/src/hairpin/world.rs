@@ -1,0 +1,196 @@
+//! The three sites, the links between them, and what runs there. Two routes lead from west to the service
+//! in east; both enter east through its gateway, for there is no other way into a cluster.
+
+use std::fs;
+use std::io;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Arc;
+
+use rustls::ClientConfig;
+
+use super::cost::Meters;
+use super::program::Program;
+use super::service::Service;
+use super::trust::{NAME, Trust};
+use crate::netns::Namespace;
+use crate::stop::Stop;
+use crate::wan::{End, Link, Shape};
+
+/// Of each link, the address of the site that is named first and that of the other.
+const WEST_CENTRE: [Ipv4Addr; 2] = [Ipv4Addr::new(10, 77, 1, 1), Ipv4Addr::new(10, 77, 1, 2)];
+const CENTRE_EAST: [Ipv4Addr; 2] = [Ipv4Addr::new(10, 77, 2, 1), Ipv4Addr::new(10, 77, 2, 2)];
+const WEST_EAST: [Ipv4Addr; 2] = [Ipv4Addr::new(10, 77, 3, 1), Ipv4Addr::new(10, 77, 3, 2)];
+const GATEWAY_PORT: u16 = 15443;
+const INGRESS_PORT: u16 = 443;
+
+/// How the links are.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Shapes {
+    pub(super) west_centre: Shape,
+    pub(super) centre_east: Shape,
+    pub(super) west_east: Shape,
+}
+
+/// What is started.
+#[derive(Debug)]
+pub(super) struct Programs {
+    pub(super) gateway: PathBuf,
+    pub(super) haproxy: PathBuf,
+    /// What both say of themselves.
+    pub(super) versions: [String; 2],
+}
+
+/// A way from west to the service.
+#[derive(Clone, Debug)]
+pub(super) struct Route {
+    pub(super) name: &'static str,
+    pub(super) entry: SocketAddr,
+    pub(super) config: Arc<ClientConfig>,
+    /// The links that a byte crosses.
+    pub(super) links: Vec<Shape>,
+    /// The TLS connections that a byte goes through, one after the other.
+    pub(super) tls_connections: usize,
+}
+
+/// Everything, running. What is first here ends first.
+#[derive(Debug)]
+pub(super) struct World {
+    ingress: Program,
+    gateway: Program,
+    service: Service,
+    links: [Link; 3],
+    pub(super) west: Namespace,
+    _centre: Namespace,
+    _east: Namespace,
+    pub(super) routes: [Route; 2],
+    pub(super) client_id: String,
+}
+
+impl World {
+    pub(super) fn start(
+        shapes: &Shapes,
+        seed: u64,
+        programs: &Programs,
+        stop: &Stop,
+    ) -> anyhow::Result<Self> {
+        let (west, centre, east) = (Namespace::new()?, Namespace::new()?, Namespace::new()?);
+        for site in [&west, &centre, &east] {
+            // Else a connection begins with what an earlier one to the same address learnt.
+            site.inside(|| fs::write("/proc/sys/net/ipv4/tcp_no_metrics_save", "1"))?;
+        }
+        let (shapes, trust) = (*shapes, Trust::new()?);
+        let (w, c, e) = ((&west, "west"), (&centre, "centre"), (&east, "east"));
+        let links = [
+            join([w, c], WEST_CENTRE, shapes.west_centre, seed)?,
+            join([c, e], CENTRE_EAST, shapes.centre_east, seed.wrapping_add(1))?,
+            join([w, e], WEST_EAST, shapes.west_east, seed.wrapping_add(2))?,
+        ];
+        let service = Service::start(&east, &trust.service)?;
+        let entry = SocketAddr::from((WEST_EAST[1], GATEWAY_PORT));
+        let gateway = Program::start(&east, entry, stop, |directory| {
+            gateway_command(&programs.gateway, directory, service.address)
+        })?;
+        let hub = SocketAddr::from((WEST_CENTRE[1], INGRESS_PORT));
+        let ingress = Program::start(&centre, hub, stop, |directory| {
+            trust.write_for_ingress(directory)?;
+            let next = SocketAddr::from((CENTRE_EAST[1], GATEWAY_PORT));
+            ingress_command(&programs.haproxy, directory, hub, next)
+        })?;
+        let direct = Route {
+            name: "direct",
+            entry,
+            config: trust.to_service,
+            links: vec![shapes.west_east],
+            tls_connections: 1,
+        };
+        let hairpin = Route {
+            name: "hairpin",
+            entry: hub,
+            config: trust.to_ingress,
+            links: vec![shapes.west_centre, shapes.centre_east],
+            tls_connections: 2,
+        };
+        let client_id = trust.client_id.to_string();
+        let routes = [direct, hairpin];
+        Ok(Self { ingress, gateway, service, links, west, _centre: centre, _east: east, routes, client_id })
+    }
+
+    pub(super) fn meters(&self) -> Meters<'_> {
+        Meters { service: &self.service, gateway: self.gateway.pid(), ingress: self.ingress.pid() }
+    }
+
+    /// Packets that found a full queue: west to centre, centre to east, west to east.
+    pub(super) fn dropped(&self) -> [u64; 3] {
+        self.links.each_ref().map(Link::dropped)
+    }
+}
+
+/// Each end's device is called as the site that it leads to.
+fn join(
+    [near, far]: [(&Namespace, &str); 2],
+    [near_address, far_address]: [Ipv4Addr; 2],
+    shape: Shape,
+    seed: u64,
+) -> io::Result<Link> {
+    let ends = [
+        End { namespace: near.0, device: far.1, address: near_address },
+        End { namespace: far.0, device: near.1, address: far_address },
+    ];
+    Link::join(ends, shape, seed)
+}
+
+/// One worker, no access log, else its defaults.
+fn gateway_command(program: &Path, directory: &Path, service: SocketAddr) -> anyhow::Result<Command> {
+    let file = directory.join("gateway.yaml");
+    let text = format!(
+        "workers: 1
+listeners:
+- address: 0.0.0.0:{GATEWAY_PORT}
+admin: {{ address: 127.0.0.1:0 }}
+metrics: {{ address: 127.0.0.1:0 }}
+health: {{ address: 127.0.0.1:0 }}
+access_log: {{ enabled: false }}
+services:
+- {{ host: {NAME}, port: 443, endpoints: [{{ address: \"{service}\" }}] }}
+"
+    );
+    fs::write(&file, text)?;
+    let mut command = Command::new(program);
+    command.args(["run", "--config"]).arg(file);
+    Ok(command)
+}
+
+/// One thread, mutual TLS on both sides, else its defaults: they keep no connection towards the service,
+/// as in TCP mode there is none to be shared.
+fn ingress_command(
+    program: &Path,
+    directory: &Path,
+    listen: SocketAddr,
+    next: SocketAddr,
+) -> anyhow::Result<Command> {
+    let file = directory.join("haproxy.cfg");
+    let folder = directory.display();
+    let tls = format!("ssl crt {folder}/ingress.pem ca-file {folder}/root.pem verify required");
+    let text = format!(
+        "global
+    nbthread 1
+    maxconn 1000
+defaults
+    mode tcp
+    timeout connect 30s
+    timeout client 1h
+    timeout server 1h
+frontend hub
+    bind {listen} {tls}
+    default_backend east
+backend east
+    server gateway {next} {tls} sni str({NAME})
+"
+    );
+    fs::write(&file, text)?;
+    let mut command = Command::new(program);
+    command.args(["-db", "-f"]).arg(file);
+    Ok(command)
+}

@@ -1,0 +1,145 @@
+//! What a link is like, and how that is written: `delay=20ms,jitter=0ms,bandwidth=100Mbit`. Decides nothing.
+
+use std::fmt;
+use std::str::FromStr;
+use std::time::Duration;
+
+use serde::{Serialize, Serializer};
+
+use super::units;
+
+/// What any queue holds at least: a burst of ten full TCP windows of the first flight.
+const LEAST_QUEUE: u64 = 64 * 1024;
+
+/// Each direction of a link.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Shape {
+    /// One way.
+    pub(crate) delay: Duration,
+    /// What is added to the delay at most, evenly spread.
+    pub(crate) jitter: Duration,
+    /// Bits a second, not 0.
+    pub(crate) bandwidth: u64,
+}
+
+impl Default for Shape {
+    fn default() -> Self {
+        Self { delay: Duration::from_millis(20), jitter: Duration::ZERO, bandwidth: 100_000_000 }
+    }
+}
+
+impl Shape {
+    /// The same with what the change names.
+    pub(crate) fn changed(self, change: &Change) -> Self {
+        Self {
+            delay: change.delay.unwrap_or(self.delay),
+            jitter: change.jitter.unwrap_or(self.jitter),
+            bandwidth: change.bandwidth.unwrap_or(self.bandwidth),
+        }
+    }
+
+    /// How many bytes may wait for the wire: what is under way in a round trip, as routers are sized.
+    pub(crate) fn queue(&self) -> u64 {
+        self.bytes_in(2 * self.delay).max(LEAST_QUEUE)
+    }
+
+    /// How long the wire is busy with so many bytes, rounded up.
+    pub(crate) fn time_of(&self, bytes: u64) -> Duration {
+        let nanoseconds = (u128::from(bytes) * 8 * NANOSECONDS).div_ceil(u128::from(self.bandwidth));
+        Duration::from_nanos(u64::try_from(nanoseconds).unwrap_or(u64::MAX))
+    }
+
+    /// How many bytes the wire takes in this time.
+    pub(crate) fn bytes_in(&self, time: Duration) -> u64 {
+        let bytes = time.as_nanos().saturating_mul(u128::from(self.bandwidth)) / (8 * NANOSECONDS);
+        u64::try_from(bytes).unwrap_or(u64::MAX)
+    }
+}
+
+const NANOSECONDS: u128 = 1_000_000_000;
+
+impl fmt::Display for Shape {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", humantime::format_duration(self.delay))?;
+        if !self.jitter.is_zero() {
+            write!(f, " + 0..{}", humantime::format_duration(self.jitter))?;
+        }
+        write!(f, ", {}/s", units::Bits(self.bandwidth))
+    }
+}
+
+impl Serialize for Shape {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+/// What is to be different for one link: any of `delay=`, `jitter=`, `bandwidth=`, separated by commas.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Change {
+    delay: Option<Duration>,
+    jitter: Option<Duration>,
+    bandwidth: Option<u64>,
+}
+
+impl FromStr for Change {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let mut change = Self::default();
+        for part in text.split(',') {
+            match part.trim().split_once('=') {
+                Some(("delay", value)) => change.delay = Some(units::delay(value)?),
+                Some(("jitter", value)) => change.jitter = Some(units::delay(value)?),
+                Some(("bandwidth", value)) => change.bandwidth = Some(units::bandwidth(value)?),
+                _ => {
+                    return Err(format!(
+                        "'{part}' is none of delay=, jitter= and bandwidth=; write for example \
+                         delay=35ms,bandwidth=1Gbit"
+                    ));
+                }
+            }
+        }
+        Ok(change)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_change_changes_what_it_names_and_nothing_else() {
+        let base = Shape::default();
+        let changed = base.changed(&"delay=35ms, bandwidth=1Gbit".parse().unwrap());
+        let expected = Shape { delay: Duration::from_millis(35), bandwidth: 1_000_000_000, ..base };
+        assert_eq!(changed, expected);
+        assert_eq!(changed.to_string(), "35ms, 1Gbit/s");
+        assert_eq!(base.changed(&"jitter=2ms".parse().unwrap()).to_string(), "20ms + 0..2ms, 100Mbit/s");
+    }
+
+    #[test]
+    fn what_is_no_change_says_what_would_be_one() {
+        for wrong in ["", "speed=1", "delay", "delay=20", "bandwidth=0Mbit", "delay=20ms,"] {
+            let why = wrong.parse::<Change>().unwrap_err();
+            assert!(why.contains("write"), "{wrong}: {why}");
+        }
+    }
+
+    #[test]
+    fn bytes_and_time_agree_and_round_towards_slow() {
+        let shape = Shape { bandwidth: 3_000_000, ..Shape::default() };
+        for bytes in [1, 7, 1500, 1 << 20] {
+            let time = shape.time_of(bytes);
+            assert!((bytes..=bytes + 1).contains(&shape.bytes_in(time)), "{bytes}");
+            assert!(time.as_secs_f64() >= bytes as f64 * 8.0 / 3e6 - 1e-12);
+        }
+        assert_eq!(shape.bytes_in(Duration::MAX), u64::MAX);
+    }
+
+    #[test]
+    fn a_queue_is_a_round_trip_of_the_bandwidth_but_never_tiny() {
+        assert_eq!(Shape::default().queue(), 500_000);
+        assert_eq!(Shape { delay: Duration::ZERO, ..Shape::default() }.queue(), 64 * 1024);
+    }
+}
