@@ -1,5 +1,5 @@
-//! Where the gateway's binary is: beside the running tests, or where `ISTHMUS_GATEWAY` says. It is built
-//! if it is not there; whoever changes the gateway builds it before testing.
+//! Where our programs are: beside the running tests, or where `ISTHMUS_GATEWAY` and `ISTHMUS_BENCH` say.
+//! One that is not there is built; whoever changes a program builds it before testing.
 
 use std::env;
 use std::fs::{self, File};
@@ -19,19 +19,29 @@ pub fn profile_folder() -> PathBuf {
 #[must_use]
 pub fn gateway() -> &'static Path {
     static FOUND: OnceLock<PathBuf> = OnceLock::new();
-    FOUND.get_or_init(|| {
-        if let Some(path) = env::var_os("ISTHMUS_GATEWAY") {
-            return path.into();
-        }
-        let path = profile_folder().join("isthmus-gateway");
-        if !path.exists() {
-            build(&path);
-        }
-        path
-    })
+    FOUND.get_or_init(|| find("isthmus-gateway", "ISTHMUS_GATEWAY"))
 }
 
-fn build(path: &Path) {
+/// The binary that measures.
+#[must_use]
+pub fn bench() -> &'static Path {
+    static FOUND: OnceLock<PathBuf> = OnceLock::new();
+    FOUND.get_or_init(|| find("isthmus-bench", "ISTHMUS_BENCH"))
+}
+
+fn find(name: &str, variable: &str) -> PathBuf {
+    if let Some(path) = env::var_os(variable) {
+        return path.into();
+    }
+    let path = profile_folder().join(name);
+    if !path.exists() {
+        build(&path, name);
+    }
+    path
+}
+
+/// A binary is called as its package.
+fn build(path: &Path, name: &str) {
     let lock = File::create(profile_folder().join("isthmus-tests-build.lock")).unwrap();
     lock.lock().unwrap();
     if path.exists() {
@@ -43,11 +53,11 @@ fn build(path: &Path) {
         Some(name) => name,
     };
     let built = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
-        .args(["build", "--quiet", "-p", "isthmus-gateway", "--bin", "isthmus-gateway", "--profile", profile])
+        .args(["build", "--quiet", "-p", name, "--bin", name, "--profile", profile])
         .current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/.."))
         .status()
-        .expect("cargo builds the gateway");
-    assert!(built.success() && path.exists(), "the gateway could not be built at {}", path.display());
+        .expect("cargo builds our programs");
+    assert!(built.success() && path.exists(), "{name} could not be built at {}", path.display());
 }
 
 /// A copy that users without access to the source tree can run.
