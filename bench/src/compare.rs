@@ -19,7 +19,7 @@ use crate::progress::Progress;
 use crate::report::{self, Machine, Measurement, Report, SCHEMA, Skipped, US, table};
 use crate::sample::Sample;
 use crate::stop::Stop;
-use crate::systems::{ALL, Search};
+use crate::systems::{ALL, BASELINE, Search};
 
 /// How long the machine is watched before anything is started.
 const QUIET: Duration = Duration::from_millis(500);
@@ -33,6 +33,7 @@ const DISTURBED: f64 = 0.05;
   isthmus-bench compare                               everything, under 10 minutes on 2 cores
   isthmus-bench compare --quick                       a case or two of each scenario, under 90 s
   isthmus-bench compare --scenarios short --peers nginx --rounds 9 --seconds 1
+  isthmus-bench compare --peers '' --baseline old/isthmus-gateway     what a change has changed
 
 It ends with 0 if everything was measured, 1 if something failed or was interrupted, 2 on wrong usage.
 What was measured until then is reported in any case.")]
@@ -40,6 +41,9 @@ pub(crate) struct Compare {
     /// The gateway's program [default: isthmus-gateway beside this one]
     #[arg(long, value_name = "PATH")]
     gateway: Option<PathBuf>,
+    /// Another build of the gateway, measured beside the peers: what a change has changed.
+    #[arg(long, value_name = "PATH")]
+    baseline: Option<PathBuf>,
     /// Which peers to compare with.
     #[arg(long, value_delimiter = ',', default_value = "haproxy,nginx,envoy,traefik")]
     peers: Vec<String>,
@@ -75,8 +79,9 @@ type Asked = (Scenario, Case);
 impl Compare {
     /// Gives the number of measurements that failed.
     pub(crate) fn run(&self) -> anyhow::Result<usize> {
-        let unknown = self.peers.iter().find(|peer| !ALL.iter().any(|system| system.name() == *peer));
-        if let Some(peer) = unknown {
+        let is_peer =
+            |peer: &str| ALL.iter().any(|system| system.name() == peer) && ![US, BASELINE].contains(&peer);
+        if let Some(peer) = self.peers.iter().find(|peer| !peer.is_empty() && !is_peer(peer)) {
             bail!("--peers: {peer} is not known; there are haproxy, nginx, envoy, traefik");
         }
         let window = Duration::try_from_secs_f64(self.seconds).ok().filter(|window| !window.is_zero());
@@ -156,12 +161,16 @@ impl Compare {
         let beside = env::current_exe().context("where this program is")?.with_file_name("isthmus-gateway");
         let search = Search {
             gateway: self.gateway.clone().unwrap_or(beside),
+            baseline: self.baseline.clone(),
             peers_dir: self.peers_dir.clone().unwrap_or_else(|| "target/peers".into()),
         };
         let mut contenders = vec![Contender::direct(lab)];
         for (index, system) in (0..).zip(ALL) {
             let name = system.name();
-            if name != US && !self.peers.iter().any(|peer| peer == name) {
+            let asked_for = name == US
+                || (name == BASELINE && self.baseline.is_some())
+                || self.peers.iter().any(|peer| peer == name);
+            if !asked_for {
                 continue;
             }
             lab.stop.check()?;

@@ -1,21 +1,35 @@
-//! Our gateway: one worker, no access log, else its defaults. It watches its file.
+//! Our gateway: one worker, no access log, else its defaults. It watches its file. Twice, so that a change
+//! can be compared with what was before.
 
 use std::fmt::Write as _;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use super::{CONNECTIONS, Routes, Search, System};
+use super::{BASELINE, CONNECTIONS, Routes, Search, System};
+use crate::report::US;
 
-pub(super) struct Isthmus;
+/// One build of it.
+pub(super) enum Isthmus {
+    /// The one that is measured.
+    This,
+    /// Another one, if the user names it.
+    Baseline,
+}
 
 impl System for Isthmus {
     fn name(&self) -> &'static str {
-        "isthmus"
+        match self {
+            Self::This => US,
+            Self::Baseline => BASELINE,
+        }
     }
 
     fn program(&self, search: &Search) -> Result<PathBuf, String> {
-        let path = search.gateway.clone();
+        let path = match self {
+            Self::This => search.gateway.clone(),
+            Self::Baseline => search.baseline.clone().ok_or("no --baseline")?,
+        };
         let remedy = "build it with `cargo build --release`, or name it with --gateway";
         if path.is_file() { Ok(path) } else { Err(format!("no program at {}; {remedy}", path.display())) }
     }

@@ -66,8 +66,17 @@ pub(crate) trait System: Sync {
 }
 
 /// Every system but the direct connection, ours first.
-pub(crate) const ALL: [&dyn System; 5] =
-    [&isthmus::Isthmus, &haproxy::Haproxy, &nginx::Nginx, &envoy::Envoy, &traefik::Traefik];
+pub(crate) const ALL: [&dyn System; 6] = [
+    &isthmus::Isthmus::This,
+    &isthmus::Isthmus::Baseline,
+    &haproxy::Haproxy,
+    &nginx::Nginx,
+    &envoy::Envoy,
+    &traefik::Traefik,
+];
+
+/// The name of another build of our own gateway.
+pub(crate) const BASELINE: &str = "baseline";
 
 /// What a program says about its version: the first line that has a number in it.
 pub(crate) fn version(system: &dyn System, program: &Path) -> String {

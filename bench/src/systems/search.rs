@@ -13,6 +13,7 @@ const DEPTH: usize = 3;
 #[derive(Clone, Debug)]
 pub(crate) struct Search {
     pub(crate) gateway: PathBuf,
+    pub(crate) baseline: Option<PathBuf>,
     pub(crate) peers_dir: PathBuf,
 }
 
@@ -80,7 +81,7 @@ mod tests {
         fs::create_dir_all(environment.path().join("bin")).unwrap();
         fs::write(environment.path().join("bin/peer"), "#!/bin/python\n").unwrap();
         fs::write(inside.join("peer"), b"\x7fELF...").unwrap();
-        let search = Search { gateway: PathBuf::new(), peers_dir: environment.path().into() };
+        let search = Search { gateway: PathBuf::new(), baseline: None, peers_dir: environment.path().into() };
         assert_eq!(search.find("peer", "ISTHMUS_NO_SUCH_VARIABLE").unwrap(), inside.join("peer"));
         let missing = search.find("no-such-peer", "ISTHMUS_NO_SUCH_VARIABLE").unwrap_err();
         assert!(missing.contains("no-such-peer") && missing.contains("ISTHMUS_NO_SUCH_VARIABLE"));
