@@ -18,6 +18,7 @@ mod proc;
 mod process;
 mod progress;
 mod report;
+mod run;
 mod sample;
 mod stats;
 mod stop;
@@ -40,6 +41,7 @@ struct Cli {
 enum Command {
     Compare(compare::Compare),
     Hairpin(hairpin::Hairpin),
+    Run(run::Run),
 }
 
 /// 0: measured; 1: something failed or was interrupted; 2: wrong usage.
@@ -47,6 +49,7 @@ fn main() -> ExitCode {
     let failures = match Cli::parse().command {
         Command::Compare(compare) => compare.run(),
         Command::Hairpin(hairpin) => hairpin.run().map(|()| 0),
+        Command::Run(run) => return run.run(),
     };
     match failures {
         Ok(0) => ExitCode::SUCCESS,

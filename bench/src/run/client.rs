@@ -12,10 +12,11 @@ use hyper::Request;
 use hyper::body::Bytes;
 use hyper::client::conn::http1::{self, SendRequest};
 use hyper_util::rt::TokioIo;
+use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
-use tokio::task::JoinHandle;
+use tokio::task::JoinSet;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
@@ -41,7 +42,7 @@ pub(crate) struct Client {
     pub(crate) addresses: Vec<SocketAddr>,
     /// Counts connections, so that all addresses are used in turn.
     pub(crate) turn: AtomicUsize,
-    pub(crate) tls: TlsConnector,
+    pub(crate) tls: Arc<ClientConfig>,
     pub(crate) sni: ServerName<'static>,
     pub(crate) work: Work,
     /// Whether each operation has a connection of its own.
@@ -70,8 +71,11 @@ pub(crate) struct Kept {
 #[derive(Debug)]
 enum Inside {
     Bare(Box<TlsStream<TcpStream>>),
-    Http { sender: SendRequest<Empty<Bytes>>, driver: JoinHandle<hyper::Result<()>> },
+    Http { sender: SendRequest<Empty<Bytes>>, driver: Driver },
 }
+
+/// The task that moves an HTTP connection's bytes; it ends with its owner.
+type Driver = JoinSet<hyper::Result<()>>;
 
 /// Counts an open connection for as long as it lives.
 #[derive(Debug)]
@@ -135,13 +139,15 @@ impl Client {
 
         progress.step = Step::Handshake;
         let begun = Instant::now();
-        let stream = self.tls.connect(self.sni.clone(), tcp).await?;
+        let stream = TlsConnector::from(Arc::clone(&self.tls)).connect(self.sni.clone(), tcp).await?;
         progress.handshake = Some(begun.elapsed());
 
         let inside = match self.work {
             Work::Http(_) => {
                 let (sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
-                Inside::Http { sender, driver: tokio::spawn(connection) }
+                let mut driver = Driver::new();
+                driver.spawn(connection);
+                Inside::Http { sender, driver }
             }
             _ => Inside::Bare(Box::new(stream)),
         };
@@ -152,7 +158,7 @@ impl Client {
         &self,
         path: &str,
         sender: &mut SendRequest<Empty<Bytes>>,
-        driver: &mut JoinHandle<hyper::Result<()>>,
+        driver: &mut Driver,
         progress: &mut Progress,
     ) -> Result<(), Failure> {
         let request = Request::get(path)
@@ -165,8 +171,8 @@ impl Client {
             Ok(answer) => answer,
             // The connection itself knows better than the request why it ended.
             Err(error) if error.is_canceled() || error.is_closed() => {
-                return Err(match driver.await {
-                    Ok(Err(cause)) => cause.into(),
+                return Err(match driver.join_next().await {
+                    Some(Ok(Err(cause))) => cause.into(),
                     _ => error.into(),
                 });
             }
@@ -196,12 +202,11 @@ impl Kept {
     /// client's certificate (TLS 1.3 tells nothing sooner), and that nothing was lost on the way.
     async fn close(self) -> Result<(), Failure> {
         match self.inside {
-            Inside::Http { sender, driver } => {
+            Inside::Http { sender, mut driver } => {
                 drop(sender);
-                match driver.await {
-                    Ok(Err(error)) => Err(error.into()),
-                    _ => Ok(()),
-                }
+                // The answer was whole: whatever the farewell comes to, nothing is lost.
+                driver.join_next().await;
+                Ok(())
             }
             Inside::Bare(mut stream) => {
                 let said = stream.shutdown().await;
@@ -246,12 +251,18 @@ async fn echo(
             }
             rest = rest.strip_prefix(received).ok_or_else(|| {
                 let at = payload.len() - rest.len();
-                Failure::new(Kind::WrongAnswer, &format!("the echo differs from what was sent, near byte {at}"))
+                Failure::new(
+                    Kind::WrongAnswer,
+                    &format!("the echo differs from what was sent, near byte {at}"),
+                )
             })?;
         }
         Ok(())
     };
-    // The answer says more than a failed write: an alert may wait there.
-    let (received, sent) = tokio::join!(receive, send);
-    received.and(sent)
+    tokio::pin!(receive);
+    // What comes back says more than a failed write: an alert may wait there.
+    tokio::select! {
+        received = &mut receive => received,
+        sent = send => receive.await.and(sent),
+    }
 }

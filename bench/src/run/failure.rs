@@ -5,8 +5,9 @@ use std::error::Error;
 use std::fmt;
 use std::io;
 
-use rustls::AlertDescription;
+use isthmus_certs::VerifyError;
 use rustix::io::Errno;
+use rustls::AlertDescription;
 
 /// What a server says is shown up to this many characters.
 const LONGEST_TEXT: usize = 200;
@@ -58,14 +59,29 @@ pub(crate) struct Failure {
 impl Failure {
     /// Control characters of the text, which may be a server's, are escaped, and what is too long is cut.
     pub(crate) fn new(kind: Kind, text: &str) -> Self {
-        let text = text.chars().take(LONGEST_TEXT).flat_map(char::escape_debug).collect();
-        Self { kind, text }
+        let mut safe = String::new();
+        for letter in text.chars().take(LONGEST_TEXT) {
+            match letter {
+                '"' | '\'' => safe.push(letter),
+                _ => safe.extend(letter.escape_debug()),
+            }
+        }
+        Self { kind, text: safe }
+    }
+
+    fn of_io(error: &io::Error) -> Self {
+        let tls = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
+        let text = match tls.and_then(VerifyError::of) {
+            Some(why) => why.to_string(),
+            None => error.to_string(),
+        };
+        Self::new(tls.map_or_else(|| of_system(error), of_tls), &text)
     }
 }
 
 impl From<io::Error> for Failure {
     fn from(error: io::Error) -> Self {
-        Self::new(of_io(&error), &error.to_string())
+        Self::of_io(&error)
     }
 }
 
@@ -73,23 +89,24 @@ impl From<hyper::Error> for Failure {
     fn from(error: hyper::Error) -> Self {
         let mut causes = std::iter::successors(error.source(), |cause| (*cause).source());
         if let Some(cause) = causes.find_map(|cause| cause.downcast_ref::<io::Error>()) {
-            return Self::new(of_io(cause), &cause.to_string());
+            return Self::of_io(cause);
         }
         let kind = if error.is_parse() { Kind::WrongAnswer } else { Kind::Closed };
         Self::new(kind, &error.to_string())
     }
 }
 
-fn of_io(error: &io::Error) -> Kind {
-    if let Some(tls) = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()) {
-        return match tls {
-            rustls::Error::AlertReceived(alert) => Kind::Alert(u8::from(*alert)),
-            rustls::Error::InvalidCertificate(_) | rustls::Error::NoCertificatesPresented => {
-                Kind::CertificateRefused
-            }
-            _ => Kind::Tls,
-        };
+fn of_tls(error: &rustls::Error) -> Kind {
+    match error {
+        rustls::Error::AlertReceived(alert) => Kind::Alert(u8::from(*alert)),
+        rustls::Error::InvalidCertificate(_) | rustls::Error::NoCertificatesPresented => {
+            Kind::CertificateRefused
+        }
+        _ => Kind::Tls,
     }
+}
+
+fn of_system(error: &io::Error) -> Kind {
     let exhausted = [Errno::MFILE, Errno::NFILE, Errno::NOBUFS, Errno::NOMEM, Errno::ADDRNOTAVAIL];
     if Errno::from_io_error(error).is_some_and(|errno| exhausted.contains(&errno)) {
         return Kind::LocalResources;
@@ -150,7 +167,9 @@ impl Kind {
             Self::Alert(42..=46 | 48) => "the server does not accept the client certificate of --cert",
             Self::Alert(120) => "the server speaks none of the protocols of --alpn",
             Self::Refused => "nobody listens at the address",
-            Self::CertificateRefused => "--ca, --expect or --sni do not fit the certificate that the server shows",
+            Self::CertificateRefused => {
+                "--ca, --expect or --sni do not fit the certificate that the server shows"
+            }
             Self::LocalResources => {
                 "this machine ran out of descriptors, ports or memory; the server is not to blame"
             }
@@ -219,8 +238,8 @@ mod tests {
     #[test]
     fn exhaustion_of_this_machine_is_not_the_servers_failure() {
         for errno in [Errno::MFILE, Errno::ADDRNOTAVAIL] {
-            assert_eq!(of_io(&errno.into()), Kind::LocalResources);
+            assert_eq!(of_system(&errno.into()), Kind::LocalResources);
         }
-        assert_eq!(of_io(&Errno::HOSTUNREACH.into()), Kind::Unreachable);
+        assert_eq!(of_system(&Errno::HOSTUNREACH.into()), Kind::Unreachable);
     }
 }

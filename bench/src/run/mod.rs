@@ -1,1 +1,313 @@
-//! x
+//! `run`: load against any address with any SNI, for operators who test their own installation.
+//! Not a comparison of systems, and it starts nothing: see `compare`.
+
+mod client;
+mod drive;
+mod failure;
+mod plan;
+mod report;
+mod show;
+mod tally;
+#[cfg(test)]
+mod tests;
+mod tls;
+
+use std::fs::File;
+use std::io::{self, Write as _};
+use std::net::{SocketAddr, ToSocketAddrs as _};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
+use std::time::Duration;
+
+use anyhow::{Context as _, bail, ensure};
+use clap::Args;
+use hyper::Uri;
+use rustix::process::{Resource, getrlimit, setrlimit};
+use rustls::pki_types::ServerName;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::time::{Instant, interval_at};
+
+use self::client::{Client, Work};
+use self::drive::Drive;
+use self::plan::{Plan, Rate};
+use self::report::{Asked, Report};
+use self::show::{Live, TICK};
+use self::tls::Tls;
+
+/// Descriptors for other things than connections.
+const RESERVE: u64 = 64;
+
+/// What one echo may send; each run holds it once.
+const MOST_ECHO: u64 = 64 << 20;
+
+const EXAMPLES: &str = "\
+Examples:
+  Full handshakes with a gateway, 500 due each second, as clients with a certificate:
+    isthmus-bench run gw.east.example:15443 --sni db.east.example --rate 500 \\
+      --ca ca.pem --expect spiffe://east.example --cert client.crt --key client.key
+  Requests over 50 kept connections, as fast as they go, for a minute:
+    isthmus-bench run 10.1.0.7:15443 --sni web.east.example --ca ca.pem --http / -c 50 -d 1m
+  Does it work at all? One operation, machine-readable:
+    isthmus-bench run '[::1]:15443' --sni web.east.example --insecure -n 1 --json -
+
+At a rate, latency counts from when an operation was due, so that a stall is charged to every operation
+that it kept waiting; operations that find no free connection wait in a queue and are never left out.
+Exit: 0 every operation succeeded, 1 some failed or were never begun, 2 wrong usage.";
+
+/// Put load on an address, with any SNI.
+///
+/// An operation is a whole connection (connect, full TLS handshake, close and the server's close), or with
+/// --http or --echo a request on a kept connection. Ctrl-C ends the run early and shows what was measured.
+#[derive(Debug, Args)]
+#[command(after_help = EXAMPLES)]
+pub(crate) struct Run {
+    /// Where to connect. All addresses of a name are used in turn.
+    #[arg(value_name = "HOST:PORT")]
+    address: String,
+    /// The server name to ask for. [default: HOST, if it is a name]
+    #[arg(long, value_name = "NAME")]
+    sni: Option<String>,
+    /// Connections, and so operations, at the same time.
+    #[arg(short, long, value_name = "N", default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..))]
+    connections: u32,
+    /// Operations due each second (500, 500/s) or minute (30/m), in an open loop. [default: as fast as the
+    /// connections allow]
+    #[arg(short, long, value_name = "N/s")]
+    rate: Option<Rate>,
+    /// How long operations begin: 500ms, 30s, 5m, 1h. [default: 10s, or no end with --count]
+    #[arg(short, long, value_name = "TIME", value_parser = humantime::parse_duration)]
+    duration: Option<Duration>,
+    /// How many operations begin.
+    #[arg(short = 'n', long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    count: Option<u64>,
+    /// How long an operation may take from when it began.
+    #[arg(long, value_name = "TIME", default_value = "5s", value_parser = humantime::parse_duration)]
+    timeout: Duration,
+    /// Each operation is an HTTP/1.1 GET for this path; a status of 400 or more is a failure.
+    #[arg(long, value_name = "PATH", conflicts_with = "echo")]
+    http: Option<String>,
+    /// Each operation sends so many bytes, which must come back.
+    #[arg(long, value_name = "BYTES", value_parser = clap::value_parser!(u64).range(1..=MOST_ECHO))]
+    echo: Option<u64>,
+    /// A new connection for each --http or --echo.
+    #[arg(long)]
+    new: bool,
+    /// Also write the result as JSON into this file; `-` is standard output, instead of the tables.
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    #[command(flatten)]
+    tls: Tls,
+}
+
+/// A run that cannot be wrong any more.
+struct Prepared {
+    plan: Plan,
+    client: Client,
+    connections: usize,
+    asked: Asked,
+    output: Output,
+}
+
+/// Where the result goes.
+enum Output {
+    Tables,
+    Json,
+    /// Tables, and JSON into this file.
+    Both(File),
+}
+
+impl Run {
+    /// 0: every operation succeeded; 1: some did not; 2: wrong usage.
+    pub(crate) fn run(&self) -> ExitCode {
+        let prepared = match self.prepare() {
+            Ok(prepared) => prepared,
+            Err(error) => {
+                eprintln!("isthmus-bench: {error:#}");
+                return ExitCode::from(2);
+            }
+        };
+        match prepared.run() {
+            Ok(true) => ExitCode::SUCCESS,
+            Ok(false) => ExitCode::FAILURE,
+            Err(error) => {
+                eprintln!("isthmus-bench: {error:#}");
+                ExitCode::FAILURE
+            }
+        }
+    }
+
+    fn prepare(&self) -> anyhow::Result<Prepared> {
+        let addresses = resolve(&self.address)?;
+        let sni = self.sni()?;
+        let work = self.work()?;
+        ensure!(!self.timeout.is_zero(), "--timeout must be above zero");
+        ensure!(self.duration.is_none_or(|end| !end.is_zero()), "--duration must be above zero");
+        let default = self.count.is_none().then_some(Duration::from_secs(10));
+        let plan = Plan { rate: self.rate, duration: self.duration.or(default), count: self.count };
+        let mut tls = self.tls.config()?;
+        if tls.alpn_protocols.is_empty() && self.http.is_some() {
+            tls.alpn_protocols = vec![b"http/1.1".to_vec()];
+        }
+        if self.tls.insecure {
+            eprintln!("isthmus-bench: --insecure: anybody may be the server; nothing about it is verified");
+        }
+        allow_descriptors(self.connections)?;
+        let asked = Asked {
+            addresses: addresses.iter().map(SocketAddr::to_string).collect(),
+            sni: sni.to_str().into_owned(),
+            operation: describe(&work),
+            new_connections: self.new || matches!(work, Work::Handshake),
+            server_verified: !self.tls.insecure,
+            connections: usize::try_from(self.connections)?,
+            rate_per_s: self.rate.map(Rate::per_second),
+            duration_s: plan.duration.map(|end| end.as_secs_f64()),
+            count: self.count,
+        };
+        let client = Client {
+            addresses,
+            turn: AtomicUsize::new(0),
+            tls: Arc::new(tls),
+            sni,
+            work,
+            fresh: self.new,
+            timeout: self.timeout,
+            open: Arc::default(),
+        };
+        Ok(Prepared { plan, client, connections: asked.connections, asked, output: self.output()? })
+    }
+
+    fn sni(&self) -> anyhow::Result<ServerName<'static>> {
+        let host = self.address.rsplit_once(':').map_or("", |(host, _)| host);
+        let name = self.sni.as_deref().unwrap_or(host);
+        match ServerName::try_from(name.to_owned()) {
+            Ok(name @ ServerName::DnsName(_)) => Ok(name),
+            _ if self.sni.is_none() => bail!("{} has no name to ask for; give --sni NAME", self.address),
+            _ => bail!("--sni {name}: this is no DNS name; SNI cannot hold anything else"),
+        }
+    }
+
+    fn work(&self) -> anyhow::Result<Work> {
+        if let Some(path) = &self.http {
+            let valid = path.starts_with('/') && path.parse::<Uri>().is_ok();
+            ensure!(valid, "--http {path}: write a path such as / or /healthz?full=1");
+            ensure!(
+                !self.tls.alpn.iter().any(|name| name == "h2"),
+                "--http speaks HTTP/1.1; leave h2 out of --alpn"
+            );
+            return Ok(Work::Http(path.clone()));
+        }
+        let Some(bytes) = self.echo else {
+            ensure!(!self.new, "--new goes with --http or --echo; a handshake is always a new connection");
+            return Ok(Work::Handshake);
+        };
+        // A period of 251 bytes, which is prime, shows bytes that come back in another place.
+        let payload = (0..=250_u8).cycle().take(usize::try_from(bytes)?).collect();
+        Ok(Work::Echo(payload))
+    }
+
+    /// Before the run: a file that cannot be written must not be found out after it.
+    fn output(&self) -> anyhow::Result<Output> {
+        let Some(path) = &self.json else { return Ok(Output::Tables) };
+        if path == Path::new("-") {
+            return Ok(Output::Json);
+        }
+        let file = File::create(path).with_context(|| format!("--json: cannot write {}", path.display()))?;
+        Ok(Output::Both(file))
+    }
+}
+
+fn describe(work: &Work) -> String {
+    match work {
+        Work::Handshake => "TLS handshake".to_owned(),
+        Work::Http(path) => format!("HTTP GET {path}"),
+        Work::Echo(payload) => format!("echo of {} bytes", payload.len()),
+    }
+}
+
+fn resolve(address: &str) -> anyhow::Result<Vec<SocketAddr>> {
+    let found = address.to_socket_addrs().with_context(|| {
+        format!("{address}: no address; write HOST:PORT, such as 10.1.0.7:15443 or [::1]:15443")
+    })?;
+    let mut addresses = Vec::new();
+    for address in found {
+        if !addresses.contains(&address) {
+            addresses.push(address);
+        }
+    }
+    ensure!(!addresses.is_empty(), "{address}: the name has no address");
+    Ok(addresses)
+}
+
+fn allow_descriptors(connections: u32) -> anyhow::Result<()> {
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    setrlimit(Resource::Nofile, limit)?;
+    let most = limit.maximum.map_or(u64::MAX, |maximum| maximum.saturating_sub(RESERVE));
+    ensure!(
+        u64::from(connections) <= most,
+        "--connections {connections}: this process may have {most}; raise the hard limit (ulimit -Hn)"
+    );
+    Ok(())
+}
+
+impl Prepared {
+    /// Whether every operation succeeded.
+    fn run(self) -> anyhow::Result<bool> {
+        let (report, output) = self.measure()?;
+        match output {
+            Output::Tables => {}
+            Output::Both(file) => write_json(file, &report)?,
+            Output::Json => {
+                write_json(io::stdout(), &report)?;
+                return Ok(report.is_good());
+            }
+        }
+        io::stdout().write_all(show::summary(&report).as_bytes())?;
+        Ok(report.is_good())
+    }
+
+    fn measure(self) -> anyhow::Result<(Report, Output)> {
+        let Self { plan, client, connections, asked, output } = self;
+        let drive = Drive::new(plan, client, connections)?;
+        let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+        let interrupted = runtime.block_on(watch(&drive, plan.duration))?;
+        let (undone, elapsed) = (drive.undone(), drive.elapsed());
+        // What Ctrl-C left under way must not hold the program.
+        runtime.shutdown_background();
+        let report = Report::new(asked, &drive.tally(), undone, elapsed, interrupted);
+        Ok((report, output))
+    }
+}
+
+fn write_json(mut to: impl io::Write, report: &Report) -> io::Result<()> {
+    serde_json::to_writer_pretty(&mut to, report)?;
+    writeln!(to)
+}
+
+/// Runs until the end or a signal, and shows what happens meanwhile. Tells whether a signal ended it.
+async fn watch(drive: &Arc<Drive>, duration: Option<Duration>) -> io::Result<bool> {
+    let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
+    let live = Live::new(duration);
+    let mut ticks = interval_at(Instant::now() + TICK, TICK);
+    let mut last = Instant::now();
+    let run = drive.run();
+    tokio::pin!(run);
+    let interrupted = loop {
+        tokio::select! {
+            ended = &mut run => {
+                ended?;
+                break false;
+            }
+            _ = interrupt.recv() => break true,
+            _ = terminate.recv() => break true,
+            now = ticks.tick() => {
+                live.tick(drive, now - last);
+                last = now;
+            }
+        }
+    };
+    live.end();
+    Ok(interrupted)
+}

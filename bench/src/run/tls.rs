@@ -77,7 +77,9 @@ impl Tls {
 fn roots(file: &Path) -> anyhow::Result<RootCertStore> {
     let mut roots = RootCertStore::empty();
     for root in certificates(file)? {
-        roots.add(root).with_context(|| format!("--ca {}: a certificate cannot be a root", file.display()))?;
+        roots
+            .add(root)
+            .with_context(|| format!("--ca {}: a certificate cannot be a root", file.display()))?;
     }
     Ok(roots)
 }

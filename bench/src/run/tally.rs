@@ -1,0 +1,170 @@
+//! What the operations of a run came to: times and failures, in memory that does not grow. Not how they
+//! are shown.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use hdrhistogram::Histogram;
+
+use super::client::Progress;
+use super::failure::{Failure, Kind, Step};
+
+/// Longer times count as this one.
+const LONGEST: Duration = Duration::from_hours(1);
+
+/// One operation that has ended.
+#[derive(Debug)]
+pub(crate) struct Outcome {
+    pub(crate) progress: Progress,
+    /// From when it was due until it began.
+    pub(crate) queued: Duration,
+    /// From when it began until it ended.
+    pub(crate) service: Duration,
+    pub(crate) result: Result<(), Failure>,
+}
+
+/// All that have ended.
+#[derive(Debug)]
+pub(crate) struct Tally {
+    pub(crate) connect: Histogram<u64>,
+    pub(crate) handshake: Histogram<u64>,
+    pub(crate) first_byte: Histogram<u64>,
+    pub(crate) queued: Histogram<u64>,
+    /// Of operations that succeeded, from when they began.
+    pub(crate) service: Histogram<u64>,
+    /// Of operations that succeeded, from when they were due: corrected for coordinated omission.
+    pub(crate) operation: Histogram<u64>,
+    pub(crate) succeeded: u64,
+    pub(crate) failed: u64,
+    /// Bounded, since kinds and steps are.
+    pub(crate) failures: BTreeMap<(Kind, Step), Failed>,
+    recent: Recent,
+}
+
+/// Failures of one kind at one step.
+#[derive(Debug)]
+pub(crate) struct Failed {
+    pub(crate) count: u64,
+    /// The first of them, in words.
+    pub(crate) example: String,
+}
+
+/// What has ended since the last look.
+#[derive(Clone, Debug)]
+pub(crate) struct Recent {
+    pub(crate) operation: Histogram<u64>,
+    pub(crate) succeeded: u64,
+    pub(crate) failed: u64,
+}
+
+impl Tally {
+    pub(crate) fn new() -> anyhow::Result<Self> {
+        let longest = u64::try_from(LONGEST.as_nanos())?;
+        let empty = Histogram::new_with_bounds(1000, longest, 3)?;
+        let recent = Recent { operation: empty.clone(), succeeded: 0, failed: 0 };
+        Ok(Self {
+            connect: empty.clone(),
+            handshake: empty.clone(),
+            first_byte: empty.clone(),
+            queued: empty.clone(),
+            service: empty.clone(),
+            operation: empty,
+            succeeded: 0,
+            failed: 0,
+            failures: BTreeMap::new(),
+            recent,
+        })
+    }
+
+    pub(crate) fn record(&mut self, outcome: Outcome) {
+        let Outcome { progress, queued, service, result } = outcome;
+        self.record_connection(&progress);
+        record(&mut self.first_byte, progress.first_byte);
+        record(&mut self.queued, Some(queued));
+        match result {
+            Ok(()) => {
+                self.succeeded += 1;
+                self.recent.succeeded += 1;
+                record(&mut self.service, Some(service));
+                record(&mut self.operation, Some(queued + service));
+                record(&mut self.recent.operation, Some(queued + service));
+            }
+            Err(failure) => self.record_failure(failure, progress.step),
+        }
+    }
+
+    /// The parts of opening a connection that were finished.
+    pub(crate) fn record_connection(&mut self, progress: &Progress) {
+        record(&mut self.connect, progress.connect);
+        record(&mut self.handshake, progress.handshake);
+    }
+
+    pub(crate) fn record_failure(&mut self, failure: Failure, step: Step) {
+        self.failed += 1;
+        self.recent.failed += 1;
+        let place = self.failures.entry((failure.kind, step));
+        place.or_insert(Failed { count: 0, example: failure.text }).count += 1;
+    }
+
+    /// What has ended since this was last asked.
+    pub(crate) fn take_recent(&mut self) -> Recent {
+        let recent = self.recent.clone();
+        self.recent.operation.reset();
+        (self.recent.succeeded, self.recent.failed) = (0, 0);
+        recent
+    }
+}
+
+fn record(times: &mut Histogram<u64>, time: Option<Duration>) {
+    if let Some(time) = time {
+        times.saturating_record(u64::try_from(time.as_nanos()).unwrap_or(u64::MAX));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_time_in_the_queue_is_part_of_the_operation_and_not_of_its_service() {
+        let mut tally = Tally::new().unwrap();
+        let progress = Progress { connect: Some(Duration::from_millis(2)), ..Progress::default() };
+        let (queued, service) = (Duration::from_millis(90), Duration::from_millis(10));
+        tally.record(Outcome { progress, queued, service, result: Ok(()) });
+        let of = |times: &Histogram<u64>| (times.len(), times.max() / 1_000_000);
+        assert_eq!((of(&tally.operation), of(&tally.service)), ((1, 100), (1, 10)));
+        assert_eq!((of(&tally.connect), of(&tally.handshake)), ((1, 2), (0, 0)));
+    }
+
+    #[test]
+    fn failures_are_counted_by_kind_and_step_and_spoil_no_latency() {
+        let mut tally = Tally::new().unwrap();
+        for (step, text) in [(Step::Connect, "first"), (Step::Connect, "second"), (Step::Answer, "third")] {
+            let progress = Progress { step, ..Progress::default() };
+            let result = Err(Failure::new(Kind::Reset, text));
+            tally.record(Outcome { progress, queued: Duration::ZERO, service: Duration::ZERO, result });
+        }
+        let seen: Vec<_> =
+            tally.failures.iter().map(|(key, failed)| (*key, failed.count, &*failed.example)).collect();
+        let wanted = [((Kind::Reset, Step::Connect), 2, "first"), ((Kind::Reset, Step::Answer), 1, "third")];
+        assert_eq!(seen, wanted);
+        assert_eq!((tally.failed, tally.operation.len()), (3, 0));
+    }
+
+    #[test]
+    fn each_look_at_the_recent_ones_begins_anew() {
+        let mut tally = Tally::new().unwrap();
+        let done = || Outcome {
+            progress: Progress::default(),
+            queued: Duration::ZERO,
+            service: Duration::from_hours(2),
+            result: Ok(()),
+        };
+        tally.record(done());
+        tally.record(done());
+        let recent = tally.take_recent();
+        assert_eq!((recent.succeeded, recent.operation.len()), (2, 2));
+        assert_eq!(tally.take_recent().operation.len(), 0);
+        assert_eq!(tally.operation.len(), 2, "what is longer than the longest is counted too");
+    }
+}
