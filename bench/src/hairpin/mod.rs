@@ -2,6 +2,7 @@
 //! an emulated WAN. Not a comparison of proxies: that is `compare`.
 
 mod cost;
+mod find;
 mod program;
 mod report;
 mod service;
@@ -19,19 +20,20 @@ use std::time::Duration;
 use anyhow::Context as _;
 use clap::Args;
 
+use self::find::Programs;
 use self::report::{Report, Setting};
 use self::visit::{Plan, Visit, visit};
-use self::world::{Programs, Shapes, World};
+use self::world::{Shapes, World};
 use crate::progress::Progress;
 use crate::stop::Stop;
-use crate::systems::{ALL, Search, version};
 use crate::wan::units::{bandwidth, delay, size};
 use crate::wan::{Change, Shape};
 
 /// Measure a detour through a central ingress against the direct way, over an emulated WAN.
 ///
 /// Three sites: west with a client, centre with an ingress (HAProxy) that ends the client's mTLS and
-/// encrypts again, east with a service behind its gateway. Needs root, the program ip, and HAProxy.
+/// encrypts again, east with a service behind its gateway. Needs root, the program ip, and HAProxy:
+/// from PATH, or as `ISTHMUS_HAPROXY` names it.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   isthmus-bench hairpin
@@ -73,10 +75,6 @@ pub(crate) struct Hairpin {
     /// The gateway's program [default: isthmus-gateway beside this one]
     #[arg(long, value_name = "PATH")]
     gateway: Option<PathBuf>,
-    /// A directory with HAProxy, as a Python virtual environment has it. `ISTHMUS_HAPROXY` names the
-    /// program itself; else PATH is searched.
-    #[arg(long, value_name = "DIR", default_value = "target/peers")]
-    peers_dir: PathBuf,
     /// Where the report is written as JSON too.
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
@@ -85,7 +83,7 @@ pub(crate) struct Hairpin {
 impl Hairpin {
     pub(crate) fn run(&self) -> anyhow::Result<()> {
         let stop = Stop::on_signals()?;
-        let (shapes, programs) = (self.shapes(), self.programs()?);
+        let (shapes, programs) = (self.shapes(), Programs::find(self.gateway.as_deref())?);
         let world = World::start(&shapes, self.seed, &programs, &stop)?;
         let plan = Plan { round_trips: self.round_trips, size: self.size };
         let [direct, hairpin] = world.west.inside(|| self.measure(&world, plan, &stop))?;
@@ -96,6 +94,7 @@ impl Hairpin {
             routes: &world.routes,
             client_id: &world.client_id,
             versions: &programs.versions,
+            congestion_control: &world.congestion_control,
             dropped: world.dropped(),
         };
         let report = Report::of(&setting, &direct, &hairpin).context("nothing was measured")?;
@@ -115,21 +114,6 @@ impl Hairpin {
             centre_east: shape(&self.centre_east),
             west_east: shape(&self.west_east),
         }
-    }
-
-    fn programs(&self) -> anyhow::Result<Programs> {
-        let beside = std::env::current_exe().context("where this program is")?;
-        let gateway = self.gateway.clone().unwrap_or_else(|| beside.with_file_name("isthmus-gateway"));
-        let search = Search { gateway, peers_dir: self.peers_dir.clone() };
-        let find = |name| {
-            let system = ALL.into_iter().find(|system| system.name() == name).context(name)?;
-            let program = system.program(&search).map_err(anyhow::Error::msg)?;
-            let said = version(system, &program);
-            Ok::<_, anyhow::Error>((program, said))
-        };
-        let (gateway, ours) = find("isthmus")?;
-        let (haproxy, theirs) = find("haproxy").context("the ingress is HAProxy; install it")?;
-        Ok(Programs { gateway, haproxy, versions: [ours, theirs] })
     }
 
     /// Visits of the direct route, and of the other, in turns; who begins changes from round to round.

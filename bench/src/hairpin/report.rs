@@ -48,6 +48,8 @@ pub(super) struct Report {
     pub(super) round_trips: u16,
     pub(super) size: u64,
     pub(super) seed: u64,
+    /// How TCP fills the links.
+    pub(super) congestion_control: String,
     pub(super) west_centre: Shape,
     pub(super) centre_east: Shape,
     pub(super) west_east: Shape,
@@ -99,6 +101,7 @@ pub(super) struct Setting<'a> {
     pub(super) routes: &'a [Route; 2],
     pub(super) client_id: &'a str,
     pub(super) versions: &'a [String; 2],
+    pub(super) congestion_control: &'a str,
     pub(super) dropped: [u64; 3],
 }
 
@@ -129,6 +132,7 @@ impl Report {
             round_trips: setting.plan.round_trips,
             size: setting.plan.size,
             seed: setting.seed,
+            congestion_control: setting.congestion_control.into(),
             west_centre,
             centre_east,
             west_east,
@@ -218,6 +222,7 @@ mod tests {
             routes: &routes,
             client_id: &client_id,
             versions: &["gateway 1".into(), "haproxy 2".into()],
+            congestion_control: "cubic",
             dropped: [1, 2, 3],
         };
         let direct = [40, 30, 50].map(|time| visit(time, Duration::ZERO, &client_id));

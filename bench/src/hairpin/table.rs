@@ -33,7 +33,7 @@ pub(super) fn render(report: &Report) -> String {
 
 fn header(text: &mut String, report: &Report) -> std::fmt::Result {
     let Machine { cpu, cores, kernel, .. } = &report.machine;
-    writeln!(text, "{cpu}, {cores} cores, Linux {kernel}")?;
+    writeln!(text, "{cpu}, {cores} cores, Linux {kernel}, TCP with {}", report.congestion_control)?;
     for version in &report.versions {
         writeln!(text, "  {version}")?;
     }

@@ -4,13 +4,14 @@
 use std::fs;
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
 
 use rustls::ClientConfig;
 
 use super::cost::Meters;
+use super::find::Programs;
 use super::program::Program;
 use super::service::Service;
 use super::trust::{NAME, Trust};
@@ -22,6 +23,7 @@ use crate::wan::{End, Link, Shape};
 const WEST_CENTRE: [Ipv4Addr; 2] = [Ipv4Addr::new(10, 77, 1, 1), Ipv4Addr::new(10, 77, 1, 2)];
 const CENTRE_EAST: [Ipv4Addr; 2] = [Ipv4Addr::new(10, 77, 2, 1), Ipv4Addr::new(10, 77, 2, 2)];
 const WEST_EAST: [Ipv4Addr; 2] = [Ipv4Addr::new(10, 77, 3, 1), Ipv4Addr::new(10, 77, 3, 2)];
+const CONGESTION_CONTROL: &str = "/proc/sys/net/ipv4/tcp_congestion_control";
 const GATEWAY_PORT: u16 = 15443;
 const INGRESS_PORT: u16 = 443;
 
@@ -31,15 +33,6 @@ pub(super) struct Shapes {
     pub(super) west_centre: Shape,
     pub(super) centre_east: Shape,
     pub(super) west_east: Shape,
-}
-
-/// What is started.
-#[derive(Debug)]
-pub(super) struct Programs {
-    pub(super) gateway: PathBuf,
-    pub(super) haproxy: PathBuf,
-    /// What both say of themselves.
-    pub(super) versions: [String; 2],
 }
 
 /// A way from west to the service.
@@ -66,6 +59,8 @@ pub(super) struct World {
     _east: Namespace,
     pub(super) routes: [Route; 2],
     pub(super) client_id: String,
+    /// How TCP fills the links, at each site.
+    pub(super) congestion_control: String,
 }
 
 impl World {
@@ -112,9 +107,21 @@ impl World {
             links: vec![shapes.west_centre, shapes.centre_east],
             tls_connections: 2,
         };
+        let congestion_control = east.inside(|| fs::read_to_string(CONGESTION_CONTROL))?.trim().to_owned();
         let client_id = trust.client_id.to_string();
         let routes = [direct, hairpin];
-        Ok(Self { ingress, gateway, service, links, west, _centre: centre, _east: east, routes, client_id })
+        Ok(Self {
+            ingress,
+            gateway,
+            service,
+            links,
+            west,
+            _centre: centre,
+            _east: east,
+            routes,
+            client_id,
+            congestion_control,
+        })
     }
 
     pub(super) fn meters(&self) -> Meters<'_> {
