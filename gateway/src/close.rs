@@ -58,7 +58,10 @@ pub(crate) async fn in_order(mut client: TcpStream, server: Option<TcpStream>) {
 /// what the kernel still holds (SO_LINGER 0 at once lost 4.1 of 4.2 MB).
 pub(crate) async fn pass_on_reset(survivor: &TcpStream, patience: Option<Duration>) {
     let acknowledged = async {
-        while isthmus_sys::unacknowledged(survivor).is_ok_and(|bytes| bytes > 0) {
+        // A socket that has failed has no peer any more, and what it owed one stays for ever.
+        while survivor.peer_addr().is_ok()
+            && isthmus_sys::unacknowledged(survivor).is_ok_and(|bytes| bytes > 0)
+        {
             sleep(RESET_POLL).await;
         }
     };

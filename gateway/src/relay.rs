@@ -65,8 +65,8 @@ impl Stuck {
     }
 
     /// Whether a source that nobody reads has reset, and what it sent has had its time.
-    fn is_hopeless(&mut self, source: &TcpStream, now: Millis) -> bool {
-        if self.reset_since.is_none() && socket::has_failed(source) {
+    fn is_hopeless(&mut self, flow: &Flow, source: &TcpStream, now: Millis) -> bool {
+        if self.reset_since.is_none() && (flow.source_reset || socket::has_failed(source)) {
             self.reset_since = Some(now);
         }
         self.reset_since.is_some() && self.patience(now) == Some(Duration::ZERO)
@@ -91,8 +91,12 @@ async fn both_ways(
         {
             tracing::debug!(%error, "keepalive");
         }
+        // A side that takes no more bytes has reset. What it sent before may still be on its way through,
+        // and its end then looks like one in order: the write has taken the error.
         let up_end = up.poll(cx, client, server, &Moving { worker, conn, count: &conn.bytes_in });
+        down.source_reset |= up.sink_gone;
         let down_end = down.poll(cx, server, client, &Moving { worker, conn, count: &conn.bytes_out });
+        up.source_reset |= down.sink_gone;
         for (flow, end, sink) in [(&up, up_end, &*server), (&down, down_end, &*client)] {
             match end {
                 Poll::Ready(FlowEnd::Closed) if first.is_none() => {
@@ -106,9 +110,6 @@ async fn both_ways(
                 _ => {}
             }
         }
-        // A side that takes no more bytes has reset. What it sent before may still be on its way through.
-        down.source_reset |= up.sink_gone;
-        up.source_reset |= down.sink_gone;
         for flow in [&up, &down] {
             if flow.source_reset && flow.done {
                 return Poll::Ready(End::Reset(flow.from));
@@ -118,7 +119,7 @@ async fn both_ways(
         let is_silent = now.saturating_sub(conn.last_byte()) >= SILENT_MS;
         conn.set_stuck(up.is_stuck() || down.is_stuck());
         for (flow, source) in [(&up, &*client), (&down, &*server)] {
-            if is_silent && flow.is_stuck() && stuck.is_hopeless(source, now) {
+            if is_silent && flow.is_stuck() && stuck.is_hopeless(flow, source, now) {
                 return Poll::Ready(End::Reset(flow.from));
             }
         }

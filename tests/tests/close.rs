@@ -20,9 +20,10 @@ use isthmus_tests::figure;
 use isthmus_tests::gateway::Gateway;
 use isthmus_tests::hello::hello;
 use isthmus_tests::lock::alone;
-use isthmus_tests::process::CLOSE_WAIT;
+use isthmus_tests::process::{CLOSE_WAIT, Process};
 use isthmus_tests::setup::{Setup, service};
 use isthmus_tests::wait::{median, throughout, until, within};
+use rustix::process::Signal;
 
 const HOST: &str = "web.example";
 const MIB: u64 = 1 << 20;
@@ -581,6 +582,71 @@ fn a_clients_reset_waits_for_a_stuck_server_only_until_the_half_closed_limit() {
 #[test]
 fn a_servers_reset_waits_for_a_stuck_client_only_until_the_half_closed_limit() {
     reset_behind_a_stuck_reader(false);
+}
+
+/// Both sides reset, the server while the client's reset waits for it: there is nobody left to wait for.
+#[test]
+fn a_reset_that_waits_for_a_server_that_resets_too_is_over() {
+    let world = World::new("half_closed: off");
+    let at_rest = world.at_rest();
+    let Pair { mut client, server, peer } = world.pair();
+    // More than the server's side takes unread, less than the gateway's: the rest is unacknowledged.
+    client.write_all(&random(600_000)).unwrap();
+    until("the gateway has all of it", || unsent(&client) == 0);
+    reset(client);
+    throughout(Duration::from_millis(500), "the reset waits for what was sent before", || {
+        server.peek(&mut [0]).is_ok()
+    });
+    reset(server);
+    world.ended(peer, "client_reset");
+    world.holds_nothing(at_rest);
+}
+
+/// A server that resets while its client reads nothing, but still writes: the write takes the error that
+/// tells of the reset away from the kernel.
+#[test]
+fn a_reset_behind_a_stuck_reader_that_writes_is_not_forgotten() {
+    for client_first in [true, false] {
+        let world = World::new("half_closed: 2s");
+        let at_rest = world.at_rest();
+        let Pair { client, server, peer } = world.pair();
+        let (first, mut other) = if client_first { (client, server) } else { (server, client) };
+        let name = first.local_addr().unwrap();
+        fill(&first);
+        reset(first);
+        until("the reset has arrived", || {
+            world.gateway.process().sockets().iter().all(|socket| socket.remote != name)
+        });
+        other.write_all(b"are you there?").unwrap();
+        world.ended(peer, if client_first { "client_reset" } else { "server_reset" });
+        world.holds_nothing(at_rest);
+    }
+}
+
+fn is_stopped(process: Process) -> bool {
+    let mut states = std::fs::read_dir(format!("/proc/{}/task", process.0)).unwrap().map(|task| {
+        let stat = std::fs::read_to_string(task.unwrap().path().join("stat")).unwrap();
+        stat.rsplit(") ").next().unwrap().starts_with('T')
+    });
+    states.all(|stopped| stopped)
+}
+
+/// A reset is no end in order, even if the first that shows it is a write.
+#[test]
+fn a_reset_that_comes_together_with_bytes_for_its_sender_is_still_a_reset() {
+    for client_first in [true, false] {
+        let world = World::new("");
+        let Pair { client, server, peer } = world.pair();
+        let (first, mut other) = if client_first { (client, server) } else { (server, client) };
+        world.gateway.signal(Signal::STOP);
+        until("it stands still", || is_stopped(world.gateway.process()));
+        reset(first);
+        other.write_all(b"are you there?").unwrap();
+        until("both have arrived", || unsent(&other) == 0);
+        world.gateway.signal(Signal::CONT);
+        assert_eq!(rest(&mut other), (Vec::new(), End::Reset), "client first: {client_first}");
+        world.ended(peer, if client_first { "client_reset" } else { "server_reset" });
+    }
 }
 
 #[test]
