@@ -54,41 +54,64 @@ pub async fn connect(
         dialled = timeout(attempt.patience, dial(&attempt, worker)) => dialled,
         () = reset_of(client) => return Err(Failure::ClientGone),
     };
-    let stream = match dialled {
-        Ok(Ok(stream)) => stream,
+    let (stream, sent) = match dialled {
+        Ok(Ok(connected)) => connected,
         Ok(Err(error)) => return Err(Failure::Unreached(reason_of(&error))),
         Err(_) => return Err(Failure::Unreached(Reason::ConnectTimeout)),
     };
     account.connected(attempt.step, attempt.wire.len());
-    if !attempt.may_move {
-        return Ok(Server { stream, said: Said::Nothing });
+    let sent = tokio::select! {
+        biased;
+        sent = send_rest(&stream, attempt.wire.get(sent..).unwrap_or_default()) => sent,
+        () = reset_of(client) => return Err(Failure::ClientGone),
+    };
+    match (sent, attempt.may_move) {
+        (Ok(()), true) => {
+            let half_closed = || account.conn.set_half_closed(worker.live.coarse_now());
+            let server = answer(stream, client, half_closed).await?;
+            account.answered(server.said.length());
+            Ok(server)
+        }
+        (Ok(()), false) => Ok(Server { stream, said: Said::Nothing }),
+        // It had a part: that is no refusal any more.
+        (Err(_), true) => Err(Failure::Rejected(Server { stream, said: Said::Reset })),
+        (Err(_), false) => Ok(Server { stream, said: Said::Reset }),
     }
-    let half_closed = || account.conn.set_half_closed(worker.live.coarse_now());
-    let server = answer(stream, client, half_closed).await?;
-    account.answered(server.said.length());
-    Ok(server)
 }
 
-async fn dial(attempt: &Attempt<'_>, worker: &Worker) -> io::Result<TcpStream> {
+/// Connects, and sends as much as the socket takes at once: that it takes some shows that it is connected.
+async fn dial(attempt: &Attempt<'_>, worker: &Worker) -> io::Result<(TcpStream, usize)> {
     let socket = start(attempt.step, worker)?;
     // On a near network the handshake is over when connect returns: the hello goes out at once, and one
     // wait for the socket is saved.
-    let sent = match send(&socket, &attempt.wire, SendFlags::NOSIGNAL) {
+    let mut sent = match send(&socket, &attempt.wire, SendFlags::NOSIGNAL) {
         Ok(sent) => sent,
         Err(Errno::AGAIN | Errno::NOTCONN) => 0,
         Err(error) => return Err(error.into()),
     };
     let stream = TcpStream::from_std(socket.into())?;
-    let mut rest = attempt.wire.get(sent..).unwrap_or_default();
+    while sent == 0 {
+        stream.writable().await?;
+        sent = write(&stream, &attempt.wire)?;
+    }
+    Ok((stream, sent))
+}
+
+/// An endpoint that is slow to take a large flight is connected all the same: its own timeouts apply.
+async fn send_rest(stream: &TcpStream, mut rest: &[u8]) -> io::Result<()> {
     while !rest.is_empty() {
         stream.writable().await?;
-        match stream.try_write(rest) {
-            Ok(sent) => rest = rest.get(sent..).unwrap_or_default(),
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-            Err(error) => return Err(error),
-        }
+        rest = rest.get(write(stream, rest)?..).unwrap_or_default();
     }
-    Ok(stream)
+    Ok(())
+}
+
+/// Writes what the socket takes; nothing while it takes none.
+fn write(stream: &TcpStream, bytes: &[u8]) -> io::Result<usize> {
+    match stream.try_write(bytes) {
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(0),
+        wrote => wrote,
+    }
 }
 
 /// Starts a connect, from the next source address that has a port left.

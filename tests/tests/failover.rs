@@ -10,7 +10,7 @@
 )]
 
 use std::io::{Read, Write};
-use std::net::{IpAddr, Shutdown, SocketAddr, TcpStream};
+use std::net::{IpAddr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::time::{Duration, Instant};
 
 use isthmus_tests::client::{End, alert, dial, dial_from, echo, read_exactly, reset, rest, send};
@@ -21,6 +21,7 @@ use isthmus_tests::hello::{Hello, hello, read_hello, records};
 use isthmus_tests::log::Line;
 use isthmus_tests::setup::{Setup, service, service_of};
 use isthmus_tests::wait::{throughout, until};
+use socket2::{Domain, Socket, Type};
 
 const HOST: &str = "web.example";
 const REPLAYS: &str = "upstream: { replay: { ratio: 1, burst: 1000, source_share: 1 } }";
@@ -307,6 +308,62 @@ fn not_with_early_data_or_bytes_after_the_hello() {
     stays("early data sent", &early, &[23, 3, 3, 0, 4, 1, 2, 3, 4]);
     stays("bytes after the hello", &hello(HOST), &[20, 3, 3, 0, 1, 1]);
     stays("one byte after the hello", &hello(HOST), &[20]);
+}
+
+/// An endpoint whose side takes a few KiB and no more until it reads.
+fn small() -> (TcpListener, SocketAddr) {
+    let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+    socket.set_recv_buffer_size(4096).unwrap();
+    socket.bind(&"127.0.0.1:0".parse::<SocketAddr>().unwrap().into()).unwrap();
+    socket.listen(16).unwrap();
+    let listener = TcpListener::from(socket);
+    let address = listener.local_addr().unwrap();
+    (listener, address)
+}
+
+const SMALL: &str = "tcp: { send_buffer: 4KiB }";
+
+/// A part of the first flight has been taken when the endpoint resets: that is no refusal.
+#[test]
+fn early_data_that_was_taken_in_part_does_not_move() {
+    let (first, address) = small();
+    let second = Endpoint::new();
+    let gateway = gateway(&[address, second.address()], &format!("{SMALL}\n{REPLAYS}"));
+    let early = Hello::new(HOST).and((42, Vec::new())).padded_to(60_000).bytes();
+    for _ in 0..4 {
+        let mut client = send(gateway.address(), &early);
+        let mut server = None;
+        until("an endpoint is asked", || {
+            first.set_nonblocking(true).unwrap();
+            server = first.accept().ok();
+            server.is_some() || !second.is_untouched()
+        });
+        let Some((server, _)) = server else { continue };
+        assert_ne!(server.peek(&mut [0; 100]).unwrap_or(1), 0);
+        reset(server);
+        assert_eq!(rest(&mut client), (Vec::new(), End::Reset));
+        let line = line_of(&gateway, client);
+        assert_eq!((line.number("attempts"), line.reason()), (1, "upstream_rejected"), "{line:?}");
+        assert!(second.is_untouched(), "another endpoint was asked");
+    }
+}
+
+/// An endpoint that accepts, and is slow to read a large hello: it is connected.
+#[test]
+fn an_endpoint_that_reads_slowly_is_connected_all_the_same() {
+    let (slow, address) = small();
+    let more = "timeouts: { connect: 300ms }\nupstream: { ejection: { failures: 1, base: 300s, max: 300s } }";
+    let gateway = gateway(&[address], &format!("{SMALL}\n{more}"));
+    let hello = Hello::new(HOST).padded_to(60_000).bytes();
+    let mut client = send(gateway.address(), &hello);
+    let (mut server, _) = slow.accept().unwrap();
+    client.set_nonblocking(true).unwrap();
+    throughout(Duration::from_secs(1), "the client waits", || client.peek(&mut [0]).is_err());
+    client.set_nonblocking(false).unwrap();
+    assert!(is_healthy(&gateway, address), "a client can eject it");
+    assert_eq!(read_hello(&mut server).unwrap(), hello);
+    server.write_all(b"+").unwrap();
+    assert_eq!(read_exactly(&mut client, 1), b"+");
 }
 
 /// An endpoint that refused has got no byte: nothing is replayed when the next one gets them all.
