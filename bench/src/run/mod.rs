@@ -19,13 +19,17 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
+use std::sync::mpsc::channel;
+use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail, ensure};
 use clap::Args;
 use hyper::Uri;
 use rustix::process::{Resource, getrlimit, setrlimit};
+use rustls::crypto::aws_lc_rs;
 use rustls::pki_types::ServerName;
+use tokio::runtime::{self, Runtime};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::{Instant, interval_at};
 
@@ -154,13 +158,15 @@ impl Run {
             eprintln!("isthmus-bench: --insecure: anybody may be the server; nothing about it is verified");
         }
         allow_descriptors(self.connections)?;
+        let connections = u64::from(self.connections);
         let asked = Asked {
             addresses: addresses.iter().map(SocketAddr::to_string).collect(),
             sni: sni.to_str().into_owned(),
             operation: describe(&work),
             new_connections: self.new || matches!(work, Work::Handshake),
             server_verified: !self.tls.insecure,
-            connections: usize::try_from(self.connections)?,
+            // More could do nothing.
+            connections: usize::try_from(self.count.map_or(connections, |count| connections.min(count)))?,
             rate_per_s: self.rate.map(Rate::per_second),
             duration_s: plan.duration.map(|end| end.as_secs_f64()),
             count: self.count,
@@ -271,7 +277,7 @@ impl Prepared {
     fn measure(self) -> anyhow::Result<(Report, Output)> {
         let Self { plan, client, connections, asked, output } = self;
         let drive = Drive::new(plan, client, connections)?;
-        let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+        let runtime = warm_runtime()?;
         let interrupted = runtime.block_on(watch(&drive, plan.duration))?;
         let (undone, elapsed) = (drive.undone(), drive.elapsed());
         // What Ctrl-C left under way must not hold the program.
@@ -279,6 +285,24 @@ impl Prepared {
         let report = Report::new(asked, &drive.tally(), undone, elapsed, interrupted);
         Ok((report, output))
     }
+}
+
+/// A runtime whose threads have all drawn their first random bytes: aws-lc takes some 40 ms for that on each
+/// thread, which would be the slowest handshakes of the run.
+fn warm_runtime() -> anyhow::Result<Runtime> {
+    let workers = thread::available_parallelism()?.get();
+    let (warm, warmed) = channel();
+    let runtime = runtime::Builder::new_multi_thread()
+        .worker_threads(workers)
+        .enable_all()
+        .on_thread_start(move || {
+            // Whoever waits hears of a failure from the first handshake, in better words.
+            let _ = aws_lc_rs::default_provider().secure_random.fill(&mut [0]);
+            let _ = warm.send(());
+        })
+        .build()?;
+    for () in warmed.iter().take(workers) {}
+    Ok(runtime)
 }
 
 fn write_json(mut to: impl io::Write, report: &Report) -> io::Result<()> {

@@ -4,7 +4,7 @@ use std::fmt::{self, Write as _};
 use std::io::{IsTerminal as _, stderr};
 use std::time::Duration;
 
-use comfy_table::{Cell, CellAlignment, Table, presets::UTF8_HORIZONTAL_ONLY};
+use comfy_table::{Cell, CellAlignment, Table, presets::NOTHING};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use super::drive::Drive;
@@ -108,7 +108,7 @@ fn write_summary(text: &mut String, report: &Report) -> fmt::Result {
     let asked = &report.asked;
     let rate = asked.rate_per_s.map_or("closed loop".to_owned(), |rate| format!("{rate} due a second"));
     writeln!(text, "{} with SNI {}", asked.addresses.join(", "), asked.sni)?;
-    writeln!(text, "{}, {} connections, {rate}", asked.operation, asked.connections)?;
+    writeln!(text, "{}; connections: {}; {rate}", asked.operation, asked.connections)?;
     let (elapsed, per_s) = (report.elapsed_s, report.per_s);
     let ended = if report.interrupted { ", interrupted" } else { "" };
     let (succeeded, failed) = (report.succeeded, report.failed);
@@ -116,19 +116,17 @@ fn write_summary(text: &mut String, report: &Report) -> fmt::Result {
         text,
         "{succeeded} succeeded, {failed} failed in {elapsed:.1} s{ended}; {per_s:.1} succeeded a second"
     )?;
-    if report.unstarted > 0 {
-        let unstarted = report.unstarted;
-        writeln!(
-            text,
-            "{unstarted} were due and never began: the rate was not reached with these connections"
-        )?;
+    match report.unstarted {
+        0 => {}
+        waiting if report.interrupted => writeln!(text, "due, and not begun yet: {waiting}")?,
+        never => writeln!(text, "due, and never begun: {never}; these connections cannot keep the rate")?,
     }
     if report.cut_off > 0 {
-        writeln!(text, "{} were under way and are not counted", report.cut_off)?;
+        writeln!(text, "under way, and not counted: {}", report.cut_off)?;
     }
-    writeln!(text, "{}", latencies(report))?;
+    writeln!(text, "\n{}", latencies(report).trim_fmt())?;
     if !report.failures.is_empty() {
-        writeln!(text, "\n{}", failures(report))?;
+        writeln!(text, "\n{}", failures(report).trim_fmt())?;
         for failure in &report.failures {
             if let Some(meaning) = failure.meaning {
                 writeln!(text, "{}: {meaning}", failure.detail.as_deref().unwrap_or(failure.kind))?;
@@ -152,36 +150,37 @@ fn latencies(report: &Report) -> Table {
         ("succeeded, since begun", latency.service),
         (operation, latency.operation),
     ];
-    let mut table = table(&["", "count", "p50", "p90", "p99", "p99.9", "max"]);
+    let mut table = Table::new();
+    table.load_style(NOTHING);
+    let titles = ["count", "p50", "p90", "p99", "p99.9", "max"].map(right);
+    table.set_header(std::iter::once(Cell::new("")).chain(titles));
     for (name, quantiles) in rows {
         let Some(Quantiles { count, p50, p90, p99, p99_9, max }) = quantiles else { continue };
         let times = [p50, p90, p99, p99_9, max].map(time);
         let cells = std::iter::once(count.to_string()).chain(times);
-        let cells = cells.map(|cell| Cell::new(cell).set_alignment(CellAlignment::Right));
-        table.add_row(std::iter::once(Cell::new(name)).chain(cells));
+        table.add_row(std::iter::once(Cell::new(name)).chain(cells.map(right)));
     }
     table
 }
 
 fn failures(report: &Report) -> Table {
-    let mut table = table(&["failed", "in step", "count", "for example"]);
+    let mut table = Table::new();
+    table.load_style(NOTHING);
+    table.set_header([Cell::new("failed"), Cell::new("in step"), right("count"), Cell::new("for example")]);
     for failure in &report.failures {
         let detail = failure.detail.as_deref().unwrap_or_default();
         table.add_row([
             Cell::new(format!("{} {detail}", failure.kind)),
             Cell::new(failure.step),
-            Cell::new(failure.count).set_alignment(CellAlignment::Right),
+            right(failure.count),
             Cell::new(&failure.example),
         ]);
     }
     table
 }
 
-fn table(header: &[&str]) -> Table {
-    let mut table = Table::new();
-    table.load_style(UTF8_HORIZONTAL_ONLY);
-    table.set_header(header);
-    table
+fn right(text: impl ToString) -> Cell {
+    Cell::new(text).set_alignment(CellAlignment::Right)
 }
 
 /// Three digits, in the unit that fits.
