@@ -54,13 +54,13 @@ fn over_equal_legs_the_direct_way_takes_half_and_keeps_the_identity() {
     let _alone = alone();
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("hairpin.json");
-    let output = hairpin(&["--delay", "20ms", "--rounds", "2", "--size", "256KiB", "--json"])
+    let output = hairpin(&["--delay", "20ms", "--rounds", "3", "--size", "256KiB", "--json"])
         .arg(&file)
         .output()
         .unwrap();
     let (said, told) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     assert_eq!(output.status.code(), Some(0), "{said}\n{told}");
-    assert!(said.contains("of the round trip and") && told.contains("1 of 4"), "{said}\n{told}");
+    assert!(said.contains("of the round trip and") && told.contains("1 of 6"), "{said}\n{told}");
 
     let report: Value = serde_json::from_str(&fs::read_to_string(&file).unwrap()).unwrap();
     assert_eq!(report["equal_legs"], true);

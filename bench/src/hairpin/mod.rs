@@ -88,16 +88,17 @@ impl Hairpin {
         let plan = Plan { round_trips: self.round_trips, size: self.size };
         let [direct, hairpin] = world.west.inside(|| self.measure(&world, plan, &stop))?;
         let setting = Setting {
-            shapes,
+            versions: programs.versions,
+            congestion_control: world.congestion_control.clone(),
             plan,
+            shapes,
             seed: self.seed,
-            routes: &world.routes,
-            client_id: &world.client_id,
-            versions: &programs.versions,
-            congestion_control: &world.congestion_control,
             dropped: world.dropped(),
+            client_id: world.client_id.clone(),
         };
-        let report = Report::of(&setting, &direct, &hairpin).context("nothing was measured")?;
+        let [first, second] = &world.routes;
+        let report = Report::of(setting, [(first, &direct), (second, &hairpin)]);
+        let report = report.context("nothing was measured")?;
         io::stdout().write_all(table::render(&report).as_bytes()).context("cannot print the report")?;
         if let Some(file) = &self.json {
             fs::write(file, serde_json::to_string_pretty(&report)?)

@@ -1,6 +1,7 @@
 //! What the visits came to: figures for both routes, their ratio, a verdict. Kept as JSON; the table for a
 //! terminal is made from it.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use serde::Serialize;
@@ -10,28 +11,29 @@ use super::world::{Route, Shapes};
 use crate::report::Machine;
 use crate::sample::number;
 use crate::stats::Summary;
-use crate::wan::Shape;
 
 /// Changes when a reader of the JSON would have to change.
 const SCHEMA: &str = "isthmus-bench/hairpin/1";
 
-/// A figure of one visit: key, title, unit, and how it is found in a visit with downloads of this size.
-type Figure = (&'static str, &'static str, &'static str, fn(&Visit, f64) -> f64);
+/// Key, title, unit, and what one visit with downloads of so many GB says of it.
+type Figure = (&'static str, &'static str, &'static str, fn(&Visit, f64) -> Vec<f64>);
 
 const FIGURES: [Figure; 13] = [
-    (ROUND_TRIP, "round trip on an open connection", "ms", |visit, _| median(&visit.round_trips) * 1e3),
-    ("handshake", "connect and TLS, as the client sees it", "ms", |visit, _| ms(visit.handshake)),
-    (FIRST_BYTE, "time to first byte, from connect", "ms", |visit, _| ms(visit.first_byte)),
-    ("download_fresh", "download, from connect", "ms", |visit, _| ms(visit.fresh)),
-    ("download_open", "download, open connection", "ms", |visit, _| ms(visit.open)),
-    ("cpu_connection", "CPU a connection", "ms", |visit, _| ms(visit.connection.total())),
-    ("cpu_connection_ingress", "  ingress", "ms", |visit, _| ms(visit.connection.ingress)),
-    ("cpu_connection_gateway", "  gateway", "ms", |visit, _| ms(visit.connection.gateway)),
-    ("cpu_connection_ends", "  client and service", "ms", |visit, _| ms(visit.connection.ends())),
-    ("cpu_gb", "CPU a GB", "s", |visit, gb| visit.transfer.total().as_secs_f64() / gb),
-    ("cpu_gb_ingress", "  ingress", "s", |visit, gb| visit.transfer.ingress.as_secs_f64() / gb),
-    ("cpu_gb_gateway", "  gateway", "s", |visit, gb| visit.transfer.gateway.as_secs_f64() / gb),
-    ("cpu_gb_ends", "  client and service", "s", |visit, gb| visit.transfer.ends().as_secs_f64() / gb),
+    (ROUND_TRIP, "round trip on an open connection", "ms", |visit, _| {
+        visit.round_trips.iter().map(ms).collect()
+    }),
+    ("handshake", "connect and TLS, as the client sees it", "ms", |visit, _| vec![ms(&visit.handshake)]),
+    (FIRST_BYTE, "time to first byte, from connect", "ms", |visit, _| vec![ms(&visit.first_byte)]),
+    ("download_fresh", "download, from connect", "ms", |visit, _| vec![ms(&visit.fresh)]),
+    ("download_open", "download, open connection", "ms", |visit, _| vec![ms(&visit.open)]),
+    ("cpu_connection", "CPU a connection", "ms", |visit, _| vec![ms(&visit.connection.total())]),
+    ("cpu_connection_ingress", "  ingress", "ms", |visit, _| vec![ms(&visit.connection.ingress)]),
+    ("cpu_connection_gateway", "  gateway", "ms", |visit, _| vec![ms(&visit.connection.gateway)]),
+    ("cpu_connection_ends", "  client and service", "ms", |visit, _| vec![ms(&visit.connection.ends())]),
+    ("cpu_gb", "CPU a GB", "s", |visit, gb| vec![visit.transfer.total().as_secs_f64() / gb]),
+    ("cpu_gb_ingress", "  ingress", "s", |visit, gb| vec![visit.transfer.ingress.as_secs_f64() / gb]),
+    ("cpu_gb_gateway", "  gateway", "s", |visit, gb| vec![visit.transfer.gateway.as_secs_f64() / gb]),
+    ("cpu_gb_ends", "  client and service", "s", |visit, gb| vec![visit.transfer.ends().as_secs_f64() / gb]),
 ];
 const ROUND_TRIP: &str = "round_trip";
 const FIRST_BYTE: &str = "first_byte";
@@ -39,29 +41,36 @@ const FIRST_BYTE: &str = "first_byte";
 /// Everything that a run found out.
 #[derive(Debug, Serialize)]
 pub(super) struct Report {
-    pub(super) schema: &'static str,
-    pub(super) bench_version: &'static str,
+    schema: &'static str,
+    bench_version: &'static str,
     pub(super) machine: Machine,
-    /// Of the gateway and of the ingress.
-    pub(super) versions: [String; 2],
     pub(super) rounds: usize,
-    pub(super) round_trips: u16,
-    pub(super) size: u64,
-    pub(super) seed: u64,
-    /// How TCP fills the links.
-    pub(super) congestion_control: String,
-    pub(super) west_centre: Shape,
-    pub(super) centre_east: Shape,
-    pub(super) west_east: Shape,
+    #[serde(flatten)]
+    pub(super) setting: Setting,
     /// Whether the direct way is half of the other, as far as links go.
-    pub(super) equal_legs: bool,
-    pub(super) client_id: String,
+    equal_legs: bool,
     pub(super) direct: RouteReport,
     pub(super) hairpin: RouteReport,
     pub(super) figures: Vec<FigureReport>,
+    pub(super) verdict: String,
+}
+
+/// What the visits were made with.
+#[derive(Debug, Serialize)]
+pub(super) struct Setting {
+    /// Of the gateway and of the ingress.
+    pub(super) versions: [String; 2],
+    /// How TCP fills the links.
+    pub(super) congestion_control: String,
+    #[serde(flatten)]
+    pub(super) plan: Plan,
+    #[serde(flatten)]
+    pub(super) shapes: Shapes,
+    /// Of the jitter.
+    pub(super) seed: u64,
     /// Packets that found a full queue: west to centre, centre to east, west to east.
     pub(super) dropped: [u64; 3],
-    pub(super) verdict: String,
+    pub(super) client_id: String,
 }
 
 /// What is known of a route without a clock.
@@ -92,71 +101,51 @@ pub(super) struct FigureReport {
     pub(super) ratio: Option<f64>,
 }
 
-/// Where the visits come from.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Setting<'a> {
-    pub(super) shapes: Shapes,
-    pub(super) plan: Plan,
-    pub(super) seed: u64,
-    pub(super) routes: &'a [Route; 2],
-    pub(super) client_id: &'a str,
-    pub(super) versions: &'a [String; 2],
-    pub(super) congestion_control: &'a str,
-    pub(super) dropped: [u64; 3],
-}
-
 impl Report {
-    /// None without a visit of each route.
-    pub(super) fn of(setting: &Setting<'_>, direct: &[Visit], hairpin: &[Visit]) -> Option<Self> {
+    /// Of the visits of each route; none without any.
+    pub(super) fn of(setting: Setting, [direct, hairpin]: [(&Route, &[Visit]); 2]) -> Option<Self> {
         let Shapes { west_centre, centre_east, west_east } = setting.shapes;
         let gb = number(setting.plan.size) / 1e9;
         let figures: Vec<FigureReport> = FIGURES
             .iter()
             .map(|(key, title, unit, find)| {
                 let summary = |visits: &[Visit]| {
-                    Summary::of(&visits.iter().map(|visit| find(visit, gb)).collect::<Vec<_>>())
+                    Summary::of(&visits.iter().flat_map(|visit| find(visit, gb)).collect::<Vec<_>>())
                 };
-                let (direct, hairpin) = (summary(direct)?, summary(hairpin)?);
+                let (direct, hairpin) = (summary(direct.1)?, summary(hairpin.1)?);
                 let ratio = (hairpin.median > 0.0).then(|| direct.median / hairpin.median);
                 Some(FigureReport { key, title, unit, direct, hairpin, ratio })
             })
             .collect::<Option<_>>()?;
-        let equal_legs = west_centre == centre_east && centre_east == west_east;
-        let [direct_route, hairpin_route] = setting.routes;
         Some(Self {
             schema: SCHEMA,
             bench_version: env!("CARGO_PKG_VERSION"),
             machine: Machine::read(),
-            versions: setting.versions.clone(),
-            rounds: direct.len(),
-            round_trips: setting.plan.round_trips,
-            size: setting.plan.size,
-            seed: setting.seed,
-            congestion_control: setting.congestion_control.into(),
-            west_centre,
-            centre_east,
-            west_east,
-            equal_legs,
-            client_id: setting.client_id.into(),
-            direct: RouteReport::of(direct_route, direct.first()?),
-            hairpin: RouteReport::of(hairpin_route, hairpin.first()?),
+            rounds: direct.1.len(),
+            setting,
+            equal_legs: west_centre == centre_east && centre_east == west_east,
+            direct: RouteReport::of(direct),
+            hairpin: RouteReport::of(hairpin),
             verdict: verdict(&figures)?,
             figures,
-            dropped: setting.dropped,
         })
     }
 }
 
 impl RouteReport {
-    fn of(route: &Route, visit: &Visit) -> Self {
+    fn of((route, visits): (&Route, &[Visit])) -> Self {
+        let seen = |what: fn(&Visit) -> &str| {
+            let all: BTreeSet<&str> = visits.iter().map(what).collect();
+            all.into_iter().collect::<Vec<_>>().join(", ")
+        };
         Self {
             links: route.links.len(),
-            links_round_trip_ms: route.links.iter().map(|link| 2.0 * ms(link.delay)).sum(),
+            links_round_trip_ms: route.links.iter().map(|link| 2.0 * ms(&link.delay)).sum(),
             encryptions: route.tls_connections,
             link_round_trips_to_first_byte: 3 * route.links.len(),
-            service_saw: visit.service_saw.clone(),
-            client_saw: visit.client_saw.clone(),
-            key_exchange: visit.key_exchange.clone(),
+            service_saw: seen(|visit| &visit.service_saw),
+            client_saw: seen(|visit| &visit.client_saw),
+            key_exchange: seen(|visit| &visit.key_exchange),
         }
     }
 }
@@ -167,12 +156,7 @@ fn verdict(figures: &[FigureReport]) -> Option<String> {
     Some(format!("direct needs {trip:.2} of the round trip and {first:.2} of the time to first byte"))
 }
 
-fn median(times: &[Duration]) -> f64 {
-    let seconds: Vec<f64> = times.iter().map(Duration::as_secs_f64).collect();
-    Summary::of(&seconds).map_or(0.0, |summary| summary.median)
-}
-
-fn ms(time: Duration) -> f64 {
+fn ms(time: &Duration) -> f64 {
     time.as_secs_f64() * 1e3
 }
 
@@ -185,6 +169,7 @@ mod tests {
     use super::super::table;
     use super::super::trust::Trust;
     use super::*;
+    use crate::wan::Shape;
 
     fn visit(milliseconds: u64, ingress: Duration, service_saw: &str) -> Visit {
         let time = Duration::from_millis(milliseconds);
@@ -192,7 +177,7 @@ mod tests {
         Visit {
             handshake: 2 * time,
             first_byte: 3 * time,
-            round_trips: vec![time, time, 100 * time],
+            round_trips: vec![time; 3],
             fresh: 5 * time,
             open: 4 * time,
             connection: cost,
@@ -215,20 +200,19 @@ mod tests {
         };
         let routes = [route("direct", vec![shape]), route("hairpin", vec![shape, shape])];
         let client_id = trust.client_id.to_string();
-        let setting = Setting {
-            shapes: Shapes { west_centre: shape, centre_east: shape, west_east: shape },
-            plan: Plan { round_trips: 3, size: 500_000_000 },
-            seed: 1,
-            routes: &routes,
-            client_id: &client_id,
-            versions: &["gateway 1".into(), "haproxy 2".into()],
-            congestion_control: "cubic",
-            dropped: [1, 2, 3],
-        };
         let direct = [40, 30, 50].map(|time| visit(time, Duration::ZERO, &client_id));
         let hairpin =
             [80, 60, 160].map(|time| visit(time, Duration::from_secs(1), "spiffe://mesh.example/hub"));
-        Report::of(&setting, &direct, &hairpin).unwrap()
+        let setting = Setting {
+            versions: ["gateway 1".into(), "haproxy 2".into()],
+            congestion_control: "cubic".into(),
+            plan: Plan { round_trips: 3, size: 500_000_000 },
+            shapes: Shapes { west_centre: shape, centre_east: shape, west_east: shape },
+            seed: 1,
+            client_id,
+            dropped: [1, 2, 3],
+        };
+        Report::of(setting, [(&routes[0], &direct), (&routes[1], &hairpin)]).unwrap()
     }
 
     #[test]

@@ -5,6 +5,8 @@ use std::fmt::Write as _;
 use comfy_table::{Cell, CellAlignment, LineStyle, Table, TableStyle};
 
 use super::report::{Report, RouteReport};
+use super::visit::Plan;
+use super::world::Shapes;
 use crate::report::Machine;
 use crate::stats::Summary;
 use crate::wan::units::Bytes;
@@ -33,17 +35,17 @@ pub(super) fn render(report: &Report) -> String {
 
 fn header(text: &mut String, report: &Report) -> std::fmt::Result {
     let Machine { cpu, cores, kernel, .. } = &report.machine;
-    writeln!(text, "{cpu}, {cores} cores, Linux {kernel}, TCP with {}", report.congestion_control)?;
-    for version in &report.versions {
+    writeln!(text, "{cpu}, {cores} cores, Linux {kernel}, TCP with {}", report.setting.congestion_control)?;
+    for version in &report.setting.versions {
         writeln!(text, "  {version}")?;
     }
-    writeln!(text, "  west-centre  {}", report.west_centre)?;
-    writeln!(text, "  centre-east  {}", report.centre_east)?;
-    writeln!(text, "  west-east    {}", report.west_east)?;
-    let (rounds, trips, size) = (report.rounds, report.round_trips, Bytes(report.size));
+    let Shapes { west_centre, centre_east, west_east } = report.setting.shapes;
+    writeln!(text, "  west-centre  {west_centre}\n  centre-east  {centre_east}\n  west-east    {west_east}")?;
+    let (rounds, Plan { round_trips, size }) = (report.rounds, report.setting.plan);
+    let size = Bytes(size);
     writeln!(
         text,
-        "{rounds} interleaved rounds of {trips} round trips, downloads of {size}; median (min..max)"
+        "{rounds} interleaved rounds of {round_trips} round trips, downloads of {size}; median (min..max)"
     )
 }
 
@@ -69,10 +71,11 @@ fn table(report: &Report) -> Table {
 
 fn footer(text: &mut String, report: &Report) -> std::fmt::Result {
     for (name, route) in [("direct", &report.direct), ("hairpin", &report.hairpin)] {
-        let whose = if route.service_saw == report.client_id { "the client" } else { "not the client" };
+        let whose =
+            if route.service_saw == report.setting.client_id { "the client" } else { "not the client" };
         writeln!(text, "{name}: the service saw {}, {whose}", route.service_saw)?;
     }
-    let [west_centre, centre_east, west_east] = report.dropped;
+    let [west_centre, centre_east, west_east] = report.setting.dropped;
     let dropped = format!("west-centre {west_centre}, centre-east {centre_east}, west-east {west_east}");
     writeln!(text, "packets dropped at full queues: {dropped}")?;
     writeln!(text, "{}", report.verdict)

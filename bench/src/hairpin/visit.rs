@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use isthmus_certs::peer_id;
 use rustls::pki_types::ServerName;
 use rustls::{ClientConnection, StreamOwned};
+use serde::Serialize;
 
 use super::cost::{Cost, Meters};
 use super::trust::NAME;
@@ -20,7 +21,7 @@ const SMALL: u64 = 256;
 const BUFFER: usize = 64 * 1024;
 
 /// How much is done in a visit.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Serialize)]
 pub(super) struct Plan {
     /// Requests on an open connection.
     pub(super) round_trips: u16,

@@ -9,6 +9,7 @@ use std::process::Command;
 use std::sync::Arc;
 
 use rustls::ClientConfig;
+use serde::Serialize;
 
 use super::cost::Meters;
 use super::find::Programs;
@@ -28,7 +29,7 @@ const GATEWAY_PORT: u16 = 15443;
 const INGRESS_PORT: u16 = 443;
 
 /// How the links are.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Serialize)]
 pub(super) struct Shapes {
     pub(super) west_centre: Shape,
     pub(super) centre_east: Shape,
