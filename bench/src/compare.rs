@@ -9,11 +9,11 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
 use clap::{Args, ValueEnum as _};
-use rustix::process::{Resource, getrlimit, setrlimit};
 
 use crate::cases::{Case, Scenario};
 use crate::contender::Contender;
 use crate::cpu::Meter;
+use crate::descriptors;
 use crate::lab::Lab;
 use crate::progress::Progress;
 use crate::report::{self, Machine, Measurement, Report, SCHEMA, Skipped, US, table};
@@ -87,10 +87,11 @@ impl Compare {
         let window = Duration::try_from_secs_f64(self.seconds).ok().filter(|window| !window.is_zero());
         let window = window.context("--seconds must be more than 0")?;
         let rounds = self.rounds.unwrap_or(if self.quick { 1 } else { 3 });
-        raise_descriptor_limit()?;
+        // Both ends of every connection are here; and the proxies inherit the limit.
+        let descriptors = descriptors::raise_limit()?;
         let stop = Stop::on_signals()?;
         let mut report = self.empty_report(rounds)?;
-        let lab = Lab::new(window, rounds, stop)?;
+        let lab = Lab::new(window, rounds, descriptors, stop)?;
         let began = Instant::now();
 
         let contenders = self.start_all(&lab, &mut report.skipped)?;
@@ -253,13 +254,6 @@ fn busy() -> io::Result<f64> {
     let meter = Meter::start(&[])?;
     std::thread::sleep(QUIET);
     Ok(meter.stop()?.gap().max(0.0))
-}
-
-/// Both ends of every connection are here; and the proxies inherit the limit.
-fn raise_descriptor_limit() -> anyhow::Result<()> {
-    let mut limit = getrlimit(Resource::Nofile);
-    limit.current = limit.maximum;
-    Ok(setrlimit(Resource::Nofile, limit)?)
 }
 
 fn commit() -> Option<String> {

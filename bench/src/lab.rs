@@ -20,13 +20,15 @@ pub(crate) struct Lab {
     pub(crate) window: Duration,
     /// How often each is made.
     pub(crate) rounds: u16,
+    /// What this program and each proxy may have open.
+    pub(crate) descriptors: u64,
 }
 
 impl Lab {
-    pub(crate) fn new(window: Duration, rounds: u16, stop: Stop) -> anyhow::Result<Self> {
+    pub(crate) fn new(window: Duration, rounds: u16, descriptors: u64, stop: Stop) -> anyhow::Result<Self> {
         let hello = Arc::new(Hello::new()?);
         let loopback = Place::loopback(&hello)?;
-        Ok(Self { loopback, veth: OnceLock::new(), hello, stop, window, rounds })
+        Ok(Self { loopback, veth: OnceLock::new(), hello, stop, window, rounds, descriptors })
     }
 
     /// # Errors

@@ -7,6 +7,7 @@ mod check;
 mod compare;
 mod contender;
 mod cpu;
+mod descriptors;
 mod hairpin;
 mod hello;
 mod lab;

@@ -4,6 +4,7 @@
 use std::fs::{self, File};
 use std::io;
 use std::net::SocketAddr;
+use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
@@ -54,6 +55,8 @@ impl Running {
         let mut command = system.command(program, directory.path(), routes)?;
         let output = File::create(directory.path().join("output"))?;
         command.stdin(Stdio::null()).stdout(output.try_clone()?).stderr(output);
+        // Ctrl-C at the terminal is for this program; it ends the others.
+        command.process_group(0);
         let child = place.as_proxy(|| command.spawn())?;
         let mut running = Self {
             address: routes.listen,

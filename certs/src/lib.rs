@@ -15,4 +15,4 @@ pub use bundle::{BundleError, Role, TrustBundles, VerifyError};
 pub use identity::{Identity, IdentityFiles, WriteError};
 pub use spiffe::{SpiffeId, SpiffeIdError, TrustDomain};
 pub use svid::{SvidError, peer_id};
-pub use tls::{ConfigError, Peer, client_config, server_config};
+pub use tls::{ConfigError, Peer, client_config, server_config, server_verifier};

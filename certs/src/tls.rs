@@ -97,6 +97,12 @@ impl VerifyError {
     }
 }
 
+/// What [`client_config`] verifies servers with, for clients that are put together otherwise.
+#[must_use]
+pub fn server_verifier(bundles: Arc<TrustBundles>, expected: Peer) -> Arc<dyn ServerCertVerifier> {
+    Arc::new(PeerVerifier { bundles, peer: expected })
+}
+
 impl From<VerifyError> for rustls::Error {
     fn from(why: VerifyError) -> Self {
         Self::InvalidCertificate(CertificateError::Other(OtherError(Arc::new(why))))

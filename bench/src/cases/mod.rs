@@ -14,7 +14,6 @@ use std::io;
 use std::time::{Duration, Instant};
 
 use clap::ValueEnum;
-use rustix::process::{Resource, getrlimit};
 
 use crate::contender::Contender;
 use crate::cpu::{Meter, Usage};
@@ -159,14 +158,18 @@ impl Case {
 
     /// Why it cannot be measured on this machine, if so.
     pub(crate) fn possible(self, lab: &Lab) -> Result<(), String> {
-        let descriptors = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
         match self {
             Self::Short { veth: true, .. } => lab.veth().map(drop).map_err(|error| error.to_string()),
-            // Both ends of each connection are in this program, or in the proxy.
-            Self::Idle { connections } if 2 * u64::from(connections) + SPARE > descriptors => Err(format!(
-                "needs {} descriptors; ulimit -n is {descriptors}",
-                2 * u64::from(connections) + SPARE
-            )),
+            Self::Idle { connections } => {
+                // Both ends of each connection are in this program, or in the proxy.
+                let needed = 2 * u64::from(connections) + SPARE;
+                let allowed = lab.descriptors;
+                if needed <= allowed {
+                    Ok(())
+                } else {
+                    Err(format!("needs {needed} descriptors of {allowed} (ulimit -Hn)"))
+                }
+            }
             _ => Ok(()),
         }
     }

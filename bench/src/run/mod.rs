@@ -26,7 +26,6 @@ use std::time::Duration;
 use anyhow::{Context as _, bail, ensure};
 use clap::Args;
 use hyper::Uri;
-use rustix::process::{Resource, getrlimit, setrlimit};
 use rustls::crypto::aws_lc_rs;
 use rustls::pki_types::ServerName;
 use tokio::runtime::{self, Runtime};
@@ -39,6 +38,7 @@ use self::plan::{Plan, Rate};
 use self::report::{Asked, Report};
 use self::show::{Live, TICK};
 use self::tls::Tls;
+use crate::descriptors;
 
 /// Descriptors for other things than connections.
 const RESERVE: u64 = 64;
@@ -247,10 +247,7 @@ fn resolve(address: &str) -> anyhow::Result<Vec<SocketAddr>> {
 }
 
 fn allow_descriptors(connections: u32) -> anyhow::Result<()> {
-    let mut limit = getrlimit(Resource::Nofile);
-    limit.current = limit.maximum;
-    setrlimit(Resource::Nofile, limit)?;
-    let most = limit.maximum.map_or(u64::MAX, |maximum| maximum.saturating_sub(RESERVE));
+    let most = descriptors::raise_limit()?.saturating_sub(RESERVE);
     ensure!(
         u64::from(connections) <= most,
         "--connections {connections}: this process may have {most}; raise the hard limit (ulimit -Hn)"

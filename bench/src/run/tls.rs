@@ -7,11 +7,10 @@ use std::sync::Arc;
 
 use anyhow::{Context as _, ensure};
 use clap::Args;
-use isthmus_certs::bundle::Role;
-use isthmus_certs::{SpiffeId, TrustBundles, VerifyError};
+use isthmus_certs::{Peer, SpiffeId, TrustBundles, server_verifier};
 use rustls::client::Resumption;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::crypto::{CryptoProvider, aws_lc_rs, verify_tls12_signature, verify_tls13_signature};
+use rustls::crypto::aws_lc_rs;
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
@@ -51,12 +50,12 @@ impl Tls {
         let builder = match (&self.ca, &self.expect) {
             (Some(ca), None) => builder.with_root_certificates(roots(ca)?),
             (Some(ca), Some(expected)) => {
-                let demand = Demand::Id { bundles: bundles(ca, expected)?, expected: expected.clone() };
-                builder.dangerous().with_custom_certificate_verifier(Arc::new(Verifier { demand, provider }))
+                let verifier = server_verifier(Arc::new(bundles(ca, expected)?), peer(expected));
+                builder.dangerous().with_custom_certificate_verifier(verifier)
             }
             (None, _) => {
-                let demand = Demand::Nothing;
-                builder.dangerous().with_custom_certificate_verifier(Arc::new(Verifier { demand, provider }))
+                let schemes = provider.signature_verification_algorithms.supported_schemes();
+                builder.dangerous().with_custom_certificate_verifier(Arc::new(Unverified(schemes)))
             }
         };
         let mut config = match (&self.cert, &self.key) {
@@ -106,61 +105,50 @@ fn private_key(file: &Path) -> anyhow::Result<PrivateKeyDer<'static>> {
         .with_context(|| format!("cannot read a private key from {}; it must be PEM", file.display()))
 }
 
-/// Verifies what webpki's own verifier does not: SPIFFE IDs, or nothing at all.
-#[derive(Debug)]
-struct Verifier {
-    demand: Demand,
-    provider: Arc<CryptoProvider>,
-}
-
-#[derive(Debug)]
-enum Demand {
-    Id { bundles: TrustBundles, expected: SpiffeId },
-    Nothing,
-}
-
-impl Demand {
-    fn check(&self, chain: &[CertificateDer<'_>], now: UnixTime) -> Result<(), VerifyError> {
-        let Self::Id { bundles, expected } = self else { return Ok(()) };
-        let id = bundles.verify(chain, Role::Server, now)?;
-        let any_path = expected.path().is_empty() && id.trust_domain() == expected.trust_domain();
-        if any_path || id == *expected { Ok(()) } else { Err(VerifyError::Unexpected(id)) }
+/// A SPIFFE ID without a path means the whole trust domain.
+fn peer(expected: &SpiffeId) -> Peer {
+    if expected.path().is_empty() {
+        Peer::Domain(expected.trust_domain().clone())
+    } else {
+        Peer::Ids(vec![expected.clone()])
     }
 }
 
-impl ServerCertVerifier for Verifier {
+/// Takes every certificate for right, also one whose key the server does not hold.
+#[derive(Debug)]
+struct Unverified(Vec<SignatureScheme>);
+
+impl ServerCertVerifier for Unverified {
     fn verify_server_cert(
         &self,
-        end_entity: &CertificateDer<'_>,
-        intermediates: &[CertificateDer<'_>],
-        _server_name: &ServerName<'_>,
-        _ocsp_response: &[u8],
-        now: UnixTime,
+        _: &CertificateDer<'_>,
+        _: &[CertificateDer<'_>],
+        _: &ServerName<'_>,
+        _: &[u8],
+        _: UnixTime,
     ) -> Result<ServerCertVerified, rustls::Error> {
-        let chain: Vec<_> = std::iter::once(end_entity).chain(intermediates).cloned().collect();
-        self.demand.check(&chain, now)?;
         Ok(ServerCertVerified::assertion())
     }
 
     fn verify_tls12_signature(
         &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
+        _: &[u8],
+        _: &CertificateDer<'_>,
+        _: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        verify_tls12_signature(message, cert, dss, &self.provider.signature_verification_algorithms)
+        Ok(HandshakeSignatureValid::assertion())
     }
 
     fn verify_tls13_signature(
         &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
+        _: &[u8],
+        _: &CertificateDer<'_>,
+        _: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        verify_tls13_signature(message, cert, dss, &self.provider.signature_verification_algorithms)
+        Ok(HandshakeSignatureValid::assertion())
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.provider.signature_verification_algorithms.supported_schemes()
+        self.0.clone()
     }
 }
