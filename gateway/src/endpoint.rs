@@ -144,10 +144,11 @@ impl Counted {
         Counted(Arc::clone(count))
     }
 
-    /// `None` when there are `limit` already.
+    /// `None` when there are `limit` already. Counted only then: of two that race for the last place, each
+    /// would see the other and neither would get it.
     pub(crate) fn below(count: &Arc<AtomicU32>, limit: u32) -> Option<Counted> {
-        let counted = Counted::one(count);
-        (count.load(Relaxed) <= limit).then_some(counted)
+        let one_more = |here| (here < limit).then(|| here + 1);
+        count.fetch_update(Relaxed, Relaxed, one_more).ok().map(|_| Counted(Arc::clone(count)))
     }
 }
 
