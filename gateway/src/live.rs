@@ -186,7 +186,8 @@ impl Conn {
             limit.is_some_and(|limit| u128::from(now.saturating_sub(since)) >= limit.as_millis())
         };
         let half_closed = self.half_closed.load(Relaxed);
-        let silent_since = self.last_byte();
+        // The hello's bytes count when they reach a server; until then connecting has its own limits.
+        let silent_since = self.last_byte().max(target.connected.unwrap_or(now));
         if passed(self.accepted, limits.max_duration) {
             Some(Reason::MaxDuration)
         } else if self.bytes_out.load(Relaxed) == 0

@@ -465,6 +465,20 @@ fn an_idle_connection_is_closed_and_a_busy_one_is_not() {
     world.ended(peer, "client_closed");
 }
 
+/// The hello's bytes count: a client that came early is no idler when it has just spoken.
+#[test]
+fn a_client_that_came_long_before_its_hello_is_not_idle() {
+    let world = World::new("idle: 3s");
+    let mut client = dial(world.gateway.address());
+    let silent = || world.gateway.log().count(|_| true) == 0;
+    throughout(Duration::from_millis(3_500), "the hello is waited for", silent);
+    client.write_all(&world.hello).unwrap();
+    let (mut server, _) = world.endpoint.take();
+    throughout(Duration::from_millis(1_500), "the connection lives", silent);
+    server.write_all(b"!").unwrap();
+    assert_eq!(read_exactly(&mut client, 1), b"!");
+}
+
 #[test]
 fn a_server_without_a_first_byte_is_given_up() {
     let world = World::new("first_byte: 1s");
