@@ -130,8 +130,11 @@ impl Account {
         }
     }
 
-    /// The endpoint has answered; the relay will pass on these bytes first.
+    /// The wait for an answer is over; the relay will pass on these bytes first, if there are any.
     pub(crate) fn answered(&mut self, bytes: usize) {
+        if bytes == 0 {
+            return;
+        }
         let before = self.hello.unwrap_or_default() + self.connect.unwrap_or_default();
         self.first_byte = Some(self.accepted.elapsed().saturating_sub(before));
         self.conn.bytes_out.store(bytes as u64, Relaxed);

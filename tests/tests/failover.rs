@@ -398,6 +398,8 @@ fn bytes_that_come_later_end_it_too() {
     let (answer, end) = rest(&mut client);
     assert!(answer.is_empty() && end != End::Open, "{answer:?} {end:?}");
     assert!(other.is_untouched());
+    let line = line_of(&gateway, client);
+    assert!(line.0["first_byte_ms"].is_null(), "the server never said a byte: {line:?}");
 }
 
 #[test]
