@@ -84,7 +84,7 @@ impl Hairpin {
     pub(crate) fn run(&self) -> anyhow::Result<()> {
         let stop = Stop::on_signals()?;
         let (shapes, programs) = (self.shapes(), Programs::find(self.gateway.as_deref())?);
-        let world = World::start(&shapes, self.seed, &programs, &stop)?;
+        let world = World::start(shapes, self.seed, &programs, &stop)?;
         let plan = Plan { round_trips: self.round_trips, size: self.size };
         let [direct, hairpin] = world.west.inside(|| self.measure(&world, plan, &stop))?;
         let setting = Setting {

@@ -65,18 +65,13 @@ pub(super) struct World {
 }
 
 impl World {
-    pub(super) fn start(
-        shapes: &Shapes,
-        seed: u64,
-        programs: &Programs,
-        stop: &Stop,
-    ) -> anyhow::Result<Self> {
+    pub(super) fn start(shapes: Shapes, seed: u64, programs: &Programs, stop: &Stop) -> anyhow::Result<Self> {
         let (west, centre, east) = (Namespace::new()?, Namespace::new()?, Namespace::new()?);
         for site in [&west, &centre, &east] {
             // Else a connection begins with what an earlier one to the same address learnt.
             site.inside(|| fs::write("/proc/sys/net/ipv4/tcp_no_metrics_save", "1"))?;
         }
-        let (shapes, trust) = (*shapes, Trust::new()?);
+        let trust = Trust::new()?;
         let (w, c, e) = ((&west, "west"), (&centre, "centre"), (&east, "east"));
         let links = [
             join([w, c], WEST_CENTRE, shapes.west_centre, seed)?,
