@@ -119,11 +119,11 @@ impl Account {
     pub(crate) fn connected(&mut self, step: Step<'_>, sent: usize) {
         let service = &step.route.service;
         step.endpoint.state.connected();
-        service.state.earn_replay(&step.tables.live.upstream.replay);
         self.connect = Some(self.accepted.elapsed().saturating_sub(self.hello.unwrap_or_default()));
         self.conn.bytes_in.store(sent as u64, Relaxed);
         self.lead_to(step, Some(self.worker.live.coarse_now()));
         if self.counters.is_none() {
+            service.state.earn_replay(&step.tables.live.upstream.replay);
             let counters = self.worker.process.metrics.services.of(service);
             add(&counters.connections, 1);
             self.counters = Some(counters);
@@ -156,10 +156,10 @@ impl Account {
 
     /// Whether the service's budget lets this client's hello be sent once more.
     pub(crate) fn may_replay(&self, step: Step<'_>) -> bool {
-        self.worker.counters.failed(Reason::UpstreamRejected);
         let limits = &step.tables.live.upstream.replay;
         let may = step.route.service.state.may_replay(self.conn.client().ip(), socket::now(), limits);
         if may {
+            self.worker.counters.failed(Reason::UpstreamRejected);
             add(&self.worker.counters.replays, 1);
         }
         may
@@ -167,6 +167,7 @@ impl Account {
 
     /// The endpoint's answer is a refusal, and it is passed on.
     pub(crate) fn turned_down(&mut self, bytes: usize) {
+        self.worker.counters.failed(Reason::UpstreamRejected);
         self.rejected = true;
         self.answered(bytes);
     }

@@ -209,6 +209,8 @@ fn the_last_alert_is_passed_on_when_nobody_is_left() {
         assert_eq!(rest(&mut client), (alert(code), End::Fin));
         let line = line_of(&gateway, client);
         assert_eq!((line.reason(), line.number("attempts")), ("upstream_rejected", 3), "{line:?}");
+        let failed = [r#"reason="upstream_rejected""#];
+        assert_eq!(gateway.metrics().sum("isthmus_attempts_failed_total", &failed), 3.0);
         let mut asked: Vec<_> = endpoints.iter().map(Scripted::accepted).collect();
         asked.sort_unstable();
         assert_eq!(asked, [0, 1, 1, 1], "three different endpoints are asked");
@@ -505,6 +507,17 @@ fn a_budget_bounds_the_replays_of_a_service() {
     let spent = replays(&gateway, "127.0.0.1", 12);
     figure!("burst 5, ratio 0: 12 rejected calls cost {spent} replays");
     assert_eq!(spent, 5);
+}
+
+/// It is the client's connection that earns, not each of its attempts.
+#[test]
+fn replays_earn_no_replays() {
+    let endpoints: Vec<_> = (0..3).map(|_| Scripted::alerting(80)).collect();
+    let addresses: Vec<_> = endpoints.iter().map(Scripted::address).collect();
+    let gateway = gateway(&addresses, "upstream: { replay: { ratio: 0.5, burst: 4, source_share: 1 } }");
+    let spent: u64 = (1..=13).map(|source| replays(&gateway, &format!("127.0.0.{source}"), 1)).sum();
+    figure!("burst 4, ratio 0.5: 13 rejected calls cost {spent} replays");
+    assert_eq!(spent, 10, "the burst, and half of one for each call after the first");
 }
 
 #[test]
