@@ -75,17 +75,16 @@ async fn read_hello(
         on_source(None)?;
     }
     let mut parser = Parser::new(rules.hello_size);
-    let mut silent = true;
     loop {
         let got = std::future::poll_fn(|cx| {
             poll_through(client, cx, FIRST_READ, |bytes| flight.extend(bytes).map(|()| bytes.len()))
         });
         match got.await {
-            Ok(Ok(0)) | Err(_) if silent => return Err(Reason::NoData),
+            // A PROXY header is the balancer's; with nothing behind it, it was a check.
+            Ok(Ok(0)) | Err(_) if flight.bytes().is_empty() => return Err(Reason::NoData),
             Ok(Ok(0)) | Err(_) => return Err(Reason::HelloIncomplete),
             Ok(read) => read?,
         };
-        silent = false;
         if proxy_due {
             match proxy::read(flight.bytes()) {
                 proxy::Verdict::More => continue,

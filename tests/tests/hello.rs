@@ -260,6 +260,25 @@ fn connections_without_a_byte_are_counted_and_not_logged() {
     assert_eq!(world.gateway.log().lines().len(), 0, "the one line was taken, and there is no other");
 }
 
+/// A balancer's check may send its own header: that is no byte of a client.
+#[test]
+fn a_proxy_header_and_no_more_is_a_check() {
+    let listener = "- { address: ADDRESS, proxy_protocol: { from: [127.0.0.0/8] } }";
+    let gateway = Setup::new(service(HOST, &[], &[])).listeners(listener).start();
+    let headers: [&[u8]; 2] = [b"PROXY UNKNOWN\r\n", b"\r\n\r\n\0\r\nQUIT\n\x20\0\0\0"];
+    for header in headers {
+        let mut client = send(gateway.address(), header);
+        client.shutdown(Shutdown::Write).unwrap();
+        assert_eq!(rest(&mut client), (Vec::new(), End::Fin));
+    }
+    let ended = |reason: &str| {
+        let reason = format!("reason=\"{reason}\"");
+        gateway.metrics().sum("isthmus_connections_ended_total", &[&reason])
+    };
+    until("both have ended", || ended("no_data") + ended("hello_incomplete") > 1.9);
+    assert_eq!((ended("no_data"), ended("hello_incomplete")), (2.0, 0.0));
+}
+
 /// Sends a first flight cut in pieces; tells who sent it and what the answer was.
 fn ask(world: &World, flight: &[u8], cuts: &[usize]) -> (SocketAddr, Vec<u8>) {
     let mut client = dial(world.gateway.address());
