@@ -77,9 +77,13 @@ fn find(snapshot: &Snapshot, sni: &HostName, query: Query<'_>) -> Option<Result<
 }
 
 /// Istio's form for one port of a host: `outbound_.PORT_._.HOST`. With a subset between the last two
-/// underscores it is no name of ours.
+/// underscores it is no name of ours, and neither is a number that could be written shorter: one port has
+/// one name.
 fn outbound(name: &str) -> (&str, Option<u16>) {
-    let parsed = name.strip_prefix("outbound_.").and_then(|rest| rest.split_once("_._."));
+    let parsed = name
+        .strip_prefix("outbound_.")
+        .filter(|rest| !rest.starts_with('0'))
+        .and_then(|rest| rest.split_once("_._."));
     match parsed.and_then(|(port, host)| Some((host, port.parse::<u16>().ok()?))) {
         Some((host, port)) => (host, Some(port)),
         None => (name, None),
@@ -209,6 +213,7 @@ mod tests {
             "outbound_.1_._.productpage.bookinfo.svc",
             "outbound_.9080_.v1_.productpage.bookinfo.svc",
             "outbound_.x_._.productpage.bookinfo.svc",
+            "outbound_.09080_._.productpage.bookinfo.svc",
             "outbound_.9080_._.",
             "svc",
             "xds_cluster",
