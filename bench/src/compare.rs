@@ -1,7 +1,6 @@
 //! `compare`: start every system, check it, measure all of them in turns, report, stop. The order of the
 //! systems changes from round to round, so that a noisy machine and a warm cache hit all alike.
 
-use std::env;
 use std::io;
 use std::path::PathBuf;
 use std::process::Command;
@@ -159,14 +158,10 @@ impl Compare {
     }
 
     fn start_all(&self, lab: &Lab, skipped: &mut Vec<Skipped>) -> anyhow::Result<Vec<Contender>> {
-        let beside = env::current_exe().context("where this program is")?.with_file_name("isthmus-gateway");
-        let search = Search {
-            gateway: self.gateway.clone().unwrap_or(beside),
-            baseline: self.baseline.clone(),
-            peers_dir: self.peers_dir.clone().unwrap_or_else(|| "target/peers".into()),
-        };
+        let search =
+            Search::new(self.gateway.as_deref(), self.baseline.as_deref(), self.peers_dir.as_deref())?;
         let mut contenders = vec![Contender::direct(lab)];
-        for (index, system) in (0..).zip(ALL) {
+        for system in ALL {
             let name = system.name();
             let asked_for = name == US
                 || (name == BASELINE && self.baseline.is_some())
@@ -175,7 +170,7 @@ impl Compare {
                 continue;
             }
             lab.stop.check()?;
-            match Contender::start(system, index, &search, lab) {
+            match Contender::start(system, &search, lab) {
                 Ok(contender) => {
                     eprintln!("{name}: {}, passes bytes through", contender.info.version);
                     contenders.push(contender);

@@ -22,7 +22,6 @@ pub(crate) struct Contender {
 struct Source {
     system: &'static dyn System,
     program: PathBuf,
-    index: u8,
 }
 
 impl std::fmt::Debug for Source {
@@ -38,17 +37,12 @@ impl Contender {
         Self { info, near: Running::direct(lab.loopback.backend.address), source: None }
     }
 
-    /// Finds a system, starts it on loopback, and has bytes pass through it. `index` tells it from others.
+    /// Finds a system, starts it on loopback, and has bytes pass through it.
     ///
     /// # Errors
     /// Why it cannot take part.
-    pub(crate) fn start(
-        system: &'static dyn System,
-        index: u8,
-        search: &Search,
-        lab: &Lab,
-    ) -> Result<Self, String> {
-        let source = Source { system, program: system.program(search)?, index };
+    pub(crate) fn start(system: &'static dyn System, search: &Search, lab: &Lab) -> Result<Self, String> {
+        let source = Source { system, program: system.program(search)? };
         let near = source.start(lab, 1, START).map_err(|error| format!("it does not start: {error}"))?;
         check::passes_bytes_through(&lab.loopback.target(near.address)).map_err(|error| {
             format!("it does not pass bytes through: {error}; it said: {}", near.last_words())
@@ -74,9 +68,9 @@ impl Contender {
     pub(crate) fn start_far(&self, lab: &Lab) -> io::Result<Running> {
         let place = lab.veth()?;
         let Some(source) = &self.source else {
-            return Ok(Running::direct(place.routes(0, 1)?.backend));
+            return Ok(Running::direct(place.routes(1)?.backend));
         };
-        let routes = place.routes(source.index, 1)?;
+        let routes = place.routes(1)?;
         Running::start((source.system, &source.program), place, routes, START, &lab.stop)
     }
 
@@ -97,7 +91,7 @@ impl Contender {
     /// Gives a process of this system other tables; gives the moment at which it could see them.
     pub(crate) fn publish(&self, lab: &Lab, running: &Running, services: u32) -> io::Result<Instant> {
         let source = self.source()?;
-        let routes = lab.loopback.routes(source.index, services)?;
+        let routes = lab.loopback.routes(services)?;
         running.publish(source.system, crate::systems::Routes { listen: running.address, ..routes })
     }
 
@@ -108,7 +102,7 @@ impl Contender {
 
 impl Source {
     fn start(&self, lab: &Lab, services: u32, patience: Duration) -> io::Result<Running> {
-        let routes = lab.loopback.routes(self.index, services)?;
+        let routes = lab.loopback.routes(services)?;
         Running::start((self.system, &self.program), &lab.loopback, routes, patience, &lab.stop)
     }
 }

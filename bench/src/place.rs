@@ -4,6 +4,7 @@
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU16, Ordering};
 
 use crate::backend::Backend;
 use crate::backend::tls::TlsBackend;
@@ -27,14 +28,15 @@ struct Networks {
     client: Namespace,
     proxy: Namespace,
     _service: Namespace,
+    /// Proxies so far. Each has a port and an address of the service to itself: a port in TIME_WAIT is so
+    /// only for one destination, and no proxy shall find its ports used up by those before it.
+    proxies: AtomicU16,
 }
 
-/// The proxy's address in the client's network.
+/// The proxies' address in the client's network.
 const PROXY: Ipv4Addr = Ipv4Addr::new(10, 98, 1, 2);
 /// The first of the proxies' ports there.
 const PORT: u16 = 15443;
-/// Proxies that can be told apart.
-const MOST_PROXIES: u8 = 8;
 
 impl Place {
     pub(crate) fn loopback(hello: &Arc<Hello>) -> anyhow::Result<Self> {
@@ -57,10 +59,10 @@ impl Place {
         client.ip("addr add 10.98.1.1/24 dev near")?;
         proxy.ip(&format!("addr add {PROXY}/24 dev near"))?;
         proxy.ip("addr add 10.98.2.1/24 dev far")?;
-        // An address of the service for each proxy: they must not use up each other's ports.
-        for index in 0..MOST_PROXIES {
-            service.ip(&format!("addr add {}/24 dev far", service_address(index)))?;
-        }
+        service.ip("addr add 10.98.2.2/24 dev far")?;
+        // Every address of this network is the service's.
+        service.ip("route add local 10.99.0.0/16 dev lo")?;
+        proxy.ip("route add 10.99.0.0/16 via 10.98.2.2")?;
         // For the direct connection.
         proxy.inside(|| std::fs::write("/proc/sys/net/ipv4/ip_forward", "1"))?;
         client.ip(&format!("route add default via {PROXY}"))?;
@@ -68,7 +70,7 @@ impl Place {
         let any = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
         let backend = service.inside(|| Backend::start(Arc::clone(hello), any))?;
         let tls = TlsBackend::start(Ipv4Addr::LOCALHOST.into())?;
-        let networks = Some(Networks { client, proxy, _service: service });
+        let networks = Some(Networks { client, proxy, _service: service, proxies: AtomicU16::new(0) });
         Ok(Self { backend, tls, hello: Arc::clone(hello), networks })
     }
 
@@ -88,11 +90,14 @@ impl Place {
         }
     }
 
-    /// What the proxy of this number shall route, on an address that is free for it.
-    pub(crate) fn routes(&self, index: u8, services: u32) -> io::Result<Routes> {
-        let (listen, backend) = if self.networks.is_some() {
-            let listen = SocketAddr::from((PROXY, PORT + u16::from(index)));
-            (listen, SocketAddr::from((service_address(index), self.backend.address.port())))
+    /// What a proxy shall route, on an address that is free for it.
+    pub(crate) fn routes(&self, services: u32) -> io::Result<Routes> {
+        let (listen, backend) = if let Some(networks) = &self.networks {
+            let number = networks.proxies.fetch_add(1, Ordering::Relaxed);
+            let [high, low] = number.to_be_bytes();
+            let service = Ipv4Addr::new(10, 99, high, low);
+            let listen = SocketAddr::from((PROXY, PORT.wrapping_add(number).max(PORT)));
+            (listen, SocketAddr::from((service, self.backend.address.port())))
         } else {
             // Not every system can pick a port by itself and tell.
             (TcpListener::bind("127.0.0.1:0")?.local_addr()?, self.backend.address)
@@ -103,8 +108,4 @@ impl Place {
     pub(crate) fn target(&self, address: SocketAddr) -> Target {
         Target { address, hello: Arc::clone(&self.hello) }
     }
-}
-
-fn service_address(index: u8) -> Ipv4Addr {
-    Ipv4Addr::new(10, 98, 2, 10 + index)
 }

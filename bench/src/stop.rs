@@ -1,10 +1,10 @@
-//! Ctrl-C and SIGTERM as a flag that every loop looks at, so that what was started is also stopped.
+//! Ctrl-C, SIGTERM and a terminal that closes, as a flag that every loop looks at, so that what was started is also stopped.
 
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
 /// Whether the user wants this program to end.
 #[derive(Clone, Debug, Default)]
@@ -14,7 +14,7 @@ impl Stop {
     /// Takes the signals over. A second one does no more than the first: the loops see it within a tick.
     pub(crate) fn on_signals() -> io::Result<Self> {
         let stop = Self::default();
-        for signal in [SIGINT, SIGTERM] {
+        for signal in [SIGHUP, SIGINT, SIGTERM] {
             signal_hook::flag::register(signal, Arc::clone(&stop.0))?;
         }
         Ok(stop)

@@ -1,6 +1,8 @@
 //! Connections per second, the time to the first byte, and what a connection costs.
 
 use std::io;
+use std::thread;
+use std::time::Duration;
 
 use super::warm_then_count;
 use crate::contender::Contender;
@@ -12,16 +14,23 @@ pub(super) const RATE: Figure = Figure::more("rate", "rate", "conn/s");
 
 pub(super) const IN_FLIGHT: usize = 16;
 
-/// Ports towards one address that all rounds together may use up: the kernel has 28 000, for a minute.
-const PORTS: u64 = 24_000;
+/// Ports towards one address that are used up when the client closes first: a warm-up and a measurement
+/// take so many each. The kernel has 28 000, for a minute, and searches long for the last ones.
+const PORTS: u64 = 10_000;
+
+/// On loopback the systems share the backend's address, and the ports towards it: the kernel uses them
+/// again after a second.
+const REUSE: Duration = Duration::from_millis(1100);
 
 pub(super) fn measure(lab: &Lab, contender: &Contender, closer: Closer, veth: bool) -> io::Result<Sample> {
     let place = lab.place(veth)?;
     let far = veth.then(|| contender.start_far(lab)).transpose()?;
     let running = far.as_ref().unwrap_or_else(|| contender.near());
     let target = place.target(running.address);
-    // A warm-up and a measurement a round.
-    let most = if closer == Closer::Client { PORTS / (2 * u64::from(lab.rounds)) } else { u64::MAX };
+    if closer == Closer::Client && !veth {
+        thread::sleep(REUSE);
+    }
+    let most = if closer == Closer::Client { PORTS } else { u64::MAX };
     let (times, usage) = place.as_client(|| {
         let mut short = Short::new(&target, closer, IN_FLIGHT)?.at_most(most);
         warm_then_count(lab, &running.processes, |until| short.run(until, &lab.stop).cloned())

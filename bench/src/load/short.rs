@@ -5,8 +5,8 @@
 //! listener), where the kernel lets a newer SYN from the same port take its place (needs TCP timestamps,
 //! which are on by default): no system can run out of ports. When the *client* closes first, it and every
 //! proxy use up one of 28 000 ports towards one address for a minute, or for a second on loopback, where
-//! the kernel uses them again sooner: that is measured on purpose, within a number of connections that
-//! leaves ports for all rounds.
+//! the kernel uses them again sooner: that is measured on purpose, within a number of connections for
+//! which there are ports.
 
 use std::io::{self, Read as _, Write as _};
 use std::net::TcpStream;

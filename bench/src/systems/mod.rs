@@ -66,14 +66,14 @@ pub(crate) trait System: Sync {
 }
 
 /// Every system but the direct connection, ours first.
-pub(crate) const ALL: [&dyn System; 6] = [
-    &isthmus::Isthmus::This,
-    &isthmus::Isthmus::Baseline,
-    &haproxy::Haproxy,
-    &nginx::Nginx,
-    &envoy::Envoy,
-    &traefik::Traefik,
-];
+pub(crate) const ALL: [&dyn System; 6] =
+    [GATEWAY, &isthmus::Isthmus::Baseline, HAPROXY, &nginx::Nginx, &envoy::Envoy, &traefik::Traefik];
+
+/// Ours.
+pub(crate) const GATEWAY: &dyn System = &isthmus::Isthmus::This;
+
+/// The peer that others need for something else too.
+pub(crate) const HAPROXY: &dyn System = &haproxy::Haproxy;
 
 /// The name of another build of our own gateway.
 pub(crate) const BASELINE: &str = "baseline";

@@ -6,18 +6,34 @@ use std::fs;
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
 
+use anyhow::Context as _;
+
 /// Folders below `site-packages` that are looked into.
 const DEPTH: usize = 3;
 
 /// Where the user said that programs are.
 #[derive(Clone, Debug)]
 pub(crate) struct Search {
-    pub(crate) gateway: PathBuf,
-    pub(crate) baseline: Option<PathBuf>,
-    pub(crate) peers_dir: PathBuf,
+    pub(super) gateway: PathBuf,
+    pub(super) baseline: Option<PathBuf>,
+    peers_dir: PathBuf,
 }
 
 impl Search {
+    /// By default the gateway is beside this program, and other peers are where `tests/run` puts them.
+    pub(crate) fn new(
+        gateway: Option<&Path>,
+        baseline: Option<&Path>,
+        peers_dir: Option<&Path>,
+    ) -> anyhow::Result<Self> {
+        let beside = env::current_exe().context("where this program is")?.with_file_name("isthmus-gateway");
+        Ok(Self {
+            gateway: gateway.map_or(beside, Path::to_owned),
+            baseline: baseline.map(Path::to_owned),
+            peers_dir: peers_dir.unwrap_or(Path::new("target/peers")).to_owned(),
+        })
+    }
+
     /// The program of this name, or what was tried.
     pub(crate) fn find(&self, name: &str, variable: &str) -> Result<PathBuf, String> {
         if let Some(path) = env::var_os(variable).map(PathBuf::from) {
@@ -81,7 +97,7 @@ mod tests {
         fs::create_dir_all(environment.path().join("bin")).unwrap();
         fs::write(environment.path().join("bin/peer"), "#!/bin/python\n").unwrap();
         fs::write(inside.join("peer"), b"\x7fELF...").unwrap();
-        let search = Search { gateway: PathBuf::new(), baseline: None, peers_dir: environment.path().into() };
+        let search = Search::new(None, None, Some(environment.path())).unwrap();
         assert_eq!(search.find("peer", "ISTHMUS_NO_SUCH_VARIABLE").unwrap(), inside.join("peer"));
         let missing = search.find("no-such-peer", "ISTHMUS_NO_SUCH_VARIABLE").unwrap_err();
         assert!(missing.contains("no-such-peer") && missing.contains("ISTHMUS_NO_SUCH_VARIABLE"));

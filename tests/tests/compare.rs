@@ -1,0 +1,115 @@
+//! `isthmus-bench compare`, as a user runs it: a quick comparison with every peer that is here gives a
+//! table, JSON and a page; a peer that is not is named; Ctrl-C leaves nothing running.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test"
+)]
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::io::{BufRead as _, BufReader};
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use isthmus_tests::lock::alone;
+use isthmus_tests::wait::until;
+use isthmus_tests::{binary, figure};
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
+
+const PEERS: [&str; 4] = ["haproxy", "nginx", "envoy", "traefik"];
+
+fn compare(out: &Path, arguments: &[&str]) -> Command {
+    let mut command = Command::new(binary::bench());
+    command.arg("compare").arg("--gateway").arg(binary::gateway()).arg("--out").arg(out);
+    // Where tests/run puts what is no Debian package.
+    command.current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/.."));
+    command.args(arguments).stdin(Stdio::null()).stderr(Stdio::piped()).stdout(Stdio::piped());
+    command
+}
+
+#[test]
+fn a_quick_comparison_measures_every_scenario_of_every_system() {
+    let _alone = alone();
+    let folder = tempfile::tempdir().unwrap();
+    let output = compare(folder.path(), &["--quick", "--seconds", "0.1"]).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(0), "{said}");
+    let report: Value =
+        serde_json::from_slice(&fs::read(folder.path().join("report.json")).unwrap()).unwrap();
+    let names = |list: &Value, key: &str| -> BTreeSet<String> {
+        list.as_array().unwrap().iter().map(|item| item[key].as_str().unwrap().to_owned()).collect()
+    };
+    let took_part = names(&report["systems"], "name");
+    let skipped = names(&report["skipped"], "what");
+    assert!(took_part.contains("direct") && took_part.contains("isthmus"), "{took_part:?}");
+    for peer in PEERS {
+        assert!(took_part.contains(peer) || skipped.contains(peer), "{peer} is neither measured nor named");
+        let demanded = std::env::var("ISTHMUS_REQUIRE_PEERS").as_deref() == Ok("1");
+        assert!(took_part.contains(peer) || !demanded, "{peer} is required, but: {said}");
+    }
+    let scenarios = names(&report["cases"], "scenario");
+    let all = ["bulk", "churn", "idle", "mixed", "pingpong", "routes", "short", "tls"].map(String::from);
+    assert_eq!(scenarios, all.into());
+    for case in report["cases"].as_array().unwrap() {
+        let measured = names(&case["systems"], "system");
+        let proxies = took_part.iter().filter(|name| *name != "direct");
+        assert!(proxies.clone().all(|name| measured.contains(name)), "{}: {measured:?}", case["title"]);
+        for row in case["systems"].as_array().unwrap() {
+            let headline = |figure: &&Value| figure["key"] == case["headline"];
+            let value = row["figures"].as_array().unwrap().iter().find(headline).unwrap();
+            assert!(value["median"].as_f64().unwrap() > 0.0, "{}: {row}", case["title"]);
+        }
+    }
+    let page = fs::read_to_string(folder.path().join("report.html")).unwrap();
+    assert!(page.contains("<svg") && took_part.iter().all(|name| page.contains(name)));
+    figure!(
+        "{} cases with {} systems in {} s",
+        report["cases"].as_array().unwrap().len(),
+        took_part.len(),
+        report["took_seconds"]
+    );
+}
+
+#[test]
+fn ctrl_c_stops_what_was_started_and_reports_what_was_measured() {
+    let folder = tempfile::tempdir().unwrap();
+    let arguments = ["--scenarios", "pingpong", "--peers", "nginx,no-such-place", "--rounds", "99"];
+    let wrong = compare(folder.path(), &arguments).output().unwrap();
+    assert!(String::from_utf8_lossy(&wrong.stderr).contains("no-such-place is not known"));
+    assert!(!wrong.status.success());
+
+    let arguments = ["--scenarios", "pingpong", "--peers", "haproxy", "--rounds", "99"];
+    let mut child = compare(folder.path(), &arguments).spawn().unwrap();
+    let mut progress = BufReader::new(child.stderr.take().unwrap()).lines().map(Result::unwrap);
+    // The first step has begun: everything has been started.
+    progress.find(|line| line.starts_with("1 of ")).unwrap();
+    let family = descendants(child.id());
+    assert!(!family.is_empty());
+    kill_process(Pid::from_child(&child), Signal::INT).unwrap();
+    let _rest: Vec<String> = progress.collect();
+    assert_eq!(child.wait().unwrap().code(), Some(1));
+    until("everything that was started is gone", || {
+        family.iter().all(|pid| {
+            let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+            stat.is_empty() || stat.contains(") Z")
+        })
+    });
+    let report: Value =
+        serde_json::from_slice(&fs::read(folder.path().join("report.json")).unwrap()).unwrap();
+    assert!(report["warnings"].to_string().contains("interrupted"), "{}", report["warnings"]);
+}
+
+fn descendants(root: u32) -> Vec<u32> {
+    let tasks = fs::read_dir(format!("/proc/{root}/task")).unwrap();
+    let lists =
+        tasks.map(|task| fs::read_to_string(task.unwrap().path().join("children")).unwrap_or_default());
+    let children: Vec<u32> = lists
+        .flat_map(|list| list.split_whitespace().map(|pid| pid.parse().unwrap()).collect::<Vec<_>>())
+        .collect();
+    children.iter().flat_map(|child| [vec![*child], descendants(*child)].concat()).collect()
+}
