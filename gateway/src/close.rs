@@ -65,12 +65,15 @@ pub(crate) async fn pass_on_reset(survivor: &TcpStream, patience: Option<Duratio
             sleep(RESET_POLL).await;
         }
     };
-    let _in_time = timeout(patience.unwrap_or(Duration::MAX), acknowledged).await;
+    // First, so that whatever ends the wait, the end is a reset.
     socket::reset_on_close(survivor);
+    let _in_time = timeout(patience.unwrap_or(Duration::MAX), acknowledged).await;
 }
 
 async fn finish(stream: &mut TcpStream, patience: Duration, most: usize) {
-    if SockRef::from(&*stream).shutdown(Shutdown::Write).is_err() {
+    let socket = SockRef::from(&*stream);
+    let owes_a_reset = socket.linger().is_ok_and(|linger| linger.is_some());
+    if owes_a_reset || socket.shutdown(Shutdown::Write).is_err() {
         return;
     }
     let mut discarded = 0;

@@ -616,6 +616,18 @@ fn a_reset_that_waits_for_a_server_that_resets_too_is_over() {
     world.holds_nothing(at_rest);
 }
 
+/// A timeout that ends the wait does not turn the reset into an end in order.
+#[test]
+fn a_reset_that_waits_longer_than_the_idle_limit_is_still_a_reset() {
+    let world = World::new("idle: 2s");
+    let Pair { mut client, mut server, peer } = world.pair();
+    client.write_all(&random(600_000)).unwrap();
+    until("the gateway has all of it", || unsent(&client) == 0);
+    reset(client);
+    world.ended(peer, "idle_timeout");
+    assert_eq!(rest(&mut server).1, End::Reset);
+}
+
 /// A server that resets while its client reads nothing, but still writes: the write takes the error that
 /// tells of the reset away from the kernel.
 #[test]
