@@ -1,6 +1,7 @@
 //! `isthmus-bench`: the gateway, its peers and the bare connection under the same load, in the same run,
 //! on the reader's own machine.
 
+mod affinity;
 mod backend;
 mod cases;
 mod check;

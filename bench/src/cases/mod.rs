@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 
 use clap::ValueEnum;
 
+use crate::affinity::Apart;
 use crate::contender::Contender;
 use crate::cpu::{Meter, Usage};
 use crate::lab::Lab;
@@ -33,9 +34,10 @@ pub(crate) enum Scenario {
     /// Transfers: down, up, both ways; 1, 4, 64 connections.
     Bulk,
     /// Round trips: 64 B, 1 KiB, 16 KiB; 1, 16, 256 connections; as fast as they go, and at fixed rates.
+    /// The proxy has a core to itself.
     Pingpong,
     /// Connections per second, one exchange each; closed by the client or by the server, on loopback and
-    /// across veth pairs.
+    /// across veth pairs. The proxy has a core to itself.
     Short,
     /// Small round trips beside 32 bulk connections.
     Mixed,
@@ -218,6 +220,16 @@ fn warm_then_count<T>(
     let meter = Meter::start(processes)?;
     let done = run(Instant::now() + lab.window)?;
     Ok((done, meter.stop()?))
+}
+
+/// The same with a core for the proxy alone: for what is many short waits.
+fn warm_then_count_apart<T>(
+    lab: &Lab,
+    processes: &[u32],
+    run: impl FnMut(Instant) -> io::Result<T>,
+) -> io::Result<(T, Usage)> {
+    let _apart = Apart::new(processes)?;
+    warm_then_count(lab, processes, run)
 }
 
 fn plural(count: usize, what: &str) -> String {

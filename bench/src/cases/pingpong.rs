@@ -2,7 +2,7 @@
 
 use std::io;
 
-use super::{Pace, warm_then_count};
+use super::{Pace, warm_then_count_apart};
 use crate::contender::Contender;
 use crate::lab::Lab;
 use crate::load::{Paced, PingPong};
@@ -22,11 +22,11 @@ pub(super) fn measure(
     let (times, usage) = match pace {
         Pace::Closed => {
             let mut pings = PingPong::open(&target, bytes, connections)?;
-            warm_then_count(lab, &running.processes, |until| pings.run(until, &lab.stop).cloned())?
+            warm_then_count_apart(lab, &running.processes, |until| pings.run(until, &lab.stop).cloned())?
         }
         Pace::Open(rate) => {
             let mut pings = Paced::open(&target, bytes, connections, rate)?;
-            warm_then_count(lab, &running.processes, |until| pings.run(until, &lab.stop).cloned())?
+            warm_then_count_apart(lab, &running.processes, |until| pings.run(until, &lab.stop).cloned())?
         }
     };
     let sample = Sample::of(RATE, number(times.len()) / usage.wall).with_latency(&times);

@@ -4,7 +4,7 @@ use std::io;
 use std::thread;
 use std::time::Duration;
 
-use super::warm_then_count;
+use super::warm_then_count_apart;
 use crate::contender::Contender;
 use crate::lab::Lab;
 use crate::load::{Closer, Short};
@@ -33,7 +33,7 @@ pub(super) fn measure(lab: &Lab, contender: &Contender, closer: Closer, veth: bo
     let most = if closer == Closer::Client { PORTS } else { u64::MAX };
     let (times, usage) = place.as_client(|| {
         let mut short = Short::new(&target, closer, IN_FLIGHT)?.at_most(most);
-        warm_then_count(lab, &running.processes, |until| short.run(until, &lab.stop).cloned())
+        warm_then_count_apart(lab, &running.processes, |until| short.run(until, &lab.stop).cloned())
     })?;
     let sample = Sample::of(RATE, number(times.len()) / usage.wall).with_latency(&times);
     Ok(sample.with_usage(&usage, Work::connections(times.len())))
