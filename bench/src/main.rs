@@ -43,6 +43,7 @@ struct Cli {
 enum Command {
     Compare(compare::Compare),
     Hairpin(hairpin::Hairpin),
+    Report(report::Render),
     Run(run::Run),
 }
 
@@ -51,6 +52,7 @@ fn main() -> ExitCode {
     let failures = match Cli::parse().command {
         Command::Compare(compare) => compare.run(),
         Command::Hairpin(hairpin) => hairpin.run().map(|()| 0),
+        Command::Report(render) => render.run().map(|()| 0),
         Command::Run(run) => return run.run(),
     };
     match failures {

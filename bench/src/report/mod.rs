@@ -1,8 +1,13 @@
 //! A report: what a run found out, as JSON keeps it. The only form that figures are passed on in; tables,
 //! pages and charts are made from it, now or later, here or elsewhere. Measures nothing.
 
+mod command;
+mod digest;
 mod machine;
+mod markdown;
+mod page;
 mod summary;
+mod svg;
 pub(crate) mod table;
 
 use std::fs;
@@ -11,6 +16,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Context as _;
 use serde::{Deserialize, Serialize};
 
+pub(crate) use command::Render;
 pub(crate) use machine::{Machine, unix_time};
 pub(crate) use summary::{Measurement, case_report};
 
@@ -114,11 +120,20 @@ pub(crate) struct Point {
 /// Writes every form of the report into a directory; gives the files.
 pub(crate) fn write(report: &Report, directory: &Path) -> anyhow::Result<Vec<PathBuf>> {
     fs::create_dir_all(directory).with_context(|| format!("cannot make {}", directory.display()))?;
-    let forms = [("report.json", serde_json::to_string_pretty(report)?)];
+    let mut files = vec![
+        ("report.json".into(), serde_json::to_string_pretty(report)?),
+        ("report.html".into(), page::render(report)),
+        ("report.md".into(), markdown::render(report)),
+    ];
+    let charts = directory.join(markdown::CHARTS);
+    fs::create_dir_all(&charts).with_context(|| format!("cannot make {}", charts.display()))?;
+    for (name, content) in markdown::charts(report) {
+        files.push((format!("{}/{name}", markdown::CHARTS), content));
+    }
     let mut written = Vec::new();
-    for (name, text) in forms {
+    for (name, content) in files {
         let path = directory.join(name);
-        fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))?;
+        fs::write(&path, content).with_context(|| format!("cannot write {}", path.display()))?;
         written.push(path);
     }
     Ok(written)

@@ -4,9 +4,9 @@ use std::fmt::Write as _;
 
 use comfy_table::{Cell, CellAlignment, Table, presets::NOTHING};
 
+use super::digest::spread;
 use super::{CaseReport, FigureReport, Report, Row};
 use crate::sample::{CPU_MACHINE, CPU_PROCESSES};
-use crate::stats::Summary;
 
 /// The whole report as text.
 pub(crate) fn render(report: &Report) -> String {
@@ -100,47 +100,6 @@ fn columns(case: &CaseReport) -> Vec<&FigureReport> {
 }
 
 fn cell(figure: &FigureReport) -> String {
-    let Summary { median, min, max } = figure.summary;
-    let mut text = short(median);
-    if max > min {
-        // Writing into a String cannot fail.
-        let _ = write!(text, " ±{}", short((max - min) / 2.0));
-    }
-    if let Some(ratio) = figure.ratio_to_isthmus {
-        let _ = write!(text, " ×{ratio:.2}");
-    }
-    text
-}
-
-/// Three digits that count.
-fn short(value: f64) -> String {
-    let digits = match value.abs() {
-        small if small < 10.0 => 2,
-        middle if middle < 100.0 => 1,
-        _ => 0,
-    };
-    format!("{value:.digits$}")
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_cell_holds_median_spread_and_ratio() {
-        let summary = Summary { median: 12.34, min: 12.0, max: 13.0 };
-        let figure = FigureReport {
-            key: "rate".into(),
-            title: "rate".into(),
-            unit: "1/s".into(),
-            more_is_better: true,
-            summary,
-            samples: vec![12.0, 12.34, 13.0],
-            ratio_to_isthmus: Some(1.234),
-            ratio_to_direct: None,
-        };
-        assert_eq!(cell(&figure), "12.3 ±0.50 ×1.23");
-        let once = Summary { median: 1234.5, min: 1234.5, max: 1234.5 };
-        assert_eq!(cell(&FigureReport { summary: once, ratio_to_isthmus: None, ..figure }), "1234");
-    }
+    let ratio = figure.ratio_to_isthmus.map_or_else(String::new, |ratio| format!(" ×{ratio:.2}"));
+    format!("{}{ratio}", spread(figure.summary))
 }

@@ -1,0 +1,169 @@
+//! What a report comes to: for each case our headline figure against the best peer's, and how a number is
+//! written. Shared by every form that is made for people.
+
+use super::{CaseReport, DIRECT, FigureReport, Report, Row, US};
+use crate::stats::Summary;
+use crate::systems::BASELINE;
+
+/// Medians that are nearer than this are even, however little the rounds differed.
+const NOISE: f64 = 0.02;
+
+/// One case in a line.
+#[derive(Debug)]
+pub(super) struct Line<'a> {
+    pub(super) case: &'a CaseReport,
+    pub(super) ours: &'a FigureReport,
+    /// Of the peers, the one whose median is the best.
+    pub(super) best: Option<(&'a str, &'a FigureReport)>,
+}
+
+/// How we compare.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Verdict {
+    Better,
+    /// The rounds of both overlap, or the medians are as good as equal.
+    Even,
+    Worse,
+}
+
+impl Verdict {
+    pub(super) fn word(self) -> &'static str {
+        match self {
+            Self::Better => "better",
+            Self::Even => "even",
+            Self::Worse => "worse",
+        }
+    }
+}
+
+/// Every case in which we took part.
+pub(super) fn lines(report: &Report) -> Vec<Line<'_>> {
+    report.cases.iter().filter_map(line).collect()
+}
+
+fn line(case: &CaseReport) -> Option<Line<'_>> {
+    let headline = |row| Row::figure(row, &case.headline);
+    let ours = case.systems.iter().find(|row| row.system == US).and_then(headline)?;
+    let peers = case.systems.iter().filter(|row| ![US, BASELINE, DIRECT].contains(&row.system.as_str()));
+    let figures = peers.filter_map(|row| Some((row.system.as_str(), headline(row)?)));
+    let best = figures.reduce(|best, next| {
+        let more = next.1.summary.median > best.1.summary.median;
+        if more == ours.more_is_better { next } else { best }
+    });
+    Some(Line { case, ours, best })
+}
+
+impl Line<'_> {
+    /// Ours divided by the best peer's.
+    pub(super) fn ratio(&self) -> Option<f64> {
+        let (_, best) = self.best?;
+        Some(self.ours.summary.median / best.summary.median).filter(|ratio| ratio.is_finite())
+    }
+
+    pub(super) fn verdict(&self) -> Option<Verdict> {
+        let (ours, theirs) = (self.ours.summary, self.best?.1.summary);
+        let overlap = ours.min <= theirs.max && theirs.min <= ours.max;
+        if overlap || (self.ratio()? - 1.0).abs() <= NOISE {
+            return Some(Verdict::Even);
+        }
+        let more = ours.median > theirs.median;
+        Some(if more == self.ours.more_is_better { Verdict::Better } else { Verdict::Worse })
+    }
+}
+
+/// Median and half of the spread, three digits that count.
+pub(super) fn spread(summary: Summary) -> String {
+    let Summary { median, min, max } = summary;
+    let text = short(median);
+    if max > min { format!("{text} ±{}", short((max - min) / 2.0)) } else { text }
+}
+
+/// Three digits that count.
+pub(super) fn short(value: f64) -> String {
+    let digits = match value.abs() {
+        small if small < 10.0 => 2,
+        middle if middle < 100.0 => 1,
+        _ => 0,
+    };
+    format!("{value:.digits$}")
+}
+
+/// Letters, digits and dashes: a part of a file's name, or of a link.
+pub(super) fn slug(text: &str) -> String {
+    let words = text.split(|c: char| !c.is_ascii_alphanumeric()).filter(|word| !word.is_empty());
+    words.map(str::to_ascii_lowercase).collect::<Vec<_>>().join("-")
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+    use crate::report::Point;
+
+    /// A case with one figure, of which these are median, least and most for each system.
+    pub(in crate::report) fn case(more_is_better: bool, systems: &[(&str, [f64; 3])]) -> CaseReport {
+        let row = |(system, [median, min, max]): &(&str, [f64; 3])| Row {
+            system: (*system).into(),
+            figures: vec![FigureReport {
+                key: "rate".into(),
+                title: "rate".into(),
+                unit: "1/s".into(),
+                more_is_better,
+                summary: Summary { median: *median, min: *min, max: *max },
+                samples: vec![*min, *median, *max],
+                ratio_to_isthmus: None,
+                ratio_to_direct: None,
+            }],
+            latency: vec![
+                Point { quantile: 0.0, microseconds: *min },
+                Point { quantile: 0.99, microseconds: *max },
+            ],
+            bounded_by_generator: false,
+            failures: Vec::new(),
+        };
+        CaseReport {
+            scenario: "short".into(),
+            title: "a case".into(),
+            headline: "rate".into(),
+            cpu_gap: None,
+            cpu_headline: "cpu_machine".into(),
+            systems: systems.iter().map(row).collect(),
+        }
+    }
+
+    fn verdict(more_is_better: bool, systems: &[(&str, [f64; 3])]) -> (Option<String>, Option<Verdict>) {
+        let case = case(more_is_better, systems);
+        let line = line(&case).unwrap();
+        (line.best.map(|(name, _)| name.to_owned()), line.verdict())
+    }
+
+    #[test]
+    fn the_best_peer_is_the_one_to_compare_with_and_neither_direct_nor_ourselves() {
+        let systems = [
+            ("direct", [99.0, 99.0, 99.0]),
+            ("isthmus", [10.0, 9.5, 10.5]),
+            ("baseline", [98.0, 98.0, 98.0]),
+            ("nginx", [8.0, 7.0, 9.0]),
+            ("envoy", [5.0, 5.0, 5.0]),
+        ];
+        assert_eq!(verdict(true, &systems), (Some("nginx".into()), Some(Verdict::Better)));
+        assert_eq!(verdict(false, &systems), (Some("envoy".into()), Some(Verdict::Worse)));
+        assert_eq!(verdict(true, &systems[..3]), (None, None), "no peer");
+    }
+
+    #[test]
+    fn rounds_that_overlap_are_even() {
+        let overlapping = [("isthmus", [10.0, 8.0, 12.0]), ("nginx", [11.0, 10.0, 11.5])];
+        assert_eq!(verdict(true, &overlapping).1, Some(Verdict::Even));
+        let near = [("isthmus", [10.0; 3]), ("nginx", [10.1; 3])];
+        assert_eq!(verdict(true, &near).1, Some(Verdict::Even));
+        let broken = [("isthmus", [10.0; 3]), ("nginx", [0.0; 3])];
+        assert_eq!(verdict(true, &broken).1, None, "nothing can be divided by that");
+    }
+
+    #[test]
+    fn numbers_are_short_and_slugs_are_safe() {
+        assert_eq!([0.123, 12.34, 1234.5].map(short), ["0.12", "12.3", "1234"]);
+        assert_eq!(spread(Summary { median: 12.34, min: 12.0, max: 13.0 }), "12.3 ±0.50");
+        assert_eq!(slug("../Round trips of 64 B, \"1\" <x>"), "round-trips-of-64-b-1-x");
+    }
+}

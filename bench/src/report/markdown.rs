@@ -1,0 +1,119 @@
+//! The report as Markdown, with its charts as files beside it.
+
+use std::fmt::{self, Write as _};
+
+use super::digest::{lines, short, slug, spread};
+use super::page::{known_figures, scenarios};
+use super::{CaseReport, Report, svg};
+
+/// Where the charts are, seen from the text.
+pub(super) const CHARTS: &str = "charts";
+
+/// The text.
+pub(super) fn render(report: &Report) -> String {
+    let mut text = String::new();
+    // Writing into a String cannot fail.
+    let _ = write_report(&mut text, report);
+    text
+}
+
+/// Name and content of each chart that the text shows.
+pub(super) fn charts(report: &Report) -> Vec<(String, String)> {
+    report.cases.iter().flat_map(charts_of).collect()
+}
+
+fn charts_of(case: &CaseReport) -> Vec<(String, String)> {
+    let name = slug(&case.title);
+    let bars = svg::bars(case, &case.headline).map(|chart| (format!("{name}.svg"), chart.standalone()));
+    let curves = svg::curves(case).map(|chart| (format!("{name}-latency.svg"), chart.standalone()));
+    bars.into_iter().chain(curves).collect()
+}
+
+fn write_report(text: &mut String, report: &Report) -> fmt::Result {
+    let machine = &report.machine;
+    writeln!(text, "# isthmus-bench: the gateway beside its peers\n")?;
+    writeln!(text, "{}, {} cores, Linux {}.", escape(&machine.cpu), machine.cores, escape(&machine.kernel))?;
+    writeln!(
+        text,
+        "{} interleaved rounds of {} s; median ± half of the spread.",
+        report.rounds, report.seconds
+    )?;
+    if let Some(commit) = &report.commit {
+        writeln!(text, "Commit {}.", escape(commit))?;
+    }
+    writeln!(text)?;
+    for system in &report.systems {
+        writeln!(text, "- {}: {}", escape(&system.name), escape(&system.version))?;
+    }
+    for warning in &report.warnings {
+        writeln!(text, "- **Warning:** {}", escape(warning))?;
+    }
+    for skipped in &report.skipped {
+        writeln!(text, "- **Left out:** {}: {}", escape(&skipped.what), escape(&skipped.why))?;
+    }
+    writeln!(
+        text,
+        "\n| case | figure | isthmus | best peer | ratio | so it is |\n|---|---|---|---|---|---|"
+    )?;
+    for line in lines(report) {
+        let best =
+            line.best.map_or_else(String::new, |(name, best)| format!("{name} {}", spread(best.summary)));
+        let ratio = line.ratio().map_or_else(String::new, short);
+        let verdict = line.verdict().map_or("", super::digest::Verdict::word);
+        let (title, ours) = (escape(&line.case.title), line.ours);
+        let (figure, unit, best) = (escape(&ours.title), escape(&ours.unit), escape(&best));
+        writeln!(
+            text,
+            "| {title} | {figure}, {unit} | {} | {best} | {ratio} | {verdict} |",
+            spread(ours.summary)
+        )?;
+    }
+    for scenario in scenarios(report) {
+        writeln!(text, "\n## {}", escape(scenario))?;
+        for case in report.cases.iter().filter(|case| case.scenario == scenario) {
+            write_case(text, case)?;
+        }
+    }
+    Ok(())
+}
+
+fn write_case(text: &mut String, case: &CaseReport) -> fmt::Result {
+    writeln!(text, "\n### {}\n", escape(&case.title))?;
+    for (name, _) in charts_of(case) {
+        writeln!(text, "![{}]({CHARTS}/{name})", escape(&case.title))?;
+    }
+    let cells = |cells: Vec<String>| format!("| {} |", cells.join(" | "));
+    let names = case.systems.iter().map(|row| escape(&row.system));
+    writeln!(text, "\n{}", cells(std::iter::once("figure".into()).chain(names).collect()))?;
+    writeln!(text, "|{}", "---|".repeat(case.systems.len() + 1))?;
+    for figure in known_figures(case) {
+        let name = format!("{}, {}", escape(&figure.title), escape(&figure.unit));
+        let values = case
+            .systems
+            .iter()
+            .map(|row| row.figure(&figure.key).map_or_else(String::new, |figure| spread(figure.summary)));
+        writeln!(text, "{}", cells(std::iter::once(name).chain(values).collect()))?;
+    }
+    for row in &case.systems {
+        for failure in &row.failures {
+            writeln!(text, "\n**{} failed:** {}", escape(&row.system), escape(failure))?;
+        }
+    }
+    Ok(())
+}
+
+/// Text that can make no markup and break no table.
+fn escape(text: &str) -> String {
+    let mut escaped = String::with_capacity(text.len());
+    for c in text.chars() {
+        match c {
+            '\\' | '`' | '*' | '_' | '[' | ']' | '|' | '#' | '!' => escaped.extend(['\\', c]),
+            '<' => escaped.push_str("&lt;"),
+            '>' => escaped.push_str("&gt;"),
+            '&' => escaped.push_str("&amp;"),
+            c if c.is_control() => escaped.push(' '),
+            c => escaped.push(c),
+        }
+    }
+    escaped
+}

@@ -1,0 +1,220 @@
+//! The report as one page that needs nothing else: no script, no font, no request.
+
+use maud::{DOCTYPE, Markup, PreEscaped, html};
+
+use super::digest::{Line, lines, short, slug, spread};
+use super::{CaseReport, FigureReport, Report, svg};
+
+const CSS: &str = include_str!("page.css");
+
+/// The page as HTML.
+pub(super) fn render(report: &Report) -> String {
+    let title = "isthmus-bench: the gateway beside its peers";
+    let page = html! {
+        (DOCTYPE)
+        html lang="en" {
+            head {
+                meta charset="utf-8";
+                meta name="viewport" content="width=device-width, initial-scale=1";
+                title { (title) }
+                style { (PreEscaped(CSS)) (PreEscaped(svg::STYLE)) }
+            }
+            body {
+                h1 { (title) }
+                (setting(report))
+                (summary(report))
+                (how_to_read())
+                @for scenario in scenarios(report) {
+                    h2 id=(slug(scenario)) { (scenario) }
+                    @for case in report.cases.iter().filter(|case| case.scenario == scenario) {
+                        (section(case))
+                    }
+                }
+            }
+        }
+    };
+    page.into_string()
+}
+
+fn setting(report: &Report) -> Markup {
+    let machine = &report.machine;
+    html! {
+        p {
+            (machine.cpu) ", " (machine.cores) " cores, " (machine.memory_kib >> 20) " GiB, Linux " (machine.kernel) ". "
+            (report.rounds) " interleaved rounds of " (report.seconds) " s, " (report.took_seconds) " s in all; "
+            (short(report.busy_before * 100.0)) " % of the machine was busy before. isthmus-bench "
+            (report.bench_version) @if let Some(commit) = &report.commit { ", commit " code { (commit) } } "."
+        }
+        @for warning in &report.warnings { p.note { strong { "Warning: " } (warning) } }
+        @for skipped in &report.skipped { p.note { strong { "Left out: " } (skipped.what) ": " (skipped.why) } }
+        div.scroll {
+            table {
+                @for system in &report.systems { tr { td { (system.name) } td { (system.version) } } }
+            }
+        }
+        p { @for scenario in scenarios(report) { a href={ "#" (slug(scenario)) } { (scenario) } " " } }
+    }
+}
+
+fn summary(report: &Report) -> Markup {
+    html! {
+        div.scroll {
+            table.summary {
+                tr { th { "case" } th { "figure" } th { "isthmus" } th { "best peer" } th { "ratio" } th { "so it is" } }
+                @for line in lines(report) { (summary_row(&line)) }
+            }
+        }
+        p.soft { "Even: the rounds of both overlap, or the medians are within 2 %." }
+    }
+}
+
+fn summary_row(line: &Line<'_>) -> Markup {
+    html! {
+        tr {
+            td { a href={ "#" (slug(&line.case.title)) } { (line.case.title) } }
+            td { (line.ours.title) @if !line.ours.unit.is_empty() { ", " (line.ours.unit) } }
+            td { (spread(line.ours.summary)) }
+            td { @if let Some((name, best)) = line.best { (name) " " (spread(best.summary)) } }
+            td { @if let Some(ratio) = line.ratio() { (short(ratio)) } }
+            td { @if let Some(verdict) = line.verdict() { span class=(verdict.word()) { (verdict.word()) } } }
+        }
+    }
+}
+
+fn how_to_read() -> Markup {
+    html! {
+        details {
+            summary { "How to read this" }
+            p {
+                "A number is the median of the rounds, ± half of what lies between the least and the most; whiskers go "
+                "from the least to the most. × is the ratio to isthmus. Systems are measured in turns, so that a noisy "
+                "machine hits all alike; memory and routes are measured once. All have one worker, and the same routes."
+            }
+            p {
+                "Latencies are of all rounds together, and shown as far as there are values to bear them. At a fixed "
+                "rate they count from when each was due, so that a stall is charged to everything that it kept waiting. "
+                "In round trips and short connections the proxy has a core to itself."
+            }
+            p {
+                "CPU is counted twice: by /proc/stat for the whole machine, which also sees strangers and samples by "
+                "ticks, and exactly for load generator and proxy, which misses the kernel's own threads. Where both "
+                "agree within 3 % of the machine the first is compared, else the second. direct is no proxy at all; ≈ "
+                "marks what comes within a tenth of it: there the load generator is the limit, not the system."
+            }
+        }
+    }
+}
+
+fn section(case: &CaseReport) -> Markup {
+    let cpu = [case.cpu_headline.as_str(), "cpu_proxy"].map(|key| svg::bars(case, key));
+    let charts = [svg::bars(case, &case.headline), svg::curves(case)].into_iter().chain(cpu).flatten();
+    html! {
+        h3 id=(slug(&case.title)) { (case.title) }
+        div.charts { @for chart in charts { div { (chart.inline()) } } }
+        @for row in &case.systems {
+            @for failure in &row.failures { p.note { strong { (row.system) " failed: " } (failure) } }
+        }
+        details { summary { "All figures" } div.scroll { (figures(case)) } }
+    }
+}
+
+fn figures(case: &CaseReport) -> Markup {
+    html! {
+        table {
+            tr { th { "figure" } @for row in &case.systems { th { (row.system) } } }
+            @for figure in known_figures(case) {
+                tr {
+                    td { (figure.title) @if !figure.unit.is_empty() { ", " (figure.unit) } }
+                    @for row in &case.systems {
+                        td { @if let Some(figure) = row.figure(&figure.key) { (spread(figure.summary)) } }
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Every figure that any system has, in the order of its first appearance.
+pub(super) fn known_figures(case: &CaseReport) -> Vec<&FigureReport> {
+    let mut known: Vec<&FigureReport> = Vec::new();
+    for figure in case.systems.iter().flat_map(|row| &row.figures) {
+        if !known.iter().any(|other| other.key == figure.key) {
+            known.push(figure);
+        }
+    }
+    known
+}
+
+/// In their order, each once.
+pub(super) fn scenarios(report: &Report) -> Vec<&str> {
+    let mut scenarios: Vec<&str> = report.cases.iter().map(|case| case.scenario.as_str()).collect();
+    scenarios.dedup();
+    scenarios
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::report::digest::tests::case;
+    use crate::report::{Machine, SCHEMA, Skipped, SystemInfo, markdown};
+
+    /// Everything that comes from outside says this.
+    const HOSTILE: &str = "\"><script>alert(1)</script>|\n# [x](javascript:y)";
+
+    fn hostile() -> Report {
+        let mut hostile = case(true, &[(HOSTILE, [1.0; 3]), ("isthmus", [2.0, 1.0, 3.0])]);
+        hostile.title = HOSTILE.into();
+        hostile.scenario = HOSTILE.into();
+        for row in &mut hostile.systems {
+            row.failures.push(HOSTILE.into());
+            row.figures[0].title = HOSTILE.into();
+            row.figures[0].unit = HOSTILE.into();
+        }
+        Report {
+            schema: SCHEMA.into(),
+            bench_version: HOSTILE.into(),
+            commit: Some(HOSTILE.into()),
+            machine: Machine { cpu: HOSTILE.into(), kernel: HOSTILE.into(), ..Machine::read() },
+            began_unix: 0,
+            took_seconds: 0,
+            rounds: 3,
+            seconds: 0.4,
+            busy_before: 0.0,
+            warnings: vec![HOSTILE.into()],
+            systems: vec![SystemInfo {
+                name: HOSTILE.into(),
+                version: HOSTILE.into(),
+                program: HOSTILE.into(),
+            }],
+            skipped: vec![Skipped { what: HOSTILE.into(), why: HOSTILE.into() }],
+            cases: vec![hostile],
+        }
+    }
+
+    #[test]
+    fn nothing_from_outside_becomes_markup() {
+        let report = hostile();
+        let charts = markdown::charts(&report);
+        assert!(
+            charts
+                .iter()
+                .all(|(name, _)| name.bytes().all(|b| b.is_ascii_alphanumeric() || b"-.".contains(&b)))
+        );
+        let forms = charts.into_iter().map(|(_, chart)| chart);
+        for form in forms.chain([render(&report), markdown::render(&report)]) {
+            assert!(form.contains("alert(1)"), "it is shown: {form}");
+            assert!(!form.contains("<script"), "{form}");
+        }
+        let text = markdown::render(&report);
+        assert!(!text.contains("[x](") && !text.lines().any(|line| line.starts_with("# [")), "{text}");
+    }
+
+    #[test]
+    fn a_report_survives_its_json() {
+        let report = hostile();
+        let text = serde_json::to_string(&report).unwrap();
+        let again: Report = serde_json::from_str(&text).unwrap();
+        assert_eq!(serde_json::to_string(&again).unwrap(), text);
+        assert_eq!(render(&again), render(&report));
+    }
+}
