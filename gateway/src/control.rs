@@ -184,8 +184,10 @@ impl Control {
                 .extract_if(.., |snapshot| Arc::strong_count(snapshot) == 1)
                 .collect();
             if left || !unused.is_empty() {
+                let process = Arc::clone(&self.process);
                 let freeing = move || {
                     drop(unused);
+                    process.metrics.services.forget_the_gone();
                     isthmus_sys::trim_memory();
                 };
                 tokio::task::spawn_blocking(freeing).await?;

@@ -154,9 +154,6 @@ impl ServiceTable {
         let counters = service.state.counters.get_or_init(|| {
             let mut listed = self.listed.lock().unwrap_or_else(PoisonError::into_inner);
             if listed.len() >= self.limit {
-                listed.retain(|counters| counters.of.strong_count() > 0);
-            }
-            if listed.len() >= self.limit {
                 return Arc::clone(&self.others);
             }
             let counters = ServiceCounters::new(service.name.clone(), Arc::downgrade(&service.state));
@@ -167,6 +164,12 @@ impl ServiceTable {
         Arc::clone(counters)
     }
 
+    /// Makes room where services are gone. Not when a connection asks: it would pay for looking at all.
+    pub(crate) fn forget_the_gone(&self) {
+        let mut listed = self.listed.lock().unwrap_or_else(PoisonError::into_inner);
+        listed.retain(|counters| counters.of.strong_count() > 0);
+    }
+
     /// Those that have counters, and the sum of the others once there are any.
     #[must_use]
     pub fn all(&self) -> Vec<Arc<ServiceCounters>> {
@@ -175,5 +178,31 @@ impl ServiceTable {
             all.push(Arc::clone(&self.others));
         }
         all
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::snapshot::{Resolved, Snapshot};
+
+    fn tables(host: &str) -> Snapshot {
+        let text = format!("listeners: [{{ address: '127.0.0.1:0' }}]\nservices: [{{ host: {host} }}]\n");
+        let live = crate::config::parse(&text, Path::new("test.yaml")).unwrap().live;
+        Snapshot::compile(live, &Resolved::new(), None, &|_| false)
+    }
+
+    #[test]
+    fn a_service_that_is_gone_makes_room_for_another() {
+        let table = ServiceTable::new(1);
+        let first = tables("a.example");
+        assert_eq!(&*table.of(&first.services[0]).name, "a.example:443");
+        table.forget_the_gone();
+        assert_eq!(&*table.of(&tables("b.example").services[0]).name, "other", "the first is still there");
+        drop(first);
+        table.forget_the_gone();
+        assert_eq!(&*table.of(&tables("c.example").services[0]).name, "c.example:443");
     }
 }
