@@ -37,6 +37,8 @@ impl Figure {
     }
 }
 
+const P99: Figure = Figure::less("p99", "p99", "µs");
+
 /// Keys that the report looks for.
 pub(crate) const CPU_MACHINE: &str = "cpu_machine";
 pub(crate) const CPU_PROCESSES: &str = "cpu_processes";
@@ -76,13 +78,21 @@ pub(crate) struct Sample {
 }
 
 impl Sample {
+    /// A measurement that is about its p99, however few values there are.
+    pub(crate) fn of_p99(latency: &Histogram<u64>) -> Self {
+        Self::of(P99, number(latency.value_at_quantile(0.99)) / 1e3).with_latency(latency)
+    }
+
     /// The first figure is the one that the measurement is about.
     pub(crate) fn of(figure: Figure, value: f64) -> Self {
         Self { figures: vec![(figure, value)], ..Self::default() }
     }
 
+    /// A figure that is there already stays as it is.
     pub(crate) fn and(mut self, figure: Figure, value: f64) -> Self {
-        self.figures.push((figure, value));
+        if !self.figures.iter().any(|(known, _)| *known == figure) {
+            self.figures.push((figure, value));
+        }
         self
     }
 
@@ -91,7 +101,7 @@ impl Sample {
         const QUANTILES: [(f64, Figure); 4] = [
             (0.5, Figure::less("p50", "p50", "µs")),
             (0.9, Figure::less("p90", "p90", "µs")),
-            (0.99, Figure::less("p99", "p99", "µs")),
+            (0.99, P99),
             (0.999, Figure::less("p99.9", "p99.9", "µs")),
         ];
         for (quantile, figure) in QUANTILES {

@@ -34,7 +34,7 @@ pub(super) fn measure(lab: &Lab, contender: &Contender) -> io::Result<Sample> {
             // Longer than others: one stall of a second must not be missed.
             let times = pings.run(Instant::now() + 2 * lab.window, &lab.stop)?;
             let usage = meter.stop()?;
-            let sample = Sample::of(RATE, number(times.len()) / usage.wall).with_latency(times);
+            let sample = Sample::of_p99(times).and(RATE, number(times.len()) / usage.wall);
             io::Result::Ok(Sample { gap: Some(usage.gap()), ..sample })
         };
         let sample = ping();

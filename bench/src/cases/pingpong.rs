@@ -29,6 +29,10 @@ pub(super) fn measure(
             warm_then_count_apart(lab, &running.processes, |until| pings.run(until, &lab.stop).cloned())?
         }
     };
-    let sample = Sample::of(RATE, number(times.len()) / usage.wall).with_latency(&times);
+    let rate = number(times.len()) / usage.wall;
+    let sample = match pace {
+        Pace::Closed => Sample::of(RATE, rate).with_latency(&times),
+        Pace::Open(_) => Sample::of_p99(&times).and(RATE, rate),
+    };
     Ok(sample.with_usage(&usage, Work::round_trips(times.len())))
 }

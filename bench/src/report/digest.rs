@@ -1,5 +1,5 @@
-//! What a report comes to: for each case our headline figure against the best peer's, and how a number is
-//! written. Shared by every form that is made for people.
+//! What a report comes to: for each case our headline figure, and the machine's CPU for it, against the best
+//! peer's; and how a number is written. Shared by every form that is made for people.
 
 use super::{CaseReport, DIRECT, FigureReport, Report, Row, US};
 use crate::stats::Summary;
@@ -7,8 +7,10 @@ use crate::systems::BASELINE;
 
 /// Medians that are nearer than this are even, however little the rounds differed.
 const NOISE: f64 = 0.02;
+/// The same for what was measured once.
+const NOISE_OF_ONE: f64 = 0.05;
 
-/// One case in a line.
+/// One figure of a case in a line.
 #[derive(Debug)]
 pub(super) struct Line<'a> {
     pub(super) case: &'a CaseReport,
@@ -36,16 +38,17 @@ impl Verdict {
     }
 }
 
-/// Every case in which we took part.
+/// Every case in which we took part: what it is about, and the CPU that decides.
 pub(super) fn lines(report: &Report) -> Vec<Line<'_>> {
-    report.cases.iter().filter_map(line).collect()
+    let both = |case| [line(case, &case.headline), line(case, &case.cpu_headline)];
+    report.cases.iter().flat_map(both).flatten().collect()
 }
 
-fn line(case: &CaseReport) -> Option<Line<'_>> {
-    let headline = |row| Row::figure(row, &case.headline);
-    let ours = case.systems.iter().find(|row| row.system == US).and_then(headline)?;
+fn line<'a>(case: &'a CaseReport, key: &str) -> Option<Line<'a>> {
+    let figure = |row| Row::figure(row, key);
+    let ours = case.systems.iter().find(|row| row.system == US).and_then(figure)?;
     let peers = case.systems.iter().filter(|row| ![US, BASELINE, DIRECT].contains(&row.system.as_str()));
-    let figures = peers.filter_map(|row| Some((row.system.as_str(), headline(row)?)));
+    let figures = peers.filter_map(|row| Some((row.system.as_str(), figure(row)?)));
     let best = figures.reduce(|best, next| {
         let more = next.1.summary.median > best.1.summary.median;
         if more == ours.more_is_better { next } else { best }
@@ -63,7 +66,8 @@ impl Line<'_> {
     pub(super) fn verdict(&self) -> Option<Verdict> {
         let (ours, theirs) = (self.ours.summary, self.best?.1.summary);
         let overlap = ours.min <= theirs.max && theirs.min <= ours.max;
-        if overlap || (self.ratio()? - 1.0).abs() <= NOISE {
+        let noise = if self.ours.samples.len() == 1 { NOISE_OF_ONE } else { NOISE };
+        if overlap || (self.ratio()? - 1.0).abs() <= noise {
             return Some(Verdict::Even);
         }
         let more = ours.median > theirs.median;
@@ -132,7 +136,7 @@ pub(super) mod tests {
 
     fn verdict(more_is_better: bool, systems: &[(&str, [f64; 3])]) -> (Option<String>, Option<Verdict>) {
         let case = case(more_is_better, systems);
-        let line = line(&case).unwrap();
+        let line = line(&case, "rate").unwrap();
         (line.best.map(|(name, _)| name.to_owned()), line.verdict())
     }
 
@@ -156,6 +160,11 @@ pub(super) mod tests {
         assert_eq!(verdict(true, &overlapping).1, Some(Verdict::Even));
         let near = [("isthmus", [10.0; 3]), ("nginx", [10.1; 3])];
         assert_eq!(verdict(true, &near).1, Some(Verdict::Even));
+        let apart = [("isthmus", [10.0; 3]), ("nginx", [10.4; 3])];
+        assert_eq!(verdict(true, &apart).1, Some(Verdict::Worse));
+        let mut once = case(true, &apart);
+        once.systems.iter_mut().for_each(|row| row.figures[0].samples.truncate(1));
+        assert_eq!(line(&once, "rate").unwrap().verdict(), Some(Verdict::Even), "one sample proves less");
         let broken = [("isthmus", [10.0; 3]), ("nginx", [0.0; 3])];
         assert_eq!(verdict(true, &broken).1, None, "nothing can be divided by that");
     }

@@ -64,7 +64,7 @@ fn summary(report: &Report) -> Markup {
                 @for line in lines(report) { (summary_row(&line)) }
             }
         }
-        p.soft { "Even: the rounds of both overlap, or the medians are within 2 %." }
+        p.soft { "Even: the rounds of both overlap, or the medians are within 2 %; within 5 % where there is one round." }
     }
 }
 
