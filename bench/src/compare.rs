@@ -1,7 +1,7 @@
 //! `compare`: start every system, check it, measure all of them in turns, report, stop. The order of the
 //! systems changes from round to round, so that a noisy machine and a warm cache hit all alike.
 
-use std::io;
+use std::io::{self, Write as _};
 use std::path::PathBuf;
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -108,10 +108,8 @@ impl Compare {
         if lab.stop.requested() {
             report.warnings.push("interrupted: not everything was measured".into());
         }
-        print!("{}", table::render(&report));
-        for path in report::write(&report, &self.out)? {
-            eprintln!("wrote {}", path.display());
-        }
+        report::write(&report, &self.out)?;
+        io::stdout().write_all(table::render(&report).as_bytes()).context("cannot print the report")?;
         lab.stop.check()?;
         Ok(measurements.iter().filter(|measurement| measurement.outcome.is_err()).count())
     }
@@ -175,6 +173,7 @@ impl Compare {
                     eprintln!("{name}: {}, passes bytes through", contender.info.version);
                     contenders.push(contender);
                 }
+                Err(why) if name == US => bail!("there is nothing to compare with: {name}: {why}"),
                 Err(why) => {
                     eprintln!("{name}: SKIPPED: {why}");
                     skipped.push(Skipped { what: name.into(), why });

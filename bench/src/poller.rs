@@ -30,14 +30,8 @@ impl Poller {
 
     /// Waits for events, at most one [`TICK`]. No event, and an interruption by a signal, leave `ready` empty.
     pub(crate) fn wait(&self, ready: &mut Ready) -> io::Result<()> {
-        self.wait_for(ready, TICK)
-    }
-
-    /// The same for less than a tick.
-    pub(crate) fn wait_for(&self, ready: &mut Ready, time: Duration) -> io::Result<()> {
         ready.0.clear();
-        let nanoseconds = i64::from(time.min(TICK).subsec_nanos());
-        let timeout = rustix::time::Timespec { tv_sec: 0, tv_nsec: nanoseconds };
+        let timeout = rustix::time::Timespec { tv_sec: 0, tv_nsec: i64::from(TICK.subsec_nanos()) };
         match epoll::wait(&self.0, spare_capacity(&mut ready.0), Some(&timeout)) {
             Ok(_) | Err(rustix::io::Errno::INTR) => Ok(()),
             Err(error) => Err(error.into()),

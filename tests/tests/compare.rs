@@ -76,13 +76,27 @@ fn a_quick_comparison_measures_every_scenario_of_every_system() {
 }
 
 #[test]
+fn what_is_wrong_is_said_before_anything_is_measured() {
+    let folder = tempfile::tempdir().unwrap();
+    let refusal = |arguments: &[&str]| {
+        let output = compare(folder.path(), arguments).output().unwrap();
+        assert!(!output.status.success());
+        String::from_utf8_lossy(&output.stderr).into_owned()
+    };
+    assert!(refusal(&["--peers", "nginx,no-such-place"]).contains("no-such-place is not known"));
+    assert!(refusal(&["--seconds", "0"]).contains("--seconds must be more than 0"));
+    let mut without = Command::new(binary::bench());
+    without.args(["compare", "--gateway", "/no/such/gateway", "--out"]).arg(folder.path());
+    let output = without.stdin(Stdio::null()).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(1));
+    assert!(said.contains("/no/such/gateway") && said.contains("cargo build --release"), "{said}");
+    assert!(fs::read_dir(folder.path()).unwrap().next().is_none(), "nothing is written");
+}
+
+#[test]
 fn ctrl_c_stops_what_was_started_and_reports_what_was_measured() {
     let folder = tempfile::tempdir().unwrap();
-    let arguments = ["--scenarios", "pingpong", "--peers", "nginx,no-such-place", "--rounds", "99"];
-    let wrong = compare(folder.path(), &arguments).output().unwrap();
-    assert!(String::from_utf8_lossy(&wrong.stderr).contains("no-such-place is not known"));
-    assert!(!wrong.status.success());
-
     let arguments = ["--scenarios", "pingpong", "--peers", "haproxy", "--rounds", "99"];
     let mut child = compare(folder.path(), &arguments).spawn().unwrap();
     let mut progress = BufReader::new(child.stderr.take().unwrap()).lines().map(Result::unwrap);

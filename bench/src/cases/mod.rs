@@ -138,10 +138,10 @@ impl Case {
             }
             Self::PingPong { bytes, connections, pace } => {
                 let pace = match pace {
-                    Pace::Closed => "as fast as they come back".to_owned(),
-                    Pace::Open(rate) => format!("{rate} a second, timed from when each was due"),
+                    Pace::Closed => String::new(),
+                    Pace::Open(rate) => format!(", {rate} a second, timed from when each was due"),
                 };
-                format!("round trips of {}, {}, {pace}", size(bytes), plural(connections, "connection"))
+                format!("round trips of {}, {}{pace}", size(bytes), plural(connections, "connection"))
             }
             Self::Short { closer, veth } => {
                 let (closer, place) = (

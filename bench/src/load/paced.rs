@@ -3,15 +3,44 @@
 //! not only to the few that were under way (coordinated omission).
 
 use std::io;
+use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
 use hdrhistogram::Histogram;
+use rustix::time::{
+    Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create, timerfd_settime,
+};
 
 use super::pingpong::Pinged;
 use super::{PATIENCE, Target};
-use crate::poller::{Poller, Ready};
+use crate::poller::{Interest, Poller, Ready};
 use crate::sample::{histogram, record};
 use crate::stop::Stop;
+
+/// Wakes a poller at a moment, exact to some microseconds: the timeout of a wait would be rounded to a whole
+/// millisecond.
+#[derive(Debug)]
+struct Alarm(OwnedFd);
+
+impl Alarm {
+    fn new(poller: &Poller) -> io::Result<Self> {
+        let flags = TimerfdFlags::NONBLOCK | TimerfdFlags::CLOEXEC;
+        let alarm = timerfd_create(TimerfdClockId::Monotonic, flags)?;
+        // Edge-triggered: it need not be read, and setting it again makes it new.
+        poller.add(&alarm, ALARM, Interest::IN | Interest::ET)?;
+        Ok(Self(alarm))
+    }
+
+    fn set(&self, after: Duration) -> io::Result<()> {
+        // Zero would turn it off.
+        let it_value = Timespec::try_from(after.max(Duration::from_nanos(1))).map_err(io::Error::other)?;
+        let once = Itimerspec { it_interval: Timespec::default(), it_value };
+        timerfd_settime(&self.0, TimerfdTimerFlags::empty(), &once)?;
+        Ok(())
+    }
+}
+
+const ALARM: usize = usize::MAX;
 
 /// When each ping is due.
 #[derive(Clone, Copy, Debug)]
@@ -33,6 +62,7 @@ impl Schedule {
 #[derive(Debug)]
 pub(crate) struct Paced {
     poller: Poller,
+    alarm: Alarm,
     conns: Vec<Pinged>,
     /// Connections with no ping under way.
     free: Vec<usize>,
@@ -44,12 +74,10 @@ pub(crate) struct Paced {
 
 impl Paced {
     pub(crate) fn open(target: &Target, bytes: usize, count: usize, per_second: u32) -> io::Result<Self> {
-        // A wait for a moment must not be rounded up by the kernel's 50 µs of slack.
-        rustix::thread::set_current_timer_slack(std::num::NonZeroU64::new(1))?;
         let (poller, conns) = Pinged::open_many(target, count)?;
         let (ping, buffer) = (vec![0x77; bytes], vec![0; bytes]);
-        let free = (0..count).collect();
-        Ok(Self { poller, conns, free, ping, buffer, per_second, round_trips: histogram()? })
+        let (alarm, free) = (Alarm::new(&poller)?, (0..count).collect());
+        Ok(Self { poller, alarm, conns, free, ping, buffer, per_second, round_trips: histogram()? })
     }
 
     /// Pings from now until then, and gives the times in nanoseconds. Every ping that was due is sent and
@@ -77,8 +105,10 @@ impl Paced {
             if now > until + PATIENCE {
                 return Err(io::Error::new(io::ErrorKind::TimedOut, "the rate was not kept up with"));
             }
-            let idle = if all_sent || self.free.is_empty() { PATIENCE } else { schedule.due(next) - now };
-            self.poller.wait_for(&mut ready, idle)?;
+            if !all_sent && !self.free.is_empty() {
+                self.alarm.set(schedule.due(next) - now)?;
+            }
+            self.poller.wait(&mut ready)?;
             for (token, _) in ready.iter() {
                 let Some(conn) = self.conns.get_mut(token) else { continue };
                 let Some(now) = conn.receive(&mut self.buffer)? else { continue };

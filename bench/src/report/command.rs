@@ -1,6 +1,7 @@
 //! `report`: an earlier comparison, as JSON keeps it, shown again.
 
 use std::fs;
+use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
@@ -25,12 +26,9 @@ pub(crate) struct Render {
 impl Render {
     pub(crate) fn run(&self) -> anyhow::Result<()> {
         let report = load(&self.file)?;
-        print!("{}", table::render(&report));
         let beside = self.file.parent().unwrap_or(Path::new("."));
-        for path in write(&report, self.out.as_deref().unwrap_or(beside))? {
-            eprintln!("wrote {}", path.display());
-        }
-        Ok(())
+        write(&report, self.out.as_deref().unwrap_or(beside))?;
+        io::stdout().write_all(table::render(&report).as_bytes()).context("cannot print the report")
     }
 }
 

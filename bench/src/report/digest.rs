@@ -57,6 +57,11 @@ fn line<'a>(case: &'a CaseReport, key: &str) -> Option<Line<'a>> {
 }
 
 impl Line<'_> {
+    /// Whether this is what the case is about.
+    pub(super) fn is_headline(&self) -> bool {
+        self.ours.key == self.case.headline
+    }
+
     /// Ours divided by the best peer's.
     pub(super) fn ratio(&self) -> Option<f64> {
         let (_, best) = self.best?;

@@ -60,7 +60,8 @@ fn write_report(text: &mut String, report: &Report) -> fmt::Result {
             line.best.map_or_else(String::new, |(name, best)| format!("{name} {}", spread(best.summary)));
         let ratio = line.ratio().map_or_else(String::new, short);
         let verdict = line.verdict().map_or("", super::digest::Verdict::word);
-        let (title, ours) = (escape(&line.case.title), line.ours);
+        let title = if line.is_headline() { escape(&line.case.title) } else { String::new() };
+        let ours = line.ours;
         let (figure, unit, best) = (escape(&ours.title), escape(&ours.unit), escape(&best));
         writeln!(
             text,

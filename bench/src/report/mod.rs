@@ -11,7 +11,7 @@ mod svg;
 pub(crate) mod table;
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use anyhow::Context as _;
 use serde::{Deserialize, Serialize};
@@ -117,26 +117,22 @@ pub(crate) struct Point {
     pub(crate) microseconds: f64,
 }
 
-/// Writes every form of the report into a directory; gives the files.
-pub(crate) fn write(report: &Report, directory: &Path) -> anyhow::Result<Vec<PathBuf>> {
-    fs::create_dir_all(directory).with_context(|| format!("cannot make {}", directory.display()))?;
-    let mut files = vec![
-        ("report.json".into(), serde_json::to_string_pretty(report)?),
-        ("report.html".into(), page::render(report)),
-        ("report.md".into(), markdown::render(report)),
-    ];
+/// Writes every form of the report into a directory, and says so.
+pub(crate) fn write(report: &Report, directory: &Path) -> anyhow::Result<()> {
+    let put = |name: &str, content: &str| {
+        let path = directory.join(name);
+        fs::write(&path, content).with_context(|| format!("cannot write {}", path.display()))
+    };
     let charts = directory.join(markdown::CHARTS);
     fs::create_dir_all(&charts).with_context(|| format!("cannot make {}", charts.display()))?;
-    for (name, content) in markdown::charts(report) {
-        files.push((format!("{}/{name}", markdown::CHARTS), content));
+    for (name, chart) in markdown::charts(report) {
+        put(&format!("{}/{name}", markdown::CHARTS), &chart)?;
     }
-    let mut written = Vec::new();
-    for (name, content) in files {
-        let path = directory.join(name);
-        fs::write(&path, content).with_context(|| format!("cannot write {}", path.display()))?;
-        written.push(path);
-    }
-    Ok(written)
+    put("report.json", &serde_json::to_string_pretty(report)?)?;
+    put("report.html", &page::render(report))?;
+    put("report.md", &markdown::render(report))?;
+    eprintln!("wrote report.json, report.html, report.md and charts into {}", directory.display());
+    Ok(())
 }
 
 impl Row {

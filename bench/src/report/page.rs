@@ -48,7 +48,7 @@ fn setting(report: &Report) -> Markup {
         @for warning in &report.warnings { p.note { strong { "Warning: " } (warning) } }
         @for skipped in &report.skipped { p.note { strong { "Left out: " } (skipped.what) ": " (skipped.why) } }
         div.scroll {
-            table {
+            table.versions {
                 @for system in &report.systems { tr { td { (system.name) } td { (system.version) } } }
             }
         }
@@ -71,11 +71,11 @@ fn summary(report: &Report) -> Markup {
 fn summary_row(line: &Line<'_>) -> Markup {
     html! {
         tr {
-            td { a href={ "#" (slug(&line.case.title)) } { (line.case.title) } }
+            td { @if line.is_headline() { a href={ "#" (slug(&line.case.title)) } { (line.case.title) } } }
             td { (line.ours.title) @if !line.ours.unit.is_empty() { ", " (line.ours.unit) } }
             td { (spread(line.ours.summary)) }
             td { @if let Some((name, best)) = line.best { (name) " " (spread(best.summary)) } }
-            td { @if let Some(ratio) = line.ratio() { (short(ratio)) } }
+            td { @if let Some(ratio) = line.ratio() { "×" (short(ratio)) } }
             td { @if let Some(verdict) = line.verdict() { span class=(verdict.word()) { (verdict.word()) } } }
         }
     }
