@@ -128,7 +128,7 @@ pub(crate) fn write(report: &Report, directory: &Path) -> anyhow::Result<()> {
     for (name, chart) in markdown::charts(report) {
         put(&format!("{}/{name}", markdown::CHARTS), &chart)?;
     }
-    put("report.json", &serde_json::to_string_pretty(report)?)?;
+    put("report.json", &serde_json::to_string(report)?)?;
     put("report.html", &page::render(report))?;
     put("report.md", &markdown::render(report))?;
     eprintln!("wrote report.json, report.html, report.md and charts into {}", directory.display());
