@@ -8,7 +8,7 @@ use anyhow::{Context as _, bail};
 use clap::Args;
 use serde::Deserialize;
 
-use super::{Report, SCHEMA, table, write};
+use super::{Report, SCHEMA, table, write, write_pages};
 
 /// Make the page, the Markdown and the charts of a comparison from its JSON.
 #[derive(Debug, Args)]
@@ -26,10 +26,18 @@ pub(crate) struct Render {
 impl Render {
     pub(crate) fn run(&self) -> anyhow::Result<()> {
         let report = load(&self.file)?;
-        let beside = self.file.parent().unwrap_or(Path::new("."));
-        write(&report, self.out.as_deref().unwrap_or(beside))?;
+        match &self.out {
+            Some(out) => write(&report, out)?,
+            // A report.json that lies there may be of another run: only asked for is it replaced.
+            None => write_pages(&report, beside(&self.file))?,
+        }
         io::stdout().write_all(table::render(&report).as_bytes()).context("cannot print the report")
     }
+}
+
+/// The directory of a file; of a bare name, this one.
+fn beside(file: &Path) -> &Path {
+    file.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
 fn load(file: &Path) -> anyhow::Result<Report> {
@@ -55,6 +63,31 @@ mod tests {
         let file = tempfile::NamedTempFile::new().unwrap();
         fs::write(file.path(), text).unwrap();
         format!("{:#}", load(file.path()).unwrap_err())
+    }
+
+    #[test]
+    fn the_report_of_another_run_beside_the_file_is_kept() {
+        let folder = tempfile::tempdir().unwrap();
+        let (file, other) = (folder.path().join("mine.json"), folder.path().join("report.json"));
+        let machine = serde_json::json!({"cpu": "", "cores": 1, "memory_kib": 1, "kernel": ""});
+        let report = serde_json::json!({
+            "schema": SCHEMA, "bench_version": "", "commit": null, "machine": machine, "began_unix": 0,
+            "took_seconds": 0, "rounds": 1, "seconds": 1.0, "busy_before": 0.0, "warnings": [], "systems": [],
+            "skipped": [], "cases": [],
+        });
+        fs::write(&file, report.to_string()).unwrap();
+        fs::write(&other, "of another run").unwrap();
+        Render { file: file.clone(), out: None }.run().unwrap();
+        assert_eq!(fs::read_to_string(&other).unwrap(), "of another run");
+        assert!(folder.path().join("report.html").exists());
+        Render { file, out: Some(folder.path().into()) }.run().unwrap();
+        assert!(fs::read_to_string(&other).unwrap().contains(SCHEMA), "asked for, it is replaced");
+    }
+
+    #[test]
+    fn a_bare_name_lies_in_this_directory() {
+        assert_eq!(beside(Path::new("report.json")), Path::new("."));
+        assert_eq!(beside(Path::new("a/report.json")), Path::new("a"));
     }
 
     #[test]

@@ -35,7 +35,7 @@ fn write_report(text: &mut String, report: &Report) -> fmt::Result {
     writeln!(text, "{}, {} cores, Linux {}.", escape(&machine.cpu), machine.cores, escape(&machine.kernel))?;
     writeln!(
         text,
-        "{} interleaved rounds of {} s; median ± half of the spread.",
+        "{} interleaved rounds of {} s; median ± half of the spread; the ratio is isthmus divided by the best peer.",
         report.rounds, report.seconds
     )?;
     if let Some(commit) = &report.commit {
@@ -108,7 +108,7 @@ fn escape(text: &str) -> String {
     let mut escaped = String::with_capacity(text.len());
     for c in text.chars() {
         match c {
-            '\\' | '`' | '*' | '_' | '[' | ']' | '|' | '#' | '!' => escaped.extend(['\\', c]),
+            '\\' | '`' | '*' | '_' | '[' | ']' | '|' | '#' | '!' | '~' | '$' => escaped.extend(['\\', c]),
             '<' => escaped.push_str("&lt;"),
             '>' => escaped.push_str("&gt;"),
             '&' => escaped.push_str("&amp;"),

@@ -119,20 +119,29 @@ pub(crate) struct Point {
 
 /// Writes every form of the report into a directory, and says so.
 pub(crate) fn write(report: &Report, directory: &Path) -> anyhow::Result<()> {
-    let put = |name: &str, content: &str| {
-        let path = directory.join(name);
-        fs::write(&path, content).with_context(|| format!("cannot write {}", path.display()))
-    };
+    fs::create_dir_all(directory).with_context(|| format!("cannot make {}", directory.display()))?;
+    // First what cannot be made again from the rest.
+    put(directory, "report.json", &serde_json::to_string(report)?)?;
+    eprintln!("wrote report.json into {}", directory.display());
+    write_pages(report, directory)
+}
+
+/// Writes what is made for people, and says so.
+fn write_pages(report: &Report, directory: &Path) -> anyhow::Result<()> {
     let charts = directory.join(markdown::CHARTS);
     fs::create_dir_all(&charts).with_context(|| format!("cannot make {}", charts.display()))?;
     for (name, chart) in markdown::charts(report) {
-        put(&format!("{}/{name}", markdown::CHARTS), &chart)?;
+        put(&charts, &name, &chart)?;
     }
-    put("report.json", &serde_json::to_string(report)?)?;
-    put("report.html", &page::render(report))?;
-    put("report.md", &markdown::render(report))?;
-    eprintln!("wrote report.json, report.html, report.md and charts into {}", directory.display());
+    put(directory, "report.html", &page::render(report))?;
+    put(directory, "report.md", &markdown::render(report))?;
+    eprintln!("wrote report.html, report.md and charts into {}", directory.display());
     Ok(())
+}
+
+fn put(directory: &Path, name: &str, content: &str) -> anyhow::Result<()> {
+    let path = directory.join(name);
+    fs::write(&path, content).with_context(|| format!("cannot write {}", path.display()))
 }
 
 impl Row {
