@@ -1,0 +1,68 @@
+//! `isthmus-bench report`, as a user runs it: the published figures become a page that a real browser shows,
+//! also on a narrow phone. What the page says is tested beside the code that writes it.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test")]
+
+use std::fs;
+use std::io::ErrorKind;
+use std::path::Path;
+use std::process::Command;
+
+use isthmus_tests::{binary, skip};
+use serde_json::Value;
+
+const FIGURES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/figures/report.json");
+const BROWSERS: [&str; 3] = ["chromium", "chromium-browser", "google-chrome"];
+
+/// Holds the page as wide as a small phone, which a window cannot be, and writes down what is seen in it.
+const PHONE: &str = r#"<!doctype html>
+<iframe src="report.html" style="width: 320px; height: 640px; border: 0"></iframe><pre></pre>
+<script>
+document.querySelector("iframe").onload = event => {
+  const page = event.target.contentDocument;
+  const all = selector => [...page.querySelectorAll(selector)];
+  document.querySelector("pre").textContent = JSON.stringify({
+    width: page.documentElement.scrollWidth,
+    titles: all("h3").length,
+    charts: all("svg").filter(chart => chart.getBoundingClientRect().height > 50).length,
+    links: all("a").length,
+    lost: all("a").filter(link => !page.getElementById(link.hash.slice(1))).length,
+  });
+};
+</script>"#;
+
+#[test]
+fn a_narrow_phone_shows_the_published_figures() {
+    let folder = tempfile::tempdir().unwrap();
+    let made =
+        Command::new(binary::bench()).args(["report", FIGURES, "--out"]).arg(folder.path()).output().unwrap();
+    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+    fs::write(folder.path().join("phone.html"), PHONE).unwrap();
+    let Some(shown) = BROWSERS.iter().find_map(|browser| show(browser, folder.path())) else {
+        skip!("none of {BROWSERS:?} is installed");
+    };
+    let seen = shown.split("<pre>").nth(1).and_then(|rest| rest.split("</pre>").next()).unwrap_or_default();
+    let seen: Value = serde_json::from_str(seen).unwrap_or_else(|error| panic!("{error}: {shown}"));
+    let report: Value = serde_json::from_slice(&fs::read(FIGURES).unwrap()).unwrap();
+    let cases = report["cases"].as_array().unwrap().len();
+    assert_eq!(seen["titles"], cases);
+    assert!(seen["charts"].as_u64() >= u64::try_from(cases).ok(), "each case has a chart: {seen}");
+    assert_eq!(seen["width"], 320, "nothing is wider than the phone");
+    assert!(seen["links"].as_u64() >= u64::try_from(cases).ok(), "the summary leads to each case: {seen}");
+    assert_eq!(seen["lost"], 0, "every link leads somewhere");
+}
+
+/// The page that looks, as the browser left it. None if there is no such browser.
+fn show(browser: &str, folder: &Path) -> Option<String> {
+    let mut command = Command::new(browser);
+    command.args(["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-sync"]);
+    command.args(["--disable-background-networking", "--disable-component-update", "--hide-scrollbars"]);
+    // The page that looks and the page looked at are both files, which a browser otherwise keeps apart.
+    command.args(["--allow-file-access-from-files", "--timeout=30000", "--dump-dom"]);
+    command.arg(format!("--user-data-dir={}", folder.join("browser").display()));
+    command.arg(format!("file://{}", folder.join("phone.html").display()));
+    match command.output() {
+        Err(error) if error.kind() == ErrorKind::NotFound => None,
+        output => Some(String::from_utf8(output.unwrap().stdout).unwrap()),
+    }
+}
