@@ -132,12 +132,11 @@ impl Account {
 
     /// The wait for an answer is over; the relay will pass on these bytes first, if there are any.
     pub(crate) fn answered(&mut self, bytes: usize) {
-        if bytes == 0 {
-            return;
+        if bytes > 0 {
+            let before = self.hello.unwrap_or_default() + self.connect.unwrap_or_default();
+            self.first_byte = Some(self.accepted.elapsed().saturating_sub(before));
+            self.conn.bytes_out.store(bytes as u64, Relaxed);
         }
-        let before = self.hello.unwrap_or_default() + self.connect.unwrap_or_default();
-        self.first_byte = Some(self.accepted.elapsed().saturating_sub(before));
-        self.conn.bytes_out.store(bytes as u64, Relaxed);
     }
 
     /// The endpoint could not be connected to. A refusal or a timeout tells about the endpoint; what this
@@ -204,9 +203,7 @@ impl Account {
             (&counters.first_byte, self.first_byte),
             (&counters.duration, Some(self.accepted.elapsed())),
         ] {
-            if let Some(duration) = duration {
-                histogram.record(duration);
-            }
+            duration.into_iter().for_each(|duration| histogram.record(duration));
         }
     }
 

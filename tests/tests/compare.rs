@@ -80,11 +80,15 @@ fn what_is_wrong_is_said_before_anything_is_measured() {
     let folder = tempfile::tempdir().unwrap();
     let refusal = |arguments: &[&str]| {
         let output = compare(folder.path(), arguments).output().unwrap();
-        assert!(!output.status.success());
+        assert_eq!(output.status.code(), Some(2));
         String::from_utf8_lossy(&output.stderr).into_owned()
     };
-    assert!(refusal(&["--peers", "nginx,no-such-place"]).contains("no-such-place is not known"));
-    assert!(refusal(&["--seconds", "0"]).contains("--seconds must be more than 0"));
+    let unknown = refusal(&["--peers", "nginx,no-such-place"]);
+    assert!(unknown.contains("no-such-place") && unknown.contains("traefik"), "{unknown}");
+    for seconds in ["0", "-1", "NaN", "1e9", "soon"] {
+        let said = refusal(&[&format!("--seconds={seconds}")]);
+        assert!(said.contains("between 0.01 and 60"), "{said}");
+    }
     let mut without = Command::new(binary::bench());
     without.args(["compare", "--gateway", "/no/such/gateway", "--out"]).arg(folder.path());
     let output = without.stdin(Stdio::null()).output().unwrap();

@@ -8,14 +8,18 @@ use std::time::{Duration, Instant};
 use super::WARM_UP;
 use super::short::{IN_FLIGHT, RATE};
 use crate::contender::Contender;
+use crate::cpu::{Meter, Usage};
 use crate::lab::Lab;
 use crate::load::{Closer, PingPong, Short};
-use crate::sample::{Figure, Sample, number};
+use crate::sample::{CPU_MACHINE, Figure, Sample, number};
 use crate::stop::Stop;
 
 const SWAPS: Figure = Figure::more("swaps", "tables published", "1/s");
 const LOST: Figure = Figure::less("lost", "connections lost", "");
 const PING_P99: Figure = Figure::less("ping_p99", "p99 of round trips", "µs");
+
+/// The machine's, because some systems replace their processes, and what those used is gone with them.
+const CPU: Figure = Figure::less(CPU_MACHINE, "CPU by /proc/stat", "µs/conn");
 
 const SERVICES: u32 = 100;
 const BETWEEN: Duration = Duration::from_millis(100);
@@ -29,6 +33,7 @@ pub(super) fn measure(lab: &Lab, contender: &Contender) -> io::Result<Sample> {
     let mut pings = PingPong::open(&target, PING, LONG)?;
     short.run(Instant::now() + WARM_UP, &lab.stop)?;
     let before = short.lost();
+    let meter = Meter::start(&[])?;
     let began = Instant::now();
     // Long enough for some swaps, also in a quick run.
     let until = began + lab.window.max(10 * BETWEEN);
@@ -41,12 +46,13 @@ pub(super) fn measure(lab: &Lab, contender: &Contender) -> io::Result<Sample> {
         let (swaps, round_trips) = (swapping.join().map_err(panicked)?, pinging.join().map_err(panicked)?);
         io::Result::Ok((swaps?, first_bytes?, round_trips?))
     })?;
-    let seconds = began.elapsed().as_secs_f64();
+    let Usage { wall: seconds, machine, .. } = meter.stop()?;
     let ping_p99 = number(round_trips.value_at_quantile(0.99)) / 1e3;
     Ok(Sample::of(RATE, number(first_bytes.len()) / seconds)
         .and(SWAPS, f64::from(swaps) / seconds)
         .and(LOST, number(short.lost() - before))
         .and(PING_P99, ping_p99)
+        .and(CPU, machine * 1e6 / number(first_bytes.len()))
         .with_latency(&first_bytes))
 }
 

@@ -8,7 +8,7 @@ use crate::contender::Contender;
 use crate::cpu::Meter;
 use crate::lab::Lab;
 use crate::load::{Bulk, Direction, PingPong};
-use crate::sample::{Figure, Sample, number};
+use crate::sample::{Figure, Sample, Work, number};
 use crate::stop::Stop;
 
 const RATE: Figure = Figure::more("rate", "rate", "trips/s");
@@ -22,25 +22,26 @@ pub(super) fn measure(lab: &Lab, contender: &Contender) -> io::Result<Sample> {
     let mut downloads = Bulk::open(&target, Direction::Down, CONNECTIONS)?;
     let mut pings = PingPong::open(&target, PING, 1)?;
     let enough = Stop::default();
-    std::thread::scope(|scope| {
-        let bulk = scope.spawn(|| {
-            let began = Instant::now();
-            let bytes = downloads.run_until_stopped(&enough)?;
-            io::Result::Ok(number(bytes) / 1e9 / began.elapsed().as_secs_f64())
-        });
+    let meter = Meter::start(&running.processes)?;
+    let (bytes, times, ping_seconds) = std::thread::scope(|scope| {
+        let bulk = scope.spawn(|| downloads.run_until_stopped(&enough));
         let mut ping = || {
             pings.run(Instant::now() + WARM_UP, &lab.stop)?;
-            let meter = Meter::start(&running.processes)?;
+            let began = Instant::now();
             // Longer than others: one stall of a second must not be missed.
-            let times = pings.run(Instant::now() + 2 * lab.window, &lab.stop)?;
-            let usage = meter.stop()?;
-            let sample = Sample::of_p99(times).and(RATE, number(times.len()) / usage.wall);
-            io::Result::Ok(Sample { gap: Some(usage.gap()), ..sample })
+            let times = pings.run(began + 2 * lab.window, &lab.stop)?.clone();
+            io::Result::Ok((times, began.elapsed().as_secs_f64()))
         };
-        let sample = ping();
+        let pinged = ping();
         // Also when the pings failed: the other thread waits for this.
         enough.request();
-        let throughput = bulk.join().map_err(|_| io::Error::other("the bulk load panicked"))??;
-        Ok(sample?.and(BESIDE, throughput))
-    })
+        let bytes = bulk.join().map_err(|_| io::Error::other("the bulk load panicked"))??;
+        let (times, seconds) = pinged?;
+        io::Result::Ok((bytes, times, seconds))
+    })?;
+    let usage = meter.stop()?;
+    let sample = Sample::of_p99(&times)
+        .and(RATE, number(times.len()) / ping_seconds)
+        .and(BESIDE, number(bytes) / 1e9 / usage.wall);
+    Ok(sample.with_usage(&usage, Work::bytes(bytes)))
 }

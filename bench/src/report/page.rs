@@ -3,7 +3,7 @@
 use maud::{DOCTYPE, Markup, PreEscaped, html};
 
 use super::digest::{Line, lines, short, slug, spread};
-use super::{CaseReport, FigureReport, Report, svg};
+use super::{CaseReport, FigureReport, Report, Row, svg};
 
 const CSS: &str = include_str!("page.css");
 
@@ -129,6 +129,20 @@ fn figures(case: &CaseReport) -> Markup {
                         td { @if let Some(figure) = row.figure(&figure.key) { (spread(figure.summary)) } }
                     }
                 }
+                @if [&case.headline, &case.cpu_headline].contains(&&figure.key) { (beside_direct(case, &figure.key)) }
+            }
+        }
+    }
+}
+
+/// A row of ratios, if there was a direct connection.
+fn beside_direct(case: &CaseReport, key: &str) -> Markup {
+    let ratio = |row: &Row| row.figure(key).and_then(|figure| figure.ratio_to_direct);
+    html! {
+        @if case.systems.iter().any(|row| ratio(row).is_some()) {
+            tr.soft {
+                td { "– ÷ direct" }
+                @for row in &case.systems { td { @if let Some(ratio) = ratio(row) { (short(ratio)) } } }
             }
         }
     }
