@@ -20,11 +20,16 @@ const PHONE: &str = r#"<!doctype html>
 <script>
 document.querySelector("iframe").onload = event => {
   const page = event.target.contentDocument;
+  const cut = text => {
+    const box = text.getBBox(), chart = text.ownerSVGElement.viewBox.baseVal;
+    return box.x < -1 || box.x + box.width > chart.width + 1;
+  };
   const all = selector => [...page.querySelectorAll(selector)];
   document.querySelector("pre").textContent = JSON.stringify({
     width: page.documentElement.scrollWidth,
     titles: all("h3").length,
     charts: all("svg").filter(chart => chart.getBoundingClientRect().height > 50).length,
+    cut: all("svg text").filter(cut).map(text => text.textContent),
     links: all("a").length,
     lost: all("a").filter(link => !page.getElementById(link.hash.slice(1))).length,
   });
@@ -47,6 +52,7 @@ fn a_narrow_phone_shows_the_published_figures() {
     let cases = report["cases"].as_array().unwrap().len();
     assert_eq!(seen["titles"], cases);
     assert!(seen["charts"].as_u64() >= u64::try_from(cases).ok(), "each case has a chart: {seen}");
+    assert_eq!(seen["cut"], Value::Array(Vec::new()), "no text sticks out of its chart");
     assert_eq!(seen["width"], 320, "nothing is wider than the phone");
     assert!(seen["links"].as_u64() >= u64::try_from(cases).ok(), "the summary leads to each case: {seen}");
     assert_eq!(seen["lost"], 0, "every link leads somewhere");

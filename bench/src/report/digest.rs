@@ -1,6 +1,9 @@
 //! What a report comes to: for each case our headline figure, and the machine's CPU for it, against the best
 //! peer's; and how a number is written. Shared by every form that is made for people.
 
+use std::iter;
+use std::time::{Duration, UNIX_EPOCH};
+
 use super::{CaseReport, DIRECT, FigureReport, Report, Row, US};
 use crate::stats::Summary;
 use crate::systems::BASELINE;
@@ -13,6 +16,8 @@ const NOISE_OF_ONE: f64 = 0.05;
 /// One figure of a case in a line.
 #[derive(Debug)]
 pub(super) struct Line<'a> {
+    /// Of the case, as in links.
+    pub(super) name: String,
     pub(super) case: &'a CaseReport,
     pub(super) ours: &'a FigureReport,
     /// Of the peers, the one whose median is the best.
@@ -40,11 +45,14 @@ impl Verdict {
 
 /// Every case in which we took part: what it is about, and the CPU that decides.
 pub(super) fn lines(report: &Report) -> Vec<Line<'_>> {
-    let both = |case| [line(case, &case.headline), line(case, &case.cpu_headline)];
-    report.cases.iter().flat_map(both).flatten().collect()
+    let both = |(name, case): (String, _)| {
+        let case: &CaseReport = case;
+        [&case.headline, &case.cpu_headline].map(|key| line(&name, case, key))
+    };
+    named(report).into_iter().flat_map(both).flatten().collect()
 }
 
-fn line<'a>(case: &'a CaseReport, key: &str) -> Option<Line<'a>> {
+fn line<'a>(name: &str, case: &'a CaseReport, key: &str) -> Option<Line<'a>> {
     let figure = |row| Row::figure(row, key);
     let ours = case.systems.iter().find(|row| row.system == US).and_then(figure)?;
     let peers = case.systems.iter().filter(|row| ![US, BASELINE, DIRECT].contains(&row.system.as_str()));
@@ -53,7 +61,7 @@ fn line<'a>(case: &'a CaseReport, key: &str) -> Option<Line<'a>> {
         let more = next.1.summary.median > best.1.summary.median;
         if more == ours.more_is_better { next } else { best }
     });
-    Some(Line { case, ours, best })
+    Some(Line { name: name.into(), case, ours, best })
 }
 
 impl Line<'_> {
@@ -97,10 +105,38 @@ pub(super) fn short(value: f64) -> String {
     format!("{value:.digits$}")
 }
 
-/// Letters, digits and dashes: a part of a file's name, or of a link.
+/// A figure's title and its unit, if it has one.
+pub(super) fn heading(figure: &FigureReport) -> String {
+    if figure.unit.is_empty() { figure.title.clone() } else { format!("{}, {}", figure.title, figure.unit) }
+}
+
+/// When that was, in UTC. What no calendar holds is not known.
+pub(super) fn date(unix: u64) -> String {
+    const YEAR_10_000: u64 = 253_402_300_800;
+    let when = UNIX_EPOCH.checked_add(Duration::from_secs(unix)).filter(|_| unix < YEAR_10_000);
+    when.map_or_else(|| "an unknown day".into(), |when| humantime::format_rfc3339_seconds(when).to_string())
+}
+
+/// Each case under a name that no other one has, fit for a file and for a link.
+pub(super) fn named(report: &Report) -> Vec<(String, &CaseReport)> {
+    let mut named: Vec<(String, &CaseReport)> = Vec::new();
+    for case in &report.cases {
+        let slug = slug(&case.title);
+        let others = (2_usize..).map(|number| format!("{slug}-{number}"));
+        let free = |name: &String| named.iter().all(|(taken, _)| taken != name);
+        let name = iter::once(slug.clone()).chain(others).find(free);
+        named.extend(name.map(|name| (name, case)));
+    }
+    named
+}
+
+/// Letters, digits and dashes, some but not too many for a file's name.
 pub(super) fn slug(text: &str) -> String {
+    const MOST: usize = 100;
     let words = text.split(|c: char| !c.is_ascii_alphanumeric()).filter(|word| !word.is_empty());
-    words.map(str::to_ascii_lowercase).collect::<Vec<_>>().join("-")
+    let mut slug = words.map(str::to_ascii_lowercase).collect::<Vec<_>>().join("-");
+    slug.truncate(MOST);
+    if slug.is_empty() { "unnamed".into() } else { slug }
 }
 
 #[cfg(test)]
@@ -141,7 +177,7 @@ pub(super) mod tests {
 
     fn verdict(more_is_better: bool, systems: &[(&str, [f64; 3])]) -> (Option<String>, Option<Verdict>) {
         let case = case(more_is_better, systems);
-        let line = line(&case, "rate").unwrap();
+        let line = line("name", &case, "rate").unwrap();
         (line.best.map(|(name, _)| name.to_owned()), line.verdict())
     }
 
@@ -169,7 +205,11 @@ pub(super) mod tests {
         assert_eq!(verdict(true, &apart).1, Some(Verdict::Worse));
         let mut once = case(true, &apart);
         once.systems.iter_mut().for_each(|row| row.figures[0].samples.truncate(1));
-        assert_eq!(line(&once, "rate").unwrap().verdict(), Some(Verdict::Even), "one sample proves less");
+        assert_eq!(
+            line("name", &once, "rate").unwrap().verdict(),
+            Some(Verdict::Even),
+            "one sample proves less"
+        );
         let broken = [("isthmus", [10.0; 3]), ("nginx", [0.0; 3])];
         assert_eq!(verdict(true, &broken).1, None, "nothing can be divided by that");
     }
@@ -178,6 +218,8 @@ pub(super) mod tests {
     fn numbers_are_short_and_slugs_are_safe() {
         assert_eq!([0.123, 12.34, 1234.5].map(short), ["0.12", "12.3", "1234"]);
         assert_eq!(spread(Summary { median: 12.34, min: 12.0, max: 13.0 }), "12.3 ±0.50");
+        assert_eq!([slug("日本"), slug(&"w".repeat(400))], ["unnamed".into(), "w".repeat(100)]);
+        assert_eq!([0, u64::MAX].map(date), ["1970-01-01T00:00:00Z", "an unknown day"]);
         assert_eq!(slug("../Round trips of 64 B, \"1\" <x>"), "round-trips-of-64-b-1-x");
     }
 }

@@ -2,7 +2,7 @@
 
 use std::fmt::{self, Write as _};
 
-use super::digest::{lines, short, slug, spread};
+use super::digest::{date, heading, lines, named, short, spread};
 use super::page::{known_figures, scenarios};
 use super::{CaseReport, Report, svg};
 
@@ -19,11 +19,10 @@ pub(super) fn render(report: &Report) -> String {
 
 /// Name and content of each chart that the text shows.
 pub(super) fn charts(report: &Report) -> Vec<(String, String)> {
-    report.cases.iter().flat_map(charts_of).collect()
+    named(report).iter().flat_map(|(name, case)| charts_of(name, case)).collect()
 }
 
-fn charts_of(case: &CaseReport) -> Vec<(String, String)> {
-    let name = slug(&case.title);
+fn charts_of(name: &str, case: &CaseReport) -> Vec<(String, String)> {
     let bars = svg::bars(case, &case.headline).map(|chart| (format!("{name}.svg"), chart.standalone()));
     let curves = svg::curves(case).map(|chart| (format!("{name}-latency.svg"), chart.standalone()));
     bars.into_iter().chain(curves).collect()
@@ -32,7 +31,8 @@ fn charts_of(case: &CaseReport) -> Vec<(String, String)> {
 fn write_report(text: &mut String, report: &Report) -> fmt::Result {
     let machine = &report.machine;
     writeln!(text, "# isthmus-bench: the gateway beside its peers\n")?;
-    writeln!(text, "{}, {} cores, Linux {}.", escape(&machine.cpu), machine.cores, escape(&machine.kernel))?;
+    let (cpu, kernel) = (escape(&machine.cpu), escape(&machine.kernel));
+    writeln!(text, "{}, {cpu}, {} cores, Linux {kernel}.", date(report.began_unix), machine.cores)?;
     writeln!(
         text,
         "{} interleaved rounds of {} s; median ± half of the spread; the ratio is isthmus divided by the best peer.",
@@ -61,26 +61,21 @@ fn write_report(text: &mut String, report: &Report) -> fmt::Result {
         let ratio = line.ratio().map_or_else(String::new, short);
         let verdict = line.verdict().map_or("", super::digest::Verdict::word);
         let title = if line.is_headline() { escape(&line.case.title) } else { String::new() };
-        let ours = line.ours;
-        let (figure, unit, best) = (escape(&ours.title), escape(&ours.unit), escape(&best));
-        writeln!(
-            text,
-            "| {title} | {figure}, {unit} | {} | {best} | {ratio} | {verdict} |",
-            spread(ours.summary)
-        )?;
+        let (figure, best, ours) = (escape(&heading(line.ours)), escape(&best), spread(line.ours.summary));
+        writeln!(text, "| {title} | {figure} | {ours} | {best} | {ratio} | {verdict} |")?;
     }
     for scenario in scenarios(report) {
         writeln!(text, "\n## {}", escape(scenario))?;
-        for case in report.cases.iter().filter(|case| case.scenario == scenario) {
-            write_case(text, case)?;
+        for (name, case) in named(report).iter().filter(|(_, case)| case.scenario == scenario) {
+            write_case(text, name, case)?;
         }
     }
     Ok(())
 }
 
-fn write_case(text: &mut String, case: &CaseReport) -> fmt::Result {
+fn write_case(text: &mut String, name: &str, case: &CaseReport) -> fmt::Result {
     writeln!(text, "\n### {}\n", escape(&case.title))?;
-    for (name, _) in charts_of(case) {
+    for (name, _) in charts_of(name, case) {
         writeln!(text, "![{}]({CHARTS}/{name})", escape(&case.title))?;
     }
     let cells = |cells: Vec<String>| format!("| {} |", cells.join(" | "));
@@ -88,7 +83,7 @@ fn write_case(text: &mut String, case: &CaseReport) -> fmt::Result {
     writeln!(text, "\n{}", cells(std::iter::once("figure".into()).chain(names).collect()))?;
     writeln!(text, "|{}", "---|".repeat(case.systems.len() + 1))?;
     for figure in known_figures(case) {
-        let name = format!("{}, {}", escape(&figure.title), escape(&figure.unit));
+        let name = escape(&heading(figure));
         let values = case
             .systems
             .iter()

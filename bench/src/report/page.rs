@@ -2,7 +2,7 @@
 
 use maud::{DOCTYPE, Markup, PreEscaped, html};
 
-use super::digest::{Line, lines, short, slug, spread};
+use super::digest::{Line, date, heading, lines, named, short, slug, spread};
 use super::{CaseReport, FigureReport, Report, Row, svg};
 
 const CSS: &str = include_str!("page.css");
@@ -25,9 +25,9 @@ pub(super) fn render(report: &Report) -> String {
                 (summary(report))
                 (how_to_read())
                 @for scenario in scenarios(report) {
-                    h2 id=(slug(scenario)) { (scenario) }
-                    @for case in report.cases.iter().filter(|case| case.scenario == scenario) {
-                        (section(case))
+                    h2 id=(anchor(scenario)) { (scenario) }
+                    @for (name, case) in named(report).iter().filter(|(_, case)| case.scenario == scenario) {
+                        (section(name, case))
                     }
                 }
             }
@@ -39,20 +39,20 @@ pub(super) fn render(report: &Report) -> String {
 fn setting(report: &Report) -> Markup {
     let machine = &report.machine;
     html! {
-        p {
-            (machine.cpu) ", " (machine.cores) " cores, " (machine.memory_kib >> 20) " GiB, Linux " (machine.kernel) ". "
-            (report.rounds) " interleaved rounds of " (report.seconds) " s, " (report.took_seconds) " s in all; "
-            (short(report.busy_before * 100.0)) " % of the machine was busy before. isthmus-bench "
-            (report.bench_version) @if let Some(commit) = &report.commit { ", commit " code { (commit) } } "."
-        }
         @for warning in &report.warnings { p.note { strong { "Warning: " } (warning) } }
         @for skipped in &report.skipped { p.note { strong { "Left out: " } (skipped.what) ": " (skipped.why) } }
-        div.scroll {
-            table.versions {
-                @for system in &report.systems { tr { td { (system.name) } td { (system.version) } } }
-            }
+        p {
+            "Begun " (date(report.began_unix)) " on " (machine.cpu) ", " (machine.cores) " cores, " (machine.memory_kib >> 20) " GiB, Linux " (machine.kernel) ". "
+            (report.rounds) " interleaved rounds of " (report.seconds) " s, " (report.took_seconds) " s in all; "
+            (format!("{:.0}", report.busy_before * 100.0)) " % of the machine was busy before. isthmus-bench "
+            (report.bench_version) @if let Some(commit) = &report.commit { ", commit " code { (commit) } } "."
         }
-        p { @for scenario in scenarios(report) { a href={ "#" (slug(scenario)) } { (scenario) } " " } }
+        table.versions {
+            @for system in &report.systems { tr { th scope="row" { (system.name) } td { (system.version) } } }
+        }
+        nav aria-label="Scenarios" {
+            @for scenario in scenarios(report) { a href={ "#" (anchor(scenario)) } { (scenario) } " " }
+        }
     }
 }
 
@@ -64,15 +64,18 @@ fn summary(report: &Report) -> Markup {
                 @for line in lines(report) { (summary_row(&line)) }
             }
         }
-        p.soft { "Even: the rounds of both overlap, or the medians are within 2 %; within 5 % where there is one round." }
+        p.soft {
+            "The ratio is isthmus divided by the best peer. Even: the rounds of both overlap, or the medians are within 2 %; within 5 % where "
+            "there is one round."
+        }
     }
 }
 
 fn summary_row(line: &Line<'_>) -> Markup {
     html! {
         tr {
-            td { @if line.is_headline() { a href={ "#" (slug(&line.case.title)) } { (line.case.title) } } }
-            td { (line.ours.title) @if !line.ours.unit.is_empty() { ", " (line.ours.unit) } }
+            td { @if line.is_headline() { a href={ "#" (line.name) } { (line.case.title) } } }
+            td { (heading(line.ours)) }
             td { (spread(line.ours.summary)) }
             td { @if let Some((name, best)) = line.best { (name) " " (spread(best.summary)) } }
             td { @if let Some(ratio) = line.ratio() { "×" (short(ratio)) } }
@@ -87,7 +90,7 @@ fn how_to_read() -> Markup {
             summary { "How to read this" }
             p {
                 "A number is the median of the rounds, ± half of what lies between the least and the most; whiskers go "
-                "from the least to the most. × is the ratio to isthmus. Systems are measured in turns, so that a noisy "
+                "from the least to the most. × in a chart is a system divided by isthmus. Systems are measured in turns, so that a noisy "
                 "machine hits all alike; memory and routes are measured once. All have one worker, and the same routes."
             }
             p {
@@ -105,11 +108,11 @@ fn how_to_read() -> Markup {
     }
 }
 
-fn section(case: &CaseReport) -> Markup {
+fn section(name: &str, case: &CaseReport) -> Markup {
     let cpu = [case.cpu_headline.as_str(), "cpu_proxy"].map(|key| svg::bars(case, key));
     let charts = [svg::bars(case, &case.headline), svg::curves(case)].into_iter().chain(cpu).flatten();
     html! {
-        h3 id=(slug(&case.title)) { (case.title) }
+        h3 id=(name) { (case.title) }
         div.charts { @for chart in charts { div { (chart.inline()) } } }
         @for row in &case.systems {
             @for failure in &row.failures { p.note { strong { (row.system) " failed: " } (failure) } }
@@ -121,10 +124,10 @@ fn section(case: &CaseReport) -> Markup {
 fn figures(case: &CaseReport) -> Markup {
     html! {
         table {
-            tr { th { "figure" } @for row in &case.systems { th { (row.system) } } }
+            tr { th scope="col" { "figure" } @for row in &case.systems { th scope="col" { (row.system) } } }
             @for figure in known_figures(case) {
                 tr {
-                    td { (figure.title) @if !figure.unit.is_empty() { ", " (figure.unit) } }
+                    th scope="row" { (heading(figure)) }
                     @for row in &case.systems {
                         td { @if let Some(figure) = row.figure(&figure.key) { (spread(figure.summary)) } }
                     }
@@ -161,9 +164,18 @@ pub(super) fn known_figures(case: &CaseReport) -> Vec<&FigureReport> {
 
 /// In their order, each once.
 pub(super) fn scenarios(report: &Report) -> Vec<&str> {
-    let mut scenarios: Vec<&str> = report.cases.iter().map(|case| case.scenario.as_str()).collect();
-    scenarios.dedup();
+    let mut scenarios: Vec<&str> = Vec::new();
+    for case in &report.cases {
+        if !scenarios.contains(&case.scenario.as_str()) {
+            scenarios.push(&case.scenario);
+        }
+    }
     scenarios
+}
+
+/// Of a scenario, in links; no case has such a name.
+fn anchor(scenario: &str) -> String {
+    format!("{}.", slug(scenario))
 }
 
 #[cfg(test)]
@@ -221,6 +233,26 @@ mod tests {
         }
         let text = markdown::render(&report);
         assert!(!text.contains("[x](") && !text.lines().any(|line| line.starts_with("# [")), "{text}");
+    }
+
+    #[test]
+    fn cases_of_the_same_title_and_scenarios_in_any_order_are_kept_apart() {
+        let mut report = hostile();
+        report.cases = ["a", "b", "a"]
+            .map(|scenario| {
+                let mut case = case(true, &[("isthmus", [1.0; 3])]);
+                case.scenario = scenario.into();
+                case
+            })
+            .into();
+        let page = render(&report);
+        let ids: Vec<&str> = page.split(" id=\"").skip(1).filter_map(|part| part.split('"').next()).collect();
+        assert_eq!(ids, ["a.", "a-case", "a-case-3", "b.", "a-case-2"]);
+        let links = page.split("href=\"#").skip(1).filter_map(|part| part.split('"').next());
+        assert!(links.clone().count() > 4 && links.clone().all(|link| ids.contains(&link)));
+        let mut files: Vec<String> = markdown::charts(&report).into_iter().map(|(name, _)| name).collect();
+        files.dedup();
+        assert_eq!(files.len(), 6);
     }
 
     #[test]

@@ -1,19 +1,27 @@
 //! Charts: bars with their spread, and latency over quantiles. Drawn narrow, so that they are readable on a
 //! phone; colours are classes, which page or picture define for light and dark.
 
+use std::ops::RangeInclusive;
+
 use maud::{Markup, PreEscaped, html};
 
-use super::digest::{short, spread};
+use super::digest::{heading, short, spread};
 use super::{CaseReport, DIRECT, FigureReport, Point, Row, US};
 
 /// Colours of the charts, inside the page and inside a picture that stands alone.
 pub(super) const STYLE: &str = include_str!("chart.css");
 
 const WIDTH: f64 = 360.0;
+/// How many kinds of lines the style knows; more systems than these share them.
+const LINES: usize = 7;
+/// What a latency can be, in microseconds: a nanosecond to twelve days. Anything else is a broken file.
+const LATENCIES: RangeInclusive<f64> = 1e-3..=1e12;
 
 /// A chart that is not yet put anywhere.
 pub(super) struct Chart {
     title: String,
+    /// The same in words, for those who do not see it.
+    words: String,
     height: f64,
     body: Markup,
 }
@@ -35,6 +43,7 @@ impl Chart {
             svg xmlns="http://www.w3.org/2000/svg" class="chart" role="img"
                 viewBox={ "0 0 " (WIDTH) " " (self.height) } {
                 title { (self.title) }
+                desc { (self.words) }
                 (before)
                 (self.body)
             }
@@ -56,7 +65,7 @@ pub(super) fn bars(case: &CaseReport, key: &str) -> Option<Chart> {
     let most = figures.iter().map(|(_, figure)| figure.summary.max).fold(f64::MIN_POSITIVE, f64::max);
     let length = |value: f64| value / most * (WIDTH - 2.0);
     let better = if first.more_is_better { "more is better" } else { "less is better" };
-    let title = format!("{}, {} ({better})", first.title, first.unit);
+    let title = format!("{} ({better})", heading(first));
     let body = html! {
         text.caption x="0" y="13" { (title) }
         @for (place, (row, figure)) in (0_u32..).zip(&figures) {
@@ -74,12 +83,15 @@ pub(super) fn bars(case: &CaseReport, key: &str) -> Option<Chart> {
         }
     };
     let rows = u32::try_from(figures.len()).unwrap_or(u32::MAX);
-    Some(Chart { title: format!("{}: {title}", case.title), height: TOP + ROW * f64::from(rows), body })
+    let words = figures.iter().map(|(row, figure)| format!("{}: {}. ", row.system, value(figure))).collect();
+    let title = format!("{}: {title}", case.title);
+    Some(Chart { title, words, height: TOP + ROW * f64::from(rows), body })
 }
 
 fn is_drawable(figure: &FigureReport) -> bool {
     let summary = figure.summary;
-    [summary.min, summary.median, summary.max].iter().all(|value| value.is_finite() && *value >= 0.0)
+    let in_order = summary.min <= summary.median && summary.median <= summary.max;
+    in_order && summary.min >= 0.0 && summary.max.is_finite()
 }
 
 fn value(figure: &FigureReport) -> String {
@@ -108,21 +120,28 @@ pub(super) fn curves(case: &CaseReport) -> Option<Chart> {
         text.caption x="0" y="13" { "latency by quantile, all rounds together (less is better)" }
         (plane.grid())
         @for (index, row, points) in &systems {
-            path.curve.{ "s" (index) }.ours[row.system == US] d=(plane.path(points)) {}
+            path.curve.{ "s" (index % LINES) }.ours[row.system == US] d=(plane.path(points)) {}
         }
         @for (place, (index, row, _)) in (0_u32..).zip(&systems) {
             @let x = f64::from(place % 3) * WIDTH / 3.0;
             @let y = Plane::BOTTOM + 36.0 + f64::from(place / 3) * 16.0;
-            path.curve.{ "s" (index) }.ours[row.system == US] d={ "M" (x + 2.0) " " (y - 4.0) "h26" } {}
+            path.curve.{ "s" (index % LINES) }.ours[row.system == US] d={ "M" (x + 2.0) " " (y - 4.0) "h26" } {}
             text x=(x + 34.0) y=(y) { (row.system) }
         }
     };
     let title = format!("{}: latency by quantile", case.title);
-    Some(Chart { title, height: Plane::BOTTOM + 28.0 + legend * 16.0, body })
+    let last = |(_, row, points): &(usize, &Row, Vec<Point>)| {
+        let Point { quantile, microseconds } = points.last()?;
+        Some(format!("{}: {:.2} % within {} µs. ", row.system, quantile * 100.0, short(*microseconds)))
+    };
+    let words = systems.iter().filter_map(last).collect();
+    Some(Chart { title, words, height: Plane::BOTTOM + 28.0 + legend * 16.0, body })
 }
 
 fn can_stand(point: &Point) -> bool {
-    point.microseconds.is_finite() && point.microseconds > 0.0 && (0.0..1.0).contains(&point.quantile)
+    // What is beyond the last tick, give or take the last digit of a number, would climb along the edge.
+    let shown = (0.0..1.0).contains(&point.quantile) && Plane::nines(point.quantile) < Plane::NINES + 0.01;
+    shown && LATENCIES.contains(&point.microseconds)
 }
 
 /// Quantiles to the right, by how little is beyond them; times upwards. Both by powers of ten.
@@ -133,7 +152,7 @@ struct Plane {
 }
 
 impl Plane {
-    const LEFT: f64 = 48.0;
+    const LEFT: f64 = 52.0;
     const TOP: f64 = 24.0;
     const BOTTOM: f64 = 220.0;
     /// Powers of ten of the part beyond the quantile.
@@ -142,6 +161,10 @@ impl Plane {
     fn new(least: f64, most: f64) -> Self {
         let low = least.log10().floor();
         Self { low, high: most.log10().ceil().max(low + 1.0) }
+    }
+
+    fn nines(quantile: f64) -> f64 {
+        -(1.0 - quantile).log10()
     }
 
     fn x(nines: f64) -> f64 {
@@ -155,7 +178,7 @@ impl Plane {
 
     fn path(&self, points: &[Point]) -> String {
         let place = |point: &Point| {
-            let x = Self::x(-(1.0 - point.quantile).log10());
+            let x = Self::x(Self::nines(point.quantile));
             format!("{} {}", px(x), px(self.y(point.microseconds)))
         };
         format!("M{}", points.iter().map(place).collect::<Vec<_>>().join("L"))
@@ -173,7 +196,7 @@ impl Plane {
             @for (nines, label) in quantiles {
                 @let x = Self::x(nines);
                 path.grid d={ "M" (px(x)) " " (Self::TOP) "V" (Self::BOTTOM) } {}
-                text.tick.last[nines >= Self::NINES] x=(px(x)) y=(Self::BOTTOM + 14.0) { (label) }
+                text.tick.first[nines <= 0.0].last[nines >= Self::NINES] x=(px(x)) y=(Self::BOTTOM + 14.0) { (label) }
             }
             @for decade in decades {
                 @let y = self.y(decade);
@@ -241,7 +264,28 @@ mod tests {
     }
 
     #[test]
+    fn a_curve_ends_at_the_last_tick_and_every_system_has_a_line() {
+        let names: Vec<String> = (0..9).map(|number| format!("peer{number}")).collect();
+        let systems: Vec<_> = names.iter().map(|name| (name.as_str(), [1.0, 1.0, 2.0])).collect();
+        let mut case = case(true, &systems);
+        case.systems[0].latency = [(0.5, 1.0), (0.9999, 10.0), (0.99999, 900.0)]
+            .map(|(quantile, microseconds)| Point { quantile, microseconds })
+            .into();
+        let svg = curves(&case).unwrap().standalone();
+        let path = svg.split("class=\"curve s0\" d=\"M").nth(1).unwrap().split('"').next().unwrap();
+        assert_eq!(path.split('L').count(), 2, "nothing climbs along the edge: {path}");
+        assert!(!svg.contains("1 ms"), "nor stretches the scale");
+        assert!(!svg.contains(&format!("s{LINES}")), "the style knows no such line");
+        assert!(
+            STYLE.contains(&format!(".chart .s{} ", LINES - 1)) && !STYLE.contains(&format!(".s{LINES} "))
+        );
+        assert!(svg.contains("peer0: 99.99 % within 10.0 µs"), "in words too");
+    }
+
+    #[test]
     fn numbers_that_are_none_are_not_drawn() {
+        let unordered = case(true, &[("isthmus", [1e308, 0.0, 0.0])]);
+        assert!(bars(&unordered, "rate").is_none(), "no bar is longer than its spread");
         let hostile = [f64::NAN, f64::INFINITY, f64::NEG_INFINITY, -1.0];
         for value in hostile {
             let mut case = case(true, &[("isthmus", [1.0; 3]), ("nginx", [value; 3])]);
@@ -250,6 +294,10 @@ mod tests {
             assert!(!svg.contains("NaN") && !svg.contains("inf") && !svg.contains("nginx"), "{svg}");
             assert!(curves(&case).is_none_or(|chart| !chart.standalone().contains("NaN")));
         }
+        let mut absurd = case(true, &[("isthmus", [1.0; 3])]);
+        absurd.systems[0].latency =
+            [5e-324, 1e308].map(|microseconds| Point { quantile: 0.5, microseconds }).into();
+        assert!(curves(&absurd).is_none());
         let zero = case(true, &[("isthmus", [0.0; 3]), ("nginx", [0.0; 3])]);
         let svg = bars(&zero, "rate").unwrap().standalone();
         assert_eq!(attributes(&svg, "rect class=\"bar\"", "width"), [0.0, 0.0]);
