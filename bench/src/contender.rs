@@ -6,9 +6,11 @@ use std::time::{Duration, Instant};
 
 use crate::check;
 use crate::lab::Lab;
-use crate::process::{Running, START};
-use crate::report::SystemInfo;
-use crate::systems::{Search, System, version};
+use crate::place::Place;
+use crate::process::Running;
+use crate::program::START;
+use crate::report::{DIRECT, SystemInfo};
+use crate::systems::{Routes, Search, System, version};
 
 /// One of the compared.
 #[derive(Debug)]
@@ -33,7 +35,7 @@ impl std::fmt::Debug for Source {
 impl Contender {
     /// No proxy.
     pub(crate) fn direct(lab: &Lab) -> Self {
-        let info = SystemInfo { name: "direct".into(), version: "no proxy".into(), program: String::new() };
+        let info = SystemInfo { name: DIRECT.into(), version: "no proxy".into(), program: String::new() };
         Self { info, near: Running::direct(lab.loopback.backend.address), source: None }
     }
 
@@ -43,7 +45,9 @@ impl Contender {
     /// Why it cannot take part.
     pub(crate) fn start(system: &'static dyn System, search: &Search, lab: &Lab) -> Result<Self, String> {
         let source = Source { system, program: system.program(search)? };
-        let near = source.start(lab, 1, START).map_err(|error| format!("it does not start: {error}"))?;
+        let near = source
+            .start_at(&lab.loopback, lab, 1, START)
+            .map_err(|error| format!("it does not start: {error}"))?;
         check::passes_bytes_through(&lab.loopback.target(near.address)).map_err(|error| {
             format!("it does not pass bytes through: {error}; it said: {}", near.last_words())
         })?;
@@ -67,11 +71,10 @@ impl Contender {
     /// A process across veth pairs.
     pub(crate) fn start_far(&self, lab: &Lab) -> io::Result<Running> {
         let place = lab.veth()?;
-        let Some(source) = &self.source else {
-            return Ok(Running::direct(place.routes(1)?.backend));
-        };
-        let routes = place.routes(1)?;
-        Running::start((source.system, &source.program), place, routes, START, &lab.stop)
+        match &self.source {
+            Some(source) => source.start_at(place, lab, 1, START),
+            None => Ok(Running::direct(place.routes(1)?.backend)),
+        }
     }
 
     /// Another process on loopback.
@@ -85,14 +88,14 @@ impl Contender {
         services: u32,
         patience: Duration,
     ) -> io::Result<Running> {
-        self.source()?.start(lab, services, patience)
+        self.source()?.start_at(&lab.loopback, lab, services, patience)
     }
 
     /// Gives a process of this system other tables; gives the moment at which it could see them.
     pub(crate) fn publish(&self, lab: &Lab, running: &Running, services: u32) -> io::Result<Instant> {
         let source = self.source()?;
         let routes = lab.loopback.routes(services)?;
-        running.publish(source.system, crate::systems::Routes { listen: running.address, ..routes })
+        running.publish(source.system, Routes { listen: running.address, ..routes })
     }
 
     fn source(&self) -> io::Result<&Source> {
@@ -101,8 +104,7 @@ impl Contender {
 }
 
 impl Source {
-    fn start(&self, lab: &Lab, services: u32, patience: Duration) -> io::Result<Running> {
-        let routes = lab.loopback.routes(services)?;
-        Running::start((self.system, &self.program), &lab.loopback, routes, patience, &lab.stop)
+    fn start_at(&self, place: &Place, lab: &Lab, services: u32, patience: Duration) -> io::Result<Running> {
+        Running::start((self.system, &self.program), place, place.routes(services)?, patience, &lab.stop)
     }
 }

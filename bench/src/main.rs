@@ -18,6 +18,7 @@ mod place;
 mod poller;
 mod proc;
 mod process;
+mod program;
 mod progress;
 mod report;
 mod run;

@@ -6,9 +6,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use super::short::IN_FLIGHT;
-use super::{WARM_UP, warm_then_count};
+use super::warm_then_count;
 use crate::contender::Contender;
-use crate::hello::Job;
 use crate::lab::Lab;
 use crate::load::{Closer, Short};
 use crate::proc::Holdings;
@@ -43,10 +42,7 @@ pub(super) fn measure(lab: &Lab, contender: &Contender, services: u32) -> io::Re
     running.look_for_processes();
 
     let target = lab.loopback.target(running.address);
-    // Whoever leaves old processes behind has them end with this.
-    drop(target.open(Job::Once)?);
     let mut short = Short::new(&target, Closer::Server, IN_FLIGHT)?.over_services(services);
-    short.run(Instant::now() + WARM_UP, &lab.stop)?;
     let (times, usage) =
         warm_then_count(lab, &running.processes, |until| short.run(until, &lab.stop).cloned())?;
     let mut sample = Sample::of(RATE, number(times.len()) / usage.wall)

@@ -3,7 +3,6 @@
 
 mod cost;
 mod find;
-mod program;
 mod report;
 mod service;
 mod table;

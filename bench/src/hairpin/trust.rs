@@ -1,11 +1,11 @@
 //! Who is who: one trust domain, and an identity each for client, service and ingress, made for this run.
 
 use std::fs;
+use std::io;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::Context as _;
 use isthmus_certs::{
     Authority, Identity, Peer, SpiffeId, TrustBundles, TrustDomain, client_config, server_config,
 };
@@ -56,11 +56,9 @@ impl Trust {
     }
 
     /// Writes what HAProxy reads: its chain and key as `ingress.pem`, the root as `root.pem`.
-    pub(super) fn write_for_ingress(&self, directory: &Path) -> anyhow::Result<()> {
+    pub(super) fn write_for_ingress(&self, directory: &Path) -> io::Result<()> {
         let own = format!("{}{}", self.ingress.chain_pem(), self.ingress.key_pem());
         let write = |name, text: &str| fs::write(directory.join(name), text);
-        write("ingress.pem", &own)
-            .and_then(|()| write("root.pem", &self.root_pem))
-            .with_context(|| format!("cannot write into {}", directory.display()))
+        write("ingress.pem", &own).and_then(|()| write("root.pem", &self.root_pem))
     }
 }

@@ -3,7 +3,7 @@
 
 use std::fs;
 use std::io;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
@@ -13,10 +13,10 @@ use serde::Serialize;
 
 use super::cost::Meters;
 use super::find::Programs;
-use super::program::Program;
 use super::service::Service;
 use super::trust::{NAME, Trust};
 use crate::netns::Namespace;
+use crate::program::{Program, START};
 use crate::stop::Stop;
 use crate::wan::{End, Link, Shape};
 
@@ -80,11 +80,11 @@ impl World {
         ];
         let service = Service::start(&east, &trust.service)?;
         let entry = SocketAddr::from((WEST_EAST[1], GATEWAY_PORT));
-        let gateway = Program::start(&east, entry, stop, |directory| {
+        let gateway = start(&east, entry, stop, |directory| {
             gateway_command(&programs.gateway, directory, service.address)
         })?;
         let hub = SocketAddr::from((WEST_CENTRE[1], INGRESS_PORT));
-        let ingress = Program::start(&centre, hub, stop, |directory| {
+        let ingress = start(&centre, hub, stop, |directory| {
             trust.write_for_ingress(directory)?;
             let next = SocketAddr::from((CENTRE_EAST[1], GATEWAY_PORT));
             ingress_command(&programs.haproxy, directory, hub, next)
@@ -121,7 +121,7 @@ impl World {
     }
 
     pub(super) fn meters(&self) -> Meters<'_> {
-        Meters { service: &self.service, gateway: self.gateway.pid(), ingress: self.ingress.pid() }
+        Meters { service: &self.service, gateway: self.gateway.id(), ingress: self.ingress.id() }
     }
 
     /// Packets that found a full queue: west to centre, centre to east, west to east.
@@ -144,8 +144,21 @@ fn join(
     Link::join(ends, shape, seed)
 }
 
+/// Starts a program at a site, and waits until it accepts connections there.
+fn start(
+    site: &Namespace,
+    address: SocketAddr,
+    stop: &Stop,
+    prepare: impl FnOnce(&Path) -> io::Result<Command>,
+) -> io::Result<Program> {
+    let mut program = Program::start(prepare, |command| site.inside(|| command.spawn()))?;
+    let connect = || site.inside(|| TcpStream::connect(address)).map(drop);
+    program.wait_until(&format!("listen on {address}"), START, stop, connect)?;
+    Ok(program)
+}
+
 /// One worker, no access log, else its defaults.
-fn gateway_command(program: &Path, directory: &Path, service: SocketAddr) -> anyhow::Result<Command> {
+fn gateway_command(program: &Path, directory: &Path, service: SocketAddr) -> io::Result<Command> {
     let file = directory.join("gateway.yaml");
     let text = format!(
         "workers: 1
@@ -172,7 +185,7 @@ fn ingress_command(
     directory: &Path,
     listen: SocketAddr,
     next: SocketAddr,
-) -> anyhow::Result<Command> {
+) -> io::Result<Command> {
     let file = directory.join("haproxy.cfg");
     let folder = directory.display();
     let tls = format!("ssl crt {folder}/ingress.pem ca-file {folder}/root.pem verify required");

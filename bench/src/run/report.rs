@@ -7,6 +7,7 @@ use serde::Serialize;
 
 use super::drive::Undone;
 use super::tally::Tally;
+use crate::sample::number;
 
 /// Changes with every change that a reader of the file could stumble over.
 const SCHEMA: &str = "isthmus-bench/run/1";
@@ -130,8 +131,8 @@ impl Report {
 impl Quantiles {
     /// Nothing for no values. Nanoseconds become microseconds.
     pub(crate) fn of(times: &Histogram<u64>) -> Option<Self> {
-        let at = |quantile| float(times.value_at_quantile(quantile)) / 1e3;
-        let max = float(times.max()) / 1e3;
+        let at = |quantile| number(times.value_at_quantile(quantile)) / 1e3;
+        let max = number(times.max()) / 1e3;
         let count = times.len();
         (count > 0).then(|| Self { count, p50: at(0.5), p90: at(0.9), p99: at(0.99), p99_9: at(0.999), max })
     }
@@ -139,10 +140,5 @@ impl Quantiles {
 
 /// Zero where no time has passed.
 pub(crate) fn per_second(count: u64, over: Duration) -> f64 {
-    if over.is_zero() { 0.0 } else { float(count) / over.as_secs_f64() }
-}
-
-#[expect(clippy::cast_precision_loss, reason = "a measurement is not known to 53 bits")]
-fn float(count: u64) -> f64 {
-    count as f64
+    if over.is_zero() { 0.0 } else { number(count) / over.as_secs_f64() }
 }
