@@ -1,29 +1,40 @@
 //! Trust bundles: whom we believe about which trust domain. A chain is verified only against the bundle
-//! of the domain its leaf claims, so that federated domains cannot speak for each other.
-//! Not about who may connect (`tls::Peer`), and not about revocation, which comes later.
+//! of the domain its leaf claims, so that federated domains cannot speak for each other. Beside its roots a
+//! domain has what it took back: a deny-list and certificate revocation lists.
+//! Not about who may connect (`tls::Peer`).
+
+mod verify;
 
 use std::collections::BTreeMap;
 
-use rustls::pki_types::{CertificateDer, TrustAnchor, UnixTime};
-use webpki::{EndEntityCert, KeyUsage, anchor_from_trusted_cert};
-use x509_parser::certificate::X509Certificate;
-use x509_parser::prelude::FromDer;
+use rustls::pki_types::{CertificateDer, TrustAnchor};
+use webpki::anchor_from_trusted_cert;
 
-use crate::crypto;
-use crate::spiffe::{SpiffeId, TrustDomain};
-use crate::svid::{SvidError, peer_id};
+use crate::crl::Crls;
+use crate::deny::DenyList;
+use crate::facts::Facts;
+use crate::spiffe::TrustDomain;
 
-/// The roots of each trust domain, side by side and never pooled.
-#[derive(Debug, Clone, Default)]
-pub struct TrustBundles(BTreeMap<TrustDomain, Vec<TrustAnchor<'static>>>);
+pub use verify::{Proven, Role, VerifyError};
 
-/// What a peer shows its certificate as.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Role {
-    /// It opened the connection.
-    Client,
-    /// It accepted the connection.
-    Server,
+/// What is believed about each trust domain, side by side and never pooled.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct TrustBundles(BTreeMap<TrustDomain, Believed>);
+
+#[derive(Debug, Clone, Default, PartialEq)]
+struct Believed {
+    bundle: Bundle,
+    denied: Option<DenyList>,
+    crls: Option<Crls>,
+}
+
+/// The roots of one trust domain, with the number that grows each time its owner changes them.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Bundle {
+    /// Grows with each change; a lower one is older.
+    pub sequence: u64,
+    roots: Vec<CertificateDer<'static>>,
+    anchors: Vec<TrustAnchor<'static>>,
 }
 
 /// Why a certificate cannot be a root of a bundle.
@@ -35,33 +46,58 @@ pub enum BundleError {
         /// The bundle it was meant for.
         domain: TrustDomain,
         /// What is wrong with it.
-        cause: webpki::Error,
+        cause: String,
     },
     /// A leaf, perhaps the wrong file.
     #[error("the certificate given as a root of {0} is not an authority's; give the root, not a leaf")]
     NotAuthority(TrustDomain),
+    /// A root that says to be another domain's.
+    #[error("the certificate given as a root of {domain} says that it is of {found}; is it the right file?")]
+    OtherDomain {
+        /// The bundle it was meant for.
+        domain: TrustDomain,
+        /// What its URI name says.
+        found: String,
+    },
 }
 
-/// Why a chain does not prove an identity.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum VerifyError {
-    /// The leaf is not the leaf of a SPIFFE identity.
-    #[error(transparent)]
-    Svid(#[from] SvidError),
-    /// Nobody is trusted about that domain.
-    #[error("{id} is of a trust domain without a bundle here; add the bundle of {domain}", id = .0, domain = .0.trust_domain())]
-    NoBundle(SpiffeId),
-    /// The chain does not lead to a root of the claimed domain, is out of its time, or is for another use.
-    #[error("the chain of {id} does not verify against the bundle of {}: {cause}", id.trust_domain())]
-    Chain {
-        /// The identity claimed.
-        id: SpiffeId,
-        /// What is wrong with the chain.
-        cause: webpki::Error,
-    },
-    /// Proven, but not whom we want here.
-    #[error("the peer is {0}, which is not expected here; check the address, or allow this identity")]
-    Unexpected(SpiffeId),
+impl Bundle {
+    /// A bundle of these roots, each believed about `domain`.
+    pub fn new<'a>(
+        domain: &TrustDomain,
+        sequence: u64,
+        roots: impl IntoIterator<Item = &'a CertificateDer<'static>>,
+    ) -> Result<Self, BundleError> {
+        let mut bundle = Self { sequence, ..Self::default() };
+        for root in roots {
+            bundle.add(domain, root)?;
+        }
+        Ok(bundle)
+    }
+
+    fn add(&mut self, domain: &TrustDomain, root: &CertificateDer<'_>) -> Result<(), BundleError> {
+        let malformed = |cause: String| BundleError::Malformed { domain: domain.clone(), cause };
+        let anchor = anchor_from_trusted_cert(root).map_err(|e| malformed(e.to_string()))?.to_owned();
+        let facts = Facts::of(root).map_err(|e| malformed(e.to_string()))?;
+        // webpki takes any certificate as an anchor.
+        if !facts.is_authority {
+            return Err(BundleError::NotAuthority(domain.clone()));
+        }
+        if let Some(found) = facts.uris.into_iter().find(|uri| *uri != domain.id().to_string()) {
+            return Err(BundleError::OtherDomain { domain: domain.clone(), found });
+        }
+        let root = root.clone().into_owned();
+        if !self.roots.contains(&root) {
+            self.roots.push(root);
+            self.anchors.push(anchor);
+        }
+        Ok(())
+    }
+
+    /// Its roots, in the order of their addition.
+    pub fn roots(&self) -> &[CertificateDer<'static>] {
+        &self.roots
+    }
 }
 
 impl TrustBundles {
@@ -72,41 +108,45 @@ impl TrustBundles {
 
     /// Trusts one more root about `domain`, and about no other.
     pub fn add_root(&mut self, domain: TrustDomain, root: &CertificateDer<'_>) -> Result<(), BundleError> {
-        let anchor = match anchor_from_trusted_cert(root) {
-            Ok(anchor) => anchor.to_owned(),
-            Err(cause) => return Err(BundleError::Malformed { domain, cause }),
-        };
-        // webpki takes any certificate as an anchor.
-        if !X509Certificate::from_der(root).is_ok_and(|(_, root)| root.is_ca()) {
-            return Err(BundleError::NotAuthority(domain));
-        }
-        self.0.entry(domain).or_default().push(anchor);
+        let mut bundle = self.get(&domain).cloned().unwrap_or_default();
+        bundle.add(&domain, root)?;
+        self.insert(domain, bundle);
         Ok(())
     }
 
-    /// Verifies a chain, leaf first, as shown by a peer in `role` at `now`, and returns who it is.
-    pub fn verify(
-        &self,
-        chain: &[CertificateDer<'_>],
-        role: Role,
-        now: UnixTime,
-    ) -> Result<SpiffeId, VerifyError> {
-        let (leaf, intermediates) = chain.split_first().ok_or(SvidError::NoCertificate)?;
-        let id = peer_id(chain)?;
-        let Some(roots) = self.0.get(id.trust_domain()) else {
-            return Err(VerifyError::NoBundle(id));
-        };
-        let usage = match role {
-            Role::Client => KeyUsage::client_auth(),
-            Role::Server => KeyUsage::server_auth(),
-        };
-        let algorithms = crypto::algorithms().all;
-        let verified = EndEntityCert::try_from(leaf).and_then(|leaf| {
-            leaf.verify_for_usage(algorithms, roots, intermediates, now, usage, None, None).map(|_| ())
-        });
-        match verified {
-            Ok(()) => Ok(id),
-            Err(cause) => Err(VerifyError::Chain { id, cause }),
-        }
+    /// Believes this bundle about `domain`, and no other that was there.
+    pub fn insert(&mut self, domain: TrustDomain, bundle: Bundle) {
+        self.0.entry(domain).or_default().bundle = bundle;
+    }
+
+    /// Denies what a list names, in place of the list that its domain had.
+    pub fn deny(&mut self, list: DenyList) {
+        let domain = list.trust_domain().clone();
+        self.0.entry(domain).or_default().denied = Some(list);
+    }
+
+    /// Reads these revocation lists for certificates of `domain`.
+    pub fn revoke(&mut self, domain: TrustDomain, crls: Crls) {
+        self.0.entry(domain).or_default().crls = Some(crls);
+    }
+
+    /// The bundle of a domain.
+    pub fn get(&self, domain: &TrustDomain) -> Option<&Bundle> {
+        self.0.get(domain).map(|believed| &believed.bundle)
+    }
+
+    /// The deny-list of a domain.
+    pub fn denied(&self, domain: &TrustDomain) -> Option<&DenyList> {
+        self.0.get(domain)?.denied.as_ref()
+    }
+
+    /// The revocation lists of a domain.
+    pub fn crls(&self, domain: &TrustDomain) -> Option<&Crls> {
+        self.0.get(domain)?.crls.as_ref()
+    }
+
+    /// All bundles, by domain.
+    pub fn iter(&self) -> impl Iterator<Item = (&TrustDomain, &Bundle)> {
+        self.0.iter().map(|(domain, believed)| (domain, &believed.bundle))
     }
 }

@@ -3,7 +3,7 @@
 
 use std::sync::{Arc, LazyLock};
 
-use rustls::crypto::{CryptoProvider, WebPkiSupportedAlgorithms, aws_lc_rs};
+use rustls::crypto::{CryptoProvider, GetRandomFailed, WebPkiSupportedAlgorithms, aws_lc_rs};
 
 static PROVIDER: LazyLock<Arc<CryptoProvider>> = LazyLock::new(|| Arc::new(aws_lc_rs::default_provider()));
 
@@ -13,4 +13,11 @@ pub(crate) fn provider() -> Arc<CryptoProvider> {
 
 pub(crate) fn algorithms() -> WebPkiSupportedAlgorithms {
     PROVIDER.signature_verification_algorithms
+}
+
+/// Sixteen bytes that nobody can guess.
+pub(crate) fn random() -> Result<[u8; 16], GetRandomFailed> {
+    let mut bytes = [0; 16];
+    PROVIDER.secure_random.fill(&mut bytes)?;
+    Ok(bytes)
 }

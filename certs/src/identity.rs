@@ -1,5 +1,5 @@
 //! A leaf certificate with its chain and key: what a workload shows to its peers.
-//! Not for loading or renewing one from files, which comes with rotation.
+//! Not for following files that change (`trust`), and not for renewing them (`home`).
 
 use std::fmt;
 use std::fs::Permissions;
@@ -7,9 +7,14 @@ use std::io::{self, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
+use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::sign::CertifiedKey;
 
+use crate::crypto;
+use crate::pem::{self, PemError};
 use crate::spiffe::SpiffeId;
+use crate::svid::{SvidError, peer_id};
 
 /// A SPIFFE identity that can prove itself. `Debug` never shows the key.
 pub struct Identity {
@@ -19,6 +24,20 @@ pub struct Identity {
     pub(crate) key: PrivateKeyDer<'static>,
     pub(crate) chain_pem: String,
     pub(crate) key_pem: String,
+}
+
+/// Why a chain and a key are no identity.
+#[derive(Debug, thiserror::Error)]
+pub enum IdentityError {
+    /// Not PEM, or not what it should hold.
+    #[error(transparent)]
+    Pem(#[from] PemError),
+    /// The leaf is not the leaf of a SPIFFE identity.
+    #[error(transparent)]
+    Svid(#[from] SvidError),
+    /// The key of another certificate, as there is for a moment while both files are replaced.
+    #[error("the key is not the one of the certificate; both must be of the same issue")]
+    OtherKey,
 }
 
 /// Where [`Identity::write_to`] put things.
@@ -40,6 +59,22 @@ pub struct WriteError {
 }
 
 impl Identity {
+    /// Takes an identity as it stands in files: the chain with the leaf first, and the key.
+    ///
+    /// A root at the chain's end is left out. Whether the chain is to be believed is another question.
+    pub fn from_pem(chain: &str, key: &str) -> Result<Self, IdentityError> {
+        let chain = pem::without_root(pem::certificates(chain)?);
+        let id = peer_id(&chain)?;
+        let private = PrivateKeyDer::from_pem_slice(key.as_bytes()).map_err(|_| PemError::Key)?;
+        CertifiedKey::from_der(chain.clone(), private.clone_key(), &crypto::provider()).map_err(|error| {
+            match error {
+                rustls::Error::InconsistentKeys(_) => IdentityError::OtherKey,
+                _ => PemError::Key.into(),
+            }
+        })?;
+        Ok(Self { id, chain_pem: pem::encode(&chain), key_pem: key.to_owned(), chain, key: private })
+    }
+
     /// The one identity its certificate claims.
     pub fn id(&self) -> &SpiffeId {
         &self.id

@@ -1,18 +1,31 @@
-//! Certificates for SPIFFE identities: an authority that issues them, trust bundles kept apart per
-//! trust domain, and TLS configurations in which each end verifies the other's identity.
-//! Not here yet: the command line, rotation, reloading from files, intermediates, revocation.
+//! Certificates for SPIFFE identities: authorities that issue them, trust bundles kept apart per trust
+//! domain, TLS in which each end verifies the other's identity, and rotation of all of it.
+//! The command line `isthmus-certs` is a thin layer over this.
 
 pub mod authority;
 pub mod bundle;
+pub mod crl;
 mod crypto;
+pub mod deny;
+pub mod facts;
 pub mod identity;
+pub mod issuer;
+pub mod key;
+pub mod pem;
+mod span;
 pub mod spiffe;
+pub mod spiffe_bundle;
 pub mod svid;
 pub mod tls;
+pub mod trust;
 
-pub use authority::{Authority, IssueError};
-pub use bundle::{BundleError, Role, TrustBundles, VerifyError};
-pub use identity::{Identity, IdentityFiles, WriteError};
-pub use spiffe::{SpiffeId, SpiffeIdError, TrustDomain};
+pub use authority::{Authority, IssueError, Leaf};
+pub use bundle::{Bundle, BundleError, Proven, Role, TrustBundles, VerifyError};
+pub use deny::DenyList;
+pub use identity::{Identity, IdentityError, IdentityFiles, WriteError};
+pub use issuer::{Csr, Issuer, Policy};
+pub use key::{KeyKind, KeyPin};
+pub use spiffe::{IdPattern, SpiffeId, SpiffeIdError, TrustDomain};
 pub use svid::{SvidError, peer_id};
-pub use tls::{ConfigError, Peer, client_config, server_config, server_verifier};
+pub use tls::{Client, ConfigError, Peer, Server, client_config, server_config, server_verifier};
+pub use trust::{Trust, TrustFiles};

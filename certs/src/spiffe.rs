@@ -4,22 +4,40 @@
 use std::fmt;
 use std::str::FromStr;
 
+use serde::{Deserialize, Serialize};
+
 const SCHEME: &str = "spiffe://";
 const MAX_ID: usize = 2048;
 const MAX_TRUST_DOMAIN: usize = 255;
 
 /// The name of a trust domain, e.g. `east.example`: 1 to 255 bytes of `a-z 0-9 . - _`.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
 pub struct TrustDomain(String);
 
 /// A SPIFFE ID, e.g. `spiffe://east.example/ns/bookinfo/sa/productpage`, of at most 2048 bytes.
 ///
 /// The path may be empty: such an ID names the trust domain itself, as a root certificate does.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
 pub struct SpiffeId {
     trust_domain: TrustDomain,
     /// Empty, or `/segment` once or more.
     path: String,
+}
+
+/// Which SPIFFE IDs are meant: one, or all below a path.
+///
+/// Written as an ID, or as an ID followed by `/*`: `spiffe://east.example/ns/bookinfo/*` is every ID
+/// whose path goes on after whole segments of that one, and `spiffe://east.example/*` is all of a domain.
+/// Nothing else is special in it.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub enum IdPattern {
+    /// This ID and no other.
+    Exactly(SpiffeId),
+    /// Every ID below this one, which is not meant itself.
+    Below(SpiffeId),
 }
 
 /// Why a text is no SPIFFE ID or no trust domain.
@@ -116,6 +134,28 @@ impl SpiffeId {
         Self::parse(&format!("{SCHEME}{trust_domain}/ns/{namespace}/sa/{account}"))
     }
 
+    /// The ID of an agent of ours: `spiffe://TRUST-DOMAIN/isthmus/CLUSTER/agent/NAME`.
+    pub fn agent(trust_domain: &TrustDomain, cluster: &str, name: &str) -> Result<Self, SpiffeIdError> {
+        Self::own(trust_domain, cluster, "agent", name)
+    }
+
+    /// The ID of a gateway of ours: `spiffe://TRUST-DOMAIN/isthmus/CLUSTER/gateway/NAME`.
+    pub fn gateway(trust_domain: &TrustDomain, cluster: &str, name: &str) -> Result<Self, SpiffeIdError> {
+        Self::own(trust_domain, cluster, "gateway", name)
+    }
+
+    fn own(trust_domain: &TrustDomain, cluster: &str, role: &str, name: &str) -> Result<Self, SpiffeIdError> {
+        check_segment(cluster)?;
+        check_segment(name)?;
+        Self::parse(&format!("{SCHEME}{trust_domain}/isthmus/{cluster}/{role}/{name}"))
+    }
+
+    /// Whether this ID's path goes on where the other's ends, after a whole segment.
+    pub fn is_below(&self, other: &Self) -> bool {
+        self.trust_domain == other.trust_domain
+            && self.path.strip_prefix(&other.path).is_some_and(|rest| rest.starts_with('/'))
+    }
+
     /// The trust domain that must vouch for this ID.
     pub fn trust_domain(&self) -> &TrustDomain {
         &self.trust_domain
@@ -124,6 +164,24 @@ impl SpiffeId {
     /// The path with its leading `/`, or empty.
     pub fn path(&self) -> &str {
         &self.path
+    }
+}
+
+impl IdPattern {
+    /// Parses an ID, or an ID followed by `/*`.
+    pub fn parse(text: &str) -> Result<Self, SpiffeIdError> {
+        match text.strip_suffix("/*") {
+            Some(above) => SpiffeId::parse(above).map(Self::Below),
+            None => SpiffeId::parse(text).map(Self::Exactly),
+        }
+    }
+
+    /// Whether `id` is meant.
+    pub fn matches(&self, id: &SpiffeId) -> bool {
+        match self {
+            Self::Exactly(one) => one == id,
+            Self::Below(above) => id.is_below(above),
+        }
     }
 }
 
@@ -151,21 +209,45 @@ impl fmt::Display for SpiffeId {
     }
 }
 
-impl FromStr for TrustDomain {
-    type Err = SpiffeIdError;
-
-    fn from_str(name: &str) -> Result<Self, Self::Err> {
-        Self::new(name)
+impl fmt::Display for IdPattern {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Exactly(id) => id.fmt(f),
+            Self::Below(id) => write!(f, "{id}/*"),
+        }
     }
 }
 
-impl FromStr for SpiffeId {
-    type Err = SpiffeIdError;
+/// A type that is one text to people and to files.
+macro_rules! is_text {
+    ($type:ident, $parse:path) => {
+        impl FromStr for $type {
+            type Err = SpiffeIdError;
 
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        Self::parse(text)
-    }
+            fn from_str(text: &str) -> Result<Self, Self::Err> {
+                $parse(text)
+            }
+        }
+
+        impl TryFrom<String> for $type {
+            type Error = SpiffeIdError;
+
+            fn try_from(text: String) -> Result<Self, Self::Error> {
+                $parse(&text)
+            }
+        }
+
+        impl From<$type> for String {
+            fn from(value: $type) -> Self {
+                value.to_string()
+            }
+        }
+    };
 }
+
+is_text!(TrustDomain, TrustDomain::new);
+is_text!(SpiffeId, SpiffeId::parse);
+is_text!(IdPattern, IdPattern::parse);
 
 #[cfg(test)]
 mod tests {
@@ -253,5 +335,37 @@ mod tests {
         fn well_formed_is_accepted(text in "spiffe://[a-z0-9._-]{1,40}(/[A-Za-z0-9_-][A-Za-z0-9._-]{0,20}){0,6}") {
             prop_assert!(SpiffeId::parse(&text).is_ok());
         }
+    }
+
+    #[test]
+    fn a_pattern_ends_at_a_whole_segment() {
+        let id = |text: &str| SpiffeId::parse(text).unwrap();
+        let below = IdPattern::parse("spiffe://east.example/ns/a/*").unwrap();
+        assert!(below.matches(&id("spiffe://east.example/ns/a/sa/x")));
+        for other in [
+            "spiffe://east.example/ns/a",
+            "spiffe://east.example/ns/ab/sa/x",
+            "spiffe://east.example/ns",
+            "spiffe://west.example/ns/a/sa/x",
+            "spiffe://east.example/NS/a/sa/x",
+        ] {
+            assert!(!below.matches(&id(other)), "{other}");
+        }
+        let all = IdPattern::parse("spiffe://east.example/*").unwrap();
+        assert!(all.matches(&id("spiffe://east.example/x")) && !all.matches(&id("spiffe://east.example")));
+        let dots = IdPattern::parse("spiffe://east.example/ns/a.b").unwrap();
+        assert!(!dots.matches(&id("spiffe://east.example/ns/axb")), "`.` is a dot");
+        for bad in ["spiffe://east.example/a*", "spiffe://east.example/*/b", "spiffe://*/a", "*"] {
+            assert!(IdPattern::parse(bad).is_err(), "{bad}");
+        }
+        assert_eq!(below.to_string(), "spiffe://east.example/ns/a/*");
+    }
+
+    #[test]
+    fn our_own_have_their_own_form() {
+        let east = TrustDomain::new("east.example").unwrap();
+        let gateway = SpiffeId::gateway(&east, "east", "gw-1").unwrap();
+        assert_eq!(gateway.to_string(), "spiffe://east.example/isthmus/east/gateway/gw-1");
+        assert_eq!(SpiffeId::agent(&east, "a/b", "x"), Err(PathCharacter('/')));
     }
 }

@@ -56,7 +56,7 @@ impl Trust {
         let folder = tempfile::tempdir().unwrap();
         client.write_to(folder.path(), "client").unwrap();
         server.write_to(folder.path(), "server").unwrap();
-        std::fs::write(folder.path().join("root.crt"), authority.root_pem()).unwrap();
+        std::fs::write(folder.path().join("root.crt"), authority.certificate_pem()).unwrap();
         Trust { authority, client, server, folder }
     }
 
@@ -68,7 +68,7 @@ impl Trust {
 
     fn roots(&self) -> Arc<RootCertStore> {
         let mut roots = RootCertStore::empty();
-        roots.add(self.authority.root().clone()).unwrap();
+        roots.add(self.authority.certificate().clone()).unwrap();
         Arc::new(roots)
     }
 

@@ -66,7 +66,7 @@ fn configs() -> anyhow::Result<(Arc<ServerConfig>, Arc<ClientConfig>)> {
     let issue = |id: &SpiffeId| authority.issue(id, &[TLS_NAME], Duration::from_hours(24));
     let (server, client) = (id("server")?, id("client")?);
     let mut bundles = TrustBundles::new();
-    bundles.add_root(authority.trust_domain().clone(), authority.root())?;
+    bundles.add_root(authority.trust_domain().clone(), authority.certificate())?;
     let bundles = Arc::new(bundles);
     let server_side = server_config(&issue(&server)?, Arc::clone(&bundles), Peer::Ids(vec![client.clone()]))?;
     let client_side = client_config(&issue(&client)?, bundles, Peer::Ids(vec![server]))?;

@@ -41,7 +41,7 @@ impl Trust {
         let (client, service, ingress) =
             (issue("shop", "web")?, issue("shop", "orders")?, issue("hub", "ingress")?);
         let mut bundles = TrustBundles::new();
-        bundles.add_root(authority.trust_domain().clone(), authority.root())?;
+        bundles.add_root(authority.trust_domain().clone(), authority.certificate())?;
         let bundles = Arc::new(bundles);
         let only = |identity: &Identity| Peer::Ids(vec![identity.id().clone()]);
         let callers = Peer::Ids(vec![client.id().clone(), ingress.id().clone()]);
@@ -51,7 +51,7 @@ impl Trust {
             service: Arc::new(server_config(&service, bundles, callers)?),
             client_id: client.id().clone(),
             ingress,
-            root_pem: authority.root_pem(),
+            root_pem: authority.certificate_pem(),
         })
     }
 

@@ -45,8 +45,8 @@ impl World {
             let id = SpiffeId::parse(id).unwrap();
             authority.issue(&id, &[NAME], Duration::from_hours(1)).unwrap()
         };
-        std::fs::write(files.path().join("ca.pem"), authority.root_pem()).unwrap();
-        std::fs::write(files.path().join("stranger.pem"), stranger.root_pem()).unwrap();
+        std::fs::write(files.path().join("ca.pem"), authority.certificate_pem()).unwrap();
+        std::fs::write(files.path().join("stranger.pem"), stranger.certificate_pem()).unwrap();
         issue("spiffe://east.example/ns/shop/sa/client").write_to(files.path(), "client").unwrap();
         let server = issue(ID);
         Self { files, authority, server }
@@ -66,7 +66,7 @@ impl World {
     fn mutual_config(&self) -> ServerConfig {
         let mut bundles = TrustBundles::new();
         let domain = self.authority.trust_domain();
-        bundles.add_root(domain.clone(), self.authority.root()).unwrap();
+        bundles.add_root(domain.clone(), self.authority.certificate()).unwrap();
         server_config(&self.server, Arc::new(bundles), Peer::Domain(domain.clone())).unwrap()
     }
 

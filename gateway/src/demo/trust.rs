@@ -25,12 +25,12 @@ impl Trust {
         let domain = TrustDomain::new(DOMAIN).map_err(Broken::cannot("name the trust domain"))?;
         let authority = Authority::generate(domain.clone()).map_err(Broken::cannot("make an authority"))?;
         let mut bundles = TrustBundles::new();
-        bundles.add_root(domain, authority.root()).map_err(Broken::cannot("trust the authority"))?;
+        bundles.add_root(domain, authority.certificate()).map_err(Broken::cannot("trust the authority"))?;
         Ok(Trust { authority, bundles: Arc::new(bundles) })
     }
 
     pub(super) fn root_pem(&self) -> String {
-        self.authority.root_pem()
+        self.authority.certificate_pem()
     }
 
     /// Makes an identity with a key of its own. The DNS names are for curl and browsers, which look at
@@ -59,7 +59,7 @@ impl Trust {
     pub(super) fn stranger(&self) -> Result<ClientConfig, Broken> {
         let mut roots = RootCertStore::empty();
         roots
-            .add(self.authority.root().clone())
+            .add(self.authority.certificate().clone())
             .map_err(Broken::cannot("trust the authority as a browser does"))?;
         let config = ClientConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
             .with_safe_default_protocol_versions()

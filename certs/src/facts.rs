@@ -1,0 +1,145 @@
+//! What a certificate says, read for people, for renewal and for metrics. It proves nothing: whether to
+//! believe it is decided in `bundle`.
+
+use std::net::IpAddr;
+
+use rustls::pki_types::CertificateDer;
+use serde::Serialize;
+use sha2::{Digest as _, Sha256};
+use time::OffsetDateTime;
+use x509_parser::certificate::X509Certificate;
+use x509_parser::extensions::GeneralName;
+use x509_parser::prelude::FromDer;
+use x509_parser::public_key::PublicKey;
+
+use crate::key::KeyPin;
+
+/// Text of a certificate is the sender's: it is bounded here, and escaped where it is shown.
+const MAX_TEXT: usize = 256;
+
+/// What one certificate says.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Facts {
+    /// The subject, as in RFC 4514; empty for leaves of ours.
+    pub subject: String,
+    /// Who says to have signed it.
+    pub issuer: String,
+    /// The serial number, hexadecimal, lower case.
+    pub serial: String,
+    /// From when it is valid.
+    #[serde(with = "time::serde::rfc3339")]
+    pub not_before: OffsetDateTime,
+    /// Until when it is valid.
+    #[serde(with = "time::serde::rfc3339")]
+    pub not_after: OffsetDateTime,
+    /// URI names; one for a leaf, its SPIFFE ID.
+    pub uris: Vec<String>,
+    /// DNS names.
+    pub dns: Vec<String>,
+    /// IP addresses.
+    pub ips: Vec<IpAddr>,
+    /// It may sign certificates.
+    pub is_authority: bool,
+    /// How many authorities may stand below it.
+    pub path_length: Option<u32>,
+    /// Such as `ECDSA 256` or `RSA 2048`.
+    pub key: String,
+    /// The pin of its key.
+    pub pin: KeyPin,
+    /// SHA-256 of the whole certificate, hexadecimal.
+    pub fingerprint: String,
+    /// Its SubjectPublicKeyInfo, DER.
+    #[serde(skip)]
+    pub public_key: Vec<u8>,
+    #[serde(skip)]
+    issuer_name: Vec<u8>,
+    #[serde(skip)]
+    pub(crate) subject_name: Vec<u8>,
+}
+
+/// Not a certificate.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("the certificate cannot be read: {0}")]
+pub struct Unreadable(String);
+
+impl Facts {
+    /// Reads a certificate.
+    pub fn of(certificate: &CertificateDer<'_>) -> Result<Self, Unreadable> {
+        let unreadable = |error: &dyn std::fmt::Display| Unreadable(error.to_string());
+        let (_, parsed) = X509Certificate::from_der(certificate).map_err(|e| unreadable(&e))?;
+        let names = parsed.subject_alternative_name().map_err(|e| unreadable(&e))?;
+        let names = names.map(|names| names.value.general_names.as_slice()).unwrap_or_default();
+        let constraints = parsed.basic_constraints().map_err(|e| unreadable(&e))?;
+        let constraints = constraints.map(|constraints| constraints.value);
+        let validity = parsed.validity();
+        let public_key = parsed.public_key();
+        Ok(Self {
+            subject: bounded(&parsed.subject().to_string()),
+            issuer: bounded(&parsed.issuer().to_string()),
+            serial: serial_of(&parsed),
+            not_before: validity.not_before.to_datetime(),
+            not_after: validity.not_after.to_datetime(),
+            uris: texts(names, |name| match name {
+                GeneralName::URI(uri) => Some(uri),
+                _ => None,
+            }),
+            dns: texts(names, |name| match name {
+                GeneralName::DNSName(dns) => Some(dns),
+                _ => None,
+            }),
+            ips: names.iter().filter_map(address).collect(),
+            is_authority: constraints.is_some_and(|constraints| constraints.ca),
+            path_length: constraints.and_then(|constraints| constraints.path_len_constraint),
+            key: key_name(&public_key.parsed().map_err(|e| unreadable(&e))?),
+            pin: KeyPin::of(public_key.raw),
+            fingerprint: hex(&Sha256::digest(certificate)),
+            public_key: public_key.raw.to_vec(),
+            issuer_name: parsed.issuer().as_raw().to_vec(),
+            subject_name: parsed.subject().as_raw().to_vec(),
+        })
+    }
+
+    /// Whether subject and issuer are the same, as a root's are.
+    pub(crate) fn is_self_issued(&self) -> bool {
+        self.issuer_name == self.subject_name
+    }
+}
+
+fn texts<'a>(
+    names: &'a [GeneralName<'a>],
+    of: impl Fn(&'a GeneralName<'a>) -> Option<&'a str>,
+) -> Vec<String> {
+    names.iter().filter_map(of).map(bounded).collect()
+}
+
+fn bounded(text: &str) -> String {
+    text.chars().take(MAX_TEXT).collect()
+}
+
+fn address(name: &GeneralName<'_>) -> Option<IpAddr> {
+    let GeneralName::IPAddress(bytes) = name else { return None };
+    let v4 = || <[u8; 4]>::try_from(*bytes).ok().map(IpAddr::from);
+    let v6 = || <[u8; 16]>::try_from(*bytes).ok().map(IpAddr::from);
+    v4().or_else(v6)
+}
+
+fn key_name(key: &PublicKey<'_>) -> String {
+    match key {
+        PublicKey::RSA(_) => format!("RSA {}", key.key_size()),
+        PublicKey::EC(_) => format!("ECDSA {}", key.key_size()),
+        PublicKey::Unknown(raw) if raw.len() == 32 => "Ed25519".to_owned(),
+        _ => "unknown".to_owned(),
+    }
+}
+
+/// The serial number as OpenSSL prints it, but in lower case: without the byte that only makes it positive.
+pub(crate) fn serial_of(certificate: &X509Certificate<'_>) -> String {
+    match certificate.raw_serial() {
+        [0, rest @ ..] if !rest.is_empty() => hex(rest),
+        all => hex(all),
+    }
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}

@@ -1,0 +1,119 @@
+//! Configurations that follow a [`Trust`]: the one to use for the next handshake, made anew when the trust
+//! has changed. A handshake that has begun ends under the trust that it began with.
+
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+use rustls::client::Resumption;
+use rustls::{ClientConfig, ServerConfig};
+
+use super::sessions::{ClientSessions, Lifetime, ServerSessions};
+use super::verifier::PeerVerifier;
+use super::{ConfigError, Peer, client_with, server_with};
+use crate::trust::{Trust, Trusted};
+
+/// TLS 1.3 tickets a server sends after a full handshake.
+const TICKETS: usize = 2;
+
+/// A server's side, following its trust.
+#[derive(Debug)]
+pub struct Server(Live<ServerConfig>);
+
+/// A client's side, following its trust.
+#[derive(Debug)]
+pub struct Client(Live<ClientConfig>);
+
+impl Server {
+    /// A server that demands a client certificate of an `allowed` peer, for these protocols (ALPN).
+    pub fn new(trust: Trust, allowed: Peer, alpn: &[&[u8]]) -> Result<Self, ConfigError> {
+        Ok(Self(Live::new(trust, allowed, alpn, server)?))
+    }
+
+    /// For the next handshake.
+    pub fn config(&self) -> Arc<ServerConfig> {
+        self.0.config()
+    }
+}
+
+impl Client {
+    /// A client that accepts only servers that prove to be `expected`, for these protocols (ALPN).
+    pub fn new(trust: Trust, expected: Peer, alpn: &[&[u8]]) -> Result<Self, ConfigError> {
+        Ok(Self(Live::new(trust, expected, alpn, client)?))
+    }
+
+    /// For the next handshake.
+    pub fn config(&self) -> Arc<ClientConfig> {
+        self.0.config()
+    }
+}
+
+fn server(trusted: &Trusted, verifier: PeerVerifier, alpn: &[Vec<u8>]) -> Result<ServerConfig, ConfigError> {
+    let sessions = ServerSessions::new(Arc::clone(&verifier.lifetime));
+    let mut config = server_with(&trusted.identity, verifier)?;
+    config.alpn_protocols = alpn.to_vec();
+    config.session_storage = Arc::new(sessions);
+    config.send_tls13_tickets = TICKETS;
+    Ok(config)
+}
+
+fn client(trusted: &Trusted, verifier: PeerVerifier, alpn: &[Vec<u8>]) -> Result<ClientConfig, ConfigError> {
+    let sessions = ClientSessions::new(Arc::clone(&verifier.lifetime));
+    let mut config = client_with(&trusted.identity, verifier)?;
+    config.alpn_protocols = alpn.to_vec();
+    config.resumption = Resumption::store(Arc::new(sessions));
+    Ok(config)
+}
+
+type Make<C> = fn(&Trusted, PeerVerifier, &[Vec<u8>]) -> Result<C, ConfigError>;
+
+#[derive(Debug)]
+struct Live<C> {
+    trust: Trust,
+    peer: Peer,
+    alpn: Vec<Vec<u8>>,
+    make: Make<C>,
+    made: ArcSwap<Made<C>>,
+}
+
+#[derive(Debug)]
+struct Made<C> {
+    config: Arc<C>,
+    epoch: u64,
+    lifetime: Arc<Lifetime>,
+}
+
+impl<C> Live<C> {
+    fn new(trust: Trust, peer: Peer, alpn: &[&[u8]], make: Make<C>) -> Result<Self, ConfigError> {
+        let alpn: Vec<_> = alpn.iter().map(|protocol| protocol.to_vec()).collect();
+        let made = make_one(&trust, &peer, &alpn, make)?;
+        Ok(Self { trust, peer, alpn, make, made: ArcSwap::from_pointee(made) })
+    }
+
+    fn config(&self) -> Arc<C> {
+        let made = self.made.load();
+        if made.epoch == self.trust.current().epoch && !made.lifetime.is_over() {
+            return Arc::clone(&made.config);
+        }
+        match make_one(&self.trust, &self.peer, &self.alpn, self.make) {
+            Ok(made) => {
+                let config = Arc::clone(&made.config);
+                self.made.store(Arc::new(made));
+                config
+            }
+            // Trust is checked before it is current; should it still fail, its epoch stays and it is tried again.
+            Err(error) => {
+                tracing::error!(%error, "the new trust cannot be used; the old one serves on");
+                Arc::clone(&made.config)
+            }
+        }
+    }
+}
+
+fn make_one<C>(trust: &Trust, peer: &Peer, alpn: &[Vec<u8>], make: Make<C>) -> Result<Made<C>, ConfigError> {
+    let trusted = trust.current();
+    let lifetime = Arc::new(Lifetime::default());
+    let bundles = Arc::clone(&trusted.bundles);
+    let verifier = PeerVerifier { bundles, peer: peer.clone(), lifetime: Arc::clone(&lifetime) };
+    let config = Arc::new(make(&trusted, verifier, alpn)?);
+    Ok(Made { config, epoch: trusted.epoch, lifetime })
+}
