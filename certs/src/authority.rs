@@ -394,11 +394,15 @@ fn dated(lifetime: Duration, until: Option<OffsetDateTime>) -> Result<Certificat
         .and_then(|span| now.checked_add(span))
         .filter(|end| *end <= latest)
         .ok_or(IssueError::Lifetime { lifetime, until: latest })?;
+    dated_until(not_after)
+}
+
+pub(crate) fn dated_until(not_after: OffsetDateTime) -> Result<CertificateParams, IssueError> {
     let mut serial = crypto::random().map_err(|_| IssueError::Random)?;
     // Positive, and never shorter.
     serial[0] = serial[0] & 0x7f | 0x40;
     let mut params = CertificateParams::default();
-    params.not_before = now - BACKDATE;
+    params.not_before = OffsetDateTime::now_utc() - BACKDATE;
     params.not_after = not_after;
     params.serial_number = Some(SerialNumber::from_slice(&serial));
     params.use_authority_key_identifier_extension = true;

@@ -19,6 +19,7 @@ use x509_parser::prelude::FromDer;
 use crate::authority::{Authority, IssueError};
 use crate::bundle::Bundle;
 use crate::crypto;
+use crate::facts::is_signed_by;
 use crate::spiffe::{IdPattern, SpiffeId, TrustDomain};
 
 const PAYLOAD_TYPE: &str = "application/vnd.isthmus.deny-list+json";
@@ -139,6 +140,11 @@ impl DenyList {
         self.serials.insert(normal(serial), until.map(OffsetDateTime::unix_timestamp)).is_none()
     }
 
+    /// Whether the certificate with this serial number is denied.
+    pub fn has_serial(&self, serial: &str) -> bool {
+        self.serials.contains_key(&normal(serial))
+    }
+
     /// No longer denies these identities. Says whether they were denied.
     pub fn remove_identity(&mut self, identity: &IdPattern) -> bool {
         self.identities.remove(identity)
@@ -156,14 +162,14 @@ impl DenyList {
         self.serials.len() < before
     }
 
-    /// The next number, for a list that was changed.
-    pub fn advance(&mut self) {
-        self.sequence += 1;
+    /// Gives a changed list its next number, which must be higher.
+    pub(crate) fn renumber(&mut self, sequence: u64) {
+        self.sequence = sequence;
     }
 
     pub(crate) fn denies(&self, id: &SpiffeId, serials: &[String]) -> Option<Denied> {
         let identity = self.identities.iter().find(|pattern| pattern.matches(id)).cloned();
-        let serial = || serials.iter().find(|serial| self.serials.contains_key(*serial)).cloned();
+        let serial = || serials.iter().find(|serial| self.has_serial(serial)).cloned();
         identity.map(Denied::Identity).or_else(|| serial().map(Denied::Serial))
     }
 
@@ -226,18 +232,12 @@ fn is_authority_of(signer: &CertificateDer<'_>, bundle: &Bundle, now: UnixTime) 
     if bundle.roots().contains(signer) {
         return true;
     }
-    let Ok((_, signer)) = X509Certificate::from_der(signer) else { return false };
+    let Ok((_, parsed)) = X509Certificate::from_der(signer) else { return false };
     let now = i64::try_from(now.as_secs()).unwrap_or(i64::MAX);
-    let validity = signer.validity();
+    let validity = parsed.validity();
     let is_valid = validity.not_before.timestamp() <= now && now <= validity.not_after.timestamp();
-    let may_sign = matches!(signer.key_usage(), Ok(Some(usage)) if usage.value.key_cert_sign());
-    let signed_by = |root: &CertificateDer<'_>| {
-        X509Certificate::from_der(root).is_ok_and(|(_, root)| {
-            root.subject().as_raw() == signer.issuer().as_raw()
-                && signer.verify_signature(Some(root.public_key())).is_ok()
-        })
-    };
-    is_valid && signer.is_ca() && may_sign && bundle.roots().iter().any(signed_by)
+    let may_sign = matches!(parsed.key_usage(), Ok(Some(usage)) if usage.value.key_cert_sign());
+    is_valid && parsed.is_ca() && may_sign && bundle.roots().iter().any(|root| is_signed_by(signer, root))
 }
 
 /// DSSE's pre-authentication encoding: type and payload, each with its length before it.

@@ -132,6 +132,14 @@ fn key_name(key: &PublicKey<'_>) -> String {
     }
 }
 
+/// Whether `certificate` is signed by the key of `issuer`, and names it as its issuer.
+pub(crate) fn is_signed_by(certificate: &CertificateDer<'_>, issuer: &CertificateDer<'_>) -> bool {
+    let parsed = (X509Certificate::from_der(certificate), X509Certificate::from_der(issuer));
+    let (Ok((_, certificate)), Ok((_, issuer))) = parsed else { return false };
+    certificate.issuer().as_raw() == issuer.subject().as_raw()
+        && certificate.verify_signature(Some(issuer.public_key())).is_ok()
+}
+
 /// The serial number as OpenSSL prints it, but in lower case: without the byte that only makes it positive.
 pub(crate) fn serial_of(certificate: &X509Certificate<'_>) -> String {
     match certificate.raw_serial() {

@@ -2,9 +2,6 @@
 //! Not for following files that change (`trust`), and not for renewing them (`home`).
 
 use std::fmt;
-use std::fs::Permissions;
-use std::io::{self, Write};
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use rustls::pki_types::pem::PemObject as _;
@@ -12,6 +9,7 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::sign::CertifiedKey;
 
 use crate::crypto;
+use crate::files::{self, PUBLIC, SECRET, WriteError};
 use crate::pem::{self, PemError};
 use crate::spiffe::SpiffeId;
 use crate::svid::{SvidError, peer_id};
@@ -47,15 +45,6 @@ pub struct IdentityFiles {
     pub chain: PathBuf,
     /// The key, PKCS#8 PEM, mode 0600.
     pub key: PathBuf,
-}
-
-/// A file of an identity could not be written.
-#[derive(Debug, thiserror::Error)]
-#[error("cannot write {}; the directory must exist and be writable", path.display())]
-pub struct WriteError {
-    path: PathBuf,
-    #[source]
-    cause: io::Error,
 }
 
 impl Identity {
@@ -104,25 +93,12 @@ impl Identity {
     ///
     /// Each file appears whole or not at all, and the key is readable by its owner only from its first byte.
     pub fn write_to(&self, dir: &Path, stem: &str) -> Result<IdentityFiles, WriteError> {
-        let files =
+        let written =
             IdentityFiles { chain: dir.join(format!("{stem}.crt")), key: dir.join(format!("{stem}.key")) };
-        write(dir, &files.key, &self.key_pem, 0o600)?;
-        write(dir, &files.chain, &self.chain_pem, 0o644)?;
-        Ok(files)
+        files::write(&written.key, &self.key_pem, SECRET)?;
+        files::write(&written.chain, &self.chain_pem, PUBLIC)?;
+        Ok(written)
     }
-}
-
-fn write(dir: &Path, path: &Path, text: &str, mode: u32) -> Result<(), WriteError> {
-    let attempt = || {
-        // A temporary file starts as 0600, so the key is never open to others.
-        let mut file = tempfile::NamedTempFile::new_in(dir)?;
-        file.write_all(text.as_bytes())?;
-        file.as_file().set_permissions(Permissions::from_mode(mode))?;
-        file.as_file().sync_all()?;
-        file.persist(path).map_err(|e| e.error)?;
-        Ok(())
-    };
-    attempt().map_err(|cause| WriteError { path: path.to_owned(), cause })
 }
 
 impl fmt::Debug for Identity {
@@ -137,6 +113,7 @@ impl fmt::Debug for Identity {
 #[cfg(test)]
 mod tests {
     use std::fs;
+    use std::os::unix::fs::PermissionsExt as _;
     use std::time::Duration;
 
     use super::*;

@@ -1,2 +1,20 @@
-//! x
-fn main() {}
+//! The command line of the certificate library: which code it exits with. The words are in `cli`.
+
+mod cli;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use crate::cli::Cli;
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    match cli::run(&cli) {
+        Ok(code) => code,
+        Err(error) => {
+            cli::complain(&error, cli.json);
+            ExitCode::FAILURE
+        }
+    }
+}

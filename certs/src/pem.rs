@@ -1,11 +1,14 @@
 //! PEM files: certificates in order, and nothing quietly skipped that somebody meant. Keys are read by
 //! what uses them.
 
+use std::path::Path;
+
 use ::pem::{EncodeConfig, LineEnding, Pem};
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::{Error, PemObject as _};
 
 use crate::facts::Facts;
+use crate::files::{self, PUBLIC, WriteError};
 
 /// Why a text is not the PEM that was expected.
 #[derive(Debug, thiserror::Error)]
@@ -38,6 +41,11 @@ pub fn encode(certificates: &[CertificateDer<'_>]) -> String {
     let config = EncodeConfig::new().set_line_ending(LineEnding::LF);
     let blocks = certificates.iter().map(|der| Pem::new("CERTIFICATE", der.to_vec()));
     blocks.map(|block| ::pem::encode_config(&block, config)).collect()
+}
+
+/// Writes certificates or bundles to a file that everybody may read: whole, or not at all.
+pub fn write(path: &Path, text: &str) -> Result<(), WriteError> {
+    files::write(path, text, PUBLIC)
 }
 
 /// A chain as it is sent: what is its own issuer at the end is the root, which a peer has or does not trust.

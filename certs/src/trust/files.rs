@@ -50,7 +50,7 @@ pub struct LoadError {
     pub path: PathBuf,
     /// Why.
     #[source]
-    pub cause: LoadCause,
+    pub cause: Box<LoadCause>,
 }
 
 /// Why a file is not used.
@@ -111,6 +111,16 @@ pub enum LoadCause {
 }
 
 impl TrustFiles {
+    /// Loads only the bundles and what belongs to them, for judging others without showing anything.
+    pub fn bundles_only(&self) -> Result<TrustBundles, LoadError> {
+        let mut load = Load { files: self, old: None, now: UnixTime::now(), refused: Vec::new() };
+        let bundles = load.bundles();
+        match load.refused.into_iter().next() {
+            Some(refused) => Err(refused),
+            None => Ok(bundles),
+        }
+    }
+
     /// Loads all, of which the first that is wrong is the error.
     pub(super) fn load(&self, now: UnixTime) -> Result<Trusted, LoadError> {
         let mut load = Load { files: self, old: None, now, refused: Vec::new() };
@@ -315,5 +325,5 @@ fn text(path: &Path) -> Result<String, LoadCause> {
 }
 
 fn at(path: &Path, cause: impl Into<LoadCause>) -> LoadError {
-    LoadError { path: path.to_owned(), cause: cause.into() }
+    LoadError { path: path.to_owned(), cause: Box::new(cause.into()) }
 }

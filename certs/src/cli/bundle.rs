@@ -1,0 +1,120 @@
+//! `bundle`: prints, makes, adds, removes.
+
+use std::path::Path;
+
+use anyhow::Context as _;
+use isthmus_certs::facts::Facts;
+use isthmus_certs::home::Home;
+use isthmus_certs::{Bundle, TrustDomain, cross, pem, spiffe_bundle};
+use serde_json::{Value, json};
+
+use super::say::{Answer, left, table, time};
+use super::{Audience, BundleChange, BundleOptions, read};
+
+pub(super) fn bundle(options: &BundleOptions) -> anyhow::Result<Answer> {
+    match &options.change {
+        None => print(options),
+        Some(BundleChange::Add { file, trust_domain, at }) => {
+            let bundle = load(file, trust_domain)?;
+            at.open()?.federate(trust_domain, &bundle)?;
+            let text = format!(
+                "believes {} root(s) of {trust_domain}, sequence {}",
+                bundle.roots().len(),
+                bundle.sequence
+            );
+            Ok(Answer::new(text, described(trust_domain, &bundle)?))
+        }
+        Some(BundleChange::Remove { trust_domain, at }) => {
+            at.open()?.defederate(trust_domain)?;
+            let text = format!("no longer believes anybody of {trust_domain}");
+            Ok(Answer::new(text, json!({ "removed": trust_domain })))
+        }
+        Some(BundleChange::Make { files, trust_domain, sequence, out }) => {
+            let texts: anyhow::Result<Vec<_>> = files.iter().map(|file| read(file)).collect();
+            let roots = pem::certificates(&texts?.concat())?;
+            let bundle = Bundle::new(trust_domain, *sequence, &roots)?;
+            give(spiffe_bundle::write(&bundle)?, out.as_deref(), "the bundle")
+        }
+    }
+}
+
+fn load(file: &Path, domain: &TrustDomain) -> anyhow::Result<Bundle> {
+    let text = read(file)?;
+    let bundle = if text.trim_start().starts_with('{') {
+        spiffe_bundle::read(domain, &text).map_err(anyhow::Error::from)
+    } else {
+        pem::certificates(&text).map_err(Into::into).and_then(|roots| Ok(Bundle::new(domain, 0, &roots)?))
+    };
+    bundle.with_context(|| file.display().to_string())
+}
+
+fn print(options: &BundleOptions) -> anyhow::Result<Answer> {
+    let home = options.at.open()?;
+    let own = home.state().trust_domain.clone();
+    let domain = options.trust_domain.as_ref().unwrap_or(&own);
+    let out = options.out.as_deref();
+    match options.audience {
+        Audience::People => for_people(&home, options.trust_domain.as_ref()),
+        Audience::Pem => give(pem::encode(home.bundle(domain)?.roots()), out, "the roots"),
+        Audience::Spiffe => give(spiffe_bundle::write(&home.bundle(domain)?)?, out, "the bundle"),
+        Audience::Openssl => for_openssl(&home, options),
+    }
+}
+
+fn for_people(home: &Home, only: Option<&TrustDomain>) -> anyhow::Result<Answer> {
+    let mut table = table(&["trust domain", "sequence", "ends", "", "root"]);
+    let mut bundles = Vec::new();
+    for domain in home.domains()?.into_iter().filter(|domain| only.is_none_or(|only| only == domain)) {
+        let bundle = home.bundle(&domain)?;
+        for root in bundle.roots() {
+            let facts = Facts::of(root)?;
+            let short = facts.fingerprint.get(..16).unwrap_or_default().to_owned();
+            let ends = (time(facts.not_after), left(facts.not_after));
+            table.add_row([domain.to_string(), bundle.sequence.to_string(), ends.0, ends.1, short]);
+        }
+        bundles.push(described(&domain, &bundle)?);
+    }
+    Ok(Answer::new(table.to_string(), json!({ "bundles": bundles })))
+}
+
+fn described(domain: &TrustDomain, bundle: &Bundle) -> anyhow::Result<Value> {
+    let roots: Result<Vec<_>, _> = bundle.roots().iter().map(Facts::of).collect();
+    Ok(json!({ "trust_domain": domain, "sequence": bundle.sequence, "roots": roots? }))
+}
+
+/// What the file does and does not protect is in the file itself, where whoever uses it will look.
+fn for_openssl(home: &Home, options: &BundleOptions) -> anyhow::Result<Answer> {
+    let own = &home.state().trust_domain;
+    let signer = home.root(home.state().root)?;
+    let mut text = format!(
+        "# For programs that know no trust bundles per domain. Made by isthmus-certs.\n\
+         # The roots of {own} may vouch for anything. Each other root is signed anew by {own} and may vouch\n\
+         # for URI names (SPIFFE IDs) of its own domain only, where the program checks name constraints, as\n\
+         # OpenSSL does. Not protected: names of other kinds. A program that looks at DNS names, or that\n\
+         # lets in whoever chains to this file, believes each domain here about all of them.\n"
+    );
+    let only = options.trust_domain.as_ref();
+    for domain in
+        home.domains()?.iter().filter(|domain| *domain == own || only.is_none_or(|only| only == *domain))
+    {
+        text += &format!("# {domain}\n");
+        for root in home.bundle(domain)?.roots() {
+            let root = if domain == own { root.clone() } else { cross::sign(&signer, domain, root)? };
+            text += &pem::encode(&[root]);
+        }
+    }
+    give(text, options.out.as_deref(), "the file for OpenSSL")
+}
+
+fn give(text: String, out: Option<&Path>, what: &str) -> anyhow::Result<Answer> {
+    match out {
+        None => {
+            let json = serde_json::from_str(&text).unwrap_or_else(|_| json!({ "pem": text }));
+            Ok(Answer::new(text, json))
+        }
+        Some(out) => {
+            pem::write(out, &text)?;
+            Ok(Answer::new(format!("wrote {what} to {}", out.display()), json!({ "file": out })))
+        }
+    }
+}

@@ -1,0 +1,128 @@
+//! `deny`: prints deny-lists, changes the own one, takes over others'.
+
+use std::path::Path;
+
+use anyhow::{Context as _, bail};
+use isthmus_certs::facts::Facts;
+use isthmus_certs::{DenyList, IdPattern, pem};
+use serde_json::{Value, json};
+use time::OffsetDateTime;
+
+use super::say::{Answer, table, time};
+use super::{DenyChange, DenyOptions, read};
+
+pub(super) fn deny(options: &DenyOptions) -> anyhow::Result<Answer> {
+    match &options.change {
+        None => print(options),
+        Some(DenyChange::Add { what, at }) => {
+            let named = named(what)?;
+            let list =
+                at.open()?.change_deny_list(|list| named.iter().filter(|name| name.add(list)).count() > 0)?;
+            Ok(changed(&list, "denied"))
+        }
+        Some(DenyChange::Remove { what, at }) => {
+            let named = named(what)?;
+            let mut missing = Vec::new();
+            let list = at.open()?.change_deny_list(|list| {
+                missing = named.iter().filter(|name| !name.remove(list)).map(Named::shown).collect();
+                missing.len() < named.len()
+            })?;
+            if !missing.is_empty() {
+                bail!("not on the deny-list: {}; `isthmus-certs deny` prints it", missing.join(", "));
+            }
+            Ok(changed(&list, "no longer denied"))
+        }
+        Some(DenyChange::Take { file, trust_domain, at }) => {
+            let list = at.open()?.take_deny_list(trust_domain, &read(file)?)?;
+            Ok(changed(&list, "taken over"))
+        }
+    }
+}
+
+fn print(options: &DenyOptions) -> anyhow::Result<Answer> {
+    let home = options.at.open()?;
+    let mut table = table(&["trust domain", "sequence", "denied", "forgotten"]);
+    let mut lists = Vec::new();
+    let only = options.trust_domain.as_ref();
+    for domain in home.domains()?.into_iter().filter(|domain| only.is_none_or(|only| only == domain)) {
+        let list = home.deny_list(&domain)?;
+        let row =
+            |what: String, until: String| [domain.to_string(), list.sequence().to_string(), what, until];
+        for identity in list.identities() {
+            table.add_row(row(identity.to_string(), "-".to_owned()));
+        }
+        for (serial, until) in list.serials() {
+            table.add_row(row(format!("serial {serial}"), until.map_or_else(|| "-".to_owned(), time)));
+        }
+        lists.push(described(&list));
+    }
+    Ok(Answer::new(table.to_string(), json!({ "lists": lists })))
+}
+
+fn changed(list: &DenyList, how: &str) -> Answer {
+    let (identities, serials) = (list.identities().count(), list.serials().count());
+    let text = format!(
+        "{how}; the list of {} has sequence {}, {identities} identities and {serials} serial numbers",
+        list.trust_domain(),
+        list.sequence()
+    );
+    Answer::new(text, described(list))
+}
+
+fn described(list: &DenyList) -> Value {
+    let serials: Vec<_> =
+        list.serials().map(|(serial, until)| json!({ "serial": serial, "until": until.map(time) })).collect();
+    json!({ "trust_domain": list.trust_domain(), "sequence": list.sequence(),
+        "identities": list.identities().collect::<Vec<_>>(), "serials": serials })
+}
+
+/// What somebody meant by a word.
+enum Named {
+    Identity(IdPattern),
+    Serial(String, Option<OffsetDateTime>),
+}
+
+impl Named {
+    fn add(&self, list: &mut DenyList) -> bool {
+        match self {
+            Self::Identity(identity) => list.add_identity(identity.clone()),
+            Self::Serial(serial, until) => list.add_serial(serial, *until),
+        }
+    }
+
+    fn remove(&self, list: &mut DenyList) -> bool {
+        match self {
+            Self::Identity(identity) => list.remove_identity(identity),
+            Self::Serial(serial, _) => list.remove_serial(serial),
+        }
+    }
+
+    fn shown(&self) -> String {
+        match self {
+            Self::Identity(identity) => identity.to_string(),
+            Self::Serial(serial, _) => serial.clone(),
+        }
+    }
+}
+
+fn named(words: &[String]) -> anyhow::Result<Vec<Named>> {
+    words.iter().map(|word| one(word)).collect()
+}
+
+fn one(word: &str) -> anyhow::Result<Named> {
+    if word.starts_with("spiffe:") {
+        return Ok(Named::Identity(IdPattern::parse(word).with_context(|| word.to_owned())?));
+    }
+    let path = Path::new(word);
+    if path.exists() {
+        let chain = pem::certificates(&read(path)?).with_context(|| word.to_owned())?;
+        let leaf = chain.first().context("the file is empty")?;
+        let facts = Facts::of(leaf).with_context(|| word.to_owned())?;
+        return Ok(Named::Serial(facts.serial, Some(facts.not_after)));
+    }
+    let digits = word.chars().filter(|c| *c != ':').collect::<String>();
+    if digits.is_empty() || !digits.chars().all(|c| c.is_ascii_hexdigit()) {
+        bail!("{word:?} is no SPIFFE ID, no certificate file and no serial number (hexadecimal)");
+    }
+    Ok(Named::Serial(word.to_owned(), None))
+}

@@ -1,0 +1,143 @@
+//! `rotate` and `status`.
+
+use std::process::ExitCode;
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
+use std::thread;
+use std::time::Duration;
+
+use isthmus_certs::home::{Home, Pass, State, Step};
+use serde_json::{Value, json};
+use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
+use time::OffsetDateTime;
+
+use super::say::{Answer, complain, left, say, table, time};
+use super::{RotateOptions, Where};
+
+/// An edit of the directory by another command is noticed after this at the latest.
+const LONGEST: Duration = Duration::from_secs(10);
+/// What failed is tried again after this.
+const RETRY: Duration = Duration::from_secs(5);
+/// Never busier than this, however short lives are.
+const SHORTEST: Duration = Duration::from_millis(200);
+
+pub(super) fn rotate(options: &RotateOptions, as_json: bool) -> anyhow::Result<ExitCode> {
+    if options.root {
+        let begun = options.at.open()?.begin_rollover(OffsetDateTime::now_utc())?;
+        let text = if begun { "root roll-over: begun" } else { "root roll-over: under way already" };
+        say(&Answer::new(text, json!({ "rollover_begun": begun })), as_json)?;
+    }
+    if options.watch { watch(&options.at, as_json) } else { once(&options.at, as_json) }
+}
+
+fn once(at: &Where, as_json: bool) -> anyhow::Result<ExitCode> {
+    let pass = at.open()?.rotate(OffsetDateTime::now_utc());
+    let code = if pass.problems.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE };
+    let mut text: String = pass.done.iter().map(|done| format!("{done}\n")).collect();
+    if pass.done.is_empty() && pass.problems.is_empty() {
+        text += "nothing was due\n";
+    }
+    if let Some(next) = pass.next {
+        text += &format!("next: {} ({})\n", time(next), left(next));
+    }
+    say(&Answer::new(text, told(&pass)), as_json)?;
+    pass.problems.into_iter().for_each(|problem| complain(&problem.into(), as_json));
+    Ok(code)
+}
+
+fn told(pass: &Pass) -> Value {
+    let problems: Vec<_> = pass.problems.iter().map(ToString::to_string).collect();
+    json!({ "done": pass.done, "problems": problems, "next": pass.next.map(time) })
+}
+
+/// Pass after pass. The directory is not held in between, so that other commands can work on it.
+fn watch(at: &Where, as_json: bool) -> anyhow::Result<ExitCode> {
+    let ended = signals()?;
+    let mut was_wrong = Vec::new();
+    loop {
+        let now = OffsetDateTime::now_utc();
+        let pass = Home::open(&at.dir).map(|mut home| home.rotate(now));
+        let pass = pass.unwrap_or_else(|problem| Pass { problems: vec![problem], ..Pass::default() });
+        for done in &pass.done {
+            let mut json = serde_json::to_value(done)?;
+            json["time"] = time(now).into();
+            say(&Answer::new(format!("{} {done}", time(now)), json), as_json)?;
+        }
+        let wrong: Vec<_> = pass.problems.iter().map(ToString::to_string).collect();
+        for problem in pass.problems {
+            if !was_wrong.contains(&problem.to_string()) {
+                complain(&problem.into(), as_json);
+            }
+        }
+        let wait = if wrong.is_empty() { until(pass.next, now) } else { RETRY };
+        was_wrong = wrong;
+        if ended.recv_timeout(wait) != Err(RecvTimeoutError::Timeout) {
+            return Ok(ExitCode::SUCCESS);
+        }
+    }
+}
+
+fn until(next: Option<OffsetDateTime>, now: OffsetDateTime) -> Duration {
+    let wait = next.and_then(|next| Duration::try_from(next - now).ok()).unwrap_or(LONGEST);
+    wait.clamp(SHORTEST, LONGEST)
+}
+
+fn signals() -> anyhow::Result<Receiver<()>> {
+    let mut signals = Signals::new([SIGTERM, SIGINT])?;
+    let (end, ended) = mpsc::channel();
+    thread::Builder::new().name("signals".to_owned()).spawn(move || {
+        signals.forever().next();
+        // Whoever waited is gone only with the process.
+        let _ = end.send(());
+    })?;
+    Ok(ended)
+}
+
+pub(super) fn status(at: &Where) -> anyhow::Result<Answer> {
+    let home = at.open()?;
+    let state = home.state();
+    let mut table = table(&["what", "name", "ends", "", "renewal", ""]);
+    let standings = home.standings();
+    for standing in &standings {
+        let (ends, renewal) = (standing.facts.not_after, standing.renewal);
+        table.add_row([
+            standing.kind.to_owned(),
+            standing.name.clone(),
+            time(ends),
+            left(ends),
+            time(renewal),
+            left(renewal),
+        ]);
+    }
+    let text = format!("trust domain {}\n{}\n{table}", state.trust_domain, rollover(state));
+    let json = json!({
+        "trust_domain": state.trust_domain,
+        "root": state.root,
+        "trusted_roots": state.trusted(),
+        "rollover": state.rollover.as_ref().map(|rollover| json!({
+            "step": rollover.step,
+            "since": time(rollover.since),
+            "next": state.due().map(time),
+        })),
+        "certificates": standings,
+    });
+    Ok(Answer::new(text, json))
+}
+
+fn rollover(state: &State) -> String {
+    let Some(rollover) = &state.rollover else {
+        return format!("root {} signs; no roll-over is under way", state.root);
+    };
+    let next = match rollover.step {
+        Step::Trusted => "sign all anew with the new root",
+        Step::Used => "drop the old root",
+        Step::Adding | Step::Switching | Step::Dropping => "finish this step",
+    };
+    let due = state.due().map(|due| format!("{} ({})", time(due), left(due))).unwrap_or_default();
+    let mut text =
+        format!("roll-over since {}: {}\nnext: {next}, at {due}", time(rollover.since), rollover.step);
+    if matches!(rollover.step, Step::Trusted | Step::Used) && !state.clusters.is_empty() {
+        text += "\nbefore that: bring the clusters' new files to where their intermediates are used";
+    }
+    text
+}

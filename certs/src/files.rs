@@ -1,0 +1,179 @@
+//! Files that appear whole or not at all, one or several together. After a crash at any point there is what
+//! was there before or what was to be there, and perhaps a leftover that the next writing removes.
+
+use std::ffi::OsStr;
+use std::fs::{self, DirBuilder, File, Permissions};
+use std::io::{self, Write as _};
+use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _, symlink};
+use std::path::{Path, PathBuf};
+
+/// Readable by its owner only: keys.
+pub(crate) const SECRET: u32 = 0o600;
+/// Readable by all who may enter the directory.
+pub(crate) const PUBLIC: u32 = 0o644;
+const FOLDER: u32 = 0o700;
+/// The link that all files of a set go through, as kubelet names it.
+const DATA: &str = "..data";
+
+/// A file or directory could not be written.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot write {}; the directory must exist and be writable", path.display())]
+pub struct WriteError {
+    path: PathBuf,
+    #[source]
+    cause: io::Error,
+}
+
+/// One file of a set.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Entry {
+    pub(crate) name: &'static str,
+    pub(crate) content: String,
+    pub(crate) mode: u32,
+}
+
+impl Entry {
+    pub(crate) fn public(name: &'static str, content: impl Into<String>) -> Self {
+        Self { name, content: content.into(), mode: PUBLIC }
+    }
+
+    pub(crate) fn secret(name: &'static str, content: impl Into<String>) -> Self {
+        Self { name, content: content.into(), mode: SECRET }
+    }
+}
+
+/// Writes one file, in place of what is there.
+pub(crate) fn write(path: &Path, content: &str, mode: u32) -> Result<(), WriteError> {
+    let attempt = || {
+        let folder = parent(path);
+        // A temporary file starts as 0600, so a key is never open to others.
+        let mut file = tempfile::Builder::new().prefix(".new-").tempfile_in(folder)?;
+        file.write_all(content.as_bytes())?;
+        file.as_file().set_permissions(Permissions::from_mode(mode))?;
+        file.as_file().sync_all()?;
+        file.persist(path).map_err(|e| e.error)?;
+        sync(folder)
+    };
+    attempt().map_err(|cause| WriteError { path: path.to_owned(), cause })
+}
+
+/// Makes a directory and those above it, for their owner only.
+pub(crate) fn make_folder(folder: &Path) -> Result<(), WriteError> {
+    let made = DirBuilder::new().recursive(true).mode(FOLDER).create(folder);
+    made.map_err(|cause| WriteError { path: folder.to_owned(), cause })
+}
+
+/// Replaces all files of a directory at one stroke, as kubelet does with a Secret: they stand in a
+/// directory of their own, the link `..data` leads there, and each name is a link through it.
+pub(crate) fn publish(folder: &Path, entries: &[Entry]) -> Result<(), WriteError> {
+    make_folder(folder)?;
+    publish_in(folder, entries).map_err(|cause| WriteError { path: folder.to_owned(), cause })
+}
+
+fn publish_in(folder: &Path, entries: &[Entry]) -> io::Result<()> {
+    // Made with 0700.
+    let next = tempfile::Builder::new().prefix("..").tempdir_in(folder)?;
+    for entry in entries {
+        let mut file = File::create_new(next.path().join(entry.name))?;
+        file.set_permissions(Permissions::from_mode(entry.mode))?;
+        file.write_all(entry.content.as_bytes())?;
+        file.sync_all()?;
+    }
+    sync(next.path())?;
+    let next = next.keep();
+    let name = next.file_name().unwrap_or_default();
+    link(Path::new(name), &folder.join(DATA))?;
+    for entry in entries {
+        let target = Path::new(DATA).join(entry.name);
+        let visible = folder.join(entry.name);
+        if fs::read_link(&visible).ok().as_ref() != Some(&target) {
+            link(&target, &visible)?;
+        }
+    }
+    sync(folder)?;
+    remove_old(folder, name)
+}
+
+/// Puts a link in the place of whatever is there.
+fn link(target: &Path, at: &Path) -> io::Result<()> {
+    let mut next = at.as_os_str().to_owned();
+    next.push(".new");
+    let next = PathBuf::from(next);
+    remove(&next)?;
+    symlink(target, &next)?;
+    fs::rename(&next, at)
+}
+
+/// What earlier sets and interrupted writings have left.
+fn remove_old(folder: &Path, current: &OsStr) -> io::Result<()> {
+    for entry in fs::read_dir(folder)? {
+        let entry = entry?;
+        let name = entry.file_name();
+        let bytes = name.as_encoded_bytes();
+        let is_ours = (bytes.starts_with(b"..") && bytes != DATA.as_bytes()) || bytes.ends_with(b".new");
+        if is_ours && name != current {
+            match entry.file_type()?.is_dir() {
+                true => fs::remove_dir_all(entry.path())?,
+                false => remove(&entry.path())?,
+            }
+        }
+    }
+    Ok(())
+}
+
+fn remove(path: &Path) -> io::Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
+/// A name is only there for good once its directory is.
+fn sync(folder: &Path) -> io::Result<()> {
+    File::open(folder)?.sync_all()
+}
+
+fn parent(path: &Path) -> &Path {
+    match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn set(text: &str) -> [Entry; 2] {
+        [Entry::public("tls.crt", text), Entry::secret("tls.key", text)]
+    }
+
+    #[test]
+    fn a_set_is_replaced_at_one_stroke() {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = dir.path().join("a/b");
+        publish(&folder, &set("one")).unwrap();
+        let data = fs::read_link(folder.join(DATA)).unwrap();
+        publish(&folder, &set("two")).unwrap();
+        assert_ne!(fs::read_link(folder.join(DATA)).unwrap(), data);
+        for name in ["tls.crt", "tls.key"] {
+            assert_eq!(fs::read_to_string(folder.join(name)).unwrap(), "two");
+        }
+        let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
+        let modes = [folder.join("tls.key"), folder.join("tls.crt"), folder.clone(), folder.join(DATA)];
+        assert_eq!(modes.map(|path| mode(&path)), [0o600, 0o644, 0o700, 0o700]);
+        assert_eq!(fs::read_dir(&folder).unwrap().count(), 4, "two links, ..data, and where it leads");
+    }
+
+    #[test]
+    fn what_a_crash_left_is_taken_over() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::create_dir(dir.path().join("..left")).unwrap();
+        fs::write(dir.path().join("..left/tls.key"), "half").unwrap();
+        symlink("nowhere", dir.path().join("..data.new")).unwrap();
+        fs::write(dir.path().join("tls.crt"), "a file where a link should be").unwrap();
+        publish(dir.path(), &set("one")).unwrap();
+        assert_eq!(fs::read_to_string(dir.path().join("tls.crt")).unwrap(), "one");
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 4);
+    }
+}

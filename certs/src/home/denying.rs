@@ -1,0 +1,118 @@
+//! The deny-lists of an authority's directory: its own, which it signs, and those of the domains that it is
+//! federated with, which it passes on.
+
+use std::fs;
+use std::path::PathBuf;
+
+use rustls::pki_types::{CertificateDer, UnixTime};
+use time::OffsetDateTime;
+
+use super::bundles::next_sequence;
+use super::{Home, HomeError, read};
+use crate::authority::Authority;
+use crate::bundle::Bundle;
+use crate::deny::{DenyError, DenyList};
+use crate::files::{self, PUBLIC};
+use crate::spiffe::TrustDomain;
+
+impl Home {
+    /// The directory with the deny-lists, by trust domain.
+    pub fn deny_folder(&self) -> PathBuf {
+        self.folder.join("deny")
+    }
+
+    fn deny_file(&self, domain: &TrustDomain) -> PathBuf {
+        self.deny_folder().join(format!("{domain}.json"))
+    }
+
+    /// The deny-list of a domain; an empty one if there is none.
+    pub fn deny_list(&self, domain: &TrustDomain) -> Result<DenyList, HomeError> {
+        if !self.deny_file(domain).exists() {
+            return Ok(DenyList::new(domain.clone()));
+        }
+        let bundle = self.bundle(domain)?;
+        self.open_deny_list(domain, &bundle, UnixTime::now())
+    }
+
+    fn open_deny_list(
+        &self,
+        domain: &TrustDomain,
+        bundle: &Bundle,
+        at: UnixTime,
+    ) -> Result<DenyList, HomeError> {
+        let path = self.deny_file(domain);
+        DenyList::open(read(&path)?.as_bytes(), domain, bundle, at)
+            .map_err(|cause| HomeError::Deny { path, cause })
+    }
+
+    /// Changes the own deny-list, and signs it with its next number if `change` says that it did.
+    pub fn change_deny_list(&mut self, change: impl FnOnce(&mut DenyList) -> bool) -> Result<DenyList, HomeError> {
+        let mut list = self.deny_list(&self.state.trust_domain)?;
+        if change(&mut list) {
+            list.renumber(next_sequence(Some(list.sequence()), OffsetDateTime::now_utc()));
+            self.write_deny_list(&list)?;
+        }
+        Ok(list)
+    }
+
+    /// Takes over another domain's signed list. An older one than the known is refused.
+    pub fn take_deny_list(&mut self, domain: &TrustDomain, envelope: &str) -> Result<DenyList, HomeError> {
+        if *domain == self.state.trust_domain {
+            return Err(HomeError::Own(domain.clone()));
+        }
+        let path = self.deny_file(domain);
+        let refused = |cause| HomeError::Deny { path: path.clone(), cause };
+        let bundle = self.bundle(domain)?;
+        let list = DenyList::open(envelope.as_bytes(), domain, &bundle, UnixTime::now()).map_err(refused)?;
+        let known = self.deny_list(domain)?.sequence();
+        if list.sequence() < known {
+            let found = list.sequence();
+            return Err(refused(DenyError::Older { domain: domain.clone(), found, known }));
+        }
+        files::make_folder(&self.deny_folder())?;
+        files::write(&path, envelope, PUBLIC)?;
+        Ok(list)
+    }
+
+    fn write_deny_list(&self, list: &DenyList) -> Result<(), HomeError> {
+        files::make_folder(&self.deny_folder())?;
+        let envelope = list.sign(&self.deny_signer()?)?;
+        Ok(files::write(&self.deny_file(list.trust_domain()), &(envelope + "\n"), PUBLIC)?)
+    }
+
+    /// The signing root; where its key is kept elsewhere, an intermediate.
+    fn deny_signer(&self) -> Result<Authority, HomeError> {
+        match self.root(self.state.root) {
+            Err(HomeError::KeyAway(path)) => {
+                let mut intermediates = self.state.clusters.iter().map(|cluster| self.intermediate(cluster));
+                intermediates.find_map(Result::ok).ok_or(HomeError::KeyAway(path))
+            }
+            root => root,
+        }
+    }
+
+    /// Signs the own list anew if its signature would not hold until the next steps of a roll-over, and
+    /// forgets what has expired. Says whether it did.
+    pub(super) fn see_to_deny_list(&mut self, now: OffsetDateTime) -> Result<bool, HomeError> {
+        let domain = self.state.trust_domain.clone();
+        if fs::metadata(self.deny_file(&domain)).is_err() {
+            return Ok(false);
+        }
+        let at = |time: OffsetDateTime| {
+            let seconds = u64::try_from(time.unix_timestamp()).unwrap_or_default();
+            UnixTime::since_unix_epoch(std::time::Duration::from_secs(seconds))
+        };
+        let bundle_of = |roots: &[CertificateDer<'static>]| Bundle::new(&domain, 0, roots);
+        let signing = bundle_of(&[self.root_certificate(self.state.root)?])?;
+        let lasts = self.open_deny_list(&domain, &signing, at(now + self.state.overlap)).is_ok();
+        let mut list = self.open_deny_list(&domain, &bundle_of(&self.trusted_certificates()?)?, at(now))?;
+        let shorter = list.forget_expired(now);
+        if shorter {
+            list.renumber(next_sequence(Some(list.sequence()), now));
+        }
+        if shorter || !lasts {
+            self.write_deny_list(&list)?;
+        }
+        Ok(shorter || !lasts)
+    }
+}

@@ -1,0 +1,186 @@
+//! What an authority's directory issues: intermediates in the layouts that Istio and cert-manager read, and
+//! leaves that it keeps renewed.
+
+use std::path::{Path, PathBuf};
+
+use rustls::pki_types::CertificateDer;
+use time::OffsetDateTime;
+
+use super::{Home, HomeError, Kept, check_name, read, renew_at};
+use crate::authority::{Authority, Leaf};
+use crate::facts::{Facts, is_signed_by};
+use crate::files::{self, Entry};
+use crate::identity::Identity;
+use crate::issuer::Csr;
+use crate::pem;
+
+/// What was done about files that were not what they are to be.
+pub(super) enum Seen {
+    /// A new certificate and key.
+    Renewed,
+    /// The same, with other roots beside them.
+    Roots,
+}
+
+impl Home {
+    /// Makes the intermediate of a cluster, or shows the one there is. Says whether it is new.
+    pub fn add_cluster(&mut self, cluster: &str) -> Result<bool, HomeError> {
+        check_name(cluster)?;
+        if self.state.clusters.contains(cluster) {
+            return Ok(false);
+        }
+        self.make_intermediate(cluster)?;
+        self.state.clusters.insert(cluster.to_owned());
+        self.save()?;
+        Ok(true)
+    }
+
+    /// Issues a leaf with a new key, and keeps it renewed from now on.
+    pub fn keep(&mut self, name: &str, kept: Kept) -> Result<(), HomeError> {
+        check_name(name)?;
+        self.remember(&kept.leaf)?;
+        self.make_leaf(name, &kept)?;
+        self.state.leaves.insert(name.to_owned(), kept);
+        self.save()
+    }
+
+    /// No longer renews a leaf; its files stay. Says whether it was renewed.
+    pub fn forget(&mut self, name: &str) -> Result<bool, HomeError> {
+        let was_kept = self.state.leaves.remove(name).is_some();
+        self.save()?;
+        Ok(was_kept)
+    }
+
+    /// Signs a leaf for the key of a request: the chain as PEM. Its holder asks again before it ends.
+    pub fn certify(&mut self, csr: &Csr, leaf: &Leaf, cluster: Option<&str>) -> Result<String, HomeError> {
+        let signer = self.signer(cluster)?;
+        self.remember(leaf)?;
+        Ok(pem::encode(&signer.certify(csr.key(), leaf)?))
+    }
+
+    /// The cluster whose intermediate signs unless it is said: the only one; none if there is none.
+    pub fn only_cluster(&self) -> Result<Option<String>, HomeError> {
+        let clusters: Vec<_> = self.state.clusters.iter().cloned().collect();
+        match clusters.as_slice() {
+            [] => Ok(None),
+            [one] => Ok(Some(one.clone())),
+            _ => Err(HomeError::WhichCluster(clusters)),
+        }
+    }
+
+    /// Where a leaf stands.
+    pub fn folder_of(&self, name: &str, kept: &Kept) -> PathBuf {
+        kept.folder.clone().unwrap_or_else(|| self.folder.join("leaves").join(name))
+    }
+
+    pub(super) fn signer(&self, cluster: Option<&str>) -> Result<Authority, HomeError> {
+        match cluster {
+            Some(cluster) => self.intermediate(cluster),
+            None => self.root(self.state.root),
+        }
+    }
+
+    /// Notes, before anything is signed, until when a root must be trusted for it.
+    fn remember(&mut self, leaf: &Leaf) -> Result<(), HomeError> {
+        let until = OffsetDateTime::now_utc() + leaf.lifetime;
+        if until > self.state.issued_until {
+            self.state.issued_until = until;
+            self.save()?;
+        }
+        Ok(())
+    }
+
+    pub(super) fn make_intermediate(&self, cluster: &str) -> Result<(), HomeError> {
+        let root = self.root(self.state.root)?;
+        let made = root.intermediate(cluster, self.state.key, self.state.intermediate_lifetime)?;
+        let key = made.key_pem().unwrap_or_default();
+        self.publish_intermediate(cluster, &made.certificate_pem(), key)
+    }
+
+    fn publish_intermediate(&self, cluster: &str, certificate: &str, key: &str) -> Result<(), HomeError> {
+        let roots = self.trusted_roots()?;
+        let signing = self.root_pem(self.state.root)?;
+        let entries = [
+            Entry::public("ca-cert.pem", certificate),
+            Entry::secret("ca-key.pem", key),
+            Entry::public("root-cert.pem", &roots),
+            Entry::public("cert-chain.pem", certificate.to_owned() + &signing),
+            Entry::public("tls.crt", certificate),
+            Entry::secret("tls.key", key),
+            Entry::public("ca.crt", roots),
+        ];
+        Ok(files::publish(&self.cluster_folder(cluster), &entries)?)
+    }
+
+    fn make_leaf(&self, name: &str, kept: &Kept) -> Result<(), HomeError> {
+        let signer = self.signer(kept.cluster.as_deref())?;
+        let identity = signer.issue_with(&kept.leaf, kept.key)?;
+        self.publish_leaf(&self.folder_of(name, kept), identity.chain_pem(), identity.key_pem())
+    }
+
+    fn publish_leaf(&self, folder: &Path, chain: &str, key: &str) -> Result<(), HomeError> {
+        let entries = [
+            Entry::public("tls.crt", chain),
+            Entry::secret("tls.key", key),
+            Entry::public("ca.crt", self.trusted_roots()?),
+        ];
+        Ok(files::publish(folder, &entries)?)
+    }
+
+    /// Makes a cluster's files what they are to be. Says what was done.
+    pub(super) fn see_to_cluster(&self, cluster: &str, now: OffsetDateTime) -> Result<Option<Seen>, HomeError> {
+        let folder = self.cluster_folder(cluster);
+        let root = self.root_certificate(self.state.root)?;
+        let standing = self.intermediate(cluster).ok();
+        let standing = standing.filter(|standing| is_fresh(standing.certificate(), now));
+        match standing.filter(|standing| is_signed_by(standing.certificate(), &root)) {
+            None => {
+                self.make_intermediate(cluster)?;
+                Ok(Some(Seen::Renewed))
+            }
+            Some(standing) if read(&folder.join("ca.crt")).ok() != Some(self.trusted_roots()?) => {
+                let key = standing.key_pem().unwrap_or_default();
+                self.publish_intermediate(cluster, &standing.certificate_pem(), key)?;
+                Ok(Some(Seen::Roots))
+            }
+            Some(_) => Ok(None),
+        }
+    }
+
+    /// Makes a leaf's files what they are to be. Says what was done.
+    pub(super) fn see_to_leaf(&mut self, name: &str, now: OffsetDateTime) -> Result<Option<Seen>, HomeError> {
+        let Some(kept) = self.state.leaves.get(name).cloned() else { return Ok(None) };
+        let folder = self.folder_of(name, &kept);
+        let files = ["tls.crt", "tls.key", "ca.crt"].map(|file| read(&folder.join(file)).ok());
+        let [Some(chain), Some(key), Some(roots)] = files else { return self.renew(name, &kept) };
+        let denied = self.deny_list(&self.state.trust_domain)?;
+        let is_good = |leaf: &CertificateDer<'_>| {
+            Facts::of(leaf).is_ok_and(|facts| now < renew_at(&facts) && !denied.has_serial(&facts.serial))
+        };
+        let standing = Identity::from_pem(&chain, &key).ok().filter(|standing| {
+            standing.id() == &kept.leaf.id && standing.chain().first().is_some_and(is_good)
+        });
+        let root = self.root_certificate(self.state.root)?;
+        let is_of_root = |standing: &Identity| {
+            standing.chain().last().is_some_and(|last| is_signed_by(last, &root))
+        };
+        match standing.filter(is_of_root) {
+            None => self.renew(name, &kept),
+            Some(_) if roots != self.trusted_roots()? => {
+                self.publish_leaf(&folder, &chain, &key)?;
+                Ok(Some(Seen::Roots))
+            }
+            Some(_) => Ok(None),
+        }
+    }
+
+    fn renew(&mut self, name: &str, kept: &Kept) -> Result<Option<Seen>, HomeError> {
+        self.remember(&kept.leaf)?;
+        self.make_leaf(name, kept)?;
+        Ok(Some(Seen::Renewed))
+    }
+}
+
+fn is_fresh(certificate: &CertificateDer<'_>, now: OffsetDateTime) -> bool {
+    Facts::of(certificate).is_ok_and(|facts| now < renew_at(&facts))
+}

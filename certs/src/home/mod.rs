@@ -1,0 +1,257 @@
+//! An authority's directory: its roots, the intermediates of its clusters, the leaves that it keeps renewed,
+//! the bundles of all domains and the deny-lists. One process at a time works on it. What it is to hold is in
+//! `authority.json`; `rotate` makes the files so, whatever state a crash has left them in.
+
+mod bundles;
+mod denying;
+mod error;
+mod issuing;
+mod renewal;
+mod rotate;
+mod state;
+
+use std::fs::{self, File, TryLockError};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use rustls::pki_types::CertificateDer;
+use time::OffsetDateTime;
+
+use crate::authority::{Authority, INTERMEDIATE_LIFETIME, ROOT_LIFETIME};
+use crate::files::{self, PUBLIC, SECRET};
+use crate::key::KeyKind;
+use crate::pem::{self, PemError};
+use crate::spiffe::TrustDomain;
+
+pub use error::HomeError;
+pub use renewal::renew_at;
+pub use rotate::{Done, Pass, Standing};
+pub use state::{Kept, OVERLAP, Rollover, State, Step};
+
+const STATE: &str = "authority.json";
+const LOCK: &str = ".lock";
+const ROOT_CERTIFICATE: &str = "root-cert.pem";
+const ROOT_KEY: &str = "root-key.pem";
+/// Work on a directory takes a moment; what takes longer hangs.
+const PATIENCE: Duration = Duration::from_secs(10);
+const PACE: Duration = Duration::from_millis(20);
+/// What `init --force` removes; nothing else in the directory is touched.
+const OWN: [&str; 5] = ["roots", "clusters", "leaves", "bundles", "deny"];
+
+/// An authority's directory, open for this process only.
+#[derive(Debug)]
+pub struct Home {
+    folder: PathBuf,
+    state: State,
+    _lock: File,
+}
+
+/// What a new authority is to be.
+#[derive(Debug, Clone)]
+pub struct Plan {
+    /// Whose authority.
+    pub trust_domain: TrustDomain,
+    /// What its keys are.
+    pub key: KeyKind,
+    /// How long its roots live.
+    pub root_lifetime: Duration,
+    /// How long the intermediates live.
+    pub intermediate_lifetime: Duration,
+    /// How long each wait of a root roll-over is at least.
+    pub overlap: Duration,
+}
+
+impl Plan {
+    /// P-256, ten years, one year, seven days.
+    pub fn new(trust_domain: TrustDomain) -> Self {
+        Self {
+            trust_domain,
+            key: KeyKind::P256,
+            root_lifetime: ROOT_LIFETIME,
+            intermediate_lifetime: INTERMEDIATE_LIFETIME,
+            overlap: OVERLAP,
+        }
+    }
+}
+
+impl Home {
+    /// Makes a new authority in a directory that has none.
+    pub fn create(folder: &Path, plan: &Plan) -> Result<Self, HomeError> {
+        files::make_folder(folder)?;
+        let lock = lock(folder)?;
+        if folder.join(STATE).exists() {
+            return Err(HomeError::Present(folder.to_owned()));
+        }
+        let plan = plan.clone();
+        let state = State {
+            trust_domain: plan.trust_domain,
+            key: plan.key,
+            root_lifetime: plan.root_lifetime,
+            intermediate_lifetime: plan.intermediate_lifetime,
+            overlap: plan.overlap,
+            root: 1,
+            issued_until: OffsetDateTime::UNIX_EPOCH,
+            rollover: None,
+            clusters: Default::default(),
+            leaves: Default::default(),
+        };
+        let home = Self { folder: folder.to_owned(), state, _lock: lock };
+        home.make_root(1)?;
+        home.publish_bundle(OffsetDateTime::now_utc())?;
+        home.save()?;
+        Ok(home)
+    }
+
+    /// Removes the authority of a directory, with every key. Files that are not its own stay.
+    pub fn destroy(folder: &Path) -> Result<(), HomeError> {
+        if !folder.join(STATE).exists() {
+            return Ok(());
+        }
+        let _lock = lock(folder)?;
+        let gone = |path: PathBuf, removed: io::Result<()>| match removed {
+            Err(cause) if cause.kind() != io::ErrorKind::NotFound => Err(HomeError::Read { path, cause }),
+            _ => Ok(()),
+        };
+        for own in OWN.map(|name| folder.join(name)) {
+            let removed = fs::remove_dir_all(&own);
+            gone(own, removed)?;
+        }
+        let state = folder.join(STATE);
+        let removed = fs::remove_file(&state);
+        gone(state, removed)
+    }
+
+    /// Opens the authority of a directory.
+    pub fn open(folder: &Path) -> Result<Self, HomeError> {
+        if !folder.join(STATE).exists() {
+            return Err(HomeError::Absent(folder.to_owned()));
+        }
+        let lock = lock(folder)?;
+        let state = Self::peek(folder)?;
+        Ok(Self { folder: folder.to_owned(), state, _lock: lock })
+    }
+
+    /// The state of an authority's directory, while another process may be working on it.
+    pub fn peek(folder: &Path) -> Result<State, HomeError> {
+        let path = folder.join(STATE);
+        if !path.exists() {
+            return Err(HomeError::Absent(folder.to_owned()));
+        }
+        serde_json::from_str(&read(&path)?).map_err(|cause| HomeError::State { path, cause })
+    }
+
+    /// What it is to hold.
+    pub fn state(&self) -> &State {
+        &self.state
+    }
+
+    /// The directory.
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    fn save(&self) -> Result<(), HomeError> {
+        let path = self.folder.join(STATE);
+        let text = serde_json::to_string_pretty(&self.state);
+        let text = text.map_err(|cause| HomeError::State { path: path.clone(), cause })?;
+        Ok(files::write(&path, &(text + "\n"), PUBLIC)?)
+    }
+
+    fn root_folder(&self, number: u64) -> PathBuf {
+        self.folder.join("roots").join(number.to_string())
+    }
+
+    /// The directory of a cluster's intermediate.
+    pub fn cluster_folder(&self, cluster: &str) -> PathBuf {
+        self.folder.join("clusters").join(cluster)
+    }
+
+    fn make_root(&self, number: u64) -> Result<(), HomeError> {
+        let state = &self.state;
+        let root = Authority::root(state.trust_domain.clone(), state.key, state.root_lifetime)?;
+        let key = root.key_pem().unwrap_or_default();
+        let folder = self.root_folder(number);
+        files::make_folder(&folder)?;
+        // The key first: a root is there once its certificate is.
+        files::write(&folder.join(ROOT_KEY), key, SECRET)?;
+        files::write(&folder.join(ROOT_CERTIFICATE), &root.certificate_pem(), PUBLIC)?;
+        Ok(())
+    }
+
+    /// A root that can sign.
+    pub fn root(&self, number: u64) -> Result<Authority, HomeError> {
+        let folder = self.root_folder(number);
+        self.authority(&folder.join(ROOT_CERTIFICATE), &folder.join(ROOT_KEY))
+    }
+
+    /// The intermediate of a cluster.
+    pub fn intermediate(&self, cluster: &str) -> Result<Authority, HomeError> {
+        if !self.state.clusters.contains(cluster) {
+            return Err(HomeError::UnknownCluster(cluster.to_owned()));
+        }
+        let folder = self.cluster_folder(cluster);
+        self.authority(&folder.join("ca-cert.pem"), &folder.join("ca-key.pem"))
+    }
+
+    fn authority(&self, certificate: &Path, key: &Path) -> Result<Authority, HomeError> {
+        let chain = read(certificate)?;
+        let key = match fs::read_to_string(key) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                return Err(HomeError::KeyAway(key.to_owned()));
+            }
+            text => text.map_err(|cause| HomeError::Read { path: key.to_owned(), cause })?,
+        };
+        Authority::from_pem(self.state.trust_domain.clone(), &chain, &key)
+            .map_err(|cause| HomeError::Unusable { path: certificate.to_owned(), cause })
+    }
+
+    fn root_pem(&self, number: u64) -> Result<String, HomeError> {
+        read(&self.root_folder(number).join(ROOT_CERTIFICATE))
+    }
+
+    fn root_certificate(&self, number: u64) -> Result<CertificateDer<'static>, HomeError> {
+        let roots = pem::certificates(&self.root_pem(number)?);
+        let first = roots.and_then(|roots| roots.into_iter().next().ok_or(PemError::NoCertificate));
+        first.map_err(|cause| HomeError::Unusable { path: self.root_folder(number), cause: cause.into() })
+    }
+
+    /// The certificates of the roots that are trusted now, as PEM.
+    fn trusted_roots(&self) -> Result<String, HomeError> {
+        self.state.trusted().into_iter().map(|number| self.root_pem(number)).collect()
+    }
+
+}
+
+fn lock(folder: &Path) -> Result<File, HomeError> {
+    let path = folder.join(LOCK);
+    let failed = |cause| HomeError::Read { path: path.clone(), cause };
+    let lock = File::create(&path).map_err(failed)?;
+    let patience = Instant::now() + PATIENCE;
+    loop {
+        match lock.try_lock() {
+            Ok(()) => return Ok(lock),
+            Err(TryLockError::WouldBlock) if Instant::now() < patience => thread::sleep(PACE),
+            Err(TryLockError::WouldBlock) => return Err(HomeError::Busy(folder.to_owned())),
+            Err(TryLockError::Error(cause)) => return Err(failed(cause)),
+        }
+    }
+}
+
+fn read(path: &Path) -> Result<String, HomeError> {
+    fs::read_to_string(path).map_err(|cause| HomeError::Read { path: path.to_owned(), cause })
+}
+
+/// A name of a cluster or leaf, which is also a name of a directory.
+fn check_name(name: &str) -> Result<(), HomeError> {
+    let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_');
+    let starts = name.starts_with(|c: char| c.is_ascii_alphanumeric());
+    if starts && name.chars().all(allowed) && name.len() <= 200 {
+        Ok(())
+    } else {
+        Err(HomeError::Name(name.chars().take(64).collect()))
+    }
+}
+
+

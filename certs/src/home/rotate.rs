@@ -1,0 +1,264 @@
+//! One pass of rotation: make every file what the state says, then take the next step if its time has come,
+//! and again. A pass that is killed at any point is completed by the next one.
+
+use std::fmt;
+use std::fs;
+use std::io;
+use std::time::Duration;
+
+use rustls::pki_types::CertificateDer;
+use serde::Serialize;
+use time::OffsetDateTime;
+
+use super::issuing::Seen;
+use super::{Home, HomeError, ROOT_CERTIFICATE, State, Step, read, renew_at};
+use crate::facts::Facts;
+use crate::pem;
+
+/// A root is rolled over by itself when this share of its life is left, in percent.
+const ROOT_RESERVE: u32 = 20;
+
+/// What a pass did.
+#[derive(Debug, Default)]
+pub struct Pass {
+    /// In order.
+    pub done: Vec<Done>,
+    /// What could not be done; the next pass tries again. No roll-over goes on past it.
+    pub problems: Vec<HomeError>,
+    /// When there is something to do again.
+    pub next: Option<OffsetDateTime>,
+}
+
+/// One thing that a pass did.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(tag = "done", rename_all = "snake_case")]
+pub enum Done {
+    /// A new root and key.
+    RootMade {
+        /// Its number.
+        root: u64,
+    },
+    /// The own bundle holds other roots than before.
+    BundlePublished {
+        /// How many.
+        roots: usize,
+    },
+    /// A new certificate and key of an intermediate.
+    IntermediateRenewed {
+        /// Of which cluster.
+        cluster: String,
+    },
+    /// Other roots beside an intermediate.
+    IntermediateRoots {
+        /// Of which cluster.
+        cluster: String,
+    },
+    /// A new certificate and key of a leaf.
+    LeafRenewed {
+        /// Which.
+        leaf: String,
+    },
+    /// Other roots beside a leaf.
+    LeafRoots {
+        /// Which.
+        leaf: String,
+    },
+    /// The deny-list was signed anew.
+    DenyListSigned,
+    /// A roll-over went on, or ended.
+    Stepped {
+        /// Where it is now; nothing at its end.
+        step: Option<Step>,
+        /// The root that signs.
+        root: u64,
+    },
+    /// A root that nobody trusts any more is gone, with its key.
+    RootRemoved {
+        /// Its number.
+        root: u64,
+    },
+}
+
+impl fmt::Display for Done {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::RootMade { root } => write!(f, "made root {root}"),
+            Self::BundlePublished { roots } => write!(f, "published the bundle with its {roots} root(s)"),
+            Self::IntermediateRenewed { cluster } => write!(f, "renewed the intermediate of cluster {cluster}"),
+            Self::IntermediateRoots { cluster } => write!(f, "put the trusted roots beside the intermediate of cluster {cluster}"),
+            Self::LeafRenewed { leaf } => write!(f, "renewed leaf {leaf}"),
+            Self::LeafRoots { leaf } => write!(f, "put the trusted roots beside leaf {leaf}"),
+            Self::DenyListSigned => write!(f, "signed the deny-list anew"),
+            Self::Stepped { step: Some(step), root } => write!(f, "roll-over: {step}; root {root} signs"),
+            Self::Stepped { step: None, root } => write!(f, "roll-over: complete; root {root} is the only one"),
+            Self::RootRemoved { root } => write!(f, "removed root {root} and its key"),
+        }
+    }
+}
+
+impl fmt::Display for Step {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Adding => "adding the new root to the bundle",
+            Self::Trusted => "the new root is trusted, and not used yet",
+            Self::Switching => "signing all anew with the new root",
+            Self::Used => "the new root signs, and the old one is still trusted",
+            Self::Dropping => "dropping the old root from the bundle",
+        })
+    }
+}
+
+/// A certificate of the directory, and when it is renewed.
+#[derive(Debug, Clone, Serialize)]
+pub struct Standing {
+    /// `root`, `intermediate` or `leaf`.
+    pub kind: &'static str,
+    /// The root's number, the cluster, the leaf's name.
+    pub name: String,
+    /// What it says.
+    pub facts: Facts,
+    /// When it is renewed; a root is rolled over.
+    #[serde(with = "time::serde::rfc3339")]
+    pub renewal: OffsetDateTime,
+}
+
+impl Home {
+    /// Begins a root roll-over, unless one is under way. [`Home::rotate`] carries it out.
+    pub fn begin_rollover(&mut self, now: OffsetDateTime) -> Result<bool, HomeError> {
+        match self.state.begin(now) {
+            None => Ok(false),
+            Some(begun) => {
+                self.state = begun;
+                self.save()?;
+                Ok(true)
+            }
+        }
+    }
+
+    /// One pass: does what is due at `now`.
+    pub fn rotate(&mut self, now: OffsetDateTime) -> Pass {
+        let mut pass = Pass::default();
+        if let Err(problem) = self.rotate_in(now, &mut pass) {
+            pass.problems.push(problem);
+        }
+        let renewals = self.standings().into_iter().map(|standing| standing.renewal);
+        pass.next = renewals.chain(self.state.due()).min();
+        pass
+    }
+
+    fn rotate_in(&mut self, now: OffsetDateTime, pass: &mut Pass) -> Result<(), HomeError> {
+        let is_due = |facts: &Facts| now >= rollover_at(facts);
+        let root = Facts::of(&self.root_certificate(self.state.root)?);
+        if root.is_ok_and(|root| is_due(&root)) {
+            self.begin_rollover(now)?;
+        }
+        loop {
+            self.see_to_all(now, pass)?;
+            match self.state.next(now) {
+                Some(next) if pass.problems.is_empty() => self.step(next, pass)?,
+                _ => return Ok(()),
+            }
+        }
+    }
+
+    fn step(&mut self, next: State, pass: &mut Pass) -> Result<(), HomeError> {
+        self.state = next;
+        self.save()?;
+        let step = self.state.rollover.as_ref().map(|rollover| rollover.step);
+        pass.done.push(Done::Stepped { step, root: self.state.root });
+        Ok(())
+    }
+
+    /// Makes every file what the state says.
+    fn see_to_all(&mut self, now: OffsetDateTime, pass: &mut Pass) -> Result<(), HomeError> {
+        for root in self.state.trusted() {
+            let is_new = self.state.rollover.as_ref().is_some_and(|rollover| {
+                rollover.step == Step::Adding && rollover.other == root
+            });
+            if is_new && !self.root_folder(root).join(ROOT_CERTIFICATE).exists() {
+                self.make_root(root)?;
+                pass.done.push(Done::RootMade { root });
+            }
+        }
+        if self.publish_bundle(now)? {
+            pass.done.push(Done::BundlePublished { roots: self.state.trusted().len() });
+        }
+        for cluster in self.state.clusters.clone() {
+            let seen = self.see_to_cluster(&cluster, now);
+            pass.note(seen, || Done::IntermediateRenewed { cluster: cluster.clone() }, || {
+                Done::IntermediateRoots { cluster: cluster.clone() }
+            });
+        }
+        for leaf in self.state.leaves.keys().cloned().collect::<Vec<_>>() {
+            let seen = self.see_to_leaf(&leaf, now);
+            pass.note(seen, || Done::LeafRenewed { leaf: leaf.clone() }, || {
+                Done::LeafRoots { leaf: leaf.clone() }
+            });
+        }
+        if self.see_to_deny_list(now)? {
+            pass.done.push(Done::DenyListSigned);
+        }
+        self.remove_roots(pass)
+    }
+
+    fn remove_roots(&mut self, pass: &mut Pass) -> Result<(), HomeError> {
+        let folder = self.folder.join("roots");
+        let failed = |cause: io::Error| HomeError::Read { path: folder.clone(), cause };
+        for entry in fs::read_dir(&folder).map_err(failed)? {
+            let entry = entry.map_err(failed)?;
+            let number = entry.file_name().to_str().and_then(|name| name.parse().ok());
+            let known = number.filter(|root| !self.state.trusted().contains(root));
+            if let Some(root) = known {
+                fs::remove_dir_all(entry.path()).map_err(failed)?;
+                pass.done.push(Done::RootRemoved { root });
+            }
+        }
+        Ok(())
+    }
+
+    /// Every certificate of the directory that can be read, and when it is renewed.
+    pub fn standings(&self) -> Vec<Standing> {
+        let roots = self.state.trusted().into_iter().map(|number| {
+            let facts = self.root_certificate(number).ok().and_then(|root| Facts::of(&root).ok());
+            facts.map(|facts| Standing { kind: "root", name: number.to_string(), renewal: rollover_at(&facts), facts })
+        });
+        let clusters = self.state.clusters.iter().map(|cluster| {
+            let file = self.cluster_folder(cluster).join("ca-cert.pem");
+            standing("intermediate", cluster, first_of(&file)?)
+        });
+        let leaves = self.state.leaves.iter().map(|(name, kept)| {
+            standing("leaf", name, first_of(&self.folder_of(name, kept).join("tls.crt"))?)
+        });
+        roots.chain(clusters).chain(leaves).flatten().collect()
+    }
+}
+
+fn standing(kind: &'static str, name: &str, certificate: CertificateDer<'static>) -> Option<Standing> {
+    let facts = Facts::of(&certificate).ok()?;
+    Some(Standing { kind, name: name.to_owned(), renewal: renew_at(&facts), facts })
+}
+
+fn first_of(file: &std::path::Path) -> Option<CertificateDer<'static>> {
+    pem::certificates(&read(file).ok()?).ok()?.into_iter().next()
+}
+
+fn rollover_at(root: &Facts) -> OffsetDateTime {
+    let life = (root.not_after - root.not_before).max(Duration::ZERO.try_into().unwrap_or_default());
+    root.not_after - life * ROOT_RESERVE / 100
+}
+
+impl Pass {
+    fn note(
+        &mut self,
+        seen: Result<Option<Seen>, HomeError>,
+        renewed: impl FnOnce() -> Done,
+        roots: impl FnOnce() -> Done,
+    ) {
+        match seen {
+            Ok(None) => {}
+            Ok(Some(Seen::Renewed)) => self.done.push(renewed()),
+            Ok(Some(Seen::Roots)) => self.done.push(roots()),
+            Err(problem) => self.problems.push(problem),
+        }
+    }
+}

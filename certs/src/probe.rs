@@ -1,0 +1,173 @@
+//! A look at a live TLS endpoint from outside: what it shows, and whether it demands a client certificate.
+//! It believes nothing: whoever answers is shown as it is, only that it holds its key is checked.
+
+use std::io::{self, Read as _};
+use std::net::TcpStream;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::client::{ResolvesClientCert, Resumption};
+use rustls::crypto::{verify_tls12_signature, verify_tls13_signature};
+use rustls::pki_types::{CertificateDer, InvalidDnsNameError, ServerName, UnixTime};
+use rustls::sign::CertifiedKey;
+use rustls::{ClientConfig, ClientConnection, DigitallySignedStruct, SignatureScheme, StreamOwned};
+use serde::Serialize;
+
+use crate::crypto;
+
+/// How long a server that asked for a certificate has to object to there being none: in TLS 1.3 it does so
+/// after the handshake is complete for the client.
+const OBJECTION: Duration = Duration::from_secs(1);
+
+/// What an endpoint shows to a client without a certificate.
+#[derive(Debug, Clone)]
+pub struct Seen {
+    /// Its chain, leaf first.
+    pub chain: Vec<CertificateDer<'static>>,
+    /// Such as `TLSv1_3`.
+    pub version: Option<String>,
+    /// The protocol that it chose.
+    pub alpn: Option<String>,
+    /// What it wants of clients.
+    pub client_certificate: ClientCertificate,
+}
+
+/// What an endpoint wants of its clients.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ClientCertificate {
+    /// It does not ask for one.
+    NotAsked,
+    /// It asks for one and lets in clients without.
+    Asked,
+    /// It refuses clients without.
+    Demanded,
+}
+
+/// Why nothing was seen.
+#[derive(Debug, thiserror::Error)]
+pub enum ProbeError {
+    /// The name cannot be asked for.
+    #[error("{0:?} is no name that can be asked for; write a DNS name")]
+    Name(String, #[source] InvalidDnsNameError),
+    /// It speaks no TLS, refuses the name, or breaks off.
+    #[error("no TLS handshake: {0}; is it a TLS port, and does it know this name (--sni)?")]
+    Handshake(#[source] io::Error),
+    /// No TLS client could be made.
+    #[error("cannot make a TLS client")]
+    Client(#[source] rustls::Error),
+}
+
+/// Makes a handshake over a connection, whose timeouts are the caller's.
+pub fn look(stream: TcpStream, sni: &str, alpn: &[&[u8]]) -> Result<Seen, ProbeError> {
+    let name = ServerName::try_from(sni.to_owned())
+        .map_err(|error| ProbeError::Name(sni.chars().take(253).collect(), error))?;
+    let witness = Arc::new(Witness::default());
+    let mut client =
+        ClientConnection::new(Arc::new(config(&witness, alpn)?), name).map_err(ProbeError::Client)?;
+    let mut socket = &stream;
+    let shaken = loop {
+        if !client.is_handshaking() && !client.wants_write() {
+            break Ok(());
+        }
+        if let Err(error) = client.complete_io(&mut socket) {
+            break Err(error);
+        }
+    };
+    let chain = witness.chain.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    let was_asked = witness.was_asked.load(Relaxed);
+    let version = client.protocol_version().and_then(|version| version.as_str().map(str::to_owned));
+    let alpn = client.alpn_protocol().map(|name| String::from_utf8_lossy(name).into_owned());
+    let client_certificate = match shaken {
+        // TLS 1.2 objects within the handshake, after the server has shown itself.
+        Err(_) if was_asked => ClientCertificate::Demanded,
+        Err(error) => return Err(ProbeError::Handshake(error)),
+        Ok(()) if !was_asked => ClientCertificate::NotAsked,
+        Ok(()) if objects(client, stream) => ClientCertificate::Demanded,
+        Ok(()) => ClientCertificate::Asked,
+    };
+    Ok(Seen { chain, version, alpn, client_certificate })
+}
+
+/// Whether the server ends a connection that has shown no certificate.
+fn objects(client: ClientConnection, stream: TcpStream) -> bool {
+    if stream.set_read_timeout(Some(OBJECTION)).is_err() {
+        return false;
+    }
+    let mut stream = StreamOwned::new(client, stream);
+    match stream.read(&mut [0]) {
+        Ok(0) => true,
+        Ok(_) => false,
+        Err(error) => !matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut),
+    }
+}
+
+fn config(witness: &Arc<Witness>, alpn: &[&[u8]]) -> Result<ClientConfig, ProbeError> {
+    let mut config = ClientConfig::builder_with_provider(crypto::provider())
+        .with_safe_default_protocol_versions()
+        .map_err(ProbeError::Client)?
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::clone(witness) as Arc<dyn ServerCertVerifier>)
+        .with_client_cert_resolver(Arc::clone(witness) as Arc<dyn ResolvesClientCert>);
+    config.alpn_protocols = alpn.iter().map(|protocol| protocol.to_vec()).collect();
+    config.resumption = Resumption::disabled();
+    Ok(config)
+}
+
+/// Notes what the server shows and asks.
+#[derive(Debug, Default)]
+struct Witness {
+    chain: Mutex<Vec<CertificateDer<'static>>>,
+    was_asked: AtomicBool,
+}
+
+impl ResolvesClientCert for Witness {
+    fn resolve(&self, _hints: &[&[u8]], _schemes: &[SignatureScheme]) -> Option<Arc<CertifiedKey>> {
+        self.was_asked.store(true, Relaxed);
+        None
+    }
+
+    fn has_certs(&self) -> bool {
+        false
+    }
+}
+
+impl ServerCertVerifier for Witness {
+    fn verify_server_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        _server_name: &ServerName<'_>,
+        _ocsp_response: &[u8],
+        _now: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        let shown = std::iter::once(end_entity).chain(intermediates);
+        *self.chain.lock().unwrap_or_else(PoisonError::into_inner) =
+            shown.map(|certificate| certificate.clone().into_owned()).collect();
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        verify_tls12_signature(message, cert, dss, &crypto::algorithms())
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        verify_tls13_signature(message, cert, dss, &crypto::algorithms())
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        crypto::algorithms().supported_schemes()
+    }
+}
