@@ -59,9 +59,8 @@ fn watch(at: &Where, as_json: bool) -> anyhow::Result<ExitCode> {
         let pass = Home::open(&at.dir).map(|mut home| home.rotate(now));
         let pass = pass.unwrap_or_else(|problem| Pass { problems: vec![problem], ..Pass::default() });
         for done in &pass.done {
-            let mut json = serde_json::to_value(done)?;
-            json["time"] = time(now).into();
-            say(&Answer::new(format!("{} {done}", time(now)), json), as_json)?;
+            let line = json!({ "time": time(now), "event": done });
+            say(&Answer::new(format!("{} {done}", time(now)), line), as_json)?;
         }
         let wrong: Vec<_> = pass.problems.iter().map(ToString::to_string).collect();
         for problem in pass.problems {
