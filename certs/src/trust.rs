@@ -6,6 +6,7 @@ mod watch;
 
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::SystemTime;
 
 use arc_swap::ArcSwap;
 use rustls::pki_types::{CertificateDer, UnixTime};
@@ -73,6 +74,13 @@ impl fmt::Display for Kind {
             Self::Intermediate => "intermediate",
             Self::Root => "root",
         })
+    }
+}
+
+impl Expiry {
+    /// Seconds until its end; negative once it has ended.
+    pub fn left(&self, now: SystemTime) -> f64 {
+        (self.not_after - OffsetDateTime::from(now)).as_seconds_f64()
     }
 }
 

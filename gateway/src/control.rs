@@ -285,6 +285,7 @@ fn needs_restart(running: &Fixed, edit: &Fixed) -> Option<String> {
         ("relay", running.relay != edit.relay),
         ("tcp", running.tcp != edit.tcp),
         ("access_log", running.access_log != edit.access_log),
+        ("trust", running.trust != edit.trust),
         ("dns", running.dns != edit.dns),
     ];
     let keys: Vec<_> = differs.iter().filter(|(_, differs)| *differs).map(|(key, _)| *key).collect();

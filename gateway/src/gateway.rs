@@ -8,6 +8,8 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use isthmus_certs::Trust;
+use isthmus_certs::trust::{self, LoadError};
 use tokio::runtime::Builder;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
@@ -32,6 +34,7 @@ pub struct Gateway {
     bound: Vec<Bound>,
     threads: Vec<JoinHandle<()>>,
     log: Option<JoinHandle<()>>,
+    _trust: Option<trust::Watch>,
 }
 
 /// Why a gateway did not start, or did not go on.
@@ -47,6 +50,9 @@ pub enum Error {
         /// What the kernel said.
         source: io::Error,
     },
+    /// Its identity or its trust cannot be used.
+    #[error("trust: {0}")]
+    Trust(#[from] LoadError),
     /// The system gave no thread or no runtime.
     #[error("cannot start a thread: {0}")]
     Thread(#[from] io::Error),
@@ -68,7 +74,7 @@ impl Gateway {
     /// # Errors
     /// [`Error::Bind`] or [`Error::Thread`].
     pub fn start(settings: Settings, file: Option<PathBuf>) -> Result<Gateway, Error> {
-        let process = Arc::new(process(&settings));
+        let process = Arc::new(process(&settings)?);
         let fixed = &process.fixed;
         let mut doors = Doors::open(&settings)?;
         let bound = std::mem::take(&mut doors.bound);
@@ -81,6 +87,8 @@ impl Gateway {
             .map(|(index, counters)| Arc::new(Worker::new(index, &process, counters)))
             .collect();
         let log = fixed.access_log.enabled.then(|| process.log.start(io::stdout())).transpose()?;
+        let trust = process.trust.as_ref().zip(fixed.trust.clone());
+        let trust = trust.map(|(trust, files)| trust.watch(files)).transpose()?;
         let control = Arc::new(Control::new(settings, Arc::clone(&process), workers.clone()));
 
         let (lanes, takers): (Vec<_>, Vec<_>) = workers
@@ -103,7 +111,7 @@ impl Gateway {
             threads.push(spawn(format!("worker-{}", worker.index), work.run())?);
         }
         threads.push(spawn("control".into(), supervise(Arc::clone(&control), doors.plain, file))?);
-        Ok(Gateway { control, bound, threads, log })
+        Ok(Gateway { control, bound, threads, log, _trust: trust })
     }
 
     /// What it listens on, with the ports that were bound.
@@ -182,7 +190,7 @@ impl Doors {
     }
 }
 
-fn process(settings: &Settings) -> Process {
+fn process(settings: &Settings) -> Result<Process, Error> {
     let mut fixed = settings.fixed.clone();
     let reserve = RESERVE + RESERVE_PER_WORKER * fixed.workers as u64 * (1 + fixed.binds.len() as u64);
     let descriptors = socket::raise_descriptor_limit();
@@ -200,7 +208,8 @@ fn process(settings: &Settings) -> Process {
     let metrics = Arc::new(Metrics::new(fixed.workers, fixed.binds.len(), fixed.service_metrics));
     let log = Arc::new(AccessLog::new(fixed.workers, fixed.access_log.buffer, Arc::clone(&metrics)));
     let tables = Snapshot::compile(settings.live.clone(), &Resolved::new(), None, &|_| false);
-    Process::new(fixed, tables, limits, metrics, log)
+    let trust = fixed.trust.as_ref().map(Trust::load).transpose()?;
+    Ok(Process::new(fixed, tables, limits, metrics, log, trust))
 }
 
 /// What one worker thread does.

@@ -17,6 +17,7 @@ use crate::pipe::Pool;
 use crate::snapshot::Snapshot;
 use crate::socket;
 use crate::turn::Turns;
+use isthmus_certs::Trust;
 
 /// One for all workers.
 #[derive(Debug)]
@@ -31,6 +32,8 @@ pub struct Process {
     pub metrics: Arc<Metrics>,
     /// Where lines go.
     pub log: Arc<AccessLog>,
+    /// Its identity and whom it believes, if it has any.
+    pub trust: Option<Trust>,
     /// What this process listens on, once it is bound.
     pub own: OnceLock<Vec<Bound>>,
     /// Connections and their farewells.
@@ -46,6 +49,7 @@ impl Process {
         limits: Limits,
         metrics: Arc<Metrics>,
         log: Arc<AccessLog>,
+        trust: Option<Trust>,
     ) -> Process {
         Process {
             fixed,
@@ -53,6 +57,7 @@ impl Process {
             limits,
             metrics,
             log,
+            trust,
             own: OnceLock::new(),
             tasks: Arc::default(),
             ids: AtomicU64::new(1),

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rustls::pki_types::UnixTime;
+use serde::Serialize;
 
 use super::Trusted;
 use crate::bundle::{Bundle, BundleError, Role, TrustBundles, VerifyError};
@@ -24,7 +25,7 @@ use crate::spiffe_bundle::{self, FormatError};
 const MAX_FILE: u64 = 16 * 1024 * 1024;
 
 /// Where this side's identity and its trust stand.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct TrustFiles {
     /// The chain, leaf first, PEM.
     pub certificate: PathBuf,
@@ -39,6 +40,7 @@ pub struct TrustFiles {
     /// What is done with a stale revocation list.
     pub stale_crl: StaleCrl,
     /// How long a publisher of revocation lists may be away: each list must live longer.
+    #[serde(with = "crate::span")]
     pub outage_budget: Duration,
 }
 

@@ -9,8 +9,20 @@ use crate::config::settings::{Fixed, Live};
 #[must_use]
 pub fn effective(fixed: &Fixed, live: &Live) -> Value {
     // Taken apart whole, so that a new setting cannot be forgotten here.
-    let Fixed { node, workers, binds, admin, metrics, health, relay, tcp, access_log, service_metrics, dns } =
-        fixed;
+    let Fixed {
+        node,
+        workers,
+        binds,
+        admin,
+        metrics,
+        health,
+        relay,
+        tcp,
+        access_log,
+        service_metrics,
+        trust,
+        dns,
+    } = fixed;
     let Live { listeners, services, limits, timeouts, upstream, drain } = live;
     let listeners: Vec<Value> = binds
         .iter()
@@ -43,6 +55,7 @@ pub fn effective(fixed: &Fixed, live: &Live) -> Value {
         "metrics": { "address": metrics, "services": service_metrics },
         "health": { "address": health },
         "access_log": access_log,
+        "trust": trust,
         "dns": dns,
     })
 }

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::SystemTime;
 
+use isthmus_certs::Trust;
 use isthmus_xds::HostName;
 use serde_json::{Value, json};
 
@@ -150,7 +151,23 @@ fn status(control: &Control) -> Value {
             "open": control.workers.iter().map(|worker| worker.pipes.open()).sum::<usize>(),
             "denied": control.workers.iter().map(|worker| worker.pipes.denied()).sum::<u64>(),
         },
+        "trust": process.trust.as_ref().map(trust),
         "access_log_dropped": process.metrics.log_dropped.load(Relaxed),
+    })
+}
+
+fn trust(trust: &Trust) -> Value {
+    let current = trust.current();
+    json!({
+        "identity": current.identity.id(),
+        "epoch": current.epoch,
+        "certificates": trust.expiries(),
+        "domains": current.bundles.iter().map(|(domain, bundle)| json!({
+            "trust_domain": domain,
+            "sequence": bundle.sequence,
+            "denied": current.bundles.denied(domain).map(|list| list.sequence()),
+        })).collect::<Vec<_>>(),
+        "refused": trust.refused(),
     })
 }
 

@@ -83,5 +83,7 @@ pub(crate) const SERVICE_METRIC_COUNTS: Range = (0, 1_000_000);
 pub(crate) const LOG_BUFFER: u64 = MIB;
 pub(crate) const LOG_BUFFERS: Range = (4 * KIB, GIB);
 
+pub(crate) const OUTAGE_BUDGET: Duration = Duration::ZERO;
+
 pub(crate) const MIN_TTL: Duration = Duration::from_secs(1);
 pub(crate) const MAX_TTL: Duration = Duration::from_secs(300);

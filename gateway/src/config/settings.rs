@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ipnet::IpNet;
+use isthmus_certs::TrustFiles;
 use isthmus_xds::{HostName, HostPattern, Locality};
 use serde::Serialize;
 
@@ -45,6 +46,8 @@ pub struct Fixed {
     pub access_log: AccessLog,
     /// Services that get counters of their own, at most; the rest are summed in one series.
     pub service_metrics: usize,
+    /// This gateway's identity and trust, if it has any.
+    pub trust: Option<TrustFiles>,
     /// How endpoints' host names are resolved.
     pub dns: Dns,
 }

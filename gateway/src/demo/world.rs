@@ -74,8 +74,7 @@ impl World {
             client: web.write_to(directory.path(), "web").map_err(Broken::cannot("write an identity"))?,
             gateway: directory.path().join("gateway.yaml"),
         };
-        fs::write(&files.root, trust.certificate_pem())
-            .map_err(Broken::cannot("write the root certificate"))?;
+        fs::write(&files.root, trust.root_pem()).map_err(Broken::cannot("write the root certificate"))?;
         let productpage = Service::start("productpage", 2, &trust).await?;
         let details = Service::start("details", 1, &trust).await?;
         let reviews = Service::start("reviews", 1, &trust).await?;

@@ -4,6 +4,7 @@
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::SystemTime;
 
+use isthmus_certs::trust::Expiry;
 use prometheus::TextEncoder;
 use prometheus::proto::{self, LabelPair, MetricFamily, MetricType};
 
@@ -105,6 +106,10 @@ metrics! {
         = service_active;
     "service_bytes_total" counter ["service", "direction"] "Bytes relayed by connections of the service that have ended."
         = service_bytes;
+    "certificate_expiry_seconds" gauge ["kind", "name", "serial"] "Until a certificate of `trust` ends, negative once it has; `kind` is `leaf`, `intermediate` or `root`."
+        = certificates;
+    "trust_refused" gauge [] "Files of `trust` that were refused at the last look, while the old ones serve."
+        = |control| control.process.trust.iter().map(|trust| one([], float(trust.refused().len()))).collect();
     "draining" gauge [] "1 while the gateway drains."
         = |control| vec![one([], u32::from(*control.phase.borrow() != Phase::Serving))];
     "open_fds" gauge [] "Descriptors of the process."
@@ -292,6 +297,15 @@ fn service_bytes(control: &Control) -> Vec<Sample> {
             .map(|(word, count)| one([counters.name.to_string(), word.to_owned()], sum([count])))
     };
     services.iter().flat_map(both).collect()
+}
+
+fn certificates(control: &Control) -> Vec<Sample> {
+    let expiries = control.process.trust.iter().flat_map(|trust| trust.expiries());
+    let sample = |expiry: Expiry| {
+        let left = expiry.left(SystemTime::now());
+        one([expiry.kind.to_string(), expiry.name, expiry.serial], left)
+    };
+    expiries.map(sample).collect()
 }
 
 fn age(since: SystemTime) -> f64 {

@@ -224,6 +224,40 @@ pub(crate) struct AccessLog {
     pub(crate) buffer: Option<At<Size>>,
 }
 
+/// This gateway's identity, and the bundles it judges others by.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Trust {
+    /// The chain, leaf first, PEM.
+    #[schemars(required)]
+    pub(crate) certificate: Option<At<String>>,
+    /// Its key, PEM.
+    #[schemars(required)]
+    pub(crate) key: Option<At<String>>,
+    /// A directory with a bundle for each trust domain: `DOMAIN.json` (SPIFFE) or `DOMAIN.pem` (roots).
+    #[schemars(required)]
+    pub(crate) bundles: Option<At<String>>,
+    /// A directory with deny-lists: `DOMAIN.json`. Default: none.
+    pub(crate) deny: Option<At<String>>,
+    /// A directory with revocation lists: `DOMAIN.pem` or `DOMAIN.crl`. Default: none.
+    pub(crate) crls: Option<At<String>>,
+    /// What a revocation list that is past its nextUpdate does: `refuse` lets nobody of its authority in,
+    /// `accept` goes on with it.
+    #[schemars(extend("default" = "refuse"))]
+    pub(crate) stale_crl: Option<StaleCrl>,
+    /// How long a publisher of revocation lists may be away: each list must live longer.
+    #[schemars(extend("default" = show_duration(defaults::OUTAGE_BUDGET)))]
+    pub(crate) outage_budget: Option<At<Time>>,
+}
+
+/// What a stale revocation list does.
+#[derive(Clone, Copy, Debug, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum StaleCrl {
+    Refuse,
+    Accept,
+}
+
 /// How host names of endpoints are resolved.
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]

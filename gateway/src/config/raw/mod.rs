@@ -8,8 +8,8 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 
 pub(crate) use general::{
-    AccessLog, Admin, Dns, Drain, Ejection, Health, Limits, Metrics, Node, Relay, Replay, Tcp, Timeouts,
-    Upstream,
+    AccessLog, Admin, Dns, Drain, Ejection, Health, Limits, Metrics, Node, Relay, Replay, StaleCrl, Tcp,
+    Timeouts, Trust, Upstream,
 };
 pub(crate) use services::{Balance, Listener, SendProxy, Service, ServiceTimeouts};
 
@@ -54,6 +54,9 @@ pub(crate) struct File {
     pub(crate) health: Option<Health>,
     /// One JSON line a connection on standard output. Needs a restart.
     pub(crate) access_log: Option<AccessLog>,
+    /// What this gateway shows of itself, and whom it believes. Passthrough needs none of it: there, mTLS is
+    /// between the client and the endpoint. Needs a restart; the files themselves are followed.
+    pub(crate) trust: Option<At<Trust>>,
     /// How host names of endpoints are resolved. Needs a restart.
     pub(crate) dns: Option<Dns>,
 }

@@ -48,6 +48,7 @@ pub(crate) fn resolve(report: &mut Report, mut raw: File) -> Option<Settings> {
         tcp: general::tcp(report, &raw.tcp.unwrap_or_default()),
         access_log: general::access_log(report, &raw.access_log.unwrap_or_default()),
         service_metrics,
+        trust: raw.trust.as_ref().and_then(|trust| general::trust(report, trust)),
         dns: general::dns(report, &raw.dns.unwrap_or_default()),
     };
     let live = Live {
