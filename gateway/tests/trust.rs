@@ -1,0 +1,121 @@
+//! The gateway's own identity and trust: loaded at start, followed, shown with their ends, and a bad file
+//! that changes nothing but what is shown.
+
+#![expect(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "a test may panic anywhere")]
+
+#[expect(dead_code, reason = "this test needs only part of what the others share")]
+mod common;
+
+use std::fs;
+use std::path::Path;
+
+use common::{World, until};
+use isthmus_certs::home::{Home, Kept, Plan};
+use isthmus_certs::{KeyKind, Leaf, SpiffeId, TrustDomain};
+use isthmus_gateway::admin::pages::{Answer, Params, page};
+use isthmus_gateway::config;
+use isthmus_gateway::gateway::{Error, Gateway};
+use isthmus_gateway::metrics::collect;
+use serde_json::Value;
+use tempfile::TempDir;
+
+const LEAF: &str = "leaves/gw/tls.crt";
+const KEY: &str = "leaves/gw/tls.key";
+
+fn gateway_leaf() -> Kept {
+    let east = TrustDomain::new("east.example").unwrap();
+    Kept {
+        leaf: Leaf {
+            id: SpiffeId::gateway(&east, "east", "gw-1").unwrap(),
+            dns: Vec::new(),
+            ips: Vec::new(),
+            lifetime: std::time::Duration::from_secs(3600),
+        },
+        key: KeyKind::P256,
+        cluster: None,
+        folder: None,
+    }
+}
+
+fn authority() -> (TempDir, Home) {
+    let directory = tempfile::tempdir().unwrap();
+    let plan = Plan::new(TrustDomain::new("east.example").unwrap());
+    let mut home = Home::create(directory.path(), &plan).unwrap();
+    home.keep("gw", gateway_leaf()).unwrap();
+    (directory, home)
+}
+
+fn start(directory: &Path) -> Result<Gateway, Error> {
+    let at = |name: &str| directory.join(name).display().to_string();
+    let file = format!(
+        "workers: 1
+listeners: [{{ address: '127.0.0.1:0' }}]
+admin: {{ address: '127.0.0.1:0' }}
+metrics: {{ address: '127.0.0.1:0' }}
+health: {{ address: '127.0.0.1:0' }}
+access_log: {{ enabled: false }}
+trust: {{ certificate: '{}', key: '{}', bundles: '{}' }}
+",
+        at(LEAF),
+        at(KEY),
+        at("bundles")
+    );
+    Gateway::start(config::parse(&file, Path::new("test.yaml")).unwrap(), None)
+}
+
+fn trust(world: &World) -> Value {
+    match page("/status", &Params::default(), world.gateway().control()) {
+        Answer::Page(status) => status["trust"].clone(),
+        other => panic!("{other:?}"),
+    }
+}
+
+fn metric<'a>(text: &'a str, start: &str) -> Vec<&'a str> {
+    text.lines().filter(|line| line.starts_with(start)).collect()
+}
+
+#[test]
+fn its_ends_are_shown_and_a_new_leaf_is_followed() {
+    let (directory, mut home) = authority();
+    let world = World::of(start(directory.path()).unwrap());
+    let shown = trust(&world);
+    assert_eq!(shown["identity"], "spiffe://east.example/isthmus/east/gateway/gw-1");
+    assert_eq!(shown["certificates"].as_array().unwrap().len(), 2, "{shown}");
+    let text = collect::text(world.gateway().control());
+    let ends = metric(&text, "isthmus_certificate_expiry_seconds{");
+    assert_eq!(ends.len(), 2, "{text}");
+    let leaf = ends.iter().find(|line| line.contains("kind=\"leaf\"")).unwrap();
+    let left: f64 = leaf.rsplit(' ').next().unwrap().parse().unwrap();
+    assert!((0.0..=3600.0).contains(&left), "{leaf}");
+    assert_eq!(metric(&text, "isthmus_trust_refused"), ["isthmus_trust_refused 0"]);
+    assert!(!format!("{shown}").contains("PRIVATE"), "no key is shown");
+
+    let serial = shown["certificates"][0]["serial"].clone();
+    home.keep("gw", gateway_leaf()).unwrap();
+    until("the new leaf is in use", || trust(&world)["certificates"][0]["serial"] != serial);
+}
+
+#[test]
+fn a_bad_file_is_refused_and_named_while_the_old_one_serves() {
+    let (directory, _home) = authority();
+    let world = World::of(start(directory.path()).unwrap());
+    let before = trust(&world);
+    let key = fs::read(directory.path().join(KEY)).unwrap();
+    fs::write(directory.path().join(KEY), "no key").unwrap();
+    until("it is refused", || !trust(&world)["refused"].as_array().unwrap().is_empty());
+    let now = trust(&world);
+    assert!(now["refused"][0].as_str().unwrap().contains(KEY), "{now}");
+    assert_eq!(now["certificates"], before["certificates"]);
+    let text = collect::text(world.gateway().control());
+    assert_eq!(metric(&text, "isthmus_trust_refused"), ["isthmus_trust_refused 1"]);
+    fs::write(directory.path().join(KEY), key).unwrap();
+    until("it is right again", || trust(&world)["refused"].as_array().unwrap().is_empty());
+}
+
+#[test]
+fn it_does_not_start_on_what_it_could_not_use() {
+    let (directory, _home) = authority();
+    fs::remove_file(directory.path().join("bundles/east.example.json")).unwrap();
+    let error = start(directory.path()).unwrap_err().to_string();
+    assert!(error.contains("tls.crt") && error.contains("add the bundle of east.example"), "{error}");
+}
