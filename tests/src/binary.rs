@@ -1,4 +1,4 @@
-//! Where our programs are: beside the running tests, or where `ISTHMUS_GATEWAY` and `ISTHMUS_BENCH` say.
+//! Where our programs are: beside the running tests, or where `ISTHMUS_GATEWAY`, `ISTHMUS_BENCH` and `ISTHMUS_CERTS` say.
 //! One that is not there is built; whoever changes a program builds it before testing.
 
 use std::env;
@@ -27,6 +27,13 @@ pub fn gateway() -> &'static Path {
 pub fn bench() -> &'static Path {
     static FOUND: OnceLock<PathBuf> = OnceLock::new();
     FOUND.get_or_init(|| find("isthmus-bench", "ISTHMUS_BENCH"))
+}
+
+/// The certificates' command line.
+#[must_use]
+pub fn certs() -> &'static Path {
+    static FOUND: OnceLock<PathBuf> = OnceLock::new();
+    FOUND.get_or_init(|| find("isthmus-certs", "ISTHMUS_CERTS"))
 }
 
 fn find(name: &str, variable: &str) -> PathBuf {
