@@ -108,3 +108,6 @@ fn next_update(der: &[u8], budget: Duration) -> Result<OffsetDateTime, CrlError>
     }
     Ok(next.to_datetime())
 }
+
+#[cfg(test)]
+pub(crate) mod tests;

@@ -145,4 +145,8 @@ impl Peer {
 }
 
 #[cfg(test)]
+mod bad;
+#[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod world;
