@@ -147,6 +147,8 @@ impl Peer {
 #[cfg(test)]
 mod bad;
 #[cfg(test)]
+mod resume;
+#[cfg(test)]
 mod tests;
 #[cfg(test)]
 mod world;
