@@ -251,3 +251,6 @@ fn signed_text(payload: &[u8]) -> Vec<u8> {
 fn normal(serial: &str) -> String {
     serial.chars().filter(|c| *c != ':').map(|c| c.to_ascii_lowercase()).collect()
 }
+
+#[cfg(test)]
+mod tests;
