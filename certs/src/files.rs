@@ -14,6 +14,8 @@ pub(crate) const PUBLIC: u32 = 0o644;
 const FOLDER: u32 = 0o700;
 /// The link that all files of a set go through, as kubelet names it.
 const DATA: &str = "..data";
+/// What single files are called until they are whole.
+const NEW: &str = ".new-";
 
 /// A file or directory could not be written.
 #[derive(Debug, thiserror::Error)]
@@ -47,7 +49,7 @@ pub(crate) fn write(path: &Path, content: &str, mode: u32) -> Result<(), WriteEr
     let attempt = || {
         let folder = parent(path);
         // A temporary file starts as 0600, so a key is never open to others.
-        let mut file = tempfile::Builder::new().prefix(".new-").tempfile_in(folder)?;
+        let mut file = tempfile::Builder::new().prefix(NEW).tempfile_in(folder)?;
         file.write_all(content.as_bytes())?;
         file.as_file().set_permissions(Permissions::from_mode(mode))?;
         file.as_file().sync_all()?;
@@ -55,6 +57,23 @@ pub(crate) fn write(path: &Path, content: &str, mode: u32) -> Result<(), WriteEr
         sync(folder)
     };
     attempt().map_err(|cause| WriteError { path: path.to_owned(), cause })
+}
+
+/// Removes what interrupted writings of single files have left in a directory and below it.
+pub(crate) fn sweep(folder: &Path) -> Result<(), WriteError> {
+    sweep_in(folder).map_err(|cause| WriteError { path: folder.to_owned(), cause })
+}
+
+fn sweep_in(folder: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(folder)? {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() {
+            sweep_in(&entry.path())?;
+        } else if entry.file_name().as_encoded_bytes().starts_with(NEW.as_bytes()) {
+            remove(&entry.path())?;
+        }
+    }
+    Ok(())
 }
 
 /// Makes a directory and those above it, for their owner only.
@@ -92,6 +111,16 @@ fn publish_in(folder: &Path, entries: &[Entry]) -> io::Result<()> {
     }
     sync(folder)?;
     remove_old(folder, name)
+}
+
+/// Removes what an interrupted replacing has left beside the files of a set.
+pub(crate) fn tidy(folder: &Path) -> Result<(), WriteError> {
+    let attempt = || match fs::read_link(folder.join(DATA)) {
+        Ok(current) => remove_old(folder, current.as_os_str()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(error),
+    };
+    attempt().map_err(|cause| WriteError { path: folder.to_owned(), cause })
 }
 
 /// Puts a link in the place of whatever is there.

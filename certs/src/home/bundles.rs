@@ -46,8 +46,8 @@ impl Home {
     fn write_bundle(&self, domain: &TrustDomain, bundle: &Bundle) -> Result<(), HomeError> {
         files::make_folder(&self.bundle_folder())?;
         let path = self.bundle_file(domain);
-        let text = spiffe_bundle::write(bundle)
-            .map_err(|cause| HomeError::Bundle { path: path.clone(), cause })?;
+        let text =
+            spiffe_bundle::write(bundle).map_err(|cause| HomeError::Bundle { path: path.clone(), cause })?;
         Ok(files::write(&path, &text, PUBLIC)?)
     }
 

@@ -46,7 +46,10 @@ impl Home {
     }
 
     /// Changes the own deny-list, and signs it with its next number if `change` says that it did.
-    pub fn change_deny_list(&mut self, change: impl FnOnce(&mut DenyList) -> bool) -> Result<DenyList, HomeError> {
+    pub fn change_deny_list(
+        &mut self,
+        change: impl FnOnce(&mut DenyList) -> bool,
+    ) -> Result<DenyList, HomeError> {
         let mut list = self.deny_list(&self.state.trust_domain)?;
         if change(&mut list) {
             list.renumber(next_sequence(Some(list.sequence()), OffsetDateTime::now_utc()));

@@ -71,7 +71,9 @@ pub enum HomeError {
         cause: DenyError,
     },
     /// No such cluster.
-    #[error("cluster {0:?} has no intermediate here; make one with `isthmus-certs intermediate --cluster {0}`")]
+    #[error(
+        "cluster {0:?} has no intermediate here; make one with `isthmus-certs intermediate --cluster {0}`"
+    )]
     UnknownCluster(String),
     /// Which cluster's intermediate signs was not said.
     #[error("there are several clusters here; say which with --cluster: {}", .0.join(", "))]
@@ -80,7 +82,9 @@ pub enum HomeError {
     #[error("{0:?} is no name; use a-z, A-Z, 0-9, `.`, `-` and `_`, and start with a letter or digit")]
     Name(String),
     /// A bundle that is older than the one that is here.
-    #[error("the bundle of {domain} has sequence {found}, but {known} is here; get a newer one, or remove this first with `bundle remove`")]
+    #[error(
+        "the bundle of {domain} has sequence {found}, but {known} is here; get a newer one, or remove this first with `bundle remove`"
+    )]
     OldBundle {
         /// Whose.
         domain: TrustDomain,

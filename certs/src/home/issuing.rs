@@ -128,8 +128,13 @@ impl Home {
     }
 
     /// Makes a cluster's files what they are to be. Says what was done.
-    pub(super) fn see_to_cluster(&self, cluster: &str, now: OffsetDateTime) -> Result<Option<Seen>, HomeError> {
+    pub(super) fn see_to_cluster(
+        &self,
+        cluster: &str,
+        now: OffsetDateTime,
+    ) -> Result<Option<Seen>, HomeError> {
         let folder = self.cluster_folder(cluster);
+        files::tidy(&folder)?;
         let root = self.root_certificate(self.state.root)?;
         let standing = self.intermediate(cluster).ok();
         let standing = standing.filter(|standing| is_fresh(standing.certificate(), now));
@@ -151,6 +156,7 @@ impl Home {
     pub(super) fn see_to_leaf(&mut self, name: &str, now: OffsetDateTime) -> Result<Option<Seen>, HomeError> {
         let Some(kept) = self.state.leaves.get(name).cloned() else { return Ok(None) };
         let folder = self.folder_of(name, &kept);
+        files::tidy(&folder)?;
         let files = ["tls.crt", "tls.key", "ca.crt"].map(|file| read(&folder.join(file)).ok());
         let [Some(chain), Some(key), Some(roots)] = files else { return self.renew(name, &kept) };
         let denied = self.deny_list(&self.state.trust_domain)?;
@@ -161,9 +167,8 @@ impl Home {
             standing.id() == &kept.leaf.id && standing.chain().first().is_some_and(is_good)
         });
         let root = self.root_certificate(self.state.root)?;
-        let is_of_root = |standing: &Identity| {
-            standing.chain().last().is_some_and(|last| is_signed_by(last, &root))
-        };
+        let is_of_root =
+            |standing: &Identity| standing.chain().last().is_some_and(|last| is_signed_by(last, &root));
         match standing.filter(is_of_root) {
             None => self.renew(name, &kept),
             Some(_) if roots != self.trusted_roots()? => {

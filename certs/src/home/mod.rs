@@ -129,6 +129,7 @@ impl Home {
             return Err(HomeError::Absent(folder.to_owned()));
         }
         let lock = lock(folder)?;
+        files::sweep(folder)?;
         let state = Self::peek(folder)?;
         Ok(Self { folder: folder.to_owned(), state, _lock: lock })
     }
@@ -221,7 +222,6 @@ impl Home {
     fn trusted_roots(&self) -> Result<String, HomeError> {
         self.state.trusted().into_iter().map(|number| self.root_pem(number)).collect()
     }
-
 }
 
 fn lock(folder: &Path) -> Result<File, HomeError> {
@@ -253,5 +253,3 @@ fn check_name(name: &str) -> Result<(), HomeError> {
         Err(HomeError::Name(name.chars().take(64).collect()))
     }
 }
-
-

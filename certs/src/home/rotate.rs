@@ -84,13 +84,19 @@ impl fmt::Display for Done {
         match self {
             Self::RootMade { root } => write!(f, "made root {root}"),
             Self::BundlePublished { roots } => write!(f, "published the bundle with its {roots} root(s)"),
-            Self::IntermediateRenewed { cluster } => write!(f, "renewed the intermediate of cluster {cluster}"),
-            Self::IntermediateRoots { cluster } => write!(f, "put the trusted roots beside the intermediate of cluster {cluster}"),
+            Self::IntermediateRenewed { cluster } => {
+                write!(f, "renewed the intermediate of cluster {cluster}")
+            }
+            Self::IntermediateRoots { cluster } => {
+                write!(f, "put the trusted roots beside the intermediate of cluster {cluster}")
+            }
             Self::LeafRenewed { leaf } => write!(f, "renewed leaf {leaf}"),
             Self::LeafRoots { leaf } => write!(f, "put the trusted roots beside leaf {leaf}"),
             Self::DenyListSigned => write!(f, "signed the deny-list anew"),
             Self::Stepped { step: Some(step), root } => write!(f, "roll-over: {step}; root {root} signs"),
-            Self::Stepped { step: None, root } => write!(f, "roll-over: complete; root {root} is the only one"),
+            Self::Stepped { step: None, root } => {
+                write!(f, "roll-over: complete; root {root} is the only one")
+            }
             Self::RootRemoved { root } => write!(f, "removed root {root} and its key"),
         }
     }
@@ -172,9 +178,11 @@ impl Home {
     /// Makes every file what the state says.
     fn see_to_all(&mut self, now: OffsetDateTime, pass: &mut Pass) -> Result<(), HomeError> {
         for root in self.state.trusted() {
-            let is_new = self.state.rollover.as_ref().is_some_and(|rollover| {
-                rollover.step == Step::Adding && rollover.other == root
-            });
+            let is_new = self
+                .state
+                .rollover
+                .as_ref()
+                .is_some_and(|rollover| rollover.step == Step::Adding && rollover.other == root);
             if is_new && !self.root_folder(root).join(ROOT_CERTIFICATE).exists() {
                 self.make_root(root)?;
                 pass.done.push(Done::RootMade { root });
@@ -185,15 +193,19 @@ impl Home {
         }
         for cluster in self.state.clusters.clone() {
             let seen = self.see_to_cluster(&cluster, now);
-            pass.note(seen, || Done::IntermediateRenewed { cluster: cluster.clone() }, || {
-                Done::IntermediateRoots { cluster: cluster.clone() }
-            });
+            pass.note(
+                seen,
+                || Done::IntermediateRenewed { cluster: cluster.clone() },
+                || Done::IntermediateRoots { cluster: cluster.clone() },
+            );
         }
         for leaf in self.state.leaves.keys().cloned().collect::<Vec<_>>() {
             let seen = self.see_to_leaf(&leaf, now);
-            pass.note(seen, || Done::LeafRenewed { leaf: leaf.clone() }, || {
-                Done::LeafRoots { leaf: leaf.clone() }
-            });
+            pass.note(
+                seen,
+                || Done::LeafRenewed { leaf: leaf.clone() },
+                || Done::LeafRoots { leaf: leaf.clone() },
+            );
         }
         if self.see_to_deny_list(now)? {
             pass.done.push(Done::DenyListSigned);
@@ -220,7 +232,12 @@ impl Home {
     pub fn standings(&self) -> Vec<Standing> {
         let roots = self.state.trusted().into_iter().map(|number| {
             let facts = self.root_certificate(number).ok().and_then(|root| Facts::of(&root).ok());
-            facts.map(|facts| Standing { kind: "root", name: number.to_string(), renewal: rollover_at(&facts), facts })
+            facts.map(|facts| Standing {
+                kind: "root",
+                name: number.to_string(),
+                renewal: rollover_at(&facts),
+                facts,
+            })
         });
         let clusters = self.state.clusters.iter().map(|cluster| {
             let file = self.cluster_folder(cluster).join("ca-cert.pem");
