@@ -8,8 +8,9 @@ use isthmus_certs::home::Home;
 use isthmus_certs::{Bundle, TrustDomain, cross, pem, spiffe_bundle};
 use serde_json::{Value, json};
 
+use super::options::{Audience, BundleChange, BundleOptions};
+use super::read;
 use super::say::{Answer, left, table, time};
-use super::{Audience, BundleChange, BundleOptions, read};
 
 pub(super) fn bundle(options: &BundleOptions) -> anyhow::Result<Answer> {
     match &options.change {

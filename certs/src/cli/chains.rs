@@ -8,7 +8,7 @@ use isthmus_certs::{Role, TrustBundles, peer_id};
 use rustls::pki_types::{CertificateDer, UnixTime};
 use time::OffsetDateTime;
 
-use super::Judges;
+use super::options::Judges;
 use super::say::{foreign, left, time};
 
 /// The bundles, if a directory of them was given.

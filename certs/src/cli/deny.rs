@@ -8,8 +8,9 @@ use isthmus_certs::{DenyList, IdPattern, pem};
 use serde_json::{Value, json};
 use time::OffsetDateTime;
 
+use super::options::{DenyChange, DenyOptions};
+use super::read;
 use super::say::{Answer, table, time};
-use super::{DenyChange, DenyOptions, read};
 
 pub(super) fn deny(options: &DenyOptions) -> anyhow::Result<Answer> {
     match &options.change {

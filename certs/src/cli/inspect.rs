@@ -11,8 +11,8 @@ use isthmus_certs::{Role, pem};
 use rustls::pki_types::CertificateDer;
 use serde_json::json;
 
-use super::InspectOptions;
 use super::chains::{bundles, described, objections, shown};
+use super::options::InspectOptions;
 use super::say::{Answer, bad, foreign, good};
 
 const PATIENCE: Duration = Duration::from_secs(10);

@@ -10,8 +10,8 @@ use isthmus_certs::pem;
 use isthmus_certs::{Csr, Leaf, SpiffeId};
 use serde_json::json;
 
+use super::options::{IntermediateOptions, IssueOptions};
 use super::say::{Answer, time};
-use super::{IntermediateOptions, IssueOptions};
 
 pub(super) fn intermediate(options: &IntermediateOptions) -> anyhow::Result<Answer> {
     let mut home = options.at.open()?;

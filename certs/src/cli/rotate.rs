@@ -11,8 +11,8 @@ use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use time::OffsetDateTime;
 
+use super::options::{RotateOptions, Where};
 use super::say::{Answer, complain, left, say, table, time};
-use super::{RotateOptions, Where};
 
 /// An edit of the directory by another command is noticed after this at the latest.
 const LONGEST: Duration = Duration::from_secs(10);

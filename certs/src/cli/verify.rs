@@ -8,8 +8,8 @@ use rustls::pki_types::{CertificateDer, UnixTime};
 use serde_json::json;
 
 use super::chains::{bundles, shown};
+use super::options::{As, VerifyOptions};
 use super::say::{Answer, bad, foreign, good, say};
-use super::{As, VerifyOptions};
 
 pub(super) fn verify(options: &VerifyOptions, as_json: bool) -> anyhow::Result<ExitCode> {
     let chain = pem::certificates(&super::read(&options.file)?).with_context(|| shown(&options.file))?;
