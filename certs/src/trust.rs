@@ -160,3 +160,6 @@ fn expiry(kind: Kind, name: String, der: &CertificateDer<'_>) -> Option<Expiry> 
     let facts = Facts::of(der).ok()?;
     Some(Expiry { kind, name, serial: facts.serial, not_after: facts.not_after })
 }
+
+#[cfg(test)]
+mod tests;
