@@ -46,6 +46,9 @@ fn envelope(payload: &[u8], key: &KeyPair, certificate: &CertificateDer<'_>) -> 
     })
 }
 
+/// Its name, what must be said of it, and how it is done.
+type Alteration<'a> = (&'static str, &'static str, &'a dyn Fn(&mut Value));
+
 fn key_of(authority: &Authority) -> KeyPair {
     KeyPair::from_pem(authority.key_pem().unwrap()).unwrap()
 }
@@ -130,7 +133,7 @@ fn each_altered_part_of_an_envelope_is_refused() {
         alter(&mut envelope);
         open(&envelope.to_string(), &west)
     };
-    let table: [(&str, &str, &dyn Fn(&mut Value)); 9] = [
+    let table: [Alteration<'_>; 9] = [
         ("another payload", "not signed", &|e| e["payload"] = STANDARD.encode(&empty).into()),
         ("another list's signature", "not signed", &|e| e["signatures"] = other["signatures"].clone()),
         ("no signature", "not signed", &|e| e["signatures"] = json!([])),
@@ -191,7 +194,7 @@ fn a_domain_denies_only_its_own() {
 fn what_is_signed_must_also_be_a_list() {
     let west = authority("west.example");
     let good = serde_json::to_value(a_list(west.trust_domain())).unwrap();
-    let table: [(&str, &str, &dyn Fn(&mut Value)); 5] = [
+    let table: [Alteration<'_>; 5] = [
         ("a field from the future", "unknown field", &|list| list["keys"] = json!([])),
         ("no sequence", "missing field", &|list| _ = list.as_object_mut().unwrap().remove("sequence")),
         ("a sequence below zero", "invalid value", &|list| list["sequence"] = (-1).into()),
