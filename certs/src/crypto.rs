@@ -21,3 +21,33 @@ pub(crate) fn random() -> Result<[u8; 16], GetRandomFailed> {
     PROVIDER.secure_random.fill(&mut bytes)?;
     Ok(bytes)
 }
+
+/// The three methods about handshake signatures that rustls asks of every verifier, in both directions:
+/// whatever a verifier believes about a certificate, its holder must have the key.
+macro_rules! signatures_are_checked {
+    () => {
+        fn verify_tls12_signature(
+            &self,
+            message: &[u8],
+            cert: &rustls::pki_types::CertificateDer<'_>,
+            dss: &rustls::DigitallySignedStruct,
+        ) -> Result<rustls::client::danger::HandshakeSignatureValid, rustls::Error> {
+            rustls::crypto::verify_tls12_signature(message, cert, dss, &crate::crypto::algorithms())
+        }
+
+        fn verify_tls13_signature(
+            &self,
+            message: &[u8],
+            cert: &rustls::pki_types::CertificateDer<'_>,
+            dss: &rustls::DigitallySignedStruct,
+        ) -> Result<rustls::client::danger::HandshakeSignatureValid, rustls::Error> {
+            rustls::crypto::verify_tls13_signature(message, cert, dss, &crate::crypto::algorithms())
+        }
+
+        fn supported_verify_schemes(&self) -> Vec<rustls::SignatureScheme> {
+            crate::crypto::algorithms().supported_schemes()
+        }
+    };
+}
+
+pub(crate) use signatures_are_checked;
