@@ -4,8 +4,8 @@
 //! Our own verification never uses it: webpki refuses URI names under name constraints.
 
 use rcgen::{
-    BasicConstraints, CustomExtension, DistinguishedName, DnType, DnValue, IsCa,
-    KeyIdMethod, KeyUsagePurpose, SubjectPublicKeyInfo,
+    BasicConstraints, CustomExtension, DistinguishedName, DnType, DnValue, IsCa, KeyIdMethod,
+    KeyUsagePurpose, SubjectPublicKeyInfo,
 };
 use rustls::pki_types::CertificateDer;
 use x509_parser::certificate::X509Certificate;
@@ -27,7 +27,9 @@ pub enum CrossError {
     #[error("a root of {0} cannot be read")]
     Unreadable(TrustDomain),
     /// Its subject has a form that cannot be written the same again.
-    #[error("the subject of a root of {0} cannot be written again byte by byte; its certificates would not chain to it")]
+    #[error(
+        "the subject of a root of {0} cannot be written again byte by byte; its certificates would not chain to it"
+    )]
     Subject(TrustDomain),
     /// Its kind of key is unknown.
     #[error("the key of a root of {0} is of an unknown kind")]

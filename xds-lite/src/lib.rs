@@ -3,6 +3,7 @@
 
 pub mod host;
 pub mod locality;
+pub mod proto;
 
 pub use host::{HostName, HostPattern};
 pub use locality::Locality;
