@@ -571,8 +571,23 @@ fn what_was_refused_is_looked_at_until_it_is_good() {
     assert_eq!((trust.current().epoch, judged(&trust, &disk.of_east(FRIEND))), (0, "believed"));
     let next = Authority::generate(disk.east.trust_domain().clone()).unwrap();
     disk.bundle(&next, 6);
-    wait_until("the repair", || trust.refused().iter().all(|text| !text.contains("bundles/")));
     let friend = next.issue(&SpiffeId::parse(FRIEND).unwrap(), &[], HOUR).unwrap();
-    assert_eq!(judged(&trust, &friend), "believed");
+    wait_until("the repair", || judged(&trust, &friend) == "believed");
+    assert!(trust.refused().iter().all(|text| !text.contains("bundles/")), "{:?}", trust.refused());
+    drop(watch);
+}
+
+#[test]
+fn what_is_not_yet_valid_is_used_once_it_is() {
+    let disk = Disk::new();
+    let trust = Trust::load(&disk.files).unwrap();
+    let watch = trust.watch(disk.files.clone()).unwrap();
+    let soon = OffsetDateTime::now_utc() + Duration::from_secs(4);
+    let next = disk.west.issue_altered(&SpiffeId::parse(OWN).unwrap(), |p| p.not_before = soon);
+    disk.write("id/tls.crt", next.chain_pem());
+    disk.write("id/tls.key", next.key_pem());
+    // No file changes after the refusal.
+    wait_until("its start", || leaf_of(&trust) == next.chain());
+    assert_eq!(trust.refused(), [""; 0]);
     drop(watch);
 }
