@@ -4,6 +4,8 @@
 pub mod host;
 pub mod locality;
 pub mod proto;
+pub mod slice;
 
 pub use host::{HostName, HostPattern};
 pub use locality::Locality;
+pub use slice::Slice;

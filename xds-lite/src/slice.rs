@@ -1,0 +1,290 @@
+//! One service as one cluster offers it: what agents and gateways exchange. These types cannot be wrong;
+//! `wire` makes them from messages. Not whether a slice is believed: whoever receives it decides that.
+
+mod wire;
+
+use std::fmt;
+use std::net::IpAddr;
+use std::str::FromStr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use ipnet::IpNet;
+use isthmus_certs::SpiffeId;
+
+use crate::host::{HostName, HostPattern, MAX_NAME};
+use crate::locality::Locality;
+
+pub use wire::{MAX_MESSAGE, WireError, version};
+
+/// The name of a cluster: 1 to 63 ASCII letters, digits, `-`, `_` or `.`, beginning with a letter or digit.
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Cluster(Arc<str>);
+
+/// A text that names no cluster.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "a cluster is named by 1 to 63 ASCII letters, digits, '-', '_' or '.', and begins with a letter or digit"
+)]
+pub struct NoCluster;
+
+impl Cluster {
+    /// The name.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl FromStr for Cluster {
+    type Err = NoCluster;
+
+    fn from_str(text: &str) -> Result<Cluster, NoCluster> {
+        let allowed = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.');
+        let begins = text.bytes().next().is_some_and(|byte| byte.is_ascii_alphanumeric());
+        if begins && text.len() <= 63 && text.bytes().all(allowed) {
+            Ok(Cluster(text.into()))
+        } else {
+            Err(NoCluster)
+        }
+    }
+}
+
+impl fmt::Display for Cluster {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl fmt::Debug for Cluster {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?}", &*self.0)
+    }
+}
+
+/// Which slice: a host of a cluster. Its text, `CLUSTER/HOST`, is the resource's name.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Key {
+    /// The owner.
+    pub cluster: Cluster,
+    /// The service.
+    pub host: HostPattern,
+}
+
+impl fmt::Display for Key {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.cluster, self.host)
+    }
+}
+
+/// Which of two slices of one key is later. Only the owner's registry makes these.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Order {
+    /// Grows when the owner's registry begins anew.
+    pub incarnation: u64,
+    /// Grows with each change.
+    pub revision: u64,
+}
+
+/// One service of one cluster, or that it is no more.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Slice {
+    /// Which.
+    pub key: Key,
+    /// How late.
+    pub order: Order,
+    /// What it is; none once its owner has withdrawn it.
+    pub offer: Option<Offer>,
+}
+
+/// What a cluster offers under a host.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Offer {
+    /// Where its endpoints stand.
+    pub network: String,
+    /// Other names.
+    pub aliases: Vec<HostPattern>,
+    /// At least one; numbers are unique.
+    pub ports: Vec<Port>,
+    /// How other networks reach it.
+    pub gateways: Vec<Gateway>,
+    /// What others do once they hear nothing of its owner.
+    pub staleness: Staleness,
+    /// It may be one service with those of other clusters that say so, too.
+    pub merge: bool,
+}
+
+/// One port of a service.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Port {
+    /// 1 to 65535.
+    pub number: u16,
+    /// The bare host, the aliases and `INSTANCE.HOST` mean this one; at most one port of a service.
+    pub bare: bool,
+    /// What its endpoints speak.
+    pub tls: Tls,
+    /// Condition: the client offers one of these protocols. Empty: none.
+    pub alpn: Vec<String>,
+    /// Condition: the client's address lies in one of these. Empty: none.
+    pub sources: Vec<IpNet>,
+    /// How an endpoint is chosen.
+    pub balance: Balance,
+    /// Connections at once.
+    pub max_connections: Option<u32>,
+    /// PROXY v2 to the endpoints.
+    pub send_proxy: bool,
+    /// Who serves it, as far as the receiver may see them; addresses are unique.
+    pub endpoints: Vec<Endpoint>,
+    /// How many serve it where, for those who do not see them.
+    pub ready: Vec<Ready>,
+}
+
+/// One address that serves a port.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Endpoint {
+    /// Where.
+    pub address: Address,
+    /// Where it stands.
+    pub locality: Locality,
+    /// 0 to 65535; 0 takes no new connections.
+    pub weight: u16,
+    /// What its registry knows of it.
+    pub health: Health,
+    /// Its stable name.
+    pub instance: Option<HostName>,
+    /// `INSTANCE.HOST` is a name in other clusters, too.
+    pub instance_exported: bool,
+    /// Where it differs from its port.
+    pub tls: Option<Tls>,
+    /// Who it must prove to be to a gateway that originates TLS towards it.
+    pub identity: Option<SpiffeId>,
+}
+
+/// How many serve a port in one place.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Ready {
+    /// Where.
+    pub locality: Locality,
+    /// How many.
+    pub ready: u32,
+    /// Those of them that are exported by name.
+    pub instances: Vec<HostName>,
+}
+
+/// Where a cluster's gateway is reached from other networks.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Gateway {
+    /// Where.
+    pub address: Address,
+    /// Where it stands.
+    pub locality: Locality,
+}
+
+/// A place to connect to.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Address {
+    /// An address, or a name to be resolved by who connects.
+    pub host: Target,
+    /// 1 to 65535.
+    pub port: u16,
+}
+
+/// An IP address or a host name.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Target {
+    /// IPv4-mapped ones are IPv4.
+    Ip(IpAddr),
+    /// A name.
+    Name(HostName),
+}
+
+impl fmt::Display for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.host {
+            Target::Ip(IpAddr::V6(ip)) => write!(f, "[{ip}]:{}", self.port),
+            Target::Ip(ip) => write!(f, "{ip}:{}", self.port),
+            Target::Name(name) => write!(f, "{name}:{}", self.port),
+        }
+    }
+}
+
+/// A text that is no `IP:PORT`, `[IPV6]:PORT` or `NAME:PORT`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("an address is IP:PORT, [IPV6]:PORT or NAME:PORT, with a port from 1 to 65535")]
+pub struct NoAddress;
+
+impl FromStr for Address {
+    type Err = NoAddress;
+
+    fn from_str(text: &str) -> Result<Address, NoAddress> {
+        let (host, port) = text.rsplit_once(':').ok_or(NoAddress)?;
+        let digits = port.bytes().all(|byte| byte.is_ascii_digit());
+        let port = port.parse().ok().filter(|port| digits && *port > 0).ok_or(NoAddress)?;
+        Ok(Address { host: Target::parse(host)?, port })
+    }
+}
+
+impl Target {
+    fn parse(text: &str) -> Result<Target, NoAddress> {
+        if let Some(inner) = text.strip_prefix('[') {
+            let ip = inner.strip_suffix(']').and_then(|ip| ip.parse().ok()).ok_or(NoAddress)?;
+            return Ok(Target::Ip(IpAddr::V6(ip).to_canonical()));
+        }
+        // Nothing that only looks like an address is looked up as a name.
+        let is_numeric = text.bytes().all(|byte| byte.is_ascii_digit() || byte == b'.');
+        match text.parse::<IpAddr>() {
+            Ok(ip @ IpAddr::V4(_)) => Ok(Target::Ip(ip)),
+            Ok(IpAddr::V6(_)) => Err(NoAddress),
+            Err(_) if is_numeric || text.len() > MAX_NAME => Err(NoAddress),
+            Err(_) => HostName::parse(text).map(Target::Name).map_err(|_| NoAddress),
+        }
+    }
+}
+
+/// What endpoints speak.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Tls {
+    /// TLS, and they demand a client certificate.
+    Mutual,
+    /// TLS without; their owner said that this is meant.
+    Unauthenticated,
+    /// None; a gateway ends it.
+    Terminated,
+}
+
+/// What a registry knows of an endpoint.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Health {
+    /// It takes connections.
+    Ready,
+    /// It does not.
+    NotReady,
+    /// It keeps what it has and takes no more.
+    Draining,
+}
+
+/// How an endpoint is chosen among the healthy ones.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Balance {
+    /// In turn, by weight.
+    #[default]
+    RoundRobin,
+    /// Of two chosen at random, the one with fewer connections for its weight.
+    LeastConnections,
+    /// At random, by weight.
+    Random,
+    /// By the client's address.
+    SourceHash,
+}
+
+/// What is done with a slice once nothing more is heard of its owner.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Staleness {
+    /// It stays.
+    #[default]
+    Keep,
+    /// It goes after this long.
+    ExpireAfter(Duration),
+    /// What answers a probe stays.
+    Probe,
+}
