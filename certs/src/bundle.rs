@@ -3,6 +3,7 @@
 //! domain has what it took back: a deny-list and certificate revocation lists.
 //! Not about who may connect (`tls::Peer`).
 
+mod cause;
 mod verify;
 
 use std::collections::BTreeMap;

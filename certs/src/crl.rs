@@ -80,6 +80,14 @@ impl Crls {
         Ok(Self { source: Sha256::digest(bytes).into(), lists: lists.into(), stale, next_update })
     }
 
+    /// Until when what they allow may be built on, in seconds since 1970.
+    pub(crate) fn until(&self) -> u64 {
+        match self.stale {
+            StaleCrl::Refuse => u64::try_from(self.next_update.unix_timestamp()).unwrap_or_default(),
+            StaleCrl::Accept => u64::MAX,
+        }
+    }
+
     /// When the first of them is stale.
     pub fn next_update(&self) -> OffsetDateTime {
         self.next_update

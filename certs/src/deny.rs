@@ -6,6 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::str::FromStr;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -19,7 +20,7 @@ use x509_parser::prelude::FromDer;
 use crate::authority::{Authority, IssueError};
 use crate::bundle::Bundle;
 use crate::crypto;
-use crate::facts::is_signed_by;
+use crate::facts::{Facts, is_signed_by};
 use crate::spiffe::{IdPattern, SpiffeId, TrustDomain};
 
 const PAYLOAD_TYPE: &str = "application/vnd.isthmus.deny-list+json";
@@ -34,7 +35,51 @@ pub struct DenyList {
     identities: BTreeSet<IdPattern>,
     /// Serial number, and when its certificate expires by itself.
     #[serde(default)]
-    serials: BTreeMap<String, Option<i64>>,
+    serials: BTreeMap<Serial, Option<i64>>,
+}
+
+/// A certificate's serial number, read in any spelling (`4F:1B`, `4f1b`, `004F1B`) and written in one.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct Serial(String);
+
+/// A text that is no serial number.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0:?} is no serial number; write it in hexadecimal, as `inspect` prints it")]
+pub struct NoSerial(String);
+
+impl FromStr for Serial {
+    type Err = NoSerial;
+
+    fn from_str(text: &str) -> Result<Self, NoSerial> {
+        let digits: String = text.chars().filter(|c| *c != ':').map(|c| c.to_ascii_lowercase()).collect();
+        if digits.is_empty() || !digits.chars().all(|c| c.is_ascii_hexdigit()) {
+            return Err(NoSerial(text.chars().take(64).collect()));
+        }
+        let number = digits.trim_start_matches('0');
+        // Whole bytes, as certificates have them.
+        Ok(Self(if number.len().is_multiple_of(2) { number.to_owned() } else { format!("0{number}") }))
+    }
+}
+
+impl TryFrom<String> for Serial {
+    type Error = NoSerial;
+
+    fn try_from(text: String) -> Result<Self, NoSerial> {
+        text.parse()
+    }
+}
+
+impl From<Serial> for String {
+    fn from(serial: Serial) -> Self {
+        serial.0
+    }
+}
+
+impl fmt::Display for Serial {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
 }
 
 /// What of a chain is denied.
@@ -59,7 +104,7 @@ impl fmt::Display for Denied {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum DenyError {
     /// Not an envelope, not a list.
-    #[error("the deny-list cannot be read: {0}")]
+    #[error("the deny-list cannot be read: {0}; get it again from its domain")]
     Malformed(String),
     /// It speaks for another domain than its place says.
     #[error("the deny-list is of {found}, not of {expected}; a domain denies only its own")]
@@ -125,9 +170,9 @@ impl DenyList {
     }
 
     /// The serial numbers that are denied, hexadecimal, and when their certificates expire, if known.
-    pub fn serials(&self) -> impl Iterator<Item = (&str, Option<OffsetDateTime>)> {
+    pub fn serials(&self) -> impl Iterator<Item = (&Serial, Option<OffsetDateTime>)> {
         let at = |seconds: i64| OffsetDateTime::from_unix_timestamp(seconds).ok();
-        self.serials.iter().map(move |(serial, until)| (serial.as_str(), until.and_then(at)))
+        self.serials.iter().map(move |(serial, until)| (serial, until.and_then(at)))
     }
 
     /// Denies identities. Says whether that is new.
@@ -136,13 +181,13 @@ impl DenyList {
     }
 
     /// Denies a certificate by its serial number. Says whether that is new.
-    pub fn add_serial(&mut self, serial: &str, until: Option<OffsetDateTime>) -> bool {
-        self.serials.insert(normal(serial), until.map(OffsetDateTime::unix_timestamp)).is_none()
+    pub fn add_serial(&mut self, serial: Serial, until: Option<OffsetDateTime>) -> bool {
+        self.serials.insert(serial, until.map(OffsetDateTime::unix_timestamp)).is_none()
     }
 
     /// Whether the certificate with this serial number is denied.
     pub fn has_serial(&self, serial: &str) -> bool {
-        self.serials.contains_key(&normal(serial))
+        serial.parse().is_ok_and(|serial: Serial| self.serials.contains_key(&serial))
     }
 
     /// No longer denies these identities. Says whether they were denied.
@@ -151,8 +196,8 @@ impl DenyList {
     }
 
     /// No longer denies this serial number. Says whether it was denied.
-    pub fn remove_serial(&mut self, serial: &str) -> bool {
-        self.serials.remove(&normal(serial)).is_some()
+    pub fn remove_serial(&mut self, serial: &Serial) -> bool {
+        self.serials.remove(serial).is_some()
     }
 
     /// Forgets serial numbers whose certificates have expired. Says whether there were any.
@@ -189,12 +234,14 @@ impl DenyList {
     }
 
     /// Reads a signed list of `domain`, whose signer must be a root of `bundle`, or an authority that one of
-    /// them signed and that is valid at `now`.
+    /// them signed and that is valid at `now`. It must not be older than the one that is known, nor signed by
+    /// somebody whom that one denies.
     pub fn open(
         envelope: &[u8],
         domain: &TrustDomain,
         bundle: &Bundle,
         now: UnixTime,
+        known: Option<&Self>,
     ) -> Result<Self, DenyError> {
         let malformed = |what: &dyn fmt::Display| DenyError::Malformed(what.to_string());
         let envelope: Envelope = serde_json::from_slice(envelope).map_err(|e| malformed(&e))?;
@@ -203,7 +250,9 @@ impl DenyList {
         }
         let payload = STANDARD.decode(&envelope.payload).map_err(|e| malformed(&e))?;
         let text = signed_text(&payload);
-        if !envelope.signatures.iter().any(|signature| signature.is_good(&text, bundle, now)) {
+        let mut signers = envelope.signatures.iter().filter_map(|signature| signature.by(&text, bundle, now));
+        // Who was denied does not take that back.
+        if !signers.any(|serial| known.is_none_or(|known| !known.has_serial(&serial))) {
             return Err(DenyError::NotSigned(domain.clone()));
         }
         // Only now: what nobody vouches for is not even parsed.
@@ -211,20 +260,27 @@ impl DenyList {
         if list.trust_domain != *domain {
             return Err(DenyError::OtherDomain { found: list.trust_domain, expected: domain.clone() });
         }
-        Ok(list)
+        match known {
+            Some(known) if list.sequence < known.sequence => Err(DenyError::Older {
+                domain: list.trust_domain,
+                found: list.sequence,
+                known: known.sequence,
+            }),
+            _ => Ok(list),
+        }
     }
 }
 
 impl Signature {
-    fn is_good(&self, text: &[u8], bundle: &Bundle, now: UnixTime) -> bool {
-        let (Ok(signature), Ok(signer)) = (STANDARD.decode(&self.sig), STANDARD.decode(&self.cert)) else {
-            return false;
-        };
-        let signer = CertificateDer::from(signer);
-        let Ok(key) = EndEntityCert::try_from(&signer) else { return false };
-        let algorithms = crypto::algorithms().all;
-        is_authority_of(&signer, bundle, now)
-            && algorithms.iter().any(|algorithm| key.verify_signature(*algorithm, text, &signature).is_ok())
+    /// The serial number of its signer's certificate, if it is good.
+    fn by(&self, text: &[u8], bundle: &Bundle, now: UnixTime) -> Option<String> {
+        let signature = STANDARD.decode(&self.sig).ok()?;
+        let signer = CertificateDer::from(STANDARD.decode(&self.cert).ok()?);
+        let key = EndEntityCert::try_from(&signer).ok()?;
+        let verify = |algorithm| key.verify_signature(algorithm, text, &signature).is_ok();
+        let is_good =
+            is_authority_of(&signer, bundle, now) && crypto::algorithms().all.iter().copied().any(verify);
+        is_good.then(|| Facts::of(&signer).ok()).flatten().map(|facts| facts.serial)
     }
 }
 
@@ -245,11 +301,6 @@ fn signed_text(payload: &[u8]) -> Vec<u8> {
     let mut text = format!("DSSEv1 {} {PAYLOAD_TYPE} {} ", PAYLOAD_TYPE.len(), payload.len()).into_bytes();
     text.extend_from_slice(payload);
     text
-}
-
-/// As `openssl x509 -serial` prints it, or as `inspect` does.
-fn normal(serial: &str) -> String {
-    serial.chars().filter(|c| *c != ':').map(|c| c.to_ascii_lowercase()).collect()
 }
 
 #[cfg(test)]

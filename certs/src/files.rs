@@ -90,8 +90,8 @@ pub(crate) fn publish(folder: &Path, entries: &[Entry]) -> Result<(), WriteError
 }
 
 fn publish_in(folder: &Path, entries: &[Entry]) -> io::Result<()> {
-    // Made with 0700.
-    let next = tempfile::Builder::new().prefix("..").tempdir_in(folder)?;
+    let private = Permissions::from_mode(FOLDER);
+    let next = tempfile::Builder::new().prefix("..").permissions(private).tempdir_in(folder)?;
     for entry in entries {
         let mut file = File::create_new(next.path().join(entry.name))?;
         file.set_permissions(Permissions::from_mode(entry.mode))?;

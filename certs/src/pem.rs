@@ -14,7 +14,7 @@ use crate::files::{self, PUBLIC, WriteError};
 #[derive(Debug, thiserror::Error)]
 pub enum PemError {
     /// A block that does not decode.
-    #[error("a PEM block cannot be read: {0}")]
+    #[error("a PEM block cannot be read: {0}; get the file again from where it was made")]
     Malformed(Error),
     /// No block of certificates.
     #[error("there is no certificate in it; it must hold -----BEGIN CERTIFICATE----- blocks")]

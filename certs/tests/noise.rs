@@ -46,7 +46,7 @@ static GOOD: LazyLock<Good> = LazyLock::new(|| {
     let csr = CertificateParams::new(["web.example".to_owned()]).unwrap().serialize_request(&key).unwrap();
     let mut list = DenyList::new(domain.clone());
     list.add_identity(IdPattern::Exactly(id.clone()));
-    list.add_serial("0abc", None);
+    list.add_serial("0abc".parse().unwrap(), None);
     let issuer = rcgen::Issuer::from_ca_cert_pem(
         &root.certificate_pem(),
         rcgen::KeyPair::from_pem(root.key_pem().unwrap()).unwrap(),
@@ -154,7 +154,7 @@ fn read_all(bytes: &[u8]) {
     let _ = Authority::from_pem(GOOD.domain.clone(), &text, &text);
     let _ = spiffe_bundle::read(&GOOD.domain, &text);
     let bundle = GOOD.bundles.get(&GOOD.domain).unwrap();
-    let _ = DenyList::open(bytes, &GOOD.domain, bundle, UnixTime::now());
+    let _ = DenyList::open(bytes, &GOOD.domain, bundle, UnixTime::now(), None);
     let _ = Crls::read(bytes, StaleCrl::Refuse, Duration::ZERO);
 }
 
@@ -167,7 +167,7 @@ fn what_is_altered_below_is_good() {
     }
     assert!(Csr::parse(&good.csr).is_ok());
     assert_eq!(spiffe_bundle::read(&good.domain, &good.bundle).unwrap().roots(), bundle.roots());
-    let list = DenyList::open(good.signed.as_bytes(), &good.domain, bundle, UnixTime::now());
+    let list = DenyList::open(good.signed.as_bytes(), &good.domain, bundle, UnixTime::now(), None);
     assert_eq!(list.as_ref(), Ok(&good.list));
     assert!(Crls::read(&good.crl, StaleCrl::Refuse, HOUR / 2).is_ok());
 }
@@ -259,7 +259,7 @@ proptest! {
         };
         read_all(&bytes);
         let bundle = GOOD.bundles.get(&GOOD.domain).unwrap();
-        if let Ok(list) = DenyList::open(&bytes, &GOOD.domain, bundle, UnixTime::now()) {
+        if let Ok(list) = DenyList::open(&bytes, &GOOD.domain, bundle, UnixTime::now(), None) {
             prop_assert_eq!(&list, &GOOD.list);
         }
     }

@@ -9,8 +9,8 @@ use webpki::{
 use x509_parser::certificate::X509Certificate;
 use x509_parser::prelude::FromDer;
 
-use super::TrustBundles;
-use crate::crl::StaleCrl;
+use super::{TrustBundles, cause};
+use crate::crl::{Crls, StaleCrl};
 use crate::crypto;
 use crate::deny::Denied;
 use crate::facts::serial_of;
@@ -32,7 +32,8 @@ pub enum Role {
 pub struct Proven {
     /// Who it is.
     pub id: SpiffeId,
-    /// Until when the chain is valid, in seconds since 1970: the earliest end of its certificates.
+    /// Until when this holds, in seconds since 1970: the earliest end of its certificates, or of a revocation
+    /// list that must not be stale.
     pub until: u64,
     /// The keys of the intermediates that vouch for it, the leaf's issuer first; none if a root signed it.
     pub issuers: Vec<KeyPin>,
@@ -48,13 +49,18 @@ pub enum VerifyError {
     #[error("{id} is of a trust domain without a bundle here; add the bundle of {domain}", id = .0, domain = .0.trust_domain())]
     NoBundle(SpiffeId),
     /// The chain does not lead to a root of the claimed domain, is out of its time, or is for another use.
-    #[error("the chain of {id} does not verify against the bundle of {}: {cause}; {}", id.trust_domain(), remedy(cause))]
+    #[error("the chain of {id} does not verify against the bundle of {}: {}; {}", id.trust_domain(), cause::said(cause), cause::remedy(cause))]
     Chain {
         /// The identity claimed.
         id: SpiffeId,
         /// What is wrong with the chain.
         cause: Error,
     },
+    /// What signed it is an authority, but not for certificates.
+    #[error(
+        "{0} is signed by an authority whose key usage lacks keyCertSign; have it signed by one that may"
+    )]
+    Issuer(SpiffeId),
     /// Proven, but its domain took it back.
     #[error(
         "{id} is on the deny-list {sequence} of its domain ({what}); issue a new identity or key, or take it off with `isthmus-certs deny remove`"
@@ -113,12 +119,16 @@ impl TrustBundles {
             Ok(path) => path,
             Err(cause) => return Err(VerifyError::Chain { id, cause }),
         };
+        if !path.may_sign {
+            return Err(VerifyError::Issuer(id));
+        }
         if let Some(list) = &believed.denied
             && let Some(what) = list.denies(&id, &path.serials)
         {
             return Err(VerifyError::Denied { id, what, sequence: list.sequence() });
         }
-        Ok(Proven { id, until: path.until, issuers: path.issuers })
+        let until = believed.crls.as_ref().map_or(u64::MAX, Crls::until).min(path.until);
+        Ok(Proven { id, until, issuers: path.issuers })
     }
 }
 
@@ -140,13 +150,14 @@ struct Path {
     until: u64,
     issuers: Vec<KeyPin>,
     serials: Vec<String>,
+    may_sign: bool,
 }
 
 impl Path {
     fn of(path: &VerifiedPath<'_>) -> Self {
         let ends = std::iter::once(path.end_entity().der())
             .chain(path.intermediate_certificates().map(|certificate| certificate.der()));
-        let mut found = Self { until: u64::MAX, issuers: Vec::new(), serials: Vec::new() };
+        let mut found = Self { until: u64::MAX, issuers: Vec::new(), serials: Vec::new(), may_sign: true };
         for (place, der) in ends.enumerate() {
             let Ok((_, certificate)) = X509Certificate::from_der(&der) else { continue };
             let end = u64::try_from(certificate.validity().not_after.timestamp()).unwrap_or_default();
@@ -154,6 +165,9 @@ impl Path {
             found.serials.push(serial_of(&certificate));
             if place > 0 {
                 found.issuers.push(KeyPin::of(certificate.public_key().raw));
+                // webpki leaves key usage to us.
+                let usage = certificate.key_usage().ok().flatten();
+                found.may_sign &= usage.is_none_or(|usage| usage.value.key_cert_sign());
             }
         }
         found
@@ -161,7 +175,37 @@ impl Path {
 }
 
 impl VerifyError {
-    /// The one word for counters and logs; the set is closed.
+    /// Every word that [`VerifyError::reason`] says.
+    pub const REASONS: [&'static str; 26] = [
+        "no_certificate",
+        "malformed",
+        "uri_names",
+        "not_spiffe",
+        "no_path",
+        "authority_as_leaf",
+        "key_usage",
+        "no_bundle",
+        "expired",
+        "not_yet_valid",
+        "validity",
+        "unknown_issuer",
+        "bad_signature",
+        "wrong_use",
+        "issuer_not_authority",
+        "path_length",
+        "name_constraints",
+        "critical_extension",
+        "signature_algorithm",
+        "too_costly",
+        "denied",
+        "revoked",
+        "crl_stale",
+        "crl_bad",
+        "unexpected",
+        "pin",
+    ];
+
+    /// The one word for counters and logs, of [`VerifyError::REASONS`].
     pub fn reason(&self) -> &'static str {
         match self {
             Self::Svid(error) => match error {
@@ -174,7 +218,8 @@ impl VerifyError {
                 SvidError::KeyUsage => "key_usage",
             },
             Self::NoBundle(_) => "no_bundle",
-            Self::Chain { cause, .. } => chain_reason(cause),
+            Self::Chain { cause, .. } => cause::reason(cause),
+            Self::Issuer(_) => "issuer_not_authority",
             Self::Denied { .. } => "denied",
             Self::Unexpected(_) => "unexpected",
             Self::Pin { .. } => "pin",
@@ -182,45 +227,15 @@ impl VerifyError {
     }
 }
 
-fn chain_reason(cause: &Error) -> &'static str {
-    match cause {
-        Error::CertExpired { .. } => "expired",
-        Error::CertNotValidYet { .. } => "not_yet_valid",
-        Error::InvalidCertValidity => "validity",
-        Error::UnknownIssuer => "unknown_issuer",
-        Error::InvalidSignatureForPublicKey => "bad_signature",
-        Error::RequiredEkuNotFoundContext(_) | Error::EmptyEkuExtension => "wrong_use",
-        Error::EndEntityUsedAsCa => "issuer_not_authority",
-        Error::CaUsedAsEndEntity => "authority_as_leaf",
-        Error::PathLenConstraintViolated => "path_length",
-        Error::NameConstraintViolation | Error::MalformedNameConstraint => "name_constraints",
-        Error::UnsupportedCriticalExtension => "critical_extension",
-        Error::CertRevoked => "revoked",
-        Error::CrlExpired { .. } => "crl_stale",
-        Error::UnsupportedSignatureAlgorithmContext(_)
-        | Error::UnsupportedSignatureAlgorithmForPublicKeyContext(_)
-        | Error::SignatureAlgorithmMismatch => "signature_algorithm",
-        Error::MaximumSignatureChecksExceeded
-        | Error::MaximumPathBuildCallsExceeded
-        | Error::MaximumPathDepthExceeded
-        | Error::MaximumNameConstraintComparisonsExceeded => "too_costly",
-        _ => "malformed",
-    }
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-fn remedy(cause: &Error) -> &'static str {
-    match chain_reason(cause) {
-        "expired" => "renew it, and see why its rotation stopped",
-        "not_yet_valid" => "compare the clocks of both sides",
-        "unknown_issuer" => {
-            "the peer must send its intermediates, and the bundle must hold the root that signed them"
+    #[test]
+    fn every_reason_is_documented() {
+        let documented = include_str!("../../../docs/certificates.md");
+        for reason in VerifyError::REASONS {
+            assert!(documented.contains(&format!("`{reason}`")), "{reason}");
         }
-        "bad_signature" => "a root or intermediate of the same name has another key; refresh the bundle",
-        "wrong_use" => "issue it for this use: client and server each have their extended key usage",
-        "issuer_not_authority" | "path_length" => "have it signed by an authority that may sign it",
-        "name_constraints" => "a URI name under name constraints is never accepted; use an authority without",
-        "revoked" => "issue a new one",
-        "crl_stale" => "refresh the revocation list, or accept stale ones explicitly",
-        _ => "issue it anew",
     }
 }

@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use anyhow::{Context as _, bail};
+use isthmus_certs::deny::Serial;
 use isthmus_certs::facts::Facts;
 use isthmus_certs::{DenyList, IdPattern, pem};
 use serde_json::{Value, json};
@@ -80,14 +81,14 @@ fn described(list: &DenyList) -> Value {
 /// What somebody meant by a word.
 enum Named {
     Identity(IdPattern),
-    Serial(String, Option<OffsetDateTime>),
+    Serial(Serial, Option<OffsetDateTime>),
 }
 
 impl Named {
     fn add(&self, list: &mut DenyList) -> bool {
         match self {
             Self::Identity(identity) => list.add_identity(identity.clone()),
-            Self::Serial(serial, until) => list.add_serial(serial, *until),
+            Self::Serial(serial, until) => list.add_serial(serial.clone(), *until),
         }
     }
 
@@ -101,7 +102,7 @@ impl Named {
     fn shown(&self) -> String {
         match self {
             Self::Identity(identity) => identity.to_string(),
-            Self::Serial(serial, _) => serial.clone(),
+            Self::Serial(serial, _) => serial.to_string(),
         }
     }
 }
@@ -119,11 +120,10 @@ fn one(word: &str) -> anyhow::Result<Named> {
         let chain = pem::certificates(&read(path)?).with_context(|| word.to_owned())?;
         let leaf = chain.first().context("the file is empty")?;
         let facts = Facts::of(leaf).with_context(|| word.to_owned())?;
-        return Ok(Named::Serial(facts.serial, Some(facts.not_after)));
+        return Ok(Named::Serial(facts.serial.parse()?, Some(facts.not_after)));
     }
-    let digits = word.chars().filter(|c| *c != ':').collect::<String>();
-    if digits.is_empty() || !digits.chars().all(|c| c.is_ascii_hexdigit()) {
-        bail!("{word:?} is no SPIFFE ID, no certificate file and no serial number (hexadecimal)");
+    match word.parse() {
+        Ok(serial) => Ok(Named::Serial(serial, None)),
+        Err(_) => bail!("{word:?} is no SPIFFE ID, no certificate file and no serial number (hexadecimal)"),
     }
-    Ok(Named::Serial(word.to_owned(), None))
 }

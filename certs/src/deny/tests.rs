@@ -19,6 +19,10 @@ fn authority(domain: &str) -> Authority {
     Authority::generate(TrustDomain::new(domain).unwrap()).unwrap()
 }
 
+fn serial(text: &str) -> Serial {
+    text.parse().unwrap()
+}
+
 fn bundle(root: &Authority) -> Bundle {
     Bundle::new(root.trust_domain(), 1, [root.certificate()]).unwrap()
 }
@@ -26,14 +30,14 @@ fn bundle(root: &Authority) -> Bundle {
 fn a_list(domain: &TrustDomain) -> DenyList {
     let mut list = DenyList::new(domain.clone());
     list.add_identity(IdPattern::parse(PATTERN).unwrap());
-    list.add_serial("0A:BC", Some(OffsetDateTime::UNIX_EPOCH + HOUR));
-    list.add_serial("ffee", None);
+    list.add_serial(serial("0A:BC"), Some(OffsetDateTime::UNIX_EPOCH + HOUR));
+    list.add_serial(serial("ffee"), None);
     list.renumber(7);
     list
 }
 
 fn open(envelope: &str, root: &Authority) -> Result<DenyList, DenyError> {
-    DenyList::open(envelope.as_bytes(), root.trust_domain(), &bundle(root), UnixTime::now())
+    DenyList::open(envelope.as_bytes(), root.trust_domain(), &bundle(root), UnixTime::now(), None)
 }
 
 /// An envelope as whoever holds `key` would make it.
@@ -65,7 +69,8 @@ fn a_list_is_read_as_its_root_or_intermediate_has_signed_it() {
         }
         assert_eq!(list.sequence(), 7);
         let serials: Vec<_> = list.serials().collect();
-        assert_eq!(serials, [("0abc", Some(OffsetDateTime::UNIX_EPOCH + HOUR)), ("ffee", None)]);
+        let expected = [(&serial("0abc"), Some(OffsetDateTime::UNIX_EPOCH + HOUR)), (&serial("ffee"), None)];
+        assert_eq!(serials, expected);
         assert_eq!(list.identities().map(ToString::to_string).collect::<Vec<_>>(), [PATTERN]);
     }
 }
@@ -212,6 +217,26 @@ fn what_is_signed_must_also_be_a_list() {
 }
 
 #[test]
+fn who_was_denied_does_not_take_that_back() {
+    let west = Authority::generate(TrustDomain::new("west.example").unwrap()).unwrap();
+    let [thief, other] =
+        ["stolen", "other"].map(|cluster| west.intermediate(cluster, KeyKind::P256, HOUR).unwrap());
+    let mut known = DenyList::new(west.trust_domain().clone());
+    known.add_serial(serial(&Facts::of(thief.certificate()).unwrap().serial), None);
+    known.renumber(1);
+    let mut next = DenyList::new(west.trust_domain().clone());
+    next.renumber(2);
+    let after = |signer: &Authority| {
+        let signed = next.sign(signer).unwrap();
+        let (domain, bundle) = (west.trust_domain(), bundle(&west));
+        DenyList::open(signed.as_bytes(), domain, &bundle, UnixTime::now(), Some(&known))
+    };
+    assert_eq!(after(&thief), Err(DenyError::NotSigned(west.trust_domain().clone())));
+    assert_eq!(after(&other), Ok(next.clone()));
+    assert_eq!(after(&west), Ok(next.clone()));
+}
+
+#[test]
 fn no_beginning_of_an_envelope_is_one() {
     let west = authority("west.example");
     let signed = a_list(west.trust_domain()).sign(&west).unwrap();
@@ -227,11 +252,11 @@ fn a_serial_number_is_one_however_it_is_written() {
     let mut list = DenyList::new(domain);
     let id = SpiffeId::parse("spiffe://west.example/ns/a/sa/b").unwrap();
     for written in ["0A:BC:DE", "0ABCDE", "0abcde", "0a:bc:de"] {
-        assert!(list.add_serial(written, None), "new");
-        assert!(!list.add_serial("0abcde", None), "the same");
+        assert!(list.add_serial(serial(written), None), "new");
+        assert!(!list.add_serial(serial("0abcde"), None), "the same");
         assert_eq!(list.denies(&id, &["0abcde".to_owned()]), Some(Denied::Serial("0abcde".to_owned())));
-        assert!(list.denies(&id, &["abcde".to_owned(), "0abcdef".to_owned()]).is_none());
-        assert!(list.remove_serial(written));
+        assert!(list.denies(&id, &["abcd".to_owned(), "0abcdef".to_owned()]).is_none());
+        assert!(list.remove_serial(&serial(written)));
     }
 }
 
@@ -258,13 +283,13 @@ fn serial_numbers_are_those_that_openssl_prints() {
     let west = authority("west.example");
     let id = SpiffeId::parse("spiffe://west.example/ns/a/sa/b").unwrap();
     // Its first byte could be a sign, is small, is zero.
-    for serial in [&[0x80, 1, 2][..], &[0x0a, 0xbc], &[0, 0x7f]] {
+    for number in [&[0x80, 1, 2][..], &[0x0a, 0xbc], &[0, 0x7f]] {
         let leaf = west.issue_altered(&id, |p| {
-            p.serial_number = Some(rcgen::SerialNumber::from_slice(serial));
+            p.serial_number = Some(rcgen::SerialNumber::from_slice(number));
         });
         let Some(printed) = openssl_serial(leaf.chain_pem()) else { return };
         let mut list = DenyList::new(west.trust_domain().clone());
-        list.add_serial(&printed, None);
+        list.add_serial(serial(&printed), None);
         let own = Facts::of(&leaf.chain()[0]).unwrap().serial;
         assert!(list.denies(&id, std::slice::from_ref(&own)).is_some(), "{printed} is not {own}");
     }
@@ -293,6 +318,6 @@ fn what_has_expired_is_forgotten() {
     let end = OffsetDateTime::UNIX_EPOCH + HOUR;
     assert!(!list.forget_expired(end), "it still counts at its last second");
     assert!(list.forget_expired(end + Duration::from_secs(1)));
-    assert_eq!(list.serials().map(|(serial, _)| serial).collect::<Vec<_>>(), ["ffee"], "without end");
+    assert_eq!(list.serials().map(|(one, _)| one).collect::<Vec<_>>(), [&serial("ffee")], "without end");
     assert_eq!(list.identities().count(), 1);
 }

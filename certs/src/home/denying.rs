@@ -11,7 +11,7 @@ use super::bundles::next_sequence;
 use super::{Home, HomeError, read};
 use crate::authority::Authority;
 use crate::bundle::Bundle;
-use crate::deny::{DenyError, DenyList};
+use crate::deny::DenyList;
 use crate::files::{self, PUBLIC};
 use crate::spiffe::TrustDomain;
 
@@ -41,7 +41,7 @@ impl Home {
         at: UnixTime,
     ) -> Result<DenyList, HomeError> {
         let path = self.deny_file(domain);
-        DenyList::open(read(&path)?.as_bytes(), domain, bundle, at)
+        DenyList::open(read(&path)?.as_bytes(), domain, bundle, at, None)
             .map_err(|cause| HomeError::Deny { path, cause })
     }
 
@@ -66,12 +66,9 @@ impl Home {
         let path = self.deny_file(domain);
         let refused = |cause| HomeError::Deny { path: path.clone(), cause };
         let bundle = self.bundle(domain)?;
-        let list = DenyList::open(envelope.as_bytes(), domain, &bundle, UnixTime::now()).map_err(refused)?;
-        let known = self.deny_list(domain)?.sequence();
-        if list.sequence() < known {
-            let found = list.sequence();
-            return Err(refused(DenyError::Older { domain: domain.clone(), found, known }));
-        }
+        let known = self.deny_list(domain)?;
+        let list = DenyList::open(envelope.as_bytes(), domain, &bundle, UnixTime::now(), Some(&known));
+        let list = list.map_err(refused)?;
         files::make_folder(&self.deny_folder())?;
         files::write(&path, envelope, PUBLIC)?;
         Ok(list)

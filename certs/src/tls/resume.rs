@@ -208,7 +208,7 @@ fn none_resumes_once_its_identity_is_denied() {
 fn none_resumes_once_its_serial_number_is_denied() {
     none_resume_after("serial number denied", "denied", |bundles, _, peer| {
         let mut list = DenyList::new(peer.id().trust_domain().clone());
-        list.add_serial(&Facts::of(&peer.chain()[0]).unwrap().serial, None);
+        list.add_serial(Facts::of(&peer.chain()[0]).unwrap().serial.parse().unwrap(), None);
         bundles.deny(list);
     });
 }

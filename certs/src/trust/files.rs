@@ -3,8 +3,8 @@
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
-use std::fs;
-use std::io;
+use std::fs::{self, File};
+use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -59,8 +59,11 @@ pub struct LoadError {
 #[derive(Debug, thiserror::Error)]
 pub enum LoadCause {
     /// It is not there, or not readable.
-    #[error("cannot be read: {0}")]
+    #[error("cannot be read: {0}; it must be there, and readable by this user")]
     Read(#[from] io::Error),
+    /// It is a directory, a pipe, a device.
+    #[error("is no file")]
+    NoFile,
     /// It is far too large.
     #[error("is larger than {} MiB; is it the right file?", MAX_FILE >> 20)]
     TooLarge,
@@ -162,46 +165,52 @@ struct Load<'a> {
 
 impl Load<'_> {
     fn bundles(&mut self) -> TrustBundles {
-        let mut bundles = TrustBundles::new();
+        let mut bundles = self.roots();
+        // A list that is gone from its place is still known: what was taken back does not come again so.
+        let old = self.old.map(|old| Arc::clone(&old.bundles)).unwrap_or_default();
+        for (domain, _) in old.iter().filter(|(domain, _)| bundles.get(domain).is_some()).collect::<Vec<_>>()
+        {
+            old.denied(domain).into_iter().for_each(|list| bundles.deny(list.clone()));
+            old.crls(domain).into_iter().for_each(|lists| bundles.revoke(domain.clone(), lists.clone()));
+        }
         let files = self.files;
-        for (domain, path) in self.domains(&files.bundles) {
-            let known = self.old.and_then(|old| old.bundles.get(&domain));
-            let read = read_bundle(&path, &domain).and_then(|bundle| match known {
-                Some(known) if bundle.sequence < known.sequence => {
-                    Err(LoadCause::OldBundle { found: bundle.sequence, known: known.sequence })
-                }
-                _ => Ok(bundle),
-            });
-            match read {
-                Ok(bundle) => bundles.insert(domain, bundle),
-                Err(cause) => {
-                    self.refused.push(at(&path, cause));
-                    if let Some(known) = known {
-                        bundles.insert(domain, known.clone());
-                    }
-                }
-            }
-        }
-        self.denied(&mut bundles);
-        self.crls(&mut bundles);
-        bundles
-    }
-
-    fn denied(&mut self, bundles: &mut TrustBundles) {
-        // A list that is gone from its place is still known: only its domain takes a denial back.
-        for (domain, _) in self.old.iter().flat_map(|old| old.bundles.iter()) {
-            let known = self.old.and_then(|old| old.bundles.denied(domain));
-            if let (Some(list), Some(_)) = (known, bundles.get(domain)) {
-                bundles.deny(list.clone());
-            }
-        }
-        let Some(folder) = &self.files.deny else { return };
-        for (domain, path) in self.domains(folder) {
-            match self.read_denied(&path, &domain, bundles) {
+        let deny = files.deny.as_ref().and_then(|folder| self.domains(folder));
+        for (domain, path) in deny.unwrap_or_default() {
+            match self.read_denied(&path, &domain, &bundles) {
                 Ok(list) => bundles.deny(list),
                 Err(cause) => self.refused.push(at(&path, cause)),
             }
         }
+        let crls = files.crls.as_ref().and_then(|folder| self.domains(folder));
+        for (domain, path) in crls.unwrap_or_default() {
+            match self.read_crls(&path, &domain, &bundles) {
+                Ok(lists) => bundles.revoke(domain, lists),
+                Err(cause) => self.refused.push(at(&path, cause)),
+            }
+        }
+        bundles
+    }
+
+    /// The bundles alone. One whose file is gone is no longer believed; if none can be looked at, all are.
+    fn roots(&mut self) -> TrustBundles {
+        let mut bundles = TrustBundles::new();
+        let files = self.files;
+        let Some(found) = self.domains(&files.bundles) else {
+            let old = self.old.iter().flat_map(|old| old.bundles.iter());
+            old.for_each(|(domain, bundle)| bundles.insert(domain.clone(), bundle.clone()));
+            return bundles;
+        };
+        for (domain, path) in found {
+            let known = self.old.and_then(|old| old.bundles.get(&domain));
+            match read_bundle(&path, &domain).and_then(|bundle| not_older(bundle, known)) {
+                Ok(bundle) => bundles.insert(domain, bundle),
+                Err(cause) => {
+                    self.refused.push(at(&path, cause));
+                    known.into_iter().for_each(|known| bundles.insert(domain.clone(), known.clone()));
+                }
+            }
+        }
+        bundles
     }
 
     fn read_denied(
@@ -211,35 +220,17 @@ impl Load<'_> {
         bundles: &TrustBundles,
     ) -> Result<DenyList, LoadCause> {
         let bundle = bundles.get(domain).ok_or_else(|| LoadCause::NoBundle(domain.clone()))?;
-        let list = DenyList::open(&read(path)?, domain, bundle, self.now)?;
-        match bundles.denied(domain) {
-            Some(known) if list.sequence() < known.sequence() => Err(DenyError::Older {
-                domain: domain.clone(),
-                found: list.sequence(),
-                known: known.sequence(),
-            })?,
-            _ => Ok(list),
-        }
+        Ok(DenyList::open(&read(path)?, domain, bundle, self.now, bundles.denied(domain))?)
     }
 
-    fn crls(&mut self, bundles: &mut TrustBundles) {
-        let Some(folder) = &self.files.crls else { return };
-        for (domain, path) in self.domains(folder) {
-            let known = self.old.and_then(|old| old.bundles.crls(&domain)).cloned();
-            let lists = match bundles.get(&domain) {
-                None => Err(LoadCause::NoBundle(domain.clone())),
-                Some(_) => read(&path).and_then(|bytes| {
-                    Ok(Crls::read(&bytes, self.files.stale_crl, self.files.outage_budget)?)
-                }),
-            };
-            match lists {
-                Ok(lists) => bundles.revoke(domain, lists),
-                Err(cause) => {
-                    self.refused.push(at(&path, cause));
-                    known.into_iter().for_each(|known| bundles.revoke(domain.clone(), known));
-                }
-            }
-        }
+    fn read_crls(
+        &self,
+        path: &Path,
+        domain: &TrustDomain,
+        bundles: &TrustBundles,
+    ) -> Result<Crls, LoadCause> {
+        bundles.get(domain).ok_or_else(|| LoadCause::NoBundle(domain.clone()))?;
+        Ok(Crls::read(&read(path)?, self.files.stale_crl, self.files.outage_budget)?)
     }
 
     fn identity(&mut self, bundles: &TrustBundles) -> Option<Arc<Identity>> {
@@ -273,12 +264,10 @@ impl Load<'_> {
         Ok(())
     }
 
-    fn domains(&mut self, folder: &Path) -> BTreeMap<TrustDomain, PathBuf> {
+    /// The files of a folder by the domain that they are named for; nothing if it cannot be looked at.
+    fn domains(&mut self, folder: &Path) -> Option<BTreeMap<TrustDomain, PathBuf>> {
         let mut found: BTreeMap<TrustDomain, PathBuf> = BTreeMap::new();
-        let files = files_in(folder).unwrap_or_else(|error| {
-            self.refused.push(at(folder, error));
-            Vec::new()
-        });
+        let files = files_in(folder).map_err(|error| self.refused.push(at(folder, error))).ok()?;
         for path in files {
             let name = path.file_stem().and_then(OsStr::to_str).unwrap_or_default();
             match (TrustDomain::new(name), path) {
@@ -289,7 +278,16 @@ impl Load<'_> {
                 },
             }
         }
-        found
+        Some(found)
+    }
+}
+
+fn not_older(bundle: Bundle, known: Option<&Bundle>) -> Result<Bundle, LoadCause> {
+    match known {
+        Some(known) if bundle.sequence < known.sequence => {
+            Err(LoadCause::OldBundle { found: bundle.sequence, known: known.sequence })
+        }
+        _ => Ok(bundle),
     }
 }
 
@@ -315,10 +313,13 @@ fn files_in(folder: &Path) -> io::Result<Vec<PathBuf>> {
 }
 
 fn read(path: &Path) -> Result<Vec<u8>, LoadCause> {
-    if fs::metadata(path)?.len() > MAX_FILE {
-        return Err(LoadCause::TooLarge);
+    let mut bytes = Vec::new();
+    // Not waited for, were it no file but a pipe; and no longer than a file may be, were it a device.
+    if !fs::metadata(path)?.is_file() {
+        return Err(LoadCause::NoFile);
     }
-    Ok(fs::read(path)?)
+    File::open(path)?.take(MAX_FILE + 1).read_to_end(&mut bytes)?;
+    if bytes.len() as u64 > MAX_FILE { Err(LoadCause::TooLarge) } else { Ok(bytes) }
 }
 
 fn text(path: &Path) -> Result<String, LoadCause> {

@@ -238,6 +238,7 @@ fn flaws_of_folders() -> Vec<Flaw<'static>> {
 fn kind_of(cause: &LoadCause) -> &'static str {
     match cause {
         LoadCause::Read(_) => "read",
+        LoadCause::NoFile => "no file",
         LoadCause::TooLarge => "large",
         LoadCause::Pem(_) => "pem",
         LoadCause::Identity(_) => "identity",

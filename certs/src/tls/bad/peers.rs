@@ -105,12 +105,14 @@ fn denied(world: &World) -> Vec<Row> {
         row("its whole domain is denied", "Identity", leaf(world, |_| {}), &|list| {
             _ = list.add_identity(all.clone());
         }),
-        row("its serial number is denied", "Serial", shown, &|list| _ = list.add_serial(&upper, None)),
+        row("its serial number is denied", "Serial", shown, &|list| {
+            _ = list.add_serial(upper.parse().unwrap(), None)
+        }),
         row(
             "its intermediate's serial number is denied",
             "Serial",
             leaf_below(world, &intermediate, |_| {}),
-            &|list| _ = list.add_serial(&colons, None),
+            &|list| _ = list.add_serial(colons.parse().unwrap(), None),
         ),
     ]
 }
@@ -144,7 +146,7 @@ fn revoked(world: &World) -> Vec<Row> {
         row("revoked by its intermediate", "revoked", "CertRevoked", under_below, &[by_below]),
         row("its intermediate is revoked", "revoked", "CertRevoked", leaf_of_below, &[of_below]),
         row("the revocation list is stale", "crl_stale", "CrlExpired", none(), &[stale]),
-        row("the revocation list is forged", "malformed", "InvalidCrlSignature", none(), &[forged]),
+        row("the revocation list is forged", "crl_bad", "InvalidCrlSignature", none(), &[forged]),
     ]
 }
 
