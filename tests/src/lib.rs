@@ -13,6 +13,7 @@
 
 pub mod binary;
 pub mod bulk;
+pub mod certs;
 pub mod client;
 pub mod endpoint;
 pub mod gateway;

@@ -1,0 +1,364 @@
+//! Authorities as an operator makes them, with the built `isthmus-certs` in a directory of the test's own,
+//! and rustls at one end of a connection that takes its trust from those files.
+//! Not a way round the command line: what is not made by it is made by a peer's own program.
+
+use std::ffi::OsString;
+use std::fs;
+use std::io::{self, Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::sync::Arc;
+use std::sync::mpsc::{self, Receiver};
+use std::thread;
+
+use isthmus_certs::{Client, Peer, Server, SpiffeId, Trust, TrustFiles, VerifyError, peer_id};
+use rustls::pki_types::ServerName;
+use rustls::{ClientConfig, ClientConnection, ServerConfig, ServerConnection, StreamOwned};
+use serde_json::Value;
+use tempfile::TempDir;
+
+use crate::binary;
+use crate::client::dial;
+use crate::wait::DEADLINE;
+
+/// Where several authorities stand side by side, each in a directory of its own.
+#[derive(Debug)]
+pub struct Sites(TempDir);
+
+/// How a program ended and what it said.
+#[derive(Debug)]
+pub struct Ran {
+    /// Its exit code; nothing if a signal ended it.
+    pub code: Option<i32>,
+    /// Its standard output.
+    pub out: String,
+    /// Its standard error.
+    pub err: String,
+}
+
+impl Ran {
+    fn of(output: Output) -> Ran {
+        let ran = Ran {
+            code: output.status.code(),
+            out: String::from_utf8(output.stdout).expect("UTF-8 on standard output"),
+            err: String::from_utf8(output.stderr).expect("UTF-8 on standard error"),
+        };
+        assert!(!ran.err.contains("panicked"), "{ran:?}");
+        ran
+    }
+
+    /// Standard output, if it ended well.
+    #[track_caller]
+    #[must_use]
+    pub fn done(self) -> String {
+        assert_eq!(self.code, Some(0), "{self:?}");
+        self.out
+    }
+
+    /// Standard error, if it ended with 1.
+    #[track_caller]
+    #[must_use]
+    pub fn refused(self) -> String {
+        assert_eq!(self.code, Some(1), "{self:?}");
+        self.err
+    }
+}
+
+impl Default for Sites {
+    fn default() -> Self {
+        Sites::new()
+    }
+}
+
+impl Sites {
+    /// None yet.
+    #[must_use]
+    pub fn new() -> Sites {
+        Sites(tempfile::Builder::new().prefix("isthmus-sites-").tempdir().unwrap())
+    }
+
+    /// `east` and `west`, each with the leaf `direct` signed by its root, a cluster, and the leaf `below`
+    /// signed by the cluster's intermediate; each believes the other. Leaves are called `web.example`,
+    /// and have the identity `/ns/test/sa/NAME` of their domain.
+    #[must_use]
+    pub fn federated() -> Sites {
+        let sites = Sites::new();
+        for site in ["east", "west"] {
+            sites.found(site);
+        }
+        for (site, other) in [("east", "west"), ("west", "east")] {
+            sites.done(other, &format!("bundle --for spiffe --out {other}.json"));
+            sites.done(site, &format!("bundle add {other}.json --trust-domain {other}.example"));
+        }
+        sites
+    }
+
+    /// One of them, which believes only itself.
+    pub fn found(&self, site: &str) {
+        self.done(site, &format!("init --trust-domain {site}.example"));
+        self.leaf(site, "direct");
+        self.done(site, &format!("intermediate --cluster {site}"));
+        self.leaf(site, "below");
+    }
+
+    /// Issues a leaf.
+    pub fn leaf(&self, site: &str, name: &str) {
+        let names = "--dns web.example --ip 127.0.0.1";
+        self.done(site, &format!("issue --spiffe {} --name {name} {names}", id(site, name)));
+    }
+
+    /// The directory of all.
+    #[must_use]
+    pub fn folder(&self) -> &Path {
+        self.0.path()
+    }
+
+    /// A file, named from there.
+    #[must_use]
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.folder().join(name)
+    }
+
+    /// What a file says.
+    #[must_use]
+    #[track_caller]
+    pub fn read(&self, name: &str) -> String {
+        fs::read_to_string(self.path(name)).unwrap_or_else(|error| panic!("{name}: {error}"))
+    }
+
+    /// Makes or replaces a file.
+    #[track_caller]
+    pub fn write(&self, name: &str, text: impl AsRef<[u8]>) {
+        fs::write(self.path(name), text).unwrap_or_else(|error| panic!("{name}: {error}"));
+    }
+
+    /// `isthmus-certs` for the authority in the directory `site`, or for none if that is empty. Words are
+    /// separated by spaces, and files are named from [`Sites::folder`].
+    #[must_use]
+    pub fn command(&self, site: &str, words: &str) -> Command {
+        let mut command = Command::new(binary::certs());
+        command.args(words.split_whitespace()).env_remove("ISTHMUS_CERTS_DIR");
+        if !site.is_empty() {
+            command.env("ISTHMUS_CERTS_DIR", site);
+        }
+        command.current_dir(self.folder()).stdin(Stdio::null());
+        command
+    }
+
+    /// Runs it to its end.
+    #[must_use]
+    pub fn run(&self, site: &str, words: &str) -> Ran {
+        Ran::of(self.command(site, words).output().unwrap())
+    }
+
+    /// What it says to people, if it does what it is told.
+    #[track_caller]
+    pub fn done(&self, site: &str, words: &str) -> String {
+        self.run(site, words).done()
+    }
+
+    /// What it says to machines, if it does what it is told.
+    #[track_caller]
+    pub fn json(&self, site: &str, words: &str) -> Value {
+        let said = self.run(site, &format!("{words} --json")).done();
+        serde_json::from_str(&said).unwrap_or_else(|error| panic!("{words}: {error}\n{said}"))
+    }
+
+    /// Why it does not do what it is told. People and machines are told the same.
+    #[track_caller]
+    #[must_use]
+    pub fn refused(&self, site: &str, words: &str) -> String {
+        let why = self.run(site, words).refused();
+        let json = self.run(site, &format!("{words} --json")).refused();
+        let json: Value = serde_json::from_str(&json).unwrap_or_else(|error| panic!("{error}: {json}"));
+        let text = why.trim_end().strip_prefix("isthmus-certs: ").expect("it says who speaks");
+        assert_eq!(json["error"], text, "{words}");
+        text.to_owned()
+    }
+
+    /// Another program, in the same directory.
+    #[must_use]
+    pub fn other(&self, program: &str, words: &str) -> Command {
+        let mut command = Command::new(program);
+        command.args(words.split_whitespace()).current_dir(self.folder());
+        command
+    }
+
+    /// `openssl` to its end.
+    #[must_use]
+    pub fn openssl(&self, words: &str) -> Ran {
+        Ran::of(self.other("openssl", words).stdin(Stdio::null()).output().unwrap())
+    }
+
+    /// A leaf made by OpenSSL: a new P-256 key in `NAME.key`, and in `NAME.crt` what `extensions` say,
+    /// signed by this certificate and key.
+    pub fn forge(&self, name: &str, [certificate, key]: [&str; 2], extensions: &str) {
+        self.write(&format!("{name}.ext"), extensions);
+        let request = "req -new -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -subj /";
+        let _made = self.openssl(&format!("{request} -keyout {name}.key -out {name}.csr")).done();
+        let sign = format!("x509 -req -in {name}.csr -CA {certificate} -CAkey {key} -days 1");
+        let _made = self.openssl(&format!("{sign} -extfile {name}.ext -out {name}.crt")).done();
+    }
+
+    /// Where a leaf of an authority and what it trusts stand.
+    #[must_use]
+    pub fn trust_files(&self, site: &str, leaf: &str) -> TrustFiles {
+        let site = self.path(site);
+        TrustFiles {
+            certificate: site.join(format!("leaves/{leaf}/tls.crt")),
+            key: site.join(format!("leaves/{leaf}/tls.key")),
+            bundles: site.join("bundles"),
+            ..TrustFiles::default()
+        }
+    }
+
+    /// A leaf of an authority, and what it trusts.
+    #[must_use]
+    #[track_caller]
+    pub fn trust(&self, site: &str, leaf: &str) -> Trust {
+        Trust::load(&self.trust_files(site, leaf)).unwrap()
+    }
+
+    /// A client that shows a leaf and expects an identity.
+    #[must_use]
+    #[track_caller]
+    pub fn client(&self, site: &str, leaf: &str, expected: &str) -> Arc<ClientConfig> {
+        Client::new(self.trust(site, leaf), only(expected), &[]).unwrap().config()
+    }
+
+    /// A server that shows a leaf and lets in one identity, on loopback.
+    #[must_use]
+    #[track_caller]
+    pub fn serve(&self, site: &str, leaf: &str, allowed: &str) -> Serving {
+        Serving::new(Server::new(self.trust(site, leaf), only(allowed), &[]).unwrap().config())
+    }
+}
+
+/// What an `x509` extension file says for a leaf as ours are, with this identity.
+#[must_use]
+pub fn like_ours(id: &str) -> String {
+    format!(
+        "subjectAltName=critical,URI:{id}\nbasicConstraints=critical,CA:FALSE\n\
+         keyUsage=critical,digitalSignature\nextendedKeyUsage=serverAuth,clientAuth\n\
+         subjectKeyIdentifier=hash\nauthorityKeyIdentifier=keyid\n"
+    )
+}
+
+/// The identity of a leaf of [`Sites::leaf`].
+#[must_use]
+pub fn id(site: &str, name: &str) -> String {
+    format!("spiffe://{site}.example/ns/test/sa/{name}")
+}
+
+/// Nobody else.
+#[must_use]
+pub fn only(id: &str) -> Peer {
+    Peer::Ids(vec![SpiffeId::parse(id).unwrap()])
+}
+
+/// What a connection to a [`Serving`] came to.
+#[derive(Debug)]
+pub struct Served {
+    /// Who the client proved to be, and the line that it sent; or why there was neither.
+    pub result: Result<(String, String), String>,
+}
+
+/// A server of ours that answers the first line of each connection by the same line backwards.
+#[derive(Debug)]
+pub struct Serving {
+    /// Where it is.
+    pub address: SocketAddr,
+    served: Receiver<Served>,
+}
+
+impl Serving {
+    /// With a configuration.
+    #[must_use]
+    pub fn new(config: Arc<ServerConfig>) -> Serving {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let (tell, served) = mpsc::channel();
+        thread::spawn(move || {
+            for stream in listener.incoming().flatten() {
+                let connection = ServerConnection::new(Arc::clone(&config)).unwrap();
+                let result = answer(connection, stream).map_err(|error| why(&error));
+                if tell.send(Served { result }).is_err() {
+                    return;
+                }
+            }
+        });
+        Serving { address, served }
+    }
+
+    /// What the next connection came to.
+    #[track_caller]
+    pub fn next(&self) -> Result<(String, String), String> {
+        self.served.recv_timeout(DEADLINE).expect("a connection ends").result
+    }
+}
+
+fn answer(connection: ServerConnection, stream: TcpStream) -> io::Result<(String, String)> {
+    stream.set_read_timeout(Some(DEADLINE))?;
+    let mut tls = StreamOwned::new(connection, stream);
+    let line = read_line(&mut tls)?;
+    let id = peer_id(tls.conn.peer_certificates().unwrap_or_default()).map_err(io::Error::other)?;
+    tls.write_all(backwards(&line).as_bytes())?;
+    tls.conn.send_close_notify();
+    tls.flush()?;
+    // The client's end, so that nothing of the answer is lost in a reset.
+    let _end = tls.read(&mut [0; 64]);
+    Ok((id.to_string(), line))
+}
+
+/// What failed a connection; where this side refused the peer, the words of its verification.
+#[must_use]
+pub fn why(error: &io::Error) -> String {
+    let tls = error.get_ref().and_then(|error| error.downcast_ref::<rustls::Error>());
+    tls.and_then(VerifyError::of).map_or_else(|| error.to_string(), ToString::to_string)
+}
+
+/// The line turned round, its end at its end, as `openssl s_server -rev` answers.
+#[must_use]
+pub fn backwards(line: &str) -> String {
+    line.trim_end().chars().rev().chain(['\n']).collect()
+}
+
+fn read_line(from: &mut impl Read) -> io::Result<String> {
+    let mut line = Vec::new();
+    let mut byte = [0];
+    while line.last() != Some(&b'\n') {
+        from.read_exact(&mut byte)?;
+        line.extend(byte);
+    }
+    String::from_utf8(line).map_err(io::Error::other)
+}
+
+/// Sends a line over TLS and takes one; says who answered.
+pub fn ask(
+    config: &Arc<ClientConfig>,
+    to: SocketAddr,
+    sni: &str,
+    line: &str,
+) -> io::Result<(String, String)> {
+    let name = ServerName::try_from(sni.to_owned()).unwrap();
+    let connection = ClientConnection::new(Arc::clone(config), name).unwrap();
+    let mut tls = StreamOwned::new(connection, dial(to));
+    tls.write_all(line.as_bytes())?;
+    let answer = read_line(&mut tls)?;
+    tls.conn.send_close_notify();
+    tls.flush()?;
+    let id = peer_id(tls.conn.peer_certificates().unwrap_or_default()).map_err(io::Error::other)?;
+    Ok((id.to_string(), answer))
+}
+
+/// Envoy, where `ISTHMUS_ENVOY` says, where `tests/run` installs it, or on the path.
+#[must_use]
+pub fn envoy() -> Option<PathBuf> {
+    let installed = concat!(env!("CARGO_MANIFEST_DIR"), "/../target/peers/bin/envoy");
+    let places = [std::env::var_os("ISTHMUS_ENVOY"), Some(installed.into()), Some(OsString::from("envoy"))];
+    let runs = |place: &PathBuf| {
+        Command::new(place).arg("--version").output().is_ok_and(|output| output.status.success())
+    };
+    places.into_iter().flatten().map(PathBuf::from).find(runs)
+}
