@@ -1,0 +1,312 @@
+//! Envoy at the other end: as a TLS server and as a TLS client it matches our SPIFFE IDs, with its own
+//! words for them and with its SPIFFE validator, which keeps trust domains apart. Chains are of 3.
+//! Not about Envoy as a gateway (`isthmus-bench compare`).
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test"
+)]
+
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::net::{SocketAddr, TcpListener};
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::sync::mpsc::{self, Receiver};
+use std::{fs, thread};
+
+use isthmus_certs::{Identity, client_config, server_config};
+use isthmus_tests::certs::{Serving, Sites, ask, backwards, envoy, id, like_ours, only, why};
+use isthmus_tests::client::{dial, rest};
+use isthmus_tests::wait::{DEADLINE, until_some};
+use isthmus_tests::{http, skip};
+use rustls::ClientConfig;
+use serde_json::{Value, json};
+
+const LINE: &str = "a line from one end to the other\n";
+/// What no application sees.
+const NEVER: &str = "a line that does not arrive\n";
+const TYPES: &str = "type.googleapis.com/envoy";
+
+/// A running Envoy, killed when it is dropped.
+struct Envoy {
+    child: Child,
+    admin: SocketAddr,
+}
+
+impl Envoy {
+    /// With listeners by name, and the one cluster `app`.
+    fn start(program: PathBuf, sites: &Sites, listeners: &[Value], app: &Value) -> Envoy {
+        let loopback = json!({ "socket_address": { "address": "127.0.0.1", "port_value": 0 } });
+        let config = json!({
+            "node": { "id": "test", "cluster": "test" },
+            "admin": { "address": loopback },
+            "static_resources": { "listeners": listeners, "clusters": [app] },
+        });
+        sites.write("envoy.json", config.to_string());
+        // Of an Envoy that ran before.
+        let _absent = fs::remove_file(sites.path("envoy.admin"));
+        let mut child = Command::new("setpriv")
+            .arg("--pdeathsig=KILL")
+            .arg(program)
+            .args(["-c", "envoy.json", "--concurrency", "1", "--disable-hot-restart", "--log-level", "error"])
+            .args(["--admin-address-path", "envoy.admin"])
+            .current_dir(sites.folder())
+            .stdin(Stdio::null())
+            .spawn()
+            .unwrap();
+        let admin = until_some("Envoy says where its admin is", || {
+            assert!(child.try_wait().unwrap().is_none(), "Envoy ended; its file:\n{config:#}");
+            fs::read_to_string(sites.path("envoy.admin")).ok()?.trim().parse().ok()
+        });
+        Envoy { child, admin }
+    }
+
+    /// Where a listener of it is.
+    #[track_caller]
+    fn at(&self, name: &str) -> SocketAddr {
+        until_some("Envoy listens", || {
+            let answer = http::ask(self.admin, "GET", "/listeners");
+            let found = answer.body.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix("::"));
+            found.map(|address| address.parse().unwrap())
+        })
+    }
+}
+
+impl Drop for Envoy {
+    fn drop(&mut self) {
+        let _ended = self.child.kill();
+        let _status = self.child.wait();
+    }
+}
+
+/// A listener that passes everything to `app`.
+fn listener(name: &str, tls: Option<Value>) -> Value {
+    let proxy = json!({
+        "@type": format!("{TYPES}.extensions.filters.network.tcp_proxy.v3.TcpProxy"),
+        "stat_prefix": name,
+        "cluster": "app",
+    });
+    let mut chain = json!({ "filters": [{ "name": "tcp", "typed_config": proxy }] });
+    if let Some(mut tls) = tls {
+        tls["@type"] = format!("{TYPES}.extensions.transport_sockets.tls.v3.DownstreamTlsContext").into();
+        tls["require_client_certificate"] = true.into();
+        chain["transport_socket"] = json!({ "name": "tls", "typed_config": tls });
+    }
+    let address = json!({ "socket_address": { "address": "127.0.0.1", "port_value": 0 } });
+    json!({ "name": name, "address": address, "filter_chains": [chain] })
+}
+
+fn app(at: SocketAddr, tls: Option<Value>) -> Value {
+    let address = json!({ "socket_address": { "address": at.ip().to_string(), "port_value": at.port() } });
+    let mut cluster = json!({
+        "name": "app",
+        "type": "STATIC",
+        "connect_timeout": "5s",
+        "load_assignment": {
+            "cluster_name": "app",
+            "endpoints": [{ "lb_endpoints": [{ "endpoint": { "address": address } }] }],
+        },
+    });
+    if let Some(mut tls) = tls {
+        tls["@type"] = format!("{TYPES}.extensions.transport_sockets.tls.v3.UpstreamTlsContext").into();
+        tls["sni"] = "web.example".into();
+        cluster["transport_socket"] = json!({ "name": "tls", "typed_config": tls });
+    }
+    cluster
+}
+
+/// What Envoy shows, `below` of a site, and by what it judges its peers.
+fn context(site: &str, judge: &Value) -> Value {
+    let leaf = |file: &str| json!({ "filename": format!("{site}/leaves/below/{file}") });
+    json!({ "common_tls_context": {
+        "tls_certificates": [{ "certificate_chain": leaf("tls.crt"), "private_key": leaf("tls.key") }],
+        "validation_context": judge,
+    } })
+}
+
+/// Exactly this SPIFFE ID, under the roots that stand beside the leaf.
+fn exactly(site: &str, id: &str) -> Value {
+    json!({
+        "trusted_ca": { "filename": format!("{site}/leaves/below/ca.crt") },
+        "match_typed_subject_alt_names": [{ "san_type": "URI", "matcher": { "exact": id } }],
+    })
+}
+
+/// Envoy's SPIFFE validator, with the bundles of both domains side by side.
+fn spiffe_validator(sites: &Sites) -> Value {
+    let domains = ["east", "west"].map(|site| {
+        let (name, file) = (format!("{site}.example"), format!("{site}-bundle.pem"));
+        sites.done("east", &format!("bundle --for pem --trust-domain {name} --out {file}"));
+        json!({ "name": name, "trust_bundle": { "filename": file } })
+    });
+    json!({ "custom_validator_config": {
+        "name": "envoy.tls.cert_validator.spiffe",
+        "typed_config": {
+            "@type": format!("{TYPES}.extensions.transport_sockets.tls.v3.SPIFFECertValidatorConfig"),
+            "trust_domains": domains,
+        },
+    } })
+}
+
+/// An application without TLS behind Envoy: answers a line backwards, and tells what came on each connection.
+fn plain_app() -> (SocketAddr, Receiver<String>) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    let (tell, told) = mpsc::channel();
+    thread::spawn(move || {
+        for mut stream in listener.incoming().flatten() {
+            let mut line = String::new();
+            let _end = BufReader::new(stream.try_clone().unwrap()).read_line(&mut line);
+            let _answer = stream.write_all(backwards(&line).as_bytes());
+            let _end = stream.read(&mut [0]);
+            if tell.send(line).is_err() {
+                return;
+            }
+        }
+    });
+    (address, told)
+}
+
+/// What came on the next connection that brought anything: Envoy may connect before it knows its client.
+#[track_caller]
+fn next_line(told: &Receiver<String>) -> String {
+    let mut lines = std::iter::from_fn(|| Some(told.recv_timeout(DEADLINE).expect("a connection ends")));
+    lines.find(|line| !line.is_empty()).unwrap()
+}
+
+/// Why nobody answers this client, or who does.
+fn refusal(client: &Arc<ClientConfig>, envoy: SocketAddr) -> String {
+    match ask(client, envoy, "web.example", NEVER) {
+        Ok(answer) => panic!("it was let in: {answer:?}"),
+        Err(error) => why(&error),
+    }
+}
+
+/// East's identity of `below`, signed by west's intermediate.
+fn forged(sites: &Sites) -> Identity {
+    let signer = ["west/clusters/west/ca-cert.pem", "west/clusters/west/ca-key.pem"];
+    sites.forge("forged", signer, &like_ours(&id("east", "below")));
+    let chain = sites.read("forged.crt") + &sites.read(signer[0]);
+    Identity::from_pem(&chain, &sites.read("forged.key")).unwrap()
+}
+
+#[test]
+fn envoy_as_a_server_matches_our_identities_exactly() {
+    let Some(program) = envoy() else { skip!("envoy is not installed (tests/run installs it)") };
+    let sites = Sites::federated();
+    sites.leaf("east", "caller");
+    sites.leaf("east", "other");
+    let (address, told) = plain_app();
+    let listeners = [listener("exact", Some(context("east", &exactly("east", &id("east", "caller")))))];
+    let envoy = Envoy::start(program, &sites, &listeners, &app(address, None));
+
+    let server = id("east", "below");
+    let caller = sites.client("east", "caller", &server);
+    let answer = ask(&caller, envoy.at("exact"), "web.example", LINE).unwrap();
+    assert_eq!(answer, (server.clone(), backwards(LINE)));
+    assert_eq!(next_line(&told), LINE);
+
+    let other = sites.client("east", "other", &server);
+    let said = refusal(&other, envoy.at("exact"));
+    assert!(said.contains("received fatal alert: CertificateUnknown"), "{said}");
+    let foreign = sites.client("west", "below", &server);
+    let said = refusal(&foreign, envoy.at("exact"));
+    assert!(said.contains("received fatal alert"), "{said}");
+    // And we refuse it, if it is not whom we mean.
+    let elsewhere = sites.client("east", "caller", &id("east", "other"));
+    let said = refusal(&elsewhere, envoy.at("exact"));
+    assert!(said.contains("is not expected here"), "{said}");
+    let again = ask(&caller, envoy.at("exact"), "web.example", LINE).unwrap();
+    assert_eq!(again.0, server, "it was about them, not about Envoy");
+    assert_eq!(next_line(&told), LINE, "the application saw nothing of them");
+}
+
+#[test]
+fn envoy_as_a_client_matches_our_identities_exactly() {
+    let Some(program) = envoy() else { skip!("envoy is not installed (tests/run installs it)") };
+    let sites = Sites::federated();
+    sites.leaf("east", "server");
+    let ours = sites.serve("east", "server", &id("east", "below"));
+    let right = context("east", &exactly("east", &id("east", "server")));
+    let envoy =
+        Envoy::start(program.clone(), &sites, &[listener("in", None)], &app(ours.address, Some(right)));
+    assert_eq!(through(&envoy), backwards(LINE));
+    assert_eq!(ours.next().unwrap(), (id("east", "below"), LINE.to_owned()), "we know Envoy's identity");
+    drop(envoy);
+
+    let wrong = context("east", &exactly("east", &id("east", "another")));
+    let envoy = Envoy::start(program, &sites, &[listener("in", None)], &app(ours.address, Some(wrong)));
+    assert_eq!(through(&envoy), "");
+    assert_no_line(&ours);
+}
+
+/// Sends the line to a plain listener of Envoy, and reads to the end.
+fn through(envoy: &Envoy) -> String {
+    let mut stream = dial(envoy.at("in"));
+    stream.write_all(LINE.as_bytes()).unwrap();
+    String::from_utf8(rest(&mut stream).0).unwrap()
+}
+
+/// Every connection so far ended before a line; Envoy tries more than once.
+#[track_caller]
+fn assert_no_line(ours: &Serving) {
+    let said = ours.next().unwrap_err();
+    assert!(said.contains("received fatal alert"), "{said}");
+}
+
+#[test]
+fn envoys_spiffe_validator_takes_our_bundles_and_keeps_the_domains_apart() {
+    let Some(program) = envoy() else { skip!("envoy is not installed (tests/run installs it)") };
+    let sites = Sites::federated();
+    let judge = spiffe_validator(&sites);
+    let (address, told) = plain_app();
+    let mut pooled = exactly("east", &id("east", "below"));
+    let roots = sites.read("east-bundle.pem") + &sites.read("west-bundle.pem");
+    pooled["trusted_ca"] = json!({ "inline_string": roots });
+    let listeners = [
+        listener("spiffe", Some(context("east", &judge))),
+        listener("pooled", Some(context("east", &pooled))),
+    ];
+    let envoy = Envoy::start(program, &sites, &listeners, &app(address, None));
+    let server = id("east", "below");
+    for (site, leaf) in [("east", "below"), ("west", "below"), ("west", "direct")] {
+        let client = sites.client(site, leaf, &server);
+        let answer = ask(&client, envoy.at("spiffe"), "web.example", LINE).unwrap();
+        assert_eq!(answer, (server.clone(), backwards(LINE)), "{site} {leaf}");
+        assert_eq!(next_line(&told), LINE);
+    }
+    let bundles = Arc::clone(&sites.trust("east", "below").current().bundles);
+    let forged = Arc::new(client_config(&forged(&sites), bundles, only(&server)).unwrap());
+    let said = refusal(&forged, envoy.at("spiffe"));
+    assert!(said.contains("received fatal alert"), "{said}");
+    // In a pool of roots, west speaks for east.
+    let answer = ask(&forged, envoy.at("pooled"), "web.example", LINE).unwrap();
+    assert_eq!(answer, (server, backwards(LINE)));
+    assert_eq!(next_line(&told), LINE, "the application saw nothing of what came before");
+}
+
+#[test]
+fn envoys_spiffe_validator_refuses_a_server_whose_identity_another_domain_signed() {
+    let Some(program) = envoy() else { skip!("envoy is not installed (tests/run installs it)") };
+    let sites = Sites::federated();
+    let judge = spiffe_validator(&sites);
+    let west = sites.serve("west", "below", &id("east", "below"));
+    let start = |program, at| {
+        Envoy::start(program, &sites, &[listener("in", None)], &app(at, Some(context("east", &judge))))
+    };
+    let envoy = start(program.clone(), west.address);
+    assert_eq!(through(&envoy), backwards(LINE), "across the two domains, in chains of 3");
+    assert_eq!(west.next().unwrap(), (id("east", "below"), LINE.to_owned()));
+    drop(envoy);
+
+    let bundles = Arc::clone(&sites.trust("west", "below").current().bundles);
+    let config = server_config(&forged(&sites), bundles, only(&id("east", "below"))).unwrap();
+    let forger = Serving::new(Arc::new(config));
+    let envoy = start(program, forger.address);
+    assert_eq!(through(&envoy), "");
+    assert_no_line(&forger);
+}
