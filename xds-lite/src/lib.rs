@@ -2,9 +2,11 @@
 //! from its own file today; the agent that exchanges it between clusters is not here yet.
 
 pub mod ads;
+pub mod dial;
 pub mod host;
 pub mod locality;
 pub mod proto;
+pub mod serve;
 pub mod slice;
 
 pub use host::{HostName, HostPattern};

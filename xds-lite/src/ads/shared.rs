@@ -1,0 +1,130 @@
+//! A view that many streams follow, and what is known of each of them.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::{Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
+
+use serde::Serialize;
+use tokio::sync::watch;
+
+use super::server::Stream;
+use super::view::{Position, View};
+
+/// A view with its followers.
+pub struct Shared {
+    view: RwLock<View>,
+    moved: watch::Sender<Position>,
+    is_gone: Box<dyn Fn(&str) -> bool + Send + Sync>,
+    followers: Mutex<Followers>,
+}
+
+#[derive(Default)]
+struct Followers {
+    next: u64,
+    all: BTreeMap<u64, Follower>,
+}
+
+/// One stream that follows a view.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Follower {
+    /// Who it is.
+    pub peer: String,
+    /// How far it has come.
+    pub position: Position,
+    /// It has accepted or refused all that there is.
+    pub settled: bool,
+    /// How often it refused something.
+    pub refusals: u64,
+    /// What it said the last time, unless it was content since.
+    pub refusal: Option<String>,
+}
+
+impl Shared {
+    /// An empty view. `is_gone` tells of a name that is not in it, and that a client says to know, whether it
+    /// is gone or only not heard of yet.
+    pub fn new(is_gone: impl Fn(&str) -> bool + Send + Sync + 'static) -> Shared {
+        Shared {
+            view: RwLock::default(),
+            moved: watch::Sender::new(0),
+            is_gone: Box::new(is_gone),
+            followers: Mutex::default(),
+        }
+    }
+
+    /// The view as it is.
+    pub fn view(&self) -> RwLockReadGuard<'_, View> {
+        self.view.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Changes the view, and wakes those who follow it.
+    pub fn change(&self, change: impl FnOnce(&mut View)) {
+        let oldest = self.followers().all.values().map(|follower| follower.position).min();
+        let last = {
+            let mut view = self.view.write().unwrap_or_else(PoisonError::into_inner);
+            change(&mut view);
+            let last = view.last();
+            view.forget(oldest.unwrap_or(last).min(last));
+            last
+        };
+        self.moved.send_replace(last);
+    }
+
+    /// Wakes at each change.
+    pub fn moved(&self) -> watch::Receiver<Position> {
+        self.moved.subscribe()
+    }
+
+    pub(super) fn is_gone(&self, name: &str) -> bool {
+        (self.is_gone)(name)
+    }
+
+    /// Everybody who follows it.
+    pub fn all(&self) -> Vec<Follower> {
+        self.followers().all.values().cloned().collect()
+    }
+
+    fn followers(&self) -> MutexGuard<'_, Followers> {
+        self.followers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn follow(&self, peer: &str) -> Seat<'_> {
+        let mut followers = self.followers();
+        let number = followers.next;
+        followers.next += 1;
+        let follower =
+            Follower { peer: peer.to_owned(), position: 0, settled: false, refusals: 0, refusal: None };
+        followers.all.insert(number, follower);
+        Seat { shared: self, number }
+    }
+}
+
+impl fmt::Debug for Shared {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Shared").field("followers", &self.all()).finish_non_exhaustive()
+    }
+}
+
+/// A stream's place among those who follow; it leaves when this is dropped.
+pub(super) struct Seat<'a> {
+    shared: &'a Shared,
+    number: u64,
+}
+
+impl Seat<'_> {
+    pub(super) fn note(&self, stream: &Stream) {
+        let settled = stream.is_settled(&self.shared.view());
+        if let Some(follower) = self.shared.followers().all.get_mut(&self.number) {
+            let (refusals, refusal) = stream.nacks();
+            follower.position = stream.position();
+            follower.settled = settled;
+            follower.refusals = refusals;
+            follower.refusal = refusal.map(|nack| nack.why.clone());
+        }
+    }
+}
+
+impl Drop for Seat<'_> {
+    fn drop(&mut self) {
+        self.shared.followers().all.remove(&self.number);
+    }
+}

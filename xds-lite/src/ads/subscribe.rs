@@ -1,0 +1,122 @@
+//! A client that follows one of several servers for as long as it lives: it connects, says what it knows,
+//! applies what comes, and comes back after a loss, sooner at first and later as it goes on.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use isthmus_certs::Client as Tls;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::Status;
+
+use super::client::{Client, Refused, Update};
+use crate::dial::dial;
+use crate::proto::envoy::config::core::v3::Node;
+use crate::proto::envoy::service::discovery::v3::aggregated_discovery_service_client::AggregatedDiscoveryServiceClient;
+use crate::slice::Address;
+
+const SOONEST: Duration = Duration::from_millis(10);
+const LATEST: Duration = Duration::from_secs(15);
+/// Larger than any part a server sends; a single resource may be 16 MiB.
+const MAX_RESPONSE: usize = 32 << 20;
+
+/// What takes the resources.
+pub trait Tables: Send {
+    /// Applies an update as a whole, but for what it refuses.
+    fn apply(&mut self, update: &Update) -> Vec<Refused>;
+
+    /// Contact was made with a server, or lost, and why.
+    fn contact(&mut self, contact: Contact<'_>);
+}
+
+/// Whether there is a server.
+#[derive(Debug)]
+pub enum Contact<'a> {
+    /// This one answers.
+    Made(&'a Address),
+    /// This one does not, or no longer.
+    Lost(&'a Address, &'a str),
+}
+
+/// Whom to follow.
+#[derive(Debug)]
+pub struct Subscription {
+    /// Servers, in the order in which they are tried.
+    pub servers: Vec<Address>,
+    /// Who they must be.
+    pub tls: Arc<Tls>,
+    /// What this client says of itself.
+    pub node: Node,
+}
+
+impl Subscription {
+    /// Follows until it is dropped. With no server it waits for ever.
+    pub async fn follow(self, mut client: Client, tables: &mut impl Tables) {
+        let mut wait = SOONEST;
+        loop {
+            for server in &self.servers {
+                let (heard, why) = self.stream(server, &mut client, tables).await;
+                tables.contact(Contact::Lost(server, &why));
+                if heard {
+                    wait = SOONEST;
+                }
+                // Full jitter: a thousand gateways do not come back together.
+                tokio::time::sleep(wait.mul_f64(fastrand::f64()).max(SOONEST)).await;
+                wait = (wait * 2).min(LATEST);
+            }
+            if self.servers.is_empty() {
+                std::future::pending::<()>().await;
+            }
+        }
+    }
+
+    /// One stream to its end: whether anything was heard on it, and why it ended.
+    async fn stream(&self, server: &Address, client: &mut Client, tables: &mut impl Tables) -> (bool, String) {
+        let channel = match dial(server, &self.tls).await {
+            Ok(channel) => channel,
+            Err(error) => return (false, told(&error)),
+        };
+        let mut ads = AggregatedDiscoveryServiceClient::new(channel).max_decoding_message_size(MAX_RESPONSE);
+        let (requests, sent) = mpsc::channel(4);
+        let mut first = client.first();
+        first.node = Some(self.node.clone());
+        if requests.send(first).await.is_err() {
+            return (false, "the stream has ended".to_owned());
+        }
+        let mut responses = match ads.delta_aggregated_resources(ReceiverStream::new(sent)).await {
+            Ok(response) => response.into_inner(),
+            Err(status) => return (false, said(&status)),
+        };
+        tables.contact(Contact::Made(server));
+        let mut heard = false;
+        loop {
+            match responses.message().await {
+                Ok(Some(response)) => {
+                    heard = true;
+                    let (update, mut refused) = client.read(response);
+                    refused.extend(tables.apply(&update));
+                    if requests.send(client.answer(&update, &refused)).await.is_err() {
+                        return (heard, "the stream has ended".to_owned());
+                    }
+                }
+                Ok(None) => return (heard, "the server ended the stream".to_owned()),
+                Err(status) => return (heard, said(&status)),
+            }
+        }
+    }
+}
+
+fn said(status: &Status) -> String {
+    format!("{:?}: {}", status.code(), status.message())
+}
+
+/// An error with its causes.
+fn told(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text = format!("{text}: {error}");
+        cause = error.source();
+    }
+    text
+}

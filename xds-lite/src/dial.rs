@@ -1,0 +1,51 @@
+//! gRPC over mTLS, the client's side: the server has proven who it is before any request is sent.
+
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use hyper_util::rt::TokioIo;
+use isthmus_certs::Client;
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
+use tokio_rustls::rustls::pki_types::ServerName;
+use tonic::transport::{Channel, Endpoint};
+use tower::service_fn;
+
+use crate::slice::{Address, Target};
+
+const CONNECT: Duration = Duration::from_secs(5);
+const KEEPALIVE: Duration = Duration::from_secs(20);
+const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Connects, once; a connection that is lost is not made again by itself.
+///
+/// # Errors
+/// Nobody is there, or somebody else than `tls` expects.
+pub async fn dial(address: &Address, tls: &Arc<Client>) -> Result<Channel, tonic::transport::Error> {
+    let (address, tls) = (address.clone(), Arc::clone(tls));
+    let connect = service_fn(move |_| {
+        let (address, tls) = (address.clone(), Arc::clone(&tls));
+        async move { timeout(CONNECT, shake(&address, &tls)).await?.map(TokioIo::new) }
+    });
+    Endpoint::from_static("http://agent.isthmus")
+        .http2_keep_alive_interval(KEEPALIVE)
+        .keep_alive_timeout(KEEPALIVE_TIMEOUT)
+        .keep_alive_while_idle(true)
+        .connect_with_connector(connect)
+        .await
+}
+
+async fn shake(address: &Address, tls: &Client) -> io::Result<TlsStream<TcpStream>> {
+    let (stream, name) = match &address.host {
+        Target::Ip(ip) => (TcpStream::connect((*ip, address.port)).await?, ServerName::from(*ip)),
+        Target::Name(name) => {
+            let server = ServerName::try_from(name.as_str().to_owned()).map_err(io::Error::other)?;
+            (TcpStream::connect((name.as_str(), address.port)).await?, server)
+        }
+    };
+    stream.set_nodelay(true)?;
+    TlsConnector::from(tls.config()).connect(name, stream).await
+}

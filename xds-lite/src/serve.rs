@@ -1,0 +1,92 @@
+//! gRPC over mTLS, the server's side: who asks is known from its certificate before any request is read.
+//! Not what is served.
+
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use hyper::body::Incoming;
+use hyper::server::conn::http2;
+use hyper::service::service_fn;
+use hyper::Request;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use isthmus_certs::{Server, SpiffeId, peer_id};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
+use tokio::time::timeout;
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
+use tonic::service::Routes;
+use tower::ServiceExt as _;
+
+/// From accept to the end of the TLS handshake.
+const HANDSHAKE: Duration = Duration::from_secs(5);
+/// Connections that have not proven who they are, at once; each takes some 20 KiB.
+const UNPROVEN: usize = 256;
+/// Connections that have, at once.
+const PROVEN: usize = 4_096;
+const KEEPALIVE: Duration = Duration::from_secs(20);
+const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
+/// A peer has one stream a kind of discovery, and short calls.
+const STREAMS: u32 = 32;
+
+/// Who asks, as its certificate has proven: an extension of every request.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Asker(pub SpiffeId);
+
+/// Serves connections until it is dropped.
+///
+/// # Errors
+/// Accepting failed for good.
+pub async fn serve(listener: TcpListener, tls: Arc<Server>, routes: Routes) -> io::Result<()> {
+    let unproven = Arc::new(Semaphore::new(UNPROVEN));
+    let proven = Arc::new(Semaphore::new(PROVEN));
+    loop {
+        // Others wait in the kernel's queue.
+        let permit = Arc::clone(&unproven).acquire_owned().await.map_err(io::Error::other)?;
+        let stream = match listener.accept().await {
+            Ok((stream, _)) => stream,
+            Err(error) => {
+                // Descriptors have run out, or the client went before it was accepted.
+                tracing::warn!(%error, "a connection could not be accepted");
+                tokio::time::sleep(Duration::from_millis(100)).await;
+                continue;
+            }
+        };
+        let (tls, routes, proven) = (Arc::clone(&tls), routes.clone(), Arc::clone(&proven));
+        tokio::spawn(async move {
+            let shaken = timeout(HANDSHAKE, shake(stream, &tls)).await;
+            drop(permit);
+            match (shaken, proven.try_acquire()) {
+                (Ok(Ok((stream, id))), Ok(_permit)) => answer(stream, id, routes).await,
+                (Ok(Ok((_, id))), Err(_)) => tracing::warn!(peer = %id, "refused: too many connections"),
+                (Ok(Err(error)), _) => tracing::debug!(%error, "a TLS handshake failed"),
+                (Err(_), _) => tracing::debug!("a TLS handshake took too long"),
+            }
+        });
+    }
+}
+
+async fn shake(stream: TcpStream, tls: &Server) -> io::Result<(TlsStream<TcpStream>, SpiffeId)> {
+    stream.set_nodelay(true)?;
+    let stream = TlsAcceptor::from(tls.config()).accept(stream).await?;
+    let chain = stream.get_ref().1.peer_certificates().unwrap_or_default();
+    let id = peer_id(chain).map_err(io::Error::other)?;
+    Ok((stream, id))
+}
+
+async fn answer(stream: TlsStream<TcpStream>, id: SpiffeId, routes: Routes) {
+    let asker = Asker(id.clone());
+    let service = service_fn(move |mut request: Request<Incoming>| {
+        request.extensions_mut().insert(asker.clone());
+        routes.clone().oneshot(request)
+    });
+    let mut http = http2::Builder::new(TokioExecutor::new());
+    http.timer(TokioTimer::new())
+        .keep_alive_interval(KEEPALIVE)
+        .keep_alive_timeout(KEEPALIVE_TIMEOUT)
+        .max_concurrent_streams(STREAMS);
+    if let Err(error) = http.serve_connection(TokioIo::new(stream), service).await {
+        tracing::debug!(peer = %id, %error, "a connection ended");
+    }
+}
