@@ -28,6 +28,9 @@ pub const INTERMEDIATE_LIFETIME: Duration = Duration::from_secs(365 * DAY);
 const DAY: u64 = 24 * 60 * 60;
 /// How far before its making a certificate starts: peers' clocks differ. Istio allows as much.
 pub const BACKDATE: Duration = Duration::from_secs(120);
+/// Below a root stand its intermediates; and in a file for programs without bundles per domain, another domain's
+/// root and its intermediates.
+const ROOT_PATH: u8 = 2;
 /// X.520 allows 64 characters in a name's part; the whole name is in the URI name.
 const MAX_NAME: usize = 64;
 
@@ -139,7 +142,7 @@ impl Authority {
     /// It may sign leaves and one level of intermediates. It carries no name constraints: webpki refuses
     /// every URI name under them; domains are kept apart by [`crate::TrustBundles`] instead.
     pub fn root(trust_domain: TrustDomain, kind: KeyKind, lifetime: Duration) -> Result<Self, IssueError> {
-        let params = authority_params("Isthmus root", &trust_domain, None, 1, lifetime, None)?;
+        let params = authority_params("Isthmus root", &trust_domain, None, ROOT_PATH, lifetime, None)?;
         let key = kind.generate()?;
         let certificate = params.self_signed(&key)?.der().clone();
         Ok(Self::of(trust_domain, certificate, Vec::new(), params.not_after, key))

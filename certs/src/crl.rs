@@ -13,6 +13,8 @@ use webpki::{CertRevocationList, OwnedCertRevocationList};
 use x509_parser::prelude::FromDer;
 use x509_parser::revocation_list::CertificateRevocationList;
 
+use crate::facts::bounded;
+
 /// What is done once a list is past its `nextUpdate`.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -107,7 +109,7 @@ impl PartialEq for Crls {
 
 fn next_update(der: &[u8], budget: Duration) -> Result<OffsetDateTime, CrlError> {
     let (_, list) = CertificateRevocationList::from_der(der).map_err(|_| CrlError::Malformed)?;
-    let issuer = || list.issuer().to_string().chars().take(256).collect();
+    let issuer = || bounded(&list.issuer().to_string());
     let next = list.next_update().ok_or_else(|| CrlError::NoNextUpdate(issuer()))?;
     let life = next.timestamp() - list.last_update().timestamp();
     let life = Duration::from_secs(u64::try_from(life).unwrap_or_default());

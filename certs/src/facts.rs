@@ -14,7 +14,7 @@ use x509_parser::public_key::PublicKey;
 
 use crate::key::KeyPin;
 
-/// Text of a certificate is the sender's: it is bounded here, and escaped where it is shown.
+/// Text of a certificate is the sender's.
 const MAX_TEXT: usize = 256;
 
 /// What one certificate says.
@@ -112,8 +112,13 @@ fn texts<'a>(
     names.iter().filter_map(of).map(bounded).collect()
 }
 
-fn bounded(text: &str) -> String {
-    text.chars().take(MAX_TEXT).collect()
+/// Somebody else's text as it may be shown anywhere: bounded, and without control characters.
+pub(crate) fn bounded(text: &str) -> String {
+    let mut shown = String::new();
+    for c in text.chars().take(MAX_TEXT) {
+        if c.is_control() { shown.extend(c.escape_default()) } else { shown.push(c) }
+    }
+    shown
 }
 
 fn address(name: &GeneralName<'_>) -> Option<IpAddr> {

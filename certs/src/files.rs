@@ -16,14 +16,29 @@ const FOLDER: u32 = 0o700;
 const DATA: &str = "..data";
 /// What single files are called until they are whole.
 const NEW: &str = ".new-";
+/// How the directories of sets, and links until they are in their place, are called: nothing else is removed.
+const OURS: &str = "..isthmus-";
 
 /// A file or directory could not be written.
 #[derive(Debug, thiserror::Error)]
-#[error("cannot write {}; the directory must exist and be writable", path.display())]
-pub struct WriteError {
-    path: PathBuf,
-    #[source]
-    cause: io::Error,
+pub enum WriteError {
+    /// The system does not let us.
+    #[error("cannot write {}; the directory must exist and be writable", path.display())]
+    Failed {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        cause: io::Error,
+    },
+    /// Somebody else's file is there.
+    #[error("{} is there already, and was not made here; choose another directory, or move it away", .0.display())]
+    Occupied(PathBuf),
+}
+
+fn failed(path: &Path) -> impl FnOnce(io::Error) -> WriteError {
+    let path = path.to_owned();
+    |cause| WriteError::Failed { path, cause }
 }
 
 /// One file of a set.
@@ -49,19 +64,19 @@ pub(crate) fn write(path: &Path, content: &str, mode: u32) -> Result<(), WriteEr
     let attempt = || {
         let folder = parent(path);
         // A temporary file starts as 0600, so a key is never open to others.
-        let mut file = tempfile::Builder::new().prefix(NEW).tempfile_in(folder)?;
+        let mut file = tempfile::Builder::new().prefix(NEW).tempfile_in(folder).map_err(nameless)?;
         file.write_all(content.as_bytes())?;
         file.as_file().set_permissions(Permissions::from_mode(mode))?;
         file.as_file().sync_all()?;
         file.persist(path).map_err(|e| e.error)?;
         sync(folder)
     };
-    attempt().map_err(|cause| WriteError { path: path.to_owned(), cause })
+    attempt().map_err(failed(path))
 }
 
 /// Removes what interrupted writings of single files have left in a directory and below it.
 pub(crate) fn sweep(folder: &Path) -> Result<(), WriteError> {
-    sweep_in(folder).map_err(|cause| WriteError { path: folder.to_owned(), cause })
+    sweep_in(folder).map_err(failed(folder))
 }
 
 fn sweep_in(folder: &Path) -> io::Result<()> {
@@ -79,19 +94,20 @@ fn sweep_in(folder: &Path) -> io::Result<()> {
 /// Makes a directory and those above it, for their owner only.
 pub(crate) fn make_folder(folder: &Path) -> Result<(), WriteError> {
     let made = DirBuilder::new().recursive(true).mode(FOLDER).create(folder);
-    made.map_err(|cause| WriteError { path: folder.to_owned(), cause })
+    made.map_err(failed(folder))
 }
 
 /// Replaces all files of a directory at one stroke, as kubelet does with a Secret: they stand in a
 /// directory of their own, the link `..data` leads there, and each name is a link through it.
 pub(crate) fn publish(folder: &Path, entries: &[Entry]) -> Result<(), WriteError> {
     make_folder(folder)?;
-    publish_in(folder, entries).map_err(|cause| WriteError { path: folder.to_owned(), cause })
+    publish_in(folder, entries).map_err(failed(folder))
 }
 
 fn publish_in(folder: &Path, entries: &[Entry]) -> io::Result<()> {
     let private = Permissions::from_mode(FOLDER);
-    let next = tempfile::Builder::new().prefix("..").permissions(private).tempdir_in(folder)?;
+    let next =
+        tempfile::Builder::new().prefix(OURS).permissions(private).tempdir_in(folder).map_err(nameless)?;
     for entry in entries {
         let mut file = File::create_new(next.path().join(entry.name))?;
         file.set_permissions(Permissions::from_mode(entry.mode))?;
@@ -120,17 +136,34 @@ pub(crate) fn tidy(folder: &Path) -> Result<(), WriteError> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         Err(error) => Err(error),
     };
-    attempt().map_err(|cause| WriteError { path: folder.to_owned(), cause })
+    attempt().map_err(failed(folder))
 }
 
 /// Puts a link in the place of whatever is there.
 fn link(target: &Path, at: &Path) -> io::Result<()> {
-    let mut next = at.as_os_str().to_owned();
-    next.push(".new");
-    let next = PathBuf::from(next);
+    let name = at.file_name().unwrap_or_default().to_string_lossy();
+    let next = at.with_file_name(format!("{OURS}{name}"));
     remove(&next)?;
     symlink(target, &next)?;
     fs::rename(&next, at)
+}
+
+/// Refuses a directory in which one of these names is something else than a link that was made here.
+pub(crate) fn check_unoccupied(folder: &Path, names: &[&str]) -> Result<(), WriteError> {
+    for name in names {
+        let path = folder.join(name);
+        match fs::read_link(&path) {
+            Ok(target) if target.starts_with(DATA) => {}
+            Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {}
+            _ => return Err(WriteError::Occupied(path)),
+        }
+    }
+    Ok(())
+}
+
+/// Temporary files have another name each time, which is of no use to anybody.
+fn nameless(error: io::Error) -> io::Error {
+    error.kind().into()
 }
 
 /// What earlier sets and interrupted writings have left.
@@ -138,9 +171,7 @@ fn remove_old(folder: &Path, current: &OsStr) -> io::Result<()> {
     for entry in fs::read_dir(folder)? {
         let entry = entry?;
         let name = entry.file_name();
-        let bytes = name.as_encoded_bytes();
-        let is_ours = (bytes.starts_with(b"..") && bytes != DATA.as_bytes()) || bytes.ends_with(b".new");
-        if is_ours && name != current {
+        if name.as_encoded_bytes().starts_with(OURS.as_bytes()) && name != current {
             match entry.file_type()?.is_dir() {
                 true => fs::remove_dir_all(entry.path())?,
                 false => remove(&entry.path())?,
@@ -197,9 +228,9 @@ mod tests {
     #[test]
     fn what_a_crash_left_is_taken_over() {
         let dir = tempfile::tempdir().unwrap();
-        fs::create_dir(dir.path().join("..left")).unwrap();
-        fs::write(dir.path().join("..left/tls.key"), "half").unwrap();
-        symlink("nowhere", dir.path().join("..data.new")).unwrap();
+        fs::create_dir(dir.path().join("..isthmus-left")).unwrap();
+        fs::write(dir.path().join("..isthmus-left/tls.key"), "half").unwrap();
+        symlink("nowhere", dir.path().join("..isthmus-..data")).unwrap();
         fs::write(dir.path().join("tls.crt"), "a file where a link should be").unwrap();
         publish(dir.path(), &set("one")).unwrap();
         assert_eq!(fs::read_to_string(dir.path().join("tls.crt")).unwrap(), "one");

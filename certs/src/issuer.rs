@@ -52,7 +52,6 @@ impl Csr {
         if !rest.is_empty() {
             return Err(CsrError::Malformed);
         }
-        request.verify_signature().map_err(|_| CsrError::NotProven)?;
         let info = &request.certification_request_info.subject_pki;
         if let Ok(PublicKey::RSA(rsa)) = info.parsed()
             && rsa.key_size() < MIN_RSA_BITS
@@ -60,7 +59,9 @@ impl Csr {
             return Err(CsrError::Key(format!("RSA of {} bits", rsa.key_size())));
         }
         let key = SubjectPublicKeyInfo::from_der(info.raw);
-        Ok(Self { key: key.map_err(|_| CsrError::Key("of an unknown kind".to_owned()))? })
+        let key = key.map_err(|_| CsrError::Key("of an unknown kind".to_owned()))?;
+        request.verify_signature().map_err(|_| CsrError::NotProven)?;
+        Ok(Self { key })
     }
 
     /// The key.

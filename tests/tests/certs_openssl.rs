@@ -188,7 +188,6 @@ fn one_file_for_openssl_keeps_federated_domains_apart() {
 
 /// As people use it: the foreign leaf comes from a cluster's intermediate.
 #[test]
-#[ignore = "fails: a cross-signed root and an intermediate are longer than the root's path length"]
 fn one_file_for_openssl_takes_foreign_chains_of_3() {
     if !openssl() {
         skip!("openssl is not installed");
@@ -271,7 +270,6 @@ fn openssl_and_we_talk_across_federated_domains_in_chains_of_2() {
 }
 
 #[test]
-#[ignore = "fails: a cross-signed root and an intermediate are longer than the root's path length"]
 fn openssl_and_we_talk_across_federated_domains_in_chains_of_3() {
     if !openssl() {
         skip!("openssl is not installed");
@@ -413,7 +411,6 @@ fn a_request_that_is_not_proven_or_not_of_the_domain_is_refused_with_the_reason(
 }
 
 #[test]
-#[ignore = "fails: the proof is checked before the key, and such keys prove nothing here"]
 fn a_request_with_a_weak_or_unknown_key_is_told_which_keys_are_taken() {
     if !openssl() {
         skip!("openssl is not installed");

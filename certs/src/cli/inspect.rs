@@ -62,7 +62,7 @@ fn answer(
     let roles: &[Role] = if seen.is_some() { &[Role::Server] } else { &[Role::Server, Role::Client] };
     let objections = objections(chain, bundles.as_ref(), roles);
     let facts: Result<Vec<_>, _> = chain.iter().map(Facts::of).collect();
-    let facts = facts?;
+    let facts = facts.with_context(|| foreign(&options.what))?;
     let mut text: String =
         facts.iter().enumerate().map(|(place, facts)| described(place + 1, facts) + "\n").collect();
     if let Some(seen) = seen {

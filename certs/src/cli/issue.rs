@@ -103,6 +103,7 @@ fn name_of(id: &SpiffeId) -> String {
     let segments: Vec<_> = id.path().split('/').filter(|segment| !segment.is_empty()).collect();
     match segments.as_slice() {
         ["ns", namespace, "sa", account] => format!("{namespace}-{account}"),
+        [] => "leaf".to_owned(),
         all => all.join("-"),
     }
 }

@@ -13,7 +13,7 @@ mod verify;
 use std::path::Path;
 use std::process::ExitCode;
 
-use anyhow::Context as _;
+use anyhow::{Context as _, anyhow};
 use clap::{CommandFactory, Parser, Subcommand};
 use clap_complete::Shell;
 use isthmus_certs::home::{Home, OVERLAP, Plan};
@@ -192,5 +192,8 @@ fn completions(shell: Shell) -> Answer {
 }
 
 fn read(path: &Path) -> anyhow::Result<String> {
-    std::fs::read_to_string(path).with_context(|| format!("{} cannot be read", path.display()))
+    let bytes = std::fs::read(path).with_context(|| format!("{} cannot be read", path.display()))?;
+    String::from_utf8(bytes).map_err(|_| {
+        anyhow!("{} is no text; give PEM (`openssl x509 -inform der -in FILE` makes it)", path.display())
+    })
 }

@@ -4,7 +4,7 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::{Args, Subcommand, ValueEnum};
+use clap::{ArgGroup, Args, Subcommand, ValueEnum};
 use isthmus_certs::crl::StaleCrl;
 use isthmus_certs::home::Home;
 use isthmus_certs::{IdPattern, KeyKind, KeyPin, SpiffeId, TrustDomain};
@@ -205,6 +205,7 @@ pub(super) struct InspectOptions {
 }
 
 #[derive(Debug, Args)]
+#[command(group(ArgGroup::new("judged").args(["bundles"]).required(true)))]
 pub(super) struct VerifyOptions {
     /// The chain, leaf first, PEM
     pub(super) file: PathBuf,

@@ -12,7 +12,7 @@ use signal_hook::iterator::Signals;
 use time::OffsetDateTime;
 
 use super::options::{RotateOptions, Where};
-use super::say::{Answer, complain, left, say, table, time};
+use super::say::{Answer, complain, left, say, say_line, table, time};
 
 /// An edit of the directory by another command is noticed after this at the latest.
 const LONGEST: Duration = Duration::from_secs(10);
@@ -60,7 +60,7 @@ fn watch(at: &Where, as_json: bool) -> anyhow::Result<ExitCode> {
         let pass = pass.unwrap_or_else(|problem| Pass { problems: vec![problem], ..Pass::default() });
         for done in &pass.done {
             let line = json!({ "time": time(now), "event": done });
-            say(&Answer::new(format!("{} {done}", time(now)), line), as_json)?;
+            say_line(&Answer::new(format!("{} {done}", time(now)), line), as_json)?;
         }
         let wrong: Vec<_> = pass.problems.iter().map(ToString::to_string).collect();
         for problem in pass.problems {
@@ -108,7 +108,12 @@ pub(super) fn status(at: &Where) -> anyhow::Result<Answer> {
             left(renewal),
         ]);
     }
-    let text = format!("trust domain {}\n{}\n{table}", state.trust_domain, rollover(state));
+    let is_missing = |leaf: &&String| !standings.iter().any(|one| one.kind == "leaf" && one.name == **leaf);
+    let missing: Vec<_> = state.leaves.keys().filter(is_missing).collect();
+    let mut text = format!("trust domain {}\n{}\n{table}", state.trust_domain, rollover(state));
+    for leaf in &missing {
+        text += &format!("\nleaf {leaf} cannot be read; `isthmus-certs rotate` makes it anew");
+    }
     let json = json!({
         "trust_domain": state.trust_domain,
         "root": state.root,
@@ -119,6 +124,7 @@ pub(super) fn status(at: &Where) -> anyhow::Result<Answer> {
             "next": state.due().map(time),
         })),
         "certificates": standings,
+        "missing": missing,
     });
     Ok(Answer::new(text, json))
 }

@@ -23,13 +23,12 @@ impl Answer {
 
 /// Prints an answer. A reader that has seen enough (`| head`) is no error, and no panic.
 pub(super) fn say(answer: &Answer, as_json: bool) -> anyhow::Result<()> {
+    print(if as_json { format!("{:#}", answer.json) } else { answer.text.trim_end().to_owned() })
+}
+
+fn print(text: String) -> anyhow::Result<()> {
     let mut out = io::stdout().lock();
-    let said = if as_json {
-        writeln!(out, "{:#}", answer.json)
-    } else {
-        writeln!(out, "{}", answer.text.trim_end())
-    };
-    match said.and_then(|()| out.flush()) {
+    match writeln!(out, "{text}").and_then(|()| out.flush()) {
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
         said => said.context("cannot write to standard output"),
     }
@@ -54,7 +53,8 @@ fn told(error: &anyhow::Error) -> String {
             text = format!("{text}: {cause}");
         }
     }
-    text
+    // A file's or a peer's words may be among them.
+    text.lines().map(foreign).collect::<Vec<_>>().join("\n")
 }
 
 pub(super) fn table(header: &[&str]) -> Table {
@@ -80,9 +80,18 @@ pub(super) fn good(text: &str) -> String {
     if coloured() { text.green().to_string() } else { text.to_owned() }
 }
 
+/// One object on one line, as it happens.
+pub(super) fn say_line(answer: &Answer, as_json: bool) -> anyhow::Result<()> {
+    print(if as_json { answer.json.to_string() } else { answer.text.clone() })
+}
+
 /// Text from a certificate, which may be anybody's.
 pub(super) fn foreign(text: &str) -> String {
-    text.escape_debug().to_string()
+    let mut shown = String::new();
+    for c in text.chars() {
+        if c.is_control() { shown.extend(c.escape_default()) } else { shown.push(c) }
+    }
+    shown
 }
 
 pub(super) fn time(time: OffsetDateTime) -> String {

@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use rustls::pki_types::CertificateDer;
 use time::OffsetDateTime;
 
-use super::{Home, HomeError, read};
+use super::{Home, HomeError, is_there, read};
 use crate::bundle::Bundle;
 use crate::files::{self, PUBLIC};
 use crate::spiffe::TrustDomain;
@@ -71,6 +71,14 @@ impl Home {
         if *domain == self.state.trust_domain {
             return Err(HomeError::Own(domain.clone()));
         }
+        // A deny-list without its bundle could not be judged.
+        let denied = self.deny_file(domain);
+        match fs::remove_file(&denied) {
+            Err(cause) if cause.kind() != io::ErrorKind::NotFound => {
+                return Err(HomeError::Read { path: denied, cause });
+            }
+            _ => {}
+        }
         let path = self.bundle_file(domain);
         fs::remove_file(&path).map_err(|cause| match cause.kind() {
             io::ErrorKind::NotFound => HomeError::NoBundle(domain.clone()),
@@ -81,7 +89,7 @@ impl Home {
     /// The bundle of a domain.
     pub fn bundle(&self, domain: &TrustDomain) -> Result<Bundle, HomeError> {
         let path = self.bundle_file(domain);
-        if !path.exists() {
+        if !is_there(&path)? {
             return Err(HomeError::NoBundle(domain.clone()));
         }
         spiffe_bundle::read(domain, &read(&path)?).map_err(|cause| HomeError::Bundle { path, cause })

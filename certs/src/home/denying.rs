@@ -1,14 +1,13 @@
 //! The deny-lists of an authority's directory: its own, which it signs, and those of the domains that it is
 //! federated with, which it passes on.
 
-use std::fs;
 use std::path::PathBuf;
 
 use rustls::pki_types::{CertificateDer, UnixTime};
 use time::OffsetDateTime;
 
 use super::bundles::next_sequence;
-use super::{Home, HomeError, read};
+use super::{Home, HomeError, is_there, read};
 use crate::authority::Authority;
 use crate::bundle::Bundle;
 use crate::deny::DenyList;
@@ -21,13 +20,13 @@ impl Home {
         self.folder.join("deny")
     }
 
-    fn deny_file(&self, domain: &TrustDomain) -> PathBuf {
+    pub(super) fn deny_file(&self, domain: &TrustDomain) -> PathBuf {
         self.deny_folder().join(format!("{domain}.json"))
     }
 
     /// The deny-list of a domain; an empty one if there is none.
     pub fn deny_list(&self, domain: &TrustDomain) -> Result<DenyList, HomeError> {
-        if !self.deny_file(domain).exists() {
+        if !is_there(&self.deny_file(domain))? {
             return Ok(DenyList::new(domain.clone()));
         }
         let bundle = self.bundle(domain)?;
@@ -95,7 +94,7 @@ impl Home {
     /// forgets what has expired. Says whether it did.
     pub(super) fn see_to_deny_list(&mut self, now: OffsetDateTime) -> Result<bool, HomeError> {
         let domain = self.state.trust_domain.clone();
-        if fs::metadata(self.deny_file(&domain)).is_err() {
+        if !is_there(&self.deny_file(&domain))? {
             return Ok(false);
         }
         let at = |time: OffsetDateTime| {

@@ -14,6 +14,8 @@ use crate::identity::Identity;
 use crate::issuer::Csr;
 use crate::pem;
 
+const LEAF_FILES: [&str; 3] = ["tls.crt", "tls.key", "ca.crt"];
+
 /// What was done about files that were not what they are to be.
 pub(super) enum Seen {
     /// A new certificate and key.
@@ -35,10 +37,12 @@ impl Home {
         Ok(true)
     }
 
-    /// Issues a leaf with a new key, and keeps it renewed from now on.
+    /// Issues a leaf with a new key, and keeps it renewed from now on. Files of others are not replaced.
     pub fn keep(&mut self, name: &str, kept: Kept) -> Result<(), HomeError> {
         check_name(name)?;
-        self.remember(&kept.leaf)?;
+        if !self.state.leaves.contains_key(name) {
+            files::check_unoccupied(&self.folder_of(name, &kept), &LEAF_FILES)?;
+        }
         self.make_leaf(name, &kept)?;
         self.state.leaves.insert(name.to_owned(), kept);
         self.save()
@@ -53,9 +57,9 @@ impl Home {
 
     /// Signs a leaf for the key of a request: the chain as PEM. Its holder asks again before it ends.
     pub fn certify(&mut self, csr: &Csr, leaf: &Leaf, cluster: Option<&str>) -> Result<String, HomeError> {
-        let signer = self.signer(cluster)?;
+        let chain = self.signer(cluster)?.certify(csr.key(), leaf)?;
         self.remember(leaf)?;
-        Ok(pem::encode(&signer.certify(csr.key(), leaf)?))
+        Ok(pem::encode(&chain))
     }
 
     /// The cluster whose intermediate signs unless it is said: the only one; none if there is none.
@@ -80,7 +84,7 @@ impl Home {
         }
     }
 
-    /// Notes, before anything is signed, until when a root must be trusted for it.
+    /// Notes, before a leaf is given away, until when its root must be trusted.
     fn remember(&mut self, leaf: &Leaf) -> Result<(), HomeError> {
         let until = OffsetDateTime::now_utc() + leaf.lifetime;
         if until > self.state.issued_until {
@@ -112,9 +116,9 @@ impl Home {
         Ok(files::publish(&self.cluster_folder(cluster), &entries)?)
     }
 
-    fn make_leaf(&self, name: &str, kept: &Kept) -> Result<(), HomeError> {
-        let signer = self.signer(kept.cluster.as_deref())?;
-        let identity = signer.issue_with(&kept.leaf, kept.key)?;
+    fn make_leaf(&mut self, name: &str, kept: &Kept) -> Result<(), HomeError> {
+        let identity = self.signer(kept.cluster.as_deref())?.issue_with(&kept.leaf, kept.key)?;
+        self.remember(&kept.leaf)?;
         self.publish_leaf(&self.folder_of(name, kept), identity.chain_pem(), identity.key_pem())
     }
 
@@ -157,7 +161,7 @@ impl Home {
         let Some(kept) = self.state.leaves.get(name).cloned() else { return Ok(None) };
         let folder = self.folder_of(name, &kept);
         files::tidy(&folder)?;
-        let files = ["tls.crt", "tls.key", "ca.crt"].map(|file| read(&folder.join(file)).ok());
+        let files = LEAF_FILES.map(|file| read(&folder.join(file)).ok());
         let [Some(chain), Some(key), Some(roots)] = files else { return self.renew(name, &kept) };
         let denied = self.deny_list(&self.state.trust_domain)?;
         let is_good = |leaf: &CertificateDer<'_>| {
@@ -180,7 +184,6 @@ impl Home {
     }
 
     fn renew(&mut self, name: &str, kept: &Kept) -> Result<Option<Seen>, HomeError> {
-        self.remember(&kept.leaf)?;
         self.make_leaf(name, kept)?;
         Ok(Some(Seen::Renewed))
     }

@@ -81,8 +81,10 @@ impl Home {
     pub fn create(folder: &Path, plan: &Plan) -> Result<Self, HomeError> {
         files::make_folder(folder)?;
         let lock = lock(folder)?;
-        if folder.join(STATE).exists() {
-            return Err(HomeError::Present(folder.to_owned()));
+        for name in [STATE, "clusters", "leaves"].map(|name| folder.join(name)) {
+            if is_there(&name)? {
+                return Err(HomeError::Present(folder.to_owned()));
+            }
         }
         let plan = plan.clone();
         let state = State {
@@ -98,7 +100,7 @@ impl Home {
             leaves: Default::default(),
         };
         let home = Self { folder: folder.to_owned(), state, _lock: lock };
-        home.make_root(1)?;
+        home.begin_root()?;
         home.publish_bundle(OffsetDateTime::now_utc())?;
         home.save()?;
         Ok(home)
@@ -106,7 +108,7 @@ impl Home {
 
     /// Removes the authority of a directory, with every key. Files that are not its own stay.
     pub fn destroy(folder: &Path) -> Result<(), HomeError> {
-        if !folder.join(STATE).exists() {
+        if !is_there(&folder.join(STATE))? && !is_there(&folder.join("roots"))? {
             return Ok(());
         }
         let _lock = lock(folder)?;
@@ -125,9 +127,7 @@ impl Home {
 
     /// Opens the authority of a directory.
     pub fn open(folder: &Path) -> Result<Self, HomeError> {
-        if !folder.join(STATE).exists() {
-            return Err(HomeError::Absent(folder.to_owned()));
-        }
+        Self::peek(folder)?;
         let lock = lock(folder)?;
         files::sweep(folder)?;
         let state = Self::peek(folder)?;
@@ -137,7 +137,7 @@ impl Home {
     /// The state of an authority's directory, while another process may be working on it.
     pub fn peek(folder: &Path) -> Result<State, HomeError> {
         let path = folder.join(STATE);
-        if !path.exists() {
+        if !is_there(&path)? {
             return Err(HomeError::Absent(folder.to_owned()));
         }
         serde_json::from_str(&read(&path)?).map_err(|cause| HomeError::State { path, cause })
@@ -167,6 +167,21 @@ impl Home {
     /// The directory of a cluster's intermediate.
     pub fn cluster_folder(&self, cluster: &str) -> PathBuf {
         self.folder.join("clusters").join(cluster)
+    }
+
+    /// Makes the first root, or takes the one that an interrupted beginning has left: a key is never lost.
+    fn begin_root(&self) -> Result<(), HomeError> {
+        let folder = self.folder.join("roots");
+        let mut others = Vec::new();
+        if is_there(&folder)? {
+            let entries = fs::read_dir(&folder).map_err(|cause| HomeError::Read { path: folder, cause })?;
+            others.extend(entries.flatten().map(|entry| entry.file_name()).filter(|name| name != "1"));
+        }
+        let is_made = is_there(&self.root_folder(1).join(ROOT_CERTIFICATE))?;
+        if !others.is_empty() || (is_made && self.root(1).is_err()) {
+            return Err(HomeError::Present(self.folder.clone()));
+        }
+        if is_made { Ok(()) } else { self.make_root(1) }
     }
 
     fn make_root(&self, number: u64) -> Result<(), HomeError> {
@@ -241,6 +256,11 @@ fn lock(folder: &Path) -> Result<File, HomeError> {
 
 fn read(path: &Path) -> Result<String, HomeError> {
     fs::read_to_string(path).map_err(|cause| HomeError::Read { path: path.to_owned(), cause })
+}
+
+/// Whether a file is there; one that may not be looked at is no file that is not there.
+fn is_there(path: &Path) -> Result<bool, HomeError> {
+    path.try_exists().map_err(|cause| HomeError::Read { path: path.to_owned(), cause })
 }
 
 /// A name of a cluster or leaf, which is also a name of a directory.
