@@ -2,10 +2,12 @@
 //! and rustls at one end of a connection that takes its trust from those files.
 //! Not a way round the command line: what is not made by it is made by a peer's own program.
 
+use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fs;
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::sync::Arc;
@@ -15,12 +17,17 @@ use std::thread;
 use isthmus_certs::{Client, Peer, Server, SpiffeId, Trust, TrustFiles, VerifyError, peer_id};
 use rustls::pki_types::ServerName;
 use rustls::{ClientConfig, ClientConnection, ServerConfig, ServerConnection, StreamOwned};
-use serde_json::Value;
+use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use crate::binary;
 use crate::client::dial;
 use crate::wait::DEADLINE;
+
+/// The certificate and key of east's intermediate.
+pub const EAST: [&str; 2] = ["east/clusters/east/ca-cert.pem", "east/clusters/east/ca-key.pem"];
+/// Those of west's.
+pub const WEST: [&str; 2] = ["west/clusters/west/ca-cert.pem", "west/clusters/west/ca-key.pem"];
 
 /// Where several authorities stand side by side, each in a directory of its own.
 #[derive(Debug)]
@@ -361,4 +368,48 @@ pub fn envoy() -> Option<PathBuf> {
         Command::new(place).arg("--version").output().is_ok_and(|output| output.status.success())
     };
     places.into_iter().flatten().map(PathBuf::from).find(runs)
+}
+
+/// The serial number of a certificate file.
+#[must_use]
+#[track_caller]
+pub fn serial(sites: &Sites, file: &str) -> String {
+    sites.json("", &format!("inspect {file}"))["chain"][0]["serial"].as_str().unwrap().to_owned()
+}
+
+/// Everything below a directory but `.lock`: modes, and what files hold and links lead to.
+#[must_use]
+pub fn snapshot(folder: &Path) -> BTreeMap<PathBuf, (u32, Vec<u8>)> {
+    let mut found = BTreeMap::new();
+    for entry in fs::read_dir(folder).unwrap().map(Result::unwrap) {
+        let (path, kind) = (entry.path(), entry.file_type().unwrap());
+        let content = if kind.is_dir() {
+            found.extend(snapshot(&path));
+            Vec::new()
+        } else if kind.is_symlink() {
+            fs::read_link(&path).unwrap().into_os_string().into_encoded_bytes()
+        } else {
+            fs::read(&path).unwrap()
+        };
+        found.insert(path, (entry.metadata().unwrap().mode(), content));
+    }
+    found.retain(|path, _| !path.ends_with(".lock"));
+    found
+}
+
+/// Judges a chain in both forms; says the reason.
+#[track_caller]
+pub fn wrong(sites: &Sites, chain: &str, words: &str, reason: &str) {
+    let words = format!("verify {chain} --bundles east/bundles {words}");
+    let ran = sites.run("", &format!("{words} --json"));
+    assert_eq!(ran.code, Some(1), "{ran:?}");
+    let said: Value = serde_json::from_str(&ran.out).unwrap_or_else(|_| panic!("{words}: {ran:?}"));
+    assert_eq!((&said["believed"], &said["reason"]), (&json!(false), &json!(reason)), "{said}");
+    let text = sites.run("", &words);
+    assert_eq!(text.code, Some(1));
+    let sentence = text.out.trim_end();
+    assert!(sentence.starts_with(&format!("{chain}: ")), "{sentence}");
+    let says_how =
+        ["; ", " must ", "a SPIFFE ID starts with", " needs "].iter().any(|how| sentence.contains(how));
+    assert!(says_how, "it has a remedy: {sentence}");
 }
