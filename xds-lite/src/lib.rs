@@ -2,6 +2,7 @@
 //! from its own file today; the agent that exchanges it between clusters is not here yet.
 
 pub mod ads;
+pub mod config;
 pub mod dial;
 pub mod host;
 pub mod locality;

@@ -4,17 +4,12 @@
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
 use std::time::Duration;
 
-/// The smallest and the largest value of a number.
-pub(crate) type Range = (u64, u64);
+use isthmus_xds::config::values::Range;
 
 const KIB: u64 = 1 << 10;
 const MIB: u64 = 1 << 20;
 const GIB: u64 = 1 << 30;
 
-/// Bytes of the file.
-pub(crate) const FILE_SIZE: u64 = 256 * MIB;
-/// So that a deadline can always be added to now.
-pub(crate) const LONGEST: Duration = Duration::from_hours(365 * 24);
 /// Services that may claim one name under different conditions.
 pub(crate) const CLAIMS: usize = 64;
 

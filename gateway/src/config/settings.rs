@@ -7,10 +7,11 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 use isthmus_certs::TrustFiles;
+use isthmus_xds::config::units;
 use isthmus_xds::{HostName, HostPattern, Locality};
 use serde::Serialize;
 
-use super::units;
+pub use isthmus_xds::config::address::Target;
 
 /// Everything. What a running gateway can change is in [`Live`]; the rest is bound at start.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -160,21 +161,6 @@ pub struct Endpoint {
     pub weight: u32,
     /// Where it stands.
     pub locality: Locality,
-}
-
-/// An endpoint's address as it was written.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
-#[serde(untagged)]
-pub enum Target {
-    /// Used as it is.
-    Address(SocketAddr),
-    /// Resolved, and resolved again when its TTL ends; every address is an endpoint.
-    Name {
-        /// What to resolve.
-        host: HostName,
-        /// The port at each address.
-        port: u16,
-    },
 }
 
 /// Limits of the whole process.

@@ -3,6 +3,8 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use isthmus_xds::config::problem::Report;
+use isthmus_xds::config::yaml;
 use proptest::prelude::*;
 
 use super::settings::{Balance, ServiceTimeouts, Settings, Target};
@@ -605,9 +607,9 @@ fn a_hundred_thousand_services_load() {
             a % 250,
         ));
     }
-    let mut report = super::Report::new(Path::new("g.yaml"));
+    let mut report = Report::new(Path::new("g.yaml"));
     let start = Instant::now();
-    let raw = super::yaml::read(&text, &mut report).unwrap();
+    let raw = yaml::read(&text, &mut report).unwrap();
     let read = start.elapsed();
     let start = Instant::now();
     let settings = super::resolve::resolve(&mut report, raw);

@@ -1,16 +1,16 @@
 //! Every section of the file but `listeners:` and `services:`, as it is written.
 
 use isthmus_xds::Locality;
-use schemars::JsonSchema;
-use serde::Deserialize;
-
-use crate::config::address::{Ip, ListenAddress, ServerAddress};
-use crate::config::at::At;
-use crate::config::defaults;
-use crate::config::units::{
+use isthmus_xds::config::address::{Ip, ListenAddress, ServerAddress};
+use isthmus_xds::config::at::At;
+use isthmus_xds::config::units::{
     Count, CountOrOff, Share, Size, SizeOrAuto, Time, TimeOrOff, show_duration, show_duration_or_off,
     show_size,
 };
+use schemars::JsonSchema;
+use serde::Deserialize;
+
+use crate::config::defaults;
 
 /// Who this gateway is.
 #[derive(Debug, Default, Deserialize, JsonSchema)]

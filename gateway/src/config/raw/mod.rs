@@ -4,6 +4,8 @@
 pub(crate) mod general;
 pub(crate) mod services;
 
+use isthmus_xds::config::at::At;
+use isthmus_xds::config::units::Count;
 use schemars::JsonSchema;
 use serde::Deserialize;
 
@@ -13,9 +15,7 @@ pub(crate) use general::{
 };
 pub(crate) use services::{Balance, Listener, SendProxy, Service, ServiceTimeouts};
 
-use super::at::At;
 use super::defaults;
-use super::units::Count;
 
 /// The configuration of an Isthmus gateway. Durations are written `500ms`, `5s`, `3m` or `1h`, sizes
 /// `16KiB`, `1MiB` or in bytes. Unknown keys are errors.

@@ -1,13 +1,13 @@
 //! `listeners:` and `services:` as they are written. Not the rest of the file.
 
 use isthmus_xds::Locality;
+use isthmus_xds::config::address::{Cidr, Host, Label, ListenAddress, TargetAddress};
+use isthmus_xds::config::at::At;
+use isthmus_xds::config::units::{Count, CountOrOff, Time, TimeOrOff};
 use schemars::JsonSchema;
 use serde::Deserialize;
 
-use crate::config::address::{Cidr, Host, Label, ListenAddress, TargetAddress};
-use crate::config::at::At;
 use crate::config::defaults;
-use crate::config::units::{Count, CountOrOff, Time, TimeOrOff};
 
 /// One address to accept on.
 #[derive(Debug, Default, Deserialize, JsonSchema)]

@@ -4,17 +4,16 @@ use std::time::Duration;
 
 use isthmus_certs::TrustFiles;
 use isthmus_certs::crl::StaleCrl;
+use isthmus_xds::config::at::At;
+use isthmus_xds::config::problem::{Place, Quoted, Report};
+use isthmus_xds::config::units::{Scalar, show_size};
+use isthmus_xds::config::values::Zero;
 
-use crate::config::at::At;
 use crate::config::defaults;
-use crate::config::problem::{Place, Quoted, Report};
 use crate::config::raw;
 use crate::config::settings::{
     AccessLog, Dns, Drain, Ejection, Limits, Node, Relay, Replay, ServiceTimeouts, Tcp, Timeouts, Upstream,
 };
-use crate::config::units::{Scalar, show_size};
-
-use super::values::Zero;
 
 pub(crate) fn node(report: &mut Report, raw: raw::Node) -> Node {
     let place = Place::Root.key("node");

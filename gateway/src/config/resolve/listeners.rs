@@ -3,11 +3,12 @@
 use std::collections::HashMap;
 use std::net::SocketAddr;
 
-use crate::config::address::ListenAddress;
-use crate::config::at::{At, Spot};
+use isthmus_xds::config::address::ListenAddress;
+use isthmus_xds::config::at::{At, Spot};
+use isthmus_xds::config::problem::{Place, Quoted, Report};
+
 use crate::config::defaults;
 use crate::config::own::Own;
-use crate::config::problem::{Place, Quoted, Report};
 use crate::config::raw;
 use crate::config::settings::{Bind, Listener};
 

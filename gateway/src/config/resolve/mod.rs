@@ -1,15 +1,15 @@
 //! Raw file → settings that cannot be wrong. Finds every problem it can, not only the first. Not reading:
-//! that is [`super::yaml`].
+//! that is [`isthmus_xds::config::yaml`].
 
 mod general;
 mod listeners;
 mod names;
 mod services;
-mod values;
 
 use std::sync::Arc;
 
-use crate::config::problem::{Place, Report};
+use isthmus_xds::config::problem::{Place, Report};
+
 use crate::config::raw::File;
 use crate::config::settings::{Fixed, Live, Settings};
 

@@ -3,13 +3,13 @@
 use std::collections::{HashMap, HashSet};
 
 use ipnet::IpNet;
+use isthmus_xds::config::at::Spot;
+use isthmus_xds::config::problem::{Place, Report};
+use isthmus_xds::config::units::Scalar;
 use isthmus_xds::{HostName, HostPattern};
 
-use crate::config::at::Spot;
 use crate::config::defaults;
-use crate::config::problem::{Place, Report};
 use crate::config::settings::Service;
-use crate::config::units::Scalar;
 
 use super::services::{Entry, Index, host_spot};
 

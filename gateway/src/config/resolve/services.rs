@@ -4,15 +4,15 @@
 use std::collections::{HashMap, HashSet};
 
 use isthmus_xds::HostPattern;
+use isthmus_xds::config::address::{read_host, read_port};
+use isthmus_xds::config::at::{At, Spot};
+use isthmus_xds::config::problem::{Place, Quoted, Report};
+use isthmus_xds::config::units::Scalar;
 
-use crate::config::address::{read_host, read_port};
-use crate::config::at::{At, Spot};
 use crate::config::defaults;
 use crate::config::own::Own;
-use crate::config::problem::{Place, Quoted, Report};
 use crate::config::raw;
 use crate::config::settings::{Balance, Endpoint, Service, ServiceTimeouts, Target};
-use crate::config::units::Scalar;
 
 use super::general::service_timeouts;
 

@@ -1,5 +1,5 @@
 //! Durations, sizes, counts and shares as they are written: `5s`, `16KiB`, `10`, `0.2`, and the words
-//! `off` and `auto`. Not their limits: those stand in [`super::defaults`].
+//! `off` and `auto`. Not their limits: those stand with the keys that they are of.
 
 use std::time::Duration;
 
@@ -8,12 +8,15 @@ use serde::{Deserialize, Serialize, Serializer};
 
 /// A value of the file that is written as one word. It is kept as text until it is resolved, so that a
 /// wrong one is reported beside the others instead of ending the reading.
-pub(crate) trait Scalar {
+pub trait Scalar {
     /// What the text means.
     type Value;
 
+    /// As it was written.
     fn text(&self) -> &str;
 
+    /// What it means.
+    ///
     /// # Errors
     /// What is wrong, and what would be right.
     fn read(&self) -> Result<Self::Value, Wrong>;
@@ -21,9 +24,11 @@ pub(crate) trait Scalar {
 
 /// Why a text is refused: completes "the text 'x' …".
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Wrong {
-    pub(crate) what: &'static str,
-    pub(crate) remedy: &'static str,
+pub struct Wrong {
+    /// What is wrong: `is no duration`.
+    pub what: &'static str,
+    /// What would be right.
+    pub remedy: &'static str,
 }
 
 const NO_DURATION: Wrong =
@@ -39,45 +44,45 @@ const NO_SHARE: Wrong = Wrong { what: "is no number", remedy: "write a decimal n
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(transparent)]
 #[schemars(inline, extend("pattern" = "^[0-9]+(ms|s|m|h)$"))]
-pub(crate) struct Time(String);
+pub struct Time(String);
 
 /// A duration, or `off`.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(transparent)]
 #[schemars(inline, extend("pattern" = "^([0-9]+(ms|s|m|h)|off)$"))]
-pub(crate) struct TimeOrOff(String);
+pub struct TimeOrOff(String);
 
 /// A size: a number of bytes, or a whole number and `KiB`, `MiB` or `GiB`.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(transparent)]
 #[schemars(inline, extend("type" = ["string", "integer"]))]
 #[schemars(extend("pattern" = "^[0-9]+(KiB|MiB|GiB)?$", "minimum" = 0))]
-pub(crate) struct Size(String);
+pub struct Size(String);
 
 /// A size, or `auto`.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(transparent)]
 #[schemars(inline, extend("type" = ["string", "integer"]))]
 #[schemars(extend("pattern" = "^([0-9]+(KiB|MiB|GiB)?|auto)$", "minimum" = 0))]
-pub(crate) struct SizeOrAuto(String);
+pub struct SizeOrAuto(String);
 
 /// A whole number.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(transparent)]
 #[schemars(inline, extend("type" = "integer"))]
-pub(crate) struct Count(String);
+pub struct Count(String);
 
 /// A whole number, or `off`.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(transparent)]
 #[schemars(inline, extend("type" = ["integer", "string"], "pattern" = "^off$"))]
-pub(crate) struct CountOrOff(String);
+pub struct CountOrOff(String);
 
 /// A share between 0 and 1.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(transparent)]
 #[schemars(inline, extend("type" = "number", "minimum" = 0, "maximum" = 1))]
-pub(crate) struct Share(String);
+pub struct Share(String);
 
 impl Scalar for Time {
     type Value = Duration;
@@ -214,7 +219,8 @@ fn read_digits(text: &str) -> Option<u64> {
 }
 
 /// A duration as the file writes it, in the largest unit that leaves nothing over.
-pub(crate) fn show_duration(duration: Duration) -> String {
+#[must_use]
+pub fn show_duration(duration: Duration) -> String {
     let milliseconds = duration.as_millis();
     for (unit, length) in [("h", 3_600_000), ("m", 60_000), ("s", 1_000)] {
         if milliseconds > 0 && milliseconds.is_multiple_of(length) {
@@ -225,12 +231,14 @@ pub(crate) fn show_duration(duration: Duration) -> String {
 }
 
 /// The same, where the limit may be absent.
-pub(crate) fn show_duration_or_off(duration: Option<Duration>) -> String {
+#[must_use]
+pub fn show_duration_or_off(duration: Option<Duration>) -> String {
     duration.map_or_else(|| "off".to_owned(), show_duration)
 }
 
 /// A size as the file writes it, in the largest unit that leaves nothing over.
-pub(crate) fn show_size(bytes: u64) -> String {
+#[must_use]
+pub fn show_size(bytes: u64) -> String {
     for (unit, length) in [("GiB", 1_u64 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)] {
         if bytes > 0 && bytes.is_multiple_of(length) {
             return format!("{}{unit}", bytes / length);
@@ -240,22 +248,26 @@ pub(crate) fn show_size(bytes: u64) -> String {
 }
 
 /// For `serialize_with`: the effective settings are shown in the file's own language.
-pub(crate) fn duration<S: Serializer>(value: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
+///
+/// # Errors
+/// The serialiser's.
+pub fn duration<S: Serializer>(value: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.serialize_str(&show_duration(*value))
 }
 
 /// For `serialize_with`: a duration or `off`.
-#[expect(clippy::ref_option, reason = "serde passes a reference to the field")]
-pub(crate) fn duration_or_off<S: Serializer>(
-    value: &Option<Duration>,
-    serializer: S,
-) -> Result<S::Ok, S::Error> {
+///
+/// # Errors
+/// The serialiser's.
+pub fn duration_or_off<S: Serializer>(value: &Option<Duration>, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.serialize_str(&show_duration_or_off(*value))
 }
 
 /// For `serialize_with`: a count or `off`.
-#[expect(clippy::ref_option, reason = "serde passes a reference to the field")]
-pub(crate) fn count_or_off<S: Serializer>(value: &Option<u32>, serializer: S) -> Result<S::Ok, S::Error> {
+///
+/// # Errors
+/// The serialiser's.
+pub fn count_or_off<S: Serializer>(value: &Option<u32>, serializer: S) -> Result<S::Ok, S::Error> {
     match value {
         Some(count) => serializer.serialize_u32(*count),
         None => serializer.serialize_str("off"),
@@ -263,8 +275,10 @@ pub(crate) fn count_or_off<S: Serializer>(value: &Option<u32>, serializer: S) ->
 }
 
 /// For `serialize_with`: bytes or `auto`.
-#[expect(clippy::ref_option, reason = "serde passes a reference to the field")]
-pub(crate) fn size_or_auto<S: Serializer>(value: &Option<usize>, serializer: S) -> Result<S::Ok, S::Error> {
+///
+/// # Errors
+/// The serialiser's.
+pub fn size_or_auto<S: Serializer>(value: &Option<usize>, serializer: S) -> Result<S::Ok, S::Error> {
     match value {
         Some(bytes) => bytes.serialize(serializer),
         None => serializer.serialize_str("auto"),

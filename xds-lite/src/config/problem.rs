@@ -1,4 +1,4 @@
-//! What is wrong with a configuration file: one line for each problem, with its place and what would be
+//! What is wrong with a file: one line for each problem, with its place and what would be
 //! right. Not how problems are found.
 
 use std::fmt::{self, Write as _};
@@ -87,18 +87,21 @@ impl std::error::Error for Problems {}
 
 /// Collects the problems of one file.
 #[derive(Debug)]
-pub(crate) struct Report {
+pub struct Report {
     file: Arc<Path>,
     list: Vec<Problem>,
     more: usize,
 }
 
 impl Report {
-    pub(crate) fn new(file: &Path) -> Report {
+    /// Nothing is wrong with `file` yet; the name is for messages.
+    #[must_use]
+    pub fn new(file: &Path) -> Report {
         Report { file: file.into(), list: Vec::new(), more: 0 }
     }
 
-    pub(crate) fn add(&mut self, spot: Spot, what: impl fmt::Display, remedy: impl fmt::Display) {
+    /// Notes one problem: what is wrong at `spot`, with the key's path, and what would be right.
+    pub fn add(&mut self, spot: Spot, what: impl fmt::Display, remedy: impl fmt::Display) {
         if self.list.len() >= KEPT {
             self.more = self.more.saturating_add(1);
             return;
@@ -113,7 +116,10 @@ impl Report {
     }
 
     /// The value, if nothing was wrong.
-    pub(crate) fn finish<T>(mut self, value: Option<T>) -> Result<T, Problems> {
+    ///
+    /// # Errors
+    /// Everything that was noted.
+    pub fn finish<T>(mut self, value: Option<T>) -> Result<T, Problems> {
         match value {
             Some(value) if self.list.is_empty() => Ok(value),
             _ => {
@@ -127,7 +133,7 @@ impl Report {
 /// Where in the tree of keys: `services[3].endpoints[0].weight`. Lives on the stack: it is written out
 /// only for a problem, not for each of a million values.
 #[derive(Clone, Copy, Debug)]
-pub(crate) enum Place<'a> {
+pub enum Place<'a> {
     /// The file.
     Root,
     /// A key of a mapping.
@@ -137,11 +143,15 @@ pub(crate) enum Place<'a> {
 }
 
 impl Place<'_> {
-    pub(crate) fn key(&self, key: &'static str) -> Place<'_> {
+    /// The place of a key in this mapping.
+    #[must_use]
+    pub fn key(&self, key: &'static str) -> Place<'_> {
         Place::Key(self, key)
     }
 
-    pub(crate) fn item(&self, index: usize) -> Place<'_> {
+    /// The place of an item in this list.
+    #[must_use]
+    pub fn item(&self, index: usize) -> Place<'_> {
         Place::Item(self, index)
     }
 }
@@ -159,7 +169,7 @@ impl fmt::Display for Place<'_> {
 
 /// A text from the file, for a message: quoted, without control characters, bounded.
 #[derive(Debug)]
-pub(crate) struct Quoted<'a>(pub(crate) &'a str);
+pub struct Quoted<'a>(pub &'a str);
 
 impl fmt::Display for Quoted<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -169,7 +179,7 @@ impl fmt::Display for Quoted<'_> {
 
 /// The same without the quotes.
 #[derive(Debug)]
-pub(crate) struct Plain<'a>(pub(crate) &'a str);
+pub struct Plain<'a>(pub &'a str);
 
 impl fmt::Display for Plain<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

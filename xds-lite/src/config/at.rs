@@ -8,14 +8,16 @@ use serde_saphyr::{Location, Spanned};
 
 /// A place in the file; both count from 1, in characters.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Spot {
-    pub(crate) line: u32,
-    pub(crate) column: u32,
+pub struct Spot {
+    /// Which line.
+    pub line: u32,
+    /// Which character of it.
+    pub column: u32,
 }
 
 impl Spot {
     /// Where a file begins.
-    pub(crate) const START: Spot = Spot { line: 1, column: 1 };
+    pub const START: Spot = Spot { line: 1, column: 1 };
 }
 
 impl From<Location> for Spot {
@@ -27,9 +29,11 @@ impl From<Location> for Spot {
 
 /// A value of the file and its place. Half the size of [`Spanned`], and known to the JSON Schema.
 #[derive(Debug)]
-pub(crate) struct At<T> {
-    pub(crate) value: T,
-    pub(crate) spot: Spot,
+pub struct At<T> {
+    /// The value.
+    pub value: T,
+    /// Where it begins.
+    pub spot: Spot,
 }
 
 impl<'de, T: Deserialize<'de>> Deserialize<'de> for At<T> {

@@ -2,16 +2,23 @@
 
 use std::time::Duration;
 
-use crate::config::at::At;
-use crate::config::defaults::{LONGEST, Range};
-use crate::config::problem::{Place, Quoted, Report};
-use crate::config::units::{
+use super::at::At;
+use super::problem::{Place, Quoted, Report};
+use super::units::{
     Count, CountOrOff, Scalar, Share, Size, SizeOrAuto, Time, TimeOrOff, show_duration, show_size,
 };
 
+/// The smallest and the largest value of a number.
+pub type Range = (u64, u64);
+
+/// The numbers that ports have.
+pub const PORTS: Range = (1, 65_535);
+/// The longest duration, so that a deadline can always be added to now: 365 days.
+pub const LONGEST: Duration = Duration::from_hours(365 * 24);
+
 /// Whether a duration may be zero.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Zero {
+pub enum Zero {
     /// It means "at once".
     Allowed,
     /// Nothing would ever succeed.
@@ -20,7 +27,7 @@ pub(crate) enum Zero {
 
 impl Report {
     /// The value, or `None` when there is none or it is wrong.
-    pub(crate) fn value<S: Scalar>(&mut self, raw: Option<&At<S>>, place: Place<'_>) -> Option<S::Value> {
+    pub fn value<S: Scalar>(&mut self, raw: Option<&At<S>>, place: Place<'_>) -> Option<S::Value> {
         let raw = raw?;
         match raw.value.read() {
             Ok(value) => Some(value),
@@ -32,13 +39,14 @@ impl Report {
         }
     }
 
-    pub(crate) fn values<S: Scalar>(&mut self, raw: Option<&Vec<At<S>>>, place: Place<'_>) -> Vec<S::Value> {
+    /// The items that are right, in their order.
+    pub fn values<S: Scalar>(&mut self, raw: Option<&Vec<At<S>>>, place: Place<'_>) -> Vec<S::Value> {
         let items = raw.map(Vec::as_slice).unwrap_or_default().iter().enumerate();
         items.filter_map(|(index, item)| self.value(Some(item), place.item(index))).collect()
     }
 
     /// The same for a key that must be there; `whole` is the mapping that lacks it.
-    pub(crate) fn required<T, S: Scalar>(
+    pub fn required<T, S: Scalar>(
         &mut self,
         raw: Option<&At<S>>,
         whole: &At<T>,
@@ -51,18 +59,14 @@ impl Report {
         self.value(raw, parent.key(key))
     }
 
-    pub(crate) fn count(
-        &mut self,
-        raw: Option<&At<Count>>,
-        place: Place<'_>,
-        range: Range,
-        default: u32,
-    ) -> u32 {
+    /// A number within `range`, bounds included; a wrong one counts as the default or the nearest bound.
+    pub fn count(&mut self, raw: Option<&At<Count>>, place: Place<'_>, range: Range, default: u32) -> u32 {
         let value = self.value(raw, place).unwrap_or(default.into());
         u32::try_from(self.within(raw, place, range, value, |number| number.to_string())).unwrap_or(default)
     }
 
-    pub(crate) fn count_or_off(
+    /// The same, where `off` and no value are the same.
+    pub fn count_or_off(
         &mut self,
         raw: Option<&At<CountOrOff>>,
         place: Place<'_>,
@@ -73,24 +77,19 @@ impl Report {
     }
 
     /// 1 to 65535.
-    pub(crate) fn port(&mut self, raw: Option<&At<Count>>, place: Place<'_>) -> Option<u16> {
+    pub fn port(&mut self, raw: Option<&At<Count>>, place: Place<'_>) -> Option<u16> {
         let value = self.value(raw, place)?;
-        u16::try_from(self.within(raw, place, crate::config::defaults::PORTS, value, |port| port.to_string()))
-            .ok()
+        u16::try_from(self.within(raw, place, PORTS, value, |port| port.to_string())).ok()
     }
 
-    pub(crate) fn size(
-        &mut self,
-        raw: Option<&At<Size>>,
-        place: Place<'_>,
-        range: Range,
-        default: u64,
-    ) -> usize {
+    /// Bytes within `range`, bounds included; a wrong number counts as the default or the nearest bound.
+    pub fn size(&mut self, raw: Option<&At<Size>>, place: Place<'_>, range: Range, default: u64) -> usize {
         let value = self.value(raw, place).unwrap_or(default);
         usize::try_from(self.within(raw, place, range, value, show_size)).unwrap_or(usize::MAX)
     }
 
-    pub(crate) fn size_or_auto(
+    /// The same, where `auto` and no value are the same.
+    pub fn size_or_auto(
         &mut self,
         raw: Option<&At<SizeOrAuto>>,
         place: Place<'_>,
@@ -100,13 +99,8 @@ impl Report {
         usize::try_from(self.within(raw, place, range, value, show_size)).ok()
     }
 
-    pub(crate) fn share(
-        &mut self,
-        raw: Option<&At<Share>>,
-        place: Place<'_>,
-        zero: Zero,
-        default: f64,
-    ) -> f64 {
+    /// A number up to 1, from 0 or above it.
+    pub fn share(&mut self, raw: Option<&At<Share>>, place: Place<'_>, zero: Zero, default: f64) -> f64 {
         let value = self.value(raw, place).unwrap_or(default);
         let allowed = (0.0..=1.0).contains(&value) && (value > 0.0 || zero == Zero::Allowed);
         if let (Some(raw), false) = (raw, allowed) {
@@ -119,7 +113,8 @@ impl Report {
         value
     }
 
-    pub(crate) fn time(
+    /// A duration of at most [`LONGEST`].
+    pub fn time(
         &mut self,
         raw: Option<&At<Time>>,
         place: Place<'_>,
@@ -131,7 +126,8 @@ impl Report {
         value
     }
 
-    pub(crate) fn time_or_off(
+    /// The same above zero, or none for `off`.
+    pub fn time_or_off(
         &mut self,
         raw: Option<&At<TimeOrOff>>,
         place: Place<'_>,

@@ -4,54 +4,69 @@
 use std::net::{IpAddr, SocketAddr};
 
 use ipnet::{IpNet, Ipv4Net};
-use isthmus_xds::{HostName, HostPattern};
 use schemars::JsonSchema;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
-use super::settings::Target;
+use crate::host::{HostName, HostPattern};
+
 use super::units::{Scalar, Wrong};
 
 /// An address to listen on, `IP:PORT` or `[IPV6]:PORT`. Port 0 picks a free one.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(transparent)]
 #[schemars(inline)]
-pub(crate) struct ListenAddress(String);
+pub struct ListenAddress(String);
 
 /// A server's address, `IP:PORT` or `[IPV6]:PORT`.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(transparent)]
 #[schemars(inline)]
-pub(crate) struct ServerAddress(String);
+pub struct ServerAddress(String);
 
 /// Where an endpoint is reached: `IP:PORT`, `[IPV6]:PORT` or `NAME:PORT`.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(transparent)]
 #[schemars(inline)]
-pub(crate) struct TargetAddress(String);
+pub struct TargetAddress(String);
+
+/// An endpoint's address as it was written.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
+#[serde(untagged)]
+pub enum Target {
+    /// Used as it is.
+    Address(SocketAddr),
+    /// Resolved, and resolved again when its TTL ends; every address is an endpoint.
+    Name {
+        /// What to resolve.
+        host: HostName,
+        /// The port at each address.
+        port: u16,
+    },
+}
 
 /// An IP address.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(transparent)]
 #[schemars(inline)]
-pub(crate) struct Ip(String);
+pub struct Ip(String);
 
 /// A range of addresses, `10.0.0.0/8` or `2001:db8::/32`; a single address is a range of one.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(transparent)]
 #[schemars(inline)]
-pub(crate) struct Cidr(String);
+pub struct Cidr(String);
 
 /// A host name, or `*.suffix` for every name under a suffix.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(transparent)]
 #[schemars(inline)]
-pub(crate) struct Host(String);
+pub struct Host(String);
 
 /// One DNS label.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(transparent)]
 #[schemars(inline, extend("pattern" = "^[A-Za-z0-9_-]{1,63}$"))]
-pub(crate) struct Label(String);
+pub struct Label(String);
 
 impl Scalar for ListenAddress {
     type Value = SocketAddr;
@@ -189,7 +204,10 @@ impl Scalar for Label {
 }
 
 /// A host as the file writes it.
-pub(crate) fn read_host(text: &str) -> Result<HostPattern, Wrong> {
+///
+/// # Errors
+/// What is wrong, and what would be right.
+pub fn read_host(text: &str) -> Result<HostPattern, Wrong> {
     let host = HostPattern::parse(text).map_err(|_| Wrong {
         what: "is no host name",
         remedy: "write labels of letters, digits, '-' or '_' (63 bytes each, 253 in all) with dots between, \
@@ -206,7 +224,8 @@ pub(crate) fn read_host(text: &str) -> Result<HostPattern, Wrong> {
 }
 
 /// 1 to 65535, digits only.
-pub(crate) fn read_port(text: &str) -> Option<u16> {
+#[must_use]
+pub fn read_port(text: &str) -> Option<u16> {
     let digits = text.bytes().all(|byte| byte.is_ascii_digit());
     text.parse().ok().filter(|port| digits && *port != 0)
 }

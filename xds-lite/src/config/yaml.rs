@@ -1,11 +1,11 @@
-//! Text → raw file, with the place of whatever does not fit. Not the meaning of values.
+//! Text → what is written in it, with the place of whatever does not fit. Not the meaning of values.
 
+use serde::de::DeserializeOwned;
 use serde_path_to_error::{Path, Segment};
 use serde_saphyr::{Error, MessageFormatter, UserMessageFormatter};
 
 use super::at::{At, Spot};
 use super::problem::{Plain, Quoted, Report};
-use super::raw::File;
 
 /// What stands in a file of 256 MiB at most, many times over; the parser's own limits suit small files.
 const NODES: usize = 100_000_000;
@@ -13,14 +13,14 @@ const NODES: usize = 100_000_000;
 const REPLAYED: usize = 8_000_000;
 
 /// Reads the file's structure. `None`, and a problem in the report, where it does not fit; an empty file is
-/// an empty configuration.
-pub(crate) fn read(text: &str, report: &mut Report) -> Option<File> {
+/// one without any key.
+pub fn read<T: DeserializeOwned + Default>(text: &str, report: &mut Report) -> Option<T> {
     match serde_saphyr::from_str_with_options(text, options()) {
-        Ok(None) => Some(File::default()),
+        Ok(None) => Some(T::default()),
         Ok(Some(At { value, .. })) => Some(value),
         Err(error) => {
             let spot = error.location().map_or(Spot::START, Spot::from);
-            let (what, remedy) = explain(innermost(&error), &place_of_error(text));
+            let (what, remedy) = explain(innermost(&error), &place_of_error::<T>(text));
             report.add(spot, what, remedy);
             None
         }
@@ -29,9 +29,9 @@ pub(crate) fn read(text: &str, report: &mut Report) -> Option<File> {
 
 /// The path of keys to the first error, by reading again: keeping the path slows reading down, and most
 /// files are good.
-fn place_of_error(text: &str) -> String {
+fn place_of_error<T: DeserializeOwned>(text: &str) -> String {
     let mut place = String::new();
-    let read: Result<Option<At<File>>, Error> =
+    let read: Result<Option<At<T>>, Error> =
         serde_saphyr::with_deserializer_from_str_with_options(text, options(), |deserializer| {
             serde_path_to_error::deserialize(deserializer).map_err(|error| {
                 place = show(error.path());
