@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use hyper_util::rt::TokioIo;
-use isthmus_certs::Client;
+use isthmus_certs::{Client, VerifyError};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
@@ -47,5 +47,9 @@ async fn shake(address: &Address, tls: &Client) -> io::Result<TlsStream<TcpStrea
         }
     };
     stream.set_nodelay(true)?;
-    TlsConnector::from(tls.config()).connect(name, stream).await
+    TlsConnector::from(tls.config()).connect(name, stream).await.map_err(|error| {
+        let refused = error.get_ref().and_then(|error| error.downcast_ref()).and_then(VerifyError::of);
+        // In its own words, which name the remedy.
+        refused.map(|why| io::Error::other(why.clone())).unwrap_or(error)
+    })
 }

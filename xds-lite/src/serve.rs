@@ -1,18 +1,20 @@
 //! gRPC over mTLS, the server's side: who asks is known from its certificate before any request is read.
 //! Not what is served.
 
+use std::collections::VecDeque;
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
+use hyper::Request;
 use hyper::body::Incoming;
 use hyper::server::conn::http2;
 use hyper::service::service_fn;
-use hyper::Request;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use isthmus_certs::{Server, SpiffeId, peer_id};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
+use tokio::task::AbortHandle;
 use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
@@ -25,6 +27,8 @@ const HANDSHAKE: Duration = Duration::from_secs(5);
 const UNPROVEN: usize = 256;
 /// Connections that have, at once.
 const PROVEN: usize = 4_096;
+/// Accepting again after it failed.
+const PAUSE: Duration = Duration::from_millis(100);
 const KEEPALIVE: Duration = Duration::from_secs(20);
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
 /// A peer has one stream a kind of discovery, and short calls.
@@ -35,35 +39,35 @@ const STREAMS: u32 = 32;
 pub struct Asker(pub SpiffeId);
 
 /// Serves connections until it is dropped.
-///
-/// # Errors
-/// Accepting failed for good.
-pub async fn serve(listener: TcpListener, tls: Arc<Server>, routes: Routes) -> io::Result<()> {
-    let unproven = Arc::new(Semaphore::new(UNPROVEN));
+pub async fn serve(listener: TcpListener, tls: Arc<Server>, routes: Routes) {
+    let mut unproven: VecDeque<AbortHandle> = VecDeque::new();
     let proven = Arc::new(Semaphore::new(PROVEN));
     loop {
-        // Others wait in the kernel's queue.
-        let permit = Arc::clone(&unproven).acquire_owned().await.map_err(io::Error::other)?;
         let stream = match listener.accept().await {
             Ok((stream, _)) => stream,
             Err(error) => {
                 // Descriptors have run out, or the client went before it was accepted.
                 tracing::warn!(%error, "a connection could not be accepted");
-                tokio::time::sleep(Duration::from_millis(100)).await;
+                tokio::time::sleep(PAUSE).await;
                 continue;
             }
         };
+        unproven.retain(|one| !one.is_finished());
+        // Who waits to be let in does not keep others out: the one that came first goes.
+        if unproven.len() >= UNPROVEN
+            && let Some(first) = unproven.pop_front()
+        {
+            first.abort();
+        }
         let (tls, routes, proven) = (Arc::clone(&tls), routes.clone(), Arc::clone(&proven));
-        tokio::spawn(async move {
-            let shaken = timeout(HANDSHAKE, shake(stream, &tls)).await;
-            drop(permit);
-            match (shaken, proven.try_acquire()) {
-                (Ok(Ok((stream, id))), Ok(_permit)) => answer(stream, id, routes).await,
-                (Ok(Ok((_, id))), Err(_)) => tracing::warn!(peer = %id, "refused: too many connections"),
-                (Ok(Err(error)), _) => tracing::debug!(%error, "a TLS handshake failed"),
-                (Err(_), _) => tracing::debug!("a TLS handshake took too long"),
+        let proving = tokio::spawn(async move {
+            match timeout(HANDSHAKE, shake(stream, &tls)).await {
+                Ok(Ok((stream, id))) => _ = tokio::spawn(answer(stream, id, routes, proven)),
+                Ok(Err(error)) => tracing::debug!(%error, "a TLS handshake failed"),
+                Err(_) => tracing::debug!("a TLS handshake took too long"),
             }
         });
+        unproven.push_back(proving.abort_handle());
     }
 }
 
@@ -75,7 +79,10 @@ async fn shake(stream: TcpStream, tls: &Server) -> io::Result<(TlsStream<TcpStre
     Ok((stream, id))
 }
 
-async fn answer(stream: TlsStream<TcpStream>, id: SpiffeId, routes: Routes) {
+async fn answer(stream: TlsStream<TcpStream>, id: SpiffeId, routes: Routes, proven: Arc<Semaphore>) {
+    let Ok(_permit) = proven.try_acquire() else {
+        return tracing::warn!(peer = %id, "refused: too many connections");
+    };
     let asker = Asker(id.clone());
     let service = service_fn(move |mut request: Request<Incoming>| {
         request.extensions_mut().insert(asker.clone());

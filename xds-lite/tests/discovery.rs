@@ -1,0 +1,244 @@
+//! Discovery over real mTLS connections: who is served what, what a change costs on the wire, and what losses,
+//! refusals and strangers do to it.
+
+#![expect(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "a test may panic anywhere")]
+
+use std::collections::BTreeMap;
+use std::io::Read as _;
+use std::net::{SocketAddr, TcpStream};
+use std::sync::{Arc, Mutex};
+use std::thread;
+use std::time::Duration;
+
+use isthmus_certs::{
+    Authority, Client as TlsClient, Peer, Server as TlsServer, SpiffeId, Trust, TrustBundles, TrustDomain,
+};
+use isthmus_xds::ads::client::{Client, Refused, Update};
+use isthmus_xds::ads::service::{Directory, Discovery};
+use isthmus_xds::ads::shared::Shared;
+use isthmus_xds::ads::subscribe::{Contact, Subscription, Tables};
+use isthmus_xds::proto::envoy::config::core::v3::Node;
+use isthmus_xds::serve::serve;
+use tokio::net::TcpListener;
+use tokio::runtime::Runtime;
+use tonic::Status;
+use tonic::service::Routes;
+
+const TYPE: &str = "type.googleapis.com/isthmus.v1.ServiceSlice";
+const AGENT: &str = "spiffe://east.example/isthmus/east/agent/a";
+const GATEWAY: &str = "spiffe://east.example/isthmus/east/gateway/g";
+const STRANGER: &str = "spiffe://east.example/ns/a/sa/b";
+
+struct World {
+    authority: Authority,
+}
+
+impl World {
+    fn new() -> World {
+        World { authority: Authority::generate(TrustDomain::new("east.example").unwrap()).unwrap() }
+    }
+
+    fn trust(&self, id: &str) -> Trust {
+        let id = SpiffeId::parse(id).unwrap();
+        let identity = self.authority.issue(&id, &[], Duration::from_secs(3600)).unwrap();
+        let mut bundles = TrustBundles::new();
+        bundles.add_root(id.trust_domain().clone(), self.authority.certificate()).unwrap();
+        Trust::new(identity, bundles)
+    }
+
+    fn client(&self, id: &str, server: &str) -> Arc<TlsClient> {
+        let server = Peer::Ids(vec![SpiffeId::parse(server).unwrap()]);
+        Arc::new(TlsClient::new(self.trust(id), server, &[b"h2"]).unwrap())
+    }
+
+    fn agent(&self, directory: &Arc<One>, at: SocketAddr) -> Agent {
+        let domain = Peer::Domain(self.authority.trust_domain().clone());
+        let tls = Arc::new(TlsServer::new(self.trust(AGENT), domain, &[b"h2"]).unwrap());
+        let runtime = Runtime::new().unwrap();
+        let routes = Routes::new(Discovery::service(Arc::clone(directory)));
+        let listener = runtime.block_on(TcpListener::bind(at)).unwrap();
+        let at = listener.local_addr().unwrap();
+        runtime.spawn(serve(listener, tls, routes));
+        Agent { at, runtime: Some(runtime) }
+    }
+
+    /// A gateway that follows until it is aborted.
+    fn gateway(&self, id: &str, server: &str, agent: &Agent, seen: &Seen) -> Runtime {
+        let subscription = Subscription {
+            servers: vec![agent.at.to_string().parse().unwrap()],
+            tls: self.client(id, server),
+            node: Node { id: "g".to_owned(), ..Node::default() },
+        };
+        let mut seen = seen.clone();
+        let runtime = Runtime::new().unwrap();
+        runtime.spawn(async move { subscription.follow(Client::new(TYPE, []), &mut seen).await });
+        runtime
+    }
+}
+
+/// A process of its own, as far as its connections are concerned: they end with it.
+struct Agent {
+    at: SocketAddr,
+    runtime: Option<Runtime>,
+}
+
+impl Drop for Agent {
+    fn drop(&mut self) {
+        self.runtime.take().unwrap().shutdown_background();
+    }
+}
+
+/// One view, for gateways.
+struct One(Arc<Shared>);
+
+impl Directory for One {
+    fn view(&self, peer: &SpiffeId, type_url: &str) -> Result<Arc<Shared>, Status> {
+        match (peer.to_string().as_str(), type_url) {
+            (GATEWAY, TYPE) => Ok(Arc::clone(&self.0)),
+            (GATEWAY, _) => Err(Status::unimplemented("this type is not served")),
+            _ => Err(Status::permission_denied("only listed gateways and peers are served")),
+        }
+    }
+}
+
+fn directory() -> Arc<One> {
+    Arc::new(One(Arc::new(Shared::new(|_| true))))
+}
+
+/// What a gateway has been given.
+#[derive(Clone, Default)]
+struct Seen(Arc<Mutex<Given>>);
+
+#[derive(Default)]
+struct Given {
+    tables: BTreeMap<String, Vec<u8>>,
+    resources: usize,
+    made: usize,
+    lost: Vec<String>,
+}
+
+impl Tables for Seen {
+    fn apply(&mut self, update: &Update) -> Vec<Refused> {
+        let mut given = self.0.lock().unwrap();
+        given.resources += update.resources.len();
+        let mut refused = Vec::new();
+        for resource in &update.resources {
+            if resource.bytes.starts_with(b"bad") {
+                refused.push(Refused { name: resource.name.clone(), why: "is bad".to_owned() });
+            } else {
+                given.tables.insert(resource.name.clone(), resource.bytes.to_vec());
+            }
+        }
+        for name in &update.removed {
+            given.tables.remove(name);
+        }
+        refused
+    }
+
+    fn contact(&mut self, contact: Contact<'_>) {
+        let mut given = self.0.lock().unwrap();
+        match contact {
+            Contact::Made(_) => given.made += 1,
+            Contact::Lost(_, why) => given.lost.push(why.to_owned()),
+        }
+    }
+}
+
+impl Seen {
+    fn has(&self, expected: &[(&str, &str)]) -> bool {
+        let expected: BTreeMap<_, _> = expected
+            .iter()
+            .map(|(name, content)| ((*name).to_owned(), content.as_bytes().to_vec()))
+            .collect();
+        self.0.lock().unwrap().tables == expected
+    }
+
+    fn resources(&self) -> usize {
+        self.0.lock().unwrap().resources
+    }
+}
+
+#[track_caller]
+fn until(what: &str, mut condition: impl FnMut() -> bool) {
+    for _ in 0..6_000 {
+        if condition() {
+            return;
+        }
+        thread::sleep(Duration::from_millis(5));
+    }
+    panic!("waited too long until {what}");
+}
+
+const ANY: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 0);
+
+#[test]
+fn changes_arrive_one_by_one_and_what_is_refused_is_known_to_the_server() {
+    let (world, directory, seen) = (World::new(), directory(), Seen::default());
+    directory.0.change(|view| _ = view.set("a", "1"));
+    let agent = world.agent(&directory, ANY);
+    let _gateway = world.gateway(GATEWAY, AGENT, &agent, &seen);
+    until("the first state is there", || seen.has(&[("a", "1")]));
+    directory.0.change(|view| _ = view.set("b", "1"));
+    until("one more is there", || seen.has(&[("a", "1"), ("b", "1")]));
+    assert_eq!(seen.resources(), 2, "what had not changed was not sent again");
+    directory.0.change(|view| _ = view.set("b", "bad"));
+    until("the refusal is known", || directory.0.all().iter().any(|one| one.refusal.is_some()));
+    let follower = directory.0.all().remove(0);
+    assert_eq!((follower.peer.as_str(), follower.refusals), (GATEWAY, 1));
+    assert_eq!(follower.refusal.as_deref(), Some("b: is bad"));
+    assert!(seen.has(&[("a", "1"), ("b", "1")]), "the last good one stays");
+    directory.0.change(|view| _ = view.remove("a"));
+    until("one is gone", || seen.has(&[("b", "1")]));
+}
+
+#[test]
+fn a_server_that_comes_back_sends_only_what_differs() {
+    let (world, old, seen) = (World::new(), directory(), Seen::default());
+    for name in ["a", "b", "c"] {
+        old.0.change(|view| _ = view.set(name, "1"));
+    }
+    let agent = world.agent(&old, ANY);
+    let _gateway = world.gateway(GATEWAY, AGENT, &agent, &seen);
+    until("the first state is there", || seen.has(&[("a", "1"), ("b", "1"), ("c", "1")]));
+    let at = agent.at;
+    drop(agent);
+    until("the loss is known", || !seen.0.lock().unwrap().lost.is_empty());
+    assert!(seen.has(&[("a", "1"), ("b", "1"), ("c", "1")]), "what was there stays");
+    let new = directory();
+    for (name, content) in [("b", "1"), ("c", "2")] {
+        new.0.change(|view| _ = view.set(name, content));
+    }
+    let before = seen.resources();
+    let _agent = world.agent(&new, at);
+    until("it has caught up", || seen.has(&[("b", "1"), ("c", "2")]));
+    assert_eq!(seen.resources() - before, 1, "b was the same");
+}
+
+#[test]
+fn strangers_are_refused_before_they_see_anything() {
+    let (world, directory) = (World::new(), directory());
+    directory.0.change(|view| _ = view.set("a", "1"));
+    let agent = world.agent(&directory, ANY);
+    let (stranger, deceived) = (Seen::default(), Seen::default());
+    let _one = world.gateway(STRANGER, AGENT, &agent, &stranger);
+    let _two = world.gateway(GATEWAY, STRANGER, &agent, &deceived);
+    let lost = |seen: &Seen, word: &str| seen.0.lock().unwrap().lost.iter().any(|why| why.contains(word));
+    until("it is told why", || lost(&stranger, "only listed gateways"));
+    until("it sees that this is not its agent", || lost(&deceived, "not expected here"));
+    assert!(stranger.has(&[]) && deceived.has(&[]));
+    assert_eq!(deceived.0.lock().unwrap().made, 0);
+    assert!(directory.0.all().is_empty());
+}
+
+#[test]
+fn a_thousand_who_prove_nothing_keep_nobody_out() {
+    let (world, directory, seen) = (World::new(), directory(), Seen::default());
+    directory.0.change(|view| _ = view.set("a", "1"));
+    let agent = world.agent(&directory, ANY);
+    let silent: Vec<_> = (0..1_000).map(|_| TcpStream::connect(agent.at).unwrap()).collect();
+    let _gateway = world.gateway(GATEWAY, AGENT, &agent, &seen);
+    until("the gateway is served", || seen.has(&[("a", "1")]));
+    let mut first = silent.first().unwrap();
+    first.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
+    assert_eq!(first.read(&mut [0]).unwrap_or(0), 0, "who came first has gone");
+}
