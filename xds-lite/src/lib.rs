@@ -1,6 +1,7 @@
 //! The registry's model: what a service is called and where an endpoint stands. The gateway reads it
 //! from its own file today; the agent that exchanges it between clusters is not here yet.
 
+pub mod accepted;
 pub mod ads;
 pub mod config;
 pub mod dial;

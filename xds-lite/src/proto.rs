@@ -6,6 +6,7 @@
     unused_qualifications,
     clippy::all,
     clippy::allow_attributes_without_reason,
+    clippy::too_many_lines,
     reason = "nobody wrote this"
 )]
 

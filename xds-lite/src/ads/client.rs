@@ -99,7 +99,8 @@ impl Client {
             self.known.remove(name);
         }
         let error = (!refused.is_empty()).then(|| {
-            let named = refused.iter().take(NAMED).map(|refused| format!("{}: {}", refused.name, refused.why));
+            let named =
+                refused.iter().take(NAMED).map(|refused| format!("{}: {}", refused.name, refused.why));
             let mut message = named.collect::<Vec<_>>().join("; ");
             if refused.len() > NAMED {
                 message += &format!("; and {} more", refused.len() - NAMED);

@@ -91,7 +91,8 @@ impl Stream {
         view: &View,
         is_gone: IsGone<'_>,
     ) {
-        let differs = view.iter().filter(|(name, now)| known.get(&***name).is_none_or(|known| **known != *now.version));
+        let differs =
+            view.iter().filter(|(name, now)| known.get(&***name).is_none_or(|known| **known != *now.version));
         self.owed.extend(differs.map(|(name, _)| name.to_string()));
         let gone = known.keys().filter(|name| view.get(name).is_none() && is_gone(name));
         self.owed.extend(gone.cloned());
@@ -232,7 +233,9 @@ mod tests {
     }
 
     fn knows(known: &[(&str, &str)]) -> DeltaDiscoveryRequest {
-        let known = known.iter().map(|(name, content)| ((*name).to_owned(), crate::slice::version(content.as_bytes())));
+        let known = known
+            .iter()
+            .map(|(name, content)| ((*name).to_owned(), crate::slice::version(content.as_bytes())));
         DeltaDiscoveryRequest { initial_resource_versions: known.collect(), ..request() }
     }
 
@@ -305,7 +308,11 @@ mod tests {
         let mut parts = Vec::new();
         while let Some(response) = stream.response(TYPE, &view, 6) {
             parts.push(response.resources.len());
-            stream.request(&DeltaDiscoveryRequest { response_nonce: response.nonce, ..request() }, &view, &|_| true);
+            stream.request(
+                &DeltaDiscoveryRequest { response_nonce: response.nonce, ..request() },
+                &view,
+                &|_| true,
+            );
         }
         assert_eq!(parts, [1, 1, 1]);
     }
@@ -341,7 +348,11 @@ mod tests {
         assert_eq!(next(&mut stream, &view), came(&["a"]));
         let leave = DeltaDiscoveryRequest { resource_names_unsubscribe: vec!["*".to_owned()], ..request() };
         let mut nothing = Stream::default();
-        nothing.request(&DeltaDiscoveryRequest { resource_names_subscribe: vec!["*".to_owned()], ..leave }, &view, &|_| true);
+        nothing.request(
+            &DeltaDiscoveryRequest { resource_names_subscribe: vec!["*".to_owned()], ..leave },
+            &view,
+            &|_| true,
+        );
         assert_eq!(next(&mut nothing, &view), None, "subscribed to nothing");
     }
 
@@ -352,7 +363,8 @@ mod tests {
         stream.request(&request(), &view, &|_| true);
         let nonce = stream.response(TYPE, &view, usize::MAX).unwrap().nonce;
         let error = Status { code: 3, message: "a: no port".to_owned(), ..Status::default() };
-        let refusal = DeltaDiscoveryRequest { response_nonce: nonce.clone(), error_detail: Some(error), ..request() };
+        let refusal =
+            DeltaDiscoveryRequest { response_nonce: nonce.clone(), error_detail: Some(error), ..request() };
         stream.request(&refusal, &view, &|_| true);
         assert_eq!(stream.nacks(), (1, Some(&Nack { nonce, why: "a: no port".to_owned() })));
         assert_eq!(next(&mut stream, &view), None, "the same is not sent again");

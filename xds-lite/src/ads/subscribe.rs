@@ -71,7 +71,12 @@ impl Subscription {
     }
 
     /// One stream to its end: whether anything was heard on it, and why it ended.
-    async fn stream(&self, server: &Address, client: &mut Client, tables: &mut impl Tables) -> (bool, String) {
+    async fn stream(
+        &self,
+        server: &Address,
+        client: &mut Client,
+        tables: &mut impl Tables,
+    ) -> (bool, String) {
         let channel = match dial(server, &self.tls).await {
             Ok(channel) => channel,
             Err(error) => return (false, told(&error)),

@@ -91,7 +91,10 @@ impl View {
 
     /// Each name that changed after a position, once, in the order of its last change; no resource where it
     /// is gone.
-    pub fn after(&self, position: Position) -> impl Iterator<Item = (Position, &Arc<str>, Option<&Resource>)> {
+    pub fn after(
+        &self,
+        position: Position,
+    ) -> impl Iterator<Item = (Position, &Arc<str>, Option<&Resource>)> {
         let later = self.changes.range((Excluded(position), Unbounded));
         later.map(|(position, name)| {
             (*position, name, self.entries.get(name).and_then(|entry| entry.resource.as_ref()))
@@ -101,8 +104,10 @@ impl View {
     /// Forgets names that were gone by a position that every stream has passed.
     pub fn forget(&mut self, position: Position) {
         let passed = self.changes.range(..=position);
-        let is_gone = |name: &&Arc<str>| self.entries.get(*name).is_some_and(|entry| entry.resource.is_none());
-        let gone: Vec<_> = passed.filter(|(_, name)| is_gone(name)).map(|(at, name)| (*at, Arc::clone(name))).collect();
+        let is_gone =
+            |name: &&Arc<str>| self.entries.get(*name).is_some_and(|entry| entry.resource.is_none());
+        let gone: Vec<_> =
+            passed.filter(|(_, name)| is_gone(name)).map(|(at, name)| (*at, Arc::clone(name))).collect();
         for (position, name) in gone {
             self.changes.remove(&position);
             self.entries.remove(&name);
