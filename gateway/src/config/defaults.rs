@@ -1,4 +1,4 @@
-//! Every default and every limit of the configuration file, once: the resolver applies them and the JSON
+//! Every default and every limit of the gateway's own sections, once: the resolver applies them and the JSON
 //! Schema shows them. Not the reasons of the design; those are in the documentation.
 
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
@@ -6,12 +6,13 @@ use std::time::Duration;
 
 use isthmus_xds::config::values::Range;
 
+pub(crate) use isthmus_xds::config::services::defaults::{
+    CONNECT, CONNECT_TOTAL, CONNECTION_COUNTS, FIRST_BYTE, HALF_CLOSED, IDLE, MAX_DURATION,
+};
+
 const KIB: u64 = 1 << 10;
 const MIB: u64 = 1 << 20;
 const GIB: u64 = 1 << 30;
-
-/// Services that may claim one name under different conditions.
-pub(crate) const CLAIMS: usize = 64;
 
 pub(crate) const CLUSTER: &str = "default";
 /// Bytes of a node's id, cluster and network.
@@ -22,24 +23,12 @@ pub(crate) const BACKLOG: u32 = 4096;
 pub(crate) const BACKLOGS: Range = (1, 65_535);
 pub(crate) const LISTENER_CONNECTIONS: u32 = 10_000;
 pub(crate) const CONNECTIONS: u32 = 50_000;
-pub(crate) const CONNECTION_COUNTS: Range = (1, 10_000_000);
-
-pub(crate) const SERVICE_PORT: u16 = 443;
-pub(crate) const PORTS: Range = (1, 65_535);
-pub(crate) const WEIGHT: u32 = 1;
-pub(crate) const WEIGHTS: Range = (0, 65_535);
 
 pub(crate) const HELLO_SIZE: u64 = 64 * KIB;
 pub(crate) const HELLO_SIZES: Range = (KIB, 64 * KIB);
 pub(crate) const HELLO_MEMORY: u64 = 64 * MIB;
 
 pub(crate) const HELLO: Duration = Duration::from_secs(5);
-pub(crate) const CONNECT: Duration = Duration::from_secs(3);
-pub(crate) const CONNECT_TOTAL: Duration = Duration::from_secs(15);
-pub(crate) const IDLE: Option<Duration> = Some(Duration::from_hours(1));
-pub(crate) const HALF_CLOSED: Option<Duration> = Some(Duration::from_mins(1));
-pub(crate) const FIRST_BYTE: Option<Duration> = None;
-pub(crate) const MAX_DURATION: Option<Duration> = None;
 
 pub(crate) const ATTEMPTS: u32 = 3;
 pub(crate) const ATTEMPT_COUNTS: Range = (1, 10);

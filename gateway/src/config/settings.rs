@@ -7,11 +7,12 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 use isthmus_certs::TrustFiles;
+use isthmus_xds::Locality;
 use isthmus_xds::config::units;
-use isthmus_xds::{HostName, HostPattern, Locality};
 use serde::Serialize;
 
 pub use isthmus_xds::config::address::Target;
+pub use isthmus_xds::config::services::{Balance, Endpoint, Service, ServiceTimeouts};
 
 /// Everything. What a running gateway can change is in [`Live`]; the rest is bound at start.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -107,62 +108,6 @@ pub struct Listener {
     pub proxy_from: Vec<IpNet>,
 }
 
-/// One service: a host and a port, and who serves it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Service {
-    /// Exact or `*.suffix`; unique together with the port.
-    pub host: HostPattern,
-    /// The port in `outbound_.PORT_._.HOST`.
-    pub port: u16,
-    /// Whether the bare host, the aliases and `INSTANCE.HOST` mean this port.
-    pub bare: bool,
-    /// Other names.
-    pub aliases: Vec<HostPattern>,
-    /// Condition: the client offers one of these protocols. Empty: no condition.
-    pub alpn: Vec<String>,
-    /// Condition: the client's address is in one of these. Empty: no condition.
-    pub sources: Vec<IpNet>,
-    /// How an endpoint is chosen.
-    pub balance: Balance,
-    /// Connections at once; none: no limit of its own.
-    #[serde(serialize_with = "units::count_or_off")]
-    pub max_connections: Option<u32>,
-    /// Send a PROXY v2 header with the client's address and the SNI.
-    pub send_proxy: bool,
-    /// This service's deadlines, the general ones filled in.
-    pub timeouts: ServiceTimeouts,
-    /// Who serves it; may be empty.
-    pub endpoints: Vec<Endpoint>,
-}
-
-/// How an endpoint is chosen among the healthy ones.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Balance {
-    /// In turn, by weight.
-    #[default]
-    RoundRobin,
-    /// Of two chosen at random, the one with fewer connections for its weight.
-    LeastConnections,
-    /// At random, by weight.
-    Random,
-    /// By the client's address: the same endpoint while it lives.
-    SourceHash,
-}
-
-/// One address that serves a service.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Endpoint {
-    /// Where.
-    pub address: Target,
-    /// Its stable name, one label, unique in the service.
-    pub instance: Option<HostName>,
-    /// 0 takes no new connections.
-    pub weight: u32,
-    /// Where it stands.
-    pub locality: Locality,
-}
-
 /// Limits of the whole process.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Limits {
@@ -183,29 +128,6 @@ pub struct Timeouts {
     /// From accept to a whole ClientHello.
     #[serde(serialize_with = "units::duration")]
     pub hello: Duration,
-}
-
-/// Deadlines of one service. None: no limit.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct ServiceTimeouts {
-    /// One attempt to connect.
-    #[serde(serialize_with = "units::duration")]
-    pub connect: Duration,
-    /// All attempts together.
-    #[serde(serialize_with = "units::duration")]
-    pub connect_total: Duration,
-    /// No byte in either direction.
-    #[serde(serialize_with = "units::duration_or_off")]
-    pub idle: Option<Duration>,
-    /// One side closed, the other silent.
-    #[serde(serialize_with = "units::duration_or_off")]
-    pub half_closed: Option<Duration>,
-    /// From connect to the server's first byte.
-    #[serde(serialize_with = "units::duration_or_off")]
-    pub first_byte: Option<Duration>,
-    /// From accept to the end.
-    #[serde(serialize_with = "units::duration_or_off")]
-    pub max_duration: Option<Duration>,
 }
 
 /// How endpoints are reached.

@@ -5,6 +5,7 @@ pub mod address;
 pub mod at;
 pub mod file;
 pub mod problem;
+pub mod services;
 pub mod units;
 pub mod values;
 pub mod yaml;

@@ -2,9 +2,10 @@
 //! the values mean or whether they fit together: that is [`super::resolve`].
 
 pub(crate) mod general;
-pub(crate) mod services;
+pub(crate) mod listeners;
 
 use isthmus_xds::config::at::At;
+use isthmus_xds::config::services;
 use isthmus_xds::config::units::Count;
 use schemars::JsonSchema;
 use serde::Deserialize;
@@ -13,7 +14,7 @@ pub(crate) use general::{
     AccessLog, Admin, Dns, Drain, Ejection, Health, Limits, Metrics, Node, Relay, Replay, StaleCrl, Tcp,
     Timeouts, Trust, Upstream,
 };
-pub(crate) use services::{Balance, Listener, SendProxy, Service, ServiceTimeouts};
+pub(crate) use listeners::Listener;
 
 use super::defaults;
 
@@ -33,7 +34,7 @@ pub(crate) struct File {
     #[schemars(required, length(min = 1))]
     pub(crate) listeners: Option<At<Vec<At<Listener>>>>,
     /// What can be reached by name. Default: nothing.
-    pub(crate) services: Option<Vec<At<Service>>>,
+    pub(crate) services: Option<Vec<At<services::raw::Service>>>,
     /// Limits of the whole process.
     pub(crate) limits: Option<Limits>,
     /// Deadlines; each service can have its own, except for the hello.

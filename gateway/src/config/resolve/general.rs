@@ -6,6 +6,7 @@ use isthmus_certs::TrustFiles;
 use isthmus_certs::crl::StaleCrl;
 use isthmus_xds::config::at::At;
 use isthmus_xds::config::problem::{Place, Quoted, Report};
+use isthmus_xds::config::services;
 use isthmus_xds::config::units::{Scalar, show_size};
 use isthmus_xds::config::values::Zero;
 
@@ -86,15 +87,7 @@ pub(crate) fn limits(report: &mut Report, raw: &raw::Limits) -> Limits {
 pub(crate) fn timeouts(report: &mut Report, raw: raw::Timeouts) -> (Timeouts, ServiceTimeouts) {
     let place = Place::Root.key("timeouts");
     let hello = report.time(raw.hello.as_ref(), place.key("hello"), Zero::Refused, defaults::HELLO);
-    let own = ServiceTimeouts {
-        connect: defaults::CONNECT,
-        connect_total: defaults::CONNECT_TOTAL,
-        idle: defaults::IDLE,
-        half_closed: defaults::HALF_CLOSED,
-        first_byte: defaults::FIRST_BYTE,
-        max_duration: defaults::MAX_DURATION,
-    };
-    let raw = raw::ServiceTimeouts {
+    let raw = services::raw::ServiceTimeouts {
         connect: raw.connect,
         connect_total: raw.connect_total,
         idle: raw.idle,
@@ -102,34 +95,7 @@ pub(crate) fn timeouts(report: &mut Report, raw: raw::Timeouts) -> (Timeouts, Se
         first_byte: raw.first_byte,
         max_duration: raw.max_duration,
     };
-    (Timeouts { hello }, service_timeouts(report, place, &raw, &own))
-}
-
-pub(crate) fn service_timeouts(
-    report: &mut Report,
-    place: Place<'_>,
-    raw: &raw::ServiceTimeouts,
-    general: &ServiceTimeouts,
-) -> ServiceTimeouts {
-    let time = |report: &mut Report, raw: Option<_>, key, general| {
-        report.time(raw, place.key(key), Zero::Refused, general)
-    };
-    ServiceTimeouts {
-        connect: time(report, raw.connect.as_ref(), "connect", general.connect),
-        connect_total: time(report, raw.connect_total.as_ref(), "connect_total", general.connect_total),
-        idle: report.time_or_off(raw.idle.as_ref(), place.key("idle"), general.idle),
-        half_closed: report.time_or_off(
-            raw.half_closed.as_ref(),
-            place.key("half_closed"),
-            general.half_closed,
-        ),
-        first_byte: report.time_or_off(raw.first_byte.as_ref(), place.key("first_byte"), general.first_byte),
-        max_duration: report.time_or_off(
-            raw.max_duration.as_ref(),
-            place.key("max_duration"),
-            general.max_duration,
-        ),
-    }
+    (Timeouts { hello }, services::timeouts(report, place, &raw, &ServiceTimeouts::default()))
 }
 
 pub(crate) fn upstream(report: &mut Report, raw: raw::Upstream) -> Upstream {

@@ -3,16 +3,15 @@
 use std::collections::HashMap;
 use std::net::SocketAddr;
 
-use isthmus_xds::config::address::ListenAddress;
+use isthmus_xds::config::address::{ListenAddress, read_host, read_port};
 use isthmus_xds::config::at::{At, Spot};
 use isthmus_xds::config::problem::{Place, Quoted, Report};
+use isthmus_xds::config::services::Table;
 
 use crate::config::defaults;
 use crate::config::own::Own;
 use crate::config::raw;
 use crate::config::settings::{Bind, Listener};
-
-use super::services::Index;
 
 /// The kernel-facing half of each listener; `None` where its address is wrong.
 pub(crate) fn binds(report: &mut Report, raw: &raw::File) -> Vec<Option<Bind>> {
@@ -135,13 +134,13 @@ pub(crate) fn own(binds: &[Option<Bind>], ports: &Ports) -> Own {
 }
 
 /// The half of each listener that can change while it lives.
-pub(crate) fn listeners(report: &mut Report, raw: &raw::File, services: &Index<'_>) -> Vec<Listener> {
+pub(crate) fn listeners(report: &mut Report, raw: &raw::File, services: &Table<'_>) -> Vec<Listener> {
     let place = Place::Root.key("listeners");
     let listeners = raw.listeners.as_ref().map(|listeners| listeners.value.as_slice()).unwrap_or_default();
     let mut resolved = Vec::with_capacity(listeners.len());
     for (index, listener) in listeners.iter().enumerate() {
         let (place, raw) = (place.item(index), &listener.value);
-        let default = raw.default.as_ref().and_then(|name| match services.find(&name.value) {
+        let default = raw.default.as_ref().and_then(|name| match find(services, &name.value) {
             Ok(service) => Some(service),
             Err((what, remedy)) => {
                 let what = format_args!("{}: {} {what}", place.key("default"), Quoted(&name.value));
@@ -169,4 +168,37 @@ pub(crate) fn listeners(report: &mut Report, raw: &raw::File, services: &Index<'
         });
     }
     resolved
+}
+
+/// The service's position in the file for `HOST` or `HOST:PORT`; else what is wrong and what would be right.
+fn find(services: &Table<'_>, text: &str) -> Result<usize, (String, String)> {
+    let (host, port) = match text.rsplit_once(':') {
+        Some((host, port)) => (host, Some(read_port(port).ok_or_else(no_form)?)),
+        None => (text, None),
+    };
+    let host = read_host(host).map_err(|_| no_form())?;
+    let group = || services.of_host(&host);
+    let ports = || group().map(|entry| entry.service.port.to_string()).collect::<Vec<_>>().join(", ");
+    let found = match port {
+        Some(port) => services.entry(&host, port),
+        None => group().find(|entry| entry.service.bare),
+    };
+    match (found, port) {
+        (Some(entry), _) => Ok(entry.index),
+        (None, _) if group().next().is_none() => Err((
+            "is no service's host".to_owned(),
+            "write HOST or HOST:PORT of a service in this file".to_owned(),
+        )),
+        (None, Some(_)) => Err((
+            "is not one of the host's ports".to_owned(),
+            format!("write {host}: and one of {}", ports()),
+        )),
+        (None, None) => {
+            Err(("has several ports".to_owned(), format!("write {host}: and one of {}", ports())))
+        }
+    }
+}
+
+fn no_form() -> (String, String) {
+    ("is no service".to_owned(), "write HOST or HOST:PORT of a service in this file".to_owned())
 }

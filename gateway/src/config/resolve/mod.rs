@@ -3,17 +3,14 @@
 
 mod general;
 mod listeners;
-mod names;
-mod services;
 
 use std::sync::Arc;
 
 use isthmus_xds::config::problem::{Place, Report};
+use isthmus_xds::config::services::{Refusal, Table};
 
 use crate::config::raw::File;
 use crate::config::settings::{Fixed, Live, Settings};
-
-use self::services::Index;
 
 /// The settings; to be used only if nothing was reported. `None` when a part could not be made at all.
 pub(crate) fn resolve(report: &mut Report, mut raw: File) -> Option<Settings> {
@@ -22,12 +19,14 @@ pub(crate) fn resolve(report: &mut Report, mut raw: File) -> Option<Settings> {
     let (timeouts, service_timeouts) = general::timeouts(report, raw.timeouts.take().unwrap_or_default());
 
     let mut own = listeners::own(&binds, &ports);
-    let mut entries = services::services(report, &raw, &service_timeouts, &mut own);
-    let groups = services::group(report, &mut entries);
-    let index = Index { groups, entries: &entries };
-    names::check(report, &entries, &index);
-    let listeners = listeners::listeners(report, &raw, &index);
-    let services = entries.into_iter().map(|entry| Arc::new(entry.service)).collect();
+    let own_socket = |address| {
+        let what = format!("{address} is this gateway's own {}", own.reached_by(address)?);
+        Some(Refusal { what, remedy: "write the address of the server itself" })
+    };
+    let written = raw.services.as_deref().unwrap_or_default();
+    let table = Table::new(report, written, &service_timeouts, own_socket);
+    let listeners = listeners::listeners(report, &raw, &table);
+    let services = table.into_services().map(Arc::new).collect();
 
     let metrics = raw.metrics.as_ref().and_then(|metrics| metrics.services.as_ref());
     let service_metrics = report.count(

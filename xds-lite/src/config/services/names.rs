@@ -3,15 +3,14 @@
 use std::collections::{HashMap, HashSet};
 
 use ipnet::IpNet;
-use isthmus_xds::config::at::Spot;
-use isthmus_xds::config::problem::{Place, Report};
-use isthmus_xds::config::units::Scalar;
-use isthmus_xds::{HostName, HostPattern};
 
-use crate::config::defaults;
-use crate::config::settings::Service;
+use crate::config::at::Spot;
+use crate::config::problem::{Place, Report};
+use crate::config::units::Scalar;
+use crate::host::{HostName, HostPattern};
 
-use super::services::{Entry, Index, host_spot};
+use super::table::{Entry, Table};
+use super::{Service, defaults};
 
 /// A service that answers to a name, and the place in the file that says so.
 struct Claim<'a> {
@@ -31,12 +30,12 @@ struct Claims<'a> {
 }
 
 /// Refuses names that mean two services, unless what the client offers or where it comes from decides.
-pub(crate) fn check(report: &mut Report, entries: &[Entry<'_>], services: &Index<'_>) {
+pub(super) fn check(report: &mut Report, table: &Table<'_>) {
     let mut claims = Claims::default();
-    for entry in entries {
+    for entry in &table.entries {
         let service = &entry.service;
         if service.bare {
-            claims.add(report, service.host.clone(), entry, host_spot(entry));
+            claims.add(report, service.host.clone(), entry, entry.host_spot());
             for alias in entry.raw.value.aliases.as_deref().unwrap_or_default() {
                 // What cannot be read has been reported already.
                 if let Ok(name) = alias.value.read() {
@@ -46,9 +45,9 @@ pub(crate) fn check(report: &mut Report, entries: &[Entry<'_>], services: &Index
         }
         for (name, spot) in instances(report, entry) {
             // `outbound_.PORT_._.INSTANCE.HOST` against `outbound_.PORT_._.` of a host of that very name.
-            let same_port = services.entry(&name, service.port).filter(|other| meet(service, &other.service));
+            let same_port = table.entry(&name, service.port).filter(|other| meet(service, &other.service));
             match same_port {
-                Some(other) => clash(report, &name, entry, spot, other, host_spot(other)),
+                Some(other) => clash(report, &name, entry, spot, other, other.host_spot()),
                 None if service.bare => claims.add(report, name, entry, spot),
                 None => {}
             }
