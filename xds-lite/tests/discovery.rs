@@ -1,7 +1,7 @@
 //! Discovery over real mTLS connections: who is served what, what a change costs on the wire, and what losses,
 //! refusals and strangers do to it.
 
-#![expect(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "a test may panic anywhere")]
+#![expect(clippy::unwrap_used, clippy::panic, reason = "a test may panic anywhere")]
 
 use std::collections::BTreeMap;
 use std::io::Read as _;
