@@ -6,6 +6,7 @@ pub mod ads;
 pub mod config;
 pub mod dial;
 pub mod host;
+pub mod issuing;
 pub mod locality;
 pub mod proto;
 pub mod serve;

@@ -3,6 +3,8 @@
 
 #![expect(clippy::unwrap_used, clippy::panic, reason = "a test may panic anywhere")]
 
+mod common;
+
 use std::collections::BTreeMap;
 use std::io::Read as _;
 use std::net::{SocketAddr, TcpStream};
@@ -10,82 +12,35 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
 
-use isthmus_certs::{
-    Authority, Client as TlsClient, Peer, Server as TlsServer, SpiffeId, Trust, TrustBundles, TrustDomain,
-};
+use common::{AGENT, ANY, Agent, GATEWAY, World};
+use isthmus_certs::SpiffeId;
 use isthmus_xds::ads::client::{Client, Refused, Update};
 use isthmus_xds::ads::service::{Directory, Discovery};
 use isthmus_xds::ads::shared::Shared;
 use isthmus_xds::ads::subscribe::{Contact, Subscription, Tables};
 use isthmus_xds::proto::envoy::config::core::v3::Node;
-use isthmus_xds::serve::serve;
-use tokio::net::TcpListener;
 use tokio::runtime::Runtime;
 use tonic::Status;
 use tonic::service::Routes;
 
 const TYPE: &str = "type.googleapis.com/isthmus.v1.ServiceSlice";
-const AGENT: &str = "spiffe://east.example/isthmus/east/agent/a";
-const GATEWAY: &str = "spiffe://east.example/isthmus/east/gateway/g";
 const STRANGER: &str = "spiffe://east.example/ns/a/sa/b";
 
-struct World {
-    authority: Authority,
+/// A gateway that follows until it is aborted.
+fn gateway(world: &World, id: &str, server: &str, agent: &Agent, seen: &Seen) -> Runtime {
+    let subscription = Subscription {
+        servers: vec![agent.at.to_string().parse().unwrap()],
+        tls: world.client(id, server),
+        node: Node { id: "g".to_owned(), ..Node::default() },
+    };
+    let mut seen = seen.clone();
+    let runtime = Runtime::new().unwrap();
+    runtime.spawn(async move { subscription.follow(Client::new(TYPE, []), &mut seen).await });
+    runtime
 }
 
-impl World {
-    fn new() -> World {
-        World { authority: Authority::generate(TrustDomain::new("east.example").unwrap()).unwrap() }
-    }
-
-    fn trust(&self, id: &str) -> Trust {
-        let id = SpiffeId::parse(id).unwrap();
-        let identity = self.authority.issue(&id, &[], Duration::from_secs(3600)).unwrap();
-        let mut bundles = TrustBundles::new();
-        bundles.add_root(id.trust_domain().clone(), self.authority.certificate()).unwrap();
-        Trust::new(identity, bundles)
-    }
-
-    fn client(&self, id: &str, server: &str) -> Arc<TlsClient> {
-        let server = Peer::Ids(vec![SpiffeId::parse(server).unwrap()]);
-        Arc::new(TlsClient::new(self.trust(id), server, &[b"h2"]).unwrap())
-    }
-
-    fn agent(&self, directory: &Arc<One>, at: SocketAddr) -> Agent {
-        let domain = Peer::Domain(self.authority.trust_domain().clone());
-        let tls = Arc::new(TlsServer::new(self.trust(AGENT), domain, &[b"h2"]).unwrap());
-        let runtime = Runtime::new().unwrap();
-        let routes = Routes::new(Discovery::service(Arc::clone(directory)));
-        let listener = runtime.block_on(TcpListener::bind(at)).unwrap();
-        let at = listener.local_addr().unwrap();
-        runtime.spawn(serve(listener, tls, routes));
-        Agent { at, runtime: Some(runtime) }
-    }
-
-    /// A gateway that follows until it is aborted.
-    fn gateway(&self, id: &str, server: &str, agent: &Agent, seen: &Seen) -> Runtime {
-        let subscription = Subscription {
-            servers: vec![agent.at.to_string().parse().unwrap()],
-            tls: self.client(id, server),
-            node: Node { id: "g".to_owned(), ..Node::default() },
-        };
-        let mut seen = seen.clone();
-        let runtime = Runtime::new().unwrap();
-        runtime.spawn(async move { subscription.follow(Client::new(TYPE, []), &mut seen).await });
-        runtime
-    }
-}
-
-/// A process of its own, as far as its connections are concerned: they end with it.
-struct Agent {
-    at: SocketAddr,
-    runtime: Option<Runtime>,
-}
-
-impl Drop for Agent {
-    fn drop(&mut self) {
-        self.runtime.take().unwrap().shutdown_background();
-    }
+fn start(world: &World, directory: &Arc<One>, at: SocketAddr) -> Agent {
+    world.agent(Routes::new(Discovery::service(Arc::clone(directory))), at)
 }
 
 /// One view, for gateways.
@@ -169,14 +124,12 @@ fn until(what: &str, mut condition: impl FnMut() -> bool) {
     panic!("waited too long until {what}");
 }
 
-const ANY: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 0);
-
 #[test]
 fn changes_arrive_one_by_one_and_what_is_refused_is_known_to_the_server() {
     let (world, directory, seen) = (World::new(), directory(), Seen::default());
     directory.0.change(|view| _ = view.set("a", "1"));
-    let agent = world.agent(&directory, ANY);
-    let _gateway = world.gateway(GATEWAY, AGENT, &agent, &seen);
+    let agent = start(&world, &directory, ANY);
+    let _gateway = gateway(&world, GATEWAY, AGENT, &agent, &seen);
     until("the first state is there", || seen.has(&[("a", "1")]));
     directory.0.change(|view| _ = view.set("b", "1"));
     until("one more is there", || seen.has(&[("a", "1"), ("b", "1")]));
@@ -197,8 +150,8 @@ fn a_server_that_comes_back_sends_only_what_differs() {
     for name in ["a", "b", "c"] {
         old.0.change(|view| _ = view.set(name, "1"));
     }
-    let agent = world.agent(&old, ANY);
-    let _gateway = world.gateway(GATEWAY, AGENT, &agent, &seen);
+    let agent = start(&world, &old, ANY);
+    let _gateway = gateway(&world, GATEWAY, AGENT, &agent, &seen);
     until("the first state is there", || seen.has(&[("a", "1"), ("b", "1"), ("c", "1")]));
     let at = agent.at;
     drop(agent);
@@ -209,7 +162,7 @@ fn a_server_that_comes_back_sends_only_what_differs() {
         new.0.change(|view| _ = view.set(name, content));
     }
     let before = seen.resources();
-    let _agent = world.agent(&new, at);
+    let _agent = start(&world, &new, at);
     until("it has caught up", || seen.has(&[("b", "1"), ("c", "2")]));
     assert_eq!(seen.resources() - before, 1, "b was the same");
 }
@@ -218,10 +171,10 @@ fn a_server_that_comes_back_sends_only_what_differs() {
 fn strangers_are_refused_before_they_see_anything() {
     let (world, directory) = (World::new(), directory());
     directory.0.change(|view| _ = view.set("a", "1"));
-    let agent = world.agent(&directory, ANY);
+    let agent = start(&world, &directory, ANY);
     let (stranger, deceived) = (Seen::default(), Seen::default());
-    let _one = world.gateway(STRANGER, AGENT, &agent, &stranger);
-    let _two = world.gateway(GATEWAY, STRANGER, &agent, &deceived);
+    let _one = gateway(&world, STRANGER, AGENT, &agent, &stranger);
+    let _two = gateway(&world, GATEWAY, STRANGER, &agent, &deceived);
     let lost = |seen: &Seen, word: &str| seen.0.lock().unwrap().lost.iter().any(|why| why.contains(word));
     until("it is told why", || lost(&stranger, "only listed gateways"));
     until("it sees that this is not its agent", || lost(&deceived, "not expected here"));
@@ -234,9 +187,9 @@ fn strangers_are_refused_before_they_see_anything() {
 fn a_thousand_who_prove_nothing_keep_nobody_out() {
     let (world, directory, seen) = (World::new(), directory(), Seen::default());
     directory.0.change(|view| _ = view.set("a", "1"));
-    let agent = world.agent(&directory, ANY);
+    let agent = start(&world, &directory, ANY);
     let silent: Vec<_> = (0..1_000).map(|_| TcpStream::connect(agent.at).unwrap()).collect();
-    let _gateway = world.gateway(GATEWAY, AGENT, &agent, &seen);
+    let _gateway = gateway(&world, GATEWAY, AGENT, &agent, &seen);
     until("the gateway is served", || seen.has(&[("a", "1")]));
     let mut first = silent.first().unwrap();
     first.set_read_timeout(Some(Duration::from_secs(30))).unwrap();

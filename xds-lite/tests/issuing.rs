@@ -1,0 +1,113 @@
+//! Certificates over Istio's API and real mTLS: a gateway renews its own with a key that it keeps, and gets
+//! nobody else's.
+
+#![expect(clippy::unwrap_used, reason = "a test may panic anywhere")]
+
+mod common;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use common::{AGENT, ANY, GATEWAY, World};
+use isthmus_certs::facts::Facts;
+use isthmus_certs::{IdPattern, Identity, KeyKind, Policy, pem};
+use isthmus_xds::dial::dial;
+use isthmus_xds::issuing::Certificates;
+use isthmus_xds::proto::istio::v1::auth::IstioCertificateRequest;
+use isthmus_xds::proto::istio::v1::auth::istio_certificate_service_client::IstioCertificateServiceClient;
+use prost_types::value::Kind;
+use prost_types::{Struct, Value};
+use tokio::runtime::Runtime;
+use tonic::service::Routes;
+use tonic::{Code, Status};
+
+const HOUR: Duration = Duration::from_secs(3600);
+
+fn request(key: &rcgen::KeyPair) -> IstioCertificateRequest {
+    let csr = rcgen::CertificateParams::default().serialize_request(key).unwrap().pem().unwrap();
+    IstioCertificateRequest { csr, validity_duration: 24 * 3600, metadata: None }
+}
+
+/// Asks as somebody.
+fn ask(world: &World, who: &str, request: IstioCertificateRequest) -> Result<Vec<String>, Status> {
+    let intermediate = world.authority.intermediate("east", KeyKind::P256, HOUR * 24).unwrap();
+    let gateways = IdPattern::parse("spiffe://east.example/isthmus/east/gateway/*").unwrap();
+    let root = world.authority.certificate_pem();
+    let service = Certificates::service(
+        Arc::new(intermediate),
+        Policy::renewals(gateways, HOUR),
+        Box::new(move || vec![root.clone()]),
+    );
+    let agent = world.agent(Routes::new(service), ANY);
+    let tls = world.client(who, AGENT);
+    Runtime::new().unwrap().block_on(async {
+        let channel = dial(&agent.at.to_string().parse().unwrap(), &tls).await.unwrap();
+        let answer = IstioCertificateServiceClient::new(channel).create_certificate(request).await?;
+        Ok(answer.into_inner().cert_chain)
+    })
+}
+
+#[test]
+fn a_gateway_renews_its_own_with_its_own_key() {
+    let world = World::new();
+    let key = KeyKind::P256.generate().unwrap();
+    let chain = ask(&world, GATEWAY, request(&key)).unwrap();
+    assert_eq!(chain.len(), 3, "leaf, intermediate, root");
+    assert_eq!(chain[2], world.authority.certificate_pem());
+    let identity = Identity::from_pem(&chain.concat(), &key.serialize_pem()).unwrap();
+    assert_eq!(identity.id().to_string(), GATEWAY);
+    let facts = Facts::of(&pem::certificates(&chain[0]).unwrap()[0]).unwrap();
+    let life = facts.not_after - facts.not_before;
+    assert!(life < HOUR * 2, "shortened to what the policy gives: {life}");
+    let trusted = world.trust(AGENT).current();
+    let proven = trusted.bundles.verify(identity.chain(), isthmus_certs::Role::Client, now());
+    assert_eq!(proven.unwrap().id.to_string(), GATEWAY);
+}
+
+fn now() -> rustls::pki_types::UnixTime {
+    rustls::pki_types::UnixTime::now()
+}
+
+#[test]
+fn nobody_gets_what_the_policy_does_not_give() {
+    let world = World::new();
+    let key = KeyKind::P256.generate().unwrap();
+    let impersonates = |id: &str| {
+        let value = Value { kind: Some(Kind::StringValue(id.to_owned())) };
+        let fields = BTreeMap::from([("ImpersonatedIdentity".to_owned(), value)]);
+        IstioCertificateRequest { metadata: Some(Struct { fields }), ..request(&key) }
+    };
+    let other = "spiffe://east.example/isthmus/east/gateway/other";
+    let stranger = "spiffe://east.example/ns/a/sa/b";
+    let cases = [
+        (
+            "another's identity",
+            GATEWAY,
+            impersonates(other),
+            Code::PermissionDenied,
+            "may not have a certificate",
+        ),
+        ("no identity", GATEWAY, impersonates("gateway"), Code::InvalidArgument, "starts with `spiffe://`"),
+        ("who is not listed", stranger, request(&key), Code::PermissionDenied, "policy must grant it"),
+        (
+            "no request",
+            GATEWAY,
+            IstioCertificateRequest { csr: "no".to_owned(), ..request(&key) },
+            Code::InvalidArgument,
+            "PKCS#10",
+        ),
+        (
+            "a life below zero",
+            GATEWAY,
+            IstioCertificateRequest { validity_duration: -1, ..request(&key) },
+            Code::InvalidArgument,
+            "above zero",
+        ),
+    ];
+    for (what, who, request, code, expected) in cases {
+        let status = ask(&world, who, request).unwrap_err();
+        assert_eq!(status.code(), code, "{what}: {status}");
+        assert!(status.message().contains(expected), "{what}: {status}");
+    }
+}
