@@ -4,7 +4,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use isthmus_xds::config::problem::Report;
-use isthmus_xds::config::yaml;
+use isthmus_xds::config::{registry_file, yaml};
 use proptest::prelude::*;
 
 use super::settings::{Balance, ServiceTimeouts, Settings, Target};
@@ -115,6 +115,23 @@ fn every_yaml_block_of_the_documentation_loads() {
     assert_eq!(service.endpoints[0].instance.as_ref().unwrap().as_str(), "productpage-0");
     assert!(matches!(&service.endpoints[1].address, Target::Name { port: 9080, .. }));
     assert_eq!(every.fixed.node.locality.sub_zone, "rack-7");
+}
+
+#[test]
+fn a_registrys_file_means_the_same_services() {
+    let full = DOCUMENT.split("```yaml\n").nth(2).unwrap().split("```").next().unwrap();
+    let rest = &full[full.find("\nservices:").unwrap() + 1..];
+    let end = rest
+        .match_indices('\n')
+        .map(|(at, _)| at + 1)
+        .find(|at| rest[*at..].starts_with(char::is_alphabetic));
+    let services = &rest[..end.unwrap()];
+    let offered =
+        registry_file(services, Path::new("registry.yaml")).unwrap_or_else(|problems| panic!("{problems}"));
+    let listed: Vec<_> =
+        good(&with_listener(services)).live.services.iter().map(|one| (**one).clone()).collect();
+    assert!(!listed.is_empty());
+    assert_eq!(offered, listed);
 }
 
 /// Each key of the schema stands in the documentation's full example, and none is open to unknown keys.

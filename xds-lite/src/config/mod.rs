@@ -5,9 +5,11 @@ pub mod address;
 pub mod at;
 pub mod file;
 pub mod problem;
+mod registry;
 pub mod services;
 pub mod units;
 pub mod values;
 pub mod yaml;
 
 pub use problem::{Problem, Problems};
+pub use registry::registry_file;
