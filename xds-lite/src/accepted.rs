@@ -79,8 +79,9 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::config::services::{Balance, ServiceTimeouts};
     use crate::host::HostPattern;
-    use crate::slice::{Balance, Offer, Port, Staleness, Tls};
+    use crate::slice::{Offer, Port, Staleness, Tls};
 
     fn key() -> Key {
         Key { cluster: "east".parse().unwrap(), host: HostPattern::parse("db.pxc").unwrap() }
@@ -98,6 +99,7 @@ mod tests {
             send_proxy: false,
             endpoints: Vec::new(),
             ready: Vec::new(),
+            timeouts: ServiceTimeouts::default(),
         };
         Offer {
             network: network.to_owned(),
@@ -122,7 +124,11 @@ mod tests {
         let replay = accepted.take(slice(1, 1, Some(offer("a")))).unwrap_err();
         assert!(replay.to_string().contains("east/db.pxc is of revision 1.1, but 1.2 is known"), "{replay}");
         assert!(accepted.get(&key()).is_none());
-        assert_eq!(accepted.take(slice(2, 1, Some(offer("b")))), Ok(true), "a new incarnation of the registry");
+        assert_eq!(
+            accepted.take(slice(2, 1, Some(offer("b")))),
+            Ok(true),
+            "a new incarnation of the registry"
+        );
         assert!(accepted.take(slice(1, 9, None)).is_err());
         assert!(accepted.leave(&key()) && !accepted.leave(&key()));
         assert!(accepted.take(slice(1, 9, Some(offer("a")))).is_err(), "what left is not forgotten");

@@ -14,7 +14,7 @@ use tokio_rustls::rustls::pki_types::ServerName;
 use tonic::transport::{Channel, Endpoint};
 use tower::service_fn;
 
-use crate::slice::{Address, Target};
+use crate::config::address::Target;
 
 const CONNECT: Duration = Duration::from_secs(5);
 const KEEPALIVE: Duration = Duration::from_secs(20);
@@ -24,7 +24,7 @@ const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
 ///
 /// # Errors
 /// Nobody is there, or somebody else than `tls` expects.
-pub async fn dial(address: &Address, tls: &Arc<Client>) -> Result<Channel, tonic::transport::Error> {
+pub async fn dial(address: &Target, tls: &Arc<Client>) -> Result<Channel, tonic::transport::Error> {
     let (address, tls) = (address.clone(), Arc::clone(tls));
     let connect = service_fn(move |_| {
         let (address, tls) = (address.clone(), Arc::clone(&tls));
@@ -38,12 +38,12 @@ pub async fn dial(address: &Address, tls: &Arc<Client>) -> Result<Channel, tonic
         .await
 }
 
-async fn shake(address: &Address, tls: &Client) -> io::Result<TlsStream<TcpStream>> {
-    let (stream, name) = match &address.host {
-        Target::Ip(ip) => (TcpStream::connect((*ip, address.port)).await?, ServerName::from(*ip)),
-        Target::Name(name) => {
-            let server = ServerName::try_from(name.as_str().to_owned()).map_err(io::Error::other)?;
-            (TcpStream::connect((name.as_str(), address.port)).await?, server)
+async fn shake(address: &Target, tls: &Client) -> io::Result<TlsStream<TcpStream>> {
+    let (stream, name) = match address {
+        Target::Address(address) => (TcpStream::connect(address).await?, ServerName::from(address.ip())),
+        Target::Name { host, port } => {
+            let server = ServerName::try_from(host.as_str().to_owned()).map_err(io::Error::other)?;
+            (TcpStream::connect((host.as_str(), *port)).await?, server)
         }
     };
     stream.set_nodelay(true)?;

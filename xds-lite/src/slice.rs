@@ -4,7 +4,6 @@
 mod wire;
 
 use std::fmt;
-use std::net::IpAddr;
 use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,7 +11,9 @@ use std::time::Duration;
 use ipnet::IpNet;
 use isthmus_certs::SpiffeId;
 
-use crate::host::{HostName, HostPattern, MAX_NAME};
+use crate::config::address::Target;
+use crate::config::services::{Balance, ServiceTimeouts};
+use crate::host::{HostName, HostPattern};
 use crate::locality::Locality;
 
 pub use wire::{MAX_MESSAGE, WireError, version};
@@ -137,13 +138,15 @@ pub struct Port {
     pub endpoints: Vec<Endpoint>,
     /// How many serve it where, for those who do not see them.
     pub ready: Vec<Ready>,
+    /// Its deadlines.
+    pub timeouts: ServiceTimeouts,
 }
 
 /// One address that serves a port.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Endpoint {
     /// Where.
-    pub address: Address,
+    pub address: Target,
     /// Where it stands.
     pub locality: Locality,
     /// 0 to 65535; 0 takes no new connections.
@@ -175,70 +178,9 @@ pub struct Ready {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Gateway {
     /// Where.
-    pub address: Address,
+    pub address: Target,
     /// Where it stands.
     pub locality: Locality,
-}
-
-/// A place to connect to.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Address {
-    /// An address, or a name to be resolved by who connects.
-    pub host: Target,
-    /// 1 to 65535.
-    pub port: u16,
-}
-
-/// An IP address or a host name.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum Target {
-    /// IPv4-mapped ones are IPv4.
-    Ip(IpAddr),
-    /// A name.
-    Name(HostName),
-}
-
-impl fmt::Display for Address {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match &self.host {
-            Target::Ip(IpAddr::V6(ip)) => write!(f, "[{ip}]:{}", self.port),
-            Target::Ip(ip) => write!(f, "{ip}:{}", self.port),
-            Target::Name(name) => write!(f, "{name}:{}", self.port),
-        }
-    }
-}
-
-/// A text that is no `IP:PORT`, `[IPV6]:PORT` or `NAME:PORT`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("an address is IP:PORT, [IPV6]:PORT or NAME:PORT, with a port from 1 to 65535")]
-pub struct NoAddress;
-
-impl FromStr for Address {
-    type Err = NoAddress;
-
-    fn from_str(text: &str) -> Result<Address, NoAddress> {
-        let (host, port) = text.rsplit_once(':').ok_or(NoAddress)?;
-        let digits = port.bytes().all(|byte| byte.is_ascii_digit());
-        let port = port.parse().ok().filter(|port| digits && *port > 0).ok_or(NoAddress)?;
-        Ok(Address { host: Target::parse(host)?, port })
-    }
-}
-
-impl Target {
-    fn parse(text: &str) -> Result<Target, NoAddress> {
-        if let Some(inner) = text.strip_prefix('[') {
-            let ip = inner.strip_suffix(']').and_then(|ip| ip.parse().ok()).ok_or(NoAddress)?;
-            return Ok(Target::Ip(IpAddr::V6(ip).to_canonical()));
-        }
-        // Nothing that only looks like an address is looked up as a name.
-        let is_numeric = text.bytes().all(|byte| byte.is_ascii_digit() || byte == b'.');
-        match text.parse::<IpAddr>() {
-            Ok(ip @ IpAddr::V4(_)) => Ok(Target::Ip(ip)),
-            Ok(IpAddr::V6(_)) => Err(NoAddress),
-            Err(_) if is_numeric || text.len() > MAX_NAME => Err(NoAddress),
-            Err(_) => HostName::parse(text).map(Target::Name).map_err(|_| NoAddress),
-        }
-    }
 }
 
 /// What endpoints speak.
@@ -261,20 +203,6 @@ pub enum Health {
     NotReady,
     /// It keeps what it has and takes no more.
     Draining,
-}
-
-/// How an endpoint is chosen among the healthy ones.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-pub enum Balance {
-    /// In turn, by weight.
-    #[default]
-    RoundRobin,
-    /// Of two chosen at random, the one with fewer connections for its weight.
-    LeastConnections,
-    /// At random, by weight.
-    Random,
-    /// By the client's address.
-    SourceHash,
 }
 
 /// What is done with a slice once nothing more is heard of its owner.

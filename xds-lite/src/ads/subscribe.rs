@@ -10,10 +10,10 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::Status;
 
 use super::client::{Client, Refused, Update};
+use crate::config::address::Target;
 use crate::dial::dial;
 use crate::proto::envoy::config::core::v3::Node;
 use crate::proto::envoy::service::discovery::v3::aggregated_discovery_service_client::AggregatedDiscoveryServiceClient;
-use crate::slice::Address;
 
 const SOONEST: Duration = Duration::from_millis(10);
 const LATEST: Duration = Duration::from_secs(15);
@@ -33,16 +33,16 @@ pub trait Tables: Send {
 #[derive(Debug)]
 pub enum Contact<'a> {
     /// This one answers.
-    Made(&'a Address),
+    Made(&'a Target),
     /// This one does not, or no longer.
-    Lost(&'a Address, &'a str),
+    Lost(&'a Target, &'a str),
 }
 
 /// Whom to follow.
 #[derive(Debug)]
 pub struct Subscription {
     /// Servers, in the order in which they are tried.
-    pub servers: Vec<Address>,
+    pub servers: Vec<Target>,
     /// Who they must be.
     pub tls: Arc<Tls>,
     /// What this client says of itself.
@@ -71,12 +71,7 @@ impl Subscription {
     }
 
     /// One stream to its end: whether anything was heard on it, and why it ended.
-    async fn stream(
-        &self,
-        server: &Address,
-        client: &mut Client,
-        tables: &mut impl Tables,
-    ) -> (bool, String) {
+    async fn stream(&self, server: &Target, client: &mut Client, tables: &mut impl Tables) -> (bool, String) {
         let channel = match dial(server, &self.tls).await {
             Ok(channel) => channel,
             Err(error) => return (false, told(&error)),

@@ -1,7 +1,9 @@
 //! Addresses and names as they are written in the file: `IP:PORT`, `NAME:PORT`, CIDRs, hosts. An
 //! IPv4-mapped IPv6 address is the IPv4 address it carries, everywhere. Not resolution.
 
+use std::fmt;
 use std::net::{IpAddr, SocketAddr};
+use std::str::FromStr;
 
 use ipnet::{IpNet, Ipv4Net};
 use schemars::JsonSchema;
@@ -105,12 +107,19 @@ impl Scalar for TargetAddress {
     }
 
     fn read(&self) -> Result<Target, Wrong> {
+        self.0.parse()
+    }
+}
+
+impl FromStr for Target {
+    type Err = Wrong;
+
+    fn from_str(text: &str) -> Result<Target, Wrong> {
         let no_port = Wrong { what: "has a port out of range", remedy: "write a port from 1 to 65535" };
-        if let Some(address) = read_socket(&self.0) {
+        if let Some(address) = read_socket(text) {
             return if address.port() == 0 { Err(no_port) } else { Ok(Target::Address(address)) };
         }
-        let (host, port) = self
-            .0
+        let (host, port) = text
             .rsplit_once(':')
             .ok_or(Wrong { what: "has no port", remedy: "write IP:PORT, [IPV6]:PORT or NAME:PORT" })?;
         if host.contains(':') && host.parse::<IpAddr>().is_ok() {
@@ -131,6 +140,15 @@ impl Scalar for TargetAddress {
         match read_port(port) {
             Some(port) => Ok(Target::Name { host, port }),
             None => Err(no_port),
+        }
+    }
+}
+
+impl fmt::Display for Target {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Target::Address(address) => address.fmt(f),
+            Target::Name { host, port } => write!(f, "{host}:{port}"),
         }
     }
 }

@@ -67,6 +67,24 @@ pub struct Port {
     /// How many are ready where, for those who do not see the endpoints.
     #[prost(message, repeated, tag = "10")]
     pub ready: ::prost::alloc::vec::Vec<Ready>,
+    #[prost(message, optional, tag = "11")]
+    pub timeouts: ::core::option::Option<Timeouts>,
+}
+/// In milliseconds; 0 is no limit, except for the first two, where it is refused.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Timeouts {
+    #[prost(uint64, tag = "1")]
+    pub connect: u64,
+    #[prost(uint64, tag = "2")]
+    pub connect_total: u64,
+    #[prost(uint64, tag = "3")]
+    pub idle: u64,
+    #[prost(uint64, tag = "4")]
+    pub half_closed: u64,
+    #[prost(uint64, tag = "5")]
+    pub first_byte: u64,
+    #[prost(uint64, tag = "6")]
+    pub max_duration: u64,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Endpoint {
@@ -105,12 +123,10 @@ pub struct Ready {
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Gateway {
-    /// IP or host name.
+    /// IP:PORT or NAME:PORT.
     #[prost(string, tag = "1")]
     pub address: ::prost::alloc::string::String,
-    #[prost(uint32, tag = "2")]
-    pub port: u32,
-    #[prost(message, optional, tag = "3")]
+    #[prost(message, optional, tag = "2")]
     pub locality: ::core::option::Option<Locality>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]

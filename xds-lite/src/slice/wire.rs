@@ -9,10 +9,10 @@ use isthmus_certs::SpiffeId;
 use prost::Message as _;
 use sha2::{Digest as _, Sha256};
 
-use super::{
-    Address, Balance, Cluster, Endpoint, Gateway, Health, Key, Offer, Order, Port, Ready, Slice, Staleness,
-    Target, Tls,
-};
+use super::{Cluster, Endpoint, Gateway, Health, Key, Offer, Order, Port, Ready, Slice, Staleness, Tls};
+use crate::config::address::Target;
+use crate::config::services::{Balance, ServiceTimeouts};
+use crate::config::units::Wrong;
 use crate::host::{HostName, HostPattern};
 use crate::locality::Locality;
 use crate::proto::isthmus::v1 as pb;
@@ -152,11 +152,12 @@ impl Port {
             tls: tls_number(Some(self.tls)),
             alpn: self.alpn.clone(),
             sources: texts(&self.sources),
-            balance: self.balance.number(),
+            balance: balance_number(self.balance),
             max_connections: self.max_connections.unwrap_or(0),
             send_proxy: self.send_proxy,
             endpoints: self.endpoints.iter().map(Endpoint::to_message).collect(),
             ready: self.ready.iter().map(Ready::to_message).collect(),
+            timeouts: Some(timeouts_message(&self.timeouts)),
         }
     }
 
@@ -178,11 +179,12 @@ impl Port {
             tls: tls(message.tls)?.map_or_else(|| wrong("tls", "must be said"), Ok)?,
             alpn: message.alpn,
             sources: sources.or_else(|error: ipnet::AddrParseError| wrong("sources", error))?,
-            balance: Balance::from_number(message.balance)?,
+            balance: balance(message.balance)?,
             max_connections: Some(message.max_connections).filter(|most| *most > 0),
             send_proxy: message.send_proxy,
             endpoints,
             ready: each("ready", message.ready, Ready::from_message)?,
+            timeouts: timeouts(message.timeouts)?,
         })
     }
 }
@@ -217,7 +219,7 @@ impl Endpoint {
         let identity = identity.map(|id| SpiffeId::parse(&id).or_else(|error| wrong("identity", error)));
         let instance = Some(message.instance).filter(|name| !name.is_empty());
         Ok(Endpoint {
-            address: message.address.parse().or_else(|error| wrong("address", error))?,
+            address: target(&message.address)?,
             locality: locality(message.locality)?,
             weight: u16::try_from(message.weight).or_else(|_| wrong("weight", "is at most 65535"))?,
             health,
@@ -247,24 +249,45 @@ impl Ready {
 
 impl Gateway {
     fn to_message(&self) -> pb::Gateway {
-        let address = match &self.address.host {
-            Target::Ip(ip) => ip.to_string(),
-            Target::Name(name) => name.to_string(),
-        };
-        let port = self.address.port.into();
-        pb::Gateway { address, port, locality: locality_message(&self.locality) }
+        pb::Gateway { address: self.address.to_string(), locality: locality_message(&self.locality) }
     }
 
     fn from_message(message: pb::Gateway) -> Result<Gateway> {
-        let host = match message.address.parse::<std::net::IpAddr>() {
-            Ok(ip) => Target::Ip(ip.to_canonical()),
-            Err(_) => {
-                Target::parse(&message.address).or_else(|_| wrong("address", "is no IP and no name"))?
-            }
-        };
-        let address = Address { host, port: port_number(message.port)? };
+        let address = target(&message.address)?;
         Ok(Gateway { address, locality: locality(message.locality)? })
     }
+}
+
+fn target(text: &str) -> Result<Target> {
+    text.parse()
+        .or_else(|wrong_one: Wrong| wrong("address", format!("{}; {}", wrong_one.what, wrong_one.remedy)))
+}
+
+fn timeouts_message(timeouts: &ServiceTimeouts) -> pb::Timeouts {
+    let millis = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+    let or_off = |time: Option<Duration>| time.map_or(0, millis);
+    pb::Timeouts {
+        connect: millis(timeouts.connect),
+        connect_total: millis(timeouts.connect_total),
+        idle: or_off(timeouts.idle),
+        half_closed: or_off(timeouts.half_closed),
+        first_byte: or_off(timeouts.first_byte),
+        max_duration: or_off(timeouts.max_duration),
+    }
+}
+
+fn timeouts(message: Option<pb::Timeouts>) -> Result<ServiceTimeouts> {
+    let Some(message) = message else { return wrong("timeouts", "must be said") };
+    let or_off = |millis: u64| Some(Duration::from_millis(millis)).filter(|time| !time.is_zero());
+    let above_zero = |millis| or_off(millis).map_or_else(|| wrong("timeouts", "a connect takes time"), Ok);
+    Ok(ServiceTimeouts {
+        connect: above_zero(message.connect)?,
+        connect_total: above_zero(message.connect_total)?,
+        idle: or_off(message.idle),
+        half_closed: or_off(message.half_closed),
+        first_byte: or_off(message.first_byte),
+        max_duration: or_off(message.max_duration),
+    })
 }
 
 impl Staleness {
@@ -291,25 +314,23 @@ impl Staleness {
     }
 }
 
-impl Balance {
-    fn number(self) -> i32 {
-        match self {
-            Balance::RoundRobin => pb::Balance::RoundRobin,
-            Balance::LeastConnections => pb::Balance::LeastConnections,
-            Balance::Random => pb::Balance::Random,
-            Balance::SourceHash => pb::Balance::SourceHash,
-        }
-        .into()
+fn balance_number(balance: Balance) -> i32 {
+    match balance {
+        Balance::RoundRobin => pb::Balance::RoundRobin,
+        Balance::LeastConnections => pb::Balance::LeastConnections,
+        Balance::Random => pb::Balance::Random,
+        Balance::SourceHash => pb::Balance::SourceHash,
     }
+    .into()
+}
 
-    fn from_number(number: i32) -> Result<Balance> {
-        match pb::Balance::try_from(number) {
-            Ok(pb::Balance::RoundRobin) => Ok(Balance::RoundRobin),
-            Ok(pb::Balance::LeastConnections) => Ok(Balance::LeastConnections),
-            Ok(pb::Balance::Random) => Ok(Balance::Random),
-            Ok(pb::Balance::SourceHash) => Ok(Balance::SourceHash),
-            Ok(pb::Balance::Unspecified) | Err(_) => wrong("balance", "is not known"),
-        }
+fn balance(number: i32) -> Result<Balance> {
+    match pb::Balance::try_from(number) {
+        Ok(pb::Balance::RoundRobin) => Ok(Balance::RoundRobin),
+        Ok(pb::Balance::LeastConnections) => Ok(Balance::LeastConnections),
+        Ok(pb::Balance::Random) => Ok(Balance::Random),
+        Ok(pb::Balance::SourceHash) => Ok(Balance::SourceHash),
+        Ok(pb::Balance::Unspecified) | Err(_) => wrong("balance", "is not known"),
     }
 }
 
