@@ -9,6 +9,7 @@ pub mod host;
 pub mod issuing;
 pub mod locality;
 pub mod proto;
+pub mod registry;
 pub mod serve;
 pub mod slice;
 
