@@ -1,8 +1,10 @@
-//! The registry's model: what a service is called and where an endpoint stands. The gateway reads it
-//! from its own file today; the agent that exchanges it between clusters is not here yet.
+//! The registry of a cluster, the agent that serves it, and what gateways follow an agent with: the model of
+//! services (`host`, `locality`, `slice`, `config::services`), discovery (`ads`, over `serve` and `dial`), the
+//! registry and the agent. The exchange between clusters is not here yet.
 
 pub mod accepted;
 pub mod ads;
+pub mod agent;
 pub mod config;
 pub mod dial;
 pub mod host;

@@ -1,0 +1,121 @@
+//! The command line of the agent: what there is to say, and which code it exits with.
+
+use std::io::{self, IsTerminal as _, Write as _};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::Context as _;
+use clap::{CommandFactory as _, Parser, Subcommand};
+use clap_complete::Shell;
+use isthmus_xds::agent::{Agent, config};
+use isthmus_xds::config::Problems;
+use tokio::signal::unix::{SignalKind, signal};
+use tracing_subscriber::EnvFilter;
+
+/// Wrong configuration, as wrong usage.
+const WRONG: u8 = 2;
+
+/// The agent of a cluster: follows its registry and serves it to its gateways.
+#[derive(Debug, Parser)]
+#[command(name = "isthmus-agent", version, max_term_width = 100, propagate_version = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run an agent on one file
+    #[command(after_help = "\
+Example:
+  isthmus-agent run --config /etc/isthmus/agent.yaml
+
+The registry's files are followed; the agent's own file is read at start. SIGTERM and SIGINT end it:
+gateways keep the last tables and come back.")]
+    Run {
+        /// The configuration file (YAML)
+        #[arg(long, value_name = "FILE")]
+        config: PathBuf,
+    },
+    /// Check a file: exit 0, or 2 with FILE:LINE:COLUMN, what is wrong and what would be right
+    #[command(after_help = "\
+Examples:
+  isthmus-agent check --config agent.yaml
+  isthmus-agent check --schema > agent.schema.json")]
+    Check {
+        /// The configuration file (YAML)
+        #[arg(long, value_name = "FILE", required_unless_present = "schema")]
+        config: Option<PathBuf>,
+        /// Print the JSON Schema of the file
+        #[arg(long, conflicts_with = "config")]
+        schema: bool,
+    },
+    /// Print a completion script
+    #[command(after_help = "Example:\n  isthmus-agent completions bash > /etc/bash_completion.d/isthmus-agent")]
+    Completions {
+        /// For which shell
+        shell: Shell,
+    },
+}
+
+fn main() -> ExitCode {
+    let outcome = match Cli::parse().command {
+        Command::Run { config } => run(&config),
+        Command::Check { config, schema: _ } => check(config),
+        Command::Completions { shell } => {
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "isthmus-agent", &mut script);
+            say(String::from_utf8_lossy(&script).trim_end())
+        }
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) if error.is::<Problems>() => {
+            eprintln!("{error}");
+            ExitCode::from(WRONG)
+        }
+        Err(error) => {
+            eprintln!("isthmus-agent: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn check(file: Option<PathBuf>) -> anyhow::Result<()> {
+    let Some(file) = file else { return say(&config::schema()) };
+    let settings = config::load(&file)?;
+    say(&format!("{}: right; cluster {}, gateways: {}", file.display(), settings.cluster, settings.gateways.len()))
+}
+
+fn run(file: &std::path::Path) -> anyhow::Result<()> {
+    start_log();
+    let settings = config::load(file)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    runtime.block_on(async {
+        let agent = Agent::bind(settings).await?;
+        let mut terminate = signal(SignalKind::terminate())?;
+        let mut interrupt = signal(SignalKind::interrupt())?;
+        // Nobody reading standard error is no reason to stop serving.
+        let _unread = writeln!(io::stderr(), "listening xds address={}\nready", agent.address()?);
+        tokio::select! {
+            ended = agent.run() => Ok(ended?),
+            Some(()) = terminate.recv() => Ok(()),
+            Some(()) = interrupt.recv() => Ok(()),
+        }
+    })
+}
+
+fn start_log() {
+    let filter = EnvFilter::try_from_env("ISTHMUS_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
+    let colour = io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).with_ansi(colour).init();
+}
+
+/// Prints a text. A reader that has seen enough (`| head`) is no error, and no panic.
+fn say(text: &str) -> anyhow::Result<()> {
+    let mut out = io::stdout().lock();
+    match writeln!(out, "{text}").and_then(|()| out.flush()) {
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        said => said.context("cannot write to standard output"),
+    }
+}
