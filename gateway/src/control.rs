@@ -3,6 +3,7 @@
 
 mod answers;
 
+use std::collections::HashSet;
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -12,7 +13,7 @@ use isthmus_xds::HostName;
 use tokio::sync::{Notify, watch};
 
 pub use self::answers::{Answer, Answers};
-use crate::config::settings::{Fixed, Live, Settings, Target};
+use crate::config::settings::{Fixed, Live, Service, Settings, Target};
 use crate::drain::Phase;
 use crate::snapshot::{Resolved, Snapshot};
 use crate::socket;
@@ -46,7 +47,10 @@ pub struct Control {
 
 #[derive(Debug)]
 struct Inputs {
+    /// As the file has it.
     live: Live,
+    /// Services that came from elsewhere; none until something was heard.
+    learned: Option<Vec<Arc<Service>>>,
     resolved: Resolved,
 }
 
@@ -80,7 +84,7 @@ impl Control {
             phase: watch::Sender::new(Phase::Serving),
             started: SystemTime::now(),
             written: settings.fixed,
-            inputs: Mutex::new(Inputs { live: settings.live, resolved: Resolved::new() }),
+            inputs: Mutex::new(Inputs { live: settings.live, learned: None, resolved: Resolved::new() }),
             shown: Mutex::new(Shown { changed: SystemTime::now(), refused: None }),
             retired: Mutex::default(),
             leave: Notify::new(),
@@ -118,16 +122,35 @@ impl Control {
         }
         let mut inputs = self.inputs();
         if inputs.live != edit.live {
-            let names = names(&edit.live);
-            // A name that comes back later is asked for again, rather than trusted as it was.
-            inputs.resolved.retain(|name, _| names.binary_search(name).is_ok());
-            self.names.send_replace(names);
             inputs.live = edit.live;
-            self.swap(&inputs);
+            self.rename(&mut inputs);
         }
         self.shown().refused = None;
         self.process.metrics.reloads.fetch_add(1, Relaxed);
         Ok(())
+    }
+
+    /// Puts services live that came from elsewhere, in place of those that came before. Where the file has the
+    /// same host and port, the file's stays.
+    pub fn learned(&self, services: Vec<Arc<Service>>) {
+        let mut inputs = self.inputs();
+        if inputs.learned.as_ref() != Some(&services) {
+            inputs.learned = Some(services);
+            self.rename(&mut inputs);
+        }
+    }
+
+    /// What the file says, without what came from elsewhere.
+    pub fn configured(&self) -> Live {
+        self.inputs().live.clone()
+    }
+
+    fn rename(&self, inputs: &mut Inputs) {
+        let names = names(&inputs.together());
+        // A name that comes back later is asked for again, rather than trusted as it was.
+        inputs.resolved.retain(|name, _| names.binary_search(name).is_ok());
+        self.names.send_replace(names);
+        self.swap(inputs);
     }
 
     /// Notes an edit that changed nothing.
@@ -164,7 +187,7 @@ impl Control {
         let started = Instant::now();
         let before = self.process.tables.load_full();
         let is_own = |address| self.process.is_own(address);
-        let after = Snapshot::compile(inputs.live.clone(), &inputs.resolved, Some(&before), &is_own);
+        let after = Snapshot::compile(inputs.together(), &inputs.resolved, Some(&before), &is_own);
         tracing::info!(epoch = after.epoch, services = after.services.len(), took = ?started.elapsed(), "tables swapped");
         self.shown().changed = SystemTime::now();
         let retired = self.process.tables.swap(Arc::new(after));
@@ -196,10 +219,11 @@ impl Control {
         }
     }
 
-    /// Serving, and every endpoint's name has been looked up once.
+    /// Serving, every endpoint's name has been looked up once, and an agent was heard if there are any.
     #[must_use]
     pub fn is_ready(&self) -> bool {
-        *self.phase.borrow() == Phase::Serving && !self.answers.are_awaited()
+        let is_heard = || self.written.xds.is_none() || self.inputs().learned.is_some();
+        *self.phase.borrow() == Phase::Serving && !self.answers.are_awaited() && is_heard()
     }
 
     /// Begins to drain, once.
@@ -259,6 +283,18 @@ impl Control {
     }
 }
 
+impl Inputs {
+    fn together(&self) -> Live {
+        let mut live = self.live.clone();
+        let own: HashSet<_> =
+            self.live.services.iter().map(|service| (&service.host, service.port)).collect();
+        let learned = self.learned.iter().flatten();
+        live.services
+            .extend(learned.filter(|service| !own.contains(&(&service.host, service.port))).cloned());
+        live
+    }
+}
+
 fn names(live: &Live) -> Vec<HostName> {
     let endpoints = live.services.iter().flat_map(|service| &service.endpoints);
     let mut names: Vec<_> = endpoints
@@ -286,6 +322,7 @@ fn needs_restart(running: &Fixed, edit: &Fixed) -> Option<String> {
         ("tcp", running.tcp != edit.tcp),
         ("access_log", running.access_log != edit.access_log),
         ("trust", running.trust != edit.trust),
+        ("xds", running.xds != edit.xds),
         ("dns", running.dns != edit.dns),
     ];
     let keys: Vec<_> = differs.iter().filter(|(_, differs)| *differs).map(|(key, _)| *key).collect();

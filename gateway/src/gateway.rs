@@ -25,7 +25,7 @@ use crate::metrics::Metrics;
 use crate::snapshot::{Resolved, Snapshot};
 use crate::socket;
 use crate::worker::{Bound, Process, Worker};
-use crate::{admin, resolve, watch as file};
+use crate::{admin, learn, resolve, watch as file};
 
 /// A gateway that runs.
 #[derive(Debug)]
@@ -283,6 +283,9 @@ async fn supervise(control: Arc<Control>, doors: [TcpListener; 3], file: Option<
     core.spawn(admin::serve_health(health, Arc::clone(&control)));
     core.spawn(Control::free_retired(Arc::clone(&control)));
     core.spawn(resolve::follow(Arc::clone(&control)));
+    if let Some((xds, trust)) = control.process.fixed.xds.clone().zip(control.process.trust.clone()) {
+        core.spawn(learn::follow(xds, trust, Arc::clone(&control)));
+    }
     if let Some(file) = file {
         core.spawn(file::follow(file, Arc::clone(&control)));
     }

@@ -18,6 +18,7 @@ mod flow;
 pub mod gateway;
 mod held;
 pub mod hello;
+mod learn;
 pub mod limits;
 mod listen;
 pub mod live;

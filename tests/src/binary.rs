@@ -1,4 +1,5 @@
-//! Where our programs are: beside the running tests, or where `ISTHMUS_GATEWAY`, `ISTHMUS_BENCH` and `ISTHMUS_CERTS` say.
+//! Where our programs are: beside the running tests, or where `ISTHMUS_GATEWAY`, `ISTHMUS_BENCH`, `ISTHMUS_CERTS`
+//! and `ISTHMUS_AGENT` say.
 //! One that is not there is built; whoever changes a program builds it before testing.
 
 use std::env;
@@ -19,36 +20,42 @@ pub fn profile_folder() -> PathBuf {
 #[must_use]
 pub fn gateway() -> &'static Path {
     static FOUND: OnceLock<PathBuf> = OnceLock::new();
-    FOUND.get_or_init(|| find("isthmus-gateway", "ISTHMUS_GATEWAY"))
+    FOUND.get_or_init(|| find("isthmus-gateway", "isthmus-gateway", "ISTHMUS_GATEWAY"))
 }
 
 /// The binary that measures.
 #[must_use]
 pub fn bench() -> &'static Path {
     static FOUND: OnceLock<PathBuf> = OnceLock::new();
-    FOUND.get_or_init(|| find("isthmus-bench", "ISTHMUS_BENCH"))
+    FOUND.get_or_init(|| find("isthmus-bench", "isthmus-bench", "ISTHMUS_BENCH"))
 }
 
 /// The certificates' command line.
 #[must_use]
 pub fn certs() -> &'static Path {
     static FOUND: OnceLock<PathBuf> = OnceLock::new();
-    FOUND.get_or_init(|| find("isthmus-certs", "ISTHMUS_CERTS"))
+    FOUND.get_or_init(|| find("isthmus-certs", "isthmus-certs", "ISTHMUS_CERTS"))
 }
 
-fn find(name: &str, variable: &str) -> PathBuf {
+/// The agent's binary.
+#[must_use]
+pub fn agent() -> &'static Path {
+    static FOUND: OnceLock<PathBuf> = OnceLock::new();
+    FOUND.get_or_init(|| find("isthmus-xds", "isthmus-agent", "ISTHMUS_AGENT"))
+}
+
+fn find(package: &str, name: &str, variable: &str) -> PathBuf {
     if let Some(path) = env::var_os(variable) {
         return path.into();
     }
     let path = profile_folder().join(name);
     if !path.exists() {
-        build(&path, name);
+        build(&path, package, name);
     }
     path
 }
 
-/// A binary is called as its package.
-fn build(path: &Path, name: &str) {
+fn build(path: &Path, package: &str, name: &str) {
     let lock = File::create(profile_folder().join("isthmus-tests-build.lock")).unwrap();
     lock.lock().unwrap();
     if path.exists() {
@@ -60,7 +67,7 @@ fn build(path: &Path, name: &str) {
         Some(name) => name,
     };
     let built = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
-        .args(["build", "--quiet", "-p", name, "--bin", name, "--profile", profile])
+        .args(["build", "--quiet", "-p", package, "--bin", name, "--profile", profile])
         .current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/.."))
         .status()
         .expect("cargo builds our programs");

@@ -9,7 +9,6 @@
     reason = "a test"
 )]
 
-
 use isthmus_tests::certs::{Sites, id, serial, snapshot, wrong};
 use serde_json::{Value, json};
 

@@ -45,7 +45,9 @@ pub enum Error {
     #[error("trust: {0}")]
     Trust(#[from] LoadError),
     /// Its identity is not an agent's of this cluster.
-    #[error("trust: the certificate is of {found}, but the agent of this cluster is {expected}; issue it with `isthmus-certs issue --spiffe {expected}`")]
+    #[error(
+        "trust: the certificate is of {found}, but the agent of this cluster is {expected}; issue it with `isthmus-certs issue --spiffe {expected}`"
+    )]
     Identity {
         /// Whose it is.
         found: SpiffeId,
@@ -117,8 +119,7 @@ impl Agent {
         let members = Arc::new(Members { gateways: gateways?, slices: Arc::new(Shared::new(|_| true)) });
         let tls = Arc::new(Server::new(trust.clone(), Peer::Domain(domain.clone()), &[b"h2"])?);
         let address = settings.address;
-        let listener =
-            TcpListener::bind(address).await.map_err(|cause| Error::Bind { address, cause })?;
+        let listener = TcpListener::bind(address).await.map_err(|cause| Error::Bind { address, cause })?;
         Ok(Agent { settings, listener, tls, trust, members })
     }
 

@@ -51,7 +51,9 @@ Examples:
         schema: bool,
     },
     /// Print a completion script
-    #[command(after_help = "Example:\n  isthmus-agent completions bash > /etc/bash_completion.d/isthmus-agent")]
+    #[command(
+        after_help = "Example:\n  isthmus-agent completions bash > /etc/bash_completion.d/isthmus-agent"
+    )]
     Completions {
         /// For which shell
         shell: Shell,
@@ -84,7 +86,12 @@ fn main() -> ExitCode {
 fn check(file: Option<PathBuf>) -> anyhow::Result<()> {
     let Some(file) = file else { return say(&config::schema()) };
     let settings = config::load(&file)?;
-    say(&format!("{}: right; cluster {}, gateways: {}", file.display(), settings.cluster, settings.gateways.len()))
+    say(&format!(
+        "{}: right; cluster {}, gateways: {}",
+        file.display(),
+        settings.cluster,
+        settings.gateways.len()
+    ))
 }
 
 fn run(file: &std::path::Path) -> anyhow::Result<()> {

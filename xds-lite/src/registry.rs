@@ -110,7 +110,9 @@ fn ready(endpoints: &[services::Endpoint]) -> Vec<Ready> {
     for endpoint in endpoints.iter().filter(|endpoint| endpoint.weight > 0) {
         match ready.iter_mut().find(|one| one.locality == endpoint.locality) {
             Some(one) => one.ready += 1,
-            None => ready.push(Ready { locality: endpoint.locality.clone(), ready: 1, instances: Vec::new() }),
+            None => {
+                ready.push(Ready { locality: endpoint.locality.clone(), ready: 1, instances: Vec::new() })
+            }
         }
     }
     ready
@@ -132,11 +134,13 @@ mod tests {
         let mut own = Own::new("east".parse().unwrap(), 7);
         let one = "services: [{ host: a.b, endpoints: [{ address: '10.0.0.1:443' }] }, { host: c.d }]";
         let changed = own.offer(read(one));
-        let orders: Vec<_> = changed.iter().map(|slice| (slice.key.to_string(), slice.order.revision)).collect();
+        let orders: Vec<_> =
+            changed.iter().map(|slice| (slice.key.to_string(), slice.order.revision)).collect();
         assert_eq!(orders, [("east/a.b".to_owned(), 1), ("east/c.d".to_owned(), 2)]);
         assert_eq!(own.offer(read(one)), []);
         let changed = own.offer(read("services: [{ host: a.b, endpoints: [{ address: '10.0.0.2:443' }] }]"));
-        let shown: Vec<_> = changed.iter().map(|slice| (slice.order.revision, slice.offer.is_some())).collect();
+        let shown: Vec<_> =
+            changed.iter().map(|slice| (slice.order.revision, slice.offer.is_some())).collect();
         assert_eq!(shown, [(3, false), (4, true)], "c.d is withdrawn, a.b has changed");
         assert!(changed.iter().all(|slice| slice.order.incarnation == 7));
         assert_eq!(own.slices().count(), 1);

@@ -21,6 +21,7 @@ pub fn effective(fixed: &Fixed, live: &Live) -> Value {
         access_log,
         service_metrics,
         trust,
+        xds,
         dns,
     } = fixed;
     let Live { listeners, services, limits, timeouts, upstream, drain } = live;
@@ -56,6 +57,7 @@ pub fn effective(fixed: &Fixed, live: &Live) -> Value {
         "health": { "address": health },
         "access_log": access_log,
         "trust": trust,
+        "xds": xds,
         "dns": dns,
     })
 }

@@ -76,7 +76,7 @@ pub(super) const PATHS: [&str; 6] =
 pub fn page(path: &str, params: &Params, control: &Control) -> Answer {
     let answer = match path {
         "/status" => Ok(status(control)),
-        "/config" => Ok(effective(control.written(), &control.process.tables.load().live)),
+        "/config" => Ok(effective(control.written(), &control.configured())),
         "/routes" => routes(params, control),
         "/services" => services(params, control),
         "/connections" => connections(params, control),

@@ -50,6 +50,8 @@ pub struct Fixed {
     pub service_metrics: usize,
     /// This gateway's identity and trust, if it has any.
     pub trust: Option<TrustFiles>,
+    /// Agents that give it services.
+    pub xds: Option<Xds>,
     /// How endpoints' host names are resolved.
     pub dns: Dns,
 }
@@ -69,6 +71,13 @@ pub struct Live {
     pub upstream: Upstream,
     /// How the gateway goes away.
     pub drain: Drain,
+}
+
+/// Agents of this gateway's cluster.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Xds {
+    /// Where they are, in the order in which they are tried; at least one.
+    pub agents: Vec<Target>,
 }
 
 /// Who this gateway is.

@@ -225,7 +225,7 @@ fn an_unknown_key_is_refused_and_the_near_one_named() {
         "\"x\\n\\e[2J\": 1\n",
         &[
             "1:1: unknown key 'x\\n\\u{1b}[2J'; expected one of node, workers, listeners, services, limits, timeouts, \
-         upstream, relay, tcp, drain, admin, metrics, health, access_log, trust, dns",
+         upstream, relay, tcp, drain, admin, metrics, health, access_log, trust, xds, dns",
         ],
     );
 }

@@ -127,7 +127,11 @@ fn resolve(report: &mut Report, file: File) -> Option<Settings> {
     let cluster = cluster.and_then(|cluster| match cluster.value.parse::<Cluster>() {
         Ok(cluster) => Some(cluster),
         Err(error) => {
-            report.add(cluster.spot, format_args!("cluster: {} cannot be used", Quoted(&cluster.value)), error);
+            report.add(
+                cluster.spot,
+                format_args!("cluster: {} cannot be used", Quoted(&cluster.value)),
+                error,
+            );
             None
         }
     });
@@ -225,7 +229,10 @@ xds: { address: '127.0.0.1:0' }
         assert!(none[0].contains("agent.yaml:1:1:") && none[0].contains("has no cluster"), "{none:#?}");
         let wrong = problems(&GOOD.replace("cluster: east", "cluster: a/b").replace("key: tls.key, ", ""));
         assert!(wrong.iter().any(|why| why.starts_with("agent.yaml:1:10: cluster: 'a/b'")), "{wrong:#?}");
-        assert!(wrong.iter().any(|why| why.starts_with("agent.yaml:3:") && why.contains("trust has no key")), "{wrong:#?}");
+        assert!(
+            wrong.iter().any(|why| why.starts_with("agent.yaml:3:") && why.contains("trust has no key")),
+            "{wrong:#?}"
+        );
         assert!(problems(&(GOOD.to_owned() + "peers: []\n"))[0].contains("unknown key 'peers'"));
         assert!(problems(&GOOD.replace("127.0.0.1:0", "here"))[0].contains("xds.address"));
     }

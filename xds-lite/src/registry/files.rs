@@ -64,7 +64,8 @@ impl Files {
             }
             changed = true;
             let read = file::read(&path, "split it").and_then(|text| registry_file(&text, &path));
-            let held = self.files.entry(path).or_insert_with(|| Held { print, services: Vec::new(), wrong: None });
+            let held =
+                self.files.entry(path).or_insert_with(|| Held { print, services: Vec::new(), wrong: None });
             held.print = print;
             match read {
                 Ok(services) => (held.services, held.wrong) = (services, None),
@@ -116,8 +117,7 @@ fn paths(folder: &Path) -> io::Result<Vec<PathBuf>> {
 
 fn print(path: &Path) -> Option<Print> {
     let metadata = fs::metadata(path).ok()?;
-    let [device, inode, length] =
-        [metadata.dev(), metadata.ino(), metadata.len()].map(u64::cast_signed);
+    let [device, inode, length] = [metadata.dev(), metadata.ino(), metadata.len()].map(u64::cast_signed);
     Some([device, inode, length, metadata.ctime(), metadata.ctime_nsec()])
 }
 

@@ -1,7 +1,7 @@
 //! Every section of the file but `listeners:` and `services:`, as it is written.
 
 use isthmus_xds::Locality;
-use isthmus_xds::config::address::{Ip, ListenAddress, ServerAddress};
+use isthmus_xds::config::address::{Ip, ListenAddress, ServerAddress, TargetAddress};
 use isthmus_xds::config::at::At;
 use isthmus_xds::config::units::{
     Count, CountOrOff, Share, Size, SizeOrAuto, Time, TimeOrOff, show_duration, show_duration_or_off,
@@ -256,6 +256,15 @@ pub(crate) struct Trust {
 pub(crate) enum StaleCrl {
     Refuse,
     Accept,
+}
+
+/// Agents of this gateway's cluster.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Xds {
+    /// Their addresses, `IP:PORT` or `NAME:PORT`, in the order in which they are tried; at least one.
+    #[schemars(required, length(min = 1))]
+    pub(crate) agents: Option<Vec<At<TargetAddress>>>,
 }
 
 /// How host names of endpoints are resolved.

@@ -36,6 +36,7 @@ pub(crate) fn resolve(report: &mut Report, mut raw: File) -> Option<Settings> {
         super::defaults::SERVICE_METRICS,
     ) as usize;
     let workers = general::workers(report, &raw);
+    let xds = general::xds(report, &raw);
     let fixed = Fixed {
         node: general::node(report, raw.node.unwrap_or_default()),
         workers,
@@ -48,6 +49,7 @@ pub(crate) fn resolve(report: &mut Report, mut raw: File) -> Option<Settings> {
         access_log: general::access_log(report, &raw.access_log.unwrap_or_default()),
         service_metrics,
         trust: raw.trust.as_ref().and_then(|trust| general::trust(report, trust)),
+        xds,
         dns: general::dns(report, &raw.dns.unwrap_or_default()),
     };
     let live = Live {
