@@ -7,6 +7,8 @@ use std::net::SocketAddr;
 use proptest::prelude::*;
 
 use super::*;
+use crate::config::services::{Balance, ServiceTimeouts};
+use crate::slice::Tls;
 
 fn host() -> impl Strategy<Value = HostPattern> {
     "(\\*\\.)?[a-z0-9]([a-z0-9-]{0,8}[a-z0-9])?(\\.[a-z]{1,6}){1,3}"
