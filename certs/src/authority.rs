@@ -32,9 +32,10 @@ pub const INTERMEDIATE_LIFETIME: Duration = Duration::from_secs(365 * DAY);
 const DAY: u64 = 24 * 60 * 60;
 /// How far before its making a certificate starts: peers' clocks differ. Istio allows as much.
 pub const BACKDATE: Duration = Duration::from_secs(120);
-/// Below a root stand its intermediates; and in a file for programs without bundles per domain, another domain's
-/// root and its intermediates.
-const ROOT_PATH: u8 = 2;
+/// Below a root stand its intermediates.
+const ROOT_PATH: u8 = 1;
+/// Below the anchor of one file stand other domains' roots, and their intermediates.
+const ANCHOR_PATH: u8 = 3;
 /// X.520 allows 64 characters in a name's part; the whole name is in the URI name.
 const MAX_NAME: usize = 64;
 
@@ -78,6 +79,15 @@ impl Authority {
     pub fn root(trust_domain: TrustDomain, kind: KeyKind, lifetime: Duration) -> Result<Self, IssueError> {
         let params = authority_params("Isthmus root", &trust_domain, None, ROOT_PATH, lifetime, None)?;
         let key = kind.generate()?;
+        let certificate = params.self_signed(&key)?.der().clone();
+        Ok(Self::of(trust_domain, certificate, Vec::new(), params.not_after, key))
+    }
+
+    /// Makes an anchor that signs other domains' roots, for one file, and nothing else ever.
+    pub(crate) fn anchor(trust_domain: TrustDomain) -> Result<Self, IssueError> {
+        let params =
+            authority_params("Isthmus anchor", &trust_domain, None, ANCHOR_PATH, ROOT_LIFETIME, None)?;
+        let key = KeyKind::P256.generate()?;
         let certificate = params.self_signed(&key)?.der().clone();
         Ok(Self::of(trust_domain, certificate, Vec::new(), params.not_after, key))
     }
@@ -327,7 +337,7 @@ fn dated(lifetime: Duration, until: Option<OffsetDateTime>) -> Result<Certificat
     let latest = until.unwrap_or_else(|| now + ROOT_LIFETIME * 10);
     let not_after = time::Duration::try_from(lifetime)
         .ok()
-        .filter(|span| span.is_positive())
+        .filter(|span| span.whole_seconds() > 0)
         .and_then(|span| now.checked_add(span))
         .filter(|end| *end <= latest)
         .ok_or(IssueError::Lifetime { lifetime, until: latest })?;

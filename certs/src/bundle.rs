@@ -7,8 +7,9 @@ mod cause;
 mod verify;
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
-use rustls::pki_types::{CertificateDer, TrustAnchor};
+use rustls::pki_types::{CertificateDer, TrustAnchor, UnixTime};
 use webpki::anchor_from_trusted_cert;
 
 use crate::crl::Crls;
@@ -35,7 +36,14 @@ pub struct Bundle {
     /// Grows with each change; a lower one is older.
     pub sequence: u64,
     roots: Vec<CertificateDer<'static>>,
-    anchors: Vec<TrustAnchor<'static>>,
+    anchors: Vec<Anchor>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Anchor {
+    anchor: TrustAnchor<'static>,
+    /// Its end, in seconds since 1970; webpki does not look at it.
+    not_after: u64,
 }
 
 /// Why a certificate cannot be a root of a bundle.
@@ -84,15 +92,29 @@ impl Bundle {
         if !facts.is_authority {
             return Err(BundleError::NotAuthority(domain.clone()));
         }
-        if let Some(found) = facts.uris.into_iter().find(|uri| *uri != domain.id().to_string()) {
-            return Err(BundleError::OtherDomain { domain: domain.clone(), found });
+        if let Some(found) = facts.uris.iter().find(|uri| **uri != domain.id().to_string()) {
+            return Err(BundleError::OtherDomain { domain: domain.clone(), found: found.clone() });
         }
         let root = root.clone().into_owned();
         if !self.roots.contains(&root) {
             self.roots.push(root);
-            self.anchors.push(anchor);
+            let not_after = u64::try_from(facts.not_after.unix_timestamp()).unwrap_or_default();
+            self.anchors.push(Anchor { anchor, not_after });
         }
         Ok(())
+    }
+
+    /// The roots that have not ended, as webpki takes them.
+    fn anchors_at(&self, now: UnixTime) -> Result<Vec<TrustAnchor<'static>>, webpki::Error> {
+        let standing = self.anchors.iter().filter(|root| now.as_secs() <= root.not_after);
+        let anchors: Vec<_> = standing.map(|root| root.anchor.clone()).collect();
+        match self.anchors.iter().map(|root| root.not_after).max() {
+            Some(last) if anchors.is_empty() => Err(webpki::Error::CertExpired {
+                time: now,
+                not_after: UnixTime::since_unix_epoch(Duration::from_secs(last)),
+            }),
+            _ => Ok(anchors),
+        }
     }
 
     /// Its roots, in the order of their addition.

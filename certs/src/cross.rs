@@ -1,5 +1,7 @@
 //! One file of roots for programs that know no bundles per domain, such as those that use OpenSSL: the own
-//! roots, and each foreign root signed anew by an own one under a constraint to its domain's URI names.
+//! roots as they are, and each foreign root signed under a constraint to its domain's URI names. What signs them
+//! is an anchor made for that file alone, whose key is thrown away: outside the file nobody believes it, and a
+//! new file takes the old one back. An own root must not do that: its signature would count wherever the root does.
 //!
 //! Our own verification never uses it: webpki refuses URI names under name constraints.
 
@@ -15,6 +17,7 @@ use x509_parser::prelude::FromDer;
 use x509_parser::x509::{AttributeTypeAndValue, X509Name};
 
 use crate::authority::{Authority, IssueError, dated_until};
+use crate::bundle::Bundle;
 use crate::facts::Facts;
 use crate::spiffe::TrustDomain;
 
@@ -39,13 +42,35 @@ pub enum CrossError {
     Issue(#[from] IssueError),
 }
 
-/// Signs a root of another domain by `own`, for URI names of that domain only.
+/// The file's certificates: the roots of `own`, then, where there are any others, the anchor and each foreign root
+/// signed by it, under the domain that it is of.
 ///
-/// It protects what checks URI names: a certificate under it that claims an identity of any other domain is
-/// refused. It does not protect names of other kinds: a program that looks at DNS names, or that lets in
-/// whoever chains to its file, believes that domain about all of them.
-pub fn sign(
-    own: &Authority,
+/// It protects what checks URI names: a certificate through a foreign root that claims an identity of any other
+/// domain is refused. It does not protect names of other kinds: a program that looks at DNS names, or that lets in
+/// whoever chains to its file, believes each domain about all of them.
+pub fn file<'a>(
+    own: &'a TrustDomain,
+    bundles: impl IntoIterator<Item = (&'a TrustDomain, &'a Bundle)>,
+) -> Result<Vec<(&'a TrustDomain, CertificateDer<'static>)>, CrossError> {
+    let anchor = Authority::anchor(own.clone())?;
+    let (mut roots, mut foreign) = (Vec::new(), Vec::new());
+    for (domain, bundle) in bundles {
+        for root in bundle.roots() {
+            match domain == own {
+                true => roots.push((own, root.clone())),
+                false => foreign.push((domain, sign(&anchor, domain, root)?)),
+            }
+        }
+    }
+    if !foreign.is_empty() {
+        roots.push((own, anchor.certificate().clone()));
+    }
+    roots.extend(foreign);
+    Ok(roots)
+}
+
+pub(crate) fn sign(
+    anchor: &Authority,
     domain: &TrustDomain,
     root: &CertificateDer<'_>,
 ) -> Result<CertificateDer<'static>, CrossError> {
@@ -54,7 +79,7 @@ pub fn sign(
     let facts = Facts::of(root).map_err(|_| unreadable())?;
     let key = SubjectPublicKeyInfo::from_der(parsed.public_key().raw)
         .map_err(|_| CrossError::Key(domain.clone()))?;
-    let mut params = dated_until(facts.not_after.min(own.not_after()))?;
+    let mut params = dated_until(facts.not_after.min(anchor.not_after()))?;
     params.distinguished_name =
         subject(parsed.subject()).ok_or_else(|| CrossError::Subject(domain.clone()))?;
     params.is_ca = IsCa::Ca(match facts.path_length.and_then(|length| u8::try_from(length).ok()) {
@@ -66,7 +91,7 @@ pub fn sign(
         params.key_identifier_method = KeyIdMethod::PreSpecified(identifier);
     }
     params.custom_extensions.push(only_uris_of(domain));
-    let signer = own.signer().map_err(IssueError::from)?;
+    let signer = anchor.signer().map_err(IssueError::from)?;
     let signed = params.signed_by(&key, &signer).map_err(IssueError::from)?.der().clone();
     let is_same = Facts::of(&signed).is_ok_and(|signed| signed.subject_name == facts.subject_name);
     if is_same { Ok(signed) } else { Err(CrossError::Subject(domain.clone())) }

@@ -233,6 +233,14 @@ impl DenyList {
         serde_json::to_string_pretty(&envelope).map_err(|e| IssueError::External(e.into()))
     }
 
+    /// Reads a list that this side keeps itself, whoever signed it and however long ago.
+    pub(crate) fn reopen(envelope: &[u8]) -> Result<Self, DenyError> {
+        let malformed = |what: &dyn fmt::Display| DenyError::Malformed(what.to_string());
+        let envelope: Envelope = serde_json::from_slice(envelope).map_err(|e| malformed(&e))?;
+        let payload = STANDARD.decode(&envelope.payload).map_err(|e| malformed(&e))?;
+        serde_json::from_slice(&payload).map_err(|e| malformed(&e))
+    }
+
     /// Reads a signed list of `domain`, whose signer must be a root of `bundle`, or an authority that one of
     /// them signed and that is valid at `now`. It must not be older than the one that is known, nor signed by
     /// somebody whom that one denies.
@@ -293,7 +301,9 @@ fn is_authority_of(signer: &CertificateDer<'_>, bundle: &Bundle, now: UnixTime) 
     let validity = parsed.validity();
     let is_valid = validity.not_before.timestamp() <= now && now <= validity.not_after.timestamp();
     let may_sign = matches!(parsed.key_usage(), Ok(Some(usage)) if usage.value.key_cert_sign());
-    is_valid && parsed.is_ca() && may_sign && bundle.roots().iter().any(|root| is_signed_by(signer, root))
+    // Another domain's root that one of these signed may speak for that domain only.
+    let is_whole = matches!(parsed.name_constraints(), Ok(None));
+    is_valid && is_whole && parsed.is_ca() && may_sign && bundle.roots().iter().any(|root| is_signed_by(signer, root))
 }
 
 /// DSSE's pre-authentication encoding: type and payload, each with its length before it.

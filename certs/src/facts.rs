@@ -99,6 +99,11 @@ impl Facts {
         })
     }
 
+    /// Whether it is an authority that is its own issuer.
+    pub fn is_root(&self) -> bool {
+        self.is_authority && self.is_self_issued()
+    }
+
     /// Whether subject and issuer are the same, as a root's are.
     pub(crate) fn is_self_issued(&self) -> bool {
         self.issuer_name == self.subject_name

@@ -4,7 +4,7 @@
 use std::ffi::OsStr;
 use std::fs::{self, DirBuilder, File, Permissions};
 use std::io::{self, Write as _};
-use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _, symlink};
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, PermissionsExt as _, chown, symlink};
 use std::path::{Path, PathBuf};
 
 /// Readable by its owner only: keys.
@@ -114,6 +114,7 @@ fn publish_in(folder: &Path, entries: &[Entry]) -> io::Result<()> {
         file.write_all(entry.content.as_bytes())?;
         file.sync_all()?;
     }
+    give(next.path(), folder, entries)?;
     sync(next.path())?;
     let next = next.keep();
     let name = next.file_name().unwrap_or_default();
@@ -127,6 +128,18 @@ fn publish_in(folder: &Path, entries: &[Entry]) -> io::Result<()> {
     }
     sync(folder)?;
     remove_old(folder, name)
+}
+
+/// Gives a new set to the owner of its directory: what root renews, the service that it is for must read.
+fn give(set: &Path, folder: &Path, entries: &[Entry]) -> io::Result<()> {
+    let (owner, made) = (fs::metadata(folder)?, fs::metadata(set)?);
+    if (owner.uid(), owner.gid()) == (made.uid(), made.gid()) {
+        return Ok(());
+    }
+    for path in entries.iter().map(|entry| set.join(entry.name)).chain([set.to_owned()]) {
+        chown(path, Some(owner.uid()), Some(owner.gid()))?;
+    }
+    Ok(())
 }
 
 /// Removes what an interrupted replacing has left beside the files of a set.
@@ -150,10 +163,13 @@ fn link(target: &Path, at: &Path) -> io::Result<()> {
 
 /// Refuses a directory in which one of these names is something else than a link that was made here.
 pub(crate) fn check_unoccupied(folder: &Path, names: &[&str]) -> Result<(), WriteError> {
+    // A mounted Secret looks the same, but for where its link leads.
+    let data = fs::read_link(folder.join(DATA)).unwrap_or_default();
+    let is_ours = data.as_os_str().is_empty() || data.as_os_str().as_encoded_bytes().starts_with(OURS.as_bytes());
     for name in names {
         let path = folder.join(name);
         match fs::read_link(&path) {
-            Ok(target) if target.starts_with(DATA) => {}
+            Ok(target) if is_ours && target.starts_with(DATA) => {}
             Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {}
             _ => return Err(WriteError::Occupied(path)),
         }

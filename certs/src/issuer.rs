@@ -134,8 +134,11 @@ impl Grant {
     }
 
     fn gives(&self, name: &str) -> bool {
-        self.dns.iter().any(|granted| match granted.strip_prefix('*') {
-            Some(suffix) => name.strip_suffix(suffix).is_some_and(|rest| !rest.is_empty() && rest != "*"),
+        // Names below a suffix, never a wildcard; and only at a dot.
+        self.dns.iter().any(|granted| match granted.strip_prefix('*').filter(|suffix| suffix.starts_with('.')) {
+            Some(suffix) => {
+                name.strip_suffix(suffix).is_some_and(|rest| !rest.is_empty() && !rest.contains('*'))
+            }
             None => granted == name,
         })
     }

@@ -41,8 +41,10 @@ pub enum ClientCertificate {
     NotAsked,
     /// It asks for one and lets in clients without.
     Asked,
-    /// It refuses clients without.
+    /// It refuses clients without: it has said so by an alert.
     Demanded,
+    /// It asks for one and has ended the connection without a word.
+    Unclear,
 }
 
 /// Why nothing was seen.
@@ -81,26 +83,34 @@ pub fn look(stream: TcpStream, sni: &str, alpn: &[&[u8]]) -> Result<Seen, ProbeE
     let alpn = client.alpn_protocol().map(|name| String::from_utf8_lossy(name).into_owned());
     let client_certificate = match shaken {
         // TLS 1.2 objects within the handshake, after the server has shown itself.
-        Err(_) if was_asked => ClientCertificate::Demanded,
+        Err(error) if was_asked && is_alert(&error) => ClientCertificate::Demanded,
         Err(error) => return Err(ProbeError::Handshake(error)),
         Ok(()) if !was_asked => ClientCertificate::NotAsked,
-        Ok(()) if objects(client, stream) => ClientCertificate::Demanded,
-        Ok(()) => ClientCertificate::Asked,
+        Ok(()) => answer(client, stream),
     };
     Ok(Seen { chain, version, alpn, client_certificate })
 }
 
-/// Whether the server ends a connection that has shown no certificate.
-fn objects(client: ClientConnection, stream: TcpStream) -> bool {
+/// What a server that has asked does with a connection that has shown no certificate.
+fn answer(client: ClientConnection, stream: TcpStream) -> ClientCertificate {
     if stream.set_read_timeout(Some(OBJECTION)).is_err() {
-        return false;
+        return ClientCertificate::Unclear;
     }
     let mut stream = StreamOwned::new(client, stream);
     match stream.read(&mut [0]) {
-        Ok(0) => true,
-        Ok(_) => false,
-        Err(error) => !matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut),
+        Ok(0) => ClientCertificate::Unclear,
+        Ok(_) => ClientCertificate::Asked,
+        Err(error) if is_alert(&error) => ClientCertificate::Demanded,
+        Err(error) => match error.kind() {
+            io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => ClientCertificate::Asked,
+            _ => ClientCertificate::Unclear,
+        },
     }
+}
+
+fn is_alert(error: &io::Error) -> bool {
+    let error = error.get_ref().and_then(|error| error.downcast_ref());
+    matches!(error, Some(rustls::Error::AlertReceived(_)))
 }
 
 fn config(witness: &Arc<Witness>, alpn: &[&[u8]]) -> Result<ClientConfig, ProbeError> {

@@ -27,7 +27,7 @@ pub enum IssueError {
     DnsName(String),
     /// Zero, or past the authority's own end.
     #[error(
-        "a lifetime of {} is not possible; it must be above zero and end before the authority does, at {until}",
+        "a lifetime of {} is not possible; it must be 1 s at least and end before the authority does, at {until}; ask for less (--ttl), or give that authority more",
         humantime::format_duration(*.lifetime)
     )]
     Lifetime {

@@ -109,11 +109,14 @@ impl TrustBundles {
         let lists: Vec<_> = believed.crls.iter().flat_map(|crls| crls.lists()).collect();
         let revocation = believed.crls.as_ref().and_then(|crls| options(&lists, crls.stale));
         let algorithms = crypto::algorithms().all;
-        let anchors = &believed.bundle.anchors;
+        let anchors = match believed.bundle.anchors_at(now) {
+            Ok(anchors) => anchors,
+            Err(cause) => return Err(VerifyError::Chain { id, cause }),
+        };
         let fact = EndEntityCert::try_from(leaf).and_then(|leaf| {
             let path =
-                leaf.verify_for_usage(algorithms, anchors, intermediates, now, usage, revocation, None)?;
-            Ok(Path::of(&path))
+                leaf.verify_for_usage(algorithms, &anchors, intermediates, now, usage, revocation, None)?;
+            Path::of(&path)
         });
         let path = match fact {
             Ok(path) => path,
@@ -154,23 +157,24 @@ struct Path {
 }
 
 impl Path {
-    fn of(path: &VerifiedPath<'_>) -> Self {
+    fn of(path: &VerifiedPath<'_>) -> Result<Self, Error> {
         let ends = std::iter::once(path.end_entity().der())
             .chain(path.intermediate_certificates().map(|certificate| certificate.der()));
         let mut found = Self { until: u64::MAX, issuers: Vec::new(), serials: Vec::new(), may_sign: true };
         for (place, der) in ends.enumerate() {
-            let Ok((_, certificate)) = X509Certificate::from_der(&der) else { continue };
+            // What only one of two parsers can read is not believed.
+            let (_, certificate) = X509Certificate::from_der(&der).map_err(|_| Error::BadDer)?;
             let end = u64::try_from(certificate.validity().not_after.timestamp()).unwrap_or_default();
             found.until = found.until.min(end);
             found.serials.push(serial_of(&certificate));
             if place > 0 {
                 found.issuers.push(KeyPin::of(certificate.public_key().raw));
                 // webpki leaves key usage to us.
-                let usage = certificate.key_usage().ok().flatten();
+                let usage = certificate.key_usage().map_err(|_| Error::BadDer)?;
                 found.may_sign &= usage.is_none_or(|usage| usage.value.key_cert_sign());
             }
         }
-        found
+        Ok(found)
     }
 }
 

@@ -86,23 +86,22 @@ fn described(domain: &TrustDomain, bundle: &Bundle) -> anyhow::Result<Value> {
 /// What the file does and does not protect is in the file itself, where whoever uses it will look.
 fn for_openssl(home: &Home, options: &BundleOptions) -> anyhow::Result<Answer> {
     let own = &home.state().trust_domain;
-    let signer = home.root(home.state().root)?;
+    let mut bundles = Vec::new();
+    for domain in home.domains()? {
+        if domain == *own || options.trust_domain.as_ref().is_none_or(|only| *only == domain) {
+            let bundle = home.bundle(&domain)?;
+            bundles.push((domain, bundle));
+        }
+    }
     let mut text = format!(
         "# For programs that know no trust bundles per domain. Made by isthmus-certs.\n\
-         # The roots of {own} may vouch for anything. Each other root is signed anew by {own} and may vouch\n\
-         # for URI names (SPIFFE IDs) of its own domain only, where the program checks name constraints, as\n\
-         # OpenSSL does. Not protected: names of other kinds. A program that looks at DNS names, or that\n\
-         # lets in whoever chains to this file, believes each domain here about all of them.\n"
+         # The roots of {own} may vouch for anything. Each other root is signed here by an anchor of this file\n\
+         # alone, and may vouch for URI names (SPIFFE IDs) of its own domain only, where the program checks\n\
+         # name constraints, as OpenSSL does. Not protected: names of other kinds. A program that looks at\n\
+         # DNS names, or that lets in whoever chains to this file, believes each domain here about all of them.\n"
     );
-    let only = options.trust_domain.as_ref();
-    for domain in
-        home.domains()?.iter().filter(|domain| *domain == own || only.is_none_or(|only| only == *domain))
-    {
-        text += &format!("# {domain}\n");
-        for root in home.bundle(domain)?.roots() {
-            let root = if domain == own { root.clone() } else { cross::sign(&signer, domain, root)? };
-            text += &pem::encode(&[root]);
-        }
+    for (domain, root) in cross::file(own, bundles.iter().map(|(domain, bundle)| (domain, bundle)))? {
+        text += &format!("# {domain}\n{}", pem::encode(&[root]));
     }
     give(text, options.out.as_deref(), "the file for OpenSSL")
 }

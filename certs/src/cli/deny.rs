@@ -5,7 +5,7 @@ use std::path::Path;
 use anyhow::{Context as _, bail};
 use isthmus_certs::deny::Serial;
 use isthmus_certs::facts::Facts;
-use isthmus_certs::{DenyList, IdPattern, pem};
+use isthmus_certs::{DenyList, IdPattern, SpiffeId, TrustDomain, pem};
 use serde_json::{Value, json};
 use time::OffsetDateTime;
 
@@ -17,10 +17,10 @@ pub(super) fn deny(options: &DenyOptions) -> anyhow::Result<Answer> {
     match &options.change {
         None => print(options),
         Some(DenyChange::Add { what, at }) => {
-            let named = named(what)?;
-            let list =
-                at.open()?.change_deny_list(|list| named.iter().filter(|name| name.add(list)).count() > 0)?;
-            Ok(changed(&list, "denied"))
+            let (named, mut home) = (named(what)?, at.open()?);
+            named.iter().try_for_each(|name| name.check(&home.state().trust_domain))?;
+            let add = |list: &mut DenyList| named.iter().filter(|name| name.add(list)).count() > 0;
+            Ok(changed(&home.change_deny_list(add)?, "denied"))
         }
         Some(DenyChange::Remove { what, at }) => {
             let named = named(what)?;
@@ -82,29 +82,54 @@ fn described(list: &DenyList) -> Value {
 enum Named {
     Identity(IdPattern),
     Serial(Serial, Option<OffsetDateTime>),
+    Certificate(Box<Facts>, Serial),
 }
 
 impl Named {
+    /// Refuses what a list of this domain would name in vain.
+    fn check(&self, own: &TrustDomain) -> anyhow::Result<()> {
+        match self {
+            Self::Identity(IdPattern::Exactly(id) | IdPattern::Below(id)) if id.trust_domain() != own => bail!(
+                "{id} is not of {own}, and only its own domain can deny it; `bundle remove` denies a whole domain"
+            ),
+            Self::Identity(IdPattern::Exactly(id)) if id.path().is_empty() => {
+                bail!("{id} is a whole trust domain; write {id}/* if all of it is meant")
+            }
+            Self::Certificate(facts, _) if facts.is_root() => bail!(
+                "that is a root; roots are taken back by a roll-over (`rotate --root`), others' by `bundle remove`"
+            ),
+            Self::Certificate(facts, _) if !facts.uris.iter().any(|uri| is_of(uri, own)) => {
+                bail!("that certificate is not of {own}; only its own domain can deny it")
+            }
+            _ => Ok(()),
+        }
+    }
+
     fn add(&self, list: &mut DenyList) -> bool {
         match self {
             Self::Identity(identity) => list.add_identity(identity.clone()),
             Self::Serial(serial, until) => list.add_serial(serial.clone(), *until),
+            Self::Certificate(facts, serial) => list.add_serial(serial.clone(), Some(facts.not_after)),
         }
     }
 
     fn remove(&self, list: &mut DenyList) -> bool {
         match self {
             Self::Identity(identity) => list.remove_identity(identity),
-            Self::Serial(serial, _) => list.remove_serial(serial),
+            Self::Serial(serial, _) | Self::Certificate(_, serial) => list.remove_serial(serial),
         }
     }
 
     fn shown(&self) -> String {
         match self {
             Self::Identity(identity) => identity.to_string(),
-            Self::Serial(serial, _) => serial.to_string(),
+            Self::Serial(serial, _) | Self::Certificate(_, serial) => serial.to_string(),
         }
     }
+}
+
+fn is_of(uri: &str, domain: &TrustDomain) -> bool {
+    SpiffeId::parse(uri).is_ok_and(|id| id.trust_domain() == domain)
 }
 
 fn named(words: &[String]) -> anyhow::Result<Vec<Named>> {
@@ -120,7 +145,8 @@ fn one(word: &str) -> anyhow::Result<Named> {
         let chain = pem::certificates(&read(path)?).with_context(|| word.to_owned())?;
         let leaf = chain.first().context("the file is empty")?;
         let facts = Facts::of(leaf).with_context(|| word.to_owned())?;
-        return Ok(Named::Serial(facts.serial.parse()?, Some(facts.not_after)));
+        let serial = facts.serial.parse()?;
+        return Ok(Named::Certificate(Box::new(facts), serial));
     }
     match word.parse() {
         Ok(serial) => Ok(Named::Serial(serial, None)),

@@ -161,9 +161,6 @@ pub(crate) fn run(cli: &Cli) -> anyhow::Result<ExitCode> {
 }
 
 fn init(options: &InitOptions) -> anyhow::Result<Answer> {
-    if options.force {
-        Home::destroy(&options.out)?;
-    }
     let plan = Plan {
         key: options.key,
         root_lifetime: options.root_lifetime,
@@ -171,6 +168,11 @@ fn init(options: &InitOptions) -> anyhow::Result<Answer> {
         overlap: options.overlap,
         ..Plan::new(options.trust_domain.clone())
     };
+    // Before anything is lost.
+    plan.check()?;
+    if options.force {
+        Home::destroy(&options.out)?;
+    }
     let home = Home::create(&options.out, &plan)?;
     let (folder, domain) = (home.folder().display(), &options.trust_domain);
     let mut text = format!("made the authority of {domain} in {folder}\n");

@@ -108,11 +108,13 @@ pub(super) fn status(at: &Where) -> anyhow::Result<Answer> {
             left(renewal),
         ]);
     }
-    let is_missing = |leaf: &&String| !standings.iter().any(|one| one.kind == "leaf" && one.name == **leaf);
-    let missing: Vec<_> = state.leaves.keys().filter(is_missing).collect();
+    let is_shown = |kind: &str, name: &str| standings.iter().any(|one| one.kind == kind && one.name == *name);
+    let clusters = state.clusters.iter().map(|name| ("intermediate", name));
+    let expected = clusters.chain(state.leaves.keys().map(|name| ("leaf", name)));
+    let missing: Vec<_> = expected.filter(|(kind, name)| !is_shown(kind, name)).collect();
     let mut text = format!("trust domain {}\n{}\n{table}", state.trust_domain, rollover(state));
-    for leaf in &missing {
-        text += &format!("\nleaf {leaf} cannot be read; `isthmus-certs rotate` makes it anew");
+    for (kind, name) in &missing {
+        text += &format!("\n{kind} {name} cannot be read; `isthmus-certs rotate` makes it anew");
     }
     let json = json!({
         "trust_domain": state.trust_domain,
@@ -124,7 +126,7 @@ pub(super) fn status(at: &Where) -> anyhow::Result<Answer> {
             "next": state.due().map(time),
         })),
         "certificates": standings,
-        "missing": missing,
+        "missing": missing.iter().map(|(kind, name)| json!({ "kind": kind, "name": name })).collect::<Vec<_>>(),
     });
     Ok(Answer::new(text, json))
 }

@@ -216,6 +216,18 @@ fn what_is_signed_must_also_be_a_list() {
     }
 }
 
+/// As in a file for programs that know no bundles per domain.
+#[test]
+fn another_domains_root_that_ours_has_signed_does_not_deny_for_us() {
+    let [east, west] = ["east.example", "west.example"].map(authority);
+    let crossed = crate::cross::sign(&east, west.trust_domain(), west.certificate()).unwrap();
+    let mut list = DenyList::new(east.trust_domain().clone());
+    list.renumber(1);
+    let payload = serde_json::to_vec(&list).unwrap();
+    let forged = envelope(&payload, &key_of(&west), &crossed).to_string();
+    assert_eq!(open(&forged, &east), Err(DenyError::NotSigned(east.trust_domain().clone())));
+}
+
 #[test]
 fn who_was_denied_does_not_take_that_back() {
     let west = Authority::generate(TrustDomain::new("west.example").unwrap()).unwrap();

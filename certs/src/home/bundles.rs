@@ -114,5 +114,5 @@ impl Home {
 /// Higher than the known one, and no lower after the known one was lost: seconds since 1970.
 pub(super) fn next_sequence(known: Option<u64>, now: OffsetDateTime) -> u64 {
     let now = u64::try_from(now.unix_timestamp()).unwrap_or_default();
-    known.map_or(now, |known| now.max(known + 1))
+    known.map_or(now, |known| now.max(known.saturating_add(1)))
 }

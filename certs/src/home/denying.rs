@@ -11,6 +11,7 @@ use super::{Home, HomeError, is_there, read};
 use crate::authority::Authority;
 use crate::bundle::Bundle;
 use crate::deny::DenyList;
+use crate::facts::Facts;
 use crate::files::{self, PUBLIC};
 use crate::spiffe::TrustDomain;
 
@@ -24,13 +25,14 @@ impl Home {
         self.deny_folder().join(format!("{domain}.json"))
     }
 
-    /// The deny-list of a domain; an empty one if there is none.
+    /// The deny-list of a domain as it is kept here; an empty one if there is none.
     pub fn deny_list(&self, domain: &TrustDomain) -> Result<DenyList, HomeError> {
-        if !is_there(&self.deny_file(domain))? {
+        let path = self.deny_file(domain);
+        if !is_there(&path)? {
             return Ok(DenyList::new(domain.clone()));
         }
-        let bundle = self.bundle(domain)?;
-        self.open_deny_list(domain, &bundle, UnixTime::now())
+        // Its signature was checked when it was taken; its signer may have been renewed since.
+        DenyList::reopen(read(&path)?.as_bytes()).map_err(|cause| HomeError::Deny { path, cause })
     }
 
     fn open_deny_list(
@@ -75,16 +77,20 @@ impl Home {
 
     fn write_deny_list(&self, list: &DenyList) -> Result<(), HomeError> {
         files::make_folder(&self.deny_folder())?;
-        let envelope = list.sign(&self.deny_signer()?)?;
+        let envelope = list.sign(&self.deny_signer(list)?)?;
         Ok(files::write(&self.deny_file(list.trust_domain()), &(envelope + "\n"), PUBLIC)?)
     }
 
-    /// The signing root; where its key is kept elsewhere, an intermediate.
-    fn deny_signer(&self) -> Result<Authority, HomeError> {
+    /// The signing root; where its key is kept elsewhere, an intermediate that is not denied itself.
+    fn deny_signer(&self, list: &DenyList) -> Result<Authority, HomeError> {
         match self.root(self.state.root) {
             Err(HomeError::KeyAway(path)) => {
-                let mut intermediates = self.state.clusters.iter().map(|cluster| self.intermediate(cluster));
-                intermediates.find_map(Result::ok).ok_or(HomeError::KeyAway(path))
+                let intermediates = self.state.clusters.iter().map(|cluster| self.intermediate(cluster));
+                let is_denied = |one: &Authority| {
+                    Facts::of(one.certificate()).is_ok_and(|facts| list.has_serial(&facts.serial))
+                };
+                let mut usable = intermediates.flatten().filter(|one| !is_denied(one));
+                usable.next().ok_or(HomeError::KeyAway(path))
             }
             root => root,
         }
@@ -104,7 +110,7 @@ impl Home {
         let bundle_of = |roots: &[CertificateDer<'static>]| Bundle::new(&domain, 0, roots);
         let signing = bundle_of(&[self.root_certificate(self.state.root)?])?;
         let lasts = self.open_deny_list(&domain, &signing, at(now + self.state.overlap)).is_ok();
-        let mut list = self.open_deny_list(&domain, &bundle_of(&self.trusted_certificates()?)?, at(now))?;
+        let mut list = self.deny_list(&domain)?;
         let shorter = list.forget_expired(now);
         if shorter {
             list.renumber(next_sequence(Some(list.sequence()), now));

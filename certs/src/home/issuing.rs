@@ -2,6 +2,7 @@
 //! leaves that it keeps renewed.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use rustls::pki_types::CertificateDer;
 use time::OffsetDateTime;
@@ -9,7 +10,8 @@ use time::OffsetDateTime;
 use super::{Home, HomeError, Kept, check_name, read, renew_at};
 use crate::authority::{Authority, Leaf};
 use crate::facts::{Facts, is_signed_by};
-use crate::files::{self, Entry};
+use crate::deny::DenyList;
+use crate::files::{self, Entry, WriteError};
 use crate::identity::Identity;
 use crate::issuer::Csr;
 use crate::pem;
@@ -40,10 +42,15 @@ impl Home {
     /// Issues a leaf with a new key, and keeps it renewed from now on. Files of others are not replaced.
     pub fn keep(&mut self, name: &str, kept: Kept) -> Result<(), HomeError> {
         check_name(name)?;
-        if !self.state.leaves.contains_key(name) {
-            files::check_unoccupied(&self.folder_of(name, &kept), &LEAF_FILES)?;
+        let folder = self.folder_of(name, &kept);
+        let elsewhere = |(other, kept): (&String, &Kept)| other != name && self.folder_of(other, kept) == folder;
+        if self.state.leaves.iter().any(elsewhere) {
+            return Err(WriteError::Occupied(folder).into());
         }
-        self.make_leaf(name, &kept)?;
+        if self.state.leaves.get(name).is_none_or(|known| self.folder_of(name, known) != folder) {
+            files::check_unoccupied(&folder, &LEAF_FILES)?;
+        }
+        self.make_leaf(name, &kept, kept.leaf.lifetime)?;
         self.state.leaves.insert(name.to_owned(), kept);
         self.save()
     }
@@ -96,7 +103,9 @@ impl Home {
 
     pub(super) fn make_intermediate(&self, cluster: &str) -> Result<(), HomeError> {
         let root = self.root(self.state.root)?;
-        let made = root.intermediate(cluster, self.state.key, self.state.intermediate_lifetime)?;
+        // Not past the root, whose own end begins a roll-over that must not wait for this.
+        let lifetime = self.state.intermediate_lifetime.min(left(&root));
+        let made = root.intermediate(cluster, self.state.key, lifetime)?;
         let key = made.key_pem().unwrap_or_default();
         self.publish_intermediate(cluster, &made.certificate_pem(), key)
     }
@@ -116,9 +125,11 @@ impl Home {
         Ok(files::publish(&self.cluster_folder(cluster), &entries)?)
     }
 
-    fn make_leaf(&mut self, name: &str, kept: &Kept) -> Result<(), HomeError> {
-        let identity = self.signer(kept.cluster.as_deref())?.issue_with(&kept.leaf, kept.key)?;
-        self.remember(&kept.leaf)?;
+    fn make_leaf(&mut self, name: &str, kept: &Kept, lifetime: Duration) -> Result<(), HomeError> {
+        let signer = self.signer(kept.cluster.as_deref())?;
+        let leaf = Leaf { lifetime, ..kept.leaf.clone() };
+        let identity = signer.issue_with(&leaf, kept.key)?;
+        self.remember(&leaf)?;
         self.publish_leaf(&self.folder_of(name, kept), identity.chain_pem(), identity.key_pem())
     }
 
@@ -141,7 +152,8 @@ impl Home {
         files::tidy(&folder)?;
         let root = self.root_certificate(self.state.root)?;
         let standing = self.intermediate(cluster).ok();
-        let standing = standing.filter(|standing| is_fresh(standing.certificate(), now));
+        let denied = self.denied();
+        let standing = standing.filter(|standing| is_good(standing.certificate(), &denied, now));
         match standing.filter(|standing| is_signed_by(standing.certificate(), &root)) {
             None => {
                 self.make_intermediate(cluster)?;
@@ -163,16 +175,22 @@ impl Home {
         files::tidy(&folder)?;
         let files = LEAF_FILES.map(|file| read(&folder.join(file)).ok());
         let [Some(chain), Some(key), Some(roots)] = files else { return self.renew(name, &kept) };
-        let denied = self.deny_list(&self.state.trust_domain)?;
-        let is_good = |leaf: &CertificateDer<'_>| {
-            Facts::of(leaf).is_ok_and(|facts| now < renew_at(&facts) && !denied.has_serial(&facts.serial))
-        };
-        let standing = Identity::from_pem(&chain, &key).ok().filter(|standing| {
-            standing.id() == &kept.leaf.id && standing.chain().first().is_some_and(is_good)
-        });
+        let denied = self.denied();
+        let signer = self.signer(kept.cluster.as_deref()).ok();
         let root = self.root_certificate(self.state.root)?;
-        let is_of_root =
-            |standing: &Identity| standing.chain().last().is_some_and(|last| is_signed_by(last, &root));
+        // What cannot be signed by the right root yet is not signed by the wrong one again and again.
+        let is_of_root = |leaf: &Identity| {
+            let is_signed = |last: &CertificateDer<'_>| is_signed_by(last, &root);
+            let could_be = signer.as_ref().is_some_and(|signer| signer.above().last().is_none_or(|last| is_signed(last)));
+            !could_be || leaf.chain().last().is_some_and(is_signed)
+        };
+        let standing = Identity::from_pem(&chain, &key).ok().filter(|leaf| {
+            let chain_is_good = leaf.chain().iter().enumerate().all(|(place, one)| match place {
+                0 => is_good(one, &denied, now),
+                _ => Facts::of(one).is_ok_and(|facts| !denied.has_serial(&facts.serial)),
+            });
+            leaf.id() == &kept.leaf.id && chain_is_good
+        });
         match standing.filter(is_of_root) {
             None => self.renew(name, &kept),
             Some(_) if roots != self.trusted_roots()? => {
@@ -183,12 +201,30 @@ impl Home {
         }
     }
 
+    /// The own deny-list; a damaged one is named when it is seen to, and keeps nothing from being renewed.
+    fn denied(&self) -> DenyList {
+        let domain = &self.state.trust_domain;
+        self.deny_list(domain).unwrap_or_else(|_| DenyList::new(domain.clone()))
+    }
+
     fn renew(&mut self, name: &str, kept: &Kept) -> Result<Option<Seen>, HomeError> {
-        self.make_leaf(name, kept)?;
+        // Shorter than it was asked for, rather than none, near the end of what signs it.
+        let most = left(&self.signer(kept.cluster.as_deref())?);
+        self.make_leaf(name, kept, kept.leaf.lifetime.min(most))?;
         Ok(Some(Seen::Renewed))
     }
 }
 
-fn is_fresh(certificate: &CertificateDer<'_>, now: OffsetDateTime) -> bool {
-    Facts::of(certificate).is_ok_and(|facts| now < renew_at(&facts))
+/// Within its time, not due for renewal, not denied.
+fn is_good(certificate: &CertificateDer<'_>, denied: &DenyList, now: OffsetDateTime) -> bool {
+    Facts::of(certificate).is_ok_and(|facts| {
+        facts.not_before <= now && now < renew_at(&facts) && !denied.has_serial(&facts.serial)
+    })
+}
+
+/// The longest life of what an authority signs now.
+fn left(authority: &Authority) -> Duration {
+    let left = authority.not_after() - OffsetDateTime::now_utc();
+    // A moment passes until it is signed.
+    Duration::from_secs(u64::try_from(left.whole_seconds() - 1).unwrap_or_default())
 }

@@ -37,6 +37,8 @@ const ROOT_KEY: &str = "root-key.pem";
 /// Work on a directory takes a moment; what takes longer hangs.
 const PATIENCE: Duration = Duration::from_secs(10);
 const PACE: Duration = Duration::from_millis(20);
+/// Between the making of a root and of what it signs.
+const MOMENT: Duration = Duration::from_secs(1);
 /// What `init --force` removes; nothing else in the directory is touched.
 const OWN: [&str; 5] = ["roots", "clusters", "leaves", "bundles", "deny"];
 
@@ -64,6 +66,14 @@ pub struct Plan {
 }
 
 impl Plan {
+    /// Tries it, leaving nothing behind: a root and an intermediate as it says.
+    pub fn check(&self) -> Result<(), HomeError> {
+        let root = Authority::root(self.trust_domain.clone(), self.key, self.root_lifetime)?;
+        let lifetime = self.intermediate_lifetime.min(self.root_lifetime.saturating_sub(MOMENT));
+        root.intermediate("tried", self.key, lifetime)?;
+        Ok(())
+    }
+
     /// P-256, ten years, one year, seven days.
     pub fn new(trust_domain: TrustDomain) -> Self {
         Self {
@@ -101,6 +111,7 @@ impl Home {
         };
         let home = Self { folder: folder.to_owned(), state, _lock: lock };
         home.begin_root()?;
+        files::make_folder(&home.deny_folder())?;
         home.publish_bundle(OffsetDateTime::now_utc())?;
         home.save()?;
         Ok(home)

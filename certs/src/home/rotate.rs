@@ -4,14 +4,14 @@
 use std::fmt;
 use std::fs;
 use std::io;
-use std::time::Duration;
 
 use rustls::pki_types::CertificateDer;
 use serde::Serialize;
 use time::OffsetDateTime;
 
 use super::issuing::Seen;
-use super::{Home, HomeError, ROOT_CERTIFICATE, State, Step, read, renew_at};
+use super::{Home, HomeError, ROOT_CERTIFICATE, Rollover, State, Step, is_there, read, renew_at};
+use crate::authority::BACKDATE;
 use crate::facts::Facts;
 use crate::pem;
 
@@ -161,7 +161,11 @@ impl Home {
         loop {
             self.see_to_all(now, pass)?;
             match self.state.next(now) {
-                Some(next) if pass.problems.is_empty() => self.step(next, pass)?,
+                Some(next) if pass.problems.is_empty() => {
+                    // Nothing is signed by the new root before it can sign everything.
+                    self.root(next.root)?;
+                    self.step(next, pass)?;
+                }
                 _ => return Ok(()),
             }
         }
@@ -178,12 +182,15 @@ impl Home {
     /// Makes every file what the state says.
     fn see_to_all(&mut self, now: OffsetDateTime, pass: &mut Pass) -> Result<(), HomeError> {
         for root in self.state.trusted() {
-            let is_new = self
-                .state
-                .rollover
-                .as_ref()
-                .is_some_and(|rollover| rollover.step == Step::Adding && rollover.other == root);
-            if is_new && !self.root_folder(root).join(ROOT_CERTIFICATE).exists() {
+            let rollover = self.state.rollover.as_mut().filter(|rollover| rollover.other == root);
+            let is_unused = |rollover: &&mut Rollover| matches!(rollover.step, Step::Adding | Step::Trusted);
+            if let Some(rollover) = rollover.filter(is_unused)
+                && !is_there(&self.folder.join("roots").join(root.to_string()).join(ROOT_CERTIFICATE))?
+            {
+                // One that was lost before it signed anything is another one from now on, trusted by nobody yet.
+                rollover.step = Step::Adding;
+                rollover.since = now;
+                self.save()?;
                 self.make_root(root)?;
                 pass.done.push(Done::RootMade { root });
             }
@@ -219,8 +226,9 @@ impl Home {
         for entry in fs::read_dir(&folder).map_err(failed)? {
             let entry = entry.map_err(failed)?;
             let number = entry.file_name().to_str().and_then(|name| name.parse().ok());
-            let known = number.filter(|root| !self.state.trusted().contains(root));
-            if let Some(root) = known {
+            // Only those that came before: one that came later belongs to a state that was lost.
+            let is_old = |root: &u64| *root < self.state.root && !self.state.trusted().contains(root);
+            if let Some(root) = number.filter(is_old) {
                 fs::remove_dir_all(entry.path()).map_err(failed)?;
                 pass.done.push(Done::RootRemoved { root });
             }
@@ -260,7 +268,7 @@ fn first_of(file: &std::path::Path) -> Option<CertificateDer<'static>> {
 }
 
 fn rollover_at(root: &Facts) -> OffsetDateTime {
-    let life = (root.not_after - root.not_before).max(Duration::ZERO.try_into().unwrap_or_default());
+    let life = root.not_after - (root.not_before + BACKDATE).min(root.not_after);
     root.not_after - life * ROOT_RESERVE / 100
 }
 

@@ -135,7 +135,11 @@ impl State {
                 rollover.old_until = self.issued_until;
                 std::mem::swap(&mut next.root, &mut rollover.other);
             }
-            Step::Switching => rollover.step = Step::Used,
+            Step::Switching => {
+                // What was signed by the old root while this step was held back counts, too.
+                rollover.step = Step::Used;
+                rollover.old_until = rollover.old_until.max(next.issued_until);
+            }
             Step::Used => rollover.step = Step::Dropping,
             Step::Dropping => next.rollover = None,
         }

@@ -184,17 +184,17 @@ fn names_beside_the_identity_do_not_matter() {
     assert_eq!(crate::peer_id(server.peer_certificates().unwrap()).as_ref(), Ok(world.client.id()));
 }
 
-/// A root is believed because it is in the bundle. webpki looks neither at an anchor's dates nor at the
-/// length of path it allows, as RFC 5280 6.1 lets it: a root ends when its domain takes it out of the bundle.
+/// webpki does not look at an anchor's dates; the bundle does. The length of path that an anchor allows is looked
+/// at by neither, as RFC 5280 6.1 lets it.
 #[test]
-fn a_root_is_believed_for_as_long_as_it_is_in_the_bundle() {
+fn a_root_is_believed_until_it_ends_or_leaves_the_bundle() {
     let world = World::new();
     let key = KeyPair::from_pem(world.west.key_pem().unwrap()).unwrap();
     let (_, parsed) = x509_parser::parse_x509_certificate(world.west.certificate()).unwrap();
     let mut params = CertificateParams::default();
     params.distinguished_name = chains::subject(&world.west);
-    params.not_before = OffsetDateTime::now_utc() - HOUR * 2;
-    params.not_after = OffsetDateTime::now_utc() - HOUR;
+    params.not_before = OffsetDateTime::now_utc() - HOUR;
+    params.not_after = OffsetDateTime::now_utc() + HOUR;
     params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
     let old = params.self_signed(&key).unwrap().der().clone();
     assert_eq!(x509_parser::parse_x509_certificate(&old).unwrap().1.subject(), parsed.subject());
@@ -204,6 +204,9 @@ fn a_root_is_believed_for_as_long_as_it_is_in_the_bundle() {
     for identity in [leaf(&world, |_| {}), leaf_below(&world, &below, |_| {})] {
         let proven = bundles.verify(identity.chain(), Role::Client, UnixTime::now());
         assert_eq!(proven.map(|proven| proven.id).as_ref(), Ok(world.client.id()));
+        let later = UnixTime::since_unix_epoch(std::time::Duration::from_secs(UnixTime::now().as_secs()) + HOUR * 2);
+        let ended = bundles.verify(identity.chain(), Role::Client, later).unwrap_err();
+        assert_eq!(ended.reason(), "expired");
     }
     bundles.insert(world.west.trust_domain().clone(), Bundle::default());
     let gone = bundles.verify(world.client.chain(), Role::Client, UnixTime::now()).unwrap_err();
