@@ -303,7 +303,11 @@ fn is_authority_of(signer: &CertificateDer<'_>, bundle: &Bundle, now: UnixTime) 
     let may_sign = matches!(parsed.key_usage(), Ok(Some(usage)) if usage.value.key_cert_sign());
     // Another domain's root that one of these signed may speak for that domain only.
     let is_whole = matches!(parsed.name_constraints(), Ok(None));
-    is_valid && is_whole && parsed.is_ca() && may_sign && bundle.roots().iter().any(|root| is_signed_by(signer, root))
+    is_valid
+        && is_whole
+        && parsed.is_ca()
+        && may_sign
+        && bundle.roots().iter().any(|root| is_signed_by(signer, root))
 }
 
 /// DSSE's pre-authentication encoding: type and payload, each with its length before it.

@@ -165,7 +165,8 @@ fn link(target: &Path, at: &Path) -> io::Result<()> {
 pub(crate) fn check_unoccupied(folder: &Path, names: &[&str]) -> Result<(), WriteError> {
     // A mounted Secret looks the same, but for where its link leads.
     let data = fs::read_link(folder.join(DATA)).unwrap_or_default();
-    let is_ours = data.as_os_str().is_empty() || data.as_os_str().as_encoded_bytes().starts_with(OURS.as_bytes());
+    let is_ours =
+        data.as_os_str().is_empty() || data.as_os_str().as_encoded_bytes().starts_with(OURS.as_bytes());
     for name in names {
         let path = folder.join(name);
         match fs::read_link(&path) {

@@ -135,11 +135,13 @@ impl Grant {
 
     fn gives(&self, name: &str) -> bool {
         // Names below a suffix, never a wildcard; and only at a dot.
-        self.dns.iter().any(|granted| match granted.strip_prefix('*').filter(|suffix| suffix.starts_with('.')) {
-            Some(suffix) => {
-                name.strip_suffix(suffix).is_some_and(|rest| !rest.is_empty() && !rest.contains('*'))
+        self.dns.iter().any(|granted| {
+            match granted.strip_prefix('*').filter(|suffix| suffix.starts_with('.')) {
+                Some(suffix) => {
+                    name.strip_suffix(suffix).is_some_and(|rest| !rest.is_empty() && !rest.contains('*'))
+                }
+                None => granted == name,
             }
-            None => granted == name,
         })
     }
 }

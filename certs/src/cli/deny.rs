@@ -89,9 +89,11 @@ impl Named {
     /// Refuses what a list of this domain would name in vain.
     fn check(&self, own: &TrustDomain) -> anyhow::Result<()> {
         match self {
-            Self::Identity(IdPattern::Exactly(id) | IdPattern::Below(id)) if id.trust_domain() != own => bail!(
-                "{id} is not of {own}, and only its own domain can deny it; `bundle remove` denies a whole domain"
-            ),
+            Self::Identity(IdPattern::Exactly(id) | IdPattern::Below(id)) if id.trust_domain() != own => {
+                bail!(
+                    "{id} is not of {own}, and only its own domain can deny it; `bundle remove` denies a whole domain"
+                )
+            }
             Self::Identity(IdPattern::Exactly(id)) if id.path().is_empty() => {
                 bail!("{id} is a whole trust domain; write {id}/* if all of it is meant")
             }

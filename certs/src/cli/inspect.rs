@@ -88,7 +88,9 @@ fn endpoint(seen: &Seen) -> String {
     let wants = match seen.client_certificate {
         ClientCertificate::NotAsked => bad("asks for no client certificate: anybody gets in"),
         ClientCertificate::Asked => bad("asks for a client certificate, and lets in clients without one"),
-        ClientCertificate::Unclear => bad("asks for a client certificate, and ended the connection without a word"),
+        ClientCertificate::Unclear => {
+            bad("asks for a client certificate, and ended the connection without a word")
+        }
         ClientCertificate::Demanded => good("demands a client certificate"),
     };
     format!("{version}{alpn}; the endpoint {wants}")

@@ -9,8 +9,8 @@ use time::OffsetDateTime;
 
 use super::{Home, HomeError, Kept, check_name, read, renew_at};
 use crate::authority::{Authority, Leaf};
-use crate::facts::{Facts, is_signed_by};
 use crate::deny::DenyList;
+use crate::facts::{Facts, is_signed_by};
 use crate::files::{self, Entry, WriteError};
 use crate::identity::Identity;
 use crate::issuer::Csr;
@@ -43,7 +43,8 @@ impl Home {
     pub fn keep(&mut self, name: &str, kept: Kept) -> Result<(), HomeError> {
         check_name(name)?;
         let folder = self.folder_of(name, &kept);
-        let elsewhere = |(other, kept): (&String, &Kept)| other != name && self.folder_of(other, kept) == folder;
+        let elsewhere =
+            |(other, kept): (&String, &Kept)| other != name && self.folder_of(other, kept) == folder;
         if self.state.leaves.iter().any(elsewhere) {
             return Err(WriteError::Occupied(folder).into());
         }
@@ -181,7 +182,9 @@ impl Home {
         // What cannot be signed by the right root yet is not signed by the wrong one again and again.
         let is_of_root = |leaf: &Identity| {
             let is_signed = |last: &CertificateDer<'_>| is_signed_by(last, &root);
-            let could_be = signer.as_ref().is_some_and(|signer| signer.above().last().is_none_or(|last| is_signed(last)));
+            let could_be = signer
+                .as_ref()
+                .is_some_and(|signer| signer.above().last().is_none_or(|last| is_signed(last)));
             !could_be || leaf.chain().last().is_some_and(is_signed)
         };
         let standing = Identity::from_pem(&chain, &key).ok().filter(|leaf| {

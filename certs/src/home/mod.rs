@@ -284,3 +284,6 @@ fn check_name(name: &str) -> Result<(), HomeError> {
         Err(HomeError::Name(name.chars().take(64).collect()))
     }
 }
+
+#[cfg(test)]
+mod tests;

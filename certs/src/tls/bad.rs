@@ -204,7 +204,8 @@ fn a_root_is_believed_until_it_ends_or_leaves_the_bundle() {
     for identity in [leaf(&world, |_| {}), leaf_below(&world, &below, |_| {})] {
         let proven = bundles.verify(identity.chain(), Role::Client, UnixTime::now());
         assert_eq!(proven.map(|proven| proven.id).as_ref(), Ok(world.client.id()));
-        let later = UnixTime::since_unix_epoch(std::time::Duration::from_secs(UnixTime::now().as_secs()) + HOUR * 2);
+        let later =
+            UnixTime::since_unix_epoch(std::time::Duration::from_secs(UnixTime::now().as_secs()) + HOUR * 2);
         let ended = bundles.verify(identity.chain(), Role::Client, later).unwrap_err();
         assert_eq!(ended.reason(), "expired");
     }
