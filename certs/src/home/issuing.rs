@@ -184,7 +184,7 @@ impl Home {
             let is_signed = |last: &CertificateDer<'_>| is_signed_by(last, &root);
             let could_be = signer
                 .as_ref()
-                .is_some_and(|signer| signer.above().last().is_none_or(|last| is_signed(last)));
+                .is_some_and(|signer| signer.above().last().is_none_or(&is_signed));
             !could_be || leaf.chain().last().is_some_and(is_signed)
         };
         let standing = Identity::from_pem(&chain, &key).ok().filter(|leaf| {
