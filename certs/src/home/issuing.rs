@@ -182,9 +182,7 @@ impl Home {
         // What cannot be signed by the right root yet is not signed by the wrong one again and again.
         let is_of_root = |leaf: &Identity| {
             let is_signed = |last: &CertificateDer<'_>| is_signed_by(last, &root);
-            let could_be = signer
-                .as_ref()
-                .is_some_and(|signer| signer.above().last().is_none_or(&is_signed));
+            let could_be = signer.as_ref().is_some_and(|signer| signer.above().last().is_none_or(&is_signed));
             !could_be || leaf.chain().last().is_some_and(is_signed)
         };
         let standing = Identity::from_pem(&chain, &key).ok().filter(|leaf| {
