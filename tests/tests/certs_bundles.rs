@@ -125,6 +125,22 @@ fn bundles_of_ones_own_domain_and_of_wrong_ones_are_refused() {
 // ---- deny-lists
 
 #[test]
+fn what_a_domain_cannot_deny_is_refused_rather_than_listed_in_vain() {
+    let sites = Sites::federated();
+    for (words, expected) in [
+        (id("west", "below"), "only its own domain can deny it"),
+        ("spiffe://west.example/*".to_owned(), "only its own domain can deny it"),
+        ("west/leaves/below/tls.crt".to_owned(), "is not of east.example"),
+        ("spiffe://east.example".to_owned(), "write spiffe://east.example/*"),
+        ("east/roots/1/root-cert.pem".to_owned(), "that is a root"),
+    ] {
+        let why = sites.refused("east", &format!("deny add {words}"));
+        assert!(why.contains(expected), "{words}: {why}");
+    }
+    assert!(!sites.path("east/deny/east.example.json").exists());
+}
+
+#[test]
 fn identities_and_serial_numbers_are_denied_and_taken_off_again() {
     let sites = Sites::federated();
     let leaf = "east/leaves/below/tls.crt";

@@ -210,6 +210,26 @@ fn one_file_for_openssl_takes_foreign_chains_of_3() {
     }
 }
 
+/// Whoever trusts a domain's own roots has not thereby trusted those that it federates with, whatever a peer
+/// sends along; and a new file takes back what an old one said.
+#[test]
+fn what_stands_in_one_file_for_openssl_counts_in_that_file_alone() {
+    if !openssl() {
+        skip!("openssl is not installed");
+    }
+    let sites = Sites::federated();
+    let file = trust_file(&sites, "east");
+    sites.write("sent.pem", sites.read("west/clusters/west/ca-cert.pem") + &sites.read(&file));
+    let leaf = "west/leaves/below/tls.crt";
+    let _ok = verifies(&sites, leaf, &format!("-CAfile {file} -untrusted sent.pem")).done();
+    let own = "east/leaves/below/ca.crt";
+    let why = objection(verifies(&sites, leaf, &format!("-CAfile {own} -untrusted sent.pem")));
+    assert!(why.contains("self-signed certificate in certificate chain"), "{why}");
+    sites.done("east", "bundle remove --trust-domain west.example");
+    sites.done("east", "bundle --for openssl --out later.pem");
+    let _why = objection(verifies(&sites, leaf, "-CAfile later.pem -untrusted sent.pem"));
+}
+
 /// A client of ours and an OpenSSL server, at these sites, in both versions of TLS.
 #[track_caller]
 fn ours_to_openssl(sites: &Sites, [ours, theirs]: [(&str, &str); 2]) {

@@ -10,10 +10,12 @@ mod rotate;
 mod say;
 mod verify;
 
+use std::fs::File;
+use std::io::Read as _;
 use std::path::Path;
 use std::process::ExitCode;
 
-use anyhow::{Context as _, anyhow};
+use anyhow::{Context as _, anyhow, bail};
 use clap::{CommandFactory, Parser, Subcommand};
 use clap_complete::Shell;
 use isthmus_certs::home::{Home, OVERLAP, Plan};
@@ -193,8 +195,16 @@ fn completions(shell: Shell) -> Answer {
     Answer::new(script.clone(), json!({ "script": script }))
 }
 
+/// Larger than any certificate, bundle or list.
+const MAX_FILE: u64 = 16 * 1024 * 1024;
+
 fn read(path: &Path) -> anyhow::Result<String> {
-    let bytes = std::fs::read(path).with_context(|| format!("{} cannot be read", path.display()))?;
+    let mut bytes = Vec::new();
+    let read = File::open(path).and_then(|file| file.take(MAX_FILE + 1).read_to_end(&mut bytes));
+    read.with_context(|| format!("{} cannot be read", path.display()))?;
+    if bytes.len() as u64 > MAX_FILE {
+        bail!("{} is larger than 16 MiB; is it the right file?", path.display());
+    }
     String::from_utf8(bytes).map_err(|_| {
         anyhow!("{} is no text; give PEM (`openssl x509 -inform der -in FILE` makes it)", path.display())
     })

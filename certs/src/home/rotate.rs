@@ -141,7 +141,7 @@ impl Home {
         }
     }
 
-    /// One pass: does what is due at `now`.
+    /// One pass: does what is due at `now`. What it signs begins at the real time.
     pub fn rotate(&mut self, now: OffsetDateTime) -> Pass {
         let mut pass = Pass::default();
         if let Err(problem) = self.rotate_in(now, &mut pass) {
