@@ -7,6 +7,7 @@ pub mod ads;
 pub mod agent;
 pub mod config;
 pub mod dial;
+pub mod envoy;
 pub mod host;
 pub mod issuing;
 pub mod locality;
