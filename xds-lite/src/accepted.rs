@@ -100,6 +100,7 @@ mod tests {
             endpoints: Vec::new(),
             ready: Vec::new(),
             timeouts: ServiceTimeouts::default(),
+            exported: false,
         };
         Offer {
             network: network.to_owned(),
@@ -108,6 +109,7 @@ mod tests {
             gateways: Vec::new(),
             staleness: Staleness::Keep,
             merge: false,
+            exposed_on: Vec::new(),
         }
     }
 

@@ -1,27 +1,32 @@
-//! The agent of a cluster: it follows the registry, and serves what comes of it to the cluster's gateways.
-//! Not yet here: other clusters' agents, stock Envoys, tokens.
+//! The agent of a cluster: it follows the registry and the agents of other clusters, and serves what comes of it
+//! to the cluster's gateways and to those agents. What it knows is in `state`, who is served what in `views`.
 
 pub mod config;
+mod follow;
+mod probe;
+mod state;
+mod views;
 
-use std::collections::BTreeSet;
 use std::io;
 use std::net::SocketAddr;
-use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use isthmus_certs::trust::LoadError;
 use isthmus_certs::{ConfigError, Peer, Server, SpiffeId, Trust};
 use tokio::net::TcpListener;
-use tonic::Status;
+use tokio::sync::Notify;
+use tokio::task::{JoinError, JoinSet};
 use tonic::service::Routes;
 
-use crate::ads::service::{Directory, Discovery};
-use crate::ads::shared::Shared;
-use crate::registry::files::Files;
-use crate::registry::{Own, offers};
+use crate::ads::service::Discovery;
 use crate::serve::serve;
 
 use config::Settings;
+use follow::follow;
+use probe::probe;
+use state::{State, abroad_to};
+use views::Views;
 
 /// The type of a slice, as discovery names it.
 pub const SLICE: &str = "type.googleapis.com/isthmus.v1.ServiceSlice";
@@ -29,13 +34,18 @@ pub const SLICE: &str = "type.googleapis.com/isthmus.v1.ServiceSlice";
 const PACE: Duration = Duration::from_millis(50);
 
 /// An agent that is bound, and not running yet.
-#[derive(Debug)]
 pub struct Agent {
-    settings: Settings,
+    settings: Arc<Settings>,
     listener: TcpListener,
     tls: Arc<Server>,
     trust: Trust,
-    members: Arc<Members>,
+    state: Arc<Mutex<State>>,
+}
+
+impl std::fmt::Debug for Agent {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Agent").field("settings", &self.settings).finish_non_exhaustive()
+    }
 }
 
 /// Why an agent did not start.
@@ -72,27 +82,12 @@ pub enum Error {
     /// The system gave no thread.
     #[error("cannot start a thread: {0}")]
     Thread(io::Error),
-}
-
-/// Who is served what.
-#[derive(Debug)]
-struct Members {
-    gateways: BTreeSet<SpiffeId>,
-    slices: Arc<Shared>,
-}
-
-impl Directory for Members {
-    fn view(&self, peer: &SpiffeId, type_url: &str) -> Result<Arc<Shared>, Status> {
-        if !self.gateways.contains(peer) {
-            return Err(Status::permission_denied(format!(
-                "{peer} is none of this cluster's gateways; list it under `gateways:` of its agent"
-            )));
-        }
-        match type_url {
-            SLICE => Ok(Arc::clone(&self.slices)),
-            _ => Err(Status::unimplemented("only service slices are served here")),
-        }
-    }
+    /// What is kept for a restart cannot be read or written.
+    #[error("state: {0}; the directory must be the agent's own")]
+    Kept(io::Error),
+    /// A part of it broke.
+    #[error("a part of the agent ended: {0}")]
+    Broken(JoinError),
 }
 
 impl Agent {
@@ -113,14 +108,18 @@ impl Agent {
         let gateways: Result<_, _> = settings
             .gateways
             .iter()
-            .map(|name| SpiffeId::gateway(domain, settings.cluster.as_str(), name))
+            .map(|gateway| SpiffeId::gateway(domain, settings.cluster.as_str(), &gateway.name))
             .collect();
-        // What this registry does not have is gone: it is read as a whole before anybody is served.
-        let members = Arc::new(Members { gateways: gateways?, slices: Arc::new(Shared::new(|_| true)) });
-        let tls = Arc::new(Server::new(trust.clone(), Peer::Domain(domain.clone()), &[b"h2"])?);
+        let views = Views::new(gateways?);
+        for peer in &settings.peers {
+            views.add(&peer.domain, &peer.cluster, abroad_to(&settings, peer));
+        }
+        let settings = Arc::new(settings);
+        let state = State::new(Arc::clone(&settings), Arc::new(views)).map_err(Error::Kept)?;
+        let tls = Arc::new(Server::new(trust.clone(), Peer::Trusted, &[b"h2"])?);
         let address = settings.address;
         let listener = TcpListener::bind(address).await.map_err(|cause| Error::Bind { address, cause })?;
-        Ok(Agent { settings, listener, tls, trust, members })
+        Ok(Agent { settings, listener, tls, trust, state: Arc::new(Mutex::new(state)) })
     }
 
     /// Where it serves, with the port that was bound.
@@ -131,70 +130,49 @@ impl Agent {
         self.listener.local_addr()
     }
 
-    /// Follows the registry and serves, until it is dropped.
+    /// Follows the registry and the peers, and serves, until it is dropped.
     ///
     /// # Errors
     /// The system gave no thread.
     pub async fn run(self) -> Result<(), Error> {
         let _files = self.trust.watch(self.settings.trust.clone()).map_err(Error::Thread)?;
-        let mut registry = Registry::new(&self.settings, Arc::clone(&self.members.slices));
-        registry.look();
-        let follow = async {
-            let mut pace = tokio::time::interval(PACE);
-            loop {
-                pace.tick().await;
-                registry.look();
-            }
-        };
-        let routes = Routes::new(Discovery::service(Arc::clone(&self.members)));
+        let waiting = Arc::new(Notify::new());
+        // The registry is read as a whole before anybody is served.
+        self.look(&waiting);
+        let mut tasks = JoinSet::new();
+        for peer in self.settings.peers.clone() {
+            let (own, trust) = (self.settings.cluster.clone(), self.trust.clone());
+            tasks.spawn(follow(own, peer, trust, Arc::clone(&self.state)));
+        }
+        let probes = probe(Arc::clone(&self.state), Arc::clone(&waiting));
+        let views = Arc::clone(&self.state().views);
+        let routes = Routes::new(Discovery::service(views));
+        let Agent { settings: _, listener, tls, trust: _, state: _ } = &self;
         tokio::select! {
-            () = serve(self.listener, self.tls, routes) => {}
-            () = follow => {}
+            () = serve(listener, Arc::clone(tls), routes) => {}
+            () = self.keep_looking(&waiting) => {}
+            () = probes => {}
+            Some(ended) = tasks.join_next() => ended.map_err(Error::Broken)??,
         }
         Ok(())
     }
-}
 
-/// The registry and the view that follows it.
-struct Registry {
-    files: Files,
-    own: Own,
-    network: String,
-    slices: Arc<Shared>,
-    problems: Vec<String>,
-}
-
-impl Registry {
-    fn new(settings: &Settings, slices: Arc<Shared>) -> Registry {
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        let incarnation = u64::try_from(now.as_millis()).unwrap_or(u64::MAX).max(1);
-        Registry {
-            files: Files::new(settings.registry.clone()),
-            own: Own::new(settings.cluster.clone(), incarnation),
-            network: settings.network.clone(),
-            slices,
-            problems: Vec::new(),
+    async fn keep_looking(&self, waiting: &Notify) {
+        let mut pace = tokio::time::interval(PACE);
+        loop {
+            pace.tick().await;
+            self.look(waiting);
+            self.state().expire(Instant::now());
         }
     }
 
-    fn look(&mut self) {
-        if !self.files.look() {
-            return;
+    fn look(&self, waiting: &Notify) {
+        if self.state().look(Instant::now()) {
+            waiting.notify_one();
         }
-        let (services, problems) = self.files.services();
-        for problem in problems.iter().filter(|problem| !self.problems.contains(problem)) {
-            tracing::error!("{problem}");
-        }
-        self.problems = problems;
-        let changed = self.own.offer(offers(services, &self.network));
-        if changed.is_empty() {
-            return;
-        }
-        tracing::info!(slices = changed.len(), "the registry has changed");
-        self.slices.change(|view| {
-            for slice in &changed {
-                view.set(&slice.key.to_string(), slice.encode());
-            }
-        });
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

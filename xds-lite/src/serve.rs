@@ -39,7 +39,7 @@ const STREAMS: u32 = 32;
 pub struct Asker(pub SpiffeId);
 
 /// Serves connections until it is dropped.
-pub async fn serve(listener: TcpListener, tls: Arc<Server>, routes: Routes) {
+pub async fn serve(listener: &TcpListener, tls: Arc<Server>, routes: Routes) {
     let mut unproven: VecDeque<AbortHandle> = VecDeque::new();
     let proven = Arc::new(Semaphore::new(PROVEN));
     loop {

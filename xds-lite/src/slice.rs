@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 use isthmus_certs::SpiffeId;
+use serde::Serialize;
 
 use crate::config::address::Target;
 use crate::config::services::{Balance, ServiceTimeouts};
@@ -54,6 +55,12 @@ impl FromStr for Cluster {
 impl fmt::Display for Cluster {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)
+    }
+}
+
+impl Serialize for Cluster {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&self.0)
     }
 }
 
@@ -113,6 +120,8 @@ pub struct Offer {
     pub staleness: Staleness,
     /// It may be one service with those of other clusters that say so, too.
     pub merge: bool,
+    /// To the owner's gateways: the names of those that open it to other clusters; none is all.
+    pub exposed_on: Vec<String>,
 }
 
 /// One port of a service.
@@ -140,6 +149,8 @@ pub struct Port {
     pub ready: Vec<Ready>,
     /// Its deadlines.
     pub timeouts: ServiceTimeouts,
+    /// Other clusters may name it.
+    pub exported: bool,
 }
 
 /// One address that serves a port.
@@ -161,6 +172,10 @@ pub struct Endpoint {
     pub tls: Option<Tls>,
     /// Who it must prove to be to a gateway that originates TLS towards it.
     pub identity: Option<SpiffeId>,
+    /// Connections of other clusters may end here.
+    pub exposed: bool,
+    /// Other names of this instance, exported with it.
+    pub aliases: Vec<HostName>,
 }
 
 /// How many serve a port in one place.
@@ -171,7 +186,16 @@ pub struct Ready {
     /// How many.
     pub ready: u32,
     /// Those of them that are exported by name.
-    pub instances: Vec<HostName>,
+    pub instances: Vec<Instance>,
+}
+
+/// One endpoint that is exported by name.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Instance {
+    /// Its name, one label.
+    pub name: HostName,
+    /// Other names of it.
+    pub aliases: Vec<HostName>,
 }
 
 /// Where a cluster's gateway is reached from other networks.
@@ -206,7 +230,8 @@ pub enum Health {
 }
 
 /// What is done with a slice once nothing more is heard of its owner.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Staleness {
     /// It stays.
     #[default]

@@ -41,9 +41,10 @@ mod tests {
 
     use super::*;
     use crate::config::address::Target;
-    use crate::config::services::{Balance, Endpoint};
+    use crate::config::services::{About, Balance, Endpoint, Reach};
     use crate::host::{HostName, HostPattern};
     use crate::locality::Locality;
+    use crate::slice::Staleness;
 
     fn read(text: &str) -> Result<Vec<Service>, Problems> {
         registry_file(text, Path::new("r.yaml"))
@@ -93,6 +94,8 @@ mod tests {
                 max_duration: None,
             },
             endpoints: Vec::new(),
+            exposed: true,
+            about: None,
         };
         assert_eq!(good("services:\n- host: A.b.\n"), [alone]);
     }
@@ -102,9 +105,9 @@ mod tests {
         let services = good(
             "services:\n- host: db.example\n  port: 3306\n  sni_port: 3306\n  aliases: [db, \"*.db.example\"]\n  \
              alpn: [mysql]\n  sources: [10.0.0.0/8]\n  balance: least_connections\n  max_connections: 7\n  \
-             proxy_protocol: v2\n  timeouts: {connect: 1s, connect_total: 2s, idle: off, half_closed: 3s, \
+             proxy_protocol: v2\n  namespace: pxc\n  labels: {app: db}\n  allow_unauthenticated: true\n  merge: true\n  stale: 10m\n  timeouts: {connect: 1s, connect_total: 2s, idle: off, half_closed: 3s, \
              first_byte: 4s, max_duration: 5m}\n  endpoints:\n  - address: \"[::ffff:10.1.0.7]:3306\"\n    \
-             instance: DB-0\n    weight: 2\n    locality: {region: eu, zone: a, sub_zone: r1}\n  \
+             instance: DB-0\n    aliases: [src-db-0.pxc]\n    weight: 2\n    locality: {region: eu, zone: a, sub_zone: r1}\n  \
              - address: db-1.internal:3306\n- {host: db.example, port: 33060, balance: random}\n",
         );
         let seconds = Duration::from_secs;
@@ -115,12 +118,18 @@ mod tests {
                 instance: Some(HostName::parse("db-0").unwrap()),
                 weight: 2,
                 locality,
+                aliases: [HostName::parse("src-db-0.pxc").unwrap()].into(),
+                reach: Reach::All { by_name: true },
+                priority: 0,
             },
             Endpoint {
                 address: Target::Name { host: HostName::parse("db-1.internal").unwrap(), port: 3306 },
                 instance: None,
                 weight: 1,
                 locality: Locality::default(),
+                aliases: [].into(),
+                reach: Reach::All { by_name: true },
+                priority: 0,
             },
         ];
         let database = Service {
@@ -142,6 +151,14 @@ mod tests {
                 max_duration: Some(seconds(300)),
             },
             endpoints,
+            exposed: true,
+            about: Some(Box::new(About {
+                namespace: Some("pxc".to_owned()),
+                labels: [("app".to_owned(), "db".to_owned())].into(),
+                allow_unauthenticated: true,
+                merge: true,
+                staleness: Staleness::ExpireAfter(seconds(600)),
+            })),
         };
         assert_eq!(services[0], database);
         let other = &services[1];
@@ -159,7 +176,8 @@ mod tests {
             "services:\n- {host: a, adresses: []}\n",
             &[
                 "r.yaml:2:13: unknown key 'adresses' in services[0]; expected one of host, port, sni_port, aliases, \
-                 alpn, sources, balance, max_connections, proxy_protocol, timeouts, endpoints",
+                 alpn, sources, balance, max_connections, proxy_protocol, timeouts, namespace, labels, allow_unauthenticated, merge, stale, \
+                 endpoints",
             ],
         );
         bad(

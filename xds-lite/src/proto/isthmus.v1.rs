@@ -38,6 +38,9 @@ pub struct ServiceSlice {
     /// not know a word refuses the slice: unknown never means wider access.
     #[prost(string, repeated, tag = "12")]
     pub requires: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// To the owner's own gateways: the names of those on which it is open to other clusters; none is all.
+    #[prost(string, repeated, tag = "13")]
+    pub exposed_on: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Port {
@@ -69,6 +72,9 @@ pub struct Port {
     pub ready: ::prost::alloc::vec::Vec<Ready>,
     #[prost(message, optional, tag = "11")]
     pub timeouts: ::core::option::Option<Timeouts>,
+    /// Other clusters may name it.
+    #[prost(bool, tag = "12")]
+    pub exported: bool,
 }
 /// In milliseconds; 0 is no limit, except for the first two, where it is refused.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
@@ -110,16 +116,29 @@ pub struct Endpoint {
     /// The SPIFFE ID that it must prove to who originates TLS towards it.
     #[prost(string, tag = "8")]
     pub identity: ::prost::alloc::string::String,
+    /// Connections of other clusters may end here.
+    #[prost(bool, tag = "9")]
+    pub exposed: bool,
+    /// Other names of this instance, exported with it.
+    #[prost(string, repeated, tag = "10")]
+    pub aliases: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
 }
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Ready {
     #[prost(message, optional, tag = "1")]
     pub locality: ::core::option::Option<Locality>,
     #[prost(uint32, tag = "2")]
     pub ready: u32,
     /// Instances that are exported and ready here.
-    #[prost(string, repeated, tag = "3")]
-    pub instances: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    #[prost(message, repeated, tag = "3")]
+    pub instances: ::prost::alloc::vec::Vec<Instance>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Instance {
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    #[prost(string, repeated, tag = "2")]
+    pub aliases: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Gateway {

@@ -11,7 +11,7 @@ use isthmus_certs::SpiffeId;
 use prost::Message as _;
 use sha2::{Digest as _, Sha256};
 
-use super::{Cluster, Endpoint, Gateway, Health, Key, Offer, Order, Port, Ready, Slice, Staleness};
+use super::{Cluster, Endpoint, Gateway, Health, Instance, Key, Offer, Order, Port, Ready, Slice, Staleness};
 use crate::config::address::Target;
 use crate::config::units::Wrong;
 use crate::host::{HostName, HostPattern};
@@ -97,6 +97,7 @@ impl Slice {
             message.gateways = offer.gateways.iter().map(Gateway::to_message).collect();
             message.staleness = Some(offer.staleness.to_message());
             message.merge = offer.merge;
+            message.exposed_on.clone_from(&offer.exposed_on);
         }
         message
     }
@@ -131,6 +132,7 @@ impl Offer {
         }
         bounded("ports", message.ports.len(), MAX_PORTS)?;
         bounded("gateways", message.gateways.len(), MAX_LIST)?;
+        bounded("exposed_on", message.exposed_on.len(), MAX_LIST)?;
         let ports = each("ports", message.ports, Port::from_message)?;
         unique("ports", ports.iter().map(|port| port.number))?;
         if ports.iter().filter(|port| port.bare).count() > 1 {
@@ -143,6 +145,7 @@ impl Offer {
             gateways: each("gateways", message.gateways, Gateway::from_message)?,
             staleness: Staleness::from_message(message.staleness)?,
             merge: message.merge,
+            exposed_on: each("exposed_on", message.exposed_on, |name| text("name", name))?,
         })
     }
 }
@@ -161,6 +164,7 @@ impl Port {
             endpoints: self.endpoints.iter().map(Endpoint::to_message).collect(),
             ready: self.ready.iter().map(Ready::to_message).collect(),
             timeouts: Some(timeouts_message(&self.timeouts)),
+            exported: self.exported,
         }
     }
 
@@ -188,6 +192,7 @@ impl Port {
             endpoints,
             ready: each("ready", message.ready, Ready::from_message)?,
             timeouts: timeouts(message.timeouts)?,
+            exported: message.exported,
         })
     }
 }
@@ -208,6 +213,8 @@ impl Endpoint {
             instance_exported: self.instance_exported,
             tls: tls_number(self.tls),
             identity: self.identity.as_ref().map(ToString::to_string).unwrap_or_default(),
+            exposed: self.exposed,
+            aliases: texts(&self.aliases),
         }
     }
 
@@ -230,6 +237,8 @@ impl Endpoint {
             instance_exported: message.instance_exported,
             tls: tls(message.tls)?,
             identity: identity.transpose()?,
+            exposed: message.exposed,
+            aliases: names("aliases", &message.aliases)?,
         })
     }
 }
@@ -239,14 +248,24 @@ impl Ready {
         pb::Ready {
             locality: locality_message(&self.locality),
             ready: self.ready,
-            instances: texts(&self.instances),
+            instances: self.instances.iter().map(Instance::to_message).collect(),
         }
     }
 
     fn from_message(message: pb::Ready) -> Result<Ready> {
         bounded("instances", message.instances.len(), MAX_ENDPOINTS)?;
-        let instances: Result<_> = message.instances.iter().map(|name| label("instances", name)).collect();
-        Ok(Ready { locality: locality(message.locality)?, ready: message.ready, instances: instances? })
+        let instances = each("instances", message.instances, Instance::from_message)?;
+        Ok(Ready { locality: locality(message.locality)?, ready: message.ready, instances })
+    }
+}
+
+impl Instance {
+    fn to_message(&self) -> pb::Instance {
+        pb::Instance { name: self.name.to_string(), aliases: texts(&self.aliases) }
+    }
+
+    fn from_message(message: pb::Instance) -> Result<Instance> {
+        Ok(Instance { name: label("name", &message.name)?, aliases: names("aliases", &message.aliases)? })
     }
 }
 
@@ -321,6 +340,11 @@ fn text(field: &str, text: String) -> Result<String> {
 fn label(field: &str, text: &str) -> Result<HostName> {
     let name = HostName::parse(text).or_else(|error| wrong(field, error))?;
     if name.as_str().contains('.') { wrong(field, "is one label, without dots") } else { Ok(name) }
+}
+
+fn names(field: &str, texts: &[String]) -> Result<Vec<HostName>> {
+    bounded(field, texts.len(), MAX_LIST)?;
+    texts.iter().map(|text| HostName::parse(text).or_else(|error| wrong(field, error))).collect()
 }
 
 fn patterns(field: &str, texts: &[String]) -> Result<Vec<HostPattern>> {

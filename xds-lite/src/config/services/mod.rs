@@ -4,6 +4,7 @@
 pub mod defaults;
 mod names;
 pub mod raw;
+mod reach;
 mod resolve;
 mod table;
 
@@ -19,6 +20,7 @@ use crate::locality::Locality;
 use super::address::Target;
 use super::units;
 
+pub use reach::{About, Beyond, Named, Reach};
 pub use resolve::{Refusal, timeouts};
 pub use table::{Entry, Table};
 
@@ -48,6 +50,10 @@ pub struct Service {
     pub timeouts: ServiceTimeouts,
     /// Who serves it; may be empty.
     pub endpoints: Vec<Endpoint>,
+    /// Connections that come from other clusters may name it.
+    pub exposed: bool,
+    /// What only the agent of a registry reads; none where nothing is said.
+    pub about: Option<Box<About>>,
 }
 
 /// How an endpoint is chosen among the healthy ones.
@@ -77,6 +83,12 @@ pub struct Endpoint {
     pub weight: u32,
     /// Where it stands.
     pub locality: Locality,
+    /// Other names of the instance.
+    pub aliases: Box<[HostName]>,
+    /// Who may end up here.
+    pub reach: Reach,
+    /// 0 is tried first; a higher one only where no lower one is healthy.
+    pub priority: u8,
 }
 
 /// Deadlines of one service. None: no limit.

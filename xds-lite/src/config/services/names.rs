@@ -78,7 +78,7 @@ impl<'a> Claims<'a> {
     }
 }
 
-/// `INSTANCE.HOST` of each instance. A wildcard has none.
+/// `INSTANCE.HOST` and the aliases of each instance. A wildcard has none.
 fn instances(report: &mut Report, entry: &Entry<'_>) -> Vec<(HostPattern, Spot)> {
     let HostPattern::Exact(host) = &entry.service.host else { return Vec::new() };
     let raw = entry.raw.value.endpoints.as_deref().unwrap_or_default();
@@ -90,6 +90,9 @@ fn instances(report: &mut Report, entry: &Entry<'_>) -> Vec<(HostPattern, Spot)>
         if !seen.insert(label.clone()) {
             continue;
         }
+        // What cannot be read, or is no whole name, has been reported already.
+        let aliases = endpoint.value.aliases.iter().flatten();
+        names.extend(aliases.filter_map(|alias| Some((alias.value.read().ok()?, alias.spot))));
         match HostName::parse(format!("{label}.{host}")) {
             Ok(name) => names.push((HostPattern::Exact(name), instance.spot)),
             Err(error) => {

@@ -1,12 +1,14 @@
 //! `services:` exactly as it is written. Its comments are what the JSON Schema shows. Not what the values mean
 //! or whether they fit together.
 
+use std::collections::BTreeMap;
+
 use schemars::JsonSchema;
 use serde::Deserialize;
 
 use crate::config::address::{Cidr, Host, Label, TargetAddress};
 use crate::config::at::At;
-use crate::config::units::{Count, CountOrOff, Time, TimeOrOff};
+use crate::config::units::{Count, CountOrOff, Time, TimeOrKeep, TimeOrOff};
 use crate::config::values::PORTS;
 use crate::locality::Locality;
 
@@ -47,6 +49,21 @@ pub struct Service {
     pub(super) proxy_protocol: Option<SendProxy>,
     /// Deadlines of this service. Default: the general ones.
     pub(super) timeouts: Option<Box<ServiceTimeouts>>,
+    /// Which namespace it belongs to, for the exports and workspaces of an agent. Default: for
+    /// `NAME.NAMESPACE.svc.…` the second label, otherwise none.
+    pub(super) namespace: Option<At<Label>>,
+    /// By which the exports of an agent choose it. Default: none.
+    pub(super) labels: Option<BTreeMap<String, String>>,
+    /// An agent exports it though its endpoints let in clients that have no certificate.
+    #[schemars(extend("default" = false))]
+    pub(super) allow_unauthenticated: Option<bool>,
+    /// It is one service with those of the same host in other clusters, where those say so, too.
+    #[schemars(extend("default" = false))]
+    pub(super) merge: Option<bool>,
+    /// What other clusters do with it once they no longer hear of this one: `keep` it, or drop it after a
+    /// time such as `10m`.
+    #[schemars(extend("default" = "keep"))]
+    pub(super) stale: Option<At<TimeOrKeep>>,
     /// Who serves it. Default: nobody, and its names are refused with `no_endpoint`.
     pub(super) endpoints: Option<Vec<At<Endpoint>>>,
 }
@@ -96,4 +113,6 @@ pub(super) struct Endpoint {
     pub(super) weight: Option<At<Count>>,
     /// Where it stands. Default: unknown.
     pub(super) locality: Option<Locality>,
+    /// Other names of the instance. Default: none.
+    pub(super) aliases: Option<Vec<At<Host>>>,
 }

@@ -6,11 +6,13 @@ use std::net::SocketAddr;
 
 use crate::config::address::Target;
 use crate::config::at::At;
+use crate::host::{HostName, HostPattern};
+use crate::slice::Staleness;
 use crate::config::problem::{Place, Quoted, Report};
 use crate::config::values::Zero;
 
 use super::table::Entry;
-use super::{Endpoint, Service, ServiceTimeouts, defaults, raw};
+use super::{About, Endpoint, Reach, Service, ServiceTimeouts, defaults, raw};
 
 /// Why no endpoint may have an address.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -67,10 +69,28 @@ fn service(
         send_proxy: raw.proxy_protocol == Some(raw::SendProxy::V2),
         timeouts,
         endpoints: endpoints(report, place.key("endpoints"), raw, refuse),
+        exposed: true,
+        about: about(report, place, raw),
         // Last: a wrong host does not keep the other problems from being found.
         host: host?,
     };
     Some(service)
+}
+
+fn about(report: &mut Report, place: Place<'_>, raw: &raw::Service) -> Option<Box<About>> {
+    let about = About {
+        namespace: report
+            .value(raw.namespace.as_ref(), place.key("namespace"))
+            .map(|namespace| namespace.as_str().to_owned()),
+        labels: raw.labels.clone().unwrap_or_default(),
+        allow_unauthenticated: raw.allow_unauthenticated.unwrap_or_default(),
+        merge: raw.merge.unwrap_or_default(),
+        staleness: report
+            .value(raw.stale.as_ref(), place.key("stale"))
+            .flatten()
+            .map_or(Staleness::Keep, Staleness::ExpireAfter),
+    };
+    (about != About::default()).then(|| Box::new(about))
 }
 
 /// The deadlines that a mapping sets; the rest are the general ones.
@@ -148,8 +168,37 @@ fn endpoints(
             let what = format_args!("{}: {}", place.key("address"), refusal.what);
             report.add(spot, what, refusal.remedy);
         }
-        let locality = raw.locality.clone().unwrap_or_default();
-        resolved.push(Endpoint { address, instance, weight, locality });
+        resolved.push(Endpoint {
+            address,
+            aliases: aliases(report, place, raw, instance.is_some()).into(),
+            instance,
+            weight,
+            locality: raw.locality.clone().unwrap_or_default(),
+            reach: Reach::All { by_name: true },
+            priority: 0,
+        });
     }
     resolved
+}
+
+/// Whole names of one instance.
+fn aliases(report: &mut Report, place: Place<'_>, raw: &raw::Endpoint, has_name: bool) -> Vec<HostName> {
+    let list = raw.aliases.as_deref().unwrap_or_default();
+    if let (Some(first), false) = (list.first(), has_name) {
+        let what = format_args!("{place}: has aliases and no instance");
+        report.add(first.spot, what, "give the instance a name: 'instance: …'");
+    }
+    let place = place.key("aliases");
+    let mut names = Vec::with_capacity(list.len());
+    for (index, alias) in list.iter().enumerate() {
+        match report.value(Some(alias), place.item(index)) {
+            Some(HostPattern::Exact(name)) => names.push(name),
+            Some(HostPattern::Suffix(_)) => {
+                let what = format_args!("{}: an instance is no '*.suffix'", place.item(index));
+                report.add(alias.spot, what, "write whole names");
+            }
+            None => {}
+        }
+    }
+    names
 }

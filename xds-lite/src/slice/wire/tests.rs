@@ -48,6 +48,8 @@ fn endpoint() -> impl Strategy<Value = Endpoint> {
             instance_exported,
             tls,
             identity,
+            exposed: instance_exported,
+            aliases: Vec::new(),
         },
     )
 }
@@ -64,7 +66,10 @@ fn port(number: u16) -> impl Strategy<Value = Port> {
     let ready = (place(), any::<u32>()).prop_map(|(locality, ready)| Ready {
         locality,
         ready,
-        instances: vec![HostName::parse("db-0").unwrap()],
+        instances: vec![Instance {
+            name: HostName::parse("db-0").unwrap(),
+            aliases: vec![HostName::parse("src-db-0.pxc").unwrap()],
+        }],
     });
     let lists = (vec("[a-z0-9]{1,5}", 0..3), sources, vec(endpoint(), 0..4), vec(ready, 0..2));
     (mode(), balance, most, any::<bool>(), lists).prop_map(
@@ -86,6 +91,7 @@ fn port(number: u16) -> impl Strategy<Value = Port> {
                 endpoints,
                 ready,
                 timeouts: ServiceTimeouts::default(),
+                exported: send_proxy,
             }
         },
     )
@@ -107,6 +113,7 @@ fn offer() -> impl Strategy<Value = Offer> {
             gateways,
             staleness,
             merge,
+            exposed_on: vec!["gw-1".to_owned()],
         },
     )
 }

@@ -1,0 +1,214 @@
+//! The agent's file: text → settings that cannot be wrong, or everything that is wrong with it. What is
+//! written is in `raw`, what it means in `resolve`.
+
+mod raw;
+mod resolve;
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+use ipnet::IpNet;
+use isthmus_certs::{TrustDomain, TrustFiles};
+
+use crate::config::address::Target;
+use crate::config::problem::Report;
+use crate::config::{Problems, file, yaml};
+use crate::exports::Rule;
+use crate::host::HostPattern;
+use crate::locality::Locality;
+use crate::reachability::Reachability;
+use crate::slice::Cluster;
+
+const ADDRESS: &str = "0.0.0.0:15012";
+const ADMIN: &str = "127.0.0.1:15014";
+/// Where a gateway accepts other clusters, unless it says otherwise.
+const EAST_WEST: u16 = 15_443;
+
+/// What an agent runs on.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// The cluster it speaks for.
+    pub cluster: Cluster,
+    /// Where the cluster's endpoints stand.
+    pub network: String,
+    /// Where its gateways stand, unless they say otherwise.
+    pub locality: Locality,
+    /// Its identity, and whom it believes.
+    pub trust: TrustFiles,
+    /// The directory of the registry's files.
+    pub registry: PathBuf,
+    /// What is kept for a restart; nothing is where there is none.
+    pub state: Option<PathBuf>,
+    /// The cluster's gateways; nobody else is served.
+    pub gateways: Vec<Gateway>,
+    /// Which services other clusters may see; without any none.
+    pub exports: Vec<Rule>,
+    /// What may come from other clusters.
+    pub imports: Vec<Import>,
+    /// Which networks may know of each other's services.
+    pub reachability: Reachability,
+    /// The agents of other clusters.
+    pub peers: Vec<Peer>,
+    /// Where it serves.
+    pub address: SocketAddr,
+    /// Where its own status is.
+    pub admin: SocketAddr,
+}
+
+/// A gateway of the cluster.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Gateway {
+    /// The last part of its identity.
+    pub name: String,
+    /// Where other clusters reach it; nowhere if empty.
+    pub addresses: Vec<Target>,
+    /// Where it stands.
+    pub locality: Locality,
+}
+
+/// What may come from one cluster.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Import {
+    /// Which cluster.
+    pub cluster: Cluster,
+    /// Names that it may give to services here.
+    pub hosts: Vec<HostPattern>,
+    /// Where its gateways may stand; none is anywhere but here.
+    pub gateways: Vec<IpNet>,
+    /// Names that its gateways may have.
+    pub gateway_hosts: Vec<HostPattern>,
+    /// Where endpoints may stand that are reached without a gateway.
+    pub endpoints: Vec<IpNet>,
+}
+
+/// The agent of another cluster.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Peer {
+    /// Its cluster.
+    pub cluster: Cluster,
+    /// Where it serves.
+    pub address: Target,
+    /// Who vouches for it.
+    pub domain: TrustDomain,
+    /// Where its endpoints stand; one of its own if nothing is said.
+    pub network: Option<String>,
+}
+
+/// Reads a file and checks it whole.
+///
+/// # Errors
+/// Everything that is wrong with it, or why it cannot be read.
+pub fn load(path: &Path) -> Result<Settings, Problems> {
+    parse(&file::read(path, "an agent's file is short; is it the right one?")?, path)
+}
+
+/// Checks a text as if it stood in `path`.
+///
+/// # Errors
+/// Everything that is wrong with it.
+pub fn parse(text: &str, path: &Path) -> Result<Settings, Problems> {
+    let mut report = Report::new(path);
+    let settings = yaml::read(text, &mut report).and_then(|file| resolve::settings(&mut report, file));
+    report.finish(settings)
+}
+
+/// The JSON Schema of the file, for editors.
+#[must_use]
+pub fn schema() -> String {
+    format!("{:#}", schemars::schema_for!(raw::File).as_value())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GOOD: &str = "\
+cluster: east
+network: east-net
+trust: { certificate: tls.crt, key: tls.key, bundles: bundles, deny: deny }
+registry: { files: ./registry }
+gateways: [{ name: gw-1 }]
+xds: { address: '127.0.0.1:0' }
+";
+
+    fn problems(text: &str) -> Vec<String> {
+        let problems = parse(text, Path::new("agent.yaml")).unwrap_err();
+        problems.list().iter().map(ToString::to_string).collect()
+    }
+
+    #[test]
+    fn a_good_file_is_read() {
+        let settings = parse(GOOD, Path::new("agent.yaml")).unwrap();
+        assert_eq!((settings.cluster.as_str(), settings.network.as_str()), ("east", "east-net"));
+        assert_eq!((settings.gateways[0].name.as_str(), settings.address.port()), ("gw-1", 0));
+        let short = GOOD.replace("xds: { address: '127.0.0.1:0' }\n", "");
+        assert_eq!(parse(&short, Path::new("x")).unwrap().address.to_string(), ADDRESS);
+    }
+
+    #[test]
+    fn everything_that_is_wrong_is_named_with_its_place() {
+        let none = problems("network: a");
+        assert_eq!(none.len(), 3, "{none:#?}");
+        assert!(none[0].contains("agent.yaml:1:1:") && none[0].contains("has no cluster"), "{none:#?}");
+        let wrong = problems(&GOOD.replace("cluster: east", "cluster: a/b").replace("key: tls.key, ", ""));
+        assert!(wrong.iter().any(|why| why.starts_with("agent.yaml:1:10: cluster: 'a/b'")), "{wrong:#?}");
+        assert!(
+            wrong.iter().any(|why| why.starts_with("agent.yaml:3:") && why.contains("trust has no key")),
+            "{wrong:#?}"
+        );
+        assert!(problems(&(GOOD.to_owned() + "pears: []\n"))[0].contains("unknown key 'pears'"));
+        assert!(problems(&GOOD.replace("127.0.0.1:0", "here"))[0].contains("xds.address"));
+    }
+
+    const FEDERATED: &str = "\
+locality: { region: eu-west }
+gateways:
+- { name: gw-1, address: 203.0.113.10, port: 8443 }
+- { name: gw-2, address: [gw.east.example, '2001:db8::1'], locality: { region: us } }
+exports: [{ workspace: ['*/bookinfo'], labels: { app: details }, gateways: [gw-2], instances: [db-0] }]
+imports:
+- { cluster: west, hosts: ['*.bookinfo.svc.cluster.local'], gatewayCIDRs: [198.51.100.0/24] }
+reachability: [{ from: west-net, to: { env: prod } }]
+networks: { east-net: { env: prod } }
+peers: [{ cluster: west, address: 'agent.west.example:15012', trustDomain: west.example, network: west-net }]
+state: state
+";
+
+    #[test]
+    fn what_joins_clusters_is_read() {
+        let text = GOOD.replace("gateways: [{ name: gw-1 }]\n", FEDERATED);
+        let settings = parse(&text, Path::new("agent.yaml")).unwrap_or_else(|error| panic!("{error}"));
+        let addresses: Vec<_> = settings.gateways.iter().flat_map(|gateway| &gateway.addresses).collect();
+        let addresses: Vec<_> = addresses.iter().map(ToString::to_string).collect();
+        assert_eq!(addresses, ["203.0.113.10:8443", "gw.east.example:15443", "[2001:db8::1]:15443"]);
+        let regions = settings.gateways.iter().map(|gateway| gateway.locality.region.as_str());
+        assert_eq!(regions.collect::<Vec<_>>(), ["eu-west", "us"]);
+        assert_eq!(settings.exports[0].gateways, ["gw-2"]);
+        assert!(settings.reachability.allows(Some("west-net"), Some("east-net")));
+        assert!(!settings.reachability.allows(Some("east-net"), Some("west-net")));
+        assert_eq!(settings.peers[0].domain.as_str(), "west.example");
+        assert_eq!(settings.imports[0].gateways[0].to_string(), "198.51.100.0/24");
+    }
+
+    #[test]
+    fn what_would_join_clusters_wrongly_is_named() {
+        let text = GOOD.replace("gateways: [{ name: gw-1 }]\n", FEDERATED);
+        for (from, to, expected) in [
+            ("cluster: west, address", "cluster: east, address", "is this cluster itself"),
+            (", network: west-net", "", "has no network, and reachability"),
+            ("gateways: [gw-2]", "gateways: [gw-3]", "there is no gateway 'gw-3'"),
+            ("['*/bookinfo']", "['*/book.info']", "is no workspace's part"),
+            ("workspace: ['*/bookinfo'], labels: { app: details }, ", "", "says of no service"),
+            ("instances: [db-0]", "instances: [db.0]", "is no instance"),
+            ("trustDomain: west.example", "trustDomain: West!", "cannot be used"),
+            ("203.0.113.10", "203.0.113.300", "is no address"),
+            ("name: gw-2", "name: gw-1", "stands twice"),
+            ("198.51.100.0/24", "198.51.100.1/24", "gatewayCIDRs"),
+            ("to: { env: prod } }", "}", "has no to"),
+            ("agent.west.example:15012", "agent.west.example", "has no port"),
+        ] {
+            let wrong = problems(&text.replace(from, to));
+            assert!(wrong.iter().any(|why| why.contains(expected)), "{to}: {wrong:#?}");
+        }
+    }
+}

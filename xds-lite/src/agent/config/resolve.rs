@@ -1,0 +1,338 @@
+//! What is written in an agent's file → what it means, with everything that is wrong on the way.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
+
+use isthmus_certs::{TrustDomain, TrustFiles};
+
+use crate::config::address::{ListenAddress, Target};
+use crate::config::at::{At, Spot};
+use crate::config::problem::{Place, Quoted, Report};
+use crate::exports::{Instances, Namespaces, Rule};
+use crate::host::HostName;
+use crate::locality::Locality;
+use crate::reachability::{self, Networks, Reachability};
+use crate::slice::Cluster;
+
+use super::{ADDRESS, ADMIN, EAST_WEST, Gateway, Import, Peer, Settings, raw};
+
+pub(super) fn settings(report: &mut Report, file: raw::File) -> Option<Settings> {
+    let cluster = needed(report, Place::Root, Spot::START, "cluster", file.cluster.as_ref());
+    let cluster = cluster.and_then(|written| cluster_name(report, Place::Root.key("cluster"), written));
+    let trust = needed(report, Place::Root, Spot::START, "trust", file.trust.as_ref());
+    let trust = trust.and_then(|trust| trust_files(report, trust));
+    let registry = needed(report, Place::Root, Spot::START, "registry", file.registry.as_ref());
+    let registry = registry.and_then(|registry| {
+        let place = Place::Root.key("registry");
+        needed(report, place, registry.spot, "files", registry.value.files.as_ref())
+    });
+    let locality = file.locality.unwrap_or_default();
+    let gateways = gateways(report, file.gateways.as_deref().unwrap_or_default(), &locality);
+    let peers = peers(report, file.peers.as_deref().unwrap_or_default());
+    let reachability = reachability(report, file.networks, file.reachability.as_deref());
+    let xds = file.xds.and_then(|xds| xds.address);
+    let address = listen(report, Place::Root.key("xds"), xds.as_ref(), ADDRESS);
+    let admin = file.admin.and_then(|admin| admin.address);
+    let admin = listen(report, Place::Root.key("admin"), admin.as_ref(), ADMIN);
+    // Without its name nothing can be said of others.
+    let cluster = cluster?;
+    let exports = exports(report, file.exports.as_deref().unwrap_or_default(), &cluster, &gateways);
+    let imports = imports(report, file.imports.as_deref().unwrap_or_default());
+    others(report, &cluster, &file.peers, &peers, &reachability);
+    Some(Settings {
+        cluster,
+        network: file.network.map(|network| network.value).unwrap_or_default(),
+        locality,
+        trust: trust?,
+        registry: registry?.value.clone().into(),
+        state: file.state.map(|state| state.value.into()),
+        gateways,
+        exports,
+        imports,
+        reachability,
+        peers,
+        address: address?,
+        admin: admin?,
+    })
+}
+
+fn listen(
+    report: &mut Report,
+    place: Place<'_>,
+    written: Option<&At<ListenAddress>>,
+    default: &str,
+) -> Option<std::net::SocketAddr> {
+    match written {
+        Some(written) => report.value(Some(written), place.key("address")),
+        None => default.parse().ok(),
+    }
+}
+
+fn cluster_name(report: &mut Report, place: Place<'_>, written: &At<String>) -> Option<Cluster> {
+    let cluster = written.value.parse::<Cluster>();
+    if let Err(error) = &cluster {
+        report.add(written.spot, format_args!("{place}: {} cannot be used", Quoted(&written.value)), error);
+    }
+    cluster.ok()
+}
+
+fn trust_files(report: &mut Report, trust: &At<raw::Trust>) -> Option<TrustFiles> {
+    let place = Place::Root.key("trust");
+    let domain = trust.value.domain.as_ref().map(|written| domain(report, place.key("domain"), written));
+    let mut path = |key, written: Option<&At<String>>| {
+        needed(report, place, trust.spot, key, written).map(|path| PathBuf::from(&path.value))
+    };
+    let certificate = path("certificate", trust.value.certificate.as_ref());
+    let key = path("key", trust.value.key.as_ref());
+    let bundles = path("bundles", trust.value.bundles.as_ref());
+    if domain == Some(None) {
+        return None;
+    }
+    Some(TrustFiles {
+        certificate: certificate?,
+        key: key?,
+        bundles: bundles?,
+        deny: trust.value.deny.as_ref().map(|deny| PathBuf::from(&deny.value)),
+        ..TrustFiles::default()
+    })
+}
+
+fn domain(report: &mut Report, place: Place<'_>, written: &At<String>) -> Option<TrustDomain> {
+    let domain = TrustDomain::new(&written.value);
+    if let Err(error) = &domain {
+        report.add(written.spot, format_args!("{place}: {} cannot be used", Quoted(&written.value)), error);
+    }
+    domain.ok()
+}
+
+fn gateways(report: &mut Report, list: &[At<raw::Gateway>], locality: &Locality) -> Vec<Gateway> {
+    let place = Place::Root.key("gateways");
+    let mut gateways: Vec<Gateway> = Vec::new();
+    for (index, whole) in list.iter().enumerate() {
+        let (place, raw) = (place.item(index), &whole.value);
+        let port = report.port(raw.port.as_ref(), place.key("port")).unwrap_or(EAST_WEST);
+        let written: &[String] = match &raw.address {
+            None => &[],
+            Some(raw::OneOrMore::One(one)) => std::slice::from_ref(one),
+            Some(raw::OneOrMore::More(more)) => more,
+        };
+        let mut addresses = Vec::new();
+        for text in written {
+            match target(text, port) {
+                Some(target) => addresses.push(target),
+                None => report.add(
+                    whole.spot,
+                    format_args!("{}: {} is no address", place.key("address"), Quoted(text)),
+                    "write an IP address or a host name; the port stands under 'port'",
+                ),
+            }
+        }
+        let Some(name) = needed(report, place, whole.spot, "name", raw.name.as_ref()) else { continue };
+        if gateways.iter().any(|known| known.name == name.value) {
+            let what = format_args!("{}: {} stands twice", place.key("name"), Quoted(&name.value));
+            report.add(name.spot, what, "give each gateway a name of its own");
+        }
+        gateways.push(Gateway {
+            name: name.value.clone(),
+            addresses,
+            locality: raw.locality.clone().unwrap_or_else(|| locality.clone()),
+        });
+    }
+    gateways
+}
+
+/// An IP address or a host name, at a port.
+fn target(text: &str, port: u16) -> Option<Target> {
+    match text.parse::<std::net::IpAddr>() {
+        Ok(ip) => Some(Target::Address((ip.to_canonical(), port).into())),
+        Err(_) if text.contains(':') => None,
+        Err(_) => format!("{text}:{port}").parse().ok(),
+    }
+}
+
+fn exports(
+    report: &mut Report,
+    list: &[At<raw::Export>],
+    own: &Cluster,
+    gateways: &[Gateway],
+) -> Vec<Rule> {
+    let place = Place::Root.key("exports");
+    let mut rules = Vec::new();
+    for (index, whole) in list.iter().enumerate() {
+        let (place, raw) = (place.item(index), &whole.value);
+        let rule = Rule {
+            workspace: workspace(report, place.key("workspace"), raw, own),
+            hosts: report.values(raw.hosts.as_ref(), place.key("hosts")),
+            labels: raw.labels.clone().unwrap_or_default(),
+            gateways: chosen_gateways(report, place.key("gateways"), raw, gateways),
+            instances: instances(report, place.key("instances"), raw),
+        };
+        let is_empty = |list: Option<usize>| list.is_none_or(|length| length == 0);
+        if is_empty(raw.workspace.as_ref().map(Vec::len))
+            && is_empty(raw.hosts.as_ref().map(Vec::len))
+            && rule.labels.is_empty()
+        {
+            let remedy = "write workspace, hosts or labels; hosts: ['*.svc.cluster.local'] means all of those";
+            report.add(whole.spot, format_args!("{place}: says of no service that it is meant"), remedy);
+        }
+        rules.push(rule);
+    }
+    rules
+}
+
+fn workspace(report: &mut Report, place: Place<'_>, raw: &raw::Export, own: &Cluster) -> Vec<Namespaces> {
+    let mut parts = Vec::new();
+    for (index, part) in raw.workspace.iter().flatten().enumerate() {
+        match Namespaces::parse(&part.value, own) {
+            Ok(namespaces) => parts.push(namespaces),
+            Err(error) => report.add(
+                part.spot,
+                format_args!("{}: {} {error}", place.item(index), Quoted(&part.value)),
+                "write NAMESPACE, CLUSTER/NAMESPACE or */NAMESPACE",
+            ),
+        }
+    }
+    parts
+}
+
+fn chosen_gateways(
+    report: &mut Report,
+    place: Place<'_>,
+    raw: &raw::Export,
+    gateways: &[Gateway],
+) -> Vec<String> {
+    let list = raw.gateways.as_deref().unwrap_or_default();
+    for (index, name) in list.iter().enumerate() {
+        if !gateways.iter().any(|known| known.name == name.value) {
+            let what =
+                format_args!("{}: there is no gateway {}", place.item(index), Quoted(&name.value));
+            report.add(name.spot, what, "write the name of one that stands under gateways");
+        }
+    }
+    list.iter().map(|name| name.value.clone()).collect()
+}
+
+fn instances(report: &mut Report, place: Place<'_>, raw: &raw::Export) -> Instances {
+    let mut names = BTreeSet::new();
+    for (index, written) in raw.instances.iter().flatten().enumerate() {
+        if written.value == "*" {
+            return Instances::All;
+        }
+        match HostName::parse(&written.value).ok().filter(|name| !name.as_str().contains('.')) {
+            Some(name) => _ = names.insert(name),
+            None => report.add(
+                written.spot,
+                format_args!("{}: {} is no instance", place.item(index), Quoted(&written.value)),
+                "write an instance's name, one DNS label, or '*' for all",
+            ),
+        }
+    }
+    Instances::Named(names)
+}
+
+fn imports(report: &mut Report, list: &[At<raw::Import>]) -> Vec<Import> {
+    let place = Place::Root.key("imports");
+    let mut imports: Vec<Import> = Vec::new();
+    for (index, whole) in list.iter().enumerate() {
+        let (place, raw) = (place.item(index), &whole.value);
+        let cluster = needed(report, place, whole.spot, "cluster", raw.cluster.as_ref());
+        let cluster = cluster.and_then(|written| cluster_name(report, place.key("cluster"), written));
+        let hosts = report.values(raw.hosts.as_ref(), place.key("hosts"));
+        let gateways = report.values(raw.gateway_cidrs.as_ref(), place.key("gatewayCIDRs"));
+        let gateway_hosts = report.values(raw.gateway_hosts.as_ref(), place.key("gatewayHosts"));
+        let endpoints = report.values(raw.endpoint_cidrs.as_ref(), place.key("endpointCIDRs"));
+        let Some(cluster) = cluster else { continue };
+        if imports.iter().any(|known| known.cluster == cluster) {
+            let what = format_args!("{}: {cluster} stands twice", place.key("cluster"));
+            report.add(whole.spot, what, "write all that may come from it in one place");
+        }
+        imports.push(Import { cluster, hosts, gateways, gateway_hosts, endpoints });
+    }
+    imports
+}
+
+fn peers(report: &mut Report, list: &[At<raw::Peer>]) -> Vec<Peer> {
+    let place = Place::Root.key("peers");
+    let mut peers: Vec<Peer> = Vec::new();
+    for (index, whole) in list.iter().enumerate() {
+        let (place, raw) = (place.item(index), &whole.value);
+        let cluster = needed(report, place, whole.spot, "cluster", raw.cluster.as_ref());
+        let cluster = cluster.and_then(|written| cluster_name(report, place.key("cluster"), written));
+        let address = report.required(raw.address.as_ref(), whole, place, "address");
+        let written = needed(report, place, whole.spot, "trustDomain", raw.trust_domain.as_ref());
+        let domain = written.and_then(|written| domain(report, place.key("trustDomain"), written));
+        let (Some(cluster), Some(address), Some(domain)) = (cluster, address, domain) else { continue };
+        if peers.iter().any(|known| known.cluster == cluster) {
+            let what = format_args!("{}: {cluster} stands twice", place.key("cluster"));
+            report.add(whole.spot, what, "a cluster has one entry");
+        }
+        let network = raw.network.as_ref().map(|network| network.value.clone());
+        peers.push(Peer { cluster, address, domain, network });
+    }
+    peers
+}
+
+fn reachability(
+    report: &mut Report,
+    networks: Option<BTreeMap<String, BTreeMap<String, String>>>,
+    list: Option<&[At<raw::Reach>]>,
+) -> Reachability {
+    let place = Place::Root.key("reachability");
+    let mut side = |place: Place<'_>, whole: &At<raw::Reach>, key, written: Option<&raw::Network>| {
+        if written.is_none() {
+            report.add(whole.spot, format_args!("{place} has no {key}"), format_args!("add '{key}: …'"));
+        }
+        match written? {
+            raw::Network::Name(name) if name == "*" => Some(Networks::All),
+            raw::Network::Name(name) => Some(Networks::Named(name.clone())),
+            raw::Network::Labels(labels) => Some(Networks::Labelled(labels.clone())),
+        }
+    };
+    let rules = list.map(|list| {
+        let rule = |(index, whole): (usize, &At<raw::Reach>)| {
+            let place = place.item(index);
+            let from = side(place, whole, "from", whole.value.from.as_ref());
+            let to = side(place, whole, "to", whole.value.to.as_ref());
+            Some(reachability::Rule { from: from?, to: to? })
+        };
+        list.iter().enumerate().filter_map(rule).collect()
+    });
+    Reachability { networks: networks.unwrap_or_default(), rules }
+}
+
+/// What only shows when all sections are read.
+fn others(
+    report: &mut Report,
+    own: &Cluster,
+    written: &Option<Vec<At<raw::Peer>>>,
+    peers: &[Peer],
+    reachability: &Reachability,
+) {
+    let place = Place::Root.key("peers");
+    for (index, whole) in written.iter().flatten().enumerate() {
+        let place = place.item(index);
+        if whole.value.cluster.as_ref().is_some_and(|cluster| cluster.value == own.as_str()) {
+            let what = format_args!("{}: {own} is this cluster itself", place.key("cluster"));
+            report.add(whole.spot, what, "name the cluster of the other agent");
+        }
+        let is_named = peers.get(index).is_none_or(|peer| peer.network.is_some());
+        if reachability.rules.is_some() && !is_named {
+            let what = format_args!("{place} has no network, and reachability says which networks may meet");
+            report.add(whole.spot, what, "add 'network: …'");
+        }
+    }
+}
+
+/// The value of a key that must be there; `whole` is where the mapping stands that lacks it.
+fn needed<'a, T>(
+    report: &mut Report,
+    place: Place<'_>,
+    whole: Spot,
+    key: &'static str,
+    written: Option<&'a At<T>>,
+) -> Option<&'a At<T>> {
+    if written.is_none() {
+        report.add(whole, format_args!("{place} has no {key}"), format_args!("add '{key}: …'"));
+    }
+    written
+}

@@ -1,0 +1,363 @@
+//! What an agent knows, and what follows from it for everybody it serves: its registry, what was seen of the
+//! endpoints, and what other clusters offer. Every event changes it under one lock, and the views with it.
+
+use std::collections::{BTreeMap, HashMap};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
+
+use serde::Serialize;
+
+use crate::ads::client::{Refused, Update};
+use crate::config::services::Service;
+use crate::host::HostPattern;
+use crate::imports::{Consent, Imports, Verdict};
+use crate::kept::Kept;
+use crate::proofs::{Proof, Proofs, Subject};
+use crate::registry::files::Files;
+use crate::registry::{Abroad, Own, Terms, abroad, export_of, offers};
+use crate::slice::{Cluster, Gateway, Slice, version};
+
+use super::config::{Peer, Settings};
+use super::views::Views;
+
+/// What an agent knows.
+pub(super) struct State {
+    settings: Arc<Settings>,
+    pub(super) views: Arc<Views>,
+    files: Files,
+    problems: Vec<String>,
+    services: BTreeMap<HostPattern, Vec<Service>>,
+    gateways: Vec<(String, Vec<Gateway>)>,
+    own: Own,
+    pub(super) proofs: Proofs,
+    pub(super) imports: Imports,
+    pub(super) peers: BTreeMap<Cluster, Contact>,
+    kept_own: Option<Kept>,
+    kept_imports: HashMap<Cluster, Kept>,
+}
+
+/// How it stands with another cluster's agent.
+#[derive(Clone, Debug, Serialize)]
+pub(super) struct Contact {
+    /// Where it is.
+    pub(super) address: String,
+    /// It answers.
+    pub(super) connected: bool,
+    /// What was wrong the last time.
+    pub(super) error: Option<String>,
+    /// When it last answered, or was lost.
+    #[serde(serialize_with = "since")]
+    pub(super) since: SystemTime,
+    /// Slices of it that were refused as wrong, ever.
+    pub(super) refusals: u64,
+    /// The last of them, and why.
+    pub(super) refusal: Option<String>,
+}
+
+fn since<S: serde::Serializer>(time: &SystemTime, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_u64(time.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs())
+}
+
+impl State {
+    /// As it was left, as far as that was kept.
+    ///
+    /// # Errors
+    /// What was kept cannot be read or written.
+    pub(super) fn new(settings: Arc<Settings>, views: Arc<Views>) -> io::Result<State> {
+        let path = settings.state.as_ref().map(|folder| folder.join("own.slices"));
+        let kept_own = path.as_deref().map(Kept::open).transpose()?;
+        let before = kept_own.iter().flat_map(|kept| kept.entries().values());
+        let before = before.filter_map(|bytes| Slice::decode(bytes).ok()).collect();
+        let own = Own::restored(settings.cluster.clone(), before)
+            .unwrap_or_else(|| Own::new(settings.cluster.clone(), incarnation()));
+        let gateways = settings.gateways.iter().map(|gateway| {
+            let at = |address: &_| Gateway { address: Clone::clone(address), locality: gateway.locality.clone() };
+            (gateway.name.clone(), gateway.addresses.iter().map(at).collect())
+        });
+        let mut state = State {
+            files: Files::new(settings.registry.clone()),
+            problems: Vec::new(),
+            services: BTreeMap::new(),
+            gateways: gateways.collect(),
+            own,
+            proofs: Proofs::default(),
+            imports: Imports::default(),
+            peers: BTreeMap::new(),
+            kept_own,
+            kept_imports: HashMap::new(),
+            views,
+            settings: Arc::clone(&settings),
+        };
+        for peer in &settings.peers {
+            state.add_peer(peer)?;
+        }
+        Ok(state)
+    }
+
+    /// Begins to listen to a cluster; what was kept of it stands until it is heard.
+    pub(super) fn add_peer(&mut self, peer: &Peer) -> io::Result<()> {
+        self.imports.add(consent(&self.settings, peer));
+        let contact = Contact {
+            address: peer.address.to_string(),
+            connected: false,
+            error: None,
+            since: SystemTime::now(),
+            refusals: 0,
+            refusal: None,
+        };
+        self.peers.insert(peer.cluster.clone(), contact);
+        self.imports.contact(&peer.cluster, Some(Instant::now()));
+        if let Some(folder) = &self.settings.state {
+            let kept = Kept::open(&import_path(folder, &peer.cluster))?;
+            for (name, bytes) in kept.entries() {
+                if let Err(why) = self.imports.take(&peer.cluster, name, bytes) {
+                    tracing::warn!(slice = ?name, %why, "a slice that was kept is not taken");
+                }
+            }
+            self.kept_imports.insert(peer.cluster.clone(), kept);
+        }
+        self.pass_on();
+        Ok(())
+    }
+
+    /// What is known of a peer's slices, with their versions: what it need not send again.
+    pub(super) fn known(&self, of: &Cluster) -> Vec<(String, String)> {
+        let slices = self.imports.accepted(of);
+        slices.map(|slice| (slice.key.to_string(), version(&slice.encode()))).collect()
+    }
+
+    /// Looks at the registry; a change goes out at once. Says whether an endpoint waits to be seen.
+    pub(super) fn look(&mut self, now: Instant) -> bool {
+        if !self.files.look() {
+            return false;
+        }
+        let (services, problems) = self.files.services();
+        for problem in problems.iter().filter(|problem| !self.problems.contains(problem)) {
+            tracing::error!("{problem}");
+        }
+        self.problems = problems;
+        self.services.clear();
+        for service in services {
+            self.services.entry(service.host.clone()).or_default().push(service);
+        }
+        let wanted: Vec<_> = self.candidates().collect();
+        let waits = self.proofs.want(wanted, now);
+        self.offer();
+        waits
+    }
+
+    /// Endpoints that are to be exported and have to be seen first.
+    fn candidates(&self) -> impl Iterator<Item = Subject> {
+        let exported = self.services.iter().filter(|(host, ports)| {
+            export_of(host, ports, &self.terms(&|_, _| false)).is_some()
+        });
+        let ports = exported.flat_map(|(host, ports)| ports.iter().map(move |port| (host, port)));
+        let unseen = ports.filter(|(_, port)| {
+            !port.about.as_ref().is_some_and(|about| about.allow_unauthenticated)
+        });
+        unseen.flat_map(|(host, port)| {
+            let subject = |address: &_| Subject { host: host.clone(), address: Clone::clone(address) };
+            port.endpoints.iter().map(move |endpoint| subject(&endpoint.address))
+        })
+    }
+
+    fn terms<'a>(&'a self, demands: &'a dyn Fn(&HostPattern, &crate::config::address::Target) -> bool) -> Terms<'a> {
+        Terms {
+            cluster: &self.settings.cluster,
+            network: &self.settings.network,
+            exports: &self.settings.exports,
+            gateways: &self.gateways,
+            demands,
+        }
+    }
+
+    /// Takes what was seen of endpoints.
+    pub(super) fn seen(&mut self, seen: Vec<(Subject, Proof)>, now: Instant) {
+        let mut changes = false;
+        for (subject, proof) in seen {
+            if let Proof::LetsIn(why) = &proof {
+                tracing::warn!(service = %subject.host, endpoint = %subject.address, %why, "not_mtls: held back");
+            }
+            changes |= self.proofs.seen(&subject, proof, now);
+        }
+        if changes {
+            self.offer();
+        }
+    }
+
+    /// Makes the registry's services the offers of this cluster.
+    fn offer(&mut self) {
+        let demands = |host: &HostPattern, address: &_| {
+            self.proofs.demands(&Subject { host: host.clone(), address: Clone::clone(address) })
+        };
+        let services = self.services.values().flatten().cloned();
+        let mut all = offers(services, &self.terms(&demands));
+        self.wait_for_proof(&mut all);
+        let changed = self.own.offer(all);
+        if changed.is_empty() {
+            return;
+        }
+        tracing::info!(slices = changed.len(), "what this cluster offers has changed");
+        if let Some(kept) = &mut self.kept_own {
+            let outcome: io::Result<()> =
+                changed.iter().try_for_each(|slice| kept.set(&slice.key.to_string(), &slice.encode()));
+            report(outcome, "own.slices");
+        }
+        self.views.gateways.change(|view| {
+            for slice in &changed {
+                view.set(&slice.key.to_string(), slice.encode());
+            }
+        });
+        for (to, shared) in &self.views.peers {
+            shared.change(|view| changed.iter().for_each(|slice| show(view, &abroad(slice, *to))));
+        }
+        changed.iter().for_each(|slice| self.imports.own(slice));
+        self.pass_on();
+    }
+
+    /// A host whose new endpoints are not seen yet stays as it is: seeing them takes a moment, and what works
+    /// is not taken away for that long.
+    fn wait_for_proof(&self, offers: &mut BTreeMap<HostPattern, crate::slice::Offer>) {
+        for (host, offer) in offers {
+            let before = self.own.get(host).and_then(|slice| slice.offer.as_ref());
+            let was_exported = before.filter(|before| before.ports.iter().any(|port| port.exported));
+            let Some(before) = was_exported else { continue };
+            let endpoints = offer.ports.iter().flat_map(|port| &port.endpoints);
+            let mut unseen = endpoints.filter(|endpoint| !endpoint.exposed);
+            let is_awaited = unseen.any(|endpoint| {
+                self.proofs.is_awaited(&Subject { host: host.clone(), address: endpoint.address.clone() })
+            });
+            if is_awaited {
+                offer.clone_from(before);
+            }
+        }
+    }
+
+    /// Takes what a peer's agent sent, but for what is refused.
+    pub(super) fn take(&mut self, from: &Cluster, update: &Update) -> Vec<Refused> {
+        let mut refused = Vec::new();
+        let mut outcome = Ok(());
+        for resource in &update.resources {
+            match self.imports.take(from, &resource.name, &resource.bytes) {
+                Ok(()) => {
+                    if let Some(kept) = self.kept_imports.get_mut(from) {
+                        outcome = outcome.and(kept.set(&resource.name, &resource.bytes));
+                    }
+                }
+                Err(why) => {
+                    tracing::warn!(peer = %from, slice = ?resource.name, %why, "a slice was refused");
+                    refused.push(Refused { name: resource.name.clone(), why });
+                }
+            }
+        }
+        for name in &update.removed {
+            let host = name.split_once('/').and_then(|(_, host)| HostPattern::parse(host).ok());
+            if let Some(host) = host {
+                self.imports.leave(from, &host);
+            }
+            if let Some(kept) = self.kept_imports.get_mut(from) {
+                outcome = outcome.and(kept.remove(name));
+            }
+        }
+        report(outcome, "imports");
+        if let (Some(contact), Some(last)) = (self.peers.get_mut(from), refused.last()) {
+            contact.refusals += refused.len() as u64;
+            contact.refusal = Some(format!("{:?}: {}", last.name, last.why));
+        }
+        self.views.heard(from);
+        self.pass_on();
+        refused
+    }
+
+    /// Contact with a peer was made, or lost, and why.
+    pub(super) fn contact(&mut self, with: &Cluster, lost: Option<String>) {
+        let now = lost.is_some().then(Instant::now);
+        self.imports.contact(with, now);
+        if let Some(contact) = self.peers.get_mut(with) {
+            if contact.connected == lost.is_some() {
+                contact.since = SystemTime::now();
+            }
+            contact.connected = lost.is_none();
+            contact.error = lost;
+        }
+        self.pass_on();
+    }
+
+    /// Lets go of what its time is over.
+    pub(super) fn expire(&mut self, now: Instant) {
+        self.imports.expire(now);
+        self.pass_on();
+    }
+
+    /// What changed of other clusters' slices goes to the gateways.
+    fn pass_on(&mut self) {
+        let changes = self.imports.changes();
+        if changes.is_empty() {
+            return;
+        }
+        self.views.gateways.change(|view| {
+            for (key, verdict) in changes {
+                match verdict {
+                    Verdict::In(slice) => _ = view.set(&key.to_string(), slice.encode()),
+                    Verdict::Held(why) => {
+                        if view.remove(&key.to_string()) {
+                            tracing::info!(slice = %key, %why, "no longer imported");
+                        }
+                    }
+                }
+            }
+        });
+    }
+}
+
+/// Who was never told of a name need not be told that it is gone.
+fn show(view: &mut crate::ads::view::View, slice: &Slice) {
+    let name = slice.key.to_string();
+    if slice.offer.is_some() || view.get(&name).is_some() {
+        view.set(&name, slice.encode());
+    }
+}
+
+/// Milliseconds since 1970: higher than any before, unless a clock was set back and nothing was kept.
+fn incarnation() -> u64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(now.as_millis()).unwrap_or(u64::MAX).max(1)
+}
+
+fn import_path(folder: &Path, cluster: &Cluster) -> PathBuf {
+    folder.join("imports").join(format!("{cluster}.slices"))
+}
+
+fn report(outcome: io::Result<()>, what: &str) {
+    if let Err(error) = outcome {
+        tracing::error!(%error, what, "cannot be kept for a restart; it is served all the same");
+    }
+}
+
+fn consent(settings: &Settings, peer: &Peer) -> Consent {
+    let import = settings.imports.iter().find(|import| import.cluster == peer.cluster);
+    let own = Some(settings.network.as_str());
+    Consent {
+        cluster: peer.cluster.clone(),
+        network: peer.network.clone(),
+        is_reachable: settings.reachability.allows(own, peer.network.as_deref()),
+        is_near: peer.network.as_deref() == own,
+        hosts: import.map(|import| import.hosts.clone()).unwrap_or_default(),
+        shared: crate::exports::shared(&settings.exports),
+        gateways: import.map(|import| import.gateways.clone()).unwrap_or_default(),
+        gateway_hosts: import.map(|import| import.gateway_hosts.clone()).unwrap_or_default(),
+        endpoints: import.map(|import| import.endpoints.clone()).unwrap_or_default(),
+    }
+}
+
+/// How slices look to a peer.
+pub(super) fn abroad_to(settings: &Settings, peer: &Peer) -> Abroad {
+    let own = Some(settings.network.as_str());
+    match peer.network.as_deref() {
+        network if !settings.reachability.allows(network, own) => Abroad::Nowhere,
+        network if network == own => Abroad::Near,
+        _ => Abroad::Far,
+    }
+}

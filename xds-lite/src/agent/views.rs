@@ -1,0 +1,91 @@
+//! Who is served what. A view is kept for each kind of receiver, not for each receiver: the cluster's own
+//! gateways, and other clusters' agents by how they reach this one.
+
+use std::collections::{BTreeMap, HashSet};
+use std::sync::{Arc, PoisonError, RwLock};
+
+use isthmus_certs::SpiffeId;
+use tonic::Status;
+
+use crate::ads::service::Directory;
+use crate::ads::shared::Shared;
+use crate::registry::Abroad;
+use crate::slice::Cluster;
+
+use super::SLICE;
+
+/// The views, and who sees which.
+pub(super) struct Views {
+    /// What the cluster's gateways see: its own slices and those that are imported.
+    pub(super) gateways: Arc<Shared>,
+    /// What other clusters see.
+    pub(super) peers: BTreeMap<Abroad, Arc<Shared>>,
+    members: RwLock<Members>,
+    unheard: Arc<RwLock<HashSet<Cluster>>>,
+}
+
+#[derive(Default)]
+struct Members {
+    gateways: HashSet<SpiffeId>,
+    peers: Vec<Member>,
+}
+
+/// Another cluster's agents, by what their identities begin with.
+struct Member {
+    prefix: String,
+    sees: Abroad,
+}
+
+impl Views {
+    pub(super) fn new(gateways: HashSet<SpiffeId>) -> Views {
+        let unheard: Arc<RwLock<HashSet<Cluster>>> = Arc::default();
+        let silent = Arc::clone(&unheard);
+        // What the registry does not have is gone: it is read as a whole before anybody is served. What a peer
+        // has is gone only once the peer was heard.
+        let is_gone = move |name: &str| {
+            let cluster = name.split_once('/').and_then(|(cluster, _)| cluster.parse().ok());
+            let silent = silent.read().unwrap_or_else(PoisonError::into_inner);
+            cluster.is_none_or(|cluster: Cluster| !silent.contains(&cluster))
+        };
+        let kinds = [Abroad::Near, Abroad::Far, Abroad::Nowhere];
+        Views {
+            gateways: Arc::new(Shared::new(is_gone)),
+            peers: kinds.map(|kind| (kind, Arc::new(Shared::new(|_| true)))).into(),
+            members: RwLock::new(Members { gateways, peers: Vec::new() }),
+            unheard,
+        }
+    }
+
+    /// Serves the agents of a cluster from now on; until it was heard its names are not known to be gone.
+    pub(super) fn add(&self, domain: &isthmus_certs::TrustDomain, cluster: &Cluster, sees: Abroad) {
+        let prefix = format!("{}/isthmus/{cluster}/agent/", domain.id());
+        self.members.write().unwrap_or_else(PoisonError::into_inner).peers.push(Member { prefix, sees });
+        self.unheard.write().unwrap_or_else(PoisonError::into_inner).insert(cluster.clone());
+    }
+
+    /// A cluster has said what it has.
+    pub(super) fn heard(&self, cluster: &Cluster) {
+        self.unheard.write().unwrap_or_else(PoisonError::into_inner).remove(cluster);
+    }
+}
+
+impl Directory for Views {
+    fn view(&self, peer: &SpiffeId, type_url: &str) -> Result<Arc<Shared>, Status> {
+        let members = self.members.read().unwrap_or_else(PoisonError::into_inner);
+        let is_of = |member: &&Member| {
+            let name = peer.to_string();
+            name.strip_prefix(&member.prefix).is_some_and(|rest| !rest.is_empty() && !rest.contains('/'))
+        };
+        let sees = members.peers.iter().find(is_of).map(|member| member.sees);
+        if sees.is_none() && !members.gateways.contains(peer) {
+            return Err(Status::permission_denied(format!(
+                "{peer} is neither one of this cluster's gateways nor the agent of a peer; list it under `gateways:` or `peers:` of this agent"
+            )));
+        }
+        let shared = sees.map_or(Some(&self.gateways), |sees| self.peers.get(&sees));
+        match (type_url, shared) {
+            (SLICE, Some(shared)) => Ok(Arc::clone(shared)),
+            _ => Err(Status::unimplemented("only service slices are served here")),
+        }
+    }
+}

@@ -1,0 +1,58 @@
+//! Who may reach what: what a registry says of a service to its agent, and which connections an endpoint
+//! takes. Not how an agent decides it.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use serde::Serialize;
+
+use crate::host::HostName;
+use crate::slice::{Cluster, Staleness};
+
+/// What a registry says of a service to its agent.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct About {
+    /// Where it belongs, if its name does not tell.
+    pub namespace: Option<String>,
+    /// By which exports choose it.
+    pub labels: BTreeMap<String, String>,
+    /// It is exported though its endpoints let in clients without a certificate.
+    pub allow_unauthenticated: bool,
+    /// It may be one service with those of other clusters that say so, too.
+    pub merge: bool,
+    /// What others do with it when they hear nothing of its cluster.
+    pub staleness: Staleness,
+}
+
+/// Which connections an endpoint takes.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Reach {
+    /// All; also those from other clusters.
+    All {
+        /// Those may name the instance, too.
+        by_name: bool,
+    },
+    /// Only those of local clients.
+    Inside,
+    /// Those of local clients, and it is no workload but a gateway of another cluster.
+    Beyond(Arc<Beyond>),
+}
+
+/// What stands behind another cluster's gateway.
+#[derive(Debug, PartialEq, Eq, Serialize)]
+pub struct Beyond {
+    /// Which cluster.
+    pub cluster: Cluster,
+    /// What can be reached there by the name of an instance.
+    pub instances: Vec<Named>,
+}
+
+/// An instance by its names.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Named {
+    /// One label.
+    pub name: HostName,
+    /// Whole other names.
+    pub aliases: Vec<HostName>,
+}

@@ -1,0 +1,424 @@
+//! What other clusters offer, and what of it is let in: each speaks for itself alone, under names that it was
+//! granted, and a name that is taken is not taken over. Pure. Not how it arrives.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use ipnet::IpNet;
+use serde::Serialize;
+
+use crate::accepted::Accepted;
+use crate::config::address::Target;
+use crate::exports::{covers, namespace_of};
+use crate::host::{HostName, HostPattern};
+use crate::slice::{Cluster, Key, Offer, Port, Slice, Staleness};
+
+/// Who may bring what.
+#[derive(Clone, Debug)]
+pub struct Consent {
+    /// The cluster.
+    pub cluster: Cluster,
+    /// The network of its endpoints, if that was said.
+    pub network: Option<String>,
+    /// Services there may be known here.
+    pub is_reachable: bool,
+    /// It stands in the network that this cluster stands in.
+    pub is_near: bool,
+    /// Names that its services may have.
+    pub hosts: Vec<HostPattern>,
+    /// Namespaces of a workspace that spans both.
+    pub shared: BTreeSet<String>,
+    /// Where its gateways may stand; none is anywhere but here.
+    pub gateways: Vec<IpNet>,
+    /// Names that its gateways may have.
+    pub gateway_hosts: Vec<HostPattern>,
+    /// Where endpoints may stand that are reached without a gateway.
+    pub endpoints: Vec<IpNet>,
+}
+
+/// What is offered and what is let in.
+#[derive(Debug, Default)]
+pub struct Imports {
+    /// By rank: what an earlier one has, a later one does not take over.
+    peers: Vec<Peer>,
+    /// Who claims a name: the own cluster is first, then each peer by its place.
+    claims: HashMap<HostPattern, BTreeSet<(usize, HostPattern)>>,
+    own: BTreeMap<HostPattern, Own>,
+    dirty: BTreeSet<(usize, HostPattern)>,
+}
+
+#[derive(Debug)]
+struct Peer {
+    consent: Consent,
+    accepted: Accepted,
+    /// Since when nothing is heard of it.
+    lost: Option<Instant>,
+    /// What went because nothing was heard for too long.
+    expired: HashSet<HostPattern>,
+}
+
+/// What is known of the own services.
+#[derive(Debug)]
+struct Own {
+    names: Vec<HostPattern>,
+    ports: Vec<(u16, crate::slice::Tls)>,
+    merge: bool,
+}
+
+/// What becomes of a slice of another cluster.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// The gateways get it, as it is here.
+    In(Slice),
+    /// They do not, and why.
+    Held(String),
+}
+
+/// A slice of another cluster as status shows it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Shown {
+    /// Whose.
+    pub cluster: Cluster,
+    /// Which.
+    pub host: HostPattern,
+    /// Why it is not let in; none: it is.
+    pub held: Option<String>,
+}
+
+impl Imports {
+    /// Nothing is offered yet.
+    #[must_use]
+    pub fn new(consents: Vec<Consent>) -> Imports {
+        let mut imports = Imports::default();
+        consents.into_iter().for_each(|consent| imports.add(consent));
+        imports
+    }
+
+    /// One more may bring something, after all others.
+    pub fn add(&mut self, consent: Consent) {
+        self.peers.push(Peer {
+            consent,
+            accepted: Accepted::default(),
+            lost: None,
+            expired: HashSet::new(),
+        });
+    }
+
+    /// Takes what came as a slice of a cluster.
+    ///
+    /// # Errors
+    /// Why it is refused; what was there stays.
+    pub fn take(&mut self, from: &Cluster, name: &str, bytes: &[u8]) -> Result<(), String> {
+        let Some(rank) = self.rank(from) else { return Err("is of an unknown cluster".to_owned()) };
+        let Some(peer) = self.peers.get_mut(rank) else { return Ok(()) };
+        let slice = Slice::decode(bytes).map_err(|error| error.to_string())?;
+        if slice.key.to_string() != name {
+            return Err(format!("is the slice of {}", slice.key));
+        }
+        peer.consent.check(&slice)?;
+        let host = slice.key.host.clone();
+        let before = peer.accepted.get(&slice.key).map(|slice| names(slice));
+        let after = names(&slice);
+        if peer.accepted.take(slice).map_err(|older| older.to_string())? {
+            self.claim(rank + 1, &host, &before.unwrap_or_default(), &after);
+        }
+        Ok(())
+    }
+
+    /// A slice is no longer given to this cluster.
+    pub fn leave(&mut self, from: &Cluster, host: &HostPattern) {
+        let Some(rank) = self.rank(from) else { return };
+        let key = Key { cluster: from.clone(), host: host.clone() };
+        let Some(peer) = self.peers.get_mut(rank) else { return };
+        let before = peer.accepted.get(&key).map(|slice| names(slice)).unwrap_or_default();
+        if peer.accepted.leave(&key) {
+            self.claim(rank + 1, host, &before, &[]);
+        }
+    }
+
+    /// Notes what the own cluster has under a host.
+    pub fn own(&mut self, slice: &Slice) {
+        let host = &slice.key.host;
+        let before = self.own.get(host).map(|own| own.names.clone()).unwrap_or_default();
+        let after = names(slice);
+        match &slice.offer {
+            Some(offer) => {
+                let ports = offer.ports.iter().map(|port| (port.number, port.tls)).collect();
+                self.own.insert(host.clone(), Own { names: after.clone(), ports, merge: offer.merge });
+            }
+            None => _ = self.own.remove(host),
+        }
+        self.claim(0, host, &before, &after);
+    }
+
+    /// A cluster is heard of, or no longer.
+    pub fn contact(&mut self, with: &Cluster, now: Option<Instant>) {
+        let Some(rank) = self.rank(with) else { return };
+        let Some(peer) = self.peers.get_mut(rank) else { return };
+        match now {
+            Some(now) => _ = peer.lost.get_or_insert(now),
+            None => {
+                peer.lost = None;
+                let back = peer.expired.drain().map(|host| (rank + 1, host));
+                self.dirty.extend(back);
+            }
+        }
+    }
+
+    /// Lets go of what was promised for a time only, of clusters that are not heard of.
+    pub fn expire(&mut self, now: Instant) {
+        for (rank, peer) in self.peers.iter_mut().enumerate() {
+            let Some(silence) = peer.lost.map(|lost| now.saturating_duration_since(lost)) else { continue };
+            for slice in peer.accepted.iter().filter(|slice| has_expired(slice, silence)) {
+                if peer.expired.insert(slice.key.host.clone()) {
+                    self.dirty.insert((rank + 1, slice.key.host.clone()));
+                }
+            }
+        }
+    }
+
+    /// Each slice whose verdict may have changed, once.
+    pub fn changes(&mut self) -> Vec<(Key, Verdict)> {
+        let dirty = std::mem::take(&mut self.dirty);
+        dirty.into_iter().filter_map(|(rank, host)| self.verdict(rank, &host)).collect()
+    }
+
+    /// All that is offered, and what became of it.
+    #[must_use]
+    pub fn shown(&self) -> Vec<Shown> {
+        let slices = self.peers.iter().enumerate().flat_map(|(rank, peer)| {
+            peer.accepted.iter().map(move |slice| (rank + 1, slice.key.host.clone()))
+        });
+        let mut shown: Vec<_> = slices
+            .filter_map(|(rank, host)| self.verdict(rank, &host))
+            .map(|(key, verdict)| {
+                let held = match verdict {
+                    Verdict::In(_) => None,
+                    Verdict::Held(why) => Some(why),
+                };
+                Shown { cluster: key.cluster, host: key.host, held }
+            })
+            .collect();
+        shown.sort_by(|a, b| (&a.host, &a.cluster).cmp(&(&b.host, &b.cluster)));
+        shown
+    }
+
+    /// What stands of a cluster, as it came.
+    pub fn accepted(&self, of: &Cluster) -> impl Iterator<Item = &Arc<Slice>> {
+        let peer = self.rank(of).and_then(|rank| self.peers.get(rank));
+        peer.into_iter().flat_map(|peer| peer.accepted.iter())
+    }
+
+    fn rank(&self, cluster: &Cluster) -> Option<usize> {
+        self.peers.iter().position(|peer| peer.consent.cluster == *cluster)
+    }
+
+    /// Moves the claims of a host from some names to others; everybody who shares one is looked at again.
+    fn claim(&mut self, rank: usize, host: &HostPattern, before: &[HostPattern], after: &[HostPattern]) {
+        for name in before {
+            if let Some(claims) = self.claims.get_mut(name) {
+                claims.remove(&(rank, host.clone()));
+                if claims.is_empty() {
+                    self.claims.remove(name);
+                }
+            }
+        }
+        for name in after {
+            self.claims.entry(name.clone()).or_default().insert((rank, host.clone()));
+        }
+        let sharing = before.iter().chain(after).filter_map(|name| self.claims.get(name)).flatten();
+        self.dirty.extend(sharing.filter(|(rank, _)| *rank > 0).cloned());
+        if rank > 0 {
+            self.dirty.insert((rank, host.clone()));
+        }
+    }
+
+    fn verdict(&self, rank: usize, host: &HostPattern) -> Option<(Key, Verdict)> {
+        let peer = self.peers.get(rank.checked_sub(1)?)?;
+        let key = Key { cluster: peer.consent.cluster.clone(), host: host.clone() };
+        let Some(slice) = peer.accepted.get(&key) else {
+            return Some((key, Verdict::Held("is withdrawn".to_owned())));
+        };
+        let verdict = if peer.expired.contains(host) {
+            Verdict::Held("has expired: its cluster has not been heard of for too long".to_owned())
+        } else {
+            self.judge(rank, peer, slice).map_or_else(Verdict::Held, Verdict::In)
+        };
+        Some((key, verdict))
+    }
+
+    fn judge(&self, rank: usize, peer: &Peer, slice: &Slice) -> Result<Slice, String> {
+        let host = &slice.key.host;
+        if !peer.consent.is_reachable {
+            return Err("is in a network that this one may not reach".to_owned());
+        }
+        if !peer.consent.grants(host) {
+            return Err(format!(
+                "has a name that {} was not granted; add it to `imports` (hosts) or export a shared workspace",
+                peer.consent.cluster
+            ));
+        }
+        let Some(offer) = &slice.offer else { return Err("is withdrawn".to_owned()) };
+        for (other, theirs) in self.earlier(rank, host) {
+            if theirs != host {
+                return Err(format!("is called as {theirs} of {} is, too", self.called(other)));
+            }
+            self.may_merge(other, host, offer)?;
+        }
+        Ok(self.as_here(rank, peer, slice, offer))
+    }
+
+    /// Who claims a name before a rank, and may: a claim that was not granted counts for nothing.
+    fn earlier(&self, rank: usize, name: &HostPattern) -> impl Iterator<Item = (usize, &HostPattern)> {
+        let claims = self.claims.get(name).into_iter().flatten();
+        let earlier = claims.take_while(move |(other, _)| *other < rank);
+        earlier.filter(|(other, host)| self.may_claim(*other, host)).map(|(other, host)| (*other, host))
+    }
+
+    fn may_claim(&self, rank: usize, host: &HostPattern) -> bool {
+        rank.checked_sub(1).is_none_or(|place| {
+            self.peers.get(place).is_some_and(|peer| {
+                peer.consent.is_reachable && peer.consent.grants(host) && !peer.expired.contains(host)
+            })
+        })
+    }
+
+    fn called(&self, rank: usize) -> &str {
+        let peer = rank.checked_sub(1).and_then(|place| self.peers.get(place));
+        peer.map_or("this cluster", |peer| peer.consent.cluster.as_str())
+    }
+
+    fn may_merge(&self, other: usize, host: &HostPattern, offer: &Offer) -> Result<(), String> {
+        let theirs = self.ports_and_merge(other, host);
+        let whose = self.called(other);
+        let Some((ports, merge)) = theirs else { return Ok(()) };
+        if !(merge && offer.merge) {
+            return Err(format!(
+                "has the name of a service of {whose}; with `merge: true` on both sides they would be one"
+            ));
+        }
+        let differs = offer.ports.iter().any(|port| {
+            ports.iter().any(|(number, tls)| *number == port.number && *tls != port.tls)
+        });
+        if differs { Err(format!("differs in TLS from that of {whose}, so they are not one")) } else { Ok(()) }
+    }
+
+    fn ports_and_merge(&self, rank: usize, host: &HostPattern) -> Option<(Vec<(u16, crate::slice::Tls)>, bool)> {
+        let Some(place) = rank.checked_sub(1) else {
+            return self.own.get(host).map(|own| (own.ports.clone(), own.merge));
+        };
+        let peer = self.peers.get(place)?;
+        let key = Key { cluster: peer.consent.cluster.clone(), host: host.clone() };
+        let offer = peer.accepted.get(&key)?.offer.as_ref()?;
+        Some((offer.ports.iter().map(|port| (port.number, port.tls)).collect(), offer.merge))
+    }
+
+    /// The slice with nothing that its cluster was not granted.
+    fn as_here(&self, rank: usize, peer: &Peer, slice: &Slice, offer: &Offer) -> Slice {
+        let is_free = |name: &HostPattern| {
+            peer.consent.grants(name)
+                && !self.earlier(rank, name).any(|(_, theirs)| *theirs != slice.key.host)
+        };
+        let may_have = |name: &HostName| is_free(&HostPattern::Exact(name.clone()));
+        let offer = Offer {
+            aliases: offer.aliases.iter().filter(|alias| is_free(alias)).cloned().collect(),
+            ports: offer.ports.iter().map(|port| peer.consent.port(port, &may_have)).collect(),
+            exposed_on: Vec::new(),
+            ..offer.clone()
+        };
+        Slice { offer: Some(offer), ..slice.clone() }
+    }
+}
+
+impl Consent {
+    /// Whether a name may be given here.
+    fn grants(&self, name: &HostPattern) -> bool {
+        self.hosts.iter().any(|granted| covers(granted, name))
+            || namespace_of(name).is_some_and(|namespace| self.shared.contains(namespace))
+    }
+
+    /// What its owner may not say, wherever it stands.
+    fn check(&self, slice: &Slice) -> Result<(), String> {
+        if slice.key.cluster != self.cluster {
+            return Err(format!("is of cluster {}, and {} speaks for itself alone", slice.key.cluster, self.cluster));
+        }
+        let Some(offer) = &slice.offer else { return Ok(()) };
+        if let Some(network) = &self.network
+            && *network != offer.network
+        {
+            return Err(format!("stands in network {:?}, and its cluster in {network:?}", offer.network));
+        }
+        match offer.gateways.iter().find(|gateway| !self.allows(&gateway.address)) {
+            Some(gateway) => Err(format!(
+                "has a gateway at {}, which is outside of what `imports` allows for {}",
+                gateway.address, self.cluster
+            )),
+            None => Ok(()),
+        }
+    }
+
+    fn allows(&self, gateway: &Target) -> bool {
+        match gateway {
+            Target::Address(address) if self.gateways.is_empty() => is_elsewhere(address.ip()),
+            Target::Address(address) => self.gateways.iter().any(|range| range.contains(&address.ip())),
+            Target::Name { host, .. } if self.gateway_hosts.is_empty() => {
+                self.gateways.is_empty() && host.as_str() != "localhost"
+            }
+            Target::Name { host, .. } => {
+                let host = HostPattern::Exact(host.clone());
+                self.gateway_hosts.iter().any(|granted| covers(granted, &host))
+            }
+        }
+    }
+
+    /// A port with the endpoints that may be reached from here, and the names of instances that were granted.
+    fn port(&self, port: &Port, may_have: &dyn Fn(&HostName) -> bool) -> Port {
+        let mut port = Port { exported: false, sources: Vec::new(), send_proxy: false, ..port.clone() };
+        let stands_here = |address: &Target| match address {
+            Target::Address(address) => self.endpoints.iter().any(|range| range.contains(&address.ip())),
+            Target::Name { .. } => false,
+        };
+        port.endpoints.retain(|endpoint| self.is_near && stands_here(&endpoint.address));
+        for endpoint in &mut port.endpoints {
+            endpoint.exposed = false;
+            endpoint.aliases.retain(may_have);
+        }
+        for instance in port.ready.iter_mut().flat_map(|ready| &mut ready.instances) {
+            instance.aliases.retain(may_have);
+        }
+        port
+    }
+}
+
+/// No address of this machine or of its link alone.
+fn is_elsewhere(ip: IpAddr) -> bool {
+    let own_link = match ip {
+        IpAddr::V4(ip) => ip.is_link_local() || ip.is_broadcast(),
+        IpAddr::V6(ip) => ip.is_unicast_link_local(),
+    };
+    !(ip.is_loopback() || ip.is_unspecified() || ip.is_multicast() || own_link)
+}
+
+/// The names of a host itself; those of its instances stand under it.
+fn names(slice: &Slice) -> Vec<HostPattern> {
+    let Some(offer) = &slice.offer else { return Vec::new() };
+    let instances = offer.ports.iter().flat_map(|port| {
+        let seen = port.endpoints.iter().flat_map(|endpoint| &endpoint.aliases);
+        let told = port.ready.iter().flat_map(|ready| &ready.instances);
+        seen.chain(told.flat_map(|instance| &instance.aliases))
+    });
+    let instances: BTreeSet<_> = instances.cloned().map(HostPattern::Exact).collect();
+    std::iter::once(slice.key.host.clone()).chain(offer.aliases.iter().cloned()).chain(instances).collect()
+}
+
+fn has_expired(slice: &Slice, silence: Duration) -> bool {
+    match slice.offer.as_ref().map(|offer| offer.staleness) {
+        Some(Staleness::ExpireAfter(time)) => silence >= time,
+        Some(Staleness::Keep | Staleness::Probe) | None => false,
+    }
+}
+
+#[cfg(test)]
+mod tests;

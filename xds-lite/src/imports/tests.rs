@@ -1,0 +1,308 @@
+//! Who may bring what: nothing without consent, nothing that is another's, nothing older, nothing twice.
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::config::services::{Balance, ServiceTimeouts};
+use crate::locality::Locality;
+use crate::slice::{Endpoint, Gateway, Health, Instance, Order, Ready, Tls};
+
+fn cluster(name: &str) -> Cluster {
+    name.parse().unwrap()
+}
+
+fn pattern(text: &str) -> HostPattern {
+    HostPattern::parse(text).unwrap()
+}
+
+fn consent(name: &str) -> Consent {
+    Consent {
+        cluster: cluster(name),
+        network: Some(format!("{name}-net")),
+        is_reachable: true,
+        is_near: false,
+        hosts: vec![pattern("*.shop"), pattern("db.pxc")],
+        shared: BTreeSet::from(["bookinfo".to_owned()]),
+        gateways: vec!["203.0.113.0/24".parse().unwrap()],
+        gateway_hosts: Vec::new(),
+        endpoints: Vec::new(),
+    }
+}
+
+fn slice(of: &str, host: &str) -> Slice {
+    let gateway = Gateway { address: "203.0.113.7:15443".parse().unwrap(), locality: Locality::default() };
+    let port = Port {
+        number: 443,
+        bare: true,
+        tls: Tls::Mutual,
+        alpn: Vec::new(),
+        sources: Vec::new(),
+        balance: Balance::default(),
+        max_connections: None,
+        send_proxy: false,
+        endpoints: Vec::new(),
+        ready: Vec::new(),
+        timeouts: ServiceTimeouts::default(),
+        exported: true,
+    };
+    let offer = Offer {
+        network: format!("{of}-net"),
+        aliases: Vec::new(),
+        ports: vec![port],
+        gateways: vec![gateway],
+        staleness: Staleness::Keep,
+        merge: false,
+        exposed_on: Vec::new(),
+    };
+    let key = Key { cluster: cluster(of), host: pattern(host) };
+    Slice { key, order: Order { incarnation: 1, revision: 1 }, offer: Some(offer) }
+}
+
+fn with(mut slice: Slice, change: impl FnOnce(&mut Offer)) -> Slice {
+    change(slice.offer.as_mut().unwrap());
+    slice.order.revision += 1;
+    slice
+}
+
+fn withdrawn(slice: &Slice) -> Slice {
+    let order = Order { revision: slice.order.revision + 100, ..slice.order };
+    Slice { offer: None, order, key: slice.key.clone() }
+}
+
+fn take(imports: &mut Imports, from: &str, slice: &Slice) -> Result<(), String> {
+    imports.take(&cluster(from), &slice.key.to_string(), &slice.encode())
+}
+
+/// What is let in, and why the rest is not.
+fn standing(imports: &Imports) -> Vec<(String, String)> {
+    let shown = imports.shown().into_iter();
+    shown.map(|one| (format!("{}/{}", one.cluster, one.host), one.held.unwrap_or_default())).collect()
+}
+
+#[track_caller]
+fn held(imports: &Imports, key: &str, why: &str) {
+    let all = standing(imports);
+    let found = all.iter().find(|(name, _)| name == key).unwrap_or_else(|| panic!("{key} in {all:?}"));
+    assert!(if why.is_empty() { found.1.is_empty() } else { found.1.contains(why) }, "{found:?}");
+}
+
+#[test]
+fn a_cluster_speaks_for_itself_and_of_gateways_that_it_may_have() {
+    let mut imports = Imports::new(vec![consent("east"), consent("south")]);
+    let good = slice("east", "a.shop");
+    take(&mut imports, "east", &good).unwrap();
+    let gateway = |address: &str| {
+        let address = address.parse().unwrap();
+        with(good.clone(), |offer| offer.gateways[0].address = address)
+    };
+    let older = Slice { order: Order { incarnation: 1, revision: 0 }, ..good.clone() };
+    for (from, slice, why) in [
+        ("south", good.clone(), "speaks for itself alone"),
+        ("west", good.clone(), "unknown cluster"),
+        ("east", gateway("198.51.100.1:15443"), "outside of what `imports` allows"),
+        ("east", gateway("127.0.0.1:15443"), "outside of what"),
+        ("east", gateway("gw.east.example:15443"), "outside of what"),
+        ("east", with(good.clone(), |offer| offer.network = "north-net".to_owned()), "stands in network"),
+        ("east", older, "revision"),
+    ] {
+        let error = take(&mut imports, from, &slice).unwrap_err();
+        assert!(error.contains(why), "{error}");
+    }
+    let other_name = imports.take(&cluster("east"), "east/b.shop", &good.encode()).unwrap_err();
+    assert!(other_name.contains("is the slice of east/a.shop"), "{other_name}");
+    assert!(imports.take(&cluster("east"), "east/x", b"\xff\xff").is_err());
+    held(&imports, "east/a.shop", "");
+}
+
+#[test]
+fn without_ranges_a_gateway_is_anywhere_but_here() {
+    let mut open = Consent { gateways: Vec::new(), ..consent("east") };
+    let allows = |consent: &Consent, text: &str| consent.allows(&text.parse().unwrap());
+    for here in ["127.0.0.1:1", "[::1]:1", "0.0.0.0:1", "169.254.1.1:1", "[fe80::1]:1", "224.0.0.1:1", "localhost:1"] {
+        assert!(!allows(&open, here), "{here}");
+    }
+    assert!(allows(&open, "10.0.0.1:1") && allows(&open, "gw.example:1"));
+    open.gateway_hosts = vec![pattern("*.east.example")];
+    assert!(allows(&open, "gw.east.example:1") && !allows(&open, "gw.example:1"));
+}
+
+#[test]
+fn only_granted_names_come_in() {
+    let mut imports = Imports::new(vec![consent("east")]);
+    let details = "details.bookinfo.svc.cluster.local";
+    for host in ["a.shop", details, "mail.bank", "x.other.svc.cluster.local", "*.shop", "*.pxc"] {
+        take(&mut imports, "east", &slice("east", host)).unwrap();
+    }
+    held(&imports, "east/a.shop", "");
+    held(&imports, &format!("east/{details}"), "");
+    held(&imports, "east/*.shop", "");
+    held(&imports, "east/mail.bank", "was not granted");
+    held(&imports, "east/x.other.svc.cluster.local", "was not granted");
+    held(&imports, "east/*.pxc", "was not granted");
+    let unreachable = Consent { is_reachable: false, ..consent("east") };
+    let mut imports = Imports::new(vec![unreachable]);
+    take(&mut imports, "east", &slice("east", "a.shop")).unwrap();
+    held(&imports, "east/a.shop", "may not reach");
+}
+
+#[test]
+fn names_within_a_slice_are_granted_one_by_one() {
+    let near = Consent { is_near: true, endpoints: vec!["10.0.0.0/8".parse().unwrap()], ..consent("east") };
+    let mut imports = Imports::new(vec![near]);
+    let name = |text: &str| HostName::parse(text).unwrap();
+    let instance = Instance { name: name("db-0"), aliases: vec![name("src.shop"), name("login.bank")] };
+    let endpoint = |address: &str| Endpoint {
+        address: address.parse().unwrap(),
+        locality: Locality::default(),
+        weight: 1,
+        health: Health::Ready,
+        instance: None,
+        instance_exported: false,
+        tls: None,
+        identity: None,
+        exposed: true,
+        aliases: Vec::new(),
+    };
+    let slice = with(slice("east", "a.shop"), |offer| {
+        offer.aliases = vec![pattern("b.shop"), pattern("login.bank")];
+        offer.exposed_on = vec!["gw".to_owned()];
+        let port = &mut offer.ports[0];
+        port.ready = vec![Ready { locality: Locality::default(), ready: 1, instances: vec![instance] }];
+        port.endpoints = vec![endpoint("10.1.2.3:443"), endpoint("127.0.0.1:443"), endpoint("db.internal:443")];
+    });
+    take(&mut imports, "east", &slice).unwrap();
+    let [(_, Verdict::In(here))] = &imports.changes()[..] else { panic!("it is let in") };
+    let offer = here.offer.as_ref().unwrap();
+    assert_eq!(offer.aliases, [pattern("b.shop")]);
+    assert_eq!(offer.ports[0].ready[0].instances[0].aliases, [name("src.shop")]);
+    let addresses: Vec<_> = offer.ports[0].endpoints.iter().map(|one| one.address.to_string()).collect();
+    assert_eq!(addresses, ["10.1.2.3:443"]);
+    assert!(!offer.ports[0].exported && !offer.ports[0].endpoints[0].exposed, "nothing passes through");
+    assert_eq!(imports.changes(), []);
+}
+
+#[test]
+fn a_name_that_is_taken_is_not_taken_over() {
+    let mut imports = Imports::new(vec![consent("east"), consent("south")]);
+    take(&mut imports, "south", &slice("south", "a.shop")).unwrap();
+    held(&imports, "south/a.shop", "");
+    take(&mut imports, "east", &slice("east", "a.shop")).unwrap();
+    held(&imports, "east/a.shop", "");
+    held(&imports, "south/a.shop", "has the name of a service of east");
+    let own = slice("west", "a.shop");
+    imports.own(&own);
+    held(&imports, "east/a.shop", "has the name of a service of this cluster");
+    imports.own(&withdrawn(&own));
+    held(&imports, "east/a.shop", "");
+    take(&mut imports, "east", &withdrawn(&slice("east", "a.shop"))).unwrap();
+    held(&imports, "south/a.shop", "");
+    let alias = with(slice("west", "b.shop"), |offer| offer.aliases = vec![pattern("a.shop")]);
+    imports.own(&alias);
+    held(&imports, "south/a.shop", "is called as b.shop of this cluster is");
+}
+
+#[test]
+fn services_of_several_clusters_are_one_where_all_say_so() {
+    let mut imports = Imports::new(vec![consent("east"), consent("south")]);
+    let merging = |of: &str| with(slice(of, "a.shop"), |offer| offer.merge = true);
+    imports.own(&merging("west"));
+    take(&mut imports, "east", &merging("east")).unwrap();
+    take(&mut imports, "south", &slice("south", "a.shop")).unwrap();
+    held(&imports, "east/a.shop", "");
+    held(&imports, "south/a.shop", "with `merge: true` on both sides");
+    let plain = with(merging("south"), |offer| offer.ports[0].tls = Tls::Unauthenticated);
+    take(&mut imports, "south", &with(plain, |_| {})).unwrap();
+    held(&imports, "south/a.shop", "differs in TLS");
+}
+
+#[test]
+fn what_is_promised_for_a_time_goes_when_nothing_is_heard_for_it() {
+    let mut imports = Imports::new(vec![consent("east")]);
+    let minute = Duration::from_secs(60);
+    take(&mut imports, "east", &slice("east", "a.shop")).unwrap();
+    let brief = with(slice("east", "b.shop"), |offer| offer.staleness = Staleness::ExpireAfter(minute));
+    take(&mut imports, "east", &brief).unwrap();
+    imports.changes();
+    let start = Instant::now();
+    imports.contact(&cluster("east"), Some(start));
+    imports.expire(start + minute / 2);
+    imports.contact(&cluster("east"), Some(start + minute / 2));
+    assert_eq!(imports.changes(), []);
+    imports.expire(start + minute);
+    held(&imports, "east/a.shop", "");
+    held(&imports, "east/b.shop", "has expired");
+    assert_eq!(imports.changes().len(), 1);
+    imports.contact(&cluster("east"), None);
+    assert!(matches!(&imports.changes()[..], [(_, Verdict::In(_))]));
+}
+
+#[derive(Clone, Debug)]
+enum Event {
+    Take(usize, usize, bool),
+    Withdraw(usize, usize),
+    Leave(usize, usize),
+    Own(usize, bool),
+    OwnGone(usize),
+}
+
+const CLUSTERS: [&str; 3] = ["east", "south", "north"];
+const HOSTS: [&str; 3] = ["a.shop", "b.shop", "c.shop"];
+
+fn event() -> impl Strategy<Value = Event> {
+    let (cluster, host) = (0..CLUSTERS.len(), 0..HOSTS.len());
+    prop_oneof![
+        4 => (cluster.clone(), host.clone(), any::<bool>()).prop_map(|(c, h, alias)| Event::Take(c, h, alias)),
+        1 => (cluster.clone(), host.clone()).prop_map(|(c, h)| Event::Withdraw(c, h)),
+        1 => (cluster, host.clone()).prop_map(|(c, h)| Event::Leave(c, h)),
+        1 => (host.clone(), any::<bool>()).prop_map(|(h, alias)| Event::Own(h, alias)),
+        1 => host.prop_map(Event::OwnGone),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(2_000))]
+
+    /// Whatever happened, what was passed on by changes is what a look at everything says; and each name has
+    /// one owner.
+    #[test]
+    fn changes_add_up_to_the_whole(events in proptest::collection::vec(event(), 1..30)) {
+        let mut imports = Imports::new(CLUSTERS.map(consent).to_vec());
+        let mut passed: BTreeMap<String, bool> = BTreeMap::new();
+        let mut own: BTreeSet<&str> = BTreeSet::new();
+        let mut revision = 1;
+        for event in events {
+            revision += 1;
+            let make = |of: &str, host: &str, alias: bool| {
+                let mut made = with(slice(of, host), |offer| {
+                    // The next host's name as an alias makes every kind of conflict.
+                    if alias { offer.aliases = vec![pattern(if host == "a.shop" { "b.shop" } else { "a.shop" })]; }
+                });
+                made.order.revision = revision;
+                made
+            };
+            match event {
+                Event::Take(c, h, alias) => take(&mut imports, CLUSTERS[c], &make(CLUSTERS[c], HOSTS[h], alias)).unwrap(),
+                Event::Withdraw(c, h) => {
+                    let gone = Slice { offer: None, ..make(CLUSTERS[c], HOSTS[h], false) };
+                    take(&mut imports, CLUSTERS[c], &gone).unwrap();
+                }
+                Event::Leave(c, h) => imports.leave(&cluster(CLUSTERS[c]), &pattern(HOSTS[h])),
+                Event::Own(h, alias) => { own.insert(HOSTS[h]); imports.own(&make("west", HOSTS[h], alias)); }
+                Event::OwnGone(h) => {
+                    own.remove(HOSTS[h]);
+                    imports.own(&Slice { offer: None, ..make("west", HOSTS[h], false) });
+                }
+            }
+            for (key, verdict) in imports.changes() {
+                passed.insert(key.to_string(), matches!(verdict, Verdict::In(_)));
+            }
+        }
+        passed.retain(|_, stands| *stands);
+        let stands: BTreeSet<_> = standing(&imports).into_iter().filter(|(_, why)| why.is_empty()).map(|(key, _)| key).collect();
+        prop_assert_eq!(&passed.into_keys().collect::<BTreeSet<_>>(), &stands);
+        for host in HOSTS {
+            let owners = CLUSTERS.iter().filter(|of| stands.contains(&format!("{of}/{host}"))).count();
+            prop_assert!(owners + usize::from(own.contains(host)) <= 1, "{host} has {owners} owners");
+        }
+    }
+}
