@@ -48,6 +48,7 @@ pub struct Adapter {
 #[derive(Debug)]
 struct Tables {
     cluster: Cluster,
+    gateways: Vec<String>,
     address: SocketAddr,
     most: usize,
     listeners: Arc<Shared>,
@@ -70,17 +71,19 @@ struct State {
 }
 
 impl Adapter {
-    /// Empty tables for the Envoys of a cluster, which listen there; 15443 is usual.
+    /// Empty tables for Envoys of a cluster, which listen there; 15443 is usual. `gateways` are their names:
+    /// what is opened on some gateways only is led to if these are all among them.
     #[must_use]
-    pub fn new(cluster: Cluster, listener_address: SocketAddr) -> Adapter {
-        Adapter::with_at_most(MAX_CHAINS, cluster, listener_address)
+    pub fn new(cluster: Cluster, gateways: Vec<String>, listener_address: SocketAddr) -> Adapter {
+        Adapter::with_at_most(MAX_CHAINS, cluster, gateways, listener_address)
     }
 
-    fn with_at_most(most: usize, cluster: Cluster, address: SocketAddr) -> Adapter {
+    fn with_at_most(most: usize, cluster: Cluster, gateways: Vec<String>, address: SocketAddr) -> Adapter {
         // What a registry that was read as a whole does not have is gone.
         let view = || Arc::new(Shared::new(|_| true));
         let tables = Arc::new(Tables {
             cluster,
+            gateways,
             address,
             most,
             listeners: view(),
@@ -134,7 +137,8 @@ impl Tables {
         let mut is_led_elsewhere = false;
         for slice in slices.iter().filter(|slice| slice.key.cluster == self.cluster) {
             let host = &slice.key.host;
-            let (now, wrong) = slice.offer.as_ref().map(|offer| upstreams(host, offer)).unwrap_or_default();
+            let offer = slice.offer.as_ref();
+            let (now, wrong) = offer.map(|offer| upstreams(host, offer, &self.gateways)).unwrap_or_default();
             let before = state.hosts.insert(host.clone(), now).unwrap_or_default();
             is_led_elsewhere |=
                 !chains(&before).eq(chains(state.hosts.get(host).map_or(&[][..], Vec::as_slice)));

@@ -14,7 +14,7 @@ use crate::host::{HostName, HostPattern};
 use crate::slice::{Endpoint, Offer, Port};
 
 use super::encode::{assignment, cluster};
-use super::exposure::{is_exposed, is_named, serves};
+use super::exposure::{is_named, is_offered, serves, speaks_tls};
 
 /// One of Envoy's clusters, and what leads to it.
 #[derive(Debug)]
@@ -49,11 +49,15 @@ pub(super) struct At<'a> {
     pub(super) endpoint: &'a Endpoint,
 }
 
-/// The upstreams of a host, and what had to be left out.
-pub(super) fn upstreams(host: &HostPattern, offer: &Offer) -> (Vec<Upstream>, Vec<String>) {
+/// The upstreams of a host on these gateways, and what had to be left out.
+pub(super) fn upstreams(
+    host: &HostPattern,
+    offer: &Offer,
+    gateways: &[String],
+) -> (Vec<Upstream>, Vec<String>) {
     let (mut found, mut wrong) = (Vec::new(), Vec::new());
-    for port in &offer.ports {
-        if !is_exposed(port) {
+    for port in offer.ports.iter().filter(|port| is_offered(offer, port, gateways)) {
+        if !speaks_tls(port) {
             wrong.push(format!(
                 "{host} port {} is left out of Envoy's tables: its endpoints speak no TLS, and stock Envoys only pass TLS through; use isthmus-gateway for it",
                 port.number
@@ -117,22 +121,20 @@ fn outbound(port: &Port, host: &str) -> String {
 fn instances(host: &HostPattern, port: &Port, endpoints: &[At<'_>]) -> Vec<Upstream> {
     let HostPattern::Exact(host) = host else { return Vec::new() };
     let named = endpoints.iter().filter(|at| is_named(at.endpoint));
-    let named = named.filter_map(|at| Some((at, instance_name(at.endpoint.instance.as_ref()?, host)?)));
-    named
-        .map(|(at, name)| {
-            let mut names = vec![outbound(port, name.as_str())];
+    let instance = |at: &At<'_>| {
+        // Too long for a name, it is none.
+        let name = HostName::parse(format!("{}.{host}", at.endpoint.instance.as_ref()?)).ok()?;
+        let only = [At { address: at.address, endpoint: at.endpoint }];
+        let mut names = Vec::new();
+        for name in std::iter::once(&name).chain(&at.endpoint.aliases) {
+            names.push(outbound(port, name.as_str()));
             if port.bare {
                 names.push(name.to_string());
             }
-            let only = [At { address: at.address, endpoint: at.endpoint }];
-            upstream(port, outbound(port, name.as_str()), [Vec::new(), Vec::new(), names], &only)
-        })
-        .collect()
-}
-
-/// `INSTANCE.HOST`, unless that is too long for a name.
-fn instance_name(instance: &HostName, host: &HostName) -> Option<HostName> {
-    HostName::parse(format!("{instance}.{host}")).ok()
+        }
+        Some(upstream(port, outbound(port, name.as_str()), [Vec::new(), Vec::new(), names], &only))
+    };
+    named.filter_map(instance).collect()
 }
 
 fn upstream(port: &Port, name: String, names: [Vec<String>; 3], endpoints: &[At<'_>]) -> Upstream {
