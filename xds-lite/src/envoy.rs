@@ -11,7 +11,7 @@ mod claims;
 mod encode;
 mod exposure;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;

@@ -186,3 +186,6 @@ impl<S: Session> Kind<S> {
         self.session.is_settled(&self.shared.view())
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -56,13 +56,13 @@ fn offer(ports: Vec<Port>) -> Offer {
     }
 }
 
-fn slice(key: &str, offer: Option<Offer>) -> Slice {
+pub(crate) fn slice(key: &str, offer: Option<Offer>) -> Slice {
     let (cluster, host) = key.split_once('/').unwrap();
     let key = Key { cluster: cluster.parse().unwrap(), host: HostPattern::parse(host).unwrap() };
     Slice { key, order: Order { incarnation: 1, revision: 1 }, offer }
 }
 
-fn simple(key: &str, address: &str) -> Slice {
+pub(crate) fn simple(key: &str, address: &str) -> Slice {
     slice(key, Some(offer(vec![port(443, vec![endpoint(address)])])))
 }
 
