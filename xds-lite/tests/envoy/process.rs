@@ -106,7 +106,6 @@ impl Envoy {
     pub(crate) fn dump(&self) -> String {
         self.page("/config_dump?include_eds")
     }
-
 }
 
 impl Drop for Envoy {
