@@ -15,6 +15,7 @@ pub mod binary;
 pub mod bulk;
 pub mod certs;
 pub mod client;
+pub mod cluster;
 pub mod endpoint;
 pub mod gateway;
 pub mod hello;

@@ -151,6 +151,7 @@ fn status(control: &Control) -> Value {
             "open": control.workers.iter().map(|worker| worker.pipes.open()).sum::<usize>(),
             "denied": control.workers.iter().map(|worker| worker.pipes.denied()).sum::<u64>(),
         },
+        "agent": process.fixed.xds.as_ref().map(|_| control.following.borrow().clone()),
         "trust": process.trust.as_ref().map(trust),
         "access_log_dropped": process.metrics.log_dropped.load(Relaxed),
     })
@@ -257,6 +258,7 @@ pub(super) fn endpoint_page(endpoint: &Endpoint) -> Value {
         "instance": endpoint.instance,
         "weight": endpoint.weight,
         "locality": endpoint.locality,
+        "cluster": endpoint.cluster(),
         "healthy": endpoint.state.healthy(socket::now()),
         "failures": endpoint.state.failures(),
         "connections": endpoint.state.active(),

@@ -2,6 +2,7 @@
 //! only by [`super::resolve`]; the file as it is written is [`super::raw`].
 
 use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,10 +10,11 @@ use ipnet::IpNet;
 use isthmus_certs::TrustFiles;
 use isthmus_xds::Locality;
 use isthmus_xds::config::units;
-use serde::Serialize;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 
 pub use isthmus_xds::config::address::Target;
-pub use isthmus_xds::config::services::{Balance, Endpoint, Service, ServiceTimeouts};
+pub use isthmus_xds::config::services::{Balance, Beyond, Endpoint, Named, Reach, Service, ServiceTimeouts};
 
 /// Everything. What a running gateway can change is in [`Live`]; the rest is bound at start.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -78,6 +80,8 @@ pub struct Live {
 pub struct Xds {
     /// Where they are, in the order in which they are tried; at least one.
     pub agents: Vec<Target>,
+    /// Where the last tables are kept, if anywhere.
+    pub state: Option<PathBuf>,
 }
 
 /// Who this gateway is.
@@ -106,9 +110,23 @@ pub struct Bind {
     pub backlog: u32,
 }
 
+/// Who comes to a listener.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+#[schemars(inline)]
+pub enum Side {
+    /// Other clusters' gateways and clients: they reach what is exposed to them, in this cluster alone.
+    #[default]
+    EastWest,
+    /// Local clients: they reach other clusters, too.
+    Outbound,
+}
+
 /// What a listener does with what it accepts.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Listener {
+    /// Who comes here.
+    pub side: Side,
     /// Connections at once.
     pub max_connections: u32,
     /// The service (index in [`Live::services`]) for a hello that no name matches.

@@ -46,7 +46,7 @@ impl World {
         let runtime = Runtime::new().unwrap();
         let listener = runtime.block_on(TcpListener::bind(at)).unwrap();
         let at = listener.local_addr().unwrap();
-        runtime.spawn(serve(listener, tls, routes));
+        runtime.spawn(async move { serve(&listener, tls, routes).await });
         Agent { at, runtime: Some(runtime) }
     }
 }

@@ -265,6 +265,9 @@ pub(crate) struct Xds {
     /// Their addresses, `IP:PORT` or `NAME:PORT`, in the order in which they are tried; at least one.
     #[schemars(required, length(min = 1))]
     pub(crate) agents: Option<Vec<At<TargetAddress>>>,
+    /// A directory where the last tables are kept, so that a restart without an agent has them. Default:
+    /// none, and a gateway that starts without an agent waits for one.
+    pub(crate) state: Option<At<String>>,
 }
 
 /// How host names of endpoints are resolved.

@@ -300,7 +300,7 @@ pub(crate) fn xds(report: &mut Report, raw: &raw::File) -> Option<Xds> {
         let what = format_args!("{place} is there without trust: no agent would serve this gateway");
         report.add(*spot, what, "add 'trust: …' with this gateway's certificate");
     }
-    Some(Xds { agents })
+    Some(Xds { agents, state: value.state.as_ref().map(|state| state.value.clone().into()) })
 }
 
 pub(crate) fn dns(report: &mut Report, raw: &raw::Dns) -> Dns {
