@@ -89,7 +89,7 @@ fn a_file_in_east_leads_where_a_client_in_west_ends_up() {
     world.east.register("details.yaml", &service(HOST, &two, ""));
     until("new connections go elsewhere", || leads_to(west, HOST, b"two...."));
     let log = world.west_gateway.log();
-    until("the log says which cluster", || log.lines().iter().any(|line| line["cluster"] == "east"));
+    until("the log says which cluster", || log.lines().iter().any(|line| line.text("cluster") == "east"));
     world.east.forget("details.yaml");
     until("the name is no more", || is_unknown(west, HOST));
     assert!(is_unknown(outbound(&world.east_gateway), HOST));
