@@ -2,6 +2,9 @@
 //! Not where services are read from (`files`), and not who may see them.
 
 pub mod files;
+pub mod registered;
+pub mod source;
+pub mod store;
 
 use std::collections::BTreeMap;
 
