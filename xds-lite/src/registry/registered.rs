@@ -5,6 +5,7 @@ mod attributes;
 mod fit;
 pub mod kept;
 pub mod lease;
+mod names;
 pub mod registration;
 
 use std::collections::{BTreeMap, HashMap};
@@ -20,6 +21,7 @@ use crate::host::{HostName, HostPattern};
 
 use fit::{bare, check_beside};
 use lease::{Digest, LeaseId};
+use names::Names;
 use registration::Registration;
 
 /// Registrations at once.
@@ -101,6 +103,7 @@ pub enum Refused {
 pub struct Registered {
     ports: BTreeMap<(HostPattern, u16), BTreeMap<HostName, Held>>,
     leases: HashMap<Digest, Identity>,
+    names: Names,
     bytes: usize,
     /// No lease ends before this.
     earliest: Option<Instant>,
@@ -249,11 +252,13 @@ impl Registered {
         lease: Digest,
         now: Instant,
     ) -> Result<(), Refused> {
-        let before = self.held(&identity).map(|held| held.registration.text.len());
-        let bytes = self.bytes - before.unwrap_or_default() + registration.text.len();
+        let before = self.held(&identity).map(|held| &held.registration);
+        let bytes = self.bytes - before.map_or(0, |before| before.text.len()) + registration.text.len();
         if bytes > MOST_BYTES || (before.is_none() && self.count() >= MOST) {
             return Err(Refused::Full);
         }
+        let before = before.map(|before| before.service.clone());
+        self.names.replace(before.as_ref(), Some(&registration.service));
         let deadline = now + registration.ttl;
         self.bytes = bytes;
         self.earliest = Some(self.earliest.map_or(deadline, |earliest| earliest.min(deadline)));
@@ -272,6 +277,7 @@ impl Registered {
             self.ports.remove(&key);
         }
         self.leases.remove(&held.lease);
+        self.names.replace(Some(&held.registration.service), None);
         self.bytes -= held.registration.text.len();
         self.revision += 1;
     }

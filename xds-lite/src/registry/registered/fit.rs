@@ -7,6 +7,7 @@ use crate::config::services::Service;
 use crate::host::HostPattern;
 
 use super::attributes::Attribute;
+use super::names;
 use super::registration::Registration;
 use super::{Held, Identity, Refused, Registered};
 
@@ -36,9 +37,10 @@ impl Registered {
         {
             return Err(means_already(identity, said));
         }
-        let theirs = self.ports.iter().filter(|((host, _), _)| *host != new.service.host);
-        let registered = theirs.flat_map(|(_, all)| all.values().map(|held| &held.registration.service));
-        check_names(new, registered)
+        match self.names.taken(&new.service) {
+            Some((name, owner)) => Err(has_name(identity, name, owner)),
+            None => Ok(()),
+        }
     }
 
     /// No registration may change which port the bare name of its host means. (It would if the only port that
@@ -111,23 +113,18 @@ pub(super) fn check_beside(new: &Registration, files: &[Service]) -> Result<(), 
             }
         }
     }
-    check_names(new, files.iter().filter(|service| service.host != new.service.host))
+    let mine: HashSet<_> = names::of(&new.service).collect();
+    let others = files.iter().filter(|service| service.host != new.service.host);
+    for other in others {
+        if let Some(name) = names::of(other).find(|name| mine.contains(name)) {
+            return Err(has_name(&identity, name, &other.host));
+        }
+    }
+    Ok(())
 }
 
-/// No registration may take a name that another service has.
-fn check_names<'a>(new: &Registration, mut others: impl Iterator<Item = &'a Service>) -> Result<(), Refused> {
-    let mine: HashSet<_> = new.service.aliases.iter().chain([&new.service.host]).collect();
-    let taken = others.find_map(|other| {
-        let name = other.aliases.iter().chain([&other.host]).find(|name| mine.contains(name))?;
-        Some((name, other))
-    });
-    let Some((name, other)) = taken else { return Ok(()) };
-    Err(Refused::Conflict(format!(
-        "{}: {name} is a name of {}:{} already; take another",
-        new.identity(),
-        other.host,
-        other.port
-    )))
+fn has_name(identity: &Identity, name: &HostPattern, owner: &HostPattern) -> Refused {
+    Refused::Conflict(format!("{identity}: {name} is a name of {owner} already; take another"))
 }
 
 fn means_already(identity: &Identity, port: u16) -> Refused {

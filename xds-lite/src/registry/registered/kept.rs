@@ -19,6 +19,8 @@ pub const KEY: &str = "registered.json";
 /// Where one that could not be read goes.
 pub const DAMAGED: &str = "registered.json.damaged";
 const FORMAT: u32 = 1;
+/// What is left out by name; more is only counted.
+const SHOWN: usize = 100;
 
 /// Where registrations are kept, and what stands there.
 pub struct Kept {
@@ -67,8 +69,8 @@ impl std::fmt::Debug for Kept {
 }
 
 impl Kept {
-    /// Reads what was kept, with what is wrong with it: a registration that cannot be read is left out, and a
-    /// whole that cannot be is set aside.
+    /// Reads what was kept, with what is wrong with it: a registration that cannot be read is left out, or all of
+    /// them are, and what stood there is set aside.
     ///
     /// # Errors
     /// The store cannot be used.
@@ -81,24 +83,20 @@ impl Kept {
             return Ok((kept, Registered::default(), Vec::new()));
         };
         kept.version = Some(found.version);
-        match Registered::read(&found.value, now) {
-            Ok((registered, problems)) => {
-                // What was left out is not kept for ever.
-                kept.saved = if problems.is_empty() { registered.revision() } else { u64::MAX };
-                Ok((kept, registered, problems))
-            }
-            Err(why) => {
-                let aside = kept.store.get(DAMAGED).await?.map(|aside| aside.version);
-                kept.store.compare_and_swap(DAMAGED, aside, found.value).await?;
-                if kept.store.delete(KEY, found.version).await? {
-                    kept.version = None;
-                }
-                let problem = format!(
-                    "{KEY} is damaged ({why}); it is set aside as {DAMAGED}, and the VMs have to register again"
-                );
-                Ok((kept, Registered::default(), vec![problem]))
-            }
+        let (registered, mut problems) = match Registered::read(&found.value, now) {
+            Ok(read) => read,
+            Err(why) => (Registered::default(), vec![format!("{KEY} is damaged: {why}")]),
+        };
+        kept.saved = registered.revision();
+        if !problems.is_empty() {
+            let aside = kept.store.get(DAMAGED).await?.map(|aside| aside.version);
+            kept.store.compare_and_swap(DAMAGED, aside, found.value).await?;
+            problems
+                .push(format!("{KEY} is set aside as {DAMAGED}; the VMs that are left out register again"));
+            // Whatever there is now, it is not what stands there.
+            kept.saved = u64::MAX;
         }
+        Ok((kept, registered, problems))
     }
 
     /// What is to be saved; none where nothing has changed since it last was.
@@ -149,11 +147,16 @@ impl Registered {
             return Err(format!("format {}, and this agent reads {FORMAT}", file.format));
         }
         let mut registered = Registered::default();
-        let mut problems = Vec::new();
-        for (index, line) in file.registrations.into_iter().enumerate() {
-            if let Err(why) = registered.restore(&line, now) {
-                problems.push(format!("{KEY}: registrations[{index}] is left out: {why}"));
+        let (mut problems, mut more) = (Vec::new(), 0_usize);
+        for (index, line) in file.registrations.iter().enumerate() {
+            match registered.restore(line, now) {
+                Ok(()) => {}
+                Err(_) if problems.len() >= SHOWN => more += 1,
+                Err(why) => problems.push(format!("{KEY}: registrations[{index}] is left out: {why}")),
             }
+        }
+        if more > 0 {
+            problems.push(format!("{KEY}: {more} more are left out"));
         }
         Ok((registered, problems))
     }

@@ -212,7 +212,10 @@ fn read_service(keys: &Map<String, Value>, wrong: &mut Vec<String>) -> Option<Se
 /// A problem without its place in a file that nobody has written.
 fn shown(problem: &Problem) -> String {
     let what = problem.what.replace("services[0].", "").replace("services[0]", "the registration");
-    if problem.remedy.is_empty() { what } else { format!("{what}; {}", problem.remedy) }
+    // The keys that a file's entry does not have.
+    let is_list = problem.remedy.starts_with("expected one of ") && what.ends_with(" in the registration");
+    let own = if is_list { ", instance, ttl, lease" } else { "" };
+    if problem.remedy.is_empty() { what } else { format!("{what}; {}{own}", problem.remedy) }
 }
 
 #[cfg(test)]
@@ -265,6 +268,11 @@ mod tests {
             (
                 &GOOD.replace("\"port\"", "\"prot\""),
                 "unknown key 'prot' in the registration; did you mean 'port'?",
+            ),
+            (
+                &GOOD.replace("\"port\"", "\"zzzzz\":1,\"port\""),
+                "unknown key 'zzzzz' in the registration; expected one of host, port, sni_port, aliases, alpn, sources, \
+                 balance, max_connections, proxy_protocol, timeouts, endpoints, instance, ttl, lease",
             ),
             (&GOOD.replace("3306,", "0,"), "port: '0' is out of range; write 1 to 65535"),
             (
