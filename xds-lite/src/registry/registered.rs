@@ -234,7 +234,6 @@ impl Registered {
     }
 
     fn held(&self, identity: &Identity) -> Option<&Held> {
-        // A key of the outer map is looked up by reference only whole.
         self.ports.get(&(identity.host.clone(), identity.port))?.get(&identity.instance)
     }
 

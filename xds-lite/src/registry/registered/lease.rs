@@ -40,9 +40,8 @@ impl LeaseId {
         }
     }
 
-    /// Of these bytes, for tests.
-    #[must_use]
-    pub const fn from_bytes(bytes: [u8; BYTES]) -> LeaseId {
+    #[cfg(test)]
+    pub(super) const fn from_bytes(bytes: [u8; BYTES]) -> LeaseId {
         LeaseId(bytes)
     }
 
