@@ -3,8 +3,10 @@
 //! registry and the agent. The exchange between clusters is not here yet.
 
 pub mod accepted;
+pub mod admin;
 pub mod ads;
 pub mod agent;
+pub mod cli;
 pub mod config;
 pub mod dial;
 pub mod exports;

@@ -2,6 +2,9 @@
 //! each slice shows other clusters what is exported of it. Not where services are read from (`files`).
 
 pub mod files;
+pub mod registered;
+pub mod source;
+pub mod store;
 
 use std::collections::BTreeMap;
 use std::fmt;
