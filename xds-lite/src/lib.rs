@@ -9,6 +9,7 @@ pub mod agent;
 pub mod cli;
 pub mod config;
 pub mod dial;
+pub mod envoy;
 pub mod exports;
 pub mod host;
 pub mod imports;

@@ -6,21 +6,13 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use prost_types::Any;
 
+use super::session::{Nack, Refusals};
 use super::view::{Position, View};
 use crate::proto::envoy::service::discovery::v3::{
     DeltaDiscoveryRequest, DeltaDiscoveryResponse, Resource as Sent,
 };
 
 const WILDCARD: &str = "*";
-
-/// A client that was told something wrong, in its own words.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Nack {
-    /// The response that it refused, in part or as a whole.
-    pub nonce: String,
-    /// Its words, bounded.
-    pub why: String,
-}
 
 /// One type on one stream.
 #[derive(Debug, Default)]
@@ -32,10 +24,11 @@ pub struct Stream {
     position: Position,
     /// What must be sent whether it changes or not.
     owed: BTreeSet<String>,
+    /// Who asks for everything and has nothing is answered, even if there is nothing: Envoy waits for it.
+    greets: bool,
     in_flight: Option<String>,
     sent: u64,
-    nacks: u64,
-    last_nack: Option<Nack>,
+    refusals: Refusals,
 }
 
 /// Names that a client says to know and the view does not have: whether they are gone, or only not heard of yet.
@@ -46,7 +39,7 @@ impl Stream {
     pub fn request(&mut self, request: &DeltaDiscoveryRequest, view: &View, is_gone: IsGone<'_>) {
         if self.in_flight.as_ref().is_some_and(|nonce| *nonce == request.response_nonce) {
             self.in_flight = None;
-            self.note(request);
+            self.refusals.answered(&request.response_nonce, request.error_detail.as_ref());
         }
         let is_first = !std::mem::replace(&mut self.has_begun, true);
         let subscribes = &request.resource_names_subscribe;
@@ -73,16 +66,7 @@ impl Stream {
         for name in &request.resource_names_unsubscribe {
             self.unsubscribe(name);
         }
-    }
-
-    fn note(&mut self, request: &DeltaDiscoveryRequest) {
-        if let Some(error) = &request.error_detail {
-            self.nacks += 1;
-            let why = error.message.chars().take(1024).collect();
-            self.last_nack = Some(Nack { nonce: request.response_nonce.clone(), why });
-        } else {
-            self.last_nack = None;
-        }
+        self.greets |= is_first && self.wildcard && request.initial_resource_versions.is_empty();
     }
 
     fn owe_what_differs(
@@ -140,7 +124,11 @@ impl Stream {
                 batch.put(name, type_url, view);
             }
         }
-        let (resources, removed) = batch.done()?;
+        let (resources, removed) = batch.done();
+        if resources.is_empty() && removed.is_empty() && !self.greets {
+            return None;
+        }
+        self.greets = false;
         self.sent += 1;
         let nonce = self.sent.to_string();
         self.in_flight = Some(nonce.clone());
@@ -163,13 +151,17 @@ impl Stream {
     /// Everything was sent and answered.
     #[must_use]
     pub fn is_settled(&self, view: &View) -> bool {
-        self.has_begun && self.in_flight.is_none() && self.owed.is_empty() && self.position == view.last()
+        self.has_begun
+            && self.in_flight.is_none()
+            && !self.greets
+            && self.owed.is_empty()
+            && self.position == view.last()
     }
 
     /// How often the client refused something, and what it said the last time, unless it was content since.
     #[must_use]
     pub fn nacks(&self) -> (u64, Option<&Nack>) {
-        (self.nacks, self.last_nack.as_ref())
+        self.refusals.seen()
     }
 }
 
@@ -200,10 +192,7 @@ impl Batch {
         self.names.insert(name.to_owned(), sent);
     }
 
-    fn done(self) -> Option<(Vec<Sent>, Vec<String>)> {
-        if self.names.is_empty() {
-            return None;
-        }
+    fn done(self) -> (Vec<Sent>, Vec<String>) {
         let mut removed = Vec::new();
         let mut resources = Vec::new();
         for (name, sent) in self.names {
@@ -212,7 +201,7 @@ impl Batch {
                 None => removed.push(name),
             }
         }
-        Some((resources, removed))
+        (resources, removed)
     }
 }
 
@@ -354,6 +343,17 @@ mod tests {
             &|_| true,
         );
         assert_eq!(next(&mut nothing, &view), None, "subscribed to nothing");
+    }
+
+    #[test]
+    fn who_has_nothing_and_asks_for_everything_is_answered_once_even_if_there_is_nothing() {
+        let view = view(&[]);
+        let mut stream = Stream::default();
+        stream.request(&request(), &view, &|_| true);
+        assert!(!stream.is_settled(&view));
+        assert_eq!(next(&mut stream, &view), Some((vec![], vec![])));
+        assert_eq!(next(&mut stream, &view), None);
+        assert!(stream.is_settled(&view));
     }
 
     #[test]

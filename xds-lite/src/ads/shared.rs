@@ -2,12 +2,12 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::sync::{Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock, RwLockReadGuard};
 
 use serde::Serialize;
 use tokio::sync::watch;
 
-use super::server::Stream;
+use super::session::Session;
 use super::view::{Position, View};
 
 /// A view with its followers.
@@ -16,6 +16,7 @@ pub struct Shared {
     moved: watch::Sender<Position>,
     is_gone: Box<dyn Fn(&str) -> bool + Send + Sync>,
     followers: Mutex<Followers>,
+    when_settled: OnceLock<Box<dyn Fn() + Send + Sync>>,
 }
 
 #[derive(Default)]
@@ -48,6 +49,7 @@ impl Shared {
             moved: watch::Sender::new(0),
             is_gone: Box::new(is_gone),
             followers: Mutex::default(),
+            when_settled: OnceLock::new(),
         }
     }
 
@@ -87,14 +89,34 @@ impl Shared {
         self.followers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(super) fn follow(&self, peer: &str) -> Seat<'_> {
+    /// Everybody who follows it has accepted or refused all that there is.
+    pub fn is_settled(&self) -> bool {
+        let last = self.view().last();
+        self.followers().all.values().all(|follower| follower.settled && follower.position == last)
+    }
+
+    /// Calls this, from now on, whenever a stream has moved or left and everybody is settled. Only the first
+    /// one that is given is called.
+    pub fn when_settled(&self, call: impl Fn() + Send + Sync + 'static) {
+        _ = self.when_settled.set(Box::new(call));
+    }
+
+    fn tell_if_settled(&self) {
+        if let Some(call) = self.when_settled.get()
+            && self.is_settled()
+        {
+            call();
+        }
+    }
+
+    pub(super) fn follow(self: &Arc<Self>, peer: &str) -> Seat {
         let mut followers = self.followers();
         let number = followers.next;
         followers.next += 1;
         let follower =
             Follower { peer: peer.to_owned(), position: 0, settled: false, refusals: 0, refusal: None };
         followers.all.insert(number, follower);
-        Seat { shared: self, number }
+        Seat { shared: Arc::clone(self), number }
     }
 }
 
@@ -105,13 +127,13 @@ impl fmt::Debug for Shared {
 }
 
 /// A stream's place among those who follow; it leaves when this is dropped.
-pub(super) struct Seat<'a> {
-    shared: &'a Shared,
+pub(super) struct Seat {
+    shared: Arc<Shared>,
     number: u64,
 }
 
-impl Seat<'_> {
-    pub(super) fn note(&self, stream: &Stream) {
+impl Seat {
+    pub(super) fn note(&self, stream: &impl Session) {
         let settled = stream.is_settled(&self.shared.view());
         if let Some(follower) = self.shared.followers().all.get_mut(&self.number) {
             let (refusals, refusal) = stream.nacks();
@@ -120,11 +142,13 @@ impl Seat<'_> {
             follower.refusals = refusals;
             follower.refusal = refusal.map(|nack| nack.why.clone());
         }
+        self.shared.tell_if_settled();
     }
 }
 
-impl Drop for Seat<'_> {
+impl Drop for Seat {
     fn drop(&mut self) {
         self.shared.followers().all.remove(&self.number);
+        self.shared.tell_if_settled();
     }
 }

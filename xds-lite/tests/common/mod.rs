@@ -14,6 +14,8 @@ use tonic::service::Routes;
 
 pub(crate) const AGENT: &str = "spiffe://east.example/isthmus/east/agent/a";
 pub(crate) const GATEWAY: &str = "spiffe://east.example/isthmus/east/gateway/g";
+/// Stands beside every identity, for clients that know servers by such names only.
+pub(crate) const NAME: &str = "peer.east.example";
 pub(crate) const ANY: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
 
 /// One trust domain.
@@ -28,7 +30,7 @@ impl World {
 
     pub(crate) fn trust(&self, id: &str) -> Trust {
         let id = SpiffeId::parse(id).unwrap();
-        let identity = self.authority.issue(&id, &[], Duration::from_secs(3600)).unwrap();
+        let identity = self.authority.issue(&id, &[NAME], Duration::from_secs(3600)).unwrap();
         let mut bundles = TrustBundles::new();
         bundles.add_root(id.trust_domain().clone(), self.authority.certificate()).unwrap();
         Trust::new(identity, bundles)

@@ -1,0 +1,149 @@
+//! What one type on one stream is to the service, whichever protocol the stream speaks. The protocols
+//! themselves are in `server` (delta) and `sotw` (state of the world).
+
+use super::server::{self, IsGone};
+use super::sotw;
+use super::view::{Position, View};
+use crate::proto::envoy::service::discovery::v3::{
+    DeltaDiscoveryRequest, DeltaDiscoveryResponse, DiscoveryRequest, DiscoveryResponse,
+};
+use crate::proto::google::rpc::Status;
+
+/// A client that was told something wrong, in its own words.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Nack {
+    /// The response that it refused, in part or as a whole.
+    pub nonce: String,
+    /// Its words, bounded.
+    pub why: String,
+}
+
+/// What a client refused on a stream.
+#[derive(Debug, Default)]
+pub(super) struct Refusals {
+    count: u64,
+    last: Option<Nack>,
+}
+
+impl Refusals {
+    /// Takes the answer to a response.
+    pub(super) fn answered(&mut self, nonce: &str, error: Option<&Status>) {
+        self.last = error.map(|error| {
+            self.count += 1;
+            Nack { nonce: nonce.to_owned(), why: error.message.chars().take(1024).collect() }
+        });
+    }
+
+    /// How often, and the last one, unless the client was content since.
+    pub(super) fn seen(&self) -> (u64, Option<&Nack>) {
+        (self.count, self.last.as_ref())
+    }
+}
+
+/// A response, and which resources it renews.
+pub(super) struct Said<M> {
+    pub(super) message: M,
+    pub(super) renews: Vec<String>,
+}
+
+/// One type on one stream.
+pub(super) trait Session: Send + Sync + 'static {
+    /// What a client sends.
+    type Request: Send + 'static;
+    /// What it is sent.
+    type Response: Send + 'static;
+
+    /// A stream on which nothing was said yet about a type.
+    fn new(type_url: &str) -> Self;
+    /// The type that a request is about.
+    fn type_of(request: &Self::Request) -> &str;
+    /// Takes a request of the client.
+    fn request(&mut self, request: &Self::Request, view: &View, is_gone: IsGone<'_>);
+    /// Sends these once more, changed or not, where they are subscribed to.
+    fn again<'a>(&mut self, names: impl IntoIterator<Item = &'a str>);
+    /// The next response of about `most` bytes, if there is something to say and nothing in flight.
+    fn response(&mut self, type_url: &str, view: &View, most: usize) -> Option<Said<Self::Response>>;
+    /// How far it has come; what was gone by then need not be remembered for it.
+    fn position(&self) -> Position;
+    /// Everything was sent and answered.
+    fn is_settled(&self, view: &View) -> bool;
+    /// How often the client refused something, and what it said the last time, unless it was content since.
+    fn nacks(&self) -> (u64, Option<&Nack>);
+}
+
+impl Session for server::Stream {
+    type Request = DeltaDiscoveryRequest;
+    type Response = DeltaDiscoveryResponse;
+
+    fn new(_type_url: &str) -> server::Stream {
+        server::Stream::default()
+    }
+
+    fn type_of(request: &DeltaDiscoveryRequest) -> &str {
+        &request.type_url
+    }
+
+    fn request(&mut self, request: &DeltaDiscoveryRequest, view: &View, is_gone: IsGone<'_>) {
+        self.request(request, view, is_gone);
+    }
+
+    fn again<'a>(&mut self, names: impl IntoIterator<Item = &'a str>) {
+        self.again(names);
+    }
+
+    fn response(&mut self, type_url: &str, view: &View, most: usize) -> Option<Said<DeltaDiscoveryResponse>> {
+        let message = self.response(type_url, view, most)?;
+        let renews = message.resources.iter().map(|sent| sent.name.clone()).collect();
+        Some(Said { message, renews })
+    }
+
+    fn position(&self) -> Position {
+        self.position()
+    }
+
+    fn is_settled(&self, view: &View) -> bool {
+        self.is_settled(view)
+    }
+
+    fn nacks(&self) -> (u64, Option<&Nack>) {
+        self.nacks()
+    }
+}
+
+impl Session for sotw::Stream {
+    type Request = DiscoveryRequest;
+    type Response = DiscoveryResponse;
+
+    fn new(type_url: &str) -> sotw::Stream {
+        sotw::Stream::new(sotw::Scope::of(type_url))
+    }
+
+    fn type_of(request: &DiscoveryRequest) -> &str {
+        &request.type_url
+    }
+
+    fn request(&mut self, request: &DiscoveryRequest, view: &View, _is_gone: IsGone<'_>) {
+        self.request(request, view);
+    }
+
+    fn again<'a>(&mut self, names: impl IntoIterator<Item = &'a str>) {
+        self.again(names);
+    }
+
+    fn response(&mut self, type_url: &str, view: &View, most: usize) -> Option<Said<DiscoveryResponse>> {
+        let (message, renews) = self.response(type_url, view, most)?;
+        Some(Said { message, renews })
+    }
+
+    fn position(&self) -> Position {
+        self.position()
+    }
+
+    fn is_settled(&self, view: &View) -> bool {
+        self.is_settled(view)
+    }
+
+    fn nacks(&self) -> (u64, Option<&Nack>) {
+        self.nacks()
+    }
+}

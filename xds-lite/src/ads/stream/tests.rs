@@ -1,0 +1,177 @@
+use super::*;
+use crate::ads::{server, sotw};
+use crate::envoy::Adapter;
+use crate::envoy::tests::{simple, slice};
+use crate::proto::envoy::service::discovery::v3::{
+    DeltaDiscoveryRequest, DeltaDiscoveryResponse, DiscoveryRequest, DiscoveryResponse,
+};
+
+const A: &str = "outbound_.443_._.a.b";
+const C: &str = "outbound_.443_._.c.d";
+
+struct One(Adapter);
+
+impl Directory for One {
+    fn view(&self, _peer: &SpiffeId, type_url: &str) -> Result<Arc<Shared>, Status> {
+        self.0.view(type_url).ok_or_else(|| Status::unimplemented("not served"))
+    }
+}
+
+/// Tables in which `a.b` is, and a stream that was asked for nothing yet.
+fn begin<S: Session>() -> (Arc<One>, Stream<One, S>) {
+    let adapter = Adapter::new("east".parse().unwrap(), Vec::new(), "0.0.0.0:15443".parse().unwrap());
+    adapter.change(&[simple("east/a.b", "10.0.0.1:443")]);
+    let directory = Arc::new(One(adapter));
+    (Arc::clone(&directory), another(&directory))
+}
+
+fn another<S: Session>(directory: &Arc<One>) -> Stream<One, S> {
+    let peer = SpiffeId::parse("spiffe://east.example/isthmus/east/gateway/g").unwrap();
+    Stream::new(Arc::clone(directory), peer, mpsc::channel(1).0)
+}
+
+fn ask(type_url: &str, names: &[&str]) -> DeltaDiscoveryRequest {
+    DeltaDiscoveryRequest {
+        type_url: type_url.to_owned(),
+        resource_names_subscribe: names.iter().map(|&name| name.to_owned()).collect(),
+        ..DeltaDiscoveryRequest::default()
+    }
+}
+
+fn accept(response: &DeltaDiscoveryResponse) -> DeltaDiscoveryRequest {
+    DeltaDiscoveryRequest { response_nonce: response.nonce.clone(), ..ask(&response.type_url, &[]) }
+}
+
+/// Types, with what comes and what goes.
+fn said(responses: &[DeltaDiscoveryResponse]) -> Vec<(&str, Vec<&str>, Vec<&str>)> {
+    let mut said = Vec::new();
+    for response in responses {
+        let kind = match response.type_url.as_str() {
+            CLUSTER => "CDS",
+            ENDPOINTS => "EDS",
+            LISTENER => "LDS",
+            other => other,
+        };
+        let come = response.resources.iter().map(|sent| sent.name.as_str()).collect();
+        said.push((kind, come, response.removed_resources.iter().map(String::as_str).collect()));
+    }
+    said
+}
+
+fn accept_all(stream: &mut Stream<One, server::Stream>, responses: &[DeltaDiscoveryResponse]) {
+    for response in responses {
+        stream.hear(&accept(response)).unwrap();
+    }
+}
+
+/// As Envoy does: clusters, the endpoints of those, listeners.
+fn followed() -> (Arc<One>, Stream<One, server::Stream>) {
+    let (directory, mut stream) = begin::<server::Stream>();
+    for (request, expected) in [
+        (ask(CLUSTER, &[]), ("CDS", vec![A], vec![])),
+        (ask(ENDPOINTS, &[A]), ("EDS", vec![A], vec![])),
+        (ask(LISTENER, &[]), ("LDS", vec!["isthmus-east-west"], vec![])),
+    ] {
+        stream.hear(&request).unwrap();
+        let responses = stream.speak();
+        assert_eq!(said(&responses), [expected]);
+        accept_all(&mut stream, &responses);
+    }
+    (directory, stream)
+}
+
+#[tokio::test]
+async fn a_listener_waits_until_the_clusters_that_it_leads_to_are_taken() {
+    let (directory, mut stream) = followed();
+    directory.0.change(&[simple("east/c.d", "10.0.0.2:443")]);
+    let clusters = stream.speak();
+    assert_eq!(said(&clusters), [("CDS", vec![C], vec![])], "and no Listener that leads there");
+    stream.hear(&ask(ENDPOINTS, &[C])).unwrap();
+    let endpoints = stream.speak();
+    assert_eq!(said(&endpoints), [("EDS", vec![C], vec![])], "before clusters are answered");
+    accept_all(&mut stream, &endpoints);
+    assert!(stream.speak().is_empty());
+    accept_all(&mut stream, &clusters);
+    assert_eq!(said(&stream.speak()), [("LDS", vec!["isthmus-east-west"], vec![])]);
+}
+
+#[tokio::test]
+async fn a_clusters_endpoints_follow_it_unasked_even_before_any_were_asked_for() {
+    let (directory, mut stream) = followed();
+    let mut changed = simple("east/a.b", "10.0.0.1:443");
+    changed.offer.as_mut().unwrap().ports[0].max_connections = Some(7);
+    directory.0.change(std::slice::from_ref(&changed));
+    assert_eq!(said(&stream.speak()), [("CDS", vec![A], vec![]), ("EDS", vec![A], vec![])]);
+
+    // Back after a loss, with endpoints that are the same, and a cluster that is not.
+    let mut stream = another::<server::Stream>(&directory);
+    stream.hear(&ask(CLUSTER, &[])).unwrap();
+    assert_eq!(said(&stream.speak()), [("CDS", vec![A], vec![])]);
+    let version = directory.0.view(ENDPOINTS).unwrap().view().get(A).unwrap().version.to_string();
+    let mut request = ask(ENDPOINTS, &[A]);
+    request.initial_resource_versions.insert(A.to_owned(), version);
+    stream.hear(&request).unwrap();
+    assert_eq!(said(&stream.speak()), [("EDS", vec![A], vec![])]);
+}
+
+#[tokio::test]
+async fn what_a_listener_no_longer_leads_to_goes_once_everybody_has_that_listener() {
+    let (directory, mut stream) = followed();
+    directory.0.change(&[simple("east/c.d", "10.0.0.2:443")]);
+    let clusters = stream.speak();
+    accept_all(&mut stream, &clusters);
+    let listener = stream.speak();
+    accept_all(&mut stream, &listener);
+    directory.0.change(&[slice("east/a.b", None)]);
+    let listener = stream.speak();
+    assert_eq!(said(&listener), [("LDS", vec!["isthmus-east-west"], vec![])], "and nothing else yet");
+    assert!(directory.0.view(CLUSTER).unwrap().view().get(A).is_some());
+    accept_all(&mut stream, &listener);
+    assert_eq!(said(&stream.speak()), [("CDS", vec![], vec![A]), ("EDS", vec![], vec![A])]);
+
+    // Who has left need not be waited for.
+    directory.0.change(&[simple("east/a.b", "10.0.0.1:443"), slice("east/c.d", None)]);
+    assert!(directory.0.view(CLUSTER).unwrap().view().get(C).is_some());
+    drop(stream);
+    assert!(directory.0.view(CLUSTER).unwrap().view().get(C).is_none());
+}
+
+#[tokio::test]
+async fn in_states_of_the_world_the_order_is_the_same() {
+    let (directory, mut stream) = begin::<sotw::Stream>();
+    let ask = |type_url: &str, names: &[&str], last: Option<&DiscoveryResponse>| DiscoveryRequest {
+        type_url: type_url.to_owned(),
+        resource_names: names.iter().map(|&name| name.to_owned()).collect(),
+        version_info: last.map(|response| response.version_info.clone()).unwrap_or_default(),
+        response_nonce: last.map(|response| response.nonce.clone()).unwrap_or_default(),
+        ..DiscoveryRequest::default()
+    };
+    let mut last = Vec::new();
+    for (type_url, names) in [(CLUSTER, &[][..]), (ENDPOINTS, &[A]), (LISTENER, &[])] {
+        stream.hear(&ask(type_url, names, None)).unwrap();
+        let response = stream.speak().pop().unwrap();
+        assert_eq!(response.type_url, type_url);
+        stream.hear(&ask(type_url, names, Some(&response))).unwrap();
+        last.push(response);
+    }
+    let counted = |responses: &[DiscoveryResponse]| -> Vec<_> {
+        responses.iter().map(|response| (response.type_url.clone(), response.resources.len())).collect()
+    };
+    let mut changed = simple("east/a.b", "10.0.0.1:443");
+    changed.offer.as_mut().unwrap().ports[0].max_connections = Some(7);
+    directory.0.change(&[changed, simple("east/c.d", "10.0.0.2:443")]);
+    let responses = stream.speak();
+    // All clusters, and the endpoints of the one that changed.
+    assert_eq!(counted(&responses), [(CLUSTER.to_owned(), 2), (ENDPOINTS.to_owned(), 1)]);
+    stream.hear(&ask(ENDPOINTS, &[A, C], Some(&responses[1]))).unwrap();
+    assert_eq!(counted(&stream.speak()), [(ENDPOINTS.to_owned(), 1)]);
+    stream.hear(&ask(CLUSTER, &[], Some(&responses[0]))).unwrap();
+    assert_eq!(counted(&stream.speak()), [(LISTENER.to_owned(), 1)]);
+}
+
+#[tokio::test]
+async fn a_type_that_is_not_served_ends_the_stream_with_that_word() {
+    let (_directory, mut stream) = begin::<server::Stream>();
+    let refused = stream.hear(&ask("type.example/other", &[])).unwrap_err();
+    assert_eq!(refused.message(), "not served");
+}

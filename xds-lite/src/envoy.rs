@@ -1,0 +1,221 @@
+//! The slices of one cluster as tables for a stock Envoy, its east-west gateway: one Listener with a filter
+//! chain for each service's port, a Cluster and its endpoints for each of them. TLS is passed through and
+//! never ended. Who asks for these tables, and when they are sent, is `ads`.
+//!
+//! What Envoy cannot be told is left out and said so: ports and endpoints that a gateway ends TLS for,
+//! endpoints by name, `outbound_` names of `*.suffix` hosts, and of the deadlines all but connect, idle and
+//! max_duration.
+
+mod chain;
+mod claims;
+mod encode;
+mod exposure;
+#[cfg(test)]
+pub(crate) mod tests;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+
+use crate::ads::shared::Shared;
+use crate::host::HostPattern;
+use crate::slice::{Cluster, Slice};
+
+use chain::{Chain, Upstream, upstreams};
+use claims::{Named, name};
+use encode::listener;
+
+/// Envoy's Listener, as discovery names it.
+pub const LISTENER: &str = "type.googleapis.com/envoy.config.listener.v3.Listener";
+/// Envoy's Cluster.
+pub const CLUSTER: &str = "type.googleapis.com/envoy.config.cluster.v3.Cluster";
+/// The endpoints of one of Envoy's Clusters.
+pub const ENDPOINTS: &str = "type.googleapis.com/envoy.config.endpoint.v3.ClusterLoadAssignment";
+/// The one Listener.
+pub const EAST_WEST: &str = "isthmus-east-west";
+/// A Listener is one resource, sent as a whole whenever a name in it changes: beyond this many chains it costs
+/// too much. An instance with a name of its own is a chain, too.
+pub const MAX_CHAINS: usize = 10_000;
+/// So many clusters are kept for Envoys that have not answered yet; then they go in any case.
+const MAX_RETIRED: usize = 1_024;
+
+/// The tables of one cluster's Envoys.
+#[derive(Debug)]
+pub struct Adapter {
+    tables: Arc<Tables>,
+}
+
+#[derive(Debug)]
+struct Tables {
+    cluster: Cluster,
+    gateways: Vec<String>,
+    address: SocketAddr,
+    most: usize,
+    listeners: Arc<Shared>,
+    clusters: Arc<Shared>,
+    endpoints: Arc<Shared>,
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    hosts: BTreeMap<HostPattern, Vec<Upstream>>,
+    /// What is wrong with a host's slice.
+    wrong: BTreeMap<HostPattern, Vec<String>>,
+    /// What is wrong between them.
+    clashes: Vec<String>,
+    /// What the Listener leads to, by the names of Envoy's clusters.
+    live: BTreeSet<String>,
+    /// What it has ceased to lead to, and some Envoy's may still.
+    retired: BTreeSet<String>,
+}
+
+impl Adapter {
+    /// Empty tables for Envoys of a cluster, which listen there; 15443 is usual. `gateways` are their names:
+    /// what is opened on some gateways only is led to if these are all among them.
+    #[must_use]
+    pub fn new(cluster: Cluster, gateways: Vec<String>, listener_address: SocketAddr) -> Adapter {
+        Adapter::with_at_most(MAX_CHAINS, cluster, gateways, listener_address)
+    }
+
+    fn with_at_most(most: usize, cluster: Cluster, gateways: Vec<String>, address: SocketAddr) -> Adapter {
+        // What a registry that was read as a whole does not have is gone.
+        let view = || Arc::new(Shared::new(|_| true));
+        let tables = Arc::new(Tables {
+            cluster,
+            gateways,
+            address,
+            most,
+            listeners: view(),
+            clusters: view(),
+            endpoints: view(),
+            state: Mutex::default(),
+        });
+        let again: Weak<Tables> = Arc::downgrade(&tables);
+        tables.listeners.when_settled(move || {
+            if let Some(tables) = again.upgrade() {
+                tables.sweep(&mut tables.state());
+            }
+        });
+        Adapter { tables }
+    }
+
+    /// Takes slices that are new, changed or withdrawn. Those of other clusters are ignored: an east-west
+    /// gateway leads to its own cluster only.
+    pub fn change(&self, slices: &[Slice]) {
+        self.tables.change(slices);
+    }
+
+    /// The view of one of the three types; none of others.
+    #[must_use]
+    pub fn view(&self, type_url: &str) -> Option<Arc<Shared>> {
+        match type_url {
+            LISTENER => Some(Arc::clone(&self.tables.listeners)),
+            CLUSTER => Some(Arc::clone(&self.tables.clusters)),
+            ENDPOINTS => Some(Arc::clone(&self.tables.endpoints)),
+            _ => None,
+        }
+    }
+
+    /// What is left out now, and why.
+    #[must_use]
+    pub fn problems(&self) -> Vec<String> {
+        let state = self.tables.state();
+        state.wrong.values().flatten().chain(&state.clashes).cloned().collect()
+    }
+}
+
+impl Tables {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn change(&self, slices: &[Slice]) {
+        let mut state = self.state();
+        let state = &mut *state;
+        let mut changed = BTreeSet::new();
+        let mut is_led_elsewhere = false;
+        for slice in slices.iter().filter(|slice| slice.key.cluster == self.cluster) {
+            let host = &slice.key.host;
+            let offer = slice.offer.as_ref();
+            let (now, wrong) = offer.map(|offer| upstreams(host, offer, &self.gateways)).unwrap_or_default();
+            let before = state.hosts.insert(host.clone(), now).unwrap_or_default();
+            is_led_elsewhere |=
+                !chains(&before).eq(chains(state.hosts.get(host).map_or(&[][..], Vec::as_slice)));
+            state.wrong.insert(host.clone(), wrong);
+            changed.insert(host.clone());
+        }
+        state.hosts.retain(|_, upstreams| !upstreams.is_empty());
+        state.wrong.retain(|_, wrong| !wrong.is_empty());
+        if is_led_elsewhere {
+            self.lead(state, &changed);
+        } else {
+            self.renew(state, |host, name| changed.contains(host) && state.live.contains(name));
+        }
+        self.sweep(state);
+    }
+
+    /// Names have changed. Clusters and endpoints come first, then the Listener; what it no longer leads to
+    /// goes once every Envoy has taken it.
+    fn lead(&self, state: &mut State, changed: &BTreeSet<HostPattern>) {
+        let all = state.hosts.values().flatten().map(|upstream| &upstream.chain);
+        let Named { chains, clashes } = name(all, &state.live, self.most);
+        let live: BTreeSet<_> = chains.iter().map(|chain| chain.cluster.clone()).collect();
+        let bytes = listener(self.address, &chains);
+        self.renew(state, |host, name| {
+            live.contains(name) && (changed.contains(host) || !state.live.contains(name))
+        });
+        self.listeners.change(|view| {
+            // Envoy takes no Listener without chains.
+            if live.is_empty() {
+                view.remove(EAST_WEST)
+            } else {
+                view.set(EAST_WEST, bytes)
+            };
+        });
+        state.retired.extend(state.live.difference(&live).cloned());
+        state.retired.retain(|name| !live.contains(name));
+        (state.live, state.clashes) = (live, clashes);
+    }
+
+    fn renew(&self, state: &State, is_meant: impl Fn(&HostPattern, &str) -> bool) {
+        let all = state.hosts.iter().flat_map(|(host, them)| them.iter().map(move |one| (host, one)));
+        let meant: Vec<_> = all
+            .filter(|(host, upstream)| is_meant(host, &upstream.chain.cluster))
+            .map(|(_, upstream)| upstream)
+            .collect();
+        if meant.is_empty() {
+            return;
+        }
+        self.clusters.change(|view| {
+            for upstream in &meant {
+                view.set(&upstream.chain.cluster, upstream.settings.clone());
+            }
+        });
+        self.endpoints.change(|view| {
+            for upstream in &meant {
+                view.set(&upstream.chain.cluster, upstream.endpoints.clone());
+            }
+        });
+    }
+
+    /// Takes away what no Envoy's Listener leads to any more.
+    fn sweep(&self, state: &mut State) {
+        let may_go = self.listeners.is_settled() || state.retired.len() > MAX_RETIRED;
+        if state.retired.is_empty() || !may_go {
+            return;
+        }
+        let retired = std::mem::take(&mut state.retired);
+        for view in [&self.endpoints, &self.clusters] {
+            view.change(|view| {
+                for name in &retired {
+                    view.remove(name);
+                }
+            });
+        }
+    }
+}
+
+fn chains(upstreams: &[Upstream]) -> impl Iterator<Item = &Chain> {
+    upstreams.iter().map(|upstream| &upstream.chain)
+}

@@ -1,0 +1,97 @@
+//! The same tables through grpcio and Envoy's own protos in Python: an independent decoder of both protocols.
+//! grpcio's own xDS client (`xds:///`) wants an `api_listener` of HTTP, which no gateway of TLS has.
+
+use std::env;
+use std::path::PathBuf;
+use std::process::Command;
+
+use isthmus_xds::config::services::Balance;
+use isthmus_xds::envoy::{CLUSTER, EAST_WEST, ENDPOINTS, LISTENER};
+use isthmus_xds::slice::Slice;
+use isthmus_xds::{HostPattern, Locality};
+use serde_json::{Value, json};
+
+use crate::common::{ANY, NAME, World};
+use crate::process::{credentials, skip};
+use crate::world::{Tables, service};
+
+/// Python with grpcio and xds-protos: where `ISTHMUS_XDS_PYTHON` says, or where `tests/run` installs it.
+fn python() -> Option<PathBuf> {
+    let peers = concat!(env!("CARGO_MANIFEST_DIR"), "/../target/peers-xds/bin/python");
+    let places = [env::var_os("ISTHMUS_XDS_PYTHON"), Some(peers.into())];
+    let import = "import grpc, envoy.service.discovery.v3.ads_pb2_grpc";
+    let runs = |place: &PathBuf| {
+        Command::new(place).args(["-c", import]).output().is_ok_and(|output| output.status.success())
+    };
+    places.into_iter().flatten().map(PathBuf::from).find(runs)
+}
+
+/// With all that a chain and a cluster can say.
+fn full() -> Slice {
+    let mut slice = service("a.b", &["10.0.0.1:443".parse().unwrap(), "10.0.0.2:443".parse().unwrap()]);
+    let offer = slice.offer.as_mut().unwrap();
+    offer.aliases = vec![HostPattern::parse("*.c").unwrap()];
+    let port = &mut offer.ports[0];
+    port.alpn = vec!["mysql".to_owned()];
+    port.sources = vec!["10.0.0.0/8".parse().unwrap()];
+    port.balance = Balance::SourceHash;
+    port.max_connections = Some(7);
+    port.send_proxy = true;
+    port.endpoints[0].locality = Locality { zone: "z".to_owned(), ..Locality::default() };
+    port.endpoints[0].weight = 5;
+    slice
+}
+
+#[test]
+fn grpcio_reads_what_was_meant_in_both_protocols() {
+    let Some(python) = python() else {
+        return skip("grpcio and xds-protos are not installed (tests/run installs them)");
+    };
+    let world = World::new();
+    let tables = Tables::new(&[full(), service("e.f", &[])]);
+    let agent = tables.serve(&world, ANY);
+    let folder = credentials(&world);
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/envoy/ads.py");
+    let ran = Command::new(python)
+        .arg(script)
+        .arg(agent.at.to_string())
+        .arg(folder.path())
+        .arg(NAME)
+        .output()
+        .unwrap();
+    assert!(ran.status.success(), "{}", String::from_utf8_lossy(&ran.stderr));
+    let read: Value = serde_json::from_slice(&ran.stdout).unwrap();
+
+    let (one, two) = ("outbound_.443_._.a.b", "outbound_.443_._.e.f");
+    let chain = |names: Value, alpn: Value, sources: Value, cluster: &str, by_source: Value| {
+        json!({ "names": names, "alpn": alpn, "sources": sources, "transport": "tls", "cluster": cluster,
+                "idle": 3600, "by_source": by_source })
+    };
+    let cluster = |policy: &str, most: u32, socket: &str| {
+        json!({ "type": "EDS", "policy": policy, "ads": "ads", "connect": 3000, "panic": 0.0, "most": most,
+                "socket": socket })
+    };
+    let at = |zone: &str, address: &str, weight: u32| json!({ "zone": zone, "address": address, "weight": weight, "health": 1 });
+    let expected = json!({
+        "listener": { EAST_WEST: {
+            one: chain(json!(["*.c", "a.b", one]), json!(["mysql"]), json!(["10.0.0.0/8"]), one, json!(["source_ip"])),
+            two: chain(json!(["e.f", two]), json!([]), json!([]), two, json!([])),
+        } },
+        "cluster": {
+            one: cluster("MAGLEV", 7, "envoy.transport_sockets.upstream_proxy_protocol"),
+            two: cluster("ROUND_ROBIN", u32::MAX, ""),
+        },
+        "endpoints": { one: [at("", "10.0.0.2:443", 1), at("z", "10.0.0.1:443", 5)], two: [] },
+    });
+    for (kind, type_url) in [("cluster", CLUSTER), ("endpoints", ENDPOINTS), ("listener", LISTENER)] {
+        assert_eq!(read["states"][kind]["content"], expected[kind], "{kind}");
+        let shared = tables.0.view(type_url).unwrap();
+        let view = shared.view();
+        let sent = read["delta"][kind].as_object().unwrap();
+        assert_eq!(sent.len(), view.iter().count());
+        for (name, resource) in sent {
+            assert_eq!(resource["content"], expected[kind][name], "{kind} {name}");
+            assert_eq!(resource["version"], *view.get(name).unwrap().version, "{kind} {name}");
+        }
+    }
+}

@@ -1,0 +1,204 @@
+//! What an Envoy lives through, in both protocols.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+
+use isthmus_xds::envoy::CLUSTER;
+use isthmus_xds::proto::envoy::config::cluster::v3 as cds;
+use prost::Message as _;
+
+use crate::common::{ANY, Agent, World};
+use crate::process::{Envoy, installed, skip};
+use crate::world::{App, Tables, ask, nobody, service, until, withdrawn};
+
+const CDS: &str = "cluster_manager.cds";
+const LDS: &str = "listener_manager.lds";
+const A: &str = "outbound_.443_._.a.b";
+const C: &str = "outbound_.443_._.c.d";
+
+struct Scene {
+    world: World,
+    tables: Arc<Tables>,
+    agent: Agent,
+    envoy: Envoy,
+    one: App,
+    two: App,
+}
+
+impl Scene {
+    fn begin(program: &PathBuf, api: &str) -> Scene {
+        let world = World::new();
+        let (one, two) = (App::start(&world, "one"), App::start(&world, "two"));
+        let tables = Tables::new(&[service("a.b", &[one.address])]);
+        let agent = tables.serve(&world, ANY);
+        let envoy = Envoy::start(program, &world, agent.at, api);
+        until("Envoy listens", || envoy.east_west().is_some());
+        Scene { world, tables, agent, envoy, one, two }
+    }
+
+    fn at(&self) -> SocketAddr {
+        self.envoy.east_west().unwrap()
+    }
+
+    /// Who answers; nobody where it fails.
+    fn who(&self, sni: &str) -> String {
+        ask(&self.world, self.at(), sni).unwrap_or_default()
+    }
+
+    fn updates(&self) -> [u64; 3] {
+        [CDS, LDS, &format!("cluster.{A}")].map(|of| self.envoy.stat(&format!("{of}.update_success")))
+    }
+
+    /// The agent is gone, Envoy knows it, and then one comes that has these tables.
+    fn come_again_with(&mut self, tables: Arc<Tables>) {
+        let at = self.agent.at;
+        // The old one must be gone before the new one binds.
+        let elsewhere = tables.serve(&self.world, ANY);
+        drop(std::mem::replace(&mut self.agent, elsewhere));
+        until("Envoy knows the loss", || self.envoy.stat("control_plane.connected_state") == 0);
+        self.tables = tables;
+        self.agent = self.tables.serve(&self.world, at);
+        until("it is back and has everything", || {
+            self.envoy.stat("control_plane.connected_state") == 1 && self.tables.are_taken()
+        });
+    }
+}
+
+#[test]
+fn envoy_follows_over_delta() {
+    let Some(program) = installed() else { return skip("envoy is not installed (tests/run installs it)") };
+    follow(&mut Scene::begin(&program, "DELTA_GRPC"));
+}
+
+#[test]
+fn envoy_follows_over_states_of_the_world() {
+    let Some(program) = installed() else { return skip("envoy is not installed (tests/run installs it)") };
+    follow(&mut Scene::begin(&program, "GRPC"));
+}
+
+fn follow(scene: &mut Scene) {
+    first_sync_and_endpoints(scene);
+    added_under_fire(scene);
+    a_cluster_changes(scene);
+    refused(scene);
+    removed_and_emptied(scene);
+    away(scene);
+    failover(scene);
+    assert_eq!(scene.envoy.stat(&format!("{LDS}.update_rejected")), 0);
+    assert_eq!(scene.envoy.stat(&format!("{CDS}.update_rejected")), 1, "the one that was meant");
+    assert_eq!(scene.envoy.stat("tcp.isthmus-east-west.downstream_cx_no_route"), 0);
+}
+
+fn first_sync_and_endpoints(scene: &Scene) {
+    for sni in ["a.b", A, "A.B"] {
+        assert_eq!(scene.who(sni), "one", "{sni}");
+    }
+    for sni in ["c.d", "xds_cluster", "outbound_.444_._.a.b", "x.a.b"] {
+        assert_eq!(scene.who(sni), "", "{sni}");
+    }
+    let before = scene.updates();
+    scene.tables.change(&[service("a.b", &[scene.two.address])]);
+    until("the other endpoint answers", || scene.who("a.b") == "two");
+    let [cds, lds, eds] = before;
+    assert_eq!(scene.updates(), [cds, lds, eds + 1], "an endpoint costs its own resource");
+}
+
+/// From the first connection that finds the new name on, each finds its service: the cluster is warm before
+/// the Listener leads to it.
+fn added_under_fire(scene: &Scene) {
+    let (stop, at) = (AtomicBool::new(false), scene.at());
+    thread::scope(|scope| {
+        let fire = scope.spawn(|| {
+            let mut answers = Vec::new();
+            while !stop.load(Ordering::Relaxed) {
+                answers.push(ask(&scene.world, at, "c.d").unwrap_or_default());
+            }
+            answers
+        });
+        scene.tables.change(&[service("c.d", &[scene.one.address])]);
+        until("the new service answers", || scene.who("c.d") == "one");
+        stop.store(true, Ordering::Relaxed);
+        let answers = fire.join().unwrap();
+        let served = answers.iter().skip_while(|answer| answer.is_empty());
+        assert!(served.clone().all(|answer| answer == "one"), "{answers:?}");
+    });
+    assert_eq!(scene.who("a.b"), "two");
+    assert!(scene.envoy.stat("listener_manager.listener_in_place_updated") >= 1, "connections stay");
+}
+
+/// Envoy warms a cluster that changes, and does not ask for its endpoints.
+fn a_cluster_changes(scene: &Scene) {
+    let mut changed = service("a.b", &[scene.two.address]);
+    changed.offer.as_mut().unwrap().ports[0].max_connections = Some(77);
+    scene.tables.change(&[changed]);
+    until("the change is in force", || {
+        scene.envoy.dump().contains("\"max_connections\": 77") && scene.tables.are_taken()
+    });
+    until("nothing is warming", || scene.envoy.stat("cluster_manager.warming_clusters") == 0);
+    assert_eq!(scene.who("a.b"), "two");
+    assert_eq!(scene.envoy.stat(&format!("cluster.{A}.init_fetch_timeout")), 0);
+    scene.tables.change(&[service("a.b", &[scene.two.address])]);
+    until("it is as before", || scene.tables.are_taken() && scene.who("a.b") == "two");
+}
+
+fn refused(scene: &Scene) {
+    use cds::cluster::{ClusterDiscoveryType, DiscoveryType};
+    let clusters = scene.tables.0.view(CLUSTER).unwrap();
+    let bad = cds::Cluster {
+        name: "bad".to_owned(),
+        cluster_discovery_type: Some(ClusterDiscoveryType::Type(DiscoveryType::Eds.into())),
+        ..cds::Cluster::default()
+    };
+    clusters.change(|view| _ = view.set("bad", bad.encode_to_vec()));
+    let refusal = || clusters.all().first().and_then(|follower| follower.refusal.clone());
+    until("the refusal is known", || refusal().is_some());
+    assert!(refusal().unwrap().contains("bad"), "{:?}", refusal());
+    assert_eq!(scene.who("a.b"), "two", "the last good ones stay");
+    clusters.change(|view| _ = view.remove("bad"));
+    until("Envoy is content", || refusal().is_none() && scene.tables.are_taken());
+}
+
+fn removed_and_emptied(scene: &Scene) {
+    let removed = scene.envoy.stat("cluster_manager.cluster_removed");
+    scene.tables.change(&[withdrawn("c.d")]);
+    until("its cluster is gone", || {
+        scene.envoy.stat("cluster_manager.cluster_removed") > removed && !scene.envoy.dump().contains(C)
+    });
+    assert_eq!(scene.who("c.d"), "");
+    scene.tables.change(&[service("a.b", &[])]);
+    until("nobody serves it", || scene.who("a.b").is_empty());
+    assert!(scene.envoy.dump().contains(A), "it is emptied, not removed");
+    assert_eq!(scene.envoy.stat(&format!("cluster.{A}.membership_total")), 0);
+    scene.tables.change(&[service("a.b", &[scene.one.address]), service("c.d", &[scene.two.address])]);
+    until("both serve", || scene.who("a.b") == "one" && scene.who("c.d") == "two");
+}
+
+fn away(scene: &mut Scene) {
+    until("everything is taken", || scene.tables.are_taken());
+    let before = scene.updates();
+    let same = [service("c.d", &[scene.two.address]), service("a.b", &[scene.one.address])];
+    scene.come_again_with(Tables::new(&same));
+    assert_eq!(scene.updates(), before, "another process has the same versions: nothing is sent again");
+    assert_eq!(scene.who("a.b") + &scene.who("c.d"), "onetwo");
+
+    // It changes and loses services while nobody tells it.
+    let mut changed = service("a.b", &[scene.two.address]);
+    changed.offer.as_mut().unwrap().ports[0].max_connections = Some(78);
+    scene.come_again_with(Tables::new(&[changed]));
+    until("what is gone is gone", || !scene.envoy.dump().contains(C));
+    until("what has changed has changed", || scene.who("a.b") == "two");
+    assert_eq!(scene.who("c.d"), "");
+    assert_eq!(scene.envoy.stat(&format!("cluster.{A}.init_fetch_timeout")), 0, "its endpoints came unasked");
+}
+
+fn failover(scene: &Scene) {
+    scene.tables.change(&[service("a.b", &[nobody(), scene.one.address])]);
+    until("the first try goes elsewhere", || scene.who("a.b") == "one");
+    for _ in 0..10 {
+        assert_eq!(scene.who("a.b"), "one");
+    }
+    assert!(scene.envoy.stat(&format!("cluster.{A}.upstream_cx_connect_fail")) >= 1);
+}
