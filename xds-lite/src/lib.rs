@@ -9,6 +9,7 @@ pub mod config;
 pub mod dial;
 pub mod host;
 pub mod issuing;
+pub mod join;
 pub mod locality;
 pub mod proto;
 pub mod registry;
