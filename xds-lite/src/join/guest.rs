@@ -8,6 +8,7 @@ use isthmus_certs::Role;
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout_at};
 use tokio_rustls::client::TlsStream;
+use tokio_rustls::rustls::Error as TlsError;
 use tokio_rustls::rustls::pki_types::UnixTime;
 
 use super::offer::{self, OfferError};
@@ -63,7 +64,7 @@ pub enum JoinCause {
     Meet(#[from] MeetError),
     /// The session has no keys to prove over.
     #[error("the exporter: {0}")]
-    Exporter(#[from] tokio_rustls::rustls::Error),
+    Exporter(#[from] TlsError),
     /// The other side hung up, or speaks otherwise.
     #[error(transparent)]
     Wire(#[from] WireError),

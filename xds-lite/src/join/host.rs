@@ -11,6 +11,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio::task::{AbortHandle, spawn_blocking};
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout_at};
+use tokio_rustls::rustls::Error as TlsError;
 use tokio_rustls::rustls::pki_types::UnixTime;
 use tokio_rustls::server::TlsStream;
 
@@ -47,7 +48,7 @@ enum Failed {
     #[error(transparent)]
     Wire(#[from] WireError),
     #[error("the exporter: {0}")]
-    Exporter(#[from] tokio_rustls::rustls::Error),
+    Exporter(#[from] TlsError),
     #[error(transparent)]
     Store(#[from] StoreError),
     #[error("its offer: {0}")]

@@ -111,7 +111,7 @@ mod tests {
         fs::create_dir_all(&folder).unwrap();
         for (name, content, expected) in [
             ("west.json", String::new(), "EOF"),
-            ("west.json", WEST.replace("west.example", "West!"), "trust domain"),
+            ("west.json", WEST.replace("\"west.example", "\"West!"), "trust domain"),
             ("west.json", WEST.replace("192.0.2.7", "0.0.0.0"), "no address that another cluster can reach"),
             ("west.json", WEST.replace("192.0.2.7:15012", "here"), "has no port"),
             ("west.json", WEST.replace("\"west\"", "\"north\""), "its name says west"),
