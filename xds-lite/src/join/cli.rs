@@ -186,7 +186,7 @@ impl JoinArgs {
     /// # Errors
     /// What is no token, or why the join has failed.
     pub async fn run(&self, context: &Context) -> Result<String, CliError> {
-        let token: Token = self.read()?.parse()?;
+        let token: Token = self.read(io::stdin().lock())?.parse()?;
         let peer = join(context, &token).await?;
         if self.json {
             return Ok(format!("{:#}", json!(peer)));
@@ -195,12 +195,27 @@ impl JoinArgs {
         Ok(format!("joined {}, whose agent is at {}", introduction.party, introduction.address))
     }
 
-    fn read(&self) -> Result<String, CliError> {
+    fn read(&self, input: impl io::Read) -> Result<String, CliError> {
         if self.token != "-" {
             return Ok(self.token.clone());
         }
         let mut bytes = Vec::new();
-        io::stdin().take(LONGEST_INPUT).read_to_end(&mut bytes).map_err(CliError::Input)?;
+        input.take(LONGEST_INPUT).read_to_end(&mut bytes).map_err(CliError::Input)?;
         Ok(String::from_utf8_lossy(&bytes).into_owned())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_token_is_an_argument_or_comes_from_standard_input() {
+        let args = |token: &str| JoinArgs { config: PathBuf::new(), token: token.to_owned(), json: false };
+        assert_eq!(args("isthmus1.x").read(io::empty()).unwrap(), "isthmus1.x");
+        assert_eq!(args("-").read(&b"isthmus1.x\n"[..]).unwrap(), "isthmus1.x\n");
+        let endless = args("-").read(io::repeat(b'x')).unwrap();
+        assert_eq!(endless.parse::<Token>(), Err(TokenError::TooLong));
+        assert_eq!(args("-").read(io::repeat(0xff)).unwrap().parse::<Token>(), Err(TokenError::TooLong));
     }
 }

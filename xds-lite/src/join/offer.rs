@@ -14,6 +14,9 @@ use super::{Context, Introduction, IntroductionError, Party};
 /// Roots of one trust domain; a roll-over has three.
 const MOST_ROOTS: usize = 16;
 
+/// Bytes of a deny-list that is handed over, so that the offer is never too long.
+const MOST_DENIED: u64 = LONG as u64 / 2;
+
 /// What may be kept of an offer.
 #[derive(Debug)]
 pub(super) struct Accepted {
@@ -74,7 +77,7 @@ pub(super) fn own(context: &Context) -> Result<Offer, OfferError> {
     let bundle =
         spiffe_bundle::write(bundle).map_err(|cause| OfferError::Bundle { domain: domain.clone(), cause })?;
     let denied = match &context.folders.deny {
-        Some(folder) => disk::read(&folder.join(format!("{domain}.json")), LONG as u64)?,
+        Some(folder) => disk::read(&folder.join(format!("{domain}.json")), MOST_DENIED)?,
         None => None,
     };
     Ok(Offer { introduction: context.introduction.clone(), bundle, denied })

@@ -2,7 +2,7 @@
 //! in between, with garbage, with a thousand strangers, and with a connection that breaks anywhere. Whatever
 //! fails leaves nothing behind.
 
-#![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test may panic anywhere")]
+#![expect(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "a test may panic anywhere")]
 
 mod strangers;
 mod world;
@@ -12,8 +12,10 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
+use clap::Parser;
 use isthmus_certs::{Authority, Bundle, Role, Trust, TrustDomain, spiffe_bundle};
 use isthmus_xds::config::address::Target;
+use isthmus_xds::join::cli::{JoinArgs, TokenCommand};
 use isthmus_xds::join::{
     Context, CreateError, JoinCause, JoinError, MeetError, Peer, Progress, Refusal, ShownError, State, Token,
     create, join, peers,
@@ -508,6 +510,66 @@ fn tokens_are_made_within_reason() {
     let error = create(&world.east.context, at(), world.east.party.clone(), HOUR).unwrap_err();
     assert!(matches!(error, CreateError::Own(_)), "{error}");
     assert_eq!(world.east.states(), []);
+}
+
+#[derive(Debug, Parser)]
+enum Cli {
+    #[command(subcommand)]
+    Token(TokenCommand),
+    Join(JoinArgs),
+}
+
+fn parse(line: &str) -> Result<Cli, clap::Error> {
+    Cli::try_parse_from(line.split(' '))
+}
+
+fn list(world: &World, line: &str) -> String {
+    let Cli::Token(TokenCommand::List(args)) = parse(line).unwrap() else { panic!("{line}") };
+    args.run(&world.east.context).unwrap()
+}
+
+#[test]
+fn the_command_line_makes_lists_and_uses_tokens() {
+    let world = World::new();
+    let make = |line: &str| {
+        let Cli::Token(TokenCommand::Create(args)) = parse(line).unwrap() else { panic!("{line}") };
+        args.run(&world.east.context, Target::Address(world.endpoint.at))
+    };
+    let line = "isthmus-agent token create --config a.yaml --for west --trust-domain west.example";
+    assert_eq!(list(&world, "isthmus-agent token list --config a.yaml"), "no tokens");
+    let text = make(line).unwrap();
+    assert_eq!(text.parse::<Token>().unwrap().reveal(), text, "one line, and nothing else");
+    let said: serde_json::Value =
+        serde_json::from_str(&make(&format!("{line} --lifetime 5m --json")).unwrap()).unwrap();
+    let token: Token = said["token"].as_str().unwrap().parse().unwrap();
+    let left = token.expires - SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs();
+    assert!((1..=300).contains(&left), "{left}");
+    assert!(make(&format!("{line} --lifetime 25h")).unwrap_err().to_string().contains("24 hours"));
+
+    let Cli::Join(args) = parse(&format!("isthmus-agent join --config a.yaml {text}")).unwrap() else {
+        panic!()
+    };
+    let said = block(args.run(&world.west.context)).unwrap();
+    assert_eq!(said, "joined east (east.example), whose agent is at 192.0.2.7:15012");
+    let again = block(args.run(&world.west.context)).unwrap_err().to_string();
+    assert!(again.contains("has been used"), "{again}");
+
+    let shown = list(&world, "isthmus-agent token list --config a.yaml");
+    assert!(
+        shown.contains("used ") && shown.contains("open ") && shown.contains("west (west.example)"),
+        "{shown}"
+    );
+    let json = list(&world, "isthmus-agent token list --config a.yaml --json");
+    let rows: serde_json::Value = serde_json::from_str(&json).unwrap();
+    assert_eq!((rows.as_array().unwrap().len(), &rows[0]["for"]["cluster"]), (2, &"west".into()));
+    for text in [shown, json] {
+        assert!(!text.contains(&token.reveal()[9..]) && !text.contains(&token.id().to_string()), "{text}");
+    }
+    for wrong in
+        ["--for a/b --trust-domain x", "--for a --trust-domain X!", "--for a --trust-domain x --lifetime 5"]
+    {
+        parse(&format!("isthmus-agent token create --config a.yaml {wrong}")).unwrap_err();
+    }
 }
 
 #[test]

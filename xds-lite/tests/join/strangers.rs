@@ -4,16 +4,19 @@
 use std::io::{self, Write as _};
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, OnceLock};
+use std::time::Duration;
 
 use isthmus_certs::{Authority, Bundle, Trust, spiffe_bundle};
-use isthmus_xds::join::{Progress, State, Token};
+use isthmus_xds::join::{JoinCause, Progress, State, Token};
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
-use crate::world::{Raw, Side, connector, framed, showing};
-use crate::{World, block, eventually, known, try_join};
+use crate::world::{HOUR, Raw, Side, acceptor, connector, framed, showing, somebody};
+use crate::{World, block, eventually, known, through, try_join};
 
+/// Far longer than either side waits.
+const PATIENCE: Duration = Duration::from_secs(60);
 /// What a terminal would act on.
 const EVIL: &str = "\u{1b}[2Jevil\r\n\u{7}";
 
@@ -68,7 +71,7 @@ fn another_protocol_or_no_agent_is_no_joiner() {
     let trusted = Trust::load(&world.west.files).unwrap().current();
     let agent = &trusted.identity;
     let gateway = "spiffe://west.example/isthmus/west/gateway/g".parse().unwrap();
-    let gateway = world.west.root.issue(&gateway, &[], crate::HOUR).unwrap();
+    let gateway = world.west.root.issue(&gateway, &[], HOUR).unwrap();
     let other = Authority::generate(world.west.party.trust_domain.clone()).unwrap();
     for (what, shown, alpn) in [
         ("another protocol", showing(agent, &[&world.west.root], agent), "h2"),
@@ -188,6 +191,56 @@ fn nothing_is_kept_of_a_joiner_that_does_not_say_that_it_has_all() {
     let last = block(after_the_proof(&world.west, world.endpoint.at, &token, &bytes));
     assert_eq!(last, Some(json!({ "message": "done" })));
     assert_eq!(known(&world.east).len(), 1);
+}
+
+#[test]
+fn who_stalls_is_ended() {
+    let world = World::new();
+    let at = world.endpoint.at;
+    block(async {
+        let silent = TcpStream::connect(at).await.unwrap();
+        let shaken = Raw::of(&world.west, at).await;
+        let mut proven = Raw::of(&world.west, at).await;
+        let proof = proven.proof(&world.token());
+        proven.say(&proof).await;
+        assert_eq!(proven.hear().await.unwrap()["message"], "proven");
+        let all = async { tokio::join!(ends(silent), ends(shaken.stream), ends(proven.stream)) };
+        tokio::time::timeout(PATIENCE, all).await.unwrap();
+    });
+    world.nothing_was_kept();
+    world.joins(&world.token());
+}
+
+#[test]
+fn a_joiner_does_not_wait_for_ever() {
+    let world = World::new();
+    let identity = Trust::load(&world.east.files).unwrap().current().identity.clone();
+    let acceptor = acceptor(showing(&identity, &[&world.east.root], &identity));
+    let mute = somebody(|stream| async move {
+        let _held = stream;
+        std::future::pending().await
+    });
+    let mute_later = somebody(move |stream| {
+        let acceptor = acceptor.clone();
+        async move {
+            let _held = acceptor.accept(stream).await.unwrap();
+            std::future::pending().await
+        }
+    });
+    let token = world.token();
+    std::thread::scope(|scope| {
+        for (host, progress) in [(&mute, Progress::Unused), (&mute_later, Progress::Uncertain)] {
+            let token = through(host.at, &token);
+            let west = &world.west;
+            scope.spawn(move || {
+                let error = try_join(west, &token).unwrap_err();
+                assert!(matches!(*error.cause, JoinCause::Deadline), "{error}");
+                assert_eq!(error.progress, progress);
+            });
+        }
+    });
+    world.nothing_was_kept();
+    world.joins(&token);
 }
 
 /// In KiB.
