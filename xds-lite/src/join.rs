@@ -35,15 +35,13 @@ pub use host::serve;
 pub use offer::OfferError;
 pub use peer::{Peer, peers};
 pub use place::PlaceError;
-pub use secret::{NoTokenId, Secret, TokenId, Verifier};
+pub use secret::{NoTokenId, TokenId, Verifier};
 pub use shown::ShownError;
 pub use tls::MeetError;
 pub use token::{Token, TokenError};
 pub use tokens::{Ending, Folder, Record, State, StoreError, Tokens};
 pub use wire::{Refusal, WireError};
 
-/// How long a token can be used, unless its maker says otherwise.
-pub const LIFETIME: Duration = Duration::from_secs(15 * 60);
 /// The longest that a token can be used.
 pub const LONGEST_LIFETIME: Duration = Duration::from_secs(24 * 60 * 60);
 /// Where joiners come, unless configured otherwise.
@@ -244,7 +242,7 @@ pub fn create(
     place::check(context, &guest)?;
     let root = tls::root(&context.trust.current())?;
     let now = unix_seconds(SystemTime::now());
-    let secret = Secret::generate().map_err(|_| CreateError::Random)?;
+    let secret = secret::Secret::generate().map_err(|_| CreateError::Random)?;
     let issuer = context.party().clone();
     let token = Token { address, issuer, root, guest, expires: now + lifetime.as_secs(), secret };
     let (id, verifier) = (token.id(), token.secret.verifier());

@@ -26,7 +26,8 @@ Examples:
   isthmus-agent token create --config agent.yaml --for west --trust-domain west.example
   isthmus-agent token create --config agent.yaml --for west --trust-domain west.example --lifetime 5m --json
 
-Whoever has the token can join as that cluster, once. The running agent needs no restart.";
+Whoever has the token can join as that cluster, once. Run it as the user that the agent runs as: the agent
+reads the token's file when somebody comes, and needs no restart.";
 
 /// Examples of `isthmus-agent token list`, for its help.
 pub const LIST_HELP: &str = "\
@@ -42,7 +43,8 @@ Examples:
   isthmus-agent join --config agent.yaml isthmus1.AAAA…
   isthmus-agent join --config agent.yaml - < token.txt     other users do not see it in the list of processes
 
-Both sides learn each other's addresses and bundles; the running agents need no restart.";
+Both sides learn each other's addresses and bundles. Run it as the user that the agent runs as; the running
+agents need no restart.";
 
 /// What can be done with tokens.
 #[derive(Debug, Subcommand)]
@@ -137,7 +139,7 @@ impl CreateArgs {
             });
             return Ok(format!("{json:#}"));
         }
-        // The token alone on standard output's line can be piped.
+        // Alone, so that it can be piped.
         Ok(text)
     }
 }

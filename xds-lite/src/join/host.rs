@@ -211,7 +211,7 @@ impl Host {
                 tracing::info!(peer = %joiner.shown.id, cluster = %party.cluster, %address, "a cluster has joined");
             }
             Err(error) => {
-                tracing::warn!(peer = %joiner.shown.id, error = ?error.shown(), "a join has failed; its token is used up");
+                tracing::warn!(peer = %joiner.shown.id, error = ?error.shown(), "a join has failed after the proof");
             }
         }
     }
@@ -237,27 +237,26 @@ impl Host {
         };
         let kept = self.apart(move |context| place::keep(context, accepted, SystemTime::now())).await??;
         let peer = kept.commit();
-        if let Err(error) = close(joiner, &Message::Done).await {
-            tracing::warn!(peer = %joiner.shown.id, error = ?Failed::from(error).shown(), "a joiner that was kept may not know it");
+        if close(joiner, &Message::Done).await.is_err() {
+            tracing::warn!(peer = %joiner.shown.id, "a joiner hung up before it heard that it was kept");
         }
         Ok(peer)
     }
 
     async fn sweep(self: Arc<Self>) {
-        let swept = self.apart(|context| {
-            context.tokens.sweep(unix_seconds(SystemTime::now()))?;
-            context.tokens.list()
-        });
-        match swept.await {
-            Ok(Ok(tokens)) => {
-                let open: HashSet<_> = tokens.into_iter().map(|(record, _)| record.id).collect();
-                self.wrong.lock().unwrap_or_else(PoisonError::into_inner).retain(|id, _| open.contains(id));
-            }
-            Ok(Err(error)) => {
-                tracing::warn!(error = ?Failed::from(error).shown(), "tokens could not be swept")
-            }
-            Err(error) => tracing::warn!(error = ?Failed::from(error).shown(), "tokens could not be swept"),
+        if let Err(error) = self.forget().await {
+            tracing::warn!(error = ?error.shown(), "tokens could not be swept");
         }
+    }
+
+    /// Forgets what has ended, and the wrong proofs of what is gone.
+    async fn forget(&self) -> Result<(), Failed> {
+        let now = unix_seconds(SystemTime::now());
+        self.apart(move |context| context.tokens.sweep(now)).await??;
+        let left = self.apart(|context| context.tokens.list()).await??;
+        let left: HashSet<_> = left.into_iter().map(|(record, _)| record.id).collect();
+        self.wrong.lock().unwrap_or_else(PoisonError::into_inner).retain(|id, _| left.contains(id));
+        Ok(())
     }
 
     /// On a thread that may wait.

@@ -67,7 +67,7 @@ pub enum PlaceError {
     /// Something cannot be written.
     #[error(transparent)]
     Write(#[from] WriteError),
-    /// The deny-list is not newer than the known one.
+    /// A deny-list, the known one or the other, is not its domain's.
     #[error(transparent)]
     Denied(#[from] DenyError),
 }
@@ -175,9 +175,11 @@ impl Kept {
 
     fn write(&mut self, path: PathBuf, after: String) -> Result<(), PlaceError> {
         let before = disk::read(&path, MAX_FILE)?;
-        files::write(&path, &after, PUBLIC)?;
-        self.changes.push(Change { path, before, after });
-        Ok(())
+        let change = Change { path, before, after };
+        let written = files::write(&change.path, &change.after, PUBLIC);
+        // Written or not: a file may be in its place that is not certain to outlast a crash.
+        self.changes.push(change);
+        Ok(written?)
     }
 
     /// Under the lock.
@@ -255,7 +257,7 @@ fn same_roots(one: &Bundle, other: &Bundle) -> bool {
     within(one, other) && within(other, one)
 }
 
-/// What is to be written of a deny-list: nothing, where the known one is the same.
+/// What is to be written of a deny-list: nothing, where the known one is as new.
 fn denied(
     context: &Context,
     domain: &TrustDomain,
@@ -277,6 +279,10 @@ fn denied(
         return Ok(None);
     }
     let known = known.map(|text| open(&text, None)).transpose()?;
-    open(envelope, known.as_ref())?;
-    Ok(Some((path, envelope.clone())))
+    match open(envelope, known.as_ref()) {
+        Ok(_) => Ok(Some((path, envelope.clone()))),
+        // Another cluster of that domain has joined, and had a newer one.
+        Err(DenyError::Older { .. }) => Ok(None),
+        Err(error) => Err(error.into()),
+    }
 }

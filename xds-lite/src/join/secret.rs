@@ -20,7 +20,7 @@ pub(super) const SECRET: usize = 16;
 
 /// 128 random bits. `Debug` does not show them.
 #[derive(Clone, PartialEq, Eq)]
-pub struct Secret([u8; SECRET]);
+pub(super) struct Secret([u8; SECRET]);
 
 /// Names a token without giving away its secret. Nobody can guess it, and it travels inside TLS only.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]

@@ -105,7 +105,7 @@ fn two_clusters_join_by_a_token() {
     let world = World::new();
     let World { east, west, .. } = &world;
     let denied = "spiffe://east.example/ns/a/sa/denied";
-    east.deny(denied);
+    east.deny(denied, 1);
     assert!(!east.believes(west) && !west.believes(east));
     let token: Token = world.token().reveal().parse().unwrap();
     let peer = try_join(west, &token).unwrap();
@@ -149,6 +149,25 @@ fn a_token_is_used_once() {
     assert_eq!(progress, Progress::Used);
     assert!(text.contains("has been used; make a new one"), "{text}");
     assert_eq!([world.east.kept(), world.west.kept()], after);
+}
+
+#[test]
+fn a_token_stays_used_when_the_agent_ends_in_the_middle() {
+    let mut world = World::new();
+    let token = world.token();
+    let proven = block(async {
+        let mut raw = Raw::of(&world.west, world.endpoint.at).await;
+        let proof = raw.proof(&token);
+        raw.say(&proof).await;
+        raw.hear().await.unwrap()["message"].to_string()
+    });
+    assert_eq!(proven, "\"proven\"");
+    // The next agent knows of it what is on the disk.
+    world.endpoint = world.east.serve();
+    let (_, cause, text) = refused(try_join(&world.west, &through(world.endpoint.at, &token)));
+    assert!(matches!(cause, JoinCause::Refused(Refusal::Used)), "{text}");
+    world.nothing_was_kept();
+    world.joins(&world.token());
 }
 
 #[test]
@@ -463,6 +482,26 @@ fn joining_again_replaces_the_addresses() {
 }
 
 #[test]
+fn a_newer_deny_list_and_a_bundle_in_another_form_stay() {
+    let world = World::new();
+    let World { east, west, .. } = &world;
+    let pem = west.files.bundles.join("east.example.pem");
+    fs::write(&pem, east.root.certificate_pem()).unwrap();
+    let list = || {
+        let trusted = Trust::load(&west.files).unwrap().current();
+        trusted.bundles.denied(&east.party.trust_domain).map(isthmus_certs::DenyList::sequence)
+    };
+    // Another cluster of east's domain may have told west more than east knows.
+    for (offered, kept) in [(7, 7), (6, 7), (8, 8)] {
+        east.deny("spiffe://east.example/ns/a/sa/denied", offered);
+        world.joins(&world.token());
+        assert_eq!(list(), Some(kept), "{offered} was offered");
+    }
+    assert_eq!(fs::read_to_string(pem).unwrap(), east.root.certificate_pem());
+    assert!(!west.files.bundles.join("east.example.json").exists(), "two would contradict each other");
+}
+
+#[test]
 fn clusters_of_one_domain_join_without_touching_its_bundle() {
     let east = Side::new("east", "one.example");
     let north = Side::under(duplicate(&east.root), "north", 7);
@@ -483,7 +522,7 @@ fn clusters_of_one_domain_join_without_touching_its_bundle() {
 #[test]
 fn who_was_denied_does_not_come_back_by_a_token() {
     let world = World::new();
-    world.west.deny("spiffe://west.example/isthmus/west/agent/a");
+    world.west.deny("spiffe://west.example/isthmus/west/agent/a", 1);
     let (_, cause, text) = refused(try_join(&world.west, &world.token()));
     // Its own domain denies it: what it offers denies itself.
     assert!(matches!(cause, JoinCause::Refused(Refusal::Offer)), "{text}");

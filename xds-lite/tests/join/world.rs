@@ -86,9 +86,10 @@ impl Side {
     }
 
     /// Denies an identity of its own domain, as `isthmus-certs deny` does.
-    pub(crate) fn deny(&self, id: &str) {
-        let mut list = DenyList::new(self.party.trust_domain.clone());
-        list.add_identity(id.parse().unwrap());
+    pub(crate) fn deny(&self, id: &str, sequence: u64) {
+        let domain = self.party.trust_domain.as_str();
+        let list = json!({ "trust_domain": domain, "sequence": sequence, "identities": [id] });
+        let list: DenyList = serde_json::from_value(list).unwrap();
         let path = self.dir.path().join(format!("deny/{}.json", self.party.trust_domain));
         fs::write(path, list.sign(&self.root).unwrap()).unwrap();
     }
