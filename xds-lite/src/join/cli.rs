@@ -24,10 +24,10 @@ const LONGEST_INPUT: u64 = 4_096;
 pub const CREATE_HELP: &str = "\
 Examples:
   isthmus-agent token create --config agent.yaml --for west --trust-domain west.example
-  isthmus-agent token create --config agent.yaml --for west --trust-domain west.example --lifetime 5m --json
+  isthmus-agent token create --config agent.yaml --for west --trust-domain west.example --json
 
-Whoever has the token can join as that cluster, once. Run it as the user that the agent runs as: the agent
-reads the token's file when somebody comes, and needs no restart.";
+Whoever has the token can join as that cluster, once. Run this as the user that the agent
+runs as: the agent reads the token's file when somebody comes, and needs no restart.";
 
 /// Examples of `isthmus-agent token list`, for its help.
 pub const LIST_HELP: &str = "\
@@ -41,9 +41,10 @@ Tokens are forgotten an hour after they have expired. No secret is kept, and non
 pub const JOIN_HELP: &str = "\
 Examples:
   isthmus-agent join --config agent.yaml isthmus1.AAAA…
-  isthmus-agent join --config agent.yaml - < token.txt     other users do not see it in the list of processes
+  isthmus-agent join --config agent.yaml - < token.txt
 
-Both sides learn each other's addresses and bundles. Run it as the user that the agent runs as; the running
+Other users see arguments in the list of processes, and not what `-` reads. Both sides learn
+each other's addresses and bundles. Run this as the user that the agent runs as; the running
 agents need no restart.";
 
 /// What can be done with tokens.
