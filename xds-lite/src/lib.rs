@@ -14,6 +14,7 @@ pub mod exports;
 pub mod host;
 pub mod imports;
 pub mod issuing;
+pub mod join;
 pub mod kept;
 pub mod locality;
 pub mod proofs;
