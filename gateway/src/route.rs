@@ -4,7 +4,7 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use isthmus_xds::HostName;
+use isthmus_xds::{HostName, outbound};
 
 use crate::hello::Alpn;
 use crate::reason::Reason;
@@ -59,7 +59,7 @@ impl Route {
 
 /// `None` when nothing has that name.
 fn find(snapshot: &Snapshot, sni: &HostName, query: Query<'_>) -> Option<Result<Route, Reason>> {
-    let (name, port) = outbound(sni.as_str());
+    let (name, port) = outbound::split(sni.as_str());
     if let Some(claims) = snapshot.exact.get(name)
         && let Some(answer) = choose(snapshot, claims, port, None, query)
     {
@@ -74,20 +74,6 @@ fn find(snapshot: &Snapshot, sni: &HostName, query: Query<'_>) -> Option<Result<
     std::iter::successors(Some(parent), |suffix| suffix.split_once('.').map(|(_, rest)| rest)).find_map(
         |suffix| snapshot.suffixes.get(suffix).and_then(|claims| choose(snapshot, claims, port, None, query)),
     )
-}
-
-/// Istio's form for one port of a host: `outbound_.PORT_._.HOST`. With a subset between the last two
-/// underscores it is no name of ours, and neither is a number that could be written shorter: one port has
-/// one name.
-fn outbound(name: &str) -> (&str, Option<u16>) {
-    let parsed = name
-        .strip_prefix("outbound_.")
-        .filter(|rest| !rest.starts_with('0'))
-        .and_then(|rest| rest.split_once("_._."));
-    match parsed.and_then(|(port, host)| Some((host, port.parse::<u16>().ok()?))) {
-        Some((host, port)) => (host, Some(port)),
-        None => (name, None),
-    }
 }
 
 /// The first service, most specific first, that has the port and the instance and whose conditions are
