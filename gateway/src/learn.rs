@@ -13,11 +13,11 @@ use isthmus_xds::agent::SLICE;
 use isthmus_xds::proto::envoy::config::core::v3::{Locality, Node};
 use isthmus_xds::slice::{self, Health, Key, Offer, Slice};
 
-use crate::config::settings::{self, Service, Xds};
+use crate::config::settings::{self, Service, Target};
 use crate::control::Control;
 
 /// Follows agents for as long as the gateway runs.
-pub(crate) async fn follow(xds: Xds, trust: Trust, control: Arc<Control>) -> io::Result<()> {
+pub(crate) async fn follow(servers: Vec<Target>, trust: Trust, control: Arc<Control>) -> io::Result<()> {
     let node = &control.process.fixed.node;
     let own = trust.current();
     let agents = format!("{}/isthmus/{}/agent/*", own.identity.id().trust_domain().id(), node.cluster);
@@ -29,7 +29,7 @@ pub(crate) async fn follow(xds: Xds, trust: Trust, control: Arc<Control>) -> io:
         sub_zone: node.locality.sub_zone.clone(),
     };
     let subscription = Subscription {
-        servers: xds.agents,
+        servers,
         tls: Arc::new(tls),
         node: Node {
             id: node.id.clone(),
@@ -41,7 +41,7 @@ pub(crate) async fn follow(xds: Xds, trust: Trust, control: Arc<Control>) -> io:
     };
     let network = node.network.clone();
     let mut slices = Slices { control, network, accepted: Accepted::default(), keys: BTreeMap::new() };
-    subscription.follow(Client::new(SLICE, []), &mut slices).await;
+    subscription.follow(vec![Client::new(SLICE, [])], &mut slices).await;
     Ok(())
 }
 
