@@ -15,6 +15,7 @@ pub mod binary;
 pub mod bulk;
 pub mod certs;
 pub mod client;
+pub mod control_plane;
 pub mod endpoint;
 pub mod gateway;
 pub mod hello;
