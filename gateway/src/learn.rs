@@ -18,7 +18,7 @@ use isthmus_xds::kept::Kept;
 use isthmus_xds::proto::envoy::config::core::v3::{Locality, Node};
 use isthmus_xds::slice::{Key, Slice, Staleness, version};
 
-use crate::config::settings::Xds;
+use crate::config::settings::Agents;
 use crate::control::{Control, Following};
 
 use services::Here;
@@ -27,21 +27,21 @@ use services::Here;
 const PACE: Duration = Duration::from_secs(1);
 
 /// Follows agents for as long as the gateway runs.
-pub(crate) async fn follow(xds: Xds, trust: Trust, control: Arc<Control>) -> io::Result<()> {
+pub(crate) async fn follow(agents: Agents, trust: Trust, control: Arc<Control>) -> io::Result<()> {
     let node = &control.process.fixed.node;
     let own = trust.current();
     let id = own.identity.id();
-    let agents = format!("{}/isthmus/{}/agent/*", id.trust_domain().id(), node.cluster);
-    let agents = IdPattern::parse(&agents).map_err(io::Error::other)?;
+    let expected = format!("{}/isthmus/{}/agent/*", id.trust_domain().id(), node.cluster);
+    let expected = IdPattern::parse(&expected).map_err(io::Error::other)?;
     let gateway = id.path().rsplit('/').next().unwrap_or_default().to_owned();
-    let tls = Tls::new(trust, Peer::Matching(vec![agents]), &[b"h2"]).map_err(io::Error::other)?;
+    let tls = Tls::new(trust, Peer::Matching(vec![expected]), &[b"h2"]).map_err(io::Error::other)?;
     let locality = Locality {
         region: node.locality.region.clone(),
         zone: node.locality.zone.clone(),
         sub_zone: node.locality.sub_zone.clone(),
     };
     let subscription = Subscription {
-        servers: xds.agents,
+        servers: agents.addresses,
         tls: Arc::new(tls),
         node: Node {
             id: node.id.clone(),
@@ -53,7 +53,7 @@ pub(crate) async fn follow(xds: Xds, trust: Trust, control: Arc<Control>) -> io:
     };
     let here = Here { cluster: node.cluster.clone(), gateway };
     let network = node.network.clone();
-    let slices = Slices::open(Arc::clone(&control), here, network, xds.state.as_deref())?;
+    let slices = Slices::open(Arc::clone(&control), here, network, agents.state.as_deref())?;
     let client = Client::new(SLICE, slices.known());
     let slices = Arc::new(Mutex::new(slices));
     let aging = async {
@@ -65,7 +65,7 @@ pub(crate) async fn follow(xds: Xds, trust: Trust, control: Arc<Control>) -> io:
     };
     let mut followed = Followed(Arc::clone(&slices));
     tokio::select! {
-        () = subscription.follow(client, &mut followed) => {}
+        () = subscription.follow(vec![client], &mut followed) => {}
         () = aging => {}
     }
     Ok(())
