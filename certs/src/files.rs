@@ -8,9 +8,9 @@ use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, PermissionsExt as 
 use std::path::{Path, PathBuf};
 
 /// Readable by its owner only: keys.
-pub(crate) const SECRET: u32 = 0o600;
+pub const SECRET: u32 = 0o600;
 /// Readable by all who may enter the directory.
-pub(crate) const PUBLIC: u32 = 0o644;
+pub const PUBLIC: u32 = 0o644;
 const FOLDER: u32 = 0o700;
 /// The link that all files of a set go through, as kubelet names it.
 const DATA: &str = "..data";
@@ -60,7 +60,7 @@ impl Entry {
 }
 
 /// Writes one file, in place of what is there.
-pub(crate) fn write(path: &Path, content: &str, mode: u32) -> Result<(), WriteError> {
+pub fn write(path: &Path, content: &str, mode: u32) -> Result<(), WriteError> {
     let attempt = || {
         let folder = parent(path);
         // A temporary file starts as 0600, so a key is never open to others.
@@ -92,7 +92,7 @@ fn sweep_in(folder: &Path) -> io::Result<()> {
 }
 
 /// Makes a directory and those above it, for their owner only.
-pub(crate) fn make_folder(folder: &Path) -> Result<(), WriteError> {
+pub fn make_folder(folder: &Path) -> Result<(), WriteError> {
     let made = DirBuilder::new().recursive(true).mode(FOLDER).create(folder);
     made.map_err(failed(folder))
 }

@@ -9,7 +9,7 @@ pub mod cross;
 mod crypto;
 pub mod deny;
 pub mod facts;
-mod files;
+pub mod files;
 pub mod home;
 pub mod identity;
 pub mod issuer;

@@ -16,7 +16,7 @@ use crate::log::{Line, rfc3339};
 use crate::metrics::{ListenerCounters, add};
 use crate::pick::Step;
 use crate::reason::Reason;
-use crate::snapshot::Service;
+use crate::snapshot::{Endpoint, Service};
 use crate::socket::{self, Millis};
 use crate::worker::Worker;
 
@@ -214,9 +214,8 @@ impl Account {
             return;
         }
         let endpoint = self.conn.target().map(|target| target.endpoint);
-        let locality = self.service.iter().flat_map(|service| &service.endpoints).find_map(|candidate| {
-            (Some(candidate.address) == endpoint).then(|| candidate.locality.to_string())
-        });
+        let mut known = self.service.iter().flat_map(|service| &service.endpoints);
+        let reached = known.find(|candidate| Some(candidate.address) == endpoint);
         let line = Line {
             time: rfc3339(self.conn.since),
             listener: process.fixed.binds.get(self.conn.listener).map_or("", |bind| &bind.name),
@@ -225,8 +224,8 @@ impl Account {
             alpn: &self.alpn,
             service: self.service.as_ref().map(|service| &*service.name),
             endpoint,
-            cluster: &process.fixed.node.cluster,
-            locality,
+            cluster: reached.and_then(Endpoint::cluster).unwrap_or(&process.fixed.node.cluster),
+            locality: reached.map(|endpoint| endpoint.locality.to_string()),
             attempts: self.attempts,
             bytes_in: self.conn.bytes_in.load(Relaxed),
             bytes_out: self.conn.bytes_out.load(Relaxed),

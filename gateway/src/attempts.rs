@@ -3,8 +3,9 @@
 
 use std::borrow::Cow;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
+use isthmus_xds::config::services::defaults;
 use tokio::net::TcpStream;
 
 use crate::account::Account;
@@ -16,7 +17,7 @@ use crate::pick::{Choice, Step, pick};
 use crate::proxy;
 use crate::reason::Reason;
 use crate::route::Route;
-use crate::snapshot::Service;
+use crate::snapshot::{Endpoint, Service};
 use crate::socket;
 use crate::worker::Worker;
 
@@ -56,6 +57,7 @@ impl Attempts {
     pub(crate) fn choice<'a>(&'a self, route: &'a Route, source: IpAddr) -> Choice<'a> {
         Choice {
             instance: route.instance.as_ref(),
+            side: route.side,
             tried: &self.tried,
             source,
             turn: route.service.state.next_turn(),
@@ -85,7 +87,8 @@ impl Attempts {
         Attempt {
             step,
             wire: self.wire(step, client, account),
-            patience: limits.connect.min(limits.connect_total.saturating_sub(self.since.elapsed())),
+            patience: patience(step.endpoint, limits.connect)
+                .min(limits.connect_total.saturating_sub(self.since.elapsed())),
             may_move: self.replayable && !scarce,
         }
     }
@@ -136,4 +139,9 @@ impl Attempts {
             )
             .is_some()
     }
+}
+
+/// Another cluster may be far away.
+fn patience(endpoint: &Endpoint, connect: Duration) -> Duration {
+    if endpoint.cluster().is_some() { connect.max(defaults::CONNECT_ACROSS) } else { connect }
 }

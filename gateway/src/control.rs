@@ -2,6 +2,7 @@
 //! alone frees them: dropping 100 000 services takes 90 ms, which no worker has.
 
 mod answers;
+mod following;
 
 use std::collections::HashSet;
 use std::io;
@@ -13,6 +14,7 @@ use isthmus_xds::HostName;
 use tokio::sync::{Notify, watch};
 
 pub use self::answers::{Answer, Answers};
+pub use self::following::Following;
 use crate::config::settings::{Fixed, Live, Service, Settings, Target};
 use crate::drain::Phase;
 use crate::snapshot::{Resolved, Snapshot};
@@ -32,6 +34,8 @@ pub struct Control {
     pub names: watch::Sender<Vec<HostName>>,
     /// What they resolved to.
     pub answers: Answers,
+    /// How it stands with the agent, if there is one to follow.
+    pub following: watch::Sender<Following>,
     /// When the process started.
     pub started: SystemTime,
     /// The fixed settings as they were written: compared with each edit.
@@ -82,6 +86,7 @@ impl Control {
             process,
             workers,
             phase: watch::Sender::new(Phase::Serving),
+            following: watch::Sender::new(Following::nobody()),
             started: SystemTime::now(),
             written: settings.fixed,
             inputs: Mutex::new(Inputs { live: settings.live, learned: None, resolved: Resolved::new() }),

@@ -1,35 +1,47 @@
 //! Services that agents give this gateway: it follows one of them, accepts slices, and puts what they come to
 //! live beside the file's. Not the protocol: that is `isthmus_xds::ads`.
 
-use std::collections::BTreeMap;
+mod services;
+
+use std::collections::{BTreeMap, HashSet};
 use std::io;
-use std::sync::Arc;
+use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant, SystemTime};
 
 use isthmus_certs::{Client as Tls, IdPattern, Peer, Trust};
 use isthmus_xds::accepted::Accepted;
 use isthmus_xds::ads::client::{Client, Refused, Update};
 use isthmus_xds::ads::subscribe::{Contact, Subscription, Tables};
 use isthmus_xds::agent::SLICE;
+use isthmus_xds::kept::Kept;
 use isthmus_xds::proto::envoy::config::core::v3::{Locality, Node};
-use isthmus_xds::slice::{self, Health, Key, Offer, Slice};
+use isthmus_xds::slice::{Key, Slice, Staleness, version};
 
-use crate::config::settings::{self, Service, Xds};
-use crate::control::Control;
+use crate::config::settings::Agents;
+use crate::control::{Control, Following};
+
+use services::Here;
+
+/// How often it is looked for what has expired.
+const PACE: Duration = Duration::from_secs(1);
 
 /// Follows agents for as long as the gateway runs.
-pub(crate) async fn follow(xds: Xds, trust: Trust, control: Arc<Control>) -> io::Result<()> {
+pub(crate) async fn follow(agents: Agents, trust: Trust, control: Arc<Control>) -> io::Result<()> {
     let node = &control.process.fixed.node;
     let own = trust.current();
-    let agents = format!("{}/isthmus/{}/agent/*", own.identity.id().trust_domain().id(), node.cluster);
-    let agents = IdPattern::parse(&agents).map_err(io::Error::other)?;
-    let tls = Tls::new(trust, Peer::Matching(vec![agents]), &[b"h2"]).map_err(io::Error::other)?;
+    let id = own.identity.id();
+    let expected = format!("{}/isthmus/{}/agent/*", id.trust_domain().id(), node.cluster);
+    let expected = IdPattern::parse(&expected).map_err(io::Error::other)?;
+    let gateway = id.path().rsplit('/').next().unwrap_or_default().to_owned();
+    let tls = Tls::new(trust, Peer::Matching(vec![expected]), &[b"h2"]).map_err(io::Error::other)?;
     let locality = Locality {
         region: node.locality.region.clone(),
         zone: node.locality.zone.clone(),
         sub_zone: node.locality.sub_zone.clone(),
     };
     let subscription = Subscription {
-        servers: xds.agents,
+        servers: agents.addresses,
         tls: Arc::new(tls),
         node: Node {
             id: node.id.clone(),
@@ -39,32 +51,86 @@ pub(crate) async fn follow(xds: Xds, trust: Trust, control: Arc<Control>) -> io:
             ..Node::default()
         },
     };
+    let here = Here { cluster: node.cluster.clone(), gateway };
     let network = node.network.clone();
-    let mut slices = Slices { control, network, accepted: Accepted::default(), keys: BTreeMap::new() };
-    subscription.follow(Client::new(SLICE, []), &mut slices).await;
+    let slices = Slices::open(Arc::clone(&control), here, network, agents.state.as_deref())?;
+    let client = Client::new(SLICE, slices.known());
+    let slices = Arc::new(Mutex::new(slices));
+    let aging = async {
+        let mut pace = tokio::time::interval(PACE);
+        loop {
+            pace.tick().await;
+            locked(&slices).expire(Instant::now());
+        }
+    };
+    let mut followed = Followed(Arc::clone(&slices));
+    tokio::select! {
+        () = subscription.follow(vec![client], &mut followed) => {}
+        () = aging => {}
+    }
     Ok(())
 }
 
-/// The slices that were accepted, and the services that they are here.
+fn locked(slices: &Mutex<Slices>) -> MutexGuard<'_, Slices> {
+    slices.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The slices that were accepted.
 struct Slices {
     control: Arc<Control>,
+    here: Here,
     network: String,
     accepted: Accepted,
     /// By name, in order, so that the same slices always make the same tables.
     keys: BTreeMap<String, Key>,
+    kept: Option<Kept>,
+    lost: Option<Instant>,
+    expired: HashSet<Key>,
 }
 
 impl Slices {
+    /// With what was kept of the time before, live at once.
+    fn open(control: Arc<Control>, here: Here, network: String, state: Option<&Path>) -> io::Result<Slices> {
+        let kept = state.map(|folder| Kept::open(&folder.join("agent.slices"))).transpose()?;
+        let mut slices = Slices {
+            control,
+            here,
+            network,
+            accepted: Accepted::default(),
+            keys: BTreeMap::new(),
+            kept: None,
+            lost: Some(Instant::now()),
+            expired: HashSet::new(),
+        };
+        for (name, bytes) in kept.iter().flat_map(Kept::entries) {
+            if let Err(why) = slices.take(name, bytes) {
+                tracing::warn!(slice = ?name, %why, "a slice that was kept is not taken");
+            }
+        }
+        slices.kept = kept;
+        if !slices.keys.is_empty() {
+            tracing::info!(slices = slices.keys.len(), "begun with the tables that were kept");
+            slices.publish();
+        }
+        Ok(slices)
+    }
+
+    /// What need not be sent again, with its version.
+    fn known(&self) -> Vec<(String, String)> {
+        self.kept.iter().flat_map(Kept::entries).map(|(name, bytes)| (name.clone(), version(bytes))).collect()
+    }
+
     fn take(&mut self, name: &str, bytes: &[u8]) -> Result<(), String> {
         let slice = Slice::decode(bytes).map_err(|error| error.to_string())?;
         if slice.key.to_string() != name {
             return Err(format!("is the slice of {}", slice.key));
         }
         if let Some(offer) = &slice.offer
+            && slice.key.cluster.as_str() == self.here.cluster
             && offer.network != self.network
         {
             return Err(format!(
-                "stands in network {:?}, and this gateway in {:?}; services across networks are not supported yet",
+                "stands in network {:?}, and this gateway in {:?}; set `node.network` to that of its agent",
                 offer.network, self.network
             ));
         }
@@ -73,72 +139,101 @@ impl Slices {
         self.keys.insert(name.to_owned(), key);
         Ok(())
     }
-}
 
-impl Tables for Slices {
     fn apply(&mut self, update: &Update) -> Vec<Refused> {
         let mut refused = Vec::new();
+        let mut outcome = Ok(());
         for resource in &update.resources {
-            if let Err(why) = self.take(&resource.name, &resource.bytes) {
-                tracing::warn!(slice = ?resource.name, %why, "a slice was refused");
-                refused.push(Refused { name: resource.name.clone(), why });
+            match self.take(&resource.name, &resource.bytes) {
+                Ok(()) => {
+                    if let Some(kept) = &mut self.kept {
+                        outcome = outcome.and(kept.set(&resource.name, &resource.bytes));
+                    }
+                }
+                Err(why) => {
+                    tracing::warn!(slice = ?resource.name, %why, "a slice was refused");
+                    refused.push(Refused { name: resource.name.clone(), why });
+                }
             }
         }
-        for key in update.removed.iter().filter_map(|name| self.keys.get(name)) {
-            self.accepted.leave(key);
+        for name in &update.removed {
+            if let Some(key) = self.keys.get(name) {
+                self.accepted.leave(key);
+            }
+            if let Some(kept) = &mut self.kept {
+                outcome = outcome.and(kept.remove(name));
+            }
         }
+        if let Err(error) = outcome {
+            tracing::error!(%error, "tables cannot be kept for a restart; they are live all the same");
+        }
+        self.publish();
+        self.control.following.send_modify(|following| following.refused(&refused));
+        refused
+    }
+
+    fn publish(&mut self) {
         let accepted = &self.accepted;
         self.keys.retain(|_, key| accepted.get(key).is_some());
-        let slices = self.keys.values().filter_map(|key| accepted.get(key));
-        self.control.learned(slices.flat_map(|slice| services(slice)).map(Arc::new).collect());
-        refused
+        let standing = self.keys.values().filter(|key| !self.expired.contains(key));
+        let slices = standing.filter_map(|key| accepted.get(key)).map(|slice| &**slice);
+        self.control.learned(self.here.services(slices).into_iter().map(Arc::new).collect());
+        self.control.following.send_modify(|following| following.slices = self.keys.len());
+    }
+
+    fn contact(&mut self, agent: &str, lost: Option<&str>) {
+        self.lost = lost.map(|_| self.lost.unwrap_or_else(Instant::now));
+        if lost.is_none() && !self.expired.is_empty() {
+            self.expired.clear();
+            self.publish();
+        }
+        let change = |following: &mut Following| {
+            if following.connected == lost.is_some() || following.agent.is_none() {
+                following.since = SystemTime::now();
+            }
+            following.agent = Some(agent.to_owned());
+            following.connected = lost.is_none();
+            following.error = lost.map(str::to_owned);
+        };
+        self.control.following.send_modify(change);
+    }
+
+    /// Lets go of what was promised for a time only, while no agent is heard.
+    fn expire(&mut self, now: Instant) {
+        let Some(silence) = self.lost.map(|lost| now.saturating_duration_since(lost)) else { return };
+        let rule = |slice: &Slice| slice.offer.as_ref().map(|offer| offer.staleness);
+        let over = self.accepted.iter().filter(|slice| match rule(slice) {
+            Some(Staleness::ExpireAfter(time)) => silence >= time,
+            Some(Staleness::Keep | Staleness::Probe) | None => false,
+        });
+        let over: Vec<_> = over.map(|slice| slice.key.clone()).collect();
+        let before = self.expired.len();
+        self.expired.extend(over);
+        if self.expired.len() > before {
+            tracing::warn!(slices = self.expired.len(), "have expired: no agent was heard for too long");
+            self.publish();
+        }
+    }
+}
+
+/// The slices as an agent changes them.
+struct Followed(Arc<Mutex<Slices>>);
+
+impl Tables for Followed {
+    fn apply(&mut self, update: &Update) -> Vec<Refused> {
+        locked(&self.0).apply(update)
     }
 
     fn contact(&mut self, contact: Contact<'_>) {
         match contact {
-            Contact::Made(agent) => tracing::info!(%agent, "following an agent"),
-            Contact::Lost(agent, why) => tracing::warn!(%agent, why, "no agent there; the tables stay"),
+            Contact::Made(agent) => {
+                tracing::info!(%agent, "following an agent");
+                locked(&self.0).contact(&agent.to_string(), None);
+            }
+            Contact::Lost(agent, why) => {
+                tracing::warn!(%agent, why, "no agent there; the tables stay");
+                locked(&self.0).contact(&agent.to_string(), Some(why));
+            }
         }
-    }
-}
-
-/// A slice as the services of this gateway: one for each port whose endpoints speak TLS themselves.
-fn services(slice: &Slice) -> Vec<Service> {
-    let offer = slice.offer.iter();
-    let passed = offer.flat_map(|offer| offer.ports.iter().map(move |port| (offer, port)));
-    passed
-        .filter(|(_, port)| port.tls != slice::Tls::Terminated)
-        .map(|(offer, port)| service(slice, offer, port))
-        .collect()
-}
-
-fn service(slice: &Slice, offer: &Offer, port: &slice::Port) -> Service {
-    Service {
-        host: slice.key.host.clone(),
-        port: port.number,
-        bare: port.bare,
-        aliases: if port.bare { offer.aliases.clone() } else { Vec::new() },
-        alpn: port.alpn.clone(),
-        sources: port.sources.clone(),
-        balance: port.balance,
-        max_connections: port.max_connections,
-        send_proxy: port.send_proxy,
-        timeouts: port.timeouts.clone(),
-        endpoints: port
-            .endpoints
-            .iter()
-            .filter(|one| one.tls != Some(slice::Tls::Terminated))
-            .map(endpoint)
-            .collect(),
-    }
-}
-
-fn endpoint(endpoint: &slice::Endpoint) -> settings::Endpoint {
-    settings::Endpoint {
-        address: endpoint.address.clone(),
-        instance: endpoint.instance.clone(),
-        // What is not ready takes no new connections, and keeps those it has.
-        weight: if endpoint.health == Health::Ready { endpoint.weight.into() } else { 0 },
-        locality: endpoint.locality.clone(),
     }
 }

@@ -1,5 +1,5 @@
 //! Which endpoint of a service gets the connection. Pure: time and randomness come in as arguments.
-//! One group of endpoints, all equally near: priority and locality will choose the group before this.
+//! The nearest group that has a healthy endpoint is chosen first, then one of its endpoints by the policy.
 
 use std::collections::hash_map::DefaultHasher;
 use std::hash::{Hash, Hasher};
@@ -7,9 +7,9 @@ use std::net::{IpAddr, SocketAddr};
 
 use isthmus_xds::HostName;
 
-use crate::config::settings::Balance;
+use crate::config::settings::{Balance, Side};
 use crate::route::Route;
-use crate::snapshot::{Endpoint, Service, Snapshot};
+use crate::snapshot::{Endpoint, Group, Service, Snapshot};
 use crate::socket::Millis;
 
 /// What a choice depends on, besides the service.
@@ -17,6 +17,8 @@ use crate::socket::Millis;
 pub struct Choice<'a> {
     /// Only this instance.
     pub instance: Option<&'a HostName>,
+    /// Who asks.
+    pub side: Side,
     /// Addresses that were tried for this connection already.
     pub tried: &'a [SocketAddr],
     /// The client's address.
@@ -47,11 +49,21 @@ pub fn pick<'s>(
 ) -> Option<&'s Endpoint> {
     let may_serve = |endpoint: &Endpoint| {
         endpoint.weight > 0
-            && choice.instance.is_none_or(|name| endpoint.instance.as_ref() == Some(name))
+            && endpoint.takes(choice.side)
+            && choice.instance.is_none_or(|name| endpoint.is_instance(name, choice.side))
             && !choice.tried.contains(&endpoint.address)
     };
     let healthy = |endpoint: &Endpoint| may_serve(endpoint) && endpoint.state.healthy(choice.now);
-    by_policy(service, choice, random, &healthy).or_else(|| by_policy(service, choice, random, &may_serve))
+    in_groups(service, choice, random, &healthy).or_else(|| in_groups(service, choice, random, &may_serve))
+}
+
+fn in_groups<'s>(
+    service: &'s Service,
+    choice: &Choice<'_>,
+    random: &mut fastrand::Rng,
+    usable: &dyn Fn(&Endpoint) -> bool,
+) -> Option<&'s Endpoint> {
+    service.groups().find_map(|group| by_policy(service, group, choice, random, usable))
 }
 
 /// The endpoints in the order in which one connection would try them, `attempts` at most.
@@ -73,23 +85,24 @@ pub fn order<'s>(
 
 fn by_policy<'s>(
     service: &'s Service,
+    group: &Group,
     choice: &Choice<'_>,
     random: &mut fastrand::Rng,
     usable: &dyn Fn(&Endpoint) -> bool,
 ) -> Option<&'s Endpoint> {
     match service.settings.balance {
-        Balance::RoundRobin => from_turn(service, choice.turn, usable),
-        Balance::Random => at_random(service, random, usable),
+        Balance::RoundRobin => from_turn(service, group, choice.turn, usable),
+        Balance::Random => at_random(service, group, random, usable),
         Balance::LeastConnections => {
-            let first = at_random(service, random, usable)?;
-            let second =
-                at_random(service, random, &|endpoint| endpoint.address != first.address && usable(endpoint));
+            let first = at_random(service, group, random, usable)?;
+            let other = |endpoint: &Endpoint| endpoint.address != first.address && usable(endpoint);
+            let second = at_random(service, group, random, &other);
             Some(second.filter(|second| load(second) < load(first)).unwrap_or(first))
         }
         Balance::SourceHash => {
             let score = |endpoint: &Endpoint| rendezvous(choice.source, endpoint);
-            service
-                .endpoints
+            group
+                .endpoints(service)
                 .iter()
                 .filter(|endpoint| usable(endpoint))
                 .max_by(|a, b| score(a).total_cmp(&score(b)))
@@ -100,20 +113,13 @@ fn by_policy<'s>(
 /// The first usable endpoint from this turn of the schedule on.
 fn from_turn<'s>(
     service: &'s Service,
+    group: &Group,
     turn: usize,
     usable: &dyn Fn(&Endpoint) -> bool,
 ) -> Option<&'s Endpoint> {
-    let turns = service.schedule.as_ref().map_or(service.endpoints.len(), |schedule| schedule.len());
+    let turns = group.turns();
     (0..turns)
-        .find_map(|step| at_turn(service, (turn % turns + step) % turns).filter(|endpoint| usable(endpoint)))
-}
-
-fn at_turn(service: &Service, turn: usize) -> Option<&Endpoint> {
-    let index = match &service.schedule {
-        Some(schedule) => *schedule.get(turn)? as usize,
-        None => turn,
-    };
-    service.endpoints.get(index)
+        .find_map(|step| group.at(service, (turn % turns + step) % turns).filter(|endpoint| usable(endpoint)))
 }
 
 /// Draws before a scan settles it: with most endpoints usable, two are enough on average.
@@ -121,16 +127,17 @@ const DRAWS: usize = 8;
 
 fn at_random<'s>(
     service: &'s Service,
+    group: &Group,
     random: &mut fastrand::Rng,
     usable: &dyn Fn(&Endpoint) -> bool,
 ) -> Option<&'s Endpoint> {
-    let turns = service.schedule.as_ref().map_or(service.endpoints.len(), |schedule| schedule.len());
+    let turns = group.turns();
     if turns == 0 {
         return None;
     }
     (0..DRAWS)
-        .find_map(|_| at_turn(service, random.usize(..turns)).filter(|endpoint| usable(endpoint)))
-        .or_else(|| from_turn(service, random.usize(..turns), usable))
+        .find_map(|_| group.at(service, random.usize(..turns)).filter(|endpoint| usable(endpoint)))
+        .or_else(|| from_turn(service, group, random.usize(..turns), usable))
 }
 
 fn load(endpoint: &Endpoint) -> f64 {
@@ -172,6 +179,7 @@ mod tests {
 
     const NOBODY: Choice<'static> = Choice {
         instance: None,
+        side: Side::EastWest,
         tried: &[],
         source: IpAddr::V4(std::net::Ipv4Addr::LOCALHOST),
         turn: 0,

@@ -4,8 +4,9 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use isthmus_xds::HostName;
+use isthmus_xds::{HostName, outbound};
 
+use crate::config::settings::Side;
 use crate::hello::Alpn;
 use crate::reason::Reason;
 use crate::snapshot::{Claims, Service, Snapshot};
@@ -17,6 +18,8 @@ pub struct Route {
     pub service: Arc<Service>,
     /// Only this instance of it.
     pub instance: Option<HostName>,
+    /// Who asks.
+    pub side: Side,
 }
 
 /// What a route is looked up by.
@@ -32,18 +35,23 @@ pub struct Query<'a> {
     pub source: IpAddr,
 }
 
-/// Finds the service: exact name, then instance, then the longest `*.suffix`, then the listener's default.
+/// Finds the service: exact name, then an instance by its alias or its label, then the longest `*.suffix`, then the listener's default.
 ///
 /// # Errors
 /// `no_sni`, `sni_unmatched`, or the condition that the name's services set and the client does not meet.
 pub fn route(snapshot: &Snapshot, query: Query<'_>) -> Result<Route, Reason> {
-    let named = query.sni.and_then(|sni| find(snapshot, sni, query));
+    let side = snapshot.live.listeners.get(query.listener).map(|listener| listener.side).unwrap_or_default();
+    let named = query.sni.and_then(|sni| find(snapshot, sni, side, query));
     match named {
         Some(answer) => answer,
         None => {
             let default = snapshot.live.listeners.get(query.listener).and_then(|listener| listener.default);
             match default.and_then(|index| snapshot.service(index)) {
-                Some(service) => meets(service, query).map(|()| Route::to(service)),
+                Some(service) => meets(service, query).map(|()| Route {
+                    service: Arc::clone(service),
+                    instance: None,
+                    side,
+                }),
                 None if query.sni.is_none() => Err(Reason::NoSni),
                 None => Err(Reason::SniUnmatched),
             }
@@ -51,73 +59,67 @@ pub fn route(snapshot: &Snapshot, query: Query<'_>) -> Result<Route, Reason> {
     }
 }
 
-impl Route {
-    fn to(service: &Arc<Service>) -> Route {
-        Route { service: Arc::clone(service), instance: None }
-    }
-}
-
 /// `None` when nothing has that name.
-fn find(snapshot: &Snapshot, sni: &HostName, query: Query<'_>) -> Option<Result<Route, Reason>> {
-    let (name, port) = outbound(sni.as_str());
-    if let Some(claims) = snapshot.exact.get(name)
-        && let Some(answer) = choose(snapshot, claims, port, None, query)
-    {
+fn find(snapshot: &Snapshot, sni: &HostName, side: Side, query: Query<'_>) -> Option<Result<Route, Reason>> {
+    let (name, port) = outbound::split(sni.as_str());
+    let choose = |claims, part| choose(snapshot, claims, Asked { port, part, side, query });
+    if let Some(answer) = snapshot.exact.get(name).and_then(|claims| choose(claims, Part::Whole)) {
+        return Some(answer);
+    }
+    if let Some(answer) = snapshot.instances.get(name).and_then(|claims| choose(claims, Part::Alias(name))) {
         return Some(answer);
     }
     let (label, parent) = name.split_once('.')?;
-    if let Some(claims) = snapshot.exact.get(parent)
-        && let Some(answer) = choose(snapshot, claims, port, Some(label), query)
-    {
+    if let Some(answer) = snapshot.exact.get(parent).and_then(|claims| choose(claims, Part::Label(label))) {
         return Some(answer);
     }
-    std::iter::successors(Some(parent), |suffix| suffix.split_once('.').map(|(_, rest)| rest)).find_map(
-        |suffix| snapshot.suffixes.get(suffix).and_then(|claims| choose(snapshot, claims, port, None, query)),
-    )
+    std::iter::successors(Some(parent), |suffix| suffix.split_once('.').map(|(_, rest)| rest))
+        .find_map(|suffix| snapshot.suffixes.get(suffix).and_then(|claims| choose(claims, Part::Whole)))
 }
 
-/// Istio's form for one port of a host: `outbound_.PORT_._.HOST`. With a subset between the last two
-/// underscores it is no name of ours, and neither is a number that could be written shorter: one port has
-/// one name.
-fn outbound(name: &str) -> (&str, Option<u16>) {
-    let parsed = name
-        .strip_prefix("outbound_.")
-        .filter(|rest| !rest.starts_with('0'))
-        .and_then(|rest| rest.split_once("_._."));
-    match parsed.and_then(|(port, host)| Some((host, port.parse::<u16>().ok()?))) {
-        Some((host, port)) => (host, Some(port)),
-        None => (name, None),
-    }
+/// Which part of a service is meant.
+#[derive(Clone, Copy)]
+enum Part<'a> {
+    Whole,
+    /// The instance with this label.
+    Label(&'a str),
+    /// The instance with this other name.
+    Alias(&'a str),
+}
+
+#[derive(Clone, Copy)]
+struct Asked<'a> {
+    port: Option<u16>,
+    part: Part<'a>,
+    side: Side,
+    query: Query<'a>,
 }
 
 /// The first service, most specific first, that has the port and the instance and whose conditions are
 /// met. `None` when none of them has that port or that instance.
-fn choose(
-    snapshot: &Snapshot,
-    claims: &Claims,
-    port: Option<u16>,
-    instance: Option<&str>,
-    query: Query<'_>,
-) -> Option<Result<Route, Reason>> {
+fn choose(snapshot: &Snapshot, claims: &Claims, asked: Asked<'_>) -> Option<Result<Route, Reason>> {
+    let Asked { port, part, side, query } = asked;
     let mut answer = None;
     for service in claims.indexes().iter().filter_map(|index| snapshot.service(*index as usize)) {
         let settings = &service.settings;
-        if port.map_or(!settings.bare, |port| settings.port != port) {
+        let is_open = side == Side::Outbound || settings.exposed;
+        if !is_open || port.map_or(!settings.bare, |port| settings.port != port) {
             continue;
         }
-        let named = instance.map(|label| {
-            service
-                .endpoints
-                .iter()
-                .filter_map(|endpoint| endpoint.instance.as_ref())
-                .find(|name| name.as_str() == label)
-        });
+        let named = match part {
+            Part::Whole => None,
+            Part::Label(label) => Some(service.instance(side, |name, _| name.as_str() == label)),
+            Part::Alias(alias) => {
+                Some(service.instance(side, |_, names| names.iter().any(|name| name.as_str() == alias)))
+            }
+        };
         if matches!(named, Some(None)) {
             continue;
         }
         match meets(service, query) {
             Ok(()) => {
-                return Some(Ok(Route { service: Arc::clone(service), instance: named.flatten().cloned() }));
+                let instance = named.flatten().cloned();
+                return Some(Ok(Route { service: Arc::clone(service), instance, side }));
             }
             Err(reason) => answer = Some(Err(reason)),
         }

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use isthmus_xds::{HostName, HostPattern, Locality};
 
-use crate::config::settings::{self, Ejection, Live, Target};
+use crate::config::settings::{self, Ejection, Live, Reach, Side, Target};
 use crate::endpoint::{EndpointState, ServiceState};
 use crate::socket::Millis;
 
@@ -23,6 +23,8 @@ pub struct Snapshot {
     pub services: Vec<Arc<Service>>,
     pub(crate) exact: HashMap<HostName, Claims>,
     pub(crate) suffixes: HashMap<HostName, Claims>,
+    /// Whole other names of instances.
+    pub(crate) instances: HashMap<HostName, Claims>,
 }
 
 /// The services that answer to one name, by index, the most specific conditions first. One, nearly
@@ -49,14 +51,24 @@ pub struct Service {
     pub name: Box<str>,
     /// What the configuration says of it.
     pub settings: Arc<settings::Service>,
-    /// With addresses resolved; the drained ones too.
+    /// With addresses resolved; the drained ones too. Those of one group stand together, the nearest first.
     pub endpoints: Box<[Endpoint]>,
-    /// Endpoint indexes, each as often as its weight says, evenly spread; `None` when all weigh the same.
-    pub(crate) schedule: Option<Box<[u32]>>,
+    nearest: Group,
+    further: Box<[Group]>,
     /// An address was left out because it is this gateway's own.
     pub leads_back: bool,
     /// What is remembered of it.
     pub state: Arc<ServiceState>,
+}
+
+/// Endpoints of one priority.
+#[derive(Debug)]
+pub(crate) struct Group {
+    /// Where it begins among the service's endpoints, and how many there are.
+    start: u32,
+    count: u32,
+    /// Indexes in the group, each as often as its weight says, evenly spread; `None` when all weigh the same.
+    schedule: Option<Box<[u32]>>,
 }
 
 /// One address of a service.
@@ -70,6 +82,9 @@ pub struct Endpoint {
     pub weight: u32,
     /// Where it stands.
     pub locality: Locality,
+    /// Who may end up here.
+    pub reach: Reach,
+    priority: u8,
     /// What is remembered of it.
     pub state: Arc<EndpointState>,
 }
@@ -101,9 +116,9 @@ impl Snapshot {
                 Arc::new(Service::compile(settings, resolved, before, is_own))
             })
             .collect();
-        let (exact, suffixes) = names(&services);
+        let (exact, suffixes, instances) = names(&services);
         let epoch = before.map_or(1, |snapshot| snapshot.epoch + 1);
-        Snapshot { epoch, live, services, exact, suffixes }
+        Snapshot { epoch, live, services, exact, suffixes, instances }
     }
 
     pub(crate) fn service(&self, index: usize) -> Option<&Arc<Service>> {
@@ -112,6 +127,30 @@ impl Snapshot {
 }
 
 impl Service {
+    /// Its endpoints by priority, the nearest first.
+    pub(crate) fn groups(&self) -> impl Iterator<Item = &Group> {
+        std::iter::once(&self.nearest).chain(&self.further)
+    }
+
+    /// The name of an instance that has one of these names, for connections of a listener.
+    pub(crate) fn instance(
+        &self,
+        side: Side,
+        is_meant: impl Fn(&HostName, &[HostName]) -> bool,
+    ) -> Option<&HostName> {
+        self.settings.endpoints.iter().find_map(|endpoint| match &endpoint.reach {
+            Reach::Beyond(beyond) if side == Side::Outbound => {
+                let mut named = beyond.instances.iter();
+                named.find(|named| is_meant(&named.name, &named.aliases)).map(|named| &named.name)
+            }
+            Reach::Beyond(_) => None,
+            Reach::Inside | Reach::All { by_name: false } if side == Side::EastWest => None,
+            Reach::All { .. } | Reach::Inside => {
+                endpoint.instance.as_ref().filter(|name| is_meant(name, &endpoint.aliases))
+            }
+        })
+    }
+
     /// Notes a connect that was refused or timed out; true when that ejects the endpoint. One may always
     /// be ejected, more of them up to the rule's share.
     pub(crate) fn failed(&self, endpoint: &Endpoint, now: Millis, rule: &Ejection) -> bool {
@@ -141,19 +180,84 @@ impl Service {
                         instance: endpoint.instance.clone(),
                         weight: endpoint.weight,
                         locality: endpoint.locality.clone(),
+                        reach: endpoint.reach.clone(),
+                        priority: endpoint.priority,
                         state: known.map(|known| Arc::clone(&known.state)).unwrap_or_default(),
                     });
                 }
             }
         }
+        endpoints.sort_by_key(|endpoint| endpoint.priority);
+        let mut groups = Group::of(&endpoints);
+        let further = groups.split_off(groups.len().min(1)).into();
         Service {
             name: format!("{}:{}", settings.host, settings.port).into(),
             settings: Arc::clone(settings),
-            schedule: schedule(&endpoints),
+            nearest: groups.pop().unwrap_or(Group { start: 0, count: 0, schedule: None }),
+            further,
             endpoints: endpoints.into(),
             leads_back,
             state: before.map(|service| Arc::clone(&service.state)).unwrap_or_default(),
         }
+    }
+}
+
+impl Endpoint {
+    /// Whether connections of a listener may end up here.
+    pub(crate) fn takes(&self, side: Side) -> bool {
+        side == Side::Outbound || matches!(self.reach, Reach::All { .. })
+    }
+
+    /// Whether it is, or leads to, this instance, for connections of a listener.
+    pub(crate) fn is_instance(&self, name: &HostName, side: Side) -> bool {
+        match &self.reach {
+            Reach::Beyond(beyond) => beyond.instances.iter().any(|named| named.name == *name),
+            Reach::All { by_name: false } if side == Side::EastWest => false,
+            Reach::All { .. } | Reach::Inside => self.instance.as_ref() == Some(name),
+        }
+    }
+
+    /// The cluster that it stands in, if that is another.
+    #[must_use]
+    pub fn cluster(&self) -> Option<&str> {
+        match &self.reach {
+            Reach::Beyond(beyond) => Some(beyond.cluster.as_str()),
+            Reach::All { .. } | Reach::Inside => None,
+        }
+    }
+}
+
+impl Group {
+    /// Endpoints in the order of their priorities, grouped by it.
+    fn of(endpoints: &[Endpoint]) -> Vec<Group> {
+        let mut start = 0;
+        let alike = endpoints.chunk_by(|one, other| one.priority == other.priority);
+        let group = |endpoints: &[Endpoint]| {
+            let count = u32::try_from(endpoints.len()).unwrap_or(u32::MAX);
+            let group = Group { start, count, schedule: schedule(endpoints) };
+            start += count;
+            group
+        };
+        alike.map(group).collect()
+    }
+
+    /// How many turns a round has.
+    pub(crate) fn turns(&self) -> usize {
+        self.schedule.as_ref().map_or(self.count as usize, |schedule| schedule.len())
+    }
+
+    pub(crate) fn endpoints<'s>(&self, service: &'s Service) -> &'s [Endpoint] {
+        let start = self.start as usize;
+        service.endpoints.get(start..start + self.count as usize).unwrap_or_default()
+    }
+
+    /// Whose turn it is.
+    pub(crate) fn at<'s>(&self, service: &'s Service, turn: usize) -> Option<&'s Endpoint> {
+        let index = match &self.schedule {
+            Some(schedule) => *schedule.get(turn)? as usize,
+            None => turn,
+        };
+        self.endpoints(service).get(index)
     }
 }
 
@@ -199,29 +303,43 @@ fn gcd(a: u64, b: u64) -> u64 {
 
 type Names = HashMap<HostName, Claims>;
 
-fn names(services: &[Arc<Service>]) -> (Names, Names) {
+fn names(services: &[Arc<Service>]) -> (Names, Names, Names) {
     let mut exact = Names::with_capacity(services.len());
-    let mut suffixes = Names::new();
+    let (mut suffixes, mut instances) = (Names::new(), Names::new());
     for (index, service) in (0_u32..).zip(services) {
         for pattern in std::iter::once(&service.settings.host).chain(&service.settings.aliases) {
-            let (table, name) = match pattern {
-                HostPattern::Exact(name) => (&mut exact, name),
-                HostPattern::Suffix(name) => (&mut suffixes, name),
-            };
-            table
-                .entry(name.clone())
-                .and_modify(|claims| *claims = Claims::Many([claims.indexes(), &[index]].concat()))
-                .or_insert(Claims::One(index));
+            match pattern {
+                HostPattern::Exact(name) => claim(&mut exact, name, index),
+                HostPattern::Suffix(name) => claim(&mut suffixes, name, index),
+            }
+        }
+        for endpoint in &service.settings.endpoints {
+            endpoint.aliases.iter().for_each(|name| claim(&mut instances, name, index));
+            if let Reach::Beyond(beyond) = &endpoint.reach {
+                let aliases = beyond.instances.iter().flat_map(|named| &named.aliases);
+                aliases.for_each(|name| claim(&mut instances, name, index));
+            }
         }
     }
-    for claims in exact.values_mut().chain(suffixes.values_mut()) {
+    for claims in exact.values_mut().chain(suffixes.values_mut()).chain(instances.values_mut()) {
         if let Claims::Many(indexes) = claims {
             indexes.sort_by_key(|index| {
                 services.get(*index as usize).map(|service| std::cmp::Reverse(specificity(&service.settings)))
             });
         }
     }
-    (exact, suffixes)
+    (exact, suffixes, instances)
+}
+
+fn claim(table: &mut Names, name: &HostName, index: u32) {
+    table
+        .entry(name.clone())
+        .and_modify(|claims| {
+            if !claims.indexes().contains(&index) {
+                *claims = Claims::Many([claims.indexes(), &[index]].concat());
+            }
+        })
+        .or_insert(Claims::One(index));
 }
 
 /// Services with conditions are asked before those without: source first, then protocol.
@@ -272,7 +390,7 @@ mod tests {
     fn huge_weights_are_scaled_to_one_schedule() {
         let text = ONE.replace("'10.0.0.1:80'", "'10.0.0.1:80', weight: 65535");
         let tables = Snapshot::compile(live(&text), &Resolved::new(), None, &|_| false);
-        let schedule = tables.services[0].schedule.as_ref().unwrap();
+        let schedule = tables.services[0].nearest.schedule.as_ref().unwrap();
         assert!(schedule.len() <= 4100, "{}", schedule.len());
         assert_eq!(schedule.iter().filter(|index| **index == 1).count(), 1);
     }

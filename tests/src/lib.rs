@@ -15,6 +15,8 @@ pub mod binary;
 pub mod bulk;
 pub mod certs;
 pub mod client;
+pub mod cluster;
+pub mod control_plane;
 pub mod endpoint;
 pub mod gateway;
 pub mod hello;

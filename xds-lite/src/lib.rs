@@ -3,17 +3,22 @@
 //! registry and the agent. The exchange between clusters is not here yet.
 
 pub mod accepted;
+pub mod admin;
 pub mod ads;
 pub mod agent;
+pub mod cli;
 pub mod config;
 pub mod dial;
 pub mod envoy;
 pub mod exports;
+pub mod foreign;
 pub mod host;
 pub mod imports;
 pub mod issuing;
+pub mod join;
 pub mod kept;
 pub mod locality;
+pub mod outbound;
 pub mod proofs;
 pub mod proto;
 pub mod reachability;

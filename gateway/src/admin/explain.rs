@@ -70,6 +70,7 @@ fn matched(tables: &Snapshot, route: &Route, source: IpAddr) -> Value {
     let service = &route.service;
     let choice = Choice {
         instance: route.instance.as_ref(),
+        side: route.side,
         tried: &[],
         source,
         turn: service.state.turn(),

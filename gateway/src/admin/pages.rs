@@ -151,6 +151,7 @@ fn status(control: &Control) -> Value {
             "open": control.workers.iter().map(|worker| worker.pipes.open()).sum::<usize>(),
             "denied": control.workers.iter().map(|worker| worker.pipes.denied()).sum::<u64>(),
         },
+        "agent": process.fixed.xds.as_ref().map(|_| control.following.borrow().clone()),
         "trust": process.trust.as_ref().map(trust),
         "access_log_dropped": process.metrics.log_dropped.load(Relaxed),
     })
@@ -181,7 +182,11 @@ fn routes(params: &Params, control: &Control) -> Result<Value, String> {
     let tables = control.process.tables.load();
     let rows = tables.services.iter().flat_map(|service| {
         let settings = &service.settings;
-        let mut names = vec![format!("outbound_.{}_._.{}", settings.port, settings.host)];
+        let mut names = Vec::new();
+        // A name that a foreign control plane gave without a port has no such form.
+        if settings.port != 0 {
+            names.push(format!("outbound_.{}_._.{}", settings.port, settings.host));
+        }
         if settings.bare {
             let instances = settings.endpoints.iter().filter_map(|endpoint| endpoint.instance.as_ref());
             names.push(settings.host.to_string());
@@ -257,6 +262,7 @@ pub(super) fn endpoint_page(endpoint: &Endpoint) -> Value {
         "instance": endpoint.instance,
         "weight": endpoint.weight,
         "locality": endpoint.locality,
+        "cluster": endpoint.cluster(),
         "healthy": endpoint.state.healthy(socket::now()),
         "failures": endpoint.state.failures(),
         "connections": endpoint.state.active(),

@@ -2,17 +2,19 @@
 //! only by [`super::resolve`]; the file as it is written is [`super::raw`].
 
 use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use ipnet::IpNet;
-use isthmus_certs::TrustFiles;
-use isthmus_xds::Locality;
+use isthmus_certs::{SpiffeId, TrustFiles};
 use isthmus_xds::config::units;
-use serde::Serialize;
+use isthmus_xds::{HostName, Locality};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 
 pub use isthmus_xds::config::address::Target;
-pub use isthmus_xds::config::services::{Balance, Endpoint, Service, ServiceTimeouts};
+pub use isthmus_xds::config::services::{Balance, Beyond, Endpoint, Named, Reach, Service, ServiceTimeouts};
 
 /// Everything. What a running gateway can change is in [`Live`]; the rest is bound at start.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -50,7 +52,7 @@ pub struct Fixed {
     pub service_metrics: usize,
     /// This gateway's identity and trust, if it has any.
     pub trust: Option<TrustFiles>,
-    /// Agents that give it services.
+    /// Who gives it services.
     pub xds: Option<Xds>,
     /// How endpoints' host names are resolved.
     pub dns: Dns,
@@ -73,11 +75,54 @@ pub struct Live {
     pub drain: Drain,
 }
 
-/// Agents of this gateway's cluster.
+/// Who gives a gateway services.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Xds {
+#[serde(rename_all = "snake_case")]
+pub enum Xds {
+    /// Agents of its cluster.
+    Agents(Agents),
+    /// A foreign control plane.
+    ControlPlane(ControlPlane),
+}
+
+/// Agents of a gateway's cluster.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Agents {
     /// Where they are, in the order in which they are tried; at least one.
-    pub agents: Vec<Target>,
+    pub addresses: Vec<Target>,
+    /// Where the last tables are kept, if anywhere.
+    pub state: Option<PathBuf>,
+}
+
+/// A control plane of Listeners, Clusters and ClusterLoadAssignments.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct ControlPlane {
+    /// Where it is, in the order in which addresses are tried; at least one.
+    pub addresses: Vec<Target>,
+    /// How it is known.
+    #[serde(flatten)]
+    pub server: Known,
+    /// The Listener with this port is the gateway's.
+    pub port: u16,
+    /// What the gateway is called there; none: as istiod's own proxies are.
+    pub node_id: Option<String>,
+    /// What else is said of it there.
+    pub metadata: serde_json::Map<String, serde_json::Value>,
+}
+
+/// How a server is known.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub enum Known {
+    /// By its SPIFFE ID.
+    #[serde(rename = "identity", serialize_with = "as_text")]
+    Identity(SpiffeId),
+    /// By a DNS name that a root of the gateway's own domain has signed for.
+    #[serde(rename = "tls_name")]
+    Name(HostName),
+}
+
+fn as_text<S: serde::Serializer>(id: &SpiffeId, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_str(id)
 }
 
 /// Who this gateway is.
@@ -106,9 +151,23 @@ pub struct Bind {
     pub backlog: u32,
 }
 
+/// Who comes to a listener.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+#[schemars(inline)]
+pub enum Side {
+    /// Other clusters' gateways and clients: they reach what is exposed to them, in this cluster alone.
+    #[default]
+    EastWest,
+    /// Local clients: they reach other clusters, too.
+    Outbound,
+}
+
 /// What a listener does with what it accepts.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Listener {
+    /// Who comes here.
+    pub side: Side,
     /// Connections at once.
     pub max_connections: u32,
     /// The service (index in [`Live::services`]) for a hello that no name matches.

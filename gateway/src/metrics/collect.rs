@@ -9,7 +9,7 @@ use prometheus::TextEncoder;
 use prometheus::proto::{self, LabelPair, MetricFamily, MetricType};
 
 use super::{BUCKETS, Histogram, ListenerCounters, WorkerCounters};
-use crate::control::Control;
+use crate::control::{Control, Following};
 use crate::drain::Phase;
 use crate::reason::Reason;
 
@@ -110,6 +110,14 @@ metrics! {
         = certificates;
     "trust_refused" gauge [] "Files of `trust` that were refused at the last look, while the old ones serve."
         = |control| control.process.trust.iter().map(|trust| one([], float(trust.refused().len()))).collect();
+    "agent_connected" gauge [] "1 while the agent that `xds` names is heard."
+        = |control| control.process.fixed.xds.iter().map(|_| one([], u32::from(control.following.borrow().connected))).collect();
+    "agent_slices" gauge [] "Slices that agents gave and that are in the tables."
+        = |control| control.process.fixed.xds.iter().map(|_| one([], float(control.following.borrow().slices))).collect();
+    "agent_slices_refused_total" counter [] "Slices of an agent that were refused."
+        = |control| control.process.fixed.xds.iter().map(|_| one([], number(control.following.borrow().refusals))).collect();
+    "agent_silence_seconds" gauge [] "Since the agent was last heard; 0 while it is. The tables are that old at most."
+        = |control| control.process.fixed.xds.iter().map(|_| one([], silence(&control.following.borrow()))).collect();
     "draining" gauge [] "1 while the gateway drains."
         = |control| vec![one([], u32::from(*control.phase.borrow() != Phase::Serving))];
     "open_fds" gauge [] "Descriptors of the process."
@@ -306,6 +314,10 @@ fn certificates(control: &Control) -> Vec<Sample> {
         one([expiry.kind.to_string(), expiry.name, expiry.serial], left)
     };
     expiries.map(sample).collect()
+}
+
+fn silence(following: &Following) -> f64 {
+    if following.connected { 0.0 } else { age(following.since) }
 }
 
 fn age(since: SystemTime) -> f64 {

@@ -7,6 +7,7 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 
 use crate::config::defaults;
+use crate::config::settings::Side;
 
 /// One address to accept on.
 #[derive(Debug, Default, Deserialize, JsonSchema)]
@@ -19,6 +20,10 @@ pub(crate) struct Listener {
     /// `IP:PORT` or `[IPV6]:PORT`; port 0 picks a free one. Needs a restart.
     #[schemars(required)]
     pub(crate) address: Option<At<ListenAddress>>,
+    /// Who comes here: `east-west` is for other clusters, and reaches what is exposed to them and stands in
+    /// this cluster; `outbound` is for local clients, and reaches other clusters' gateways, too.
+    #[schemars(extend("default" = "east-west"))]
+    pub(crate) side: Option<Side>,
     /// For IPv6 addresses only: refuse IPv4 on the same socket. Needs a restart.
     #[schemars(extend("default" = true))]
     pub(crate) ipv6_only: Option<At<bool>>,

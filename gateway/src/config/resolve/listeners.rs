@@ -163,6 +163,7 @@ pub(crate) fn listeners(report: &mut Report, raw: &raw::File, services: &Table<'
                 defaults::CONNECTION_COUNTS,
                 defaults::LISTENER_CONNECTIONS,
             ),
+            side: raw.side.unwrap_or_default(),
             default,
             proxy_from: proxy_from.unwrap_or_default(),
         });

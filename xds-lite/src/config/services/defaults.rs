@@ -16,6 +16,8 @@ pub const CONNECTION_COUNTS: Range = (1, 10_000_000);
 
 /// One attempt to connect.
 pub const CONNECT: Duration = Duration::from_secs(3);
+/// The same to another cluster's gateway, at least.
+pub const CONNECT_ACROSS: Duration = Duration::from_secs(10);
 /// All attempts together.
 pub const CONNECT_TOTAL: Duration = Duration::from_secs(15);
 /// No byte in either direction.

@@ -1,0 +1,46 @@
+//! How it stands with the agent that this gateway follows: for status and metrics.
+
+use std::time::SystemTime;
+
+use isthmus_xds::ads::client::Refused;
+
+/// The agent, and what came of it.
+#[derive(Clone, Debug, serde::Serialize)]
+pub struct Following {
+    /// The one that was tried last.
+    pub agent: Option<String>,
+    /// It answers.
+    pub connected: bool,
+    /// Since when that is so.
+    #[serde(serialize_with = "super::as_text")]
+    pub since: SystemTime,
+    /// Why it does not answer.
+    pub error: Option<String>,
+    /// Slices in the tables.
+    pub slices: usize,
+    /// Slices that were refused, ever.
+    pub refusals: u64,
+    /// The last of them, and why.
+    pub refusal: Option<String>,
+}
+
+impl Following {
+    pub(crate) fn nobody() -> Following {
+        Following {
+            agent: None,
+            connected: false,
+            since: SystemTime::now(),
+            error: None,
+            slices: 0,
+            refusals: 0,
+            refusal: None,
+        }
+    }
+
+    pub(crate) fn refused(&mut self, refused: &[Refused]) {
+        self.refusals += refused.len() as u64;
+        if let Some(last) = refused.last() {
+            self.refusal = Some(format!("{:?}: {}", last.name, last.why));
+        }
+    }
+}

@@ -1,0 +1,286 @@
+//! A cluster as a world has it: an authority of its own, a registry in files, an agent, and gateways that follow
+//! it. Several make a federation: each has the other's bundle, and names it among its peers.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::{BufRead as _, BufReader};
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
+use std::time::Duration;
+
+use isthmus_certs::home::{Home, Kept, Plan};
+use isthmus_certs::{KeyKind, Leaf, SpiffeId, TrustDomain};
+use serde_json::Value;
+use tempfile::TempDir;
+
+use crate::binary;
+use crate::gateway::Gateway;
+use crate::http;
+use crate::setup::Setup;
+use crate::wait::until_some;
+
+/// One cluster.
+#[derive(Debug)]
+pub struct Cluster {
+    name: String,
+    folder: TempDir,
+    /// Sections of the agent's file, by key.
+    sections: BTreeMap<String, String>,
+    agent: Option<Agent>,
+    /// Of the agent that runs or ran last.
+    addresses: BTreeMap<String, SocketAddr>,
+    namespace: Option<String>,
+}
+
+#[derive(Debug)]
+struct Agent {
+    child: Child,
+    lines: Arc<Mutex<Vec<String>>>,
+}
+
+impl Cluster {
+    /// An authority, an empty registry and two gateways' identities; nothing runs yet.
+    #[must_use]
+    pub fn new(name: &str) -> Cluster {
+        let folder = TempDir::new().unwrap();
+        let domain = TrustDomain::new(&format!("{name}.example")).unwrap();
+        let mut home = Home::create(&folder.path().join("pki"), &Plan::new(domain.clone())).unwrap();
+        let workload = |account| SpiffeId::workload(&domain, "bookinfo", account).unwrap();
+        let ids = [
+            ("agent", SpiffeId::agent(&domain, name, "a").unwrap()),
+            ("gw-1", SpiffeId::gateway(&domain, name, "gw-1").unwrap()),
+            ("gw-2", SpiffeId::gateway(&domain, name, "gw-2").unwrap()),
+            ("client", workload("client")),
+            ("server", workload("server")),
+        ];
+        for (name, id) in ids {
+            let lifetime = Duration::from_secs(3600);
+            let leaf = Leaf { id, dns: Vec::new(), ips: Vec::new(), lifetime };
+            home.keep(name, Kept { leaf, key: KeyKind::P256, cluster: None, folder: None }).unwrap();
+        }
+        fs::create_dir(folder.path().join("registry")).unwrap();
+        let registry = folder.path().join("registry").display().to_string();
+        let mut cluster = Cluster {
+            name: name.to_owned(),
+            folder,
+            sections: BTreeMap::new(),
+            agent: None,
+            addresses: BTreeMap::new(),
+            namespace: None,
+        };
+        let trust = cluster.trust("agent");
+        for (key, value) in [
+            ("cluster", name.to_owned()),
+            ("network", format!("{name}-net")),
+            ("trust", trust),
+            ("registry", format!("{{ files: {registry} }}")),
+            ("gateways", "[{ name: gw-1 }]".to_owned()),
+        ] {
+            cluster.set(key, &value);
+        }
+        cluster
+    }
+
+    /// The same in a network namespace.
+    #[must_use]
+    pub fn inside(mut self, namespace: &str) -> Cluster {
+        self.namespace = Some(namespace.to_owned());
+        self
+    }
+
+    /// Its name.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// A file or folder of it.
+    #[must_use]
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    /// A section of the agent's file, for its next start.
+    pub fn set(&mut self, key: &str, value: &str) {
+        self.sections.insert(key.to_owned(), value.to_owned());
+    }
+
+    /// The files of an identity, as a `trust:` section has them.
+    #[must_use]
+    pub fn trust(&self, leaf: &str) -> String {
+        let pki = self.path("pki").display().to_string();
+        format!(
+            "{{ certificate: {pki}/leaves/{leaf}/tls.crt, key: {pki}/leaves/{leaf}/tls.key, bundles: {pki}/bundles }}"
+        )
+    }
+
+    /// Believes another cluster's authority.
+    pub fn believe(&self, other: &Cluster) {
+        let bundle = format!("pki/bundles/{}.example.json", other.name);
+        fs::copy(other.path(&bundle), self.path(&bundle)).unwrap();
+    }
+
+    /// Another cluster's agent, as an item of `peers:`.
+    #[must_use]
+    pub fn as_peer(&self) -> String {
+        let (name, address) = (&self.name, self.agent_address());
+        format!(
+            "{{ cluster: {name}, address: '{address}', trustDomain: {name}.example, network: {name}-net }}"
+        )
+    }
+
+    /// Where the agent serves.
+    #[must_use]
+    #[track_caller]
+    pub fn agent_address(&self) -> SocketAddr {
+        self.addresses["xds"]
+    }
+
+    /// The agent's file.
+    #[must_use]
+    pub fn file(&self) -> PathBuf {
+        let mut text: String = self.sections.iter().map(|(key, value)| format!("{key}: {value}\n")).collect();
+        for key in ["xds", "admin"] {
+            let bound =
+                self.addresses.get(key).map_or_else(|| "127.0.0.1:0".to_owned(), SocketAddr::to_string);
+            if !self.sections.contains_key(key) {
+                text += &format!("{key}: {{ address: '{bound}' }}\n");
+            }
+        }
+        let path = self.path("agent.yaml");
+        fs::write(&path, text).unwrap();
+        path
+    }
+
+    /// Starts the agent, where it was before if it ran before.
+    #[track_caller]
+    pub fn start(&mut self) {
+        let mut words: Vec<String> = Vec::new();
+        if let Some(namespace) = &self.namespace {
+            words.extend(["nsenter".to_owned(), format!("--net=/run/netns/{namespace}")]);
+        }
+        words.extend([binary::agent().display().to_string(), "run".to_owned(), "--config".to_owned()]);
+        words.push(self.file().display().to_string());
+        let (program, arguments) = words.split_first().unwrap();
+        let mut child = Command::new(program).args(arguments).stderr(Stdio::piped()).spawn().unwrap();
+        let mut said = BufReader::new(child.stderr.take().unwrap()).lines().map_while(Result::ok);
+        let lines: Arc<Mutex<Vec<String>>> = Arc::default();
+        for line in said.by_ref() {
+            if let Some((what, address)) =
+                line.strip_prefix("listening ").and_then(|rest| rest.split_once(" address="))
+            {
+                self.addresses.insert(what.to_owned(), address.parse().unwrap());
+            }
+            let is_ready = line == "ready";
+            lines.lock().unwrap().push(line);
+            if is_ready {
+                break;
+            }
+        }
+        assert!(child.try_wait().unwrap().is_none(), "the agent ended: {:#?}", lines.lock().unwrap());
+        let kept = Arc::clone(&lines);
+        thread::spawn(move || said.for_each(|line| kept.lock().unwrap().push(line)));
+        self.agent = Some(Agent { child, lines });
+    }
+
+    /// Kills the agent.
+    pub fn stop(&mut self) {
+        if let Some(Agent { mut child, .. }) = self.agent.take() {
+            child.kill().unwrap();
+            child.wait().unwrap();
+        }
+    }
+
+    /// What the agent has said since it started.
+    #[must_use]
+    pub fn said(&self) -> Vec<String> {
+        let lines = self.agent.as_ref().map(|agent| Arc::clone(&agent.lines)).unwrap_or_default();
+        let lines = lines.lock().unwrap_or_else(PoisonError::into_inner);
+        lines.clone()
+    }
+
+    /// A page of the agent.
+    #[must_use]
+    pub fn ask(&self, path: &str) -> Value {
+        let address = self.addresses["admin"];
+        let ask = move |path: String| http::ask(address, "GET", &path).body;
+        let path = path.to_owned();
+        let body = match &self.namespace {
+            Some(namespace) => crate::netns::inside(namespace, move || ask(path)),
+            None => ask(path),
+        };
+        serde_json::from_str(&body).unwrap_or_else(|error| panic!("{error}: {body}"))
+    }
+
+    /// Replaces a file of the registry, as an editor does.
+    pub fn register(&self, name: &str, text: &str) {
+        let folder = self.path("registry");
+        fs::write(folder.join(".new"), text).unwrap();
+        fs::rename(folder.join(".new"), folder.join(name)).unwrap();
+    }
+
+    /// Takes a file out of the registry.
+    pub fn forget(&self, name: &str) {
+        fs::remove_file(self.path("registry").join(name)).unwrap();
+    }
+
+    /// A gateway of the cluster: `east-west` for others, `outbound` for local clients.
+    #[must_use]
+    #[track_caller]
+    pub fn gateway(&self, leaf: &str) -> Gateway {
+        self.setup(leaf).start()
+    }
+
+    /// The same before it starts.
+    #[must_use]
+    pub fn setup(&self, leaf: &str) -> Setup {
+        let (name, agent) = (&self.name, self.agent_address());
+        let setup = Setup::new("")
+            .listeners("- { name: east-west, address: \"ADDRESS\" }\n- { name: outbound, address: '127.0.0.1:0', side: outbound }")
+            .with(&format!("node: {{ id: {leaf}, cluster: {name}, network: {name}-net }}"))
+            .with(&format!("trust: {}", self.trust(leaf)))
+            .with(&format!("xds: {{ agents: ['{agent}'], state: {} }}", self.path(leaf).display()));
+        match &self.namespace {
+            Some(namespace) => setup.namespace(namespace),
+            None => setup,
+        }
+    }
+
+    /// Where something of it lies.
+    #[must_use]
+    pub fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        self.stop();
+        if thread::panicking() {
+            eprintln!("agent of {}: {:#?}", self.name, self.said());
+        }
+    }
+}
+
+/// Where a gateway waits for other clusters.
+#[must_use]
+#[track_caller]
+pub fn east_west(gateway: &Gateway) -> SocketAddr {
+    gateway.at("listener east-west")
+}
+
+/// Where a gateway waits for local clients.
+#[must_use]
+#[track_caller]
+pub fn outbound(gateway: &Gateway) -> SocketAddr {
+    gateway.at("listener outbound")
+}
+
+/// Waits until the status of an agent shows something.
+#[track_caller]
+pub fn until_status<T>(cluster: &Cluster, what: &str, find: impl Fn(&Value) -> Option<T>) -> T {
+    until_some(what, || find(&cluster.ask("/status")))
+}

@@ -1,0 +1,164 @@
+//! Two clusters whose agents exchange what each exports: a registry file of one leads where clients of the other
+//! end up, and only where both sides said so.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test")]
+
+use std::io::Read as _;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use isthmus_tests::client::{alert, send};
+use isthmus_tests::cluster::{Cluster, east_west, outbound};
+use isthmus_tests::endpoint::Scripted;
+use isthmus_tests::gateway::Gateway;
+use isthmus_tests::hello::hello;
+use isthmus_tests::wait::{until, within};
+
+const HOST: &str = "details.bookinfo.svc.cluster.local";
+const UNRECOGNIZED_NAME: u8 = 112;
+const A_WHILE: Duration = Duration::from_millis(300);
+
+/// East exports, west imports; each has a gateway.
+struct World {
+    east: Cluster,
+    west: Cluster,
+    east_gateway: Gateway,
+    west_gateway: Gateway,
+}
+
+impl World {
+    /// `exports` are east's, `imports` west's.
+    fn new(exports: &str, imports: &str) -> World {
+        let (mut east, mut west) = (Cluster::new("east"), Cluster::new("west"));
+        east.believe(&west);
+        west.believe(&east);
+        // The gateway's port is known once it runs, and it runs once its agent does.
+        east.start();
+        let east_gateway = east.gateway("gw-1");
+        east.stop();
+        west.start();
+        let port = east_west(&east_gateway).port();
+        east.set("gateways", &format!("[{{ name: gw-1, address: 127.0.0.1, port: {port} }}]"));
+        east.set("exports", exports);
+        east.set("peers", &format!("[{}]", west.as_peer()));
+        west.set("peers", &format!("[{}]", east.as_peer()));
+        west.set("imports", imports);
+        west.stop();
+        east.start();
+        west.start();
+        let west_gateway = west.gateway("gw-1");
+        World { east, west, east_gateway, west_gateway }
+    }
+
+    fn usual() -> World {
+        let imports = "[{ cluster: east, hosts: ['*.bookinfo.svc.cluster.local', src-db.pxc], gatewayCIDRs: [127.0.0.0/8] }]";
+        World::new("[{ workspace: [bookinfo], instances: [db-0] }]", imports)
+    }
+}
+
+fn service(host: &str, endpoint: &Scripted, more: &str) -> String {
+    format!(
+        "services: [{{ host: {host}, allow_unauthenticated: true, {more}endpoints: [{{ address: '{}', instance: db-0, aliases: [src-db.pxc] }}] }}]",
+        endpoint.address()
+    )
+}
+
+fn leads_to(gateway: SocketAddr, name: &str, greeting: &[u8]) -> bool {
+    let mut answer = vec![0; greeting.len()];
+    send(gateway, &hello(name)).read_exact(&mut answer).unwrap();
+    answer == greeting
+}
+
+fn is_unknown(gateway: SocketAddr, name: &str) -> bool {
+    leads_to(gateway, name, &alert(UNRECOGNIZED_NAME))
+}
+
+#[test]
+fn a_file_in_east_leads_where_a_client_in_west_ends_up() {
+    let (one, two) = (Scripted::echo(b"one...."), Scripted::echo(b"two...."));
+    let world = World::usual();
+    let west = outbound(&world.west_gateway);
+    assert!(is_unknown(west, HOST));
+    world.east.register("details.yaml", &service(HOST, &one, ""));
+    until("west reaches it", || leads_to(west, HOST, b"one...."));
+    assert!(leads_to(west, &format!("outbound_.443_._.{HOST}"), b"one...."));
+    assert!(leads_to(west, &format!("db-0.{HOST}"), b"one...."), "an instance that is exported by name");
+    assert!(leads_to(west, "src-db.pxc", b"one...."), "its alias");
+    assert!(is_unknown(west, &format!("db-1.{HOST}")));
+    assert!(is_unknown(east_west(&world.west_gateway), HOST), "nothing passes through west");
+    world.east.register("details.yaml", &service(HOST, &two, ""));
+    until("new connections go elsewhere", || leads_to(west, HOST, b"two...."));
+    let log = world.west_gateway.log();
+    until("the log says which cluster", || log.lines().iter().any(|line| line.text("cluster") == "east"));
+    world.east.forget("details.yaml");
+    until("the name is no more", || is_unknown(west, HOST));
+    assert!(is_unknown(outbound(&world.east_gateway), HOST));
+}
+
+#[test]
+fn what_is_not_exported_or_not_imported_stays_where_it_is() {
+    let one = Scripted::echo(b"one....");
+    let world = World::usual();
+    let hidden = "secret.payroll.svc.cluster.local";
+    world.east.register("details.yaml", &service(HOST, &one, ""));
+    world.east.register("hidden.yaml", &service(hidden, &one, "").replace(", aliases: [src-db.pxc]", ""));
+    let (west, east) = (outbound(&world.west_gateway), &world.east_gateway);
+    until("west reaches what is exported", || leads_to(west, HOST, b"one...."));
+    assert!(leads_to(outbound(east), hidden, b"one...."), "local clients reach it");
+    assert!(is_unknown(east_west(east), hidden), "other clusters do not, however they ask");
+    assert!(is_unknown(east_west(east), &format!("outbound_.443_._.{hidden}")));
+    assert!(is_unknown(east_west(east), &format!("db-0.{hidden}")));
+    assert!(is_unknown(west, hidden));
+
+    let refusing =
+        World::new("[{ workspace: ['*/bookinfo'] }]", "[{ cluster: east, hosts: [other.example] }]");
+    refusing.east.register("details.yaml", &service(HOST, &one, ""));
+    until("east offers it", || leads_to(east_west(&refusing.east_gateway), HOST, b"one...."));
+    assert!(!within(A_WHILE, || !is_unknown(outbound(&refusing.west_gateway), HOST)), "west did not consent");
+}
+
+#[test]
+fn a_lost_peer_and_a_restart_on_either_side_leave_what_works() {
+    let (one, two) = (Scripted::echo(b"one...."), Scripted::echo(b"two...."));
+    let mut world = World::usual();
+    for (cluster, name) in [(&mut world.east, "east"), (&mut world.west, "west")] {
+        let state = cluster.path("state").display().to_string();
+        cluster.set("state", &state);
+        cluster.stop();
+        cluster.start();
+        assert_eq!(cluster.name(), name);
+    }
+    let west = outbound(&world.west_gateway);
+    world.east.register("details.yaml", &service(HOST, &one, ""));
+    until("west reaches it", || leads_to(west, HOST, b"one...."));
+    world.east.stop();
+    world.west.stop();
+    world.west.start();
+    let fresh = world.west.gateway("gw-1");
+    assert!(leads_to(outbound(&fresh), HOST, b"one...."), "west kept it through its own restart");
+    world.west.stop();
+    let kept = world.west.gateway("gw-1");
+    assert!(leads_to(outbound(&kept), HOST, b"one...."), "a gateway without any agent has what it had");
+    world.east.register("details.yaml", &service(HOST, &two, ""));
+    world.west.start();
+    world.east.start();
+    until("what changed meanwhile is caught up", || leads_to(west, HOST, b"two...."));
+    until("everywhere", || leads_to(outbound(&kept), HOST, b"two...."));
+    world.east.stop();
+    world.east.forget("details.yaml");
+    world.east.start();
+    until("what went while the agent was away is gone", || is_unknown(west, HOST));
+}
+
+#[test]
+fn what_expires_goes_when_its_cluster_is_silent_and_comes_back_with_it() {
+    let one = Scripted::echo(b"one....");
+    let mut world = World::usual();
+    let west = outbound(&world.west_gateway);
+    world.east.register("details.yaml", &service(HOST, &one, "stale: 1s, "));
+    until("west reaches it", || leads_to(west, HOST, b"one...."));
+    world.east.stop();
+    until("it has expired", || is_unknown(west, HOST));
+    world.east.start();
+    until("it is back", || leads_to(west, HOST, b"one...."));
+}

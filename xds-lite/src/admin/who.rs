@@ -1,0 +1,79 @@
+//! Who may ask: whoever names this machine. A web page elsewhere, in a browser on this machine, may not.
+
+use std::net::{IpAddr, SocketAddr};
+
+use hyper::Request;
+use hyper::header::{HOST, HeaderMap, HeaderName, ORIGIN};
+
+/// Why a request is refused; none where it may be answered.
+pub(super) fn refusal<B>(request: &Request<B>, own: SocketAddr) -> Option<&'static str> {
+    // Browsers send the name that the page's address had: a page of another origin that points its own name at
+    // this address (DNS rebinding) gives itself away.
+    let mut hosts = values(request.headers(), HOST);
+    let host = hosts.next().flatten();
+    let target = request.uri().authority().map(hyper::http::uri::Authority::as_str);
+    if hosts.next().is_some()
+        || ![host, target.or(host)].iter().all(|name| name.is_some_and(|name| names(name, own)))
+    {
+        return Some("the Host header names another host: a web page elsewhere may not ask this agent");
+    }
+    // A page of another origin may send a POST with our own name as Host, though it cannot read the answer. Its
+    // browser says then where the page is from; `curl` and the command line say nothing.
+    let mut origins = values(request.headers(), ORIGIN);
+    let is_own = |origin: Option<&str>| {
+        origin.and_then(|origin| origin.strip_prefix("http://")).is_some_and(|host| names(host, own))
+    };
+    (!origins.all(is_own))
+        .then_some("the Origin header names another host: only pages of this agent may ask it")
+}
+
+fn values(headers: &HeaderMap, name: HeaderName) -> impl Iterator<Item = Option<&str>> {
+    headers.get_all(name).into_iter().map(|value| value.to_str().ok())
+}
+
+/// Whether `NAME`, `NAME:PORT` or an address is this machine's, on our own port.
+fn names(host: &str, own: SocketAddr) -> bool {
+    let is_ours = |ip: IpAddr| ip.is_loopback() || ip == own.ip() || own.ip().is_unspecified();
+    if let Ok(address) = host.parse::<SocketAddr>() {
+        return address.port() == own.port() && is_ours(address.ip());
+    }
+    let bare = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
+    if let Ok(ip) = bare.parse::<IpAddr>() {
+        return is_ours(ip);
+    }
+    let (name, port) = match host.split_once(':') {
+        Some((name, port)) => (name, port.parse().ok()),
+        None => (host, Some(own.port())),
+    };
+    port == Some(own.port()) && name.eq_ignore_ascii_case("localhost")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_names_of_this_machine_pass() {
+        let own: SocketAddr = "127.0.0.1:15014".parse().unwrap();
+        for host in ["127.0.0.1:15014", "localhost:15014", "LOCALHOST", "[::1]:15014", "127.0.0.1", "[::1]"] {
+            assert!(names(host, own), "{host}");
+        }
+        for host in [
+            "evil.example",
+            "evil.example:15014",
+            "localhost:1",
+            "localhost:",
+            "localhost:15014:15014",
+            "127.0.0.1:1",
+            "10.0.0.1:15014",
+            "localhost.evil.example",
+            "user@localhost",
+            "[localhost]",
+            "",
+        ] {
+            assert!(!names(host, own), "{host}");
+        }
+        let open: SocketAddr = "0.0.0.0:15014".parse().unwrap();
+        assert!(names("10.0.0.1:15014", open) && !names("evil.example:15014", open));
+    }
+}

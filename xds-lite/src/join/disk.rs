@@ -1,0 +1,83 @@
+//! Small files of joining: read up to a bound, and one writer at a time over all processes. Not what they say;
+//! writing is `isthmus_certs::files`.
+
+use std::fs::{self, File, TryLockError};
+use std::io::{self, Read as _};
+use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// Work under the lock takes a moment; what takes longer hangs.
+const PATIENCE: Duration = Duration::from_secs(3);
+const PACE: Duration = Duration::from_millis(10);
+const LOCK: &str = ".lock";
+
+/// A file or directory that could not be read.
+#[derive(Debug, thiserror::Error)]
+#[error("{}: {cause}", path.display())]
+pub struct ReadError {
+    /// Which.
+    pub path: PathBuf,
+    /// Why, and what would help.
+    pub cause: String,
+}
+
+impl ReadError {
+    pub(super) fn new(path: &Path, cause: impl ToString) -> ReadError {
+        ReadError { path: path.to_owned(), cause: cause.to_string() }
+    }
+}
+
+/// The text of a file; nothing if there is none.
+pub(super) fn read(path: &Path, most: u64) -> Result<Option<String>, ReadError> {
+    let attempt = || {
+        // Not waited for, were it no file but a pipe.
+        if !fs::metadata(path)?.is_file() {
+            return Err(io::Error::other("is no file; move it away"));
+        }
+        let mut text = String::new();
+        File::open(path)?.take(most.saturating_add(1)).read_to_string(&mut text)?;
+        match text.len() as u64 > most {
+            true => Err(io::Error::other(format!("is larger than {most} bytes; is it the right file?"))),
+            false => Ok(text),
+        }
+    };
+    match attempt() {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        read => read.map(Some).map_err(|error| ReadError::new(path, error)),
+    }
+}
+
+/// The names in a directory, sorted; none if it is not there.
+pub(super) fn names(folder: &Path) -> Result<Vec<String>, ReadError> {
+    let attempt = || -> io::Result<Vec<String>> {
+        let entries: io::Result<Vec<_>> = fs::read_dir(folder)?.collect();
+        let names = entries?.into_iter().filter_map(|entry| entry.file_name().into_string().ok());
+        Ok(names.collect())
+    };
+    match attempt() {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
+        Err(error) => Err(ReadError::new(folder, error)),
+        Ok(mut names) => {
+            names.sort();
+            Ok(names)
+        }
+    }
+}
+
+/// Keeps other processes and threads out of a directory until it is dropped.
+pub(super) fn lock(folder: &Path) -> Result<File, ReadError> {
+    let path = folder.join(LOCK);
+    let lock = File::create(&path).map_err(|error| ReadError::new(&path, error))?;
+    let patience = Instant::now() + PATIENCE;
+    loop {
+        match lock.try_lock() {
+            Ok(()) => return Ok(lock),
+            Err(TryLockError::WouldBlock) if Instant::now() < patience => thread::sleep(PACE),
+            Err(TryLockError::WouldBlock) => {
+                return Err(ReadError::new(&path, "another process holds it; wait until it is done"));
+            }
+            Err(TryLockError::Error(error)) => return Err(ReadError::new(&path, error)),
+        }
+    }
+}

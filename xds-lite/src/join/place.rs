@@ -1,0 +1,288 @@
+//! Where what was accepted goes: the peer's record, its domain's bundle and deny-list, all or nothing. Nothing
+//! that is known of a cluster or a trust domain is overwritten with something that contradicts it.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::SystemTime;
+
+use isthmus_certs::bundle::BundleError;
+use isthmus_certs::deny::DenyError;
+use isthmus_certs::files::{self, PUBLIC, WriteError};
+use isthmus_certs::pem;
+use isthmus_certs::spiffe_bundle::{self, FormatError};
+use isthmus_certs::{Bundle, DenyList, Role, TrustDomain, VerifyError};
+use tokio_rustls::rustls::pki_types::{CertificateDer, UnixTime};
+
+use super::disk::{self, ReadError};
+use super::offer::Accepted;
+use super::peer::{self, Peer};
+use super::shown::Shown;
+use super::{Context, Party};
+
+/// Larger is no bundle and no deny-list.
+const MAX_FILE: u64 = 16 << 20;
+
+/// Why something was not kept.
+#[derive(Debug, thiserror::Error)]
+pub enum PlaceError {
+    /// A cluster of that name is known, of another domain.
+    #[error(
+        "cluster {} is known here in trust domain {known}, not in {}; if it has moved, remove {} and join again",
+        found.cluster, found.trust_domain, path.display()
+    )]
+    OtherDomain {
+        /// Who has come.
+        found: Party,
+        /// What is known of the cluster.
+        known: TrustDomain,
+        /// Where it is known.
+        path: PathBuf,
+    },
+    /// The domain is known by other roots.
+    #[error(
+        "the bundle of {domain} has other roots than the known one, {}; if they were replaced, check the new ones and remove it, then join again",
+        path.display()
+    )]
+    OtherRoots {
+        /// Whose bundle.
+        domain: TrustDomain,
+        /// The known one.
+        path: PathBuf,
+    },
+    /// A known bundle that is none.
+    #[error("{} {cause}", path.display())]
+    Bundle {
+        /// Which file.
+        path: PathBuf,
+        /// What is wrong with it.
+        #[source]
+        cause: FormatError,
+    },
+    /// What is known of the domain does not believe the agent.
+    #[error("the agent is not believed by what is known here of its trust domain: {0}")]
+    Unbelieved(#[source] VerifyError),
+    /// Something cannot be read.
+    #[error(transparent)]
+    Read(#[from] ReadError),
+    /// Something cannot be written.
+    #[error(transparent)]
+    Write(#[from] WriteError),
+    /// A deny-list, the known one or the other, is not its domain's.
+    #[error(transparent)]
+    Denied(#[from] DenyError),
+}
+
+impl PlaceError {
+    /// Whether what is known here stands against it, rather than that something has failed.
+    pub(super) fn is_conflict(&self) -> bool {
+        match self {
+            PlaceError::OtherDomain { .. }
+            | PlaceError::OtherRoots { .. }
+            | PlaceError::Unbelieved(_)
+            | PlaceError::Denied(_) => true,
+            PlaceError::Bundle { .. } | PlaceError::Read(_) | PlaceError::Write(_) => false,
+        }
+    }
+}
+
+/// Whether a party could be kept, as far as its names go.
+pub(super) fn check(context: &Context, party: &Party) -> Result<(), PlaceError> {
+    let state = &context.folders.state;
+    match peer::read(state, &party.cluster)? {
+        Some(known) if known.introduction.party.trust_domain != party.trust_domain => {
+            Err(PlaceError::OtherDomain {
+                found: party.clone(),
+                known: known.introduction.party.trust_domain,
+                path: peer::path(state, &party.cluster),
+            })
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Whether an agent is one that this side could keep as a peer: where its domain is known, by what is known of
+/// it, which a token does not replace.
+pub(super) fn believe(
+    context: &Context,
+    shown: &Shown,
+    chain: &[CertificateDer<'_>],
+    role: Role,
+) -> Result<(), PlaceError> {
+    check(context, &shown.party)?;
+    let bundles = &context.trust.current().bundles;
+    if bundles.get(&shown.party.trust_domain).is_some() {
+        bundles.verify(chain, role, UnixTime::now()).map_err(PlaceError::Unbelieved)?;
+    }
+    Ok(())
+}
+
+/// Makes the directories, so that what cannot be kept is known before anything is asked for.
+pub(super) fn prepare(context: &Context) -> Result<(), PlaceError> {
+    let folders = &context.folders;
+    files::make_folder(&folders.bundles)?;
+    Ok(files::make_folder(&peer::folder(&folders.state))?)
+}
+
+/// What was written, and what was there before.
+#[derive(Debug)]
+pub(super) struct Kept {
+    peer: Peer,
+    changes: Vec<Change>,
+    peers: PathBuf,
+}
+
+#[derive(Debug)]
+struct Change {
+    path: PathBuf,
+    before: Option<String>,
+    after: String,
+}
+
+/// Keeps all of it, or none.
+pub(super) fn keep(context: &Context, accepted: Accepted, now: SystemTime) -> Result<Kept, PlaceError> {
+    prepare(context)?;
+    let peers = peer::folder(&context.folders.state);
+    let _lock = disk::lock(&peers)?;
+    let party = accepted.introduction.party.clone();
+    check(context, &party)?;
+    let mut texts = Vec::new();
+    // About the own domain nobody else is believed: the certificate was verified against the own bundle.
+    if party.trust_domain != context.party().trust_domain {
+        texts.extend(bundle(&context.folders.bundles, &party.trust_domain, &accepted.bundle)?);
+        texts.extend(denied(context, &party.trust_domain, &accepted)?);
+    }
+    let peer = Peer { introduction: accepted.introduction, joined_at: now };
+    let path = peer::path(&context.folders.state, &party.cluster);
+    let text = serde_json::to_string_pretty(&peer).map_err(|error| ReadError::new(&path, error))?;
+    // The record last: who is a peer is believed already.
+    texts.push((path, text + "\n"));
+    let mut kept = Kept { peer, changes: Vec::new(), peers };
+    for (path, after) in texts {
+        if let Err(error) = kept.write(path, after) {
+            kept.revert();
+            return Err(error);
+        }
+    }
+    Ok(kept)
+}
+
+impl Kept {
+    /// It stays.
+    pub(super) fn commit(mut self) -> Peer {
+        self.changes.clear();
+        self.peer.clone()
+    }
+
+    fn write(&mut self, path: PathBuf, after: String) -> Result<(), PlaceError> {
+        let before = disk::read(&path, MAX_FILE)?;
+        let change = Change { path, before, after };
+        let written = files::write(&change.path, &change.after, PUBLIC);
+        // Written or not: a file may be in its place that is not certain to outlast a crash.
+        self.changes.push(change);
+        Ok(written?)
+    }
+
+    /// Under the lock.
+    fn revert(&mut self) {
+        for change in self.changes.drain(..).rev() {
+            if let Err(error) = change.revert() {
+                tracing::error!(path = %change.path.display(), %error, "a file of a failed join stays; remove it");
+            }
+        }
+    }
+}
+
+/// Without [`Kept::commit`] all is again as it was, except where somebody else has written since.
+impl Drop for Kept {
+    fn drop(&mut self) {
+        if self.changes.is_empty() {
+            return;
+        }
+        match disk::lock(&self.peers) {
+            Ok(_lock) => self.revert(),
+            Err(error) => tracing::error!(%error, "what a failed join has written stays"),
+        }
+    }
+}
+
+impl Change {
+    fn revert(&self) -> Result<(), PlaceError> {
+        if disk::read(&self.path, MAX_FILE)?.as_ref() != Some(&self.after) {
+            return Ok(());
+        }
+        match &self.before {
+            Some(before) => files::write(&self.path, before, PUBLIC)?,
+            None => fs::remove_file(&self.path).map_err(|error| ReadError::new(&self.path, error))?,
+        }
+        Ok(())
+    }
+}
+
+/// What is to be written of a bundle: nothing, where the known one is as new.
+fn bundle(
+    folder: &Path,
+    domain: &TrustDomain,
+    offered: &Bundle,
+) -> Result<Option<(PathBuf, String)>, PlaceError> {
+    let json = folder.join(format!("{domain}.json"));
+    let roots = folder.join(format!("{domain}.pem"));
+    let unusable = |path: &Path| {
+        let path = path.to_owned();
+        move |cause| PlaceError::Bundle { path, cause }
+    };
+    if let Some(text) = disk::read(&roots, MAX_FILE)? {
+        let known = pem::certificates(&text).map_err(|error| ReadError::new(&roots, error))?;
+        let known =
+            Bundle::new(domain, 0, &known).map_err(|error: BundleError| ReadError::new(&roots, error))?;
+        return match same_roots(&known, offered) {
+            true => Ok(None),
+            false => Err(PlaceError::OtherRoots { domain: domain.clone(), path: roots }),
+        };
+    }
+    if let Some(text) = disk::read(&json, MAX_FILE)? {
+        let known = spiffe_bundle::read(domain, &text).map_err(unusable(&json))?;
+        if !same_roots(&known, offered) {
+            return Err(PlaceError::OtherRoots { domain: domain.clone(), path: json });
+        }
+        if known.sequence >= offered.sequence {
+            return Ok(None);
+        }
+    }
+    let text = spiffe_bundle::write(offered).map_err(unusable(&json))?;
+    Ok(Some((json, text)))
+}
+
+fn same_roots(one: &Bundle, other: &Bundle) -> bool {
+    let within = |one: &Bundle, other: &Bundle| one.roots().iter().all(|root| other.roots().contains(root));
+    within(one, other) && within(other, one)
+}
+
+/// What is to be written of a deny-list: nothing, where the known one is as new.
+fn denied(
+    context: &Context,
+    domain: &TrustDomain,
+    accepted: &Accepted,
+) -> Result<Option<(PathBuf, String)>, PlaceError> {
+    let Some(envelope) = &accepted.denied else { return Ok(None) };
+    let Some(folder) = &context.folders.deny else {
+        tracing::warn!(%domain, "its deny-list is not kept; name a directory in `trust.deny` to follow it");
+        return Ok(None);
+    };
+    files::make_folder(folder)?;
+    let path = folder.join(format!("{domain}.json"));
+    let now = UnixTime::now();
+    let open = |text: &str, known: Option<&DenyList>| {
+        DenyList::open(text.as_bytes(), domain, &accepted.bundle, now, known)
+    };
+    let known = disk::read(&path, MAX_FILE)?;
+    if known.as_ref() == Some(envelope) {
+        return Ok(None);
+    }
+    let known = known.map(|text| open(&text, None)).transpose()?;
+    match open(envelope, known.as_ref()) {
+        Ok(_) => Ok(Some((path, envelope.clone()))),
+        // Another cluster of that domain has joined, and had a newer one.
+        Err(DenyError::Older { .. }) => Ok(None),
+        Err(error) => Err(error.into()),
+    }
+}

@@ -1,0 +1,217 @@
+//! What a chain proves whose root is shown with it: that an agent of some cluster holds its key, vouched for by
+//! that root. It does not say that the root is to be believed: the token's hash says so of one side's, the proof
+//! of the secret of the other's. Pure.
+
+use isthmus_certs::bundle::BundleError;
+use isthmus_certs::facts::Facts;
+use isthmus_certs::{KeyPin, Role, SpiffeId, TrustBundles, VerifyError, peer_id};
+use tokio_rustls::rustls::pki_types::{CertificateDer, UnixTime};
+
+use super::Party;
+
+/// Leaf, intermediates, and the roots of a roll-over.
+pub(super) const MOST: usize = 8;
+
+/// An agent, and the root that vouches for it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Shown {
+    pub(super) id: SpiffeId,
+    pub(super) party: Party,
+    pub(super) root: CertificateDer<'static>,
+}
+
+/// Whom a token names.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Wanted {
+    /// The key of the root.
+    pub(super) root: KeyPin,
+    /// Whose agent.
+    pub(super) party: Party,
+}
+
+/// Why a chain shows no agent.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ShownError {
+    /// More certificates than a chain has.
+    #[error("{0} certificates are shown; a chain and its roots have at most {MOST}")]
+    Many(usize),
+    /// A chain without its root.
+    #[error(
+        "no root is shown with the chain; the other side must be an agent of Isthmus that waits for joiners"
+    )]
+    NoRoot,
+    /// Somebody else's root.
+    #[error(
+        "no root with the token's key {0} is shown: somebody else answers at this address, or the root was replaced after the token was made"
+    )]
+    OtherRoot(KeyPin),
+    /// The root shown cannot be one.
+    #[error(transparent)]
+    Root(#[from] BundleError),
+    /// The chain does not lead to the root.
+    #[error(transparent)]
+    Chain(#[from] VerifyError),
+    /// Not an agent.
+    #[error("{0} is no agent; an agent is spiffe://TRUST-DOMAIN/isthmus/CLUSTER/agent/NAME")]
+    NoAgent(SpiffeId),
+    /// An agent, and the wrong one.
+    #[error("this is an agent of {found}, but {expected} was expected")]
+    OtherParty {
+        /// Whose it is.
+        found: Party,
+        /// Whose it must be.
+        expected: Party,
+    },
+}
+
+/// Verifies a chain, leaf first, against a root that is shown with it: the wanted one, or any.
+pub(super) fn prove(
+    chain: &[CertificateDer<'_>],
+    role: Role,
+    wanted: Option<&Wanted>,
+    now: UnixTime,
+) -> Result<Shown, ShownError> {
+    if chain.len() > MOST {
+        return Err(ShownError::Many(chain.len()));
+    }
+    let id = peer_id(chain).map_err(VerifyError::from)?;
+    let party = party_of(&id).ok_or_else(|| ShownError::NoAgent(id.clone()))?;
+    let pin = wanted.map(|wanted| wanted.root);
+    let mut refused = pin.map_or(ShownError::NoRoot, ShownError::OtherRoot);
+    for root in chain.iter().skip(1).filter(|shown| is_root(shown, pin)) {
+        match verify(chain, root, &id, role, now) {
+            Ok(()) => {
+                expect(&party, wanted)?;
+                return Ok(Shown { id, party, root: root.clone().into_owned() });
+            }
+            Err(error) => refused = error,
+        }
+    }
+    Err(refused)
+}
+
+fn expect(found: &Party, wanted: Option<&Wanted>) -> Result<(), ShownError> {
+    match wanted {
+        Some(wanted) if wanted.party != *found => {
+            Err(ShownError::OtherParty { found: found.clone(), expected: wanted.party.clone() })
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Against this root and no other.
+fn verify(
+    chain: &[CertificateDer<'_>],
+    root: &CertificateDer<'_>,
+    id: &SpiffeId,
+    role: Role,
+    now: UnixTime,
+) -> Result<(), ShownError> {
+    let mut only = TrustBundles::new();
+    only.add_root(id.trust_domain().clone(), root)?;
+    only.verify(chain, role, now)?;
+    Ok(())
+}
+
+fn is_root(certificate: &CertificateDer<'_>, pin: Option<KeyPin>) -> bool {
+    Facts::of(certificate).is_ok_and(|facts| facts.is_root() && pin.is_none_or(|pin| pin == facts.pin))
+}
+
+/// Whose agent this is, if it is one.
+pub(super) fn party_of(id: &SpiffeId) -> Option<Party> {
+    let mut segments = id.path().strip_prefix("/isthmus/")?.split('/');
+    let (cluster, role, name) = (segments.next()?, segments.next()?, segments.next()?);
+    if role != "agent" || name.is_empty() || segments.next().is_some() {
+        return None;
+    }
+    Some(Party { cluster: cluster.parse().ok()?, trust_domain: id.trust_domain().clone() })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use isthmus_certs::{Authority, KeyKind, TrustDomain};
+
+    use super::*;
+
+    const HOUR: Duration = Duration::from_secs(3600);
+
+    fn authority(domain: &str) -> Authority {
+        Authority::generate(TrustDomain::new(domain).unwrap()).unwrap()
+    }
+
+    fn wanted(root: &Authority, cluster: &str) -> Wanted {
+        let party = Party { cluster: cluster.parse().unwrap(), trust_domain: root.trust_domain().clone() };
+        Wanted { root: Facts::of(root.certificate()).unwrap().pin, party }
+    }
+
+    fn chain(authority: &Authority, id: &str, roots: &[&Authority]) -> Vec<CertificateDer<'static>> {
+        let identity = authority.issue(&SpiffeId::parse(id).unwrap(), &[], HOUR).unwrap();
+        let roots = roots.iter().map(|root| root.certificate().clone());
+        identity.chain().iter().cloned().chain(roots).collect()
+    }
+
+    const AGENT: &str = "spiffe://east.example/isthmus/east/agent/a";
+
+    #[test]
+    fn an_agent_is_shown_with_its_root() {
+        let (east, other) = (authority("east.example"), authority("east.example"));
+        let below = east.intermediate("east", KeyKind::P256, HOUR * 2).unwrap();
+        for chain in [chain(&east, AGENT, &[&east]), chain(&below, AGENT, &[&other, &east])] {
+            for wanted in [None, Some(&wanted(&east, "east"))] {
+                let shown = prove(&chain, Role::Server, wanted, UnixTime::now()).unwrap();
+                assert_eq!(shown.root, *east.certificate());
+                assert_eq!((shown.id.to_string().as_str(), shown.party.cluster.as_str()), (AGENT, "east"));
+            }
+        }
+    }
+
+    #[test]
+    fn everybody_else_is_refused_for_their_own_reason() {
+        let [east, other] = [(); 2].map(|()| authority("east.example"));
+        let west = authority("west.example");
+        let (token, north) = (wanted(&east, "east"), wanted(&east, "north"));
+        let gateway = "spiffe://east.example/isthmus/east/gateway/a";
+        let long = vec![east.certificate().clone(); MOST + 1];
+        for (what, chain, wanted, expected) in [
+            ("nothing", vec![], None, "no certificate"),
+            ("too many", long, None, "at most 8"),
+            ("no root", chain(&east, AGENT, &[]), None, "no root is shown"),
+            ("another's root alone", chain(&east, AGENT, &[&other]), None, "does not verify"),
+            ("his own root", chain(&other, AGENT, &[&other]), Some(&token), "no root with the token's key"),
+            ("his own chain, the true root", chain(&other, AGENT, &[&east]), Some(&token), "does not verify"),
+            ("both roots", chain(&other, AGENT, &[&other, &east]), Some(&token), "does not verify"),
+            ("another domain's root", chain(&east, AGENT, &[&west]), None, "is it the right file"),
+            ("a gateway", chain(&east, gateway, &[&east]), Some(&token), "is no agent"),
+            (
+                "another cluster",
+                chain(&east, AGENT, &[&east]),
+                Some(&north),
+                "north (east.example) was expected",
+            ),
+        ] {
+            let error = prove(&chain, Role::Server, wanted, UnixTime::now()).unwrap_err().to_string();
+            assert!(error.contains(expected), "{what}: {error}");
+        }
+        let late = UnixTime::since_unix_epoch(Duration::from_secs(UnixTime::now().as_secs()) + HOUR * 2);
+        let error = prove(&chain(&east, AGENT, &[&east]), Role::Client, Some(&token), late).unwrap_err();
+        assert!(error.to_string().contains("expired"), "{error}");
+    }
+
+    #[test]
+    fn an_agents_identity_has_one_form() {
+        let party = |path: &str| party_of(&SpiffeId::parse(&format!("spiffe://a{path}")).unwrap());
+        assert_eq!(party("/isthmus/west/agent/x").unwrap().cluster.as_str(), "west");
+        for other in [
+            "",
+            "/isthmus/west/agent",
+            "/isthmus/west/agent/x/y",
+            "/isthmus/west/gateway/x",
+            "/x/west/agent/x",
+            "/isthmus/-/agent/x",
+        ] {
+            assert_eq!(party(other), None, "{other}");
+        }
+    }
+}

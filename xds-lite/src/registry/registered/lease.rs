@@ -1,0 +1,137 @@
+//! What proves that a registration is one's own: 128 random bits. Only their hash is kept, so that neither the
+//! file nor a page gives them away.
+
+use std::fmt;
+use std::io;
+
+use rustix::rand::{GetRandomFlags, getrandom};
+use serde::Deserialize;
+use sha2::{Digest as _, Sha256};
+
+use super::Refused;
+
+const BYTES: usize = 16;
+
+/// A lease's secret.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct LeaseId([u8; BYTES]);
+
+/// What is kept of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(super) struct Digest([u8; 32]);
+
+/// A word about a lease: nothing but it.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Word {
+    lease: String,
+}
+
+impl LeaseId {
+    /// A new one, from the kernel.
+    ///
+    /// # Errors
+    /// The kernel gives no randomness.
+    pub fn random() -> io::Result<LeaseId> {
+        let mut bytes = [0; BYTES];
+        match getrandom(&mut bytes, GetRandomFlags::empty())? {
+            BYTES => Ok(LeaseId(bytes)),
+            _ => Err(io::Error::other("the kernel gave less randomness than asked for")),
+        }
+    }
+
+    #[cfg(test)]
+    pub(super) const fn from_bytes(bytes: [u8; BYTES]) -> LeaseId {
+        LeaseId(bytes)
+    }
+
+    /// As whoever owns it is told: 32 hexadecimal digits.
+    #[must_use]
+    pub fn shown(&self) -> String {
+        hex(&self.0)
+    }
+
+    /// Reads what [`LeaseId::shown`] wrote.
+    #[must_use]
+    pub fn parse(text: &str) -> Option<LeaseId> {
+        unhex(text).map(LeaseId)
+    }
+
+    /// Reads `{"lease": "…"}`.
+    ///
+    /// # Errors
+    /// It is something else.
+    pub fn from_body(body: &[u8]) -> Result<LeaseId, Refused> {
+        let wrong =
+            || Refused::Wrong("write {\"lease\": \"…\"} with the lease that /register told".to_owned());
+        let word: Word = serde_json::from_slice(body).map_err(|_| wrong())?;
+        LeaseId::parse(&word.lease).ok_or_else(wrong)
+    }
+
+    pub(super) fn digest(&self) -> Digest {
+        Digest(Sha256::digest(self.0).into())
+    }
+}
+
+/// Not the secret itself: it may stand in a log.
+impl fmt::Debug for LeaseId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("LeaseId(…)")
+    }
+}
+
+impl Digest {
+    pub(super) fn shown(&self) -> String {
+        hex(&self.0)
+    }
+
+    pub(super) fn parse(text: &str) -> Option<Digest> {
+        unhex(text).map(Digest)
+    }
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+fn unhex<const N: usize>(text: &str) -> Option<[u8; N]> {
+    // `from_str_radix` takes a sign, too.
+    if text.len() != 2 * N || !text.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+        return None;
+    }
+    let mut bytes = [0; N];
+    for (index, byte) in bytes.iter_mut().enumerate() {
+        *byte = u8::from_str_radix(text.get(2 * index..2 * index + 2)?, 16).ok()?;
+    }
+    Some(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lease_is_read_back_and_never_shown_by_accident() {
+        let [one, other] = [LeaseId::random().unwrap(), LeaseId::random().unwrap()];
+        assert_ne!(one, other);
+        assert_eq!(LeaseId::parse(&one.shown()), Some(one));
+        assert_eq!(Digest::parse(&one.digest().shown()), Some(one.digest()));
+        assert_eq!(format!("{one:?}"), "LeaseId(…)");
+        for text in
+            ["", "0", &one.shown()[1..], &format!("{}0", one.shown()), &"+0".repeat(16), &"é".repeat(16)]
+        {
+            assert_eq!(LeaseId::parse(text), None, "{text}");
+        }
+    }
+
+    #[test]
+    fn a_word_about_a_lease_says_nothing_else() {
+        let id = LeaseId::random().unwrap();
+        let body = |rest: &str| format!("{{\"lease\":\"{}\"{rest}}}", id.shown());
+        assert_eq!(LeaseId::from_body(body("").as_bytes()), Ok(id));
+        for wrong in [&*body(",\"ttl\":\"1h\""), "{}", "[]", "", "\"", "{\"lease\":7}", "{\"lease\":\"00\"}"]
+        {
+            assert!(matches!(LeaseId::from_body(wrong.as_bytes()), Err(Refused::Wrong(_))), "{wrong}");
+        }
+    }
+}

@@ -1,0 +1,456 @@
+//! Registrations: what fits together and what does not, and any order of words about them against a plain list.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use proptest::prelude::*;
+use proptest::sample::select;
+use tokio::runtime::Runtime;
+
+use super::kept::{DAMAGED, KEY, KeepError, Kept};
+use super::*;
+use crate::config::registry_file;
+use crate::registry::source::{Source as _, merge};
+use crate::registry::store::FileStore;
+
+const TTL: Duration = Duration::from_secs(30);
+
+fn id(number: u8) -> LeaseId {
+    LeaseId::from_bytes([number; 16])
+}
+
+/// `NAME @ ADDRESS`, of db.pxc:3306 unless `more` says otherwise.
+fn said(instance: &str, address: &str, more: &str) -> Registration {
+    let text = format!(
+        "{{\"instance\":\"{instance}\",\"endpoints\":[{{\"address\":\"{address}\"}}]{more}{}}}",
+        if more.contains("\"host\"") { "" } else { ",\"host\":\"db.pxc\",\"port\":3306" }
+    );
+    Registration::parse(text.as_bytes()).unwrap()
+}
+
+fn with(lease: LeaseId, mut registration: Registration) -> Registration {
+    registration.lease = Some(lease);
+    registration
+}
+
+fn files(text: &str) -> Vec<Service> {
+    registry_file(&format!("services: [{text}]"), Path::new("r.yaml")).unwrap()
+}
+
+fn shown(registered: &Registered) -> Vec<String> {
+    let services = registered.services();
+    let endpoints = services.iter().flat_map(|service| {
+        service.endpoints.iter().map(move |endpoint| {
+            let instance = endpoint.instance.as_ref().unwrap();
+            format!("{instance}.{}:{} {}", service.host, service.port, endpoint.address)
+        })
+    });
+    endpoints.collect()
+}
+
+/// Refused, with everything as before.
+#[track_caller]
+fn refused(registered: &mut Registered, new: Registration, files: &[Service], now: Instant) -> String {
+    let before = registered.written();
+    let why = registered.register(new, files, id(99), now).unwrap_err();
+    assert_eq!(registered.written(), before);
+    why.to_string()
+}
+
+#[test]
+fn a_registration_lives_while_it_is_heard_of() {
+    let (start, mut all) = (Instant::now(), Registered::default());
+    let at = |seconds| start + Duration::from_secs(seconds);
+    let lease = all.register(said("db-0", "10.0.0.1:1", ""), &[], id(1), at(0)).unwrap();
+    assert_eq!((lease.id, lease.ttl), (Some(id(1)), TTL));
+    assert!(all.look(at(0)) && !all.look(at(0)));
+    assert!(!all.expire(at(29)));
+    assert_eq!(all.heartbeat(&id(1), at(29)).unwrap().ttl, TTL);
+    assert!(!all.look(at(58)), "a heartbeat is no change");
+    // The same said again is a heartbeat, too, for those who have lost their lease; they are not told it.
+    assert_eq!(all.register(said("db-0", "10.0.0.1:1", ""), &[], id(2), at(58)).unwrap().id, None);
+    assert_eq!(all.heartbeat(&id(2), at(58)), Err(Refused::Unknown));
+    assert!(!all.expire(at(87)) && all.expire(at(88)) && !all.expire(at(89)));
+    assert!(all.look(at(89)));
+    assert_eq!((all.heartbeat(&id(1), at(89)), all.count()), (Err(Refused::Unknown), 0));
+    assert_eq!(all.bytes, 0);
+    all.register(said("db-0", "10.0.0.1:1", ",\"ttl\":\"5s\""), &[], id(3), at(90)).unwrap();
+    assert_eq!(all.heartbeat(&id(3), at(95)), Err(Refused::Unknown), "too late, seen or not");
+}
+
+#[test]
+fn only_who_shows_the_lease_moves_or_ends_it() {
+    let (now, mut all) = (Instant::now(), Registered::default());
+    all.register(said("db-0", "10.0.0.1:1", ""), &[], id(1), now).unwrap();
+    let why = refused(&mut all, said("db-0", "10.0.0.2:1", ""), &[], now);
+    assert!(why.starts_with("db-0 of db.pxc:3306 is registered at 10.0.0.1:1; show its lease"), "{why}");
+    refused(&mut all, with(id(2), said("db-0", "10.0.0.2:1", "")), &[], now);
+    let moved = with(id(1), said("db-0", "10.0.0.2:1", ""));
+    assert_eq!(all.register(moved, &[], id(9), now).unwrap().id, Some(id(1)));
+    assert_eq!(shown(&all), ["db-0.db.pxc:3306 10.0.0.2:1"]);
+    // What else it says may change without.
+    let lighter = said("db-0", "10.0.0.2:1", ",\"balance\":\"random\"");
+    assert_eq!(all.register(lighter, &[], id(9), now).unwrap().id, None);
+    assert_eq!(all.services()[0].balance, crate::config::services::Balance::Random);
+    assert_eq!(all.deregister(&id(9)), Err(Refused::Unknown));
+    assert_eq!(all.deregister(&id(1)).unwrap().to_string(), "db-0 of db.pxc:3306");
+    assert_eq!((all.count(), all.services().len(), all.bytes), (0, 0, 0));
+}
+
+#[test]
+fn instances_agree_on_what_they_say_and_leave_the_rest_to_others() {
+    let (now, mut all) = (Instant::now(), Registered::default());
+    let mut add = |text: Registration, lease| all.register(text, &[], id(lease), now).map(|_| ());
+    add(said("db-0", "10.0.0.1:1", ""), 0).unwrap();
+    add(said("db-1", "10.0.0.2:1", ",\"alpn\":[\"mysql\"]"), 1).unwrap();
+    add(said("db-2", "10.0.0.3:1", ",\"alpn\":[\"mysql\"],\"max_connections\":7"), 2).unwrap();
+    let why = refused(&mut all, said("db-3", "10.0.0.4:1", ",\"max_connections\":8"), &[], now);
+    assert_eq!(
+        why,
+        "db-3 of db.pxc:3306: max_connections differs from what db-2 of db.pxc:3306 says; say the same, or leave it out"
+    );
+    let why = refused(&mut all, said("db-3", "10.0.0.2:1", ""), &[], now);
+    assert!(why.contains("10.0.0.2:1 is registered as db-1 of db.pxc:3306"), "{why}");
+    let [service] = &all.services()[..] else { panic!("one service") };
+    assert_eq!((service.alpn.len(), service.max_connections, service.endpoints.len()), (1, Some(7), 3));
+    assert!(service.bare);
+}
+
+#[test]
+fn a_bare_name_keeps_its_meaning() {
+    let (now, mut all) = (Instant::now(), Registered::default());
+    let on = |port: u16, more: &str| {
+        said("a", &format!("10.0.0.1:{port}"), &format!(",\"host\":\"db.pxc\",\"port\":{port}{more}"))
+    };
+    all.register(on(2, ""), &[], id(2), now).unwrap();
+    for other in ["", ",\"sni_port\":1"] {
+        let why = refused(&mut all, on(1, other), &[], now);
+        assert!(why.ends_with("the bare name db.pxc means port 2 already; say \"sni_port\": 2"), "{why}");
+    }
+    all.register(on(1, ",\"sni_port\":2"), &[], id(1), now).unwrap();
+    let bare = |all: &Registered| all.services().iter().map(|it| (it.port, it.bare)).collect::<Vec<_>>();
+    assert_eq!(bare(&all), [(1, false), (2, true)]);
+    assert_eq!(bare(&Registered::read(all.written().as_bytes(), now).unwrap().0), [(1, false), (2, true)]);
+    refused(&mut all, on(3, ",\"sni_port\":3"), &[], now);
+    all.deregister(&id(2)).unwrap();
+    assert_eq!(bare(&all), [(1, false)], "nor does it go to another port");
+}
+
+#[test]
+fn what_other_sources_say_counts() {
+    let (now, mut all) = (Instant::now(), Registered::default());
+    let files = files(
+        "{ host: db.pxc, port: 3306, balance: random, aliases: [db], endpoints: [{ address: '10.0.0.1:1', instance: db-0 }] }",
+    );
+    for (new, expected) in [
+        (said("db-0", "10.0.0.2:1", ""), "other sources have this instance already"),
+        (said("db-1", "10.0.0.1:1", ""), "other sources have this address already"),
+        (
+            said("db-1", "10.0.0.2:1", ",\"balance\":\"source_hash\""),
+            "balance differs from what the registry's",
+        ),
+        (said("db-1", "10.0.0.2:1", ",\"sni_port\":1"), "sni_port differs from"),
+        (said("x", "10.0.0.2:1", ",\"host\":\"x.y\",\"aliases\":[\"db\"]"), "db is a name of db.pxc already"),
+        (said("x", "10.0.0.2:1", ",\"host\":\"db\""), "db is a name of db.pxc already"),
+        (said("x", "10.0.0.2:1", ",\"host\":\"x.y\",\"aliases\":[\"db.pxc\"]"), "db.pxc is a name of"),
+    ] {
+        let why = refused(&mut all, new, &files, now);
+        assert!(why.contains(expected), "{why}");
+    }
+    all.register(said("db-1", "10.0.0.2:1", ",\"balance\":\"random\""), &files, id(1), now).unwrap();
+    all.register(said("x", "10.0.0.2:1", ",\"host\":\"x.y\",\"aliases\":[\"z\"]"), &files, id(2), now)
+        .unwrap();
+    let why = refused(&mut all, said("w", "10.0.0.2:1", ",\"host\":\"z\""), &files, now);
+    assert!(why.contains("z is a name of x.y already"), "{why}");
+    // The name is free again once nobody says it: neither an update nor an end leaves it taken.
+    let alias = || said("v", "10.0.0.2:1", ",\"host\":\"v\",\"aliases\":[\"z\"]");
+    all.register(said("x", "10.0.0.2:1", ",\"host\":\"x.y\""), &files, id(9), now).unwrap();
+    all.register(said("w", "10.0.0.2:1", ",\"host\":\"z\""), &files, id(3), now).unwrap();
+    refused(&mut all, alias(), &files, now);
+    all.deregister(&id(3)).unwrap();
+    all.register(alias(), &files, id(4), now).unwrap();
+    all.deregister(&id(4)).unwrap();
+    assert!(all.heartbeat(&id(2), now).is_ok());
+    let merged =
+        merge([crate::registry::source::Snapshot { services: files, problems: vec![] }, all.snapshot()]);
+    let hosts: Vec<_> = merged.services.iter().map(|it| (it.host.to_string(), it.endpoints.len())).collect();
+    assert_eq!(hosts, [("db.pxc".to_owned(), 2), ("x.y".to_owned(), 1)]);
+    assert!(merged.problems.is_empty(), "{:?}", merged.problems);
+}
+
+#[test]
+fn what_is_wrong_with_many_lines_is_counted() {
+    let line = "{\"lease\":\"\",\"registration\":{}}";
+    let text = format!("{{\"format\":1,\"registrations\":[{}]}}", vec![line; 300].join(","));
+    let (all, problems) = Registered::read(text.as_bytes(), Instant::now()).unwrap();
+    assert_eq!((all.count(), problems.len()), (0, 101));
+    assert_eq!(problems[100], "registered.json: 200 more are left out");
+}
+
+#[test]
+fn there_are_not_more_than_so_many() {
+    let (now, mut all) = (Instant::now(), Registered::default());
+    let lease = |number: usize| {
+        let mut bytes = [0; 16];
+        bytes[..8].copy_from_slice(&number.to_le_bytes());
+        LeaseId::from_bytes(bytes)
+    };
+    let new =
+        |number: usize| said(&format!("i-{number}"), "10.0.0.1:1", &format!(",\"host\":\"h-{number}\""));
+    for number in 0..MOST {
+        all.register(new(number), &[], lease(number), now).unwrap();
+    }
+    assert!(refused(&mut all, new(MOST), &[], now).starts_with("there are 10000 registrations"));
+    all.register(new(7), &[], id(1), now).unwrap();
+    all.deregister(&lease(7)).unwrap();
+    all.register(new(MOST), &[], id(1), now).unwrap();
+    assert_eq!(all.count(), MOST);
+    let (again, problems) = Registered::read(all.written().as_bytes(), now).unwrap();
+    assert_eq!((again.count(), problems.len(), again.bytes), (MOST, 0, all.bytes));
+    let sum: usize =
+        all.ports.values().flat_map(|all| all.values()).map(|held| held.registration.text.len()).sum();
+    assert_eq!(all.bytes, sum);
+    all.bytes = MOST_BYTES;
+    all.deregister(&id(1)).unwrap();
+    assert!(matches!(
+        all.register(said("b", "b:1", &format!(",\"alpn\":[\"{}\"]", "a".repeat(255))), &[], id(2), now),
+        Err(Refused::Full)
+    ));
+}
+
+/// What is left after a restart of the agent: everybody, with a whole TTL.
+#[tokio::test]
+async fn a_restart_withdraws_nobody() {
+    let folder = tempfile::tempdir().unwrap();
+    let start = Instant::now();
+    let open = || Arc::new(FileStore::open(folder.path()).unwrap());
+    let (mut kept, mut all, problems) = Kept::load(open(), start).await.unwrap();
+    assert!(problems.is_empty() && kept.draft(&all).is_none());
+    all.register(said("db-0", "10.0.0.1:1", ",\"alpn\":[\"mysql\"]"), &[], id(1), start).unwrap();
+    all.register(said("db-1", "10.0.0.2:1", ""), &[], id(2), start).unwrap();
+    let draft = kept.draft(&all).unwrap();
+    kept.save(draft).await.unwrap();
+    assert!(kept.draft(&all).is_none());
+    all.heartbeat(&id(1), start).unwrap();
+    assert!(kept.draft(&all).is_none(), "a heartbeat writes nothing");
+    let text = std::fs::read_to_string(folder.path().join(KEY)).unwrap();
+    assert!(!text.contains(&id(1).shown()) && text.lines().count() == 4, "{text}");
+    drop(kept);
+    let later = start + TTL * 10;
+    let (kept, mut again, problems) = Kept::load(open(), later).await.unwrap();
+    assert!(problems.is_empty() && kept.draft(&again).is_none());
+    assert_eq!(again.services(), all.services());
+    assert!(again.look(later) && !again.expire(later + TTL - Duration::from_millis(1)));
+    again.heartbeat(&id(2), later + TTL - Duration::from_millis(1)).unwrap();
+    assert!(again.expire(later + TTL));
+    assert_eq!(shown(&again), ["db-1.db.pxc:3306 10.0.0.2:1"]);
+}
+
+#[tokio::test]
+async fn a_damaged_file_is_set_aside_and_a_damaged_line_left_out() {
+    let (folder, now) = (tempfile::tempdir().unwrap(), Instant::now());
+    let store = Arc::new(FileStore::open(folder.path()).unwrap());
+    let mut all = Registered::default();
+    all.register(said("db-0", "10.0.0.1:1", ""), &[], id(1), now).unwrap();
+    all.register(said("db-1", "10.0.0.2:1", ""), &[], id(2), now).unwrap();
+    let good = all.written();
+    for damaged in
+        [&good[..good.len() / 2], "", "[]", "\0\u{1b}[31m", &good.replace("\"format\":1", "\"format\":2")]
+    {
+        std::fs::write(folder.path().join(KEY), damaged).unwrap();
+        let (mut kept, all, problems) = Kept::load(store.clone(), now).await.unwrap();
+        let [problem, aside] = &problems[..] else { panic!("{damaged:?}: {problems:?}") };
+        assert!(problem.contains("is damaged: ") && !problem.contains('\u{1b}'), "{problem}");
+        assert!(aside.contains(DAMAGED), "{aside}");
+        assert_eq!(std::fs::read_to_string(folder.path().join(DAMAGED)).unwrap(), damaged);
+        assert_eq!(all.count(), 0);
+        // Those who register again are kept as ever.
+        let mut all = Registered::default();
+        all.register(said("db-9", "10.0.0.1:1", ""), &[], id(1), now).unwrap();
+        kept.save(kept.draft(&all).unwrap()).await.unwrap();
+        assert_eq!(std::fs::read_to_string(folder.path().join(KEY)).unwrap(), all.written());
+    }
+    std::fs::write(folder.path().join(KEY), good.replace("10.0.0.1:1", "10.0.0.1")).unwrap();
+    let (mut kept, all, problems) = Kept::load(store.clone(), now).await.unwrap();
+    assert!(
+        problems[0].starts_with("registered.json: registrations[0] is left out: endpoints[0].address"),
+        "{problems:?}"
+    );
+    assert!(std::fs::read_to_string(folder.path().join(DAMAGED)).unwrap().contains("\"10.0.0.1\""));
+    assert_eq!(shown(&all), ["db-1.db.pxc:3306 10.0.0.2:1"]);
+    // An operator's edit under a running agent: said, and then replaced.
+    std::fs::write(folder.path().join(KEY), "edited").unwrap();
+    let edited = kept.save(kept.draft(&all).unwrap()).await;
+    assert!(matches!(edited, Err(KeepError::Elsewhere)), "{edited:?}");
+    kept.save(kept.draft(&all).unwrap()).await.unwrap();
+    assert!(kept.draft(&all).is_none());
+    assert_eq!(std::fs::read_to_string(folder.path().join(KEY)).unwrap(), all.written());
+}
+
+#[derive(Clone, Debug)]
+enum Step {
+    Register {
+        host: &'static str,
+        instance: &'static str,
+        address: &'static str,
+        ttl: u64,
+        shows: Shows,
+    },
+    Heartbeat(Shows),
+    Deregister(Shows),
+    Expire,
+    Restart,
+    /// Seconds that go by.
+    Wait(u64),
+}
+
+/// Which lease is shown: that of the instance, some other one, none.
+#[derive(Clone, Copy, Debug)]
+enum Shows {
+    Lease(u8),
+    None,
+}
+
+fn steps() -> impl Strategy<Value = Vec<Step>> {
+    let shows = || prop_oneof![2 => (0..12_u8).prop_map(Shows::Lease), 1 => Just(Shows::None)];
+    let (hosts, instances) = (select(vec!["a.b", "c.d"]), select(vec!["i", "j", "k"]));
+    let addresses = select(vec!["10.0.0.1:1", "10.0.0.2:1", "x.y:3"]);
+    let register = (hosts, instances, addresses, select(vec![5_u64, 9]), shows());
+    let step = prop_oneof![
+        5 => register.prop_map(|(host, instance, address, ttl, shows)| {
+            Step::Register { host, instance, address, ttl, shows }
+        }),
+        2 => shows().prop_map(Step::Heartbeat),
+        1 => shows().prop_map(Step::Deregister),
+        1 => Just(Step::Expire),
+        1 => Just(Step::Restart),
+        3 => (1..5_u64).prop_map(Step::Wait),
+    ];
+    proptest::collection::vec(step, 1..60)
+}
+
+/// One registration, as a list would hold it.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Row {
+    host: &'static str,
+    instance: &'static str,
+    address: &'static str,
+    ttl: u64,
+    lease: u8,
+    ends: u64,
+}
+
+/// A list, and what each word does to it, said as plainly as can be.
+#[derive(Default)]
+struct Model(Vec<Row>);
+
+impl Model {
+    fn expire(&mut self, now: u64) -> bool {
+        let before = self.0.len();
+        self.0.retain(|row| row.ends > now);
+        self.0.len() < before
+    }
+
+    /// The lease that is told; an error where it is refused.
+    fn register(&mut self, mut new: Row, shown: Option<u8>, now: u64) -> Result<Option<u8>, ()> {
+        self.expire(now);
+        let of_service = self.0.iter().filter(|row| row.host == new.host);
+        if of_service.clone().any(|row| row.instance != new.instance && row.address == new.address) {
+            return Err(());
+        }
+        let place = self.0.iter().position(|row| (row.host, row.instance) == (new.host, new.instance));
+        let Some(place) = place else {
+            let lease = new.lease;
+            self.0.push(new);
+            return Ok(Some(lease));
+        };
+        let proven = shown == Some(self.0[place].lease);
+        if self.0[place].address != new.address && !proven {
+            return Err(());
+        }
+        new.lease = self.0[place].lease;
+        self.0[place] = new;
+        Ok(proven.then_some(self.0[place].lease))
+    }
+
+    fn heartbeat(&mut self, lease: u8, now: u64) -> Option<u64> {
+        self.expire(now);
+        let row = self.0.iter_mut().find(|row| row.lease == lease)?;
+        row.ends = now + row.ttl;
+        Some(row.ttl)
+    }
+
+    fn deregister(&mut self, lease: u8) -> bool {
+        let before = self.0.len();
+        self.0.retain(|row| row.lease != lease);
+        self.0.len() < before
+    }
+
+    fn shown(&self) -> Vec<String> {
+        let rows = self.0.iter().map(|row| format!("{}.{}:443 {}", row.instance, row.host, row.address));
+        let mut rows: Vec<_> = rows.collect();
+        rows.sort();
+        rows
+    }
+}
+
+async fn run(steps: Vec<Step>) -> Result<(), TestCaseError> {
+    let folder = tempfile::tempdir().unwrap();
+    let start = Instant::now();
+    let (mut kept, mut all, _) =
+        Kept::load(Arc::new(FileStore::open(folder.path()).unwrap()), start).await.unwrap();
+    let (mut model, mut now, mut fresh) = (Model::default(), 0, 0_u8);
+    let at = |now: u64| start + Duration::from_secs(now);
+    let number = |shows| match shows {
+        Shows::Lease(number) => Some(number),
+        Shows::None => None,
+    };
+    for step in steps {
+        match step {
+            Step::Register { host, instance, address, ttl, shows } => {
+                fresh += 1;
+                let new = said(instance, address, &format!(",\"host\":\"{host}\",\"ttl\":\"{ttl}s\""));
+                let new = number(shows).map_or(new.clone(), |lease| with(id(lease), new));
+                let found = all.register(new, &[], id(fresh), at(now)).map(|lease| lease.id);
+                let row = Row { host, instance, address, ttl, lease: fresh, ends: now + ttl };
+                let expected = model.register(row, number(shows), now).map(|lease| lease.map(id));
+                prop_assert_eq!(found.map_err(|_| ()), expected);
+            }
+            Step::Heartbeat(shows) => {
+                let lease = number(shows).unwrap_or(200);
+                let found = all.heartbeat(&id(lease), at(now)).map(|lease| lease.ttl.as_secs()).ok();
+                prop_assert_eq!(found, model.heartbeat(lease, now));
+            }
+            Step::Deregister(shows) => {
+                let lease = number(shows).unwrap_or(200);
+                prop_assert_eq!(all.deregister(&id(lease)).is_ok(), model.deregister(lease));
+            }
+            Step::Expire => prop_assert_eq!(all.expire(at(now)), model.expire(now)),
+            Step::Restart => {
+                if let Some(draft) = kept.draft(&all) {
+                    kept.save(draft).await.unwrap();
+                }
+                drop(kept);
+                let store = Arc::new(FileStore::open(folder.path()).unwrap());
+                let problems;
+                (kept, all, problems) = Kept::load(store, at(now)).await.unwrap();
+                prop_assert_eq!(problems, [""; 0]);
+                model.0.iter_mut().for_each(|row| row.ends = now + row.ttl);
+            }
+            Step::Wait(seconds) => now += seconds,
+        }
+        let mut found = shown(&all);
+        found.sort();
+        prop_assert_eq!(found, model.shown());
+        prop_assert_eq!(all.count(), model.0.len());
+    }
+    Ok(())
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 96, failure_persistence: None, ..ProptestConfig::default() })]
+    #[test]
+    fn any_order_of_words_ends_as_a_list_says(steps in steps()) {
+        Runtime::new().unwrap().block_on(run(steps))?;
+    }
+}

@@ -1,0 +1,144 @@
+//! Where services come from: files, VMs that announce themselves, later Kubernetes. What each has goes together
+//! here. Not how any of them is read.
+
+use std::collections::{HashMap, HashSet};
+use std::time::Instant;
+
+use crate::config::services::Service;
+use crate::host::HostPattern;
+
+use super::files::Files;
+use super::registered::Registered;
+
+/// What a source has, and what is wrong with it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Snapshot {
+    /// Each host and port once.
+    pub services: Vec<Service>,
+    /// For the log and for whoever asks: what was left out, where it stands, and why.
+    pub problems: Vec<String>,
+}
+
+/// Something that services come from.
+pub trait Source {
+    /// Looks again. Says whether the snapshot may be another one now.
+    fn changed(&mut self, now: Instant) -> bool;
+
+    /// What there is.
+    fn snapshot(&self) -> Snapshot;
+}
+
+impl Source for Files {
+    fn changed(&mut self, _now: Instant) -> bool {
+        self.look()
+    }
+
+    fn snapshot(&self) -> Snapshot {
+        let (services, problems) = self.services();
+        Snapshot { services, problems }
+    }
+}
+
+impl Source for Registered {
+    fn changed(&mut self, now: Instant) -> bool {
+        self.look(now)
+    }
+
+    fn snapshot(&self) -> Snapshot {
+        Snapshot { services: self.services(), problems: Vec::new() }
+    }
+}
+
+/// All of them together. Where two have a host and port, what the earlier one says of it counts, and the later
+/// one's endpoints are added; which port a bare name means is for the first that has the host.
+#[must_use]
+pub fn merge(snapshots: impl IntoIterator<Item = Snapshot>) -> Snapshot {
+    let mut merged = Snapshot::default();
+    let mut places: HashMap<(HostPattern, u16), usize> = HashMap::new();
+    let mut hosts: HashSet<HostPattern> = HashSet::new();
+    for snapshot in snapshots {
+        merged.problems.extend(snapshot.problems);
+        let before = merged.services.len();
+        for mut service in snapshot.services {
+            let key = (service.host.clone(), service.port);
+            let held = places.get(&key).and_then(|place| merged.services.get_mut(*place));
+            match held {
+                Some(held) => add_endpoints(held, service, &mut merged.problems),
+                None => {
+                    service.bare &= !hosts.contains(&service.host);
+                    places.insert(key, merged.services.len());
+                    merged.services.push(service);
+                }
+            }
+        }
+        let new = merged.services.get(before..).unwrap_or_default();
+        hosts.extend(new.iter().map(|service| service.host.clone()));
+    }
+    merged
+}
+
+fn add_endpoints(held: &mut Service, more: Service, problems: &mut Vec<String>) {
+    let mut addresses: HashSet<_> = held.endpoints.iter().map(|endpoint| endpoint.address.clone()).collect();
+    let mut instances: HashSet<_> =
+        held.endpoints.iter().filter_map(|endpoint| endpoint.instance.clone()).collect();
+    for endpoint in more.endpoints {
+        let named = endpoint.instance.as_ref().is_some_and(|instance| instances.contains(instance));
+        if named || addresses.contains(&endpoint.address) {
+            let instance = endpoint.instance.as_ref().map_or("-", |instance| instance.as_str());
+            problems.push(format!(
+                "{}:{}: the endpoint {} (instance {instance}) is left out: another source has its {} already",
+                held.host,
+                held.port,
+                endpoint.address,
+                if named { "instance" } else { "address" },
+            ));
+            continue;
+        }
+        addresses.insert(endpoint.address.clone());
+        instances.extend(endpoint.instance.clone());
+        held.endpoints.push(endpoint);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::config::registry_file;
+
+    fn snapshot(text: &str) -> Snapshot {
+        let services = registry_file(&format!("services: [{text}]"), Path::new("r.yaml")).unwrap();
+        Snapshot { services, problems: Vec::new() }
+    }
+
+    #[test]
+    fn endpoints_are_added_and_the_first_says_the_rest() {
+        let files = snapshot(
+            "{ host: a.b, port: 1, balance: random, endpoints: [{ address: '10.0.0.1:1', instance: i-0 }] }",
+        );
+        let others = snapshot(
+            "{ host: a.b, port: 1, endpoints: [{ address: '10.0.0.2:1', instance: i-1 }, \
+               { address: '10.0.0.1:1', instance: i-2 }, { address: '10.0.0.3:1', instance: i-0 }] }, \
+             { host: c.d, aliases: [e] }",
+        );
+        let merged = merge([files.clone(), others]);
+        let shown: Vec<_> = merged.services.iter().map(|service| service.host.to_string()).collect();
+        assert_eq!(shown, ["a.b", "c.d"]);
+        let first = &merged.services[0];
+        assert_eq!((first.endpoints.len(), first.balance), (2, files.services[0].balance));
+        assert_eq!(merged.problems.len(), 2, "{:?}", merged.problems);
+        assert!(merged.problems[0].contains("10.0.0.1:1 (instance i-2)"), "{:?}", merged.problems);
+        assert!(merged.problems[1].ends_with("has its instance already"), "{:?}", merged.problems);
+    }
+
+    #[test]
+    fn a_later_source_takes_no_bare_name() {
+        let merged = merge([
+            snapshot("{ host: a.b, port: 1 }"),
+            snapshot("{ host: a.b, port: 2 }, { host: c.d, port: 3 }"),
+        ]);
+        let bare: Vec<_> = merged.services.iter().map(|service| (service.port, service.bare)).collect();
+        assert_eq!(bare, [(1, true), (2, false), (3, true)]);
+    }
+}

@@ -1,0 +1,434 @@
+//! The admin port of an agent over real sockets: every path, who may ask, and that no client takes more than its
+//! share. Behind it stand real registrations; the rest of an agent does not.
+
+#![expect(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
+
+use std::io::{ErrorKind, Read, Write};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use clap::Parser;
+use isthmus_xds::admin::{Limits, Pages, Refusal, serve};
+use isthmus_xds::cli::ask::{AskError, Question, ask};
+use isthmus_xds::registry::registered::Registered;
+use isthmus_xds::registry::registered::lease::LeaseId;
+use isthmus_xds::registry::registered::registration::Registration;
+use serde_json::{Value, json};
+use tokio::runtime::Runtime;
+
+/// Long enough for a busy machine; nothing waits for its end unless it is broken.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Registrations behind the admin port.
+#[derive(Default)]
+struct Agent {
+    registered: Mutex<Registered>,
+    ready: AtomicBool,
+}
+
+impl Agent {
+    fn count(&self) -> usize {
+        self.registered.lock().unwrap().count()
+    }
+}
+
+impl Pages for Agent {
+    fn status(&self) -> Value {
+        json!({ "registered": self.count() })
+    }
+
+    fn explain(&self, host: &str) -> Result<Value, String> {
+        let services = self.registered.lock().unwrap().services();
+        let found = services.iter().find(|service| service.host.to_string() == host);
+        found.map(|service| json!(service)).ok_or_else(|| format!("{host:?} is no service"))
+    }
+
+    fn register(&self, body: &[u8]) -> Result<Value, Refusal> {
+        let registration = Registration::parse(body)?;
+        let mut registered = self.registered.lock().unwrap();
+        let lease = registered.register(registration, &[], LeaseId::random().unwrap(), Instant::now())?;
+        Ok(lease.page())
+    }
+
+    fn heartbeat(&self, body: &[u8]) -> Result<Value, Refusal> {
+        let id = LeaseId::from_body(body)?;
+        Ok(self.registered.lock().unwrap().heartbeat(&id, Instant::now())?.page())
+    }
+
+    fn deregister(&self, body: &[u8]) -> Result<Value, Refusal> {
+        let identity = self.registered.lock().unwrap().deregister(&LeaseId::from_body(body)?)?;
+        Ok(json!({ "deregistered": identity.to_string() }))
+    }
+
+    fn ready(&self) -> bool {
+        self.ready.load(SeqCst)
+    }
+
+    fn metrics(&self) -> String {
+        "# TYPE isthmus_agent_registered gauge\n".to_owned()
+    }
+}
+
+struct World {
+    at: SocketAddr,
+    agent: Arc<Agent>,
+    runtime: Option<Runtime>,
+}
+
+impl World {
+    fn new(limits: Limits) -> World {
+        let agent = Arc::new(Agent::default());
+        let runtime = Runtime::new().unwrap();
+        let listener = runtime.block_on(tokio::net::TcpListener::bind("127.0.0.1:0")).unwrap();
+        let at = listener.local_addr().unwrap();
+        runtime.spawn(serve(listener, Arc::clone(&agent) as Arc<dyn Pages>, limits));
+        World { at, agent, runtime: Some(runtime) }
+    }
+
+    fn connect(&self) -> TcpStream {
+        let stream = TcpStream::connect(self.at).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        stream.set_write_timeout(Some(PATIENCE)).unwrap();
+        stream
+    }
+
+    /// Sends a head and a body as they are; the status and the body of the answer.
+    fn send(&self, line: &str, headers: &str, body: &[u8]) -> (u16, String) {
+        let mut stream = self.connect();
+        write!(stream, "{line} HTTP/1.1\r\n{headers}Connection: close\r\n\r\n").unwrap();
+        stream.write_all(body).unwrap();
+        let (head, body) = hear(&mut stream);
+        (head.split(' ').nth(1).unwrap().parse().unwrap(), body)
+    }
+
+    fn get(&self, path: &str) -> (u16, String) {
+        self.send(&format!("GET {path}"), &format!("Host: {}\r\n", self.at), b"")
+    }
+
+    fn post(&self, path: &str, body: &[u8]) -> (u16, Value) {
+        let headers = format!("Host: {}\r\nContent-Length: {}\r\n", self.at, body.len());
+        let (status, body) = self.send(&format!("POST {path}"), &headers, body);
+        (status, serde_json::from_str(&body).unwrap())
+    }
+}
+
+impl Drop for World {
+    fn drop(&mut self) {
+        self.runtime.take().unwrap().shutdown_background();
+    }
+}
+
+fn hear(stream: &mut TcpStream) -> (String, String) {
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap_or_else(|| panic!("no answer: {answer:?}"));
+    (head.to_owned(), body.to_owned())
+}
+
+fn registration(instance: &str, address: &str) -> String {
+    json!({ "host": "db.pxc", "port": 3306, "instance": instance, "endpoints": [{ "address": address }] })
+        .to_string()
+}
+
+#[test]
+fn every_path_answers() {
+    let world = World::new(Limits::default());
+    assert_eq!(world.get("/healthz/live"), (200, "live\n".to_owned()));
+    assert_eq!(world.get("/healthz/ready"), (503, "not ready\n".to_owned()));
+    world.agent.ready.store(true, SeqCst);
+    assert_eq!(world.get("/healthz/ready"), (200, "ready\n".to_owned()));
+    assert!(world.get("/metrics").1.contains("isthmus_agent_registered"));
+
+    let (status, lease) = world.post("/register", registration("db-0", "10.0.0.1:3306").as_bytes());
+    assert_eq!((status, &lease["ttl"], &lease["heartbeat_every"]), (200, &json!("30s"), &json!("10s")));
+    let word = json!({ "lease": lease["lease"] }).to_string();
+    assert_eq!(world.get("/status").1, "{\n  \"registered\": 1\n}\n");
+    let explained: Value = serde_json::from_str(&world.get("/explain?host=db%2epxc").1).unwrap();
+    assert_eq!(explained["endpoints"][0]["instance"], "db-0");
+    assert_eq!(world.post("/heartbeat", word.as_bytes()), (200, lease));
+    // The same instance from elsewhere, and another from the same place.
+    let (status, taken) = world.post("/register", registration("db-0", "10.0.0.2:3306").as_bytes());
+    assert_eq!(status, 409);
+    assert!(taken["error"].as_str().unwrap().contains("is registered at 10.0.0.1:3306"), "{taken}");
+    assert_eq!(world.post("/register", registration("db-1", "10.0.0.1:3306").as_bytes()).0, 409);
+    let (status, wrong) = world.post("/register", registration("db-1", "10.0.0.1").as_bytes());
+    assert_eq!(
+        (status, wrong["error"].as_str().unwrap().split(':').next()),
+        (400, Some("endpoints[0].address"))
+    );
+    assert_eq!(world.post("/deregister", b"{}").0, 400);
+    let (status, gone) = world.post("/deregister", word.as_bytes());
+    assert_eq!((status, gone), (200, json!({ "deregistered": "db-0 of db.pxc:3306" })));
+    for path in ["/heartbeat", "/deregister"] {
+        let (status, unknown) = world.post(path, word.as_bytes());
+        assert_eq!(status, 404);
+        assert!(unknown["error"].as_str().unwrap().contains("register again"), "{unknown}");
+    }
+    assert_eq!(world.agent.count(), 0);
+}
+
+#[test]
+fn what_is_no_question_is_said_so_and_changes_nothing() {
+    let world = World::new(Limits::default());
+    let host = format!("Host: {}\r\n", world.at);
+    let error = |answer: (u16, String)| {
+        let body: Value = serde_json::from_str(&answer.1).unwrap();
+        (answer.0, body["error"].as_str().unwrap().to_owned())
+    };
+    let body = registration("db-0", "10.0.0.1:3306");
+    for path in ["/register", "/heartbeat", "/deregister"] {
+        for method in ["GET", "PUT", "DELETE", "OPTIONS"] {
+            let headers = format!("{host}Content-Length: {}\r\n", body.len());
+            let (status, why) = error(world.send(&format!("{method} {path}"), &headers, body.as_bytes()));
+            assert_eq!((status, why.as_str()), (405, "this path takes POST"), "{method} {path}");
+        }
+    }
+    for path in ["/status", "/explain?host=a", "/metrics", "/healthz/ready", "/healthz/live"] {
+        let answer = world.send(&format!("POST {path}"), &format!("{host}Content-Length: 0\r\n"), b"");
+        assert_eq!(error(answer), (405, "this path takes GET, HEAD".to_owned()), "{path}");
+    }
+    for path in ["/", "/drain", "/status/", "/Register", "//status", "/healthz", "/%73tatus"] {
+        assert_eq!(error(world.get(path)), (404, "there is no such path".to_owned()), "{path}");
+    }
+    let listed: Value = serde_json::from_str(&world.get("/").1).unwrap();
+    assert!(listed["post"].as_array().unwrap().contains(&json!("/register")), "{listed}");
+    for query in ["", "?", "?host=", "?hosts=a", "?host=a&host=b", "?host=%ff"] {
+        assert_eq!(error(world.get(&format!("/explain{query}"))).0, 400, "{query}");
+    }
+    assert_eq!(error(world.get("/explain?host=%00%1b")), (400, "\"\\0\\u{1b}\" is no service".to_owned()));
+    let (status, nothing) = world.send("HEAD /status", &host, b"");
+    assert_eq!((status, nothing.as_str()), (200, ""));
+    assert_eq!(world.agent.count(), 0);
+}
+
+#[test]
+fn a_page_elsewhere_may_not_ask() {
+    let world = World::new(Limits::default());
+    let body = registration("db-0", "10.0.0.1:3306");
+    let own = format!("Host: {}\r\n", world.at);
+    let ask = |target: &str, headers: &str| {
+        let headers = format!("{headers}Content-Length: {}\r\n", body.len());
+        let posted = world.send(&format!("POST {target}/register"), &headers, body.as_bytes()).0;
+        let got =
+            world.send(&format!("GET {target}/status"), headers.split("Content").next().unwrap(), b"").0;
+        (posted, got)
+    };
+    for host in ["evil.example", &format!("evil.example:{}", world.at.port()), "10.0.0.1", "localhost:1", ""]
+    {
+        assert_eq!(ask("", &format!("Host: {host}\r\n")), (403, 403), "{host}");
+    }
+    assert_eq!(ask("", ""), (403, 403), "no Host");
+    assert_eq!(ask("", &format!("{own}Host: evil.example\r\n")), (403, 403), "two");
+    assert_eq!(ask("http://evil.example", &own), (403, 403), "absolute");
+    for origin in ["http://evil.example", "null", "http://127.0.0.1:1", &format!("https://{}", world.at), ""]
+    {
+        assert_eq!(ask("", &format!("{own}Origin: {origin}\r\n")), (403, 403), "{origin}");
+    }
+    assert_eq!(world.agent.count(), 0);
+    assert_eq!(ask("", &format!("{own}Origin: http://{}\r\n", world.at)), (200, 200));
+    assert_eq!(ask(&format!("http://{}", world.at), "Host: localhost\r\n"), (200, 200));
+}
+
+#[test]
+fn bodies_are_bounded_and_have_to_come() {
+    let world = World::new(Limits { body: PATIENCE, ..Limits::default() });
+    for size in [(64 << 10) + 1, 900 << 10] {
+        let (status, why) = world.post("/register", &vec![b' '; size]);
+        assert_eq!(status, 413, "{size}");
+        assert_eq!(why["error"], "the body is larger than 64 KiB; say less");
+    }
+    // The largest one that fits is read to its end.
+    let mut fits = registration("db-0", "10.0.0.1:3306").into_bytes();
+    fits.resize(64 << 10, b' ');
+    assert_eq!(world.post("/register", &fits).0, 200);
+    // One without end, in chunks: it is cut off, and its sender is left to find out.
+    let mut endless = world.connect();
+    write!(endless, "POST /register HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n")
+        .unwrap();
+    let chunk = [b"10000\r\n".as_slice(), &[b'x'; 0x10000], b"\r\n"].concat();
+    let sent = (0..4_096).take_while(|_| endless.write_all(&chunk).is_ok()).count();
+    assert!(sent < 4_096, "all of 256 MiB was read");
+    assert_eq!((world.get("/healthz/live").0, world.agent.count()), (200, 1));
+    // One that stops half-way.
+    let world = World::new(Limits { body: Duration::from_millis(300), ..Limits::default() });
+    let mut slow = world.connect();
+    write!(slow, "POST /register HTTP/1.1\r\nHost: localhost\r\nContent-Length: 10\r\n\r\n{{").unwrap();
+    let (head, body) = hear(&mut slow);
+    assert!(head.starts_with("HTTP/1.1 408 ") && body.contains("did not come in time"), "{head}\n{body}");
+    let mut cut = world.connect();
+    write!(cut, "POST /register HTTP/1.1\r\nHost: localhost\r\nContent-Length: 10\r\n\r\n{{").unwrap();
+    cut.shutdown(Shutdown::Write).unwrap();
+    let mut rest = Vec::new();
+    cut.read_to_end(&mut rest).unwrap();
+    assert_eq!((world.get("/healthz/live").0, world.agent.count()), (200, 0));
+}
+
+#[test]
+fn garbage_harms_nobody() {
+    let world = World::new(Limits::default());
+    let mut random = fastrand::Rng::with_seed(7);
+    let long = "x".repeat(100_000);
+    let mut all: Vec<Vec<u8>> = vec![
+        b"\x16\x03\x01\x02\x00\x01\x00".to_vec(),
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec(),
+        b"GET /status\r\n\r\n".to_vec(),
+        b"GET \x1b[31m HTTP/1.1\r\nHost: localhost\r\n\r\n".to_vec(),
+        b"POST /register HTTP/1.1\r\nHost: localhost\r\nContent-Length: -1\r\n\r\n".to_vec(),
+        b"POST /register HTTP/1.1\r\nHost: localhost\r\nContent-Length: 99999999999999999999\r\n\r\n".to_vec(),
+        b"POST /register HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\nzz"
+            .to_vec(),
+        format!("GET /status HTTP/1.1\r\nHost: localhost\r\nX: {long}\r\n\r\n").into_bytes(),
+        format!("GET /{long} HTTP/1.1\r\nHost: localhost\r\n\r\n").into_bytes(),
+        format!("GET / HTTP/1.1\r\n{}\r\n", "A: b\r\n".repeat(1_000)).into_bytes(),
+        format!("GET / HTTP/1.1\r\nHost: {}\r\n\r\n", "[".repeat(1_000)).into_bytes(),
+    ];
+    for _ in 0..100 {
+        let length = random.usize(..300);
+        all.push((0..length).map(|_| random.u8(..)).collect());
+    }
+    for bytes in &all {
+        let mut stream = world.connect();
+        // A server that has heard enough may close before everything is sent.
+        let _ = stream.write_all(bytes);
+        let _ = stream.shutdown(Shutdown::Write);
+        let mut answer = Vec::new();
+        let ended = stream.read_to_end(&mut answer);
+        assert!(ended.is_ok() || ended.is_err_and(|error| error.kind() == ErrorKind::ConnectionReset));
+        assert!(!answer.starts_with(b"HTTP/1.1 200"), "{:?}", bytes.escape_ascii().to_string());
+    }
+    assert_eq!((world.get("/healthz/live").0, world.agent.count()), (200, 0));
+}
+
+#[test]
+fn headers_that_come_byte_by_byte_are_not_waited_for() {
+    let world = World::new(Limits { headers: Duration::from_secs(2), ..Limits::default() });
+    let mut slow = world.connect();
+    slow.set_read_timeout(Some(Duration::from_millis(20))).unwrap();
+    let (begin, mut bytes) = (Instant::now(), 0);
+    // Each byte is in time, all together are not; half a minute would be enough for all of them.
+    for byte in "GET /status HTTP/1.1\r\nX: ".bytes().chain(std::iter::repeat(b'x')) {
+        assert!(begin.elapsed() < PATIENCE, "still open after {bytes} bytes");
+        let ended = match slow.write_all(&[byte]) {
+            Err(_) => true,
+            Ok(()) => match slow.read(&mut [0; 256]) {
+                Ok(0) => true,
+                Ok(_) => false,
+                Err(error) => !matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut),
+            },
+        };
+        if ended {
+            break;
+        }
+        bytes += 1;
+        if bytes == 5 {
+            assert_eq!(world.get("/healthz/live").0, 200, "others are answered meanwhile");
+        }
+    }
+    assert!(bytes >= 5, "closed after {bytes} bytes");
+}
+
+#[test]
+fn a_thousand_clients_are_not_held() {
+    // Only the bound on their number can close them.
+    let hour = Duration::from_secs(3_600);
+    let limits = Limits { headers: hour, body: hour, longest: hour, ..Limits::default() };
+    let world = World::new(limits);
+    let all: Vec<TcpStream> = (0..1_000)
+        .map(|_| {
+            let mut client = world.connect();
+            client.write_all(b"G").unwrap();
+            client.set_nonblocking(true).unwrap();
+            client
+        })
+        .collect();
+    assert_eq!(world.get("/healthz/live").0, 200, "one more is answered");
+    let open = || {
+        let is_open = |client: &&TcpStream| match client.peek(&mut [0]) {
+            Ok(read) => read > 0,
+            Err(error) => error.kind() == ErrorKind::WouldBlock,
+        };
+        all.iter().filter(is_open).count()
+    };
+    let end = Instant::now() + PATIENCE;
+    while open() >= limits.clients && Instant::now() < end {
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    assert_eq!(open(), limits.clients - 1, "the newest stay, but for one that went for ours");
+    let oldest_of_those = all.len() - (limits.clients - 1);
+    for (index, client) in all.iter().enumerate() {
+        let kept = client.peek(&mut [0]).is_err_and(|error| error.kind() == ErrorKind::WouldBlock);
+        assert_eq!(kept, index >= oldest_of_those, "{index}");
+    }
+}
+
+#[derive(Debug, Parser)]
+struct Line {
+    #[command(subcommand)]
+    question: Question,
+}
+
+/// As `isthmus-agent` would be called.
+fn call(at: &str, words: &[&str]) -> Result<Value, AskError> {
+    let line = [&["isthmus-agent"], words, &["--admin", at]].concat();
+    ask(&Line::try_parse_from(line).unwrap().question)
+}
+
+#[test]
+fn the_command_line_asks_and_tells() {
+    let world = World::new(Limits::default());
+    let folder = tempfile::tempdir().unwrap();
+    let file = |text: &str| -> PathBuf {
+        let path = folder.path().join("me.json");
+        std::fs::write(&path, text).unwrap();
+        path
+    };
+    let good = file(&registration("db-0", "10.0.0.1:3306"));
+    let good = good.to_str().unwrap();
+    for at in [world.at.to_string(), format!("http://{}/", world.at)] {
+        assert_eq!(call(&at, &["status"]).unwrap(), json!({ "registered": 0 }));
+        let lease = call(&at, &["register", good]).unwrap()["lease"].as_str().unwrap().to_owned();
+        assert_eq!(call(&at, &["register", good]).unwrap()["lease"], Value::Null, "told once");
+        assert_eq!(call(&at, &["explain", "db.pxc"]).unwrap()["port"], 3306);
+        assert_eq!(call(&at, &["heartbeat", &lease]).unwrap()["ttl"], "30s");
+        assert_eq!(call(&at, &["deregister", &lease]).unwrap()["deregistered"], "db-0 of db.pxc:3306");
+    }
+    let at = world.at.to_string();
+    let error = |words: &[&str]| call(&at, words).unwrap_err().to_string();
+    assert!(error(&["explain", "a&host=b c"]).ends_with("\"a&host=b c\" is no service"));
+    assert!(error(&["deregister", "00"]).contains("with the lease that /register told"));
+    assert!(
+        error(&["register", folder.path().join("none").to_str().unwrap()]).contains("none: cannot be read")
+    );
+    file(&"x".repeat((64 << 10) + 1));
+    assert!(error(&["register", good]).contains("larger than 64 KiB"));
+    file("{}");
+    assert!(error(&["register", good]).contains("the registration has no host"));
+}
+
+#[test]
+fn who_is_no_agent_is_told_apart() {
+    let nobody = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
+    let error = call(&nobody, &["status"]).unwrap_err();
+    assert!(matches!(error, AskError::Nobody { .. }) && error.to_string().contains("--admin"), "{error}");
+    let refuse = "HTTP/1.1 403 Forbidden\r\nContent-Length: 22\r\n\r\n{\"error\":\"\\u001b[31m\"}";
+    for (answer, expected) in [
+        ("SSH-2.0-OpenSSH_9.2\r\n", "is no admin address of an agent"),
+        ("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi", "its answer (200 OK) is not JSON"),
+        ("HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nhi", "is no admin address of an agent"),
+        (refuse, ": \u{fffd}[31m"),
+    ] {
+        let stranger = TcpListener::bind("127.0.0.1:0").unwrap();
+        let at = stranger.local_addr().unwrap().to_string();
+        let answering = std::thread::spawn(move || {
+            let mut client = stranger.accept().unwrap().0;
+            let _ = client.read(&mut [0; 4_096]).unwrap();
+            client.write_all(answer.as_bytes()).unwrap();
+        });
+        let error = call(&at, &["status"]).unwrap_err().to_string();
+        answering.join().unwrap();
+        assert!(error.contains(expected), "{error:?}");
+    }
+}
