@@ -28,3 +28,447 @@ pub struct ControlPlane {
     #[prost(string, tag = "1")]
     pub identifier: ::prost::alloc::string::String,
 }
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct Metadata {
+    #[prost(map = "string, message", tag = "1")]
+    pub filter_metadata: ::std::collections::HashMap<
+        ::prost::alloc::string::String,
+        ::prost_types::Struct,
+    >,
+    #[prost(map = "string, message", tag = "2")]
+    pub typed_filter_metadata: ::std::collections::HashMap<
+        ::prost::alloc::string::String,
+        ::prost_types::Any,
+    >,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct TransportSocket {
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    #[prost(oneof = "transport_socket::ConfigType", tags = "3")]
+    pub config_type: ::core::option::Option<transport_socket::ConfigType>,
+}
+/// Nested message and enum types in `TransportSocket`.
+pub mod transport_socket {
+    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Oneof)]
+    pub enum ConfigType {
+        #[prost(message, tag = "3")]
+        TypedConfig(::prost_types::Any),
+    }
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct TypedExtensionConfig {
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    #[prost(message, optional, tag = "2")]
+    pub typed_config: ::core::option::Option<::prost_types::Any>,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ExtensionConfigSource {}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct CelExpressionConfig {}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct DataSource {
+    #[prost(oneof = "data_source::Specifier", tags = "1, 2, 3, 4")]
+    pub specifier: ::core::option::Option<data_source::Specifier>,
+}
+/// Nested message and enum types in `DataSource`.
+pub mod data_source {
+    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Oneof)]
+    pub enum Specifier {
+        #[prost(string, tag = "1")]
+        Filename(::prost::alloc::string::String),
+        #[prost(bytes, tag = "2")]
+        InlineBytes(::prost::alloc::vec::Vec<u8>),
+        #[prost(string, tag = "3")]
+        InlineString(::prost::alloc::string::String),
+        #[prost(string, tag = "4")]
+        EnvironmentVariable(::prost::alloc::string::String),
+    }
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct WatchedDirectory {
+    #[prost(string, tag = "1")]
+    pub path: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Address {
+    #[prost(oneof = "address::Address", tags = "1, 2, 3")]
+    pub address: ::core::option::Option<address::Address>,
+}
+/// Nested message and enum types in `Address`.
+pub mod address {
+    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Oneof)]
+    pub enum Address {
+        #[prost(message, tag = "1")]
+        SocketAddress(super::SocketAddress),
+        #[prost(message, tag = "2")]
+        Pipe(super::Pipe),
+        #[prost(message, tag = "3")]
+        EnvoyInternalAddress(super::EnvoyInternalAddress),
+    }
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct SocketAddress {
+    #[prost(enumeration = "socket_address::Protocol", tag = "1")]
+    pub protocol: i32,
+    #[prost(string, tag = "2")]
+    pub address: ::prost::alloc::string::String,
+    #[prost(string, tag = "5")]
+    pub resolver_name: ::prost::alloc::string::String,
+    #[prost(bool, tag = "6")]
+    pub ipv4_compat: bool,
+    #[prost(string, tag = "7")]
+    pub network_namespace_filepath: ::prost::alloc::string::String,
+    #[prost(oneof = "socket_address::PortSpecifier", tags = "3, 4")]
+    pub port_specifier: ::core::option::Option<socket_address::PortSpecifier>,
+}
+/// Nested message and enum types in `SocketAddress`.
+pub mod socket_address {
+    #[derive(
+        Clone,
+        Copy,
+        Debug,
+        PartialEq,
+        Eq,
+        Hash,
+        PartialOrd,
+        Ord,
+        ::prost::Enumeration
+    )]
+    #[repr(i32)]
+    pub enum Protocol {
+        Tcp = 0,
+        Udp = 1,
+    }
+    impl Protocol {
+        /// String value of the enum field names used in the ProtoBuf definition.
+        ///
+        /// The values are not transformed in any way and thus are considered stable
+        /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+        pub fn as_str_name(&self) -> &'static str {
+            match self {
+                Self::Tcp => "TCP",
+                Self::Udp => "UDP",
+            }
+        }
+        /// Creates an enum from field names used in the ProtoBuf definition.
+        pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+            match value {
+                "TCP" => Some(Self::Tcp),
+                "UDP" => Some(Self::Udp),
+                _ => None,
+            }
+        }
+    }
+    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Oneof)]
+    pub enum PortSpecifier {
+        #[prost(uint32, tag = "3")]
+        PortValue(u32),
+        #[prost(string, tag = "4")]
+        NamedPort(::prost::alloc::string::String),
+    }
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Pipe {
+    #[prost(string, tag = "1")]
+    pub path: ::prost::alloc::string::String,
+    #[prost(uint32, tag = "2")]
+    pub mode: u32,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct EnvoyInternalAddress {
+    #[prost(string, tag = "2")]
+    pub endpoint_id: ::prost::alloc::string::String,
+    #[prost(oneof = "envoy_internal_address::AddressNameSpecifier", tags = "1")]
+    pub address_name_specifier: ::core::option::Option<
+        envoy_internal_address::AddressNameSpecifier,
+    >,
+}
+/// Nested message and enum types in `EnvoyInternalAddress`.
+pub mod envoy_internal_address {
+    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Oneof)]
+    pub enum AddressNameSpecifier {
+        #[prost(string, tag = "1")]
+        ServerListenerName(::prost::alloc::string::String),
+    }
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct CidrRange {
+    #[prost(string, tag = "1")]
+    pub address_prefix: ::prost::alloc::string::String,
+    #[prost(message, optional, tag = "2")]
+    pub prefix_len: ::core::option::Option<u32>,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct TcpKeepalive {
+    #[prost(message, optional, tag = "1")]
+    pub keepalive_probes: ::core::option::Option<u32>,
+    #[prost(message, optional, tag = "2")]
+    pub keepalive_time: ::core::option::Option<u32>,
+    #[prost(message, optional, tag = "3")]
+    pub keepalive_interval: ::core::option::Option<u32>,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct HealthCheck {
+    #[prost(message, optional, tag = "1")]
+    pub timeout: ::core::option::Option<::prost_types::Duration>,
+    #[prost(message, optional, tag = "2")]
+    pub interval: ::core::option::Option<::prost_types::Duration>,
+    #[prost(message, optional, tag = "4")]
+    pub unhealthy_threshold: ::core::option::Option<u32>,
+    #[prost(message, optional, tag = "5")]
+    pub healthy_threshold: ::core::option::Option<u32>,
+    #[prost(message, optional, tag = "6")]
+    pub alt_port: ::core::option::Option<u32>,
+    #[prost(oneof = "health_check::HealthChecker", tags = "8, 9, 11, 13")]
+    pub health_checker: ::core::option::Option<health_check::HealthChecker>,
+}
+/// Nested message and enum types in `HealthCheck`.
+pub mod health_check {
+    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+    pub struct Payload {
+        #[prost(oneof = "payload::Payload", tags = "1, 2")]
+        pub payload: ::core::option::Option<payload::Payload>,
+    }
+    /// Nested message and enum types in `Payload`.
+    pub mod payload {
+        #[derive(Clone, PartialEq, Eq, Hash, ::prost::Oneof)]
+        pub enum Payload {
+            #[prost(string, tag = "1")]
+            Text(::prost::alloc::string::String),
+            #[prost(bytes, tag = "2")]
+            Binary(::prost::alloc::vec::Vec<u8>),
+        }
+    }
+    #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+    pub struct HttpHealthCheck {}
+    #[derive(Clone, PartialEq, ::prost::Message)]
+    pub struct TcpHealthCheck {
+        #[prost(message, optional, tag = "1")]
+        pub send: ::core::option::Option<Payload>,
+        #[prost(message, repeated, tag = "2")]
+        pub receive: ::prost::alloc::vec::Vec<Payload>,
+        #[prost(message, optional, tag = "3")]
+        pub proxy_protocol_config: ::core::option::Option<super::ProxyProtocolConfig>,
+    }
+    #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+    pub struct GrpcHealthCheck {}
+    #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+    pub struct CustomHealthCheck {}
+    #[derive(Clone, PartialEq, ::prost::Oneof)]
+    pub enum HealthChecker {
+        #[prost(message, tag = "8")]
+        HttpHealthCheck(HttpHealthCheck),
+        #[prost(message, tag = "9")]
+        TcpHealthCheck(TcpHealthCheck),
+        #[prost(message, tag = "11")]
+        GrpcHealthCheck(GrpcHealthCheck),
+        #[prost(message, tag = "13")]
+        CustomHealthCheck(CustomHealthCheck),
+    }
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ApiConfigSource {}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct PathConfigSource {}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct AggregatedConfigSource {}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct SelfConfigSource {
+    #[prost(enumeration = "ApiVersion", tag = "1")]
+    pub transport_api_version: i32,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ConfigSource {
+    #[prost(message, optional, tag = "4")]
+    pub initial_fetch_timeout: ::core::option::Option<::prost_types::Duration>,
+    #[prost(enumeration = "ApiVersion", tag = "6")]
+    pub resource_api_version: i32,
+    #[prost(oneof = "config_source::ConfigSourceSpecifier", tags = "1, 8, 2, 3, 5")]
+    pub config_source_specifier: ::core::option::Option<
+        config_source::ConfigSourceSpecifier,
+    >,
+}
+/// Nested message and enum types in `ConfigSource`.
+pub mod config_source {
+    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Oneof)]
+    pub enum ConfigSourceSpecifier {
+        #[prost(string, tag = "1")]
+        Path(::prost::alloc::string::String),
+        #[prost(message, tag = "8")]
+        PathConfigSource(super::PathConfigSource),
+        #[prost(message, tag = "2")]
+        ApiConfigSource(super::ApiConfigSource),
+        #[prost(message, tag = "3")]
+        Ads(super::AggregatedConfigSource),
+        #[prost(message, tag = "5")]
+        Self_(super::SelfConfigSource),
+    }
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ProxyProtocolConfig {
+    #[prost(enumeration = "proxy_protocol_config::Version", tag = "1")]
+    pub version: i32,
+}
+/// Nested message and enum types in `ProxyProtocolConfig`.
+pub mod proxy_protocol_config {
+    #[derive(
+        Clone,
+        Copy,
+        Debug,
+        PartialEq,
+        Eq,
+        Hash,
+        PartialOrd,
+        Ord,
+        ::prost::Enumeration
+    )]
+    #[repr(i32)]
+    pub enum Version {
+        V1 = 0,
+        V2 = 1,
+    }
+    impl Version {
+        /// String value of the enum field names used in the ProtoBuf definition.
+        ///
+        /// The values are not transformed in any way and thus are considered stable
+        /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+        pub fn as_str_name(&self) -> &'static str {
+            match self {
+                Self::V1 => "V1",
+                Self::V2 => "V2",
+            }
+        }
+        /// Creates an enum from field names used in the ProtoBuf definition.
+        pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+            match value {
+                "V1" => Some(Self::V1),
+                "V2" => Some(Self::V2),
+                _ => None,
+            }
+        }
+    }
+}
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum RoutingPriority {
+    Default = 0,
+    High = 1,
+}
+impl RoutingPriority {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Default => "DEFAULT",
+            Self::High => "HIGH",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "DEFAULT" => Some(Self::Default),
+            "HIGH" => Some(Self::High),
+            _ => None,
+        }
+    }
+}
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum TrafficDirection {
+    Unspecified = 0,
+    Inbound = 1,
+    Outbound = 2,
+}
+impl TrafficDirection {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "UNSPECIFIED",
+            Self::Inbound => "INBOUND",
+            Self::Outbound => "OUTBOUND",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "UNSPECIFIED" => Some(Self::Unspecified),
+            "INBOUND" => Some(Self::Inbound),
+            "OUTBOUND" => Some(Self::Outbound),
+            _ => None,
+        }
+    }
+}
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum HealthStatus {
+    Unknown = 0,
+    Healthy = 1,
+    Unhealthy = 2,
+    Draining = 3,
+    Timeout = 4,
+    Degraded = 5,
+}
+impl HealthStatus {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unknown => "UNKNOWN",
+            Self::Healthy => "HEALTHY",
+            Self::Unhealthy => "UNHEALTHY",
+            Self::Draining => "DRAINING",
+            Self::Timeout => "TIMEOUT",
+            Self::Degraded => "DEGRADED",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "UNKNOWN" => Some(Self::Unknown),
+            "HEALTHY" => Some(Self::Healthy),
+            "UNHEALTHY" => Some(Self::Unhealthy),
+            "DRAINING" => Some(Self::Draining),
+            "TIMEOUT" => Some(Self::Timeout),
+            "DEGRADED" => Some(Self::Degraded),
+            _ => None,
+        }
+    }
+}
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum ApiVersion {
+    Auto = 0,
+    V2 = 1,
+    V3 = 2,
+}
+impl ApiVersion {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Auto => "AUTO",
+            Self::V2 => "V2",
+            Self::V3 => "V3",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "AUTO" => Some(Self::Auto),
+            "V2" => Some(Self::V2),
+            "V3" => Some(Self::V3),
+            _ => None,
+        }
+    }
+}
