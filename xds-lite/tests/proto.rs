@@ -6,8 +6,17 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
-const PROTOS: [&str; 3] =
-    ["isthmus/v1/slice.proto", "envoy/service/discovery/v3/ads.proto", "istio/v1/auth/ca.proto"];
+const PROTOS: [&str; 9] = [
+    "isthmus/v1/slice.proto",
+    "envoy/service/discovery/v3/ads.proto",
+    "istio/v1/auth/ca.proto",
+    "envoy/config/listener/v3/listener.proto",
+    "envoy/config/cluster/v3/cluster.proto",
+    "envoy/extensions/filters/network/tcp_proxy/v3/tcp_proxy.proto",
+    "envoy/extensions/filters/network/rbac/v3/rbac.proto",
+    "envoy/extensions/transport_sockets/tls/v3/tls.proto",
+    "envoy/extensions/transport_sockets/proxy_protocol/v3/upstream_proxy_protocol.proto",
+];
 
 #[test]
 fn the_generated_code_is_what_the_protos_generate() {
