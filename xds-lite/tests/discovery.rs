@@ -35,7 +35,7 @@ fn gateway(world: &World, id: &str, server: &str, agent: &Agent, seen: &Seen) ->
     };
     let mut seen = seen.clone();
     let runtime = Runtime::new().unwrap();
-    runtime.spawn(async move { subscription.follow(Client::new(TYPE, []), &mut seen).await });
+    runtime.spawn(async move { subscription.follow(vec![Client::new(TYPE, [])], &mut seen).await });
     runtime
 }
 

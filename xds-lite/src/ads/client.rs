@@ -1,7 +1,8 @@
-//! One type of a delta client, across its streams: which versions it has accepted, what to say first on a new
-//! stream, and how to answer a response. A version counts as known only if that resource was accepted.
+//! One type of a delta client, across its streams: which resources it follows, which versions it has accepted,
+//! what to say first on a new stream, and how to answer a response. A version counts as known only if that
+//! resource was accepted.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 
 use bytes::Bytes;
 
@@ -18,11 +19,15 @@ const NAMED: usize = 16;
 pub struct Client {
     type_url: String,
     known: HashMap<String, String>,
+    /// None: all that the server has.
+    names: Option<BTreeSet<String>>,
 }
 
 /// What a response changes.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Update {
+    /// Of what type.
+    pub type_url: String,
     /// New or changed.
     pub resources: Vec<Resource>,
     /// Gone.
@@ -50,27 +55,78 @@ pub struct Refused {
     pub why: String,
 }
 
+impl Update {
+    /// An update without a response.
+    #[cfg(test)]
+    pub(crate) fn new(type_url: &str, resources: Vec<Resource>, removed: Vec<String>) -> Update {
+        Update { type_url: type_url.to_owned(), resources, removed, nonce: String::new() }
+    }
+}
+
 impl Client {
     /// A client of all resources of a type, which knows those that it kept from before.
     pub fn new(type_url: &str, known: impl IntoIterator<Item = (String, String)>) -> Client {
-        Client { type_url: type_url.to_owned(), known: known.into_iter().collect() }
+        Client { type_url: type_url.to_owned(), known: known.into_iter().collect(), names: None }
     }
 
-    /// The first request of a stream; the node is the caller's to add.
+    /// A client of those resources of a type that [`Client::follow`] names; of none at first.
     #[must_use]
-    pub fn first(&self) -> DeltaDiscoveryRequest {
-        DeltaDiscoveryRequest {
+    pub fn of_names(type_url: &str) -> Client {
+        Client { type_url: type_url.to_owned(), known: HashMap::new(), names: Some(BTreeSet::new()) }
+    }
+
+    /// Its type.
+    #[must_use]
+    pub fn type_url(&self) -> &str {
+        &self.type_url
+    }
+
+    /// The first request of a stream; the node is the caller's to add. None while no name is followed: a first
+    /// request without names would be for all.
+    #[must_use]
+    pub fn first(&self) -> Option<DeltaDiscoveryRequest> {
+        if self.names.as_ref().is_some_and(BTreeSet::is_empty) {
+            return None;
+        }
+        Some(DeltaDiscoveryRequest {
             type_url: self.type_url.clone(),
+            resource_names_subscribe: self.names.iter().flatten().cloned().collect(),
             initial_resource_versions: self.known.clone(),
             ..DeltaDiscoveryRequest::default()
+        })
+    }
+
+    /// Follows these names from now on, and no others. The request that says so, if it is news; it is the first
+    /// of its type on a stream that has had none.
+    #[must_use]
+    pub fn follow(&mut self, names: &BTreeSet<String>) -> Option<DeltaDiscoveryRequest> {
+        let before = self.names.get_or_insert_default();
+        if before == names {
+            return None;
         }
+        let more = names.difference(before).cloned().collect();
+        let less: Vec<String> = before.difference(names).cloned().collect();
+        for name in &less {
+            self.known.remove(name);
+        }
+        before.clone_from(names);
+        Some(DeltaDiscoveryRequest {
+            type_url: self.type_url.clone(),
+            resource_names_subscribe: more,
+            resource_names_unsubscribe: less,
+            ..DeltaDiscoveryRequest::default()
+        })
     }
 
     /// What a response changes. A resource of another type, or without content, is refused.
     #[must_use]
     pub fn read(&self, response: DeltaDiscoveryResponse) -> (Update, Vec<Refused>) {
-        let mut update =
-            Update { resources: Vec::new(), removed: response.removed_resources, nonce: response.nonce };
+        let mut update = Update {
+            type_url: self.type_url.clone(),
+            resources: Vec::new(),
+            removed: response.removed_resources,
+            nonce: response.nonce,
+        };
         let mut refused = Vec::new();
         for sent in response.resources {
             match sent.resource {
@@ -90,7 +146,9 @@ impl Client {
     #[must_use]
     pub fn answer(&mut self, update: &Update, refused: &[Refused]) -> DeltaDiscoveryRequest {
         for resource in &update.resources {
-            if refused.iter().any(|refused| refused.name == resource.name) {
+            // What was under way when it was left is not known.
+            let is_followed = self.names.as_ref().is_none_or(|names| names.contains(&resource.name));
+            if !is_followed || refused.iter().any(|refused| refused.name == resource.name) {
                 continue;
             }
             self.known.insert(resource.name.clone(), resource.version.clone());

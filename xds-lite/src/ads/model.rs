@@ -1,7 +1,7 @@
 //! A server and clients in any order of changes, losses, refusals and restarts: once it is quiet, each client
-//! has what the server has, but for what it refused.
+//! has what the server has of what it follows, but for what it refused.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use proptest::prelude::*;
 
@@ -20,6 +20,8 @@ const POISON: u8 = 7;
 enum Event {
     Set(u8, u8),
     Remove(u8),
+    /// The client follows these names from now on, one bit each; nothing to a client that follows all.
+    Follow(u8),
     /// The server is given time to say something.
     Speak,
     /// The client reads what has arrived.
@@ -38,6 +40,7 @@ fn event() -> impl Strategy<Value = Event> {
     prop_oneof![
         4 => (0..NAMES, 0..=POISON).prop_map(|(name, content)| Event::Set(name, content)),
         2 => (0..NAMES).prop_map(Event::Remove),
+        2 => any::<u8>().prop_map(Event::Follow),
         4 => Just(Event::Speak),
         4 => Just(Event::Listen),
         4 => Just(Event::Hear),
@@ -53,23 +56,25 @@ struct World {
     view: View,
     stream: Stream,
     client: Client,
+    /// None: all.
+    names: Option<BTreeSet<String>>,
     tables: BTreeMap<String, u8>,
     to_client: Vec<DeltaDiscoveryResponse>,
     to_server: Vec<DeltaDiscoveryRequest>,
 }
 
 impl World {
-    fn new() -> World {
-        let client = Client::new(TYPE, []);
+    fn new(client: Client, names: Option<BTreeSet<String>>) -> World {
         let first = client.first();
         World {
             truth: BTreeMap::new(),
             view: View::default(),
             stream: Stream::default(),
             client,
+            names,
             tables: BTreeMap::new(),
             to_client: Vec::new(),
-            to_server: vec![first],
+            to_server: first.into_iter().collect(),
         }
     }
 
@@ -85,6 +90,7 @@ impl World {
                 self.view.remove(&name);
                 self.truth.remove(&name);
             }
+            Event::Follow(bits) => self.follow(*bits),
             // Small responses: most states need several.
             Event::Speak => self.to_client.extend(self.stream.response(TYPE, &self.view, 5)),
             Event::Listen => {
@@ -111,6 +117,17 @@ impl World {
         }
     }
 
+    fn follow(&mut self, bits: u8) {
+        let Some(names) = &mut self.names else { return };
+        *names = (0..NAMES).filter(|name| bits & (1 << name) != 0).map(|name| format!("n{name}")).collect();
+        self.tables.retain(|name, _| names.contains(name));
+        self.to_server.extend(self.client.follow(names));
+    }
+
+    fn wants(&self, name: &str) -> bool {
+        self.names.as_ref().is_none_or(|names| names.contains(name))
+    }
+
     fn listen(&mut self, response: DeltaDiscoveryResponse) {
         let (update, mut refused) = self.client.read(response);
         for resource in &update.resources {
@@ -118,7 +135,7 @@ impl World {
             assert_eq!(resource.version, version(&resource.bytes));
             if content == POISON {
                 refused.push(Refused { name: resource.name.clone(), why: "poison".to_owned() });
-            } else {
+            } else if self.wants(&resource.name) {
                 self.tables.insert(resource.name.clone(), content);
             }
         }
@@ -131,7 +148,7 @@ impl World {
     fn lose(&mut self) {
         self.to_client.clear();
         self.stream = Stream::default();
-        self.to_server = vec![self.client.first()];
+        self.to_server = self.client.first().into_iter().collect();
     }
 
     fn quiet(&mut self) {
@@ -152,21 +169,34 @@ proptest! {
 
     #[test]
     fn once_it_is_quiet_the_client_has_what_the_server_has(events in proptest::collection::vec(event(), 0..60)) {
-        let mut world = World::new();
-        for event in &events {
-            world.happen(event);
-        }
-        world.quiet();
-        prop_assert!(world.stream.is_settled(&world.view));
-        for (name, content) in &world.truth {
-            if *content == POISON {
-                // The last one that it accepted stays, or there never was one.
-                prop_assert_ne!(world.tables.get(name), Some(&POISON));
-            } else {
-                prop_assert_eq!(world.tables.get(name), Some(content), "{}", name);
-            }
-        }
-        let extra: Vec<_> = world.tables.keys().filter(|name| !world.truth.contains_key(*name)).collect();
-        prop_assert!(extra.is_empty(), "{:?}", extra);
+        check(World::new(Client::new(TYPE, []), None), &events)?;
     }
+
+    #[test]
+    fn a_client_of_some_names_has_those(events in proptest::collection::vec(event(), 0..60)) {
+        check(World::new(Client::of_names(TYPE), Some(BTreeSet::new())), &events)?;
+    }
+}
+
+fn check(mut world: World, events: &[Event]) -> Result<(), TestCaseError> {
+    for event in events {
+        world.happen(event);
+    }
+    world.quiet();
+    // A stream on which nothing was ever asked for is not one of this type.
+    let nothing = world.names.as_ref().is_some_and(BTreeSet::is_empty);
+    prop_assert!(nothing || world.stream.is_settled(&world.view));
+    for (name, content) in &world.truth {
+        if !world.wants(name) {
+            prop_assert_eq!(world.tables.get(name), None, "{} is not followed", name);
+        } else if *content == POISON {
+            // The last one that it accepted stays, or there never was one.
+            prop_assert_ne!(world.tables.get(name), Some(&POISON));
+        } else {
+            prop_assert_eq!(world.tables.get(name), Some(content), "{}", name);
+        }
+    }
+    let extra: Vec<_> = world.tables.keys().filter(|name| !world.truth.contains_key(*name)).collect();
+    prop_assert!(extra.is_empty(), "{:?}", extra);
+    Ok(())
 }

@@ -1,6 +1,8 @@
 //! A client that follows one of several servers for as long as it lives: it connects, says what it knows,
-//! applies what comes, and comes back after a loss, sooner at first and later as it goes on.
+//! applies what comes, and comes back after a loss, sooner at first and later as it goes on. One stream carries
+//! all the types that it follows.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,6 +15,7 @@ use super::client::{Client, Refused, Update};
 use crate::config::address::Target;
 use crate::dial::dial;
 use crate::proto::envoy::config::core::v3::Node;
+use crate::proto::envoy::service::discovery::v3::DeltaDiscoveryRequest;
 use crate::proto::envoy::service::discovery::v3::aggregated_discovery_service_client::AggregatedDiscoveryServiceClient;
 
 const SOONEST: Duration = Duration::from_millis(10);
@@ -24,6 +27,11 @@ const MAX_RESPONSE: usize = 32 << 20;
 pub trait Tables: Send {
     /// Applies an update as a whole, but for what it refuses.
     fn apply(&mut self, update: &Update) -> Vec<Refused>;
+
+    /// Which names of a type it follows, where it does not follow all; asked after each update.
+    fn names(&self, _type_url: &str) -> Option<&BTreeSet<String>> {
+        None
+    }
 
     /// Contact was made with a server, or lost, and why.
     fn contact(&mut self, contact: Contact<'_>);
@@ -50,12 +58,13 @@ pub struct Subscription {
 }
 
 impl Subscription {
-    /// Follows until it is dropped. With no server it waits for ever.
-    pub async fn follow(self, mut client: Client, tables: &mut impl Tables) {
+    /// Follows until it is dropped: one client for each type, asked in this order. With no server it waits for
+    /// ever.
+    pub async fn follow(self, mut clients: Vec<Client>, tables: &mut impl Tables) {
         let mut wait = SOONEST;
         loop {
             for server in &self.servers {
-                let (heard, why) = self.stream(server, &mut client, tables).await;
+                let (heard, why) = self.stream(server, &mut clients, tables).await;
                 tables.contact(Contact::Lost(server, &why));
                 if heard {
                     wait = SOONEST;
@@ -71,17 +80,23 @@ impl Subscription {
     }
 
     /// One stream to its end: whether anything was heard on it, and why it ended.
-    async fn stream(&self, server: &Target, client: &mut Client, tables: &mut impl Tables) -> (bool, String) {
+    async fn stream(
+        &self,
+        server: &Target,
+        clients: &mut [Client],
+        tables: &mut impl Tables,
+    ) -> (bool, String) {
         let channel = match dial(server, &self.tls).await {
             Ok(channel) => channel,
             Err(error) => return (false, told(&error)),
         };
         let mut ads = AggregatedDiscoveryServiceClient::new(channel).max_decoding_message_size(MAX_RESPONSE);
-        let (requests, sent) = mpsc::channel(4);
-        let mut first = client.first();
-        first.node = Some(self.node.clone());
-        if requests.send(first).await.is_err() {
-            return (false, "the stream has ended".to_owned());
+        let (sender, sent) = mpsc::channel(clients.len().max(4));
+        let mut requests = Requests { sender, node: Some(self.node.clone()) };
+        for first in clients.iter().filter_map(Client::first) {
+            if requests.send(first).await.is_err() {
+                return (false, ENDED.to_owned());
+            }
         }
         let mut responses = match ads.delta_aggregated_resources(ReceiverStream::new(sent)).await {
             Ok(response) => response.into_inner(),
@@ -93,16 +108,46 @@ impl Subscription {
             match responses.message().await {
                 Ok(Some(response)) => {
                     heard = true;
+                    // Of a type that nobody asked for: there is nobody to answer it.
+                    let Some(client) = clients.iter_mut().find(|one| one.type_url() == response.type_url)
+                    else {
+                        continue;
+                    };
                     let (update, mut refused) = client.read(response);
                     refused.extend(tables.apply(&update));
-                    if requests.send(client.answer(&update, &refused)).await.is_err() {
-                        return (heard, "the stream has ended".to_owned());
+                    let answer = client.answer(&update, &refused);
+                    let moved = clients.iter_mut().filter_map(|client| {
+                        let names = tables.names(client.type_url())?;
+                        client.follow(names)
+                    });
+                    for request in std::iter::once(answer).chain(moved.collect::<Vec<_>>()) {
+                        if requests.send(request).await.is_err() {
+                            return (heard, ENDED.to_owned());
+                        }
                     }
                 }
                 Ok(None) => return (heard, "the server ended the stream".to_owned()),
                 Err(status) => return (heard, said(&status)),
             }
         }
+    }
+}
+
+const ENDED: &str = "the stream has ended";
+
+/// What is said on one stream; the first request says by whom.
+struct Requests {
+    sender: mpsc::Sender<DeltaDiscoveryRequest>,
+    node: Option<Node>,
+}
+
+impl Requests {
+    async fn send(
+        &mut self,
+        mut request: DeltaDiscoveryRequest,
+    ) -> Result<(), mpsc::error::SendError<DeltaDiscoveryRequest>> {
+        request.node = self.node.take();
+        self.sender.send(request).await
     }
 }
 
