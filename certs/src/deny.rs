@@ -218,6 +218,11 @@ impl DenyList {
         identity.map(Denied::Identity).or_else(|| serial().map(Denied::Serial))
     }
 
+    /// Whether one of these serial numbers is on it.
+    pub(crate) fn denies_any(&self, serials: &[String]) -> bool {
+        serials.iter().any(|serial| self.has_serial(serial))
+    }
+
     /// The list as an envelope signed by an authority of its domain.
     pub fn sign(&self, authority: &Authority) -> Result<String, IssueError> {
         let payload = serde_json::to_vec(self).map_err(|e| IssueError::External(e.into()))?;

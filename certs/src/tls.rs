@@ -1,5 +1,6 @@
 //! rustls configurations in which both ends show a certificate and each verifies the other's SPIFFE ID
-//! before any application byte. Not for plain web TLS: a server's DNS names are not looked at.
+//! before any application byte. Not for plain web TLS: a server's DNS names are looked at only where it is known
+//! by one alone ([`Peer::Name`]).
 //! Keys are never logged.
 
 mod live;
@@ -10,6 +11,7 @@ use std::sync::Arc;
 
 use rustls::client::Resumption;
 use rustls::client::danger::ServerCertVerifier;
+use rustls::pki_types::DnsName;
 use rustls::server::NoServerSessionStorage;
 use rustls::{CertificateError, ClientConfig, OtherError, ServerConfig};
 
@@ -40,6 +42,14 @@ pub enum Peer {
         issuer: KeyPin,
         /// Whom, of those it vouches for.
         peer: Box<Self>,
+    },
+    /// A server that is known by a DNS name alone, such as istiod; no SPIFFE ID is asked of it. Nobody, where a
+    /// client is judged.
+    Name {
+        /// Whose roots must have signed for it.
+        domain: TrustDomain,
+        /// The name, which is sent as SNI, too.
+        name: DnsName<'static>,
     },
 }
 
@@ -142,6 +152,7 @@ impl Peer {
             Self::Pinned { issuer, .. } => {
                 return Err(VerifyError::Pin { id: id.clone(), pin: *issuer });
             }
+            Self::Name { .. } => false,
         };
         if admits { Ok(()) } else { Err(VerifyError::Unexpected(id.clone())) }
     }

@@ -1,7 +1,7 @@
 //! Whether a chain proves an identity: the one place that decides it, for gateways, agents and the
 //! command line alike, and the words that say why not.
 
-use rustls::pki_types::{CertificateDer, UnixTime};
+use rustls::pki_types::{CertificateDer, DnsName, ServerName, UnixTime};
 use webpki::{
     EndEntityCert, Error, ExpirationPolicy, KeyUsage, RevocationOptions, RevocationOptionsBuilder,
     UnknownStatusPolicy, VerifiedPath,
@@ -9,13 +9,13 @@ use webpki::{
 use x509_parser::certificate::X509Certificate;
 use x509_parser::prelude::FromDer;
 
-use super::{TrustBundles, cause};
+use super::{Believed, TrustBundles, cause};
 use crate::crl::{Crls, StaleCrl};
 use crate::crypto;
 use crate::deny::Denied;
 use crate::facts::serial_of;
 use crate::key::KeyPin;
-use crate::spiffe::SpiffeId;
+use crate::spiffe::{SpiffeId, TrustDomain};
 use crate::svid::{SvidError, peer_id};
 
 /// What a peer shows its certificate as.
@@ -61,6 +61,16 @@ pub enum VerifyError {
         "{0} is signed by an authority whose key usage lacks keyCertSign; have it signed by one that may"
     )]
     Issuer(SpiffeId),
+    /// The chain does not lead from a server of that name to a root of that domain.
+    #[error("the server does not prove to be {name} by the bundle of {domain}: {}", named(cause))]
+    Name {
+        /// The name that it should have.
+        name: String,
+        /// Whose roots should have signed for it.
+        domain: TrustDomain,
+        /// What is wrong.
+        cause: Error,
+    },
     /// Proven, but its domain took it back.
     #[error(
         "{id} is on the deny-list {sequence} of its domain ({what}); issue a new identity or key, or take it off with `isthmus-certs deny remove`"
@@ -102,23 +112,7 @@ impl TrustBundles {
             Some(believed) if !believed.bundle.roots.is_empty() => believed,
             _ => return Err(VerifyError::NoBundle(id)),
         };
-        let usage = match role {
-            Role::Client => KeyUsage::client_auth(),
-            Role::Server => KeyUsage::server_auth(),
-        };
-        let lists: Vec<_> = believed.crls.iter().flat_map(|crls| crls.lists()).collect();
-        let revocation = believed.crls.as_ref().and_then(|crls| options(&lists, crls.stale));
-        let algorithms = crypto::algorithms().all;
-        let anchors = match believed.bundle.anchors_at(now) {
-            Ok(anchors) => anchors,
-            Err(cause) => return Err(VerifyError::Chain { id, cause }),
-        };
-        let fact = EndEntityCert::try_from(leaf).and_then(|leaf| {
-            let path =
-                leaf.verify_for_usage(algorithms, &anchors, intermediates, now, usage, revocation, None)?;
-            Path::of(&path)
-        });
-        let path = match fact {
+        let path = match believed.path(leaf, intermediates, role, now, |_| Ok(())) {
             Ok(path) => path,
             Err(cause) => return Err(VerifyError::Chain { id, cause }),
         };
@@ -132,6 +126,69 @@ impl TrustBundles {
         }
         let until = believed.crls.as_ref().map_or(u64::MAX, Crls::until).min(path.until);
         Ok(Proven { id, until, issuers: path.issuers })
+    }
+
+    /// Verifies a server that is known by a DNS name alone, by the roots of `domain`. Until when this holds, in
+    /// seconds since 1970.
+    pub fn verify_name(
+        &self,
+        domain: &TrustDomain,
+        name: &DnsName<'_>,
+        leaf: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        now: UnixTime,
+    ) -> Result<u64, VerifyError> {
+        let wrong =
+            |cause| VerifyError::Name { name: name.as_ref().to_owned(), domain: domain.clone(), cause };
+        let believed = self.0.get(domain).ok_or_else(|| wrong(Error::UnknownIssuer))?;
+        let server = ServerName::DnsName(name.borrow());
+        let path = believed
+            .path(leaf, intermediates, Role::Server, now, |leaf| {
+                leaf.verify_is_valid_for_subject_name(&server)
+            })
+            .map_err(wrong)?;
+        let denied = believed.denied.as_ref().is_some_and(|list| list.denies_any(&path.serials));
+        match (path.may_sign, denied) {
+            (false, _) => Err(wrong(Error::EndEntityUsedAsCa)),
+            (_, true) => Err(wrong(Error::CertRevoked)),
+            _ => Ok(believed.crls.as_ref().map_or(u64::MAX, Crls::until).min(path.until)),
+        }
+    }
+}
+
+impl Believed {
+    /// The path from a leaf to a root that stands, if the leaf is what `also` asks for.
+    fn path(
+        &self,
+        leaf: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        role: Role,
+        now: UnixTime,
+        also: impl FnOnce(&EndEntityCert<'_>) -> Result<(), Error>,
+    ) -> Result<Path, Error> {
+        let usage = match role {
+            Role::Client => KeyUsage::client_auth(),
+            Role::Server => KeyUsage::server_auth(),
+        };
+        let lists: Vec<_> = self.crls.iter().flat_map(|crls| crls.lists()).collect();
+        let revocation = self.crls.as_ref().and_then(|crls| options(&lists, crls.stale));
+        let algorithms = crypto::algorithms().all;
+        let anchors = self.bundle.anchors_at(now)?;
+        let leaf = EndEntityCert::try_from(leaf)?;
+        also(&leaf)?;
+        let path =
+            leaf.verify_for_usage(algorithms, &anchors, intermediates, now, usage, revocation, None)?;
+        Path::of(&path)
+    }
+}
+
+/// What is wrong with a server that is known by name. The names that it has are its own to say.
+fn named(cause: &Error) -> String {
+    match cause {
+        Error::CertNotValidForName(_) => {
+            "its certificate is for other names; check the address and the name".to_owned()
+        }
+        cause => format!("{}; {}", cause::said(cause), cause::remedy(cause)),
     }
 }
 
@@ -222,7 +279,8 @@ impl VerifyError {
                 SvidError::KeyUsage => "key_usage",
             },
             Self::NoBundle(_) => "no_bundle",
-            Self::Chain { cause, .. } => cause::reason(cause),
+            Self::Name { cause: Error::CertNotValidForName(_), .. } => "unexpected",
+            Self::Chain { cause, .. } | Self::Name { cause, .. } => cause::reason(cause),
             Self::Issuer(_) => "issuer_not_authority",
             Self::Denied { .. } => "denied",
             Self::Unexpected(_) => "unexpected",

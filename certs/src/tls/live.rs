@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 use rustls::client::Resumption;
+use rustls::pki_types::DnsName;
 use rustls::{ClientConfig, ServerConfig};
 
 use super::sessions::{ClientSessions, Lifetime, ServerSessions};
@@ -44,6 +45,14 @@ impl Client {
     /// For the next handshake.
     pub fn config(&self) -> Arc<ClientConfig> {
         self.0.config()
+    }
+
+    /// The name that the server must have, where it is known by one; it is to be connected to by this name.
+    pub fn name(&self) -> Option<&DnsName<'static>> {
+        match &self.0.peer {
+            Peer::Name { name, .. } => Some(name),
+            _ => None,
+        }
     }
 }
 

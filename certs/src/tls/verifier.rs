@@ -46,7 +46,13 @@ impl ServerCertVerifier for PeerVerifier {
         _ocsp_response: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, rustls::Error> {
-        self.verify(end_entity, intermediates, Role::Server, now)?;
+        match &self.peer {
+            Peer::Name { domain, name } => {
+                let until = self.bundles.verify_name(domain, name, end_entity, intermediates, now)?;
+                self.lifetime.not_past(until);
+            }
+            _ => self.verify(end_entity, intermediates, Role::Server, now)?,
+        }
         Ok(ServerCertVerified::assertion())
     }
 
