@@ -39,7 +39,7 @@ pub async fn dial(address: &Target, tls: &Arc<Client>) -> Result<Channel, tonic:
 }
 
 async fn shake(address: &Target, tls: &Client) -> io::Result<TlsStream<TcpStream>> {
-    let (stream, name) = match address {
+    let (stream, addressed) = match address {
         Target::Address(address) => (TcpStream::connect(address).await?, ServerName::from(address.ip())),
         Target::Name { host, port } => {
             let server = ServerName::try_from(host.as_str().to_owned()).map_err(io::Error::other)?;
@@ -47,6 +47,7 @@ async fn shake(address: &Target, tls: &Client) -> io::Result<TlsStream<TcpStream
         }
     };
     stream.set_nodelay(true)?;
+    let name = tls.name().map_or(addressed, |name| ServerName::DnsName(name.clone()));
     TlsConnector::from(tls.config()).connect(name, stream).await.map_err(|error| {
         let refused = error.get_ref().and_then(|error| error.downcast_ref()).and_then(VerifyError::of);
         // In its own words, which name the remedy.
