@@ -1,0 +1,110 @@
+//! Access rules that come down to where a client comes from. All others are refused: a gateway that passes TLS
+//! on untouched sees nothing else of a client.
+
+use super::fields::{Shape, unknown};
+use super::matching::{CIDR, Sources, net};
+use crate::proto::envoy::config::rbac::v3::rbac::Action;
+use crate::proto::envoy::config::rbac::v3::{Permission, Policy, Principal, permission, principal};
+use crate::proto::envoy::extensions::filters::network::rbac::v3::Rbac;
+
+static SHAPE: Shape = Shape {
+    name: "RBAC",
+    // Shadow rules and statistics only observe; a denial that waits is a denial.
+    plain: &[2, 3, 4, 5, 6, 7, 8],
+    messages: &[(1, &RULES)],
+};
+static RULES: Shape = Shape { name: "RBAC.rules", plain: &[1, 3], messages: &[(2, &ENTRY)] };
+static ENTRY: Shape = Shape { name: "RBAC.rules.policies", plain: &[1], messages: &[(2, &POLICY)] };
+static POLICY: Shape =
+    Shape { name: "Policy", plain: &[3, 4, 5], messages: &[(1, &PERMISSION), (2, &PRINCIPAL)] };
+static PERMISSION: Shape = Shape {
+    name: "Permission",
+    plain: &[3, 4, 5, 6, 7, 9, 10, 11, 12, 13, 14],
+    messages: &[(1, &PERMISSIONS), (2, &PERMISSIONS), (8, &PERMISSION)],
+};
+static PERMISSIONS: Shape = Shape { name: "Permission.Set", plain: &[], messages: &[(1, &PERMISSION)] };
+static PRINCIPAL: Shape = Shape {
+    name: "Principal",
+    plain: &[3, 4, 6, 7, 9, 12, 13, 14],
+    messages: &[(1, &PRINCIPALS), (2, &PRINCIPALS), (5, &CIDR), (8, &PRINCIPAL), (10, &CIDR), (11, &CIDR)],
+};
+static PRINCIPALS: Shape = Shape { name: "Principal.Set", plain: &[], messages: &[(1, &PRINCIPAL)] };
+
+/// Whom the rules let in.
+///
+/// # Errors
+/// They ask for something that this gateway cannot see.
+pub(super) fn read(bytes: &[u8]) -> Result<Sources, String> {
+    let filter: Rbac =
+        prost::Message::decode(bytes).map_err(|error| format!("RBAC cannot be read: {error}"))?;
+    if let Some(field) = unknown(bytes, &SHAPE) {
+        return Err(format!("{field} is set, which is not supported"));
+    }
+    if filter.matcher.is_some() {
+        return Err("RBAC.matcher is set, which is not supported".to_owned());
+    }
+    let Some(rules) = filter.rules else { return Ok(Sources::Any) };
+    match Action::try_from(rules.action) {
+        Ok(Action::Allow) => {}
+        Ok(Action::Log) => return Ok(Sources::Any),
+        Ok(Action::Deny) => return Err("RBAC denies, which is not supported; only ALLOW is".to_owned()),
+        Err(_) => return Err(format!("RBAC has the action {}, which is not known", rules.action)),
+    }
+    let mut allowed = Vec::new();
+    for policy in rules.policies.values() {
+        match of_policy(policy)? {
+            Sources::Any => return everybody(rules.policies.values()),
+            Sources::Only(nets) => allowed.extend(nets),
+        }
+    }
+    allowed.sort_unstable();
+    allowed.dedup();
+    Ok(Sources::Only(allowed))
+}
+
+/// The others must be known, too, though they let nobody else in.
+fn everybody<'a>(policies: impl Iterator<Item = &'a Policy>) -> Result<Sources, String> {
+    for policy in policies {
+        of_policy(policy)?;
+    }
+    Ok(Sources::Any)
+}
+
+fn of_policy(policy: &Policy) -> Result<Sources, String> {
+    if policy.condition.is_some() || policy.checked_condition.is_some() || policy.cel_config.is_some() {
+        return Err("RBAC has a policy with a condition, which is not supported".to_owned());
+    }
+    if !policy.permissions.iter().all(is_any) || policy.permissions.is_empty() {
+        return Err("RBAC has permissions other than `any`, which is not supported".to_owned());
+    }
+    any_of(&policy.principals)
+}
+
+fn is_any(permission: &Permission) -> bool {
+    matches!(permission.rule, Some(permission::Rule::Any(true)))
+}
+
+fn any_of(principals: &[Principal]) -> Result<Sources, String> {
+    let mut nets = Vec::new();
+    let mut any = false;
+    for principal in principals {
+        match of_principal(principal)? {
+            Sources::Any => any = true,
+            Sources::Only(more) => nets.extend(more),
+        }
+    }
+    Ok(if any { Sources::Any } else { Sources::Only(nets) })
+}
+
+fn of_principal(principal: &Principal) -> Result<Sources, String> {
+    use principal::Identifier::{Any, DirectRemoteIp, OrIds, RemoteIp, SourceIp};
+    match &principal.identifier {
+        Some(Any(true)) => Ok(Sources::Any),
+        // Nothing in front of a passed-on connection says another source than its own.
+        Some(SourceIp(range) | DirectRemoteIp(range) | RemoteIp(range)) => {
+            Ok(Sources::Only(vec![net(range)?]))
+        }
+        Some(OrIds(set)) => any_of(&set.ids),
+        _ => Err("RBAC has principals other than ranges of addresses, which is not supported".to_owned()),
+    }
+}
