@@ -4,7 +4,7 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use isthmus_xds::HostName;
+use isthmus_xds::{HostName, outbound};
 
 use crate::config::settings::Side;
 use crate::hello::Alpn;
@@ -61,7 +61,7 @@ pub fn route(snapshot: &Snapshot, query: Query<'_>) -> Result<Route, Reason> {
 
 /// `None` when nothing has that name.
 fn find(snapshot: &Snapshot, sni: &HostName, side: Side, query: Query<'_>) -> Option<Result<Route, Reason>> {
-    let (name, port) = outbound(sni.as_str());
+    let (name, port) = outbound::split(sni.as_str());
     let choose = |claims, part| choose(snapshot, claims, Asked { port, part, side, query });
     if let Some(answer) = snapshot.exact.get(name).and_then(|claims| choose(claims, Part::Whole)) {
         return Some(answer);
@@ -93,20 +93,6 @@ struct Asked<'a> {
     part: Part<'a>,
     side: Side,
     query: Query<'a>,
-}
-
-/// Istio's form for one port of a host: `outbound_.PORT_._.HOST`. With a subset between the last two
-/// underscores it is no name of ours, and neither is a number that could be written shorter: one port has
-/// one name.
-fn outbound(name: &str) -> (&str, Option<u16>) {
-    let parsed = name
-        .strip_prefix("outbound_.")
-        .filter(|rest| !rest.starts_with('0'))
-        .and_then(|rest| rest.split_once("_._."));
-    match parsed.and_then(|(port, host)| Some((host, port.parse::<u16>().ok()?))) {
-        Some((host, port)) => (host, Some(port)),
-        None => (name, None),
-    }
 }
 
 /// The first service, most specific first, that has the port and the instance and whose conditions are

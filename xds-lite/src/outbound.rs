@@ -1,0 +1,37 @@
+//! Istio's form of a name for one port of a host, `outbound_.PORT_._.HOST`. Not which host has that port.
+
+/// The host and the port of a name in that form; else the name as it is. With a subset between the last two
+/// underscores it is a name like any other, and so it is with a number that could be written shorter: one port
+/// has one name.
+#[must_use]
+pub fn split(name: &str) -> (&str, Option<u16>) {
+    let parsed = name
+        .strip_prefix("outbound_.")
+        .filter(|rest| !rest.starts_with('0'))
+        .and_then(|rest| rest.split_once("_._."));
+    match parsed.and_then(|(port, host)| Some((host, port.parse::<u16>().ok()?))) {
+        Some((host, port)) => (host, Some(port)),
+        None => (name, None),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_one_form_of_a_port_is_a_port() {
+        assert_eq!(split("outbound_.8080_._.web.example"), ("web.example", Some(8080)));
+        for name in [
+            "web.example",
+            "outbound_.8080_.v1_.web.example",
+            "outbound_.08080_._.web.example",
+            "outbound_.0_._.web.example",
+            "outbound_.65536_._.web.example",
+            "outbound_.x_._.web.example",
+            "outbound.8080_._.web.example",
+        ] {
+            assert_eq!(split(name), (name, None));
+        }
+    }
+}
