@@ -14,7 +14,7 @@ use tokio::runtime::Builder;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
-use crate::config::settings::Settings;
+use crate::config::settings::{Settings, Source};
 use crate::control::Control;
 use crate::drain;
 use crate::limits::Limits;
@@ -25,7 +25,7 @@ use crate::metrics::Metrics;
 use crate::snapshot::{Resolved, Snapshot};
 use crate::socket;
 use crate::worker::{Bound, Process, Worker};
-use crate::{admin, learn, resolve, watch as file};
+use crate::{admin, foreign, learn, resolve, watch as file};
 
 /// A gateway that runs.
 #[derive(Debug)]
@@ -284,7 +284,11 @@ async fn supervise(control: Arc<Control>, doors: [TcpListener; 3], file: Option<
     core.spawn(Control::free_retired(Arc::clone(&control)));
     core.spawn(resolve::follow(Arc::clone(&control)));
     if let Some((xds, trust)) = control.process.fixed.xds.clone().zip(control.process.trust.clone()) {
-        core.spawn(learn::follow(xds, trust, Arc::clone(&control)));
+        let (state, control) = (xds.state, Arc::clone(&control));
+        match xds.source {
+            Source::Agents(agents) => core.spawn(learn::follow(agents, state, trust, control)),
+            Source::ControlPlane(one) => core.spawn(foreign::follow(one, trust, control)),
+        };
     }
     if let Some(file) = file {
         core.spawn(file::follow(file, Arc::clone(&control)));

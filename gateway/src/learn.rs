@@ -5,7 +5,7 @@ mod services;
 
 use std::collections::{BTreeMap, HashSet};
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -18,7 +18,7 @@ use isthmus_xds::kept::Kept;
 use isthmus_xds::proto::envoy::config::core::v3::{Locality, Node};
 use isthmus_xds::slice::{Key, Slice, Staleness, version};
 
-use crate::config::settings::Xds;
+use crate::config::settings::Target;
 use crate::control::{Control, Following};
 
 use services::Here;
@@ -27,7 +27,12 @@ use services::Here;
 const PACE: Duration = Duration::from_secs(1);
 
 /// Follows agents for as long as the gateway runs.
-pub(crate) async fn follow(xds: Xds, trust: Trust, control: Arc<Control>) -> io::Result<()> {
+pub(crate) async fn follow(
+    servers: Vec<Target>,
+    state: Option<PathBuf>,
+    trust: Trust,
+    control: Arc<Control>,
+) -> io::Result<()> {
     let node = &control.process.fixed.node;
     let own = trust.current();
     let id = own.identity.id();
@@ -41,7 +46,7 @@ pub(crate) async fn follow(xds: Xds, trust: Trust, control: Arc<Control>) -> io:
         sub_zone: node.locality.sub_zone.clone(),
     };
     let subscription = Subscription {
-        servers: xds.agents,
+        servers,
         tls: Arc::new(tls),
         node: Node {
             id: node.id.clone(),
@@ -53,7 +58,7 @@ pub(crate) async fn follow(xds: Xds, trust: Trust, control: Arc<Control>) -> io:
     };
     let here = Here { cluster: node.cluster.clone(), gateway };
     let network = node.network.clone();
-    let slices = Slices::open(Arc::clone(&control), here, network, xds.state.as_deref())?;
+    let slices = Slices::open(Arc::clone(&control), here, network, state.as_deref())?;
     let client = Client::new(SLICE, slices.known());
     let slices = Arc::new(Mutex::new(slices));
     let aging = async {
@@ -65,7 +70,7 @@ pub(crate) async fn follow(xds: Xds, trust: Trust, control: Arc<Control>) -> io:
     };
     let mut followed = Followed(Arc::clone(&slices));
     tokio::select! {
-        () = subscription.follow(client, &mut followed) => {}
+        () = subscription.follow(vec![client], &mut followed) => {}
         () = aging => {}
     }
     Ok(())

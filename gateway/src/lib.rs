@@ -15,6 +15,7 @@ pub mod demo;
 pub mod drain;
 pub mod endpoint;
 mod flow;
+mod foreign;
 pub mod gateway;
 mod held;
 pub mod hello;

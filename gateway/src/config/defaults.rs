@@ -17,6 +17,10 @@ const GIB: u64 = 1 << 30;
 pub(crate) const CLUSTER: &str = "default";
 /// Bytes of a node's id, cluster and network.
 pub(crate) const NODE_TEXT: usize = 253;
+/// Istio's port for other networks.
+pub(crate) const CONTROL_PLANE_PORT: u16 = 15_443;
+/// Bytes of a node's id under a foreign control plane.
+pub(crate) const FOREIGN_ID: usize = 1024;
 pub(crate) const WORKERS: Range = (1, 256);
 
 pub(crate) const BACKLOG: u32 = 4096;

@@ -7,9 +7,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ipnet::IpNet;
-use isthmus_certs::TrustFiles;
-use isthmus_xds::Locality;
+use isthmus_certs::{SpiffeId, TrustFiles};
 use isthmus_xds::config::units;
+use isthmus_xds::{HostName, Locality};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -52,7 +52,7 @@ pub struct Fixed {
     pub service_metrics: usize,
     /// This gateway's identity and trust, if it has any.
     pub trust: Option<TrustFiles>,
-    /// Agents that give it services.
+    /// Who gives it services.
     pub xds: Option<Xds>,
     /// How endpoints' host names are resolved.
     pub dns: Dns,
@@ -75,13 +75,55 @@ pub struct Live {
     pub drain: Drain,
 }
 
-/// Agents of this gateway's cluster.
+/// Who gives a gateway services.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Xds {
-    /// Where they are, in the order in which they are tried; at least one.
-    pub agents: Vec<Target>,
+    /// Whom to follow.
+    #[serde(flatten)]
+    pub source: Source,
     /// Where the last tables are kept, if anywhere.
     pub state: Option<PathBuf>,
+}
+
+/// Whom a gateway follows.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Source {
+    /// Agents of its cluster, in the order in which they are tried; at least one.
+    Agents(Vec<Target>),
+    /// A foreign control plane.
+    ControlPlane(ControlPlane),
+}
+
+/// A control plane of Listeners, Clusters and ClusterLoadAssignments.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct ControlPlane {
+    /// Where it is, in the order in which addresses are tried; at least one.
+    pub addresses: Vec<Target>,
+    /// How it is known.
+    #[serde(flatten)]
+    pub server: Known,
+    /// The Listener with this port is the gateway's.
+    pub port: u16,
+    /// What the gateway is called there; none: as istiod's own proxies are.
+    pub node_id: Option<String>,
+    /// What else is said of it there.
+    pub metadata: serde_json::Map<String, serde_json::Value>,
+}
+
+/// How a server is known.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub enum Known {
+    /// By its SPIFFE ID.
+    #[serde(rename = "identity", serialize_with = "as_text")]
+    Identity(SpiffeId),
+    /// By a DNS name that a root of the gateway's own domain has signed for.
+    #[serde(rename = "tls_name")]
+    Name(HostName),
+}
+
+fn as_text<S: serde::Serializer>(id: &SpiffeId, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_str(id)
 }
 
 /// Who this gateway is.

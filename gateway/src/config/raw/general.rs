@@ -7,6 +7,7 @@ use isthmus_xds::config::units::{
     Count, CountOrOff, Share, Size, SizeOrAuto, Time, TimeOrOff, show_duration, show_duration_or_off,
     show_size,
 };
+use isthmus_xds::config::values::PORTS;
 use schemars::JsonSchema;
 use serde::Deserialize;
 
@@ -258,16 +259,42 @@ pub(crate) enum StaleCrl {
     Accept,
 }
 
-/// Agents of this gateway's cluster.
+/// Who gives this gateway services: agents of its cluster, or a foreign control plane.
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Xds {
-    /// Their addresses, `IP:PORT` or `NAME:PORT`, in the order in which they are tried; at least one.
-    #[schemars(required, length(min = 1))]
+    /// The agents' addresses, `IP:PORT` or `NAME:PORT`, in the order in which they are tried; at least one.
+    #[schemars(length(min = 1))]
     pub(crate) agents: Option<Vec<At<TargetAddress>>>,
     /// A directory where the last tables are kept, so that a restart without an agent has them. Default:
     /// none, and a gateway that starts without an agent waits for one.
     pub(crate) state: Option<At<String>>,
+    /// A control plane of Listeners, Clusters and ClusterLoadAssignments, such as istiod, in place of agents.
+    pub(crate) control_plane: Option<At<ControlPlane>>,
+}
+
+/// A foreign control plane.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct ControlPlane {
+    /// `IP:PORT` or `NAME:PORT`, in the order in which they are tried; at least one.
+    #[schemars(required, length(min = 1))]
+    pub(crate) addresses: Option<Vec<At<TargetAddress>>>,
+    /// The SPIFFE ID that it proves to have. Either this or `tls_name`.
+    pub(crate) identity: Option<At<String>>,
+    /// The DNS name that its certificate is for, signed by a root of this gateway's own trust domain. Either
+    /// this or `identity`.
+    pub(crate) tls_name: Option<At<String>>,
+    /// The Listener with this port in its address is this gateway's; others are left to other proxies.
+    #[schemars(extend("default" = defaults::CONTROL_PLANE_PORT))]
+    #[schemars(extend("minimum" = PORTS.0, "maximum" = PORTS.1))]
+    pub(crate) port: Option<At<Count>>,
+    /// What this gateway is called there, 1 to 1024 bytes. Default:
+    /// `router~IP~ID.NAMESPACE~NAMESPACE.svc.cluster.local`, as istiod reads it.
+    pub(crate) node_id: Option<At<String>>,
+    /// What else is said of it there. Default: `NAME`, `NAMESPACE`, `CLUSTER_ID`, `NETWORK` and `INSTANCE_IPS`,
+    /// which stay where this does not say them.
+    pub(crate) metadata: Option<serde_json::Map<String, serde_json::Value>>,
 }
 
 /// How host names of endpoints are resolved.

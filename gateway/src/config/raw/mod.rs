@@ -11,8 +11,8 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 
 pub(crate) use general::{
-    AccessLog, Admin, Dns, Drain, Ejection, Health, Limits, Metrics, Node, Relay, Replay, StaleCrl, Tcp,
-    Timeouts, Trust, Upstream, Xds,
+    AccessLog, Admin, ControlPlane, Dns, Drain, Ejection, Health, Limits, Metrics, Node, Relay, Replay,
+    StaleCrl, Tcp, Timeouts, Trust, Upstream, Xds,
 };
 pub(crate) use listeners::Listener;
 
@@ -58,7 +58,7 @@ pub(crate) struct File {
     /// What this gateway shows of itself, and whom it believes. Passthrough needs none of it: there, mTLS is
     /// between the client and the endpoint. Needs a restart; the files themselves are followed.
     pub(crate) trust: Option<At<Trust>>,
-    /// Agents that give this gateway services, beside those of this file. Needs `trust`, and a restart.
+    /// Who gives this gateway services, beside those of this file. Needs `trust`, and a restart.
     pub(crate) xds: Option<At<Xds>>,
     /// How host names of endpoints are resolved. Needs a restart.
     pub(crate) dns: Option<Dns>,

@@ -1,4 +1,4 @@
-//! Every section but `listeners:` and `services:`, resolved.
+//! Every section but `listeners:`, `services:` and `xds:`, resolved.
 
 use std::time::Duration;
 
@@ -14,7 +14,6 @@ use crate::config::defaults;
 use crate::config::raw;
 use crate::config::settings::{
     AccessLog, Dns, Drain, Ejection, Limits, Node, Relay, Replay, ServiceTimeouts, Tcp, Timeouts, Upstream,
-    Xds,
 };
 
 pub(crate) fn node(report: &mut Report, raw: raw::Node) -> Node {
@@ -287,20 +286,6 @@ pub(crate) fn trust(report: &mut Report, raw: &At<raw::Trust>) -> Option<TrustFi
             defaults::OUTAGE_BUDGET,
         ),
     })
-}
-
-pub(crate) fn xds(report: &mut Report, raw: &raw::File) -> Option<Xds> {
-    let At { value, spot } = raw.xds.as_ref()?;
-    let place = Place::Root.key("xds");
-    let agents: Vec<_> = report.values(value.agents.as_ref(), place.key("agents"));
-    if value.agents.as_ref().is_none_or(Vec::is_empty) {
-        report.add(*spot, format_args!("{place} has no agents"), "add 'agents: [ADDRESS:15012]'");
-    }
-    if raw.trust.is_none() {
-        let what = format_args!("{place} is there without trust: no agent would serve this gateway");
-        report.add(*spot, what, "add 'trust: …' with this gateway's certificate");
-    }
-    Some(Xds { agents, state: value.state.as_ref().map(|state| state.value.clone().into()) })
 }
 
 pub(crate) fn dns(report: &mut Report, raw: &raw::Dns) -> Dns {

@@ -3,6 +3,7 @@
 
 mod general;
 mod listeners;
+mod xds;
 
 use std::sync::Arc;
 
@@ -36,7 +37,7 @@ pub(crate) fn resolve(report: &mut Report, mut raw: File) -> Option<Settings> {
         super::defaults::SERVICE_METRICS,
     ) as usize;
     let workers = general::workers(report, &raw);
-    let xds = general::xds(report, &raw);
+    let xds = xds::xds(report, &raw);
     let fixed = Fixed {
         node: general::node(report, raw.node.unwrap_or_default()),
         workers,

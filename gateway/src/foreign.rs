@@ -1,0 +1,125 @@
+//! Services that a foreign control plane gives this gateway: it follows its Listeners, Clusters and
+//! ClusterLoadAssignments over one stream, and puts what they come to live beside the file's. Not what they mean:
+//! that is `isthmus_xds::foreign`.
+
+use std::collections::BTreeSet;
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::sync::Arc;
+
+use isthmus_certs::{Client as Tls, Peer, SpiffeId, Trust};
+use isthmus_xds::ads::client::{Client, Refused, Update};
+use isthmus_xds::ads::subscribe::{Contact, Subscription, Tables};
+use isthmus_xds::foreign::{ASSIGNMENT, Asker, CLUSTER, LISTENER, State, node};
+use rustls::pki_types::DnsName;
+use tokio::net::{UdpSocket, lookup_host};
+
+use crate::config::settings::{ControlPlane, Known, Target};
+use crate::control::Control;
+
+/// Where a gateway's identity says no namespace.
+const NAMESPACE: &str = "default";
+
+/// Follows a control plane for as long as the gateway runs.
+pub(crate) async fn follow(plane: ControlPlane, trust: Trust, control: Arc<Control>) -> io::Result<()> {
+    let own = trust.current().identity.id().clone();
+    let peer = match &plane.server {
+        Known::Identity(id) => Peer::Ids(vec![id.clone()]),
+        Known::Name(name) => Peer::Name {
+            domain: own.trust_domain().clone(),
+            name: DnsName::try_from(name.as_str().to_owned()).map_err(io::Error::other)?,
+        },
+    };
+    let tls = Tls::new(trust, peer, &[b"h2"]).map_err(io::Error::other)?;
+    let fixed = &control.process.fixed.node;
+    let asker = Asker {
+        id: &fixed.id,
+        cluster: &fixed.cluster,
+        network: &fixed.network,
+        locality: &fixed.locality,
+        ip: own_address(&plane.addresses).await,
+        namespace: namespace(&own),
+    };
+    let node = node(&asker, plane.node_id.as_deref(), &plane.metadata);
+    let subscription = Subscription { servers: plane.addresses, tls: Arc::new(tls), node };
+    // Make before break: what is led to before what leads there.
+    let clients = vec![Client::new(CLUSTER, []), Client::of_names(ASSIGNMENT), Client::new(LISTENER, [])];
+    let mut given = Given { control, state: State::new(plane.port), was_whole: false };
+    subscription.follow(clients, &mut given).await;
+    Ok(())
+}
+
+/// The namespace of a workload's identity, `/ns/NAMESPACE/sa/ACCOUNT`.
+fn namespace(id: &SpiffeId) -> &str {
+    let mut parts = id.path().trim_start_matches('/').split('/');
+    match (parts.next(), parts.next()) {
+        (Some("ns"), Some(namespace)) => namespace,
+        _ => NAMESPACE,
+    }
+}
+
+/// The address that this machine has towards the control plane; nothing is sent to find out.
+async fn own_address(servers: &[Target]) -> IpAddr {
+    for server in servers {
+        let found: Vec<SocketAddr> = match server {
+            Target::Address(address) => vec![*address],
+            Target::Name { host, port } => match lookup_host((host.as_str(), *port)).await {
+                Ok(found) => found.collect(),
+                Err(_) => continue,
+            },
+        };
+        for address in found {
+            if let Ok(own) = towards(address).await {
+                return own.ip();
+            }
+        }
+    }
+    Ipv4Addr::UNSPECIFIED.into()
+}
+
+async fn towards(address: SocketAddr) -> io::Result<SocketAddr> {
+    let any: IpAddr =
+        if address.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { std::net::Ipv6Addr::UNSPECIFIED.into() };
+    let socket = UdpSocket::bind((any, 0)).await?;
+    socket.connect(address).await?;
+    socket.local_addr()
+}
+
+/// What was given so far.
+struct Given {
+    control: Arc<Control>,
+    state: State,
+    /// Once it was, it goes live piece by piece.
+    was_whole: bool,
+}
+
+impl Tables for Given {
+    fn apply(&mut self, update: &Update) -> Vec<Refused> {
+        let refused = self.state.apply(update);
+        for Refused { name, why } in &refused {
+            tracing::warn!(kind = kind(&update.type_url), resource = ?name, %why, "refused, in whole or in part");
+        }
+        self.was_whole |= self.state.is_whole();
+        if self.was_whole {
+            self.control.learned(self.state.services());
+        }
+        refused
+    }
+
+    fn names(&self, type_url: &str) -> Option<&BTreeSet<String>> {
+        self.state.names(type_url)
+    }
+
+    fn contact(&mut self, contact: Contact<'_>) {
+        match contact {
+            Contact::Made(server) => tracing::info!(%server, "following a control plane"),
+            Contact::Lost(server, why) => {
+                tracing::warn!(%server, why, "no control plane there; the tables stay")
+            }
+        }
+    }
+}
+
+fn kind(type_url: &str) -> &str {
+    type_url.rsplit('.').next().unwrap_or(type_url)
+}
