@@ -134,3 +134,48 @@ fn a_leaf_is_no_root() {
     assert!(matches!(bundles.add_root(domain.clone(), &noise), Err(BundleError::Malformed { .. })));
     assert_eq!(bundles.verify(&[], Role::Client, UnixTime::now()), Err(SvidError::NoCertificate.into()));
 }
+
+/// istiod's own certificate has DNS names and no SPIFFE ID.
+#[test]
+fn a_server_may_be_known_by_its_name_alone() {
+    let world = World::new();
+    let name = |text: &str| DnsName::try_from(text.to_owned()).unwrap();
+    let client = |bundles: &TrustBundles, domain: &TrustDomain, text: &str| {
+        let peer = Peer::Name { domain: domain.clone(), name: name(text) };
+        client_config(&world.client, Arc::new(bundles.clone()), peer).unwrap()
+    };
+    let without_id = world.east.issue_altered(world.server.id(), |params| {
+        let name = rcgen::string::Ia5String::try_from("istiod.istio-system.svc").unwrap();
+        params.subject_alt_names = vec![rcgen::SanType::DnsName(name)];
+    });
+    let (east, west) = (world.east.trust_domain(), world.west.trust_domain());
+    let outcome =
+        connect(client(&world.bundles, east, "istiod.istio-system.svc"), world.server_config(&without_id));
+    assert_eq!((outcome.received.as_slice(), outcome.answered.as_slice()), (REQUEST, REPLY));
+
+    let mut denied = TrustBundles::clone(&world.bundles);
+    let mut list = crate::DenyList::new(east.clone());
+    list.add_serial(crate::facts::Facts::of(&without_id.chain()[0]).unwrap().serial.parse().unwrap(), None);
+    denied.deny(list);
+    let cases = [
+        (&*world.bundles, east, "istiod.other.svc", "unexpected"),
+        (&*world.bundles, west, "istiod.istio-system.svc", "unknown_issuer"),
+        (&TrustBundles::new(), east, "istiod.istio-system.svc", "unknown_issuer"),
+        (&denied, east, "istiod.istio-system.svc", "revoked"),
+    ];
+    for (bundles, domain, name, reason) in cases {
+        let outcome = connect(client(bundles, domain, name), world.server_config(&without_id));
+        outcome.assert_silent();
+        let refusal = client_refusal(outcome);
+        assert_eq!(refusal.reason(), reason, "{refusal}");
+        assert!(
+            refusal.to_string().starts_with(&format!("the server does not prove to be {name}")),
+            "{refusal}"
+        );
+    }
+
+    let nobody = Peer::Name { domain: west.clone(), name: name("a.example") };
+    let server = server_config(&world.server, Arc::clone(&world.bundles), nobody).unwrap();
+    let refusal = server_refusal(connect(world.client_config(&world.client), server));
+    assert_eq!(refusal, VerifyError::Unexpected(world.client.id().clone()));
+}

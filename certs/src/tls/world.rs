@@ -166,7 +166,7 @@ impl Outcome {
         self.client.unwrap_err()
     }
 
-    fn assert_silent(&self) {
+    pub(super) fn assert_silent(&self) {
         assert_eq!(self.received, b"", "the server's application must see nothing");
         assert_eq!(self.answered, b"", "the client's application must see nothing");
     }
