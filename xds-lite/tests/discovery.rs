@@ -5,7 +5,7 @@
 
 mod common;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::Read as _;
 use std::net::{SocketAddr, TcpStream};
 use std::sync::{Arc, Mutex};
@@ -39,7 +39,7 @@ fn gateway(world: &World, id: &str, server: &str, agent: &Agent, seen: &Seen) ->
     runtime
 }
 
-fn start(world: &World, directory: &Arc<One>, at: SocketAddr) -> Agent {
+fn start<D: Directory>(world: &World, directory: &Arc<D>, at: SocketAddr) -> Agent {
     world.agent(Routes::new(Discovery::service(Arc::clone(directory))), at)
 }
 
@@ -194,4 +194,85 @@ fn a_thousand_who_prove_nothing_keep_nobody_out() {
     let mut first = silent.first().unwrap();
     first.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
     assert_eq!(first.read(&mut [0]).unwrap_or(0), 0, "who came first has gone");
+}
+
+const OTHER: &str = "type.googleapis.com/example.Other";
+
+/// A view of each of two types.
+struct Two {
+    lists: Arc<Shared>,
+    items: Arc<Shared>,
+}
+
+impl Directory for Two {
+    fn view(&self, _peer: &SpiffeId, type_url: &str) -> Result<Arc<Shared>, Status> {
+        Ok(Arc::clone(if type_url == TYPE { &self.lists } else { &self.items }))
+    }
+}
+
+/// The first type's resources name those of the other type that are followed.
+#[derive(Clone, Default)]
+struct Lists {
+    named: BTreeSet<String>,
+    lists: BTreeMap<String, String>,
+    items: Seen,
+}
+
+impl Tables for Lists {
+    fn apply(&mut self, update: &Update) -> Vec<Refused> {
+        if update.type_url == OTHER {
+            return self.items.apply(update);
+        }
+        for resource in &update.resources {
+            let text = String::from_utf8(resource.bytes.to_vec()).unwrap();
+            self.lists.insert(resource.name.clone(), text);
+        }
+        self.lists.retain(|name, _| !update.removed.contains(name));
+        self.named = self.lists.values().flat_map(|list| list.split(' ')).map(str::to_owned).collect();
+        self.items.0.lock().unwrap().tables.retain(|name, _| self.named.contains(name));
+        Vec::new()
+    }
+
+    fn names(&self, type_url: &str) -> Option<&BTreeSet<String>> {
+        (type_url == OTHER).then_some(&self.named)
+    }
+
+    fn contact(&mut self, contact: Contact<'_>) {
+        self.items.contact(contact);
+    }
+}
+
+#[test]
+fn what_one_type_names_is_followed_of_another_on_the_same_stream() {
+    let (world, seen) = (World::new(), Seen::default());
+    let shared = || Arc::new(Shared::new(|_| true));
+    let directory = Arc::new(Two { lists: shared(), items: shared() });
+    directory.lists.change(|view| _ = view.set("l", "a b"));
+    for name in ["a", "b", "c"] {
+        directory.items.change(|view| _ = view.set(name, "1"));
+    }
+    let agent = start(&world, &directory, ANY);
+    let subscription = Subscription {
+        servers: vec![agent.at.to_string().parse().unwrap()],
+        tls: world.client(GATEWAY, AGENT),
+        node: Node::default(),
+    };
+    let mut lists = Lists { items: seen.clone(), ..Lists::default() };
+    let runtime = Runtime::new().unwrap();
+    let clients = vec![Client::new(TYPE, []), Client::of_names(OTHER)];
+    runtime.spawn(async move { subscription.follow(clients, &mut lists).await });
+    until("what is named is there", || seen.has(&[("a", "1"), ("b", "1")]));
+    directory.lists.change(|view| _ = view.set("l", "b c"));
+    until("other names, others of it", || seen.has(&[("b", "1"), ("c", "1")]));
+    directory.items.change(|view| _ = view.set("a", "2"));
+    directory.items.change(|view| _ = view.set("c", "2"));
+    until("a change of what is followed", || seen.has(&[("b", "1"), ("c", "2")]));
+    let at = agent.at;
+    drop(agent);
+    until("the loss is known", || !seen.0.lock().unwrap().lost.is_empty());
+    directory.items.change(|view| _ = view.set("b", "2"));
+    let before = seen.resources();
+    let _agent = start(&world, &directory, at);
+    until("it has caught up", || seen.has(&[("b", "2"), ("c", "2")]));
+    assert_eq!(seen.resources() - before, 1, "c was the same");
 }

@@ -80,8 +80,14 @@ fn of_policy(policy: &Policy) -> Result<Sources, String> {
     any_of(&policy.principals)
 }
 
+/// Whatever the connection is for. Istio writes it as one of a set.
 fn is_any(permission: &Permission) -> bool {
-    matches!(permission.rule, Some(permission::Rule::Any(true)))
+    use permission::Rule::{AndRules, Any, OrRules};
+    match &permission.rule {
+        Some(Any(any)) => *any,
+        Some(AndRules(set) | OrRules(set)) => !set.rules.is_empty() && set.rules.iter().all(is_any),
+        _ => false,
+    }
 }
 
 fn any_of(principals: &[Principal]) -> Result<Sources, String> {
@@ -97,7 +103,7 @@ fn any_of(principals: &[Principal]) -> Result<Sources, String> {
 }
 
 fn of_principal(principal: &Principal) -> Result<Sources, String> {
-    use principal::Identifier::{Any, DirectRemoteIp, OrIds, RemoteIp, SourceIp};
+    use principal::Identifier::{AndIds, Any, DirectRemoteIp, OrIds, RemoteIp, SourceIp};
     match &principal.identifier {
         Some(Any(true)) => Ok(Sources::Any),
         // Nothing in front of a passed-on connection says another source than its own.
@@ -105,6 +111,9 @@ fn of_principal(principal: &Principal) -> Result<Sources, String> {
             Ok(Sources::Only(vec![net(range)?]))
         }
         Some(OrIds(set)) => any_of(&set.ids),
+        Some(AndIds(set)) if !set.ids.is_empty() => {
+            set.ids.iter().try_fold(Sources::Any, |sources, one| Ok(sources.and(of_principal(one)?)))
+        }
         _ => Err("RBAC has principals other than ranges of addresses, which is not supported".to_owned()),
     }
 }

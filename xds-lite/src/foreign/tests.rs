@@ -498,6 +498,23 @@ fn sources_are_those_of_the_match_that_the_rules_let_in() {
     let log = Rules { action: Action::Log.into(), ..from(&[("10.0.0.0", 8)]) };
     assert_eq!(good(vec![log], &[]), only(""));
 
+    // As istiod writes it.
+    let mut istio = from(&[("10.0.0.0", 8), ("192.0.2.0", 24)]);
+    let policy = istio.policies.get_mut("p").unwrap();
+    let rules = std::mem::take(&mut policy.permissions);
+    policy.permissions =
+        vec![Permission { rule: Some(permission::Rule::AndRules(permission::Set { rules })) }];
+    let ids = std::mem::take(&mut policy.principals);
+    let any_of = Principal { identifier: Some(principal::Identifier::OrIds(principal::Set { ids })) };
+    let also = Principal { identifier: Some(principal::Identifier::RemoteIp(range("10.1.0.0", 16))) };
+    for (ids, text) in
+        [(vec![any_of.clone()], "10.0.0.0/8 192.0.2.0/24"), (vec![any_of, also], "10.1.0.0/16")]
+    {
+        let set = principal::Identifier::AndIds(principal::Set { ids });
+        istio.policies.get_mut("p").unwrap().principals = vec![Principal { identifier: Some(set) }];
+        assert_eq!(good(vec![istio.clone()], &[]), only(text));
+    }
+
     let policy = |change: fn(&mut Policy)| {
         let mut rules = from(&[("10.0.0.0", 8)]);
         change(rules.policies.get_mut("p").unwrap());
@@ -509,6 +526,10 @@ fn sources_are_those_of_the_match_that_the_rules_let_in() {
         policy(|policy| policy.condition = Some(Default::default())),
         policy(|policy| policy.permissions = vec![Permission::default()]),
         policy(|policy| policy.permissions.clear()),
+        policy(|policy| policy.permissions[0].rule = Some(permission::Rule::AndRules(Default::default()))),
+        policy(|policy| {
+            policy.principals[0].identifier = Some(principal::Identifier::AndIds(Default::default()))
+        }),
         policy(|policy| policy.permissions[0].rule = Some(permission::Rule::DestinationPort(1))),
         policy(|policy| policy.principals[0].identifier = None),
         policy(|policy| {
