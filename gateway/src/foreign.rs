@@ -4,8 +4,9 @@
 
 use std::collections::BTreeSet;
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
+use std::time::Duration;
 
 use isthmus_certs::{Client as Tls, Peer, SpiffeId, Trust};
 use isthmus_xds::ads::client::{Client, Refused, Update};
@@ -19,6 +20,8 @@ use crate::control::Control;
 
 /// Where a gateway's identity says no namespace.
 const NAMESPACE: &str = "default";
+/// Asking again which address this machine has.
+const AGAIN: Duration = Duration::from_secs(1);
 
 /// Follows a control plane for as long as the gateway runs.
 pub(crate) async fn follow(plane: ControlPlane, trust: Trust, control: Arc<Control>) -> io::Result<()> {
@@ -58,23 +61,26 @@ fn namespace(id: &SpiffeId) -> &str {
     }
 }
 
-/// The address that this machine has towards the control plane; nothing is sent to find out.
+/// The address that this machine has towards the control plane; nothing is sent to find out. Waits until there is
+/// one: without it the control plane cannot be reached either.
 async fn own_address(servers: &[Target]) -> IpAddr {
-    for server in servers {
-        let found: Vec<SocketAddr> = match server {
-            Target::Address(address) => vec![*address],
-            Target::Name { host, port } => match lookup_host((host.as_str(), *port)).await {
-                Ok(found) => found.collect(),
-                Err(_) => continue,
-            },
-        };
-        for address in found {
-            if let Ok(own) = towards(address).await {
-                return own.ip();
+    loop {
+        for server in servers {
+            match found(server).await {
+                Ok(own) => return own.ip(),
+                Err(error) => tracing::warn!(%server, %error, "no way to the control plane yet"),
             }
         }
+        tokio::time::sleep(AGAIN).await;
     }
-    Ipv4Addr::UNSPECIFIED.into()
+}
+
+async fn found(server: &Target) -> io::Result<SocketAddr> {
+    let address = match server {
+        Target::Address(address) => Some(*address),
+        Target::Name { host, port } => lookup_host((host.as_str(), *port)).await?.next(),
+    };
+    towards(address.ok_or(io::ErrorKind::NotFound)?).await
 }
 
 async fn towards(address: SocketAddr) -> io::Result<SocketAddr> {

@@ -182,7 +182,11 @@ fn routes(params: &Params, control: &Control) -> Result<Value, String> {
     let tables = control.process.tables.load();
     let rows = tables.services.iter().flat_map(|service| {
         let settings = &service.settings;
-        let mut names = vec![format!("outbound_.{}_._.{}", settings.port, settings.host)];
+        let mut names = Vec::new();
+        // A name that a foreign control plane gave without a port has no such form.
+        if settings.port != 0 {
+            names.push(format!("outbound_.{}_._.{}", settings.port, settings.host));
+        }
         if settings.bare {
             let instances = settings.endpoints.iter().filter_map(|endpoint| endpoint.instance.as_ref());
             names.push(settings.host.to_string());

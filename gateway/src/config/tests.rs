@@ -7,7 +7,7 @@ use isthmus_xds::config::problem::Report;
 use isthmus_xds::config::{registry_file, yaml};
 use proptest::prelude::*;
 
-use super::settings::{Balance, ServiceTimeouts, Settings, Target};
+use super::settings::{Balance, Known, ServiceTimeouts, Settings, Target, Xds};
 use super::{Problems, load, parse, schema};
 
 const DOCUMENT: &str = include_str!("../../../docs/configuration.md");
@@ -106,8 +106,9 @@ fn sections_that_hold_nothing_count_as_absent() {
 fn every_yaml_block_of_the_documentation_loads() {
     let blocks: Vec<&str> =
         DOCUMENT.split("```yaml\n").skip(1).map(|rest| rest.split("```").next().unwrap()).collect();
-    assert_eq!(blocks.len(), 2);
-    let every = blocks.into_iter().map(good).next_back().unwrap();
+    assert_eq!(blocks.len(), 3);
+    let mut blocks = blocks.into_iter().map(good);
+    let every = blocks.nth(1).unwrap();
     let service = &every.live.services[0];
     assert!(service.bare && service.send_proxy);
     assert_eq!(every.live.listeners[0].default, Some(1));
@@ -115,6 +116,61 @@ fn every_yaml_block_of_the_documentation_loads() {
     assert_eq!(service.endpoints[0].instance.as_ref().unwrap().as_str(), "productpage-0");
     assert!(matches!(&service.endpoints[1].address, Target::Name { port: 9080, .. }));
     assert_eq!(every.fixed.node.locality.sub_zone, "rack-7");
+    let Some(Xds::ControlPlane(plane)) = blocks.next().unwrap().fixed.xds else { panic!("a control plane") };
+    assert_eq!(plane.port, 15443);
+    assert!(matches!(&plane.server, Known::Name(name) if name.as_str() == "istiod.istio-system.svc"));
+    assert_eq!(plane.metadata["LABELS"]["istio"], "eastwestgateway");
+}
+
+#[test]
+fn services_come_from_agents_or_from_a_control_plane_that_is_known() {
+    let xds = |rest: &str| {
+        with_listener(&format!("trust: {{certificate: a, key: b, bundles: c}}\nxds: {{{rest}}}\n"))
+    };
+    let shown = |rest: &str| serde_json::to_value(good(&xds(rest)).fixed.xds).unwrap();
+    assert_eq!(shown("agents: ['10.0.0.1:15012']"), serde_json::json!({ "agents": ["10.0.0.1:15012"] }));
+    assert_eq!(
+        shown(
+            "control_plane: {addresses: ['a.b:1'], identity: 'spiffe://d/x', node_id: me, metadata: {A: [1, {b: ~}]}}"
+        ),
+        serde_json::json!({ "control_plane": {
+            "addresses": [{ "host": "a.b", "port": 1 }], "identity": "spiffe://d/x", "port": 15443, "node_id": "me",
+            "metadata": { "A": [1, { "b": null }] },
+        }})
+    );
+    bad(&xds(""), &["3:6: xds has no agents; add 'agents: [ADDRESS:15012]'"]);
+    bad(
+        &xds("agents: ['10.0.0.1:1'], control_plane: {addresses: ['a:1'], tls_name: a}"),
+        &["3:6: xds has agents and a control_plane; remove one of them"],
+    );
+    bad(
+        &xds("control_plane: {port: 0}"),
+        &[
+            "3:22: xds.control_plane has no addresses; add 'addresses: [ADDRESS:15012]'",
+            "3:22: xds.control_plane has no identity; add 'identity: spiffe://…' or 'tls_name: …', so that nobody \
+             else is believed",
+            "3:29: xds.control_plane.port: '0' is out of range; write 1 to 65535",
+        ],
+    );
+    bad(
+        &xds("control_plane: {addresses: ['a:1'], tls_name: a, identity: 'spiffe://d/x'}"),
+        &["3:22: xds.control_plane has an identity and a tls_name; remove one of them"],
+    );
+    bad(
+        &xds("control_plane: {addresses: ['a:1'], tls_name: '*.a', node_id: ''}"),
+        &[
+            "3:53: xds.control_plane.tls_name: '*.a' is no DNS name: a label holds something else than ASCII \
+             letters, digits, '-' and '_'; write a name of its certificate, such as istiod.istio-system.svc",
+            "3:67: xds.control_plane.node_id: '' cannot be used; write 1 to 1024 bytes without control characters",
+        ],
+    );
+    bad(
+        &with_listener("xds: {agents: ['10.0.0.1:1']}\n"),
+        &[
+            "2:6: xds is there without trust: nobody would serve this gateway; add 'trust: …' with this gateway's \
+           certificate",
+        ],
+    );
 }
 
 #[test]
