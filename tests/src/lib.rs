@@ -16,6 +16,7 @@ pub mod bulk;
 pub mod certs;
 pub mod client;
 pub mod cluster;
+pub mod control_plane;
 pub mod endpoint;
 pub mod gateway;
 pub mod hello;

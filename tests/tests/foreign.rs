@@ -1,0 +1,277 @@
+//! A gateway under a foreign control plane, in istiod's shape: a scripted one, over mTLS, with Envoy's own messages.
+//! What it gives leads where clients end up, and what is wrong with it is refused by name and reaches nobody.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test"
+)]
+
+use std::io::Read as _;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use isthmus_certs::home::{Home, Kept, Plan};
+use isthmus_certs::{KeyKind, Leaf, SpiffeId, TrustDomain};
+use isthmus_tests::client::{alert, send};
+use isthmus_tests::control_plane::{ControlPlane, python};
+use isthmus_tests::endpoint::Scripted;
+use isthmus_tests::gateway::Gateway;
+use isthmus_tests::hello::hello_of;
+use isthmus_tests::setup::Setup;
+use isthmus_tests::skip;
+use isthmus_tests::wait::{throughout, until};
+use rustls::version::TLS13;
+use serde_json::{Map, Value, json};
+use tempfile::TempDir;
+
+const ANY: &str = "127.0.0.1:0";
+const ISTIOD: &str = "istiod.istio-system.svc";
+const UNRECOGNIZED_NAME: u8 = 112;
+const INTERNAL_ERROR: u8 = 80;
+
+/// One trust domain, in which istiod and the gateway have workloads' identities, as under Istio.
+struct Domain {
+    folder: TempDir,
+    python: PathBuf,
+}
+
+impl Domain {
+    fn new(python: PathBuf) -> Domain {
+        let folder = TempDir::new().unwrap();
+        let domain = TrustDomain::new("cluster.local").unwrap();
+        let mut home = Home::create(&folder.path().join("pki"), &Plan::new(domain.clone())).unwrap();
+        for (name, namespace, dns) in [
+            ("istiod", "istio-system", vec![ISTIOD.to_owned()]),
+            ("eastwest", "istio-system", vec![]),
+            ("other", "shop", vec![]),
+        ] {
+            let id = SpiffeId::workload(&domain, namespace, name).unwrap();
+            let leaf = Leaf { id, dns, ips: Vec::new(), lifetime: Duration::from_secs(3600) };
+            home.keep(name, Kept { leaf, key: KeyKind::P256, cluster: None, folder: None }).unwrap();
+        }
+        Domain { folder, python }
+    }
+
+    fn leaf(&self, name: &str) -> PathBuf {
+        self.folder.path().join("pki/leaves").join(name)
+    }
+
+    fn plane(&self, leaf: &str, address: &str, first: &Value) -> ControlPlane {
+        ControlPlane::start(&self.python, address.parse().unwrap(), &self.leaf(leaf), first)
+    }
+
+    /// A gateway under the control plane at an address, known as `known` says.
+    fn gateway(&self, plane: SocketAddr, known: &str) -> Gateway {
+        let (leaf, bundles) = (self.leaf("eastwest"), self.folder.path().join("pki/bundles"));
+        let (leaf, bundles) = (leaf.display(), bundles.display());
+        Setup::new("")
+            .with("node: { id: gw-1, cluster: east, network: east-net }")
+            .with(&format!(
+                "trust: {{ certificate: {leaf}/tls.crt, key: {leaf}/tls.key, bundles: {bundles} }}"
+            ))
+            .with(&format!(
+                "xds:\n  control_plane:\n    addresses: ['{plane}']\n    {known}\n    \
+                 metadata: {{ LABELS: {{ istio: eastwestgateway }}, NETWORK: other-net }}"
+            ))
+            .start()
+    }
+}
+
+/// The name of a service as istiod gives it to other networks.
+fn name(index: usize) -> String {
+    format!("outbound_.8080_._.web-{index}.shop.svc.cluster.local")
+}
+
+fn chains(count: usize) -> Vec<Value> {
+    (0..count).map(|index| json!({ "sni": name(index) })).collect()
+}
+
+/// So many services, all with one endpoint.
+fn world(count: usize, endpoint: &Scripted) -> Value {
+    let each = |value: Value| (0..count).map(|index| (name(index), value.clone())).collect::<Map<_, _>>();
+    json!({
+        "clusters": each(json!({})),
+        "assign": each(json!([at(endpoint)])),
+        "chains": chains(count),
+    })
+}
+
+fn at(endpoint: &Scripted) -> Value {
+    json!([endpoint.address().ip(), endpoint.address().port()])
+}
+
+/// The first seven bytes that a client of istio's gets who asks for a name: a greeting, or a whole alert.
+fn answer(gateway: &Gateway, sni: &str, alpn: &str) -> Vec<u8> {
+    let mut answer = vec![0; 7];
+    send(gateway.address(), &hello_of(Some(sni), &[alpn], &[&TLS13])).read_exact(&mut answer).unwrap();
+    answer
+}
+
+fn leads(gateway: &Gateway, index: usize, to: &[u8]) -> bool {
+    answer(gateway, &name(index), "istio") == to
+}
+
+#[track_caller]
+fn ready(gateway: &Gateway) {
+    until("the gateway is ready", || gateway.is_ready());
+}
+
+macro_rules! domain {
+    () => {
+        match python() {
+            Some(python) => Domain::new(python),
+            None => skip!("no Python with grpcio and xds-protos; tests/run installs one"),
+        }
+    };
+}
+
+#[test]
+fn three_thousand_chains_lead_where_the_control_plane_says() {
+    let domain = domain!();
+    let (one, two) = (Scripted::echo(b"one...."), Scripted::echo(b"two...."));
+    let mut plane = domain.plane("istiod", ANY, &world(3_000, &one));
+    let gateway = domain.gateway(plane.address(), &format!("tls_name: {ISTIOD}"));
+    ready(&gateway);
+    let stream = plane.wait("stream", |_| true);
+    assert_eq!(stream["node"]["id"], "router~127.0.0.1~gw-1.istio-system~istio-system.svc.cluster.local");
+    let said = &stream["node"]["metadata"];
+    assert_eq!((&said["NAMESPACE"], &said["NETWORK"]), (&json!("istio-system"), &json!("other-net")));
+    assert_eq!(said["LABELS"], json!({ "istio": "eastwestgateway" }));
+    assert_eq!(stream["peer"], json!(["spiffe://cluster.local/ns/istio-system/sa/eastwest"]));
+    for index in [0, 1_499, 2_999] {
+        assert!(leads(&gateway, index, b"one...."), "{index}");
+    }
+    assert_eq!(answer(&gateway, &name(0), "h2"), alert(UNRECOGNIZED_NAME), "not a protocol of the chain's");
+    for other in [name(3_000), "web-0.shop.svc.cluster.local".to_owned(), name(0).replace("8080", "8081")] {
+        assert_eq!(answer(&gateway, &other, "istio"), alert(UNRECOGNIZED_NAME), "{other}");
+    }
+    plane.settled();
+    assert!(plane.seen("request").iter().all(|one| one["nack"] == ""), "{:?}", plane.seen("request"));
+
+    plane.tell(&json!({ "assign": { name(7): [at(&two)] } }));
+    until("one has moved", || leads(&gateway, 7, b"two...."));
+    plane.tell(&json!({ "assign": { name(7): [] } }));
+    until("nobody is left", || leads(&gateway, 7, &alert(INTERNAL_ERROR)));
+    assert!(leads(&gateway, 8, b"one...."));
+    plane.tell(&json!({ "assign": { name(8): null } }));
+    let is_left = |one: &Value| one["type"] == "ClusterLoadAssignment" && one["removed"] == 1;
+    let _sent = plane.wait("sent", is_left);
+    plane.settled();
+    assert!(leads(&gateway, 8, b"one...."), "an assignment that is gone leaves its endpoints, as in Envoy");
+    plane.tell(&json!({ "drop": [name(9)] }));
+    until("the cluster is no more", || leads(&gateway, 9, &alert(INTERNAL_ERROR)));
+    let left = plane.wait("request", |one| one["unsubscribe"] == json!([name(9)]));
+    assert_eq!(left["type"], "ClusterLoadAssignment");
+    plane.tell(&json!({ "chains": chains(9) }));
+    until("the name is no more", || leads(&gateway, 9, &alert(UNRECOGNIZED_NAME)));
+    assert!(leads(&gateway, 0, b"one...."));
+}
+
+#[test]
+fn a_chain_that_is_not_supported_is_refused_alone_and_reaches_nobody() {
+    let domain = domain!();
+    let one = Scripted::echo(b"one....");
+    let mut first = world(3, &one);
+    let wide = json!({ "sni": "*.shop.example", "cluster": name(0) });
+    let narrow = json!({
+        "sni": "pay.shop.example", "cluster": name(0),
+        "patch": { "filterChainMatch": { "sourcePorts": [7] } },
+    });
+    first["chains"] = json!([{ "sni": name(0) }, { "sni": name(1) }, wide, narrow]);
+    let mut plane = domain.plane("istiod", ANY, &first);
+    let gateway =
+        domain.gateway(plane.address(), "identity: spiffe://cluster.local/ns/istio-system/sa/istiod");
+    ready(&gateway);
+    assert_eq!(
+        plane.refusal("Listener"),
+        "0.0.0.0_15443: chain \"pay.shop.example\": filter_chain_match.source_ports is set, which is not supported"
+    );
+    assert!(leads(&gateway, 0, b"one....") && leads(&gateway, 1, b"one...."));
+    assert_eq!(answer(&gateway, "a.shop.example", "istio"), b"one....");
+    let refused = answer(&gateway, "pay.shop.example", "istio");
+    assert_eq!(refused, alert(INTERNAL_ERROR), "not the wildcard's, which would be wider");
+
+    // A chain that was good, and is narrowed by something that this gateway cannot do.
+    let tls = json!({ "transportSocket": { "name": "envoy.transport_sockets.tls" } });
+    plane.tell(&json!({ "chains": [{ "sni": name(0), "patch": tls }, { "sni": name(1) }] }));
+    until("it leads nowhere", || leads(&gateway, 0, &alert(INTERNAL_ERROR)));
+    let named =
+        |one: &Value| one["nack"].as_str().is_some_and(|nack| nack.contains("envoy.transport_sockets.tls"));
+    let nack = plane.wait("request", named)["nack"].as_str().unwrap().to_owned();
+    assert!(nack.contains(&name(0)) && !nack.contains(&name(1)), "{nack}");
+    assert!(leads(&gateway, 1, b"one...."));
+
+    // A cluster that asks for what is not supported keeps its last good state.
+    plane.tell(&json!({ "clusters": { name(1): tls } }));
+    assert!(plane.refusal("Cluster").contains("originating TLS here is not supported yet"));
+    assert!(leads(&gateway, 1, b"one...."));
+    plane.tell(&json!({ "chains": [{ "sni": name(0) }, { "sni": name(1) }] }));
+    until("it is good again", || leads(&gateway, 0, b"one...."));
+}
+
+#[test]
+fn two_chains_that_match_the_same_refuse_the_listener_and_the_old_tables_stay() {
+    let domain = domain!();
+    let one = Scripted::echo(b"one....");
+    let mut plane = domain.plane("istiod", ANY, &world(2, &one));
+    let gateway = domain.gateway(plane.address(), &format!("tls_name: {ISTIOD}"));
+    ready(&gateway);
+    let twice = json!([{ "sni": name(1) }, { "sni": "new.example", "cluster": name(0) }, { "sni": name(1) }]);
+    plane.tell(&json!({ "chains": twice }));
+    let nack = plane.refusal("Listener");
+    assert!(nack.contains("match the same connections") && nack.contains(&name(1)), "{nack}");
+    assert!(leads(&gateway, 0, b"one....") && leads(&gateway, 1, b"one...."));
+    assert_eq!(answer(&gateway, "new.example", "istio"), alert(UNRECOGNIZED_NAME));
+    plane.tell(&json!({ "chains": [{ "sni": name(1) }] }));
+    until("a good one replaces it", || leads(&gateway, 0, &alert(UNRECOGNIZED_NAME)));
+    assert!(leads(&gateway, 1, b"one...."));
+}
+
+#[test]
+fn a_control_plane_that_comes_back_sends_only_what_changed() {
+    let domain = domain!();
+    let (one, two) = (Scripted::echo(b"one...."), Scripted::echo(b"two...."));
+    let mut first = world(100, &one);
+    let plane = domain.plane("istiod", ANY, &first);
+    let address = plane.address();
+    let gateway = domain.gateway(address, &format!("tls_name: {ISTIOD}"));
+    ready(&gateway);
+    plane.settled();
+    drop(plane);
+    until("the loss is said", || gateway.errors().iter().any(|line| line.contains("no control plane there")));
+    assert!(leads(&gateway, 0, b"one....") && gateway.is_ready());
+
+    first["assign"][name(5)] = json!([at(&two)]);
+    let plane = domain.plane("istiod", &address.to_string(), &first);
+    until("it has caught up", || leads(&gateway, 5, b"two...."));
+    plane.settled();
+    for (kind, known) in [("Cluster", 100), ("ClusterLoadAssignment", 100), ("Listener", 1)] {
+        let first = plane.wait("request", |one| one["type"] == kind);
+        assert_eq!((&first["first"], &first["known"]), (&json!(true), &json!(known)), "{kind}");
+    }
+    let sent: Vec<_> =
+        plane.seen("sent").iter().map(|one| (one["type"].clone(), one["resources"].clone())).collect();
+    assert_eq!(sent, [(json!("ClusterLoadAssignment"), json!(1))]);
+    assert!(leads(&gateway, 0, b"one...."));
+}
+
+#[test]
+fn a_control_plane_that_is_somebody_else_is_not_believed() {
+    let domain = domain!();
+    let one = Scripted::echo(b"one....");
+    let plane = domain.plane("other", ANY, &world(1, &one));
+    for (known, why) in [
+        ("identity: spiffe://cluster.local/ns/istio-system/sa/istiod".to_owned(), "not expected here"),
+        (format!("tls_name: {ISTIOD}"), "its certificate is for other names"),
+    ] {
+        let gateway = domain.gateway(plane.address(), &known);
+        until("it is seen", || gateway.errors().iter().any(|line| line.contains(why)));
+        throughout(Duration::from_millis(200), "it is not ready", || !gateway.is_ready());
+        assert!(leads(&gateway, 0, &alert(UNRECOGNIZED_NAME)));
+    }
+    assert!(plane.seen("stream").is_empty(), "nothing was said to it");
+}
