@@ -85,7 +85,7 @@ async fn found(server: &Target) -> io::Result<SocketAddr> {
 
 async fn towards(address: SocketAddr) -> io::Result<SocketAddr> {
     let any: IpAddr =
-        if address.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { std::net::Ipv6Addr::UNSPECIFIED.into() };
+        if address.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
     let socket = UdpSocket::bind((any, 0)).await?;
     socket.connect(address).await?;
     socket.local_addr()

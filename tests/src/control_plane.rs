@@ -50,6 +50,8 @@ impl ControlPlane {
             .args(["--certificate".into(), leaf.join("tls.crt")])
             .args(["--key".into(), leaf.join("tls.key")])
             .args(["--roots".into(), leaf.join("ca.crt")])
+            // What it refuses is told as an event.
+            .env("GRPC_VERBOSITY", "NONE")
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()

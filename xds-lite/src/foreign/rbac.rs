@@ -117,3 +117,102 @@ fn of_principal(principal: &Principal) -> Result<Sources, String> {
         _ => Err("RBAC has principals other than ranges of addresses, which is not supported".to_owned()),
     }
 }
+
+#[cfg(test)]
+pub(super) mod tests {
+    use prost::Message as _;
+
+    use super::*;
+    use crate::proto::envoy::config::core::v3::CidrRange;
+    use crate::proto::envoy::config::rbac::v3::Rbac as Rules;
+
+    /// Rules that let in whoever comes from one of these.
+    pub(crate) fn from(ranges: &[(&str, u32)]) -> Rules {
+        let policy = Policy {
+            permissions: vec![Permission { rule: Some(permission::Rule::Any(true)) }],
+            principals: ranges.iter().map(|(prefix, length)| remote(prefix, *length)).collect(),
+            ..Policy::default()
+        };
+        Rules { policies: [("p".to_owned(), policy)].into(), ..Rules::default() }
+    }
+
+    fn remote(prefix: &str, length: u32) -> Principal {
+        let range = CidrRange { address_prefix: prefix.to_owned(), prefix_len: Some(length) };
+        Principal { identifier: Some(principal::Identifier::RemoteIp(range)) }
+    }
+
+    fn told(rules: Rules) -> Result<String, String> {
+        let filter = Rbac { rules: Some(rules), ..Rbac::default() };
+        Ok(match read(&filter.encode_to_vec())? {
+            Sources::Any => "any".to_owned(),
+            Sources::Only(nets) => nets.iter().map(ToString::to_string).collect::<Vec<_>>().join(" "),
+        })
+    }
+
+    const TEN: &[(&str, u32)] = &[("10.0.0.0", 8)];
+
+    fn altered(change: impl FnOnce(&mut Policy)) -> Rules {
+        let mut rules = from(&[("10.0.0.0", 8), ("192.0.2.1", 32)]);
+        change(rules.policies.get_mut("p").unwrap());
+        rules
+    }
+
+    #[test]
+    fn ranges_that_are_let_in_are_sources() {
+        use principal::Identifier::{AndIds, Any, OrIds};
+        let said = |rules| told(rules).unwrap();
+        let set = |ids: Vec<Principal>| principal::Set { ids };
+        assert_eq!(said(altered(|_| {})), "10.0.0.0/8 192.0.2.1/32");
+        assert_eq!(said(Rules::default()), "", "nobody");
+        assert_eq!(said(Rules { action: Action::Log.into(), ..from(TEN) }), "any");
+        assert_eq!(said(altered(|policy| policy.principals[0].identifier = Some(Any(true)))), "any");
+        // As istiod writes it.
+        let istio = altered(|policy| {
+            let rules = std::mem::take(&mut policy.permissions);
+            let all = permission::Rule::AndRules(permission::Set { rules });
+            policy.permissions = vec![Permission { rule: Some(all) }];
+            let any_of = Principal { identifier: Some(OrIds(set(std::mem::take(&mut policy.principals)))) };
+            let all_of = AndIds(set(vec![any_of, remote("10.1.0.0", 16)]));
+            policy.principals = vec![Principal { identifier: Some(all_of) }];
+        });
+        assert_eq!(said(istio), "10.1.0.0/16");
+        let several = Rbac { rules: None, shadow_rules: Some(from(TEN)), ..Rbac::default() };
+        assert_eq!(read(&several.encode_to_vec()), Ok(Sources::Any), "shadows only observe");
+    }
+
+    #[test]
+    fn what_this_gateway_cannot_see_is_refused() {
+        use principal::Identifier::{AndIds, Any, Authenticated, NotId};
+        let first = |identifier| altered(|policy| policy.principals[0].identifier = identifier);
+        let permitted = |rule| altered(|policy| policy.permissions[0].rule = rule);
+        for rules in [
+            Rules { action: Action::Deny.into(), ..from(TEN) },
+            Rules { action: 9, ..from(TEN) },
+            altered(|policy| policy.condition = Some(Default::default())),
+            altered(|policy| policy.permissions.clear()),
+            permitted(None),
+            permitted(Some(permission::Rule::Any(false))),
+            permitted(Some(permission::Rule::AndRules(Default::default()))),
+            permitted(Some(permission::Rule::NotRule(Default::default()))),
+            permitted(Some(permission::Rule::DestinationPort(1))),
+            first(None),
+            first(Some(Any(false))),
+            first(Some(AndIds(Default::default()))),
+            first(Some(NotId(Default::default()))),
+            first(Some(Authenticated(Default::default()))),
+            // Beside somebody for whom anybody may, too.
+            altered(|policy| {
+                policy.principals[0].identifier = Some(Any(true));
+                policy.principals[1].identifier = None;
+            }),
+        ] {
+            let why = told(rules.clone()).unwrap_err();
+            assert!(why.contains("RBAC"), "{rules:?}: {why}");
+        }
+        let matcher = Rbac { matcher: Some(Default::default()), ..Rbac::default() };
+        assert!(read(&matcher.encode_to_vec()).unwrap_err().contains("RBAC.matcher"));
+        let mut future = Rbac { rules: Some(from(TEN)), ..Rbac::default() }.encode_to_vec();
+        future.extend([0xf8, 0x01, 1]);
+        assert!(read(&future).unwrap_err().contains("field 31 of RBAC"));
+    }
+}
