@@ -6,6 +6,7 @@ It takes commands as lines of JSON on standard input and says what it sees as li
     {"assign": {NAME: [[IP, PORT], ...]}}    these endpoints; null takes the assignment away
     {"chains": [CHAIN, ...]}                 the Listener has these chains: {"sni": ..., "cluster": ..., "patch": {...}}
     {"drop": [NAME, ...]}                    these Clusters are gone
+    {"raw": {KIND: {NAME: [HEX, TIMES]}}}    bytes in place of a message, so many times over; null takes them away
 
 A resource's version is a hash of its content: it is the same after a restart.
 """
@@ -39,12 +40,6 @@ ALPN = ["istio", "istio-peer-exchange", "istio-http/1.0", "istio-http/1.1", "ist
 
 def say(event, **more):
     print(json.dumps({"event": event, **more}), flush=True)
-
-
-def packed(message):
-    wrapped = any_pb2.Any()
-    wrapped.Pack(message, deterministic=True)
-    return wrapped
 
 
 def cluster(name, patch):
@@ -118,7 +113,11 @@ class World:
         self.streams = []
 
     def put(self, kind, name, message):
-        wrapped = packed(message)
+        wrapped = any_pb2.Any()
+        wrapped.Pack(message, deterministic=True)
+        self.keep(kind, name, wrapped)
+
+    def keep(self, kind, name, wrapped):
         version = hashlib.sha256(wrapped.value).hexdigest()[:16]
         self.resources[kind][name] = discovery_pb2.Resource(name=name, version=version, resource=wrapped)
 
@@ -135,6 +134,13 @@ class World:
                 self.put(LISTENER, NAME, listener(command["chains"]))
             for name in command.get("drop", []):
                 self.resources[CLUSTER].pop(name, None)
+            for kind, raw in command.get("raw", {}).items():
+                kind = next(known for known in TYPES if known.endswith("." + kind))
+                for name, content in raw.items():
+                    self.resources[kind].pop(name, None)
+                    if content:
+                        value = bytes.fromhex(content[0]) * content[1]
+                        self.keep(kind, name, any_pb2.Any(type_url=kind, value=value))
             for stream in self.streams:
                 stream.inbox.put("changed")
 

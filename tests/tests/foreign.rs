@@ -260,6 +260,33 @@ fn a_control_plane_that_comes_back_sends_only_what_changed() {
 }
 
 #[test]
+fn garbage_and_messages_that_are_too_large_change_nothing() {
+    const LARGE: u64 = 64 << 20;
+    let domain = domain!();
+    let one = Scripted::echo(b"one....");
+    let mut plane = domain.plane("istiod", ANY, &world(10, &one));
+    let gateway = domain.gateway(plane.address(), &format!("tls_name: {ISTIOD}"));
+    ready(&gateway);
+    for kind in ["Cluster", "ClusterLoadAssignment", "Listener"] {
+        let known = if kind == "Listener" { "0.0.0.0_15443".to_owned() } else { name(3) };
+        plane.tell(&json!({ "raw": { kind: { known.clone(): ["ff", 1_000] } } }));
+        let why = plane.refusal(kind);
+        assert!(why.starts_with(&format!("{known}: cannot be read")), "{why}");
+        assert!(leads(&gateway, 3, b"one...."), "{kind}");
+    }
+    let before = gateway.process().memory();
+    plane.tell(&json!({ "raw": { "Cluster": { "large": ["00", LARGE] } } }));
+    let lost = |line: &String| line.contains("no control plane there") && line.contains("too large");
+    until("it is not read", || gateway.errors().iter().filter(|line| lost(line)).count() > 2);
+    assert!(leads(&gateway, 3, b"one....") && gateway.is_ready());
+    let more = gateway.process().memory().saturating_sub(before);
+    assert!(more < LARGE, "{more} bytes more");
+    plane.tell(&json!({ "raw": { "Cluster": { "large": null } }, "chains": chains(3) }));
+    until("it goes on", || leads(&gateway, 3, &alert(UNRECOGNIZED_NAME)));
+    assert!(leads(&gateway, 0, b"one...."));
+}
+
+#[test]
 fn a_control_plane_that_is_somebody_else_is_not_believed() {
     let domain = domain!();
     let one = Scripted::echo(b"one....");

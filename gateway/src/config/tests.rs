@@ -161,7 +161,7 @@ fn services_come_from_agents_or_from_a_control_plane_that_is_known() {
         &[
             "3:53: xds.control_plane.tls_name: '*.a' is no DNS name: a label holds something else than ASCII \
              letters, digits, '-' and '_'; write a name of its certificate, such as istiod.istio-system.svc",
-            "3:67: xds.control_plane.node_id: '' cannot be used; write 1 to 1024 bytes without control characters",
+            "3:69: xds.control_plane.node_id: '' cannot be used; write 1 to 1024 bytes without control characters",
         ],
     );
     bad(
