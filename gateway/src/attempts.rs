@@ -87,7 +87,8 @@ impl Attempts {
         Attempt {
             step,
             wire: self.wire(step, client, account),
-            patience: patience(step.endpoint, limits.connect).min(limits.connect_total.saturating_sub(self.since.elapsed())),
+            patience: patience(step.endpoint, limits.connect)
+                .min(limits.connect_total.saturating_sub(self.since.elapsed())),
             may_move: self.replayable && !scarce,
         }
     }

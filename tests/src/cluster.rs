@@ -127,7 +127,9 @@ impl Cluster {
     #[must_use]
     pub fn as_peer(&self) -> String {
         let (name, address) = (&self.name, self.agent_address());
-        format!("{{ cluster: {name}, address: '{address}', trustDomain: {name}.example, network: {name}-net }}")
+        format!(
+            "{{ cluster: {name}, address: '{address}', trustDomain: {name}.example, network: {name}-net }}"
+        )
     }
 
     /// Where the agent serves.
@@ -142,7 +144,8 @@ impl Cluster {
     pub fn file(&self) -> PathBuf {
         let mut text: String = self.sections.iter().map(|(key, value)| format!("{key}: {value}\n")).collect();
         for key in ["xds", "admin"] {
-            let bound = self.addresses.get(key).map_or_else(|| "127.0.0.1:0".to_owned(), SocketAddr::to_string);
+            let bound =
+                self.addresses.get(key).map_or_else(|| "127.0.0.1:0".to_owned(), SocketAddr::to_string);
             if !self.sections.contains_key(key) {
                 text += &format!("{key}: {{ address: '{bound}' }}\n");
             }
@@ -166,7 +169,9 @@ impl Cluster {
         let mut said = BufReader::new(child.stderr.take().unwrap()).lines().map_while(Result::ok);
         let lines: Arc<Mutex<Vec<String>>> = Arc::default();
         for line in said.by_ref() {
-            if let Some((what, address)) = line.strip_prefix("listening ").and_then(|rest| rest.split_once(" address=")) {
+            if let Some((what, address)) =
+                line.strip_prefix("listening ").and_then(|rest| rest.split_once(" address="))
+            {
                 self.addresses.insert(what.to_owned(), address.parse().unwrap());
             }
             let is_ready = line == "ready";

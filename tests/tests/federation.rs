@@ -110,7 +110,8 @@ fn what_is_not_exported_or_not_imported_stays_where_it_is() {
     assert!(is_unknown(east_west(east), &format!("db-0.{hidden}")));
     assert!(is_unknown(west, hidden));
 
-    let refusing = World::new("[{ workspace: ['*/bookinfo'] }]", "[{ cluster: east, hosts: [other.example] }]");
+    let refusing =
+        World::new("[{ workspace: ['*/bookinfo'] }]", "[{ cluster: east, hosts: [other.example] }]");
     refusing.east.register("details.yaml", &service(HOST, &one, ""));
     until("east offers it", || leads_to(east_west(&refusing.east_gateway), HOST, b"one...."));
     assert!(!within(A_WHILE, || !is_unknown(outbound(&refusing.west_gateway), HOST)), "west did not consent");

@@ -138,8 +138,10 @@ impl Rule {
                 && namespace == Some(one.namespace.as_str())
         });
         let named = self.hosts.iter().any(|pattern| covers(pattern, subject.host));
-        let labelled =
-            self.labels.iter().all(|(label, value)| subject.labels.get(label).is_some_and(|has| has == value));
+        let labelled = self
+            .labels
+            .iter()
+            .all(|(label, value)| subject.labels.get(label).is_some_and(|has| has == value));
         (belongs || self.workspace.is_empty()) && (named || self.hosts.is_empty()) && labelled
     }
 }
@@ -168,7 +170,9 @@ pub fn covers(outer: &HostPattern, inner: &HostPattern) -> bool {
     };
     match (outer, inner) {
         (HostPattern::Suffix(suffix), HostPattern::Exact(name)) => is_under(name, suffix),
-        (HostPattern::Suffix(suffix), HostPattern::Suffix(inner)) => inner == suffix || is_under(inner, suffix),
+        (HostPattern::Suffix(suffix), HostPattern::Suffix(inner)) => {
+            inner == suffix || is_under(inner, suffix)
+        }
         (HostPattern::Exact(name), HostPattern::Exact(inner)) => name == inner,
         (HostPattern::Exact(_), HostPattern::Suffix(_)) => false,
     }

@@ -98,12 +98,7 @@ impl Imports {
 
     /// One more may bring something, after all others.
     pub fn add(&mut self, consent: Consent) {
-        self.peers.push(Peer {
-            consent,
-            accepted: Accepted::default(),
-            lost: None,
-            expired: HashSet::new(),
-        });
+        self.peers.push(Peer { consent, accepted: Accepted::default(), lost: None, expired: HashSet::new() });
     }
 
     /// Takes what came as a slice of a cluster.
@@ -299,13 +294,22 @@ impl Imports {
                 "has the name of a service of {whose}; with `merge: true` on both sides they would be one"
             ));
         }
-        let differs = offer.ports.iter().any(|port| {
-            ports.iter().any(|(number, tls)| *number == port.number && *tls != port.tls)
-        });
-        if differs { Err(format!("differs in TLS from that of {whose}, so they are not one")) } else { Ok(()) }
+        let differs = offer
+            .ports
+            .iter()
+            .any(|port| ports.iter().any(|(number, tls)| *number == port.number && *tls != port.tls));
+        if differs {
+            Err(format!("differs in TLS from that of {whose}, so they are not one"))
+        } else {
+            Ok(())
+        }
     }
 
-    fn ports_and_merge(&self, rank: usize, host: &HostPattern) -> Option<(Vec<(u16, crate::slice::Tls)>, bool)> {
+    fn ports_and_merge(
+        &self,
+        rank: usize,
+        host: &HostPattern,
+    ) -> Option<(Vec<(u16, crate::slice::Tls)>, bool)> {
         let Some(place) = rank.checked_sub(1) else {
             return self.own.get(host).map(|own| (own.ports.clone(), own.merge));
         };
@@ -342,7 +346,10 @@ impl Consent {
     /// What its owner may not say, wherever it stands.
     fn check(&self, slice: &Slice) -> Result<(), String> {
         if slice.key.cluster != self.cluster {
-            return Err(format!("is of cluster {}, and {} speaks for itself alone", slice.key.cluster, self.cluster));
+            return Err(format!(
+                "is of cluster {}, and {} speaks for itself alone",
+                slice.key.cluster, self.cluster
+            ));
         }
         let Some(offer) = &slice.offer else { return Ok(()) };
         if let Some(network) = &self.network

@@ -41,7 +41,8 @@ impl Own {
     pub fn restored(cluster: Cluster, before: Vec<Slice>) -> Option<Own> {
         let last = before.iter().map(|slice| slice.order).max()?;
         let last = Order { revision: last.revision.saturating_add(LOST), ..last };
-        let standing = before.into_iter().filter(|slice| slice.key.cluster == cluster && slice.offer.is_some());
+        let standing =
+            before.into_iter().filter(|slice| slice.key.cluster == cluster && slice.offer.is_some());
         let slices = standing.map(|slice| (slice.key.host.clone(), slice)).collect();
         Some(Own { cluster, last, slices })
     }
@@ -145,7 +146,11 @@ impl Terms<'_> {
             gateways: gateways.flat_map(|(_, gateways)| gateways.iter().cloned()).collect(),
             staleness,
             merge,
-            exposed_on: export.filter(|_| is_exported).into_iter().flat_map(|export| export.gateways).collect(),
+            exposed_on: export
+                .filter(|_| is_exported)
+                .into_iter()
+                .flat_map(|export| export.gateways)
+                .collect(),
         }
     }
 
@@ -155,8 +160,7 @@ impl Terms<'_> {
             .endpoints
             .into_iter()
             .map(|one| {
-                let exposed =
-                    export.filter(|_| trusts || (self.demands)(&service.host, &one.address));
+                let exposed = export.filter(|_| trusts || (self.demands)(&service.host, &one.address));
                 endpoint(one, exposed)
             })
             .collect();
@@ -343,7 +347,10 @@ mod tests {
         let exposed: Vec<_> = offer.ports[0].endpoints.iter().map(|one| one.exposed).collect();
         assert_eq!(exposed, [true, true, false]);
         assert_eq!(offer.exposed_on, ["gw-2"]);
-        assert_eq!(offer.gateways.iter().map(|one| one.address.to_string()).collect::<Vec<_>>(), ["203.0.113.2:15443"]);
+        assert_eq!(
+            offer.gateways.iter().map(|one| one.address.to_string()).collect::<Vec<_>>(),
+            ["203.0.113.2:15443"]
+        );
         let far = abroad(&slice(offer), Abroad::Far).offer.unwrap();
         assert!(far.ports[0].endpoints.is_empty() && far.exposed_on.is_empty());
         let [ready] = &far.ports[0].ready[..] else { panic!("one zone is ready: {:?}", far.ports[0].ready) };

@@ -4,8 +4,8 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
-use isthmus_xds::{HostName, HostPattern};
 use isthmus_xds::slice::{self, Cluster, Health, Offer, Port, Slice};
+use isthmus_xds::{HostName, HostPattern};
 
 use crate::config::settings::{Beyond, Endpoint, Named, Reach, Service};
 
@@ -248,9 +248,15 @@ mod tests {
 
     #[test]
     fn an_instance_that_two_others_have_is_nobodys() {
-        let (east, south) = (slice("east", Vec::new(), far(1, &["db-0", "db-1"])), slice("south", Vec::new(), far(2, &["db-0"])));
+        let (east, south) = (
+            slice("east", Vec::new(), far(1, &["db-0", "db-1"])),
+            slice("south", Vec::new(), far(2, &["db-0"])),
+        );
         let service = only(here().services([&east, &south].into_iter()));
-        assert_eq!(service.endpoints.iter().map(names_of).collect::<Vec<_>>(), [vec!["db-1".to_owned()], vec![]]);
+        assert_eq!(
+            service.endpoints.iter().map(names_of).collect::<Vec<_>>(),
+            [vec!["db-1".to_owned()], vec![]]
+        );
         assert!(!service.exposed, "nothing passes through");
     }
 

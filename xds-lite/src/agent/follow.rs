@@ -31,7 +31,7 @@ pub(super) async fn follow(
     let subscription = Subscription { servers: vec![peer.address.clone()], tls: Arc::new(tls), node };
     let known = state.lock().unwrap_or_else(PoisonError::into_inner).known(&peer.cluster);
     let mut offers = Offers { cluster: peer.cluster, state };
-    subscription.follow(Client::new(SLICE, known), &mut offers).await;
+    subscription.follow(vec![Client::new(SLICE, known)], &mut offers).await;
     Ok(())
 }
 

@@ -73,7 +73,8 @@ impl State {
         let own = Own::restored(settings.cluster.clone(), before)
             .unwrap_or_else(|| Own::new(settings.cluster.clone(), incarnation()));
         let gateways = settings.gateways.iter().map(|gateway| {
-            let at = |address: &_| Gateway { address: Clone::clone(address), locality: gateway.locality.clone() };
+            let at =
+                |address: &_| Gateway { address: Clone::clone(address), locality: gateway.locality.clone() };
             (gateway.name.clone(), gateway.addresses.iter().map(at).collect())
         });
         let mut state = State {
@@ -150,20 +151,23 @@ impl State {
 
     /// Endpoints that are to be exported and have to be seen first.
     fn candidates(&self) -> impl Iterator<Item = Subject> {
-        let exported = self.services.iter().filter(|(host, ports)| {
-            export_of(host, ports, &self.terms(&|_, _| false)).is_some()
-        });
+        let exported = self
+            .services
+            .iter()
+            .filter(|(host, ports)| export_of(host, ports, &self.terms(&|_, _| false)).is_some());
         let ports = exported.flat_map(|(host, ports)| ports.iter().map(move |port| (host, port)));
-        let unseen = ports.filter(|(_, port)| {
-            !port.about.as_ref().is_some_and(|about| about.allow_unauthenticated)
-        });
+        let unseen =
+            ports.filter(|(_, port)| !port.about.as_ref().is_some_and(|about| about.allow_unauthenticated));
         unseen.flat_map(|(host, port)| {
             let subject = |address: &_| Subject { host: host.clone(), address: Clone::clone(address) };
             port.endpoints.iter().map(move |endpoint| subject(&endpoint.address))
         })
     }
 
-    fn terms<'a>(&'a self, demands: &'a dyn Fn(&HostPattern, &crate::config::address::Target) -> bool) -> Terms<'a> {
+    fn terms<'a>(
+        &'a self,
+        demands: &'a dyn Fn(&HostPattern, &crate::config::address::Target) -> bool,
+    ) -> Terms<'a> {
         Terms {
             cluster: &self.settings.cluster,
             network: &self.settings.network,

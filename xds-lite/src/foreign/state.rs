@@ -209,6 +209,9 @@ impl State {
             send_proxy: false,
             timeouts: general.clone(),
             endpoints: Vec::new(),
+            // Its Listener is for other networks; a name that leads nowhere is known there, too.
+            exposed: true,
+            about: None,
         };
         let Route::To { alpn, sources, forward } = route else { return nowhere };
         let present = || {

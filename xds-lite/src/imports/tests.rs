@@ -118,7 +118,9 @@ fn a_cluster_speaks_for_itself_and_of_gateways_that_it_may_have() {
 fn without_ranges_a_gateway_is_anywhere_but_here() {
     let mut open = Consent { gateways: Vec::new(), ..consent("east") };
     let allows = |consent: &Consent, text: &str| consent.allows(&text.parse().unwrap());
-    for here in ["127.0.0.1:1", "[::1]:1", "0.0.0.0:1", "169.254.1.1:1", "[fe80::1]:1", "224.0.0.1:1", "localhost:1"] {
+    for here in
+        ["127.0.0.1:1", "[::1]:1", "0.0.0.0:1", "169.254.1.1:1", "[fe80::1]:1", "224.0.0.1:1", "localhost:1"]
+    {
         assert!(!allows(&open, here), "{here}");
     }
     assert!(allows(&open, "10.0.0.1:1") && allows(&open, "gw.example:1"));
@@ -168,7 +170,8 @@ fn names_within_a_slice_are_granted_one_by_one() {
         offer.exposed_on = vec!["gw".to_owned()];
         let port = &mut offer.ports[0];
         port.ready = vec![Ready { locality: Locality::default(), ready: 1, instances: vec![instance] }];
-        port.endpoints = vec![endpoint("10.1.2.3:443"), endpoint("127.0.0.1:443"), endpoint("db.internal:443")];
+        port.endpoints =
+            vec![endpoint("10.1.2.3:443"), endpoint("127.0.0.1:443"), endpoint("db.internal:443")];
     });
     take(&mut imports, "east", &slice).unwrap();
     let [(_, Verdict::In(here))] = &imports.changes()[..] else { panic!("it is let in") };

@@ -22,13 +22,21 @@ pub(crate) fn xds(report: &mut Report, raw: &raw::File) -> Option<Xds> {
 
 fn source(report: &mut Report, place: Place<'_>, raw: &raw::Xds, spot: Spot) -> Option<Source> {
     let agents: Vec<_> = report.values(raw.agents.as_ref(), place.key("agents"));
-    let foreign = raw.control_plane.as_ref().map(|raw| control_plane(report, place.key("control_plane"), raw));
+    let foreign =
+        raw.control_plane.as_ref().map(|raw| control_plane(report, place.key("control_plane"), raw));
     match foreign {
         Some(_) if raw.agents.is_some() => {
             report.add(spot, format_args!("{place} has agents and a control_plane"), "remove one of them");
             None
         }
-        Some(foreign) => foreign.map(Source::ControlPlane),
+        Some(foreign) => {
+            if let Some(state) = &raw.state {
+                let what =
+                    format_args!("{}: the tables of a control_plane are not kept yet", place.key("state"));
+                report.add(state.spot, what, "remove it");
+            }
+            foreign.map(Source::ControlPlane)
+        }
         None => {
             if raw.agents.as_ref().is_none_or(Vec::is_empty) {
                 report.add(spot, format_args!("{place} has no agents"), "add 'agents: [ADDRESS:15012]'");

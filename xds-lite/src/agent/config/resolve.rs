@@ -150,12 +150,7 @@ fn target(text: &str, port: u16) -> Option<Target> {
     }
 }
 
-fn exports(
-    report: &mut Report,
-    list: &[At<raw::Export>],
-    own: &Cluster,
-    gateways: &[Gateway],
-) -> Vec<Rule> {
+fn exports(report: &mut Report, list: &[At<raw::Export>], own: &Cluster, gateways: &[Gateway]) -> Vec<Rule> {
     let place = Place::Root.key("exports");
     let mut rules = Vec::new();
     for (index, whole) in list.iter().enumerate() {
@@ -172,7 +167,8 @@ fn exports(
             && is_empty(raw.hosts.as_ref().map(Vec::len))
             && rule.labels.is_empty()
         {
-            let remedy = "write workspace, hosts or labels; hosts: ['*.svc.cluster.local'] means all of those";
+            let remedy =
+                "write workspace, hosts or labels; hosts: ['*.svc.cluster.local'] means all of those";
             report.add(whole.spot, format_args!("{place}: says of no service that it is meant"), remedy);
         }
         rules.push(rule);
@@ -204,8 +200,7 @@ fn chosen_gateways(
     let list = raw.gateways.as_deref().unwrap_or_default();
     for (index, name) in list.iter().enumerate() {
         if !gateways.iter().any(|known| known.name == name.value) {
-            let what =
-                format_args!("{}: there is no gateway {}", place.item(index), Quoted(&name.value));
+            let what = format_args!("{}: there is no gateway {}", place.item(index), Quoted(&name.value));
             report.add(name.spot, what, "write the name of one that stands under gateways");
         }
     }

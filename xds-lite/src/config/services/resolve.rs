@@ -6,10 +6,10 @@ use std::net::SocketAddr;
 
 use crate::config::address::Target;
 use crate::config::at::At;
-use crate::host::{HostName, HostPattern};
-use crate::slice::Staleness;
 use crate::config::problem::{Place, Quoted, Report};
 use crate::config::values::Zero;
+use crate::host::{HostName, HostPattern};
+use crate::slice::Staleness;
 
 use super::table::Entry;
 use super::{About, Endpoint, Reach, Service, ServiceTimeouts, defaults, raw};
