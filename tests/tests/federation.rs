@@ -3,6 +3,7 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test")]
 
+use std::fs;
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
@@ -138,6 +139,12 @@ fn a_lost_peer_and_a_restart_on_either_side_leave_what_works() {
     let west = outbound(&world.west_gateway);
     world.east.register("details.yaml", &service(HOST, &one, ""));
     until("west reaches it", || leads_to(west, HOST, b"one...."));
+    world.east.stop();
+    world.east.start();
+    fs::remove_dir_all(world.east.path("gw-1")).unwrap();
+    let unchanged = world.east.gateway("gw-1");
+    until("what did not change is served after a restart", || leads_to(outbound(&unchanged), HOST, b"one...."));
+    drop(unchanged);
     world.east.stop();
     world.west.stop();
     world.west.start();

@@ -101,6 +101,8 @@ impl State {
             views,
             settings: Arc::clone(&settings),
         };
+        let before: Vec<_> = state.own.slices().cloned().collect();
+        state.publish(&before);
         for peer in &settings.peers {
             state.add_peer(peer)?;
         }
@@ -248,18 +250,23 @@ impl State {
                 changed.iter().try_for_each(|slice| kept.set(&slice.key.to_string(), &slice.encode()));
             report(outcome, "own.slices");
         }
+        self.publish(&changed);
+    }
+
+    /// Own slices go to everybody who may see them.
+    fn publish(&mut self, slices: &[Slice]) {
         self.views.gateways.change(|view| {
-            for slice in &changed {
+            for slice in slices {
                 view.set(&slice.key.to_string(), slice.encode());
             }
         });
         if let Some(envoys) = &self.views.envoys {
-            envoys.change(&changed);
+            envoys.change(slices);
         }
         for (to, shared) in &self.views.peers {
-            shared.change(|view| changed.iter().for_each(|slice| show(view, &abroad(slice, *to))));
+            shared.change(|view| slices.iter().for_each(|slice| show(view, &abroad(slice, *to))));
         }
-        changed.iter().for_each(|slice| self.imports.own(slice));
+        slices.iter().for_each(|slice| self.imports.own(slice));
         self.pass_on();
     }
 
