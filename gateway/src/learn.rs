@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, HashSet};
 use std::io;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use isthmus_certs::{Client as Tls, IdPattern, Peer, Trust};
 use isthmus_xds::accepted::Accepted;
@@ -19,7 +19,7 @@ use isthmus_xds::proto::envoy::config::core::v3::{Locality, Node};
 use isthmus_xds::slice::{Key, Slice, Staleness, version};
 
 use crate::config::settings::Agents;
-use crate::control::{Control, Following};
+use crate::control::Control;
 
 use services::Here;
 
@@ -187,15 +187,7 @@ impl Slices {
             self.expired.clear();
             self.publish();
         }
-        let change = |following: &mut Following| {
-            if following.connected == lost.is_some() || following.agent.is_none() {
-                following.since = SystemTime::now();
-            }
-            following.agent = Some(agent.to_owned());
-            following.connected = lost.is_none();
-            following.error = lost.map(str::to_owned);
-        };
-        self.control.following.send_modify(change);
+        self.control.following.send_modify(|following| following.contact(agent, lost));
     }
 
     /// Lets go of what was promised for a time only, while no agent is heard.

@@ -128,7 +128,10 @@ fn services_come_from_agents_or_from_a_control_plane_that_is_known() {
         with_listener(&format!("trust: {{certificate: a, key: b, bundles: c}}\nxds: {{{rest}}}\n"))
     };
     let shown = |rest: &str| serde_json::to_value(good(&xds(rest)).fixed.xds).unwrap();
-    assert_eq!(shown("agents: ['10.0.0.1:15012']"), serde_json::json!({ "agents": ["10.0.0.1:15012"] }));
+    assert_eq!(
+        shown("agents: ['10.0.0.1:15012']"),
+        serde_json::json!({ "agents": { "addresses": ["10.0.0.1:15012"], "state": null } })
+    );
     assert_eq!(
         shown(
             "control_plane: {addresses: ['a.b:1'], identity: 'spiffe://d/x', node_id: me, metadata: {A: [1, {b: ~}]}}"
@@ -142,6 +145,10 @@ fn services_come_from_agents_or_from_a_control_plane_that_is_known() {
     bad(
         &xds("agents: ['10.0.0.1:1'], control_plane: {addresses: ['a:1'], tls_name: a}"),
         &["3:6: xds has agents and a control_plane; remove one of them"],
+    );
+    bad(
+        &xds("state: s, control_plane: {addresses: ['a:1'], tls_name: a}"),
+        &["3:14: xds.state: the tables of a control_plane are not kept yet; remove it"],
     );
     bad(
         &xds("control_plane: {port: 0}"),

@@ -24,7 +24,14 @@ pub(crate) fn xds(report: &mut Report, raw: &raw::File) -> Option<Xds> {
             report.add(*spot, format_args!("{place} has agents and a control_plane"), "remove one of them");
             None
         }
-        Some(foreign) => foreign.map(Xds::ControlPlane),
+        Some(foreign) => {
+            if let Some(state) = &value.state {
+                let what =
+                    format_args!("{}: the tables of a control_plane are not kept yet", place.key("state"));
+                report.add(state.spot, what, "remove it");
+            }
+            foreign.map(Xds::ControlPlane)
+        }
         None => {
             if value.agents.as_ref().is_none_or(Vec::is_empty) {
                 report.add(*spot, format_args!("{place} has no agents"), "add 'agents: [ADDRESS:15012]'");
