@@ -134,9 +134,12 @@ fn every_metric_is_exported_and_nothing_else_is_served_there() {
     let metrics = address(&gateway, "metrics");
     let (status, text) = get(metrics, "/metrics");
     assert_eq!(status, 200);
-    // Those of services come with their first connection, those of trust with `trust:` (trust.rs).
+    // Those of services come with their first connection, those of trust with `trust:` (trust.rs), those of
+    // an agent with `xds:` (tests/tests/agent.rs).
     let needs_more = |name: &str| {
-        ["service_", "certificate_", "trust_"].iter().any(|of| name.contains(&format!("isthmus_{of}")))
+        ["service_", "certificate_", "trust_", "agent_"]
+            .iter()
+            .any(|of| name.contains(&format!("isthmus_{of}")))
     };
     for metric in collect::ALL {
         let exported = text.contains(&format!("# TYPE {} {}\n", metric.name, metric.kind));

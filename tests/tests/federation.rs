@@ -143,7 +143,9 @@ fn a_lost_peer_and_a_restart_on_either_side_leave_what_works() {
     world.east.start();
     fs::remove_dir_all(world.east.path("gw-1")).unwrap();
     let unchanged = world.east.gateway("gw-1");
-    until("what did not change is served after a restart", || leads_to(outbound(&unchanged), HOST, b"one...."));
+    until("what did not change is served after a restart", || {
+        leads_to(outbound(&unchanged), HOST, b"one....")
+    });
     drop(unchanged);
     world.east.stop();
     world.west.stop();

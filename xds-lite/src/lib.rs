@@ -1,12 +1,15 @@
-//! The registry of a cluster, the agent that serves it, and what gateways follow an agent with: the model of
-//! services (`host`, `locality`, `slice`, `config::services`), discovery (`ads`, over `serve` and `dial`), the
-//! registry and the agent. The exchange between clusters is not here yet.
+//! The registry of a cluster, the agent that serves it, and what gateways follow an agent with. From the ground up:
+//! the model of services (`host`, `locality`, `cluster`, `slice`, `config::services`); discovery (`ads`, over `serve`
+//! and `dial`); a registry (`registry`), what of it others may see (`exports`, `reachability`, `proofs`), and what of
+//! theirs comes in (`imports`, `accepted`); other worlds' tables (`envoy` for stock Envoys, `foreign` from control
+//! planes); how clusters meet (`join`); and the `agent` that is made of it.
 
 pub mod accepted;
 pub mod admin;
 pub mod ads;
 pub mod agent;
 pub mod cli;
+pub mod cluster;
 pub mod config;
 pub mod dial;
 pub mod envoy;

@@ -4,71 +4,18 @@
 mod wire;
 
 use std::fmt;
-use std::str::FromStr;
-use std::sync::Arc;
-use std::time::Duration;
 
 use ipnet::IpNet;
 use isthmus_certs::SpiffeId;
-use serde::Serialize;
 
 use crate::config::address::Target;
 use crate::config::services::{Balance, ServiceTimeouts};
 use crate::host::{HostName, HostPattern};
 use crate::locality::Locality;
 
+pub use crate::cluster::{Cluster, NoCluster};
+pub use crate::config::services::Staleness;
 pub use wire::{MAX_MESSAGE, WireError, version};
-
-/// The name of a cluster: 1 to 63 ASCII letters, digits, `-`, `_` or `.`, beginning with a letter or digit.
-#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Cluster(Arc<str>);
-
-/// A text that names no cluster.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error(
-    "a cluster is named by 1 to 63 ASCII letters, digits, '-', '_' or '.', and begins with a letter or digit"
-)]
-pub struct NoCluster;
-
-impl Cluster {
-    /// The name.
-    #[must_use]
-    pub fn as_str(&self) -> &str {
-        &self.0
-    }
-}
-
-impl FromStr for Cluster {
-    type Err = NoCluster;
-
-    fn from_str(text: &str) -> Result<Cluster, NoCluster> {
-        let allowed = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.');
-        let begins = text.bytes().next().is_some_and(|byte| byte.is_ascii_alphanumeric());
-        if begins && text.len() <= 63 && text.bytes().all(allowed) {
-            Ok(Cluster(text.into()))
-        } else {
-            Err(NoCluster)
-        }
-    }
-}
-
-impl fmt::Display for Cluster {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
-    }
-}
-
-impl Serialize for Cluster {
-    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_str(&self.0)
-    }
-}
-
-impl fmt::Debug for Cluster {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:?}", &*self.0)
-    }
-}
 
 /// Which slice: a host of a cluster. Its text, `CLUSTER/HOST`, is the resource's name.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -227,17 +174,4 @@ pub enum Health {
     NotReady,
     /// It keeps what it has and takes no more.
     Draining,
-}
-
-/// What is done with a slice once nothing more is heard of its owner.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Staleness {
-    /// It stays.
-    #[default]
-    Keep,
-    /// It goes after this long.
-    ExpireAfter(Duration),
-    /// What answers a probe stays.
-    Probe,
 }

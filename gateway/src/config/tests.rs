@@ -299,7 +299,7 @@ fn all_problems_are_found_in_one_go() {
     bad(
         "workers: 0\nlisteners:\n- name: a b\n  adress_is_missing_here: 1\n",
         &[
-            "4:3: unknown key 'adress_is_missing_here' in listeners[0]; expected one of name, address, ipv6_only, \
+            "4:3: unknown key 'adress_is_missing_here' in listeners[0]; expected one of name, address, side, ipv6_only, \
            backlog, max_connections, default, proxy_protocol",
         ],
     );

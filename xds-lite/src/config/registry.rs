@@ -100,16 +100,15 @@ mod tests {
         assert_eq!(good("services:\n- host: A.b.\n"), [alone]);
     }
 
-    #[test]
-    fn every_key_of_a_service_is_read() {
-        let services = good(
-            "services:\n- host: db.example\n  port: 3306\n  sni_port: 3306\n  aliases: [db, \"*.db.example\"]\n  \
+    const WHOLE: &str = "services:\n- host: db.example\n  port: 3306\n  sni_port: 3306\n  aliases: [db, \"*.db.example\"]\n  \
              alpn: [mysql]\n  sources: [10.0.0.0/8]\n  balance: least_connections\n  max_connections: 7\n  \
              proxy_protocol: v2\n  namespace: pxc\n  labels: {app: db}\n  allow_unauthenticated: true\n  merge: true\n  stale: 10m\n  timeouts: {connect: 1s, connect_total: 2s, idle: off, half_closed: 3s, \
              first_byte: 4s, max_duration: 5m}\n  endpoints:\n  - address: \"[::ffff:10.1.0.7]:3306\"\n    \
              instance: DB-0\n    aliases: [src-db-0.pxc]\n    weight: 2\n    locality: {region: eu, zone: a, sub_zone: r1}\n  \
-             - address: db-1.internal:3306\n- {host: db.example, port: 33060, balance: random}\n",
-        );
+             - address: db-1.internal:3306\n- {host: db.example, port: 33060, balance: random}\n";
+
+    /// What [`WHOLE`] says of its first service.
+    fn database() -> Service {
         let seconds = Duration::from_secs;
         let locality = Locality { region: "eu".to_owned(), zone: "a".to_owned(), sub_zone: "r1".to_owned() };
         let endpoints = vec![
@@ -132,7 +131,7 @@ mod tests {
                 priority: 0,
             },
         ];
-        let database = Service {
+        Service {
             host: host("db.example"),
             port: 3306,
             bare: true,
@@ -159,8 +158,13 @@ mod tests {
                 merge: true,
                 staleness: Staleness::ExpireAfter(seconds(600)),
             })),
-        };
-        assert_eq!(services[0], database);
+        }
+    }
+
+    #[test]
+    fn every_key_of_a_service_is_read() {
+        let services = good(WHOLE);
+        assert_eq!(services[0], database());
         let other = &services[1];
         assert_eq!((other.port, other.bare, other.balance), (33060, false, Balance::Random));
     }

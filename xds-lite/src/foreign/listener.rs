@@ -82,7 +82,7 @@ pub(super) fn read(name: &str, bytes: &[u8], port: u16) -> Result<Option<Routes>
             label(other).unwrap_or_default()
         ));
     }
-    Ok(Some(routes(&listener, bytes)))
+    Ok(Some(routes(&listener, bytes, port)))
 }
 
 fn port_of(listener: &Listener) -> Option<u16> {
@@ -130,13 +130,20 @@ fn label(chain: &FilterChain, index: usize) -> String {
     }
 }
 
-fn routes(listener: &Listener, bytes: &[u8]) -> Routes {
+fn routes(listener: &Listener, bytes: &[u8], port: u16) -> Routes {
     let shared = shared(&listener.filter_chains);
+    let goes_first = |chain: &FilterChain| matching::is_before_names(chain, port);
+    let first = listener.filter_chains.iter().position(goes_first);
     let raw = messages(bytes, CHAINS);
     let mut all = Routes { routes: BTreeMap::new(), refused: Vec::new() };
     for (index, chain) in listener.filter_chains.iter().enumerate() {
         let bytes = raw.get(index).copied().unwrap_or_default();
-        match read_chain(chain, bytes, &shared) {
+        let outdone = first.filter(|_| !goes_first(chain)).map(|first| {
+            let other = listener.filter_chains.get(first).map(|chain| label(chain, first));
+            let other = other.unwrap_or_default();
+            format!("{other} matches by the destination, which counts before names: no connection comes here")
+        });
+        match outdone.map_or_else(|| read_chain(chain, bytes, &shared), Err) {
             Ok((names, route)) => all.routes.extend(names.into_iter().map(|name| (name, route.clone()))),
             Err(why) => {
                 all.refused.push(format!("{}: {why}", label(chain, index)));

@@ -73,6 +73,15 @@ pub(super) fn is_plain(chain: &FilterChain) -> bool {
     !matches!(protocol, None | Some("" | "tls"))
 }
 
+/// Whether a chain gets every connection of this port, or none gets it but those that say so, too: Envoy looks at
+/// the destination before the name, and does not look back.
+pub(super) fn is_before_names(chain: &FilterChain, port: u16) -> bool {
+    chain.filter_chain_match.as_ref().is_some_and(|rules| {
+        rules.destination_port == Some(port.into())
+            || rules.prefix_ranges.iter().any(|range| range.prefix_len.unwrap_or(0) == 0)
+    })
+}
+
 /// The names that a chain claims, where they can be names at all.
 pub(super) fn names(chain: &FilterChain) -> Vec<Name> {
     let texts = chain.filter_chain_match.iter().flat_map(|rules| &rules.server_names);

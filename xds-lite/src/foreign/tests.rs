@@ -338,6 +338,26 @@ fn a_refused_chain_does_not_leave_its_clients_to_a_wider_one() {
     assert_eq!(world.find("a.shop.example", 0).unwrap().endpoints, []);
 }
 
+/// As in Envoy, which looks at the destination before the name and does not look back.
+#[test]
+fn a_chain_for_the_listeners_own_port_leaves_the_others_nothing() {
+    let others = |set: fn(&mut FilterChainMatch)| {
+        let mut world = World::with_web();
+        let mut odd = chain("odd.example");
+        set(odd.filter_chain_match.as_mut().unwrap());
+        let why = world.listen(vec![chain(WEB), odd]).concat();
+        assert!(why.contains("chain \"odd.example\": filter_chain_match."), "{why}");
+        (!world.web().is_empty(), why)
+    };
+    for set in [(|rules| rules.destination_port = Some(15443)) as fn(&mut FilterChainMatch), |rules| {
+        rules.prefix_ranges = vec![CidrRange { address_prefix: "0.0.0.0".to_owned(), prefix_len: None }]
+    }] {
+        let (reachable, why) = others(set);
+        assert!(!reachable && why.contains("counts before names"), "{why}");
+    }
+    assert!(others(|rules| rules.destination_port = Some(443)).0, "nothing comes to that port");
+}
+
 /// Each of these narrows or changes who gets where; none may be overlooked.
 #[test]
 fn what_is_set_but_not_supported_is_named_and_leads_nowhere() {

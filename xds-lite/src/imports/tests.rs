@@ -272,9 +272,7 @@ proptest! {
         let mut imports = Imports::new(CLUSTERS.map(consent).to_vec());
         let mut passed: BTreeMap<String, bool> = BTreeMap::new();
         let mut own: BTreeSet<&str> = BTreeSet::new();
-        let mut revision = 1;
-        for event in events {
-            revision += 1;
+        for (revision, event) in (2..).zip(events) {
             let make = |of: &str, host: &str, alias: bool| {
                 let mut made = with(slice(of, host), |offer| {
                     // The next host's name as an alias makes every kind of conflict.

@@ -1,3 +1,5 @@
+//! A client that takes states of the world: what it asks for it gets, as it is by then, whatever was under way.
+
 use std::collections::BTreeMap;
 
 use proptest::prelude::*;

@@ -1,3 +1,5 @@
+//! One stream with several types: clusters before listeners, endpoints after their clusters, both protocols.
+
 use super::*;
 use crate::ads::{server, sotw};
 use crate::envoy::Adapter;

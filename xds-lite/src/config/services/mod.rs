@@ -20,7 +20,7 @@ use crate::locality::Locality;
 use super::address::Target;
 use super::units;
 
-pub use reach::{About, Beyond, Named, Reach};
+pub use reach::{About, Beyond, Named, Reach, Staleness};
 pub use resolve::{Refusal, timeouts};
 pub use table::{Entry, Table};
 

@@ -3,11 +3,12 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use serde::Serialize;
 
+use crate::cluster::Cluster;
 use crate::host::HostName;
-use crate::slice::{Cluster, Staleness};
 
 /// What a registry says of a service to its agent.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
@@ -55,4 +56,17 @@ pub struct Named {
     pub name: HostName,
     /// Whole other names.
     pub aliases: Vec<HostName>,
+}
+
+/// What is done with a slice once nothing more is heard of its owner.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Staleness {
+    /// It stays.
+    #[default]
+    Keep,
+    /// It goes after this long.
+    ExpireAfter(Duration),
+    /// What answers a probe stays.
+    Probe,
 }

@@ -9,10 +9,9 @@ use crate::config::at::At;
 use crate::config::problem::{Place, Quoted, Report};
 use crate::config::values::Zero;
 use crate::host::{HostName, HostPattern};
-use crate::slice::Staleness;
 
 use super::table::Entry;
-use super::{About, Endpoint, Reach, Service, ServiceTimeouts, defaults, raw};
+use super::{About, Endpoint, Reach, Service, ServiceTimeouts, Staleness, defaults, raw};
 
 /// Why no endpoint may have an address.
 #[derive(Clone, Debug, PartialEq, Eq)]

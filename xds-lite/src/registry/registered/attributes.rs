@@ -1,7 +1,7 @@
 //! What a registration may say of its service as a whole. Who says nothing of an attribute leaves it to others,
 //! so that instances agree without each saying everything.
 
-use crate::config::services::Service;
+use crate::config::services::{About, Service};
 
 /// One key of a service that all of its instances share.
 pub(super) struct Attribute {
@@ -20,7 +20,7 @@ impl std::fmt::Debug for Attribute {
 }
 
 /// All of them; `sni_port` is not one service's but the host's.
-pub(super) static ATTRIBUTES: [Attribute; 7] = [
+pub(super) static ATTRIBUTES: [Attribute; 12] = [
     Attribute {
         key: "aliases",
         same: |one, other| one.aliases == other.aliases,
@@ -56,4 +56,38 @@ pub(super) static ATTRIBUTES: [Attribute; 7] = [
         same: |one, other| one.timeouts == other.timeouts,
         take: |to, from| to.timeouts.clone_from(&from.timeouts),
     },
+    Attribute {
+        key: "namespace",
+        same: |one, other| about(one).namespace == about(other).namespace,
+        take: |to, from| told(to).namespace = about(from).namespace,
+    },
+    Attribute {
+        key: "labels",
+        same: |one, other| about(one).labels == about(other).labels,
+        take: |to, from| told(to).labels = about(from).labels,
+    },
+    Attribute {
+        key: "allow_unauthenticated",
+        same: |one, other| about(one).allow_unauthenticated == about(other).allow_unauthenticated,
+        take: |to, from| told(to).allow_unauthenticated = about(from).allow_unauthenticated,
+    },
+    Attribute {
+        key: "merge",
+        same: |one, other| about(one).merge == about(other).merge,
+        take: |to, from| told(to).merge = about(from).merge,
+    },
+    Attribute {
+        key: "stale",
+        same: |one, other| about(one).staleness == about(other).staleness,
+        take: |to, from| told(to).staleness = about(from).staleness,
+    },
 ];
+
+/// What is said of a service to its agent.
+fn about(service: &Service) -> About {
+    service.about.as_deref().cloned().unwrap_or_default()
+}
+
+fn told(service: &mut Service) -> &mut About {
+    service.about.get_or_insert_default()
+}

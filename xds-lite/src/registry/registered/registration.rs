@@ -272,7 +272,7 @@ mod tests {
             (
                 &GOOD.replace("\"port\"", "\"zzzzz\":1,\"port\""),
                 "unknown key 'zzzzz' in the registration; expected one of host, port, sni_port, aliases, alpn, sources, \
-                 balance, max_connections, proxy_protocol, timeouts, endpoints, instance, ttl, lease",
+                 balance, max_connections, proxy_protocol, timeouts, namespace, labels, allow_unauthenticated, merge, stale, endpoints, instance, ttl, lease",
             ),
             (&GOOD.replace("3306,", "0,"), "port: '0' is out of range; write 1 to 65535"),
             (
