@@ -282,10 +282,10 @@ impl Cluster {
 
 impl Drop for Cluster {
     fn drop(&mut self) {
-        self.stop();
         if thread::panicking() {
             eprintln!("agent of {}: {:#?}", self.name, self.said());
         }
+        self.stop();
     }
 }
 

@@ -32,6 +32,7 @@ pub(super) struct State {
     settings: Arc<Settings>,
     pub(super) views: Arc<Views>,
     files: Files,
+    is_read: bool,
     /// What the files had at the last change: what registrations must agree with.
     filed: Vec<Service>,
     pub(super) registered: Registered,
@@ -87,6 +88,7 @@ impl State {
         });
         let mut state = State {
             files: Files::new(settings.registry.clone()),
+            is_read: false,
             filed: Vec::new(),
             registered: Registered::default(),
             problems: Vec::new(),
@@ -144,7 +146,9 @@ impl State {
     /// Looks at the registry; a change goes out at once. Says whether an endpoint waits to be seen.
     pub(super) fn look(&mut self, now: Instant) -> bool {
         let (files, registered) = (self.files.changed(now), self.registered.changed(now));
-        if !files && !registered {
+        // A registry that is empty at first may have had something before a restart.
+        let is_first = !std::mem::replace(&mut self.is_read, true);
+        if !is_first && !files && !registered {
             return false;
         }
         let filed = self.files.snapshot();
