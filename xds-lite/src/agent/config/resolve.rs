@@ -154,11 +154,18 @@ fn gateways(report: &mut Report, list: &[At<raw::Gateway>], locality: &Locality)
             let what = format_args!("{}: {} stands twice", place.key("name"), Quoted(&name.value));
             report.add(name.spot, what, "give each gateway a name of its own");
         }
+        let envoy = report.value(raw.envoy.as_ref(), place.key("envoy"));
+        if let Some(envoy) = envoy
+            && let Some(other) = gateways.iter().filter_map(|known: &Gateway| known.envoy).find(|at| *at != envoy)
+        {
+            let what = format_args!("{}: {envoy}, and another Envoy listens at {other}", place.key("envoy"));
+            report.add(whole.spot, what, "Envoys of one agent have the same tables: write the same for each");
+        }
         gateways.push(Gateway {
             name: name.value.clone(),
             addresses,
             locality: raw.locality.clone().unwrap_or_else(|| locality.clone()),
-            envoy: report.value(raw.envoy.as_ref(), place.key("envoy")),
+            envoy,
         });
     }
     gateways
