@@ -101,6 +101,9 @@ impl State {
             views,
             settings: Arc::clone(&settings),
         };
+        // What does not change is not told again: so it is told as it was left.
+        let left: Vec<_> = state.own.slices().cloned().collect();
+        state.tell(&left);
         for peer in &settings.peers {
             state.add_peer(peer)?;
         }
@@ -248,19 +251,24 @@ impl State {
                 changed.iter().try_for_each(|slice| kept.set(&slice.key.to_string(), &slice.encode()));
             report(outcome, "own.slices");
         }
+        self.tell(&changed);
+        self.pass_on();
+    }
+
+    /// Tells everybody who is served of slices of this cluster.
+    fn tell(&mut self, slices: &[Slice]) {
         self.views.gateways.change(|view| {
-            for slice in &changed {
+            for slice in slices {
                 view.set(&slice.key.to_string(), slice.encode());
             }
         });
         if let Some(envoys) = &self.views.envoys {
-            envoys.change(&changed);
+            envoys.change(slices);
         }
         for (to, shared) in &self.views.peers {
-            shared.change(|view| changed.iter().for_each(|slice| show(view, &abroad(slice, *to))));
+            shared.change(|view| slices.iter().for_each(|slice| show(view, &abroad(slice, *to))));
         }
-        changed.iter().for_each(|slice| self.imports.own(slice));
-        self.pass_on();
+        slices.iter().for_each(|slice| self.imports.own(slice));
     }
 
     /// A host whose new endpoints are not seen yet stays as it is: seeing them takes a moment, and what works
