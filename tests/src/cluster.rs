@@ -140,6 +140,11 @@ impl Cluster {
         self.sections.insert(key.to_owned(), value.to_owned());
     }
 
+    /// No such section from the next start on.
+    pub fn unset(&mut self, key: &str) {
+        self.sections.remove(key);
+    }
+
     /// The files of an identity, as a `trust:` section has them.
     #[must_use]
     pub fn trust(&self, leaf: &str) -> String {

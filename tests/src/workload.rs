@@ -37,6 +37,16 @@ pub type Call = StreamOwned<ClientConnection, TcpStream>;
 /// An endpoint of a cluster on a free port, with its identity `server`: it greets, then echoes.
 #[must_use]
 pub fn endpoint(cluster: &Cluster, demands: Demands, greeting: &Greeting) -> Scripted {
+    start(cluster, demands, Duration::ZERO, greeting)
+}
+
+/// The same that demands a certificate, and does nothing before some time is over.
+#[must_use]
+pub fn endpoint_after(cluster: &Cluster, time: Duration, greeting: &Greeting) -> Scripted {
+    start(cluster, Demands::Certificate, time, greeting)
+}
+
+fn start(cluster: &Cluster, demands: Demands, wait: Duration, greeting: &Greeting) -> Scripted {
     let trust = Trust::load(&files(cluster, "server")).unwrap().current();
     let config = match demands {
         Demands::Certificate => {
@@ -56,6 +66,7 @@ pub fn endpoint(cluster: &Cluster, demands: Demands, greeting: &Greeting) -> Scr
         None => Endpoint::at(at),
     };
     Scripted::unread_at(endpoint, move |stream| {
+        thread::sleep(wait);
         let tls = ServerConnection::new(Arc::clone(&config)).unwrap();
         let _gone = greet(StreamOwned::new(tls, stream), greeting);
     })
