@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::{BufRead as _, BufReader};
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -19,6 +19,7 @@ use tempfile::TempDir;
 use crate::binary;
 use crate::gateway::Gateway;
 use crate::http;
+use crate::process::Process;
 use crate::setup::Setup;
 use crate::wait::until_some;
 
@@ -33,6 +34,8 @@ pub struct Cluster {
     /// Of the agent that runs or ran last.
     addresses: BTreeMap<String, SocketAddr>,
     namespace: Option<String>,
+    /// Where other clusters reach it, in a namespace of its own.
+    ip: Option<IpAddr>,
 }
 
 #[derive(Debug)]
@@ -70,6 +73,7 @@ impl Cluster {
             agent: None,
             addresses: BTreeMap::new(),
             namespace: None,
+            ip: None,
         };
         let trust = cluster.trust("agent");
         for (key, value) in [
@@ -91,6 +95,34 @@ impl Cluster {
         self
     }
 
+    /// The same on an address that it has for itself: everything is at the port that is the default.
+    #[must_use]
+    pub fn at(mut self, ip: IpAddr) -> Cluster {
+        self.ip = Some(ip);
+        self.addresses.insert("xds".to_owned(), SocketAddr::new(ip, 15_012));
+        self.addresses.insert("admin".to_owned(), SocketAddr::from((Ipv4Addr::LOCALHOST, 15_014)));
+        self
+    }
+
+    /// The network namespace that it is in.
+    #[must_use]
+    pub fn namespace(&self) -> Option<&str> {
+        self.namespace.as_deref()
+    }
+
+    /// Where it stands: an address of its own, or loopback.
+    #[must_use]
+    pub fn ip(&self) -> IpAddr {
+        self.ip.unwrap_or(Ipv4Addr::LOCALHOST.into())
+    }
+
+    /// The agent as the kernel sees it.
+    #[must_use]
+    #[track_caller]
+    pub fn process(&self) -> Process {
+        Process(self.agent.as_ref().expect("the agent runs").child.id())
+    }
+
     /// Its name.
     #[must_use]
     pub fn name(&self) -> &str {
@@ -106,6 +138,11 @@ impl Cluster {
     /// A section of the agent's file, for its next start.
     pub fn set(&mut self, key: &str, value: &str) {
         self.sections.insert(key.to_owned(), value.to_owned());
+    }
+
+    /// No such section from the next start on.
+    pub fn unset(&mut self, key: &str) {
+        self.sections.remove(key);
     }
 
     /// The files of an identity, as a `trust:` section has them.
@@ -158,14 +195,9 @@ impl Cluster {
     /// Starts the agent, where it was before if it ran before.
     #[track_caller]
     pub fn start(&mut self) {
-        let mut words: Vec<String> = Vec::new();
-        if let Some(namespace) = &self.namespace {
-            words.extend(["nsenter".to_owned(), format!("--net=/run/netns/{namespace}")]);
-        }
-        words.extend([binary::agent().display().to_string(), "run".to_owned(), "--config".to_owned()]);
-        words.push(self.file().display().to_string());
-        let (program, arguments) = words.split_first().unwrap();
-        let mut child = Command::new(program).args(arguments).stderr(Stdio::piped()).spawn().unwrap();
+        let mut command = self.program();
+        let command = command.arg("run").arg("--config").arg(self.file());
+        let mut child = command.stderr(Stdio::piped()).spawn().unwrap();
         let mut said = BufReader::new(child.stderr.take().unwrap()).lines().map_while(Result::ok);
         let lines: Arc<Mutex<Vec<String>>> = Arc::default();
         for line in said.by_ref() {
@@ -184,6 +216,14 @@ impl Cluster {
         let kept = Arc::clone(&lines);
         thread::spawn(move || said.for_each(|line| kept.lock().unwrap().push(line)));
         self.agent = Some(Agent { child, lines });
+    }
+
+    /// The agent's program, where the cluster is.
+    fn program(&self) -> Command {
+        let Some(namespace) = &self.namespace else { return Command::new(binary::agent()) };
+        let mut command = Command::new("nsenter");
+        command.arg(format!("--net=/run/netns/{namespace}")).arg(binary::agent());
+        command
     }
 
     /// Kills the agent.
@@ -205,20 +245,14 @@ impl Cluster {
     /// A page of the agent.
     #[must_use]
     pub fn ask(&self, path: &str) -> Value {
-        let address = self.addresses["admin"];
-        let ask = move |path: String| http::ask(address, "GET", &path).body;
-        let path = path.to_owned();
-        let body = match &self.namespace {
-            Some(namespace) => crate::netns::inside(namespace, move || ask(path)),
-            None => ask(path),
-        };
+        let body = http::ask_in(self.namespace(), self.addresses["admin"], "GET", path).body;
         serde_json::from_str(&body).unwrap_or_else(|error| panic!("{error}: {body}"))
     }
 
     /// Says something to the agent, and takes its answer.
     #[must_use]
     pub fn tell(&self, path: &str, body: &str) -> Value {
-        let answer = http::tell(self.addresses["admin"], path, body);
+        let answer = http::tell_in(self.namespace(), self.addresses["admin"], path, body);
         assert_eq!(answer.status, 200, "{}", answer.body);
         serde_json::from_str(&answer.body).unwrap()
     }
@@ -226,7 +260,7 @@ impl Cluster {
     /// Runs the agent's program with its file: what it prints, or what it says is wrong.
     pub fn command(&self, words: &[&str]) -> Result<String, String> {
         let (first, rest) = words.split_at(words.len().min(if words[0] == "token" { 2 } else { 1 }));
-        let mut command = Command::new(binary::agent());
+        let mut command = self.program();
         let output = command.args(first).arg("--config").arg(self.file()).args(rest).output().unwrap();
         let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
         if output.status.success() { Ok(text(output.stdout)) } else { Err(text(output.stderr)) }
@@ -261,9 +295,16 @@ impl Cluster {
     /// The same before it starts.
     #[must_use]
     pub fn setup(&self, leaf: &str) -> Setup {
+        self.setup_on(leaf, self.ip)
+    }
+
+    /// The same with another address of the cluster for others to come to.
+    #[must_use]
+    pub fn setup_on(&self, leaf: &str, ip: Option<IpAddr>) -> Setup {
+        let east_west = ip.map_or_else(|| "ADDRESS".to_owned(), |ip| SocketAddr::new(ip, 15_443).to_string());
         let (name, agent) = (&self.name, self.agent_address());
         let setup = Setup::new("")
-            .listeners("- { name: east-west, address: \"ADDRESS\" }\n- { name: outbound, address: '127.0.0.1:0', side: outbound }")
+            .listeners(&format!("- {{ name: east-west, address: \"{east_west}\" }}\n- {{ name: outbound, address: '127.0.0.1:0', side: outbound }}"))
             .with(&format!("node: {{ id: {leaf}, cluster: {name}, network: {name}-net }}"))
             .with(&format!("trust: {}", self.trust(leaf)))
             .with(&format!("xds: {{ agents: ['{agent}'], state: {} }}", self.path(leaf).display()));

@@ -116,7 +116,13 @@ impl Scripted {
     /// Runs `script` with each connection, nothing read.
     #[must_use]
     pub fn unread(script: impl Fn(TcpStream) + Send + Sync + 'static) -> Scripted {
-        Scripted::raw(Endpoint::new(), move |stream, _| script(stream))
+        Scripted::unread_at(Endpoint::new(), script)
+    }
+
+    /// The same on a given endpoint.
+    #[must_use]
+    pub fn unread_at(endpoint: Endpoint, script: impl Fn(TcpStream) + Send + Sync + 'static) -> Scripted {
+        Scripted::raw(endpoint, move |stream, _| script(stream))
     }
 
     /// Answers the hello with `greeting`, then echoes until the client's end.

@@ -30,6 +30,7 @@ pub struct Gateway {
     errors: Arc<Mutex<Vec<String>>>,
     log: Log,
     ended: Option<ExitStatus>,
+    namespace: Option<String>,
     _beside: Beside,
 }
 
@@ -58,8 +59,16 @@ impl Gateway {
             .unwrap();
         let log = Log::follow(child.stdout.take().unwrap());
         let errors = follow(child.stderr.take().unwrap());
-        let mut gateway =
-            Gateway { child, folder, addresses: BTreeMap::new(), errors, log, ended: None, _beside: beside };
+        let mut gateway = Gateway {
+            child,
+            folder,
+            addresses: BTreeMap::new(),
+            errors,
+            log,
+            ended: None,
+            namespace: setup.namespace.clone(),
+            _beside: beside,
+        };
         gateway.addresses = gateway.announced(&setup.yaml());
         gateway
     }
@@ -129,7 +138,7 @@ impl Gateway {
     #[must_use]
     #[track_caller]
     pub fn metrics(&self) -> Metrics {
-        let answer = http::ask(self.at("metrics"), "GET", "/metrics");
+        let answer = http::ask_in(self.namespace(), self.at("metrics"), "GET", "/metrics");
         assert_eq!(answer.status, 200, "{}", answer.headers);
         Metrics::parse(&answer.body)
     }
@@ -138,13 +147,19 @@ impl Gateway {
     #[must_use]
     #[track_caller]
     pub fn admin(&self, method: &str, path: &str) -> Answer {
-        http::ask(self.at("admin"), method, path)
+        http::ask_in(self.namespace(), self.at("admin"), method, path)
     }
 
     /// Whether it says that it is ready.
     #[must_use]
     pub fn is_ready(&self) -> bool {
-        http::ask(self.at("health"), "GET", "/healthz/ready").status == 200
+        http::ask_in(self.namespace(), self.at("health"), "GET", "/healthz/ready").status == 200
+    }
+
+    /// The namespace that it runs in, if it is not this one.
+    #[must_use]
+    pub fn namespace(&self) -> Option<&str> {
+        self.namespace.as_deref()
     }
 
     /// Sends it a signal.

@@ -3,6 +3,7 @@
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 
+use crate::netns;
 use crate::wait::DEADLINE;
 
 /// An answer.
@@ -30,6 +31,27 @@ impl Answer {
 #[track_caller]
 pub fn ask(address: SocketAddr, method: &str, path: &str) -> Answer {
     ask_as(address, &address.to_string(), method, path).unwrap_or_else(|e| panic!("{method} {path}: {e}"))
+}
+
+/// The same inside a network namespace, if there is one to enter.
+#[track_caller]
+pub fn ask_in(namespace: Option<&str>, address: SocketAddr, method: &str, path: &str) -> Answer {
+    let (method, path) = (method.to_owned(), path.to_owned());
+    within(namespace, move || ask(address, &method, &path))
+}
+
+/// Says something to `address`, inside a network namespace if there is one to enter.
+#[track_caller]
+pub fn tell_in(namespace: Option<&str>, address: SocketAddr, path: &str, body: &str) -> Answer {
+    let (path, body) = (path.to_owned(), body.to_owned());
+    within(namespace, move || tell(address, &path, &body))
+}
+
+fn within(namespace: Option<&str>, run: impl FnOnce() -> Answer + Send + 'static) -> Answer {
+    match namespace {
+        Some(namespace) => netns::inside(namespace, run),
+        None => run(),
+    }
 }
 
 /// Says something to `address`.

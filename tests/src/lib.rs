@@ -29,6 +29,8 @@ pub mod process;
 pub mod setup;
 pub mod tls;
 pub mod wait;
+pub mod workload;
+pub mod world;
 
 /// Says why a test does not run here; where peers are demanded (`ISTHMUS_REQUIRE_PEERS=1`) it fails instead.
 #[macro_export]

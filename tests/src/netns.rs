@@ -1,12 +1,42 @@
-//! Two network namespaces joined by a veth pair, and threads that enter one. Only with root.
+//! Network namespaces: two joined by a veth pair, or several by a bridge, and threads that enter one. Only with
+//! root.
 
 use std::fs::File;
 use std::net::Ipv4Addr;
 use std::os::fd::AsFd;
 use std::process::Command;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::thread;
 
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+
+/// A namespace; it vanishes with this, and with it every link that ends in it.
+#[derive(Debug)]
+pub struct Namespace(String);
+
+impl Namespace {
+    /// Makes one that no other test has, or says why it cannot.
+    pub fn new() -> Result<Namespace, String> {
+        static MADE: AtomicUsize = AtomicUsize::new(0);
+        let name = format!("isthmus-{}-{}", std::process::id(), MADE.fetch_add(1, Relaxed));
+        ip(&format!("netns add {name}"))?;
+        let namespace = Namespace(name);
+        ip(&format!("-n {} link set lo up", namespace.0))?;
+        Ok(namespace)
+    }
+
+    /// Its name.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.0
+    }
+}
+
+impl Drop for Namespace {
+    fn drop(&mut self) {
+        let _gone = ip(&format!("netns delete {}", self.0));
+    }
+}
 
 /// Two namespaces; they vanish with this.
 #[derive(Debug)]
@@ -15,6 +45,14 @@ pub struct Pair {
     pub near: String,
     /// Where the endpoint is: 10.77.0.2.
     pub far: String,
+    _both: [Namespace; 2],
+}
+
+/// Namespaces that reach each other through a bridge; they vanish with this.
+#[derive(Debug)]
+pub struct Star {
+    bridge: Namespace,
+    legs: Vec<Namespace>,
 }
 
 /// The near end.
@@ -25,21 +63,17 @@ pub const FAR: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 2);
 impl Pair {
     /// Makes them, or says why it cannot.
     pub fn new() -> Result<Pair, String> {
-        let own = std::process::id();
-        let pair = Pair { near: format!("isthmus-n{own}"), far: format!("isthmus-f{own}") };
-        let (near, far) = (&pair.near, &pair.far);
-        ip(&format!("netns add {near}"))?;
-        ip(&format!("netns add {far}"))?;
+        let both = [Namespace::new()?, Namespace::new()?];
+        let [near, far] = [both[0].name().to_owned(), both[1].name().to_owned()];
         ip(&format!("-n {near} link add veth0 type veth peer name veth0 netns {far}"))?;
         for extra in [1, 3, 4, 5] {
             ip(&format!("-n {near} addr add 10.77.0.{extra}/24 dev veth0"))?;
         }
         ip(&format!("-n {far} addr add {FAR}/24 dev veth0"))?;
-        for name in [near, far] {
-            ip(&format!("-n {name} link set lo up"))?;
+        for name in [&near, &far] {
             ip(&format!("-n {name} link set veth0 up"))?;
         }
-        Ok(pair)
+        Ok(Pair { near, far, _both: both })
     }
 
     /// Sets a kernel parameter of a namespace.
@@ -50,11 +84,74 @@ impl Pair {
     }
 }
 
-impl Drop for Pair {
-    fn drop(&mut self) {
-        for name in [&self.near, &self.far] {
-            let _gone = ip(&format!("netns delete {name}"));
+impl Star {
+    /// Makes so many legs, or says why it cannot.
+    pub fn new(legs: usize) -> Result<Star, String> {
+        let bridge = Namespace::new()?;
+        let hub = bridge.name();
+        ip(&format!("-n {hub} link add hub type bridge"))?;
+        ip(&format!("-n {hub} link set hub up"))?;
+        let legs: Result<Vec<_>, String> = (1..=legs)
+            .map(|number| {
+                let leg = Namespace::new()?;
+                let name = leg.name();
+                ip(&format!("-n {hub} link add leg{number} type veth peer name veth0 netns {name}"))?;
+                ip(&format!("-n {hub} link set leg{number} master hub up"))?;
+                ip(&format!("-n {name} link set veth0 up"))?;
+                Ok(leg)
+            })
+            .collect();
+        let star = Star { legs: legs?, bridge };
+        for leg in 1..=star.legs.len() {
+            star.adopt(leg, Star::address(leg))?;
         }
+        Ok(star)
+    }
+
+    /// The first address of a leg, which are counted from 1.
+    #[must_use]
+    pub fn address(leg: usize) -> Ipv4Addr {
+        Ipv4Addr::new(10, 78, leg as u8, 1)
+    }
+
+    /// The namespace of a leg.
+    #[must_use]
+    pub fn leg(&self, leg: usize) -> &str {
+        self.legs[leg - 1].name()
+    }
+
+    /// Gives a leg one more address.
+    pub fn adopt(&self, leg: usize, address: Ipv4Addr) -> Result<(), String> {
+        ip(&format!("-n {} addr add {address}/16 dev veth0", self.leg(leg)))
+    }
+
+    /// Pulls the cable of a leg.
+    pub fn cut(&self, leg: usize) -> Result<(), String> {
+        ip(&format!("-n {} link set leg{leg} down", self.bridge.name()))
+    }
+
+    /// Puts it back.
+    pub fn mend(&self, leg: usize) -> Result<(), String> {
+        ip(&format!("-n {} link set leg{leg} up", self.bridge.name()))
+    }
+
+    /// One leg takes the address of another, whose cable is pulled; everybody believes it.
+    pub fn usurp(&self, leg: usize, of: usize) -> Result<(), String> {
+        self.cut(of)?;
+        self.adopt(leg, Star::address(of))?;
+        self.look_around()
+    }
+
+    /// Undoes that.
+    pub fn restore(&self, leg: usize, of: usize) -> Result<(), String> {
+        ip(&format!("-n {} addr del {}/16 dev veth0", self.leg(leg), Star::address(of)))?;
+        self.mend(of)?;
+        self.look_around()
+    }
+
+    /// Nobody remembers who has which address.
+    fn look_around(&self) -> Result<(), String> {
+        self.legs.iter().try_for_each(|leg| ip(&format!("-n {} neigh flush all", leg.name())))
     }
 }
 

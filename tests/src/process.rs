@@ -33,8 +33,18 @@ impl Process {
     /// Resident memory, bytes.
     #[must_use]
     pub fn memory(self) -> u64 {
+        self.status("VmRSS:")
+    }
+
+    /// The most resident memory that it ever had, bytes.
+    #[must_use]
+    pub fn peak(self) -> u64 {
+        self.status("VmHWM:")
+    }
+
+    fn status(self, field: &str) -> u64 {
         let status = self.read("status");
-        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("the process lives");
+        let line = status.lines().find_map(|line| line.strip_prefix(field)).expect("the process lives");
         line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() * 1024
     }
 

@@ -24,7 +24,7 @@ pub struct Setup {
     /// Runs without privilege.
     pub(crate) nobody: bool,
     descriptors: Option<u64>,
-    namespace: Option<String>,
+    pub(crate) namespace: Option<String>,
 }
 
 /// A service as the file has it. `keys` are lines of YAML, such as `alpn: [h2]`.

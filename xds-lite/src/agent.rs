@@ -42,6 +42,9 @@ use views::Views;
 pub const SLICE: &str = "type.googleapis.com/isthmus.v1.ServiceSlice";
 /// How often the registry is looked at.
 const PACE: Duration = Duration::from_millis(50);
+/// Whoever comes is served after this long at the latest, whatever is known of the endpoints by then: some way
+/// under what a gateway waits for a handshake.
+const AT_FIRST: Duration = Duration::from_secs(3);
 /// How often who announced itself is kept for a restart.
 const KEEP: Duration = Duration::from_secs(1);
 
@@ -184,7 +187,7 @@ impl Agent {
         let routes = Routes::new(Discovery::service(views));
         let context = sockets.join.as_ref().map(|_| context(&settings, trust.clone())).transpose()?;
         tokio::select! {
-            () = serve(&sockets.xds, tls, routes) => Ok(()),
+            () = attend(&sockets.xds, tls, routes, &state) => Ok(()),
             served = admin::serve(sockets.admin, told, admin::Limits::default()) => served.map_err(Error::Admin),
             () = welcome(sockets.join, context) => Ok(()),
             () = keep_looking(&state, &waiting) => Ok(()),
@@ -193,6 +196,18 @@ impl Agent {
             ended = federate(settings, trust, Arc::clone(&state)) => ended,
         }
     }
+}
+
+/// Serves gateways and peers. They come back as soon as a restart is over: before the endpoints were looked at
+/// they would be told that what is exported is gone.
+async fn attend(listener: &TcpListener, tls: Arc<Server>, routes: Routes, state: &Mutex<State>) {
+    let looked_at = async {
+        while locked(state).proofs.awaits() {
+            tokio::time::sleep(PACE).await;
+        }
+    };
+    let _late = tokio::time::timeout(AT_FIRST, looked_at).await;
+    serve(listener, tls, routes).await;
 }
 
 /// Serves those who join by a token, if there is a place for it.

@@ -106,6 +106,12 @@ impl Proofs {
         self.known.get(subject).is_some_and(|known| known.proof == Proof::Demands)
     }
 
+    /// Whether there is one of which nothing was seen yet.
+    #[must_use]
+    pub fn awaits(&self) -> bool {
+        self.known.values().any(|known| known.wanted && known.proof == Proof::Awaited)
+    }
+
     /// Whether nothing was seen of it yet.
     #[must_use]
     pub fn is_awaited(&self, subject: &Subject) -> bool {

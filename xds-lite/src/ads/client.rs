@@ -13,6 +13,10 @@ use crate::proto::google::rpc::Status;
 const INVALID: i32 = 3;
 /// A refusal names so many resources; there may be more.
 const NAMED: usize = 16;
+/// A resource's name is at most this long, in bytes; names go into logs, status and refusals.
+const LONGEST_NAME: usize = 1_024;
+/// Of a longer one this much is shown, in characters.
+const SHOWN: usize = 64;
 
 /// What a client knows of one type.
 #[derive(Debug)]
@@ -118,7 +122,7 @@ impl Client {
         })
     }
 
-    /// What a response changes. A resource of another type, or without content, is refused.
+    /// What a response changes. A resource of another type, without content, or with an endless name is refused.
     #[must_use]
     pub fn read(&self, response: DeltaDiscoveryResponse) -> (Update, Vec<Refused>) {
         let mut update = Update {
@@ -129,6 +133,12 @@ impl Client {
         };
         let mut refused = Vec::new();
         for sent in response.resources {
+            if sent.name.len() > LONGEST_NAME {
+                let why =
+                    format!("has a name of {} bytes; at most {LONGEST_NAME} are taken", sent.name.len());
+                refused.push(Refused { name: sent.name.chars().take(SHOWN).chain(['…']).collect(), why });
+                continue;
+            }
             match sent.resource {
                 Some(any) if any.type_url == self.type_url => update.resources.push(Resource {
                     name: sent.name,

@@ -1,0 +1,59 @@
+//! Clusters that are apart: each in a network namespace with an address of its own, joined by a bridge, everything
+//! at the ports that are the defaults. Only with root. Not what they say to each other: tests set that.
+
+use std::net::{IpAddr, SocketAddr};
+
+use crate::cluster::Cluster;
+use crate::is_root;
+use crate::netns::Star;
+
+/// Some clusters; they vanish with this.
+#[derive(Debug)]
+pub struct World<const N: usize> {
+    /// In the order of their names; the first stands at the first leg of the star.
+    pub clusters: [Cluster; N],
+    /// Their network.
+    pub net: Star,
+}
+
+impl<const N: usize> World<N> {
+    /// Clusters that do not know each other, or why there cannot be any. `names` may name one twice: then somebody
+    /// pretends to be another.
+    pub fn strangers(names: [&str; N]) -> Result<World<N>, String> {
+        if !is_root() {
+            return Err("network namespaces need root".to_owned());
+        }
+        let net = Star::new(N)?;
+        let mut leg = 0;
+        let clusters = names.map(|name| {
+            leg += 1;
+            let ip = Star::address(leg);
+            let mut cluster = Cluster::new(name).inside(net.leg(leg)).at(ip.into());
+            let state = cluster.path("state").display().to_string();
+            cluster.set("state", &state);
+            cluster.set("gateways", &format!("[{{ name: gw-1, address: {ip} }}, {{ name: gw-2 }}]"));
+            cluster
+        });
+        Ok(World { clusters, net })
+    }
+
+    /// Clusters of which each believes every other and has it as a peer, or why there cannot be any.
+    pub fn peers(names: [&str; N]) -> Result<World<N>, String> {
+        let mut world = World::strangers(names)?;
+        for own in 0..N {
+            let others = world.clusters.iter().enumerate().filter(|(other, _)| *other != own);
+            let peers: Vec<_> = others.map(|(_, other)| other.as_peer()).collect();
+            for other in (0..N).filter(|other| *other != own) {
+                world.clusters[own].believe(&world.clusters[other]);
+            }
+            world.clusters[own].set("peers", &format!("[{}]", peers.join(", ")));
+        }
+        Ok(world)
+    }
+}
+
+/// Where gateways of other clusters find one on this address.
+#[must_use]
+pub fn east_west(ip: impl Into<IpAddr>) -> SocketAddr {
+    SocketAddr::new(ip.into(), 15_443)
+}
