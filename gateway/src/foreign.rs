@@ -107,8 +107,11 @@ impl Tables for Given {
         }
         self.was_whole |= self.state.is_whole();
         if self.was_whole {
-            self.control.learned(self.state.services());
+            let services = self.state.services();
+            self.control.following.send_modify(|following| following.slices = services.len());
+            self.control.learned(services);
         }
+        self.control.following.send_modify(|following| following.refused(&refused));
         refused
     }
 
@@ -117,12 +120,17 @@ impl Tables for Given {
     }
 
     fn contact(&mut self, contact: Contact<'_>) {
-        match contact {
-            Contact::Made(server) => tracing::info!(%server, "following a control plane"),
-            Contact::Lost(server, why) => {
-                tracing::warn!(%server, why, "no control plane there; the tables stay")
+        let (server, lost) = match contact {
+            Contact::Made(server) => {
+                tracing::info!(%server, "following a control plane");
+                (server, None)
             }
-        }
+            Contact::Lost(server, why) => {
+                tracing::warn!(%server, why, "no control plane there; the tables stay");
+                (server, Some(why))
+            }
+        };
+        self.control.following.send_modify(|following| following.contact(&server.to_string(), lost));
     }
 }
 

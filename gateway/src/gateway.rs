@@ -14,7 +14,7 @@ use tokio::runtime::Builder;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
-use crate::config::settings::{Settings, Xds};
+use crate::config::settings::{Settings, Source};
 use crate::control::Control;
 use crate::drain;
 use crate::limits::Limits;
@@ -284,9 +284,10 @@ async fn supervise(control: Arc<Control>, doors: [TcpListener; 3], file: Option<
     core.spawn(Control::free_retired(Arc::clone(&control)));
     core.spawn(resolve::follow(Arc::clone(&control)));
     if let Some((xds, trust)) = control.process.fixed.xds.clone().zip(control.process.trust.clone()) {
-        match xds {
-            Xds::Agents(agents) => core.spawn(learn::follow(agents, trust, Arc::clone(&control))),
-            Xds::ControlPlane(one) => core.spawn(foreign::follow(one, trust, Arc::clone(&control))),
+        let (state, control) = (xds.state, Arc::clone(&control));
+        match xds.source {
+            Source::Agents(agents) => core.spawn(learn::follow(agents, state, trust, control)),
+            Source::ControlPlane(one) => core.spawn(foreign::follow(one, trust, control)),
         };
     }
     if let Some(file) = file {

@@ -5,9 +5,9 @@ mod services;
 
 use std::collections::{BTreeMap, HashSet};
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use isthmus_certs::{Client as Tls, IdPattern, Peer, Trust};
 use isthmus_xds::accepted::Accepted;
@@ -18,8 +18,8 @@ use isthmus_xds::kept::Kept;
 use isthmus_xds::proto::envoy::config::core::v3::{Locality, Node};
 use isthmus_xds::slice::{Key, Slice, Staleness, version};
 
-use crate::config::settings::Agents;
-use crate::control::{Control, Following};
+use crate::config::settings::Target;
+use crate::control::Control;
 
 use services::Here;
 
@@ -27,21 +27,26 @@ use services::Here;
 const PACE: Duration = Duration::from_secs(1);
 
 /// Follows agents for as long as the gateway runs.
-pub(crate) async fn follow(agents: Agents, trust: Trust, control: Arc<Control>) -> io::Result<()> {
+pub(crate) async fn follow(
+    servers: Vec<Target>,
+    state: Option<PathBuf>,
+    trust: Trust,
+    control: Arc<Control>,
+) -> io::Result<()> {
     let node = &control.process.fixed.node;
     let own = trust.current();
     let id = own.identity.id();
-    let expected = format!("{}/isthmus/{}/agent/*", id.trust_domain().id(), node.cluster);
-    let expected = IdPattern::parse(&expected).map_err(io::Error::other)?;
+    let agents = format!("{}/isthmus/{}/agent/*", id.trust_domain().id(), node.cluster);
+    let agents = IdPattern::parse(&agents).map_err(io::Error::other)?;
     let gateway = id.path().rsplit('/').next().unwrap_or_default().to_owned();
-    let tls = Tls::new(trust, Peer::Matching(vec![expected]), &[b"h2"]).map_err(io::Error::other)?;
+    let tls = Tls::new(trust, Peer::Matching(vec![agents]), &[b"h2"]).map_err(io::Error::other)?;
     let locality = Locality {
         region: node.locality.region.clone(),
         zone: node.locality.zone.clone(),
         sub_zone: node.locality.sub_zone.clone(),
     };
     let subscription = Subscription {
-        servers: agents.addresses,
+        servers,
         tls: Arc::new(tls),
         node: Node {
             id: node.id.clone(),
@@ -53,7 +58,7 @@ pub(crate) async fn follow(agents: Agents, trust: Trust, control: Arc<Control>) 
     };
     let here = Here { cluster: node.cluster.clone(), gateway };
     let network = node.network.clone();
-    let slices = Slices::open(Arc::clone(&control), here, network, agents.state.as_deref())?;
+    let slices = Slices::open(Arc::clone(&control), here, network, state.as_deref())?;
     let client = Client::new(SLICE, slices.known());
     let slices = Arc::new(Mutex::new(slices));
     let aging = async {
@@ -187,15 +192,7 @@ impl Slices {
             self.expired.clear();
             self.publish();
         }
-        let change = |following: &mut Following| {
-            if following.connected == lost.is_some() || following.agent.is_none() {
-                following.since = SystemTime::now();
-            }
-            following.agent = Some(agent.to_owned());
-            following.connected = lost.is_none();
-            following.error = lost.map(str::to_owned);
-        };
-        self.control.following.send_modify(change);
+        self.control.following.send_modify(|following| following.contact(agent, lost));
     }
 
     /// Lets go of what was promised for a time only, while no agent is heard.

@@ -4,7 +4,8 @@ It takes commands as lines of JSON on standard input and says what it sees as li
 
     {"clusters": {NAME: PATCH, ...}}         these Clusters are there, of type EDS, with PATCH merged in
     {"assign": {NAME: [[IP, PORT], ...]}}    these endpoints; null takes the assignment away
-    {"chains": [CHAIN, ...]}                 the Listener has these chains: {"sni": ..., "cluster": ..., "patch": {...}}
+    {"chains": [CHAIN, ...]}                 the Listener has these chains: {"sni": ..., "cluster": ..., "patch": {...}},
+                                             or, with a "match" of their own, {"sni": NAME, "match": {...}}
     {"drop": [NAME, ...]}                    these Clusters are gone
     {"raw": {KIND: {NAME: [HEX, TIMES]}}}    bytes in place of a message, so many times over; null takes them away
 
@@ -91,6 +92,9 @@ def chain(spec):
     stats.typed_config.type_url = "type.googleapis.com/stats.PluginConfig"
     proxy = tcp_proxy_pb2.TcpProxy(stat_prefix=spec["sni"], cluster=spec.get("cluster", spec["sni"]))
     message.filters.add(name="envoy.filters.network.tcp_proxy").typed_config.Pack(proxy)
+    if "match" in spec:
+        message.ClearField("filter_chain_match")
+        json_format.ParseDict(spec["match"], message.filter_chain_match)
     return json_format.ParseDict(spec.get("patch", {}), message)
 
 

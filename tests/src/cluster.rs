@@ -215,6 +215,30 @@ impl Cluster {
         serde_json::from_str(&body).unwrap_or_else(|error| panic!("{error}: {body}"))
     }
 
+    /// Says something to the agent, and takes its answer.
+    #[must_use]
+    pub fn tell(&self, path: &str, body: &str) -> Value {
+        let answer = http::tell(self.addresses["admin"], path, body);
+        assert_eq!(answer.status, 200, "{}", answer.body);
+        serde_json::from_str(&answer.body).unwrap()
+    }
+
+    /// Runs the agent's program with its file: what it prints, or what it says is wrong.
+    pub fn command(&self, words: &[&str]) -> Result<String, String> {
+        let (first, rest) = words.split_at(words.len().min(if words[0] == "token" { 2 } else { 1 }));
+        let mut command = Command::new(binary::agent());
+        let output = command.args(first).arg("--config").arg(self.file()).args(rest).output().unwrap();
+        let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
+        if output.status.success() { Ok(text(output.stdout)) } else { Err(text(output.stderr)) }
+    }
+
+    /// Where the agent serves something.
+    #[must_use]
+    #[track_caller]
+    pub fn address(&self, what: &str) -> SocketAddr {
+        self.addresses[what]
+    }
+
     /// Replaces a file of the registry, as an editor does.
     pub fn register(&self, name: &str, text: &str) {
         let folder = self.path("registry");

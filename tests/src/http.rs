@@ -32,12 +32,24 @@ pub fn ask(address: SocketAddr, method: &str, path: &str) -> Answer {
     ask_as(address, &address.to_string(), method, path).unwrap_or_else(|e| panic!("{method} {path}: {e}"))
 }
 
+/// Says something to `address`.
+#[track_caller]
+pub fn tell(address: SocketAddr, path: &str, body: &str) -> Answer {
+    exchange(address, &address.to_string(), &format!("POST {path}"), body)
+        .unwrap_or_else(|error| panic!("POST {path}: {error}"))
+}
+
 /// Asks with a `Host` of one's own.
 pub fn ask_as(address: SocketAddr, host: &str, method: &str, path: &str) -> io::Result<Answer> {
+    exchange(address, host, &format!("{method} {path}"), "")
+}
+
+fn exchange(address: SocketAddr, host: &str, what: &str, body: &str) -> io::Result<Answer> {
     let mut stream = TcpStream::connect(address)?;
     stream.set_read_timeout(Some(DEADLINE))?;
-    let body = if method == "POST" { "Content-Length: 0\r\n" } else { "" };
-    write!(stream, "{method} {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n{body}\r\n")?;
+    let length =
+        if what.starts_with("POST") { format!("Content-Length: {}\r\n", body.len()) } else { String::new() };
+    write!(stream, "{what} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n{length}\r\n{body}")?;
     let mut raw = Vec::new();
     stream.read_to_end(&mut raw)?;
     let raw = String::from_utf8(raw).map_err(io::Error::other)?;

@@ -3,16 +3,24 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test")]
 
-use std::io::Read as _;
-use std::net::SocketAddr;
+use std::fs;
+use std::io::{Read as _, Write as _};
+use std::net::{SocketAddr, TcpListener};
+use std::sync::Arc;
+use std::thread;
 use std::time::Duration;
 
-use isthmus_tests::client::{alert, send};
-use isthmus_tests::cluster::{Cluster, east_west, outbound};
+use isthmus_certs::{Peer, Trust, TrustFiles, client_config, peer_id, server_config};
+use isthmus_tests::client::{alert, dial, send};
+use isthmus_tests::cluster::{Cluster, east_west, outbound, until_status};
 use isthmus_tests::endpoint::Scripted;
 use isthmus_tests::gateway::Gateway;
 use isthmus_tests::hello::hello;
 use isthmus_tests::wait::{until, within};
+use rustls::crypto::aws_lc_rs::default_provider;
+use rustls::pki_types::ServerName;
+use rustls::{ClientConnection, ServerConfig, ServerConnection, StreamOwned};
+use serde_json::Value;
 
 const HOST: &str = "details.bookinfo.svc.cluster.local";
 const UNRECOGNIZED_NAME: u8 = 112;
@@ -132,6 +140,12 @@ fn a_lost_peer_and_a_restart_on_either_side_leave_what_works() {
     world.east.register("details.yaml", &service(HOST, &one, ""));
     until("west reaches it", || leads_to(west, HOST, b"one...."));
     world.east.stop();
+    world.east.start();
+    fs::remove_dir_all(world.east.path("gw-1")).unwrap();
+    let unchanged = world.east.gateway("gw-1");
+    until("what did not change is served after a restart", || leads_to(outbound(&unchanged), HOST, b"one...."));
+    drop(unchanged);
+    world.east.stop();
     world.west.stop();
     world.west.start();
     let fresh = world.west.gateway("gw-1");
@@ -161,4 +175,182 @@ fn what_expires_goes_when_its_cluster_is_silent_and_comes_back_with_it() {
     until("it has expired", || is_unknown(west, HOST));
     world.east.start();
     until("it is back", || leads_to(west, HOST, b"one...."));
+}
+
+/// An endpoint that speaks TLS, and demands a certificate or does not.
+fn tls_endpoint(cluster: &Cluster, demands: Demands) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    let trust = Trust::load(&trust_files(cluster, "server")).unwrap();
+    let config = match demands {
+        Demands::Certificate => {
+            let current = trust.current();
+            server_config(&current.identity, Arc::clone(&current.bundles), Peer::Trusted).unwrap()
+        }
+        Demands::Nothing => {
+            let current = trust.current();
+            ServerConfig::builder_with_provider(Arc::new(default_provider()))
+                .with_safe_default_protocol_versions()
+                .unwrap()
+                .with_no_client_auth()
+                .with_single_cert(current.identity.chain().to_vec(), current.identity.key().clone_key())
+                .unwrap()
+        }
+    };
+    let config = Arc::new(config);
+    thread::spawn(move || {
+        while let Ok((stream, _)) = listener.accept() {
+            let config = Arc::clone(&config);
+            thread::spawn(move || {
+                let mut tls = StreamOwned::new(ServerConnection::new(config).unwrap(), stream);
+                let _refused = tls.write_all(b"greeting").and_then(|()| tls.flush());
+                let _gone = tls.read(&mut [0]);
+            });
+        }
+    });
+    address
+}
+
+enum Demands {
+    Certificate,
+    Nothing,
+}
+
+fn trust_files(cluster: &Cluster, leaf: &str) -> TrustFiles {
+    let folder = cluster.path("pki").join("leaves").join(leaf);
+    TrustFiles {
+        certificate: folder.join("tls.crt"),
+        key: folder.join("tls.key"),
+        bundles: cluster.path("pki/bundles"),
+        ..TrustFiles::default()
+    }
+}
+
+/// A client of a cluster asks for a name through a gateway, and sees who answers.
+fn call(cluster: &Cluster, gateway: SocketAddr, name: &str) -> Result<String, String> {
+    let trust = Trust::load(&trust_files(cluster, "client")).unwrap();
+    let current = trust.current();
+    let config = client_config(&current.identity, Arc::clone(&current.bundles), Peer::Trusted).unwrap();
+    let server = ServerName::try_from(name.to_owned()).unwrap();
+    let connection = ClientConnection::new(Arc::new(config), server).unwrap();
+    let mut tls = StreamOwned::new(connection, dial(gateway));
+    let mut greeting = [0; 8];
+    tls.read_exact(&mut greeting).map_err(|error| error.to_string())?;
+    assert_eq!(&greeting, b"greeting");
+    Ok(peer_id(tls.conn.peer_certificates().unwrap()).unwrap().to_string())
+}
+
+#[test]
+fn only_what_demands_a_client_certificate_is_shown_to_others() {
+    let world = World::usual();
+    let (good, open) =
+        (tls_endpoint(&world.east, Demands::Certificate), tls_endpoint(&world.east, Demands::Nothing));
+    let west = outbound(&world.west_gateway);
+    let file = |endpoint: SocketAddr| {
+        format!("services: [{{ host: {HOST}, endpoints: [{{ address: '{endpoint}' }}] }}]")
+    };
+    world.east.register("details.yaml", &file(open));
+    let why = until_status(&world.east, "it is held back", |status| {
+        let held = status["exports"]["held_back"].as_array()?.iter().find(|held| held["host"] == HOST)?;
+        Some(held["why"].to_string()).filter(|why| why.contains("asks for no client certificate"))
+    });
+    assert!(why.contains("not_mtls"), "{why}");
+    assert!(is_unknown(west, HOST) && is_unknown(east_west(&world.east_gateway), HOST));
+    world.east.register("details.yaml", &file(good));
+    until("it is shown", || call(&world.west, west, HOST).is_ok());
+    let server = call(&world.west, west, HOST).unwrap();
+    assert_eq!(server, "spiffe://east.example/ns/bookinfo/sa/server", "identity is end to end");
+    let both = file(good).replace("}] }]", &format!("}}, {{ address: '{open}' }}] }}]"));
+    world.east.register("details.yaml", &both);
+    until("local clients have both", || {
+        world.east_gateway.admin("GET", &format!("/services?name={HOST}")).body.contains(&open.to_string())
+    });
+    for _ in 0..10 {
+        call(&world.west, west, HOST).expect("others end up only where a certificate is demanded");
+    }
+    assert_eq!(world.east.ask(&format!("/explain?host={HOST}"))["offer"]["ports"][0]["exposed"], 1);
+}
+
+#[test]
+fn status_says_what_comes_in_and_why_something_does_not() {
+    let one = Scripted::echo(b"one....");
+    let world = World::usual();
+    let other = "secret.payroll.svc.cluster.local";
+    world.east.register("details.yaml", &service(HOST, &one, ""));
+    world.west.register("mine.yaml", &service(other, &one, "").replace(", aliases: [src-db.pxc]", ""));
+    until("west reaches it", || leads_to(outbound(&world.west_gateway), HOST, b"one...."));
+    let status = world.west.ask("/status");
+    assert_eq!(status["imports"]["imported"][0]["host"], HOST);
+    assert_eq!(status["peers"]["east"]["connected"], true);
+    assert_eq!(
+        world.west.ask(&format!("/explain?host={other}"))["registry"]["why_not"],
+        "no export chooses it"
+    );
+    until_status(&world.east, "the peer has taken it", |status| {
+        let peers = status["nodes"]["peers"].as_array()?;
+        peers.iter().find(|peer| {
+            peer["peer"].as_str().unwrap().contains("/isthmus/west/agent/") && peer["settled"] == true
+        })?;
+        Some(())
+    });
+    world.west.register("own.yaml", &service(HOST, &one, "").replace(", aliases: [src-db.pxc]", ""));
+    let why = until_status(&world.west, "the own one wins", |status| {
+        Some(status["imports"]["held_back"].as_array()?.first()?["held"].to_string())
+    });
+    assert!(why.contains("has the name of a service of this cluster"), "{why}");
+    let gateway = world.west_gateway.admin("GET", "/status").body;
+    assert!(gateway.contains("\"connected\":true") || gateway.contains("\"connected\": true"), "{gateway}");
+}
+
+#[test]
+fn a_vm_announces_itself_and_others_reach_it() {
+    let one = Scripted::echo(b"one....");
+    let world = World::usual();
+    let west = outbound(&world.west_gateway);
+    let body = format!(
+        "{{\"host\": \"{HOST}\", \"allow_unauthenticated\": true, \"instance\": \"vm-0\", \"endpoints\": [{{\"address\": \"{}\"}}]}}",
+        one.address()
+    );
+    let lease = world.east.tell("/register", &body)["lease"].as_str().unwrap().to_owned();
+    until("west reaches it", || leads_to(west, HOST, b"one...."));
+    let _told = world.east.tell("/deregister", &format!("{{\"lease\": \"{lease}\"}}"));
+    until("it is no more", || is_unknown(west, HOST));
+}
+
+#[test]
+fn two_clusters_join_by_a_token() {
+    let one = Scripted::echo(b"one....");
+    let (mut east, mut west) = (Cluster::new("east"), Cluster::new("west"));
+    east.start();
+    let east_gateway = east.gateway("gw-1");
+    west.start();
+    let west_gateway = west.gateway("gw-1");
+    let port = east_west(&east_gateway).port();
+    east.set("gateways", &format!("[{{ name: gw-1, address: 127.0.0.1, port: {port} }}]"));
+    east.set("exports", "[{ workspace: ['*/bookinfo'] }]");
+    west.set("exports", "[{ workspace: ['*/bookinfo'] }]");
+    west.set("imports", "[{ cluster: east, gatewayCIDRs: [127.0.0.0/8] }]");
+    for cluster in [&mut east, &mut west] {
+        let (state, address) = (cluster.path("state").display().to_string(), cluster.agent_address());
+        cluster.set("state", &state);
+        cluster.set("xds", &format!("{{ address: '{address}', advertise: '{address}' }}"));
+    }
+    east.set("join", "{ address: '127.0.0.1:0', advertise: '127.0.0.1:1' }");
+    for cluster in [&mut east, &mut west] {
+        cluster.stop();
+        cluster.start();
+    }
+    let place = east.address("join");
+    east.set("join", &format!("{{ address: '{place}', advertise: '{place}' }}"));
+    let create = ["token", "create", "--for", "west", "--trust-domain", "west.example", "--json"];
+    let token: Value = serde_json::from_str(&east.command(&create).unwrap()).unwrap();
+    let token = token["token"].as_str().unwrap();
+    east.register("details.yaml", &service(HOST, &one, "").replace(", aliases: [src-db.pxc]", ""));
+    assert!(is_unknown(outbound(&west_gateway), HOST));
+    west.command(&["join", token]).unwrap();
+    until("west reaches what east exports from the shared workspace", || {
+        leads_to(outbound(&west_gateway), HOST, b"one....")
+    });
+    let again = west.command(&["join", token]).unwrap_err();
+    assert!(again.contains("token"), "{again}");
 }

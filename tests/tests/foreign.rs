@@ -9,13 +9,16 @@
     reason = "a test"
 )]
 
+use std::fs;
 use std::io::Read as _;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::Duration;
 
 use isthmus_certs::home::{Home, Kept, Plan};
 use isthmus_certs::{KeyKind, Leaf, SpiffeId, TrustDomain};
+use isthmus_tests::certs::envoy;
 use isthmus_tests::client::{alert, send};
 use isthmus_tests::control_plane::{ControlPlane, python};
 use isthmus_tests::endpoint::Scripted;
@@ -229,6 +232,89 @@ fn two_chains_that_match_the_same_refuse_the_listener_and_the_old_tables_stay() 
     plane.tell(&json!({ "chains": [{ "sni": name(1) }] }));
     until("a good one replaces it", || leads(&gateway, 0, &alert(UNRECOGNIZED_NAME)));
     assert!(leads(&gateway, 1, b"one...."));
+}
+
+/// The matches of a Listener's chains, in Envoy's own JSON.
+fn matches() -> Vec<Value> {
+    let range = |prefix: &str, length: u32| json!([{ "addressPrefix": prefix, "prefixLen": length }]);
+    let from =
+        |prefix: &str, length| json!({ "serverNames": ["a.x"], "sourcePrefixRanges": range(prefix, length) });
+    let names = |names: &[&str]| json!({ "serverNames": names });
+    let speaking = |protocols: &[&str]| json!({ "serverNames": ["a.x"], "applicationProtocols": protocols });
+    vec![
+        json!([names(&["a.x"]), names(&["b.x"])]),
+        json!([names(&["a.x"]), names(&["a.x"])]),
+        json!([names(&["a.x", "b.x"]), names(&["b.x", "c.x"])]),
+        json!([names(&["A.x"]), names(&["a.x"])]),
+        json!([names(&["*.x"]), names(&["a.x"])]),
+        json!([names(&["*.x"]), names(&["*.x"])]),
+        json!([names(&["a.x", "a.x"])]),
+        json!([names(&[]), names(&[])]),
+        json!([names(&[]), names(&["a.x"])]),
+        json!([speaking(&["h2", "q"]), speaking(&["q"])]),
+        json!([speaking(&["h2"]), speaking(&["q"])]),
+        json!([speaking(&["h2"]), names(&["a.x"])]),
+        json!([{ "serverNames": ["a.x"], "transportProtocol": "tls" }, names(&["a.x"])]),
+        json!([from("10.1.2.3", 8), from("10.0.0.0", 8)]),
+        json!([from("10.0.0.0", 8), from("10.1.0.0", 16)]),
+        json!([from("::ffff:10.0.0.0", 104), from("10.0.0.0", 8)]),
+        json!([from("0.0.0.0", 0), names(&["a.x"])]),
+        json!([{ "sourcePorts": [1, 2] }, { "sourcePorts": [2] }]),
+        json!([{ "destinationPort": 1 }, { "destinationPort": 2 }]),
+    ]
+}
+
+/// Whether Envoy says that two of these match the same.
+fn envoy_cannot_tell(program: &Path, folder: &Path, matches: &Value) -> bool {
+    let proxy = "type.googleapis.com/envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy";
+    let inspector = "type.googleapis.com/envoy.extensions.filters.listener.tls_inspector.v3.TlsInspector";
+    let settings = json!({ "@type": proxy, "statPrefix": "p", "cluster": "c" });
+    let chain = |one: &Value| json!({ "filterChainMatch": one, "filters": [{ "name": "p", "typedConfig": settings }] });
+    let chains: Vec<_> = matches.as_array().unwrap().iter().map(chain).collect();
+    let listener = json!({
+        "name": "l",
+        "address": { "socketAddress": { "address": "127.0.0.1", "portValue": 0 } },
+        "listenerFilters": [{ "name": "i", "typedConfig": { "@type": inspector } }],
+        "filterChains": chains,
+    });
+    let config = json!({ "staticResources": { "listeners": [listener], "clusters": [{ "name": "c" }] } });
+    fs::write(folder.join("envoy.json"), config.to_string()).unwrap();
+    let mut command = Command::new(program);
+    let ran = command.args(["--mode", "validate", "-c", "envoy.json"]).current_dir(folder).output().unwrap();
+    let said = String::from_utf8_lossy(&ran.stderr).into_owned() + &String::from_utf8_lossy(&ran.stdout);
+    let alike = said.contains("overlapping matching rules") || said.contains("same matching rules");
+    assert_eq!(ran.status.success(), !alike, "{matches}: {said}");
+    alike
+}
+
+#[test]
+fn chains_match_the_same_where_envoy_says_so() {
+    let domain = domain!();
+    let Some(envoy) = envoy() else { skip!("no Envoy; tests/run installs one") };
+    let one = Scripted::echo(b"one....");
+    let mut plane = domain.plane("istiod", ANY, &world(1, &one));
+    let gateway = domain.gateway(plane.address(), &format!("tls_name: {ISTIOD}"));
+    ready(&gateway);
+    plane.settled();
+    let answers = |plane: &ControlPlane| {
+        let seen = plane.seen("request").into_iter();
+        seen.filter(|one| one["type"] == "Listener" && one["answers"] == true).collect::<Vec<_>>()
+    };
+    let mut alike = 0;
+    for matches in matches() {
+        let before = answers(&plane).len();
+        let chains = matches.as_array().unwrap().iter().enumerate();
+        let chains: Vec<_> = chains
+            .map(|(index, one)| json!({ "sni": format!("c{index}"), "cluster": name(0), "match": one }))
+            .collect();
+        plane.tell(&json!({ "chains": chains }));
+        until("the Listener is answered", || answers(&plane).len() > before);
+        let nack = answers(&plane).pop().unwrap()["nack"].as_str().unwrap().to_owned();
+        let ours = nack.contains("match the same connections");
+        assert_eq!(ours, envoy_cannot_tell(&envoy, domain.folder.path(), &matches), "{matches}: {nack}");
+        alike += usize::from(ours);
+    }
+    assert!(alike > 5, "{alike}");
 }
 
 #[test]

@@ -3,12 +3,15 @@
 
 pub mod config;
 mod follow;
+pub mod joining;
+mod pages;
 mod probe;
 mod state;
 mod views;
 
 use std::io;
 use std::net::SocketAddr;
+use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -16,14 +19,21 @@ use isthmus_certs::trust::LoadError;
 use isthmus_certs::{ConfigError, Peer, Server, SpiffeId, Trust};
 use tokio::net::TcpListener;
 use tokio::sync::Notify;
-use tokio::task::{JoinError, JoinSet};
+use tokio::task::JoinError;
 use tonic::service::Routes;
 
+use crate::admin;
 use crate::ads::service::Discovery;
+use crate::envoy::Adapter;
+use crate::join;
+use crate::registry::registered::kept::Kept;
+use crate::registry::store::{FileStore, StoreError};
 use crate::serve::serve;
 
 use config::Settings;
-use follow::follow;
+use follow::federate;
+use joining::context;
+use pages::Told;
 use probe::probe;
 use state::{State, abroad_to};
 use views::Views;
@@ -32,14 +42,24 @@ use views::Views;
 pub const SLICE: &str = "type.googleapis.com/isthmus.v1.ServiceSlice";
 /// How often the registry is looked at.
 const PACE: Duration = Duration::from_millis(50);
+/// How often who announced itself is kept for a restart.
+const KEEP: Duration = Duration::from_secs(1);
 
 /// An agent that is bound, and not running yet.
 pub struct Agent {
     settings: Arc<Settings>,
-    listener: TcpListener,
+    sockets: Sockets,
     tls: Arc<Server>,
     trust: Trust,
     state: Arc<Mutex<State>>,
+    registered: Option<Kept>,
+}
+
+/// What it listens on.
+struct Sockets {
+    xds: TcpListener,
+    admin: TcpListener,
+    join: Option<TcpListener>,
 }
 
 impl std::fmt::Debug for Agent {
@@ -85,6 +105,15 @@ pub enum Error {
     /// What is kept for a restart cannot be read or written.
     #[error("state: {0}; the directory must be the agent's own")]
     Kept(io::Error),
+    /// The state directory cannot be used.
+    #[error("state: {0}")]
+    Store(StoreError),
+    /// What is said to who joins is of no use.
+    #[error("join: {0}")]
+    Join(String),
+    /// The admin port ended.
+    #[error("admin: {0}")]
+    Admin(io::Error),
     /// A part of it broke.
     #[error("a part of the agent ended: {0}")]
     Broken(JoinError),
@@ -110,69 +139,124 @@ impl Agent {
             .iter()
             .map(|gateway| SpiffeId::gateway(domain, settings.cluster.as_str(), &gateway.name))
             .collect();
-        let views = Views::new(gateways?);
+        let views = Views::new(gateways?, adapter(&settings));
         for peer in &settings.peers {
             views.add(&peer.domain, &peer.cluster, abroad_to(&settings, peer));
         }
         let settings = Arc::new(settings);
-        let state = State::new(Arc::clone(&settings), Arc::new(views)).map_err(Error::Kept)?;
+        let mut state = State::new(Arc::clone(&settings), Arc::new(views)).map_err(Error::Kept)?;
+        let registered = match &settings.state {
+            Some(folder) => Some(restore(folder, &mut state).await?),
+            None => None,
+        };
+        let join = match &settings.join {
+            Some(join) => Some(listen(join.address).await?),
+            None => None,
+        };
+        let sockets =
+            Sockets { xds: listen(settings.address).await?, admin: listen(settings.admin).await?, join };
         let tls = Arc::new(Server::new(trust.clone(), Peer::Trusted, &[b"h2"])?);
-        let address = settings.address;
-        let listener = TcpListener::bind(address).await.map_err(|cause| Error::Bind { address, cause })?;
-        Ok(Agent { settings, listener, tls, trust, state: Arc::new(Mutex::new(state)) })
+        Ok(Agent { settings, sockets, tls, trust, state: Arc::new(Mutex::new(state)), registered })
     }
 
-    /// Where it serves, with the port that was bound.
+    /// What it listens on, with the ports that were bound: `xds`, `admin`, `join`.
     ///
     /// # Errors
     /// The kernel does not say.
-    pub fn address(&self) -> io::Result<SocketAddr> {
-        self.listener.local_addr()
+    pub fn addresses(&self) -> io::Result<Vec<(&'static str, SocketAddr)>> {
+        let Sockets { xds, admin, join } = &self.sockets;
+        let all = [("xds", Some(xds)), ("admin", Some(admin)), ("join", join.as_ref())];
+        all.into_iter().filter_map(|(name, socket)| Some(socket?.local_addr().map(|at| (name, at)))).collect()
     }
 
     /// Follows the registry and the peers, and serves, until it is dropped.
     ///
     /// # Errors
-    /// The system gave no thread.
+    /// A part of it could not go on.
     pub async fn run(self) -> Result<(), Error> {
-        let _files = self.trust.watch(self.settings.trust.clone()).map_err(Error::Thread)?;
+        let Agent { settings, sockets, tls, trust, state, registered } = self;
+        let _files = trust.watch(settings.trust.clone()).map_err(Error::Thread)?;
         let waiting = Arc::new(Notify::new());
         // The registry is read as a whole before anybody is served.
-        self.look(&waiting);
-        let mut tasks = JoinSet::new();
-        for peer in self.settings.peers.clone() {
-            let (own, trust) = (self.settings.cluster.clone(), self.trust.clone());
-            tasks.spawn(follow(own, peer, trust, Arc::clone(&self.state)));
-        }
-        let probes = probe(Arc::clone(&self.state), Arc::clone(&waiting));
-        let views = Arc::clone(&self.state().views);
+        look(&state, &waiting);
+        let told = Arc::new(Told { settings: Arc::clone(&settings), state: Arc::clone(&state) });
+        let views = Arc::clone(&locked(&state).views);
         let routes = Routes::new(Discovery::service(views));
-        let Agent { settings: _, listener, tls, trust: _, state: _ } = &self;
+        let context = sockets.join.as_ref().map(|_| context(&settings, trust.clone())).transpose()?;
         tokio::select! {
-            () = serve(listener, Arc::clone(tls), routes) => {}
-            () = self.keep_looking(&waiting) => {}
-            () = probes => {}
-            Some(ended) = tasks.join_next() => ended.map_err(Error::Broken)??,
-        }
-        Ok(())
-    }
-
-    async fn keep_looking(&self, waiting: &Notify) {
-        let mut pace = tokio::time::interval(PACE);
-        loop {
-            pace.tick().await;
-            self.look(waiting);
-            self.state().expire(Instant::now());
+            () = serve(&sockets.xds, tls, routes) => Ok(()),
+            served = admin::serve(sockets.admin, told, admin::Limits::default()) => served.map_err(Error::Admin),
+            () = welcome(sockets.join, context) => Ok(()),
+            () = keep_looking(&state, &waiting) => Ok(()),
+            () = keep(registered, &state) => Ok(()),
+            () = probe(Arc::clone(&state), Arc::clone(&waiting)) => Ok(()),
+            ended = federate(settings, trust, Arc::clone(&state)) => ended,
         }
     }
+}
 
-    fn look(&self, waiting: &Notify) {
-        if self.state().look(Instant::now()) {
-            waiting.notify_one();
+/// Serves those who join by a token, if there is a place for it.
+async fn welcome(socket: Option<TcpListener>, context: Option<join::Context>) {
+    match (socket, context) {
+        (Some(socket), Some(context)) => join::serve(socket, Arc::new(context)).await,
+        _ => std::future::pending().await,
+    }
+}
+
+async fn listen(address: SocketAddr) -> Result<TcpListener, Error> {
+    TcpListener::bind(address).await.map_err(|cause| Error::Bind { address, cause })
+}
+
+fn adapter(settings: &Settings) -> Option<Adapter> {
+    let envoys =
+        || settings.gateways.iter().filter_map(|gateway| Some((gateway.name.clone(), gateway.envoy?)));
+    let (_, address) = envoys().next()?;
+    let names = envoys().map(|(name, _)| name).collect();
+    Some(Adapter::new(settings.cluster.clone(), names, address))
+}
+
+/// The instances that had announced themselves before a restart.
+async fn restore(folder: &Path, state: &mut State) -> Result<Kept, Error> {
+    let store = FileStore::open(folder).map_err(Error::Store)?;
+    let (kept, registered, problems) =
+        Kept::load(Arc::new(store), Instant::now()).await.map_err(Error::Store)?;
+    for problem in problems {
+        tracing::error!("{problem}");
+    }
+    state.registered = registered;
+    Ok(kept)
+}
+
+/// Keeps who announces itself for a restart.
+async fn keep(registered: Option<Kept>, state: &Mutex<State>) {
+    let Some(mut kept) = registered else { return std::future::pending().await };
+    let mut pace = tokio::time::interval(KEEP);
+    loop {
+        pace.tick().await;
+        let draft = kept.draft(&locked(state).registered);
+        if let Some(draft) = draft
+            && let Err(error) = kept.save(draft).await
+        {
+            tracing::error!(%error, "who has announced itself cannot be kept for a restart");
         }
     }
+}
 
-    fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+async fn keep_looking(state: &Mutex<State>, waiting: &Notify) {
+    let mut pace = tokio::time::interval(PACE);
+    loop {
+        pace.tick().await;
+        look(state, waiting);
+        locked(state).expire(Instant::now());
     }
+}
+
+fn look(state: &Mutex<State>, waiting: &Notify) {
+    if locked(state).look(Instant::now()) {
+        waiting.notify_one();
+    }
+}
+
+fn locked(state: &Mutex<State>) -> MutexGuard<'_, State> {
+    state.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -1,14 +1,20 @@
 //! The command line of the agent: what there is to say, and which code it exits with.
 
+use std::fmt::Write as _;
 use std::io::{self, IsTerminal as _, Write as _};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::Context as _;
 use clap::{CommandFactory as _, Parser, Subcommand};
 use clap_complete::Shell;
-use isthmus_xds::agent::{Agent, config};
+use isthmus_certs::Trust;
+use isthmus_xds::agent::{Agent, config, joining};
+use isthmus_xds::cli::ask::{Question, ask};
 use isthmus_xds::config::Problems;
+use isthmus_xds::join;
+use isthmus_xds::join::cli::{JoinArgs, TokenCommand};
+use tokio::runtime::Runtime;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 
@@ -50,6 +56,14 @@ Examples:
         #[arg(long, conflicts_with = "config")]
         schema: bool,
     },
+    /// Tokens with which other clusters join this one
+    #[command(subcommand)]
+    Token(TokenCommand),
+    /// Join the cluster that made a token
+    #[command(after_help = join::cli::JOIN_HELP)]
+    Join(JoinArgs),
+    #[command(flatten)]
+    Ask(Question),
     /// Print a completion script
     #[command(
         after_help = "Example:\n  isthmus-agent completions bash > /etc/bash_completion.d/isthmus-agent"
@@ -64,6 +78,18 @@ fn main() -> ExitCode {
     let outcome = match Cli::parse().command {
         Command::Run { config } => run(&config),
         Command::Check { config, schema: _ } => check(config),
+        Command::Token(TokenCommand::Create(token)) => settled(&token.config, |settings, context| {
+            Ok(token.run(context, joining::meeting_place(settings)?)?)
+        }),
+        Command::Token(TokenCommand::List(tokens)) => {
+            settled(&tokens.config, |_, context| Ok(tokens.run(context)?))
+        }
+        Command::Join(token) => {
+            settled(&token.config, |_, context| Ok(Runtime::new()?.block_on(token.run(context))?))
+        }
+        Command::Ask(question) => {
+            ask(&question).map_err(Into::into).and_then(|answer| say(&format!("{answer:#}")))
+        }
         Command::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "isthmus-agent", &mut script);
@@ -94,7 +120,18 @@ fn check(file: Option<PathBuf>) -> anyhow::Result<()> {
     ))
 }
 
-fn run(file: &std::path::Path) -> anyhow::Result<()> {
+/// Does something with what an agent's file says of joining, and prints what comes of it.
+fn settled(
+    file: &Path,
+    run: impl FnOnce(&config::Settings, &join::Context) -> anyhow::Result<String>,
+) -> anyhow::Result<()> {
+    let settings = config::load(file)?;
+    let trust = Trust::load(&settings.trust).context("trust")?;
+    let context = joining::context(&settings, trust)?;
+    say(&run(&settings, &context)?)
+}
+
+fn run(file: &Path) -> anyhow::Result<()> {
     start_log();
     let settings = config::load(file)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
@@ -102,8 +139,12 @@ fn run(file: &std::path::Path) -> anyhow::Result<()> {
         let agent = Agent::bind(settings).await?;
         let mut terminate = signal(SignalKind::terminate())?;
         let mut interrupt = signal(SignalKind::interrupt())?;
+        let mut announced = String::new();
+        for (name, address) in agent.addresses()? {
+            writeln!(announced, "listening {name} address={address}")?;
+        }
         // Nobody reading standard error is no reason to stop serving.
-        let _unread = writeln!(io::stderr(), "listening xds address={}\nready", agent.address()?);
+        let _unread = writeln!(io::stderr(), "{announced}ready");
         tokio::select! {
             ended = agent.run() => Ok(ended?),
             Some(()) = terminate.recv() => Ok(()),

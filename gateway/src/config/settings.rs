@@ -77,21 +77,22 @@ pub struct Live {
 
 /// Who gives a gateway services.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Xds {
-    /// Agents of its cluster.
-    Agents(Agents),
-    /// A foreign control plane.
-    ControlPlane(ControlPlane),
-}
-
-/// Agents of a gateway's cluster.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Agents {
-    /// Where they are, in the order in which they are tried; at least one.
-    pub addresses: Vec<Target>,
+pub struct Xds {
+    /// Whom to follow.
+    #[serde(flatten)]
+    pub source: Source,
     /// Where the last tables are kept, if anywhere.
     pub state: Option<PathBuf>,
+}
+
+/// Whom a gateway follows.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Source {
+    /// Agents of its cluster, in the order in which they are tried; at least one.
+    Agents(Vec<Target>),
+    /// A foreign control plane.
+    ControlPlane(ControlPlane),
 }
 
 /// A control plane of Listeners, Clusters and ClusterLoadAssignments.

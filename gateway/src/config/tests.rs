@@ -7,7 +7,7 @@ use isthmus_xds::config::problem::Report;
 use isthmus_xds::config::{registry_file, yaml};
 use proptest::prelude::*;
 
-use super::settings::{Balance, Known, ServiceTimeouts, Settings, Target, Xds};
+use super::settings::{Balance, Known, ServiceTimeouts, Settings, Source, Target};
 use super::{Problems, load, parse, schema};
 
 const DOCUMENT: &str = include_str!("../../../docs/configuration.md");
@@ -116,7 +116,8 @@ fn every_yaml_block_of_the_documentation_loads() {
     assert_eq!(service.endpoints[0].instance.as_ref().unwrap().as_str(), "productpage-0");
     assert!(matches!(&service.endpoints[1].address, Target::Name { port: 9080, .. }));
     assert_eq!(every.fixed.node.locality.sub_zone, "rack-7");
-    let Some(Xds::ControlPlane(plane)) = blocks.next().unwrap().fixed.xds else { panic!("a control plane") };
+    let xds = blocks.next().unwrap().fixed.xds.unwrap();
+    let Source::ControlPlane(plane) = xds.source else { panic!("a control plane") };
     assert_eq!(plane.port, 15443);
     assert!(matches!(&plane.server, Known::Name(name) if name.as_str() == "istiod.istio-system.svc"));
     assert_eq!(plane.metadata["LABELS"]["istio"], "eastwestgateway");
@@ -128,7 +129,10 @@ fn services_come_from_agents_or_from_a_control_plane_that_is_known() {
         with_listener(&format!("trust: {{certificate: a, key: b, bundles: c}}\nxds: {{{rest}}}\n"))
     };
     let shown = |rest: &str| serde_json::to_value(good(&xds(rest)).fixed.xds).unwrap();
-    assert_eq!(shown("agents: ['10.0.0.1:15012']"), serde_json::json!({ "agents": ["10.0.0.1:15012"] }));
+    assert_eq!(
+        shown("agents: ['10.0.0.1:15012']"),
+        serde_json::json!({ "agents": ["10.0.0.1:15012"], "state": null })
+    );
     assert_eq!(
         shown(
             "control_plane: {addresses: ['a.b:1'], identity: 'spiffe://d/x', node_id: me, metadata: {A: [1, {b: ~}]}}"
@@ -136,12 +140,16 @@ fn services_come_from_agents_or_from_a_control_plane_that_is_known() {
         serde_json::json!({ "control_plane": {
             "addresses": [{ "host": "a.b", "port": 1 }], "identity": "spiffe://d/x", "port": 15443, "node_id": "me",
             "metadata": { "A": [1, { "b": null }] },
-        }})
+        }, "state": null })
     );
     bad(&xds(""), &["3:6: xds has no agents; add 'agents: [ADDRESS:15012]'"]);
     bad(
         &xds("agents: ['10.0.0.1:1'], control_plane: {addresses: ['a:1'], tls_name: a}"),
         &["3:6: xds has agents and a control_plane; remove one of them"],
+    );
+    bad(
+        &xds("state: s, control_plane: {addresses: ['a:1'], tls_name: a}"),
+        &["3:14: xds.state: the tables of a control_plane are not kept yet; remove it"],
     );
     bad(
         &xds("control_plane: {port: 0}"),

@@ -1,4 +1,4 @@
-//! How it stands with the agent that this gateway follows: for status and metrics.
+//! How it stands with the agent, or the control plane, that this gateway follows: for status and metrics.
 
 use std::time::SystemTime;
 
@@ -16,9 +16,9 @@ pub struct Following {
     pub since: SystemTime,
     /// Why it does not answer.
     pub error: Option<String>,
-    /// Slices in the tables.
+    /// Slices in the tables; services, if a foreign control plane gave them.
     pub slices: usize,
-    /// Slices that were refused, ever.
+    /// Slices, or the control plane's resources, that were refused, ever.
     pub refusals: u64,
     /// The last of them, and why.
     pub refusal: Option<String>,
@@ -35,6 +35,16 @@ impl Following {
             refusals: 0,
             refusal: None,
         }
+    }
+
+    /// This one answers, or it does not, and why.
+    pub(crate) fn contact(&mut self, agent: &str, lost: Option<&str>) {
+        if self.connected == lost.is_some() || self.agent.is_none() {
+            self.since = SystemTime::now();
+        }
+        self.agent = Some(agent.to_owned());
+        self.connected = lost.is_none();
+        self.error = lost.map(str::to_owned);
     }
 
     pub(crate) fn refused(&mut self, refused: &[Refused]) {

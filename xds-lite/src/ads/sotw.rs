@@ -40,6 +40,8 @@ pub struct Stream {
     scope: Scope,
     has_begun: bool,
     subscription: Subscription,
+    /// What the client has let go of in a request that was ignored: wanted again, it is wanted anew.
+    let_go: BTreeSet<String>,
     /// Of the view's changes, those up to here are sent or owed.
     position: Position,
     /// What the next response must hold, whether it changes or not.
@@ -79,6 +81,7 @@ impl Stream {
             scope,
             has_begun: false,
             subscription: Subscription::default(),
+            let_go: BTreeSet::new(),
             position: 0,
             owed: BTreeSet::new(),
             due: false,
@@ -89,10 +92,11 @@ impl Stream {
         }
     }
 
-    /// Takes a request of the client. One that answers another response than the last is ignored: the client
-    /// answers that one, too, with all that it wants by then.
+    /// Takes a request of the client. One that answers another response than the last is ignored, but for what
+    /// it lets go of: the client answers the last one, too, with all that it wants by then.
     pub fn request(&mut self, request: &DiscoveryRequest, view: &View) {
         if self.has_begun && request.response_nonce != self.nonce {
+            self.let_go_of_all_but(&request.resource_names);
             return;
         }
         if std::mem::take(&mut self.in_flight) {
@@ -124,9 +128,17 @@ impl Stream {
         Subscription::Names(names.iter().cloned().collect())
     }
 
+    /// A whole response has in any case all that is wanted by then.
+    fn let_go_of_all_but(&mut self, names: &[String]) {
+        if let (Scope::Named, Subscription::Names(wanted)) = (self.scope, &self.subscription) {
+            let names: BTreeSet<_> = names.iter().collect();
+            self.let_go.extend(wanted.iter().filter(|name| !names.contains(name)).cloned());
+        }
+    }
+
     /// A name that is wanted anew is sent, and that it is absent is said, where a response is whole.
     fn owe_what_is_new(&mut self, before: &Subscription, view: &View) {
-        let (owed, due) = (&mut self.owed, &mut self.due);
+        let (owed, due, let_go) = (&mut self.owed, &mut self.due, std::mem::take(&mut self.let_go));
         let mut owe = |name: &str| {
             *due |= self.scope == Scope::Whole;
             if view.get(name).is_some() {
@@ -139,7 +151,8 @@ impl Stream {
                 view.iter().filter(|(name, _)| !before.wants(name)).for_each(|(name, _)| owe(name));
             }
             Subscription::Names(names) => {
-                names.iter().filter(|name| !before.wants(name)).for_each(|name| owe(name));
+                let is_new = |name: &&String| !before.wants(name) || let_go.contains(*name);
+                names.iter().filter(is_new).for_each(|name| owe(name));
             }
         }
     }

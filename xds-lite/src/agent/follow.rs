@@ -1,25 +1,73 @@
 //! Following another cluster's agent: what it offers goes into the state, what it refuses stays out.
 
+use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use isthmus_certs::{Client as Tls, IdPattern, Peer as Expected, Trust};
 
+use tokio::task::JoinSet;
+
 use crate::ads::client::{Client, Refused, Update};
 use crate::ads::subscribe::{Contact, Subscription, Tables};
+use crate::join::{self, peers};
 use crate::proto::envoy::config::core::v3::Node;
 use crate::slice::Cluster;
 
-use super::config::Peer;
-use super::state::State;
+use super::config::{Peer, Settings};
+use super::state::{State, abroad_to};
 use super::{Error, SLICE};
 
-/// Follows a peer until it is dropped.
-pub(super) async fn follow(
-    own: Cluster,
-    peer: Peer,
+/// How often it is looked for clusters that have joined.
+const PACE: Duration = Duration::from_secs(1);
+
+/// Follows every peer, of the file and those that join while this runs.
+pub(super) async fn federate(
+    settings: Arc<Settings>,
     trust: Trust,
     state: Arc<Mutex<State>>,
 ) -> Result<(), Error> {
+    let mut tasks = JoinSet::new();
+    let begin = |tasks: &mut JoinSet<_>, peer: Peer| {
+        tasks.spawn(follow(settings.cluster.clone(), peer, trust.clone(), Arc::clone(&state)));
+    };
+    settings.peers.iter().for_each(|peer| begin(&mut tasks, peer.clone()));
+    let mut known: BTreeSet<_> = settings.peers.iter().map(|peer| peer.cluster.clone()).collect();
+    let mut pace = tokio::time::interval(PACE);
+    let mut unread = None;
+    loop {
+        tokio::select! {
+            _ = pace.tick() => {}
+            Some(ended) = tasks.join_next() => ended.map_err(Error::Broken)??,
+        }
+        let joined = match settings.state.as_deref().map(peers).unwrap_or(Ok(Vec::new())) {
+            Ok(joined) => joined,
+            Err(error) => {
+                let why = error.to_string();
+                if unread.as_ref() != Some(&why) {
+                    tracing::error!("{why}");
+                }
+                unread = Some(why);
+                continue;
+            }
+        };
+        for peer in joined.into_iter().map(as_peer).filter(|peer| known.insert(peer.cluster.clone())) {
+            tracing::info!(peer = %peer.cluster, "has joined");
+            let mut state = state.lock().unwrap_or_else(PoisonError::into_inner);
+            state.views.add(&peer.domain, &peer.cluster, abroad_to(&settings, &peer));
+            state.add_peer(&peer).map_err(Error::Kept)?;
+            begin(&mut tasks, peer);
+        }
+    }
+}
+
+fn as_peer(joined: join::Peer) -> Peer {
+    let join::Introduction { party, network, address, gateways: _ } = joined.introduction;
+    Peer { cluster: party.cluster, address, domain: party.trust_domain, network: Some(network) }
+}
+
+/// Follows a peer until it is dropped.
+async fn follow(own: Cluster, peer: Peer, trust: Trust, state: Arc<Mutex<State>>) -> Result<(), Error> {
     let agents = IdPattern::parse(&format!("{}/isthmus/{}/agent/*", peer.domain.id(), peer.cluster))?;
     let tls = Tls::new(trust, Expected::Matching(vec![agents]), &[b"h2"])?;
     let node = Node {

@@ -9,13 +9,18 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use serde::Serialize;
 
-use crate::ads::client::{Refused, Update};
+use crate::ads::client::{self, Update};
+use crate::ads::shared::Follower;
 use crate::config::services::Service;
 use crate::host::HostPattern;
 use crate::imports::{Consent, Imports, Verdict};
 use crate::kept::Kept;
 use crate::proofs::{Proof, Proofs, Subject};
 use crate::registry::files::Files;
+use crate::registry::registered::lease::LeaseId;
+use crate::registry::registered::registration::Registration;
+use crate::registry::registered::{Lease, Refused, Registered};
+use crate::registry::source::{Snapshot, Source as _, merge};
 use crate::registry::{Abroad, Own, Terms, abroad, export_of, offers};
 use crate::slice::{Cluster, Gateway, Slice, version};
 
@@ -27,8 +32,11 @@ pub(super) struct State {
     settings: Arc<Settings>,
     pub(super) views: Arc<Views>,
     files: Files,
-    problems: Vec<String>,
-    services: BTreeMap<HostPattern, Vec<Service>>,
+    /// What the files had at the last change: what registrations must agree with.
+    filed: Vec<Service>,
+    pub(super) registered: Registered,
+    pub(super) problems: Vec<String>,
+    pub(super) services: BTreeMap<HostPattern, Vec<Service>>,
     gateways: Vec<(String, Vec<Gateway>)>,
     own: Own,
     pub(super) proofs: Proofs,
@@ -79,6 +87,8 @@ impl State {
         });
         let mut state = State {
             files: Files::new(settings.registry.clone()),
+            filed: Vec::new(),
+            registered: Registered::default(),
             problems: Vec::new(),
             services: BTreeMap::new(),
             gateways: gateways.collect(),
@@ -91,6 +101,8 @@ impl State {
             views,
             settings: Arc::clone(&settings),
         };
+        let before: Vec<_> = state.own.slices().cloned().collect();
+        state.publish(&before);
         for peer in &settings.peers {
             state.add_peer(peer)?;
         }
@@ -131,10 +143,13 @@ impl State {
 
     /// Looks at the registry; a change goes out at once. Says whether an endpoint waits to be seen.
     pub(super) fn look(&mut self, now: Instant) -> bool {
-        if !self.files.look() {
+        let (files, registered) = (self.files.changed(now), self.registered.changed(now));
+        if !files && !registered {
             return false;
         }
-        let (services, problems) = self.files.services();
+        let filed = self.files.snapshot();
+        self.filed.clone_from(&filed.services);
+        let Snapshot { services, problems } = merge([filed, self.registered.snapshot()]);
         for problem in problems.iter().filter(|problem| !self.problems.contains(problem)) {
             tracing::error!("{problem}");
         }
@@ -147,6 +162,16 @@ impl State {
         let waits = self.proofs.want(wanted, now);
         self.offer();
         waits
+    }
+
+    /// Takes a VM's word for itself.
+    pub(super) fn register(
+        &mut self,
+        registration: Registration,
+        id: LeaseId,
+        now: Instant,
+    ) -> Result<Lease, Refused> {
+        self.registered.register(registration, &self.filed, id, now)
     }
 
     /// Endpoints that are to be exported and have to be seen first.
@@ -164,7 +189,23 @@ impl State {
         })
     }
 
-    fn terms<'a>(
+    /// Everything that the own cluster offers.
+    pub(super) fn own(&self) -> impl Iterator<Item = &Slice> {
+        self.own.slices()
+    }
+
+    /// What the own cluster offers under a host.
+    pub(super) fn offer_of(&self, host: &HostPattern) -> Option<&Slice> {
+        self.own.get(host)
+    }
+
+    /// Who follows which view.
+    pub(super) fn followers(&self) -> BTreeMap<&'static str, Vec<Follower>> {
+        let peers = self.views.peers.values().flat_map(|shared| shared.all()).collect();
+        BTreeMap::from([("gateways", self.views.gateways.all()), ("peers", peers)])
+    }
+
+    pub(super) fn terms<'a>(
         &'a self,
         demands: &'a dyn Fn(&HostPattern, &crate::config::address::Target) -> bool,
     ) -> Terms<'a> {
@@ -209,15 +250,23 @@ impl State {
                 changed.iter().try_for_each(|slice| kept.set(&slice.key.to_string(), &slice.encode()));
             report(outcome, "own.slices");
         }
+        self.publish(&changed);
+    }
+
+    /// Own slices go to everybody who may see them.
+    fn publish(&mut self, slices: &[Slice]) {
         self.views.gateways.change(|view| {
-            for slice in &changed {
+            for slice in slices {
                 view.set(&slice.key.to_string(), slice.encode());
             }
         });
-        for (to, shared) in &self.views.peers {
-            shared.change(|view| changed.iter().for_each(|slice| show(view, &abroad(slice, *to))));
+        if let Some(envoys) = &self.views.envoys {
+            envoys.change(slices);
         }
-        changed.iter().for_each(|slice| self.imports.own(slice));
+        for (to, shared) in &self.views.peers {
+            shared.change(|view| slices.iter().for_each(|slice| show(view, &abroad(slice, *to))));
+        }
+        slices.iter().for_each(|slice| self.imports.own(slice));
         self.pass_on();
     }
 
@@ -240,7 +289,7 @@ impl State {
     }
 
     /// Takes what a peer's agent sent, but for what is refused.
-    pub(super) fn take(&mut self, from: &Cluster, update: &Update) -> Vec<Refused> {
+    pub(super) fn take(&mut self, from: &Cluster, update: &Update) -> Vec<client::Refused> {
         let mut refused = Vec::new();
         let mut outcome = Ok(());
         for resource in &update.resources {
@@ -252,7 +301,7 @@ impl State {
                 }
                 Err(why) => {
                     tracing::warn!(peer = %from, slice = ?resource.name, %why, "a slice was refused");
-                    refused.push(Refused { name: resource.name.clone(), why });
+                    refused.push(client::Refused { name: resource.name.clone(), why });
                 }
             }
         }

@@ -9,6 +9,7 @@ use tonic::Status;
 
 use crate::ads::service::Directory;
 use crate::ads::shared::Shared;
+use crate::envoy::Adapter;
 use crate::registry::Abroad;
 use crate::slice::Cluster;
 
@@ -20,6 +21,8 @@ pub(super) struct Views {
     pub(super) gateways: Arc<Shared>,
     /// What other clusters see.
     pub(super) peers: BTreeMap<Abroad, Arc<Shared>>,
+    /// What stock Envoys of the cluster see, if there are any.
+    pub(super) envoys: Option<Adapter>,
     members: RwLock<Members>,
     unheard: Arc<RwLock<HashSet<Cluster>>>,
 }
@@ -37,7 +40,7 @@ struct Member {
 }
 
 impl Views {
-    pub(super) fn new(gateways: HashSet<SpiffeId>) -> Views {
+    pub(super) fn new(gateways: HashSet<SpiffeId>, envoys: Option<Adapter>) -> Views {
         let unheard: Arc<RwLock<HashSet<Cluster>>> = Arc::default();
         let silent = Arc::clone(&unheard);
         // What the registry does not have is gone: it is read as a whole before anybody is served. What a peer
@@ -51,6 +54,7 @@ impl Views {
         Views {
             gateways: Arc::new(Shared::new(is_gone)),
             peers: kinds.map(|kind| (kind, Arc::new(Shared::new(|_| true)))).into(),
+            envoys,
             members: RwLock::new(Members { gateways, peers: Vec::new() }),
             unheard,
         }
@@ -82,10 +86,16 @@ impl Directory for Views {
                 "{peer} is neither one of this cluster's gateways nor the agent of a peer; list it under `gateways:` or `peers:` of this agent"
             )));
         }
-        let shared = sees.map_or(Some(&self.gateways), |sees| self.peers.get(&sees));
-        match (type_url, shared) {
-            (SLICE, Some(shared)) => Ok(Arc::clone(shared)),
-            _ => Err(Status::unimplemented("only service slices are served here")),
-        }
+        let shared = match (type_url, sees) {
+            (SLICE, None) => Some(Arc::clone(&self.gateways)),
+            (SLICE, Some(sees)) => self.peers.get(&sees).map(Arc::clone),
+            (_, None) => self.envoys.as_ref().and_then(|envoys| envoys.view(type_url)),
+            (_, Some(_)) => None,
+        };
+        shared.ok_or_else(|| {
+            Status::unimplemented(
+                "service slices are served here; Listeners, Clusters and assignments only where `gateways:` of the agent says where an `envoy` listens",
+            )
+        })
     }
 }

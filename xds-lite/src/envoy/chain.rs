@@ -64,7 +64,7 @@ pub(super) fn upstreams(
             ));
             continue;
         }
-        let endpoints = reachable(host, port, &mut wrong);
+        let endpoints = reachable(host, offer, port, &mut wrong);
         let names = names(host, offer, port);
         if names.iter().all(Vec::is_empty) {
             wrong.push(format!(
@@ -79,17 +79,23 @@ pub(super) fn upstreams(
     (found, wrong)
 }
 
-/// Those whose address is known; Envoy's endpoint discovery takes no names.
-fn reachable<'a>(host: &HostPattern, port: &'a Port, wrong: &mut Vec<String>) -> Vec<At<'a>> {
+/// Those whose address is known, and that are no gateway: a connection would come back.
+fn reachable<'a>(host: &HostPattern, offer: &Offer, port: &'a Port, wrong: &mut Vec<String>) -> Vec<At<'a>> {
     let mut found = Vec::new();
     for endpoint in port.endpoints.iter().filter(|endpoint| serves(endpoint, port)) {
-        match endpoint.address {
-            Target::Address(address) => found.push(At { address, endpoint }),
-            Target::Name { .. } => wrong.push(format!(
-                "{host} port {}: endpoint {} is left out of Envoy's tables: Envoy's endpoint discovery takes no names; register its address",
-                port.number, endpoint.address
-            )),
-        }
+        let is_gateway = offer.gateways.iter().any(|gateway| gateway.address == endpoint.address);
+        let why = match endpoint.address {
+            Target::Address(address) if !is_gateway => {
+                found.push(At { address, endpoint });
+                continue;
+            }
+            Target::Address(_) => "it is a gateway of this cluster; register who serves behind it",
+            Target::Name { .. } => "Envoy's endpoint discovery takes no names; register its address",
+        };
+        wrong.push(format!(
+            "{host} port {}: endpoint {} is left out of Envoy's tables: {why}",
+            port.number, endpoint.address
+        ));
     }
     found
 }

@@ -10,7 +10,7 @@ use crate::proto::envoy::config::cluster::v3 as cds;
 use crate::proto::envoy::config::core::v3::HealthStatus;
 use crate::proto::envoy::config::endpoint::v3 as eds;
 use crate::proto::envoy::config::listener::v3 as lds;
-use crate::slice::{Endpoint, Health, Key, Offer, Order, Port, Staleness, Tls};
+use crate::slice::{Endpoint, Gateway, Health, Key, Offer, Order, Port, Staleness, Tls};
 
 fn endpoint(address: &str) -> Endpoint {
     Endpoint {
@@ -241,6 +241,9 @@ fn what_envoy_cannot_be_told_is_left_out_alone_and_said() {
     let endpoints = &mut mixed.offer.as_mut().unwrap().ports[0].endpoints;
     endpoints.extend([endpoint("vm.example:443"), endpoint("10.0.0.2:443")]);
     endpoints[2].tls = Some(Tls::Terminated);
+    let own = Gateway { address: "10.0.0.99:15443".parse().unwrap(), locality: Locality::default() };
+    endpoints.push(endpoint("10.0.0.99:15443"));
+    mixed.offer.as_mut().unwrap().gateways = vec![own];
     let mut suffix = simple("east/*.apps", "10.0.0.1:443");
     let mut second = port(444, vec![]);
     second.bare = false;
@@ -252,9 +255,12 @@ fn what_envoy_cannot_be_told_is_left_out_alone_and_said() {
         eds::ClusterLoadAssignment::decode(bytes(&adapter, ENDPOINTS, "outbound_.443_._.mixed.b")).unwrap();
     assert_eq!(left.endpoints[0].lb_endpoints.len(), 1);
     let problems = adapter.problems().join("\n");
-    for said in
-        ["plain.b port 443 is left out", "endpoint vm.example:443 is left out", "*.apps port 444 is left out"]
-    {
+    for said in [
+        "plain.b port 443 is left out",
+        "endpoint vm.example:443 is left out",
+        "endpoint 10.0.0.99:15443 is left out",
+        "*.apps port 444 is left out",
+    ] {
         assert!(problems.contains(said), "{problems}");
     }
 }

@@ -48,7 +48,7 @@ pub(super) struct Endpoint {
 }
 
 /// What the control plane knows of an endpoint.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Health {
     Good,
     /// Only when none is good.

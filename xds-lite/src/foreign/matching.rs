@@ -1,7 +1,7 @@
 //! Which clients a filter chain is for: its names, protocols and sources; and whether two chains of a Listener
 //! are for the same ones, which Envoy refuses. Not what the chain does with them.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
@@ -142,20 +142,26 @@ pub(super) fn read(chain: &FilterChain) -> Result<Matching, String> {
     Ok(Matching { names: names(chain), alpn: rules.application_protocols.clone(), sources })
 }
 
-/// A range as Envoy reads it: bits behind the prefix do not count. An IPv4-mapped range is the IPv4 range.
+/// A range as Envoy reads it: bits behind the prefix do not count. An IPv4-mapped range is the IPv4 range, as
+/// such addresses are.
 pub(super) fn net(range: &CidrRange) -> Result<IpNet, String> {
+    let net = as_written(range)?;
+    if let IpNet::V6(v6) = net
+        && let Some(mapped) = v6.addr().to_ipv4_mapped()
+        && let Some(length) = v6.prefix_len().checked_sub(96)
+        && let Ok(net) = IpNet::new(mapped.into(), length)
+    {
+        return Ok(net);
+    }
+    Ok(net)
+}
+
+fn as_written(range: &CidrRange) -> Result<IpNet, String> {
     let length = range.prefix_len.unwrap_or(0);
     let wrong = || format!("{}/{length} is no range of addresses", shown(&range.address_prefix));
     let address: IpAddr = range.address_prefix.parse().map_err(|_| wrong())?;
     let length = u8::try_from(length).map_err(|_| wrong())?;
-    let net = IpNet::new(address, length).map_err(|_| wrong())?.trunc();
-    if let IpNet::V6(v6) = net
-        && let Some(mapped) = v6.addr().to_ipv4_mapped()
-        && let Some(length) = length.checked_sub(96)
-    {
-        return IpNet::new(mapped.into(), length).map_err(|_| wrong());
-    }
-    Ok(net)
+    IpNet::new(address, length).map(|net| net.trunc()).map_err(|_| wrong())
 }
 
 /// One way to meet a chain's match.
@@ -173,7 +179,8 @@ struct Way<'a> {
     source_port: Option<u32>,
 }
 
-/// Two chains of a Listener, by position, that are for the same clients in some way.
+/// Two chains of a Listener, by position, that are for the same clients in some way. It may be one, which says
+/// something twice: Envoy takes no such Listener either.
 ///
 /// # Errors
 /// There are too many ways to tell.
@@ -187,9 +194,7 @@ pub(super) fn alike(chains: &[FilterChain]) -> Result<Option<(usize, usize)>, St
         let count = count(rules).filter(|count| *count <= left).ok_or_else(too_many)?;
         left -= count;
         for way in ways(rules) {
-            if let Some(earlier) = known.insert(way, index)
-                && earlier != index
-            {
+            if let Some(earlier) = known.insert(way, index) {
                 return Ok(Some((earlier, index)));
             }
         }
@@ -210,12 +215,12 @@ fn count(rules: &FilterChainMatch) -> Option<usize> {
 }
 
 fn ways(rules: &FilterChainMatch) -> Vec<Way<'_>> {
-    let names = distinct(rules.server_names.iter().map(|name| name.to_ascii_lowercase()));
-    let protocols = distinct(rules.application_protocols.iter().map(String::as_str));
-    let destinations = distinct(rules.prefix_ranges.iter().map(range));
-    let directs = distinct(rules.direct_source_prefix_ranges.iter().map(range));
-    let sources = distinct(rules.source_prefix_ranges.iter().map(range));
-    let ports = distinct(rules.source_ports.iter().map(|port| Some(*port)));
+    let names = each(rules.server_names.iter().map(|name| name.to_ascii_lowercase()));
+    let protocols = each(rules.application_protocols.iter().map(String::as_str));
+    let destinations = each(rules.prefix_ranges.iter().map(range));
+    let directs = each(rules.direct_source_prefix_ranges.iter().map(range));
+    let sources = each(rules.source_prefix_ranges.iter().map(range));
+    let ports = each(rules.source_ports.iter().map(|port| Some(*port)));
     let mut ways = Vec::new();
     for name in &names {
         for protocol in &protocols {
@@ -244,10 +249,9 @@ fn ways(rules: &FilterChainMatch) -> Vec<Way<'_>> {
     ways
 }
 
-/// Each once; one that says nothing, if there is none.
-fn distinct<T: Clone + Default + Eq + std::hash::Hash>(items: impl Iterator<Item = T>) -> Vec<T> {
-    let mut seen = HashSet::new();
-    let mut list: Vec<T> = items.filter(|item| seen.insert(item.clone())).collect();
+/// One that says nothing, if there is none.
+fn each<T: Default>(items: impl Iterator<Item = T>) -> Vec<T> {
+    let mut list: Vec<T> = items.collect();
     if list.is_empty() {
         list.push(T::default());
     }
@@ -256,7 +260,7 @@ fn distinct<T: Clone + Default + Eq + std::hash::Hash>(items: impl Iterator<Item
 
 /// What cannot be read is compared as it is written.
 fn range(range: &CidrRange) -> String {
-    match net(range) {
+    match as_written(range) {
         Ok(net) => net.to_string(),
         Err(_) => format!("{}/{:?}", range.address_prefix, range.prefix_len),
     }

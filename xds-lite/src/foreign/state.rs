@@ -209,6 +209,7 @@ impl State {
             send_proxy: false,
             timeouts: general.clone(),
             endpoints: Vec::new(),
+            // Its Listener is for other networks; a name that leads nowhere is known there, too.
             exposed: true,
             about: None,
         };

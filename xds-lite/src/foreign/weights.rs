@@ -1,11 +1,11 @@
 //! How new connections are shared out among the endpoints of a chain's clusters, as whole weights. Not which
 //! endpoint the next one goes to.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 
 use super::assignment::{Assignment, Endpoint, Group, Health};
 use crate::config::address::Target;
-use crate::config::services;
+use crate::config::services::{self, Reach};
 use crate::locality::Locality;
 
 /// The largest weight of an endpoint.
@@ -20,21 +20,28 @@ pub(super) struct Part<'a> {
 }
 
 /// All endpoints of the parts, each address once. Those that are to get nothing have the weight 0: they keep the
-/// connections that they have.
-///
-/// Tiers are not known yet: of each part, only the lowest priority that has a good endpoint gets connections, or
-/// a degraded one if no priority has a good one.
+/// connections that they have. What is good goes by its priority, and what is degraded comes after all of it.
 pub(super) fn endpoints(parts: &[Part<'_>]) -> Vec<services::Endpoint> {
     let mut all = Sum::default();
     for part in parts {
-        let shares = shares(part);
-        let sum: f64 = shares.iter().sum();
-        let scale = match part.share {
-            Some(share) if sum > 0.0 => f64::from(share) / sum,
-            _ => 1.0,
-        };
-        for ((group, endpoint), share) in each(part.assignment).zip(shares) {
-            all.add(endpoint, &group.locality, share * scale);
+        let tiers = tiers(part.assignment);
+        for (rank, tier) in tiers.iter().enumerate() {
+            let rank = u8::try_from(rank).unwrap_or(u8::MAX);
+            let shares = shares(part, *tier);
+            let sum: f64 = shares.iter().sum();
+            let scale = match part.share {
+                Some(share) if sum > 0.0 => f64::from(share) / sum,
+                _ => 1.0,
+            };
+            for ((group, endpoint), share) in each(part.assignment).zip(shares) {
+                if is_of(group, endpoint, *tier) {
+                    all.add(endpoint, &group.locality, rank, share * scale);
+                }
+            }
+        }
+        for (group, endpoint) in each(part.assignment).filter(|(_, endpoint)| endpoint.health == Health::Bad)
+        {
+            all.add(endpoint, &group.locality, u8::MAX, 0.0);
         }
     }
     all.whole()
@@ -44,63 +51,76 @@ fn each(assignment: &Assignment) -> impl Iterator<Item = (&Group, &Endpoint)> {
     assignment.groups.iter().flat_map(|group| group.endpoints.iter().map(move |endpoint| (group, endpoint)))
 }
 
-/// The share of each endpoint of a part, in its order.
-fn shares(part: &Part<'_>) -> Vec<f64> {
-    let in_use = [Health::Good, Health::Degraded].into_iter().find_map(|health| {
-        let of_health =
-            each(part.assignment).filter(|(_, endpoint)| endpoint.health == health && endpoint.weight > 0);
-        // Where places have shares, one without gets nothing.
-        let shared = of_health.filter(|(group, _)| !part.by_locality || group.weight > 0);
-        shared.map(|(group, _)| group.priority).min().map(|priority| (priority, health))
-    });
-    let Some((priority, health)) = in_use else { return vec![0.0; each(part.assignment).count()] };
-    let gets = |group: &Group, endpoint: &Endpoint| group.priority == priority && endpoint.health == health;
+/// Endpoints that are tried before those of the next tier.
+type Tier = (Health, u32);
+
+/// In the order in which they are tried.
+fn tiers(assignment: &Assignment) -> BTreeSet<Tier> {
+    let serving = each(assignment).filter(|(_, endpoint)| endpoint.health != Health::Bad);
+    serving.map(|(group, endpoint)| (endpoint.health, group.priority)).collect()
+}
+
+fn is_of(group: &Group, endpoint: &Endpoint, tier: Tier) -> bool {
+    (endpoint.health, group.priority) == tier
+}
+
+/// What each endpoint of a part gets of a tier, in its order.
+fn shares(part: &Part<'_>, tier: Tier) -> Vec<f64> {
     let mut shares = Vec::new();
     for group in &part.assignment.groups {
-        let getting = group.endpoints.iter().filter(|endpoint| gets(group, endpoint));
-        let sum: f64 = getting.map(|endpoint| f64::from(endpoint.weight)).sum();
+        let weight = |endpoint: &Endpoint| {
+            if is_of(group, endpoint, tier) { f64::from(endpoint.weight) } else { 0.0 }
+        };
+        let sum: f64 = group.endpoints.iter().map(weight).sum();
+        // Where places have shares, one without gets nothing.
         let scale = if part.by_locality && sum > 0.0 { f64::from(group.weight) / sum } else { 1.0 };
-        shares.extend(
-            group
-                .endpoints
-                .iter()
-                .map(|endpoint| if gets(group, endpoint) { f64::from(endpoint.weight) * scale } else { 0.0 }),
-        );
+        shares.extend(group.endpoints.iter().map(|endpoint| weight(endpoint) * scale));
     }
     shares
 }
 
 /// Endpoints in the order in which they first came.
 #[derive(Default)]
-struct Sum {
-    places: HashMap<Target, usize>,
-    list: Vec<(Target, Locality, f64)>,
+struct Sum<'a> {
+    places: HashMap<&'a Target, usize>,
+    list: Vec<Shared<'a>>,
 }
 
-impl Sum {
-    fn add(&mut self, endpoint: &Endpoint, locality: &Locality, share: f64) {
-        let next = self.list.len();
-        let place = *self.places.entry(endpoint.address.clone()).or_insert(next);
+struct Shared<'a> {
+    address: &'a Target,
+    locality: &'a Locality,
+    rank: u8,
+    share: f64,
+}
+
+impl<'a> Sum<'a> {
+    /// An address that stands twice is as near as the nearest of them.
+    fn add(&mut self, endpoint: &'a Endpoint, locality: &'a Locality, rank: u8, share: f64) {
+        let address = &endpoint.address;
+        let place = *self.places.entry(address).or_insert(self.list.len());
         match self.list.get_mut(place) {
-            Some((_, _, sum)) => *sum += share,
-            None => self.list.push((endpoint.address.clone(), locality.clone(), share)),
+            Some(known) if known.share > 0.0 && rank > known.rank => {}
+            Some(known) if share > 0.0 && (known.share == 0.0 || rank < known.rank) => {
+                *known = Shared { address, locality, rank, share };
+            }
+            Some(known) => known.share += share,
+            None => self.list.push(Shared { address, locality, rank, share }),
         }
     }
 
     /// Shares that are small whole numbers stay as they are; others are scaled up, so that little is lost.
     fn whole(self) -> Vec<services::Endpoint> {
-        let most = self.list.iter().map(|(_, _, share)| *share).fold(0.0, f64::max);
-        let as_they_are =
-            most <= f64::from(HEAVIEST) && self.list.iter().all(|(_, _, share)| share.fract() == 0.0);
+        let most = self.list.iter().map(|one| one.share).fold(0.0, f64::max);
+        let as_they_are = most <= f64::from(HEAVIEST) && self.list.iter().all(|one| one.share.fract() == 0.0);
         let scale = if as_they_are { 1.0 } else { f64::from(HEAVIEST) / most };
-        let endpoints = self.list.into_iter().map(|(address, locality, share)| services::Endpoint {
-            address,
+        let endpoints = self.list.into_iter().map(|one| services::Endpoint {
+            address: one.address.clone(),
             instance: None,
-            weight: if share > 0.0 { whole(share * scale) } else { 0 },
-            locality,
+            weight: if one.share > 0.0 { whole(one.share * scale) } else { 0 },
+            locality: one.locality.clone(),
             aliases: [].into(),
-            reach: services::Reach::All { by_name: true },
-            priority: 0,
+            reach: Reach::All { by_name: false },
+            priority: one.rank,
         });
         endpoints.collect()
     }
@@ -158,15 +178,29 @@ mod tests {
         assert_eq!(weights(&[(groups, true, None)]), [32_768, 65_535, 0], "scaled, and no share is none");
     }
 
+    fn ranks(groups: Vec<Group>) -> Vec<(u8, u32)> {
+        let assignment = Assignment { groups };
+        let part = Part { assignment: &assignment, by_locality: false, share: None };
+        endpoints(&[part]).iter().map(|endpoint| (endpoint.priority, endpoint.weight)).collect()
+    }
+
     #[test]
-    fn the_first_priority_that_can_serve_gets_everything() {
-        let groups =
-            vec![group(0, 1, &[(1, 1, Bad)]), group(1, 1, &[(2, 1, Degraded)]), group(2, 1, &[(3, 1, Good)])];
-        assert_eq!(weights(&[(groups, false, None)]), [0, 0, 1]);
-        let groups = vec![group(0, 1, &[(1, 1, Bad)]), group(1, 1, &[(2, 1, Degraded)])];
-        assert_eq!(weights(&[(groups, false, None)]), [0, 1]);
-        assert_eq!(weights(&[(vec![group(0, 1, &[(1, 1, Bad)])], false, None)]), [0]);
-        assert_eq!(weights(&[(vec![], false, None)]), [0; 0]);
+    fn priorities_are_tried_in_order_and_what_is_degraded_last() {
+        let groups = vec![
+            group(7, 1, &[(1, 1, Good)]),
+            group(0, 1, &[(2, 1, Bad), (3, 1, Degraded), (4, 2, Good)]),
+            group(7, 1, &[(4, 9, Good), (5, 3, Good)]),
+        ];
+        assert_eq!(ranks(groups), [(0, 2), (1, 1), (1, 3), (2, 1), (255, 0)]);
+        let many = (0..=255).flat_map(|last| {
+            [
+                group(last.into(), 1, &[(last, 1, Good)]),
+                group(1_000 + u32::from(last), 1, &[(0, 1, Degraded)]),
+            ]
+        });
+        let ranks_of_many: Vec<u8> = ranks(many.collect()).iter().map(|(rank, _)| *rank).collect();
+        assert_eq!(ranks_of_many, (0..=255).collect::<Vec<u8>>(), "none is left out");
+        assert_eq!(ranks(vec![]), [(0, 0); 0]);
     }
 
     #[test]

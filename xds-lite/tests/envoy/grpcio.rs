@@ -1,14 +1,17 @@
-//! The same tables through grpcio and Envoy's own protos in Python: an independent decoder of both protocols.
+//! The same tables through grpcio and Envoy's own protos in Python: an independent decoder of both protocols,
+//! and of our trimmed protos what Envoy's are.
 //! grpcio's own xDS client (`xds:///`) wants an `api_listener` of HTTP, which no gateway of TLS has.
 
-use std::env;
-use std::path::PathBuf;
-use std::process::Command;
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::{env, fs};
 
 use isthmus_xds::config::services::Balance;
 use isthmus_xds::envoy::{CLUSTER, EAST_WEST, ENDPOINTS, LISTENER};
 use isthmus_xds::slice::Slice;
 use isthmus_xds::{HostPattern, Locality};
+use prost::Message as _;
 use serde_json::{Value, json};
 
 use crate::common::{ANY, NAME, World};
@@ -24,6 +27,39 @@ fn python() -> Option<PathBuf> {
         Command::new(place).args(["-c", import]).output().is_ok_and(|output| output.status.success())
     };
     places.into_iter().flatten().map(PathBuf::from).find(runs)
+}
+
+#[test]
+fn the_trimmed_protos_have_envoys_names_and_numbers() {
+    let Some(python) = python() else {
+        return skip("grpcio and xds-protos are not installed (tests/run installs them)");
+    };
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("proto");
+    let mut files = Vec::new();
+    protos(&root.join("envoy"), &mut files);
+    protos(&root.join("xds"), &mut files);
+    let descriptors = protox::compile(files, [&root]).unwrap().encode_to_vec();
+    let mut child = Command::new(python)
+        .arg(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/envoy/protos.py"))
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    child.stdin.take().unwrap().write_all(&descriptors).unwrap();
+    let ran = child.wait_with_output().unwrap();
+    assert!(ran.status.success());
+    let compared: usize = String::from_utf8(ran.stdout).unwrap().trim().parse().unwrap();
+    assert!(compared > 400, "{compared} fields were compared");
+}
+
+fn protos(folder: &Path, found: &mut Vec<PathBuf>) {
+    for path in fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()) {
+        if path.is_dir() {
+            protos(&path, found);
+        } else {
+            found.push(path);
+        }
+    }
 }
 
 /// With all that a chain and a cluster can say.

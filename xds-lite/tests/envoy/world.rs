@@ -24,9 +24,9 @@ use crate::common::{ANY, Agent, GATEWAY, World};
 
 pub(crate) const SERVER: &str = "spiffe://east.example/ns/shop/sa/server";
 const CALLER: &str = "spiffe://east.example/ns/shop/sa/caller";
-const DEADLINE: Duration = Duration::from_secs(60);
+const DEADLINE: Duration = Duration::from_secs(120);
 
-/// Waits, and fails after a minute.
+/// Waits, and fails after two minutes.
 #[track_caller]
 pub(crate) fn until(what: &str, mut condition: impl FnMut() -> bool) {
     let begin = std::time::Instant::now();

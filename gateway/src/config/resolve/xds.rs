@@ -2,12 +2,12 @@
 
 use isthmus_certs::SpiffeId;
 use isthmus_xds::HostName;
-use isthmus_xds::config::at::At;
+use isthmus_xds::config::at::{At, Spot};
 use isthmus_xds::config::problem::{Place, Quoted, Report};
 
 use crate::config::defaults;
 use crate::config::raw;
-use crate::config::settings::{Agents, ControlPlane, Known, Xds};
+use crate::config::settings::{ControlPlane, Known, Source, Xds};
 
 pub(crate) fn xds(report: &mut Report, raw: &raw::File) -> Option<Xds> {
     let At { value, spot } = raw.xds.as_ref()?;
@@ -16,21 +16,32 @@ pub(crate) fn xds(report: &mut Report, raw: &raw::File) -> Option<Xds> {
         let what = format_args!("{place} is there without trust: nobody would serve this gateway");
         report.add(*spot, what, "add 'trust: …' with this gateway's certificate");
     }
-    let agents: Vec<_> = report.values(value.agents.as_ref(), place.key("agents"));
+    let source = source(report, place, value, *spot);
+    Some(Xds { source: source?, state: value.state.as_ref().map(|state| state.value.clone().into()) })
+}
+
+fn source(report: &mut Report, place: Place<'_>, raw: &raw::Xds, spot: Spot) -> Option<Source> {
+    let agents: Vec<_> = report.values(raw.agents.as_ref(), place.key("agents"));
     let foreign =
-        value.control_plane.as_ref().map(|raw| control_plane(report, place.key("control_plane"), raw));
+        raw.control_plane.as_ref().map(|raw| control_plane(report, place.key("control_plane"), raw));
     match foreign {
-        Some(_) if value.agents.is_some() => {
-            report.add(*spot, format_args!("{place} has agents and a control_plane"), "remove one of them");
+        Some(_) if raw.agents.is_some() => {
+            report.add(spot, format_args!("{place} has agents and a control_plane"), "remove one of them");
             None
         }
-        Some(foreign) => foreign.map(Xds::ControlPlane),
-        None => {
-            if value.agents.as_ref().is_none_or(Vec::is_empty) {
-                report.add(*spot, format_args!("{place} has no agents"), "add 'agents: [ADDRESS:15012]'");
+        Some(foreign) => {
+            if let Some(state) = &raw.state {
+                let what =
+                    format_args!("{}: the tables of a control_plane are not kept yet", place.key("state"));
+                report.add(state.spot, what, "remove it");
             }
-            let state = value.state.as_ref().map(|state| state.value.clone().into());
-            Some(Xds::Agents(Agents { addresses: agents, state }))
+            foreign.map(Source::ControlPlane)
+        }
+        None => {
+            if raw.agents.as_ref().is_none_or(Vec::is_empty) {
+                report.add(spot, format_args!("{place} has no agents"), "add 'agents: [ADDRESS:15012]'");
+            }
+            Some(Source::Agents(agents))
         }
     }
 }

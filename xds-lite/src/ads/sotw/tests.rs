@@ -96,6 +96,21 @@ fn a_name_that_is_wanted_again_is_sent_again() {
 }
 
 #[test]
+fn what_is_let_go_of_before_the_last_response_was_read_is_sent_again() {
+    let mut view = view(&[("a", "a1")]);
+    let mut stream = Stream::new(Scope::Named);
+    stream.request(&ask(&["a", "b"], "", ""), &view);
+    assert_eq!(contents(next(&mut stream, &view, &["a", "b"])).as_deref(), Some("a1"));
+    view.set("b", "b1");
+    let (second, _) = stream.response(TYPE, &view, usize::MAX).unwrap();
+    stream.request(&ask(&["b"], "", "1"), &view);
+    stream.request(&ask(&["a", "b"], "", "1"), &view);
+    stream.request(&ask(&["a", "b"], &second.version_info, &second.nonce), &view);
+    assert_eq!(contents(next(&mut stream, &view, &["a", "b"])).as_deref(), Some("a1"));
+    assert_eq!(next(&mut stream, &view, &["a", "b"]), None);
+}
+
+#[test]
 fn who_comes_back_with_the_same_version_and_names_is_told_nothing() {
     for (scope, names) in [(Scope::Whole, &[][..]), (Scope::Named, &["a", "b"])] {
         let mut view = view(&[("a", "a1"), ("b", "b1")]);
@@ -311,7 +326,7 @@ impl World {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(1_000))]
+    #![proptest_config(ProptestConfig::with_cases(2_000))]
 
     #[test]
     fn once_it_is_quiet_the_client_has_what_it_wants(

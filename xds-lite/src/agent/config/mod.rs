@@ -20,6 +20,7 @@ use crate::reachability::Reachability;
 use crate::slice::Cluster;
 
 const ADDRESS: &str = "0.0.0.0:15012";
+const JOIN: &str = "0.0.0.0:15011";
 const ADMIN: &str = "127.0.0.1:15014";
 /// Where a gateway accepts other clusters, unless it says otherwise.
 const EAST_WEST: u16 = 15_443;
@@ -51,8 +52,21 @@ pub struct Settings {
     pub peers: Vec<Peer>,
     /// Where it serves.
     pub address: SocketAddr,
-    /// Where its own status is.
+    /// The same as other clusters reach it.
+    pub advertise: Option<Target>,
+    /// Where clusters join by a token, if they do.
+    pub join: Option<Join>,
+    /// Where its own status is, and VMs announce themselves.
     pub admin: SocketAddr,
+}
+
+/// Where clusters join by a token.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Join {
+    /// Where it is served.
+    pub address: SocketAddr,
+    /// The same as other clusters reach it, unless it is where the agent is advertised.
+    pub advertise: Option<Target>,
 }
 
 /// A gateway of the cluster.
@@ -64,6 +78,8 @@ pub struct Gateway {
     pub addresses: Vec<Target>,
     /// Where it stands.
     pub locality: Locality,
+    /// Where it listens if it is a stock Envoy.
+    pub envoy: Option<SocketAddr>,
 }
 
 /// What may come from one cluster.

@@ -12,7 +12,7 @@ use crate::config::units::Count;
 use crate::config::values::PORTS;
 use crate::locality::Locality;
 
-use super::{ADDRESS, ADMIN, EAST_WEST};
+use super::{ADDRESS, ADMIN, EAST_WEST, JOIN};
 
 /// An agent's file.
 #[derive(Debug, Default, Deserialize, JsonSchema)]
@@ -48,7 +48,9 @@ pub(super) struct File {
     pub(super) peers: Option<Vec<At<Peer>>>,
     /// Where gateways and other clusters' agents come.
     pub(super) xds: Option<Xds>,
-    /// Where the agent tells of itself.
+    /// Where clusters join by a token. Default: nowhere.
+    pub(super) join: Option<At<Join>>,
+    /// Where the agent tells of itself, and VMs announce themselves.
     pub(super) admin: Option<Admin>,
 }
 
@@ -95,6 +97,8 @@ pub(super) struct Gateway {
     pub(super) port: Option<At<Count>>,
     /// Where it stands. Default: the agent's.
     pub(super) locality: Option<Locality>,
+    /// It is a stock Envoy, which listens there: `IP:PORT` or `[IPV6]:PORT`. Default: it is one of ours.
+    pub(super) envoy: Option<At<ListenAddress>>,
 }
 
 /// One text or several.
@@ -194,6 +198,20 @@ pub(super) struct Xds {
     /// `IP:PORT` or `[IPV6]:PORT`; port 0 picks a free one.
     #[schemars(extend("default" = ADDRESS))]
     pub(super) address: Option<At<ListenAddress>>,
+    /// The same as other clusters reach it, `IP:PORT` or `NAME:PORT`: what who joins is told.
+    pub(super) advertise: Option<At<TargetAddress>>,
+}
+
+/// Where clusters join by a token.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Join {
+    /// `IP:PORT` or `[IPV6]:PORT`; port 0 picks a free one.
+    #[schemars(extend("default" = JOIN))]
+    pub(super) address: Option<At<ListenAddress>>,
+    /// The same as other clusters reach it, `IP:PORT` or `NAME:PORT`: what tokens say. Default: the host of
+    /// `xds.advertise`, and the port of `address`.
+    pub(super) advertise: Option<At<TargetAddress>>,
 }
 
 /// Where the agent tells of itself.

@@ -14,7 +14,7 @@ use crate::locality::Locality;
 use crate::reachability::{self, Networks, Reachability};
 use crate::slice::Cluster;
 
-use super::{ADDRESS, ADMIN, EAST_WEST, Gateway, Import, Peer, Settings, raw};
+use super::{ADDRESS, ADMIN, EAST_WEST, Gateway, Import, JOIN, Join, Peer, Settings, raw};
 
 pub(super) fn settings(report: &mut Report, file: raw::File) -> Option<Settings> {
     let cluster = needed(report, Place::Root, Spot::START, "cluster", file.cluster.as_ref());
@@ -30,8 +30,12 @@ pub(super) fn settings(report: &mut Report, file: raw::File) -> Option<Settings>
     let gateways = gateways(report, file.gateways.as_deref().unwrap_or_default(), &locality);
     let peers = peers(report, file.peers.as_deref().unwrap_or_default());
     let reachability = reachability(report, file.networks, file.reachability.as_deref());
-    let xds = file.xds.and_then(|xds| xds.address);
-    let address = listen(report, Place::Root.key("xds"), xds.as_ref(), ADDRESS);
+    let xds = file.xds.unwrap_or_default();
+    let place = Place::Root.key("xds");
+    let address = listen(report, place, xds.address.as_ref(), ADDRESS);
+    let advertise = report.value(xds.advertise.as_ref(), place.key("advertise"));
+    let join =
+        file.join.as_ref().map(|join| joining(report, join, file.state.is_some(), advertise.is_some()));
     let admin = file.admin.and_then(|admin| admin.address);
     let admin = listen(report, Place::Root.key("admin"), admin.as_ref(), ADMIN);
     // Without its name nothing can be said of others.
@@ -52,6 +56,8 @@ pub(super) fn settings(report: &mut Report, file: raw::File) -> Option<Settings>
         reachability,
         peers,
         address: address?,
+        advertise,
+        join: join.map_or(Some(None), |join| join.map(Some))?,
         admin: admin?,
     })
 }
@@ -66,6 +72,22 @@ fn listen(
         Some(written) => report.value(Some(written), place.key("address")),
         None => default.parse().ok(),
     }
+}
+
+/// Who joins is kept, and is told where to come.
+fn joining(report: &mut Report, raw: &At<raw::Join>, is_kept: bool, is_advertised: bool) -> Option<Join> {
+    let place = Place::Root.key("join");
+    if !is_kept {
+        report.add(raw.spot, format_args!("{place} is there without state"), "add 'state: DIRECTORY'");
+    }
+    if !is_advertised {
+        let what =
+            format_args!("{place} is there without xds.advertise: who joins would not find this agent");
+        report.add(raw.spot, what, "add 'xds: { advertise: NAME:15012 }', as other clusters reach it");
+    }
+    let address = listen(report, place, raw.value.address.as_ref(), JOIN);
+    let advertise = report.value(raw.value.advertise.as_ref(), place.key("advertise"));
+    Some(Join { address: address?, advertise })
 }
 
 fn cluster_name(report: &mut Report, place: Place<'_>, written: &At<String>) -> Option<Cluster> {
@@ -136,6 +158,7 @@ fn gateways(report: &mut Report, list: &[At<raw::Gateway>], locality: &Locality)
             name: name.value.clone(),
             addresses,
             locality: raw.locality.clone().unwrap_or_else(|| locality.clone()),
+            envoy: report.value(raw.envoy.as_ref(), place.key("envoy")),
         });
     }
     gateways

@@ -1,0 +1,238 @@
+//! What an agent tells of itself: whom it serves and what they accepted, what goes out and what comes in, and why
+//! something does not. Not how it is asked.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+
+use hyper::StatusCode;
+use prometheus::{Encoder as _, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder};
+use serde_json::{Value, json};
+
+use crate::admin::{Pages, Refusal};
+use crate::ads::shared::Follower;
+use crate::config::services::Service;
+use crate::host::HostPattern;
+use crate::proofs::{Proof, Subject};
+use crate::registry::export_of;
+use crate::registry::registered::lease::LeaseId;
+use crate::registry::registered::registration::Registration;
+use crate::slice::{Offer, Slice};
+
+use super::config::Settings;
+use super::state::State;
+
+/// Hosts of a list in status, at most.
+const LISTED: usize = 1_000;
+
+/// The pages of one agent.
+pub(super) struct Told {
+    pub(super) settings: Arc<Settings>,
+    pub(super) state: Arc<Mutex<State>>,
+}
+
+impl Told {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Pages for Told {
+    fn status(&self) -> Value {
+        let state = self.state();
+        let held: Vec<_> =
+            state.held().take(LISTED).map(|(host, why)| json!({ "host": host, "why": why })).collect();
+        let imports = state.imports.shown();
+        let (inside, outside): (Vec<_>, Vec<_>) = imports.into_iter().partition(|one| one.held.is_none());
+        json!({
+            "version": env!("CARGO_PKG_VERSION"),
+            "cluster": self.settings.cluster,
+            "network": self.settings.network,
+            "registry": {
+                "hosts": state.services.len(),
+                "registered": state.registered.count(),
+                "problems": state.problems,
+            },
+            "exports": {
+                "count": state.own().filter(|slice| is_exported(slice)).count(),
+                "held_back": held,
+            },
+            "imports": {
+                "count": inside.len(),
+                "imported": inside.iter().take(LISTED).collect::<Vec<_>>(),
+                "held_back": outside.iter().take(LISTED).collect::<Vec<_>>(),
+            },
+            "peers": state.peers,
+            "nodes": state.followers(),
+            "envoys": state.views.envoys.as_ref().map(|envoys| envoys.problems()),
+        })
+    }
+
+    fn explain(&self, host: &str) -> Result<Value, String> {
+        let host = HostPattern::parse(host).map_err(|error| format!("host: {error}"))?;
+        let state = self.state();
+        let imports: Vec<_> = state.imports.shown().into_iter().filter(|one| one.host == host).collect();
+        Ok(json!({
+            "host": host,
+            "registry": state.services.get(&host).map(|ports| registered(&state, &host, ports)),
+            "offer": state.offer_of(&host).map(offer),
+            "imports": imports,
+        }))
+    }
+
+    fn register(&self, body: &[u8]) -> Result<Value, Refusal> {
+        let registration = Registration::parse(body)?;
+        let id = LeaseId::random().map_err(|error| Refusal {
+            status: StatusCode::INTERNAL_SERVER_ERROR,
+            why: format!("no lease can be made: {error}"),
+        })?;
+        Ok(self.state().register(registration, id, Instant::now())?.page())
+    }
+
+    fn heartbeat(&self, body: &[u8]) -> Result<Value, Refusal> {
+        Ok(self.state().registered.heartbeat(&LeaseId::from_body(body)?, Instant::now())?.page())
+    }
+
+    fn deregister(&self, body: &[u8]) -> Result<Value, Refusal> {
+        let gone = self.state().registered.deregister(&LeaseId::from_body(body)?)?;
+        Ok(json!({ "deregistered": gone.to_string() }))
+    }
+
+    /// The registry was read before anything was bound.
+    fn ready(&self) -> bool {
+        true
+    }
+
+    fn metrics(&self) -> String {
+        // Names and labels are of this file: they cannot be refused.
+        measured(&self.state()).unwrap_or_default()
+    }
+}
+
+fn is_exported(slice: &Slice) -> bool {
+    slice.offer.as_ref().is_some_and(|offer| offer.ports.iter().any(|port| port.exported))
+}
+
+/// What the registry says of a host, and what keeps it from being exported.
+fn registered(state: &State, host: &HostPattern, ports: &[Service]) -> Value {
+    let export = export_of(host, ports, &state.terms(&|_, _| false));
+    let proofs = |port: &Service| -> Vec<Value> {
+        let proof = |address| state.proofs.of(&Subject { host: host.clone(), address });
+        let is_trusted = port.about.as_ref().is_some_and(|about| about.allow_unauthenticated);
+        let endpoints = port.endpoints.iter().map(|endpoint| {
+            let seen = export.as_ref().filter(|_| !is_trusted).map(|_| proof(endpoint.address.clone()));
+            json!({ "address": endpoint.address, "instance": endpoint.instance, "mtls": seen })
+        });
+        endpoints.collect()
+    };
+    json!({
+        "chosen_by_an_export": export.is_some(),
+        "on_gateways": export.as_ref().map(|export| &export.gateways),
+        "why_not": state.why_held(host, ports),
+        "ports": ports.iter().map(|port| json!({ "port": port.port, "endpoints": proofs(port) })).collect::<Vec<_>>(),
+    })
+}
+
+fn offer(slice: &Slice) -> Value {
+    let ports = |offer: &Offer| -> Vec<Value> {
+        let port = |port: &crate::slice::Port| {
+            let exposed = port.endpoints.iter().filter(|endpoint| endpoint.exposed).count();
+            json!({ "port": port.number, "exported": port.exported, "endpoints": port.endpoints.len(), "exposed": exposed })
+        };
+        offer.ports.iter().map(port).collect()
+    };
+    json!({
+        "incarnation": slice.order.incarnation,
+        "revision": slice.order.revision,
+        "ports": slice.offer.as_ref().map(ports),
+        "gateways": slice.offer.iter().flat_map(|offer| &offer.gateways)
+            .map(|gateway| gateway.address.to_string()).collect::<Vec<_>>(),
+    })
+}
+
+fn measured(state: &State) -> Result<String, prometheus::Error> {
+    let registry = Registry::new();
+    let number = |count: usize| i64::try_from(count).unwrap_or(i64::MAX);
+    let gauge = |name: &str, help: &str, value: usize| -> Result<(), prometheus::Error> {
+        let gauge = IntGauge::with_opts(Opts::new(format!("isthmus_agent_{name}"), help))?;
+        gauge.set(number(value));
+        registry.register(Box::new(gauge))
+    };
+    let shown = state.imports.shown();
+    let followers: Vec<Follower> = state.followers().into_values().flatten().collect();
+    gauge("hosts", "Hosts in the registry.", state.services.len())?;
+    gauge("registered", "Instances that announced themselves.", state.registered.count())?;
+    gauge("registry_problems", "What is wrong with the registry now.", state.problems.len())?;
+    gauge(
+        "exported",
+        "Hosts that other clusters may see.",
+        state.own().filter(|slice| is_exported(slice)).count(),
+    )?;
+    gauge("exports_held_back", "Hosts that an export chose and that are not shown.", state.held().count())?;
+    gauge(
+        "imported",
+        "Slices of other clusters that gateways get.",
+        shown.iter().filter(|one| one.held.is_none()).count(),
+    )?;
+    gauge(
+        "imports_held_back",
+        "Slices of other clusters that they do not get.",
+        shown.iter().filter(|one| one.held.is_some()).count(),
+    )?;
+    gauge("streams", "Gateways and peers that follow this agent.", followers.len())?;
+    gauge(
+        "streams_behind",
+        "Those of them that have not answered for the last change.",
+        followers.iter().filter(|one| !one.settled).count(),
+    )?;
+    let refused = followers.iter().filter(|one| one.refusal.is_some()).count();
+    gauge("streams_refusing", "Those of them that refused what they were last sent.", refused)?;
+    let vector = |name: &str, help: &str| -> Result<IntGaugeVec, prometheus::Error> {
+        let gauges = IntGaugeVec::new(Opts::new(format!("isthmus_agent_{name}"), help), &["cluster"])?;
+        registry.register(Box::new(gauges.clone()))?;
+        Ok(gauges)
+    };
+    let connected = vector("peer_connected", "1 while the cluster's agent answers.")?;
+    let refusals = vector("peer_slices_refused", "Slices of the cluster that were refused as wrong.")?;
+    for (cluster, contact) in &state.peers {
+        connected.with_label_values(&[cluster.as_str()]).set(contact.connected.into());
+        let count = i64::try_from(contact.refusals).unwrap_or(i64::MAX);
+        refusals.with_label_values(&[cluster.as_str()]).set(count);
+    }
+    let mut text = Vec::new();
+    TextEncoder::new().encode(&registry.gather(), &mut text)?;
+    Ok(String::from_utf8_lossy(&text).into_owned())
+}
+
+impl State {
+    /// Hosts that an export chose and that are not shown, and why.
+    fn held(&self) -> impl Iterator<Item = (&HostPattern, String)> {
+        self.services.iter().filter_map(|(host, ports)| {
+            export_of(host, ports, &self.terms(&|_, _| false))?;
+            Some((host, self.why_held(host, ports)?))
+        })
+    }
+
+    /// Why other clusters do not see a host; none: they do.
+    fn why_held(&self, host: &HostPattern, ports: &[Service]) -> Option<String> {
+        if export_of(host, ports, &self.terms(&|_, _| false)).is_none() {
+            return Some("no export chooses it".to_owned());
+        }
+        if self.offer_of(host).is_some_and(is_exported) {
+            return None;
+        }
+        let addresses =
+            ports.iter().flat_map(|port| &port.endpoints).map(|endpoint| endpoint.address.clone());
+        let proofs = addresses
+            .map(|address| (address.clone(), self.proofs.of(&Subject { host: host.clone(), address })));
+        let seen = proofs.map(|(address, proof)| match proof {
+            Proof::LetsIn(why) => format!("{address}: {why}"),
+            Proof::Unseen(why) => format!("{address} was not seen to demand one: {why}"),
+            Proof::Awaited | Proof::Demands => format!("{address} is not seen yet"),
+        });
+        let seen: Vec<_> = seen.take(10).collect();
+        Some(format!(
+            "not_mtls: no endpoint is known to demand a client certificate ({}); `allow_unauthenticated: true` exports it all the same",
+            seen.join("; ")
+        ))
+    }
+}
