@@ -118,9 +118,12 @@ impl Crowd {
     pub(super) fn until_arrived(&self, patience: Duration, stop: &Stop) -> io::Result<Instant> {
         let arrived = || self.all.awaited().arrived.len();
         let members = self.members;
-        until(|| arrived() >= members, patience, stop, || {
-            format!("{} of {members} have the change", arrived())
-        })?;
+        until(
+            || arrived() >= members,
+            patience,
+            stop,
+            || format!("{} of {members} have the change", arrived()),
+        )?;
         let last = self.all.awaited().arrived.iter().max().copied();
         last.ok_or_else(|| io::Error::other("there is nobody to be told"))
     }

@@ -72,8 +72,7 @@ pub(super) fn measure(
     let idle = idle_gateway(programs, stop)?;
     let mut cluster = Cluster::new("east")?;
     cluster.add_gateway("gw-1")?;
-    let registry =
-        Registry::fill(&cluster.registry(), (size.services, size.endpoints), Default::default())?;
+    let registry = Registry::fill(&cluster.registry(), (size.services, size.endpoints), Default::default())?;
     let began = Instant::now();
     let mut agent = cluster.start_agent(programs, "gateways: [{ name: gw-1 }]\n", stop)?;
     until_read(&mut agent, stop)?;

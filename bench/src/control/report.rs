@@ -6,10 +6,10 @@ use std::time::Duration;
 use comfy_table::{Cell, CellAlignment, LineStyle, Table, TableStyle};
 use serde::Serialize;
 
+use super::Size;
 use super::change::Times;
 use super::fanout::Step;
 use super::large::Large;
-use super::Size;
 use crate::report::Machine;
 use crate::sample::number;
 
