@@ -7,6 +7,7 @@ mod cases;
 mod check;
 mod compare;
 mod contender;
+mod control;
 mod cpu;
 mod descriptors;
 mod hairpin;
@@ -43,6 +44,7 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     Compare(compare::Compare),
+    Control(control::Control),
     Hairpin(hairpin::Hairpin),
     Report(report::Render),
     Run(run::Run),
@@ -52,6 +54,7 @@ enum Command {
 fn main() -> ExitCode {
     let failures = match Cli::parse().command {
         Command::Compare(compare) => compare.run(),
+        Command::Control(control) => control.run().map(|()| 0),
         Command::Hairpin(hairpin) => hairpin.run().map(|()| 0),
         Command::Report(render) => render.run().map(|()| 0),
         Command::Run(run) => return run.run(),

@@ -38,6 +38,13 @@ impl Process {
         })
     }
 
+    /// CPU time of all threads, the ended ones too, in steps of a tick.
+    pub(crate) fn ticked(&self) -> Duration {
+        let ticks = u32::try_from(self.user_ticks + self.system_ticks).unwrap_or(u32::MAX);
+        let rate = u32::try_from(rustix::param::clock_ticks_per_second()).unwrap_or(u32::MAX).max(1);
+        Duration::from_secs(1) / rate * ticks
+    }
+
     fn read(pid: u32) -> io::Result<Self> {
         let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
         let (user_ticks, system_ticks) = parse_ticks(&stat).ok_or_else(|| unreadable(pid, "stat"))?;

@@ -1,7 +1,7 @@
 //! What is known of endpoints that are to be exported: whether each demands a client certificate. Pure: it says
 //! which to look at next, and takes what was seen. Not the look itself.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
@@ -42,7 +42,7 @@ pub enum Proof {
 /// What is known of each.
 #[derive(Debug, Default)]
 pub struct Proofs {
-    known: HashMap<Subject, Known>,
+    known: HashMap<HostPattern, HashMap<Target, Known>>,
     running: usize,
 }
 
@@ -55,29 +55,42 @@ struct Known {
 }
 
 impl Proofs {
-    /// These are to be exported from now on, and no others. Says whether one of them is not known yet.
-    pub fn want(&mut self, subjects: impl IntoIterator<Item = Subject>, now: Instant) -> bool {
-        self.known.values_mut().for_each(|known| known.wanted = false);
-        let mut is_new = false;
-        for subject in subjects {
-            let known = self.known.entry(subject).or_insert_with(|| {
-                is_new = true;
-                Known { proof: Proof::Awaited, due: Some(now), wanted: true }
-            });
-            known.wanted = true;
+    /// Of this host these are to be exported from now on, and no others. Says whether one of them is not known
+    /// yet.
+    pub fn want(
+        &mut self,
+        host: &HostPattern,
+        addresses: impl IntoIterator<Item = Target>,
+        now: Instant,
+    ) -> bool {
+        let addresses: HashSet<Target> = addresses.into_iter().collect();
+        let of_host = self.known.entry(host.clone()).or_default();
+        of_host.retain(|address, known| {
+            known.wanted = addresses.contains(address);
+            // One that is being looked at stays until that is over.
+            known.wanted || known.due.is_none()
+        });
+        let before = of_host.len();
+        for address in addresses {
+            let new = || Known { proof: Proof::Awaited, due: Some(now), wanted: true };
+            of_host.entry(address).or_insert_with(new);
         }
-        // One that is being looked at stays until that is over.
-        self.known.retain(|_, known| known.wanted || known.due.is_none());
+        let is_new = of_host.len() > before;
+        if of_host.is_empty() {
+            self.known.remove(host);
+        }
         is_new
     }
 
     /// Those to look at now; each is given out once until it is answered.
     pub fn next(&mut self, now: Instant) -> Vec<Subject> {
-        let due = self.known.iter_mut().filter(|(_, known)| known.due.is_some_and(|due| due <= now));
+        let all =
+            self.known.iter_mut().flat_map(|(host, known)| known.iter_mut().map(move |one| (host, one)));
+        let due = all.filter(|(_, (_, known))| known.due.is_some_and(|due| due <= now));
         let mut given = Vec::new();
-        for (subject, known) in due.take(AT_ONCE.saturating_sub(self.running)) {
+        for (host, (address, known)) in due.take(AT_ONCE.saturating_sub(self.running)) {
             known.due = None;
-            given.push(subject.clone());
+            given.push(Subject { host: host.clone(), address: address.clone() });
         }
         self.running += given.len();
         given
@@ -87,7 +100,15 @@ impl Proofs {
     /// than it was: nobody can reach it.
     pub fn seen(&mut self, subject: &Subject, proof: Proof, now: Instant) -> bool {
         self.running = self.running.saturating_sub(1);
-        let Some(known) = self.known.get_mut(subject) else { return false };
+        let Some(of_host) = self.known.get_mut(&subject.host) else { return false };
+        let Some(known) = of_host.get_mut(&subject.address) else { return false };
+        if !known.wanted {
+            of_host.remove(&subject.address);
+            if of_host.is_empty() {
+                self.known.remove(&subject.host);
+            }
+            return false;
+        }
         let keeps = known.proof == Proof::Demands && matches!(proof, Proof::Unseen(_));
         let proof = if keeps { Proof::Demands } else { proof };
         known.due = Some(now + if proof == Proof::Demands { GOOD } else { BAD });
@@ -97,25 +118,30 @@ impl Proofs {
     /// What is known of one.
     #[must_use]
     pub fn of(&self, subject: &Subject) -> Proof {
-        self.known.get(subject).map_or(Proof::Awaited, |known| known.proof.clone())
+        self.get(subject).map_or(Proof::Awaited, |known| known.proof.clone())
     }
 
     /// Whether it was seen to demand a certificate.
     #[must_use]
     pub fn demands(&self, subject: &Subject) -> bool {
-        self.known.get(subject).is_some_and(|known| known.proof == Proof::Demands)
+        self.get(subject).is_some_and(|known| known.proof == Proof::Demands)
     }
 
     /// Whether there is one of which nothing was seen yet.
     #[must_use]
     pub fn awaits(&self) -> bool {
-        self.known.values().any(|known| known.wanted && known.proof == Proof::Awaited)
+        let mut all = self.known.values().flat_map(HashMap::values);
+        all.any(|known| known.wanted && known.proof == Proof::Awaited)
     }
 
     /// Whether nothing was seen of it yet.
     #[must_use]
     pub fn is_awaited(&self, subject: &Subject) -> bool {
-        self.known.get(subject).is_some_and(|known| known.proof == Proof::Awaited)
+        self.get(subject).is_some_and(|known| known.proof == Proof::Awaited)
+    }
+
+    fn get(&self, subject: &Subject) -> Option<&Known> {
+        self.known.get(&subject.host)?.get(&subject.address)
     }
 }
 
@@ -127,12 +153,17 @@ mod tests {
         Subject { host: HostPattern::parse("a.b").unwrap(), address: address.parse().unwrap() }
     }
 
+    fn want<'a>(proofs: &mut Proofs, subjects: impl IntoIterator<Item = &'a Subject>, now: Instant) -> bool {
+        let addresses: Vec<_> = subjects.into_iter().map(|subject| subject.address.clone()).collect();
+        proofs.want(&HostPattern::parse("a.b").unwrap(), addresses, now)
+    }
+
     #[test]
     fn each_is_looked_at_once_at_a_time_and_again_after_a_while() {
         let (mut proofs, start) = (Proofs::default(), Instant::now());
         let one = subject("10.0.0.1:1");
-        assert!(proofs.want([one.clone()], start));
-        assert!(!proofs.want([one.clone()], start));
+        assert!(want(&mut proofs, [&one], start));
+        assert!(!want(&mut proofs, [&one], start));
         assert_eq!(proofs.next(start), std::slice::from_ref(&one));
         assert_eq!(proofs.next(start + GOOD), [], "it is being looked at");
         assert!(proofs.seen(&one, Proof::Demands, start));
@@ -143,7 +174,7 @@ mod tests {
         assert!(proofs.demands(&one));
         assert!(proofs.seen(&one, Proof::LetsIn("anybody".to_owned()), start));
         assert!(!proofs.demands(&one));
-        proofs.want([], start);
+        want(&mut proofs, [], start);
         assert_eq!(proofs.of(&one), Proof::Awaited, "it is forgotten");
     }
 
@@ -151,14 +182,14 @@ mod tests {
     fn only_so_many_are_looked_at_at_once() {
         let (mut proofs, start) = (Proofs::default(), Instant::now());
         let many: Vec<_> = (1..=100).map(|port| subject(&format!("10.0.0.1:{port}"))).collect();
-        proofs.want(many.clone(), start);
+        want(&mut proofs, &many, start);
         let first = proofs.next(start);
         assert_eq!(first.len(), AT_ONCE);
-        proofs.want([], start);
+        want(&mut proofs, [], start);
         for one in &first {
-            assert!(!proofs.seen(one, Proof::Demands, start) || proofs.known.contains_key(one));
+            assert!(!proofs.seen(one, Proof::Demands, start) || proofs.get(one).is_some());
         }
-        proofs.want(many, start);
+        want(&mut proofs, &many, start);
         assert_eq!(proofs.next(start + GOOD).len(), AT_ONCE, "places are free again");
     }
 }

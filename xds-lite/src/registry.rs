@@ -47,29 +47,24 @@ impl Own {
         Some(Own { cluster, last, slices })
     }
 
-    /// Offers exactly this from now on; what changed, with what is withdrawn.
-    pub fn offer(&mut self, mut offers: BTreeMap<HostPattern, Offer>) -> Vec<Slice> {
-        let gone: Vec<_> = self.slices.keys().filter(|host| !offers.contains_key(*host)).cloned().collect();
+    /// Offers this under these hosts from now on, or nothing; what changed, with what is withdrawn.
+    pub fn offer(&mut self, offers: BTreeMap<HostPattern, Option<Offer>>) -> Vec<Slice> {
+        let (some, none): (Vec<_>, Vec<_>) = offers.into_iter().partition(|(_, offer)| offer.is_some());
         let mut changed = Vec::new();
-        for host in gone {
-            changed.extend(self.change(&host, None));
-            self.slices.remove(&host);
-        }
-        offers.retain(|host, offer| {
-            self.slices.get(host).and_then(|slice| slice.offer.as_ref()) != Some(offer)
-        });
-        for (host, offer) in offers {
-            changed.extend(self.change(&host, Some(offer)));
+        for (host, offer) in none.into_iter().chain(some) {
+            if self.slices.get(&host).and_then(|slice| slice.offer.as_ref()) == offer.as_ref() {
+                continue;
+            }
+            self.last.revision += 1;
+            let key = Key { cluster: self.cluster.clone(), host: host.clone() };
+            let slice = Slice { key, order: self.last, offer };
+            match &slice.offer {
+                Some(_) => self.slices.insert(host, slice.clone()),
+                None => self.slices.remove(&host),
+            };
+            changed.push(slice);
         }
         changed
-    }
-
-    fn change(&mut self, host: &HostPattern, offer: Option<Offer>) -> Option<Slice> {
-        self.last.revision += 1;
-        let key = Key { cluster: self.cluster.clone(), host: host.clone() };
-        let slice = Slice { key, order: self.last, offer };
-        self.slices.insert(host.clone(), slice.clone());
-        Some(slice)
     }
 
     /// What is offered under a host.
@@ -269,6 +264,10 @@ mod tests {
         exported(text, &[], &|_, _| false)
     }
 
+    fn some(text: &str) -> BTreeMap<HostPattern, Option<Offer>> {
+        read(text).into_iter().map(|(host, offer)| (host, Some(offer))).collect()
+    }
+
     fn exported(
         text: &str,
         exports: &[Rule],
@@ -292,12 +291,14 @@ mod tests {
     fn each_change_has_an_order_of_its_own_and_what_stays_the_same_has_none() {
         let mut own = Own::new("east".parse().unwrap(), 7);
         let one = "services: [{ host: a.b, endpoints: [{ address: '10.0.0.1:443' }] }, { host: c.d }]";
-        let changed = own.offer(read(one));
+        let changed = own.offer(some(one));
         let orders: Vec<_> =
             changed.iter().map(|slice| (slice.key.to_string(), slice.order.revision)).collect();
         assert_eq!(orders, [("east/a.b".to_owned(), 1), ("east/c.d".to_owned(), 2)]);
-        assert_eq!(own.offer(read(one)), []);
-        let changed = own.offer(read("services: [{ host: a.b, endpoints: [{ address: '10.0.0.2:443' }] }]"));
+        assert_eq!(own.offer(some(one)), []);
+        let mut next = some("services: [{ host: a.b, endpoints: [{ address: '10.0.0.2:443' }] }]");
+        next.extend(["c.d", "never.was"].map(|host| (HostPattern::parse(host).unwrap(), None)));
+        let changed = own.offer(next);
         let shown: Vec<_> =
             changed.iter().map(|slice| (slice.order.revision, slice.offer.is_some())).collect();
         assert_eq!(shown, [(3, false), (4, true)], "c.d is withdrawn, a.b has changed");

@@ -1,7 +1,7 @@
 //! What an agent knows, and what follows from it for everybody it serves: its registry, what was seen of the
 //! endpoints, and what other clusters offer. Every event changes it under one lock, and the views with it.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -11,6 +11,7 @@ use serde::Serialize;
 
 use crate::ads::client::{self, Update};
 use crate::ads::shared::Follower;
+use crate::config::address::Target;
 use crate::config::services::Service;
 use crate::host::HostPattern;
 use crate::imports::{Consent, Imports, Verdict};
@@ -20,7 +21,7 @@ use crate::registry::files::Files;
 use crate::registry::registered::lease::LeaseId;
 use crate::registry::registered::registration::Registration;
 use crate::registry::registered::{Lease, Refused, Registered};
-use crate::registry::source::{Snapshot, Source as _, merge};
+use crate::registry::source::{Snapshot, Source, merge};
 use crate::registry::{Abroad, Own, Terms, abroad, export_of, offers};
 use crate::slice::{Cluster, Gateway, Slice, version};
 
@@ -32,10 +33,11 @@ pub(super) struct State {
     settings: Arc<Settings>,
     pub(super) views: Arc<Views>,
     files: Files,
-    is_read: bool,
-    /// What the files had at the last change: what registrations must agree with.
-    filed: Vec<Service>,
     pub(super) registered: Registered,
+    /// What was offered before a restart and not looked up since.
+    unconfirmed: BTreeSet<HostPattern>,
+    /// What of one source another one has already, by host.
+    left_out: BTreeMap<HostPattern, Vec<String>>,
     pub(super) problems: Vec<String>,
     pub(super) services: BTreeMap<HostPattern, Vec<Service>>,
     gateways: Vec<(String, Vec<Gateway>)>,
@@ -88,9 +90,9 @@ impl State {
         });
         let mut state = State {
             files: Files::new(settings.registry.clone()),
-            is_read: false,
-            filed: Vec::new(),
             registered: Registered::default(),
+            unconfirmed: own.slices().map(|slice| slice.key.host.clone()).collect(),
+            left_out: BTreeMap::new(),
             problems: Vec::new(),
             services: BTreeMap::new(),
             gateways: gateways.collect(),
@@ -143,29 +145,56 @@ impl State {
         slices.map(|slice| (slice.key.to_string(), version(&slice.encode()))).collect()
     }
 
-    /// Looks at the registry; a change goes out at once. Says whether an endpoint waits to be seen.
+    /// Looks at the registry; a change goes out at once, and costs in proportion to what changed. Says whether
+    /// an endpoint waits to be seen.
     pub(super) fn look(&mut self, now: Instant) -> bool {
-        let (files, registered) = (self.files.changed(now), self.registered.changed(now));
-        // A registry that is empty at first may have had something before a restart.
-        let is_first = !std::mem::replace(&mut self.is_read, true);
-        if !is_first && !files && !registered {
+        let sources: [&mut dyn Source; 2] = [&mut self.files, &mut self.registered];
+        let changed: Vec<_> = sources.into_iter().filter_map(|source| source.changed(now)).collect();
+        // While the directory is away nobody knows what became of what was offered before.
+        let unsaid =
+            if self.files.is_read() { std::mem::take(&mut self.unconfirmed) } else { BTreeSet::new() };
+        if changed.is_empty() && unsaid.is_empty() {
             return false;
         }
-        let filed = self.files.snapshot();
-        self.filed.clone_from(&filed.services);
-        let Snapshot { services, problems } = merge([filed, self.registered.snapshot()]);
+        let hosts: BTreeSet<HostPattern> = changed.into_iter().flatten().chain(unsaid).collect();
+        for host in &hosts {
+            self.gather(host);
+        }
+        self.tell_problems();
+        let mut waits = false;
+        for host in &hosts {
+            let wanted = self.candidates(host);
+            waits |= self.proofs.want(host, wanted, now);
+        }
+        self.offer(hosts);
+        waits
+    }
+
+    /// Puts together what the sources have under a host.
+    fn gather(&mut self, host: &HostPattern) {
+        let sources: [&dyn Source; 2] = [&self.files, &self.registered];
+        let of = |source: &dyn Source| Snapshot { services: source.of(host), problems: Vec::new() };
+        let Snapshot { services, problems } = merge(sources.map(of));
+        if services.is_empty() {
+            self.services.remove(host);
+        } else {
+            self.services.insert(host.clone(), services);
+        }
+        if problems.is_empty() {
+            self.left_out.remove(host);
+        } else {
+            self.left_out.insert(host.clone(), problems);
+        }
+    }
+
+    fn tell_problems(&mut self) {
+        let sources: [&dyn Source; 2] = [&self.files, &self.registered];
+        let of_sources = sources.into_iter().flat_map(Source::problems);
+        let problems: Vec<_> = of_sources.chain(self.left_out.values().flatten().cloned()).collect();
         for problem in problems.iter().filter(|problem| !self.problems.contains(problem)) {
             tracing::error!("{problem}");
         }
         self.problems = problems;
-        self.services.clear();
-        for service in services {
-            self.services.entry(service.host.clone()).or_default().push(service);
-        }
-        let wanted: Vec<_> = self.candidates().collect();
-        let waits = self.proofs.want(wanted, now);
-        self.offer();
-        waits
     }
 
     /// Takes a VM's word for itself.
@@ -175,22 +204,18 @@ impl State {
         id: LeaseId,
         now: Instant,
     ) -> Result<Lease, Refused> {
-        self.registered.register(registration, &self.filed, id, now)
+        self.registered.register(registration, self.files.iter(), id, now)
     }
 
-    /// Endpoints that are to be exported and have to be seen first.
-    fn candidates(&self) -> impl Iterator<Item = Subject> {
-        let exported = self
-            .services
-            .iter()
-            .filter(|(host, ports)| export_of(host, ports, &self.terms(&|_, _| false)).is_some());
-        let ports = exported.flat_map(|(host, ports)| ports.iter().map(move |port| (host, port)));
-        let unseen =
-            ports.filter(|(_, port)| !port.about.as_ref().is_some_and(|about| about.allow_unauthenticated));
-        unseen.flat_map(|(host, port)| {
-            let subject = |address: &_| Subject { host: host.clone(), address: Clone::clone(address) };
-            port.endpoints.iter().map(move |endpoint| subject(&endpoint.address))
-        })
+    /// Endpoints of a host that are to be exported and have to be seen first.
+    fn candidates(&self, host: &HostPattern) -> Vec<Target> {
+        let ports = self.services.get(host).map(Vec::as_slice).unwrap_or_default();
+        if export_of(host, ports, &self.terms(&|_, _| false)).is_none() {
+            return Vec::new();
+        }
+        let trusts = |port: &Service| port.about.as_ref().is_some_and(|about| about.allow_unauthenticated);
+        let unseen = ports.iter().filter(|port| !trusts(port));
+        unseen.flat_map(|port| &port.endpoints).map(|endpoint| endpoint.address.clone()).collect()
     }
 
     /// Everything that the own cluster offers.
@@ -209,10 +234,7 @@ impl State {
         BTreeMap::from([("gateways", self.views.gateways.all()), ("peers", peers)])
     }
 
-    pub(super) fn terms<'a>(
-        &'a self,
-        demands: &'a dyn Fn(&HostPattern, &crate::config::address::Target) -> bool,
-    ) -> Terms<'a> {
+    pub(super) fn terms<'a>(&'a self, demands: &'a dyn Fn(&HostPattern, &Target) -> bool) -> Terms<'a> {
         Terms {
             cluster: &self.settings.cluster,
             network: &self.settings.network,
@@ -224,27 +246,28 @@ impl State {
 
     /// Takes what was seen of endpoints.
     pub(super) fn seen(&mut self, seen: Vec<(Subject, Proof)>, now: Instant) {
-        let mut changes = false;
+        let mut changed = BTreeSet::new();
         for (subject, proof) in seen {
             if let Proof::LetsIn(why) = &proof {
                 tracing::warn!(service = %subject.host, endpoint = %subject.address, %why, "not_mtls: held back");
             }
-            changes |= self.proofs.seen(&subject, proof, now);
+            if self.proofs.seen(&subject, proof, now) {
+                changed.insert(subject.host);
+            }
         }
-        if changes {
-            self.offer();
-        }
+        self.offer(changed);
     }
 
-    /// Makes the registry's services the offers of this cluster.
-    fn offer(&mut self) {
+    /// Makes what the registry has under these hosts the offers of this cluster.
+    fn offer(&mut self, hosts: BTreeSet<HostPattern>) {
         let demands = |host: &HostPattern, address: &_| {
             self.proofs.demands(&Subject { host: host.clone(), address: Clone::clone(address) })
         };
-        let services = self.services.values().flatten().cloned();
-        let mut all = offers(services, &self.terms(&demands));
-        self.wait_for_proof(&mut all);
-        let changed = self.own.offer(all);
+        let services = hosts.iter().filter_map(|host| self.services.get(host)).flatten().cloned();
+        let mut some = offers(services, &self.terms(&demands));
+        self.wait_for_proof(&mut some);
+        let all = hosts.into_iter().map(|host| (some.remove(&host), host)).map(|(offer, host)| (host, offer));
+        let changed = self.own.offer(all.collect());
         if changed.is_empty() {
             return;
         }

@@ -1,12 +1,14 @@
 //! A registry in files: every `*.yaml` of a directory, each with `services:` as a gateway's file has them. A bad
-//! file is left out by itself, with what it last held that was good in its place.
+//! file is left out by itself, with what it last held that was good in its place. What an edit costs does not
+//! depend on how much the other files hold.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ffi::OsStr;
 use std::fs;
 use std::io;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use crate::config::services::Service;
 use crate::config::{file, registry_file};
@@ -16,11 +18,15 @@ use crate::host::HostPattern;
 #[derive(Debug)]
 pub struct Files {
     folder: PathBuf,
-    files: BTreeMap<PathBuf, Held>,
+    files: BTreeMap<Arc<Path>, Held>,
+    /// Which files have a host, in their order.
+    owners: HashMap<HostPattern, Vec<Arc<Path>>>,
+    /// Hosts that several files have.
+    shared: BTreeSet<HostPattern>,
     unread: Option<String>,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct Held {
     print: Option<Print>,
     services: Vec<Service>,
@@ -34,7 +40,13 @@ impl Files {
     /// Nothing is read yet.
     #[must_use]
     pub fn new(folder: PathBuf) -> Files {
-        Files { folder, files: BTreeMap::new(), unread: None }
+        Files {
+            folder,
+            files: BTreeMap::new(),
+            owners: HashMap::new(),
+            shared: BTreeSet::new(),
+            unread: None,
+        }
     }
 
     /// Where they stand.
@@ -43,20 +55,33 @@ impl Files {
         &self.folder
     }
 
-    /// Looks again. Says whether anything may have changed.
-    pub fn look(&mut self) -> bool {
+    /// The directory was there at the last look.
+    #[must_use]
+    pub fn is_read(&self) -> bool {
+        self.unread.is_none()
+    }
+
+    /// Looks again. The hosts under which something may have changed; none where nothing has, not even what
+    /// is wrong.
+    pub fn look(&mut self) -> Option<BTreeSet<HostPattern>> {
         let paths = match paths(&self.folder) {
             Ok(paths) => paths,
             Err(error) => {
                 // What was there stays: a directory that is away is no cluster without services.
                 let why = format!("{}: cannot be read: {error}; what it held stays", self.folder.display());
-                return self.unread.replace(why.clone()) != Some(why);
+                let is_news = self.unread.replace(why.clone()) != Some(why);
+                return is_news.then(BTreeSet::new);
             }
         };
         let mut changed = self.unread.take().is_some();
-        let before = self.files.len();
-        self.files.retain(|path, _| paths.contains(path));
-        changed |= self.files.len() < before;
+        let mut touched = BTreeSet::new();
+        let is_gone = |path: &&Arc<Path>| paths.binary_search_by(|known| (**known).cmp(path)).is_err();
+        let gone: Vec<_> = self.files.keys().filter(is_gone).cloned().collect();
+        for path in gone {
+            changed = true;
+            self.hold(&path, Vec::new(), &mut touched);
+            self.files.remove(&path);
+        }
         for path in paths {
             let print = print(&path);
             if self.files.get(&path).is_some_and(|held| held.print == print && print.is_some()) {
@@ -64,53 +89,113 @@ impl Files {
             }
             changed = true;
             let read = file::read(&path, "split it").and_then(|text| registry_file(&text, &path));
-            let held =
-                self.files.entry(path).or_insert_with(|| Held { print, services: Vec::new(), wrong: None });
+            let held = self.files.entry(Arc::clone(&path)).or_default();
             held.print = print;
             match read {
-                Ok(services) => (held.services, held.wrong) = (services, None),
+                Ok(services) => {
+                    held.wrong = None;
+                    self.hold(&path, services, &mut touched);
+                }
                 Err(problems) => held.wrong = Some(problems.to_string()),
             }
         }
-        changed
+        changed.then_some(touched)
     }
 
-    /// All services. A host and port that an earlier file has is left out of a later one, and named.
+    /// Puts what a file has in place of what it had, and notes the hosts of which that says something else.
+    fn hold(&mut self, path: &Arc<Path>, services: Vec<Service>, touched: &mut BTreeSet<HostPattern>) {
+        let Some(held) = self.files.get_mut(path) else { return };
+        let before = std::mem::replace(&mut held.services, services);
+        let (was, is) = (by_host(&before), by_host(&held.services));
+        for host in was.keys().chain(is.keys()).filter(|host| was.get(*host) != is.get(*host)) {
+            touched.insert((*host).clone());
+        }
+        for host in was.keys().filter(|host| !is.contains_key(*host)) {
+            let Some(owners) = self.owners.get_mut(*host) else { continue };
+            owners.retain(|owner| owner != path);
+            if owners.len() < 2 {
+                self.shared.remove(*host);
+            }
+            if owners.is_empty() {
+                self.owners.remove(*host);
+            }
+        }
+        for host in is.keys().filter(|host| !was.contains_key(*host)) {
+            let owners = self.owners.entry((*host).clone()).or_insert_with(|| Vec::with_capacity(1));
+            let place = owners.partition_point(|owner| owner < path);
+            owners.insert(place, Arc::clone(path));
+            if owners.len() > 1 {
+                self.shared.insert((*host).clone());
+            }
+        }
+    }
+
+    /// The services of a host. A port that an earlier file has is left out of a later one.
     #[must_use]
-    pub fn services(&self) -> (Vec<Service>, Vec<String>) {
-        let mut services = Vec::new();
-        let mut problems: Vec<String> = self.unread.iter().cloned().collect();
-        let mut taken: HashMap<(&HostPattern, u16), &Path> = HashMap::new();
-        for (path, held) in &self.files {
-            problems.extend(held.wrong.iter().map(|why| format!("{why}; what it held before stays")));
-            for service in &held.services {
-                match taken.get(&(&service.host, service.port)) {
-                    Some(first) => problems.push(format!(
-                        "{}: {}:{} is already in {}; it is taken from there",
+    pub fn of(&self, host: &HostPattern) -> Vec<&Service> {
+        let mut services: Vec<&Service> = Vec::new();
+        for (_, service) in self.all_of(host) {
+            if !services.iter().any(|taken| taken.port == service.port) {
+                services.push(service);
+            }
+        }
+        services
+    }
+
+    /// All services.
+    pub fn iter(&self) -> impl Iterator<Item = &Service> + Clone {
+        self.owners.keys().flat_map(|host| self.of(host))
+    }
+
+    /// What is wrong: files that cannot be read, and what is left out of others.
+    #[must_use]
+    pub fn problems(&self) -> Vec<String> {
+        let wrong = self.files.values().filter_map(|held| held.wrong.as_ref());
+        let wrong = wrong.map(|why| format!("{why}; what it held before stays"));
+        let mut problems: Vec<String> = self.unread.iter().cloned().chain(wrong).collect();
+        for host in &self.shared {
+            let mut first: HashMap<u16, &Path> = HashMap::new();
+            for (path, service) in self.all_of(host) {
+                let taken = *first.entry(service.port).or_insert(path);
+                if taken != path {
+                    problems.push(format!(
+                        "{}: {host}:{} is already in {}; it is taken from there",
                         path.display(),
-                        service.host,
                         service.port,
-                        first.display()
-                    )),
-                    None => {
-                        taken.insert((&service.host, service.port), path);
-                        services.push(service.clone());
-                    }
+                        taken.display()
+                    ));
                 }
             }
         }
-        (services, problems)
+        problems
+    }
+
+    fn all_of(&self, host: &HostPattern) -> impl Iterator<Item = (&Path, &Service)> {
+        let owners = self.owners.get(host).into_iter().flatten();
+        let held = owners.filter_map(|path| Some((&**path, self.files.get(path)?)));
+        held.flat_map(move |(path, held)| {
+            held.services.iter().filter(move |service| service.host == *host).map(move |one| (path, one))
+        })
     }
 }
 
-fn paths(folder: &Path) -> io::Result<Vec<PathBuf>> {
+fn by_host(services: &[Service]) -> BTreeMap<&HostPattern, Vec<&Service>> {
+    let mut hosts: BTreeMap<&HostPattern, Vec<&Service>> = BTreeMap::new();
+    for service in services {
+        hosts.entry(&service.host).or_default().push(service);
+    }
+    hosts
+}
+
+/// In their order.
+fn paths(folder: &Path) -> io::Result<Vec<Arc<Path>>> {
     let entries: io::Result<Vec<_>> = fs::read_dir(folder)?.collect();
     let paths = entries?.into_iter().map(|entry| entry.path());
     let is_ours = |path: &PathBuf| {
         let hidden = path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b"."));
         !hidden && ["yaml", "yml"].iter().any(|known| path.extension() == Some(OsStr::new(known)))
     };
-    let mut paths: Vec<_> = paths.filter(is_ours).collect();
+    let mut paths: Vec<Arc<Path>> = paths.filter(is_ours).map(Arc::from).collect();
     paths.sort();
     Ok(paths)
 }
@@ -124,9 +209,17 @@ fn print(path: &Path) -> Option<Print> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::services::Balance;
 
     fn hosts(files: &Files) -> Vec<String> {
-        files.services().0.iter().map(|service| format!("{}:{}", service.host, service.port)).collect()
+        let all = files.iter().map(|service| format!("{}:{}", service.host, service.port));
+        all.collect::<BTreeSet<_>>().into_iter().collect()
+    }
+
+    /// Something has changed, under these hosts.
+    #[track_caller]
+    fn look(files: &mut Files) -> Vec<String> {
+        files.look().unwrap().iter().map(HostPattern::to_string).collect()
     }
 
     #[test]
@@ -141,22 +234,52 @@ mod tests {
         write("b.yaml", "services: [{ host: c.d }]");
         write(".hidden.yaml", "services: [{ host: hidden.d }]");
         write("notes.txt", "none");
-        assert!(files.look());
+        assert_eq!(look(&mut files), ["a.b", "c.d"]);
         assert_eq!(hosts(&files), ["a.b:443", "c.d:443"]);
-        assert!(!files.look(), "nothing has changed");
+        assert_eq!(files.look(), None, "nothing has changed");
         write("a.yaml", "services: [{ host: a.b, prot: 1 }]");
-        assert!(files.look());
+        assert_eq!(look(&mut files), [""; 0]);
         assert_eq!(hosts(&files), ["a.b:443", "c.d:443"], "the last good one stays");
-        let problems = files.services().1;
+        let problems = files.problems();
         assert!(problems[0].contains("a.yaml:1:") && problems[0].contains("prot"), "{problems:?}");
         write("b.yaml", "services: [{ host: c.d }, { host: a.b }, { host: e.f }]");
-        assert!(files.look());
+        assert_eq!(look(&mut files), ["a.b", "e.f"], "c.d is as it was");
         assert_eq!(hosts(&files), ["a.b:443", "c.d:443", "e.f:443"]);
-        assert!(files.services().1[1].contains("is already in"), "{:?}", files.services().1);
+        assert!(files.problems()[1].contains("is already in"), "{:?}", files.problems());
         fs::remove_file(folder.path().join("a.yaml")).unwrap();
-        assert!(files.look());
-        assert_eq!(hosts(&files), ["c.d:443", "a.b:443", "e.f:443"]);
-        assert_eq!(files.services().1, [""; 0]);
+        assert_eq!(look(&mut files), ["a.b"]);
+        assert_eq!(hosts(&files), ["a.b:443", "c.d:443", "e.f:443"]);
+        assert_eq!(files.problems(), [""; 0]);
+    }
+
+    #[test]
+    fn of_a_port_that_several_files_have_the_first_files_counts() {
+        let folder = tempfile::tempdir().unwrap();
+        let write = |name: &str, text: &str| fs::write(folder.path().join(name), text).unwrap();
+        let mut files = Files::new(folder.path().to_owned());
+        let host = HostPattern::parse("a.b").unwrap();
+        write("b.yaml", "services: [{ host: a.b, port: 1, balance: random }, { host: a.b, port: 2 }]");
+        assert_eq!(look(&mut files), ["a.b"]);
+        let one = "services: [{ host: a.b, port: 1 }]";
+        write("a.yaml", one);
+        assert_eq!(look(&mut files), ["a.b"]);
+        let shown = |files: &Files| -> Vec<_> {
+            let of = files.of(&host);
+            of.iter().map(|service| (service.port, service.balance)).collect()
+        };
+        let (turns, random) = (Balance::RoundRobin, Balance::Random);
+        assert_eq!(shown(&files), [(1, turns), (2, turns)]);
+        assert_eq!(files.problems().len(), 1);
+        fs::remove_file(folder.path().join("a.yaml")).unwrap();
+        assert_eq!(look(&mut files), ["a.b"]);
+        assert_eq!(shown(&files), [(1, random), (2, turns)]);
+        assert!(files.problems().is_empty());
+        write("c.yaml", one);
+        assert_eq!(look(&mut files), ["a.b"]);
+        assert_eq!(shown(&files), [(1, random), (2, turns)]);
+        fs::remove_file(folder.path().join("b.yaml")).unwrap();
+        assert_eq!(look(&mut files), ["a.b"]);
+        assert_eq!(shown(&files), [(1, turns)]);
     }
 
     #[test]
@@ -168,11 +291,11 @@ mod tests {
         let mut files = Files::new(inside.clone());
         files.look();
         fs::rename(&inside, folder.path().join("away")).unwrap();
-        assert!(files.look() && !files.look(), "said once");
+        assert_eq!((look(&mut files), files.look()), (Vec::new(), None), "said once");
         assert_eq!(hosts(&files), ["a.b:443"]);
-        assert!(files.services().1[0].contains("registry: cannot be read"));
+        assert!(files.problems()[0].contains("registry: cannot be read"));
         fs::rename(folder.path().join("away"), &inside).unwrap();
-        assert!(files.look());
-        assert_eq!(files.services().1, [""; 0]);
+        assert_eq!(look(&mut files), [""; 0]);
+        assert_eq!(files.problems(), [""; 0]);
     }
 }

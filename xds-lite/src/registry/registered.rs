@@ -8,7 +8,7 @@ pub mod lease;
 mod names;
 pub mod registration;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt;
 use std::time::{Duration, Instant};
 
@@ -108,7 +108,8 @@ pub struct Registered {
     /// No lease ends before this.
     earliest: Option<Instant>,
     revision: u64,
-    seen: u64,
+    /// Hosts of which something changed since the last look.
+    touched: BTreeSet<HostPattern>,
 }
 
 #[derive(Debug)]
@@ -125,10 +126,10 @@ impl Registered {
     ///
     /// # Errors
     /// It contradicts another registration or `files`, or there are too many. Nothing has changed then.
-    pub fn register(
+    pub fn register<'a>(
         &mut self,
         registration: Registration,
-        files: &[Service],
+        files: impl IntoIterator<Item = &'a Service, IntoIter: Clone>,
         fresh: LeaseId,
         now: Instant,
     ) -> Result<Lease, Refused> {
@@ -152,7 +153,7 @@ impl Registered {
         if held.is_none_or(|held| held.registration.text != registration.text) {
             self.check(&registration, &identity)?;
             self.check_bare(&registration, &identity)?;
-            check_beside(&registration, files)?;
+            check_beside(&registration, files.into_iter())?;
             self.put(registration, identity, lease, now)?;
         } else {
             self.beat(&identity, now);
@@ -195,10 +196,12 @@ impl Registered {
         !ended.is_empty()
     }
 
-    /// Ends what was not heard of in time, and says whether anything at all has changed since the last look.
-    pub fn look(&mut self, now: Instant) -> bool {
+    /// Ends what was not heard of in time, and says under which hosts something has changed since the last
+    /// look, if anything has.
+    pub fn look(&mut self, now: Instant) -> Option<BTreeSet<HostPattern>> {
         self.expire(now);
-        std::mem::replace(&mut self.seen, self.revision) != self.revision
+        let touched = std::mem::take(&mut self.touched);
+        (!touched.is_empty()).then_some(touched)
     }
 
     /// Grows with each change of what is registered; heartbeats are none.
@@ -216,8 +219,21 @@ impl Registered {
     /// The services that come of it: each host and port once, with all of its instances.
     #[must_use]
     pub fn services(&self) -> Vec<Service> {
-        let mut services = Vec::with_capacity(self.ports.len());
-        for ((host, port), instances) in &self.ports {
+        self.made_of(self.ports.iter())
+    }
+
+    /// Those of one host.
+    #[must_use]
+    pub fn of(&self, host: &HostPattern) -> Vec<Service> {
+        self.made_of(self.ports.range((host.clone(), 0)..=(host.clone(), u16::MAX)))
+    }
+
+    fn made_of<'a>(
+        &self,
+        ports: impl Iterator<Item = (&'a (HostPattern, u16), &'a BTreeMap<HostName, Held>)>,
+    ) -> Vec<Service> {
+        let mut services = Vec::new();
+        for ((host, port), instances) in ports {
             let mut all = instances.values().map(|held| &held.registration);
             let Some(first) = all.next() else { continue };
             let mut service = first.service.clone();
@@ -262,6 +278,7 @@ impl Registered {
         self.bytes = bytes;
         self.earliest = Some(self.earliest.map_or(deadline, |earliest| earliest.min(deadline)));
         self.revision += 1;
+        self.touched.insert(identity.host.clone());
         self.leases.insert(lease, identity.clone());
         let instances = self.ports.entry((identity.host, identity.port)).or_default();
         instances.insert(identity.instance, Held { registration, lease, deadline });
@@ -279,6 +296,7 @@ impl Registered {
         self.names.replace(Some(&held.registration.service), None);
         self.bytes -= held.registration.text.len();
         self.revision += 1;
+        self.touched.insert(identity.host.clone());
     }
 }
 

@@ -1,7 +1,7 @@
 //! Where services come from: files, VMs that announce themselves, later Kubernetes. What each has goes together
 //! here. Not how any of them is read.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::time::Instant;
 
 use crate::config::services::Service;
@@ -10,7 +10,7 @@ use crate::host::HostPattern;
 use super::files::Files;
 use super::registered::Registered;
 
-/// What a source has, and what is wrong with it.
+/// What sources have, and what of it was left out.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Snapshot {
     /// Each host and port once.
@@ -21,31 +21,42 @@ pub struct Snapshot {
 
 /// Something that services come from.
 pub trait Source {
-    /// Looks again. Says whether the snapshot may be another one now.
-    fn changed(&mut self, now: Instant) -> bool;
+    /// Looks again. The hosts under which something may be another now; none where nothing is, not even what
+    /// is wrong.
+    fn changed(&mut self, now: Instant) -> Option<BTreeSet<HostPattern>>;
 
-    /// What there is.
-    fn snapshot(&self) -> Snapshot;
+    /// What there is under a host.
+    fn of(&self, host: &HostPattern) -> Vec<Service>;
+
+    /// For the log and for whoever asks: what was left out, where it stands, and why.
+    fn problems(&self) -> Vec<String>;
 }
 
 impl Source for Files {
-    fn changed(&mut self, _now: Instant) -> bool {
+    fn changed(&mut self, _now: Instant) -> Option<BTreeSet<HostPattern>> {
         self.look()
     }
 
-    fn snapshot(&self) -> Snapshot {
-        let (services, problems) = self.services();
-        Snapshot { services, problems }
+    fn of(&self, host: &HostPattern) -> Vec<Service> {
+        self.of(host).into_iter().cloned().collect()
+    }
+
+    fn problems(&self) -> Vec<String> {
+        self.problems()
     }
 }
 
 impl Source for Registered {
-    fn changed(&mut self, now: Instant) -> bool {
+    fn changed(&mut self, now: Instant) -> Option<BTreeSet<HostPattern>> {
         self.look(now)
     }
 
-    fn snapshot(&self) -> Snapshot {
-        Snapshot { services: self.services(), problems: Vec::new() }
+    fn of(&self, host: &HostPattern) -> Vec<Service> {
+        self.of(host)
+    }
+
+    fn problems(&self) -> Vec<String> {
+        Vec::new()
     }
 }
 

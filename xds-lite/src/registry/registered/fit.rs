@@ -89,10 +89,13 @@ pub(super) fn bare(mut sayings: impl Iterator<Item = Saying> + Clone) -> Option<
 }
 
 /// Whether a registration fits to what other sources have.
-pub(super) fn check_beside(new: &Registration, files: &[Service]) -> Result<(), Refused> {
+pub(super) fn check_beside<'a>(
+    new: &Registration,
+    files: impl Iterator<Item = &'a Service> + Clone,
+) -> Result<(), Refused> {
     const THEIRS: &str = "the registry's other sources say";
     let identity = new.identity();
-    let of_host = || files.iter().filter(|service| service.host == new.service.host);
+    let of_host = || files.clone().filter(|service| service.host == new.service.host);
     let bare = of_host().find(|service| service.bare).map(|service| service.port);
     if new.sni_port.is_some() && of_host().next().is_some() && new.sni_port != bare {
         return Err(contradicts(new, "sni_port", THEIRS));
@@ -114,7 +117,7 @@ pub(super) fn check_beside(new: &Registration, files: &[Service]) -> Result<(), 
         }
     }
     let mine: HashSet<_> = names::of(&new.service).collect();
-    let others = files.iter().filter(|service| service.host != new.service.host);
+    let others = files.clone().filter(|service| service.host != new.service.host);
     for other in others {
         if let Some(name) = names::of(other).find(|name| mine.contains(name)) {
             return Err(has_name(&identity, name, &other.host));

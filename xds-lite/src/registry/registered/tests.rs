@@ -10,7 +10,7 @@ use tokio::runtime::Runtime;
 use super::kept::{DAMAGED, KEY, KeepError, Kept};
 use super::*;
 use crate::config::registry_file;
-use crate::registry::source::{Source as _, merge};
+use crate::registry::source::{Snapshot, merge};
 use crate::registry::store::FileStore;
 
 const TTL: Duration = Duration::from_secs(30);
@@ -63,15 +63,15 @@ fn a_registration_lives_while_it_is_heard_of() {
     let at = |seconds| start + Duration::from_secs(seconds);
     let lease = all.register(said("db-0", "10.0.0.1:1", ""), &[], id(1), at(0)).unwrap();
     assert_eq!((lease.id, lease.ttl), (Some(id(1)), TTL));
-    assert!(all.look(at(0)) && !all.look(at(0)));
+    assert!(all.look(at(0)).is_some() && all.look(at(0)).is_none());
     assert!(!all.expire(at(29)));
     assert_eq!(all.heartbeat(&id(1), at(29)).unwrap().ttl, TTL);
-    assert!(!all.look(at(58)), "a heartbeat is no change");
+    assert!(all.look(at(58)).is_none(), "a heartbeat is no change");
     // The same said again is a heartbeat, too, for those who have lost their lease; they are not told it.
     assert_eq!(all.register(said("db-0", "10.0.0.1:1", ""), &[], id(2), at(58)).unwrap().id, None);
     assert_eq!(all.heartbeat(&id(2), at(58)), Err(Refused::Unknown));
     assert!(!all.expire(at(87)) && all.expire(at(88)) && !all.expire(at(89)));
-    assert!(all.look(at(89)));
+    assert!(all.look(at(89)).is_some());
     assert_eq!((all.heartbeat(&id(1), at(89)), all.count()), (Err(Refused::Unknown), 0));
     assert_eq!(all.bytes, 0);
     all.register(said("db-0", "10.0.0.1:1", ",\"ttl\":\"5s\""), &[], id(3), at(90)).unwrap();
@@ -171,8 +171,10 @@ fn what_other_sources_say_counts() {
     all.register(alias(), &files, id(4), now).unwrap();
     all.deregister(&id(4)).unwrap();
     assert!(all.heartbeat(&id(2), now).is_ok());
-    let merged =
-        merge([crate::registry::source::Snapshot { services: files, problems: vec![] }, all.snapshot()]);
+    let merged = merge([
+        Snapshot { services: files, problems: vec![] },
+        Snapshot { services: all.services(), problems: vec![] },
+    ]);
     let hosts: Vec<_> = merged.services.iter().map(|it| (it.host.to_string(), it.endpoints.len())).collect();
     assert_eq!(hosts, [("db.pxc".to_owned(), 2), ("x.y".to_owned(), 1)]);
     assert!(merged.problems.is_empty(), "{:?}", merged.problems);
@@ -240,7 +242,7 @@ async fn a_restart_withdraws_nobody() {
     let (kept, mut again, problems) = Kept::load(open(), later).await.unwrap();
     assert!(problems.is_empty() && kept.draft(&again).is_none());
     assert_eq!(again.services(), all.services());
-    assert!(again.look(later) && !again.expire(later + TTL - Duration::from_millis(1)));
+    assert!(again.look(later).is_some() && !again.expire(later + TTL - Duration::from_millis(1)));
     again.heartbeat(&id(2), later + TTL - Duration::from_millis(1)).unwrap();
     assert!(again.expire(later + TTL));
     assert_eq!(shown(&again), ["db-1.db.pxc:3306 10.0.0.2:1"]);

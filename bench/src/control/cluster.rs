@@ -1,0 +1,246 @@
+//! A cluster as it is measured: an authority, a registry, and the real agent and gateways that follow it.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::{self, Read as _, Write as _};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::Context as _;
+use isthmus_certs::home::{Home, Kept, Plan};
+use isthmus_certs::{KeyKind, Leaf, SpiffeId, TrustDomain, TrustFiles};
+use tempfile::TempDir;
+
+use crate::program::{Program, START};
+use crate::stop::Stop;
+
+/// What is started.
+#[derive(Clone, Debug)]
+pub(super) struct Programs {
+    pub(super) agent: PathBuf,
+    pub(super) gateway: PathBuf,
+}
+
+/// 100 000 services take an agent some seconds to read.
+const READ: Duration = Duration::from_mins(2);
+/// No run takes as long.
+const LIFETIME: Duration = Duration::from_hours(24);
+const PATIENCE: Duration = Duration::from_secs(5);
+/// All services of a registry; other clusters may see them.
+pub(super) const HOSTS: &str = "*.bench.svc.cluster.local";
+
+/// One cluster.
+pub(super) struct Cluster {
+    name: String,
+    folder: TempDir,
+    home: Home,
+    /// Where the agent serves.
+    pub(super) xds: SocketAddr,
+}
+
+impl Cluster {
+    /// With the identity of an agent; nothing runs yet.
+    pub(super) fn new(name: &str) -> anyhow::Result<Self> {
+        let folder = tempfile::Builder::new().prefix("isthmus-bench-").tempdir()?;
+        let domain = TrustDomain::new(&format!("{name}.example"))?;
+        let home = Home::create(&folder.path().join("pki"), &Plan::new(domain))?;
+        fs::create_dir(folder.path().join("registry"))?;
+        let mut cluster = Self { name: name.to_owned(), folder, home, xds: free_address()? };
+        let agent = SpiffeId::agent(cluster.domain(), name, "a")?;
+        cluster.issue("agent", agent)?;
+        Ok(cluster)
+    }
+
+    pub(super) fn name(&self) -> &str {
+        &self.name
+    }
+
+    pub(super) fn domain(&self) -> &TrustDomain {
+        &self.home.state().trust_domain
+    }
+
+    pub(super) fn registry(&self) -> PathBuf {
+        self.folder.path().join("registry")
+    }
+
+    /// An identity of one of its gateways, under the gateway's name.
+    pub(super) fn add_gateway(&mut self, name: &str) -> anyhow::Result<()> {
+        let id = SpiffeId::gateway(self.domain(), &self.name, name)?;
+        self.issue(name, id)
+    }
+
+    fn issue(&mut self, name: &str, id: SpiffeId) -> anyhow::Result<()> {
+        let leaf = Leaf { id, dns: Vec::new(), ips: Vec::new(), lifetime: LIFETIME };
+        self.home.keep(name, Kept { leaf, key: KeyKind::P256, cluster: None, folder: None })?;
+        Ok(())
+    }
+
+    /// The files of an identity.
+    pub(super) fn trust(&self, leaf: &str) -> TrustFiles {
+        let files = self.home.folder().join("leaves").join(leaf);
+        TrustFiles {
+            certificate: files.join("tls.crt"),
+            key: files.join("tls.key"),
+            bundles: self.home.bundle_folder(),
+            ..TrustFiles::default()
+        }
+    }
+
+    fn trust_text(&self, leaf: &str) -> String {
+        let (pki, bundles) = (self.home.folder().display(), self.home.bundle_folder());
+        let bundles = bundles.display();
+        format!(
+            "{{ certificate: {pki}/leaves/{leaf}/tls.crt, key: {pki}/leaves/{leaf}/tls.key, bundles: {bundles} }}"
+        )
+    }
+
+    /// Believes another cluster's authority.
+    pub(super) fn believe(&mut self, other: &Self) -> anyhow::Result<()> {
+        Ok(self.home.federate(other.domain(), &other.home.bundle(other.domain())?)?)
+    }
+
+    /// As an item of `peers:`.
+    pub(super) fn as_peer(&self) -> String {
+        let (name, address) = (&self.name, self.xds);
+        format!(
+            "{{ cluster: {name}, address: '{address}', trustDomain: {name}.example, network: {name}-net }}"
+        )
+    }
+
+    /// Starts its agent; `sections` are those of its file that differ from cluster to cluster.
+    pub(super) fn start_agent(
+        &self,
+        programs: &Programs,
+        sections: &str,
+        stop: &Stop,
+    ) -> io::Result<Program> {
+        let (name, trust, xds, registry) = (&self.name, self.trust_text("agent"), self.xds, self.registry());
+        let text = format!(
+            "cluster: {name}
+network: {name}-net
+trust: {trust}
+registry: {{ files: {} }}
+xds: {{ address: '{xds}' }}
+admin: {{ address: '127.0.0.1:0' }}
+{sections}",
+            registry.display()
+        );
+        let mut agent = Program::start(|folder| run(&programs.agent, folder, &text), Command::spawn)?;
+        agent.wait_until("listen", START, stop, || TcpStream::connect(xds).map(drop))?;
+        Ok(agent)
+    }
+
+    /// Starts one of its gateways, which follows the agent at an address.
+    pub(super) fn start_gateway(
+        &self,
+        programs: &Programs,
+        (name, east_west): (&str, SocketAddr),
+        agent: SocketAddr,
+        stop: &Stop,
+    ) -> io::Result<Gateway> {
+        let (cluster, trust) = (&self.name, self.trust_text(name));
+        let text = format!(
+            "node: {{ id: {name}, cluster: {cluster}, network: {cluster}-net }}
+listeners:
+- {{ name: east-west, address: '{east_west}' }}
+- {{ name: outbound, address: '127.0.0.1:0', side: outbound }}
+admin: {{ address: '127.0.0.1:0' }}
+metrics: {{ address: '127.0.0.1:0' }}
+health: {{ address: '127.0.0.1:0' }}
+access_log: {{ enabled: false }}
+trust: {trust}
+xds: {{ agents: ['{agent}'] }}
+"
+        );
+        let mut program = Program::start(|folder| run(&programs.gateway, folder, &text), Command::spawn)?;
+        let output = program.directory().join("output");
+        let mut addresses = BTreeMap::new();
+        program.wait_until("say where it listens", START, stop, || {
+            addresses = announced(&fs::read_to_string(&output)?);
+            if addresses.contains_key("metrics") && addresses.contains_key("listener=outbound") {
+                Ok(())
+            } else {
+                Err(io::Error::other("it has not said"))
+            }
+        })?;
+        Ok(Gateway { program, addresses })
+    }
+}
+
+/// Waits until an agent has read its registry.
+pub(super) fn until_read(agent: &mut Program, stop: &Stop) -> io::Result<()> {
+    let output = agent.directory().join("output");
+    agent.wait_until("read its registry", READ, stop, || {
+        if fs::read_to_string(&output)?.contains("what this cluster offers has changed") {
+            Ok(())
+        } else {
+            Err(io::Error::other("it has not"))
+        }
+    })
+}
+
+/// A gateway that runs.
+pub(super) struct Gateway {
+    pub(super) program: Program,
+    addresses: BTreeMap<String, SocketAddr>,
+}
+
+impl Gateway {
+    /// Where local clients come.
+    pub(super) fn outbound(&self) -> anyhow::Result<SocketAddr> {
+        self.addresses.get("listener=outbound").copied().context("the gateway has no outbound listener")
+    }
+
+    /// Services in its tables.
+    pub(super) fn services(&self) -> io::Result<u32> {
+        let address = self.addresses.get("metrics").ok_or_else(|| io::Error::other("no metrics"))?;
+        let mut stream = TcpStream::connect(address)?;
+        stream.set_read_timeout(Some(PATIENCE))?;
+        stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")?;
+        let mut text = String::new();
+        stream.read_to_string(&mut text)?;
+        let value = text.lines().find_map(|line| line.strip_prefix("isthmus_services "));
+        value.and_then(|value| value.trim().parse().ok()).ok_or_else(|| io::Error::other("no such metric"))
+    }
+
+    /// Waits until its tables have exactly so many services.
+    pub(super) fn until_services(&self, services: u32, pause: Duration, stop: &Stop) -> io::Result<()> {
+        let deadline = Instant::now() + READ;
+        loop {
+            // One that is busy with its tables answers late.
+            let found = self.services();
+            if found.as_ref().is_ok_and(|found| *found == services) {
+                return Ok(());
+            }
+            stop.check()?;
+            if Instant::now() > deadline {
+                let words = self.program.last_words();
+                return Err(io::Error::other(format!(
+                    "the gateway has {found:?} services and not {services} after {READ:?}; it said: {words}"
+                )));
+            }
+            thread::sleep(pause);
+        }
+    }
+}
+
+fn announced(output: &str) -> BTreeMap<String, SocketAddr> {
+    let lines = output.lines().filter_map(|line| line.strip_prefix("listening ")?.rsplit_once(" address="));
+    lines.filter_map(|(name, address)| Some((name.to_owned(), address.parse().ok()?))).collect()
+}
+
+fn run(program: &Path, folder: &Path, text: &str) -> io::Result<Command> {
+    let file = folder.join("config.yaml");
+    fs::write(&file, text)?;
+    let mut command = Command::new(program);
+    command.args(["run", "--config"]).arg(file);
+    Ok(command)
+}
+
+/// One that nobody has at this moment.
+pub(super) fn free_address() -> io::Result<SocketAddr> {
+    TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()
+}

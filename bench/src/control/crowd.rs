@@ -1,0 +1,180 @@
+//! Simulated gateways and peers: each a real client of discovery, with an identity and a TLS connection of its
+//! own, that keeps what it is sent by name and does nothing with it.
+
+use std::collections::HashSet;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use isthmus_certs::{Client as Tls, IdPattern, Peer, Server, SpiffeId, Trust};
+use isthmus_xds::ads::client::{Client, Refused, Update};
+use isthmus_xds::ads::service::{Directory, Discovery};
+use isthmus_xds::ads::shared::Shared;
+use isthmus_xds::ads::subscribe::{Contact, Subscription, Tables};
+use isthmus_xds::agent::SLICE;
+use isthmus_xds::config::address::Target;
+use isthmus_xds::proto::envoy::config::core::v3::Node;
+use isthmus_xds::serve::serve;
+use tokio::net::TcpListener;
+use tokio::runtime::Runtime;
+use tonic::Status;
+use tonic::service::Routes;
+
+use super::cluster::Cluster;
+use crate::stop::Stop;
+
+const PAUSE: Duration = Duration::from_millis(1);
+
+/// Clients that follow one agent, until they are dropped.
+pub(super) struct Crowd {
+    runtime: Runtime,
+    agent: SocketAddr,
+    agents: IdPattern,
+    pub(super) members: usize,
+    all: Arc<All>,
+}
+
+/// What all members note.
+struct All {
+    services: usize,
+    /// Who has them all.
+    full: AtomicUsize,
+    awaited: Mutex<Awaited>,
+}
+
+/// A resource that changes next, and when each member had it.
+#[derive(Default)]
+struct Awaited {
+    name: String,
+    arrived: Vec<Instant>,
+}
+
+impl All {
+    fn awaited(&self) -> MutexGuard<'_, Awaited> {
+        self.awaited.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Crowd {
+    /// Nobody yet; each is to be sent so many services by the agent of a cluster.
+    pub(super) fn new(cluster: &Cluster, services: u32) -> anyhow::Result<Self> {
+        let agents = format!("{}/isthmus/{}/agent/*", cluster.domain().id(), cluster.name());
+        Ok(Self {
+            runtime: tokio::runtime::Builder::new_multi_thread().enable_all().build()?,
+            agent: cluster.xds,
+            agents: IdPattern::parse(&agents)?,
+            members: 0,
+            all: Arc::new(All {
+                services: usize::try_from(services)?,
+                full: AtomicUsize::new(0),
+                awaited: Mutex::default(),
+            }),
+        })
+    }
+
+    /// One more, by its identity.
+    pub(super) fn join(&mut self, cluster: &Cluster, leaf: &str) -> anyhow::Result<()> {
+        let trust = Trust::load(&cluster.trust(leaf))?;
+        let tls = Tls::new(trust, Peer::Matching(vec![self.agents.clone()]), &[b"h2"])?;
+        let node = Node { id: leaf.to_owned(), cluster: cluster.name().to_owned(), ..Node::default() };
+        let servers = vec![Target::Address(self.agent)];
+        let subscription = Subscription { servers, tls: Arc::new(tls), node };
+        let mut member = Member { names: HashSet::new(), all: Arc::clone(&self.all) };
+        self.members += 1;
+        self.runtime.spawn(async move {
+            subscription.follow(vec![Client::new(SLICE, Vec::new())], &mut member).await;
+        });
+        Ok(())
+    }
+
+    /// Answers for a peer's agent at its address: it offers nothing.
+    pub(super) fn answer_for(&self, cluster: &Cluster) -> anyhow::Result<()> {
+        let trust = Trust::load(&cluster.trust("agent"))?;
+        let tls = Arc::new(Server::new(trust, Peer::Trusted, &[b"h2"])?);
+        let listener = self.runtime.block_on(TcpListener::bind(cluster.xds))?;
+        let nothing = Arc::new(Nothing(Arc::new(Shared::new(|_| true))));
+        self.runtime.spawn(async move {
+            serve(&listener, tls, Routes::new(Discovery::service(nothing))).await;
+        });
+        Ok(())
+    }
+
+    /// Waits until every member has all services.
+    pub(super) fn until_full(&self, patience: Duration, stop: &Stop) -> io::Result<()> {
+        let full = || self.all.full.load(SeqCst);
+        let members = self.members;
+        until(|| full() == members, patience, stop, || format!("{} of {members} are in sync", full()))
+    }
+
+    /// Awaits a change of this service from now on.
+    pub(super) fn expect(&self, resource: &str) {
+        *self.all.awaited() = Awaited { name: resource.to_owned(), arrived: Vec::new() };
+    }
+
+    /// Waits until every member has it; when the last one had it.
+    pub(super) fn until_arrived(&self, patience: Duration, stop: &Stop) -> io::Result<Instant> {
+        let arrived = || self.all.awaited().arrived.len();
+        let members = self.members;
+        until(
+            || arrived() >= members,
+            patience,
+            stop,
+            || format!("{} of {members} have the change", arrived()),
+        )?;
+        let last = self.all.awaited().arrived.iter().max().copied();
+        last.ok_or_else(|| io::Error::other("there is nobody to be told"))
+    }
+}
+
+fn until(
+    is_so: impl Fn() -> bool,
+    patience: Duration,
+    stop: &Stop,
+    so_far: impl Fn() -> String,
+) -> io::Result<()> {
+    let deadline = Instant::now() + patience;
+    while !is_so() {
+        stop.check()?;
+        if Instant::now() > deadline {
+            return Err(io::Error::other(format!("after {patience:?}, {}", so_far())));
+        }
+        thread::sleep(PAUSE);
+    }
+    Ok(())
+}
+
+/// One client.
+struct Member {
+    names: HashSet<String>,
+    all: Arc<All>,
+}
+
+impl Tables for Member {
+    fn apply(&mut self, update: &Update) -> Vec<Refused> {
+        let now = Instant::now();
+        let before = self.names.len();
+        self.names.extend(update.resources.iter().map(|resource| resource.name.clone()));
+        if before < self.all.services && self.names.len() >= self.all.services {
+            self.all.full.fetch_add(1, SeqCst);
+        }
+        let mut awaited = self.all.awaited();
+        if update.resources.iter().any(|resource| resource.name == awaited.name) {
+            awaited.arrived.push(now);
+        }
+        Vec::new()
+    }
+
+    fn contact(&mut self, _: Contact<'_>) {}
+}
+
+/// What a simulated peer offers.
+struct Nothing(Arc<Shared>);
+
+impl Directory for Nothing {
+    fn view(&self, _: &SpiffeId, _: &str) -> Result<Arc<Shared>, Status> {
+        Ok(Arc::clone(&self.0))
+    }
+}

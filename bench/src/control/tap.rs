@@ -1,0 +1,81 @@
+//! A relay between a gateway and its agent that counts bytes: what a change costs the wire, TLS included.
+
+use std::io::{self, Read as _, Write as _};
+use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::thread;
+
+const BUFFER: usize = 64 * 1024;
+
+/// Counts what passes, both ways together. It lasts as long as this program.
+#[derive(Clone, Debug)]
+pub(super) struct Tap {
+    pub(super) address: SocketAddr,
+    passed: Arc<AtomicU64>,
+}
+
+impl Tap {
+    /// Whoever connects to it is connected to `to`.
+    pub(super) fn before(to: SocketAddr) -> io::Result<Self> {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
+        let tap = Self { address: listener.local_addr()?, passed: Arc::default() };
+        let passed = Arc::clone(&tap.passed);
+        thread::spawn(move || {
+            for near in listener.incoming().map_while(Result::ok) {
+                // An end that cannot be reached closes the other: whoever came tries again.
+                let Ok(far) = TcpStream::connect(to) else { continue };
+                _ = join(near, far, &passed);
+            }
+        });
+        Ok(tap)
+    }
+
+    /// Bytes so far.
+    pub(super) fn passed(&self) -> u64 {
+        self.passed.load(Relaxed)
+    }
+}
+
+fn join(near: TcpStream, far: TcpStream, passed: &Arc<AtomicU64>) -> io::Result<()> {
+    near.set_nodelay(true)?;
+    far.set_nodelay(true)?;
+    for (from, to) in [(near.try_clone()?, far.try_clone()?), (far, near)] {
+        let passed = Arc::clone(passed);
+        thread::spawn(move || pump(from, to, &passed));
+    }
+    Ok(())
+}
+
+fn pump(mut from: TcpStream, mut to: TcpStream, passed: &AtomicU64) {
+    let mut buffer = vec![0; BUFFER];
+    while let Ok(length @ 1..) = from.read(&mut buffer) {
+        passed.fetch_add(length as u64, Relaxed);
+        if to.write_all(buffer.get(..length).unwrap_or_default()).is_err() {
+            break;
+        }
+    }
+    let _ = from.shutdown(Shutdown::Both);
+    let _ = to.shutdown(Shutdown::Both);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_byte_is_passed_and_counted() {
+        let there = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let tap = Tap::before(there.local_addr().unwrap()).unwrap();
+        let mut near = TcpStream::connect(tap.address).unwrap();
+        let (mut far, _) = there.accept().unwrap();
+        near.write_all(b"four").unwrap();
+        let mut heard = [0; 4];
+        far.read_exact(&mut heard).unwrap();
+        far.write_all(b"sixteen").unwrap();
+        drop(far);
+        let mut answer = String::new();
+        near.read_to_string(&mut answer).unwrap();
+        assert_eq!((&heard, answer.as_str(), tap.passed()), (b"four", "sixteen", 11));
+    }
+}
