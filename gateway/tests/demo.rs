@@ -72,13 +72,21 @@ fn once_keeps_every_promise_and_ends() {
     let text = Demo::start(&["--once"]).finish();
     assert!(text.contains("promises kept.") && !text.contains("BROKEN"), "{text}");
     for promise in [
+        "nobody in west knows the name",
+        "each side has the other's bundle as its authority made it",
+        "the token's second use is refused",
+        "west reaches productpage with no more said",
         "every name leads to its service",
-        "each end saw the other's identity",
+        "each end saw the other's identity, across trust domains",
         "both ends hold the same session keys",
-        "refused with alert 112",
+        "is reached from west, without a restart",
+        "what is not exported has no name, by any way in",
+        "is not shown to others: not_mtls",
+        "with alert 116",
         "no call failed",
-        "reachable, without a restart",
-        "the gateway ended in order",
+        "60 of 60 calls were answered",
+        "is caught up",
+        "both gateways and both agents ended in order",
     ] {
         let kept = |line: &str| line.contains(promise) && line.trim_start().starts_with("kept ");
         assert!(text.lines().any(kept), "{promise}:\n{text}");
@@ -91,19 +99,24 @@ fn curl_and_openssl_reach_a_service_with_the_lines_to_try() {
     let mut demo = Demo::start(&[]);
     let text = demo.read_until("The demo keeps running.");
     let [directory] = demo.files().try_into().expect("one directory");
-    assert_eq!((mode(&directory), mode(&directory.join("web.key"))), (0o700, 0o600));
-    let answered = "client: spiffe://demo.isthmus/ns/shop/sa/web";
-    try_line(&text, "--resolve", &["curl"], answered);
+    let key = directory.join("west/pki/leaves/web/tls.key");
+    assert_eq!((mode(&directory), mode(&key)), (0o700, 0o600));
+    let answered = "client: spiffe://west.demo.isthmus/ns/shop/sa/web";
+    try_line(&text, " curl --resolve productpage", &["curl"], answered);
     try_line(&text, "openssl s_client", &["openssl"], answered);
+    try_line(&text, " mv ", &["curl"], "server: spiffe://east.demo.isthmus/ns/bookinfo/sa/reviews");
     demo.interrupt();
     assert!(demo.finish().contains("promises kept."));
 }
 
 #[test]
-fn the_gateway_tells_about_itself_with_the_lines_to_try() {
+fn agents_and_gateways_tell_about_themselves_with_the_lines_to_try() {
     let mut demo = Demo::start(&[]);
     let text = demo.read_until("The demo keeps running.");
-    try_line(&text, " status --admin", &[], "demo");
+    try_line(&text, "# east's agent", &["curl"], "not_mtls");
+    try_line(&text, "# west's agent", &["curl"], "productpage.bookinfo.svc.cluster.local");
+    try_line(&text, "# east's gateway", &[], "agent.connected");
+    try_line(&text, "# west's gateway", &[], "agent.connected");
     try_line(&text, " explain ", &[], "productpage.bookinfo.svc.cluster.local");
     try_line(&text, "/metrics", &["curl"], "isthmus_");
     demo.interrupt();
@@ -112,7 +125,7 @@ fn the_gateway_tells_about_itself_with_the_lines_to_try() {
 
 #[test]
 fn it_can_be_stopped_at_any_moment_and_leaves_nothing() {
-    for moment in ["1. ", "2. ", "3. ", "5. "] {
+    for moment in ["1. ", "2. ", "3. ", "4. ", "7. ", "8. "] {
         let mut demo = Demo::start(&[]);
         demo.read_until(moment);
         demo.interrupt();
@@ -137,7 +150,10 @@ fn try_line(text: &str, part: &str, tools: &[&str], expected: &str) {
     let [line] = next.lines().filter(|line| line.contains(part)).collect::<Vec<_>>()[..] else {
         panic!("not one line with {part:?}: {next}");
     };
-    let Output { status, stdout, stderr } = Command::new("sh").args(["-c", line]).output().unwrap();
+    let directory = next.lines().find_map(|line| line.trim_start().strip_prefix("cd ")).unwrap();
+    let mut shell = Command::new("sh");
+    shell.args(["-c", line]).current_dir(directory);
+    let Output { status, stdout, stderr } = shell.output().unwrap();
     let (stdout, stderr) = (String::from_utf8_lossy(&stdout), String::from_utf8_lossy(&stderr));
     assert!(status.success() && stdout.contains(expected), "{line}\n{status}\n{stdout}\n{stderr}");
 }

@@ -39,7 +39,7 @@ Examples:
   isthmus-gateway check --config gateway.yaml --against 127.0.0.1:15000
   isthmus-gateway check --schema > gateway.schema.json")]
     Check(CheckOptions),
-    /// Two services behind one gateway, called by name over mTLS; an endpoint dies, no call fails
+    /// Two clusters join by a token and call each other's services over mTLS; an endpoint dies, no call fails
     #[command(after_help = "\
 Examples:
   isthmus-gateway demo

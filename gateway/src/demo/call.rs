@@ -1,5 +1,5 @@
-//! A client of the demo: calls a name through the gateway with a certificate of its own, and keeps what it
-//! saw of the other end. It knows the gateway's address, the root certificate and names; no endpoint.
+//! A client of the demo: calls a name through a gateway with a certificate of its own, and keeps what it saw of
+//! the other end. It knows a gateway's address, whom to believe, and names; no endpoint.
 
 use std::fmt;
 use std::io;
@@ -8,14 +8,15 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use isthmus_certs::{SpiffeId, peer_id};
+use rustls::AlertDescription;
 use rustls::pki_types::{CertificateDer, ServerName};
-use rustls::{AlertDescription, ClientConfig, ProtocolVersion};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
+use super::domain::ClientTls;
 use super::service::{Said, binding};
 
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -24,7 +25,7 @@ const ANSWER_BYTES: u64 = 16 * 1024;
 /// A client.
 #[derive(Clone)]
 pub(super) struct Client {
-    tls: TlsConnector,
+    tls: Arc<ClientTls>,
     gateway: SocketAddr,
 }
 
@@ -45,7 +46,6 @@ pub(super) struct Answer {
     pub(super) leaf: CertificateDer<'static>,
     /// Our own computation.
     pub(super) binding: String,
-    pub(super) version: ProtocolVersion,
     /// From connect to the whole answer.
     pub(super) took: Duration,
 }
@@ -68,8 +68,13 @@ pub(super) enum CallError {
 }
 
 impl Client {
-    pub(super) fn new(config: ClientConfig, gateway: SocketAddr) -> Client {
-        Client { tls: TlsConnector::from(Arc::new(config)), gateway }
+    pub(super) fn new(tls: ClientTls, gateway: SocketAddr) -> Client {
+        Client { tls: Arc::new(tls), gateway }
+    }
+
+    /// The same client at another gateway.
+    pub(super) fn at(&self, gateway: SocketAddr) -> Client {
+        Client { tls: Arc::clone(&self.tls), gateway }
     }
 
     /// One call on a connection of its own.
@@ -85,7 +90,7 @@ impl Client {
         let connected = async {
             let stream = TcpStream::connect(self.gateway).await?;
             stream.set_nodelay(true)?;
-            self.tls.connect(sni, stream).await
+            TlsConnector::from((self.tls)()).connect(sni, stream).await
         };
         let stream = in_time(connected).await?;
         Ok(Open { stream, host: name.to_owned(), since })
@@ -113,10 +118,9 @@ impl Open {
         let chain = session.peer_certificates().unwrap_or_default();
         let server = peer_id(chain).map_err(|error| other(&error))?;
         let leaf = chain.first().cloned().ok_or_else(|| other(&"no certificate"))?;
-        let version = session.protocol_version().ok_or_else(|| other(&"no TLS version"))?;
         let binding = binding(session).map_err(|error| other(&error))?;
         let said = Said::parse(&answer).ok_or(CallError::Garbled(answer))?;
-        Ok(Answer { said, server, leaf, binding, version, took })
+        Ok(Answer { said, server, leaf, binding, took })
     }
 }
 

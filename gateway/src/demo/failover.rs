@@ -1,4 +1,4 @@
-//! An endpoint dies while clients keep calling. Every call that is started counts: one that fails, at any
+//! An endpoint in east dies while clients in west keep calling. Every call that is started counts: one that fails, at any
 //! moment, breaks the promise.
 
 use std::collections::BTreeMap;
@@ -33,9 +33,9 @@ const KILL_PATIENCE: Duration = Duration::from_secs(10);
 /// Kills an endpoint of productpage while clients call it.
 pub(super) async fn kill_under_traffic(screen: &mut Screen, world: &mut World) -> Result<(), Broken> {
     screen.step(format_args!(
-        "{CLIENTS} clients call productpage without pause, and one of its endpoints dies"
+        "{CLIENTS} clients in west call productpage without pause, and one of its endpoints dies"
     ));
-    let before = Retries::so_far(&world.control);
+    let before = Retries::so_far(&world.east.gateway.control);
     let traffic = Arc::new(Traffic::default());
     let mut clients = JoinSet::new();
     for _ in 0..CLIENTS {
@@ -50,7 +50,7 @@ pub(super) async fn kill_under_traffic(screen: &mut Screen, world: &mut World) -
     while let Some(ended) = clients.join_next().await {
         log.add(ended.map_err(Broken::cannot("run a client"))?);
     }
-    let retries = Retries::so_far(&world.control).since(&before);
+    let retries = Retries::so_far(&world.east.gateway.control).since(&before);
     show(screen, &log, &dead, &retries);
     screen.promise(format_args!("{dead} died under traffic, with calls open"), died);
     judge(screen, &log, &dead, &retries);
@@ -73,7 +73,7 @@ fn show(screen: &Screen, log: &Log, dead: &str, retries: &Retries) {
         "{dead} reset the last {LAST_CALLERS} callers without a word and closed its port; answers it had begun it finished."
     ));
     screen.say(format_args!(
-        "   the gateway: {} attempts refused by the closed port, {} ended before an answer, {} hellos replayed, {} ejected",
+        "   east's gateway: {} attempts refused by the closed port, {} ended before an answer, {} hellos replayed, {} ejected",
         retries.refused, retries.rejected, retries.replays, retries.ejections
     ));
     for failure in log.before.failures.iter().chain(&log.after.failures).take(3) {
@@ -181,7 +181,7 @@ impl Span {
     }
 }
 
-/// What the gateway counted while it kept calls from failing.
+/// What east's gateway counted while it kept calls from failing.
 #[derive(Debug)]
 struct Retries {
     refused: u64,

@@ -1,20 +1,25 @@
-//! `demo`: services that demand mTLS behind one gateway, called by name, on loopback and in one process. It
-//! takes the product's own way everywhere: a configuration file, real sockets, real certificates; the only
-//! thing arranged is that an endpoint dies. Not a test of speed, and not two clusters yet.
+//! `demo`: two clusters of different trust domains on loopback and in one process, east with services that demand
+//! mTLS, west with their client. They join by a token; then west discovers and calls what east exports. It takes the
+//! product's own way everywhere: agents and gateways on their files, real sockets, real certificates; the only things
+//! arranged are that an endpoint dies and an agent ends. Not a test of speed.
 
+mod agent;
 mod call;
+mod cluster;
+mod domain;
 mod failover;
+mod joining;
 mod next;
+mod outage;
 mod reload;
 mod screen;
 mod service;
 mod tour;
-mod trust;
 mod world;
 
 use std::error::Error;
 use std::io;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
@@ -24,6 +29,11 @@ use crate::drain::Phase;
 
 /// Everything up to "what to try next", on a slow machine too.
 const LONGEST: Duration = Duration::from_secs(60);
+
+/// For what agents and gateways tell each other; the slowest of them look once a second, and wait a few before they
+/// come back to who was away.
+const PATIENCE: Duration = Duration::from_secs(20);
+const TICK: Duration = Duration::from_millis(10);
 
 /// Why the demo did not end well.
 #[derive(Debug, thiserror::Error)]
@@ -81,14 +91,16 @@ async fn demo(once: bool) -> Result<(), Broken> {
     };
     if !once {
         next::show(&mut screen, &world)?;
-        let mut phase = world.control.phase.subscribe();
+        let phases = [&world.east, &world.west].map(|cluster| cluster.gateway.control.phase.subscribe());
+        let [mut east, mut west] = phases;
         tokio::select! {
             () = stop.asked() => {}
-            _ = phase.wait_for(|phase| *phase == Phase::Over) => {}
+            _ = east.wait_for(|phase| *phase == Phase::Over) => {}
+            _ = west.wait_for(|phase| *phase == Phase::Over) => {}
         }
     }
     screen.step("The end");
-    screen.promise("the gateway ended in order", world.close());
+    screen.promise("both gateways and both agents ended in order", world.close().await);
     if once {
         screen.dim("Without --once it keeps running here, with curl and openssl lines to try.");
     }
@@ -97,11 +109,26 @@ async fn demo(once: bool) -> Result<(), Broken> {
 
 async fn story(screen: &mut Screen) -> Result<World, Broken> {
     let mut world = World::start(screen).await?;
-    tour::call_by_name(screen, &world).await;
-    tour::meet_refusals(screen, &world).await;
-    failover::kill_under_traffic(screen, &mut world).await?;
+    joining::call_in_vain(screen, &world).await?;
+    let joined = joining::join_by_token(screen, &world).await?;
+    tour::call_by_name(screen, &world, joined).await;
     reload::add_a_service(screen, &world).await?;
+    tour::meet_refusals(screen, &world).await?;
+    failover::kill_under_traffic(screen, &mut world).await?;
+    outage::end_an_agent(screen, &mut world).await?;
     Ok(world)
+}
+
+/// Tries until there is something, for [`PATIENCE`] at most.
+async fn until<T>(mut attempt: impl AsyncFnMut() -> Option<T>) -> Option<T> {
+    let end = Instant::now() + PATIENCE;
+    loop {
+        let found = attempt().await;
+        if found.is_some() || Instant::now() >= end {
+            return found;
+        }
+        tokio::time::sleep(TICK).await;
+    }
 }
 
 /// Somebody wants the demo to end.

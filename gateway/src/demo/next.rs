@@ -1,39 +1,56 @@
-//! What to try while the demo keeps running: lines to copy into another terminal. Each of them works as it
-//! stands; a test runs them.
+//! What to try while the demo keeps running: lines to copy into another terminal. Each of them works as it stands
+//! once the first one has led to the demo's directory; a test runs them.
 
 use std::path::Path;
 
-use super::Broken;
 use super::screen::Screen;
 use super::world::World;
+use super::{Broken, outage, reload};
 
 /// Prints the lines, and how to end.
 pub(super) fn show(screen: &mut Screen, world: &World) -> Result<(), Broken> {
     screen.step("What to try next, from another terminal");
-    let gateway = world.address_of("listener east-west")?;
-    let (admin, metrics) = (world.address_of("admin")?, world.address_of("metrics")?);
-    let (files, name, port) = (&world.files, world.productpage.alias(), gateway.port());
-    let [root, cert, key] = [&files.root, &files.client.chain, &files.client.key].map(|path| quoted(path));
-    let program = std::env::args_os().next().unwrap_or_else(|| "isthmus-gateway".into());
-    let program = quoted(Path::new(&program));
-    for line in [
+    screen.say(format_args!("   cd {}", quoted(world.folder())));
+    screen.dim("West's client calls east, through west's gateway:");
+    let outbound = world.west.gateway.address_of("listener outbound")?;
+    let (files, port) = (&world.client_files, outbound.port());
+    let here = |path: &Path| quoted(path.strip_prefix(world.folder()).unwrap_or(path));
+    let root = world.east.domain.root_file();
+    let [root, cert, key] = [&root, &files.certificate, &files.key].map(|path| here(path));
+    let curl = |name: &str| {
         format!(
             "curl --resolve {name}:{port}:127.0.0.1 --cacert {root} --cert {cert} --key {key} https://{name}:{port}/"
-        ),
-        format!(
-            "printf 'GET / HTTP/1.1\\r\\n\\r\\n' | openssl s_client -quiet -connect {gateway} -servername {name} \
-             -verify_return_error -CAfile {root} -cert {cert} -key {key}"
-        ),
-        format!("{program} status --admin {admin}"),
-        format!("{program} explain {name} --admin {admin}"),
-        format!("curl http://{metrics}/metrics"),
-    ] {
-        screen.say(format_args!("   {line}"));
-    }
+        )
+    };
+    let name = world.productpage.alias();
+    screen.say(format_args!("   {}", curl(&name)));
     screen.say(format_args!(
-        "   Edit {}: a good edit goes live at once, a bad one changes nothing.",
-        quoted(&files.gateway)
+        "   printf 'GET / HTTP/1.1\\r\\n\\r\\n' | openssl s_client -quiet -connect {outbound} -servername {name} \
+         -verify_return_error -CAfile {root} -cert {cert} -key {key}"
     ));
+    screen.dim("Registries are followed: this puts reviews back into east's, and calls it from west.");
+    let registered = world.east.registry().join(reload::FILE);
+    let [aside, registered] = [outage::aside(world), registered].map(|path| here(&path));
+    screen.say(format_args!("   mv {aside} {registered} && sleep 1 && {}", curl(&world.reviews.alias())));
+    screen.dim("What agents and gateways tell of themselves:");
+    for cluster in [&world.east, &world.west] {
+        let (name, admin) = (&cluster.agent.settings.cluster, cluster.agent.settings.admin);
+        screen.say(format_args!(
+            "   curl http://{admin}/status    # {name}'s agent; also isthmus-agent status --admin {admin}"
+        ));
+    }
+    let program = std::env::current_exe().map_or_else(|_| "isthmus-gateway".to_owned(), |path| quoted(&path));
+    for cluster in [&world.east, &world.west] {
+        let admin = cluster.gateway.address_of("admin")?;
+        let name = &cluster.agent.settings.cluster;
+        screen.say(format_args!("   {program} status --admin {admin}    # {name}'s gateway"));
+    }
+    let admin = world.west.gateway.address_of("admin")?;
+    screen.say(format_args!("   {program} explain {name} --listener outbound --admin {admin}"));
+    screen.say(format_args!("   curl http://{}/metrics", world.west.gateway.address_of("metrics")?));
+    screen
+        .dim("Files to read and to edit; gateways and registries are followed, agents read theirs at start:");
+    screen.say("   {east,west}/{registry/*.yaml,gateway.yaml,agent.yaml,pki/bundles/*}");
     screen.say("");
     screen.title("The demo keeps running. Ctrl-C ends it and removes its files.");
     Ok(())

@@ -1,48 +1,38 @@
-//! gateway.yaml is edited while the gateway runs: a service more is exported, and nothing else is touched.
+//! A file is put into east's registry while everything runs: a service more, and nothing else is touched.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use rustls::AlertDescription;
 
-use super::Broken;
 use super::screen::Screen;
 use super::tour::{refused_with, see_each_other, show, show_refusal};
 use super::world::World;
+use super::{Broken, until};
 
-/// The slowest way a file is watched polls it.
-const PATIENCE: Duration = Duration::from_secs(10);
-const TICK: Duration = Duration::from_millis(10);
+/// The file that names reviews alone.
+pub(super) const FILE: &str = "reviews.yaml";
 
-/// Exports reviews, which ran all the time.
+/// Registers reviews, which ran all the time.
 pub(super) async fn add_a_service(screen: &mut Screen, world: &World) -> Result<(), Broken> {
-    screen.step("gateway.yaml is edited: reviews is exported too");
+    screen.step(format_args!("A file is added to east's registry, {FILE}; nothing is told to west"));
     let name = world.reviews.host();
     let before = world.client.call(&name).await;
-    show_refusal(screen, &name, &before);
+    show_refusal(screen, &name, &before, "it runs, and is not registered");
     let open = world.client.open(&world.details.host()).await;
 
-    let epoch = || world.control.process.tables.load().epoch;
-    let (old, since) = (epoch(), Instant::now());
-    world.export_reviews()?;
-    while epoch() == old && since.elapsed() < PATIENCE && world.control.last_refused().is_none() {
-        tokio::time::sleep(TICK).await;
-    }
-    match world.control.last_refused() {
-        Some(refused) => screen.say(format_args!("   the gateway refused the edit: {}", refused.why)),
-        None => {
-            screen.dim(format_args!("Tables {old} → {} after {} ms.", epoch(), since.elapsed().as_millis()))
-        }
-    }
-
-    let after = world.client.call(&name).await;
-    match &after {
-        Ok(answer) => show(screen, &name, answer),
-        Err(_) => show_refusal(screen, &name, &after),
+    let since = Instant::now();
+    world.east.register(FILE, &[&world.reviews])?;
+    let after = until(async || world.client.call(&name).await.ok()).await;
+    let took = since.elapsed().as_millis();
+    if let Some(answer) = &after {
+        show(screen, &name, answer);
     }
     screen.promise(
-        "a service added to the file is reachable, without a restart",
+        format_args!(
+            "a service added in east is reached from west, without a restart: {took} ms after the edit"
+        ),
         refused_with(&before, AlertDescription::UnrecognisedName)
-            && after.is_ok_and(|answer| see_each_other(world, &world.reviews, &answer)),
+            && after.is_some_and(|answer| see_each_other(world, &world.reviews, &answer)),
     );
     let kept = match open {
         Ok(open) => open.ask().await,

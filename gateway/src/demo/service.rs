@@ -1,5 +1,5 @@
-//! A real service for the demo: an endpoint that demands mTLS and answers HTTP/1.1 with who it is and whom
-//! it saw in the handshake. Any client with a certificate can ask it. Not a web server: one answer for all.
+//! Real services for the demo: endpoints that speak TLS and answer HTTP/1.1 with who they are and whom they saw in
+//! the handshake. Whom they let in, their TLS says. Not web servers: one answer for all.
 
 use std::fmt;
 use std::io;
@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
-use isthmus_certs::{Identity, Peer, SpiffeId, TrustBundles, peer_id, server_config};
+use isthmus_certs::{SpiffeId, peer_id};
 use rustls::ConnectionCommon;
 use rustls::pki_types::CertificateDer;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -19,13 +19,24 @@ use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 
 use super::Broken;
+use super::domain::{Domain, Member, ServerTls};
 use crate::socket;
 
+const PORT: u16 = 9080;
 /// Callers that an endpoint still accepts while it dies, and resets without a word.
 pub(super) const LAST_CALLERS: u64 = 3;
 /// Somebody may be typing into `openssl s_client`.
 const PATIENCE: Duration = Duration::from_mins(5);
 const REQUEST_BYTES: u64 = 16 * 1024;
+
+/// A service with its endpoints.
+#[derive(Debug)]
+pub(super) struct Service {
+    name: &'static str,
+    namespace: &'static str,
+    pub(super) id: SpiffeId,
+    pub(super) endpoints: Vec<Endpoint>,
+}
 
 /// One endpoint that serves, until it is killed or dropped.
 #[derive(Debug)]
@@ -39,15 +50,66 @@ pub(super) struct Endpoint {
     task: JoinHandle<()>,
 }
 
-impl Endpoint {
+impl Service {
+    /// Starts `count` endpoints of a service, each with a key of its own. `door` makes the TLS of each.
     pub(super) async fn start(
-        instance: &str,
-        identity: &Identity,
-        bundles: Arc<TrustBundles>,
+        name: &'static str,
+        namespace: &'static str,
+        count: usize,
+        domain: &mut Domain,
+        door: impl Fn(Member) -> Result<ServerTls, Broken>,
+    ) -> Result<Service, Broken> {
+        let id = domain.workload(namespace, name)?;
+        let mut service = Service { name, namespace, id, endpoints: Vec::new() };
+        for index in 0..count {
+            let instance = service.instance(index);
+            let names = vec![service.host(), service.alias(), service.host_of(index)];
+            let member = Member::load(domain.issue(&instance, service.id.clone(), names)?)?;
+            let (id, leaf) = (member.id.clone(), member.leaf());
+            service.endpoints.push(Endpoint::start(instance, id, leaf, door(member)?).await?);
+        }
+        Ok(service)
+    }
+
+    pub(super) fn host(&self) -> String {
+        format!("{}.{}.svc.cluster.local", self.name, self.namespace)
+    }
+
+    pub(super) fn alias(&self) -> String {
+        format!("{}.{}", self.name, self.namespace)
+    }
+
+    pub(super) fn port(&self) -> u16 {
+        PORT
+    }
+
+    pub(super) fn instance(&self, index: usize) -> String {
+        format!("{}-{index}", self.name)
+    }
+
+    /// The name of one instance alone.
+    pub(super) fn host_of(&self, index: usize) -> String {
+        format!("{}.{}", self.instance(index), self.host())
+    }
+
+    /// Istio's name for it.
+    pub(super) fn outbound(&self) -> String {
+        format!("outbound_.{PORT}_._.{}", self.host())
+    }
+
+    /// Connections that reached its endpoints.
+    pub(super) fn accepted(&self) -> u64 {
+        self.endpoints.iter().map(Endpoint::accepted).sum()
+    }
+}
+
+impl Endpoint {
+    async fn start(
+        instance: String,
+        own: SpiffeId,
+        leaf: CertificateDer<'static>,
+        tls: ServerTls,
     ) -> Result<Endpoint, Broken> {
-        let allowed = Peer::Domain(identity.id().trust_domain().clone());
-        let config = server_config(identity, bundles, allowed)
-            .map_err(Broken::cannot("configure the TLS of an endpoint"))?;
         let bound = async {
             let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
             Ok::<_, io::Error>((listener.local_addr()?, listener))
@@ -55,15 +117,9 @@ impl Endpoint {
         let (address, listener) = bound.await.map_err(Broken::cannot("bind an endpoint"))?;
         let accepted = Arc::new(AtomicU64::new(0));
         let (kill, killed) = oneshot::channel();
-        let serving = Serving {
-            instance: instance.to_owned(),
-            own: identity.id().clone(),
-            tls: TlsAcceptor::from(Arc::new(config)),
-            accepted: Arc::clone(&accepted),
-        };
-        let leaf = identity.chain().first().cloned().unwrap_or_else(|| CertificateDer::from(Vec::new()));
+        let serving = Serving { instance: instance.clone(), own, tls, accepted: Arc::clone(&accepted) };
         let task = tokio::spawn(Arc::new(serving).run(listener, killed));
-        Ok(Endpoint { instance: instance.to_owned(), address, leaf, accepted, kill: Some(kill), task })
+        Ok(Endpoint { instance, address, leaf, accepted, kill: Some(kill), task })
     }
 
     /// Connections that reached it.
@@ -85,7 +141,7 @@ impl Endpoint {
 struct Serving {
     instance: String,
     own: SpiffeId,
-    tls: TlsAcceptor,
+    tls: ServerTls,
     accepted: Arc<AtomicU64>,
 }
 
@@ -123,7 +179,7 @@ impl Serving {
 
     async fn answer(&self, stream: TcpStream) -> io::Result<()> {
         stream.set_nodelay(true)?;
-        let mut stream = self.tls.accept(stream).await?;
+        let mut stream = TlsAcceptor::from((self.tls)()).accept(stream).await?;
         read_request(&mut stream).await?;
         let session = stream.get_ref().1;
         let said = Said {

@@ -1,12 +1,15 @@
-//! The calls that go well and the calls that must not: by every name of a service, by names that are not
-//! exported, and without a certificate. Each end's view is compared with the other's.
+//! The calls across that go well and those that must not: by every name of a service, by names that are not
+//! exported, where nothing passes through, and without a certificate. Each end's view is compared with the other's.
 
-use rustls::{AlertDescription, ProtocolVersion};
+use std::time::Instant;
+
+use rustls::AlertDescription;
 
 use super::call::{Answer, CallError};
 use super::screen::Screen;
-use super::service::Endpoint;
-use super::world::{Service, World};
+use super::service::{Endpoint, Service};
+use super::world::World;
+use super::{Broken, until};
 
 /// One call, and who may answer it.
 struct Call<'a> {
@@ -15,10 +18,19 @@ struct Call<'a> {
     endpoints: &'a [Endpoint],
 }
 
-/// Calls services by every name they have.
-pub(super) async fn call_by_name(screen: &mut Screen, world: &World) {
-    screen.step("Calls by name, through the gateway");
+/// Waits until what east exports has arrived in west, and calls it by every name that it has.
+pub(super) async fn call_by_name(screen: &mut Screen, world: &World, joined: Instant) {
+    screen.step("East exports the workspace */bookinfo, which west shares: west calls it by name");
     let World { productpage, details, .. } = world;
+    let first = until(async || world.client.call(&productpage.host()).await.ok()).await;
+    let took = joined.elapsed().as_millis();
+    let _other = until(async || world.client.call(&details.host()).await.ok()).await;
+    screen.promise(
+        format_args!(
+            "west reaches productpage with no more said; its first answer came {took} ms after the join"
+        ),
+        first.is_some(),
+    );
     let any = |name: String, service| Call { name, service, endpoints: &service.endpoints };
     let second = productpage.endpoints.get(1..).unwrap_or_default();
     let calls = [
@@ -30,7 +42,7 @@ pub(super) async fn call_by_name(screen: &mut Screen, world: &World) {
         any(details.host(), details),
         any(details.alias(), details),
     ];
-    row(screen, ["name called", "answered by", "client saw", "server saw", "TLS", "ms"]);
+    row(screen, ["name called", "answered by", "client saw", "server saw", "ms"]);
     let mut answered = Vec::new();
     for call in calls {
         match world.client.call(&call.name).await {
@@ -41,7 +53,7 @@ pub(super) async fn call_by_name(screen: &mut Screen, world: &World) {
             Err(error) => screen.promise(format_args!("{} is answered ({error})", call.name), false),
         }
     }
-    screen.dim("An identity spiffe://demo.isthmus/ns/NAMESPACE/sa/ACCOUNT is shown as NAMESPACE/ACCOUNT.");
+    screen.dim("An identity spiffe://CLUSTER.demo.isthmus/ns/NAMESPACE/sa/ACCOUNT is shown as CLUSTER/NAMESPACE/ACCOUNT.");
     judge(screen, world, &answered);
 }
 
@@ -62,7 +74,7 @@ fn judge(screen: &mut Screen, world: &World, answered: &[(Call<'_>, Answer)]) {
             .all(|endpoint| answered.iter().any(|(_, answer)| answer.said.endpoint == endpoint.instance)),
     );
     screen.promise(
-        "each end saw the other's identity, and nobody else's",
+        "each end saw the other's identity, across trust domains, and nobody else's",
         all(&|call, answer| see_each_other(world, call.service, answer)),
     );
     screen.promise(
@@ -80,69 +92,89 @@ impl Call<'_> {
     }
 }
 
-/// Each end saw who the other is.
+/// Each end saw who the other is, of a domain that is not its own.
 pub(super) fn see_each_other(world: &World, service: &Service, answer: &Answer) -> bool {
     answer.server == service.id
         && answer.said.server == service.id.to_string()
         && answer.said.client == world.client_id.to_string()
+        && service.id.trust_domain() != world.client_id.trust_domain()
 }
 
-/// Calls that must not be served: by the gateway, and by the services themselves.
-pub(super) async fn meet_refusals(screen: &mut Screen, world: &World) {
-    screen.step("Calls that are refused");
-    let World { productpage, reviews, .. } = world;
-    let heard = || world.details.accepted() + productpage.accepted() + reviews.accepted();
+/// Calls that must not be served: by either gateway, and by the services themselves.
+pub(super) async fn meet_refusals(screen: &mut Screen, world: &World) -> Result<(), Broken> {
+    screen.step("What is refused");
+    let World { productpage, details, reviews, ratings, ledger, .. } = world;
+    let heard = || [productpage, details, reviews, ledger].map(Service::accepted).iter().sum::<u64>();
     let before = heard();
+    let theirs = world.client.at(world.east.gateway.address_of("listener east-west")?);
+    let through = world.client.at(world.west.gateway.address_of("listener east-west")?);
+    let unknown = [
+        (&world.client, ledger.host(), "its namespace is not shared"),
+        (&theirs, ledger.host(), "the same, asked of east's gateway itself"),
+        (&world.client, productpage.host_of(0), "this instance is not exported by name"),
+        (&world.client, ratings.host(), "it lets in who has no certificate"),
+        (&through, productpage.host(), "at west's east-west listener: nothing passes through"),
+    ];
     let mut all_refused = true;
-    for name in [reviews.host(), "admin.bookinfo.svc.cluster.local".to_owned(), productpage.host_of(7)] {
-        let outcome = world.client.call(&name).await;
+    for (client, name, why) in unknown {
+        let outcome = client.call(&name).await;
         all_refused &= refused_with(&outcome, AlertDescription::UnrecognisedName);
-        show_refusal(screen, &name, &outcome);
+        show_refusal(screen, &name, &outcome, why);
     }
-    screen.promise("a name that is not exported is refused with alert 112 (unrecognized_name)", all_refused);
+    screen.promise(
+        "what is not exported has no name, by any way in, and nothing passes through west (alert 112)",
+        all_refused,
+    );
     screen.promise("no service heard of those calls", heard() == before);
+    let held = world.held_back().await;
+    if let Some(why) = held.as_deref().and_then(|why| why.split(';').next()) {
+        screen.say(format_args!("   ratings is held back by east's agent: {why}"));
+    }
+    screen.promise(
+        "a service that lets in clients without certificate is not shown to others: not_mtls",
+        held.is_some_and(|why| why.starts_with("not_mtls")),
+    );
 
     let outcome = world.stranger.call(&productpage.alias()).await;
-    show_refusal(screen, &format!("{} without a certificate", productpage.alias()), &outcome);
+    show_refusal(screen, &productpage.alias(), &outcome, "called without a certificate");
     screen.promise(
         "the service itself refuses who has no certificate, with alert 116 (certificate_required)",
         refused_with(&outcome, AlertDescription::CertificateRequired) && heard() > before,
     );
+    Ok(())
 }
 
 pub(super) fn refused_with(outcome: &Result<Answer, CallError>, alert: AlertDescription) -> bool {
     matches!(outcome, Err(CallError::Alert(sent)) if *sent == alert)
 }
 
-pub(super) fn show_refusal(screen: &Screen, name: &str, outcome: &Result<Answer, CallError>) {
+/// What came of a call that must not be served, and why it must not.
+pub(super) fn show_refusal(screen: &Screen, name: &str, outcome: &Result<Answer, CallError>, why: &str) {
     match outcome {
         Ok(answer) => show(screen, name, answer),
-        Err(error) => screen.say(format_args!("   {name:<57}  {error}")),
+        Err(error) => screen.say(format_args!("   {name:<57}  {:<44}  {why}", error.to_string())),
     }
 }
 
 /// One answer as a row of the table.
 pub(super) fn show(screen: &Screen, name: &str, answer: &Answer) {
     let took = format!("{:.1}", answer.took.as_secs_f64() * 1000.0);
-    let server = answer.server.to_string();
-    let version = match answer.version {
-        ProtocolVersion::TLSv1_3 => "1.3",
-        ProtocolVersion::TLSv1_2 => "1.2",
-        _ => "?",
-    };
-    row(screen, [name, &answer.said.endpoint, &short(&server), &short(&answer.said.client), version, &took]);
+    let server = short(&answer.server.to_string());
+    row(screen, [name, &answer.said.endpoint, &server, &short(&answer.said.client), &took]);
 }
 
-fn row(screen: &Screen, [name, endpoint, server, client, version, took]: [&str; 6]) {
-    screen.say(format_args!(
-        "   {name:<57}  {endpoint:<13}  {server:<20}  {client:<10}  {version:<3}  {took:>5}"
-    ));
+fn row(screen: &Screen, [name, endpoint, server, client, took]: [&str; 5]) {
+    screen.say(format_args!("   {name:<57}  {endpoint:<13}  {server:<25}  {client:<13}  {took:>5}"));
 }
 
-/// `bookinfo/details` of `spiffe://demo.isthmus/ns/bookinfo/sa/details`; anything else as it is.
+/// `east/bookinfo/details` of `spiffe://east.demo.isthmus/ns/bookinfo/sa/details`; anything else as it is.
 fn short(id: &str) -> String {
     match id.split('/').collect::<Vec<_>>().as_slice() {
-        ["spiffe:", "", "demo.isthmus", "ns", namespace, "sa", account] => format!("{namespace}/{account}"),
+        ["spiffe:", "", domain, "ns", namespace, "sa", account] => match domain.strip_suffix(".demo.isthmus")
+        {
+            Some(cluster) => format!("{cluster}/{namespace}/{account}"),
+            None => id.to_owned(),
+        },
         _ => id.to_owned(),
     }
 }

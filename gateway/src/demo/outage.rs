@@ -1,0 +1,77 @@
+//! East's agent ends, and comes back. Calls across go on without it, with the tables that everybody has; what was
+//! edited meanwhile is caught up.
+
+use std::fs;
+use std::path::PathBuf;
+use std::time::Instant;
+
+use rustls::AlertDescription;
+use serde_json::Value;
+
+use super::reload;
+use super::screen::Screen;
+use super::tour::refused_with;
+use super::world::World;
+use super::{Broken, until};
+
+/// Calls of each service while the agent is away.
+const CALLS: usize = 20;
+/// What the file is called that the registry no longer reads.
+const ASIDE: &str = "reviews.yaml.aside";
+
+/// Ends east's agent, calls, edits, and starts it again.
+pub(super) async fn end_an_agent(screen: &mut Screen, world: &mut World) -> Result<(), Broken> {
+    screen.step("East's agent ends; calls go on with the last tables, and it comes back");
+    world.east.agent.stop().await?;
+    let gone = until(async || is_heard(world).await.filter(|heard| !heard).map(drop)).await.is_some();
+    fs::rename(world.east.registry().join(reload::FILE), aside(world))
+        .map_err(Broken::cannot("edit the registry"))?;
+    let names = [world.productpage.host(), world.details.alias(), world.reviews.host()];
+    let mut answered = 0;
+    for name in names.iter().cycle().take(CALLS * names.len()) {
+        match world.client.call(name).await {
+            Ok(_) => answered += 1,
+            Err(error) => screen.say(format_args!("   failed: {name}: {error}")),
+        }
+    }
+    screen.promise(
+        format_args!(
+            "with east's agent gone and west's aware of it, {answered} of {} calls were answered",
+            CALLS * names.len()
+        ),
+        gone && answered == CALLS * names.len(),
+    );
+    screen.dim(format_args!(
+        "Meanwhile {} was taken out of the registry. The agent starts again.",
+        reload::FILE
+    ));
+    let since = Instant::now();
+    world.east.agent.run().await?;
+    let name = world.reviews.host();
+    let withdrawn = until(async || {
+        let outcome = world.client.call(&name).await;
+        refused_with(&outcome, AlertDescription::UnrecognisedName).then_some(())
+    });
+    let withdrawn = withdrawn.await.is_some();
+    let took = since.elapsed().as_millis();
+    let stands = world.client.call(&world.details.host()).await;
+    if let Err(error) = &stands {
+        screen.say(format_args!("   failed: {}: {error}", world.details.host()));
+    }
+    screen.promise(
+        format_args!("what was edited while it was away is caught up {took} ms after its start: reviews has no name, the rest stands"),
+        withdrawn && stands.is_ok(),
+    );
+    Ok(())
+}
+
+/// Where the file lies that names reviews.
+pub(super) fn aside(world: &World) -> PathBuf {
+    world.east.registry().join(ASIDE)
+}
+
+/// Whether west's agent hears east's.
+async fn is_heard(world: &World) -> Option<bool> {
+    let status = world.west.agent.status().await.ok()?;
+    status.pointer("/peers/east/connected").and_then(Value::as_bool)
+}
