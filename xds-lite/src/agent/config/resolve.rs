@@ -156,7 +156,8 @@ fn gateways(report: &mut Report, list: &[At<raw::Gateway>], locality: &Locality)
         }
         let envoy = report.value(raw.envoy.as_ref(), place.key("envoy"));
         if let Some(envoy) = envoy
-            && let Some(other) = gateways.iter().filter_map(|known: &Gateway| known.envoy).find(|at| *at != envoy)
+            && let Some(other) =
+                gateways.iter().filter_map(|known: &Gateway| known.envoy).find(|at| *at != envoy)
         {
             let what = format_args!("{}: {envoy}, and another Envoy listens at {other}", place.key("envoy"));
             report.add(whole.spot, what, "Envoys of one agent have the same tables: write the same for each");
