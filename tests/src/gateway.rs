@@ -77,7 +77,7 @@ impl Gateway {
     fn announced(&mut self, yaml: &str) -> BTreeMap<String, SocketAddr> {
         let errors = Arc::clone(&self.errors);
         until_some("the gateway is ready", || {
-            let lines = errors.lock().unwrap();
+            let lines = errors.lock().unwrap().clone();
             if let Some(status) = self.child.try_wait().unwrap() {
                 panic!("the gateway ended ({status}):\n{}\nits file:\n{yaml}", lines.join("\n"));
             }

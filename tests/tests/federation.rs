@@ -4,22 +4,17 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test")]
 
 use std::fs;
-use std::io::{Read as _, Write as _};
-use std::net::{SocketAddr, TcpListener};
-use std::sync::Arc;
-use std::thread;
+use std::io::Read as _;
+use std::net::SocketAddr;
 use std::time::Duration;
 
-use isthmus_certs::{Peer, Trust, TrustFiles, client_config, peer_id, server_config};
-use isthmus_tests::client::{alert, dial, send};
+use isthmus_tests::client::{alert, send};
 use isthmus_tests::cluster::{Cluster, east_west, outbound, until_status};
 use isthmus_tests::endpoint::Scripted;
 use isthmus_tests::gateway::Gateway;
 use isthmus_tests::hello::hello;
 use isthmus_tests::wait::{until, within};
-use rustls::crypto::aws_lc_rs::default_provider;
-use rustls::pki_types::ServerName;
-use rustls::{ClientConnection, ServerConfig, ServerConnection, StreamOwned};
+use isthmus_tests::workload::{Caller, Demands, endpoint};
 use serde_json::Value;
 
 const HOST: &str = "details.bookinfo.svc.cluster.local";
@@ -181,74 +176,13 @@ fn what_expires_goes_when_its_cluster_is_silent_and_comes_back_with_it() {
     until("it is back", || leads_to(west, HOST, b"one...."));
 }
 
-/// An endpoint that speaks TLS, and demands a certificate or does not.
-fn tls_endpoint(cluster: &Cluster, demands: Demands) -> SocketAddr {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let address = listener.local_addr().unwrap();
-    let trust = Trust::load(&trust_files(cluster, "server")).unwrap();
-    let config = match demands {
-        Demands::Certificate => {
-            let current = trust.current();
-            server_config(&current.identity, Arc::clone(&current.bundles), Peer::Trusted).unwrap()
-        }
-        Demands::Nothing => {
-            let current = trust.current();
-            ServerConfig::builder_with_provider(Arc::new(default_provider()))
-                .with_safe_default_protocol_versions()
-                .unwrap()
-                .with_no_client_auth()
-                .with_single_cert(current.identity.chain().to_vec(), current.identity.key().clone_key())
-                .unwrap()
-        }
-    };
-    let config = Arc::new(config);
-    thread::spawn(move || {
-        while let Ok((stream, _)) = listener.accept() {
-            let config = Arc::clone(&config);
-            thread::spawn(move || {
-                let mut tls = StreamOwned::new(ServerConnection::new(config).unwrap(), stream);
-                let _refused = tls.write_all(b"greeting").and_then(|()| tls.flush());
-                let _gone = tls.read(&mut [0]);
-            });
-        }
-    });
-    address
-}
-
-enum Demands {
-    Certificate,
-    Nothing,
-}
-
-fn trust_files(cluster: &Cluster, leaf: &str) -> TrustFiles {
-    let folder = cluster.path("pki").join("leaves").join(leaf);
-    TrustFiles {
-        certificate: folder.join("tls.crt"),
-        key: folder.join("tls.key"),
-        bundles: cluster.path("pki/bundles"),
-        ..TrustFiles::default()
-    }
-}
-
-/// A client of a cluster asks for a name through a gateway, and sees who answers.
-fn call(cluster: &Cluster, gateway: SocketAddr, name: &str) -> Result<String, String> {
-    let trust = Trust::load(&trust_files(cluster, "client")).unwrap();
-    let current = trust.current();
-    let config = client_config(&current.identity, Arc::clone(&current.bundles), Peer::Trusted).unwrap();
-    let server = ServerName::try_from(name.to_owned()).unwrap();
-    let connection = ClientConnection::new(Arc::new(config), server).unwrap();
-    let mut tls = StreamOwned::new(connection, dial(gateway));
-    let mut greeting = [0; 8];
-    tls.read_exact(&mut greeting).map_err(|error| error.to_string())?;
-    assert_eq!(&greeting, b"greeting");
-    Ok(peer_id(tls.conn.peer_certificates().unwrap()).unwrap().to_string())
-}
-
 #[test]
 fn only_what_demands_a_client_certificate_is_shown_to_others() {
     let world = World::usual();
-    let (good, open) =
-        (tls_endpoint(&world.east, Demands::Certificate), tls_endpoint(&world.east, Demands::Nothing));
+    let good = endpoint(&world.east, Demands::Certificate, b"greeting");
+    let open = endpoint(&world.east, Demands::Nothing, b"greeting");
+    let (good, open) = (good.address(), open.address());
+    let caller = Caller::of(&world.west);
     let west = outbound(&world.west_gateway);
     let file = |endpoint: SocketAddr| {
         format!("services: [{{ host: {HOST}, endpoints: [{{ address: '{endpoint}' }}] }}]")
@@ -261,8 +195,8 @@ fn only_what_demands_a_client_certificate_is_shown_to_others() {
     assert!(why.contains("not_mtls"), "{why}");
     assert!(is_unknown(west, HOST) && is_unknown(east_west(&world.east_gateway), HOST));
     world.east.register("details.yaml", &file(good));
-    until("it is shown", || call(&world.west, west, HOST).is_ok());
-    let server = call(&world.west, west, HOST).unwrap();
+    until("it is shown", || caller.call(west, HOST).is_ok());
+    let server = caller.call(west, HOST).unwrap().server;
     assert_eq!(server, "spiffe://east.example/ns/bookinfo/sa/server", "identity is end to end");
     let both = file(good).replace("}] }]", &format!("}}, {{ address: '{open}' }}] }}]"));
     world.east.register("details.yaml", &both);
@@ -270,7 +204,7 @@ fn only_what_demands_a_client_certificate_is_shown_to_others() {
         world.east_gateway.admin("GET", &format!("/services?name={HOST}")).body.contains(&open.to_string())
     });
     for _ in 0..10 {
-        call(&world.west, west, HOST).expect("others end up only where a certificate is demanded");
+        caller.call(west, HOST).expect("others end up only where a certificate is demanded");
     }
     assert_eq!(world.east.ask(&format!("/explain?host={HOST}"))["offer"]["ports"][0]["exposed"], 1);
 }

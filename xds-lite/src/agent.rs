@@ -5,6 +5,7 @@ pub mod config;
 mod follow;
 pub mod joining;
 mod pages;
+mod peer;
 mod probe;
 mod state;
 mod views;
@@ -34,8 +35,9 @@ use config::Settings;
 use follow::federate;
 use joining::context;
 use pages::Told;
+use peer::abroad_to;
 use probe::probe;
-use state::{State, abroad_to};
+use state::State;
 use views::Views;
 
 /// The type of a slice, as discovery names it.

@@ -162,12 +162,14 @@ mod tests {
     fn each_is_looked_at_once_at_a_time_and_again_after_a_while() {
         let (mut proofs, start) = (Proofs::default(), Instant::now());
         let one = subject("10.0.0.1:1");
+        assert!(!proofs.awaits());
         assert!(want(&mut proofs, [&one], start));
-        assert!(!want(&mut proofs, [&one], start));
+        assert!(!want(&mut proofs, [&one], start) && proofs.awaits());
         assert_eq!(proofs.next(start), std::slice::from_ref(&one));
         assert_eq!(proofs.next(start + GOOD), [], "it is being looked at");
+        assert!(proofs.awaits());
         assert!(proofs.seen(&one, Proof::Demands, start));
-        assert!(proofs.demands(&one));
+        assert!(proofs.demands(&one) && !proofs.awaits());
         assert_eq!(proofs.next(start + BAD), []);
         assert_eq!(proofs.next(start + GOOD), std::slice::from_ref(&one));
         assert!(!proofs.seen(&one, Proof::Unseen("refused".to_owned()), start), "nobody reaches it");

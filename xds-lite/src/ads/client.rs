@@ -189,3 +189,27 @@ impl Client {
         self.known.len()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use prost_types::Any;
+
+    use super::*;
+    use crate::proto::envoy::service::discovery::v3::Resource as Sent;
+
+    #[test]
+    fn a_name_without_an_end_is_refused_and_told_in_part() {
+        let mut client = Client::new("type", []);
+        let sent = |length: usize| Sent {
+            name: "ü".repeat(length / 2),
+            resource: Some(Any { type_url: "type".to_owned(), value: Vec::new() }),
+            ..Sent::default()
+        };
+        let resources = vec![sent(LONGEST_NAME), sent(LONGEST_NAME + 2)];
+        let (update, refused) = client.read(DeltaDiscoveryResponse { resources, ..Default::default() });
+        assert_eq!((update.resources.len(), refused.len()), (1, 1));
+        let answer = client.answer(&update, &refused).error_detail.unwrap();
+        let told = format!("{}…: has a name of 1026 bytes; at most 1024 are taken", "ü".repeat(SHOWN));
+        assert_eq!((answer.message, client.known()), (told, 1));
+    }
+}

@@ -15,7 +15,8 @@ use crate::proto::envoy::config::core::v3::Node;
 use crate::slice::Cluster;
 
 use super::config::{Peer, Settings};
-use super::state::{State, abroad_to};
+use super::peer::abroad_to;
+use super::state::State;
 use super::{Error, SLICE};
 
 /// How often it is looked for clusters that have joined.

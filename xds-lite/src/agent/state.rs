@@ -7,14 +7,12 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
-use serde::Serialize;
-
 use crate::ads::client::{self, Update};
 use crate::ads::shared::Follower;
 use crate::config::address::Target;
 use crate::config::services::Service;
 use crate::host::HostPattern;
-use crate::imports::{Consent, Imports, Verdict};
+use crate::imports::{Imports, Verdict};
 use crate::kept::Kept;
 use crate::proofs::{Proof, Proofs, Subject};
 use crate::registry::files::Files;
@@ -22,10 +20,11 @@ use crate::registry::registered::lease::LeaseId;
 use crate::registry::registered::registration::Registration;
 use crate::registry::registered::{Lease, Refused, Registered};
 use crate::registry::source::{Snapshot, Source, merge};
-use crate::registry::{Abroad, Own, Terms, abroad, export_of, offers};
+use crate::registry::{Own, Terms, abroad, export_of, offers};
 use crate::slice::{Cluster, Gateway, Slice, version};
 
 use super::config::{Peer, Settings};
+use super::peer::{Contact, consent};
 use super::views::Views;
 
 /// What an agent knows.
@@ -47,28 +46,6 @@ pub(super) struct State {
     pub(super) peers: BTreeMap<Cluster, Contact>,
     kept_own: Option<Kept>,
     kept_imports: HashMap<Cluster, Kept>,
-}
-
-/// How it stands with another cluster's agent.
-#[derive(Clone, Debug, Serialize)]
-pub(super) struct Contact {
-    /// Where it is.
-    pub(super) address: String,
-    /// It answers.
-    pub(super) connected: bool,
-    /// What was wrong the last time.
-    pub(super) error: Option<String>,
-    /// When it last answered, or was lost.
-    #[serde(serialize_with = "since")]
-    pub(super) since: SystemTime,
-    /// Slices of it that were refused as wrong, ever.
-    pub(super) refusals: u64,
-    /// The last of them, and why.
-    pub(super) refusal: Option<String>,
-}
-
-fn since<S: serde::Serializer>(time: &SystemTime, serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.serialize_u64(time.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs())
 }
 
 impl State {
@@ -413,31 +390,5 @@ fn import_path(folder: &Path, cluster: &Cluster) -> PathBuf {
 fn report(outcome: io::Result<()>, what: &str) {
     if let Err(error) = outcome {
         tracing::error!(%error, what, "cannot be kept for a restart; it is served all the same");
-    }
-}
-
-fn consent(settings: &Settings, peer: &Peer) -> Consent {
-    let import = settings.imports.iter().find(|import| import.cluster == peer.cluster);
-    let own = Some(settings.network.as_str());
-    Consent {
-        cluster: peer.cluster.clone(),
-        network: peer.network.clone(),
-        is_reachable: settings.reachability.allows(own, peer.network.as_deref()),
-        is_near: peer.network.as_deref() == own,
-        hosts: import.map(|import| import.hosts.clone()).unwrap_or_default(),
-        shared: crate::exports::shared(&settings.exports),
-        gateways: import.map(|import| import.gateways.clone()).unwrap_or_default(),
-        gateway_hosts: import.map(|import| import.gateway_hosts.clone()).unwrap_or_default(),
-        endpoints: import.map(|import| import.endpoints.clone()).unwrap_or_default(),
-    }
-}
-
-/// How slices look to a peer.
-pub(super) fn abroad_to(settings: &Settings, peer: &Peer) -> Abroad {
-    let own = Some(settings.network.as_str());
-    match peer.network.as_deref() {
-        network if !settings.reachability.allows(network, own) => Abroad::Nowhere,
-        network if network == own => Abroad::Near,
-        _ => Abroad::Far,
     }
 }

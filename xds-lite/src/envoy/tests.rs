@@ -1,3 +1,5 @@
+//! What a stock Envoy is told of slices, and what it is not.
+
 use bytes::Bytes;
 use prost::Message as _;
 

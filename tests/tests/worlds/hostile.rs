@@ -1,0 +1,199 @@
+//! A peer that has turned hostile, with a real identity: what it says is refused by name, and nobody else is
+//! concerned.
+
+use std::io::Write as _;
+use std::sync::Arc;
+
+use isthmus_certs::{Peer, Trust, server_config};
+use isthmus_tests::cluster::{Cluster, until_status};
+use isthmus_tests::endpoint::{Endpoint, Scripted};
+use isthmus_tests::netns::{Star, inside};
+use isthmus_tests::wait::until;
+use isthmus_tests::workload::files;
+use isthmus_tests::world::World;
+use isthmus_tests::{figure, skip};
+use isthmus_xds::proto::isthmus::v1::Gateway;
+use prost::Message as _;
+use rustls::{ServerConnection, StreamOwned};
+
+use super::busy::{Busy, busy};
+use super::impostor::{Impostor, named, resource, slice};
+use super::{BOOKINFO, DETAILS, MIB, PAYROLL, RATINGS, held, imported, is_connected, restart, said_of};
+
+/// Where south's gateways may stand.
+const GATEWAY: &str = "10.78.3.1:15443";
+
+/// West calls east all the time, and has south as a peer, too. South's agent is the test's.
+struct Hostile {
+    busy: Busy,
+    west: Cluster,
+    south: Cluster,
+    /// West's memory before south said anything.
+    before: u64,
+    _east: Cluster,
+    _net: Star,
+}
+
+#[test]
+fn a_hostile_peer_is_refused_by_name_and_disturbs_nobody() {
+    let world = match World::peers(["east", "west", "south"]) {
+        Ok(world) => Hostile::new(world),
+        Err(why) => skip!("{why}"),
+    };
+    world.noise_is_no_protocol();
+    world.who_is_no_agent_is_not_heard();
+    let south = Impostor::of(&world.south, "agent");
+    until("west follows it", || is_connected(&world.west, "south"));
+    world.the_bad_are_refused_by_name_and_the_good_one_is_taken(&south);
+    world.an_old_slice_stays_old(&south);
+    world.what_was_not_granted_is_not_let_in(&south);
+    world.a_name_without_an_end_is_not_told_in_full(&south);
+    world.too_much_at_once_is_refused(&south);
+    world.busy.end(50);
+}
+
+impl Hostile {
+    fn new(world: World<3>) -> Hostile {
+        let World { clusters: [mut east, mut west, south], net } = world;
+        // West alone listens to south.
+        let peer = west.as_peer();
+        east.set("peers", &format!("[{peer}]"));
+        let busy = busy(&mut east, &mut west);
+        let of_east = format!("{{ cluster: east, hosts: [{BOOKINFO}] }}");
+        let of_south = format!("{{ cluster: south, hosts: [{BOOKINFO}], gatewayCIDRs: [10.78.3.0/24] }}");
+        west.set("imports", &format!("[{of_east}, {of_south}]"));
+        restart(&mut west);
+        until("west has east", || is_connected(&west, "east"));
+        Hostile { before: west.process().memory(), busy, west, south, _east: east, _net: net }
+    }
+
+    /// Exactly these are imported, and calls go on.
+    #[track_caller]
+    fn stands(&self, expected: &[String]) {
+        self.busy.goes_on();
+        let mut imported = imported(&self.west);
+        imported.sort();
+        assert_eq!(imported, expected);
+    }
+
+    #[track_caller]
+    fn good_ones_stand(&self) {
+        self.stands(&[format!("east/{DETAILS}"), format!("south/{RATINGS}")]);
+    }
+
+    /// South's agent proves who it is, and goes on with bytes that mean nothing.
+    fn noise_is_no_protocol(&self) {
+        let noise = babbler(&self.south);
+        let error = until_status(&self.west, "west hears the noise", |status| {
+            let error = status["peers"]["south"]["error"].as_str()?.to_owned();
+            Some(error).filter(|error| !error.contains("Connection refused"))
+        });
+        assert!(noise.accepted() > 0 && !is_connected(&self.west, "south"), "{error}");
+        drop(noise);
+        self.stands(&[format!("east/{DETAILS}")]);
+    }
+
+    /// Somebody in its place who is of its cluster, but no agent.
+    fn who_is_no_agent_is_not_heard(&self) {
+        let other = Impostor::of(&self.south, "gw-1");
+        let error =
+            said_of(&self.west, "south", "error", "spiffe://south.example/isthmus/south/gateway/gw-1");
+        assert!(other.streams() == 0 && !is_connected(&self.west, "south"), "{error}");
+        drop(other);
+        self.stands(&[format!("east/{DETAILS}")]);
+    }
+
+    fn the_bad_are_refused_by_name_and_the_good_one_is_taken(&self, south: &Impostor) {
+        let good = slice("south", RATINGS, 5, GATEWAY);
+        let outside = slice("south", "outside.bookinfo.svc.cluster.local", 1, "10.78.1.1:15443");
+        let mut mixed = slice("south", "mixed.bookinfo.svc.cluster.local", 1, GATEWAY);
+        mixed.gateways.push(Gateway { address: "127.0.0.1:15014".to_owned(), ..Gateway::default() });
+        let foreign = slice("east", DETAILS, u64::MAX, GATEWAY);
+        let garbage: Vec<u8> = (0..=255).rev().cycle().take(4096).collect();
+        south.say(
+            "many",
+            vec![
+                named(&outside),
+                named(&mixed),
+                named(&foreign),
+                named(&good),
+                resource("south/noise.bookinfo.svc.cluster.local", garbage),
+                resource("south/other.bookinfo.svc.cluster.local", good.encode_to_vec()),
+            ],
+        );
+        let why = south.answer("many").expect("a refusal");
+        for (name, word) in [
+            ("south/outside.bookinfo", "10.78.1.1:15443, which is outside of what `imports` allows"),
+            ("south/mixed.bookinfo", "127.0.0.1:15014, which is outside"),
+            ("east/details.bookinfo", "south speaks for itself alone"),
+            ("south/noise.bookinfo", "cannot be decoded"),
+            ("south/other.bookinfo", "is the slice of south/ratings"),
+        ] {
+            assert!(why.contains(name) && why.contains(word), "{name}: {why}");
+        }
+        assert!(!why.contains(&format!("south/{RATINGS}: ")), "the good one is not named: {why}");
+        self.good_ones_stand();
+        assert_eq!(self.west.ask("/status")["peers"]["south"]["refusals"], 5);
+    }
+
+    fn an_old_slice_stays_old(&self, south: &Impostor) {
+        south.say("old", vec![named(&slice("south", RATINGS, 4, "10.78.3.9:15443"))]);
+        let why = south.answer("old").expect("a refusal");
+        assert!(why.contains("an old slice never replaces a newer one"), "{why}");
+        assert!(said_of(&self.west, "south", "refusal", "of revision 1.4").contains(RATINGS));
+        self.good_ones_stand();
+    }
+
+    /// These are its own to say, and nobody's to believe.
+    fn what_was_not_granted_is_not_let_in(&self, south: &Impostor) {
+        let (secret, stolen) = (slice("south", PAYROLL, 1, GATEWAY), slice("south", DETAILS, 1, GATEWAY));
+        south.say("names", vec![named(&secret), named(&stolen)]);
+        assert_eq!(south.answer("names"), None);
+        assert!(held(&self.west, "south", PAYROLL).unwrap().contains("was not granted"));
+        assert!(held(&self.west, "south", DETAILS).unwrap().contains("has the name of a service of east"));
+        self.good_ones_stand();
+    }
+
+    fn a_name_without_an_end_is_not_told_in_full(&self, south: &Impostor) {
+        let name = format!("south/\u{1b}[31m\n{}", "x".repeat(1 << 20));
+        south.say("name", vec![resource(&name, Vec::new())]);
+        let answer = south.answer("name").expect("a refusal");
+        let refusal = self.west.ask("/status")["peers"]["south"]["refusal"].as_str().unwrap().to_owned();
+        let logged = self.west.said().iter().map(String::len).max().unwrap();
+        assert!(answer.len() < 4096 && refusal.len() < 4096 && logged < 8192, "{} {logged}", answer.len());
+        assert!(!refusal.contains(['\u{1b}', '\n']), "{refusal:?}");
+        self.good_ones_stand();
+    }
+
+    /// A message that is refused whole, then one whose slice is.
+    fn too_much_at_once_is_refused(&self, south: &Impostor) {
+        let streams = south.streams();
+        south.say("huge", vec![resource("south/huge.bookinfo.svc.cluster.local", vec![7; 64 << 20])]);
+        until("west comes back", || south.streams() > streams);
+        until("west follows it again", || is_connected(&self.west, "south"));
+        self.good_ones_stand();
+        south.say("large", vec![resource("south/large.bookinfo.svc.cluster.local", vec![7; 24 << 20])]);
+        let why = south.answer("large").expect("a refusal");
+        assert!(why.contains("at most 16777216 are taken"), "{why}");
+        self.good_ones_stand();
+        let process = self.west.process();
+        let more = |memory: u64| memory.saturating_sub(self.before) / MIB;
+        let (now, peak) = (more(process.memory()), more(process.peak()));
+        figure!("a hostile peer: {now} MiB more in the agent, {peak} MiB at most");
+        assert!(peak <= 64, "{peak} MiB more");
+    }
+}
+
+/// In the place of an agent, with its identity: what it says after the handshake is noise.
+fn babbler(cluster: &Cluster) -> Scripted {
+    let at = cluster.agent_address();
+    let endpoint = inside(cluster.namespace().unwrap(), move || Endpoint::at(at));
+    let trust = Trust::load(&files(cluster, "agent")).unwrap().current();
+    let mut config = server_config(&trust.identity, Arc::clone(&trust.bundles), Peer::Trusted).unwrap();
+    config.alpn_protocols = vec![b"h2".to_vec()];
+    let config = Arc::new(config);
+    Scripted::unread_at(endpoint, move |stream| {
+        let mut tls = StreamOwned::new(ServerConnection::new(Arc::clone(&config)).unwrap(), stream);
+        let _gone = tls.write_all(&[0xa5; 65_536]).and_then(|()| tls.flush());
+    })
+}

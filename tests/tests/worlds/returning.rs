@@ -1,0 +1,146 @@
+//! Agents, peers and links go and come back, while a service is called all the time: no call fails, what was known
+//! stays, and what changed meanwhile is caught up.
+
+use std::net::SocketAddr;
+use std::thread;
+use std::time::Duration;
+
+use isthmus_tests::cluster::{Cluster, outbound};
+use isthmus_tests::endpoint::Scripted;
+use isthmus_tests::gateway::Gateway;
+use isthmus_tests::netns::Star;
+use isthmus_tests::skip;
+use isthmus_tests::wait::{throughout, until, within};
+use isthmus_tests::workload::{Call, Caller, Demands, echo, endpoint, endpoint_after};
+use isthmus_tests::world::World;
+
+use super::busy::{Busy, PACE, busy};
+use super::{BOOKINFO, DETAILS, RATINGS, REVIEWS, imported, is_connected, restart, service};
+
+const LATE: &str = "late.bookinfo.svc.cluster.local";
+const SLOW: &str = "slow.bookinfo.svc.cluster.local";
+/// A connection that is lost without a word is noticed after 30 s.
+const NOTICED: Duration = Duration::from_secs(60);
+
+/// West calls east all the time; east may call south.
+struct Returning {
+    busy: Busy,
+    /// From before all that happens.
+    long: Call,
+    from_east: Caller,
+    east_out: SocketAddr,
+    three: Scripted,
+    east: Cluster,
+    west: Cluster,
+    south: Cluster,
+    _south_gateway: Gateway,
+    net: Star,
+}
+
+#[test]
+fn agents_and_links_go_and_come_back_and_no_call_fails() {
+    let mut world = match World::peers(["east", "west", "south"]) {
+        Ok(world) => Returning::new(world),
+        Err(why) => skip!("{why}"),
+    };
+    world.agents_restart_one_after_the_other();
+    world.an_agent_restarts_whose_endpoints_are_slow();
+    world.net.cut(3).unwrap();
+    world.south.register("late.yaml", &service(LATE, &[&world.three], "").replace("src-0", "src-8"));
+    world.an_agent_is_away();
+    world.a_peer_is_lost_and_comes_back();
+    echo(&mut world.long).expect("a connection from before all that is whole");
+    world.busy.end(500);
+}
+
+impl Returning {
+    fn new(world: World<3>) -> Returning {
+        let World { clusters: [mut east, mut west, mut south], net } = world;
+        south.set("exports", "[{ workspace: [bookinfo] }]");
+        east.set("imports", &format!("[{{ cluster: south, hosts: [{BOOKINFO}] }}]"));
+        south.start();
+        let south_gateway = south.gateway("gw-1");
+        let three = endpoint(&south, Demands::Certificate, b"south---");
+        south.register("reviews.yaml", &service(REVIEWS, &[&three], ""));
+        let busy = busy(&mut east, &mut west);
+        let (from_east, east_out) = (Caller::of(&east), outbound(&busy.gateways[0]));
+        until("east reaches south", || from_east.call(east_out, REVIEWS).is_ok());
+        let long = busy.caller.open(busy.out, DETAILS).unwrap();
+        Returning {
+            busy,
+            long,
+            from_east,
+            east_out,
+            three,
+            east,
+            west,
+            south,
+            _south_gateway: south_gateway,
+            net,
+        }
+    }
+
+    /// First with what they kept, then without.
+    fn agents_restart_one_after_the_other(&mut self) {
+        let Returning { busy, east, west, .. } = self;
+        for _ in 0..2 {
+            for (cluster, other) in [(&mut *west, "east"), (&mut *east, "west")] {
+                restart(cluster);
+                until(&format!("{} has its peer again", cluster.name()), || is_connected(cluster, other));
+                busy.goes_on();
+                cluster.unset("state");
+            }
+            until("west has east again", || is_connected(west, "east"));
+            busy.goes_on();
+        }
+    }
+
+    /// What its endpoints demand is not known for a while, and nobody is told that it is gone.
+    fn an_agent_restarts_whose_endpoints_are_slow(&mut self) {
+        let Returning { busy, east, west, .. } = self;
+        let slow = endpoint_after(east, Duration::from_millis(500), b"east-low");
+        east.register("slow.yaml", &service(SLOW, &[&slow], "").replace("src-0", "src-7"));
+        until("west reaches it", || busy.caller.call(busy.out, SLOW).is_ok());
+        let patient = busy.caller.traffic(busy.out, SLOW, PACE);
+        restart(east);
+        until("west has east again", || is_connected(west, "east") && is_connected(east, "west"));
+        let before = patient.calls();
+        until("there were calls", || patient.calls() >= before + 3);
+        assert_eq!(patient.end().1, [""; 0], "calls do not fail meanwhile");
+        until("east has south again", || is_connected(east, "south"));
+    }
+
+    fn an_agent_is_away(&mut self) {
+        let Returning { busy, long, east, west, .. } = self;
+        west.stop();
+        let new = endpoint(east, Demands::Certificate, b"east-new");
+        east.register("ratings.yaml", &service(RATINGS, &[&new], "").replace("src-0", "src-9"));
+        until("it is there in east", || Caller::of(east).call(outbound(&busy.gateways[0]), RATINGS).is_ok());
+        throughout(Duration::from_secs(10), "the last good tables serve, and nothing else", || {
+            thread::sleep(Duration::from_millis(100));
+            busy.traffic.failures().is_empty() && busy.caller.is_unknown(busy.out, RATINGS)
+        });
+        let status = busy.gateways[1].admin("GET", "/status").json();
+        assert_eq!(status["agent"]["connected"], false, "{status}");
+        west.start();
+        until("what changed meanwhile is caught up", || {
+            busy.caller.call(busy.out, RATINGS).is_ok_and(|answer| answer.greeting == "east-new")
+        });
+        echo(long).expect("a connection from before is whole");
+    }
+
+    /// South's cable was pulled before.
+    fn a_peer_is_lost_and_comes_back(&mut self) {
+        let Returning { busy, east, net, from_east, east_out, .. } = self;
+        assert!(within(NOTICED, || !is_connected(east, "south")), "the loss is noticed");
+        assert_eq!(imported(east), [format!("south/{REVIEWS}")], "what was imported stays");
+        let known = busy.gateways[0].admin("GET", &format!("/services?name={REVIEWS}")).body;
+        assert!(known.contains("10.78.3.1:15443"), "{known}");
+        net.mend(3).unwrap();
+        until("the peer is back", || is_connected(east, "south"));
+        until("what changed meanwhile is caught up", || imported(east).len() == 2);
+        for name in [REVIEWS, LATE] {
+            until(&format!("{name} is reached"), || from_east.call(*east_out, name).is_ok());
+        }
+    }
+}

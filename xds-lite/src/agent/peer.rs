@@ -1,0 +1,59 @@
+//! Another cluster as an agent's file makes it: what it may bring, how it sees this one, and how it stands with it.
+
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use serde::Serialize;
+
+use crate::imports::Consent;
+use crate::registry::Abroad;
+
+use super::config::{Peer, Settings};
+
+/// How it stands with another cluster's agent.
+#[derive(Clone, Debug, Serialize)]
+pub(super) struct Contact {
+    /// Where it is.
+    pub(super) address: String,
+    /// It answers.
+    pub(super) connected: bool,
+    /// What was wrong the last time.
+    pub(super) error: Option<String>,
+    /// When it last answered, or was lost.
+    #[serde(serialize_with = "since")]
+    pub(super) since: SystemTime,
+    /// Slices of it that were refused as wrong, ever.
+    pub(super) refusals: u64,
+    /// The last of them, and why.
+    pub(super) refusal: Option<String>,
+}
+
+fn since<S: serde::Serializer>(time: &SystemTime, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_u64(time.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs())
+}
+
+/// What a peer may bring.
+pub(super) fn consent(settings: &Settings, peer: &Peer) -> Consent {
+    let import = settings.imports.iter().find(|import| import.cluster == peer.cluster);
+    let own = Some(settings.network.as_str());
+    Consent {
+        cluster: peer.cluster.clone(),
+        network: peer.network.clone(),
+        is_reachable: settings.reachability.allows(own, peer.network.as_deref()),
+        is_near: peer.network.as_deref() == own,
+        hosts: import.map(|import| import.hosts.clone()).unwrap_or_default(),
+        shared: crate::exports::shared(&settings.exports),
+        gateways: import.map(|import| import.gateways.clone()).unwrap_or_default(),
+        gateway_hosts: import.map(|import| import.gateway_hosts.clone()).unwrap_or_default(),
+        endpoints: import.map(|import| import.endpoints.clone()).unwrap_or_default(),
+    }
+}
+
+/// How slices look to a peer.
+pub(super) fn abroad_to(settings: &Settings, peer: &Peer) -> Abroad {
+    let own = Some(settings.network.as_str());
+    match peer.network.as_deref() {
+        network if !settings.reachability.allows(network, own) => Abroad::Nowhere,
+        network if network == own => Abroad::Near,
+        _ => Abroad::Far,
+    }
+}

@@ -1,0 +1,107 @@
+//! What a cluster may say: names that it was granted, places where its gateways and endpoints may stand. Not what
+//! others have said already.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+
+use crate::config::address::Target;
+use crate::exports::{covers, namespace_of};
+use crate::host::{HostName, HostPattern};
+use crate::slice::{Cluster, Port, Slice};
+
+/// Who may bring what.
+#[derive(Clone, Debug)]
+pub struct Consent {
+    /// The cluster.
+    pub cluster: Cluster,
+    /// The network of its endpoints, if that was said.
+    pub network: Option<String>,
+    /// Services there may be known here.
+    pub is_reachable: bool,
+    /// It stands in the network that this cluster stands in.
+    pub is_near: bool,
+    /// Names that its services may have.
+    pub hosts: Vec<HostPattern>,
+    /// Namespaces of a workspace that spans both.
+    pub shared: BTreeSet<String>,
+    /// Where its gateways may stand; none is anywhere but here.
+    pub gateways: Vec<IpNet>,
+    /// Names that its gateways may have.
+    pub gateway_hosts: Vec<HostPattern>,
+    /// Where endpoints may stand that are reached without a gateway.
+    pub endpoints: Vec<IpNet>,
+}
+
+impl Consent {
+    /// Whether a name may be given here.
+    pub(super) fn grants(&self, name: &HostPattern) -> bool {
+        self.hosts.iter().any(|granted| covers(granted, name))
+            || namespace_of(name).is_some_and(|namespace| self.shared.contains(namespace))
+    }
+
+    /// What its owner may not say, wherever it stands.
+    pub(super) fn check(&self, slice: &Slice) -> Result<(), String> {
+        if slice.key.cluster != self.cluster {
+            return Err(format!(
+                "is of cluster {}, and {} speaks for itself alone",
+                slice.key.cluster, self.cluster
+            ));
+        }
+        let Some(offer) = &slice.offer else { return Ok(()) };
+        if let Some(network) = &self.network
+            && *network != offer.network
+        {
+            return Err(format!("stands in network {:?}, and its cluster in {network:?}", offer.network));
+        }
+        match offer.gateways.iter().find(|gateway| !self.allows(&gateway.address)) {
+            Some(gateway) => Err(format!(
+                "has a gateway at {}, which is outside of what `imports` allows for {}",
+                gateway.address, self.cluster
+            )),
+            None => Ok(()),
+        }
+    }
+
+    pub(super) fn allows(&self, gateway: &Target) -> bool {
+        match gateway {
+            Target::Address(address) if self.gateways.is_empty() => is_elsewhere(address.ip()),
+            Target::Address(address) => self.gateways.iter().any(|range| range.contains(&address.ip())),
+            Target::Name { host, .. } if self.gateway_hosts.is_empty() => {
+                self.gateways.is_empty() && host.as_str() != "localhost"
+            }
+            Target::Name { host, .. } => {
+                let host = HostPattern::Exact(host.clone());
+                self.gateway_hosts.iter().any(|granted| covers(granted, &host))
+            }
+        }
+    }
+
+    /// A port with the endpoints that may be reached from here, and the names of instances that were granted.
+    pub(super) fn port(&self, port: &Port, may_have: &dyn Fn(&HostName) -> bool) -> Port {
+        let mut port = Port { exported: false, sources: Vec::new(), send_proxy: false, ..port.clone() };
+        let stands_here = |address: &Target| match address {
+            Target::Address(address) => self.endpoints.iter().any(|range| range.contains(&address.ip())),
+            Target::Name { .. } => false,
+        };
+        port.endpoints.retain(|endpoint| self.is_near && stands_here(&endpoint.address));
+        for endpoint in &mut port.endpoints {
+            endpoint.exposed = false;
+            endpoint.aliases.retain(may_have);
+        }
+        for instance in port.ready.iter_mut().flat_map(|ready| &mut ready.instances) {
+            instance.aliases.retain(may_have);
+        }
+        port
+    }
+}
+
+/// No address of this machine or of its link alone.
+fn is_elsewhere(ip: IpAddr) -> bool {
+    let own_link = match ip {
+        IpAddr::V4(ip) => ip.is_link_local() || ip.is_broadcast(),
+        IpAddr::V6(ip) => ip.is_unicast_link_local(),
+    };
+    !(ip.is_loopback() || ip.is_unspecified() || ip.is_multicast() || own_link)
+}
