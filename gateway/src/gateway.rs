@@ -14,7 +14,7 @@ use tokio::runtime::Builder;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
-use crate::config::settings::{Settings, Source};
+use crate::config::settings::{ControlPlane, Settings, Source};
 use crate::control::Control;
 use crate::drain;
 use crate::limits::Limits;
@@ -56,6 +56,9 @@ pub enum Error {
     /// The system gave no thread or no runtime.
     #[error("cannot start a thread: {0}")]
     Thread(#[from] io::Error),
+    /// The tables that were kept of the time before.
+    #[error("xds.state: {0}; the directory must be this gateway's own")]
+    Kept(io::Error),
     /// A thread of the core ended: the process must end too.
     #[error("a core thread ended unexpectedly; this is a bug, please report it with the log above")]
     CoreEnded,
@@ -91,6 +94,7 @@ impl Gateway {
         let trust = trust.map(|(trust, files)| trust.watch(files)).transpose()?;
         let control = Arc::new(Control::new(settings, Arc::clone(&process), workers.clone()));
 
+        let follow = followed(&control).map_err(Error::Kept)?;
         let (lanes, takers): (Vec<_>, Vec<_>) = workers
             .iter()
             .map(|worker| {
@@ -110,7 +114,7 @@ impl Gateway {
             };
             threads.push(spawn(format!("worker-{}", worker.index), work.run())?);
         }
-        threads.push(spawn("control".into(), supervise(Arc::clone(&control), doors.plain, file))?);
+        threads.push(spawn("control".into(), supervise(Arc::clone(&control), doors.plain, file, follow))?);
         Ok(Gateway { control, bound, threads, log, _trust: trust })
     }
 
@@ -273,8 +277,34 @@ fn spawn(name: String, work: impl Future<Output = ()> + Send + 'static) -> io::R
     std::thread::Builder::new().name(name).spawn(move || runtime.block_on(work))
 }
 
+/// Who gives the gateway services.
+enum Followed {
+    Agents(learn::Follow),
+    ControlPlane(ControlPlane, Trust),
+}
+
+/// Before anybody is served: what was kept of the time before is live from the first connection on.
+fn followed(control: &Arc<Control>) -> io::Result<Option<Followed>> {
+    let fixed = &control.process.fixed;
+    let Some((xds, trust)) = fixed.xds.clone().zip(control.process.trust.clone()) else { return Ok(None) };
+    Ok(Some(match xds.source {
+        Source::Agents(agents) => Followed::Agents(learn::Follow::begin(
+            agents,
+            xds.state.as_deref(),
+            trust,
+            Arc::clone(control),
+        )?),
+        Source::ControlPlane(one) => Followed::ControlPlane(one, trust),
+    }))
+}
+
 /// The control thread: signals, edits, names, admin, drain; until the gateway is over.
-async fn supervise(control: Arc<Control>, doors: [TcpListener; 3], file: Option<PathBuf>) {
+async fn supervise(
+    control: Arc<Control>,
+    doors: [TcpListener; 3],
+    file: Option<PathBuf>,
+    follow: Option<Followed>,
+) {
     let _alarm = Alarm(Arc::clone(&control));
     let mut core: JoinSet<io::Result<()>> = JoinSet::new();
     let [admin, metrics, health] = doors;
@@ -283,12 +313,12 @@ async fn supervise(control: Arc<Control>, doors: [TcpListener; 3], file: Option<
     core.spawn(admin::serve_health(health, Arc::clone(&control)));
     core.spawn(Control::free_retired(Arc::clone(&control)));
     core.spawn(resolve::follow(Arc::clone(&control)));
-    if let Some((xds, trust)) = control.process.fixed.xds.clone().zip(control.process.trust.clone()) {
-        let (state, control) = (xds.state, Arc::clone(&control));
-        match xds.source {
-            Source::Agents(agents) => core.spawn(learn::follow(agents, state, trust, control)),
-            Source::ControlPlane(one) => core.spawn(foreign::follow(one, trust, control)),
-        };
+    match follow {
+        Some(Followed::Agents(agents)) => _ = core.spawn(agents.run()),
+        Some(Followed::ControlPlane(one, trust)) => {
+            core.spawn(foreign::follow(one, trust, Arc::clone(&control)));
+        }
+        None => {}
     }
     if let Some(file) = file {
         core.spawn(file::follow(file, Arc::clone(&control)));

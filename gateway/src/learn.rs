@@ -5,7 +5,7 @@ mod services;
 
 use std::collections::{BTreeMap, HashSet};
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -26,26 +26,68 @@ use services::Here;
 /// How often it is looked for what has expired.
 const PACE: Duration = Duration::from_secs(1);
 
-/// Follows agents for as long as the gateway runs.
-pub(crate) async fn follow(
-    servers: Vec<Target>,
-    state: Option<PathBuf>,
-    trust: Trust,
-    control: Arc<Control>,
-) -> io::Result<()> {
+/// Agents to follow.
+pub(crate) struct Follow {
+    subscription: Subscription,
+    client: Client,
+    slices: Arc<Mutex<Slices>>,
+}
+
+impl Follow {
+    /// The tables that were kept of the time before are live once this returns.
+    ///
+    /// # Errors
+    /// They cannot be read or written, or TLS cannot be made of the trust.
+    pub(crate) fn begin(
+        servers: Vec<Target>,
+        state: Option<&Path>,
+        trust: Trust,
+        control: Arc<Control>,
+    ) -> io::Result<Follow> {
+        let slices = Slices::open(Arc::clone(&control), here(&trust, &control), state)?;
+        let client = Client::new(SLICE, slices.known());
+        let subscription = subscription(servers, trust, &control)?;
+        Ok(Follow { subscription, client, slices: Arc::new(Mutex::new(slices)) })
+    }
+
+    /// Follows for as long as the gateway runs.
+    pub(crate) async fn run(self) -> io::Result<()> {
+        let Follow { subscription, client, slices } = self;
+        let aging = async {
+            let mut pace = tokio::time::interval(PACE);
+            loop {
+                pace.tick().await;
+                locked(&slices).expire(Instant::now());
+            }
+        };
+        let mut followed = Followed(Arc::clone(&slices));
+        tokio::select! {
+            () = subscription.follow(vec![client], &mut followed) => {}
+            () = aging => {}
+        }
+        Ok(())
+    }
+}
+
+fn here(trust: &Trust, control: &Control) -> Here {
+    let own = trust.current();
+    let gateway = own.identity.id().path().rsplit('/').next().unwrap_or_default().to_owned();
+    Here { cluster: control.process.fixed.node.cluster.clone(), gateway }
+}
+
+fn subscription(servers: Vec<Target>, trust: Trust, control: &Control) -> io::Result<Subscription> {
     let node = &control.process.fixed.node;
     let own = trust.current();
     let id = own.identity.id();
     let agents = format!("{}/isthmus/{}/agent/*", id.trust_domain().id(), node.cluster);
     let agents = IdPattern::parse(&agents).map_err(io::Error::other)?;
-    let gateway = id.path().rsplit('/').next().unwrap_or_default().to_owned();
     let tls = Tls::new(trust, Peer::Matching(vec![agents]), &[b"h2"]).map_err(io::Error::other)?;
     let locality = Locality {
         region: node.locality.region.clone(),
         zone: node.locality.zone.clone(),
         sub_zone: node.locality.sub_zone.clone(),
     };
-    let subscription = Subscription {
+    Ok(Subscription {
         servers,
         tls: Arc::new(tls),
         node: Node {
@@ -55,25 +97,7 @@ pub(crate) async fn follow(
             user_agent_name: "isthmus-gateway".to_owned(),
             ..Node::default()
         },
-    };
-    let here = Here { cluster: node.cluster.clone(), gateway };
-    let network = node.network.clone();
-    let slices = Slices::open(Arc::clone(&control), here, network, state.as_deref())?;
-    let client = Client::new(SLICE, slices.known());
-    let slices = Arc::new(Mutex::new(slices));
-    let aging = async {
-        let mut pace = tokio::time::interval(PACE);
-        loop {
-            pace.tick().await;
-            locked(&slices).expire(Instant::now());
-        }
-    };
-    let mut followed = Followed(Arc::clone(&slices));
-    tokio::select! {
-        () = subscription.follow(vec![client], &mut followed) => {}
-        () = aging => {}
-    }
-    Ok(())
+    })
 }
 
 fn locked(slices: &Mutex<Slices>) -> MutexGuard<'_, Slices> {
@@ -95,12 +119,12 @@ struct Slices {
 
 impl Slices {
     /// With what was kept of the time before, live at once.
-    fn open(control: Arc<Control>, here: Here, network: String, state: Option<&Path>) -> io::Result<Slices> {
+    fn open(control: Arc<Control>, here: Here, state: Option<&Path>) -> io::Result<Slices> {
         let kept = state.map(|folder| Kept::open(&folder.join("agent.slices"))).transpose()?;
         let mut slices = Slices {
-            control,
             here,
-            network,
+            network: control.process.fixed.node.network.clone(),
+            control,
             accepted: Accepted::default(),
             keys: BTreeMap::new(),
             kept: None,

@@ -5,7 +5,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::config::services::{Balance, ServiceTimeouts};
 use crate::locality::Locality;
-use crate::slice::{Endpoint, Gateway, Health, Instance, Order, Ready, Tls};
+use crate::slice::{Endpoint, Gateway, Health, Instance, Order, Port, Ready, Tls};
 
 fn cluster(name: &str) -> Cluster {
     name.parse().unwrap()
