@@ -18,6 +18,7 @@ pub struct Files {
     folder: PathBuf,
     files: BTreeMap<PathBuf, Held>,
     unread: Option<String>,
+    was_read: bool,
 }
 
 #[derive(Debug)]
@@ -34,7 +35,7 @@ impl Files {
     /// Nothing is read yet.
     #[must_use]
     pub fn new(folder: PathBuf) -> Files {
-        Files { folder, files: BTreeMap::new(), unread: None }
+        Files { folder, files: BTreeMap::new(), unread: None, was_read: false }
     }
 
     /// Where they stand.
@@ -53,7 +54,9 @@ impl Files {
                 return self.unread.replace(why.clone()) != Some(why);
             }
         };
-        let mut changed = self.unread.take().is_some();
+        // That there is nothing is news, too, the first time: something may have been kept from before.
+        let is_first = !std::mem::replace(&mut self.was_read, true);
+        let mut changed = self.unread.take().is_some() || is_first;
         let before = self.files.len();
         self.files.retain(|path, _| paths.contains(path));
         changed |= self.files.len() < before;
@@ -157,6 +160,13 @@ mod tests {
         assert!(files.look());
         assert_eq!(hosts(&files), ["c.d:443", "a.b:443", "e.f:443"]);
         assert_eq!(files.services().1, [""; 0]);
+    }
+
+    #[test]
+    fn an_empty_directory_is_news_once() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut files = Files::new(folder.path().to_owned());
+        assert!(files.look() && !files.look());
     }
 
     #[test]
