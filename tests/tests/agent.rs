@@ -64,7 +64,7 @@ impl Cluster {
         let registry = self.folder.path().join("registry").display().to_string();
         let text = format!(
             "cluster: east\nnetwork: east-net\n{}\nregistry: {{ files: {registry} }}\ngateways: [{{ name: gw-1 }}]\n\
-             xds: {{ address: '{address}' }}\n",
+             xds: {{ address: '{address}' }}\nadmin: {{ address: '127.0.0.1:0' }}\n",
             self.trust("agent")
         );
         fs::write(&file, text).unwrap();
