@@ -77,7 +77,7 @@ pub struct Refused {
 
 impl Control {
     pub(crate) fn new(settings: Settings, process: Arc<Process>, workers: Vec<Arc<Worker>>) -> Control {
-        let names = names(&settings.live);
+        let names = names(settings.live.services.iter());
         let answers = Answers::default();
         answers.keep_only(&names);
         Control {
@@ -151,11 +151,16 @@ impl Control {
     }
 
     fn rename(&self, inputs: &mut Inputs) {
-        let names = names(&inputs.together());
+        let after = self.swap(inputs);
+        let named = after.services.iter().filter(|service| service.is_named);
+        let names = names(named.map(|service| &service.settings));
         // A name that comes back later is asked for again, rather than trusted as it was.
         inputs.resolved.retain(|name, _| names.binary_search(name).is_ok());
-        self.names.send_replace(names);
-        self.swap(inputs);
+        self.names.send_if_modified(|known| {
+            let is_news = *known != names;
+            *known = names;
+            is_news
+        });
     }
 
     /// Notes an edit that changed nothing.
@@ -188,15 +193,17 @@ impl Control {
         self.shown().refused.clone()
     }
 
-    fn swap(&self, inputs: &Inputs) {
+    fn swap(&self, inputs: &Inputs) -> Arc<Snapshot> {
         let started = Instant::now();
         let before = self.process.tables.load_full();
         let is_own = |address| self.process.is_own(address);
         let after = Snapshot::compile(inputs.together(), &inputs.resolved, Some(&before), &is_own);
         tracing::info!(epoch = after.epoch, services = after.services.len(), took = ?started.elapsed(), "tables swapped");
         self.shown().changed = SystemTime::now();
-        let retired = self.process.tables.swap(Arc::new(after));
+        let after = Arc::new(after);
+        let retired = self.process.tables.swap(Arc::clone(&after));
         self.retired.lock().unwrap_or_else(PoisonError::into_inner).push(retired);
+        after
     }
 
     /// Frees snapshots that no connection reads any more, and what reading the file left, for ever.
@@ -300,8 +307,8 @@ impl Inputs {
     }
 }
 
-fn names(live: &Live) -> Vec<HostName> {
-    let endpoints = live.services.iter().flat_map(|service| &service.endpoints);
+fn names<'a>(services: impl Iterator<Item = &'a Arc<Service>>) -> Vec<HostName> {
+    let endpoints = services.flat_map(|service| &service.endpoints);
     let mut names: Vec<_> = endpoints
         .filter_map(|endpoint| match &endpoint.address {
             Target::Name { host, .. } => Some(host.clone()),

@@ -3,22 +3,23 @@
 
 mod services;
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::io;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use isthmus_certs::{Client as Tls, IdPattern, Peer, Trust};
+use isthmus_xds::HostPattern;
 use isthmus_xds::accepted::Accepted;
 use isthmus_xds::ads::client::{Client, Refused, Update};
 use isthmus_xds::ads::subscribe::{Contact, Subscription, Tables};
 use isthmus_xds::agent::SLICE;
 use isthmus_xds::kept::Kept;
 use isthmus_xds::proto::envoy::config::core::v3::{Locality, Node};
-use isthmus_xds::slice::{Key, Slice, Staleness, version};
+use isthmus_xds::slice::{Cluster, Key, Slice, Staleness, version};
 
-use crate::config::settings::Target;
+use crate::config::settings::{Service, Target};
 use crate::control::Control;
 
 use services::Here;
@@ -110,11 +111,18 @@ struct Slices {
     here: Here,
     network: String,
     accepted: Accepted,
-    /// By name, in order, so that the same slices always make the same tables.
-    keys: BTreeMap<String, Key>,
+    /// In order, so that the same slices always make the same tables.
+    hosts: BTreeMap<HostPattern, Host>,
     kept: Option<Kept>,
     lost: Option<Instant>,
     expired: HashSet<Key>,
+}
+
+/// What stands under one host, and what came of it.
+#[derive(Default)]
+struct Host {
+    clusters: Vec<Cluster>,
+    services: Vec<Arc<Service>>,
 }
 
 impl Slices {
@@ -126,19 +134,22 @@ impl Slices {
             network: control.process.fixed.node.network.clone(),
             control,
             accepted: Accepted::default(),
-            keys: BTreeMap::new(),
+            hosts: BTreeMap::new(),
             kept: None,
             lost: Some(Instant::now()),
             expired: HashSet::new(),
         };
+        let mut touched = BTreeSet::new();
         for (name, bytes) in kept.iter().flat_map(Kept::entries) {
-            if let Err(why) = slices.take(name, bytes) {
-                tracing::warn!(slice = ?name, %why, "a slice that was kept is not taken");
+            match slices.take(name, bytes) {
+                Ok(host) => _ = touched.insert(host),
+                Err(why) => tracing::warn!(slice = ?name, %why, "a slice that was kept is not taken"),
             }
         }
         slices.kept = kept;
-        if !slices.keys.is_empty() {
-            tracing::info!(slices = slices.keys.len(), "begun with the tables that were kept");
+        slices.renew(touched);
+        if !slices.hosts.is_empty() {
+            tracing::info!(slices = slices.count(), "begun with the tables that were kept");
             slices.publish();
         }
         Ok(slices)
@@ -149,7 +160,8 @@ impl Slices {
         self.kept.iter().flat_map(Kept::entries).map(|(name, bytes)| (name.clone(), version(bytes))).collect()
     }
 
-    fn take(&mut self, name: &str, bytes: &[u8]) -> Result<(), String> {
+    /// Takes a slice; says of which host.
+    fn take(&mut self, name: &str, bytes: &[u8]) -> Result<HostPattern, String> {
         let slice = Slice::decode(bytes).map_err(|error| error.to_string())?;
         if slice.key.to_string() != name {
             return Err(format!("is the slice of {}", slice.key));
@@ -163,18 +175,24 @@ impl Slices {
                 offer.network, self.network
             ));
         }
-        let key = slice.key.clone();
+        let Key { cluster, host } = slice.key.clone();
         self.accepted.take(slice).map_err(|older| older.to_string())?;
-        self.keys.insert(name.to_owned(), key);
-        Ok(())
+        let known = self.hosts.entry(host.clone()).or_default();
+        if !known.clusters.contains(&cluster) {
+            known.clusters.reserve_exact(1);
+            known.clusters.push(cluster);
+        }
+        Ok(host)
     }
 
     fn apply(&mut self, update: &Update) -> Vec<Refused> {
         let mut refused = Vec::new();
+        let mut touched = BTreeSet::new();
         let mut outcome = Ok(());
         for resource in &update.resources {
             match self.take(&resource.name, &resource.bytes) {
-                Ok(()) => {
+                Ok(host) => {
+                    touched.insert(host);
                     if let Some(kept) = &mut self.kept {
                         outcome = outcome.and(kept.set(&resource.name, &resource.bytes));
                     }
@@ -186,8 +204,9 @@ impl Slices {
             }
         }
         for name in &update.removed {
-            if let Some(key) = self.keys.get(name) {
-                self.accepted.leave(key);
+            if let Some(key) = key(name) {
+                self.accepted.leave(&key);
+                touched.insert(key.host);
             }
             if let Some(kept) = &mut self.kept {
                 outcome = outcome.and(kept.remove(name));
@@ -196,24 +215,52 @@ impl Slices {
         if let Err(error) = outcome {
             tracing::error!(%error, "tables cannot be kept for a restart; they are live all the same");
         }
+        self.renew(touched);
         self.publish();
         self.control.following.send_modify(|following| following.refused(&refused));
         refused
     }
 
-    fn publish(&mut self) {
-        let accepted = &self.accepted;
-        self.keys.retain(|_, key| accepted.get(key).is_some());
-        let standing = self.keys.values().filter(|key| !self.expired.contains(key));
-        let slices = standing.filter_map(|key| accepted.get(key)).map(|slice| &**slice);
-        self.control.learned(self.here.services(slices).into_iter().map(Arc::new).collect());
-        self.control.following.send_modify(|following| following.slices = self.keys.len());
+    /// Makes the services of these hosts anew. One that comes out as it was stays the very same, so that
+    /// nobody looks at it again.
+    fn renew(&mut self, touched: BTreeSet<HostPattern>) {
+        for host in touched {
+            let Some(mut known) = self.hosts.remove(&host) else { continue };
+            let accepted = &self.accepted;
+            let slice = |cluster: &Cluster| {
+                let key = Key { cluster: cluster.clone(), host: host.clone() };
+                accepted.get(&key).map(|slice| (key, slice))
+            };
+            known.clusters.retain(|cluster| slice(cluster).is_some());
+            let standing = known.clusters.iter().filter_map(slice);
+            let standing = standing.filter(|(key, _)| !self.expired.contains(key)).map(|(_, slice)| &**slice);
+            let services = self.here.services(standing).into_iter().map(|service| {
+                let same = known.services.iter().find(|known| ***known == service);
+                same.map_or_else(|| Arc::new(service), Arc::clone)
+            });
+            known.services = services.collect();
+            if !known.clusters.is_empty() {
+                self.hosts.insert(host, known);
+            }
+        }
+    }
+
+    fn count(&self) -> usize {
+        self.hosts.values().map(|host| host.clusters.len()).sum()
+    }
+
+    fn publish(&self) {
+        let services = self.hosts.values().flat_map(|host| &host.services);
+        self.control.learned(services.cloned().collect());
+        let count = self.count();
+        self.control.following.send_modify(|following| following.slices = count);
     }
 
     fn contact(&mut self, agent: &str, lost: Option<&str>) {
         self.lost = lost.map(|_| self.lost.unwrap_or_else(Instant::now));
         if lost.is_none() && !self.expired.is_empty() {
-            self.expired.clear();
+            let touched = self.expired.drain().map(|key| key.host).collect();
+            self.renew(touched);
             self.publish();
         }
         self.control.following.send_modify(|following| following.contact(agent, lost));
@@ -228,13 +275,20 @@ impl Slices {
             Some(Staleness::Keep | Staleness::Probe) | None => false,
         });
         let over: Vec<_> = over.map(|slice| slice.key.clone()).collect();
-        let before = self.expired.len();
-        self.expired.extend(over);
-        if self.expired.len() > before {
+        let over = over.into_iter().filter(|key| self.expired.insert(key.clone()));
+        let touched: BTreeSet<_> = over.map(|key| key.host).collect();
+        if !touched.is_empty() {
             tracing::warn!(slices = self.expired.len(), "have expired: no agent was heard for too long");
+            self.renew(touched);
             self.publish();
         }
     }
+}
+
+/// Which slice has this name.
+fn key(name: &str) -> Option<Key> {
+    let (cluster, host) = name.split_once('/')?;
+    Some(Key { cluster: cluster.parse().ok()?, host: HostPattern::parse(host).ok()? })
 }
 
 /// The slices as an agent changes them.

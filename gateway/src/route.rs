@@ -63,18 +63,22 @@ pub fn route(snapshot: &Snapshot, query: Query<'_>) -> Result<Route, Reason> {
 fn find(snapshot: &Snapshot, sni: &HostName, side: Side, query: Query<'_>) -> Option<Result<Route, Reason>> {
     let (name, port) = outbound::split(sni.as_str());
     let choose = |claims, part| choose(snapshot, claims, Asked { port, part, side, query });
-    if let Some(answer) = snapshot.exact.get(name).and_then(|claims| choose(claims, Part::Whole)) {
+    if let Some(answer) = snapshot.names.exact.get(name).and_then(|claims| choose(claims, Part::Whole)) {
         return Some(answer);
     }
-    if let Some(answer) = snapshot.instances.get(name).and_then(|claims| choose(claims, Part::Alias(name))) {
+    if let Some(answer) =
+        snapshot.names.instances.get(name).and_then(|claims| choose(claims, Part::Alias(name)))
+    {
         return Some(answer);
     }
     let (label, parent) = name.split_once('.')?;
-    if let Some(answer) = snapshot.exact.get(parent).and_then(|claims| choose(claims, Part::Label(label))) {
+    if let Some(answer) =
+        snapshot.names.exact.get(parent).and_then(|claims| choose(claims, Part::Label(label)))
+    {
         return Some(answer);
     }
     std::iter::successors(Some(parent), |suffix| suffix.split_once('.').map(|(_, rest)| rest))
-        .find_map(|suffix| snapshot.suffixes.get(suffix).and_then(|claims| choose(claims, Part::Whole)))
+        .find_map(|suffix| snapshot.names.suffixes.get(suffix).and_then(|claims| choose(claims, Part::Whole)))
 }
 
 /// Which part of a service is meant.

@@ -17,10 +17,17 @@ use crate::socket::Millis;
 pub struct Snapshot {
     /// Counts the snapshots of this process, from 1.
     pub epoch: u64,
-    /// What they were compiled from.
+    /// What they were compiled from, but for the services: each of those has its own.
     pub live: Live,
     /// In the configuration's order.
     pub services: Vec<Arc<Service>>,
+    /// Shared with the tables before, if they have the same.
+    pub(crate) names: Arc<Names>,
+}
+
+/// The names that lead to services.
+#[derive(Debug, Default)]
+pub(crate) struct Names {
     pub(crate) exact: HashMap<HostName, Claims>,
     pub(crate) suffixes: HashMap<HostName, Claims>,
     /// Whole other names of instances.
@@ -57,6 +64,8 @@ pub struct Service {
     further: Box<[Group]>,
     /// An address was left out because it is this gateway's own.
     pub leads_back: bool,
+    /// Some endpoints are given by names: what they resolve to changes.
+    pub(crate) is_named: bool,
     /// What is remembered of it.
     pub state: Arc<ServiceState>,
 }
@@ -93,32 +102,58 @@ pub struct Endpoint {
 pub type Resolved = HashMap<HostName, Vec<std::net::IpAddr>>;
 
 impl Snapshot {
-    /// Compiles the tables. State is taken over from `before` by service and address. Names without an
+    /// Compiles the tables. State is taken over from `before` by service and address, and services whose
+    /// settings are the very same as they are: what is compiled anew is what changed. Names without an
     /// answer in `resolved` have no endpoint yet; addresses that `is_own` claims are left out, since a
     /// route to ourselves is a loop.
     #[must_use]
     pub fn compile(
-        live: Live,
+        mut live: Live,
         resolved: &Resolved,
         before: Option<&Snapshot>,
         is_own: &dyn Fn(SocketAddr) -> bool,
     ) -> Snapshot {
-        let known: HashMap<(&HostPattern, u16), &Service> = before
-            .iter()
-            .flat_map(|snapshot| &snapshot.services)
-            .map(|service| ((&service.settings.host, service.settings.port), &**service))
-            .collect();
-        let services: Vec<_> = live
-            .services
-            .iter()
-            .map(|settings| {
-                let before = known.get(&(&settings.host, settings.port)).copied();
-                Arc::new(Service::compile(settings, resolved, before, is_own))
-            })
-            .collect();
-        let (exact, suffixes, instances) = names(&services);
+        let mut place = 0;
+        let compile = |settings| {
+            let known = before.and_then(|before| before.known(&settings, &mut place));
+            match known {
+                Some(known) if known.stays(&settings) => Arc::clone(known),
+                known => Arc::new(Service::compile(&settings, resolved, known.map(|known| &**known), is_own)),
+            }
+        };
+        let services: Vec<_> = std::mem::take(&mut live.services).into_iter().map(compile).collect();
+        let names = before.filter(|before| before.is_named_as(&services));
+        let names = names.map_or_else(|| Arc::new(Names::of(&services)), |before| Arc::clone(&before.names));
         let epoch = before.map_or(1, |snapshot| snapshot.epoch + 1);
-        Snapshot { epoch, live, services, exact, suffixes, instances }
+        Snapshot { epoch, live, services, names }
+    }
+
+    /// The service with the same host and port. Services mostly stand where they stood: `place` is where the
+    /// next one is looked for first.
+    fn known(&self, settings: &Arc<settings::Service>, place: &mut usize) -> Option<&Arc<Service>> {
+        let is_it = |service: &Arc<Service>| Arc::ptr_eq(&service.settings, settings);
+        let near = [*place, *place + 1].into_iter().find(|near| self.service(*near).is_some_and(is_it));
+        let found = near.or_else(|| self.index(&settings.host, settings.port))?;
+        *place = found + 1;
+        self.service(found)
+    }
+
+    fn index(&self, host: &HostPattern, port: u16) -> Option<usize> {
+        let claims = match host {
+            HostPattern::Exact(name) => self.names.exact.get(name)?,
+            HostPattern::Suffix(name) => self.names.suffixes.get(name)?,
+        };
+        let mut indexes = claims.indexes().iter().map(|index| *index as usize);
+        let is_it = |service: &Arc<Service>| service.settings.host == *host && service.settings.port == port;
+        indexes.find(|index| self.service(*index).is_some_and(is_it))
+    }
+
+    /// Whether the same names would lead to the same places.
+    fn is_named_as(&self, services: &[Arc<Service>]) -> bool {
+        let alike = |(one, other): (&Arc<Service>, &Arc<Service>)| {
+            Arc::ptr_eq(one, other) || is_named_alike(&one.settings, &other.settings)
+        };
+        self.services.len() == services.len() && self.services.iter().zip(services).all(alike)
     }
 
     pub(crate) fn service(&self, index: usize) -> Option<&Arc<Service>> {
@@ -159,6 +194,12 @@ impl Service {
         endpoint.state.failed(now, rule, ejected < allowed)
     }
 
+    /// These settings would make the same of it again. An address that has become this gateway's own is
+    /// refused at connect.
+    fn stays(&self, settings: &Arc<settings::Service>) -> bool {
+        Arc::ptr_eq(&self.settings, settings) && !self.is_named && !self.leads_back
+    }
+
     fn compile(
         settings: &Arc<settings::Service>,
         resolved: &Resolved,
@@ -190,7 +231,9 @@ impl Service {
         endpoints.sort_by_key(|endpoint| endpoint.priority);
         let mut groups = Group::of(&endpoints);
         let further = groups.split_off(groups.len().min(1)).into();
+        let is_name = |endpoint: &settings::Endpoint| matches!(endpoint.address, Target::Name { .. });
         Service {
+            is_named: settings.endpoints.iter().any(is_name),
             name: format!("{}:{}", settings.host, settings.port).into(),
             settings: Arc::clone(settings),
             nearest: groups.pop().unwrap_or(Group { start: 0, count: 0, schedule: None }),
@@ -301,37 +344,55 @@ fn gcd(a: u64, b: u64) -> u64 {
     if b == 0 { a } else { gcd(b, a % b) }
 }
 
-type Names = HashMap<HostName, Claims>;
+type Table = HashMap<HostName, Claims>;
 
-fn names(services: &[Arc<Service>]) -> (Names, Names, Names) {
-    let mut exact = Names::with_capacity(services.len());
-    let (mut suffixes, mut instances) = (Names::new(), Names::new());
-    for (index, service) in (0_u32..).zip(services) {
-        for pattern in std::iter::once(&service.settings.host).chain(&service.settings.aliases) {
-            match pattern {
-                HostPattern::Exact(name) => claim(&mut exact, name, index),
-                HostPattern::Suffix(name) => claim(&mut suffixes, name, index),
+impl Names {
+    fn of(services: &[Arc<Service>]) -> Names {
+        let mut exact = Table::with_capacity(services.len());
+        let (mut suffixes, mut instances) = (Table::new(), Table::new());
+        for (index, service) in (0_u32..).zip(services) {
+            for pattern in std::iter::once(&service.settings.host).chain(&service.settings.aliases) {
+                match pattern {
+                    HostPattern::Exact(name) => claim(&mut exact, name, index),
+                    HostPattern::Suffix(name) => claim(&mut suffixes, name, index),
+                }
+            }
+            for name in service.settings.endpoints.iter().flat_map(whole_names) {
+                claim(&mut instances, name, index);
             }
         }
-        for endpoint in &service.settings.endpoints {
-            endpoint.aliases.iter().for_each(|name| claim(&mut instances, name, index));
-            if let Reach::Beyond(beyond) = &endpoint.reach {
-                let aliases = beyond.instances.iter().flat_map(|named| &named.aliases);
-                aliases.for_each(|name| claim(&mut instances, name, index));
+        for claims in exact.values_mut().chain(suffixes.values_mut()).chain(instances.values_mut()) {
+            if let Claims::Many(indexes) = claims {
+                indexes.sort_by_key(|index| {
+                    let service = services.get(*index as usize);
+                    service.map(|service| std::cmp::Reverse(specificity(&service.settings)))
+                });
             }
         }
+        Names { exact, suffixes, instances }
     }
-    for claims in exact.values_mut().chain(suffixes.values_mut()).chain(instances.values_mut()) {
-        if let Claims::Many(indexes) = claims {
-            indexes.sort_by_key(|index| {
-                services.get(*index as usize).map(|service| std::cmp::Reverse(specificity(&service.settings)))
-            });
-        }
-    }
-    (exact, suffixes, instances)
 }
 
-fn claim(table: &mut Names, name: &HostName, index: u32) {
+/// Other names of the instances that an endpoint is, or leads to.
+fn whole_names(endpoint: &settings::Endpoint) -> impl Iterator<Item = &HostName> {
+    let beyond = match &endpoint.reach {
+        Reach::Beyond(beyond) => &beyond.instances[..],
+        Reach::All { .. } | Reach::Inside => &[],
+    };
+    endpoint.aliases.iter().chain(beyond.iter().flat_map(|named| &named.aliases))
+}
+
+fn is_named_alike(one: &settings::Service, other: &settings::Service) -> bool {
+    let whole = |service: &'_ settings::Service| -> Vec<HostName> {
+        service.endpoints.iter().flat_map(whole_names).cloned().collect()
+    };
+    one.host == other.host
+        && one.aliases == other.aliases
+        && specificity(one) == specificity(other)
+        && whole(one) == whole(other)
+}
+
+fn claim(table: &mut Table, name: &HostName, index: u32) {
     table
         .entry(name.clone())
         .and_modify(|claims| {
@@ -369,6 +430,42 @@ mod tests {
         assert!(Arc::ptr_eq(&old.state, &new.state));
         assert!(Arc::ptr_eq(&old.endpoints[1].state, &new.endpoints[1].state));
         assert!(!Arc::ptr_eq(&old.endpoints[0].state, &new.endpoints[0].state));
+    }
+
+    #[test]
+    fn what_did_not_change_is_not_compiled_again() {
+        let text = ONE.to_owned() + "- { host: b.example, endpoints: [{ address: '10.0.0.3:80' }] }\n";
+        let text = text + "- { host: c.example, endpoints: [{ address: 'd.example:80' }] }\n";
+        let settings = live(&text);
+        fn compile(settings: &Live, before: Option<&Snapshot>) -> Snapshot {
+            Snapshot::compile(settings.clone(), &Resolved::new(), before, &|_| false)
+        }
+        let before = compile(&settings, None);
+        let mut edit = settings.clone();
+        let edited = Arc::make_mut(&mut edit.services[1]);
+        edited.endpoints[0].weight = 7;
+        let after = compile(&edit, Some(&before));
+        let same: Vec<_> =
+            before.services.iter().zip(&after.services).map(|(a, b)| Arc::ptr_eq(a, b)).collect();
+        assert_eq!(same, [true, false, false], "what a name leads to may have changed");
+        assert!(Arc::ptr_eq(&before.services[1].state, &after.services[1].state));
+        assert!(Arc::ptr_eq(&before.names, &after.names));
+        let mut renamed = edit.clone();
+        Arc::make_mut(&mut renamed.services[1]).aliases.push(HostPattern::parse("e.example").unwrap());
+        let named = compile(&renamed, Some(&after));
+        assert!(!Arc::ptr_eq(&after.names, &named.names) && named.names.exact.len() == 4);
+        // One goes and one comes, at either end and between.
+        for gone in 0..3 {
+            let mut fewer = settings.clone();
+            fewer.services.remove(gone);
+            let fewer = compile(&fewer, Some(&before));
+            assert_eq!((fewer.services.len(), fewer.names.exact.len()), (2, 2));
+            let again = compile(&settings, Some(&fewer));
+            assert_eq!(again.names.exact.len(), 3);
+            let kept = again.services.iter().filter(|service| !service.is_named);
+            let kept = kept.filter(|one| fewer.services.iter().any(|other| Arc::ptr_eq(one, other)));
+            assert_eq!(kept.count(), if gone == 2 { 2 } else { 1 }, "{gone}");
+        }
     }
 
     #[test]
