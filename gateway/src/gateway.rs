@@ -279,7 +279,7 @@ fn spawn(name: String, work: impl Future<Output = ()> + Send + 'static) -> io::R
 
 /// Who gives the gateway services.
 enum Followed {
-    Agents(learn::Follow),
+    Agents(Box<learn::Follow>),
     ControlPlane(ControlPlane, Trust),
 }
 
@@ -288,12 +288,10 @@ fn followed(control: &Arc<Control>) -> io::Result<Option<Followed>> {
     let fixed = &control.process.fixed;
     let Some((xds, trust)) = fixed.xds.clone().zip(control.process.trust.clone()) else { return Ok(None) };
     Ok(Some(match xds.source {
-        Source::Agents(agents) => Followed::Agents(learn::Follow::begin(
-            agents,
-            xds.state.as_deref(),
-            trust,
-            Arc::clone(control),
-        )?),
+        Source::Agents(agents) => {
+            let follow = learn::Follow::begin(agents, xds.state.as_deref(), trust, Arc::clone(control))?;
+            Followed::Agents(Box::new(follow))
+        }
         Source::ControlPlane(one) => Followed::ControlPlane(one, trust),
     }))
 }

@@ -151,7 +151,10 @@ fn a_lost_peer_and_a_restart_on_either_side_leave_what_works() {
     drop(kept);
     world.west.stop();
     let kept = world.west.gateway("gw-1");
-    assert!(leads_to(outbound(&kept), HOST, b"one...."), "a gateway without any agent has what it had, at once");
+    assert!(
+        leads_to(outbound(&kept), HOST, b"one...."),
+        "a gateway without any agent has what it had, at once"
+    );
     world.east.register("details.yaml", &service(HOST, &two, ""));
     world.west.start();
     world.east.start();

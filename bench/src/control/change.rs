@@ -64,7 +64,7 @@ pub(super) fn measure(
     for turn in 0..changes {
         progress.step("change", &format!("edit {} of {changes}", turn + 1));
         world.pause();
-        let mark = if turn / TARGETS % 2 == 0 { Mark::B } else { Mark::A };
+        let mark = if (turn / TARGETS).is_multiple_of(2) { Mark::B } else { Mark::A };
         let service = target(turn % TARGETS, size.services);
         times.replaced.push(world.replace(service, mark, stop)?);
     }
