@@ -137,9 +137,11 @@ fn a_lost_peer_and_a_restart_on_either_side_leave_what_works() {
     world.west.stop();
     world.west.start();
     let fresh = world.west.gateway("gw-1");
+    until("it has its tables", || fresh.is_ready());
     assert!(leads_to(outbound(&fresh), HOST, b"one...."), "west kept it through its own restart");
     world.west.stop();
     let kept = world.west.gateway("gw-1");
+    until("it has its tables", || kept.is_ready());
     assert!(leads_to(outbound(&kept), HOST, b"one...."), "a gateway without any agent has what it had");
     world.east.register("details.yaml", &service(HOST, &two, ""));
     world.west.start();
