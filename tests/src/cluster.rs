@@ -218,11 +218,14 @@ impl Cluster {
         self.agent = Some(Agent { child, lines });
     }
 
-    /// The agent's program, where the cluster is.
+    /// The agent's program, where the cluster is; it ends with the test.
     fn program(&self) -> Command {
-        let Some(namespace) = &self.namespace else { return Command::new(binary::agent()) };
-        let mut command = Command::new("nsenter");
-        command.arg(format!("--net=/run/netns/{namespace}")).arg(binary::agent());
+        let mut command = Command::new("setpriv");
+        command.arg("--pdeathsig=KILL");
+        if let Some(namespace) = &self.namespace {
+            command.arg("nsenter").arg(format!("--net=/run/netns/{namespace}"));
+        }
+        command.arg(binary::agent());
         command
     }
 
