@@ -4,6 +4,7 @@
 pub mod config;
 mod follow;
 pub mod joining;
+mod keeping;
 mod pages;
 mod peer;
 mod probe;

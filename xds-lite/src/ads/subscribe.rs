@@ -21,7 +21,7 @@ use crate::proto::envoy::service::discovery::v3::aggregated_discovery_service_cl
 const SOONEST: Duration = Duration::from_millis(10);
 const LATEST: Duration = Duration::from_secs(15);
 /// Larger than any part a server sends; a single resource may be 16 MiB.
-const MAX_RESPONSE: usize = 32 << 20;
+const MAX_RESPONSE: usize = 24 << 20;
 
 /// What takes the resources.
 pub trait Tables: Send {

@@ -3,9 +3,8 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io;
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime};
 
 use crate::ads::client::{self, Update};
 use crate::ads::shared::Follower;
@@ -24,8 +23,12 @@ use crate::registry::{Own, Terms, abroad, export_of, offers};
 use crate::slice::{Cluster, Gateway, Slice, version};
 
 use super::config::{Peer, Settings};
+use super::keeping::{import_path, incarnation, report};
 use super::peer::{Contact, consent};
 use super::views::Views;
+
+/// A first state comes in parts; so long after one without another it is whole.
+const WHOLE: Duration = Duration::from_secs(1);
 
 /// What an agent knows.
 pub(super) struct State {
@@ -44,6 +47,8 @@ pub(super) struct State {
     pub(super) proofs: Proofs,
     pub(super) imports: Imports,
     pub(super) peers: BTreeMap<Cluster, Contact>,
+    /// Clusters that have begun to say what they have, and when they last did.
+    hearing: HashMap<Cluster, Instant>,
     kept_own: Option<Kept>,
     kept_imports: HashMap<Cluster, Kept>,
 }
@@ -77,6 +82,7 @@ impl State {
             proofs: Proofs::default(),
             imports: Imports::default(),
             peers: BTreeMap::new(),
+            hearing: HashMap::new(),
             kept_own,
             kept_imports: HashMap::new(),
             views,
@@ -323,7 +329,7 @@ impl State {
             contact.refusals += refused.len() as u64;
             contact.refusal = Some(format!("{:?}: {}", last.name, last.why));
         }
-        self.views.heard(from);
+        self.hearing.insert(from.clone(), Instant::now());
         self.pass_on();
         refused
     }
@@ -344,6 +350,10 @@ impl State {
 
     /// Lets go of what its time is over.
     pub(super) fn expire(&mut self, now: Instant) {
+        let is_over = |since: &Instant| now.saturating_duration_since(*since) >= WHOLE;
+        for (cluster, _) in self.hearing.extract_if(|_, since| is_over(since)) {
+            self.views.heard(&cluster);
+        }
         self.imports.expire(now);
         self.pass_on();
     }
@@ -374,21 +384,5 @@ fn show(view: &mut crate::ads::view::View, slice: &Slice) {
     let name = slice.key.to_string();
     if slice.offer.is_some() || view.get(&name).is_some() {
         view.set(&name, slice.encode());
-    }
-}
-
-/// Milliseconds since 1970: higher than any before, unless a clock was set back and nothing was kept.
-fn incarnation() -> u64 {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(now.as_millis()).unwrap_or(u64::MAX).max(1)
-}
-
-fn import_path(folder: &Path, cluster: &Cluster) -> PathBuf {
-    folder.join("imports").join(format!("{cluster}.slices"))
-}
-
-fn report(outcome: io::Result<()>, what: &str) {
-    if let Err(error) = outcome {
-        tracing::error!(%error, what, "cannot be kept for a restart; it is served all the same");
     }
 }
