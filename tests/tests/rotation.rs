@@ -275,11 +275,10 @@ fn refusal_of(client: Identity, pki: &Pki, server: &Server) -> VerifyError {
     VerifyError::of(error.get_ref().unwrap().downcast_ref::<rustls::Error>().unwrap()).unwrap().clone()
 }
 
-/// System calls that change something: a kill before each of them is a kill in every state there can be.
-const CHANGES: [&str; 17] = [
+/// System calls that change something: a kill before each of them is a kill in every state there can be. (What
+/// fsync makes durable was there before, for whoever comes after a kill.)
+const CHANGES: [&str; 15] = [
     "write",
-    "fsync",
-    "fdatasync",
     "rename",
     "renameat",
     "renameat2",

@@ -197,7 +197,7 @@ mod tests {
     }
 
     proptest! {
-        #![proptest_config(ProptestConfig::with_cases(64))]
+        #![proptest_config(ProptestConfig::with_cases(24))]
         #[test]
         fn what_is_kept_is_there_after_a_restart(
             changes in proptest::collection::vec(("[a-c]", proptest::option::of(proptest::collection::vec(any::<u8>(), 0..200_000))), 0..20)
