@@ -210,7 +210,8 @@ async fn attend(listener: &TcpListener, tls: Arc<Server>, routes: Routes, state:
         }
     };
     let _late = tokio::time::timeout(AT_FIRST, looked_at).await;
-    serve(listener, tls, routes).await;
+    let views = Arc::clone(&locked(state).views);
+    serve(listener, tls, routes, Arc::new(move |id| views.knows(id))).await;
 }
 
 /// Serves those who join by a token, if there is a place for it.

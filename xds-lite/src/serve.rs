@@ -25,8 +25,10 @@ use tower::ServiceExt as _;
 const HANDSHAKE: Duration = Duration::from_secs(5);
 /// Connections that have not proven who they are, at once; each takes some 20 KiB.
 const UNPROVEN: usize = 256;
-/// Connections that have, at once.
-const PROVEN: usize = 4_096;
+/// Connections that have, at once, of those who are served here.
+const KNOWN: usize = 4_096;
+/// The same of all others: they are told why they are not, and take no place of those who are.
+const STRANGERS: usize = 64;
 /// Accepting again after it failed.
 const PAUSE: Duration = Duration::from_millis(100);
 const KEEPALIVE: Duration = Duration::from_secs(20);
@@ -38,10 +40,13 @@ const STREAMS: u32 = 32;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Asker(pub SpiffeId);
 
+/// Who is served here.
+pub type Knows = Arc<dyn Fn(&SpiffeId) -> bool + Send + Sync>;
+
 /// Serves connections until it is dropped.
-pub async fn serve(listener: &TcpListener, tls: Arc<Server>, routes: Routes) {
+pub async fn serve(listener: &TcpListener, tls: Arc<Server>, routes: Routes, knows: Knows) {
     let mut unproven: VecDeque<AbortHandle> = VecDeque::new();
-    let proven = Arc::new(Semaphore::new(PROVEN));
+    let places = Arc::new(Places { known: Semaphore::new(KNOWN), strangers: Semaphore::new(STRANGERS), knows });
     loop {
         let stream = match listener.accept().await {
             Ok((stream, _)) => stream,
@@ -59,16 +64,23 @@ pub async fn serve(listener: &TcpListener, tls: Arc<Server>, routes: Routes) {
         {
             first.abort();
         }
-        let (tls, routes, proven) = (Arc::clone(&tls), routes.clone(), Arc::clone(&proven));
+        let (tls, routes, places) = (Arc::clone(&tls), routes.clone(), Arc::clone(&places));
         let proving = tokio::spawn(async move {
             match timeout(HANDSHAKE, shake(stream, &tls)).await {
-                Ok(Ok((stream, id))) => _ = tokio::spawn(answer(stream, id, routes, proven)),
+                Ok(Ok((stream, id))) => _ = tokio::spawn(answer(stream, id, routes, places)),
                 Ok(Err(error)) => tracing::debug!(%error, "a TLS handshake failed"),
                 Err(_) => tracing::debug!("a TLS handshake took too long"),
             }
         });
         unproven.push_back(proving.abort_handle());
     }
+}
+
+/// Places for those who have proven who they are.
+struct Places {
+    known: Semaphore,
+    strangers: Semaphore,
+    knows: Knows,
 }
 
 async fn shake(stream: TcpStream, tls: &Server) -> io::Result<(TlsStream<TcpStream>, SpiffeId)> {
@@ -79,8 +91,9 @@ async fn shake(stream: TcpStream, tls: &Server) -> io::Result<(TlsStream<TcpStre
     Ok((stream, id))
 }
 
-async fn answer(stream: TlsStream<TcpStream>, id: SpiffeId, routes: Routes, proven: Arc<Semaphore>) {
-    let Ok(_permit) = proven.try_acquire() else {
+async fn answer(stream: TlsStream<TcpStream>, id: SpiffeId, routes: Routes, places: Arc<Places>) {
+    let pool = if (places.knows)(&id) { &places.known } else { &places.strangers };
+    let Ok(_permit) = pool.try_acquire() else {
         return tracing::warn!(peer = %id, "refused: too many connections");
     };
     let asker = Asker(id.clone());

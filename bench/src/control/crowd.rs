@@ -97,7 +97,7 @@ impl Crowd {
         let listener = self.runtime.block_on(TcpListener::bind(cluster.xds))?;
         let nothing = Arc::new(Nothing(Arc::new(Shared::new(|_| true))));
         self.runtime.spawn(async move {
-            serve(&listener, tls, Routes::new(Discovery::service(nothing))).await;
+            serve(&listener, tls, Routes::new(Discovery::service(nothing)), Arc::new(|_| true)).await;
         });
         Ok(())
     }

@@ -67,20 +67,33 @@ impl Views {
         self.unheard.write().unwrap_or_else(PoisonError::into_inner).insert(cluster.clone());
     }
 
+    /// Whether somebody is served at all.
+    pub(super) fn knows(&self, id: &SpiffeId) -> bool {
+        let members = self.members.read().unwrap_or_else(PoisonError::into_inner);
+        members.gateways.contains(id) || members.sees(id).is_some()
+    }
+
     /// A cluster has said what it has.
     pub(super) fn heard(&self, cluster: &Cluster) {
         self.unheard.write().unwrap_or_else(PoisonError::into_inner).remove(cluster);
     }
 }
 
+impl Members {
+    /// How another cluster's agent sees this one; none: it is no peer's agent.
+    fn sees(&self, id: &SpiffeId) -> Option<Abroad> {
+        let name = id.to_string();
+        let is_of = |member: &&Member| {
+            name.strip_prefix(&member.prefix).is_some_and(|rest| !rest.is_empty() && !rest.contains('/'))
+        };
+        self.peers.iter().find(is_of).map(|member| member.sees)
+    }
+}
+
 impl Directory for Views {
     fn view(&self, peer: &SpiffeId, type_url: &str) -> Result<Arc<Shared>, Status> {
         let members = self.members.read().unwrap_or_else(PoisonError::into_inner);
-        let is_of = |member: &&Member| {
-            let name = peer.to_string();
-            name.strip_prefix(&member.prefix).is_some_and(|rest| !rest.is_empty() && !rest.contains('/'))
-        };
-        let sees = members.peers.iter().find(is_of).map(|member| member.sees);
+        let sees = members.sees(peer);
         if sees.is_none() && !members.gateways.contains(peer) {
             return Err(Status::permission_denied(format!(
                 "{peer} is neither one of this cluster's gateways nor the agent of a peer; list it under `gateways:` or `peers:` of this agent"

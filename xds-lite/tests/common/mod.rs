@@ -48,7 +48,7 @@ impl World {
         let runtime = Runtime::new().unwrap();
         let listener = runtime.block_on(TcpListener::bind(at)).unwrap();
         let at = listener.local_addr().unwrap();
-        runtime.spawn(async move { serve(&listener, tls, routes).await });
+        runtime.spawn(async move { serve(&listener, tls, routes, Arc::new(|_| true)).await });
         Agent { at, runtime: Some(runtime) }
     }
 }
