@@ -2,7 +2,7 @@
 //! changed. A stream notes how far it has come in that order, so what one change costs it does not depend on
 //! how much there is.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ops::Bound::{Excluded, Unbounded};
 use std::sync::Arc;
 
@@ -19,6 +19,8 @@ pub struct View {
     entries: HashMap<Arc<str>, Entry>,
     /// The last change of each name.
     changes: BTreeMap<Position, Arc<str>>,
+    /// Those of names that are gone.
+    gone: BTreeSet<Position>,
     last: Position,
 }
 
@@ -64,11 +66,15 @@ impl View {
         let name = match self.entries.get_key_value(name) {
             Some((name, entry)) => {
                 self.changes.remove(&entry.changed);
+                self.gone.remove(&entry.changed);
                 Arc::clone(name)
             }
             None => name.into(),
         };
         self.changes.insert(self.last, Arc::clone(&name));
+        if resource.is_none() {
+            self.gone.insert(self.last);
+        }
         self.entries.insert(name, Entry { changed: self.last, resource });
     }
 
@@ -103,14 +109,11 @@ impl View {
 
     /// Forgets names that were gone by a position that every stream has passed.
     pub fn forget(&mut self, position: Position) {
-        let passed = self.changes.range(..=position);
-        let is_gone =
-            |name: &&Arc<str>| self.entries.get(*name).is_some_and(|entry| entry.resource.is_none());
-        let gone: Vec<_> =
-            passed.filter(|(_, name)| is_gone(name)).map(|(at, name)| (*at, Arc::clone(name))).collect();
-        for (position, name) in gone {
-            self.changes.remove(&position);
-            self.entries.remove(&name);
+        let later = self.gone.split_off(&(position + 1));
+        for passed in std::mem::replace(&mut self.gone, later) {
+            if let Some(name) = self.changes.remove(&passed) {
+                self.entries.remove(&name);
+            }
         }
     }
 }
@@ -139,5 +142,8 @@ mod tests {
         view.forget(view.last());
         assert_eq!(after(&view, 0), [("a", true)]);
         assert_eq!(view.iter().count(), 1);
+        assert!(view.remove("a") && view.set("a", "4"), "it is back");
+        view.forget(view.last());
+        assert_eq!(after(&view, 0), [("a", true)]);
     }
 }
