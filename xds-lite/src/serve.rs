@@ -46,7 +46,8 @@ pub type Knows = Arc<dyn Fn(&SpiffeId) -> bool + Send + Sync>;
 /// Serves connections until it is dropped.
 pub async fn serve(listener: &TcpListener, tls: Arc<Server>, routes: Routes, knows: Knows) {
     let mut unproven: VecDeque<AbortHandle> = VecDeque::new();
-    let places = Arc::new(Places { known: Semaphore::new(KNOWN), strangers: Semaphore::new(STRANGERS), knows });
+    let places =
+        Arc::new(Places { known: Semaphore::new(KNOWN), strangers: Semaphore::new(STRANGERS), knows });
     loop {
         let stream = match listener.accept().await {
             Ok((stream, _)) => stream,

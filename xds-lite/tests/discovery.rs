@@ -18,8 +18,12 @@ use isthmus_xds::ads::client::{Client, Refused, Update};
 use isthmus_xds::ads::service::{Directory, Discovery};
 use isthmus_xds::ads::shared::Shared;
 use isthmus_xds::ads::subscribe::{Contact, Subscription, Tables};
+use isthmus_xds::dial::dial;
 use isthmus_xds::proto::envoy::config::core::v3::Node;
+use isthmus_xds::proto::envoy::service::discovery::v3::aggregated_discovery_service_client::AggregatedDiscoveryServiceClient as DiscoveryClient;
 use tokio::runtime::Runtime;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
 use tonic::Status;
 use tonic::service::Routes;
 
@@ -275,4 +279,32 @@ fn what_one_type_names_is_followed_of_another_on_the_same_stream() {
     let _agent = start(&world, &directory, at);
     until("it has caught up", || seen.has(&[("b", "2"), ("c", "2")]));
     assert_eq!(seen.resources() - before, 1, "c was the same");
+}
+
+#[test]
+fn who_is_not_served_takes_no_place_of_those_who_are() {
+    let world = World::new();
+    let directory = directory();
+    let agent = start(&world, &directory, ANY);
+    let at = agent.at.to_string().parse().unwrap();
+    let stranger = world.client(STRANGER, AGENT);
+    let runtime = Runtime::new().unwrap();
+    let (kept, told) = runtime.block_on(async {
+        let (mut kept, mut told) = (Vec::new(), 0);
+        for _ in 0..70 {
+            let Ok(channel) = dial(&at, &stranger).await else { continue };
+            kept.push(channel.clone());
+            let (_, none) = mpsc::channel(1);
+            let asked =
+                DiscoveryClient::new(channel).delta_aggregated_resources(ReceiverStream::new(none)).await;
+            told += usize::from(asked.is_ok());
+        }
+        (kept, told)
+    });
+    assert_eq!(told, 64, "the others are turned away at once");
+    let seen = Seen::default();
+    let _gateway = gateway(&world, GATEWAY, AGENT, &agent, &seen);
+    directory.0.change(|view| _ = view.set("east/a", "1"));
+    until("a gateway is served beside them", || seen.has(&[("east/a", "1")]));
+    drop(kept);
 }

@@ -57,7 +57,7 @@ impl Impostor {
         let runtime = Runtime::new().unwrap();
         runtime.spawn(async move {
             let listener = tokio::net::TcpListener::from_std(listener).unwrap();
-            serve(&listener, tls, routes).await;
+            serve(&listener, tls, routes, Arc::new(|_| true)).await;
         });
         Impostor { runtime: Some(runtime), seen }
     }

@@ -48,7 +48,9 @@ impl World {
         let runtime = Runtime::new().unwrap();
         let listener = runtime.block_on(TcpListener::bind(at)).unwrap();
         let at = listener.local_addr().unwrap();
-        runtime.spawn(async move { serve(&listener, tls, routes, Arc::new(|_| true)).await });
+        runtime.spawn(async move {
+            serve(&listener, tls, routes, Arc::new(|id| id.to_string() == GATEWAY)).await
+        });
         Agent { at, runtime: Some(runtime) }
     }
 }
