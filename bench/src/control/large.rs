@@ -1,9 +1,12 @@
 //! One agent and one gateway with a large registry: how long the first sync takes, what both hold, and what one
 //! added service costs, against the same in a registry of a tenth.
 
+use std::fs;
 use std::io;
 use std::thread;
 use std::time::{Duration, Instant};
+
+use anyhow::Context as _;
 
 use super::Size;
 use super::cluster::{Cluster, Gateway, Programs, free_address, until_read};
@@ -12,15 +15,20 @@ use super::tap::Tap;
 use crate::proc::{Holdings, Process};
 use crate::program::Program;
 use crate::progress::Progress;
+use crate::stats::Summary;
 use crate::stop::Stop;
 
 /// How exactly the first sync is timed.
 const PAUSE: Duration = Duration::from_millis(50);
 /// Until old tables are freed.
 const SETTLING: Duration = Duration::from_secs(4);
-/// Services that are added while work is counted: the kernel tells CPU time in steps of 10 ms.
+/// Services that are added in a window: the kernel tells CPU time in steps of 10 ms.
 const ADDED: u32 = 10;
-const APART: Duration = Duration::from_millis(700);
+const APART: Duration = Duration::from_millis(500);
+/// At the end of a window, for what comes after a change: old tables are freed within a second.
+const AFTERWARDS: Duration = Duration::from_millis(1500);
+/// A window without a change and one with, in turns: what is there without a change is not the same twice.
+const ROUNDS: u32 = 5;
 
 /// What one registry came to.
 #[derive(Clone, Copy, Debug)]
@@ -46,18 +54,23 @@ pub(super) struct Large {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Added {
     pub(super) bytes: u64,
-    pub(super) agent: Duration,
-    pub(super) gateway: Duration,
+    /// Of CPU, in ms: what a window with changes took more than the one before it, which may be less than
+    /// nothing where that is smaller than the noise.
+    pub(super) agent: Summary,
+    pub(super) gateway: Summary,
+    /// Each was a change of the tables by itself; else several went as one, and less was measured.
+    pub(super) is_each_alone: bool,
     /// Until it is in the gateway's tables, the median.
     pub(super) live: Duration,
 }
 
+/// What is first here ends first: the registry's files go once nobody reads them.
 struct World {
-    cluster: Cluster,
-    agent: Program,
     gateway: Gateway,
+    agent: Program,
     tap: Tap,
     registry: Registry,
+    _cluster: Cluster,
 }
 
 /// Starts both, and measures.
@@ -87,9 +100,8 @@ pub(super) fn measure(
     let (agent_rss, gateway_rss) = (resident(&agent)?, resident(&gateway.program)?);
     let (agent_peak, gateway_peak) = (peak(&agent)?, peak(&gateway.program)?);
     progress.step("large", &format!("{about}: added services"));
-    let mut world = World { cluster, agent, gateway, tap, registry };
+    let mut world = World { gateway, agent, tap, registry, _cluster: cluster };
     let (added, agent_idle) = world.add(stop)?;
-    drop(world.cluster);
     Ok(Large {
         size,
         read,
@@ -105,26 +117,43 @@ pub(super) fn measure(
 }
 
 impl World {
-    fn add(&mut self, stop: &Stop) -> io::Result<(Added, Duration)> {
-        let wall = SETTLING + APART * ADDED;
-        let before = self.cpu()?;
-        pause(wall, stop)?;
-        let between = self.cpu()?;
-        let passed = self.tap.passed();
-        for _ in 0..ADDED {
-            self.registry.add(None)?;
-            pause(APART, stop)?;
+    fn add(&mut self, stop: &Stop) -> anyhow::Result<(Added, Duration)> {
+        let (mut agent, mut gateway, mut idle) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut bytes, mut is_each_alone) = (0, true);
+        for _ in 0..ROUNDS {
+            let before = self.cpu()?;
+            pause(APART * ADDED + AFTERWARDS, stop)?;
+            let between = self.cpu()?;
+            let (passed, swaps) = (self.tap.passed(), self.swaps()?);
+            for _ in 0..ADDED {
+                self.registry.add(None)?;
+                pause(APART, stop)?;
+            }
+            pause(AFTERWARDS, stop)?;
+            let after = self.cpu()?;
+            bytes += self.tap.passed() - passed;
+            is_each_alone &= self.swaps()? == swaps + usize::try_from(ADDED)?;
+            let [agent_cost, gateway_cost] = cost(before, between, after);
+            agent.push(agent_cost);
+            gateway.push(gateway_cost);
+            idle.push((between[0] - before[0]).div_f64((APART * ADDED + AFTERWARDS).as_secs_f64()));
         }
-        pause(SETTLING, stop)?;
-        let after = self.cpu()?;
-        let each = |of: fn(&[Duration; 2]) -> Duration| {
-            (of(&after) - of(&between)).saturating_sub(of(&between) - of(&before)) / ADDED
+        idle.sort();
+        let summary = |costs: &[f64]| Summary::of(costs).context("there was no round");
+        let added = Added {
+            bytes: bytes / u64::from(ADDED * ROUNDS),
+            agent: summary(&agent)?,
+            gateway: summary(&gateway)?,
+            is_each_alone,
+            live: self.live(stop)?,
         };
-        let bytes = (self.tap.passed() - passed) / u64::from(ADDED);
-        let idle = (between[0] - before[0]).div_f64(wall.as_secs_f64());
-        let added =
-            Added { bytes, agent: each(|cpu| cpu[0]), gateway: each(|cpu| cpu[1]), live: self.live(stop)? };
-        Ok((added, idle))
+        Ok((added, idle.get(idle.len() / 2).copied().unwrap_or_default()))
+    }
+
+    /// How often the gateway has changed its tables.
+    fn swaps(&self) -> io::Result<usize> {
+        let said = fs::read_to_string(self.gateway.program.directory().join("output"))?;
+        Ok(said.matches("tables swapped").count())
     }
 
     /// The median of a few.
@@ -145,6 +174,16 @@ impl World {
         let of = |pid| Process::sum(&[pid]).map(|process| process.ticked());
         Ok([of(self.agent.id())?, of(self.gateway.program.id())?])
     }
+}
+
+/// Of each process, for one added service, in ms; three moments end and begin a window without changes and one
+/// with.
+fn cost(before: [Duration; 2], between: [Duration; 2], after: [Duration; 2]) -> [f64; 2] {
+    let seconds = |times: [Duration; 2]| times.map(|time| time.as_secs_f64());
+    let (before, between, after) = (seconds(before), seconds(between), seconds(after));
+    let of = |a: f64, b: f64, c: f64| ((c - b) - (b - a)) * 1e3 / f64::from(ADDED);
+    let ([a, d], [b, e], [c, f]) = (before, between, after);
+    [of(a, b, c), of(d, e, f)]
 }
 
 fn pause(time: Duration, stop: &Stop) -> io::Result<()> {
@@ -168,4 +207,17 @@ fn resident(program: &Program) -> io::Result<u64> {
 
 fn peak(program: &Program) -> io::Result<u64> {
     Process::sum(&[program.id()]).map(|process| process.peak_kib)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_there_without_a_change_is_not_the_changes_and_noise_is_not_hidden() {
+        let at = |agent, gateway| [Duration::from_millis(agent), Duration::from_millis(gateway)];
+        // Ten services: 200 ms more than without them is 20 each; 50 ms less is −5 each, and not 0.
+        let costs = cost(at(1_000, 0), at(1_100, 100), at(1_400, 150));
+        assert_eq!(costs.map(f64::round), [20.0, -5.0]);
+    }
 }
