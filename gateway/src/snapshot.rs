@@ -2,6 +2,8 @@
 //! compiled from valid settings into one immutable value. Not the look-up itself (that is `route`) and
 //! not what changes while connections live (that is `endpoint`).
 
+mod group;
+
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -11,6 +13,8 @@ use isthmus_xds::{HostName, HostPattern, Locality};
 use crate::config::settings::{self, Ejection, Live, Reach, Side, Target};
 use crate::endpoint::{EndpointState, ServiceState};
 use crate::socket::Millis;
+
+pub(crate) use group::Group;
 
 /// All tables of one moment.
 #[derive(Debug)]
@@ -68,16 +72,6 @@ pub struct Service {
     pub(crate) is_named: bool,
     /// What is remembered of it.
     pub state: Arc<ServiceState>,
-}
-
-/// Endpoints of one priority.
-#[derive(Debug)]
-pub(crate) struct Group {
-    /// Where it begins among the service's endpoints, and how many there are.
-    start: u32,
-    count: u32,
-    /// Indexes in the group, each as often as its weight says, evenly spread; `None` when all weigh the same.
-    schedule: Option<Box<[u32]>>,
 }
 
 /// One address of a service.
@@ -236,7 +230,7 @@ impl Service {
             is_named: settings.endpoints.iter().any(is_name),
             name: format!("{}:{}", settings.host, settings.port).into(),
             settings: Arc::clone(settings),
-            nearest: groups.pop().unwrap_or(Group { start: 0, count: 0, schedule: None }),
+            nearest: groups.pop().unwrap_or(Group::NOBODY),
             further,
             endpoints: endpoints.into(),
             leads_back,
@@ -270,40 +264,6 @@ impl Endpoint {
     }
 }
 
-impl Group {
-    /// Endpoints in the order of their priorities, grouped by it.
-    fn of(endpoints: &[Endpoint]) -> Vec<Group> {
-        let mut start = 0;
-        let alike = endpoints.chunk_by(|one, other| one.priority == other.priority);
-        let group = |endpoints: &[Endpoint]| {
-            let count = u32::try_from(endpoints.len()).unwrap_or(u32::MAX);
-            let group = Group { start, count, schedule: schedule(endpoints) };
-            start += count;
-            group
-        };
-        alike.map(group).collect()
-    }
-
-    /// How many turns a round has.
-    pub(crate) fn turns(&self) -> usize {
-        self.schedule.as_ref().map_or(self.count as usize, |schedule| schedule.len())
-    }
-
-    pub(crate) fn endpoints<'s>(&self, service: &'s Service) -> &'s [Endpoint] {
-        let start = self.start as usize;
-        service.endpoints.get(start..start + self.count as usize).unwrap_or_default()
-    }
-
-    /// Whose turn it is.
-    pub(crate) fn at<'s>(&self, service: &'s Service, turn: usize) -> Option<&'s Endpoint> {
-        let index = match &self.schedule {
-            Some(schedule) => *schedule.get(turn)? as usize,
-            None => turn,
-        };
-        self.endpoints(service).get(index)
-    }
-}
-
 fn addresses(target: &Target, resolved: &Resolved) -> Vec<SocketAddr> {
     match target {
         Target::Address(address) => vec![*address],
@@ -312,36 +272,6 @@ fn addresses(target: &Target, resolved: &Resolved) -> Vec<SocketAddr> {
             addresses.iter().map(|ip| SocketAddr::new(*ip, *port)).collect()
         }
     }
-}
-
-/// Turns in one schedule, at most; weights are scaled down to it.
-const MAX_TURNS: u64 = 4096;
-
-fn schedule(endpoints: &[Endpoint]) -> Option<Box<[u32]>> {
-    let first = endpoints.first()?.weight;
-    if first > 0 && endpoints.iter().all(|endpoint| endpoint.weight == first) {
-        return None;
-    }
-    let weights = || endpoints.iter().map(|endpoint| u64::from(endpoint.weight));
-    let divisor = weights().fold(0, gcd).max(1);
-    let total: u64 = weights().sum::<u64>() / divisor;
-    let scale = |weight: u64| match weight {
-        0 => 0,
-        weight if total <= MAX_TURNS => weight / divisor,
-        weight => (weight / divisor * MAX_TURNS / total).max(1),
-    };
-    // Turn k of n stands at (k + ½)/n of the round: sorting them spreads each endpoint's turns evenly.
-    let mut turns: Vec<(f64, u32)> = Vec::new();
-    for (index, weight) in (0_u32..).zip(weights()) {
-        let count = u32::try_from(scale(weight)).unwrap_or(u32::MAX);
-        turns.extend((0..count).map(|turn| ((f64::from(turn) + 0.5) / f64::from(count), index)));
-    }
-    turns.sort_by(|a, b| a.0.total_cmp(&b.0));
-    Some(turns.into_iter().map(|(_, index)| index).collect())
-}
-
-fn gcd(a: u64, b: u64) -> u64 {
-    if b == 0 { a } else { gcd(b, a % b) }
 }
 
 type Table = HashMap<HostName, Claims>;

@@ -172,7 +172,7 @@ impl Hostile {
         until("west comes back", || south.streams() > streams);
         until("west follows it again", || is_connected(&self.west, "south"));
         self.good_ones_stand();
-        south.say("large", vec![resource("south/large.bookinfo.svc.cluster.local", vec![7; 24 << 20])]);
+        south.say("large", vec![resource("south/large.bookinfo.svc.cluster.local", vec![7; 20 << 20])]);
         let why = south.answer("large").expect("a refusal");
         assert!(why.contains("at most 16777216 are taken"), "{why}");
         self.good_ones_stand();
