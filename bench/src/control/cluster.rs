@@ -6,6 +6,7 @@ use std::io::{self, Read as _, Write as _};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -240,7 +241,11 @@ fn run(program: &Path, folder: &Path, text: &str) -> io::Result<Command> {
     Ok(command)
 }
 
-/// One that nobody has at this moment.
+/// One that nobody has, at a loopback address of its own: what connects from 127.0.0.1 meanwhile cannot take
+/// its port.
 pub(super) fn free_address() -> io::Result<SocketAddr> {
-    TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()
+    static GIVEN: AtomicU32 = AtomicU32::new(0);
+    let first = Ipv4Addr::new(127, 77, 0, 1).to_bits();
+    let address = Ipv4Addr::from_bits(first + GIVEN.fetch_add(1, Relaxed) % 0xffff);
+    TcpListener::bind((address, 0))?.local_addr()
 }

@@ -92,27 +92,39 @@ impl Control {
         };
         let mut progress = Progress::new(self.steps());
         let mut report = Report::new();
-        let size = |services| Size { services, endpoints: self.endpoints_per_service };
-        if self.wants(Part::Change) {
-            let size = size(self.services);
-            let times = change::measure(&programs, size, self.changes, &mut progress, &stop)?;
-            report.change(size, times);
-        }
-        if self.wants(Part::Large) {
-            let small = large::measure(&programs, size(self.large_services / 10), &mut progress, &stop)?;
-            let large = large::measure(&programs, size(self.large_services), &mut progress, &stop)?;
-            report.large(&small, &large);
-        }
-        if self.wants(Part::Fanout) {
-            let (size, crowd) = (size(self.services), (self.gateways.into(), self.peers.into()));
-            let steps = fanout::measure(&programs, size, crowd, &mut progress, &stop)?;
-            report.fanout(size, crowd.1, &steps);
-        }
+        let measured = self.measure(&programs, &mut report, &mut progress, &stop);
         drop(progress);
         io::stdout().write_all(report.render().as_bytes()).context("cannot print the report")?;
         if let Some(file) = &self.json {
             fs::write(file, serde_json::to_string_pretty(&report)?)
                 .with_context(|| format!("cannot write {}", file.display()))?;
+        }
+        // What was measured before something failed is shown all the same.
+        measured
+    }
+
+    fn measure(
+        &self,
+        programs: &Programs,
+        report: &mut Report,
+        progress: &mut Progress,
+        stop: &Stop,
+    ) -> anyhow::Result<()> {
+        let size = |services| Size { services, endpoints: self.endpoints_per_service };
+        if self.wants(Part::Change) {
+            let size = size(self.services);
+            let times = change::measure(programs, size, self.changes, progress, stop)?;
+            report.change(size, times);
+        }
+        if self.wants(Part::Large) {
+            let small = large::measure(programs, size(self.large_services / 10), progress, stop)?;
+            let large = large::measure(programs, size(self.large_services), progress, stop)?;
+            report.large(&small, &large);
+        }
+        if self.wants(Part::Fanout) {
+            let (size, crowd) = (size(self.services), (self.gateways.into(), self.peers.into()));
+            let steps = fanout::measure(programs, size, crowd, progress, stop)?;
+            report.fanout(size, crowd.1, &steps);
         }
         Ok(())
     }
