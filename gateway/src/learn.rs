@@ -17,7 +17,7 @@ use isthmus_xds::ads::subscribe::{Contact, Subscription, Tables};
 use isthmus_xds::agent::SLICE;
 use isthmus_xds::kept::Kept;
 use isthmus_xds::proto::envoy::config::core::v3::{Locality, Node};
-use isthmus_xds::slice::{Cluster, Key, Slice, Staleness, version};
+use isthmus_xds::slice::{Cluster, Key, Slice, version};
 
 use crate::config::settings::{Service, Target};
 use crate::control::Control;
@@ -204,7 +204,7 @@ impl Slices {
             }
         }
         for name in &update.removed {
-            if let Some(key) = key(name) {
+            if let Ok(key) = name.parse::<Key>() {
                 self.accepted.leave(&key);
                 touched.insert(key.host);
             }
@@ -269,26 +269,17 @@ impl Slices {
     /// Lets go of what was promised for a time only, while no agent is heard.
     fn expire(&mut self, now: Instant) {
         let Some(silence) = self.lost.map(|lost| now.saturating_duration_since(lost)) else { return };
-        let rule = |slice: &Slice| slice.offer.as_ref().map(|offer| offer.staleness);
-        let over = self.accepted.iter().filter(|slice| match rule(slice) {
-            Some(Staleness::ExpireAfter(time)) => silence >= time,
-            Some(Staleness::Keep | Staleness::Probe) | None => false,
-        });
-        let over: Vec<_> = over.map(|slice| slice.key.clone()).collect();
-        let over = over.into_iter().filter(|key| self.expired.insert(key.clone()));
-        let touched: BTreeSet<_> = over.map(|key| key.host).collect();
+        let over = self.accepted.iter().filter(|slice| slice.has_expired(silence));
+        let news = over.map(|slice| &slice.key).filter(|key| !self.expired.contains(*key));
+        let news: Vec<_> = news.cloned().collect();
+        let touched: BTreeSet<_> = news.iter().map(|key| key.host.clone()).collect();
+        self.expired.extend(news);
         if !touched.is_empty() {
             tracing::warn!(slices = self.expired.len(), "have expired: no agent was heard for too long");
             self.renew(touched);
             self.publish();
         }
     }
-}
-
-/// Which slice has this name.
-fn key(name: &str) -> Option<Key> {
-    let (cluster, host) = name.split_once('/')?;
-    Some(Key { cluster: cluster.parse().ok()?, host: HostPattern::parse(host).ok()? })
 }
 
 /// The slices as an agent changes them.

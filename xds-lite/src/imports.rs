@@ -5,13 +5,13 @@ mod consent;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use serde::Serialize;
 
 use crate::accepted::Accepted;
 use crate::host::{HostName, HostPattern};
-use crate::slice::{Cluster, Key, Offer, Slice, Staleness};
+use crate::slice::{Cluster, Key, Offer, Slice};
 
 pub use consent::Consent;
 
@@ -143,7 +143,8 @@ impl Imports {
     pub fn expire(&mut self, now: Instant) {
         for (rank, peer) in self.peers.iter_mut().enumerate() {
             let Some(silence) = peer.lost.map(|lost| now.saturating_duration_since(lost)) else { continue };
-            for slice in peer.accepted.iter().filter(|slice| has_expired(slice, silence)) {
+            let over = |slice: &&Arc<Slice>| slice.has_expired(silence);
+            for slice in peer.accepted.iter().filter(over) {
                 if peer.expired.insert(slice.key.host.clone()) {
                     self.dirty.insert((rank + 1, slice.key.host.clone()));
                 }
@@ -160,21 +161,32 @@ impl Imports {
     /// All that is offered, and what became of it.
     #[must_use]
     pub fn shown(&self) -> Vec<Shown> {
-        let slices = self.peers.iter().enumerate().flat_map(|(rank, peer)| {
-            peer.accepted.iter().map(move |slice| (rank + 1, slice.key.host.clone()))
-        });
-        let mut shown: Vec<_> = slices
-            .filter_map(|(rank, host)| self.verdict(rank, &host))
-            .map(|(key, verdict)| {
-                let held = match verdict {
-                    Verdict::In(_) => None,
-                    Verdict::Held(why) => Some(why),
-                };
-                Shown { cluster: key.cluster, host: key.host, held }
-            })
-            .collect();
+        let slices = self
+            .peers
+            .iter()
+            .enumerate()
+            .flat_map(|(rank, peer)| peer.accepted.iter().map(move |slice| (rank + 1, &slice.key.host)));
+        let mut shown: Vec<_> = slices.filter_map(|(rank, host)| self.show(rank, host)).collect();
         shown.sort_by(|a, b| (&a.host, &a.cluster).cmp(&(&b.host, &b.cluster)));
         shown
+    }
+
+    /// What is offered under one host, and what became of it.
+    #[must_use]
+    pub fn shown_of(&self, host: &HostPattern) -> Vec<Shown> {
+        let offering = self.peers.iter().enumerate().filter(|(_, peer)| peer.offers(host));
+        let mut shown: Vec<_> = offering.filter_map(|(place, _)| self.show(place + 1, host)).collect();
+        shown.sort_by(|a, b| a.cluster.cmp(&b.cluster));
+        shown
+    }
+
+    fn show(&self, rank: usize, host: &HostPattern) -> Option<Shown> {
+        let (Key { cluster, host }, verdict) = self.verdict(rank, host)?;
+        let held = match verdict {
+            Verdict::In(_) => None,
+            Verdict::Held(why) => Some(why),
+        };
+        Some(Shown { cluster, host, held })
     }
 
     /// What stands of a cluster, as it came.
@@ -313,6 +325,13 @@ impl Imports {
     }
 }
 
+impl Peer {
+    fn offers(&self, host: &HostPattern) -> bool {
+        let key = Key { cluster: self.consent.cluster.clone(), host: host.clone() };
+        self.accepted.get(&key).is_some()
+    }
+}
+
 /// The names of a host itself; those of its instances stand under it.
 fn names(slice: &Slice) -> Vec<HostPattern> {
     let Some(offer) = &slice.offer else { return Vec::new() };
@@ -323,13 +342,6 @@ fn names(slice: &Slice) -> Vec<HostPattern> {
     });
     let instances: BTreeSet<_> = instances.cloned().map(HostPattern::Exact).collect();
     std::iter::once(slice.key.host.clone()).chain(offer.aliases.iter().cloned()).chain(instances).collect()
-}
-
-fn has_expired(slice: &Slice, silence: Duration) -> bool {
-    match slice.offer.as_ref().map(|offer| offer.staleness) {
-        Some(Staleness::ExpireAfter(time)) => silence >= time,
-        Some(Staleness::Keep | Staleness::Probe) | None => false,
-    }
 }
 
 #[cfg(test)]

@@ -4,6 +4,8 @@
 mod wire;
 
 use std::fmt;
+use std::str::FromStr;
+use std::time::Duration;
 
 use ipnet::IpNet;
 use isthmus_certs::SpiffeId;
@@ -32,6 +34,21 @@ impl fmt::Display for Key {
     }
 }
 
+/// A text that is no slice's name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("a slice is named CLUSTER/HOST")]
+pub struct NoKey;
+
+impl FromStr for Key {
+    type Err = NoKey;
+
+    fn from_str(name: &str) -> Result<Key, NoKey> {
+        let (cluster, host) = name.split_once('/').ok_or(NoKey)?;
+        let host = HostPattern::parse(host).map_err(|_| NoKey)?;
+        Ok(Key { cluster: cluster.parse().map_err(|_| NoKey)?, host })
+    }
+}
+
 /// Which of two slices of one key is later. Only the owner's registry makes these.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Order {
@@ -50,6 +67,14 @@ pub struct Slice {
     pub order: Order,
     /// What it is; none once its owner has withdrawn it.
     pub offer: Option<Offer>,
+}
+
+impl Slice {
+    /// Whether what it was offered for is over after nothing was heard for so long.
+    #[must_use]
+    pub fn has_expired(&self, silence: Duration) -> bool {
+        self.offer.as_ref().is_some_and(|offer| offer.staleness.is_over(silence))
+    }
 }
 
 /// What a cluster offers under a host.

@@ -20,7 +20,7 @@ use crate::registry::registered::registration::Registration;
 use crate::registry::registered::{Lease, Refused, Registered};
 use crate::registry::source::{Snapshot, Source, merge};
 use crate::registry::{Own, Terms, abroad, export_of, offers};
-use crate::slice::{Cluster, Gateway, Slice, version};
+use crate::slice::{Cluster, Gateway, Key, Slice, version};
 
 use super::config::{Peer, Settings};
 use super::keeping::{import_path, incarnation, report};
@@ -316,9 +316,8 @@ impl State {
             }
         }
         for name in &update.removed {
-            let host = name.split_once('/').and_then(|(_, host)| HostPattern::parse(host).ok());
-            if let Some(host) = host {
-                self.imports.leave(from, &host);
+            if let Ok(key) = name.parse::<Key>() {
+                self.imports.leave(from, &key.host);
             }
             if let Some(kept) = self.kept_imports.get_mut(from) {
                 outcome = outcome.and(kept.remove(name));

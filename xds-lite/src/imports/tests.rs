@@ -1,11 +1,13 @@
 //! Who may bring what: nothing without consent, nothing that is another's, nothing older, nothing twice.
 
+use std::time::Duration;
+
 use proptest::prelude::*;
 
 use super::*;
 use crate::config::services::{Balance, ServiceTimeouts};
 use crate::locality::Locality;
-use crate::slice::{Endpoint, Gateway, Health, Instance, Order, Port, Ready, Tls};
+use crate::slice::{Endpoint, Gateway, Health, Instance, Order, Port, Ready, Staleness, Tls};
 
 fn cluster(name: &str) -> Cluster {
     name.parse().unwrap()

@@ -70,3 +70,14 @@ pub enum Staleness {
     /// What answers a probe stays.
     Probe,
 }
+
+impl Staleness {
+    /// Whether it is over after nothing was heard for so long.
+    #[must_use]
+    pub fn is_over(self, silence: Duration) -> bool {
+        match self {
+            Staleness::ExpireAfter(time) => silence >= time,
+            Staleness::Keep | Staleness::Probe => false,
+        }
+    }
+}
