@@ -134,10 +134,8 @@ impl Agent {
         let trust = Trust::load(&settings.trust)?;
         let id = trust.current().identity.id().clone();
         let domain = id.trust_domain();
-        let agents = SpiffeId::agent(domain, settings.cluster.as_str(), "any")?;
-        let expected = agents.to_string().replace("/any", "/NAME");
-        let own = agents.path().trim_end_matches("any");
-        if !id.path().strip_prefix(own).is_some_and(|name| !name.is_empty() && !name.contains('/')) {
+        if join::Party::of_agent(&id).is_none_or(|party| party.cluster != settings.cluster) {
+            let expected = SpiffeId::agent(domain, settings.cluster.as_str(), "NAME")?.to_string();
             return Err(Error::Identity { found: id.clone(), expected });
         }
         let gateways: Result<_, _> = settings

@@ -62,6 +62,19 @@ pub struct Party {
     pub trust_domain: TrustDomain,
 }
 
+impl Party {
+    /// Whose agent this is, if it is one.
+    #[must_use]
+    pub fn of_agent(id: &SpiffeId) -> Option<Party> {
+        let mut segments = id.path().strip_prefix("/isthmus/")?.split('/');
+        let (cluster, role, name) = (segments.next()?, segments.next()?, segments.next()?);
+        if role != "agent" || name.is_empty() || segments.next().is_some() {
+            return None;
+        }
+        Some(Party { cluster: cluster.parse().ok()?, trust_domain: id.trust_domain().clone() })
+    }
+}
+
 impl fmt::Display for Party {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} ({})", self.cluster, self.trust_domain)
@@ -165,7 +178,7 @@ impl Context {
     pub fn new(trust: Trust, introduction: Introduction, folders: Folders) -> Result<Context, ContextError> {
         introduction.check()?;
         let found = trust.current().identity.id().clone();
-        if shown::party_of(&found).as_ref() != Some(&introduction.party) {
+        if Party::of_agent(&found).as_ref() != Some(&introduction.party) {
             return Err(ContextError::Identity { found, expected: introduction.party });
         }
         let tokens = Arc::new(Folder::new(folders.state.join("tokens")));

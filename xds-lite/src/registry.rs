@@ -113,16 +113,17 @@ pub fn offers(
 
 /// How a host is exported, if it is: its namespace and labels are those of all its ports together.
 #[must_use]
-pub fn export_of(host: &HostPattern, ports: &[Service], terms: &Terms<'_>) -> Option<Export> {
+pub fn export_of(rules: &[Rule], own: &Cluster, host: &HostPattern, ports: &[Service]) -> Option<Export> {
     let about = || ports.iter().filter_map(|service| service.about.as_deref());
     let namespace = about().find_map(|about| about.namespace.as_deref());
     let labels = about().flat_map(|about| about.labels.clone()).collect();
-    export(terms.exports, terms.cluster, Subject { host, namespace, labels: &labels })
+    export(rules, own, Subject { host, namespace, labels: &labels })
 }
 
 impl Terms<'_> {
     fn offer(&self, ports: Vec<Service>) -> Offer {
-        let export = ports.first().and_then(|first| export_of(&first.host, &ports, self));
+        let export =
+            ports.first().and_then(|first| export_of(self.exports, self.cluster, &first.host, &ports));
         let about = || ports.iter().filter_map(|service| service.about.as_deref());
         let staleness = about().map(|about| about.staleness).find(|rule| *rule != Staleness::Keep);
         let (staleness, merge) = (staleness.unwrap_or_default(), about().any(|about| about.merge));

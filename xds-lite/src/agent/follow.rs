@@ -1,7 +1,7 @@
 //! Following another cluster's agent: what it offers goes into the state, what it refuses stays out.
 
 use std::collections::BTreeSet;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use isthmus_certs::{Client as Tls, IdPattern, Peer as Expected, Trust};
@@ -17,7 +17,7 @@ use crate::slice::Cluster;
 use super::config::{Peer, Settings};
 use super::peer::abroad_to;
 use super::state::State;
-use super::{Error, SLICE};
+use super::{Error, SLICE, locked};
 
 /// How often it is looked for clusters that have joined.
 const PACE: Duration = Duration::from_secs(1);
@@ -54,7 +54,7 @@ pub(super) async fn federate(
         };
         for peer in joined.into_iter().map(as_peer).filter(|peer| known.insert(peer.cluster.clone())) {
             tracing::info!(peer = %peer.cluster, "has joined");
-            let mut state = state.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut state = locked(&state);
             state.views.add(&peer.domain, &peer.cluster, abroad_to(&settings, &peer));
             state.add_peer(&peer).map_err(Error::Kept)?;
             begin(&mut tasks, peer);
@@ -78,7 +78,7 @@ async fn follow(own: Cluster, peer: Peer, trust: Trust, state: Arc<Mutex<State>>
         ..Node::default()
     };
     let subscription = Subscription { servers: vec![peer.address.clone()], tls: Arc::new(tls), node };
-    let known = state.lock().unwrap_or_else(PoisonError::into_inner).known(&peer.cluster);
+    let known = locked(&state).known(&peer.cluster);
     let mut offers = Offers { cluster: peer.cluster, state };
     subscription.follow(vec![Client::new(SLICE, known)], &mut offers).await;
     Ok(())
@@ -92,7 +92,7 @@ struct Offers {
 
 impl Tables for Offers {
     fn apply(&mut self, update: &Update) -> Vec<Refused> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner).take(&self.cluster, update)
+        locked(&self.state).take(&self.cluster, update)
     }
 
     fn contact(&mut self, contact: Contact<'_>) {
@@ -106,6 +106,6 @@ impl Tables for Offers {
                 Some(why.to_owned())
             }
         };
-        self.state.lock().unwrap_or_else(PoisonError::into_inner).contact(&self.cluster, lost);
+        locked(&self.state).contact(&self.cluster, lost);
     }
 }

@@ -1,7 +1,7 @@
 //! What an agent tells of itself: whom it serves and what they accepted, what goes out and what comes in, and why
 //! something does not. Not how it is asked.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Instant;
 
 use hyper::StatusCode;
@@ -13,12 +13,12 @@ use crate::ads::shared::Follower;
 use crate::config::services::Service;
 use crate::host::HostPattern;
 use crate::proofs::{Proof, Subject};
-use crate::registry::export_of;
 use crate::registry::registered::lease::LeaseId;
 use crate::registry::registered::registration::Registration;
 use crate::slice::{Offer, Slice};
 
 use super::config::Settings;
+use super::locked;
 use super::state::State;
 
 /// Hosts of a list in status, at most.
@@ -32,7 +32,7 @@ pub(super) struct Told {
 
 impl Told {
     fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        locked(&self.state)
     }
 }
 
@@ -70,7 +70,7 @@ impl Pages for Told {
     fn explain(&self, host: &str) -> Result<Value, String> {
         let host = HostPattern::parse(host).map_err(|error| format!("host: {error}"))?;
         let state = self.state();
-        let imports: Vec<_> = state.imports.shown().into_iter().filter(|one| one.host == host).collect();
+        let imports = state.imports.shown_of(&host);
         Ok(json!({
             "host": host,
             "registry": state.services.get(&host).map(|ports| registered(&state, &host, ports)),
@@ -114,7 +114,7 @@ fn is_exported(slice: &Slice) -> bool {
 
 /// What the registry says of a host, and what keeps it from being exported.
 fn registered(state: &State, host: &HostPattern, ports: &[Service]) -> Value {
-    let export = export_of(host, ports, &state.terms(&|_, _| false));
+    let export = state.export_of(host, ports);
     let proofs = |port: &Service| -> Vec<Value> {
         let proof = |address| state.proofs.of(&Subject { host: host.clone(), address });
         let is_trusted = port.about.as_ref().is_some_and(|about| about.allow_unauthenticated);
@@ -207,16 +207,21 @@ impl State {
     /// Hosts that an export chose and that are not shown, and why.
     fn held(&self) -> impl Iterator<Item = (&HostPattern, String)> {
         self.services.iter().filter_map(|(host, ports)| {
-            export_of(host, ports, &self.terms(&|_, _| false))?;
-            Some((host, self.why_held(host, ports)?))
+            self.export_of(host, ports)?;
+            Some((host, self.why_unfit(host, ports)?))
         })
     }
 
     /// Why other clusters do not see a host; none: they do.
     fn why_held(&self, host: &HostPattern, ports: &[Service]) -> Option<String> {
-        if export_of(host, ports, &self.terms(&|_, _| false)).is_none() {
-            return Some("no export chooses it".to_owned());
+        match self.export_of(host, ports) {
+            None => Some("no export chooses it".to_owned()),
+            Some(_) => self.why_unfit(host, ports),
         }
+    }
+
+    /// The same of a host that an export chose.
+    fn why_unfit(&self, host: &HostPattern, ports: &[Service]) -> Option<String> {
         if self.offer_of(host).is_some_and(is_exported) {
             return None;
         }

@@ -2,7 +2,7 @@
 
 use std::io;
 use std::net::{SocketAddr, TcpStream, ToSocketAddrs as _};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use isthmus_certs::probe::{ClientCertificate, look};
@@ -12,6 +12,7 @@ use crate::config::address::Target;
 use crate::host::HostPattern;
 use crate::proofs::{Proof, Subject};
 
+use super::locked;
 use super::state::State;
 
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -21,7 +22,7 @@ const PACE: Duration = Duration::from_millis(500);
 /// Looks at whatever is due, for ever; `waiting` says that something is.
 pub(super) async fn probe(state: Arc<Mutex<State>>, waiting: Arc<Notify>) {
     loop {
-        let due = state.lock().unwrap_or_else(PoisonError::into_inner).proofs.next(Instant::now());
+        let due = locked(&state).proofs.next(Instant::now());
         if due.is_empty() {
             let _either = tokio::time::timeout(PACE, waiting.notified()).await;
             continue;
@@ -30,7 +31,7 @@ pub(super) async fn probe(state: Arc<Mutex<State>>, waiting: Arc<Notify>) {
             let (state, waiting) = (Arc::clone(&state), Arc::clone(&waiting));
             tokio::task::spawn_blocking(move || {
                 let proof = prove(&subject);
-                let mut state = state.lock().unwrap_or_else(PoisonError::into_inner);
+                let mut state = locked(&state);
                 state.seen(vec![(subject, proof)], Instant::now());
                 waiting.notify_one();
             });

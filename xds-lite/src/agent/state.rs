@@ -10,6 +10,7 @@ use crate::ads::client::{self, Update};
 use crate::ads::shared::Follower;
 use crate::config::address::Target;
 use crate::config::services::Service;
+use crate::exports::Export;
 use crate::host::HostPattern;
 use crate::imports::{Imports, Verdict};
 use crate::kept::Kept;
@@ -193,12 +194,17 @@ impl State {
     /// Endpoints of a host that are to be exported and have to be seen first.
     fn candidates(&self, host: &HostPattern) -> Vec<Target> {
         let ports = self.services.get(host).map(Vec::as_slice).unwrap_or_default();
-        if export_of(host, ports, &self.terms(&|_, _| false)).is_none() {
+        if self.export_of(host, ports).is_none() {
             return Vec::new();
         }
         let trusts = |port: &Service| port.about.as_ref().is_some_and(|about| about.allow_unauthenticated);
         let unseen = ports.iter().filter(|port| !trusts(port));
         unseen.flat_map(|port| &port.endpoints).map(|endpoint| endpoint.address.clone()).collect()
+    }
+
+    /// How a host is exported, if it is.
+    pub(super) fn export_of(&self, host: &HostPattern, ports: &[Service]) -> Option<Export> {
+        export_of(&self.settings.exports, &self.settings.cluster, host, ports)
     }
 
     /// Everything that the own cluster offers.
@@ -217,7 +223,7 @@ impl State {
         BTreeMap::from([("gateways", self.views.gateways.all()), ("peers", peers)])
     }
 
-    pub(super) fn terms<'a>(&'a self, demands: &'a dyn Fn(&HostPattern, &Target) -> bool) -> Terms<'a> {
+    fn terms<'a>(&'a self, demands: &'a dyn Fn(&HostPattern, &Target) -> bool) -> Terms<'a> {
         Terms {
             cluster: &self.settings.cluster,
             network: &self.settings.network,

@@ -1,7 +1,7 @@
 //! Who is served what. A view is kept for each kind of receiver, not for each receiver: the cluster's own
 //! gateways, and other clusters' agents by how they reach this one.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::{Arc, PoisonError, RwLock};
 
 use isthmus_certs::SpiffeId;
@@ -10,6 +10,7 @@ use tonic::Status;
 use crate::ads::service::Directory;
 use crate::ads::shared::Shared;
 use crate::envoy::Adapter;
+use crate::join::Party;
 use crate::registry::Abroad;
 use crate::slice::Cluster;
 
@@ -30,13 +31,8 @@ pub(super) struct Views {
 #[derive(Default)]
 struct Members {
     gateways: HashSet<SpiffeId>,
-    peers: Vec<Member>,
-}
-
-/// Another cluster's agents, by what their identities begin with.
-struct Member {
-    prefix: String,
-    sees: Abroad,
+    /// Other clusters' agents, and how they see this cluster.
+    peers: HashMap<Party, Abroad>,
 }
 
 impl Views {
@@ -55,15 +51,15 @@ impl Views {
             gateways: Arc::new(Shared::new(is_gone)),
             peers: kinds.map(|kind| (kind, Arc::new(Shared::new(|_| true)))).into(),
             envoys,
-            members: RwLock::new(Members { gateways, peers: Vec::new() }),
+            members: RwLock::new(Members { gateways, peers: HashMap::new() }),
             unheard,
         }
     }
 
     /// Serves the agents of a cluster from now on; until it was heard its names are not known to be gone.
     pub(super) fn add(&self, domain: &isthmus_certs::TrustDomain, cluster: &Cluster, sees: Abroad) {
-        let prefix = format!("{}/isthmus/{cluster}/agent/", domain.id());
-        self.members.write().unwrap_or_else(PoisonError::into_inner).peers.push(Member { prefix, sees });
+        let party = Party { cluster: cluster.clone(), trust_domain: domain.clone() };
+        self.members.write().unwrap_or_else(PoisonError::into_inner).peers.insert(party, sees);
         self.unheard.write().unwrap_or_else(PoisonError::into_inner).insert(cluster.clone());
     }
 
@@ -82,11 +78,7 @@ impl Views {
 impl Members {
     /// How another cluster's agent sees this one; none: it is no peer's agent.
     fn sees(&self, id: &SpiffeId) -> Option<Abroad> {
-        let name = id.to_string();
-        let is_of = |member: &&Member| {
-            name.strip_prefix(&member.prefix).is_some_and(|rest| !rest.is_empty() && !rest.contains('/'))
-        };
-        self.peers.iter().find(is_of).map(|member| member.sees)
+        self.peers.get(&Party::of_agent(id)?).copied()
     }
 }
 

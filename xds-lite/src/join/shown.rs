@@ -75,7 +75,7 @@ pub(super) fn prove(
         return Err(ShownError::Many(chain.len()));
     }
     let id = peer_id(chain).map_err(VerifyError::from)?;
-    let party = party_of(&id).ok_or_else(|| ShownError::NoAgent(id.clone()))?;
+    let party = Party::of_agent(&id).ok_or_else(|| ShownError::NoAgent(id.clone()))?;
     let pin = wanted.map(|wanted| wanted.root);
     let mut refused = pin.map_or(ShownError::NoRoot, ShownError::OtherRoot);
     for root in chain.iter().skip(1).filter(|shown| is_root(shown, pin)) {
@@ -115,16 +115,6 @@ fn verify(
 
 fn is_root(certificate: &CertificateDer<'_>, pin: Option<KeyPin>) -> bool {
     Facts::of(certificate).is_ok_and(|facts| facts.is_root() && pin.is_none_or(|pin| pin == facts.pin))
-}
-
-/// Whose agent this is, if it is one.
-pub(super) fn party_of(id: &SpiffeId) -> Option<Party> {
-    let mut segments = id.path().strip_prefix("/isthmus/")?.split('/');
-    let (cluster, role, name) = (segments.next()?, segments.next()?, segments.next()?);
-    if role != "agent" || name.is_empty() || segments.next().is_some() {
-        return None;
-    }
-    Some(Party { cluster: cluster.parse().ok()?, trust_domain: id.trust_domain().clone() })
 }
 
 #[cfg(test)]
@@ -201,7 +191,7 @@ mod tests {
 
     #[test]
     fn an_agents_identity_has_one_form() {
-        let party = |path: &str| party_of(&SpiffeId::parse(&format!("spiffe://a{path}")).unwrap());
+        let party = |path: &str| Party::of_agent(&SpiffeId::parse(&format!("spiffe://a{path}")).unwrap());
         assert_eq!(party("/isthmus/west/agent/x").unwrap().cluster.as_str(), "west");
         for other in [
             "",
