@@ -48,6 +48,8 @@ const PACE: Duration = Duration::from_millis(50);
 /// Whoever comes is served after this long at the latest, whatever is known of the endpoints by then: some way
 /// under what a gateway waits for a handshake.
 const AT_FIRST: Duration = Duration::from_secs(3);
+/// How often it is looked for what has expired.
+const EXPIRE: Duration = Duration::from_secs(1);
 /// How often who announced itself is kept for a restart.
 const KEEP: Duration = Duration::from_secs(1);
 
@@ -192,6 +194,7 @@ impl Agent {
             served = admin::serve(sockets.admin, told, admin::Limits::default()) => served.map_err(Error::Admin),
             () = welcome(sockets.join, context) => Ok(()),
             () = keep_looking(&state, &waiting) => Ok(()),
+            () = keep_expiring(&state) => Ok(()),
             () = keep(registered, &state) => Ok(()),
             () = probe(Arc::clone(&state), Arc::clone(&waiting)) => Ok(()),
             ended = federate(settings, trust, Arc::clone(&state)) => ended,
@@ -264,6 +267,14 @@ async fn keep_looking(state: &Mutex<State>, waiting: &Notify) {
     loop {
         pace.tick().await;
         look(state, waiting);
+    }
+}
+
+/// Each look walks over all that lost peers offer: often enough for times of whole seconds, and no more.
+async fn keep_expiring(state: &Mutex<State>) {
+    let mut pace = tokio::time::interval(EXPIRE);
+    loop {
+        pace.tick().await;
         locked(state).expire(Instant::now());
     }
 }
