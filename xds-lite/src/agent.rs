@@ -1,6 +1,8 @@
 //! The agent of a cluster: it follows the registry and the agents of other clusters, and serves what comes of it
 //! to the cluster's gateways and to those agents. What it knows is in `state`, who is served what in `views`.
 
+mod believing;
+mod bundles;
 pub mod config;
 mod follow;
 pub mod joining;
@@ -32,6 +34,7 @@ use crate::registry::registered::kept::Kept;
 use crate::registry::store::{FileStore, StoreError};
 use crate::serve::serve;
 
+use bundles::Bundles;
 use config::Settings;
 use follow::federate;
 use joining::context;
@@ -145,7 +148,9 @@ impl Agent {
             .iter()
             .map(|gateway| SpiffeId::gateway(domain, settings.cluster.as_str(), &gateway.name))
             .collect();
-        let views = Views::new(gateways?, adapter(&settings));
+        let own = join::Party { cluster: settings.cluster.clone(), trust_domain: domain.clone() };
+        let bundles = Bundles::new(own, settings.state.as_deref());
+        let views = Views::new(gateways?, adapter(&settings), bundles);
         for peer in &settings.peers {
             views.add(&peer.domain, &peer.cluster, abroad_to(&settings, peer));
         }
@@ -185,9 +190,11 @@ impl Agent {
         let waiting = Arc::new(Notify::new());
         // The registry is read as a whole before anybody is served.
         look(&state, &waiting);
-        let told = Arc::new(Told { settings: Arc::clone(&settings), state: Arc::clone(&state) });
+        let told = Told { settings: Arc::clone(&settings), state: Arc::clone(&state), trust: trust.clone() };
+        let told = Arc::new(told);
         let views = Arc::clone(&locked(&state).views);
-        let routes = Routes::new(Discovery::service(views));
+        views.bundles.publish(&trust.current());
+        let routes = Routes::new(Discovery::service(Arc::clone(&views)));
         let context = sockets.join.as_ref().map(|_| context(&settings, trust.clone())).transpose()?;
         tokio::select! {
             () = attend(&sockets.xds, tls, routes, &state) => Ok(()),
@@ -196,8 +203,9 @@ impl Agent {
             () = keep_looking(&state, &waiting) => Ok(()),
             () = keep_expiring(&state) => Ok(()),
             () = keep(registered, &state) => Ok(()),
+            () = views.bundles.keep_telling(&trust) => Ok(()),
             () = probe(Arc::clone(&state), Arc::clone(&waiting)) => Ok(()),
-            ended = federate(settings, trust, Arc::clone(&state)) => ended,
+            ended = federate(settings, trust.clone(), Arc::clone(&state)) => ended,
         }
     }
 }

@@ -1,7 +1,7 @@
 //! gRPC over mTLS, the client's side: the server has proven who it is before any request is sent.
 
 use std::io;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use hyper_util::rt::TokioIo;
@@ -10,7 +10,7 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
-use tokio_rustls::rustls::pki_types::ServerName;
+use tokio_rustls::rustls::pki_types::{CertificateDer, ServerName};
 use tonic::transport::{Channel, Endpoint};
 use tower::service_fn;
 
@@ -25,17 +25,38 @@ const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
 /// # Errors
 /// Nobody is there, or somebody else than `tls` expects.
 pub async fn dial(address: &Target, tls: &Arc<Client>) -> Result<Channel, tonic::transport::Error> {
+    meet(address, tls).await.map(|(channel, _)| channel)
+}
+
+/// The chain that somebody has shown, leaf first.
+pub type Chain = Vec<CertificateDer<'static>>;
+
+/// The same, and what the server has shown of itself.
+///
+/// # Errors
+/// As for [`dial`].
+pub async fn meet(address: &Target, tls: &Arc<Client>) -> Result<(Channel, Chain), tonic::transport::Error> {
     let (address, tls) = (address.clone(), Arc::clone(tls));
+    let shown = Arc::new(Mutex::new(Chain::new()));
+    let seen = Arc::clone(&shown);
     let connect = service_fn(move |_| {
-        let (address, tls) = (address.clone(), Arc::clone(&tls));
-        async move { timeout(CONNECT, shake(&address, &tls)).await?.map(TokioIo::new) }
+        let (address, tls, seen) = (address.clone(), Arc::clone(&tls), Arc::clone(&seen));
+        async move {
+            let stream = timeout(CONNECT, shake(&address, &tls)).await??;
+            let chain = stream.get_ref().1.peer_certificates().unwrap_or_default();
+            *seen.lock().unwrap_or_else(PoisonError::into_inner) =
+                chain.iter().map(|one| one.clone().into_owned()).collect();
+            Ok::<_, io::Error>(TokioIo::new(stream))
+        }
     });
-    Endpoint::from_static("http://agent.isthmus")
+    let channel = Endpoint::from_static("http://agent.isthmus")
         .http2_keep_alive_interval(KEEPALIVE)
         .keep_alive_timeout(KEEPALIVE_TIMEOUT)
         .keep_alive_while_idle(true)
         .connect_with_connector(connect)
-        .await
+        .await?;
+    let chain = std::mem::take(&mut *shown.lock().unwrap_or_else(PoisonError::into_inner));
+    Ok((channel, chain))
 }
 
 async fn shake(address: &Target, tls: &Client) -> io::Result<TlsStream<TcpStream>> {

@@ -3,11 +3,11 @@
 //! docs/decisions/0022 has the protocol and what it withstands. Not what is done with a peer afterwards.
 
 pub mod cli;
-mod disk;
+pub(crate) mod disk;
 mod guest;
 mod host;
 mod offer;
-mod peer;
+pub(crate) mod peer;
 mod place;
 mod secret;
 mod shown;

@@ -5,6 +5,8 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Instant;
 
 use hyper::StatusCode;
+use isthmus_certs::acknowledged::{Edition, Taken};
+use isthmus_certs::{DenyList, Trust};
 use prometheus::{Encoder as _, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder};
 use serde_json::{Value, json};
 
@@ -15,10 +17,11 @@ use crate::host::HostPattern;
 use crate::proofs::{Proof, Subject};
 use crate::registry::registered::lease::LeaseId;
 use crate::registry::registered::registration::Registration;
-use crate::slice::{Offer, Slice};
+use crate::slice::{Cluster, Offer, Slice};
 
 use super::config::Settings;
 use super::locked;
+use super::peer::Contact;
 use super::state::State;
 
 /// Hosts of a list in status, at most.
@@ -28,6 +31,7 @@ const LISTED: usize = 1_000;
 pub(super) struct Told {
     pub(super) settings: Arc<Settings>,
     pub(super) state: Arc<Mutex<State>>,
+    pub(super) trust: Trust,
 }
 
 impl Told {
@@ -61,7 +65,8 @@ impl Pages for Told {
                 "imported": inside.iter().take(LISTED).collect::<Vec<_>>(),
                 "held_back": outside.iter().take(LISTED).collect::<Vec<_>>(),
             },
-            "peers": state.peers,
+            "trust": trusted(&self.trust),
+            "peers": peers(&state),
             "nodes": state.followers(),
             "envoys": state.views.envoys.as_ref().map(|envoys| envoys.problems()),
         })
@@ -106,6 +111,41 @@ impl Pages for Told {
         // Names and labels are of this file: they cannot be refused.
         measured(&self.state()).unwrap_or_default()
     }
+}
+
+/// What this agent tells of its own trust domain, and what of its files is not used.
+fn trusted(trust: &Trust) -> Value {
+    let now = trust.current();
+    let domain = now.identity.id().trust_domain();
+    json!({
+        "domain": domain,
+        "sequence": now.bundles.get(domain).map(|bundle| bundle.sequence),
+        "deny_list": now.bundles.denied(domain).map(DenyList::sequence),
+        "refused": trust.refused(),
+    })
+}
+
+/// How it stands with other clusters' agents, and with what they have of the own bundle.
+fn peers(state: &State) -> Value {
+    let one = |(cluster, contact): (&Cluster, &Contact)| {
+        let mut shown = json!(contact);
+        if let (Value::Object(shown), Some((offered, taken))) =
+            (&mut shown, state.views.bundles.word_of(cluster))
+        {
+            let word = json!({
+                "sequence": taken.as_ref().map(|taken| taken.edition.sequence),
+                "present": offered.as_ref().map(|offered| offered.sequence),
+                "is_present": is_present(&(offered, taken)),
+            });
+            shown.insert("acknowledged".to_owned(), word);
+        }
+        (cluster.to_string(), shown)
+    };
+    state.peers.iter().map(one).collect()
+}
+
+fn is_present((offered, taken): &(Option<Edition>, Option<Taken>)) -> bool {
+    offered.is_some() && taken.as_ref().map(|taken| &taken.edition) == offered.as_ref()
 }
 
 fn is_exported(slice: &Slice) -> bool {
@@ -193,10 +233,20 @@ fn measured(state: &State) -> Result<String, prometheus::Error> {
     };
     let connected = vector("peer_connected", "1 while the cluster's agent answers.")?;
     let refusals = vector("peer_slices_refused", "Slices of the cluster that were refused as wrong.")?;
+    let words = vector("peer_bundles_refused", "Bundles and deny-lists of the cluster that were refused.")?;
+    let behind = vector(
+        "peer_bundle_unacknowledged",
+        "1 while the cluster has not acknowledged the own trust domain's present bundle.",
+    )?;
     for (cluster, contact) in &state.peers {
         connected.with_label_values(&[cluster.as_str()]).set(contact.connected.into());
         let count = i64::try_from(contact.refusals).unwrap_or(i64::MAX);
         refusals.with_label_values(&[cluster.as_str()]).set(count);
+        let count = i64::try_from(contact.bundle.refusals).unwrap_or(i64::MAX);
+        words.with_label_values(&[cluster.as_str()]).set(count);
+        if let Some(word) = state.views.bundles.word_of(cluster) {
+            behind.with_label_values(&[cluster.as_str()]).set((!is_present(&word)).into());
+        }
     }
     let mut text = Vec::new();
     TextEncoder::new().encode(&registry.gather(), &mut text)?;
