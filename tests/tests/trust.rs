@@ -284,7 +284,9 @@ fn a_root_rolls_over_once_every_peer_has_the_new_one_and_no_call_fails() {
     world.west.stop();
     world.east.stop();
     world.east.start();
-    let word = world.east.ask("/status")["peers"]["west"]["acknowledged"].clone();
+    let word = until_status(&world.east, "west is a peer", |status| {
+        Some(status["peers"]["west"]["acknowledged"].clone()).filter(|word| !word.is_null())
+    });
     assert_eq!((&word["sequence"], &word["is_present"]), (&json!(last), &json!(true)));
     world.west.start();
     until_some("they follow each other again", || {

@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
@@ -38,6 +39,8 @@ pub(super) struct Bundles {
     /// What peers had taken before a restart, until they are peers again.
     before: Mutex<BTreeMap<String, PeerWord>>,
     file: Option<PathBuf>,
+    /// All peers are known; what is kept before that would lack some, and a roll-over would not wait for them.
+    is_whole: AtomicBool,
 }
 
 impl Bundles {
@@ -55,7 +58,20 @@ impl Bundles {
         let heard = Arc::clone(&words);
         abroad.when_accepted(move |peer, view| note(&heard, peer, view));
         let at_home = Arc::new(Shared::new(|_| true));
-        Bundles { abroad, at_home, own: own.trust_domain, words, before: Mutex::new(before), file }
+        Bundles {
+            abroad,
+            at_home,
+            own: own.trust_domain,
+            words,
+            before: Mutex::new(before),
+            file,
+            is_whole: AtomicBool::new(false),
+        }
+    }
+
+    /// Everybody who is a peer has been added; what they have is kept from now on.
+    pub(super) fn set_whole(&self) {
+        self.is_whole.store(true, Relaxed);
     }
 
     /// Awaits the word of a peer's agent. One of the own domain has the domain's files itself.
@@ -97,6 +113,14 @@ impl Bundles {
         Some((words.offered.clone(), word.acknowledged.clone()))
     }
 
+    /// Why a peer does not take what it was told, in its own words.
+    pub(super) fn refusal_by(&self, cluster: &Cluster) -> Option<String> {
+        let is_its = |id: &str| SpiffeId::parse(id).ok().and_then(|id| Party::of_agent(&id));
+        let all = self.abroad.all().into_iter();
+        all.filter(|one| is_its(&one.peer).is_some_and(|party| party.cluster == *cluster))
+            .find_map(|one| one.refusal)
+    }
+
     /// Tells each change of the trust, and keeps who has taken it.
     pub(super) async fn keep_telling(&self, trust: &Trust) {
         let mut told = None;
@@ -111,7 +135,11 @@ impl Bundles {
                 told = Some(trusted.epoch);
             }
             let words = locked(&self.words).clone();
-            let Some(file) = self.file.clone().filter(|_| kept.as_ref() != Some(&words)) else { continue };
+            let Some(file) =
+                self.file.clone().filter(|_| self.is_whole.load(Relaxed) && kept.as_ref() != Some(&words))
+            else {
+                continue;
+            };
             match keep(file, words.clone()).await {
                 Ok(()) => (kept, unkept) = (Some(words), None),
                 Err(error) => {
@@ -303,6 +331,7 @@ mod tests {
         let begin = |peers: &[&Party]| {
             let bundles = Bundles::new(east(), Some(dir.path()));
             peers.iter().for_each(|peer| add(&bundles, peer));
+            bundles.set_whole();
             bundles
         };
         let kept = async |bundles: &Bundles, is_so: &dyn Fn(&Acknowledged) -> bool| {

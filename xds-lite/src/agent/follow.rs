@@ -65,6 +65,7 @@ pub(super) async fn federate(
             state.add_peer(&peer).map_err(Error::Kept)?;
             begin(&mut tasks, peer);
         }
+        locked(&state).views.bundles.set_whole();
     }
 }
 

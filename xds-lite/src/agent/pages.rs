@@ -136,6 +136,7 @@ fn peers(state: &State) -> Value {
                 "sequence": taken.as_ref().map(|taken| taken.edition.sequence),
                 "present": offered.as_ref().map(|offered| offered.sequence),
                 "is_present": is_present(&(offered, taken)),
+                "refusal": state.views.bundles.refusal_by(cluster),
             });
             shown.insert("acknowledged".to_owned(), word);
         }
