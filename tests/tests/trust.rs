@@ -11,7 +11,7 @@
 
 use std::fs;
 use std::io::{Read as _, Write as _};
-use std::net::{SocketAddr, TcpStream};
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::{Child, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
@@ -23,7 +23,7 @@ use isthmus_certs::home::OVERLAP;
 use isthmus_certs::trust::Watch;
 use isthmus_certs::{Client, Peer, Server, Trust, TrustFiles};
 use isthmus_tests::certs::why;
-use isthmus_tests::client::prepare;
+use isthmus_tests::client::dial;
 use isthmus_tests::cluster::{Cluster, east_west, outbound, until_status};
 use isthmus_tests::endpoint::{Endpoint, Scripted};
 use isthmus_tests::figure;
@@ -184,8 +184,7 @@ struct Caller {
 
 impl Caller {
     fn call(&self) -> Result<(), String> {
-        let stream = TcpStream::connect(self.gateway).map_err(|error| error.to_string())?;
-        prepare(&stream);
+        let stream = dial(self.gateway);
         let name = ServerName::try_from(HOST).unwrap();
         let mut tls = StreamOwned::new(ClientConnection::new(self.client.config(), name).unwrap(), stream);
         tls.write_all(b"x").and_then(|()| tls.read_exact(&mut [0])).map_err(|error| why(&error))

@@ -166,7 +166,10 @@ impl Hostile {
         };
         let domain = TrustDomain::new("south.example").unwrap();
         let known = bundle("south.example");
-        let numbered = |sequence| Bundle { sequence, ..known.clone() };
+        let numbered = |mut bundle: Bundle, sequence| {
+            bundle.sequence = sequence;
+            bundle
+        };
         let more = Authority::generate(domain.clone()).unwrap();
         let roots = || known.roots().iter().chain([more.certificate()]);
         let other = Bundle::new(&domain, known.sequence, roots()).unwrap();
@@ -178,8 +181,8 @@ impl Hostile {
         let before = snapshot(&self.west.path("pki"));
         let of =
             |name: &str, bundle: &Bundle| encode(&TrustDomain::new(name).unwrap(), bundle, None).unwrap();
-        let east = Bundle { sequence: u64::MAX, ..bundle("east.example") };
-        let own = Bundle { sequence: u64::MAX, ..bundle("west.example") };
+        let east = numbered(bundle("east.example"), u64::MAX);
+        let own = numbered(bundle("west.example"), u64::MAX);
         for (nonce, name, bytes, expected) in [
             ("east's", "east.example", of("east.example", &east), "this peer speaks for south.example alone"),
             (
@@ -192,7 +195,7 @@ impl Hostile {
             (
                 "old",
                 "south.example",
-                of("south.example", &numbered(known.sequence - 1)),
+                of("south.example", &numbered(known.clone(), known.sequence - 1)),
                 "an old bundle never",
             ),
             ("unordered", "south.example", of("south.example", &other), "and other roots"),
