@@ -309,7 +309,7 @@ fn an_identity_that_east_denies_is_refused_in_west() {
     let _denied = certs(&world.east, &["deny", "add", "spiffe://east.example/ns/bookinfo/sa/server"]);
     until("the list is in west", || list.exists());
     let why = until_some("a workload of west refuses who is on it", || world.caller.call().err());
-    assert!(why.contains("denie"), "{why}");
+    assert!(why.contains("is on the deny-list"), "{why}");
     let kept = fs::read_to_string(world.east.path("pki/deny/east.example.json")).unwrap();
     assert_eq!(fs::read_to_string(&list).unwrap(), kept);
     assert!(world.west.ask("/status")["peers"]["east"]["bundle"]["refusal"].is_null());

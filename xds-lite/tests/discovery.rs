@@ -8,6 +8,7 @@ mod common;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Read as _;
 use std::net::{SocketAddr, TcpStream};
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
@@ -316,6 +317,7 @@ struct Hesitant {
     seen: Seen,
     /// Updates, and what was asked for.
     steps: usize,
+    seen_to_have_it: Arc<AtomicBool>,
     chains: Arc<Mutex<Vec<Chain>>>,
 }
 
@@ -342,6 +344,9 @@ impl Tables for Hesitant {
                 Again::Names(TYPE, vec!["a".to_owned()])
             }
             3 => {
+                while !self.seen_to_have_it.load(SeqCst) {
+                    tokio::time::sleep(Duration::from_millis(5)).await;
+                }
                 self.steps = 4;
                 Again::Stream("its certificate is wanted".to_owned())
             }
@@ -360,15 +365,18 @@ fn what_was_refused_is_heard_once_more_and_who_took_it_is_told_of() {
     let directory = directory();
     directory.0.change(|view| _ = view.set("a", "1"));
     let accepted: Arc<Mutex<Vec<(String, u64)>>> = Arc::default();
-    let told = Arc::clone(&accepted);
-    directory.0.when_accepted(move |peer, view| told.lock().unwrap().push((peer.to_owned(), view.last())));
+    let hesitant = Hesitant::default();
+    let (told, seen_to_have_it) = (Arc::clone(&accepted), Arc::clone(&hesitant.seen_to_have_it));
+    directory.0.when_accepted(move |peer, view| {
+        told.lock().unwrap().push((peer.to_owned(), view.last()));
+        seen_to_have_it.store(true, SeqCst);
+    });
     let agent = start(&world, &directory, ANY);
     let subscription = Subscription {
         servers: vec![agent.at.to_string().parse().unwrap()],
         tls: world.client(GATEWAY, AGENT),
         node: Node { id: "g".to_owned(), ..Node::default() },
     };
-    let hesitant = Hesitant::default();
     let (seen, chains, runtime) =
         (hesitant.seen.clone(), Arc::clone(&hesitant.chains), Runtime::new().unwrap());
     let mut tables = hesitant;

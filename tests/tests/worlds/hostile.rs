@@ -193,13 +193,13 @@ impl Hostile {
             ),
             ("hidden", "south.example", of("east.example", &east), "it is about \"east.example\""),
             (
-                "old",
+                "older",
                 "south.example",
                 of("south.example", &numbered(known.clone(), known.sequence - 1)),
                 "an old bundle never",
             ),
             ("unordered", "south.example", of("south.example", &other), "and other roots"),
-            ("noise", "south.example", (0..=255).rev().cycle().take(4096).collect(), "cannot be decoded"),
+            ("no bundle", "south.example", (0..=255).rev().cycle().take(4096).collect(), "cannot be decoded"),
         ] {
             let why = says(nonce, name, bytes).expect("a refusal");
             assert!(why.contains(&format!("{name}: ")) && why.contains(expected), "{nonce}: {why}");
