@@ -118,7 +118,7 @@ mod tests {
         let domain = TrustDomain::new("east.example").unwrap();
         let root = Authority::generate(domain.clone()).unwrap();
         let edition = Edition::of(&Bundle::new(&domain, 7, [root.certificate()]).unwrap());
-        let taken = Taken::new(edition.clone(), std::time::SystemTime::now());
+        let taken = Taken::new(edition.clone(), SystemTime::now());
         let peer = |acknowledged| PeerWord { trust_domain: domain.clone(), acknowledged };
         let written = Acknowledged {
             cluster: "east".to_owned(),

@@ -2,7 +2,7 @@
 //! those agents write. What has not been acknowledged is not relied on, and what is missing holds the roll-over.
 
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 use time::OffsetDateTime;
@@ -106,8 +106,8 @@ impl Home {
         Ok(awaited)
     }
 
-    fn said_in(&self, file: &PathBuf) -> Result<Acknowledged, HomeError> {
-        let unread = |cause| HomeError::Acknowledged { path: file.clone(), cause };
+    fn said_in(&self, file: &Path) -> Result<Acknowledged, HomeError> {
+        let unread = |cause| HomeError::Acknowledged { path: file.to_owned(), cause };
         let said = Acknowledged::read(file).map_err(|cause| unread(cause.to_string()))?;
         let own = &self.state.trust_domain;
         if said.trust_domain != *own {

@@ -64,11 +64,7 @@ impl Believing {
     ) -> Vec<Refused> {
         let refused = update.resources.iter().filter_map(|resource| {
             let said = self.take(resource);
-            tell(
-                said.as_ref()
-                    .map(Clone::clone)
-                    .map_err(|refused| format!("{:?}: {}", refused.name, refused.why)),
-            );
+            tell(said.clone().map_err(|refused| format!("{:?}: {}", refused.name, refused.why)));
             said.err()
         });
         refused.collect()

@@ -235,18 +235,15 @@ fn measured(state: &State) -> Result<String, prometheus::Error> {
     let connected = vector("peer_connected", "1 while the cluster's agent answers.")?;
     let refusals = vector("peer_slices_refused", "Slices of the cluster that were refused as wrong.")?;
     let words = vector("peer_bundles_refused", "Bundles and deny-lists of the cluster that were refused.")?;
-    let behind = vector(
-        "peer_bundle_unacknowledged",
-        "1 while the cluster has not acknowledged the own trust domain's present bundle.",
-    )?;
+    let behind = vector("peer_bundle_unacknowledged", "1 while it has not acknowledged the own bundle.")?;
+    let count = |count: u64| i64::try_from(count).unwrap_or(i64::MAX);
     for (cluster, contact) in &state.peers {
-        connected.with_label_values(&[cluster.as_str()]).set(contact.connected.into());
-        let count = i64::try_from(contact.refusals).unwrap_or(i64::MAX);
-        refusals.with_label_values(&[cluster.as_str()]).set(count);
-        let count = i64::try_from(contact.bundle.refusals).unwrap_or(i64::MAX);
-        words.with_label_values(&[cluster.as_str()]).set(count);
+        let set = |gauges: &IntGaugeVec, value| gauges.with_label_values(&[cluster.as_str()]).set(value);
+        set(&connected, contact.connected.into());
+        set(&refusals, count(contact.refusals));
+        set(&words, count(contact.bundle.refusals));
         if let Some(word) = state.views.bundles.word_of(cluster) {
-            behind.with_label_values(&[cluster.as_str()]).set((!is_present(&word)).into());
+            set(&behind, (!is_present(&word)).into());
         }
     }
     let mut text = Vec::new();
