@@ -10,7 +10,7 @@ use tokio_rustls::rustls::pki_types::UnixTime;
 
 use crate::ads::client::{Refused, Resource, Update};
 use crate::ads::subscribe::Again;
-use crate::bundles::{Keeper, Kept, Remedy, TRUST_BUNDLE};
+use crate::bundles::{Keeper, Kept, Refusal, Remedy, TRUST_BUNDLE};
 use crate::dial::Chain;
 
 use super::config::Peer;
@@ -18,6 +18,8 @@ use super::config::Peer;
 /// What this side is to remedy is tried again after this, and later as it goes on.
 const SOONEST: Duration = Duration::from_secs(1);
 const LATEST: Duration = Duration::from_secs(60);
+/// Characters of a refusal, which may repeat what the peer has sent.
+const LONGEST_WHY: usize = 512;
 
 /// One peer's word on its trust domain.
 pub(super) struct Believing {
@@ -83,7 +85,7 @@ impl Believing {
                 Ok(kept)
             }
             Err(refusal) => {
-                let why = refusal.to_string();
+                let why = told(&refusal);
                 tracing::warn!(domain = %self.domain, name = ?name, why, "a bundle was refused");
                 self.wait(refusal.remedy(), &why);
                 Err(Refused { name: name.clone(), why })
@@ -115,5 +117,21 @@ impl Believing {
             }
             _ => Again::Names(TRUST_BUNDLE, vec![self.domain.to_string()]),
         }
+    }
+}
+
+fn told(refusal: &Refusal) -> String {
+    let plain = |c: char| if c.is_control() { c.escape_default().to_string() } else { c.to_string() };
+    refusal.to_string().chars().take(LONGEST_WHY).map(plain).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_peer_has_sent_is_told_in_part_and_plainly() {
+        let told = told(&Refusal::Unused(format!("a\u{1b}[2J\n{}", "x".repeat(1 << 20))));
+        assert!(told.contains(r"\u{1b}[2J\nx") && told.len() < 2 * LONGEST_WHY, "{}", told.len());
     }
 }
