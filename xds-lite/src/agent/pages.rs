@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Instant;
 
 use hyper::StatusCode;
-use prometheus::{Encoder as _, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder};
+use prometheus::{Encoder as _, IntCounter, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder};
 use serde_json::{Value, json};
 
 use crate::admin::{Pages, Refusal};
@@ -18,6 +18,7 @@ use crate::registry::registered::registration::Registration;
 use crate::slice::{Offer, Slice};
 
 use super::config::Settings;
+use super::issuing::Issuing;
 use super::locked;
 use super::state::State;
 
@@ -28,6 +29,7 @@ const LISTED: usize = 1_000;
 pub(super) struct Told {
     pub(super) settings: Arc<Settings>,
     pub(super) state: Arc<Mutex<State>>,
+    pub(super) issuing: Option<Arc<Issuing>>,
 }
 
 impl Told {
@@ -62,6 +64,7 @@ impl Pages for Told {
                 "held_back": outside.iter().take(LISTED).collect::<Vec<_>>(),
             },
             "peers": state.peers,
+            "issuing": self.issuing.as_ref().map(|issuing| issuing.shown()),
             "nodes": state.followers(),
             "envoys": state.views.envoys.as_ref().map(|envoys| envoys.problems()),
         })
@@ -104,7 +107,7 @@ impl Pages for Told {
 
     fn metrics(&self) -> String {
         // Names and labels are of this file: they cannot be refused.
-        measured(&self.state()).unwrap_or_default()
+        measured(&self.state(), self.issuing.as_deref()).unwrap_or_default()
     }
 }
 
@@ -149,7 +152,7 @@ fn offer(slice: &Slice) -> Value {
     })
 }
 
-fn measured(state: &State) -> Result<String, prometheus::Error> {
+fn measured(state: &State, issuing: Option<&Issuing>) -> Result<String, prometheus::Error> {
     let registry = Registry::new();
     let number = |count: usize| i64::try_from(count).unwrap_or(i64::MAX);
     let gauge = |name: &str, help: &str, value: usize| -> Result<(), prometheus::Error> {
@@ -197,6 +200,20 @@ fn measured(state: &State) -> Result<String, prometheus::Error> {
         connected.with_label_values(&[cluster.as_str()]).set(contact.connected.into());
         let count = i64::try_from(contact.refusals).unwrap_or(i64::MAX);
         refusals.with_label_values(&[cluster.as_str()]).set(count);
+    }
+    if let Some(issuing) = issuing {
+        let count = |name: &str, help: &str, value: u64| -> Result<(), prometheus::Error> {
+            let counter = IntCounter::with_opts(Opts::new(format!("isthmus_agent_{name}"), help))?;
+            counter.inc_by(value);
+            registry.register(Box::new(counter))
+        };
+        let tally = issuing.tally();
+        count("certificates_signed_total", "Certificates that were issued.", tally.signed())?;
+        count(
+            "certificates_refused_total",
+            "Requests for a certificate that were refused.",
+            tally.refused(),
+        )?;
     }
     let mut text = Vec::new();
     TextEncoder::new().encode(&registry.gather(), &mut text)?;

@@ -1,0 +1,88 @@
+//! What an issuer has answered, and whether it is what was asked for: a chain for this key, of this identity, that
+//! verifies by the roots that came with it or that are known. Pure but for the clock.
+
+use isthmus_certs::facts::Facts;
+use isthmus_certs::{
+    Bundle, BundleError, Identity, IdentityError, KeyPin, Request, Role, SpiffeId, TrustBundles, VerifyError,
+};
+use tokio_rustls::rustls::pki_types::UnixTime;
+use tonic::Response;
+
+use crate::issuing::SEQUENCE;
+use crate::proto::istio::v1::auth::IstioCertificateResponse;
+
+/// A certificate with its key, and the roots of its domain.
+#[derive(Debug)]
+pub struct Granted {
+    /// What to show.
+    pub identity: Identity,
+    /// Whom to believe about the own domain.
+    pub bundle: Bundle,
+}
+
+/// Why an answer is of no use.
+#[derive(Debug, thiserror::Error)]
+pub enum AnswerError {
+    /// No chain, or one for another key.
+    #[error(transparent)]
+    Identity(#[from] IdentityError),
+    /// Somebody else's.
+    #[error("the certificate is of {found}, and {wanted} was asked for")]
+    Other {
+        /// Whose it is.
+        found: SpiffeId,
+        /// Whose it was to be.
+        wanted: SpiffeId,
+    },
+    /// Nobody could be believed.
+    #[error("there is no root in it")]
+    NoRoot,
+    /// Not the roots that the token names.
+    #[error("no root in it has the token's key {0}")]
+    Pin(KeyPin),
+    /// No roots of this domain.
+    #[error(transparent)]
+    Root(#[from] BundleError),
+    /// Nobody would believe it.
+    #[error(transparent)]
+    Unbelieved(#[from] VerifyError),
+}
+
+impl Granted {
+    /// What an answer grants to who asked for `wanted` and knows this bundle of the domain.
+    pub(super) fn new(
+        request: &Request,
+        response: &Response<IstioCertificateResponse>,
+        wanted: &SpiffeId,
+        known: Option<&Bundle>,
+    ) -> Result<Granted, AnswerError> {
+        let issued = request.issued(&response.get_ref().cert_chain)?;
+        let identity = issued.identity;
+        if identity.id() != wanted {
+            return Err(AnswerError::Other { found: identity.id().clone(), wanted: wanted.clone() });
+        }
+        if issued.roots.is_empty() {
+            return Err(AnswerError::NoRoot);
+        }
+        let domain = wanted.trust_domain();
+        let sequence = response.metadata().get(SEQUENCE).and_then(|text| text.to_str().ok()?.parse().ok());
+        // An issuer that does not count is as new as what is known.
+        let sequence = sequence.or(known.map(|known| known.sequence)).unwrap_or_default();
+        let bundle = match known {
+            // Of an agent that has not heard of the newer one.
+            Some(known) if known.sequence > sequence => known.clone(),
+            _ => Bundle::new(domain, sequence, &issued.roots)?,
+        };
+        let mut bundles = TrustBundles::new();
+        bundles.insert(domain.clone(), bundle.clone());
+        bundles.verify(identity.chain(), Role::Client, UnixTime::now())?;
+        Ok(Granted { identity, bundle })
+    }
+
+    /// Whether the root that a token names is among them.
+    pub(super) fn has_root(&self, pin: KeyPin) -> Result<(), AnswerError> {
+        let is_it = |facts: Facts| facts.pin == pin;
+        let found = self.bundle.roots().iter().any(|root| Facts::of(root).is_ok_and(is_it));
+        if found { Ok(()) } else { Err(AnswerError::Pin(pin)) }
+    }
+}
