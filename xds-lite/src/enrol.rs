@@ -39,7 +39,7 @@ const MAX_ANSWER: usize = 1 << 20;
 pub enum EnrolError {
     /// Another kind of token.
     #[error("{}, and not for a first certificate; make one with `isthmus-agent token create --gateway NAME` or `--workload SPIFFE-ID`", .0.purpose())]
-    ToJoin(Guest),
+    ToJoin(Box<Guest>),
     /// The agent there does not take tokens.
     #[error(
         "the agent at {0} gives nobody a certificate; add `issuing:` to its file, and use the same release on both sides"
@@ -52,7 +52,7 @@ pub enum EnrolError {
         at: Target,
         /// What is wrong.
         #[source]
-        cause: MeetError,
+        cause: Box<MeetError>,
     },
     /// Nobody is there, or somebody else than an agent of the own cluster.
     #[error("the agent at {at}: {why}")]
@@ -90,7 +90,7 @@ pub enum EnrolError {
         at: Target,
         /// What is wrong with it.
         #[source]
-        cause: AnswerError,
+        cause: Box<AnswerError>,
     },
     /// There is no key.
     #[error("no key can be made: {0}")]
@@ -130,14 +130,14 @@ fn plain(status: &Status) -> String {
 /// Why there is no certificate.
 pub async fn by_token(token: &Token) -> Result<Granted, EnrolError> {
     let Guest::Identity { identity } = &token.guest else {
-        return Err(EnrolError::ToJoin(token.guest.clone()));
+        return Err(EnrolError::ToJoin(Box::new(token.guest.clone())));
     };
     let at = &token.address;
     let silent = || EnrolError::Broken { at: at.clone(), why: too_slow() };
     timeout(DEADLINE, async {
         let Meeting { stream, bearer, answer } = meet(token).await.map_err(|cause| match cause {
             MeetError::Protocol => EnrolError::NotIssuing(at.clone()),
-            cause => EnrolError::Meet { at: at.clone(), cause },
+            cause => EnrolError::Meet { at: at.clone(), cause: Box::new(cause) },
         })?;
         let mut once = Some(stream);
         let connect = service_fn(move |_| {
@@ -153,7 +153,7 @@ pub async fn by_token(token: &Token) -> Result<Granted, EnrolError> {
         if !proof.is_some_and(|proof| answer.is_proven(proof)) {
             return Err(EnrolError::Unproven(at.clone()));
         }
-        let wrong = |cause| EnrolError::Answer { at: at.clone(), cause };
+        let wrong = |cause| EnrolError::Answer { at: at.clone(), cause: Box::new(cause) };
         let granted = Granted::new(&request, &response, identity, None).map_err(wrong)?;
         granted.has_root(token.root).map_err(wrong)?;
         Ok(granted)
@@ -177,7 +177,7 @@ pub async fn by_certificate(
             dial(at, tls).await.map_err(|error| EnrolError::Dial { at: at.clone(), why: told(&error) })?;
         let (request, response) = ask(at, channel, None).await?;
         Granted::new(&request, &response, own, known)
-            .map_err(|cause| EnrolError::Answer { at: at.clone(), cause })
+            .map_err(|cause| EnrolError::Answer { at: at.clone(), cause: Box::new(cause) })
     });
     asked.await.map_err(|_| EnrolError::Broken { at: at.clone(), why: too_slow() })?
 }

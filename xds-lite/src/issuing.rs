@@ -21,7 +21,7 @@ use crate::proto::istio::v1::auth::istio_certificate_service_server::{
 use crate::proto::istio::v1::auth::{IstioCertificateRequest, IstioCertificateResponse};
 use crate::serve::Asker;
 
-pub use intermediate::{Intermediate, IntermediateError, IntermediateFiles};
+pub use intermediate::{Intermediate, IntermediateCause, IntermediateError, IntermediateFiles};
 pub use tally::Tally;
 
 /// A request has one key and few names.

@@ -24,7 +24,7 @@ pub(crate) fn run(options: &RunOptions) -> anyhow::Result<()> {
     // Nobody reading standard error is no reason to stop serving.
     let _unread = announce(gateway.bound());
     tell_systemd(&NotifyState::Ready);
-    gateway.wait().context("the gateway broke down")
+    Ok(gateway.wait()?)
 }
 
 fn announce(bound: &[Bound]) -> io::Result<()> {

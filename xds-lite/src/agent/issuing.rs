@@ -5,6 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use isthmus_certs::facts::Facts;
 use isthmus_certs::issuer::{Grant, Signing, Wanted};
 use isthmus_certs::{
     Bundle, Csr, IdPattern, Issuer, Leaf, Policy, SpiffeId, SpiffeIdError, Trust, TrustDomain, pem,
@@ -91,11 +92,11 @@ impl Issuing {
 
     /// For status.
     pub(super) fn shown(&self) -> Value {
-        let until =
-            u64::try_from(self.intermediate.current().not_after().unix_timestamp()).unwrap_or_default();
-        let until = std::time::UNIX_EPOCH + Duration::from_secs(until);
+        let facts = Facts::of(self.intermediate.current().certificate()).ok();
+        let until = facts.as_ref().map(|facts| std::time::SystemTime::from(facts.not_after));
         json!({
-            "until": humantime::format_rfc3339_seconds(until).to_string(),
+            "serial": facts.map(|facts| facts.serial),
+            "until": until.map(|until| humantime::format_rfc3339_seconds(until).to_string()),
             "signed": self.tally.signed(),
             "refused": self.tally.refused(),
             "problem": self.intermediate.problem(),

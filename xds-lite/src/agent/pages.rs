@@ -12,6 +12,7 @@ use crate::admin::{Pages, Refusal};
 use crate::ads::shared::Follower;
 use crate::config::services::Service;
 use crate::host::HostPattern;
+use crate::issuing::Tally;
 use crate::proofs::{Proof, Subject};
 use crate::registry::registered::lease::LeaseId;
 use crate::registry::registered::registration::Registration;
@@ -202,22 +203,23 @@ fn measured(state: &State, issuing: Option<&Issuing>) -> Result<String, promethe
         refusals.with_label_values(&[cluster.as_str()]).set(count);
     }
     if let Some(issuing) = issuing {
-        let count = |name: &str, help: &str, value: u64| -> Result<(), prometheus::Error> {
-            let counter = IntCounter::with_opts(Opts::new(format!("isthmus_agent_{name}"), help))?;
-            counter.inc_by(value);
-            registry.register(Box::new(counter))
-        };
-        let tally = issuing.tally();
-        count("certificates_signed_total", "Certificates that were issued.", tally.signed())?;
-        count(
-            "certificates_refused_total",
-            "Requests for a certificate that were refused.",
-            tally.refused(),
-        )?;
+        tallied(&registry, issuing.tally())?;
     }
     let mut text = Vec::new();
     TextEncoder::new().encode(&registry.gather(), &mut text)?;
     Ok(String::from_utf8_lossy(&text).into_owned())
+}
+
+fn tallied(registry: &Registry, tally: &Tally) -> Result<(), prometheus::Error> {
+    let signed = ("signed", "Certificates that were issued.", tally.signed());
+    let refused = ("refused", "Requests for a certificate that were not followed.", tally.refused());
+    for (what, help, value) in [signed, refused] {
+        let counter =
+            IntCounter::with_opts(Opts::new(format!("isthmus_agent_certificates_{what}_total"), help))?;
+        counter.inc_by(value);
+        registry.register(Box::new(counter))?;
+    }
+    Ok(())
 }
 
 impl State {

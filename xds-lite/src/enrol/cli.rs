@@ -63,7 +63,7 @@ pub enum CliError {
         /// Whose certificate it has.
         found: String,
         /// For whom the token is.
-        wanted: Guest,
+        wanted: Box<Guest>,
     },
     /// The agent gave none.
     #[error(transparent)]
@@ -117,7 +117,7 @@ impl EnrolArgs {
         let found = trust.current().identity.id().clone();
         match token.map(|token| &token.guest) {
             Some(wanted) if *wanted != (Guest::Identity { identity: found.clone() }) => {
-                let (found, wanted) = (found.to_string(), wanted.clone());
+                let (found, wanted) = (found.to_string(), Box::new(wanted.clone()));
                 Err(CliError::Other { out: self.out.clone(), found, wanted })
             }
             _ => Ok(()),

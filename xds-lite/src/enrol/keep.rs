@@ -75,7 +75,8 @@ impl Renewal {
         self.lock().due = Some(at);
     }
 
-    fn came_about(&self) {
+    /// It did.
+    pub fn came_about(&self) {
         self.lock().problem = None;
     }
 

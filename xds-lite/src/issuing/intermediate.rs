@@ -29,49 +29,35 @@ pub struct IntermediateFiles {
 
 /// Why an intermediate is not used.
 #[derive(Debug, thiserror::Error)]
-pub enum IntermediateError {
+#[error("{}: {cause}", path.display())]
+pub struct IntermediateError {
+    /// Which file.
+    pub path: PathBuf,
+    /// Why.
+    #[source]
+    pub cause: Box<IntermediateCause>,
+}
+
+/// Why an intermediate is not used.
+#[derive(Debug, thiserror::Error)]
+pub enum IntermediateCause {
     /// It is not there, or not readable.
-    #[error("{} cannot be read: {cause}; it must be there, and readable by this user", path.display())]
-    Read {
-        /// Which file.
-        path: PathBuf,
-        /// Why.
-        #[source]
-        cause: io::Error,
-    },
+    #[error("cannot be read: {0}; it must be there, and readable by this user")]
+    Read(#[from] io::Error),
     /// It cannot sign.
-    #[error("{}: {cause}", path.display())]
-    Unusable {
-        /// The certificate.
-        path: PathBuf,
-        /// Why.
-        #[source]
-        cause: Unusable,
-    },
+    #[error(transparent)]
+    Unusable(#[from] Unusable),
     /// A root's key belongs nowhere near a network.
     #[error(
-        "{} is a root; an agent signs with an intermediate: make one with `isthmus-certs intermediate --cluster CLUSTER`",
-        .0.display()
+        "is a root; an agent signs with an intermediate: make one with `isthmus-certs intermediate --cluster CLUSTER`"
     )]
-    Root(PathBuf),
+    Root,
     /// It does not sign.
-    #[error("{}: {cause}", path.display())]
-    Sign {
-        /// The certificate.
-        path: PathBuf,
-        /// Why.
-        #[source]
-        cause: IssueError,
-    },
+    #[error(transparent)]
+    Sign(#[from] IssueError),
     /// This side would not believe what it signs, so nobody would.
-    #[error("{}: what it signs is not believed here: {cause}", path.display())]
-    Unbelieved {
-        /// The certificate.
-        path: PathBuf,
-        /// Why.
-        #[source]
-        cause: VerifyError,
-    },
+    #[error("what it signs is not believed here: {0}")]
+    Unbelieved(#[from] VerifyError),
 }
 
 /// An intermediate that follows its files.
@@ -182,7 +168,7 @@ fn read(files: &IntermediateFiles) -> Result<[Vec<u8>; 2], IntermediateError> {
                 false => Err(io::Error::other("it is no file, or far too large")),
             }
         };
-        read().map_err(|cause| IntermediateError::Read { path: path.to_owned(), cause })
+        read().map_err(|cause| at(path, cause))
     };
     Ok([one(&files.certificate)?, one(&files.key)?])
 }
@@ -193,20 +179,23 @@ fn good(
     [certificate, key]: &[Vec<u8>; 2],
     trust: &Trust,
 ) -> Result<Authority, IntermediateError> {
-    let path = files.certificate.clone();
-    let trusted = trust.current();
-    let own = trusted.identity.id();
-    let (chain, key) = (String::from_utf8_lossy(certificate), String::from_utf8_lossy(key));
-    let authority = Authority::from_pem(own.trust_domain().clone(), &chain, &key)
-        .map_err(|cause| IntermediateError::Unusable { path: path.clone(), cause })?;
-    if Facts::of(authority.certificate()).is_ok_and(|facts| facts.is_root()) {
-        return Err(IntermediateError::Root(path));
-    }
-    let trial = trial(&authority, own);
-    let trial = trial.map_err(|cause| IntermediateError::Sign { path: path.clone(), cause })?;
-    let believed = trusted.bundles.verify(&trial, Role::Client, UnixTime::now());
-    believed.map_err(|cause| IntermediateError::Unbelieved { path, cause })?;
-    Ok(authority)
+    let judge = || -> Result<Authority, IntermediateCause> {
+        let trusted = trust.current();
+        let own = trusted.identity.id();
+        let (chain, key) = (String::from_utf8_lossy(certificate), String::from_utf8_lossy(key));
+        let authority = Authority::from_pem(own.trust_domain().clone(), &chain, &key)?;
+        if Facts::of(authority.certificate()).is_ok_and(|facts| facts.is_root()) {
+            return Err(IntermediateCause::Root);
+        }
+        let trial = trial(&authority, own)?;
+        trusted.bundles.verify(&trial, Role::Client, UnixTime::now())?;
+        Ok(authority)
+    };
+    judge().map_err(|cause| at(&files.certificate, cause))
+}
+
+fn at(path: &Path, cause: impl Into<IntermediateCause>) -> IntermediateError {
+    IntermediateError { path: path.to_owned(), cause: Box::new(cause.into()) }
 }
 
 fn trial(authority: &Authority, id: &SpiffeId) -> Result<Vec<CertificateDer<'static>>, IssueError> {

@@ -145,3 +145,113 @@ impl fmt::Debug for Desk {
         f.debug_struct("Desk").field("issuer", &self.issuer).finish_non_exhaustive()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use isthmus_certs::{Authority, TrustBundles, TrustDomain};
+    use tempfile::TempDir;
+    use tokio::runtime::Runtime;
+
+    use super::*;
+    use crate::join::first::{bearer, create};
+    use crate::join::tokens::{Folder, Record};
+    use crate::join::{Token, secret::Secret};
+
+    struct World {
+        desk: Desk,
+        trust: Trust,
+        tokens: Arc<dyn Tokens>,
+        _folder: TempDir,
+    }
+
+    fn world() -> World {
+        let folder = tempfile::tempdir().unwrap();
+        let root = Authority::generate(TrustDomain::new("east.example").unwrap()).unwrap();
+        let agent = SpiffeId::agent(root.trust_domain(), "east", "a").unwrap();
+        let mut bundles = TrustBundles::new();
+        bundles.add_root(root.trust_domain().clone(), root.certificate()).unwrap();
+        let trust = Trust::new(root.issue(&agent, &[], Duration::from_secs(3600)).unwrap(), bundles);
+        let tokens: Arc<dyn Tokens> = Arc::new(Folder::new(folder.path().join("tokens")));
+        let desk = Desk::new(trust.clone(), issuer(), Arc::clone(&tokens));
+        World { desk, trust, tokens, _folder: folder }
+    }
+
+    fn issuer() -> Party {
+        Party { cluster: "east".parse().unwrap(), trust_domain: TrustDomain::new("east.example").unwrap() }
+    }
+
+    impl World {
+        fn token(&self, seconds: u64) -> Token {
+            let (address, id) = ("192.0.2.7:15012".parse().unwrap(), "spiffe://east.example/ns/db/sa/mysql");
+            let id = SpiffeId::parse(id).unwrap();
+            create(&self.trust, issuer(), &*self.tokens, address, id, Duration::from_secs(seconds)).unwrap()
+        }
+
+        /// Presents a token on the session of this number, as its holder does on the session `made`.
+        fn admit(&self, token: &Token, made: u8, presented: u8) -> Result<Admitted, Refused> {
+            let session = Exported([made; 32]).about(token.id(), &token.issuer, &token.guest);
+            let text = bearer(token.id(), &token.secret.prove(&session));
+            Runtime::new().unwrap().block_on(self.desk.admit(&Exported([presented; 32]), &text))
+        }
+
+        fn take(&self, admitted: &Admitted) -> Result<(), Refused> {
+            Runtime::new().unwrap().block_on(self.desk.take(admitted))
+        }
+    }
+
+    fn is(outcome: Result<impl fmt::Debug, Refused>, why: Refusal) {
+        let refused = outcome.unwrap_err();
+        assert!(matches!(&refused, Refused::Token(found) if *found == why), "{refused}");
+    }
+
+    #[test]
+    fn a_desk_takes_a_token_once_and_from_its_holder() {
+        let world = world();
+        let token = world.token(60);
+        // Who receives it, and presents it elsewhere.
+        is(world.admit(&token, 1, 2), Refusal::Unknown);
+        let [one, two] = [1, 2].map(|session| world.admit(&token, session, session).unwrap());
+        assert_eq!(Guest::Identity { identity: one.identity.clone() }, token.guest);
+        assert_ne!(one.proof, two.proof, "each answer is for its session");
+        world.take(&two).unwrap();
+        is(world.take(&one), Refusal::Used);
+        is(world.admit(&token, 3, 3), Refusal::Used);
+    }
+
+    #[test]
+    fn only_who_knows_the_secret_is_told_what_became_of_a_token() {
+        let world = world();
+        let token = world.token(60);
+        for _ in 0..5 {
+            is(world.admit(&token, 1, 2), Refusal::Unknown);
+        }
+        is(world.admit(&token, 1, 1), Refusal::Void);
+        for text in ["", "x", "0.x", &format!("{}.x", "0".repeat(32))] {
+            is(
+                Runtime::new().unwrap().block_on(world.desk.admit(&Exported([1; 32]), text)),
+                Refusal::Unknown,
+            );
+        }
+        let secret = Secret::generate().unwrap();
+        let stranger = Token { secret, ..token.clone() };
+        is(world.admit(&stranger, 1, 1), Refusal::Unknown);
+    }
+
+    #[test]
+    fn a_token_that_is_late_or_for_something_else_is_not_taken() {
+        let world = world();
+        let token = world.token(60);
+        let keep = |guest: Guest, expires| {
+            let secret = Secret::generate().unwrap();
+            let (id, verifier) = (secret.id(), secret.verifier());
+            world.tokens.put(&Record { id, guest: guest.clone(), expires, verifier }).unwrap();
+            Token { secret, guest, ..token.clone() }
+        };
+        let late = keep(token.guest.clone(), unix_seconds(SystemTime::now()));
+        is(world.admit(&late, 1, 1), Refusal::Expired);
+        let to_join = keep(Guest::Cluster(issuer()), u64::MAX);
+        assert!(matches!(world.admit(&to_join, 1, 1), Err(Refused::ToJoin)));
+    }
+}

@@ -1,0 +1,167 @@
+//! What this gateway shows: loaded at start, or got by a token, and renewed by the agents that it follows. Not the
+//! asking: that is `isthmus_xds::enrol`.
+
+use std::fs::File;
+use std::io::{self, Read as _};
+use std::path::Path;
+use std::sync::Arc;
+
+use isthmus_certs::trust::{LoadError, Watch};
+use isthmus_certs::{SpiffeId, Trust, TrustFiles};
+use isthmus_xds::enrol::{EnrolError, Keeper, Standing, first};
+use isthmus_xds::join::Token;
+
+use crate::config::settings::{FirstToken, Fixed, Kept, Source, Trusts};
+use crate::config::{gateway_of, is_default_cluster, read_token};
+use crate::control::Control;
+
+/// Longer is no token.
+const LONGEST_TOKEN: u64 = 4_096;
+
+/// Why a gateway has no identity, and will not have one.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Its files cannot be used.
+    #[error(transparent)]
+    Load(#[from] LoadError),
+    /// Its directory has nothing, and there is no token.
+    #[error(
+        "{}: {why}; add `token: …`, which `isthmus-agent token create --gateway NAME` prints, to trust",
+        directory.display()
+    )]
+    NoToken {
+        /// Which directory.
+        directory: std::path::PathBuf,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// The file has none.
+    #[error("token_file: {}: {why}", path.display())]
+    TokenFile {
+        /// Which file.
+        path: std::path::PathBuf,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// The directory is another gateway's.
+    #[error(
+        "{} has the certificate of {found}, and the token is for {wanted}; use another directory",
+        directory.display()
+    )]
+    Other {
+        /// Which directory.
+        directory: std::path::PathBuf,
+        /// Whose certificate it has.
+        found: SpiffeId,
+        /// For whom the token is.
+        wanted: SpiffeId,
+    },
+    /// The agent does not give it a certificate.
+    #[error(transparent)]
+    Refused(#[from] EnrolError),
+}
+
+/// How a gateway begins.
+#[derive(Debug)]
+pub(crate) enum Beginning {
+    /// It has no identity, and needs none.
+    Nobody,
+    /// It has one.
+    Somebody(Trust),
+    /// It is to get one.
+    Awaits(Box<Token>, SpiffeId),
+}
+
+impl Beginning {
+    /// What the settings come to now.
+    pub(crate) fn of(trusts: Option<&Trusts>) -> Result<Beginning, Error> {
+        match trusts {
+            None => Ok(Beginning::Nobody),
+            Some(Trusts::Files(files)) => Ok(Beginning::Somebody(Trust::load(files)?)),
+            Some(trusts @ Trusts::Kept(kept)) => kept_or_awaited(kept, &trusts.files()),
+        }
+    }
+
+    /// Where the file does not say in which cluster the gateway stands, its identity does.
+    pub(crate) fn complete(&self, fixed: &mut Fixed) {
+        let id = match self {
+            Beginning::Nobody => return,
+            Beginning::Somebody(trust) => trust.current().identity.id().clone(),
+            Beginning::Awaits(_, id) => id.clone(),
+        };
+        if let Some(cluster) = gateway_of(&id).filter(|_| is_default_cluster(&fixed.node.cluster)) {
+            cluster.clone_into(&mut fixed.node.cluster);
+        }
+    }
+}
+
+fn kept_or_awaited(kept: &Kept, files: &TrustFiles) -> Result<Beginning, Error> {
+    let directory = || kept.directory.clone();
+    let why = match kept.folder().standing(files) {
+        Standing::Good(trust) => {
+            let found = trust.current().identity.id().clone();
+            return match &kept.token {
+                FirstToken::Token(_, wanted) if *wanted != found => {
+                    Err(Error::Other { directory: directory(), found, wanted: wanted.clone() })
+                }
+                _ => Ok(Beginning::Somebody(trust)),
+            };
+        }
+        Standing::Absent => "there is no certificate in it yet".to_owned(),
+        Standing::Bad(error) => error.to_string(),
+    };
+    match &kept.token {
+        FirstToken::None => Err(Error::NoToken { directory: directory(), why }),
+        FirstToken::Token(token, id) => Ok(Beginning::Awaits(token.clone(), id.clone())),
+        FirstToken::File(path) => {
+            let wrong = |why| Error::TokenFile { path: path.clone(), why };
+            let text = text(path).map_err(|error| wrong(error.to_string()))?;
+            let (token, id) = read_token(&text).map_err(wrong)?;
+            Ok(Beginning::Awaits(Box::new(token), id))
+        }
+    }
+}
+
+fn text(path: &Path) -> io::Result<String> {
+    let mut text = String::new();
+    File::open(path)?.take(LONGEST_TOKEN).read_to_string(&mut text)?;
+    Ok(text)
+}
+
+/// Waits for the first certificate, and shows it from then on.
+///
+/// # Errors
+/// There will be none.
+pub(crate) async fn awaited(token: &Token, control: &Control) -> Result<Option<Watch>, Error> {
+    let Some(trusts @ Trusts::Kept(kept)) = &control.process.fixed.trust else { return Ok(None) };
+    tracing::info!(agent = %token.address, "waiting for the first certificate");
+    let failed = |error: &EnrolError| {
+        tracing::warn!(problem = ?error.to_string(), "no first certificate yet; it is tried again");
+        control.renewal.failed(error.to_string());
+    };
+    first(token, &kept.folder(), failed).await?;
+    let files = trusts.files();
+    let trust = Trust::load(&files)?;
+    tracing::info!(identity = %trust.current().identity.id(), "the first certificate is here");
+    let _once = control.process.trust.set(trust.clone());
+    control.renewal.came_about();
+    Ok(trust.watch(files).ok())
+}
+
+/// Renews what the gateway keeps, for as long as it runs; nothing, where others keep it.
+pub(crate) async fn keep(control: Arc<Control>) -> io::Result<()> {
+    let fixed = &control.process.fixed;
+    let (Some(trusts @ Trusts::Kept(kept)), Some(trust)) = (&fixed.trust, control.process.trust.get()) else {
+        return Ok(());
+    };
+    let agents = match fixed.xds.as_ref().map(|xds| &xds.source) {
+        Some(Source::Agents(agents)) => agents.clone(),
+        _ => return Ok(()),
+    };
+    let own = trust.current().identity.id().clone();
+    let cluster = gateway_of(&own).and_then(|cluster| cluster.parse().ok());
+    let cluster = cluster.ok_or_else(|| io::Error::other(format!("{own} is no gateway of a cluster")))?;
+    let keeper = Keeper::new(kept.folder(), trusts.files(), trust.clone(), agents, cluster);
+    keeper.map_err(io::Error::other)?.telling(Arc::clone(&control.renewal)).run().await;
+    Ok(())
+}
