@@ -115,6 +115,9 @@ fn main() -> ExitCode {
 fn check(file: Option<PathBuf>) -> anyhow::Result<()> {
     let Some(file) = file else { return say(&config::schema()) };
     let settings = config::load(&file)?;
+    for warning in &settings.warnings {
+        eprintln!("warning: {warning}");
+    }
     say(&format!(
         "{}: right; cluster {}, gateways: {}",
         file.display(),
@@ -170,6 +173,9 @@ fn enrol(args: &EnrolArgs) -> anyhow::Result<()> {
 fn run(file: &Path) -> anyhow::Result<()> {
     start_log();
     let settings = config::load(file)?;
+    for warning in &settings.warnings {
+        tracing::warn!("{warning}");
+    }
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     runtime.block_on(async {
         let agent = Agent::bind(settings).await?;
