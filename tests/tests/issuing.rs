@@ -28,7 +28,7 @@ use isthmus_tests::setup::Setup;
 use isthmus_tests::wait::{until, until_some};
 use isthmus_tests::workload::{Caller, Demands, endpoint};
 use isthmus_tests::{binary, figure};
-use isthmus_xds::enrol::{EnrolError, by_token};
+use isthmus_xds::enrol::{EnrolError, Folder, by_token, first};
 use isthmus_xds::join::Token;
 use isthmus_xds::join::first::meet;
 use isthmus_xds::proto::istio::v1::auth::IstioCertificateRequest;
@@ -60,6 +60,13 @@ fn create(cluster: &Cluster, words: &[&str]) -> Result<String, String> {
     let at = cluster.agent_address().to_string();
     let text = cluster.command(&[&["token", "create", "--address", &at], words].concat())?;
     Ok(text.trim().to_owned())
+}
+
+/// A token whose record is in one of the directories of a cluster.
+fn create_in(cluster: &mut Cluster, state: &str, words: &[&str]) -> String {
+    let state = cluster.path(state).display().to_string();
+    cluster.set("state", &state);
+    create(cluster, words).unwrap()
 }
 
 /// A gateway that is told its agent's address and a token, and nothing else.
@@ -366,10 +373,10 @@ fn strangers_cost_little_and_keep_nobody_out() {
     let mut cluster = issuing("1h");
     let good: Token = create(&cluster, &["--workload", MYSQL]).unwrap().parse().unwrap();
     // Made by the same agent's identity, and known to nobody: its record is elsewhere.
-    let state = cluster.path("elsewhere").display().to_string();
-    cluster.set("state", &state);
-    let unknown: Token = create(&cluster, &["--workload", MYSQL]).unwrap().parse().unwrap();
+    let unknown: Token = create_in(&mut cluster, "elsewhere", &["--workload", MYSQL]).parse().unwrap();
+    let other: Token = create_in(&mut cluster, "state", &["--gateway", "gw-2"]).parse().unwrap();
     let before = cluster.process().memory();
+    let folder = Folder::new(cluster.path("meanwhile"));
     Runtime::new().unwrap().block_on(async {
         let mut all = tokio::task::JoinSet::new();
         let turns = Arc::new(tokio::sync::Semaphore::new(200));
@@ -380,6 +387,8 @@ fn strangers_cost_little_and_keep_nobody_out() {
                 by_token(&unknown).await.map(drop)
             });
         }
+        // Somebody with a good token comes in between.
+        let meanwhile = tokio::spawn(async move { first(&other, &folder, |_| ()).await });
         let mut refused = 0;
         while let Some(ended) = all.join_next().await {
             let error = ended.unwrap().unwrap_err();
@@ -388,11 +397,12 @@ fn strangers_cost_little_and_keep_nobody_out() {
         }
         figure!("{refused} of {STRANGERS} heard that they are refused");
         assert!(refused > 0);
+        meanwhile.await.unwrap().unwrap();
     });
     let more = cluster.process().memory().saturating_sub(before);
     figure!("{} KiB more for {STRANGERS} strangers", more >> 10);
     assert!(more < 64 * MIB, "{more} bytes more");
-    assert_eq!(cluster.ask("/status")["issuing"]["signed"], 0);
+    assert_eq!(cluster.ask("/status")["issuing"]["signed"], 1, "of all, one had a token");
 
     // A request that is none costs no token.
     Runtime::new().unwrap().block_on(async {
@@ -403,13 +413,14 @@ fn strangers_cost_little_and_keep_nobody_out() {
                 let stream = once.take().map(hyper_util::rt::TokioIo::new);
                 async move { stream.ok_or_else(|| std::io::Error::other("over")) }
             });
-            let channel = tonic::transport::Endpoint::from_static("http://x").connect_with_connector(connect);
+            let http = tonic::transport::Endpoint::from_static("http://x");
+            let channel = http.connect_with_connector(connect).await.unwrap();
             let message =
                 IstioCertificateRequest { csr: csr.to_owned(), ..IstioCertificateRequest::default() };
             let mut request = tonic::Request::new(message);
             let bearer = format!("Bearer {}", meeting.bearer).parse().unwrap();
             request.metadata_mut().insert("authorization", bearer);
-            let mut client = IstioCertificateServiceClient::new(channel.await.unwrap());
+            let mut client = IstioCertificateServiceClient::new(channel);
             let status = client.create_certificate(request).await.unwrap_err();
             let told = status.message().contains("PKCS#10") && status.message().contains("not used up");
             assert!(told || csr.len() > 1_000, "{status}");

@@ -51,7 +51,6 @@ pub enum EnrolError {
         /// Where.
         at: Target,
         /// What is wrong.
-        #[source]
         cause: Box<MeetError>,
     },
     /// Nobody is there, or somebody else than an agent of the own cluster.
@@ -89,7 +88,6 @@ pub enum EnrolError {
         /// Where.
         at: Target,
         /// What is wrong with it.
-        #[source]
         cause: Box<AnswerError>,
     },
     /// There is no key.

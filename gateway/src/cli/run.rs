@@ -3,7 +3,6 @@
 use std::io::{self, IsTerminal, Write as _};
 use std::sync::Arc;
 
-use anyhow::Context;
 use isthmus_gateway::config;
 use isthmus_gateway::control::Control;
 use isthmus_gateway::gateway::Gateway;

@@ -158,9 +158,11 @@ impl Keeper {
     }
 
     fn due(&self) -> SystemTime {
-        let trusted = self.trust.current();
-        let facts = trusted.identity.chain().first().and_then(|leaf| Facts::of(leaf).ok());
-        facts.map_or_else(SystemTime::now, |facts| renew_at(&facts).into())
+        self.leaf().map_or_else(SystemTime::now, |leaf| renew_at(&leaf).into())
+    }
+
+    fn leaf(&self) -> Option<Facts> {
+        self.trust.current().identity.chain().first().and_then(|leaf| Facts::of(leaf).ok())
     }
 
     /// Of the first agent that gives one; else what each of them says.
@@ -186,6 +188,9 @@ impl Keeper {
                 }
                 Err(error) => problems.push(error.to_string()),
             }
+        }
+        if self.leaf().is_some_and(|leaf| SystemTime::from(leaf.not_after) < SystemTime::now()) {
+            problems.push("the certificate has expired: enrol again with a new token".to_owned());
         }
         Err(problems.join("; "))
     }

@@ -34,7 +34,6 @@ pub struct IntermediateError {
     /// Which file.
     pub path: PathBuf,
     /// Why.
-    #[source]
     pub cause: Box<IntermediateCause>,
 }
 
