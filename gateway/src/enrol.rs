@@ -1,4 +1,4 @@
-//! What this gateway shows: loaded at start, or got by a token, and renewed by the agents that it follows. Not the
+//! What this gateway shows: loaded at start, or got by a token, and renewed by whom it follows. Not the
 //! asking: that is `isthmus_xds::enrol`.
 
 use std::fs::File;
@@ -8,10 +8,11 @@ use std::sync::Arc;
 
 use isthmus_certs::trust::{LoadError, Watch};
 use isthmus_certs::{SpiffeId, Trust, TrustFiles};
-use isthmus_xds::enrol::{EnrolError, Keeper, Standing, first};
+use isthmus_xds::enrol::{ControlPlane, EnrolError, Keeper, Known, Standing, first, first_of};
 use isthmus_xds::join::Token;
+use rustls::pki_types::DnsName;
 
-use crate::config::settings::{FirstToken, Fixed, Kept, Source, Trusts};
+use crate::config::settings::{self, FirstToken, Fixed, Kept, Source, Trusts};
 use crate::config::{gateway_of, is_default_cluster, read_token};
 use crate::control::Control;
 
@@ -69,7 +70,16 @@ pub(crate) enum Beginning {
     /// It has one.
     Somebody(Trust),
     /// It is to get one.
-    Awaits(Box<Token>, SpiffeId),
+    Awaits(First),
+}
+
+/// By what a gateway gets its first certificate.
+#[derive(Debug)]
+pub(crate) enum First {
+    /// A token of an agent, and who it makes the gateway.
+    Token(Box<Token>, SpiffeId),
+    /// Whatever the control plane knows it by.
+    ControlPlane,
 }
 
 impl Beginning {
@@ -85,9 +95,9 @@ impl Beginning {
     /// Where the file does not say in which cluster the gateway stands, its identity does.
     pub(crate) fn complete(&self, fixed: &mut Fixed) {
         let id = match self {
-            Beginning::Nobody => return,
+            Beginning::Nobody | Beginning::Awaits(First::ControlPlane) => return,
             Beginning::Somebody(trust) => trust.current().identity.id().clone(),
-            Beginning::Awaits(_, id) => id.clone(),
+            Beginning::Awaits(First::Token(_, id)) => id.clone(),
         };
         if let Some(cluster) = gateway_of(&id).filter(|_| is_default_cluster(&fixed.node.cluster)) {
             cluster.clone_into(&mut fixed.node.cluster);
@@ -111,13 +121,14 @@ fn kept_or_awaited(kept: &Kept, files: &TrustFiles) -> Result<Beginning, Error> 
         Standing::Bad(error) => error.to_string(),
     };
     match &kept.token {
+        _ if kept.bundles.is_some() => Ok(Beginning::Awaits(First::ControlPlane)),
         FirstToken::None => Err(Error::NoToken { directory: directory(), why }),
-        FirstToken::Token(token, id) => Ok(Beginning::Awaits(token.clone(), id.clone())),
+        FirstToken::Token(token, id) => Ok(Beginning::Awaits(First::Token(token.clone(), id.clone()))),
         FirstToken::File(path) => {
             let wrong = |why| Error::TokenFile { path: path.clone(), why };
             let text = text(path).map_err(|error| wrong(error.to_string()))?;
             let (token, id) = read_token(&text).map_err(wrong)?;
-            Ok(Beginning::Awaits(Box::new(token), id))
+            Ok(Beginning::Awaits(First::Token(Box::new(token), id)))
         }
     }
 }
@@ -132,14 +143,18 @@ fn text(path: &Path) -> io::Result<String> {
 ///
 /// # Errors
 /// There will be none.
-pub(crate) async fn awaited(token: &Token, control: &Control) -> Result<Option<Watch>, Error> {
+pub(crate) async fn awaited(by: &First, control: &Control) -> Result<Option<Watch>, Error> {
     let Some(trusts @ Trusts::Kept(kept)) = &control.process.fixed.trust else { return Ok(None) };
-    tracing::info!(agent = %token.address, "waiting for the first certificate");
+    tracing::info!("waiting for the first certificate");
     let failed = |error: &EnrolError| {
         tracing::warn!(problem = ?error.to_string(), "no first certificate yet; it is tried again");
         control.renewal.failed(error.to_string());
     };
-    first(token, &kept.folder(), failed).await?;
+    match (by, control_plane(&control.process.fixed, kept)) {
+        (First::Token(token, _), _) => first(token, &kept.folder(), failed).await?,
+        (First::ControlPlane, Some(plane)) => first_of(&plane, &kept.folder(), failed).await,
+        (First::ControlPlane, None) => return Ok(None),
+    }
     let files = trusts.files();
     let trust = Trust::load(&files)?;
     tracing::info!(identity = %trust.current().identity.id(), "the first certificate is here");
@@ -154,14 +169,39 @@ pub(crate) async fn keep(control: Arc<Control>) -> io::Result<()> {
     let (Some(trusts @ Trusts::Kept(kept)), Some(trust)) = (&fixed.trust, control.process.trust.get()) else {
         return Ok(());
     };
-    let agents = match fixed.xds.as_ref().map(|xds| &xds.source) {
-        Some(Source::Agents(agents)) => agents.clone(),
-        _ => return Ok(()),
+    let (folder, files) = (kept.folder(), trusts.files());
+    let keeper = match fixed.xds.as_ref().map(|xds| &xds.source) {
+        Some(Source::Agents(agents)) => {
+            let own = trust.current().identity.id().clone();
+            let cluster = gateway_of(&own).and_then(|cluster| cluster.parse().ok());
+            let cluster =
+                cluster.ok_or_else(|| io::Error::other(format!("{own} is no gateway of a cluster")))?;
+            Keeper::new(folder, files, trust.clone(), agents.clone(), cluster).map_err(io::Error::other)?
+        }
+        Some(Source::ControlPlane(_)) => match control_plane(fixed, kept) {
+            Some(plane) => Keeper::of_control_plane(folder, files, trust.clone(), plane),
+            None => return Ok(()),
+        },
+        None => return Ok(()),
     };
-    let own = trust.current().identity.id().clone();
-    let cluster = gateway_of(&own).and_then(|cluster| cluster.parse().ok());
-    let cluster = cluster.ok_or_else(|| io::Error::other(format!("{own} is no gateway of a cluster")))?;
-    let keeper = Keeper::new(kept.folder(), trusts.files(), trust.clone(), agents, cluster);
-    keeper.map_err(io::Error::other)?.telling(Arc::clone(&control.renewal)).run().await;
+    keeper.telling(Arc::clone(&control.renewal)).run().await;
     Ok(())
+}
+
+/// The control plane that issues, if one does.
+fn control_plane(fixed: &Fixed, kept: &Kept) -> Option<ControlPlane> {
+    let Source::ControlPlane(plane) = &fixed.xds.as_ref()?.source else { return None };
+    let FirstToken::File(token_file) = &kept.token else { return None };
+    let named = plane.metadata.get("CLUSTER_ID").and_then(|id| id.as_str()).map(str::to_owned);
+    let own = Some(fixed.node.cluster.clone()).filter(|cluster| !is_default_cluster(cluster));
+    Some(ControlPlane {
+        addresses: plane.addresses.clone(),
+        server: match &plane.server {
+            settings::Known::Identity(id) => Known::Identity(id.clone()),
+            settings::Known::Name(name) => Known::Name(DnsName::try_from(name.as_str().to_owned()).ok()?),
+        },
+        bundles: kept.bundles.clone()?,
+        token_file: token_file.clone(),
+        cluster: named.or(own),
+    })
 }

@@ -10,7 +10,6 @@ use std::time::Duration;
 
 use isthmus_certs::Trust;
 use isthmus_certs::trust;
-use isthmus_xds::join::Token;
 use tokio::runtime::Builder;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
@@ -18,7 +17,7 @@ use tokio::task::JoinSet;
 use crate::config::settings::{ControlPlane, Settings, Source};
 use crate::control::Control;
 use crate::drain;
-use crate::enrol::{self, Beginning};
+use crate::enrol::{self, Beginning, First};
 use crate::limits::Limits;
 use crate::listen::{self, Accepted, Lane};
 use crate::live::Live;
@@ -101,7 +100,7 @@ impl Gateway {
         let control = Arc::new(Control::new(settings, Arc::clone(&process), workers.clone()));
 
         let follow = match beginning {
-            Beginning::Awaits(token, _) => Followed::Awaits(token),
+            Beginning::Awaits(first) => Followed::Awaits(first),
             Beginning::Nobody | Beginning::Somebody(_) => followed(&control).map_err(Error::Kept)?,
         };
         let (lanes, takers): (Vec<_>, Vec<_>) = workers
@@ -298,7 +297,7 @@ fn spawn(name: String, work: impl Future<Output = ()> + Send + 'static) -> io::R
 enum Followed {
     Nobody,
     /// Once there is a certificate.
-    Awaits(Box<Token>),
+    Awaits(First),
     Agents(Box<learn::Follow>),
     ControlPlane(ControlPlane, Trust),
 }
@@ -323,8 +322,8 @@ impl Followed {
     async fn follow(self, control: Arc<Control>) -> io::Result<()> {
         match self {
             Followed::Nobody => Ok(()),
-            Followed::Awaits(token) => {
-                let _files = match enrol::awaited(&token, &control).await {
+            Followed::Awaits(first) => {
+                let _files = match enrol::awaited(&first, &control).await {
                     Ok(files) => files,
                     Err(error) => {
                         control.give_up(format!("trust: {error}"));
@@ -339,7 +338,11 @@ impl Followed {
                 let (followed, renewed) = tokio::join!(agents.run(), renewing);
                 followed.and(renewed)
             }
-            Followed::ControlPlane(one, trust) => foreign::follow(one, trust, control).await,
+            Followed::ControlPlane(one, trust) => {
+                let renewing = enrol::keep(Arc::clone(&control));
+                let (followed, renewed) = tokio::join!(foreign::follow(one, trust, control), renewing);
+                followed.and(renewed)
+            }
         }
     }
 }

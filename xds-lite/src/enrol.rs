@@ -1,8 +1,10 @@
 //! Certificates from an agent, the side that gets them: the first by a token, the next by the one before, written to a
-//! directory once they are seen to be good. Not who may have one: the agent decides that (`issuing`).
+//! directory once they are seen to be good; or from a foreign control plane, by a token that is replaced. Not who may
+//! have one: the agent decides that (`issuing`).
 
 mod answer;
 pub mod cli;
+mod control_plane;
 mod folder;
 mod keep;
 
@@ -13,9 +15,9 @@ use std::time::Duration;
 use hyper_util::rt::TokioIo;
 use isthmus_certs::{Bundle, Client, KeyKind, Request, SpiffeId};
 use tokio::time::timeout;
-use tonic::metadata::AsciiMetadataValue;
+use tonic::metadata::{AsciiMetadataValue, MetadataMap};
 use tonic::transport::{Channel, Endpoint};
-use tonic::{Code, Status};
+use tonic::{Code, Extensions, Status};
 use tower::service_fn;
 
 use crate::config::address::Target;
@@ -26,8 +28,9 @@ use crate::proto::istio::v1::auth::istio_certificate_service_client::IstioCertif
 use crate::proto::istio::v1::auth::{IstioCertificateRequest, IstioCertificateResponse};
 
 pub use answer::{AnswerError, Granted};
+pub use control_plane::{ControlPlane, Known};
 pub use folder::{Folder, FolderError, Origin, Standing};
-pub use keep::{Keeper, KeeperError, Renewal, first};
+pub use keep::{Keeper, KeeperError, Renewal, first, first_of};
 
 /// From the first packet to the answer.
 const DEADLINE: Duration = Duration::from_secs(15);
@@ -90,6 +93,9 @@ pub enum EnrolError {
         /// What is wrong with it.
         cause: Box<AnswerError>,
     },
+    /// Something here is not as it must be.
+    #[error("{0}")]
+    Setup(String),
     /// There is no key.
     #[error("no key can be made: {0}")]
     Key(String),
@@ -145,8 +151,9 @@ pub async fn by_token(token: &Token) -> Result<Granted, EnrolError> {
         let channel = Endpoint::from_static("http://agent.isthmus").connect_with_connector(connect).await;
         let channel = channel.map_err(|error| broken(at, &error))?;
         let bearer = AsciiMetadataValue::try_from(format!("Bearer {bearer}"));
-        let bearer = bearer.map_err(|error| EnrolError::Key(error.to_string()))?;
-        let (request, response) = ask(at, channel, Some(bearer)).await?;
+        let mut metadata = MetadataMap::new();
+        metadata.insert("authorization", bearer.map_err(|error| EnrolError::Key(error.to_string()))?);
+        let (request, response) = ask(at, channel, metadata).await?;
         let proof = response.metadata().get(PROOF).and_then(|proof| proof.to_str().ok());
         if !proof.is_some_and(|proof| answer.is_proven(proof)) {
             return Err(EnrolError::Unproven(at.clone()));
@@ -173,7 +180,7 @@ pub async fn by_certificate(
     let asked = timeout(DEADLINE, async {
         let channel =
             dial(at, tls).await.map_err(|error| EnrolError::Dial { at: at.clone(), why: told(&error) })?;
-        let (request, response) = ask(at, channel, None).await?;
+        let (request, response) = ask(at, channel, MetadataMap::new()).await?;
         Granted::new(&request, &response, own, known)
             .map_err(|cause| EnrolError::Answer { at: at.clone(), cause: Box::new(cause) })
     });
@@ -184,15 +191,12 @@ pub async fn by_certificate(
 async fn ask(
     at: &Target,
     channel: Channel,
-    bearer: Option<AsciiMetadataValue>,
+    metadata: MetadataMap,
 ) -> Result<(Request, tonic::Response<IstioCertificateResponse>), EnrolError> {
     let key = Request::generate(KeyKind::P256).map_err(|error| EnrolError::Key(error.to_string()))?;
     let csr = key.to_pem().map_err(|error| EnrolError::Key(error.to_string()))?;
     let message = IstioCertificateRequest { csr, validity_duration: 0, metadata: None };
-    let mut request = tonic::Request::new(message);
-    if let Some(bearer) = bearer {
-        request.metadata_mut().insert("authorization", bearer);
-    }
+    let request = tonic::Request::from_parts(metadata, Extensions::default(), message);
     let mut client = IstioCertificateServiceClient::new(channel).max_decoding_message_size(MAX_ANSWER);
     let answered = client.create_certificate(request).await;
     let response = answered.map_err(|status| match std::error::Error::source(&status) {

@@ -220,6 +220,16 @@ fn a_gateways_own_directory_stands_in_the_place_of_files() {
         let problems = parse(&with(trust), Path::new("gateway.yaml")).unwrap_err().to_string();
         assert!(problems.contains(why) && !problems.contains("secret-x"), "{trust}: {problems}");
     }
+    let foreign = |trust: &str| {
+        let xds = "xds: {control_plane: {addresses: ['10.0.0.1:15012'], tls_name: istiod.example}}";
+        with_listener(&format!("trust: {{{trust}}}\n{xds}\n"))
+    };
+    let settings = good(&foreign("directory: a, bundles: b, token_file: c"));
+    assert_eq!(settings.fixed.trust.unwrap().files().bundles, Path::new("b"));
+    let problems = parse(&foreign("directory: a, token: x"), Path::new("x")).unwrap_err().to_string();
+    for why in ["and no bundles for the", "and no token_file for the", "has a directory, and token;"] {
+        assert!(problems.contains(why), "{problems}");
+    }
     let alone = parse(&with_listener("trust: {directory: a}\n"), Path::new("x")).unwrap_err().to_string();
     assert!(alone.contains("nobody would renew what is in it"), "{alone}");
 }

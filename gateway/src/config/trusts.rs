@@ -21,11 +21,13 @@ pub enum Trusts {
     Kept(Kept),
 }
 
-/// A directory in which a gateway keeps a certificate that its agents issue.
+/// A directory in which a gateway keeps a certificate that its agents, or a control plane, issue.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Kept {
     /// Which.
     pub directory: PathBuf,
+    /// A directory with bundles, where a control plane issues; agents give theirs with the certificate.
+    pub bundles: Option<PathBuf>,
     /// A directory with deny-lists.
     pub deny: Option<PathBuf>,
     /// A directory with revocation lists.
@@ -74,13 +76,17 @@ impl Trusts {
     pub fn files(&self) -> TrustFiles {
         match self {
             Trusts::Files(files) => files.clone(),
-            Trusts::Kept(kept) => kept.folder().files(TrustFiles {
-                deny: kept.deny.clone(),
-                crls: kept.crls.clone(),
-                stale_crl: kept.stale_crl,
-                outage_budget: kept.outage_budget,
-                ..TrustFiles::default()
-            }),
+            Trusts::Kept(kept) => {
+                let files = kept.folder().files(TrustFiles {
+                    deny: kept.deny.clone(),
+                    crls: kept.crls.clone(),
+                    stale_crl: kept.stale_crl,
+                    outage_budget: kept.outage_budget,
+                    ..TrustFiles::default()
+                });
+                let bundles = kept.bundles.clone().unwrap_or_else(|| files.bundles.clone());
+                TrustFiles { bundles, ..files }
+            }
         }
     }
 }

@@ -79,6 +79,18 @@ impl Granted {
         Ok(Granted { identity, bundle })
     }
 
+    /// What an answer grants to who knows whom to believe, and is told by it who he is.
+    pub(super) fn believed(
+        request: &Request,
+        response: &Response<IstioCertificateResponse>,
+        bundles: &TrustBundles,
+    ) -> Result<Granted, AnswerError> {
+        let identity = request.issued(&response.get_ref().cert_chain)?.identity;
+        bundles.verify(identity.chain(), Role::Client, UnixTime::now())?;
+        let bundle = bundles.get(identity.id().trust_domain()).cloned().unwrap_or_default();
+        Ok(Granted { identity, bundle })
+    }
+
     /// Whether the root that a token names is among them.
     pub(super) fn has_root(&self, pin: KeyPin) -> Result<(), AnswerError> {
         let is_it = |facts: Facts| facts.pin == pin;

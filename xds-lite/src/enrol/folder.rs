@@ -148,13 +148,17 @@ impl Folder {
         let Origin { address, cluster } = origin;
         let written = Written { agent: address.to_string(), cluster: cluster.to_string() };
         let issuer = serde_json::to_string_pretty(&written).map_err(FormatError::from)?;
-        let entries = [
-            Entry::public(CERTIFICATE, identity.chain_pem()),
-            Entry::secret(KEY, identity.key_pem()),
-            Entry::public(ROOTS, pem::encode(bundle.roots())),
-            Entry::public(ISSUER, issuer + "\n"),
-        ];
+        let [certificate, key, roots] = shown(granted);
+        let entries = [certificate, key, roots, Entry::public(ISSUER, issuer + "\n")];
         Ok(files::publish(&self.0, &entries)?)
+    }
+
+    /// Keeps a certificate in place of the one before, where the bundles are elsewhere.
+    ///
+    /// # Errors
+    /// What was there before is there still.
+    pub fn put_alone(&self, granted: &Granted) -> Result<(), FolderError> {
+        Ok(files::publish(&self.0, &shown(granted))?)
     }
 
     /// What is known of a domain.
@@ -167,6 +171,15 @@ impl Folder {
     fn bundle_file(&self, domain: &TrustDomain) -> PathBuf {
         self.0.join(BUNDLES).join(format!("{domain}.json"))
     }
+}
+
+fn shown(granted: &Granted) -> [Entry; 3] {
+    let Granted { identity, bundle } = granted;
+    [
+        Entry::public(CERTIFICATE, identity.chain_pem()),
+        Entry::secret(KEY, identity.key_pem()),
+        Entry::public(ROOTS, pem::encode(bundle.roots())),
+    ]
 }
 
 impl Origin {

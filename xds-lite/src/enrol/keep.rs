@@ -6,9 +6,9 @@ use std::time::{Duration, SystemTime};
 
 use isthmus_certs::facts::Facts;
 use isthmus_certs::home::renew_at;
-use isthmus_certs::{Client, ConfigError, IdPattern, Peer, SpiffeIdError, Trust, TrustFiles};
+use isthmus_certs::{Client, ConfigError, IdPattern, Peer, SpiffeId, SpiffeIdError, Trust, TrustFiles};
 
-use super::{EnrolError, Folder, Origin, by_certificate, by_token};
+use super::{ControlPlane, EnrolError, Folder, Origin, by_certificate, by_token};
 use crate::config::address::Target;
 use crate::join::Token;
 use crate::slice::Cluster;
@@ -41,6 +41,21 @@ pub(super) async fn attempt(token: &Token, folder: &Folder) -> Result<(), EnrolE
     folder.prepare()?;
     let granted = by_token(token).await?;
     Ok(folder.put(&granted, &Origin::of(token.address.clone(), &token.issuer))?)
+}
+
+/// Gets the first certificate of a control plane into a directory, however long it is away or refuses: its tokens are
+/// replaced. `failed` hears of each attempt.
+pub async fn first_of(plane: &ControlPlane, folder: &Folder, mut failed: impl FnMut(&EnrolError)) {
+    let mut backoff = Backoff::new();
+    while let Err(error) = attempt_of(plane, folder).await {
+        failed(&error);
+        backoff.wait().await;
+    }
+}
+
+async fn attempt_of(plane: &ControlPlane, folder: &Folder) -> Result<(), EnrolError> {
+    folder.prepare()?;
+    Ok(folder.put_alone(&plane.certificate().await?)?)
 }
 
 /// How it stands with the renewal of a certificate.
@@ -91,10 +106,15 @@ pub struct Keeper {
     folder: Folder,
     files: TrustFiles,
     trust: Trust,
-    agents: Vec<Target>,
-    cluster: Cluster,
-    tls: Arc<Client>,
+    source: Source,
     renewal: Arc<Renewal>,
+}
+
+/// Who renews.
+#[derive(Debug)]
+enum Source {
+    Agents { agents: Vec<Target>, cluster: Cluster, tls: Arc<Client> },
+    ControlPlane(ControlPlane),
 }
 
 /// Why a certificate cannot be kept.
@@ -123,7 +143,14 @@ impl Keeper {
         let domain = trust.current().identity.id().trust_domain().id();
         let pattern = IdPattern::parse(&format!("{domain}/isthmus/{cluster}/agent/*"))?;
         let tls = Arc::new(Client::new(trust.clone(), Peer::Matching(vec![pattern]), &[b"h2"])?);
-        Ok(Keeper { folder, files, trust, agents, cluster, tls, renewal: Arc::default() })
+        let source = Source::Agents { agents, cluster, tls };
+        Ok(Keeper { folder, files, trust, source, renewal: Arc::default() })
+    }
+
+    /// One that asks a control plane.
+    #[must_use]
+    pub fn of_control_plane(folder: Folder, files: TrustFiles, trust: Trust, plane: ControlPlane) -> Keeper {
+        Keeper { folder, files, trust, source: Source::ControlPlane(plane), renewal: Arc::default() }
     }
 
     /// One that tells how it stands.
@@ -165,32 +192,46 @@ impl Keeper {
         self.trust.current().identity.chain().first().and_then(|leaf| Facts::of(leaf).ok())
     }
 
-    /// Of the first agent that gives one; else what each of them says.
     async fn renew(&self) -> Result<(), String> {
         let own = self.trust.current().identity.id().clone();
+        let asked = match &self.source {
+            Source::Agents { agents, cluster, tls } => self.of_agents(agents, cluster, tls, &own).await,
+            Source::ControlPlane(plane) => {
+                attempt_of(plane, &self.folder).await.map_err(|error| error.to_string())
+            }
+        };
+        let has_expired = |leaf: Facts| SystemTime::from(leaf.not_after) < SystemTime::now();
+        asked.map_err(|why| match self.leaf().is_some_and(has_expired) {
+            true => format!("{why}; the certificate has expired: it takes a new token"),
+            false => why,
+        })?;
+        self.trust.reload(&self.files);
+        // Else it would be asked for again at once.
+        if self.due() <= SystemTime::now() {
+            return Err(format!("the new certificate is not taken: {}", self.trust.refused().join("; ")));
+        }
+        tracing::info!(identity = %own, "the certificate was renewed");
+        Ok(())
+    }
+
+    /// Of the first agent that gives one; else what each of them says.
+    async fn of_agents(
+        &self,
+        agents: &[Target],
+        cluster: &Cluster,
+        tls: &Arc<Client>,
+        own: &SpiffeId,
+    ) -> Result<(), String> {
         let known = self.folder.bundle(own.trust_domain());
         let mut problems = Vec::new();
-        for agent in &self.agents {
-            match by_certificate(agent, &self.tls, &own, known.as_ref()).await {
+        for agent in agents {
+            match by_certificate(agent, tls, own, known.as_ref()).await {
                 Ok(granted) => {
-                    let origin = Origin { address: agent.clone(), cluster: self.cluster.clone() };
-                    self.folder.put(&granted, &origin).map_err(|error| error.to_string())?;
-                    self.trust.reload(&self.files);
-                    // Else it would be asked for again at once.
-                    if self.due() <= SystemTime::now() {
-                        return Err(format!(
-                            "the new certificate is not taken: {}",
-                            self.trust.refused().join("; ")
-                        ));
-                    }
-                    tracing::info!(identity = %own, %agent, "the certificate was renewed");
-                    return Ok(());
+                    let origin = Origin { address: agent.clone(), cluster: cluster.clone() };
+                    return self.folder.put(&granted, &origin).map_err(|error| error.to_string());
                 }
                 Err(error) => problems.push(error.to_string()),
             }
-        }
-        if self.leaf().is_some_and(|leaf| SystemTime::from(leaf.not_after) < SystemTime::now()) {
-            problems.push("the certificate has expired: enrol again with a new token".to_owned());
         }
         Err(problems.join("; "))
     }

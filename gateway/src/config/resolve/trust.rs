@@ -33,10 +33,12 @@ pub(crate) fn trust(report: &mut Report, file: &raw::File) -> Option<Trusts> {
         defaults::OUTAGE_BUDGET,
     );
     if let Some(directory) = &value.directory {
+        let bundles = path(value.bundles.as_ref()).filter(|_| is_under_control_plane(file));
         kept_by_this(report, file, *spot);
         let token = token(report, place, value);
         let directory = PathBuf::from(&directory.value);
-        return Some(Trusts::Kept(Kept { directory, deny, crls, stale_crl, outage_budget, token: token? }));
+        let kept = Kept { directory, bundles, deny, crls, stale_crl, outage_budget, token: token? };
+        return Some(Trusts::Kept(kept));
     }
     for (key, text) in [("token", &value.token), ("token_file", &value.token_file)] {
         if let Some(text) = text {
@@ -58,30 +60,34 @@ pub(crate) fn trust(report: &mut Report, file: &raw::File) -> Option<Trusts> {
     Some(Trusts::Files(TrustFiles { certificate, key, bundles, deny, crls, stale_crl, outage_budget }))
 }
 
+fn is_under_control_plane(file: &raw::File) -> bool {
+    file.xds.as_ref().is_some_and(|xds| xds.value.control_plane.is_some())
+}
+
 /// What else must be so, or must not, where there is a directory.
 fn kept_by_this(report: &mut Report, file: &raw::File, spot: Spot) {
     let place = Place::Root.key("trust");
-    let others = file.trust.iter().flat_map(|trust| {
-        let At { value, .. } = trust;
-        [("certificate", &value.certificate), ("key", &value.key), ("bundles", &value.bundles)]
-    });
-    for (key, written) in others.filter_map(|(key, written)| Some((key, written.as_ref()?))) {
+    let Some(At { value, .. }) = &file.trust else { return };
+    let mut others = vec![("certificate", &value.certificate), ("key", &value.key)];
+    if is_under_control_plane(file) {
+        others.push(("token", &value.token));
+        for (key, written) in [("bundles", &value.bundles), ("token_file", &value.token_file)] {
+            if written.is_none() {
+                let what = format_args!("{place} has a directory, and no {key} for the control_plane");
+                report.add(spot, what, format_args!("add '{key}: …'"));
+            }
+        }
+    } else {
+        others.push(("bundles", &value.bundles));
+    }
+    for (key, written) in others.into_iter().filter_map(|(key, written)| Some((key, written.as_ref()?))) {
         let what = format_args!("{place} has a directory, and {key}");
         report.add(written.spot, what, "remove one of them: what is in the directory is the gateway's own");
     }
-    match file.xds.as_ref().map(|xds| &xds.value) {
-        Some(xds) if xds.control_plane.is_some() => {
-            let what =
-                format_args!("{place} has a directory, and xds a control_plane, which is not asked for one");
-            report.add(spot, what, "write certificate, key and bundles in its place");
-        }
-        Some(_) => {}
-        None => {
-            let what = format_args!(
-                "{place} has a directory, and there is no xds: nobody would renew what is in it"
-            );
-            report.add(spot, what, "add 'xds: { agents: [ADDRESS:15012] }'");
-        }
+    if file.xds.is_none() {
+        let what =
+            format_args!("{place} has a directory, and there is no xds: nobody would renew what is in it");
+        report.add(spot, what, "add 'xds: { agents: [ADDRESS:15012] }'");
     }
 }
 
