@@ -98,3 +98,84 @@ impl Granted {
         if found { Ok(()) } else { Err(AnswerError::Pin(pin)) }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use isthmus_certs::{Authority, Csr, KeyKind, Leaf, TrustDomain, pem};
+    use tonic::metadata::MetadataValue;
+
+    use super::*;
+
+    const ID: &str = "spiffe://east.example/ns/db/sa/mysql";
+
+    fn root() -> Authority {
+        Authority::generate(TrustDomain::new("east.example").unwrap()).unwrap()
+    }
+
+    /// What `signer` answers to a request, with these roots.
+    fn answer(
+        request: &Request,
+        signer: &Authority,
+        id: &str,
+        roots: &[&Authority],
+        sequence: Option<u64>,
+    ) -> Response<IstioCertificateResponse> {
+        let csr = Csr::parse(request.to_pem().unwrap().as_bytes()).unwrap();
+        let id = SpiffeId::parse(id).unwrap();
+        let leaf = Leaf { id, dns: Vec::new(), ips: Vec::new(), lifetime: Duration::from_secs(60) };
+        let chain = pem::encode(&signer.certify(csr.key(), &leaf).unwrap());
+        let roots = roots.iter().map(|root| root.certificate_pem());
+        let cert_chain = std::iter::once(chain).chain(roots).collect();
+        let mut response = Response::new(IstioCertificateResponse { cert_chain });
+        if let Some(sequence) = sequence {
+            response.metadata_mut().insert(SEQUENCE, MetadataValue::from(sequence));
+        }
+        response
+    }
+
+    #[test]
+    fn only_what_was_asked_for_is_granted() {
+        let (east, other) = (root(), root());
+        let [request, stranger] = [(); 2].map(|()| Request::generate(KeyKind::P256).unwrap());
+        let wanted = SpiffeId::parse(ID).unwrap();
+        let granted = |response| Granted::new(&request, &response, &wanted, None);
+        let good = granted(answer(&request, &east, ID, &[&east], Some(7))).unwrap();
+        assert_eq!((good.identity.id(), good.bundle.sequence), (&wanted, 7));
+        let pin = |root: &Authority| Facts::of(root.certificate()).unwrap().pin;
+        assert!(good.has_root(pin(&east)).is_ok() && good.has_root(pin(&other)).is_err());
+        for (what, response, why) in [
+            (
+                "another's",
+                answer(&request, &east, &ID.replace("mysql", "root"), &[&east], None),
+                "was asked for",
+            ),
+            ("another key", answer(&stranger, &east, ID, &[&east], None), "the key is not the one"),
+            ("no root", answer(&request, &east, ID, &[], None), "no root in it"),
+            ("another root", answer(&request, &east, ID, &[&other], None), "does not verify"),
+            ("nothing", Response::new(IstioCertificateResponse::default()), "no certificate"),
+        ] {
+            let error = granted(response).unwrap_err().to_string();
+            assert!(error.contains(why), "{what}: {error}");
+        }
+    }
+
+    #[test]
+    fn an_agent_that_lags_takes_no_root_back() {
+        let (old, new) = (root(), root());
+        let request = Request::generate(KeyKind::P256).unwrap();
+        let wanted = SpiffeId::parse(ID).unwrap();
+        let both = [old.certificate().clone(), new.certificate().clone()];
+        let known = Bundle::new(wanted.trust_domain(), 9, &both).unwrap();
+        let granted = |roots: &[&Authority], sequence| {
+            let response = answer(&request, &old, ID, roots, sequence);
+            Granted::new(&request, &response, &wanted, Some(&known)).unwrap().bundle
+        };
+        assert_eq!(granted(&[&old], Some(8)), known);
+        for (sequence, expected) in [(Some(10), 10), (None, 9)] {
+            let bundle = granted(&[&old], sequence);
+            assert_eq!((bundle.sequence, bundle.roots().len()), (expected, 1));
+        }
+    }
+}

@@ -200,3 +200,98 @@ fn at(path: &Path, cause: impl Into<IntermediateCause>) -> IntermediateError {
 fn trial(authority: &Authority, id: &SpiffeId) -> Result<Vec<CertificateDer<'static>>, IssueError> {
     Ok(authority.issue(id, &[], TRIAL)?.chain().to_vec())
 }
+
+#[cfg(test)]
+mod tests {
+    use isthmus_certs::home::{Home, Plan};
+    use isthmus_certs::{KeyKind, Request, TrustBundles, TrustDomain};
+    use tempfile::TempDir;
+
+    use super::*;
+
+    const HOUR: Duration = Duration::from_secs(3600);
+
+    struct World {
+        folder: TempDir,
+        trust: Trust,
+    }
+
+    fn world() -> World {
+        let folder = tempfile::tempdir().unwrap();
+        for place in ["own", "other"] {
+            let plan = Plan::new(TrustDomain::new("east.example").unwrap());
+            let mut home = Home::create(&folder.path().join(place), &plan).unwrap();
+            assert!(home.add_cluster("east").unwrap());
+        }
+        let root = Home::open(&folder.path().join("own")).unwrap().root(1).unwrap();
+        let agent = SpiffeId::agent(root.trust_domain(), "east", "a").unwrap();
+        let mut bundles = TrustBundles::new();
+        bundles.add_root(root.trust_domain().clone(), root.certificate()).unwrap();
+        let trust = Trust::new(root.issue(&agent, &[], HOUR).unwrap(), bundles);
+        World { folder, trust }
+    }
+
+    impl World {
+        fn files(&self, certificate: &str, key: &str) -> IntermediateFiles {
+            let path = |name: &str| self.folder.path().join(name);
+            IntermediateFiles { certificate: path(certificate), key: path(key) }
+        }
+
+        fn open(&self, certificate: &str, key: &str) -> Result<Intermediate, IntermediateError> {
+            Intermediate::open(self.files(certificate, key), self.trust.clone())
+        }
+    }
+
+    const OWN: [&str; 2] = ["own/clusters/east/ca-cert.pem", "own/clusters/east/ca-key.pem"];
+
+    #[test]
+    fn what_would_sign_what_nobody_believes_is_not_used() {
+        let world = world();
+        let other = OWN.map(|name| name.replace("own", "other"));
+        assert!(world.open(OWN[0], OWN[1]).is_ok());
+        for (certificate, key, why) in [
+            (OWN[0], other[1].as_str(), "the key is not the one of the certificate"),
+            (other[0].as_str(), other[1].as_str(), "what it signs is not believed here"),
+            ("own/roots/1/root-cert.pem", "own/roots/1/root-key.pem", "is a root"),
+            ("own/nothing.pem", OWN[1], "cannot be read"),
+            ("own", OWN[1], "no file"),
+            (OWN[1], OWN[1], "no certificate"),
+        ] {
+            let error = world.open(certificate, key).unwrap_err().to_string();
+            assert!(
+                error.contains(why) && error.contains("own") | error.contains("other"),
+                "{certificate}: {error}"
+            );
+        }
+    }
+
+    #[test]
+    fn files_are_followed_and_what_is_bad_leaves_the_last_good_one() {
+        let world = world();
+        let intermediate = world.open(OWN[0], OWN[1]).unwrap();
+        let first = intermediate.current().certificate().clone();
+        assert!(!intermediate.look() && intermediate.problem().is_none());
+        let key = world.folder.path().join(OWN[1]);
+        let good = fs::read(&key).unwrap();
+        fs::remove_file(&key).unwrap();
+        fs::write(&key, "no key").unwrap();
+        assert!(!intermediate.look());
+        assert!(intermediate.problem().unwrap().contains("no private key"));
+        assert_eq!(intermediate.current().certificate(), &first);
+        fs::write(&key, good).unwrap();
+        assert!(intermediate.look() && intermediate.problem().is_none());
+    }
+
+    #[test]
+    fn nothing_outlives_what_signs_it() {
+        let world = world();
+        let intermediate = world.open(OWN[0], OWN[1]).unwrap();
+        let request = Request::generate(KeyKind::P256).unwrap();
+        let csr = Csr::parse(request.to_pem().unwrap().as_bytes()).unwrap();
+        let id = SpiffeId::parse("spiffe://east.example/ns/db/sa/mysql").unwrap();
+        let leaf = Leaf { id, dns: Vec::new(), ips: Vec::new(), lifetime: HOUR * 24 * 3_650 };
+        let chain = intermediate.certify(&csr, &leaf).unwrap();
+        let [leaf, above] = [0, 1].map(|place| Facts::of(&chain[place]).unwrap().not_after);
+        assert!(leaf <= above, "{leaf} {above}");
+    }
+}
