@@ -3,7 +3,7 @@
 
 use std::fs::File;
 use std::io::{self, Read as _};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use isthmus_certs::trust::{LoadError, Watch};
@@ -32,7 +32,7 @@ pub enum Error {
     )]
     NoToken {
         /// Which directory.
-        directory: std::path::PathBuf,
+        directory: PathBuf,
         /// What is wrong with it.
         why: String,
     },
@@ -40,7 +40,7 @@ pub enum Error {
     #[error("token_file: {}: {why}", path.display())]
     TokenFile {
         /// Which file.
-        path: std::path::PathBuf,
+        path: PathBuf,
         /// What is wrong with it.
         why: String,
     },
@@ -51,12 +51,26 @@ pub enum Error {
     )]
     Other {
         /// Which directory.
-        directory: std::path::PathBuf,
+        directory: PathBuf,
         /// Whose certificate it has.
         found: SpiffeId,
         /// For whom the token is.
         wanted: SpiffeId,
     },
+    /// The directory is no gateway's.
+    #[error(
+        "{} has the certificate of {found}, which is no gateway's, and no agent would serve it; use another directory",
+        directory.display()
+    )]
+    NoGateway {
+        /// Which directory.
+        directory: PathBuf,
+        /// Whose certificate it has.
+        found: SpiffeId,
+    },
+    /// The system gave no thread.
+    #[error("cannot start a thread: {0}")]
+    Thread(#[from] io::Error),
     /// The agent does not give it a certificate.
     #[error(transparent)]
     Refused(#[from] EnrolError),
@@ -114,6 +128,9 @@ fn kept_or_awaited(kept: &Kept, files: &TrustFiles) -> Result<Beginning, Error> 
                 FirstToken::Token(_, wanted) if *wanted != found => {
                     Err(Error::Other { directory: directory(), found, wanted: wanted.clone() })
                 }
+                _ if kept.bundles.is_none() && gateway_of(&found).is_none() => {
+                    Err(Error::NoGateway { directory: directory(), found })
+                }
                 _ => Ok(Beginning::Somebody(trust)),
             };
         }
@@ -160,7 +177,7 @@ pub(crate) async fn awaited(by: &First, control: &Control) -> Result<Option<Watc
     tracing::info!(identity = %trust.current().identity.id(), "the first certificate is here");
     let _once = control.process.trust.set(trust.clone());
     control.renewal.came_about();
-    Ok(trust.watch(files).ok())
+    Ok(Some(trust.watch(files)?))
 }
 
 /// Renews what the gateway keeps, for as long as it runs; nothing, where others keep it.

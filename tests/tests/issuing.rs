@@ -317,6 +317,10 @@ fn a_vm_enrols_renews_and_is_reached_through_the_gateway() {
     let answer = until_some("the VM is reached", || Caller::of(&cluster).call(outbound(&gateway), HOST).ok());
     assert_eq!(answer.server, MYSQL);
 
+    // A gateway is not a VM.
+    let (code, said) = ends(&smallest(&cluster, &folder, "deny: null"), &cluster.path("ends"));
+    assert!(code == Some(1) && said.contains("which is no gateway's"), "{said}");
+
     // What somebody else has put there is not overwritten.
     let taken = cluster.path("taken");
     fs::create_dir(&taken).unwrap();
