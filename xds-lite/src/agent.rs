@@ -5,6 +5,7 @@ pub mod config;
 mod follow;
 pub mod joining;
 mod keeping;
+mod metrics;
 mod pages;
 mod peer;
 mod probe;
