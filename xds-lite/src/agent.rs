@@ -9,6 +9,7 @@ mod metrics;
 mod pages;
 mod peer;
 mod probe;
+mod probing;
 mod state;
 mod views;
 
@@ -198,6 +199,7 @@ impl Agent {
             () = keep_expiring(&state) => Ok(()),
             () = keep(registered, &state) => Ok(()),
             () = probe(Arc::clone(&state), Arc::clone(&waiting)) => Ok(()),
+            () = probing::ask(Arc::clone(&state)) => Ok(()),
             ended = federate(settings, trust, Arc::clone(&state)) => ended,
         }
     }

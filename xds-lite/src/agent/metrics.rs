@@ -1,7 +1,7 @@
 //! What an agent exports to Prometheus: one table says what there is, with which labels, and how it is read.
 //! `docs/agent.md` is the same table for people.
 
-use std::time::SystemTime;
+use std::time::{Instant, SystemTime};
 
 use prometheus::TextEncoder;
 use prometheus::proto::{self, LabelPair, MetricFamily, MetricType};
@@ -55,6 +55,14 @@ const ALL: &[Definition] = &[
     whole("isthmus_agent_imported", "Slices of other clusters that gateways get.", |seen| seen.imported),
     whole("isthmus_agent_imports_held_back", "Slices of other clusters that they do not get.", |seen| {
         seen.held_back
+    }),
+    whole(
+        "isthmus_agent_stale_probed",
+        "Addresses of clusters that are not heard of, asked whether they can be reached (`stale: probe`).",
+        |seen| seen.state.imports.probes().asked(),
+    ),
+    whole("isthmus_agent_stale_down", "Those of them that cannot, and are left out.", |seen| {
+        seen.state.imports.probes().down(Instant::now(), SystemTime::now()).len()
     }),
     whole("isthmus_agent_streams", "Gateways and peers that follow this agent.", |seen| seen.followers.len()),
     whole(

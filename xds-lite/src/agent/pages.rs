@@ -2,7 +2,7 @@
 //! something does not. Not how it is asked.
 
 use std::sync::{Arc, Mutex, MutexGuard};
-use std::time::Instant;
+use std::time::{Instant, SystemTime};
 
 use hyper::StatusCode;
 use serde_json::{Value, json};
@@ -10,12 +10,15 @@ use serde_json::{Value, json};
 use crate::admin::{Pages, Refusal};
 use crate::config::services::Service;
 use crate::host::HostPattern;
+use crate::imports::{Shown, Stale};
+use crate::probes::Down;
 use crate::proofs::{Proof, Subject};
 use crate::registry::registered::lease::LeaseId;
 use crate::registry::registered::registration::Registration;
 use crate::slice::{Offer, Slice};
 
 use super::config::Settings;
+use super::peer::seconds;
 use super::state::State;
 use super::{locked, metrics};
 
@@ -58,6 +61,7 @@ impl Pages for Told {
                 "count": inside.len(),
                 "imported": inside.iter().take(LISTED).collect::<Vec<_>>(),
                 "held_back": outside.iter().take(LISTED).collect::<Vec<_>>(),
+                "probed": probed(&state),
             },
             "peers": state.peers,
             "nodes": state.followers(),
@@ -69,6 +73,7 @@ impl Pages for Told {
         let host = HostPattern::parse(host).map_err(|error| format!("host: {error}"))?;
         let state = self.state();
         let imports = state.imports.shown_of(&host);
+        let imports = imports.iter().map(|one| imported(&state, one)).collect::<Vec<_>>();
         Ok(json!({
             "host": host,
             "registry": state.services.get(&host).map(|ports| registered(&state, &host, ports)),
@@ -123,6 +128,34 @@ fn registered(state: &State, host: &HostPattern, ports: &[Service]) -> Value {
         "why_not": state.why_held(host, ports),
         "ports": ports.iter().map(|port| json!({ "port": port.port, "endpoints": proofs(port) })).collect::<Vec<_>>(),
     })
+}
+
+/// Where slices of silent clusters lead that are kept while they answer.
+fn probed(state: &State) -> Value {
+    let down = state.imports.probes().down(Instant::now(), SystemTime::now());
+    json!({
+        "addresses": state.imports.probes().asked(),
+        "down": down.len(),
+        "listed": down.iter().take(LISTED).map(unreached).collect::<Vec<_>>(),
+    })
+}
+
+fn unreached(down: &Down) -> Value {
+    json!({ "address": down.address.to_string(), "since": seconds(down.since), "why": down.why })
+}
+
+/// What became of a slice of another cluster, and by which rule it is kept while that is silent.
+fn imported(state: &State, one: &Shown) -> Value {
+    let Shown { cluster, host, held } = one;
+    let stale = state.imports.stale(cluster, host, Instant::now(), SystemTime::now());
+    let stale = stale.map(|Stale { rule, down }| {
+        json!({
+            "rule": rule.to_string(),
+            "since": state.peers.get(cluster).map(|contact| seconds(contact.since)),
+            "down": down.iter().map(unreached).collect::<Vec<_>>(),
+        })
+    });
+    json!({ "cluster": cluster, "host": host, "held": held, "stale": stale })
 }
 
 fn offer(slice: &Slice) -> Value {
