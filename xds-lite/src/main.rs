@@ -112,6 +112,9 @@ fn main() -> ExitCode {
 fn check(file: Option<PathBuf>) -> anyhow::Result<()> {
     let Some(file) = file else { return say(&config::schema()) };
     let settings = config::load(&file)?;
+    for warning in &settings.warnings {
+        eprintln!("warning: {warning}");
+    }
     say(&format!(
         "{}: right; cluster {}, gateways: {}",
         file.display(),
@@ -134,6 +137,9 @@ fn settled(
 fn run(file: &Path) -> anyhow::Result<()> {
     start_log();
     let settings = config::load(file)?;
+    for warning in &settings.warnings {
+        tracing::warn!("{warning}");
+    }
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     runtime.block_on(async {
         let agent = Agent::bind(settings).await?;

@@ -12,7 +12,7 @@ use isthmus_certs::{TrustDomain, TrustFiles};
 
 use crate::config::address::Target;
 use crate::config::problem::Report;
-use crate::config::{Problems, file, yaml};
+use crate::config::{Problem, Problems, file, yaml};
 use crate::exports::Rule;
 use crate::host::HostPattern;
 use crate::locality::Locality;
@@ -58,6 +58,8 @@ pub struct Settings {
     pub join: Option<Join>,
     /// Where its own status is, and VMs announce themselves.
     pub admin: SocketAddr,
+    /// What can stand in the file, and does less than it seems to.
+    pub warnings: Vec<Problem>,
 }
 
 /// Where clusters join by a token.
@@ -207,11 +209,20 @@ state: state
     }
 
     #[test]
+    fn a_peer_that_no_rule_can_mean_is_warned_of() {
+        let text = GOOD.replace("gateways: [{ name: gw-1 }]\n", FEDERATED);
+        assert!(parse(&text, Path::new("agent.yaml")).unwrap().warnings.is_empty());
+        let text = text.replace(", network: west-net", "");
+        let settings = parse(&text, Path::new("agent.yaml")).unwrap_or_else(|error| panic!("{error}"));
+        let [warning] = &settings.warnings[..] else { panic!("{:?}", settings.warnings) };
+        assert!(warning.to_string().starts_with("agent.yaml:14:9: peers[0] has no network"), "{warning}");
+    }
+
+    #[test]
     fn what_would_join_clusters_wrongly_is_named() {
         let text = GOOD.replace("gateways: [{ name: gw-1 }]\n", FEDERATED);
         for (from, to, expected) in [
             ("cluster: west, address", "cluster: east, address", "is this cluster itself"),
-            (", network: west-net", "", "has no network, and reachability"),
             ("gateways: [gw-2]", "gateways: [gw-3]", "there is no gateway 'gw-3'"),
             ("['*/bookinfo']", "['*/book.info']", "is no workspace's part"),
             ("workspace: ['*/bookinfo'], labels: { app: details }, ", "", "says of no service"),
