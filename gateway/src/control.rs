@@ -15,7 +15,7 @@ use isthmus_xds::enrol::Renewal;
 use tokio::sync::{Notify, watch};
 
 pub use self::answers::{Answer, Answers};
-pub use self::following::Following;
+pub use self::following::{Following, Probed, Unreached};
 use crate::config::settings::{Fixed, Live, Service, Settings, Target};
 use crate::drain::Phase;
 use crate::snapshot::{Resolved, Snapshot};

@@ -6,9 +6,11 @@ mod follow;
 pub mod issuing;
 pub mod joining;
 mod keeping;
+mod metrics;
 mod pages;
 mod peer;
 mod probe;
+mod probing;
 mod state;
 mod views;
 
@@ -216,6 +218,7 @@ impl Agent {
             () = keep_expiring(&state) => Ok(()),
             () = keep(registered, &state) => Ok(()),
             () = probe(Arc::clone(&state), Arc::clone(&waiting)) => Ok(()),
+            () = probing::ask(Arc::clone(&state)) => Ok(()),
             ended = federate(settings, trust, Arc::clone(&state)) => ended,
         }
     }

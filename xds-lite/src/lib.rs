@@ -1,9 +1,9 @@
 //! The registry of a cluster, the agent that serves it, and what gateways follow an agent with. From the ground up:
 //! the model of services (`host`, `locality`, `cluster`, `slice`, `config::services`); discovery (`ads`, over `serve`
 //! and `dial`); a registry (`registry`), what of it others may see (`exports`, `reachability`, `proofs`), and what of
-//! theirs comes in (`imports`, `accepted`); other worlds' tables (`envoy` for stock Envoys, `foreign` from control
-//! planes); how clusters meet (`join`); certificates for who has one and who has a token (`issuing`, and `enrol` on the
-//! other side); and the `agent` that is made of it.
+//! theirs comes in (`imports`, `accepted`; `probes` and `probing` while they are silent); other worlds' tables
+//! (`envoy` for stock Envoys, `foreign` from control planes); how clusters meet (`join`); certificates for who has one
+//! and who has a token (`issuing`, and `enrol` on the other side); and the `agent` that is made of it.
 
 pub mod accepted;
 pub mod admin;
@@ -24,6 +24,8 @@ pub mod join;
 pub mod kept;
 pub mod locality;
 pub mod outbound;
+pub mod probes;
+pub mod probing;
 pub mod proofs;
 pub mod proto;
 pub mod reachability;

@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use super::effective::effective;
 use super::explain::explain;
 use crate::config::settings::{Bind, Listener, Target};
-use crate::control::{self, Control};
+use crate::control::{self, Control, Unreached};
 use crate::live::Conn;
 use crate::log::rfc3339;
 use crate::snapshot::{Endpoint, Service, Snapshot};
@@ -233,15 +233,33 @@ fn defaults(control: &Control, tables: &Snapshot) -> Value {
 fn services(params: &Params, control: &Control) -> Result<Value, String> {
     let tables = control.process.tables.load();
     let answers = control.answers.all();
+    let down = down(control);
     paged(
         params,
         tables.services.iter(),
         |service| service.name.to_string(),
-        |service| service_page(service, &answers),
+        |service| service_page(service, &answers, &down),
     )
 }
 
-fn service_page(service: &Service, answers: &BTreeMap<HostName, control::Answer>) -> Value {
+/// What was found down while no agent is heard, by address.
+pub(super) fn down(control: &Control) -> HashMap<String, Unreached> {
+    let following = control.following.borrow();
+    let down = following.probed.iter().flat_map(|probed| &probed.listed);
+    down.map(|one| (one.address.clone(), one.clone())).collect()
+}
+
+/// Endpoints of a service that take nothing new for that.
+pub(super) fn left_out<'d>(service: &Service, down: &'d HashMap<String, Unreached>) -> Vec<&'d Unreached> {
+    let endpoints = service.settings.endpoints.iter().filter(|one| !down.is_empty() && one.weight == 0);
+    endpoints.filter_map(|one| down.get(&one.address.to_string())).collect()
+}
+
+fn service_page(
+    service: &Service,
+    answers: &BTreeMap<HostName, control::Answer>,
+    down: &HashMap<String, Unreached>,
+) -> Value {
     let unresolved: Vec<_> = service
         .settings
         .endpoints
@@ -258,6 +276,7 @@ fn service_page(service: &Service, answers: &BTreeMap<HostName, control::Answer>
         "connections": service.state.active(),
         "endpoints": service.endpoints.iter().map(endpoint_page).collect::<Vec<_>>(),
         "unresolved": unresolved,
+        "down": left_out(service, down),
     })
 }
 

@@ -10,7 +10,7 @@ use prometheus::TextEncoder;
 use prometheus::proto::{self, LabelPair, MetricFamily, MetricType};
 
 use super::{BUCKETS, Histogram, ListenerCounters, WorkerCounters};
-use crate::control::{Control, Following};
+use crate::control::{Control, Following, Probed};
 use crate::drain::Phase;
 use crate::reason::Reason;
 
@@ -119,6 +119,10 @@ metrics! {
         = |control| control.process.fixed.xds.iter().map(|_| one([], number(control.following.borrow().refusals))).collect();
     "agent_silence_seconds" gauge [] "Since the agent was last heard; 0 while it is. The tables are that old at most."
         = |control| control.process.fixed.xds.iter().map(|_| one([], silence(&control.following.borrow()))).collect();
+    "stale_probed" gauge [] "Addresses that are asked whether they can be reached while no agent is heard (`stale: probe`)."
+        = |control| control.process.fixed.xds.iter().map(|_| one([], probed(&control.following.borrow(), |probed| probed.addresses))).collect();
+    "stale_down" gauge [] "Those of them that cannot, and take no new connections."
+        = |control| control.process.fixed.xds.iter().map(|_| one([], probed(&control.following.borrow(), |probed| probed.down))).collect();
     "draining" gauge [] "1 while the gateway drains."
         = |control| vec![one([], u32::from(*control.phase.borrow() != Phase::Serving))];
     "open_fds" gauge [] "Descriptors of the process."
@@ -319,6 +323,10 @@ fn certificates(control: &Control) -> Vec<Sample> {
 
 fn silence(following: &Following) -> f64 {
     if following.connected { 0.0 } else { age(following.since) }
+}
+
+fn probed(following: &Following, count: fn(&Probed) -> usize) -> f64 {
+    float(following.probed.as_ref().map_or(0, count))
 }
 
 fn age(since: SystemTime) -> f64 {
