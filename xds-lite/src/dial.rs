@@ -10,7 +10,8 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
-use tokio_rustls::rustls::pki_types::{CertificateDer, ServerName};
+use tokio_rustls::rustls::ClientConfig;
+use tokio_rustls::rustls::pki_types::{CertificateDer, DnsName, ServerName};
 use tonic::transport::{Channel, Endpoint};
 use tower::service_fn;
 
@@ -36,13 +37,34 @@ pub type Chain = Vec<CertificateDer<'static>>;
 /// # Errors
 /// As for [`dial`].
 pub async fn meet(address: &Target, tls: &Arc<Client>) -> Result<(Channel, Chain), tonic::transport::Error> {
-    let (address, tls) = (address.clone(), Arc::clone(tls));
+    let name = tls.name().cloned();
+    let tls = Arc::clone(tls);
+    meet_as(address, move || tls.config(), name).await
+}
+
+/// The same as [`dial`] with a configuration that is made elsewhere, and the name that the server must have, if it is
+/// known by one.
+pub(crate) async fn dial_as(
+    address: &Target,
+    config: impl Fn() -> Arc<ClientConfig> + Send + 'static,
+    name: Option<DnsName<'static>>,
+) -> Result<Channel, tonic::transport::Error> {
+    meet_as(address, config, name).await.map(|(channel, _)| channel)
+}
+
+async fn meet_as(
+    address: &Target,
+    config: impl Fn() -> Arc<ClientConfig> + Send + 'static,
+    name: Option<DnsName<'static>>,
+) -> Result<(Channel, Chain), tonic::transport::Error> {
+    let address = address.clone();
     let shown = Arc::new(Mutex::new(Chain::new()));
     let seen = Arc::clone(&shown);
     let connect = service_fn(move |_| {
-        let (address, tls, seen) = (address.clone(), Arc::clone(&tls), Arc::clone(&seen));
+        let (address, config, name) = (address.clone(), config(), name.clone());
+        let seen = Arc::clone(&seen);
         async move {
-            let stream = timeout(CONNECT, shake(&address, &tls)).await??;
+            let stream = timeout(CONNECT, shake(&address, config, name)).await??;
             let chain = stream.get_ref().1.peer_certificates().unwrap_or_default();
             *seen.lock().unwrap_or_else(PoisonError::into_inner) =
                 chain.iter().map(|one| one.clone().into_owned()).collect();
@@ -59,7 +81,11 @@ pub async fn meet(address: &Target, tls: &Arc<Client>) -> Result<(Channel, Chain
     Ok((channel, chain))
 }
 
-async fn shake(address: &Target, tls: &Client) -> io::Result<TlsStream<TcpStream>> {
+async fn shake(
+    address: &Target,
+    config: Arc<ClientConfig>,
+    name: Option<DnsName<'static>>,
+) -> io::Result<TlsStream<TcpStream>> {
     let (stream, addressed) = match address {
         Target::Address(address) => (TcpStream::connect(address).await?, ServerName::from(address.ip())),
         Target::Name { host, port } => {
@@ -68,8 +94,8 @@ async fn shake(address: &Target, tls: &Client) -> io::Result<TlsStream<TcpStream
         }
     };
     stream.set_nodelay(true)?;
-    let name = tls.name().map_or(addressed, |name| ServerName::DnsName(name.clone()));
-    TlsConnector::from(tls.config()).connect(name, stream).await.map_err(|error| {
+    let name = name.map_or(addressed, ServerName::DnsName);
+    TlsConnector::from(config).connect(name, stream).await.map_err(|error| {
         let refused = error.get_ref().and_then(|error| error.downcast_ref()).and_then(VerifyError::of);
         // In its own words, which name the remedy.
         refused.map(|why| io::Error::other(why.clone())).unwrap_or(error)

@@ -113,6 +113,12 @@ impl Bundles {
         Some((words.offered.clone(), word.acknowledged.clone()))
     }
 
+    /// Whether a peer has the bundle that is told now; nothing, where its word is not awaited.
+    pub(super) fn is_present(&self, cluster: &Cluster) -> Option<bool> {
+        let (offered, taken) = self.word_of(cluster)?;
+        Some(offered.is_some() && taken.map(|taken| taken.edition) == offered)
+    }
+
     /// Why a peer does not take what it was told, in its own words.
     pub(super) fn refusal_by(&self, cluster: &Cluster) -> Option<String> {
         let is_its = |id: &str| SpiffeId::parse(id).ok().and_then(|id| Party::of_agent(&id));

@@ -2,27 +2,27 @@
 //! something does not. Not how it is asked.
 
 use std::sync::{Arc, Mutex, MutexGuard};
-use std::time::Instant;
+use std::time::{Instant, SystemTime};
 
 use hyper::StatusCode;
-use isthmus_certs::acknowledged::{Edition, Taken};
 use isthmus_certs::{DenyList, Trust};
-use prometheus::{Encoder as _, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder};
 use serde_json::{Value, json};
 
 use crate::admin::{Pages, Refusal};
-use crate::ads::shared::Follower;
 use crate::config::services::Service;
 use crate::host::HostPattern;
+use crate::imports::{Shown, Stale};
+use crate::probes::Down;
 use crate::proofs::{Proof, Subject};
 use crate::registry::registered::lease::LeaseId;
 use crate::registry::registered::registration::Registration;
 use crate::slice::{Cluster, Offer, Slice};
 
 use super::config::Settings;
-use super::locked;
-use super::peer::Contact;
+use super::issuing::Issuing;
+use super::peer::{Contact, seconds};
 use super::state::State;
+use super::{locked, metrics};
 
 /// Hosts of a list in status, at most.
 const LISTED: usize = 1_000;
@@ -31,6 +31,7 @@ const LISTED: usize = 1_000;
 pub(super) struct Told {
     pub(super) settings: Arc<Settings>,
     pub(super) state: Arc<Mutex<State>>,
+    pub(super) issuing: Option<Arc<Issuing>>,
     pub(super) trust: Trust,
 }
 
@@ -57,16 +58,18 @@ impl Pages for Told {
                 "problems": state.problems,
             },
             "exports": {
-                "count": state.own().filter(|slice| is_exported(slice)).count(),
+                "count": state.own().filter(|slice| slice.is_exported()).count(),
                 "held_back": held,
             },
             "imports": {
                 "count": inside.len(),
                 "imported": inside.iter().take(LISTED).collect::<Vec<_>>(),
                 "held_back": outside.iter().take(LISTED).collect::<Vec<_>>(),
+                "probed": probed(&state),
             },
             "trust": trusted(&self.trust),
             "peers": peers(&state),
+            "issuing": self.issuing.as_ref().map(|issuing| issuing.shown()),
             "nodes": state.followers(),
             "envoys": state.views.envoys.as_ref().map(|envoys| envoys.problems()),
         })
@@ -76,6 +79,7 @@ impl Pages for Told {
         let host = HostPattern::parse(host).map_err(|error| format!("host: {error}"))?;
         let state = self.state();
         let imports = state.imports.shown_of(&host);
+        let imports = imports.iter().map(|one| imported(&state, one)).collect::<Vec<_>>();
         Ok(json!({
             "host": host,
             "registry": state.services.get(&host).map(|ports| registered(&state, &host, ports)),
@@ -108,8 +112,7 @@ impl Pages for Told {
     }
 
     fn metrics(&self) -> String {
-        // Names and labels are of this file: they cannot be refused.
-        measured(&self.state()).unwrap_or_default()
+        metrics::text(&self.state(), self.issuing.as_deref().map(Issuing::tally))
     }
 }
 
@@ -135,7 +138,7 @@ fn peers(state: &State) -> Value {
             let word = json!({
                 "sequence": taken.as_ref().map(|taken| taken.edition.sequence),
                 "present": offered.as_ref().map(|offered| offered.sequence),
-                "is_present": is_present(&(offered, taken)),
+                "is_present": state.views.bundles.is_present(cluster),
                 "refusal": state.views.bundles.refusal_by(cluster),
             });
             shown.insert("acknowledged".to_owned(), word);
@@ -143,14 +146,6 @@ fn peers(state: &State) -> Value {
         (cluster.to_string(), shown)
     };
     state.peers.iter().map(one).collect()
-}
-
-fn is_present((offered, taken): &(Option<Edition>, Option<Taken>)) -> bool {
-    offered.is_some() && taken.as_ref().map(|taken| &taken.edition) == offered.as_ref()
-}
-
-fn is_exported(slice: &Slice) -> bool {
-    slice.offer.as_ref().is_some_and(|offer| offer.ports.iter().any(|port| port.exported))
 }
 
 /// What the registry says of a host, and what keeps it from being exported.
@@ -173,6 +168,34 @@ fn registered(state: &State, host: &HostPattern, ports: &[Service]) -> Value {
     })
 }
 
+/// Where slices of silent clusters lead that are kept while they answer.
+fn probed(state: &State) -> Value {
+    let down = state.imports.probes().down(Instant::now(), SystemTime::now());
+    json!({
+        "addresses": state.imports.probes().asked(),
+        "down": down.len(),
+        "listed": down.iter().take(LISTED).map(unreached).collect::<Vec<_>>(),
+    })
+}
+
+fn unreached(down: &Down) -> Value {
+    json!({ "address": down.address.to_string(), "since": seconds(down.since), "why": down.why })
+}
+
+/// What became of a slice of another cluster, and by which rule it is kept while that is silent.
+fn imported(state: &State, one: &Shown) -> Value {
+    let Shown { cluster, host, held } = one;
+    let stale = state.imports.stale(cluster, host, Instant::now(), SystemTime::now());
+    let stale = stale.map(|Stale { rule, down }| {
+        json!({
+            "rule": rule.to_string(),
+            "since": state.peers.get(cluster).map(|contact| seconds(contact.since)),
+            "down": down.iter().map(unreached).collect::<Vec<_>>(),
+        })
+    });
+    json!({ "cluster": cluster, "host": host, "held": held, "stale": stale })
+}
+
 fn offer(slice: &Slice) -> Value {
     let ports = |offer: &Offer| -> Vec<Value> {
         let port = |port: &crate::slice::Port| {
@@ -190,70 +213,9 @@ fn offer(slice: &Slice) -> Value {
     })
 }
 
-fn measured(state: &State) -> Result<String, prometheus::Error> {
-    let registry = Registry::new();
-    let number = |count: usize| i64::try_from(count).unwrap_or(i64::MAX);
-    let gauge = |name: &str, help: &str, value: usize| -> Result<(), prometheus::Error> {
-        let gauge = IntGauge::with_opts(Opts::new(format!("isthmus_agent_{name}"), help))?;
-        gauge.set(number(value));
-        registry.register(Box::new(gauge))
-    };
-    let shown = state.imports.shown();
-    let followers: Vec<Follower> = state.followers().into_values().flatten().collect();
-    gauge("hosts", "Hosts in the registry.", state.services.len())?;
-    gauge("registered", "Instances that announced themselves.", state.registered.count())?;
-    gauge("registry_problems", "What is wrong with the registry now.", state.problems.len())?;
-    gauge(
-        "exported",
-        "Hosts that other clusters may see.",
-        state.own().filter(|slice| is_exported(slice)).count(),
-    )?;
-    gauge("exports_held_back", "Hosts that an export chose and that are not shown.", state.held().count())?;
-    gauge(
-        "imported",
-        "Slices of other clusters that gateways get.",
-        shown.iter().filter(|one| one.held.is_none()).count(),
-    )?;
-    gauge(
-        "imports_held_back",
-        "Slices of other clusters that they do not get.",
-        shown.iter().filter(|one| one.held.is_some()).count(),
-    )?;
-    gauge("streams", "Gateways and peers that follow this agent.", followers.len())?;
-    gauge(
-        "streams_behind",
-        "Those of them that have not answered for the last change.",
-        followers.iter().filter(|one| !one.settled).count(),
-    )?;
-    let refused = followers.iter().filter(|one| one.refusal.is_some()).count();
-    gauge("streams_refusing", "Those of them that refused what they were last sent.", refused)?;
-    let vector = |name: &str, help: &str| -> Result<IntGaugeVec, prometheus::Error> {
-        let gauges = IntGaugeVec::new(Opts::new(format!("isthmus_agent_{name}"), help), &["cluster"])?;
-        registry.register(Box::new(gauges.clone()))?;
-        Ok(gauges)
-    };
-    let connected = vector("peer_connected", "1 while the cluster's agent answers.")?;
-    let refusals = vector("peer_slices_refused", "Slices of the cluster that were refused as wrong.")?;
-    let words = vector("peer_bundles_refused", "Bundles and deny-lists of the cluster that were refused.")?;
-    let behind = vector("peer_bundle_unacknowledged", "1 while it has not acknowledged the own bundle.")?;
-    let count = |count: u64| i64::try_from(count).unwrap_or(i64::MAX);
-    for (cluster, contact) in &state.peers {
-        let set = |gauges: &IntGaugeVec, value| gauges.with_label_values(&[cluster.as_str()]).set(value);
-        set(&connected, contact.connected.into());
-        set(&refusals, count(contact.refusals));
-        set(&words, count(contact.bundle.refusals));
-        if let Some(word) = state.views.bundles.word_of(cluster) {
-            set(&behind, (!is_present(&word)).into());
-        }
-    }
-    let mut text = Vec::new();
-    TextEncoder::new().encode(&registry.gather(), &mut text)?;
-    Ok(String::from_utf8_lossy(&text).into_owned())
-}
-
 impl State {
     /// Hosts that an export chose and that are not shown, and why.
-    fn held(&self) -> impl Iterator<Item = (&HostPattern, String)> {
+    pub(super) fn held(&self) -> impl Iterator<Item = (&HostPattern, String)> {
         self.services.iter().filter_map(|(host, ports)| {
             self.export_of(host, ports)?;
             Some((host, self.why_unfit(host, ports)?))
@@ -270,7 +232,7 @@ impl State {
 
     /// The same of a host that an export chose.
     fn why_unfit(&self, host: &HostPattern, ports: &[Service]) -> Option<String> {
-        if self.offer_of(host).is_some_and(is_exported) {
+        if self.offer_of(host).is_some_and(Slice::is_exported) {
             return None;
         }
         let addresses =
