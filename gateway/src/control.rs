@@ -7,10 +7,11 @@ mod following;
 use std::collections::HashSet;
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use isthmus_xds::HostName;
+use isthmus_xds::enrol::Renewal;
 use tokio::sync::{Notify, watch};
 
 pub use self::answers::{Answer, Answers};
@@ -36,6 +37,8 @@ pub struct Control {
     pub answers: Answers,
     /// How it stands with the agent, if there is one to follow.
     pub following: watch::Sender<Following>,
+    /// How it stands with the certificate that this gateway keeps itself, if it does.
+    pub renewal: Arc<Renewal>,
     /// When the process started.
     pub started: SystemTime,
     /// The fixed settings as they were written: compared with each edit.
@@ -47,6 +50,7 @@ pub struct Control {
     retired: Mutex<Vec<Arc<Snapshot>>>,
     leave: Notify,
     broken: AtomicBool,
+    given_up: OnceLock<String>,
 }
 
 #[derive(Debug)]
@@ -87,6 +91,7 @@ impl Control {
             workers,
             phase: watch::Sender::new(Phase::Serving),
             following: watch::Sender::new(Following::nobody()),
+            renewal: Arc::default(),
             started: SystemTime::now(),
             written: settings.fixed,
             inputs: Mutex::new(Inputs { live: settings.live, learned: None, resolved: Resolved::new() }),
@@ -94,6 +99,7 @@ impl Control {
             retired: Mutex::default(),
             leave: Notify::new(),
             broken: AtomicBool::new(false),
+            given_up: OnceLock::new(),
         }
     }
 
@@ -286,6 +292,19 @@ impl Control {
         tracing::error!(%error, "the gateway ends");
         self.broken.store(true, Relaxed);
         self.end();
+    }
+
+    /// What the gateway was to be it cannot be, through no fault of its own: it ends.
+    pub(crate) fn give_up(&self, why: String) {
+        tracing::error!(why, "the gateway ends");
+        let _first = self.given_up.set(why);
+        self.end();
+    }
+
+    /// Why it gave up, if it did.
+    #[must_use]
+    pub fn why_given_up(&self) -> Option<&str> {
+        self.given_up.get().map(String::as_str)
     }
 
     /// It ended because a part of it broke.

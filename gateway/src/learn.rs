@@ -176,6 +176,8 @@ impl Slices {
         }
         if let Some(offer) = &slice.offer
             && slice.key.cluster.as_str() == self.here.cluster
+            // Where the file says nothing the agent does.
+            && !self.network.is_empty()
             && offer.network != self.network
         {
             return Err(format!(

@@ -2,8 +2,8 @@
 //! the model of services (`host`, `locality`, `cluster`, `slice`, `config::services`); discovery (`ads`, over `serve`
 //! and `dial`); a registry (`registry`), what of it others may see (`exports`, `reachability`, `proofs`), and what of
 //! theirs comes in (`imports`, `accepted`; `probes` and `probing` while they are silent); other worlds' tables
-//! (`envoy` for stock Envoys, `foreign` from control planes); how clusters meet (`join`); and the `agent` that is
-//! made of it.
+//! (`envoy` for stock Envoys, `foreign` from control planes); how clusters meet (`join`); certificates for who has one
+//! and who has a token (`issuing`, and `enrol` on the other side); and the `agent` that is made of it.
 
 pub mod accepted;
 pub mod admin;
@@ -13,6 +13,7 @@ pub mod cli;
 pub mod cluster;
 pub mod config;
 pub mod dial;
+pub mod enrol;
 pub mod envoy;
 pub mod exports;
 pub mod foreign;

@@ -6,7 +6,6 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::SystemTime;
 
-use isthmus_certs::Trust;
 use isthmus_xds::HostName;
 use serde_json::{Value, json};
 
@@ -152,14 +151,21 @@ fn status(control: &Control) -> Value {
             "denied": control.workers.iter().map(|worker| worker.pipes.denied()).sum::<u64>(),
         },
         "agent": process.fixed.xds.as_ref().map(|_| control.following.borrow().clone()),
-        "trust": process.trust.as_ref().map(trust),
+        "trust": trust(control),
         "access_log_dropped": process.metrics.log_dropped.load(Relaxed),
     })
 }
 
-fn trust(trust: &Trust) -> Value {
+fn trust(control: &Control) -> Option<Value> {
+    let process = &control.process;
+    let Some(trust) = process.trust.get() else {
+        let awaited = || json!({ "identity": null, "problem": control.renewal.problem() });
+        return process.fixed.trust.as_ref().map(|_| awaited());
+    };
     let current = trust.current();
-    json!({
+    let renewal = |due| json!({ "due": rfc3339(due), "problem": control.renewal.problem() });
+    Some(json!({
+        "renewal": control.renewal.due().map(renewal),
         "identity": current.identity.id(),
         "epoch": current.epoch,
         "certificates": trust.expiries(),
@@ -169,7 +175,7 @@ fn trust(trust: &Trust) -> Value {
             "denied": current.bundles.denied(domain).map(|list| list.sequence()),
         })).collect::<Vec<_>>(),
         "refused": trust.refused(),
-    })
+    }))
 }
 
 fn accepted(control: &Control, listener: usize) -> u64 {

@@ -4,6 +4,7 @@
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::SystemTime;
 
+use isthmus_certs::Trust;
 use isthmus_certs::trust::Expiry;
 use prometheus::TextEncoder;
 use prometheus::proto::{self, LabelPair, MetricFamily, MetricType};
@@ -109,7 +110,7 @@ metrics! {
     "certificate_expiry_seconds" gauge ["kind", "name", "serial"] "Until a certificate of `trust` ends, negative once it has; `kind` is `leaf`, `intermediate` or `root`."
         = certificates;
     "trust_refused" gauge [] "Files of `trust` that were refused at the last look, while the old ones serve."
-        = |control| control.process.trust.iter().map(|trust| one([], float(trust.refused().len()))).collect();
+        = |control| control.process.trust.get().iter().map(|trust| one([], float(trust.refused().len()))).collect();
     "agent_connected" gauge [] "1 while the agent that `xds` names is heard."
         = |control| control.process.fixed.xds.iter().map(|_| one([], u32::from(control.following.borrow().connected))).collect();
     "agent_slices" gauge [] "Slices that agents gave and that are in the tables."
@@ -312,7 +313,7 @@ fn service_bytes(control: &Control) -> Vec<Sample> {
 }
 
 fn certificates(control: &Control) -> Vec<Sample> {
-    let expiries = control.process.trust.iter().flat_map(|trust| trust.expiries());
+    let expiries = control.process.trust.get().into_iter().flat_map(Trust::expiries);
     let sample = |expiry: Expiry| {
         let left = expiry.left(SystemTime::now());
         one([expiry.kind.to_string(), expiry.name, expiry.serial], left)

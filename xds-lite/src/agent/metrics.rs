@@ -7,6 +7,7 @@ use prometheus::TextEncoder;
 use prometheus::proto::{self, LabelPair, MetricFamily, MetricType};
 
 use crate::ads::shared::Follower;
+use crate::issuing::Tally;
 
 use super::peer::Contact;
 use super::state::State;
@@ -28,6 +29,8 @@ enum Read {
     EachPeer(fn(&Contact) -> f64),
     /// A counter with the label `cluster`.
     EachPeerSoFar(fn(&Contact) -> f64),
+    /// A counter of what was issued, or not; nothing where certificates are not.
+    Issued(fn(&Tally) -> u64),
 }
 
 /// The agent, and what several metrics are read from.
@@ -36,6 +39,7 @@ struct Sight<'a> {
     imported: usize,
     held_back: usize,
     followers: Vec<Follower>,
+    tally: Option<&'a Tally>,
 }
 
 const ALL: &[Definition] = &[
@@ -88,6 +92,16 @@ const ALL: &[Definition] = &[
         help: "Slices of the cluster that were refused as wrong.",
         read: Read::EachPeerSoFar(|peer| number(peer.refusals)),
     },
+    Definition {
+        name: "isthmus_agent_certificates_signed_total",
+        help: "Certificates that were issued.",
+        read: Read::Issued(Tally::signed),
+    },
+    Definition {
+        name: "isthmus_agent_certificates_refused_total",
+        help: "Requests for a certificate that were not followed.",
+        read: Read::Issued(Tally::refused),
+    },
 ];
 
 const fn whole(name: &'static str, help: &'static str, read: fn(&Sight<'_>) -> usize) -> Definition {
@@ -95,7 +109,7 @@ const fn whole(name: &'static str, help: &'static str, read: fn(&Sight<'_>) -> u
 }
 
 /// Everything, in the text format.
-pub(super) fn text(state: &State) -> String {
+pub(super) fn text(state: &State, tally: Option<&Tally>) -> String {
     let shown = state.imports.shown();
     let imported = shown.iter().filter(|one| one.held.is_none()).count();
     let sight = Sight {
@@ -103,6 +117,7 @@ pub(super) fn text(state: &State) -> String {
         imported,
         held_back: shown.len() - imported,
         followers: state.followers().into_values().flatten().collect(),
+        tally,
     };
     let families = ALL.iter().map(|definition| family(definition, &sight));
     // Only a family without a metric is an error, and those are left out.
@@ -118,6 +133,7 @@ fn family(definition: &Definition, sight: &Sight<'_>) -> MetricFamily {
     let samples: Vec<(Option<&str>, f64)> = match definition.read {
         Read::Whole(read) => vec![(None, number(read(sight) as u64))],
         Read::EachPeer(read) | Read::EachPeerSoFar(read) => peers(read),
+        Read::Issued(read) => vec![(None, number(sight.tally.map_or(0, read)))],
     };
     let mut family = MetricFamily::default();
     family.set_name(definition.name.to_owned());
@@ -151,7 +167,7 @@ impl Definition {
     fn kind(&self) -> MetricType {
         match self.read {
             Read::Whole(_) | Read::EachPeer(_) => MetricType::GAUGE,
-            Read::EachPeerSoFar(_) => MetricType::COUNTER,
+            Read::EachPeerSoFar(_) | Read::Issued(_) => MetricType::COUNTER,
         }
     }
 }
@@ -180,6 +196,7 @@ mod tests {
                 Read::Whole(_) => ("gauge", "–"),
                 Read::EachPeer(_) => ("gauge", "`cluster`"),
                 Read::EachPeerSoFar(_) => ("counter", "`cluster`"),
+                Read::Issued(_) => ("counter", "–"),
             };
             format!("| `{}` | {kind} | {labels} | {} |", metric.name, metric.help)
         };

@@ -18,6 +18,7 @@ use crate::registry::registered::registration::Registration;
 use crate::slice::{Offer, Slice};
 
 use super::config::Settings;
+use super::issuing::Issuing;
 use super::peer::seconds;
 use super::state::State;
 use super::{locked, metrics};
@@ -29,6 +30,7 @@ const LISTED: usize = 1_000;
 pub(super) struct Told {
     pub(super) settings: Arc<Settings>,
     pub(super) state: Arc<Mutex<State>>,
+    pub(super) issuing: Option<Arc<Issuing>>,
 }
 
 impl Told {
@@ -64,6 +66,7 @@ impl Pages for Told {
                 "probed": probed(&state),
             },
             "peers": state.peers,
+            "issuing": self.issuing.as_ref().map(|issuing| issuing.shown()),
             "nodes": state.followers(),
             "envoys": state.views.envoys.as_ref().map(|envoys| envoys.problems()),
         })
@@ -106,7 +109,7 @@ impl Pages for Told {
     }
 
     fn metrics(&self) -> String {
-        metrics::text(&self.state())
+        metrics::text(&self.state(), self.issuing.as_deref().map(Issuing::tally))
     }
 }
 

@@ -14,6 +14,7 @@ use crate::locality::Locality;
 use crate::reachability::{self, Networks, Reachability};
 use crate::slice::Cluster;
 
+use super::issuing::issuing;
 use super::{ADDRESS, ADMIN, EAST_WEST, Gateway, Import, JOIN, Join, Peer, Settings, raw};
 
 pub(super) fn settings(report: &mut Report, file: raw::File) -> Option<Settings> {
@@ -36,6 +37,7 @@ pub(super) fn settings(report: &mut Report, file: raw::File) -> Option<Settings>
     let advertise = report.value(xds.advertise.as_ref(), place.key("advertise"));
     let join =
         file.join.as_ref().map(|join| joining(report, join, file.state.is_some(), advertise.is_some()));
+    let issuing = file.issuing.as_ref().map(|raw| issuing(report, raw, file.state.is_some()));
     let admin = file.admin.and_then(|admin| admin.address);
     let admin = listen(report, Place::Root.key("admin"), admin.as_ref(), ADMIN);
     // Without its name nothing can be said of others.
@@ -59,6 +61,7 @@ pub(super) fn settings(report: &mut Report, file: raw::File) -> Option<Settings>
         address: address?,
         advertise,
         join: join.map_or(Some(None), |join| join.map(Some))?,
+        issuing: issuing.map_or(Some(None), |issuing| issuing.map(Some))?,
         admin: admin?,
         warnings: report.warnings().to_vec(),
     })
@@ -354,7 +357,7 @@ fn others(
 }
 
 /// The value of a key that must be there; `whole` is where the mapping stands that lacks it.
-fn needed<'a, T>(
+pub(super) fn needed<'a, T>(
     report: &mut Report,
     place: Place<'_>,
     whole: Spot,
