@@ -439,7 +439,8 @@ fn what_is_known_of_a_cluster_or_domain_is_not_overwritten() {
     assert!(world.east.states().contains(&State::Open), "refused before it was used up");
     assert_eq!(north.kept().len(), 1);
     // The same at the joiner.
-    let other_east = Side::new("east", "east.example");
+    let (other_east, east) = (Side::new("east", "east.example"), &world.east.party.trust_domain);
+    eventually("west's running agent knows east", || world.west.trust.current().bundles.get(east).is_some());
     let endpoint = other_east.serve();
     let token = other_east.token(endpoint.at, &world.west.party);
     let (progress, cause, text) = refused(try_join(&world.west, &token));
