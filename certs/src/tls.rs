@@ -5,6 +5,7 @@
 
 mod live;
 mod sessions;
+mod standing;
 mod verifier;
 
 use std::sync::Arc;
@@ -23,6 +24,7 @@ use crate::spiffe::{IdPattern, SpiffeId, TrustDomain};
 use verifier::PeerVerifier;
 
 pub use live::{Client, Server};
+pub use standing::Standing;
 
 /// Whom to talk to, among those whose chains verify.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -19,7 +19,7 @@ use crate::proto::istio::v1::auth::istio_certificate_service_server::{
     IstioCertificateService, IstioCertificateServiceServer,
 };
 use crate::proto::istio::v1::auth::{IstioCertificateRequest, IstioCertificateResponse};
-use crate::serve::Asker;
+use crate::serve::{Asker, Seat};
 
 pub use intermediate::{Intermediate, IntermediateCause, IntermediateError, IntermediateFiles};
 pub use tally::Tally;
@@ -82,6 +82,8 @@ impl Certificates {
             (Some(Asker(id)), _) => (id.clone(), None),
             (None, Some(session)) => {
                 let admitted = self.admit(session, request.metadata()).await?;
+                // From here on others do not push it out: an answer that is lost is a token that is lost.
+                request.extensions().get::<Seat>().iter().for_each(|seat| seat.keep());
                 (admitted.identity.clone(), Some(admitted))
             }
             (None, None) => return Err(Status::unauthenticated("who asks is not known")),

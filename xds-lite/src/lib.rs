@@ -10,6 +10,7 @@ pub mod accepted;
 pub mod admin;
 pub mod ads;
 pub mod agent;
+mod believed;
 pub mod bundles;
 pub mod cli;
 pub mod cluster;

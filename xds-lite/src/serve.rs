@@ -22,8 +22,11 @@ use tokio_rustls::server::TlsStream;
 use tonic::service::Routes;
 use tower::ServiceExt as _;
 
+use crate::believed::until_disbelieved;
 use crate::join::first::{ALPN as FIRST, Desk, Exported};
 use room::Room;
+
+pub use room::Seat;
 
 /// From accept to the end of the TLS handshake.
 const HANDSHAKE: Duration = Duration::from_secs(5);
@@ -50,7 +53,7 @@ const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
 const STREAMS: u32 = 32;
 
 /// Who asks, as its certificate has proven: an extension of every request but those of guests, which have an
-/// [`Exported`].
+/// [`Exported`] and a [`Seat`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Asker(pub SpiffeId);
 
@@ -91,7 +94,10 @@ pub async fn serve_with(
     let house = Arc::new(House { tls, routes, knows, visitors, places, guests: Room::new(GUESTS) });
     loop {
         match listener.accept().await {
-            Ok((stream, _)) => unproven.enter(tokio::spawn(Arc::clone(&house).shake(stream)).abort_handle()),
+            Ok((stream, _)) => {
+                let shaking = tokio::spawn(Arc::clone(&house).shake(stream));
+                unproven.enter(shaking.abort_handle(), Seat::default());
+            }
             Err(error) => {
                 // Descriptors have run out, or the client went before it was accepted.
                 tracing::warn!(%error, "a connection could not be accepted");
@@ -122,8 +128,9 @@ impl House {
         match timeout(HANDSHAKE, self.shown(stream)).await {
             Ok(Ok(Shown::Known(stream, id))) => _ = tokio::spawn(self.answer(*stream, id)),
             Ok(Ok(Shown::Guest(stream, session))) => {
-                let visit = tokio::spawn(Arc::clone(&self).receive(*stream, session));
-                self.guests.enter(visit.abort_handle());
+                let seat = Seat::default();
+                let visit = tokio::spawn(Arc::clone(&self).receive(*stream, session, seat.clone()));
+                self.guests.enter(visit.abort_handle(), seat);
             }
             Ok(Err(error)) => tracing::debug!(%error, "a TLS handshake failed"),
             Err(_) => tracing::debug!("a TLS handshake took too long"),
@@ -150,13 +157,15 @@ impl House {
         let [known, brief, strangers] = &self.places;
         let renews = |visitors: &Visitors| (visitors.renews)(&id);
         let (pool, visit) = match () {
-            () if (self.knows)(&id) => (known, None),
-            () if self.visitors.as_ref().is_some_and(renews) => (brief, Some(VISIT)),
-            () => (strangers, None),
+            () if (self.knows)(&id) => (known, Duration::MAX),
+            () if self.visitors.as_ref().is_some_and(renews) => (brief, VISIT),
+            () => (strangers, Duration::MAX),
         };
         let Ok(_permit) = pool.try_acquire() else {
             return tracing::warn!(peer = %id, "refused: too many connections");
         };
+        let chain = stream.get_ref().1.peer_certificates().unwrap_or_default();
+        let disbelieved = until_disbelieved(self.tls.standing(chain));
         let asker = Asker(id.clone());
         let service = service_fn(|mut request: Request<Incoming>| {
             request.extensions_mut().insert(asker.clone());
@@ -167,21 +176,22 @@ impl House {
             .keep_alive_interval(KEEPALIVE)
             .keep_alive_timeout(KEEPALIVE_TIMEOUT)
             .max_concurrent_streams(STREAMS);
-        let connection = http.serve_connection(TokioIo::new(stream), service);
-        let ended = match visit {
-            None => connection.await,
-            Some(visit) => timeout(visit, connection).await.unwrap_or(Ok(())),
-        };
-        if let Err(error) = ended {
-            tracing::debug!(peer = %id, %error, "a connection ended");
+        tokio::select! {
+            ended = timeout(visit, http.serve_connection(TokioIo::new(stream), service)) => {
+                if let Ok(Err(error)) = ended {
+                    tracing::debug!(peer = %id, %error, "a connection ended");
+                }
+            }
+            why = disbelieved => tracing::warn!(peer = %id, %why, "cut off: it is not believed any longer"),
         }
     }
 
     /// Somebody who may present a token.
-    async fn receive(self: Arc<Self>, stream: TlsStream<TcpStream>, session: Exported) {
+    async fn receive(self: Arc<Self>, stream: TlsStream<TcpStream>, session: Exported, seat: Seat) {
         let Some(visitors) = &self.visitors else { return };
         let service = service_fn(|mut request: Request<Incoming>| {
             request.extensions_mut().insert(session.clone());
+            request.extensions_mut().insert(seat.clone());
             visitors.routes.clone().oneshot(request)
         });
         let mut http = http2::Builder::new(TokioExecutor::new());

@@ -14,7 +14,7 @@ use std::thread;
 use std::time::Duration;
 
 use common::{AGENT, ANY, Agent, GATEWAY, World};
-use isthmus_certs::SpiffeId;
+use isthmus_certs::{Client as TlsClient, SpiffeId};
 use isthmus_xds::ads::client::{Client, Refused, Update};
 use isthmus_xds::ads::service::{Directory, Discovery};
 use isthmus_xds::ads::shared::Shared;
@@ -34,9 +34,13 @@ const STRANGER: &str = "spiffe://east.example/ns/a/sa/b";
 
 /// A gateway that follows until it is aborted.
 fn gateway(world: &World, id: &str, server: &str, agent: &Agent, seen: &Seen) -> Runtime {
+    follow(world.client(id, server), agent, seen)
+}
+
+fn follow(tls: Arc<TlsClient>, agent: &Agent, seen: &Seen) -> Runtime {
     let subscription = Subscription {
         servers: vec![agent.at.to_string().parse().unwrap()],
-        tls: world.client(id, server),
+        tls,
         node: Node { id: "g".to_owned(), ..Node::default() },
     };
     let mut seen = seen.clone();
@@ -187,6 +191,29 @@ fn strangers_are_refused_before_they_see_anything() {
     assert!(stranger.has(&[]) && deceived.has(&[]));
     assert_eq!(deceived.0.lock().unwrap().made, 0);
     assert!(directory.0.all().is_empty());
+}
+
+#[test]
+fn who_is_believed_no_longer_is_cut_off_on_either_side_and_let_in_again() {
+    let (world, stranger, directory, seen) = (World::new(), World::new(), directory(), Seen::default());
+    directory.0.change(|view| _ = view.set("a", "1"));
+    let (east, own) = (world.trust(AGENT), world.trust(GATEWAY));
+    let agent = common::agent(east.clone(), Routes::new(Discovery::service(Arc::clone(&directory))), ANY);
+    let _gateway = follow(common::client(own.clone(), AGENT), &agent, &seen);
+    until("the first state is there", || seen.has(&[("a", "1")]));
+    let followers = || directory.0.all().len();
+    for side in [&east, &own] {
+        let before = (seen.0.lock().unwrap().made, side.current());
+        // Another authority of the same domain vouches for everybody now, and the streams stand.
+        side.replace(Arc::clone(&before.1.identity), Arc::clone(&stranger.trust(AGENT).current().bundles));
+        until("the stream is cut", || followers() == 0);
+        assert!(seen.has(&[("a", "1")]), "what was there stays");
+        side.replace(Arc::clone(&before.1.identity), Arc::clone(&before.1.bundles));
+        until("it follows again", || followers() == 1 && seen.0.lock().unwrap().made > before.0);
+    }
+    let lost = seen.0.lock().unwrap().lost.clone();
+    assert!(lost.iter().any(|why| why.contains("the server is not believed any longer")), "{lost:?}");
+    assert_eq!(seen.resources(), 1, "nothing had changed");
 }
 
 #[test]

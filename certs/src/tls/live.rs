@@ -5,12 +5,14 @@ use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 use rustls::client::Resumption;
-use rustls::pki_types::DnsName;
+use rustls::pki_types::{CertificateDer, DnsName};
 use rustls::{ClientConfig, ServerConfig};
 
 use super::sessions::{ClientSessions, Lifetime, ServerSessions};
+use super::standing::Standing;
 use super::verifier::PeerVerifier;
 use super::{ConfigError, Peer, client_with, server_with};
+use crate::bundle::Role;
 use crate::trust::{Trust, Trusted};
 
 /// TLS 1.3 tickets a server sends after a full handshake.
@@ -30,6 +32,11 @@ impl Server {
         Ok(Self(Live::new(trust, allowed, alpn, server)?))
     }
 
+    /// For the time after a handshake in which a client has shown this chain.
+    pub fn standing(&self, chain: &[CertificateDer<'_>]) -> Standing {
+        Standing::new(self.0.trust.clone(), self.0.peer.clone(), Role::Client, chain)
+    }
+
     /// For the next handshake.
     pub fn config(&self) -> Arc<ServerConfig> {
         self.0.config()
@@ -40,6 +47,11 @@ impl Client {
     /// A client that accepts only servers that prove to be `expected`, for these protocols (ALPN).
     pub fn new(trust: Trust, expected: Peer, alpn: &[&[u8]]) -> Result<Self, ConfigError> {
         Ok(Self(Live::new(trust, expected, alpn, client)?))
+    }
+
+    /// For the time after a handshake in which a server has shown this chain.
+    pub fn standing(&self, chain: &[CertificateDer<'_>]) -> Standing {
+        Standing::new(self.0.trust.clone(), self.0.peer.clone(), Role::Server, chain)
     }
 
     /// For the next handshake.

@@ -30,10 +30,30 @@ impl PeerVerifier {
         now: UnixTime,
     ) -> Result<(), VerifyError> {
         let chain: Vec<_> = std::iter::once(leaf).chain(intermediates).cloned().collect();
-        let proven = self.bundles.verify(&chain, role, now)?;
-        self.peer.admit(&proven)?;
-        self.lifetime.not_past(proven.until);
+        self.lifetime.not_past(self.peer.judge(&self.bundles, &chain, role, now)?);
         Ok(())
+    }
+}
+
+impl Peer {
+    /// Until when who shows a chain is somebody to talk to, in seconds since 1970; or why it is not.
+    pub(super) fn judge(
+        &self,
+        bundles: &TrustBundles,
+        chain: &[CertificateDer<'_>],
+        role: Role,
+        now: UnixTime,
+    ) -> Result<u64, VerifyError> {
+        match (self, role, chain) {
+            (Self::Name { domain, name }, Role::Server, [leaf, intermediates @ ..]) => {
+                bundles.verify_name(domain, name, leaf, intermediates, now)
+            }
+            _ => {
+                let proven = bundles.verify(chain, role, now)?;
+                self.admit(&proven)?;
+                Ok(proven.until)
+            }
+        }
     }
 }
 
@@ -46,13 +66,7 @@ impl ServerCertVerifier for PeerVerifier {
         _ocsp_response: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, rustls::Error> {
-        match &self.peer {
-            Peer::Name { domain, name } => {
-                let until = self.bundles.verify_name(domain, name, end_entity, intermediates, now)?;
-                self.lifetime.not_past(until);
-            }
-            _ => self.verify(end_entity, intermediates, Role::Server, now)?,
-        }
+        self.verify(end_entity, intermediates, Role::Server, now)?;
         Ok(ServerCertVerified::assertion())
     }
 

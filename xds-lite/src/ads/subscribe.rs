@@ -3,6 +3,7 @@
 //! all the types that it follows.
 
 use std::collections::BTreeSet;
+use std::pin::pin;
 use std::sync::Arc;
 
 use isthmus_certs::Client as Tls;
@@ -13,6 +14,7 @@ use tonic::Status;
 
 use super::backoff::Backoff;
 use super::client::{Client, Refused, Update};
+use crate::believed::until_disbelieved;
 use crate::config::address::Target;
 use crate::dial::{Chain, meet};
 use crate::proto::envoy::config::core::v3::Node;
@@ -108,10 +110,11 @@ impl Subscription {
         clients: &mut [Client],
         tables: &mut impl Tables,
     ) -> (Option<Instant>, String) {
-        let channel = match meet(server, &self.tls).await {
+        let (channel, standing) = match meet(server, &self.tls).await {
             Ok((channel, chain)) => {
+                let standing = self.tls.standing(&chain);
                 tables.shown(chain);
-                channel
+                (channel, standing)
             }
             Err(error) => return (None, told(&error)),
         };
@@ -129,8 +132,10 @@ impl Subscription {
         };
         tables.contact(Contact::Made(server));
         let made = Some(Instant::now());
+        let mut disbelieved = pin!(until_disbelieved(standing));
         loop {
             let said = tokio::select! {
+                why = &mut disbelieved => return (made, format!("the server is not believed any longer: {why}")),
                 message = responses.message() => match message {
                     Ok(Some(response)) => take(response, clients, tables),
                     Ok(None) => return (made, "the server ended the stream".to_owned()),

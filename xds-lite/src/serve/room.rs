@@ -1,7 +1,9 @@
-//! Places for those who are nobody yet: who waits does not keep others out, the one that came first goes.
+//! Places for those who are nobody yet: who waits does not keep others out, the one that came first goes. Who has
+//! proven something meanwhile stays.
 
 use std::collections::VecDeque;
-use std::sync::{Mutex, PoisonError};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::task::AbortHandle;
 
@@ -9,7 +11,22 @@ use tokio::task::AbortHandle;
 #[derive(Debug)]
 pub(super) struct Room {
     most: usize,
-    inside: Mutex<VecDeque<AbortHandle>>,
+    inside: Mutex<VecDeque<(AbortHandle, Seat)>>,
+}
+
+/// One's place in a room, which nobody else is given once it is kept.
+#[derive(Clone, Debug, Default)]
+pub struct Seat(Arc<AtomicBool>);
+
+impl Seat {
+    /// Whoever sits here has proven something, and is let finish.
+    pub fn keep(&self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+
+    fn is_kept(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
 }
 
 impl Room {
@@ -17,15 +34,41 @@ impl Room {
         Room { most, inside: Mutex::default() }
     }
 
-    /// One more; the one that has been there longest ends where there is no place.
-    pub(super) fn enter(&self, task: AbortHandle) {
+    /// One more; where there is no place the one that has been there longest ends, of those whose seats are not
+    /// kept.
+    pub(super) fn enter(&self, task: AbortHandle, seat: Seat) {
         let mut inside = self.inside.lock().unwrap_or_else(PoisonError::into_inner);
-        inside.retain(|one| !one.is_finished());
-        if inside.len() >= self.most
-            && let Some(first) = inside.pop_front()
+        inside.retain(|(one, _)| !one.is_finished());
+        inside.push_back((task, seat));
+        if inside.len() > self.most
+            && let Some(place) = inside.iter().position(|(_, seat)| !seat.is_kept())
+            && let Some((first, _)) = inside.remove(place)
         {
             first.abort();
         }
-        inside.push_back(task);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn who_came_first_goes_unless_its_seat_is_kept() {
+        let room = Room::new(2);
+        let tasks: Vec<_> = (0..4).map(|_| tokio::spawn(std::future::pending::<()>())).collect();
+        let seats = [(); 4].map(|()| Seat::default());
+        seats[0].keep();
+        for (task, seat) in tasks.iter().zip(&seats) {
+            room.enter(task.abort_handle(), seat.clone());
+        }
+        let inside = room.inside.lock().unwrap().iter().map(|(_, seat)| seat.is_kept()).collect::<Vec<_>>();
+        assert_eq!(inside, [true, false]);
+        for (index, task) in tasks.into_iter().enumerate() {
+            match index {
+                1 | 2 => assert!(task.await.is_err_and(|error| error.is_cancelled()), "{index}"),
+                _ => assert!(!task.is_finished(), "{index}"),
+            }
+        }
     }
 }

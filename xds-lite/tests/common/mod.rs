@@ -37,22 +37,31 @@ impl World {
     }
 
     pub(crate) fn client(&self, id: &str, server: &str) -> Arc<TlsClient> {
-        let server = Peer::Ids(vec![SpiffeId::parse(server).unwrap()]);
-        Arc::new(TlsClient::new(self.trust(id), server, &[b"h2"]).unwrap())
+        client(self.trust(id), server)
     }
 
     /// Serves on an address; port 0 is any.
     pub(crate) fn agent(&self, routes: Routes, at: SocketAddr) -> Agent {
-        let domain = Peer::Domain(self.authority.trust_domain().clone());
-        let tls = Arc::new(TlsServer::new(self.trust(AGENT), domain, &[b"h2"]).unwrap());
-        let runtime = Runtime::new().unwrap();
-        let listener = runtime.block_on(TcpListener::bind(at)).unwrap();
-        let at = listener.local_addr().unwrap();
-        runtime.spawn(async move {
-            serve(&listener, tls, routes, Arc::new(|id| id.to_string() == GATEWAY)).await
-        });
-        Agent { at, runtime: Some(runtime) }
+        agent(self.trust(AGENT), routes, at)
     }
+}
+
+/// Who follows a server of this identity.
+pub(crate) fn client(trust: Trust, server: &str) -> Arc<TlsClient> {
+    let server = Peer::Ids(vec![SpiffeId::parse(server).unwrap()]);
+    Arc::new(TlsClient::new(trust, server, &[b"h2"]).unwrap())
+}
+
+/// Serves on an address, as who a trust says; port 0 is any.
+pub(crate) fn agent(trust: Trust, routes: Routes, at: SocketAddr) -> Agent {
+    let domain = Peer::Domain(trust.current().identity.id().trust_domain().clone());
+    let tls = Arc::new(TlsServer::new(trust, domain, &[b"h2"]).unwrap());
+    let runtime = Runtime::new().unwrap();
+    let listener = runtime.block_on(TcpListener::bind(at)).unwrap();
+    let at = listener.local_addr().unwrap();
+    runtime
+        .spawn(async move { serve(&listener, tls, routes, Arc::new(|id| id.to_string() == GATEWAY)).await });
+    Agent { at, runtime: Some(runtime) }
 }
 
 /// A process of its own, as far as its connections are concerned: they end with it.
