@@ -1,7 +1,7 @@
 //! The registry of a cluster, the agent that serves it, and what gateways follow an agent with. From the ground up:
 //! the model of services (`host`, `locality`, `cluster`, `slice`, `config::services`); discovery (`ads`, over `serve`
 //! and `dial`); a registry (`registry`), what of it others may see (`exports`, `reachability`, `proofs`), and what of
-//! theirs comes in (`imports`, `accepted`); other worlds' tables (`envoy` for stock Envoys, `foreign` from control
+//! theirs comes in (`imports`, `accepted`, `held`); other worlds' tables (`envoy` for stock Envoys, `foreign` from control
 //! planes); how clusters meet (`join`); and the `agent` that is made of it.
 
 pub mod accepted;
@@ -15,6 +15,7 @@ pub mod dial;
 pub mod envoy;
 pub mod exports;
 pub mod foreign;
+pub mod held;
 pub mod host;
 pub mod imports;
 pub mod issuing;

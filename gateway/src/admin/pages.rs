@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 
 use super::effective::effective;
 use super::explain::explain;
-use crate::config::settings::{Bind, Listener, Target};
+use crate::config::settings::{Bind, Listener};
 use crate::control::{self, Control};
 use crate::live::Conn;
 use crate::log::rfc3339;
@@ -135,8 +135,8 @@ fn status(control: &Control) -> Value {
             "epoch": tables.epoch,
             "changed": rfc3339(control.changed()),
             "age_seconds": seconds_since(control.changed()),
-            "services": tables.services.len(),
-            "endpoints": tables.services.iter().map(|service| service.endpoints.len()).sum::<usize>(),
+            "services": tables.len(),
+            "endpoints": tables.services().map(|service| service.endpoints.len()).sum::<usize>(),
         },
         "ready": control.is_ready(),
         "names": control.answers.all(),
@@ -180,18 +180,17 @@ fn accepted(control: &Control, listener: usize) -> u64 {
 
 fn routes(params: &Params, control: &Control) -> Result<Value, String> {
     let tables = control.process.tables.load();
-    let rows = tables.services.iter().flat_map(|service| {
-        let settings = &service.settings;
+    let rows = tables.services().flat_map(|service| {
         let mut names = Vec::new();
         // A name that a foreign control plane gave without a port has no such form.
-        if settings.port != 0 {
-            names.push(format!("outbound_.{}_._.{}", settings.port, settings.host));
+        if service.port != 0 {
+            names.push(format!("outbound_.{}_._.{}", service.port, service.host));
         }
-        if settings.bare {
-            let instances = settings.endpoints.iter().filter_map(|endpoint| endpoint.instance.as_ref());
-            names.push(settings.host.to_string());
-            names.extend(settings.aliases.iter().map(ToString::to_string));
-            names.extend(instances.map(|instance| format!("{instance}.{}", settings.host)));
+        if service.rules.bare {
+            let instances = service.instances().iter().filter_map(|traits| traits.instance.as_ref());
+            names.push(service.host.to_string());
+            names.extend(service.aliases().iter().map(ToString::to_string));
+            names.extend(instances.map(|instance| format!("{instance}.{}", service.host)));
         }
         names.into_iter().map(move |name| (name, service))
     });
@@ -202,9 +201,9 @@ fn routes(params: &Params, control: &Control) -> Result<Value, String> {
         |(name, service)| {
             json!({
                 "name": name,
-                "service": service.name,
-                "alpn": service.settings.alpn,
-                "sources": service.settings.sources,
+                "service": service.name(),
+                "alpn": service.rules.alpn,
+                "sources": service.rules.sources,
             })
         },
     )?;
@@ -218,8 +217,8 @@ fn routes(params: &Params, control: &Control) -> Result<Value, String> {
 fn defaults(control: &Control, tables: &Snapshot) -> Value {
     let binds = &control.process.fixed.binds;
     let default = |(bind, rules): (&Bind, &Listener)| {
-        let service = tables.services.get(rules.default?)?;
-        Some(json!({ "listener": bind.name, "service": service.name }))
+        let service = tables.in_file(rules.default?)?;
+        Some(json!({ "listener": bind.name, "service": service.name() }))
     };
     binds.iter().zip(&tables.live.listeners).filter_map(default).collect()
 }
@@ -229,26 +228,20 @@ fn services(params: &Params, control: &Control) -> Result<Value, String> {
     let answers = control.answers.all();
     paged(
         params,
-        tables.services.iter(),
-        |service| service.name.to_string(),
+        tables.services(),
+        |service| service.name().to_string(),
         |service| service_page(service, &answers),
     )
 }
 
 fn service_page(service: &Service, answers: &BTreeMap<HostName, control::Answer>) -> Value {
     let unresolved: Vec<_> = service
-        .settings
-        .endpoints
-        .iter()
-        .filter_map(|endpoint| match &endpoint.address {
-            Target::Name { host, .. } => Some(host),
-            Target::Address(_) => None,
-        })
+        .targets()
         .filter(|host| answers.get(*host).is_none_or(|answer| answer.addresses.is_empty()))
         .collect();
     json!({
-        "service": service.name,
-        "balance": service.settings.balance,
+        "service": service.name(),
+        "balance": service.rules.balance,
         "connections": service.state.active(),
         "endpoints": service.endpoints.iter().map(endpoint_page).collect::<Vec<_>>(),
         "unresolved": unresolved,
@@ -259,9 +252,9 @@ fn service_page(service: &Service, answers: &BTreeMap<HostName, control::Answer>
 pub(super) fn endpoint_page(endpoint: &Endpoint) -> Value {
     json!({
         "address": endpoint.address,
-        "instance": endpoint.instance,
+        "instance": endpoint.traits.instance,
         "weight": endpoint.weight,
-        "locality": endpoint.locality,
+        "locality": endpoint.traits.locality,
         "cluster": endpoint.cluster(),
         "healthy": endpoint.state.healthy(socket::now()),
         "failures": endpoint.state.failures(),
@@ -285,7 +278,7 @@ fn connections(params: &Params, control: &Control) -> Result<Value, String> {
                 "peer": conn.peer,
                 "client": conn.client(),
                 "sni": conn.sni.get(),
-                "service": target.as_ref().map(|target| &target.service.name),
+                "service": target.as_ref().map(|target| target.service.name()),
                 "endpoint": target.as_ref().map(|target| target.endpoint),
                 "since": rfc3339(conn.since),
                 "idle_ms": socket::now().saturating_sub(conn.last_byte()),

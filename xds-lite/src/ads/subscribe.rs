@@ -2,7 +2,7 @@
 //! applies what comes, and comes back after a loss, sooner at first and later as it goes on. One stream carries
 //! all the types that it follows.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -31,6 +31,11 @@ pub trait Tables: Send {
     /// Which names of a type it follows, where it does not follow all; asked after each update.
     fn names(&self, _type_url: &str) -> Option<&BTreeSet<String>> {
         None
+    }
+
+    /// What it has of a type, by name, with versions; for a client that leaves this to it.
+    fn versions(&self, _type_url: &str) -> HashMap<String, String> {
+        HashMap::new()
     }
 
     /// Contact was made with a server, or lost, and why.
@@ -93,7 +98,9 @@ impl Subscription {
         let mut ads = AggregatedDiscoveryServiceClient::new(channel).max_decoding_message_size(MAX_RESPONSE);
         let (sender, sent) = mpsc::channel(clients.len().max(4));
         let mut requests = Requests { sender, node: Some(self.node.clone()) };
-        for first in clients.iter().filter_map(Client::first) {
+        for client in clients.iter() {
+            let told = || tables.versions(client.type_url());
+            let Some(first) = client.first(&told) else { continue };
             if requests.send(first).await.is_err() {
                 return (false, ENDED.to_owned());
             }
