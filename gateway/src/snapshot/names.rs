@@ -190,9 +190,18 @@ impl Table {
     }
 }
 
-/// Where the claims on a name begin in a page, and how many they are.
+/// Where the claims on a name begin in a page, and how many they are. Tags are spread evenly: it is looked where this
+/// one would stand, and a step or two from there, which touches less memory than halving the page does.
 fn span(page: &[Claim], tag: u32, name: &str) -> (usize, usize) {
-    let start = page.partition_point(|claim| (claim.tag, claim.name.as_str()) < (tag, name));
+    let is_before = |claim: &Claim| (claim.tag, claim.name.as_str()) < (tag, name);
+    let share = (u64::from(tag) * page.len() as u64) >> u32::BITS;
+    let mut start = usize::try_from(share).unwrap_or_default();
+    while start.checked_sub(1).and_then(|left| page.get(left)).is_some_and(|claim| !is_before(claim)) {
+        start -= 1;
+    }
+    while page.get(start).is_some_and(is_before) {
+        start += 1;
+    }
     let rest = page.iter().skip(start);
     (start, rest.take_while(|claim| claim.tag == tag && claim.name.as_str() == name).count())
 }
