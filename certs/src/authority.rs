@@ -180,6 +180,13 @@ impl Authority {
         self.not_after
     }
 
+    /// The longest life of what it signs now: until its own end.
+    pub fn longest(&self) -> Duration {
+        let left = self.not_after - OffsetDateTime::now_utc();
+        // A moment passes until it is signed.
+        Duration::from_secs(u64::try_from(left.whole_seconds() - 1).unwrap_or_default())
+    }
+
     /// Issues a leaf with a new P-256 key: `id` as its only URI name, `dns_names` beside it.
     ///
     /// It is valid from two minutes ago until `lifetime` from now, for clients and servers.

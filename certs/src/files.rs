@@ -2,6 +2,7 @@
 //! was there before or what was to be there, and perhaps a leftover that the next writing removes.
 
 use std::ffi::OsStr;
+use std::fmt;
 use std::fs::{self, DirBuilder, File, Permissions};
 use std::io::{self, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, PermissionsExt as _, chown, symlink};
@@ -42,19 +43,28 @@ fn failed(path: &Path) -> impl FnOnce(io::Error) -> WriteError {
 }
 
 /// One file of a set.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Entry {
+#[derive(Clone, PartialEq, Eq)]
+pub struct Entry {
     pub(crate) name: &'static str,
     pub(crate) content: String,
     pub(crate) mode: u32,
 }
 
+/// What it says may be a key.
+impl fmt::Debug for Entry {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Entry").field("name", &self.name).field("mode", &self.mode).finish_non_exhaustive()
+    }
+}
+
 impl Entry {
-    pub(crate) fn public(name: &'static str, content: impl Into<String>) -> Self {
+    /// One that all who may enter the directory can read.
+    pub fn public(name: &'static str, content: impl Into<String>) -> Self {
         Self { name, content: content.into(), mode: PUBLIC }
     }
 
-    pub(crate) fn secret(name: &'static str, content: impl Into<String>) -> Self {
+    /// One for its owner only.
+    pub fn secret(name: &'static str, content: impl Into<String>) -> Self {
         Self { name, content: content.into(), mode: SECRET }
     }
 }
@@ -99,7 +109,10 @@ pub fn make_folder(folder: &Path) -> Result<(), WriteError> {
 
 /// Replaces all files of a directory at one stroke, as kubelet does with a Secret: they stand in a
 /// directory of their own, the link `..data` leads there, and each name is a link through it.
-pub(crate) fn publish(folder: &Path, entries: &[Entry]) -> Result<(), WriteError> {
+///
+/// # Errors
+/// It cannot be written. What was there before is still whole.
+pub fn publish(folder: &Path, entries: &[Entry]) -> Result<(), WriteError> {
     make_folder(folder)?;
     publish_in(folder, entries).map_err(failed(folder))
 }
@@ -162,7 +175,10 @@ fn link(target: &Path, at: &Path) -> io::Result<()> {
 }
 
 /// Refuses a directory in which one of these names is something else than a link that was made here.
-pub(crate) fn check_unoccupied(folder: &Path, names: &[&str]) -> Result<(), WriteError> {
+///
+/// # Errors
+/// Which of them.
+pub fn check_unoccupied(folder: &Path, names: &[&str]) -> Result<(), WriteError> {
     // A mounted Secret looks the same, but for where its link leads.
     let data = fs::read_link(folder.join(DATA)).unwrap_or_default();
     let is_ours =

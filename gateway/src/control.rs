@@ -6,14 +6,15 @@ mod following;
 
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
+use isthmus_xds::enrol::Renewal;
 use isthmus_xds::{HostName, HostPattern};
 use tokio::sync::{Notify, watch};
 
 pub use self::answers::{Answer, Answers};
-pub use self::following::Following;
+pub use self::following::{Following, Probed, Unreached};
 use crate::config::settings::{Fixed, Live, Service, Settings};
 use crate::drain::Phase;
 use crate::snapshot::{Beside, Next, Resolved, Snapshot};
@@ -35,6 +36,8 @@ pub struct Control {
     pub answers: Answers,
     /// How it stands with the agent, if there is one to follow.
     pub following: watch::Sender<Following>,
+    /// How it stands with the certificate that this gateway keeps itself, if it does.
+    pub renewal: Arc<Renewal>,
     /// When the process started.
     pub started: SystemTime,
     /// The fixed settings as they were written: compared with each edit.
@@ -46,6 +49,7 @@ pub struct Control {
     retired: Mutex<Vec<Arc<Snapshot>>>,
     leave: Notify,
     broken: AtomicBool,
+    given_up: OnceLock<String>,
 }
 
 #[derive(Debug)]
@@ -89,6 +93,7 @@ impl Control {
             workers,
             phase: watch::Sender::new(Phase::Serving),
             following: watch::Sender::new(Following::nobody()),
+            renewal: Arc::default(),
             started: SystemTime::now(),
             written: settings.fixed,
             inputs: Mutex::new(Inputs {
@@ -101,6 +106,7 @@ impl Control {
             retired: Mutex::default(),
             leave: Notify::new(),
             broken: AtomicBool::new(false),
+            given_up: OnceLock::new(),
         }
     }
 
@@ -309,6 +315,19 @@ impl Control {
         tracing::error!(%error, "the gateway ends");
         self.broken.store(true, Relaxed);
         self.end();
+    }
+
+    /// What the gateway was to be it cannot be, through no fault of its own: it ends.
+    pub(crate) fn give_up(&self, why: String) {
+        tracing::error!(why, "the gateway ends");
+        let _first = self.given_up.set(why);
+        self.end();
+    }
+
+    /// Why it gave up, if it did.
+    #[must_use]
+    pub fn why_given_up(&self) -> Option<&str> {
+        self.given_up.get().map(String::as_str)
     }
 
     /// It ended because a part of it broke.

@@ -9,7 +9,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use isthmus_certs::Trust;
-use isthmus_certs::trust::{self, LoadError};
+use isthmus_certs::trust;
 use tokio::runtime::Builder;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
@@ -17,6 +17,7 @@ use tokio::task::JoinSet;
 use crate::config::settings::{ControlPlane, Settings, Source};
 use crate::control::Control;
 use crate::drain;
+use crate::enrol::{self, Beginning, First};
 use crate::limits::Limits;
 use crate::listen::{self, Accepted, Lane};
 use crate::live::Live;
@@ -52,7 +53,10 @@ pub enum Error {
     },
     /// Its identity or its trust cannot be used.
     #[error("trust: {0}")]
-    Trust(#[from] LoadError),
+    Trust(#[from] enrol::Error),
+    /// What it needs was refused while it ran.
+    #[error("{0}")]
+    GivenUp(String),
     /// The system gave no thread or no runtime.
     #[error("cannot start a thread: {0}")]
     Thread(#[from] io::Error),
@@ -77,7 +81,8 @@ impl Gateway {
     /// # Errors
     /// [`Error::Bind`] or [`Error::Thread`].
     pub fn start(settings: Settings, file: Option<PathBuf>) -> Result<Gateway, Error> {
-        let process = Arc::new(process(&settings)?);
+        let beginning = Beginning::of(settings.fixed.trust.as_ref())?;
+        let process = Arc::new(process(&settings, &beginning));
         let fixed = &process.fixed;
         let mut doors = Doors::open(&settings)?;
         let bound = std::mem::take(&mut doors.bound);
@@ -90,11 +95,14 @@ impl Gateway {
             .map(|(index, counters)| Arc::new(Worker::new(index, &process, counters)))
             .collect();
         let log = fixed.access_log.enabled.then(|| process.log.start(io::stdout())).transpose()?;
-        let trust = process.trust.as_ref().zip(fixed.trust.clone());
-        let trust = trust.map(|(trust, files)| trust.watch(files)).transpose()?;
+        let trust = process.trust.get().zip(fixed.trust.as_ref());
+        let trust = trust.map(|(trust, trusts)| trust.watch(trusts.files())).transpose()?;
         let control = Arc::new(Control::new(settings, Arc::clone(&process), workers.clone()));
 
-        let follow = followed(&control).map_err(Error::Kept)?;
+        let follow = match beginning {
+            Beginning::Awaits(first) => Followed::Awaits(first),
+            Beginning::Nobody | Beginning::Somebody(_) => followed(&control).map_err(Error::Kept)?,
+        };
         let (lanes, takers): (Vec<_>, Vec<_>) = workers
             .iter()
             .map(|worker| {
@@ -150,7 +158,11 @@ impl Gateway {
         if let Some(log) = self.log {
             let _panicked = log.join();
         }
-        if in_order && !self.control.is_broken() { Ok(()) } else { Err(Error::CoreEnded) }
+        match self.control.why_given_up() {
+            Some(why) => Err(Error::GivenUp(why.to_owned())),
+            None if in_order && !self.control.is_broken() => Ok(()),
+            None => Err(Error::CoreEnded),
+        }
     }
 }
 
@@ -194,8 +206,9 @@ impl Doors {
     }
 }
 
-fn process(settings: &Settings) -> Result<Process, Error> {
+fn process(settings: &Settings, beginning: &Beginning) -> Process {
     let mut fixed = settings.fixed.clone();
+    beginning.complete(&mut fixed);
     let reserve = RESERVE + RESERVE_PER_WORKER * fixed.workers as u64 * (1 + fixed.binds.len() as u64);
     let descriptors = socket::raise_descriptor_limit();
     // Where descriptors are few, connections come first.
@@ -212,8 +225,11 @@ fn process(settings: &Settings) -> Result<Process, Error> {
     let metrics = Arc::new(Metrics::new(fixed.workers, fixed.binds.len(), fixed.service_metrics));
     let log = Arc::new(AccessLog::new(fixed.workers, fixed.access_log.buffer, Arc::clone(&metrics)));
     let tables = Snapshot::compile(settings.live.clone(), &Resolved::new(), None, &|_| false);
-    let trust = fixed.trust.as_ref().map(Trust::load).transpose()?;
-    Ok(Process::new(fixed, tables, limits, metrics, log, trust))
+    let process = Process::new(fixed, tables, limits, metrics, log);
+    if let Beginning::Somebody(trust) = beginning {
+        let _once = process.trust.set(trust.clone());
+    }
+    process
 }
 
 /// What one worker thread does.
@@ -279,30 +295,60 @@ fn spawn(name: String, work: impl Future<Output = ()> + Send + 'static) -> io::R
 
 /// Who gives the gateway services.
 enum Followed {
+    Nobody,
+    /// Once there is a certificate.
+    Awaits(First),
     Agents(Box<learn::Follow>),
     ControlPlane(ControlPlane, Trust),
 }
 
 /// Before anybody is served: what was kept of the time before is live from the first connection on.
-fn followed(control: &Arc<Control>) -> io::Result<Option<Followed>> {
+fn followed(control: &Arc<Control>) -> io::Result<Followed> {
     let fixed = &control.process.fixed;
-    let Some((xds, trust)) = fixed.xds.clone().zip(control.process.trust.clone()) else { return Ok(None) };
-    Ok(Some(match xds.source {
+    let Some((xds, trust)) = fixed.xds.clone().zip(control.process.trust.get().cloned()) else {
+        return Ok(Followed::Nobody);
+    };
+    Ok(match xds.source {
         Source::Agents(agents) => {
             let follow = learn::Follow::begin(agents, xds.state.as_deref(), trust, Arc::clone(control))?;
             Followed::Agents(Box::new(follow))
         }
         Source::ControlPlane(one) => Followed::ControlPlane(one, trust),
-    }))
+    })
+}
+
+impl Followed {
+    /// Follows for as long as the gateway runs.
+    async fn follow(self, control: Arc<Control>) -> io::Result<()> {
+        match self {
+            Followed::Nobody => Ok(()),
+            Followed::Awaits(first) => {
+                let _files = match enrol::awaited(&first, &control).await {
+                    Ok(files) => files,
+                    Err(error) => {
+                        control.give_up(format!("trust: {error}"));
+                        return Ok(());
+                    }
+                };
+                let next = followed(&control)?;
+                Box::pin(next.follow(control)).await
+            }
+            Followed::Agents(agents) => {
+                let renewing = enrol::keep(control);
+                let (followed, renewed) = tokio::join!(agents.run(), renewing);
+                followed.and(renewed)
+            }
+            Followed::ControlPlane(one, trust) => {
+                let renewing = enrol::keep(Arc::clone(&control));
+                let (followed, renewed) = tokio::join!(foreign::follow(one, trust, control), renewing);
+                followed.and(renewed)
+            }
+        }
+    }
 }
 
 /// The control thread: signals, edits, names, admin, drain; until the gateway is over.
-async fn supervise(
-    control: Arc<Control>,
-    doors: [TcpListener; 3],
-    file: Option<PathBuf>,
-    follow: Option<Followed>,
-) {
+async fn supervise(control: Arc<Control>, doors: [TcpListener; 3], file: Option<PathBuf>, follow: Followed) {
     let _alarm = Alarm(Arc::clone(&control));
     let mut core: JoinSet<io::Result<()>> = JoinSet::new();
     let [admin, metrics, health] = doors;
@@ -311,13 +357,7 @@ async fn supervise(
     core.spawn(admin::serve_health(health, Arc::clone(&control)));
     core.spawn(Control::free_retired(Arc::clone(&control)));
     core.spawn(resolve::follow(Arc::clone(&control)));
-    match follow {
-        Some(Followed::Agents(agents)) => _ = core.spawn(agents.run()),
-        Some(Followed::ControlPlane(one, trust)) => {
-            core.spawn(foreign::follow(one, trust, Arc::clone(&control)));
-        }
-        None => {}
-    }
+    core.spawn(follow.follow(Arc::clone(&control)));
     if let Some(file) = file {
         core.spawn(file::follow(file, Arc::clone(&control)));
     }

@@ -1,6 +1,7 @@
 //! Services that agents give this gateway: it follows one of them, accepts slices, and puts what they come to
 //! live beside the file's. Not the protocol: that is `isthmus_xds::ads`.
 
+mod probing;
 mod services;
 
 use std::collections::{BTreeSet, HashMap, HashSet};
@@ -16,12 +17,15 @@ use isthmus_xds::ads::subscribe::{Contact, Subscription, Tables};
 use isthmus_xds::agent::SLICE;
 use isthmus_xds::held::Held;
 use isthmus_xds::kept::Journal;
+use isthmus_xds::probes::Probes;
+use isthmus_xds::probing::probe;
 use isthmus_xds::proto::envoy::config::core::v3::{Locality, Node};
 use isthmus_xds::slice::{Key, Slice};
 
 use crate::config::settings::Target;
 use crate::control::Control;
 
+use probing::Asking;
 use services::Here;
 
 /// How often it is looked for what has expired.
@@ -65,6 +69,7 @@ impl Follow {
         tokio::select! {
             () = subscription.follow(vec![client], &mut followed) => {}
             () = aging => {}
+            () = probe(Asking(Arc::clone(&slices))) => {}
         }
         Ok(())
     }
@@ -73,7 +78,7 @@ impl Follow {
 fn here(trust: &Trust, control: &Control) -> Here {
     let own = trust.current();
     let gateway = own.identity.id().path().rsplit('/').next().unwrap_or_default().to_owned();
-    Here { cluster: control.process.fixed.node.cluster.clone(), gateway }
+    Here { cluster: control.process.fixed.node.cluster.clone(), gateway, down: HashSet::new() }
 }
 
 fn subscription(servers: Vec<Target>, trust: Trust, control: &Control) -> io::Result<Subscription> {
@@ -114,6 +119,8 @@ struct Slices {
     kept: Option<Journal>,
     lost: Option<Instant>,
     expired: HashSet<Key>,
+    /// Begun once no agent is heard.
+    probes: Option<Probes>,
 }
 
 impl Slices {
@@ -129,6 +136,7 @@ impl Slices {
             kept,
             lost: Some(Instant::now()),
             expired: HashSet::new(),
+            probes: None,
         };
         let mut touched = BTreeSet::new();
         for (name, bytes) in entries.unwrap_or_default() {
@@ -155,6 +163,8 @@ impl Slices {
         }
         if let Some(offer) = &slice.offer
             && slice.key.cluster.as_str() == self.here.cluster
+            // Where the file says nothing the agent does.
+            && !self.network.is_empty()
             && offer.network != self.network
         {
             return Err(format!(
@@ -229,9 +239,12 @@ impl Slices {
 
     fn contact(&mut self, agent: &str, lost: Option<&str>) {
         self.lost = lost.map(|_| self.lost.unwrap_or_else(Instant::now));
-        if lost.is_none() && !self.expired.is_empty() {
-            let touched = self.expired.drain().map(|key| key.host).collect();
-            self.renew(touched);
+        if lost.is_none() {
+            let mut touched = self.believe_again();
+            touched.extend(self.expired.drain().map(|key| key.host));
+            if !touched.is_empty() {
+                self.renew(touched);
+            }
         }
         self.control.following.send_modify(|following| following.contact(agent, lost));
     }

@@ -14,6 +14,7 @@ pub mod control;
 pub mod demo;
 pub mod drain;
 pub mod endpoint;
+pub mod enrol;
 mod flow;
 mod foreign;
 pub mod gateway;

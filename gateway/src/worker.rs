@@ -32,8 +32,8 @@ pub struct Process {
     pub metrics: Arc<Metrics>,
     /// Where lines go.
     pub log: Arc<AccessLog>,
-    /// Its identity and whom it believes, if it has any.
-    pub trust: Option<Trust>,
+    /// Its identity and whom it believes, once it has any.
+    pub trust: OnceLock<Trust>,
     /// What this process listens on, once it is bound.
     pub own: OnceLock<Vec<Bound>>,
     /// Connections and their farewells.
@@ -49,7 +49,6 @@ impl Process {
         limits: Limits,
         metrics: Arc<Metrics>,
         log: Arc<AccessLog>,
-        trust: Option<Trust>,
     ) -> Process {
         Process {
             fixed,
@@ -57,7 +56,7 @@ impl Process {
             limits,
             metrics,
             log,
-            trust,
+            trust: OnceLock::new(),
             own: OnceLock::new(),
             tasks: Arc::default(),
             ids: AtomicU64::new(1),

@@ -15,7 +15,7 @@ const LAYERS: &[&[&str]] = &[
     &["main", "cli"],
     &["demo"],
     &["gateway"],
-    &["admin", "foreign", "learn", "listen", "resolve", "watch"],
+    &["admin", "enrol", "foreign", "learn", "listen", "resolve", "watch"],
     &["collect", "conn"],
     &["control", "attempts", "relay"],
     &["flow", "connect", "close", "drain"],

@@ -7,6 +7,7 @@ It takes commands as lines of JSON on standard input and says what it sees as li
     {"chains": [CHAIN, ...]}                 the Listener has these chains: {"sni": ..., "cluster": ..., "patch": {...}},
                                              or, with a "match" of their own, {"sni": NAME, "match": {...}}
     {"drop": [NAME, ...]}                    these Clusters are gone
+    {"certificate": [PEM, ...]}             the answer to the next request for a certificate; null refuses it
     {"raw": {KIND: {NAME: [HEX, TIMES]}}}    bytes in place of a message, so many times over; null takes them away
 
 A resource's version is a hash of its content: it is the same after a restart.
@@ -28,7 +29,7 @@ from envoy.extensions.filters.listener.tls_inspector.v3 import tls_inspector_pb2
 from envoy.extensions.filters.network.rbac.v3 import rbac_pb2  # noqa: F401, known to patches
 from envoy.extensions.filters.network.tcp_proxy.v3 import tcp_proxy_pb2
 from envoy.service.discovery.v3 import ads_pb2_grpc, discovery_pb2
-from google.protobuf import any_pb2, json_format
+from google.protobuf import any_pb2, descriptor_pb2, descriptor_pool, json_format, message_factory
 
 PREFIX = "type.googleapis.com/envoy.config."
 CLUSTER = PREFIX + "cluster.v3.Cluster"
@@ -115,6 +116,7 @@ class World:
         self.lock = threading.Lock()
         self.resources = {kind: {} for kind in TYPES}
         self.streams = []
+        self.certificates = queue.Queue()
 
     def put(self, kind, name, message):
         wrapped = any_pb2.Any()
@@ -126,6 +128,8 @@ class World:
         self.resources[kind][name] = discovery_pb2.Resource(name=name, version=version, resource=wrapped)
 
     def do(self, command):
+        if "certificate" in command:
+            return self.certificates.put(command["certificate"])
         with self.lock:
             for name, patch in command.get("clusters", {}).items():
                 self.put(CLUSTER, name, cluster(name, patch))
@@ -260,6 +264,39 @@ class Discovery(ads_pb2_grpc.AggregatedDiscoveryServiceServicer):
                 self.world.streams.remove(stream)
 
 
+def certificate_messages():
+    file = descriptor_pb2.FileDescriptorProto(name="ca.proto", package="istio.v1.auth", syntax="proto3")
+    text = descriptor_pb2.FieldDescriptorProto.TYPE_STRING
+    for name, field, label in [("Request", "csr", 1), ("Response", "cert_chain", 3)]:
+        message = file.message_type.add(name=name)
+        message.field.add(name=field, number=1, type=text, label=label)
+    pool = descriptor_pool.DescriptorPool()
+    pool.Add(file)
+    found = [pool.FindMessageTypeByName("istio.v1.auth." + name) for name in ["Request", "Response"]]
+    return [message_factory.GetMessageClass(message) for message in found]
+
+
+def certificates(world):
+    """Istio's certificate API: what is asked for is told, and the answer comes as a command."""
+    request_class, response_class = certificate_messages()
+
+    def create(request, context):
+        metadata = {key: value for key, value in context.invocation_metadata() if isinstance(value, str)}
+        say("csr", csr=request.csr, metadata=metadata)
+        chain = world.certificates.get(timeout=60)
+        if chain is None:
+            context.abort(grpc.StatusCode.UNAUTHENTICATED, "the token is of nobody")
+        return response_class(cert_chain=chain)
+
+    method = grpc.unary_unary_rpc_method_handler(
+        create,
+        request_deserializer=request_class.FromString,
+        response_serializer=response_class.SerializeToString,
+    )
+    name = "istio.v1.auth.IstioCertificateService"
+    return grpc.method_handlers_generic_handler(name, {"CreateCertificate": method})
+
+
 def read(path):
     with open(path, "rb") as file:
         return file.read()
@@ -269,6 +306,8 @@ def main():
     arguments = argparse.ArgumentParser(description=__doc__)
     for name in ["--address", "--certificate", "--key", "--roots"]:
         arguments.add_argument(name, required=True)
+    # As istiod does for those who have no certificate yet.
+    arguments.add_argument("--open", action="store_true")
     given = arguments.parse_args()
     world = World()
     server = grpc.server(
@@ -276,8 +315,9 @@ def main():
         options=[("grpc.max_receive_message_length", 64 << 20), ("grpc.so_reuseport", 0)],
     )
     ads_pb2_grpc.add_AggregatedDiscoveryServiceServicer_to_server(Discovery(world), server)
+    server.add_generic_rpc_handlers((certificates(world),))
     credentials = grpc.ssl_server_credentials(
-        [(read(given.key), read(given.certificate))], read(given.roots), require_client_auth=True
+        [(read(given.key), read(given.certificate))], read(given.roots), require_client_auth=not given.open
     )
     # What is there from the beginning is there before anybody can ask.
     world.do(json.loads(sys.stdin.readline()))

@@ -252,6 +252,12 @@ impl Cluster {
         serde_json::from_str(&body).unwrap_or_else(|error| panic!("{error}: {body}"))
     }
 
+    /// What the agent exports to Prometheus, as text.
+    #[must_use]
+    pub fn metrics(&self) -> String {
+        http::ask_in(self.namespace(), self.addresses["admin"], "GET", "/metrics").body
+    }
+
     /// Says something to the agent, and takes its answer.
     #[must_use]
     pub fn tell(&self, path: &str, body: &str) -> Value {

@@ -42,6 +42,19 @@ impl ControlPlane {
     #[must_use]
     #[track_caller]
     pub fn start(python: &Path, address: SocketAddr, leaf: &Path, first: &Value) -> ControlPlane {
+        ControlPlane::start_with(python, address, leaf, first, &[])
+    }
+
+    /// The same, told more on its command line.
+    #[must_use]
+    #[track_caller]
+    pub fn start_with(
+        python: &Path,
+        address: SocketAddr,
+        leaf: &Path,
+        first: &Value,
+        more: &[&str],
+    ) -> ControlPlane {
         let mut child = Command::new("setpriv")
             .arg("--pdeathsig=KILL")
             .arg(python)
@@ -50,6 +63,7 @@ impl ControlPlane {
             .args(["--certificate".into(), leaf.join("tls.crt")])
             .args(["--key".into(), leaf.join("tls.key")])
             .args(["--roots".into(), leaf.join("ca.crt")])
+            .args(more)
             // What it refuses is told as an event.
             .env("GRPC_VERBOSITY", "NONE")
             .stdin(Stdio::piped())

@@ -1,17 +1,26 @@
 //! An agent and a gateway as processes of their own: the registry's files lead where clients end up, and what
 //! fails on the way leaves the last good tables.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test"
+)]
 
+use std::collections::BTreeMap;
 use std::io::Read as _;
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use isthmus_tests::client::{alert, send};
 use isthmus_tests::cluster::{Cluster, outbound};
-use isthmus_tests::endpoint::Scripted;
+use isthmus_tests::endpoint::{Endpoint, Scripted};
 use isthmus_tests::gateway::Gateway;
 use isthmus_tests::hello::hello;
 use isthmus_tests::wait::{until, within};
+use serde_json::Value;
 
 const HOST: &str = "db.pxc.svc.cluster.local";
 const UNRECOGNIZED_NAME: u8 = 112;
@@ -81,4 +90,74 @@ fn who_is_not_listed_is_given_nothing() {
     });
     assert!(!within(Duration::from_millis(200), || gateway.is_ready()), "and it is not ready");
     assert!(leads_to(&gateway, &alert(UNRECOGNIZED_NAME)));
+}
+
+/// The registry's file for these, probed while no agent is heard.
+fn probed(endpoints: &[SocketAddr]) -> String {
+    let endpoints: Vec<_> = endpoints.iter().map(|address| format!("{{ address: '{address}' }}")).collect();
+    format!("services: [{{ host: {HOST}, stale: probe, endpoints: [{}] }}]", endpoints.join(", "))
+}
+
+/// Addresses that the gateway says are down; none while it probes nothing.
+fn down(gateway: &Gateway) -> Option<Vec<String>> {
+    let status = gateway.admin("GET", "/status").json();
+    let listed = status["agent"]["probed"]["listed"].as_array()?;
+    Some(listed.iter().map(|one| one["address"].as_str().unwrap().to_owned()).collect())
+}
+
+/// The weights of the service's endpoints.
+fn weights(gateway: &Gateway) -> BTreeMap<String, u64> {
+    let page = gateway.admin("GET", &format!("/services?name={HOST}")).json();
+    let endpoints = page["items"][0]["endpoints"].as_array().unwrap();
+    let weight = |one: &Value| (one["address"].as_str().unwrap().to_owned(), one["weight"].as_u64().unwrap());
+    endpoints.iter().map(weight).collect()
+}
+
+#[test]
+fn without_an_agent_what_is_probed_and_down_takes_no_new_connection() {
+    let stays = Scripted::echo(b"one....");
+    let [returns, ends] = [b"two....", b"three.."].map(|greeting| Scripted::echo(greeting));
+    let [here, again, gone] = [&stays, &returns, &ends].map(Scripted::address);
+    let mut cluster = Cluster::new("east");
+    cluster.register("db.yaml", &probed(&[here, again, gone]));
+    cluster.start();
+    // Nothing is ejected: whoever is left out is so because of a probe.
+    let gateway = cluster.setup("gw-1").with("upstream: { ejection: { failures: 0 } }").start();
+    until("the gateway has heard the agent", || gateway.is_ready());
+    assert_eq!(down(&gateway), None, "its word counts");
+    cluster.stop();
+    until("they are asked", || down(&gateway).is_some());
+    let is_served = || matches!(&answer(&gateway)[..], b"one...." | b"two...." | b"three..");
+    drop((returns, ends));
+    let names = |addresses: &[SocketAddr]| {
+        let mut names: Vec<_> = addresses.iter().map(ToString::to_string).collect();
+        names.sort();
+        Some(names)
+    };
+    until("two are down", || {
+        assert!(is_served(), "no call fails meanwhile");
+        down(&gateway) == names(&[again, gone])
+    });
+    let log = gateway.log();
+    let before = log.lines().len();
+    for _ in 0..20 {
+        assert!(leads_to(&gateway, b"one...."));
+    }
+    until("the calls are logged", || log.lines().len() >= before + 20);
+    let lines = log.lines();
+    let late: Vec<_> = lines[lines.len() - 20..].iter().map(|line| line.number("attempts")).collect();
+    assert_eq!(late, [1; 20], "who is down is not even tried");
+    let explained = gateway.admin("GET", &format!("/explain?sni={HOST}&listener=outbound")).json();
+    assert_eq!(explained["down"].as_array().unwrap().len(), 2, "{explained}");
+    assert_eq!(gateway.metrics().sum("isthmus_stale_down", &[]), 2.0);
+    assert_eq!(gateway.metrics().sum("isthmus_stale_probed", &[]), 3.0);
+
+    let _returned = Scripted::echo_at(Endpoint::at(again), b"two....");
+    until("one answers again", || down(&gateway) == names(&[gone]));
+    until("and serves", || leads_to(&gateway, b"two...."));
+    assert_eq!(weights(&gateway)[&gone.to_string()], 0);
+    cluster.start();
+    until("the agent is heard", || down(&gateway).is_none());
+    assert_eq!(weights(&gateway).into_values().collect::<Vec<_>>(), [1; 3], "its word counts at once");
+    assert_eq!(gateway.metrics().sum("isthmus_stale_down", &[]), 0.0);
 }

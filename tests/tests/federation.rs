@@ -3,6 +3,7 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test")]
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io::Read as _;
 use std::net::SocketAddr;
@@ -177,6 +178,68 @@ fn what_expires_goes_when_its_cluster_is_silent_and_comes_back_with_it() {
     until("it has expired", || is_unknown(west, HOST));
     world.east.start();
     until("it is back", || leads_to(west, HOST, b"one...."));
+}
+
+#[test]
+fn what_is_probed_goes_when_no_gateway_of_its_cluster_answers_and_comes_back_with_one() {
+    let one = Scripted::echo(b"one....");
+    let mut world = World::usual();
+    let west = outbound(&world.west_gateway);
+    world.east.register("details.yaml", &service(HOST, &one, "stale: probe, "));
+    until("west reaches it", || leads_to(west, HOST, b"one...."));
+    let probed = |cluster: &Cluster| cluster.ask("/status")["imports"]["probed"].clone();
+    assert_eq!(probed(&world.west)["addresses"], 0, "its agent is heard");
+    world.east.stop();
+    until("its gateway is asked", || probed(&world.west)["addresses"] == 1);
+    assert!(leads_to(west, HOST, b"one...."), "it answers");
+    let again = world.east.setup("gw-1").ports_of(&world.east_gateway);
+    let at = east_west(&world.east_gateway).to_string();
+    drop(world.east_gateway);
+    until("it leads nowhere", || is_unknown(west, HOST));
+    let explained = world.west.ask(&format!("/explain?host={HOST}"))["imports"][0].clone();
+    assert!(explained["held"].as_str().unwrap().contains(&at), "{explained}");
+    assert_eq!(
+        (&explained["stale"]["rule"], &explained["stale"]["down"][0]["address"]),
+        (&"probe".into(), &at.into())
+    );
+    assert!(world.west.metrics().contains("\nisthmus_agent_stale_down 1\n"));
+    world.east_gateway = again.start();
+    until("its gateway answers", || leads_to(west, HOST, b"one...."));
+    assert_eq!(probed(&world.west)["down"], 0);
+    world.east.start();
+    until("its agent is heard", || probed(&world.west)["addresses"] == 0);
+    assert!(leads_to(west, HOST, b"one...."));
+}
+
+/// The table of the documentation is what a running agent exports: names, types, labels and meanings.
+#[test]
+fn what_an_agent_exports_is_what_is_documented() {
+    let world = World::usual();
+    let text = world.west.metrics();
+    let said = |what: &str, name: &str| {
+        let start = format!("# {what} {name} ");
+        text.lines()
+            .find_map(|line| line.strip_prefix(&start))
+            .unwrap_or_else(|| panic!("{start}"))
+            .to_owned()
+    };
+    let row = |name: &str| {
+        let series = |line: &&str| line.split(['{', ' ']).next() == Some(name);
+        let line = text.lines().find(series).unwrap_or_else(|| panic!("{name} has no series"));
+        let pairs = line.split_once('{').map_or("", |(_, rest)| rest.rsplit_once('}').unwrap().0);
+        let labels: Vec<_> =
+            pairs.split_terminator(',').map(|pair| pair.split('=').next().unwrap()).collect();
+        let labels = if labels.is_empty() { "–".to_owned() } else { format!("`{}`", labels.join("`, `")) };
+        format!("| `{name}` | {} | {labels} | {} |", said("TYPE", name), said("HELP", name))
+    };
+    let series = text.lines().filter(|line| !line.starts_with('#'));
+    let exported: BTreeSet<_> = series.map(|line| row(line.split(['{', ' ']).next().unwrap())).collect();
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/agent.md");
+    let documentation = fs::read_to_string(path).unwrap();
+    let documented = documentation.lines().filter(|line| line.starts_with("| `isthmus_"));
+    let documented: BTreeSet<_> = documented.map(str::to_owned).collect();
+    assert!(exported.len() > 10, "{exported:#?}");
+    assert_eq!(exported, documented);
 }
 
 #[test]

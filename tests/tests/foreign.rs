@@ -17,7 +17,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use isthmus_certs::home::{Home, Kept, Plan};
-use isthmus_certs::{KeyKind, Leaf, SpiffeId, TrustDomain};
+use isthmus_certs::{Csr, KeyKind, Leaf, SpiffeId, TrustDomain, pem};
 use isthmus_tests::certs::envoy;
 use isthmus_tests::client::{alert, send};
 use isthmus_tests::control_plane::{ControlPlane, python};
@@ -387,4 +387,68 @@ fn a_control_plane_that_is_somebody_else_is_not_believed() {
         assert!(leads(&gateway, 0, &alert(UNRECOGNIZED_NAME)));
     }
     assert!(plane.seen("stream").is_empty(), "nothing was said to it");
+}
+
+#[test]
+fn a_gateway_gets_and_renews_its_certificate_from_the_control_plane() {
+    const LIFETIME: Duration = Duration::from_secs(6);
+    let domain = domain!();
+    let one = Scripted::echo(b"one....");
+    let first = world(3, &one);
+    let leaf = domain.leaf("istiod");
+    let start = |leaf: &Path, at: &str| {
+        ControlPlane::start_with(&domain.python, at.parse().unwrap(), leaf, &first, &["--open"])
+    };
+    let id = SpiffeId::parse("spiffe://cluster.local/ns/istio-system/sa/eastwest").unwrap();
+    let root = Home::open(&domain.folder.path().join("pki")).unwrap().root(1).unwrap();
+    let sign = |request: &Value| {
+        let csr = Csr::parse(request["csr"].as_str().unwrap().as_bytes()).unwrap();
+        let leaf = Leaf { id: id.clone(), dns: Vec::new(), ips: Vec::new(), lifetime: LIFETIME };
+        let chain = root.certify(csr.key(), &leaf).unwrap();
+        json!({ "certificate": [pem::encode(&chain), root.certificate_pem()] })
+    };
+    // Somebody else at the address hears no token.
+    let mut other = start(&domain.leaf("other"), ANY);
+    let at = other.address();
+    let token = domain.folder.path().join("istio-token");
+    fs::write(&token, "jwt-one\n").unwrap();
+    let folder = domain.folder.path().join("own");
+    let bundles = domain.folder.path().join("pki/bundles");
+    let trust = [("directory", &folder), ("bundles", &bundles), ("token_file", &token)];
+    let trust = trust.map(|(key, path)| format!("{key}: '{}'", path.display())).join(", ");
+    let gateway = Setup::new("")
+        .with("node: { id: gw-1, cluster: east, network: east-net }")
+        .with(&format!("trust: {{ {trust} }}"))
+        .with(&format!("xds: {{ control_plane: {{ addresses: ['{at}'], tls_name: {ISTIOD} }} }}"))
+        .start();
+    until("it is seen", || {
+        gateway.errors().iter().any(|line| line.contains("its certificate is for other names"))
+    });
+    assert!(other.seen("csr").is_empty() && !gateway.is_ready());
+    other.tell(&json!({}));
+    drop(other);
+
+    let mut plane = start(&leaf, &at.to_string());
+    let request = plane.wait("csr", |_| true);
+    assert_eq!(request["metadata"]["authorization"], "Bearer jwt-one");
+    assert_eq!(request["metadata"]["clusterid"], "east");
+    // A refusal is no end: tokens are replaced.
+    fs::write(&token, "jwt-two").unwrap();
+    plane.tell(&json!({ "certificate": null }));
+    until("a second request", || plane.seen("csr").len() == 2);
+    assert!(gateway.admin("GET", "/status").body.contains("the token is of nobody"));
+    let request = plane.seen("csr").pop().unwrap();
+    assert_eq!(request["metadata"]["authorization"], "Bearer jwt-two");
+    plane.tell(&sign(&request));
+    ready(&gateway);
+    assert!(leads(&gateway, 0, b"one...."));
+    let before = fs::read_to_string(folder.join("tls.crt")).unwrap();
+    // The next one, with the token that is there by then.
+    fs::write(&token, "jwt-three").unwrap();
+    until("a third request", || plane.seen("csr").len() == 3);
+    let request = plane.seen("csr").pop().unwrap();
+    assert_eq!(request["metadata"]["authorization"], "Bearer jwt-three");
+    plane.tell(&sign(&request));
+    until("it is renewed", || fs::read_to_string(folder.join("tls.crt")).unwrap() != before);
+    assert!(leads(&gateway, 1, b"one...."));
 }

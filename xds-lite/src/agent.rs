@@ -3,11 +3,14 @@
 
 pub mod config;
 mod follow;
+pub mod issuing;
 pub mod joining;
 mod keeping;
+mod metrics;
 mod pages;
 mod peer;
 mod probe;
+mod probing;
 mod state;
 mod views;
 
@@ -27,13 +30,15 @@ use tonic::service::Routes;
 use crate::admin;
 use crate::ads::service::Discovery;
 use crate::envoy::Adapter;
+use crate::issuing::IntermediateError;
 use crate::join;
 use crate::registry::registered::kept::Kept;
 use crate::registry::store::{FileStore, StoreError};
-use crate::serve::serve;
+use crate::serve::{Visitors, serve_with};
 
 use config::Settings;
 use follow::federate;
+use issuing::Issuing;
 use joining::context;
 use pages::Told;
 use peer::abroad_to;
@@ -61,6 +66,7 @@ pub struct Agent {
     trust: Trust,
     state: Arc<Mutex<State>>,
     registered: Option<Kept>,
+    issuing: Option<Arc<Issuing>>,
 }
 
 /// What it listens on.
@@ -116,6 +122,9 @@ pub enum Error {
     /// The state directory cannot be used.
     #[error("state: {0}")]
     Store(StoreError),
+    /// What signs certificates cannot be used.
+    #[error("issuing: {0}")]
+    Issuing(#[from] IntermediateError),
     /// What is said to who joins is of no use.
     #[error("join: {0}")]
     Join(String),
@@ -149,6 +158,7 @@ impl Agent {
         for peer in &settings.peers {
             views.add(&peer.domain, &peer.cluster, abroad_to(&settings, peer));
         }
+        let issuing = Issuing::open(&settings, &trust)?;
         let settings = Arc::new(settings);
         let mut state = State::new(Arc::clone(&settings), Arc::new(views)).map_err(Error::Kept)?;
         let registered = match &settings.state {
@@ -162,7 +172,8 @@ impl Agent {
         let sockets =
             Sockets { xds: listen(settings.address).await?, admin: listen(settings.admin).await?, join };
         let tls = Arc::new(Server::new(trust.clone(), Peer::Trusted, &[b"h2"])?);
-        Ok(Agent { settings, sockets, tls, trust, state: Arc::new(Mutex::new(state)), registered })
+        let state = Arc::new(Mutex::new(state));
+        Ok(Agent { settings, sockets, tls, trust, state, registered, issuing })
     }
 
     /// What it listens on, with the ports that were bound: `xds`, `admin`, `join`.
@@ -180,23 +191,34 @@ impl Agent {
     /// # Errors
     /// A part of it could not go on.
     pub async fn run(self) -> Result<(), Error> {
-        let Agent { settings, sockets, tls, trust, state, registered } = self;
+        let Agent { settings, sockets, tls, trust, state, registered, issuing } = self;
         let _files = trust.watch(settings.trust.clone()).map_err(Error::Thread)?;
         let waiting = Arc::new(Notify::new());
         // The registry is read as a whole before anybody is served.
         look(&state, &waiting);
-        let told = Arc::new(Told { settings: Arc::clone(&settings), state: Arc::clone(&state) });
+        let told = Arc::new(Told {
+            settings: Arc::clone(&settings),
+            state: Arc::clone(&state),
+            issuing: issuing.clone(),
+        });
         let views = Arc::clone(&locked(&state).views);
-        let routes = Routes::new(Discovery::service(views));
+        let mut routes = Routes::new(Discovery::service(views));
+        let visitors = issuing.as_ref().map(|issuing| {
+            let certificates = issuing.certificates();
+            routes = std::mem::take(&mut routes).add_service(Arc::clone(&certificates).service());
+            issuing.visitors(&certificates)
+        });
         let context = sockets.join.as_ref().map(|_| context(&settings, trust.clone())).transpose()?;
         tokio::select! {
-            () = attend(&sockets.xds, tls, routes, &state) => Ok(()),
+            () = attend(&sockets.xds, tls, routes, visitors, &state) => Ok(()),
             served = admin::serve(sockets.admin, told, admin::Limits::default()) => served.map_err(Error::Admin),
             () = welcome(sockets.join, context) => Ok(()),
+            () = renew_intermediate(issuing) => Ok(()),
             () = keep_looking(&state, &waiting) => Ok(()),
             () = keep_expiring(&state) => Ok(()),
             () = keep(registered, &state) => Ok(()),
             () = probe(Arc::clone(&state), Arc::clone(&waiting)) => Ok(()),
+            () = probing::ask(Arc::clone(&state)) => Ok(()),
             ended = federate(settings, trust, Arc::clone(&state)) => ended,
         }
     }
@@ -204,7 +226,13 @@ impl Agent {
 
 /// Serves gateways and peers. They come back as soon as a restart is over: before the endpoints were looked at
 /// they would be told that what is exported is gone.
-async fn attend(listener: &TcpListener, tls: Arc<Server>, routes: Routes, state: &Mutex<State>) {
+async fn attend(
+    listener: &TcpListener,
+    tls: Arc<Server>,
+    routes: Routes,
+    visitors: Option<Visitors>,
+    state: &Mutex<State>,
+) {
     let looked_at = async {
         while locked(state).proofs.awaits() {
             tokio::time::sleep(PACE).await;
@@ -212,7 +240,15 @@ async fn attend(listener: &TcpListener, tls: Arc<Server>, routes: Routes, state:
     };
     let _late = tokio::time::timeout(AT_FIRST, looked_at).await;
     let views = Arc::clone(&locked(state).views);
-    serve(listener, tls, routes, Arc::new(move |id| views.knows(id))).await;
+    serve_with(listener, tls, routes, Arc::new(move |id| views.knows(id)), visitors).await;
+}
+
+/// Follows what signs certificates, if anything does.
+async fn renew_intermediate(issuing: Option<Arc<Issuing>>) {
+    match issuing {
+        Some(issuing) => issuing.follow().await,
+        None => std::future::pending().await,
+    }
 }
 
 /// Serves those who join by a token, if there is a place for it.

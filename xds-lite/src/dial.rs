@@ -10,7 +10,8 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
-use tokio_rustls::rustls::pki_types::ServerName;
+use tokio_rustls::rustls::ClientConfig;
+use tokio_rustls::rustls::pki_types::{DnsName, ServerName};
 use tonic::transport::{Channel, Endpoint};
 use tower::service_fn;
 
@@ -25,10 +26,22 @@ const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
 /// # Errors
 /// Nobody is there, or somebody else than `tls` expects.
 pub async fn dial(address: &Target, tls: &Arc<Client>) -> Result<Channel, tonic::transport::Error> {
-    let (address, tls) = (address.clone(), Arc::clone(tls));
+    let name = tls.name().cloned();
+    let tls = Arc::clone(tls);
+    dial_as(address, move || tls.config(), name).await
+}
+
+/// The same with a configuration that is made elsewhere, and the name that the server must have, if it is known by
+/// one.
+pub(crate) async fn dial_as(
+    address: &Target,
+    config: impl Fn() -> Arc<ClientConfig> + Send + 'static,
+    name: Option<DnsName<'static>>,
+) -> Result<Channel, tonic::transport::Error> {
+    let address = address.clone();
     let connect = service_fn(move |_| {
-        let (address, tls) = (address.clone(), Arc::clone(&tls));
-        async move { timeout(CONNECT, shake(&address, &tls)).await?.map(TokioIo::new) }
+        let (address, config, name) = (address.clone(), config(), name.clone());
+        async move { timeout(CONNECT, shake(&address, config, name)).await?.map(TokioIo::new) }
     });
     Endpoint::from_static("http://agent.isthmus")
         .http2_keep_alive_interval(KEEPALIVE)
@@ -38,7 +51,11 @@ pub async fn dial(address: &Target, tls: &Arc<Client>) -> Result<Channel, tonic:
         .await
 }
 
-async fn shake(address: &Target, tls: &Client) -> io::Result<TlsStream<TcpStream>> {
+async fn shake(
+    address: &Target,
+    config: Arc<ClientConfig>,
+    name: Option<DnsName<'static>>,
+) -> io::Result<TlsStream<TcpStream>> {
     let (stream, addressed) = match address {
         Target::Address(address) => (TcpStream::connect(address).await?, ServerName::from(address.ip())),
         Target::Name { host, port } => {
@@ -47,8 +64,8 @@ async fn shake(address: &Target, tls: &Client) -> io::Result<TlsStream<TcpStream
         }
     };
     stream.set_nodelay(true)?;
-    let name = tls.name().map_or(addressed, |name| ServerName::DnsName(name.clone()));
-    TlsConnector::from(tls.config()).connect(name, stream).await.map_err(|error| {
+    let name = name.map_or(addressed, ServerName::DnsName);
+    TlsConnector::from(config).connect(name, stream).await.map_err(|error| {
         let refused = error.get_ref().and_then(|error| error.downcast_ref()).and_then(VerifyError::of);
         // In its own words, which name the remedy.
         refused.map(|why| io::Error::other(why.clone())).unwrap_or(error)

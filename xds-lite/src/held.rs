@@ -101,6 +101,12 @@ impl Held {
         slices.map(|slice| Slice { key: Key { host: host.clone(), ..slice.key }, ..slice }).collect()
     }
 
+    /// The slice of a key, if one stands.
+    #[must_use]
+    pub fn get(&self, key: &Key) -> Option<Slice> {
+        Slice::decode(self.standing(key)?).ok()
+    }
+
     /// The bytes that are known of a key, whether they offer something or withdraw it.
     #[must_use]
     pub fn bytes(&self, key: &Key) -> Option<&[u8]> {
@@ -287,6 +293,7 @@ mod tests {
                 prop_assert_eq!(limited, expected.map(|slice| slice.key.clone()).collect());
                 for slice in &standing {
                     prop_assert_eq!(held.order(&slice.key), model.order(&slice.key));
+                    prop_assert_eq!(held.get(&slice.key).as_ref(), Some(slice));
                     prop_assert_eq!(held.versions().get(&slice.key.to_string()), Some(&version(&slice.encode())));
                 }
             }

@@ -2,6 +2,7 @@
 //! granted, and a name that is taken is not taken over. Pure. Not how it arrives.
 
 mod consent;
+mod probing;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
@@ -11,9 +12,11 @@ use serde::Serialize;
 
 use crate::accepted::Accepted;
 use crate::host::{HostName, HostPattern};
+use crate::probes::Probes;
 use crate::slice::{Cluster, Key, Offer, Slice};
 
 pub use consent::Consent;
+pub use probing::Stale;
 
 /// What is offered and what is let in.
 #[derive(Debug, Default)]
@@ -24,6 +27,10 @@ pub struct Imports {
     claims: HashMap<HostPattern, BTreeSet<(usize, HostPattern)>>,
     own: BTreeMap<HostPattern, Own>,
     dirty: BTreeSet<(usize, HostPattern)>,
+    /// Where slices of silent clusters lead that are kept while they answer.
+    probes: Probes,
+    /// That may be elsewhere by now.
+    unsettled: bool,
 }
 
 #[derive(Debug)]
@@ -91,6 +98,7 @@ impl Imports {
         }
         peer.consent.check(&slice)?;
         let host = slice.key.host.clone();
+        self.unsettled |= peer.lost.is_some();
         let before = peer.accepted.get(&slice.key).map(|slice| names(slice));
         let after = names(&slice);
         if peer.accepted.take(slice).map_err(|older| older.to_string())? {
@@ -104,6 +112,7 @@ impl Imports {
         let Some(rank) = self.rank(from) else { return };
         let key = Key { cluster: from.clone(), host: host.clone() };
         let Some(peer) = self.peers.get_mut(rank) else { return };
+        self.unsettled |= peer.lost.is_some();
         let before = peer.accepted.get(&key).map(|slice| names(slice)).unwrap_or_default();
         if peer.accepted.leave(&key) {
             self.claim(rank + 1, host, &before, &[]);
@@ -129,6 +138,7 @@ impl Imports {
     pub fn contact(&mut self, with: &Cluster, now: Option<Instant>) {
         let Some(rank) = self.rank(with) else { return };
         let Some(peer) = self.peers.get_mut(rank) else { return };
+        let was_lost = peer.lost.is_some();
         match now {
             Some(now) => _ = peer.lost.get_or_insert(now),
             None => {
@@ -136,6 +146,9 @@ impl Imports {
                 let back = peer.expired.drain().map(|host| (rank + 1, host));
                 self.dirty.extend(back);
             }
+        }
+        if was_lost != now.is_some() {
+            self.probe_anew(rank);
         }
     }
 
@@ -228,7 +241,8 @@ impl Imports {
         let verdict = if peer.expired.contains(host) {
             Verdict::Held("has expired: its cluster has not been heard of for too long".to_owned())
         } else {
-            self.judge(rank, peer, slice).map_or_else(Verdict::Held, Verdict::In)
+            let judged = self.judge(rank, peer, slice);
+            judged.and_then(|slice| self.as_reached(peer, slice)).map_or_else(Verdict::Held, Verdict::In)
         };
         Some((key, verdict))
     }

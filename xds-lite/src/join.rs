@@ -1,9 +1,11 @@
 //! Two agents of different clusters meet by a token that one prints and the other is given: each proves its
 //! certificate's key and the token's secret over one TLS session, then their bundles and addresses change hands.
-//! docs/decisions/0022 has the protocol and what it withstands. Not what is done with a peer afterwards.
+//! docs/decisions/0022 has the protocol and what it withstands. Not what is done with a peer afterwards. In the same
+//! store are the tokens by which gateways and workloads get their first certificate (`first`; decision 0025).
 
 pub mod cli;
 mod disk;
+pub mod first;
 mod guest;
 mod host;
 mod offer;
@@ -78,6 +80,48 @@ impl Party {
 impl fmt::Display for Party {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} ({})", self.cluster, self.trust_domain)
+    }
+}
+
+/// For whom a token was made, and what for.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum Guest {
+    /// For a cluster, to join.
+    Cluster(Party),
+    /// For a gateway or workload, to get its first certificate.
+    Identity {
+        /// Whose certificate.
+        identity: SpiffeId,
+    },
+}
+
+impl Guest {
+    /// What the token was made for, as the beginning of a sentence.
+    #[must_use]
+    pub fn purpose(&self) -> String {
+        match self {
+            Guest::Cluster(party) => format!("the token was made for {party} to join"),
+            Guest::Identity { identity } => {
+                format!("the token was made for the first certificate of {identity}")
+            }
+        }
+    }
+
+    fn texts(&self) -> [String; 2] {
+        match self {
+            Guest::Cluster(party) => [party.cluster.to_string(), party.trust_domain.to_string()],
+            Guest::Identity { identity } => [String::new(), identity.to_string()],
+        }
+    }
+}
+
+impl fmt::Display for Guest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Guest::Cluster(party) => party.fmt(f),
+            Guest::Identity { identity } => identity.fmt(f),
+        }
     }
 }
 
@@ -243,25 +287,39 @@ pub fn create(
     guest: Party,
     lifetime: Duration,
 ) -> Result<Token, CreateError> {
-    if lifetime < Duration::from_secs(1) || lifetime > LONGEST_LIFETIME {
-        return Err(CreateError::Lifetime(lifetime));
-    }
-    if !is_reachable(&address) {
-        return Err(CreateError::Address(address));
-    }
     if guest.cluster == context.party().cluster {
         return Err(CreateError::Own(guest.cluster));
     }
     place::check(context, &guest)?;
-    let root = tls::root(&context.trust.current())?;
-    let now = unix_seconds(SystemTime::now());
-    let secret = secret::Secret::generate().map_err(|_| CreateError::Random)?;
-    let issuer = context.party().clone();
-    let token = Token { address, issuer, root, guest, expires: now + lifetime.as_secs(), secret };
-    let (id, verifier) = (token.id(), token.secret.verifier());
-    context.tokens.sweep(now)?;
-    context.tokens.put(&Record { id, guest: token.guest.clone(), expires: token.expires, verifier })?;
-    Ok(token)
+    let maker = Maker { trust: &context.trust, issuer: context.party().clone(), tokens: &*context.tokens };
+    maker.make(address, Guest::Cluster(guest), lifetime)
+}
+
+/// Who makes a token, and where it is kept.
+struct Maker<'a> {
+    trust: &'a Trust,
+    issuer: Party,
+    tokens: &'a dyn Tokens,
+}
+
+impl Maker<'_> {
+    fn make(self, address: Target, guest: Guest, lifetime: Duration) -> Result<Token, CreateError> {
+        if lifetime < Duration::from_secs(1) || lifetime > LONGEST_LIFETIME {
+            return Err(CreateError::Lifetime(lifetime));
+        }
+        if !is_reachable(&address) {
+            return Err(CreateError::Address(address));
+        }
+        let root = tls::root(&self.trust.current())?;
+        let now = unix_seconds(SystemTime::now());
+        let secret = secret::Secret::generate().map_err(|_| CreateError::Random)?;
+        let token =
+            Token { address, issuer: self.issuer, root, guest, expires: now + lifetime.as_secs(), secret };
+        let (id, verifier) = (token.id(), token.secret.verifier());
+        self.tokens.sweep(now)?;
+        self.tokens.put(&Record { id, guest: token.guest.clone(), expires: token.expires, verifier })?;
+        Ok(token)
+    }
 }
 
 fn unix_seconds(time: SystemTime) -> u64 {

@@ -1,8 +1,9 @@
 //! The registry of a cluster, the agent that serves it, and what gateways follow an agent with. From the ground up:
 //! the model of services (`host`, `locality`, `cluster`, `slice`, `config::services`); discovery (`ads`, over `serve`
 //! and `dial`); a registry (`registry`), what of it others may see (`exports`, `reachability`, `proofs`), and what of
-//! theirs comes in (`imports`, `accepted`, `held`); other worlds' tables (`envoy` for stock Envoys, `foreign` from control
-//! planes); how clusters meet (`join`); and the `agent` that is made of it.
+//! theirs comes in (`imports`, `accepted`, `held`; `probes` and `probing` while they are silent); other worlds' tables
+//! (`envoy` for stock Envoys, `foreign` from control planes); how clusters meet (`join`); certificates for who has one
+//! and who has a token (`issuing`, and `enrol` on the other side); and the `agent` that is made of it.
 
 pub mod accepted;
 pub mod admin;
@@ -12,6 +13,7 @@ pub mod cli;
 pub mod cluster;
 pub mod config;
 pub mod dial;
+pub mod enrol;
 pub mod envoy;
 pub mod exports;
 pub mod foreign;
@@ -23,6 +25,8 @@ pub mod join;
 pub mod kept;
 pub mod locality;
 pub mod outbound;
+pub mod probes;
+pub mod probing;
 pub mod proofs;
 pub mod proto;
 pub mod reachability;

@@ -9,11 +9,13 @@ use anyhow::Context as _;
 use clap::{CommandFactory as _, Parser, Subcommand};
 use clap_complete::Shell;
 use isthmus_certs::Trust;
-use isthmus_xds::agent::{Agent, config, joining};
+use isthmus_xds::agent::{Agent, config, issuing, joining};
 use isthmus_xds::cli::ask::{Question, ask};
 use isthmus_xds::config::Problems;
+use isthmus_xds::enrol;
+use isthmus_xds::enrol::cli::EnrolArgs;
 use isthmus_xds::join;
-use isthmus_xds::join::cli::{JoinArgs, TokenCommand};
+use isthmus_xds::join::cli::{CreateArgs, JoinArgs, ListArgs, TokenCommand};
 use tokio::runtime::Runtime;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
@@ -56,12 +58,15 @@ Examples:
         #[arg(long, conflicts_with = "config")]
         schema: bool,
     },
-    /// Tokens with which other clusters join this one
+    /// Tokens with which other clusters join this one, and gateways and workloads get their first certificate
     #[command(subcommand)]
     Token(TokenCommand),
     /// Join the cluster that made a token
     #[command(after_help = join::cli::JOIN_HELP)]
     Join(JoinArgs),
+    /// Get a workload's certificate by a token, and keep it renewed
+    #[command(after_help = enrol::cli::HELP)]
+    Enrol(EnrolArgs),
     #[command(flatten)]
     Ask(Question),
     /// Print a completion script
@@ -78,15 +83,13 @@ fn main() -> ExitCode {
     let outcome = match Cli::parse().command {
         Command::Run { config } => run(&config),
         Command::Check { config, schema: _ } => check(config),
-        Command::Token(TokenCommand::Create(token)) => settled(&token.config, |settings, context| {
-            Ok(token.run(context, joining::meeting_place(settings)?)?)
+        Command::Token(TokenCommand::Create(args)) => create(&args),
+        Command::Token(TokenCommand::List(tokens)) => list(&tokens),
+        Command::Join(token) => loaded(&token.config).and_then(|(settings, trust)| {
+            let context = joining::context(&settings, trust)?;
+            say(&Runtime::new()?.block_on(token.run(&context))?)
         }),
-        Command::Token(TokenCommand::List(tokens)) => {
-            settled(&tokens.config, |_, context| Ok(tokens.run(context)?))
-        }
-        Command::Join(token) => {
-            settled(&token.config, |_, context| Ok(Runtime::new()?.block_on(token.run(context))?))
-        }
+        Command::Enrol(args) => enrol(&args),
         Command::Ask(question) => {
             ask(&question).map_err(Into::into).and_then(|answer| say(&format!("{answer:#}")))
         }
@@ -112,6 +115,9 @@ fn main() -> ExitCode {
 fn check(file: Option<PathBuf>) -> anyhow::Result<()> {
     let Some(file) = file else { return say(&config::schema()) };
     let settings = config::load(&file)?;
+    for warning in &settings.warnings {
+        eprintln!("warning: {warning}");
+    }
     say(&format!(
         "{}: right; cluster {}, gateways: {}",
         file.display(),
@@ -120,20 +126,56 @@ fn check(file: Option<PathBuf>) -> anyhow::Result<()> {
     ))
 }
 
-/// Does something with what an agent's file says of joining, and prints what comes of it.
-fn settled(
-    file: &Path,
-    run: impl FnOnce(&config::Settings, &join::Context) -> anyhow::Result<String>,
-) -> anyhow::Result<()> {
+/// What an agent's file says, and its trust.
+fn loaded(file: &Path) -> anyhow::Result<(config::Settings, Trust)> {
     let settings = config::load(file)?;
     let trust = Trust::load(&settings.trust).context("trust")?;
-    let context = joining::context(&settings, trust)?;
-    say(&run(&settings, &context)?)
+    Ok((settings, trust))
+}
+
+fn create(args: &CreateArgs) -> anyhow::Result<()> {
+    let (settings, trust) = loaded(&args.config)?;
+    if let Some(whom) = args.first() {
+        let token = issuing::token(&settings, &trust, &whom, args.address.clone(), args.lifetime)?;
+        return say(&args.shown(&token));
+    }
+    let address = args.address.clone().map_or_else(|| joining::meeting_place(&settings), Ok)?;
+    say(&args.run(&joining::context(&settings, trust)?, address)?)
+}
+
+fn list(args: &ListArgs) -> anyhow::Result<()> {
+    let settings = config::load(&args.config)?;
+    let state = settings.state.context("tokens are kept: add `state: DIRECTORY` to the file")?;
+    say(&args.run(&*issuing::tokens(&state))?)
+}
+
+fn enrol(args: &EnrolArgs) -> anyhow::Result<()> {
+    start_log();
+    Runtime::new()?.block_on(async {
+        let mut terminate = signal(SignalKind::terminate())?;
+        let mut interrupt = signal(SignalKind::interrupt())?;
+        let work = async {
+            let enrolled = args.run().await?;
+            say(&enrolled.shown())?;
+            if args.follow {
+                enrolled.follow().await?;
+            }
+            anyhow::Ok(())
+        };
+        tokio::select! {
+            ended = work => ended,
+            Some(()) = terminate.recv() => Ok(()),
+            Some(()) = interrupt.recv() => Ok(()),
+        }
+    })
 }
 
 fn run(file: &Path) -> anyhow::Result<()> {
     start_log();
     let settings = config::load(file)?;
+    for warning in &settings.warnings {
+        tracing::warn!("{warning}");
+    }
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     runtime.block_on(async {
         let agent = Agent::bind(settings).await?;

@@ -70,6 +70,12 @@ pub struct Slice {
 }
 
 impl Slice {
+    /// Whether other clusters may name any port of it.
+    #[must_use]
+    pub fn is_exported(&self) -> bool {
+        self.offer.as_ref().is_some_and(|offer| offer.ports.iter().any(|port| port.exported))
+    }
+
     /// Whether what it was offered for is over after nothing was heard for so long.
     #[must_use]
     pub fn has_expired(&self, silence: Duration) -> bool {

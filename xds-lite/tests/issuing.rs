@@ -13,7 +13,7 @@ use common::{AGENT, ANY, GATEWAY, World};
 use isthmus_certs::facts::Facts;
 use isthmus_certs::{IdPattern, Identity, KeyKind, Policy, pem};
 use isthmus_xds::dial::dial;
-use isthmus_xds::issuing::Certificates;
+use isthmus_xds::issuing::{Certificates, Rooted};
 use isthmus_xds::proto::istio::v1::auth::IstioCertificateRequest;
 use isthmus_xds::proto::istio::v1::auth::istio_certificate_service_client::IstioCertificateServiceClient;
 use prost_types::value::Kind;
@@ -34,12 +34,13 @@ fn ask(world: &World, who: &str, request: IstioCertificateRequest) -> Result<Vec
     let intermediate = world.authority.intermediate("east", KeyKind::P256, HOUR * 24).unwrap();
     let gateways = IdPattern::parse("spiffe://east.example/isthmus/east/gateway/*").unwrap();
     let root = world.authority.certificate_pem();
-    let service = Certificates::service(
+    let certificates = Certificates::new(
         Arc::new(intermediate),
         Policy::renewals(gateways, HOUR),
-        Box::new(move || vec![root.clone()]),
+        HOUR,
+        Arc::new(move || Rooted { sequence: 7, roots: vec![root.clone()] }),
     );
-    let agent = world.agent(Routes::new(service), ANY);
+    let agent = world.agent(Routes::new(Arc::new(certificates).service()), ANY);
     let tls = world.client(who, AGENT);
     Runtime::new().unwrap().block_on(async {
         let channel = dial(&agent.at.to_string().parse().unwrap(), &tls).await.unwrap();

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use time::OffsetDateTime;
 
+use crate::bundle::VerifyError;
 use crate::facts::Unreadable;
 use crate::pem;
 use crate::spiffe::{SpiffeId, TrustDomain};
@@ -48,6 +49,9 @@ pub enum IssueError {
     /// No random numbers.
     #[error("the system gives no random numbers")]
     Random,
+    /// It would be of no use.
+    #[error("what was signed is not believed here, and not given away: {0}")]
+    Unbelieved(#[source] VerifyError),
     /// An external authority refused or was not reached.
     #[error("the external authority did not sign")]
     External(#[source] Box<dyn std::error::Error + Send + Sync>),

@@ -105,7 +105,7 @@ impl Home {
     pub(super) fn make_intermediate(&self, cluster: &str) -> Result<(), HomeError> {
         let root = self.root(self.state.root)?;
         // Not past the root, whose own end begins a roll-over that must not wait for this.
-        let lifetime = self.state.intermediate_lifetime.min(left(&root));
+        let lifetime = self.state.intermediate_lifetime.min(root.longest());
         let made = root.intermediate(cluster, self.state.key, lifetime)?;
         let key = made.key_pem().unwrap_or_default();
         self.publish_intermediate(cluster, &made.certificate_pem(), key)
@@ -210,7 +210,7 @@ impl Home {
 
     fn renew(&mut self, name: &str, kept: &Kept) -> Result<Option<Seen>, HomeError> {
         // Shorter than it was asked for, rather than none, near the end of what signs it.
-        let most = left(&self.signer(kept.cluster.as_deref())?);
+        let most = self.signer(kept.cluster.as_deref())?.longest();
         self.make_leaf(name, kept, kept.leaf.lifetime.min(most))?;
         Ok(Some(Seen::Renewed))
     }
@@ -221,11 +221,4 @@ fn is_good(certificate: &CertificateDer<'_>, denied: &DenyList, now: OffsetDateT
     Facts::of(certificate).is_ok_and(|facts| {
         facts.not_before <= now && now < renew_at(&facts) && !denied.has_serial(&facts.serial)
     })
-}
-
-/// The longest life of what an authority signs now.
-fn left(authority: &Authority) -> Duration {
-    let left = authority.not_after() - OffsetDateTime::now_utc();
-    // A moment passes until it is signed.
-    Duration::from_secs(u64::try_from(left.whole_seconds() - 1).unwrap_or_default())
 }

@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use isthmus_xds::HostName;
 use serde_json::{Value, json};
 
-use super::pages::{Params, endpoint_page};
+use super::pages::{Params, down, endpoint_page, left_out};
 use crate::control::Control;
 use crate::hello::Alpn;
 use crate::pick::{Choice, order};
@@ -50,7 +50,7 @@ pub fn explain(params: &Params, control: &Control) -> Result<Value, String> {
     });
     let mut answer = match route(&tables, query) {
         Err(reason) => refusal(reason),
-        Ok(route) => matched(&tables, &route, query.source),
+        Ok(route) => matched(&tables, &route, query.source, control),
     };
     if let Value::Object(answer) = &mut answer {
         answer.insert("asked".to_owned(), asked);
@@ -66,7 +66,7 @@ fn refusal(reason: Reason) -> Value {
     })
 }
 
-fn matched(tables: &Snapshot, route: &Route, source: IpAddr) -> Value {
+fn matched(tables: &Snapshot, route: &Route, source: IpAddr, control: &Control) -> Value {
     let service = &route.service;
     let choice = Choice {
         instance: route.instance.as_ref(),
@@ -83,6 +83,7 @@ fn matched(tables: &Snapshot, route: &Route, source: IpAddr) -> Value {
         "instance": route.instance,
         "balance": service.rules.balance,
         "endpoints": endpoints.iter().map(|endpoint| endpoint_page(endpoint)).collect::<Vec<_>>(),
+        "down": left_out(service, &down(control)),
     });
     let full = service.rules.max_connections.is_some_and(|most| service.state.active() >= most);
     let refused = match (endpoints.is_empty(), full) {

@@ -6,14 +6,13 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::SystemTime;
 
-use isthmus_certs::Trust;
 use isthmus_xds::HostName;
 use serde_json::{Value, json};
 
 use super::effective::effective;
 use super::explain::explain;
 use crate::config::settings::{Bind, Listener};
-use crate::control::{self, Control};
+use crate::control::{self, Control, Unreached};
 use crate::live::Conn;
 use crate::log::rfc3339;
 use crate::snapshot::{Endpoint, Service, Snapshot};
@@ -152,14 +151,21 @@ fn status(control: &Control) -> Value {
             "denied": control.workers.iter().map(|worker| worker.pipes.denied()).sum::<u64>(),
         },
         "agent": process.fixed.xds.as_ref().map(|_| control.following.borrow().clone()),
-        "trust": process.trust.as_ref().map(trust),
+        "trust": trust(control),
         "access_log_dropped": process.metrics.log_dropped.load(Relaxed),
     })
 }
 
-fn trust(trust: &Trust) -> Value {
+fn trust(control: &Control) -> Option<Value> {
+    let process = &control.process;
+    let Some(trust) = process.trust.get() else {
+        let awaited = || json!({ "identity": null, "problem": control.renewal.problem() });
+        return process.fixed.trust.as_ref().map(|_| awaited());
+    };
     let current = trust.current();
-    json!({
+    let renewal = |due| json!({ "due": rfc3339(due), "problem": control.renewal.problem() });
+    Some(json!({
+        "renewal": control.renewal.due().map(renewal),
         "identity": current.identity.id(),
         "epoch": current.epoch,
         "certificates": trust.expiries(),
@@ -169,7 +175,7 @@ fn trust(trust: &Trust) -> Value {
             "denied": current.bundles.denied(domain).map(|list| list.sequence()),
         })).collect::<Vec<_>>(),
         "refused": trust.refused(),
-    })
+    }))
 }
 
 fn accepted(control: &Control, listener: usize) -> u64 {
@@ -226,15 +232,35 @@ fn defaults(control: &Control, tables: &Snapshot) -> Value {
 fn services(params: &Params, control: &Control) -> Result<Value, String> {
     let tables = control.process.tables.load();
     let answers = control.answers.all();
+    let down = down(control);
     paged(
         params,
         tables.services(),
         |service| service.name().to_string(),
-        |service| service_page(service, &answers),
+        |service| service_page(service, &answers, &down),
     )
 }
 
-fn service_page(service: &Service, answers: &BTreeMap<HostName, control::Answer>) -> Value {
+/// What was found down while no agent is heard, by address.
+pub(super) fn down(control: &Control) -> HashMap<String, Unreached> {
+    let following = control.following.borrow();
+    let down = following.probed.iter().flat_map(|probed| &probed.listed);
+    down.map(|one| (one.address.clone(), one.clone())).collect()
+}
+
+/// Endpoints of a service that take nothing new for that.
+pub(super) fn left_out<'d>(service: &Service, down: &'d HashMap<String, Unreached>) -> Vec<&'d Unreached> {
+    if down.is_empty() {
+        return Vec::new();
+    }
+    service.drained().iter().filter_map(|target| down.get(&target.to_string())).collect()
+}
+
+fn service_page(
+    service: &Service,
+    answers: &BTreeMap<HostName, control::Answer>,
+    down: &HashMap<String, Unreached>,
+) -> Value {
     let unresolved: Vec<_> = service
         .targets()
         .filter(|host| answers.get(*host).is_none_or(|answer| answer.addresses.is_empty()))
@@ -245,6 +271,7 @@ fn service_page(service: &Service, answers: &BTreeMap<HostName, control::Answer>
         "connections": service.state.active(),
         "endpoints": service.endpoints.iter().map(endpoint_page).collect::<Vec<_>>(),
         "unresolved": unresolved,
+        "down": left_out(service, down),
     })
 }
 

@@ -201,11 +201,19 @@ fn services(answer: &Value) -> String {
         for name in unresolved {
             table.add_row(lead().into_iter().chain([Cell::new(format!("{} does not resolve", cell(name)))]));
         }
+        for one in items(service, "down") {
+            table.add_row(lead().into_iter().chain([Cell::new(left_out(one))]));
+        }
         if endpoints.is_empty() && unresolved.is_empty() {
             table.add_row(lead().into_iter().chain([Cell::new("no endpoint")]));
         }
     }
     format!("{table}\n{}", others(answer))
+}
+
+/// An endpoint that is probed while no agent is heard, and does not answer.
+fn left_out(one: &Value) -> String {
+    format!("{} is down since {} (stale: probe): {}", of(one, "address"), of(one, "since"), of(one, "why"))
 }
 
 fn endpoint_row(endpoint: &Value) -> [Cell; 6] {
@@ -233,6 +241,9 @@ fn explained(answer: &Value) -> String {
                 table.add_row(endpoint_row(endpoint));
             }
             text += &format!("endpoints in the order they would be tried:\n{table}\n");
+        }
+        for one in items(answer, "down") {
+            text += &format!("left out: {}\n", left_out(one));
         }
     }
     text

@@ -3,7 +3,6 @@
 use std::io::{self, IsTerminal, Write as _};
 use std::sync::Arc;
 
-use anyhow::Context;
 use isthmus_gateway::config;
 use isthmus_gateway::control::Control;
 use isthmus_gateway::gateway::Gateway;
@@ -24,7 +23,7 @@ pub(crate) fn run(options: &RunOptions) -> anyhow::Result<()> {
     // Nobody reading standard error is no reason to stop serving.
     let _unread = announce(gateway.bound());
     tell_systemd(&NotifyState::Ready);
-    gateway.wait().context("the gateway broke down")
+    Ok(gateway.wait()?)
 }
 
 fn announce(bound: &[Bound]) -> io::Result<()> {

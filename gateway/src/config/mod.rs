@@ -8,6 +8,7 @@ mod resolve;
 pub mod settings;
 #[cfg(test)]
 mod tests;
+mod trusts;
 
 use std::path::Path;
 
@@ -16,8 +17,14 @@ use isthmus_xds::config::{file, yaml};
 
 pub use isthmus_xds::config::{Problem, Problems};
 pub use own::Own;
+pub(crate) use resolve::{gateway_of, read_token};
 
 use self::settings::Settings;
+
+/// Whether this is what a cluster is called where nothing is said.
+pub(crate) fn is_default_cluster(name: &str) -> bool {
+    name == defaults::CLUSTER
+}
 
 /// Reads a file of at most 256 MiB and checks it whole.
 ///

@@ -7,12 +7,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ipnet::IpNet;
-use isthmus_certs::{SpiffeId, TrustFiles};
+use isthmus_certs::SpiffeId;
 use isthmus_xds::config::units;
 use isthmus_xds::{HostName, Locality};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+pub use super::trusts::{FirstToken, Kept, Trusts};
 pub use isthmus_xds::config::address::Target;
 pub use isthmus_xds::config::services::{Balance, Beyond, Endpoint, Named, Reach, Service, ServiceTimeouts};
 
@@ -51,7 +52,7 @@ pub struct Fixed {
     /// Services that get counters of their own, at most; the rest are summed in one series.
     pub service_metrics: usize,
     /// This gateway's identity and trust, if it has any.
-    pub trust: Option<TrustFiles>,
+    pub trust: Option<Trusts>,
     /// Who gives it services.
     pub xds: Option<Xds>,
     /// How endpoints' host names are resolved.

@@ -7,7 +7,7 @@ use isthmus_xds::config::problem::Report;
 use isthmus_xds::config::{registry_file, yaml};
 use proptest::prelude::*;
 
-use super::settings::{Balance, Known, ServiceTimeouts, Settings, Source, Target};
+use super::settings::{Balance, FirstToken, Known, ServiceTimeouts, Settings, Source, Target, Trusts};
 use super::{Problems, load, parse, schema};
 
 const DOCUMENT: &str = include_str!("../../../docs/configuration.md");
@@ -196,6 +196,42 @@ fn a_registrys_file_means_the_same_services() {
         good(&with_listener(services)).live.services.iter().map(|one| (**one).clone()).collect();
     assert!(!listed.is_empty());
     assert_eq!(offered, listed);
+}
+
+#[test]
+fn a_gateways_own_directory_stands_in_the_place_of_files() {
+    let xds = "xds: {agents: ['10.0.0.1:15012']}\n";
+    let with = |trust: &str| with_listener(&format!("trust: {{{trust}}}\n{xds}"));
+    let settings = good(&with("directory: a, token_file: b, deny: d"));
+    let Some(Trusts::Kept(kept)) = &settings.fixed.trust else { panic!("a directory") };
+    assert!(matches!(&kept.token, FirstToken::File(file) if file.ends_with("b")));
+    // The token may go once it is used: nothing is to be restarted for that.
+    assert_eq!(settings.fixed, good(&with("directory: a, deny: d")).fixed);
+    assert_ne!(settings.fixed, good(&with("directory: c, deny: d")).fixed);
+    let shown = serde_json::to_value(&settings.fixed.trust).unwrap();
+    assert!(shown["directory"] == "a" && shown.get("token").is_none(), "{shown}");
+    for (trust, why) in [
+        ("directory: a, certificate: b", "remove one of them: what is in the directory is the gateway's own"),
+        ("token: x", "trust has a token, and no directory to keep the certificate in"),
+        ("directory: a, token: x, token_file: y", "trust has a token and a token_file"),
+        ("directory: a, token: secret-x", "trust.token: this is no token: it begins with `isthmus1.`"),
+        ("certificate: a", "trust has no key; add 'key: …'"),
+    ] {
+        let problems = parse(&with(trust), Path::new("gateway.yaml")).unwrap_err().to_string();
+        assert!(problems.contains(why) && !problems.contains("secret-x"), "{trust}: {problems}");
+    }
+    let foreign = |trust: &str| {
+        let xds = "xds: {control_plane: {addresses: ['10.0.0.1:15012'], tls_name: istiod.example}}";
+        with_listener(&format!("trust: {{{trust}}}\n{xds}\n"))
+    };
+    let settings = good(&foreign("directory: a, bundles: b, token_file: c"));
+    assert_eq!(settings.fixed.trust.unwrap().files().bundles, Path::new("b"));
+    let problems = parse(&foreign("directory: a, token: x"), Path::new("x")).unwrap_err().to_string();
+    for why in ["and no bundles for the", "and no token_file for the", "has a directory, and token;"] {
+        assert!(problems.contains(why), "{problems}");
+    }
+    let alone = parse(&with_listener("trust: {directory: a}\n"), Path::new("x")).unwrap_err().to_string();
+    assert!(alone.contains("nobody would renew what is in it"), "{alone}");
 }
 
 /// Each key of the schema stands in the documentation's full example, and none is open to unknown keys.

@@ -31,6 +31,11 @@ impl Answers {
         self.lock().clone()
     }
 
+    /// The addresses that a name has, as far as that is known.
+    pub(crate) fn of(&self, name: &HostName) -> Vec<IpAddr> {
+        self.lock().get(name).map(|answer| answer.addresses.clone()).unwrap_or_default()
+    }
+
     /// Some name was neither resolved yet nor failed to.
     #[must_use]
     pub fn are_awaited(&self) -> bool {

@@ -22,6 +22,31 @@ pub struct Following {
     pub refusals: u64,
     /// The last of them, and why.
     pub refusal: Option<String>,
+    /// What of the tables is probed while it does not answer.
+    pub probed: Option<Probed>,
+}
+
+/// Addresses that are asked whether they can be reached, while no agent says so.
+#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize)]
+pub struct Probed {
+    /// How many.
+    pub addresses: usize,
+    /// How many of them are down.
+    pub down: usize,
+    /// Some of those.
+    pub listed: Vec<Unreached>,
+}
+
+/// An address that is down.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+pub struct Unreached {
+    /// Which, as its endpoint is given.
+    pub address: String,
+    /// Since when.
+    #[serde(serialize_with = "super::as_text")]
+    pub since: SystemTime,
+    /// Why it was found so.
+    pub why: String,
 }
 
 impl Following {
@@ -34,6 +59,7 @@ impl Following {
             slices: 0,
             refusals: 0,
             refusal: None,
+            probed: None,
         }
     }
 

@@ -1,13 +1,13 @@
 //! Slices → the services of this gateway: those of its own cluster with their endpoints, those of others behind
 //! their gateways, and one service where several clusters offer one. Pure. Not which slices are believed.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
-use isthmus_xds::slice::{self, Cluster, Health, Offer, Port, Slice};
+use isthmus_xds::slice::{self, Cluster, Health, Offer, Port, Slice, Staleness};
 use isthmus_xds::{HostName, HostPattern};
 
-use crate::config::settings::{Beyond, Endpoint, Named, Reach, Service};
+use crate::config::settings::{Beyond, Endpoint, Named, Reach, Service, Target};
 
 /// Tried once no endpoint in the own network is healthy.
 const BEYOND: u8 = 1;
@@ -19,6 +19,8 @@ pub(super) struct Here {
     pub(super) cluster: String,
     /// The own name among its gateways.
     pub(super) gateway: String,
+    /// What was found down while no agent is heard.
+    pub(super) down: HashSet<Target>,
 }
 
 impl Here {
@@ -60,10 +62,33 @@ impl Here {
         let service = ports.entry(port.number).or_insert_with(|| service(&slice.key.host, offer, port));
         service.exposed |= is_own && port.exported && opens;
         if is_own || !port.endpoints.is_empty() {
-            service.endpoints.extend(port.endpoints.iter().map(|one| endpoint(one, is_own, slice, names)));
+            let direct = port.endpoints.iter().map(|one| endpoint(one, is_own, slice, names));
+            service.endpoints.extend(direct.map(|one| self.as_reached(one, offer)));
         } else {
-            service.endpoints.extend(gateways(slice, offer, port, names));
+            let beyond = gateways(slice, offer, port, names).into_iter();
+            service.endpoints.extend(beyond.map(|one| self.as_reached(one, offer)));
         }
+    }
+
+    /// What is down stays in the tables, so that its name goes on being resolved, and takes no new connections.
+    fn as_reached(&self, endpoint: Endpoint, offer: &Offer) -> Endpoint {
+        let is_down = offer.staleness == Staleness::Probe && self.down.contains(&endpoint.address);
+        if is_down { Endpoint { weight: 0, ..endpoint } } else { endpoint }
+    }
+
+    /// Where connections to a slice go from here.
+    pub(super) fn leads_to<'a>(&self, slice: &'a Slice) -> impl Iterator<Item = &'a Target> + use<'a> {
+        let is_own = self.is_own(&slice.key.cluster);
+        let offer = slice.offer.iter();
+        offer.flat_map(move |offer| {
+            let ports = offer.ports.iter().filter(|port| port.tls != slice::Tls::Terminated);
+            ports.flat_map(move |port| {
+                let is_direct = is_own || !port.endpoints.is_empty();
+                let gateways = if is_direct { &[] } else { offer.gateways.as_slice() };
+                let direct = port.endpoints.iter().filter(|one| one.health == Health::Ready);
+                direct.map(|one| &one.address).chain(gateways.iter().map(|one| &one.address))
+            })
+        })
     }
 }
 
@@ -158,7 +183,7 @@ fn gateways(slice: &Slice, offer: &Offer, port: &Port, names: &Unique<'_>) -> Ve
 mod tests {
     use isthmus_xds::Locality;
     use isthmus_xds::config::services::{Balance, ServiceTimeouts};
-    use isthmus_xds::slice::{Gateway, Instance, Key, Order, Ready, Staleness, Tls};
+    use isthmus_xds::slice::{Gateway, Instance, Key, Order, Ready, Tls};
 
     use super::*;
 
@@ -167,7 +192,7 @@ mod tests {
     }
 
     fn here() -> Here {
-        Here { cluster: "west".to_owned(), gateway: "gw-1".to_owned() }
+        Here { cluster: "west".to_owned(), gateway: "gw-1".to_owned(), down: HashSet::new() }
     }
 
     fn slice(cluster: &str, endpoints: Vec<slice::Endpoint>, ready: Vec<Ready>) -> Slice {
@@ -274,5 +299,27 @@ mod tests {
     fn who_has_nothing_ready_gets_nothing() {
         let service = only(here().services([&slice("east", Vec::new(), far(0, &[]))].into_iter()));
         assert_eq!(service.endpoints[0].weight, 0);
+    }
+
+    #[test]
+    fn what_is_down_takes_nothing_new_where_its_owner_has_it_probed() {
+        let with = |mut slice: Slice, staleness| {
+            slice.offer.as_mut().unwrap().staleness = staleness;
+            slice
+        };
+        let own = slice("west", vec![local("db-0", true)], Vec::new());
+        let east = slice("east", Vec::new(), far(5, &[]));
+        let south = slice("south", Vec::new(), far(5, &[]));
+        let slices = [with(own, Staleness::Probe), with(east, Staleness::Probe), south];
+        let mut here = here();
+        let leads_to: Vec<_> = slices.iter().flat_map(|slice| here.leads_to(slice)).cloned().collect();
+        let texts: Vec<_> = leads_to.iter().map(ToString::to_string).collect();
+        assert_eq!(texts, ["10.0.0.1:3306", "gw.east.example:15443", "gw.south.example:15443"]);
+        let weights = |here: &Here| -> Vec<u32> {
+            only(here.services(slices.iter())).endpoints.iter().map(|endpoint| endpoint.weight).collect()
+        };
+        assert_eq!(weights(&here), [3, 5, 5]);
+        here.down = leads_to.into_iter().collect();
+        assert_eq!(weights(&here), [0, 0, 5], "south's is kept, whatever becomes of it");
     }
 }

@@ -4,12 +4,13 @@
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::SystemTime;
 
+use isthmus_certs::Trust;
 use isthmus_certs::trust::Expiry;
 use prometheus::TextEncoder;
 use prometheus::proto::{self, LabelPair, MetricFamily, MetricType};
 
 use super::{BUCKETS, Histogram, ListenerCounters, WorkerCounters};
-use crate::control::{Control, Following};
+use crate::control::{Control, Following, Probed};
 use crate::drain::Phase;
 use crate::reason::Reason;
 
@@ -109,7 +110,7 @@ metrics! {
     "certificate_expiry_seconds" gauge ["kind", "name", "serial"] "Until a certificate of `trust` ends, negative once it has; `kind` is `leaf`, `intermediate` or `root`."
         = certificates;
     "trust_refused" gauge [] "Files of `trust` that were refused at the last look, while the old ones serve."
-        = |control| control.process.trust.iter().map(|trust| one([], float(trust.refused().len()))).collect();
+        = |control| control.process.trust.get().iter().map(|trust| one([], float(trust.refused().len()))).collect();
     "agent_connected" gauge [] "1 while the agent that `xds` names is heard."
         = |control| control.process.fixed.xds.iter().map(|_| one([], u32::from(control.following.borrow().connected))).collect();
     "agent_slices" gauge [] "Slices that agents gave and that are in the tables."
@@ -118,6 +119,10 @@ metrics! {
         = |control| control.process.fixed.xds.iter().map(|_| one([], number(control.following.borrow().refusals))).collect();
     "agent_silence_seconds" gauge [] "Since the agent was last heard; 0 while it is. The tables are that old at most."
         = |control| control.process.fixed.xds.iter().map(|_| one([], silence(&control.following.borrow()))).collect();
+    "stale_probed" gauge [] "Addresses that are asked whether they can be reached while no agent is heard (`stale: probe`)."
+        = |control| control.process.fixed.xds.iter().map(|_| one([], probed(&control.following.borrow(), |probed| probed.addresses))).collect();
+    "stale_down" gauge [] "Those of them that cannot, and take no new connections."
+        = |control| control.process.fixed.xds.iter().map(|_| one([], probed(&control.following.borrow(), |probed| probed.down))).collect();
     "draining" gauge [] "1 while the gateway drains."
         = |control| vec![one([], u32::from(*control.phase.borrow() != Phase::Serving))];
     "open_fds" gauge [] "Descriptors of the process."
@@ -308,7 +313,7 @@ fn service_bytes(control: &Control) -> Vec<Sample> {
 }
 
 fn certificates(control: &Control) -> Vec<Sample> {
-    let expiries = control.process.trust.iter().flat_map(|trust| trust.expiries());
+    let expiries = control.process.trust.get().into_iter().flat_map(Trust::expiries);
     let sample = |expiry: Expiry| {
         let left = expiry.left(SystemTime::now());
         one([expiry.kind.to_string(), expiry.name, expiry.serial], left)
@@ -318,6 +323,10 @@ fn certificates(control: &Control) -> Vec<Sample> {
 
 fn silence(following: &Following) -> f64 {
     if following.connected { 0.0 } else { age(following.since) }
+}
+
+fn probed(following: &Following, count: fn(&Probed) -> usize) -> f64 {
+    float(following.probed.as_ref().map_or(0, count))
 }
 
 fn age(since: SystemTime) -> f64 {

@@ -256,6 +256,16 @@ impl Service {
         })
     }
 
+    /// Where its endpoints that take no new connections are, as its settings say it.
+    pub(crate) fn drained(&self) -> Vec<Target> {
+        if self.may_change() {
+            let drained = self.candidates().iter().filter(|candidate| candidate.weight == 0);
+            return drained.map(|candidate| candidate.target.clone()).collect();
+        }
+        let drained = self.endpoints.iter().filter(|endpoint| endpoint.weight == 0);
+        drained.map(|endpoint| Target::Address(endpoint.address)).collect()
+    }
+
     /// Made again, it may come out otherwise though its settings stay.
     pub(super) fn may_change(&self) -> bool {
         !self.candidates().is_empty()

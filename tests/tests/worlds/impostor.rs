@@ -47,8 +47,7 @@ struct Seen {
 impl Impostor {
     /// In the place of a cluster's agent, with one of the cluster's identities.
     pub(crate) fn of(cluster: &Cluster, leaf: &str) -> Impostor {
-        let (at, namespace) = (cluster.agent_address(), cluster.namespace().unwrap().to_owned());
-        let listener = netns::inside(&namespace, move || TcpListener::bind(at).unwrap());
+        let listener = in_the_place_of_the_agent(cluster);
         listener.set_nonblocking(true).unwrap();
         let trust = Trust::load(&files(cluster, leaf)).unwrap();
         let tls = Arc::new(Server::new(trust, Peer::Trusted, &[b"h2"]).unwrap());
@@ -94,6 +93,15 @@ impl Drop for Impostor {
         if let Some(runtime) = self.runtime.take() {
             runtime.shutdown_background();
         }
+    }
+}
+
+/// Where the cluster's agent would listen.
+pub(crate) fn in_the_place_of_the_agent(cluster: &Cluster) -> TcpListener {
+    let at = cluster.agent_address();
+    match cluster.namespace() {
+        Some(namespace) => netns::inside(namespace, move || TcpListener::bind(at).unwrap()),
+        None => TcpListener::bind(at).unwrap(),
     }
 }
 

@@ -1,5 +1,6 @@
 //! Clusters that are apart: what one shows another and what it does not (`agreed`), what comes and goes without a
-//! failed call (`returning`), how one joins (`joining`), and what hostile ones achieve (`hostile`).
+//! failed call (`returning`), how one joins (`joining`), and what hostile ones achieve: peers (`hostile`), a gateway's
+//! own agent (`misled`), strangers (`strangers`).
 
 #![allow(
     clippy::unwrap_used,
@@ -14,6 +15,7 @@ mod busy;
 mod hostile;
 mod impostor;
 mod joining;
+mod misled;
 mod returning;
 mod strangers;
 

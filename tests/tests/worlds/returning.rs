@@ -1,5 +1,5 @@
 //! Agents, peers and links go and come back, while a service is called all the time: no call fails, what was known
-//! stays, and what changed meanwhile is caught up.
+//! stays, and what changed meanwhile is caught up. Row 15 of the hazards, but for how long.
 
 use std::net::SocketAddr;
 use std::thread;

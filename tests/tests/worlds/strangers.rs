@@ -1,4 +1,5 @@
 //! A thousand who prove nothing: an agent serves its gateways all the same, in as much memory as before.
+//! Row 15 of the hazards.
 
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};

@@ -4,13 +4,14 @@
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
-use std::time::Duration;
 
 use isthmus_certs::Client as Tls;
 use tokio::sync::mpsc;
+use tokio::time::Instant;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Status;
 
+use super::backoff::Backoff;
 use super::client::{Client, Refused, Update};
 use crate::config::address::Target;
 use crate::dial::dial;
@@ -18,8 +19,6 @@ use crate::proto::envoy::config::core::v3::Node;
 use crate::proto::envoy::service::discovery::v3::DeltaDiscoveryRequest;
 use crate::proto::envoy::service::discovery::v3::aggregated_discovery_service_client::AggregatedDiscoveryServiceClient;
 
-const SOONEST: Duration = Duration::from_millis(10);
-const LATEST: Duration = Duration::from_secs(15);
 /// Larger than any part a server sends; a single resource may be 16 MiB.
 const MAX_RESPONSE: usize = 24 << 20;
 
@@ -65,18 +64,24 @@ pub struct Subscription {
 impl Subscription {
     /// Follows until it is dropped: one client for each type, asked in this order. With no server it waits for
     /// ever.
-    pub async fn follow(self, mut clients: Vec<Client>, tables: &mut impl Tables) {
-        let mut wait = SOONEST;
+    pub async fn follow(self, clients: Vec<Client>, tables: &mut impl Tables) {
+        self.follow_with(clients, tables, fastrand::f64).await;
+    }
+
+    /// The same with given randomness, in 0..1.
+    pub async fn follow_with(
+        self,
+        mut clients: Vec<Client>,
+        tables: &mut impl Tables,
+        mut random: impl FnMut() -> f64 + Send,
+    ) {
+        let mut backoff = Backoff::default();
         loop {
             for server in &self.servers {
-                let (heard, why) = self.stream(server, &mut clients, tables).await;
+                let (made, why) = self.stream(server, &mut clients, tables).await;
                 tables.contact(Contact::Lost(server, &why));
-                if heard {
-                    wait = SOONEST;
-                }
-                // Full jitter: a thousand gateways do not come back together.
-                tokio::time::sleep(wait.mul_f64(fastrand::f64()).max(SOONEST)).await;
-                wait = (wait * 2).min(LATEST);
+                let lasted = made.map(|since| since.elapsed());
+                tokio::time::sleep(backoff.next(lasted, random())).await;
             }
             if self.servers.is_empty() {
                 std::future::pending::<()>().await;
@@ -84,37 +89,36 @@ impl Subscription {
         }
     }
 
-    /// One stream to its end: whether anything was heard on it, and why it ended.
+    /// One stream to its end: when it was made, if it was, and why it ended.
     async fn stream(
         &self,
         server: &Target,
         clients: &mut [Client],
         tables: &mut impl Tables,
-    ) -> (bool, String) {
+    ) -> (Option<Instant>, String) {
         let channel = match dial(server, &self.tls).await {
             Ok(channel) => channel,
-            Err(error) => return (false, told(&error)),
+            Err(error) => return (None, told(&error)),
         };
         let mut ads = AggregatedDiscoveryServiceClient::new(channel).max_decoding_message_size(MAX_RESPONSE);
         let (sender, sent) = mpsc::channel(clients.len().max(4));
         let mut requests = Requests { sender, node: Some(self.node.clone()) };
         for client in clients.iter() {
-            let told = || tables.versions(client.type_url());
-            let Some(first) = client.first(&told) else { continue };
+            let first = client.first(&|| tables.versions(client.type_url()));
+            let Some(first) = first else { continue };
             if requests.send(first).await.is_err() {
-                return (false, ENDED.to_owned());
+                return (None, ENDED.to_owned());
             }
         }
         let mut responses = match ads.delta_aggregated_resources(ReceiverStream::new(sent)).await {
             Ok(response) => response.into_inner(),
-            Err(status) => return (false, said(&status)),
+            Err(status) => return (None, said(&status)),
         };
         tables.contact(Contact::Made(server));
-        let mut heard = false;
+        let made = Some(Instant::now());
         loop {
             match responses.message().await {
                 Ok(Some(response)) => {
-                    heard = true;
                     // Of a type that nobody asked for: there is nobody to answer it.
                     let Some(client) = clients.iter_mut().find(|one| one.type_url() == response.type_url)
                     else {
@@ -129,12 +133,12 @@ impl Subscription {
                     });
                     for request in std::iter::once(answer).chain(moved.collect::<Vec<_>>()) {
                         if requests.send(request).await.is_err() {
-                            return (heard, ENDED.to_owned());
+                            return (made, ENDED.to_owned());
                         }
                     }
                 }
-                Ok(None) => return (heard, "the server ended the stream".to_owned()),
-                Err(status) => return (heard, said(&status)),
+                Ok(None) => return (made, "the server ended the stream".to_owned()),
+                Err(status) => return (made, said(&status)),
             }
         }
     }

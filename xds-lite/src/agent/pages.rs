@@ -2,24 +2,26 @@
 //! something does not. Not how it is asked.
 
 use std::sync::{Arc, Mutex, MutexGuard};
-use std::time::Instant;
+use std::time::{Instant, SystemTime};
 
 use hyper::StatusCode;
-use prometheus::{Encoder as _, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder};
 use serde_json::{Value, json};
 
 use crate::admin::{Pages, Refusal};
-use crate::ads::shared::Follower;
 use crate::config::services::Service;
 use crate::host::HostPattern;
+use crate::imports::{Shown, Stale};
+use crate::probes::Down;
 use crate::proofs::{Proof, Subject};
 use crate::registry::registered::lease::LeaseId;
 use crate::registry::registered::registration::Registration;
 use crate::slice::{Offer, Slice};
 
 use super::config::Settings;
-use super::locked;
+use super::issuing::Issuing;
+use super::peer::seconds;
 use super::state::State;
+use super::{locked, metrics};
 
 /// Hosts of a list in status, at most.
 const LISTED: usize = 1_000;
@@ -28,6 +30,7 @@ const LISTED: usize = 1_000;
 pub(super) struct Told {
     pub(super) settings: Arc<Settings>,
     pub(super) state: Arc<Mutex<State>>,
+    pub(super) issuing: Option<Arc<Issuing>>,
 }
 
 impl Told {
@@ -53,15 +56,17 @@ impl Pages for Told {
                 "problems": state.problems,
             },
             "exports": {
-                "count": state.own().filter(|slice| is_exported(slice)).count(),
+                "count": state.own().filter(|slice| slice.is_exported()).count(),
                 "held_back": held,
             },
             "imports": {
                 "count": inside.len(),
                 "imported": inside.iter().take(LISTED).collect::<Vec<_>>(),
                 "held_back": outside.iter().take(LISTED).collect::<Vec<_>>(),
+                "probed": probed(&state),
             },
             "peers": state.peers,
+            "issuing": self.issuing.as_ref().map(|issuing| issuing.shown()),
             "nodes": state.followers(),
             "envoys": state.views.envoys.as_ref().map(|envoys| envoys.problems()),
         })
@@ -71,6 +76,7 @@ impl Pages for Told {
         let host = HostPattern::parse(host).map_err(|error| format!("host: {error}"))?;
         let state = self.state();
         let imports = state.imports.shown_of(&host);
+        let imports = imports.iter().map(|one| imported(&state, one)).collect::<Vec<_>>();
         Ok(json!({
             "host": host,
             "registry": state.services.get(&host).map(|ports| registered(&state, &host, ports)),
@@ -103,13 +109,8 @@ impl Pages for Told {
     }
 
     fn metrics(&self) -> String {
-        // Names and labels are of this file: they cannot be refused.
-        measured(&self.state()).unwrap_or_default()
+        metrics::text(&self.state(), self.issuing.as_deref().map(Issuing::tally))
     }
-}
-
-fn is_exported(slice: &Slice) -> bool {
-    slice.offer.as_ref().is_some_and(|offer| offer.ports.iter().any(|port| port.exported))
 }
 
 /// What the registry says of a host, and what keeps it from being exported.
@@ -132,6 +133,34 @@ fn registered(state: &State, host: &HostPattern, ports: &[Service]) -> Value {
     })
 }
 
+/// Where slices of silent clusters lead that are kept while they answer.
+fn probed(state: &State) -> Value {
+    let down = state.imports.probes().down(Instant::now(), SystemTime::now());
+    json!({
+        "addresses": state.imports.probes().asked(),
+        "down": down.len(),
+        "listed": down.iter().take(LISTED).map(unreached).collect::<Vec<_>>(),
+    })
+}
+
+fn unreached(down: &Down) -> Value {
+    json!({ "address": down.address.to_string(), "since": seconds(down.since), "why": down.why })
+}
+
+/// What became of a slice of another cluster, and by which rule it is kept while that is silent.
+fn imported(state: &State, one: &Shown) -> Value {
+    let Shown { cluster, host, held } = one;
+    let stale = state.imports.stale(cluster, host, Instant::now(), SystemTime::now());
+    let stale = stale.map(|Stale { rule, down }| {
+        json!({
+            "rule": rule.to_string(),
+            "since": state.peers.get(cluster).map(|contact| seconds(contact.since)),
+            "down": down.iter().map(unreached).collect::<Vec<_>>(),
+        })
+    });
+    json!({ "cluster": cluster, "host": host, "held": held, "stale": stale })
+}
+
 fn offer(slice: &Slice) -> Value {
     let ports = |offer: &Offer| -> Vec<Value> {
         let port = |port: &crate::slice::Port| {
@@ -149,63 +178,9 @@ fn offer(slice: &Slice) -> Value {
     })
 }
 
-fn measured(state: &State) -> Result<String, prometheus::Error> {
-    let registry = Registry::new();
-    let number = |count: usize| i64::try_from(count).unwrap_or(i64::MAX);
-    let gauge = |name: &str, help: &str, value: usize| -> Result<(), prometheus::Error> {
-        let gauge = IntGauge::with_opts(Opts::new(format!("isthmus_agent_{name}"), help))?;
-        gauge.set(number(value));
-        registry.register(Box::new(gauge))
-    };
-    let shown = state.imports.shown();
-    let followers: Vec<Follower> = state.followers().into_values().flatten().collect();
-    gauge("hosts", "Hosts in the registry.", state.services.len())?;
-    gauge("registered", "Instances that announced themselves.", state.registered.count())?;
-    gauge("registry_problems", "What is wrong with the registry now.", state.problems.len())?;
-    gauge(
-        "exported",
-        "Hosts that other clusters may see.",
-        state.own().filter(|slice| is_exported(slice)).count(),
-    )?;
-    gauge("exports_held_back", "Hosts that an export chose and that are not shown.", state.held().count())?;
-    gauge(
-        "imported",
-        "Slices of other clusters that gateways get.",
-        shown.iter().filter(|one| one.held.is_none()).count(),
-    )?;
-    gauge(
-        "imports_held_back",
-        "Slices of other clusters that they do not get.",
-        shown.iter().filter(|one| one.held.is_some()).count(),
-    )?;
-    gauge("streams", "Gateways and peers that follow this agent.", followers.len())?;
-    gauge(
-        "streams_behind",
-        "Those of them that have not answered for the last change.",
-        followers.iter().filter(|one| !one.settled).count(),
-    )?;
-    let refused = followers.iter().filter(|one| one.refusal.is_some()).count();
-    gauge("streams_refusing", "Those of them that refused what they were last sent.", refused)?;
-    let vector = |name: &str, help: &str| -> Result<IntGaugeVec, prometheus::Error> {
-        let gauges = IntGaugeVec::new(Opts::new(format!("isthmus_agent_{name}"), help), &["cluster"])?;
-        registry.register(Box::new(gauges.clone()))?;
-        Ok(gauges)
-    };
-    let connected = vector("peer_connected", "1 while the cluster's agent answers.")?;
-    let refusals = vector("peer_slices_refused", "Slices of the cluster that were refused as wrong.")?;
-    for (cluster, contact) in &state.peers {
-        connected.with_label_values(&[cluster.as_str()]).set(contact.connected.into());
-        let count = i64::try_from(contact.refusals).unwrap_or(i64::MAX);
-        refusals.with_label_values(&[cluster.as_str()]).set(count);
-    }
-    let mut text = Vec::new();
-    TextEncoder::new().encode(&registry.gather(), &mut text)?;
-    Ok(String::from_utf8_lossy(&text).into_owned())
-}
-
 impl State {
     /// Hosts that an export chose and that are not shown, and why.
-    fn held(&self) -> impl Iterator<Item = (&HostPattern, String)> {
+    pub(super) fn held(&self) -> impl Iterator<Item = (&HostPattern, String)> {
         self.services.iter().filter_map(|(host, ports)| {
             self.export_of(host, ports)?;
             Some((host, self.why_unfit(host, ports)?))
@@ -222,7 +197,7 @@ impl State {
 
     /// The same of a host that an export chose.
     fn why_unfit(&self, host: &HostPattern, ports: &[Service]) -> Option<String> {
-        if self.offer_of(host).is_some_and(is_exported) {
+        if self.offer_of(host).is_some_and(Slice::is_exported) {
             return None;
         }
         let addresses =

@@ -28,7 +28,12 @@ pub(super) struct Contact {
 }
 
 fn since<S: serde::Serializer>(time: &SystemTime, serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.serialize_u64(time.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs())
+    serializer.serialize_u64(seconds(*time))
+}
+
+/// A time as pages show it.
+pub(super) fn seconds(time: SystemTime) -> u64 {
+    time.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
 }
 
 /// What a peer may bring.

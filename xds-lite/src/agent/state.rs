@@ -364,7 +364,7 @@ impl State {
     }
 
     /// What changed of other clusters' slices goes to the gateways.
-    fn pass_on(&mut self) {
+    pub(super) fn pass_on(&mut self) {
         let changes = self.imports.changes();
         if changes.is_empty() {
             return;

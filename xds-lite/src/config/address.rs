@@ -32,7 +32,7 @@ pub struct ServerAddress(String);
 pub struct TargetAddress(String);
 
 /// An endpoint's address as it was written.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
 #[serde(untagged)]
 pub enum Target {
     /// Used as it is.

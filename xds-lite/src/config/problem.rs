@@ -85,19 +85,20 @@ impl fmt::Display for Problems {
 
 impl std::error::Error for Problems {}
 
-/// Collects the problems of one file.
+/// Collects the problems of one file, and what is right and yet not likely meant.
 #[derive(Debug)]
 pub struct Report {
     file: Arc<Path>,
     list: Vec<Problem>,
     more: usize,
+    warnings: Vec<Problem>,
 }
 
 impl Report {
     /// Nothing is wrong with `file` yet; the name is for messages.
     #[must_use]
     pub fn new(file: &Path) -> Report {
-        Report { file: file.into(), list: Vec::new(), more: 0 }
+        Report { file: file.into(), list: Vec::new(), more: 0, warnings: Vec::new() }
     }
 
     /// Notes one problem: what is wrong at `spot`, with the key's path, and what would be right.
@@ -106,13 +107,30 @@ impl Report {
             self.more = self.more.saturating_add(1);
             return;
         }
-        self.list.push(Problem {
+        self.list.push(self.problem(spot, what, remedy));
+    }
+
+    /// Notes what can stand, and does less than it seems to.
+    pub fn warn(&mut self, spot: Spot, what: impl fmt::Display, remedy: impl fmt::Display) {
+        if self.warnings.len() < KEPT {
+            self.warnings.push(self.problem(spot, what, remedy));
+        }
+    }
+
+    /// What was warned of.
+    #[must_use]
+    pub fn warnings(&self) -> &[Problem] {
+        &self.warnings
+    }
+
+    fn problem(&self, spot: Spot, what: impl fmt::Display, remedy: impl fmt::Display) -> Problem {
+        Problem {
             file: Arc::clone(&self.file),
             line: spot.line,
             column: spot.column,
             what: what.to_string(),
             remedy: remedy.to_string(),
-        });
+        }
     }
 
     /// The value, if nothing was wrong.

@@ -203,6 +203,15 @@ mod tests {
             &["r.yaml:3:12: services[0].balance: unknown value 'fair'; expected one of round_robin, \
                  least_connections, random, source_hash"],
         );
+        bad(
+            "services:\n- host: a\n  stale: never\n- host: b\n  stale: 10ms\n",
+            &[
+                "r.yaml:3:10: services[0].stale: 'never' is no rule; write keep, probe, or a whole number and its \
+                 unit of a second or more, as 30s, 10m or 1h",
+                "r.yaml:5:10: services[1].stale: '10ms' is no rule; write keep, probe, or a whole number and its \
+                 unit of a second or more, as 30s, 10m or 1h",
+            ],
+        );
         bad("services: []\nservices: []\n", &["r.yaml:2:1: key 'services' stands twice; remove one of them"]);
         bad(
             "services:\n- host: a\n    b: c\n",

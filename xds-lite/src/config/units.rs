@@ -52,12 +52,6 @@ pub struct Time(String);
 #[schemars(inline, extend("pattern" = "^([0-9]+(ms|s|m|h)|off)$"))]
 pub struct TimeOrOff(String);
 
-/// A duration of at least a second, or `keep`.
-#[derive(Debug, Deserialize, JsonSchema)]
-#[serde(transparent)]
-#[schemars(inline, extend("pattern" = "^([0-9]+(ms|s|m|h)|keep)$"))]
-pub struct TimeOrKeep(String);
-
 /// A size: a number of bytes, or a whole number and `KiB`, `MiB` or `GiB`.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(transparent)]
@@ -115,22 +109,6 @@ impl Scalar for TimeOrOff {
             ..NO_DURATION
         };
         unless("off", &self.0, |text| read_duration(text).ok_or(wrong))
-    }
-}
-
-impl Scalar for TimeOrKeep {
-    type Value = Option<Duration>;
-
-    fn text(&self) -> &str {
-        &self.0
-    }
-
-    fn read(&self) -> Result<Option<Duration>, Wrong> {
-        let wrong =
-            Wrong { remedy: "write a whole number and its unit, as 30s, 10m or 1h, or keep", ..NO_DURATION };
-        unless("keep", &self.0, |text| {
-            read_duration(text).filter(|time| *time >= Duration::from_secs(1)).ok_or(wrong)
-        })
     }
 }
 
@@ -205,7 +183,7 @@ fn unless<T>(
     if text == word { Ok(None) } else { read(text).map(Some) }
 }
 
-fn read_duration(text: &str) -> Option<Duration> {
+pub(crate) fn read_duration(text: &str) -> Option<Duration> {
     let (number, unit) = split_unit(text)?;
     let milliseconds = match unit {
         "ms" => 1,

@@ -78,14 +78,34 @@ impl Consent {
         }
     }
 
-    /// A port with the endpoints that may be reached from here, and the names of instances that were granted.
-    pub(super) fn port(&self, port: &Port, may_have: &dyn Fn(&HostName) -> bool) -> Port {
-        let mut port = Port { exported: false, sources: Vec::new(), send_proxy: false, ..port.clone() };
+    /// Whether an endpoint is reached without a gateway.
+    fn is_direct(&self, address: &Target) -> bool {
         let stands_here = |address: &Target| match address {
             Target::Address(address) => self.endpoints.iter().any(|range| range.contains(&address.ip())),
             Target::Name { .. } => false,
         };
-        port.endpoints.retain(|endpoint| self.is_near && stands_here(&endpoint.address));
+        self.is_near && stands_here(address)
+    }
+
+    /// Where connections to a slice of the cluster go from here: to endpoints, or to gateways.
+    pub(super) fn leads_to<'a>(&'a self, slice: &'a Slice) -> impl Iterator<Item = &'a Target> {
+        let granted = self.is_reachable && self.grants(&slice.key.host);
+        let offer = slice.offer.as_ref().filter(|_| granted);
+        let direct = |port: &'a Port| {
+            let addresses = port.endpoints.iter().map(|endpoint| &endpoint.address);
+            addresses.filter(|address| self.is_direct(address))
+        };
+        let endpoints = offer.into_iter().flat_map(|offer| &offer.ports).flat_map(direct);
+        let is_by_gateway = |port: &'a Port| direct(port).next().is_none();
+        let gateways = offer.filter(|offer| offer.ports.iter().any(is_by_gateway));
+        endpoints
+            .chain(gateways.into_iter().flat_map(|offer| &offer.gateways).map(|gateway| &gateway.address))
+    }
+
+    /// A port with the endpoints that may be reached from here, and the names of instances that were granted.
+    pub(super) fn port(&self, port: &Port, may_have: &dyn Fn(&HostName) -> bool) -> Port {
+        let mut port = Port { exported: false, sources: Vec::new(), send_proxy: false, ..port.clone() };
+        port.endpoints.retain(|endpoint| self.is_direct(&endpoint.address));
         for endpoint in &mut port.endpoints {
             endpoint.exposed = false;
             endpoint.aliases.retain(may_have);

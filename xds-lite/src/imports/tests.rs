@@ -1,12 +1,13 @@
 //! Who may bring what: nothing without consent, nothing that is another's, nothing older, nothing twice.
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use proptest::prelude::*;
 
 use super::*;
 use crate::config::services::{Balance, ServiceTimeouts};
 use crate::locality::Locality;
+use crate::probes::Answer;
 use crate::slice::{Endpoint, Gateway, Health, Instance, Order, Port, Ready, Staleness, Tls};
 
 fn cluster(name: &str) -> Cluster {
@@ -241,8 +242,147 @@ fn what_is_promised_for_a_time_goes_when_nothing_is_heard_for_it() {
     assert!(matches!(&imports.changes()[..], [(_, Verdict::In(_))]));
 }
 
+/// Three failures of each of these, whoever is due.
+fn fail(imports: &mut Imports, addresses: &[&str], now: Instant) {
+    for _ in 0..3 {
+        let failed = |address: &&str| (address.parse().unwrap(), Answer::Unreached("refused".to_owned()));
+        imports.turn(addresses.iter().map(failed).collect(), 0, now);
+    }
+}
+
+/// Whoever is asked in the first interval.
+fn asked(imports: &mut Imports, now: Instant) -> Vec<String> {
+    imports.turn(Vec::new(), 0, now);
+    imports.turn(Vec::new(), 64, now + Duration::from_secs(3)).iter().map(ToString::to_string).collect()
+}
+
+/// What is passed on of a host, if anything is.
+fn gateways_of(changes: Vec<(Key, Verdict)>, host: &str) -> Option<Vec<String>> {
+    let change = changes.into_iter().find(|(key, _)| key.host == pattern(host))?;
+    let Verdict::In(Slice { offer: Some(offer), .. }) = change.1 else { return None };
+    Some(offer.gateways.iter().map(|gateway| gateway.address.to_string()).collect())
+}
+
+#[test]
+fn where_a_silent_cluster_is_reached_is_probed_and_what_is_down_is_left_out() {
+    let mut imports = Imports::new(vec![consent("east"), consent("south")]);
+    let (one, two) = ("203.0.113.7:15443", "203.0.113.8:15443");
+    let probed = |host: &str, addresses: &[&str]| {
+        with(slice("east", host), |offer| {
+            offer.staleness = Staleness::Probe;
+            let at =
+                |address: &&str| Gateway { address: address.parse().unwrap(), locality: Locality::default() };
+            offer.gateways = addresses.iter().map(at).collect();
+        })
+    };
+    for slice in
+        [probed("a.shop", &[one, two]), probed("b.shop", &[one]), probed("c.other", &["203.0.113.9:1"])]
+    {
+        take(&mut imports, "east", &slice).unwrap();
+    }
+    take(&mut imports, "east", &slice("east", "kept.shop")).unwrap();
+    imports.changes();
+    let start = Instant::now();
+    assert_eq!(asked(&mut imports, start), [""; 0], "its word counts while it is heard");
+    imports.contact(&cluster("east"), Some(start));
+    let later = start + Duration::from_secs(3);
+    assert_eq!(asked(&mut imports, later), [one, two], "each once, and nothing that was not granted");
+    fail(&mut imports, &[one], later);
+    let changes = imports.changes();
+    assert_eq!(changes.len(), 2, "those that lead there: {changes:?}");
+    assert_eq!(gateways_of(changes, "a.shop"), Some(vec![two.to_owned()]));
+    held(&imports, "east/a.shop", "");
+    held(
+        &imports,
+        "east/b.shop",
+        "cannot be reached, and its cluster is not heard of (stale: probe): 203.0.113.7:15443",
+    );
+    held(&imports, "east/kept.shop", "");
+    let clock = SystemTime::now();
+    let stale = imports.stale(&cluster("east"), &pattern("b.shop"), later, clock).unwrap();
+    assert_eq!((stale.rule, stale.down.len(), &*stale.down[0].why), (Staleness::Probe, 1, "refused"));
+    take(&mut imports, "south", &slice("south", "b.shop")).unwrap();
+    held(&imports, "south/b.shop", "has the name of a service of east");
+
+    imports.turn(vec![(one.parse().unwrap(), Answer::Reached)], 0, later);
+    let changes = imports.changes();
+    assert_eq!(gateways_of(changes.clone(), "b.shop"), Some(vec![one.to_owned()]), "it answers again");
+    assert_eq!(gateways_of(changes, "a.shop").unwrap().len(), 2);
+    fail(&mut imports, &[one, two], later);
+    held(&imports, "east/a.shop", "cannot be reached");
+    imports.changes();
+
+    imports.contact(&cluster("east"), None);
+    let changes = imports.changes();
+    assert_eq!(gateways_of(changes.clone(), "a.shop").unwrap().len(), 2, "its word counts again, at once");
+    assert!(gateways_of(changes, "b.shop").is_some());
+    assert_eq!(imports.stale(&cluster("east"), &pattern("b.shop"), later, clock), None);
+    assert_eq!((asked(&mut imports, later), imports.probes().asked()), (Vec::new(), 0));
+    imports.contact(&cluster("east"), Some(later));
+    held(&imports, "east/a.shop", "");
+    assert_eq!(imports.changes(), [], "what was down before is forgotten");
+}
+
+#[test]
+fn endpoints_that_are_reached_without_a_gateway_are_probed_themselves() {
+    let near = Consent { is_near: true, endpoints: vec!["10.2.0.0/16".parse().unwrap()], ..consent("east") };
+    let mut imports = Imports::new(vec![near]);
+    let (one, two) = ("10.2.0.1:443", "10.2.0.2:443");
+    let endpoint = |address: &str| Endpoint {
+        address: address.parse().unwrap(),
+        locality: Locality::default(),
+        weight: 1,
+        health: Health::Ready,
+        instance: None,
+        instance_exported: false,
+        tls: None,
+        identity: None,
+        exposed: true,
+        aliases: Vec::new(),
+    };
+    let direct = with(slice("east", "a.shop"), |offer| {
+        offer.staleness = Staleness::Probe;
+        offer.ports[0].endpoints = vec![endpoint(one), endpoint(two), endpoint("10.9.0.1:443")];
+    });
+    take(&mut imports, "east", &direct).unwrap();
+    let start = Instant::now();
+    imports.contact(&cluster("east"), Some(start));
+    let later = start + Duration::from_secs(3);
+    assert_eq!(asked(&mut imports, later), [one, two], "neither strangers nor gateways that nobody needs");
+    imports.changes();
+    fail(&mut imports, &[one], later);
+    let changes = imports.changes();
+    let [(_, Verdict::In(Slice { offer: Some(offer), .. }))] = &changes[..] else { panic!("{changes:?}") };
+    let health: Vec<_> = offer.ports[0].endpoints.iter().map(|endpoint| endpoint.health).collect();
+    assert_eq!(health, [Health::NotReady, Health::Ready]);
+    fail(&mut imports, &[two], later);
+    held(&imports, "east/a.shop", "cannot be reached");
+}
+
+/// Row 15 of the hazards: whoever is away for 10 minutes and more leaves what was to be kept.
+#[test]
+fn what_is_kept_is_kept_for_however_long() {
+    let mut imports = Imports::new(vec![consent("east")]);
+    take(&mut imports, "east", &slice("east", "a.shop")).unwrap();
+    imports.changes();
+    let start = Instant::now();
+    imports.contact(&cluster("east"), Some(start));
+    for minutes in [1, 10, 11, 60, 60 * 24 * 365] {
+        let now = start + Duration::from_secs(60 * minutes);
+        imports.expire(now);
+        imports.contact(&cluster("east"), Some(now));
+        assert_eq!(asked(&mut imports, now), [""; 0], "nothing is asked");
+        assert_eq!(imports.changes(), [], "after {minutes} minutes");
+        held(&imports, "east/a.shop", "");
+    }
+    imports.contact(&cluster("east"), None);
+    assert_eq!(imports.changes(), [], "nothing is passed on again");
+}
+
 #[derive(Clone, Debug)]
 enum Event {
+    Contact(usize, bool),
+    Answer(bool),
     Take(usize, usize, bool),
     Withdraw(usize, usize),
     Leave(usize, usize),
@@ -259,6 +399,8 @@ fn event() -> impl Strategy<Value = Event> {
         4 => (cluster.clone(), host.clone(), any::<bool>()).prop_map(|(c, h, alias)| Event::Take(c, h, alias)),
         1 => (cluster.clone(), host.clone()).prop_map(|(c, h)| Event::Withdraw(c, h)),
         1 => (cluster, host.clone()).prop_map(|(c, h)| Event::Leave(c, h)),
+        1 => (0..CLUSTERS.len(), any::<bool>()).prop_map(|(c, heard)| Event::Contact(c, heard)),
+        2 => any::<bool>().prop_map(Event::Answer),
         1 => (host.clone(), any::<bool>()).prop_map(|(h, alias)| Event::Own(h, alias)),
         1 => host.prop_map(Event::OwnGone),
     ]
@@ -274,16 +416,23 @@ proptest! {
         let mut imports = Imports::new(CLUSTERS.map(consent).to_vec());
         let mut passed: BTreeMap<String, bool> = BTreeMap::new();
         let mut own: BTreeSet<&str> = BTreeSet::new();
+        let now = Instant::now();
         for (revision, event) in (2..).zip(events) {
             let make = |of: &str, host: &str, alias: bool| {
                 let mut made = with(slice(of, host), |offer| {
                     // The next host's name as an alias makes every kind of conflict.
                     if alias { offer.aliases = vec![pattern(if host == "a.shop" { "b.shop" } else { "a.shop" })]; }
+                    if host != "c.shop" { offer.staleness = Staleness::Probe; }
                 });
                 made.order.revision = revision;
                 made
             };
             match event {
+                Event::Contact(c, heard) => imports.contact(&cluster(CLUSTERS[c]), (!heard).then_some(now)),
+                Event::Answer(true) => {
+                    imports.turn(vec![("203.0.113.7:15443".parse().unwrap(), Answer::Reached)], 64, now);
+                }
+                Event::Answer(false) => fail(&mut imports, &["203.0.113.7:15443"], now),
                 Event::Take(c, h, alias) => take(&mut imports, CLUSTERS[c], &make(CLUSTERS[c], HOSTS[h], alias)).unwrap(),
                 Event::Withdraw(c, h) => {
                     let gone = Slice { offer: None, ..make(CLUSTERS[c], HOSTS[h], false) };

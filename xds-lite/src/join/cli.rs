@@ -1,18 +1,18 @@
 //! `token create`, `token list` and `join` of the command line: what they take and what they print. What the
-//! agent's file says becomes a [`Context`] elsewhere.
+//! agent's file says becomes a [`Context`] elsewhere, and there are made the tokens for first certificates.
 
 use std::fmt::Write as _;
 use std::io::{self, Read as _};
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
 
-use clap::{Args, Subcommand};
-use isthmus_certs::TrustDomain;
+use clap::{ArgGroup, Args, Subcommand};
+use isthmus_certs::{SpiffeId, TrustDomain};
 use serde_json::json;
 
 use super::{
-    Context, CreateError, JoinError, Party, Rfc3339, State, StoreError, Token, TokenError, create, join,
-    unix_seconds,
+    Context, CreateError, JoinError, Party, Rfc3339, State, StoreError, Token, TokenError, Tokens, create,
+    join, text, unix_seconds,
 };
 use crate::config::address::Target;
 use crate::slice::Cluster;
@@ -24,10 +24,12 @@ const LONGEST_INPUT: u64 = 4_096;
 pub const CREATE_HELP: &str = "\
 Examples:
   isthmus-agent token create --config agent.yaml --for west --trust-domain west.example
-  isthmus-agent token create --config agent.yaml --for west --trust-domain west.example --json
+  isthmus-agent token create --config agent.yaml --gateway gw-1
+  isthmus-agent token create --config agent.yaml --workload spiffe://east.example/ns/db/sa/mysql
 
-Whoever has the token can join as that cluster, once. Run this as the user that the agent
-runs as: the agent reads the token's file when somebody comes, and needs no restart.";
+Whoever has the token can join as that cluster, or be that gateway or workload, once. Run this
+as the user that the agent runs as: the agent reads the token's file when somebody comes, and
+needs no restart.";
 
 /// Examples of `isthmus-agent token list`, for its help.
 pub const LIST_HELP: &str = "\
@@ -50,7 +52,7 @@ agents need no restart.";
 /// What can be done with tokens.
 #[derive(Debug, Subcommand)]
 pub enum TokenCommand {
-    /// Print a token with which one other cluster can join this one, once
+    /// Print a token, good once: for another cluster to join, or for a gateway's or workload's first certificate
     #[command(after_help = CREATE_HELP)]
     Create(CreateArgs),
     /// Show which tokens there are, and what has become of them
@@ -60,16 +62,26 @@ pub enum TokenCommand {
 
 /// What `token create` takes.
 #[derive(Debug, Args)]
+#[command(group(ArgGroup::new("whom").required(true).args(["guest", "gateway", "workload"])))]
 pub struct CreateArgs {
     /// The configuration file (YAML)
     #[arg(long, value_name = "FILE")]
     pub config: PathBuf,
     /// The cluster that may join with it
-    #[arg(long = "for", value_name = "CLUSTER")]
-    pub guest: Cluster,
+    #[arg(long = "for", value_name = "CLUSTER", requires = "trust_domain")]
+    pub guest: Option<Cluster>,
     /// The trust domain of that cluster
+    #[arg(long, value_name = "NAME", conflicts_with_all = ["gateway", "workload"])]
+    pub trust_domain: Option<TrustDomain>,
+    /// The gateway of this cluster, as `gateways:` of the file names it, whose first certificate it is for
     #[arg(long, value_name = "NAME")]
-    pub trust_domain: TrustDomain,
+    pub gateway: Option<String>,
+    /// The workload whose first certificate it is for, spiffe://TRUST-DOMAIN/ns/NAMESPACE/sa/ACCOUNT
+    #[arg(long, value_name = "SPIFFE-ID")]
+    pub workload: Option<SpiffeId>,
+    /// Where its holder comes, NAME:PORT or IP:PORT [default: what the file says]
+    #[arg(long, value_parser = text::target)]
+    pub address: Option<Target>,
     /// How long it can be used, such as 15m; at most 24h
     #[arg(long, value_name = "TIME", default_value = "15m", value_parser = humantime::parse_duration)]
     pub lifetime: Duration,
@@ -106,6 +118,9 @@ pub struct JoinArgs {
 /// Why a command did nothing.
 #[derive(Debug, thiserror::Error)]
 pub enum CliError {
+    /// A token for nobody.
+    #[error("for whom? write --for CLUSTER --trust-domain NAME, --gateway NAME or --workload SPIFFE-ID")]
+    Whom,
     /// No token was made.
     #[error(transparent)]
     Create(#[from] CreateError),
@@ -123,25 +138,48 @@ pub enum CliError {
     Join(#[from] JoinError),
 }
 
+/// Whose first certificate a token is for.
+#[derive(Clone, Debug)]
+pub enum First<'a> {
+    /// A gateway's of the cluster, by its name.
+    Gateway(&'a str),
+    /// A workload's.
+    Workload(&'a SpiffeId),
+}
+
 impl CreateArgs {
-    /// Makes the token, for an endpoint that joiners find at `address`, and returns what to print.
+    /// Whose first certificate it is to be for; none: it is for a cluster to join.
+    #[must_use]
+    pub fn first(&self) -> Option<First<'_>> {
+        let gateway = self.gateway.as_deref().map(First::Gateway);
+        gateway.or(self.workload.as_ref().map(First::Workload))
+    }
+
+    /// Makes a token for a cluster, and an endpoint that joiners find at `address`, and returns what to print.
     ///
     /// # Errors
     /// Why there is no token.
     pub fn run(&self, context: &Context, address: Target) -> Result<String, CliError> {
-        let guest = Party { cluster: self.guest.clone(), trust_domain: self.trust_domain.clone() };
-        let token = create(context, address, guest, self.lifetime)?;
+        let named = self.guest.clone().zip(self.trust_domain.clone());
+        let (cluster, trust_domain) = named.ok_or(CliError::Whom)?;
+        let token = create(context, address, Party { cluster, trust_domain }, self.lifetime)?;
+        Ok(self.shown(&token))
+    }
+
+    /// A token as it is printed.
+    #[must_use]
+    pub fn shown(&self, token: &Token) -> String {
         let (text, expires) = (token.reveal(), Rfc3339(token.expires).to_string());
         if self.json {
-            let Token { address, guest, .. } = &token;
+            let Token { address, guest, .. } = token;
             let json = json!({
                 "token": text, "id": token.id().short(), "for": guest,
                 "address": address.to_string(), "expires": expires,
             });
-            return Ok(format!("{json:#}"));
+            return format!("{json:#}");
         }
         // Alone, so that it can be piped.
-        Ok(text)
+        text
     }
 }
 
@@ -150,10 +188,10 @@ impl ListArgs {
     ///
     /// # Errors
     /// The tokens cannot be read.
-    pub fn run(&self, context: &Context) -> Result<String, CliError> {
+    pub fn run(&self, tokens: &dyn Tokens) -> Result<String, CliError> {
         let now = unix_seconds(SystemTime::now());
         let mut rows = Vec::new();
-        for (record, state) in context.tokens().list()? {
+        for (record, state) in tokens.list()? {
             let state = match state {
                 State::Open if record.expires <= now => "expired".to_owned(),
                 state => state.to_string(),

@@ -15,7 +15,7 @@ use super::offer::{self, OfferError};
 use super::place::{self, PlaceError};
 use super::tls::{self, MeetError, Met};
 use super::wire::{self, BRIEF, LONG, Message, Refusal, WireError};
-use super::{Context, Party, Peer, Token};
+use super::{Context, Guest, Party, Peer, Token};
 
 /// Longer than the other side waits, so that its reason is heard.
 const DEADLINE: Duration = Duration::from_secs(15);
@@ -44,10 +44,10 @@ pub enum Progress {
 #[derive(Debug, thiserror::Error)]
 pub enum JoinCause {
     /// The token is for somebody else.
-    #[error("the token was made for {guest}, and this agent is of {own}")]
+    #[error("{}, and this agent is of {own}", .guest.purpose())]
     OtherGuest {
         /// For whom it was made.
-        guest: Party,
+        guest: Guest,
         /// Who this is.
         own: Party,
     },
@@ -146,7 +146,7 @@ async fn talk(context: &Context, token: &Token, progress: &mut Progress) -> Resu
 
 fn fits(context: &Context, token: &Token) -> Result<(), JoinCause> {
     let own = context.party();
-    if token.guest != *own {
+    if token.guest != Guest::Cluster(own.clone()) {
         return Err(JoinCause::OtherGuest { guest: token.guest.clone(), own: own.clone() });
     }
     if token.issuer.cluster == own.cluster {

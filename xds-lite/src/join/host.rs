@@ -1,8 +1,8 @@
 //! The side that made a token: it waits for joiners on a listener of its own. Who comes is nobody until the
 //! secret is proven, costs a bounded amount until then, and makes room for who comes later.
 
-use std::collections::{HashMap, HashSet, VecDeque};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::collections::{HashSet, VecDeque};
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use isthmus_certs::Role;
@@ -19,9 +19,9 @@ use super::offer::{self, OfferError};
 use super::place::{self, PlaceError};
 use super::secret::{Proof, TokenId};
 use super::tls::{self, MeetError, Met};
-use super::tokens::{Ending, Record, State, StoreError};
+use super::tokens::{Ending, Record, State, StoreError, Wrong};
 use super::wire::{self, BRIEF, LONG, Message, Refusal, WireError};
-use super::{Context, Introduction, Party, Peer, unix_seconds};
+use super::{Context, Guest, Introduction, Party, Peer, unix_seconds};
 
 /// From accept to the end, whatever comes.
 const DEADLINE: Duration = Duration::from_secs(10);
@@ -29,9 +29,6 @@ const DEADLINE: Duration = Duration::from_secs(10);
 const UNPROVEN: usize = 64;
 /// Joiners that have, at once; each may send an offer.
 const PROVEN: usize = 64;
-/// Wrong proofs that end a token. Only who knows its id can bring them, and that travels inside TLS only: it is
-/// the joiner with a damaged token, which its checksum tells, or somebody in between who holds an agent's key.
-const WRONG_PROOFS: u32 = 5;
 /// Accepting again after it failed.
 const PAUSE: Duration = Duration::from_millis(100);
 /// Characters of a cause in the log.
@@ -89,7 +86,7 @@ impl Failed {
 
 /// Waits for joiners until it is dropped.
 pub async fn serve(listener: TcpListener, context: Arc<Context>) {
-    let host = Arc::new(Host { context, wrong: Mutex::default(), proven: Semaphore::new(PROVEN) });
+    let host = Arc::new(Host { context, wrong: Wrong::default(), proven: Semaphore::new(PROVEN) });
     let mut unproven: VecDeque<AbortHandle> = VecDeque::new();
     let mut sweep = interval(SWEEP);
     sweep.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -122,8 +119,7 @@ pub async fn serve(listener: TcpListener, context: Arc<Context>) {
 
 struct Host {
     context: Arc<Context>,
-    /// Wrong proofs of tokens that are open.
-    wrong: Mutex<HashMap<TokenId, u32>>,
+    wrong: Wrong,
     proven: Semaphore,
 }
 
@@ -182,18 +178,9 @@ impl Host {
         if state != State::Open {
             return Ok(());
         }
-        let times = {
-            let mut wrong = self.wrong.lock().unwrap_or_else(PoisonError::into_inner);
-            let times = wrong.entry(id).or_default();
-            *times += 1;
-            *times
-        };
-        tracing::warn!(
-            token = id.short(),
-            times,
-            "a proof of a token's secret is wrong; somebody may be in between"
-        );
-        if times >= WRONG_PROOFS && self.apart(move |context| context.tokens.end(id, Ending::Void)).await?? {
+        if self.wrong.is_enough(id)
+            && self.apart(move |context| context.tokens.end(id, Ending::Void)).await??
+        {
             tracing::warn!(token = id.short(), "wrong proofs have ended a token; make a new one");
         }
         Ok(())
@@ -255,7 +242,7 @@ impl Host {
         self.apart(move |context| context.tokens.sweep(now)).await??;
         let left = self.apart(|context| context.tokens.list()).await??;
         let left: HashSet<_> = left.into_iter().map(|(record, _)| record.id).collect();
-        self.wrong.lock().unwrap_or_else(PoisonError::into_inner).retain(|id, _| left.contains(id));
+        self.wrong.keep_only(&left);
         Ok(())
     }
 
@@ -275,7 +262,7 @@ fn judge(record: &Record, state: State, guest: &Party, now: u64) -> Option<Refus
         State::Used => Some(Refusal::Used),
         State::Void => Some(Refusal::Void),
         State::Open if now >= record.expires => Some(Refusal::Expired),
-        State::Open if *guest != record.guest => Some(Refusal::OtherGuest),
+        State::Open if record.guest != Guest::Cluster(guest.clone()) => Some(Refusal::OtherGuest),
         State::Open => None,
     }
 }

@@ -10,6 +10,8 @@ use std::str::FromStr;
 use aws_lc_rs::constant_time::verify_slices_are_equal;
 use aws_lc_rs::error::Unspecified;
 use aws_lc_rs::{hmac, rand};
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
@@ -39,6 +41,13 @@ pub struct Verifier {
 
 /// Exported keying material: the same at both ends of one TLS session, and in no other session.
 pub(super) struct Session(pub(super) [u8; 32]);
+
+impl Session {
+    /// One whose proofs are about something more than the connection.
+    pub(super) fn about(exported: &[u8; 32], what: &[u8]) -> Session {
+        Session(mac(exported, what))
+    }
+}
 
 /// Proves that its sender knows the secret, for one session.
 #[derive(Clone, Serialize, Deserialize)]
@@ -116,6 +125,25 @@ fn xor(mut one: [u8; 32], other: [u8; 32]) -> [u8; 32] {
         *to ^= from;
     }
     one
+}
+
+impl Proof {
+    /// As text: good for one session, and in no other.
+    pub(super) fn to_text(&self) -> String {
+        URL_SAFE_NO_PAD.encode(self.0)
+    }
+
+    /// The same read again.
+    pub(super) fn from_text(text: &str) -> Option<Proof> {
+        let bytes = URL_SAFE_NO_PAD.decode(text).ok()?;
+        bytes.try_into().ok().map(Proof)
+    }
+}
+
+impl fmt::Debug for Session {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Session(..)")
+    }
 }
 
 impl fmt::Debug for Secret {

@@ -23,7 +23,7 @@ use tokio_rustls::{TlsAcceptor, TlsConnector, client, server};
 
 use super::secret::{Session, TokenId};
 use super::shown::{self, MOST, Shown, ShownError, Wanted};
-use super::{Party, Token};
+use super::{Guest, Party, Token};
 use crate::config::address::Target;
 
 /// The talk and its version.
@@ -79,19 +79,23 @@ pub(super) async fn connect(
 ) -> Result<Met<client::TlsStream<TcpStream>>, MeetError> {
     let wanted = Wanted { root: token.root, party: token.issuer.clone() };
     let config = client_config(&trust.current(), wanted.clone())?;
-    let (stream, name) = match &token.address {
-        Target::Address(address) => (TcpStream::connect(address).await, ServerName::from(address.ip())),
-        Target::Name { host, port } => {
-            let name = ServerName::try_from(host.as_str().to_owned());
-            let name = name.map_err(|error| MeetError::Connect(io::Error::other(error)))?;
-            (TcpStream::connect((host.as_str(), *port)).await, name)
-        }
-    };
-    let stream = stream.map_err(MeetError::Connect)?;
-    stream.set_nodelay(true).map_err(MeetError::Connect)?;
+    let (stream, name) = reach(&token.address).await.map_err(MeetError::Connect)?;
     let stream = TlsConnector::from(Arc::new(config)).connect(name, stream).await.map_err(refused)?;
     let (chain, shown) = met(stream.get_ref().1, Role::Server, Some(&wanted))?;
     Ok(Met { stream, shown, chain })
+}
+
+/// Connects to an address; the name is for TLS, which does not look at it.
+pub(super) async fn reach(address: &Target) -> io::Result<(TcpStream, ServerName<'static>)> {
+    let (stream, name) = match address {
+        Target::Address(address) => (TcpStream::connect(address).await?, ServerName::from(address.ip())),
+        Target::Name { host, port } => {
+            let name = ServerName::try_from(host.as_str().to_owned()).map_err(io::Error::other)?;
+            (TcpStream::connect((host.as_str(), *port)).await?, name)
+        }
+    };
+    stream.set_nodelay(true)?;
+    Ok((stream, name))
 }
 
 /// What the handshake has verified, once more for what it says.
@@ -113,7 +117,7 @@ pub(super) fn session<D>(
     connection: &ConnectionCommon<D>,
     id: TokenId,
     issuer: &Party,
-    guest: &Party,
+    guest: &Guest,
 ) -> Result<Session, Error> {
     let context = Token::context(id, issuer, guest);
     connection.export_keying_material([0; 32], LABEL, Some(&context)).map(Session)
@@ -143,7 +147,7 @@ fn roots(trusted: &Trusted, role: Role) -> Result<Vec<CertificateDer<'static>>, 
 }
 
 /// The own chain with its roots.
-fn showing(trusted: &Trusted, role: Role) -> Result<Vec<CertificateDer<'static>>, ShownError> {
+pub(super) fn showing(trusted: &Trusted, role: Role) -> Result<Vec<CertificateDer<'static>>, ShownError> {
     let chain = trusted.identity.chain().iter().cloned();
     Ok(chain.chain(roots(trusted, role)?).take(MOST).collect())
 }
@@ -180,7 +184,7 @@ fn client_config(trusted: &Trusted, wanted: Wanted) -> Result<ClientConfig, Meet
 }
 
 /// A handshake that this side or the other has ended.
-fn refused(error: io::Error) -> MeetError {
+pub(super) fn refused(error: io::Error) -> MeetError {
     match error.get_ref().and_then(|error| error.downcast_ref::<Error>()) {
         Some(
             Error::NoApplicationProtocol | Error::AlertReceived(AlertDescription::NoApplicationProtocol),
@@ -203,13 +207,13 @@ fn shown_error(error: &Error) -> Option<ShownError> {
 
 /// Takes whom a token names, or any agent under any root that it shows.
 #[derive(Debug)]
-struct Verifier {
+pub(super) struct Verifier {
     wanted: Option<Wanted>,
-    provider: Arc<CryptoProvider>,
+    pub(super) provider: Arc<CryptoProvider>,
 }
 
 impl Verifier {
-    fn new(wanted: Option<Wanted>) -> Arc<Verifier> {
+    pub(super) fn new(wanted: Option<Wanted>) -> Arc<Verifier> {
         Arc::new(Verifier { wanted, provider: Arc::new(aws_lc_rs::default_provider()) })
     }
 

@@ -1,4 +1,4 @@
-//! A token as people copy it: `isthmus1.` and base64url of all that the joiner must know. Pure. Not whether it
+//! A token as people copy it: `isthmus1.` and base64url of all that its holder must know. Pure. Not whether it
 //! is still good: only the side that made it knows.
 
 use std::fmt;
@@ -6,12 +6,12 @@ use std::str::FromStr;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use isthmus_certs::{KeyPin, TrustDomain};
+use isthmus_certs::{KeyPin, SpiffeId, TrustDomain};
 use sha2::{Digest as _, Sha256};
 
 use super::secret::{SECRET, Secret, TokenId};
 use super::text;
-use super::{Party, Rfc3339};
+use super::{Guest, Party, Rfc3339};
 use crate::config::address::Target;
 
 /// The form, with its version.
@@ -22,7 +22,7 @@ const ANY_PREFIX: &str = "isthmus";
 const LONGEST: usize = 2_048;
 const CHECKSUM: usize = 4;
 
-/// What one side prints and the other joins with. It is a secret: [`Token::reveal`] alone shows it whole.
+/// What one side prints, and the other joins with or gets its first certificate by. It is a secret: [`Token::reveal`] alone shows it whole.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Token {
     /// Where the side that made it waits.
@@ -32,7 +32,7 @@ pub struct Token {
     /// The key of the root that vouches for its agent.
     pub root: KeyPin,
     /// For whom it was made, and nobody else.
-    pub guest: Party,
+    pub guest: Guest,
     /// Its end, in seconds since 1970, by the clock of the side that made it.
     pub expires: u64,
     pub(super) secret: Secret,
@@ -71,14 +71,9 @@ impl Token {
         let mut bytes = self.expires.to_be_bytes().to_vec();
         bytes.extend(self.root.as_bytes());
         bytes.extend(self.secret.as_bytes());
-        let texts = [
-            self.address.to_string(),
-            self.issuer.cluster.to_string(),
-            self.issuer.trust_domain.to_string(),
-            self.guest.cluster.to_string(),
-            self.guest.trust_domain.to_string(),
-        ];
-        for text in texts {
+        let texts =
+            [self.address.to_string(), self.issuer.cluster.to_string(), self.issuer.trust_domain.to_string()];
+        for text in texts.into_iter().chain(self.guest.texts()) {
             // Addresses and names are bounded far below.
             let length = u16::try_from(text.len()).unwrap_or(u16::MAX);
             bytes.extend(length.to_be_bytes());
@@ -89,13 +84,12 @@ impl Token {
     }
 
     /// What is signed in both proofs beside the session: this token, between these two.
-    pub(super) fn context(id: TokenId, issuer: &Party, guest: &Party) -> Vec<u8> {
+    pub(super) fn context(id: TokenId, issuer: &Party, guest: &Guest) -> Vec<u8> {
         let mut context = id.to_be_bytes().to_vec();
-        for party in [issuer, guest] {
-            for text in [party.cluster.as_str(), party.trust_domain.as_str()] {
-                context.extend(u16::try_from(text.len()).unwrap_or(u16::MAX).to_be_bytes());
-                context.extend(text.as_bytes());
-            }
+        let issuer = [issuer.cluster.to_string(), issuer.trust_domain.to_string()];
+        for text in issuer.into_iter().chain(guest.texts()) {
+            context.extend(u16::try_from(text.len()).unwrap_or(u16::MAX).to_be_bytes());
+            context.extend(text.as_bytes());
         }
         context
     }
@@ -135,7 +129,7 @@ fn read(mut rest: Rest<'_>) -> Result<Token, TokenError> {
     let secret = Secret::from_bytes(*rest.array::<SECRET>()?);
     let address = text::target(rest.text()?).map_err(|_| TokenError::Field("address"))?;
     let issuer = rest.party()?;
-    let guest = rest.party()?;
+    let guest = rest.guest()?;
     if !rest.0.is_empty() {
         return Err(TokenError::Damaged);
     }
@@ -146,6 +140,12 @@ fn read(mut rest: Rest<'_>) -> Result<Token, TokenError> {
 fn checksum(content: &[u8]) -> [u8; CHECKSUM] {
     let hash: [u8; 32] = Sha256::new().chain_update(PREFIX).chain_update(content).finalize().into();
     hash.first_chunk().copied().unwrap_or_default()
+}
+
+fn party(cluster: &str, domain: &str) -> Result<Party, TokenError> {
+    let cluster = cluster.parse().map_err(|_| TokenError::Field("cluster"))?;
+    let trust_domain = TrustDomain::new(domain).map_err(|_| TokenError::Field("trust domain"))?;
+    Ok(Party { cluster, trust_domain })
 }
 
 /// What is not read yet.
@@ -166,9 +166,19 @@ impl<'a> Rest<'a> {
     }
 
     fn party(&mut self) -> Result<Party, TokenError> {
-        let cluster = self.text()?.parse().map_err(|_| TokenError::Field("cluster"))?;
-        let trust_domain = TrustDomain::new(self.text()?).map_err(|_| TokenError::Field("trust domain"))?;
-        Ok(Party { cluster, trust_domain })
+        let [cluster, domain] = [self.text()?, self.text()?];
+        party(cluster, domain)
+    }
+
+    fn guest(&mut self) -> Result<Guest, TokenError> {
+        match [self.text()?, self.text()?] {
+            // No cluster has this name, so that older releases refuse it.
+            ["", identity] => {
+                let identity = SpiffeId::parse(identity).map_err(|_| TokenError::Field("identity"))?;
+                Ok(Guest::Identity { identity })
+            }
+            [cluster, domain] => Ok(Guest::Cluster(party(cluster, domain)?)),
+        }
     }
 }
 
@@ -200,7 +210,7 @@ mod tests {
             address: address.parse().unwrap(),
             issuer: party("east", "east.example"),
             root: KeyPin::of(b"a key"),
-            guest: party("west", "west.example"),
+            guest: Guest::Cluster(party("west", "west.example")),
             expires: 1_800_000_000,
             secret: Secret::from_bytes([7; SECRET]),
         }
@@ -218,6 +228,17 @@ mod tests {
         }
         let broken = token("192.0.2.7:15011").reveal().replace('A', "\n A\r\n\t");
         assert_eq!(format!(" {broken}\n").parse(), Ok(token("192.0.2.7:15011")), "as a mail breaks it");
+    }
+
+    #[test]
+    fn a_token_for_an_identity_is_another_token() {
+        let identity = SpiffeId::parse("spiffe://east.example/isthmus/east/gateway/gw-1").unwrap();
+        let guest = Guest::Identity { identity };
+        let one = Token { guest: guest.clone(), ..token("192.0.2.7:15012") };
+        let text = one.reveal();
+        assert_eq!(text.parse(), Ok(one.clone()), "{text}");
+        let context = |guest: &Guest| Token::context(one.id(), &one.issuer, guest);
+        assert_ne!(context(&guest), context(&token("192.0.2.7:15012").guest));
     }
 
     #[test]

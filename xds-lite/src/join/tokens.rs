@@ -1,7 +1,8 @@
 //! The tokens that one side has made, wherever they are kept: each is taken once, whoever asks how often at the
-//! same time. Not the secrets; they are with the joiners.
+//! same time. Not the secrets; they are with those who were given the tokens.
 
 mod folder;
+mod wrong;
 
 use std::fmt;
 
@@ -10,9 +11,10 @@ use serde::{Deserialize, Serialize};
 
 use super::disk::ReadError;
 use super::secret::{TokenId, Verifier};
-use super::{Party, text};
+use super::{Guest, text};
 
 pub use folder::Folder;
+pub(super) use wrong::Wrong;
 
 /// How long a token that has ended is remembered, in seconds: its joiner is told how it ended.
 pub(super) const REMEMBERED: u64 = 60 * 60;
@@ -25,7 +27,7 @@ pub struct Record {
     pub id: TokenId,
     /// For whom it was made.
     #[serde(flatten)]
-    pub guest: Party,
+    pub guest: Guest,
     /// Its end, in seconds since 1970.
     pub expires: u64,
     /// What its holder is known by.
@@ -38,7 +40,7 @@ pub struct Record {
 pub enum State {
     /// It can be used, unless it has expired.
     Open,
-    /// Somebody has joined with it, or has tried to after proving its secret.
+    /// Somebody has used it, or has tried to after proving its secret.
     Used,
     /// Wrong proofs have ended it.
     Void,

@@ -17,8 +17,8 @@ use isthmus_certs::{Authority, Bundle, Role, Trust, TrustDomain, spiffe_bundle};
 use isthmus_xds::config::address::Target;
 use isthmus_xds::join::cli::{JoinArgs, TokenCommand};
 use isthmus_xds::join::{
-    Context, CreateError, JoinCause, JoinError, MeetError, Peer, Progress, Refusal, ShownError, State, Token,
-    create, join, peers,
+    Context, CreateError, Guest, JoinCause, JoinError, MeetError, Peer, Progress, Refusal, ShownError, State,
+    Token, create, join, peers,
 };
 use rustls::pki_types::UnixTime;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -237,7 +237,7 @@ fn a_token_is_for_one_cluster_of_one_domain() {
         });
         // One that changes the token to name it.
         let mut forged = token.clone();
-        forged.guest = other.party.clone();
+        forged.guest = Guest::Cluster(other.party.clone());
         let (_, cause, text) = refused(try_join(other, &forged));
         assert!(matches!(cause, JoinCause::Refused(Refusal::Unknown)), "{text}");
         assert_eq!(other.kept().len(), 1, "its own bundle");
@@ -564,7 +564,7 @@ fn parse(line: &str) -> Result<Cli, clap::Error> {
 
 fn list(world: &World, line: &str) -> String {
     let Cli::Token(TokenCommand::List(args)) = parse(line).unwrap() else { panic!("{line}") };
-    args.run(&world.east.context).unwrap()
+    args.run(&**world.east.context.tokens()).unwrap()
 }
 
 #[test]

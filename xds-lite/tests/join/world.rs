@@ -16,7 +16,7 @@ use isthmus_certs::{
     Authority, Bundle, DenyList, Identity, KeyKind, SpiffeId, Trust, TrustDomain, TrustFiles, spiffe_bundle,
 };
 use isthmus_xds::config::address::Target;
-use isthmus_xds::join::{Context, Folders, Introduction, Party, State, Token, create, serve};
+use isthmus_xds::join::{Context, Folders, Guest, Introduction, Party, State, Token, create, serve};
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
@@ -234,7 +234,8 @@ impl Raw {
         let secret = &bytes[40..56];
         let id = mac(secret, b"isthmus-join id")[..16].to_vec();
         let mut context = id.clone();
-        for party in [&token.issuer, &token.guest] {
+        let Guest::Cluster(guest) = &token.guest else { panic!("{token:?}") };
+        for party in [&token.issuer, guest] {
             for text in [party.cluster.as_str(), party.trust_domain.as_str()] {
                 context.extend(u16::try_from(text.len()).unwrap().to_be_bytes());
                 context.extend(text.as_bytes());

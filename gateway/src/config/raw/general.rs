@@ -229,15 +229,21 @@ pub(crate) struct AccessLog {
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Trust {
-    /// The chain, leaf first, PEM.
-    #[schemars(required)]
+    /// The chain, leaf first, PEM. It needs `key` and `bundles`; or there is a `directory` in place of the three.
     pub(crate) certificate: Option<At<String>>,
     /// Its key, PEM.
-    #[schemars(required)]
     pub(crate) key: Option<At<String>>,
     /// A directory with a bundle for each trust domain: `DOMAIN.json` (SPIFFE) or `DOMAIN.pem` (roots).
-    #[schemars(required)]
     pub(crate) bundles: Option<At<String>>,
+    /// A directory of this gateway's own, in which it keeps a certificate that the agents or the
+    /// control plane of `xds` issue and renew. Under a `control_plane` it needs `bundles` and `token_file`.
+    pub(crate) directory: Option<At<String>>,
+    /// What `isthmus-agent token create --gateway NAME` printed, for the first certificate; not looked at while the
+    /// directory has a good one.
+    pub(crate) token: Option<At<String>>,
+    /// A file with the token, in place of `token`; under a `control_plane` the one that it knows this gateway by, which
+    /// is read each time a certificate is asked for.
+    pub(crate) token_file: Option<At<String>>,
     /// A directory with deny-lists: `DOMAIN.json`. Default: none.
     pub(crate) deny: Option<At<String>>,
     /// A directory with revocation lists: `DOMAIN.pem` or `DOMAIN.crl`. Default: none.

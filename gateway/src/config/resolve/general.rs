@@ -1,9 +1,7 @@
-//! Every section but `listeners:`, `services:` and `xds:`, resolved.
+//! Every section but `listeners:`, `services:`, `trust:` and `xds:`, resolved.
 
 use std::time::Duration;
 
-use isthmus_certs::TrustFiles;
-use isthmus_certs::crl::StaleCrl;
 use isthmus_xds::config::at::At;
 use isthmus_xds::config::problem::{Place, Quoted, Report};
 use isthmus_xds::config::services;
@@ -254,38 +252,6 @@ pub(crate) fn access_log(report: &mut Report, raw: &raw::AccessLog) -> AccessLog
             defaults::LOG_BUFFER,
         ),
     }
-}
-
-pub(crate) fn trust(report: &mut Report, raw: &At<raw::Trust>) -> Option<TrustFiles> {
-    let place = Place::Root.key("trust");
-    let At { value, spot } = raw;
-    let mut required = |key, path: Option<&At<String>>| {
-        if path.is_none() {
-            report.add(*spot, format_args!("{place} has no {key}"), format_args!("add '{key}: …'"));
-        }
-        path.map(|path| path.value.clone().into())
-    };
-    let certificate = required("certificate", value.certificate.as_ref());
-    let key = required("key", value.key.as_ref());
-    let bundles = required("bundles", value.bundles.as_ref());
-    let optional = |path: Option<&At<String>>| path.map(|path| path.value.clone().into());
-    Some(TrustFiles {
-        certificate: certificate?,
-        key: key?,
-        bundles: bundles?,
-        deny: optional(value.deny.as_ref()),
-        crls: optional(value.crls.as_ref()),
-        stale_crl: match value.stale_crl {
-            Some(raw::StaleCrl::Accept) => StaleCrl::Accept,
-            Some(raw::StaleCrl::Refuse) | None => StaleCrl::Refuse,
-        },
-        outage_budget: report.time(
-            value.outage_budget.as_ref(),
-            place.key("outage_budget"),
-            Zero::Allowed,
-            defaults::OUTAGE_BUDGET,
-        ),
-    })
 }
 
 pub(crate) fn dns(report: &mut Report, raw: &raw::Dns) -> Dns {

@@ -3,6 +3,7 @@
 
 mod general;
 mod listeners;
+mod trust;
 mod xds;
 
 use std::sync::Arc;
@@ -12,6 +13,8 @@ use isthmus_xds::config::services::{Refusal, Table};
 
 use crate::config::raw::File;
 use crate::config::settings::{Fixed, Live, Settings};
+
+pub(crate) use trust::{gateway_of, read as read_token};
 
 /// The settings; to be used only if nothing was reported. `None` when a part could not be made at all.
 pub(crate) fn resolve(report: &mut Report, mut raw: File) -> Option<Settings> {
@@ -38,6 +41,7 @@ pub(crate) fn resolve(report: &mut Report, mut raw: File) -> Option<Settings> {
     ) as usize;
     let workers = general::workers(report, &raw);
     let xds = xds::xds(report, &raw);
+    let trust = trust::trust(report, &raw);
     let fixed = Fixed {
         node: general::node(report, raw.node.unwrap_or_default()),
         workers,
@@ -49,7 +53,7 @@ pub(crate) fn resolve(report: &mut Report, mut raw: File) -> Option<Settings> {
         tcp: general::tcp(report, &raw.tcp.unwrap_or_default()),
         access_log: general::access_log(report, &raw.access_log.unwrap_or_default()),
         service_metrics,
-        trust: raw.trust.as_ref().and_then(|trust| general::trust(report, trust)),
+        trust,
         xds,
         dns: general::dns(report, &raw.dns.unwrap_or_default()),
     };

@@ -1,20 +1,23 @@
 //! The agent's file: text → settings that cannot be wrong, or everything that is wrong with it. What is
 //! written is in `raw`, what it means in `resolve`.
 
+mod issuing;
 mod raw;
 mod resolve;
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use ipnet::IpNet;
 use isthmus_certs::{TrustDomain, TrustFiles};
 
 use crate::config::address::Target;
 use crate::config::problem::Report;
-use crate::config::{Problems, file, yaml};
+use crate::config::{Problem, Problems, file, yaml};
 use crate::exports::Rule;
 use crate::host::HostPattern;
+use crate::issuing::IntermediateFiles;
 use crate::locality::Locality;
 use crate::reachability::Reachability;
 use crate::slice::Cluster;
@@ -22,6 +25,10 @@ use crate::slice::Cluster;
 const ADDRESS: &str = "0.0.0.0:15012";
 const JOIN: &str = "0.0.0.0:15011";
 const ADMIN: &str = "127.0.0.1:15014";
+/// How long a certificate lives.
+const LONGEST: Duration = Duration::from_secs(24 * 60 * 60);
+/// As long as a root roll-over waits by default before it lets go of the old root.
+const LONGEST_EVER: Duration = Duration::from_secs(7 * 24 * 60 * 60);
 /// Where a gateway accepts other clusters, unless it says otherwise.
 const EAST_WEST: u16 = 15_443;
 
@@ -56,8 +63,12 @@ pub struct Settings {
     pub advertise: Option<Target>,
     /// Where clusters join by a token, if they do.
     pub join: Option<Join>,
+    /// What it signs certificates with, if it does.
+    pub issuing: Option<Issuing>,
     /// Where its own status is, and VMs announce themselves.
     pub admin: SocketAddr,
+    /// What can stand in the file, and does less than it seems to.
+    pub warnings: Vec<Problem>,
 }
 
 /// Where clusters join by a token.
@@ -67,6 +78,15 @@ pub struct Join {
     pub address: SocketAddr,
     /// The same as other clusters reach it, unless it is where the agent is advertised.
     pub advertise: Option<Target>,
+}
+
+/// What an agent signs certificates with.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Issuing {
+    /// The intermediate.
+    pub files: IntermediateFiles,
+    /// How long a certificate lives, at most.
+    pub longest: Duration,
 }
 
 /// A gateway of the cluster.
@@ -176,6 +196,22 @@ xds: { address: '127.0.0.1:0' }
         assert!(problems(&GOOD.replace("127.0.0.1:0", "here"))[0].contains("xds.address"));
     }
 
+    #[test]
+    fn what_signs_is_read_and_what_is_wrong_with_it_is_named() {
+        let text = GOOD.to_owned() + "state: state\nissuing: { certificate: ca-cert.pem, key: ca-key.pem }\n";
+        let issuing = parse(&text, Path::new("agent.yaml")).unwrap().issuing.unwrap();
+        assert_eq!((issuing.files.key, issuing.longest), (PathBuf::from("ca-key.pem"), LONGEST));
+        for (from, to, expected) in [
+            ("state: state\n", "", "issuing is there without state"),
+            (", key: ca-key.pem", "", "issuing has no key"),
+            ("ca-key.pem }", "ca-key.pem, longest: 200h }", "is not between 1s and 168h"),
+            ("ca-key.pem }", "ca-key.pem, longest: soon }", "issuing.longest"),
+        ] {
+            let wrong = problems(&text.replace(from, to));
+            assert!(wrong.iter().any(|why| why.contains(expected)), "{to}: {wrong:#?}");
+        }
+    }
+
     const FEDERATED: &str = "\
 locality: { region: eu-west }
 gateways:
@@ -207,11 +243,20 @@ state: state
     }
 
     #[test]
+    fn a_peer_that_no_rule_can_mean_is_warned_of() {
+        let text = GOOD.replace("gateways: [{ name: gw-1 }]\n", FEDERATED);
+        assert!(parse(&text, Path::new("agent.yaml")).unwrap().warnings.is_empty());
+        let text = text.replace(", network: west-net", "");
+        let settings = parse(&text, Path::new("agent.yaml")).unwrap_or_else(|error| panic!("{error}"));
+        let [warning] = &settings.warnings[..] else { panic!("{:?}", settings.warnings) };
+        assert!(warning.to_string().starts_with("agent.yaml:14:9: peers[0] has no network"), "{warning}");
+    }
+
+    #[test]
     fn what_would_join_clusters_wrongly_is_named() {
         let text = GOOD.replace("gateways: [{ name: gw-1 }]\n", FEDERATED);
         for (from, to, expected) in [
             ("cluster: west, address", "cluster: east, address", "is this cluster itself"),
-            (", network: west-net", "", "has no network, and reachability"),
             ("gateways: [gw-2]", "gateways: [gw-3]", "there is no gateway 'gw-3'"),
             ("['*/bookinfo']", "['*/book.info']", "is no workspace's part"),
             ("workspace: ['*/bookinfo'], labels: { app: details }, ", "", "says of no service"),

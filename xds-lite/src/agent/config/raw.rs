@@ -8,11 +8,11 @@ use serde::Deserialize;
 
 use crate::config::address::{Cidr, Host, ListenAddress, TargetAddress};
 use crate::config::at::At;
-use crate::config::units::Count;
+use crate::config::units::{Count, Time, show_duration};
 use crate::config::values::PORTS;
 use crate::locality::Locality;
 
-use super::{ADDRESS, ADMIN, EAST_WEST, JOIN};
+use super::{ADDRESS, ADMIN, EAST_WEST, JOIN, LONGEST};
 
 /// An agent's file.
 #[derive(Debug, Default, Deserialize, JsonSchema)]
@@ -50,6 +50,9 @@ pub(super) struct File {
     pub(super) xds: Option<Xds>,
     /// Where clusters join by a token. Default: nowhere.
     pub(super) join: Option<At<Join>>,
+    /// The intermediate that signs certificates for the cluster's gateways and workloads, and renews them; tokens
+    /// for first ones are kept in `state`. Default: none, and no certificate is issued.
+    pub(super) issuing: Option<At<Issuing>>,
     /// Where the agent tells of itself, and VMs announce themselves.
     pub(super) admin: Option<Admin>,
 }
@@ -212,6 +215,21 @@ pub(super) struct Join {
     /// The same as other clusters reach it, `IP:PORT` or `NAME:PORT`: what tokens say. Default: the host of
     /// `xds.advertise`, and the port of `address`.
     pub(super) advertise: Option<At<TargetAddress>>,
+}
+
+/// What signs certificates: files, followed while the agent runs. The key stays in the agent.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Issuing {
+    /// The certificate of the cluster's intermediate, PEM.
+    #[schemars(required)]
+    pub(super) certificate: Option<At<String>>,
+    /// Its key, PEM.
+    #[schemars(required)]
+    pub(super) key: Option<At<String>>,
+    /// How long a certificate lives: unless its holder asks for less, and at most. 1s to 168h.
+    #[schemars(extend("default" = show_duration(LONGEST)))]
+    pub(super) longest: Option<At<Time>>,
 }
 
 /// Where the agent tells of itself.

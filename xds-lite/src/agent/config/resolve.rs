@@ -14,6 +14,7 @@ use crate::locality::Locality;
 use crate::reachability::{self, Networks, Reachability};
 use crate::slice::Cluster;
 
+use super::issuing::issuing;
 use super::{ADDRESS, ADMIN, EAST_WEST, Gateway, Import, JOIN, Join, Peer, Settings, raw};
 
 pub(super) fn settings(report: &mut Report, file: raw::File) -> Option<Settings> {
@@ -36,16 +37,18 @@ pub(super) fn settings(report: &mut Report, file: raw::File) -> Option<Settings>
     let advertise = report.value(xds.advertise.as_ref(), place.key("advertise"));
     let join =
         file.join.as_ref().map(|join| joining(report, join, file.state.is_some(), advertise.is_some()));
+    let issuing = file.issuing.as_ref().map(|raw| issuing(report, raw, file.state.is_some()));
     let admin = file.admin.and_then(|admin| admin.address);
     let admin = listen(report, Place::Root.key("admin"), admin.as_ref(), ADMIN);
     // Without its name nothing can be said of others.
     let cluster = cluster?;
     let exports = exports(report, file.exports.as_deref().unwrap_or_default(), &cluster, &gateways);
     let imports = imports(report, file.imports.as_deref().unwrap_or_default());
-    others(report, &cluster, &file.peers, &peers, &reachability);
+    let network = file.network.map(|network| network.value).unwrap_or_default();
+    others(report, (&cluster, &network), &file.peers, &peers, &reachability);
     Some(Settings {
         cluster,
-        network: file.network.map(|network| network.value).unwrap_or_default(),
+        network,
         locality,
         trust: trust?,
         registry: registry?.value.clone().into(),
@@ -58,7 +61,9 @@ pub(super) fn settings(report: &mut Report, file: raw::File) -> Option<Settings>
         address: address?,
         advertise,
         join: join.map_or(Some(None), |join| join.map(Some))?,
+        issuing: issuing.map_or(Some(None), |issuing| issuing.map(Some))?,
         admin: admin?,
+        warnings: report.warnings().to_vec(),
     })
 }
 
@@ -329,28 +334,30 @@ fn reachability(
 /// What only shows when all sections are read.
 fn others(
     report: &mut Report,
-    own: &Cluster,
+    own: (&Cluster, &str),
     written: &Option<Vec<At<raw::Peer>>>,
     peers: &[Peer],
     reachability: &Reachability,
 ) {
+    let (cluster, network) = own;
     let place = Place::Root.key("peers");
     for (index, whole) in written.iter().flatten().enumerate() {
         let place = place.item(index);
-        if whole.value.cluster.as_ref().is_some_and(|cluster| cluster.value == own.as_str()) {
-            let what = format_args!("{}: {own} is this cluster itself", place.key("cluster"));
+        if whole.value.cluster.as_ref().is_some_and(|named| named.value == cluster.as_str()) {
+            let what = format_args!("{}: {cluster} is this cluster itself", place.key("cluster"));
             report.add(whole.spot, what, "name the cluster of the other agent");
         }
-        let is_named = peers.get(index).is_none_or(|peer| peer.network.is_some());
-        if reachability.rules.is_some() && !is_named {
-            let what = format_args!("{place} has no network, and reachability says which networks may meet");
-            report.add(whole.spot, what, "add 'network: …'");
+        let theirs = peers.get(index).and_then(|peer| peer.network.as_deref());
+        let is_met = reachability.allows(Some(network), theirs) || reachability.allows(theirs, Some(network));
+        if whole.value.network.is_none() && !is_met {
+            let what = format_args!("{place} has no network, so that no rule of reachability means it");
+            report.warn(whole.spot, what, "add 'network: …', or nothing is exchanged with it");
         }
     }
 }
 
 /// The value of a key that must be there; `whole` is where the mapping stands that lacks it.
-fn needed<'a, T>(
+pub(super) fn needed<'a, T>(
     report: &mut Report,
     place: Place<'_>,
     whole: Spot,

@@ -8,10 +8,11 @@ use serde::Deserialize;
 
 use crate::config::address::{Cidr, Host, Label, TargetAddress};
 use crate::config::at::At;
-use crate::config::units::{Count, CountOrOff, Time, TimeOrKeep, TimeOrOff};
+use crate::config::units::{Count, CountOrOff, Time, TimeOrOff};
 use crate::config::values::PORTS;
 use crate::locality::Locality;
 
+use super::reach::StaleRule;
 use super::{Balance, defaults};
 
 /// One service: a host and a port, and who serves it. Its names are `outbound_.PORT_._.HOST` always; and
@@ -60,10 +61,10 @@ pub struct Service {
     /// It is one service with those of the same host in other clusters, where those say so, too.
     #[schemars(extend("default" = false))]
     pub(super) merge: Option<bool>,
-    /// What other clusters do with it once they no longer hear of this one: `keep` it, or drop it after a
-    /// time such as `10m`.
+    /// What other clusters, and gateways without their agent, do with it once they no longer hear of this
+    /// cluster: `keep` it, keep what answers a `probe` of it, or drop it after a time such as `10m`.
     #[schemars(extend("default" = "keep"))]
-    pub(super) stale: Option<At<TimeOrKeep>>,
+    pub(super) stale: Option<At<StaleRule>>,
     /// Who serves it. Default: nobody, and its names are refused with `no_endpoint`.
     pub(super) endpoints: Option<Vec<At<Endpoint>>>,
 }

@@ -2,12 +2,15 @@
 //! takes. Not how an agent decides it.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use serde::Serialize;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 
 use crate::cluster::Cluster;
+use crate::config::units::{Scalar, Wrong, read_duration, show_duration};
 use crate::host::HostName;
 
 /// What a registry says of a service to its agent.
@@ -69,6 +72,44 @@ pub enum Staleness {
     ExpireAfter(Duration),
     /// What answers a probe stays.
     Probe,
+}
+
+/// `keep`, `probe`, or a duration of at least a second.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(transparent)]
+#[schemars(inline, extend("pattern" = "^([0-9]+(ms|s|m|h)|keep|probe)$"))]
+pub(super) struct StaleRule(String);
+
+impl Scalar for StaleRule {
+    type Value = Staleness;
+
+    fn text(&self) -> &str {
+        &self.0
+    }
+
+    fn read(&self) -> Result<Staleness, Wrong> {
+        match self.0.as_str() {
+            "keep" => Ok(Staleness::Keep),
+            "probe" => Ok(Staleness::Probe),
+            time => {
+                let time = read_duration(time).filter(|time| *time >= Duration::from_secs(1));
+                time.map(Staleness::ExpireAfter).ok_or(Wrong {
+                    what: "is no rule",
+                    remedy: "write keep, probe, or a whole number and its unit of a second or more, as 30s, 10m or 1h",
+                })
+            }
+        }
+    }
+}
+
+impl fmt::Display for Staleness {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Staleness::Keep => f.write_str("keep"),
+            Staleness::ExpireAfter(time) => f.write_str(&show_duration(*time)),
+            Staleness::Probe => f.write_str("probe"),
+        }
+    }
 }
 
 impl Staleness {

@@ -11,7 +11,7 @@ use crate::config::values::Zero;
 use crate::host::{HostName, HostPattern};
 
 use super::table::Entry;
-use super::{About, Endpoint, Reach, Service, ServiceTimeouts, Staleness, defaults, raw};
+use super::{About, Endpoint, Reach, Service, ServiceTimeouts, defaults, raw};
 
 /// Why no endpoint may have an address.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -84,10 +84,7 @@ fn about(report: &mut Report, place: Place<'_>, raw: &raw::Service) -> Option<Bo
         labels: raw.labels.clone().unwrap_or_default(),
         allow_unauthenticated: raw.allow_unauthenticated.unwrap_or_default(),
         merge: raw.merge.unwrap_or_default(),
-        staleness: report
-            .value(raw.stale.as_ref(), place.key("stale"))
-            .flatten()
-            .map_or(Staleness::Keep, Staleness::ExpireAfter),
+        staleness: report.value(raw.stale.as_ref(), place.key("stale")).unwrap_or_default(),
     };
     (about != About::default()).then(|| Box::new(about))
 }

@@ -151,15 +151,15 @@ mod tests {
     use isthmus_certs::TrustDomain;
 
     use super::*;
-    use crate::join::Party;
     use crate::join::secret::Secret;
+    use crate::join::{Guest, Party};
 
     fn record(expires: u64) -> Record {
         let secret = Secret::generate().unwrap();
-        let guest = Party {
+        let guest = Guest::Cluster(Party {
             cluster: "west".parse().unwrap(),
             trust_domain: TrustDomain::new("west.example").unwrap(),
-        };
+        });
         Record { id: secret.id(), guest, expires, verifier: secret.verifier() }
     }
 

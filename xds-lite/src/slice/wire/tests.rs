@@ -227,5 +227,10 @@ fn what_is_wrong_is_named_with_its_place() {
         let error = Slice::decode(&message.encode_to_vec()).unwrap_err().to_string();
         assert!(error.starts_with(expected) || error.contains(expected), "{expected}: {error}");
     }
+    // A rule of a later version: that of this one would be another.
+    let mut later = pb::ServiceSlice { staleness: None, ..message() }.encode_to_vec();
+    later.extend([10 << 3 | 2, 2, 9 << 3, 1]);
+    let error = Slice::decode(&later).unwrap_err().to_string();
+    assert_eq!(error, "staleness: is not known");
     assert_eq!(Slice::decode(&vec![0; MAX_MESSAGE + 1]), Err(WireError::TooLarge(MAX_MESSAGE + 1)));
 }

@@ -1,0 +1,137 @@
+//! `stale: probe`: while no agent is heard, where such services lead is asked whether it can be reached. What is
+//! down takes no new connections until it answers, or an agent is heard: then its word counts. One address is asked
+//! once, however many services lead there.
+
+use std::collections::{BTreeSet, HashSet};
+use std::io;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex};
+use std::time::{Instant, SystemTime};
+
+use isthmus_xds::HostPattern;
+use isthmus_xds::probes::{Answer, Down, Probes};
+use isthmus_xds::probing::{Asker, reach};
+use isthmus_xds::slice::{Slice, Staleness};
+use tokio::net::TcpSocket;
+
+use crate::config::settings::Target;
+use crate::control::{Probed, Unreached};
+use crate::socket;
+use crate::worker::Process;
+
+use super::{Slices, locked};
+
+/// Addresses that status lists, at most.
+const LISTED: usize = 1_000;
+
+/// The slices, as they are asked about.
+pub(super) struct Asking(pub(super) Arc<Mutex<Slices>>);
+
+impl Asker for Asking {
+    fn turn(&self, answers: Vec<(Target, Answer)>, most: usize) -> Vec<Target> {
+        locked(&self.0).turn(answers, most, Instant::now())
+    }
+
+    fn ask(&self, target: &Target) -> impl Future<Output = Answer> + Send + 'static {
+        let control = Arc::clone(&locked(&self.0).control);
+        let addresses: Vec<SocketAddr> = match target {
+            Target::Address(address) => vec![*address],
+            Target::Name { host, port } => {
+                control.answers.of(host).into_iter().map(|ip| SocketAddr::new(ip, *port)).collect()
+            }
+        };
+        async move { reach(&addresses, |to| connect(to, Arc::clone(&control.process))).await }
+    }
+}
+
+/// As connections of clients do, but for what is sent.
+async fn connect(to: SocketAddr, process: Arc<Process>) -> io::Result<()> {
+    if process.is_own(to) {
+        return Err(io::Error::other("is this gateway itself"));
+    }
+    let tables = process.tables.load_full();
+    let mut sources = tables.live.upstream.source_addresses.iter();
+    let from = sources.find(|source| source.is_ipv4() == to.is_ipv4()).copied();
+    let socket = socket::upstream(to, from, &process.fixed.tcp)?;
+    TcpSocket::from_std_stream(socket.into()).connect(to).await.map(drop)
+}
+
+impl Slices {
+    fn turn(&mut self, answers: Vec<(Target, Answer)>, most: usize, now: Instant) -> Vec<Target> {
+        if self.lost.is_none() {
+            return Vec::new();
+        }
+        // Nothing comes while no agent is heard: where the tables lead is settled once.
+        let is_new = self.probes.is_none();
+        let mut probes = self.probes.take().unwrap_or_else(|| {
+            let mut probes = Probes::default();
+            let slices: Vec<_> = self.probed().collect();
+            probes.want(&slices.iter().flat_map(|slice| self.here.leads_to(slice)).cloned().collect(), now);
+            probes
+        });
+        let mut changed = HashSet::new();
+        for (target, answer) in answers {
+            if probes.answered(&target, answer.clone(), now) {
+                tracing::warn!(address = %target, ?answer, "probed while no agent is heard");
+                changed.insert(target);
+            }
+        }
+        let due = probes.next(most, now);
+        if is_new || !changed.is_empty() {
+            self.tell(&probes, now);
+        }
+        self.probes = Some(probes);
+        self.mark(changed);
+        due
+    }
+
+    /// Slices that are kept while what they lead to answers.
+    fn probed(&self) -> impl Iterator<Item = Slice> {
+        let probed = self.held.limited().filter(|(_, rule)| *rule == Staleness::Probe);
+        probed.filter_map(|(key, _)| self.held.get(key))
+    }
+
+    /// Hosts that are probed and lead to one of these.
+    fn leading(&self, targets: &HashSet<Target>) -> BTreeSet<HostPattern> {
+        let leads_there = |slice: &Slice| self.here.leads_to(slice).any(|target| targets.contains(target));
+        self.probed().filter(leads_there).map(|slice| slice.key.host).collect()
+    }
+
+    /// These went down, or came up.
+    fn mark(&mut self, changed: HashSet<Target>) {
+        if changed.is_empty() {
+            return;
+        }
+        let touched = self.leading(&changed);
+        for target in changed {
+            if self.probes.as_ref().is_some_and(|probes| probes.is_down(&target)) {
+                self.here.down.insert(target);
+            } else {
+                self.here.down.remove(&target);
+            }
+        }
+        self.renew(touched);
+    }
+
+    /// An agent is heard: nothing is down but by its word. Says which hosts that concerns.
+    pub(super) fn believe_again(&mut self) -> BTreeSet<HostPattern> {
+        self.probes = None;
+        self.control.following.send_if_modified(|following| following.probed.take().is_some());
+        let down = std::mem::take(&mut self.here.down);
+        if down.is_empty() { BTreeSet::new() } else { self.leading(&down) }
+    }
+
+    fn tell(&self, probes: &Probes, now: Instant) {
+        let down = probes.down(now, SystemTime::now());
+        let probed = (probes.asked() > 0).then(|| Probed {
+            addresses: probes.asked(),
+            down: down.len(),
+            listed: down.into_iter().take(LISTED).map(unreached).collect(),
+        });
+        self.control.following.send_modify(|following| following.probed = probed);
+    }
+}
+
+fn unreached(down: Down) -> Unreached {
+    Unreached { address: down.address.to_string(), since: down.since, why: down.why }
+}

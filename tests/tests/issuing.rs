@@ -1,0 +1,434 @@
+//! Certificates from the agent: a new gateway needs its agent's address and a token, a VM a token alone; both renew by
+//! what they have. Tokens are good once, in their time, for one identity, and with who made them.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test may panic anywhere"
+)]
+
+use std::fs;
+use std::io::Read as _;
+use std::net::{SocketAddr, TcpListener};
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::{Arc, mpsc};
+use std::thread;
+use std::time::Duration;
+
+use isthmus_certs::home::Home;
+use isthmus_certs::{Peer, Trust, TrustFiles, server_config};
+use isthmus_tests::cluster::{Cluster, outbound, until_status};
+use isthmus_tests::endpoint::{Endpoint, Scripted};
+use isthmus_tests::gateway::{Gateway, run_to_end};
+use isthmus_tests::setup::Setup;
+use isthmus_tests::wait::{until, until_some};
+use isthmus_tests::workload::{Caller, Demands, endpoint};
+use isthmus_tests::{binary, figure};
+use isthmus_xds::enrol::{EnrolError, Folder, by_token, first};
+use isthmus_xds::join::Token;
+use isthmus_xds::join::first::meet;
+use isthmus_xds::proto::istio::v1::auth::IstioCertificateRequest;
+use isthmus_xds::proto::istio::v1::auth::istio_certificate_service_client::IstioCertificateServiceClient;
+use rustls::{ServerConnection, StreamOwned};
+use serde_json::Value;
+use tokio::runtime::Runtime;
+
+const HOST: &str = "db.pxc.svc.cluster.local";
+const MYSQL: &str = "spiffe://east.example/ns/db/sa/mysql";
+const MIB: u64 = 1 << 20;
+
+/// A cluster whose agent issues certificates that live so long.
+fn issuing(longest: &str) -> Cluster {
+    let mut cluster = Cluster::new("east");
+    let pki = cluster.path("pki");
+    assert!(Home::open(&pki).unwrap().add_cluster("east").unwrap());
+    let state = cluster.path("state").display().to_string();
+    cluster.set("state", &state);
+    let folder = pki.join("clusters/east").display().to_string();
+    let files = format!("certificate: {folder}/ca-cert.pem, key: {folder}/ca-key.pem");
+    cluster.set("issuing", &format!("{{ {files}, longest: {longest} }}"));
+    cluster.set("gateways", "[{ name: gw-1 }, { name: gw-2 }]");
+    cluster.start();
+    cluster
+}
+
+fn create(cluster: &Cluster, words: &[&str]) -> Result<String, String> {
+    let at = cluster.agent_address().to_string();
+    let text = cluster.command(&[&["token", "create", "--address", &at], words].concat())?;
+    Ok(text.trim().to_owned())
+}
+
+/// A token whose record is in one of the directories of a cluster.
+fn create_in(cluster: &mut Cluster, state: &str, words: &[&str]) -> String {
+    let state = cluster.path(state).display().to_string();
+    cluster.set("state", &state);
+    create(cluster, words).unwrap()
+}
+
+/// A gateway that is told its agent's address and a token, and nothing else.
+fn smallest(cluster: &Cluster, folder: &Path, token: &str) -> Setup {
+    Setup::new("")
+        .listeners("- { name: outbound, address: '127.0.0.1:0', side: outbound }")
+        .with(&format!("trust: {{ directory: '{}', {token} }}", folder.display()))
+        .with(&format!("xds: {{ agents: ['{}'] }}", cluster.agent_address()))
+}
+
+fn service(address: SocketAddr) -> String {
+    format!("services: [{{ host: {HOST}, endpoints: [{{ address: '{address}' }}] }}]")
+}
+
+/// What a gateway says that does not stay.
+fn ends(setup: &Setup, folder: &Path) -> (Option<i32>, String) {
+    let file = folder.join("gateway.yaml");
+    fs::create_dir_all(folder).unwrap();
+    fs::write(&file, setup.yaml()).unwrap();
+    let output = run_to_end(&["run", "--config", file.to_str().unwrap()]);
+    (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
+}
+
+fn status(gateway: &Gateway) -> Value {
+    serde_json::from_str(&gateway.admin("GET", "/status").body).unwrap()
+}
+
+fn serial(gateway: &Gateway) -> String {
+    status(gateway)["trust"]["certificates"][0]["serial"].as_str().unwrap_or_default().to_owned()
+}
+
+/// Every file below a directory.
+fn files(folder: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+    entries.flat_map(|path| if path.is_dir() { files(&path) } else { vec![path] }).collect()
+}
+
+#[test]
+fn a_new_gateway_needs_its_agents_address_and_a_token_and_nothing_else() {
+    let cluster = issuing("1h");
+    let server = endpoint(&cluster, Demands::Certificate, b"greeting");
+    cluster.register("db.yaml", &service(server.address()));
+    let folder = cluster.path("gateway/trust");
+    let token = create(&cluster, &["--gateway", "gw-1"]).unwrap();
+    let setup = smallest(&cluster, &folder, &format!("token: {token}"));
+    let gateway = setup.start();
+    until("it is ready", || gateway.is_ready());
+    let caller = Caller::of(&cluster);
+    assert_eq!(caller.call(outbound(&gateway), HOST).unwrap().greeting, "greeting");
+
+    let status = status(&gateway);
+    assert_eq!(status["trust"]["identity"], "spiffe://east.example/isthmus/east/gateway/gw-1");
+    assert_eq!(status["node"]["cluster"], "east", "its identity says where it stands");
+    let mode = |name: &str| fs::metadata(folder.join(name)).unwrap().permissions().mode() & 0o777;
+    assert_eq!((mode("tls.key"), mode("tls.crt")), (0o600, 0o644));
+    // What signs stays where it is, and what was secret is shown nowhere.
+    let key = fs::read_to_string(cluster.path("pki/clusters/east/ca-key.pem")).unwrap();
+    let line = key.lines().nth(1).unwrap();
+    for file in files(&folder) {
+        assert!(!fs::read_to_string(&file).unwrap().contains(line), "{}", file.display());
+    }
+    let pages = ["/status", "/config"].map(|page| gateway.admin("GET", page).body).concat();
+    let said = [gateway.errors().join("\n"), cluster.said().join("\n"), pages].concat();
+    assert!(!said.contains(&token) && !said.contains("PRIVATE KEY") && !said.contains(line));
+    assert_eq!(cluster.ask("/status")["issuing"]["signed"], 1);
+
+    // Once there is a certificate the token is of no account: used up, or gone from the file.
+    drop(gateway);
+    assert!(cluster.command(&["token", "list"]).unwrap().contains("used "));
+    for setup in [setup, smallest(&cluster, &folder, "deny: null")] {
+        let gateway = setup.start();
+        until("it is ready again", || gateway.is_ready());
+    }
+}
+
+#[test]
+fn a_token_is_good_once_in_its_time_for_one_gateway() {
+    let mut cluster = issuing("1h");
+    let folder = |name: &str| cluster.path("gateways").join(name);
+    let used = create(&cluster, &["--gateway", "gw-1"]).unwrap();
+    let gateway = smallest(&cluster, &folder("first"), &format!("token: {used}")).start();
+    until("it is ready", || gateway.is_ready());
+
+    let late = create(&cluster, &["--gateway", "gw-2", "--lifetime", "1s"]).unwrap();
+    until("it has expired", || cluster.command(&["token", "list"]).unwrap().contains("expired"));
+    // The file with it, so that the other way is gone, too.
+    let file = cluster.path("token");
+    fs::write(&file, format!("{late}\n")).unwrap();
+    let late = format!("token_file: '{}'", file.display());
+    let workload = create(&cluster, &["--workload", MYSQL]).unwrap();
+    let other = create(&cluster, &["--gateway", "gw-2"]).unwrap();
+    let damaged = other.replace("isthmus1.A", "isthmus1.B");
+    for (what, name, token, code, why) in [
+        ("used", "second", format!("token: {used}"), 1, "the token has been used; make a new one"),
+        ("late", "third", late, 1, "the token has expired; make a new one"),
+        ("another's directory", "first", format!("token: {other}"), 1, "use another directory"),
+        ("no token", "fourth", "deny: null".to_owned(), 1, "isthmus-agent token create --gateway NAME"),
+        ("damaged", "fifth", format!("token: {damaged}"), 2, "the token is damaged or not whole"),
+        ("a workload's", "sixth", format!("token: {workload}"), 2, "and not for a gateway"),
+    ] {
+        let folder = folder(name);
+        let (ended, said) = ends(&smallest(&cluster, &folder, &token), &cluster.path("ends"));
+        assert_eq!(ended, Some(code), "{what}: {said}");
+        assert!(said.contains(why), "{what}: {said}");
+        assert!(name == "first" || !folder.join("tls.key").exists(), "{what}");
+    }
+
+    // A gateway that is no longer listed has no certificate, whoever holds its token; the token stays good.
+    cluster.stop();
+    cluster.set("gateways", "[{ name: gw-1 }]");
+    cluster.start();
+    let setup = smallest(&cluster, &cluster.path("gateways/seventh"), &format!("token: {other}"));
+    let (code, said) = ends(&setup, &cluster.path("ends"));
+    assert!(code == Some(1) && said.contains("policy must grant it; the token is not used up"), "{said}");
+    assert!(create(&cluster, &["--gateway", "gw-2"]).unwrap_err().contains("list it under `gateways:`"));
+    let west = "spiffe://west.example/ns/db/sa/mysql";
+    assert!(
+        create(&cluster, &["--workload", west]).unwrap_err().contains("no workload of this trust domain")
+    );
+    let mut strict = Cluster::new("north");
+    strict.start();
+    assert!(create(&strict, &["--gateway", "gw-1"]).unwrap_err().contains("add `issuing:"));
+    cluster.set("gateways", "[{ name: gw-1 }, { name: gw-2 }]");
+    cluster.stop();
+    cluster.start();
+    let gateway = setup.start();
+    until("the same token is good", || gateway.is_ready());
+}
+
+#[test]
+fn a_gateway_waits_for_its_agent_and_says_so() {
+    let mut cluster = issuing("1h");
+    let token = create(&cluster, &["--gateway", "gw-1"]).unwrap();
+    let setup = smallest(&cluster, &cluster.path("gateway"), &format!("token: {token}"));
+    cluster.stop();
+    let gateway = setup.start();
+    let problem = until_some("it says why it waits", || {
+        status(&gateway)["trust"]["problem"].as_str().map(str::to_owned)
+    });
+    assert!(problem.contains("no connection") && problem.contains("the token is not used up"), "{problem}");
+    assert!(!gateway.is_ready());
+    cluster.start();
+    until("it has its certificate and its agent", || gateway.is_ready());
+    assert_eq!(status(&gateway)["trust"]["renewal"]["problem"], Value::Null);
+}
+
+#[test]
+fn a_certificate_is_renewed_while_calls_go_on() {
+    let mut cluster = issuing("6s");
+    let server = endpoint(&cluster, Demands::Certificate, b"greeting");
+    cluster.register("db.yaml", &service(server.address()));
+    let token = create(&cluster, &["--gateway", "gw-1"]).unwrap();
+    let gateway = smallest(&cluster, &cluster.path("gateway"), &format!("token: {token}")).start();
+    until("it is ready", || gateway.is_ready());
+    let traffic = Caller::of(&cluster).traffic(outbound(&gateway), HOST, Duration::from_millis(20));
+    let first = serial(&gateway);
+    let second = until_some("another certificate", || Some(serial(&gateway)).filter(|one| *one != first));
+    // Another intermediate signs from now on; nobody is restarted.
+    let folder = cluster.path("pki/clusters/east");
+    let before = cluster.ask("/status")["issuing"]["serial"].clone();
+    fs::remove_file(folder.join("ca-cert.pem")).unwrap();
+    until_status(&cluster, "the agent says what is wrong", |status| {
+        Some(status["issuing"]["problem"].as_str()?.to_owned()).filter(|why| why.contains("cannot be read"))
+    });
+    let mut home = Home::open(&cluster.path("pki")).unwrap();
+    home.rotate(time::OffsetDateTime::now_utc());
+    drop(home);
+    until_status(&cluster, "another intermediate signs", |status| {
+        (status["issuing"]["serial"] != before && status["issuing"]["problem"].is_null()).then_some(())
+    });
+    until("a third, by it", || ![&first, &second].contains(&&serial(&gateway)));
+    assert!(gateway.is_ready());
+    let (calls, failures) = traffic.end();
+    figure!("{calls} calls while the certificate was renewed twice");
+    assert!(calls > 100 && failures.is_empty(), "{failures:?}");
+    // Without an agent the old one serves to its end, and it is said why.
+    cluster.stop();
+    let problem = until_some("it says why it is not renewed", || {
+        status(&gateway)["trust"]["renewal"]["problem"].as_str().map(str::to_owned)
+    });
+    assert!(problem.contains(&cluster.agent_address().to_string()), "{problem}");
+}
+
+/// `isthmus-agent enrol` with these words.
+fn enrol(words: &[&str]) -> Command {
+    let mut command = Command::new("setpriv");
+    command.arg("--pdeathsig=KILL").arg(binary::agent()).arg("enrol").args(words);
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command
+}
+
+struct Followed(Child);
+
+impl Drop for Followed {
+    fn drop(&mut self) {
+        self.0.kill().unwrap();
+        self.0.wait().unwrap();
+    }
+}
+
+/// An endpoint with the certificate in a directory.
+fn workload(folder: &Path) -> Scripted {
+    let files = TrustFiles {
+        certificate: folder.join("tls.crt"),
+        key: folder.join("tls.key"),
+        bundles: folder.join("bundles"),
+        ..TrustFiles::default()
+    };
+    let trust = Trust::load(&files).unwrap().current();
+    let config = Arc::new(server_config(&trust.identity, Arc::clone(&trust.bundles), Peer::Trusted).unwrap());
+    Scripted::unread_at(Endpoint::at("127.0.0.1:0".parse().unwrap()), move |stream| {
+        use std::io::Write as _;
+        let mut tls = StreamOwned::new(ServerConnection::new(Arc::clone(&config)).unwrap(), stream);
+        let mut word = [0; 4];
+        let _gone = tls
+            .write_all(b"greeting")
+            .and_then(|()| tls.read_exact(&mut word))
+            .and_then(|()| tls.write_all(&word));
+        let _gone = tls.read(&mut word);
+    })
+}
+
+#[test]
+fn a_vm_enrols_renews_and_is_reached_through_the_gateway() {
+    let cluster = issuing("6s");
+    let token = create(&cluster, &["--workload", MYSQL]).unwrap();
+    let folder = cluster.path("vm");
+    let out = folder.to_str().unwrap();
+    let output = enrol(&[&token, "--out", out]).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(output.status.success() && said.contains(MYSQL), "{output:?}");
+    let first = fs::read_to_string(folder.join("tls.crt")).unwrap();
+
+    let again = enrol(&[&token, "--out", cluster.path("other").to_str().unwrap()]).output().unwrap();
+    let said = String::from_utf8_lossy(&again.stderr).into_owned();
+    assert!(!again.status.success() && said.contains("the token has been used"), "{said}");
+    let empty = enrol(&["--out", cluster.path("other").to_str().unwrap()]).output().unwrap();
+    let said = String::from_utf8_lossy(&empty.stderr).into_owned();
+    assert!(!empty.status.success() && said.contains("give a token"), "{said}");
+
+    // No token any more: the certificate is enough.
+    let _followed = Followed(enrol(&["--out", out, "--follow"]).spawn().unwrap());
+    until("another certificate", || fs::read_to_string(folder.join("tls.crt")).unwrap() != first);
+    let server = workload(&folder);
+    cluster.register("db.yaml", &service(server.address()));
+    let gateway = cluster.gateway("gw-1");
+    until("it is ready", || gateway.is_ready());
+    let answer = until_some("the VM is reached", || Caller::of(&cluster).call(outbound(&gateway), HOST).ok());
+    assert_eq!(answer.server, MYSQL);
+
+    // A gateway is not a VM.
+    let (code, said) = ends(&smallest(&cluster, &folder, "deny: null"), &cluster.path("ends"));
+    assert!(code == Some(1) && said.contains("which is no gateway's"), "{said}");
+
+    // What somebody else has put there is not overwritten.
+    let taken = cluster.path("taken");
+    fs::create_dir(&taken).unwrap();
+    fs::write(taken.join("tls.key"), "mine").unwrap();
+    let token = create(&cluster, &["--workload", MYSQL]).unwrap();
+    let output = enrol(&[&token, "--out", taken.to_str().unwrap()]).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(!output.status.success() && said.contains("was not made here"), "{said}");
+    assert_eq!(fs::read_to_string(taken.join("tls.key")).unwrap(), "mine");
+    assert!(cluster.command(&["token", "list"]).unwrap().contains("open "), "the token is not used up");
+}
+
+#[test]
+fn somebody_with_another_root_hears_nothing() {
+    let cluster = issuing("1h");
+    // The same names under a root of his own, which he shows.
+    let mallory = Cluster::new("east");
+    let trust =
+        |cluster: &Cluster| Trust::load(&isthmus_tests::workload::files(cluster, "agent")).unwrap().current();
+    let his = trust(&mallory);
+    let root = his.bundles.get(his.identity.id().trust_domain()).unwrap().roots()[0].clone();
+    let chain: Vec<_> = his.identity.chain().iter().cloned().chain([root]).collect();
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let mut config = rustls::ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(chain, his.identity.key().clone_key())
+        .unwrap();
+    config.alpn_protocols = vec![isthmus_xds::join::first::ALPN.to_vec()];
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let at = listener.local_addr().unwrap().to_string();
+    let (tell, heard) = mpsc::channel();
+    thread::spawn(move || {
+        let mut tls =
+            StreamOwned::new(ServerConnection::new(Arc::new(config)).unwrap(), listener.accept().unwrap().0);
+        let mut bytes = Vec::new();
+        let ended = tls.read_to_end(&mut bytes).map_err(|error| error.to_string());
+        tell.send((bytes, ended)).unwrap();
+    });
+    let words = ["token", "create", "--workload", MYSQL, "--address", &at];
+    let token = cluster.command(&words).unwrap();
+    let output = enrol(&[token.trim(), "--out", cluster.path("vm").to_str().unwrap()]).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    figure!("a man in the middle: {}", said.trim());
+    assert!(said.contains("somebody else answers at this address") && said.contains("not used up"), "{said}");
+    let (bytes, ended) = heard.recv().unwrap();
+    assert!(bytes.is_empty() && ended.is_err(), "he heard {bytes:?}, {ended:?}");
+}
+
+#[test]
+fn strangers_cost_little_and_keep_nobody_out() {
+    const STRANGERS: usize = 1_000;
+    let mut cluster = issuing("1h");
+    let good: Token = create(&cluster, &["--workload", MYSQL]).unwrap().parse().unwrap();
+    // Made by the same agent's identity, and known to nobody: its record is elsewhere.
+    let unknown: Token = create_in(&mut cluster, "elsewhere", &["--workload", MYSQL]).parse().unwrap();
+    let other: Token = create_in(&mut cluster, "state", &["--gateway", "gw-2"]).parse().unwrap();
+    let before = cluster.process().memory();
+    let folder = Folder::new(cluster.path("meanwhile"));
+    Runtime::new().unwrap().block_on(async {
+        let mut all = tokio::task::JoinSet::new();
+        let turns = Arc::new(tokio::sync::Semaphore::new(200));
+        for _ in 0..STRANGERS {
+            let (unknown, turns) = (unknown.clone(), Arc::clone(&turns));
+            all.spawn(async move {
+                let _turn = turns.acquire_owned().await.unwrap();
+                by_token(&unknown).await.map(drop)
+            });
+        }
+        // Somebody with a good token comes in between.
+        let meanwhile = tokio::spawn(async move { first(&other, &folder, |_| ()).await });
+        let mut refused = 0;
+        while let Some(ended) = all.join_next().await {
+            let error = ended.unwrap().unwrap_err();
+            // Where there are too many, who came first makes room.
+            refused += usize::from(matches!(error, EnrolError::Refused { .. }) && error.is_final());
+        }
+        figure!("{refused} of {STRANGERS} heard that they are refused");
+        assert!(refused > 0);
+        meanwhile.await.unwrap().unwrap();
+    });
+    let more = cluster.process().memory().saturating_sub(before);
+    figure!("{} KiB more for {STRANGERS} strangers", more >> 10);
+    assert!(more < 64 * MIB, "{more} bytes more");
+    assert_eq!(cluster.ask("/status")["issuing"]["signed"], 1, "of all, one had a token");
+
+    // A request that is none costs no token.
+    Runtime::new().unwrap().block_on(async {
+        for csr in ["", "garbage", &"x".repeat(1 << 20)] {
+            let meeting = meet(&good).await.unwrap();
+            let mut once = Some(meeting.stream);
+            let connect = tower::service_fn(move |_| {
+                let stream = once.take().map(hyper_util::rt::TokioIo::new);
+                async move { stream.ok_or_else(|| std::io::Error::other("over")) }
+            });
+            let http = tonic::transport::Endpoint::from_static("http://x");
+            let channel = http.connect_with_connector(connect).await.unwrap();
+            let message =
+                IstioCertificateRequest { csr: csr.to_owned(), ..IstioCertificateRequest::default() };
+            let mut request = tonic::Request::new(message);
+            let bearer = format!("Bearer {}", meeting.bearer).parse().unwrap();
+            request.metadata_mut().insert("authorization", bearer);
+            let mut client = IstioCertificateServiceClient::new(channel);
+            let status = client.create_certificate(request).await.unwrap_err();
+            let told = status.message().contains("PKCS#10") && status.message().contains("not used up");
+            assert!(told || csr.len() > 1_000, "{status}");
+        }
+        assert_eq!(by_token(&good).await.unwrap().identity.id().to_string(), MYSQL);
+    });
+}

@@ -1,0 +1,34 @@
+//! `issuing:` of an agent's file, resolved.
+
+use std::time::Duration;
+
+use crate::config::at::At;
+use crate::config::problem::{Place, Report};
+use crate::config::units::show_duration;
+use crate::config::values::Zero;
+use crate::issuing::IntermediateFiles;
+
+use super::resolve::needed;
+use super::{Issuing, LONGEST, LONGEST_EVER, raw};
+
+/// What signs. Tokens for first certificates are kept.
+pub(super) fn issuing(report: &mut Report, raw: &At<raw::Issuing>, is_kept: bool) -> Option<Issuing> {
+    let place = Place::Root.key("issuing");
+    if !is_kept {
+        report.add(raw.spot, format_args!("{place} is there without state"), "add 'state: DIRECTORY'");
+    }
+    let certificate = needed(report, place, raw.spot, "certificate", raw.value.certificate.as_ref());
+    let key = needed(report, place, raw.spot, "key", raw.value.key.as_ref());
+    let written = raw.value.longest.as_ref();
+    let longest = report.time(written, place.key("longest"), Zero::Refused, LONGEST);
+    if let Some(written) = written
+        && !(Duration::from_secs(1)..=LONGEST_EVER).contains(&longest)
+    {
+        let most = show_duration(LONGEST_EVER);
+        let what = format_args!("{} is not between 1s and {most}", place.key("longest"));
+        report.add(written.spot, what, "certificates are renewed by themselves: write 24h, or less");
+    }
+    let files =
+        IntermediateFiles { certificate: certificate?.value.clone().into(), key: key?.value.clone().into() };
+    Some(Issuing { files, longest })
+}

@@ -1,0 +1,54 @@
+//! Asks whether what other clusters offered can still be reached, while they are not heard of (`stale: probe`).
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex};
+use std::time::Instant;
+
+use tokio::net::{TcpStream, lookup_host};
+
+use crate::config::address::Target;
+use crate::probes::Answer;
+use crate::probing::{Asker, probe, reach};
+
+use super::locked;
+use super::state::State;
+
+/// Asks for ever.
+pub(super) async fn ask(state: Arc<Mutex<State>>) {
+    probe(Asking(state)).await;
+}
+
+/// The agent, as it asks.
+struct Asking(Arc<Mutex<State>>);
+
+impl Asker for Asking {
+    fn turn(&self, answers: Vec<(Target, Answer)>, most: usize) -> Vec<Target> {
+        let mut state = locked(&self.0);
+        let due = state.imports.turn(answers, most, Instant::now());
+        state.pass_on();
+        due
+    }
+
+    fn ask(&self, target: &Target) -> impl Future<Output = Answer> + Send + 'static {
+        let target = target.clone();
+        async move {
+            match addresses(target).await {
+                Ok(addresses) => reach(&addresses, connect).await,
+                // Who has the name may be well all the same.
+                Err(_) => Answer::Unasked,
+            }
+        }
+    }
+}
+
+async fn addresses(target: Target) -> io::Result<Vec<SocketAddr>> {
+    match target {
+        Target::Address(address) => Ok(vec![address]),
+        Target::Name { host, port } => Ok(lookup_host((host.as_str(), port)).await?.collect()),
+    }
+}
+
+async fn connect(to: SocketAddr) -> io::Result<()> {
+    TcpStream::connect(to).await.map(drop)
+}

@@ -1,0 +1,83 @@
+//! The side that was given the token: it goes to who made it, and to nobody else, and proves the secret to nobody
+//! who could use the proof elsewhere.
+
+use std::sync::Arc;
+
+use isthmus_certs::Role;
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
+use tokio_rustls::rustls::ClientConfig;
+use tokio_rustls::rustls::client::Resumption;
+use tokio_rustls::rustls::pki_types::UnixTime;
+use tokio_rustls::rustls::version::TLS13;
+
+use super::{ALPN, Exported, bearer};
+use crate::join::Token;
+use crate::join::secret::{Proof, Session};
+use crate::join::shown::{self, Wanted};
+use crate::join::tls::{self, MeetError, Verifier};
+
+/// A connection to the agent that made a token.
+#[derive(Debug)]
+pub struct Meeting {
+    /// Nothing was said on it yet.
+    pub stream: TlsStream<TcpStream>,
+    /// What is presented on it, and worth nothing on any other.
+    pub bearer: String,
+    /// What tells whether the agent knows the secret, too.
+    pub answer: Answer,
+}
+
+/// What the answer's proof is judged by.
+#[derive(Debug)]
+pub struct Answer {
+    token: Token,
+    session: Session,
+}
+
+impl Answer {
+    /// Whether who answers knows the token's secret.
+    #[must_use]
+    pub fn is_proven(&self, proof: &str) -> bool {
+        Proof::from_text(proof).is_some_and(|proof| self.token.secret.admits(&self.session, &proof))
+    }
+}
+
+/// Connects to the side that made a token. Nothing of the token is sent.
+///
+/// # Errors
+/// Nobody is there, or somebody else.
+pub async fn meet(token: &Token) -> Result<Meeting, MeetError> {
+    let wanted = Wanted { root: token.root, party: token.issuer.clone() };
+    let config = config(wanted.clone())?;
+    let (stream, name) = tls::reach(&token.address).await.map_err(MeetError::Connect)?;
+    let stream = TlsConnector::from(Arc::new(config)).connect(name, stream).await.map_err(tls::refused)?;
+    let (_, connection) = stream.get_ref();
+    if connection.alpn_protocol() != Some(ALPN) {
+        return Err(MeetError::Protocol);
+    }
+    shown::prove(
+        connection.peer_certificates().unwrap_or_default(),
+        Role::Server,
+        Some(&wanted),
+        UnixTime::now(),
+    )?;
+    let exported = Exported::of(connection).map_err(MeetError::Own)?;
+    let session = exported.about(token.id(), &token.issuer, &token.guest);
+    let bearer = bearer(token.id(), &token.secret.prove(&session));
+    Ok(Meeting { stream, bearer, answer: Answer { token: token.clone(), session } })
+}
+
+fn config(wanted: Wanted) -> Result<ClientConfig, MeetError> {
+    let verifier = Verifier::new(Some(wanted));
+    let mut config = ClientConfig::builder_with_provider(Arc::clone(&verifier.provider))
+        .with_protocol_versions(&[&TLS13])
+        .map_err(MeetError::Own)?
+        .dangerous()
+        .with_custom_certificate_verifier(verifier)
+        .with_no_client_auth();
+    config.alpn_protocols = vec![ALPN.to_vec()];
+    config.resumption = Resumption::disabled();
+    Ok(config)
+}

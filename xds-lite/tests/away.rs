@@ -1,0 +1,159 @@
+//! A server that is away for more than ten minutes, which pass on a paused clock: what it gave stays, it is asked for
+//! again and again at bounded intervals, and when it is back nothing is sent twice. Row 15 of the hazards.
+
+#![expect(clippy::unwrap_used, clippy::panic, reason = "a test may panic anywhere")]
+
+mod common;
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use std::sync::{Arc, Mutex, mpsc};
+use std::thread;
+use std::time::Duration;
+
+use common::{AGENT, ANY, Agent, GATEWAY, World};
+use isthmus_certs::SpiffeId;
+use isthmus_xds::ads::client::{Client, Refused, Update};
+use isthmus_xds::ads::service::{Directory, Discovery};
+use isthmus_xds::ads::shared::Shared;
+use isthmus_xds::ads::subscribe::{Contact, Subscription, Tables};
+use isthmus_xds::proto::envoy::config::core::v3::Node;
+use tokio::sync::oneshot;
+use tokio::time::Instant;
+use tonic::Status;
+use tonic::service::Routes;
+
+const TYPE: &str = "type.googleapis.com/isthmus.v1.ServiceSlice";
+const AWAY: Duration = Duration::from_secs(11 * 60);
+/// What a wait and the attempt after it may take together: the longest wait, and the patience of a connect.
+const LONGEST: Duration = Duration::from_secs(15 + 5);
+
+struct One(Arc<Shared>);
+
+impl Directory for One {
+    fn view(&self, _peer: &SpiffeId, _type_url: &str) -> Result<Arc<Shared>, Status> {
+        Ok(Arc::clone(&self.0))
+    }
+}
+
+#[derive(Default)]
+struct Given {
+    tables: BTreeMap<String, Vec<u8>>,
+    resources: usize,
+    made: usize,
+    /// Each failed attempt: when, and why.
+    lost: Vec<(Instant, String)>,
+}
+
+/// A client that stops its clock at the first loss, and starts it again once the server is back.
+struct Patient {
+    given: Arc<Mutex<Given>>,
+    /// Long enough is over; the server is there.
+    over: mpsc::Sender<()>,
+    there: mpsc::Receiver<()>,
+    is_back: Arc<AtomicBool>,
+}
+
+impl Tables for Patient {
+    fn apply(&mut self, update: &Update) -> Vec<Refused> {
+        let mut given = self.given.lock().unwrap();
+        given.resources += update.resources.len();
+        for resource in &update.resources {
+            given.tables.insert(resource.name.clone(), resource.bytes.to_vec());
+        }
+        given.tables.retain(|name, _| !update.removed.contains(name));
+        Vec::new()
+    }
+
+    fn contact(&mut self, contact: Contact<'_>) {
+        let why = match contact {
+            Contact::Made(_) => return self.given.lock().unwrap().made += 1,
+            Contact::Lost(_, why) => why.to_owned(),
+        };
+        if self.is_back.load(SeqCst) {
+            return;
+        }
+        let now = Instant::now();
+        let first = {
+            let mut given = self.given.lock().unwrap();
+            given.lost.push((now, why));
+            given.lost.first().unwrap().0
+        };
+        if first == now {
+            tokio::time::pause();
+        } else if now - first >= AWAY {
+            self.over.send(()).unwrap();
+            self.there.recv().unwrap();
+            tokio::time::resume();
+            self.is_back.store(true, SeqCst);
+        }
+    }
+}
+
+#[track_caller]
+fn until(what: &str, mut condition: impl FnMut() -> bool) {
+    for _ in 0..6_000 {
+        if condition() {
+            return;
+        }
+        thread::sleep(Duration::from_millis(5));
+    }
+    panic!("waited too long until {what}");
+}
+
+fn start(world: &World, shared: &Arc<Shared>, at: SocketAddr) -> Agent {
+    world.agent(Routes::new(Discovery::service(Arc::new(One(Arc::clone(shared))))), at)
+}
+
+#[test]
+fn ten_minutes_without_a_server_cost_nothing_but_patience() {
+    let (world, shared) = (World::new(), Arc::new(Shared::new(|_| true)));
+    for name in ["a", "b", "c"] {
+        shared.change(|view| _ = view.set(name, "1"));
+    }
+    let agent = start(&world, &shared, ANY);
+    let at = agent.at;
+    let subscription = Subscription {
+        servers: vec![at.to_string().parse().unwrap()],
+        tls: world.client(GATEWAY, AGENT),
+        node: Node::default(),
+    };
+    let (over, is_over) = mpsc::channel();
+    let (is_there, there) = mpsc::channel();
+    let (end, ended) = oneshot::channel::<()>();
+    let (given, is_back) = (Arc::<Mutex<Given>>::default(), Arc::<AtomicBool>::default());
+    let mut patient = Patient { given: Arc::clone(&given), over, there, is_back: Arc::clone(&is_back) };
+    let client = thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        // The last wait is the shortest: it passes on a real clock.
+        let random = move || if is_back.load(SeqCst) { 0.0 } else { fastrand::f64() };
+        runtime.block_on(async {
+            tokio::select! {
+                () = subscription.follow_with(vec![Client::new(TYPE, [])], &mut patient, random) => {}
+                _ = ended => {}
+            }
+        });
+    });
+    until("the first state is there", || given.lock().unwrap().tables.len() == 3);
+    drop(agent);
+    is_over.recv_timeout(Duration::from_secs(30)).expect("eleven minutes pass on a paused clock");
+    {
+        let given = given.lock().unwrap();
+        let times: Vec<_> = given.lost.iter().map(|(time, _)| *time).collect();
+        let waits: Vec<_> = times.windows(2).map(|pair| pair[1] - pair[0]).collect();
+        assert!(waits.iter().all(|wait| (Duration::from_millis(10)..=LONGEST).contains(wait)), "{waits:?}");
+        assert!((33..500).contains(&waits.len()), "{} attempts", waits.len());
+        let refused = given.lost[1..].iter().filter(|(_, why)| why.contains("refused")).count();
+        assert_eq!(refused, waits.len(), "each was a real one: {:?}", given.lost);
+        assert_eq!((given.tables.len(), given.resources, given.made), (3, 3, 1), "the tables stay");
+    }
+    let _agent = start(&world, &shared, at);
+    is_there.send(()).unwrap();
+    until("it is followed again", || given.lock().unwrap().made == 2);
+    shared.change(|view| _ = view.set("d", "1"));
+    until("what is new arrives", || given.lock().unwrap().tables.contains_key("d"));
+    assert_eq!(given.lock().unwrap().resources, 4, "what had not changed was not sent again");
+    end.send(()).unwrap();
+    client.join().unwrap();
+}
