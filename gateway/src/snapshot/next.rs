@@ -11,7 +11,7 @@ use super::list::List;
 use super::names::{Names, Place};
 use super::service::{Maker, Resolved, Service};
 use super::shared::Shared;
-use super::{Claim, Snapshot};
+use super::Snapshot;
 use crate::config::settings::{self, Live};
 
 /// What is kept beside the tables to make the next ones.
@@ -207,7 +207,7 @@ impl<'a> Next<'a> {
     /// Into the tables, unless the file has the same.
     fn show(&mut self, service: &Arc<Service>) {
         let claim = self.tables.claim(&service.host, service.port);
-        if claim.is_some_and(|claim| !Claim::is_learned(claim)) {
+        if claim.is_some_and(|claim| !claim.is_learned()) {
             self.beside.hidden.insert(Arc::clone(service));
         } else {
             self.tables.learned.insert(Arc::clone(service));
