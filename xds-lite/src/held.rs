@@ -293,8 +293,9 @@ mod tests {
                 prop_assert_eq!(limited, expected.map(|slice| slice.key.clone()).collect());
                 for slice in &standing {
                     prop_assert_eq!(held.order(&slice.key), model.order(&slice.key));
-                    prop_assert_eq!(held.get(&slice.key).as_ref(), Some(slice));
-                    prop_assert_eq!(held.versions().get(&slice.key.to_string()), Some(&version(&slice.encode())));
+                    prop_assert_eq!(held.get(&slice.key), Some(slice.clone()));
+                    let told = held.versions().remove(&slice.key.to_string());
+                    prop_assert_eq!(told, Some(version(&slice.encode())));
                 }
             }
         }
