@@ -7,11 +7,11 @@ use std::sync::Arc;
 
 use isthmus_xds::{HostName, HostPattern};
 
+use super::Snapshot;
 use super::list::List;
 use super::names::{Names, Place};
 use super::service::{Maker, Resolved, Service};
 use super::shared::Shared;
-use super::Snapshot;
 use crate::config::settings::{self, Live};
 
 /// What is kept beside the tables to make the next ones.

@@ -123,7 +123,7 @@ fn a_name_that_resolves_to_something_else_changes_its_services_alone() {
     next.learn_all(&live(&text).services);
     let before = next.done();
     let name = HostName::parse("d.example").unwrap();
-    assert_eq!(beside.targets(), [name.clone()]);
+    assert_eq!(beside.targets(), std::slice::from_ref(&name));
     resolved.insert(name, vec!["10.0.0.7".parse().unwrap()]);
     let mut next = Next::after(&before, &mut beside, (&resolved, &|_| false));
     next.resolve();
