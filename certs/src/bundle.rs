@@ -7,6 +7,7 @@ mod cause;
 mod verify;
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use rustls::pki_types::{CertificateDer, TrustAnchor, UnixTime};
@@ -27,6 +28,8 @@ pub struct TrustBundles(BTreeMap<TrustDomain, Believed>);
 struct Believed {
     bundle: Bundle,
     denied: Option<DenyList>,
+    /// That list as its domain signed it.
+    envelope: Option<Arc<str>>,
     crls: Option<Crls>,
 }
 
@@ -144,8 +147,23 @@ impl TrustBundles {
 
     /// Denies what a list names, in place of the list that its domain had.
     pub fn deny(&mut self, list: DenyList) {
-        let domain = list.trust_domain().clone();
-        self.0.entry(domain).or_default().denied = Some(list);
+        let believed = self.0.entry(list.trust_domain().clone()).or_default();
+        (believed.denied, believed.envelope) = (Some(list), None);
+    }
+
+    /// The same, and keeps the envelope that the list was opened from, for handing it on.
+    pub fn deny_signed(&mut self, list: DenyList, envelope: &str) {
+        let believed = self.0.entry(list.trust_domain().clone()).or_default();
+        (believed.denied, believed.envelope) = (Some(list), Some(envelope.into()));
+    }
+
+    /// What another one knows of a domain that was taken back, in place of what is known here.
+    pub(crate) fn inherit(&mut self, domain: &TrustDomain, from: &Self) {
+        let Some(Believed { bundle: _, denied, envelope, crls }) = from.0.get(domain).cloned() else {
+            return;
+        };
+        let believed = self.0.entry(domain.clone()).or_default();
+        (believed.denied, believed.envelope, believed.crls) = (denied, envelope, crls);
     }
 
     /// Reads these revocation lists for certificates of `domain`.
@@ -161,6 +179,11 @@ impl TrustBundles {
     /// The deny-list of a domain.
     pub fn denied(&self, domain: &TrustDomain) -> Option<&DenyList> {
         self.0.get(domain)?.denied.as_ref()
+    }
+
+    /// The deny-list of a domain as it was signed, where it came from an envelope.
+    pub fn envelope(&self, domain: &TrustDomain) -> Option<&str> {
+        self.0.get(domain)?.envelope.as_deref()
     }
 
     /// The revocation lists of a domain.

@@ -92,7 +92,7 @@ impl Facts {
             path_length: constraints.and_then(|constraints| constraints.path_len_constraint),
             key: key_name(&public_key.parsed().map_err(|e| unreadable(&e))?),
             pin: KeyPin::of(public_key.raw),
-            fingerprint: hex(&Sha256::digest(certificate)),
+            fingerprint: fingerprint(certificate),
             public_key: public_key.raw.to_vec(),
             issuer_name: parsed.issuer().as_raw().to_vec(),
             subject_name: parsed.subject().as_raw().to_vec(),
@@ -108,6 +108,11 @@ impl Facts {
     pub(crate) fn is_self_issued(&self) -> bool {
         self.issuer_name == self.subject_name
     }
+}
+
+/// SHA-256 of a whole certificate, hexadecimal.
+pub fn fingerprint(certificate: &CertificateDer<'_>) -> String {
+    hex(&Sha256::digest(certificate))
 }
 
 fn texts<'a>(

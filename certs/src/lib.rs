@@ -2,6 +2,7 @@
 //! domain, TLS in which each end verifies the other's identity, and rotation of all of it.
 //! The command line `isthmus-certs` is a thin layer over this.
 
+pub mod acknowledged;
 pub mod authority;
 pub mod bundle;
 pub mod crl;

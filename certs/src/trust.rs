@@ -117,10 +117,11 @@ impl Trust {
     /// Looks at the files again. What is good replaces what there was, part by part; what is not leaves the
     /// old one in place and is named in [`Trust::refused`]. Says whether anything was replaced.
     pub fn reload(&self, files: &TrustFiles) -> bool {
+        // One at a time: what one has read does not come after what another one read later.
+        let mut known = self.0.refused.lock().unwrap_or_else(PoisonError::into_inner);
         let old = self.current();
         let (new, refused) = files.reload(&old, UnixTime::now());
-        *self.0.refused.lock().unwrap_or_else(PoisonError::into_inner) =
-            refused.iter().map(ToString::to_string).collect();
+        *known = refused.iter().map(ToString::to_string).collect();
         match new {
             Some(new) => {
                 self.replace(new.identity, new.bundles);

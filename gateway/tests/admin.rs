@@ -137,7 +137,7 @@ fn every_metric_is_exported_and_nothing_else_is_served_there() {
     // Those of services come with their first connection, those of trust with `trust:` (trust.rs), those of
     // an agent with `xds:` (tests/tests/agent.rs).
     let needs_more = |name: &str| {
-        ["service_", "certificate_", "trust_", "agent_"]
+        ["service_", "certificate_", "trust_", "agent_", "stale_"]
             .iter()
             .any(|of| name.contains(&format!("isthmus_{of}")))
     };

@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
 
-use isthmus_certs::home::{Home, Kept, Plan};
+use isthmus_certs::home::{Home, Kept, OVERLAP, Plan};
 use isthmus_certs::{KeyKind, Leaf, SpiffeId, TrustDomain};
 use serde_json::Value;
 use tempfile::TempDir;
@@ -48,9 +48,16 @@ impl Cluster {
     /// An authority, an empty registry and two gateways' identities; nothing runs yet.
     #[must_use]
     pub fn new(name: &str) -> Cluster {
+        Cluster::with(name, OVERLAP, Duration::from_secs(3600))
+    }
+
+    /// The same with leaves that live so long, and root roll-overs that wait so long each time.
+    #[must_use]
+    pub fn with(name: &str, overlap: Duration, lifetime: Duration) -> Cluster {
         let folder = TempDir::new().unwrap();
         let domain = TrustDomain::new(&format!("{name}.example")).unwrap();
-        let mut home = Home::create(&folder.path().join("pki"), &Plan::new(domain.clone())).unwrap();
+        let plan = Plan { overlap, ..Plan::new(domain.clone()) };
+        let mut home = Home::create(&folder.path().join("pki"), &plan).unwrap();
         let workload = |account| SpiffeId::workload(&domain, "bookinfo", account).unwrap();
         let ids = [
             ("agent", SpiffeId::agent(&domain, name, "a").unwrap()),
@@ -60,7 +67,6 @@ impl Cluster {
             ("server", workload("server")),
         ];
         for (name, id) in ids {
-            let lifetime = Duration::from_secs(3600);
             let leaf = Leaf { id, dns: Vec::new(), ips: Vec::new(), lifetime };
             home.keep(name, Kept { leaf, key: KeyKind::P256, cluster: None, folder: None }).unwrap();
         }
@@ -273,6 +279,15 @@ impl Cluster {
         let output = command.args(first).arg("--config").arg(self.file()).args(rest).output().unwrap();
         let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
         if output.status.success() { Ok(text(output.stdout)) } else { Err(text(output.stderr)) }
+    }
+
+    /// `isthmus-certs` on the cluster's authority.
+    #[must_use]
+    pub fn certs(&self, words: &[&str]) -> Command {
+        let mut command = Command::new("setpriv");
+        command.arg("--pdeathsig=KILL").arg(binary::certs()).args(words);
+        command.env("ISTHMUS_CERTS_DIR", self.path("pki"));
+        command
     }
 
     /// Where the agent serves something.

@@ -1,6 +1,8 @@
 //! The agent of a cluster: it follows the registry and the agents of other clusters, and serves what comes of it
 //! to the cluster's gateways and to those agents. What it knows is in `state`, who is served what in `views`.
 
+mod believing;
+mod bundles;
 pub mod config;
 mod follow;
 pub mod issuing;
@@ -36,6 +38,7 @@ use crate::registry::registered::kept::Kept;
 use crate::registry::store::{FileStore, StoreError};
 use crate::serve::{Visitors, serve_with};
 
+use bundles::Bundles;
 use config::Settings;
 use follow::federate;
 use issuing::Issuing;
@@ -154,7 +157,9 @@ impl Agent {
             .iter()
             .map(|gateway| SpiffeId::gateway(domain, settings.cluster.as_str(), &gateway.name))
             .collect();
-        let views = Views::new(gateways?, adapter(&settings));
+        let own = join::Party { cluster: settings.cluster.clone(), trust_domain: domain.clone() };
+        let bundles = Bundles::new(own, settings.state.as_deref());
+        let views = Views::new(gateways?, adapter(&settings), bundles);
         for peer in &settings.peers {
             views.add(&peer.domain, &peer.cluster, abroad_to(&settings, peer));
         }
@@ -200,9 +205,11 @@ impl Agent {
             settings: Arc::clone(&settings),
             state: Arc::clone(&state),
             issuing: issuing.clone(),
+            trust: trust.clone(),
         });
         let views = Arc::clone(&locked(&state).views);
-        let mut routes = Routes::new(Discovery::service(views));
+        views.bundles.publish(&trust.current());
+        let mut routes = Routes::new(Discovery::service(Arc::clone(&views)));
         let visitors = issuing.as_ref().map(|issuing| {
             let certificates = issuing.certificates();
             routes = std::mem::take(&mut routes).add_service(Arc::clone(&certificates).service());
@@ -217,9 +224,10 @@ impl Agent {
             () = keep_looking(&state, &waiting) => Ok(()),
             () = keep_expiring(&state) => Ok(()),
             () = keep(registered, &state) => Ok(()),
+            () = views.bundles.keep_telling(&trust) => Ok(()),
             () = probe(Arc::clone(&state), Arc::clone(&waiting)) => Ok(()),
             () = probing::ask(Arc::clone(&state)) => Ok(()),
-            ended = federate(settings, trust, Arc::clone(&state)) => ended,
+            ended = federate(settings, trust.clone(), Arc::clone(&state)) => ended,
         }
     }
 }

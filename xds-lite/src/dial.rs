@@ -1,7 +1,7 @@
 //! gRPC over mTLS, the client's side: the server has proven who it is before any request is sent.
 
 use std::io;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use hyper_util::rt::TokioIo;
@@ -11,7 +11,7 @@ use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 use tokio_rustls::rustls::ClientConfig;
-use tokio_rustls::rustls::pki_types::{DnsName, ServerName};
+use tokio_rustls::rustls::pki_types::{CertificateDer, DnsName, ServerName};
 use tonic::transport::{Channel, Endpoint};
 use tower::service_fn;
 
@@ -26,29 +26,59 @@ const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
 /// # Errors
 /// Nobody is there, or somebody else than `tls` expects.
 pub async fn dial(address: &Target, tls: &Arc<Client>) -> Result<Channel, tonic::transport::Error> {
-    let name = tls.name().cloned();
-    let tls = Arc::clone(tls);
-    dial_as(address, move || tls.config(), name).await
+    meet(address, tls).await.map(|(channel, _)| channel)
 }
 
-/// The same with a configuration that is made elsewhere, and the name that the server must have, if it is known by
-/// one.
+/// The chain that somebody has shown, leaf first.
+pub type Chain = Vec<CertificateDer<'static>>;
+
+/// The same, and what the server has shown of itself.
+///
+/// # Errors
+/// As for [`dial`].
+pub async fn meet(address: &Target, tls: &Arc<Client>) -> Result<(Channel, Chain), tonic::transport::Error> {
+    let name = tls.name().cloned();
+    let tls = Arc::clone(tls);
+    meet_as(address, move || tls.config(), name).await
+}
+
+/// The same as [`dial`] with a configuration that is made elsewhere, and the name that the server must have, if it is
+/// known by one.
 pub(crate) async fn dial_as(
     address: &Target,
     config: impl Fn() -> Arc<ClientConfig> + Send + 'static,
     name: Option<DnsName<'static>>,
 ) -> Result<Channel, tonic::transport::Error> {
+    meet_as(address, config, name).await.map(|(channel, _)| channel)
+}
+
+async fn meet_as(
+    address: &Target,
+    config: impl Fn() -> Arc<ClientConfig> + Send + 'static,
+    name: Option<DnsName<'static>>,
+) -> Result<(Channel, Chain), tonic::transport::Error> {
     let address = address.clone();
+    let shown = Arc::new(Mutex::new(Chain::new()));
+    let seen = Arc::clone(&shown);
     let connect = service_fn(move |_| {
         let (address, config, name) = (address.clone(), config(), name.clone());
-        async move { timeout(CONNECT, shake(&address, config, name)).await?.map(TokioIo::new) }
+        let seen = Arc::clone(&seen);
+        async move {
+            let stream = timeout(CONNECT, shake(&address, config, name)).await??;
+            let chain = stream.get_ref().1.peer_certificates().unwrap_or_default();
+            *seen.lock().unwrap_or_else(PoisonError::into_inner) =
+                chain.iter().map(|one| one.clone().into_owned()).collect();
+            Ok::<_, io::Error>(TokioIo::new(stream))
+        }
     });
-    Endpoint::from_static("http://agent.isthmus")
+    let channel = Endpoint::from_static("http://agent.isthmus")
         .http2_keep_alive_interval(KEEPALIVE)
         .keep_alive_timeout(KEEPALIVE_TIMEOUT)
         .keep_alive_while_idle(true)
         .connect_with_connector(connect)
-        .await
+        .await?;
+    let chain = std::mem::take(&mut *shown.lock().unwrap_or_else(PoisonError::into_inner));
+    Ok((channel, chain))
 }
 
 async fn shake(

@@ -4,12 +4,12 @@
 //! store are the tokens by which gateways and workloads get their first certificate (`first`; decision 0025).
 
 pub mod cli;
-mod disk;
+pub(crate) mod disk;
 pub mod first;
 mod guest;
 mod host;
 mod offer;
-mod peer;
+pub(crate) mod peer;
 mod place;
 mod secret;
 mod shown;

@@ -2,13 +2,15 @@
 //! the model of services (`host`, `locality`, `cluster`, `slice`, `config::services`); discovery (`ads`, over `serve`
 //! and `dial`); a registry (`registry`), what of it others may see (`exports`, `reachability`, `proofs`), and what of
 //! theirs comes in (`imports`, `accepted`, `held`; `probes` and `probing` while they are silent); other worlds' tables
-//! (`envoy` for stock Envoys, `foreign` from control planes); how clusters meet (`join`); certificates for who has one
-//! and who has a token (`issuing`, and `enrol` on the other side); and the `agent` that is made of it.
+//! (`envoy` for stock Envoys, `foreign` from control planes); how clusters meet (`join`) and what they say of their
+//! trust domains later (`bundles`); certificates for who has one and who has a token (`issuing`, and `enrol` on the
+//! other side); and the `agent` that is made of it.
 
 pub mod accepted;
 pub mod admin;
 pub mod ads;
 pub mod agent;
+pub mod bundles;
 pub mod cli;
 pub mod cluster;
 pub mod config;

@@ -12,6 +12,7 @@ use isthmus_certs::Trust;
 use isthmus_xds::agent::{Agent, config, issuing, joining};
 use isthmus_xds::cli::ask::{Question, ask};
 use isthmus_xds::config::Problems;
+use isthmus_xds::config::file::AGENT;
 use isthmus_xds::enrol;
 use isthmus_xds::enrol::cli::EnrolArgs;
 use isthmus_xds::join;
@@ -42,7 +43,7 @@ The registry's files are followed; the agent's own file is read at start. SIGTER
 gateways keep the last tables and come back.")]
     Run {
         /// The configuration file (YAML)
-        #[arg(long, value_name = "FILE")]
+        #[arg(long, value_name = "FILE", default_value = AGENT)]
         config: PathBuf,
     },
     /// Check a file: exit 0, or 2 with FILE:LINE:COLUMN, what is wrong and what would be right
@@ -52,8 +53,8 @@ Examples:
   isthmus-agent check --schema > agent.schema.json")]
     Check {
         /// The configuration file (YAML)
-        #[arg(long, value_name = "FILE", required_unless_present = "schema")]
-        config: Option<PathBuf>,
+        #[arg(long, value_name = "FILE", default_value = AGENT)]
+        config: PathBuf,
         /// Print the JSON Schema of the file
         #[arg(long, conflicts_with = "config")]
         schema: bool,
@@ -82,7 +83,8 @@ Examples:
 fn main() -> ExitCode {
     let outcome = match Cli::parse().command {
         Command::Run { config } => run(&config),
-        Command::Check { config, schema: _ } => check(config),
+        Command::Check { schema: true, .. } => say(&config::schema()),
+        Command::Check { config, schema: false } => check(&config),
         Command::Token(TokenCommand::Create(args)) => create(&args),
         Command::Token(TokenCommand::List(tokens)) => list(&tokens),
         Command::Join(token) => loaded(&token.config).and_then(|(settings, trust)| {
@@ -112,9 +114,8 @@ fn main() -> ExitCode {
     }
 }
 
-fn check(file: Option<PathBuf>) -> anyhow::Result<()> {
-    let Some(file) = file else { return say(&config::schema()) };
-    let settings = config::load(&file)?;
+fn check(file: &Path) -> anyhow::Result<()> {
+    let settings = config::load(file)?;
     for warning in &settings.warnings {
         eprintln!("warning: {warning}");
     }

@@ -8,6 +8,7 @@ mod common;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Read as _;
 use std::net::{SocketAddr, TcpStream};
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
@@ -17,7 +18,8 @@ use isthmus_certs::SpiffeId;
 use isthmus_xds::ads::client::{Client, Refused, Update};
 use isthmus_xds::ads::service::{Directory, Discovery};
 use isthmus_xds::ads::shared::Shared;
-use isthmus_xds::ads::subscribe::{Contact, Subscription, Tables};
+use isthmus_xds::ads::subscribe::{Again, Contact, Subscription, Tables};
+use isthmus_xds::dial::Chain;
 use isthmus_xds::dial::dial;
 use isthmus_xds::proto::envoy::config::core::v3::Node;
 use isthmus_xds::proto::envoy::service::discovery::v3::aggregated_discovery_service_client::AggregatedDiscoveryServiceClient as DiscoveryClient;
@@ -307,4 +309,90 @@ fn who_is_not_served_takes_no_place_of_those_who_are() {
     directory.0.change(|view| _ = view.set("east/a", "1"));
     until("a gateway is served beside them", || seen.has(&[("east/a", "1")]));
     drop(kept);
+}
+
+/// Refuses what it is given first, asks for it once more, and then for a new stream.
+#[derive(Clone, Default)]
+struct Hesitant {
+    seen: Seen,
+    /// Updates, and what was asked for.
+    steps: usize,
+    seen_to_have_it: Arc<AtomicBool>,
+    chains: Arc<Mutex<Vec<Chain>>>,
+}
+
+impl Tables for Hesitant {
+    fn apply(&mut self, update: &Update) -> Vec<Refused> {
+        self.steps += 1;
+        if self.steps == 1 {
+            let refused = update.resources.iter();
+            return refused
+                .map(|one| Refused { name: one.name.clone(), why: "not now".to_owned() })
+                .collect();
+        }
+        self.seen.apply(update)
+    }
+
+    fn shown(&mut self, chain: Chain) {
+        self.chains.lock().unwrap().push(chain);
+    }
+
+    async fn again(&mut self) -> Again {
+        match self.steps {
+            1 => {
+                self.steps = 2;
+                Again::Names(TYPE, vec!["a".to_owned()])
+            }
+            3 => {
+                while !self.seen_to_have_it.load(SeqCst) {
+                    tokio::time::sleep(Duration::from_millis(5)).await;
+                }
+                self.steps = 4;
+                Again::Stream("its certificate is wanted".to_owned())
+            }
+            _ => std::future::pending().await,
+        }
+    }
+
+    fn contact(&mut self, contact: Contact<'_>) {
+        self.seen.contact(contact);
+    }
+}
+
+#[test]
+fn what_was_refused_is_heard_once_more_and_who_took_it_is_told_of() {
+    let world = World::new();
+    let directory = directory();
+    directory.0.change(|view| _ = view.set("a", "1"));
+    let accepted: Arc<Mutex<Vec<(String, u64)>>> = Arc::default();
+    let hesitant = Hesitant::default();
+    let (told, seen_to_have_it) = (Arc::clone(&accepted), Arc::clone(&hesitant.seen_to_have_it));
+    directory.0.when_accepted(move |peer, view| {
+        told.lock().unwrap().push((peer.to_owned(), view.last()));
+        seen_to_have_it.store(true, SeqCst);
+    });
+    let agent = start(&world, &directory, ANY);
+    let subscription = Subscription {
+        servers: vec![agent.at.to_string().parse().unwrap()],
+        tls: world.client(GATEWAY, AGENT),
+        node: Node { id: "g".to_owned(), ..Node::default() },
+    };
+    let (seen, chains, runtime) =
+        (hesitant.seen.clone(), Arc::clone(&hesitant.chains), Runtime::new().unwrap());
+    let mut tables = hesitant;
+    runtime.spawn(async move { subscription.follow(vec![Client::new(TYPE, [])], &mut tables).await });
+    until("it is taken, and the stream begun anew", || seen.0.lock().unwrap().made == 2);
+    assert!(seen.has(&[("a", "1")]));
+    assert_eq!(seen.0.lock().unwrap().lost, ["its certificate is wanted"]);
+    let own = chains
+        .lock()
+        .unwrap()
+        .iter()
+        .map(|chain| isthmus_certs::peer_id(chain).unwrap().to_string())
+        .collect::<Vec<_>>();
+    assert_eq!(own, [AGENT, AGENT], "who serves has shown itself on each");
+    until("both streams are known to have it", || accepted.lock().unwrap().len() == 2);
+    assert_eq!(*accepted.lock().unwrap(), [(GATEWAY.to_owned(), 1), (GATEWAY.to_owned(), 1)]);
+    let follower = directory.0.all();
+    assert!(follower.iter().all(|one| one.settled && one.refusal.is_none()), "{follower:?}");
 }

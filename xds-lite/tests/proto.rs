@@ -6,8 +6,9 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
-const PROTOS: [&str; 9] = [
+const PROTOS: [&str; 10] = [
     "isthmus/v1/slice.proto",
+    "isthmus/v1/trust.proto",
     "envoy/service/discovery/v3/ads.proto",
     "istio/v1/auth/ca.proto",
     "envoy/config/listener/v3/listener.proto",

@@ -107,12 +107,14 @@ Examples:
   isthmus-certs rotate                 # one pass, for cron or a systemd timer
   isthmus-certs rotate --watch         # until SIGTERM
   isthmus-certs rotate --root          # begin a root roll-over; later passes carry it out
+  isthmus-certs rotate --acknowledged /var/lib/isthmus/agent/acknowledged.json
   isthmus-certs status                 # where it is
 
 Leaves and intermediates are renewed after two thirds of their life, with jitter. A root roll-over trusts
 the new root, waits (7 days unless init said otherwise), signs all anew with it, waits until what the old
 one signed has run out and at least as long again, and drops the old one. It begins by itself when a fifth
-of a root's life is left. A pass that was killed is completed by the next.")]
+of a root's life is left. A pass that was killed is completed by the next. With --acknowledged it also waits
+until every peer of this domain's agents has said that it has the new root; what it waits for is printed.")]
     Rotate(RotateOptions),
     /// Show what there is, when it ends, when it is renewed, and where a root roll-over is
     #[command(after_help = "Example:\n  isthmus-certs status --dir pki --json")]

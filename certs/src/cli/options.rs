@@ -237,6 +237,13 @@ pub(super) struct RotateOptions {
     /// Begin a root roll-over
     #[arg(long)]
     pub(super) root: bool,
+    /// Roll-overs wait until every peer in these files has acknowledged the new root: the
+    /// acknowledged.json of each agent of this domain. Remembered for later passes
+    #[arg(long, value_name = "FILE", num_args = 1.., conflicts_with = "by_time")]
+    pub(super) acknowledged: Vec<PathBuf>,
+    /// Roll-overs wait for nobody's word any more
+    #[arg(long)]
+    pub(super) by_time: bool,
     #[command(flatten)]
     pub(super) at: Where,
 }

@@ -5,7 +5,7 @@ use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::thread;
 use std::time::Duration;
 
-use isthmus_certs::home::{Home, Pass, State, Step};
+use isthmus_certs::home::{Awaited, Home, Pass, State, Step};
 use serde_json::{Value, json};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
@@ -22,6 +22,10 @@ const RETRY: Duration = Duration::from_secs(5);
 const SHORTEST: Duration = Duration::from_millis(200);
 
 pub(super) fn rotate(options: &RotateOptions, as_json: bool) -> anyhow::Result<ExitCode> {
+    if options.by_time || !options.acknowledged.is_empty() {
+        let files: std::io::Result<Vec<_>> = options.acknowledged.iter().map(std::path::absolute).collect();
+        options.at.open()?.wait_for(files?)?;
+    }
     if options.root {
         let begun = options.at.open()?.begin_rollover(OffsetDateTime::now_utc())?;
         let text = if begun { "root roll-over: begun" } else { "root roll-over: under way already" };
@@ -34,9 +38,10 @@ fn once(at: &Where, as_json: bool) -> anyhow::Result<ExitCode> {
     let pass = at.open()?.rotate(OffsetDateTime::now_utc());
     let code = if pass.problems.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE };
     let mut text: String = pass.done.iter().map(|done| format!("{done}\n")).collect();
-    if pass.done.is_empty() && pass.problems.is_empty() {
+    if pass.done.is_empty() && pass.problems.is_empty() && pass.awaited.is_none() {
         text += "nothing was due\n";
     }
+    text.extend(waits(pass.awaited.as_ref()).iter().map(|waits| format!("{waits}\n")));
     if let Some(next) = pass.next {
         text += &format!("next: {} ({})\n", time(next), left(next));
     }
@@ -47,13 +52,24 @@ fn once(at: &Where, as_json: bool) -> anyhow::Result<ExitCode> {
 
 fn told(pass: &Pass) -> Value {
     let problems: Vec<_> = pass.problems.iter().map(ToString::to_string).collect();
-    json!({ "done": pass.done, "problems": problems, "next": pass.next.map(time) })
+    let missing = pass.awaited.as_ref().map(|awaited| &awaited.missing);
+    json!({ "done": pass.done, "problems": problems, "awaited": missing, "next": pass.next.map(time) })
+}
+
+/// What a roll-over waits for, a line each.
+fn waits(awaited: Option<&Awaited>) -> Vec<String> {
+    let Some(awaited) = awaited else { return Vec::new() };
+    let missing = awaited.missing.iter().map(|missing| format!("roll-over: waits for {missing}"));
+    let late = awaited
+        .until
+        .map(|until| format!("roll-over: the last peer has the new root; goes on at {}", time(until)));
+    missing.chain(late).collect()
 }
 
 /// Pass after pass. The directory is not held in between, so that other commands can work on it.
 fn watch(at: &Where, as_json: bool) -> anyhow::Result<ExitCode> {
     let ended = signals()?;
-    let mut was_wrong = Vec::new();
+    let (mut was_wrong, mut waited) = (Vec::new(), Vec::new());
     loop {
         let now = OffsetDateTime::now_utc();
         let pass = Home::open(&at.dir).map(|mut home| home.rotate(now));
@@ -62,13 +78,23 @@ fn watch(at: &Where, as_json: bool) -> anyhow::Result<ExitCode> {
             let line = json!({ "time": time(now), "event": done });
             say_line(&Answer::new(format!("{} {done}", time(now)), line), as_json)?;
         }
+        let waits = waits(pass.awaited.as_ref());
+        for wait in waits.iter().filter(|wait| !waited.contains(*wait)) {
+            let line = json!({ "time": time(now), "awaited": wait });
+            say_line(&Answer::new(format!("{} {wait}", time(now)), line), as_json)?;
+        }
+        waited = waits;
         let wrong: Vec<_> = pass.problems.iter().map(ToString::to_string).collect();
         for problem in pass.problems {
             if !was_wrong.contains(&problem.to_string()) {
                 complain(&problem.into(), as_json);
             }
         }
-        let wait = if wrong.is_empty() { until(pass.next, now) } else { RETRY };
+        let wait = match wrong.is_empty() {
+            true if waited.is_empty() => until(pass.next, now),
+            true => until(pass.next, now).min(RETRY),
+            false => RETRY,
+        };
         was_wrong = wrong;
         if ended.recv_timeout(wait) != Err(RecvTimeoutError::Timeout) {
             return Ok(ExitCode::SUCCESS);
@@ -112,7 +138,14 @@ pub(super) fn status(at: &Where) -> anyhow::Result<Answer> {
     let clusters = state.clusters.iter().map(|name| ("intermediate", name));
     let expected = clusters.chain(state.leaves.keys().map(|name| ("leaf", name)));
     let missing: Vec<_> = expected.filter(|(kind, name)| !is_shown(kind, name)).collect();
-    let mut text = format!("trust domain {}\n{}\n{table}", state.trust_domain, rollover(state));
+    let (missing_peers, unknown) = match home.awaited() {
+        Ok(awaited) => (awaited.missing, None),
+        Err(problem) => (Vec::new(), Some(problem.to_string())),
+    };
+    let mut text = format!("trust domain {}\n{}\n", state.trust_domain, rollover(state));
+    text.extend(missing_peers.iter().map(|missing| format!("waits for {missing}\n")));
+    text.extend(unknown.iter().map(|unknown| format!("waits: {unknown}\n")));
+    text += &table.to_string();
     for (kind, name) in &missing {
         text += &format!("\n{kind} {name} cannot be read; `isthmus-certs rotate` makes it anew");
     }
@@ -124,7 +157,10 @@ pub(super) fn status(at: &Where) -> anyhow::Result<Answer> {
             "step": rollover.step,
             "since": time(rollover.since),
             "next": state.due().map(time),
+            "awaited": missing_peers,
+            "unknown": unknown,
         })),
+        "acknowledged": state.acknowledged,
         "certificates": standings,
         "missing": missing.iter().map(|(kind, name)| json!({ "kind": kind, "name": name })).collect::<Vec<_>>(),
     });

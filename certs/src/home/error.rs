@@ -99,6 +99,17 @@ pub enum HomeError {
     /// No such bundle.
     #[error("there is no bundle of {0} here; `isthmus-certs bundle` lists them")]
     NoBundle(TrustDomain),
+    /// What an agent says of its peers is not known.
+    #[error(
+        "{}: {cause}; the roll-over waits for this file, which the agent writes into its state directory (`rotate --acknowledged` names others, `--by-time` none)",
+        path.display()
+    )]
+    Acknowledged {
+        /// Which file.
+        path: PathBuf,
+        /// Why.
+        cause: String,
+    },
     /// Something was not signed.
     #[error(transparent)]
     Issue(#[from] IssueError),

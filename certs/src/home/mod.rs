@@ -2,6 +2,7 @@
 //! the bundles of all domains and the deny-lists. One process at a time works on it. What it is to hold is in
 //! `authority.json`; `rotate` makes the files so, whatever state a crash has left them in.
 
+mod awaiting;
 mod bundles;
 mod denying;
 mod error;
@@ -25,6 +26,7 @@ use crate::key::KeyKind;
 use crate::pem::{self, PemError};
 use crate::spiffe::TrustDomain;
 
+pub use awaiting::{Awaited, Missing};
 pub use error::HomeError;
 pub use renewal::renew_at;
 pub use rotate::{Done, Pass, Standing};
@@ -106,6 +108,7 @@ impl Home {
             root: 1,
             issued_until: OffsetDateTime::UNIX_EPOCH,
             rollover: None,
+            acknowledged: Vec::new(),
             clusters: Default::default(),
             leaves: Default::default(),
         };

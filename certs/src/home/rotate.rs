@@ -10,7 +10,7 @@ use serde::Serialize;
 use time::OffsetDateTime;
 
 use super::issuing::Seen;
-use super::{Home, HomeError, ROOT_CERTIFICATE, Rollover, State, Step, is_there, read, renew_at};
+use super::{Awaited, Home, HomeError, ROOT_CERTIFICATE, Rollover, State, Step, is_there, read, renew_at};
 use crate::authority::BACKDATE;
 use crate::facts::Facts;
 use crate::pem;
@@ -25,6 +25,8 @@ pub struct Pass {
     pub done: Vec<Done>,
     /// What could not be done; the next pass tries again. No roll-over goes on past it.
     pub problems: Vec<HomeError>,
+    /// What keeps a roll-over from its next step though its time has come.
+    pub awaited: Option<Awaited>,
     /// When there is something to do again.
     pub next: Option<OffsetDateTime>,
 }
@@ -148,7 +150,8 @@ impl Home {
             pass.problems.push(problem);
         }
         let renewals = self.standings().into_iter().map(|standing| standing.renewal);
-        pass.next = renewals.chain(self.state.due()).min();
+        let step = pass.awaited.as_ref().map_or_else(|| self.state.due(), |awaited| awaited.until);
+        pass.next = renewals.chain(step).min();
         pass
     }
 
@@ -162,6 +165,11 @@ impl Home {
             self.see_to_all(now, pass)?;
             match self.state.next(now) {
                 Some(next) if pass.problems.is_empty() => {
+                    let awaited = self.awaited()?;
+                    if !awaited.missing.is_empty() || awaited.until.is_some_and(|until| now < until) {
+                        pass.awaited = Some(awaited);
+                        return Ok(());
+                    }
                     // Nothing is signed by the new root before it can sign everything.
                     self.root(next.root)?;
                     self.step(next, pass)?;

@@ -40,6 +40,9 @@ pub struct State {
     /// The root roll-over that is under way.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rollover: Option<Rollover>,
+    /// What this domain's agents write of what their peers have acknowledged; roll-overs wait for it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub acknowledged: Vec<PathBuf>,
     /// Clusters with an intermediate.
     #[serde(default)]
     pub clusters: BTreeSet<String>,
@@ -161,6 +164,7 @@ mod tests {
             root: 1,
             issued_until: OffsetDateTime::UNIX_EPOCH,
             rollover: None,
+            acknowledged: Vec::new(),
             clusters: BTreeSet::new(),
             leaves: BTreeMap::new(),
         }

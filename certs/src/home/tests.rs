@@ -8,6 +8,7 @@ use std::time::Duration;
 use time::OffsetDateTime;
 
 use super::*;
+use crate::acknowledged::{Acknowledged, Edition, PeerWord, Taken};
 use crate::authority::Leaf;
 use crate::deny::DenyList;
 use crate::facts::Facts;
@@ -196,4 +197,108 @@ fn a_list_without_end_stays_an_empty_one_until_something_is_denied() {
         DenyList::new(home.state().trust_domain.clone())
     );
     assert!(home.deny_folder().is_dir(), "whoever is given it finds it");
+}
+
+/// What an agent of east writes: the bundle that it offers, and which one west has taken, when.
+fn said(home: &Home, file: &Path, taken: Option<(&Edition, OffsetDateTime)>) -> Edition {
+    let domain = &home.state().trust_domain;
+    let offered = Edition::of(&home.bundle(domain).unwrap());
+    let taken = taken.map(|(edition, at)| Taken { edition: edition.clone(), at });
+    let west = PeerWord { trust_domain: TrustDomain::new("west.example").unwrap(), acknowledged: taken };
+    let said = Acknowledged {
+        cluster: "east".to_owned(),
+        trust_domain: domain.clone(),
+        offered: Some(offered.clone()),
+        peers: [("west".to_owned(), west)].into(),
+    };
+    said.write(file).unwrap();
+    offered
+}
+
+fn waits(pass: &Pass) -> Vec<String> {
+    pass.awaited.iter().flat_map(|awaited| &awaited.missing).map(ToString::to_string).collect()
+}
+
+#[test]
+fn a_roll_over_waits_until_every_peer_has_the_new_root() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut home, file) = (home(dir.path()), dir.path().join("acknowledged.json"));
+    let before = said(&home, &file, None);
+    home.wait_for(vec![file.clone()]).unwrap();
+    home.begin_rollover(now()).unwrap();
+    let step = |home: &Home| home.state().rollover.as_ref().unwrap().step;
+    // The agent has not seen the new bundle yet, and west has said nothing.
+    let pass = home.rotate(now());
+    assert_eq!((step(&home), waits(&pass).len()), (Step::Trusted, 2), "{pass:?}");
+    assert!(waits(&pass)[0].contains("the agent of \"east\", whose bundle"), "{:?}", waits(&pass));
+    assert!(waits(&pass)[1].contains("\"west\", a peer of \"east\", which has acknowledged no bundle"));
+    assert!(pass.problems.is_empty() && pass.next > Some(now()), "it is not asked again at once: {pass:?}");
+    // The agent offers it; west has the one before.
+    let after = said(&home, &file, Some((&before, now())));
+    let pass = home.rotate(now());
+    assert_eq!((step(&home), waits(&pass).len()), (Step::Trusted, 1), "{pass:?}");
+    assert!(waits(&pass)[0].contains(&format!("last acknowledged bundle ({})", before.sequence)));
+    assert_eq!(home.awaited().unwrap().missing.len(), 1, "what `status` shows");
+    said(&home, &file, Some((&after, now())));
+    home.rotate(now());
+    assert_eq!((step(&home), home.state().root), (Step::Used, 2));
+    // What the old root signed runs out, and somebody else has joined meanwhile.
+    let late = now() + HOUR * 2;
+    said(&home, &file, None);
+    let pass = home.rotate(late);
+    assert_eq!((step(&home), waits(&pass).len()), (Step::Used, 1), "the old root stays: {pass:?}");
+    said(&home, &file, Some((&after, now())));
+    home.rotate(late);
+    assert_eq!((home.state().rollover.as_ref(), home.state().trusted()), (None, vec![2]));
+}
+
+#[test]
+fn who_has_the_new_root_late_has_as_long_as_the_others() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut home, file) = (home(dir.path()), dir.path().join("acknowledged.json"));
+    home.state.overlap = HOUR;
+    home.wait_for(vec![file.clone()]).unwrap();
+    home.begin_rollover(now()).unwrap();
+    home.rotate(now());
+    let both = Edition::of(&home.bundle(&home.state().trust_domain).unwrap());
+    // Whole seconds, as they are written.
+    let late = (now() + HOUR * 9).replace_nanosecond(0).unwrap();
+    said(&home, &file, Some((&both, late)));
+    let pass = home.rotate(late + HOUR / 2);
+    assert_eq!((home.state().root, waits(&pass).len()), (1, 0));
+    assert_eq!(pass.awaited.unwrap().until, Some(late + HOUR));
+    assert!(home.rotate(late + HOUR).awaited.is_none());
+    assert_eq!(home.state().root, 2);
+}
+
+#[test]
+fn what_agents_say_that_cannot_be_read_holds_the_roll_over() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut home, file) = (home(dir.path()), dir.path().join("acknowledged.json"));
+    said(&home, &file, None);
+    let other = fs::read_to_string(&file).unwrap().replace("east.example", "north.example");
+    home.wait_for(vec![file.clone()]).unwrap();
+    home.begin_rollover(now()).unwrap();
+    for (content, expected) in [
+        (None, "No such file"),
+        (Some("{".to_owned()), "EOF"),
+        (Some(other), "it is of an agent of north.example, not of east.example"),
+    ] {
+        match content {
+            Some(content) => fs::write(&file, content).unwrap(),
+            None => fs::remove_file(&file).unwrap(),
+        }
+        let pass = home.rotate(now());
+        let why = pass.problems.iter().map(ToString::to_string).collect::<String>();
+        assert!(why.contains(expected) && why.contains("acknowledged.json"), "{why}");
+        assert_eq!(home.state().root, 1);
+    }
+    // Remembered by whoever opens the directory next, until it is said otherwise.
+    drop(home);
+    let mut home = Home::open(dir.path()).unwrap();
+    assert_eq!(home.state().acknowledged, [file]);
+    assert_eq!(home.rotate(now()).problems.len(), 1);
+    home.wait_for(Vec::new()).unwrap();
+    home.rotate(now());
+    assert_eq!(home.state().root, 2, "by time alone");
 }

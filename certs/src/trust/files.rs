@@ -170,14 +170,13 @@ impl Load<'_> {
         let old = self.old.map(|old| Arc::clone(&old.bundles)).unwrap_or_default();
         for (domain, _) in old.iter().filter(|(domain, _)| bundles.get(domain).is_some()).collect::<Vec<_>>()
         {
-            old.denied(domain).into_iter().for_each(|list| bundles.deny(list.clone()));
-            old.crls(domain).into_iter().for_each(|lists| bundles.revoke(domain.clone(), lists.clone()));
+            bundles.inherit(domain, &old);
         }
         let files = self.files;
         let deny = files.deny.as_ref().and_then(|folder| self.domains(folder));
         for (domain, path) in deny.unwrap_or_default() {
             match self.read_denied(&path, &domain, &bundles) {
-                Ok(list) => bundles.deny(list),
+                Ok((list, envelope)) => bundles.deny_signed(list, &envelope),
                 Err(cause) => self.refused.push(at(&path, cause)),
             }
         }
@@ -218,9 +217,12 @@ impl Load<'_> {
         path: &Path,
         domain: &TrustDomain,
         bundles: &TrustBundles,
-    ) -> Result<DenyList, LoadCause> {
+    ) -> Result<(DenyList, String), LoadCause> {
         let bundle = bundles.get(domain).ok_or_else(|| LoadCause::NoBundle(domain.clone()))?;
-        Ok(DenyList::open(&read(path)?, domain, bundle, self.now, bundles.denied(domain))?)
+        let envelope =
+            String::from_utf8(read(path)?).map_err(|error| DenyError::Malformed(error.to_string()))?;
+        let list = DenyList::open(envelope.as_bytes(), domain, bundle, self.now, bundles.denied(domain))?;
+        Ok((list, envelope))
     }
 
     fn read_crls(

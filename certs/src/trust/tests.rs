@@ -417,6 +417,23 @@ fn an_old_deny_list_never_replaces_a_newer_one() {
 }
 
 #[test]
+fn a_deny_list_is_handed_on_as_it_was_signed() {
+    let disk = Disk::new();
+    let trust = Trust::load(&disk.files).unwrap();
+    let (east, list) = (disk.east.trust_domain().clone(), disk.at("deny/east.example.json"));
+    let envelope = || trust.current().bundles.envelope(&east).map(str::to_owned);
+    assert_eq!(envelope().unwrap(), fs::read_to_string(&list).unwrap());
+    // The same list, signed anew.
+    let epoch = trust.current().epoch;
+    disk.deny(3, &[FOE]);
+    assert!(trust.reload(&disk.files) && trust.current().epoch > epoch, "others need the new signature");
+    let signed = fs::read_to_string(&list).unwrap();
+    fs::remove_file(list).unwrap();
+    trust.reload(&disk.files);
+    assert_eq!(envelope().unwrap(), signed, "what is known without its file is handed on, too");
+}
+
+#[test]
 fn a_deny_list_that_is_gone_still_denies() {
     let disk = Disk::new();
     let trust = Trust::load(&disk.files).unwrap();

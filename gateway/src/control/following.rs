@@ -71,6 +71,9 @@ impl Following {
         self.agent = Some(agent.to_owned());
         self.connected = lost.is_none();
         self.error = lost.map(str::to_owned);
+        if self.connected {
+            self.probed = None;
+        }
     }
 
     pub(crate) fn refused(&mut self, refused: &[Refused]) {

@@ -78,10 +78,10 @@ impl Slices {
         }
         let due = probes.next(most, now);
         if is_new || !changed.is_empty() {
+            self.mark(changed, &probes);
             self.tell(&probes, now);
         }
         self.probes = Some(probes);
-        self.mark(changed);
         due
     }
 
@@ -98,25 +98,23 @@ impl Slices {
     }
 
     /// These went down, or came up.
-    fn mark(&mut self, changed: HashSet<Target>) {
-        if changed.is_empty() {
-            return;
-        }
+    fn mark(&mut self, changed: HashSet<Target>, probes: &Probes) {
         let touched = self.leading(&changed);
         for target in changed {
-            if self.probes.as_ref().is_some_and(|probes| probes.is_down(&target)) {
+            if probes.is_down(&target) {
                 self.here.down.insert(target);
             } else {
                 self.here.down.remove(&target);
             }
         }
-        self.renew(touched);
+        if !touched.is_empty() {
+            self.renew(touched);
+        }
     }
 
     /// An agent is heard: nothing is down but by its word. Says which hosts that concerns.
     pub(super) fn believe_again(&mut self) -> BTreeSet<HostPattern> {
         self.probes = None;
-        self.control.following.send_if_modified(|following| following.probed.take().is_some());
         let down = std::mem::take(&mut self.here.down);
         if down.is_empty() { BTreeSet::new() } else { self.leading(&down) }
     }

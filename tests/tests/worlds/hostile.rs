@@ -1,10 +1,12 @@
 //! A peer that has turned hostile, with a real identity: what it says is refused by name, and nobody else is
 //! concerned. Row 15 of the hazards.
 
+use std::fs;
 use std::io::Write as _;
 use std::sync::Arc;
 
-use isthmus_certs::{Peer, Trust, server_config};
+use isthmus_certs::{Authority, Bundle, Peer, Trust, TrustDomain, server_config, spiffe_bundle};
+use isthmus_tests::certs::snapshot;
 use isthmus_tests::cluster::{Cluster, until_status};
 use isthmus_tests::endpoint::{Endpoint, Scripted};
 use isthmus_tests::netns::{Star, inside};
@@ -12,12 +14,13 @@ use isthmus_tests::wait::until;
 use isthmus_tests::workload::files;
 use isthmus_tests::world::World;
 use isthmus_tests::{figure, skip};
+use isthmus_xds::bundles::{TRUST_BUNDLE, encode};
 use isthmus_xds::proto::isthmus::v1::Gateway;
 use prost::Message as _;
 use rustls::{ServerConnection, StreamOwned};
 
 use super::busy::{Busy, busy};
-use super::impostor::{Impostor, named, resource, slice};
+use super::impostor::{Impostor, named, resource, resource_of, slice};
 use super::{BOOKINFO, DETAILS, MIB, PAYROLL, RATINGS, held, imported, is_connected, restart, said_of};
 
 /// Where south's gateways may stand.
@@ -48,6 +51,7 @@ fn a_hostile_peer_is_refused_by_name_and_disturbs_nobody() {
     world.an_old_slice_stays_old(&south);
     world.what_was_not_granted_is_not_let_in(&south);
     world.a_name_without_an_end_is_not_told_in_full(&south);
+    world.its_trust_domain_is_all_that_it_speaks_for(&south);
     world.too_much_at_once_is_refused(&south);
     world.busy.end(50);
 }
@@ -151,6 +155,64 @@ impl Hostile {
         assert_eq!(south.answer("names"), None);
         assert!(held(&self.west, "south", PAYROLL).unwrap().contains("was not granted"));
         assert!(held(&self.west, "south", DETAILS).unwrap().contains("has the name of a service of east"));
+        self.good_ones_stand();
+    }
+
+    /// Bundles: another's, an older one, one without order, noise. Then one that is as it should be.
+    fn its_trust_domain_is_all_that_it_speaks_for(&self, south: &Impostor) {
+        let bundle = |domain: &str| {
+            let text = fs::read_to_string(self.west.path(&format!("pki/bundles/{domain}.json"))).unwrap();
+            spiffe_bundle::read(&TrustDomain::new(domain).unwrap(), &text).unwrap()
+        };
+        let domain = TrustDomain::new("south.example").unwrap();
+        let known = bundle("south.example");
+        let numbered = |mut bundle: Bundle, sequence| {
+            bundle.sequence = sequence;
+            bundle
+        };
+        let more = Authority::generate(domain.clone()).unwrap();
+        let roots = || known.roots().iter().chain([more.certificate()]);
+        let other = Bundle::new(&domain, known.sequence, roots()).unwrap();
+        let later = Bundle::new(&domain, known.sequence + 1, roots()).unwrap();
+        let says = |nonce: &str, name: &str, bytes: Vec<u8>| {
+            south.say_of(TRUST_BUNDLE, nonce, vec![resource_of(TRUST_BUNDLE, name, bytes)]);
+            south.answer(nonce)
+        };
+        let before = snapshot(&self.west.path("pki"));
+        let of =
+            |name: &str, bundle: &Bundle| encode(&TrustDomain::new(name).unwrap(), bundle, None).unwrap();
+        let east = numbered(bundle("east.example"), u64::MAX);
+        let own = numbered(bundle("west.example"), u64::MAX);
+        for (nonce, name, bytes, expected) in [
+            ("east's", "east.example", of("east.example", &east), "this peer speaks for south.example alone"),
+            (
+                "west's own",
+                "west.example",
+                of("west.example", &own),
+                "this peer speaks for south.example alone",
+            ),
+            ("hidden", "south.example", of("east.example", &east), "it is about \"east.example\""),
+            (
+                "older",
+                "south.example",
+                of("south.example", &numbered(known.clone(), known.sequence - 1)),
+                "an old bundle never",
+            ),
+            ("unordered", "south.example", of("south.example", &other), "and other roots"),
+            ("no bundle", "south.example", (0..=255).rev().cycle().take(4096).collect(), "cannot be decoded"),
+        ] {
+            let why = says(nonce, name, bytes).expect("a refusal");
+            assert!(why.contains(&format!("{name}: ")) && why.contains(expected), "{nonce}: {why}");
+            let shown = self.west.ask("/status")["peers"]["south"]["bundle"].clone();
+            assert!(shown["refusal"].as_str().unwrap().contains(expected), "{nonce}: {shown}");
+        }
+        assert_eq!(self.west.ask("/status")["peers"]["south"]["bundle"]["refusals"], 6);
+        assert_eq!(snapshot(&self.west.path("pki")), before, "nothing has changed");
+        assert_eq!(says("known", "south.example", of("south.example", &known)), None);
+        assert_eq!(says("later", "south.example", of("south.example", &later)), None);
+        assert_eq!(bundle("south.example").sequence, later.sequence);
+        let shown = self.west.ask("/status")["peers"]["south"]["bundle"].clone();
+        assert_eq!((&shown["taken"], &shown["refusal"]), (&later.sequence.into(), &serde_json::Value::Null));
         self.good_ones_stand();
     }
 

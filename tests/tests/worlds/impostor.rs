@@ -68,8 +68,13 @@ impl Impostor {
 
     /// Says something on the newest stream.
     pub(crate) fn say(&self, nonce: &str, resources: Vec<Resource>) {
+        self.say_of(SLICE, nonce, resources);
+    }
+
+    /// Says something of a type on the newest stream.
+    pub(crate) fn say_of(&self, type_url: &str, nonce: &str, resources: Vec<Resource>) {
         let response = DeltaDiscoveryResponse {
-            type_url: SLICE.to_owned(),
+            type_url: type_url.to_owned(),
             nonce: nonce.to_owned(),
             resources,
             ..DeltaDiscoveryResponse::default()
@@ -168,10 +173,15 @@ pub(crate) fn named(slice: &ServiceSlice) -> Resource {
 
 /// Any bytes under any name.
 pub(crate) fn resource(name: &str, value: Vec<u8>) -> Resource {
+    resource_of(SLICE, name, value)
+}
+
+/// The same of a type.
+pub(crate) fn resource_of(type_url: &str, name: &str, value: Vec<u8>) -> Resource {
     Resource {
         name: name.to_owned(),
         version: "1".to_owned(),
-        resource: Some(Any { type_url: SLICE.to_owned(), value }),
+        resource: Some(Any { type_url: type_url.to_owned(), value }),
         ..Resource::default()
     }
 }

@@ -131,6 +131,16 @@ impl Client {
         })
     }
 
+    /// Asks for names once more that came before and were refused.
+    #[must_use]
+    pub fn again(&self, names: Vec<String>) -> DeltaDiscoveryRequest {
+        DeltaDiscoveryRequest {
+            type_url: self.type_url.clone(),
+            resource_names_subscribe: names,
+            ..DeltaDiscoveryRequest::default()
+        }
+    }
+
     /// What a response changes. A resource of another type, without content, or with an endless name is refused.
     #[must_use]
     pub fn read(&self, response: DeltaDiscoveryResponse) -> (Update, Vec<Refused>) {

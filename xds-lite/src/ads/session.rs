@@ -41,13 +41,13 @@ impl Refusals {
 }
 
 /// A response, and which resources it renews.
-pub(super) struct Said<M> {
-    pub(super) message: M,
-    pub(super) renews: Vec<String>,
+pub(crate) struct Said<M> {
+    pub(crate) message: M,
+    pub(crate) renews: Vec<String>,
 }
 
 /// One type on one stream.
-pub(super) trait Session: Send + Sync + 'static {
+pub(crate) trait Session: Send + Sync + 'static {
     /// What a client sends.
     type Request: Send + 'static;
     /// What it is sent.

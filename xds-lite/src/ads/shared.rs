@@ -17,7 +17,11 @@ pub struct Shared {
     is_gone: Box<dyn Fn(&str) -> bool + Send + Sync>,
     followers: Mutex<Followers>,
     when_settled: OnceLock<Box<dyn Fn() + Send + Sync>>,
+    when_accepted: OnceLock<Accepted>,
 }
+
+/// Who has accepted a view, and the view as it is then.
+type Accepted = Box<dyn Fn(&str, &View) + Send + Sync>;
 
 #[derive(Default)]
 struct Followers {
@@ -50,6 +54,7 @@ impl Shared {
             is_gone: Box::new(is_gone),
             followers: Mutex::default(),
             when_settled: OnceLock::new(),
+            when_accepted: OnceLock::new(),
         }
     }
 
@@ -101,6 +106,12 @@ impl Shared {
         _ = self.when_settled.set(Box::new(call));
     }
 
+    /// Calls this, from now on, whenever somebody has accepted all that there is: once a stream and state of the
+    /// view, which does not change meanwhile. Only the first one that is given is called.
+    pub fn when_accepted(&self, call: impl Fn(&str, &View) + Send + Sync + 'static) {
+        _ = self.when_accepted.set(Box::new(call));
+    }
+
     fn tell_if_settled(&self) {
         if let Some(call) = self.when_settled.get()
             && self.is_settled()
@@ -109,14 +120,14 @@ impl Shared {
         }
     }
 
-    pub(super) fn follow(self: &Arc<Self>, peer: &str) -> Seat {
+    pub(crate) fn follow(self: &Arc<Self>, peer: &str) -> Seat {
         let mut followers = self.followers();
         let number = followers.next;
         followers.next += 1;
         let follower =
             Follower { peer: peer.to_owned(), position: 0, settled: false, refusals: 0, refusal: None };
         followers.all.insert(number, follower);
-        Seat { shared: Arc::clone(self), number }
+        Seat { shared: Arc::clone(self), number, peer: peer.to_owned(), told: None }
     }
 }
 
@@ -127,22 +138,40 @@ impl fmt::Debug for Shared {
 }
 
 /// A stream's place among those who follow; it leaves when this is dropped.
-pub(super) struct Seat {
+pub(crate) struct Seat {
     shared: Arc<Shared>,
     number: u64,
+    peer: String,
+    /// Up to which state of the view it was told that this one has accepted it.
+    told: Option<Position>,
 }
 
 impl Seat {
-    pub(super) fn note(&self, stream: &impl Session) {
-        let settled = stream.is_settled(&self.shared.view());
+    pub(crate) fn note(&mut self, stream: &impl Session) {
+        let (refusals, refusal) = stream.nacks();
+        let settled = self.tell_if_accepted(stream, refusal.is_none());
         if let Some(follower) = self.shared.followers().all.get_mut(&self.number) {
-            let (refusals, refusal) = stream.nacks();
             follower.position = stream.position();
             follower.settled = settled;
             follower.refusals = refusals;
             follower.refusal = refusal.map(|nack| nack.why.clone());
         }
         self.shared.tell_if_settled();
+    }
+
+    /// Says whether the stream is settled.
+    fn tell_if_accepted(&mut self, stream: &impl Session, is_content: bool) -> bool {
+        let view = self.shared.view();
+        let settled = stream.is_settled(&view);
+        if settled
+            && is_content
+            && self.told != Some(view.last())
+            && let Some(call) = self.shared.when_accepted.get()
+        {
+            self.told = Some(view.last());
+            call(&self.peer, &view);
+        }
+        settled
     }
 }
 

@@ -14,10 +14,10 @@ use tonic::Status;
 use super::backoff::Backoff;
 use super::client::{Client, Refused, Update};
 use crate::config::address::Target;
-use crate::dial::dial;
+use crate::dial::{Chain, meet};
 use crate::proto::envoy::config::core::v3::Node;
-use crate::proto::envoy::service::discovery::v3::DeltaDiscoveryRequest;
 use crate::proto::envoy::service::discovery::v3::aggregated_discovery_service_client::AggregatedDiscoveryServiceClient;
+use crate::proto::envoy::service::discovery::v3::{DeltaDiscoveryRequest, DeltaDiscoveryResponse};
 
 /// Larger than any part a server sends; a single resource may be 16 MiB.
 const MAX_RESPONSE: usize = 24 << 20;
@@ -37,8 +37,25 @@ pub trait Tables: Send {
         HashMap::new()
     }
 
+    /// What the server has shown of itself, before contact is made.
+    fn shown(&mut self, _chain: Chain) {}
+
+    /// Ends when something is to be heard once more that was refused before. It may be dropped and asked again.
+    fn again(&mut self) -> impl Future<Output = Again> + Send {
+        std::future::pending()
+    }
+
     /// Contact was made with a server, or lost, and why.
     fn contact(&mut self, contact: Contact<'_>);
+}
+
+/// How something is heard once more.
+#[derive(Debug)]
+pub enum Again {
+    /// These names of a type are asked for again.
+    Names(&'static str, Vec<String>),
+    /// A new stream, so that the server shows its present certificate; and why.
+    Stream(String),
 }
 
 /// Whether there is a server.
@@ -96,8 +113,11 @@ impl Subscription {
         clients: &mut [Client],
         tables: &mut impl Tables,
     ) -> (Option<Instant>, String) {
-        let channel = match dial(server, &self.tls).await {
-            Ok(channel) => channel,
+        let channel = match meet(server, &self.tls).await {
+            Ok((channel, chain)) => {
+                tables.shown(chain);
+                channel
+            }
             Err(error) => return (None, told(&error)),
         };
         let mut ads = AggregatedDiscoveryServiceClient::new(channel).max_decoding_message_size(MAX_RESPONSE);
@@ -117,31 +137,48 @@ impl Subscription {
         tables.contact(Contact::Made(server));
         let made = Some(Instant::now());
         loop {
-            match responses.message().await {
-                Ok(Some(response)) => {
-                    // Of a type that nobody asked for: there is nobody to answer it.
-                    let Some(client) = clients.iter_mut().find(|one| one.type_url() == response.type_url)
-                    else {
-                        continue;
-                    };
-                    let (update, mut refused) = client.read(response);
-                    refused.extend(tables.apply(&update));
-                    let answer = client.answer(&update, &refused);
-                    let moved = clients.iter_mut().filter_map(|client| {
-                        let names = tables.names(client.type_url())?;
-                        client.follow(names)
-                    });
-                    for request in std::iter::once(answer).chain(moved.collect::<Vec<_>>()) {
-                        if requests.send(request).await.is_err() {
-                            return (made, ENDED.to_owned());
-                        }
-                    }
+            let said = tokio::select! {
+                message = responses.message() => match message {
+                    Ok(Some(response)) => take(response, clients, tables),
+                    Ok(None) => return (made, "the server ended the stream".to_owned()),
+                    Err(status) => return (made, said(&status)),
+                },
+                again = tables.again() => match again {
+                    Again::Names(type_url, names) => ask_again(type_url, names, clients),
+                    Again::Stream(why) => return (made, why),
+                },
+            };
+            for request in said {
+                if requests.send(request).await.is_err() {
+                    return (made, ENDED.to_owned());
                 }
-                Ok(None) => return (made, "the server ended the stream".to_owned()),
-                Err(status) => return (made, said(&status)),
             }
         }
     }
+}
+
+/// Applies a response: what is answered, and asked for next.
+fn take(
+    response: DeltaDiscoveryResponse,
+    clients: &mut [Client],
+    tables: &mut impl Tables,
+) -> Vec<DeltaDiscoveryRequest> {
+    // Of a type that nobody asked for: there is nobody to answer it.
+    let Some(client) = clients.iter_mut().find(|one| one.type_url() == response.type_url) else {
+        return Vec::new();
+    };
+    let (update, mut refused) = client.read(response);
+    refused.extend(tables.apply(&update));
+    let answer = client.answer(&update, &refused);
+    let moved = clients.iter_mut().filter_map(|client| {
+        let names = tables.names(client.type_url())?;
+        client.follow(names)
+    });
+    std::iter::once(answer).chain(moved.collect::<Vec<_>>()).collect()
+}
+
+fn ask_again(type_url: &str, names: Vec<String>, clients: &[Client]) -> Vec<DeltaDiscoveryRequest> {
+    clients.iter().find(|one| one.type_url() == type_url).map(|one| one.again(names)).into_iter().collect()
 }
 
 const ENDED: &str = "the stream has ended";

@@ -9,11 +9,14 @@ use isthmus_certs::{Client as Tls, IdPattern, Peer as Expected, Trust};
 use tokio::task::JoinSet;
 
 use crate::ads::client::{Client, Refused, Update};
-use crate::ads::subscribe::{Contact, Subscription, Tables};
+use crate::ads::subscribe::{Again, Contact, Subscription, Tables};
+use crate::bundles::{Keeper, TRUST_BUNDLE};
+use crate::dial::Chain;
 use crate::join::{self, peers};
 use crate::proto::envoy::config::core::v3::Node;
 use crate::slice::Cluster;
 
+use super::believing::Believing;
 use super::config::{Peer, Settings};
 use super::peer::abroad_to;
 use super::state::State;
@@ -28,9 +31,12 @@ pub(super) async fn federate(
     trust: Trust,
     state: Arc<Mutex<State>>,
 ) -> Result<(), Error> {
+    let keeper = Arc::new(Keeper::new(trust.clone(), settings.trust.clone(), settings.state.clone()));
     let mut tasks = JoinSet::new();
     let begin = |tasks: &mut JoinSet<_>, peer: Peer| {
-        tasks.spawn(follow(settings.cluster.clone(), peer, trust.clone(), Arc::clone(&state)));
+        let believing = Believing::new(Arc::clone(&keeper), &peer);
+        let offers = Offers { cluster: peer.cluster.clone(), state: Arc::clone(&state), believing };
+        tasks.spawn(follow(settings.cluster.clone(), peer, trust.clone(), offers));
     };
     settings.peers.iter().for_each(|peer| begin(&mut tasks, peer.clone()));
     let mut known: BTreeSet<_> = settings.peers.iter().map(|peer| peer.cluster.clone()).collect();
@@ -59,6 +65,7 @@ pub(super) async fn federate(
             state.add_peer(&peer).map_err(Error::Kept)?;
             begin(&mut tasks, peer);
         }
+        locked(&state).views.bundles.set_whole();
     }
 }
 
@@ -68,7 +75,7 @@ fn as_peer(joined: join::Peer) -> Peer {
 }
 
 /// Follows a peer until it is dropped.
-async fn follow(own: Cluster, peer: Peer, trust: Trust, state: Arc<Mutex<State>>) -> Result<(), Error> {
+async fn follow(own: Cluster, peer: Peer, trust: Trust, mut offers: Offers) -> Result<(), Error> {
     let agents = IdPattern::parse(&format!("{}/isthmus/{}/agent/*", peer.domain.id(), peer.cluster))?;
     let tls = Tls::new(trust, Expected::Matching(vec![agents]), &[b"h2"])?;
     let node = Node {
@@ -78,9 +85,11 @@ async fn follow(own: Cluster, peer: Peer, trust: Trust, state: Arc<Mutex<State>>
         ..Node::default()
     };
     let subscription = Subscription { servers: vec![peer.address.clone()], tls: Arc::new(tls), node };
-    let known = locked(&state).known(&peer.cluster);
-    let mut offers = Offers { cluster: peer.cluster, state };
-    subscription.follow(vec![Client::new(SLICE, known)], &mut offers).await;
+    let known = locked(&offers.state).known(&peer.cluster);
+    let mut clients = vec![Client::new(SLICE, known)];
+    // What is known of it is said again after a restart: it is little, and what it makes of it is heard.
+    clients.extend(offers.believing.as_ref().map(|_| Client::new(TRUST_BUNDLE, [])));
+    subscription.follow(clients, &mut offers).await;
     Ok(())
 }
 
@@ -88,11 +97,31 @@ async fn follow(own: Cluster, peer: Peer, trust: Trust, state: Arc<Mutex<State>>
 struct Offers {
     cluster: Cluster,
     state: Arc<Mutex<State>>,
+    /// What it says of its trust domain; nobody's word where that is the own one.
+    believing: Option<Believing>,
 }
 
 impl Tables for Offers {
     fn apply(&mut self, update: &Update) -> Vec<Refused> {
-        locked(&self.state).take(&self.cluster, update)
+        match &mut self.believing {
+            Some(believing) if update.type_url == TRUST_BUNDLE => believing.apply(update, |word| {
+                locked(&self.state).word(&self.cluster, word);
+            }),
+            _ => locked(&self.state).take(&self.cluster, update),
+        }
+    }
+
+    fn shown(&mut self, chain: Chain) {
+        if let Some(believing) = &mut self.believing {
+            believing.begin(chain);
+        }
+    }
+
+    async fn again(&mut self) -> Again {
+        match &mut self.believing {
+            Some(believing) => believing.again().await,
+            None => std::future::pending().await,
+        }
     }
 
     fn contact(&mut self, contact: Contact<'_>) {

@@ -8,7 +8,9 @@ use prometheus::proto::{self, LabelPair, MetricFamily, MetricType};
 
 use crate::ads::shared::Follower;
 use crate::issuing::Tally;
+use crate::slice::Cluster;
 
+use super::bundles::Bundles;
 use super::peer::Contact;
 use super::state::State;
 
@@ -27,6 +29,8 @@ enum Read {
     Whole(fn(&Sight<'_>) -> usize),
     /// A gauge with the label `cluster`.
     EachPeer(fn(&Contact) -> f64),
+    /// The same of those clusters for which there is one.
+    EachTold(fn(&Bundles, &Cluster) -> Option<f64>),
     /// A counter with the label `cluster`.
     EachPeerSoFar(fn(&Contact) -> f64),
     /// A counter of what was issued, or not; nothing where certificates are not.
@@ -93,6 +97,16 @@ const ALL: &[Definition] = &[
         read: Read::EachPeerSoFar(|peer| number(peer.refusals)),
     },
     Definition {
+        name: "isthmus_agent_peer_bundle_unacknowledged",
+        help: "1 while the cluster has not acknowledged the own trust domain's present bundle.",
+        read: Read::EachTold(|told, peer| told.is_present(peer).map(|present| u8::from(!present).into())),
+    },
+    Definition {
+        name: "isthmus_agent_peer_bundles_refused_total",
+        help: "Bundles and deny-lists of the cluster's trust domain that were refused.",
+        read: Read::EachPeerSoFar(|peer| number(peer.bundle.refusals)),
+    },
+    Definition {
         name: "isthmus_agent_certificates_signed_total",
         help: "Certificates that were issued.",
         read: Read::Issued(Tally::signed),
@@ -133,6 +147,11 @@ fn family(definition: &Definition, sight: &Sight<'_>) -> MetricFamily {
     let samples: Vec<(Option<&str>, f64)> = match definition.read {
         Read::Whole(read) => vec![(None, number(read(sight) as u64))],
         Read::EachPeer(read) | Read::EachPeerSoFar(read) => peers(read),
+        Read::EachTold(read) => {
+            let peers = sight.state.peers.keys();
+            let read = |peer: &Cluster| read(&sight.state.views.bundles, peer);
+            peers.filter_map(|peer| Some((Some(peer.as_str()), read(peer)?))).collect()
+        }
         Read::Issued(read) => vec![(None, number(sight.tally.map_or(0, read)))],
     };
     let mut family = MetricFamily::default();
@@ -166,7 +185,7 @@ fn metric(kind: MetricType, (cluster, value): (Option<&str>, f64)) -> proto::Met
 impl Definition {
     fn kind(&self) -> MetricType {
         match self.read {
-            Read::Whole(_) | Read::EachPeer(_) => MetricType::GAUGE,
+            Read::Whole(_) | Read::EachPeer(_) | Read::EachTold(_) => MetricType::GAUGE,
             Read::EachPeerSoFar(_) | Read::Issued(_) => MetricType::COUNTER,
         }
     }
@@ -194,7 +213,7 @@ mod tests {
         let row = |metric: &Definition| {
             let (kind, labels) = match metric.read {
                 Read::Whole(_) => ("gauge", "–"),
-                Read::EachPeer(_) => ("gauge", "`cluster`"),
+                Read::EachPeer(_) | Read::EachTold(_) => ("gauge", "`cluster`"),
                 Read::EachPeerSoFar(_) => ("counter", "`cluster`"),
                 Read::Issued(_) => ("counter", "–"),
             };

@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Instant, SystemTime};
 
 use hyper::StatusCode;
+use isthmus_certs::{DenyList, Trust};
 use serde_json::{Value, json};
 
 use crate::admin::{Pages, Refusal};
@@ -15,11 +16,11 @@ use crate::probes::Down;
 use crate::proofs::{Proof, Subject};
 use crate::registry::registered::lease::LeaseId;
 use crate::registry::registered::registration::Registration;
-use crate::slice::{Offer, Slice};
+use crate::slice::{Cluster, Offer, Slice};
 
 use super::config::Settings;
 use super::issuing::Issuing;
-use super::peer::seconds;
+use super::peer::{Contact, seconds};
 use super::state::State;
 use super::{locked, metrics};
 
@@ -31,6 +32,7 @@ pub(super) struct Told {
     pub(super) settings: Arc<Settings>,
     pub(super) state: Arc<Mutex<State>>,
     pub(super) issuing: Option<Arc<Issuing>>,
+    pub(super) trust: Trust,
 }
 
 impl Told {
@@ -65,7 +67,8 @@ impl Pages for Told {
                 "held_back": outside.iter().take(LISTED).collect::<Vec<_>>(),
                 "probed": probed(&state),
             },
-            "peers": state.peers,
+            "trust": trusted(&self.trust),
+            "peers": peers(&state),
             "issuing": self.issuing.as_ref().map(|issuing| issuing.shown()),
             "nodes": state.followers(),
             "envoys": state.views.envoys.as_ref().map(|envoys| envoys.problems()),
@@ -111,6 +114,38 @@ impl Pages for Told {
     fn metrics(&self) -> String {
         metrics::text(&self.state(), self.issuing.as_deref().map(Issuing::tally))
     }
+}
+
+/// What this agent tells of its own trust domain, and what of its files is not used.
+fn trusted(trust: &Trust) -> Value {
+    let now = trust.current();
+    let domain = now.identity.id().trust_domain();
+    json!({
+        "domain": domain,
+        "sequence": now.bundles.get(domain).map(|bundle| bundle.sequence),
+        "deny_list": now.bundles.denied(domain).map(DenyList::sequence),
+        "refused": trust.refused(),
+    })
+}
+
+/// How it stands with other clusters' agents, and with what they have of the own bundle.
+fn peers(state: &State) -> Value {
+    let one = |(cluster, contact): (&Cluster, &Contact)| {
+        let mut shown = json!(contact);
+        if let (Value::Object(shown), Some((offered, taken))) =
+            (&mut shown, state.views.bundles.word_of(cluster))
+        {
+            let word = json!({
+                "sequence": taken.as_ref().map(|taken| taken.edition.sequence),
+                "present": offered.as_ref().map(|offered| offered.sequence),
+                "is_present": state.views.bundles.is_present(cluster),
+                "refusal": state.views.bundles.refusal_by(cluster),
+            });
+            shown.insert("acknowledged".to_owned(), word);
+        }
+        (cluster.to_string(), shown)
+    };
+    state.peers.iter().map(one).collect()
 }
 
 /// What the registry says of a host, and what keeps it from being exported.

@@ -2,6 +2,7 @@
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use isthmus_certs::TrustDomain;
 use serde::Serialize;
 
 use crate::imports::Consent;
@@ -14,6 +15,8 @@ use super::config::{Peer, Settings};
 pub(super) struct Contact {
     /// Where it is.
     pub(super) address: String,
+    /// Who vouches for it.
+    pub(super) trust_domain: TrustDomain,
     /// It answers.
     pub(super) connected: bool,
     /// What was wrong the last time.
@@ -25,6 +28,37 @@ pub(super) struct Contact {
     pub(super) refusals: u64,
     /// The last of them, and why.
     pub(super) refusal: Option<String>,
+    /// What it has said of its trust domain.
+    pub(super) bundle: Word,
+}
+
+/// What became of what another cluster's agent says of its trust domain.
+#[derive(Clone, Debug, Default, Serialize)]
+pub(super) struct Word {
+    /// The number of the last bundle that was taken, since this agent has started.
+    pub(super) taken: Option<u64>,
+    /// What was refused, ever.
+    pub(super) refusals: u64,
+    /// The last of it and why, unless something was taken since.
+    pub(super) refusal: Option<String>,
+    /// What could be better on this side.
+    pub(super) advice: Option<String>,
+}
+
+impl Contact {
+    /// Of one that was not heard yet.
+    pub(super) fn none(peer: &Peer) -> Contact {
+        Contact {
+            address: peer.address.to_string(),
+            trust_domain: peer.domain.clone(),
+            connected: false,
+            error: None,
+            since: SystemTime::now(),
+            refusals: 0,
+            refusal: None,
+            bundle: Word::default(),
+        }
+    }
 }
 
 fn since<S: serde::Serializer>(time: &SystemTime, serializer: S) -> Result<S::Ok, S::Error> {

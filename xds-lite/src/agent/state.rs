@@ -8,6 +8,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use crate::ads::client::{self, Update};
 use crate::ads::shared::Follower;
+use crate::bundles;
 use crate::config::address::Target;
 use crate::config::services::Service;
 use crate::exports::Export;
@@ -100,15 +101,7 @@ impl State {
     /// Begins to listen to a cluster; what was kept of it stands until it is heard.
     pub(super) fn add_peer(&mut self, peer: &Peer) -> io::Result<()> {
         self.imports.add(consent(&self.settings, peer));
-        let contact = Contact {
-            address: peer.address.to_string(),
-            connected: false,
-            error: None,
-            since: SystemTime::now(),
-            refusals: 0,
-            refusal: None,
-        };
-        self.peers.insert(peer.cluster.clone(), contact);
+        self.peers.insert(peer.cluster.clone(), Contact::none(peer));
         self.imports.contact(&peer.cluster, Some(Instant::now()));
         if let Some(folder) = &self.settings.state {
             let kept = Kept::open(&import_path(folder, &peer.cluster))?;
@@ -337,6 +330,19 @@ impl State {
         self.hearing.insert(from.clone(), Instant::now());
         self.pass_on();
         refused
+    }
+
+    /// A peer has said something of its trust domain.
+    pub(super) fn word(&mut self, of: &Cluster, said: Result<bundles::Kept, String>) {
+        let Some(word) = self.peers.get_mut(of).map(|contact| &mut contact.bundle) else { return };
+        match said {
+            Ok(kept) => (word.taken, word.refusal, word.advice) = (Some(kept.sequence), None, kept.advice),
+            Err(why) => {
+                // The same that is looked at again is refused once.
+                word.refusals += u64::from(word.refusal.as_ref() != Some(&why));
+                word.refusal = Some(why);
+            }
+        }
     }
 
     /// Contact with a peer was made, or lost, and why.

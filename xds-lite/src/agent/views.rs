@@ -9,12 +9,14 @@ use tonic::Status;
 
 use crate::ads::service::Directory;
 use crate::ads::shared::Shared;
+use crate::bundles::TRUST_BUNDLE;
 use crate::envoy::Adapter;
 use crate::join::Party;
 use crate::registry::Abroad;
 use crate::slice::Cluster;
 
 use super::SLICE;
+use super::bundles::Bundles;
 
 /// The views, and who sees which.
 pub(super) struct Views {
@@ -24,6 +26,8 @@ pub(super) struct Views {
     pub(super) peers: BTreeMap<Abroad, Arc<Shared>>,
     /// What stock Envoys of the cluster see, if there are any.
     pub(super) envoys: Option<Adapter>,
+    /// What is told of trust domains.
+    pub(super) bundles: Bundles,
     members: RwLock<Members>,
     unheard: Arc<RwLock<HashSet<Cluster>>>,
 }
@@ -36,7 +40,7 @@ struct Members {
 }
 
 impl Views {
-    pub(super) fn new(gateways: HashSet<SpiffeId>, envoys: Option<Adapter>) -> Views {
+    pub(super) fn new(gateways: HashSet<SpiffeId>, envoys: Option<Adapter>, bundles: Bundles) -> Views {
         let unheard: Arc<RwLock<HashSet<Cluster>>> = Arc::default();
         let silent = Arc::clone(&unheard);
         // What the registry does not have is gone: it is read as a whole before anybody is served. What a peer
@@ -51,6 +55,7 @@ impl Views {
             gateways: Arc::new(Shared::new(is_gone)),
             peers: kinds.map(|kind| (kind, Arc::new(Shared::new(|_| true)))).into(),
             envoys,
+            bundles,
             members: RwLock::new(Members { gateways, peers: HashMap::new() }),
             unheard,
         }
@@ -61,6 +66,7 @@ impl Views {
         let party = Party { cluster: cluster.clone(), trust_domain: domain.clone() };
         self.members.write().unwrap_or_else(PoisonError::into_inner).peers.insert(party, sees);
         self.unheard.write().unwrap_or_else(PoisonError::into_inner).insert(cluster.clone());
+        self.bundles.add(domain, cluster);
     }
 
     /// Whether somebody is served at all.
@@ -94,12 +100,14 @@ impl Directory for Views {
         let shared = match (type_url, sees) {
             (SLICE, None) => Some(Arc::clone(&self.gateways)),
             (SLICE, Some(sees)) => self.peers.get(&sees).map(Arc::clone),
+            (TRUST_BUNDLE, None) => Some(Arc::clone(&self.bundles.at_home)),
+            (TRUST_BUNDLE, Some(_)) => Some(Arc::clone(&self.bundles.abroad)),
             (_, None) => self.envoys.as_ref().and_then(|envoys| envoys.view(type_url)),
             (_, Some(_)) => None,
         };
         shared.ok_or_else(|| {
             Status::unimplemented(
-                "service slices are served here; Listeners, Clusters and assignments only where `gateways:` of the agent says where an `envoy` listens",
+                "service slices and trust bundles are served here; Listeners, Clusters and assignments only where `gateways:` of the agent says where an `envoy` listens",
             )
         })
     }

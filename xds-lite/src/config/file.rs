@@ -8,6 +8,9 @@ use std::sync::Arc;
 use super::at::Spot;
 use super::problem::{Problem, Problems, Report};
 
+/// Where an agent's file stands, unless a command says otherwise.
+pub const AGENT: &str = "/etc/isthmus/agent.yaml";
+
 /// Bytes of a file.
 const LARGEST: u64 = 256 << 20;
 

@@ -15,6 +15,7 @@ use super::{
     join, text, unix_seconds,
 };
 use crate::config::address::Target;
+use crate::config::file::AGENT;
 use crate::slice::Cluster;
 
 /// Longer is no token.
@@ -23,8 +24,8 @@ const LONGEST_INPUT: u64 = 4_096;
 /// Examples of `isthmus-agent token create`, for its help.
 pub const CREATE_HELP: &str = "\
 Examples:
-  isthmus-agent token create --config agent.yaml --for west --trust-domain west.example
-  isthmus-agent token create --config agent.yaml --gateway gw-1
+  isthmus-agent token create --for west --trust-domain west.example
+  isthmus-agent token create --gateway gw-1
   isthmus-agent token create --config agent.yaml --workload spiffe://east.example/ns/db/sa/mysql
 
 Whoever has the token can join as that cluster, or be that gateway or workload, once. Run this
@@ -34,7 +35,7 @@ needs no restart.";
 /// Examples of `isthmus-agent token list`, for its help.
 pub const LIST_HELP: &str = "\
 Examples:
-  isthmus-agent token list --config agent.yaml
+  isthmus-agent token list
   isthmus-agent token list --config agent.yaml --json
 
 Tokens are forgotten an hour after they have expired. No secret is kept, and none is shown.";
@@ -42,7 +43,7 @@ Tokens are forgotten an hour after they have expired. No secret is kept, and non
 /// Examples of `isthmus-agent join`, for its help.
 pub const JOIN_HELP: &str = "\
 Examples:
-  isthmus-agent join --config agent.yaml isthmus1.AAAA…
+  isthmus-agent join isthmus1.AAAA…
   isthmus-agent join --config agent.yaml - < token.txt
 
 Other users see arguments in the list of processes, and not what `-` reads. Both sides learn
@@ -65,7 +66,7 @@ pub enum TokenCommand {
 #[command(group(ArgGroup::new("whom").required(true).args(["guest", "gateway", "workload"])))]
 pub struct CreateArgs {
     /// The configuration file (YAML)
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", default_value = AGENT)]
     pub config: PathBuf,
     /// The cluster that may join with it
     #[arg(long = "for", value_name = "CLUSTER", requires = "trust_domain")]
@@ -94,7 +95,7 @@ pub struct CreateArgs {
 #[derive(Debug, Args)]
 pub struct ListArgs {
     /// The configuration file (YAML)
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", default_value = AGENT)]
     pub config: PathBuf,
     /// Print JSON
     #[arg(long)]
@@ -105,7 +106,7 @@ pub struct ListArgs {
 #[derive(Debug, Args)]
 pub struct JoinArgs {
     /// The configuration file (YAML)
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", default_value = AGENT)]
     pub config: PathBuf,
     /// What `token create` printed on the other side; `-` reads it from standard input
     #[arg(value_name = "TOKEN")]

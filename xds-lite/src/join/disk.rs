@@ -23,13 +23,13 @@ pub struct ReadError {
 }
 
 impl ReadError {
-    pub(super) fn new(path: &Path, cause: impl ToString) -> ReadError {
+    pub(crate) fn new(path: &Path, cause: impl ToString) -> ReadError {
         ReadError { path: path.to_owned(), cause: cause.to_string() }
     }
 }
 
 /// The text of a file; nothing if there is none.
-pub(super) fn read(path: &Path, most: u64) -> Result<Option<String>, ReadError> {
+pub(crate) fn read(path: &Path, most: u64) -> Result<Option<String>, ReadError> {
     let attempt = || {
         // Not waited for, were it no file but a pipe.
         if !fs::metadata(path)?.is_file() {
@@ -66,7 +66,7 @@ pub(super) fn names(folder: &Path) -> Result<Vec<String>, ReadError> {
 }
 
 /// Keeps other processes and threads out of a directory until it is dropped.
-pub(super) fn lock(folder: &Path) -> Result<File, ReadError> {
+pub(crate) fn lock(folder: &Path) -> Result<File, ReadError> {
     let path = folder.join(LOCK);
     let lock = File::create(&path).map_err(|error| ReadError::new(&path, error))?;
     let patience = Instant::now() + PATIENCE;

@@ -1,18 +1,16 @@
 //! What one side offers, and whether what the other offers is of who has proven to be there. Pure but for the
 //! own deny-list, which is read where the agent keeps it.
 
-use isthmus_certs::deny::DenyError;
 use isthmus_certs::spiffe_bundle::{self, FormatError};
-use isthmus_certs::{Bundle, DenyList, Role, TrustBundles, TrustDomain, VerifyError};
+use isthmus_certs::{Bundle, Role, TrustDomain, VerifyError};
 use tokio_rustls::rustls::pki_types::{CertificateDer, UnixTime};
 
 use super::disk::{self, ReadError};
 use super::shown::Shown;
 use super::wire::{LONG, Offer};
 use super::{Context, Introduction, IntroductionError, Party};
-
-/// Roots of one trust domain; a roll-over has three.
-const MOST_ROOTS: usize = 16;
+use crate::bundles::SaidError;
+use crate::bundles::said::Said;
 
 /// Bytes of a deny-list that is handed over, so that the offer is never too long.
 const MOST_DENIED: u64 = LONG as u64 / 2;
@@ -40,24 +38,15 @@ pub enum OfferError {
     /// Addresses or names that are of no use.
     #[error("the introduction: {0}")]
     Introduction(#[from] IntroductionError),
-    /// No bundle.
-    #[error("the bundle of {domain} {cause}")]
-    Bundle {
-        /// Whose.
-        domain: TrustDomain,
-        /// What is wrong with it.
-        #[source]
-        cause: FormatError,
-    },
-    /// Far too many roots.
-    #[error("the bundle has {0} roots; at most {MOST_ROOTS} are taken")]
-    Roots(usize),
+    /// The own bundle cannot be written.
+    #[error("the own bundle {0}")]
+    Bundle(#[source] FormatError),
+    /// No bundle, or no deny-list of that domain.
+    #[error(transparent)]
+    Said(#[from] SaidError),
     /// A bundle of other roots than its own agent's.
     #[error("the bundle of {0} lacks the root of its own agent")]
     OtherRoot(TrustDomain),
-    /// No deny-list of that domain.
-    #[error(transparent)]
-    Denied(#[from] DenyError),
     /// The offer denies who makes it.
     #[error("the agent is not believed by what it offers: {0}")]
     Unbelievable(#[from] VerifyError),
@@ -74,8 +63,7 @@ pub(super) fn own(context: &Context) -> Result<Offer, OfferError> {
     let domain = &context.party().trust_domain;
     let trusted = context.trust.current();
     let bundle = trusted.bundles.get(domain).ok_or_else(|| OfferError::NoBundle(domain.clone()))?;
-    let bundle =
-        spiffe_bundle::write(bundle).map_err(|cause| OfferError::Bundle { domain: domain.clone(), cause })?;
+    let bundle = spiffe_bundle::write(bundle).map_err(OfferError::Bundle)?;
     let denied = match &context.folders.deny {
         Some(folder) => disk::read(&folder.join(format!("{domain}.json")), MOST_DENIED)?,
         None => None,
@@ -97,19 +85,11 @@ pub(super) fn accept(
     }
     introduction.check()?;
     let domain = &shown.party.trust_domain;
-    let bundle = spiffe_bundle::read(domain, &bundle)
-        .map_err(|cause| OfferError::Bundle { domain: domain.clone(), cause })?;
-    if bundle.roots().len() > MOST_ROOTS {
-        return Err(OfferError::Roots(bundle.roots().len()));
-    }
-    if !bundle.roots().contains(&shown.root) {
+    let said = Said::read(domain, &bundle, denied, None, now)?;
+    if !said.bundle.roots().contains(&shown.root) {
         return Err(OfferError::OtherRoot(domain.clone()));
     }
-    let mut offered = TrustBundles::new();
-    offered.insert(domain.clone(), bundle.clone());
-    if let Some(envelope) = &denied {
-        offered.deny(DenyList::open(envelope.as_bytes(), domain, &bundle, now, None)?);
-    }
-    offered.verify(chain, role, now)?;
-    Ok(Accepted { introduction, bundle, denied })
+    said.believes(domain, None, chain, role, now)?;
+    let Said { bundle, denied } = said;
+    Ok(Accepted { introduction, bundle, denied: denied.map(|denied| denied.envelope) })
 }

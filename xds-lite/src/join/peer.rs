@@ -69,7 +69,7 @@ pub(super) fn read(state: &Path, cluster: &Cluster) -> Result<Option<Peer>, Read
     Ok(Some(peer))
 }
 
-pub(super) fn folder(state: &Path) -> PathBuf {
+pub(crate) fn folder(state: &Path) -> PathBuf {
     state.join("peers")
 }
 

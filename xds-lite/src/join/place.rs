@@ -2,13 +2,11 @@
 //! that is known of a cluster or a trust domain is overwritten with something that contradicts it.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::SystemTime;
 
-use isthmus_certs::bundle::BundleError;
 use isthmus_certs::deny::DenyError;
 use isthmus_certs::files::{self, PUBLIC, WriteError};
-use isthmus_certs::pem;
 use isthmus_certs::spiffe_bundle::{self, FormatError};
 use isthmus_certs::{Bundle, DenyList, Role, TrustDomain, VerifyError};
 use tokio_rustls::rustls::pki_types::{CertificateDer, UnixTime};
@@ -18,9 +16,7 @@ use super::offer::Accepted;
 use super::peer::{self, Peer};
 use super::shown::Shown;
 use super::{Context, Party};
-
-/// Larger is no bundle and no deny-list.
-const MAX_FILE: u64 = 16 << 20;
+use crate::bundles::known::{Known, KnownError, MAX_FILE, same_roots};
 
 /// Why something was not kept.
 #[derive(Debug, thiserror::Error)]
@@ -49,8 +45,8 @@ pub enum PlaceError {
         /// The known one.
         path: PathBuf,
     },
-    /// A known bundle that is none.
-    #[error("{} {cause}", path.display())]
+    /// The bundle cannot be written.
+    #[error("{}: {cause}", path.display())]
     Bundle {
         /// Which file.
         path: PathBuf,
@@ -58,6 +54,9 @@ pub enum PlaceError {
         #[source]
         cause: FormatError,
     },
+    /// What is known cannot be read.
+    #[error(transparent)]
+    Known(#[from] KnownError),
     /// What is known of the domain does not believe the agent.
     #[error("the agent is not believed by what is known here of its trust domain: {0}")]
     Unbelieved(#[source] VerifyError),
@@ -80,7 +79,9 @@ impl PlaceError {
             | PlaceError::OtherRoots { .. }
             | PlaceError::Unbelieved(_)
             | PlaceError::Denied(_) => true,
-            PlaceError::Bundle { .. } | PlaceError::Read(_) | PlaceError::Write(_) => false,
+            PlaceError::Bundle { .. } | PlaceError::Known(_) | PlaceError::Read(_) | PlaceError::Write(_) => {
+                false
+            }
         }
     }
 }
@@ -148,8 +149,10 @@ pub(super) fn keep(context: &Context, accepted: Accepted, now: SystemTime) -> Re
     let mut texts = Vec::new();
     // About the own domain nobody else is believed: the certificate was verified against the own bundle.
     if party.trust_domain != context.party().trust_domain {
-        texts.extend(bundle(&context.folders.bundles, &party.trust_domain, &accepted.bundle)?);
-        texts.extend(denied(context, &party.trust_domain, &accepted)?);
+        let folders = &context.folders;
+        let known = Known::read(&party.trust_domain, &folders.bundles, folders.deny.as_deref())?;
+        texts.extend(bundle(&known, &party.trust_domain, &accepted.bundle)?);
+        texts.extend(denied(&known, &party.trust_domain, &accepted)?);
     }
     let peer = Peer { introduction: accepted.introduction, joined_at: now };
     let path = peer::path(&context.folders.state, &party.cluster);
@@ -220,67 +223,48 @@ impl Change {
 
 /// What is to be written of a bundle: nothing, where the known one is as new.
 fn bundle(
-    folder: &Path,
+    known: &Known,
     domain: &TrustDomain,
     offered: &Bundle,
 ) -> Result<Option<(PathBuf, String)>, PlaceError> {
-    let json = folder.join(format!("{domain}.json"));
-    let roots = folder.join(format!("{domain}.pem"));
-    let unusable = |path: &Path| {
-        let path = path.to_owned();
-        move |cause| PlaceError::Bundle { path, cause }
-    };
-    if let Some(text) = disk::read(&roots, MAX_FILE)? {
-        let known = pem::certificates(&text).map_err(|error| ReadError::new(&roots, error))?;
-        let known =
-            Bundle::new(domain, 0, &known).map_err(|error: BundleError| ReadError::new(&roots, error))?;
-        return match same_roots(&known, offered) {
-            true => Ok(None),
-            false => Err(PlaceError::OtherRoots { domain: domain.clone(), path: roots }),
-        };
-    }
-    if let Some(text) = disk::read(&json, MAX_FILE)? {
-        let known = spiffe_bundle::read(domain, &text).map_err(unusable(&json))?;
-        if !same_roots(&known, offered) {
-            return Err(PlaceError::OtherRoots { domain: domain.clone(), path: json });
+    match &known.bundle {
+        Some((path, standing)) if !same_roots(standing, offered) => {
+            return Err(PlaceError::OtherRoots { domain: domain.clone(), path: path.clone() });
         }
-        if known.sequence >= offered.sequence {
+        Some((_, standing)) if known.by_hand().is_some() || standing.sequence >= offered.sequence => {
             return Ok(None);
         }
+        _ => {}
     }
-    let text = spiffe_bundle::write(offered).map_err(unusable(&json))?;
-    Ok(Some((json, text)))
-}
-
-fn same_roots(one: &Bundle, other: &Bundle) -> bool {
-    let within = |one: &Bundle, other: &Bundle| one.roots().iter().all(|root| other.roots().contains(root));
-    within(one, other) && within(other, one)
+    let text = spiffe_bundle::write(offered)
+        .map_err(|cause| PlaceError::Bundle { path: known.json.clone(), cause })?;
+    Ok(Some((known.json.clone(), text)))
 }
 
 /// What is to be written of a deny-list: nothing, where the known one is as new.
 fn denied(
-    context: &Context,
+    known: &Known,
     domain: &TrustDomain,
     accepted: &Accepted,
 ) -> Result<Option<(PathBuf, String)>, PlaceError> {
     let Some(envelope) = &accepted.denied else { return Ok(None) };
-    let Some(folder) = &context.folders.deny else {
+    let Some(path) = &known.list else {
         tracing::warn!(%domain, "its deny-list is not kept; name a directory in `trust.deny` to follow it");
         return Ok(None);
     };
-    files::make_folder(folder)?;
-    let path = folder.join(format!("{domain}.json"));
+    if let Some(folder) = path.parent() {
+        files::make_folder(folder)?;
+    }
+    if known.envelope.as_ref() == Some(envelope) {
+        return Ok(None);
+    }
     let now = UnixTime::now();
     let open = |text: &str, known: Option<&DenyList>| {
         DenyList::open(text.as_bytes(), domain, &accepted.bundle, now, known)
     };
-    let known = disk::read(&path, MAX_FILE)?;
-    if known.as_ref() == Some(envelope) {
-        return Ok(None);
-    }
-    let known = known.map(|text| open(&text, None)).transpose()?;
-    match open(envelope, known.as_ref()) {
-        Ok(_) => Ok(Some((path, envelope.clone()))),
+    let before = known.envelope.as_ref().map(|text| open(text, None)).transpose()?;
+    match open(envelope, before.as_ref()) {
+        Ok(_) => Ok(Some((path.clone(), envelope.clone()))),
         // Another cluster of that domain has joined, and had a newer one.
         Err(DenyError::Older { .. }) => Ok(None),
         Err(error) => Err(error.into()),

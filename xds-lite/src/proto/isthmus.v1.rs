@@ -281,3 +281,20 @@ impl Balance {
         }
     }
 }
+/// One trust domain. The resource's name is the domain's, its version a hash of these bytes. An agent tells other
+/// clusters of its own domain alone, and its own gateways of all that it believes.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct TrustBundle {
+    /// The trust domain, without "spiffe://".
+    #[prost(string, tag = "1")]
+    pub trust_domain: ::prost::alloc::string::String,
+    /// The number of the bundle, as the document has it; a higher one is later.
+    #[prost(uint64, tag = "2")]
+    pub sequence: u64,
+    /// The bundle, a document in SPIFFE's bundle format.
+    #[prost(string, tag = "3")]
+    pub bundle: ::prost::alloc::string::String,
+    /// The domain's deny-list in its signed envelope; empty if it has none.
+    #[prost(string, tag = "4")]
+    pub deny_list: ::prost::alloc::string::String,
+}

@@ -1,0 +1,137 @@
+//! What the agent of a peer says of its trust domain: heard, kept, and asked for once more where the same may be
+//! taken later.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use isthmus_certs::TrustDomain;
+use tokio::time::Instant;
+use tokio_rustls::rustls::pki_types::UnixTime;
+
+use crate::ads::client::{Refused, Resource, Update};
+use crate::ads::subscribe::Again;
+use crate::bundles::{Keeper, Kept, Refusal, Remedy, TRUST_BUNDLE};
+use crate::dial::Chain;
+
+use super::config::Peer;
+
+/// What this side is to remedy is tried again after this, and later as it goes on.
+const SOONEST: Duration = Duration::from_secs(1);
+const LATEST: Duration = Duration::from_secs(60);
+/// Characters of a refusal, which may repeat what the peer has sent.
+const LONGEST_WHY: usize = 512;
+
+/// One peer's word on its trust domain.
+pub(super) struct Believing {
+    keeper: Arc<Keeper>,
+    domain: TrustDomain,
+    /// What it has shown of itself on this stream.
+    chain: Chain,
+    waiting: Option<Waiting>,
+    pause: Duration,
+}
+
+/// Something is heard once more.
+struct Waiting {
+    until: Instant,
+    anew: bool,
+    why: String,
+}
+
+impl Believing {
+    /// Nothing, where the peer is of the own domain: nobody else is believed about that.
+    pub(super) fn new(keeper: Arc<Keeper>, peer: &Peer) -> Option<Believing> {
+        let domain = peer.domain.clone();
+        let pause = Duration::ZERO;
+        (keeper.own() != domain).then(|| Believing {
+            keeper,
+            domain,
+            chain: Chain::new(),
+            waiting: None,
+            pause,
+        })
+    }
+
+    /// A stream begins, on which everything is heard that was not taken.
+    pub(super) fn begin(&mut self, chain: Chain) {
+        self.chain = chain;
+        self.waiting = None;
+    }
+
+    /// Takes what is said; `tell` hears what became of it.
+    pub(super) fn apply(
+        &mut self,
+        update: &Update,
+        mut tell: impl FnMut(Result<Kept, String>),
+    ) -> Vec<Refused> {
+        let refused = update.resources.iter().filter_map(|resource| {
+            let said = self.take(resource);
+            tell(said.clone().map_err(|refused| format!("{:?}: {}", refused.name, refused.why)));
+            said.err()
+        });
+        refused.collect()
+    }
+
+    fn take(&mut self, resource: &Resource) -> Result<Kept, Refused> {
+        let Resource { name, bytes, version: _ } = resource;
+        let taken = self.keeper.take(&self.domain, &self.chain, name, bytes, UnixTime::now());
+        self.waiting = None;
+        match taken {
+            Ok(kept) => {
+                self.pause = Duration::ZERO;
+                if kept.is_news {
+                    tracing::info!(domain = %self.domain, sequence = kept.sequence, "a bundle or deny-list was taken");
+                }
+                Ok(kept)
+            }
+            Err(refusal) => {
+                let why = told(&refusal);
+                tracing::warn!(domain = %self.domain, name = ?name, why, "a bundle was refused");
+                self.wait(refusal.remedy(), &why);
+                Err(Refused { name: name.clone(), why })
+            }
+        }
+    }
+
+    fn wait(&mut self, remedy: Remedy, why: &str) {
+        let pause = match remedy {
+            Remedy::None => return,
+            Remedy::Here => self.pause.max(SOONEST),
+            // At once for the first time: a stream may be older than the certificate.
+            Remedy::NewCertificate => self.pause,
+        };
+        let anew = remedy == Remedy::NewCertificate;
+        self.waiting = Some(Waiting { until: Instant::now() + pause, anew, why: why.to_owned() });
+        self.pause = (pause * 2).clamp(SOONEST, LATEST);
+    }
+
+    /// Ends when something is to be heard once more.
+    pub(super) async fn again(&mut self) -> Again {
+        let Some(until) = self.waiting.as_ref().map(|waiting| waiting.until) else {
+            return std::future::pending().await;
+        };
+        tokio::time::sleep_until(until).await;
+        match self.waiting.take() {
+            Some(Waiting { anew: true, why, .. }) => {
+                Again::Stream(format!("it is asked for its present certificate, since {why}"))
+            }
+            _ => Again::Names(TRUST_BUNDLE, vec![self.domain.to_string()]),
+        }
+    }
+}
+
+fn told(refusal: &Refusal) -> String {
+    let plain = |c: char| if c.is_control() { c.escape_default().to_string() } else { c.to_string() };
+    refusal.to_string().chars().take(LONGEST_WHY).map(plain).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_peer_has_sent_is_told_in_part_and_plainly() {
+        let told = told(&Refusal::Unused(format!("a\u{1b}[2J\n{}", "x".repeat(1 << 20))));
+        assert!(told.contains(r"\u{1b}[2J\nx") && told.len() < 2 * LONGEST_WHY, "{}", told.len());
+    }
+}
