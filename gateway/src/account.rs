@@ -87,7 +87,7 @@ impl Account {
     pub(crate) fn admit_service(&mut self, service: &Arc<Service>) -> Result<(), Reason> {
         self.service = Some(Arc::clone(service));
         if self.permits.service.is_none() {
-            let permit = service.state.admit(service.settings.max_connections);
+            let permit = service.state.admit(service.rules.max_connections);
             self.permits.service = Some(permit.ok_or(Reason::LimitService)?);
         }
         Ok(())
@@ -149,7 +149,7 @@ impl Account {
         let (service, rule) = (&step.route.service, &step.tables.live.upstream.ejection);
         if service.failed(step.endpoint, socket::now(), rule) {
             add(&self.worker.counters.ejections, 1);
-            tracing::warn!(service = %service.name, endpoint = %step.endpoint.address, %reason, "endpoint ejected");
+            tracing::warn!(service = %service.name(), endpoint = %step.endpoint.address, %reason, "endpoint ejected");
         }
     }
 
@@ -222,10 +222,10 @@ impl Account {
             peer: self.conn.client(),
             sni: self.conn.sni.get().map(HostName::as_str),
             alpn: &self.alpn,
-            service: self.service.as_ref().map(|service| &*service.name),
+            service: self.service.as_ref().map(|service| service.name()),
             endpoint,
             cluster: reached.and_then(Endpoint::cluster).unwrap_or(&process.fixed.node.cluster),
-            locality: reached.map(|endpoint| endpoint.locality.to_string()),
+            locality: reached.map(|endpoint| endpoint.traits.locality.to_string()),
             attempts: self.attempts,
             bytes_in: self.conn.bytes_in.load(Relaxed),
             bytes_out: self.conn.bytes_out.load(Relaxed),

@@ -82,7 +82,7 @@ impl Attempts {
         account: &Account,
         worker: &Worker,
     ) -> Attempt<'a> {
-        let limits = &step.route.service.settings.timeouts;
+        let limits = &step.route.service.rules.timeouts;
         let scarce = worker.process.limits.hellos.is_scarce(step.tables.live.limits.hello_memory);
         Attempt {
             step,
@@ -95,7 +95,7 @@ impl Attempts {
 
     fn wire(&self, step: Step<'_>, client: &TcpStream, account: &Account) -> Cow<'_, [u8]> {
         let hello = self.flight.bytes();
-        if !step.route.service.settings.send_proxy {
+        if !step.route.service.rules.send_proxy {
             return Cow::Borrowed(hello);
         }
         let conn = &account.conn;
@@ -131,7 +131,7 @@ impl Attempts {
     fn another_is_left(&self, step: Step<'_>) -> bool {
         let service = &step.route.service;
         self.tried.len() < step.tables.live.upstream.attempts as usize
-            && self.since.elapsed() < service.settings.timeouts.connect_total
+            && self.since.elapsed() < service.rules.timeouts.connect_total
             && pick(
                 service,
                 &self.choice(step.route, Ipv4Addr::UNSPECIFIED.into()),

@@ -4,21 +4,20 @@
 mod answers;
 mod following;
 
-use std::collections::HashSet;
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
-use isthmus_xds::HostName;
 use isthmus_xds::enrol::Renewal;
+use isthmus_xds::{HostName, HostPattern};
 use tokio::sync::{Notify, watch};
 
 pub use self::answers::{Answer, Answers};
 pub use self::following::{Following, Probed, Unreached};
-use crate::config::settings::{Fixed, Live, Service, Settings, Target};
+use crate::config::settings::{Fixed, Live, Service, Settings};
 use crate::drain::Phase;
-use crate::snapshot::{Resolved, Snapshot};
+use crate::snapshot::{Beside, Next, Resolved, Snapshot};
 use crate::socket;
 use crate::worker::{Process, Worker};
 
@@ -56,10 +55,11 @@ pub struct Control {
 #[derive(Debug)]
 struct Inputs {
     /// As the file has it.
-    live: Live,
-    /// Services that came from elsewhere; none until something was heard.
-    learned: Option<Vec<Arc<Service>>>,
+    live: Arc<Live>,
+    /// Somebody else said what there is besides, be it nothing.
+    was_told: bool,
     resolved: Resolved,
+    beside: Beside,
 }
 
 #[derive(Debug)]
@@ -81,7 +81,9 @@ pub struct Refused {
 
 impl Control {
     pub(crate) fn new(settings: Settings, process: Arc<Process>, workers: Vec<Arc<Worker>>) -> Control {
-        let names = names(settings.live.services.iter());
+        let tables = process.tables.load_full();
+        let beside = Beside::of_file(&tables);
+        let names = beside.targets();
         let answers = Answers::default();
         answers.keep_only(&names);
         Control {
@@ -94,7 +96,12 @@ impl Control {
             renewal: Arc::default(),
             started: SystemTime::now(),
             written: settings.fixed,
-            inputs: Mutex::new(Inputs { live: settings.live, learned: None, resolved: Resolved::new() }),
+            inputs: Mutex::new(Inputs {
+                live: Arc::clone(&tables.live),
+                was_told: false,
+                resolved: Resolved::new(),
+                beside,
+            }),
             shown: Mutex::new(Shown { changed: SystemTime::now(), refused: None }),
             retired: Mutex::default(),
             leave: Notify::new(),
@@ -118,7 +125,7 @@ impl Control {
 
     /// Whether the gateway runs on exactly these settings.
     pub(crate) fn runs(&self, settings: &Settings) -> bool {
-        self.written == settings.fixed && self.inputs().live == settings.live
+        self.written == settings.fixed && *self.inputs().live == settings.live
     }
 
     /// Puts an edit live, whole. Nothing changes when it touches what is bound at start.
@@ -132,9 +139,10 @@ impl Control {
             ));
         }
         let mut inputs = self.inputs();
-        if inputs.live != edit.live {
-            inputs.live = edit.live;
-            self.rename(&mut inputs);
+        if *inputs.live != edit.live {
+            let live = Arc::new(edit.live);
+            inputs.live = Arc::clone(&live);
+            self.change(&mut inputs, |next| next.read(live));
         }
         self.shown().refused = None;
         self.process.metrics.reloads.fetch_add(1, Relaxed);
@@ -143,23 +151,33 @@ impl Control {
 
     /// Puts services live that came from elsewhere, in place of those that came before. Where the file has the
     /// same host and port, the file's stays.
-    pub fn learned(&self, services: Vec<Arc<Service>>) {
+    pub fn learned(&self, services: &[Arc<Service>]) {
         let mut inputs = self.inputs();
-        if inputs.learned.as_ref() != Some(&services) {
-            inputs.learned = Some(services);
-            self.rename(&mut inputs);
-        }
+        inputs.was_told = true;
+        self.change(&mut inputs, |next| next.learn_all(services));
+    }
+
+    /// The same of these hosts only; all others stay as they are.
+    pub fn learned_of(&self, hosts: impl Iterator<Item = (HostPattern, Vec<Service>)>) {
+        let mut inputs = self.inputs();
+        inputs.was_told = true;
+        self.change(&mut inputs, |next| {
+            for (host, services) in hosts {
+                next.learn(&host, services);
+            }
+        });
     }
 
     /// What the file says, without what came from elsewhere.
-    pub fn configured(&self) -> Live {
-        self.inputs().live.clone()
+    pub fn configured(&self) -> Arc<Live> {
+        Arc::clone(&self.inputs().live)
     }
 
-    fn rename(&self, inputs: &mut Inputs) {
-        let after = self.swap(inputs);
-        let named = after.services.iter().filter(|service| service.is_named);
-        let names = names(named.map(|service| &service.settings));
+    fn change(&self, inputs: &mut Inputs, change: impl FnOnce(&mut Next<'_>)) {
+        if !self.swap(inputs, change) {
+            return;
+        }
+        let names = inputs.beside.targets();
         // A name that comes back later is asked for again, rather than trusted as it was.
         inputs.resolved.retain(|name, _| names.binary_search(name).is_ok());
         self.names.send_if_modified(|known| {
@@ -183,7 +201,7 @@ impl Control {
         let changes = answers.iter().any(|(name, addresses)| inputs.resolved.get(name) != Some(addresses));
         if changes {
             inputs.resolved.extend(answers);
-            self.swap(&inputs);
+            self.swap(&mut inputs, |next| next.resolve());
         }
     }
 
@@ -199,17 +217,22 @@ impl Control {
         self.shown().refused.clone()
     }
 
-    fn swap(&self, inputs: &Inputs) -> Arc<Snapshot> {
+    /// False when nothing changes.
+    fn swap(&self, inputs: &mut Inputs, change: impl FnOnce(&mut Next<'_>)) -> bool {
         let started = Instant::now();
         let before = self.process.tables.load_full();
         let is_own = |address| self.process.is_own(address);
-        let after = Snapshot::compile(inputs.together(), &inputs.resolved, Some(&before), &is_own);
-        tracing::info!(epoch = after.epoch, services = after.services.len(), took = ?started.elapsed(), "tables swapped");
+        let mut next = Next::after(&before, &mut inputs.beside, (&inputs.resolved, &is_own));
+        change(&mut next);
+        if !next.is_news() {
+            return false;
+        }
+        let after = next.done();
+        tracing::info!(epoch = after.epoch, services = after.len(), took = ?started.elapsed(), "tables swapped");
         self.shown().changed = SystemTime::now();
-        let after = Arc::new(after);
-        let retired = self.process.tables.swap(Arc::clone(&after));
+        let retired = self.process.tables.swap(Arc::new(after));
         self.retired.lock().unwrap_or_else(PoisonError::into_inner).push(retired);
-        after
+        true
     }
 
     /// Frees snapshots that no connection reads any more, and what reading the file left, for ever.
@@ -240,7 +263,7 @@ impl Control {
     /// Serving, every endpoint's name has been looked up once, and an agent was heard if there are any.
     #[must_use]
     pub fn is_ready(&self) -> bool {
-        let is_heard = || self.written.xds.is_none() || self.inputs().learned.is_some();
+        let is_heard = || self.written.xds.is_none() || self.inputs().was_told;
         *self.phase.borrow() == Phase::Serving && !self.answers.are_awaited() && is_heard()
     }
 
@@ -312,31 +335,6 @@ impl Control {
     pub fn is_broken(&self) -> bool {
         self.broken.load(Relaxed)
     }
-}
-
-impl Inputs {
-    fn together(&self) -> Live {
-        let mut live = self.live.clone();
-        let own: HashSet<_> =
-            self.live.services.iter().map(|service| (&service.host, service.port)).collect();
-        let learned = self.learned.iter().flatten();
-        live.services
-            .extend(learned.filter(|service| !own.contains(&(&service.host, service.port))).cloned());
-        live
-    }
-}
-
-fn names<'a>(services: impl Iterator<Item = &'a Arc<Service>>) -> Vec<HostName> {
-    let endpoints = services.flat_map(|service| &service.endpoints);
-    let mut names: Vec<_> = endpoints
-        .filter_map(|endpoint| match &endpoint.address {
-            Target::Name { host, .. } => Some(host.clone()),
-            Target::Address(_) => None,
-        })
-        .collect();
-    names.sort_unstable();
-    names.dedup();
-    names
 }
 
 /// The keys of the file that differ, in its words.

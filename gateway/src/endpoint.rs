@@ -14,7 +14,7 @@ use crate::socket::Millis;
 #[derive(Debug, Default)]
 pub struct ServiceState {
     /// Connections at once, over all workers.
-    active: Arc<AtomicU32>,
+    active: AtomicU32,
     /// Where round robin stands.
     cursor: AtomicU32,
     /// Counters with this service's label; from its first connection on.
@@ -41,8 +41,8 @@ impl ServiceState {
     }
 
     /// Counts a connection in, unless `limit` are there already.
-    pub(crate) fn admit(&self, limit: Option<u32>) -> Option<Counted> {
-        Counted::below(&self.active, limit.unwrap_or(u32::MAX))
+    pub(crate) fn admit(self: &Arc<Self>, limit: Option<u32>) -> Option<Counted<ServiceState>> {
+        Counted::below(self, limit.unwrap_or(u32::MAX))
     }
 
     /// Whether a hello from `source` may be sent once more, and takes it from the budget if so.
@@ -84,7 +84,7 @@ impl ServiceCounters {
 /// One endpoint's state; it outlives the snapshot that made it.
 #[derive(Debug, Default)]
 pub struct EndpointState {
-    active: Arc<AtomicU32>,
+    active: AtomicU32,
     failures: AtomicU32,
     ejections: AtomicU32,
     ejected_until: AtomicU64,
@@ -109,8 +109,8 @@ impl EndpointState {
         self.ejected_until.load(Relaxed) <= now
     }
 
-    pub(crate) fn enter(&self) -> Counted {
-        Counted::one(&self.active)
+    pub(crate) fn enter(self: &Arc<Self>) -> Counted<EndpointState> {
+        Counted::one(self)
     }
 
     pub(crate) fn connected(&self) {
@@ -134,27 +134,52 @@ impl EndpointState {
     }
 }
 
+/// What connections are counted at: the counter stands in it, so that a hundred thousand of them are not as
+/// many allocations more.
+pub trait Count {
+    /// The counter.
+    fn count(&self) -> &AtomicU32;
+}
+
+impl Count for AtomicU32 {
+    fn count(&self) -> &AtomicU32 {
+        self
+    }
+}
+
+impl Count for ServiceState {
+    fn count(&self) -> &AtomicU32 {
+        &self.active
+    }
+}
+
+impl Count for EndpointState {
+    fn count(&self) -> &AtomicU32 {
+        &self.active
+    }
+}
+
 /// One more at a place that is counted, until it is dropped.
 #[derive(Debug)]
-pub struct Counted(Arc<AtomicU32>);
+pub struct Counted<T: Count = AtomicU32>(Arc<T>);
 
-impl Counted {
-    pub(crate) fn one(count: &Arc<AtomicU32>) -> Counted {
-        count.fetch_add(1, Relaxed);
-        Counted(Arc::clone(count))
+impl<T: Count> Counted<T> {
+    pub(crate) fn one(place: &Arc<T>) -> Counted<T> {
+        place.count().fetch_add(1, Relaxed);
+        Counted(Arc::clone(place))
     }
 
     /// `None` when there are `limit` already. Counted only then: of two that race for the last place, each
     /// would see the other and neither would get it.
-    pub(crate) fn below(count: &Arc<AtomicU32>, limit: u32) -> Option<Counted> {
+    pub(crate) fn below(place: &Arc<T>, limit: u32) -> Option<Counted<T>> {
         let one_more = |here| (here < limit).then(|| here + 1);
-        count.fetch_update(Relaxed, Relaxed, one_more).ok().map(|_| Counted(Arc::clone(count)))
+        place.count().fetch_update(Relaxed, Relaxed, one_more).ok().map(|_| Counted(Arc::clone(place)))
     }
 }
 
-impl Drop for Counted {
+impl<T: Count> Drop for Counted<T> {
     fn drop(&mut self) {
-        self.0.fetch_sub(1, Relaxed);
+        self.0.count().fetch_sub(1, Relaxed);
     }
 }
 
@@ -243,7 +268,7 @@ mod tests {
 
     #[test]
     fn counts_stop_at_the_limit_and_go_back() {
-        let service = ServiceState::default();
+        let service = Arc::new(ServiceState::default());
         let first = service.admit(Some(1)).unwrap();
         assert!(service.admit(Some(1)).is_none());
         assert_eq!(service.active(), 1);

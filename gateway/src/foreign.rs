@@ -109,7 +109,7 @@ impl Tables for Given {
         if self.was_whole {
             let services = self.state.services();
             self.control.following.send_modify(|following| following.slices = services.len());
-            self.control.learned(services);
+            self.control.learned(&services);
         }
         self.control.following.send_modify(|following| following.refused(&refused));
         refused

@@ -4,7 +4,7 @@
 mod probing;
 mod services;
 
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::io;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -12,17 +12,17 @@ use std::time::{Duration, Instant};
 
 use isthmus_certs::{Client as Tls, IdPattern, Peer, Trust};
 use isthmus_xds::HostPattern;
-use isthmus_xds::accepted::Accepted;
-use isthmus_xds::ads::client::{Client, Refused, Update};
+use isthmus_xds::ads::client::{Client, Refused, Resource, Update};
 use isthmus_xds::ads::subscribe::{Contact, Subscription, Tables};
 use isthmus_xds::agent::SLICE;
-use isthmus_xds::kept::Kept;
+use isthmus_xds::held::Held;
+use isthmus_xds::kept::Journal;
 use isthmus_xds::probes::Probes;
 use isthmus_xds::probing::probe;
 use isthmus_xds::proto::envoy::config::core::v3::{Locality, Node};
-use isthmus_xds::slice::{Cluster, Key, Slice, version};
+use isthmus_xds::slice::{Key, Slice};
 
-use crate::config::settings::{Service, Target};
+use crate::config::settings::Target;
 use crate::control::Control;
 
 use probing::Asking;
@@ -50,7 +50,7 @@ impl Follow {
         control: Arc<Control>,
     ) -> io::Result<Follow> {
         let slices = Slices::open(Arc::clone(&control), here(&trust, &control), state)?;
-        let client = Client::new(SLICE, slices.known());
+        let client = Client::of_tables(SLICE);
         let subscription = subscription(servers, trust, &control)?;
         Ok(Follow { subscription, client, slices: Arc::new(Mutex::new(slices)) })
     }
@@ -115,61 +115,48 @@ struct Slices {
     control: Arc<Control>,
     here: Here,
     network: String,
-    accepted: Accepted,
-    /// In order, so that the same slices always make the same tables.
-    hosts: BTreeMap<HostPattern, Host>,
-    kept: Option<Kept>,
+    held: Held,
+    kept: Option<Journal>,
     lost: Option<Instant>,
     expired: HashSet<Key>,
     /// Begun once no agent is heard.
     probes: Option<Probes>,
 }
 
-/// What stands under one host, and what came of it.
-#[derive(Default)]
-struct Host {
-    clusters: Vec<Cluster>,
-    services: Vec<Arc<Service>>,
-}
-
 impl Slices {
     /// With what was kept of the time before, live at once.
     fn open(control: Arc<Control>, here: Here, state: Option<&Path>) -> io::Result<Slices> {
-        let kept = state.map(|folder| Kept::open(&folder.join("agent.slices"))).transpose()?;
+        let kept = state.map(|folder| Journal::open(&folder.join("agent.slices"))).transpose()?;
+        let (kept, entries) = kept.unzip();
         let mut slices = Slices {
             here,
             network: control.process.fixed.node.network.clone(),
             control,
-            accepted: Accepted::default(),
-            hosts: BTreeMap::new(),
-            kept: None,
+            held: Held::default(),
+            kept,
             lost: Some(Instant::now()),
             expired: HashSet::new(),
             probes: None,
         };
         let mut touched = BTreeSet::new();
-        for (name, bytes) in kept.iter().flat_map(Kept::entries) {
-            match slices.take(name, bytes) {
-                Ok(host) => _ = touched.insert(host),
-                Err(why) => tracing::warn!(slice = ?name, %why, "a slice that was kept is not taken"),
+        for (name, bytes) in entries.unwrap_or_default() {
+            match slices.take(&name, &bytes) {
+                Ok(key) => _ = touched.insert(key.host),
+                Err(why) => {
+                    tracing::warn!(slice = ?name, %why, "a slice that was kept is not taken");
+                    slices.forget(&name, bytes.len())?;
+                }
             }
         }
-        slices.kept = kept;
-        slices.renew(touched);
-        if !slices.hosts.is_empty() {
-            tracing::info!(slices = slices.count(), "begun with the tables that were kept");
-            slices.publish();
+        if !slices.held.is_empty() {
+            tracing::info!(slices = slices.held.len(), "begun with the tables that were kept");
+            slices.renew(touched);
         }
         Ok(slices)
     }
 
-    /// What need not be sent again, with its version.
-    fn known(&self) -> Vec<(String, String)> {
-        self.kept.iter().flat_map(Kept::entries).map(|(name, bytes)| (name.clone(), version(bytes))).collect()
-    }
-
-    /// Takes a slice; says of which host.
-    fn take(&mut self, name: &str, bytes: &[u8]) -> Result<HostPattern, String> {
+    /// Takes a slice; says which.
+    fn take(&mut self, name: &str, bytes: &[u8]) -> Result<Key, String> {
         let slice = Slice::decode(bytes).map_err(|error| error.to_string())?;
         if slice.key.to_string() != name {
             return Err(format!("is the slice of {}", slice.key));
@@ -185,14 +172,19 @@ impl Slices {
                 offer.network, self.network
             ));
         }
-        let Key { cluster, host } = slice.key.clone();
-        self.accepted.take(slice).map_err(|older| older.to_string())?;
-        let known = self.hosts.entry(host.clone()).or_default();
-        if !known.clusters.contains(&cluster) {
-            known.clusters.reserve_exact(1);
-            known.clusters.push(cluster);
-        }
-        Ok(host)
+        self.held.take(&slice, bytes).map_err(|older| older.to_string())?;
+        Ok(slice.key)
+    }
+
+    /// The same of what an agent gave, which is kept for a restart.
+    fn accept(&mut self, resource: &Resource) -> Result<(Key, io::Result<()>), String> {
+        let Resource { name, bytes, .. } = resource;
+        let old = name.parse::<Key>().ok().and_then(|key| self.held.bytes(&key));
+        let is_known = old.is_some_and(|old| old == &bytes[..]);
+        let length = old.map(<[u8]>::len);
+        let key = self.take(name, bytes)?;
+        let kept = self.kept.as_mut().filter(|_| !is_known);
+        Ok((key, kept.map_or(Ok(()), |kept| kept.set(name, bytes, length))))
     }
 
     fn apply(&mut self, update: &Update) -> Vec<Refused> {
@@ -200,12 +192,10 @@ impl Slices {
         let mut touched = BTreeSet::new();
         let mut outcome = Ok(());
         for resource in &update.resources {
-            match self.take(&resource.name, &resource.bytes) {
-                Ok(host) => {
-                    touched.insert(host);
-                    if let Some(kept) = &mut self.kept {
-                        outcome = outcome.and(kept.set(&resource.name, &resource.bytes));
-                    }
+            match self.accept(resource) {
+                Ok((key, kept)) => {
+                    touched.insert(key.host);
+                    outcome = outcome.and(kept);
                 }
                 Err(why) => {
                     tracing::warn!(slice = ?resource.name, %why, "a slice was refused");
@@ -214,56 +204,37 @@ impl Slices {
             }
         }
         for name in &update.removed {
-            if let Ok(key) = name.parse::<Key>() {
-                self.accepted.leave(&key);
-                touched.insert(key.host);
+            let Ok(key) = name.parse::<Key>() else { continue };
+            if let Some(length) = self.held.bytes(&key).map(<[u8]>::len) {
+                outcome = outcome.and(self.forget(name, length));
             }
-            if let Some(kept) = &mut self.kept {
-                outcome = outcome.and(kept.remove(name));
-            }
+            self.held.leave(&key);
+            touched.insert(key.host);
+        }
+        if let Some(kept) = &mut self.kept {
+            outcome = outcome.and_then(|()| kept.tidy(self.held.entries()));
         }
         if let Err(error) = outcome {
             tracing::error!(%error, "tables cannot be kept for a restart; they are live all the same");
         }
         self.renew(touched);
-        self.publish();
         self.control.following.send_modify(|following| following.refused(&refused));
         refused
     }
 
-    /// Makes the services of these hosts anew. One that comes out as it was stays the very same, so that
-    /// nobody looks at it again.
-    fn renew(&mut self, touched: BTreeSet<HostPattern>) {
-        for host in touched {
-            let Some(mut known) = self.hosts.remove(&host) else { continue };
-            let accepted = &self.accepted;
-            let slice = |cluster: &Cluster| {
-                let key = Key { cluster: cluster.clone(), host: host.clone() };
-                accepted.get(&key).map(|slice| (key, slice))
-            };
-            known.clusters.retain(|cluster| slice(cluster).is_some());
-            let standing = known.clusters.iter().filter_map(slice);
-            let standing = standing.filter(|(key, _)| !self.expired.contains(key)).map(|(_, slice)| &**slice);
-            let services = self.here.services(standing).into_iter().map(|service| {
-                let same = known.services.iter().find(|known| ***known == service);
-                same.map_or_else(|| Arc::new(service), Arc::clone)
-            });
-            known.services = services.collect();
-            if !known.clusters.is_empty() {
-                self.hosts.insert(host, known);
-            }
-        }
+    fn forget(&mut self, name: &str, length: usize) -> io::Result<()> {
+        self.kept.as_mut().map_or(Ok(()), |kept| kept.remove(name, length))
     }
 
-    fn count(&self) -> usize {
-        self.hosts.values().map(|host| host.clusters.len()).sum()
-    }
-
-    fn publish(&self) {
-        let services = self.hosts.values().flat_map(|host| &host.services);
-        self.control.learned(services.cloned().collect());
-        let count = self.count();
-        self.control.following.send_modify(|following| following.slices = count);
+    /// Makes the services of these hosts anew and puts them live.
+    fn renew(&self, touched: BTreeSet<HostPattern>) {
+        let services = |host: HostPattern| {
+            let slices = self.held.of_host(&host);
+            let standing = slices.iter().filter(|slice| !self.expired.contains(&slice.key));
+            (host, self.here.services(standing))
+        };
+        self.control.learned_of(touched.into_iter().map(services));
+        self.control.following.send_modify(|following| following.slices = self.held.len());
     }
 
     fn contact(&mut self, agent: &str, lost: Option<&str>) {
@@ -273,7 +244,6 @@ impl Slices {
             touched.extend(self.expired.drain().map(|key| key.host));
             if !touched.is_empty() {
                 self.renew(touched);
-                self.publish();
             }
         }
         self.control.following.send_modify(|following| following.contact(agent, lost));
@@ -282,15 +252,14 @@ impl Slices {
     /// Lets go of what was promised for a time only, while no agent is heard.
     fn expire(&mut self, now: Instant) {
         let Some(silence) = self.lost.map(|lost| now.saturating_duration_since(lost)) else { return };
-        let over = self.accepted.iter().filter(|slice| slice.has_expired(silence));
-        let news = over.map(|slice| &slice.key).filter(|key| !self.expired.contains(*key));
+        let over = self.held.limited().filter(|(_, rule)| rule.is_over(silence));
+        let news = over.map(|(key, _)| key).filter(|key| !self.expired.contains(*key));
         let news: Vec<_> = news.cloned().collect();
         let touched: BTreeSet<_> = news.iter().map(|key| key.host.clone()).collect();
         self.expired.extend(news);
         if !touched.is_empty() {
             tracing::warn!(slices = self.expired.len(), "have expired: no agent was heard for too long");
             self.renew(touched);
-            self.publish();
         }
     }
 }
@@ -301,6 +270,10 @@ struct Followed(Arc<Mutex<Slices>>);
 impl Tables for Followed {
     fn apply(&mut self, update: &Update) -> Vec<Refused> {
         locked(&self.0).apply(update)
+    }
+
+    fn versions(&self, _type_url: &str) -> HashMap<String, String> {
+        locked(&self.0).held.versions()
     }
 
     fn contact(&mut self, contact: Contact<'_>) {

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::config::settings;
-use crate::endpoint::Counted;
+use crate::endpoint::{Counted, EndpointState, ServiceState};
 use crate::reason::Reason;
 
 /// Refused connections that linger so that their alert arrives, at most.
@@ -105,8 +105,8 @@ impl Limits {
 pub(crate) struct Permits {
     pub(crate) process: Option<[Counted; 2]>,
     pub(crate) source: Option<FromSource>,
-    pub(crate) service: Option<Counted>,
-    pub(crate) endpoint: Option<Counted>,
+    pub(crate) service: Option<Counted<ServiceState>>,
+    pub(crate) endpoint: Option<Counted<EndpointState>>,
 }
 
 /// One more connection of a source, until it is dropped.

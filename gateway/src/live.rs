@@ -181,7 +181,7 @@ impl Conn {
     /// The limit that this connection has passed, if any.
     fn overdue(&self, now: Millis) -> Option<Reason> {
         let target = self.target()?;
-        let limits = &target.service.settings.timeouts;
+        let limits = &target.service.rules.timeouts;
         let passed = |since: Millis, limit: Option<Duration>| {
             limit.is_some_and(|limit| u128::from(now.saturating_sub(since)) >= limit.as_millis())
         };

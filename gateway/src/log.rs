@@ -13,6 +13,7 @@ use serde::{Serialize, Serializer};
 use crate::hello::Alpn;
 use crate::metrics::Metrics;
 use crate::reason::Reason;
+use crate::snapshot::Name;
 
 /// Lines that come within this are written together.
 const GATHER: Duration = Duration::from_millis(20);
@@ -121,7 +122,7 @@ pub(crate) struct Line<'a> {
     pub(crate) sni: Option<&'a str>,
     #[serde(serialize_with = "escaped")]
     pub(crate) alpn: &'a Alpn,
-    pub(crate) service: Option<&'a str>,
+    pub(crate) service: Option<Name<'a>>,
     pub(crate) endpoint: Option<SocketAddr>,
     pub(crate) cluster: &'a str,
     pub(crate) locality: Option<String>,

@@ -156,7 +156,8 @@ impl ServiceTable {
             if listed.len() >= self.limit {
                 return Arc::clone(&self.others);
             }
-            let counters = ServiceCounters::new(service.name.clone(), Arc::downgrade(&service.state));
+            let counters =
+                ServiceCounters::new(service.name().to_string().into(), Arc::downgrade(&service.state));
             let counters = Arc::new(counters);
             listed.push(Arc::clone(&counters));
             counters
@@ -198,11 +199,15 @@ mod tests {
     fn a_service_that_is_gone_makes_room_for_another() {
         let table = ServiceTable::new(1);
         let first = tables("a.example");
-        assert_eq!(&*table.of(&first.services[0]).name, "a.example:443");
+        assert_eq!(&*table.of(first.services().next().unwrap()).name, "a.example:443");
         table.forget_the_gone();
-        assert_eq!(&*table.of(&tables("b.example").services[0]).name, "other", "the first is still there");
+        assert_eq!(
+            &*table.of(tables("b.example").services().next().unwrap()).name,
+            "other",
+            "the first is still there"
+        );
         drop(first);
         table.forget_the_gone();
-        assert_eq!(&*table.of(&tables("c.example").services[0]).name, "c.example:443");
+        assert_eq!(&*table.of(tables("c.example").services().next().unwrap()).name, "c.example:443");
     }
 }

@@ -90,7 +90,7 @@ fn by_policy<'s>(
     random: &mut fastrand::Rng,
     usable: &dyn Fn(&Endpoint) -> bool,
 ) -> Option<&'s Endpoint> {
-    match service.settings.balance {
+    match service.rules.balance {
         Balance::RoundRobin => from_turn(service, group, choice.turn, usable),
         Balance::Random => at_random(service, group, random, usable),
         Balance::LeastConnections => {
@@ -174,7 +174,7 @@ mod tests {
         );
         let settings = crate::config::parse(&text, Path::new("test.yaml")).unwrap();
         let tables = Snapshot::compile(settings.live, &Resolved::new(), None, &|_| false);
-        Arc::clone(&tables.services[0])
+        Arc::clone(tables.services().next().unwrap())
     }
 
     const NOBODY: Choice<'static> = Choice {

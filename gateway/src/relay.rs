@@ -34,7 +34,7 @@ pub async fn relay(
     worker: &Worker,
     conn: &Conn,
 ) -> End {
-    let mut stuck = Stuck::new(conn.target().and_then(|target| target.service.settings.timeouts.half_closed));
+    let mut stuck = Stuck::new(conn.target().and_then(|target| target.service.rules.timeouts.half_closed));
     let end = both_ways(client, server, said, worker, conn, &mut stuck).await;
     let survivor = match end {
         End::Closed(_) => return end,

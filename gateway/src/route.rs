@@ -9,7 +9,7 @@ use isthmus_xds::{HostName, outbound};
 use crate::config::settings::Side;
 use crate::hello::Alpn;
 use crate::reason::Reason;
-use crate::snapshot::{Claims, Service, Snapshot};
+use crate::snapshot::{Claim, Service, Snapshot};
 
 /// Where a hello leads.
 #[derive(Clone, Debug)]
@@ -46,7 +46,7 @@ pub fn route(snapshot: &Snapshot, query: Query<'_>) -> Result<Route, Reason> {
         Some(answer) => answer,
         None => {
             let default = snapshot.live.listeners.get(query.listener).and_then(|listener| listener.default);
-            match default.and_then(|index| snapshot.service(index)) {
+            match default.and_then(|index| snapshot.in_file(index)) {
                 Some(service) => meets(service, query).map(|()| Route {
                     service: Arc::clone(service),
                     instance: None,
@@ -62,23 +62,20 @@ pub fn route(snapshot: &Snapshot, query: Query<'_>) -> Result<Route, Reason> {
 /// `None` when nothing has that name.
 fn find(snapshot: &Snapshot, sni: &HostName, side: Side, query: Query<'_>) -> Option<Result<Route, Reason>> {
     let (name, port) = outbound::split(sni.as_str());
-    let choose = |claims, part| choose(snapshot, claims, Asked { port, part, side, query });
-    if let Some(answer) = snapshot.names.exact.get(name).and_then(|claims| choose(claims, Part::Whole)) {
+    let names = &snapshot.names;
+    let choose = |claims, part| choose(claims, Asked { port, part, side, query });
+    if let Some(answer) = choose(names.exact(name), Part::Whole) {
         return Some(answer);
     }
-    if let Some(answer) =
-        snapshot.names.instances.get(name).and_then(|claims| choose(claims, Part::Alias(name)))
-    {
+    if let Some(answer) = choose(names.instance(name), Part::Alias(name)) {
         return Some(answer);
     }
     let (label, parent) = name.split_once('.')?;
-    if let Some(answer) =
-        snapshot.names.exact.get(parent).and_then(|claims| choose(claims, Part::Label(label)))
-    {
+    if let Some(answer) = choose(names.exact(parent), Part::Label(label)) {
         return Some(answer);
     }
     std::iter::successors(Some(parent), |suffix| suffix.split_once('.').map(|(_, rest)| rest))
-        .find_map(|suffix| snapshot.names.suffixes.get(suffix).and_then(|claims| choose(claims, Part::Whole)))
+        .find_map(|suffix| choose(names.suffix(suffix), Part::Whole))
 }
 
 /// Which part of a service is meant.
@@ -101,13 +98,12 @@ struct Asked<'a> {
 
 /// The first service, most specific first, that has the port and the instance and whose conditions are
 /// met. `None` when none of them has that port or that instance.
-fn choose(snapshot: &Snapshot, claims: &Claims, asked: Asked<'_>) -> Option<Result<Route, Reason>> {
+fn choose(claims: &[Claim], asked: Asked<'_>) -> Option<Result<Route, Reason>> {
     let Asked { port, part, side, query } = asked;
     let mut answer = None;
-    for service in claims.indexes().iter().filter_map(|index| snapshot.service(*index as usize)) {
-        let settings = &service.settings;
-        let is_open = side == Side::Outbound || settings.exposed;
-        if !is_open || port.map_or(!settings.bare, |port| settings.port != port) {
+    for service in claims.iter().map(|claim| &claim.service) {
+        let is_open = side == Side::Outbound || service.rules.exposed;
+        if !is_open || port.map_or(!service.rules.bare, |port| service.port != port) {
             continue;
         }
         let named = match part {
@@ -132,11 +128,11 @@ fn choose(snapshot: &Snapshot, claims: &Claims, asked: Asked<'_>) -> Option<Resu
 }
 
 fn meets(service: &Service, query: Query<'_>) -> Result<(), Reason> {
-    let settings = &service.settings;
-    if !settings.sources.is_empty() && !settings.sources.iter().any(|net| net.contains(&query.source)) {
+    let rules = &service.rules;
+    if !rules.sources.is_empty() && !rules.sources.iter().any(|net| net.contains(&query.source)) {
         return Err(Reason::SourceDenied);
     }
-    if !settings.alpn.is_empty() && !settings.alpn.iter().any(|protocol| query.alpn.offers(protocol)) {
+    if !rules.alpn.is_empty() && !rules.alpn.iter().any(|protocol| query.alpn.offers(protocol)) {
         return Err(Reason::AlpnUnmatched);
     }
     Ok(())
@@ -159,8 +155,8 @@ mod tests {
         let alpn = Alpn::of(alpn.iter().copied());
         let query = Query { listener: 0, sni: name.as_ref(), alpn: &alpn, source: source.parse().unwrap() };
         route(tables, query).map(|route| match route.instance {
-            Some(instance) => format!("{}/{instance}", route.service.name),
-            None => route.service.name.to_string(),
+            Some(instance) => format!("{}/{instance}", route.service.name()),
+            None => route.service.name().to_string(),
         })
     }
 

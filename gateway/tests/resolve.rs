@@ -130,7 +130,7 @@ fn text(servers: &[&Dns], services: &[(&str, String)]) -> String {
 }
 
 fn service(world: &World) -> Arc<Service> {
-    Arc::clone(&world.gateway().control().process.tables.load().services[0])
+    Arc::clone(world.gateway().control().process.tables.load().services().next().unwrap())
 }
 
 fn addresses(world: &World) -> Vec<IpAddr> {
@@ -206,7 +206,7 @@ fn a_name_that_leads_back_to_the_gateway_is_a_loop() {
     dns.set_a("me.test", 1, [TWO]);
     fs::write(&file, text(&[&dns], &[("a.test", format!("me.test:{port}"))])).unwrap();
     let hello = hello("a.test");
-    until("the edit is live", || world.gateway().control().process.tables.load().services.len() == 1);
+    until("the edit is live", || world.gateway().control().process.tables.load().len() == 1);
     until("the name is resolved", || addresses(&world) == [ip(TWO)]);
     assert_eq!(served_by(world.address(), &hello), Some((TWO, port).into()));
 
@@ -269,7 +269,7 @@ fn hundreds_of_names_are_resolved_at_once_and_forgotten_with_their_services() {
     assert!(answers().values().all(|known| known.addresses == [ip(TWO)] && known.problem.is_none()));
     until("all are in the tables", || {
         let tables = world.gateway().control().process.tables.load_full();
-        tables.services.iter().all(|service| service.endpoints.len() == 1)
+        tables.services().all(|service| service.endpoints.len() == 1)
     });
     assert!(world.epoch() < NAMES as u64 / 4, "{} swaps: answers go live in batches", world.epoch());
 

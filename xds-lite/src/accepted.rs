@@ -28,6 +28,12 @@ pub struct Older {
     known: Order,
 }
 
+impl Older {
+    pub(crate) fn new(key: Key, found: Order, known: Order) -> Older {
+        Older { key, found, known }
+    }
+}
+
 impl Accepted {
     /// Takes a slice. Says whether it changes anything.
     ///
@@ -37,7 +43,7 @@ impl Accepted {
         let (key, order) = (slice.key.clone(), slice.order);
         let offer = slice.offer.is_some().then(|| Arc::new(slice));
         match self.known.get_mut(&key) {
-            Some(known) if order < known.order => Err(Older { key, found: order, known: known.order }),
+            Some(known) if order < known.order => Err(Older::new(key, order, known.order)),
             Some(known) => {
                 let changes = known.slice != offer;
                 *known = Known { order, slice: offer };

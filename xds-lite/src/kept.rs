@@ -15,9 +15,15 @@ const SUM: usize = 8;
 /// Entries, each as large as a message at most, and the file that they stand in.
 #[derive(Debug)]
 pub struct Kept {
+    journal: Journal,
+    entries: BTreeMap<String, Vec<u8>>,
+}
+
+/// The file alone, for who has the entries in a form of his own.
+#[derive(Debug)]
+pub struct Journal {
     path: PathBuf,
     file: File,
-    entries: BTreeMap<String, Vec<u8>>,
     /// Bytes of the file, and of what it would be without what is old.
     length: usize,
     needed: usize,
@@ -29,6 +35,52 @@ impl Kept {
     /// # Errors
     /// It cannot be read or written.
     pub fn open(path: &Path) -> io::Result<Kept> {
+        let (journal, entries) = Journal::open(path)?;
+        Ok(Kept { journal, entries })
+    }
+
+    /// What is kept, by name.
+    #[must_use]
+    pub fn entries(&self) -> &BTreeMap<String, Vec<u8>> {
+        &self.entries
+    }
+
+    /// Keeps bytes under a name, in place of what was there.
+    ///
+    /// # Errors
+    /// It cannot be written; what was kept before still is.
+    pub fn set(&mut self, name: &str, value: &[u8]) -> io::Result<()> {
+        let old = self.entries.get(name);
+        if old.is_some_and(|known| known == value) {
+            return Ok(());
+        }
+        self.journal.set(name, value, old.map(Vec::len))?;
+        self.entries.insert(name.to_owned(), value.to_vec());
+        self.tidy()
+    }
+
+    /// Lets a name go.
+    ///
+    /// # Errors
+    /// It cannot be written.
+    pub fn remove(&mut self, name: &str) -> io::Result<()> {
+        let Some(old) = self.entries.get(name) else { return Ok(()) };
+        self.journal.remove(name, old.len())?;
+        self.entries.remove(name);
+        self.tidy()
+    }
+
+    fn tidy(&mut self) -> io::Result<()> {
+        self.journal.tidy(self.entries.iter().map(|(name, value)| (name.as_str(), &value[..])))
+    }
+}
+
+impl Journal {
+    /// Opens the file, or begins it, and gives what stands in it. Its folder is made if there is none.
+    ///
+    /// # Errors
+    /// It cannot be read or written.
+    pub fn open(path: &Path) -> io::Result<(Journal, BTreeMap<String, Vec<u8>>)> {
         if let Some(folder) = path.parent() {
             fs::create_dir_all(folder)?;
         }
@@ -45,54 +97,48 @@ impl Kept {
             };
             rest = after;
         }
-        let mut kept = Kept {
+        let mut journal = Journal {
             path: path.to_owned(),
             file: OpenOptions::new().create(true).append(true).open(path)?,
-            needed: entries.iter().map(|(name, value)| size(name, value)).sum(),
-            entries,
+            needed: entries.iter().map(|(name, value)| size(name, value.len())).sum(),
             length: bytes.len(),
         };
-        if !rest.is_empty() || kept.is_wasteful() {
-            kept.write_anew()?;
+        if !rest.is_empty() || journal.is_wasteful() {
+            journal.write_anew(entries.iter().map(|(name, value)| (name.as_str(), &value[..])))?;
         }
-        Ok(kept)
+        Ok((journal, entries))
     }
 
-    /// What is kept, by name.
-    #[must_use]
-    pub fn entries(&self) -> &BTreeMap<String, Vec<u8>> {
-        &self.entries
-    }
-
-    /// Keeps bytes under a name, in place of what was there.
+    /// Notes bytes under a name, in place of what had this length.
     ///
     /// # Errors
-    /// It cannot be written; what was kept before still is.
-    pub fn set(&mut self, name: &str, value: &[u8]) -> io::Result<()> {
-        if self.entries.get(name).is_some_and(|known| known == value) {
-            return Ok(());
-        }
+    /// It cannot be written; what was noted before still is.
+    pub fn set(&mut self, name: &str, value: &[u8], old: Option<usize>) -> io::Result<()> {
         self.append(name, Some(value))?;
-        self.needed += size(name, value);
-        if let Some(old) = self.entries.insert(name.to_owned(), value.to_vec()) {
-            self.needed -= size(name, &old);
-        }
-        self.tidy()
+        self.needed += size(name, value.len());
+        self.needed -= old.map_or(0, |old| size(name, old));
+        Ok(())
     }
 
-    /// Lets a name go.
+    /// Notes that a name is gone, whose bytes had this length.
     ///
     /// # Errors
     /// It cannot be written.
-    pub fn remove(&mut self, name: &str) -> io::Result<()> {
-        if !self.entries.contains_key(name) {
-            return Ok(());
-        }
+    pub fn remove(&mut self, name: &str, old: usize) -> io::Result<()> {
         self.append(name, None)?;
-        if let Some(old) = self.entries.remove(name) {
-            self.needed -= size(name, &old);
-        }
-        self.tidy()
+        self.needed -= size(name, old);
+        Ok(())
+    }
+
+    /// Writes the file anew if most of it is old; these are all entries.
+    ///
+    /// # Errors
+    /// It cannot be written; what was noted before still is.
+    pub fn tidy(
+        &mut self,
+        entries: impl Iterator<Item = (impl AsRef<str>, impl AsRef<[u8]>)>,
+    ) -> io::Result<()> {
+        if self.is_wasteful() { self.write_anew(entries) } else { Ok(()) }
     }
 
     fn append(&mut self, name: &str, value: Option<&[u8]>) -> io::Result<()> {
@@ -102,21 +148,20 @@ impl Kept {
         Ok(())
     }
 
-    fn tidy(&mut self) -> io::Result<()> {
-        if self.is_wasteful() { self.write_anew() } else { Ok(()) }
-    }
-
     fn is_wasteful(&self) -> bool {
         self.length > SPARE && self.length > 2 * self.needed
     }
 
     /// Beside the file, and then in its place: whoever reads finds one or the other.
-    fn write_anew(&mut self) -> io::Result<()> {
+    fn write_anew(
+        &mut self,
+        entries: impl Iterator<Item = (impl AsRef<str>, impl AsRef<[u8]>)>,
+    ) -> io::Result<()> {
         let beside = self.path.with_extension("new");
         let mut file = File::create(&beside)?;
         let mut length = 0;
-        for (name, value) in &self.entries {
-            let record = encode(name, Some(value));
+        for (name, value) in entries {
+            let record = encode(name.as_ref(), Some(value.as_ref()));
             file.write_all(&record)?;
             length += record.len();
         }
@@ -128,14 +173,14 @@ impl Kept {
     }
 }
 
-fn size(name: &str, value: &[u8]) -> usize {
-    4 + 4 + 1 + name.len() + value.len() + SUM
+fn size(name: &str, value: usize) -> usize {
+    4 + 4 + 1 + name.len() + value + SUM
 }
 
 /// The lengths of both, whether there is a value, both, and a sum over all of it.
 fn encode(name: &str, value: Option<&[u8]>) -> Vec<u8> {
     let bytes = value.unwrap_or_default();
-    let mut record = Vec::with_capacity(size(name, bytes));
+    let mut record = Vec::with_capacity(size(name, bytes.len()));
     for length in [name.len(), bytes.len()] {
         record.extend_from_slice(&u32::try_from(length).unwrap_or(u32::MAX).to_le_bytes());
     }
@@ -212,7 +257,7 @@ mod tests {
                     None => { kept.remove(name).unwrap(); model.remove(name); }
                 }
             }
-            let needed: usize = model.iter().map(|(name, value)| size(name, value)).sum();
+            let needed: usize = model.iter().map(|(name, value)| size(name, value.len())).sum();
             prop_assert!(fs::read(&path).unwrap().len() <= (2 * needed).max(SPARE) + 200_100);
             let again = Kept::open(&path).unwrap();
             prop_assert_eq!(again.entries(), &model);

@@ -1,7 +1,7 @@
 //! The registry of a cluster, the agent that serves it, and what gateways follow an agent with. From the ground up:
 //! the model of services (`host`, `locality`, `cluster`, `slice`, `config::services`); discovery (`ads`, over `serve`
 //! and `dial`); a registry (`registry`), what of it others may see (`exports`, `reachability`, `proofs`), and what of
-//! theirs comes in (`imports`, `accepted`; `probes` and `probing` while they are silent); other worlds' tables
+//! theirs comes in (`imports`, `accepted`, `held`; `probes` and `probing` while they are silent); other worlds' tables
 //! (`envoy` for stock Envoys, `foreign` from control planes); how clusters meet (`join`) and what they say of their
 //! trust domains later (`bundles`); certificates for who has one and who has a token (`issuing`, and `enrol` on the
 //! other side); and the `agent` that is made of it.
@@ -20,6 +20,7 @@ pub mod enrol;
 pub mod envoy;
 pub mod exports;
 pub mod foreign;
+pub mod held;
 pub mod host;
 pub mod imports;
 pub mod issuing;

@@ -79,13 +79,13 @@ fn matched(tables: &Snapshot, route: &Route, source: IpAddr, control: &Control) 
     let attempts = tables.live.upstream.attempts as usize;
     let endpoints = order(service, &choice, attempts, &mut fastrand::Rng::new());
     let mut answer = json!({
-        "service": service.name,
+        "service": service.name(),
         "instance": route.instance,
-        "balance": service.settings.balance,
+        "balance": service.rules.balance,
         "endpoints": endpoints.iter().map(|endpoint| endpoint_page(endpoint)).collect::<Vec<_>>(),
         "down": left_out(service, &down(control)),
     });
-    let full = service.settings.max_connections.is_some_and(|most| service.state.active() >= most);
+    let full = service.rules.max_connections.is_some_and(|most| service.state.active() >= most);
     let refused = match (endpoints.is_empty(), full) {
         (true, _) if service.endpoints.is_empty() && service.leads_back => Some(Reason::Loop),
         (true, _) => Some(Reason::NoEndpoint),

@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 
 use super::effective::effective;
 use super::explain::explain;
-use crate::config::settings::{Bind, Listener, Target};
+use crate::config::settings::{Bind, Listener};
 use crate::control::{self, Control, Unreached};
 use crate::live::Conn;
 use crate::log::rfc3339;
@@ -134,8 +134,8 @@ fn status(control: &Control) -> Value {
             "epoch": tables.epoch,
             "changed": rfc3339(control.changed()),
             "age_seconds": seconds_since(control.changed()),
-            "services": tables.services.len(),
-            "endpoints": tables.services.iter().map(|service| service.endpoints.len()).sum::<usize>(),
+            "services": tables.len(),
+            "endpoints": tables.services().map(|service| service.endpoints.len()).sum::<usize>(),
         },
         "ready": control.is_ready(),
         "names": control.answers.all(),
@@ -186,18 +186,17 @@ fn accepted(control: &Control, listener: usize) -> u64 {
 
 fn routes(params: &Params, control: &Control) -> Result<Value, String> {
     let tables = control.process.tables.load();
-    let rows = tables.services.iter().flat_map(|service| {
-        let settings = &service.settings;
+    let rows = tables.services().flat_map(|service| {
         let mut names = Vec::new();
         // A name that a foreign control plane gave without a port has no such form.
-        if settings.port != 0 {
-            names.push(format!("outbound_.{}_._.{}", settings.port, settings.host));
+        if service.port != 0 {
+            names.push(format!("outbound_.{}_._.{}", service.port, service.host));
         }
-        if settings.bare {
-            let instances = settings.endpoints.iter().filter_map(|endpoint| endpoint.instance.as_ref());
-            names.push(settings.host.to_string());
-            names.extend(settings.aliases.iter().map(ToString::to_string));
-            names.extend(instances.map(|instance| format!("{instance}.{}", settings.host)));
+        if service.rules.bare {
+            let instances = service.instances().iter().filter_map(|traits| traits.instance.as_ref());
+            names.push(service.host.to_string());
+            names.extend(service.aliases().iter().map(ToString::to_string));
+            names.extend(instances.map(|instance| format!("{instance}.{}", service.host)));
         }
         names.into_iter().map(move |name| (name, service))
     });
@@ -208,9 +207,9 @@ fn routes(params: &Params, control: &Control) -> Result<Value, String> {
         |(name, service)| {
             json!({
                 "name": name,
-                "service": service.name,
-                "alpn": service.settings.alpn,
-                "sources": service.settings.sources,
+                "service": service.name(),
+                "alpn": service.rules.alpn,
+                "sources": service.rules.sources,
             })
         },
     )?;
@@ -224,8 +223,8 @@ fn routes(params: &Params, control: &Control) -> Result<Value, String> {
 fn defaults(control: &Control, tables: &Snapshot) -> Value {
     let binds = &control.process.fixed.binds;
     let default = |(bind, rules): (&Bind, &Listener)| {
-        let service = tables.services.get(rules.default?)?;
-        Some(json!({ "listener": bind.name, "service": service.name }))
+        let service = tables.in_file(rules.default?)?;
+        Some(json!({ "listener": bind.name, "service": service.name() }))
     };
     binds.iter().zip(&tables.live.listeners).filter_map(default).collect()
 }
@@ -236,8 +235,8 @@ fn services(params: &Params, control: &Control) -> Result<Value, String> {
     let down = down(control);
     paged(
         params,
-        tables.services.iter(),
-        |service| service.name.to_string(),
+        tables.services(),
+        |service| service.name().to_string(),
         |service| service_page(service, &answers, &down),
     )
 }
@@ -251,8 +250,10 @@ pub(super) fn down(control: &Control) -> HashMap<String, Unreached> {
 
 /// Endpoints of a service that take nothing new for that.
 pub(super) fn left_out<'d>(service: &Service, down: &'d HashMap<String, Unreached>) -> Vec<&'d Unreached> {
-    let endpoints = service.settings.endpoints.iter().filter(|one| !down.is_empty() && one.weight == 0);
-    endpoints.filter_map(|one| down.get(&one.address.to_string())).collect()
+    if down.is_empty() {
+        return Vec::new();
+    }
+    service.drained().iter().filter_map(|target| down.get(&target.to_string())).collect()
 }
 
 fn service_page(
@@ -261,18 +262,12 @@ fn service_page(
     down: &HashMap<String, Unreached>,
 ) -> Value {
     let unresolved: Vec<_> = service
-        .settings
-        .endpoints
-        .iter()
-        .filter_map(|endpoint| match &endpoint.address {
-            Target::Name { host, .. } => Some(host),
-            Target::Address(_) => None,
-        })
+        .targets()
         .filter(|host| answers.get(*host).is_none_or(|answer| answer.addresses.is_empty()))
         .collect();
     json!({
-        "service": service.name,
-        "balance": service.settings.balance,
+        "service": service.name(),
+        "balance": service.rules.balance,
         "connections": service.state.active(),
         "endpoints": service.endpoints.iter().map(endpoint_page).collect::<Vec<_>>(),
         "unresolved": unresolved,
@@ -284,9 +279,9 @@ fn service_page(
 pub(super) fn endpoint_page(endpoint: &Endpoint) -> Value {
     json!({
         "address": endpoint.address,
-        "instance": endpoint.instance,
+        "instance": endpoint.traits.instance,
         "weight": endpoint.weight,
-        "locality": endpoint.locality,
+        "locality": endpoint.traits.locality,
         "cluster": endpoint.cluster(),
         "healthy": endpoint.state.healthy(socket::now()),
         "failures": endpoint.state.failures(),
@@ -310,7 +305,7 @@ fn connections(params: &Params, control: &Control) -> Result<Value, String> {
                 "peer": conn.peer,
                 "client": conn.client(),
                 "sni": conn.sni.get(),
-                "service": target.as_ref().map(|target| &target.service.name),
+                "service": target.as_ref().map(|target| target.service.name()),
                 "endpoint": target.as_ref().map(|target| target.endpoint),
                 "since": rfc3339(conn.since),
                 "idle_ms": socket::now().saturating_sub(conn.last_byte()),

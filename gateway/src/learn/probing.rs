@@ -11,7 +11,7 @@ use std::time::{Instant, SystemTime};
 use isthmus_xds::HostPattern;
 use isthmus_xds::probes::{Answer, Down, Probes};
 use isthmus_xds::probing::{Asker, reach};
-use isthmus_xds::slice::{Offer, Slice, Staleness};
+use isthmus_xds::slice::{Slice, Staleness};
 use tokio::net::TcpSocket;
 
 use crate::config::settings::Target;
@@ -65,7 +65,8 @@ impl Slices {
         let is_new = self.probes.is_none();
         let mut probes = self.probes.take().unwrap_or_else(|| {
             let mut probes = Probes::default();
-            probes.want(&self.probed().flat_map(|slice| self.here.leads_to(slice)).cloned().collect(), now);
+            let slices: Vec<_> = self.probed().collect();
+            probes.want(&slices.iter().flat_map(|slice| self.here.leads_to(slice)).cloned().collect(), now);
             probes
         });
         let mut changed = HashSet::new();
@@ -85,16 +86,15 @@ impl Slices {
     }
 
     /// Slices that are kept while what they lead to answers.
-    fn probed(&self) -> impl Iterator<Item = &Slice> {
-        let is_probed = |offer: &Offer| offer.staleness == Staleness::Probe;
-        let slices = self.accepted.iter().map(|slice| &**slice);
-        slices.filter(move |slice| slice.offer.as_ref().is_some_and(is_probed))
+    fn probed(&self) -> impl Iterator<Item = Slice> {
+        let probed = self.held.limited().filter(|(_, rule)| *rule == Staleness::Probe);
+        probed.filter_map(|(key, _)| self.held.get(key))
     }
 
     /// Hosts that are probed and lead to one of these.
     fn leading(&self, targets: &HashSet<Target>) -> BTreeSet<HostPattern> {
-        let leads_there = |slice: &&Slice| self.here.leads_to(slice).any(|target| targets.contains(target));
-        self.probed().filter(leads_there).map(|slice| slice.key.host.clone()).collect()
+        let leads_there = |slice: &Slice| self.here.leads_to(slice).any(|target| targets.contains(target));
+        self.probed().filter(leads_there).map(|slice| slice.key.host).collect()
     }
 
     /// These went down, or came up.
@@ -109,7 +109,6 @@ impl Slices {
         }
         if !touched.is_empty() {
             self.renew(touched);
-            self.publish();
         }
     }
 

@@ -98,9 +98,9 @@ metrics! {
     "tables_age_seconds" gauge [] "Since the tables last changed."
         = |control| vec![one([], age(control.changed()))];
     "services" gauge [] "Services in the tables."
-        = |control| vec![one([], float(control.process.tables.load().services.len()))];
+        = |control| vec![one([], float(control.process.tables.load().len()))];
     "endpoints" gauge [] "Endpoints in the tables, names resolved."
-        = |control| vec![one([], float(control.process.tables.load().services.iter().map(|service| service.endpoints.len()).sum()))];
+        = |control| vec![one([], float(control.process.tables.load().services().map(|service| service.endpoints.len()).sum()))];
     "service_connections_total" counter ["service"] "Connections that reached an endpoint of the service."
         = |control| by_service(control, |counters| &counters.connections);
     "service_connections_active" gauge ["service"] "Connections of the service open now."

@@ -3,7 +3,7 @@
 use super::{Endpoint, Service};
 
 /// Endpoints of one priority.
-#[derive(Debug)]
+#[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Group {
     /// Where it begins among the service's endpoints, and how many there are.
     start: u32,

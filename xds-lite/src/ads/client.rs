@@ -22,7 +22,8 @@ const SHOWN: usize = 64;
 #[derive(Debug)]
 pub struct Client {
     type_url: String,
-    known: HashMap<String, String>,
+    /// None: whoever takes the resources knows what he has.
+    known: Option<HashMap<String, String>>,
     /// None: all that the server has.
     names: Option<BTreeSet<String>>,
 }
@@ -70,13 +71,20 @@ impl Update {
 impl Client {
     /// A client of all resources of a type, which knows those that it kept from before.
     pub fn new(type_url: &str, known: impl IntoIterator<Item = (String, String)>) -> Client {
-        Client { type_url: type_url.to_owned(), known: known.into_iter().collect(), names: None }
+        Client { type_url: type_url.to_owned(), known: Some(known.into_iter().collect()), names: None }
+    }
+
+    /// A client of all resources of a type, whose versions the tables tell: a hundred thousand need not be kept
+    /// twice.
+    #[must_use]
+    pub fn of_tables(type_url: &str) -> Client {
+        Client { type_url: type_url.to_owned(), known: None, names: None }
     }
 
     /// A client of those resources of a type that [`Client::follow`] names; of none at first.
     #[must_use]
     pub fn of_names(type_url: &str) -> Client {
-        Client { type_url: type_url.to_owned(), known: HashMap::new(), names: Some(BTreeSet::new()) }
+        Client { type_url: type_url.to_owned(), known: Some(HashMap::new()), names: Some(BTreeSet::new()) }
     }
 
     /// Its type.
@@ -86,16 +94,17 @@ impl Client {
     }
 
     /// The first request of a stream; the node is the caller's to add. None while no name is followed: a first
-    /// request without names would be for all.
+    /// request without names would be for all. `told` says what the
+    /// tables know, with versions.
     #[must_use]
-    pub fn first(&self) -> Option<DeltaDiscoveryRequest> {
+    pub fn first(&self, told: &dyn Fn() -> HashMap<String, String>) -> Option<DeltaDiscoveryRequest> {
         if self.names.as_ref().is_some_and(BTreeSet::is_empty) {
             return None;
         }
         Some(DeltaDiscoveryRequest {
             type_url: self.type_url.clone(),
             resource_names_subscribe: self.names.iter().flatten().cloned().collect(),
-            initial_resource_versions: self.known.clone(),
+            initial_resource_versions: self.known.clone().unwrap_or_else(told),
             ..DeltaDiscoveryRequest::default()
         })
     }
@@ -110,8 +119,8 @@ impl Client {
         }
         let more = names.difference(before).cloned().collect();
         let less: Vec<String> = before.difference(names).cloned().collect();
-        for name in &less {
-            self.known.remove(name);
+        if let Some(known) = &mut self.known {
+            less.iter().for_each(|name| _ = known.remove(name));
         }
         before.clone_from(names);
         Some(DeltaDiscoveryRequest {
@@ -165,16 +174,17 @@ impl Client {
     /// The answer to an update that was applied but for what was refused.
     #[must_use]
     pub fn answer(&mut self, update: &Update, refused: &[Refused]) -> DeltaDiscoveryRequest {
-        for resource in &update.resources {
-            // What was under way when it was left is not known.
-            let is_followed = self.names.as_ref().is_none_or(|names| names.contains(&resource.name));
-            if !is_followed || refused.iter().any(|refused| refused.name == resource.name) {
-                continue;
+        if let Some(known) = &mut self.known {
+            for resource in &update.resources {
+                // What was under way when it was left is not known.
+                let is_followed = self.names.as_ref().is_none_or(|names| names.contains(&resource.name));
+                if is_followed && !refused.iter().any(|refused| refused.name == resource.name) {
+                    known.insert(resource.name.clone(), resource.version.clone());
+                }
             }
-            self.known.insert(resource.name.clone(), resource.version.clone());
-        }
-        for name in &update.removed {
-            self.known.remove(name);
+            for name in &update.removed {
+                known.remove(name);
+            }
         }
         let error = (!refused.is_empty()).then(|| {
             let named =
@@ -193,10 +203,10 @@ impl Client {
         }
     }
 
-    /// How many resources it has accepted.
+    /// How many resources it has accepted, as far as it keeps them.
     #[must_use]
     pub fn known(&self) -> usize {
-        self.known.len()
+        self.known.as_ref().map_or(0, HashMap::len)
     }
 }
 

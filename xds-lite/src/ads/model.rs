@@ -1,7 +1,7 @@
 //! A server and clients in any order of changes, losses, refusals and restarts: once it is quiet, each client
 //! has what the server has of what it follows, but for what it refused.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use proptest::prelude::*;
 
@@ -65,7 +65,7 @@ struct World {
 
 impl World {
     fn new(client: Client, names: Option<BTreeSet<String>>) -> World {
-        let first = client.first();
+        let first = client.first(&HashMap::new);
         World {
             truth: BTreeMap::new(),
             view: View::default(),
@@ -148,7 +148,7 @@ impl World {
     fn lose(&mut self) {
         self.to_client.clear();
         self.stream = Stream::default();
-        self.to_server = self.client.first().into_iter().collect();
+        self.to_server = self.client.first(&HashMap::new).into_iter().collect();
     }
 
     fn quiet(&mut self) {

@@ -2,7 +2,7 @@
 //! applies what comes, and comes back after a loss, sooner at first and later as it goes on. One stream carries
 //! all the types that it follows.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::pin::pin;
 use std::sync::Arc;
 
@@ -32,6 +32,11 @@ pub trait Tables: Send {
     /// Which names of a type it follows, where it does not follow all; asked after each update.
     fn names(&self, _type_url: &str) -> Option<&BTreeSet<String>> {
         None
+    }
+
+    /// What it has of a type, by name, with versions; for a client that leaves this to it.
+    fn versions(&self, _type_url: &str) -> HashMap<String, String> {
+        HashMap::new()
     }
 
     /// What the server has shown of itself, before contact is made.
@@ -121,7 +126,9 @@ impl Subscription {
         let mut ads = AggregatedDiscoveryServiceClient::new(channel).max_decoding_message_size(MAX_RESPONSE);
         let (sender, sent) = mpsc::channel(clients.len().max(4));
         let mut requests = Requests { sender, node: Some(self.node.clone()) };
-        for first in clients.iter().filter_map(Client::first) {
+        for client in clients.iter() {
+            let first = client.first(&|| tables.versions(client.type_url()));
+            let Some(first) = first else { continue };
             if requests.send(first).await.is_err() {
                 return (None, ENDED.to_owned());
             }

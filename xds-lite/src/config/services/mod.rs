@@ -57,7 +57,7 @@ pub struct Service {
 }
 
 /// How an endpoint is chosen among the healthy ones.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 #[schemars(inline)]
 pub enum Balance {
@@ -92,7 +92,7 @@ pub struct Endpoint {
 }
 
 /// Deadlines of one service. None: no limit.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
 pub struct ServiceTimeouts {
     /// One attempt to connect.
     #[serde(serialize_with = "units::duration")]

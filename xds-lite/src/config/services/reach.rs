@@ -29,7 +29,7 @@ pub struct About {
 }
 
 /// Which connections an endpoint takes.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Reach {
     /// All; also those from other clusters.
@@ -44,7 +44,7 @@ pub enum Reach {
 }
 
 /// What stands behind another cluster's gateway.
-#[derive(Debug, PartialEq, Eq, Serialize)]
+#[derive(Debug, PartialEq, Eq, Hash, Serialize)]
 pub struct Beyond {
     /// Which cluster.
     pub cluster: Cluster,
@@ -53,7 +53,7 @@ pub struct Beyond {
 }
 
 /// An instance by its names.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
 pub struct Named {
     /// One label.
     pub name: HostName,

@@ -1,0 +1,72 @@
+//! What many services say alike, kept once: a hundred thousand services with the same deadlines hold one copy of
+//! them. Not what they say.
+
+use std::collections::HashSet;
+use std::hash::Hash;
+use std::sync::Arc;
+
+use super::service::{Rules, Traits};
+
+/// Looked through for what nobody holds any more once it has this many and twice as many as the last time.
+const MANY: usize = 1_024;
+
+/// What was said so far, by content.
+#[derive(Debug, Default)]
+pub(crate) struct Shared {
+    rules: Known<Rules>,
+    traits: Known<Traits>,
+}
+
+impl Shared {
+    pub(super) fn rules(&mut self, rules: Rules) -> Arc<Rules> {
+        self.rules.one(rules)
+    }
+
+    /// Names of instances are unique: keeping those would help nobody.
+    pub(super) fn traits(&mut self, traits: Traits) -> Arc<Traits> {
+        if traits.has_names() { Arc::new(traits) } else { self.traits.one(traits) }
+    }
+}
+
+#[derive(Debug)]
+struct Known<T> {
+    all: HashSet<Arc<T>>,
+    held: usize,
+}
+
+impl<T> Default for Known<T> {
+    fn default() -> Known<T> {
+        Known { all: HashSet::new(), held: 0 }
+    }
+}
+
+impl<T: Eq + Hash> Known<T> {
+    fn one(&mut self, value: T) -> Arc<T> {
+        if let Some(known) = self.all.get(&value) {
+            return Arc::clone(known);
+        }
+        if self.all.len() >= (2 * self.held).max(MANY) {
+            self.all.retain(|one| Arc::strong_count(one) > 1);
+            self.held = self.all.len();
+        }
+        let value = Arc::new(value);
+        self.all.insert(Arc::clone(&value));
+        value
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_nobody_holds_is_let_go() {
+        let mut known = Known::default();
+        let kept: Vec<_> = (0..10).map(|number| known.one(number)).collect();
+        for number in 0..10 * MANY {
+            known.one(number);
+        }
+        assert!(known.all.len() <= MANY, "{}", known.all.len());
+        assert!((0..10).all(|number| Arc::ptr_eq(&known.one(number), &kept[number])));
+    }
+}
