@@ -186,7 +186,8 @@ fn a_stuck_half_closed_peer_is_reaped_at_its_timer() {
         world.ended(pair.peer, "half_close_timeout");
         let took = started.elapsed();
         figure!("half-closed and silent for 2 s: reaped after {took:?} (client first: {client_first})");
-        assert!(took > Duration::from_millis(1_900) && took < Duration::from_secs(6), "{took:?}");
+        // Time is told by a tick of 250 ms.
+        assert!(took > Duration::from_millis(1_700) && took < Duration::from_secs(6), "{took:?}");
         world.holds_nothing(at_rest);
     }
 }
