@@ -2,6 +2,8 @@
 //! file is left out by itself, with what it last held that was good in its place. What an edit costs does not
 //! depend on how much the other files hold.
 
+mod eyes;
+
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ffi::OsStr;
 use std::fs;
@@ -9,10 +11,13 @@ use std::io;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Instant;
 
 use crate::config::services::Service;
 use crate::config::{file, registry_file};
 use crate::host::HostPattern;
+
+use eyes::Eyes;
 
 /// The files of a directory, as they were when they were last looked at.
 #[derive(Debug)]
@@ -24,6 +29,7 @@ pub struct Files {
     /// Hosts that several files have.
     shared: BTreeSet<HostPattern>,
     unread: Option<String>,
+    eyes: Eyes,
 }
 
 #[derive(Debug, Default)]
@@ -46,6 +52,7 @@ impl Files {
             owners: HashMap::new(),
             shared: BTreeSet::new(),
             unread: None,
+            eyes: Eyes::default(),
         }
     }
 
@@ -59,6 +66,11 @@ impl Files {
     #[must_use]
     pub fn is_read(&self) -> bool {
         self.unread.is_none()
+    }
+
+    /// Looks again if there may be news, which costs nothing while nothing happens. As [`Files::look`].
+    pub fn glance(&mut self, now: Instant) -> Option<BTreeSet<HostPattern>> {
+        if self.eyes.want(&self.folder, now) { self.look() } else { None }
     }
 
     /// Looks again. The hosts under which something may have changed; none where nothing has, not even what

@@ -33,8 +33,8 @@ pub trait Source {
 }
 
 impl Source for Files {
-    fn changed(&mut self, _now: Instant) -> Option<BTreeSet<HostPattern>> {
-        self.look()
+    fn changed(&mut self, now: Instant) -> Option<BTreeSet<HostPattern>> {
+        self.glance(now)
     }
 
     fn of(&self, host: &HostPattern) -> Vec<Service> {
