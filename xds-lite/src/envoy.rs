@@ -1,6 +1,7 @@
 //! The slices of one cluster as tables for a stock Envoy, its east-west gateway: one Listener with a filter
 //! chain for each service's port, a Cluster and its endpoints for each of them. TLS is passed through and
-//! never ended. Who asks for these tables, and when they are sent, is `ads`.
+//! never ended. Beside it a Listener for each name, which leads a gRPC client without a proxy to the same
+//! clusters. Who asks for these tables, and when they are sent, is `ads`.
 //!
 //! What Envoy cannot be told is left out and said so: ports and endpoints that a gateway ends TLS for,
 //! endpoints by name, `outbound_` names of `*.suffix` hosts, and of the deadlines all but connect, idle and
@@ -10,6 +11,7 @@ mod chain;
 mod claims;
 mod encode;
 mod exposure;
+mod grpc;
 #[cfg(test)]
 pub(crate) mod tests;
 
@@ -24,6 +26,7 @@ use crate::slice::{Cluster, Slice};
 use chain::{Chain, Upstream, upstreams};
 use claims::{Named, name};
 use encode::listener;
+use grpc::{Direct, direct};
 
 /// Envoy's Listener, as discovery names it.
 pub const LISTENER: &str = "type.googleapis.com/envoy.config.listener.v3.Listener";
@@ -52,6 +55,8 @@ struct Tables {
     address: SocketAddr,
     most: usize,
     listeners: Arc<Shared>,
+    /// Those of gRPC clients.
+    direct: Arc<Shared>,
     clusters: Arc<Shared>,
     endpoints: Arc<Shared>,
     state: Mutex<State>,
@@ -64,6 +69,8 @@ struct State {
     wrong: BTreeMap<HostPattern, Vec<String>>,
     /// What is wrong between them.
     clashes: Vec<String>,
+    /// What gRPC clients are not led to, and why.
+    indirect: Vec<String>,
     /// What the Listener leads to, by the names of Envoy's clusters.
     live: BTreeSet<String>,
     /// What it has ceased to lead to, and some Envoy's may still.
@@ -87,16 +94,19 @@ impl Adapter {
             address,
             most,
             listeners: view(),
+            direct: view(),
             clusters: view(),
             endpoints: view(),
             state: Mutex::default(),
         });
-        let again: Weak<Tables> = Arc::downgrade(&tables);
-        tables.listeners.when_settled(move || {
-            if let Some(tables) = again.upgrade() {
-                tables.sweep(&mut tables.state());
-            }
-        });
+        for listeners in [&tables.listeners, &tables.direct] {
+            let again: Weak<Tables> = Arc::downgrade(&tables);
+            listeners.when_settled(move || {
+                if let Some(tables) = again.upgrade() {
+                    tables.sweep(&mut tables.state());
+                }
+            });
+        }
         Adapter { tables }
     }
 
@@ -115,6 +125,19 @@ impl Adapter {
             ENDPOINTS => Some(Arc::clone(&self.tables.endpoints)),
             _ => None,
         }
+    }
+
+    /// The view of a type for who asks by name, where it is another: gRPC clients have a Listener for each
+    /// `HOST:PORT`, of which an Envoy, which asks for all Listeners, must not hear.
+    #[must_use]
+    pub fn named(&self, type_url: &str) -> Option<Arc<Shared>> {
+        (type_url == LISTENER).then(|| Arc::clone(&self.tables.direct))
+    }
+
+    /// What is in Envoy's tables and yet left out for gRPC clients, and why.
+    #[must_use]
+    pub fn problems_of_grpc(&self) -> Vec<String> {
+        self.tables.state().indirect.clone()
     }
 
     /// What is left out now, and why.
@@ -162,6 +185,7 @@ impl Tables {
         let Named { chains, clashes } = name(all, &state.live, self.most);
         let live: BTreeSet<_> = chains.iter().map(|chain| chain.cluster.clone()).collect();
         let bytes = listener(self.address, &chains);
+        let Direct { listeners, wrong } = direct(&chains);
         self.renew(state, |host, name| {
             live.contains(name) && (changed.contains(host) || !state.live.contains(name))
         });
@@ -173,6 +197,17 @@ impl Tables {
                 view.set(EAST_WEST, bytes)
             };
         });
+        self.direct.change(|view| {
+            let all = view.iter().map(|(name, _)| Arc::clone(name));
+            let gone: Vec<_> = all.filter(|name| !listeners.contains_key(&**name)).collect();
+            for name in gone {
+                view.remove(&name);
+            }
+            for (name, bytes) in listeners {
+                view.set(&name, bytes);
+            }
+        });
+        state.indirect = wrong;
         state.retired.extend(state.live.difference(&live).cloned());
         state.retired.retain(|name| !live.contains(name));
         (state.live, state.clashes) = (live, clashes);
@@ -201,7 +236,8 @@ impl Tables {
 
     /// Takes away what no Envoy's Listener leads to any more.
     fn sweep(&self, state: &mut State) {
-        let may_go = self.listeners.is_settled() || state.retired.len() > MAX_RETIRED;
+        let is_taken = self.listeners.is_settled() && self.direct.is_settled();
+        let may_go = is_taken || state.retired.len() > MAX_RETIRED;
         if state.retired.is_empty() || !may_go {
             return;
         }

@@ -58,6 +58,12 @@ pub mod envoy {
     pub mod extensions {
         pub mod filters {
             pub mod network {
+                pub mod http_connection_manager {
+                    pub mod v3 {
+                        include!("proto/envoy.extensions.filters.network.http_connection_manager.v3.rs");
+                    }
+                }
+
                 pub mod rbac {
                     pub mod v3 {
                         include!("proto/envoy.extensions.filters.network.rbac.v3.rs");

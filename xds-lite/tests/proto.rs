@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
-const PROTOS: [&str; 10] = [
+const PROTOS: [&str; 11] = [
     "isthmus/v1/slice.proto",
     "isthmus/v1/trust.proto",
     "envoy/service/discovery/v3/ads.proto",
@@ -15,6 +15,7 @@ const PROTOS: [&str; 10] = [
     "envoy/config/cluster/v3/cluster.proto",
     "envoy/extensions/filters/network/tcp_proxy/v3/tcp_proxy.proto",
     "envoy/extensions/filters/network/rbac/v3/rbac.proto",
+    "envoy/extensions/filters/network/http_connection_manager/v3/http_connection_manager.proto",
     "envoy/extensions/transport_sockets/tls/v3/tls.proto",
     "envoy/extensions/transport_sockets/proxy_protocol/v3/upstream_proxy_protocol.proto",
 ];

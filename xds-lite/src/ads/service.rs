@@ -34,6 +34,14 @@ pub trait Directory: Send + Sync + 'static {
     /// # Errors
     /// It may not see any, and why.
     fn view(&self, peer: &SpiffeId, type_url: &str) -> Result<Arc<Shared>, Status>;
+
+    /// The view of a type for a peer whose first request names what it wants; by default the same.
+    ///
+    /// # Errors
+    /// It may not see any, and why.
+    fn named(&self, peer: &SpiffeId, type_url: &str) -> Result<Arc<Shared>, Status> {
+        self.view(peer, type_url)
+    }
 }
 
 /// The service over a directory.

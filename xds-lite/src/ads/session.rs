@@ -2,7 +2,7 @@
 //! themselves are in `server` (delta) and `sotw` (state of the world).
 
 use super::server::{self, IsGone};
-use super::sotw;
+use super::sotw::{self, WILDCARD};
 use super::view::{Position, View};
 use crate::proto::envoy::service::discovery::v3::{
     DeltaDiscoveryRequest, DeltaDiscoveryResponse, DiscoveryRequest, DiscoveryResponse,
@@ -57,6 +57,8 @@ pub(crate) trait Session: Send + Sync + 'static {
     fn new(type_url: &str) -> Self;
     /// The type that a request is about.
     fn type_of(request: &Self::Request) -> &str;
+    /// Whether a request, the first of its type, is for what it names and not for everything.
+    fn is_by_name(request: &Self::Request) -> bool;
     /// Takes a request of the client.
     fn request(&mut self, request: &Self::Request, view: &View, is_gone: IsGone<'_>);
     /// Sends these once more, changed or not, where they are subscribed to.
@@ -71,6 +73,10 @@ pub(crate) trait Session: Send + Sync + 'static {
     fn nacks(&self) -> (u64, Option<&Nack>);
 }
 
+fn are_names(asked: &[String]) -> bool {
+    !asked.is_empty() && asked.iter().all(|name| name != WILDCARD)
+}
+
 impl Session for server::Stream {
     type Request = DeltaDiscoveryRequest;
     type Response = DeltaDiscoveryResponse;
@@ -81,6 +87,10 @@ impl Session for server::Stream {
 
     fn type_of(request: &DeltaDiscoveryRequest) -> &str {
         &request.type_url
+    }
+
+    fn is_by_name(request: &DeltaDiscoveryRequest) -> bool {
+        are_names(&request.resource_names_subscribe)
     }
 
     fn request(&mut self, request: &DeltaDiscoveryRequest, view: &View, is_gone: IsGone<'_>) {
@@ -120,6 +130,10 @@ impl Session for sotw::Stream {
 
     fn type_of(request: &DiscoveryRequest) -> &str {
         &request.type_url
+    }
+
+    fn is_by_name(request: &DiscoveryRequest) -> bool {
+        are_names(&request.resource_names)
     }
 
     fn request(&mut self, request: &DiscoveryRequest, view: &View, _is_gone: IsGone<'_>) {

@@ -12,7 +12,8 @@ use crate::envoy::{CLUSTER, LISTENER};
 use crate::proto::envoy::service::discovery::v3::{DiscoveryRequest, DiscoveryResponse};
 use crate::slice::version;
 
-const WILDCARD: &str = "*";
+/// Everything, where a name is expected.
+pub(super) const WILDCARD: &str = "*";
 
 /// What a response is of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -105,7 +105,11 @@ impl<D: Directory, S: Session> Stream<D, S> {
         let type_url = S::type_of(request);
         let rank = Rank::of(type_url);
         if !self.kinds.contains_key(&rank) {
-            let shared = self.directory.view(&self.peer, type_url)?;
+            let shared = if S::is_by_name(request) {
+                self.directory.named(&self.peer, type_url)?
+            } else {
+                self.directory.view(&self.peer, type_url)?
+            };
             self.watch(&shared);
             self.kinds.insert(rank.clone(), Kind::new(type_url, shared, &self.peer));
         }

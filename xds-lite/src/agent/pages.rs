@@ -72,6 +72,7 @@ impl Pages for Told {
             "issuing": self.issuing.as_ref().map(|issuing| issuing.shown()),
             "nodes": state.followers(),
             "envoys": state.views.envoys.as_ref().map(|envoys| envoys.problems()),
+            "grpc": state.views.envoys.as_ref().map(|envoys| envoys.problems_of_grpc()),
         })
     }
 

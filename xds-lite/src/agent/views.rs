@@ -111,4 +111,9 @@ impl Directory for Views {
             )
         })
     }
+
+    fn named(&self, peer: &SpiffeId, type_url: &str) -> Result<Arc<Shared>, Status> {
+        let view = self.view(peer, type_url)?;
+        Ok(self.envoys.as_ref().and_then(|envoys| envoys.named(type_url)).unwrap_or(view))
+    }
 }

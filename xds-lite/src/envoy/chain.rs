@@ -15,6 +15,7 @@ use crate::slice::{Endpoint, Offer, Port};
 
 use super::encode::{assignment, cluster};
 use super::exposure::{is_named, is_offered, serves, speaks_tls};
+use super::grpc::unfit;
 
 /// One of Envoy's clusters, and what leads to it.
 #[derive(Debug)]
@@ -41,6 +42,8 @@ pub(super) struct Chain {
     pub(super) max_duration: Option<Duration>,
     /// The client's address chooses the endpoint.
     pub(super) by_source: bool,
+    /// Why gRPC clients are not led to it, if they are not.
+    pub(super) unfit: Option<&'static str>,
 }
 
 /// An endpoint that Envoy is told of.
@@ -155,6 +158,7 @@ fn upstream(port: &Port, name: String, names: [Vec<String>; 3], endpoints: &[At<
             idle: port.timeouts.idle,
             max_duration: port.timeouts.max_duration,
             by_source: port.balance == Balance::SourceHash,
+            unfit: unfit(port),
         },
     }
 }

@@ -16,6 +16,8 @@ use crate::proto::envoy::config::cluster::v3 as cds;
 use crate::proto::envoy::config::core::v3 as core;
 use crate::proto::envoy::config::endpoint::v3 as eds;
 use crate::proto::envoy::config::listener::v3 as lds;
+use crate::proto::envoy::config::route::v3 as rds;
+use crate::proto::envoy::extensions::filters::network::http_connection_manager::v3 as http;
 use crate::proto::envoy::extensions::filters::network::tcp_proxy::v3 as tcp;
 use crate::proto::envoy::extensions::transport_sockets::proxy_protocol::v3 as proxy;
 use crate::proto::envoy::r#type::v3 as kind;
@@ -84,6 +86,39 @@ fn tcp_proxy(chain: &Chain) -> tcp::TcpProxy {
         hash_policy: if chain.by_source { vec![by_source] } else { Vec::new() },
         ..tcp::TcpProxy::default()
     }
+}
+
+/// A Listener for clients that are their own proxies: whatever is called is called at a cluster.
+pub(super) fn api_listener(name: &str, cluster: &str) -> Bytes {
+    use http::http_connection_manager::RouteSpecifier;
+    let action = rds::RouteAction {
+        cluster_specifier: Some(rds::route_action::ClusterSpecifier::Cluster(cluster.to_owned())),
+    };
+    let every = rds::route_match::PathSpecifier::Prefix(String::new());
+    let route = rds::Route {
+        r#match: Some(rds::RouteMatch { path_specifier: Some(every) }),
+        action: Some(rds::route::Action::Route(action)),
+    };
+    let host =
+        rds::VirtualHost { name: cluster.to_owned(), domains: vec!["*".to_owned()], routes: vec![route] };
+    let routes = rds::RouteConfiguration { name: cluster.to_owned(), virtual_hosts: vec![host] };
+    // gRPC refuses a Listener without it.
+    let router = any("filters.http.router.v3.Router", &());
+    let manager = http::HttpConnectionManager {
+        stat_prefix: cluster.to_owned(),
+        route_specifier: Some(RouteSpecifier::RouteConfig(routes)),
+        http_filters: vec![http::HttpFilter {
+            name: "envoy.filters.http.router".to_owned(),
+            config_type: Some(http::http_filter::ConfigType::TypedConfig(router)),
+        }],
+    };
+    let manager = any("filters.network.http_connection_manager.v3.HttpConnectionManager", &manager);
+    let listener = lds::Listener {
+        name: name.to_owned(),
+        api_listener: Some(lds::ApiListener { api_listener: Some(manager) }),
+        ..lds::Listener::default()
+    };
+    listener.encode_to_vec().into()
 }
 
 /// What Envoy is told of a port, whoever serves it.

@@ -37,3 +37,60 @@ pub mod header_matcher {
         StringMatch(super::super::super::super::r#type::matcher::v3::StringMatcher),
     }
 }
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct RouteConfiguration {
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    #[prost(message, repeated, tag = "2")]
+    pub virtual_hosts: ::prost::alloc::vec::Vec<VirtualHost>,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct VirtualHost {
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    #[prost(string, repeated, tag = "2")]
+    pub domains: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    #[prost(message, repeated, tag = "3")]
+    pub routes: ::prost::alloc::vec::Vec<Route>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Route {
+    #[prost(message, optional, tag = "1")]
+    pub r#match: ::core::option::Option<RouteMatch>,
+    #[prost(oneof = "route::Action", tags = "2")]
+    pub action: ::core::option::Option<route::Action>,
+}
+/// Nested message and enum types in `Route`.
+pub mod route {
+    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Oneof)]
+    pub enum Action {
+        #[prost(message, tag = "2")]
+        Route(super::RouteAction),
+    }
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RouteMatch {
+    #[prost(oneof = "route_match::PathSpecifier", tags = "1")]
+    pub path_specifier: ::core::option::Option<route_match::PathSpecifier>,
+}
+/// Nested message and enum types in `RouteMatch`.
+pub mod route_match {
+    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Oneof)]
+    pub enum PathSpecifier {
+        #[prost(string, tag = "1")]
+        Prefix(::prost::alloc::string::String),
+    }
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RouteAction {
+    #[prost(oneof = "route_action::ClusterSpecifier", tags = "1")]
+    pub cluster_specifier: ::core::option::Option<route_action::ClusterSpecifier>,
+}
+/// Nested message and enum types in `RouteAction`.
+pub mod route_action {
+    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Oneof)]
+    pub enum ClusterSpecifier {
+        #[prost(string, tag = "1")]
+        Cluster(::prost::alloc::string::String),
+    }
+}

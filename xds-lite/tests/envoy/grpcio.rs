@@ -1,6 +1,6 @@
 //! The same tables through grpcio and Envoy's own protos in Python: an independent decoder of both protocols,
 //! and of our trimmed protos what Envoy's are.
-//! grpcio's own xDS client (`xds:///`) wants an `api_listener` of HTTP, which no gateway of TLS has.
+//! Its own xDS client asks for other Listeners; that runs against a whole agent elsewhere.
 
 use std::io::Write as _;
 use std::path::{Path, PathBuf};

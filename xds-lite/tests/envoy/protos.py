@@ -26,6 +26,7 @@ MODULES = """
 envoy.config.cluster.v3.cluster envoy.config.listener.v3.listener envoy.config.endpoint.v3.endpoint
 envoy.config.core.v3.health_check envoy.config.rbac.v3.rbac envoy.service.discovery.v3.ads
 envoy.extensions.filters.network.rbac.v3.rbac envoy.extensions.filters.network.tcp_proxy.v3.tcp_proxy
+envoy.extensions.filters.network.http_connection_manager.v3.http_connection_manager envoy.config.route.v3.route
 envoy.extensions.transport_sockets.proxy_protocol.v3.upstream_proxy_protocol
 envoy.extensions.transport_sockets.tls.v3.tls envoy.type.matcher.v3.filter_state xds.type.matcher.v3.matcher
 xds.core.v3.cidr xds.core.v3.extension

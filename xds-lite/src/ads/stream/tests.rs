@@ -17,6 +17,11 @@ impl Directory for One {
     fn view(&self, _peer: &SpiffeId, type_url: &str) -> Result<Arc<Shared>, Status> {
         self.0.view(type_url).ok_or_else(|| Status::unimplemented("not served"))
     }
+
+    fn named(&self, peer: &SpiffeId, type_url: &str) -> Result<Arc<Shared>, Status> {
+        let view = self.view(peer, type_url)?;
+        Ok(self.0.named(type_url).unwrap_or(view))
+    }
 }
 
 /// Tables in which `a.b` is, and a stream that was asked for nothing yet.
@@ -176,4 +181,53 @@ async fn a_type_that_is_not_served_ends_the_stream_with_that_word() {
     let (_directory, mut stream) = begin::<server::Stream>();
     let refused = stream.hear(&ask("type.example/other", &[])).unwrap_err();
     assert_eq!(refused.message(), "not served");
+}
+
+/// What a first request of Listeners is answered with.
+fn listeners<S: Session>(request: &S::Request) -> S::Response {
+    let (_directory, mut stream) = begin::<S>();
+    stream.hear(request).unwrap();
+    stream.speak().pop().unwrap()
+}
+
+#[tokio::test]
+async fn who_asks_for_a_listener_by_name_is_answered_from_those_that_have_names() {
+    let named = |names: &[&str]| {
+        let sent = listeners::<server::Stream>(&ask(LISTENER, names)).resources;
+        sent.into_iter().map(|sent| sent.name).collect::<Vec<_>>()
+    };
+    assert_eq!(named(&["a.b:443", "x.y:443"]), ["a.b:443"]);
+    assert_eq!(named(&[]), ["isthmus-east-west"]);
+    assert_eq!(named(&["*"]), ["isthmus-east-west"]);
+    assert_eq!(named(&["a.b:443", "*"]), ["isthmus-east-west"], "everything is Envoy's");
+
+    let states = |names: &[&str]| {
+        let resource_names = names.iter().map(|&name| name.to_owned()).collect();
+        let type_url = LISTENER.to_owned();
+        let request = DiscoveryRequest { type_url, resource_names, ..DiscoveryRequest::default() };
+        listeners::<sotw::Stream>(&request).resources.len()
+    };
+    assert_eq!((states(&["a.b:443"]), states(&["x.y:443"])), (1, 0), "that it is absent is said");
+    assert_eq!((states(&[]), states(&["*"])), (1, 1));
+    assert_eq!(states(&["isthmus-east-west"]), 0, "Envoy's is for who asks for all");
+}
+
+#[tokio::test]
+async fn a_cluster_goes_only_once_a_grpc_client_has_let_go_of_the_listener_that_leads_to_it() {
+    let (directory, mut stream) = begin::<sotw::Stream>();
+    let ask = |nonce: &str| DiscoveryRequest {
+        type_url: LISTENER.to_owned(),
+        resource_names: vec!["a.b:443".to_owned()],
+        response_nonce: nonce.to_owned(),
+        ..DiscoveryRequest::default()
+    };
+    stream.hear(&ask("")).unwrap();
+    let first = stream.speak().pop().unwrap();
+    stream.hear(&ask(&first.nonce)).unwrap();
+    directory.0.change(&[slice("east/a.b", None)]);
+    let clusters = || directory.0.view(CLUSTER).unwrap().view().iter().count();
+    let second = stream.speak().pop().unwrap();
+    assert_eq!((second.resources.len(), clusters()), (0, 1));
+    stream.hear(&ask(&second.nonce)).unwrap();
+    assert_eq!(clusters(), 0);
 }
