@@ -17,7 +17,7 @@ use crate::config::services::Service;
 use crate::config::{file, registry_file};
 use crate::host::HostPattern;
 
-use eyes::Eyes;
+use eyes::{Eyes, Where};
 
 /// The files of a directory, as they were when they were last looked at.
 #[derive(Debug)]
@@ -70,7 +70,17 @@ impl Files {
 
     /// Looks again if there may be news, which costs nothing while nothing happens. As [`Files::look`].
     pub fn glance(&mut self, now: Instant) -> Option<BTreeSet<HostPattern>> {
-        if self.eyes.want(&self.folder, now) { self.look() } else { None }
+        let Where::At(names) = self.eyes.turn(&self.folder, now) else { return self.look() };
+        let paths: Vec<Arc<Path>> = names.iter().map(|name| self.folder.join(name).into()).collect();
+        // Whether a file is gone, or the directory with it, shows when all are looked at.
+        if paths.iter().any(|path| fs::symlink_metadata(path).is_err()) {
+            return self.look();
+        }
+        let (mut changed, mut touched) = (false, BTreeSet::new());
+        for path in paths {
+            changed |= self.look_at(path, &mut touched);
+        }
+        changed.then_some(touched)
     }
 
     /// Looks again. The hosts under which something may have changed; none where nothing has, not even what
@@ -95,23 +105,28 @@ impl Files {
             self.files.remove(&path);
         }
         for path in paths {
-            let print = print(&path);
-            if self.files.get(&path).is_some_and(|held| held.print == print && print.is_some()) {
-                continue;
-            }
-            changed = true;
-            let read = file::read(&path, "split it").and_then(|text| registry_file(&text, &path));
-            let held = self.files.entry(Arc::clone(&path)).or_default();
-            held.print = print;
-            match read {
-                Ok(services) => {
-                    held.wrong = None;
-                    self.hold(&path, services, &mut touched);
-                }
-                Err(problems) => held.wrong = Some(problems.to_string()),
-            }
+            changed |= self.look_at(path, &mut touched);
         }
         changed.then_some(touched)
+    }
+
+    /// Looks at one file, and says whether it is another than before.
+    fn look_at(&mut self, path: Arc<Path>, touched: &mut BTreeSet<HostPattern>) -> bool {
+        let print = print(&path);
+        if self.files.get(&path).is_some_and(|held| held.print == print && print.is_some()) {
+            return false;
+        }
+        let read = file::read(&path, "split it").and_then(|text| registry_file(&text, &path));
+        let held = self.files.entry(Arc::clone(&path)).or_default();
+        held.print = print;
+        match read {
+            Ok(services) => {
+                held.wrong = None;
+                self.hold(&path, services, touched);
+            }
+            Err(problems) => held.wrong = Some(problems.to_string()),
+        }
+        true
     }
 
     /// Puts what a file has in place of what it had, and notes the hosts of which that says something else.
@@ -199,15 +214,17 @@ fn by_host(services: &[Service]) -> BTreeMap<&HostPattern, Vec<&Service>> {
     hosts
 }
 
+/// A file of the registry, by its name.
+fn is_ours(path: &Path) -> bool {
+    let hidden = path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b"."));
+    !hidden && ["yaml", "yml"].iter().any(|known| path.extension() == Some(OsStr::new(known)))
+}
+
 /// In their order.
 fn paths(folder: &Path) -> io::Result<Vec<Arc<Path>>> {
     let entries: io::Result<Vec<_>> = fs::read_dir(folder)?.collect();
     let paths = entries?.into_iter().map(|entry| entry.path());
-    let is_ours = |path: &PathBuf| {
-        let hidden = path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b"."));
-        !hidden && ["yaml", "yml"].iter().any(|known| path.extension() == Some(OsStr::new(known)))
-    };
-    let mut paths: Vec<Arc<Path>> = paths.filter(is_ours).map(Arc::from).collect();
+    let mut paths: Vec<Arc<Path>> = paths.filter(|path| is_ours(path)).map(Arc::from).collect();
     paths.sort();
     Ok(paths)
 }
@@ -309,5 +326,43 @@ mod tests {
         fs::rename(folder.path().join("away"), &inside).unwrap();
         assert_eq!(look(&mut files), [""; 0]);
         assert_eq!(files.problems(), [""; 0]);
+    }
+
+    #[test]
+    fn a_glance_finds_what_a_look_would() {
+        let folder = tempfile::tempdir().unwrap();
+        let inside = folder.path().join("registry");
+        fs::create_dir(&inside).unwrap();
+        let (mut files, now) = (Files::new(inside.clone()), Instant::now());
+        let write = |name: &str, text: &str| fs::write(inside.join(name), text).unwrap();
+        let until = |files: &mut Files, expected: &[&str]| {
+            for _ in 0..2_000 {
+                files.glance(now);
+                if hosts(files) == expected {
+                    return;
+                }
+                std::thread::sleep(std::time::Duration::from_millis(5));
+            }
+            panic!("{:?}, not {expected:?}", hosts(files));
+        };
+        assert_eq!(files.glance(now), None, "an empty directory says nothing");
+        write("a.yaml", "services: [{ host: a.b }]");
+        until(&mut files, &["a.b:443"]);
+        write("b.yaml", "services: [{ host: c.d }]");
+        until(&mut files, &["a.b:443", "c.d:443"]);
+        fs::remove_file(inside.join("a.yaml")).unwrap();
+        until(&mut files, &["c.d:443"]);
+        fs::rename(inside.join("b.yaml"), inside.join("b.txt")).unwrap();
+        until(&mut files, &[]);
+        fs::create_dir(inside.join("..1")).unwrap();
+        fs::create_dir(inside.join("..2")).unwrap();
+        write("..1/c.yaml", "services: [{ host: one }]");
+        write("..2/c.yaml", "services: [{ host: two }]");
+        std::os::unix::fs::symlink("..1", inside.join("..data")).unwrap();
+        std::os::unix::fs::symlink("..data/c.yaml", inside.join("c.yaml")).unwrap();
+        until(&mut files, &["one:443"]);
+        std::os::unix::fs::symlink("..2", inside.join("..next")).unwrap();
+        fs::rename(inside.join("..next"), inside.join("..data")).unwrap();
+        until(&mut files, &["two:443"]);
     }
 }

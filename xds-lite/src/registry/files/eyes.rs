@@ -1,27 +1,64 @@
-//! When to look at the directory of a registry: at once when the file system says that something happened there, and
-//! now and then without that. Its events are hints only; what is true is what a look finds.
+//! When to look at the directory of a registry, and at which of its files: at once where the file system says that
+//! something happened, and at all of them now and then. Its events are hints only; what is true is what a look finds.
 
+use std::collections::BTreeSet;
+use std::ffi::OsString;
 use std::fmt;
 use std::fs;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use notify::event::{AccessKind, AccessMode, EventKind};
 use notify::{Event, RecommendedWatcher, RecursiveMode, Watcher as _};
 
+use super::is_ours;
+
 /// What no event tells of is seen after this: a write behind a link, or by another machine on a shared file system.
 const UNTOLD: Duration = Duration::from_secs(1);
+/// Where so many files have changed at once, all are looked at.
+const FEW: usize = 64;
+
+/// What to look at.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Where {
+    /// Files of these names, of which there may be none.
+    At(BTreeSet<OsString>),
+    /// All of them.
+    Everywhere,
+}
+
+impl Where {
+    const NOWHERE: Where = Where::At(BTreeSet::new());
+
+    /// Notes one more place where something has happened. Whether the path is absolute is the watcher's choice.
+    fn add(&mut self, path: &Path) {
+        let Where::At(names) = self else { return };
+        let name = path.file_name().unwrap_or_default();
+        let (is_ours, bytes) = (is_ours(path), name.as_encoded_bytes());
+        if is_ours && names.len() < FEW {
+            names.insert(name.to_owned());
+        } else if is_ours || !bytes.starts_with(b".") || bytes.starts_with(b"..") {
+            // Of hidden files only `..data`, which Kubernetes swaps, leads to what is ours.
+            *self = Where::Everywhere;
+        }
+    }
+}
 
 /// Eyes on one directory.
-#[derive(Default)]
 pub(super) struct Eyes {
     watched: Option<Watched>,
-    happened: Arc<AtomicBool>,
+    happened: Arc<Mutex<Where>>,
     looked: Option<Instant>,
     has_complained: bool,
+}
+
+impl Default for Eyes {
+    fn default() -> Eyes {
+        let happened = Arc::new(Mutex::new(Where::NOWHERE));
+        Eyes { watched: None, happened, looked: None, has_complained: false }
+    }
 }
 
 /// A directory, by its device and inode: the same path may lead to another one later.
@@ -31,15 +68,17 @@ struct Watched {
 }
 
 impl Eyes {
-    /// Whether it is time to look. Without events it always is: a look is what finds out.
-    pub(super) fn want(&mut self, folder: &Path, now: Instant) -> bool {
+    /// Where to look now. Without events everywhere: a look is what finds out.
+    pub(super) fn turn(&mut self, folder: &Path, now: Instant) -> Where {
         let is_due = self.looked.is_none_or(|at| now.saturating_duration_since(at) >= UNTOLD);
         // Before the look, so that nothing happens unseen between the two.
         if is_due {
             self.looked = Some(now);
             self.turn_to(folder);
         }
-        self.happened.swap(false, Ordering::Relaxed) || is_due || self.watched.is_none()
+        let mut happened = self.happened.lock().unwrap_or_else(PoisonError::into_inner);
+        let happened = std::mem::replace(&mut *happened, Where::NOWHERE);
+        if is_due || self.watched.is_none() { Where::Everywhere } else { happened }
     }
 
     fn turn_to(&mut self, folder: &Path) {
@@ -64,18 +103,23 @@ impl Eyes {
     }
 }
 
-fn watch(folder: &Path, happened: Arc<AtomicBool>) -> notify::Result<RecommendedWatcher> {
+fn watch(folder: &Path, happened: Arc<Mutex<Where>>) -> notify::Result<RecommendedWatcher> {
     let mut watcher = notify::recommended_watcher(move |event: notify::Result<Event>| {
-        // Reading is an event, too, and some of it is ours.
-        let is_reading = event.is_ok_and(|event| {
-            event.kind.is_access() && event.kind != EventKind::Access(AccessKind::Close(AccessMode::Write))
-        });
-        if !is_reading {
-            happened.store(true, Ordering::Relaxed);
+        let mut happened = happened.lock().unwrap_or_else(PoisonError::into_inner);
+        match event {
+            Ok(event) if is_reading(&event) => {}
+            Ok(event) if event.paths.is_empty() || event.need_rescan() => *happened = Where::Everywhere,
+            Ok(event) => event.paths.iter().for_each(|path| happened.add(path)),
+            Err(_) => *happened = Where::Everywhere,
         }
     })?;
     watcher.watch(folder, RecursiveMode::NonRecursive)?;
     Ok(watcher)
+}
+
+/// Reading is an event, too, and some of it is ours.
+fn is_reading(event: &Event) -> bool {
+    event.kind.is_access() && event.kind != EventKind::Access(AccessKind::Close(AccessMode::Write))
 }
 
 impl fmt::Debug for Eyes {
@@ -91,28 +135,47 @@ mod tests {
     use super::*;
 
     #[track_caller]
-    fn until_wanted(eyes: &mut Eyes, folder: &Path, now: Instant) {
-        let mut looks = 0..2_000;
-        while !eyes.want(folder, now) {
-            assert!(looks.next().is_some(), "no event came");
+    fn until_told(eyes: &mut Eyes, folder: &Path, now: Instant) -> Where {
+        for _ in 0..2_000 {
+            let told = eyes.turn(folder, now);
+            if told != Where::NOWHERE {
+                return told;
+            }
             thread::sleep(Duration::from_millis(5));
         }
+        panic!("no event came");
     }
 
     #[test]
-    fn an_event_asks_for_a_look_and_without_one_a_second_does() {
+    fn an_event_says_where_to_look_and_a_second_without_one_everywhere() {
         let dir = tempfile::tempdir().unwrap();
         let folder = dir.path().join("registry");
         fs::create_dir(&folder).unwrap();
         let (mut eyes, now) = (Eyes::default(), Instant::now());
-        assert!(eyes.want(&folder, now), "the first look");
-        assert!(!eyes.want(&folder, now), "nothing happened");
+        assert_eq!(eyes.turn(&folder, now), Where::Everywhere, "the first look");
+        assert_eq!(eyes.turn(&folder, now), Where::NOWHERE, "nothing happened");
         fs::write(folder.join("a.yaml"), "services: []").unwrap();
-        until_wanted(&mut eyes, &folder, now);
+        assert_eq!(until_told(&mut eyes, &folder, now), Where::At(["a.yaml".into()].into()));
         let later = now + UNTOLD;
-        assert!(eyes.want(&folder, later), "nothing need have happened");
-        fs::rename(folder.join("a.yaml"), folder.join("b.yaml")).unwrap();
-        until_wanted(&mut eyes, &folder, later);
+        assert_eq!(eyes.turn(&folder, later), Where::Everywhere, "nothing need have happened");
+        std::os::unix::fs::symlink("elsewhere", folder.join("..data")).unwrap();
+        while until_told(&mut eyes, &folder, later) != Where::Everywhere {}
+    }
+
+    #[test]
+    fn what_is_noted_is_few_files_or_all() {
+        let mut told = Where::NOWHERE;
+        told.add(Path::new("r/.a.yaml.swp"));
+        assert_eq!(told, Where::NOWHERE);
+        for index in 0..FEW {
+            told.add(Path::new(&format!("r/{index}.yaml")));
+        }
+        assert!(matches!(&told, Where::At(names) if names.len() == FEW));
+        told.add(Path::new("r/one-more.yaml"));
+        assert_eq!(told, Where::Everywhere);
+        let mut told = Where::NOWHERE;
+        told.add(Path::new("r/behind-a-link.txt"));
+        assert_eq!(told, Where::Everywhere);
     }
 
     #[test]
@@ -120,16 +183,18 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let folder = dir.path().join("registry");
         let (mut eyes, now) = (Eyes::default(), Instant::now());
-        assert!(eyes.want(&folder, now) && eyes.want(&folder, now), "without events each look is wanted");
+        for _ in 0..2 {
+            assert_eq!(eyes.turn(&folder, now), Where::Everywhere, "without events each look is one of all");
+        }
         fs::create_dir(&folder).unwrap();
         let now = now + UNTOLD;
-        assert!(eyes.want(&folder, now));
+        assert_eq!(eyes.turn(&folder, now), Where::Everywhere);
         fs::rename(&folder, dir.path().join("old")).unwrap();
         fs::create_dir(&folder).unwrap();
         let now = now + UNTOLD;
-        assert!(eyes.want(&folder, now));
-        while eyes.want(&folder, now) {}
+        assert_eq!(eyes.turn(&folder, now), Where::Everywhere);
         fs::write(folder.join("a.yaml"), "services: []").unwrap();
-        until_wanted(&mut eyes, &folder, now);
+        let file = Where::At(["a.yaml".into()].into());
+        while until_told(&mut eyes, &folder, now) != file {}
     }
 }
