@@ -34,12 +34,12 @@ const STRANGER: &str = "spiffe://east.example/ns/a/sa/b";
 
 /// A gateway that follows until it is aborted.
 fn gateway(world: &World, id: &str, server: &str, agent: &Agent, seen: &Seen) -> Runtime {
-    follow(world.client(id, server), agent, seen)
+    follow(world.client(id, server), &[agent.at], seen)
 }
 
-fn follow(tls: Arc<TlsClient>, agent: &Agent, seen: &Seen) -> Runtime {
+fn follow(tls: Arc<TlsClient>, servers: &[SocketAddr], seen: &Seen) -> Runtime {
     let subscription = Subscription {
-        servers: vec![agent.at.to_string().parse().unwrap()],
+        servers: servers.iter().map(|at| at.to_string().parse().unwrap()).collect(),
         tls,
         node: Node { id: "g".to_owned(), ..Node::default() },
     };
@@ -178,6 +178,32 @@ fn a_server_that_comes_back_sends_only_what_differs() {
 }
 
 #[test]
+fn of_several_agents_the_next_is_taken_where_one_is_lost() {
+    let (world, first, second, seen) = (World::new(), directory(), directory(), Seen::default());
+    for one in [&first, &second] {
+        one.0.change(|view| _ = view.set("a", "1"));
+    }
+    let (one, two) = (start(&world, &first, ANY), start(&world, &second, ANY));
+    let servers = [one.at, two.at];
+    let _gateway = follow(world.client(GATEWAY, AGENT), &servers, &seen);
+    until("the first agent is followed", || seen.has(&[("a", "1")]) && first.0.all().len() == 1);
+    assert!(second.0.all().is_empty(), "one agent at a time, and in order");
+    drop(one);
+    until("the second agent is followed", || second.0.all().len() == 1);
+    second.0.change(|view| _ = view.set("b", "1"));
+    until("what it says counts", || seen.has(&[("a", "1"), ("b", "1")]));
+    assert_eq!(seen.resources(), 2, "what both have was not sent again");
+    let again = directory();
+    for name in ["a", "b"] {
+        again.0.change(|view| _ = view.set(name, "1"));
+    }
+    let _one = start(&world, &again, servers[0]);
+    drop(two);
+    until("the first agent is followed again", || again.0.all().len() == 1);
+    assert!(seen.has(&[("a", "1"), ("b", "1")]) && seen.resources() == 2, "nothing had changed");
+}
+
+#[test]
 fn strangers_are_refused_before_they_see_anything() {
     let (world, directory) = (World::new(), directory());
     directory.0.change(|view| _ = view.set("a", "1"));
@@ -199,7 +225,7 @@ fn who_is_believed_no_longer_is_cut_off_on_either_side_and_let_in_again() {
     directory.0.change(|view| _ = view.set("a", "1"));
     let (east, own) = (world.trust(AGENT), world.trust(GATEWAY));
     let agent = common::agent(east.clone(), Routes::new(Discovery::service(Arc::clone(&directory))), ANY);
-    let _gateway = follow(common::client(own.clone(), AGENT), &agent, &seen);
+    let _gateway = follow(common::client(own.clone(), AGENT), &[agent.at], &seen);
     until("the first state is there", || seen.has(&[("a", "1")]));
     let followers = || directory.0.all().len();
     for side in [&east, &own] {
