@@ -43,6 +43,11 @@ pub fn encode(certificates: &[CertificateDer<'_>]) -> String {
     blocks.map(|block| ::pem::encode_config(&block, config)).collect()
 }
 
+/// Certificates as PEM, each a text of its own.
+pub fn encode_each(certificates: &[CertificateDer<'_>]) -> Vec<String> {
+    certificates.iter().map(|one| encode(std::slice::from_ref(one))).collect()
+}
+
 /// Writes certificates or bundles to a file that everybody may read: whole, or not at all.
 pub fn write(path: &Path, text: &str) -> Result<(), WriteError> {
     files::write(path, text, PUBLIC)

@@ -74,7 +74,7 @@ mod tests {
         let [request, other] = [(); 2].map(|()| Request::generate(KeyKind::P256).unwrap());
         let csr = Csr::parse(request.to_pem().unwrap().as_bytes()).unwrap();
         let chain = below.certify(csr.key(), &leaf).unwrap();
-        let mut answer: Vec<_> = chain.iter().map(|one| pem::encode(std::slice::from_ref(one))).collect();
+        let mut answer = pem::encode_each(&chain);
         answer.push(root.certificate_pem());
 
         let issued = request.issued(&answer).unwrap();

@@ -176,6 +176,12 @@ impl IdPattern {
         }
     }
 
+    /// Every agent of a cluster: `spiffe://TRUST-DOMAIN/isthmus/CLUSTER/agent/*`.
+    pub fn agents(trust_domain: &TrustDomain, cluster: &str) -> Result<Self, SpiffeIdError> {
+        check_segment(cluster)?;
+        Self::parse(&format!("{SCHEME}{trust_domain}/isthmus/{cluster}/agent/*"))
+    }
+
     /// Whether `id` is meant.
     pub fn matches(&self, id: &SpiffeId) -> bool {
         match self {

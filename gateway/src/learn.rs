@@ -85,8 +85,7 @@ fn subscription(servers: Vec<Target>, trust: Trust, control: &Control) -> io::Re
     let node = &control.process.fixed.node;
     let own = trust.current();
     let id = own.identity.id();
-    let agents = format!("{}/isthmus/{}/agent/*", id.trust_domain().id(), node.cluster);
-    let agents = IdPattern::parse(&agents).map_err(io::Error::other)?;
+    let agents = IdPattern::agents(id.trust_domain(), &node.cluster).map_err(io::Error::other)?;
     let tls = Tls::new(trust, Peer::Matching(vec![agents]), &[b"h2"]).map_err(io::Error::other)?;
     let locality = Locality {
         region: node.locality.region.clone(),

@@ -101,3 +101,9 @@ async fn shake(
         refused.map(|why| io::Error::other(why.clone())).unwrap_or(error)
     })
 }
+
+/// An error with its causes.
+pub(crate) fn told(error: &dyn std::error::Error) -> String {
+    let causes = std::iter::successors(Some(error), |error| error.source());
+    causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
+}

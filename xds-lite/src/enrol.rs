@@ -21,7 +21,7 @@ use tonic::{Code, Extensions, Status};
 use tower::service_fn;
 
 use crate::config::address::Target;
-use crate::dial::dial;
+use crate::dial::{dial, told};
 use crate::join::first::{Meeting, PROOF, meet};
 use crate::join::{Guest, MeetError, Token};
 use crate::proto::istio::v1::auth::istio_certificate_service_client::IstioCertificateServiceClient;
@@ -213,10 +213,4 @@ fn too_slow() -> String {
 
 fn broken(at: &Target, error: &dyn std::error::Error) -> EnrolError {
     EnrolError::Broken { at: at.clone(), why: told(error) }
-}
-
-/// An error with its causes.
-fn told(error: &dyn std::error::Error) -> String {
-    let causes = std::iter::successors(Some(error), |error| error.source());
-    causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
 }

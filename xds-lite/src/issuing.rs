@@ -144,7 +144,7 @@ impl Certificates {
             Status::failed_precondition(format!("the agent cannot sign: {error:#}"))
         })?;
         tracing::info!(peer = %asker, identity = %leaf.id, "signed a certificate");
-        Ok(chain.iter().map(|certificate| pem::encode(std::slice::from_ref(certificate))).collect())
+        Ok(pem::encode_each(&chain))
     }
 
     /// The asker's own identity, unless it says another.

@@ -225,7 +225,7 @@ impl Context {
         if Party::of_agent(&found).as_ref() != Some(&introduction.party) {
             return Err(ContextError::Identity { found, expected: introduction.party });
         }
-        let tokens = Arc::new(Folder::new(folders.state.join("tokens")));
+        let tokens = Arc::new(Folder::of_state(&folders.state));
         Ok(Context { trust, introduction, folders, tokens })
     }
 

@@ -61,11 +61,10 @@ impl All {
 impl Crowd {
     /// Nobody yet; each is to be sent so many services by the agent of a cluster.
     pub(super) fn new(cluster: &Cluster, services: u32) -> anyhow::Result<Self> {
-        let agents = format!("{}/isthmus/{}/agent/*", cluster.domain().id(), cluster.name());
         Ok(Self {
             runtime: tokio::runtime::Builder::new_multi_thread().enable_all().build()?,
             agent: cluster.xds,
-            agents: IdPattern::parse(&agents)?,
+            agents: IdPattern::agents(cluster.domain(), cluster.name())?,
             members: 0,
             all: Arc::new(All {
                 services: usize::try_from(services)?,

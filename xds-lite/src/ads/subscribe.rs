@@ -16,7 +16,7 @@ use super::backoff::Backoff;
 use super::client::{Client, Refused, Update};
 use crate::believed::until_disbelieved;
 use crate::config::address::Target;
-use crate::dial::{Chain, meet};
+use crate::dial::{Chain, meet, told};
 use crate::proto::envoy::config::core::v3::Node;
 use crate::proto::envoy::service::discovery::v3::aggregated_discovery_service_client::AggregatedDiscoveryServiceClient;
 use crate::proto::envoy::service::discovery::v3::{DeltaDiscoveryRequest, DeltaDiscoveryResponse};
@@ -206,15 +206,4 @@ impl Requests {
 
 fn said(status: &Status) -> String {
     format!("{:?}: {}", status.code(), status.message())
-}
-
-/// An error with its causes.
-fn told(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text = format!("{text}: {error}");
-        cause = error.source();
-    }
-    text
 }

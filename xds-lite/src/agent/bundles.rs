@@ -131,7 +131,7 @@ impl Bundles {
     pub(super) async fn keep_telling(&self, trust: &Trust) {
         let mut told = None;
         let mut kept: Option<Acknowledged> = None;
-        let mut unkept = None;
+        let mut complained = None;
         let mut pace = tokio::time::interval(PACE);
         loop {
             pace.tick().await;
@@ -140,27 +140,29 @@ impl Bundles {
                 self.publish(&trusted);
                 told = Some(trusted.epoch);
             }
-            let words = locked(&self.words).clone();
-            let Some(file) =
-                self.file.clone().filter(|_| self.is_whole.load(Relaxed) && kept.as_ref() != Some(&words))
-            else {
-                continue;
-            };
+            let Some((file, words)) = self.unkept(kept.as_ref()) else { continue };
             match keep(file, words.clone()).await {
-                Ok(()) => (kept, unkept) = (Some(words), None),
+                Ok(()) => (kept, complained) = (Some(words), None),
                 Err(error) => {
                     let why = error.to_string();
-                    if unkept.as_ref() != Some(&why) {
+                    if complained.as_ref() != Some(&why) {
                         tracing::error!(
                             error = why,
                             "what peers have acknowledged cannot be kept; a root roll-over waits"
                         );
                     }
-                    unkept = Some(why);
+                    complained = Some(why);
                     tokio::time::sleep(RETRY).await;
                 }
             }
         }
+    }
+
+    /// What is not kept yet, and where it is to be.
+    fn unkept(&self, kept: Option<&Acknowledged>) -> Option<(PathBuf, Acknowledged)> {
+        let file = self.file.as_ref().filter(|_| self.is_whole.load(Relaxed))?;
+        let words = locked(&self.words);
+        (kept != Some(&*words)).then(|| (file.clone(), words.clone()))
     }
 }
 

@@ -76,7 +76,7 @@ fn as_peer(joined: join::Peer) -> Peer {
 
 /// Follows a peer until it is dropped.
 async fn follow(own: Cluster, peer: Peer, trust: Trust, mut offers: Offers) -> Result<(), Error> {
-    let agents = IdPattern::parse(&format!("{}/isthmus/{}/agent/*", peer.domain.id(), peer.cluster))?;
+    let agents = IdPattern::agents(&peer.domain, peer.cluster.as_str())?;
     let tls = Tls::new(trust, Expected::Matching(vec![agents]), &[b"h2"])?;
     let node = Node {
         id: format!("agent~{own}"),

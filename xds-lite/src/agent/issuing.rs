@@ -183,7 +183,7 @@ fn identity(settings: &Settings, domain: &TrustDomain, whom: &First<'_>) -> Resu
 /// Where an agent's tokens are.
 #[must_use]
 pub fn tokens(state: &Path) -> Arc<dyn Tokens> {
-    Arc::new(Folder::new(state.join("tokens")))
+    Arc::new(Folder::of_state(state))
 }
 
 /// Whoever may have a certificate, its own: the cluster's gateways, and every workload of its trust domain.
@@ -201,9 +201,7 @@ fn workloads(domain: &TrustDomain) -> Result<IdPattern, SpiffeIdError> {
 fn rooted(trust: &Trust) -> Rooted {
     let trusted = trust.current();
     let bundle = trusted.bundles.get(trusted.identity.id().trust_domain());
-    let roots = |bundle: &Bundle| {
-        let roots = bundle.roots().iter();
-        roots.map(|root| pem::encode(std::slice::from_ref(root))).collect()
-    };
-    bundle.map(|bundle| Rooted { sequence: bundle.sequence, roots: roots(bundle) }).unwrap_or_default()
+    let rooted =
+        |bundle: &Bundle| Rooted { sequence: bundle.sequence, roots: pem::encode_each(bundle.roots()) };
+    bundle.map(rooted).unwrap_or_default()
 }

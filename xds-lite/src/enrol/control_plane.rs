@@ -14,9 +14,9 @@ use tokio_rustls::rustls::pki_types::DnsName;
 use tokio_rustls::rustls::{self, ClientConfig};
 use tonic::metadata::{AsciiMetadataValue, MetadataMap};
 
-use super::{DEADLINE, EnrolError, Granted, ask, told, too_slow};
+use super::{DEADLINE, EnrolError, Granted, ask, too_slow};
 use crate::config::address::Target;
-use crate::dial::dial_as;
+use crate::dial::{dial_as, told};
 
 /// Larger is no such token.
 const LONGEST_TOKEN: u64 = 64 << 10;

@@ -140,9 +140,9 @@ impl Keeper {
         agents: Vec<Target>,
         cluster: Cluster,
     ) -> Result<Keeper, KeeperError> {
-        let domain = trust.current().identity.id().trust_domain().id();
-        let pattern = IdPattern::parse(&format!("{domain}/isthmus/{cluster}/agent/*"))?;
-        let tls = Arc::new(Client::new(trust.clone(), Peer::Matching(vec![pattern]), &[b"h2"])?);
+        let domain = trust.current().identity.id().trust_domain().clone();
+        let theirs = IdPattern::agents(&domain, cluster.as_str())?;
+        let tls = Arc::new(Client::new(trust.clone(), Peer::Matching(vec![theirs]), &[b"h2"])?);
         let source = Source::Agents { agents, cluster, tls };
         Ok(Keeper { folder, files, trust, source, renewal: Arc::default() })
     }

@@ -29,6 +29,12 @@ impl Folder {
         Folder { folder }
     }
 
+    /// Those of the agent that keeps its state here.
+    #[must_use]
+    pub fn of_state(state: &Path) -> Folder {
+        Folder::new(state.join("tokens"))
+    }
+
     fn path(&self, id: TokenId, state: State) -> PathBuf {
         self.folder.join(format!("{id}.{state}"))
     }
