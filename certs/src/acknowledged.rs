@@ -2,8 +2,7 @@
 //! that agents write and that a root roll-over waits for. Not how an agent learns it.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs::{self, File};
-use std::io::{self, Read as _};
+use std::io;
 use std::path::Path;
 use std::time::SystemTime;
 
@@ -13,6 +12,7 @@ use time::OffsetDateTime;
 use crate::bundle::Bundle;
 use crate::facts::fingerprint;
 use crate::files::{self, PUBLIC, WriteError};
+use crate::input;
 use crate::spiffe::TrustDomain;
 
 /// Larger than what thousands of peers make of it.
@@ -83,16 +83,7 @@ impl Acknowledged {
     /// # Errors
     /// It is not there, not readable, or no such file.
     pub fn read(path: &Path) -> io::Result<Self> {
-        // Not waited for, were it no file but a pipe.
-        if !fs::metadata(path)?.is_file() {
-            return Err(io::Error::other("it is no file"));
-        }
-        let mut text = String::new();
-        File::open(path)?.take(MAX_FILE + 1).read_to_string(&mut text)?;
-        if text.len() as u64 > MAX_FILE {
-            return Err(io::Error::other(format!("it is larger than {MAX_FILE} bytes")));
-        }
-        Ok(serde_json::from_str(&text)?)
+        Ok(serde_json::from_str(&input::read_text(path, MAX_FILE)?)?)
     }
 
     /// Writes it in place of what is there.

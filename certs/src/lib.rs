@@ -13,6 +13,7 @@ pub mod facts;
 pub mod files;
 pub mod home;
 pub mod identity;
+pub mod input;
 pub mod issuer;
 pub mod key;
 pub mod pem;

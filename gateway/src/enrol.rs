@@ -1,23 +1,19 @@
 //! What this gateway shows: loaded at start, or got by a token, and renewed by whom it follows. Not the
 //! asking: that is `isthmus_xds::enrol`.
 
-use std::fs::File;
-use std::io::{self, Read as _};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use isthmus_certs::trust::{LoadError, Watch};
 use isthmus_certs::{SpiffeId, Trust, TrustFiles};
-use isthmus_xds::enrol::{ControlPlane, EnrolError, Keeper, Known, Standing, first, first_of};
+use isthmus_xds::enrol::{ControlPlane, EnrolError, Keeper, Known, Standing, first, first_of, token};
 use isthmus_xds::join::Token;
 use rustls::pki_types::DnsName;
 
 use crate::config::settings::{self, FirstToken, Fixed, Kept, Source, Trusts};
 use crate::config::{gateway_of, is_default_cluster, read_token};
 use crate::control::Control;
-
-/// Longer is no token.
-const LONGEST_TOKEN: u64 = 4_096;
 
 /// Why a gateway has no identity, and will not have one.
 #[derive(Debug, thiserror::Error)]
@@ -143,17 +139,11 @@ fn kept_or_awaited(kept: &Kept, files: &TrustFiles) -> Result<Beginning, Error> 
         FirstToken::Token(token, id) => Ok(Beginning::Awaits(First::Token(token.clone(), id.clone()))),
         FirstToken::File(path) => {
             let wrong = |why| Error::TokenFile { path: path.clone(), why };
-            let text = text(path).map_err(|error| wrong(error.to_string()))?;
+            let text = token(path).map_err(|error| wrong(error.to_string()))?;
             let (token, id) = read_token(&text).map_err(wrong)?;
             Ok(Beginning::Awaits(First::Token(Box::new(token), id)))
         }
     }
-}
-
-fn text(path: &Path) -> io::Result<String> {
-    let mut text = String::new();
-    File::open(path)?.take(LONGEST_TOKEN).read_to_string(&mut text)?;
-    Ok(text)
 }
 
 /// Waits for the first certificate, and shows it from then on.

@@ -28,7 +28,7 @@ use crate::proto::istio::v1::auth::istio_certificate_service_client::IstioCertif
 use crate::proto::istio::v1::auth::{IstioCertificateRequest, IstioCertificateResponse};
 
 pub use answer::{AnswerError, Granted};
-pub use control_plane::{ControlPlane, Known};
+pub use control_plane::{ControlPlane, Known, token};
 pub use folder::{Folder, FolderError, Origin, Standing};
 pub use keep::{Keeper, KeeperError, Renewal, first, first_of};
 

@@ -3,8 +3,8 @@
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
-use std::fs::{self, File};
-use std::io::{self, Read as _};
+use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,6 +17,7 @@ use crate::bundle::{Bundle, BundleError, Role, TrustBundles, VerifyError};
 use crate::crl::{CrlError, Crls, StaleCrl};
 use crate::deny::{DenyError, DenyList};
 use crate::identity::{Identity, IdentityError};
+use crate::input;
 use crate::pem::{self, PemError};
 use crate::spiffe::{SpiffeId, SpiffeIdError, TrustDomain};
 use crate::spiffe_bundle::{self, FormatError};
@@ -315,13 +316,11 @@ fn files_in(folder: &Path) -> io::Result<Vec<PathBuf>> {
 }
 
 fn read(path: &Path) -> Result<Vec<u8>, LoadCause> {
-    let mut bytes = Vec::new();
-    // Not waited for, were it no file but a pipe; and no longer than a file may be, were it a device.
-    if !fs::metadata(path)?.is_file() {
-        return Err(LoadCause::NoFile);
-    }
-    File::open(path)?.take(MAX_FILE + 1).read_to_end(&mut bytes)?;
-    if bytes.len() as u64 > MAX_FILE { Err(LoadCause::TooLarge) } else { Ok(bytes) }
+    input::read(path, MAX_FILE).map_err(|error| match error.kind() {
+        io::ErrorKind::InvalidInput => LoadCause::NoFile,
+        io::ErrorKind::FileTooLarge => LoadCause::TooLarge,
+        _ => error.into(),
+    })
 }
 
 fn text(path: &Path) -> Result<String, LoadCause> {

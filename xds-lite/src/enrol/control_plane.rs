@@ -109,7 +109,11 @@ impl ControlPlane {
     }
 }
 
-fn token(path: &Path) -> io::Result<String> {
+/// What a file has that a token is kept in. It may be a pipe.
+///
+/// # Errors
+/// It cannot be read, or is empty.
+pub fn token(path: &Path) -> io::Result<String> {
     let mut text = String::new();
     File::open(path)?.take(LONGEST_TOKEN).read_to_string(&mut text)?;
     match text.trim() {

@@ -1,7 +1,6 @@
 //! The intermediate that an agent signs with: its files, followed while they change. One that would sign what nobody
 //! believes is never used; the last good one signs on, and why is known. Not who may have a certificate.
 
-use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock};
@@ -10,7 +9,7 @@ use std::time::Duration;
 use isthmus_certs::authority::Unusable;
 use isthmus_certs::facts::Facts;
 use isthmus_certs::issuer::Signing;
-use isthmus_certs::{Authority, Csr, IssueError, Issuer, Leaf, Role, SpiffeId, Trust, VerifyError};
+use isthmus_certs::{Authority, Csr, IssueError, Issuer, Leaf, Role, SpiffeId, Trust, VerifyError, input};
 use tokio_rustls::rustls::pki_types::{CertificateDer, UnixTime};
 
 /// Larger is no certificate and no key.
@@ -71,7 +70,7 @@ pub struct Intermediate {
 struct Held {
     authority: Arc<Authority>,
     /// What was read last, good or not.
-    read: Option<[Vec<u8>; 2]>,
+    read: Option<[String; 2]>,
     problem: Option<String>,
 }
 
@@ -108,7 +107,7 @@ impl Intermediate {
         }
     }
 
-    fn refuse(&self, read: Option<[Vec<u8>; 2]>, error: &IntermediateError) -> bool {
+    fn refuse(&self, read: Option<[String; 2]>, error: &IntermediateError) -> bool {
         let problem = error.to_string();
         let mut held = self.held.write().unwrap_or_else(PoisonError::into_inner);
         if held.problem.as_ref() != Some(&problem) {
@@ -157,32 +156,21 @@ impl Issuer for Intermediate {
     }
 }
 
-fn read(files: &IntermediateFiles) -> Result<[Vec<u8>; 2], IntermediateError> {
-    let one = |path: &Path| {
-        let read = || {
-            // Not waited for, were it no file but a pipe.
-            let facts = fs::metadata(path)?;
-            match facts.is_file() && facts.len() <= MAX_FILE {
-                true => fs::read(path),
-                false => Err(io::Error::other("it is no file, or far too large")),
-            }
-        };
-        read().map_err(|cause| at(path, cause))
-    };
+fn read(files: &IntermediateFiles) -> Result<[String; 2], IntermediateError> {
+    let one = |path: &Path| input::read_text(path, MAX_FILE).map_err(|cause| at(path, cause));
     Ok([one(&files.certificate)?, one(&files.key)?])
 }
 
 /// The authority that was read, if what it signs is believed.
 fn good(
     files: &IntermediateFiles,
-    [certificate, key]: &[Vec<u8>; 2],
+    [certificate, key]: &[String; 2],
     trust: &Trust,
 ) -> Result<Authority, IntermediateError> {
     let judge = || -> Result<Authority, IntermediateCause> {
         let trusted = trust.current();
         let own = trusted.identity.id();
-        let (chain, key) = (String::from_utf8_lossy(certificate), String::from_utf8_lossy(key));
-        let authority = Authority::from_pem(own.trust_domain().clone(), &chain, &key)?;
+        let authority = Authority::from_pem(own.trust_domain().clone(), certificate, key)?;
         if Facts::of(authority.certificate()).is_ok_and(|facts| facts.is_root()) {
             return Err(IntermediateCause::Root);
         }

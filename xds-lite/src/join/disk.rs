@@ -1,11 +1,13 @@
-//! Small files of joining: read up to a bound, and one writer at a time over all processes. Not what they say;
-//! writing is `isthmus_certs::files`.
+//! Small files of joining: there or not, and one writer at a time over all processes. Not what they say; reading is
+//! `isthmus_certs::input`, writing `isthmus_certs::files`.
 
 use std::fs::{self, File, TryLockError};
-use std::io::{self, Read as _};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
+
+use isthmus_certs::input;
 
 /// Work under the lock takes a moment; what takes longer hangs.
 const PATIENCE: Duration = Duration::from_secs(3);
@@ -30,19 +32,7 @@ impl ReadError {
 
 /// The text of a file; nothing if there is none.
 pub(crate) fn read(path: &Path, most: u64) -> Result<Option<String>, ReadError> {
-    let attempt = || {
-        // Not waited for, were it no file but a pipe.
-        if !fs::metadata(path)?.is_file() {
-            return Err(io::Error::other("is no file; move it away"));
-        }
-        let mut text = String::new();
-        File::open(path)?.take(most.saturating_add(1)).read_to_string(&mut text)?;
-        match text.len() as u64 > most {
-            true => Err(io::Error::other(format!("is larger than {most} bytes; is it the right file?"))),
-            false => Ok(text),
-        }
-    };
-    match attempt() {
+    match input::read_text(path, most) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         read => read.map(Some).map_err(|error| ReadError::new(path, error)),
     }
