@@ -99,6 +99,8 @@ impl Acknowledged {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
     use crate::authority::Authority;
 

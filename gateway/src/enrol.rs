@@ -2,7 +2,7 @@
 //! asking: that is `isthmus_xds::enrol`.
 
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use isthmus_certs::trust::{LoadError, Watch};

@@ -191,6 +191,8 @@ fn trial(authority: &Authority, id: &SpiffeId) -> Result<Vec<CertificateDer<'sta
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use isthmus_certs::home::{Home, Plan};
     use isthmus_certs::{KeyKind, Request, TrustBundles, TrustDomain};
     use tempfile::TempDir;
