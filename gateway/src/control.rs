@@ -30,6 +30,10 @@ pub struct Control {
     pub workers: Vec<Arc<Worker>>,
     /// Where the gateway stands.
     pub phase: watch::Sender<Phase>,
+    /// It has begun to go.
+    is_leaving: AtomicBool,
+    /// Somebody else said what there is besides the file, be it nothing.
+    was_told: AtomicBool,
     /// The host names that endpoints are given by.
     pub names: watch::Sender<Vec<HostName>>,
     /// What they resolved to.
@@ -56,8 +60,6 @@ pub struct Control {
 struct Inputs {
     /// As the file has it.
     live: Arc<Live>,
-    /// Somebody else said what there is besides, be it nothing.
-    was_told: bool,
     resolved: Resolved,
     beside: Beside,
 }
@@ -92,16 +94,13 @@ impl Control {
             process,
             workers,
             phase: watch::Sender::new(Phase::Serving),
+            is_leaving: AtomicBool::new(false),
+            was_told: AtomicBool::new(false),
             following: watch::Sender::new(Following::nobody()),
             renewal: Arc::default(),
             started: SystemTime::now(),
             written: settings.fixed,
-            inputs: Mutex::new(Inputs {
-                live: Arc::clone(&tables.live),
-                was_told: false,
-                resolved: Resolved::new(),
-                beside,
-            }),
+            inputs: Mutex::new(Inputs { live: Arc::clone(&tables.live), resolved: Resolved::new(), beside }),
             shown: Mutex::new(Shown { changed: SystemTime::now(), refused: None }),
             retired: Mutex::default(),
             leave: Notify::new(),
@@ -152,20 +151,18 @@ impl Control {
     /// Puts services live that came from elsewhere, in place of those that came before. Where the file has the
     /// same host and port, the file's stays.
     pub fn learned(&self, services: &[Arc<Service>]) {
-        let mut inputs = self.inputs();
-        inputs.was_told = true;
-        self.change(&mut inputs, |next| next.learn_all(services));
+        self.change(&mut self.inputs(), |next| next.learn_all(services));
+        self.was_told.store(true, Relaxed);
     }
 
     /// The same of these hosts only; all others stay as they are.
     pub fn learned_of(&self, hosts: impl Iterator<Item = (HostPattern, Vec<Service>)>) {
-        let mut inputs = self.inputs();
-        inputs.was_told = true;
-        self.change(&mut inputs, |next| {
+        self.change(&mut self.inputs(), |next| {
             for (host, services) in hosts {
                 next.learn(&host, services);
             }
         });
+        self.was_told.store(true, Relaxed);
     }
 
     /// What the file says, without what came from elsewhere.
@@ -260,11 +257,30 @@ impl Control {
         }
     }
 
-    /// Serving, every endpoint's name has been looked up once, and an agent was heard if there are any.
+    /// Serving, every endpoint's name has been looked up once, and an agent was heard if there are any. Waits for
+    /// nobody: atomics tell.
     #[must_use]
     pub fn is_ready(&self) -> bool {
-        let is_heard = || self.written.xds.is_none() || self.inputs().was_told;
-        *self.phase.borrow() == Phase::Serving && !self.answers.are_awaited() && is_heard()
+        self.why_not_ready().is_none()
+    }
+
+    /// Why it is not ready, if it is not.
+    #[must_use]
+    pub fn why_not_ready(&self) -> Option<&'static str> {
+        if self.is_leaving.load(Relaxed) {
+            Some("draining")
+        } else if self.answers.are_awaited() {
+            Some("names of endpoints are not resolved yet")
+        } else if self.written.xds.is_some() && !self.was_told.load(Relaxed) {
+            Some("no agent was heard yet")
+        } else {
+            None
+        }
+    }
+
+    fn enter(&self, phase: Phase) {
+        self.is_leaving.store(phase != Phase::Serving, Relaxed);
+        self.phase.send_replace(phase);
     }
 
     /// Begins to drain, once.
@@ -274,7 +290,7 @@ impl Control {
 
     /// Cuts what is open and ends.
     pub fn end(&self) {
-        self.phase.send_replace(Phase::Over);
+        self.enter(Phase::Over);
     }
 
     /// Waits until somebody asks to drain, drains, and returns when the gateway is over.
@@ -291,9 +307,9 @@ impl Control {
         self.leave.notified().await;
         let rules = self.process.tables.load().live.drain.clone();
         tracing::info!(accept_for = ?rules.accept_for, window = ?rules.window, "draining");
-        self.phase.send_replace(Phase::Leaving);
+        self.enter(Phase::Leaving);
         tokio::time::sleep(rules.accept_for).await;
-        self.phase.send_replace(Phase::Closing { since: socket::now(), window: rules.window });
+        self.enter(Phase::Closing { since: socket::now(), window: rules.window });
         let _in_time = tokio::time::timeout(rules.window, self.empty()).await;
     }
 
@@ -360,4 +376,42 @@ fn needs_restart(running: &Fixed, edit: &Fixed) -> Option<String> {
 
 fn as_text<S: serde::Serializer>(time: &SystemTime, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.serialize_str(&crate::log::rfc3339(*time))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+    use std::sync::mpsc;
+    use std::thread;
+
+    use super::*;
+    use crate::config;
+    use crate::limits::Limits;
+    use crate::log::AccessLog;
+    use crate::metrics::Metrics;
+
+    fn control(text: &str) -> Control {
+        let settings = config::parse(text, Path::new("gateway.yaml")).unwrap();
+        let tables = Snapshot::compile(settings.live.clone(), &Resolved::new(), None, &|_| false);
+        let metrics = Arc::new(Metrics::new(1, 1, 0));
+        let log = Arc::new(AccessLog::new(1, 1, Arc::clone(&metrics)));
+        let limits = Limits::new(1_024, 0, 0, 1);
+        let process = Process::new(settings.fixed.clone(), tables, limits, metrics, log);
+        Control::new(settings, Arc::new(process), Vec::new())
+    }
+
+    #[test]
+    fn readiness_does_not_wait_for_tables_that_are_being_made() {
+        let control = control(
+            "listeners: [{ address: '127.0.0.1:0' }]\nxds: { agents: ['127.0.0.1:1'] }\n\
+             node: { cluster: east }\ntrust: { certificate: a, key: b, bundles: c }\n",
+        );
+        let _making = control.inputs();
+        let (tell, told) = mpsc::channel();
+        thread::scope(|scope| {
+            scope.spawn(|| tell.send(control.why_not_ready()).unwrap());
+            let why = told.recv_timeout(Duration::from_secs(30)).expect("it waits for the tables");
+            assert_eq!(why, Some("no agent was heard yet"));
+        });
+    }
 }

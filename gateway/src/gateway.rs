@@ -1,5 +1,5 @@
-//! A whole gateway: binds, wires, supervises. One thread for each worker, one for control and admin, one
-//! for the access log.
+//! A whole gateway: binds, wires, supervises. One thread for each worker, one for control, one each for admin,
+//! metrics and health, one for the access log.
 
 use std::io;
 use std::net::{SocketAddr, TcpListener};
@@ -16,7 +16,7 @@ use tokio::task::JoinSet;
 
 use crate::config::settings::{ControlPlane, Settings, Source};
 use crate::control::Control;
-use crate::drain;
+use crate::drain::{self, Phase};
 use crate::enrol::{self, Beginning, First};
 use crate::limits::Limits;
 use crate::listen::{self, Accepted, Lane};
@@ -70,7 +70,7 @@ pub enum Error {
 
 /// Descriptors for everything but connections, pipes and lingering refusals: runtimes, admin
 /// connections, logs, the resolver.
-const RESERVE: u64 = 32;
+const RESERVE: u64 = 44;
 const RESERVE_PER_WORKER: u64 = 8;
 /// One pipe for this many descriptors, at most.
 const PIPE_SHARE: u64 = 32;
@@ -122,7 +122,13 @@ impl Gateway {
             };
             threads.push(spawn(format!("worker-{}", worker.index), work.run())?);
         }
-        threads.push(spawn("control".into(), supervise(Arc::clone(&control), doors.plain, file, follow))?);
+        threads.push(spawn("control".into(), supervise(Arc::clone(&control), file, follow))?);
+        let [admin, metrics, health] = doors.plain;
+        // Each apart: what asks for one in a loop keeps nobody from another, and nobody waits for tables to be made.
+        let on = || Arc::clone(&control);
+        threads.push(spawn("admin".into(), aside(on(), admin::serve_admin(admin, on())))?);
+        threads.push(spawn("metrics".into(), aside(on(), admin::serve_metrics(metrics, on())))?);
+        threads.push(spawn("health".into(), aside(on(), admin::serve_health(health, on())))?);
         Ok(Gateway { control, bound, threads, log, _trust: trust })
     }
 
@@ -347,14 +353,20 @@ impl Followed {
     }
 }
 
-/// The control thread: signals, edits, names, admin, drain; until the gateway is over.
-async fn supervise(control: Arc<Control>, doors: [TcpListener; 3], file: Option<PathBuf>, follow: Followed) {
+/// Serves pages until the gateway is over.
+async fn aside(control: Arc<Control>, pages: impl Future<Output = io::Result<()>>) {
+    let _alarm = Alarm(Arc::clone(&control));
+    let mut phase = control.phase.subscribe();
+    tokio::select! {
+        _ = phase.wait_for(|phase| *phase == Phase::Over) => {}
+        Err(error) = pages => control.break_down(&error),
+    }
+}
+
+/// The control thread: signals, edits, names, drain; until the gateway is over.
+async fn supervise(control: Arc<Control>, file: Option<PathBuf>, follow: Followed) {
     let _alarm = Alarm(Arc::clone(&control));
     let mut core: JoinSet<io::Result<()>> = JoinSet::new();
-    let [admin, metrics, health] = doors;
-    core.spawn(admin::serve_admin(admin, Arc::clone(&control)));
-    core.spawn(admin::serve_metrics(metrics, Arc::clone(&control)));
-    core.spawn(admin::serve_health(health, Arc::clone(&control)));
     core.spawn(Control::free_retired(Arc::clone(&control)));
     core.spawn(resolve::follow(Arc::clone(&control)));
     core.spawn(follow.follow(Arc::clone(&control)));

@@ -111,6 +111,17 @@ fn foreign_pages_may_not_ask_and_reading_changes_nothing() {
     }
     assert_eq!(ask_with(admin, "GET", "/status", &format!("{host}Origin: http://{admin}\r\n")).0, 200);
     assert_eq!(ask_with(admin, "GET", "/status", "").0, 403, "no Host");
+    for (what, target, headers) in [
+        ("two Hosts", "", format!("{host}Host: evil.example\r\n")),
+        ("two Hosts, the first elsewhere", "", format!("Host: evil.example\r\n{host}")),
+        ("two Hosts alike", "", format!("{host}{host}")),
+        ("a target of another authority", "http://evil.example", host.clone()),
+        ("our target, another Host", &*format!("http://{admin}"), "Host: evil.example\r\n".to_owned()),
+    ] {
+        assert_eq!(ask_with(admin, "GET", &format!("{target}/status"), &headers).0, 403, "{what}");
+        assert_eq!(ask_with(admin, "POST", &format!("{target}/drain"), &headers).0, 403, "{what}");
+    }
+    assert_eq!(ask_with(admin, "GET", &format!("http://{admin}/status"), &host).0, 200, "our own target");
     assert_eq!(get(admin, "/drain").0, 405);
     assert_eq!(ask(admin, "POST", "/nowhere", &admin.to_string()).0, 404);
     assert_eq!(ask(admin, "POST", "/status", &admin.to_string()).0, 405);

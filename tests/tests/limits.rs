@@ -11,6 +11,7 @@
 use std::io::{Read, Write};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};
 use std::process::Command;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -20,7 +21,7 @@ use isthmus_tests::gateway::Gateway;
 use isthmus_tests::hello::{Hello, read_hello};
 use isthmus_tests::lock::alone;
 use isthmus_tests::setup::{Setup, service};
-use isthmus_tests::wait::{until, within};
+use isthmus_tests::wait::{DEADLINE, quantile, until, within};
 use isthmus_tests::{figure, http};
 
 const HOST: &str = "web.example";
@@ -155,6 +156,54 @@ fn allow_descriptors(gateway: &Gateway, most: usize) {
         .args(["--pid", &gateway.process().0.to_string(), &format!("--nofile={most}:20000")])
         .status();
     assert!(status.unwrap().success());
+}
+
+/// Who scrapes in a loop costs others nothing that a probe of a kubelet (1 s) would notice; the figure tells how much.
+#[test]
+fn health_answers_while_sixty_clients_loop_over_metrics() {
+    const LOOPING: usize = 60;
+    const SERVICES: usize = 300;
+    let _alone = alone();
+    let server = Scripted::echo(b"+");
+    let host = |number: usize| format!("s{number}.example");
+    let services: String =
+        (0..SERVICES).map(|number| service(&host(number), &[], &[server.address()])).collect();
+    let gateway = Setup::new(services).start();
+    for number in 0..SERVICES {
+        // From its first connection on a service has its own counters.
+        let mut client = send(gateway.address(), &Hello::new(&host(number)).bytes());
+        assert_eq!(read_exactly(&mut client, 1), b"+");
+    }
+    let (metrics, health) = (gateway.at("metrics"), gateway.at("health"));
+    let (over, scraped) = (AtomicBool::new(false), AtomicUsize::new(0));
+    let mut times = Vec::new();
+    let statuses: Vec<u16> = thread::scope(|scope| {
+        for _ in 0..LOOPING {
+            scope.spawn(|| {
+                while !over.load(SeqCst) {
+                    assert_eq!(http::ask(metrics, "GET", "/metrics").status, 200);
+                    scraped.fetch_add(1, SeqCst);
+                }
+            });
+        }
+        let looping = within(DEADLINE, || scraped.load(SeqCst) >= 2 * LOOPING);
+        let answers = (0..if looping { 200 } else { 0 }).map(|_| {
+            let began = Instant::now();
+            let answer = http::ask_as(health, "localhost", "GET", "/healthz/ready");
+            times.push(began.elapsed());
+            answer.map_or(0, |answer| answer.status)
+        });
+        let statuses = answers.collect();
+        over.store(true, SeqCst);
+        statuses
+    });
+    assert_eq!(statuses, [200; 200]);
+    figure!(
+        "{LOOPING} clients loop over /metrics ({SERVICES} services): {} texts; of 200 health checks the median took {:?}, the slowest {:?}",
+        scraped.load(SeqCst),
+        quantile(&mut times, 0.5),
+        quantile(&mut times, 1.0)
+    );
 }
 
 /// The limit is taken away from under it: accept itself fails, with EMFILE.

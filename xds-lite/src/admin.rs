@@ -1,32 +1,22 @@
 //! The agent's admin port: HTTP for people, scrapers and VMs that announce themselves. Here is what it asks of the
-//! agent, and how many clients it has at once; which path answers what is in `answer`, who may ask in `who`.
+//! agent; which path answers what is in `answer`, who may ask and how many at once in `http`.
 
 mod answer;
-mod who;
 
-use std::collections::VecDeque;
-use std::convert::Infallible;
 use std::io;
 use std::sync::Arc;
-use std::time::Duration;
 
 use hyper::StatusCode;
-use hyper::server::conn::http1;
-use hyper::service::service_fn;
-use hyper_util::rt::{TokioIo, TokioTimer};
 use serde_json::Value;
-use tokio::net::{TcpListener, TcpStream};
-use tokio::task::AbortHandle;
-use tokio::time::timeout;
+use tokio::net::TcpListener;
 
+use crate::http;
 use crate::registry::registered::Refused;
 
-/// Bytes of a request's line and headers, and of what is read ahead of its body.
-const BUFFER: usize = 32 << 10;
-/// After accept failed for want of descriptors.
-const PAUSE: Duration = Duration::from_millis(200);
+pub use crate::http::Limits;
 
-/// What the admin port shows, and what it passes on. Called on the runtime: quick, and never waiting for others.
+/// What the admin port shows, and what it passes on. Called on threads where waiting for a lock delays nobody else,
+/// but for [`Pages::ready`].
 pub trait Pages: Send + Sync + 'static {
     /// What the agent is and does.
     fn status(&self) -> Value;
@@ -55,7 +45,8 @@ pub trait Pages: Send + Sync + 'static {
     /// Why it does not end.
     fn deregister(&self, body: &[u8]) -> Result<Value, Refusal>;
 
-    /// Whether the agent serves what its registry has.
+    /// Whether the agent serves what its registry has. Called on the thread that answers health checks: it must not
+    /// wait for anything, a lock included.
     fn ready(&self) -> bool;
 
     /// All metrics, in Prometheus' text format.
@@ -83,61 +74,33 @@ impl From<Refused> for Refusal {
     }
 }
 
-/// What clients may take.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Limits {
-    /// Clients at once; where more come, the one that came first goes.
-    pub clients: usize,
-    /// From accept to whole headers, and again for each request of a kept connection.
-    pub headers: Duration,
-    /// From headers to a whole body.
-    pub body: Duration,
-    /// One connection, whatever it does.
-    pub longest: Duration,
-}
-
-impl Default for Limits {
-    fn default() -> Limits {
-        let seconds = Duration::from_secs;
-        Limits { clients: 64, headers: seconds(5), body: seconds(5), longest: seconds(60) }
-    }
-}
-
-/// Serves until it is dropped. A client that fails is its own affair; clients that say nothing do not keep a
-/// health check waiting.
+/// Serves until it is dropped.
 ///
 /// # Errors
 /// The listener has no address.
 pub async fn serve(listener: TcpListener, pages: Arc<dyn Pages>, limits: Limits) -> io::Result<()> {
-    let own = listener.local_addr()?;
-    let desk = Arc::new(answer::Desk { pages, own, body: limits.body });
-    let mut clients: VecDeque<AbortHandle> = VecDeque::new();
-    loop {
-        let Ok((client, _)) = listener.accept().await else {
-            tokio::time::sleep(PAUSE).await;
-            continue;
-        };
-        clients.retain(|client| !client.is_finished());
-        if clients.len() >= limits.clients
-            && let Some(first) = clients.pop_front()
-        {
-            first.abort();
-        }
-        clients.push_back(tokio::spawn(one(client, Arc::clone(&desk), limits)).abort_handle());
-    }
+    let desk = Arc::new(answer::Desk::new(pages, listener.local_addr()?, limits.body));
+    let answer = move |request, ()| {
+        let desk = Arc::clone(&desk);
+        async move { desk.answer(request).await }
+    };
+    http::serve(listener, limits, answer).await;
+    Ok(())
 }
 
-async fn one(client: TcpStream, desk: Arc<answer::Desk>, limits: Limits) {
-    let service = service_fn(move |request| {
-        let desk = Arc::clone(&desk);
-        async move { Ok::<_, Infallible>(desk.answer(request).await) }
-    });
-    let connection = http1::Builder::new()
-        .timer(TokioTimer::new())
-        .header_read_timeout(limits.headers)
-        .max_buf_size(BUFFER)
-        .serve_connection(TokioIo::new(client), service);
-    if let Ok(Err(error)) = timeout(limits.longest, connection).await {
-        tracing::debug!(%error, "admin client");
-    }
+/// The same on a thread of its own, so that health checks are answered whatever the agent is busy with.
+///
+/// # Errors
+/// The system gives no thread, or the listener has no address.
+pub async fn serve_on_own_thread(
+    listener: TcpListener,
+    pages: Arc<dyn Pages>,
+    limits: Limits,
+) -> io::Result<()> {
+    let listener = listener.into_std()?;
+    http::thread::run(
+        "admin",
+        move || async move { serve(TcpListener::from_std(listener)?, pages, limits).await },
+    )
+    .await
 }

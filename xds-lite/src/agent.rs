@@ -218,7 +218,9 @@ impl Agent {
         let context = sockets.join.as_ref().map(|_| context(&settings, trust.clone())).transpose()?;
         tokio::select! {
             () = attend(&sockets.xds, tls, routes, visitors, &state) => Ok(()),
-            served = admin::serve(sockets.admin, told, admin::Limits::default()) => served.map_err(Error::Admin),
+            served = admin::serve_on_own_thread(sockets.admin, told, admin::Limits::default()) => {
+                served.map_err(Error::Admin)
+            }
             () = welcome(sockets.join, context) => Ok(()),
             () = renew_intermediate(issuing) => Ok(()),
             () = keep_looking(&state, &waiting) => Ok(()),

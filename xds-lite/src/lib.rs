@@ -4,7 +4,7 @@
 //! theirs comes in (`imports`, `accepted`, `held`; `probes` and `probing` while they are silent); other worlds' tables
 //! (`envoy` for stock Envoys, `foreign` from control planes); how clusters meet (`join`) and what they say of their
 //! trust domains later (`bundles`); certificates for who has one and who has a token (`issuing`, and `enrol` on the
-//! other side); and the `agent` that is made of it.
+//! other side); and the `agent` that is made of it. `http` serves the pages of both programs.
 
 pub mod accepted;
 pub mod admin;
@@ -22,6 +22,7 @@ pub mod exports;
 pub mod foreign;
 pub mod held;
 pub mod host;
+pub mod http;
 pub mod imports;
 pub mod issuing;
 pub mod join;

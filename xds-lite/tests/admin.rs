@@ -6,7 +6,7 @@
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -27,6 +27,9 @@ const PATIENCE: Duration = Duration::from_secs(30);
 struct Agent {
     registered: Mutex<Registered>,
     ready: AtomicBool,
+    /// Metrics take this lock, as an agent's take that of what it knows.
+    busy: Mutex<()>,
+    metrics_made: AtomicUsize,
 }
 
 impl Agent {
@@ -68,6 +71,8 @@ impl Pages for Agent {
     }
 
     fn metrics(&self) -> String {
+        self.metrics_made.fetch_add(1, SeqCst);
+        let _quiet = self.busy.lock().unwrap();
         "# TYPE isthmus_agent_registered gauge\n".to_owned()
     }
 }
@@ -264,6 +269,40 @@ fn bodies_are_bounded_and_have_to_come() {
     let mut rest = Vec::new();
     cut.read_to_end(&mut rest).unwrap();
     assert_eq!((world.get("/healthz/live").0, world.agent.count()), (200, 0));
+}
+
+/// The agent is busy for as long as this test likes, every way that a scraper or a person has is taken, and health
+/// answers all the same.
+#[test]
+fn health_answers_while_metrics_and_pages_wait_for_a_busy_agent() {
+    const LOOPING: usize = 60;
+    let world = World::new(Limits { clients: LOOPING + 4, ..Limits::default() });
+    world.agent.ready.store(true, SeqCst);
+    let busy = world.agent.busy.lock().unwrap();
+    let registered = world.agent.registered.lock().unwrap();
+    let ask = |path: &str| {
+        let mut stream = world.connect();
+        write!(stream, "GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").unwrap();
+        stream
+    };
+    let mut scraping: Vec<_> = (0..LOOPING).map(|_| ask("/metrics")).collect();
+    let mut looking: Vec<_> = (0..3).map(|_| ask("/status")).collect();
+    let begun = Instant::now();
+    while world.agent.metrics_made.load(SeqCst) == 0 {
+        assert!(begun.elapsed() < PATIENCE, "nobody makes metrics");
+        std::thread::yield_now();
+    }
+    for _ in 0..20 {
+        assert_eq!(world.get("/healthz/ready"), (200, "ready\n".to_owned()));
+        assert_eq!(world.get("/healthz/live").0, 200);
+    }
+    drop((busy, registered));
+    for stream in scraping.iter_mut().chain(&mut looking) {
+        assert!(hear(stream).0.starts_with("HTTP/1.1 200 "));
+    }
+    // Once for who came first, once for all who came meanwhile; a third time for who was late.
+    let made = world.agent.metrics_made.load(SeqCst);
+    assert!(made <= 3, "made {made} times for {LOOPING} clients");
 }
 
 #[test]

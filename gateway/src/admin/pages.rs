@@ -91,12 +91,6 @@ pub fn index() -> Value {
     json!({ "error": "there is no such path", "get": PATHS, "post": ["/drain"] })
 }
 
-/// Something went wrong with a request.
-#[must_use]
-pub fn error(what: &str) -> Value {
-    json!({ "error": what })
-}
-
 fn status(control: &Control) -> Value {
     let process = &control.process;
     let tables = process.tables.load();

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
 
@@ -10,7 +11,11 @@ use isthmus_xds::HostName;
 
 /// What is known of each name, for status: an answer may be old.
 #[derive(Debug, Default)]
-pub struct Answers(Mutex<BTreeMap<HostName, Answer>>);
+pub struct Answers {
+    known: Mutex<BTreeMap<HostName, Answer>>,
+    /// Names that are neither resolved yet nor failed to.
+    awaited: AtomicUsize,
+}
 
 /// What is known of one name.
 #[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize)]
@@ -22,6 +27,12 @@ pub struct Answer {
     pub confirmed: Option<SystemTime>,
     /// Why they could not be confirmed since.
     pub problem: Option<String>,
+}
+
+impl Answer {
+    fn is_awaited(&self) -> bool {
+        self.confirmed.is_none() && self.problem.is_none()
+    }
 }
 
 impl Answers {
@@ -36,21 +47,24 @@ impl Answers {
         self.lock().get(name).map(|answer| answer.addresses.clone()).unwrap_or_default()
     }
 
-    /// Some name was neither resolved yet nor failed to.
+    /// Some name was neither resolved yet nor failed to. Waits for nobody.
     #[must_use]
     pub fn are_awaited(&self) -> bool {
-        self.lock().values().any(|answer| answer.confirmed.is_none() && answer.problem.is_none())
+        self.awaited.load(Relaxed) > 0
     }
 
     /// Notes the addresses in use, and why they could not be confirmed, if so.
     pub(crate) fn note(&self, name: &HostName, addresses: &[IpAddr], problem: Option<String>) {
-        if let Some(answer) = self.lock().get_mut(name) {
-            answer.addresses = addresses.to_vec();
-            if problem.is_none() {
-                answer.confirmed = Some(SystemTime::now());
-            }
-            answer.problem = problem;
+        let mut answers = self.lock();
+        let Some(answer) = answers.get_mut(name) else { return };
+        if answer.is_awaited() {
+            self.awaited.fetch_sub(1, Relaxed);
         }
+        answer.addresses = addresses.to_vec();
+        if problem.is_none() {
+            answer.confirmed = Some(SystemTime::now());
+        }
+        answer.problem = problem;
     }
 
     /// Forgets all names but these, and lists those that are new.
@@ -58,10 +72,11 @@ impl Answers {
         let mut answers = self.lock();
         let mut before = std::mem::take(&mut *answers);
         *answers = names.iter().map(|name| (name.clone(), before.remove(name).unwrap_or_default())).collect();
+        self.awaited.store(answers.values().filter(|answer| answer.is_awaited()).count(), Relaxed);
     }
 
     fn lock(&self) -> MutexGuard<'_, BTreeMap<HostName, Answer>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

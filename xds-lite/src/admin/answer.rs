@@ -4,44 +4,52 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use http_body_util::{BodyExt as _, Full};
-use hyper::body::{Bytes, Incoming};
-use hyper::header::{ALLOW, CONTENT_TYPE, HeaderValue};
-use hyper::{Method, Request, Response, StatusCode};
+use hyper::body::Incoming;
+use hyper::{Method, Request, StatusCode};
 use percent_encoding::percent_decode_str;
-use serde_json::{Value, json};
+use serde_json::json;
+use tokio::sync::Semaphore;
+use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 
+use crate::http::page::{self, Page, error, json_page, not_allowed, plain};
+use crate::http::{guard, shared::Shared};
 use crate::registry::registered::registration::LARGEST;
 
-use super::{Pages, Refusal, who};
+use super::Pages;
 
 const GET: [&str; 5] = ["/status", "/explain", "/healthz/live", "/healthz/ready", "/metrics"];
 const POST: [&str; 3] = ["/register", "/heartbeat", "/deregister"];
-/// Bytes of a body that is too large which are still read, so that its sender gets to hear so.
-const DISCARDED: usize = 1 << 20;
-
-pub(super) type Page = Response<Full<Bytes>>;
+/// Pages that are made at once: each may hold a lock that the agent needs.
+const AT_ONCE: usize = 2;
 
 /// Where requests come to.
 pub(super) struct Desk {
-    pub(super) pages: Arc<dyn Pages>,
+    pages: Arc<dyn Pages>,
     /// The address that it is asked at.
-    pub(super) own: SocketAddr,
+    own: SocketAddr,
     /// From headers to a whole body.
-    pub(super) body: Duration,
+    body: Duration,
+    metrics: Shared,
+    making: Arc<Semaphore>,
 }
 
 impl Desk {
+    pub(super) fn new(pages: Arc<dyn Pages>, own: SocketAddr, body: Duration) -> Desk {
+        let counted = Arc::clone(&pages);
+        let metrics = Shared::new(move || counted.metrics());
+        Desk { pages, own, body, metrics, making: Arc::new(Semaphore::new(AT_ONCE)) }
+    }
+
     pub(super) async fn answer(&self, request: Request<Incoming>) -> Page {
-        if let Some(why) = who::refusal(&request, self.own) {
-            return wrong(StatusCode::FORBIDDEN, why);
+        if let Some(why) = guard::refusal(&request, self.own) {
+            return error(StatusCode::FORBIDDEN, why);
         }
         let path = request.uri().path();
         let reads = matches!(*request.method(), Method::GET | Method::HEAD);
         if GET.contains(&path) {
             let query = request.uri().query().unwrap_or_default();
-            return if reads { self.show(path, query) } else { not_allowed("GET, HEAD") };
+            return if reads { self.show(path, query).await } else { not_allowed("GET, HEAD") };
         }
         if !POST.contains(&path) {
             let index = json!({ "error": "there is no such path", "get": GET, "post": POST });
@@ -51,60 +59,59 @@ impl Desk {
             return not_allowed("POST");
         }
         let path = path.to_owned();
-        match timeout(self.body, read(request.into_body())).await {
-            Ok(Ok(body)) => self.take(&path, &body),
-            Ok(Err(refusal)) => wrong(refusal.status, &refusal.why),
-            Err(_) => wrong(StatusCode::REQUEST_TIMEOUT, "the body did not come in time"),
+        match timeout(self.body, page::read(request.into_body(), LARGEST)).await {
+            Ok(Ok(body)) => self.make(move |pages| take(pages, &path, &body)).await,
+            Ok(Err(broken)) => error(broken.status(), &broken.to_string()),
+            Err(_) => error(StatusCode::REQUEST_TIMEOUT, "the body did not come in time"),
         }
     }
 
-    fn show(&self, path: &str, query: &str) -> Page {
+    async fn show(&self, path: &str, query: &str) -> Page {
         match path {
-            "/status" => json_page(StatusCode::OK, &self.pages.status()),
-            "/explain" => match host(query).and_then(|host| self.pages.explain(&host)) {
-                Ok(page) => json_page(StatusCode::OK, &page),
-                Err(why) => wrong(StatusCode::BAD_REQUEST, &why),
+            "/status" => self.make(|pages| json_page(StatusCode::OK, &pages.status())).await,
+            "/explain" => match host(query) {
+                Ok(host) => self.make(move |pages| explain(pages, &host)).await,
+                Err(why) => error(StatusCode::BAD_REQUEST, &why),
             },
-            "/metrics" => respond(StatusCode::OK, "text/plain; version=0.0.4", self.pages.metrics()),
-            "/healthz/ready" if !self.pages.ready() => {
-                respond(StatusCode::SERVICE_UNAVAILABLE, "text/plain", "not ready\n".to_owned())
-            }
-            "/healthz/ready" => respond(StatusCode::OK, "text/plain", "ready\n".to_owned()),
-            _ => respond(StatusCode::OK, "text/plain", "live\n".to_owned()),
+            "/metrics" => page::metrics(self.metrics.text().await),
+            "/healthz/ready" if !self.pages.ready() => plain(StatusCode::SERVICE_UNAVAILABLE, "not ready\n"),
+            "/healthz/ready" => plain(StatusCode::OK, "ready\n"),
+            _ => plain(StatusCode::OK, "live\n"),
         }
     }
 
-    fn take(&self, path: &str, body: &[u8]) -> Page {
-        let taken = match path {
-            "/register" => self.pages.register(body),
-            "/heartbeat" => self.pages.heartbeat(body),
-            _ => self.pages.deregister(body),
-        };
-        match taken {
-            Ok(page) => json_page(StatusCode::OK, &page),
-            Err(refusal) => wrong(refusal.status, &refusal.why),
-        }
+    /// Makes a page where waiting for a lock delays nobody else, few at once.
+    async fn make(&self, make: impl FnOnce(&dyn Pages) -> Page + Send + 'static) -> Page {
+        let permit = Arc::clone(&self.making).acquire_owned().await;
+        let pages = Arc::clone(&self.pages);
+        let made = spawn_blocking(move || {
+            // It goes along: a client that leaves meanwhile does not let one more begin.
+            let _permit = permit;
+            make(&*pages)
+        });
+        made.await.unwrap_or_else(|_| {
+            error(StatusCode::INTERNAL_SERVER_ERROR, "this page is broken; that is a bug, please report it")
+        })
     }
 }
 
-/// The body, if it is not too large.
-async fn read(mut body: Incoming) -> Result<Vec<u8>, Refusal> {
-    let (mut kept, mut seen) = (Vec::new(), 0_usize);
-    while let Some(frame) = body.frame().await {
-        let broken = |_| Refusal { status: StatusCode::BAD_REQUEST, why: "the body is cut off".to_owned() };
-        let Ok(data) = frame.map_err(broken)?.into_data() else { continue };
-        seen = seen.saturating_add(data.len());
-        if seen <= LARGEST {
-            kept.extend_from_slice(&data);
-        } else if seen > DISCARDED {
-            break;
-        }
+fn explain(pages: &dyn Pages, host: &str) -> Page {
+    match pages.explain(host) {
+        Ok(page) => json_page(StatusCode::OK, &page),
+        Err(why) => error(StatusCode::BAD_REQUEST, &why),
     }
-    if seen <= LARGEST {
-        return Ok(kept);
+}
+
+fn take(pages: &dyn Pages, path: &str, body: &[u8]) -> Page {
+    let taken = match path {
+        "/register" => pages.register(body),
+        "/heartbeat" => pages.heartbeat(body),
+        _ => pages.deregister(body),
+    };
+    match taken {
+        Ok(page) => json_page(StatusCode::OK, &page),
+        Err(refusal) => error(refusal.status, &refusal.why),
     }
-    let why = format!("the body is larger than {} KiB; say less", LARGEST >> 10);
-    Err(Refusal { status: StatusCode::PAYLOAD_TOO_LARGE, why })
 }
 
 /// The parameter `host` of a query, percent-decoded.
@@ -115,25 +122,4 @@ fn host(query: &str) -> Result<String, String> {
     };
     let host = percent_decode_str(host).decode_utf8().map_err(|_| "host is not UTF-8".to_owned())?;
     Ok(host.into_owned())
-}
-
-fn wrong(status: StatusCode, why: &str) -> Page {
-    json_page(status, &json!({ "error": why }))
-}
-
-fn not_allowed(methods: &'static str) -> Page {
-    let mut page = wrong(StatusCode::METHOD_NOT_ALLOWED, &format!("this path takes {methods}"));
-    page.headers_mut().insert(ALLOW, HeaderValue::from_static(methods));
-    page
-}
-
-fn json_page(status: StatusCode, page: &Value) -> Page {
-    respond(status, "application/json", format!("{page:#}\n"))
-}
-
-fn respond(status: StatusCode, kind: &'static str, body: String) -> Page {
-    let mut page = Response::new(Full::new(Bytes::from(body)));
-    *page.status_mut() = status;
-    page.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(kind));
-    page
 }

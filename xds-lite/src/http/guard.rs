@@ -5,8 +5,9 @@ use std::net::{IpAddr, SocketAddr};
 use hyper::Request;
 use hyper::header::{HOST, HeaderMap, HeaderName, ORIGIN};
 
-/// Why a request is refused; none where it may be answered.
-pub(super) fn refusal<B>(request: &Request<B>, own: SocketAddr) -> Option<&'static str> {
+/// Why a request to the address `own` is refused; none where it may be answered.
+#[must_use]
+pub fn refusal<B>(request: &Request<B>, own: SocketAddr) -> Option<&'static str> {
     // Browsers send the name that the page's address had: a page of another origin that points its own name at
     // this address (DNS rebinding) gives itself away.
     let mut hosts = values(request.headers(), HOST);
@@ -15,7 +16,9 @@ pub(super) fn refusal<B>(request: &Request<B>, own: SocketAddr) -> Option<&'stat
     if hosts.next().is_some()
         || ![host, target.or(host)].iter().all(|name| name.is_some_and(|name| names(name, own)))
     {
-        return Some("the Host header names another host: a web page elsewhere may not ask this agent");
+        return Some(
+            "the Host header or the request's target names another host: a web page elsewhere may not ask here",
+        );
     }
     // A page of another origin may send a POST with our own name as Host, though it cannot read the answer. Its
     // browser says then where the page is from; `curl` and the command line say nothing.
@@ -24,7 +27,7 @@ pub(super) fn refusal<B>(request: &Request<B>, own: SocketAddr) -> Option<&'stat
         origin.and_then(|origin| origin.strip_prefix("http://")).is_some_and(|host| names(host, own))
     };
     (!origins.all(is_own))
-        .then_some("the Origin header names another host: only pages of this agent may ask it")
+        .then_some("the Origin header names another host: only pages of this address may ask here")
 }
 
 fn values(headers: &HeaderMap, name: HeaderName) -> impl Iterator<Item = Option<&str>> {
@@ -53,7 +56,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_names_of_this_machine_pass() {
+    fn guard_lets_only_names_of_this_machine_pass() {
         let own: SocketAddr = "127.0.0.1:15014".parse().unwrap();
         for host in ["127.0.0.1:15014", "localhost:15014", "LOCALHOST", "[::1]:15014", "127.0.0.1", "[::1]"] {
             assert!(names(host, own), "{host}");
@@ -75,5 +78,30 @@ mod tests {
         }
         let open: SocketAddr = "0.0.0.0:15014".parse().unwrap();
         assert!(names("10.0.0.1:15014", open) && !names("evil.example:15014", open));
+    }
+
+    #[test]
+    fn guard_refuses_two_hosts_and_another_authority() {
+        let own: SocketAddr = "127.0.0.1:15014".parse().unwrap();
+        let refused = |uri: &str, headers: &[(HeaderName, &str)]| {
+            let mut request = Request::builder().uri(uri);
+            for (name, value) in headers {
+                request = request.header(name, *value);
+            }
+            refusal(&request.body(()).unwrap(), own).is_some()
+        };
+        let here = (HOST, "localhost");
+        let with = |origin| [here.clone(), (ORIGIN, origin)];
+        assert!(!refused("/", std::slice::from_ref(&here)));
+        assert!(!refused("http://127.0.0.1:15014/", std::slice::from_ref(&here)));
+        assert!(!refused("/", &with("http://127.0.0.1:15014")));
+        assert!(refused("/", &[]), "no Host");
+        assert!(refused("/", &[here.clone(), here.clone()]), "two");
+        assert!(refused("/", &[here.clone(), (HOST, "evil.example")]), "two that differ");
+        assert!(refused("http://evil.example/", std::slice::from_ref(&here)));
+        assert!(refused("http://localhost/", &[(HOST, "evil.example")]));
+        for origin in ["http://evil.example", "null", "https://127.0.0.1:15014", "http://127.0.0.1:1", ""] {
+            assert!(refused("/", &with(origin)), "{origin}");
+        }
     }
 }

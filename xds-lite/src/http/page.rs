@@ -1,0 +1,92 @@
+//! Answers as JSON or text, and bodies that are read up to a limit.
+
+use http_body_util::{BodyExt as _, Full};
+use hyper::body::{Bytes, Incoming};
+use hyper::header::{ALLOW, CONTENT_TYPE, HeaderValue};
+use hyper::{Response, StatusCode};
+use serde_json::{Value, json};
+
+/// Bytes of a body that is too large which are still read, so that its sender gets to hear so.
+const DISCARDED: usize = 1 << 20;
+
+/// An answer.
+pub type Page = Response<Full<Bytes>>;
+
+/// JSON, for people too.
+#[must_use]
+pub fn json_page(status: StatusCode, page: &Value) -> Page {
+    respond(status, "application/json", format!("{page:#}\n"))
+}
+
+/// `{"error": "…"}`.
+#[must_use]
+pub fn error(status: StatusCode, why: &str) -> Page {
+    json_page(status, &json!({ "error": why }))
+}
+
+/// Plain text.
+#[must_use]
+pub fn plain(status: StatusCode, text: impl Into<Bytes>) -> Page {
+    respond(status, "text/plain", text)
+}
+
+/// Metrics in Prometheus' text format.
+#[must_use]
+pub fn metrics(text: Bytes) -> Page {
+    respond(StatusCode::OK, "text/plain; version=0.0.4", text)
+}
+
+/// The path takes other methods.
+#[must_use]
+pub fn not_allowed(methods: &'static str) -> Page {
+    let mut page = error(StatusCode::METHOD_NOT_ALLOWED, &format!("this path takes {methods}"));
+    page.headers_mut().insert(ALLOW, HeaderValue::from_static(methods));
+    page
+}
+
+fn respond(status: StatusCode, kind: &'static str, body: impl Into<Bytes>) -> Page {
+    let mut page = Response::new(Full::new(body.into()));
+    *page.status_mut() = status;
+    page.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(kind));
+    page
+}
+
+/// A body was not read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum BodyError {
+    /// Its sender left or broke the protocol.
+    #[error("the body is cut off")]
+    CutOff,
+    /// It has more bytes than it may.
+    #[error("the body is larger than {} KiB; say less", .0 >> 10)]
+    TooLarge(usize),
+}
+
+impl BodyError {
+    /// The status of an answer that says so.
+    #[must_use]
+    pub fn status(self) -> StatusCode {
+        match self {
+            BodyError::CutOff => StatusCode::BAD_REQUEST,
+            BodyError::TooLarge(_) => StatusCode::PAYLOAD_TOO_LARGE,
+        }
+    }
+}
+
+/// The body, of at most `most` bytes.
+///
+/// # Errors
+/// It is larger, or does not end.
+pub async fn read(mut body: Incoming, most: usize) -> Result<Vec<u8>, BodyError> {
+    let (mut kept, mut seen) = (Vec::new(), 0_usize);
+    while let Some(frame) = body.frame().await {
+        let Ok(data) = frame.map_err(|_| BodyError::CutOff)?.into_data() else { continue };
+        seen = seen.saturating_add(data.len());
+        if seen <= most {
+            kept.extend_from_slice(&data);
+        } else if seen > DISCARDED {
+            break;
+        }
+    }
+    if seen <= most { Ok(kept) } else { Err(BodyError::TooLarge(most)) }
+}
