@@ -55,7 +55,8 @@ pub enum Failure {
 }
 
 /// Waits for the server's first bytes, as long as nobody else has spoken: a client that sends more than
-/// its hello ends the wait, since what it sent cannot be taken back from this server.
+/// its hello ends the wait, since what it sent cannot be taken back from this server. So does `is_over`: the hello
+/// is not kept for another server any longer.
 ///
 /// # Errors
 /// [`Failure::Rejected`] when the server closes, resets or answers with an alert that says "not here";
@@ -64,11 +65,15 @@ pub(crate) async fn answer(
     stream: TcpStream,
     client: &TcpStream,
     on_client_closed: impl Fn(),
+    is_over: impl Fn() -> bool,
 ) -> Result<Server, Failure> {
     let mut server = Server { stream, said: Said::Nothing };
     let mut first = Vec::new();
     let mut client_may_speak = true;
     let heard = std::future::poll_fn(|cx| {
+        if is_over() {
+            return Poll::Ready(Heard::Client);
+        }
         if client_may_speak {
             match poll_client(client, cx) {
                 Poll::Ready(Client::Spoke) => return Poll::Ready(Heard::Client),

@@ -12,7 +12,7 @@ use crate::account::Account;
 use crate::answer::{Failure, Server};
 use crate::connect::Attempt;
 use crate::hello::Hello;
-use crate::limits::Flight;
+use crate::memory::Flight;
 use crate::pick::{Choice, Step, pick};
 use crate::proxy;
 use crate::reason::Reason;

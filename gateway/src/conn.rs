@@ -13,7 +13,7 @@ use crate::attempts::{Attempts, Next};
 use crate::close;
 use crate::connect::connect;
 use crate::endpoint::Counted;
-use crate::limits::Flight;
+use crate::memory::Flight;
 use crate::peek::{Peeked, Rules, peek};
 use crate::pick::{Step, pick};
 use crate::reason::Reason;
@@ -62,7 +62,11 @@ async fn story(
     account: &mut Account,
     worker: &Worker,
 ) -> Reason {
-    let Server { stream, said } = match Box::pin(begin(client, account, worker)).await {
+    let conn = Arc::clone(&account.conn);
+    let mut beginning = Box::pin(begin(client, account, worker));
+    let begun = conn.until_revoked(beginning.as_mut()).await;
+    drop(beginning);
+    let Server { stream, said } = match begun {
         Ok(server) => server,
         Err(reason) => return reason,
     };
@@ -121,7 +125,7 @@ fn first_bytes(account: &Account, worker: &Worker) -> (Rules, Flight) {
         hello_size: live.limits.hello_size,
         deadline: live.timeouts.hello,
     };
-    (rules, Flight::new(&worker.process.limits.hellos, live.limits.hello_memory))
+    (rules, Flight::new(&worker.process.limits.hellos, live.limits.hello_memory, &account.conn))
 }
 
 #[cfg(test)]

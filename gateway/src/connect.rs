@@ -68,7 +68,8 @@ pub async fn connect(
     match (sent, attempt.may_move) {
         (Ok(()), true) => {
             let half_closed = || account.conn.set_half_closed(worker.live.coarse_now());
-            let server = answer(stream, client, half_closed).await?;
+            let is_over = || account.conn.is_hello_revoked();
+            let server = answer(stream, client, half_closed, is_over).await?;
             account.answered(server.said.length());
             Ok(server)
         }

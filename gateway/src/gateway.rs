@@ -94,6 +94,7 @@ impl Gateway {
             .zip(&process.metrics.workers)
             .map(|(index, counters)| Arc::new(Worker::new(index, &process, counters)))
             .collect();
+        process.limits.hellos.watch(workers.iter().map(|worker| Arc::clone(&worker.live)).collect());
         let log = fixed.access_log.enabled.then(|| process.log.start(io::stdout())).transpose()?;
         let trust = process.trust.get().zip(fixed.trust.as_ref());
         let trust = trust.map(|(trust, trusts)| trust.watch(trusts.files())).transpose()?;

@@ -25,6 +25,7 @@ pub mod limits;
 mod listen;
 pub mod live;
 pub mod log;
+pub mod memory;
 pub mod metrics;
 pub mod peek;
 pub mod pick;

@@ -1,13 +1,14 @@
-//! How many connections there may be: for a listener, in all, from one source address. And how much
-//! memory the hellos in flight may take. All of the process, whichever worker asks.
+//! How many connections there may be: for a listener, in all, from one source address. All of the process, whichever
+//! worker asks. How much memory their hellos may take is `memory`.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
-use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::config::settings;
 use crate::endpoint::{Counted, EndpointState, ServiceState};
+use crate::memory::HelloMemory;
 use crate::reason::Reason;
 
 /// Refused connections that linger so that their alert arrives, at most.
@@ -125,67 +126,5 @@ impl Drop for FromSource {
                 sources.remove(&self.source);
             }
         }
-    }
-}
-
-/// The bytes of all hellos in flight, under one budget.
-#[derive(Debug, Default)]
-pub struct HelloMemory(AtomicUsize);
-
-impl HelloMemory {
-    /// Bytes held.
-    #[must_use]
-    pub fn held(&self) -> usize {
-        self.0.load(Relaxed)
-    }
-
-    /// Over half of the budget is in use: hellos that were sent are not kept for a replay.
-    #[must_use]
-    pub fn is_scarce(&self, budget: usize) -> bool {
-        self.held() > budget / 2
-    }
-}
-
-/// The first bytes of a connection, counted against the budget.
-#[derive(Debug)]
-pub struct Flight {
-    bytes: Vec<u8>,
-    memory: Arc<HelloMemory>,
-    budget: usize,
-}
-
-impl Flight {
-    pub(crate) fn new(memory: &Arc<HelloMemory>, budget: usize) -> Flight {
-        Flight { bytes: Vec::new(), memory: Arc::clone(memory), budget }
-    }
-
-    pub(crate) fn bytes(&self) -> &[u8] {
-        &self.bytes
-    }
-
-    /// Appends what arrived; `limit_memory` when the budget has no room for it.
-    pub(crate) fn extend(&mut self, more: &[u8]) -> Result<(), Reason> {
-        let before = self.bytes.capacity();
-        let needed = (self.bytes.len() + more.len()).saturating_sub(before);
-        if needed > 0 && self.memory.held().saturating_add(needed) > self.budget {
-            return Err(Reason::LimitMemory);
-        }
-        if before == 0 {
-            self.bytes.reserve_exact(more.len());
-        }
-        self.bytes.extend_from_slice(more);
-        self.memory.0.fetch_add(self.bytes.capacity() - before, Relaxed);
-        Ok(())
-    }
-
-    /// Forgets the first `count` bytes.
-    pub(crate) fn strip(&mut self, count: usize) {
-        self.bytes.drain(..count.min(self.bytes.len()));
-    }
-}
-
-impl Drop for Flight {
-    fn drop(&mut self) {
-        self.memory.0.fetch_sub(self.bytes.capacity(), Relaxed);
     }
 }

@@ -47,6 +47,10 @@ pub struct Conn {
     half_closed: AtomicU64,
     age: AtomicU8,
     stuck: AtomicBool,
+    /// Memory of its hello, while that is held.
+    hello_bytes: AtomicUsize,
+    /// Others need that memory.
+    hello_revoked: AtomicBool,
     end: AtomicU8,
     task: OnceLock<Waker>,
 }
@@ -90,6 +94,8 @@ impl Conn {
             half_closed: AtomicU64::new(0),
             age: AtomicU8::new(YOUNG),
             stuck: AtomicBool::new(false),
+            hello_bytes: AtomicUsize::new(0),
+            hello_revoked: AtomicBool::new(false),
             end: AtomicU8::new(LIVES),
             task: OnceLock::new(),
         }
@@ -130,6 +136,38 @@ impl Conn {
     /// Whether a side takes no bytes although there are some for it.
     pub(crate) fn set_stuck(&self, stuck: bool) {
         self.stuck.store(stuck, Relaxed);
+    }
+
+    /// Memory that its hello holds; none once it was sent and cannot be sent again.
+    pub(crate) fn hello_bytes(&self) -> usize {
+        self.hello_bytes.load(Relaxed)
+    }
+
+    pub(crate) fn set_hello_bytes(&self, bytes: usize) {
+        self.hello_bytes.store(bytes, Relaxed);
+    }
+
+    /// Others need the memory of its hello: it is relayed now if a server has it, and refused if none has.
+    pub(crate) fn revoke_hello(&self) {
+        self.hello_revoked.store(true, Relaxed);
+        self.wake();
+    }
+
+    pub(crate) fn is_hello_revoked(&self) -> bool {
+        self.hello_revoked.load(Relaxed)
+    }
+
+    /// Runs the beginning, which holds the hello, until it ends or others need that memory. A beginning that has a
+    /// server by then is over by itself when it is asked once more.
+    pub(crate) async fn until_revoked<T>(
+        &self,
+        mut beginning: Pin<&mut impl Future<Output = Result<T, Reason>>>,
+    ) -> Result<T, Reason> {
+        std::future::poll_fn(|cx| match beginning.as_mut().poll(cx) {
+            Poll::Pending if self.is_hello_revoked() => Poll::Ready(Err(Reason::LimitMemory)),
+            outcome => outcome,
+        })
+        .await
     }
 
     /// True once, when the connection has lived long enough to be worth keepalive.
@@ -243,6 +281,13 @@ impl Live {
     #[must_use]
     pub fn all(&self) -> Vec<Arc<Conn>> {
         self.table().iter().map(|(_, conn)| Arc::clone(conn)).collect()
+    }
+
+    /// Those that hold memory for a hello and were not told to let go of it.
+    pub(crate) fn holding(&self) -> Vec<Arc<Conn>> {
+        let table = self.table();
+        let holding = |conn: &&Arc<Conn>| conn.hello_bytes() > 0 && !conn.is_hello_revoked();
+        table.iter().map(|(_, conn)| conn).filter(holding).map(Arc::clone).collect()
     }
 
     /// The time at the last tick: exact enough for what is checked once a second, and free.

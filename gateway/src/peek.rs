@@ -12,7 +12,7 @@ use tokio::io::{AsyncRead, ReadBuf};
 use tokio::net::TcpStream;
 
 use crate::hello::{Hello, Parser, Verdict};
-use crate::limits::Flight;
+use crate::memory::Flight;
 use crate::proxy;
 use crate::reason::Reason;
 

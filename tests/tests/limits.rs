@@ -8,7 +8,7 @@
     reason = "a test"
 )]
 
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
@@ -46,7 +46,14 @@ fn open_from(source: IpAddr, gateway: &Gateway) -> TcpStream {
 
 /// Whether a new connection is served.
 fn serves(gateway: &Gateway) -> bool {
-    let Ok(mut client) = TcpStream::connect(gateway.address()) else { return false };
+    TcpStream::connect(gateway.address()).is_ok_and(is_served)
+}
+
+fn serves_from(source: IpAddr, gateway: &Gateway) -> bool {
+    is_served(dial_from(source, gateway.address()))
+}
+
+fn is_served(mut client: TcpStream) -> bool {
     client.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
     let mut answer = [0];
     client.write_all(&flight()).and_then(|()| client.read(&mut answer)).is_ok() && answer == *b"+"
@@ -108,6 +115,75 @@ fn silent_connections_count_towards_the_limit() {
     assert!(!serves(&gateway), "a sixth connection");
     drop(silent);
     until("it serves again", || serves(&gateway));
+}
+
+/// Holds connections with most of a large hello each, and comes again wherever it was turned away.
+fn hoard(gateway: &Gateway, source: IpAddr, count: usize, over: &AtomicBool) {
+    let part = &Hello::new(HOST).padded_to(65_000).bytes()[..64_000];
+    let come = || {
+        let mut client = dial_from(source, gateway.address());
+        // It may be turned away before all is sent.
+        let _sent = client.write_all(part);
+        client.set_nonblocking(true).unwrap();
+        client
+    };
+    let mut held: Vec<TcpStream> = Vec::new();
+    while !over.load(SeqCst) {
+        if held.len() < count {
+            held.push(come());
+            continue;
+        }
+        let is_open = |client: &mut TcpStream| matches!(client.read(&mut [0; 64]), Err(error) if error.kind() == ErrorKind::WouldBlock);
+        held.retain_mut(is_open);
+        thread::park_timeout(Duration::from_millis(1));
+    }
+}
+
+/// The budget of all hellos is 64 MiB, and one source wants it all, again and again.
+#[test]
+fn hello_memory_that_one_source_hoards_costs_others_no_call() {
+    const HOARDED: usize = 1_040;
+    const CALLS: usize = 300;
+    let _alone = alone();
+    let server = Scripted::echo(b"+");
+    let gateway =
+        Setup::new(service(HOST, &[], &[server.address()])).with("timeouts: { hello: 60s }").start();
+    let [greedy, other]: [IpAddr; 2] = ["127.0.0.9", "127.0.0.1"].map(|ip| ip.parse().unwrap());
+    let over = AtomicBool::new(false);
+    let (mut filled, mut most, mut own) = (false, 0.0_f64, 0);
+    let served = thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| hoard(&gateway, greedy, HOARDED / 4, &over));
+        }
+        let mut held = || {
+            let held = gateway.metrics().sum("isthmus_hello_memory_bytes", &[]);
+            most = most.max(held);
+            held
+        };
+        filled = within(DEADLINE, || held() > 40e6);
+        let served = (0..CALLS).filter(|call| {
+            if call % 50 == 0 {
+                held();
+            }
+            serves_from(other, &gateway)
+        });
+        let served = served.count();
+        own = (0..CALLS).filter(|_| serves_from(greedy, &gateway)).count();
+        over.store(true, SeqCst);
+        served
+    });
+    let turned_away = |of: &str| {
+        gateway.log().count(|line| line.reason() == "limit_memory" && line.text("peer").starts_with(of))
+    };
+    figure!(
+        "{HOARDED} connections of one source hold 64 000 bytes of hello each ({:.0} MiB at most): others' calls {served} of {CALLS}, those of its own address {own}; turned away: {} of its own, {} of others",
+        most / 1_048_576.0,
+        turned_away("127.0.0.9:"),
+        turned_away("127.0.0.1:")
+    );
+    assert!(filled, "the memory never ran short");
+    assert_eq!((served, turned_away("127.0.0.1:")), (CALLS, 0));
+    assert!(most <= 64.0 * 1_048_576.0, "{most} bytes");
 }
 
 fn cpu_share(gateway: &Gateway, span: Duration, mut also: impl FnMut()) -> f64 {

@@ -139,6 +139,7 @@ fn status(control: &Control) -> Value {
         },
         "last_refused_edit": control.last_refused(),
         "hello_memory_bytes": process.limits.hellos.held(),
+        "hellos_given_up": process.limits.hellos.revoked(),
         "pipes": {
             "limit": process.fixed.relay.pipes,
             "open": control.workers.iter().map(|worker| worker.pipes.open()).sum::<usize>(),

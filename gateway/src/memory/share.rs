@@ -1,0 +1,164 @@
+//! Who gives way when memory is short: every source may hold as much as the others, and of a source that holds more
+//! those go first that hold most, longest. Pure: what is held comes in as a list.
+
+use std::cmp::Reverse;
+use std::collections::{HashMap, HashSet};
+use std::net::{IpAddr, Ipv6Addr};
+
+use crate::socket::Millis;
+
+/// One connection that holds memory.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Holder {
+    pub(super) source: IpAddr,
+    pub(super) bytes: usize,
+    /// For how long.
+    pub(super) age: Millis,
+}
+
+/// What each source may hold.
+#[derive(Debug, Default)]
+pub(super) struct Shares {
+    /// Bytes of a source.
+    most: usize,
+    /// Sources that hold more than the average may.
+    large: HashSet<IpAddr>,
+}
+
+impl Shares {
+    /// Shares `keep` bytes out, so that nobody gets less for another who has more.
+    pub(super) fn of(holders: &[Holder], keep: usize) -> Shares {
+        let mut totals: HashMap<IpAddr, usize> = HashMap::new();
+        for holder in holders {
+            *totals.entry(network(holder.source)).or_default() += holder.bytes;
+        }
+        // One that is alone leaves room for another.
+        let average = keep / totals.len().max(2);
+        let most = level(totals.values().copied().collect(), keep);
+        let large = totals.into_iter().filter(|(_, total)| *total > average).map(|(source, _)| source);
+        Shares { most, large: large.collect() }
+    }
+
+    /// Whether a source held more than the average may.
+    pub(super) fn is_large(&self, source: IpAddr) -> bool {
+        self.large.contains(&network(source))
+    }
+
+    /// Which of the holders are to go.
+    pub(super) fn too_much(&self, holders: &[Holder]) -> Vec<usize> {
+        let mut by_source: HashMap<IpAddr, Vec<(usize, &Holder)>> = HashMap::new();
+        for (index, holder) in holders.iter().enumerate().filter(|(_, holder)| self.is_large(holder.source)) {
+            by_source.entry(network(holder.source)).or_default().push((index, holder));
+        }
+        let mut gone = Vec::new();
+        for mut of_source in by_source.into_values() {
+            let mut total: usize = of_source.iter().map(|(_, holder)| holder.bytes).sum();
+            // A millisecond more, so that of those that have just come the largest goes first.
+            of_source.sort_by_key(|(_, holder)| Reverse(holder.bytes as u64 * holder.age.saturating_add(1)));
+            for (index, holder) in of_source {
+                if total <= self.most {
+                    break;
+                }
+                total -= holder.bytes;
+                gone.push(index);
+            }
+        }
+        gone
+    }
+}
+
+/// The most that each may have, so that all together have no more than `keep`.
+fn level(mut totals: Vec<usize>, keep: usize) -> usize {
+    totals.sort_unstable();
+    let (mut left, mut count) = (keep, totals.len());
+    for total in totals {
+        let share = left / count.max(1);
+        if total > share {
+            return share;
+        }
+        left -= total;
+        count -= 1;
+    }
+    usize::MAX
+}
+
+/// Whoever has one IPv6 address mostly has its whole /64.
+fn network(source: IpAddr) -> IpAddr {
+    match source {
+        IpAddr::V4(_) => source,
+        IpAddr::V6(ip) => Ipv6Addr::from_bits(ip.to_bits() >> 64 << 64).into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn holder(source: u8, bytes: usize, age: Millis) -> Holder {
+        Holder { source: [10, 0, 0, source].into(), bytes, age }
+    }
+
+    fn gone(holders: &[Holder], keep: usize) -> Vec<usize> {
+        let mut gone = Shares::of(holders, keep).too_much(holders);
+        gone.sort_unstable();
+        gone
+    }
+
+    #[test]
+    fn share_takes_from_the_largest_source_what_it_held_most_and_longest() {
+        let holders = [
+            holder(1, 50, 10),
+            holder(1, 50, 900),
+            holder(1, 10, 1_000),
+            holder(2, 20, 5_000),
+            holder(3, 9, 1),
+        ];
+        assert!(gone(&holders, 200).is_empty(), "all of it fits");
+        assert_eq!(gone(&holders, 110), [1], "the oldest of the large ones of the largest source");
+        assert_eq!(gone(&holders, 60), [0, 1], "40 are left of 60 after it, for the two small sources");
+        assert!(Shares::of(&holders, 110).is_large([10, 0, 0, 1].into()));
+        assert!(!Shares::of(&holders, 110).is_large([10, 0, 0, 2].into()));
+    }
+
+    #[test]
+    fn share_of_one_source_alone_is_all_and_its_oldest_go() {
+        let holders: Vec<_> = (0..10).map(|age| holder(1, 10, age)).collect();
+        assert_eq!(gone(&holders, 70), [7, 8, 9]);
+    }
+
+    #[test]
+    fn share_counts_an_ipv6_network_as_one_source() {
+        let holders: Vec<_> = (0..10_u128)
+            .map(|host| Holder {
+                source: Ipv6Addr::from_bits(0x2001_0db8 << 96 | host).into(),
+                bytes: 10,
+                age: 1,
+            })
+            .chain([holder(1, 30, 1)])
+            .collect();
+        assert_eq!(gone(&holders, 70).len(), 6, "the network has 40 left of 100, the other all of its 30");
+    }
+
+    proptest! {
+        #[test]
+        fn share_keeps_within_the_budget_and_spares_who_holds_less_than_a_fair_part(
+            held in proptest::collection::vec((0_u8..6, 1_usize..100, 0_u64..50), 1..60),
+            keep in 1_usize..3_000,
+        ) {
+            let holders: Vec<_> = held.iter().map(|(source, bytes, age)| holder(*source, *bytes, *age)).collect();
+            let gone = gone(&holders, keep);
+            let stays = |index: &usize| gone.binary_search(index).is_err();
+            let left: usize = (0..holders.len()).filter(stays).map(|index| holders[index].bytes).sum();
+            prop_assert!(left <= keep, "{left} of {keep}");
+            let sources = holders.iter().map(|one| one.source).collect::<HashSet<_>>();
+            for source in &sources {
+                let of = |index: &usize| holders[*index].source == *source;
+                let total: usize = (0..holders.len()).filter(of).map(|index| holders[index].bytes).sum();
+                let lost = gone.iter().any(of);
+                prop_assert!(!lost || total > keep / sources.len(), "{source} had {total}");
+            }
+        }
+    }
+}
