@@ -25,7 +25,7 @@ use isthmus_xds::slice::{Key, Slice};
 use crate::config::settings::Target;
 use crate::control::Control;
 
-use probing::Asking;
+use probing::{Asking, Names};
 use services::Here;
 
 /// How often it is looked for what has expired.
@@ -120,6 +120,8 @@ struct Slices {
     expired: HashSet<Key>,
     /// Begun once no agent is heard.
     probes: Option<Probes>,
+    /// Where the names lead that are asked then.
+    names: Names,
 }
 
 impl Slices {
@@ -136,6 +138,7 @@ impl Slices {
             lost: Some(Instant::now()),
             expired: HashSet::new(),
             probes: None,
+            names: Names::default(),
         };
         let mut touched = BTreeSet::new();
         for (name, bytes) in entries.unwrap_or_default() {

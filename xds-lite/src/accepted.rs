@@ -116,6 +116,7 @@ mod tests {
             staleness: Staleness::Keep,
             merge: false,
             exposed_on: Vec::new(),
+            gateway_ranges: Default::default(),
         }
     }
 

@@ -241,6 +241,7 @@ mod tests {
             staleness,
             merge: false,
             exposed_on: Vec::new(),
+            gateway_ranges: Default::default(),
         };
         let host = HostPattern::parse(["a.x", "*.x", "b.x"][host]).unwrap();
         let key = Key { cluster: ["east", "west", "south"][cluster].parse().unwrap(), host };

@@ -5,12 +5,14 @@ mod consent;
 mod probing;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
 use serde::Serialize;
 
 use crate::accepted::Accepted;
+use crate::config::address::Target;
 use crate::host::{HostName, HostPattern};
 use crate::probes::Probes;
 use crate::slice::{Cluster, Key, Offer, Slice};
@@ -193,6 +195,12 @@ impl Imports {
         shown
     }
 
+    /// Whether an address that a name resolved to may be one of a cluster that has the name.
+    #[must_use]
+    pub fn may_stand_at(&self, name: &Target, ip: IpAddr) -> bool {
+        self.peers.iter().any(|peer| peer.consent.allows(name) && peer.consent.gateways.allow(ip))
+    }
+
     fn show(&self, rank: usize, host: &HostPattern) -> Option<Shown> {
         let (Key { cluster, host }, verdict) = self.verdict(rank, host)?;
         let held = match verdict {
@@ -333,6 +341,8 @@ impl Imports {
             aliases: offer.aliases.iter().filter(|alias| is_free(alias)).cloned().collect(),
             ports: offer.ports.iter().map(|port| peer.consent.port(port, &may_have)).collect(),
             exposed_on: Vec::new(),
+            // Whatever its owner says of that.
+            gateway_ranges: peer.consent.gateways.clone(),
             ..offer.clone()
         };
         Slice { offer: Some(offer), ..slice.clone() }

@@ -9,7 +9,7 @@ pub mod store;
 use std::collections::BTreeMap;
 use std::fmt;
 
-use crate::config::address::Target;
+use crate::config::address::{Ranges, Target};
 use crate::config::services::{self, Service};
 use crate::exports::{Export, Rule, Subject, export};
 use crate::host::HostPattern;
@@ -147,6 +147,7 @@ impl Terms<'_> {
                 .into_iter()
                 .flat_map(|export| export.gateways)
                 .collect(),
+            gateway_ranges: Ranges::default(),
         }
     }
 

@@ -10,7 +10,7 @@ use std::time::Duration;
 use ipnet::IpNet;
 use isthmus_certs::SpiffeId;
 
-use crate::config::address::Target;
+use crate::config::address::{Ranges, Target};
 use crate::config::services::{Balance, ServiceTimeouts};
 use crate::host::{HostName, HostPattern};
 use crate::locality::Locality;
@@ -100,6 +100,8 @@ pub struct Offer {
     pub merge: bool,
     /// To the owner's gateways: the names of those that open it to other clusters; none is all.
     pub exposed_on: Vec<String>,
+    /// To the importing cluster's gateways: where the names of `gateways` may lead.
+    pub gateway_ranges: Ranges,
 }
 
 /// One port of a service.

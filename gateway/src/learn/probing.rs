@@ -2,13 +2,14 @@
 //! down takes no new connections until it answers, or an agent is heard: then its word counts. One address is asked
 //! once, however many services lead there.
 
-use std::collections::{BTreeSet, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex};
 use std::time::{Instant, SystemTime};
 
 use isthmus_xds::HostPattern;
+use isthmus_xds::config::address::Ranges;
 use isthmus_xds::probes::{Answer, Down, Probes};
 use isthmus_xds::probing::{Asker, reach};
 use isthmus_xds::slice::{Slice, Staleness};
@@ -19,6 +20,7 @@ use crate::control::{Probed, Unreached};
 use crate::socket;
 use crate::worker::Process;
 
+use super::services::Here;
 use super::{Slices, locked};
 
 /// Addresses that status lists, at most.
@@ -33,14 +35,42 @@ impl Asker for Asking {
     }
 
     fn ask(&self, target: &Target) -> impl Future<Output = Answer> + Send + 'static {
-        let control = Arc::clone(&locked(&self.0).control);
+        let slices = locked(&self.0);
+        let control = Arc::clone(&slices.control);
         let addresses: Vec<SocketAddr> = match target {
             Target::Address(address) => vec![*address],
             Target::Name { host, port } => {
-                control.answers.of(host).into_iter().map(|ip| SocketAddr::new(ip, *port)).collect()
+                let allowed = control.answers.of(host).into_iter().filter(|ip| slices.names.allow(target, *ip));
+                allowed.map(|ip| SocketAddr::new(ip, *port)).collect()
             }
         };
+        drop(slices);
         async move { reach(&addresses, |to| connect(to, Arc::clone(&control.process))).await }
+    }
+}
+
+/// Where the names may lead that other clusters' gateways are given by.
+#[derive(Debug, Default)]
+pub(super) struct Names(HashMap<Target, Vec<Ranges>>);
+
+impl Names {
+    fn of(here: &Here, slices: &[Slice]) -> Names {
+        let mut names: HashMap<Target, Vec<Ranges>> = HashMap::new();
+        for slice in slices.iter().filter(|slice| !here.is_own(&slice.key.cluster)) {
+            let Some(offer) = &slice.offer else { continue };
+            for name in here.leads_to(slice).filter(|target| matches!(target, Target::Name { .. })) {
+                let all = names.entry(name.clone()).or_default();
+                if !all.contains(&offer.gateway_ranges) {
+                    all.push(offer.gateway_ranges.clone());
+                }
+            }
+        }
+        Names(names)
+    }
+
+    /// Whether an address that a name resolved to may be asked. What is the own cluster's may stand anywhere.
+    fn allow(&self, name: &Target, ip: IpAddr) -> bool {
+        self.0.get(name).is_none_or(|all| all.iter().any(|ranges| ranges.allow(ip)))
     }
 }
 
@@ -67,6 +97,7 @@ impl Slices {
             let mut probes = Probes::default();
             let slices: Vec<_> = self.probed().collect();
             probes.want(&slices.iter().flat_map(|slice| self.here.leads_to(slice)).cloned().collect(), now);
+            self.names = Names::of(&self.here, &slices);
             probes
         });
         let mut changed = HashSet::new();

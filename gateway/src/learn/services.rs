@@ -45,7 +45,7 @@ impl Here {
         services
     }
 
-    fn is_own(&self, cluster: &Cluster) -> bool {
+    pub(super) fn is_own(&self, cluster: &Cluster) -> bool {
         cluster.as_str() == self.cluster
     }
 
@@ -165,7 +165,11 @@ fn gateways(slice: &Slice, offer: &Offer, port: &Port, names: &Unique<'_>) -> Ve
     let unique = told.filter(|instance| names.is(&instance.name, &slice.key.cluster));
     let instances =
         unique.map(|instance| Named { name: instance.name.clone(), aliases: instance.aliases.clone() });
-    let beyond = Arc::new(Beyond { cluster: slice.key.cluster.clone(), instances: instances.collect() });
+    let beyond = Arc::new(Beyond {
+        cluster: slice.key.cluster.clone(),
+        instances: instances.collect(),
+        ranges: offer.gateway_ranges.clone(),
+    });
     let ready: u32 = port.ready.iter().fold(0, |sum, ready| sum.saturating_add(ready.ready));
     let gateway = |gateway: &slice::Gateway| Endpoint {
         address: gateway.address.clone(),
@@ -219,6 +223,7 @@ mod tests {
             staleness: Staleness::Keep,
             merge: true,
             exposed_on: Vec::new(),
+            gateway_ranges: Default::default(),
         };
         let key = Key { cluster: cluster.parse().unwrap(), host: HostPattern::parse("db.pxc").unwrap() };
         Slice { key, order: Order { incarnation: 1, revision: 1 }, offer: Some(offer) }

@@ -105,6 +105,13 @@ struct Candidate {
     traits: Arc<Traits>,
 }
 
+impl Candidate {
+    /// Addresses were looked at when they came; names are when they lead anywhere.
+    fn may_stand_at(&self, address: SocketAddr) -> bool {
+        matches!(self.target, Target::Address(_)) || self.traits.reach.allows(address.ip())
+    }
+}
+
 /// What services are made with.
 pub(crate) struct Maker<'a> {
     /// What names resolved to. Those without an answer have no endpoint yet.
@@ -173,7 +180,10 @@ impl Maker<'_> {
         let mut leads_back = false;
         for candidate in &candidates {
             for address in addresses(&candidate.target, self.resolved) {
-                if (self.is_own)(address) {
+                if !candidate.may_stand_at(address) {
+                    let reach = &candidate.traits.reach;
+                    tracing::warn!(service = %host, gateway = %candidate.target, %address, ?reach, "endpoint left out: the name of another cluster's gateway leads where that cluster's gateways may not stand; see imports: gatewayCIDRs of the agent");
+                } else if (self.is_own)(address) {
                     leads_back = true;
                     tracing::warn!(service = %host, %address, "endpoint left out: it is this gateway itself");
                 } else if !endpoints.iter().any(|known| known.address == address) {

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use isthmus_xds::HostName;
+use isthmus_xds::config::address::Ranges;
 use proptest::prelude::*;
 
 use super::*;
@@ -293,4 +294,31 @@ fn a_service_is_small() {
     assert!(all.iter().all(|service| Arc::ptr_eq(&service.rules, &all[0].rules)), "said once");
     let traits = |service: &Service| Arc::as_ptr(&service.endpoints[0].traits);
     assert!(all.iter().all(|service| traits(service) == traits(all[0])), "said once");
+}
+
+/// The name of another cluster's gateway is only as good as where it leads now; a local service may be anywhere.
+#[test]
+fn gateway_name_that_leads_to_this_machine_is_no_endpoint() {
+    let text = LISTENER.to_owned() + "services:\n- { host: far.test, endpoints: [{ address: 'gw.east.example:15443' }] }\n\
+                - { host: near.test, endpoints: [{ address: 'gw.east.example:443' }] }\n";
+    let ips = ["127.0.0.1", "169.254.169.254", "::1", "::ffff:127.0.0.1", "203.0.113.7", "198.51.100.1"];
+    let ips = ips.map(|ip| ip.parse().unwrap());
+    let resolved = Resolved::from([(HostName::parse("gw.east.example").unwrap(), ips.to_vec())]);
+    for (ranges, expected) in [
+        (Ranges::default(), vec!["203.0.113.7:15443", "198.51.100.1:15443"]),
+        (Ranges(vec!["203.0.113.0/24".parse().unwrap()]), vec!["203.0.113.7:15443"]),
+        (Ranges(vec!["127.0.0.0/8".parse().unwrap()]), vec!["127.0.0.1:15443", "[::ffff:127.0.0.1]:15443"]),
+    ] {
+        let mut settings = live(&text);
+        let beyond = settings::Beyond { cluster: "east".parse().unwrap(), instances: Vec::new(), ranges };
+        let reach = settings::Reach::Beyond(Arc::new(beyond));
+        Arc::make_mut(&mut settings.services[0]).endpoints[0].reach = reach;
+        let tables = Snapshot::compile(settings, &resolved, None, &|_| false);
+        let addresses = |index| -> Vec<String> {
+            let endpoints = service(&tables, index).endpoints.iter();
+            endpoints.map(|endpoint| endpoint.address.to_string()).collect()
+        };
+        assert_eq!(addresses(0), expected);
+        assert_eq!(addresses(1).len(), ips.len(), "what is local may stand anywhere");
+    }
 }

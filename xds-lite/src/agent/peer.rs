@@ -5,6 +5,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use isthmus_certs::TrustDomain;
 use serde::Serialize;
 
+use crate::config::address::Ranges;
 use crate::imports::Consent;
 use crate::registry::Abroad;
 
@@ -81,7 +82,7 @@ pub(super) fn consent(settings: &Settings, peer: &Peer) -> Consent {
         is_near: peer.network.as_deref() == own,
         hosts: import.map(|import| import.hosts.clone()).unwrap_or_default(),
         shared: crate::exports::shared(&settings.exports),
-        gateways: import.map(|import| import.gateways.clone()).unwrap_or_default(),
+        gateways: Ranges(import.map(|import| import.gateways.clone()).unwrap_or_default()),
         gateway_hosts: import.map(|import| import.gateway_hosts.clone()).unwrap_or_default(),
         endpoints: import.map(|import| import.endpoints.clone()).unwrap_or_default(),
     }

@@ -31,10 +31,16 @@ impl Asker for Asking {
     }
 
     fn ask(&self, target: &Target) -> impl Future<Output = Answer> + Send + 'static {
-        let target = target.clone();
+        let (target, state) = (target.clone(), Arc::clone(&self.0));
         async move {
-            match addresses(target).await {
-                Ok(addresses) => reach(&addresses, connect).await,
+            match addresses(&target).await {
+                Ok(mut addresses) => {
+                    if let Target::Name { .. } = target {
+                        let state = locked(&state);
+                        addresses.retain(|to| state.imports.may_stand_at(&target, to.ip()));
+                    }
+                    reach(&addresses, connect).await
+                }
                 // Who has the name may be well all the same.
                 Err(_) => Answer::Unasked,
             }
@@ -42,10 +48,10 @@ impl Asker for Asking {
     }
 }
 
-async fn addresses(target: Target) -> io::Result<Vec<SocketAddr>> {
+async fn addresses(target: &Target) -> io::Result<Vec<SocketAddr>> {
     match target {
-        Target::Address(address) => Ok(vec![address]),
-        Target::Name { host, port } => Ok(lookup_host((host.as_str(), port)).await?.collect()),
+        Target::Address(address) => Ok(vec![*address]),
+        Target::Name { host, port } => Ok(lookup_host((host.as_str(), *port)).await?.collect()),
     }
 }
 

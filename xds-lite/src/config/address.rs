@@ -46,6 +46,27 @@ pub enum Target {
     },
 }
 
+/// Where another cluster's gateways may stand: in these ranges or, without any, anywhere but at addresses of this
+/// machine or of its link alone.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize)]
+pub struct Ranges(pub Vec<IpNet>);
+
+impl Ranges {
+    /// Whether this is one of their addresses.
+    #[must_use]
+    pub fn allow(&self, ip: IpAddr) -> bool {
+        let ip = ip.to_canonical();
+        if !self.0.is_empty() {
+            return self.0.iter().any(|range| range.contains(&ip));
+        }
+        let is_of_the_link = match ip {
+            IpAddr::V4(ip) => ip.is_link_local() || ip.is_broadcast(),
+            IpAddr::V6(ip) => ip.is_unicast_link_local(),
+        };
+        !(ip.is_loopback() || ip.is_unspecified() || ip.is_multicast() || is_of_the_link)
+    }
+}
+
 /// An IP address.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(transparent)]
@@ -275,6 +296,36 @@ mod tests {
 
     fn target(text: &str) -> Result<Target, Wrong> {
         TargetAddress(text.to_owned()).read()
+    }
+
+    #[test]
+    fn ranges_allow_no_address_of_this_machine_unless_they_say_so() {
+        let anywhere = Ranges::default();
+        for ip in ["203.0.113.7", "10.0.0.1", "2001:db8::1", "fd00::1"] {
+            assert!(anywhere.allow(ip.parse().unwrap()), "{ip}");
+        }
+        for ip in [
+            "127.0.0.1",
+            "127.9.9.9",
+            "0.0.0.0",
+            "169.254.169.254",
+            "224.0.0.1",
+            "255.255.255.255",
+            "::1",
+            "::",
+            "fe80::1",
+            "ff02::1",
+            "::ffff:127.0.0.1",
+            "::ffff:169.254.169.254",
+        ] {
+            assert!(!anywhere.allow(ip.parse().unwrap()), "{ip}");
+        }
+        let said = Ranges(vec!["127.0.0.0/8".parse().unwrap(), "203.0.113.0/28".parse().unwrap()]);
+        for (ip, allowed) in
+            [("127.0.0.1", true), ("::ffff:203.0.113.7", true), ("203.0.113.16", false), ("::1", false)]
+        {
+            assert_eq!(said.allow(ip.parse().unwrap()), allowed, "{ip}");
+        }
     }
 
     #[test]

@@ -55,6 +55,7 @@ fn offer(ports: Vec<Port>) -> Offer {
         staleness: Staleness::Keep,
         merge: false,
         exposed_on: Vec::new(),
+        gateway_ranges: Default::default(),
     }
 }
 

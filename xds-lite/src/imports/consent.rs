@@ -2,11 +2,10 @@
 //! others have said already.
 
 use std::collections::BTreeSet;
-use std::net::IpAddr;
 
 use ipnet::IpNet;
 
-use crate::config::address::Target;
+use crate::config::address::{Ranges, Target};
 use crate::exports::{covers, namespace_of};
 use crate::host::{HostName, HostPattern};
 use crate::slice::{Cluster, Port, Slice};
@@ -26,8 +25,8 @@ pub struct Consent {
     pub hosts: Vec<HostPattern>,
     /// Namespaces of a workspace that spans both.
     pub shared: BTreeSet<String>,
-    /// Where its gateways may stand; none is anywhere but here.
-    pub gateways: Vec<IpNet>,
+    /// Where its gateways may stand, whatever they are given by.
+    pub gateways: Ranges,
     /// Names that its gateways may have.
     pub gateway_hosts: Vec<HostPattern>,
     /// Where endpoints may stand that are reached without a gateway.
@@ -64,12 +63,12 @@ impl Consent {
         }
     }
 
+    /// Whether a gateway may be given by this. Where a name leads is seen each time that it is resolved.
     pub(super) fn allows(&self, gateway: &Target) -> bool {
         match gateway {
-            Target::Address(address) if self.gateways.is_empty() => is_elsewhere(address.ip()),
-            Target::Address(address) => self.gateways.iter().any(|range| range.contains(&address.ip())),
+            Target::Address(address) => self.gateways.allow(address.ip()),
             Target::Name { host, .. } if self.gateway_hosts.is_empty() => {
-                self.gateways.is_empty() && host.as_str() != "localhost"
+                self.gateways.0.is_empty() && host.as_str() != "localhost"
             }
             Target::Name { host, .. } => {
                 let host = HostPattern::Exact(host.clone());
@@ -115,13 +114,4 @@ impl Consent {
         }
         port
     }
-}
-
-/// No address of this machine or of its link alone.
-fn is_elsewhere(ip: IpAddr) -> bool {
-    let own_link = match ip {
-        IpAddr::V4(ip) => ip.is_link_local() || ip.is_broadcast(),
-        IpAddr::V6(ip) => ip.is_unicast_link_local(),
-    };
-    !(ip.is_loopback() || ip.is_unspecified() || ip.is_multicast() || own_link)
 }

@@ -5,6 +5,7 @@ use std::time::{Duration, SystemTime};
 use proptest::prelude::*;
 
 use super::*;
+use crate::config::address::Ranges;
 use crate::config::services::{Balance, ServiceTimeouts};
 use crate::locality::Locality;
 use crate::probes::Answer;
@@ -26,7 +27,7 @@ fn consent(name: &str) -> Consent {
         is_near: false,
         hosts: vec![pattern("*.shop"), pattern("db.pxc")],
         shared: BTreeSet::from(["bookinfo".to_owned()]),
-        gateways: vec!["203.0.113.0/24".parse().unwrap()],
+        gateways: Ranges(vec!["203.0.113.0/24".parse().unwrap()]),
         gateway_hosts: Vec::new(),
         endpoints: Vec::new(),
     }
@@ -56,6 +57,7 @@ fn slice(of: &str, host: &str) -> Slice {
         staleness: Staleness::Keep,
         merge: false,
         exposed_on: Vec::new(),
+        gateway_ranges: Default::default(),
     };
     let key = Key { cluster: cluster(of), host: pattern(host) };
     Slice { key, order: Order { incarnation: 1, revision: 1 }, offer: Some(offer) }
@@ -119,7 +121,7 @@ fn a_cluster_speaks_for_itself_and_of_gateways_that_it_may_have() {
 
 #[test]
 fn without_ranges_a_gateway_is_anywhere_but_here() {
-    let mut open = Consent { gateways: Vec::new(), ..consent("east") };
+    let mut open = Consent { gateways: Ranges::default(), ..consent("east") };
     let allows = |consent: &Consent, text: &str| consent.allows(&text.parse().unwrap());
     for here in
         ["127.0.0.1:1", "[::1]:1", "0.0.0.0:1", "169.254.1.1:1", "[fe80::1]:1", "224.0.0.1:1", "localhost:1"]
@@ -456,5 +458,28 @@ proptest! {
             let owners = CLUSTERS.iter().filter(|of| stands.contains(&format!("{of}/{host}"))).count();
             prop_assert!(owners + usize::from(own.contains(host)) <= 1, "{host} has {owners} owners");
         }
+    }
+}
+
+/// What a name leads to is not known here: whoever resolves it is told where it may lead, and not by its owner.
+#[test]
+fn gateway_name_is_passed_on_with_the_ranges_that_it_may_lead_to() {
+    let named: Target = "gw.east.example:15443".parse().unwrap();
+    let ips: [IpAddr; 3] = ["203.0.113.7", "127.0.0.1", "198.51.100.1"].map(|ip| ip.parse().unwrap());
+    for (consent, allowed) in [
+        (Consent { gateway_hosts: vec![pattern("*.east.example")], ..consent("east") }, [true, false, false]),
+        (Consent { gateways: Ranges::default(), ..consent("east") }, [true, false, true]),
+    ] {
+        let ranges = consent.gateways.clone();
+        let mut imports = Imports::new(vec![consent]);
+        let slice = with(slice("east", "db.pxc"), |offer| {
+            offer.gateways[0].address = named.clone();
+            offer.gateway_ranges = Ranges(vec!["0.0.0.0/0".parse().unwrap()]);
+        });
+        imports.take(&slice.key.cluster, &slice.key.to_string(), &slice.encode()).unwrap();
+        let changes = imports.changes();
+        let [(_, Verdict::In(accepted))] = &changes[..] else { panic!("{changes:?}") };
+        assert_eq!(accepted.offer.as_ref().unwrap().gateway_ranges, ranges);
+        assert_eq!(ips.map(|ip| imports.may_stand_at(&named, ip)), allowed, "{ranges:?}");
     }
 }

@@ -41,6 +41,10 @@ pub struct ServiceSlice {
     /// To the owner's own gateways: the names of those on which it is open to other clusters; none is all.
     #[prost(string, repeated, tag = "13")]
     pub exposed_on: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// To the importing cluster's own gateways, from their agent: ranges that the names of `gateways` may resolve
+    /// to. None is anywhere but loopback, link-local and multicast addresses.
+    #[prost(string, repeated, tag = "14")]
+    pub gateway_ranges: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Port {

@@ -12,7 +12,7 @@ use prost::Message as _;
 use sha2::{Digest as _, Sha256};
 
 use super::{Cluster, Endpoint, Gateway, Health, Instance, Key, Offer, Order, Port, Ready, Slice, Staleness};
-use crate::config::address::Target;
+use crate::config::address::{Ranges, Target};
 use crate::config::units::Wrong;
 use crate::host::{HostName, HostPattern};
 use crate::locality::Locality;
@@ -98,6 +98,7 @@ impl Slice {
             message.staleness = Some(offer.staleness.to_message());
             message.merge = offer.merge;
             message.exposed_on.clone_from(&offer.exposed_on);
+            message.gateway_ranges = texts(&offer.gateway_ranges.0);
         }
         message
     }
@@ -133,6 +134,7 @@ impl Offer {
         bounded("ports", message.ports.len(), MAX_PORTS)?;
         bounded("gateways", message.gateways.len(), MAX_LIST)?;
         bounded("exposed_on", message.exposed_on.len(), MAX_LIST)?;
+        bounded("gateway_ranges", message.gateway_ranges.len(), MAX_LIST)?;
         let ports = each("ports", message.ports, Port::from_message)?;
         unique("ports", ports.iter().map(|port| port.number))?;
         if ports.iter().filter(|port| port.bare).count() > 1 {
@@ -146,6 +148,9 @@ impl Offer {
             staleness: Staleness::from_message(message.staleness)?,
             merge: message.merge,
             exposed_on: each("exposed_on", message.exposed_on, |name| text("name", name))?,
+            gateway_ranges: Ranges(each("gateway_ranges", message.gateway_ranges, |range| {
+                range.parse().or_else(|error| wrong("range", error))
+            })?),
         })
     }
 }

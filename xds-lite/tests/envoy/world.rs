@@ -108,6 +108,7 @@ pub(crate) fn service(host: &str, endpoints: &[SocketAddr]) -> Slice {
         staleness: Staleness::Keep,
         merge: false,
         exposed_on: Vec::new(),
+        gateway_ranges: Default::default(),
     };
     Slice { offer: Some(offer), ..withdrawn(host) }
 }

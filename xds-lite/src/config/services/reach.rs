@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,6 +11,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::cluster::Cluster;
+use crate::config::address::Ranges;
 use crate::config::units::{Scalar, Wrong, read_duration, show_duration};
 use crate::host::HostName;
 
@@ -50,6 +52,19 @@ pub struct Beyond {
     pub cluster: Cluster,
     /// What can be reached there by the name of an instance.
     pub instances: Vec<Named>,
+    /// Where the gateway may stand; a name is looked at each time that it is resolved.
+    pub ranges: Ranges,
+}
+
+impl Reach {
+    /// Whether the endpoint may be at an address that its name resolved to.
+    #[must_use]
+    pub fn allows(&self, ip: IpAddr) -> bool {
+        match self {
+            Reach::All { .. } | Reach::Inside => true,
+            Reach::Beyond(beyond) => beyond.ranges.allow(ip),
+        }
+    }
 }
 
 /// An instance by its names.

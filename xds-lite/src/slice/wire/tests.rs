@@ -114,6 +114,7 @@ fn offer() -> impl Strategy<Value = Offer> {
             staleness,
             merge,
             exposed_on: vec!["gw-1".to_owned()],
+            gateway_ranges: Ranges(vec!["203.0.113.0/24".parse().unwrap(), "2001:db8::/32".parse().unwrap()]),
         },
     )
 }
