@@ -264,14 +264,6 @@ impl Cluster {
         http::ask_in(self.namespace(), self.addresses["admin"], "GET", "/metrics").body
     }
 
-    /// Says something to the agent, and takes its answer.
-    #[must_use]
-    pub fn tell(&self, path: &str, body: &str) -> Value {
-        let answer = http::tell_in(self.namespace(), self.addresses["admin"], path, body);
-        assert_eq!(answer.status, 200, "{}", answer.body);
-        serde_json::from_str(&answer.body).unwrap()
-    }
-
     /// Runs the agent's program with its file: what it prints, or what it says is wrong.
     pub fn command(&self, words: &[&str]) -> Result<String, String> {
         let (first, rest) = words.split_at(words.len().min(if words[0] == "token" { 2 } else { 1 }));

@@ -40,25 +40,11 @@ pub fn ask_in(namespace: Option<&str>, address: SocketAddr, method: &str, path: 
     within(namespace, move || ask(address, &method, &path))
 }
 
-/// Says something to `address`, inside a network namespace if there is one to enter.
-#[track_caller]
-pub fn tell_in(namespace: Option<&str>, address: SocketAddr, path: &str, body: &str) -> Answer {
-    let (path, body) = (path.to_owned(), body.to_owned());
-    within(namespace, move || tell(address, &path, &body))
-}
-
 fn within(namespace: Option<&str>, run: impl FnOnce() -> Answer + Send + 'static) -> Answer {
     match namespace {
         Some(namespace) => netns::inside(namespace, run),
         None => run(),
     }
-}
-
-/// Says something to `address`.
-#[track_caller]
-pub fn tell(address: SocketAddr, path: &str, body: &str) -> Answer {
-    exchange(address, &address.to_string(), &format!("POST {path}"), body)
-        .unwrap_or_else(|error| panic!("POST {path}: {error}"))
 }
 
 /// Asks with a `Host` of one's own.

@@ -7,6 +7,8 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::io::Read as _;
 use std::net::SocketAddr;
+use std::os::unix::fs::PermissionsExt as _;
+use std::process::Command;
 use std::time::Duration;
 
 use isthmus_tests::client::{alert, send};
@@ -306,19 +308,94 @@ fn status_says_what_comes_in_and_why_something_does_not() {
     assert!(gateway.contains("\"connected\":true") || gateway.contains("\"connected\": true"), "{gateway}");
 }
 
-#[test]
-fn a_vm_announces_itself_and_others_reach_it() {
-    let one = Scripted::echo(b"one....");
-    let world = World::usual();
-    let west = outbound(&world.west_gateway);
+/// What a VM says of itself.
+fn registration(cluster: &Cluster, name: &str, host: &str, endpoint: &Scripted) -> String {
+    let path = cluster.path(name);
     let body = format!(
-        "{{\"host\": \"{HOST}\", \"allow_unauthenticated\": true, \"instance\": \"vm-0\", \"endpoints\": [{{\"address\": \"{}\"}}]}}",
-        one.address()
+        "{{\"host\": \"{host}\", \"instance\": \"vm-0\", \"endpoints\": [{{\"address\": \"{}\"}}]}}",
+        endpoint.address()
     );
-    let lease = world.east.tell("/register", &body)["lease"].as_str().unwrap().to_owned();
+    fs::write(&path, body).unwrap();
+    path.display().to_string()
+}
+
+#[test]
+fn registration_by_the_command_line_reaches_other_clusters_and_needs_a_proof() {
+    const OTHER: &str = "ratings.bookinfo.svc.cluster.local";
+    let (one, thief) = (Scripted::echo(b"one...."), Scripted::echo(b"thief.."));
+    let mut world = World::usual();
+    let (state, token) = (world.east.path("state"), world.east.path("token"));
+    fs::write(&token, "a-token-of-the-vms\n").unwrap();
+    world.east.set("state", &state.display().to_string());
+    world.east.set("registration", &format!("{{ tokens: {{ vms: {} }} }}", token.display()));
+    world.east.stop();
+    world.east.start();
+    let west = outbound(&world.west_gateway);
+    world.east.register("open.yaml", &format!(
+        "services: [{{ host: {HOST}, allow_unauthenticated: true, registered: true, endpoints: [] }}]"
+    ));
+    world.east.register("shut.yaml", &service(OTHER, &one, ""));
+    until("what a file says is there", || leads_to(west, OTHER, b"one...."));
+    let body = registration(&world.east, "vm.json", HOST, &one);
+    // By the socket that the agent's own file says.
+    let told = world.east.command(&["register", &body]).unwrap();
+    let lease: Value = serde_json::from_str(&told).unwrap();
+    let lease = lease["lease"].as_str().unwrap();
     until("west reaches it", || leads_to(west, HOST, b"one...."));
-    let _told = world.east.tell("/deregister", &format!("{{\"lease\": \"{lease}\"}}"));
-    until("it is no more", || is_unknown(west, HOST));
+    assert_eq!(world.east.ask("/status")["registry"]["registrars"].as_object().unwrap().len(), 1);
+    // Whoever reaches the port may not, nor may another user of the machine; and nobody takes a file's service.
+    let stolen = registration(&world.east, "thief.json", OTHER, &thief);
+    let admin = world.east.address("admin").to_string();
+    let why = world.east.command(&["register", &stolen, "--admin", &admin]).unwrap_err();
+    assert!(why.contains("registering needs a proof"), "{why}");
+    let by_token = ["--admin", &*admin, "--token-file", token.to_str().unwrap()];
+    let why = world.east.command(&[&["register", &*stolen], &by_token[..]].concat()).unwrap_err();
+    assert!(why.contains("without `registered: true`"), "{why}");
+    let instance = registration(&world.east, "thief.json", &format!("db-0.{OTHER}"), &thief);
+    let why = world.east.command(&["register", &instance]).unwrap_err();
+    assert!(why.contains("is a name of ratings.bookinfo.svc.cluster.local already"), "{why}");
+    world.east.command(&["heartbeat", lease]).unwrap();
+    assert!(leads_to(west, OTHER, b"one....") && thief.hellos().is_empty());
+    // A file that shuts the service takes the VM out.
+    world.east.register("open.yaml", &service(HOST, &thief, ""));
+    until("the file's own endpoint alone is left", || leads_to(west, HOST, b"thief..") && leads_to(west, HOST, b"thief.."));
+    world.east.register("open.yaml", &format!(
+        "services: [{{ host: {HOST}, allow_unauthenticated: true, registered: true, endpoints: [] }}]"
+    ));
+    until("it is back", || leads_to(west, HOST, b"one...."));
+    world.east.command(&["deregister", lease]).unwrap();
+    until("it is no more", || !leads_to(west, HOST, b"one...."));
+}
+
+/// The kernel says who comes by the socket.
+#[test]
+fn registration_by_another_user_is_refused() {
+    if !isthmus_tests::is_root() {
+        eprintln!("skipped: another user needs root");
+        return;
+    }
+    let one = Scripted::echo(b"one....");
+    let mut east = Cluster::new("east");
+    let run = tempfile::Builder::new().permissions(fs::Permissions::from_mode(0o755)).tempdir().unwrap();
+    let socket = run.path().join("agent.sock").display().to_string();
+    let body = run.path().join("vm.json");
+    fs::copy(registration(&east, "vm.json", HOST, &one), &body).unwrap();
+    let program = run.path().join("isthmus-agent");
+    fs::copy(isthmus_tests::binary::agent(), &program).unwrap();
+    let tell = |user: u32| {
+        let mut command = Command::new("setpriv");
+        command.args([&format!("--reuid={user}"), &format!("--regid={user}"), "--clear-groups"]);
+        let command = command.arg(&program).arg("register").arg(&body).args(["--socket", &socket]);
+        let output = command.output().unwrap();
+        (output.status.success(), String::from_utf8(output.stderr).unwrap())
+    };
+    east.set("registration", &format!("{{ socket: {socket}, users: [65533] }}"));
+    east.start();
+    until("the socket is there", || tell(0).0);
+    let (done, why) = tell(65534);
+    assert!(!done && why.contains("user 65534 may not register here"), "{why}");
+    let (done, why) = tell(65533);
+    assert!(!done && why.contains("registered by another user"), "it may, but for what is another's: {why}");
 }
 
 #[test]

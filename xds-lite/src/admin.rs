@@ -2,8 +2,11 @@
 //! agent; which path answers what is in `answer`, who may ask and how many at once in `http`.
 
 mod answer;
+mod socket;
 
+use std::collections::BTreeSet;
 use std::io;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use hyper::StatusCode;
@@ -12,6 +15,7 @@ use tokio::net::TcpListener;
 
 use crate::http;
 use crate::registry::registered::Refused;
+use crate::registry::registered::registrar::Registrar;
 
 pub use crate::http::Limits;
 
@@ -27,11 +31,14 @@ pub trait Pages: Send + Sync + 'static {
     /// What is wrong with the question.
     fn explain(&self, host: &str) -> Result<Value, String>;
 
-    /// A VM announces itself: the body is a registration.
+    /// Whose token this is.
+    fn holder(&self, token: &str) -> Option<Registrar>;
+
+    /// A VM announces itself: the body is a registration. Who sent it has proven who it is.
     ///
     /// # Errors
     /// Why it is not taken.
-    fn register(&self, body: &[u8]) -> Result<Value, Refusal>;
+    fn register(&self, body: &[u8], by: &Registrar) -> Result<Value, Refusal>;
 
     /// A VM is still there: the body names its lease.
     ///
@@ -67,7 +74,8 @@ impl From<Refused> for Refusal {
         let status = match refused {
             Refused::Wrong(_) => StatusCode::BAD_REQUEST,
             Refused::Unknown => StatusCode::NOT_FOUND,
-            Refused::Taken { .. } | Refused::Conflict(_) => StatusCode::CONFLICT,
+            Refused::Taken { .. } | Refused::Anothers(_) | Refused::Conflict(_) => StatusCode::CONFLICT,
+            Refused::FullShare(_) => StatusCode::TOO_MANY_REQUESTS,
             Refused::Full => StatusCode::SERVICE_UNAVAILABLE,
         };
         Refusal { status, why: refused.to_string() }
@@ -79,28 +87,52 @@ impl From<Refused> for Refusal {
 /// # Errors
 /// The listener has no address.
 pub async fn serve(listener: TcpListener, pages: Arc<dyn Pages>, limits: Limits) -> io::Result<()> {
-    let desk = Arc::new(answer::Desk::new(pages, listener.local_addr()?, limits.body));
+    let own = listener.local_addr()?;
+    let desk = Arc::new(answer::Desk::new(pages, limits.body));
     let answer = move |request, ()| {
         let desk = Arc::clone(&desk);
-        async move { desk.answer(request).await }
+        async move { desk.answer(request, answer::Asker::At(own)).await }
     };
     http::serve(listener, limits, answer).await;
     Ok(())
 }
 
-/// The same on a thread of its own, so that health checks are answered whatever the agent is busy with.
+/// A Unix socket by which processes of some users ask and register.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Local {
+    /// Where it is put.
+    pub path: PathBuf,
+    /// Who may use it, besides root and the own user.
+    pub users: BTreeSet<u32>,
+}
+
+/// Serves the same pages by a Unix socket, until it is dropped. One that cannot be put there is tried again.
+pub async fn serve_local(local: Local, pages: Arc<dyn Pages>, limits: Limits) {
+    let listener = socket::bound(local).await;
+    let desk = Arc::new(answer::Desk::new(pages, limits.body));
+    let answer = move |request, user| {
+        let desk = Arc::clone(&desk);
+        async move { desk.answer(request, answer::Asker::User(user)).await }
+    };
+    http::serve(listener, limits, answer).await;
+}
+
+/// Both on a thread of their own, so that health checks are answered whatever the agent is busy with.
 ///
 /// # Errors
 /// The system gives no thread, or the listener has no address.
 pub async fn serve_on_own_thread(
     listener: TcpListener,
+    local: Option<Local>,
     pages: Arc<dyn Pages>,
     limits: Limits,
 ) -> io::Result<()> {
     let listener = listener.into_std()?;
-    http::thread::run(
-        "admin",
-        move || async move { serve(TcpListener::from_std(listener)?, pages, limits).await },
-    )
+    http::thread::run("admin", move || async move {
+        if let Some(local) = local {
+            tokio::spawn(serve_local(local, Arc::clone(&pages), limits));
+        }
+        serve(TcpListener::from_std(listener)?, pages, limits).await
+    })
     .await
 }

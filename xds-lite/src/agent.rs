@@ -39,7 +39,7 @@ use crate::registry::store::{FileStore, StoreError};
 use crate::serve::{Visitors, serve_with};
 
 use bundles::Bundles;
-use config::Settings;
+use config::{Registration, Settings};
 use follow::federate;
 use issuing::Issuing;
 use joining::context;
@@ -207,6 +207,8 @@ impl Agent {
             issuing: issuing.clone(),
             trust: trust.clone(),
         });
+        let Registration { socket, users, .. } = settings.registration.clone();
+        let local = socket.map(|path| admin::Local { path, users });
         let views = Arc::clone(&locked(&state).views);
         views.bundles.publish(&trust.current());
         let mut routes = Routes::new(Discovery::service(Arc::clone(&views)));
@@ -218,7 +220,7 @@ impl Agent {
         let context = sockets.join.as_ref().map(|_| context(&settings, trust.clone())).transpose()?;
         tokio::select! {
             () = attend(&sockets.xds, tls, routes, visitors, &state) => Ok(()),
-            served = admin::serve_on_own_thread(sockets.admin, told, admin::Limits::default()) => {
+            served = admin::serve_on_own_thread(sockets.admin, local, told, admin::Limits::default()) => {
                 served.map_err(Error::Admin)
             }
             () = welcome(sockets.join, context) => Ok(()),

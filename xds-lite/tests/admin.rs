@@ -11,16 +11,20 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use clap::Parser;
-use isthmus_xds::admin::{Limits, Pages, Refusal, serve};
+use isthmus_xds::admin::{Limits, Local, Pages, Refusal, serve, serve_local};
 use isthmus_xds::cli::ask::{AskError, Question, ask};
 use isthmus_xds::registry::registered::Registered;
 use isthmus_xds::registry::registered::lease::LeaseId;
+use isthmus_xds::registry::registered::registrar::Registrar;
 use isthmus_xds::registry::registered::registration::Registration;
 use serde_json::{Value, json};
 use tokio::runtime::Runtime;
 
 /// Long enough for a busy machine; nothing waits for its end unless it is broken.
 const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Of a file that only VMs have.
+const TOKEN: &str = "4f1d9c2a7b8e";
 
 /// Registrations behind the admin port.
 #[derive(Default)]
@@ -49,10 +53,14 @@ impl Pages for Agent {
         found.map(|service| json!(service)).ok_or_else(|| format!("{host:?} is no service"))
     }
 
-    fn register(&self, body: &[u8]) -> Result<Value, Refusal> {
+    fn holder(&self, token: &str) -> Option<Registrar> {
+        (token == TOKEN).then(|| Registrar::Token("vms".to_owned()))
+    }
+
+    fn register(&self, body: &[u8], by: &Registrar) -> Result<Value, Refusal> {
         let registration = Registration::parse(body)?;
         let mut registered = self.registered.lock().unwrap();
-        let lease = registered.register(registration, &[], LeaseId::random().unwrap(), Instant::now())?;
+        let lease = registered.register(registration, by, &[], LeaseId::random().unwrap(), Instant::now())?;
         Ok(lease.page())
     }
 
@@ -114,7 +122,8 @@ impl World {
     }
 
     fn post(&self, path: &str, body: &[u8]) -> (u16, Value) {
-        let headers = format!("Host: {}\r\nContent-Length: {}\r\n", self.at, body.len());
+        let proof = if path == "/register" { format!("Authorization: Bearer {TOKEN}\r\n") } else { String::new() };
+        let headers = format!("Host: {}\r\n{proof}Content-Length: {}\r\n", self.at, body.len());
         let (status, body) = self.send(&format!("POST {path}"), &headers, body);
         (status, serde_json::from_str(&body).unwrap())
     }
@@ -215,10 +224,10 @@ fn a_page_elsewhere_may_not_ask() {
     let body = registration("db-0", "10.0.0.1:3306");
     let own = format!("Host: {}\r\n", world.at);
     let ask = |target: &str, headers: &str| {
-        let headers = format!("{headers}Content-Length: {}\r\n", body.len());
+        let headers = format!("{headers}Authorization: Bearer {TOKEN}\r\nContent-Length: {}\r\n", body.len());
         let posted = world.send(&format!("POST {target}/register"), &headers, body.as_bytes()).0;
         let got =
-            world.send(&format!("GET {target}/status"), headers.split("Content").next().unwrap(), b"").0;
+            world.send(&format!("GET {target}/status"), headers.split("Authorization").next().unwrap(), b"").0;
         (posted, got)
     };
     for host in ["evil.example", &format!("evil.example:{}", world.at.port()), "10.0.0.1", "localhost:1", ""]
@@ -235,6 +244,85 @@ fn a_page_elsewhere_may_not_ask() {
     assert_eq!(world.agent.count(), 0);
     assert_eq!(ask("", &format!("{own}Origin: http://{}\r\n", world.at)), (200, 200));
     assert_eq!(ask(&format!("http://{}", world.at), "Host: localhost\r\n"), (200, 200));
+}
+
+#[test]
+fn registration_needs_a_proof_and_what_follows_needs_the_lease() {
+    let world = World::new(Limits::default());
+    let body = registration("db-0", "10.0.0.1:3306");
+    let own = format!("Host: {}\r\nContent-Length: {}\r\n", world.at, body.len());
+    for proof in [
+        "",
+        "Authorization: Bearer wrong\r\n",
+        "Authorization: Bearer \r\n",
+        &format!("Authorization: Basic {TOKEN}\r\n"),
+        &format!("Authorization: {TOKEN}\r\n"),
+        &format!("Authorization: Bearer {TOKEN}x\r\n"),
+        &format!("Authorization: Bearer {TOKEN}\r\nAuthorization: Bearer {TOKEN}\r\n"),
+        &format!("X-Token: {TOKEN}\r\n"),
+    ] {
+        let (status, why) = world.send("POST /register", &format!("{own}{proof}"), body.as_bytes());
+        assert!(status == 401 && why.contains("registering needs a proof"), "{proof:?}: {status} {why}");
+        let query = format!("POST /register?token={TOKEN}");
+        assert_eq!(world.send(&query, &format!("{own}{proof}"), body.as_bytes()).0, 401, "in the address");
+    }
+    assert_eq!(world.agent.count(), 0);
+    let (status, lease) = world.post("/register", body.as_bytes());
+    assert_eq!((status, world.agent.count()), (200, 1));
+    let word = json!({ "lease": lease["lease"] }).to_string();
+    assert_eq!(world.post("/heartbeat", word.as_bytes()).0, 200);
+    assert_eq!(world.post("/deregister", word.as_bytes()).0, 200);
+    assert_eq!(world.agent.registered.lock().unwrap().registrars().len(), 0);
+}
+
+#[test]
+fn registration_by_the_socket_is_of_the_user_that_the_kernel_names() {
+    let world = World::new(Limits::default());
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("agent.sock");
+    // Left of an agent that was killed.
+    drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
+    let local = Local { path: path.clone(), users: [1_000_001].into() };
+    let pages = Arc::clone(&world.agent) as Arc<dyn Pages>;
+    let serving = serve_local(local.clone(), Arc::clone(&pages), Limits::default());
+    world.runtime.as_ref().unwrap().spawn(serving);
+    let file = folder.path().join("me.json");
+    std::fs::write(&file, registration("db-0", "10.0.0.1:3306")).unwrap();
+    let socket = path.to_str().unwrap();
+    let tell = |words: &[&str]| {
+        let line = [&["isthmus-agent"], words, &["--socket", socket]].concat();
+        ask(&Line::try_parse_from(line).unwrap().question)
+    };
+    let begun = Instant::now();
+    let lease = loop {
+        match tell(&["register", file.to_str().unwrap()]) {
+            Ok(lease) => break lease["lease"].as_str().unwrap().to_owned(),
+            Err(AskError::Nobody { .. }) if begun.elapsed() < PATIENCE => std::thread::yield_now(),
+            Err(error) => panic!("{error}"),
+        }
+    };
+    let own = Registrar::User(rustix::process::geteuid().as_raw());
+    assert_eq!(world.agent.registered.lock().unwrap().registrars().keys().collect::<Vec<_>>(), [&own]);
+    tell(&["heartbeat", &lease]).unwrap();
+    tell(&["deregister", &lease]).unwrap();
+    // Neither a living socket nor a file of somebody else is taken away.
+    let other = folder.path().join("file");
+    std::fs::write(&other, "mine").unwrap();
+    let elsewhere = Local { path: other.clone(), ..local.clone() };
+    for taken in [local, elsewhere] {
+        let (tried, trying) = std::sync::mpsc::channel();
+        let serving = serve_local(taken, Arc::clone(&pages), Limits::default());
+        world.runtime.as_ref().unwrap().spawn(async move {
+            tokio::select! {
+                biased;
+                () = serving => {}
+                () = std::future::ready(()) => tried.send(()).unwrap(),
+            }
+        });
+        trying.recv_timeout(PATIENCE).unwrap();
+    }
+    assert_eq!(std::fs::read_to_string(&other).unwrap(), "mine");
+    tell(&["register", file.to_str().unwrap()]).unwrap();
 }
 
 #[test]
@@ -426,10 +514,15 @@ fn the_command_line_asks_and_tells() {
     };
     let good = file(&registration("db-0", "10.0.0.1:3306"));
     let good = good.to_str().unwrap();
+    let token = folder.path().join("token");
+    std::fs::write(&token, format!("{TOKEN}\n")).unwrap();
+    let register = ["register", good, "--token-file", token.to_str().unwrap()];
     for at in [world.at.to_string(), format!("http://{}/", world.at)] {
         assert_eq!(call(&at, &["status"]).unwrap(), json!({ "registered": 0 }));
-        let lease = call(&at, &["register", good]).unwrap()["lease"].as_str().unwrap().to_owned();
-        assert_eq!(call(&at, &["register", good]).unwrap()["lease"], Value::Null, "told once");
+        let refused = call(&at, &register[..2]).unwrap_err().to_string();
+        assert!(refused.contains("registering needs a proof"), "{refused}");
+        let lease = call(&at, &register).unwrap()["lease"].as_str().unwrap().to_owned();
+        assert_eq!(call(&at, &register).unwrap()["lease"], Value::Null, "told once");
         assert_eq!(call(&at, &["explain", "db.pxc"]).unwrap()["port"], 3306);
         assert_eq!(call(&at, &["heartbeat", &lease]).unwrap()["ttl"], "30s");
         assert_eq!(call(&at, &["deregister", &lease]).unwrap()["deregistered"], "db-0 of db.pxc:3306");
@@ -444,7 +537,11 @@ fn the_command_line_asks_and_tells() {
     file(&"x".repeat((64 << 10) + 1));
     assert!(error(&["register", good]).contains("larger than 64 KiB"));
     file("{}");
-    assert!(error(&["register", good]).contains("the registration has no host"));
+    assert!(error(&register).contains("the registration has no host"));
+    let nowhere = folder.path().join("agent.yaml");
+    let line = ["isthmus-agent", "heartbeat", "00", "--config", nowhere.to_str().unwrap()];
+    let why = ask(&Line::try_parse_from(line).unwrap().question).unwrap_err().to_string();
+    assert!(why.contains("agent.yaml") && why.contains("--socket"), "{why}");
 }
 
 #[test]

@@ -5,29 +5,38 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use hyper::body::Incoming;
+use hyper::header::{AUTHORIZATION, HeaderValue, WWW_AUTHENTICATE};
 use hyper::{Method, Request, StatusCode};
 use percent_encoding::percent_decode_str;
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio::sync::Semaphore;
 use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 
 use crate::http::page::{self, Page, error, json_page, not_allowed, plain};
 use crate::http::{guard, shared::Shared};
+use crate::registry::registered::registrar::Registrar;
 use crate::registry::registered::registration::LARGEST;
 
-use super::Pages;
+use super::{Pages, Refusal};
 
 const GET: [&str; 5] = ["/status", "/explain", "/healthz/live", "/healthz/ready", "/metrics"];
 const POST: [&str; 3] = ["/register", "/heartbeat", "/deregister"];
 /// Pages that are made at once: each may hold a lock that the agent needs.
 const AT_ONCE: usize = 2;
 
+/// Who asks.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Asker {
+    /// Whoever reaches this address.
+    At(SocketAddr),
+    /// A process of this user, on this machine.
+    User(u32),
+}
+
 /// Where requests come to.
 pub(super) struct Desk {
     pages: Arc<dyn Pages>,
-    /// The address that it is asked at.
-    own: SocketAddr,
     /// From headers to a whole body.
     body: Duration,
     metrics: Shared,
@@ -35,14 +44,16 @@ pub(super) struct Desk {
 }
 
 impl Desk {
-    pub(super) fn new(pages: Arc<dyn Pages>, own: SocketAddr, body: Duration) -> Desk {
+    pub(super) fn new(pages: Arc<dyn Pages>, body: Duration) -> Desk {
         let counted = Arc::clone(&pages);
         let metrics = Shared::new(move || counted.metrics());
-        Desk { pages, own, body, metrics, making: Arc::new(Semaphore::new(AT_ONCE)) }
+        Desk { pages, body, metrics, making: Arc::new(Semaphore::new(AT_ONCE)) }
     }
 
-    pub(super) async fn answer(&self, request: Request<Incoming>) -> Page {
-        if let Some(why) = guard::refusal(&request, self.own) {
+    pub(super) async fn answer(&self, request: Request<Incoming>, asker: Asker) -> Page {
+        if let Asker::At(own) = asker
+            && let Some(why) = guard::refusal(&request, own)
+        {
             return error(StatusCode::FORBIDDEN, why);
         }
         let path = request.uri().path();
@@ -59,7 +70,11 @@ impl Desk {
             return not_allowed("POST");
         }
         let path = path.to_owned();
+        let token = bearer(&request).map(str::to_owned);
         match timeout(self.body, page::read(request.into_body(), LARGEST)).await {
+            Ok(Ok(body)) if path == "/register" => {
+                self.make(move |pages| register(pages, asker, token.as_deref(), &body)).await
+            }
             Ok(Ok(body)) => self.make(move |pages| take(pages, &path, &body)).await,
             Ok(Err(broken)) => error(broken.status(), &broken.to_string()),
             Err(_) => error(StatusCode::REQUEST_TIMEOUT, "the body did not come in time"),
@@ -102,12 +117,36 @@ fn explain(pages: &dyn Pages, host: &str) -> Page {
     }
 }
 
-fn take(pages: &dyn Pages, path: &str, body: &[u8]) -> Page {
-    let taken = match path {
-        "/register" => pages.register(body),
-        "/heartbeat" => pages.heartbeat(body),
-        _ => pages.deregister(body),
+/// The token of a request, if it shows one.
+fn bearer<B>(request: &Request<B>) -> Option<&str> {
+    let mut shown = request.headers().get_all(AUTHORIZATION).into_iter();
+    let (one, None) = (shown.next()?, shown.next()) else { return None };
+    let (scheme, token) = one.to_str().ok()?.split_once(' ')?;
+    scheme.eq_ignore_ascii_case("bearer").then(|| token.trim())
+}
+
+/// Registering needs a proof: what is registered gets the connections of others.
+fn register(pages: &dyn Pages, asker: Asker, token: Option<&str>, body: &[u8]) -> Page {
+    let by = match asker {
+        Asker::User(user) => Some(Registrar::User(user)),
+        Asker::At(_) => token.and_then(|token| pages.holder(token)),
     };
+    let Some(by) = by else {
+        let why = "registering needs a proof: use the agent's Unix socket (isthmus-agent register does, on the agent's \
+                   machine), or send a token of `registration.tokens` as Authorization: Bearer TOKEN";
+        let mut page = error(StatusCode::UNAUTHORIZED, why);
+        page.headers_mut().insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+        return page;
+    };
+    answered(pages.register(body, &by))
+}
+
+/// The lease that the body names is proof enough.
+fn take(pages: &dyn Pages, path: &str, body: &[u8]) -> Page {
+    answered(if path == "/heartbeat" { pages.heartbeat(body) } else { pages.deregister(body) })
+}
+
+fn answered(taken: Result<Value, Refusal>) -> Page {
     match taken {
         Ok(page) => json_page(StatusCode::OK, &page),
         Err(refusal) => error(refusal.status, &refusal.why),

@@ -1,12 +1,14 @@
 //! What an agent tells of itself: whom it serves and what they accepted, what goes out and what comes in, and why
 //! something does not. Not how it is asked.
 
+use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Instant, SystemTime};
 
 use hyper::StatusCode;
-use isthmus_certs::{DenyList, Trust};
+use isthmus_certs::{DenyList, Trust, input};
 use serde_json::{Value, json};
+use sha2::{Digest as _, Sha256};
 
 use crate::admin::{Pages, Refusal};
 use crate::config::services::Service;
@@ -15,6 +17,7 @@ use crate::imports::{Shown, Stale};
 use crate::probes::Down;
 use crate::proofs::{Proof, Subject};
 use crate::registry::registered::lease::LeaseId;
+use crate::registry::registered::registrar::Registrar;
 use crate::registry::registered::registration::Registration;
 use crate::slice::{Cluster, Offer, Slice};
 
@@ -26,6 +29,10 @@ use super::{locked, metrics};
 
 /// Hosts of a list in status, at most.
 const LISTED: usize = 1_000;
+/// Characters of a token, at least.
+const SHORTEST_TOKEN: usize = 16;
+/// Bytes of a file with a token.
+const LARGEST_TOKEN: u64 = 4 << 10;
 
 /// The pages of one agent.
 pub(super) struct Told {
@@ -55,6 +62,7 @@ impl Pages for Told {
             "registry": {
                 "hosts": state.services.len(),
                 "registered": state.registered.count(),
+                "registrars": registrars(&state),
                 "problems": state.problems,
             },
             "exports": {
@@ -89,13 +97,32 @@ impl Pages for Told {
         }))
     }
 
-    fn register(&self, body: &[u8]) -> Result<Value, Refusal> {
+    fn holder(&self, token: &str) -> Option<Registrar> {
+        let tokens = &self.settings.registration.tokens;
+        let shown = Sha256::digest(token);
+        let is_meant = |file: &Path| match input::read_text(file, LARGEST_TOKEN) {
+            // Hashes, so that how long it takes tells nothing of the token.
+            Ok(text) if text.trim().len() < SHORTEST_TOKEN => {
+                tracing::error!(file = %file.display(), "a token of registration.tokens has less than {SHORTEST_TOKEN} characters and is not used; make one by `openssl rand -hex 32`");
+                false
+            }
+            Ok(text) => Sha256::digest(text.trim()) == shown,
+            Err(error) => {
+                tracing::error!(file = %file.display(), %error, "cannot read a token of registration.tokens");
+                false
+            }
+        };
+        let holder = tokens.iter().find(|(_, file)| is_meant(file));
+        holder.map(|(name, _)| Registrar::Token(name.clone()))
+    }
+
+    fn register(&self, body: &[u8], by: &Registrar) -> Result<Value, Refusal> {
         let registration = Registration::parse(body)?;
         let id = LeaseId::random().map_err(|error| Refusal {
             status: StatusCode::INTERNAL_SERVER_ERROR,
             why: format!("no lease can be made: {error}"),
         })?;
-        Ok(self.state().register(registration, id, Instant::now())?.page())
+        Ok(self.state().register(registration, by, id, Instant::now())?.page())
     }
 
     fn heartbeat(&self, body: &[u8]) -> Result<Value, Refusal> {
@@ -115,6 +142,11 @@ impl Pages for Told {
     fn metrics(&self) -> String {
         metrics::text(&self.state(), self.issuing.as_deref().map(Issuing::tally))
     }
+}
+
+/// How many registrations each user and token has.
+fn registrars(state: &State) -> Value {
+    state.registered.registrars().iter().map(|(by, count)| (by.to_string(), json!(count))).collect()
 }
 
 /// What this agent tells of its own trust domain, and what of its files is not used.

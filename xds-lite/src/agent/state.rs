@@ -18,9 +18,10 @@ use crate::kept::Kept;
 use crate::proofs::{Proof, Proofs, Subject};
 use crate::registry::files::Files;
 use crate::registry::registered::lease::LeaseId;
+use crate::registry::registered::registrar::Registrar;
 use crate::registry::registered::registration::Registration;
 use crate::registry::registered::{Lease, Refused, Registered};
-use crate::registry::source::{Snapshot, Source, merge};
+use crate::registry::source::{Snapshot, Source, merge, registered_of};
 use crate::registry::{Own, Terms, abroad, export_of, offers};
 use crate::slice::{Cluster, Gateway, Key, Slice, version};
 
@@ -133,7 +134,9 @@ impl State {
         if changed.is_empty() && unsaid.is_empty() {
             return false;
         }
-        let hosts: BTreeSet<HostPattern> = changed.into_iter().flatten().chain(unsaid).collect();
+        let mut hosts: BTreeSet<HostPattern> = changed.into_iter().flatten().chain(unsaid).collect();
+        let under = hosts.iter().flat_map(|host| self.registered.under(host));
+        hosts.extend(under.cloned().collect::<Vec<_>>());
         for host in &hosts {
             self.gather(host);
         }
@@ -149,9 +152,9 @@ impl State {
 
     /// Puts together what the sources have under a host.
     fn gather(&mut self, host: &HostPattern) {
-        let sources: [&dyn Source; 2] = [&self.files, &self.registered];
-        let of = |source: &dyn Source| Snapshot { services: source.of(host), problems: Vec::new() };
-        let Snapshot { services, problems } = merge(sources.map(of));
+        let files = Snapshot { services: Source::of(&self.files, host), problems: Vec::new() };
+        let registered = registered_of(host, &self.registered, &self.files);
+        let Snapshot { services, problems } = merge([files, registered]);
         if services.is_empty() {
             self.services.remove(host);
         } else {
@@ -174,14 +177,15 @@ impl State {
         self.problems = problems;
     }
 
-    /// Takes a VM's word for itself.
+    /// Takes a VM's word for itself, of who has proven that it may say it.
     pub(super) fn register(
         &mut self,
         registration: Registration,
+        by: &Registrar,
         id: LeaseId,
         now: Instant,
     ) -> Result<Lease, Refused> {
-        self.registered.register(registration, self.files.iter(), id, now)
+        self.registered.register(registration, by, self.files.iter(), id, now)
     }
 
     /// Endpoints of a host that are to be exported and have to be seen first.

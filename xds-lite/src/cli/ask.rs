@@ -1,5 +1,6 @@
 //! Questions to a running agent, and words of VMs to it, over its admin address. Everything is JSON.
 
+use std::fmt;
 use std::fs::File;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
@@ -12,9 +13,13 @@ use hyper::{Method, Request, StatusCode};
 use hyper_util::rt::TokioIo;
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use serde_json::{Value, json};
-use tokio::net::TcpStream;
+use isthmus_certs::input;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpStream, UnixStream};
 use tokio::time::timeout;
 
+use crate::agent::config;
+use crate::config::file::AGENT;
 use crate::registry::registered::registration::LARGEST;
 
 /// An agent answers at once; one that does not is stopped, or no agent.
@@ -28,6 +33,23 @@ pub struct Where {
     /// The admin address of the agent to ask
     #[arg(long, value_name = "ADDRESS", env = "ISTHMUS_AGENT_ADMIN", default_value = "127.0.0.1:15014")]
     pub admin: String,
+}
+
+/// By which way to register: the agent's socket on this machine, or with a token.
+#[derive(Clone, Debug, Args)]
+pub struct Way {
+    /// The agent's Unix socket. Default: the one that the agent's file says
+    #[arg(long, value_name = "PATH", env = "ISTHMUS_AGENT_SOCKET")]
+    pub socket: Option<PathBuf>,
+    /// The agent's file, which says where its socket is
+    #[arg(long, value_name = "FILE", default_value = AGENT)]
+    pub config: PathBuf,
+    /// The admin address of the agent, instead of its socket
+    #[arg(long, value_name = "ADDRESS", env = "ISTHMUS_AGENT_ADMIN")]
+    pub admin: Option<String>,
+    /// A file with a token of the agent's `registration.tokens`, for --admin
+    #[arg(long, value_name = "FILE", env = "ISTHMUS_AGENT_TOKEN_FILE")]
+    pub token_file: Option<PathBuf>,
 }
 
 /// What to ask or to say.
@@ -54,33 +76,34 @@ Example:
   echo '{\"host\": \"db.pxc\", \"port\": 3306, \"instance\": \"db-0\", \"ttl\": \"1m\",
          \"endpoints\": [{\"address\": \"10.1.0.7:3306\"}]}' | isthmus-agent register
 
+On the agent's machine root and the agent's own user may, by its Unix socket; elsewhere --admin and --token-file.
 It ends when nothing is heard for its TTL: say it again, or `heartbeat`, three times as often. The lease is
 told once, to whoever registers first; it moves the VM to another address, and ends its registration.")]
     Register {
         /// The registration (JSON): one entry of `services:` with one endpoint, and `instance`, `ttl`, `lease`
         #[arg(value_name = "FILE", default_value = "-")]
         file: PathBuf,
-        /// Whom to tell
+        /// Whom to tell, and how
         #[command(flatten)]
-        at: Where,
+        way: Way,
     },
     /// Say that a VM is still there
     Heartbeat {
         /// What `register` told
         #[arg(env = "ISTHMUS_LEASE", hide_env_values = true)]
         lease: String,
-        /// Whom to tell
+        /// Whom to tell, and how
         #[command(flatten)]
-        at: Where,
+        way: Way,
     },
     /// Take a VM out
     Deregister {
         /// What `register` told
         #[arg(env = "ISTHMUS_LEASE", hide_env_values = true)]
         lease: String,
-        /// Whom to tell
+        /// Whom to tell, and how
         #[command(flatten)]
-        at: Where,
+        way: Way,
     },
 }
 
@@ -96,12 +119,20 @@ pub enum AskError {
         #[source]
         cause: io::Error,
     },
+    /// There is no way to the agent.
+    #[error("{}: {why}; name the agent's socket (--socket, ISTHMUS_AGENT_SOCKET), or its admin address and a token (--admin, --token-file)", file.display())]
+    Way {
+        /// The agent's file.
+        file: PathBuf,
+        /// What is wrong with it.
+        why: String,
+    },
     /// The registration is too large.
     #[error("{}: larger than {} KiB; a registration is short", .0.display(), LARGEST >> 10)]
     Large(PathBuf),
     /// Nobody is there.
     #[error(
-        "no agent answers at {at}: {cause}; is it running, and is its admin address another (--admin, ISTHMUS_AGENT_ADMIN)?"
+        "no agent answers at {at}: {cause}; is it running, may this user use its socket (registration.users), and is its admin address another (--admin, ISTHMUS_AGENT_ADMIN)?"
     )]
     Nobody {
         /// Who was asked.
@@ -138,11 +169,34 @@ pub enum AskError {
 }
 
 /// One request.
-struct Asked<'a> {
-    at: &'a str,
+struct Asked {
+    at: At,
+    token: Option<String>,
     method: Method,
     path: String,
     body: Vec<u8>,
+}
+
+/// Where somebody listens.
+#[derive(Clone, Debug)]
+enum At {
+    Address(String),
+    Socket(PathBuf),
+}
+
+impl fmt::Display for At {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            At::Address(address) => f.write_str(address),
+            At::Socket(path) => write!(f, "{}", path.display()),
+        }
+    }
+}
+
+impl At {
+    fn address(written: &str) -> At {
+        At::Address(written.strip_prefix("http://").unwrap_or(written).trim_end_matches('/').to_owned())
+    }
 }
 
 /// Asks, and gives the answer. Not for use within a runtime: it waits.
@@ -151,10 +205,10 @@ struct Asked<'a> {
 /// There is no answer, or it is no.
 pub fn ask(question: &Question) -> Result<Value, AskError> {
     let asked = request(question)?;
-    let at = asked.at.strip_prefix("http://").unwrap_or(asked.at).trim_end_matches('/').to_owned();
+    let at = asked.at.to_string();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(AskError::Runtime)?;
-    let answered = runtime.block_on(async { timeout(PATIENCE, exchange(&at, asked)).await });
+    let answered = runtime.block_on(async { timeout(PATIENCE, exchange(asked)).await });
     let (status, body) = answered.map_err(|_| AskError::Silent { at: at.clone() })??;
     let Ok(answer) = serde_json::from_slice::<Value>(&body) else {
         return Err(AskError::Stranger { at, why: format!("its answer ({status}) is not JSON") });
@@ -168,19 +222,47 @@ pub fn ask(question: &Question) -> Result<Value, AskError> {
     Err(AskError::Refused { at, why: why.collect() })
 }
 
-fn request(question: &Question) -> Result<Asked<'_>, AskError> {
-    let get = |at, path| Ok(Asked { at, method: Method::GET, path, body: Vec::new() });
-    let post = |at, path: &str, body| Ok(Asked { at, method: Method::POST, path: path.to_owned(), body });
+fn request(question: &Question) -> Result<Asked, AskError> {
+    let get = |at: &Where, path| {
+        let at = At::address(&at.admin);
+        Ok(Asked { at, token: None, method: Method::GET, path, body: Vec::new() })
+    };
+    let post = |way: &Way, path: &str, body| {
+        let token = way.token_file.as_deref().map(token).transpose()?;
+        Ok(Asked { at: by(way)?, token, method: Method::POST, path: path.to_owned(), body })
+    };
     let word = |lease: &str| json!({ "lease": lease }).to_string().into_bytes();
     match question {
-        Question::Status { at } => get(&at.admin, "/status".to_owned()),
+        Question::Status { at } => get(at, "/status".to_owned()),
         Question::Explain { host, at } => {
-            get(&at.admin, format!("/explain?host={}", utf8_percent_encode(host, NON_ALPHANUMERIC)))
+            get(at, format!("/explain?host={}", utf8_percent_encode(host, NON_ALPHANUMERIC)))
         }
-        Question::Register { file, at } => post(&at.admin, "/register", registration(file)?),
-        Question::Heartbeat { lease, at } => post(&at.admin, "/heartbeat", word(lease)),
-        Question::Deregister { lease, at } => post(&at.admin, "/deregister", word(lease)),
+        Question::Register { file, way } => post(way, "/register", registration(file)?),
+        Question::Heartbeat { lease, way } => post(way, "/heartbeat", word(lease)),
+        Question::Deregister { lease, way } => post(way, "/deregister", word(lease)),
     }
+}
+
+/// The socket that is named, or an address; else the socket of the agent's file.
+fn by(way: &Way) -> Result<At, AskError> {
+    if let Some(socket) = &way.socket {
+        return Ok(At::Socket(socket.clone()));
+    }
+    if let Some(admin) = &way.admin {
+        return Ok(At::address(admin));
+    }
+    let settings = config::load(&way.config)
+        .map_err(|problems| AskError::Way { file: way.config.clone(), why: problems.to_string() })?;
+    settings.registration.socket.map(At::Socket).ok_or_else(|| AskError::Way {
+        file: way.config.clone(),
+        why: "it has no registration socket; add `state: DIRECTORY` or `registration: { socket: PATH }`".to_owned(),
+    })
+}
+
+fn token(file: &Path) -> Result<String, AskError> {
+    let read = input::read_text(file, LARGEST as u64);
+    let text = read.map_err(|cause| AskError::File { file: file.to_owned(), cause })?;
+    Ok(text.trim().to_owned())
 }
 
 fn registration(file: &Path) -> Result<Vec<u8>, AskError> {
@@ -198,14 +280,27 @@ fn registration(file: &Path) -> Result<Vec<u8>, AskError> {
     }
 }
 
-async fn exchange(at: &str, asked: Asked<'_>) -> Result<(StatusCode, Bytes), AskError> {
-    let stranger = |why: String| AskError::Stranger { at: at.to_owned(), why };
-    let stream = TcpStream::connect(at).await;
-    let stream = stream.map_err(|cause| AskError::Nobody { at: at.to_owned(), cause })?;
+async fn exchange(asked: Asked) -> Result<(StatusCode, Bytes), AskError> {
+    let nobody = |cause| AskError::Nobody { at: asked.at.to_string(), cause };
+    match asked.at.clone() {
+        At::Address(address) => talk(TcpStream::connect(address).await.map_err(nobody)?, asked).await,
+        At::Socket(path) => talk(UnixStream::connect(path).await.map_err(nobody)?, asked).await,
+    }
+}
+
+async fn talk<S>(stream: S, asked: Asked) -> Result<(StatusCode, Bytes), AskError>
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let at = asked.at.to_string();
+    let stranger = |why: String| AskError::Stranger { at: at.clone(), why };
     let shaken = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await;
     let (mut sender, connection) = shaken.map_err(|error| stranger(error.to_string()))?;
     // Whatever name or forwarded port led there: the name that every agent takes for its own.
-    let request = Request::builder().method(asked.method).uri(asked.path).header("host", "localhost");
+    let mut request = Request::builder().method(asked.method).uri(asked.path).header("host", "localhost");
+    if let Some(token) = asked.token {
+        request = request.header("authorization", format!("Bearer {token}"));
+    }
     let request = request.body(Full::new(Bytes::from(asked.body)));
     let request = request.map_err(|error| stranger(error.to_string()))?;
     let exchange = async {

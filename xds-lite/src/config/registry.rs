@@ -102,7 +102,7 @@ mod tests {
 
     const WHOLE: &str = "services:\n- host: db.example\n  port: 3306\n  sni_port: 3306\n  aliases: [db, \"*.db.example\"]\n  \
              alpn: [mysql]\n  sources: [10.0.0.0/8]\n  balance: least_connections\n  max_connections: 7\n  \
-             proxy_protocol: v2\n  namespace: pxc\n  labels: {app: db}\n  allow_unauthenticated: true\n  merge: true\n  stale: 10m\n  timeouts: {connect: 1s, connect_total: 2s, idle: off, half_closed: 3s, \
+             proxy_protocol: v2\n  namespace: pxc\n  labels: {app: db}\n  allow_unauthenticated: true\n  merge: true\n  stale: 10m\n  registered: true\n  timeouts: {connect: 1s, connect_total: 2s, idle: off, half_closed: 3s, \
              first_byte: 4s, max_duration: 5m}\n  endpoints:\n  - address: \"[::ffff:10.1.0.7]:3306\"\n    \
              instance: DB-0\n    aliases: [src-db-0.pxc]\n    weight: 2\n    locality: {region: eu, zone: a, sub_zone: r1}\n  \
              - address: db-1.internal:3306\n- {host: db.example, port: 33060, balance: random}\n";
@@ -157,6 +157,7 @@ mod tests {
                 allow_unauthenticated: true,
                 merge: true,
                 staleness: Staleness::ExpireAfter(seconds(600)),
+                registered: true,
             })),
         }
     }
@@ -181,7 +182,7 @@ mod tests {
             &[
                 "r.yaml:2:13: unknown key 'adresses' in services[0]; expected one of host, port, sni_port, aliases, \
                  alpn, sources, balance, max_connections, proxy_protocol, timeouts, namespace, labels, allow_unauthenticated, merge, stale, \
-                 endpoints",
+                 registered, endpoints",
             ],
         );
         bad(

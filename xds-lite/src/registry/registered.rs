@@ -6,6 +6,7 @@ mod fit;
 pub mod kept;
 pub mod lease;
 mod names;
+pub mod registrar;
 pub mod registration;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -17,15 +18,19 @@ use serde_json::{Value, json};
 use crate::config::address::Target;
 use crate::config::services::Service;
 use crate::config::units::show_duration;
+use crate::exports::covers;
 use crate::host::{HostName, HostPattern};
 
 use fit::{bare, check_beside};
 use lease::{Digest, LeaseId};
 use names::Names;
+use registrar::Registrar;
 use registration::Registration;
 
 /// Registrations at once.
 pub const MOST: usize = 10_000;
+/// Registrations at once by one registrar.
+pub const MOST_EACH: usize = 1_000;
 /// Bytes of all registrations together, as they are kept.
 pub const MOST_BYTES: usize = 32 << 20;
 /// How many times a VM may be heard in one TTL, as it is advised to: two may get lost.
@@ -90,6 +95,12 @@ pub enum Refused {
         /// After which silence it ends.
         ttl: Duration,
     },
+    /// Somebody else has registered it.
+    #[error("{0} was registered by another user or token; show its lease to take it over, or wait until it ends")]
+    Anothers(Box<Identity>),
+    /// The registrar has too many.
+    #[error("{0} has {MOST_EACH} registrations already; end some, or use another user or token")]
+    FullShare(Registrar),
     /// It contradicts what is known of the service.
     #[error("{0}")]
     Conflict(String),
@@ -104,6 +115,8 @@ pub struct Registered {
     ports: BTreeMap<(HostPattern, u16), BTreeMap<HostName, Held>>,
     leases: HashMap<Digest, Identity>,
     names: Names,
+    /// How many each registrar has.
+    by: BTreeMap<Registrar, usize>,
     bytes: usize,
     /// No lease ends before this.
     earliest: Option<Instant>,
@@ -120,7 +133,7 @@ struct Held {
 }
 
 impl Registered {
-    /// Takes a registration, or hears again of one that it has. The same instance may change what it says, and
+    /// Takes a registration of a registrar, or hears again of one that it has. The same instance may change what it says, and
     /// who shows its lease may also move it to another address. `files` are the services that other sources have,
     /// and `fresh` is the lease of a new one.
     ///
@@ -129,11 +142,13 @@ impl Registered {
     pub fn register<'a>(
         &mut self,
         registration: Registration,
+        by: &Registrar,
         files: impl IntoIterator<Item = &'a Service, IntoIter: Clone>,
         fresh: LeaseId,
         now: Instant,
     ) -> Result<Lease, Refused> {
         self.expire(now);
+        let registration = registration.of(by.clone())?;
         let identity = registration.identity();
         let ttl = registration.ttl;
         let shown = registration.lease;
@@ -145,6 +160,10 @@ impl Registered {
         {
             let (held, ttl) = (Box::new(held.registration.address().clone()), held.registration.ttl);
             return Err(Refused::Taken { identity: Box::new(identity), held, ttl });
+        }
+        let owner = held.and_then(|held| held.registration.by.as_ref());
+        if owner.is_some_and(|owner| owner != by) && proven.is_none() {
+            return Err(Refused::Anothers(Box::new(identity)));
         }
         let (id, lease) = match held {
             Some(held) => (proven, held.lease),
@@ -216,6 +235,18 @@ impl Registered {
         self.leases.len()
     }
 
+    /// How many each registrar has.
+    #[must_use]
+    pub fn registrars(&self) -> &BTreeMap<Registrar, usize> {
+        &self.by
+    }
+
+    /// Hosts under a wildcard that somebody has registered.
+    pub fn under(&self, wildcard: &HostPattern) -> impl Iterator<Item = &HostPattern> {
+        let hosts = self.ports.keys().map(|(host, _)| host);
+        hosts.filter(move |host| *host != wildcard && covers(wildcard, host))
+    }
+
     /// The services that come of it: each host and port once, with all of its instances.
     #[must_use]
     pub fn services(&self) -> Vec<Service> {
@@ -272,6 +303,18 @@ impl Registered {
         if bytes > MOST_BYTES || (before.is_none() && self.count() >= MOST) {
             return Err(Refused::Full);
         }
+        if let Some(by) = &registration.by
+            && before.is_none_or(|before| before.by.as_ref() != Some(by))
+            && self.by.get(by).is_some_and(|count| *count >= MOST_EACH)
+        {
+            return Err(Refused::FullShare(by.clone()));
+        }
+        let owner = before.and_then(|before| before.by.clone());
+        self.count_out(owner.as_ref());
+        if let Some(by) = &registration.by {
+            *self.by.entry(by.clone()).or_default() += 1;
+        }
+        let before = self.held(&identity).map(|held| &held.registration);
         let before = before.map(|before| before.service.clone());
         self.names.replace(before.as_ref(), Some(&registration.service));
         let deadline = now + registration.ttl;
@@ -285,6 +328,14 @@ impl Registered {
         Ok(())
     }
 
+    fn count_out(&mut self, by: Option<&Registrar>) {
+        let Some(count) = by.and_then(|by| self.by.get_mut(by)) else { return };
+        *count -= 1;
+        if *count == 0 {
+            self.by.retain(|_, count| *count > 0);
+        }
+    }
+
     fn remove(&mut self, identity: &Identity) {
         let key = (identity.host.clone(), identity.port);
         let Some(instances) = self.ports.get_mut(&key) else { return };
@@ -293,6 +344,7 @@ impl Registered {
             self.ports.remove(&key);
         }
         self.leases.remove(&held.lease);
+        self.count_out(held.registration.by.as_ref());
         self.names.replace(Some(&held.registration.service), None);
         self.bytes -= held.registration.text.len();
         self.revision += 1;

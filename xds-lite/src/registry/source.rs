@@ -61,7 +61,7 @@ impl Source for Registered {
 }
 
 /// All of them together. Where two have a host and port, what the earlier one says of it counts, and the later
-/// one's endpoints are added; which port a bare name means is for the first that has the host.
+/// one's endpoints are added if that one takes registrations. A host that an earlier one has gets no further port.
 #[must_use]
 pub fn merge(snapshots: impl IntoIterator<Item = Snapshot>) -> Snapshot {
     let mut merged = Snapshot::default();
@@ -70,13 +70,17 @@ pub fn merge(snapshots: impl IntoIterator<Item = Snapshot>) -> Snapshot {
     for snapshot in snapshots {
         merged.problems.extend(snapshot.problems);
         let before = merged.services.len();
-        for mut service in snapshot.services {
+        for service in snapshot.services {
             let key = (service.host.clone(), service.port);
             let held = places.get(&key).and_then(|place| merged.services.get_mut(*place));
             match held {
-                Some(held) => add_endpoints(held, service, &mut merged.problems),
-                None => {
-                    service.bare &= !hosts.contains(&service.host);
+                Some(held) if held.takes_registrations() => {
+                    add_endpoints(held, service, &mut merged.problems);
+                }
+                held if held.is_some() || hosts.contains(&service.host) => {
+                    merged.problems.push(left_out(&service, "a file has that service"));
+                }
+                _ => {
                     places.insert(key, merged.services.len());
                     merged.services.push(service);
                 }
@@ -86,6 +90,40 @@ pub fn merge(snapshots: impl IntoIterator<Item = Snapshot>) -> Snapshot {
         hosts.extend(new.iter().map(|service| service.host.clone()));
     }
     merged
+}
+
+/// What somebody registered and no file takes.
+fn left_out(service: &Service, why: &str) -> String {
+    format!(
+        "{}:{}: {} that registered are left out: {why}, without `registered: true`",
+        service.host,
+        service.port,
+        service.endpoints.len()
+    )
+}
+
+/// What is registered under a host, unless a file's wildcard has that name already.
+pub fn registered_of(host: &HostPattern, registered: &Registered, files: &Files) -> Snapshot {
+    let services = registered.of(host);
+    let wildcards = wildcards_over(host).into_iter();
+    let taken = wildcards.filter(|_| !services.is_empty()).find(|wildcard| {
+        files.of(wildcard).iter().any(|service| !service.takes_registrations())
+    });
+    match taken {
+        None => Snapshot { services, problems: Vec::new() },
+        Some(wildcard) => {
+            let why = format!("a file has {wildcard}");
+            let problems = services.iter().map(|service| left_out(service, &why)).collect();
+            Snapshot { services: Vec::new(), problems }
+        }
+    }
+}
+
+fn wildcards_over(host: &HostPattern) -> Vec<HostPattern> {
+    let HostPattern::Exact(name) = host else { return Vec::new() };
+    let dots = name.as_str().match_indices('.');
+    let suffixes = dots.filter_map(|(dot, _)| name.as_str().get(dot..));
+    suffixes.filter_map(|suffix| HostPattern::parse(&format!("*{suffix}")).ok()).collect()
 }
 
 fn add_endpoints(held: &mut Service, more: Service, problems: &mut Vec<String>) {
@@ -126,7 +164,7 @@ mod tests {
     #[test]
     fn endpoints_are_added_and_the_first_says_the_rest() {
         let files = snapshot(
-            "{ host: a.b, port: 1, balance: random, endpoints: [{ address: '10.0.0.1:1', instance: i-0 }] }",
+            "{ host: a.b, port: 1, registered: true, balance: random, endpoints: [{ address: '10.0.0.1:1', instance: i-0 }] }",
         );
         let others = snapshot(
             "{ host: a.b, port: 1, endpoints: [{ address: '10.0.0.2:1', instance: i-1 }, \
@@ -144,12 +182,22 @@ mod tests {
     }
 
     #[test]
-    fn a_later_source_takes_no_bare_name() {
+    fn registered_services_take_nothing_that_a_file_has() {
         let merged = merge([
-            snapshot("{ host: a.b, port: 1 }"),
-            snapshot("{ host: a.b, port: 2 }, { host: c.d, port: 3 }"),
+            snapshot("{ host: a.b, port: 1, endpoints: [{ address: '10.0.0.1:1' }] }"),
+            snapshot(
+                "{ host: a.b, port: 1, endpoints: [{ address: '10.0.0.9:1' }] }, \
+                 { host: a.b, port: 2, endpoints: [{ address: '10.0.0.9:1' }] }, { host: c.d, port: 3 }",
+            ),
         ]);
-        let bare: Vec<_> = merged.services.iter().map(|service| (service.port, service.bare)).collect();
-        assert_eq!(bare, [(1, true), (2, false), (3, true)]);
+        let shown: Vec<_> =
+            merged.services.iter().map(|service| (service.port, service.endpoints.len())).collect();
+        assert_eq!(shown, [(1, 1), (3, 0)]);
+        assert_eq!(merged.problems.len(), 2, "{:?}", merged.problems);
+        assert!(
+            merged.problems.iter().all(|why| why.starts_with("a.b:") && why.ends_with("without `registered: true`")),
+            "{:?}",
+            merged.problems
+        );
     }
 }

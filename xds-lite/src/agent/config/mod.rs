@@ -3,6 +3,7 @@
 
 mod issuing;
 mod raw;
+mod registration;
 mod resolve;
 
 use std::net::SocketAddr;
@@ -21,6 +22,8 @@ use crate::issuing::IntermediateFiles;
 use crate::locality::Locality;
 use crate::reachability::Reachability;
 use crate::slice::Cluster;
+
+pub use registration::Registration;
 
 const ADDRESS: &str = "0.0.0.0:15012";
 const JOIN: &str = "0.0.0.0:15011";
@@ -65,8 +68,10 @@ pub struct Settings {
     pub join: Option<Join>,
     /// What it signs certificates with, if it does.
     pub issuing: Option<Issuing>,
-    /// Where its own status is, and VMs announce themselves.
+    /// Where its own status is.
     pub admin: SocketAddr,
+    /// Who may register VMs.
+    pub registration: Registration,
     /// What can stand in the file, and does less than it seems to.
     pub warnings: Vec<Problem>,
 }
@@ -210,6 +215,21 @@ xds: { address: '127.0.0.1:0' }
             let wrong = problems(&text.replace(from, to));
             assert!(wrong.iter().any(|why| why.contains(expected)), "{to}: {wrong:#?}");
         }
+    }
+
+    #[test]
+    fn registration_is_for_local_root_unless_more_is_said() {
+        let read = |text: &str| parse(text, Path::new("agent.yaml")).unwrap().registration;
+        assert_eq!(read(GOOD), Registration::default());
+        let state = GOOD.to_owned() + "state: /var/lib/a\n";
+        assert_eq!(read(&state).socket, Some(PathBuf::from("/var/lib/a/agent.sock")));
+        assert_eq!(read(&(state.clone() + "registration: { socket: off }\n")).socket, None);
+        let more = "registration: { socket: /run/a.sock, users: [1001], tokens: { db-vms: /etc/t } }\n";
+        let more = read(&(state.clone() + more));
+        assert_eq!((more.socket, more.users.len()), (Some(PathBuf::from("/run/a.sock")), 1));
+        assert_eq!(more.tokens["db-vms"], PathBuf::from("/etc/t"));
+        let wrong = problems(&(state + "registration: { tokens: { 'a b': /etc/t } }\n"));
+        assert!(wrong[0].contains("registration.tokens: 'a b' is no name of a token"), "{wrong:#?}");
     }
 
     const FEDERATED: &str = "\

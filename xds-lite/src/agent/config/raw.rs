@@ -53,8 +53,23 @@ pub(super) struct File {
     /// The intermediate that signs certificates for the cluster's gateways and workloads, and renews them; tokens
     /// for first ones are kept in `state`. Default: none, and no certificate is issued.
     pub(super) issuing: Option<At<Issuing>>,
-    /// Where the agent tells of itself, and VMs announce themselves.
+    /// Where the agent tells of itself.
     pub(super) admin: Option<Admin>,
+    /// Who may register VMs. Default: root and the agent's own user, on its own machine.
+    pub(super) registration: Option<Registration>,
+}
+
+/// Who may register VMs.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Registration {
+    /// The Unix socket that local processes register by, or `off`. Default: `agent.sock` in `state`; none without.
+    pub(super) socket: Option<At<String>>,
+    /// Numbers of the users that may use it, besides root and the agent's own. Default: none.
+    pub(super) users: Option<Vec<u32>>,
+    /// Files with one token each, by a name of the token; who shows one may register at the admin address. They are
+    /// read when one is shown. Default: none.
+    pub(super) tokens: Option<BTreeMap<String, At<String>>>,
 }
 
 /// Files, followed while the agent runs.

@@ -15,6 +15,7 @@ use crate::reachability::{self, Networks, Reachability};
 use crate::slice::Cluster;
 
 use super::issuing::issuing;
+use super::registration::registration;
 use super::{ADDRESS, ADMIN, EAST_WEST, Gateway, Import, JOIN, Join, Peer, Settings, raw};
 
 pub(super) fn settings(report: &mut Report, file: raw::File) -> Option<Settings> {
@@ -46,13 +47,15 @@ pub(super) fn settings(report: &mut Report, file: raw::File) -> Option<Settings>
     let imports = imports(report, file.imports.as_deref().unwrap_or_default());
     let network = file.network.map(|network| network.value).unwrap_or_default();
     others(report, (&cluster, &network), &file.peers, &peers, &reachability);
+    let state: Option<PathBuf> = file.state.map(|state| state.value.into());
     Some(Settings {
+        registration: registration(report, file.registration, state.as_ref()),
         cluster,
         network,
         locality,
         trust: trust?,
         registry: registry?.value.clone().into(),
-        state: file.state.map(|state| state.value.into()),
+        state,
         gateways,
         exports,
         imports,

@@ -56,6 +56,14 @@ pub struct Service {
     pub about: Option<Box<About>>,
 }
 
+impl Service {
+    /// Whether VMs may add themselves to it.
+    #[must_use]
+    pub fn takes_registrations(&self) -> bool {
+        self.about.as_ref().is_some_and(|about| about.registered)
+    }
+}
+
 /// How an endpoint is chosen among the healthy ones.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]

@@ -65,6 +65,9 @@ pub struct Service {
     /// cluster: `keep` it, keep what answers a `probe` of it, or drop it after a time such as `10m`.
     #[schemars(extend("default" = "keep"))]
     pub(super) stale: Option<At<StaleRule>>,
+    /// VMs that have proven who they are may add themselves to it by registering at the agent.
+    #[schemars(extend("default" = false))]
+    pub(super) registered: Option<bool>,
     /// Who serves it. Default: nobody, and its names are refused with `no_endpoint`.
     pub(super) endpoints: Option<Vec<At<Endpoint>>>,
 }

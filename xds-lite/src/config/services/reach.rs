@@ -28,6 +28,8 @@ pub struct About {
     pub merge: bool,
     /// What others do with it when they hear nothing of its cluster.
     pub staleness: Staleness,
+    /// VMs may add themselves to it.
+    pub registered: bool,
 }
 
 /// Which connections an endpoint takes.

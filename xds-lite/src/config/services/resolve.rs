@@ -85,6 +85,7 @@ fn about(report: &mut Report, place: Place<'_>, raw: &raw::Service) -> Option<Bo
         allow_unauthenticated: raw.allow_unauthenticated.unwrap_or_default(),
         merge: raw.merge.unwrap_or_default(),
         staleness: report.value(raw.stale.as_ref(), place.key("stale")).unwrap_or_default(),
+        registered: raw.registered.unwrap_or_default(),
     };
     (about != About::default()).then(|| Box::new(about))
 }

@@ -3,6 +3,10 @@
 
 use crate::config::services::{About, Service};
 
+/// Keys of a file's service that decide who may see or reach it: a registration cannot say them.
+pub(super) const OF_FILES: [&str; 5] =
+    ["allow_unauthenticated", "labels", "merge", "namespace", "registered"];
+
 /// One key of a service that all of its instances share.
 pub(super) struct Attribute {
     /// As it is written.
@@ -20,7 +24,7 @@ impl std::fmt::Debug for Attribute {
 }
 
 /// All of them; `sni_port` is not one service's but the host's.
-pub(super) static ATTRIBUTES: [Attribute; 12] = [
+pub(super) static ATTRIBUTES: [Attribute; 8] = [
     Attribute {
         key: "aliases",
         same: |one, other| one.aliases == other.aliases,
@@ -55,26 +59,6 @@ pub(super) static ATTRIBUTES: [Attribute; 12] = [
         key: "timeouts",
         same: |one, other| one.timeouts == other.timeouts,
         take: |to, from| to.timeouts.clone_from(&from.timeouts),
-    },
-    Attribute {
-        key: "namespace",
-        same: |one, other| about(one).namespace == about(other).namespace,
-        take: |to, from| told(to).namespace = about(from).namespace,
-    },
-    Attribute {
-        key: "labels",
-        same: |one, other| about(one).labels == about(other).labels,
-        take: |to, from| told(to).labels = about(from).labels,
-    },
-    Attribute {
-        key: "allow_unauthenticated",
-        same: |one, other| about(one).allow_unauthenticated == about(other).allow_unauthenticated,
-        take: |to, from| told(to).allow_unauthenticated = about(from).allow_unauthenticated,
-    },
-    Attribute {
-        key: "merge",
-        same: |one, other| about(one).merge == about(other).merge,
-        take: |to, from| told(to).merge = about(from).merge,
     },
     Attribute {
         key: "stale",

@@ -3,8 +3,9 @@
 
 use std::collections::{BTreeMap, HashSet};
 
-use crate::config::services::Service;
-use crate::host::HostPattern;
+use crate::config::services::{Endpoint, Service};
+use crate::exports::covers;
+use crate::host::{HostName, HostPattern};
 
 use super::attributes::Attribute;
 use super::names;
@@ -88,7 +89,8 @@ pub(super) fn bare(mut sayings: impl Iterator<Item = Saying> + Clone) -> Option<
     })
 }
 
-/// Whether a registration fits to what other sources have.
+/// Whether a registration fits to what other sources have: it may add itself only where they say that it may, and
+/// takes no name that leads somewhere by them.
 pub(super) fn check_beside<'a>(
     new: &Registration,
     files: impl Iterator<Item = &'a Service> + Clone,
@@ -100,7 +102,20 @@ pub(super) fn check_beside<'a>(
     if new.sni_port.is_some() && of_host().next().is_some() && new.sni_port != bare {
         return Err(contradicts(new, "sni_port", THEIRS));
     }
+    if of_host().next().is_some() && !of_host().any(|service| service.port == new.service.port) {
+        return Err(Refused::Conflict(format!(
+            "{identity}: the host is a service of the registry's files, which give it no port {}; add that there, \
+             with `registered: true`",
+            identity.port
+        )));
+    }
     for service in of_host().filter(|service| service.port == new.service.port) {
+        if !service.takes_registrations() {
+            return Err(Refused::Conflict(format!(
+                "{identity}: the service is defined in a file of the registry without `registered: true`; add that \
+                 there if VMs may add themselves to it"
+            )));
+        }
         let differ = |attribute: &&&Attribute| !(attribute.same)(&new.service, service);
         if let Some(attribute) = new.said.iter().find(differ) {
             return Err(contradicts(new, attribute.key, THEIRS));
@@ -117,13 +132,42 @@ pub(super) fn check_beside<'a>(
         }
     }
     let mine: HashSet<_> = names::of(&new.service).collect();
+    let instances: Vec<_> = mine.iter().filter_map(|name| Some((*name, as_instance(name)?))).collect();
     let others = files.clone().filter(|service| service.host != new.service.host);
     for other in others {
         if let Some(name) = names::of(other).find(|name| mine.contains(name)) {
             return Err(has_name(&identity, name, &other.host));
         }
+        let closed = names::of(other).filter(|_| !other.takes_registrations());
+        let over = |wide: &&HostPattern| mine.iter().any(|name| covers(wide, name));
+        if let Some(wildcard) = closed.clone().find(over) {
+            return Err(Refused::Conflict(format!(
+                "{identity}: a file of the registry has {wildcard}, without `registered: true`; add that there if VMs \
+                 may take names of it"
+            )));
+        }
+        if let Some((name, _)) = instances.iter().find(|(name, instance)| has_instance(other, name, instance)) {
+            return Err(has_name(&identity, name, &other.host));
+        }
     }
     Ok(())
+}
+
+/// A name as that of an instance of another host: its first label, and the rest.
+fn as_instance(name: &HostPattern) -> Option<(HostName, HostPattern)> {
+    let HostPattern::Exact(name) = name else { return None };
+    let (label, host) = name.as_str().split_once('.')?;
+    Some((HostName::parse(label).ok()?, HostPattern::parse(host).ok()?))
+}
+
+/// Whether a name leads to one endpoint of a service.
+fn has_instance(service: &Service, name: &HostPattern, (label, host): &(HostName, HostPattern)) -> bool {
+    let is_alias = |alias: &HostName| matches!(name, HostPattern::Exact(name) if name == alias);
+    let is_meant = |endpoint: &Endpoint| {
+        (service.host == *host && endpoint.instance.as_ref() == Some(label))
+            || endpoint.aliases.iter().any(is_alias)
+    };
+    service.endpoints.iter().any(is_meant)
 }
 
 fn has_name(identity: &Identity, name: &HostPattern, owner: &HostPattern) -> Refused {

@@ -18,8 +18,9 @@ use crate::config::units::{Count, Scalar, Time, show_duration};
 use crate::config::values::PORTS;
 use crate::host::HostName;
 
-use super::attributes::{ATTRIBUTES, Attribute};
+use super::attributes::{ATTRIBUTES, Attribute, OF_FILES};
 use super::lease::LeaseId;
+use super::registrar::Registrar;
 use super::{Identity, Refused};
 
 /// Bytes of a registration.
@@ -44,7 +45,9 @@ pub struct Registration {
     pub(super) ttl: Duration,
     /// Shown to prove that it is whoever registered before.
     pub(super) lease: Option<LeaseId>,
-    /// As it was written, without the lease, on one line.
+    /// Who has registered it; nobody yet, or somebody of a time when that was not asked.
+    pub(super) by: Option<Registrar>,
+    /// As it was written, without the lease and with who registered it, on one line.
     pub(super) text: Arc<str>,
 }
 
@@ -64,6 +67,8 @@ impl Registration {
         let mut wrong = Vec::new();
         let lease = keys.remove("lease").and_then(|lease| read_lease(&lease, &mut wrong));
         let text = Value::Object(keys.clone()).to_string().into();
+        let by = keys.remove("by").and_then(|by| read_registrar(&by, &mut wrong));
+        check_access(&keys, &mut wrong);
         let instance = scalar::<Label>(&mut keys, "instance", &mut wrong);
         let ttl = scalar::<Time>(&mut keys, "ttl", &mut wrong).unwrap_or(TTL);
         if !(TTLS.0..=TTLS.1).contains(&ttl) {
@@ -84,7 +89,7 @@ impl Registration {
         match (service, address, instance) {
             (Some(service), Some(address), Some(instance)) if wrong.is_empty() => {
                 let sni_port = sni_port.flatten();
-                Ok(Registration { service, instance, address, said, sni_port, ttl, lease, text })
+                Ok(Registration { service, instance, address, said, sni_port, ttl, lease, by, text })
             }
             (_, _, instance) => {
                 if instance.is_none() && !wrong.iter().any(|why| why.starts_with("instance:")) {
@@ -93,6 +98,19 @@ impl Registration {
                 Err(Refused::Wrong(wrong.join("\n")))
             }
         }
+    }
+
+    /// The same as that of a registrar.
+    ///
+    /// # Errors
+    /// It says itself whose it is.
+    pub(super) fn of(self, by: Registrar) -> Result<Registration, Refused> {
+        let Ok(Value::Object(mut keys)) = serde_json::from_str(&self.text) else { return Ok(self) };
+        if self.by.is_some() {
+            return Err(Refused::Wrong("by: is for the agent to say; leave it out".to_owned()));
+        }
+        keys.insert("by".to_owned(), json!(by.to_string()));
+        Ok(Registration { by: Some(by), text: Value::Object(keys).to_string().into(), ..self })
     }
 
     /// What it is known by.
@@ -170,6 +188,31 @@ fn read_lease(written: &Value, wrong: &mut Vec<String>) -> Option<LeaseId> {
         wrong.push("lease: not one; write what /register told, or leave it out".to_owned());
     }
     lease
+}
+
+fn read_registrar(written: &Value, wrong: &mut Vec<String>) -> Option<Registrar> {
+    let by = written.as_str().and_then(|text| text.parse().ok());
+    if by.is_none() {
+        wrong.push("by: is for the agent to say; leave it out".to_owned());
+    }
+    by
+}
+
+/// What decides who sees a service, or catches names that nobody has yet, is not for a VM to say.
+fn check_access(keys: &Map<String, Value>, wrong: &mut Vec<String>) {
+    for key in OF_FILES.iter().filter(|key| keys.contains_key(**key)) {
+        wrong.push(format!(
+            "{key}: is not for a registration to say; write the service into a file of the registry, with \
+             `registered: true`, and {key} there"
+        ));
+    }
+    let aliases = keys.get("aliases").and_then(Value::as_array).into_iter().flatten();
+    let names = keys.get("host").into_iter().chain(aliases);
+    if names.filter_map(Value::as_str).any(|name| name.starts_with("*.")) {
+        wrong.push(
+            "host and aliases: a VM registers whole names; write '*.…' into a file of the registry".to_owned(),
+        );
+    }
 }
 
 /// Lists are short, so that many registrations are not large.
@@ -272,8 +315,19 @@ mod tests {
             (
                 &GOOD.replace("\"port\"", "\"zzzzz\":1,\"port\""),
                 "unknown key 'zzzzz' in the registration; expected one of host, port, sni_port, aliases, alpn, sources, \
-                 balance, max_connections, proxy_protocol, timeouts, namespace, labels, allow_unauthenticated, merge, stale, endpoints, instance, ttl, lease",
+                 balance, max_connections, proxy_protocol, timeouts, namespace, labels, allow_unauthenticated, merge, stale, registered, endpoints, instance, ttl, lease",
             ),
+            (
+                &GOOD.replace("\"port\"", "\"labels\":{\"app\":\"db\"},\"port\""),
+                "labels: is not for a registration to say; write the service into a file of the registry",
+            ),
+            (
+                &GOOD.replace("\"port\"", "\"allow_unauthenticated\":true,\"port\""),
+                "allow_unauthenticated: is not for a registration to say",
+            ),
+            (&GOOD.replace("DB.pxc", "*.pxc"), "host and aliases: a VM registers whole names"),
+            (&GOOD.replace("\"port\"", "\"aliases\":[\"*.x\"],\"port\""), "a VM registers whole names"),
+            (&GOOD.replace("\"port\"", "\"by\":7,\"port\""), "by: is for the agent to say"),
             (&GOOD.replace("3306,", "0,"), "port: '0' is out of range; write 1 to 65535"),
             (
                 &GOOD.replace("10.1.0.7:3306", "10.1.0.7"),
@@ -314,6 +368,7 @@ mod tests {
         let known = problems.split("expected one of ").nth(1).unwrap().lines().next().unwrap();
         let mut here: Vec<_> = ATTRIBUTES.iter().map(|attribute| attribute.key).collect();
         here.extend(["host", "port", "sni_port", "endpoints"]);
+        here.extend(OF_FILES);
         here.sort_unstable();
         let mut known: Vec<_> = known.split(", ").collect();
         known.sort_unstable();

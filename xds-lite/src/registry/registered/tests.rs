@@ -13,6 +13,7 @@ use crate::config::registry_file;
 use crate::registry::source::{Snapshot, merge};
 use crate::registry::store::FileStore;
 
+const ROOT: Registrar = Registrar::User(0);
 const TTL: Duration = Duration::from_secs(30);
 
 fn id(number: u8) -> LeaseId {
@@ -52,7 +53,7 @@ fn shown(registered: &Registered) -> Vec<String> {
 #[track_caller]
 fn refused(registered: &mut Registered, new: Registration, files: &[Service], now: Instant) -> String {
     let before = registered.written();
-    let why = registered.register(new, files, id(99), now).unwrap_err();
+    let why = registered.register(new, &ROOT, files, id(99), now).unwrap_err();
     assert_eq!(registered.written(), before);
     why.to_string()
 }
@@ -61,36 +62,36 @@ fn refused(registered: &mut Registered, new: Registration, files: &[Service], no
 fn a_registration_lives_while_it_is_heard_of() {
     let (start, mut all) = (Instant::now(), Registered::default());
     let at = |seconds| start + Duration::from_secs(seconds);
-    let lease = all.register(said("db-0", "10.0.0.1:1", ""), &[], id(1), at(0)).unwrap();
+    let lease = all.register(said("db-0", "10.0.0.1:1", ""), &ROOT, &[], id(1), at(0)).unwrap();
     assert_eq!((lease.id, lease.ttl), (Some(id(1)), TTL));
     assert!(all.look(at(0)).is_some() && all.look(at(0)).is_none());
     assert!(!all.expire(at(29)));
     assert_eq!(all.heartbeat(&id(1), at(29)).unwrap().ttl, TTL);
     assert!(all.look(at(58)).is_none(), "a heartbeat is no change");
     // The same said again is a heartbeat, too, for those who have lost their lease; they are not told it.
-    assert_eq!(all.register(said("db-0", "10.0.0.1:1", ""), &[], id(2), at(58)).unwrap().id, None);
+    assert_eq!(all.register(said("db-0", "10.0.0.1:1", ""), &ROOT, &[], id(2), at(58)).unwrap().id, None);
     assert_eq!(all.heartbeat(&id(2), at(58)), Err(Refused::Unknown));
     assert!(!all.expire(at(87)) && all.expire(at(88)) && !all.expire(at(89)));
     assert!(all.look(at(89)).is_some());
     assert_eq!((all.heartbeat(&id(1), at(89)), all.count()), (Err(Refused::Unknown), 0));
     assert_eq!(all.bytes, 0);
-    all.register(said("db-0", "10.0.0.1:1", ",\"ttl\":\"5s\""), &[], id(3), at(90)).unwrap();
+    all.register(said("db-0", "10.0.0.1:1", ",\"ttl\":\"5s\""), &ROOT, &[], id(3), at(90)).unwrap();
     assert_eq!(all.heartbeat(&id(3), at(95)), Err(Refused::Unknown), "too late, seen or not");
 }
 
 #[test]
 fn only_who_shows_the_lease_moves_or_ends_it() {
     let (now, mut all) = (Instant::now(), Registered::default());
-    all.register(said("db-0", "10.0.0.1:1", ""), &[], id(1), now).unwrap();
+    all.register(said("db-0", "10.0.0.1:1", ""), &ROOT, &[], id(1), now).unwrap();
     let why = refused(&mut all, said("db-0", "10.0.0.2:1", ""), &[], now);
     assert!(why.starts_with("db-0 of db.pxc:3306 is registered at 10.0.0.1:1; show its lease"), "{why}");
     refused(&mut all, with(id(2), said("db-0", "10.0.0.2:1", "")), &[], now);
     let moved = with(id(1), said("db-0", "10.0.0.2:1", ""));
-    assert_eq!(all.register(moved, &[], id(9), now).unwrap().id, Some(id(1)));
+    assert_eq!(all.register(moved, &ROOT, &[], id(9), now).unwrap().id, Some(id(1)));
     assert_eq!(shown(&all), ["db-0.db.pxc:3306 10.0.0.2:1"]);
     // What else it says may change without.
     let lighter = said("db-0", "10.0.0.2:1", ",\"balance\":\"random\"");
-    assert_eq!(all.register(lighter, &[], id(9), now).unwrap().id, None);
+    assert_eq!(all.register(lighter, &ROOT, &[], id(9), now).unwrap().id, None);
     assert_eq!(all.services()[0].balance, crate::config::services::Balance::Random);
     assert_eq!(all.deregister(&id(9)), Err(Refused::Unknown));
     assert_eq!(all.deregister(&id(1)).unwrap().to_string(), "db-0 of db.pxc:3306");
@@ -100,7 +101,7 @@ fn only_who_shows_the_lease_moves_or_ends_it() {
 #[test]
 fn instances_agree_on_what_they_say_and_leave_the_rest_to_others() {
     let (now, mut all) = (Instant::now(), Registered::default());
-    let mut add = |text: Registration, lease| all.register(text, &[], id(lease), now).map(|_| ());
+    let mut add = |text: Registration, lease| all.register(text, &ROOT, &[], id(lease), now).map(|_| ());
     add(said("db-0", "10.0.0.1:1", ""), 0).unwrap();
     add(said("db-1", "10.0.0.2:1", ",\"alpn\":[\"mysql\"]"), 1).unwrap();
     add(said("db-2", "10.0.0.3:1", ",\"alpn\":[\"mysql\"],\"max_connections\":7"), 2).unwrap();
@@ -122,12 +123,12 @@ fn a_bare_name_keeps_its_meaning() {
     let on = |port: u16, more: &str| {
         said("a", &format!("10.0.0.1:{port}"), &format!(",\"host\":\"db.pxc\",\"port\":{port}{more}"))
     };
-    all.register(on(2, ""), &[], id(2), now).unwrap();
+    all.register(on(2, ""), &ROOT, &[], id(2), now).unwrap();
     for other in ["", ",\"sni_port\":1"] {
         let why = refused(&mut all, on(1, other), &[], now);
         assert!(why.ends_with("the bare name db.pxc means port 2 already; say \"sni_port\": 2"), "{why}");
     }
-    all.register(on(1, ",\"sni_port\":2"), &[], id(1), now).unwrap();
+    all.register(on(1, ",\"sni_port\":2"), &ROOT, &[], id(1), now).unwrap();
     let bare = |all: &Registered| all.services().iter().map(|it| (it.port, it.bare)).collect::<Vec<_>>();
     assert_eq!(bare(&all), [(1, false), (2, true)]);
     assert_eq!(bare(&Registered::read(all.written().as_bytes(), now).unwrap().0), [(1, false), (2, true)]);
@@ -140,7 +141,8 @@ fn a_bare_name_keeps_its_meaning() {
 fn what_other_sources_say_counts() {
     let (now, mut all) = (Instant::now(), Registered::default());
     let files = files(
-        "{ host: db.pxc, port: 3306, balance: random, aliases: [db], endpoints: [{ address: '10.0.0.1:1', instance: db-0 }] }",
+        "{ host: db.pxc, port: 3306, registered: true, balance: random, aliases: [db], endpoints: [{ address: '10.0.0.1:1', instance: db-0, aliases: [src-0] }] }, \
+         { host: shut.pxc, endpoints: [{ address: '10.0.0.1:2' }] }, { host: '*.wide.pxc' }, { host: '*.open.pxc', registered: true }",
     );
     for (new, expected) in [
         (said("db-0", "10.0.0.2:1", ""), "other sources have this instance already"),
@@ -153,30 +155,40 @@ fn what_other_sources_say_counts() {
         (said("x", "10.0.0.2:1", ",\"host\":\"x.y\",\"aliases\":[\"db\"]"), "db is a name of db.pxc already"),
         (said("x", "10.0.0.2:1", ",\"host\":\"db\""), "db is a name of db.pxc already"),
         (said("x", "10.0.0.2:1", ",\"host\":\"x.y\",\"aliases\":[\"db.pxc\"]"), "db.pxc is a name of"),
+        (said("x", "10.0.0.2:1", ",\"host\":\"shut.pxc\""), "in a file of the registry without `registered: true`"),
+        (said("x", "10.0.0.2:1", ",\"host\":\"db.pxc\",\"port\":1"), "give it no port 1; add that there"),
+        (said("x", "10.0.0.2:1", ",\"host\":\"x.wide.pxc\""), "has *.wide.pxc, without `registered: true`"),
+        (said("x", "10.0.0.2:1", ",\"host\":\"x\",\"aliases\":[\"a.wide.pxc\"]"), "has *.wide.pxc, without"),
+        (said("x", "10.0.0.2:1", ",\"host\":\"db-0.db.pxc\""), "db-0.db.pxc is a name of db.pxc already"),
+        (said("x", "10.0.0.2:1", ",\"host\":\"src-0\""), "src-0 is a name of db.pxc already"),
     ] {
         let why = refused(&mut all, new, &files, now);
         assert!(why.contains(expected), "{why}");
     }
-    all.register(said("db-1", "10.0.0.2:1", ",\"balance\":\"random\""), &files, id(1), now).unwrap();
-    all.register(said("x", "10.0.0.2:1", ",\"host\":\"x.y\",\"aliases\":[\"z\"]"), &files, id(2), now)
+    all.register(said("db-1", "10.0.0.2:1", ",\"balance\":\"random\""), &ROOT, &files, id(1), now).unwrap();
+    all.register(said("x", "10.0.0.2:1", ",\"host\":\"x.y\",\"aliases\":[\"z\"]"), &ROOT, &files, id(2), now)
         .unwrap();
     let why = refused(&mut all, said("w", "10.0.0.2:1", ",\"host\":\"z\""), &files, now);
     assert!(why.contains("z is a name of x.y already"), "{why}");
     // The name is free again once nobody says it: neither an update nor an end leaves it taken.
     let alias = || said("v", "10.0.0.2:1", ",\"host\":\"v\",\"aliases\":[\"z\"]");
-    all.register(said("x", "10.0.0.2:1", ",\"host\":\"x.y\""), &files, id(9), now).unwrap();
-    all.register(said("w", "10.0.0.2:1", ",\"host\":\"z\""), &files, id(3), now).unwrap();
+    all.register(said("x", "10.0.0.2:1", ",\"host\":\"x.y\""), &ROOT, &files, id(9), now).unwrap();
+    all.register(said("w", "10.0.0.2:1", ",\"host\":\"z\""), &ROOT, &files, id(3), now).unwrap();
     refused(&mut all, alias(), &files, now);
     all.deregister(&id(3)).unwrap();
-    all.register(alias(), &files, id(4), now).unwrap();
+    all.register(alias(), &ROOT, &files, id(4), now).unwrap();
     all.deregister(&id(4)).unwrap();
     assert!(all.heartbeat(&id(2), now).is_ok());
+    let open = files.clone();
     let merged = merge([
         Snapshot { services: files, problems: vec![] },
         Snapshot { services: all.services(), problems: vec![] },
     ]);
     let hosts: Vec<_> = merged.services.iter().map(|it| (it.host.to_string(), it.endpoints.len())).collect();
-    assert_eq!(hosts, [("db.pxc".to_owned(), 2), ("x.y".to_owned(), 1)]);
+    for expected in [("db.pxc", 2), ("x.y", 1), ("shut.pxc", 1)] {
+        assert!(hosts.contains(&(expected.0.to_owned(), expected.1)), "{hosts:?}");
+    }
+    all.register(said("x", "10.0.0.2:1", ",\"host\":\"x.open.pxc\""), &ROOT, &open, id(5), now).unwrap();
     assert!(merged.problems.is_empty(), "{:?}", merged.problems);
 }
 
@@ -190,6 +202,37 @@ fn what_is_wrong_with_many_lines_is_counted() {
 }
 
 #[test]
+fn registration_of_one_registrar_is_not_anothers_and_each_has_a_limit() {
+    let (now, mut all) = (Instant::now(), Registered::default());
+    let token = Registrar::Token("db-vms".to_owned());
+    all.register(said("db-0", "10.0.0.1:1", ""), &token, &[], id(1), now).unwrap();
+    let again = all.register(said("db-0", "10.0.0.1:1", ",\"balance\":\"random\""), &ROOT, &[], id(2), now);
+    assert!(matches!(&again, Err(Refused::Anothers(_))), "{again:?}");
+    let mine = said("db-0", "10.0.0.1:1", "").of(token.clone()).unwrap();
+    assert!(matches!(all.register(mine, &token, &[], id(2), now), Err(Refused::Wrong(_))), "it says whose it is");
+    assert_eq!(all.register(said("db-0", "10.0.0.1:1", ""), &token, &[], id(2), now).unwrap().id, None);
+    let taken_over = with(id(1), said("db-0", "10.0.0.1:1", ""));
+    assert_eq!(all.register(taken_over, &ROOT, &[], id(2), now).unwrap().id, Some(id(1)));
+    assert_eq!(all.registrars(), &BTreeMap::from([(ROOT, 1)]));
+    let (again, problems) = Registered::read(all.written().as_bytes(), now).unwrap();
+    assert!(problems.is_empty() && again.registrars() == all.registrars(), "{problems:?}");
+
+    let new = |number: usize| {
+        said(&format!("i-{number}"), "10.0.0.1:1", &format!(",\"host\":\"h-{number}\""))
+    };
+    let lease = |number: usize| LeaseId::from_bytes((number as u128 + 1_000).to_le_bytes());
+    for number in 0..MOST_EACH - 1 {
+        all.register(new(number), &ROOT, &[], lease(number), now).unwrap();
+    }
+    let one_more = all.register(new(MOST_EACH), &ROOT, &[], id(7), now);
+    assert_eq!(one_more.unwrap_err().to_string().split(';').next(), Some("user 0 has 1000 registrations already"));
+    all.register(new(MOST_EACH), &token, &[], id(7), now).unwrap();
+    all.register(new(3), &ROOT, &[], id(8), now).unwrap();
+    all.deregister(&lease(3)).unwrap();
+    all.register(new(3), &ROOT, &[], id(8), now).unwrap();
+}
+
+#[test]
 fn there_are_not_more_than_so_many() {
     let (now, mut all) = (Instant::now(), Registered::default());
     let lease = |number: usize| {
@@ -200,12 +243,15 @@ fn there_are_not_more_than_so_many() {
     let new =
         |number: usize| said(&format!("i-{number}"), "10.0.0.1:1", &format!(",\"host\":\"h-{number}\""));
     for number in 0..MOST {
-        all.register(new(number), &[], lease(number), now).unwrap();
+        let by = Registrar::User(u32::try_from(number / MOST_EACH).unwrap());
+        all.register(new(number), &by, &[], lease(number), now).unwrap();
     }
-    assert!(refused(&mut all, new(MOST), &[], now).starts_with("there are 10000 registrations"));
-    all.register(new(7), &[], id(1), now).unwrap();
+    let other = Registrar::User(99);
+    let why = all.register(new(MOST), &other, &[], id(1), now).unwrap_err().to_string();
+    assert!(why.starts_with("there are 10000 registrations"), "{why}");
+    all.register(new(7), &ROOT, &[], id(1), now).unwrap();
     all.deregister(&lease(7)).unwrap();
-    all.register(new(MOST), &[], id(1), now).unwrap();
+    all.register(new(MOST), &ROOT, &[], id(1), now).unwrap();
     assert_eq!(all.count(), MOST);
     let (again, problems) = Registered::read(all.written().as_bytes(), now).unwrap();
     assert_eq!((again.count(), problems.len(), again.bytes), (MOST, 0, all.bytes));
@@ -215,7 +261,7 @@ fn there_are_not_more_than_so_many() {
     all.bytes = MOST_BYTES;
     all.deregister(&id(1)).unwrap();
     assert!(matches!(
-        all.register(said("b", "b:1", &format!(",\"alpn\":[\"{}\"]", "a".repeat(255))), &[], id(2), now),
+        all.register(said("b", "b:1", &format!(",\"alpn\":[\"{}\"]", "a".repeat(255))), &ROOT, &[], id(2), now),
         Err(Refused::Full)
     ));
 }
@@ -228,8 +274,8 @@ async fn a_restart_withdraws_nobody() {
     let open = || Arc::new(FileStore::open(folder.path()).unwrap());
     let (mut kept, mut all, problems) = Kept::load(open(), start).await.unwrap();
     assert!(problems.is_empty() && kept.draft(&all).is_none());
-    all.register(said("db-0", "10.0.0.1:1", ",\"alpn\":[\"mysql\"]"), &[], id(1), start).unwrap();
-    all.register(said("db-1", "10.0.0.2:1", ""), &[], id(2), start).unwrap();
+    all.register(said("db-0", "10.0.0.1:1", ",\"alpn\":[\"mysql\"]"), &ROOT, &[], id(1), start).unwrap();
+    all.register(said("db-1", "10.0.0.2:1", ""), &ROOT, &[], id(2), start).unwrap();
     let draft = kept.draft(&all).unwrap();
     kept.save(draft).await.unwrap();
     assert!(kept.draft(&all).is_none());
@@ -253,8 +299,8 @@ async fn a_damaged_file_is_set_aside_and_a_damaged_line_left_out() {
     let (folder, now) = (tempfile::tempdir().unwrap(), Instant::now());
     let store = Arc::new(FileStore::open(folder.path()).unwrap());
     let mut all = Registered::default();
-    all.register(said("db-0", "10.0.0.1:1", ""), &[], id(1), now).unwrap();
-    all.register(said("db-1", "10.0.0.2:1", ""), &[], id(2), now).unwrap();
+    all.register(said("db-0", "10.0.0.1:1", ""), &ROOT, &[], id(1), now).unwrap();
+    all.register(said("db-1", "10.0.0.2:1", ""), &ROOT, &[], id(2), now).unwrap();
     let good = all.written();
     for damaged in
         [&good[..good.len() / 2], "", "[]", "\0\u{1b}[31m", &good.replace("\"format\":1", "\"format\":2")]
@@ -268,7 +314,7 @@ async fn a_damaged_file_is_set_aside_and_a_damaged_line_left_out() {
         assert_eq!(all.count(), 0);
         // Those who register again are kept as ever.
         let mut all = Registered::default();
-        all.register(said("db-9", "10.0.0.1:1", ""), &[], id(1), now).unwrap();
+        all.register(said("db-9", "10.0.0.1:1", ""), &ROOT, &[], id(1), now).unwrap();
         kept.save(kept.draft(&all).unwrap()).await.unwrap();
         assert_eq!(std::fs::read_to_string(folder.path().join(KEY)).unwrap(), all.written());
     }
@@ -413,7 +459,7 @@ async fn run(steps: Vec<Step>) -> Result<(), TestCaseError> {
                 fresh += 1;
                 let new = said(instance, address, &format!(",\"host\":\"{host}\",\"ttl\":\"{ttl}s\""));
                 let new = number(shows).map_or(new.clone(), |lease| with(id(lease), new));
-                let found = all.register(new, &[], id(fresh), at(now)).map(|lease| lease.id);
+                let found = all.register(new, &ROOT, &[], id(fresh), at(now)).map(|lease| lease.id);
                 let row = Row { host, instance, address, ttl, lease: fresh, ends: now + ttl };
                 let expected = model.register(row, number(shows), now).map(|lease| lease.map(id));
                 prop_assert_eq!(found.map_err(|_| ()), expected);
