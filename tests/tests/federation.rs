@@ -331,9 +331,12 @@ fn registration_by_the_command_line_reaches_other_clusters_and_needs_a_proof() {
     world.east.stop();
     world.east.start();
     let west = outbound(&world.west_gateway);
-    world.east.register("open.yaml", &format!(
-        "services: [{{ host: {HOST}, allow_unauthenticated: true, registered: true, endpoints: [] }}]"
-    ));
+    world.east.register(
+        "open.yaml",
+        &format!(
+            "services: [{{ host: {HOST}, allow_unauthenticated: true, registered: true, endpoints: [] }}]"
+        ),
+    );
     world.east.register("shut.yaml", &service(OTHER, &one, ""));
     until("what a file says is there", || leads_to(west, OTHER, b"one...."));
     let body = registration(&world.east, "vm.json", HOST, &one);
@@ -358,10 +361,15 @@ fn registration_by_the_command_line_reaches_other_clusters_and_needs_a_proof() {
     assert!(leads_to(west, OTHER, b"one....") && thief.hellos().is_empty());
     // A file that shuts the service takes the VM out.
     world.east.register("open.yaml", &service(HOST, &thief, ""));
-    until("the file's own endpoint alone is left", || leads_to(west, HOST, b"thief..") && leads_to(west, HOST, b"thief.."));
-    world.east.register("open.yaml", &format!(
-        "services: [{{ host: {HOST}, allow_unauthenticated: true, registered: true, endpoints: [] }}]"
-    ));
+    until("the file's own endpoint alone is left", || {
+        leads_to(west, HOST, b"thief..") && leads_to(west, HOST, b"thief..")
+    });
+    world.east.register(
+        "open.yaml",
+        &format!(
+            "services: [{{ host: {HOST}, allow_unauthenticated: true, registered: true, endpoints: [] }}]"
+        ),
+    );
     until("it is back", || leads_to(west, HOST, b"one...."));
     world.east.command(&["deregister", lease]).unwrap();
     until("it is no more", || !leads_to(west, HOST, b"one...."));

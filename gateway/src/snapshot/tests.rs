@@ -299,7 +299,8 @@ fn a_service_is_small() {
 /// The name of another cluster's gateway is only as good as where it leads now; a local service may be anywhere.
 #[test]
 fn gateway_name_that_leads_to_this_machine_is_no_endpoint() {
-    let text = LISTENER.to_owned() + "services:\n- { host: far.test, endpoints: [{ address: 'gw.east.example:15443' }] }\n\
+    let text = LISTENER.to_owned()
+        + "services:\n- { host: far.test, endpoints: [{ address: 'gw.east.example:15443' }] }\n\
                 - { host: near.test, endpoints: [{ address: 'gw.east.example:443' }] }\n";
     let ips = ["127.0.0.1", "169.254.169.254", "::1", "::ffff:127.0.0.1", "203.0.113.7", "198.51.100.1"];
     let ips = ips.map(|ip| ip.parse().unwrap());

@@ -77,7 +77,10 @@ pub(super) async fn bound(local: Local) -> Registrars {
 fn bind(path: &Path, is_shared: bool) -> io::Result<UnixListener> {
     match fs::symlink_metadata(path) {
         Ok(found) if !found.file_type().is_socket() => {
-            return Err(io::Error::new(io::ErrorKind::AlreadyExists, "something else than a socket is there"));
+            return Err(io::Error::new(
+                io::ErrorKind::AlreadyExists,
+                "something else than a socket is there",
+            ));
         }
         // One that nobody listens on is left of an agent that has ended.
         Ok(_) => match Blocking::connect(path) {

@@ -11,9 +11,9 @@ use http_body_util::{BodyExt as _, Full, Limited};
 use hyper::body::Bytes;
 use hyper::{Method, Request, StatusCode};
 use hyper_util::rt::TokioIo;
+use isthmus_certs::input;
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use serde_json::{Value, json};
-use isthmus_certs::input;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::time::timeout;
@@ -255,7 +255,8 @@ fn by(way: &Way) -> Result<At, AskError> {
         .map_err(|problems| AskError::Way { file: way.config.clone(), why: problems.to_string() })?;
     settings.registration.socket.map(At::Socket).ok_or_else(|| AskError::Way {
         file: way.config.clone(),
-        why: "it has no registration socket; add `state: DIRECTORY` or `registration: { socket: PATH }`".to_owned(),
+        why: "it has no registration socket; add `state: DIRECTORY` or `registration: { socket: PATH }`"
+            .to_owned(),
     })
 }
 

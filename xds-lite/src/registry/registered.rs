@@ -96,7 +96,9 @@ pub enum Refused {
         ttl: Duration,
     },
     /// Somebody else has registered it.
-    #[error("{0} was registered by another user or token; show its lease to take it over, or wait until it ends")]
+    #[error(
+        "{0} was registered by another user or token; show its lease to take it over, or wait until it ends"
+    )]
     Anothers(Box<Identity>),
     /// The registrar has too many.
     #[error("{0} has {MOST_EACH} registrations already; end some, or use another user or token")]
@@ -241,10 +243,11 @@ impl Registered {
         &self.by
     }
 
-    /// Hosts under a wildcard that somebody has registered.
+    /// Hosts under a wildcard that somebody has registered; none under what is no wildcard.
     pub fn under(&self, wildcard: &HostPattern) -> impl Iterator<Item = &HostPattern> {
-        let hosts = self.ports.keys().map(|(host, _)| host);
-        hosts.filter(move |host| *host != wildcard && covers(wildcard, host))
+        let is_wildcard = matches!(wildcard, HostPattern::Suffix(_));
+        let hosts = is_wildcard.then(|| self.ports.keys()).into_iter().flatten();
+        hosts.map(|(host, _)| host).filter(move |host| covers(wildcard, host))
     }
 
     /// The services that come of it: each host and port once, with all of its instances.

@@ -106,9 +106,9 @@ fn left_out(service: &Service, why: &str) -> String {
 pub fn registered_of(host: &HostPattern, registered: &Registered, files: &Files) -> Snapshot {
     let services = registered.of(host);
     let wildcards = wildcards_over(host).into_iter();
-    let taken = wildcards.filter(|_| !services.is_empty()).find(|wildcard| {
-        files.of(wildcard).iter().any(|service| !service.takes_registrations())
-    });
+    let taken = wildcards
+        .filter(|_| !services.is_empty())
+        .find(|wildcard| files.of(wildcard).iter().any(|service| !service.takes_registrations()));
     match taken {
         None => Snapshot { services, problems: Vec::new() },
         Some(wildcard) => {
@@ -195,7 +195,10 @@ mod tests {
         assert_eq!(shown, [(1, 1), (3, 0)]);
         assert_eq!(merged.problems.len(), 2, "{:?}", merged.problems);
         assert!(
-            merged.problems.iter().all(|why| why.starts_with("a.b:") && why.ends_with("without `registered: true`")),
+            merged
+                .problems
+                .iter()
+                .all(|why| why.starts_with("a.b:") && why.ends_with("without `registered: true`")),
             "{:?}",
             merged.problems
         );

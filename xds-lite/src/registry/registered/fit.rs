@@ -138,15 +138,16 @@ pub(super) fn check_beside<'a>(
         if let Some(name) = names::of(other).find(|name| mine.contains(name)) {
             return Err(has_name(&identity, name, &other.host));
         }
-        let closed = names::of(other).filter(|_| !other.takes_registrations());
+        let closed = |_: &&HostPattern| !other.takes_registrations();
         let over = |wide: &&HostPattern| mine.iter().any(|name| covers(wide, name));
-        if let Some(wildcard) = closed.clone().find(over) {
+        if let Some(wildcard) = names::of(other).filter(closed).find(over) {
             return Err(Refused::Conflict(format!(
                 "{identity}: a file of the registry has {wildcard}, without `registered: true`; add that there if VMs \
                  may take names of it"
             )));
         }
-        if let Some((name, _)) = instances.iter().find(|(name, instance)| has_instance(other, name, instance)) {
+        if let Some((name, _)) = instances.iter().find(|(name, instance)| has_instance(other, name, instance))
+        {
             return Err(has_name(&identity, name, &other.host));
         }
     }

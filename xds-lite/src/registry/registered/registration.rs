@@ -210,7 +210,8 @@ fn check_access(keys: &Map<String, Value>, wrong: &mut Vec<String>) {
     let names = keys.get("host").into_iter().chain(aliases);
     if names.filter_map(Value::as_str).any(|name| name.starts_with("*.")) {
         wrong.push(
-            "host and aliases: a VM registers whole names; write '*.…' into a file of the registry".to_owned(),
+            "host and aliases: a VM registers whole names; write '*.…' into a file of the registry"
+                .to_owned(),
         );
     }
 }

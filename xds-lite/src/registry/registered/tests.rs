@@ -155,7 +155,10 @@ fn what_other_sources_say_counts() {
         (said("x", "10.0.0.2:1", ",\"host\":\"x.y\",\"aliases\":[\"db\"]"), "db is a name of db.pxc already"),
         (said("x", "10.0.0.2:1", ",\"host\":\"db\""), "db is a name of db.pxc already"),
         (said("x", "10.0.0.2:1", ",\"host\":\"x.y\",\"aliases\":[\"db.pxc\"]"), "db.pxc is a name of"),
-        (said("x", "10.0.0.2:1", ",\"host\":\"shut.pxc\""), "in a file of the registry without `registered: true`"),
+        (
+            said("x", "10.0.0.2:1", ",\"host\":\"shut.pxc\""),
+            "in a file of the registry without `registered: true`",
+        ),
         (said("x", "10.0.0.2:1", ",\"host\":\"db.pxc\",\"port\":1"), "give it no port 1; add that there"),
         (said("x", "10.0.0.2:1", ",\"host\":\"x.wide.pxc\""), "has *.wide.pxc, without `registered: true`"),
         (said("x", "10.0.0.2:1", ",\"host\":\"x\",\"aliases\":[\"a.wide.pxc\"]"), "has *.wide.pxc, without"),
@@ -209,7 +212,10 @@ fn registration_of_one_registrar_is_not_anothers_and_each_has_a_limit() {
     let again = all.register(said("db-0", "10.0.0.1:1", ",\"balance\":\"random\""), &ROOT, &[], id(2), now);
     assert!(matches!(&again, Err(Refused::Anothers(_))), "{again:?}");
     let mine = said("db-0", "10.0.0.1:1", "").of(token.clone()).unwrap();
-    assert!(matches!(all.register(mine, &token, &[], id(2), now), Err(Refused::Wrong(_))), "it says whose it is");
+    assert!(
+        matches!(all.register(mine, &token, &[], id(2), now), Err(Refused::Wrong(_))),
+        "it says whose it is"
+    );
     assert_eq!(all.register(said("db-0", "10.0.0.1:1", ""), &token, &[], id(2), now).unwrap().id, None);
     let taken_over = with(id(1), said("db-0", "10.0.0.1:1", ""));
     assert_eq!(all.register(taken_over, &ROOT, &[], id(2), now).unwrap().id, Some(id(1)));
@@ -217,15 +223,17 @@ fn registration_of_one_registrar_is_not_anothers_and_each_has_a_limit() {
     let (again, problems) = Registered::read(all.written().as_bytes(), now).unwrap();
     assert!(problems.is_empty() && again.registrars() == all.registrars(), "{problems:?}");
 
-    let new = |number: usize| {
-        said(&format!("i-{number}"), "10.0.0.1:1", &format!(",\"host\":\"h-{number}\""))
-    };
+    let new =
+        |number: usize| said(&format!("i-{number}"), "10.0.0.1:1", &format!(",\"host\":\"h-{number}\""));
     let lease = |number: usize| LeaseId::from_bytes((number as u128 + 1_000).to_le_bytes());
     for number in 0..MOST_EACH - 1 {
         all.register(new(number), &ROOT, &[], lease(number), now).unwrap();
     }
     let one_more = all.register(new(MOST_EACH), &ROOT, &[], id(7), now);
-    assert_eq!(one_more.unwrap_err().to_string().split(';').next(), Some("user 0 has 1000 registrations already"));
+    assert_eq!(
+        one_more.unwrap_err().to_string().split(';').next(),
+        Some("user 0 has 1000 registrations already")
+    );
     all.register(new(MOST_EACH), &token, &[], id(7), now).unwrap();
     all.register(new(3), &ROOT, &[], id(8), now).unwrap();
     all.deregister(&lease(3)).unwrap();
@@ -261,7 +269,13 @@ fn there_are_not_more_than_so_many() {
     all.bytes = MOST_BYTES;
     all.deregister(&id(1)).unwrap();
     assert!(matches!(
-        all.register(said("b", "b:1", &format!(",\"alpn\":[\"{}\"]", "a".repeat(255))), &ROOT, &[], id(2), now),
+        all.register(
+            said("b", "b:1", &format!(",\"alpn\":[\"{}\"]", "a".repeat(255))),
+            &ROOT,
+            &[],
+            id(2),
+            now
+        ),
         Err(Refused::Full)
     ));
 }
