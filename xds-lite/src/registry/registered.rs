@@ -1,11 +1,11 @@
 //! VMs that announce themselves: each registration is one instance of a service, and lives while it is heard of.
-//! Pure: time and randomness come in. Not the HTTP that they come by, and not where they are kept (`kept`).
+//! Pure: time and randomness come in. Not the HTTP that they come by, and not where they are persisted (`records`).
 
 mod attributes;
 mod fit;
-pub mod kept;
 pub mod lease;
 mod names;
+pub mod records;
 pub mod registrar;
 pub mod registration;
 
@@ -24,6 +24,7 @@ use crate::host::{HostName, HostPattern};
 use fit::{bare, check_beside};
 use lease::{Digest, LeaseId};
 use names::Names;
+use records::Unsaved;
 use registrar::Registrar;
 use registration::Registration;
 
@@ -122,7 +123,8 @@ pub struct Registered {
     bytes: usize,
     /// No lease ends before this.
     earliest: Option<Instant>,
-    revision: u64,
+    /// What changed since it was last asked; heartbeats change nothing.
+    unsaved: Unsaved,
     /// Hosts of which something changed since the last look.
     touched: BTreeSet<HostPattern>,
 }
@@ -225,12 +227,6 @@ impl Registered {
         (!touched.is_empty()).then_some(touched)
     }
 
-    /// Grows with each change of what is registered; heartbeats are none.
-    #[must_use]
-    pub fn revision(&self) -> u64 {
-        self.revision
-    }
-
     /// How many there are.
     #[must_use]
     pub fn count(&self) -> usize {
@@ -323,7 +319,7 @@ impl Registered {
         let deadline = now + registration.ttl;
         self.bytes = bytes;
         self.earliest = Some(self.earliest.map_or(deadline, |earliest| earliest.min(deadline)));
-        self.revision += 1;
+        self.unsaved.insert(lease);
         self.touched.insert(identity.host.clone());
         self.leases.insert(lease, identity.clone());
         let instances = self.ports.entry((identity.host, identity.port)).or_default();
@@ -350,7 +346,7 @@ impl Registered {
         self.count_out(held.registration.by.as_ref());
         self.names.replace(Some(&held.registration.service), None);
         self.bytes -= held.registration.text.len();
-        self.revision += 1;
+        self.unsaved.insert(held.lease);
         self.touched.insert(identity.host.clone());
     }
 }
