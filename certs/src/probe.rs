@@ -61,13 +61,23 @@ pub enum ProbeError {
     Client(#[source] rustls::Error),
 }
 
-/// Makes a handshake over a connection, whose timeouts are the caller's.
-pub fn look(stream: TcpStream, sni: &str, alpn: &[&[u8]]) -> Result<Seen, ProbeError> {
+/// The ClientHello of a client without a certificate, as it would be sent.
+pub fn hello(sni: &str, alpn: &[&[u8]]) -> Result<Vec<u8>, ProbeError> {
+    let mut wire = Vec::new();
+    client(&Arc::default(), sni, alpn)?.write_tls(&mut wire).map_err(ProbeError::Handshake)?;
+    Ok(wire)
+}
+
+fn client(witness: &Arc<Witness>, sni: &str, alpn: &[&[u8]]) -> Result<ClientConnection, ProbeError> {
     let name = ServerName::try_from(sni.to_owned())
         .map_err(|error| ProbeError::Name(sni.chars().take(253).collect(), error))?;
+    ClientConnection::new(Arc::new(config(witness, alpn)?), name).map_err(ProbeError::Client)
+}
+
+/// Makes a handshake over a connection, whose timeouts are the caller's.
+pub fn look(stream: TcpStream, sni: &str, alpn: &[&[u8]]) -> Result<Seen, ProbeError> {
     let witness = Arc::new(Witness::default());
-    let mut client =
-        ClientConnection::new(Arc::new(config(&witness, alpn)?), name).map_err(ProbeError::Client)?;
+    let mut client = client(&witness, sni, alpn)?;
     let mut socket = &stream;
     let shaken = loop {
         if !client.is_handshaking() && !client.wants_write() {

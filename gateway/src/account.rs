@@ -6,8 +6,6 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
-use isthmus_xds::HostName;
-
 use crate::endpoint::ServiceCounters;
 use crate::hello::{Alpn, Hello};
 use crate::limits::Permits;
@@ -220,7 +218,7 @@ impl Account {
             time: rfc3339(self.conn.since),
             listener: process.fixed.binds.get(self.conn.listener).map_or("", |bind| &bind.name),
             peer: self.conn.client(),
-            sni: self.conn.sni.get().map(HostName::as_str),
+            sni: self.conn.asked_for(),
             alpn: &self.alpn,
             service: self.service.as_ref().map(|service| service.name()),
             endpoint,
@@ -234,6 +232,7 @@ impl Account {
             first_byte_ms: self.first_byte,
             duration_ms: Some(self.accepted.elapsed()),
             reason: self.reason,
+            hint: self.reason.hint(),
         };
         process.log.write(self.worker.index, &line);
     }

@@ -89,7 +89,10 @@ async fn story(
 async fn begin(client: &mut TcpStream, account: &mut Account, worker: &Worker) -> Result<Server, Reason> {
     account.admit()?;
     let (rules, flight) = first_bytes(account, worker);
-    let Peeked { hello, flight } = peek(client, flight, rules, |source| account.admit_source(source)).await?;
+    let conn = Arc::clone(&account.conn);
+    let admit_source = |source| account.admit_source(source);
+    let Peeked { hello, flight } =
+        peek(client, flight, rules, admit_source, |name| conn.set_refused_name(name)).await?;
     account.heard(&hello);
     let query = Query {
         listener: account.conn.listener,
@@ -97,20 +100,24 @@ async fn begin(client: &mut TcpStream, account: &mut Account, worker: &Worker) -
         alpn: &hello.alpn,
         source: account.conn.client().ip(),
     };
-    let mut attempts = Attempts::new(&hello, flight);
+    let mut attempts = Attempts::new(&hello, flight, query.source);
     loop {
         // Loaded anew for each attempt: a service that was removed meanwhile refuses at once.
         let tables = worker.process.tables.load_full();
         let route = route(&tables, query)?;
         account.admit_service(&route.service)?;
-        let choice = attempts.choice(&route, query.source);
+        attempts.take_turn(&route.service);
+        let choice = attempts.choice(&route, worker);
         let endpoint = pick(&route.service, &choice, &mut fastrand::Rng::new())
             .ok_or_else(|| attempts.none_left(&route.service))?;
         let step = Step { route: &route, endpoint, tables: &tables };
         let attempt = attempts.start(step, client, account, worker);
         match connect(attempt, client, account, worker).await {
-            Ok(server) => return Ok(server),
-            Err(failure) => match attempts.after(failure, step, account) {
+            Ok(server) => {
+                attempts.reached(&server, step, worker);
+                return Ok(server);
+            }
+            Err(failure) => match attempts.after(failure, step, account, worker) {
                 Next::Again => {}
                 Next::Take(server) => return Ok(server),
                 Next::GiveUp(reason) => return Err(reason),

@@ -8,19 +8,21 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
+use isthmus_xds::probing::has_no_way;
 use rustix::io::Errno;
 use rustix::net::{SendFlags, send};
 use socket2::Socket;
-use tokio::net::TcpStream;
+use tokio::net::{TcpSocket, TcpStream};
 use tokio::time::timeout;
 
 use crate::account::Account;
 use crate::answer::{Failure, Said, Server, answer, reset_of};
 use crate::config::settings::Tcp;
+use crate::family::Families;
 use crate::pick::Step;
 use crate::reason::Reason;
 use crate::socket;
-use crate::worker::Worker;
+use crate::worker::{Process, Worker};
 
 /// One attempt.
 #[derive(Debug)]
@@ -54,11 +56,13 @@ pub async fn connect(
         dialled = timeout(attempt.patience, dial(&attempt, worker)) => dialled,
         () = reset_of(client) => return Err(Failure::ClientGone),
     };
+    let (to, families) = (attempt.step.endpoint.address, &worker.process.families);
     let (stream, sent) = match dialled {
         Ok(Ok(connected)) => connected,
-        Ok(Err(error)) => return Err(Failure::Unreached(reason_of(&error))),
+        Ok(Err(error)) => return Err(Failure::Unreached(reason_of(&error, to, families))),
         Err(_) => return Err(Failure::Unreached(Reason::ConnectTimeout)),
     };
+    families.works(to.ip());
     account.connected(attempt.step, attempt.wire.len());
     let sent = tokio::select! {
         biased;
@@ -143,10 +147,35 @@ fn begin(to: SocketAddr, from: Option<IpAddr>, tcp: &Tcp) -> io::Result<Socket> 
     }
 }
 
-fn reason_of(error: &io::Error) -> Reason {
+/// A connection of the gateway's own, made as those of clients are; nothing is sent.
+///
+/// # Errors
+/// What the kernel answers, or that the address is this gateway's own.
+pub(crate) async fn plain(to: SocketAddr, process: &Process) -> io::Result<TcpStream> {
+    if process.is_own(to) {
+        return Err(io::Error::other("is this gateway itself"));
+    }
+    let from = {
+        let tables = process.tables.load();
+        let mut sources = tables.live.upstream.source_addresses.iter();
+        sources.find(|source| source.is_ipv4() == to.is_ipv4()).copied()
+    };
+    let socket = socket::upstream(to, from, &process.fixed.tcp)?;
+    TcpSocket::from_std_stream(socket.into()).connect(to).await
+}
+
+/// What an error means. Where this machine has no way to the whole family, its other endpoints are tried last too.
+fn reason_of(error: &io::Error, to: SocketAddr, families: &Families) -> Reason {
     match error.kind() {
         io::ErrorKind::ConnectionRefused => Reason::ConnectRefused,
         io::ErrorKind::TimedOut => Reason::ConnectTimeout,
+        _ if has_no_way(error, to) => {
+            if families.failed(to.ip(), socket::now()) {
+                let family = if to.is_ipv4() { "IPv4" } else { "IPv6" };
+                tracing::warn!(address = %to, %error, "this machine has no way there: {family} endpoints are tried last for a while; is {family} off?");
+            }
+            Reason::ConnectFailed
+        }
         _ if socket::is_local_resource(error) => Reason::LocalResources,
         _ => Reason::ConnectFailed,
     }

@@ -1,6 +1,7 @@
 //! What is remembered of a service and of its endpoints while tables come and go: connections at once,
 //! connect failures, the replay budget. Only what *we* saw counts towards health: a refusal or a
-//! timeout of our own connect. Nothing here learns from what a client sent.
+//! timeout of our own connect, and what became of our own hello. What a client sent may change the order for
+//! a while (`demotion`), never health.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -8,6 +9,7 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 
 use crate::config::settings::{Ejection, Replay};
+use crate::demotion::{Demotion, Outcome};
 use crate::socket::Millis;
 
 /// One service's state; it outlives the snapshot that made it.
@@ -88,6 +90,8 @@ pub struct EndpointState {
     failures: AtomicU32,
     ejections: AtomicU32,
     ejected_until: AtomicU64,
+    /// Most endpoints are never demoted.
+    demotion: OnceLock<Box<Demotion>>,
 }
 
 impl EndpointState {
@@ -109,6 +113,28 @@ impl EndpointState {
         self.ejected_until.load(Relaxed) <= now
     }
 
+    /// Tried last at this moment, by connections of this source.
+    #[must_use]
+    pub fn is_demoted(&self, source: IpAddr, now: Millis) -> bool {
+        self.demotion.get().is_some_and(|demotion| demotion.is_demoted(source, now))
+    }
+
+    /// Tried last at this moment by everybody.
+    #[must_use]
+    pub fn is_demoted_for_all(&self, now: Millis) -> bool {
+        self.demotion.get().is_some_and(|demotion| demotion.is_demoted_for_all(now))
+    }
+
+    /// What the gateway's last own hello led to.
+    #[must_use]
+    pub fn outcome(&self) -> Option<Outcome> {
+        self.demotion.get()?.outcome()
+    }
+
+    pub(crate) fn demotion(&self) -> &Demotion {
+        self.demotion.get_or_init(Box::default)
+    }
+
     pub(crate) fn enter(self: &Arc<Self>) -> Counted<EndpointState> {
         Counted::one(self)
     }
@@ -122,15 +148,29 @@ impl EndpointState {
     /// Notes a connect that was refused or timed out; true when that ejects the endpoint.
     pub(crate) fn failed(&self, now: Millis, rule: &Ejection, may_eject: bool) -> bool {
         let failures = self.failures.fetch_add(1, Relaxed).saturating_add(1);
-        if rule.failures == 0 || failures < rule.failures || !may_eject || !self.healthy(now) {
+        let is_due = failures >= rule.failures && may_eject && self.eject(now, rule);
+        if is_due {
+            self.failures.store(0, Relaxed);
+        }
+        is_due
+    }
+
+    /// Leaves the endpoint out for a while, unless it is already; true if so.
+    pub(crate) fn eject(&self, now: Millis, rule: &Ejection) -> bool {
+        if rule.failures == 0 || !self.healthy(now) {
             return false;
         }
-        self.failures.store(0, Relaxed);
         let times = self.ejections.fetch_add(1, Relaxed).saturating_add(1);
         let length = rule.base.saturating_mul(times).min(rule.max);
         self.ejected_until
             .store(now.saturating_add(length.as_millis().try_into().unwrap_or(u64::MAX)), Relaxed);
         true
+    }
+
+    /// It answers again.
+    pub(crate) fn readmit(&self) {
+        self.failures.store(0, Relaxed);
+        self.ejected_until.store(0, Relaxed);
     }
 }
 

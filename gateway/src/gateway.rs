@@ -26,7 +26,7 @@ use crate::metrics::Metrics;
 use crate::snapshot::{Resolved, Snapshot};
 use crate::socket;
 use crate::worker::{Bound, Process, Worker};
-use crate::{admin, foreign, learn, resolve, watch as file};
+use crate::{admin, foreign, hello_check, learn, resolve, watch as file};
 
 /// A gateway that runs.
 #[derive(Debug)]
@@ -69,8 +69,8 @@ pub enum Error {
 }
 
 /// Descriptors for everything but connections, pipes and lingering refusals: runtimes, admin
-/// connections, logs, the resolver.
-const RESERVE: u64 = 44;
+/// connections, logs, the resolver, and the gateway's own hellos.
+const RESERVE: u64 = 44 + hello_check::AT_ONCE as u64;
 const RESERVE_PER_WORKER: u64 = 8;
 /// One pipe for this many descriptors, at most.
 const PIPE_SHARE: u64 = 32;
@@ -373,6 +373,7 @@ async fn supervise(control: Arc<Control>, file: Option<PathBuf>, follow: Followe
     let mut core: JoinSet<io::Result<()>> = JoinSet::new();
     core.spawn(Control::free_retired(Arc::clone(&control)));
     core.spawn(resolve::follow(Arc::clone(&control)));
+    core.spawn(hello_check::follow(Arc::clone(&control)));
     core.spawn(follow.follow(Arc::clone(&control)));
     if let Some(file) = file {
         core.spawn(file::follow(file, Arc::clone(&control)));

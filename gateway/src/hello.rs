@@ -68,7 +68,7 @@ pub enum Verdict {
     More,
     /// It is.
     Hello(Hello),
-    /// It never will be: `not_tls`, `hello_malformed` or `hello_too_large`.
+    /// It never will be: `not_tls`, `postgres_ssl_request`, `hello_malformed` or `hello_too_large`.
     Refused(Reason),
 }
 
@@ -94,6 +94,9 @@ impl Parser {
 
     /// Judges `wire`: all bytes from the connection's first one on, each call with more of them.
     pub fn advance(&mut self, wire: &[u8]) -> Verdict {
+        if let Some(verdict) = postgres(wire) {
+            return verdict;
+        }
         loop {
             let header = wire.get(self.record..).unwrap_or_default();
             if let Err(reason) = check_header(header, self.record == 0) {
@@ -119,6 +122,16 @@ impl Parser {
             self.gathered += fragment;
         }
     }
+}
+
+/// Postgres' clients ask before TLS begins whether the server speaks TLS (SSLRequest) or GSSAPI (GSSENCRequest).
+const POSTGRES: [[u8; 8]; 2] = [[0, 0, 0, 8, 4, 210, 22, 47], [0, 0, 0, 8, 4, 210, 22, 48]];
+
+fn postgres(wire: &[u8]) -> Option<Verdict> {
+    let begins = |request: &&[u8; 8]| wire.iter().zip(*request).all(|(one, other)| one == other);
+    let request = POSTGRES.iter().find(begins).filter(|_| !wire.is_empty())?;
+    let is_whole = wire.len() >= request.len();
+    Some(if is_whole { Verdict::Refused(Reason::PostgresSslRequest) } else { Verdict::More })
 }
 
 /// The length of the handshake message with its header, once those four bytes are there; they may be
@@ -186,6 +199,26 @@ fn whole(wire: &[u8]) -> Verdict {
         None => Verdict::Refused(Reason::HelloMalformed),
     }
 }
+
+/// The name in a whole hello that is no name, escaped and cut: what a refused client asked for.
+#[must_use]
+pub fn refused_name(wire: &[u8]) -> Option<String> {
+    let message: Vec<u8> = handshake_bytes(wire).collect();
+    let mut reader = Reader(message.get(HANDSHAKE_HEADER + 2 + 32..)?);
+    reader.prefixed_u8()?;
+    reader.prefixed_u16()?;
+    reader.prefixed_u8()?;
+    let mut extensions = Reader(reader.prefixed_u16()?);
+    let data = std::iter::from_fn(|| Some((extensions.u16()?, extensions.prefixed_u16()?)))
+        .find_map(|(kind, data)| (kind == 0).then_some(data))?;
+    // The list's length and the type: what follows is shown whatever they say.
+    let name = Reader(data.get(3..)?).prefixed_u16()?;
+    let shown = name.get(..MAX_SHOWN).unwrap_or(name);
+    HostName::parse(name).is_err().then(|| shown.escape_ascii().to_string())
+}
+
+/// Bytes of a refused name that are shown; a name that could be one has no more.
+const MAX_SHOWN: usize = 253;
 
 /// Reads a whole handshake message; `None` for anything that breaks its structure.
 fn body(message: &[u8]) -> Option<Hello> {
@@ -513,5 +546,36 @@ mod tests {
         fn any_bytes_get_an_answer(wire in proptest::collection::vec(any::<u8>(), 0..200)) {
             prop_assert_eq!(in_pieces(&wire, &[1]), verdict(&wire));
         }
+    }
+
+    #[test]
+    fn refused_name_is_shown_escaped_and_cut() {
+        let shown = |name: &[u8]| {
+            let wire = records(&message(Some(&[extension(43, &[2, 3, 4]), sni(name)])), &[60, 9]);
+            (Parser::new(MAX_HELLO).advance(&wire), refused_name(&wire))
+        };
+        let refused = Verdict::Refused(Reason::HelloMalformed);
+        assert_eq!(shown(b"a..b"), (refused.clone(), Some("a..b".to_owned())));
+        assert_eq!(shown(b"a\x00\n\"\xff"), (refused.clone(), Some("a\\x00\\n\\\"\\xff".to_owned())));
+        let (verdict, name) = shown(&[b'\xee'; 60_000]);
+        assert_eq!((verdict, name.unwrap().len()), (refused, MAX_SHOWN * 4));
+        assert_eq!(shown(b"web.example").1, None, "a name that is one is the hello's");
+        let wire = records(&message(None), &[]);
+        for end in 0..wire.len() {
+            assert_eq!(refused_name(&wire[..end]), None);
+        }
+    }
+
+    #[test]
+    fn postgres_request_is_told_from_what_is_no_tls_at_every_split() {
+        for request in POSTGRES {
+            for end in 1..request.len() {
+                assert_eq!(Parser::new(MAX_HELLO).advance(&request[..end]), Verdict::More);
+            }
+            let refused = Verdict::Refused(Reason::PostgresSslRequest);
+            assert_eq!(Parser::new(MAX_HELLO).advance(&request), refused);
+        }
+        let startup = [0, 0, 0, 9, 0, 3, 0, 0, 0];
+        assert_eq!(Parser::new(MAX_HELLO).advance(&startup), Verdict::Refused(Reason::NotTls));
     }
 }

@@ -38,6 +38,8 @@ pub struct Conn {
     pub source: OnceLock<SocketAddr>,
     /// The name it asked for.
     pub sni: OnceLock<HostName>,
+    /// What it asked for instead of a name, escaped and cut.
+    refused_name: OnceLock<Box<str>>,
     target: Mutex<Option<Target>>,
     /// From the client.
     pub bytes_in: AtomicU64,
@@ -87,6 +89,7 @@ impl Conn {
             accepted: now,
             source: OnceLock::new(),
             sni: OnceLock::new(),
+            refused_name: OnceLock::new(),
             target: Mutex::default(),
             bytes_in: AtomicU64::new(0),
             bytes_out: AtomicU64::new(0),
@@ -105,6 +108,15 @@ impl Conn {
     #[must_use]
     pub fn client(&self) -> SocketAddr {
         self.source.get().copied().unwrap_or(self.peer)
+    }
+
+    /// What it asked for, be it a name or not, as the log shows it.
+    pub(crate) fn asked_for(&self) -> Option<&str> {
+        self.sni.get().map(HostName::as_str).or_else(|| self.refused_name.get().map(|name| &**name))
+    }
+
+    pub(crate) fn set_refused_name(&self, name: String) {
+        let _first = self.refused_name.set(name.into());
     }
 
     /// Where it leads, once it is connected.

@@ -138,6 +138,8 @@ pub(crate) struct Line<'a> {
     #[serde(serialize_with = "millis")]
     pub(crate) duration_ms: Option<Duration>,
     pub(crate) reason: Reason,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) hint: Option<&'static str>,
 }
 
 /// A client may offer thousands of protocols; a log line need not carry them all.

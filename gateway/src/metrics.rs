@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
+use crate::demotion::Outcome;
 use crate::endpoint::ServiceCounters;
 use crate::reason::Reason;
 use crate::snapshot::Service;
@@ -24,6 +25,10 @@ pub struct Metrics {
     pub reloads_refused: AtomicU64,
     /// Lines of the access log that nobody could take.
     pub log_dropped: AtomicU64,
+    /// The gateway's own hellos, by what they led to.
+    pub checks: [AtomicU64; Outcome::ALL.len()],
+    /// Endpoints ejected for not answering those.
+    pub own_ejections: AtomicU64,
 }
 
 impl Metrics {
@@ -36,6 +41,14 @@ impl Metrics {
             reloads: AtomicU64::new(0),
             reloads_refused: AtomicU64::new(0),
             log_dropped: AtomicU64::new(0),
+            checks: std::array::from_fn(|_| AtomicU64::new(0)),
+            own_ejections: AtomicU64::new(0),
+        }
+    }
+
+    pub(crate) fn checked(&self, outcome: Outcome) {
+        if let Some(count) = self.checks.get(outcome as usize) {
+            add(count, 1);
         }
     }
 }
@@ -59,6 +72,8 @@ pub struct WorkerCounters {
     pub failures: [AtomicU64; Reason::ALL.len()],
     /// Endpoints ejected.
     pub ejections: AtomicU64,
+    /// Endpoints demoted.
+    pub demotions: AtomicU64,
     /// Times that accepting paused for want of descriptors.
     pub accept_pauses: AtomicU64,
 }
@@ -93,6 +108,7 @@ impl WorkerCounters {
             replays: AtomicU64::new(0),
             failures: by_reason(),
             ejections: AtomicU64::new(0),
+            demotions: AtomicU64::new(0),
             accept_pauses: AtomicU64::new(0),
         }
     }

@@ -11,7 +11,7 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, ReadBuf};
 use tokio::net::TcpStream;
 
-use crate::hello::{Hello, Parser, Verdict};
+use crate::hello::{Hello, Parser, Verdict, refused_name};
 use crate::memory::Flight;
 use crate::proxy;
 use crate::reason::Reason;
@@ -45,7 +45,8 @@ pub struct Rules {
     pub deadline: Duration,
 }
 
-/// Reads until the ClientHello is whole. `on_source` learns the client's address from a PROXY header.
+/// Reads until the ClientHello is whole. `on_source` learns the client's address from a PROXY header,
+/// `on_refused_name` the name that made the hello malformed.
 ///
 /// # Errors
 /// Every reason why the first bytes lead nowhere.
@@ -54,12 +55,20 @@ pub async fn peek(
     mut flight: Flight,
     rules: Rules,
     on_source: impl FnMut(Option<SocketAddr>) -> Result<(), Reason>,
+    on_refused_name: impl FnOnce(String),
 ) -> Result<Peeked, Reason> {
     let reading = read_hello(client, &mut flight, rules, on_source);
     let verdict = tokio::time::timeout(rules.deadline, reading).await;
     match verdict {
-        Ok(hello) => Ok(Peeked { hello: hello?, flight }),
-        Err(_) if flight.bytes().is_empty() => Err(Reason::NoData),
+        Ok(Ok(hello)) => Ok(Peeked { hello, flight }),
+        Ok(Err(reason)) => {
+            let name = (reason == Reason::HelloMalformed).then(|| refused_name(flight.bytes())).flatten();
+            if let Some(name) = name {
+                on_refused_name(name);
+            }
+            Err(reason)
+        }
+        Err(_) if flight.bytes().is_empty() => Err(Reason::ClientSilent),
         Err(_) => Err(Reason::HelloTimeout),
     }
 }

@@ -8,6 +8,7 @@ use std::net::{IpAddr, SocketAddr};
 use isthmus_xds::HostName;
 
 use crate::config::settings::{Balance, Side};
+use crate::family::Off;
 use crate::route::Route;
 use crate::snapshot::{Endpoint, Group, Service, Snapshot};
 use crate::socket::Millis;
@@ -23,8 +24,10 @@ pub struct Choice<'a> {
     pub tried: &'a [SocketAddr],
     /// The client's address.
     pub source: IpAddr,
-    /// Whose turn it is in round robin.
+    /// Whose turn it is in round robin: taken once for each connection, never by looking.
     pub turn: usize,
+    /// Address families that this machine has no way to.
+    pub off: Off,
     /// The moment.
     pub now: Millis,
 }
@@ -40,8 +43,9 @@ pub struct Step<'a> {
     pub tables: &'a Snapshot,
 }
 
-/// Picks a healthy endpoint that was not tried yet; if all of those are ejected, one of the ejected: an
-/// endpoint that may be dead is better than none. `None` when nothing is left.
+/// Picks a healthy endpoint that was not tried yet; then one that is demoted, then one that is ejected, then one
+/// of an address family that is off: an endpoint that may be dead is better than none. `None` when nothing is
+/// left.
 pub fn pick<'s>(
     service: &'s Service,
     choice: &Choice<'_>,
@@ -53,8 +57,12 @@ pub fn pick<'s>(
             && choice.instance.is_none_or(|name| endpoint.is_instance(name, choice.side))
             && !choice.tried.contains(&endpoint.address)
     };
-    let healthy = |endpoint: &Endpoint| may_serve(endpoint) && endpoint.state.healthy(choice.now);
-    in_groups(service, choice, random, &healthy).or_else(|| in_groups(service, choice, random, &may_serve))
+    let has_way = |endpoint: &Endpoint| may_serve(endpoint) && !choice.off.has(endpoint.address.ip());
+    let healthy = |endpoint: &Endpoint| has_way(endpoint) && endpoint.state.healthy(choice.now);
+    let answers =
+        |endpoint: &Endpoint| healthy(endpoint) && !endpoint.state.is_demoted(choice.source, choice.now);
+    let ranks: [&dyn Fn(&Endpoint) -> bool; 4] = [&answers, &healthy, &has_way, &may_serve];
+    ranks.into_iter().find_map(|usable| in_groups(service, choice, random, usable))
 }
 
 fn in_groups<'s>(
@@ -183,6 +191,7 @@ mod tests {
         tried: &[],
         source: IpAddr::V4(std::net::Ipv4Addr::LOCALHOST),
         turn: 0,
+        off: Off::NONE,
         now: 0,
     };
 

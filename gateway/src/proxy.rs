@@ -8,12 +8,12 @@ use ppp::{PartialResult, v1, v2};
 
 use crate::reason::Reason;
 
-/// A longer header than this is refused: the format would allow 64 KiB.
-pub const MAX_HEADER: usize = 4096;
 const V1_START: &[u8] = b"PROXY ";
 const V1_MAX: usize = 107;
 /// Before the addresses of version 2.
 const V2_FIXED: usize = 16;
+/// Version 2, command LOCAL.
+const V2_LOCAL: u8 = 0x20;
 
 /// What the bytes so far mean, where a header is due.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -67,16 +67,12 @@ fn read_v1(bytes: &[u8]) -> Verdict {
 }
 
 fn read_v2(bytes: &[u8]) -> Verdict {
-    let header = v2::Header::try_from(bytes.get(..MAX_HEADER).unwrap_or(bytes));
-    if header.is_incomplete() && bytes.len() < MAX_HEADER {
-        let declared = bytes
-            .get(14..16)
-            .map_or(0, |length| length.iter().fold(0, |sum, byte| sum << 8 | usize::from(*byte)));
-        return if declared + V2_FIXED > MAX_HEADER {
-            Verdict::Refused(Reason::ProxyMalformed)
-        } else {
-            Verdict::More
-        };
+    if let Some(rest @ [V2_LOCAL, ..]) = bytes.strip_prefix(v2::PROTOCOL_PREFIX) {
+        return read_local(rest);
+    }
+    let header = v2::Header::try_from(bytes);
+    if header.is_incomplete() {
+        return Verdict::More;
     }
     match header {
         // A TLV that runs past the end: what it says of the client is not to be trusted either.
@@ -98,6 +94,17 @@ fn read_v2(bytes: &[u8]) -> Verdict {
         Err(_) => Verdict::Refused(Reason::ProxyMalformed),
     }
 }
+
+/// The proxy speaks for itself, as to check who is there: whatever family and block say is to be skipped.
+fn read_local(rest: &[u8]) -> Verdict {
+    let Some([_command, _family, block @ ..]) = rest.first_chunk::<4>() else { return Verdict::More };
+    let length = V2_FIXED + usize::from(u16::from_be_bytes(*block));
+    let is_whole = v2::PROTOCOL_PREFIX.len() + rest.len() >= length;
+    if is_whole { Verdict::Header { length, source: None } } else { Verdict::More }
+}
+
+/// A version 2 header of a proxy that speaks for itself.
+pub const LOCAL: [u8; 16] = *b"\r\n\r\n\0\r\nQUIT\n\x20\0\0\0";
 
 /// A version 2 header that says who the client is, which address it reached, and the name it asked for
 /// (TLV 0x02).
@@ -186,17 +193,43 @@ mod tests {
     }
 
     #[test]
-    fn a_version_2_header_that_is_short_or_huge_is_refused() {
+    fn a_version_2_header_that_is_short_is_refused() {
         let mut wire = v2::PROTOCOL_PREFIX.to_vec();
         wire.extend([0x21, 0x11, 0, 4, 1, 2, 3, 4]);
         assert_eq!(read(&wire), Verdict::Refused(Reason::ProxyMalformed));
-        let mut wire = v2::PROTOCOL_PREFIX.to_vec();
-        wire.extend([0x21, 0x11, 0xff, 0xff]);
-        assert_eq!(read(&wire), Verdict::Refused(Reason::ProxyMalformed));
         assert_eq!(read(b"\x16\x03\x01"), Verdict::Refused(Reason::ProxyMalformed));
-        let mut local = v2::PROTOCOL_PREFIX.to_vec();
-        local.extend([0x20, 0, 0, 0]);
-        assert_eq!(read(&local), Verdict::Header { length: 16, source: None });
+    }
+
+    #[test]
+    fn local_header_is_taken_whatever_family_and_block_say() {
+        let of = |rest: &[u8]| [v2::PROTOCOL_PREFIX, &[0x20], rest].concat();
+        for (rest, length) in [
+            (&b"\0\0\0"[..], 16),
+            (b"\x11\0\0", 16),
+            (b"\x11\0\x03abc", 19),
+            (b"\x21\0\x0c123456789012", 28),
+            (b"\x71\0\0", 16),
+            (b"\xff\0\x01x", 17),
+        ] {
+            let wire = [&of(rest)[..], b"\x16\x03\x01"].concat();
+            assert_eq!(read(&wire), Verdict::Header { length, source: None }, "{rest:?}");
+            for end in 0..length {
+                assert_eq!(read(&wire[..end]), Verdict::More, "{rest:?}, {end} bytes");
+            }
+        }
+        assert_eq!(read(&LOCAL), Verdict::Header { length: LOCAL.len(), source: None });
+    }
+
+    /// As with a client's certificate in it.
+    #[test]
+    fn header_is_taken_up_to_what_its_length_can_say() {
+        let mut wire = write(v4("192.0.2.1:4000"), v4("192.0.2.2:443"), None);
+        wire.extend([0xe0, 0xff, 0xf0]);
+        wire.resize(V2_FIXED + 65_535, b'x');
+        wire[14..16].copy_from_slice(&[0xff, 0xff]);
+        assert_eq!(read(&wire[..60_000]), Verdict::More);
+        let source = Some(v4("192.0.2.1:4000"));
+        assert_eq!(read(&wire), Verdict::Header { length: wire.len(), source });
     }
 
     proptest! {

@@ -90,6 +90,10 @@ reasons! {
 
     /// The first bytes are not a TLS handshake record.
     NotTls = "not_tls", BAD_HELLO;
+    /// The client asked, as Postgres' clients do before TLS, whether the server speaks TLS.
+    PostgresSslRequest = "postgres_ssl_request", Kind::Refused(None);
+    /// The client sent nothing until the hello's deadline; it may wait for the server to speak first.
+    ClientSilent = "client_silent", Kind::Refused(None);
     /// The ClientHello breaks the protocol: a wrong length, a duplicate extension, a bad name.
     HelloMalformed = "hello_malformed", BAD_HELLO;
     /// The ClientHello is larger than the limit.
@@ -155,6 +159,20 @@ impl Reason {
         match self.kind() {
             Kind::Ended => None,
             Kind::Refused(alert) | Kind::Failed(alert) => alert,
+        }
+    }
+
+    /// What an operator can do about it, where the log says so.
+    #[must_use]
+    pub const fn hint(self) -> Option<&'static str> {
+        match self {
+            Reason::PostgresSslRequest => Some(
+                "a Postgres client must begin with TLS here: sslnegotiation=direct and sslmode=require or stricter (libpq 17 or later)",
+            ),
+            Reason::ClientSilent => Some(
+                "a client whose server speaks first (MySQL, MariaDB, SMTP) sends no name to route by: wrap its connection in TLS that names the service",
+            ),
+            _ => None,
         }
     }
 }

@@ -35,7 +35,9 @@ pub struct Query<'a> {
     pub source: IpAddr,
 }
 
-/// Finds the service: exact name, then an instance by its alias or its label, then the longest `*.suffix`, then the listener's default.
+/// Finds the service: exact name, then an instance by its alias or its label, then the longest `*.suffix`, then the
+/// listener's default. A name that exists leads to its owner or nowhere: where its owner is not reached by it (another
+/// port, not exported), neither a shorter suffix nor the default gets it.
 ///
 /// # Errors
 /// `no_sni`, `sni_unmatched`, or the condition that the name's services set and the client does not meet.
@@ -59,7 +61,7 @@ pub fn route(snapshot: &Snapshot, query: Query<'_>) -> Result<Route, Reason> {
     }
 }
 
-/// `None` when nothing has that name.
+/// `None` when nothing has that name, so that the listener's default may.
 fn find(snapshot: &Snapshot, sni: &HostName, side: Side, query: Query<'_>) -> Option<Result<Route, Reason>> {
     let (name, port) = outbound::split(sni.as_str());
     let names = &snapshot.names;
@@ -70,12 +72,28 @@ fn find(snapshot: &Snapshot, sni: &HostName, side: Side, query: Query<'_>) -> Op
     if let Some(answer) = choose(names.instance(name), Part::Alias(name)) {
         return Some(answer);
     }
-    let (label, parent) = name.split_once('.')?;
-    if let Some(answer) = choose(names.exact(parent), Part::Label(label)) {
+    if let Some((label, parent)) = name.split_once('.')
+        && let Some(answer) = choose(names.exact(parent), Part::Label(label))
+    {
         return Some(answer);
     }
-    std::iter::successors(Some(parent), |suffix| suffix.split_once('.').map(|(_, rest)| rest))
-        .find_map(|suffix| choose(names.suffix(suffix), Part::Whole))
+    if exists(snapshot, outbound::host_of_other_form(name).unwrap_or(name)) {
+        return Some(Err(Reason::SniUnmatched));
+    }
+    let suffixes = std::iter::successors(Some(name), |suffix| suffix.split_once('.').map(|(_, rest)| rest));
+    let claims = suffixes.skip(1).map(|suffix| names.suffix(suffix)).find(|claims| !claims.is_empty())?;
+    Some(choose(claims, Part::Whole).unwrap_or(Err(Reason::SniUnmatched)))
+}
+
+/// Whether a name is somebody's, as a whole, whoever may reach it by that.
+fn exists(snapshot: &Snapshot, name: &str) -> bool {
+    let names = &snapshot.names;
+    let is_instance = |(label, parent): (&str, &str)| {
+        names.exact(parent).iter().any(|claim| claim.service.has_instance(label))
+    };
+    !names.exact(name).is_empty()
+        || !names.instance(name).is_empty()
+        || name.split_once('.').is_some_and(is_instance)
 }
 
 /// Which part of a service is meant.
@@ -222,6 +240,80 @@ mod tests {
         ] {
             assert_eq!(plain(&tables, sni), Err(Reason::SniUnmatched), "{sni}");
         }
+    }
+
+    const BESIDE_WILDCARDS: &str = "
+- host: db.example
+  port: 1
+  endpoints: [{ address: 10.0.0.1:1, instance: db-0 }]
+- host: db.example
+  port: 2
+- host: one.deep.example
+  port: 3
+- host: '*.deep.example'
+  port: 4
+  sni_port: 4
+- host: '*.example'
+";
+
+    #[test]
+    fn name_that_exists_never_falls_through_to_a_wildcard_or_a_default() {
+        let listeners = "listeners: [{ address: '127.0.0.1:0', default: '*.example' }]";
+        let text = format!("{listeners}\nservices:\n{BESIDE_WILDCARDS}");
+        let settings = crate::config::parse(&text, Path::new("test.yaml")).unwrap();
+        let tables = Snapshot::compile(settings.live, &Resolved::new(), None, &|_| false);
+        for sni in [
+            "db.example",
+            "DB.example.",
+            "outbound_.3_._.db.example",
+            "outbound_.01_._.db.example",
+            "outbound_.x_._.db.example",
+            "outbound_.1_.v1_.db.example",
+            "outbound_.01_._.db-0.db.example",
+            "db-0.db.example",
+            "outbound_.2_._.db-0.db.example",
+            "outbound_.4_._.one.deep.example",
+            "outbound_.443_._.a.deep.example",
+        ] {
+            assert_eq!(plain(&tables, sni), Err(Reason::SniUnmatched), "{sni}");
+        }
+        for (sni, service) in [
+            ("outbound_.2_._.db.example", "db.example:2"),
+            ("outbound_.1_._.db-0.db.example", "db.example:1/db-0"),
+            ("www.db.example", "*.example:443"),
+            ("outbound_.443_._.www.example", "*.example:443"),
+            ("one.deep.example", "one.deep.example:3"),
+            ("two.deep.example", "*.deep.example:4"),
+            ("elsewhere.test", "*.example:443"),
+        ] {
+            assert_eq!(plain(&tables, sni).as_deref(), Ok(service), "{sni}");
+        }
+    }
+
+    /// Beside an exported wildcard, for who comes from other clusters; local clients reach both.
+    #[test]
+    fn name_that_is_not_exported_never_falls_through_to_an_exported_wildcard() {
+        let text = "listeners: [{ address: '127.0.0.1:0' }, { name: out, address: '127.0.0.1:0', side: outbound }]\n\
+                    services: [{ host: secret.example }, { host: '*.example' }, { host: '*.inner.example' }]\n";
+        let mut live = crate::config::parse(text, Path::new("test.yaml")).unwrap().live;
+        for service in &mut live.services {
+            let is_exported = service.host.to_string() == "*.example";
+            let service = Arc::make_mut(service);
+            service.exposed = is_exported;
+        }
+        let tables = Snapshot::compile(live, &Resolved::new(), None, &|_| false);
+        let ask = |sni: &str, listener| {
+            let name = HostName::parse(sni).unwrap();
+            let query =
+                Query { listener, sni: Some(&name), alpn: &Alpn::default(), source: [192, 0, 2, 1].into() };
+            route(&tables, query).map(|route| route.service.name().to_string())
+        };
+        for sni in ["secret.example", "outbound_.443_._.secret.example", "a.inner.example"] {
+            assert_eq!(ask(sni, 0), Err(Reason::SniUnmatched), "{sni}");
+        }
+        assert_eq!(ask("www.example", 0).as_deref(), Ok("*.example:443"));
+        assert_eq!(ask("secret.example", 1).as_deref(), Ok("secret.example:443"));
+        assert_eq!(ask("a.inner.example", 1).as_deref(), Ok("*.inner.example:443"));
     }
 
     #[test]

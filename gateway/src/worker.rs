@@ -9,6 +9,7 @@ use arc_swap::ArcSwap;
 
 use crate::config::Own;
 use crate::config::settings::Fixed;
+use crate::family::Families;
 use crate::limits::Limits;
 use crate::live::Live;
 use crate::log::AccessLog;
@@ -16,6 +17,7 @@ use crate::metrics::{Metrics, WorkerCounters};
 use crate::pipe::Pool;
 use crate::snapshot::Snapshot;
 use crate::socket;
+use crate::suspects::Suspects;
 use crate::turn::Turns;
 use isthmus_certs::Trust;
 
@@ -36,6 +38,10 @@ pub struct Process {
     pub trust: OnceLock<Trust>,
     /// What this process listens on, once it is bound.
     pub own: OnceLock<Vec<Bound>>,
+    /// Endpoints that the gateway is to send a hello of its own.
+    pub suspects: Suspects,
+    /// Address families that this machine has no way to.
+    pub families: Families,
     /// Connections and their farewells.
     pub(crate) tasks: Arc<AtomicU32>,
     ids: AtomicU64,
@@ -58,6 +64,8 @@ impl Process {
             log,
             trust: OnceLock::new(),
             own: OnceLock::new(),
+            suspects: Suspects::default(),
+            families: Families::default(),
             tasks: Arc::default(),
             ids: AtomicU64::new(1),
             warned: AtomicU64::new(0),

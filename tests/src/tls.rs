@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use isthmus_certs::{Authority, Identity, SpiffeId, TrustDomain, peer_id};
+use rustls::client::Resumption;
 use rustls::crypto::aws_lc_rs::default_provider;
 use rustls::pki_types::ServerName;
 use rustls::server::WebPkiClientVerifier;
@@ -97,6 +98,26 @@ impl Trust {
             .with_single_cert(self.server.chain().to_vec(), self.server.key().clone_key())
             .unwrap();
         StreamOwned::new(ServerConnection::new(Arc::new(config)).unwrap(), stream)
+    }
+
+    /// Both ends' settings without client certificates and without resumption.
+    #[must_use]
+    pub fn ends(&self) -> (Arc<ClientConfig>, Arc<ServerConfig>) {
+        let provider = Arc::new(default_provider());
+        let mut client = ClientConfig::builder_with_provider(Arc::clone(&provider))
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_root_certificates(self.roots())
+            .with_no_client_auth();
+        client.resumption = Resumption::disabled();
+        let mut server = ServerConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_no_client_auth()
+            .with_single_cert(self.server.chain().to_vec(), self.server.key().clone_key())
+            .unwrap();
+        server.send_tls13_tickets = 0;
+        (Arc::new(client), Arc::new(server))
     }
 
     /// Both ends' settings for early data: a ticket of one connection lets the next one send with its hello.

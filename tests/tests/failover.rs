@@ -24,7 +24,8 @@ use isthmus_tests::wait::{throughout, until};
 use socket2::{Domain, Socket, Type};
 
 const HOST: &str = "web.example";
-const REPLAYS: &str = "upstream: { replay: { ratio: 1, burst: 1000, source_share: 1 } }";
+/// Replays without end, and endpoints that keep their places.
+const REPLAYS: &str = "upstream: { demotion: off, replay: { ratio: 1, burst: 1000, source_share: 1 } }";
 
 fn gateway(endpoints: &[SocketAddr], more: &str) -> Gateway {
     Setup::new(service(HOST, &["balance: round_robin"], endpoints)).with(more).start()
@@ -595,7 +596,8 @@ fn a_client_cannot_eject_an_endpoint() {
 fn refused_connections_do_eject_an_endpoint() {
     let good = Scripted::echo(b"+");
     let dead = closed();
-    let more = "upstream: { ejection: { failures: 2, base: 300s, max: 300s, max_percent: 50 } }";
+    let more =
+        "upstream: { demotion: off, ejection: { failures: 2, base: 300s, max: 300s, max_percent: 50 } }";
     let gateway = gateway(&[dead, good.address()], more);
     let attempts: Vec<_> = (0..20).map(|_| call(&gateway, &hello(HOST)).number("attempts")).collect();
     figure!("2 refusals eject: attempts of 20 calls {attempts:?}");
@@ -641,7 +643,7 @@ fn ejected_endpoints_come_back() {
 fn attempts_one_asks_nobody_else() {
     let endpoints = [Scripted::alerting(80), Scripted::alerting(80)];
     let addresses: Vec<_> = endpoints.iter().map(Scripted::address).collect();
-    let gateway = gateway(&addresses, "upstream: { attempts: 1 }");
+    let gateway = gateway(&addresses, "upstream: { attempts: 1, demotion: off }");
     let mut client = send(gateway.address(), &hello(HOST));
     assert_eq!(rest(&mut client), (alert(80), End::Fin));
     throughout(Duration::from_millis(200), "one endpoint was asked", || {

@@ -12,6 +12,7 @@ mod claims;
 mod encode;
 mod exposure;
 mod grpc;
+mod refused;
 #[cfg(test)]
 pub(crate) mod tests;
 
@@ -27,6 +28,7 @@ use chain::{Chain, Upstream, upstreams};
 use claims::{Named, name};
 use encode::listener;
 use grpc::{Direct, direct};
+use refused::{is_pattern, owned, refused};
 
 /// Envoy's Listener, as discovery names it.
 pub const LISTENER: &str = "type.googleapis.com/envoy.config.listener.v3.Listener";
@@ -65,6 +67,10 @@ struct Tables {
 #[derive(Debug, Default)]
 struct State {
     hosts: BTreeMap<HostPattern, Vec<Upstream>>,
+    /// Every name that is a host's, led to or not.
+    owned: BTreeMap<HostPattern, BTreeSet<String>>,
+    /// Some chain has a `*.suffix`: then names that lead nowhere have one, too.
+    leads_patterns: bool,
     /// What is wrong with a host's slice.
     wrong: BTreeMap<HostPattern, Vec<String>>,
     /// What is wrong between them.
@@ -165,10 +171,14 @@ impl Tables {
             let before = state.hosts.insert(host.clone(), now).unwrap_or_default();
             is_led_elsewhere |=
                 !chains(&before).eq(chains(state.hosts.get(host).map_or(&[][..], Vec::as_slice)));
+            let names = offer.map(|offer| owned(host, offer)).unwrap_or_default();
+            let had = state.owned.insert(host.clone(), names).unwrap_or_default();
+            is_led_elsewhere |= state.leads_patterns && Some(&had) != state.owned.get(host);
             state.wrong.insert(host.clone(), wrong);
             changed.insert(host.clone());
         }
         state.hosts.retain(|_, upstreams| !upstreams.is_empty());
+        state.owned.retain(|_, names| !names.is_empty());
         state.wrong.retain(|_, wrong| !wrong.is_empty());
         if is_led_elsewhere {
             self.lead(state, &changed);
@@ -182,9 +192,20 @@ impl Tables {
     /// goes once every Envoy has taken it.
     fn lead(&self, state: &mut State, changed: &BTreeSet<HostPattern>) {
         let all = state.hosts.values().flatten().map(|upstream| &upstream.chain);
-        let Named { chains, clashes } = name(all, &state.live, self.most);
+        let Named { mut chains, mut clashes } = name(all, &state.live, self.most);
+        let mut nowhere = refused(&state.owned, &chains);
+        if nowhere.len() > self.most {
+            clashes.push(format!(
+                "names of the form *.suffix are left out of Envoy's tables: {} names below them lead nowhere, and the tables hold at most {} of those; use isthmus-gateway, which has no such limit",
+                nowhere.len(), self.most
+            ));
+            nowhere = BTreeSet::new();
+            chains.iter_mut().for_each(|chain| chain.names.retain(|name| !is_pattern(name)));
+            chains.retain(|chain| !chain.names.is_empty());
+        }
+        let leads_patterns = chains.iter().flat_map(|chain| &chain.names).any(|name| is_pattern(name));
         let live: BTreeSet<_> = chains.iter().map(|chain| chain.cluster.clone()).collect();
-        let bytes = listener(self.address, &chains);
+        let bytes = listener(self.address, &chains, &nowhere);
         let Direct { listeners, wrong } = direct(&chains);
         self.renew(state, |host, name| {
             live.contains(name) && (changed.contains(host) || !state.live.contains(name))
@@ -210,7 +231,7 @@ impl Tables {
         state.indirect = wrong;
         state.retired.extend(state.live.difference(&live).cloned());
         state.retired.retain(|name| !live.contains(name));
-        (state.live, state.clashes) = (live, clashes);
+        (state.live, state.clashes, state.leads_patterns) = (live, clashes, leads_patterns);
     }
 
     fn renew(&self, state: &State, is_meant: impl Fn(&HostPattern, &str) -> bool) {

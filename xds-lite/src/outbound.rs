@@ -15,6 +15,20 @@ pub fn split(name: &str) -> (&str, Option<u16>) {
     }
 }
 
+/// The host of a name that is like that form and is not it: one with a subset, or with a number written otherwise.
+#[must_use]
+pub fn host_of_other_form(name: &str) -> Option<&str> {
+    let (_port, rest) = name.strip_prefix("outbound_.")?.split_once("_.")?;
+    let (_subset, host) = rest.split_once("_.")?;
+    split(name).1.is_none().then_some(host)
+}
+
+/// The name of a port of a host in that form.
+#[must_use]
+pub fn name(host: &str, port: u16) -> String {
+    format!("outbound_.{port}_._.{host}")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -22,6 +36,15 @@ mod tests {
     #[test]
     fn only_the_one_form_of_a_port_is_a_port() {
         assert_eq!(split("outbound_.8080_._.web.example"), ("web.example", Some(8080)));
+        assert_eq!(split(&name("web.example", 8080)), ("web.example", Some(8080)));
+        let others =
+            ["outbound_.01_._.web.example", "outbound_.80_.v1_.web.example", "outbound_.x_._.web.example"];
+        for name in others {
+            assert_eq!(host_of_other_form(name), Some("web.example"), "{name}");
+        }
+        for name in ["outbound_.80_._.web.example", "web.example", "outbound_.80_.web.example"] {
+            assert_eq!(host_of_other_form(name), None, "{name}");
+        }
         for name in [
             "web.example",
             "outbound_.8080_.v1_.web.example",

@@ -2,7 +2,7 @@
 //! from it, is `probes` and whoever keeps them.
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::time::Duration;
 
 use rustix::io::Errno;
@@ -52,19 +52,47 @@ pub async fn reach<F>(addresses: &[SocketAddr], connect: impl Fn(SocketAddr) -> 
 where
     F: Future<Output = io::Result<()>> + Send + 'static,
 {
-    let mut connecting: JoinSet<_> =
-        addresses.iter().take(ADDRESSES).map(|address| timeout(PATIENCE, connect(*address))).collect();
+    let ask = |address: &SocketAddr| {
+        let (address, connected) = (*address, timeout(PATIENCE, connect(*address)));
+        async move { (address, connected.await) }
+    };
+    let mut connecting: JoinSet<_> = addresses.iter().take(ADDRESSES).map(ask).collect();
     let mut answer = Answer::Unasked;
     while let Some(connected) = connecting.join_next().await {
         match connected {
-            Ok(Ok(Ok(()))) => return Answer::Reached,
-            Ok(Ok(Err(error))) if is_our_own(&error) => return Answer::Unasked,
-            Ok(Ok(Err(error))) => answer = Answer::Unreached(error.to_string()),
-            Ok(Err(_)) => answer = Answer::Unreached(format!("no answer within {} s", PATIENCE.as_secs())),
+            Ok((_, Ok(Ok(())))) => return Answer::Reached,
+            Ok((to, Ok(Err(error)))) if is_our_own(&error) && !has_no_way(&error, to) => {
+                return Answer::Unasked;
+            }
+            Ok((_, Ok(Err(error)))) => answer = Answer::Unreached(error.to_string()),
+            Ok((_, Err(_))) => {
+                answer = Answer::Unreached(format!("no answer within {} s", PATIENCE.as_secs()))
+            }
             Err(_) => {}
         }
     }
     answer
+}
+
+/// Whether a connect failed because this machine has no way to that address.
+///
+/// Linux says EADDRNOTAVAIL both where no local address fits the family (`disable_ipv6`) and where one does and its
+/// TCP ports are used up. A datagram socket tells: to connect it takes the same route and the same choice of a local
+/// address, and none of TCP's ports; nothing is sent.
+#[must_use]
+pub fn has_no_way(error: &io::Error, to: SocketAddr) -> bool {
+    let errno = |error: &io::Error| error.raw_os_error().map(Errno::from_raw_os_error);
+    match errno(error) {
+        Some(Errno::NETUNREACH | Errno::AFNOSUPPORT) => true,
+        Some(Errno::ADDRNOTAVAIL) => {
+            let any: IpAddr =
+                if to.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
+            UdpSocket::bind((any, 0)).and_then(|socket| socket.connect(to)).is_err_and(|error| {
+                matches!(errno(&error), Some(Errno::ADDRNOTAVAIL | Errno::NETUNREACH | Errno::AFNOSUPPORT))
+            })
+        }
+        _ => false,
+    }
 }
 
 /// This machine ran out of something: nobody else is to blame.
@@ -99,5 +127,32 @@ mod tests {
         assert_eq!(ask(&[]).await, Answer::Unasked);
         let short = reach(&[here], |_| async { Err(Errno::MFILE.into()) }).await;
         assert_eq!(short, Answer::Unasked, "descriptors of this machine say nothing of another");
+        let no_ports = reach(&[here], |_| async { Err(Errno::ADDRNOTAVAIL.into()) }).await;
+        assert_eq!(no_ports, Answer::Unasked, "nor do its ports");
+    }
+
+    #[tokio::test]
+    async fn family_that_is_off_hides_no_address_of_the_other() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let here = listener.local_addr().unwrap();
+        let far = "[2001:db8::9]:443".parse().unwrap();
+        let connect = move |address: SocketAddr| async move {
+            if address == far {
+                return Err(Errno::NETUNREACH.into());
+            }
+            TcpStream::connect(address).await.map(drop)
+        };
+        assert_eq!(reach(&[far, here], connect).await, Answer::Reached);
+        let answer = reach(&[far], connect).await;
+        assert!(matches!(&answer, Answer::Unreached(why) if why.contains("nreachable")), "{answer:?}");
+    }
+
+    #[test]
+    fn lack_of_ports_is_told_from_lack_of_a_way() {
+        let to = "127.0.0.1:9".parse().unwrap();
+        assert!(!has_no_way(&Errno::ADDRNOTAVAIL.into(), to), "loopback is always reached");
+        assert!(has_no_way(&Errno::NETUNREACH.into(), to));
+        assert!(has_no_way(&Errno::AFNOSUPPORT.into(), to));
+        assert!(!has_no_way(&Errno::MFILE.into(), to));
     }
 }

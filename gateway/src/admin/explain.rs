@@ -68,13 +68,15 @@ fn refusal(reason: Reason) -> Value {
 
 fn matched(tables: &Snapshot, route: &Route, source: IpAddr, control: &Control) -> Value {
     let service = &route.service;
+    let now = socket::now();
     let choice = Choice {
         instance: route.instance.as_ref(),
         side: route.side,
         tried: &[],
         source,
         turn: service.state.turn(),
-        now: socket::now(),
+        off: control.process.families.off(now),
+        now,
     };
     let attempts = tables.live.upstream.attempts as usize;
     let endpoints = order(service, &choice, attempts, &mut fastrand::Rng::new());
@@ -82,7 +84,7 @@ fn matched(tables: &Snapshot, route: &Route, source: IpAddr, control: &Control) 
         "service": service.name(),
         "instance": route.instance,
         "balance": service.rules.balance,
-        "endpoints": endpoints.iter().map(|endpoint| endpoint_page(endpoint)).collect::<Vec<_>>(),
+        "endpoints": endpoints.iter().map(|endpoint| endpoint_page(endpoint, Some(source))).collect::<Vec<_>>(),
         "down": left_out(service, &down(control)),
     });
     let full = service.rules.max_connections.is_some_and(|most| service.state.active() >= most);

@@ -2,6 +2,7 @@
 //! come in pages: `offset`, `limit` (100 unless told, 1 000 at most), `name` as a filter.
 
 use std::collections::{BTreeMap, HashMap};
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::SystemTime;
@@ -13,6 +14,7 @@ use super::effective::effective;
 use super::explain::explain;
 use crate::config::settings::{Bind, Listener};
 use crate::control::{self, Control, Unreached};
+use crate::demotion::Outcome;
 use crate::live::Conn;
 use crate::log::rfc3339;
 use crate::snapshot::{Endpoint, Service, Snapshot};
@@ -138,6 +140,7 @@ fn status(control: &Control) -> Value {
             "refused": process.metrics.reloads_refused.load(Relaxed),
         },
         "last_refused_edit": control.last_refused(),
+        "endpoints_failing": process.suspects.failing(),
         "hello_memory_bytes": process.limits.hellos.held(),
         "hellos_given_up": process.limits.hellos.revoked(),
         "pipes": {
@@ -265,23 +268,28 @@ fn service_page(
         "service": service.name(),
         "balance": service.rules.balance,
         "connections": service.state.active(),
-        "endpoints": service.endpoints.iter().map(endpoint_page).collect::<Vec<_>>(),
+        "endpoints": service.endpoints.iter().map(|endpoint| endpoint_page(endpoint, None)).collect::<Vec<_>>(),
         "unresolved": unresolved,
         "down": left_out(service, down),
     })
 }
 
-/// One endpoint, as `/services` and `/explain` show it.
-pub(super) fn endpoint_page(endpoint: &Endpoint) -> Value {
+/// One endpoint, as `/services` and `/explain` show it: demoted for everybody, or for this source.
+pub(super) fn endpoint_page(endpoint: &Endpoint, source: Option<IpAddr>) -> Value {
+    let (state, now) = (&endpoint.state, socket::now());
+    let is_demoted =
+        source.map_or_else(|| state.is_demoted_for_all(now), |source| state.is_demoted(source, now));
     json!({
         "address": endpoint.address,
         "instance": endpoint.traits.instance,
         "weight": endpoint.weight,
         "locality": endpoint.traits.locality,
         "cluster": endpoint.cluster(),
-        "healthy": endpoint.state.healthy(socket::now()),
-        "failures": endpoint.state.failures(),
-        "connections": endpoint.state.active(),
+        "healthy": state.healthy(now),
+        "demoted": is_demoted,
+        "own_hello": state.outcome().map(Outcome::word),
+        "failures": state.failures(),
+        "connections": state.active(),
     })
 }
 

@@ -217,9 +217,11 @@ fn left_out(one: &Value) -> String {
 }
 
 fn endpoint_row(endpoint: &Value) -> [Cell; 6] {
+    let is_demoted = endpoint.get("demoted").and_then(Value::as_bool).unwrap_or_default();
     ENDPOINT.map(|key| match (key, of(endpoint, key).as_str()) {
         ("healthy", "false") if coloured() => Cell::new("ejected").fg(Color::Red),
         ("healthy", "false") => Cell::new("ejected"),
+        ("healthy", "true") if is_demoted => Cell::new("demoted"),
         ("healthy", "true") => Cell::new("yes"),
         (_, text) => Cell::new(text),
     })

@@ -45,6 +45,7 @@ pub(crate) const EJECTION_FAILURE_COUNTS: Range = (0, 1_000_000);
 pub(crate) const EJECTION_BASE: Duration = Duration::from_secs(30);
 pub(crate) const EJECTION_MAX: Duration = Duration::from_secs(300);
 pub(crate) const EJECTION_PERCENT: u8 = 10;
+pub(crate) const DEMOTION: Option<Duration> = Some(Duration::from_secs(10));
 pub(crate) const PERCENTS: Range = (0, 100);
 
 pub(crate) const PIPE_SIZE: u64 = MIB;

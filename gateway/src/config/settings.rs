@@ -211,6 +211,9 @@ pub struct Upstream {
     pub replay: Replay,
     /// Ejection of endpoints that cannot be connected to.
     pub ejection: Ejection,
+    /// How long an endpoint that turned a hello away or could not be connected to is tried last; none: never.
+    #[serde(serialize_with = "units::duration_or_off")]
+    pub demotion: Option<Duration>,
 }
 
 /// The budget of a service for sending a ClientHello again.

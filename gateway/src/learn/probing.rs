@@ -13,11 +13,10 @@ use isthmus_xds::config::address::Ranges;
 use isthmus_xds::probes::{Answer, Down, Probes};
 use isthmus_xds::probing::{Asker, reach};
 use isthmus_xds::slice::{Slice, Staleness};
-use tokio::net::TcpSocket;
 
 use crate::config::settings::Target;
+use crate::connect;
 use crate::control::{Probed, Unreached};
-use crate::socket;
 use crate::worker::Process;
 
 use super::services::Here;
@@ -46,7 +45,7 @@ impl Asker for Asking {
             }
         };
         drop(slices);
-        async move { reach(&addresses, |to| connect(to, Arc::clone(&control.process))).await }
+        async move { reach(&addresses, |to| reached(to, Arc::clone(&control.process))).await }
     }
 }
 
@@ -75,16 +74,8 @@ impl Names {
     }
 }
 
-/// As connections of clients do, but for what is sent.
-async fn connect(to: SocketAddr, process: Arc<Process>) -> io::Result<()> {
-    if process.is_own(to) {
-        return Err(io::Error::other("is this gateway itself"));
-    }
-    let tables = process.tables.load_full();
-    let mut sources = tables.live.upstream.source_addresses.iter();
-    let from = sources.find(|source| source.is_ipv4() == to.is_ipv4()).copied();
-    let socket = socket::upstream(to, from, &process.fixed.tcp)?;
-    TcpSocket::from_std_stream(socket.into()).connect(to).await.map(drop)
+async fn reached(to: SocketAddr, process: Arc<Process>) -> io::Result<()> {
+    connect::plain(to, &process).await.map(drop)
 }
 
 impl Slices {

@@ -12,6 +12,7 @@ use prometheus::proto::{self, LabelPair, MetricFamily, MetricType};
 
 use super::{BUCKETS, Histogram, ListenerCounters, WorkerCounters};
 use crate::control::{Control, Following, Probed};
+use crate::demotion::Outcome;
 use crate::drain::Phase;
 use crate::reason::Reason;
 
@@ -76,8 +77,14 @@ metrics! {
         = attempts_failed;
     "replays_total" counter [] "ClientHellos sent to another endpoint because the first answered them badly."
         = |control| total(control, |counters| &counters.replays);
-    "ejections_total" counter [] "Endpoints left out for a while because they could not be connected to."
-        = |control| total(control, |counters| &counters.ejections);
+    "ejections_total" counter [] "Endpoints left out for a while because they could not be connected to or did not answer the gateway's own ClientHello."
+        = ejections;
+    "demotions_total" counter [] "Times that an endpoint was put last for a while because it turned ClientHellos away or could not be connected to."
+        = |control| total(control, |counters| &counters.demotions);
+    "hello_checks_total" counter ["result"] "ClientHellos of the gateway's own to endpoints that were put last, by what came back: `answered`, `alert`, `closed`, `reset`, `silent`, `unreached`, or `not_asked` where this machine could not ask."
+        = hello_checks;
+    "endpoints_failing" gauge [] "Endpoints that did not answer the gateway's own ClientHello and are tried last until they do."
+        = |control| vec![one([], float(control.process.suspects.failing()))];
     "accept_pauses_total" counter [] "Times that accepting paused because descriptors had run out."
         = |control| total(control, |counters| &counters.accept_pauses);
     "connections_limit" gauge [] "Connections that the descriptor limit and `limits.connections` allow."
@@ -284,6 +291,16 @@ fn attempts_failed(control: &Control) -> Vec<Sample> {
     .iter()
     .map(failures)
     .collect()
+}
+
+fn ejections(control: &Control) -> Vec<Sample> {
+    let by_connects = workers(control).map(|counters| &counters.ejections);
+    vec![one([], sum(by_connects.chain([&control.process.metrics.own_ejections])))]
+}
+
+fn hello_checks(control: &Control) -> Vec<Sample> {
+    let counts = Outcome::ALL.iter().zip(&control.process.metrics.checks);
+    counts.map(|(outcome, count)| one([outcome.word().to_owned()], sum([count]))).collect()
 }
 
 fn connections_limit(control: &Control) -> u32 {

@@ -319,12 +319,31 @@ impl Service {
         })
     }
 
-    /// Notes a connect that was refused or timed out; true when that ejects the endpoint. One may always
-    /// be ejected, more of them up to the rule's share.
+    /// Notes a connect that was refused or timed out; true when that ejects the endpoint.
     pub(crate) fn failed(&self, endpoint: &Endpoint, now: Millis, rule: &Ejection) -> bool {
+        endpoint.state.failed(now, rule, self.may_eject(now, rule))
+    }
+
+    /// Whether one more may be ejected: one always, more of them up to the rule's share.
+    pub(crate) fn may_eject(&self, now: Millis, rule: &Ejection) -> bool {
         let ejected = self.endpoints.iter().filter(|endpoint| !endpoint.state.healthy(now)).count();
-        let allowed = (self.endpoints.len() * usize::from(rule.max_percent) / 100).max(1);
-        endpoint.state.failed(now, rule, ejected < allowed)
+        ejected < (self.endpoints.len() * usize::from(rule.max_percent) / 100).max(1)
+    }
+
+    /// Whether an instance has this label, whoever may reach it.
+    pub(crate) fn has_instance(&self, label: &str) -> bool {
+        self.instances().iter().any(|traits| {
+            let beyond = traits.beyond().iter().map(|named| &named.name);
+            traits.instance.iter().chain(beyond).any(|name| name.as_str() == label)
+        })
+    }
+
+    /// A name that is this service's own, whatever clients ask for; none where it only has patterns.
+    pub(crate) fn own_name(&self) -> Option<&HostName> {
+        std::iter::once(&self.host).chain(self.aliases()).find_map(|pattern| match pattern {
+            HostPattern::Exact(name) => Some(name),
+            HostPattern::Suffix(_) => None,
+        })
     }
 }
 

@@ -2,10 +2,11 @@
 //! IPv4-mapped IPv6 address is the IPv4 address it carries, everywhere. Not resolution.
 
 use std::fmt;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6, UdpSocket};
 use std::str::FromStr;
 
 use ipnet::{IpNet, Ipv4Net};
+use rustix::net::netdevice::name_to_index;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -99,7 +100,7 @@ impl Scalar for ListenAddress {
     }
 
     fn read(&self) -> Result<SocketAddr, Wrong> {
-        read_socket(&self.0).ok_or(Wrong {
+        read_socket(&self.0)?.ok_or(Wrong {
             what: "is no address to listen on",
             remedy: "write IP:PORT or [IPV6]:PORT, such as 0.0.0.0:15443",
         })
@@ -114,7 +115,7 @@ impl Scalar for ServerAddress {
     }
 
     fn read(&self) -> Result<SocketAddr, Wrong> {
-        read_socket(&self.0)
+        read_socket(&self.0)?
             .filter(|address| address.port() != 0)
             .ok_or(Wrong { what: "is no server's address", remedy: "write IP:PORT or [IPV6]:PORT" })
     }
@@ -137,7 +138,7 @@ impl FromStr for Target {
 
     fn from_str(text: &str) -> Result<Target, Wrong> {
         let no_port = Wrong { what: "has a port out of range", remedy: "write a port from 1 to 65535" };
-        if let Some(address) = read_socket(text) {
+        if let Some(address) = read_socket(text)? {
             return if address.port() == 0 { Err(no_port) } else { Ok(Target::Address(address)) };
         }
         let (host, port) = text
@@ -269,14 +270,32 @@ pub fn read_port(text: &str) -> Option<u16> {
     text.parse().ok().filter(|port| digits && *port != 0)
 }
 
-fn read_socket(text: &str) -> Option<SocketAddr> {
-    let address: SocketAddr = text.parse().ok()?;
-    Some(match address.ip() {
+fn read_socket(text: &str) -> Result<Option<SocketAddr>, Wrong> {
+    let Ok(address) = text.parse::<SocketAddr>() else { return read_scoped(text) };
+    Ok(Some(match address.ip() {
         // Rebuilt only when mapped: an IPv6 address keeps its scope.
         IpAddr::V6(ip) if ip.to_ipv4_mapped().is_some() => SocketAddr::new(ip.to_canonical(), address.port()),
         _ => address,
-    })
+    }))
 }
+
+/// `[IPV6%INTERFACE]:PORT`, with the number that the interface has now.
+fn read_scoped(text: &str) -> Result<Option<SocketAddr>, Wrong> {
+    let parts = text.strip_prefix('[').and_then(|rest| {
+        let (address, port) = rest.split_once("]:")?;
+        let (ip, interface) = address.split_once('%')?;
+        Some((ip.parse::<Ipv6Addr>().ok()?, interface, port.parse::<u16>().ok()?))
+    });
+    let Some((ip, interface, port)) = parts else { return Ok(None) };
+    let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).map_err(|_| NO_INTERFACE)?;
+    let scope = name_to_index(&socket, interface).map_err(|_| NO_INTERFACE)?;
+    Ok(Some(SocketAddrV6::new(ip, port, 0, scope).into()))
+}
+
+const NO_INTERFACE: Wrong = Wrong {
+    what: "names an interface that this machine does not have",
+    remedy: "write [IPV6%INTERFACE]:PORT with a name or a number that `ip link` shows",
+};
 
 fn unmapped(net: IpNet) -> IpNet {
     if let IpNet::V6(net) = net
@@ -334,6 +353,8 @@ mod tests {
         assert_eq!(target("[::ffff:10.0.0.1]:80"), Ok(Target::Address("10.0.0.1:80".parse().unwrap())));
         assert_eq!(target("[2001:db8::1]:80"), Ok(Target::Address("[2001:db8::1]:80".parse().unwrap())));
         assert_eq!(target("[fe80::1%3]:80"), Ok(Target::Address("[fe80::1%3]:80".parse().unwrap())));
+        assert_eq!(target("[fe80::1%lo]:80"), Ok(Target::Address("[fe80::1%1]:80".parse().unwrap())));
+        assert_eq!(target("[fe80::1%nosuch0]:80"), Err(NO_INTERFACE));
         let host = HostName::parse("db-1.example").unwrap();
         assert_eq!(target("DB-1.example.:3306"), Ok(Target::Name { host, port: 3306 }));
         for (wrong, what) in [

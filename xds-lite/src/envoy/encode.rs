@@ -1,7 +1,7 @@
 //! Chains and endpoints as Envoy's messages. The same input is always the same bytes, whose hash is the
 //! version. Never `sni_cluster`: with it, a client's name chooses any cluster, the control plane's included.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -16,31 +16,39 @@ use crate::proto::envoy::config::cluster::v3 as cds;
 use crate::proto::envoy::config::core::v3 as core;
 use crate::proto::envoy::config::endpoint::v3 as eds;
 use crate::proto::envoy::config::listener::v3 as lds;
+use crate::proto::envoy::config::rbac::v3 as rbac;
 use crate::proto::envoy::config::route::v3 as rds;
 use crate::proto::envoy::extensions::filters::network::http_connection_manager::v3 as http;
+use crate::proto::envoy::extensions::filters::network::rbac::v3 as network_rbac;
 use crate::proto::envoy::extensions::filters::network::tcp_proxy::v3 as tcp;
 use crate::proto::envoy::extensions::transport_sockets::proxy_protocol::v3 as proxy;
+use crate::proto::envoy::r#type::matcher::v3 as matcher;
 use crate::proto::envoy::r#type::v3 as kind;
 use crate::slice::{Health, Port};
 
 use super::EAST_WEST;
 use super::chain::{At, Chain};
 use super::claims::NamedChain;
+use super::refused::is_pattern;
 
 const TYPES: &str = "type.googleapis.com/envoy.extensions";
 /// From accept to the end of the ClientHello.
 const HELLO: Duration = Duration::from_secs(5);
 const CONNECT_ATTEMPTS: u32 = 3;
+/// The chain of names that lead nowhere.
+const NOWHERE: &str = "isthmus-nowhere";
+/// What the gateway's own names for ports begin with.
+const OUTBOUND: &str = "outbound_.";
 /// In seconds, and probes; as the gateway's own.
 const KEEPALIVE: (u32, u32) = (180, 9);
 
-/// The one Listener; at least one chain.
-pub(super) fn listener(address: SocketAddr, chains: &[NamedChain<'_>]) -> Bytes {
+/// The one Listener; at least one chain. What asks for a name of `nowhere` is closed.
+pub(super) fn listener(address: SocketAddr, chains: &[NamedChain<'_>], nowhere: &BTreeSet<&str>) -> Bytes {
     let inspector = any("filters.listener.tls_inspector.v3.TlsInspector", &());
     let listener = lds::Listener {
         name: EAST_WEST.to_owned(),
         address: Some(socket_address(address)),
-        filter_chains: chains.iter().map(filter_chain).collect(),
+        filter_chains: chains.iter().map(filter_chain).chain(closing_chain(nowhere)).collect(),
         listener_filters: vec![lds::ListenerFilter {
             name: "envoy.filters.listener.tls_inspector".to_owned(),
             config_type: Some(lds::listener_filter::ConfigType::TypedConfig(inspector)),
@@ -53,8 +61,65 @@ pub(super) fn listener(address: SocketAddr, chains: &[NamedChain<'_>]) -> Bytes 
     listener.encode_to_vec().into()
 }
 
+/// Envoy closes what gets to a chain without filters.
+fn closing_chain(names: &BTreeSet<&str>) -> Option<lds::FilterChain> {
+    let chain = lds::FilterChain {
+        filter_chain_match: Some(lds::FilterChainMatch {
+            server_names: names.iter().map(|name| (*name).to_owned()).collect(),
+            transport_protocol: "tls".to_owned(),
+            ..lds::FilterChainMatch::default()
+        }),
+        name: NOWHERE.to_owned(),
+        ..lds::FilterChain::default()
+    };
+    (!names.is_empty()).then_some(chain)
+}
+
+/// In a chain with a `*.suffix`: `outbound_` names that are not its own belong to another service, to a port that
+/// there is not, or to a subset.
+fn no_outbound_names(chain: &NamedChain<'_>) -> Option<lds::Filter> {
+    use matcher::string_matcher::MatchPattern;
+    use rbac::permission::{Rule, Set};
+    if !chain.names.iter().any(|name| is_pattern(name)) {
+        return None;
+    }
+    let permission = |rule| rbac::Permission { rule: Some(rule) };
+    let asked = |pattern| {
+        let name = matcher::StringMatcher { match_pattern: Some(pattern), ignore_case: false };
+        permission(Rule::RequestedServerName(name))
+    };
+    let own = chain.names.iter().filter(|name| name.starts_with(OUTBOUND));
+    let not_own =
+        own.map(|name| permission(Rule::NotRule(Box::new(asked(MatchPattern::Exact((*name).to_owned()))))));
+    let rules = std::iter::once(asked(MatchPattern::Prefix(OUTBOUND.to_owned()))).chain(not_own).collect();
+    let policy = rbac::Policy {
+        permissions: vec![permission(Rule::AndRules(Set { rules }))],
+        principals: vec![rbac::Principal { identifier: Some(rbac::principal::Identifier::Any(true)) }],
+        ..rbac::Policy::default()
+    };
+    let rules = rbac::Rbac {
+        action: rbac::rbac::Action::Deny.into(),
+        policies: std::iter::once((NOWHERE.to_owned(), policy)).collect(),
+        ..rbac::Rbac::default()
+    };
+    let filter = network_rbac::Rbac {
+        rules: Some(rules),
+        stat_prefix: EAST_WEST.to_owned(),
+        ..network_rbac::Rbac::default()
+    };
+    let config = any("filters.network.rbac.v3.RBAC", &filter);
+    Some(lds::Filter {
+        name: "envoy.filters.network.rbac".to_owned(),
+        config_type: Some(lds::filter::ConfigType::TypedConfig(config)),
+    })
+}
+
 fn filter_chain(chain: &NamedChain<'_>) -> lds::FilterChain {
     let proxy = any("filters.network.tcp_proxy.v3.TcpProxy", &tcp_proxy(chain));
+    let proxy = lds::Filter {
+        name: "envoy.filters.network.tcp_proxy".to_owned(),
+        config_type: Some(lds::filter::ConfigType::TypedConfig(proxy)),
+    };
     lds::FilterChain {
         filter_chain_match: Some(lds::FilterChainMatch {
             server_names: chain.names.iter().map(|name| (*name).to_owned()).collect(),
@@ -63,10 +128,7 @@ fn filter_chain(chain: &NamedChain<'_>) -> lds::FilterChain {
             source_prefix_ranges: chain.sources.iter().map(range).collect(),
             ..lds::FilterChainMatch::default()
         }),
-        filters: vec![lds::Filter {
-            name: "envoy.filters.network.tcp_proxy".to_owned(),
-            config_type: Some(lds::filter::ConfigType::TypedConfig(proxy)),
-        }],
+        filters: no_outbound_names(chain).into_iter().chain([proxy]).collect(),
         name: chain.cluster.clone(),
         ..lds::FilterChain::default()
     }

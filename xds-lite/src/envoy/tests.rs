@@ -103,6 +103,71 @@ fn is_led(adapter: &Adapter, cluster: &str, names: &[&str]) -> bool {
     led(adapter).iter().any(|(name, matches)| name == cluster && matches == names)
 }
 
+/// The chain that a stock Envoy finds for a name: exact, then the longest pattern.
+fn found(adapter: &Adapter, name: &str) -> Option<String> {
+    let led = led(adapter);
+    let suffixes = std::iter::successors(Some(name), |name| name.split_once('.').map(|(_, rest)| rest));
+    let patterns = suffixes.skip(1).map(|suffix| format!("*.{suffix}"));
+    std::iter::once(name.to_owned())
+        .chain(patterns)
+        .find_map(|name| led.iter().find(|(_, names)| names.contains(&name)).map(|(chain, _)| chain.clone()))
+}
+
+#[test]
+fn name_that_exists_leads_to_its_own_chain_or_to_one_that_closes() {
+    let adapter = adapter();
+    let mut ports = [1, 2].map(|number| port(number, vec![endpoint("10.0.0.1:80")]));
+    for port in &mut ports {
+        port.bare = false;
+        port.endpoints[0].instance = Some(HostName::parse("db-0").unwrap());
+    }
+    let mut secret = port(443, vec![endpoint("10.0.0.2:80")]);
+    secret.exported = false;
+    adapter.change(&[
+        slice("east/db.example", Some(offer(ports.into()))),
+        slice("east/secret.example", Some(offer(vec![secret.clone()]))),
+        slice("east/*.inner.example", Some(offer(vec![secret]))),
+    ]);
+    assert_eq!(found(&adapter, "db.example"), None, "nothing catches it");
+    adapter.change(&[simple("east/*.example", "10.0.0.3:80")]);
+    let (wildcard, nowhere) =
+        (Some("outbound_.443_._.*.example".to_owned()), Some("isthmus-nowhere".to_owned()));
+    for name in ["db.example", "db-0.db.example", "secret.example", "a.inner.example"] {
+        assert_eq!(found(&adapter, name), nowhere, "{name}");
+    }
+    assert_eq!(found(&adapter, "www.example"), wildcard);
+    assert_eq!(found(&adapter, "outbound_.2_._.db.example").as_deref(), Some("outbound_.2_._.db.example"));
+    let listener = the_listener(&adapter);
+    let chain = |name: &Option<String>| {
+        listener.filter_chains.iter().find(|chain| Some(&chain.name) == name.as_ref()).unwrap()
+    };
+    assert!(chain(&nowhere).filters.is_empty(), "Envoy closes what gets there");
+    let filters: Vec<_> = chain(&wildcard).filters.iter().map(|filter| filter.name.as_str()).collect();
+    assert_eq!(filters, ["envoy.filters.network.rbac", "envoy.filters.network.tcp_proxy"]);
+    // A host that comes later under the pattern, and one that goes.
+    let mut late = port(443, vec![]);
+    late.exported = false;
+    adapter.change(&[slice("east/late.example", Some(offer(vec![late])))]);
+    assert_eq!(found(&adapter, "late.example"), nowhere);
+    adapter.change(&[slice("east/late.example", None)]);
+    assert_eq!(found(&adapter, "late.example"), wildcard);
+}
+
+#[test]
+fn patterns_are_left_out_where_too_many_names_below_them_lead_nowhere() {
+    let adapter = adapter_of(2);
+    let mut hidden = port(443, vec![]);
+    hidden.exported = false;
+    let slices: Vec<_> = (0..3)
+        .map(|index| slice(&format!("east/h{index}.example"), Some(offer(vec![hidden.clone()]))))
+        .collect();
+    adapter.change(&slices);
+    adapter.change(&[simple("east/*.example", "10.0.0.3:80"), simple("east/b", "10.0.0.4:80")]);
+    assert_eq!(found(&adapter, "h0.example"), None);
+    assert_eq!(found(&adapter, "b").as_deref(), Some("outbound_.443_._.b"));
+    assert!(adapter.problems().iter().any(|problem| problem.contains("3 names below them lead nowhere")));
+}
+
 #[test]
 fn a_service_is_a_chain_a_cluster_and_its_endpoints() {
     let adapter = adapter();

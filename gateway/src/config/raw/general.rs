@@ -91,6 +91,10 @@ pub(crate) struct Upstream {
     pub(crate) replay: Option<Replay>,
     /// When an endpoint that cannot be connected to is left out.
     pub(crate) ejection: Option<Ejection>,
+    /// How long an endpoint that turned a ClientHello away or could not be connected to is tried last, while the
+    /// gateway sends it a ClientHello of its own; or `off`.
+    #[schemars(extend("default" = show_duration_or_off(defaults::DEMOTION)))]
+    pub(crate) demotion: Option<At<TimeOrOff>>,
 }
 
 /// The budget of each service for sending a ClientHello again.

@@ -108,6 +108,7 @@ pub(crate) fn upstream(report: &mut Report, raw: raw::Upstream) -> Upstream {
         source_addresses: report.values(raw.source_addresses.as_ref(), place.key("source_addresses")),
         replay: replay(report, place.key("replay"), &raw.replay.unwrap_or_default()),
         ejection: ejection(report, place.key("ejection"), &raw.ejection.unwrap_or_default()),
+        demotion: report.time_or_off(raw.demotion.as_ref(), place.key("demotion"), defaults::DEMOTION),
     }
 }
 

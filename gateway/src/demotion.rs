@@ -1,0 +1,247 @@
+//! Endpoints that are tried last for a while: what turned a client's hello away, could not be reached, or does not
+//! answer the gateway's own hello. It orders and never excludes, so that whatever a client sends costs others no
+//! endpoint. Not ejection, which is `endpoint`'s, nor the gateway's own hello, which is `hello_check`'s.
+
+use std::net::IpAddr;
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering::Relaxed};
+
+use crate::socket::Millis;
+
+/// An endpoint that answered the gateway's own hello is not demoted on the word of clients for so long.
+const TRUSTED_MS: Millis = 10_000;
+/// Between the end of one series of the gateway's own hellos and the next, at least.
+const REST_MS: Millis = 1_000;
+
+/// What one own hello to an endpoint led to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Outcome {
+    /// It said something.
+    Answered,
+    /// It said a TLS alert: of our hello, that tells nothing.
+    Alerted,
+    /// It closed.
+    Closed,
+    /// It reset.
+    Reset,
+    /// It said nothing in time.
+    Silent,
+    /// It could not be connected to.
+    Unreached,
+    /// This machine could not ask.
+    Unasked,
+}
+
+impl Outcome {
+    /// Every outcome, in the order of their discriminants.
+    pub const ALL: [Outcome; 7] = [
+        Outcome::Answered,
+        Outcome::Alerted,
+        Outcome::Closed,
+        Outcome::Reset,
+        Outcome::Silent,
+        Outcome::Unreached,
+        Outcome::Unasked,
+    ];
+
+    /// The word in logs, labels and pages.
+    #[must_use]
+    pub const fn word(self) -> &'static str {
+        match self {
+            Outcome::Answered => "answered",
+            Outcome::Alerted => "alert",
+            Outcome::Closed => "closed",
+            Outcome::Reset => "reset",
+            Outcome::Silent => "silent",
+            Outcome::Unreached => "unreached",
+            Outcome::Unasked => "not_asked",
+        }
+    }
+
+    /// Whether it counts against the endpoint.
+    #[must_use]
+    pub const fn is_failure(self) -> bool {
+        matches!(self, Outcome::Closed | Outcome::Reset | Outcome::Silent | Outcome::Unreached)
+    }
+}
+
+const NO_OUTCOME: u8 = u8::MAX;
+
+/// What is remembered of an endpoint that was demoted once.
+#[derive(Debug)]
+pub(crate) struct Demotion {
+    /// The last source whose hello was turned away, and until when the endpoint is last for it.
+    source: AtomicU64,
+    for_source: AtomicU64,
+    /// Until when it is last for everybody.
+    for_all: AtomicU64,
+    /// Until when clients' hellos say nothing of it: it answered the gateway's own.
+    trusted: AtomicU64,
+    /// Before this, no new series of own hellos begins.
+    rests: AtomicU64,
+    /// A series of own hellos is under way.
+    checked: AtomicBool,
+    /// Own hellos in a row that failed.
+    failures: AtomicU32,
+    outcome: AtomicU8,
+}
+
+impl Default for Demotion {
+    fn default() -> Self {
+        let never = || AtomicU64::new(0);
+        Demotion {
+            source: never(),
+            for_source: never(),
+            for_all: never(),
+            trusted: never(),
+            rests: never(),
+            checked: AtomicBool::new(false),
+            failures: AtomicU32::new(0),
+            outcome: AtomicU8::new(NO_OUTCOME),
+        }
+    }
+}
+
+impl Demotion {
+    pub(crate) fn is_demoted(&self, source: IpAddr, now: Millis) -> bool {
+        self.is_demoted_for_all(now)
+            || (self.for_source.load(Relaxed) > now && self.source.load(Relaxed) == site(source))
+    }
+
+    pub(crate) fn is_demoted_for_all(&self, now: Millis) -> bool {
+        self.failures.load(Relaxed) > 0 || self.for_all.load(Relaxed) > now
+    }
+
+    /// A client's hello was turned away: last for that client, and for everybody once it happened to two sources.
+    /// True when the order changes by it.
+    pub(crate) fn turned_away(&self, source: IpAddr, now: Millis, length: Millis) -> bool {
+        if self.trusted.load(Relaxed) > now || self.is_demoted_for_all(now) {
+            return false;
+        }
+        let (site, until) = (site(source), now.saturating_add(length));
+        let is_running = self.for_source.load(Relaxed) > now;
+        if is_running && self.source.load(Relaxed) != site {
+            self.for_all.store(until, Relaxed);
+            return true;
+        }
+        self.source.store(site, Relaxed);
+        self.for_source.store(until, Relaxed);
+        !is_running
+    }
+
+    /// It could not be reached, whoever asked. True when the order changes by it.
+    pub(crate) fn unreached(&self, now: Millis, length: Millis) -> bool {
+        let was_demoted = self.is_demoted_for_all(now);
+        self.for_all.store(now.saturating_add(length), Relaxed);
+        !was_demoted
+    }
+
+    /// Whether a series of own hellos may begin; it is begun then.
+    pub(crate) fn begin_check(&self, now: Millis) -> bool {
+        self.rests.load(Relaxed) <= now && !self.checked.swap(true, Relaxed)
+    }
+
+    pub(crate) fn end_check(&self, now: Millis) {
+        self.rests.store(now.saturating_add(REST_MS), Relaxed);
+        self.failures.store(0, Relaxed);
+        self.checked.store(false, Relaxed);
+    }
+
+    /// Takes an outcome; says how many own hellos in a row have failed.
+    pub(crate) fn checked(&self, outcome: Outcome, now: Millis) -> u32 {
+        self.outcome.store(outcome as u8, Relaxed);
+        match outcome {
+            Outcome::Answered => {
+                for until in [&self.for_source, &self.for_all] {
+                    until.store(0, Relaxed);
+                }
+                self.trusted.store(now.saturating_add(TRUSTED_MS), Relaxed);
+                self.failures.store(0, Relaxed);
+                0
+            }
+            Outcome::Alerted | Outcome::Unasked => self.failures.load(Relaxed),
+            Outcome::Closed | Outcome::Reset | Outcome::Silent | Outcome::Unreached => {
+                self.failures.fetch_add(1, Relaxed).saturating_add(1)
+            }
+        }
+    }
+
+    /// What the last own hello led to.
+    pub(crate) fn outcome(&self) -> Option<Outcome> {
+        Outcome::ALL.get(usize::from(self.outcome.load(Relaxed))).copied()
+    }
+}
+
+/// Whose address it is: one IPv4 address, or one IPv6 network, whose hosts choose the rest themselves.
+fn site(source: IpAddr) -> u64 {
+    match source.to_canonical() {
+        IpAddr::V4(ip) => u64::from(ip.to_bits()) | 1 << 32,
+        IpAddr::V6(ip) => u64::try_from(ip.to_bits() >> 64).unwrap_or_default(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ONE: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(192, 0, 2, 1));
+    const OTHER: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(192, 0, 2, 2));
+
+    #[test]
+    fn demotion_by_one_source_is_for_that_source_and_ends() {
+        let demotion = Demotion::default();
+        assert!(demotion.turned_away(ONE, 5, 100));
+        assert!(!demotion.turned_away(ONE, 6, 100), "nothing new");
+        assert!(demotion.is_demoted(ONE, 105) && !demotion.is_demoted(OTHER, 105));
+        assert!(!demotion.is_demoted(ONE, 106));
+        assert!(demotion.turned_away(ONE, 200, 100) && demotion.turned_away(OTHER, 210, 100));
+        assert!(demotion.is_demoted(IpAddr::from([10, 0, 0, 1]), 309), "two sources speak for all");
+        assert!(!demotion.is_demoted(ONE, 310));
+    }
+
+    #[test]
+    fn demotion_by_clients_ends_with_an_answer_to_the_own_hello_and_waits_after_it() {
+        let demotion = Demotion::default();
+        assert!(demotion.begin_check(1) && !demotion.begin_check(1), "one series at a time");
+        for source in [ONE, OTHER] {
+            assert!(demotion.turned_away(source, 1, 100));
+        }
+        assert_eq!(demotion.checked(Outcome::Answered, 2), 0);
+        demotion.end_check(2);
+        assert!(!demotion.is_demoted(ONE, 3) && !demotion.is_demoted(OTHER, 3));
+        assert!(!demotion.turned_away(ONE, TRUSTED_MS, 100), "clients say nothing of it for a while");
+        assert!(demotion.turned_away(ONE, TRUSTED_MS + 2, 100));
+        assert!(!demotion.begin_check(REST_MS) && demotion.begin_check(REST_MS + 2));
+    }
+
+    #[test]
+    fn demotion_lasts_while_the_own_hello_fails_and_never_for_an_alert() {
+        let demotion = Demotion::default();
+        assert_eq!(demotion.checked(Outcome::Alerted, 0), 0);
+        assert!(!demotion.is_demoted_for_all(0));
+        let failures = [Outcome::Closed, Outcome::Reset, Outcome::Silent, Outcome::Unreached];
+        let counted = failures.map(|outcome| demotion.checked(outcome, 1));
+        assert_eq!(counted, [1, 2, 3, 4]);
+        assert!(demotion.is_demoted(OTHER, Millis::MAX - 1));
+        assert_eq!(demotion.checked(Outcome::Unasked, 2), 4, "that tells nothing");
+        assert_eq!(demotion.checked(Outcome::Answered, 3), 0);
+        assert!(!demotion.is_demoted_for_all(4));
+        assert_eq!(demotion.outcome(), Some(Outcome::Answered));
+    }
+
+    #[test]
+    fn demotion_takes_an_ipv6_network_for_one_source() {
+        let of = |text: &str| site(text.parse().unwrap());
+        assert_eq!(of("2001:db8:1:2::1"), of("2001:db8:1:2:ffff::9"));
+        assert_ne!(of("2001:db8:1:2::1"), of("2001:db8:1:3::1"));
+        assert_eq!(of("::ffff:192.0.2.1"), of("192.0.2.1"));
+        assert_ne!(of("192.0.2.1"), of("192.0.2.2"));
+    }
+
+    #[test]
+    fn outcomes_are_indexed_by_their_discriminants() {
+        for (index, outcome) in Outcome::ALL.iter().enumerate() {
+            assert_eq!(*outcome as usize, index);
+        }
+    }
+}
