@@ -36,6 +36,7 @@ pub mod resolve;
 pub mod route;
 pub mod snapshot;
 pub mod socket;
+mod threads;
 pub mod turn;
 pub mod watch;
 pub mod worker;

@@ -5,6 +5,7 @@ mod cli;
 use std::process::ExitCode;
 
 use clap::Parser;
+use isthmus_certs::output;
 use isthmus_gateway::config::Problems;
 
 use crate::cli::{Cli, Command};
@@ -21,13 +22,16 @@ fn main() -> ExitCode {
         Command::Ask(question) => cli::ask::ask(&question),
     };
     match outcome {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(()) => {
+            output::settle();
+            ExitCode::SUCCESS
+        }
         Err(error) if error.is::<Problems>() => {
-            eprintln!("{error}");
+            output::last_words(&error.to_string());
             ExitCode::from(WRONG)
         }
         Err(error) => {
-            eprintln!("isthmus-gateway: {error:#}");
+            output::last_words(&format!("isthmus-gateway: {error:#}"));
             ExitCode::FAILURE
         }
     }

@@ -29,7 +29,7 @@ const LAYERS: &[&[&str]] = &[
     &["snapshot"],
     &["endpoint"],
     &["pipe", "hello", "proxy"],
-    &["reason", "socket", "turn"],
+    &["reason", "socket", "threads", "turn"],
     &["config"],
 ];
 

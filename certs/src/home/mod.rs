@@ -22,6 +22,7 @@ use time::OffsetDateTime;
 
 use crate::authority::{Authority, INTERMEDIATE_LIFETIME, ROOT_LIFETIME};
 use crate::files::{self, PUBLIC, SECRET};
+use crate::input;
 use crate::key::KeyKind;
 use crate::pem::{self, PemError};
 use crate::spiffe::TrustDomain;
@@ -39,6 +40,8 @@ const ROOT_KEY: &str = "root-key.pem";
 /// Work on a directory takes a moment; what takes longer hangs.
 const PATIENCE: Duration = Duration::from_secs(10);
 const PACE: Duration = Duration::from_millis(20);
+/// Larger is no file of an authority.
+const LARGEST: u64 = 16 << 20;
 /// Between the making of a root and of what it signs.
 const MOMENT: Duration = Duration::from_secs(1);
 /// What `init --force` removes; nothing else in the directory is touched.
@@ -227,7 +230,7 @@ impl Home {
 
     fn authority(&self, certificate: &Path, key: &Path) -> Result<Authority, HomeError> {
         let chain = read(certificate)?;
-        let key = match fs::read_to_string(key) {
+        let key = match input::read_text(key, LARGEST) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 return Err(HomeError::KeyAway(key.to_owned()));
             }
@@ -269,7 +272,7 @@ fn lock(folder: &Path) -> Result<File, HomeError> {
 }
 
 fn read(path: &Path) -> Result<String, HomeError> {
-    fs::read_to_string(path).map_err(|cause| HomeError::Read { path: path.to_owned(), cause })
+    input::read_text(path, LARGEST).map_err(|cause| HomeError::Read { path: path.to_owned(), cause })
 }
 
 /// Whether a file is there; one that may not be looked at is no file that is not there.
