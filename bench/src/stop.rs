@@ -1,10 +1,10 @@
-//! Ctrl-C, SIGTERM and a terminal that closes, as a flag that every loop looks at, so that what was started is also stopped.
+//! Ctrl-C and SIGTERM, as a flag that every loop looks at, so that what was started is also stopped.
 
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use isthmus_certs::signals::{self, Heard};
 
 /// Whether the user wants this program to end.
 #[derive(Clone, Debug, Default)]
@@ -14,9 +14,12 @@ impl Stop {
     /// Takes the signals over. A second one does no more than the first: the loops see it within a tick.
     pub(crate) fn on_signals() -> io::Result<Self> {
         let stop = Self::default();
-        for signal in [SIGHUP, SIGINT, SIGTERM] {
-            signal_hook::flag::register(signal, Arc::clone(&stop.0))?;
-        }
+        let asked = stop.clone();
+        signals::follow(move |heard| match heard {
+            Heard::End => asked.request(),
+            Heard::LookAgain => say_ignored("SIGHUP"),
+            Heard::Useless(name) => say_ignored(name),
+        })?;
         Ok(stop)
     }
 
@@ -32,4 +35,8 @@ impl Stop {
     pub(crate) fn check(&self) -> io::Result<()> {
         if self.requested() { Err(io::Error::other("stopped by a signal")) } else { Ok(()) }
     }
+}
+
+fn say_ignored(name: &str) {
+    eprintln!("{name}: ignored; SIGINT and SIGTERM end the measurement");
 }

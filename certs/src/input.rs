@@ -1,6 +1,7 @@
 //! Reading files that people and other programs write. Only regular files are opened, none is waited for, and none is
 //! read beyond its limit: a pipe, a device or a directory under a file's name must not hang or fill a program. Links
-//! are followed, as Kubernetes mounts its files by them. Not writing: that is [`files`](crate::files).
+//! are followed, as Kubernetes mounts its files by them. Commands that end may be given a pipe: they alone wait for
+//! one. Not writing: that is [`files`](crate::files).
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read as _};
@@ -29,8 +30,21 @@ pub fn open(path: &Path) -> io::Result<File> {
 /// It cannot be read, is not a regular file ([`io::ErrorKind::InvalidInput`]), or is larger
 /// ([`io::ErrorKind::FileTooLarge`]).
 pub fn read(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
+    bounded(open(path)?, limit)
+}
+
+/// Reads at most `limit` bytes of what a command line names: a file, or a pipe (`<(…)`, `/dev/stdin`), which is
+/// waited for. Only for commands that end.
+///
+/// # Errors
+/// It cannot be read, or is larger ([`io::ErrorKind::FileTooLarge`]).
+pub fn read_argument(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
+    bounded(File::open(path)?, limit)
+}
+
+fn bounded(from: impl io::Read, limit: u64) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
-    open(path)?.take(limit.saturating_add(1)).read_to_end(&mut bytes)?;
+    from.take(limit.saturating_add(1)).read_to_end(&mut bytes)?;
     match bytes.len() as u64 > limit {
         true => Err(io::Error::new(
             io::ErrorKind::FileTooLarge,
@@ -45,7 +59,19 @@ pub fn read(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
 /// # Errors
 /// As [`read`], or it is not UTF-8 ([`io::ErrorKind::InvalidData`]).
 pub fn read_text(path: &Path, limit: u64) -> io::Result<String> {
-    String::from_utf8(read(path, limit)?).map_err(|_| {
+    text(read(path, limit)?)
+}
+
+/// [`read_argument`] of UTF-8.
+///
+/// # Errors
+/// As [`read_argument`], or it is not UTF-8 ([`io::ErrorKind::InvalidData`]).
+pub fn read_text_argument(path: &Path, limit: u64) -> io::Result<String> {
+    text(read_argument(path, limit)?)
+}
+
+fn text(bytes: Vec<u8>) -> io::Result<String> {
+    String::from_utf8(bytes).map_err(|_| {
         io::Error::new(
             io::ErrorKind::InvalidData,
             "is not UTF-8 text; is it the right file, and saved as UTF-8?",
@@ -75,5 +101,21 @@ mod tests {
             assert_eq!(read(odd, 4).unwrap_err().kind(), io::ErrorKind::InvalidInput, "{}", odd.display());
         }
         assert_eq!(read(&dir.path().join("none"), 4).unwrap_err().kind(), io::ErrorKind::NotFound);
+    }
+
+    #[test]
+    fn argument_may_be_a_pipe_that_is_bounded_too() {
+        let dir = tempfile::tempdir().unwrap();
+        let pipe = dir.path().join("pipe");
+        let mode = rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR;
+        rustix::fs::mkfifoat(rustix::fs::CWD, &pipe, mode).unwrap();
+        let writer = std::thread::spawn({
+            let pipe = pipe.clone();
+            move || std::fs::write(pipe, "four").unwrap()
+        });
+        assert_eq!(read_text_argument(&pipe, 4).unwrap(), "four");
+        writer.join().unwrap();
+        let endless = read_argument(Path::new("/dev/zero"), 4).unwrap_err();
+        assert_eq!(endless.kind(), io::ErrorKind::FileTooLarge);
     }
 }

@@ -54,6 +54,8 @@ pub struct Control {
     /// What status shows; never locked for long.
     shown: Mutex<Shown>,
     retired: Mutex<Vec<Arc<Snapshot>>>,
+    /// The configuration file is to be looked at.
+    pub(crate) again: Notify,
     leave: Notify,
     broken: AtomicBool,
     given_up: OnceLock<String>,
@@ -107,6 +109,7 @@ impl Control {
             inputs: Mutex::new(Inputs { live: Arc::clone(&tables.live), resolved: Resolved::new(), beside }),
             shown: Mutex::new(Shown { changed: SystemTime::now(), refused: None }),
             retired: Mutex::default(),
+            again: Notify::new(),
             leave: Notify::new(),
             broken: AtomicBool::new(false),
             given_up: OnceLock::new(),
@@ -285,6 +288,18 @@ impl Control {
     fn enter(&self, phase: Phase) {
         self.is_leaving.store(phase != Phase::Serving, Relaxed);
         self.phase.send_replace(phase);
+    }
+
+    /// Looks at the configuration file now, whether or not something says that it has changed.
+    pub fn look_again(&self) {
+        self.again.notify_one();
+    }
+
+    /// How long a drain takes at most.
+    #[must_use]
+    pub fn longest_drain(&self) -> Duration {
+        let rules = &self.process.tables.load().live.drain;
+        rules.accept_for.saturating_add(rules.window)
     }
 
     /// Begins to drain, once.

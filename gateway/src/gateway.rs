@@ -5,12 +5,10 @@ use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::thread::JoinHandle;
 use std::time::Duration;
 
 use isthmus_certs::Trust;
 use isthmus_certs::trust;
-use tokio::runtime::Builder;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
@@ -25,6 +23,7 @@ use crate::log::AccessLog;
 use crate::metrics::Metrics;
 use crate::snapshot::{Resolved, Snapshot};
 use crate::socket;
+use crate::threads::{Ended, Threads};
 use crate::worker::{Bound, Process, Worker};
 use crate::{admin, foreign, hello_check, learn, resolve, watch as file};
 
@@ -33,8 +32,8 @@ use crate::{admin, foreign, hello_check, learn, resolve, watch as file};
 pub struct Gateway {
     control: Arc<Control>,
     bound: Vec<Bound>,
-    threads: Vec<JoinHandle<()>>,
-    log: Option<JoinHandle<()>>,
+    threads: Threads,
+    writes_log: bool,
     _trust: Option<trust::Watch>,
 }
 
@@ -112,7 +111,7 @@ impl Gateway {
             })
             .unzip();
         let lanes: Arc<[Lane]> = lanes.into();
-        let mut threads = Vec::new();
+        let mut threads = Threads::none();
         for ((worker, taker), listeners) in workers.iter().zip(takers).zip(doors.listeners) {
             let work = Work {
                 listeners,
@@ -121,16 +120,16 @@ impl Gateway {
                 worker: Arc::clone(worker),
                 control: Arc::clone(&control),
             };
-            threads.push(spawn(format!("worker-{}", worker.index), work.run())?);
+            threads.spawn(format!("worker-{}", worker.index), work.run())?;
         }
-        threads.push(spawn("control".into(), supervise(Arc::clone(&control), file, follow))?);
+        threads.spawn("control".into(), supervise(Arc::clone(&control), file, follow))?;
         let [admin, metrics, health] = doors.plain;
         // Each apart: what asks for one in a loop keeps nobody from another, and nobody waits for tables to be made.
         let on = || Arc::clone(&control);
-        threads.push(spawn("admin".into(), aside(on(), admin::serve_admin(admin, on())))?);
-        threads.push(spawn("metrics".into(), aside(on(), admin::serve_metrics(metrics, on())))?);
-        threads.push(spawn("health".into(), aside(on(), admin::serve_health(health, on())))?);
-        Ok(Gateway { control, bound, threads, log, _trust: trust })
+        threads.spawn("admin".into(), aside(on(), admin::serve_admin(admin, on())))?;
+        threads.spawn("metrics".into(), aside(on(), admin::serve_metrics(metrics, on())))?;
+        threads.spawn("health".into(), aside(on(), admin::serve_health(health, on())))?;
+        Ok(Gateway { control, bound, threads, writes_log: log.is_some(), _trust: trust })
     }
 
     /// What it listens on, with the ports that were bound.
@@ -155,19 +154,22 @@ impl Gateway {
         self.control.end();
     }
 
-    /// Waits for the end, and for the last line of the access log.
+    /// Waits for the end, and for the last line of the access log; but for neither longer than a second once the
+    /// gateway is over, whatever a thread or the reader of the log does.
     ///
     /// # Errors
     /// [`Error::CoreEnded`].
     pub fn wait(self) -> Result<(), Error> {
-        let in_order = self.threads.into_iter().all(|thread| thread.join().is_ok());
-        self.control.process.log.close();
-        if let Some(log) = self.log {
-            let _panicked = log.join();
+        let ended = self.threads.end_within(LAST_THREAD);
+        if ended == Ended::NotYet {
+            tracing::error!("a thread does not end; the gateway ends without it");
+        }
+        if self.writes_log && !self.control.process.log.close(LAST_LINE) {
+            tracing::warn!("nobody reads standard output; the last lines of the access log are lost");
         }
         match self.control.why_given_up() {
             Some(why) => Err(Error::GivenUp(why.to_owned())),
-            None if in_order && !self.control.is_broken() => Ok(()),
+            None if ended != Ended::Panicked && !self.control.is_broken() => Ok(()),
             None => Err(Error::CoreEnded),
         }
     }
@@ -292,13 +294,10 @@ impl Drop for Alarm {
 }
 
 /// How long farewells may take once everything is over.
-const FAREWELL: Duration = Duration::from_secs(1);
-
-fn spawn(name: String, work: impl Future<Output = ()> + Send + 'static) -> io::Result<JoinHandle<()>> {
-    // Made here, so that a system without descriptors to spare says so at start.
-    let runtime = Builder::new_current_thread().enable_all().build()?;
-    std::thread::Builder::new().name(name).spawn(move || runtime.block_on(work))
-}
+const FAREWELL: Duration = Duration::from_millis(600);
+/// How long after that the threads may last, and after them the last line of the access log: a second in all.
+const LAST_THREAD: Duration = Duration::from_millis(750);
+const LAST_LINE: Duration = Duration::from_millis(150);
 
 /// Who gives the gateway services.
 enum Followed {

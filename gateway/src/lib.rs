@@ -41,6 +41,7 @@ pub mod route;
 pub mod snapshot;
 pub mod socket;
 pub mod suspects;
+mod threads;
 pub mod turn;
 pub mod watch;
 pub mod worker;

@@ -32,6 +32,8 @@ pub struct AccessLog {
 struct Bell {
     rung: bool,
     closed: bool,
+    /// What was queued is written.
+    ended: bool,
 }
 
 impl AccessLog {
@@ -75,13 +77,19 @@ impl AccessLog {
                 log.flush(&mut out);
             }
             log.flush(&mut out);
+            log.bell().ended = true;
+            log.rings.notify_all();
         })
     }
 
-    /// Writes what is queued and ends the thread.
-    pub fn close(&self) {
-        self.bell().closed = true;
-        self.rings.notify_one();
+    /// Has the thread write what is queued and end; whether it has within `patience`.
+    pub fn close(&self, patience: Duration) -> bool {
+        let mut bell = self.bell();
+        bell.closed = true;
+        self.rings.notify_all();
+        let lasts = |bell: &mut Bell| !bell.ended;
+        let waited = self.rings.wait_timeout_while(bell, patience, lasts);
+        waited.unwrap_or_else(PoisonError::into_inner).0.ended
     }
 
     fn bell(&self) -> MutexGuard<'_, Bell> {

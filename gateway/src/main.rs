@@ -6,6 +6,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use isthmus_certs::causes::with_causes;
+use isthmus_certs::output;
 use isthmus_gateway::config::Problems;
 
 use crate::cli::{Cli, Command};
@@ -22,13 +23,16 @@ fn main() -> ExitCode {
         Command::Ask(question) => cli::ask::ask(&question),
     };
     match outcome {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(()) => {
+            output::settle();
+            ExitCode::SUCCESS
+        }
         Err(error) if error.is::<Problems>() => {
-            eprintln!("{error}");
+            output::last_words(&error.to_string());
             ExitCode::from(WRONG)
         }
         Err(error) => {
-            eprintln!("isthmus-gateway: {}", with_causes(error.as_ref()));
+            output::last_words(&format!("isthmus-gateway: {}", with_causes(error.as_ref())));
             ExitCode::FAILURE
         }
     }

@@ -3,7 +3,7 @@
 
 mod eyes;
 
-use std::fs::{self, File, Metadata};
+use std::fs::{self, Metadata};
 use std::hash::Hasher as _;
 use std::io::{self, Read as _};
 use std::os::unix::fs::MetadataExt as _;
@@ -11,6 +11,8 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
+use isthmus_certs::input;
+use isthmus_xds::config::file::LARGEST;
 use tokio::time::{sleep, timeout};
 
 use self::eyes::{Eyes, Seen};
@@ -50,7 +52,13 @@ pub(crate) async fn follow(file: PathBuf, control: Arc<Control>) -> io::Result<(
             control.refuse(format!("checking the edit failed ({error}); this is a bug, please report it"));
             POLL
         });
-        if timeout(wait, seen.something()).await.is_ok() {
+        let woken = async {
+            tokio::select! {
+                () = seen.something() => {}
+                () = control.again.notified() => {}
+            }
+        };
+        if timeout(wait, woken).await.is_ok() {
             sleep(PACE).await;
         }
     }
@@ -103,9 +111,8 @@ impl Watch {
     }
 
     fn judge(&mut self, print: Print, now: Instant) -> Duration {
-        // What cannot be read has no content; the check below says why.
-        let content = hash(&self.file).ok();
-        if content.is_some() && content == self.content {
+        let content = Some(hash(&self.file));
+        if content == self.content {
             self.settling.judged(print, now);
             return POLL;
         }
@@ -234,16 +241,23 @@ impl Settling {
     }
 }
 
-fn hash(file: &Path) -> io::Result<u64> {
-    let mut file = File::open(file)?;
+/// Of what a file has, as far as it is read; of one that cannot be read, why not.
+fn hash(file: &Path) -> u64 {
     let mut hasher = std::hash::DefaultHasher::new();
-    let mut buffer = vec![0; 64 * 1024];
-    loop {
-        match file.read(&mut buffer)? {
-            0 => return Ok(hasher.finish()),
-            length => hasher.write(buffer.get(..length).unwrap_or_default()),
+    let hashed = input::open(file).and_then(|file| {
+        let mut file = file.take(LARGEST.saturating_add(1));
+        let mut buffer = vec![0; 64 * 1024];
+        loop {
+            match file.read(&mut buffer)? {
+                0 => return Ok(()),
+                length => hasher.write(buffer.get(..length).unwrap_or_default()),
+            }
         }
+    });
+    if let Err(error) = hashed {
+        hasher.write(error.to_string().as_bytes());
     }
+    hasher.finish()
 }
 
 #[cfg(test)]

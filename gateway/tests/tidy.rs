@@ -31,7 +31,7 @@ const LAYERS: &[&[&str]] = &[
     &["snapshot"],
     &["endpoint"],
     &["demotion", "family", "pipe", "hello", "proxy"],
-    &["reason", "socket", "turn"],
+    &["reason", "socket", "threads", "turn"],
     &["config"],
 ];
 

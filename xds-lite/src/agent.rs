@@ -7,6 +7,7 @@ pub mod config;
 mod follow;
 pub mod issuing;
 pub mod joining;
+mod looking;
 mod metrics;
 mod pages;
 mod peer;
@@ -34,6 +35,7 @@ use crate::ads::service::Discovery;
 use crate::envoy::Adapter;
 use crate::issuing::IntermediateError;
 use crate::join;
+use crate::registry::files::Files;
 use crate::serve::{Visitors, serve_with};
 
 use bundles::Bundles;
@@ -41,6 +43,7 @@ use config::{Registration, Settings};
 use follow::federate;
 use issuing::Issuing;
 use joining::context;
+use looking::{keep_looking, look};
 use pages::Told;
 use peer::abroad_to;
 use persistence::Stores;
@@ -199,11 +202,19 @@ impl Agent {
     /// # Errors
     /// A part of it could not go on.
     pub async fn run(self) -> Result<(), Error> {
+        self.run_looking(Arc::default()).await
+    }
+
+    /// The same; whoever notifies `again` has it look at its registry, whether or not something says that it has changed.
+    ///
+    /// # Errors
+    /// As [`Agent::run`].
+    pub async fn run_looking(self, again: Arc<Notify>) -> Result<(), Error> {
         let Agent { settings, sockets, tls, trust, state, sources: _sources, issuing } = self;
         let _files = trust.watch(settings.trust.clone()).map_err(Error::Thread)?;
         let waiting = Arc::new(Notify::new());
         // The registry is read as a whole before anybody is served.
-        look(&state, &waiting);
+        let files = look(Files::new(settings.registry.clone()), &state, &waiting).await?;
         let told = Arc::new(Told {
             settings: Arc::clone(&settings),
             state: Arc::clone(&state),
@@ -228,7 +239,7 @@ impl Agent {
             }
             () = welcome(sockets.join, context) => Ok(()),
             () = renew_intermediate(issuing) => Ok(()),
-            () = keep_looking(&state, &waiting) => Ok(()),
+            ended = keep_looking(files, &state, &waiting, &again) => ended,
             () = keep_expiring(&state) => Ok(()),
             () = keep_registrations(&state) => Ok(()),
             () = views.bundles.keep_telling(&trust) => Ok(()),
@@ -295,26 +306,12 @@ async fn keep_registrations(state: &Mutex<State>) {
     }
 }
 
-async fn keep_looking(state: &Mutex<State>, waiting: &Notify) {
-    let mut pace = tokio::time::interval(PACE);
-    loop {
-        pace.tick().await;
-        look(state, waiting);
-    }
-}
-
 /// Each look walks over all that lost peers offer: often enough for times of whole seconds, and no more.
 async fn keep_expiring(state: &Mutex<State>) {
     let mut pace = tokio::time::interval(EXPIRE);
     loop {
         pace.tick().await;
         locked(state).expire(Instant::now());
-    }
-}
-
-fn look(state: &Mutex<State>, waiting: &Notify) {
-    if locked(state).look(Instant::now()) {
-        waiting.notify_one();
     }
 }
 

@@ -4,12 +4,15 @@ use std::fmt::Write as _;
 use std::io::{self, IsTerminal as _, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use anyhow::Context as _;
 use clap::{CommandFactory as _, Parser, Subcommand};
 use clap_complete::Shell;
 use isthmus_certs::Trust;
 use isthmus_certs::causes::with_causes;
+use isthmus_certs::output::{self, Output};
+use isthmus_certs::signals::{self, GRACE, Heard, end_within};
 use isthmus_xds::agent::{Agent, config, issuing, joining};
 use isthmus_xds::cli::ask::{Question, ask};
 use isthmus_xds::config::Problems;
@@ -19,7 +22,7 @@ use isthmus_xds::enrol::cli::EnrolArgs;
 use isthmus_xds::join;
 use isthmus_xds::join::cli::{CreateArgs, JoinArgs, ListArgs, TokenCommand};
 use tokio::runtime::Runtime;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::Notify;
 use tracing_subscriber::EnvFilter;
 
 /// Wrong configuration, as wrong usage.
@@ -40,8 +43,8 @@ enum Command {
 Example:
   isthmus-agent run --config /etc/isthmus/agent.yaml
 
-The registry's files are followed; the agent's own file is read at start. SIGTERM and SIGINT end it:
-gateways keep the last tables and come back.")]
+The registry's files are followed, and SIGHUP looks at them again; the agent's own file is read at
+start. SIGTERM and SIGINT end it: gateways keep the last tables and come back.")]
     Run {
         /// The configuration file (YAML)
         #[arg(long, value_name = "FILE", default_value = AGENT)]
@@ -103,20 +106,23 @@ fn main() -> ExitCode {
         }
     };
     match outcome {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(()) => {
+            output::settle();
+            ExitCode::SUCCESS
+        }
         Err(error) if error.is::<Problems>() => {
-            eprintln!("{error}");
+            output::last_words(&error.to_string());
             ExitCode::from(WRONG)
         }
         Err(error) => {
-            eprintln!("isthmus-agent: {}", with_causes(error.as_ref()));
+            output::last_words(&format!("isthmus-agent: {}", with_causes(error.as_ref())));
             ExitCode::FAILURE
         }
     }
 }
 
 fn check(file: &Path) -> anyhow::Result<()> {
-    let settings = config::load(file)?;
+    let settings = config::load_argument(file)?;
     for warning in &settings.warnings {
         eprintln!("warning: {warning}");
     }
@@ -130,7 +136,7 @@ fn check(file: &Path) -> anyhow::Result<()> {
 
 /// What an agent's file says, and its trust.
 fn loaded(file: &Path) -> anyhow::Result<(config::Settings, Trust)> {
-    let settings = config::load(file)?;
+    let settings = config::load_argument(file)?;
     let trust = Trust::load(&settings.trust).context("trust")?;
     Ok((settings, trust))
 }
@@ -146,61 +152,85 @@ fn create(args: &CreateArgs) -> anyhow::Result<()> {
 }
 
 fn list(args: &ListArgs) -> anyhow::Result<()> {
-    let settings = config::load(&args.config)?;
+    let settings = config::load_argument(&args.config)?;
     let state = settings.state.context("tokens are kept: add `state: DIRECTORY` to the file")?;
     say(&args.run(&*issuing::tokens(&state))?)
 }
 
 fn enrol(args: &EnrolArgs) -> anyhow::Result<()> {
-    start_log();
-    Runtime::new()?.block_on(async {
-        let mut terminate = signal(SignalKind::terminate())?;
-        let mut interrupt = signal(SignalKind::interrupt())?;
-        let work = async {
-            let enrolled = args.run().await?;
-            say(&enrolled.shown())?;
-            if args.follow {
-                enrolled.follow().await?;
-            }
-            anyhow::Ok(())
-        };
-        tokio::select! {
-            ended = work => ended,
-            Some(()) = terminate.recv() => Ok(()),
-            Some(()) = interrupt.recv() => Ok(()),
+    start_log()?;
+    let asked = follow_signals(|| tracing::info!("SIGHUP: the certificate is renewed when it is due"))?;
+    until_asked(&asked, async {
+        let enrolled = args.run().await?;
+        let shown = enrolled.shown();
+        // Whoever does not read it keeps nobody from ending.
+        tokio::task::spawn_blocking(move || say(&shown)).await??;
+        if args.follow {
+            enrolled.follow().await?;
         }
+        Ok(())
     })
 }
 
 fn run(file: &Path) -> anyhow::Result<()> {
-    start_log();
+    let log = start_log()?;
     let settings = config::load(file)?;
     for warning in &settings.warnings {
         tracing::warn!("{warning}");
     }
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    runtime.block_on(async {
+    let again = Arc::new(Notify::new());
+    let looking = Arc::clone(&again);
+    let asked = follow_signals(move || {
+        tracing::info!("SIGHUP: looking at the registry again; the agent's own file is read at start only");
+        looking.notify_one();
+    })?;
+    until_asked(&asked, async {
         let agent = Agent::bind(settings).await?;
-        let mut terminate = signal(SignalKind::terminate())?;
-        let mut interrupt = signal(SignalKind::interrupt())?;
         let mut announced = String::new();
         for (name, address) in agent.addresses()? {
             writeln!(announced, "listening {name} address={address}")?;
         }
-        // Nobody reading standard error is no reason to stop serving.
-        let _unread = writeln!(io::stderr(), "{announced}ready");
-        tokio::select! {
-            ended = agent.run() => Ok(ended?),
-            Some(()) = terminate.recv() => Ok(()),
-            Some(()) = interrupt.recv() => Ok(()),
-        }
+        log.line(&format!("{announced}ready"));
+        Ok(agent.run_looking(again).await?)
     })
 }
 
-fn start_log() {
+/// Runs it until its end, or until SIGTERM or SIGINT. What still waits for a disk then is not waited for.
+fn until_asked(asked: &Notify, work: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<()> {
+    let runtime = Runtime::new()?;
+    let ended = runtime.block_on(async {
+        tokio::select! {
+            ended = work => ended,
+            () = asked.notified() => Ok(()),
+        }
+    });
+    runtime.shutdown_background();
+    ended
+}
+
+/// Wakes who waits once the program is to end, and says what else was heard.
+fn follow_signals(look_again: impl Fn() + Send + 'static) -> io::Result<Arc<Notify>> {
+    let asked = Arc::new(Notify::new());
+    let tell = Arc::clone(&asked);
+    signals::follow(move |heard| match heard {
+        Heard::End => {
+            end_within(GRACE);
+            tell.notify_one();
+        }
+        Heard::LookAgain => look_again(),
+        Heard::Useless(name) => tracing::info!("{name}: ignored; SIGTERM ends the program"),
+    })?;
+    Ok(asked)
+}
+
+fn start_log() -> io::Result<&'static Output> {
+    let out = output::stderr()?;
     let filter = EnvFilter::try_from_env("ISTHMUS_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
     let colour = io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).with_ansi(colour).init();
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(move || out).with_ansi(colour);
+    // It would say so on standard error, and wait for whoever reads that.
+    log.log_internal_errors(false).init();
+    Ok(out)
 }
 
 /// Prints a text. A reader that has seen enough (`| head`) is no error, and no panic.

@@ -29,7 +29,6 @@ use hyper::Uri;
 use rustls::crypto::aws_lc_rs;
 use rustls::pki_types::ServerName;
 use tokio::runtime::{self, Runtime};
-use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::{Instant, interval_at};
 
 use self::client::{Client, Work};
@@ -39,6 +38,7 @@ use self::report::{Asked, Report};
 use self::show::{Live, TICK};
 use self::tls::Tls;
 use crate::descriptors;
+use crate::stop::Stop;
 
 /// Descriptors for other things than connections.
 const RESERVE: u64 = 64;
@@ -309,7 +309,7 @@ fn write_json(mut to: impl io::Write, report: &Report) -> io::Result<()> {
 
 /// Runs until the end or a signal, and shows what happens meanwhile. Tells whether a signal ended it.
 async fn watch(drive: &Arc<Drive>, duration: Option<Duration>) -> io::Result<bool> {
-    let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
+    let stop = Stop::on_signals()?;
     let live = Live::new(duration);
     let mut ticks = interval_at(Instant::now() + TICK, TICK);
     let mut last = Instant::now();
@@ -321,9 +321,10 @@ async fn watch(drive: &Arc<Drive>, duration: Option<Duration>) -> io::Result<boo
                 ended?;
                 break false;
             }
-            _ = interrupt.recv() => break true,
-            _ = terminate.recv() => break true,
             now = ticks.tick() => {
+                if stop.requested() {
+                    break true;
+                }
                 live.tick(drive, now - last);
                 last = now;
             }

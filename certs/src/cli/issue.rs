@@ -1,6 +1,5 @@
 //! `intermediate` and `issue`.
 
-use std::fs;
 use std::path::absolute;
 
 use anyhow::{Context as _, bail};
@@ -86,7 +85,7 @@ fn certify(
     cluster: Option<&str>,
 ) -> anyhow::Result<Answer> {
     let path = options.csr.as_deref().unwrap_or_else(|| std::path::Path::new("-"));
-    let request = fs::read(path).with_context(|| format!("{} cannot be read", path.display()))?;
+    let request = super::read(path)?;
     let csr = Csr::parse(&request).with_context(|| path.display().to_string())?;
     let chain = home.certify(&csr, leaf, cluster)?;
     let Some(out) = &options.out else {

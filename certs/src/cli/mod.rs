@@ -10,15 +10,15 @@ mod rotate;
 mod say;
 mod verify;
 
-use std::fs::File;
-use std::io::Read as _;
+use std::io;
 use std::path::Path;
 use std::process::ExitCode;
 
-use anyhow::{Context as _, bail};
+use anyhow::anyhow;
 use clap::{CommandFactory, Parser, Subcommand};
 use clap_complete::Shell;
 use isthmus_certs::home::{Home, OVERLAP, Plan};
+use isthmus_certs::input;
 use serde_json::json;
 
 use options::{
@@ -201,11 +201,9 @@ fn completions(shell: Shell) -> Answer {
 const MAX_FILE: u64 = 16 * 1024 * 1024;
 
 fn read(path: &Path) -> anyhow::Result<Vec<u8>> {
-    let mut bytes = Vec::new();
-    let read = File::open(path).and_then(|file| file.take(MAX_FILE + 1).read_to_end(&mut bytes));
-    read.with_context(|| format!("{} cannot be read", path.display()))?;
-    if bytes.len() as u64 > MAX_FILE {
-        bail!("{} is larger than 16 MiB; is it the right file?", path.display());
-    }
-    Ok(bytes)
+    let shown = path.display();
+    input::read_argument(path, MAX_FILE).map_err(|error| match error.kind() {
+        io::ErrorKind::FileTooLarge => anyhow!("{shown} is larger than 16 MiB; is it the right file?"),
+        _ => anyhow::Error::new(error).context(format!("{shown} cannot be read")),
+    })
 }

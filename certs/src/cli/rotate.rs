@@ -2,13 +2,11 @@
 
 use std::process::ExitCode;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
-use std::thread;
 use std::time::Duration;
 
 use isthmus_certs::home::{Awaited, Home, Pass, State, Step};
+use isthmus_certs::signals::{self, GRACE, Heard, end_within};
 use serde_json::{Value, json};
-use signal_hook::consts::{SIGINT, SIGTERM};
-use signal_hook::iterator::Signals;
 use time::OffsetDateTime;
 
 use super::options::{RotateOptions, Where};
@@ -68,7 +66,7 @@ fn waits(awaited: Option<&Awaited>) -> Vec<String> {
 
 /// Pass after pass. The directory is not held in between, so that other commands can work on it.
 fn watch(at: &Where, as_json: bool) -> anyhow::Result<ExitCode> {
-    let ended = signals()?;
+    let heard = heard()?;
     let (mut was_wrong, mut waited) = (Vec::new(), Vec::new());
     loop {
         let now = OffsetDateTime::now_utc();
@@ -96,10 +94,18 @@ fn watch(at: &Where, as_json: bool) -> anyhow::Result<ExitCode> {
             false => RETRY,
         };
         was_wrong = wrong;
-        if ended.recv_timeout(wait) != Err(RecvTimeoutError::Timeout) {
-            return Ok(ExitCode::SUCCESS);
+        match heard.recv_timeout(wait) {
+            Err(RecvTimeoutError::Timeout) => {}
+            Ok(Heard::LookAgain) => note("SIGHUP: looking again", as_json)?,
+            Ok(Heard::Useless(name)) => note(&format!("{name}: ignored"), as_json)?,
+            Ok(Heard::End) | Err(RecvTimeoutError::Disconnected) => return Ok(ExitCode::SUCCESS),
         }
     }
+}
+
+fn note(event: &str, as_json: bool) -> anyhow::Result<()> {
+    let now = time(OffsetDateTime::now_utc());
+    say_line(&Answer::new(format!("{now} {event}"), json!({ "time": now, "event": event })), as_json)
 }
 
 fn until(next: Option<OffsetDateTime>, now: OffsetDateTime) -> Duration {
@@ -107,15 +113,16 @@ fn until(next: Option<OffsetDateTime>, now: OffsetDateTime) -> Duration {
     wait.clamp(SHORTEST, LONGEST)
 }
 
-fn signals() -> anyhow::Result<Receiver<()>> {
-    let mut signals = Signals::new([SIGTERM, SIGINT])?;
-    let (end, ended) = mpsc::channel();
-    thread::Builder::new().name("signals".to_owned()).spawn(move || {
-        signals.forever().next();
+fn heard() -> std::io::Result<Receiver<Heard>> {
+    let (tell, told) = mpsc::channel();
+    signals::follow(move |heard| {
+        if heard == Heard::End {
+            end_within(GRACE);
+        }
         // Whoever waited is gone only with the process.
-        let _ = end.send(());
+        let _ = tell.send(heard);
     })?;
-    Ok(ended)
+    Ok(told)
 }
 
 pub(super) fn status(at: &Where) -> anyhow::Result<Answer> {

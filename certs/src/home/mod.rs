@@ -24,6 +24,7 @@ use time::OffsetDateTime;
 
 use crate::authority::{Authority, INTERMEDIATE_LIFETIME, ROOT_LIFETIME, Unusable};
 use crate::files::{self, PUBLIC, SECRET};
+use crate::input;
 use crate::key::KeyKind;
 use crate::pem;
 use crate::spiffe::TrustDomain;
@@ -41,6 +42,8 @@ const ROOT_KEY: &str = "root-key.pem";
 /// Work on a directory takes a moment; what takes longer hangs.
 const PATIENCE: Duration = Duration::from_secs(10);
 const PACE: Duration = Duration::from_millis(20);
+/// Larger is no file of an authority.
+const LARGEST: u64 = 16 << 20;
 /// Between the making of a root and of what it signs.
 const MOMENT: Duration = Duration::from_secs(1);
 /// What `init --force` removes; nothing else in the directory is touched.
@@ -228,13 +231,12 @@ impl Home {
     }
 
     fn authority(&self, certificate: &Path, key: &Path) -> Result<Authority, HomeError> {
-        let unread = |path: &Path, cause| HomeError::Read { path: path.to_owned(), cause };
-        let chain = fs::read(certificate).map_err(|cause| unread(certificate, cause))?;
-        let secret = match fs::read(key) {
+        let chain = read(certificate)?;
+        let secret = match input::read(key, LARGEST) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 return Err(HomeError::KeyAway(key.to_owned()));
             }
-            read => read.map_err(|cause| unread(key, cause))?,
+            read => read.map_err(|cause| HomeError::Read { path: key.to_owned(), cause })?,
         };
         Authority::from_pem(self.state.trust_domain.clone(), chain, secret).map_err(|cause| {
             let path = if matches!(cause, Unusable::Key(_)) { key } else { certificate };
@@ -244,7 +246,7 @@ impl Home {
 
     fn root_certificate(&self, number: u64) -> Result<CertificateDer<'static>, HomeError> {
         let path = self.root_folder(number).join(ROOT_CERTIFICATE);
-        let text = fs::read(&path).map_err(|cause| HomeError::Read { path: path.clone(), cause })?;
+        let text = read(&path)?;
         let roots = pem::certificates(text).map_err(Unusable::Chain);
         let first = roots.and_then(|roots| roots.into_iter().next().ok_or(Unusable::Empty));
         first.map_err(|cause| HomeError::Unusable { path, cause })
@@ -275,8 +277,8 @@ fn lock(folder: &Path) -> Result<File, HomeError> {
     }
 }
 
-fn read(path: &Path) -> Result<String, HomeError> {
-    fs::read_to_string(path).map_err(|cause| HomeError::Read { path: path.to_owned(), cause })
+fn read(path: &Path) -> Result<Vec<u8>, HomeError> {
+    input::read(path, LARGEST).map_err(|cause| HomeError::Read { path: path.to_owned(), cause })
 }
 
 /// Whether a file is there; one that may not be looked at is no file that is not there.

@@ -14,7 +14,7 @@ pub(crate) fn check(options: &CheckOptions) -> anyhow::Result<()> {
     let Some(file) = &options.config else {
         return say(&config::schema());
     };
-    let settings = config::load(file)?;
+    let settings = config::load_argument(file)?;
     let Some(admin) = &options.against else {
         let (services, listeners) = (settings.live.services.len(), settings.fixed.binds.len());
         return if options.json {

@@ -29,8 +29,8 @@ Examples:
   ISTHMUS_LOG=debug isthmus-gateway run --config gateway.yaml --log-format json
 
 SIGTERM and SIGINT drain: not ready at once, accepting for drain.accept_for more, then closing over
-drain.window. A second signal ends at once. The access log goes to standard output, all else to
-standard error.")]
+drain.window. A second signal ends at once. SIGHUP looks at the file again. The access log goes to
+standard output, all else to standard error; nobody waits for whoever reads them.")]
     Run(RunOptions),
     /// Check a file: exit 0, or 2 with FILE:LINE:COLUMN, what is wrong and what would be right
     #[command(after_help = "\

@@ -1,91 +1,83 @@
 //! `run` and `demo`: the log, the signals, and what a started gateway says of itself.
 
-use std::io::{self, IsTerminal, Write as _};
+use std::io::{self, IsTerminal};
 use std::sync::Arc;
 
+use isthmus_certs::output::{self, Output};
+use isthmus_certs::signals::{self, GRACE, Heard, end_within};
 use isthmus_gateway::config;
 use isthmus_gateway::control::Control;
 use isthmus_gateway::gateway::Gateway;
 use isthmus_gateway::worker::Bound;
 use sd_notify::NotifyState;
-use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 
 use super::{LogFormat, RunOptions};
 
 /// Runs until a drain is over, or a second signal.
 pub(crate) fn run(options: &RunOptions) -> anyhow::Result<()> {
-    start_log(options.log_format, "info");
+    let log = start_log(options.log_format, "info")?;
     let settings = config::load(&options.config)?;
     let gateway = Gateway::start(settings, Some(options.config.clone()))?;
     // Before anybody is told: who reads `ready` may send SIGTERM at once.
     follow_signals(Arc::clone(gateway.control()))?;
-    // Nobody reading standard error is no reason to stop serving.
-    let _unread = announce(gateway.bound());
+    log.line(&announcement(gateway.bound()));
     tell_systemd(&NotifyState::Ready);
     Ok(gateway.wait()?)
 }
 
-fn announce(bound: &[Bound]) -> io::Result<()> {
-    let mut out = io::stderr().lock();
-    for bound in bound {
+fn announcement(bound: &[Bound]) -> String {
+    let lines = bound.iter().map(|bound| {
         let what = bound.what.replacen("listener ", "listener=", 1);
-        writeln!(out, "listening {what} address={}", bound.address)?;
-    }
-    writeln!(out, "ready")
+        format!("listening {what} address={}\n", bound.address)
+    });
+    lines.chain(["ready".to_owned()]).collect()
 }
 
 pub(crate) fn demo(once: bool) -> anyhow::Result<()> {
-    start_log(LogFormat::Text, "error");
+    start_log(LogFormat::Text, "error")?;
     Ok(isthmus_gateway::demo::run(once)?)
 }
 
-fn start_log(format: LogFormat, level: &str) {
+fn start_log(format: LogFormat, level: &str) -> io::Result<&'static Output> {
+    let out = output::stderr()?;
     let filter = EnvFilter::try_from_env("ISTHMUS_LOG").unwrap_or_else(|_| EnvFilter::new(level));
     let colour = io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
     let log = tracing_subscriber::fmt()
         .with_env_filter(filter)
-        .with_writer(io::stderr)
+        .with_writer(move || out)
         .with_ansi(colour)
-        // It would say so on standard error again, and panic: whoever collects the log may go first.
+        // It would say so on standard error, and wait for whoever reads that.
         .log_internal_errors(false);
     match format {
         LogFormat::Text => log.init(),
         LogFormat::Json => log.json().init(),
     }
+    Ok(out)
 }
 
-/// A thread of its own: a signal is heard however busy the gateway is.
-fn follow_signals(control: Arc<Control>) -> anyhow::Result<()> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build()?;
-    let guard = runtime.enter();
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    let mut hang_up = signal(SignalKind::hangup())?;
-    drop(guard);
-    let follow = async move {
-        let mut asked = false;
-        loop {
-            tokio::select! {
-                Some(()) = terminate.recv() => {}
-                Some(()) = interrupt.recv() => {}
-                Some(()) = hang_up.recv() => {
-                    tracing::info!("SIGHUP: nothing to do, the configuration file is watched");
-                    continue;
-                }
-                else => return,
-            }
-            if asked {
-                tracing::warn!("second signal: ending at once");
-                return control.end();
-            }
-            asked = true;
+fn follow_signals(control: Arc<Control>) -> io::Result<()> {
+    let mut was_asked = false;
+    signals::follow(move |heard| match heard {
+        Heard::LookAgain => {
+            tracing::info!("SIGHUP: looking at the configuration file again");
+            control.look_again();
+        }
+        Heard::Useless(name) => {
+            tracing::info!("{name}: ignored; SIGTERM drains, SIGHUP looks at the configuration file again");
+        }
+        Heard::End if was_asked => {
+            tracing::warn!("second signal: ending at once");
+            end_within(GRACE);
+            control.end();
+        }
+        Heard::End => {
+            was_asked = true;
+            end_within(control.longest_drain().saturating_add(GRACE));
             tell_systemd(&NotifyState::Stopping);
             control.drain();
         }
-    };
-    std::thread::Builder::new().name("signals".into()).spawn(move || runtime.block_on(follow))?;
-    Ok(())
+    })
 }
 
 fn tell_systemd(state: &NotifyState<'_>) {

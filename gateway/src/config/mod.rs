@@ -26,12 +26,22 @@ pub(crate) fn is_default_cluster(name: &str) -> bool {
     name == defaults::CLUSTER
 }
 
-/// Reads a file of at most 256 MiB and checks it whole.
+const TOO_LARGE: &str = "split it between gateways";
+
+/// Reads a regular file of at most 256 MiB and checks it whole.
 ///
 /// # Errors
 /// Everything that is wrong with it, or why it cannot be read.
 pub fn load(path: &Path) -> Result<Settings, Problems> {
-    parse(&file::read(path, "split it between gateways")?, path)
+    parse(&file::read(path, TOO_LARGE)?, path)
+}
+
+/// The same for a command that ends: the file may be a pipe, as `/dev/stdin`.
+///
+/// # Errors
+/// As [`load`].
+pub fn load_argument(path: &Path) -> Result<Settings, Problems> {
+    parse(&file::read_argument(path, TOO_LARGE)?, path)
 }
 
 /// Checks a text as if it stood in `file`.

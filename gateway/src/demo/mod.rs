@@ -19,9 +19,11 @@ mod world;
 
 use std::error::Error;
 use std::io;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use tokio::signal::unix::{Signal, SignalKind, signal};
+use isthmus_certs::signals::{self, Heard, end_within};
+use tokio::sync::Notify;
 
 use self::screen::Screen;
 use self::world::World;
@@ -34,6 +36,8 @@ const LONGEST: Duration = Duration::from_secs(60);
 /// come back to who was away.
 const PATIENCE: Duration = Duration::from_secs(20);
 const TICK: Duration = Duration::from_millis(10);
+/// Its four parts may take a second each to end.
+const END: Duration = Duration::from_secs(5);
 
 /// Why the demo did not end well.
 #[derive(Debug, thiserror::Error)]
@@ -82,7 +86,7 @@ pub fn run(once: bool) -> Result<(), Broken> {
 }
 
 async fn demo(once: bool) -> Result<(), Broken> {
-    let mut stop = Stop::listen().map_err(Broken::cannot("listen for signals"))?;
+    let stop = Stop::listen().map_err(Broken::cannot("listen for signals"))?;
     let mut screen = Screen::new();
     let story = tokio::time::timeout(LONGEST, story(&mut screen));
     let world = tokio::select! {
@@ -132,20 +136,24 @@ async fn until<T>(mut attempt: impl AsyncFnMut() -> Option<T>) -> Option<T> {
 }
 
 /// Somebody wants the demo to end.
-struct Stop {
-    interrupt: Signal,
-    terminate: Signal,
-}
+struct Stop(Arc<Notify>);
 
 impl Stop {
     fn listen() -> io::Result<Stop> {
-        Ok(Stop { interrupt: signal(SignalKind::interrupt())?, terminate: signal(SignalKind::terminate())? })
+        let asked = Arc::new(Notify::new());
+        let stop = Stop(Arc::clone(&asked));
+        signals::follow(move |heard| match heard {
+            Heard::End => {
+                end_within(END);
+                asked.notify_one();
+            }
+            Heard::LookAgain => tracing::warn!("SIGHUP: ignored; edits are live without it"),
+            Heard::Useless(name) => tracing::warn!("{name}: ignored; SIGTERM ends the demo"),
+        })?;
+        Ok(stop)
     }
 
-    async fn asked(&mut self) {
-        tokio::select! {
-            _ = self.interrupt.recv() => {}
-            _ = self.terminate.recv() => {}
-        }
+    async fn asked(&self) {
+        self.0.notified().await;
     }
 }

@@ -99,6 +99,8 @@ metrics! {
         = |control| vec![one([], sum(control.workers.iter().map(|worker| &worker.pipes.denied)))];
     "access_log_dropped_total" counter [] "Lines of the access log that could not be written in time."
         = |control| vec![one([], sum([&control.process.metrics.log_dropped]))];
+    "log_dropped_total" counter [] "Lines of the log that were lost because nobody read standard error."
+        = |_| vec![one([], number(isthmus_certs::output::lost()))];
     "reloads_total" counter ["result"] "Edits of the configuration: `applied` or `refused`."
         = reloads;
     "tables_epoch" gauge [] "Number of the tables in use, from 1."

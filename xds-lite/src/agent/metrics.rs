@@ -3,6 +3,7 @@
 
 use std::time::{Instant, SystemTime};
 
+use isthmus_certs::output;
 use isthmus_store::Report;
 use prometheus::TextEncoder;
 use prometheus::proto::{self, LabelPair, MetricFamily, MetricType};
@@ -38,6 +39,8 @@ enum Read {
     EachStore(fn(&Report) -> f64),
     /// A counter with the label `store`.
     EachStoreSoFar(fn(&Report) -> f64),
+    /// A counter of the process.
+    SoFar(fn() -> u64),
     /// A counter of what was issued, or not; nothing where certificates are not.
     Issued(fn(&Tally) -> u64),
 }
@@ -142,6 +145,11 @@ const ALL: &[Definition] = &[
         help: "Requests for a certificate that were not followed.",
         read: Read::Issued(Tally::refused),
     },
+    Definition {
+        name: "isthmus_agent_log_dropped_total",
+        help: "Lines of the log that were lost because nobody read standard error.",
+        read: Read::SoFar(output::lost),
+    },
 ];
 
 const fn whole(name: &'static str, help: &'static str, read: fn(&Sight<'_>) -> usize) -> Definition {
@@ -173,6 +181,7 @@ fn family(definition: &Definition, sight: &Sight<'_>) -> MetricFamily {
     };
     let samples: Vec<(Option<&str>, f64)> = match definition.read {
         Read::Whole(read) => vec![(None, number(read(sight) as u64))],
+        Read::SoFar(read) => vec![(None, number(read()))],
         Read::EachPeer(read) | Read::EachPeerSoFar(read) => peers(read),
         Read::EachTold(read) => {
             let peers = sight.state.peers.keys();
@@ -216,7 +225,7 @@ impl Definition {
     fn kind(&self) -> MetricType {
         match self.read {
             Read::Whole(_) | Read::EachPeer(_) | Read::EachTold(_) | Read::EachStore(_) => MetricType::GAUGE,
-            Read::EachPeerSoFar(_) | Read::EachStoreSoFar(_) | Read::Issued(_) => MetricType::COUNTER,
+            Read::SoFar(_) | Read::EachPeerSoFar(_) | Read::EachStoreSoFar(_) | Read::Issued(_) => MetricType::COUNTER,
         }
     }
 
@@ -255,7 +264,7 @@ mod tests {
                 Read::EachPeerSoFar(_) => ("counter", "`cluster`"),
                 Read::EachStore(_) => ("gauge", "`store`"),
                 Read::EachStoreSoFar(_) => ("counter", "`store`"),
-                Read::Issued(_) => ("counter", "–"),
+                Read::SoFar(_) | Read::Issued(_) => ("counter", "–"),
             };
             format!("| `{}` | {kind} | {labels} | {} |", metric.name, metric.help)
         };

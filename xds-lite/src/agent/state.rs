@@ -12,17 +12,12 @@ use crate::ads::shared::Follower;
 use crate::bundles;
 use crate::config::address::Target;
 use crate::config::services::Service;
-use crate::exports::Export;
 use crate::host::HostPattern;
 use crate::imports::{Imports, Verdict};
 use crate::proofs::{Proof, Proofs, Subject};
-use crate::registry::files::Files;
-use crate::registry::registered::lease::LeaseId;
-use crate::registry::registered::registrar::Registrar;
-use crate::registry::registered::registration::Registration;
-use crate::registry::registered::{Lease, Refused, Registered};
-use crate::registry::source::{Snapshot, Source, merge, registered_of};
-use crate::registry::{Own, Terms, abroad, export_of, offers};
+use crate::registry::files::Found;
+use crate::registry::registered::Registered;
+use crate::registry::{Own, Terms, abroad, offers};
 use crate::slice::{Cluster, Gateway, Key, Slice, version};
 
 use super::config::{Peer, Settings};
@@ -38,14 +33,14 @@ const NAMED: usize = 100;
 
 /// What an agent knows.
 pub(super) struct State {
-    settings: Arc<Settings>,
+    pub(super) settings: Arc<Settings>,
     pub(super) views: Arc<Views>,
-    files: Files,
+    pub(super) files: Found,
     pub(super) registered: Registered,
     /// What was offered before a restart and not looked up since.
-    unconfirmed: BTreeSet<HostPattern>,
+    pub(super) unconfirmed: BTreeSet<HostPattern>,
     /// What of one source another one has already, by host.
-    left_out: BTreeMap<HostPattern, Vec<String>>,
+    pub(super) left_out: BTreeMap<HostPattern, Vec<String>>,
     pub(super) problems: Vec<String>,
     pub(super) services: BTreeMap<HostPattern, Vec<Service>>,
     gateways: Vec<(String, Vec<Gateway>)>,
@@ -76,7 +71,7 @@ impl State {
             (gateway.name.clone(), gateway.addresses.iter().map(at).collect())
         });
         let mut state = State {
-            files: Files::new(settings.registry.clone()),
+            files: Found::default(),
             registered: Registered::default(),
             unconfirmed: own.slices().map(|slice| slice.key.host.clone()).collect(),
             left_out: BTreeMap::new(),
@@ -179,87 +174,6 @@ impl State {
         slices.map(|slice| (slice.key.to_string(), version(&slice.encode()))).collect()
     }
 
-    /// Looks at the registry; a change goes out at once, and costs in proportion to what changed. Says whether
-    /// an endpoint waits to be seen.
-    pub(super) fn look(&mut self, now: Instant) -> bool {
-        let sources: [&mut dyn Source; 2] = [&mut self.files, &mut self.registered];
-        let changed: Vec<_> = sources.into_iter().filter_map(|source| source.changed(now)).collect();
-        // While the directory is away nobody knows what became of what was offered before.
-        let unsaid =
-            if self.files.is_read() { std::mem::take(&mut self.unconfirmed) } else { BTreeSet::new() };
-        if changed.is_empty() && unsaid.is_empty() {
-            return false;
-        }
-        let mut hosts: BTreeSet<HostPattern> = changed.into_iter().flatten().chain(unsaid).collect();
-        let under = hosts.iter().flat_map(|host| self.registered.under(host));
-        hosts.extend(under.cloned().collect::<Vec<_>>());
-        for host in &hosts {
-            self.gather(host);
-        }
-        self.tell_problems();
-        let mut waits = false;
-        for host in &hosts {
-            let wanted = self.candidates(host);
-            waits |= self.proofs.want(host, wanted, now);
-        }
-        self.offer(hosts);
-        waits
-    }
-
-    /// Puts together what the sources have under a host.
-    fn gather(&mut self, host: &HostPattern) {
-        let files = Snapshot { services: Source::of(&self.files, host), problems: Vec::new() };
-        let registered = registered_of(host, &self.registered, &self.files);
-        let Snapshot { services, problems } = merge([files, registered]);
-        if services.is_empty() {
-            self.services.remove(host);
-        } else {
-            self.services.insert(host.clone(), services);
-        }
-        if problems.is_empty() {
-            self.left_out.remove(host);
-        } else {
-            self.left_out.insert(host.clone(), problems);
-        }
-    }
-
-    fn tell_problems(&mut self) {
-        let sources: [&dyn Source; 2] = [&self.files, &self.registered];
-        let of_sources = sources.into_iter().flat_map(Source::problems);
-        let problems: Vec<_> = of_sources.chain(self.left_out.values().flatten().cloned()).collect();
-        for problem in problems.iter().filter(|problem| !self.problems.contains(problem)) {
-            tracing::error!("{problem}");
-        }
-        self.problems = problems;
-    }
-
-    /// Takes a VM's word for itself, of who has proven that it may say it.
-    pub(super) fn register(
-        &mut self,
-        registration: Registration,
-        by: &Registrar,
-        id: LeaseId,
-        now: Instant,
-    ) -> Result<Lease, Refused> {
-        self.registered.register(registration, by, self.files.iter(), id, now)
-    }
-
-    /// Endpoints of a host that are to be exported and have to be seen first.
-    fn candidates(&self, host: &HostPattern) -> Vec<Target> {
-        let ports = self.services.get(host).map(Vec::as_slice).unwrap_or_default();
-        if self.export_of(host, ports).is_none() {
-            return Vec::new();
-        }
-        let trusts = |port: &Service| port.about.as_ref().is_some_and(|about| about.allow_unauthenticated);
-        let unseen = ports.iter().filter(|port| !trusts(port));
-        unseen.flat_map(|port| &port.endpoints).map(|endpoint| endpoint.address.clone()).collect()
-    }
-
-    /// How a host is exported, if it is.
-    pub(super) fn export_of(&self, host: &HostPattern, ports: &[Service]) -> Option<Export> {
-        export_of(&self.settings.exports, &self.settings.cluster, host, ports)
-    }
-
     /// Everything that the own cluster offers.
     pub(super) fn own(&self) -> impl Iterator<Item = &Slice> {
         self.own.slices()
@@ -301,7 +215,7 @@ impl State {
     }
 
     /// Makes what the registry has under these hosts the offers of this cluster.
-    fn offer(&mut self, hosts: BTreeSet<HostPattern>) {
+    pub(super) fn offer(&mut self, hosts: BTreeSet<HostPattern>) {
         let demands = |host: &HostPattern, address: &_| {
             self.proofs.demands(&Subject { host: host.clone(), address: Clone::clone(address) })
         };

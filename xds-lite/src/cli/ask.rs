@@ -1,8 +1,7 @@
 //! Questions to a running agent, and words of VMs to it, over its admin address. Everything is JSON.
 
 use std::fmt;
-use std::fs::File;
-use std::io::{self, Read};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -267,18 +266,11 @@ fn token(file: &Path) -> Result<String, AskError> {
 }
 
 fn registration(file: &Path) -> Result<Vec<u8>, AskError> {
-    let mut body = Vec::new();
-    let most = LARGEST as u64 + 1;
-    let read = if file == Path::new("-") {
-        io::stdin().lock().take(most).read_to_end(&mut body)
-    } else {
-        File::open(file).and_then(|open| open.take(most).read_to_end(&mut body))
-    };
-    match read {
-        Err(cause) => Err(AskError::File { file: file.to_owned(), cause }),
-        Ok(read) if read > LARGEST => Err(AskError::Large(file.to_owned())),
-        Ok(_) => Ok(body),
-    }
+    let path = if file == Path::new("-") { Path::new("/dev/stdin") } else { file };
+    input::read_argument(path, LARGEST as u64).map_err(|cause| match cause.kind() {
+        io::ErrorKind::FileTooLarge => AskError::Large(file.to_owned()),
+        _ => AskError::File { file: file.to_owned(), cause },
+    })
 }
 
 async fn exchange(asked: Asked) -> Result<(StatusCode, Bytes), AskError> {

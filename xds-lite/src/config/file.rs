@@ -1,9 +1,10 @@
 //! File → text: bounded and UTF-8, or why it cannot be read. Not what the text says.
 
-use std::fs;
-use std::io::Read as _;
+use std::io;
 use std::path::Path;
 use std::sync::Arc;
+
+use isthmus_certs::input;
 
 use super::at::Spot;
 use super::problem::{Problem, Problems, Report};
@@ -12,13 +13,25 @@ use super::problem::{Problem, Problems, Report};
 pub const AGENT: &str = "/etc/isthmus/agent.yaml";
 
 /// Bytes of a file.
-const LARGEST: u64 = 256 << 20;
+pub const LARGEST: u64 = 256 << 20;
 
-/// Reads a file of at most 256 MiB; `remedy` says what to do about a larger one.
+/// Reads a regular file of at most 256 MiB; `remedy` says what to do about a larger one.
 ///
 /// # Errors
 /// Why it cannot be read, or where it is not UTF-8.
 pub fn read(path: &Path, remedy: &str) -> Result<String, Problems> {
+    text(input::read(path, LARGEST), path, remedy)
+}
+
+/// The same of what a command that ends was given: it may also be a pipe, as `/dev/stdin`.
+///
+/// # Errors
+/// As [`read`].
+pub fn read_argument(path: &Path, remedy: &str) -> Result<String, Problems> {
+    text(input::read_argument(path, LARGEST), path, remedy)
+}
+
+fn text(read: io::Result<Vec<u8>>, path: &Path, remedy: &str) -> Result<String, Problems> {
     let whole = |what: String, remedy: &str| Problem {
         file: Arc::from(path),
         line: 0,
@@ -26,16 +39,10 @@ pub fn read(path: &Path, remedy: &str) -> Result<String, Problems> {
         what,
         remedy: remedy.to_owned(),
     };
-    let mut bytes = Vec::new();
-    let read =
-        fs::File::open(path).and_then(|file| file.take(LARGEST.saturating_add(1)).read_to_end(&mut bytes));
-    match read {
-        Err(error) => return Err(whole(format!("cannot be read: {error}"), "").into()),
-        Ok(read) if read as u64 > LARGEST => {
-            return Err(whole("is larger than 256 MiB".to_owned(), remedy).into());
-        }
-        Ok(_) => {}
-    }
+    let bytes = read.map_err(|error| match error.kind() {
+        io::ErrorKind::FileTooLarge => whole("is larger than 256 MiB".to_owned(), remedy),
+        _ => whole(format!("cannot be read: {error}"), ""),
+    })?;
     String::from_utf8(bytes).or_else(|error| {
         let before = error.as_bytes().get(..error.utf8_error().valid_up_to()).unwrap_or_default();
         let mut report = Report::new(path);

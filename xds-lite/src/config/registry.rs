@@ -285,6 +285,56 @@ mod tests {
         );
     }
 
+    /// `count` services that all have what stands behind one anchor.
+    fn shared(count: usize, key: &str, anchored: &str) -> String {
+        let rest: String = (1..count)
+            .map(|index| format!("- {{ host: h{index}.example, port: 1, {key}: *shared }}\n"))
+            .collect();
+        format!("services:\n- {{ host: h0.example, port: 1, {key}: &shared {anchored} }}\n{rest}")
+    }
+
+    fn endpoints(count: usize) -> String {
+        let one = |index: usize| format!("{{ address: '10.0.{}.{}:1' }}", index / 250, index % 250);
+        format!("[{}]", (0..count).map(one).collect::<Vec<_>>().join(", "))
+    }
+
+    #[track_caller]
+    fn refused(text: &str) {
+        let problems = read(text).expect_err("it unfolds to far more than it is");
+        let [problem] = problems.list() else { panic!("{problems}") };
+        assert!(problem.line > 1 && problem.what.contains("its aliases stand for"), "{problem}");
+        assert!(problem.remedy.contains("several files"), "{problem}");
+    }
+
+    #[test]
+    fn aliases_that_unfold_a_file_many_times_over_are_refused_with_place_and_remedy() {
+        let bomb = shared(3_900, "endpoints", &endpoints(100));
+        assert!(bomb.len() < 260_000);
+        refused(&bomb);
+        refused(&bomb.replace('\n', "\n# what is said beside it makes it no better\n"));
+        // Nine lists of ten each, every one of the list before: a billion values.
+        let nested: String = (1..9)
+            .map(|level| format!(", &k{level} [{}]", vec![format!("*k{}", level - 1); 10].join(",")))
+            .collect();
+        let nested = format!("services:\n- ? [&k0 [0,1,2,3,4,5,6,7,8,9]{nested}]\n  : host\n");
+        assert!(read(&nested).is_err());
+        let long = "x".repeat(1 << 20);
+        refused(&shared(1_000, "namespace", &long));
+        let labels: Vec<_> = (0..100).map(|label| format!("l{label}: v")).collect();
+        let labels = format!("{{ {} }}", labels.join(", "));
+        refused(&shared(3_900, "labels", &labels));
+        refused(&shared(3_900, "labels", &labels).replace("*shared", "{ <<: *shared }"));
+    }
+
+    #[test]
+    fn anchor_of_a_thousand_services_and_a_hundred_thousand_services_are_good() {
+        let services = good(&shared(1_000, "endpoints", &endpoints(20)));
+        assert_eq!((services.len(), services[999].endpoints.len()), (1_000, 20));
+        let timeouts = "{ connect: 1s, connect_total: 2s, idle: off, half_closed: 3s, first_byte: 4s, max_duration: 5m }";
+        assert_eq!(good(&shared(1_000, "timeouts", timeouts)).len(), 1_000);
+        assert_eq!(good(&shared(100_000, "timeouts", timeouts)).len(), 100_000);
+    }
+
     #[test]
     fn a_registry_may_offer_what_listens_on_its_own_machine() {
         let services = good("services: [{host: a, endpoints: [{address: 127.0.0.1:15000}]}]");

@@ -2,6 +2,7 @@
 
 use serde::de::DeserializeOwned;
 use serde_path_to_error::{Path, Segment};
+use serde_saphyr::budget::BudgetBreach;
 use serde_saphyr::{Error, MessageFormatter, UserMessageFormatter};
 
 use super::at::{At, Spot};
@@ -9,18 +10,23 @@ use super::problem::{Plain, Quoted, Report};
 
 /// What stands in a file of 256 MiB at most, many times over; the parser's own limits suit small files.
 const NODES: usize = 100_000_000;
-/// Events that aliases may add: a file cannot grow a thousandfold in memory.
-const REPLAYED: usize = 8_000_000;
+/// Values that the aliases of any file may stand for: a thousand services may share one list of 20 endpoints.
+const REPLAYED: usize = 100_000;
+/// Of larger files one for each two bytes, up to this.
+const MOST_REPLAYED: usize = 8_000_000;
+/// Bytes that the aliases of any file may stand for, beyond as many as it has itself.
+const REPLAYED_BYTES: usize = 4 << 20;
 
 /// Reads the file's structure. `None`, and a problem in the report, where it does not fit; an empty file is
 /// one without any key.
 pub fn read<T: DeserializeOwned + Default>(text: &str, report: &mut Report) -> Option<T> {
-    match serde_saphyr::from_str_with_options(text, options()) {
+    match serde_saphyr::from_str_with_options(text, options(text.len())) {
         Ok(None) => Some(T::default()),
         Ok(Some(At { value, .. })) => Some(value),
         Err(error) => {
             let spot = error.location().map_or(Spot::START, Spot::from);
-            let (what, remedy) = explain(innermost(&error), &place_of_error::<T>(text));
+            let (what, remedy) = unfolded(innermost(&error))
+                .unwrap_or_else(|| explain(innermost(&error), &place_of_error::<T>(text)));
             report.add(spot, what, remedy);
             None
         }
@@ -32,7 +38,7 @@ pub fn read<T: DeserializeOwned + Default>(text: &str, report: &mut Report) -> O
 fn place_of_error<T: DeserializeOwned>(text: &str) -> String {
     let mut place = String::new();
     let read: Result<Option<At<T>>, Error> =
-        serde_saphyr::with_deserializer_from_str_with_options(text, options(), |deserializer| {
+        serde_saphyr::with_deserializer_from_str_with_options(text, options(text.len()), |deserializer| {
             serde_path_to_error::deserialize(deserializer).map_err(|error| {
                 place = show(error.path());
                 error.into_inner()
@@ -42,21 +48,37 @@ fn place_of_error<T: DeserializeOwned>(text: &str) -> String {
     place
 }
 
-fn options() -> serde_saphyr::Options {
+/// What a file of this length may unfold to.
+fn options(length: usize) -> serde_saphyr::Options {
+    let replayed = (length / 2).clamp(REPLAYED, MOST_REPLAYED);
     serde_saphyr::options! {
         with_snippet: false,
-        alias_limits: serde_saphyr::alias_limits! { max_total_replayed_events: REPLAYED },
+        alias_limits: serde_saphyr::alias_limits! { max_total_replayed_events: replayed },
         budget: serde_saphyr::budget! {
             max_events: NODES,
             max_nodes: NODES,
             max_aliases: NODES,
             max_merge_keys: NODES,
-            max_recorded_anchor_events: REPLAYED,
-            max_total_scalar_bytes: usize::MAX,
+            max_recorded_anchor_events: MOST_REPLAYED,
+            max_total_scalar_bytes: length.saturating_mul(2).saturating_add(REPLAYED_BYTES),
             // One anchor for the timeouts of a thousand services is good style.
             enforce_alias_anchor_ratio: false,
         },
     }
+}
+
+/// Of a file that would unfold to far more than it is; it is not read again.
+fn unfolded(error: &Error) -> Option<(String, String)> {
+    let what = match error {
+        Error::AliasReplayLimitExceeded { max_total_replayed_events: most, .. } => {
+            format!("its aliases stand for more than {most} values")
+        }
+        Error::Budget { breach: BudgetBreach::ScalarBytes { .. }, .. } => {
+            "its aliases stand for far more text than it has".to_owned()
+        }
+        _ => return None,
+    };
+    Some((what, "write shorter anchors (&name), fewer aliases (*name), or several files".to_owned()))
 }
 
 fn innermost(mut error: &Error) -> &Error {

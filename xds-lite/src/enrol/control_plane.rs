@@ -1,13 +1,12 @@
 //! A certificate from a foreign control plane, such as istiod, over the same API: who asks proves itself by a token
 //! that somebody keeps in a file and replaces, such as Kubernetes does for a service account.
 
-use std::fs::File;
-use std::io::{self, Read as _};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use isthmus_certs::causes::with_causes;
-use isthmus_certs::{Peer, SpiffeId, TrustBundles, TrustDomain, TrustFiles, server_verifier};
+use isthmus_certs::{Peer, SpiffeId, TrustBundles, TrustDomain, TrustFiles, input, server_verifier};
 use tokio::time::timeout;
 use tokio_rustls::rustls::client::Resumption;
 use tokio_rustls::rustls::crypto::aws_lc_rs;
@@ -111,13 +110,12 @@ impl ControlPlane {
     }
 }
 
-/// What a file has that a token is kept in. It may be a pipe.
+/// What a file has that a token is kept in.
 ///
 /// # Errors
 /// It cannot be read, or is empty.
 pub fn token(path: &Path) -> io::Result<String> {
-    let mut text = String::new();
-    File::open(path)?.take(LONGEST_TOKEN).read_to_string(&mut text)?;
+    let text = input::read_text(path, LONGEST_TOKEN)?;
     match text.trim() {
         "" => Err(io::Error::other("is empty")),
         _ => Ok(text),

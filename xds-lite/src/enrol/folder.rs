@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use isthmus_certs::files::{self, Entry, PUBLIC, WriteError};
 use isthmus_certs::spiffe_bundle::{self, FormatError};
 use isthmus_certs::trust::LoadError;
-use isthmus_certs::{Bundle, Trust, TrustDomain, TrustFiles, pem};
+use isthmus_certs::{Bundle, Trust, TrustDomain, TrustFiles, input, pem};
 use serde::{Deserialize, Serialize};
 
 use super::Granted;
@@ -22,6 +22,8 @@ const ROOTS: &str = "ca.crt";
 const ISSUER: &str = "issuer.json";
 const NAMES: [&str; 4] = [CERTIFICATE, KEY, ROOTS, ISSUER];
 const BUNDLES: &str = "bundles";
+/// Larger is neither a bundle nor the name of an agent.
+const LARGEST: u64 = 16 << 20;
 
 /// A directory with one certificate.
 #[derive(Clone, Debug)]
@@ -115,7 +117,7 @@ impl Folder {
     pub fn origin(&self) -> Result<Origin, FolderError> {
         let path = self.0.join(ISSUER);
         let read = || -> Result<Origin, String> {
-            let text = fs::read_to_string(&path).map_err(|error| error.to_string())?;
+            let text = input::read_text(&path, LARGEST).map_err(|error| error.to_string())?;
             let Written { agent, cluster } =
                 serde_json::from_str(&text).map_err(|error| error.to_string())?;
             let address = agent.parse::<Target>().map_err(|wrong| format!("the agent {}", wrong.what))?;
@@ -164,7 +166,7 @@ impl Folder {
     /// What is known of a domain.
     #[must_use]
     pub fn bundle(&self, domain: &TrustDomain) -> Option<Bundle> {
-        let text = fs::read_to_string(self.bundle_file(domain)).ok()?;
+        let text = input::read_text(&self.bundle_file(domain), LARGEST).ok()?;
         spiffe_bundle::read(domain, &text).ok()
     }
 

@@ -1,13 +1,12 @@
 //! Where services come from: files, VMs that announce themselves, later Kubernetes. What each has goes together
 //! here. Not how any of them is read.
 
-use std::collections::{BTreeSet, HashMap, HashSet};
-use std::time::Instant;
+use std::collections::{HashMap, HashSet};
 
 use crate::config::services::Service;
 use crate::host::HostPattern;
 
-use super::files::Files;
+use super::files::Found;
 use super::registered::Registered;
 
 /// What sources have, and what of it was left out.
@@ -21,10 +20,6 @@ pub struct Snapshot {
 
 /// Something that services come from.
 pub trait Source {
-    /// Looks again. The hosts under which something may be another now; none where nothing is, not even what
-    /// is wrong.
-    fn changed(&mut self, now: Instant) -> Option<BTreeSet<HostPattern>>;
-
     /// What there is under a host.
     fn of(&self, host: &HostPattern) -> Vec<Service>;
 
@@ -32,25 +27,17 @@ pub trait Source {
     fn problems(&self) -> Vec<String>;
 }
 
-impl Source for Files {
-    fn changed(&mut self, now: Instant) -> Option<BTreeSet<HostPattern>> {
-        self.glance(now)
-    }
-
+impl Source for Found {
     fn of(&self, host: &HostPattern) -> Vec<Service> {
-        self.of(host).into_iter().cloned().collect()
+        self.of(host).iter().map(|service| (**service).clone()).collect()
     }
 
     fn problems(&self) -> Vec<String> {
-        self.problems()
+        self.summary().problems.clone()
     }
 }
 
 impl Source for Registered {
-    fn changed(&mut self, now: Instant) -> Option<BTreeSet<HostPattern>> {
-        self.look(now)
-    }
-
     fn of(&self, host: &HostPattern) -> Vec<Service> {
         self.of(host)
     }
@@ -103,7 +90,7 @@ fn left_out(service: &Service, why: &str) -> String {
 }
 
 /// What is registered under a host, unless a file's wildcard has that name already.
-pub fn registered_of(host: &HostPattern, registered: &Registered, files: &Files) -> Snapshot {
+pub fn registered_of(host: &HostPattern, registered: &Registered, files: &Found) -> Snapshot {
     let services = registered.of(host);
     let wildcards = wildcards_over(host).into_iter();
     let taken = wildcards

@@ -135,12 +135,22 @@ pub struct Peer {
     pub network: Option<String>,
 }
 
-/// Reads a file and checks it whole.
+const TOO_LARGE: &str = "an agent's file is short; is it the right one?";
+
+/// Reads a regular file and checks it whole.
 ///
 /// # Errors
 /// Everything that is wrong with it, or why it cannot be read.
 pub fn load(path: &Path) -> Result<Settings, Problems> {
-    parse(&file::read(path, "an agent's file is short; is it the right one?")?, path)
+    parse(&file::read(path, TOO_LARGE)?, path)
+}
+
+/// The same for a command that ends: the file may be a pipe, as `/dev/stdin`.
+///
+/// # Errors
+/// As [`load`].
+pub fn load_argument(path: &Path) -> Result<Settings, Problems> {
+    parse(&file::read_argument(path, TOO_LARGE)?, path)
 }
 
 /// Checks a text as if it stood in `path`.

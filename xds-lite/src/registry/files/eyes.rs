@@ -1,7 +1,7 @@
 //! When to look at the directory of a registry, and at which of its files: at once where the file system says that
 //! something happened, and at all of them now and then. Its events are hints only; what is true is what a look finds.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
 use std::fmt;
 use std::fs;
@@ -10,15 +10,18 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use notify::event::{AccessKind, AccessMode, EventKind};
+use notify::event::{AccessKind, AccessMode, EventKind, ModifyKind, RenameMode};
 use notify::{Event, RecommendedWatcher, RecursiveMode, Watcher as _};
 
 use super::is_ours;
+use super::settling::Written;
 
 /// What no event tells of is seen after this: a write behind a link, or by another machine on a shared file system.
 const UNTOLD: Duration = Duration::from_secs(1);
 /// Where so many files have changed at once, all are looked at.
 const FEW: usize = 64;
+/// Of so many files it is noted that they were written. Of others that shows when they are looked at.
+const MOST_WRITTEN: usize = 65_536;
 
 /// What to look at.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -27,6 +30,12 @@ pub(super) enum Where {
     At(BTreeSet<OsString>),
     /// All of them.
     Everywhere,
+}
+
+impl Default for Where {
+    fn default() -> Where {
+        Where::NOWHERE
+    }
 }
 
 impl Where {
@@ -46,18 +55,65 @@ impl Where {
     }
 }
 
+/// What happened since the turn before.
+#[derive(Debug, Default)]
+pub(super) struct Turn {
+    pub(super) at: Where,
+    /// What was done last to files of these names.
+    pub(super) written: BTreeMap<OsString, Written>,
+    /// Something may have happened that is not told here.
+    pub(super) was_lost: bool,
+}
+
+impl Turn {
+    fn note(&mut self, event: notify::Result<Event>) {
+        let Ok(event) = event else { return self.lose() };
+        if is_reading(&event) {
+            return;
+        }
+        if event.paths.is_empty() || event.need_rescan() {
+            return self.lose();
+        }
+        let written = written(&event.kind);
+        for path in &event.paths {
+            self.at.add(path);
+            let Some((name, written)) = path.file_name().zip(written).filter(|_| is_ours(path)) else {
+                continue;
+            };
+            if self.written.len() < MOST_WRITTEN || self.written.contains_key(name) {
+                self.written.insert(name.to_owned(), written);
+            }
+        }
+    }
+
+    fn lose(&mut self) {
+        *self = Turn { at: Where::Everywhere, was_lost: true, ..Turn::default() };
+    }
+}
+
+fn written(kind: &EventKind) -> Option<Written> {
+    match kind {
+        EventKind::Modify(ModifyKind::Data(_)) => Some(Written::Open),
+        // A link to a file is made, too, and is not closed by anybody.
+        EventKind::Create(_) | EventKind::Access(AccessKind::Close(AccessMode::Write)) => {
+            Some(Written::Closed)
+        }
+        EventKind::Modify(ModifyKind::Name(RenameMode::To | RenameMode::Both)) => Some(Written::Replaced),
+        _ => None,
+    }
+}
+
 /// Eyes on one directory.
 pub(super) struct Eyes {
     watched: Option<Watched>,
-    happened: Arc<Mutex<Where>>,
+    happened: Arc<Mutex<Turn>>,
     looked: Option<Instant>,
     has_complained: bool,
 }
 
 impl Default for Eyes {
     fn default() -> Eyes {
-        let happened = Arc::new(Mutex::new(Where::NOWHERE));
-        Eyes { watched: None, happened, looked: None, has_complained: false }
+        Eyes { watched: None, happened: Arc::default(), looked: None, has_complained: false }
     }
 }
 
@@ -69,7 +125,7 @@ struct Watched {
 
 impl Eyes {
     /// Where to look now. Without events everywhere: a look is what finds out.
-    pub(super) fn turn(&mut self, folder: &Path, now: Instant) -> Where {
+    pub(super) fn turn(&mut self, folder: &Path, now: Instant) -> Turn {
         let is_due = self.looked.is_none_or(|at| now.saturating_duration_since(at) >= UNTOLD);
         // Before the look, so that nothing happens unseen between the two.
         if is_due {
@@ -77,8 +133,16 @@ impl Eyes {
             self.turn_to(folder);
         }
         let mut happened = self.happened.lock().unwrap_or_else(PoisonError::into_inner);
-        let happened = std::mem::replace(&mut *happened, Where::NOWHERE);
-        if is_due || self.watched.is_none() { Where::Everywhere } else { happened }
+        let mut happened = std::mem::take(&mut *happened);
+        if is_due || self.watched.is_none() {
+            happened.at = Where::Everywhere;
+        }
+        happened
+    }
+
+    /// Has the next turn be one to everywhere.
+    pub(super) fn expect_changes(&mut self) {
+        self.looked = None;
     }
 
     fn turn_to(&mut self, folder: &Path) {
@@ -87,6 +151,7 @@ impl Eyes {
             return;
         }
         self.watched = None;
+        self.happened.lock().unwrap_or_else(PoisonError::into_inner).lose();
         // A directory that is away is what a look complains of.
         let Some(place) = place else { return };
         match watch(folder, Arc::clone(&self.happened)) {
@@ -103,15 +168,9 @@ impl Eyes {
     }
 }
 
-fn watch(folder: &Path, happened: Arc<Mutex<Where>>) -> notify::Result<RecommendedWatcher> {
+fn watch(folder: &Path, happened: Arc<Mutex<Turn>>) -> notify::Result<RecommendedWatcher> {
     let mut watcher = notify::recommended_watcher(move |event: notify::Result<Event>| {
-        let mut happened = happened.lock().unwrap_or_else(PoisonError::into_inner);
-        match event {
-            Ok(event) if is_reading(&event) => {}
-            Ok(event) if event.paths.is_empty() || event.need_rescan() => *happened = Where::Everywhere,
-            Ok(event) => event.paths.iter().for_each(|path| happened.add(path)),
-            Err(_) => *happened = Where::Everywhere,
-        }
+        happened.lock().unwrap_or_else(PoisonError::into_inner).note(event);
     })?;
     watcher.watch(folder, RecursiveMode::NonRecursive)?;
     Ok(watcher)
@@ -137,7 +196,7 @@ mod tests {
     #[track_caller]
     fn until_told(eyes: &mut Eyes, folder: &Path, now: Instant) -> Where {
         for _ in 0..2_000 {
-            let told = eyes.turn(folder, now);
+            let told = eyes.turn(folder, now).at;
             if told != Where::NOWHERE {
                 return told;
             }
@@ -152,14 +211,42 @@ mod tests {
         let folder = dir.path().join("registry");
         fs::create_dir(&folder).unwrap();
         let (mut eyes, now) = (Eyes::default(), Instant::now());
-        assert_eq!(eyes.turn(&folder, now), Where::Everywhere, "the first look");
-        assert_eq!(eyes.turn(&folder, now), Where::NOWHERE, "nothing happened");
+        assert_eq!(eyes.turn(&folder, now).at, Where::Everywhere, "the first look");
+        assert_eq!(eyes.turn(&folder, now).at, Where::NOWHERE, "nothing happened");
         fs::write(folder.join("a.yaml"), "services: []").unwrap();
         assert_eq!(until_told(&mut eyes, &folder, now), Where::At(["a.yaml".into()].into()));
         let later = now + UNTOLD;
-        assert_eq!(eyes.turn(&folder, later), Where::Everywhere, "nothing need have happened");
+        assert_eq!(eyes.turn(&folder, later).at, Where::Everywhere, "nothing need have happened");
         std::os::unix::fs::symlink("elsewhere", folder.join("..data")).unwrap();
         while until_told(&mut eyes, &folder, later) != Where::Everywhere {}
+    }
+
+    #[test]
+    fn writers_are_told_until_they_close_or_are_replaced() {
+        let dir = tempfile::tempdir().unwrap();
+        let (mut eyes, now) = (Eyes::default(), Instant::now());
+        assert!(eyes.turn(dir.path(), now).was_lost, "nothing was told before");
+        let mut until = |expected: Written| {
+            for _ in 0..2_000 {
+                let turn = eyes.turn(dir.path(), now);
+                assert!(!turn.was_lost);
+                match turn.written.get(std::ffi::OsStr::new("a.yaml")) {
+                    Some(written) if *written == expected => return,
+                    _ => thread::sleep(Duration::from_millis(5)),
+                }
+            }
+            panic!("{expected:?} was not told");
+        };
+        let path = dir.path().join("a.yaml");
+        let mut file = fs::File::create(&path).unwrap();
+        until(Written::Closed);
+        std::io::Write::write_all(&mut file, b"services:").unwrap();
+        until(Written::Open);
+        drop(file);
+        until(Written::Closed);
+        fs::write(dir.path().join("new"), "services: []").unwrap();
+        fs::rename(dir.path().join("new"), &path).unwrap();
+        until(Written::Replaced);
     }
 
     #[test]
@@ -184,15 +271,19 @@ mod tests {
         let folder = dir.path().join("registry");
         let (mut eyes, now) = (Eyes::default(), Instant::now());
         for _ in 0..2 {
-            assert_eq!(eyes.turn(&folder, now), Where::Everywhere, "without events each look is one of all");
+            assert_eq!(
+                eyes.turn(&folder, now).at,
+                Where::Everywhere,
+                "without events each look is one of all"
+            );
         }
         fs::create_dir(&folder).unwrap();
         let now = now + UNTOLD;
-        assert_eq!(eyes.turn(&folder, now), Where::Everywhere);
+        assert_eq!(eyes.turn(&folder, now).at, Where::Everywhere);
         fs::rename(&folder, dir.path().join("old")).unwrap();
         fs::create_dir(&folder).unwrap();
         let now = now + UNTOLD;
-        assert_eq!(eyes.turn(&folder, now), Where::Everywhere);
+        assert_eq!(eyes.turn(&folder, now).at, Where::Everywhere);
         fs::write(folder.join("a.yaml"), "services: []").unwrap();
         let file = Where::At(["a.yaml".into()].into());
         while until_told(&mut eyes, &folder, now) != file {}

@@ -1,0 +1,103 @@
+//! The threads of a gateway, each with a runtime of its own, and their end: those that do not come to it are not waited
+//! for. Not what they do.
+
+use std::io;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::thread::{Builder, JoinHandle};
+use std::time::{Duration, Instant};
+
+use tokio::runtime;
+
+/// Threads that run.
+#[derive(Debug)]
+pub(crate) struct Threads {
+    all: Vec<JoinHandle<()>>,
+    /// Each has a clone, says when its work is done, and drops it once it is gone.
+    here: Sender<()>,
+    done: Receiver<()>,
+}
+
+/// How threads came to their end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Ended {
+    InOrder,
+    Panicked,
+    /// Not all of them did.
+    NotYet,
+}
+
+impl Threads {
+    /// None yet.
+    pub(crate) fn none() -> Threads {
+        let (here, done) = channel();
+        Threads { all: Vec::new(), here, done }
+    }
+
+    /// Starts one that lasts as long as `work`.
+    pub(crate) fn spawn(
+        &mut self,
+        name: String,
+        work: impl Future<Output = ()> + Send + 'static,
+    ) -> io::Result<()> {
+        // Made here, so that a system without descriptors to spare says so at start.
+        let runtime = runtime::Builder::new_current_thread().enable_all().build()?;
+        let here = self.here.clone();
+        self.all.push(Builder::new().name(name).spawn(move || {
+            // Dropped last: a runtime waits for what it has to read.
+            let here = here;
+            let runtime = runtime;
+            runtime.block_on(work);
+            let _nobody_waits = here.send(());
+        })?);
+        Ok(())
+    }
+
+    /// Waits until the first of them is done, and then for all to be gone, but for that no longer than this.
+    pub(crate) fn end_within(self, time: Duration) -> Ended {
+        let Threads { all, here, done } = self;
+        drop(here);
+        let _panicked = done.recv();
+        let end = Instant::now() + time;
+        let left = || end.saturating_duration_since(Instant::now());
+        let are_gone = loop {
+            match done.recv_timeout(left()) {
+                Ok(()) => {}
+                Err(why) => break why == RecvTimeoutError::Disconnected,
+            }
+        };
+        let over = all.into_iter().filter(|thread| are_gone || thread.is_finished());
+        match over.fold(true, |in_order, thread| thread.join().is_ok() && in_order) {
+            false => Ended::Panicked,
+            true if are_gone => Ended::InOrder,
+            true => Ended::NotYet,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::{pending, ready};
+    use std::pin::Pin;
+
+    use super::*;
+
+    type Work = Pin<Box<dyn Future<Output = ()> + Send>>;
+
+    #[test]
+    fn threads_that_do_not_end_are_not_waited_for() {
+        let ended = |work: Vec<Work>, time| {
+            let mut threads = Threads::none();
+            for work in work {
+                threads.spawn("test".to_owned(), work).unwrap();
+            }
+            threads.end_within(time)
+        };
+        let long = Duration::from_secs(30);
+        let done = || -> Work { Box::pin(ready(())) };
+        assert_eq!(ended(vec![], long), Ended::InOrder);
+        assert_eq!(ended(vec![done(), done()], long), Ended::InOrder);
+        assert_eq!(ended(vec![Box::pin(pending()), done()], Duration::from_millis(10)), Ended::NotYet);
+        let panics: Work = Box::pin(async { panic!("as the test wants") });
+        assert_eq!(ended(vec![done(), panics], long), Ended::Panicked);
+    }
+}

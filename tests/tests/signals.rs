@@ -1,0 +1,278 @@
+//! How programs that stay end, and how they do not: by signals that ask for something else, and though nobody reads what
+//! they say.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test"
+)]
+
+use std::fs;
+use std::io::{BufRead as _, BufReader, PipeReader, Read as _, Write as _};
+use std::net::{SocketAddr, TcpStream};
+use std::os::fd::AsFd as _;
+use std::path::Path;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::{Arc, Mutex};
+use std::thread;
+use std::time::Instant;
+
+use isthmus_tests::cluster::Cluster;
+use isthmus_tests::process::Process;
+use isthmus_tests::wait::{until, until_some};
+use isthmus_tests::{binary, figure, http};
+use rustix::process::{Pid, Signal, kill_process};
+use tempfile::TempDir;
+
+/// A state of a socket: it waits for connections.
+const LISTEN: u8 = 10;
+
+/// A program that stays; it is killed with the test.
+struct Program {
+    child: Child,
+    said: Arc<Mutex<String>>,
+}
+
+impl Program {
+    /// Everything that it says on both outputs is read.
+    fn start(command: &mut Command) -> Program {
+        let (reader, writer) = std::io::pipe().unwrap();
+        let child = command.stdout(writer.try_clone().unwrap()).stderr(writer).spawn().unwrap();
+        command.stdout(Stdio::null()).stderr(Stdio::null());
+        let program = Program { child, said: Arc::default() };
+        program.follow(reader);
+        program
+    }
+
+    fn follow(&self, reader: PipeReader) {
+        let said = Arc::clone(&self.said);
+        thread::spawn(move || {
+            for line in BufReader::new(reader).lines().map_while(Result::ok) {
+                *said.lock().unwrap() += &format!("{line}\n");
+            }
+        });
+    }
+
+    fn has_said(&self, what: &str) -> bool {
+        self.said.lock().unwrap().contains(what)
+    }
+
+    fn signal(&self, signal: Signal) {
+        kill_process(Pid::from_raw(self.child.id().cast_signed()).unwrap(), signal).unwrap();
+    }
+
+    #[track_caller]
+    fn wait_end(&mut self) -> ExitStatus {
+        let mut ended = None;
+        until("the program ends", || {
+            ended = self.child.try_wait().unwrap();
+            ended.is_some()
+        });
+        ended.unwrap()
+    }
+}
+
+impl Drop for Program {
+    fn drop(&mut self) {
+        let _ended = self.child.kill();
+        let _status = self.child.wait();
+        if thread::panicking() {
+            eprintln!("it said:\n{}", self.said.lock().unwrap());
+        }
+    }
+}
+
+fn gateway(folder: &Path, more: &str) -> Command {
+    let file = folder.join("g.yaml");
+    let text = "listeners: [{ name: in, address: 127.0.0.1:0 }]\nadmin: { address: 127.0.0.1:0 }\nmetrics: { address: 127.0.0.1:0 }\nhealth: { address: 127.0.0.1:0 }\ndrain: { accept_for: 0s, window: 0s }\n";
+    fs::write(&file, format!("{text}{more}")).unwrap();
+    let mut command = Command::new(binary::gateway());
+    command.arg("run").arg("--config").arg(file);
+    command
+}
+
+fn agent(cluster: &Cluster) -> Command {
+    let mut command = Command::new(binary::agent());
+    command.arg("run").arg("--config").arg(cluster.file());
+    command
+}
+
+fn rotate(cluster: &Cluster) -> Command {
+    let mut command = Command::new(binary::certs());
+    command.args(["rotate", "--watch", "--dir"]).arg(cluster.path("pki"));
+    command
+}
+
+/// SIGHUP and the like, and then the end.
+#[track_caller]
+fn outlives(mut program: Program, begun: &str) {
+    until("it has begun", || program.has_said(begun));
+    for (signal, name) in [(Signal::HUP, "SIGHUP"), (Signal::USR1, "SIGUSR1"), (Signal::USR2, "SIGUSR2")] {
+        program.signal(signal);
+        until(&format!("it says what {name} is to it"), || program.has_said(name));
+    }
+    assert!(program.child.try_wait().unwrap().is_none());
+    program.signal(Signal::TERM);
+    assert!(program.wait_end().success());
+}
+
+#[test]
+fn signals_that_ask_for_no_end_do_not_end_a_gateway() {
+    let folder = TempDir::new().unwrap();
+    outlives(Program::start(&mut gateway(folder.path(), "")), "ready\n");
+}
+
+#[test]
+fn signals_that_ask_for_no_end_do_not_end_a_demo() {
+    let mut demo = Command::new(binary::gateway());
+    outlives(Program::start(demo.arg("demo").env("ISTHMUS_LOG", "warn")), "What to try next");
+}
+
+#[test]
+fn signals_that_ask_for_no_end_do_not_end_an_agent() {
+    outlives(Program::start(&mut agent(&Cluster::new("east"))), "ready\n");
+}
+
+#[test]
+fn signals_that_ask_for_no_end_do_not_end_a_rotation() {
+    let cluster = Cluster::new("east");
+    let mut program = rotate(&cluster);
+    let lock = cluster.path("pki/.lock");
+    let _old = fs::remove_file(&lock);
+    let program = Program::start(&mut program);
+    until("the first pass", || lock.exists());
+    program.signal(Signal::HUP);
+    outlives(program, "SIGHUP");
+}
+
+#[test]
+fn sighup_has_a_gateway_look_at_its_file_again() {
+    let folder = TempDir::new().unwrap();
+    let program = Program::start(&mut gateway(folder.path(), ""));
+    until("it has begun", || program.has_said("ready\n"));
+    program.signal(Signal::HUP);
+    until("it looks", || program.has_said("looking at the configuration file again"));
+    gateway(folder.path(), "services: [{ host: a.example }]\n");
+    program.signal(Signal::HUP);
+    until("the edit is live", || program.has_said("the edit is live"));
+}
+
+/// A pipe that is full, and that nobody reads as long as the first half lives.
+fn full() -> (PipeReader, std::io::PipeWriter) {
+    let (reader, mut writer) = std::io::pipe().unwrap();
+    let size = rustix::pipe::fcntl_getpipe_size(writer.as_fd()).unwrap();
+    writer.write_all(&vec![b'\n'; size]).unwrap();
+    (reader, writer)
+}
+
+#[track_caller]
+fn ends(mut program: Program, what: &str) {
+    let asked = Instant::now();
+    program.signal(Signal::TERM);
+    let status = program.wait_end();
+    figure!("{what}: ended {:?} after SIGTERM, {status}", asked.elapsed());
+    assert!(status.success(), "{status}");
+}
+
+fn address_of(program: &Program, what: &str) -> SocketAddr {
+    let said = program.said.lock().unwrap();
+    let address = said.lines().find_map(|line| line.strip_prefix(&format!("listening {what} address=")));
+    address.unwrap().parse().unwrap()
+}
+
+#[test]
+fn full_stdout_of_a_gateway_keeps_nobody_waiting_and_it_ends() {
+    let folder = TempDir::new().unwrap();
+    let (_reader, stdout) = full();
+    let (errors, stderr) = std::io::pipe().unwrap();
+    let mut command = gateway(folder.path(), "");
+    let child = command.stdout(stdout).stderr(stderr).spawn().unwrap();
+    drop(command);
+    let program = Program { child, said: Arc::default() };
+    program.follow(errors);
+    until("it has begun", || program.has_said("ready\n"));
+    for _ in 0..400 {
+        let mut client = TcpStream::connect(address_of(&program, "listener=in")).unwrap();
+        client.write_all(b"no tls").unwrap();
+        let mut answer = Vec::new();
+        let _alert_or_reset = client.read_to_end(&mut answer);
+    }
+    ends(program, "a gateway with a full standard output");
+}
+
+#[test]
+fn full_stderr_of_a_gateway_keeps_nobody_waiting_and_it_ends() {
+    let folder = TempDir::new().unwrap();
+    let (mut reader, stderr) = full();
+    let mut command = gateway(folder.path(), "");
+    let file = folder.path().join("g.yaml");
+    let child = command.stdout(Stdio::null()).stderr(stderr).env("ISTHMUS_LOG", "trace").spawn().unwrap();
+    drop(command);
+    let program = Program { child, said: Arc::default() };
+    let health = health_of(&program);
+    for turn in 0..20 {
+        fs::write(&file, format!("{}# {turn}\nwrong: {turn}\n", fs::read_to_string(&file).unwrap())).unwrap();
+        assert_eq!(http::ask(health, "GET", "/healthz/live").status, 200);
+    }
+    ends(program, "a gateway with a full standard error");
+    let mut first = [0; 1];
+    reader.read_exact(&mut first).unwrap();
+}
+
+/// Where a program whose words nobody reads answers for its health.
+#[track_caller]
+fn health_of(program: &Program) -> SocketAddr {
+    until_some("it answers", || {
+        let sockets = Process(program.child.id()).sockets().into_iter().filter(|one| one.state == LISTEN);
+        let mut addresses = sockets.map(|one| one.local);
+        addresses.find(|at| {
+            let answer = http::ask_as(*at, &at.to_string(), "GET", "/healthz/live");
+            answer.is_ok_and(|answer| answer.status == 200)
+        })
+    })
+}
+
+#[test]
+fn full_stderr_of_an_agent_keeps_nobody_waiting_and_it_ends() {
+    let cluster = Cluster::new("east");
+    let (_reader, stderr) = full();
+    let mut command = agent(&cluster);
+    let child = command.stdout(Stdio::null()).stderr(stderr).env("ISTHMUS_LOG", "trace").spawn().unwrap();
+    drop(command);
+    let program = Program { child, said: Arc::default() };
+    let admin = health_of(&program);
+    for turn in 0..20 {
+        cluster.register("r.yaml", &format!("services: [{{ host: h{turn}.example }}, {{ prot: {turn} }}]"));
+        assert_eq!(http::ask(admin, "GET", "/healthz/live").status, 200);
+    }
+    ends(program, "an agent with a full standard error");
+}
+
+#[test]
+fn full_stdout_of_a_rotation_and_of_a_demo_do_not_keep_them_from_ending() {
+    let cluster = Cluster::new("east");
+    let (_reader, stdout) = full();
+    let mut command = rotate(&cluster);
+    let child = command.stdout(stdout.try_clone().unwrap()).stderr(Stdio::null()).spawn().unwrap();
+    let program = Program { child, said: Arc::default() };
+    until_caught(&program, Signal::HUP);
+    program.signal(Signal::HUP);
+    ends(program, "a rotation with a full standard output");
+    let mut command = Command::new(binary::gateway());
+    let child = command.arg("demo").stdout(stdout).stderr(Stdio::null()).spawn().unwrap();
+    let program = Program { child, said: Arc::default() };
+    until_caught(&program, Signal::TERM);
+    ends(program, "a demo with a full standard output");
+}
+
+/// Waits until a program has taken a signal over.
+fn until_caught(program: &Program, signal: Signal) {
+    let bit = 1_u64 << (signal.as_raw() - 1);
+    until("it hears signals", || {
+        let status = fs::read_to_string(format!("/proc/{}/status", program.child.id())).unwrap();
+        let caught = status.lines().find_map(|line| line.strip_prefix("SigCgt:")).unwrap();
+        u64::from_str_radix(caught.trim(), 16).unwrap() & bit != 0
+    });
+}

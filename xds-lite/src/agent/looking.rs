@@ -1,0 +1,164 @@
+//! What an agent takes from its registry: the files, in parts, and who has announced itself. Reading is done before:
+//! nothing here waits for a disk. What is offered of it is in `state`.
+
+use std::collections::{BTreeSet, HashSet};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use tokio::sync::Notify;
+use tokio::time::MissedTickBehavior;
+
+use crate::config::address::Target;
+use crate::config::services::Service;
+use crate::exports::Export;
+use crate::host::HostPattern;
+use crate::registry::export_of;
+use crate::registry::files::{Files, Part};
+use crate::registry::registered::lease::LeaseId;
+use crate::registry::registered::registrar::Registrar;
+use crate::registry::registered::registration::Registration;
+use crate::registry::registered::{Lease, Refused};
+use crate::registry::source::{Snapshot, Source, merge, registered_of};
+
+use super::state::State;
+use super::{Error, PACE, locked};
+
+/// Between two parts of a large change: whoever waits for the state comes first.
+const COURTESY: Duration = Duration::from_millis(1);
+
+/// Looks for ever, and at everything whenever `again` is notified. `waiting` is told of endpoints to be seen.
+pub(super) async fn keep_looking(
+    mut files: Files,
+    state: &Arc<Mutex<State>>,
+    waiting: &Arc<Notify>,
+    again: &Notify,
+) -> Result<(), Error> {
+    let mut pace = tokio::time::interval(PACE);
+    pace.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            _ = pace.tick() => {}
+            () = again.notified() => files.expect_changes(),
+        }
+        files = look(files, state, waiting).await?;
+    }
+}
+
+/// Looks once, on a thread that may wait for a disk, and with the state locked for a moment at a time only.
+pub(super) async fn look(
+    mut files: Files,
+    state: &Arc<Mutex<State>>,
+    waiting: &Arc<Notify>,
+) -> Result<Files, Error> {
+    let (state, waiting) = (Arc::clone(state), Arc::clone(waiting));
+    let looking = tokio::task::spawn_blocking(move || {
+        let mut waits = locked(&state).look(Instant::now());
+        if let Some(change) = files.glance(Instant::now()) {
+            for part in change.parts() {
+                waits |= locked(&state).found(part, Instant::now());
+                std::thread::sleep(COURTESY);
+            }
+        }
+        if waits {
+            waiting.notify_one();
+        }
+        files
+    });
+    looking.await.map_err(Error::Broken)
+}
+
+impl State {
+    /// Looks at who has announced itself. Says whether an endpoint waits to be seen.
+    fn look(&mut self, now: Instant) -> bool {
+        let Some(hosts) = self.registered.look(now) else { return false };
+        let waits = self.change(hosts, now);
+        self.tell_problems();
+        waits
+    }
+
+    /// Takes a part of what the registry's files have now. Says whether an endpoint waits to be seen.
+    fn found(&mut self, part: Part, now: Instant) -> bool {
+        let is_last = part.summary.is_some();
+        let mut hosts: BTreeSet<HostPattern> = self.files.take(part).into_iter().collect();
+        // While the directory is away nobody knows what became of what was offered before.
+        if self.files.summary().is_whole {
+            hosts.extend(std::mem::take(&mut self.unconfirmed));
+        }
+        let waits = self.change(hosts, now);
+        if is_last {
+            self.tell_problems();
+        }
+        waits
+    }
+
+    /// Puts what the sources have under these hosts in place of what they had; a change goes out at once, and
+    /// costs in proportion to what changed.
+    fn change(&mut self, mut hosts: BTreeSet<HostPattern>, now: Instant) -> bool {
+        let under = hosts.iter().flat_map(|host| self.registered.under(host));
+        hosts.extend(under.cloned().collect::<Vec<_>>());
+        let mut waits = false;
+        for host in &hosts {
+            self.unconfirmed.remove(host);
+            self.gather(host);
+            let wanted = self.candidates(host);
+            waits |= self.proofs.want(host, wanted, now);
+        }
+        self.offer(hosts);
+        waits
+    }
+
+    /// Puts together what the sources have under a host.
+    fn gather(&mut self, host: &HostPattern) {
+        let files = Snapshot { services: Source::of(&self.files, host), problems: Vec::new() };
+        let registered = registered_of(host, &self.registered, &self.files);
+        let Snapshot { services, problems } = merge([files, registered]);
+        if services.is_empty() {
+            self.services.remove(host);
+        } else {
+            self.services.insert(host.clone(), services);
+        }
+        if problems.is_empty() {
+            self.left_out.remove(host);
+        } else {
+            self.left_out.insert(host.clone(), problems);
+        }
+    }
+
+    fn tell_problems(&mut self) {
+        let sources: [&dyn Source; 2] = [&self.files, &self.registered];
+        let of_sources = sources.into_iter().flat_map(Source::problems);
+        let problems: Vec<_> = of_sources.chain(self.left_out.values().flatten().cloned()).collect();
+        let known: HashSet<&String> = self.problems.iter().collect();
+        for problem in problems.iter().filter(|problem| !known.contains(problem)) {
+            tracing::error!("{problem}");
+        }
+        self.problems = problems;
+    }
+
+    /// Takes a VM's word for itself, of who has proven that it may say it.
+    pub(super) fn register(
+        &mut self,
+        registration: Registration,
+        by: &Registrar,
+        id: LeaseId,
+        now: Instant,
+    ) -> Result<Lease, Refused> {
+        self.registered.register(registration, by, self.files.iter(), id, now)
+    }
+
+    /// Endpoints of a host that are to be exported and have to be seen first.
+    fn candidates(&self, host: &HostPattern) -> Vec<Target> {
+        let ports = self.services.get(host).map(Vec::as_slice).unwrap_or_default();
+        if self.export_of(host, ports).is_none() {
+            return Vec::new();
+        }
+        let trusts = |port: &Service| port.about.as_ref().is_some_and(|about| about.allow_unauthenticated);
+        let unseen = ports.iter().filter(|port| !trusts(port));
+        unseen.flat_map(|port| &port.endpoints).map(|endpoint| endpoint.address.clone()).collect()
+    }
+
+    /// How a host is exported, if it is.
+    pub(super) fn export_of(&self, host: &HostPattern, ports: &[Service]) -> Option<Export> {
+        export_of(&self.settings.exports, &self.settings.cluster, host, ports)
+    }
+}
