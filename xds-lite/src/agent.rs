@@ -31,12 +31,13 @@ use tonic::service::Routes;
 
 use crate::admin;
 use crate::ads::service::Discovery;
+use crate::budget::{Budgets, Places, raise_descriptor_limit};
 use crate::envoy::Adapter;
 use crate::issuing::IntermediateError;
 use crate::join;
 use crate::registry::registered::kept::Kept;
 use crate::registry::store::{FileStore, StoreError};
-use crate::serve::{Visitors, serve_with};
+use crate::serve::{Admission, serve_with};
 
 use bundles::Bundles;
 use config::Settings;
@@ -201,7 +202,10 @@ impl Agent {
         let waiting = Arc::new(Notify::new());
         // The registry is read as a whole before anybody is served.
         look(&state, &waiting);
+        let places = Places::of_descriptors(raise_descriptor_limit());
+        let budgets = Arc::new(Budgets::new(settings.limits.clients, places));
         let told = Arc::new(Told {
+            budgets: Arc::clone(&budgets),
             settings: Arc::clone(&settings),
             state: Arc::clone(&state),
             issuing: issuing.clone(),
@@ -215,9 +219,12 @@ impl Agent {
             routes = std::mem::take(&mut routes).add_service(Arc::clone(&certificates).service());
             issuing.visitors(&certificates)
         });
+        let members = Arc::clone(&views);
+        let knows = Arc::new(move |id: &SpiffeId| members.principal(id));
+        let admission = Admission::new(knows).with(budgets, visitors);
         let context = sockets.join.as_ref().map(|_| context(&settings, trust.clone())).transpose()?;
         tokio::select! {
-            () = attend(&sockets.xds, tls, routes, visitors, &state) => Ok(()),
+            () = attend(&sockets.xds, tls, routes, admission, &state) => Ok(()),
             served = admin::serve_on_own_thread(sockets.admin, told, admin::Limits::default()) => {
                 served.map_err(Error::Admin)
             }
@@ -240,7 +247,7 @@ async fn attend(
     listener: &TcpListener,
     tls: Arc<Server>,
     routes: Routes,
-    visitors: Option<Visitors>,
+    admission: Admission,
     state: &Mutex<State>,
 ) {
     let looked_at = async {
@@ -249,8 +256,7 @@ async fn attend(
         }
     };
     let _late = tokio::time::timeout(AT_FIRST, looked_at).await;
-    let views = Arc::clone(&locked(state).views);
-    serve_with(listener, tls, routes, Arc::new(move |id| views.knows(id)), visitors).await;
+    serve_with(listener, tls, routes, admission).await;
 }
 
 /// Follows what signs certificates, if anything does.

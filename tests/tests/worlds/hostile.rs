@@ -234,9 +234,9 @@ impl Hostile {
         until("west comes back", || south.streams() > streams);
         until("west follows it again", || is_connected(&self.west, "south"));
         self.good_ones_stand();
-        south.say("large", vec![resource("south/large.bookinfo.svc.cluster.local", vec![7; 20 << 20])]);
+        south.say("large", vec![resource("south/large.bookinfo.svc.cluster.local", vec![7; 7 << 20])]);
         let why = south.answer("large").expect("a refusal");
-        assert!(why.contains("at most 16777216 are taken"), "{why}");
+        assert!(why.contains("at most 524288 are taken of a peer"), "{why}");
         self.good_ones_stand();
         let process = self.west.process();
         let more = |memory: u64| memory.saturating_sub(self.before) / MIB;

@@ -7,6 +7,8 @@ use prometheus::TextEncoder;
 use prometheus::proto::{self, LabelPair, MetricFamily, MetricType};
 
 use crate::ads::shared::Follower;
+use crate::budget::{Budgets, Kind, Resource};
+use crate::imports::Held;
 use crate::issuing::Tally;
 use crate::slice::Cluster;
 
@@ -33,6 +35,14 @@ enum Read {
     EachTold(fn(&Bundles, &Cluster) -> Option<f64>),
     /// A counter with the label `cluster`.
     EachPeerSoFar(fn(&Contact) -> f64),
+    /// A gauge with the label `cluster`, of what each offers.
+    EachOffers(fn(&Held) -> u64),
+    /// A counter with the label `cluster`, of the same.
+    EachOffersSoFar(fn(&Held) -> u64),
+    /// A gauge with the label `kind`, of clients: what they have of a resource.
+    EachKind(Resource),
+    /// A counter with the labels `kind` and `resource`, of clients: how often they asked for too much.
+    Exceeded,
     /// A counter of what was issued, or not; nothing where certificates are not.
     Issued(fn(&Tally) -> u64),
 }
@@ -44,6 +54,7 @@ struct Sight<'a> {
     held_back: usize,
     followers: Vec<Follower>,
     tally: Option<&'a Tally>,
+    budgets: &'a Budgets,
 }
 
 const ALL: &[Definition] = &[
@@ -97,6 +108,41 @@ const ALL: &[Definition] = &[
         read: Read::EachPeerSoFar(|peer| number(peer.refusals)),
     },
     Definition {
+        name: "isthmus_agent_peer_slices",
+        help: "Slices that the cluster offers under names that it was granted.",
+        read: Read::EachOffers(|held| held.slices.used),
+    },
+    Definition {
+        name: "isthmus_agent_peer_slice_bytes",
+        help: "Size of these slices, in bytes.",
+        read: Read::EachOffers(|held| held.bytes.used),
+    },
+    Definition {
+        name: "isthmus_agent_peer_slices_over_limit_total",
+        help: "Slices of the cluster that were refused because it offers as many or as much as it may.",
+        read: Read::EachOffersSoFar(|held| held.slices.exceeded),
+    },
+    Definition {
+        name: "isthmus_agent_client_connections",
+        help: "Connections to the xDS port of clients that have proven who they are.",
+        read: Read::EachKind(Resource::Connections),
+    },
+    Definition {
+        name: "isthmus_agent_client_request_bytes",
+        help: "Memory that requests of these clients take and that are not dealt with yet, in bytes.",
+        read: Read::EachKind(Resource::RequestBytes),
+    },
+    Definition {
+        name: "isthmus_agent_client_names",
+        help: "Resource names that these clients subscribe to.",
+        read: Read::EachKind(Resource::Names),
+    },
+    Definition {
+        name: "isthmus_agent_limits_exceeded_total",
+        help: "Times that a client asked for more of a resource than its limit, and was refused.",
+        read: Read::Exceeded,
+    },
+    Definition {
         name: "isthmus_agent_peer_bundle_unacknowledged",
         help: "1 while the cluster has not acknowledged the own trust domain's present bundle.",
         read: Read::EachTold(|told, peer| told.is_present(peer).map(|present| u8::from(!present).into())),
@@ -123,7 +169,7 @@ const fn whole(name: &'static str, help: &'static str, read: fn(&Sight<'_>) -> u
 }
 
 /// Everything, in the text format.
-pub(super) fn text(state: &State, tally: Option<&Tally>) -> String {
+pub(super) fn text(state: &State, tally: Option<&Tally>, budgets: &Budgets) -> String {
     let shown = state.imports.shown();
     let imported = shown.iter().filter(|one| one.held.is_none()).count();
     let sight = Sight {
@@ -132,6 +178,7 @@ pub(super) fn text(state: &State, tally: Option<&Tally>) -> String {
         held_back: shown.len() - imported,
         followers: state.followers().into_values().flatten().collect(),
         tally,
+        budgets,
     };
     let families = ALL.iter().map(|definition| family(definition, &sight));
     // Only a family without a metric is an error, and those are left out.
@@ -140,36 +187,60 @@ pub(super) fn text(state: &State, tally: Option<&Tally>) -> String {
 }
 
 fn family(definition: &Definition, sight: &Sight<'_>) -> MetricFamily {
-    let peers = |read: fn(&Contact) -> f64| {
-        let peers = sight.state.peers.iter();
-        peers.map(|(cluster, contact)| (Some(cluster.as_str()), read(contact))).collect()
-    };
-    let samples: Vec<(Option<&str>, f64)> = match definition.read {
-        Read::Whole(read) => vec![(None, number(read(sight) as u64))],
-        Read::EachPeer(read) | Read::EachPeerSoFar(read) => peers(read),
-        Read::EachTold(read) => {
-            let peers = sight.state.peers.keys();
-            let read = |peer: &Cluster| read(&sight.state.views.bundles, peer);
-            peers.filter_map(|peer| Some((Some(peer.as_str()), read(peer)?))).collect()
-        }
-        Read::Issued(read) => vec![(None, number(sight.tally.map_or(0, read)))],
-    };
     let mut family = MetricFamily::default();
     family.set_name(definition.name.to_owned());
     family.set_help(definition.help.to_owned());
     family.set_field_type(definition.kind());
+    let samples = samples(&definition.read, sight);
     family.set_metric(samples.into_iter().map(|sample| metric(definition.kind(), sample)).collect());
     family
 }
 
-fn metric(kind: MetricType, (cluster, value): (Option<&str>, f64)) -> proto::Metric {
-    let label = |cluster: &str| {
+/// Labels, and what is read.
+type Sample<'a> = (Vec<(&'static str, &'a str)>, f64);
+
+fn samples<'a>(read: &Read, sight: &Sight<'a>) -> Vec<Sample<'a>> {
+    let of = |cluster: &'a Cluster| vec![("cluster", cluster.as_str())];
+    let peers = |read: fn(&Contact) -> f64| {
+        sight.state.peers.iter().map(|(cluster, contact)| (of(cluster), read(contact))).collect()
+    };
+    match *read {
+        Read::Whole(read) => vec![(Vec::new(), number(read(sight) as u64))],
+        Read::EachPeer(read) | Read::EachPeerSoFar(read) => peers(read),
+        Read::EachTold(read) => {
+            let peers = sight.state.peers.keys();
+            let read = |peer: &Cluster| read(&sight.state.views.bundles, peer);
+            peers.filter_map(|peer| Some((of(peer), read(peer)?))).collect()
+        }
+        Read::EachOffers(read) | Read::EachOffersSoFar(read) => {
+            let offers = |peer| Some((of(peer), number(read(&sight.state.imports.held(peer)?))));
+            sight.state.peers.keys().filter_map(offers).collect()
+        }
+        Read::EachKind(resource) => {
+            let used =
+                |kind: Kind| (vec![("kind", kind.name())], number(sight.budgets.totals(kind, resource).0));
+            Kind::ALL.map(used).into()
+        }
+        Read::Exceeded => {
+            let exceeded = |(kind, resource): (Kind, Resource)| {
+                let labels = vec![("kind", kind.name()), ("resource", resource.name())];
+                (labels, number(sight.budgets.totals(kind, resource).1))
+            };
+            let pairs = Kind::ALL.into_iter().flat_map(|kind| Resource::ALL.map(|resource| (kind, resource)));
+            pairs.map(exceeded).collect()
+        }
+        Read::Issued(read) => vec![(Vec::new(), number(sight.tally.map_or(0, read)))],
+    }
+}
+
+fn metric(kind: MetricType, (labels, value): Sample<'_>) -> proto::Metric {
+    let label = |(name, value): (&str, &str)| {
         let mut pair = LabelPair::default();
-        pair.set_name("cluster".to_owned());
-        pair.set_value(cluster.to_owned());
+        pair.set_name(name.to_owned());
+        pair.set_value(value.to_owned());
         pair
     };
-    let mut metric = proto::Metric::from_label(cluster.map(label).into_iter().collect());
+    let mut metric = proto::Metric::from_label(labels.into_iter().map(label).collect());
     if kind == MetricType::COUNTER {
         let mut counter = proto::Counter::default();
         counter.set_value(value);
@@ -185,8 +256,14 @@ fn metric(kind: MetricType, (cluster, value): (Option<&str>, f64)) -> proto::Met
 impl Definition {
     fn kind(&self) -> MetricType {
         match self.read {
-            Read::Whole(_) | Read::EachPeer(_) | Read::EachTold(_) => MetricType::GAUGE,
-            Read::EachPeerSoFar(_) | Read::Issued(_) => MetricType::COUNTER,
+            Read::Whole(_)
+            | Read::EachPeer(_)
+            | Read::EachTold(_)
+            | Read::EachOffers(_)
+            | Read::EachKind(_) => MetricType::GAUGE,
+            Read::EachPeerSoFar(_) | Read::EachOffersSoFar(_) | Read::Exceeded | Read::Issued(_) => {
+                MetricType::COUNTER
+            }
         }
     }
 }
@@ -213,8 +290,10 @@ mod tests {
         let row = |metric: &Definition| {
             let (kind, labels) = match metric.read {
                 Read::Whole(_) => ("gauge", "–"),
-                Read::EachPeer(_) | Read::EachTold(_) => ("gauge", "`cluster`"),
-                Read::EachPeerSoFar(_) => ("counter", "`cluster`"),
+                Read::EachPeer(_) | Read::EachTold(_) | Read::EachOffers(_) => ("gauge", "`cluster`"),
+                Read::EachPeerSoFar(_) | Read::EachOffersSoFar(_) => ("counter", "`cluster`"),
+                Read::EachKind(_) => ("gauge", "`kind`"),
+                Read::Exceeded => ("counter", "`kind`, `resource`"),
                 Read::Issued(_) => ("counter", "–"),
             };
             format!("| `{}` | {kind} | {labels} | {} |", metric.name, metric.help)

@@ -9,6 +9,7 @@ use isthmus_certs::{DenyList, Trust};
 use serde_json::{Value, json};
 
 use crate::admin::{Pages, Refusal};
+use crate::budget::Budgets;
 use crate::config::services::Service;
 use crate::host::HostPattern;
 use crate::imports::{Shown, Stale};
@@ -29,6 +30,7 @@ const LISTED: usize = 1_000;
 
 /// The pages of one agent.
 pub(super) struct Told {
+    pub(super) budgets: Arc<Budgets>,
     pub(super) settings: Arc<Settings>,
     pub(super) state: Arc<Mutex<State>>,
     pub(super) issuing: Option<Arc<Issuing>>,
@@ -71,6 +73,7 @@ impl Pages for Told {
             "peers": peers(&state),
             "issuing": self.issuing.as_ref().map(|issuing| issuing.shown()),
             "nodes": state.followers(),
+            "budgets": self.budgets.report(),
             "envoys": state.views.envoys.as_ref().map(|envoys| envoys.problems()),
             "grpc": state.views.envoys.as_ref().map(|envoys| envoys.problems_of_grpc()),
         })
@@ -113,7 +116,7 @@ impl Pages for Told {
     }
 
     fn metrics(&self) -> String {
-        metrics::text(&self.state(), self.issuing.as_deref().map(Issuing::tally))
+        metrics::text(&self.state(), self.issuing.as_deref().map(Issuing::tally), &self.budgets)
     }
 }
 
@@ -133,6 +136,9 @@ fn trusted(trust: &Trust) -> Value {
 fn peers(state: &State) -> Value {
     let one = |(cluster, contact): (&Cluster, &Contact)| {
         let mut shown = json!(contact);
+        if let (Value::Object(shown), Some(held)) = (&mut shown, state.imports.held(cluster)) {
+            shown.insert("offers".to_owned(), json!(held));
+        }
         if let (Value::Object(shown), Some((offered, taken))) =
             (&mut shown, state.views.bundles.word_of(cluster))
         {

@@ -13,7 +13,7 @@ use crate::config::address::Target;
 use crate::config::services::Service;
 use crate::exports::Export;
 use crate::host::HostPattern;
-use crate::imports::{Imports, Verdict};
+use crate::imports::{Imports, Stored, Verdict};
 use crate::kept::Kept;
 use crate::proofs::{Proof, Proofs, Subject};
 use crate::registry::files::Files;
@@ -31,6 +31,9 @@ use super::views::Views;
 
 /// A first state comes in parts; so long after one without another it is whole.
 const WHOLE: Duration = Duration::from_secs(1);
+
+/// Of a peer's refused slices so many are logged in ten seconds; status has the last one and their number.
+const LOGGED: u32 = 64;
 
 /// What an agent knows.
 pub(super) struct State {
@@ -303,13 +306,19 @@ impl State {
         let mut outcome = Ok(());
         for resource in &update.resources {
             match self.imports.take(from, &resource.name, &resource.bytes) {
-                Ok(()) => {
+                Ok(Stored::Nothing) => {}
+                Ok(Stored::Slice { forgets }) => {
                     if let Some(kept) = self.kept_imports.get_mut(from) {
                         outcome = outcome.and(kept.set(&resource.name, &resource.bytes));
+                        if let Some(gone) = forgets {
+                            outcome = outcome.and(kept.remove(&gone.to_string()));
+                        }
                     }
                 }
                 Err(why) => {
-                    tracing::warn!(peer = %from, slice = ?resource.name, %why, "a slice was refused");
+                    if self.peers.get(from).is_none_or(|contact| contact.told.allows(LOGGED)) {
+                        tracing::warn!(peer = %from, slice = ?resource.name, %why, "a slice was refused");
+                    }
                     refused.push(client::Refused { name: resource.name.clone(), why });
                 }
             }

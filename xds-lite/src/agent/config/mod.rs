@@ -2,6 +2,7 @@
 //! written is in `raw`, what it means in `resolve`.
 
 mod issuing;
+mod limits;
 mod raw;
 mod resolve;
 
@@ -21,6 +22,8 @@ use crate::issuing::IntermediateFiles;
 use crate::locality::Locality;
 use crate::reachability::Reachability;
 use crate::slice::Cluster;
+
+pub use limits::AgentLimits;
 
 const ADDRESS: &str = "0.0.0.0:15012";
 const JOIN: &str = "0.0.0.0:15011";
@@ -67,6 +70,8 @@ pub struct Settings {
     pub issuing: Option<Issuing>,
     /// Where its own status is, and VMs announce themselves.
     pub admin: SocketAddr,
+    /// What gateways and peers may take.
+    pub limits: AgentLimits,
     /// What can stand in the file, and does less than it seems to.
     pub warnings: Vec<Problem>,
 }
@@ -206,6 +211,29 @@ xds: { address: '127.0.0.1:0' }
             (", key: ca-key.pem", "", "issuing has no key"),
             ("ca-key.pem }", "ca-key.pem, longest: 200h }", "is not between 1s and 168h"),
             ("ca-key.pem }", "ca-key.pem, longest: soon }", "issuing.longest"),
+        ] {
+            let wrong = problems(&text.replace(from, to));
+            assert!(wrong.iter().any(|why| why.contains(expected)), "{to}: {wrong:#?}");
+        }
+    }
+
+    #[test]
+    fn limits_are_read_and_what_is_out_of_range_is_named() {
+        let defaults = parse(GOOD, Path::new("agent.yaml")).unwrap().limits;
+        assert_eq!(defaults, AgentLimits::default());
+        let text = GOOD.to_owned()
+            + "limits: { gateways: { connections: 9 }, peers: { streams: 3, requests: 2MiB, names: 10, slices: 7, bytes: 1MiB } }\n";
+        let AgentLimits { clients, slices } = parse(&text, Path::new("agent.yaml")).unwrap().limits;
+        assert_eq!((clients.gateway.connections, clients.gateway.streams), (9, 256));
+        let peer = clients.peer;
+        assert_eq!((peer.connections, peer.streams, peer.request_bytes), (16, 3, 2 << 20));
+        assert_eq!((peer.names, peer.name_bytes), (10, 1_680));
+        assert_eq!((slices.slices, slices.bytes), (7, 1 << 20));
+        for (from, to, expected) in [
+            ("connections: 9", "connections: 0", "limits.gateways.connections"),
+            ("requests: 2MiB", "requests: 2KiB", "limits.peers.requests"),
+            ("slices: 7", "slices: many", "limits.peers.slices"),
+            ("streams: 3", "stream: 3", "unknown key 'stream'"),
         ] {
             let wrong = problems(&text.replace(from, to));
             assert!(wrong.iter().any(|why| why.contains(expected)), "{to}: {wrong:#?}");

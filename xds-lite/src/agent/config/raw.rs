@@ -8,7 +8,7 @@ use serde::Deserialize;
 
 use crate::config::address::{Cidr, Host, ListenAddress, TargetAddress};
 use crate::config::at::At;
-use crate::config::units::{Count, Time, show_duration};
+use crate::config::units::{Count, Size, Time, show_duration};
 use crate::config::values::PORTS;
 use crate::locality::Locality;
 
@@ -55,6 +55,51 @@ pub(super) struct File {
     pub(super) issuing: Option<At<Issuing>>,
     /// Where the agent tells of itself, and VMs announce themselves.
     pub(super) admin: Option<Admin>,
+    /// What gateways and peers may take of this agent.
+    pub(super) limits: Option<Limits>,
+}
+
+/// What gateways and peers may take of this agent.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Limits {
+    /// Each gateway of the cluster.
+    pub(super) gateways: Option<ClientLimits>,
+    /// Each peer, all of its agents together.
+    pub(super) peers: Option<PeerLimits>,
+}
+
+/// What each gateway may take. Defaults: 64 connections, 256 streams, requests of 64MiB, 200000 names.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct ClientLimits {
+    /// Connections at once.
+    pub(super) connections: Option<At<Count>>,
+    /// Requests at once, on all connections.
+    pub(super) streams: Option<At<Count>>,
+    /// What requests take that are not dealt with yet, decoded.
+    pub(super) requests: Option<At<Size>>,
+    /// Names that its streams subscribe to, together; one stream half of that.
+    pub(super) names: Option<At<Count>>,
+}
+
+/// What each peer may take. Defaults: 16 connections, 8 streams, requests of 16MiB, 50000 names, 10000 slices of
+/// 8MiB together.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct PeerLimits {
+    /// Connections at once.
+    pub(super) connections: Option<At<Count>>,
+    /// Requests at once, on all connections.
+    pub(super) streams: Option<At<Count>>,
+    /// What requests take that are not dealt with yet, decoded.
+    pub(super) requests: Option<At<Size>>,
+    /// Names that its streams subscribe to, together; one stream half of that.
+    pub(super) names: Option<At<Count>>,
+    /// Slices that it may offer, of names that it was granted.
+    pub(super) slices: Option<At<Count>>,
+    /// Bytes of these together, in memory and in `state`.
+    pub(super) bytes: Option<At<Size>>,
 }
 
 /// Files, followed while the agent runs.
