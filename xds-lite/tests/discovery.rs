@@ -23,7 +23,7 @@ use isthmus_xds::ads::client::{Client, Refused, Update};
 use isthmus_xds::ads::service::{Directory, Discovery};
 use isthmus_xds::ads::shared::Shared;
 use isthmus_xds::ads::subscribe::{Again, Answers, Contact, Subscription, Tables};
-use isthmus_xds::budget::{Kind, Resource, Usage};
+use isthmus_xds::budget::{Kind, Resource};
 use isthmus_xds::dial::Chain;
 use isthmus_xds::dial::dial;
 use isthmus_xds::proto::envoy::config::core::v3::Node;
@@ -361,8 +361,8 @@ impl Unfinished {
         let counter = Arc::clone(&sent);
         let mut prefix = vec![0];
         prefix.extend(length.to_be_bytes());
-        // Whatever it is, it is in one name: nothing of it is a message before its end.
-        prefix.extend([3 << 3 | 2, 0xff, 0xff, 0xff, 0x03]);
+        // One name of 7 MiB: what comes is a part of it.
+        prefix.extend([3 << 3 | 2, 0x80, 0x80, 0xc0, 0x03]);
         let chunks = (0..length as usize / CHUNK).map(move |_| {
             counter.fetch_add(CHUNK, SeqCst);
             Bytes::from_static(&[b'x'; CHUNK])
@@ -447,7 +447,7 @@ fn request_bytes_of_a_peer_are_bounded_over_all_its_connections() {
         let mut requests = Vec::new();
         for id in PEERS {
             let channel = dial(&at, &world.client(id, AGENT)).await.unwrap();
-            requests.extend((0..4).map(|_| Unfinished::begin(channel.clone(), 8 << 20)));
+            requests.extend((0..4).map(|_| Unfinished::begin(channel.clone(), (7 << 20) + 100)));
         }
         let sent: Vec<_> = requests.iter().map(|request| Arc::clone(&request.sent)).collect();
         let (tell, mut told) = mpsc::channel(8);
@@ -463,7 +463,7 @@ fn request_bytes_of_a_peer_are_bounded_over_all_its_connections() {
         let used = usage("request_bytes");
         assert!(used.used <= 16 << 20 && used.exceeded == 6, "{used:?}");
         let sent: usize = sent.iter().map(|sent| sent.load(SeqCst)).sum();
-        println!("8 requests of a peer, 8 MiB each: {sent} bytes were taken");
+        println!("8 requests of a peer, 7 MiB each: {sent} bytes were taken");
         assert!(sent <= 19 << 20, "{sent} bytes");
         let long = dial(&at, &world.client(PEERS[0], AGENT)).await.unwrap();
         let status = Unfinished::begin(long, (8 << 20) + 1).status().await;
@@ -490,7 +490,8 @@ fn connections_of_a_peer_end_at_its_limit_and_gateways_have_places_of_their_own(
         kept
     });
     until("all were judged", || usage().used + usage().exceeded >= 160);
-    assert_eq!(usage(), Usage { used: 16, limit: 16, exceeded: 144 });
+    // Channels come back by themselves, and are turned away again.
+    assert!(usage().used == 16 && usage().exceeded >= 144, "{:?}", usage());
     let _gateway = gateway(&world, GATEWAY, AGENT, &agent, &seen);
     until("a gateway is served", || seen.has(&[("a", "1")]));
     drop((kept, runtime));

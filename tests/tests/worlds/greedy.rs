@@ -11,7 +11,7 @@ use hyper::Request;
 use hyper::body::Frame;
 use isthmus_certs::{Client as Tls, Peer, Trust};
 use isthmus_tests::cluster::Cluster;
-use isthmus_tests::netns::{Star, inside};
+use isthmus_tests::netns::inside;
 use isthmus_tests::wait::until;
 use isthmus_tests::workload::{Demands, endpoint, files};
 use isthmus_tests::world::World;
@@ -30,9 +30,9 @@ use tonic::body::Body;
 use tonic::transport::Channel;
 use tower::Service as _;
 
-use super::busy::busy;
+use super::hostile::Hostile;
 use super::impostor::{Impostor, named, slice};
-use super::{BOOKINFO, MIB, is_connected, restart, service};
+use super::{MIB, is_connected, service};
 
 const GATEWAY: &str = "10.78.3.1:15443";
 const DELTA: &str = "/envoy.service.discovery.v3.AggregatedDiscoveryService/DeltaAggregatedResources";
@@ -41,24 +41,14 @@ const BATCH: usize = 2_000;
 
 #[test]
 fn peer_that_exceeds_each_limit_ten_times_costs_64_mib_and_keeps_no_own_change_waiting() {
-    let World { clusters: [mut east, mut west, south], net } = match World::peers(["east", "west", "south"]) {
-        Ok(world) => world,
+    let Hostile { busy, west, south, before, .. } = &match World::peers(["east", "west", "south"]) {
+        Ok(world) => Hostile::new(world),
         Err(why) => skip!("{why}"),
     };
-    let _net: Star = net;
-    let peer = west.as_peer();
-    east.set("peers", &format!("[{peer}]"));
-    let busy = busy(&mut east, &mut west);
-    let of_east = format!("{{ cluster: east, hosts: [{BOOKINFO}] }}");
-    let of_south = format!("{{ cluster: south, hosts: [{BOOKINFO}], gatewayCIDRs: [10.78.3.0/24] }}");
-    west.set("imports", &format!("[{of_east}, {of_south}]"));
-    restart(&mut west);
-    until("west has east", || is_connected(&west, "east"));
-    let one = endpoint(&west, Demands::Certificate, b"west-one");
-    let before = west.process().memory();
-    let greedy = Greedy::new(&south, &west);
+    let one = endpoint(west, Demands::Certificate, b"west-one");
+    let greedy = Greedy::new(south, west);
     let slowest = thread::scope(|scope| {
-        let flood = scope.spawn(|| greedy.takes_all(&west));
+        let flood = scope.spawn(|| greedy.takes_all(west));
         let mut times = Vec::new();
         while !flood.is_finished() {
             let host = format!("own-{}.shop.svc.cluster.local", times.len());
@@ -73,14 +63,14 @@ fn peer_that_exceeds_each_limit_ten_times_costs_64_mib_and_keeps_no_own_change_w
         times.into_iter().max().unwrap()
     });
     let process = west.process();
-    let more = |memory: u64| memory.saturating_sub(before) / MIB;
+    let more = |memory: u64| memory.saturating_sub(*before) / MIB;
     let (now, peak) = (more(process.memory()), more(process.peak()));
     figure!(
         "a greedy peer: {now} MiB more in the agent, {peak} MiB at most; the slowest own change took {slowest:?}"
     );
     assert!(peak <= 64, "{peak} MiB more");
-    greedy.is_told_of(&west);
-    busy.end(50);
+    greedy.is_told_of(west);
+    busy.goes_on();
 }
 
 /// South's agent: it offers, and comes as a client.

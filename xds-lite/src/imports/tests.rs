@@ -114,7 +114,7 @@ fn a_cluster_speaks_for_itself_and_of_gateways_that_it_may_have() {
     }
     let other_name = imports.take(&cluster("east"), "east/b.shop", &good.encode()).unwrap_err();
     assert!(other_name.contains("is the slice of east/a.shop"), "{other_name}");
-    assert!(imports.take(&cluster("east"), "east/x", b"\xff\xff").is_err());
+    assert!(imports.take(&cluster("east"), "east/x.shop", b"\xff\xff").is_err());
     held(&imports, "east/a.shop", "");
 }
 

@@ -32,7 +32,7 @@ pub(crate) enum Wrong {
     Other,
     #[error("no gRPC message: it is compressed, or not gRPC")]
     Compressed,
-    #[error("a message is no protobuf")]
+    #[error("a message cannot be decoded: it is no protobuf")]
     Malformed,
 }
 

@@ -250,8 +250,8 @@ fn names_of(budgets: &Budgets) -> u64 {
     budgets.report()["peers"]["west"]["names"].used
 }
 
-#[test]
-fn delta_names_beyond_the_limit_are_refused_before_they_are_stored() {
+#[tokio::test]
+async fn delta_names_beyond_the_limit_are_refused_before_they_are_stored() {
     let ((directory, _), budgets) = (begin::<server::Stream>(), narrow());
     let mut streams = [(); 2].map(|()| of_peer::<server::Stream>(&directory, &budgets));
     let [one, two] = &mut streams;
@@ -274,8 +274,8 @@ fn delta_names_beyond_the_limit_are_refused_before_they_are_stored() {
     assert_eq!(names_of(&budgets), 0, "and so does a subscription's");
 }
 
-#[test]
-fn delta_versions_of_unknown_names_are_counted() {
+#[tokio::test]
+async fn delta_versions_of_unknown_names_are_counted() {
     let ((directory, _), budgets) = (begin::<server::Stream>(), narrow());
     let claims = |names: &[&str]| DeltaDiscoveryRequest {
         initial_resource_versions: names.iter().map(|name| ((*name).to_owned(), String::new())).collect(),
@@ -292,8 +292,8 @@ fn delta_versions_of_unknown_names_are_counted() {
     assert_eq!(names_of(&budgets), 0, "said, and not kept any longer");
 }
 
-#[test]
-fn sotw_names_beyond_the_limit_are_refused_before_they_are_stored() {
+#[tokio::test]
+async fn sotw_names_beyond_the_limit_are_refused_before_they_are_stored() {
     let ((directory, _), budgets) = (begin::<sotw::Stream>(), narrow());
     let ask = |names: &[&str]| DiscoveryRequest {
         type_url: ENDPOINTS.to_owned(),
