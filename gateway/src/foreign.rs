@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use isthmus_certs::{Client as Tls, Peer, SpiffeId, Trust};
 use isthmus_xds::ads::client::{Client, Refused, Update};
-use isthmus_xds::ads::subscribe::{Contact, Subscription, Tables};
+use isthmus_xds::ads::subscribe::{Answers, Contact, Subscription, Tables};
 use isthmus_xds::foreign::{ASSIGNMENT, Asker, CLUSTER, LISTENER, State, node};
 use isthmus_xds::resolve;
 use rustls::pki_types::DnsName;
@@ -45,7 +45,8 @@ pub(crate) async fn follow(plane: ControlPlane, trust: Trust, control: Arc<Contr
         namespace: namespace(&own),
     };
     let node = node(&asker, plane.node_id.as_deref(), &plane.metadata);
-    let subscription = Subscription { servers: plane.addresses, tls: Arc::new(tls), node };
+    let subscription =
+        Subscription { servers: plane.addresses, tls: Arc::new(tls), node, answers: Answers::OF_OWN };
     // Make before break: what is led to before what leads there.
     let clients = vec![Client::new(CLUSTER, []), Client::of_names(ASSIGNMENT), Client::new(LISTENER, [])];
     let mut given = Given { control, state: State::new(plane.port), was_whole: false };

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use isthmus_certs::Trust;
 use isthmus_certs::trust;
+use isthmus_xds::budget::raise_descriptor_limit;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
@@ -219,7 +220,7 @@ fn process(settings: &Settings, beginning: &Beginning) -> Process {
     let mut fixed = settings.fixed.clone();
     beginning.complete(&mut fixed);
     let reserve = RESERVE + RESERVE_PER_WORKER * fixed.workers as u64 * (1 + fixed.binds.len() as u64);
-    let descriptors = socket::raise_descriptor_limit();
+    let descriptors = raise_descriptor_limit();
     // Where descriptors are few, connections come first.
     fixed.relay.pipes =
         fixed.relay.pipes.min(usize::try_from(descriptors / PIPE_SHARE).unwrap_or(usize::MAX));

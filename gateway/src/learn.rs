@@ -15,7 +15,7 @@ use isthmus_certs::{Client as Tls, IdPattern, Peer, Trust};
 use isthmus_store::Persistence;
 use isthmus_xds::HostPattern;
 use isthmus_xds::ads::client::{Client, Refused, Resource, Update};
-use isthmus_xds::ads::subscribe::{Contact, Subscription, Tables};
+use isthmus_xds::ads::subscribe::{Answers, Contact, Subscription, Tables};
 use isthmus_xds::agent::SLICE;
 use isthmus_xds::held::Held;
 use isthmus_xds::probes::Probes;
@@ -106,6 +106,7 @@ fn subscription(servers: Vec<Target>, trust: Trust, control: &Control) -> io::Re
             user_agent_name: "isthmus-gateway".to_owned(),
             ..Node::default()
         },
+        answers: Answers::OF_OWN,
     })
 }
 

@@ -9,7 +9,6 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
 
 use crate::config::settings::{Bind, Tcp};
@@ -116,15 +115,4 @@ pub(crate) fn is_local_resource(error: &io::Error) -> bool {
 #[must_use]
 pub fn canonical(address: SocketAddr) -> SocketAddr {
     SocketAddr::new(address.ip().to_canonical(), address.port())
-}
-
-/// Raises the soft descriptor limit to the hard one and returns it.
-pub(crate) fn raise_descriptor_limit() -> u64 {
-    let limit = getrlimit(Resource::Nofile);
-    let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
-    if let Err(error) = setrlimit(Resource::Nofile, raised) {
-        tracing::warn!(%error, "the descriptor limit stays at its soft value");
-        return limit.current.unwrap_or(u64::MAX);
-    }
-    limit.maximum.unwrap_or(u64::MAX)
 }

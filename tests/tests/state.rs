@@ -91,7 +91,10 @@ impl World {
         west.set("gateways", "[{ name: gw-1, address: 127.0.0.1, port: 1 }]");
         west.set("exports", "[{ workspace: [bookinfo] }]");
         east.set("state", &east.path("state").display().to_string());
-        east.set("imports", "[{ cluster: west, hosts: ['*.bookinfo.svc.cluster.local'], gatewayCIDRs: [127.0.0.0/8] }]");
+        east.set(
+            "imports",
+            "[{ cluster: west, hosts: ['*.bookinfo.svc.cluster.local'], gatewayCIDRs: [127.0.0.0/8] }]",
+        );
         for name in IMPORTED {
             west.register(&format!("{name}.yaml"), &service(name, &endpoint));
         }
@@ -123,7 +126,10 @@ impl World {
     fn names(&self) -> BTreeSet<String> {
         let page = self.gateway.admin("GET", "/services?limit=1000").json();
         let items = page["items"].as_array().unwrap();
-        items.iter().map(|item| item["service"].as_str().unwrap().split(':').next().unwrap().to_owned()).collect()
+        items
+            .iter()
+            .map(|item| item["service"].as_str().unwrap().split(':').next().unwrap().to_owned())
+            .collect()
     }
 
     fn standing() -> BTreeSet<String> {
@@ -224,7 +230,8 @@ impl World {
             let missing: Vec<_> = standing.difference(&self.names()).cloned().collect();
             assert_eq!(missing, [""; 0], "withdrawn because the agent was restarted");
             let status = self.gateway.admin("GET", "/status").json();
-            status["agent"]["connected"] == true && self.east.ask("/status")["peers"]["west"]["connected"] == true
+            status["agent"]["connected"] == true
+                && self.east.ask("/status")["peers"]["west"]["connected"] == true
         });
     }
 
@@ -254,14 +261,19 @@ impl World {
         let now = self.names();
         let said = self.gateway.errors().join("\n");
         let missing: Vec<_> = before.difference(&now).collect();
-        let named = |name: &&String| said.lines().any(|line| line.contains("is lost") && line.contains(name.as_str()));
+        let named = |name: &&String| {
+            said.lines().any(|line| line.contains("is lost") && line.contains(name.as_str()))
+        };
         let unnamed: Vec<_> = missing.iter().filter(|name| !named(name)).collect();
         // Who has taken the whole file away has taken what it would have said, too.
         let is_said = how == "removed" || said.contains("the state file is damaged");
         assert!(missing.is_empty() || is_said, "{how}: {missing:?} are gone in silence:\n{said}");
         // A bit is one record's; a file that is cut off takes the names along.
         if how == "flip" {
-            assert!(missing.len() <= 1 && unnamed.is_empty(), "{how}: {missing:?}, of which {unnamed:?}:\n{said}");
+            assert!(
+                missing.len() <= 1 && unnamed.is_empty(),
+                "{how}: {missing:?}, of which {unnamed:?}:\n{said}"
+            );
         }
         assert!(now.is_subset(&before), "{how}: something has come back");
         self.tally.lost += missing.len();
@@ -331,7 +343,9 @@ fn state_that_is_damaged_full_or_failing_ends_nobody_and_withdraws_nothing_else(
         });
         let Tally { damages, restarts, lost } = world.tally;
         assert!(damages > 300 && restarts > 30, "{:?}", world.tally);
-        figure!("{STEPS} steps, {damages} damages, {restarts} restarts: 0 ends, 0 hangs, {lost} damaged records lost and named");
+        figure!(
+            "{STEPS} steps, {damages} damages, {restarts} restarts: 0 ends, 0 hangs, {lost} damaged records lost and named"
+        );
         return;
     }
     if !is_root() {

@@ -82,6 +82,13 @@ impl Accepted {
         known.slice.as_deref().cloned().or_else(|| known.is_withdrawn.then(withdrawn))
     }
 
+    /// Forgets what is known of a key that does not stand: an old slice of it could come back.
+    pub fn forget(&mut self, key: &Key) {
+        if self.get(key).is_none() {
+            self.known.remove(key);
+        }
+    }
+
     /// What stands, in no order.
     pub fn iter(&self) -> impl Iterator<Item = &Arc<Slice>> {
         self.known.values().filter_map(|known| known.slice.as_ref())

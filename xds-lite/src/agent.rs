@@ -32,11 +32,12 @@ use tonic::service::Routes;
 
 use crate::admin;
 use crate::ads::service::Discovery;
+use crate::budget::{Budgets, Places, raise_descriptor_limit};
 use crate::envoy::Adapter;
 use crate::issuing::IntermediateError;
 use crate::join;
 use crate::registry::files::Files;
-use crate::serve::{Visitors, serve_with};
+use crate::serve::{Admission, serve_with};
 
 use bundles::Bundles;
 use config::{Registration, Settings};
@@ -215,7 +216,10 @@ impl Agent {
         let waiting = Arc::new(Notify::new());
         // The registry is read as a whole before anybody is served.
         let files = look(Files::new(settings.registry.clone()), &state, &waiting).await?;
+        let places = Places::of_descriptors(raise_descriptor_limit());
+        let budgets = Arc::new(Budgets::new(settings.limits.clients, places));
         let told = Arc::new(Told {
+            budgets: Arc::clone(&budgets),
             settings: Arc::clone(&settings),
             state: Arc::clone(&state),
             issuing: issuing.clone(),
@@ -231,9 +235,12 @@ impl Agent {
             routes = std::mem::take(&mut routes).add_service(Arc::clone(&certificates).service());
             issuing.visitors(&certificates)
         });
+        let members = Arc::clone(&views);
+        let knows = Arc::new(move |id: &SpiffeId| members.principal(id));
+        let admission = Admission::new(knows).with(budgets, visitors);
         let context = sockets.join.as_ref().map(|_| context(&settings, trust.clone())).transpose()?;
         tokio::select! {
-            () = attend(&sockets.xds, tls, routes, visitors, &state) => Ok(()),
+            () = attend(&sockets.xds, tls, routes, admission, &state) => Ok(()),
             served = admin::serve_on_own_thread(sockets.admin, local, told, admin::Limits::default()) => {
                 served.map_err(Error::Admin)
             }
@@ -256,7 +263,7 @@ async fn attend(
     listener: &TcpListener,
     tls: Arc<Server>,
     routes: Routes,
-    visitors: Option<Visitors>,
+    admission: Admission,
     state: &Mutex<State>,
 ) {
     let looked_at = async {
@@ -265,8 +272,7 @@ async fn attend(
         }
     };
     let _late = tokio::time::timeout(AT_FIRST, looked_at).await;
-    let views = Arc::clone(&locked(state).views);
-    serve_with(listener, tls, routes, Arc::new(move |id| views.knows(id)), visitors).await;
+    serve_with(listener, tls, routes, admission).await;
 }
 
 /// Follows what signs certificates, if anything does.

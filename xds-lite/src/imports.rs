@@ -2,23 +2,29 @@
 //! granted, and a name that is taken is not taken over. Pure. Not how it arrives.
 
 mod consent;
+mod holdings;
+mod peer;
 mod probing;
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
 use serde::Serialize;
 
-use crate::accepted::Accepted;
 use crate::config::address::Target;
 use crate::host::{HostName, HostPattern};
+use crate::metered::{SLICE, fits};
 use crate::probes::Probes;
 use crate::slice::{Cluster, Key, Offer, Slice};
 
 pub use consent::Consent;
+pub use holdings::{Held, SliceLimits};
 pub use probing::Stale;
+
+use holdings::{DECODED, LARGEST, Size};
+use peer::{Claims, Peer, names, sharing};
 
 /// What is offered and what is let in.
 #[derive(Debug, Default)]
@@ -26,23 +32,13 @@ pub struct Imports {
     /// By rank: what an earlier one has, a later one does not take over.
     peers: Vec<Peer>,
     /// Who claims a name: the own cluster is first, then each peer by its place.
-    claims: HashMap<HostPattern, BTreeSet<(usize, HostPattern)>>,
+    claims: Claims,
     own: BTreeMap<HostPattern, Own>,
     dirty: BTreeSet<(usize, HostPattern)>,
     /// Where slices of silent clusters lead that are kept while they answer.
     probes: Probes,
     /// That may be elsewhere by now.
     unsettled: bool,
-}
-
-#[derive(Debug)]
-struct Peer {
-    consent: Consent,
-    accepted: Accepted,
-    /// Since when nothing is heard of it.
-    lost: Option<Instant>,
-    /// What went because nothing was heard for too long.
-    expired: HashSet<HostPattern>,
 }
 
 /// What is known of the own services.
@@ -60,6 +56,18 @@ pub enum Verdict {
     In(Slice),
     /// They do not, and why.
     Held(String),
+}
+
+/// What is to be stored of what was taken.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Stored {
+    /// Its name was not granted.
+    Nothing,
+    /// All of it; and another slice, that is long gone, no longer.
+    Slice {
+        /// Which.
+        forgets: Option<Key>,
+    },
 }
 
 /// A slice of another cluster as status shows it.
@@ -84,29 +92,57 @@ impl Imports {
 
     /// One more may bring something, after all others.
     pub fn add(&mut self, consent: Consent) {
-        self.peers.push(Peer { consent, accepted: Accepted::default(), lost: None, expired: HashSet::new() });
+        self.peers.push(Peer::new(consent));
     }
 
-    /// Takes what came as a slice of a cluster.
+    /// Takes what came as a slice of a cluster. Of a name that was not granted the name alone is noted.
     ///
     /// # Errors
     /// Why it is refused; what was there stays.
-    pub fn take(&mut self, from: &Cluster, name: &str, bytes: &[u8]) -> Result<(), String> {
+    pub fn take(&mut self, from: &Cluster, name: &str, bytes: &[u8]) -> Result<Stored, String> {
         let Some(rank) = self.rank(from) else { return Err("is of an unknown cluster".to_owned()) };
-        let Some(peer) = self.peers.get_mut(rank) else { return Ok(()) };
+        let Some(peer) = self.peers.get_mut(rank) else { return Ok(Stored::Nothing) };
+        let is_withdrawal = peer::is_withdrawal(bytes);
+        if let Some(host) = peer.own_host(name) {
+            if !peer.consent.grants(&host) {
+                peer.holdings.not_granted(&host, !is_withdrawal);
+                return Ok(Stored::Nothing);
+            }
+            if !is_withdrawal {
+                // Whether there is room for one more is known before it is looked at.
+                peer.holdings.check(&host, Size::default(), 0)?;
+            }
+        }
+        if bytes.len() > LARGEST {
+            return Err(format!("has {} bytes; at most {LARGEST} are taken of a peer", bytes.len()));
+        }
+        fits(bytes, &SLICE, DECODED).map_err(|error| error.to_string())?;
         let slice = Slice::decode(bytes).map_err(|error| error.to_string())?;
         if slice.key.to_string() != name {
             return Err(format!("is the slice of {}", slice.key));
         }
         peer.consent.check(&slice)?;
         let host = slice.key.host.clone();
-        self.unsettled |= peer.lost.is_some();
-        let before = peer.accepted.get(&slice.key).map(|slice| names(slice));
+        let before = peer.accepted.get(&slice.key).map(|slice| names(slice)).unwrap_or_default();
         let after = names(&slice);
-        if peer.accepted.take(slice).map_err(|older| older.to_string())? {
-            self.claim(rank + 1, &host, &before.unwrap_or_default(), &after);
+        let size = Size { bytes: bytes.len() as u64, names: after.len() as u64 };
+        let sharing = after.iter().map(|name| sharing(&self.claims, rank + 1, &host, name)).max();
+        if slice.offer.is_some() {
+            peer.holdings.check(&host, size, sharing.unwrap_or_default())?;
         }
-        Ok(())
+        self.unsettled |= peer.lost.is_some();
+        let is_offered = slice.offer.is_some();
+        let is_changed = peer.accepted.take(slice).map_err(|older| older.to_string())?;
+        let stored = if is_offered {
+            peer.holdings.put(&host, size);
+            Stored::Slice { forgets: None }
+        } else {
+            Stored::Slice { forgets: peer.forget(&host) }
+        };
+        if is_changed {
+            self.claim(rank + 1, &host, &before, &after);
+        }
+        Ok(stored)
     }
 
     /// A slice is no longer given to this cluster.
@@ -115,8 +151,10 @@ impl Imports {
         let key = Key { cluster: from.clone(), host: host.clone() };
         let Some(peer) = self.peers.get_mut(rank) else { return };
         self.unsettled |= peer.lost.is_some();
+        peer.holdings.not_granted(host, false);
         let before = peer.accepted.get(&key).map(|slice| names(slice)).unwrap_or_default();
         if peer.accepted.leave(&key) {
+            peer.forget(host);
             self.claim(rank + 1, host, &before, &[]);
         }
     }
@@ -181,7 +219,12 @@ impl Imports {
             .iter()
             .enumerate()
             .flat_map(|(rank, peer)| peer.accepted.iter().map(move |slice| (rank + 1, &slice.key.host)));
-        let mut shown: Vec<_> = slices.filter_map(|(rank, host)| self.show(rank, host)).collect();
+        let not_granted = self
+            .peers
+            .iter()
+            .flat_map(|peer| peer.holdings.all_not_granted().iter().map(|host| peer.show_not_granted(host)));
+        let mut shown: Vec<_> =
+            slices.filter_map(|(rank, host)| self.show(rank, host)).chain(not_granted).collect();
         shown.sort_by(|a, b| (&a.host, &a.cluster).cmp(&(&b.host, &b.cluster)));
         shown
     }
@@ -190,7 +233,10 @@ impl Imports {
     #[must_use]
     pub fn shown_of(&self, host: &HostPattern) -> Vec<Shown> {
         let offering = self.peers.iter().enumerate().filter(|(_, peer)| peer.offers(host));
-        let mut shown: Vec<_> = offering.filter_map(|(place, _)| self.show(place + 1, host)).collect();
+        let not_granted = self.peers.iter().filter(|peer| peer.holdings.all_not_granted().contains(host));
+        let not_granted = not_granted.map(|peer| peer.show_not_granted(host));
+        let mut shown: Vec<_> =
+            offering.filter_map(|(place, _)| self.show(place + 1, host)).chain(not_granted).collect();
         shown.sort_by(|a, b| a.cluster.cmp(&b.cluster));
         shown
     }
@@ -227,11 +273,18 @@ impl Imports {
         self.peers.get(self.rank(of)?)?.accepted.to_persist(key)
     }
 
+    /// What a cluster has of this one's memory and disk.
+    #[must_use]
+    pub fn held(&self, of: &Cluster) -> Option<Held> {
+        Some(self.peers.get(self.rank(of)?)?.holdings.held())
+    }
+
     fn rank(&self, cluster: &Cluster) -> Option<usize> {
         self.peers.iter().position(|peer| peer.consent.cluster == *cluster)
     }
 
-    /// Moves the claims of a host from some names to others; everybody who shares one is looked at again.
+    /// Moves the claims of a host from some names to others. Those that come after it and share one are looked at
+    /// again: what its own cluster has beside it, and what comes before, does not change by it.
     fn claim(&mut self, rank: usize, host: &HostPattern, before: &[HostPattern], after: &[HostPattern]) {
         for name in before {
             if let Some(claims) = self.claims.get_mut(name) {
@@ -244,8 +297,9 @@ impl Imports {
         for name in after {
             self.claims.entry(name.clone()).or_default().insert((rank, host.clone()));
         }
-        let sharing = before.iter().chain(after).filter_map(|name| self.claims.get(name)).flatten();
-        self.dirty.extend(sharing.filter(|(rank, _)| *rank > 0).cloned());
+        for claims in before.iter().chain(after).filter_map(|name| self.claims.get(name)) {
+            self.dirty.extend(claims.iter().rev().take_while(|(other, _)| *other > rank).cloned());
+        }
         if rank > 0 {
             self.dirty.insert((rank, host.clone()));
         }
@@ -270,12 +324,6 @@ impl Imports {
         let host = &slice.key.host;
         if !peer.consent.is_reachable {
             return Err("is in a network that this one may not reach".to_owned());
-        }
-        if !peer.consent.grants(host) {
-            return Err(format!(
-                "has a name that {} was not granted; add it to `imports` (hosts) or export a shared workspace",
-                peer.consent.cluster
-            ));
         }
         let Some(offer) = &slice.offer else { return Err("is withdrawn".to_owned()) };
         for (other, theirs) in self.earlier(rank, host) {
@@ -358,25 +406,6 @@ impl Imports {
         };
         Slice { offer: Some(offer), ..slice.clone() }
     }
-}
-
-impl Peer {
-    fn offers(&self, host: &HostPattern) -> bool {
-        let key = Key { cluster: self.consent.cluster.clone(), host: host.clone() };
-        self.accepted.get(&key).is_some()
-    }
-}
-
-/// The names of a host itself; those of its instances stand under it.
-fn names(slice: &Slice) -> Vec<HostPattern> {
-    let Some(offer) = &slice.offer else { return Vec::new() };
-    let instances = offer.ports.iter().flat_map(|port| {
-        let seen = port.endpoints.iter().flat_map(|endpoint| &endpoint.aliases);
-        let told = port.ready.iter().flat_map(|ready| &ready.instances);
-        seen.chain(told.flat_map(|instance| &instance.aliases))
-    });
-    let instances: BTreeSet<_> = instances.cloned().map(HostPattern::Exact).collect();
-    std::iter::once(slice.key.host.clone()).chain(offer.aliases.iter().cloned()).chain(instances).collect()
 }
 
 #[cfg(test)]

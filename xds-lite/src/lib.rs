@@ -1,6 +1,6 @@
 //! The registry of a cluster, the agent that serves it, and what gateways follow an agent with. From the ground up:
 //! the model of services (`host`, `locality`, `cluster`, `slice`, `config::services`); discovery (`ads`, over `serve`
-//! and `dial`; names by `resolve`); a registry (`registry`), what of it others may see (`exports`, `reachability`, `proofs`), and what of
+//! and `dial`, with what each client may take in `budget` and `metered`; names by `resolve`); a registry (`registry`), what of it others may see (`exports`, `reachability`, `proofs`), and what of
 //! theirs comes in (`imports`, `accepted`, `held`; `probes` and `probing` while they are silent); other worlds' tables
 //! (`envoy` for stock Envoys, `foreign` from control planes); how clusters meet (`join`) and what they say of their
 //! trust domains later (`bundles`); certificates for who has one and who has a token (`issuing`, and `enrol` on the
@@ -11,6 +11,7 @@ pub mod admin;
 pub mod ads;
 pub mod agent;
 mod believed;
+pub mod budget;
 pub mod bundles;
 pub mod cli;
 pub mod cluster;
@@ -27,6 +28,7 @@ pub mod imports;
 pub mod issuing;
 pub mod join;
 pub mod locality;
+mod metered;
 pub mod outbound;
 pub mod probes;
 pub mod probing;

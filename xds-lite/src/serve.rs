@@ -1,6 +1,8 @@
-//! gRPC over mTLS, the server's side: who asks is known from its certificate before any request is read. On the
-//! same port, if the agent issues certificates, who has none yet presents a token. Not what is served.
+//! gRPC over mTLS, the server's side: who asks is known from its certificate before any request is read, and what it
+//! may take is counted before it is taken. On the same port, if the agent issues certificates, who has none yet
+//! presents a token. Not what is served.
 
+mod admission;
 mod room;
 
 use std::io;
@@ -14,7 +16,6 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use isthmus_certs::{Server, SpiffeId, peer_id};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
 use tokio::time::timeout;
 use tokio_rustls::LazyConfigAcceptor;
 use tokio_rustls::rustls::server::Acceptor;
@@ -23,23 +24,15 @@ use tonic::service::Routes;
 use tower::ServiceExt as _;
 
 use crate::believed::until_disbelieved;
+use crate::budget::{Account, Principal, Resource};
 use crate::join::first::{ALPN as FIRST, Desk, Exported};
 use room::Room;
 
+pub use admission::{Admission, Knows};
 pub use room::Seat;
 
 /// From accept to the end of the TLS handshake.
 const HANDSHAKE: Duration = Duration::from_secs(5);
-/// Connections that have not proven who they are, at once; each takes some 20 KiB.
-const UNPROVEN: usize = 256;
-/// Connections that have, at once, of those who are served here.
-const KNOWN: usize = 4_096;
-/// The same of those who come for a certificate and go.
-const BRIEF: usize = 256;
-/// The same of all others: they are told why they are not, and take no place of those who are.
-const STRANGERS: usize = 64;
-/// Connections without a certificate, at once: each has one request, of a token.
-const GUESTS: usize = 64;
 /// From the end of a handshake to the end of the connection, of those who come and go.
 const VISIT: Duration = Duration::from_secs(10);
 /// What a guest may send before it is read.
@@ -47,23 +40,16 @@ const GUEST_WINDOW: u32 = 64 << 10;
 const GUEST_HEADERS: u32 = 8 << 10;
 /// Accepting again after it failed.
 const PAUSE: Duration = Duration::from_millis(100);
-const KEEPALIVE: Duration = Duration::from_secs(20);
-const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
-/// A peer has one stream a kind of discovery, and short calls.
-const STREAMS: u32 = 32;
 
 /// Who asks, as its certificate has proven: an extension of every request but those of guests, which have an
 /// [`Exported`] and a [`Seat`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Asker(pub SpiffeId);
 
-/// Who is served here.
-pub type Knows = Arc<dyn Fn(&SpiffeId) -> bool + Send + Sync>;
-
 /// Those who come for a certificate.
 pub struct Visitors {
     /// Who renews one here, and may do nothing else.
-    pub renews: Knows,
+    pub renews: Arc<dyn Fn(&SpiffeId) -> bool + Send + Sync>,
     /// Where tokens are presented.
     pub desk: Arc<Desk>,
     /// What is there for who presents one.
@@ -78,20 +64,14 @@ impl std::fmt::Debug for Visitors {
 
 /// Serves connections until it is dropped.
 pub async fn serve(listener: &TcpListener, tls: Arc<Server>, routes: Routes, knows: Knows) {
-    serve_with(listener, tls, routes, knows, None).await;
+    serve_with(listener, tls, routes, Admission::new(knows)).await;
 }
 
-/// The same, where certificates are issued.
-pub async fn serve_with(
-    listener: &TcpListener,
-    tls: Arc<Server>,
-    routes: Routes,
-    knows: Knows,
-    visitors: Option<Visitors>,
-) {
-    let unproven = Room::new(UNPROVEN);
-    let places = [KNOWN, BRIEF, STRANGERS].map(Semaphore::new);
-    let house = Arc::new(House { tls, routes, knows, visitors, places, guests: Room::new(GUESTS) });
+/// The same with what everybody may take, and where certificates are issued.
+pub async fn serve_with(listener: &TcpListener, tls: Arc<Server>, routes: Routes, admission: Admission) {
+    let places = admission.budgets.places();
+    let (unproven, guests) = (Room::new(places.unproven), Room::new(places.guests));
+    let house = Arc::new(House { tls, routes, admission, guests });
     loop {
         match listener.accept().await {
             Ok((stream, _)) => {
@@ -110,10 +90,7 @@ pub async fn serve_with(
 struct House {
     tls: Arc<Server>,
     routes: Routes,
-    knows: Knows,
-    visitors: Option<Visitors>,
-    /// For those who are served, who come and go, and who are strangers.
-    places: [Semaphore; 3],
+    admission: Admission,
     guests: Room,
 }
 
@@ -141,7 +118,7 @@ impl House {
         stream.set_nodelay(true)?;
         let begun = LazyConfigAcceptor::new(Acceptor::default(), stream).await?;
         let is_guest = begun.client_hello().alpn().is_some_and(|mut offered| offered.any(|one| one == FIRST));
-        if let Some(visitors) = self.visitors.as_ref().filter(|_| is_guest) {
+        if let Some(visitors) = self.admission.visitors.as_ref().filter(|_| is_guest) {
             let stream = begun.into_stream(visitors.desk.tls().map_err(io::Error::other)?).await?;
             let session = Exported::of(stream.get_ref().1).map_err(io::Error::other)?;
             return Ok(Shown::Guest(Box::new(stream), session));
@@ -154,28 +131,27 @@ impl House {
 
     /// Somebody who has proven who it is.
     async fn answer(self: Arc<Self>, stream: TlsStream<TcpStream>, id: SpiffeId) {
-        let [known, brief, strangers] = &self.places;
-        let renews = |visitors: &Visitors| (visitors.renews)(&id);
-        let (pool, visit) = match () {
-            () if (self.knows)(&id) => (known, Duration::MAX),
-            () if self.visitors.as_ref().is_some_and(renews) => (brief, VISIT),
-            () => (strangers, Duration::MAX),
-        };
-        let Ok(_permit) = pool.try_acquire() else {
-            return tracing::warn!(peer = %id, "refused: too many connections");
-        };
+        let account = self.admission.account(&id);
+        // What is exceeded is logged where it is counted.
+        let Ok(_place) = account.take(Resource::Connections, 1) else { return };
+        match account.principal() {
+            Principal::Stranger(_) => self.admission.refuse(stream, &id).await,
+            Principal::Workload(_) => self.attend(stream, id, account, VISIT).await,
+            Principal::Gateway(_) | Principal::Peer(_) => {
+                self.attend(stream, id, account, Duration::MAX).await
+            }
+        }
+    }
+
+    /// Somebody who is served.
+    async fn attend(&self, stream: TlsStream<TcpStream>, id: SpiffeId, account: Account, visit: Duration) {
         let chain = stream.get_ref().1.peer_certificates().unwrap_or_default();
         let disbelieved = until_disbelieved(self.tls.standing(chain));
+        let http = admission::connection(&account);
         let asker = Asker(id.clone());
-        let service = service_fn(|mut request: Request<Incoming>| {
-            request.extensions_mut().insert(asker.clone());
-            self.routes.clone().oneshot(request)
+        let service = service_fn(|request: Request<Incoming>| {
+            admission::answer(self.routes.clone(), request, asker.clone(), account.clone())
         });
-        let mut http = http2::Builder::new(TokioExecutor::new());
-        http.timer(TokioTimer::new())
-            .keep_alive_interval(KEEPALIVE)
-            .keep_alive_timeout(KEEPALIVE_TIMEOUT)
-            .max_concurrent_streams(STREAMS);
         tokio::select! {
             ended = timeout(visit, http.serve_connection(TokioIo::new(stream), service)) => {
                 if let Ok(Err(error)) = ended {
@@ -188,7 +164,7 @@ impl House {
 
     /// Somebody who may present a token.
     async fn receive(self: Arc<Self>, stream: TlsStream<TcpStream>, session: Exported, seat: Seat) {
-        let Some(visitors) = &self.visitors else { return };
+        let Some(visitors) = &self.admission.visitors else { return };
         let service = service_fn(|mut request: Request<Incoming>| {
             request.extensions_mut().insert(session.clone());
             request.extensions_mut().insert(seat.clone());

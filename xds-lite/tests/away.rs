@@ -17,7 +17,7 @@ use isthmus_certs::SpiffeId;
 use isthmus_xds::ads::client::{Client, Refused, Update};
 use isthmus_xds::ads::service::{Directory, Discovery};
 use isthmus_xds::ads::shared::Shared;
-use isthmus_xds::ads::subscribe::{Contact, Subscription, Tables};
+use isthmus_xds::ads::subscribe::{Answers, Contact, Subscription, Tables};
 use isthmus_xds::proto::envoy::config::core::v3::Node;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
@@ -118,6 +118,7 @@ fn ten_minutes_without_a_server_cost_nothing_but_patience() {
         servers: vec![at.to_string().parse().unwrap()],
         tls: world.client(GATEWAY, AGENT),
         node: Node::default(),
+        answers: Answers::OF_OWN,
     };
     let (over, is_over) = mpsc::channel();
     let (is_there, there) = mpsc::channel();

@@ -8,26 +8,34 @@ mod common;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Read as _;
 use std::net::{SocketAddr, TcpStream};
-use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
 
-use common::{AGENT, ANY, Agent, GATEWAY, World};
+use bytes::Bytes;
+use common::{AGENT, ANY, Agent, GATEWAY, PEERS, World};
+use http_body_util::{BodyExt as _, StreamBody};
+use hyper::body::Frame;
+use hyper::{Request, Response};
 use isthmus_certs::{Client as TlsClient, SpiffeId};
 use isthmus_xds::ads::client::{Client, Refused, Update};
 use isthmus_xds::ads::service::{Directory, Discovery};
 use isthmus_xds::ads::shared::Shared;
-use isthmus_xds::ads::subscribe::{Again, Contact, Subscription, Tables};
+use isthmus_xds::ads::subscribe::{Again, Answers, Contact, Subscription, Tables};
+use isthmus_xds::budget::{Kind, Resource};
 use isthmus_xds::dial::Chain;
 use isthmus_xds::dial::dial;
 use isthmus_xds::proto::envoy::config::core::v3::Node;
-use isthmus_xds::proto::envoy::service::discovery::v3::aggregated_discovery_service_client::AggregatedDiscoveryServiceClient as DiscoveryClient;
 use tokio::runtime::Runtime;
 use tokio::sync::mpsc;
-use tokio_stream::wrappers::ReceiverStream;
-use tonic::Status;
+use tokio::task::JoinHandle;
+use tokio_stream::StreamExt as _;
+use tonic::body::Body;
 use tonic::service::Routes;
+use tonic::transport::Channel;
+use tonic::{Code, Status};
+use tower::Service as _;
 
 const TYPE: &str = "type.googleapis.com/isthmus.v1.ServiceSlice";
 const STRANGER: &str = "spiffe://east.example/ns/a/sa/b";
@@ -42,6 +50,7 @@ fn follow(tls: Arc<TlsClient>, servers: &[SocketAddr], seen: &Seen) -> Runtime {
         servers: servers.iter().map(|at| at.to_string().parse().unwrap()).collect(),
         tls,
         node: Node { id: "g".to_owned(), ..Node::default() },
+        answers: Answers::OF_OWN,
     };
     let mut seen = seen.clone();
     let runtime = Runtime::new().unwrap();
@@ -212,7 +221,7 @@ fn strangers_are_refused_before_they_see_anything() {
     let _one = gateway(&world, STRANGER, AGENT, &agent, &stranger);
     let _two = gateway(&world, GATEWAY, STRANGER, &agent, &deceived);
     let lost = |seen: &Seen, word: &str| seen.0.lock().unwrap().lost.iter().any(|why| why.contains(word));
-    until("it is told why", || lost(&stranger, "only listed gateways"));
+    until("it is told why", || lost(&stranger, "is neither one of this cluster's gateways"));
     until("it sees that this is not its agent", || lost(&deceived, "not expected here"));
     assert!(stranger.has(&[]) && deceived.has(&[]));
     assert_eq!(deceived.0.lock().unwrap().made, 0);
@@ -315,6 +324,7 @@ fn what_one_type_names_is_followed_of_another_on_the_same_stream() {
         servers: vec![agent.at.to_string().parse().unwrap()],
         tls: world.client(GATEWAY, AGENT),
         node: Node::default(),
+        answers: Answers::OF_OWN,
     };
     let mut lists = Lists { items: seen.clone(), ..Lists::default() };
     let runtime = Runtime::new().unwrap();
@@ -336,32 +346,156 @@ fn what_one_type_names_is_followed_of_another_on_the_same_stream() {
     assert_eq!(seen.resources() - before, 1, "c was the same");
 }
 
+/// Begins a request of discovery whose first message would have this length, and sends of it what is taken: how much
+/// that was, and the answer.
+struct Unfinished {
+    sent: Arc<AtomicUsize>,
+    answer: JoinHandle<Result<Response<Body>, tonic::transport::Error>>,
+}
+
+const CHUNK: usize = 16 << 10;
+
+impl Unfinished {
+    fn begin(mut channel: Channel, length: u32) -> Unfinished {
+        let sent = Arc::new(AtomicUsize::new(0));
+        let counter = Arc::clone(&sent);
+        let mut prefix = vec![0];
+        prefix.extend(length.to_be_bytes());
+        // One name of 7 MiB: what comes is a part of it.
+        prefix.extend([3 << 3 | 2, 0x80, 0x80, 0xc0, 0x03]);
+        let chunks = (0..length as usize / CHUNK).map(move |_| {
+            counter.fetch_add(CHUNK, SeqCst);
+            Bytes::from_static(&[b'x'; CHUNK])
+        });
+        let frames =
+            std::iter::once(Bytes::from(prefix)).chain(chunks).map(|data| Ok::<_, Status>(Frame::data(data)));
+        let body = Body::new(StreamBody::new(tokio_stream::iter(frames).chain(tokio_stream::pending())));
+        let request =
+            Request::post("/envoy.service.discovery.v3.AggregatedDiscoveryService/DeltaAggregatedResources")
+                .header("content-type", "application/grpc")
+                .header("te", "trailers")
+                .body(body)
+                .unwrap();
+        let answer = tokio::spawn(async move {
+            std::future::poll_fn(|context| channel.poll_ready(context)).await?;
+            channel.call(request).await
+        });
+        Unfinished { sent, answer }
+    }
+
+    /// What is answered, in the end.
+    async fn status(self) -> Status {
+        let response = self.answer.await.unwrap().unwrap();
+        if let Some(status) = Status::from_header_map(response.headers()) {
+            return status;
+        }
+        let body = response.into_body().collect().await.unwrap();
+        Status::from_header_map(body.trailers().unwrap()).unwrap()
+    }
+}
+
 #[test]
-fn who_is_not_served_takes_no_place_of_those_who_are() {
-    let world = World::new();
-    let directory = directory();
+fn stranger_is_told_why_and_nothing_of_its_request_is_read() {
+    let (world, directory) = (World::new(), directory());
+    let agent = start(&world, &directory, ANY);
+    let (at, stranger) = (agent.at.to_string().parse().unwrap(), world.client(STRANGER, AGENT));
+    Runtime::new().unwrap().block_on(async {
+        let channel = dial(&at, &stranger).await.unwrap();
+        let request = Unfinished::begin(channel.clone(), 30 << 20);
+        let sent = Arc::clone(&request.sent);
+        let status = request.status().await;
+        assert_eq!(status.code(), Code::PermissionDenied, "{status}");
+        assert!(status.message().contains("list it under `gateways:` or `peers:`"), "{status}");
+        let sent = sent.load(SeqCst);
+        println!("a stranger sent {sent} bytes of 31457280");
+        assert!(sent <= 128 << 10, "{sent} bytes");
+    });
+    assert_eq!(agent.budgets.totals(Kind::Stranger, Resource::RequestBytes), (0, 0));
+    until("its connection is closed", || agent.budgets.totals(Kind::Stranger, Resource::Connections).0 == 0);
+}
+
+#[test]
+fn strangers_take_no_place_of_those_who_are_served() {
+    let (world, directory, seen) = (World::new(), directory(), Seen::default());
     let agent = start(&world, &directory, ANY);
     let at = agent.at.to_string().parse().unwrap();
     let stranger = world.client(STRANGER, AGENT);
     let runtime = Runtime::new().unwrap();
-    let (kept, told) = runtime.block_on(async {
-        let (mut kept, mut told) = (Vec::new(), 0);
+    let kept = runtime.block_on(async {
+        let mut kept = Vec::new();
         for _ in 0..70 {
-            let Ok(channel) = dial(&at, &stranger).await else { continue };
-            kept.push(channel.clone());
-            let (_, none) = mpsc::channel(1);
-            let asked =
-                DiscoveryClient::new(channel).delta_aggregated_resources(ReceiverStream::new(none)).await;
-            told += usize::from(asked.is_ok());
+            kept.extend(dial(&at, &stranger).await);
         }
-        (kept, told)
+        kept
     });
-    assert_eq!(told, 64, "the others are turned away at once");
-    let seen = Seen::default();
+    let exceeded = || agent.budgets.totals(Kind::Stranger, Resource::Connections).1;
+    until("those over the limit are turned away", || exceeded() > 0);
     let _gateway = gateway(&world, GATEWAY, AGENT, &agent, &seen);
     directory.0.change(|view| _ = view.set("east/a", "1"));
     until("a gateway is served beside them", || seen.has(&[("east/a", "1")]));
     drop(kept);
+}
+
+#[test]
+fn request_bytes_of_a_peer_are_bounded_over_all_its_connections() {
+    let (world, directory, seen) = (World::new(), directory(), Seen::default());
+    directory.0.change(|view| _ = view.set("a", "1"));
+    let agent = start(&world, &directory, ANY);
+    let at = agent.at.to_string().parse().unwrap();
+    let usage = |resource: &str| agent.budgets.report()["peers"]["west"][resource];
+    Runtime::new().unwrap().block_on(async {
+        let mut requests = Vec::new();
+        for id in PEERS {
+            let channel = dial(&at, &world.client(id, AGENT)).await.unwrap();
+            requests.extend((0..4).map(|_| Unfinished::begin(channel.clone(), (7 << 20) + 100)));
+        }
+        let sent: Vec<_> = requests.iter().map(|request| Arc::clone(&request.sent)).collect();
+        let (tell, mut told) = mpsc::channel(8);
+        for request in requests {
+            let tell = tell.clone();
+            tokio::spawn(async move { tell.send(request.status().await).await });
+        }
+        for _ in 0..6 {
+            let status = told.recv().await.unwrap();
+            assert_eq!(status.code(), Code::ResourceExhausted, "{status}");
+            assert!(status.message().contains("peer west may have 16777216 bytes of requests"), "{status}");
+        }
+        let used = usage("request_bytes");
+        assert!(used.used <= 16 << 20 && used.exceeded == 6, "{used:?}");
+        let sent: usize = sent.iter().map(|sent| sent.load(SeqCst)).sum();
+        println!("8 requests of a peer, 7 MiB each: {sent} bytes were taken");
+        assert!(sent <= 19 << 20, "{sent} bytes");
+        let long = dial(&at, &world.client(PEERS[0], AGENT)).await.unwrap();
+        let status = Unfinished::begin(long, (8 << 20) + 1).status().await;
+        assert!(status.message().contains("8388609 bytes is too large; at most 8388608"), "{status}");
+    });
+    let _gateway = gateway(&world, GATEWAY, AGENT, &agent, &seen);
+    until("a gateway is served", || seen.has(&[("a", "1")]));
+    until("what went is given back", || usage("request_bytes").used == 0 && usage("streams").used == 0);
+}
+
+#[test]
+fn connections_of_a_peer_end_at_its_limit_and_gateways_have_places_of_their_own() {
+    let (world, directory, seen) = (World::new(), directory(), Seen::default());
+    directory.0.change(|view| _ = view.set("a", "1"));
+    let agent = start(&world, &directory, ANY);
+    let at = agent.at.to_string().parse().unwrap();
+    let runtime = Runtime::new().unwrap();
+    let usage = || agent.budgets.report()["peers"]["west"]["connections"];
+    let kept = runtime.block_on(async {
+        let mut kept = Vec::new();
+        for number in 0..160 {
+            kept.extend(dial(&at, &world.client(PEERS[number % 2], AGENT)).await);
+        }
+        kept
+    });
+    until("all were judged", || usage().used + usage().exceeded >= 160);
+    // Channels come back by themselves, and are turned away again.
+    assert!(usage().used == 16 && usage().exceeded >= 144, "{:?}", usage());
+    let _gateway = gateway(&world, GATEWAY, AGENT, &agent, &seen);
+    until("a gateway is served", || seen.has(&[("a", "1")]));
+    drop((kept, runtime));
+    until("their places are free", || usage().used == 0);
 }
 
 /// Refuses what it is given first, asks for it once more, and then for a new stream.
@@ -429,6 +563,7 @@ fn what_was_refused_is_heard_once_more_and_who_took_it_is_told_of() {
         servers: vec![agent.at.to_string().parse().unwrap()],
         tls: world.client(GATEWAY, AGENT),
         node: Node { id: "g".to_owned(), ..Node::default() },
+        answers: Answers::OF_OWN,
     };
     let (seen, chains, runtime) =
         (hesitant.seen.clone(), Arc::clone(&hesitant.chains), Runtime::new().unwrap());

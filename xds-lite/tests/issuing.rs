@@ -90,7 +90,13 @@ fn nobody_gets_what_the_policy_does_not_give() {
             "may not have a certificate",
         ),
         ("no identity", GATEWAY, impersonates("gateway"), Code::InvalidArgument, "starts with `spiffe://`"),
-        ("who is not listed", stranger, request(&key), Code::PermissionDenied, "policy must grant it"),
+        (
+            "who is not listed",
+            stranger,
+            request(&key),
+            Code::PermissionDenied,
+            "is neither one of this cluster's gateways",
+        ),
         (
             "no request",
             GATEWAY,

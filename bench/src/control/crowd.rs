@@ -13,8 +13,9 @@ use isthmus_certs::{Client as Tls, IdPattern, Peer, Server, SpiffeId, Trust};
 use isthmus_xds::ads::client::{Client, Refused, Update};
 use isthmus_xds::ads::service::{Directory, Discovery};
 use isthmus_xds::ads::shared::Shared;
-use isthmus_xds::ads::subscribe::{Contact, Subscription, Tables};
+use isthmus_xds::ads::subscribe::{Answers, Contact, Subscription, Tables};
 use isthmus_xds::agent::SLICE;
+use isthmus_xds::budget::Principal;
 use isthmus_xds::config::address::Target;
 use isthmus_xds::proto::envoy::config::core::v3::Node;
 use isthmus_xds::serve::serve;
@@ -80,7 +81,7 @@ impl Crowd {
         let tls = Tls::new(trust, Peer::Matching(vec![self.agents.clone()]), &[b"h2"])?;
         let node = Node { id: leaf.to_owned(), cluster: cluster.name().to_owned(), ..Node::default() };
         let servers = vec![Target::Address(self.agent)];
-        let subscription = Subscription { servers, tls: Arc::new(tls), node };
+        let subscription = Subscription { servers, tls: Arc::new(tls), node, answers: Answers::OF_OWN };
         let mut member = Member { names: HashSet::new(), all: Arc::clone(&self.all) };
         self.members += 1;
         self.runtime.spawn(async move {
@@ -96,7 +97,13 @@ impl Crowd {
         let listener = self.runtime.block_on(TcpListener::bind(cluster.xds))?;
         let nothing = Arc::new(Nothing(Arc::new(Shared::new(|_| true))));
         self.runtime.spawn(async move {
-            serve(&listener, tls, Routes::new(Discovery::service(nothing)), Arc::new(|_| true)).await;
+            serve(
+                &listener,
+                tls,
+                Routes::new(Discovery::service(nothing)),
+                Arc::new(|id| Some(Principal::Gateway(id.clone()))),
+            )
+            .await;
         });
         Ok(())
     }

@@ -130,10 +130,7 @@ fn is_blank(text: &[u8]) -> bool {
 
 /// Hyphens, and what word processors make of them, in UTF-8 and in Windows' code page.
 fn ends_with_dash(text: &[u8]) -> bool {
-    matches!(
-        text,
-        [.., b'-' | 0x96 | 0x97] | [.., 0xe2, 0x80, 0x90..=0x95] | [.., 0xe2, 0x88, 0x92]
-    )
+    matches!(text, [.., b'-' | 0x96 | 0x97] | [.., 0xe2, 0x80, 0x90..=0x95] | [.., 0xe2, 0x88, 0x92])
 }
 
 fn label_of(text: &[u8]) -> Option<&str> {

@@ -27,12 +27,12 @@ use super::{BOOKINFO, DETAILS, MIB, PAYROLL, RATINGS, held, imported, is_connect
 const GATEWAY: &str = "10.78.3.1:15443";
 
 /// West calls east all the time, and has south as a peer, too. South's agent is the test's.
-struct Hostile {
-    busy: Busy,
-    west: Cluster,
-    south: Cluster,
+pub(crate) struct Hostile {
+    pub(crate) busy: Busy,
+    pub(crate) west: Cluster,
+    pub(crate) south: Cluster,
     /// West's memory before south said anything.
-    before: u64,
+    pub(crate) before: u64,
     _east: Cluster,
     _net: Star,
 }
@@ -57,7 +57,7 @@ fn a_hostile_peer_is_refused_by_name_and_disturbs_nobody() {
 }
 
 impl Hostile {
-    fn new(world: World<3>) -> Hostile {
+    pub(crate) fn new(world: World<3>) -> Hostile {
         let World { clusters: [mut east, mut west, south], net } = world;
         // West alone listens to south.
         let peer = west.as_peer();
@@ -234,9 +234,9 @@ impl Hostile {
         until("west comes back", || south.streams() > streams);
         until("west follows it again", || is_connected(&self.west, "south"));
         self.good_ones_stand();
-        south.say("large", vec![resource("south/large.bookinfo.svc.cluster.local", vec![7; 20 << 20])]);
+        south.say("large", vec![resource("south/large.bookinfo.svc.cluster.local", vec![7; 7 << 20])]);
         let why = south.answer("large").expect("a refusal");
-        assert!(why.contains("at most 16777216 are taken"), "{why}");
+        assert!(why.contains("at most 524288 are taken of a peer"), "{why}");
         self.good_ones_stand();
         let process = self.west.process();
         let more = |memory: u64| memory.saturating_sub(self.before) / MIB;

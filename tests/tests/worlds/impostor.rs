@@ -10,6 +10,7 @@ use isthmus_tests::netns;
 use isthmus_tests::wait::until_some;
 use isthmus_tests::workload::files;
 use isthmus_xds::agent::SLICE;
+use isthmus_xds::budget::Principal;
 use isthmus_xds::proto::envoy::service::discovery::v3::aggregated_discovery_service_server::{
     AggregatedDiscoveryService, AggregatedDiscoveryServiceServer,
 };
@@ -56,7 +57,7 @@ impl Impostor {
         let runtime = Runtime::new().unwrap();
         runtime.spawn(async move {
             let listener = tokio::net::TcpListener::from_std(listener).unwrap();
-            serve(&listener, tls, routes, Arc::new(|_| true)).await;
+            serve(&listener, tls, routes, Arc::new(|id| Some(Principal::Gateway(id.clone())))).await;
         });
         Impostor { runtime: Some(runtime), seen }
     }

@@ -1,5 +1,5 @@
 //! Clusters that are apart: what one shows another and what it does not (`agreed`), what comes and goes without a
-//! failed call (`returning`), how one joins (`joining`), and what hostile ones achieve: peers (`hostile`), a gateway's
+//! failed call (`returning`), how one joins (`joining`), and what hostile ones achieve: peers (`hostile`, `greedy`), a gateway's
 //! own agent (`misled`), strangers (`strangers`).
 
 #![allow(
@@ -12,6 +12,7 @@
 
 mod agreed;
 mod busy;
+mod greedy;
 mod hostile;
 mod impostor;
 mod joining;

@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use prost_types::Any;
 
-use super::session::{Nack, Refusals};
+use super::session::{Kept, Nack, Refusals};
 use super::view::{Position, View};
 use crate::proto::envoy::service::discovery::v3::{
     DeltaDiscoveryRequest, DeltaDiscoveryResponse, Resource as Sent,
@@ -29,12 +29,38 @@ pub struct Stream {
     in_flight: Option<String>,
     sent: u64,
     refusals: Refusals,
+    /// Of the names subscribed to.
+    kept: Kept,
+    /// Of those that are owed because the client says to know them, and that the view does not have.
+    claimed: Kept,
 }
 
 /// Names that a client says to know and the view does not have: whether they are gone, or only not heard of yet.
 pub type IsGone<'a> = &'a dyn Fn(&str) -> bool;
 
 impl Stream {
+    /// Names of the client that are kept.
+    pub(super) fn kept(&self) -> Kept {
+        self.kept.plus(self.claimed)
+    }
+
+    /// The same, at most, once a request is taken.
+    pub(super) fn kept_with(&self, request: &DeltaDiscoveryRequest, view: &View) -> Kept {
+        let subscribes = request.resource_names_subscribe.iter();
+        let more: Kept = subscribes.filter(|name| !self.names.contains(*name)).collect();
+        let claimed = if self.has_begun {
+            Kept::default()
+        } else {
+            request.initial_resource_versions.keys().filter(|name| view.get(name).is_none()).collect()
+        };
+        self.kept().plus(more).plus(claimed)
+    }
+
+    /// A response was sent, and not answered yet.
+    pub(super) fn is_in_flight(&self) -> bool {
+        self.in_flight.is_some()
+    }
+
     /// Takes a request of the client.
     pub fn request(&mut self, request: &DeltaDiscoveryRequest, view: &View, is_gone: IsGone<'_>) {
         if self.in_flight.as_ref().is_some_and(|nonce| *nonce == request.response_nonce) {
@@ -49,7 +75,9 @@ impl Stream {
             self.owe_what_differs(&request.initial_resource_versions, view, is_gone);
         }
         for name in subscribes.iter().filter(|name| *name != WILDCARD) {
-            self.names.insert(name.clone());
+            if self.names.insert(name.clone()) {
+                self.kept.add(name);
+            }
             let known = request.initial_resource_versions.get(name).filter(|_| is_first);
             let has_it = known.is_some_and(|known| view.get(name).is_some_and(|now| *known == *now.version));
             if !has_it && (view.get(name).is_some() || is_gone(name)) {
@@ -78,8 +106,10 @@ impl Stream {
         let differs =
             view.iter().filter(|(name, now)| known.get(&***name).is_none_or(|known| **known != *now.version));
         self.owed.extend(differs.map(|(name, _)| name.to_string()));
-        let gone = known.keys().filter(|name| view.get(name).is_none() && is_gone(name));
-        self.owed.extend(gone.cloned());
+        for name in known.keys().filter(|name| view.get(name).is_none() && is_gone(name)) {
+            self.claimed.add(name);
+            self.owed.insert(name.clone());
+        }
     }
 
     fn unsubscribe(&mut self, name: &str) {
@@ -87,7 +117,9 @@ impl Stream {
             self.wildcard = false;
             self.owed.retain(|name| self.names.contains(name));
         } else {
-            self.names.remove(name);
+            if self.names.remove(name) {
+                self.kept.remove(name);
+            }
             if !self.wildcard {
                 self.owed.remove(name);
             }
@@ -114,6 +146,9 @@ impl Stream {
             && let Some(name) = self.owed.pop_first()
         {
             batch.put(&name, type_url, view);
+        }
+        if self.owed.is_empty() {
+            self.claimed = Kept::default();
         }
         let mut changes = view.after(self.position).peekable();
         while !batch.is_full()

@@ -14,6 +14,7 @@ use super::session::Session;
 use super::shared::Shared;
 use super::stream::Stream;
 use super::{server, sotw};
+use crate::budget::Account;
 use crate::proto::envoy::service::discovery::v3::aggregated_discovery_service_server::{
     AggregatedDiscoveryService, AggregatedDiscoveryServiceServer,
 };
@@ -22,7 +23,8 @@ use crate::proto::envoy::service::discovery::v3::{
 };
 use crate::serve::Asker;
 
-/// A first request names every resource that its client knows: 100 000 of them are some 15 MiB.
+/// A first request names every resource that its client knows: 100 000 of them are some 15 MiB. What each client may
+/// send of this is known before, from its budget.
 const MAX_REQUEST: usize = 32 << 20;
 /// A stream has at most one response of each type in flight, and is served a few types.
 const IN_FLIGHT: usize = 8;
@@ -88,9 +90,12 @@ impl<D: Directory> Discovery<D> {
         request: Request<Streaming<S::Request>>,
     ) -> Result<Response<Answers<S::Response>>, Status> {
         let asker = request.extensions().get::<Asker>().cloned();
-        let Asker(peer) = asker.ok_or_else(|| Status::unauthenticated("who asks is not known"))?;
+        let account = request.extensions().get::<Account>().cloned();
+        let (Some(Asker(peer)), Some(account)) = (asker, account) else {
+            return Err(Status::unauthenticated("who asks is not known"));
+        };
         let (sender, receiver) = mpsc::channel(IN_FLIGHT);
-        let stream = Stream::<D, S>::new(Arc::clone(&self.0), peer, sender);
+        let stream = Stream::<D, S>::new(Arc::clone(&self.0), peer, account, sender);
         tokio::spawn(stream.run(request.into_inner()));
         Ok(Response::new(Box::pin(ReceiverStream::new(receiver))))
     }

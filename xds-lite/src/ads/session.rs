@@ -46,6 +46,42 @@ pub(crate) struct Said<M> {
     pub(crate) renews: Vec<String>,
 }
 
+/// Names that a client makes the server keep.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Kept {
+    /// How many.
+    pub(crate) names: u64,
+    /// What they take: the bytes of each, and 64 more.
+    pub(crate) bytes: u64,
+}
+
+/// What a name takes besides its bytes, where it is kept.
+const NAME: u64 = 64;
+
+impl Kept {
+    pub(super) fn add(&mut self, name: &str) {
+        self.names += 1;
+        self.bytes += NAME + name.len() as u64;
+    }
+
+    pub(super) fn remove(&mut self, name: &str) {
+        self.names = self.names.saturating_sub(1);
+        self.bytes = self.bytes.saturating_sub(NAME + name.len() as u64);
+    }
+
+    pub(super) fn plus(self, other: Kept) -> Kept {
+        Kept { names: self.names + other.names, bytes: self.bytes + other.bytes }
+    }
+}
+
+impl<'a> FromIterator<&'a String> for Kept {
+    fn from_iter<I: IntoIterator<Item = &'a String>>(names: I) -> Kept {
+        let mut kept = Kept::default();
+        names.into_iter().for_each(|name| kept.add(name));
+        kept
+    }
+}
+
 /// One type on one stream.
 pub(crate) trait Session: Send + Sync + 'static {
     /// What a client sends.
@@ -59,6 +95,12 @@ pub(crate) trait Session: Send + Sync + 'static {
     fn type_of(request: &Self::Request) -> &str;
     /// Whether a request, the first of its type, is for what it names and not for everything.
     fn is_by_name(request: &Self::Request) -> bool;
+    /// Names of the client that are kept.
+    fn kept(&self) -> Kept;
+    /// The same, at most, once a request is taken.
+    fn kept_with(&self, request: &Self::Request, view: &View) -> Kept;
+    /// A response was sent, and not answered yet.
+    fn is_in_flight(&self) -> bool;
     /// Takes a request of the client.
     fn request(&mut self, request: &Self::Request, view: &View, is_gone: IsGone<'_>);
     /// Sends these once more, changed or not, where they are subscribed to.
@@ -91,6 +133,18 @@ impl Session for server::Stream {
 
     fn is_by_name(request: &DeltaDiscoveryRequest) -> bool {
         are_names(&request.resource_names_subscribe)
+    }
+
+    fn kept(&self) -> Kept {
+        self.kept()
+    }
+
+    fn kept_with(&self, request: &DeltaDiscoveryRequest, view: &View) -> Kept {
+        self.kept_with(request, view)
+    }
+
+    fn is_in_flight(&self) -> bool {
+        self.is_in_flight()
     }
 
     fn request(&mut self, request: &DeltaDiscoveryRequest, view: &View, is_gone: IsGone<'_>) {
@@ -134,6 +188,18 @@ impl Session for sotw::Stream {
 
     fn is_by_name(request: &DiscoveryRequest) -> bool {
         are_names(&request.resource_names)
+    }
+
+    fn kept(&self) -> Kept {
+        self.kept()
+    }
+
+    fn kept_with(&self, request: &DiscoveryRequest, view: &View) -> Kept {
+        self.kept_with(request, view)
+    }
+
+    fn is_in_flight(&self) -> bool {
+        self.is_in_flight()
     }
 
     fn request(&mut self, request: &DiscoveryRequest, view: &View, _is_gone: IsGone<'_>) {

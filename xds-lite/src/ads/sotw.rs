@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 
 use prost_types::Any;
 
-use super::session::{Nack, Refusals};
+use super::session::{Kept, Nack, Refusals};
 use super::view::{Position, View};
 use crate::envoy::{CLUSTER, LISTENER};
 use crate::proto::envoy::service::discovery::v3::{DiscoveryRequest, DiscoveryResponse};
@@ -54,6 +54,7 @@ pub struct Stream {
     in_flight: bool,
     sent: u64,
     refusals: Refusals,
+    kept: Kept,
 }
 
 #[derive(Debug, Default)]
@@ -90,13 +91,34 @@ impl Stream {
             in_flight: false,
             sent: 0,
             refusals: Refusals::default(),
+            kept: Kept::default(),
         }
+    }
+
+    /// Names of the client that are kept.
+    pub(super) fn kept(&self) -> Kept {
+        self.kept
+    }
+
+    /// The same, at most, once a request is taken: it names all that it wants.
+    pub(super) fn kept_with(&self, request: &DiscoveryRequest, _view: &View) -> Kept {
+        if self.is_late(request) { self.kept } else { request.resource_names.iter().collect() }
+    }
+
+    /// A response was sent, and not answered yet.
+    pub(super) fn is_in_flight(&self) -> bool {
+        self.in_flight
+    }
+
+    /// It answers another response than the last.
+    fn is_late(&self, request: &DiscoveryRequest) -> bool {
+        self.has_begun && request.response_nonce != self.nonce
     }
 
     /// Takes a request of the client. One that answers another response than the last is ignored, but for what
     /// it lets go of: the client answers the last one, too, with all that it wants by then.
     pub fn request(&mut self, request: &DiscoveryRequest, view: &View) {
-        if self.has_begun && request.response_nonce != self.nonce {
+        if self.is_late(request) {
             self.let_go_of_all_but(&request.resource_names);
             return;
         }
@@ -105,6 +127,10 @@ impl Stream {
         }
         let is_first = !std::mem::replace(&mut self.has_begun, true);
         let subscription = self.subscribe(&request.resource_names);
+        self.kept = match &subscription {
+            Subscription::Names(names) => names.iter().collect(),
+            Subscription::Nothing | Subscription::All => Kept::default(),
+        };
         let before = std::mem::replace(&mut self.subscription, subscription);
         if is_first {
             self.position = view.last();

@@ -12,23 +12,28 @@ use isthmus_certs::SpiffeId;
 use tokio::sync::{Notify, mpsc};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
-use tokio_stream::StreamExt as _;
-use tonic::{Status, Streaming};
+use tokio_stream::{Stream as Flow, StreamExt as _};
+use tonic::Status;
 
 use super::service::Directory;
-use super::session::{Said, Session};
+use super::session::{Kept, Said, Session};
 use super::shared::{Seat, Shared};
+use crate::budget::{Account, Exceeded, Resource, Share};
 use crate::envoy::{CLUSTER, ENDPOINTS, LISTENER};
 
 /// A response has about this many bytes, so that a first state of any size arrives in parts.
 const PART: usize = 1 << 20;
 /// A stream ends after this, up to half as long again: load spreads over agents that came back.
 const AGE: Duration = Duration::from_secs(30 * 60);
+/// A response is answered, and what is said is fetched, in this time. While it is not, the view remembers what is
+/// gone for this stream.
+const ANSWER: Duration = Duration::from_secs(120);
 
 /// One stream of a client.
 pub(super) struct Stream<D, S: Session> {
     directory: Arc<D>,
     peer: SpiffeId,
+    account: Account,
     sender: mpsc::Sender<Result<S::Response, Status>>,
     kinds: BTreeMap<Rank, Kind<S>>,
     /// Clusters that were sent before the client asked for any endpoints.
@@ -62,11 +67,13 @@ impl<D: Directory, S: Session> Stream<D, S> {
     pub(super) fn new(
         directory: Arc<D>,
         peer: SpiffeId,
+        account: Account,
         sender: mpsc::Sender<Result<S::Response, Status>>,
     ) -> Stream<D, S> {
         Stream {
             directory,
             peer,
+            account,
             sender,
             kinds: BTreeMap::new(),
             warming: BTreeSet::new(),
@@ -75,26 +82,33 @@ impl<D: Directory, S: Session> Stream<D, S> {
         }
     }
 
-    /// Serves until the client leaves, or the stream is old.
-    pub(super) async fn run(mut self, mut requests: Streaming<S::Request>) {
+    /// Serves until the client leaves, does not answer, or the stream is old.
+    pub(super) async fn run(mut self, mut requests: impl Flow<Item = Result<S::Request, Status>> + Unpin) {
         let end = Instant::now() + AGE.mul_f64(1.0 + fastrand::f64() / 2.0);
         let moved = Arc::clone(&self.moved);
         loop {
+            let overdue = self.kinds.values().filter_map(|kind| kind.asked).min().map(|asked| asked + ANSWER);
             let heard = tokio::select! {
                 request = requests.next() => match request {
                     Some(request) => request.and_then(|request| self.hear(&request)),
                     None => return,
                 },
                 () = moved.notified() => Ok(()),
-                () = tokio::time::sleep_until(end) => Err(Status::unavailable("the stream is old; come again")),
+                () = tokio::time::sleep_until(overdue.unwrap_or(end).min(end)) => Err(match overdue {
+                    Some(overdue) if overdue < end => Status::deadline_exceeded(NO_ANSWER),
+                    _ => Status::unavailable("the stream is old; come again"),
+                }),
             };
             if let Err(status) = heard {
+                if status.code() == tonic::Code::DeadlineExceeded {
+                    tracing::warn!(peer = %self.peer, "stream ended: {NO_ANSWER}");
+                }
                 // It may be gone already.
-                let _ = self.sender.send(Err(status)).await;
+                let _ = self.sender.send_timeout(Err(status), ANSWER).await;
                 return;
             }
             for message in self.speak() {
-                if self.sender.send(Ok(message)).await.is_err() {
+                if self.sender.send_timeout(Ok(message), ANSWER).await.is_err() {
                     return;
                 }
             }
@@ -110,11 +124,14 @@ impl<D: Directory, S: Session> Stream<D, S> {
             } else {
                 self.directory.view(&self.peer, type_url)?
             };
-            self.watch(&shared);
-            self.kinds.insert(rank.clone(), Kind::new(type_url, shared, &self.peer));
+            let kind = Kind::new(type_url, shared, &self.peer, &self.account)?;
+            self.watch(&kind.shared);
+            self.kinds.insert(rank.clone(), kind);
         }
+        let others = self.kinds.iter().filter(|(other, _)| **other != rank);
+        let others: u64 = others.map(|(_, kind)| kind.names.amount()).sum();
         if let Some(kind) = self.kinds.get_mut(&rank) {
-            kind.hear(request);
+            kind.hear(request, (self.account.limits().names / 2).saturating_sub(others))?;
         }
         if rank == Rank::Endpoints {
             self.warm(BTreeSet::new());
@@ -161,27 +178,68 @@ impl<D: Directory, S: Session> Stream<D, S> {
     }
 }
 
+const NO_ANSWER: &str = "a response was not answered for two minutes";
+
 /// One type on a stream.
 struct Kind<S> {
     type_url: String,
     shared: Arc<Shared>,
     seat: Seat,
     session: S,
+    /// What the session keeps of the client's names.
+    names: Share,
+    name_bytes: Share,
+    /// Since when a response is not answered.
+    asked: Option<Instant>,
 }
 
 impl<S: Session> Kind<S> {
-    fn new(type_url: &str, shared: Arc<Shared>, peer: &SpiffeId) -> Kind<S> {
-        let seat = shared.follow(&peer.to_string());
-        Kind { type_url: type_url.to_owned(), shared, seat, session: S::new(type_url) }
+    fn new(
+        type_url: &str,
+        shared: Arc<Shared>,
+        peer: &SpiffeId,
+        account: &Account,
+    ) -> Result<Kind<S>, Exceeded> {
+        Ok(Kind {
+            type_url: type_url.to_owned(),
+            seat: shared.follow(&peer.to_string()),
+            shared,
+            session: S::new(type_url),
+            names: account.take(Resource::Names, 0)?,
+            name_bytes: account.take(Resource::NameBytes, 0)?,
+            asked: None,
+        })
     }
 
-    fn hear(&mut self, request: &S::Request) {
+    /// Takes a request that makes this keep so many names at most.
+    fn hear(&mut self, request: &S::Request, most: u64) -> Result<(), Status> {
+        let kept = self.session.kept_with(request, &self.shared.view());
+        if kept.names > most {
+            return Err(Status::resource_exhausted(format!(
+                "one stream may subscribe to {most} names of {}, not to {}; use several, or raise `limits` in agent.yaml",
+                self.type_url, kept.names
+            )));
+        }
+        self.count(kept)?;
         self.session.request(request, &self.shared.view(), &|name| self.shared.is_gone(name));
+        self.count(self.session.kept())?;
+        if !self.session.is_in_flight() {
+            self.asked = None;
+        }
         self.seat.note(&self.session);
+        Ok(())
+    }
+
+    fn count(&mut self, kept: Kept) -> Result<(), Exceeded> {
+        self.names.set(kept.names)?;
+        self.name_bytes.set(kept.bytes)
     }
 
     fn speak(&mut self) -> Option<Said<S::Response>> {
         let said = self.session.response(&self.type_url, &self.shared.view(), PART);
+        if said.is_some() {
+            self.asked = Some(Instant::now());
+        }
         self.seat.note(&self.session);
         said
     }

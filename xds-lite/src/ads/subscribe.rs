@@ -6,24 +6,45 @@ use std::collections::{BTreeSet, HashMap};
 use std::pin::pin;
 use std::sync::Arc;
 
+use hyper::{Request, Response};
 use isthmus_certs::Client as Tls;
 use isthmus_certs::causes::with_causes;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Status;
+use tonic::body::Body;
+use tower::ServiceExt;
 
 use super::backoff::Backoff;
 use super::client::{Client, Refused, Update};
 use crate::believed::until_disbelieved;
 use crate::config::address::Target;
 use crate::dial::{Chain, meet};
+use crate::metered::{DELTA_RESPONSE, Metered, Rules};
 use crate::proto::envoy::config::core::v3::Node;
 use crate::proto::envoy::service::discovery::v3::aggregated_discovery_service_client::AggregatedDiscoveryServiceClient;
 use crate::proto::envoy::service::discovery::v3::{DeltaDiscoveryRequest, DeltaDiscoveryResponse};
 
-/// Larger than any part a server sends; a single resource may be 16 MiB.
-const MAX_RESPONSE: usize = 24 << 20;
+/// How much a server may say at once. It sends parts of about 1 MiB, and one resource whole.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Answers {
+    /// The bytes of one answer.
+    longest: usize,
+    /// What it takes once it is decoded.
+    decoded: u64,
+}
+
+impl Answers {
+    /// Of one's own agent or control plane: a single resource may be 16 MiB.
+    pub const OF_OWN: Answers = Answers { longest: 24 << 20, decoded: 96 << 20 };
+    /// Of another cluster's agent.
+    pub const OF_PEERS: Answers = Answers { longest: 8 << 20, decoded: 16 << 20 };
+
+    fn rules(self) -> Rules {
+        Rules { shape: &DELTA_RESPONSE, longest: self.longest as u64, most: self.decoded }
+    }
+}
 
 /// What takes the resources.
 pub trait Tables: Send {
@@ -79,6 +100,8 @@ pub struct Subscription {
     pub tls: Arc<Tls>,
     /// What this client says of itself.
     pub node: Node,
+    /// What is taken of them.
+    pub answers: Answers,
 }
 
 impl Subscription {
@@ -124,7 +147,12 @@ impl Subscription {
             }
             Err(error) => return (None, with_causes(&error)),
         };
-        let mut ads = AggregatedDiscoveryServiceClient::new(channel).max_decoding_message_size(MAX_RESPONSE);
+        let rules = self.answers.rules();
+        let metered = ServiceExt::<Request<Body>>::map_response(channel, move |response: Response<Body>| {
+            response.map(|body| Metered::new(body, rules, None))
+        });
+        let mut ads =
+            AggregatedDiscoveryServiceClient::new(metered).max_decoding_message_size(self.answers.longest);
         let (sender, sent) = mpsc::channel(clients.len().max(4));
         let mut requests = Requests { sender, node: Some(self.node.clone()) };
         for client in clients.iter() {

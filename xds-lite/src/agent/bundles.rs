@@ -198,7 +198,9 @@ fn kept(file: &Path, own: &Party) -> BTreeMap<String, PeerWord> {
 /// Sets aside what is no record of acknowledgements and stands in its place.
 fn aside(file: &Path) {
     match isthmus_store::set_aside(file) {
-        Ok(aside) => tracing::warn!(aside = %aside.display(), "set aside what was damaged; look at it or remove it"),
+        Ok(aside) => {
+            tracing::warn!(aside = %aside.display(), "set aside what was damaged; look at it or remove it")
+        }
         Err(error) => tracing::warn!(file = %file.display(), %error, "cannot set aside what is damaged"),
     }
 }

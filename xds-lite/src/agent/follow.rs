@@ -1,6 +1,6 @@
 //! Following another cluster's agent: what it offers goes into the state, what it refuses stays out.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use isthmus_certs::{Client as Tls, IdPattern, Peer as Expected, Trust};
 use tokio::task::{JoinSet, spawn_blocking};
 
 use crate::ads::client::{Client, Refused, Update};
-use crate::ads::subscribe::{Again, Contact, Subscription, Tables};
+use crate::ads::subscribe::{Again, Answers, Contact, Subscription, Tables};
 use crate::bundles::{Keeper, TRUST_BUNDLE};
 use crate::dial::Chain;
 use crate::join::{self, Joined, peers};
@@ -51,7 +51,8 @@ pub(super) async fn federate(
             None => Joined::default(),
         };
         let all_are_known = joined.unread.is_empty();
-        locked(&state).name_problems(joined.unread.iter().chain(&joined.strays).map(ToString::to_string).collect());
+        locked(&state)
+            .name_problems(joined.unread.iter().chain(&joined.strays).map(ToString::to_string).collect());
         for peer in joined.peers.into_iter().map(as_peer).filter(|peer| known.insert(peer.cluster.clone())) {
             tracing::info!(peer = %peer.cluster, "has joined");
             let mut state = locked(&state);
@@ -89,9 +90,9 @@ async fn follow(own: Cluster, peer: Peer, trust: Trust, mut offers: Offers) -> R
         user_agent_name: "isthmus-agent".to_owned(),
         ..Node::default()
     };
-    let subscription = Subscription { servers: vec![peer.address.clone()], tls: Arc::new(tls), node };
-    let known = locked(&offers.state).known(&peer.cluster);
-    let mut clients = vec![Client::new(SLICE, known)];
+    let servers = vec![peer.address.clone()];
+    let subscription = Subscription { servers, tls: Arc::new(tls), node, answers: Answers::OF_PEERS };
+    let mut clients = vec![Client::of_tables(SLICE)];
     // What is known of it is said again after a restart: it is little, and what it makes of it is heard.
     clients.extend(offers.believing.as_ref().map(|_| Client::new(TRUST_BUNDLE, [])));
     subscription.follow(clients, &mut offers).await;
@@ -114,6 +115,10 @@ impl Tables for Offers {
             }),
             _ => locked(&self.state).take(&self.cluster, update),
         }
+    }
+
+    fn versions(&self, _type_url: &str) -> HashMap<String, String> {
+        locked(&self.state).known(&self.cluster).into_iter().collect()
     }
 
     fn shown(&mut self, chain: Chain) {

@@ -9,6 +9,8 @@ use prometheus::TextEncoder;
 use prometheus::proto::{self, LabelPair, MetricFamily, MetricType};
 
 use crate::ads::shared::Follower;
+use crate::budget::{Budgets, Kind, Resource};
+use crate::imports::Held;
 use crate::issuing::Tally;
 use crate::slice::Cluster;
 
@@ -41,6 +43,14 @@ enum Read {
     EachStoreSoFar(fn(&Report) -> f64),
     /// A counter of the process.
     SoFar(fn() -> u64),
+    /// A gauge with the label `cluster`, of what each offers.
+    EachOffers(fn(&Held) -> u64),
+    /// A counter with the label `cluster`, of the same.
+    EachOffersSoFar(fn(&Held) -> u64),
+    /// A gauge with the label `kind`, of clients: what they have of a resource.
+    EachKind(Resource),
+    /// A counter with the labels `kind` and `resource`, of clients: how often they asked for too much.
+    Exceeded,
     /// A counter of what was issued, or not; nothing where certificates are not.
     Issued(fn(&Tally) -> u64),
 }
@@ -53,6 +63,7 @@ struct Sight<'a> {
     followers: Vec<Follower>,
     stores: Vec<Report>,
     tally: Option<&'a Tally>,
+    budgets: &'a Budgets,
 }
 
 const ALL: &[Definition] = &[
@@ -106,6 +117,41 @@ const ALL: &[Definition] = &[
         read: Read::EachPeerSoFar(|peer| number(peer.refusals)),
     },
     Definition {
+        name: "isthmus_agent_peer_slices",
+        help: "Slices that the cluster offers under names that it was granted.",
+        read: Read::EachOffers(|held| held.slices.used),
+    },
+    Definition {
+        name: "isthmus_agent_peer_slice_bytes",
+        help: "Size of these slices, in bytes.",
+        read: Read::EachOffers(|held| held.bytes.used),
+    },
+    Definition {
+        name: "isthmus_agent_peer_slices_over_limit_total",
+        help: "Slices of the cluster that were refused because it offers as many or as much as it may.",
+        read: Read::EachOffersSoFar(|held| held.slices.exceeded),
+    },
+    Definition {
+        name: "isthmus_agent_client_connections",
+        help: "Connections to the xDS port of clients that have proven who they are.",
+        read: Read::EachKind(Resource::Connections),
+    },
+    Definition {
+        name: "isthmus_agent_client_request_bytes",
+        help: "Memory that requests of these clients take and that are not dealt with yet, in bytes.",
+        read: Read::EachKind(Resource::RequestBytes),
+    },
+    Definition {
+        name: "isthmus_agent_client_names",
+        help: "Resource names that these clients subscribe to.",
+        read: Read::EachKind(Resource::Names),
+    },
+    Definition {
+        name: "isthmus_agent_limits_exceeded_total",
+        help: "Times that a client asked for more of a resource than its limit, and was refused.",
+        read: Read::Exceeded,
+    },
+    Definition {
         name: "isthmus_agent_peer_bundle_unacknowledged",
         help: "1 while the cluster has not acknowledged the own trust domain's present bundle.",
         read: Read::EachTold(|told, peer| told.is_present(peer).map(|present| u8::from(!present).into())),
@@ -157,7 +203,7 @@ const fn whole(name: &'static str, help: &'static str, read: fn(&Sight<'_>) -> u
 }
 
 /// Everything, in the text format.
-pub(super) fn text(state: &State, tally: Option<&Tally>) -> String {
+pub(super) fn text(state: &State, tally: Option<&Tally>, budgets: &Budgets) -> String {
     let shown = state.imports.shown();
     let imported = shown.iter().filter(|one| one.held.is_none()).count();
     let sight = Sight {
@@ -167,6 +213,7 @@ pub(super) fn text(state: &State, tally: Option<&Tally>) -> String {
         followers: state.followers().into_values().flatten().collect(),
         stores: state.health(),
         tally,
+        budgets,
     };
     let families = ALL.iter().map(|definition| family(definition, &sight));
     // Only a family without a metric is an error, and those are left out.
@@ -175,41 +222,65 @@ pub(super) fn text(state: &State, tally: Option<&Tally>) -> String {
 }
 
 fn family(definition: &Definition, sight: &Sight<'_>) -> MetricFamily {
-    let peers = |read: fn(&Contact) -> f64| {
-        let peers = sight.state.peers.iter();
-        peers.map(|(cluster, contact)| (Some(cluster.as_str()), read(contact))).collect()
-    };
-    let samples: Vec<(Option<&str>, f64)> = match definition.read {
-        Read::Whole(read) => vec![(None, number(read(sight) as u64))],
-        Read::SoFar(read) => vec![(None, number(read()))],
-        Read::EachPeer(read) | Read::EachPeerSoFar(read) => peers(read),
-        Read::EachTold(read) => {
-            let peers = sight.state.peers.keys();
-            let read = |peer: &Cluster| read(&sight.state.views.bundles, peer);
-            peers.filter_map(|peer| Some((Some(peer.as_str()), read(peer)?))).collect()
-        }
-        Read::EachStore(read) | Read::EachStoreSoFar(read) => {
-            sight.stores.iter().map(|store| (Some(store.store), read(store))).collect()
-        }
-        Read::Issued(read) => vec![(None, number(sight.tally.map_or(0, read)))],
-    };
     let mut family = MetricFamily::default();
     family.set_name(definition.name.to_owned());
     family.set_help(definition.help.to_owned());
     family.set_field_type(definition.kind());
-    family.set_metric(samples.into_iter().map(|sample| metric(definition, sample)).collect());
+    let samples = samples(&definition.read, sight);
+    family.set_metric(samples.into_iter().map(|sample| metric(definition.kind(), sample)).collect());
     family
 }
 
-fn metric(definition: &Definition, (named, value): (Option<&str>, f64)) -> proto::Metric {
-    let label = |named: &str| {
+/// Labels, and what is read.
+type Sample<'a> = (Vec<(&'static str, &'a str)>, f64);
+
+fn samples<'a>(read: &Read, sight: &Sight<'a>) -> Vec<Sample<'a>> {
+    let of = |cluster: &'a Cluster| vec![("cluster", cluster.as_str())];
+    let peers = |read: fn(&Contact) -> f64| {
+        sight.state.peers.iter().map(|(cluster, contact)| (of(cluster), read(contact))).collect()
+    };
+    match *read {
+        Read::Whole(read) => vec![(Vec::new(), number(read(sight) as u64))],
+        Read::SoFar(read) => vec![(Vec::new(), number(read()))],
+        Read::EachPeer(read) | Read::EachPeerSoFar(read) => peers(read),
+        Read::EachTold(read) => {
+            let peers = sight.state.peers.keys();
+            let read = |peer: &Cluster| read(&sight.state.views.bundles, peer);
+            peers.filter_map(|peer| Some((of(peer), read(peer)?))).collect()
+        }
+        Read::EachOffers(read) | Read::EachOffersSoFar(read) => {
+            let offers = |peer| Some((of(peer), number(read(&sight.state.imports.held(peer)?))));
+            sight.state.peers.keys().filter_map(offers).collect()
+        }
+        Read::EachStore(read) | Read::EachStoreSoFar(read) => {
+            sight.stores.iter().map(|store| (vec![("store", store.store)], read(store))).collect()
+        }
+        Read::EachKind(resource) => {
+            let used =
+                |kind: Kind| (vec![("kind", kind.name())], number(sight.budgets.totals(kind, resource).0));
+            Kind::ALL.map(used).into()
+        }
+        Read::Exceeded => {
+            let exceeded = |(kind, resource): (Kind, Resource)| {
+                let labels = vec![("kind", kind.name()), ("resource", resource.name())];
+                (labels, number(sight.budgets.totals(kind, resource).1))
+            };
+            let pairs = Kind::ALL.into_iter().flat_map(|kind| Resource::ALL.map(|resource| (kind, resource)));
+            pairs.map(exceeded).collect()
+        }
+        Read::Issued(read) => vec![(Vec::new(), number(sight.tally.map_or(0, read)))],
+    }
+}
+
+fn metric(kind: MetricType, (labels, value): Sample<'_>) -> proto::Metric {
+    let label = |(name, value): (&str, &str)| {
         let mut pair = LabelPair::default();
-        pair.set_name(definition.label().to_owned());
-        pair.set_value(named.to_owned());
+        pair.set_name(name.to_owned());
+        pair.set_value(value.to_owned());
         pair
     };
-    let mut metric = proto::Metric::from_label(named.map(label).into_iter().collect());
-    if definition.kind() == MetricType::COUNTER {
+    let mut metric = proto::Metric::from_label(labels.into_iter().map(label).collect());
+    if kind == MetricType::COUNTER {
         let mut counter = proto::Counter::default();
         counter.set_value(value);
         metric.set_counter(counter);
@@ -224,16 +295,18 @@ fn metric(definition: &Definition, (named, value): (Option<&str>, f64)) -> proto
 impl Definition {
     fn kind(&self) -> MetricType {
         match self.read {
-            Read::Whole(_) | Read::EachPeer(_) | Read::EachTold(_) | Read::EachStore(_) => MetricType::GAUGE,
-            Read::SoFar(_) | Read::EachPeerSoFar(_) | Read::EachStoreSoFar(_) | Read::Issued(_) => MetricType::COUNTER,
-        }
-    }
-
-    /// What tells its samples apart, where there are several.
-    fn label(&self) -> &'static str {
-        match self.read {
-            Read::EachStore(_) | Read::EachStoreSoFar(_) => "store",
-            _ => "cluster",
+            Read::Whole(_)
+            | Read::EachPeer(_)
+            | Read::EachTold(_)
+            | Read::EachOffers(_)
+            | Read::EachStore(_)
+            | Read::EachKind(_) => MetricType::GAUGE,
+            Read::SoFar(_)
+            | Read::EachPeerSoFar(_)
+            | Read::EachStoreSoFar(_)
+            | Read::EachOffersSoFar(_)
+            | Read::Exceeded
+            | Read::Issued(_) => MetricType::COUNTER,
         }
     }
 }
@@ -260,8 +333,10 @@ mod tests {
         let row = |metric: &Definition| {
             let (kind, labels) = match metric.read {
                 Read::Whole(_) => ("gauge", "–"),
-                Read::EachPeer(_) | Read::EachTold(_) => ("gauge", "`cluster`"),
-                Read::EachPeerSoFar(_) => ("counter", "`cluster`"),
+                Read::EachPeer(_) | Read::EachTold(_) | Read::EachOffers(_) => ("gauge", "`cluster`"),
+                Read::EachPeerSoFar(_) | Read::EachOffersSoFar(_) => ("counter", "`cluster`"),
+                Read::EachKind(_) => ("gauge", "`kind`"),
+                Read::Exceeded => ("counter", "`kind`, `resource`"),
                 Read::EachStore(_) => ("gauge", "`store`"),
                 Read::EachStoreSoFar(_) => ("counter", "`store`"),
                 Read::SoFar(_) | Read::Issued(_) => ("counter", "–"),

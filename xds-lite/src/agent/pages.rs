@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 
 use crate::admin::{Pages, Refusal};
+use crate::budget::Budgets;
 use crate::config::services::Service;
 use crate::host::HostPattern;
 use crate::imports::{Shown, Stale};
@@ -37,6 +38,7 @@ const LARGEST_TOKEN: u64 = 4 << 10;
 
 /// The pages of one agent.
 pub(super) struct Told {
+    pub(super) budgets: Arc<Budgets>,
     pub(super) settings: Arc<Settings>,
     pub(super) state: Arc<Mutex<State>>,
     pub(super) issuing: Option<Arc<Issuing>>,
@@ -84,6 +86,7 @@ impl Pages for Told {
             },
             "issuing": self.issuing.as_ref().map(|issuing| issuing.shown()),
             "nodes": state.followers(),
+            "budgets": self.budgets.report(),
             "envoys": state.views.envoys.as_ref().map(|envoys| envoys.problems()),
             "grpc": state.views.envoys.as_ref().map(|envoys| envoys.problems_of_grpc()),
         })
@@ -145,7 +148,7 @@ impl Pages for Told {
     }
 
     fn metrics(&self) -> String {
-        metrics::text(&self.state(), self.issuing.as_deref().map(Issuing::tally))
+        metrics::text(&self.state(), self.issuing.as_deref().map(Issuing::tally), &self.budgets)
     }
 }
 
@@ -170,6 +173,9 @@ fn trusted(trust: &Trust) -> Value {
 fn peers(state: &State) -> Value {
     let one = |(cluster, contact): (&Cluster, &Contact)| {
         let mut shown = json!(contact);
+        if let (Value::Object(shown), Some(held)) = (&mut shown, state.imports.held(cluster)) {
+            shown.insert("offers".to_owned(), json!(held));
+        }
         if let (Value::Object(shown), Some((offered, taken))) =
             (&mut shown, state.views.bundles.word_of(cluster))
         {

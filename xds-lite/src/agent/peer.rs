@@ -1,10 +1,12 @@
 //! Another cluster as an agent's file makes it: what it may bring, how it sees this one, and how it stands with it.
 
+use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use isthmus_certs::TrustDomain;
 use serde::Serialize;
 
+use crate::budget::Pace;
 use crate::config::address::Ranges;
 use crate::imports::Consent;
 use crate::registry::Abroad;
@@ -31,6 +33,9 @@ pub(super) struct Contact {
     pub(super) refusal: Option<String>,
     /// What it has said of its trust domain.
     pub(super) bundle: Word,
+    /// How often its refusals are logged.
+    #[serde(skip)]
+    pub(super) told: Arc<Pace>,
 }
 
 /// What became of what another cluster's agent says of its trust domain.
@@ -58,6 +63,7 @@ impl Contact {
             refusals: 0,
             refusal: None,
             bundle: Word::default(),
+            told: Arc::default(),
         }
     }
 }
@@ -85,6 +91,7 @@ pub(super) fn consent(settings: &Settings, peer: &Peer) -> Consent {
         gateways: Ranges(import.map(|import| import.gateways.clone()).unwrap_or_default()),
         gateway_hosts: import.map(|import| import.gateway_hosts.clone()).unwrap_or_default(),
         endpoints: import.map(|import| import.endpoints.clone()).unwrap_or_default(),
+        limits: settings.limits.slices,
     }
 }
 

@@ -13,7 +13,7 @@ use crate::bundles;
 use crate::config::address::Target;
 use crate::config::services::Service;
 use crate::host::HostPattern;
-use crate::imports::{Imports, Verdict};
+use crate::imports::{Imports, Stored, Verdict};
 use crate::proofs::{Proof, Proofs, Subject};
 use crate::registry::files::Found;
 use crate::registry::registered::Registered;
@@ -30,6 +30,8 @@ const WHOLE: Duration = Duration::from_secs(1);
 
 /// Persisted registrations that cannot be used, of which the log names each.
 const NAMED: usize = 100;
+/// Of a peer's refused slices so many are logged in ten seconds; status has the last one and their number.
+const LOGGED: u32 = 64;
 
 /// What an agent knows.
 pub(super) struct State {
@@ -113,9 +115,16 @@ impl State {
                 continue;
             }
             for (name, bytes) in slices {
-                if let Err(why) = self.imports.take(&from, &name, &bytes) {
-                    tracing::warn!(peer = %from, slice = ?name, %why, "ignoring an invalid persisted slice");
-                    self.persist(persistence::import(&from, &name));
+                match self.imports.take(&from, &name, &bytes) {
+                    Ok(Stored::Slice { forgets: None }) => {}
+                    Ok(Stored::Slice { forgets: Some(gone) }) => {
+                        self.persist(persistence::import(&from, &gone.to_string()));
+                    }
+                    Ok(Stored::Nothing) => self.persist(persistence::import(&from, &name)),
+                    Err(why) => {
+                        tracing::warn!(peer = %from, slice = ?name, %why, "ignoring an invalid persisted slice");
+                        self.persist(persistence::import(&from, &name));
+                    }
                 }
             }
         }
@@ -272,9 +281,17 @@ impl State {
         let mut refused = Vec::new();
         for resource in &update.resources {
             match self.imports.take(from, &resource.name, &resource.bytes) {
-                Ok(()) => self.persist(persistence::import(from, &resource.name)),
+                Ok(Stored::Nothing) => {}
+                Ok(Stored::Slice { forgets }) => {
+                    self.persist(persistence::import(from, &resource.name));
+                    if let Some(gone) = forgets {
+                        self.persist(persistence::import(from, &gone.to_string()));
+                    }
+                }
                 Err(why) => {
-                    tracing::warn!(peer = %from, slice = ?resource.name, %why, "a slice was refused");
+                    if self.peers.get(from).is_none_or(|contact| contact.told.allows(LOGGED)) {
+                        tracing::warn!(peer = %from, slice = ?resource.name, %why, "a slice was refused");
+                    }
                     refused.push(client::Refused { name: resource.name.clone(), why });
                 }
             }

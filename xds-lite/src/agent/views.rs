@@ -9,6 +9,7 @@ use tonic::Status;
 
 use crate::ads::service::Directory;
 use crate::ads::shared::Shared;
+use crate::budget::Principal;
 use crate::bundles::TRUST_BUNDLE;
 use crate::envoy::Adapter;
 use crate::join::Party;
@@ -69,10 +70,14 @@ impl Views {
         self.bundles.add(domain, cluster);
     }
 
-    /// Whether somebody is served at all.
-    pub(super) fn knows(&self, id: &SpiffeId) -> bool {
+    /// Whose budget counts for somebody, who is served at all.
+    pub(super) fn principal(&self, id: &SpiffeId) -> Option<Principal> {
         let members = self.members.read().unwrap_or_else(PoisonError::into_inner);
-        members.gateways.contains(id) || members.sees(id).is_some()
+        if members.gateways.contains(id) {
+            return Some(Principal::Gateway(id.clone()));
+        }
+        members.sees(id)?;
+        Some(Principal::Peer(Party::of_agent(id)?.cluster))
     }
 
     /// A cluster has said what it has.

@@ -10,6 +10,8 @@ use crate::exports::{covers, namespace_of};
 use crate::host::{HostName, HostPattern};
 use crate::slice::{Cluster, Port, Slice};
 
+use super::SliceLimits;
+
 /// Who may bring what.
 #[derive(Clone, Debug)]
 pub struct Consent {
@@ -31,6 +33,8 @@ pub struct Consent {
     pub gateway_hosts: Vec<HostPattern>,
     /// Where endpoints may stand that are reached without a gateway.
     pub endpoints: Vec<IpNet>,
+    /// How much it may offer.
+    pub limits: SliceLimits,
 }
 
 impl Consent {

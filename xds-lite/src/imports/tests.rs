@@ -30,6 +30,7 @@ fn consent(name: &str) -> Consent {
         gateways: Ranges(vec!["203.0.113.0/24".parse().unwrap()]),
         gateway_hosts: Vec::new(),
         endpoints: Vec::new(),
+        limits: SliceLimits::default(),
     }
 }
 
@@ -75,7 +76,7 @@ fn withdrawn(slice: &Slice) -> Slice {
 }
 
 fn take(imports: &mut Imports, from: &str, slice: &Slice) -> Result<(), String> {
-    imports.take(&cluster(from), &slice.key.to_string(), &slice.encode())
+    imports.take(&cluster(from), &slice.key.to_string(), &slice.encode()).map(|_| ())
 }
 
 /// What is let in, and why the rest is not.
@@ -115,7 +116,7 @@ fn a_cluster_speaks_for_itself_and_of_gateways_that_it_may_have() {
     }
     let other_name = imports.take(&cluster("east"), "east/b.shop", &good.encode()).unwrap_err();
     assert!(other_name.contains("is the slice of east/a.shop"), "{other_name}");
-    assert!(imports.take(&cluster("east"), "east/x", b"\xff\xff").is_err());
+    assert!(imports.take(&cluster("east"), "east/x.shop", b"\xff\xff").is_err());
     held(&imports, "east/a.shop", "");
 }
 
@@ -146,6 +147,10 @@ fn only_granted_names_come_in() {
     held(&imports, "east/mail.bank", "was not granted");
     held(&imports, "east/x.other.svc.cluster.local", "was not granted");
     held(&imports, "east/*.pxc", "was not granted");
+    imports.leave(&cluster("east"), &pattern("*.pxc"));
+    take(&mut imports, "east", &withdrawn(&slice("east", "mail.bank"))).unwrap();
+    let names: Vec<_> = standing(&imports).into_iter().map(|(name, _)| name).collect();
+    assert!(!names.iter().any(|name| name.contains("pxc") || name.contains("bank")), "{names:?}");
     let unreachable = Consent { is_reachable: false, ..consent("east") };
     let mut imports = Imports::new(vec![unreachable]);
     take(&mut imports, "east", &slice("east", "a.shop")).unwrap();
@@ -379,6 +384,103 @@ fn what_is_kept_is_kept_for_however_long() {
     }
     imports.contact(&cluster("east"), None);
     assert_eq!(imports.changes(), [], "nothing is passed on again");
+}
+
+fn limited(slices: u64, bytes: u64) -> Imports {
+    let limits = SliceLimits { slices, bytes };
+    Imports::new(vec![Consent { limits, ..consent("east") }, consent("south")])
+}
+
+#[test]
+fn peer_slices_beyond_the_limit_are_refused_and_make_room_once_gone() {
+    let size = slice("east", "a.shop").encode().len() as u64;
+    let mut imports = limited(2, 1 << 20);
+    for host in ["a.shop", "b.shop"] {
+        take(&mut imports, "east", &slice("east", host)).unwrap();
+    }
+    let error = take(&mut imports, "east", &slice("east", "c.shop")).unwrap_err();
+    assert!(error.contains("one more than the 2 slices") && error.contains("limits:"), "{error}");
+    take(&mut imports, "east", &with(slice("east", "a.shop"), |_| {})).unwrap();
+    take(&mut imports, "south", &slice("south", "c.shop")).unwrap();
+    let held_by = |imports: &Imports, of: &str| imports.held(&cluster(of)).unwrap();
+    assert_eq!((held_by(&imports, "east").slices.used, held_by(&imports, "east").slices.exceeded), (2, 1));
+    take(&mut imports, "east", &withdrawn(&slice("east", "a.shop"))).unwrap();
+    imports.leave(&cluster("east"), &pattern("b.shop"));
+    assert_eq!((held_by(&imports, "east").slices.used, held_by(&imports, "east").bytes.used), (0, 0));
+    take(&mut imports, "east", &slice("east", "c.shop")).unwrap();
+    let mut imports = limited(100, size * 2);
+    take(&mut imports, "east", &slice("east", "a.shop")).unwrap();
+    let large = with(slice("east", "b.shop"), |offer| offer.aliases = vec![pattern("a-longer-name.shop")]);
+    let error = take(&mut imports, "east", &large).unwrap_err();
+    assert!(error.contains(&format!("together may have {}", size * 2)), "{error}");
+    let names = |count: usize| (0..count).map(|number| pattern(&format!("n{number}.shop"))).collect();
+    let mut imports = limited(2, 1 << 20);
+    let many = with(slice("east", "a.shop"), |offer| offer.aliases = names(10));
+    let error = take(&mut imports, "east", &many).unwrap_err();
+    assert!(error.contains("has 11 names"), "{error}");
+}
+
+#[test]
+fn peer_slices_of_names_never_granted_take_a_bounded_list() {
+    let mut imports = limited(10, 1 << 20);
+    for number in 0..10_000 {
+        let name = format!("east/s{number}.never");
+        let stored = imports.take(&cluster("east"), &name, &slice("east", &name[5..]).encode());
+        assert_eq!(stored, Ok(Stored::Nothing), "nor on the disk");
+    }
+    let held = imports.held(&cluster("east")).unwrap();
+    assert_eq!((held.slices.used, held.not_granted, held.not_granted_unlisted), (0, 1_000, true));
+    assert_eq!((imports.shown().len(), imports.changes().len()), (1_000, 0));
+    take(&mut imports, "east", &slice("east", "a.shop")).unwrap();
+}
+
+#[test]
+fn withdrawals_of_a_peer_are_remembered_up_to_its_limit() {
+    let mut imports = limited(3, 1 << 20);
+    let mut forgotten = Vec::new();
+    for number in 0..10 {
+        let slice = slice("east", &format!("s{number}.shop"));
+        take(&mut imports, "east", &slice).unwrap();
+        let gone = withdrawn(&slice);
+        let stored = imports.take(&cluster("east"), &gone.key.to_string(), &gone.encode()).unwrap();
+        let Stored::Slice { forgets } = stored else { panic!("{stored:?}") };
+        forgotten.extend(forgets.map(|key| key.host.to_string()));
+    }
+    assert_eq!(forgotten, ["s0.shop", "s1.shop", "s2.shop", "s3.shop", "s4.shop", "s5.shop", "s6.shop"]);
+    let error = take(&mut imports, "east", &slice("east", "s9.shop")).unwrap_err();
+    assert!(error.contains("an old slice never replaces a newer one"), "{error}");
+}
+
+#[test]
+fn alias_that_slices_share_costs_each_slice_alone() {
+    let mut imports = Imports::new(vec![consent("east"), consent("south")]);
+    let sharing = |of: &str, number: usize| {
+        with(slice(of, &format!("{of}{number}.shop")), |offer| offer.aliases = vec![pattern("all.shop")])
+    };
+    for number in 0..64 {
+        take(&mut imports, "south", &sharing("south", number)).unwrap();
+        assert_eq!(imports.changes().len(), 1, "itself");
+    }
+    let error = take(&mut imports, "south", &sharing("south", 64)).unwrap_err();
+    assert!(error.contains("has a name that 64 other slices"), "{error}");
+    take(&mut imports, "east", &sharing("east", 0)).unwrap();
+    assert_eq!(imports.changes().len(), 65, "and those that come after it");
+    take(&mut imports, "south", &with(sharing("south", 7), |_| {})).unwrap();
+    imports.changes();
+    take(&mut imports, "south", &withdrawn(&sharing("south", 7))).unwrap();
+    assert_eq!(imports.changes().len(), 1);
+}
+
+#[test]
+fn slice_of_countless_empty_parts_is_refused_before_it_is_decoded() {
+    let mut imports = Imports::new(vec![consent("east")]);
+    for part in [8_u8, 9, 7] {
+        let bytes = [part << 3 | 2, 0].repeat(200_000);
+        let error = imports.take(&cluster("east"), "east/a.shop", &bytes).unwrap_err();
+        assert!(error.contains("so many parts"), "{error}");
+    }
+    let error = imports.take(&cluster("east"), "east/a.shop", &vec![0; 600_000]).unwrap_err();
+    assert!(error.contains("has 600000 bytes; at most 524288"), "{error}");
 }
 
 #[derive(Clone, Debug)]

@@ -11,8 +11,8 @@ use rusqlite::types::ValueRef;
 use rusqlite::{Connection, ErrorCode, OpenFlags, Row, TransactionBehavior, params};
 
 use crate::files;
-use crate::record;
 use crate::persistence::Record;
+use crate::record;
 use crate::salvage::{self, PAGE, salvage};
 
 /// Files that SQLite has beside its own.
@@ -139,7 +139,8 @@ impl Database {
         remove(&next)?;
         let opened = Database::open(&next);
         let written = opened.and_then(|(database, _)| {
-            let mut database = database.ok_or_else(|| Failure::Unusable("a new file is damaged".to_owned()))?;
+            let mut database =
+                database.ok_or_else(|| Failure::Unusable("a new file is damaged".to_owned()))?;
             fill(&mut database)?;
             database.connection.close().map_err(|(_, error)| error.into())
         });
@@ -155,7 +156,8 @@ impl Database {
         }
         fs::rename(&next, path).map_err(unusable)?;
         let (database, _) = Database::open(path)?;
-        let database = database.ok_or_else(|| Failure::Damaged("was damaged as soon as it was written".to_owned()))?;
+        let database =
+            database.ok_or_else(|| Failure::Damaged("was damaged as soon as it was written".to_owned()))?;
         Ok(Replaced { database, aside })
     }
 }
@@ -229,7 +231,9 @@ fn connect(path: &Path) -> Result<Connection, Failure> {
     ))?;
     match connection.query_row("PRAGMA user_version", [], |row| row.get(0))? {
         VERSION => {}
-        0 if connection.query_row("SELECT count(*) FROM sqlite_schema", [], |row| Ok(row.get::<_, i64>(0)? == 0))? => {
+        0 if connection
+            .query_row("SELECT count(*) FROM sqlite_schema", [], |row| Ok(row.get::<_, i64>(0)? == 0))? =>
+        {
             connection.execute_batch(&format!("BEGIN IMMEDIATE; {SCHEMA} COMMIT;"))?;
         }
         other => return Err(Failure::Damaged(format!("has format {other}, and {VERSION} is known here"))),
@@ -247,7 +251,8 @@ struct Rows {
 /// All rows of the table, whatever the index says.
 fn rows(connection: &Connection) -> Result<Rows, Failure> {
     let mut rows = Rows::default();
-    let mut statement = connection.prepare("SELECT key, value, checksum FROM records NOT INDEXED ORDER BY rowid")?;
+    let mut statement =
+        connection.prepare("SELECT key, value, checksum FROM records NOT INDEXED ORDER BY rowid")?;
     let mut found = statement.query([])?;
     while let Some(row) = found.next()? {
         let [key, value, sum] = [bytes(row, 0)?, bytes(row, 1)?, bytes(row, 2)?];
@@ -262,7 +267,8 @@ fn rows(connection: &Connection) -> Result<Rows, Failure> {
 /// The keys of the index, whatever the table has.
 fn indexed(connection: &Connection) -> Result<BTreeSet<String>, Failure> {
     let mut keys = BTreeSet::new();
-    let mut statement = connection.prepare("SELECT key FROM records INDEXED BY records_by_key ORDER BY key")?;
+    let mut statement =
+        connection.prepare("SELECT key FROM records INDEXED BY records_by_key ORDER BY key")?;
     let mut found = statement.query([])?;
     while let Some(row) = found.next()? {
         keys.extend(salvage::name(bytes(row, 0)?));

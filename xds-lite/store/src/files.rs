@@ -187,8 +187,10 @@ mod tests {
             fs::write(&path, text.to_string()).unwrap();
             set_aside(&path).unwrap();
         }
-        let mut left: Vec<_> =
-            fs::read_dir(dir.path()).unwrap().map(|one| fs::read_to_string(one.unwrap().path()).unwrap()).collect();
+        let mut left: Vec<_> = fs::read_dir(dir.path())
+            .unwrap()
+            .map(|one| fs::read_to_string(one.unwrap().path()).unwrap())
+            .collect();
         left.sort();
         assert_eq!(left, ["5", "6", "7"]);
     }

@@ -106,7 +106,11 @@ impl Health {
             "the state file is damaged; using what can be read"
         );
         for key in damage.lost.iter().take(LOGGED) {
-            tracing::error!(store = self.name, record = shown(key.as_bytes()), "a record was damaged and is lost");
+            tracing::error!(
+                store = self.name,
+                record = shown(key.as_bytes()),
+                "a record was damaged and is lost"
+            );
         }
         report.lost.extend(damage.lost.iter().take(NAMED).map(|key| shown(key.as_bytes())));
         let old = report.lost.len().saturating_sub(NAMED);
@@ -119,7 +123,11 @@ impl Health {
     }
 
     pub(crate) fn is_too_large(&self, key: &str) {
-        tracing::warn!(store = self.name, record = shown(key.as_bytes()), "a record above 512 KiB is not persisted");
+        tracing::warn!(
+            store = self.name,
+            record = shown(key.as_bytes()),
+            "a record above 512 KiB is not persisted"
+        );
         self.lock().too_large += 1;
     }
 }

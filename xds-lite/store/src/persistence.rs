@@ -244,7 +244,9 @@ impl Writer {
                     waiting.is_busy = true;
                     return true;
                 }
-                Some(left) => self.shared.news.wait_timeout(waiting, left).unwrap_or_else(PoisonError::into_inner).0,
+                Some(left) => {
+                    self.shared.news.wait_timeout(waiting, left).unwrap_or_else(PoisonError::into_inner).0
+                }
                 None if is_idle => self.shared.news.wait(waiting).unwrap_or_else(PoisonError::into_inner),
                 None => {
                     waiting.is_busy = true;
@@ -312,7 +314,8 @@ impl Writer {
             waiting.whole = false;
         }
         let health = Arc::clone(&self.shared.health);
-        let replaced = Database::replace(&self.path(), |database| write_all(database, source.keys(), source, &health));
+        let replaced =
+            Database::replace(&self.path(), |database| write_all(database, source.keys(), source, &health));
         match replaced {
             Ok(replaced) => {
                 replaced.aside.iter().for_each(|path| self.shared.health.is_aside(path));

@@ -60,8 +60,11 @@ fn page(file: &File, number: u64) -> Option<Vec<u8>> {
 fn cells(page: &[u8], header: usize) -> impl Iterator<Item = &[u8]> {
     // However many the page says it has: each is looked at by itself.
     let pointers = page.get(header..).unwrap_or_default().chunks_exact(2);
-    let count = page.get(3..5).map_or(0, |bytes| bytes.iter().fold(0, |sum, byte| sum << 8 | usize::from(*byte)));
-    let places = pointers.take(count).filter_map(|pointer| Some(usize::from(u16::from_be_bytes(*pointer.first_chunk()?))));
+    let count =
+        page.get(3..5).map_or(0, |bytes| bytes.iter().fold(0, |sum, byte| sum << 8 | usize::from(*byte)));
+    let places = pointers
+        .take(count)
+        .filter_map(|pointer| Some(usize::from(u16::from_be_bytes(*pointer.first_chunk()?))));
     places.filter_map(|place| page.get(place..))
 }
 
@@ -92,7 +95,8 @@ fn keys(page: &[u8], is_inner: bool, named: &mut BTreeSet<String>) {
 /// What a damaged page calls a key is one only if it looks like it.
 pub(crate) fn name(key: &[u8]) -> Option<String> {
     let key = str::from_utf8(key).ok()?;
-    let is_key = !key.is_empty() && key.len() <= LONGEST_KEY && key.contains('/') && !key.contains(char::is_control);
+    let is_key =
+        !key.is_empty() && key.len() <= LONGEST_KEY && key.contains('/') && !key.contains(char::is_control);
     is_key.then(|| key.to_owned())
 }
 

@@ -182,17 +182,26 @@ fn damaged_store_loses_only_damaged_records_and_names_them() {
                     // Short ones stand in one piece.
                     let whole = [key.as_bytes(), value, &record::checksum(key, value)].concat();
                     let is_whole = value.len() < 400 && bytes.windows(whole.len()).any(|part| part == whole);
-                    assert!(!is_whole || what == "noise is written over it", "round {round}, {what}: {key} was not damaged");
+                    assert!(
+                        !is_whole || what == "noise is written over it",
+                        "round {round}, {what}: {key} was not damaged"
+                    );
                 }
             }
         }
         kept += after.len();
-        assert!(after.keys().all(|key| before.contains_key(key)), "round {round}, {what}: something came back");
+        assert!(
+            after.keys().all(|key| before.contains_key(key)),
+            "round {round}, {what}: something came back"
+        );
         // Who is cut off with his name is not counted.
         let missing = before.len() - after.len();
         let named = usize::try_from(report.lost_records).unwrap();
         assert!(named <= missing, "round {round}, {what}: {missing} are gone, {report:?}");
-        assert!(named == missing || what != "a bit is flipped", "round {round}, {what}: {missing} are gone, {report:?}");
+        assert!(
+            named == missing || what != "a bit is flipped",
+            "round {round}, {what}: {missing} are gone, {report:?}"
+        );
         // It heals: the next start finds all of it and nothing wrong.
         let healed = program.stop(dir.path());
         let again = Program::start(dir.path());
@@ -336,7 +345,8 @@ fn journal_of_before_is_taken_over_past_a_tear() {
         journal_entry("east/d", Some(b"4")),
     ];
     let whole = entries.concat();
-    let torn = [&entries[0][..], &entries[1][..7], &entries[2][..], &entries[3][..], &entries[4][..]].concat();
+    let torn =
+        [&entries[0][..], &entries[1][..7], &entries[2][..], &entries[3][..], &entries[4][..]].concat();
     for (bytes, expected, is_damaged) in [(&whole, "bcd", false), (&torn, "cd", true)] {
         let dir = tempfile::tempdir().unwrap();
         let old = dir.path().join("agent.slices");

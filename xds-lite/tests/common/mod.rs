@@ -7,13 +7,17 @@ use std::time::Duration;
 use isthmus_certs::{
     Authority, Client as TlsClient, Peer, Server as TlsServer, SpiffeId, Trust, TrustBundles, TrustDomain,
 };
-use isthmus_xds::serve::serve;
+use isthmus_xds::budget::{Budgets, Principal};
+use isthmus_xds::serve::{Admission, serve_with};
 use tokio::net::TcpListener;
 use tokio::runtime::Runtime;
 use tonic::service::Routes;
 
 pub(crate) const AGENT: &str = "spiffe://east.example/isthmus/east/agent/a";
 pub(crate) const GATEWAY: &str = "spiffe://east.example/isthmus/east/gateway/g";
+/// An agent of a peer, and another one of the same.
+pub(crate) const PEERS: [&str; 2] =
+    ["spiffe://east.example/isthmus/west/agent/a", "spiffe://east.example/isthmus/west/agent/b"];
 /// Stands beside every identity, for clients that know servers by such names only.
 pub(crate) const NAME: &str = "peer.east.example";
 pub(crate) const ANY: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
@@ -59,14 +63,25 @@ pub(crate) fn agent(trust: Trust, routes: Routes, at: SocketAddr) -> Agent {
     let runtime = Runtime::new().unwrap();
     let listener = runtime.block_on(TcpListener::bind(at)).unwrap();
     let at = listener.local_addr().unwrap();
-    runtime
-        .spawn(async move { serve(&listener, tls, routes, Arc::new(|id| id.to_string() == GATEWAY)).await });
-    Agent { at, runtime: Some(runtime) }
+    let budgets = Arc::new(Budgets::default());
+    let admission = Admission::new(Arc::new(principal)).with(Arc::clone(&budgets), None);
+    runtime.spawn(async move { serve_with(&listener, tls, routes, admission).await });
+    Agent { at, budgets, runtime: Some(runtime) }
+}
+
+fn principal(id: &SpiffeId) -> Option<Principal> {
+    match id.to_string().as_str() {
+        GATEWAY => Some(Principal::Gateway(id.clone())),
+        peer if PEERS.contains(&peer) => Some(Principal::Peer("west".parse().unwrap())),
+        _ => None,
+    }
 }
 
 /// A process of its own, as far as its connections are concerned: they end with it.
 pub(crate) struct Agent {
     pub(crate) at: SocketAddr,
+    #[allow(dead_code, reason = "not every test looks at them")]
+    pub(crate) budgets: Arc<Budgets>,
     runtime: Option<Runtime>,
 }
 

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::ads::{server, sotw};
+use crate::budget::{Amounts, Budgets, Limits, Places, Principal};
 use crate::envoy::Adapter;
 use crate::envoy::tests::{simple, slice};
 use crate::proto::envoy::service::discovery::v3::{
@@ -34,7 +35,8 @@ fn begin<S: Session>() -> (Arc<One>, Stream<One, S>) {
 
 fn another<S: Session>(directory: &Arc<One>) -> Stream<One, S> {
     let peer = SpiffeId::parse("spiffe://east.example/isthmus/east/gateway/g").unwrap();
-    Stream::new(Arc::clone(directory), peer, mpsc::channel(1).0)
+    let account = Arc::new(Budgets::default()).account(Principal::Gateway(peer.clone()));
+    Stream::new(Arc::clone(directory), peer, account, mpsc::channel(1).0)
 }
 
 fn ask(type_url: &str, names: &[&str]) -> DeltaDiscoveryRequest {
@@ -230,4 +232,112 @@ async fn a_cluster_goes_only_once_a_grpc_client_has_let_go_of_the_listener_that_
     assert_eq!((second.resources.len(), clusters()), (0, 1));
     stream.hear(&ask(&second.nonce)).unwrap();
     assert_eq!(clusters(), 0);
+}
+
+/// A peer that may subscribe to six names on all streams, and so to three on one.
+fn narrow() -> Arc<Budgets> {
+    let peer = Amounts { names: 6, ..Limits::default().peer };
+    Arc::new(Budgets::new(Limits { peer, ..Limits::default() }, Places::default()))
+}
+
+fn of_peer<S: Session>(directory: &Arc<One>, budgets: &Arc<Budgets>) -> Stream<One, S> {
+    let peer = SpiffeId::parse("spiffe://west.example/isthmus/west/agent/a").unwrap();
+    let account = budgets.account(Principal::Peer("west".parse().unwrap()));
+    Stream::new(Arc::clone(directory), peer, account, mpsc::channel(1).0)
+}
+
+fn names_of(budgets: &Budgets) -> u64 {
+    budgets.report()["peers"]["west"]["names"].used
+}
+
+#[tokio::test]
+async fn delta_names_beyond_the_limit_are_refused_before_they_are_stored() {
+    let ((directory, _), budgets) = (begin::<server::Stream>(), narrow());
+    let mut streams = [(); 2].map(|()| of_peer::<server::Stream>(&directory, &budgets));
+    let [one, two] = &mut streams;
+    one.hear(&ask(ENDPOINTS, &["a", "b"])).unwrap();
+    let error = one.hear(&ask(ENDPOINTS, &["c", "d"])).unwrap_err();
+    assert_eq!(error.code(), tonic::Code::ResourceExhausted);
+    assert!(error.message().contains("may subscribe to 3 names"), "{error}");
+    assert_eq!(names_of(&budgets), 2, "none of it is stored");
+    one.hear(&ask(ENDPOINTS, &["a", "b", "c"])).unwrap();
+    two.hear(&ask(ENDPOINTS, &["a", "b", "c"])).unwrap();
+    let mut third = of_peer::<server::Stream>(&directory, &budgets);
+    let error = third.hear(&ask(ENDPOINTS, &["a"])).unwrap_err();
+    assert!(error.message().contains("peer west may have 6 subscribed names at once"), "{error}");
+    drop(streams);
+    assert_eq!(names_of(&budgets), 0, "a stream's end frees its names");
+    third.hear(&ask(ENDPOINTS, &["a"])).unwrap();
+    let leave =
+        DeltaDiscoveryRequest { resource_names_unsubscribe: vec!["a".to_owned()], ..ask(ENDPOINTS, &[]) };
+    third.hear(&leave).unwrap();
+    assert_eq!(names_of(&budgets), 0, "and so does a subscription's");
+}
+
+#[tokio::test]
+async fn delta_versions_of_unknown_names_are_counted() {
+    let ((directory, _), budgets) = (begin::<server::Stream>(), narrow());
+    let claims = |names: &[&str]| DeltaDiscoveryRequest {
+        initial_resource_versions: names.iter().map(|name| ((*name).to_owned(), String::new())).collect(),
+        ..ask(CLUSTER, &[])
+    };
+    let mut stream = of_peer::<server::Stream>(&directory, &budgets);
+    assert!(stream.hear(&claims(&["w", "x", "y", "z"])).is_err());
+    let mut stream = of_peer::<server::Stream>(&directory, &budgets);
+    stream.hear(&claims(&["x", "y", A])).unwrap();
+    assert_eq!(names_of(&budgets), 2, "what is served is not the client's");
+    let [response] = &stream.speak()[..] else { panic!("what is gone is said") };
+    assert_eq!(response.removed_resources, ["x", "y"]);
+    stream.hear(&accept(response)).unwrap();
+    assert_eq!(names_of(&budgets), 0, "said, and not kept any longer");
+}
+
+#[tokio::test]
+async fn sotw_names_beyond_the_limit_are_refused_before_they_are_stored() {
+    let ((directory, _), budgets) = (begin::<sotw::Stream>(), narrow());
+    let ask = |names: &[&str]| DiscoveryRequest {
+        type_url: ENDPOINTS.to_owned(),
+        resource_names: names.iter().map(|name| (*name).to_owned()).collect(),
+        ..DiscoveryRequest::default()
+    };
+    let mut stream = of_peer::<sotw::Stream>(&directory, &budgets);
+    stream.hear(&ask(&["a", "b", "c"])).unwrap();
+    let error = stream.hear(&ask(&["a", "b", "c", "d"])).unwrap_err();
+    assert_eq!(error.code(), tonic::Code::ResourceExhausted, "{error}");
+    assert_eq!(names_of(&budgets), 3);
+    stream.hear(&ask(&["d"])).unwrap();
+    assert_eq!(names_of(&budgets), 1, "in place of those before");
+    drop(stream);
+    assert_eq!(names_of(&budgets), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn follower_that_never_answers_is_cut_off_and_the_view_forgets_what_is_gone() {
+    let shared = Arc::new(Shared::new(|_| true));
+    struct Alone(Arc<Shared>);
+    impl Directory for Alone {
+        fn view(&self, _peer: &SpiffeId, _type_url: &str) -> Result<Arc<Shared>, Status> {
+            Ok(Arc::clone(&self.0))
+        }
+    }
+    let peer = SpiffeId::parse("spiffe://east.example/isthmus/east/gateway/g").unwrap();
+    let account = Arc::new(Budgets::default()).account(Principal::Gateway(peer.clone()));
+    let (sender, mut answers) = mpsc::channel(8);
+    let (requests, heard) = mpsc::channel(8);
+    let stream =
+        Stream::<Alone, server::Stream>::new(Arc::new(Alone(Arc::clone(&shared))), peer, account, sender);
+    let running = tokio::spawn(stream.run(tokio_stream::wrappers::ReceiverStream::new(heard)));
+    shared.change(|view| _ = view.set("a", "1"));
+    requests.send(Ok(ask("type.example/a", &[]))).await.unwrap();
+    assert_eq!(answers.recv().await.unwrap().unwrap().resources.len(), 1);
+    for number in 0..1_000 {
+        shared.change(|view| _ = view.set(&number.to_string(), "1"));
+        shared.change(|view| _ = view.remove(&number.to_string()));
+    }
+    assert!(shared.view().after(0).count() > 1_000, "they are remembered for it");
+    let error = answers.recv().await.unwrap().unwrap_err();
+    assert_eq!(error.code(), tonic::Code::DeadlineExceeded, "{error}");
+    running.await.unwrap();
+    shared.change(|view| _ = view.set("b", "1"));
+    assert_eq!(shared.view().after(0).count(), 2, "nobody needs them any longer");
 }

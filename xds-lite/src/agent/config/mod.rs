@@ -2,6 +2,7 @@
 //! written is in `raw`, what it means in `resolve`.
 
 mod issuing;
+mod limits;
 mod raw;
 mod registration;
 mod resolve;
@@ -23,6 +24,7 @@ use crate::locality::Locality;
 use crate::reachability::Reachability;
 use crate::slice::Cluster;
 
+pub use limits::AgentLimits;
 pub use registration::Registration;
 
 const ADDRESS: &str = "0.0.0.0:15012";
@@ -72,6 +74,8 @@ pub struct Settings {
     pub admin: SocketAddr,
     /// Who may register VMs.
     pub registration: Registration,
+    /// What gateways and peers may take.
+    pub limits: AgentLimits,
     /// What can stand in the file, and does less than it seems to.
     pub warnings: Vec<Problem>,
 }
@@ -240,6 +244,29 @@ xds: { address: '127.0.0.1:0' }
         assert_eq!(more.tokens["db-vms"], PathBuf::from("/etc/t"));
         let wrong = problems(&(state + "registration: { tokens: { 'a b': /etc/t } }\n"));
         assert!(wrong[0].contains("registration.tokens: 'a b' is no name of a token"), "{wrong:#?}");
+    }
+
+    #[test]
+    fn limits_are_read_and_what_is_out_of_range_is_named() {
+        let defaults = parse(GOOD, Path::new("agent.yaml")).unwrap().limits;
+        assert_eq!(defaults, AgentLimits::default());
+        let text = GOOD.to_owned()
+            + "limits: { gateways: { connections: 9 }, peers: { streams: 3, requests: 2MiB, names: 10, slices: 7, bytes: 1MiB } }\n";
+        let AgentLimits { clients, slices } = parse(&text, Path::new("agent.yaml")).unwrap().limits;
+        assert_eq!((clients.gateway.connections, clients.gateway.streams), (9, 256));
+        let peer = clients.peer;
+        assert_eq!((peer.connections, peer.streams, peer.request_bytes), (16, 3, 2 << 20));
+        assert_eq!((peer.names, peer.name_bytes), (10, 1_680));
+        assert_eq!((slices.slices, slices.bytes), (7, 1 << 20));
+        for (from, to, expected) in [
+            ("connections: 9", "connections: 0", "limits.gateways.connections"),
+            ("requests: 2MiB", "requests: 2KiB", "limits.peers.requests"),
+            ("slices: 7", "slices: many", "limits.peers.slices"),
+            ("streams: 3", "stream: 3", "unknown key 'stream'"),
+        ] {
+            let wrong = problems(&text.replace(from, to));
+            assert!(wrong.iter().any(|why| why.contains(expected)), "{to}: {wrong:#?}");
+        }
     }
 
     const FEDERATED: &str = "\

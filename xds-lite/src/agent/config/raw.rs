@@ -8,7 +8,7 @@ use serde::Deserialize;
 
 use crate::config::address::{Cidr, Host, ListenAddress, TargetAddress};
 use crate::config::at::At;
-use crate::config::units::{Count, Time, show_duration};
+use crate::config::units::{Count, Size, Time, show_duration};
 use crate::config::values::PORTS;
 use crate::locality::Locality;
 
@@ -57,6 +57,8 @@ pub(super) struct File {
     pub(super) admin: Option<Admin>,
     /// Who may register VMs. Default: root and the agent's own user, on its own machine.
     pub(super) registration: Option<Registration>,
+    /// What gateways and peers may take of this agent.
+    pub(super) limits: Option<Limits>,
 }
 
 /// Who may register VMs.
@@ -70,6 +72,49 @@ pub(super) struct Registration {
     /// Files with one token each, by a name of the token; who shows one may register at the admin address. They are
     /// read when one is shown. Default: none.
     pub(super) tokens: Option<BTreeMap<String, At<String>>>,
+}
+
+/// What gateways and peers may take of this agent.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Limits {
+    /// Each gateway of the cluster.
+    pub(super) gateways: Option<ClientLimits>,
+    /// Each peer, all of its agents together.
+    pub(super) peers: Option<PeerLimits>,
+}
+
+/// What each gateway may take. Defaults: 64 connections, 256 streams, requests of 64MiB, 200000 names.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct ClientLimits {
+    /// Connections at once.
+    pub(super) connections: Option<At<Count>>,
+    /// Requests at once, on all connections.
+    pub(super) streams: Option<At<Count>>,
+    /// What requests take that are not dealt with yet, decoded.
+    pub(super) requests: Option<At<Size>>,
+    /// Names that its streams subscribe to, together; one stream half of that.
+    pub(super) names: Option<At<Count>>,
+}
+
+/// What each peer may take. Defaults: 16 connections, 8 streams, requests of 16MiB, 50000 names, 10000 slices of
+/// 8MiB together.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct PeerLimits {
+    /// Connections at once.
+    pub(super) connections: Option<At<Count>>,
+    /// Requests at once, on all connections.
+    pub(super) streams: Option<At<Count>>,
+    /// What requests take that are not dealt with yet, decoded.
+    pub(super) requests: Option<At<Size>>,
+    /// Names that its streams subscribe to, together; one stream half of that.
+    pub(super) names: Option<At<Count>>,
+    /// Slices that it may offer, of names that it was granted.
+    pub(super) slices: Option<At<Count>>,
+    /// Bytes of these together, in memory and in `state`.
+    pub(super) bytes: Option<At<Size>>,
 }
 
 /// Files, followed while the agent runs.

@@ -15,6 +15,7 @@ use crate::reachability::{self, Networks, Reachability};
 use crate::slice::Cluster;
 
 use super::issuing::issuing;
+use super::limits::limits;
 use super::registration::registration;
 use super::{ADDRESS, ADMIN, EAST_WEST, Gateway, Import, JOIN, Join, Peer, Settings, raw};
 
@@ -41,6 +42,7 @@ pub(super) fn settings(report: &mut Report, file: raw::File) -> Option<Settings>
     let issuing = file.issuing.as_ref().map(|raw| issuing(report, raw, file.state.is_some()));
     let admin = file.admin.and_then(|admin| admin.address);
     let admin = listen(report, Place::Root.key("admin"), admin.as_ref(), ADMIN);
+    let limits = limits(report, file.limits);
     // Without its name nothing can be said of others.
     let cluster = cluster?;
     let exports = exports(report, file.exports.as_deref().unwrap_or_default(), &cluster, &gateways);
@@ -66,6 +68,7 @@ pub(super) fn settings(report: &mut Report, file: raw::File) -> Option<Settings>
         join: join.map_or(Some(None), |join| join.map(Some))?,
         issuing: issuing.map_or(Some(None), |issuing| issuing.map(Some))?,
         admin: admin?,
+        limits,
         warnings: report.warnings().to_vec(),
     })
 }

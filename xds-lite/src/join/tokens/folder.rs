@@ -274,7 +274,10 @@ mod tests {
             assert_eq!(folder.find(open.id).unwrap(), None);
             assert!(!folder.end(open.id, Ending::Used).unwrap(), "nobody takes it");
             let names = disk::names(dir.path()).unwrap();
-            assert!(names.iter().any(|name| name.starts_with(&format!("{}.open.damaged-", open.id))), "{names:?}");
+            assert!(
+                names.iter().any(|name| name.starts_with(&format!("{}.open.damaged-", open.id))),
+                "{names:?}"
+            );
             assert!(folder.end(other.id, Ending::Used).unwrap());
         }
         let spent = record(100);

@@ -59,7 +59,10 @@ impl Registered {
         let lease = Digest::parse(key.strip_prefix(KIND)?)?;
         let Held { registration, .. } = self.held(self.leases.get(&lease)?)?;
         // What was registered is JSON on one line already.
-        Some(format!("{{\"lease\":\"{}\",\"registration\":{}}}", lease.shown(), registration.text).into_bytes())
+        Some(
+            format!("{{\"lease\":\"{}\",\"registration\":{}}}", lease.shown(), registration.text)
+                .into_bytes(),
+        )
     }
 
     /// The keys of what has changed since this was last asked, or is gone.
@@ -72,8 +75,8 @@ impl Registered {
     /// # Errors
     /// It is none, or contradicts what is registered.
     pub fn restore(&mut self, name: &str, record: &[u8], now: Instant) -> Result<(), Refused> {
-        let line: Line =
-            serde_json::from_slice(record).map_err(|why| Refused::Wrong(Plain(&why.to_string()).to_string()))?;
+        let line: Line = serde_json::from_slice(record)
+            .map_err(|why| Refused::Wrong(Plain(&why.to_string()).to_string()))?;
         let lease = Digest::parse(&line.lease).filter(|lease| !self.leases.contains_key(lease));
         let lease = lease.filter(|lease| key(lease) == name);
         let lease = lease.ok_or_else(|| Refused::Wrong("lease: not one, or another's".to_owned()))?;

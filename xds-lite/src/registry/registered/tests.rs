@@ -314,7 +314,8 @@ fn restored_record_that_is_wrong_is_left_out_alone() {
     let persisted = records(&all);
     let (key, good) = persisted.first_key_value().unwrap();
     let good = String::from_utf8(good.clone()).unwrap();
-    for wrong in [&good[..good.len() / 2], "", "[]", "\0\u{1b}[31m", &good.replace("10.0.0.1:1", "10.0.0.1")] {
+    for wrong in [&good[..good.len() / 2], "", "[]", "\0\u{1b}[31m", &good.replace("10.0.0.1:1", "10.0.0.1")]
+    {
         let why = Registered::default().restore(key, wrong.as_bytes(), now).unwrap_err().to_string();
         assert!(!why.contains('\u{1b}'), "{why}");
     }
@@ -333,7 +334,9 @@ fn file_of_before_is_read_as_records() {
     let text = format!("{{\"format\":1,\"registrations\":[\n{}\n]}}\n", lines.join(",\n"));
     let (found, damage) = of_before(text.as_bytes());
     assert_eq!((found.into_iter().collect::<BTreeMap<_, _>>(), damage), (records(&all), None));
-    for damaged in [&text[..text.len() / 2], "", "[]", "\0\u{1b}[31m", &text.replace("\"format\":1", "\"format\":2")] {
+    for damaged in
+        [&text[..text.len() / 2], "", "[]", "\0\u{1b}[31m", &text.replace("\"format\":1", "\"format\":2")]
+    {
         let (found, damage) = of_before(damaged.as_bytes());
         assert!(found.is_empty() && !damage.unwrap().contains('\u{1b}'), "{damaged:?}");
     }

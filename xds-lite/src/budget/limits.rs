@@ -1,0 +1,213 @@
+//! How much of what each kind of client may have, unless the agent's file says otherwise. Not who has how much.
+
+use std::fmt;
+
+use serde::Serialize;
+
+const KIB: u64 = 1 << 10;
+const MIB: u64 = 1 << 20;
+
+/// What somebody is to the agent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
+pub enum Kind {
+    /// One of the cluster's gateways.
+    Gateway,
+    /// A peer.
+    Peer,
+    /// Somebody who renews a certificate here, and is served nothing else.
+    Workload,
+    /// Somebody who is not served.
+    Stranger,
+}
+
+impl Kind {
+    /// Every one.
+    pub const ALL: [Kind; 4] = [Kind::Gateway, Kind::Peer, Kind::Workload, Kind::Stranger];
+
+    /// As logs and metrics have it.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Kind::Gateway => "gateway",
+            Kind::Peer => "peer",
+            Kind::Workload => "workload",
+            Kind::Stranger => "stranger",
+        }
+    }
+
+    pub(super) fn plural(self) -> &'static str {
+        match self {
+            Kind::Gateway => "gateways",
+            Kind::Peer => "peers",
+            Kind::Workload => "workloads",
+            Kind::Stranger => "strangers",
+        }
+    }
+}
+
+/// What can be used up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Resource {
+    /// TLS connections.
+    Connections,
+    /// Requests that are open, on all connections.
+    Streams,
+    /// What requests take that have not been dealt with: their bytes, and what their parts take once decoded.
+    RequestBytes,
+    /// Names that are subscribed to, on all streams.
+    Names,
+    /// What these take: the bytes of each, and 64 more.
+    NameBytes,
+}
+
+impl Resource {
+    /// Every one.
+    pub const ALL: [Resource; 5] = [
+        Resource::Connections,
+        Resource::Streams,
+        Resource::RequestBytes,
+        Resource::Names,
+        Resource::NameBytes,
+    ];
+
+    /// As status and metrics have it.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Resource::Connections => "connections",
+            Resource::Streams => "streams",
+            Resource::RequestBytes => "request_bytes",
+            Resource::Names => "names",
+            Resource::NameBytes => "name_bytes",
+        }
+    }
+}
+
+impl fmt::Display for Resource {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Resource::Connections => "connections",
+            Resource::Streams => "streams",
+            Resource::RequestBytes => "bytes of requests",
+            Resource::Names => "subscribed names",
+            Resource::NameBytes => "bytes of subscribed names",
+        })
+    }
+}
+
+/// So much of each resource.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Amounts {
+    /// [`Resource::Connections`].
+    pub connections: u64,
+    /// [`Resource::Streams`].
+    pub streams: u64,
+    /// [`Resource::RequestBytes`].
+    pub request_bytes: u64,
+    /// [`Resource::Names`].
+    pub names: u64,
+    /// [`Resource::NameBytes`].
+    pub name_bytes: u64,
+}
+
+impl Amounts {
+    /// How much of one.
+    #[must_use]
+    pub fn get(&self, resource: Resource) -> u64 {
+        match resource {
+            Resource::Connections => self.connections,
+            Resource::Streams => self.streams,
+            Resource::RequestBytes => self.request_bytes,
+            Resource::Names => self.names,
+            Resource::NameBytes => self.name_bytes,
+        }
+    }
+
+    pub(super) fn get_mut(&mut self, resource: Resource) -> &mut u64 {
+        match resource {
+            Resource::Connections => &mut self.connections,
+            Resource::Streams => &mut self.streams,
+            Resource::RequestBytes => &mut self.request_bytes,
+            Resource::Names => &mut self.names,
+            Resource::NameBytes => &mut self.name_bytes,
+        }
+    }
+}
+
+/// What each client of a kind may have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Each gateway.
+    pub gateway: Amounts,
+    /// Each peer, all of its agents together.
+    pub peer: Amounts,
+    /// Each workload.
+    pub workload: Amounts,
+    /// Each stranger.
+    pub stranger: Amounts,
+}
+
+impl Limits {
+    pub(super) fn of(&self, kind: Kind) -> &Amounts {
+        match kind {
+            Kind::Gateway => &self.gateway,
+            Kind::Peer => &self.peer,
+            Kind::Workload => &self.workload,
+            Kind::Stranger => &self.stranger,
+        }
+    }
+}
+
+impl Default for Limits {
+    /// A gateway with 100 000 services names them all in its first request: some 34 MiB by this count. A peer has one
+    /// connection for each of its agents, and names what it was shown: 16 MiB are 50 000 services.
+    fn default() -> Limits {
+        Limits {
+            gateway: Amounts {
+                connections: 64,
+                streams: 256,
+                request_bytes: 64 * MIB,
+                names: 200_000,
+                name_bytes: 32 * MIB,
+            },
+            peer: Amounts {
+                connections: 16,
+                streams: 8,
+                request_bytes: 16 * MIB,
+                names: 50_000,
+                name_bytes: 8 * MIB,
+            },
+            workload: Amounts { connections: 64, streams: 64, request_bytes: 4 * MIB, ..Amounts::default() },
+            stranger: Amounts { connections: 8, streams: 8, ..Amounts::default() },
+        }
+    }
+}
+
+/// What the requests of all of a kind may take together.
+pub(super) fn request_bytes_of_all(kind: Kind) -> u64 {
+    match kind {
+        Kind::Gateway => 512 * MIB,
+        Kind::Peer => 64 * MIB,
+        Kind::Workload => 16 * MIB,
+        Kind::Stranger => 0,
+    }
+}
+
+/// The largest message of a kind's requests.
+pub(crate) fn longest_message(kind: Kind) -> u64 {
+    match kind {
+        Kind::Gateway => 32 * MIB,
+        Kind::Peer => 8 * MIB,
+        Kind::Workload => 64 * KIB,
+        Kind::Stranger => 0,
+    }
+}
+
+/// What somebody may send before it is read, on each stream and on the connection.
+pub(crate) fn window(kind: Kind) -> u32 {
+    match kind {
+        Kind::Gateway => 1 << 20,
+        Kind::Peer => 256 << 10,
+        Kind::Workload | Kind::Stranger => 64 << 10,
+    }
+}
