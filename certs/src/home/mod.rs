@@ -231,7 +231,7 @@ impl Home {
     }
 
     fn authority(&self, certificate: &Path, key: &Path) -> Result<Authority, HomeError> {
-        let chain = read(certificate)?;
+        let chain = read_bytes(certificate)?;
         let secret = match input::read(key, LARGEST) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 return Err(HomeError::KeyAway(key.to_owned()));
@@ -246,8 +246,7 @@ impl Home {
 
     fn root_certificate(&self, number: u64) -> Result<CertificateDer<'static>, HomeError> {
         let path = self.root_folder(number).join(ROOT_CERTIFICATE);
-        let text = read(&path)?;
-        let roots = pem::certificates(text).map_err(Unusable::Chain);
+        let roots = pem::certificates(read_bytes(&path)?).map_err(Unusable::Chain);
         let first = roots.and_then(|roots| roots.into_iter().next().ok_or(Unusable::Empty));
         first.map_err(|cause| HomeError::Unusable { path, cause })
     }
@@ -277,7 +276,11 @@ fn lock(folder: &Path) -> Result<File, HomeError> {
     }
 }
 
-fn read(path: &Path) -> Result<Vec<u8>, HomeError> {
+fn read(path: &Path) -> Result<String, HomeError> {
+    input::read_text(path, LARGEST).map_err(|cause| HomeError::Read { path: path.to_owned(), cause })
+}
+
+fn read_bytes(path: &Path) -> Result<Vec<u8>, HomeError> {
     input::read(path, LARGEST).map_err(|cause| HomeError::Read { path: path.to_owned(), cause })
 }
 
