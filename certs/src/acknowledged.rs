@@ -123,6 +123,6 @@ mod tests {
         assert_eq!(Acknowledged::read(&path).unwrap(), written);
         fs::write(&path, "{").unwrap();
         assert!(Acknowledged::read(&path).is_err());
-        assert!(Acknowledged::read(dir.path()).unwrap_err().to_string().contains("no file"));
+        assert!(Acknowledged::read(dir.path()).unwrap_err().to_string().contains("not a regular file"));
     }
 }

@@ -20,7 +20,7 @@ use crate::crypto;
 use crate::facts::Facts;
 use crate::identity::Identity;
 use crate::key::KeyKind;
-use crate::pem;
+use crate::pem::{self, PemError};
 use crate::spiffe::{SpiffeId, TrustDomain};
 
 pub use error::{IssueError, Unusable};
@@ -121,11 +121,16 @@ impl Authority {
 
     /// Takes an authority as it stands in files: its certificate first, those between it and the root
     /// after it, and its key.
-    pub fn from_pem(trust_domain: TrustDomain, chain: &str, key: &str) -> Result<Self, Unusable> {
-        let chain = pem::certificates(chain)?;
-        let pair = KeyPair::from_pem(key).map_err(|_| pem::PemError::Key)?;
+    pub fn from_pem(
+        trust_domain: TrustDomain,
+        chain: impl AsRef<[u8]>,
+        key: impl AsRef<[u8]>,
+    ) -> Result<Self, Unusable> {
+        let chain = pem::certificates(chain).map_err(Unusable::Chain)?;
+        let key = pem::key(key).map_err(Unusable::Key)?;
+        let pair = KeyPair::try_from(&key).map_err(|_| Unusable::Key(PemError::UnusableKey))?;
         let mut authority = Self::with_key(trust_domain, chain, Box::new(pair))?;
-        authority.key_pem = Some(key.to_owned());
+        authority.key_pem = Some(pem::encode_key(&key));
         Ok(authority)
     }
 
@@ -135,7 +140,7 @@ impl Authority {
         chain: Vec<CertificateDer<'static>>,
         key: Box<dyn SigningKey + Send + Sync>,
     ) -> Result<Self, Unusable> {
-        let certificate = chain.first().cloned().ok_or(pem::PemError::NoCertificate)?;
+        let certificate = chain.first().cloned().ok_or(Unusable::Empty)?;
         let facts = Facts::of(&certificate)?;
         if !facts.is_authority {
             return Err(Unusable::NotAuthority(trust_domain));
@@ -418,8 +423,8 @@ mod tests {
         assert!(matches!(refusal(&chain, east.key_pem().unwrap()), Unusable::OtherKey));
         let leaf = east.issue(&workload(&east), &[], HOUR).unwrap();
         assert!(matches!(refusal(leaf.chain_pem(), leaf.key_pem()), Unusable::NotAuthority(_)));
-        assert!(matches!(refusal("", leaf.key_pem()), Unusable::Pem(pem::PemError::NoCertificate)));
-        assert!(matches!(refusal(&chain, "no key"), Unusable::Pem(pem::PemError::Key)));
+        assert!(matches!(refusal("", leaf.key_pem()), Unusable::Chain(PemError::Absent { .. })));
+        assert!(matches!(refusal(&chain, "no key"), Unusable::Key(PemError::Absent { .. })));
         let west = TrustDomain::new("west.example").unwrap();
         let other = Authority::from_pem(west, &chain, below.key_pem().unwrap());
         assert!(matches!(other, Err(Unusable::OtherDomain { .. })));

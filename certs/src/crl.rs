@@ -4,8 +4,6 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use rustls::pki_types::CertificateRevocationListDer;
-use rustls::pki_types::pem::PemObject as _;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 use time::OffsetDateTime;
@@ -14,6 +12,7 @@ use x509_parser::prelude::FromDer;
 use x509_parser::revocation_list::CertificateRevocationList;
 
 use crate::facts::bounded;
+use crate::pem::{self, Form, PemError};
 
 /// What is done once a list is past its `nextUpdate`.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -39,8 +38,11 @@ pub struct Crls {
 /// Why lists are not used.
 #[derive(Debug, thiserror::Error)]
 pub enum CrlError {
-    /// Neither PEM nor DER.
-    #[error("there is no revocation list in it; it must hold X509 CRL blocks, or one list as DER")]
+    /// PEM, and no list.
+    #[error(transparent)]
+    Pem(#[from] PemError),
+    /// What is there is no list.
+    #[error("a revocation list in it cannot be read; get the file again from its publisher")]
     Malformed,
     /// webpki does not take it.
     #[error("the revocation list cannot be used: {0}")]
@@ -67,12 +69,10 @@ impl Crls {
     /// Reads lists, PEM or DER. Each must live longer than `outage_budget`, from its thisUpdate to its
     /// nextUpdate: that is how long its publisher may be away without a list going stale.
     pub fn read(bytes: &[u8], stale: StaleCrl, outage_budget: Duration) -> Result<Self, CrlError> {
-        let mut ders = CertificateRevocationListDer::pem_slice_iter(bytes)
-            .collect::<Result<Vec<_>, _>>()
-            .map_err(|_| CrlError::Malformed)?;
-        if ders.is_empty() {
-            ders.push(bytes.to_vec().into());
-        }
+        let ders = match pem::revocation_lists(bytes) {
+            Err(PemError::Form { form: Form::Der, .. }) => vec![bytes.to_vec().into()],
+            read => read?,
+        };
         let (mut lists, mut ends) = (Vec::new(), Vec::new());
         for der in &ders {
             ends.push(next_update(der, outage_budget)?);

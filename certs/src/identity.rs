@@ -4,7 +4,6 @@
 use std::fmt;
 use std::path::{Path, PathBuf};
 
-use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::sign::CertifiedKey;
 
@@ -27,9 +26,12 @@ pub struct Identity {
 /// Why a chain and a key are no identity.
 #[derive(Debug, thiserror::Error)]
 pub enum IdentityError {
-    /// Not PEM, or not what it should hold.
+    /// The chain is not PEM, or not what it should hold.
     #[error(transparent)]
-    Pem(#[from] PemError),
+    Chain(PemError),
+    /// The key is not PEM, or none that can be used.
+    #[error(transparent)]
+    Key(PemError),
     /// The leaf is not the leaf of a SPIFFE identity.
     #[error(transparent)]
     Svid(#[from] SvidError),
@@ -51,17 +53,17 @@ impl Identity {
     /// Takes an identity as it stands in files: the chain with the leaf first, and the key.
     ///
     /// A root at the chain's end is left out. Whether the chain is to be believed is another question.
-    pub fn from_pem(chain: &str, key: &str) -> Result<Self, IdentityError> {
-        let chain = pem::without_root(pem::certificates(chain)?);
+    pub fn from_pem(chain: impl AsRef<[u8]>, key: impl AsRef<[u8]>) -> Result<Self, IdentityError> {
+        let chain = pem::without_root(pem::certificates(chain).map_err(IdentityError::Chain)?);
         let id = peer_id(&chain)?;
-        let private = PrivateKeyDer::from_pem_slice(key.as_bytes()).map_err(|_| PemError::Key)?;
-        CertifiedKey::from_der(chain.clone(), private.clone_key(), &crypto::provider()).map_err(|error| {
+        let key = pem::key(key).map_err(IdentityError::Key)?;
+        CertifiedKey::from_der(chain.clone(), key.clone_key(), &crypto::provider()).map_err(|error| {
             match error {
                 rustls::Error::InconsistentKeys(_) => IdentityError::OtherKey,
-                _ => PemError::Key.into(),
+                _ => IdentityError::Key(PemError::UnusableKey),
             }
         })?;
-        Ok(Self { id, chain_pem: pem::encode(&chain), key_pem: key.to_owned(), chain, key: private })
+        Ok(Self { id, chain_pem: pem::encode(&chain), key_pem: pem::encode_key(&key), chain, key })
     }
 
     /// The one identity its certificate claims.

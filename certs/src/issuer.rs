@@ -8,13 +8,13 @@ use std::pin::Pin;
 use std::time::Duration;
 
 use rcgen::SubjectPublicKeyInfo;
-use rustls::pki_types::pem::PemObject as _;
-use rustls::pki_types::{CertificateDer, CertificateSigningRequestDer};
+use rustls::pki_types::CertificateDer;
 use x509_parser::certification_request::X509CertificationRequest;
 use x509_parser::prelude::FromDer;
 use x509_parser::public_key::PublicKey;
 
 use crate::authority::{Authority, IssueError, Leaf};
+use crate::pem::{self, Form, PemError};
 use crate::spiffe::{IdPattern, SpiffeId};
 
 const MIN_RSA_BITS: usize = 2048;
@@ -30,6 +30,9 @@ pub struct Csr {
 /// Why a request is not signed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum CsrError {
+    /// PEM, and not one request.
+    #[error(transparent)]
+    Pem(#[from] PemError),
     /// Neither PEM nor DER.
     #[error("the request cannot be read; it must be a PKCS#10 CERTIFICATE REQUEST, PEM or DER")]
     Malformed,
@@ -44,9 +47,9 @@ pub enum CsrError {
 impl Csr {
     /// Reads a request, PEM or DER, and checks that it is signed by its own key.
     pub fn parse(bytes: &[u8]) -> Result<Self, CsrError> {
-        let der = match CertificateSigningRequestDer::from_pem_slice(bytes) {
-            Ok(der) => der,
-            Err(_) => bytes.to_vec().into(),
+        let der = match pem::request(bytes) {
+            Err(PemError::Form { form: Form::Der, .. }) => bytes.to_vec().into(),
+            read => read?,
         };
         let (rest, request) = X509CertificationRequest::from_der(&der).map_err(|_| CsrError::Malformed)?;
         if !rest.is_empty() {
@@ -209,13 +212,13 @@ mod tests {
 
     #[test]
     fn a_request_must_prove_its_key() {
-        let (_, pem) = request();
-        let der = CertificateSigningRequestDer::from_pem_slice(pem.as_bytes()).unwrap();
+        let (_, text) = request();
+        let der = pem::request(text.as_bytes()).unwrap();
         let mut bytes = der.to_vec();
         let last = bytes.len() - 1;
         bytes[last] ^= 1;
         assert_eq!(Csr::parse(&bytes).unwrap_err(), CsrError::NotProven);
-        assert_eq!(Csr::parse(b"").unwrap_err(), CsrError::Malformed);
+        assert!(matches!(Csr::parse(b"").unwrap_err(), CsrError::Pem(PemError::Absent { .. })));
         assert_eq!(Csr::parse(&[&der[..], b"x"].concat()).unwrap_err(), CsrError::Malformed);
         for end in 0..der.len() {
             assert!(Csr::parse(&der[..end]).is_err());

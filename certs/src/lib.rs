@@ -5,6 +5,7 @@
 pub mod acknowledged;
 pub mod authority;
 pub mod bundle;
+pub mod causes;
 pub mod crl;
 pub mod cross;
 mod crypto;

@@ -44,8 +44,8 @@ impl Request {
     /// It is no chain of a SPIFFE identity, or not for this key.
     pub fn issued(&self, chain: &[String]) -> Result<Issued, IdentityError> {
         let text: String = chain.iter().map(|part| format!("{}\n", part.trim())).collect();
-        let identity = Identity::from_pem(&text, &self.key.serialize_pem())?;
-        let all = pem::certificates(&text)?;
+        let identity = Identity::from_pem(&text, self.key.serialize_pem())?;
+        let all = pem::certificates(&text).map_err(IdentityError::Chain)?;
         let roots = all.into_iter().filter(|one| Facts::of(one).is_ok_and(|facts| facts.is_root())).collect();
         Ok(Issued { identity, roots })
     }

@@ -54,8 +54,10 @@ struct Key {
 }
 
 /// Reads the bundle of `domain`. The format does not say whose it is: its place does.
-pub fn read(domain: &TrustDomain, text: &str) -> Result<Bundle, FormatError> {
-    let document: Document = serde_json::from_str(text)?;
+pub fn read(domain: &TrustDomain, text: impl AsRef<[u8]>) -> Result<Bundle, FormatError> {
+    let text = text.as_ref();
+    // Some editors begin UTF-8 with a byte order mark.
+    let document: Document = serde_json::from_slice(text.strip_prefix(b"\xef\xbb\xbf").unwrap_or(text))?;
     let mut roots = Vec::new();
     for (place, key) in document.keys.iter().enumerate().filter(|(_, key)| key.usage == USE) {
         let decoded = match key.x5c.as_slice() {

@@ -5,6 +5,7 @@ mod cli;
 use std::process::ExitCode;
 
 use clap::Parser;
+use isthmus_certs::causes::with_causes;
 use isthmus_gateway::config::Problems;
 
 use crate::cli::{Cli, Command};
@@ -27,7 +28,7 @@ fn main() -> ExitCode {
             ExitCode::from(WRONG)
         }
         Err(error) => {
-            eprintln!("isthmus-gateway: {error:#}");
+            eprintln!("isthmus-gateway: {}", with_causes(error.as_ref()));
             ExitCode::FAILURE
         }
     }

@@ -10,8 +10,9 @@ use std::fs;
 use std::path::Path;
 
 use common::{World, until};
+use isthmus_certs::causes::with_causes;
 use isthmus_certs::home::{Home, Kept, Plan};
-use isthmus_certs::{KeyKind, Leaf, SpiffeId, TrustDomain};
+use isthmus_certs::{KeyKind, Leaf, SpiffeId, TrustDomain, pem};
 use isthmus_gateway::admin::pages::{Answer, Params, page};
 use isthmus_gateway::config;
 use isthmus_gateway::gateway::{Error, Gateway};
@@ -118,4 +119,37 @@ fn it_does_not_start_on_what_it_could_not_use() {
     fs::remove_file(directory.path().join("bundles/east.example.json")).unwrap();
     let error = start(directory.path()).unwrap_err().to_string();
     assert!(error.contains("tls.crt") && error.contains("add the bundle of east.example"), "{error}");
+}
+
+/// As the program prints it.
+fn said(directory: &Path) -> String {
+    with_causes(&start(directory).unwrap_err())
+}
+
+#[test]
+fn trust_words_are_said_once_and_name_what_the_file_is() {
+    let (directory, _home) = authority();
+    let at = |name: &str| directory.path().join(name);
+    let [key, chain] = [KEY, LEAF].map(|name| fs::read(at(name)).unwrap());
+    let der = pem::key(&key).unwrap().secret_der().to_vec();
+    let encrypted = String::from_utf8(key.clone()).unwrap().replace(" PRIVATE", " ENCRYPTED PRIVATE");
+    let cut = chain.trim_ascii_end().strip_suffix(b"-----END CERTIFICATE-----").unwrap().to_vec();
+    for (file, content, words) in [
+        (KEY, b"x".to_vec(), "there is no private key in it"),
+        (KEY, der, "it is DER, not PEM; convert it: `openssl pkey -inform DER"),
+        (KEY, encrypted.into_bytes(), "the private key is encrypted"),
+        (LEAF, cut, "has no END line of its own"),
+        (LEAF, b"x".to_vec(), "there is no certificate in it"),
+    ] {
+        let good = fs::read(at(file)).unwrap();
+        fs::write(at(file), content).unwrap();
+        let said = said(directory.path());
+        assert_eq!((said.matches(words).count(), said.matches(file).count()), (1, 1), "{said}");
+        assert!(!said.contains("[4") && !said.contains("[6"), "no bytes as numbers: {said}");
+        fs::write(at(file), good).unwrap();
+    }
+    for (file, content) in [(KEY, &key), (LEAF, &chain)] {
+        fs::write(at(file), [b"Soci\xe9t\xe9\n", &content[..]].concat()).unwrap();
+    }
+    World::of(start(directory.path()).unwrap());
 }

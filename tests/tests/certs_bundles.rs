@@ -241,3 +241,35 @@ fn a_domain_that_is_no_longer_believed_leaves_nothing_that_breaks_verification()
     let own = sites.json("", "verify east/leaves/below/tls.crt --bundles east/bundles --deny east/deny");
     assert_eq!(own["believed"], true);
 }
+
+#[test]
+fn pem_joined_roots_are_all_believed_or_the_file_is_named() {
+    let sites = Sites::new();
+    let [one, two] = ["one", "two"].map(|site| {
+        sites.done("", &format!("init --trust-domain west.example --out {site}"));
+        sites.read(&format!("{site}/roots/1/root-cert.pem"))
+    });
+    let of = "--trust-domain west.example";
+    let roots = |files: &str| {
+        let made: Value =
+            serde_json::from_str(&sites.done("", &format!("bundle make {files} {of}"))).unwrap();
+        made["keys"].as_array().unwrap().len()
+    };
+    let cut = one.trim_end();
+    sites.write("one.pem", cut);
+    sites.write("two.pem", &two);
+    assert_eq!(roots("one.pem two.pem"), 2, "the first has no final newline");
+    let indented: String = one.lines().map(|line| format!("  {line}\n")).collect();
+    let old = one.replace(" CERTIFICATE", " X509 CERTIFICATE");
+    for text in [format!("{cut}{two}"), format!("\u{feff}{one}{two}"), indented + &two, old + &two] {
+        sites.write("joined.pem", &text);
+        assert_eq!(roots("joined.pem"), 2, "{text}");
+    }
+    sites.write("latin1.pem", [b"Soci\xe9t\xe9\n", two.as_bytes()].concat());
+    assert_eq!(roots("one.pem latin1.pem"), 2);
+    sites.write("trusted.pem", one.replace(" CERTIFICATE", " TRUSTED CERTIFICATE") + &two);
+    for words in ["bundle make two.pem trusted.pem", "bundle add trusted.pem --dir one"] {
+        let why = sites.refused("", &format!("{words} {of}"));
+        assert!(why.contains("trusted.pem: line 1: TRUSTED CERTIFICATE"), "{why}");
+    }
+}

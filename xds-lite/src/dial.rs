@@ -1,6 +1,7 @@
 //! gRPC over mTLS, the client's side: the server has proven who it is before any request is sent.
 
 use std::io;
+use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -16,8 +17,12 @@ use tonic::transport::{Channel, Endpoint};
 use tower::service_fn;
 
 use crate::config::address::Target;
+use crate::resolve;
 
+/// To one address, and the handshake with it.
 const CONNECT: Duration = Duration::from_secs(5);
+/// Of a name with more addresses, these many are tried.
+const ADDRESSES: usize = 8;
 const KEEPALIVE: Duration = Duration::from_secs(20);
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -64,7 +69,7 @@ async fn meet_as(
         let (address, config, name) = (address.clone(), config(), name.clone());
         let seen = Arc::clone(&seen);
         async move {
-            let stream = timeout(CONNECT, shake(&address, config, name)).await??;
+            let stream = shake(&address, &config, name).await?;
             let chain = stream.get_ref().1.peer_certificates().unwrap_or_default();
             *seen.lock().unwrap_or_else(PoisonError::into_inner) =
                 chain.iter().map(|one| one.clone().into_owned()).collect();
@@ -81,29 +86,40 @@ async fn meet_as(
     Ok((channel, chain))
 }
 
+/// Tries the addresses of a name one after the other, each for as long as one may take.
 async fn shake(
-    address: &Target,
-    config: Arc<ClientConfig>,
+    target: &Target,
+    config: &Arc<ClientConfig>,
     name: Option<DnsName<'static>>,
 ) -> io::Result<TlsStream<TcpStream>> {
-    let (stream, addressed) = match address {
-        Target::Address(address) => (TcpStream::connect(address).await?, ServerName::from(address.ip())),
-        Target::Name { host, port } => {
-            let server = ServerName::try_from(host.as_str().to_owned()).map_err(io::Error::other)?;
-            (TcpStream::connect((host.as_str(), *port)).await?, server)
+    let addressed = match target {
+        Target::Address(address) => ServerName::from(address.ip()),
+        Target::Name { host, .. } => {
+            ServerName::try_from(host.as_str().to_owned()).map_err(io::Error::other)?
         }
     };
-    stream.set_nodelay(true)?;
     let name = name.map_or(addressed, ServerName::DnsName);
+    let mut refused = io::Error::from(io::ErrorKind::NotFound);
+    for address in resolve::addresses(target).await?.into_iter().take(ADDRESSES) {
+        match timeout(CONNECT, shake_at(address, Arc::clone(config), name.clone())).await {
+            Ok(Ok(stream)) => return Ok(stream),
+            Ok(Err(error)) => refused = error,
+            Err(late) => refused = late.into(),
+        }
+    }
+    Err(refused)
+}
+
+async fn shake_at(
+    address: SocketAddr,
+    config: Arc<ClientConfig>,
+    name: ServerName<'static>,
+) -> io::Result<TlsStream<TcpStream>> {
+    let stream = TcpStream::connect(address).await?;
+    stream.set_nodelay(true)?;
     TlsConnector::from(config).connect(name, stream).await.map_err(|error| {
         let refused = error.get_ref().and_then(|error| error.downcast_ref()).and_then(VerifyError::of);
         // In its own words, which name the remedy.
         refused.map(|why| io::Error::other(why.clone())).unwrap_or(error)
     })
-}
-
-/// An error with its causes.
-pub(crate) fn told(error: &dyn std::error::Error) -> String {
-    let causes = std::iter::successors(Some(error), |error| error.source());
-    causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
 }

@@ -13,6 +13,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use hyper_util::rt::TokioIo;
+use isthmus_certs::causes::with_causes;
 use isthmus_certs::{Bundle, Client, KeyKind, Request, SpiffeId};
 use tokio::time::timeout;
 use tonic::metadata::{AsciiMetadataValue, MetadataMap};
@@ -21,7 +22,7 @@ use tonic::{Code, Extensions, Status};
 use tower::service_fn;
 
 use crate::config::address::Target;
-use crate::dial::{dial, told};
+use crate::dial::dial;
 use crate::join::first::{Meeting, PROOF, meet};
 use crate::join::{Guest, MeetError, Token};
 use crate::proto::istio::v1::auth::istio_certificate_service_client::IstioCertificateServiceClient;
@@ -178,8 +179,9 @@ pub async fn by_certificate(
     known: Option<&Bundle>,
 ) -> Result<Granted, EnrolError> {
     let asked = timeout(DEADLINE, async {
-        let channel =
-            dial(at, tls).await.map_err(|error| EnrolError::Dial { at: at.clone(), why: told(&error) })?;
+        let channel = dial(at, tls)
+            .await
+            .map_err(|error| EnrolError::Dial { at: at.clone(), why: with_causes(&error) })?;
         let (request, response) = ask(at, channel, MetadataMap::new()).await?;
         Granted::new(&request, &response, own, known)
             .map_err(|cause| EnrolError::Answer { at: at.clone(), cause: Box::new(cause) })
@@ -212,5 +214,5 @@ fn too_slow() -> String {
 }
 
 fn broken(at: &Target, error: &dyn std::error::Error) -> EnrolError {
-    EnrolError::Broken { at: at.clone(), why: told(error) }
+    EnrolError::Broken { at: at.clone(), why: with_causes(error) }
 }

@@ -9,6 +9,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
+use isthmus_certs::causes::with_causes;
 use isthmus_certs::{Csr, Issuer, Leaf, Policy, SpiffeId, pem};
 use prost_types::value::Kind;
 use tonic::metadata::{AsciiMetadataValue, MetadataMap};
@@ -139,9 +140,9 @@ impl Certificates {
             Status::permission_denied(error.to_string())
         })?;
         let chain = self.issuer.sign(&csr, &leaf).await.map_err(|error| {
-            let error = anyhow::Error::new(error);
-            tracing::warn!(peer = %asker, wanted = %leaf.id, error = format!("{error:#}"), "a certificate was not signed");
-            Status::failed_precondition(format!("the agent cannot sign: {error:#}"))
+            let error = with_causes(&error);
+            tracing::warn!(peer = %asker, wanted = %leaf.id, %error, "a certificate was not signed");
+            Status::failed_precondition(format!("the agent cannot sign: {error}"))
         })?;
         tracing::info!(peer = %asker, identity = %leaf.id, "signed a certificate");
         Ok(pem::encode_each(&chain))

@@ -9,6 +9,7 @@ use anyhow::Context as _;
 use clap::{CommandFactory as _, Parser, Subcommand};
 use clap_complete::Shell;
 use isthmus_certs::Trust;
+use isthmus_certs::causes::with_causes;
 use isthmus_xds::agent::{Agent, config, issuing, joining};
 use isthmus_xds::cli::ask::{Question, ask};
 use isthmus_xds::config::Problems;
@@ -108,7 +109,7 @@ fn main() -> ExitCode {
             ExitCode::from(WRONG)
         }
         Err(error) => {
-            eprintln!("isthmus-agent: {error:#}");
+            eprintln!("isthmus-agent: {}", with_causes(error.as_ref()));
             ExitCode::FAILURE
         }
     }

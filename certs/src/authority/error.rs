@@ -6,7 +6,7 @@ use time::OffsetDateTime;
 
 use crate::bundle::VerifyError;
 use crate::facts::Unreadable;
-use crate::pem;
+use crate::pem::PemError;
 use crate::spiffe::{SpiffeId, TrustDomain};
 
 /// Why a certificate was not made.
@@ -60,9 +60,15 @@ pub enum IssueError {
 /// Why a certificate and a key make no authority.
 #[derive(Debug, thiserror::Error)]
 pub enum Unusable {
-    /// Not PEM, or not what it should hold.
+    /// The certificates are not PEM, or not what they should be.
     #[error(transparent)]
-    Pem(#[from] pem::PemError),
+    Chain(PemError),
+    /// The key is not PEM, or none that can sign.
+    #[error(transparent)]
+    Key(PemError),
+    /// Not one certificate.
+    #[error("an authority needs its certificate; give the chain, its own first")]
+    Empty,
     /// Not X.509.
     #[error(transparent)]
     Unreadable(#[from] Unreadable),

@@ -6,8 +6,10 @@ use anyhow::Context as _;
 use isthmus_certs::facts::Facts;
 use isthmus_certs::home::Home;
 use isthmus_certs::{Bundle, TrustDomain, cross, pem, spiffe_bundle};
+use rustls::pki_types::CertificateDer;
 use serde_json::{Value, json};
 
+use super::chains::shown;
 use super::options::{Audience, BundleChange, BundleOptions};
 use super::read;
 use super::say::{Answer, left, table, time};
@@ -31,22 +33,29 @@ pub(super) fn bundle(options: &BundleOptions) -> anyhow::Result<Answer> {
             Ok(Answer::new(text, json!({ "removed": trust_domain })))
         }
         Some(BundleChange::Make { files, trust_domain, sequence, out }) => {
-            let texts: anyhow::Result<Vec<_>> = files.iter().map(|file| read(file)).collect();
-            let roots = pem::certificates(&texts?.concat())?;
-            let bundle = Bundle::new(trust_domain, *sequence, &roots)?;
+            let roots: anyhow::Result<Vec<_>> = files.iter().map(|file| roots(file, trust_domain)).collect();
+            let bundle = Bundle::new(trust_domain, *sequence, roots?.iter().flatten())?;
             give(spiffe_bundle::write(&bundle)?, out.as_deref(), "the bundle")
         }
     }
 }
 
+fn roots(file: &Path, domain: &TrustDomain) -> anyhow::Result<Vec<CertificateDer<'static>>> {
+    let roots = pem::certificates(read(file)?).with_context(|| shown(file))?;
+    Bundle::new(domain, 0, &roots).with_context(|| shown(file))?;
+    Ok(roots)
+}
+
 fn load(file: &Path, domain: &TrustDomain) -> anyhow::Result<Bundle> {
     let text = read(file)?;
-    let bundle = if text.trim_start().starts_with('{') {
+    // Behind a byte order mark or white space, if there is any.
+    let first = text.iter().find(|byte| byte.is_ascii() && !byte.is_ascii_whitespace());
+    let bundle = if first == Some(&b'{') {
         spiffe_bundle::read(domain, &text).map_err(anyhow::Error::from)
     } else {
         pem::certificates(&text).map_err(Into::into).and_then(|roots| Ok(Bundle::new(domain, 0, &roots)?))
     };
-    bundle.with_context(|| file.display().to_string())
+    bundle.with_context(|| shown(file))
 }
 
 fn print(options: &BundleOptions) -> anyhow::Result<Answer> {

@@ -9,6 +9,7 @@ use isthmus_certs::{DenyList, IdPattern, SpiffeId, TrustDomain, pem};
 use serde_json::{Value, json};
 use time::OffsetDateTime;
 
+use super::chains::shown;
 use super::options::{DenyChange, DenyOptions};
 use super::read;
 use super::say::{Answer, table, time};
@@ -35,7 +36,9 @@ pub(super) fn deny(options: &DenyOptions) -> anyhow::Result<Answer> {
             Ok(changed(&list, "no longer denied"))
         }
         Some(DenyChange::Take { file, trust_domain, at }) => {
-            let list = at.open()?.take_deny_list(trust_domain, &read(file)?)?;
+            let envelope = String::from_utf8(read(file)?)
+                .with_context(|| format!("{}: a deny-list is JSON; is it the right file?", shown(file)))?;
+            let list = at.open()?.take_deny_list(trust_domain, &envelope)?;
             Ok(changed(&list, "taken over"))
         }
     }
@@ -144,7 +147,7 @@ fn one(word: &str) -> anyhow::Result<Named> {
     }
     let path = Path::new(word);
     if path.exists() {
-        let chain = pem::certificates(&read(path)?).with_context(|| word.to_owned())?;
+        let chain = pem::certificates(read(path)?).with_context(|| word.to_owned())?;
         let leaf = chain.first().context("the file is empty")?;
         let facts = Facts::of(leaf).with_context(|| word.to_owned())?;
         let serial = facts.serial.parse()?;

@@ -20,8 +20,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 pub(super) fn inspect(options: &InspectOptions) -> anyhow::Result<Answer> {
     let path = Path::new(&options.what);
     if path.exists() {
-        let text = super::read(path)?;
-        let chain = pem::certificates(&text).with_context(|| shown(path))?;
+        let chain = pem::certificates(super::read(path)?).with_context(|| shown(path))?;
         return answer(options, &chain, None);
     }
     let Some((host, _)) = options.what.rsplit_once(':').filter(|(_, port)| port.parse::<u16>().is_ok())
@@ -87,10 +86,12 @@ fn endpoint(seen: &Seen) -> String {
     let alpn = seen.alpn.as_ref().map(|alpn| format!(", protocol {}", foreign(alpn))).unwrap_or_default();
     let wants = match seen.client_certificate {
         ClientCertificate::NotAsked => bad("asks for no client certificate: anybody gets in"),
-        ClientCertificate::Asked => bad("asks for a client certificate, and lets in clients without one"),
-        ClientCertificate::Unclear => {
-            bad("asks for a client certificate, and ended the connection without a word")
-        }
+        ClientCertificate::Asked => bad(
+            "asks for a client certificate, and completes the handshake without one; if it refuses the request instead (nginx: 400), that is not seen here",
+        ),
+        ClientCertificate::Unclear => bad(
+            "asks for a client certificate, and closed the connection without a TLS alert when it got none, as grpcio does",
+        ),
         ClientCertificate::Demanded => good("demands a client certificate"),
     };
     format!("{version}{alpn}; the endpoint {wants}")

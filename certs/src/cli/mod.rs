@@ -15,7 +15,7 @@ use std::io::Read as _;
 use std::path::Path;
 use std::process::ExitCode;
 
-use anyhow::{Context as _, anyhow, bail};
+use anyhow::{Context as _, bail};
 use clap::{CommandFactory, Parser, Subcommand};
 use clap_complete::Shell;
 use isthmus_certs::home::{Home, OVERLAP, Plan};
@@ -200,14 +200,12 @@ fn completions(shell: Shell) -> Answer {
 /// Larger than any certificate, bundle or list.
 const MAX_FILE: u64 = 16 * 1024 * 1024;
 
-fn read(path: &Path) -> anyhow::Result<String> {
+fn read(path: &Path) -> anyhow::Result<Vec<u8>> {
     let mut bytes = Vec::new();
     let read = File::open(path).and_then(|file| file.take(MAX_FILE + 1).read_to_end(&mut bytes));
     read.with_context(|| format!("{} cannot be read", path.display()))?;
     if bytes.len() as u64 > MAX_FILE {
         bail!("{} is larger than 16 MiB; is it the right file?", path.display());
     }
-    String::from_utf8(bytes).map_err(|_| {
-        anyhow!("{} is no text; give PEM (`openssl x509 -inform der -in FILE` makes it)", path.display())
-    })
+    Ok(bytes)
 }

@@ -4,6 +4,7 @@ use std::io::{self, IsTerminal as _, Write as _};
 
 use anyhow::Context as _;
 use comfy_table::{Attribute, Cell, ContentArrangement, Table, presets};
+use isthmus_certs::causes::with_causes;
 use owo_colors::OwoColorize as _;
 use serde_json::{Value, json};
 use time::OffsetDateTime;
@@ -43,18 +44,9 @@ pub(crate) fn complain(error: &anyhow::Error, as_json: bool) {
     }
 }
 
-/// An error with its causes, each once: many name their cause in their own text.
 fn told(error: &anyhow::Error) -> String {
-    let mut text = String::new();
-    for cause in error.chain().map(ToString::to_string) {
-        if text.is_empty() {
-            text = cause;
-        } else if !text.contains(&cause) {
-            text = format!("{text}: {cause}");
-        }
-    }
     // A file's or a peer's words may be among them.
-    text.lines().map(foreign).collect::<Vec<_>>().join("\n")
+    with_causes(error.as_ref()).lines().map(foreign).collect::<Vec<_>>().join("\n")
 }
 
 pub(super) fn table(header: &[&str]) -> Table {

@@ -12,7 +12,7 @@ use super::options::{As, VerifyOptions};
 use super::say::{Answer, bad, foreign, good, say};
 
 pub(super) fn verify(options: &VerifyOptions, as_json: bool) -> anyhow::Result<ExitCode> {
-    let chain = pem::certificates(&super::read(&options.file)?).with_context(|| shown(&options.file))?;
+    let chain = pem::certificates(super::read(&options.file)?).with_context(|| shown(&options.file))?;
     let bundles =
         bundles(&options.judges)?.context("--bundles DIR is needed: a chain is judged by bundles")?;
     let judged = judge(options, &chain, &bundles);

@@ -113,7 +113,7 @@ impl Home {
 
     fn publish_intermediate(&self, cluster: &str, certificate: &str, key: &str) -> Result<(), HomeError> {
         let roots = self.trusted_roots()?;
-        let signing = self.root_pem(self.state.root)?;
+        let signing = pem::encode(&[self.root_certificate(self.state.root)?]);
         let entries = [
             Entry::public("ca-cert.pem", certificate),
             Entry::secret("ca-key.pem", key),

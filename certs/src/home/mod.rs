@@ -20,10 +20,10 @@ use std::time::{Duration, Instant};
 use rustls::pki_types::CertificateDer;
 use time::OffsetDateTime;
 
-use crate::authority::{Authority, INTERMEDIATE_LIFETIME, ROOT_LIFETIME};
+use crate::authority::{Authority, INTERMEDIATE_LIFETIME, ROOT_LIFETIME, Unusable};
 use crate::files::{self, PUBLIC, SECRET};
 use crate::key::KeyKind;
-use crate::pem::{self, PemError};
+use crate::pem;
 use crate::spiffe::TrustDomain;
 
 pub use awaiting::{Awaited, Missing};
@@ -226,30 +226,31 @@ impl Home {
     }
 
     fn authority(&self, certificate: &Path, key: &Path) -> Result<Authority, HomeError> {
-        let chain = read(certificate)?;
-        let key = match fs::read_to_string(key) {
+        let unread = |path: &Path, cause| HomeError::Read { path: path.to_owned(), cause };
+        let chain = fs::read(certificate).map_err(|cause| unread(certificate, cause))?;
+        let secret = match fs::read(key) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 return Err(HomeError::KeyAway(key.to_owned()));
             }
-            text => text.map_err(|cause| HomeError::Read { path: key.to_owned(), cause })?,
+            read => read.map_err(|cause| unread(key, cause))?,
         };
-        Authority::from_pem(self.state.trust_domain.clone(), &chain, &key)
-            .map_err(|cause| HomeError::Unusable { path: certificate.to_owned(), cause })
-    }
-
-    fn root_pem(&self, number: u64) -> Result<String, HomeError> {
-        read(&self.root_folder(number).join(ROOT_CERTIFICATE))
+        Authority::from_pem(self.state.trust_domain.clone(), chain, secret).map_err(|cause| {
+            let path = if matches!(cause, Unusable::Key(_)) { key } else { certificate };
+            HomeError::Unusable { path: path.to_owned(), cause }
+        })
     }
 
     fn root_certificate(&self, number: u64) -> Result<CertificateDer<'static>, HomeError> {
-        let roots = pem::certificates(&self.root_pem(number)?);
-        let first = roots.and_then(|roots| roots.into_iter().next().ok_or(PemError::NoCertificate));
-        first.map_err(|cause| HomeError::Unusable { path: self.root_folder(number), cause: cause.into() })
+        let path = self.root_folder(number).join(ROOT_CERTIFICATE);
+        let text = fs::read(&path).map_err(|cause| HomeError::Read { path: path.clone(), cause })?;
+        let roots = pem::certificates(text).map_err(Unusable::Chain);
+        let first = roots.and_then(|roots| roots.into_iter().next().ok_or(Unusable::Empty));
+        first.map_err(|cause| HomeError::Unusable { path, cause })
     }
 
     /// The certificates of the roots that are trusted now, as PEM.
     fn trusted_roots(&self) -> Result<String, HomeError> {
-        self.state.trusted().into_iter().map(|number| self.root_pem(number)).collect()
+        Ok(pem::encode(&self.trusted_certificates()?))
     }
 }
 

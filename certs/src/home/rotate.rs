@@ -10,7 +10,7 @@ use serde::Serialize;
 use time::OffsetDateTime;
 
 use super::issuing::Seen;
-use super::{Awaited, Home, HomeError, ROOT_CERTIFICATE, Rollover, State, Step, is_there, read, renew_at};
+use super::{Awaited, Home, HomeError, ROOT_CERTIFICATE, Rollover, State, Step, is_there, renew_at};
 use crate::authority::BACKDATE;
 use crate::facts::Facts;
 use crate::pem;
@@ -272,7 +272,7 @@ fn standing(kind: &'static str, name: &str, certificate: CertificateDer<'static>
 }
 
 fn first_of(file: &std::path::Path) -> Option<CertificateDer<'static>> {
-    pem::certificates(&read(file).ok()?).ok()?.into_iter().next()
+    pem::certificates(fs::read(file).ok()?).ok()?.into_iter().next()
 }
 
 fn rollover_at(root: &Facts) -> OffsetDateTime {

@@ -35,7 +35,7 @@ fn kept(folder: Option<PathBuf>) -> Kept {
 }
 
 fn serial(file: &Path) -> String {
-    let chain = pem::certificates(&fs::read_to_string(file).unwrap()).unwrap();
+    let chain = pem::certificates(fs::read_to_string(file).unwrap()).unwrap();
     Facts::of(&chain[0]).unwrap().serial
 }
 

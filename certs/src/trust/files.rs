@@ -135,7 +135,7 @@ impl TrustFiles {
         match (identity, load.refused.into_iter().next()) {
             (Some(identity), None) => Ok(Trusted { identity, bundles: Arc::new(bundles), epoch: 0 }),
             (_, Some(refused)) => Err(refused),
-            (None, None) => Err(at(&self.certificate, PemError::NoCertificate)),
+            (None, None) => Err(at(&self.certificate, IdentityError::OtherKey)),
         }
     }
 
@@ -246,9 +246,9 @@ impl Load<'_> {
 
     fn read_identity(&self) -> Result<Identity, LoadError> {
         let [chain, key] = [&self.files.certificate, &self.files.key]
-            .map(|path| text(path).map_err(|cause| at(path, cause)));
-        Identity::from_pem(&chain?, &key?).map_err(|cause| match cause {
-            IdentityError::OtherKey | IdentityError::Pem(PemError::Key) => at(&self.files.key, cause),
+            .map(|path| read(path).map_err(|cause| at(path, cause)));
+        Identity::from_pem(chain?, key?).map_err(|cause| match cause {
+            IdentityError::OtherKey | IdentityError::Key(_) => at(&self.files.key, cause),
             _ => at(&self.files.certificate, cause),
         })
     }
@@ -295,7 +295,7 @@ fn not_older(bundle: Bundle, known: Option<&Bundle>) -> Result<Bundle, LoadCause
 }
 
 fn read_bundle(path: &Path, domain: &TrustDomain) -> Result<Bundle, LoadCause> {
-    let content = text(path)?;
+    let content = read(path)?;
     if path.extension().is_some_and(|extension| extension == "json") {
         return Ok(spiffe_bundle::read(domain, &content)?);
     }
@@ -321,11 +321,6 @@ fn read(path: &Path) -> Result<Vec<u8>, LoadCause> {
         io::ErrorKind::FileTooLarge => LoadCause::TooLarge,
         _ => error.into(),
     })
-}
-
-fn text(path: &Path) -> Result<String, LoadCause> {
-    let bytes = read(path)?;
-    String::from_utf8(bytes).map_err(|_| PemError::NoCertificate.into())
 }
 
 fn at(path: &Path, cause: impl Into<LoadCause>) -> LoadError {

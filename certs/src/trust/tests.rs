@@ -127,7 +127,7 @@ fn flaws_of_the_identity() -> Vec<Flaw<'static>> {
         ("read", "id/tls.key", "cannot be read", &|disk| fs::remove_file(disk.at("id/tls.key")).unwrap()),
         ("identity", "id/tls.crt", "must hold -----BEGIN CERTIFICATE", &|d| d.write("id/tls.crt", "words")),
         ("identity", "id/tls.key", "must hold one -----BEGIN PRIVATE KEY", &|d| d.write("id/tls.key", "")),
-        ("identity", "id/tls.crt", "PEM block cannot be read", &|disk| {
+        ("identity", "id/tls.crt", "line 2: a block holds what is not base64", &|disk| {
             disk.write("id/tls.crt", "-----BEGIN CERTIFICATE-----\n????\n-----END CERTIFICATE-----\n");
         }),
         ("identity", "id/tls.key", "both must be of the same issue", &|disk| {
@@ -144,7 +144,7 @@ fn flaws_of_the_identity() -> Vec<Flaw<'static>> {
             disk.write("id/tls.crt", leaf.chain_pem());
             disk.write("id/tls.key", leaf.key_pem());
         }),
-        ("pem", "id/tls.crt", "there is no certificate in it", &|disk| disk.write("id/tls.crt", b"\xff\xfe")),
+        ("identity", "id/tls.crt", "it is UTF-16", &|disk| disk.write("id/tls.crt", b"\xff\xfe")),
         ("unbelievable", "id/tls.crt", "the bundle must hold the root", &|disk| {
             let other = Authority::generate(disk.west.trust_domain().clone()).unwrap();
             disk.show(&other, OWN);
@@ -214,7 +214,7 @@ fn flaws_of_lists() -> Vec<Flaw<'static>> {
         ("no bundle", "crls/north.example.crl", "add its bundle, or remove this", &|disk| {
             fs::copy(disk.at("crls/east.example.pem"), disk.at("crls/north.example.crl")).unwrap();
         }),
-        ("crl", "crls/east.example.pem", "must hold X509 CRL blocks", &|d| {
+        ("crl", "crls/east.example.pem", "must hold -----BEGIN X509 CRL----- blocks", &|d| {
             d.write("crls/east.example.pem", "")
         }),
         ("crl", "crls/east.example.pem", "or lower the outage budget", &|disk| {

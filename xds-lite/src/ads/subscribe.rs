@@ -7,6 +7,7 @@ use std::pin::pin;
 use std::sync::Arc;
 
 use isthmus_certs::Client as Tls;
+use isthmus_certs::causes::with_causes;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tokio_stream::wrappers::ReceiverStream;
@@ -16,7 +17,7 @@ use super::backoff::Backoff;
 use super::client::{Client, Refused, Update};
 use crate::believed::until_disbelieved;
 use crate::config::address::Target;
-use crate::dial::{Chain, meet, told};
+use crate::dial::{Chain, meet};
 use crate::proto::envoy::config::core::v3::Node;
 use crate::proto::envoy::service::discovery::v3::aggregated_discovery_service_client::AggregatedDiscoveryServiceClient;
 use crate::proto::envoy::service::discovery::v3::{DeltaDiscoveryRequest, DeltaDiscoveryResponse};
@@ -121,7 +122,7 @@ impl Subscription {
                 tables.shown(chain);
                 (channel, standing)
             }
-            Err(error) => return (None, told(&error)),
+            Err(error) => return (None, with_causes(&error)),
         };
         let mut ads = AggregatedDiscoveryServiceClient::new(channel).max_decoding_message_size(MAX_RESPONSE);
         let (sender, sent) = mpsc::channel(clients.len().max(4));

@@ -1,11 +1,12 @@
 //! What is known of a trust domain on disk, where the files of a trust are followed: `DOMAIN.json` as it is written
 //! here, or `DOMAIN.pem` as somebody keeps it by hand; and its deny-list beside it.
 
+use std::fmt::Display;
+use std::io;
 use std::path::{Path, PathBuf};
 
-use isthmus_certs::bundle::BundleError;
 use isthmus_certs::spiffe_bundle::{self, FormatError};
-use isthmus_certs::{Bundle, TrustDomain, pem};
+use isthmus_certs::{Bundle, TrustDomain, input, pem};
 
 use crate::join::disk::{self, ReadError};
 
@@ -66,11 +67,15 @@ impl Known {
 
 fn bundle(domain: &TrustDomain, folder: &Path, json: &Path) -> Result<Option<(PathBuf, Bundle)>, KnownError> {
     let roots = folder.join(format!("{domain}.pem"));
-    if let Some(text) = disk::read(&roots, MAX_FILE)? {
-        let known = pem::certificates(&text).map_err(|error| ReadError::new(&roots, error))?;
-        let known =
-            Bundle::new(domain, 0, &known).map_err(|error: BundleError| ReadError::new(&roots, error))?;
-        return Ok(Some((roots, known)));
+    match input::read(&roots, MAX_FILE) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        read => {
+            let unread = |error: &dyn Display| ReadError::new(&roots, error);
+            let known = pem::certificates(read.map_err(|error| unread(&error))?);
+            let known = Bundle::new(domain, 0, &known.map_err(|error| unread(&error))?);
+            let known = known.map_err(|error| unread(&error))?;
+            return Ok(Some((roots, known)));
+        }
     }
     let Some(text) = disk::read(json, MAX_FILE)? else { return Ok(None) };
     let known = spiffe_bundle::read(domain, &text)

@@ -6,6 +6,7 @@ use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use isthmus_certs::causes::with_causes;
 use isthmus_certs::{Peer, SpiffeId, TrustBundles, TrustDomain, TrustFiles, server_verifier};
 use tokio::time::timeout;
 use tokio_rustls::rustls::client::Resumption;
@@ -16,7 +17,7 @@ use tonic::metadata::{AsciiMetadataValue, MetadataMap};
 
 use super::{DEADLINE, EnrolError, Granted, ask, too_slow};
 use crate::config::address::Target;
-use crate::dial::{dial_as, told};
+use crate::dial::dial_as;
 
 /// Larger is no such token.
 const LONGEST_TOKEN: u64 = 64 << 10;
@@ -72,7 +73,8 @@ impl ControlPlane {
         // Read before anybody is there, and sent once it is known who is.
         let metadata = self.metadata()?;
         let dialled = dial_as(at, move || Arc::clone(&config), name).await;
-        let channel = dialled.map_err(|error| EnrolError::Dial { at: at.clone(), why: told(&error) })?;
+        let channel =
+            dialled.map_err(|error| EnrolError::Dial { at: at.clone(), why: with_causes(&error) })?;
         let (request, response) = ask(at, channel, metadata).await?;
         Granted::believed(&request, &response, &bundles)
             .map_err(|cause| EnrolError::Answer { at: at.clone(), cause: Box::new(cause) })

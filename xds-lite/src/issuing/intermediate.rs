@@ -70,7 +70,7 @@ pub struct Intermediate {
 struct Held {
     authority: Arc<Authority>,
     /// What was read last, good or not.
-    read: Option<[String; 2]>,
+    read: Option<[Vec<u8>; 2]>,
     problem: Option<String>,
 }
 
@@ -107,7 +107,7 @@ impl Intermediate {
         }
     }
 
-    fn refuse(&self, read: Option<[String; 2]>, error: &IntermediateError) -> bool {
+    fn refuse(&self, read: Option<[Vec<u8>; 2]>, error: &IntermediateError) -> bool {
         let problem = error.to_string();
         let mut held = self.held.write().unwrap_or_else(PoisonError::into_inner);
         if held.problem.as_ref() != Some(&problem) {
@@ -156,15 +156,15 @@ impl Issuer for Intermediate {
     }
 }
 
-fn read(files: &IntermediateFiles) -> Result<[String; 2], IntermediateError> {
-    let one = |path: &Path| input::read_text(path, MAX_FILE).map_err(|cause| at(path, cause));
+fn read(files: &IntermediateFiles) -> Result<[Vec<u8>; 2], IntermediateError> {
+    let one = |path: &Path| input::read(path, MAX_FILE).map_err(|cause| at(path, cause));
     Ok([one(&files.certificate)?, one(&files.key)?])
 }
 
 /// The authority that was read, if what it signs is believed.
 fn good(
     files: &IntermediateFiles,
-    [certificate, key]: &[String; 2],
+    [certificate, key]: &[Vec<u8>; 2],
     trust: &Trust,
 ) -> Result<Authority, IntermediateError> {
     let judge = || -> Result<Authority, IntermediateCause> {
@@ -178,7 +178,10 @@ fn good(
         trusted.bundles.verify(&trial, Role::Client, UnixTime::now())?;
         Ok(authority)
     };
-    judge().map_err(|cause| at(&files.certificate, cause))
+    judge().map_err(|cause| match cause {
+        IntermediateCause::Unusable(Unusable::Key(_)) => at(&files.key, cause),
+        _ => at(&files.certificate, cause),
+    })
 }
 
 fn at(path: &Path, cause: impl Into<IntermediateCause>) -> IntermediateError {
@@ -244,7 +247,7 @@ mod tests {
             (other[0].as_str(), other[1].as_str(), "what it signs is not believed here"),
             ("own/roots/1/root-cert.pem", "own/roots/1/root-key.pem", "is a root"),
             ("own/nothing.pem", OWN[1], "cannot be read"),
-            ("own", OWN[1], "no file"),
+            ("own", OWN[1], "not a regular file"),
             (OWN[1], OWN[1], "no certificate"),
         ] {
             let error = world.open(certificate, key).unwrap_err().to_string();
