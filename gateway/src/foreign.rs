@@ -12,8 +12,9 @@ use isthmus_certs::{Client as Tls, Peer, SpiffeId, Trust};
 use isthmus_xds::ads::client::{Client, Refused, Update};
 use isthmus_xds::ads::subscribe::{Contact, Subscription, Tables};
 use isthmus_xds::foreign::{ASSIGNMENT, Asker, CLUSTER, LISTENER, State, node};
+use isthmus_xds::resolve;
 use rustls::pki_types::DnsName;
-use tokio::net::{UdpSocket, lookup_host};
+use tokio::net::UdpSocket;
 
 use crate::config::settings::{ControlPlane, Known, Target};
 use crate::control::Control;
@@ -76,11 +77,8 @@ async fn own_address(servers: &[Target]) -> IpAddr {
 }
 
 async fn found(server: &Target) -> io::Result<SocketAddr> {
-    let address = match server {
-        Target::Address(address) => Some(*address),
-        Target::Name { host, port } => lookup_host((host.as_str(), *port)).await?.next(),
-    };
-    towards(address.ok_or(io::ErrorKind::NotFound)?).await
+    let addresses = resolve::addresses(server).await?;
+    towards(*addresses.first().ok_or(io::ErrorKind::NotFound)?).await
 }
 
 async fn towards(address: SocketAddr) -> io::Result<SocketAddr> {

@@ -1,24 +1,27 @@
 //! Endpoints' host names → addresses, again when their TTL ends. When names are due is `schedule`, how one
-//! name is looked up is `lookup`; tables are made by control.
+//! name is looked up is `lookup`, what the system's files say is `system`; tables are made by control.
 
 mod lookup;
 mod schedule;
+mod system;
 
 use std::io;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use isthmus_xds::HostName;
 use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::{Instant, sleep_until};
 
 use self::lookup::Resolver;
-use self::schedule::{News, Schedule};
+use self::schedule::{News, Queue, Schedule};
 use crate::control::Control;
 use crate::snapshot::Resolved;
 
 /// Lookups under way at once.
 const AT_ONCE: usize = 32;
+/// And beside them, of families that do not answer while the other one does.
+const RETRIES: usize = 16;
 /// Answers wait this long for company: each batch costs one compilation of the tables.
 const GATHER: Duration = Duration::from_millis(50);
 
@@ -26,36 +29,45 @@ const GATHER: Duration = Duration::from_millis(50);
 /// not replace it: a name that once had addresses keeps them until it has others.
 pub(crate) async fn follow(control: Arc<Control>) -> io::Result<()> {
     let mut names = control.names.subscribe();
-    let mut resolver = Resolver::new(&control.process.fixed.dns);
+    let mut resolver = Resolver::new(&control.process.fixed.dns).await;
     let mut schedule = Schedule::new(&control.process.fixed.dns);
     let mut publisher = Publisher::new(Arc::clone(&control));
-    let mut lookups = JoinSet::new();
+    let (mut lookups, mut retries) = (JoinSet::new(), JoinSet::new());
     names.mark_changed();
     loop {
-        while lookups.len() < AT_ONCE
-            && let Some(name) = schedule.take_due(Instant::now())
+        resolver.follow_system().await;
+        for (lookups, most, queue) in
+            [(&mut lookups, AT_ONCE, Queue::Regular), (&mut retries, RETRIES, Queue::Doubtful)]
         {
-            lookups.spawn(resolver.look_up(name));
+            while lookups.len() < most
+                && let Some(question) = schedule.take_due(queue, Instant::now())
+            {
+                lookups.spawn(resolver.look_up(question));
+            }
         }
-        tokio::select! {
+        let done = tokio::select! {
             Ok(()) = names.changed() => {
                 let names = names.borrow_and_update().clone();
                 control.answers.keep_only(&names);
                 schedule.keep_only(&names, Instant::now());
+                continue;
             }
-            Some(done) = lookups.join_next() => match done {
-                Ok((name, found)) => {
-                    let jitter = fastrand::f64();
-                    if let Some(news) = schedule.answered(&name, found, Instant::now(), jitter) {
-                        control.answers.note(&name, &news.addresses, news.problem.clone());
-                        publisher.add(name, news);
-                    }
+            Some(done) = lookups.join_next() => done,
+            Some(done) = retries.join_next() => done,
+            () = at(schedule.next_due(Queue::Regular)), if lookups.len() < AT_ONCE => continue,
+            () = at(schedule.next_due(Queue::Doubtful)), if retries.len() < RETRIES => continue,
+            () = publisher.turn() => continue,
+        };
+        match done {
+            Ok((name, found)) => {
+                if let Some(news) = schedule.answered(&name, found, Instant::now(), fastrand::f64()) {
+                    let confirmed = news.is_confirmed.then(SystemTime::now);
+                    control.answers.note(&name, &news.addresses, confirmed, news.problem.clone());
+                    publisher.add(name, news);
                 }
-                // The name is due again by itself.
-                Err(error) => tracing::error!(%error, "looking up a name failed; this is a bug"),
-            },
-            () = at(schedule.next_due()), if lookups.len() < AT_ONCE => {}
-            () = publisher.turn() => {}
+            }
+            // The name is due again by itself.
+            Err(error) => tracing::error!(%error, "looking up a name failed; this is a bug"),
         }
     }
 }

@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use common::{Answer, Client, World, backend, connect, head, hello, open, served_by, until};
 use hickory_server::Server;
+use hickory_server::proto::op::{Message, MessageType, ResponseCode};
 use hickory_server::proto::rr::rdata::{A, AAAA, CNAME, SOA};
 use hickory_server::proto::rr::{Name, RData, Record, RecordType, RrKey};
 use hickory_server::store::in_memory::InMemoryZoneHandler;
@@ -82,6 +83,56 @@ impl Drop for Dns {
             thread.join().unwrap();
         }
     }
+}
+
+/// What a half broken server does with questions for AAAA.
+#[derive(Clone, Copy)]
+enum Aaaa {
+    Silence,
+    ServFail,
+}
+
+/// Answers every question for A with 127.0.0.2, for a second. It ends with the test's process.
+fn half_broken(aaaa: Aaaa) -> SocketAddr {
+    let socket = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+    let address = socket.local_addr().unwrap();
+    thread::spawn(move || {
+        let mut question = [0; 512];
+        while let Ok((length, asker)) = socket.recv_from(&mut question) {
+            let Ok(mut message) = Message::from_vec(&question[..length]) else { continue };
+            let query = message.queries[0].clone();
+            message.metadata.message_type = MessageType::Response;
+            message.additionals.clear();
+            message.edns = None;
+            match (query.query_type(), aaaa) {
+                (RecordType::A, _) => {
+                    let data = RData::A(A(TWO.into()));
+                    message.answers.push(Record::from_rdata(query.name().clone(), 1, data));
+                }
+                (_, Aaaa::ServFail) => message.metadata.response_code = ResponseCode::ServFail,
+                (_, Aaaa::Silence) => continue,
+            }
+            let _sent = socket.send_to(&message.to_vec().unwrap(), asker);
+        }
+    });
+    address
+}
+
+/// The name resolves by its A, stays so, and status says what is missing.
+fn resolves_by_its_a(aaaa: Aaaa) {
+    let port = backends([TWO]);
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("gateway.yaml");
+    let service = format!("- {{host: a.test, endpoints: [{{address: 'db.test:{port}'}}]}}");
+    let servers = format!("dns: {{servers: ['{}'], min_ttl: 1s}}", half_broken(aaaa));
+    fs::write(&file, format!("{}{servers}\nservices:\n{service}\n", head())).unwrap();
+    let world = World::start(&file);
+    until("the name is resolved", || addresses(&world) == [ip(TWO)]);
+    assert_eq!(served_by(world.address(), &hello("a.test")), Some((TWO, port).into()));
+    let first = known(&world, "db.test");
+    assert!(first.problem.unwrap().starts_with("AAAA: "), "it does not say that the name does not resolve");
+    until("it is confirmed again", || known(&world, "db.test").confirmed > first.confirmed);
+    assert_eq!(addresses(&world), [ip(TWO)]);
 }
 
 async fn sockets() -> (UdpSocket, TcpListener) {
@@ -193,6 +244,16 @@ fn the_last_good_addresses_stay_when_nobody_answers() {
     until("the name is confirmed again", || known(&world, "db.test").problem.is_none());
     drop(dns);
     stays("the server is gone");
+}
+
+#[test]
+fn dns_server_silent_on_aaaa_resolves_by_its_a() {
+    resolves_by_its_a(Aaaa::Silence);
+}
+
+#[test]
+fn dns_server_that_fails_on_aaaa_resolves_by_its_a() {
+    resolves_by_its_a(Aaaa::ServFail);
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! The registry of a cluster, the agent that serves it, and what gateways follow an agent with. From the ground up:
 //! the model of services (`host`, `locality`, `cluster`, `slice`, `config::services`); discovery (`ads`, over `serve`
-//! and `dial`); a registry (`registry`), what of it others may see (`exports`, `reachability`, `proofs`), and what of
+//! and `dial`; names by `resolve`); a registry (`registry`), what of it others may see (`exports`, `reachability`, `proofs`), and what of
 //! theirs comes in (`imports`, `accepted`, `held`; `probes` and `probing` while they are silent); other worlds' tables
 //! (`envoy` for stock Envoys, `foreign` from control planes); how clusters meet (`join`) and what they say of their
 //! trust domains later (`bundles`); certificates for who has one and who has a token (`issuing`, and `enrol` on the
@@ -35,6 +35,7 @@ pub mod proofs;
 pub mod proto;
 pub mod reachability;
 pub mod registry;
+pub mod resolve;
 pub mod serve;
 pub mod slice;
 

@@ -25,7 +25,7 @@ pub struct Answer {
     /// When they were last confirmed.
     #[serde(serialize_with = "as_text")]
     pub confirmed: Option<SystemTime>,
-    /// Why they could not be confirmed since.
+    /// Why all or some of them could not be confirmed since.
     pub problem: Option<String>,
 }
 
@@ -53,17 +53,21 @@ impl Answers {
         self.awaited.load(Relaxed) > 0
     }
 
-    /// Notes the addresses in use, and why they could not be confirmed, if so.
-    pub(crate) fn note(&self, name: &HostName, addresses: &[IpAddr], problem: Option<String>) {
+    /// Notes the addresses in use, when they were confirmed, if they were, and why all or some were not.
+    pub(crate) fn note(
+        &self,
+        name: &HostName,
+        addresses: &[IpAddr],
+        confirmed: Option<SystemTime>,
+        problem: Option<String>,
+    ) {
         let mut answers = self.lock();
         let Some(answer) = answers.get_mut(name) else { return };
         if answer.is_awaited() {
             self.awaited.fetch_sub(1, Relaxed);
         }
         answer.addresses = addresses.to_vec();
-        if problem.is_none() {
-            answer.confirmed = Some(SystemTime::now());
-        }
+        answer.confirmed = confirmed.or(answer.confirmed);
         answer.problem = problem;
     }
 

@@ -5,11 +5,12 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
-use tokio::net::{TcpStream, lookup_host};
+use tokio::net::TcpStream;
 
 use crate::config::address::Target;
 use crate::probes::Answer;
 use crate::probing::{Asker, probe, reach};
+use crate::resolve;
 
 use super::locked;
 use super::state::State;
@@ -33,19 +34,12 @@ impl Asker for Asking {
     fn ask(&self, target: &Target) -> impl Future<Output = Answer> + Send + 'static {
         let target = target.clone();
         async move {
-            match addresses(target).await {
+            match resolve::addresses(&target).await {
                 Ok(addresses) => reach(&addresses, connect).await,
                 // Who has the name may be well all the same.
                 Err(_) => Answer::Unasked,
             }
         }
-    }
-}
-
-async fn addresses(target: Target) -> io::Result<Vec<SocketAddr>> {
-    match target {
-        Target::Address(address) => Ok(vec![address]),
-        Target::Name { host, port } => Ok(lookup_host((host.as_str(), port)).await?.collect()),
     }
 }
 

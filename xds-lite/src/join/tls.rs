@@ -25,6 +25,7 @@ use super::secret::{Session, TokenId};
 use super::shown::{self, MOST, Shown, ShownError, Wanted};
 use super::{Guest, Party, Token};
 use crate::config::address::Target;
+use crate::resolve;
 
 /// The talk and its version.
 const ALPN: &[u8] = b"isthmus-join/1";
@@ -87,13 +88,13 @@ pub(super) async fn connect(
 
 /// Connects to an address; the name is for TLS, which does not look at it.
 pub(super) async fn reach(address: &Target) -> io::Result<(TcpStream, ServerName<'static>)> {
-    let (stream, name) = match address {
-        Target::Address(address) => (TcpStream::connect(address).await?, ServerName::from(address.ip())),
-        Target::Name { host, port } => {
-            let name = ServerName::try_from(host.as_str().to_owned()).map_err(io::Error::other)?;
-            (TcpStream::connect((host.as_str(), *port)).await?, name)
+    let name = match address {
+        Target::Address(address) => ServerName::from(address.ip()),
+        Target::Name { host, .. } => {
+            ServerName::try_from(host.as_str().to_owned()).map_err(io::Error::other)?
         }
     };
+    let stream = TcpStream::connect(&resolve::addresses(address).await?[..]).await?;
     stream.set_nodelay(true)?;
     Ok((stream, name))
 }
