@@ -171,9 +171,9 @@ impl Account {
         self.answered(bytes);
     }
 
-    /// The endpoint refused, or ended without a byte.
+    /// The endpoint's refusal was passed on.
     pub(crate) fn was_turned_down(&self) -> bool {
-        self.rejected || self.conn.bytes_out.load(Relaxed) == 0
+        self.rejected
     }
 
     /// Why it ended; the last word counts.

@@ -4,6 +4,7 @@
 use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
 
 use tokio::net::TcpStream;
 
@@ -68,9 +69,11 @@ async fn story(
     };
     let end = relay(client, server.insert(stream), said, worker, &account.conn).await;
     match end {
+        // Which side closes first after a refusal is chance.
+        _ if account.was_turned_down() => Reason::UpstreamRejected,
         End::Closed(Side::Client) => Reason::ClientClosed,
         End::Reset(Side::Client) => Reason::ClientReset,
-        End::Closed(Side::Server) | End::Reset(Side::Server) if account.was_turned_down() => {
+        End::Closed(Side::Server) | End::Reset(Side::Server) if account.conn.bytes_out.load(Relaxed) == 0 => {
             Reason::UpstreamRejected
         }
         End::Closed(Side::Server) => Reason::ServerClosed,

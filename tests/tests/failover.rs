@@ -230,6 +230,21 @@ fn an_only_endpoint_is_not_asked_twice() {
 }
 
 #[test]
+fn upstream_rejected_is_the_reason_whoever_closes_first() {
+    // The client closes first: the endpoint waits for it.
+    let bad = Scripted::new(|mut stream, _| {
+        let _gone = stream.write_all(&alert(112));
+        let _rest = rest(&mut stream);
+    });
+    let gateway = gateway(&[bad.address()], "");
+    for _ in 0..8 {
+        let mut client = send(gateway.address(), &hello(HOST));
+        assert_eq!(read_exactly(&mut client, 7), alert(112));
+        assert_eq!(line_of(&gateway, client).reason(), "upstream_rejected");
+    }
+}
+
+#[test]
 fn endpoints_that_all_refuse_are_an_alert_and_a_reason() {
     let gateway = gateway(&[closed(), closed()], "");
     let mut client = send(gateway.address(), &hello(HOST));
