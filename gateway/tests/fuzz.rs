@@ -1,5 +1,8 @@
 //! Fuzz targets of the two parsers that read what strangers send. `cargo test` runs each for a bounded
-//! time; `cargo bolero test` runs them for as long as you like, guided by coverage.
+//! time; `cargo bolero test` runs them for as long as you like, guided by coverage. Those of private parsers stand
+//! beside them, and all are called `fuzz_…` there: `cargo bolero list` names them.
+//! DNS answers and the system's files: `gateway/src/resolve/lookup.rs`; slices: `xds-lite/src/slice/wire/tests.rs`; the
+//! messages of a join: `xds-lite/src/join/wire.rs`; tokens: `xds-lite/tests/fuzz.rs`; bundles: `certs/tests/fuzz.rs`.
 
 use std::time::Duration;
 
@@ -42,4 +45,24 @@ fn proxy_header() {
             }
         }
     });
+}
+
+/// The same of version 2 with a length that fits, whose addresses and additions are anything; and what follows the
+/// header is never part of it.
+#[test]
+fn proxy_header_v2() {
+    const SIGNATURE: &[u8] = b"\r\n\r\n\0\r\nQUIT\n";
+    bolero::check!().with_test_time(TIME).with_type::<(u8, u8, Vec<u8>)>().for_each(
+        |(command, family, bytes)| {
+            let length = u16::try_from(bytes.len()).unwrap_or(u16::MAX);
+            let body = &bytes[..usize::from(length)];
+            let wire = [SIGNATURE, &[0x20 | command & 0xf, *family], &length.to_be_bytes(), body].concat();
+            let whole = proxy::read(&wire);
+            for end in 0..wire.len() {
+                let earlier = proxy::read(&wire[..end]);
+                assert!(earlier == proxy::Verdict::More || earlier == whole, "{wire:?} after {end}");
+            }
+            assert_eq!(proxy::read(&[&wire[..], b"\x16\x03\x01"].concat()), whole, "{wire:?}");
+        },
+    );
 }

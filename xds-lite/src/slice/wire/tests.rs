@@ -234,3 +234,22 @@ fn what_is_wrong_is_named_with_its_place() {
     assert_eq!(error, "staleness: is not known");
     assert_eq!(Slice::decode(&vec![0; MAX_MESSAGE + 1]), Err(WireError::TooLarge(MAX_MESSAGE + 1)));
 }
+
+/// No panic; what is read is read the same after it was sent.
+#[test]
+fn fuzz_slice() {
+    let good = message().encode_to_vec();
+    assert!(Slice::decode(&good).is_ok());
+    let check = bolero::check!().with_test_time(Duration::from_secs(3)).with_type::<(Vec<u8>, u16, u8)>();
+    check.for_each(|(bytes, from, cut)| {
+        let from = usize::from(*from) % (good.len() + 1);
+        let to = (from + usize::from(*cut)).min(good.len());
+        for wire in [bytes.clone(), [&good[..from], bytes, &good[to..]].concat()] {
+            if let Ok(slice) = Slice::decode(&wire) {
+                let sent = slice.encode();
+                assert_eq!(Slice::decode(&sent).as_ref(), Ok(&slice));
+                assert_eq!(Slice::decode(&sent).map(|again| again.encode()), Ok(sent));
+            }
+        }
+    });
+}
