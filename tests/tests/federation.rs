@@ -256,9 +256,12 @@ fn only_what_demands_a_client_certificate_is_shown_to_others() {
     world.east.register("details.yaml", &file(open));
     let why = until_status(&world.east, "it is held back", |status| {
         let held = status["exports"]["held_back"].as_array()?.iter().find(|held| held["host"] == HOST)?;
-        Some(held["why"].to_string()).filter(|why| why.contains("asks for no client certificate"))
+        Some(held["why"].to_string()).filter(|why| why.contains("without asking for a client certificate"))
     });
-    assert!(why.contains("not_mtls"), "{why}");
+    assert!(
+        why.contains("not_mtls") && why.contains("set `allow_unauthenticated: true` on the service"),
+        "{why}"
+    );
     assert!(is_unknown(west, HOST) && is_unknown(east_west(&world.east_gateway), HOST));
     world.east.register("details.yaml", &file(good));
     until("it is shown", || caller.call(west, HOST).is_ok());

@@ -126,7 +126,7 @@ impl World {
         let host = self.ratings.host();
         let why = held.iter().find(|held| held.get("host").and_then(Value::as_str) == Some(&host))?;
         let why = why.get("why")?.as_str()?;
-        why.contains("asks for no client certificate").then(|| why.to_owned())
+        why.contains("without asking for a client certificate").then(|| why.to_owned())
     }
 
     /// Where all its files lie.

@@ -142,7 +142,7 @@ impl Three {
         let why = until_status(&self.east, "it is held back", |status| {
             let all = status["exports"]["held_back"].as_array()?;
             let why = all.iter().find(|one| one["host"] == RATINGS)?["why"].as_str()?.to_owned();
-            Some(why).filter(|why| why.contains("asks for no client certificate"))
+            Some(why).filter(|why| why.contains("without asking for a client certificate"))
         });
         assert!(why.starts_with("not_mtls"), "{why}");
         self.stays_in_east(RATINGS);

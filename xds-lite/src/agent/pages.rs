@@ -21,6 +21,7 @@ use crate::slice::{Cluster, Offer, Slice};
 use super::config::Settings;
 use super::issuing::Issuing;
 use super::peer::{Contact, seconds};
+use super::probe::REMEDY;
 use super::state::State;
 use super::{locked, metrics};
 
@@ -241,13 +242,13 @@ impl State {
         let proofs = addresses
             .map(|address| (address.clone(), self.proofs.of(&Subject { host: host.clone(), address })));
         let seen = proofs.map(|(address, proof)| match proof {
-            Proof::LetsIn(why) => format!("{address}: {why}"),
-            Proof::Unseen(why) => format!("{address} was not seen to demand one: {why}"),
-            Proof::Awaited | Proof::Demands => format!("{address} is not seen yet"),
+            Proof::LetsIn(seen) => format!("endpoint {address} {seen}"),
+            Proof::Unseen(why) => format!("endpoint {address} was not seen to require one: {why}"),
+            Proof::Awaited | Proof::Demands => format!("endpoint {address} was not probed yet"),
         });
         let seen: Vec<_> = seen.take(10).collect();
         Some(format!(
-            "not_mtls: no endpoint is known to demand a client certificate ({}); `allow_unauthenticated: true` exports it all the same",
+            "not_mtls: no endpoint was seen to require a client certificate: {}; {REMEDY}",
             seen.join("; ")
         ))
     }

@@ -1,21 +1,31 @@
 //! Looking at endpoints that are to be exported: does each refuse a client that has no certificate?
 
-use std::io;
-use std::net::{SocketAddr, TcpStream, ToSocketAddrs as _};
+use std::net::{SocketAddr, TcpStream};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use isthmus_certs::probe::{ClientCertificate, look};
 use tokio::sync::Notify;
 
-use crate::config::address::Target;
 use crate::host::HostPattern;
 use crate::proofs::{Proof, Subject};
+use crate::resolve;
 
 use super::locked;
 use super::state::State;
 
 const PATIENCE: Duration = Duration::from_secs(2);
+/// What was seen of an endpoint, after its address. Each ends so that a remedy can follow.
+const NOT_ASKED: &str = "completed a TLS handshake without asking for a client certificate";
+const ASKED: &str = "asked for a client certificate and completed the TLS handshake without one (if it refuses the \
+                     request instead, as nginx's `ssl_verify_client on` does by a 400, that cannot be seen in TLS)";
+const UNCLEAR: &str = "it asked for a client certificate and closed the connection without a TLS alert when it got none \
+                       (as grpcio does; a crash looks the same)";
+
+/// For those that cannot be seen to require a certificate.
+pub(super) const REMEDY: &str =
+    "set `allow_unauthenticated: true` on the service to export it without this check";
+
 /// Until it is asked again which are due.
 const PACE: Duration = Duration::from_millis(500);
 
@@ -29,8 +39,11 @@ pub(super) async fn probe(state: Arc<Mutex<State>>, waiting: Arc<Notify>) {
         }
         for subject in due {
             let (state, waiting) = (Arc::clone(&state), Arc::clone(&waiting));
-            tokio::task::spawn_blocking(move || {
-                let proof = prove(&subject);
+            tokio::spawn(async move {
+                let proof = match resolve::addresses(&subject.address).await {
+                    Ok(addresses) => look_at(&subject, addresses).await,
+                    Err(error) => Proof::Unseen(error.to_string()),
+                };
                 let mut state = locked(&state);
                 state.seen(vec![(subject, proof)], Instant::now());
                 waiting.notify_one();
@@ -39,23 +52,20 @@ pub(super) async fn probe(state: Arc<Mutex<State>>, waiting: Arc<Notify>) {
     }
 }
 
-/// A name has several addresses: one that lets anybody in is enough.
-fn prove(subject: &Subject) -> Proof {
-    let addresses: io::Result<Vec<SocketAddr>> = match &subject.address {
-        Target::Address(address) => Ok(vec![*address]),
-        Target::Name { host, port } => (host.as_str(), *port).to_socket_addrs().map(Iterator::collect),
-    };
+async fn look_at(subject: &Subject, addresses: Vec<SocketAddr>) -> Proof {
     let name = match &subject.host {
         HostPattern::Exact(name) => name.to_string(),
         HostPattern::Suffix(suffix) => format!("probe.{suffix}"),
     };
-    let addresses = match addresses {
-        Ok(addresses) => addresses,
-        Err(error) => return Proof::Unseen(error.to_string()),
-    };
+    let looked = tokio::task::spawn_blocking(move || prove(&addresses, &name)).await;
+    looked.unwrap_or_else(|_| Proof::Unseen("the look at it failed; this is a bug".to_owned()))
+}
+
+/// A name has several addresses: one that lets anybody in is enough.
+fn prove(addresses: &[SocketAddr], name: &str) -> Proof {
     let mut proof = Proof::Unseen("the name has no address".to_owned());
     for address in addresses {
-        match prove_one(address, &name) {
+        match prove_one(*address, name) {
             Proof::LetsIn(why) => return Proof::LetsIn(why),
             Proof::Unseen(_) if proof == Proof::Demands => {}
             seen => proof = seen,
@@ -76,13 +86,90 @@ fn prove_one(address: SocketAddr, name: &str) -> Proof {
     };
     match look(stream, name, &[]).map(|seen| seen.client_certificate) {
         Ok(ClientCertificate::Demanded) => Proof::Demands,
-        Ok(ClientCertificate::NotAsked) => Proof::LetsIn("it asks for no client certificate".to_owned()),
-        Ok(ClientCertificate::Asked) => {
-            Proof::LetsIn("it lets in a client without the certificate that it asks for".to_owned())
-        }
-        Ok(ClientCertificate::Unclear) => {
-            Proof::Unseen("it asks for a client certificate and ends without a word".to_owned())
-        }
+        Ok(ClientCertificate::NotAsked) => Proof::LetsIn(NOT_ASKED.to_owned()),
+        Ok(ClientCertificate::Asked) => Proof::LetsIn(ASKED.to_owned()),
+        Ok(ClientCertificate::Unclear) => Proof::Unseen(UNCLEAR.to_owned()),
         Err(error) => Proof::Unseen(error.to_string().chars().take(200).collect()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read as _, Write as _};
+    use std::net::TcpListener;
+    use std::thread;
+
+    use isthmus_certs::{Authority, SpiffeId, TrustDomain};
+    use tokio_rustls::rustls::server::{ClientHello, ResolvesServerCert, WebPkiClientVerifier};
+    use tokio_rustls::rustls::sign::CertifiedKey;
+    use tokio_rustls::rustls::{RootCertStore, ServerConfig, ServerConnection, StreamOwned, crypto};
+
+    use super::*;
+
+    #[derive(Clone, Copy, PartialEq)]
+    enum Server {
+        NotAsking,
+        /// As nginx does with `ssl_verify_client on`.
+        RefusingTheRequest,
+        /// As gRPC's core does.
+        Closing,
+        Requiring,
+    }
+
+    #[derive(Debug)]
+    struct Shown(Arc<CertifiedKey>);
+
+    impl ResolvesServerCert for Shown {
+        fn resolve(&self, _hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+            Some(Arc::clone(&self.0))
+        }
+    }
+
+    fn config(server: Server) -> ServerConfig {
+        let root = Authority::generate(TrustDomain::new("east.example").unwrap()).unwrap();
+        let id = SpiffeId::workload(root.trust_domain(), "a", "b").unwrap();
+        let identity = root.issue(&id, &[], Duration::from_secs(600)).unwrap();
+        let provider = Arc::new(crypto::aws_lc_rs::default_provider());
+        let (chain, key) = (identity.chain().to_vec(), identity.key().clone_key());
+        let shown = Shown(Arc::new(CertifiedKey::from_der(chain, key, &provider).unwrap()));
+        let mut roots = RootCertStore::empty();
+        roots.add(root.certificate().clone()).unwrap();
+        let asking = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), Arc::clone(&provider));
+        let versions = ServerConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
+        let versions = versions.unwrap();
+        let asked = match server {
+            Server::NotAsking => versions.with_no_client_auth(),
+            Server::Requiring => versions.with_client_cert_verifier(asking.build().unwrap()),
+            Server::RefusingTheRequest | Server::Closing => {
+                versions.with_client_cert_verifier(asking.allow_unauthenticated().build().unwrap())
+            }
+        };
+        asked.with_cert_resolver(Arc::new(shown))
+    }
+
+    /// Serves one connection.
+    fn serve(server: Server) -> SocketAddr {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        thread::spawn(move || {
+            let (socket, _) = listener.accept().unwrap();
+            let connection = ServerConnection::new(Arc::new(config(server))).unwrap();
+            let mut stream = StreamOwned::new(connection, socket);
+            while stream.conn.is_handshaking() && stream.conn.complete_io(&mut stream.sock).is_ok() {}
+            if server != Server::Closing && stream.read(&mut [0]).is_ok_and(|length| length > 0) {
+                let _answered = stream.write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n");
+            }
+        });
+        address
+    }
+
+    #[test]
+    fn mtls_probe_says_what_it_saw() {
+        let seen = |server| prove_one(serve(server), "a.example");
+        assert_eq!(seen(Server::Requiring), Proof::Demands);
+        assert_eq!(seen(Server::NotAsking), Proof::LetsIn(NOT_ASKED.to_owned()));
+        assert_eq!(seen(Server::RefusingTheRequest), Proof::LetsIn(ASKED.to_owned()));
+        assert_eq!(seen(Server::Closing), Proof::Unseen(UNCLEAR.to_owned()));
+        assert!(ASKED.contains("`ssl_verify_client on`") && UNCLEAR.contains("grpcio"));
     }
 }

@@ -231,7 +231,7 @@ impl State {
         let mut changed = BTreeSet::new();
         for (subject, proof) in seen {
             if let Proof::LetsIn(why) = &proof {
-                tracing::warn!(service = %subject.host, endpoint = %subject.address, %why, "not_mtls: held back");
+                tracing::warn!(service = %subject.host, endpoint = %subject.address, seen = %why, remedy = super::probe::REMEDY, "not_mtls: not exported");
             }
             if self.proofs.seen(&subject, proof, now) {
                 changed.insert(subject.host);
