@@ -191,7 +191,7 @@ fn forged(sites: &Sites) -> Identity {
     let signer = ["west/clusters/west/ca-cert.pem", "west/clusters/west/ca-key.pem"];
     sites.forge("forged", signer, &like_ours(&id("east", "below")));
     let chain = sites.read("forged.crt") + &sites.read(signer[0]);
-    Identity::from_pem(&chain, &sites.read("forged.key")).unwrap()
+    Identity::from_pem(&chain, sites.read("forged.key")).unwrap()
 }
 
 #[test]

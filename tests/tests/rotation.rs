@@ -257,7 +257,7 @@ fn a_root_rolls_over_at_200_connections_a_second_and_no_handshake_fails() {
 fn old_intermediate(pki: &Pki) -> Authority {
     let read = |name: &str| fs::read_to_string(pki.folder().join("clusters/east").join(name)).unwrap();
     let domain = TrustDomain::new("east.example").unwrap();
-    Authority::from_pem(domain, &read("ca-cert.pem"), &read("ca-key.pem")).unwrap()
+    Authority::from_pem(domain, read("ca-cert.pem"), read("ca-key.pem")).unwrap()
 }
 
 /// What the server says to a client that is within its time, but under a root that is gone.

@@ -56,7 +56,7 @@ fn a_gateway_renews_its_own_with_its_own_key() {
     let chain = ask(&world, GATEWAY, request(&key)).unwrap();
     assert_eq!(chain.len(), 3, "leaf, intermediate, root");
     assert_eq!(chain[2], world.authority.certificate_pem());
-    let identity = Identity::from_pem(&chain.concat(), &key.serialize_pem()).unwrap();
+    let identity = Identity::from_pem(chain.concat(), key.serialize_pem()).unwrap();
     assert_eq!(identity.id().to_string(), GATEWAY);
     let facts = Facts::of(&pem::certificates(&chain[0]).unwrap()[0]).unwrap();
     let life = facts.not_after - facts.not_before;

@@ -46,7 +46,7 @@ fn known(side: &Side) -> Vec<Peer> {
 
 fn duplicate(authority: &Authority) -> Authority {
     let domain = authority.trust_domain().clone();
-    Authority::from_pem(domain, &authority.certificate_pem(), authority.key_pem().unwrap()).unwrap()
+    Authority::from_pem(domain, authority.certificate_pem(), authority.key_pem().unwrap()).unwrap()
 }
 
 /// The same token with another address.
