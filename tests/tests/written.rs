@@ -87,7 +87,7 @@ fn gateway_file_that_became_a_fifo_or_a_device_is_refused_and_the_next_edit_is_l
         make(&new);
         fs::rename(&new, &file).unwrap();
         until("it is refused", || {
-            gateway.metrics().sum("isthmus_reloads_total", &[("result", "refused")]) >= f64::from(turn)
+            gateway.metrics().sum("isthmus_reloads_total", &["result=\"refused\""]) >= f64::from(turn)
         });
         assert!(gateway.errors().iter().any(|line| line.contains("is not a regular file")));
         let more = format!("- host: more-{turn}.example\n  endpoints: [{{ address: 127.0.0.1:1 }}]\n");
@@ -100,7 +100,7 @@ fn gateway_file_that_became_a_fifo_or_a_device_is_refused_and_the_next_edit_is_l
     fs::remove_file(&file).unwrap();
     symlink("/dev/zero", &file).unwrap();
     until("it is refused", || {
-        gateway.metrics().sum("isthmus_reloads_total", &[("result", "refused")]) >= 3.0
+        gateway.metrics().sum("isthmus_reloads_total", &["result=\"refused\""]) >= 3.0
     });
     gateway.signal(Signal::TERM);
     assert!(gateway.wait_end().success());

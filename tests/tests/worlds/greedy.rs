@@ -22,7 +22,6 @@ use isthmus_xds::dial::dial;
 use isthmus_xds::proto::envoy::service::discovery::v3::aggregated_discovery_service_client::AggregatedDiscoveryServiceClient;
 use isthmus_xds::proto::envoy::service::discovery::v3::{DeltaDiscoveryRequest, DiscoveryRequest};
 use isthmus_xds::proto::isthmus::v1::ServiceSlice;
-use prost::Message as _;
 use serde_json::Value;
 use tokio::runtime::Runtime;
 use tokio_stream::StreamExt as _;
