@@ -11,7 +11,7 @@ use time::OffsetDateTime;
 
 use crate::bundle::Bundle;
 use crate::facts::fingerprint;
-use crate::files::{self, PUBLIC, WriteError};
+use crate::files::{self, SECRET, WriteError};
 use crate::input;
 use crate::spiffe::TrustDomain;
 
@@ -93,7 +93,7 @@ impl Acknowledged {
     pub fn write(&self, path: &Path) -> Result<(), WriteError> {
         let text = serde_json::to_string_pretty(self)
             .map_err(|error| WriteError::Failed { path: path.to_owned(), cause: error.into() })?;
-        files::write(path, &(text + "\n"), PUBLIC)
+        files::write(path, &(text + "\n"), SECRET)
     }
 }
 

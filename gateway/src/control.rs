@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
+use isthmus_store::Health;
 use isthmus_xds::enrol::Renewal;
 use isthmus_xds::{HostName, HostPattern};
 use tokio::sync::{Notify, watch};
@@ -40,6 +41,8 @@ pub struct Control {
     pub answers: Answers,
     /// How it stands with the agent, if there is one to follow.
     pub following: watch::Sender<Following>,
+    /// How it stands with the store of what agents gave, if there is one.
+    pub state: OnceLock<Arc<Health>>,
     /// How it stands with the certificate that this gateway keeps itself, if it does.
     pub renewal: Arc<Renewal>,
     /// When the process started.
@@ -97,6 +100,7 @@ impl Control {
             is_leaving: AtomicBool::new(false),
             was_told: AtomicBool::new(false),
             following: watch::Sender::new(Following::nobody()),
+            state: OnceLock::new(),
             renewal: Arc::default(),
             started: SystemTime::now(),
             written: settings.fixed,

@@ -60,9 +60,9 @@ pub enum Error {
     /// The system gave no thread or no runtime.
     #[error("cannot start a thread: {0}")]
     Thread(#[from] io::Error),
-    /// The tables that were kept of the time before.
-    #[error("xds.state: {0}; the directory must be this gateway's own")]
-    Kept(io::Error),
+    /// Agents, or a control plane, cannot be followed.
+    #[error("xds: {0}")]
+    Follow(io::Error),
     /// A thread of the core ended: the process must end too.
     #[error("a core thread ended unexpectedly; this is a bug, please report it with the log above")]
     CoreEnded,
@@ -101,7 +101,7 @@ impl Gateway {
 
         let follow = match beginning {
             Beginning::Awaits(first) => Followed::Awaits(first),
-            Beginning::Nobody | Beginning::Somebody(_) => followed(&control).map_err(Error::Kept)?,
+            Beginning::Nobody | Beginning::Somebody(_) => followed(&control).map_err(Error::Follow)?,
         };
         let (lanes, takers): (Vec<_>, Vec<_>) = workers
             .iter()
@@ -336,7 +336,10 @@ impl Followed {
                         return Ok(());
                     }
                 };
-                let next = followed(&control)?;
+                let begun = Arc::clone(&control);
+                // It reads what was persisted.
+                let next = tokio::task::spawn_blocking(move || followed(&begun)).await;
+                let next = next.map_err(io::Error::other)??;
                 Box::pin(next.follow(control)).await
             }
             Followed::Agents(agents) => {

@@ -1,6 +1,7 @@
 //! Services that agents give this gateway: it follows one of them, accepts slices, and puts what they come to
 //! live beside the file's. Not the protocol: that is `isthmus_xds::ads`.
 
+mod persisted;
 mod probing;
 mod services;
 
@@ -11,12 +12,12 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use isthmus_certs::{Client as Tls, IdPattern, Peer, Trust};
+use isthmus_store::Persistence;
 use isthmus_xds::HostPattern;
 use isthmus_xds::ads::client::{Client, Refused, Resource, Update};
 use isthmus_xds::ads::subscribe::{Contact, Subscription, Tables};
 use isthmus_xds::agent::SLICE;
 use isthmus_xds::held::Held;
-use isthmus_xds::kept::Journal;
 use isthmus_xds::probes::Probes;
 use isthmus_xds::probing::probe;
 use isthmus_xds::proto::envoy::config::core::v3::{Locality, Node};
@@ -25,6 +26,7 @@ use isthmus_xds::slice::{Key, Slice};
 use crate::config::settings::Target;
 use crate::control::Control;
 
+use persisted::Persisted;
 use probing::Asking;
 use services::Here;
 
@@ -35,29 +37,31 @@ const PACE: Duration = Duration::from_secs(1);
 pub(crate) struct Follow {
     subscription: Subscription,
     client: Client,
-    slices: Arc<Mutex<Slices>>,
+    persisted: Arc<Persisted>,
 }
 
 impl Follow {
-    /// The tables that were kept of the time before are live once this returns.
+    /// The tables that were persisted before a restart are live once this returns.
     ///
     /// # Errors
-    /// They cannot be read or written, or TLS cannot be made of the trust.
+    /// TLS cannot be made of the trust.
     pub(crate) fn begin(
         servers: Vec<Target>,
         state: Option<&Path>,
         trust: Trust,
         control: Arc<Control>,
     ) -> io::Result<Follow> {
-        let slices = Slices::open(Arc::clone(&control), here(&trust, &control), state)?;
-        let client = Client::of_tables(SLICE);
+        let here = here(&trust, &control);
         let subscription = subscription(servers, trust, &control)?;
-        Ok(Follow { subscription, client, slices: Arc::new(Mutex::new(slices)) })
+        let client = Client::of_tables(SLICE);
+        let persisted = Persisted::begin(Slices::new(control, here), state);
+        Ok(Follow { subscription, client, persisted })
     }
 
     /// Follows for as long as the gateway runs.
     pub(crate) async fn run(self) -> io::Result<()> {
-        let Follow { subscription, client, slices } = self;
+        let Follow { subscription, client, persisted } = self;
+        let slices = persisted.slices();
         let aging = async {
             let mut pace = tokio::time::interval(PACE);
             loop {
@@ -115,7 +119,7 @@ struct Slices {
     here: Here,
     network: String,
     held: Held,
-    kept: Option<Journal>,
+    persistence: Option<Persistence>,
     lost: Option<Instant>,
     expired: HashSet<Key>,
     /// Begun once no agent is heard.
@@ -123,35 +127,17 @@ struct Slices {
 }
 
 impl Slices {
-    /// With what was kept of the time before, live at once.
-    fn open(control: Arc<Control>, here: Here, state: Option<&Path>) -> io::Result<Slices> {
-        let kept = state.map(|folder| Journal::open(&folder.join("agent.slices"))).transpose()?;
-        let (kept, entries) = kept.unzip();
-        let mut slices = Slices {
+    fn new(control: Arc<Control>, here: Here) -> Slices {
+        Slices {
             here,
             network: control.process.fixed.node.network.clone(),
             control,
             held: Held::default(),
-            kept,
+            persistence: None,
             lost: Some(Instant::now()),
             expired: HashSet::new(),
             probes: None,
-        };
-        let mut touched = BTreeSet::new();
-        for (name, bytes) in entries.unwrap_or_default() {
-            match slices.take(&name, &bytes) {
-                Ok(key) => _ = touched.insert(key.host),
-                Err(why) => {
-                    tracing::warn!(slice = ?name, %why, "a slice that was kept is not taken");
-                    slices.forget(&name, bytes.len())?;
-                }
-            }
         }
-        if !slices.held.is_empty() {
-            tracing::info!(slices = slices.held.len(), "begun with the tables that were kept");
-            slices.renew(touched);
-        }
-        Ok(slices)
     }
 
     /// Takes a slice; says which.
@@ -175,27 +161,24 @@ impl Slices {
         Ok(slice.key)
     }
 
-    /// The same of what an agent gave, which is kept for a restart.
-    fn accept(&mut self, resource: &Resource) -> Result<(Key, io::Result<()>), String> {
+    /// The same of what an agent gave, which is persisted for a restart.
+    fn accept(&mut self, resource: &Resource) -> Result<Key, String> {
         let Resource { name, bytes, .. } = resource;
         let old = name.parse::<Key>().ok().and_then(|key| self.held.bytes(&key));
         let is_known = old.is_some_and(|old| old == &bytes[..]);
-        let length = old.map(<[u8]>::len);
         let key = self.take(name, bytes)?;
-        let kept = self.kept.as_mut().filter(|_| !is_known);
-        Ok((key, kept.map_or(Ok(()), |kept| kept.set(name, bytes, length))))
+        if !is_known {
+            self.persist(name);
+        }
+        Ok(key)
     }
 
     fn apply(&mut self, update: &Update) -> Vec<Refused> {
         let mut refused = Vec::new();
         let mut touched = BTreeSet::new();
-        let mut outcome = Ok(());
         for resource in &update.resources {
             match self.accept(resource) {
-                Ok((key, kept)) => {
-                    touched.insert(key.host);
-                    outcome = outcome.and(kept);
-                }
+                Ok(key) => _ = touched.insert(key.host),
                 Err(why) => {
                     tracing::warn!(slice = ?resource.name, %why, "a slice was refused");
                     refused.push(Refused { name: resource.name.clone(), why });
@@ -204,25 +187,20 @@ impl Slices {
         }
         for name in &update.removed {
             let Ok(key) = name.parse::<Key>() else { continue };
-            if let Some(length) = self.held.bytes(&key).map(<[u8]>::len) {
-                outcome = outcome.and(self.forget(name, length));
-            }
             self.held.leave(&key);
+            self.persist(name);
             touched.insert(key.host);
-        }
-        if let Some(kept) = &mut self.kept {
-            outcome = outcome.and_then(|()| kept.tidy(self.held.entries()));
-        }
-        if let Err(error) = outcome {
-            tracing::error!(%error, "tables cannot be kept for a restart; they are live all the same");
         }
         self.renew(touched);
         self.control.following.send_modify(|following| following.refused(&refused));
         refused
     }
 
-    fn forget(&mut self, name: &str, length: usize) -> io::Result<()> {
-        self.kept.as_mut().map_or(Ok(()), |kept| kept.remove(name, length))
+    /// A slice has changed, or is gone.
+    fn persist(&self, name: &str) {
+        if let Some(persistence) = &self.persistence {
+            persistence.changed(name.to_owned());
+        }
     }
 
     /// Makes the services of these hosts anew and puts them live.

@@ -17,6 +17,8 @@ struct Known {
     order: Order,
     /// None once it is withdrawn, or no longer given to this side.
     slice: Option<Arc<Slice>>,
+    /// By its owner.
+    is_withdrawn: bool,
 }
 
 /// A slice that is older than what is known.
@@ -41,17 +43,18 @@ impl Accepted {
     /// It is older than what is known.
     pub fn take(&mut self, slice: Slice) -> Result<bool, Older> {
         let (key, order) = (slice.key.clone(), slice.order);
-        let offer = slice.offer.is_some().then(|| Arc::new(slice));
+        let is_withdrawn = slice.offer.is_none();
+        let offer = (!is_withdrawn).then(|| Arc::new(slice));
         match self.known.get_mut(&key) {
             Some(known) if order < known.order => Err(Older::new(key, order, known.order)),
             Some(known) => {
                 let changes = known.slice != offer;
-                *known = Known { order, slice: offer };
+                *known = Known { order, slice: offer, is_withdrawn };
                 Ok(changes)
             }
             None => {
                 let changes = offer.is_some();
-                self.known.insert(key, Known { order, slice: offer });
+                self.known.insert(key, Known { order, slice: offer, is_withdrawn });
                 Ok(changes)
             }
         }
@@ -59,7 +62,24 @@ impl Accepted {
 
     /// A slice is no longer given to this side, though its owner may still have it. Says whether there was one.
     pub fn leave(&mut self, key: &Key) -> bool {
-        self.known.get_mut(key).is_some_and(|known| known.slice.take().is_some())
+        self.known.get_mut(key).is_some_and(|known| {
+            known.is_withdrawn = false;
+            known.slice.take().is_some()
+        })
+    }
+
+    /// What is to be known after a restart: what stands, and what its owner has withdrawn.
+    pub fn persistent(&self) -> impl Iterator<Item = &Key> {
+        let known = self.known.iter().filter(|(_, known)| known.slice.is_some() || known.is_withdrawn);
+        known.map(|(key, _)| key)
+    }
+
+    /// The slice of a key as it is to be known after a restart.
+    #[must_use]
+    pub fn to_persist(&self, key: &Key) -> Option<Slice> {
+        let known = self.known.get(key)?;
+        let withdrawn = || Slice { key: key.clone(), order: known.order, offer: None };
+        known.slice.as_deref().cloned().or_else(|| known.is_withdrawn.then(withdrawn))
     }
 
     /// What stands, in no order.

@@ -7,10 +7,10 @@ pub mod config;
 mod follow;
 pub mod issuing;
 pub mod joining;
-mod keeping;
 mod metrics;
 mod pages;
 mod peer;
+mod persistence;
 mod probe;
 mod probing;
 mod state;
@@ -18,15 +18,15 @@ mod views;
 
 use std::io;
 use std::net::SocketAddr;
-use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use isthmus_certs::trust::LoadError;
 use isthmus_certs::{ConfigError, Peer, Server, SpiffeId, Trust};
+use isthmus_store::Source;
 use tokio::net::TcpListener;
 use tokio::sync::Notify;
-use tokio::task::JoinError;
+use tokio::task::{JoinError, spawn_blocking};
 use tonic::service::Routes;
 
 use crate::admin;
@@ -34,8 +34,6 @@ use crate::ads::service::Discovery;
 use crate::envoy::Adapter;
 use crate::issuing::IntermediateError;
 use crate::join;
-use crate::registry::registered::kept::Kept;
-use crate::registry::store::{FileStore, StoreError};
 use crate::serve::{Visitors, serve_with};
 
 use bundles::Bundles;
@@ -45,6 +43,7 @@ use issuing::Issuing;
 use joining::context;
 use pages::Told;
 use peer::abroad_to;
+use persistence::Stores;
 use probe::probe;
 use state::State;
 use views::Views;
@@ -68,7 +67,7 @@ pub struct Agent {
     tls: Arc<Server>,
     trust: Trust,
     state: Arc<Mutex<State>>,
-    registered: Option<Kept>,
+    sources: Option<[Arc<dyn Source>; 2]>,
     issuing: Option<Arc<Issuing>>,
 }
 
@@ -119,12 +118,6 @@ pub enum Error {
     /// The system gave no thread.
     #[error("cannot start a thread: {0}")]
     Thread(io::Error),
-    /// What is kept for a restart cannot be read or written.
-    #[error("state: {0}; the directory must be the agent's own")]
-    Kept(io::Error),
-    /// The state directory cannot be used.
-    #[error("state: {0}")]
-    Store(StoreError),
     /// What signs certificates cannot be used.
     #[error("issuing: {0}")]
     Issuing(#[from] IntermediateError),
@@ -165,11 +158,14 @@ impl Agent {
         }
         let issuing = Issuing::open(&settings, &trust)?;
         let settings = Arc::new(settings);
-        let mut state = State::new(Arc::clone(&settings), Arc::new(views)).map_err(Error::Kept)?;
-        let registered = match &settings.state {
-            Some(folder) => Some(restore(folder, &mut state).await?),
+        let opened = match settings.state.clone() {
+            Some(folder) => {
+                let opened = spawn_blocking(move || Stores::open(&folder)).await;
+                Some(opened.map_err(Error::Broken)?)
+            }
             None => None,
         };
+        let state = State::new(Arc::clone(&settings), Arc::new(views), opened);
         let join = match &settings.join {
             Some(join) => Some(listen(join.address).await?),
             None => None,
@@ -178,7 +174,14 @@ impl Agent {
             Sockets { xds: listen(settings.address).await?, admin: listen(settings.admin).await?, join };
         let tls = Arc::new(Server::new(trust.clone(), Peer::Trusted, &[b"h2"])?);
         let state = Arc::new(Mutex::new(state));
-        Ok(Agent { settings, sockets, tls, trust, state, registered, issuing })
+        // They ask for the state under its lock, from threads of their own.
+        let stores = locked(&state).stores.take();
+        let sources = stores.map(|mut stores| {
+            let sources = stores.begin(&state);
+            locked(&state).stores = Some(stores);
+            sources
+        });
+        Ok(Agent { settings, sockets, tls, trust, state, sources, issuing })
     }
 
     /// What it listens on, with the ports that were bound: `xds`, `admin`, `join`.
@@ -196,7 +199,7 @@ impl Agent {
     /// # Errors
     /// A part of it could not go on.
     pub async fn run(self) -> Result<(), Error> {
-        let Agent { settings, sockets, tls, trust, state, registered, issuing } = self;
+        let Agent { settings, sockets, tls, trust, state, sources: _sources, issuing } = self;
         let _files = trust.watch(settings.trust.clone()).map_err(Error::Thread)?;
         let waiting = Arc::new(Notify::new());
         // The registry is read as a whole before anybody is served.
@@ -225,7 +228,7 @@ impl Agent {
             () = renew_intermediate(issuing) => Ok(()),
             () = keep_looking(&state, &waiting) => Ok(()),
             () = keep_expiring(&state) => Ok(()),
-            () = keep(registered, &state) => Ok(()),
+            () = keep_registrations(&state) => Ok(()),
             () = views.bundles.keep_telling(&trust) => Ok(()),
             () = probe(Arc::clone(&state), Arc::clone(&waiting)) => Ok(()),
             () = probing::ask(Arc::clone(&state)) => Ok(()),
@@ -281,30 +284,12 @@ fn adapter(settings: &Settings) -> Option<Adapter> {
     Some(Adapter::new(settings.cluster.clone(), names, address))
 }
 
-/// The instances that had announced themselves before a restart.
-async fn restore(folder: &Path, state: &mut State) -> Result<Kept, Error> {
-    let store = FileStore::open(folder).map_err(Error::Store)?;
-    let (kept, registered, problems) =
-        Kept::load(Arc::new(store), Instant::now()).await.map_err(Error::Store)?;
-    for problem in problems {
-        tracing::error!("{problem}");
-    }
-    state.registered = registered;
-    Ok(kept)
-}
-
-/// Keeps who announces itself for a restart.
-async fn keep(registered: Option<Kept>, state: &Mutex<State>) {
-    let Some(mut kept) = registered else { return std::future::pending().await };
+/// Persists who announces itself for a restart.
+async fn keep_registrations(state: &Mutex<State>) {
     let mut pace = tokio::time::interval(KEEP);
     loop {
         pace.tick().await;
-        let draft = kept.draft(&locked(state).registered);
-        if let Some(draft) = draft
-            && let Err(error) = kept.save(draft).await
-        {
-            tracing::error!(%error, "who has announced itself cannot be kept for a restart");
-        }
+        locked(state).persist_registrations();
     }
 }
 

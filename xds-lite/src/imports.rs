@@ -208,6 +208,17 @@ impl Imports {
         peer.into_iter().flat_map(|peer| peer.accepted.iter())
     }
 
+    /// What is to be known after a restart, by cluster.
+    pub fn persistent(&self) -> impl Iterator<Item = (&Cluster, &Key)> {
+        self.peers.iter().flat_map(|peer| peer.accepted.persistent().map(|key| (&peer.consent.cluster, key)))
+    }
+
+    /// One of them.
+    #[must_use]
+    pub fn to_persist(&self, of: &Cluster, key: &Key) -> Option<Slice> {
+        self.peers.get(self.rank(of)?)?.accepted.to_persist(key)
+    }
+
     fn rank(&self, cluster: &Cluster) -> Option<usize> {
         self.peers.iter().position(|peer| peer.consent.cluster == *cluster)
     }

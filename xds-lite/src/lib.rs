@@ -26,7 +26,6 @@ pub mod http;
 pub mod imports;
 pub mod issuing;
 pub mod join;
-pub mod kept;
 pub mod locality;
 pub mod outbound;
 pub mod probes;

@@ -4,7 +4,6 @@
 pub mod files;
 pub mod registered;
 pub mod source;
-pub mod store;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -17,9 +16,6 @@ use crate::slice::{
     Cluster, Endpoint, Gateway, Health, Instance, Key, Offer, Order, Port, Ready, Slice, Staleness, Tls,
 };
 
-/// More changes than can have been made without being kept.
-const LOST: u64 = 1 << 20;
-
 /// The slices of one cluster, as its registry has them.
 #[derive(Debug)]
 pub struct Own {
@@ -29,22 +25,16 @@ pub struct Own {
 }
 
 impl Own {
-    /// None yet. An incarnation must be higher than any that the registry had before.
-    #[must_use]
-    pub fn new(cluster: Cluster, incarnation: u64) -> Own {
-        Own { cluster, last: Order { incarnation, revision: 0 }, slices: BTreeMap::new() }
-    }
-
     /// What was offered before a restart. What did not change since keeps its order; what changes comes after
-    /// everything that may have been said before.
+    /// everything that may have been said before, persisted or not: it is of another incarnation.
     #[must_use]
-    pub fn restored(cluster: Cluster, before: Vec<Slice>) -> Option<Own> {
-        let last = before.iter().map(|slice| slice.order).max()?;
-        let last = Order { revision: last.revision.saturating_add(LOST), ..last };
+    pub fn restored(cluster: Cluster, incarnation: u64, before: Vec<Slice>) -> Own {
+        let last = before.iter().map(|slice| slice.order.incarnation).max();
+        let incarnation = last.map_or(incarnation, |last| incarnation.max(last.saturating_add(1)));
         let standing =
             before.into_iter().filter(|slice| slice.key.cluster == cluster && slice.offer.is_some());
         let slices = standing.map(|slice| (slice.key.host.clone(), slice)).collect();
-        Some(Own { cluster, last, slices })
+        Own { cluster, last: Order { incarnation, revision: 0 }, slices }
     }
 
     /// Offers this under these hosts from now on, or nothing; what changed, with what is withdrawn.
@@ -290,7 +280,7 @@ mod tests {
 
     #[test]
     fn each_change_has_an_order_of_its_own_and_what_stays_the_same_has_none() {
-        let mut own = Own::new("east".parse().unwrap(), 7);
+        let mut own = Own::restored("east".parse().unwrap(), 7, Vec::new());
         let one = "services: [{ host: a.b, endpoints: [{ address: '10.0.0.1:443' }] }, { host: c.d }]";
         let changed = own.offer(some(one));
         let orders: Vec<_> =

@@ -13,10 +13,12 @@ mod state;
 
 use std::fs::{self, File, TryLockError};
 use std::io;
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use rustix::fs::OFlags;
 use rustls::pki_types::CertificateDer;
 use time::OffsetDateTime;
 
@@ -257,7 +259,11 @@ impl Home {
 fn lock(folder: &Path) -> Result<File, HomeError> {
     let path = folder.join(LOCK);
     let failed = |cause| HomeError::Read { path: path.clone(), cause };
-    let lock = File::create(&path).map_err(failed)?;
+    // A link that somebody else has put there is not followed.
+    let flags = (OFlags::NOFOLLOW | OFlags::NONBLOCK).bits().cast_signed();
+    let mut options = File::options();
+    options.write(true).create(true).truncate(false).mode(SECRET).custom_flags(flags);
+    let lock = options.open(&path).map_err(failed)?;
     let patience = Instant::now() + PATIENCE;
     loop {
         match lock.try_lock() {

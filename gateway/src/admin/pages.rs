@@ -145,6 +145,7 @@ fn status(control: &Control) -> Value {
             "denied": control.workers.iter().map(|worker| worker.pipes.denied()).sum::<u64>(),
         },
         "agent": process.fixed.xds.as_ref().map(|_| control.following.borrow().clone()),
+        "state": control.state.get().map(|health| health.report()),
         "trust": trust(control),
         "access_log_dropped": process.metrics.log_dropped.load(Relaxed),
     })

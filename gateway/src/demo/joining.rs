@@ -74,7 +74,7 @@ pub(super) async fn join_by_token(screen: &mut Screen, world: &World) -> Result<
 /// Shows what one side has on its disk of the other, and whether that is true.
 fn learned(screen: &Screen, one: &Cluster, other: &Cluster) -> Result<bool, Broken> {
     let state = one.agent.settings.state.clone().unwrap_or_default();
-    let joined = peers(&state).map_err(Broken::cannot("read who has joined"))?;
+    let joined = peers(&state).peers;
     let party = other.agent.party()?;
     let Some(Peer { introduction, .. }) = joined.iter().find(|peer| peer.introduction.party == party) else {
         return Ok(false);

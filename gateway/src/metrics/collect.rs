@@ -6,6 +6,7 @@ use std::time::SystemTime;
 
 use isthmus_certs::Trust;
 use isthmus_certs::trust::Expiry;
+use isthmus_store::Report;
 use prometheus::TextEncoder;
 use prometheus::proto::{self, LabelPair, MetricFamily, MetricType};
 
@@ -123,6 +124,12 @@ metrics! {
         = |control| control.process.fixed.xds.iter().map(|_| one([], probed(&control.following.borrow(), |probed| probed.addresses))).collect();
     "stale_down" gauge [] "Those of them that cannot, and take no new connections."
         = |control| control.process.fixed.xds.iter().map(|_| one([], probed(&control.following.borrow(), |probed| probed.down))).collect();
+    "state_usable" gauge ["store"] "1 while state is persisted for a restart; 0 while the disk does not allow it."
+        = |control| state(control, |report| u32::from(report.usable).into());
+    "state_damaged_total" counter ["store"] "Damaged state files that were found."
+        = |control| state(control, |report| number(report.damaged_files));
+    "state_records_lost_total" counter ["store"] "Persisted records that were damaged and are lost."
+        = |control| state(control, |report| number(report.lost_records));
     "draining" gauge [] "1 while the gateway drains."
         = |control| vec![one([], u32::from(*control.phase.borrow() != Phase::Serving))];
     "open_fds" gauge [] "Descriptors of the process."
@@ -319,6 +326,11 @@ fn certificates(control: &Control) -> Vec<Sample> {
         one([expiry.kind.to_string(), expiry.name, expiry.serial], left)
     };
     expiries.map(sample).collect()
+}
+
+fn state(control: &Control, read: fn(&Report) -> f64) -> Vec<Sample> {
+    let report = control.state.get().map(|health| health.report());
+    report.iter().map(|report| one([report.store.to_owned()], read(report))).collect()
 }
 
 fn silence(following: &Following) -> f64 {

@@ -10,7 +10,7 @@ use std::time::{Duration, SystemTime};
 
 use isthmus_certs::acknowledged::{Acknowledged, Edition, PeerWord, Taken};
 use isthmus_certs::trust::Trusted;
-use isthmus_certs::{SpiffeId, Trust, TrustDomain, files, spiffe_bundle};
+use isthmus_certs::{SpiffeId, Trust, TrustDomain, spiffe_bundle};
 use prost::Message as _;
 use tokio::task::spawn_blocking;
 
@@ -169,11 +169,14 @@ impl Bundles {
 async fn keep(file: PathBuf, words: Acknowledged) -> io::Result<()> {
     let written = spawn_blocking(move || {
         if let Some(folder) = file.parent() {
-            files::make_folder(folder)?;
+            isthmus_store::private_folder(folder)?;
         }
-        words.write(&file)
+        if file.symlink_metadata().is_ok_and(|facts| !facts.is_file()) {
+            aside(&file);
+        }
+        words.write(&file).map_err(io::Error::other)
     });
-    written.await?.map_err(io::Error::other)
+    written.await?
 }
 
 /// What was kept. Without it peers say again what they have.
@@ -185,9 +188,20 @@ fn kept(file: &Path, own: &Party) -> BTreeMap<String, PeerWord> {
         Ok(_) => BTreeMap::new(),
         Err(error) if error.kind() == io::ErrorKind::NotFound => BTreeMap::new(),
         Err(error) => {
-            tracing::warn!(file = %file.display(), %error, "what peers had acknowledged is lost until they say it again");
+            tracing::error!(file = %file.display(), %error, "what peers had acknowledged is lost until they say it again");
+            aside(file);
             BTreeMap::new()
         }
+    }
+}
+
+/// Sets aside what is no record of acknowledgements and stands in its place.
+fn aside(file: &Path) {
+    match isthmus_store::set_aside(file) {
+        Ok(aside) => {
+            tracing::warn!(aside = %aside.display(), "set aside what was damaged; look at it or remove it")
+        }
+        Err(error) => tracing::warn!(file = %file.display(), %error, "cannot set aside what is damaged"),
     }
 }
 

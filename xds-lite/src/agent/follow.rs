@@ -6,13 +6,13 @@ use std::time::Duration;
 
 use isthmus_certs::{Client as Tls, IdPattern, Peer as Expected, Trust};
 
-use tokio::task::JoinSet;
+use tokio::task::{JoinSet, spawn_blocking};
 
 use crate::ads::client::{Client, Refused, Update};
 use crate::ads::subscribe::{Again, Contact, Subscription, Tables};
 use crate::bundles::{Keeper, TRUST_BUNDLE};
 use crate::dial::Chain;
-use crate::join::{self, peers};
+use crate::join::{self, Joined, peers};
 use crate::proto::envoy::config::core::v3::Node;
 use crate::slice::Cluster;
 
@@ -33,45 +33,51 @@ pub(super) async fn federate(
 ) -> Result<(), Error> {
     let keeper = Arc::new(Keeper::new(trust.clone(), settings.trust.clone(), settings.state.clone()));
     let mut tasks = JoinSet::new();
-    let begin = |tasks: &mut JoinSet<_>, peer: Peer| {
+    let begin = |tasks: &mut JoinSet<()>, peer: Peer| {
         let believing = Believing::new(Arc::clone(&keeper), &peer);
         let offers = Offers { cluster: peer.cluster.clone(), state: Arc::clone(&state), believing };
-        tasks.spawn(follow(settings.cluster.clone(), peer, trust.clone(), offers));
+        tasks.spawn(follow_or_say(settings.cluster.clone(), peer, trust.clone(), offers));
     };
     settings.peers.iter().for_each(|peer| begin(&mut tasks, peer.clone()));
     let mut known: BTreeSet<_> = settings.peers.iter().map(|peer| peer.cluster.clone()).collect();
     let mut pace = tokio::time::interval(PACE);
-    let mut unread = None;
     loop {
         tokio::select! {
             _ = pace.tick() => {}
-            Some(ended) = tasks.join_next() => ended.map_err(Error::Broken)??,
+            Some(ended) = tasks.join_next() => ended.map_err(Error::Broken)?,
         }
-        let joined = match settings.state.as_deref().map(peers).unwrap_or(Ok(Vec::new())) {
-            Ok(joined) => joined,
-            Err(error) => {
-                let why = error.to_string();
-                if unread.as_ref() != Some(&why) {
-                    tracing::error!("{why}");
-                }
-                unread = Some(why);
-                continue;
-            }
+        let joined = match settings.state.clone() {
+            Some(state) => spawn_blocking(move || peers(&state)).await.map_err(Error::Broken)?,
+            None => Joined::default(),
         };
-        for peer in joined.into_iter().map(as_peer).filter(|peer| known.insert(peer.cluster.clone())) {
+        let all_are_known = joined.unread.is_empty();
+        locked(&state)
+            .name_problems(joined.unread.iter().chain(&joined.strays).map(ToString::to_string).collect());
+        for peer in joined.peers.into_iter().map(as_peer).filter(|peer| known.insert(peer.cluster.clone())) {
             tracing::info!(peer = %peer.cluster, "has joined");
             let mut state = locked(&state);
             state.views.add(&peer.domain, &peer.cluster, abroad_to(&settings, &peer));
-            state.add_peer(&peer).map_err(Error::Kept)?;
+            state.add_peer(&peer);
             begin(&mut tasks, peer);
         }
-        locked(&state).views.bundles.set_whole();
+        if all_are_known {
+            locked(&state).views.bundles.set_whole();
+        }
     }
 }
 
 fn as_peer(joined: join::Peer) -> Peer {
     let join::Introduction { party, network, address, gateways: _ } = joined.introduction;
     Peer { cluster: party.cluster, address, domain: party.trust_domain, network: Some(network) }
+}
+
+/// A peer that cannot be followed is named, and ends nobody.
+async fn follow_or_say(own: Cluster, peer: Peer, trust: Trust, offers: Offers) {
+    let (state, cluster) = (Arc::clone(&offers.state), peer.cluster.clone());
+    if let Err(error) = follow(own, peer, trust, offers).await {
+        tracing::error!(peer = %cluster, %error, "cannot follow a peer until the agent restarts");
+        locked(&state).contact(&cluster, Some(error.to_string()));
+    }
 }
 
 /// Follows a peer until it is dropped.

@@ -3,6 +3,7 @@
 
 use std::time::{Instant, SystemTime};
 
+use isthmus_store::Report;
 use prometheus::TextEncoder;
 use prometheus::proto::{self, LabelPair, MetricFamily, MetricType};
 
@@ -33,6 +34,10 @@ enum Read {
     EachTold(fn(&Bundles, &Cluster) -> Option<f64>),
     /// A counter with the label `cluster`.
     EachPeerSoFar(fn(&Contact) -> f64),
+    /// A gauge with the label `store`.
+    EachStore(fn(&Report) -> f64),
+    /// A counter with the label `store`.
+    EachStoreSoFar(fn(&Report) -> f64),
     /// A counter of what was issued, or not; nothing where certificates are not.
     Issued(fn(&Tally) -> u64),
 }
@@ -43,6 +48,7 @@ struct Sight<'a> {
     imported: usize,
     held_back: usize,
     followers: Vec<Follower>,
+    stores: Vec<Report>,
     tally: Option<&'a Tally>,
 }
 
@@ -107,6 +113,26 @@ const ALL: &[Definition] = &[
         read: Read::EachPeerSoFar(|peer| number(peer.bundle.refusals)),
     },
     Definition {
+        name: "isthmus_agent_state_usable",
+        help: "1 while state is persisted for a restart; 0 while the disk does not allow it.",
+        read: Read::EachStore(|store| u8::from(store.usable).into()),
+    },
+    Definition {
+        name: "isthmus_agent_state_damaged_total",
+        help: "Damaged state files that were found.",
+        read: Read::EachStoreSoFar(|store| number(store.damaged_files)),
+    },
+    Definition {
+        name: "isthmus_agent_state_records_lost_total",
+        help: "Persisted records that were damaged and are lost.",
+        read: Read::EachStoreSoFar(|store| number(store.lost_records)),
+    },
+    whole(
+        "isthmus_agent_state_problems",
+        "Files among the joined peers' records that are damaged or do not belong there, and are ignored.",
+        |seen| seen.state.state_problems.len(),
+    ),
+    Definition {
         name: "isthmus_agent_certificates_signed_total",
         help: "Certificates that were issued.",
         read: Read::Issued(Tally::signed),
@@ -131,6 +157,7 @@ pub(super) fn text(state: &State, tally: Option<&Tally>) -> String {
         imported,
         held_back: shown.len() - imported,
         followers: state.followers().into_values().flatten().collect(),
+        stores: state.health(),
         tally,
     };
     let families = ALL.iter().map(|definition| family(definition, &sight));
@@ -152,25 +179,28 @@ fn family(definition: &Definition, sight: &Sight<'_>) -> MetricFamily {
             let read = |peer: &Cluster| read(&sight.state.views.bundles, peer);
             peers.filter_map(|peer| Some((Some(peer.as_str()), read(peer)?))).collect()
         }
+        Read::EachStore(read) | Read::EachStoreSoFar(read) => {
+            sight.stores.iter().map(|store| (Some(store.store), read(store))).collect()
+        }
         Read::Issued(read) => vec![(None, number(sight.tally.map_or(0, read)))],
     };
     let mut family = MetricFamily::default();
     family.set_name(definition.name.to_owned());
     family.set_help(definition.help.to_owned());
     family.set_field_type(definition.kind());
-    family.set_metric(samples.into_iter().map(|sample| metric(definition.kind(), sample)).collect());
+    family.set_metric(samples.into_iter().map(|sample| metric(definition, sample)).collect());
     family
 }
 
-fn metric(kind: MetricType, (cluster, value): (Option<&str>, f64)) -> proto::Metric {
-    let label = |cluster: &str| {
+fn metric(definition: &Definition, (named, value): (Option<&str>, f64)) -> proto::Metric {
+    let label = |named: &str| {
         let mut pair = LabelPair::default();
-        pair.set_name("cluster".to_owned());
-        pair.set_value(cluster.to_owned());
+        pair.set_name(definition.label().to_owned());
+        pair.set_value(named.to_owned());
         pair
     };
-    let mut metric = proto::Metric::from_label(cluster.map(label).into_iter().collect());
-    if kind == MetricType::COUNTER {
+    let mut metric = proto::Metric::from_label(named.map(label).into_iter().collect());
+    if definition.kind() == MetricType::COUNTER {
         let mut counter = proto::Counter::default();
         counter.set_value(value);
         metric.set_counter(counter);
@@ -185,8 +215,16 @@ fn metric(kind: MetricType, (cluster, value): (Option<&str>, f64)) -> proto::Met
 impl Definition {
     fn kind(&self) -> MetricType {
         match self.read {
-            Read::Whole(_) | Read::EachPeer(_) | Read::EachTold(_) => MetricType::GAUGE,
-            Read::EachPeerSoFar(_) | Read::Issued(_) => MetricType::COUNTER,
+            Read::Whole(_) | Read::EachPeer(_) | Read::EachTold(_) | Read::EachStore(_) => MetricType::GAUGE,
+            Read::EachPeerSoFar(_) | Read::EachStoreSoFar(_) | Read::Issued(_) => MetricType::COUNTER,
+        }
+    }
+
+    /// What tells its samples apart, where there are several.
+    fn label(&self) -> &'static str {
+        match self.read {
+            Read::EachStore(_) | Read::EachStoreSoFar(_) => "store",
+            _ => "cluster",
         }
     }
 }
@@ -215,6 +253,8 @@ mod tests {
                 Read::Whole(_) => ("gauge", "–"),
                 Read::EachPeer(_) | Read::EachTold(_) => ("gauge", "`cluster`"),
                 Read::EachPeerSoFar(_) => ("counter", "`cluster`"),
+                Read::EachStore(_) => ("gauge", "`store`"),
+                Read::EachStoreSoFar(_) => ("counter", "`store`"),
                 Read::Issued(_) => ("counter", "–"),
             };
             format!("| `{}` | {kind} | {labels} | {} |", metric.name, metric.help)

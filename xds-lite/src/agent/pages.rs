@@ -70,6 +70,10 @@ impl Pages for Told {
             },
             "trust": trusted(&self.trust),
             "peers": peers(&state),
+            "state": {
+                "stores": state.health(),
+                "problems": state.state_problems,
+            },
             "issuing": self.issuing.as_ref().map(|issuing| issuing.shown()),
             "nodes": state.followers(),
             "envoys": state.views.envoys.as_ref().map(|envoys| envoys.problems()),

@@ -1,8 +1,9 @@
 //! What an agent knows, and what follows from it for everybody it serves: its registry, what was seen of the
 //! endpoints, and what other clusters offer. Every event changes it under one lock, and the views with it.
 
+mod persisted;
+
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -14,7 +15,6 @@ use crate::config::services::Service;
 use crate::exports::Export;
 use crate::host::HostPattern;
 use crate::imports::{Imports, Verdict};
-use crate::kept::Kept;
 use crate::proofs::{Proof, Proofs, Subject};
 use crate::registry::files::Files;
 use crate::registry::registered::lease::LeaseId;
@@ -25,8 +25,8 @@ use crate::registry::{Own, Terms, abroad, export_of, offers};
 use crate::slice::{Cluster, Gateway, Key, Slice, version};
 
 use super::config::{Peer, Settings};
-use super::keeping::{import_path, incarnation, report};
 use super::peer::{Contact, consent};
+use super::persistence::{self, Opened, Stores, incarnation};
 use super::views::Views;
 
 /// A first state comes in parts; so long after one without another it is whole.
@@ -51,22 +51,21 @@ pub(super) struct State {
     pub(super) peers: BTreeMap<Cluster, Contact>,
     /// Clusters that have begun to say what they have, and when they last did.
     hearing: HashMap<Cluster, Instant>,
-    kept_own: Option<Kept>,
-    kept_imports: HashMap<Cluster, Kept>,
+    /// Persisted slices of clusters that are no peers, or none yet, by their names.
+    pub(super) unclaimed: BTreeMap<Cluster, BTreeMap<String, Vec<u8>>>,
+    pub(super) stores: Option<Stores>,
+    /// Files of the state that are not used.
+    pub(super) state_problems: Vec<String>,
 }
 
 impl State {
-    /// As it was left, as far as that was kept.
-    ///
-    /// # Errors
-    /// What was kept cannot be read or written.
-    pub(super) fn new(settings: Arc<Settings>, views: Arc<Views>) -> io::Result<State> {
-        let path = settings.state.as_ref().map(|folder| folder.join("own.slices"));
-        let kept_own = path.as_deref().map(Kept::open).transpose()?;
-        let before = kept_own.iter().flat_map(|kept| kept.entries().values());
-        let before = before.filter_map(|bytes| Slice::decode(bytes).ok()).collect();
-        let own = Own::restored(settings.cluster.clone(), before)
-            .unwrap_or_else(|| Own::new(settings.cluster.clone(), incarnation()));
+    /// As it was left, as far as that was persisted.
+    pub(super) fn new(settings: Arc<Settings>, views: Arc<Views>, opened: Option<Opened>) -> State {
+        let (stores, slices, registrations) = match opened {
+            Some(Opened { stores, slices, registrations }) => (Some(stores), slices, registrations),
+            None => Default::default(),
+        };
+        let own = Own::restored(settings.cluster.clone(), incarnation(), slices.own);
         let gateways = settings.gateways.iter().map(|gateway| {
             let at =
                 |address: &_| Gateway { address: Clone::clone(address), locality: gateway.locality.clone() };
@@ -85,35 +84,26 @@ impl State {
             imports: Imports::default(),
             peers: BTreeMap::new(),
             hearing: HashMap::new(),
-            kept_own,
-            kept_imports: HashMap::new(),
+            unclaimed: slices.imports,
+            stores,
+            state_problems: Vec::new(),
             views,
             settings: Arc::clone(&settings),
         };
         let before: Vec<_> = state.own.slices().cloned().collect();
         state.publish(&before);
-        for peer in &settings.peers {
-            state.add_peer(peer)?;
-        }
-        Ok(state)
+        settings.peers.iter().for_each(|peer| state.add_peer(peer));
+        state.restore_registrations(registrations, Instant::now());
+        state
     }
 
-    /// Begins to listen to a cluster; what was kept of it stands until it is heard.
-    pub(super) fn add_peer(&mut self, peer: &Peer) -> io::Result<()> {
+    /// Begins to listen to a cluster; what was persisted of it stands until it is heard.
+    pub(super) fn add_peer(&mut self, peer: &Peer) {
         self.imports.add(consent(&self.settings, peer));
         self.peers.insert(peer.cluster.clone(), Contact::none(peer));
         self.imports.contact(&peer.cluster, Some(Instant::now()));
-        if let Some(folder) = &self.settings.state {
-            let kept = Kept::open(&import_path(folder, &peer.cluster))?;
-            for (name, bytes) in kept.entries() {
-                if let Err(why) = self.imports.take(&peer.cluster, name, bytes) {
-                    tracing::warn!(slice = ?name, %why, "a slice that was kept is not taken");
-                }
-            }
-            self.kept_imports.insert(peer.cluster.clone(), kept);
-        }
-        self.pass_on();
-        Ok(())
+        let before = self.unclaimed.remove(&peer.cluster).unwrap_or_default();
+        self.restore_imports([(peer.cluster.clone(), before)].into());
     }
 
     /// What is known of a peer's slices, with their versions: what it need not send again.
@@ -254,11 +244,7 @@ impl State {
             return;
         }
         tracing::info!(slices = changed.len(), "what this cluster offers has changed");
-        if let Some(kept) = &mut self.kept_own {
-            let outcome: io::Result<()> =
-                changed.iter().try_for_each(|slice| kept.set(&slice.key.to_string(), &slice.encode()));
-            report(outcome, "own.slices");
-        }
+        changed.iter().for_each(|slice| self.persist(persistence::own(&slice.key)));
         self.publish(&changed);
     }
 
@@ -300,14 +286,9 @@ impl State {
     /// Takes what a peer's agent sent, but for what is refused.
     pub(super) fn take(&mut self, from: &Cluster, update: &Update) -> Vec<client::Refused> {
         let mut refused = Vec::new();
-        let mut outcome = Ok(());
         for resource in &update.resources {
             match self.imports.take(from, &resource.name, &resource.bytes) {
-                Ok(()) => {
-                    if let Some(kept) = self.kept_imports.get_mut(from) {
-                        outcome = outcome.and(kept.set(&resource.name, &resource.bytes));
-                    }
-                }
+                Ok(()) => self.persist(persistence::import(from, &resource.name)),
                 Err(why) => {
                     tracing::warn!(peer = %from, slice = ?resource.name, %why, "a slice was refused");
                     refused.push(client::Refused { name: resource.name.clone(), why });
@@ -318,11 +299,8 @@ impl State {
             if let Ok(key) = name.parse::<Key>() {
                 self.imports.leave(from, &key.host);
             }
-            if let Some(kept) = self.kept_imports.get_mut(from) {
-                outcome = outcome.and(kept.remove(name));
-            }
+            self.persist(persistence::import(from, name));
         }
-        report(outcome, "imports");
         if let (Some(contact), Some(last)) = (self.peers.get_mut(from), refused.last()) {
             contact.refusals += refused.len() as u64;
             contact.refusal = Some(format!("{:?}: {}", last.name, last.why));

@@ -102,7 +102,8 @@ impl Keeper {
     fn lock(&self) -> Result<Option<std::fs::File>, Refusal> {
         let Some(state) = &self.state else { return Ok(None) };
         let folder = peer::folder(state);
-        files::make_folder(&folder)?;
+        let made = isthmus_store::private_folder(&folder);
+        made.map_err(|error| KnownError::from(disk::ReadError::new(&folder, error)))?;
         Ok(Some(disk::lock(&folder).map_err(KnownError::from)?))
     }
 

@@ -1,5 +1,5 @@
 //! Small files of joining: there or not, and one writer at a time over all processes. Not what they say; reading is
-//! `isthmus_certs::input`, writing `isthmus_certs::files`.
+//! `isthmus_certs::input` where others write, writing `isthmus_certs::files`.
 
 use std::fs::{self, File, TryLockError};
 use std::io;
@@ -55,10 +55,24 @@ pub(super) fn names(folder: &Path) -> Result<Vec<String>, ReadError> {
     }
 }
 
+/// The bytes of a file of the state, which is nobody else's: no link is followed to it. Nothing if there is none.
+pub(super) fn read_private(path: &Path, most: u64) -> io::Result<Option<Vec<u8>>> {
+    match isthmus_store::read(path, most) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        read => read.map(Some),
+    }
+}
+
+/// Whether a file is not what was written, rather than out of reach.
+pub(super) fn is_damage(error: &io::Error) -> bool {
+    use io::ErrorKind::{FileTooLarge, InvalidData, InvalidInput};
+    matches!(error.kind(), FileTooLarge | InvalidData | InvalidInput)
+}
+
 /// Keeps other processes and threads out of a directory until it is dropped.
 pub(crate) fn lock(folder: &Path) -> Result<File, ReadError> {
     let path = folder.join(LOCK);
-    let lock = File::create(&path).map_err(|error| ReadError::new(&path, error))?;
+    let lock = isthmus_store::private_file(&path).map_err(|error| ReadError::new(&path, error))?;
     let patience = Instant::now() + PATIENCE;
     loop {
         match lock.try_lock() {

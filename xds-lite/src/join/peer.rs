@@ -11,6 +11,8 @@ use crate::slice::Cluster;
 
 /// Larger than any record of a peer.
 const MAX_RECORD: u64 = 64 << 10;
+/// Files that are named as unread, or as strays.
+const MOST_NAMED: usize = 100;
 const EXTENSION: &str = ".json";
 
 /// A cluster that was joined, by either side's token.
@@ -32,35 +34,54 @@ fn read_time<'de, D: Deserializer<'de>>(from: D) -> Result<SystemTime, D::Error>
     humantime::parse_rfc3339(&String::deserialize(from)?).map_err(D::Error::custom)
 }
 
-/// The clusters that were joined, by name; none where nobody has joined yet.
-///
-/// # Errors
-/// The first record that is no record.
-pub fn peers(state: &Path) -> Result<Vec<Peer>, ReadError> {
+/// The clusters that were joined, as their directory has them.
+#[derive(Debug, Default)]
+pub struct Joined {
+    /// By name; none where nobody has joined yet.
+    pub peers: Vec<Peer>,
+    /// Records, or the directory, that cannot be read: who else is a peer is not known.
+    pub unread: Vec<ReadError>,
+    /// What does not belong there.
+    pub strays: Vec<ReadError>,
+}
+
+/// Reads who has joined. What cannot be read is left out by itself, and named.
+#[must_use]
+pub fn peers(state: &Path) -> Joined {
     let folder = folder(state);
-    let mut peers = Vec::new();
-    for name in disk::names(&folder)?.iter().filter(|name| !name.starts_with('.')) {
-        let path = folder.join(name);
+    let mut joined = Joined::default();
+    let names = match disk::names(&folder) {
+        Ok(names) => names,
+        Err(error) => return Joined { unread: vec![error], ..joined },
+    };
+    for name in names.iter().filter(|name| !name.starts_with('.')) {
         let cluster = name.strip_suffix(EXTENSION).and_then(|stem| stem.parse::<Cluster>().ok());
-        let cluster =
-            cluster.ok_or_else(|| ReadError::new(&path, "must be named CLUSTER.json; move it away"))?;
-        // One that has just been taken away is none.
-        peers.extend(read(state, &cluster)?);
+        match cluster.map(|cluster| read(state, &cluster)) {
+            // One that has just been taken away is none.
+            Some(Ok(peer)) => joined.peers.extend(peer),
+            Some(Err(error)) if joined.unread.len() < MOST_NAMED => joined.unread.push(error),
+            None if joined.strays.len() < MOST_NAMED => {
+                let cause = "is not named CLUSTER.json and is ignored; move it away";
+                joined.strays.push(ReadError::new(&folder.join(name), cause));
+            }
+            Some(Err(_)) | None => {}
+        }
     }
-    Ok(peers)
+    joined
 }
 
 /// The record of one cluster, if it was joined.
 pub(super) fn read(state: &Path, cluster: &Cluster) -> Result<Option<Peer>, ReadError> {
     let path = path(state, cluster);
-    let Some(text) = disk::read(&path, MAX_RECORD)? else { return Ok(None) };
+    let text = disk::read_private(&path, MAX_RECORD).map_err(|error| ReadError::new(&path, error))?;
+    let Some(text) = text else { return Ok(None) };
     let wrong = |cause: String| {
         ReadError::new(
             &path,
-            format!("is no record of a peer: {cause}; remove it, and join that cluster again"),
+            format!("is not the record of a peer: {cause}; remove it, and join that cluster again"),
         )
     };
-    let peer: Peer = serde_json::from_str(&text).map_err(|error| wrong(error.to_string()))?;
+    let peer: Peer = serde_json::from_slice(&text).map_err(|error| wrong(error.to_string()))?;
     peer.introduction.check().map_err(|error| wrong(error.to_string()))?;
     let found = &peer.introduction.party.cluster;
     if found != cluster {
@@ -92,23 +113,24 @@ mod tests {
     #[test]
     fn a_record_is_read_as_it_was_written() {
         let dir = tempfile::tempdir().unwrap();
-        assert_eq!(peers(dir.path()).unwrap(), [], "nobody has joined");
+        assert_eq!(peers(dir.path()).peers, [], "nobody has joined");
         let folder = folder(dir.path());
         fs::create_dir_all(&folder).unwrap();
         fs::write(folder.join("west.json"), WEST).unwrap();
         fs::write(folder.join(".lock"), "").unwrap();
-        let read = peers(dir.path()).unwrap();
+        let read = peers(dir.path()).peers;
         assert_eq!(read.len(), 1);
         assert_eq!(read[0].introduction.gateways[0].to_string(), "gw.west.example:15443");
         fs::write(folder.join("west.json"), serde_json::to_string(&read[0]).unwrap()).unwrap();
-        assert_eq!(peers(dir.path()).unwrap(), read);
+        assert_eq!(peers(dir.path()).peers, read);
     }
 
     #[test]
-    fn a_wrong_record_is_named_with_its_remedy() {
+    fn wrong_record_or_stray_is_named_and_withdraws_no_other_peer() {
         let dir = tempfile::tempdir().unwrap();
         let folder = folder(dir.path());
         fs::create_dir_all(&folder).unwrap();
+        fs::write(folder.join("north.json"), WEST.replace("\"west\"", "\"north\"")).unwrap();
         for (name, content, expected) in [
             ("west.json", String::new(), "EOF"),
             ("west.json", WEST.replace("\"west.example", "\"West!"), "trust domain"),
@@ -117,13 +139,23 @@ mod tests {
             ("west.json", WEST.replace("\"west\"", "\"north\""), "its name says west"),
             ("west.json", WEST.replace("west-net", "\\u001b[2J"), "network"),
             ("west.json", "x".repeat(70_000), "larger than"),
-            ("west", WEST.to_owned(), "must be named CLUSTER.json"),
+            ("west", WEST.to_owned(), "not named CLUSTER.json"),
+            ("west.json~", WEST.to_owned(), "not named CLUSTER.json"),
         ] {
             let path = folder.join(name);
             fs::write(&path, content).unwrap();
-            let error = peers(dir.path()).unwrap_err().to_string();
-            assert!(error.starts_with(path.to_str().unwrap()) && error.contains(expected), "{error}");
+            let Joined { peers, unread, strays } = peers(dir.path());
+            let problems: Vec<_> = unread.iter().chain(&strays).map(ToString::to_string).collect();
+            let [problem] = &problems[..] else { panic!("{name}: {problems:?}") };
+            assert!(problem.starts_with(path.to_str().unwrap()) && problem.contains(expected), "{problem}");
+            assert_eq!(strays.len(), usize::from(name != "west.json"));
+            assert_eq!(peers.len(), 1, "the other one stays");
             fs::remove_file(path).unwrap();
         }
+        let target = dir.path().join("elsewhere");
+        fs::write(&target, WEST).unwrap();
+        std::os::unix::fs::symlink(&target, folder.join("west.json")).unwrap();
+        let joined = peers(dir.path());
+        assert_eq!((joined.peers.len(), joined.unread.len()), (1, 1), "no link is followed");
     }
 }

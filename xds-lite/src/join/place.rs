@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::time::SystemTime;
 
 use isthmus_certs::deny::DenyError;
-use isthmus_certs::files::{self, PUBLIC, WriteError};
+use isthmus_certs::files::{self, PUBLIC, SECRET, WriteError};
 use isthmus_certs::spiffe_bundle::{self, FormatError};
 use isthmus_certs::{Bundle, DenyList, Role, TrustDomain, VerifyError};
 use tokio_rustls::rustls::pki_types::{CertificateDer, UnixTime};
@@ -121,7 +121,9 @@ pub(super) fn believe(
 pub(super) fn prepare(context: &Context) -> Result<(), PlaceError> {
     let folders = &context.folders;
     files::make_folder(&folders.bundles)?;
-    Ok(files::make_folder(&peer::folder(&folders.state))?)
+    let peers = peer::folder(&folders.state);
+    isthmus_store::private_folder(&peers).map_err(|error| ReadError::new(&peers, error))?;
+    Ok(())
 }
 
 /// What was written, and what was there before.
@@ -137,6 +139,7 @@ struct Change {
     path: PathBuf,
     before: Option<String>,
     after: String,
+    mode: u32,
 }
 
 /// Keeps all of it, or none.
@@ -157,11 +160,11 @@ pub(super) fn keep(context: &Context, accepted: Accepted, now: SystemTime) -> Re
     let peer = Peer { introduction: accepted.introduction, joined_at: now };
     let path = peer::path(&context.folders.state, &party.cluster);
     let text = serde_json::to_string_pretty(&peer).map_err(|error| ReadError::new(&path, error))?;
-    // The record last: who is a peer is believed already.
-    texts.push((path, text + "\n"));
+    let texts = texts.into_iter().map(|(path, text)| (path, text, PUBLIC));
     let mut kept = Kept { peer, changes: Vec::new(), peers };
-    for (path, after) in texts {
-        if let Err(error) = kept.write(path, after) {
+    // The record last: who is a peer is believed already.
+    for (path, after, mode) in texts.chain([(path, text + "\n", SECRET)]) {
+        if let Err(error) = kept.write(path, after, mode) {
             kept.revert();
             return Err(error);
         }
@@ -176,10 +179,10 @@ impl Kept {
         self.peer.clone()
     }
 
-    fn write(&mut self, path: PathBuf, after: String) -> Result<(), PlaceError> {
+    fn write(&mut self, path: PathBuf, after: String, mode: u32) -> Result<(), PlaceError> {
         let before = disk::read(&path, MAX_FILE)?;
-        let change = Change { path, before, after };
-        let written = files::write(&change.path, &change.after, PUBLIC);
+        let change = Change { path, before, after, mode };
+        let written = files::write(&change.path, &change.after, mode);
         // Written or not: a file may be in its place that is not certain to outlast a crash.
         self.changes.push(change);
         Ok(written?)
@@ -214,7 +217,7 @@ impl Change {
             return Ok(());
         }
         match &self.before {
-            Some(before) => files::write(&self.path, before, PUBLIC)?,
+            Some(before) => files::write(&self.path, before, self.mode)?,
             None => fs::remove_file(&self.path).map_err(|error| ReadError::new(&self.path, error))?,
         }
         Ok(())

@@ -1,11 +1,11 @@
 //! VMs that announce themselves: each registration is one instance of a service, and lives while it is heard of.
-//! Pure: time and randomness come in. Not the HTTP that they come by, and not where they are kept (`kept`).
+//! Pure: time and randomness come in. Not the HTTP that they come by, and not where they are persisted (`records`).
 
 mod attributes;
 mod fit;
-pub mod kept;
 pub mod lease;
 mod names;
+pub mod records;
 pub mod registration;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -22,6 +22,7 @@ use crate::host::{HostName, HostPattern};
 use fit::{bare, check_beside};
 use lease::{Digest, LeaseId};
 use names::Names;
+use records::Unsaved;
 use registration::Registration;
 
 /// Registrations at once.
@@ -107,7 +108,8 @@ pub struct Registered {
     bytes: usize,
     /// No lease ends before this.
     earliest: Option<Instant>,
-    revision: u64,
+    /// What changed since it was last asked; heartbeats change nothing.
+    unsaved: Unsaved,
     /// Hosts of which something changed since the last look.
     touched: BTreeSet<HostPattern>,
 }
@@ -204,12 +206,6 @@ impl Registered {
         (!touched.is_empty()).then_some(touched)
     }
 
-    /// Grows with each change of what is registered; heartbeats are none.
-    #[must_use]
-    pub fn revision(&self) -> u64 {
-        self.revision
-    }
-
     /// How many there are.
     #[must_use]
     pub fn count(&self) -> usize {
@@ -277,7 +273,7 @@ impl Registered {
         let deadline = now + registration.ttl;
         self.bytes = bytes;
         self.earliest = Some(self.earliest.map_or(deadline, |earliest| earliest.min(deadline)));
-        self.revision += 1;
+        self.unsaved.insert(lease);
         self.touched.insert(identity.host.clone());
         self.leases.insert(lease, identity.clone());
         let instances = self.ports.entry((identity.host, identity.port)).or_default();
@@ -295,7 +291,7 @@ impl Registered {
         self.leases.remove(&held.lease);
         self.names.replace(Some(&held.registration.service), None);
         self.bytes -= held.registration.text.len();
-        self.revision += 1;
+        self.unsaved.insert(held.lease);
         self.touched.insert(identity.host.clone());
     }
 }

@@ -41,7 +41,7 @@ fn refused(outcome: Result<Peer, JoinError>) -> (Progress, JoinCause, String) {
 }
 
 fn known(side: &Side) -> Vec<Peer> {
-    peers(&side.dir.path().join("state")).unwrap()
+    peers(&side.dir.path().join("state")).peers
 }
 
 fn duplicate(authority: &Authority) -> Authority {

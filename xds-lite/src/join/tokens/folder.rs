@@ -6,6 +6,8 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use isthmus_certs::files::{self, SECRET};
+use rustix::fs::{CWD, RenameFlags};
+use rustix::io::Errno;
 
 use super::{Ending, REMEMBERED, Record, State, StoreError, Tokens};
 use crate::join::disk::{self, ReadError};
@@ -39,36 +41,52 @@ impl Folder {
         self.folder.join(format!("{id}.{state}"))
     }
 
+    /// An open record that is not what was written is set aside: damage ends a token, and never opens one.
     fn read(&self, id: TokenId, state: State) -> Result<Option<Record>, ReadError> {
         let path = self.path(id, state);
-        let Some(text) = disk::read(&path, MAX_RECORD)? else { return Ok(None) };
-        let wrong = |cause: String| {
-            ReadError::new(
-                &path,
-                format!("is no record of a token: {cause}; remove it, and make a new token"),
-            )
+        let failed = |error: io::Error| ReadError::new(&path, error);
+        let why = match disk::read_private(&path, MAX_RECORD) {
+            Ok(None) => return Ok(None),
+            Ok(Some(text)) => match serde_json::from_slice::<Record>(&text) {
+                Ok(record) if record.id == id => return Ok(Some(record)),
+                Ok(_) => "it is of another token than its name says".to_owned(),
+                Err(error) => error.to_string(),
+            },
+            Err(error) if disk::is_damage(&error) => error.to_string(),
+            Err(error) => return Err(failed(error)),
         };
-        let record: Record = serde_json::from_str(&text).map_err(|error| wrong(error.to_string()))?;
-        match record.id == id {
-            true => Ok(Some(record)),
-            false => Err(wrong("it is of another token than its name says".to_owned())),
+        if state != State::Open {
+            // It stays: its name says that the token has ended.
+            tracing::error!(token = id.short(), %state, why, "the record of a token that has ended is damaged");
+            return Ok(None);
         }
+        let aside = isthmus_store::set_aside(&path).map_err(failed)?;
+        tracing::error!(
+            token = id.short(), why, aside = %aside.display(),
+            "the record of a token is damaged and set aside; the token cannot be used any more, make a new one"
+        );
+        Ok(None)
+    }
+
+    fn is_there(&self, id: TokenId, state: State) -> bool {
+        fs::symlink_metadata(self.path(id, state)).is_ok()
     }
 
     fn all(&self) -> Result<Vec<(TokenId, State)>, ReadError> {
         Ok(disk::names(&self.folder)?.iter().filter_map(|name| named(name)).collect())
     }
 
-    /// What an interrupted writing has left. A writing takes a moment, not an hour.
-    fn is_left_over(&self, name: &str, now: u64) -> bool {
-        let written = fs::metadata(self.folder.join(name)).and_then(|facts| facts.modified());
-        name.starts_with('.') && written.is_ok_and(|at| unix_seconds(at).saturating_add(REMEMBERED) < now)
+    /// Written an hour ago: a writing takes a moment, and nobody asks for a token that ended then.
+    fn is_old(&self, name: &str, now: u64) -> bool {
+        let written = fs::symlink_metadata(self.folder.join(name)).and_then(|facts| facts.modified());
+        written.is_ok_and(|at| unix_seconds(at).saturating_add(REMEMBERED) < now)
     }
 }
 
 impl Tokens for Folder {
     fn put(&self, record: &Record) -> Result<(), StoreError> {
-        files::make_folder(&self.folder)?;
+        let made = isthmus_store::private_folder(&self.folder);
+        made.map_err(|error| ReadError::new(&self.folder, error))?;
         let path = self.path(record.id, State::Open);
         let text = serde_json::to_string(record).map_err(|error| ReadError::new(&path, error))?;
         Ok(files::write(&path, &(text + "\n"), SECRET)?)
@@ -77,9 +95,10 @@ impl Tokens for Folder {
     fn find(&self, id: TokenId) -> Result<Option<(Record, State)>, StoreError> {
         // Open before the others: a token that ends meanwhile is found under its next name.
         for state in STATES {
-            if let Some(record) = self.read(id, state)? {
-                return Ok(Some((record, state)));
-            }
+            let Some(record) = self.read(id, state)? else { continue };
+            // One that came back beside its own end, as from a backup, has ended.
+            let ended = STATES.into_iter().skip(1).find(|ended| *ended != state && self.is_there(id, *ended));
+            return Ok(Some((record, ended.unwrap_or(state))));
         }
         Ok(None)
     }
@@ -93,12 +112,15 @@ impl Tokens for Folder {
                 Ending::Void => State::Void,
             },
         );
-        match fs::rename(&path, ended) {
+        if STATES.into_iter().skip(1).any(|state| self.is_there(id, state)) {
+            return Ok(false);
+        }
+        match rustix::fs::renameat_with(CWD, &path, CWD, &ended, RenameFlags::NOREPLACE) {
             Ok(()) => {
                 sync(&self.folder)?;
                 Ok(true)
             }
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+            Err(Errno::NOENT | Errno::EXIST) => Ok(false),
             Err(error) => Err(ReadError::new(&path, error).into()),
         }
     }
@@ -106,8 +128,11 @@ impl Tokens for Folder {
     fn list(&self) -> Result<Vec<(Record, State)>, StoreError> {
         let mut found = Vec::new();
         for (id, state) in self.all()? {
-            // One that has just ended is listed the next time.
-            found.extend(self.read(id, state)?.map(|record| (record, state)));
+            // One that has just ended is listed the next time, one that cannot be read is named and left out.
+            match self.read(id, state) {
+                Ok(read) => found.extend(read.map(|record| (record, state))),
+                Err(error) => tracing::error!(%error, "a token cannot be read"),
+            }
         }
         found.sort_by_key(|(record, _)| (record.expires, record.id));
         Ok(found)
@@ -116,11 +141,12 @@ impl Tokens for Folder {
     fn sweep(&self, now: u64) -> Result<(), StoreError> {
         for name in disk::names(&self.folder)? {
             let is_over = match named(&name) {
-                // One that cannot be read is `list`'s to name, and nobody's to use.
-                Some((id, state)) => self
-                    .read(id, state)
-                    .is_ok_and(|read| read.is_some_and(|one| one.expires.saturating_add(REMEMBERED) < now)),
-                None => self.is_left_over(&name, now),
+                Some((id, state)) => match self.read(id, state) {
+                    Ok(Some(one)) => one.expires.saturating_add(REMEMBERED) < now,
+                    Ok(None) => self.is_old(&name, now),
+                    Err(_) => false,
+                },
+                None => name.starts_with('.') && self.is_old(&name, now),
             };
             if is_over {
                 remove(&self.folder.join(name))?;
@@ -235,14 +261,49 @@ mod tests {
     }
 
     #[test]
-    fn a_damaged_record_is_named() {
+    fn damage_voids_an_open_token_and_never_revives_a_spent_one() {
         let dir = tempfile::tempdir().unwrap();
         let folder = Folder::new(dir.path().to_owned());
-        let id = record(1).id;
-        for content in ["", "{}", &"x".repeat(5_000)] {
-            fs::write(folder.path(id, State::Open), content).unwrap();
-            let error = folder.find(id).unwrap_err().to_string();
-            assert!(error.contains(&id.to_string()), "{error}");
+        for content in ["", "{}", "\0", &"x".repeat(5_000)] {
+            let (open, other) = (record(100), record(100));
+            for record in [&open, &other] {
+                folder.put(record).unwrap();
+            }
+            fs::write(folder.path(open.id, State::Open), content).unwrap();
+            let listed = folder.list().unwrap();
+            assert!(listed.contains(&(other.clone(), State::Open)), "the other one stays: {listed:?}");
+            assert!(!listed.iter().any(|(record, _)| record.id == open.id), "{listed:?}");
+            assert_eq!(folder.find(open.id).unwrap(), None);
+            assert!(!folder.end(open.id, Ending::Used).unwrap(), "nobody takes it");
+            let names = disk::names(dir.path()).unwrap();
+            assert!(
+                names.iter().any(|name| name.starts_with(&format!("{}.open.damaged-", open.id))),
+                "{names:?}"
+            );
+            assert!(folder.end(other.id, Ending::Used).unwrap());
         }
+        let spent = record(100);
+        folder.put(&spent).unwrap();
+        assert!(folder.end(spent.id, Ending::Used).unwrap());
+        fs::write(folder.path(spent.id, State::Used), "damaged").unwrap();
+        folder.put(&spent).unwrap();
+        assert_eq!(folder.find(spent.id).unwrap(), Some((spent.clone(), State::Used)), "as from a backup");
+        assert!(!folder.end(spent.id, Ending::Used).unwrap());
+    }
+
+    #[test]
+    fn folder_with_links_and_pipes_in_place_of_tokens_waits_for_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = Folder::new(dir.path().to_owned());
+        let [pipe, link] = [record(100), record(100)];
+        let path = folder.path(pipe.id, State::Open);
+        rustix::fs::mkfifoat(CWD, path, rustix::fs::Mode::RUSR).unwrap();
+        let target = dir.path().join("target");
+        fs::write(&target, serde_json::to_string(&link).unwrap()).unwrap();
+        std::os::unix::fs::symlink(&target, folder.path(link.id, State::Open)).unwrap();
+        for id in [pipe.id, link.id] {
+            assert_eq!(folder.find(id).unwrap(), None);
+        }
+        assert_eq!(folder.list().unwrap(), []);
     }
 }

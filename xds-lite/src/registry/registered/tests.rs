@@ -1,17 +1,14 @@
 //! Registrations: what fits together and what does not, and any order of words about them against a plain list.
 
 use std::path::Path;
-use std::sync::Arc;
 
 use proptest::prelude::*;
 use proptest::sample::select;
-use tokio::runtime::Runtime;
 
-use super::kept::{DAMAGED, KEY, KeepError, Kept};
+use super::records::of_before;
 use super::*;
 use crate::config::registry_file;
 use crate::registry::source::{Snapshot, merge};
-use crate::registry::store::FileStore;
 
 const TTL: Duration = Duration::from_secs(30);
 
@@ -48,12 +45,25 @@ fn shown(registered: &Registered) -> Vec<String> {
     endpoints.collect()
 }
 
+/// What is persisted.
+fn records(registered: &Registered) -> BTreeMap<String, Vec<u8>> {
+    let record = |key: String| (key.clone(), registered.record(&key).unwrap());
+    registered.keys().into_iter().map(record).collect()
+}
+
+/// What is left after a restart of the agent.
+fn restarted(records: &BTreeMap<String, Vec<u8>>, now: Instant) -> Registered {
+    let mut registered = Registered::default();
+    records.iter().for_each(|(key, record)| registered.restore(key, record, now).unwrap());
+    registered
+}
+
 /// Refused, with everything as before.
 #[track_caller]
 fn refused(registered: &mut Registered, new: Registration, files: &[Service], now: Instant) -> String {
-    let before = registered.written();
+    let before = records(registered);
     let why = registered.register(new, files, id(99), now).unwrap_err();
-    assert_eq!(registered.written(), before);
+    assert_eq!(records(registered), before);
     why.to_string()
 }
 
@@ -130,7 +140,7 @@ fn a_bare_name_keeps_its_meaning() {
     all.register(on(1, ",\"sni_port\":2"), &[], id(1), now).unwrap();
     let bare = |all: &Registered| all.services().iter().map(|it| (it.port, it.bare)).collect::<Vec<_>>();
     assert_eq!(bare(&all), [(1, false), (2, true)]);
-    assert_eq!(bare(&Registered::read(all.written().as_bytes(), now).unwrap().0), [(1, false), (2, true)]);
+    assert_eq!(bare(&restarted(&records(&all), now)), [(1, false), (2, true)]);
     refused(&mut all, on(3, ",\"sni_port\":3"), &[], now);
     all.deregister(&id(2)).unwrap();
     assert_eq!(bare(&all), [(1, false)], "nor does it go to another port");
@@ -181,15 +191,6 @@ fn what_other_sources_say_counts() {
 }
 
 #[test]
-fn what_is_wrong_with_many_lines_is_counted() {
-    let line = "{\"lease\":\"\",\"registration\":{}}";
-    let text = format!("{{\"format\":1,\"registrations\":[{}]}}", vec![line; 300].join(","));
-    let (all, problems) = Registered::read(text.as_bytes(), Instant::now()).unwrap();
-    assert_eq!((all.count(), problems.len()), (0, 101));
-    assert_eq!(problems[100], "registered.json: 200 more are left out");
-}
-
-#[test]
 fn there_are_not_more_than_so_many() {
     let (now, mut all) = (Instant::now(), Registered::default());
     let lease = |number: usize| {
@@ -207,8 +208,8 @@ fn there_are_not_more_than_so_many() {
     all.deregister(&lease(7)).unwrap();
     all.register(new(MOST), &[], id(1), now).unwrap();
     assert_eq!(all.count(), MOST);
-    let (again, problems) = Registered::read(all.written().as_bytes(), now).unwrap();
-    assert_eq!((again.count(), problems.len(), again.bytes), (MOST, 0, all.bytes));
+    let again = restarted(&records(&all), now);
+    assert_eq!((again.count(), again.bytes), (MOST, all.bytes));
     let sum: usize =
         all.ports.values().flat_map(|all| all.values()).map(|held| held.registration.text.len()).sum();
     assert_eq!(all.bytes, sum);
@@ -220,73 +221,66 @@ fn there_are_not_more_than_so_many() {
     ));
 }
 
-/// What is left after a restart of the agent: everybody, with a whole TTL.
-#[tokio::test]
-async fn a_restart_withdraws_nobody() {
-    let folder = tempfile::tempdir().unwrap();
+#[test]
+fn restart_withdraws_no_registration_and_gives_each_a_whole_ttl() {
     let start = Instant::now();
-    let open = || Arc::new(FileStore::open(folder.path()).unwrap());
-    let (mut kept, mut all, problems) = Kept::load(open(), start).await.unwrap();
-    assert!(problems.is_empty() && kept.draft(&all).is_none());
+    let mut all = Registered::default();
     all.register(said("db-0", "10.0.0.1:1", ",\"alpn\":[\"mysql\"]"), &[], id(1), start).unwrap();
     all.register(said("db-1", "10.0.0.2:1", ""), &[], id(2), start).unwrap();
-    let draft = kept.draft(&all).unwrap();
-    kept.save(draft).await.unwrap();
-    assert!(kept.draft(&all).is_none());
+    let mut changed = all.changed();
+    changed.sort();
+    let persisted = records(&all);
+    assert_eq!(changed, persisted.keys().cloned().collect::<Vec<_>>());
     all.heartbeat(&id(1), start).unwrap();
-    assert!(kept.draft(&all).is_none(), "a heartbeat writes nothing");
-    let text = std::fs::read_to_string(folder.path().join(KEY)).unwrap();
-    assert!(!text.contains(&id(1).shown()) && text.lines().count() == 4, "{text}");
-    drop(kept);
+    assert_eq!(all.changed(), [""; 0], "a heartbeat writes nothing");
+    let text = String::from_utf8(persisted.values().flatten().copied().collect()).unwrap();
+    assert!(!text.contains(&id(1).shown()), "{text}");
     let later = start + TTL * 10;
-    let (kept, mut again, problems) = Kept::load(open(), later).await.unwrap();
-    assert!(problems.is_empty() && kept.draft(&again).is_none());
+    let mut again = restarted(&persisted, later);
+    assert_eq!(again.changed(), [""; 0]);
     assert_eq!(again.services(), all.services());
     assert!(again.look(later).is_some() && !again.expire(later + TTL - Duration::from_millis(1)));
     again.heartbeat(&id(2), later + TTL - Duration::from_millis(1)).unwrap();
     assert!(again.expire(later + TTL));
     assert_eq!(shown(&again), ["db-1.db.pxc:3306 10.0.0.2:1"]);
+    let [gone] = &again.changed()[..] else { panic!("the other one is gone") };
+    assert_eq!(again.record(gone), None);
 }
 
-#[tokio::test]
-async fn a_damaged_file_is_set_aside_and_a_damaged_line_left_out() {
-    let (folder, now) = (tempfile::tempdir().unwrap(), Instant::now());
-    let store = Arc::new(FileStore::open(folder.path()).unwrap());
+#[test]
+fn restored_record_that_is_wrong_is_left_out_alone() {
+    let now = Instant::now();
+    let mut all = Registered::default();
+    all.register(said("db-0", "10.0.0.1:1", ""), &[], id(1), now).unwrap();
+    let persisted = records(&all);
+    let (key, good) = persisted.first_key_value().unwrap();
+    let good = String::from_utf8(good.clone()).unwrap();
+    for wrong in [&good[..good.len() / 2], "", "[]", "\0\u{1b}[31m", &good.replace("10.0.0.1:1", "10.0.0.1")]
+    {
+        let why = Registered::default().restore(key, wrong.as_bytes(), now).unwrap_err().to_string();
+        assert!(!why.contains('\u{1b}'), "{why}");
+    }
+    assert!(Registered::default().restore("registration/00", good.as_bytes(), now).is_err());
+    assert!(all.restore(key, good.as_bytes(), now).is_err(), "it is there already");
+    assert_eq!(records(&all), persisted);
+}
+
+#[test]
+fn file_of_before_is_read_as_records() {
+    let now = Instant::now();
     let mut all = Registered::default();
     all.register(said("db-0", "10.0.0.1:1", ""), &[], id(1), now).unwrap();
     all.register(said("db-1", "10.0.0.2:1", ""), &[], id(2), now).unwrap();
-    let good = all.written();
+    let lines: Vec<_> = records(&all).into_values().map(|line| String::from_utf8(line).unwrap()).collect();
+    let text = format!("{{\"format\":1,\"registrations\":[\n{}\n]}}\n", lines.join(",\n"));
+    let (found, damage) = of_before(text.as_bytes());
+    assert_eq!((found.into_iter().collect::<BTreeMap<_, _>>(), damage), (records(&all), None));
     for damaged in
-        [&good[..good.len() / 2], "", "[]", "\0\u{1b}[31m", &good.replace("\"format\":1", "\"format\":2")]
+        [&text[..text.len() / 2], "", "[]", "\0\u{1b}[31m", &text.replace("\"format\":1", "\"format\":2")]
     {
-        std::fs::write(folder.path().join(KEY), damaged).unwrap();
-        let (mut kept, all, problems) = Kept::load(store.clone(), now).await.unwrap();
-        let [problem, aside] = &problems[..] else { panic!("{damaged:?}: {problems:?}") };
-        assert!(problem.contains("is damaged: ") && !problem.contains('\u{1b}'), "{problem}");
-        assert!(aside.contains(DAMAGED), "{aside}");
-        assert_eq!(std::fs::read_to_string(folder.path().join(DAMAGED)).unwrap(), damaged);
-        assert_eq!(all.count(), 0);
-        // Those who register again are kept as ever.
-        let mut all = Registered::default();
-        all.register(said("db-9", "10.0.0.1:1", ""), &[], id(1), now).unwrap();
-        kept.save(kept.draft(&all).unwrap()).await.unwrap();
-        assert_eq!(std::fs::read_to_string(folder.path().join(KEY)).unwrap(), all.written());
+        let (found, damage) = of_before(damaged.as_bytes());
+        assert!(found.is_empty() && !damage.unwrap().contains('\u{1b}'), "{damaged:?}");
     }
-    std::fs::write(folder.path().join(KEY), good.replace("10.0.0.1:1", "10.0.0.1")).unwrap();
-    let (mut kept, all, problems) = Kept::load(store.clone(), now).await.unwrap();
-    assert!(
-        problems[0].starts_with("registered.json: registrations[0] is left out: endpoints[0].address"),
-        "{problems:?}"
-    );
-    assert!(std::fs::read_to_string(folder.path().join(DAMAGED)).unwrap().contains("\"10.0.0.1\""));
-    assert_eq!(shown(&all), ["db-1.db.pxc:3306 10.0.0.2:1"]);
-    // An operator's edit under a running agent: said, and then replaced.
-    std::fs::write(folder.path().join(KEY), "edited").unwrap();
-    let edited = kept.save(kept.draft(&all).unwrap()).await;
-    assert!(matches!(edited, Err(KeepError::Elsewhere)), "{edited:?}");
-    kept.save(kept.draft(&all).unwrap()).await.unwrap();
-    assert!(kept.draft(&all).is_none());
-    assert_eq!(std::fs::read_to_string(folder.path().join(KEY)).unwrap(), all.written());
 }
 
 #[derive(Clone, Debug)]
@@ -396,11 +390,9 @@ impl Model {
     }
 }
 
-async fn run(steps: Vec<Step>) -> Result<(), TestCaseError> {
-    let folder = tempfile::tempdir().unwrap();
+fn run(steps: Vec<Step>) -> Result<(), TestCaseError> {
     let start = Instant::now();
-    let (mut kept, mut all, _) =
-        Kept::load(Arc::new(FileStore::open(folder.path()).unwrap()), start).await.unwrap();
+    let (mut persisted, mut all) = (BTreeMap::new(), Registered::default());
     let (mut model, mut now, mut fresh) = (Model::default(), 0, 0_u8);
     let at = |now: u64| start + Duration::from_secs(now);
     let number = |shows| match shows {
@@ -429,14 +421,14 @@ async fn run(steps: Vec<Step>) -> Result<(), TestCaseError> {
             }
             Step::Expire => prop_assert_eq!(all.expire(at(now)), model.expire(now)),
             Step::Restart => {
-                if let Some(draft) = kept.draft(&all) {
-                    kept.save(draft).await.unwrap();
+                for key in all.changed() {
+                    match all.record(&key) {
+                        Some(record) => _ = persisted.insert(key, record),
+                        None => _ = persisted.remove(&key),
+                    }
                 }
-                drop(kept);
-                let store = Arc::new(FileStore::open(folder.path()).unwrap());
-                let problems;
-                (kept, all, problems) = Kept::load(store, at(now)).await.unwrap();
-                prop_assert_eq!(problems, [""; 0]);
+                prop_assert_eq!(&persisted, &records(&all));
+                all = restarted(&persisted, at(now));
                 model.0.iter_mut().for_each(|row| row.ends = now + row.ttl);
             }
             Step::Wait(seconds) => now += seconds,
@@ -453,6 +445,6 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 96, failure_persistence: None, ..ProptestConfig::default() })]
     #[test]
     fn any_order_of_words_ends_as_a_list_says(steps in steps()) {
-        Runtime::new().unwrap().block_on(run(steps))?;
+        run(steps)?;
     }
 }

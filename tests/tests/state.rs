@@ -1,0 +1,374 @@
+//! What is done to the state of an agent and a gateway while they run and between two starts: full disks, read-only
+//! ones, failing ones, kill -9, and damage of every kind at every file. Nobody ends, nobody hangs, nothing is
+//! withdrawn but records that were damaged, and each of those is named. Row 20 of the hazards. Tokens, registrations
+//! and single stores have tests beside their code.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test"
+)]
+
+use std::collections::BTreeSet;
+use std::env;
+use std::fs::{self, OpenOptions};
+use std::io;
+use std::os::unix::fs::{FileExt as _, PermissionsExt as _, symlink};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use fastrand::Rng;
+use isthmus_tests::cluster::Cluster;
+use isthmus_tests::endpoint::Scripted;
+use isthmus_tests::gateway::Gateway;
+use isthmus_tests::wait::until;
+use isthmus_tests::{figure, is_root, skip};
+use rustix::fs::{CWD, Mode, mkfifoat};
+use serde_json::Value;
+
+/// Hosts that are always registered, and those that come and go.
+const STANDING: usize = 8;
+const HOSTS: usize = 24;
+const IMPORTED: [&str; 2] = ["one.bookinfo.svc.cluster.local", "two.bookinfo.svc.cluster.local"];
+const STEPS: usize = 1_000;
+/// Steps from one look at everything to the next.
+const ROUND: usize = 25;
+const SHIM: &str = include_str!("state/shim.c");
+/// Where the shim looks for the errno of the day, and what it lets fail.
+const ERRNO_FILE: &str = "ISTHMUS_FAULT_ERRNO_FILE";
+const UNDER: &str = "ISTHMUS_FAULT_UNDER";
+/// EIO, ENOSPC and EROFS.
+const ERRNOS: [&str; 3] = ["5", "28", "30"];
+
+fn host(number: usize) -> String {
+    format!("h{number}.bookinfo.svc.cluster.local")
+}
+
+fn service(host: &str, endpoint: &Scripted) -> String {
+    format!(
+        "services: [{{ host: {host}, allow_unauthenticated: true, endpoints: [{{ address: '{}' }}] }}]",
+        endpoint.address()
+    )
+}
+
+/// Runs a command to its end; whether it succeeded.
+fn run(program: &str, words: &[&str]) -> bool {
+    Command::new(program).args(words).output().is_ok_and(|output| output.status.success())
+}
+
+/// Two programs with state, each on a disk of its own.
+struct World {
+    seed: Rng,
+    east: Cluster,
+    _west: Cluster,
+    gateway: Gateway,
+    endpoint: Scripted,
+    registered: BTreeSet<usize>,
+    faults: PathBuf,
+    tally: Tally,
+}
+
+#[derive(Debug, Default)]
+struct Tally {
+    damages: usize,
+    restarts: usize,
+    lost: usize,
+}
+
+impl World {
+    fn new(seed: u64) -> World {
+        let faults: PathBuf = env::var_os(ERRNO_FILE).unwrap().into();
+        let endpoint = Scripted::echo(b"one....");
+        let (mut east, mut west) = (Cluster::new("east"), Cluster::new("west"));
+        east.believe(&west);
+        west.believe(&east);
+        for folder in [east.path("state"), east.path("gw-1")] {
+            fs::create_dir(&folder).unwrap();
+            assert!(run("mount", &["-t", "tmpfs", "-o", "size=6m", "tmpfs", folder.to_str().unwrap()]));
+        }
+        west.set("gateways", "[{ name: gw-1, address: 127.0.0.1, port: 1 }]");
+        west.set("exports", "[{ workspace: [bookinfo] }]");
+        east.set("state", &east.path("state").display().to_string());
+        east.set(
+            "imports",
+            "[{ cluster: west, hosts: ['*.bookinfo.svc.cluster.local'], gatewayCIDRs: [127.0.0.0/8] }]",
+        );
+        for name in IMPORTED {
+            west.register(&format!("{name}.yaml"), &service(name, &endpoint));
+        }
+        east.start();
+        west.set("peers", &format!("[{}]", east.as_peer()));
+        west.start();
+        east.stop();
+        east.set("peers", &format!("[{}]", west.as_peer()));
+        for number in 0..STANDING {
+            east.register(&format!("h{number}.yaml"), &service(&host(number), &endpoint));
+        }
+        east.start();
+        let gateway = east.gateway("gw-1");
+        let world = World {
+            seed: Rng::with_seed(seed),
+            east,
+            _west: west,
+            gateway,
+            endpoint,
+            registered: (0..STANDING).collect(),
+            faults,
+            tally: Tally::default(),
+        };
+        until("the gateway has everything", || world.has_all());
+        world
+    }
+
+    /// The names that the gateway leads somewhere.
+    fn names(&self) -> BTreeSet<String> {
+        let page = self.gateway.admin("GET", "/services?limit=1000").json();
+        let items = page["items"].as_array().unwrap();
+        items
+            .iter()
+            .map(|item| item["service"].as_str().unwrap().split(':').next().unwrap().to_owned())
+            .collect()
+    }
+
+    fn standing() -> BTreeSet<String> {
+        (0..STANDING).map(host).chain(IMPORTED.map(str::to_owned)).collect()
+    }
+
+    fn has_all(&self) -> bool {
+        let expected = self.registered.iter().copied().map(host).chain(IMPORTED.map(str::to_owned)).collect();
+        self.names() == expected
+    }
+
+    fn step(&mut self) {
+        match self.seed.u32(..20) {
+            0..5 => self.edit(),
+            5..11 => self.damage("gw-1"),
+            11..16 => self.damage("state"),
+            16 => fs::write(&self.faults, self.seed.choice(ERRNOS).unwrap()).unwrap(),
+            17 => self.for_each_disk(|disk| _ = fs::write(disk.join("fill"), vec![0; 8 << 20])),
+            18 => self.remount("ro"),
+            _ => self.mend(),
+        }
+    }
+
+    fn edit(&mut self) {
+        let number = self.seed.usize(STANDING..HOSTS);
+        if self.registered.remove(&number) {
+            self.east.forget(&format!("h{number}.yaml"));
+        } else {
+            self.registered.insert(number);
+            self.east.register(&format!("h{number}.yaml"), &service(&host(number), &self.endpoint));
+        }
+    }
+
+    fn for_each_disk(&self, work: impl Fn(&Path)) {
+        ["state", "gw-1"].iter().for_each(|name| work(&self.east.path(name)));
+    }
+
+    /// One that is being written to stays as it is.
+    fn remount(&self, how: &str) {
+        let options = format!("remount,{how}");
+        self.for_each_disk(|disk| _ = run("mount", &["-o", &options, disk.to_str().unwrap()]));
+    }
+
+    /// The disks are as they should be.
+    fn mend(&self) {
+        let _ = fs::remove_file(&self.faults);
+        self.remount("rw");
+        self.for_each_disk(|disk| _ = fs::remove_file(disk.join("fill")));
+    }
+
+    /// Does something to a file of one program's state. A disk that is full or read-only may not let it.
+    fn damage(&mut self, folder: &str) {
+        let folder = self.east.path(folder);
+        let names = [
+            "slices.db",
+            "slices.db-journal",
+            "registrations.db",
+            "acknowledged.json",
+            "peers/north.json",
+            "peers/west.json~",
+            "agent.slices",
+            "own.slices",
+            "imports/west.slices",
+            "registered.json",
+        ];
+        let path = folder.join(*self.seed.choice(names.iter()).unwrap());
+        if let Some(parent) = path.parent() {
+            let _ = fs::create_dir(parent);
+        }
+        self.tally.damages += usize::from(damage(&path, &mut self.seed).is_ok());
+    }
+
+    /// Both are there and answer; one of them, or both, are killed and come back.
+    fn look(&mut self) {
+        assert!(self.gateway.runs(), "the gateway has ended");
+        assert!(self.gateway.is_ready());
+        let missing: Vec<_> = World::standing().difference(&self.names()).cloned().collect();
+        assert_eq!(missing, [""; 0], "withdrawn while nothing was restarted");
+        let _alive = self.east.ask("/status");
+        match self.seed.u32(..4) {
+            0 => self.restart_agent(),
+            1 => self.restart_gateway(),
+            2 => {
+                self.restart_agent();
+                self.restart_gateway();
+            }
+            _ => self.restart_gateway_alone(),
+        }
+        until("the gateway has everything", || self.has_all());
+    }
+
+    /// The gateway keeps what it has while the agent comes back, with whatever state.
+    fn restart_agent(&mut self) {
+        self.tally.restarts += 1;
+        self.east.stop();
+        self.east.start();
+        let standing = World::standing();
+        until("the gateway hears the agent", || {
+            let missing: Vec<_> = standing.difference(&self.names()).cloned().collect();
+            assert_eq!(missing, [""; 0], "withdrawn because the agent was restarted");
+            let status = self.gateway.admin("GET", "/status").json();
+            status["agent"]["connected"] == true
+                && self.east.ask("/status")["peers"]["west"]["connected"] == true
+        });
+    }
+
+    fn restart_gateway(&mut self) {
+        self.tally.restarts += 1;
+        let again = self.east.setup("gw-1").ports_of(&self.gateway);
+        self.gateway.kill();
+        self.gateway = again.start();
+    }
+
+    /// Once everything is written the gateway starts with nothing but a damaged file.
+    fn restart_gateway_alone(&mut self) {
+        self.mend();
+        until("the gateway has everything", || self.has_all());
+        until("it has written that", || {
+            let state = self.gateway.admin("GET", "/status").json()["state"].clone();
+            state["usable"] == true && state["behind"] == false
+        });
+        let before = self.names();
+        self.east.stop();
+        self.gateway.kill();
+        let path = self.east.path("gw-1/slices.db");
+        let how = damage(&path, &mut self.seed).unwrap();
+        let again = self.east.setup("gw-1").ports_of(&self.gateway);
+        self.tally.restarts += 1;
+        self.gateway = again.start();
+        let now = self.names();
+        let said = self.gateway.errors().join("\n");
+        let missing: Vec<_> = before.difference(&now).collect();
+        let named = |name: &&String| {
+            said.lines().any(|line| line.contains("is lost") && line.contains(name.as_str()))
+        };
+        let unnamed: Vec<_> = missing.iter().filter(|name| !named(name)).collect();
+        // Who has taken the whole file away has taken what it would have said, too.
+        let is_said = how == "removed" || said.contains("the state file is damaged");
+        assert!(missing.is_empty() || is_said, "{how}: {missing:?} are gone in silence:\n{said}");
+        // A bit is one record's; a file that is cut off takes the names along.
+        if how == "flip" {
+            assert!(
+                missing.len() <= 1 && unnamed.is_empty(),
+                "{how}: {missing:?}, of which {unnamed:?}:\n{said}"
+            );
+        }
+        assert!(now.is_subset(&before), "{how}: something has come back");
+        self.tally.lost += missing.len();
+        self.east.start();
+    }
+}
+
+impl Drop for World {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(&self.faults);
+        self.gateway.kill();
+        self.east.stop();
+        self.for_each_disk(|disk| _ = run("umount", &["-l", disk.to_str().unwrap()]));
+    }
+}
+
+/// Does something to a file; says what.
+fn damage(path: &Path, seed: &mut Rng) -> io::Result<&'static str> {
+    let open = || OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path);
+    let is_file = fs::symlink_metadata(path).is_ok_and(|facts| facts.is_file() && facts.len() > 0);
+    let kind = if is_file { seed.u32(..9) } else { seed.u32(5..9) };
+    if kind >= 5 {
+        let _ = fs::remove_file(path).or_else(|_| fs::remove_dir(path));
+    } else {
+        fs::set_permissions(path, fs::Permissions::from_mode(0o666))?;
+    }
+    let length = fs::metadata(path).map_or(0, |facts| facts.len());
+    match kind {
+        0 | 1 => {
+            let (file, place, mut byte) = (open()?, seed.u64(..length), [0]);
+            file.read_exact_at(&mut byte, place)?;
+            byte[0] ^= 1 << seed.u32(..8);
+            file.write_all_at(&byte, place)?;
+            Ok("flip")
+        }
+        2 => open()?.set_len(seed.u64(..length)).map(|()| "cut off"),
+        3 => open()?.write_all_at(&[0; 4096], seed.u64(..length) & !4095).map(|()| "a page of zeros"),
+        4 => {
+            let noise: Vec<u8> = std::iter::repeat_with(|| seed.u8(..)).take(300).collect();
+            open()?.write_all_at(&noise, seed.u64(..length)).map(|()| "noise")
+        }
+        5 => mkfifoat(CWD, path, Mode::RUSR | Mode::WUSR).map(|()| "a pipe").map_err(io::Error::from),
+        6 => fs::create_dir(path).map(|()| "a directory"),
+        7 => symlink("/dev/zero", path).map(|()| "a link"),
+        _ => Ok("removed"),
+    }
+}
+
+/// A thousand steps in a mount namespace of its own, with the shim loaded into every program.
+#[test]
+fn state_that_is_damaged_full_or_failing_ends_nobody_and_withdraws_nothing_else() {
+    const NAME: &str = "state_that_is_damaged_full_or_failing_ends_nobody_and_withdraws_nothing_else";
+    if env::var_os(ERRNO_FILE).is_some() {
+        let mut world = World::new(13);
+        for step in 1..=STEPS {
+            world.step();
+            if step % ROUND == 0 {
+                world.look();
+            }
+        }
+        world.mend();
+        until("all is well again", || {
+            let [gateway, agent] = [world.gateway.admin("GET", "/status").json(), world.east.ask("/status")];
+            let stores = agent["state"]["stores"].as_array().unwrap();
+            let all: Vec<&Value> = stores.iter().chain([&gateway["state"]]).collect();
+            world.has_all() && all.iter().all(|store| store["usable"] == true && store["behind"] == false)
+        });
+        let Tally { damages, restarts, lost } = world.tally;
+        assert!(damages > 300 && restarts > 30, "{:?}", world.tally);
+        figure!(
+            "{STEPS} steps, {damages} damages, {restarts} restarts: 0 ends, 0 hangs, {lost} damaged records lost and named"
+        );
+        return;
+    }
+    if !is_root() {
+        skip!("mounts need root");
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let [source, shim] = ["shim.c", "shim.so"].map(|name| folder.path().join(name));
+    fs::write(&source, SHIM).unwrap();
+    let files = [source.to_str().unwrap(), "-o", shim.to_str().unwrap(), "-ldl"];
+    if !run("cc", &[&["-shared", "-fPIC"][..], &files].concat()) {
+        skip!("cc cannot make a shared library");
+    }
+    for program in [isthmus_tests::binary::gateway(), isthmus_tests::binary::agent()] {
+        assert!(program.exists());
+    }
+    let status = Command::new("setpriv")
+        .args(["--pdeathsig=KILL", "unshare", "--mount"])
+        .arg(env::current_exe().unwrap())
+        .args(["--exact", NAME, "--nocapture"])
+        .env("LD_PRELOAD", &shim)
+        .env(ERRNO_FILE, folder.path().join("errno"))
+        .env(UNDER, "/slices.db:/registrations.db:/acknowledged.json:/peers/")
+        .status();
+    assert!(status.unwrap().success(), "the world above says why");
+}

@@ -1,0 +1,193 @@
+//! What an agent persists for a restart, and where: slices, its own and those of peers, in one file; registrations in
+//! another. Not the store, which is `isthmus_store`; without a usable one the agent serves all the same.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+use std::sync::{Arc, Mutex};
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
+
+use isthmus_store::{Adopted, Health, Persistence, Record, Source, journal};
+
+use crate::registry::registered::records;
+use crate::slice::{Cluster, Key, Slice};
+
+use super::locked;
+use super::state::State;
+
+/// The files in the state directory.
+const SLICES: &str = "slices.db";
+const REGISTRATIONS: &str = "registrations.db";
+/// Where the same stood before.
+const OWN_JOURNAL: &str = "own.slices";
+const IMPORTS: &str = "imports";
+const JOURNAL_SUFFIX: &str = ".slices";
+const REGISTERED: &str = "registered.json";
+/// Clusters whose journals are looked at.
+const MOST_JOURNALS: usize = 10_000;
+/// Kinds of records.
+const OWN: &str = "own/";
+const IMPORT: &str = "import/";
+
+/// Milliseconds since 1970: higher than any before, unless a clock was set back and nothing was persisted.
+pub(super) fn incarnation() -> u64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(now.as_millis()).unwrap_or(u64::MAX).max(1)
+}
+
+/// The key of an own slice.
+pub(super) fn own(key: &Key) -> String {
+    format!("{OWN}{key}")
+}
+
+/// The key of a slice that a peer has given, by its name.
+pub(super) fn import(from: &Cluster, name: &str) -> String {
+    format!("{IMPORT}{from}/{name}")
+}
+
+/// Slices as they were persisted.
+#[derive(Debug, Default)]
+pub(super) struct Slices {
+    pub(super) own: Vec<Slice>,
+    /// By the peer that gave them, with their names.
+    pub(super) imports: BTreeMap<Cluster, BTreeMap<String, Vec<u8>>>,
+}
+
+impl Slices {
+    /// What is no slice is named and left out.
+    pub(super) fn read(records: impl IntoIterator<Item = Record>) -> Slices {
+        let mut slices = Slices::default();
+        for (key, bytes) in records {
+            if let Some((from, name)) = key.strip_prefix(IMPORT).and_then(of_peer) {
+                slices.imports.entry(from).or_default().insert(name.to_owned(), bytes);
+                continue;
+            }
+            match Slice::decode(&bytes) {
+                Ok(slice) if own(&slice.key) == key => slices.own.push(slice),
+                Ok(_) => tracing::warn!(record = ?key, "ignoring a persisted slice under another name"),
+                Err(why) => tracing::warn!(record = ?key, %why, "ignoring an invalid persisted slice"),
+            }
+        }
+        slices
+    }
+}
+
+fn of_peer(key: &str) -> Option<(Cluster, &str)> {
+    let (from, name) = key.split_once('/')?;
+    Some((from.parse().ok()?, name))
+}
+
+/// Both stores of an agent that persists anything.
+#[derive(Debug)]
+pub(super) struct Stores {
+    slices: Persistence,
+    registrations: Persistence,
+}
+
+/// Both stores, and what stood in them.
+pub(super) struct Opened {
+    pub(super) stores: Stores,
+    pub(super) slices: Slices,
+    pub(super) registrations: Vec<Record>,
+}
+
+impl Stores {
+    /// Opens both, and takes over what stood elsewhere before.
+    pub(super) fn open(folder: &Path) -> Opened {
+        let (mut slices, records) = Persistence::open("slices", folder, SLICES);
+        let mut before = slices.adopt(&folder.join(OWN_JOURNAL), journal);
+        before.iter_mut().for_each(|(name, _)| name.insert_str(0, OWN));
+        for (from, file) in journals(&folder.join(IMPORTS)) {
+            let imported = slices.adopt(&folder.join(IMPORTS).join(file), journal);
+            before.extend(imported.into_iter().map(|(name, bytes)| (import(&from, &name), bytes)));
+        }
+        let (mut registrations, registered) = Persistence::open("registrations", folder, REGISTRATIONS);
+        let mut all = registrations.adopt(&folder.join(REGISTERED), |bytes| {
+            let (records, damage) = records::of_before(bytes);
+            Adopted { records, damage }
+        });
+        all.extend(registered);
+        let mut merged: BTreeMap<_, _> = before.into_iter().collect();
+        merged.extend(records);
+        Opened { stores: Stores { slices, registrations }, slices: Slices::read(merged), registrations: all }
+    }
+
+    /// Persists what changes from now on. The sources live as long as what is returned.
+    pub(super) fn begin(&mut self, state: &Arc<Mutex<State>>) -> [Arc<dyn Source>; 2] {
+        let slices = Arc::new(OfSlices(Arc::clone(state)));
+        let registrations = Arc::new(OfRegistrations(Arc::clone(state)));
+        self.slices.begin(Arc::<OfSlices>::downgrade(&slices));
+        self.registrations.begin(Arc::<OfRegistrations>::downgrade(&registrations));
+        [slices, registrations]
+    }
+
+    /// A slice has changed, or is gone.
+    pub(super) fn slice_changed(&self, key: String) {
+        self.slices.changed(key);
+    }
+
+    /// A registration has changed, or is gone.
+    pub(super) fn registration_changed(&self, key: String) {
+        self.registrations.changed(key);
+    }
+
+    /// How it stands with them.
+    pub(super) fn health(&self) -> [Arc<Health>; 2] {
+        [self.slices.health(), self.registrations.health()]
+    }
+}
+
+/// The journals of peers' slices, as they were kept before.
+fn journals(folder: &Path) -> Vec<(Cluster, String)> {
+    let Ok(entries) = fs::read_dir(folder) else { return Vec::new() };
+    let names = entries.take(MOST_JOURNALS).filter_map(|entry| entry.ok()?.file_name().into_string().ok());
+    let cluster = |name: &str| name.strip_suffix(JOURNAL_SUFFIX)?.parse().ok();
+    names.filter_map(|name| Some((cluster(&name)?, name))).collect()
+}
+
+struct OfSlices(Arc<Mutex<State>>);
+
+impl Source for OfSlices {
+    fn keys(&self) -> Vec<String> {
+        let state = locked(&self.0);
+        let own = state.own().map(|slice| own(&slice.key));
+        let imports = state.imports.persistent().map(|(from, key)| import(from, &key.to_string()));
+        let names = state.unclaimed.iter().flat_map(|(from, all)| all.keys().map(|name| import(from, name)));
+        own.chain(imports).chain(names).collect()
+    }
+
+    fn values(&self, keys: &[String]) -> Vec<Option<Vec<u8>>> {
+        let state = locked(&self.0);
+        let value = |key: &String| {
+            if let Some(name) = key.strip_prefix(OWN) {
+                return Some(state.offer_of(&name.parse::<Key>().ok()?.host)?.encode());
+            }
+            let (from, name) = key.strip_prefix(IMPORT).and_then(of_peer)?;
+            let unclaimed = || state.unclaimed.get(&from)?.get(name).cloned();
+            let slice = name.parse().ok().and_then(|key| state.imports.to_persist(&from, &key));
+            slice.map(|slice| slice.encode()).or_else(unclaimed)
+        };
+        keys.iter().map(value).collect()
+    }
+
+    fn restore(&self, records: Vec<Record>) {
+        locked(&self.0).restore_imports(Slices::read(records).imports);
+    }
+}
+
+struct OfRegistrations(Arc<Mutex<State>>);
+
+impl Source for OfRegistrations {
+    fn keys(&self) -> Vec<String> {
+        locked(&self.0).registered.keys()
+    }
+
+    fn values(&self, keys: &[String]) -> Vec<Option<Vec<u8>>> {
+        let state = locked(&self.0);
+        keys.iter().map(|key| state.registered.record(key)).collect()
+    }
+
+    fn restore(&self, records: Vec<Record>) {
+        locked(&self.0).restore_registrations(records, Instant::now());
+    }
+}

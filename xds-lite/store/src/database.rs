@@ -1,0 +1,325 @@
+//! One database file: records under keys, read as a whole when it is opened and written in batches. It says what is
+//! damaged; what becomes of that is `persistence`'s to decide.
+
+use std::collections::BTreeSet;
+use std::fs::{self, Metadata};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use rusqlite::types::ValueRef;
+use rusqlite::{Connection, ErrorCode, OpenFlags, Row, TransactionBehavior, params};
+
+use crate::files;
+use crate::persistence::Record;
+use crate::record;
+use crate::salvage::{self, PAGE, salvage};
+
+/// Files that SQLite has beside its own.
+const BESIDE: [&str; 3] = ["-journal", "-wal", "-shm"];
+const SCHEMA: &str = "
+    CREATE TABLE records (key TEXT NOT NULL, value BLOB NOT NULL, checksum BLOB NOT NULL);
+    CREATE UNIQUE INDEX records_by_key ON records (key);
+    PRAGMA user_version = 1;";
+const VERSION: i64 = 1;
+/// For a process that is just ending.
+const PATIENCE: Duration = Duration::from_millis(300);
+const UPSERT: &str = "INSERT INTO records (key, value, checksum) VALUES (?1, ?2, ?3)
+    ON CONFLICT (key) DO UPDATE SET value = excluded.value, checksum = excluded.checksum";
+
+/// Why a database does not do what it is asked for.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Failure {
+    /// It holds something else than what was written.
+    #[error("{0}")]
+    Damaged(String),
+    /// The disk, its rights or another process does not let us.
+    #[error("{0}")]
+    Unusable(String),
+}
+
+/// An open database.
+#[derive(Debug)]
+pub(crate) struct Database {
+    connection: Connection,
+    path: PathBuf,
+    identity: (u64, u64),
+}
+
+/// What stood in a database.
+#[derive(Debug, Default)]
+pub(crate) struct Loaded {
+    /// Records that are as they were written.
+    pub(crate) records: Vec<Record>,
+    /// What is wrong with the file, if anything is.
+    pub(crate) damage: Option<Damage>,
+    /// What stood where the file or one beside it must, and how it is called now.
+    pub(crate) aside: Vec<PathBuf>,
+}
+
+/// A file that is not as it was written.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) struct Damage {
+    pub(crate) why: String,
+    /// Keys of records that are lost.
+    pub(crate) lost: BTreeSet<String>,
+}
+
+impl Database {
+    /// Opens a file in a directory that is there, made if it is not, and reads it. A damaged one is read and not open.
+    pub(crate) fn open(path: &Path) -> Result<(Option<Database>, Loaded), Failure> {
+        let aside = clear(path)?;
+        // SQLite takes an empty file for a new one.
+        let is_empty = files::facts(path).map_err(unusable)?.is_some_and(|facts| facts.len() == 0);
+        let file = files::private_file(path).map_err(unusable)?;
+        let identity = files::identity(&file.metadata().map_err(unusable)?);
+        // Closed before SQLite opens it: closing it later would let go of SQLite's locks.
+        drop(file);
+        let attempt = || -> Result<_, Failure> {
+            let connection = connect(path)?;
+            if is_empty {
+                return Err(Failure::Damaged("is empty".to_owned()));
+            }
+            let (Rows { good, bad }, keys) = (rows(&connection)?, indexed(&connection)?);
+            let damage = compare(&good, bad, keys);
+            Ok((connection, Loaded { records: good, damage, aside: Vec::new() }))
+        };
+        let (database, loaded) = match attempt() {
+            Ok((connection, loaded)) if loaded.damage.is_none() => {
+                (Some(Database { connection, path: path.to_owned(), identity }), loaded)
+            }
+            // Its pages are read once more, one by one: a record may be lost to the tree that is there all the same.
+            Ok((connection, loaded)) => {
+                drop(connection);
+                (None, read_pages(path, loaded)?)
+            }
+            Err(Failure::Damaged(why)) => {
+                let damage = Some(Damage { why, lost: BTreeSet::new() });
+                let loaded = read_pages(path, Loaded { damage, ..Loaded::default() })?;
+                (None, loaded)
+            }
+            Err(unusable) => return Err(unusable),
+        };
+        Ok((database, Loaded { aside, ..loaded }))
+    }
+
+    /// Whether the file is still the one under its name, as far as that can be told.
+    pub(crate) fn is_in_place(&self) -> bool {
+        let is_it =
+            |facts: Option<Metadata>| facts.is_some_and(|facts| files::identity(&facts) == self.identity);
+        files::facts(&self.path).map_or(true, is_it)
+    }
+
+    /// The keys that have a record.
+    pub(crate) fn keys(&self) -> Result<BTreeSet<String>, Failure> {
+        indexed(&self.connection)
+    }
+
+    /// Writes values under keys, and removes keys that have none: all of them or nothing.
+    pub(crate) fn write(&mut self, changes: &[(String, Option<Vec<u8>>)]) -> Result<(), Failure> {
+        let transaction = self.connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+        {
+            let mut upsert = transaction.prepare(UPSERT)?;
+            let mut delete = transaction.prepare("DELETE FROM records WHERE key = ?1")?;
+            for (key, value) in changes {
+                match value {
+                    Some(value) => upsert.execute(params![key, value, record::checksum(key, value)])?,
+                    None => delete.execute(params![key])?,
+                };
+            }
+        }
+        Ok(transaction.commit()?)
+    }
+
+    /// Puts another file in the place of the one under a path, filled by `fill` first.
+    pub(crate) fn replace(
+        path: &Path,
+        fill: impl FnOnce(&mut Database) -> Result<(), Failure>,
+    ) -> Result<Replaced, Failure> {
+        let next = files::beside(path, ".new");
+        remove(&next)?;
+        let opened = Database::open(&next);
+        let written = opened.and_then(|(database, _)| {
+            let mut database =
+                database.ok_or_else(|| Failure::Unusable("a new file is damaged".to_owned()))?;
+            fill(&mut database)?;
+            database.connection.close().map_err(|(_, error)| error.into())
+        });
+        if let Err(failure) = written {
+            let _ = remove(&next);
+            return Err(failure);
+        }
+        let mut aside = Vec::new();
+        for path in all_files(path) {
+            if files::facts(&path).map_err(unusable)?.is_some() {
+                aside.push(files::set_aside(&path).map_err(unusable)?);
+            }
+        }
+        fs::rename(&next, path).map_err(unusable)?;
+        files::sync_folder_of(path).map_err(unusable)?;
+        let (database, _) = Database::open(path)?;
+        let database =
+            database.ok_or_else(|| Failure::Damaged("was damaged as soon as it was written".to_owned()))?;
+        Ok(Replaced { database, aside })
+    }
+}
+
+/// What the table has against what the index names.
+fn compare(good: &[Record], bad: BTreeSet<String>, mut keys: BTreeSet<String>) -> Option<Damage> {
+    let count = keys.len();
+    good.iter().for_each(|(key, _)| _ = keys.remove(key));
+    if bad.is_empty() && keys.is_empty() && count == good.len() {
+        return None;
+    }
+    // An index that names no more than there is has damaged keys of its own.
+    let lost = match count > good.len() {
+        true => keys,
+        false => bad,
+    };
+    Some(Damage { why: "records differ from what was written".to_owned(), lost })
+}
+
+/// What the pages of a damaged file hold beside what was read already.
+fn read_pages(path: &Path, read: Loaded) -> Result<Loaded, Failure> {
+    let file = files::existing_file(path).map_err(unusable)?;
+    let found = salvage(&file).map_err(unusable)?;
+    let mut damage = read.damage.unwrap_or_default();
+    if read.records.is_empty() {
+        damage.lost.extend(found.named);
+    }
+    let mut records = found.records;
+    records.extend(read.records);
+    damage.lost.retain(|key| !records.contains_key(key));
+    Ok(Loaded { records: records.into_iter().collect(), damage: Some(damage), aside: Vec::new() })
+}
+
+/// The file, and those that SQLite has beside it.
+fn all_files(path: &Path) -> impl Iterator<Item = PathBuf> {
+    [""].into_iter().chain(BESIDE).map(|suffix| files::beside(path, suffix))
+}
+
+/// Sets aside what is no file and stands where one must: opening a pipe would wait for ever.
+fn clear(path: &Path) -> Result<Vec<PathBuf>, Failure> {
+    let mut aside = Vec::new();
+    for path in all_files(path) {
+        if files::facts(&path).map_err(unusable)?.is_some_and(|facts| !facts.is_file()) {
+            aside.push(files::set_aside(&path).map_err(unusable)?);
+        }
+    }
+    Ok(aside)
+}
+
+/// A database that was made anew.
+#[derive(Debug)]
+pub(crate) struct Replaced {
+    pub(crate) database: Database,
+    /// What stood there before, as it is called now.
+    pub(crate) aside: Vec<PathBuf>,
+}
+
+fn connect(path: &Path) -> Result<Connection, Failure> {
+    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE
+        | OpenFlags::SQLITE_OPEN_NO_MUTEX
+        | OpenFlags::SQLITE_OPEN_NOFOLLOW
+        | OpenFlags::SQLITE_OPEN_EXRESCODE;
+    let connection = Connection::open_with_flags(path, flags)?;
+    connection.busy_timeout(PATIENCE)?;
+    // Nobody else's while it is open; and memory of 2 MiB, never mapped: a file that is cut off must not end us.
+    connection.execute_batch(&format!(
+        "PRAGMA page_size = {PAGE}; PRAGMA locking_mode = EXCLUSIVE; PRAGMA journal_mode = DELETE;
+         PRAGMA synchronous = FULL; PRAGMA secure_delete = ON; PRAGMA cell_size_check = ON;
+         PRAGMA trusted_schema = OFF; PRAGMA mmap_size = 0; PRAGMA cache_size = -2048; PRAGMA temp_store = MEMORY;
+         BEGIN EXCLUSIVE; COMMIT;"
+    ))?;
+    match connection.query_row("PRAGMA user_version", [], |row| row.get(0))? {
+        VERSION => {}
+        0 if connection
+            .query_row("SELECT count(*) FROM sqlite_schema", [], |row| Ok(row.get::<_, i64>(0)? == 0))? =>
+        {
+            connection.execute_batch(&format!("BEGIN IMMEDIATE; {SCHEMA} COMMIT;"))?;
+        }
+        other => return Err(Failure::Damaged(format!("has format {other}, and {VERSION} is known here"))),
+    }
+    Ok(connection)
+}
+
+#[derive(Default)]
+struct Rows {
+    good: Vec<Record>,
+    /// Their keys, as far as they have one.
+    bad: BTreeSet<String>,
+}
+
+/// All rows of the table, whatever the index says.
+fn rows(connection: &Connection) -> Result<Rows, Failure> {
+    let mut rows = Rows::default();
+    let mut statement =
+        connection.prepare("SELECT key, value, checksum FROM records NOT INDEXED ORDER BY rowid")?;
+    let mut found = statement.query([])?;
+    while let Some(row) = found.next()? {
+        let [key, value, sum] = [bytes(row, 0)?, bytes(row, 1)?, bytes(row, 2)?];
+        match record::checked(key, value, sum) {
+            Some(record) => rows.good.push(record),
+            None => rows.bad.extend(salvage::name(key)),
+        }
+    }
+    Ok(rows)
+}
+
+/// The keys of the index, whatever the table has.
+fn indexed(connection: &Connection) -> Result<BTreeSet<String>, Failure> {
+    let mut keys = BTreeSet::new();
+    let mut statement =
+        connection.prepare("SELECT key FROM records INDEXED BY records_by_key ORDER BY key")?;
+    let mut found = statement.query([])?;
+    while let Some(row) = found.next()? {
+        keys.extend(salvage::name(bytes(row, 0)?));
+    }
+    Ok(keys)
+}
+
+/// A damaged row may have something else in a column.
+fn bytes<'a>(row: &'a Row<'_>, column: usize) -> Result<&'a [u8], Failure> {
+    match row.get_ref(column)? {
+        ValueRef::Text(bytes) | ValueRef::Blob(bytes) => Ok(bytes),
+        _ => Ok(&[]),
+    }
+}
+
+fn remove(path: &Path) -> Result<(), Failure> {
+    for path in all_files(path) {
+        match files::facts(&path).map_err(unusable)? {
+            Some(facts) if facts.is_dir() => fs::remove_dir(&path).map_err(unusable)?,
+            Some(_) => fs::remove_file(&path).map_err(unusable)?,
+            None => {}
+        }
+    }
+    Ok(())
+}
+
+fn unusable(error: io::Error) -> Failure {
+    Failure::Unusable(error.to_string())
+}
+
+impl From<rusqlite::Error> for Failure {
+    fn from(error: rusqlite::Error) -> Failure {
+        let why = error.to_string();
+        match error.sqlite_error_code() {
+            Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => {
+                Failure::Unusable("is in use by another process; give each its own directory".to_owned())
+            }
+            Some(
+                ErrorCode::DiskFull
+                | ErrorCode::SystemIoFailure
+                | ErrorCode::CannotOpen
+                | ErrorCode::ReadOnly
+                | ErrorCode::PermissionDenied
+                | ErrorCode::OutOfMemory
+                | ErrorCode::NoLargeFileSupport
+                | ErrorCode::FileLockingProtocolFailed,
+            ) => Failure::Unusable(why),
+            // Whatever else it says of statements that never change, the file makes it say.
+            _ => Failure::Damaged(why),
+        }
+    }
+}
