@@ -1,11 +1,11 @@
 //! What an agent knows, and what follows from it for everybody it serves: its registry, what was seen of the
 //! endpoints, and what other clusters offer. Every event changes it under one lock, and the views with it.
 
+mod persisted;
+
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
-
-use isthmus_store::{Record, Report};
 
 use crate::ads::client::{self, Update};
 use crate::ads::shared::Follower;
@@ -28,8 +28,6 @@ use super::views::Views;
 /// A first state comes in parts; so long after one without another it is whole.
 const WHOLE: Duration = Duration::from_secs(1);
 
-/// Persisted registrations that cannot be used, of which the log names each.
-const NAMED: usize = 100;
 /// Of a peer's refused slices so many are logged in ten seconds; status has the last one and their number.
 const LOGGED: u32 = 64;
 
@@ -105,76 +103,6 @@ impl State {
         self.imports.contact(&peer.cluster, Some(Instant::now()));
         let before = self.unclaimed.remove(&peer.cluster).unwrap_or_default();
         self.restore_imports([(peer.cluster.clone(), before)].into());
-    }
-
-    /// Takes slices of peers that were persisted; what is known already is newer.
-    pub(super) fn restore_imports(&mut self, imports: BTreeMap<Cluster, BTreeMap<String, Vec<u8>>>) {
-        for (from, slices) in imports {
-            if !self.peers.contains_key(&from) {
-                self.unclaimed.insert(from, slices);
-                continue;
-            }
-            for (name, bytes) in slices {
-                match self.imports.take(&from, &name, &bytes) {
-                    Ok(Stored::Slice { forgets: None }) => {}
-                    Ok(Stored::Slice { forgets: Some(gone) }) => {
-                        self.persist(persistence::import(&from, &gone.to_string()));
-                    }
-                    Ok(Stored::Nothing) => self.persist(persistence::import(&from, &name)),
-                    Err(why) => {
-                        tracing::warn!(peer = %from, slice = ?name, %why, "ignoring an invalid persisted slice");
-                        self.persist(persistence::import(&from, &name));
-                    }
-                }
-            }
-        }
-        self.pass_on();
-    }
-
-    /// Takes registrations that were persisted, but for those who have registered again meanwhile.
-    pub(super) fn restore_registrations(&mut self, records: Vec<Record>, now: Instant) {
-        let mut wrong = 0_usize;
-        for (key, record) in records {
-            if let Err(why) = self.registered.restore(&key, &record, now) {
-                wrong += 1;
-                if wrong <= NAMED {
-                    tracing::error!(record = ?key, %why, "ignoring a persisted registration; the VM registers again");
-                }
-                if let Some(stores) = &self.stores {
-                    stores.registration_changed(key);
-                }
-            }
-        }
-        if wrong > NAMED {
-            tracing::error!(ignored = wrong, "more persisted registrations were ignored than are named");
-        }
-    }
-
-    /// How it stands with what is persisted.
-    pub(super) fn health(&self) -> Vec<Report> {
-        self.stores.iter().flat_map(Stores::health).map(|health| health.report()).collect()
-    }
-
-    /// Names files of the state that are not used, each once.
-    pub(super) fn name_problems(&mut self, problems: Vec<String>) {
-        for problem in problems.iter().filter(|problem| !self.state_problems.contains(problem)) {
-            tracing::error!("state: {problem}");
-        }
-        self.state_problems = problems;
-    }
-
-    fn persist(&self, key: String) {
-        if let Some(stores) = &self.stores {
-            stores.slice_changed(key);
-        }
-    }
-
-    /// Persists who has registered, or has gone.
-    pub(super) fn persist_registrations(&mut self) {
-        let changed = self.registered.changed();
-        if let Some(stores) = &self.stores {
-            changed.into_iter().for_each(|key| stores.registration_changed(key));
-        }
     }
 
     /// What is known of a peer's slices, with their versions: what it need not send again.

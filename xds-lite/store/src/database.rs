@@ -2,7 +2,7 @@
 //! damaged; what becomes of that is `persistence`'s to decide.
 
 use std::collections::BTreeSet;
-use std::fs;
+use std::fs::{self, Metadata};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -103,10 +103,11 @@ impl Database {
         Ok((database, Loaded { aside, ..loaded }))
     }
 
-    /// Whether the file is still the one under its name.
+    /// Whether the file is still the one under its name, as far as that can be told.
     pub(crate) fn is_in_place(&self) -> bool {
-        let facts = files::facts(&self.path);
-        facts.is_ok_and(|facts| facts.is_some_and(|facts| files::identity(&facts) == self.identity))
+        let is_it =
+            |facts: Option<Metadata>| facts.is_some_and(|facts| files::identity(&facts) == self.identity);
+        files::facts(&self.path).map_or(true, is_it)
     }
 
     /// The keys that have a record.
@@ -155,6 +156,7 @@ impl Database {
             }
         }
         fs::rename(&next, path).map_err(unusable)?;
+        files::sync_folder_of(path).map_err(unusable)?;
         let (database, _) = Database::open(path)?;
         let database =
             database.ok_or_else(|| Failure::Damaged("was damaged as soon as it was written".to_owned()))?;

@@ -10,6 +10,7 @@ mod journal;
 mod persistence;
 mod record;
 mod salvage;
+mod writer;
 
 pub use files::{private_file, private_folder, read, set_aside};
 pub use health::{Health, Report};
