@@ -99,9 +99,7 @@ fn gateway_file_that_became_a_fifo_or_a_device_is_refused_and_the_next_edit_is_l
     }
     fs::remove_file(&file).unwrap();
     symlink("/dev/zero", &file).unwrap();
-    until("it is refused", || {
-        gateway.metrics().sum("isthmus_reloads_total", &["result=\"refused\""]) >= 3.0
-    });
+    until("it is refused", || gateway.metrics().sum("isthmus_reloads_total", &["result=\"refused\""]) >= 3.0);
     gateway.signal(Signal::TERM);
     assert!(gateway.wait_end().success());
 }
