@@ -66,10 +66,11 @@ impl Threads {
             }
         };
         let over = all.into_iter().filter(|thread| are_gone || thread.is_finished());
-        match over.fold(true, |in_order, thread| thread.join().is_ok() && in_order) {
-            false => Ended::Panicked,
-            true if are_gone => Ended::InOrder,
-            true => Ended::NotYet,
+        let panicked = over.map(JoinHandle::join).filter(Result::is_err).count();
+        match panicked {
+            0 if are_gone => Ended::InOrder,
+            0 => Ended::NotYet,
+            _ => Ended::Panicked,
         }
     }
 }

@@ -104,17 +104,12 @@ fn written(kind: &EventKind) -> Option<Written> {
 }
 
 /// Eyes on one directory.
+#[derive(Default)]
 pub(super) struct Eyes {
     watched: Option<Watched>,
     happened: Arc<Mutex<Turn>>,
     looked: Option<Instant>,
     has_complained: bool,
-}
-
-impl Default for Eyes {
-    fn default() -> Eyes {
-        Eyes { watched: None, happened: Arc::default(), looked: None, has_complained: false }
-    }
 }
 
 /// A directory, by its device and inode: the same path may lead to another one later.
