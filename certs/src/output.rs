@@ -2,7 +2,9 @@
 //! nobody waits for whoever reads it, and what does not fit is counted. Not an access log, and not the output of
 //! commands that end: those wait for their reader.
 
+use std::backtrace::{Backtrace, BacktraceStatus};
 use std::io::{self, Write};
+use std::panic::{self, PanicHookInfo};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread;
@@ -30,7 +32,7 @@ struct Queue {
     is_writing: bool,
 }
 
-/// Standard error, written by a thread from the first call on.
+/// Standard error, written by a thread from the first call on. What a panic says goes there, too.
 ///
 /// # Errors
 /// The system gives no thread.
@@ -39,7 +41,19 @@ pub fn stderr() -> io::Result<&'static Output> {
         return Ok(output);
     }
     let output = Output::start(io::stderr())?;
+    panic::set_hook(Box::new(|panicked| output.line(&told(panicked))));
     Ok(STDERR.get_or_init(|| output))
+}
+
+/// As the standard library has it.
+fn told(panicked: &PanicHookInfo<'_>) -> String {
+    let thread = thread::current();
+    let text = format!("thread '{}' {panicked}", thread.name().unwrap_or("<unnamed>"));
+    let trace = Backtrace::capture();
+    match trace.status() {
+        BacktraceStatus::Captured => format!("{text}\n{trace}"),
+        _ => text,
+    }
 }
 
 /// Lines of standard error that were lost because nobody read it.

@@ -272,7 +272,7 @@ fn standing(kind: &'static str, name: &str, certificate: CertificateDer<'static>
 }
 
 fn first_of(file: &std::path::Path) -> Option<CertificateDer<'static>> {
-    pem::certificates(fs::read(file).ok()?).ok()?.into_iter().next()
+    pem::certificates(super::read_bytes(file).ok()?).ok()?.into_iter().next()
 }
 
 fn rollover_at(root: &Facts) -> OffsetDateTime {

@@ -5,23 +5,23 @@
 
 mod eyes;
 mod found;
+mod held;
 mod settling;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ffi::OsStr;
 use std::fs;
 use std::io;
-use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
 use crate::config::services::Service;
-use crate::config::{file, registry_file};
 use crate::host::HostPattern;
 
 use eyes::{Eyes, Where};
-use settling::{QUIET, Settling, Written, with_what_lacks};
+use held::{Held, print, read};
+use settling::{QUIET, Written, with_what_lacks};
 
 pub use found::{Change, Found, Part, Summary};
 
@@ -44,23 +44,6 @@ pub struct Files {
     standing: (bool, usize),
     eyes: Eyes,
 }
-
-#[derive(Debug, Default)]
-struct Held {
-    print: Option<Print>,
-    /// What counts.
-    services: Vec<Arc<Service>>,
-    wrong: Option<String>,
-    settling: Settling,
-    /// What counts once the file is whole, where that is something else.
-    pending: Option<Result<Vec<Arc<Service>>, String>>,
-    away_since: Option<Instant>,
-    /// While it is being written: not to be read before.
-    rest_until: Option<Instant>,
-}
-
-/// Which content a path leads to: device, inode, length, change.
-type Print = [i64; 5];
 
 impl Files {
     /// Nothing is read yet.
@@ -179,17 +162,14 @@ impl Files {
     fn look_at(&mut self, path: Arc<Path>, now: Instant, touched: &mut BTreeSet<HostPattern>) -> bool {
         let print = print(&path);
         let held = self.files.entry(Arc::clone(&path)).or_default();
-        held.away_since = None;
-        let is_same = held.print == print && print.is_some();
-        if is_same && !held.settling.is_whole(now) {
-            self.restless.insert(path);
-            return false;
+        if held.away_since.take().is_some() {
+            held.settling.note(Written::Closed, now);
         }
-        if is_same {
-            self.restless.remove(&path);
-            return self.settle(&path, touched);
-        }
-        if held.rest_until.is_some_and(|until| now < until && held.settling.may_be_torn()) {
+        if !held.is_to_be_read(print, now) {
+            if held.settling.is_whole(now) {
+                self.restless.remove(&path);
+                return self.settle(&path, touched);
+            }
             self.restless.insert(path);
             return false;
         }
@@ -197,6 +177,7 @@ impl Files {
         let started = Instant::now();
         let reading = read(&path, &held.settling);
         held.rest_until = now.checked_add(started.elapsed().saturating_mul(PACE));
+        held.was_torn = held.settling.may_be_torn();
         held.pending = Some(reading);
         if held.settling.is_whole(now) {
             self.restless.remove(&path);
@@ -236,11 +217,11 @@ impl Files {
     /// A file is whole: what was read of it counts, and no more.
     fn settle(&mut self, path: &Arc<Path>, touched: &mut BTreeSet<HostPattern>) -> bool {
         let Some(held) = self.files.get_mut(path) else { return false };
-        let is_read = !held.settling.may_be_torn();
         held.settling.settle();
         held.rest_until = None;
         let before = held.pending.take();
-        let reading = if is_read { before } else { Some(read(path, &held.settling)) };
+        let was_torn = std::mem::take(&mut held.was_torn);
+        let reading = if was_torn { Some(read(path, &held.settling)) } else { before };
         match reading {
             None => return false,
             Some(Ok(services)) => {
@@ -334,32 +315,6 @@ impl Files {
     }
 }
 
-impl Held {
-    /// It is about to be read as it is now.
-    fn changes_to(&mut self, print: Option<Print>, now: Instant) {
-        let inode = |print: Option<Print>| print.map(|[device, inode, ..]| (device, inode));
-        if self.print.is_none() && self.settling.is_whole(now) {
-            self.settling.note(Written::Closed, now);
-        } else if inode(self.print) == inode(print) {
-            self.settling.stir(now);
-        } else {
-            self.settling.displace();
-        }
-        self.print = print;
-    }
-
-    fn is_whole(&self, now: Instant) -> bool {
-        self.away_since.is_none() && self.settling.is_whole(now)
-    }
-}
-
-fn read(path: &Path, settling: &Settling) -> Result<Vec<Arc<Service>>, String> {
-    let read = file::read(path, "split it");
-    let read = read.and_then(|text| settling.certain(&text, |text| registry_file(text, path)));
-    let services = read.map(|services| services.into_iter().map(Arc::new).collect());
-    services.map_err(|problems| problems.to_string())
-}
-
 fn by_host(services: &[Arc<Service>]) -> BTreeMap<&HostPattern, Vec<&Arc<Service>>> {
     let mut hosts: BTreeMap<&HostPattern, Vec<&Arc<Service>>> = BTreeMap::new();
     for service in services {
@@ -381,12 +336,6 @@ fn paths(folder: &Path) -> io::Result<Vec<Arc<Path>>> {
     let mut paths: Vec<Arc<Path>> = paths.filter(|path| is_ours(path)).map(Arc::from).collect();
     paths.sort();
     Ok(paths)
-}
-
-fn print(path: &Path) -> Option<Print> {
-    let metadata = fs::metadata(path).ok()?;
-    let [device, inode, length] = [metadata.dev(), metadata.ino(), metadata.len()].map(u64::cast_signed);
-    Some([device, inode, length, metadata.ctime(), metadata.ctime_nsec()])
 }
 
 #[cfg(test)]
@@ -432,6 +381,8 @@ mod tests {
 
         /// The hosts under which something has changed.
         fn touched(&mut self) -> Option<Vec<String>> {
+            // The clock stands while a file is read.
+            self.files.files.values_mut().for_each(|held| held.rest_until = None);
             let touched = self.files.look(self.now)?;
             Some(touched.iter().map(HostPattern::to_string).collect())
         }
@@ -535,10 +486,10 @@ mod tests {
         all.wait(QUIET);
         all.touched();
         // Cut, a part, all: nothing is missing at any time.
-        for (text, torn) in [("", true), ("services:\n- host: e.f\n  port: 1\n- host: c", true)] {
+        for text in ["", "services:\n- host: e.f\n  port: 1\n- host: c"] {
             fs::write(all.at("a.yaml"), text).unwrap();
             all.touched();
-            assert_eq!(all.hosts(), ["a.b:443", "c.d:443"], "{text:?} {torn}");
+            assert_eq!(all.hosts(), ["a.b:443", "c.d:443"], "{text:?}");
         }
         fs::write(all.at("a.yaml"), "services:\n- host: e.f\n  port: 1\n- host: c.d\n").unwrap();
         all.touched();
@@ -549,7 +500,8 @@ mod tests {
         assert_eq!(all.look(), ["a.b"]);
         assert_eq!(all.hosts(), ["c.d:443", "e.f:1"]);
         fs::write(all.at("a.yaml"), "services: [").unwrap();
-        assert_eq!((all.touched(), all.problems().len()), (None, 0), "half a file is no mistake");
+        all.touched();
+        assert_eq!((all.problems().len(), all.hosts().len()), (0, 2), "half a file is no mistake");
         all.wait(QUIET);
         all.look();
         assert_eq!((all.problems().len(), all.hosts().len()), (1, 2), "a bad one is");
