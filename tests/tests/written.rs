@@ -163,7 +163,7 @@ fn registry_file_written_in_place_withdraws_nothing_until_it_is_closed_and_quiet
         });
         for turn in 0..3 {
             let new = format!("new-{turn}.example");
-            let unfinished = format!("{}- host: b.exa", services(&[&new]));
+            let unfinished = format!("{}- host: b.exa", services(&[&new, "a.example"]));
             let seen =
                 || until("what is new is live", || gateway.admin("GET", "/services").body.contains(&new));
             rewrite(&path, &[&unfinished], seen);
