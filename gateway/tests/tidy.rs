@@ -48,7 +48,10 @@ const OPENERS: &[(&str, &str)] = &[
     ("certs/src/files.rs", "opens directories, to sync what was written"),
     ("gateway/src/metrics/collect.rs", "reads what the kernel says of the process"),
     ("xds-lite/src/join/tokens/folder.rs", "opens a directory, to sync what was written"),
-    ("xds-lite/store/src/files.rs", "the program's own state, opened under rules of its own: no link is followed"),
+    (
+        "xds-lite/store/src/files.rs",
+        "the program's own state, opened under rules of its own: no link is followed",
+    ),
 ];
 
 /// A test of xds-lite makes these files again and compares.
