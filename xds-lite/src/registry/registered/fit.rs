@@ -146,7 +146,8 @@ pub(super) fn check_beside<'a>(
                  may take names of it"
             )));
         }
-        if let Some((name, _)) = instances.iter().find(|(name, parts)| has_instance(other, name, parts.as_ref()))
+        if let Some((name, _)) =
+            instances.iter().find(|(name, parts)| has_instance(other, name, parts.as_ref()))
         {
             return Err(has_name(&identity, name, &other.host));
         }
