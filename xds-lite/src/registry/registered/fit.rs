@@ -132,7 +132,7 @@ pub(super) fn check_beside<'a>(
         }
     }
     let mine: HashSet<_> = names::of(&new.service).collect();
-    let instances: Vec<_> = mine.iter().filter_map(|name| Some((*name, as_instance(name)?))).collect();
+    let instances: Vec<_> = mine.iter().map(|name| (*name, as_instance(name))).collect();
     let others = files.clone().filter(|service| service.host != new.service.host);
     for other in others {
         if let Some(name) = names::of(other).find(|name| mine.contains(name)) {
@@ -146,7 +146,8 @@ pub(super) fn check_beside<'a>(
                  may take names of it"
             )));
         }
-        if let Some((name, _)) = instances.iter().find(|(name, instance)| has_instance(other, name, instance))
+        if let Some((name, _)) =
+            instances.iter().find(|(name, parts)| has_instance(other, name, parts.as_ref()))
         {
             return Err(has_name(&identity, name, &other.host));
         }
@@ -161,12 +162,12 @@ fn as_instance(name: &HostPattern) -> Option<(HostName, HostPattern)> {
     Some((HostName::parse(label).ok()?, HostPattern::parse(host).ok()?))
 }
 
-/// Whether a name leads to one endpoint of a service.
-fn has_instance(service: &Service, name: &HostPattern, (label, host): &(HostName, HostPattern)) -> bool {
+/// Whether a name leads to one endpoint of a service; `parts` are the name's as an instance.
+fn has_instance(service: &Service, name: &HostPattern, parts: Option<&(HostName, HostPattern)>) -> bool {
+    let label = parts.filter(|(_, host)| service.host == *host).map(|(label, _)| label);
     let is_alias = |alias: &HostName| matches!(name, HostPattern::Exact(name) if name == alias);
     let is_meant = |endpoint: &Endpoint| {
-        (service.host == *host && endpoint.instance.as_ref() == Some(label))
-            || endpoint.aliases.iter().any(is_alias)
+        (label.is_some() && endpoint.instance.as_ref() == label) || endpoint.aliases.iter().any(is_alias)
     };
     service.endpoints.iter().any(is_meant)
 }
