@@ -1,6 +1,7 @@
 //! A system that takes part: found, started, checked, and started again where a case wants its own process.
 
 use std::io;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -82,6 +83,12 @@ impl Contender {
         self.start_patiently(lab, services, START)
     }
 
+    /// The same, with two services, of which the last has a second endpoint: one that accepts and closes.
+    pub(crate) fn start_beside_closing(&self, lab: &Lab, closing: SocketAddr) -> io::Result<Running> {
+        let routes = Routes { closing: Some(closing), ..lab.loopback.routes(2)? };
+        self.source()?.start(&lab.loopback, lab, routes, START)
+    }
+
     pub(crate) fn start_patiently(
         &self,
         lab: &Lab,
@@ -105,6 +112,10 @@ impl Contender {
 
 impl Source {
     fn start_at(&self, place: &Place, lab: &Lab, services: u32, patience: Duration) -> io::Result<Running> {
-        Running::start((self.system, &self.program), place, place.routes(services)?, patience, &lab.stop)
+        self.start(place, lab, place.routes(services)?, patience)
+    }
+
+    fn start(&self, place: &Place, lab: &Lab, routes: Routes, patience: Duration) -> io::Result<Running> {
+        Running::start((self.system, &self.program), place, routes, patience, &lab.stop)
     }
 }

@@ -102,7 +102,7 @@ impl Place {
             // Not every system can pick a port by itself and tell.
             (TcpListener::bind("127.0.0.1:0")?.local_addr()?, self.backend.address)
         };
-        Ok(Routes { listen, services, backend, tls: self.tls.address })
+        Ok(Routes { listen, services, backend, closing: None, tls: self.tls.address })
     }
 
     pub(crate) fn target(&self, address: SocketAddr) -> Target {

@@ -68,7 +68,7 @@ pub enum Verdict {
     More,
     /// It is.
     Hello(Hello),
-    /// It never will be: `not_tls`, `postgres_ssl_request`, `hello_malformed` or `hello_too_large`.
+    /// It never will be: `not_tls`, `postgres_plain`, `hello_malformed` or `hello_too_large`.
     Refused(Reason),
 }
 
@@ -124,14 +124,19 @@ impl Parser {
     }
 }
 
-/// Postgres' clients ask before TLS begins whether the server speaks TLS (SSLRequest) or GSSAPI (GSSENCRequest).
-const POSTGRES: [[u8; 8]; 2] = [[0, 0, 0, 8, 4, 210, 22, 47], [0, 0, 0, 8, 4, 210, 22, 48]];
+/// What Postgres' clients send first: a length, then what it is. SSLRequest and GSSENCRequest ask whether the server
+/// speaks TLS or GSSAPI; a StartupMessage asks for neither. `None` is any byte.
+const POSTGRES: [[Option<u8>; 8]; 2] = [
+    [Some(0), Some(0), Some(0), Some(8), Some(4), Some(210), Some(22), None],
+    [Some(0), Some(0), None, None, Some(0), Some(3), Some(0), None],
+];
 
 fn postgres(wire: &[u8]) -> Option<Verdict> {
-    let begins = |request: &&[u8; 8]| wire.iter().zip(*request).all(|(one, other)| one == other);
-    let request = POSTGRES.iter().find(begins).filter(|_| !wire.is_empty())?;
-    let is_whole = wire.len() >= request.len();
-    Some(if is_whole { Verdict::Refused(Reason::PostgresSslRequest) } else { Verdict::More })
+    let fits = |(byte, known): (&u8, &Option<u8>)| known.is_none_or(|known| known == *byte);
+    let begins = |first: &&[Option<u8>; 8]| wire.iter().zip(*first).all(fits);
+    let first = POSTGRES.iter().find(begins).filter(|_| !wire.is_empty())?;
+    let is_whole = wire.len() >= first.len();
+    Some(if is_whole { Verdict::Refused(Reason::PostgresPlain) } else { Verdict::More })
 }
 
 /// The length of the handshake message with its header, once those four bytes are there; they may be
@@ -567,15 +572,17 @@ mod tests {
     }
 
     #[test]
-    fn postgres_request_is_told_from_what_is_no_tls_at_every_split() {
-        for request in POSTGRES {
-            for end in 1..request.len() {
-                assert_eq!(Parser::new(MAX_HELLO).advance(&request[..end]), Verdict::More);
+    fn postgres_client_is_told_from_what_is_no_tls_at_every_split() {
+        let judged = |wire: &[u8]| Parser::new(MAX_HELLO).advance(wire);
+        let (ssl, gss) = ([0, 0, 0, 8, 4, 210, 22, 47], [0, 0, 0, 8, 4, 210, 22, 48]);
+        for first in [ssl, gss, [0, 0, 0, 41, 0, 3, 0, 0], [0, 0, 1, 41, 0, 3, 0, 2]] {
+            for end in 1..first.len() {
+                assert_eq!(judged(&first[..end]), Verdict::More);
             }
-            let refused = Verdict::Refused(Reason::PostgresSslRequest);
-            assert_eq!(Parser::new(MAX_HELLO).advance(&request), refused);
+            assert_eq!(judged(&first), Verdict::Refused(Reason::PostgresPlain));
         }
-        let startup = [0, 0, 0, 9, 0, 3, 0, 0, 0];
-        assert_eq!(Parser::new(MAX_HELLO).advance(&startup), Verdict::Refused(Reason::NotTls));
+        for other in [&[0, 1][..], &[0, 0, 0, 8, 4, 211], &[0, 0, 9, 9, 0, 4]] {
+            assert_eq!(judged(other), Verdict::Refused(Reason::NotTls), "{other:?}");
+        }
     }
 }

@@ -90,8 +90,8 @@ reasons! {
 
     /// The first bytes are not a TLS handshake record.
     NotTls = "not_tls", BAD_HELLO;
-    /// The client asked, as Postgres' clients do before TLS, whether the server speaks TLS.
-    PostgresSslRequest = "postgres_ssl_request", Kind::Refused(None);
+    /// The client began in Postgres' own protocol (SSLRequest, GSSENCRequest, StartupMessage), not with TLS.
+    PostgresPlain = "postgres_plain", Kind::Refused(None);
     /// The client sent nothing until the hello's deadline; it may wait for the server to speak first.
     ClientSilent = "client_silent", Kind::Refused(None);
     /// The ClientHello breaks the protocol: a wrong length, a duplicate extension, a bad name.
@@ -166,7 +166,7 @@ impl Reason {
     #[must_use]
     pub const fn hint(self) -> Option<&'static str> {
         match self {
-            Reason::PostgresSslRequest => Some(
+            Reason::PostgresPlain => Some(
                 "a Postgres client must begin with TLS here: sslnegotiation=direct and sslmode=require or stricter (libpq 17 or later)",
             ),
             Reason::ClientSilent => Some(

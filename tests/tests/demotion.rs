@@ -177,11 +177,11 @@ fn round_robin_look_does_not_consume_turn() {
     assert_eq!(endpoints.each_ref().map(Scripted::accepted), [50, 100]);
 }
 
-/// Sends a hello that touchy endpoints reset, and waits for what comes of it.
+/// Sends a hello that touchy endpoints reset, and leaves with the first byte of an answer or without any.
 fn send_broken(source: IpAddr, gateway: &Gateway) {
     let mut client = dial_from(source, gateway.address());
     client.write_all(&Hello::new(HOST).and(alpn(&[MARK])).bytes()).unwrap();
-    let _answer = rest(&mut client);
+    let _answer = client.read(&mut [0]);
 }
 
 /// Whatever one client sends, from the same address as others or from another, and whether all endpoints dislike it
@@ -265,7 +265,9 @@ fn demotion_by_the_own_hello_ejects_and_ends_with_an_answer() {
         gateway.metrics().sum("isthmus_endpoints_failing", &[]) == 1.0
     });
     let page = shown(&gateway, "/services", ill.address());
-    assert_eq!((&page["demoted"], &page["own_hello"]), (&true.into(), &"closed".into()), "{page}");
+    assert_eq!(page["demoted"], true, "{page}");
+    // Closed before all was read, which the kernel may tell as a reset.
+    assert!(page["own_hello"] == "closed" || page["own_hello"] == "reset", "{page}");
     let status = gateway.admin("GET", "/status").json();
     assert_eq!(status["endpoints_failing"], 1, "{status}");
     until("the endpoint is ejected", || gateway.metrics().sum("isthmus_ejections_total", &[]) == 1.0);

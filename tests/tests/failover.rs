@@ -610,7 +610,8 @@ fn refused_connections_do_eject_an_endpoint() {
 #[test]
 fn ejected_endpoints_serve_when_nobody_else_is_left() {
     let dead = [closed(), closed()];
-    let more = "upstream: { ejection: { failures: 1, base: 300s, max: 300s, max_percent: 100 } }";
+    let more =
+        "upstream: { demotion: off, ejection: { failures: 1, base: 300s, max: 300s, max_percent: 100 } }";
     let gateway = gateway(&dead, more);
     let mut client = send(gateway.address(), &hello(HOST));
     assert_eq!(rest(&mut client), (alert(80), End::Fin));

@@ -118,7 +118,7 @@ fn wrong_flights_are_refused_with_their_reason() {
     let bad = |what: &str, bytes: &[u8]| world.refuses(what, bytes, "hello_malformed", 50);
     for text in [
         b"GET / HTTP/1.1\r\nHost: web.example\r\n\r\n".as_slice(),
-        b"\0",
+        b"\0\x01",
         b"SSH-2.0-x\r\n",
         &[0x80, 46, 1, 3, 1],
     ] {

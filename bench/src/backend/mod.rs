@@ -1,6 +1,7 @@
 //! The service behind every system: reads the hello, answers one byte, then does the job that the hello
 //! asks for. Two threads with epoll, no allocation per event. Not a model of any real server.
 
+pub(crate) mod closing;
 pub(crate) mod tls;
 mod transfer;
 

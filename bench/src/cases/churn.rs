@@ -1,5 +1,6 @@
 //! Tables that change all the time: short connections come and go, long ones live on, and every tenth of a
-//! second a service appears or goes. In a process of its own, which ends with all its generations.
+//! second a service appears or goes. In a process of its own, which ends with all its generations. Then, in another,
+//! calls to a service one of whose endpoints accepts and closes.
 
 use std::io;
 use std::thread;
@@ -7,8 +8,10 @@ use std::time::{Duration, Instant};
 
 use super::WARM_UP;
 use super::short::{IN_FLIGHT, RATE};
+use crate::backend::closing::Closing;
 use crate::contender::Contender;
 use crate::cpu::{Meter, Usage};
+use crate::hello::Job;
 use crate::lab::Lab;
 use crate::load::{Closer, PingPong, Short};
 use crate::sample::{CPU_MACHINE, Figure, Sample, number};
@@ -16,6 +19,7 @@ use crate::stop::Stop;
 
 const SWAPS: Figure = Figure::more("swaps", "tables published", "1/s");
 const LOST: Figure = Figure::less("lost", "connections lost", "");
+const CLOSED: Figure = Figure::less("closed", "calls failed of 300, one of two endpoints closes at once", "");
 const PING_P99: Figure = Figure::less("ping_p99", "p99 of round trips", "µs");
 
 /// The machine's, because some systems replace their processes, and what those used is gone with them.
@@ -51,9 +55,24 @@ pub(super) fn measure(lab: &Lab, contender: &Contender) -> io::Result<Sample> {
     Ok(Sample::of(RATE, number(first_bytes.len()) / seconds)
         .and(SWAPS, f64::from(swaps) / seconds)
         .and(LOST, number(short.lost() - before))
+        .and(CLOSED, number(beside_closing(lab, contender)?))
         .and(PING_P99, ping_p99)
         .and(CPU, machine * 1e6 / number(first_bytes.len()))
         .with_latency(&first_bytes))
+}
+
+/// One call after another to a service of two endpoints, one of which accepts and closes; how many fail.
+fn beside_closing(lab: &Lab, contender: &Contender) -> io::Result<u64> {
+    const CALLS: u64 = 300;
+    let closing = Closing::start()?;
+    let running = contender.start_beside_closing(lab, closing.address)?;
+    let target = lab.loopback.target(running.address);
+    let mut failed = 0;
+    for _ in 0..CALLS {
+        lab.stop.check()?;
+        failed += u64::from(target.open_service(Job::Once, 1).is_err());
+    }
+    Ok(failed)
 }
 
 fn swap_until(until: Instant, stop: &Stop, swap: impl Fn(u32) -> io::Result<()>) -> io::Result<u32> {

@@ -9,7 +9,7 @@ use std::process::Command;
 
 use serde_json::{Value, json};
 
-use super::{CONNECTIONS, Routes, Search, System};
+use super::{CONNECTIONS, Endpoints, Routes, Search, System};
 
 const TYPES: &str = "type.googleapis.com/envoy";
 
@@ -25,7 +25,7 @@ impl System for Envoy {
     }
 
     fn tables(&self, _: &Path, routes: Routes) -> Vec<(&'static str, String)> {
-        let clusters: Vec<Value> = routes.iter().map(|(name, endpoint)| cluster(&name, endpoint)).collect();
+        let clusters: Vec<Value> = routes.iter().map(|(name, endpoints)| cluster(&name, endpoints)).collect();
         let chains: Vec<Value> = routes.iter().map(|(name, _)| chain(&name)).collect();
         let listener = json!({
             "@type": format!("{TYPES}.config.listener.v3.Listener"),
@@ -74,7 +74,9 @@ fn chain(name: &str) -> Value {
     })
 }
 
-fn cluster(name: &str, endpoint: SocketAddr) -> Value {
+fn cluster(name: &str, endpoints: Endpoints) -> Value {
+    let endpoints: Vec<Value> =
+        endpoints.iter().map(|one| json!({ "endpoint": { "address": address(one) } })).collect();
     // The default breaker opens at 1024 connections.
     let breaker =
         json!({ "thresholds": [{ "max_connections": CONNECTIONS, "max_pending_requests": CONNECTIONS }] });
@@ -86,7 +88,7 @@ fn cluster(name: &str, endpoint: SocketAddr) -> Value {
         "circuit_breakers": breaker,
         "load_assignment": {
             "cluster_name": name,
-            "endpoints": [{ "lb_endpoints": [{ "endpoint": { "address": address(endpoint) } }] }],
+            "endpoints": [{ "lb_endpoints": endpoints }],
         },
     })
 }

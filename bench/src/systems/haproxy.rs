@@ -47,10 +47,13 @@ frontend east_west
 "
         );
         let mut map = String::new();
-        for (name, endpoint) in routes.iter() {
+        for (name, endpoints) in routes.iter() {
             // Writing into a String cannot fail.
             let _ = writeln!(map, "{name} {name}");
-            let _ = writeln!(text, "backend {name}\n    server endpoint {endpoint}");
+            let _ = writeln!(text, "backend {name}");
+            for (number, endpoint) in endpoints.iter().enumerate() {
+                let _ = writeln!(text, "    server endpoint{number} {endpoint}");
+            }
         }
         vec![("services.map", map), ("haproxy.cfg", text)]
     }

@@ -48,13 +48,11 @@ impl System for Isthmus {
              access_log: {{ enabled: false }}\n\
              services:\n"
         );
-        for (name, endpoint) in routes.iter() {
-            let port = endpoint.port();
+        for (name, endpoints) in routes.iter() {
+            let port = endpoints.first.port();
+            let list: Vec<_> = endpoints.iter().map(|one| format!("{{ address: \"{one}\" }}")).collect();
             // Writing into a String cannot fail.
-            let _ = writeln!(
-                text,
-                "- {{ host: {name}, port: {port}, endpoints: [{{ address: \"{endpoint}\" }}] }}"
-            );
+            let _ = writeln!(text, "- {{ host: {name}, port: {port}, endpoints: [{}] }}", list.join(", "));
         }
         vec![("gateway.yaml", text)]
     }

@@ -25,15 +25,33 @@ pub(crate) struct Routes {
     /// So many services, each with this one endpoint.
     pub(crate) services: u32,
     pub(crate) backend: SocketAddr,
+    /// A second endpoint of the last service: one that accepts and closes.
+    pub(crate) closing: Option<SocketAddr>,
     /// The endpoint of one more, for whole handshakes.
     pub(crate) tls: SocketAddr,
 }
 
 impl Routes {
-    /// Name and endpoint of each service.
-    fn iter(self) -> impl Iterator<Item = (String, SocketAddr)> {
-        let plain = (0..self.services).map(move |number| (service_name(number), self.backend));
-        plain.chain([(TLS_NAME.to_owned(), self.tls)])
+    /// Name and endpoints of each service.
+    fn iter(self) -> impl Iterator<Item = (String, Endpoints)> {
+        let second = move |number| self.closing.filter(|_| number + 1 == self.services);
+        let plain = (0..self.services).map(move |number| {
+            (service_name(number), Endpoints { first: self.backend, second: second(number) })
+        });
+        plain.chain([(TLS_NAME.to_owned(), Endpoints { first: self.tls, second: None })])
+    }
+}
+
+/// Who serves a service.
+#[derive(Clone, Copy, Debug)]
+struct Endpoints {
+    first: SocketAddr,
+    second: Option<SocketAddr>,
+}
+
+impl Endpoints {
+    fn iter(self) -> impl Iterator<Item = SocketAddr> {
+        std::iter::once(self.first).chain(self.second)
     }
 }
 

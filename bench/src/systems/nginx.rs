@@ -34,10 +34,19 @@ impl System for Nginx {
         let load = load.map_or_else(String::new, |file| format!("load_module {};", file.display()));
         let (folder, sockets) = (directory.display(), 2 * CONNECTIONS + 100);
         let (listen, buckets) = (routes.listen, (2 * routes.services).max(2048));
-        let mut map = String::new();
-        for (name, endpoint) in routes.iter() {
+        let (mut map, mut groups) = (String::new(), String::new());
+        for (name, endpoints) in routes.iter() {
             // Writing into a String cannot fail.
-            let _ = writeln!(map, "        {name} {endpoint};");
+            if let Some(second) = endpoints.second {
+                let _ = writeln!(
+                    groups,
+                    "    upstream {name} {{ server {}; server {second}; }}",
+                    endpoints.first
+                );
+                let _ = writeln!(map, "        {name} {name};");
+            } else {
+                let _ = writeln!(map, "        {name} {};", endpoints.first);
+            }
         }
         let text = format!(
             "{load}
@@ -48,7 +57,7 @@ pid {folder}/nginx.pid;
 error_log stderr crit;
 events {{ worker_connections {sockets}; }}
 stream {{
-    map_hash_max_size {buckets};
+{groups}    map_hash_max_size {buckets};
     map_hash_bucket_size 128;
     map $ssl_preread_server_name $endpoint {{
 {map}    }}

@@ -27,7 +27,7 @@ impl System for Traefik {
 
     fn tables(&self, _: &Path, routes: Routes) -> Vec<(&'static str, String)> {
         let (mut routers, mut services) = (Map::new(), Map::new());
-        for (name, endpoint) in routes.iter() {
+        for (name, endpoints) in routes.iter() {
             let key = name.replace('.', "-");
             let router = json!({
                 "entryPoints": ["east_west"],
@@ -36,7 +36,9 @@ impl System for Traefik {
                 "tls": { "passthrough": true },
             });
             routers.insert(key.clone(), router);
-            let service = json!({ "loadBalancer": { "servers": [{ "address": endpoint.to_string() }] } });
+            let servers: Vec<Value> =
+                endpoints.iter().map(|one| json!({ "address": one.to_string() })).collect();
+            let service = json!({ "loadBalancer": { "servers": servers } });
             services.insert(key, service);
         }
         let tables: Value = json!({ "tcp": { "routers": routers, "services": services } });

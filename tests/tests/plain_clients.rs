@@ -1,0 +1,54 @@
+//! Clients that do not begin with TLS, as people point them at the gateway: the real psql and mariadb. The log says
+//! what they are and what to do; they are not answered with bytes that they would take for their own protocol.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test")]
+
+use std::net::SocketAddr;
+use std::process::{Command, Output, Stdio};
+
+use isthmus_tests::gateway::Gateway;
+use isthmus_tests::log::Line;
+use isthmus_tests::setup::{Setup, service};
+use isthmus_tests::skip;
+
+fn gateway() -> Gateway {
+    let nobody: SocketAddr = "127.0.0.1:9".parse().unwrap();
+    Setup::new(service("db.example", &[], &[nobody])).with("timeouts: { hello: 1s }").start()
+}
+
+/// Runs a client to its end; `None` where it is not installed.
+fn run(command: &mut Command) -> Option<Output> {
+    command.stdin(Stdio::null()).env("PGCONNECT_TIMEOUT", "20").output().ok()
+}
+
+#[track_caller]
+fn is_told(gateway: &Gateway, reason: &str, hint: &str) -> Line {
+    let line = gateway.log().wait(reason, |line| line.reason() == reason);
+    assert!(line.text("hint").contains(hint), "{line:?}");
+    line
+}
+
+#[test]
+fn psql_that_does_not_begin_with_tls_is_told_apart() {
+    for mode in ["require", "prefer", "disable"] {
+        let gateway = gateway();
+        let port = gateway.address().port();
+        let place = format!("host=127.0.0.1 port={port} user=u dbname=d sslmode={mode} gssencmode=disable");
+        let Some(output) = run(Command::new("psql").arg(place)) else { skip!("there is no psql here") };
+        assert!(!output.status.success());
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(!said.contains("invalid response") && !said.contains('\u{15}'), "{mode}: {said}");
+        is_told(&gateway, "postgres_plain", "sslnegotiation=direct");
+    }
+}
+
+#[test]
+fn mariadb_that_waits_for_the_server_is_told_apart() {
+    let gateway = gateway();
+    let port = gateway.address().port().to_string();
+    let mut client = Command::new("mariadb");
+    client.args(["--no-defaults", "--host=127.0.0.1", "--user=u", "--connect-timeout=20", "--port", &port]);
+    let Some(output) = run(&mut client) else { skip!("there is no mariadb here") };
+    assert!(!output.status.success());
+    is_told(&gateway, "client_silent", "speaks first");
+}
