@@ -2,6 +2,7 @@
 //! them. What cannot be used is named in one log line and passed over; the rest counts. Asking servers is `lookup`.
 
 use std::collections::HashMap;
+use std::fmt;
 use std::fs;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr};
@@ -51,12 +52,30 @@ pub(super) struct Servers {
     pub(super) no_aaaa: bool,
 }
 
-/// Something that is left out.
-#[derive(Debug, PartialEq, Eq)]
-pub(super) struct Flaw {
-    /// Counted from 1.
-    line: usize,
-    what: String,
+/// What is left out of one file: the first of it with its line, counted from 1, and how much more.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Flaws {
+    shown: Vec<(usize, String)>,
+    more: usize,
+}
+
+impl Flaws {
+    fn add(&mut self, line: usize, what: impl FnOnce() -> String) {
+        match self.shown.len() < MAX_SHOWN {
+            true => self.shown.push((line, what())),
+            false => self.more += 1,
+        }
+    }
+}
+
+impl fmt::Display for Flaws {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (place, (line, what)) in self.shown.iter().enumerate() {
+            let between = if place == 0 { "" } else { "; " };
+            write!(f, "{between}line {line}: {what}")?;
+        }
+        if self.more > 0 { write!(f, "; {} more", self.more) } else { Ok(()) }
+    }
 }
 
 /// Of each file its inode, length, and time of the last change.
@@ -77,7 +96,7 @@ impl System {
     }
 }
 
-fn read<T>(file: &str, parse: impl Fn(&[u8]) -> (T, Vec<Flaw>)) -> T {
+fn read<T>(file: &str, parse: impl Fn(&[u8]) -> (T, Flaws)) -> T {
     let content = input::read(Path::new(file), MAX_FILE).unwrap_or_else(|error| {
         if error.kind() != io::ErrorKind::NotFound {
             tracing::warn!(file, %error, "the file is not used for resolving names");
@@ -85,16 +104,10 @@ fn read<T>(file: &str, parse: impl Fn(&[u8]) -> (T, Vec<Flaw>)) -> T {
         Vec::new()
     });
     let (read, flaws) = parse(&content);
-    if !flaws.is_empty() {
-        tracing::warn!(file, left_out = told(&flaws), "the rest of the file is used for resolving names");
+    if !flaws.shown.is_empty() {
+        tracing::warn!(file, left_out = %flaws, "the rest of the file is used for resolving names");
     }
     read
-}
-
-fn told(flaws: &[Flaw]) -> String {
-    let shown = flaws.iter().take(MAX_SHOWN).map(|Flaw { line, what }| format!("line {line}: {what}"));
-    let more = flaws.len().checked_sub(MAX_SHOWN).filter(|more| *more > 0).map(|more| format!("{more} more"));
-    shown.chain(more).collect::<Vec<_>>().join("; ")
 }
 
 /// Bounded, and harmless in a log.
@@ -116,19 +129,19 @@ fn words(line: &[u8]) -> impl Iterator<Item = &[u8]> {
 }
 
 /// `/etc/hosts`: an address and its names in each line.
-pub(super) fn hosts(content: &[u8]) -> (Hosts, Vec<Flaw>) {
-    let (mut hosts, mut flaws) = (Hosts::new(), Vec::new());
+pub(super) fn hosts(content: &[u8]) -> (Hosts, Flaws) {
+    let (mut hosts, mut flaws) = (Hosts::new(), Flaws::default());
     for (line, text) in lines(content, b"#") {
         let mut words = words(text);
         let Some(address) = words.next() else { continue };
         let Some(ip) = str::from_utf8(address).ok().and_then(|address| address.parse::<IpAddr>().ok()) else {
-            flaws.push(Flaw { line, what: format!("no address: {}", quoted(address)) });
+            flaws.add(line, || format!("no address: {}", quoted(address)));
             continue;
         };
         for name in words {
             match HostName::parse(name) {
                 Ok(name) => hosts.entry(name).or_default().push(ip),
-                Err(error) => flaws.push(Flaw { line, what: format!("no name: {}: {error}", quoted(name)) }),
+                Err(error) => flaws.add(line, || format!("no name: {}: {error}", quoted(name))),
             }
         }
     }
@@ -136,27 +149,29 @@ pub(super) fn hosts(content: &[u8]) -> (Hosts, Vec<Flaw>) {
 }
 
 /// `/etc/resolv.conf`.
-pub(super) fn servers(content: &[u8]) -> (Servers, Vec<Flaw>) {
+pub(super) fn servers(content: &[u8]) -> (Servers, Flaws) {
     // Without remarks, in which may be anything; bytes of another encoding elsewhere spoil their word only.
     let clean: Vec<_> = lines(content, b"#;").map(|(_, line)| String::from_utf8_lossy(line)).collect();
     let (config, errors) = Config::parse_with_errors(clean.join("\n").as_bytes());
-    let flaw_at = |line: usize| {
-        let text = clean.get(line).map(|text| quoted(text.as_bytes())).unwrap_or_default();
-        Flaw { line: line + 1, what: text }
-    };
-    let mut flaws: Vec<_> = errors.iter().map(|error| flaw_at(line_of(error))).collect();
-    let (search, odd) = search(&config, &clean);
-    flaws.extend(odd);
-    let addresses = config.nameservers.iter().filter_map(|server| match server {
-        // Without its interface a link-local address leads nowhere.
-        ScopedIp::V6(ip, Some(_)) if ip.is_unicast_link_local() => {
-            let place = clean.iter().position(|line| line.contains(&server.to_string()));
-            flaws.push(flaw_at(place.unwrap_or_default()));
-            None
+    let text_of = |line: usize| clean.get(line).map(|text| quoted(text.as_bytes())).unwrap_or_default();
+    let mut flaws = Flaws::default();
+    for line in errors.iter().map(line_of) {
+        flaws.add(line + 1, || text_of(line));
+    }
+    let search = search(&config, &clean, &mut flaws);
+    let mut addresses = Vec::new();
+    for server in &config.nameservers {
+        match server {
+            _ if addresses.len() == MAX_SERVERS => break,
+            // Without its interface a link-local address leads nowhere.
+            ScopedIp::V6(ip, Some(_)) if ip.is_unicast_link_local() => {
+                let server = server.to_string();
+                let line = clean.iter().position(|line| line.contains(&server)).unwrap_or_default();
+                flaws.add(line + 1, || text_of(line));
+            }
+            server => addresses.push(IpAddr::from(server)),
         }
-        server => Some(IpAddr::from(server)),
-    });
-    let mut addresses: Vec<_> = addresses.take(MAX_SERVERS).collect();
+    }
     if addresses.is_empty() {
         addresses.push(Ipv4Addr::LOCALHOST.into());
     }
@@ -169,30 +184,29 @@ pub(super) fn servers(content: &[u8]) -> (Servers, Vec<Flaw>) {
         edns0: config.edns0,
         no_aaaa: config.no_aaaa,
     };
-    flaws.sort_by_key(|flaw| flaw.line);
+    flaws.shown.sort_unstable();
     (servers, flaws)
 }
 
 /// The domains of the last line that names any, else the one of this machine's own name.
-fn search(config: &Config, lines: &[impl AsRef<str>]) -> (Vec<HostName>, Vec<Flaw>) {
+fn search(config: &Config, lines: &[impl AsRef<str>], flaws: &mut Flaws) -> Vec<HostName> {
     let names_domains = |line: &str| matches!(line.split_whitespace().next(), Some("search" | "domain"));
     let Some(place) = lines.iter().rposition(|line| names_domains(line.as_ref())) else {
         let own = config.get_system_domain();
-        return (own.and_then(|domain| HostName::parse(domain).ok()).into_iter().collect(), Vec::new());
+        return own.and_then(|domain| HostName::parse(domain).ok()).into_iter().collect();
     };
-    let (mut search, mut flaws) = (Vec::new(), Vec::new());
+    let mut search = Vec::new();
     for domain in config.get_last_search_or_domain() {
         match HostName::parse(domain) {
             Ok(domain) => search.push(domain),
             // The root means the name as it is, which is tried anyway; `--` is DHCP's word for none.
             Err(_) if domain == "." || domain == "--" => {}
             Err(error) => {
-                let what = format!("search domain {}: {error}", quoted(domain.as_bytes()));
-                flaws.push(Flaw { line: place + 1, what });
+                flaws.add(place + 1, || format!("search domain {}: {error}", quoted(domain.as_bytes())));
             }
         }
     }
-    (search, flaws)
+    search
 }
 
 /// Counted from 0.
@@ -216,6 +230,10 @@ mod tests {
         texts.iter().map(|text| text.parse().unwrap()).collect()
     }
 
+    fn lines_of(flaws: &Flaws) -> Vec<usize> {
+        flaws.shown.iter().map(|(line, _)| *line).collect()
+    }
+
     #[test]
     fn hosts_file_in_latin1_is_read_but_for_the_names_that_cannot_be() {
         let content = b"127.0.0.1 localhost\n10.0.0.1\tdb.internal DB # caf\xe9\n::1 localhost\n\
@@ -226,15 +244,18 @@ mod tests {
             assert_eq!(read.get(name), Some(&ips(&[address])), "{name}");
         }
         assert_eq!(read.len(), 4);
-        let said = told(&flaws);
-        let lines: Vec<_> = flaws.iter().map(|flaw| flaw.line).collect();
-        assert_eq!(lines, [4, 5, 6], "{said}");
+        let said = flaws.to_string();
+        assert_eq!(lines_of(&flaws), [4, 5, 6], "{said}");
         assert!(
             said.starts_with("line 4: no name: \"caf\u{fffd}\": ") && said.contains("line 5: no address")
         );
         let many = "x\n".repeat(1_000);
-        assert!(told(&hosts(many.as_bytes()).1).ends_with("; 992 more"));
-        assert!(told(&hosts("\u{1b}[2J".repeat(200).as_bytes()).1).len() < 1_000, "bounded, escaped");
+        assert!(hosts(many.as_bytes()).1.to_string().ends_with("; 992 more"));
+        let long = hosts("\u{1b}[2J".repeat(200).as_bytes()).1.to_string();
+        assert!(
+            long.len() < 1_000 && long.is_ascii() && !long.contains('\u{1b}'),
+            "bounded and escaped: {long}"
+        );
     }
 
     #[test]
@@ -246,11 +267,14 @@ mod tests {
             assert_eq!(servers.addresses, ips(&["127.0.0.2"]), "{odd}");
             let search: Vec<_> = servers.search.iter().map(HostName::as_str).collect();
             assert_eq!((search, servers.ndots), (vec!["lan", "sub.lan"], 2), "{odd}");
-            assert!(matches!(&flaws[..], [Flaw { line: 3, what }] if what.contains(odd)), "{flaws:?}");
+            assert!(matches!(&flaws.shown[..], [(3, what)] if what.contains(odd)), "{flaws}");
         }
         let (alone, flaws) = servers(b"search .lan\nnameserver 127.0.0.2\n");
-        assert_eq!((alone.search.len(), alone.addresses, flaws.len()), (0, ips(&["127.0.0.2"]), 1));
-        assert_eq!(servers(b"search . --\nnameserver 10.0.0.1").1, []);
+        assert_eq!(
+            (alone.search.len(), alone.addresses, lines_of(&flaws)),
+            (0, ips(&["127.0.0.2"]), vec![1])
+        );
+        assert_eq!(servers(b"search . --\nnameserver 10.0.0.1").1, Flaws::default());
     }
 
     #[test]
@@ -263,8 +287,7 @@ mod tests {
         assert_eq!(read.addresses, ips(&["10.0.0.1", "::1", "10.0.0.3"]), "three, as the C library takes");
         assert_eq!((read.timeout, read.attempts, read.ndots), (Duration::from_secs(30), 1, 15));
         assert!(read.no_aaaa && read.edns0);
-        let lines: Vec<_> = flaws.iter().map(|flaw| flaw.line).collect();
-        assert_eq!(lines, [3, 4, 5], "{}", told(&flaws));
+        assert_eq!(lines_of(&flaws), [3, 4, 5], "{flaws}");
         let nothing = servers(b"").0;
         assert_eq!((nothing.addresses, nothing.ndots), (ips(&["127.0.0.1"]), 1), "as the C library does");
     }
