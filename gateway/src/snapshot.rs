@@ -4,6 +4,7 @@
 
 mod group;
 mod list;
+mod name;
 mod names;
 mod next;
 mod service;
@@ -18,10 +19,11 @@ use crate::config::settings::Live;
 
 pub(crate) use group::Group;
 use list::List;
+pub use name::Name;
 pub(crate) use names::Claim;
 use names::Names;
 pub(crate) use next::{Beside, Next};
-pub use service::{Endpoint, Name, Resolved, Rules, Service, Traits};
+pub use service::{Endpoint, Resolved, Rules, Service, Traits};
 
 /// All tables of one moment.
 #[derive(Clone, Debug)]

@@ -2,7 +2,6 @@
 //! else. What it says like others it shares with them. Not the tables that it stands in.
 
 use std::collections::HashMap;
-use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
@@ -10,6 +9,7 @@ use ipnet::IpNet;
 use isthmus_xds::{HostName, HostPattern, Locality};
 
 use super::group::Group;
+use super::name::Name;
 use super::shared::Shared;
 use crate::config::settings::{self, Balance, Ejection, Reach, ServiceTimeouts, Side, Target};
 use crate::endpoint::{EndpointState, ServiceState};
@@ -390,21 +390,5 @@ impl Endpoint {
             Reach::Beyond(beyond) => Some(beyond.cluster.as_str()),
             Reach::All { .. } | Reach::Inside => None,
         }
-    }
-}
-
-/// A service's name, `host:port`; made when it is shown.
-#[derive(Clone, Copy, Debug)]
-pub struct Name<'a>(&'a Service);
-
-impl fmt::Display for Name<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}:{}", self.0.host, self.0.port)
-    }
-}
-
-impl serde::Serialize for Name<'_> {
-    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(self)
     }
 }
