@@ -14,7 +14,7 @@ use std::io::Write as _;
 use std::os::unix::fs::symlink;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
-use std::sync::mpsc::channel;
+use std::sync::mpsc::{TryRecvError, channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -127,11 +127,20 @@ fn alias_bomb_in_the_registry_is_refused_with_its_line_while_health_answers() {
         longest = longest.max(asked.elapsed());
         problems(&cluster).contains("its aliases stand for")
     });
-    assert!(problems(&cluster).contains("bomb.yaml:2:"), "{}", problems(&cluster));
+    // Where the limit is passed: each alias stands for 402 values.
+    assert!(problems(&cluster).contains("bomb.yaml:251:"), "{}", problems(&cluster));
     let more = cluster.process().peak().saturating_sub(before) >> 20;
     figure!("an alias bomb of 220 KB: {more} MiB more at most, health answered within {longest:?}");
     assert!(more < 64, "{more} MiB");
     assert_eq!(hosts(&cluster), 1);
+}
+
+struct Stop<'a>(&'a AtomicBool);
+
+impl Drop for Stop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Relaxed);
+    }
 }
 
 /// Rewrites a file in place, as scp, `rsync --inplace` and generators do: each part, then a pause, and the file is open
@@ -161,6 +170,8 @@ fn registry_file_written_in_place_withdraws_nothing_until_it_is_closed_and_quiet
                 fewest.fetch_min(tables(&gateway), Relaxed);
             }
         });
+        // Also where something below fails.
+        let _stop = Stop(&stop);
         for turn in 0..3 {
             let new = format!("new-{turn}.example");
             let unfinished = format!("{}- host: b.exa", services(&[&new, "a.example"]));
@@ -170,7 +181,6 @@ fn registry_file_written_in_place_withdraws_nothing_until_it_is_closed_and_quiet
             rewrite(&path, &["", &both], || {});
             until("what was new is gone", || !gateway.admin("GET", "/services").body.contains(&new));
         }
-        stop.store(true, Relaxed);
     });
     assert_eq!(fewest.load(Relaxed), 2, "nothing was withdrawn");
     // In one step, and by taking the file away: at once.
@@ -184,23 +194,25 @@ fn registry_file_written_in_place_withdraws_nothing_until_it_is_closed_and_quiet
 fn large_registry_is_taken_in_while_health_answers() {
     let mut cluster = Cluster::new("east");
     cluster.start();
-    let names: Vec<_> = (0..20_000).map(|host| format!("h{host}.example")).collect();
+    let names: Vec<_> = (0..5_000).map(|host| format!("h{host}.example")).collect();
     let names: Vec<_> = names.iter().map(String::as_str).collect();
     cluster.register("large.yaml", &services(&names));
     let (done, is_done) = channel();
+    let cluster = &cluster;
     thread::scope(|scope| {
-        scope.spawn(|| {
-            until_status(&cluster, "all are there", |status| {
-                (status["registry"]["hosts"] == 20_000).then_some(())
+        scope.spawn(move || {
+            until_status(cluster, "all are there", |status| {
+                (status["registry"]["hosts"] == 5_000).then_some(())
             });
             done.send(()).unwrap();
         });
         let mut longest = Duration::ZERO;
-        while is_done.try_recv().is_err() {
+        // It is dropped where the other thread fails.
+        while is_done.try_recv() == Err(TryRecvError::Empty) {
             let asked = Instant::now();
-            assert!(is_alive(&cluster));
+            assert!(is_alive(cluster));
             longest = longest.max(asked.elapsed());
         }
-        figure!("20 000 services arrive in one file: health answered within {longest:?}");
+        figure!("5 000 services arrive in one file: health answered within {longest:?}");
     });
 }
