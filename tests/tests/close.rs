@@ -484,8 +484,8 @@ fn a_client_that_came_long_before_its_hello_is_not_idle() {
 fn a_server_without_a_first_byte_is_given_up() {
     let world = World::new("first_byte: 1s");
     let mut client = dial(world.gateway.address());
-    client.write_all(&world.hello).unwrap();
     let started = Instant::now();
+    client.write_all(&world.hello).unwrap();
     let (mut server, _) = world.endpoint.take();
     world.ended(client.local_addr().unwrap(), "first_byte_timeout");
     let took = started.elapsed();

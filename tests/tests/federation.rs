@@ -151,6 +151,10 @@ fn a_lost_peer_and_a_restart_on_either_side_leave_what_works() {
     fs::remove_dir_all(world.west.path("gw-1")).unwrap();
     let kept = world.west.gateway("gw-1");
     until("west kept it through its own restart", || leads_to(outbound(&kept), HOST, b"one...."));
+    until("its gateway has persisted it", || {
+        let state = kept.admin("GET", "/status").json()["state"].clone();
+        state["usable"] == true && state["behind"] == false
+    });
     drop(kept);
     world.west.stop();
     let kept = world.west.gateway("gw-1");
@@ -216,7 +220,11 @@ fn what_is_probed_goes_when_no_gateway_of_its_cluster_answers_and_comes_back_wit
 /// The table of the documentation is what a running agent exports: names, types, labels and meanings.
 #[test]
 fn what_an_agent_exports_is_what_is_documented() {
-    let world = World::usual();
+    let mut world = World::usual();
+    let state = world.west.path("state").display().to_string();
+    world.west.set("state", &state);
+    world.west.stop();
+    world.west.start();
     let text = world.west.metrics();
     let said = |what: &str, name: &str| {
         let start = format!("# {what} {name} ");

@@ -100,7 +100,8 @@ impl World {
             west.as_peer()
         );
         let importing = format!(
-            "gateways: [{{ name: gw-1 }}]\nimports: [{{ cluster: east, hosts: ['{HOSTS}'], gatewayCIDRs: [127.0.0.0/8] }}]\npeers: [{}]\n",
+            "gateways: [{{ name: gw-1 }}]\nimports: [{{ cluster: east, hosts: ['{HOSTS}'], gatewayCIDRs: [127.0.0.0/8] }}]\npeers: [{}]\n\
+             limits: {{ peers: {{ slices: 1000000, bytes: 1GiB }} }}\n",
             east.as_peer()
         );
         let mut east_agent = east.start_agent(programs, &exporting, stop)?;

@@ -134,7 +134,7 @@ impl Misled {
         let streams = agent.streams();
         agent.say("huge", vec![resource("east/huge.bookinfo.svc.cluster.local", vec![7; 64 << 20])]);
         until("it comes back", || agent.streams() > streams);
-        assert!(self.gateway.errors().iter().any(|line| line.contains("message length too large")));
+        assert!(self.gateway.errors().iter().any(|line| line.contains("bytes is too large")));
         until("it is followed again", || self.agent()["connected"] == true);
         agent.say("large", vec![resource("east/large.bookinfo.svc.cluster.local", vec![7; 20 << 20])]);
         let why = agent.answer("large").expect("a refusal");
