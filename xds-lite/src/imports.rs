@@ -145,18 +145,20 @@ impl Imports {
         Ok(stored)
     }
 
-    /// A slice is no longer given to this cluster.
-    pub fn leave(&mut self, from: &Cluster, host: &HostPattern) {
-        let Some(rank) = self.rank(from) else { return };
+    /// A slice is no longer given to this cluster. Says whether there was one.
+    pub fn leave(&mut self, from: &Cluster, host: &HostPattern) -> bool {
+        let Some(rank) = self.rank(from) else { return false };
         let key = Key { cluster: from.clone(), host: host.clone() };
-        let Some(peer) = self.peers.get_mut(rank) else { return };
+        let Some(peer) = self.peers.get_mut(rank) else { return false };
         self.unsettled |= peer.lost.is_some();
         peer.holdings.not_granted(host, false);
         let before = peer.accepted.get(&key).map(|slice| names(slice)).unwrap_or_default();
-        if peer.accepted.leave(&key) {
+        let stood = peer.accepted.leave(&key);
+        if stood {
             peer.forget(host);
             self.claim(rank + 1, host, &before, &[]);
         }
+        stood
     }
 
     /// Notes what the own cluster has under a host.
@@ -254,29 +256,6 @@ impl Imports {
             Verdict::Held(why) => Some(why),
         };
         Some(Shown { cluster, host, held })
-    }
-
-    /// What stands of a cluster, as it came.
-    pub fn accepted(&self, of: &Cluster) -> impl Iterator<Item = &Arc<Slice>> {
-        let peer = self.rank(of).and_then(|rank| self.peers.get(rank));
-        peer.into_iter().flat_map(|peer| peer.accepted.iter())
-    }
-
-    /// What is to be known after a restart, by cluster.
-    pub fn persistent(&self) -> impl Iterator<Item = (&Cluster, &Key)> {
-        self.peers.iter().flat_map(|peer| peer.accepted.persistent().map(|key| (&peer.consent.cluster, key)))
-    }
-
-    /// One of them.
-    #[must_use]
-    pub fn to_persist(&self, of: &Cluster, key: &Key) -> Option<Slice> {
-        self.peers.get(self.rank(of)?)?.accepted.to_persist(key)
-    }
-
-    /// What a cluster has of this one's memory and disk.
-    #[must_use]
-    pub fn held(&self, of: &Cluster) -> Option<Held> {
-        Some(self.peers.get(self.rank(of)?)?.holdings.held())
     }
 
     fn rank(&self, cluster: &Cluster) -> Option<usize> {

@@ -225,10 +225,10 @@ impl State {
             }
         }
         for name in &update.removed {
-            if let Ok(key) = name.parse::<Key>() {
-                self.imports.leave(from, &key.host);
+            // What was never there needs no word, however many of it a peer takes back.
+            if name.parse::<Key>().is_ok_and(|key| self.imports.leave(from, &key.host)) {
+                self.persist(persistence::import(from, name));
             }
-            self.persist(persistence::import(from, name));
         }
         if let (Some(contact), Some(last)) = (self.peers.get_mut(from), refused.last()) {
             contact.refusals += refused.len() as u64;

@@ -2,16 +2,17 @@
 //! Not what becomes of its slices beside those of others.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
+use std::sync::Arc;
 use std::time::Instant;
 
 use prost::Message;
 
 use crate::accepted::Accepted;
 use crate::host::HostPattern;
-use crate::slice::{Key, Slice};
+use crate::slice::{Cluster, Key, Slice};
 
 use super::holdings::Holdings;
-use super::{Consent, Shown};
+use super::{Consent, Held, Imports, Shown};
 
 /// Who claims a name: the own cluster is first, then each peer by its place.
 pub(super) type Claims = HashMap<HostPattern, BTreeSet<(usize, HostPattern)>>;
@@ -25,6 +26,31 @@ pub(super) struct Peer {
     pub(super) lost: Option<Instant>,
     /// What went because nothing was heard for too long.
     pub(super) expired: HashSet<HostPattern>,
+}
+
+impl Imports {
+    /// What stands of a cluster, as it came.
+    pub fn accepted(&self, of: &Cluster) -> impl Iterator<Item = &Arc<Slice>> {
+        let peer = self.rank(of).and_then(|rank| self.peers.get(rank));
+        peer.into_iter().flat_map(|peer| peer.accepted.iter())
+    }
+
+    /// What is to be known after a restart, by cluster.
+    pub fn persistent(&self) -> impl Iterator<Item = (&Cluster, &Key)> {
+        self.peers.iter().flat_map(|peer| peer.accepted.persistent().map(|key| (&peer.consent.cluster, key)))
+    }
+
+    /// One of them.
+    #[must_use]
+    pub fn to_persist(&self, of: &Cluster, key: &Key) -> Option<Slice> {
+        self.peers.get(self.rank(of)?)?.accepted.to_persist(key)
+    }
+
+    /// What a cluster has of this one's memory and disk.
+    #[must_use]
+    pub fn held(&self, of: &Cluster) -> Option<Held> {
+        Some(self.peers.get(self.rank(of)?)?.holdings.held())
+    }
 }
 
 impl Peer {
