@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, Mutex};
+use std::thread;
 use std::time::Duration;
 
 use isthmus_certs::{Client as Tls, IdPattern, Peer as Expected, Trust};
@@ -22,6 +23,8 @@ use super::peer::abroad_to;
 use super::state::State;
 use super::{Error, SLICE, locked};
 
+/// Slices that are taken before anything else may change.
+const AT_ONCE: usize = 32;
 /// How often it is looked for clusters that have joined.
 const PACE: Duration = Duration::from_secs(1);
 
@@ -107,13 +110,29 @@ struct Offers {
     believing: Option<Believing>,
 }
 
+impl Offers {
+    /// Takes an update in pieces: whatever else changes does not wait for a large one.
+    fn take(&self, update: &Update) -> Vec<Refused> {
+        let mut refused = locked(&self.state).take(&self.cluster, &[], &[]);
+        for resources in update.resources.chunks(AT_ONCE) {
+            refused.extend(locked(&self.state).take(&self.cluster, resources, &[]));
+            thread::yield_now();
+        }
+        for removed in update.removed.chunks(AT_ONCE) {
+            refused.extend(locked(&self.state).take(&self.cluster, &[], removed));
+            thread::yield_now();
+        }
+        refused
+    }
+}
+
 impl Tables for Offers {
     fn apply(&mut self, update: &Update) -> Vec<Refused> {
         match &mut self.believing {
             Some(believing) if update.type_url == TRUST_BUNDLE => believing.apply(update, |word| {
                 locked(&self.state).word(&self.cluster, word);
             }),
-            _ => locked(&self.state).take(&self.cluster, update),
+            _ => self.take(update),
         }
     }
 

@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
-use crate::ads::client::{self, Update};
+use crate::ads::client::{self, Resource};
 use crate::ads::shared::Follower;
 use crate::bundles;
 use crate::config::address::Target;
@@ -207,9 +207,14 @@ impl State {
     }
 
     /// Takes what a peer's agent sent, but for what is refused.
-    pub(super) fn take(&mut self, from: &Cluster, update: &Update) -> Vec<client::Refused> {
+    pub(super) fn take(
+        &mut self,
+        from: &Cluster,
+        resources: &[Resource],
+        removed: &[String],
+    ) -> Vec<client::Refused> {
         let mut refused = Vec::new();
-        for resource in &update.resources {
+        for resource in resources {
             match self.imports.take(from, &resource.name, &resource.bytes) {
                 Ok(Stored::Nothing) => {}
                 Ok(Stored::Slice { forgets }) => {
@@ -226,7 +231,7 @@ impl State {
                 }
             }
         }
-        for name in &update.removed {
+        for name in removed {
             // What was never there needs no word, however many of it a peer takes back.
             if name.parse::<Key>().is_ok_and(|key| self.imports.leave(from, &key.host)) {
                 self.persist(persistence::import(from, name));

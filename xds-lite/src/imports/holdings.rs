@@ -30,7 +30,7 @@ pub struct SliceLimits {
 
 impl Default for SliceLimits {
     fn default() -> SliceLimits {
-        SliceLimits { slices: 10_000, bytes: 8 << 20 }
+        SliceLimits { slices: 10_000, bytes: 4 << 20 }
     }
 }
 

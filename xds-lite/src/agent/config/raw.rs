@@ -99,7 +99,7 @@ pub(super) struct ClientLimits {
 }
 
 /// What each peer may take. Defaults: 16 connections, 8 streams, requests of 16MiB, 50000 names, 10000 slices of
-/// 8MiB together.
+/// 4MiB together.
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct PeerLimits {
