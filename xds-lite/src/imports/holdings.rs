@@ -30,7 +30,7 @@ pub struct SliceLimits {
 
 impl Default for SliceLimits {
     fn default() -> SliceLimits {
-        SliceLimits { slices: 10_000, bytes: 4 << 20 }
+        SliceLimits { slices: 8_000, bytes: 4 << 20 }
     }
 }
 
