@@ -22,10 +22,10 @@ fn budget_is_refused_at_its_limit_and_given_back_on_drop() {
     assert_eq!(used("connections"), Usage { used: 16, limit: 16, exceeded: 1 });
     shares.pop();
     let _one = west.take(Resource::Connections, 1).unwrap();
-    let mut names = west.take(Resource::Names, 50_000).unwrap();
-    assert!(names.set(50_001).is_err() && names.amount() == 50_000, "as it was");
+    let mut names = west.take(Resource::Names, 20_000).unwrap();
+    assert!(names.set(20_001).is_err() && names.amount() == 20_000, "as it was");
     names.set(10).unwrap();
-    assert_eq!(used("names"), Usage { used: 10, limit: 50_000, exceeded: 1 });
+    assert_eq!(used("names"), Usage { used: 10, limit: 20_000, exceeded: 1 });
     drop((names, shares, _one));
     assert_eq!((used("names").used, used("connections").used), (0, 0));
     assert_eq!(budgets.totals(Kind::Peer, Resource::Connections), (0, 1));

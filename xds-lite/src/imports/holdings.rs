@@ -15,7 +15,7 @@ pub(super) const DECODED: u64 = 8 << 20;
 /// Slices of one peer that may have one name; in earnest it is one.
 const SHARING: usize = 64;
 /// Names for each slice that a peer may have, all of its slices together.
-const NAMES: u64 = 5;
+const NAMES: u64 = 2;
 /// Names that were not granted, as status lists them.
 const NOT_GRANTED: usize = 1_000;
 
@@ -30,7 +30,7 @@ pub struct SliceLimits {
 
 impl Default for SliceLimits {
     fn default() -> SliceLimits {
-        SliceLimits { slices: 10_000, bytes: 4 << 20 }
+        SliceLimits { slices: 8_000, bytes: 4 << 20 }
     }
 }
 

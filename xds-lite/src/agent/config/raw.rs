@@ -98,7 +98,7 @@ pub(super) struct ClientLimits {
     pub(super) names: Option<At<Count>>,
 }
 
-/// What each peer may take. Defaults: 16 connections, 8 streams, requests of 16MiB, 50000 names, 10000 slices of
+/// What each peer may take. Defaults: 16 connections, 8 streams, requests of 16MiB, 20000 names, 8000 slices of
 /// 4MiB together.
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
