@@ -122,6 +122,8 @@ struct Slices {
     held: Held,
     persistence: Option<Persistence>,
     lost: Option<Instant>,
+    /// An agent was told what there is: what it does not name is gone.
+    is_told: bool,
     expired: HashSet<Key>,
     /// Begun once no agent is heard.
     probes: Option<Probes>,
@@ -138,6 +140,7 @@ impl Slices {
             held: Held::default(),
             persistence: None,
             lost: Some(Instant::now()),
+            is_told: false,
             expired: HashSet::new(),
             probes: None,
             names: Names::default(),
@@ -254,7 +257,9 @@ impl Tables for Followed {
     }
 
     fn versions(&self, _type_url: &str) -> HashMap<String, String> {
-        locked(&self.0).held.versions()
+        let mut slices = locked(&self.0);
+        slices.is_told = true;
+        slices.held.versions()
     }
 
     fn contact(&mut self, contact: Contact<'_>) {

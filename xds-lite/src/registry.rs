@@ -25,16 +25,20 @@ pub struct Own {
 }
 
 impl Own {
-    /// What was offered before a restart. What did not change since keeps its order; what changes comes after
-    /// everything that may have been said before, persisted or not: it is of another incarnation.
+    /// What was offered before a restart. All of it comes after everything that may have been said before, persisted or
+    /// not: it is of another incarnation, as what a disk still has may be older than what others were told.
     #[must_use]
     pub fn restored(cluster: Cluster, incarnation: u64, before: Vec<Slice>) -> Own {
         let last = before.iter().map(|slice| slice.order.incarnation).max();
         let incarnation = last.map_or(incarnation, |last| incarnation.max(last.saturating_add(1)));
-        let standing =
-            before.into_iter().filter(|slice| slice.key.cluster == cluster && slice.offer.is_some());
-        let slices = standing.map(|slice| (slice.key.host.clone(), slice)).collect();
-        Own { cluster, last: Order { incarnation, revision: 0 }, slices }
+        let mut own = Own { cluster, last: Order { incarnation, revision: 0 }, slices: BTreeMap::new() };
+        for slice in before.into_iter().filter(|slice| slice.key.cluster == own.cluster) {
+            if slice.offer.is_some() {
+                own.last.revision += 1;
+                own.slices.insert(slice.key.host.clone(), Slice { order: own.last, ..slice });
+            }
+        }
+        own
     }
 
     /// Offers this under these hosts from now on, or nothing; what changed, with what is withdrawn.
@@ -245,6 +249,7 @@ fn ready<'a>(endpoints: impl Iterator<Item = &'a Endpoint>) -> Vec<Ready> {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
     use std::path::Path;
 
     use super::*;
@@ -296,6 +301,22 @@ mod tests {
         assert_eq!(shown, [(3, false), (4, true)], "c.d is withdrawn, a.b has changed");
         assert!(changed.iter().all(|slice| slice.order.incarnation == 7));
         assert_eq!(own.slices().count(), 1);
+    }
+
+    /// What is on the disk may be older than what others were told before a crash.
+    #[test]
+    fn restored_offers_come_after_everything_that_was_said_before() {
+        let east: Cluster = "east".parse().unwrap();
+        let one = "services: [{ host: a.b, endpoints: [{ address: '10.0.0.1:443' }] }, { host: c.d }]";
+        let mut own = Own::restored(east.clone(), 7, Vec::new());
+        let persisted = own.offer(some(one));
+        let said = own.offer(some("services: [{ host: a.b, endpoints: [{ address: '10.0.0.2:443' }] }]"));
+        for incarnation in [3, 9] {
+            let mut again = Own::restored(east.clone(), incarnation, persisted.clone());
+            assert_eq!(again.offer(some(one)), [], "the same is offered");
+            let orders: BTreeSet<_> = again.slices().map(|slice| slice.order).collect();
+            assert!(orders.len() == 2 && orders.first() > said.iter().map(|slice| &slice.order).max());
+        }
     }
 
     #[test]

@@ -51,7 +51,10 @@ impl Source for Persisted {
 
     fn restore(&self, records: Vec<Record>) {
         let mut slices = locked(&self.0);
-        // Everything is written after this, whatever is taken of it.
+        // An agent would not say of these that they are gone. Everything is written after this.
+        if slices.is_told {
+            return;
+        }
         let mut touched = BTreeSet::new();
         for (name, bytes) in records {
             touched.extend(slices.take(&name, &bytes).map(|key| key.host));

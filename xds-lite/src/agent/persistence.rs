@@ -171,7 +171,7 @@ impl Source for OfSlices {
     }
 
     fn restore(&self, records: Vec<Record>) {
-        locked(&self.0).restore_imports(Slices::read(records).imports);
+        locked(&self.0).lay_by(Slices::read(records).imports);
     }
 }
 

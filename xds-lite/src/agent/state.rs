@@ -90,6 +90,8 @@ impl State {
             settings: Arc::clone(&settings),
         };
         let before: Vec<_> = state.own.slices().cloned().collect();
+        // Under their new orders.
+        before.iter().for_each(|slice| state.persist(persistence::own(&slice.key)));
         state.publish(&before);
         settings.peers.iter().for_each(|peer| state.add_peer(peer));
         state.restore_registrations(registrations, Instant::now());
@@ -269,8 +271,10 @@ impl State {
     /// Lets go of what its time is over.
     pub(super) fn expire(&mut self, now: Instant) {
         let is_over = |since: &Instant| now.saturating_duration_since(*since) >= WHOLE;
-        for (cluster, _) in self.hearing.extract_if(|_, since| is_over(since)) {
+        let whole: Vec<_> = self.hearing.extract_if(|_, since| is_over(since)).collect();
+        for (cluster, _) in whole {
             self.views.heard(&cluster);
+            self.clear_unclaimed(&cluster);
         }
         self.imports.expire(now);
         self.pass_on();

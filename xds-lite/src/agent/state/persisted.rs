@@ -42,6 +42,19 @@ impl State {
         self.pass_on();
     }
 
+    /// Keeps slices that could be read late for the next start: a peer that is followed already would not say of them
+    /// that they are gone.
+    pub(in crate::agent) fn lay_by(&mut self, imports: BTreeMap<Cluster, BTreeMap<String, Vec<u8>>>) {
+        self.unclaimed.extend(imports);
+    }
+
+    /// A peer has said what it has: what was kept of it besides is gone.
+    pub(super) fn clear_unclaimed(&mut self, of: &Cluster) {
+        for name in self.unclaimed.remove(of).unwrap_or_default().into_keys() {
+            self.persist(persistence::import(of, &name));
+        }
+    }
+
     /// Takes registrations that were persisted, but for those who have registered again meanwhile.
     pub(in crate::agent) fn restore_registrations(&mut self, records: Vec<Record>, now: Instant) {
         let mut wrong = 0_usize;
