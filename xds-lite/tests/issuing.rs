@@ -102,7 +102,7 @@ fn nobody_gets_what_the_policy_does_not_give() {
             GATEWAY,
             IstioCertificateRequest { csr: "no".to_owned(), ..request(&key) },
             Code::InvalidArgument,
-            "PKCS#10",
+            "it must hold one -----BEGIN CERTIFICATE REQUEST----- block",
         ),
         (
             "a life below zero",

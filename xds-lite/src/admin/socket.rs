@@ -1,5 +1,5 @@
-//! The Unix socket of an agent: where it is put, and which users may come by it. The kernel says who they are, before a
-//! byte of theirs is read.
+//! The Unix socket of an agent: where it is put, and which users may come by it. The kernel says who they are; what
+//! others send is thrown away unread.
 
 use std::collections::BTreeSet;
 use std::fs::{self, Permissions};
@@ -7,10 +7,14 @@ use std::io;
 use std::os::unix::fs::{FileTypeExt as _, PermissionsExt as _};
 use std::os::unix::net::UnixStream as Blocking;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::process::geteuid;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::Semaphore;
+use tokio::time::timeout;
 
 use crate::http::Listener;
 
@@ -19,10 +23,18 @@ use super::Local;
 /// How often it is tried to put the socket where it cannot be.
 const RETRY: Duration = Duration::from_secs(5);
 
+/// Users at once that are told why they may not register; beyond, connections of such are closed at once.
+const REFUSALS: usize = 16;
+/// From accept to the end of such a connection.
+const REFUSAL: Duration = Duration::from_secs(1);
+/// What is thrown away of what they send: a request, and some.
+const DISCARDED: u64 = 128 << 10;
+
 /// The socket, and who may come by it.
 pub(super) struct Registrars {
     listener: UnixListener,
     users: BTreeSet<u32>,
+    refusals: Arc<Semaphore>,
 }
 
 impl Listener for Registrars {
@@ -36,15 +48,30 @@ impl Listener for Registrars {
             return Ok(Some((stream, user)));
         }
         tracing::debug!(user, "a user that may not register came by the agent's socket");
-        let why = format!(
-            "{{\"error\": \"user {user} may not register here; add it to registration.users of the agent's file\"}}\n"
-        );
-        let length = why.len();
-        let head = "HTTP/1.1 403 Forbidden\r\nContent-Type: application/json\r\nConnection: close\r\n";
-        // Whoever does not read it has lost nothing.
-        let _told = stream.try_write(format!("{head}Content-Length: {length}\r\n\r\n{why}").as_bytes());
+        if let Ok(permit) = Arc::clone(&self.refusals).try_acquire_owned() {
+            tokio::spawn(async move {
+                // Whoever does not read it has lost nothing.
+                let _told = timeout(REFUSAL, refuse(stream, user)).await;
+                drop(permit);
+            });
+        }
         Ok(None)
     }
+}
+
+/// Answers once something was sent, and closes once the client has: an answer that comes before its request, or a close
+/// with unread bytes, hides from HTTP clients what is said.
+async fn refuse(mut stream: UnixStream, user: u32) -> io::Result<()> {
+    let why = format!(
+        "{{\"error\": \"user {user} may not register here; add it to registration.users of the agent's file\"}}\n"
+    );
+    let length = why.len();
+    let head = "HTTP/1.1 403 Forbidden\r\nContent-Type: application/json\r\nConnection: close\r\n";
+    let mut buffer = [0; 1024];
+    stream.read(&mut buffer).await?;
+    stream.write_all(format!("{head}Content-Length: {length}\r\n\r\n{why}").as_bytes()).await?;
+    stream.shutdown().await?;
+    tokio::io::copy(&mut stream.take(DISCARDED), &mut tokio::io::sink()).await.map(drop)
 }
 
 /// Puts the socket there, however often that has to be tried.
@@ -56,7 +83,7 @@ pub(super) async fn bound(local: Local) -> Registrars {
                 tracing::info!(socket = %local.path.display(), "VMs register here");
                 let mut users = local.users;
                 users.extend([0, geteuid().as_raw()]);
-                return Registrars { listener, users };
+                return Registrars { listener, users, refusals: Arc::new(Semaphore::new(REFUSALS)) };
             }
             Err(error) => {
                 let why = error.to_string();

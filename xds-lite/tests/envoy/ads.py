@@ -14,6 +14,7 @@ from envoy.config.cluster.v3.cluster_pb2 import Cluster
 from envoy.config.endpoint.v3.endpoint_pb2 import ClusterLoadAssignment
 from envoy.config.listener.v3.listener_pb2 import Listener
 from envoy.extensions.filters.listener.tls_inspector.v3.tls_inspector_pb2 import TlsInspector
+from envoy.extensions.filters.network.rbac.v3.rbac_pb2 import RBAC
 from envoy.extensions.filters.network.tcp_proxy.v3.tcp_proxy_pb2 import TcpProxy
 from envoy.service.discovery.v3.ads_pb2_grpc import AggregatedDiscoveryServiceStub
 from envoy.service.discovery.v3.discovery_pb2 import DeltaDiscoveryRequest, DiscoveryRequest
@@ -35,18 +36,34 @@ def refuse_unknown(message):
     assert message.SerializeToString(deterministic=True) == kept, message
 
 
+def denied(filter):
+    """Names that a filter closes: with this prefix, but for these."""
+    rules = unpacked(filter.typed_config, RBAC).rules
+    (policy,) = rules.policies.values()
+    (permission,) = policy.permissions
+    (principal,) = policy.principals
+    assert rules.Action.Name(rules.action) == "DENY" and principal.any
+    prefix, *others = permission.and_rules.rules
+    return [prefix.requested_server_name.prefix, *(it.not_rule.requested_server_name.exact for it in others)]
+
+
 def listener(any_message):
     found = unpacked(any_message, Listener)
     unpacked(found.listener_filters[0].typed_config, TlsInspector)
     chains = {}
     for chain in found.filter_chains:
-        match, proxy = chain.filter_chain_match, unpacked(chain.filters[0].typed_config, TcpProxy)
+        match = chain.filter_chain_match
+        if not chain.filters:
+            chains[chain.name] = {"closed": list(match.server_names)}
+            continue
+        proxy = unpacked(chain.filters[-1].typed_config, TcpProxy)
         chains[chain.name] = {
             "names": list(match.server_names),
             "alpn": list(match.application_protocols),
             "sources": [f"{it.address_prefix}/{it.prefix_len.value}" for it in match.source_prefix_ranges],
             "transport": match.transport_protocol,
             "cluster": proxy.cluster,
+            "denied": [denied(it) for it in chain.filters[:-1]],
             "idle": proxy.idle_timeout.seconds,
             "by_source": [policy.WhichOneof("policy_specifier") for policy in proxy.hash_policy],
         }

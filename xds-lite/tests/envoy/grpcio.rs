@@ -99,10 +99,11 @@ fn grpcio_reads_what_was_meant_in_both_protocols() {
     let read: Value = serde_json::from_slice(&ran.stdout).unwrap();
 
     let (one, two) = ("outbound_.443_._.a.b", "outbound_.443_._.e.f");
-    let chain = |names: Value, alpn: Value, sources: Value, cluster: &str, by_source: Value| {
-        json!({ "names": names, "alpn": alpn, "sources": sources, "transport": "tls", "cluster": cluster,
-                "idle": 3600, "by_source": by_source })
-    };
+    let chain =
+        |names: Value, alpn: Value, sources: Value, cluster: &str, by_source: Value, denied: Value| {
+            json!({ "names": names, "alpn": alpn, "sources": sources, "transport": "tls", "cluster": cluster,
+                "idle": 3600, "by_source": by_source, "denied": denied })
+        };
     let cluster = |policy: &str, most: u32, socket: &str| {
         json!({ "type": "EDS", "policy": policy, "ads": "ads", "connect": 3000, "panic": 0.0, "most": most,
                 "socket": socket })
@@ -110,8 +111,8 @@ fn grpcio_reads_what_was_meant_in_both_protocols() {
     let at = |zone: &str, address: &str, weight: u32| json!({ "zone": zone, "address": address, "weight": weight, "health": 1 });
     let expected = json!({
         "listener": { EAST_WEST: {
-            one: chain(json!(["*.c", "a.b", one]), json!(["mysql"]), json!(["10.0.0.0/8"]), one, json!(["source_ip"])),
-            two: chain(json!(["e.f", two]), json!([]), json!([]), two, json!([])),
+            one: chain(json!(["*.c", "a.b", one]), json!(["mysql"]), json!(["10.0.0.0/8"]), one, json!(["source_ip"]), json!([["outbound_.", one]])),
+            two: chain(json!(["e.f", two]), json!([]), json!([]), two, json!([]), json!([])),
         } },
         "cluster": {
             one: cluster("MAGLEV", 7, "envoy.transport_sockets.upstream_proxy_protocol"),
