@@ -363,7 +363,10 @@ fn garbage_and_messages_that_are_too_large_change_nothing() {
     let before = gateway.process().memory();
     plane.tell(&json!({ "raw": { "Cluster": { "large": ["00", LARGE] } } }));
     let lost = |line: &String| line.contains("no control plane there") && line.contains("too large");
-    until("it is not read", || gateway.errors().iter().filter(|line| lost(line)).count() > 2);
+    // Each by itself: the server takes its time over so much.
+    for times in 1..=3 {
+        until("it is not read", || gateway.errors().iter().filter(|line| lost(line)).count() >= times);
+    }
     assert!(leads(&gateway, 3, b"one....") && gateway.is_ready());
     let more = gateway.process().memory().saturating_sub(before);
     assert!(more < LARGE, "{more} bytes more");
