@@ -67,8 +67,7 @@ async fn refuse(mut stream: UnixStream, user: u32) -> io::Result<()> {
     );
     let length = why.len();
     let head = "HTTP/1.1 403 Forbidden\r\nContent-Type: application/json\r\nConnection: close\r\n";
-    let mut buffer = [0; 1024];
-    stream.read(&mut buffer).await?;
+    stream.readable().await?;
     stream.write_all(format!("{head}Content-Length: {length}\r\n\r\n{why}").as_bytes()).await?;
     stream.shutdown().await?;
     tokio::io::copy(&mut stream.take(DISCARDED), &mut tokio::io::sink()).await.map(drop)
