@@ -390,8 +390,7 @@ fn registration_by_the_command_line_reaches_other_clusters_and_needs_a_proof() {
 #[test]
 fn registration_by_another_user_is_refused() {
     if !isthmus_tests::is_root() {
-        eprintln!("skipped: another user needs root");
-        return;
+        isthmus_tests::skip!("another user needs root");
     }
     let one = Scripted::echo(b"one....");
     let mut east = Cluster::new("east");

@@ -34,7 +34,9 @@ fn psql_that_does_not_begin_with_tls_is_told_apart() {
         let gateway = gateway();
         let port = gateway.address().port();
         let place = format!("host=127.0.0.1 port={port} user=u dbname=d sslmode={mode} gssencmode=disable");
-        let Some(output) = run(Command::new("psql").arg(place)) else { skip!("there is no psql here") };
+        let Some(output) = run(Command::new("psql").arg(place)) else {
+            skip!("psql is not installed (tests/run installs it)")
+        };
         assert!(!output.status.success());
         let said = String::from_utf8_lossy(&output.stderr).into_owned();
         assert!(!said.contains("invalid response") && !said.contains('\u{15}'), "{mode}: {said}");
@@ -48,7 +50,7 @@ fn mariadb_that_waits_for_the_server_is_told_apart() {
     let port = gateway.address().port().to_string();
     let mut client = Command::new("mariadb");
     client.args(["--no-defaults", "--host=127.0.0.1", "--user=u", "--connect-timeout=20", "--port", &port]);
-    let Some(output) = run(&mut client) else { skip!("there is no mariadb here") };
+    let Some(output) = run(&mut client) else { skip!("mariadb is not installed (tests/run installs it)") };
     assert!(!output.status.success());
     is_told(&gateway, "client_silent", "speaks first");
 }
