@@ -146,7 +146,7 @@ fn every_metric_is_exported_and_nothing_else_is_served_there() {
     let (status, text) = get(metrics, "/metrics");
     assert_eq!(status, 200);
     // Those of services come with their first connection, those of trust with `trust:` (trust.rs), those of
-    // an agent with `xds:` (tests/tests/agent.rs), those of the state with `xds.state` (tests/tests/state.rs).
+    // an agent with `xds:` (tests/tests/agent.rs), those of the state with `xds.state`.
     let needs_more = |name: &str| {
         ["service_", "certificate_", "trust_", "agent_", "stale_", "state_"]
             .iter()
