@@ -67,7 +67,8 @@ async fn refuse(mut stream: UnixStream, user: u32) -> io::Result<()> {
     );
     let length = why.len();
     let head = "HTTP/1.1 403 Forbidden\r\nContent-Type: application/json\r\nConnection: close\r\n";
-    stream.readable().await?;
+    // Not `readable`, which may be true of a connection that has sent nothing.
+    stream.read_u8().await?;
     stream.write_all(format!("{head}Content-Length: {length}\r\n\r\n{why}").as_bytes()).await?;
     stream.shutdown().await?;
     tokio::io::copy(&mut stream.take(DISCARDED), &mut tokio::io::sink()).await.map(drop)
