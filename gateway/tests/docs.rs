@@ -1,0 +1,423 @@
+//! What the documentation promises: links lead somewhere; every reason, metric, key and command is documented
+//! once; the commands it shows exist. It asks the built programs, and reads the sources where these do not tell.
+//! Not whether a text is right.
+
+#![expect(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::env;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use serde_json::Value;
+
+const GATEWAY: &str = "isthmus-gateway";
+const AGENT: &str = "isthmus-agent";
+const CERTS: &str = "isthmus-certs";
+const BENCH: &str = "isthmus-bench";
+
+/// What blocks of commands may use beside our own programs.
+const TOOLS: &[&str] = &["cargo", "curl", "docker", "install", "kubectl", "mkdir", "openssl", "systemctl"];
+/// Scripts of this repository.
+const SCRIPTS: &[&str] = &["tests/run", ".ci/run"];
+/// A page that is longer is not read.
+const LONGEST_README: usize = 9_000;
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().to_owned()
+}
+
+fn read(path: &str) -> String {
+    fs::read_to_string(root().join(path)).unwrap_or_else(|error| panic!("{path}: {error}"))
+}
+
+/// All files below a folder with an extension.
+fn files(folder: &Path, extension: &str) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()) {
+        if entry.is_dir() && !entry.ends_with("target") {
+            found.extend(files(&entry, extension));
+        } else if entry.extension().is_some_and(|found| found == extension) {
+            found.push(entry);
+        }
+    }
+    found.sort();
+    found
+}
+
+/// Every page, with its text.
+fn pages() -> Vec<(PathBuf, String)> {
+    let top = fs::read_dir(root()).unwrap().map(|entry| entry.unwrap().path());
+    let top = top.filter(|path| path.extension().is_some_and(|extension| extension == "md"));
+    let all = top.chain(files(&root().join("docs"), "md"));
+    all.map(|path| (path.clone(), fs::read_to_string(&path).unwrap())).collect()
+}
+
+fn shown(path: &Path) -> String {
+    path.strip_prefix(root()).unwrap_or(path).display().to_string()
+}
+
+/// The first cells of the tables' rows of a text, with the whole row.
+fn rows(text: &str) -> Vec<(&str, &str)> {
+    let rows = text.lines().map(str::trim).filter(|line| line.starts_with("| "));
+    rows.filter_map(|row| Some((row.strip_prefix("| ")?.split(" | ").next()?, row))).collect()
+}
+
+/// What stands in backticks in a text.
+fn quoted(text: &str) -> Vec<&str> {
+    text.split('`').skip(1).step_by(2).collect()
+}
+
+/// Lines of a text with whether they stand in a fenced block, and in which language.
+fn fenced(text: &str) -> Vec<(Option<&str>, &str)> {
+    let mut language = None;
+    let mut lines = Vec::new();
+    for line in text.lines() {
+        let fence = line.trim_start().strip_prefix("```");
+        match (fence, language) {
+            (Some(_), Some(_)) => language = None,
+            (Some(begun), None) => language = Some(begun.trim()),
+            (None, _) => lines.push((language, line)),
+        }
+    }
+    lines
+}
+
+/// How GitHub names a heading.
+fn slug(heading: &str) -> String {
+    let kept = heading.trim().chars().filter(|c| c.is_alphanumeric() || matches!(c, ' ' | '-' | '_'));
+    kept.map(|c| if c == ' ' { '-' } else { c.to_ascii_lowercase() }).collect()
+}
+
+fn anchors(text: &str) -> BTreeSet<String> {
+    let mut times = BTreeMap::<String, usize>::new();
+    let lines = fenced(text).into_iter().filter(|(language, _)| language.is_none());
+    let headings = lines.filter_map(|(_, line)| {
+        let rest = line.trim_start_matches('#');
+        (rest.len() < line.len()).then(|| rest.strip_prefix(' ')).flatten()
+    });
+    headings
+        .map(|heading| {
+            let slug = slug(heading);
+            let time = times.entry(slug.clone()).or_default();
+            *time += 1;
+            if *time == 1 { slug } else { format!("{slug}-{}", *time - 1) }
+        })
+        .collect()
+}
+
+/// The targets of links of a page, code left out.
+fn links(text: &str) -> Vec<String> {
+    let lines = fenced(text).into_iter().filter(|(language, _)| language.is_none());
+    let prose =
+        lines.map(|(_, line)| line.split('`').step_by(2).collect::<Vec<_>>().join("")).collect::<Vec<_>>();
+    let prose = prose.join("\n");
+    prose.split("](").skip(1).filter_map(|rest| Some(rest.split_once(')')?.0.to_owned())).collect()
+}
+
+/// A program beside the gateway's, or where its variable says. None, said aloud, where it was not built.
+fn program(name: &str) -> Option<PathBuf> {
+    let gateway = PathBuf::from(env!("CARGO_BIN_EXE_isthmus-gateway"));
+    if name == GATEWAY {
+        return Some(gateway);
+    }
+    let variable = name.to_ascii_uppercase().replace('-', "_");
+    let path = env::var_os(variable).map_or_else(|| gateway.with_file_name(name), PathBuf::from);
+    if path.exists() {
+        return Some(path);
+    }
+    assert!(env::var_os("ISTHMUS_REQUIRE_PEERS").is_none(), "{} is not built", path.display());
+    eprintln!("SKIPPED: {} is not built; `cargo build --workspace` builds it", path.display());
+    None
+}
+
+fn output(program: &Path, arguments: &[&str]) -> String {
+    let output = Command::new(program).args(arguments).output().unwrap();
+    assert!(output.status.success(), "{} {arguments:?}: {}", program.display(), output.status);
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// Every command of a program with its help, those without a name of their own (`bundle`) included.
+fn commands(program: &Path, words: &[String]) -> BTreeMap<Vec<String>, String> {
+    let arguments: Vec<&str> = words.iter().map(String::as_str).chain(["--help"]).collect();
+    let help = output(program, &arguments);
+    let below =
+        help.split("\nCommands:\n").nth(1).unwrap_or_default().split("\n\n").next().unwrap_or_default();
+    let lines =
+        below.lines().filter_map(|line| line.strip_prefix("  ")).filter(|line| !line.starts_with(' '));
+    let names = lines.filter_map(|line| line.split_whitespace().next());
+    let mut all = BTreeMap::new();
+    for name in names.filter(|name| *name != "help") {
+        all.extend(commands(program, &[words, &[name.to_owned()]].concat()));
+    }
+    let may_stand_alone = all.is_empty() || help.contains("[OPTIONS]\n");
+    if !words.is_empty() && may_stand_alone {
+        all.insert(words.to_vec(), help);
+    }
+    all
+}
+
+/// The keys of a file that hold a value, by its JSON Schema.
+fn keys(schema: &Value) -> BTreeSet<String> {
+    fn walk(schema: &Value, whole: &Value, path: &str, found: &mut BTreeSet<String>) {
+        if let Some(reference) = schema.get("$ref").and_then(Value::as_str) {
+            let meant = whole.pointer(reference.trim_start_matches('#'));
+            walk(meant.unwrap_or_else(|| panic!("{reference} is not there")), whole, path, found);
+        }
+        for variants in ["anyOf", "oneOf", "allOf"] {
+            for variant in schema.get(variants).and_then(Value::as_array).into_iter().flatten() {
+                walk(variant, whole, path, found);
+            }
+        }
+        if let Some(items) = schema.get("items") {
+            walk(items, whole, &format!("{path}[]"), found);
+        }
+        for (key, value) in schema.get("properties").and_then(Value::as_object).into_iter().flatten() {
+            let path = if path.is_empty() { key.clone() } else { format!("{path}.{key}") };
+            found.insert(path.clone());
+            walk(value, whole, &path, found);
+        }
+    }
+    let mut found = BTreeSet::new();
+    walk(schema, schema, "", &mut found);
+    let is_section = |key: &String| {
+        found.iter().any(|other| {
+            other
+                .strip_prefix(key.as_str())
+                .is_some_and(|rest| rest.starts_with('.') || rest.starts_with("[]."))
+        })
+    };
+    found.iter().filter(|key| !is_section(key)).cloned().collect()
+}
+
+/// Each of these is in one row of a page's tables, in its first cell, and in no other.
+#[track_caller]
+fn assert_documented_once(page: &str, wanted: impl IntoIterator<Item = String>) {
+    let text = read(page);
+    let documented: Vec<&str> = rows(&text).into_iter().flat_map(|(first, _)| quoted(first)).collect();
+    let mut wrong = Vec::new();
+    for one in wanted {
+        match documented.iter().filter(|name| **name == one).count() {
+            1 => {}
+            times => wrong.push(format!("{page} has {times} rows for `{one}`")),
+        }
+    }
+    assert!(wrong.is_empty(), "\n{}", wrong.join("\n"));
+}
+
+/// Words and meanings, as the macro of the gateway's reasons has them.
+fn reasons() -> Vec<(String, String)> {
+    let source = files(&root().join("gateway"), "rs")
+        .into_iter()
+        .find(|path| path.ends_with("src/reason.rs"))
+        .unwrap();
+    let source = fs::read_to_string(source).unwrap();
+    let table = source.split("\nreasons! {\n").nth(1).unwrap().split("\n}\n").next().unwrap();
+    let mut meaning = String::new();
+    let mut found = Vec::new();
+    for line in table.lines().map(str::trim) {
+        if let Some(text) = line.strip_prefix("///") {
+            meaning.push_str(text);
+        } else if let Some((_, rest)) = line.split_once(" = \"") {
+            let word = rest.split('"').next().unwrap().to_owned();
+            found.push((word, std::mem::take(&mut meaning).trim().to_owned()));
+        }
+    }
+    found
+}
+
+/// What stands before the tests of a file.
+fn code(path: &Path) -> String {
+    let text = fs::read_to_string(path).unwrap();
+    text.split("\n#[cfg(test)]\nmod tests {").next().unwrap().to_owned()
+}
+
+/// Names of the gateway's metrics, as its table has them: `"NAME" KIND [LABELS] "HELP"`.
+fn gateway_metrics() -> BTreeSet<String> {
+    let kinds = ["\" counter [", "\" gauge [", "\" histogram ["];
+    let sources =
+        files(&root().join("gateway"), "rs").into_iter().filter(|path| path.ends_with("metrics/collect.rs"));
+    let lines = sources.map(|path| code(&path)).collect::<String>();
+    let named =
+        lines.lines().map(str::trim_start).filter(|line| kinds.iter().any(|kind| line.contains(kind)));
+    named.filter_map(|line| Some(format!("isthmus_{}", line.strip_prefix('"')?.split('"').next()?))).collect()
+}
+
+/// Names of the agent's metrics: texts of its source.
+fn agent_metrics() -> BTreeSet<String> {
+    let sources = files(&root().join("xds-lite"), "rs");
+    let sources = sources.into_iter().filter(|path| path.iter().any(|part| part == "src"));
+    let texts = sources.map(|path| code(&path)).collect::<String>();
+    let named = texts.split("\"isthmus_agent_").skip(1).filter_map(|rest| rest.split('"').next());
+    let is_name = |name: &&str| name.chars().all(|c| c.is_ascii_lowercase() || c == '_');
+    named.filter(is_name).map(|name| format!("isthmus_agent_{name}")).collect()
+}
+
+#[test]
+fn readme_is_short() {
+    let length = read("README.md").len();
+    assert!(length <= LONGEST_README, "README.md has {length} bytes, over {LONGEST_README}");
+}
+
+#[test]
+fn links_lead_to_files_and_headings() {
+    let (mut wrong, mut seen) = (Vec::new(), 0);
+    for (page, text) in pages() {
+        for link in
+            links(&text).into_iter().filter(|link| !link.contains("://") && !link.starts_with("mailto:"))
+        {
+            seen += 1;
+            let (path, anchor) = link.split_once('#').unwrap_or((&link, ""));
+            let target = if path.is_empty() { page.clone() } else { page.parent().unwrap().join(path) };
+            if !target.exists() {
+                wrong.push(format!("{}: {link}: there is no such file", shown(&page)));
+            } else if !anchor.is_empty() && !anchors(&fs::read_to_string(&target).unwrap()).contains(anchor) {
+                wrong.push(format!("{}: {link}: there is no such heading", shown(&page)));
+            }
+        }
+    }
+    assert!(seen > 100, "{seen} links");
+    assert!(wrong.is_empty(), "\n{}", wrong.join("\n"));
+}
+
+#[test]
+fn reasons_are_documented_once_with_their_meaning() {
+    let reasons = reasons();
+    assert!(reasons.len() > 30, "{} reasons", reasons.len());
+    assert_documented_once("docs/reasons.md", reasons.iter().map(|(word, _)| word.clone()));
+    let page = read("docs/reasons.md");
+    for (word, meaning) in reasons {
+        let (_, row) = rows(&page).into_iter().find(|(first, _)| *first == format!("`{word}`")).unwrap();
+        let cells: Vec<&str> = row.trim_matches('|').split(" | ").map(str::trim).collect();
+        assert_eq!(cells.len(), 5, "docs/reasons.md: {row}");
+        assert!(cells.contains(&meaning.as_str()), "docs/reasons.md says {row}; the code: {meaning}");
+    }
+}
+
+#[test]
+fn metrics_of_both_programs_are_documented_once() {
+    let (gateway, agent) = (gateway_metrics(), agent_metrics());
+    assert!(gateway.len() > 30 && agent.len() > 20, "{} and {}", gateway.len(), agent.len());
+    let page = read("docs/metrics.md");
+    let (own, others) = page.split_once("\n## Agent\n").unwrap();
+    let names = |text: &str| -> Vec<String> {
+        let first = rows(text).into_iter().filter(|(_, row)| row.split(" | ").count() == 4);
+        let named = first.flat_map(|(first, _)| quoted(first)).map(str::to_owned);
+        named.filter(|name| name.starts_with("isthmus_")).collect()
+    };
+    for (whose, mut documented, exported) in
+        [("gateway", names(own), gateway), ("agent", names(others), agent)]
+    {
+        documented.sort();
+        assert_eq!(documented, exported.into_iter().collect::<Vec<_>>(), "docs/metrics.md, {whose}");
+    }
+}
+
+#[test]
+fn agent_page_and_metrics_page_say_the_same() {
+    let (page, agent) = (read("docs/metrics.md"), read("docs/agent.md"));
+    let all: BTreeSet<&str> = rows(&page).into_iter().map(|(_, row)| row).collect();
+    for (_, row) in rows(&agent).into_iter().filter(|(first, _)| first.starts_with("`isthmus_")) {
+        assert!(all.contains(row), "docs/metrics.md lacks the row of docs/agent.md: {row}");
+    }
+}
+
+#[test]
+fn gateway_keys_are_documented_once() {
+    let schema = output(&program(GATEWAY).unwrap(), &["check", "--schema"]);
+    let keys = keys(&serde_json::from_str(&schema).unwrap());
+    assert!(keys.len() > 80, "{} keys", keys.len());
+    assert_documented_once("docs/configuration.md", keys);
+}
+
+#[test]
+fn agent_keys_are_documented_once() {
+    let Some(agent) = program(AGENT) else { return };
+    let keys = keys(&serde_json::from_str(&output(&agent, &["check", "--schema"])).unwrap());
+    assert!(keys.len() > 50, "{} keys", keys.len());
+    assert_documented_once("docs/agent.md", keys);
+}
+
+#[test]
+fn commands_are_documented_once() {
+    for name in [GATEWAY, AGENT, CERTS] {
+        let Some(program) = program(name) else { continue };
+        let commands = commands(&program, &[]);
+        assert!(commands.len() > 7, "{name}: {commands:?}");
+        let wanted = commands.keys().map(|words| format!("{name} {}", words.join(" ")));
+        assert_documented_once("docs/commands.md", wanted);
+    }
+}
+
+#[test]
+fn shown_commands_exist() {
+    let names = [GATEWAY, AGENT, CERTS, BENCH];
+    let built: BTreeMap<&str, _> =
+        names.into_iter().filter_map(|name| Some((name, commands(&program(name)?, &[])))).collect();
+    let (mut wrong, mut seen) = (Vec::new(), 0);
+    for (page, text) in pages() {
+        let shell = fenced(&text).into_iter().filter(|(language, _)| *language == Some("sh"));
+        let lines = shell.map(|(_, line)| line.trim()).collect::<Vec<_>>().join("\n").replace("\\\n", " ");
+        for command in lines.lines().flat_map(|line| without_comment(line).split(" && ")) {
+            if let Err(why) = judge(command, &built) {
+                wrong.push(format!("{}: {command}: {why}", shown(&page)));
+            }
+            seen += 1;
+        }
+    }
+    assert!(seen > 50, "{seen} commands");
+    assert!(wrong.is_empty(), "\n{}", wrong.join("\n"));
+}
+
+fn without_comment(line: &str) -> &str {
+    if line.starts_with('#') { "" } else { line.split(" # ").next().unwrap_or_default().trim() }
+}
+
+/// Whether a line of a block begins with a program that there is and one of its commands, with options that it has.
+fn judge(line: &str, built: &BTreeMap<&str, BTreeMap<Vec<String>, String>>) -> Result<(), String> {
+    let mut words = line.split_whitespace().skip_while(|word| word.ends_with('$') || *word == "sudo");
+    let Some(first) = words.next() else { return Ok(()) };
+    let mut words: Vec<&str> = words.collect();
+    let mut name = first.strip_prefix("target/release/").unwrap_or(first);
+    if SCRIPTS.contains(&name) {
+        return if root().join(name).is_file() { Ok(()) } else { Err("there is no such script".to_owned()) };
+    }
+    if name == "cargo" && words.first() == Some(&"run") {
+        // What `cargo run` starts is the workspace's default member.
+        words = words.into_iter().skip_while(|word| *word != "--").skip(1).collect();
+        name = GATEWAY;
+    } else if TOOLS.contains(&name) {
+        return Ok(());
+    }
+    if ![GATEWAY, AGENT, CERTS, BENCH].contains(&name) {
+        return Err(format!("{name} is no program of ours, and not in TOOLS"));
+    }
+    let Some(commands) = built.get(name) else { return Ok(()) };
+    let of_command = |(known, _): &(&Vec<String>, &String)| {
+        words.iter().zip(known.iter()).filter(|(a, b)| **a == b.as_str()).count() == known.len()
+    };
+    let longest = commands.iter().filter(of_command).max_by_key(|(known, _)| known.len());
+    let (_, help) = longest.ok_or_else(|| format!("{name} has no such command"))?;
+    let options = words.iter().filter(|word| word.starts_with("--") && word.len() > 2);
+    let unknown = options.map(|word| word.split('=').next().unwrap_or(word)).find(|option| {
+        !help.split(|c: char| c.is_whitespace() || c == ',' || c == '[').any(|word| word == *option)
+    });
+    unknown.map_or(Ok(()), |option| Err(format!("it has no option {option}")))
+}
+
+#[test]
+fn runbook_has_command_cause_and_remedy_for_each_symptom() {
+    let runbook = read("docs/runbook.md");
+    let symptoms: Vec<&str> = runbook.split("\n### ").skip(1).collect();
+    assert!(symptoms.len() >= 20, "{} symptoms", symptoms.len());
+    for symptom in symptoms {
+        for part in ["**Message**", "**Command**", "**Cause", "emedy**"] {
+            let title = symptom.lines().next().unwrap_or_default();
+            assert!(
+                symptom.contains(part) || symptom.to_lowercase().contains("| remedy |"),
+                "{title}: no {part}"
+            );
+        }
+    }
+}
