@@ -268,7 +268,7 @@ fn links_lead_to_files_and_headings() {
             links(&text).into_iter().filter(|link| !link.contains("://") && !link.starts_with("mailto:"))
         {
             seen += 1;
-            let (path, anchor) = link.split_once('#').unwrap_or((&link, ""));
+            let (path, anchor) = link.split_once('#').unwrap_or((link.as_str(), ""));
             let target = if path.is_empty() { page.clone() } else { page.parent().unwrap().join(path) };
             if !target.exists() {
                 wrong.push(format!("{}: {link}: there is no such file", shown(&page)));
