@@ -1,13 +1,15 @@
 //! The command line of the gateway: what there is to say, and which code it exits with.
 
 mod cli;
+#[cfg(feature = "demo")]
+mod demo;
 
 use std::process::ExitCode;
 
 use clap::Parser;
 use isthmus_certs::causes::with_causes;
 use isthmus_certs::output;
-use isthmus_gateway::config::Problems;
+use isthmus_core::config::Problems;
 
 use crate::cli::{Cli, Command};
 
@@ -18,6 +20,7 @@ fn main() -> ExitCode {
     let outcome = match Cli::parse().command {
         Command::Run(options) => cli::run::run(&options),
         Command::Check(options) => cli::check::check(&options),
+        #[cfg(feature = "demo")]
         Command::Demo { once } => cli::run::demo(once),
         Command::Completions { shell } => cli::completions(shell),
         Command::Ask(question) => cli::ask::ask(&question),

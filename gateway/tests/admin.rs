@@ -9,9 +9,9 @@ use std::path::Path;
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
-use isthmus_gateway::config;
-use isthmus_gateway::gateway::Gateway;
-use isthmus_gateway::metrics::collect;
+use isthmus_core::config;
+use isthmus_core::gateway::Gateway;
+use isthmus_core::metrics::collect;
 use serde_json::Value;
 
 const CONFIG: &str = "

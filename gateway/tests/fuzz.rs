@@ -6,8 +6,8 @@
 
 use std::time::Duration;
 
-use isthmus_gateway::hello::{MAX_HELLO, Parser, Verdict};
-use isthmus_gateway::proxy;
+use isthmus_core::hello::{MAX_HELLO, Parser, Verdict};
+use isthmus_core::proxy;
 
 const TIME: Duration = Duration::from_secs(10);
 

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering::Relaxed;
 
 use common::{Answer, Client, World, backend, connect, head, hello, open, served_by, until};
-use isthmus_gateway::reason::{Alert, Reason};
+use isthmus_core::reason::{Alert, Reason};
 use tempfile::TempDir;
 
 const CONNECTIONS: usize = 1_000;
@@ -212,7 +212,7 @@ fn an_edit_between_load_and_start_is_not_lost() {
     let file = ConfigFile::new(&config(&[("a.test", a)]));
     let elsewhere: &Path = &file.at("before.yaml");
     fs::write(elsewhere, config(&[("a.test", b)])).unwrap();
-    let settings = isthmus_gateway::config::load(elsewhere).unwrap();
-    let world = World::of(isthmus_gateway::gateway::Gateway::start(settings, Some(file.path())).unwrap());
+    let settings = isthmus_core::config::load(elsewhere).unwrap();
+    let world = World::of(isthmus_core::gateway::Gateway::start(settings, Some(file.path())).unwrap());
     until("the file is live", || served_by(world.address(), &hello("a.test")) == Some(a));
 }

@@ -13,10 +13,10 @@ use common::{World, until};
 use isthmus_certs::causes::with_causes;
 use isthmus_certs::home::{Home, Kept, Plan};
 use isthmus_certs::{KeyKind, Leaf, SpiffeId, TrustDomain, pem};
-use isthmus_gateway::admin::pages::{Answer, Params, page};
-use isthmus_gateway::config;
-use isthmus_gateway::gateway::{Error, Gateway};
-use isthmus_gateway::metrics::collect;
+use isthmus_core::admin::pages::{Answer, Params, page};
+use isthmus_core::config;
+use isthmus_core::gateway::{Error, Gateway};
+use isthmus_core::metrics::collect;
 use serde_json::Value;
 use tempfile::TempDir;
 

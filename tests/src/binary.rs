@@ -41,7 +41,7 @@ pub fn certs() -> &'static Path {
 #[must_use]
 pub fn agent() -> &'static Path {
     static FOUND: OnceLock<PathBuf> = OnceLock::new();
-    FOUND.get_or_init(|| find("isthmus-xds", "isthmus-agent", "ISTHMUS_AGENT"))
+    FOUND.get_or_init(|| find("isthmus-agent", "isthmus-agent", "ISTHMUS_AGENT"))
 }
 
 fn find(package: &str, name: &str, variable: &str) -> PathBuf {

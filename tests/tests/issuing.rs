@@ -21,6 +21,7 @@ use std::time::Duration;
 
 use isthmus_certs::home::Home;
 use isthmus_certs::{Peer, Trust, TrustFiles, server_config};
+use isthmus_proto::istio::v1::auth::IstioCertificateRequest;
 use isthmus_tests::cluster::{Cluster, outbound, until_status};
 use isthmus_tests::endpoint::{Endpoint, Scripted};
 use isthmus_tests::gateway::{Gateway, run_to_end};
@@ -28,11 +29,10 @@ use isthmus_tests::setup::Setup;
 use isthmus_tests::wait::{until, until_some};
 use isthmus_tests::workload::{Caller, Demands, endpoint};
 use isthmus_tests::{binary, figure};
-use isthmus_xds::enrol::{EnrolError, Folder, by_token, first};
-use isthmus_xds::join::Token;
-use isthmus_xds::join::first::meet;
-use isthmus_xds::proto::istio::v1::auth::IstioCertificateRequest;
-use isthmus_xds::proto::istio::v1::auth::istio_certificate_service_client::IstioCertificateServiceClient;
+use isthmus_trust::enrolment::{EnrolError, Folder, by_token, first};
+use isthmus_trust::join::Token;
+use isthmus_trust::join::first::meet;
+use isthmus_trust::stubs::istio_certificate_service_client::IstioCertificateServiceClient;
 use rustls::{ServerConnection, StreamOwned};
 use serde_json::Value;
 use tokio::runtime::Runtime;
@@ -350,7 +350,7 @@ fn somebody_with_another_root_hears_nothing() {
         .with_no_client_auth()
         .with_single_cert(chain, his.identity.key().clone_key())
         .unwrap();
-    config.alpn_protocols = vec![isthmus_xds::join::first::ALPN.to_vec()];
+    config.alpn_protocols = vec![isthmus_trust::join::first::ALPN.to_vec()];
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let at = listener.local_addr().unwrap().to_string();
     let (tell, heard) = mpsc::channel();

@@ -13,11 +13,11 @@ use hyper::StatusCode;
 use serde_json::Value;
 use tokio::net::TcpListener;
 
-use crate::http;
-use crate::registry::registered::Refused;
-use crate::registry::registered::registrar::Registrar;
+use isthmus_http as http;
+use isthmus_registry::registered::Refused;
+use isthmus_registry::registered::registrar::Registrar;
 
-pub use crate::http::Limits;
+pub use isthmus_http::Limits;
 
 /// What the admin port shows, and what it passes on. Called on threads where waiting for a lock delays nobody else,
 /// but for [`Pages::ready`].

@@ -31,13 +31,13 @@ use tokio::task::{JoinError, spawn_blocking};
 use tonic::service::Routes;
 
 use crate::admin;
-use crate::ads::service::Discovery;
-use crate::budget::{Budgets, Places, raise_descriptor_limit};
-use crate::envoy::Adapter;
-use crate::issuing::IntermediateError;
-use crate::join;
-use crate::registry::files::Files;
-use crate::serve::{Admission, serve_with};
+use isthmus_ads::service::Discovery;
+use isthmus_envoy::export::Adapter;
+use isthmus_grpc::budget::{Budgets, Places, raise_descriptor_limit};
+use isthmus_grpc::serve::{Admission, serve_with};
+use isthmus_registry::files::Files;
+use isthmus_trust::issuing::IntermediateError;
+use isthmus_trust::join;
 
 use bundles::Bundles;
 use config::{Registration, Settings};
@@ -52,8 +52,6 @@ use probe::probe;
 use state::State;
 use views::Views;
 
-/// The type of a slice, as discovery names it.
-pub const SLICE: &str = "type.googleapis.com/isthmus.v1.ServiceSlice";
 /// How often the registry is looked at.
 const PACE: Duration = Duration::from_millis(50);
 /// Whoever comes is served after this long at the latest, whatever is known of the endpoints by then: some way
@@ -230,14 +228,14 @@ impl Agent {
         let views = Arc::clone(&locked(&state).views);
         views.bundles.publish(&trust.current());
         let mut routes = Routes::new(Discovery::service(Arc::clone(&views)));
-        let visitors = issuing.as_ref().map(|issuing| {
+        let issuing_service = issuing.as_ref().map(|issuing| {
             let certificates = issuing.certificates();
             routes = std::mem::take(&mut routes).add_service(Arc::clone(&certificates).service());
-            issuing.visitors(&certificates)
+            issuing.service(&certificates)
         });
         let members = Arc::clone(&views);
         let knows = Arc::new(move |id: &SpiffeId| members.principal(id));
-        let admission = Admission::new(knows).with(budgets, visitors);
+        let admission = Admission::new(knows).with(budgets, issuing_service);
         let context = sockets.join.as_ref().map(|_| context(&settings, trust.clone())).transpose()?;
         tokio::select! {
             () = attend(&sockets.xds, tls, routes, admission, &state) => Ok(()),

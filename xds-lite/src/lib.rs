@@ -1,45 +1,6 @@
-//! The registry of a cluster, the agent that serves it, and what gateways follow an agent with. From the ground up:
-//! the model of services (`host`, `locality`, `cluster`, `slice`, `config::services`); discovery (`ads`, over `serve`
-//! and `dial`, with what each client may take in `budget` and `metered`; names by `resolve`); a registry (`registry`), what of it others may see (`exports`, `reachability`, `proofs`), and what of
-//! theirs comes in (`imports`, `accepted`, `held`; `probes` and `probing` while they are silent); other worlds' tables
-//! (`envoy` for stock Envoys, `foreign` from control planes); how clusters meet (`join`) and what they say of their
-//! trust domains later (`bundles`); certificates for who has one and who has a token (`issuing`, and `enrol` on the
-//! other side); and the `agent` that is made of it. `http` serves the pages of both programs.
+//! The agent of a cluster: it follows the cluster's registry and the agents of other clusters, and serves its gateways.
+//! Read `agent` first. What it is made of stands in crates of its own, in the folders beside this one.
 
-pub mod accepted;
 pub mod admin;
-pub mod ads;
 pub mod agent;
-mod believed;
-pub mod budget;
-pub mod bundles;
 pub mod cli;
-pub mod cluster;
-pub mod config;
-pub mod dial;
-pub mod enrol;
-pub mod envoy;
-pub mod exports;
-pub mod foreign;
-pub mod held;
-pub mod host;
-pub mod http;
-pub mod imports;
-pub mod issuing;
-pub mod join;
-pub mod locality;
-mod metered;
-pub mod outbound;
-pub mod probes;
-pub mod probing;
-pub mod proofs;
-pub mod proto;
-pub mod reachability;
-pub mod registry;
-pub mod resolve;
-pub mod serve;
-pub mod slice;
-
-pub use host::{HostName, HostPattern};
-pub use locality::Locality;
-pub use slice::Slice;

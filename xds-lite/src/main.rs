@@ -9,18 +9,18 @@ use std::sync::Arc;
 use anyhow::Context as _;
 use clap::{CommandFactory as _, Parser, Subcommand};
 use clap_complete::Shell;
+use isthmus_agent::agent::{Agent, config, issuing, joining};
+use isthmus_agent::cli::ask::{Question, ask};
 use isthmus_certs::Trust;
 use isthmus_certs::causes::with_causes;
 use isthmus_certs::output::{self, Output};
 use isthmus_certs::signals::{self, GRACE, Heard, end_within};
-use isthmus_xds::agent::{Agent, config, issuing, joining};
-use isthmus_xds::cli::ask::{Question, ask};
-use isthmus_xds::config::Problems;
-use isthmus_xds::config::file::AGENT;
-use isthmus_xds::enrol;
-use isthmus_xds::enrol::cli::EnrolArgs;
-use isthmus_xds::join;
-use isthmus_xds::join::cli::{CreateArgs, JoinArgs, ListArgs, TokenCommand};
+use isthmus_model::Problems;
+use isthmus_model::file::AGENT;
+use isthmus_trust::enrolment;
+use isthmus_trust::enrolment::cli::EnrolArgs;
+use isthmus_trust::join;
+use isthmus_trust::join::cli::{CreateArgs, JoinArgs, ListArgs, TokenCommand};
 use tokio::runtime::Runtime;
 use tokio::sync::Notify;
 use tracing_subscriber::EnvFilter;
@@ -70,7 +70,7 @@ Examples:
     #[command(after_help = join::cli::JOIN_HELP)]
     Join(JoinArgs),
     /// Get a workload's certificate by a token, and keep it renewed
-    #[command(after_help = enrol::cli::HELP)]
+    #[command(after_help = enrolment::cli::HELP)]
     Enrol(EnrolArgs),
     #[command(flatten)]
     Ask(Question),

@@ -11,12 +11,12 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use clap::Parser;
-use isthmus_xds::admin::{Limits, Local, Pages, Refusal, serve, serve_local};
-use isthmus_xds::cli::ask::{AskError, Question, ask};
-use isthmus_xds::registry::registered::Registered;
-use isthmus_xds::registry::registered::lease::LeaseId;
-use isthmus_xds::registry::registered::registrar::Registrar;
-use isthmus_xds::registry::registered::registration::Registration;
+use isthmus_agent::admin::{Limits, Local, Pages, Refusal, serve, serve_local};
+use isthmus_agent::cli::ask::{AskError, Question, ask};
+use isthmus_registry::registered::Registered;
+use isthmus_registry::registered::lease::LeaseId;
+use isthmus_registry::registered::registrar::Registrar;
+use isthmus_registry::registered::registration::Registration;
 use serde_json::{Value, json};
 use tokio::runtime::Runtime;
 

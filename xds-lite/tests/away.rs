@@ -13,12 +13,12 @@ use std::thread;
 use std::time::Duration;
 
 use common::{AGENT, ANY, Agent, GATEWAY, World};
+use isthmus_ads::client::{Client, Refused, Update};
+use isthmus_ads::service::{Directory, Discovery};
+use isthmus_ads::shared::Shared;
+use isthmus_ads::subscribe::{Answers, Contact, Subscription, Tables};
 use isthmus_certs::SpiffeId;
-use isthmus_xds::ads::client::{Client, Refused, Update};
-use isthmus_xds::ads::service::{Directory, Discovery};
-use isthmus_xds::ads::shared::Shared;
-use isthmus_xds::ads::subscribe::{Answers, Contact, Subscription, Tables};
-use isthmus_xds::proto::envoy::config::core::v3::Node;
+use isthmus_proto::envoy::config::core::v3::Node;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 use tonic::Status;

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use isthmus_xds::join::Token;
+use isthmus_trust::join::Token;
 use sha2::{Digest as _, Sha256};
 
 const TIME: Duration = Duration::from_secs(3);

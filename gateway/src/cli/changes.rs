@@ -150,8 +150,8 @@ fn at<'a>(value: &'a Value, key: &str) -> &'a Value {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use isthmus_gateway::admin::effective::effective;
-    use isthmus_gateway::config;
+    use isthmus_core::admin::effective::effective;
+    use isthmus_core::config;
     use std::path::Path;
 
     const RUNNING: &str = "

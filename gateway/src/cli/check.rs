@@ -1,8 +1,8 @@
 //! `check`: is the file right, what is its schema, and what would it change on a running gateway.
 
 use hyper::Method;
-use isthmus_gateway::admin::effective::effective;
-use isthmus_gateway::config;
+use isthmus_core::admin::effective::effective;
+use isthmus_core::config;
 use serde_json::json;
 
 use super::ask::fetch;

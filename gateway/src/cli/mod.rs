@@ -39,6 +39,7 @@ Examples:
   isthmus-gateway check --config gateway.yaml --against 127.0.0.1:15000
   isthmus-gateway check --schema > gateway.schema.json")]
     Check(CheckOptions),
+    #[cfg(feature = "demo")]
     /// Two clusters join by a token and call each other's services over mTLS; an endpoint dies, no call fails
     #[command(after_help = "\
 Examples:

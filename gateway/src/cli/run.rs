@@ -5,10 +5,10 @@ use std::sync::Arc;
 
 use isthmus_certs::output::{self, Output};
 use isthmus_certs::signals::{self, GRACE, Heard, end_within};
-use isthmus_gateway::config;
-use isthmus_gateway::control::Control;
-use isthmus_gateway::gateway::Gateway;
-use isthmus_gateway::worker::Bound;
+use isthmus_core::config;
+use isthmus_core::control::Control;
+use isthmus_core::gateway::Gateway;
+use isthmus_core::worker::Bound;
 use sd_notify::NotifyState;
 use tracing_subscriber::EnvFilter;
 
@@ -34,9 +34,10 @@ fn announcement(bound: &[Bound]) -> String {
     lines.chain(["ready".to_owned()]).collect()
 }
 
+#[cfg(feature = "demo")]
 pub(crate) fn demo(once: bool) -> anyhow::Result<()> {
     start_log(LogFormat::Text, "error")?;
-    Ok(isthmus_gateway::demo::run(once)?)
+    Ok(crate::demo::run(once)?)
 }
 
 fn start_log(format: LogFormat, level: &str) -> io::Result<&'static Output> {

@@ -7,11 +7,11 @@ use std::path::Path;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use isthmus_agent::agent::config::{Settings, load};
+use isthmus_agent::agent::{self, joining};
+use isthmus_agent::cli::ask::{Question, Where, ask};
 use isthmus_certs::Trust;
-use isthmus_xds::agent::config::{Settings, load};
-use isthmus_xds::agent::{self, joining};
-use isthmus_xds::cli::ask::{Question, Where, ask};
-use isthmus_xds::join::{Context, Party, Token, create};
+use isthmus_trust::join::{Context, Party, Token, create};
 use serde_json::Value;
 use socket2::{Domain, Socket, Type};
 use tokio::sync::oneshot;

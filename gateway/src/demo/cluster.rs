@@ -15,9 +15,9 @@ use super::Broken;
 use super::agent::{Agent, Reserved};
 use super::domain::Domain;
 use super::service::Service;
-use crate::config;
-use crate::control::Control;
-use crate::gateway::Gateway;
+use isthmus_core::config;
+use isthmus_core::control::Control;
+use isthmus_core::gateway::Gateway;
 
 /// A cluster that runs.
 #[derive(Debug)]

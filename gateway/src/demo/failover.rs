@@ -15,9 +15,9 @@ use super::call::Client;
 use super::screen::Screen;
 use super::service::LAST_CALLERS;
 use super::world::World;
-use crate::control::Control;
-use crate::metrics::WorkerCounters;
-use crate::reason::Reason;
+use isthmus_core::control::Control;
+use isthmus_core::metrics::WorkerCounters;
+use isthmus_core::reason::Reason;
 
 const CLIENTS: usize = 4;
 /// Calls in all, at least.

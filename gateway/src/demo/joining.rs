@@ -3,7 +3,7 @@
 
 use std::time::Instant;
 
-use isthmus_xds::join::{JoinCause, Peer, Refusal, Token, join, peers};
+use isthmus_trust::join::{JoinCause, Peer, Refusal, Token, join, peers};
 use rustls::AlertDescription;
 
 use super::Broken;

@@ -27,7 +27,7 @@ use tokio::sync::Notify;
 
 use self::screen::Screen;
 use self::world::World;
-use crate::drain::Phase;
+use isthmus_core::drain::Phase;
 
 /// Everything up to "what to try next", on a slow machine too.
 const LONGEST: Duration = Duration::from_secs(60);
@@ -41,7 +41,7 @@ const END: Duration = Duration::from_secs(5);
 
 /// Why the demo did not end well.
 #[derive(Debug, thiserror::Error)]
-pub enum Broken {
+pub(crate) enum Broken {
     /// Something that the demo stands on is missing.
     #[error("cannot {what}")]
     Cannot {
@@ -77,7 +77,7 @@ impl Broken {
 ///
 /// # Errors
 /// Whatever kept it from running, or every promise that was broken.
-pub fn run(once: bool) -> Result<(), Broken> {
+pub(crate) fn run(once: bool) -> Result<(), Broken> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()

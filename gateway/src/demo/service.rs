@@ -20,7 +20,7 @@ use tokio_rustls::TlsAcceptor;
 
 use super::Broken;
 use super::domain::{Domain, Member, ServerTls};
-use crate::socket;
+use isthmus_core::socket;
 
 const PORT: u16 = 9080;
 /// Callers that an endpoint still accepts while it dies, and resets without a word.

@@ -8,8 +8,8 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use isthmus_gateway::config;
-use isthmus_gateway::gateway::Gateway;
+use isthmus_core::config;
+use isthmus_core::gateway::Gateway;
 use rustls::{ClientConfig, ClientConnection, RootCertStore};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 

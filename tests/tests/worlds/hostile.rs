@@ -6,6 +6,8 @@ use std::io::Write as _;
 use std::sync::Arc;
 
 use isthmus_certs::{Authority, Bundle, Peer, Trust, TrustDomain, server_config, spiffe_bundle};
+use isthmus_proto::isthmus::v1::Gateway;
+use isthmus_proto::type_url::TRUST_BUNDLE;
 use isthmus_tests::certs::snapshot;
 use isthmus_tests::cluster::{Cluster, until_status};
 use isthmus_tests::endpoint::{Endpoint, Scripted};
@@ -14,8 +16,7 @@ use isthmus_tests::wait::until;
 use isthmus_tests::workload::files;
 use isthmus_tests::world::World;
 use isthmus_tests::{figure, skip};
-use isthmus_xds::bundles::{TRUST_BUNDLE, encode};
-use isthmus_xds::proto::isthmus::v1::Gateway;
+use isthmus_trust::bundles::encode;
 use prost::Message as _;
 use rustls::{ServerConnection, StreamOwned};
 

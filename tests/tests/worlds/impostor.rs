@@ -4,23 +4,21 @@ use std::net::TcpListener;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex};
 
+use isthmus_ads::stubs::aggregated_discovery_service_server::{
+    AggregatedDiscoveryService, AggregatedDiscoveryServiceServer,
+};
 use isthmus_certs::{Peer, Server, Trust};
+use isthmus_grpc::budget::Principal;
+use isthmus_grpc::serve::serve;
+use isthmus_proto::envoy::service::discovery::v3::{
+    DeltaDiscoveryRequest, DeltaDiscoveryResponse, DiscoveryRequest, DiscoveryResponse, Resource,
+};
+use isthmus_proto::isthmus::v1::{Gateway, Port, Ready, ServiceSlice, Staleness, Timeouts, Tls, staleness};
+use isthmus_proto::type_url::SLICE;
 use isthmus_tests::cluster::Cluster;
 use isthmus_tests::netns;
 use isthmus_tests::wait::until_some;
 use isthmus_tests::workload::files;
-use isthmus_xds::agent::SLICE;
-use isthmus_xds::budget::Principal;
-use isthmus_xds::proto::envoy::service::discovery::v3::aggregated_discovery_service_server::{
-    AggregatedDiscoveryService, AggregatedDiscoveryServiceServer,
-};
-use isthmus_xds::proto::envoy::service::discovery::v3::{
-    DeltaDiscoveryRequest, DeltaDiscoveryResponse, DiscoveryRequest, DiscoveryResponse, Resource,
-};
-use isthmus_xds::proto::isthmus::v1::{
-    Gateway, Port, Ready, ServiceSlice, Staleness, Timeouts, Tls, staleness,
-};
-use isthmus_xds::serve::serve;
 use prost::Message as _;
 use prost_types::Any;
 use tokio::runtime::Runtime;

@@ -3,12 +3,12 @@
 
 use std::fs;
 
+use isthmus_proto::isthmus::v1::{Endpoint, Health, ServiceSlice};
 use isthmus_tests::cluster::{Cluster, outbound};
 use isthmus_tests::figure;
 use isthmus_tests::gateway::Gateway;
 use isthmus_tests::wait::{until, until_some};
 use isthmus_tests::workload::{Caller, Demands, Traffic, endpoint};
-use isthmus_xds::proto::isthmus::v1::{Endpoint, Health, ServiceSlice};
 use serde_json::Value;
 
 use super::busy::PACE;

@@ -13,10 +13,10 @@ use tokio::sync::Semaphore;
 use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 
-use crate::http::page::{self, Page, error, json_page, not_allowed, plain};
-use crate::http::{guard, shared::Shared};
-use crate::registry::registered::registrar::Registrar;
-use crate::registry::registered::registration::LARGEST;
+use isthmus_http::page::{self, Page, error, json_page, not_allowed, plain};
+use isthmus_http::{guard, shared::Shared};
+use isthmus_registry::registered::registrar::Registrar;
+use isthmus_registry::registered::registration::LARGEST;
 
 use super::{Pages, Refusal};
 

@@ -16,7 +16,7 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
-use crate::http::Listener;
+use isthmus_http::Listener;
 
 use super::Local;
 

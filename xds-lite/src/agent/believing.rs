@@ -8,10 +8,11 @@ use isthmus_certs::TrustDomain;
 use tokio::time::Instant;
 use tokio_rustls::rustls::pki_types::UnixTime;
 
-use crate::ads::client::{Refused, Resource, Update};
-use crate::ads::subscribe::Again;
-use crate::bundles::{Keeper, Kept, Refusal, Remedy, TRUST_BUNDLE};
-use crate::dial::Chain;
+use isthmus_ads::client::{Refused, Resource, Update};
+use isthmus_ads::subscribe::Again;
+use isthmus_grpc::dial::Chain;
+use isthmus_proto::type_url::TRUST_BUNDLE;
+use isthmus_trust::bundles::{Keeper, Kept, Refusal, Remedy};
 
 use super::config::Peer;
 

@@ -14,12 +14,12 @@ use isthmus_certs::{SpiffeId, Trust, TrustDomain, spiffe_bundle};
 use prost::Message as _;
 use tokio::task::spawn_blocking;
 
-use crate::ads::shared::Shared;
-use crate::ads::view::View;
-use crate::bundles::encode;
-use crate::join::Party;
-use crate::proto::isthmus::v1::TrustBundle;
-use crate::slice::Cluster;
+use isthmus_ads::shared::Shared;
+use isthmus_ads::view::View;
+use isthmus_model::slice::Cluster;
+use isthmus_proto::isthmus::v1::TrustBundle;
+use isthmus_trust::bundles::encode;
+use isthmus_trust::join::Party;
 
 /// How soon a change of the trust is told.
 const PACE: Duration = Duration::from_millis(50);
@@ -233,9 +233,9 @@ mod tests {
     use isthmus_certs::{Authority, Bundle, TrustBundles};
 
     use super::*;
-    use crate::ads::server::Stream;
-    use crate::proto::envoy::service::discovery::v3::DeltaDiscoveryRequest;
-    use crate::proto::google::rpc::Status;
+    use isthmus_ads::server::Stream;
+    use isthmus_proto::envoy::service::discovery::v3::DeltaDiscoveryRequest;
+    use isthmus_proto::google::rpc::Status;
 
     const HOUR: Duration = Duration::from_secs(3600);
 
@@ -264,7 +264,7 @@ mod tests {
 
     /// An agent that follows the view.
     struct Peer {
-        seat: crate::ads::shared::Seat,
+        seat: isthmus_ads::shared::Seat,
         stream: Stream,
     }
 

@@ -9,19 +9,20 @@ use isthmus_certs::{Client as Tls, IdPattern, Peer as Expected, Trust};
 
 use tokio::task::{JoinSet, spawn_blocking};
 
-use crate::ads::client::{Client, Refused, Update};
-use crate::ads::subscribe::{Again, Answers, Contact, Subscription, Tables};
-use crate::bundles::{Keeper, TRUST_BUNDLE};
-use crate::dial::Chain;
-use crate::join::{self, Joined, peers};
-use crate::proto::envoy::config::core::v3::Node;
-use crate::slice::Cluster;
+use isthmus_ads::client::{Client, Refused, Update};
+use isthmus_ads::subscribe::{Again, Answers, Contact, Subscription, Tables};
+use isthmus_grpc::dial::Chain;
+use isthmus_model::slice::Cluster;
+use isthmus_proto::envoy::config::core::v3::Node;
+use isthmus_proto::type_url::{SLICE, TRUST_BUNDLE};
+use isthmus_trust::bundles::Keeper;
+use isthmus_trust::join::{self, Joined, peers};
 
 use super::believing::Believing;
 use super::config::{Peer, Settings};
 use super::peer::abroad_to;
 use super::state::State;
-use super::{Error, SLICE, locked};
+use super::{Error, locked};
 
 /// Slices that are taken before anything else may change.
 const AT_ONCE: usize = 32;

@@ -1,5 +1,5 @@
 //! The part of an agent that issues certificates: what it signs with, for whom, and what it tells of that. Not the
-//! signing: that is `crate::issuing`.
+//! signing: that is `isthmus_trust::issuing`.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -13,12 +13,12 @@ use isthmus_certs::{
 use serde_json::{Value, json};
 use tonic::service::Routes;
 
-use crate::config::address::Target;
-use crate::issuing::{Certificates, Intermediate, Rooted, Tally};
-use crate::join::cli::First;
-use crate::join::first::{self, Desk};
-use crate::join::{CreateError, Folder, Party, Token, Tokens};
-use crate::serve::Visitors;
+use isthmus_grpc::serve::IssuingService;
+use isthmus_model::address::Target;
+use isthmus_trust::issuing::{Certificates, Intermediate, Rooted, Tally};
+use isthmus_trust::join::cli::First;
+use isthmus_trust::join::first::{self, Desk};
+use isthmus_trust::join::{CreateError, Folder, Party, Token, Tokens};
 
 use super::Error;
 use super::config::Settings;
@@ -72,11 +72,11 @@ impl Issuing {
     }
 
     /// Those who come for a certificate, and are served nothing else.
-    pub(super) fn visitors(self: &Arc<Self>, certificates: &Arc<Certificates>) -> Visitors {
+    pub(super) fn service(self: &Arc<Self>, certificates: &Arc<Certificates>) -> IssuingService {
         let policy = self.policy.clone();
-        Visitors {
+        IssuingService {
             renews: Arc::new(move |id| policy.grants.iter().any(|grant| grant.requester.matches(id))),
-            desk: Arc::clone(&self.desk),
+            tokens: Arc::clone(&self.desk) as _,
             routes: Routes::new(Arc::clone(certificates).service()),
         }
     }

@@ -2,8 +2,8 @@
 
 use isthmus_certs::Trust;
 
-use crate::config::address::Target;
-use crate::join::{Context, Folders, Introduction, Party};
+use isthmus_model::address::Target;
+use isthmus_trust::join::{Context, Folders, Introduction, Party};
 
 use super::Error;
 use super::config::Settings;

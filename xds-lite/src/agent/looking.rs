@@ -8,17 +8,17 @@ use std::time::{Duration, Instant};
 use tokio::sync::Notify;
 use tokio::time::MissedTickBehavior;
 
-use crate::config::address::Target;
-use crate::config::services::Service;
-use crate::exports::Export;
-use crate::host::HostPattern;
-use crate::registry::export_of;
-use crate::registry::files::{Files, Part};
-use crate::registry::registered::lease::LeaseId;
-use crate::registry::registered::registrar::Registrar;
-use crate::registry::registered::registration::Registration;
-use crate::registry::registered::{Lease, Refused};
-use crate::registry::source::{Snapshot, Source, merge, registered_of};
+use isthmus_model::address::Target;
+use isthmus_model::host::HostPattern;
+use isthmus_model::services::Service;
+use isthmus_registry::exports::Export;
+use isthmus_registry::files::{Files, Part};
+use isthmus_registry::registered::lease::LeaseId;
+use isthmus_registry::registered::registrar::Registrar;
+use isthmus_registry::registered::registration::Registration;
+use isthmus_registry::registered::{Lease, Refused};
+use isthmus_registry::registry::export_of;
+use isthmus_registry::source::{Snapshot, Source, merge, registered_of};
 
 use super::state::State;
 use super::{Error, PACE, locked};

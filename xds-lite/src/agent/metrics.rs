@@ -8,11 +8,11 @@ use isthmus_store::Report;
 use prometheus::TextEncoder;
 use prometheus::proto::{self, LabelPair, MetricFamily, MetricType};
 
-use crate::ads::shared::Follower;
-use crate::budget::{Budgets, Kind, Resource};
-use crate::imports::Held;
-use crate::issuing::Tally;
-use crate::slice::Cluster;
+use isthmus_ads::shared::Follower;
+use isthmus_grpc::budget::{Budgets, Kind, Resource};
+use isthmus_model::slice::Cluster;
+use isthmus_registry::imports::Held;
+use isthmus_trust::issuing::Tally;
 
 use super::bundles::Bundles;
 use super::peer::Contact;

@@ -11,16 +11,16 @@ use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 
 use crate::admin::{Pages, Refusal};
-use crate::budget::Budgets;
-use crate::config::services::Service;
-use crate::host::HostPattern;
-use crate::imports::{Shown, Stale};
-use crate::probes::Down;
-use crate::proofs::{Proof, Subject};
-use crate::registry::registered::lease::LeaseId;
-use crate::registry::registered::registrar::Registrar;
-use crate::registry::registered::registration::Registration;
-use crate::slice::{Cluster, Offer, Slice};
+use isthmus_grpc::budget::Budgets;
+use isthmus_health::mtls::{Proof, Subject};
+use isthmus_health::schedule::Down;
+use isthmus_model::host::HostPattern;
+use isthmus_model::services::Service;
+use isthmus_model::slice::{Cluster, Offer, Slice};
+use isthmus_registry::imports::{Shown, Stale};
+use isthmus_registry::registered::lease::LeaseId;
+use isthmus_registry::registered::registrar::Registrar;
+use isthmus_registry::registered::registration::Registration;
 
 use super::config::Settings;
 use super::issuing::Issuing;
@@ -242,7 +242,7 @@ fn imported(state: &State, one: &Shown) -> Value {
 
 fn offer(slice: &Slice) -> Value {
     let ports = |offer: &Offer| -> Vec<Value> {
-        let port = |port: &crate::slice::Port| {
+        let port = |port: &isthmus_model::slice::Port| {
             let exposed = port.endpoints.iter().filter(|endpoint| endpoint.exposed).count();
             json!({ "port": port.number, "exported": port.exported, "endpoints": port.endpoints.len(), "exposed": exposed })
         };

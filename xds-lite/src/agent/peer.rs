@@ -6,10 +6,10 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use isthmus_certs::TrustDomain;
 use serde::Serialize;
 
-use crate::budget::Pace;
-use crate::config::address::Ranges;
-use crate::imports::Consent;
-use crate::registry::Abroad;
+use isthmus_grpc::budget::Pace;
+use isthmus_model::address::Ranges;
+use isthmus_registry::imports::Consent;
+use isthmus_registry::registry::Abroad;
 
 use super::config::{Peer, Settings};
 
@@ -87,7 +87,7 @@ pub(super) fn consent(settings: &Settings, peer: &Peer) -> Consent {
         is_reachable: settings.reachability.allows(own, peer.network.as_deref()),
         is_near: peer.network.as_deref() == own,
         hosts: import.map(|import| import.hosts.clone()).unwrap_or_default(),
-        shared: crate::exports::shared(&settings.exports),
+        shared: isthmus_registry::exports::shared(&settings.exports),
         gateways: Ranges(import.map(|import| import.gateways.clone()).unwrap_or_default()),
         gateway_hosts: import.map(|import| import.gateway_hosts.clone()).unwrap_or_default(),
         endpoints: import.map(|import| import.endpoints.clone()).unwrap_or_default(),

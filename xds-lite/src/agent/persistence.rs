@@ -9,8 +9,8 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use isthmus_store::{Adopted, Health, Persistence, Record, Source, journal};
 
-use crate::registry::registered::records;
-use crate::slice::{Cluster, Key, Slice};
+use isthmus_model::slice::{Cluster, Key, Slice};
+use isthmus_registry::registered::records;
 
 use super::locked;
 use super::state::State;

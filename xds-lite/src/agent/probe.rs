@@ -7,9 +7,9 @@ use std::time::{Duration, Instant};
 use isthmus_certs::probe::{ClientCertificate, look};
 use tokio::sync::Notify;
 
-use crate::host::HostPattern;
-use crate::proofs::{Proof, Subject};
-use crate::resolve;
+use isthmus_grpc::resolve;
+use isthmus_health::mtls::{Proof, Subject};
+use isthmus_model::host::HostPattern;
 
 use super::locked;
 use super::state::State;

@@ -7,10 +7,10 @@ use std::time::Instant;
 
 use tokio::net::TcpStream;
 
-use crate::config::address::Target;
-use crate::probes::Answer;
-use crate::probing::{Asker, probe, reach};
-use crate::resolve;
+use isthmus_grpc::resolve;
+use isthmus_health::schedule::Answer;
+use isthmus_health::tcp::{Asker, probe, reach};
+use isthmus_model::address::Target;
 
 use super::locked;
 use super::state::State;

@@ -7,18 +7,18 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
-use crate::ads::client::{self, Resource};
-use crate::ads::shared::Follower;
-use crate::bundles;
-use crate::config::address::Target;
-use crate::config::services::Service;
-use crate::host::HostPattern;
-use crate::imports::{Imports, Stored, Verdict};
-use crate::proofs::{Proof, Proofs, Subject};
-use crate::registry::files::Found;
-use crate::registry::registered::Registered;
-use crate::registry::{Own, Terms, abroad, offers};
-use crate::slice::{Cluster, Gateway, Key, Slice, version};
+use isthmus_ads::client::{self, Resource};
+use isthmus_ads::shared::Follower;
+use isthmus_health::mtls::{Proof, Proofs, Subject};
+use isthmus_model::address::Target;
+use isthmus_model::host::HostPattern;
+use isthmus_model::services::Service;
+use isthmus_model::slice::{Cluster, Gateway, Key, Slice, version};
+use isthmus_registry::files::Found;
+use isthmus_registry::imports::{Imports, Stored, Verdict};
+use isthmus_registry::registered::Registered;
+use isthmus_registry::registry::{Own, Terms, abroad, offers};
+use isthmus_trust::bundles;
 
 use super::config::{Peer, Settings};
 use super::peer::{Contact, consent};
@@ -190,7 +190,7 @@ impl State {
 
     /// A host whose new endpoints are not seen yet stays as it is: seeing them takes a moment, and what works
     /// is not taken away for that long.
-    fn wait_for_proof(&self, offers: &mut BTreeMap<HostPattern, crate::slice::Offer>) {
+    fn wait_for_proof(&self, offers: &mut BTreeMap<HostPattern, isthmus_model::slice::Offer>) {
         for (host, offer) in offers {
             let before = self.own.get(host).and_then(|slice| slice.offer.as_ref());
             let was_exported = before.filter(|before| before.ports.iter().any(|port| port.exported));
@@ -307,7 +307,7 @@ impl State {
 }
 
 /// Who was never told of a name need not be told that it is gone.
-fn show(view: &mut crate::ads::view::View, slice: &Slice) {
+fn show(view: &mut isthmus_ads::view::View, slice: &Slice) {
     let name = slice.key.to_string();
     if slice.offer.is_some() || view.get(&name).is_some() {
         view.set(&name, slice.encode());

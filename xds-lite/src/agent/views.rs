@@ -7,16 +7,15 @@ use std::sync::{Arc, PoisonError, RwLock};
 use isthmus_certs::SpiffeId;
 use tonic::Status;
 
-use crate::ads::service::Directory;
-use crate::ads::shared::Shared;
-use crate::budget::Principal;
-use crate::bundles::TRUST_BUNDLE;
-use crate::envoy::Adapter;
-use crate::join::Party;
-use crate::registry::Abroad;
-use crate::slice::Cluster;
+use isthmus_ads::service::Directory;
+use isthmus_ads::shared::Shared;
+use isthmus_envoy::export::Adapter;
+use isthmus_grpc::budget::Principal;
+use isthmus_model::slice::Cluster;
+use isthmus_proto::type_url::{SLICE, TRUST_BUNDLE};
+use isthmus_registry::registry::Abroad;
+use isthmus_trust::join::Party;
 
-use super::SLICE;
 use super::bundles::Bundles;
 
 /// The views, and who sees which.

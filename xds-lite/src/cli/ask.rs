@@ -18,8 +18,8 @@ use tokio::net::{TcpStream, UnixStream};
 use tokio::time::timeout;
 
 use crate::agent::config;
-use crate::config::file::AGENT;
-use crate::registry::registered::registration::LARGEST;
+use isthmus_model::file::AGENT;
+use isthmus_registry::registered::registration::LARGEST;
 
 /// An agent answers at once; one that does not is stopped, or no agent.
 const PATIENCE: Duration = Duration::from_secs(10);

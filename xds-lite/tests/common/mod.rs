@@ -7,8 +7,8 @@ use std::time::Duration;
 use isthmus_certs::{
     Authority, Client as TlsClient, Peer, Server as TlsServer, SpiffeId, Trust, TrustBundles, TrustDomain,
 };
-use isthmus_xds::budget::{Budgets, Principal};
-use isthmus_xds::serve::{Admission, serve_with};
+use isthmus_grpc::budget::{Budgets, Principal};
+use isthmus_grpc::serve::{Admission, serve_with};
 use tokio::net::TcpListener;
 use tokio::runtime::Runtime;
 use tonic::service::Routes;

@@ -7,10 +7,11 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::{env, fs};
 
-use isthmus_xds::config::services::Balance;
-use isthmus_xds::envoy::{CLUSTER, EAST_WEST, ENDPOINTS, LISTENER};
-use isthmus_xds::slice::Slice;
-use isthmus_xds::{HostPattern, Locality};
+use isthmus_envoy::export::EAST_WEST;
+use isthmus_model::services::Balance;
+use isthmus_model::slice::Slice;
+use isthmus_model::{HostPattern, Locality};
+use isthmus_proto::type_url::{CLUSTER, ENDPOINTS, LISTENER};
 use prost::Message as _;
 use serde_json::{Value, json};
 

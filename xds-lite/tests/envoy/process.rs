@@ -7,7 +7,7 @@ use std::process::{Child, Command, Stdio};
 use std::{env, fs};
 
 use isthmus_certs::SpiffeId;
-use isthmus_xds::envoy::EAST_WEST;
+use isthmus_envoy::export::EAST_WEST;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 

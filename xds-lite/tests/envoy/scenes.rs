@@ -6,8 +6,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
-use isthmus_xds::envoy::{CLUSTER, MAX_CHAINS};
-use isthmus_xds::proto::envoy::config::cluster::v3 as cds;
+use isthmus_envoy::export::MAX_CHAINS;
+use isthmus_proto::envoy::config::cluster::v3 as cds;
+use isthmus_proto::type_url::CLUSTER;
 use prost::Message as _;
 
 use crate::common::{ANY, Agent, World};

@@ -14,9 +14,9 @@ use std::time::{Duration, Instant, SystemTime};
 
 use clap::Parser;
 use isthmus_certs::{Authority, Bundle, Role, Trust, TrustDomain, spiffe_bundle};
-use isthmus_xds::config::address::Target;
-use isthmus_xds::join::cli::{JoinArgs, TokenCommand};
-use isthmus_xds::join::{
+use isthmus_model::address::Target;
+use isthmus_trust::join::cli::{JoinArgs, TokenCommand};
+use isthmus_trust::join::{
     Context, CreateError, Guest, JoinCause, JoinError, MeetError, Peer, Progress, Refusal, ShownError, State,
     Token, create, join, peers,
 };
@@ -617,7 +617,7 @@ fn an_agent_speaks_for_its_own_cluster_only() {
     let world = World::new();
     let trust = Trust::load(&world.east.files).unwrap();
     let mut introduction = known_introduction(&world);
-    let folders = isthmus_xds::join::Folders {
+    let folders = isthmus_trust::join::Folders {
         state: world.east.dir.path().join("state"),
         bundles: world.east.files.bundles.clone(),
         deny: None,
@@ -630,7 +630,7 @@ fn an_agent_speaks_for_its_own_cluster_only() {
     assert!(error.to_string().contains("no address that another cluster can reach"), "{error}");
 }
 
-fn known_introduction(world: &World) -> isthmus_xds::join::Introduction {
+fn known_introduction(world: &World) -> isthmus_trust::join::Introduction {
     world.joins(&world.token());
     known(&world.east)[0].introduction.clone()
 }

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
 use isthmus_certs::{Authority, Bundle, Trust, spiffe_bundle};
-use isthmus_xds::join::{JoinCause, Progress, State, Token};
+use isthmus_trust::join::{JoinCause, Progress, State, Token};
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;

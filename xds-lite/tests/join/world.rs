@@ -15,8 +15,8 @@ use isthmus_certs::trust::Watch;
 use isthmus_certs::{
     Authority, Bundle, DenyList, Identity, KeyKind, SpiffeId, Trust, TrustDomain, TrustFiles, spiffe_bundle,
 };
-use isthmus_xds::config::address::Target;
-use isthmus_xds::join::{Context, Folders, Guest, Introduction, Party, State, Token, create, serve};
+use isthmus_model::address::Target;
+use isthmus_trust::join::{Context, Folders, Guest, Introduction, Party, State, Token, create, serve};
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};

@@ -2,11 +2,11 @@
 
 use std::time::Duration;
 
-use crate::config::at::At;
-use crate::config::problem::{Place, Report};
-use crate::config::units::show_duration;
-use crate::config::values::Zero;
-use crate::issuing::IntermediateFiles;
+use isthmus_model::at::At;
+use isthmus_model::problem::{Place, Report};
+use isthmus_model::units::show_duration;
+use isthmus_model::values::Zero;
+use isthmus_trust::issuing::IntermediateFiles;
 
 use super::resolve::needed;
 use super::{Issuing, LONGEST, LONGEST_EVER, raw};

@@ -1,11 +1,11 @@
 //! `limits:` of an agent's file, resolved.
 
-use crate::budget::{Amounts, Limits};
-use crate::config::at::At;
-use crate::config::problem::{Place, Report};
-use crate::config::units::{Count, Size};
-use crate::config::values::Range;
-use crate::imports::SliceLimits;
+use isthmus_grpc::budget::{Amounts, Limits};
+use isthmus_model::at::At;
+use isthmus_model::problem::{Place, Report};
+use isthmus_model::units::{Count, Size};
+use isthmus_model::values::Range;
+use isthmus_registry::imports::SliceLimits;
 
 use super::raw;
 

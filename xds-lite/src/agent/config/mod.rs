@@ -14,15 +14,15 @@ use std::time::Duration;
 use ipnet::IpNet;
 use isthmus_certs::{TrustDomain, TrustFiles};
 
-use crate::config::address::Target;
-use crate::config::problem::Report;
-use crate::config::{Problem, Problems, file, yaml};
-use crate::exports::Rule;
-use crate::host::HostPattern;
-use crate::issuing::IntermediateFiles;
-use crate::locality::Locality;
-use crate::reachability::Reachability;
-use crate::slice::Cluster;
+use isthmus_model::address::Target;
+use isthmus_model::host::HostPattern;
+use isthmus_model::locality::Locality;
+use isthmus_model::problem::Report;
+use isthmus_model::slice::Cluster;
+use isthmus_model::{Problem, Problems, file, yaml};
+use isthmus_registry::exports::Rule;
+use isthmus_registry::reachability::Reachability;
+use isthmus_trust::issuing::IntermediateFiles;
 
 pub use limits::AgentLimits;
 pub use registration::Registration;

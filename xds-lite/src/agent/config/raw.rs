@@ -6,11 +6,11 @@ use std::collections::BTreeMap;
 use schemars::JsonSchema;
 use serde::Deserialize;
 
-use crate::config::address::{Cidr, Host, ListenAddress, TargetAddress};
-use crate::config::at::At;
-use crate::config::units::{Count, Size, Time, show_duration};
-use crate::config::values::PORTS;
-use crate::locality::Locality;
+use isthmus_model::address::{Cidr, Host, ListenAddress, TargetAddress};
+use isthmus_model::at::At;
+use isthmus_model::locality::Locality;
+use isthmus_model::units::{Count, Size, Time, show_duration};
+use isthmus_model::values::PORTS;
 
 use super::{ADDRESS, ADMIN, EAST_WEST, JOIN, LONGEST};
 

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
-use crate::config::problem::{Place, Quoted, Report};
+use isthmus_model::problem::{Place, Quoted, Report};
 
 use super::raw;
 

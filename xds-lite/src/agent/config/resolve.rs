@@ -5,14 +5,14 @@ use std::path::PathBuf;
 
 use isthmus_certs::{TrustDomain, TrustFiles};
 
-use crate::config::address::{ListenAddress, Target};
-use crate::config::at::{At, Spot};
-use crate::config::problem::{Place, Quoted, Report};
-use crate::exports::{Instances, Namespaces, Rule};
-use crate::host::HostName;
-use crate::locality::Locality;
-use crate::reachability::{self, Networks, Reachability};
-use crate::slice::Cluster;
+use isthmus_model::address::{ListenAddress, Target};
+use isthmus_model::at::{At, Spot};
+use isthmus_model::host::HostName;
+use isthmus_model::locality::Locality;
+use isthmus_model::problem::{Place, Quoted, Report};
+use isthmus_model::slice::Cluster;
+use isthmus_registry::exports::{Instances, Namespaces, Rule};
+use isthmus_registry::reachability::{self, Networks, Reachability};
 
 use super::issuing::issuing;
 use super::limits::limits;

@@ -6,8 +6,8 @@ use std::time::Instant;
 use isthmus_store::{Record, Report};
 
 use crate::agent::persistence::{self, Stores};
-use crate::imports::Stored;
-use crate::slice::Cluster;
+use isthmus_model::slice::Cluster;
+use isthmus_registry::imports::Stored;
 
 use super::State;
 

@@ -1,0 +1,98 @@
+//! Admin, metrics and health over HTTP, each on a thread of its own: which path leads where. What is answered is in
+//! [`pages`], [`effective`] and [`explain`]; who may ask, and how many at once, in `isthmus_http`.
+
+pub mod effective;
+pub mod explain;
+pub mod pages;
+
+use std::io;
+use std::net::{SocketAddr, TcpListener};
+use std::sync::Arc;
+
+use hyper::body::Incoming;
+use hyper::{Method, Request, StatusCode};
+use isthmus_http::page::{Page, error, json_page, metrics, not_allowed, plain};
+use isthmus_http::{Limits, guard, shared::Shared};
+
+use self::pages::{Answer, Params};
+use crate::control::Control;
+use crate::metrics::collect;
+
+pub(crate) async fn serve_admin(listener: TcpListener, control: Arc<Control>) -> io::Result<()> {
+    let own = listener.local_addr()?;
+    serve(listener, move |request| {
+        let page = admin(&request, own, &control);
+        async { page }
+    })
+    .await
+}
+
+/// Made on another thread and for all who ask at once: clients that ask in a loop cost no more than one does.
+pub(crate) async fn serve_metrics(listener: TcpListener, control: Arc<Control>) -> io::Result<()> {
+    let text = Arc::new(Shared::new(move || collect::text(&control)));
+    serve(listener, move |request| {
+        let text = Arc::clone(&text);
+        async move {
+            if reads(&request) && request.uri().path() == "/metrics" {
+                metrics(text.text().await)
+            } else {
+                plain(StatusCode::NOT_FOUND, "only GET /metrics is served here\n")
+            }
+        }
+    })
+    .await
+}
+
+/// Reads atomics and waits for nobody.
+pub(crate) async fn serve_health(listener: TcpListener, control: Arc<Control>) -> io::Result<()> {
+    serve(listener, move |request| {
+        let page = match request.uri().path() {
+            "/healthz/live" if reads(&request) => plain(StatusCode::OK, "live\n"),
+            "/healthz/ready" if reads(&request) => match control.why_not_ready() {
+                None => plain(StatusCode::OK, "ready\n"),
+                Some(why) => plain(StatusCode::SERVICE_UNAVAILABLE, format!("not ready: {why}\n")),
+            },
+            _ => plain(StatusCode::NOT_FOUND, "only GET /healthz/ready and /healthz/live are served here\n"),
+        };
+        async { page }
+    })
+    .await
+}
+
+fn reads(request: &Request<Incoming>) -> bool {
+    matches!(*request.method(), Method::GET | Method::HEAD)
+}
+
+async fn serve<A, F>(listener: TcpListener, answer: A) -> io::Result<()>
+where
+    A: Fn(Request<Incoming>) -> F + Clone + Send + Sync + 'static,
+    F: Future<Output = Page> + Send + 'static,
+{
+    let listener = tokio::net::TcpListener::from_std(listener)?;
+    isthmus_http::serve(listener, Limits::default(), move |request, ()| answer(request)).await;
+    Ok(())
+}
+
+fn admin(request: &Request<Incoming>, own: SocketAddr, control: &Arc<Control>) -> Page {
+    if let Some(why) = guard::refusal(request, own) {
+        return error(StatusCode::FORBIDDEN, why);
+    }
+    let params = match Params::parse(request.uri().query().unwrap_or_default()) {
+        Ok(params) => params,
+        Err(what) => return error(StatusCode::BAD_REQUEST, &what),
+    };
+    match (request.uri().path(), reads(request)) {
+        ("/drain", false) if request.method() == Method::POST => {
+            control.drain();
+            json_page(StatusCode::ACCEPTED, &serde_json::json!({ "draining": true }))
+        }
+        ("/drain", _) => not_allowed("POST"),
+        (path, true) => match pages::page(path, &params, control) {
+            Answer::Page(page) => json_page(StatusCode::OK, &page),
+            Answer::Wrong(what) => error(StatusCode::BAD_REQUEST, &what),
+            Answer::Nothing => json_page(StatusCode::NOT_FOUND, &pages::index()),
+        },
+        (path, false) if pages::PATHS.contains(&path) => not_allowed("GET, HEAD"),
+        (_, false) => json_page(StatusCode::NOT_FOUND, &pages::index()),
+    }
+}

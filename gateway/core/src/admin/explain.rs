@@ -1,0 +1,101 @@
+//! What would happen to a ClientHello: the same look-up and the same choice as for a real one, without
+//! its effects.
+
+use std::net::IpAddr;
+
+use isthmus_model::HostName;
+use serde_json::{Value, json};
+
+use super::pages::{Params, down, endpoint_page, left_out};
+use crate::control::Control;
+use crate::hello::Alpn;
+use crate::pick::{Choice, order};
+use crate::reason::Reason;
+use crate::route::{Query, Route, route};
+use crate::snapshot::Snapshot;
+use crate::socket;
+
+/// Answers `sni`, `from`, `alpn` and `listener`.
+///
+/// # Errors
+/// Which parameter is wrong, and what would be right.
+pub fn explain(params: &Params, control: &Control) -> Result<Value, String> {
+    let sni =
+        match params.get("sni") {
+            None => None,
+            Some(name) => Some(HostName::parse(name).map_err(|error| {
+                format!("sni: {error}; the gateway refuses such a hello as hello_malformed")
+            })?),
+        };
+    let source: IpAddr = match params.get("from") {
+        None => IpAddr::from([127, 0, 0, 1]),
+        Some(from) => from.parse().map_err(|_| "from takes an IP address".to_owned())?,
+    };
+    let alpn = Alpn::of(params.get("alpn").unwrap_or_default().split(',').filter(|name| !name.is_empty()));
+    let binds = &control.process.fixed.binds;
+    let listener = match params.get("listener") {
+        None => 0,
+        Some(name) => binds.iter().position(|bind| bind.name == name).ok_or_else(|| {
+            let names: Vec<_> = binds.iter().map(|bind| bind.name.as_str()).collect();
+            format!("there is no such listener; there are: {}", names.join(", "))
+        })?,
+    };
+    let tables = control.process.tables.load();
+    let query = Query { listener, sni: sni.as_ref(), alpn: &alpn, source: source.to_canonical() };
+    let asked = json!({
+        "sni": sni,
+        "from": query.source,
+        "alpn": alpn.iter().map(|name| name.escape_ascii().to_string()).collect::<Vec<_>>(),
+        "listener": binds.get(listener).map(|bind| &bind.name),
+    });
+    let mut answer = match route(&tables, query) {
+        Err(reason) => refusal(reason),
+        Ok(route) => matched(&tables, &route, query.source, control),
+    };
+    if let Value::Object(answer) = &mut answer {
+        answer.insert("asked".to_owned(), asked);
+    }
+    Ok(answer)
+}
+
+fn refusal(reason: Reason) -> Value {
+    json!({
+        "refused": reason,
+        "meaning": reason.meaning(),
+        "alert": reason.alert().map(|alert| alert as u8),
+    })
+}
+
+fn matched(tables: &Snapshot, route: &Route, source: IpAddr, control: &Control) -> Value {
+    let service = &route.service;
+    let now = socket::now();
+    let choice = Choice {
+        instance: route.instance.as_ref(),
+        side: route.side,
+        tried: &[],
+        source,
+        turn: service.state.turn(),
+        off: control.process.families.off(now),
+        now,
+    };
+    let attempts = tables.live.upstream.attempts as usize;
+    let endpoints = order(service, &choice, attempts, &mut fastrand::Rng::new());
+    let mut answer = json!({
+        "service": service.name(),
+        "instance": route.instance,
+        "balance": service.rules.balance,
+        "endpoints": endpoints.iter().map(|endpoint| endpoint_page(endpoint, Some(source))).collect::<Vec<_>>(),
+        "down": left_out(service, &down(control)),
+    });
+    let full = service.rules.max_connections.is_some_and(|most| service.state.active() >= most);
+    let refused = match (endpoints.is_empty(), full) {
+        (true, _) if service.endpoints.is_empty() && service.leads_back => Some(Reason::Loop),
+        (true, _) => Some(Reason::NoEndpoint),
+        (false, true) => Some(Reason::LimitService),
+        (false, false) => None,
+    };
+    if let (Value::Object(answer), Some(Value::Object(refusal))) = (&mut answer, refused.map(refusal)) {
+        answer.extend(refusal);
+    }
+    answer
+}

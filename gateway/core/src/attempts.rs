@@ -1,0 +1,219 @@
+//! The attempts of one connection: which endpoints were tried, and what a failed attempt leads to: the
+//! next endpoint, this server's answer passed on as it is, or a refusal.
+
+use std::borrow::Cow;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use isthmus_model::services::defaults;
+use tokio::net::TcpStream;
+
+use crate::account::Account;
+use crate::answer::{Failure, Said, Server};
+use crate::connect::Attempt;
+use crate::demotion::Demotion;
+use crate::endpoint::EndpointState;
+use crate::hello::Hello;
+use crate::memory::Flight;
+use crate::metrics::add;
+use crate::pick::{Choice, Step, pick};
+use crate::proxy;
+use crate::reason::Reason;
+use crate::route::Route;
+use crate::snapshot::{Endpoint, Service};
+use crate::socket::{self, Millis};
+use crate::worker::Worker;
+
+/// What was tried for one connection.
+#[derive(Debug)]
+pub(crate) struct Attempts {
+    flight: Flight,
+    /// The client has sent nothing that only one server may see.
+    replayable: bool,
+    source: IpAddr,
+    /// Its turn in round robin, once it is taken.
+    turn: Option<usize>,
+    tried: Vec<SocketAddr>,
+    /// Turned the hello away, which says something of them only if another answers the same hello.
+    doubted: Vec<Arc<EndpointState>>,
+    failed: Option<Reason>,
+    since: Instant,
+}
+
+/// What a failed attempt leads to.
+#[derive(Debug)]
+pub(crate) enum Next {
+    /// Another endpoint gets the same hello.
+    Again,
+    /// The client gets this server's answer.
+    Take(Server),
+    /// The client is refused.
+    GiveUp(Reason),
+}
+
+impl Attempts {
+    pub(crate) fn new(hello: &Hello, flight: Flight, source: IpAddr) -> Attempts {
+        Attempts {
+            replayable: !hello.early_data && flight.bytes().len() == hello.wire_len,
+            flight,
+            source,
+            turn: None,
+            tried: Vec::new(),
+            doubted: Vec::new(),
+            failed: None,
+            since: Instant::now(),
+        }
+    }
+
+    /// Takes the connection's turn; its further attempts go on from there.
+    pub(crate) fn take_turn(&mut self, service: &Service) {
+        self.turn.get_or_insert_with(|| service.state.next_turn());
+    }
+
+    pub(crate) fn choice<'a>(&'a self, route: &'a Route, worker: &Worker) -> Choice<'a> {
+        let now = socket::now();
+        Choice {
+            instance: route.instance.as_ref(),
+            side: route.side,
+            tried: &self.tried,
+            source: self.source,
+            turn: self.turn.unwrap_or_default(),
+            off: worker.process.families.off(now),
+            now,
+        }
+    }
+
+    /// Why there is no endpoint: what the last one failed with, if any was tried.
+    pub(crate) fn none_left(&self, service: &Service) -> Reason {
+        match self.failed {
+            Some(reason) => reason,
+            None if service.endpoints.is_empty() && service.leads_back => Reason::Loop,
+            None => Reason::NoEndpoint,
+        }
+    }
+
+    /// The next attempt. Under memory pressure replays go first: this one's hello is let go once sent.
+    pub(crate) fn start<'a>(
+        &'a self,
+        step: Step<'a>,
+        client: &TcpStream,
+        account: &Account,
+        worker: &Worker,
+    ) -> Attempt<'a> {
+        let limits = &step.route.service.rules.timeouts;
+        let scarce = worker.process.limits.hellos.is_scarce(step.tables.live.limits.hello_memory);
+        Attempt {
+            step,
+            wire: self.wire(step, client, account),
+            patience: patience(step.endpoint, limits.connect)
+                .min(limits.connect_total.saturating_sub(self.since.elapsed())),
+            may_move: self.replayable && !scarce,
+        }
+    }
+
+    fn wire(&self, step: Step<'_>, client: &TcpStream, account: &Account) -> Cow<'_, [u8]> {
+        let hello = self.flight.bytes();
+        if !step.route.service.rules.send_proxy {
+            return Cow::Borrowed(hello);
+        }
+        let conn = &account.conn;
+        let reached = client.local_addr().map_or(conn.client(), socket::canonical);
+        let mut wire = proxy::write(conn.client(), reached, conn.sni.get());
+        wire.extend_from_slice(hello);
+        Cow::Owned(wire)
+    }
+
+    /// What a failure leads to.
+    pub(crate) fn after(
+        &mut self,
+        failure: Failure,
+        step: Step<'_>,
+        account: &mut Account,
+        worker: &Worker,
+    ) -> Next {
+        self.tried.push(step.endpoint.address);
+        match failure {
+            Failure::ClientGone => Next::GiveUp(Reason::ClientGone),
+            Failure::Unreached(reason) => {
+                account.unreached(reason, step);
+                self.failed = Some(reason);
+                let hopeless = matches!(reason, Reason::LocalResources);
+                if !hopeless && reason != Reason::Loop {
+                    demote(step, reason, worker, Demotion::unreached);
+                }
+                if hopeless || !self.another_is_left(step, worker) {
+                    Next::GiveUp(reason)
+                } else {
+                    Next::Again
+                }
+            }
+            Failure::Rejected(server) => {
+                self.failed = Some(Reason::UpstreamRejected);
+                if step.route.service.own_name().is_some() {
+                    self.turned_away(step, worker);
+                } else {
+                    self.doubted.push(Arc::clone(&step.endpoint.state));
+                }
+                if self.another_is_left(step, worker) && account.may_replay(step) {
+                    Next::Again
+                } else {
+                    account.turned_down(server.said.length());
+                    Next::Take(server)
+                }
+            }
+        }
+    }
+
+    /// An endpoint has the hello, and perhaps answered it.
+    pub(crate) fn reached(&mut self, server: &Server, step: Step<'_>, worker: &Worker) {
+        if !matches!(server.said, Said::Bytes(_)) {
+            return;
+        }
+        for doubted in std::mem::take(&mut self.doubted) {
+            let endpoints = &step.route.service.endpoints;
+            if let Some(endpoint) = endpoints.iter().find(|endpoint| Arc::ptr_eq(&endpoint.state, &doubted)) {
+                self.turned_away(Step { endpoint, ..step }, worker);
+            }
+        }
+    }
+
+    fn turned_away(&self, step: Step<'_>, worker: &Worker) {
+        demote(step, Reason::UpstreamRejected, worker, |demotion, now, length| {
+            demotion.turned_away(self.source, now, length)
+        });
+    }
+
+    fn another_is_left(&self, step: Step<'_>, worker: &Worker) -> bool {
+        let service = &step.route.service;
+        self.tried.len() < step.tables.live.upstream.attempts as usize
+            && self.since.elapsed() < service.rules.timeouts.connect_total
+            && pick(service, &self.choice(step.route, worker), &mut fastrand::Rng::new()).is_some()
+    }
+}
+
+/// An endpoint is tried last for a while, and the gateway sends it a hello of its own. The only one of a service
+/// stays as it is.
+fn demote(
+    step: Step<'_>,
+    reason: Reason,
+    worker: &Worker,
+    note: impl FnOnce(&Demotion, Millis, Millis) -> bool,
+) {
+    let (service, endpoint) = (&step.route.service, step.endpoint);
+    let Some(length) = step.tables.live.upstream.demotion else { return };
+    if service.endpoints.len() < 2 {
+        return;
+    }
+    let (now, length) = (socket::now(), length.as_millis().try_into().unwrap_or(Millis::MAX));
+    if note(endpoint.state.demotion(), now, length) {
+        add(&worker.counters.demotions, 1);
+        tracing::warn!(service = %service.name(), endpoint = %endpoint.address, %reason, "endpoint demoted: it is tried last for a while");
+    }
+    worker.process.suspects.check(service, endpoint, now, &worker.process.metrics);
+}
+
+/// Another cluster may be far away.
+pub(crate) fn patience(endpoint: &Endpoint, connect: Duration) -> Duration {
+    if endpoint.cluster().is_some() { connect.max(defaults::CONNECT_ACROSS) } else { connect }
+}

@@ -1,0 +1,69 @@
+//! Raw file → settings that cannot be wrong. Finds every problem it can, not only the first. Not reading:
+//! that is [`isthmus_model::yaml`].
+
+mod general;
+mod listeners;
+mod trust;
+mod xds;
+
+use std::sync::Arc;
+
+use isthmus_model::problem::{Place, Report};
+use isthmus_model::services::{Refusal, Table};
+
+use crate::config::raw::File;
+use crate::config::settings::{Fixed, Live, Settings};
+
+pub(crate) use trust::{gateway_of, read as read_token};
+
+/// The settings; to be used only if nothing was reported. `None` when a part could not be made at all.
+pub(crate) fn resolve(report: &mut Report, mut raw: File) -> Option<Settings> {
+    let binds = listeners::binds(report, &raw);
+    let ports = listeners::ports(report, &raw, &binds);
+    let (timeouts, service_timeouts) = general::timeouts(report, raw.timeouts.take().unwrap_or_default());
+
+    let mut own = listeners::own(&binds, &ports);
+    let own_socket = |address| {
+        let what = format!("{address} is this gateway's own {}", own.reached_by(address)?);
+        Some(Refusal { what, remedy: "write the address of the server itself" })
+    };
+    let written = raw.services.as_deref().unwrap_or_default();
+    let table = Table::new(report, written, &service_timeouts, own_socket);
+    let listeners = listeners::listeners(report, &raw, &table);
+    let services = table.into_services().map(Arc::new).collect();
+
+    let metrics = raw.metrics.as_ref().and_then(|metrics| metrics.services.as_ref());
+    let service_metrics = report.count(
+        metrics,
+        Place::Root.key("metrics").key("services"),
+        super::defaults::SERVICE_METRIC_COUNTS,
+        super::defaults::SERVICE_METRICS,
+    ) as usize;
+    let workers = general::workers(report, &raw);
+    let xds = xds::xds(report, &raw);
+    let trust = trust::trust(report, &raw);
+    let fixed = Fixed {
+        node: general::node(report, raw.node.unwrap_or_default()),
+        workers,
+        binds: binds.into_iter().collect::<Option<Vec<_>>>()?,
+        admin: ports.admin,
+        metrics: ports.metrics,
+        health: ports.health,
+        relay: general::relay(report, &raw.relay.unwrap_or_default()),
+        tcp: general::tcp(report, &raw.tcp.unwrap_or_default()),
+        access_log: general::access_log(report, &raw.access_log.unwrap_or_default()),
+        service_metrics,
+        trust,
+        xds,
+        dns: general::dns(report, &raw.dns.unwrap_or_default()),
+    };
+    let live = Live {
+        listeners,
+        services,
+        limits: general::limits(report, &raw.limits.unwrap_or_default()),
+        timeouts,
+        upstream: general::upstream(report, raw.upstream.unwrap_or_default()),
+        drain: general::drain(report, &raw.drain.unwrap_or_default()),
+    };
+    Some(Settings { fixed, live })
+}

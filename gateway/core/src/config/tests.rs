@@ -1,0 +1,797 @@
+//! The whole way from text to settings: each check with the place and the words it reports.
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use isthmus_model::problem::Report;
+use isthmus_model::{registry_file, yaml};
+use proptest::prelude::*;
+
+use super::settings::{Balance, FirstToken, Known, ServiceTimeouts, Settings, Source, Target, Trusts};
+use super::{Problems, load, parse, schema};
+
+const DOCUMENT: &str = include_str!("../../../../docs/configuration.md");
+
+fn read(text: &str) -> Result<Settings, Problems> {
+    parse(text, Path::new("g.yaml"))
+}
+
+#[track_caller]
+fn good(text: &str) -> Settings {
+    match read(text) {
+        Ok(settings) => settings,
+        Err(problems) => panic!("{problems}"),
+    }
+}
+
+/// The problems must be exactly these lines.
+#[track_caller]
+fn bad(text: &str, lines: &[&str]) {
+    let problems = read(text).expect_err("the text is wrong");
+    let found = problems.to_string();
+    let found: Vec<&str> = found.lines().map(|line| line.strip_prefix("g.yaml:").unwrap_or(line)).collect();
+    assert_eq!(found, lines);
+}
+
+/// One listener, then `rest` from line 2 on.
+fn with_listener(rest: &str) -> String {
+    format!("listeners: [{{address: 127.0.0.1:0}}]\n{rest}")
+}
+
+#[test]
+fn an_almost_empty_file_gets_the_defaults() {
+    let settings =
+        good("listeners:\n- address: 0.0.0.0:15443\n- address: \"[::]:15443\"\nservices:\n- host: a.b\n");
+    let (fixed, live) = (&settings.fixed, &settings.live);
+    assert!(!fixed.node.id.is_empty());
+    assert_eq!((fixed.node.cluster.as_str(), fixed.node.network.as_str()), ("default", ""));
+    assert_eq!(fixed.workers, std::thread::available_parallelism().unwrap().get().min(256));
+    let names: Vec<_> = fixed.binds.iter().map(|bind| bind.name.as_str()).collect();
+    assert_eq!(names, ["east-west", "listener-2"]);
+    assert!(fixed.binds.iter().all(|bind| bind.ipv6_only && bind.backlog == 4096));
+    assert_eq!(fixed.admin.to_string(), "127.0.0.1:15000");
+    assert_eq!(fixed.metrics.to_string(), "0.0.0.0:15020");
+    assert_eq!(fixed.health.to_string(), "0.0.0.0:15021");
+    assert_eq!((fixed.relay.pipe_size, fixed.relay.pipes, fixed.service_metrics), (1 << 20, 64, 1000));
+    assert!(fixed.tcp.nodelay && fixed.access_log.enabled && !fixed.access_log.no_data);
+    assert_eq!(fixed.tcp.keepalive_idle, Some(Duration::from_secs(180)));
+    assert_eq!((fixed.tcp.keepalive_interval, fixed.tcp.keepalive_probes), (Duration::from_secs(180), 9));
+    assert_eq!(
+        (fixed.tcp.receive_buffer, fixed.tcp.send_buffer, fixed.access_log.buffer),
+        (None, None, 1 << 20)
+    );
+    assert_eq!((fixed.dns.min_ttl, fixed.dns.max_ttl), (Duration::from_secs(1), Duration::from_secs(300)));
+    assert!(fixed.dns.servers.is_empty());
+
+    assert!(live.listeners.iter().all(|listener| listener.max_connections == 10_000));
+    assert!(
+        live.listeners.iter().all(|listener| listener.default.is_none() && listener.proxy_from.is_empty())
+    );
+    assert_eq!((live.limits.connections, live.limits.per_source), (50_000, None));
+    assert_eq!((live.limits.hello_size, live.limits.hello_memory), (64 << 10, 64 << 20));
+    assert_eq!(live.timeouts.hello, Duration::from_secs(5));
+    assert_eq!((live.upstream.attempts, live.upstream.source_addresses.len()), (3, 0));
+    let replay = &live.upstream.replay;
+    assert_eq!((replay.ratio, replay.burst, replay.source_share), (0.2, 20, 0.5));
+    let ejection = &live.upstream.ejection;
+    assert_eq!((ejection.failures, ejection.max_percent), (5, 10));
+    assert_eq!((ejection.base, ejection.max), (Duration::from_secs(30), Duration::from_secs(300)));
+    assert_eq!(
+        (live.drain.accept_for, live.drain.window),
+        (Duration::from_secs(10), Duration::from_secs(15))
+    );
+
+    let service = &live.services[0];
+    assert_eq!((service.port, service.bare, service.balance), (443, true, Balance::RoundRobin));
+    assert_eq!((service.max_connections, service.send_proxy, service.endpoints.len()), (None, false, 0));
+    let general = ServiceTimeouts {
+        connect: Duration::from_secs(3),
+        connect_total: Duration::from_secs(15),
+        idle: Some(Duration::from_hours(1)),
+        half_closed: Some(Duration::from_mins(1)),
+        first_byte: None,
+        max_duration: None,
+    };
+    assert_eq!(service.timeouts, general);
+}
+
+#[test]
+fn sections_that_hold_nothing_count_as_absent() {
+    let sections = "node:\nworkers:\nservices:\nlimits:\ntimeouts:\nupstream: {replay: , ejection: }\nrelay:\ntcp:\n\
+                    drain:\nadmin:\nmetrics:\nhealth:\naccess_log:\ndns:\n";
+    assert_eq!(good(&with_listener(sections)), good(&with_listener("")));
+}
+
+#[test]
+fn every_yaml_block_of_the_documentation_loads() {
+    let blocks: Vec<&str> =
+        DOCUMENT.split("```yaml\n").skip(1).map(|rest| rest.split("```").next().unwrap()).collect();
+    assert_eq!(blocks.len(), 3);
+    let mut blocks = blocks.into_iter().map(good);
+    let every = blocks.nth(1).unwrap();
+    let service = &every.live.services[0];
+    assert!(service.bare && service.send_proxy);
+    assert_eq!(every.live.listeners[0].default, Some(1));
+    assert_eq!(every.live.listeners[0].proxy_from, ["10.0.0.0/8".parse().unwrap()]);
+    assert_eq!(service.endpoints[0].instance.as_ref().unwrap().as_str(), "productpage-0");
+    assert!(matches!(&service.endpoints[1].address, Target::Name { port: 9080, .. }));
+    assert_eq!(every.fixed.node.locality.sub_zone, "rack-7");
+    let xds = blocks.next().unwrap().fixed.xds.unwrap();
+    let Source::ControlPlane(plane) = xds.source else { panic!("a control plane") };
+    assert_eq!(plane.port, 15443);
+    assert!(matches!(&plane.server, Known::Name(name) if name.as_str() == "istiod.istio-system.svc"));
+    assert_eq!(plane.metadata["LABELS"]["istio"], "eastwestgateway");
+}
+
+#[test]
+fn services_come_from_agents_or_from_a_control_plane_that_is_known() {
+    let xds = |rest: &str| {
+        with_listener(&format!("trust: {{certificate: a, key: b, bundles: c}}\nxds: {{{rest}}}\n"))
+    };
+    let shown = |rest: &str| serde_json::to_value(good(&xds(rest)).fixed.xds).unwrap();
+    assert_eq!(
+        shown("agents: ['10.0.0.1:15012']"),
+        serde_json::json!({ "agents": ["10.0.0.1:15012"], "state": null })
+    );
+    assert_eq!(
+        shown(
+            "control_plane: {addresses: ['a.b:1'], identity: 'spiffe://d/x', node_id: me, metadata: {A: [1, {b: ~}]}}"
+        ),
+        serde_json::json!({ "control_plane": {
+            "addresses": [{ "host": "a.b", "port": 1 }], "identity": "spiffe://d/x", "port": 15443, "node_id": "me",
+            "metadata": { "A": [1, { "b": null }] },
+        }, "state": null })
+    );
+    bad(&xds(""), &["3:6: xds has no agents; add 'agents: [ADDRESS:15012]'"]);
+    bad(
+        &xds("agents: ['10.0.0.1:1'], control_plane: {addresses: ['a:1'], tls_name: a}"),
+        &["3:6: xds has agents and a control_plane; remove one of them"],
+    );
+    bad(
+        &xds("state: s, control_plane: {addresses: ['a:1'], tls_name: a}"),
+        &["3:14: xds.state: the tables of a control_plane are not kept yet; remove it"],
+    );
+    bad(
+        &xds("control_plane: {port: 0}"),
+        &[
+            "3:22: xds.control_plane has no addresses; add 'addresses: [ADDRESS:15012]'",
+            "3:22: xds.control_plane has no identity; add 'identity: spiffe://…' or 'tls_name: …', so that nobody \
+             else is believed",
+            "3:29: xds.control_plane.port: '0' is out of range; write 1 to 65535",
+        ],
+    );
+    bad(
+        &xds("control_plane: {addresses: ['a:1'], tls_name: a, identity: 'spiffe://d/x'}"),
+        &["3:22: xds.control_plane has an identity and a tls_name; remove one of them"],
+    );
+    bad(
+        &xds("control_plane: {addresses: ['a:1'], tls_name: '*.a', node_id: ''}"),
+        &[
+            "3:53: xds.control_plane.tls_name: '*.a' is no DNS name: a label holds something else than ASCII \
+             letters, digits, '-' and '_'; write a name of its certificate, such as istiod.istio-system.svc",
+            "3:69: xds.control_plane.node_id: '' cannot be used; write 1 to 1024 bytes without control characters",
+        ],
+    );
+    bad(
+        &with_listener("xds: {agents: ['10.0.0.1:1']}\n"),
+        &[
+            "2:6: xds is there without trust: nobody would serve this gateway; add 'trust: …' with this gateway's \
+           certificate",
+        ],
+    );
+}
+
+#[test]
+fn a_registrys_file_means_the_same_services() {
+    let full = DOCUMENT.split("```yaml\n").nth(2).unwrap().split("```").next().unwrap();
+    let rest = &full[full.find("\nservices:").unwrap() + 1..];
+    let end = rest
+        .match_indices('\n')
+        .map(|(at, _)| at + 1)
+        .find(|at| rest[*at..].starts_with(char::is_alphabetic));
+    let services = &rest[..end.unwrap()];
+    let offered =
+        registry_file(services, Path::new("registry.yaml")).unwrap_or_else(|problems| panic!("{problems}"));
+    let listed: Vec<_> =
+        good(&with_listener(services)).live.services.iter().map(|one| (**one).clone()).collect();
+    assert!(!listed.is_empty());
+    assert_eq!(offered, listed);
+}
+
+#[test]
+fn a_gateways_own_directory_stands_in_the_place_of_files() {
+    let xds = "xds: {agents: ['10.0.0.1:15012']}\n";
+    let with = |trust: &str| with_listener(&format!("trust: {{{trust}}}\n{xds}"));
+    let settings = good(&with("directory: a, token_file: b, deny: d"));
+    let Some(Trusts::Kept(kept)) = &settings.fixed.trust else { panic!("a directory") };
+    assert!(matches!(&kept.token, FirstToken::File(file) if file.ends_with("b")));
+    // The token may go once it is used: nothing is to be restarted for that.
+    assert_eq!(settings.fixed, good(&with("directory: a, deny: d")).fixed);
+    assert_ne!(settings.fixed, good(&with("directory: c, deny: d")).fixed);
+    let shown = serde_json::to_value(&settings.fixed.trust).unwrap();
+    assert!(shown["directory"] == "a" && shown.get("token").is_none(), "{shown}");
+    for (trust, why) in [
+        ("directory: a, certificate: b", "remove one of them: what is in the directory is the gateway's own"),
+        ("token: x", "trust has a token, and no directory to keep the certificate in"),
+        ("directory: a, token: x, token_file: y", "trust has a token and a token_file"),
+        ("directory: a, token: secret-x", "trust.token: this is no token: it begins with `isthmus1.`"),
+        ("certificate: a", "trust has no key; add 'key: …'"),
+    ] {
+        let problems = parse(&with(trust), Path::new("gateway.yaml")).unwrap_err().to_string();
+        assert!(problems.contains(why) && !problems.contains("secret-x"), "{trust}: {problems}");
+    }
+    let foreign = |trust: &str| {
+        let xds = "xds: {control_plane: {addresses: ['10.0.0.1:15012'], tls_name: istiod.example}}";
+        with_listener(&format!("trust: {{{trust}}}\n{xds}\n"))
+    };
+    let settings = good(&foreign("directory: a, bundles: b, token_file: c"));
+    assert_eq!(settings.fixed.trust.unwrap().files().bundles, Path::new("b"));
+    let problems = parse(&foreign("directory: a, token: x"), Path::new("x")).unwrap_err().to_string();
+    for why in ["and no bundles for the", "and no token_file for the", "has a directory, and token;"] {
+        assert!(problems.contains(why), "{problems}");
+    }
+    let alone = parse(&with_listener("trust: {directory: a}\n"), Path::new("x")).unwrap_err().to_string();
+    assert!(alone.contains("nobody would renew what is in it"), "{alone}");
+}
+
+/// Each key of the schema stands in the documentation's full example, and none is open to unknown keys.
+#[test]
+fn the_schema_is_closed_and_the_documentation_names_all_of_it() {
+    let schema: serde_json::Value = serde_json::from_str(&schema()).unwrap();
+    let definitions = schema["$defs"].as_object().unwrap().values().chain([&schema]);
+    let mut keys = 0;
+    for object in definitions.filter(|definition| definition["type"] == "object") {
+        assert_eq!(object["additionalProperties"], false, "{object}");
+        for (key, property) in object["properties"].as_object().unwrap() {
+            keys += 1;
+            assert!(DOCUMENT.contains(&format!("{key}:")), "{key} is not in the example");
+            assert!(property.get("description").is_some() || key == "locality", "{key} has no description");
+        }
+    }
+    assert!(keys > 70, "{keys}");
+    assert_eq!(schema["required"], serde_json::json!(["listeners"]));
+    assert_eq!(schema["$defs"]["Timeouts"]["properties"]["idle"]["default"], "1h");
+    assert_eq!(schema["$defs"]["Endpoint"]["required"], serde_json::json!(["address"]));
+    assert_eq!(schema["$defs"]["Endpoint"]["properties"]["weight"]["maximum"], 65_535);
+}
+
+#[test]
+fn settings_are_shown_in_the_language_of_the_file() {
+    let shown = serde_json::to_value(good(&with_listener("timeouts: {hello: 1500ms}\n"))).unwrap();
+    assert_eq!(shown["timeouts"]["hello"], "1500ms");
+    assert_eq!(shown["limits"]["per_source"], "off");
+    assert_eq!(shown["tcp"]["keepalive_idle"], "3m");
+    assert_eq!(shown["tcp"]["send_buffer"], "auto");
+    assert_eq!(shown["binds"][0]["address"], "127.0.0.1:0");
+}
+
+#[test]
+fn yaml_that_does_not_fit_has_a_place() {
+    bad("", &["1:1: there is no listener; add 'listeners:' with at least '- address: 0.0.0.0:15443'"]);
+    bad(
+        "listeners: []\n",
+        &["1:12: there is no listener; add 'listeners:' with at least '- address: 0.0.0.0:15443'"],
+    );
+    bad(
+        "5",
+        &[
+            "1:1: the file: wrong kind of value; write keys and values: lines of 'key: value', or {key: value}",
+        ],
+    );
+    bad("workers: 1\n  b: 2\n", &["2:4: not valid YAML: mapping values are not allowed in this context"]);
+    bad("workers: 1\nworkers: 2\n", &["2:1: key 'workers' stands twice; remove one of them"]);
+    bad("tcp: {nodelay: maybe}\n", &["1:16: tcp.nodelay: wrong kind of value; write true or false"]);
+    bad("services:\n- host: [a]\n", &["2:9: services[0].host: wrong kind of value; write a single value"]);
+    bad(
+        "services:\n- host: a\n  aliases: b\n",
+        &[
+            "3:12: services[0].aliases: wrong kind of value; write a list: [a, b], or lines that begin with '- '",
+        ],
+    );
+    bad(
+        "services:\n- aliases: [~]\n",
+        &["2:13: services[0].aliases[0]: no value; write one, or remove the entry"],
+    );
+    bad(
+        "workers: 1\n---\nworkers: 2\n",
+        &["3:1: a second document follows; write one document, without --- or ... lines"],
+    );
+}
+
+#[test]
+fn an_unknown_key_is_refused_and_the_near_one_named() {
+    bad(
+        &with_listener(
+            "services:\n- host: a\n  endpoints:\n  - address: 10.0.0.1:80\n  - adress: 10.0.0.2:80\n",
+        ),
+        &["6:5: unknown key 'adress' in services[0].endpoints[1]; did you mean 'address'?"],
+    );
+    bad("listener: []\n", &["1:1: unknown key 'listener'; did you mean 'listeners'?"]);
+    bad("admin: {port: 1}\n", &["1:9: unknown key 'port' in admin; expected one of address"]);
+    bad("admin: {value: 1}\n", &["1:9: unknown key 'value' in admin; expected one of address"]);
+    bad(
+        "node: {locality: {regoin: x}}\n",
+        &["1:19: unknown key 'regoin' in node.locality; did you mean 'region'?"],
+    );
+    bad(
+        "services:\n- balance: roundrobin\n",
+        &["2:12: services[0].balance: unknown value 'roundrobin'; did you mean 'round_robin'?"],
+    );
+    bad(
+        "services:\n- proxy_protocol: v1\n",
+        &["2:19: services[0].proxy_protocol: unknown value 'v1'; did you mean 'v2'?"],
+    );
+    bad(
+        "\"x\\n\\e[2J\": 1\n",
+        &[
+            "1:1: unknown key 'x\\n\\u{1b}[2J'; expected one of node, workers, listeners, services, limits, timeouts, \
+         upstream, relay, tcp, drain, admin, metrics, health, access_log, trust, xds, dns",
+        ],
+    );
+}
+
+#[test]
+fn all_problems_are_found_in_one_go() {
+    bad(
+        "workers: 0\nlisteners:\n- name: a b\n  adress_is_missing_here: 1\n",
+        &[
+            "4:3: unknown key 'adress_is_missing_here' in listeners[0]; expected one of name, address, side, ipv6_only, \
+           backlog, max_connections, default, proxy_protocol",
+        ],
+    );
+    bad(
+        "workers: 0\nlisteners:\n- name: a b\n- address: here\ntimeouts:\n  hello: 5\n  idle: 0s\n",
+        &[
+            "1:10: workers: '0' is out of range; write 1 to 256",
+            "3:3: listeners[0] has no address; add 'address: …'",
+            "3:9: listeners[0].name: 'a b' cannot be used; write 1 to 63 ASCII letters, digits, '-', '_' or '.'",
+            "4:12: listeners[1].address: 'here' is no address to listen on; write IP:PORT or [IPV6]:PORT, such as \
+             0.0.0.0:15443",
+            "6:10: timeouts.hello: '5' is no duration; write a whole number and its unit: 500ms, 5s, 3m or 1h",
+            "7:9: timeouts.idle: '0s' would let nothing succeed; write more than zero",
+        ],
+    );
+}
+
+/// A second line of the file, and what is wrong with it.
+const SINGLE_VALUES: &[(&str, &str)] = &[
+    ("workers: 257", "2:10: workers: '257' is out of range; write 1 to 256"),
+    ("workers: -1", "2:10: workers: '-1' is no whole number; write digits only"),
+    ("limits: {hello_size: 512}", "2:22: limits.hello_size: '512' is out of range; write 1KiB to 64KiB"),
+    ("limits: {hello_size: 65KiB}", "2:22: limits.hello_size: '65KiB' is out of range; write 1KiB to 64KiB"),
+    (
+        "limits: {hello_memory: 1KiB}",
+        "2:24: limits.hello_memory: 1KiB is less than hello_size; write at least 64KiB",
+    ),
+    ("limits: {per_source: 0}", "2:22: limits.per_source: '0' is out of range; write 1 to 10000000"),
+    (
+        "limits: {per_source: none}",
+        "2:22: limits.per_source: 'none' is no whole number; write digits only, or off",
+    ),
+    ("timeouts: {hello: 0ms}", "2:19: timeouts.hello: '0ms' would let nothing succeed; write more than zero"),
+    (
+        "timeouts: {connect: off}",
+        "2:21: timeouts.connect: 'off' is no duration; write a whole number and its unit: 500ms, 5s, 3m or 1h",
+    ),
+    ("timeouts: {idle: 8761h}", "2:18: timeouts.idle: '8761h' is too long; write at most 8760h"),
+    ("upstream: {attempts: 0}", "2:22: upstream.attempts: '0' is out of range; write 1 to 10"),
+    ("upstream: {attempts: 11}", "2:22: upstream.attempts: '11' is out of range; write 1 to 10"),
+    (
+        "upstream: {replay: {ratio: 1.5}}",
+        "2:28: upstream.replay.ratio: '1.5' is out of range; write a number from 0 to 1",
+    ),
+    (
+        "upstream: {replay: {source_share: 0}}",
+        "2:35: upstream.replay.source_share: '0' is out of range; write a number above 0, up to 1",
+    ),
+    (
+        "upstream: {replay: {ratio: .nan}}",
+        "2:28: upstream.replay.ratio: '.nan' is no number; write a decimal number such as 0.5",
+    ),
+    (
+        "upstream: {ejection: {base: 301s}}",
+        "2:29: upstream.ejection: base is longer than max; make max at least as long as base",
+    ),
+    (
+        "upstream: {ejection: {max_percent: 101}}",
+        "2:36: upstream.ejection.max_percent: '101' is out of range; write 0 to 100",
+    ),
+    (
+        "upstream: {source_addresses: [10.0.0.1:1]}",
+        "2:31: upstream.source_addresses[0]: '10.0.0.1:1' is no IP address; write an address without a port",
+    ),
+    (
+        "tcp: {keepalive_idle: 1500ms}",
+        "2:23: tcp.keepalive_idle: '1500ms' is no time that the kernel takes; write whole seconds, 1s to 32767s",
+    ),
+    ("tcp: {keepalive_probes: 0}", "2:25: tcp.keepalive_probes: '0' is out of range; write 1 to 127"),
+    ("tcp: {send_buffer: 1}", "2:20: tcp.send_buffer: '1' is out of range; write 4KiB to 1GiB"),
+    (
+        "dns: {min_ttl: 10m}",
+        "2:16: dns: min_ttl is longer than max_ttl; make max_ttl at least as long as min_ttl",
+    ),
+    (
+        "dns: {servers: [\"10.0.0.1\"]}",
+        "2:17: dns.servers[0]: '10.0.0.1' is no server's address; write IP:PORT or [IPV6]:PORT",
+    ),
+    ("node: {id: \"\"}", "2:12: node.id: '' cannot be used; write 1 to 253 bytes without control characters"),
+    ("relay: {pipe_size: 1KiB}", "2:20: relay.pipe_size: '1KiB' is out of range; write 4KiB to 1GiB"),
+    ("access_log: {buffer: 1}", "2:22: access_log.buffer: '1' is out of range; write 4KiB to 1GiB"),
+];
+
+#[test]
+fn single_values_have_limits() {
+    for (line, problem) in SINGLE_VALUES {
+        bad(&with_listener(line), &[problem]);
+    }
+}
+
+#[test]
+fn listeners_do_not_share_names_or_addresses() {
+    bad(
+        "listeners:\n- {name: a, address: 10.0.0.1:1}\n- {name: a, address: \"[::ffff:10.0.0.1]:1\"}\n",
+        &[
+            "3:10: listeners[1]: the name 'a' is already listeners[0]'s; give each listener a name of its own",
+            "3:22: listeners[1]: 10.0.0.1:1 is already listeners[0]'s address; give each listener an address of its own",
+        ],
+    );
+    bad(
+        "listeners:\n- {name: listener-2, address: 127.0.0.1:0}\n- {address: 127.0.0.1:0}\n",
+        &[
+            "3:3: listeners[1]: the name 'listener-2' is already listeners[0]'s; give each listener a name of its own",
+        ],
+    );
+    bad(
+        "listeners:\n- address: 127.0.0.1:15020\nadmin: {address: 127.0.0.1:15021}\n",
+        &[
+            "2:12: metrics.address 0.0.0.0:15020 and listeners[0] 127.0.0.1:15020 cannot both be bound; give each a \
+             port of its own",
+            "3:18: health.address 0.0.0.0:15021 and admin.address 127.0.0.1:15021 cannot both be bound; give each a \
+             port of its own",
+        ],
+    );
+    bad(
+        "listeners:\n- {address: 127.0.0.1:0, ipv6_only: true}\n",
+        &["2:37: listeners[0].ipv6_only: 127.0.0.1:0 is no IPv6 address; remove ipv6_only"],
+    );
+    bad(
+        "listeners:\n- address: 127.0.0.1:0\n  proxy_protocol: {}\n",
+        &[
+            "3:19: listeners[0].proxy_protocol has no from; add 'from: [CIDR, …]', the sources that must send a PROXY \
+           header",
+        ],
+    );
+    bad(
+        "listeners:\n- address: 127.0.0.1:0\n  proxy_protocol: {from: [10.1.2.3/8]}\n",
+        &[
+            "3:27: listeners[0].proxy_protocol.from[0]: '10.1.2.3/8' has bits set behind its prefix; write the range's \
+           first address, or the single address without a prefix",
+        ],
+    );
+}
+
+#[test]
+fn a_default_is_a_service_of_the_file() {
+    let file = |default: &str| {
+        format!(
+            "listeners: [{{address: 127.0.0.1:0, default: {default}}}]\nservices:\n- {{host: a, port: 1}}\n\
+             - {{host: a, port: 2}}\n- {{host: b, port: 3}}\n- {{host: c, port: 1, sni_port: 2}}\n\
+             - {{host: c, port: 2}}\n- host: \"*.d\"\n"
+        )
+    };
+    for (default, index) in [("a:2", 1), ("A.:1", 0), ("b", 2), ("b:3", 2), ("c", 4), ("\"*.d\"", 5)] {
+        assert_eq!(good(&file(default)).live.listeners[0].default, Some(index), "{default}");
+    }
+    for (default, problem) in [
+        ("a", "'a' has several ports; write a: and one of 1, 2"),
+        ("a:3", "'a:3' is not one of the host's ports; write a: and one of 1, 2"),
+        ("x", "'x' is no service's host; write HOST or HOST:PORT of a service in this file"),
+        ("a:x", "'a:x' is no service; write HOST or HOST:PORT of a service in this file"),
+    ] {
+        bad(&file(default), &[&format!("1:45: listeners[0].default: {problem}")]);
+    }
+}
+
+#[test]
+fn a_service_stands_once_and_has_a_host() {
+    bad(
+        &with_listener("services:\n- host: a.b\n- port: 80\n- {host: A.b., port: 443}\n"),
+        &[
+            "4:3: services[1] has no host; add 'host: …'",
+            "5:10: services[2]: a.b port 443 is already services[0] (line 3); merge their endpoints, or give one \
+             another port",
+        ],
+    );
+    bad(
+        &with_listener("services:\n- {host: a..b, port: 0, sni_port: 65536}\n"),
+        &[
+            "3:10: services[0].host: 'a..b' is no host name; write labels of letters, digits, '-' or '_' (63 bytes \
+             each, 253 in all) with dots between, with '*.' in front for every name under it",
+            "3:22: services[0].port: '0' is out of range; write 1 to 65535",
+            "3:35: services[0].sni_port: '65536' is out of range; write 1 to 65535",
+        ],
+    );
+    bad(
+        &with_listener(
+            "services:\n- {host: outbound_.80_._.a, alpn: [\"\"], sources: [x], max_connections: 0}\n",
+        ),
+        &[
+            "3:10: services[0].host: 'outbound_.80_._.a' is a name that the gateway makes itself; write the host \
+             alone: outbound_.PORT_._.HOST is understood for every service",
+            "3:36: services[0].alpn[0]: '' is no protocol's name; write 1 to 255 bytes, such as h2",
+            "3:51: services[0].sources[0]: 'x' is no range of addresses; write ADDRESS/PREFIX, such as 10.0.0.0/8",
+            "3:72: services[0].max_connections: '0' is out of range; write 1 to 10000000",
+        ],
+    );
+}
+
+#[test]
+fn sni_port_says_which_port_the_bare_name_means() {
+    let bare = |services: &str| {
+        let settings = good(&with_listener(services));
+        settings.live.services.iter().map(|service| service.bare).collect::<Vec<_>>()
+    };
+    assert_eq!(bare("services: [{host: a, port: 1}]"), [true]);
+    assert_eq!(bare("services: [{host: a, port: 1}, {host: a, port: 2}]"), [false, false]);
+    assert_eq!(bare("services: [{host: a, port: 1, sni_port: 2}, {host: a, port: 2}]"), [false, true]);
+    assert_eq!(
+        bare("services: [{host: a, port: 1, sni_port: 1}, {host: a, port: 2, sni_port: 1}]"),
+        [true, false]
+    );
+    bad(
+        &with_listener("services:\n- {host: a, port: 1, sni_port: 3}\n- {host: a, port: 2}\n"),
+        &["3:32: services[0].sni_port: a has no port 3; write 1 or 2"],
+    );
+    bad(
+        &with_listener("services:\n- {host: a, port: 1, sni_port: 1}\n- {host: a, port: 2, sni_port: 2}\n"),
+        &["4:32: services[1].sni_port: 2 contradicts services[0], which says 1; say it once for each host"],
+    );
+}
+
+#[test]
+fn a_name_means_one_service_unless_conditions_decide() {
+    let file = |one: &str, other: &str| {
+        with_listener(&format!(
+            "services:\n- {{host: a, aliases: [x, \"*.y\"]{one}}}\n- {{host: b, aliases: [\"*.Y\"]{other}}}\n"
+        ))
+    };
+    let clash = "4:23: services[1]: the name *.y is already given in services[0] (line 3); remove one of them, or let \
+                 alpn or sources tell the services apart";
+    for (one, other) in [
+        ("", ""),
+        (", alpn: [h2, http/1.1]", ", alpn: [h2]"),
+        (", sources: [10.0.0.0/8]", ", sources: [10.1.0.0/16]"),
+        (", alpn: [h2], sources: [10.0.0.0/8]", ", alpn: [h2], sources: [\"::ffff:10.1.0.0/112\"]"),
+    ] {
+        bad(&file(one, other), &[clash]);
+    }
+    for (one, other) in [
+        (", alpn: [h2]", ", alpn: [http/1.1]"),
+        (", alpn: [h2]", ""),
+        ("", ", sources: [10.0.0.0/8]"),
+        (", alpn: [h2], sources: [10.0.0.0/8]", ", alpn: [h2], sources: [11.0.0.0/8]"),
+    ] {
+        good(&file(one, other));
+    }
+    bad(
+        &with_listener("services:\n- {host: a, aliases: [a.]}\n"),
+        &["3:23: services[0]: the name a is already given in services[0] (line 3); remove one of them"],
+    );
+    // Only the entry that the bare name means claims the aliases.
+    good(&with_listener(
+        "services: [{host: a, sni_port: 443, aliases: [x]}, {host: a, port: 1, aliases: [x]}]",
+    ));
+}
+
+#[test]
+fn too_many_services_of_one_name_are_refused_without_comparing_all() {
+    let services: Vec<String> =
+        (0..=64).map(|number| format!("- {{host: h{number}, aliases: [x], alpn: [p{number}]}}\n")).collect();
+    bad(
+        &with_listener(&format!("services:\n{}", services.concat())),
+        &["67:25: services[64]: more than 64 services have the name x; give them names of their own"],
+    );
+}
+
+#[test]
+fn an_instance_is_a_name_of_its_own() {
+    let file = |other: &str| {
+        with_listener(&format!(
+            "services:\n- {{host: db, endpoints: [{{address: 10.0.0.1:1, instance: db-0}}]}}\n- {other}\n"
+        ))
+    };
+    bad(
+        &file("host: db-0.db"),
+        &[
+            "3:58: services[0]: the name db-0.db is already given in services[1] (line 4); remove one of them, or let \
+           alpn or sources tell the services apart",
+        ],
+    );
+    bad(
+        &file("{host: db-0.db, port: 1}"),
+        &[
+            "4:10: services[1]: the name db-0.db is already given in services[0] (line 3); remove one of them, or let \
+           alpn or sources tell the services apart",
+        ],
+    );
+    good(&file("{host: db-0.db, port: 1, alpn: [mysql]}"));
+    good(&file("{host: db, port: 1, endpoints: [{address: 10.0.0.1:1, instance: db-0}]}"));
+    let long = ["a".repeat(63), "b".repeat(63), "c".repeat(63), "d".repeat(59)].join(".");
+    bad(
+        &with_listener(&format!(
+            "services:\n- host: {long}\n  endpoints: [{{address: a:1, instance: db-0}}]\n"
+        )),
+        &[&format!(
+            "4:40: services[0].endpoints[0].instance: db-0.{long} is no name: the name is longer than 253 bytes; \
+             shorten the instance or the host"
+        )],
+    );
+}
+
+#[test]
+fn endpoints_are_unique_in_a_service() {
+    let head = "services:\n- host: a\n  endpoints:\n";
+    bad(
+        &with_listener(&format!(
+            "{head}  - {{address: 10.0.0.1:1, instance: i}}\n  - {{address: \"[::ffff:10.0.0.1]:1\", instance: I}}\n  \
+             - {{instance: a.b, weight: 65536}}\n"
+        )),
+        &[
+            "6:15: services[0].endpoints[1].address: stands twice in this service; remove one of them; 'weight: 2' \
+             gives one address two shares",
+            "6:48: services[0].endpoints[1].instance: i stands twice in this service; give each instance a name of \
+             its own",
+            "7:5: services[0].endpoints[2] has no address; add 'address: …'",
+            "7:16: services[0].endpoints[2].instance: 'a.b' is not one DNS label; write 1 to 63 letters, digits, '-' \
+             or '_', without dots",
+            "7:29: services[0].endpoints[2].weight: '65536' is out of range; write 0 to 65535",
+        ],
+    );
+    bad(
+        &with_listener(&format!("{head}  - address: 10.0.0.1:0\n")),
+        &[
+            "5:14: services[0].endpoints[0].address: '10.0.0.1:0' has a port out of range; write a port from 1 to 65535",
+        ],
+    );
+    good(&with_listener(&format!(
+        "{head}  - {{address: a:1, weight: 0}}\n  - {{address: a:2, weight: 0}}\n"
+    )));
+}
+
+#[test]
+fn an_endpoint_is_not_the_gateway() {
+    let file = |listen: &str, target: &str| {
+        format!(
+            "listeners: [{{address: \"{listen}\"}}]\nservices:\n- host: a\n  endpoints: [{{address: \"{target}\"}}]\n"
+        )
+    };
+    for (listen, target, shown) in [
+        ("10.9.8.7:443", "10.9.8.7:443", "10.9.8.7:443 is this gateway's own listener east-west"),
+        ("0.0.0.0:443", "127.0.0.9:443", "127.0.0.9:443 is this gateway's own listener east-west"),
+        ("0.0.0.0:443", "[::ffff:127.0.0.1]:443", "127.0.0.1:443 is this gateway's own listener east-west"),
+        ("0.0.0.0:443", "127.0.0.1:15000", "127.0.0.1:15000 is this gateway's own admin"),
+        ("0.0.0.0:443", "127.0.0.1:15020", "127.0.0.1:15020 is this gateway's own metrics"),
+        ("0.0.0.0:443", "127.0.0.1:15021", "127.0.0.1:15021 is this gateway's own health"),
+    ] {
+        let place = "4:25: services[0].endpoints[0].address:";
+        bad(&file(listen, target), &[&format!("{place} {shown}; write the address of the server itself")]);
+    }
+    good(&file("0.0.0.0:443", "127.0.0.1:444"));
+    good(&file("0.0.0.0:443", "192.0.2.1:443"));
+}
+
+#[test]
+fn aliases_of_yaml_are_shown_where_they_are_used() {
+    let anchored = "services:\n- {host: a, timeouts: &t {idle: 1s}}\n- {host: b, timeouts: *t}\n";
+    assert_eq!(good(&with_listener(anchored)).live.services[1].timeouts.idle, Some(Duration::from_secs(1)));
+    bad(
+        &with_listener("services:\n- {host: a, timeouts: &t {idle: 0s}}\n- {host: b, timeouts: *t}\n"),
+        &[
+            "3:33: services[0].timeouts.idle: '0s' would let nothing succeed; write more than zero",
+            "4:23: services[1].timeouts.idle: '0s' would let nothing succeed; write more than zero",
+        ],
+    );
+}
+
+#[test]
+fn files_that_cannot_be_read_say_why() {
+    let directory = tempfile::tempdir().unwrap();
+    let missing = load(&directory.path().join("none.yaml")).unwrap_err().to_string();
+    assert!(missing.contains("none.yaml: cannot be read: No such file"), "{missing}");
+    let path = directory.path().join("latin1.yaml");
+    std::fs::write(&path, b"workers: 1\n# \xc3\xa9\xe9\n").unwrap();
+    let latin1 = load(&path).unwrap_err().to_string();
+    assert!(latin1.ends_with("latin1.yaml:2:4: not UTF-8; save the file as UTF-8"), "{latin1}");
+    std::fs::write(&path, "listeners: [{address: 127.0.0.1:0}]\n").unwrap();
+    assert!(load(&path).is_ok());
+    std::fs::File::options().write(true).open(&path).unwrap().set_len((256 << 20) + 1).unwrap();
+    let large = load(&path).unwrap_err().to_string();
+    assert!(large.ends_with("is larger than 256 MiB; split it between gateways"), "{large}");
+}
+
+#[test]
+fn a_hundred_thousand_services_load() {
+    let mut text = with_listener("services:\n");
+    for number in 0..100_000 {
+        let [a, b] = [number / 250, number % 250];
+        text.push_str(&format!(
+            "- host: service-{number}.shop.svc.cluster.local\n  port: 8080\n  aliases: [service-{number}.shop]\n  \
+             endpoints:\n  - address: 10.{}.{}.{b}:15443\n    instance: pod-0\n    locality: {{region: r}}\n  \
+             - address: 11.{}.{}.{b}:8080\n",
+            a / 250,
+            a % 250,
+            a / 250,
+            a % 250,
+        ));
+    }
+    let mut report = Report::new(Path::new("g.yaml"));
+    let start = Instant::now();
+    let raw = yaml::read(&text, &mut report).unwrap();
+    let read = start.elapsed();
+    let start = Instant::now();
+    let settings = super::resolve::resolve(&mut report, raw);
+    println!("{} MB: YAML {read:?}, resolved in {:?}", text.len() / 1_000_000, start.elapsed());
+    let settings = report.finish(settings).unwrap_or_else(|problems| panic!("{problems}"));
+    assert_eq!(settings.live.services.len(), 100_000);
+}
+
+/// Words of the file in any order reach deeper than letters in any order.
+fn words() -> impl Strategy<Value = String> {
+    let word = prop_oneof![
+        Just("listeners:"),
+        Just("services:"),
+        Just("endpoints:"),
+        Just("host:"),
+        Just("address:"),
+        Just("- "),
+        Just("\n"),
+        Just("\n  "),
+        Just("\n    "),
+        Just(" a.b "),
+        Just(" 127.0.0.1:80 "),
+        Just(" *.x "),
+        Just("{"),
+        Just("}"),
+        Just("["),
+        Just("]"),
+        Just(", "),
+        Just("&a "),
+        Just("*a "),
+        Just("<<: "),
+        Just("timeouts:"),
+        Just(" 5s "),
+        Just("port:"),
+        Just(" 0 "),
+        Just("aliases:"),
+        Just("sni_port:"),
+        Just("\""),
+        Just("'"),
+        Just("|"),
+        Just("!!binary "),
+        Just("~"),
+        Just("instance:"),
+        Just("default:"),
+    ];
+    proptest::collection::vec(word, 0..40).prop_map(|words| words.concat())
+}
+
+proptest! {
+    #[test]
+    fn any_text_is_read_or_refused(text in prop_oneof![any::<String>(), words()]) {
+        if let Err(problems) = read(&text) {
+            prop_assert!(problems.count() > 0);
+            for problem in problems.list() {
+                prop_assert!(!problem.to_string().contains(char::is_control), "{:?}", problem);
+                prop_assert!(problem.line > 0 && problem.column > 0, "{:?}", problem);
+            }
+        }
+    }
+
+    #[test]
+    fn any_change_of_the_full_example_is_read_or_refused(at in 0..3000_usize, cut in 0..20_usize, with in "[a-z:\\- {}\\[\\]0-9\n]{0,4}") {
+        let block = DOCUMENT.split("```yaml\n").nth(2).unwrap().split("```").next().unwrap();
+        let start = block.floor_char_boundary(at.min(block.len()));
+        let end = block.floor_char_boundary((start + cut).min(block.len()));
+        let _ = read(&[&block[..start], &with, &block[end..]].concat());
+    }
+}

@@ -1,0 +1,182 @@
+//! One attempt to reach one endpoint: connect, send the client's first flight, and, while the connection
+//! can still move to another endpoint, wait for the server's first bytes. Which endpoint, and whether
+//! there is another attempt, is the story's business (`conn`).
+
+use std::borrow::Cow;
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::Duration;
+
+use isthmus_health::tcp::has_no_way;
+use rustix::io::Errno;
+use rustix::net::{SendFlags, send};
+use socket2::Socket;
+use tokio::net::{TcpSocket, TcpStream};
+use tokio::time::timeout;
+
+use crate::account::Account;
+use crate::answer::{Failure, Said, Server, answer, reset_of};
+use crate::config::settings::Tcp;
+use crate::family::Families;
+use crate::pick::Step;
+use crate::reason::Reason;
+use crate::socket;
+use crate::worker::{Process, Worker};
+
+/// One attempt.
+#[derive(Debug)]
+pub struct Attempt<'a> {
+    /// Where to.
+    pub step: Step<'a>,
+    /// What is sent first.
+    pub wire: Cow<'a, [u8]>,
+    /// How long connecting may take.
+    pub patience: Duration,
+    /// Whether the client can still be moved to another endpoint afterwards.
+    pub may_move: bool,
+}
+
+/// Connects and sends what comes first; then, if the client can still be moved, waits for an answer.
+///
+/// # Errors
+/// Why this endpoint will not serve the client.
+pub async fn connect(
+    attempt: Attempt<'_>,
+    client: &TcpStream,
+    account: &mut Account,
+    worker: &Worker,
+) -> Result<Server, Failure> {
+    account.attempt(attempt.step);
+    if worker.process.is_own(attempt.step.endpoint.address) {
+        return Err(Failure::Unreached(Reason::Loop));
+    }
+    let dialled = tokio::select! {
+        biased;
+        dialled = timeout(attempt.patience, dial(&attempt, worker)) => dialled,
+        () = reset_of(client) => return Err(Failure::ClientGone),
+    };
+    let (to, families) = (attempt.step.endpoint.address, &worker.process.families);
+    let (stream, sent) = match dialled {
+        Ok(Ok(connected)) => connected,
+        Ok(Err(error)) => return Err(Failure::Unreached(reason_of(&error, to, families))),
+        Err(_) => return Err(Failure::Unreached(Reason::ConnectTimeout)),
+    };
+    families.works(to.ip());
+    account.connected(attempt.step, attempt.wire.len());
+    let sent = tokio::select! {
+        biased;
+        sent = send_rest(&stream, attempt.wire.get(sent..).unwrap_or_default()) => sent,
+        () = reset_of(client) => return Err(Failure::ClientGone),
+    };
+    match (sent, attempt.may_move) {
+        (Ok(()), true) => {
+            let half_closed = || account.conn.set_half_closed(worker.live.coarse_now());
+            let is_over = || account.conn.is_hello_revoked();
+            let server = answer(stream, client, half_closed, is_over).await?;
+            account.answered(server.said.length());
+            Ok(server)
+        }
+        (Ok(()), false) => Ok(Server { stream, said: Said::Nothing }),
+        // It had a part: that is no refusal any more.
+        (Err(_), true) => Err(Failure::Rejected(Server { stream, said: Said::Reset })),
+        (Err(_), false) => Ok(Server { stream, said: Said::Reset }),
+    }
+}
+
+/// Connects, and sends as much as the socket takes at once: that it takes some shows that it is connected.
+async fn dial(attempt: &Attempt<'_>, worker: &Worker) -> io::Result<(TcpStream, usize)> {
+    let socket = start(attempt.step, worker)?;
+    // On a near network the handshake is over when connect returns: the hello goes out at once, and one
+    // wait for the socket is saved.
+    let mut sent = match send(&socket, &attempt.wire, SendFlags::NOSIGNAL) {
+        Ok(sent) => sent,
+        Err(Errno::AGAIN | Errno::NOTCONN) => 0,
+        Err(error) => return Err(error.into()),
+    };
+    let stream = TcpStream::from_std(socket.into())?;
+    while sent == 0 {
+        stream.writable().await?;
+        sent = write(&stream, &attempt.wire)?;
+    }
+    Ok((stream, sent))
+}
+
+/// An endpoint that is slow to take a large flight is connected all the same: its own timeouts apply.
+async fn send_rest(stream: &TcpStream, mut rest: &[u8]) -> io::Result<()> {
+    while !rest.is_empty() {
+        stream.writable().await?;
+        rest = rest.get(write(stream, rest)?..).unwrap_or_default();
+    }
+    Ok(())
+}
+
+/// Writes what the socket takes; nothing while it takes none.
+fn write(stream: &TcpStream, bytes: &[u8]) -> io::Result<usize> {
+    match stream.try_write(bytes) {
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(0),
+        wrote => wrote,
+    }
+}
+
+/// Starts a connect, from the next source address that has a port left.
+fn start(step: Step<'_>, worker: &Worker) -> io::Result<Socket> {
+    let (to, tcp) = (step.endpoint.address, &worker.process.fixed.tcp);
+    let sources = &step.tables.live.upstream.source_addresses;
+    let usable = || sources.iter().filter(|source| source.is_ipv4() == to.is_ipv4());
+    let count = usable().count();
+    if count == 0 {
+        return begin(to, None, tcp);
+    }
+    let first = worker.next_source.fetch_add(1, Relaxed) % count;
+    let mut outcome = Err(Errno::ADDRNOTAVAIL.into());
+    for source in usable().cycle().skip(first).take(count) {
+        outcome = begin(to, Some(*source), tcp);
+        if !matches!(&outcome, Err(error) if error.kind() == io::ErrorKind::AddrNotAvailable) {
+            break;
+        }
+    }
+    outcome
+}
+
+fn begin(to: SocketAddr, from: Option<IpAddr>, tcp: &Tcp) -> io::Result<Socket> {
+    let socket = socket::upstream(to, from, tcp)?;
+    match socket.connect(&to.into()) {
+        Err(error) if error.raw_os_error() != Some(Errno::INPROGRESS.raw_os_error()) => Err(error),
+        _ => Ok(socket),
+    }
+}
+
+/// A connection of the gateway's own, made as those of clients are; nothing is sent.
+///
+/// # Errors
+/// What the kernel answers, or that the address is this gateway's own.
+pub(crate) async fn plain(to: SocketAddr, process: &Process) -> io::Result<TcpStream> {
+    if process.is_own(to) {
+        return Err(io::Error::other("is this gateway itself"));
+    }
+    let from = {
+        let tables = process.tables.load();
+        let mut sources = tables.live.upstream.source_addresses.iter();
+        sources.find(|source| source.is_ipv4() == to.is_ipv4()).copied()
+    };
+    let socket = socket::upstream(to, from, &process.fixed.tcp)?;
+    TcpSocket::from_std_stream(socket.into()).connect(to).await
+}
+
+/// What an error means. Where this machine has no way to the whole family, its other endpoints are tried last too.
+fn reason_of(error: &io::Error, to: SocketAddr, families: &Families) -> Reason {
+    match error.kind() {
+        io::ErrorKind::ConnectionRefused => Reason::ConnectRefused,
+        io::ErrorKind::TimedOut => Reason::ConnectTimeout,
+        _ if has_no_way(error, to) => {
+            if families.failed(to.ip(), socket::now()) {
+                let family = if to.is_ipv4() { "IPv4" } else { "IPv6" };
+                tracing::warn!(address = %to, %error, "this machine has no way there: {family} endpoints are tried last for a while; is {family} off?");
+            }
+            Reason::ConnectFailed
+        }
+        _ if socket::is_local_resource(error) => Reason::LocalResources,
+        _ => Reason::ConnectFailed,
+    }
+}

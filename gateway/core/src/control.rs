@@ -1,0 +1,436 @@
+//! From settings and resolved names to the tables that workers read. It alone makes snapshots, and it
+//! alone frees them: dropping 100 000 services takes 90 ms, which no worker has.
+
+mod answers;
+mod following;
+
+use std::io;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::{Duration, Instant, SystemTime};
+
+use isthmus_model::{HostName, HostPattern};
+use isthmus_store::Health;
+use isthmus_trust::enrolment::Renewal;
+use tokio::sync::{Notify, watch};
+
+pub use self::answers::{Answer, Answers};
+pub use self::following::{Following, Probed, Unreached};
+use crate::config::settings::{Fixed, Live, Service, Settings};
+use crate::drain::Phase;
+use crate::snapshot::{Beside, Next, Resolved, Snapshot};
+use crate::socket;
+use crate::worker::{Process, Worker};
+
+/// What the control thread holds.
+#[derive(Debug)]
+pub struct Control {
+    /// What it controls.
+    pub process: Arc<Process>,
+    /// All workers.
+    pub workers: Vec<Arc<Worker>>,
+    /// Where the gateway stands.
+    pub phase: watch::Sender<Phase>,
+    /// It has begun to go.
+    is_leaving: AtomicBool,
+    /// Somebody else said what there is besides the file, be it nothing.
+    was_told: AtomicBool,
+    /// The host names that endpoints are given by.
+    pub names: watch::Sender<Vec<HostName>>,
+    /// What they resolved to.
+    pub answers: Answers,
+    /// How it stands with the agent, if there is one to follow.
+    pub following: watch::Sender<Following>,
+    /// How it stands with the store of what agents gave, if there is one.
+    pub state: OnceLock<Arc<Health>>,
+    /// How it stands with the certificate that this gateway keeps itself, if it does.
+    pub renewal: Arc<Renewal>,
+    /// When the process started.
+    pub started: SystemTime,
+    /// The fixed settings as they were written: compared with each edit.
+    written: Fixed,
+    /// What tables are made of; locked while they are made, which may take a second.
+    inputs: Mutex<Inputs>,
+    /// What status shows; never locked for long.
+    shown: Mutex<Shown>,
+    retired: Mutex<Vec<Arc<Snapshot>>>,
+    /// The configuration file is to be looked at.
+    pub(crate) again: Notify,
+    leave: Notify,
+    broken: AtomicBool,
+    given_up: OnceLock<String>,
+}
+
+#[derive(Debug)]
+struct Inputs {
+    /// As the file has it.
+    live: Arc<Live>,
+    resolved: Resolved,
+    beside: Beside,
+}
+
+#[derive(Debug)]
+struct Shown {
+    /// When the tables last changed.
+    changed: SystemTime,
+    refused: Option<Refused>,
+}
+
+/// The last edit, if it was refused.
+#[derive(Clone, Debug, serde::Serialize)]
+pub struct Refused {
+    /// Everything that is wrong with it.
+    pub why: String,
+    /// When it was seen.
+    #[serde(serialize_with = "as_text")]
+    pub at: SystemTime,
+}
+
+impl Control {
+    pub(crate) fn new(settings: Settings, process: Arc<Process>, workers: Vec<Arc<Worker>>) -> Control {
+        let tables = process.tables.load_full();
+        let beside = Beside::of_file(&tables);
+        let names = beside.targets();
+        let answers = Answers::default();
+        answers.keep_only(&names);
+        Control {
+            names: watch::Sender::new(names),
+            answers,
+            process,
+            workers,
+            phase: watch::Sender::new(Phase::Serving),
+            is_leaving: AtomicBool::new(false),
+            was_told: AtomicBool::new(false),
+            following: watch::Sender::new(Following::nobody()),
+            state: OnceLock::new(),
+            renewal: Arc::default(),
+            started: SystemTime::now(),
+            written: settings.fixed,
+            inputs: Mutex::new(Inputs { live: Arc::clone(&tables.live), resolved: Resolved::new(), beside }),
+            shown: Mutex::new(Shown { changed: SystemTime::now(), refused: None }),
+            retired: Mutex::default(),
+            again: Notify::new(),
+            leave: Notify::new(),
+            broken: AtomicBool::new(false),
+            given_up: OnceLock::new(),
+        }
+    }
+
+    fn inputs(&self) -> MutexGuard<'_, Inputs> {
+        self.inputs.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn shown(&self) -> MutexGuard<'_, Shown> {
+        self.shown.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The fixed settings as they were written; what few descriptors made of them is in `process.fixed`.
+    pub(crate) fn written(&self) -> &Fixed {
+        &self.written
+    }
+
+    /// Whether the gateway runs on exactly these settings.
+    pub(crate) fn runs(&self, settings: &Settings) -> bool {
+        self.written == settings.fixed && *self.inputs().live == settings.live
+    }
+
+    /// Puts an edit live, whole. Nothing changes when it touches what is bound at start.
+    ///
+    /// # Errors
+    /// Which keys would need a restart.
+    pub fn apply(&self, edit: Settings) -> Result<(), String> {
+        if let Some(keys) = needs_restart(&self.written, &edit.fixed) {
+            return Err(format!(
+                "{keys} cannot change while the gateway runs: restart it, or undo that change"
+            ));
+        }
+        let mut inputs = self.inputs();
+        if *inputs.live != edit.live {
+            let live = Arc::new(edit.live);
+            inputs.live = Arc::clone(&live);
+            self.change(&mut inputs, |next| next.read(live));
+        }
+        self.shown().refused = None;
+        self.process.metrics.reloads.fetch_add(1, Relaxed);
+        Ok(())
+    }
+
+    /// Puts services live that came from elsewhere, in place of those that came before. Where the file has the
+    /// same host and port, the file's stays.
+    pub fn learned(&self, services: &[Arc<Service>]) {
+        self.change(&mut self.inputs(), |next| next.learn_all(services));
+        self.was_told.store(true, Relaxed);
+    }
+
+    /// The same of these hosts only; all others stay as they are.
+    pub fn learned_of(&self, hosts: impl Iterator<Item = (HostPattern, Vec<Service>)>) {
+        self.change(&mut self.inputs(), |next| {
+            for (host, services) in hosts {
+                next.learn(&host, services);
+            }
+        });
+        self.was_told.store(true, Relaxed);
+    }
+
+    /// What the file says, without what came from elsewhere.
+    pub fn configured(&self) -> Arc<Live> {
+        Arc::clone(&self.inputs().live)
+    }
+
+    fn change(&self, inputs: &mut Inputs, change: impl FnOnce(&mut Next<'_>)) {
+        if !self.swap(inputs, change) {
+            return;
+        }
+        let names = inputs.beside.targets();
+        // A name that comes back later is asked for again, rather than trusted as it was.
+        inputs.resolved.retain(|name, _| names.binary_search(name).is_ok());
+        self.names.send_if_modified(|known| {
+            let is_news = *known != names;
+            *known = names;
+            is_news
+        });
+    }
+
+    /// Notes an edit that changed nothing.
+    pub fn refuse(&self, why: String) {
+        tracing::error!(%why, "the configuration was refused; the tables stay as they were");
+        self.process.metrics.reloads_refused.fetch_add(1, Relaxed);
+        self.shown().refused = Some(Refused { why, at: SystemTime::now() });
+    }
+
+    /// Puts resolved names live. Names that are not in `answers` keep what they had.
+    pub fn resolved(&self, mut answers: Resolved) {
+        let mut inputs = self.inputs();
+        answers.retain(|name, _| self.names.borrow().binary_search(name).is_ok());
+        let changes = answers.iter().any(|(name, addresses)| inputs.resolved.get(name) != Some(addresses));
+        if changes {
+            inputs.resolved.extend(answers);
+            self.swap(&mut inputs, |next| next.resolve());
+        }
+    }
+
+    /// When the tables last changed.
+    #[must_use]
+    pub fn changed(&self) -> SystemTime {
+        self.shown().changed
+    }
+
+    /// The last edit, if it was refused.
+    #[must_use]
+    pub fn last_refused(&self) -> Option<Refused> {
+        self.shown().refused.clone()
+    }
+
+    /// False when nothing changes.
+    fn swap(&self, inputs: &mut Inputs, change: impl FnOnce(&mut Next<'_>)) -> bool {
+        let started = Instant::now();
+        let before = self.process.tables.load_full();
+        let is_own = |address| self.process.is_own(address);
+        let mut next = Next::after(&before, &mut inputs.beside, (&inputs.resolved, &is_own));
+        change(&mut next);
+        if !next.is_news() {
+            return false;
+        }
+        let after = next.done();
+        tracing::info!(epoch = after.epoch, services = after.len(), took = ?started.elapsed(), "tables swapped");
+        self.shown().changed = SystemTime::now();
+        let retired = self.process.tables.swap(Arc::new(after));
+        self.retired.lock().unwrap_or_else(PoisonError::into_inner).push(retired);
+        true
+    }
+
+    /// Frees snapshots that no connection reads any more, and what reading the file left, for ever.
+    pub(crate) async fn free_retired(self: Arc<Self>) -> io::Result<()> {
+        let mut tick = tokio::time::interval(Duration::from_secs(1));
+        let mut left = true;
+        loop {
+            tick.tick().await;
+            let unused: Vec<_> = self
+                .retired
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .extract_if(.., |snapshot| Arc::strong_count(snapshot) == 1)
+                .collect();
+            if left || !unused.is_empty() {
+                let process = Arc::clone(&self.process);
+                let freeing = move || {
+                    drop(unused);
+                    process.metrics.services.forget_the_gone();
+                    isthmus_sys::trim_memory();
+                };
+                tokio::task::spawn_blocking(freeing).await?;
+                left = false;
+            }
+        }
+    }
+
+    /// Serving, every endpoint's name has been looked up once, and an agent was heard if there are any. Waits for
+    /// nobody: atomics tell.
+    #[must_use]
+    pub fn is_ready(&self) -> bool {
+        self.why_not_ready().is_none()
+    }
+
+    /// Why it is not ready, if it is not.
+    #[must_use]
+    pub fn why_not_ready(&self) -> Option<&'static str> {
+        if self.is_leaving.load(Relaxed) {
+            Some("draining")
+        } else if self.answers.are_awaited() {
+            Some("names of endpoints are not resolved yet")
+        } else if self.written.xds.is_some() && !self.was_told.load(Relaxed) {
+            Some("no agent was heard yet")
+        } else {
+            None
+        }
+    }
+
+    fn enter(&self, phase: Phase) {
+        self.is_leaving.store(phase != Phase::Serving, Relaxed);
+        self.phase.send_replace(phase);
+    }
+
+    /// Looks at the configuration file now, whether or not something says that it has changed.
+    pub fn look_again(&self) {
+        self.again.notify_one();
+    }
+
+    /// How long a drain takes at most.
+    #[must_use]
+    pub fn longest_drain(&self) -> Duration {
+        let rules = &self.process.tables.load().live.drain;
+        rules.accept_for.saturating_add(rules.window)
+    }
+
+    /// Begins to drain, once.
+    pub fn drain(&self) {
+        self.leave.notify_one();
+    }
+
+    /// Cuts what is open and ends.
+    pub fn end(&self) {
+        self.enter(Phase::Over);
+    }
+
+    /// Waits until somebody asks to drain, drains, and returns when the gateway is over.
+    pub(crate) async fn until_over(&self) {
+        let mut phase = self.phase.subscribe();
+        let over = phase.wait_for(|phase| *phase == Phase::Over);
+        tokio::select! {
+            _ = over => {}
+            () = self.leave_in_order() => self.end(),
+        }
+    }
+
+    async fn leave_in_order(&self) {
+        self.leave.notified().await;
+        let rules = self.process.tables.load().live.drain.clone();
+        tracing::info!(accept_for = ?rules.accept_for, window = ?rules.window, "draining");
+        self.enter(Phase::Leaving);
+        tokio::time::sleep(rules.accept_for).await;
+        self.enter(Phase::Closing { since: socket::now(), window: rules.window });
+        let _in_time = tokio::time::timeout(rules.window, self.empty()).await;
+    }
+
+    /// Waits until no connection is open and none is saying goodbye.
+    pub(crate) async fn empty(&self) {
+        // Listeners close a moment after the phase changes; whoever queued there comes first.
+        let mut tick = tokio::time::interval(Duration::from_millis(50));
+        tick.tick().await;
+        loop {
+            tick.tick().await;
+            if self.process.tasks.load(Relaxed) == 0 {
+                return;
+            }
+        }
+    }
+
+    /// A part that everything stands on has ended: the gateway ends too.
+    pub(crate) fn break_down(&self, error: &dyn std::fmt::Display) {
+        tracing::error!(%error, "the gateway ends");
+        self.broken.store(true, Relaxed);
+        self.end();
+    }
+
+    /// What the gateway was to be it cannot be, through no fault of its own: it ends.
+    pub(crate) fn give_up(&self, why: String) {
+        tracing::error!(why, "the gateway ends");
+        let _first = self.given_up.set(why);
+        self.end();
+    }
+
+    /// Why it gave up, if it did.
+    #[must_use]
+    pub fn why_given_up(&self) -> Option<&str> {
+        self.given_up.get().map(String::as_str)
+    }
+
+    /// It ended because a part of it broke.
+    #[must_use]
+    pub fn is_broken(&self) -> bool {
+        self.broken.load(Relaxed)
+    }
+}
+
+/// The keys of the file that differ, in its words.
+fn needs_restart(running: &Fixed, edit: &Fixed) -> Option<String> {
+    let differs = [
+        ("node", running.node != edit.node),
+        ("workers", running.workers != edit.workers),
+        ("listeners[].name, address, ipv6_only or backlog", running.binds != edit.binds),
+        ("admin.address", running.admin != edit.admin),
+        ("metrics.address", running.metrics != edit.metrics),
+        ("metrics.services", running.service_metrics != edit.service_metrics),
+        ("health.address", running.health != edit.health),
+        ("relay", running.relay != edit.relay),
+        ("tcp", running.tcp != edit.tcp),
+        ("access_log", running.access_log != edit.access_log),
+        ("trust", running.trust != edit.trust),
+        ("xds", running.xds != edit.xds),
+        ("dns", running.dns != edit.dns),
+    ];
+    let keys: Vec<_> = differs.iter().filter(|(_, differs)| *differs).map(|(key, _)| *key).collect();
+    (!keys.is_empty()).then(|| keys.join(", "))
+}
+
+fn as_text<S: serde::Serializer>(time: &SystemTime, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_str(&crate::log::rfc3339(*time))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+    use std::sync::mpsc;
+    use std::thread;
+
+    use super::*;
+    use crate::config;
+    use crate::limits::Limits;
+    use crate::log::AccessLog;
+    use crate::metrics::Metrics;
+
+    fn control(text: &str) -> Control {
+        let settings = config::parse(text, Path::new("gateway.yaml")).unwrap();
+        let tables = Snapshot::compile(settings.live.clone(), &Resolved::new(), None, &|_| false);
+        let metrics = Arc::new(Metrics::new(1, 1, 0));
+        let log = Arc::new(AccessLog::new(1, 1, Arc::clone(&metrics)));
+        let limits = Limits::new(1_024, 0, 0, 1);
+        let process = Process::new(settings.fixed.clone(), tables, limits, metrics, log);
+        Control::new(settings, Arc::new(process), Vec::new())
+    }
+
+    #[test]
+    fn readiness_does_not_wait_for_tables_that_are_being_made() {
+        let control = control(
+            "listeners: [{ address: '127.0.0.1:0' }]\nxds: { agents: ['127.0.0.1:1'] }\n\
+             node: { cluster: east }\ntrust: { certificate: a, key: b, bundles: c }\n",
+        );
+        let _making = control.inputs();
+        let (tell, told) = mpsc::channel();
+        thread::scope(|scope| {
+            scope.spawn(|| tell.send(control.why_not_ready()).unwrap());
+            let why = told.recv_timeout(Duration::from_secs(30)).expect("it waits for the tables");
+            assert_eq!(why, Some("no agent was heard yet"));
+        });
+    }
+}

@@ -1,0 +1,214 @@
+//! What this gateway shows: loaded at start, or got by a token, and renewed by whom it follows. Not the
+//! asking: that is `isthmus_trust::enrolment`.
+
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use isthmus_certs::trust::{LoadError, Watch};
+use isthmus_certs::{SpiffeId, Trust, TrustFiles};
+use isthmus_trust::enrolment::{ControlPlane, EnrolError, Keeper, Known, Standing, first, first_of, token};
+use isthmus_trust::join::Token;
+use rustls::pki_types::DnsName;
+
+use crate::config::settings::{self, FirstToken, Fixed, Kept, Source, Trusts};
+use crate::config::{gateway_of, is_default_cluster, read_token};
+use crate::control::Control;
+
+/// Why a gateway has no identity, and will not have one.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Its files cannot be used.
+    #[error(transparent)]
+    Load(#[from] LoadError),
+    /// Its directory has nothing, and there is no token.
+    #[error(
+        "{}: {why}; add `token: …`, which `isthmus-agent token create --gateway NAME` prints, to trust",
+        directory.display()
+    )]
+    NoToken {
+        /// Which directory.
+        directory: PathBuf,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// The file has none.
+    #[error("token_file: {}: {why}", path.display())]
+    TokenFile {
+        /// Which file.
+        path: PathBuf,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// The directory is another gateway's.
+    #[error(
+        "{} has the certificate of {found}, and the token is for {wanted}; use another directory",
+        directory.display()
+    )]
+    Other {
+        /// Which directory.
+        directory: PathBuf,
+        /// Whose certificate it has.
+        found: SpiffeId,
+        /// For whom the token is.
+        wanted: SpiffeId,
+    },
+    /// The directory is no gateway's.
+    #[error(
+        "{} has the certificate of {found}, which is no gateway's, and no agent would serve it; use another directory",
+        directory.display()
+    )]
+    NoGateway {
+        /// Which directory.
+        directory: PathBuf,
+        /// Whose certificate it has.
+        found: SpiffeId,
+    },
+    /// The system gave no thread.
+    #[error("cannot start a thread: {0}")]
+    Thread(#[from] io::Error),
+    /// The agent does not give it a certificate.
+    #[error(transparent)]
+    Refused(#[from] EnrolError),
+}
+
+/// How a gateway begins.
+#[derive(Debug)]
+pub(crate) enum Beginning {
+    /// It has no identity, and needs none.
+    Nobody,
+    /// It has one.
+    Somebody(Trust),
+    /// It is to get one.
+    Awaits(First),
+}
+
+/// By what a gateway gets its first certificate.
+#[derive(Debug)]
+pub(crate) enum First {
+    /// A token of an agent, and who it makes the gateway.
+    Token(Box<Token>, SpiffeId),
+    /// Whatever the control plane knows it by.
+    ControlPlane,
+}
+
+impl Beginning {
+    /// What the settings come to now.
+    pub(crate) fn of(trusts: Option<&Trusts>) -> Result<Beginning, Error> {
+        match trusts {
+            None => Ok(Beginning::Nobody),
+            Some(Trusts::Files(files)) => Ok(Beginning::Somebody(Trust::load(files)?)),
+            Some(trusts @ Trusts::Kept(kept)) => kept_or_awaited(kept, &trusts.files()),
+        }
+    }
+
+    /// Where the file does not say in which cluster the gateway stands, its identity does.
+    pub(crate) fn complete(&self, fixed: &mut Fixed) {
+        let id = match self {
+            Beginning::Nobody | Beginning::Awaits(First::ControlPlane) => return,
+            Beginning::Somebody(trust) => trust.current().identity.id().clone(),
+            Beginning::Awaits(First::Token(_, id)) => id.clone(),
+        };
+        if let Some(cluster) = gateway_of(&id).filter(|_| is_default_cluster(&fixed.node.cluster)) {
+            cluster.clone_into(&mut fixed.node.cluster);
+        }
+    }
+}
+
+fn kept_or_awaited(kept: &Kept, files: &TrustFiles) -> Result<Beginning, Error> {
+    let directory = || kept.directory.clone();
+    let why = match kept.folder().standing(files) {
+        Standing::Good(trust) => {
+            let found = trust.current().identity.id().clone();
+            return match &kept.token {
+                FirstToken::Token(_, wanted) if *wanted != found => {
+                    Err(Error::Other { directory: directory(), found, wanted: wanted.clone() })
+                }
+                _ if kept.bundles.is_none() && gateway_of(&found).is_none() => {
+                    Err(Error::NoGateway { directory: directory(), found })
+                }
+                _ => Ok(Beginning::Somebody(trust)),
+            };
+        }
+        Standing::Absent => "there is no certificate in it yet".to_owned(),
+        Standing::Bad(error) => error.to_string(),
+    };
+    match &kept.token {
+        _ if kept.bundles.is_some() => Ok(Beginning::Awaits(First::ControlPlane)),
+        FirstToken::None => Err(Error::NoToken { directory: directory(), why }),
+        FirstToken::Token(token, id) => Ok(Beginning::Awaits(First::Token(token.clone(), id.clone()))),
+        FirstToken::File(path) => {
+            let wrong = |why| Error::TokenFile { path: path.clone(), why };
+            let text = token(path).map_err(|error| wrong(error.to_string()))?;
+            let (token, id) = read_token(&text).map_err(wrong)?;
+            Ok(Beginning::Awaits(First::Token(Box::new(token), id)))
+        }
+    }
+}
+
+/// Waits for the first certificate, and shows it from then on.
+///
+/// # Errors
+/// There will be none.
+pub(crate) async fn awaited(by: &First, control: &Control) -> Result<Option<Watch>, Error> {
+    let Some(trusts @ Trusts::Kept(kept)) = &control.process.fixed.trust else { return Ok(None) };
+    tracing::info!("waiting for the first certificate");
+    let failed = |error: &EnrolError| {
+        tracing::warn!(problem = ?error.to_string(), "no first certificate yet; it is tried again");
+        control.renewal.failed(error.to_string());
+    };
+    match (by, control_plane(&control.process.fixed, kept)) {
+        (First::Token(token, _), _) => first(token, &kept.folder(), failed).await?,
+        (First::ControlPlane, Some(plane)) => first_of(&plane, &kept.folder(), failed).await,
+        (First::ControlPlane, None) => return Ok(None),
+    }
+    let files = trusts.files();
+    let trust = Trust::load(&files)?;
+    tracing::info!(identity = %trust.current().identity.id(), "the first certificate is here");
+    let _once = control.process.trust.set(trust.clone());
+    control.renewal.came_about();
+    Ok(Some(trust.watch(files)?))
+}
+
+/// Renews what the gateway keeps, for as long as it runs; nothing, where others keep it.
+pub(crate) async fn keep(control: Arc<Control>) -> io::Result<()> {
+    let fixed = &control.process.fixed;
+    let (Some(trusts @ Trusts::Kept(kept)), Some(trust)) = (&fixed.trust, control.process.trust.get()) else {
+        return Ok(());
+    };
+    let (folder, files) = (kept.folder(), trusts.files());
+    let keeper = match fixed.xds.as_ref().map(|xds| &xds.source) {
+        Some(Source::Agents(agents)) => {
+            let own = trust.current().identity.id().clone();
+            let cluster = gateway_of(&own).and_then(|cluster| cluster.parse().ok());
+            let cluster =
+                cluster.ok_or_else(|| io::Error::other(format!("{own} is no gateway of a cluster")))?;
+            Keeper::new(folder, files, trust.clone(), agents.clone(), cluster).map_err(io::Error::other)?
+        }
+        Some(Source::ControlPlane(_)) => match control_plane(fixed, kept) {
+            Some(plane) => Keeper::of_control_plane(folder, files, trust.clone(), plane),
+            None => return Ok(()),
+        },
+        None => return Ok(()),
+    };
+    keeper.telling(Arc::clone(&control.renewal)).run().await;
+    Ok(())
+}
+
+/// The control plane that issues, if one does.
+fn control_plane(fixed: &Fixed, kept: &Kept) -> Option<ControlPlane> {
+    let Source::ControlPlane(plane) = &fixed.xds.as_ref()?.source else { return None };
+    let FirstToken::File(token_file) = &kept.token else { return None };
+    let named = plane.metadata.get("CLUSTER_ID").and_then(|id| id.as_str()).map(str::to_owned);
+    let own = Some(fixed.node.cluster.clone()).filter(|cluster| !is_default_cluster(cluster));
+    Some(ControlPlane {
+        addresses: plane.addresses.clone(),
+        server: match &plane.server {
+            settings::Known::Identity(id) => Known::Identity(id.clone()),
+            settings::Known::Name(name) => Known::Name(DnsName::try_from(name.as_str().to_owned()).ok()?),
+        },
+        bundles: kept.bundles.clone()?,
+        token_file: token_file.clone(),
+        cluster: named.or(own),
+    })
+}

@@ -1,0 +1,139 @@
+//! Services that a foreign control plane gives this gateway: it follows its Listeners, Clusters and
+//! ClusterLoadAssignments over one stream, and puts what they come to live beside the file's. Not what they mean:
+//! that is `isthmus_envoy::import`.
+
+use std::collections::BTreeSet;
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use isthmus_ads::client::{Client, Refused, Update};
+use isthmus_ads::subscribe::{Answers, Contact, Subscription, Tables};
+use isthmus_certs::{Client as Tls, Peer, SpiffeId, Trust};
+use isthmus_envoy::import::{Asker, State, node};
+use isthmus_grpc::resolve;
+use isthmus_proto::type_url::{CLUSTER, ENDPOINTS, LISTENER};
+use rustls::pki_types::DnsName;
+use tokio::net::UdpSocket;
+
+use crate::config::settings::{ControlPlane, Known, Target};
+use crate::control::Control;
+
+/// Where a gateway's identity says no namespace.
+const NAMESPACE: &str = "default";
+/// Asking again which address this machine has.
+const AGAIN: Duration = Duration::from_secs(1);
+
+/// Follows a control plane for as long as the gateway runs.
+pub(crate) async fn follow(plane: ControlPlane, trust: Trust, control: Arc<Control>) -> io::Result<()> {
+    let own = trust.current().identity.id().clone();
+    let peer = match &plane.server {
+        Known::Identity(id) => Peer::Ids(vec![id.clone()]),
+        Known::Name(name) => Peer::Name {
+            domain: own.trust_domain().clone(),
+            name: DnsName::try_from(name.as_str().to_owned()).map_err(io::Error::other)?,
+        },
+    };
+    let tls = Tls::new(trust, peer, &[b"h2"]).map_err(io::Error::other)?;
+    let fixed = &control.process.fixed.node;
+    let asker = Asker {
+        id: &fixed.id,
+        cluster: &fixed.cluster,
+        network: &fixed.network,
+        locality: &fixed.locality,
+        ip: own_address(&plane.addresses).await,
+        namespace: namespace(&own),
+    };
+    let node = node(&asker, plane.node_id.as_deref(), &plane.metadata);
+    let subscription =
+        Subscription { servers: plane.addresses, tls: Arc::new(tls), node, answers: Answers::OF_OWN };
+    // Make before break: what is led to before what leads there.
+    let clients = vec![Client::new(CLUSTER, []), Client::of_names(ENDPOINTS), Client::new(LISTENER, [])];
+    let mut given = Given { control, state: State::new(plane.port), was_whole: false };
+    subscription.follow(clients, &mut given).await;
+    Ok(())
+}
+
+/// The namespace of a workload's identity, `/ns/NAMESPACE/sa/ACCOUNT`.
+fn namespace(id: &SpiffeId) -> &str {
+    let mut parts = id.path().trim_start_matches('/').split('/');
+    match (parts.next(), parts.next()) {
+        (Some("ns"), Some(namespace)) => namespace,
+        _ => NAMESPACE,
+    }
+}
+
+/// The address that this machine has towards the control plane; nothing is sent to find out. Waits until there is
+/// one: without it the control plane cannot be reached either.
+async fn own_address(servers: &[Target]) -> IpAddr {
+    loop {
+        for server in servers {
+            match found(server).await {
+                Ok(own) => return own.ip(),
+                Err(error) => tracing::warn!(%server, %error, "no way to the control plane yet"),
+            }
+        }
+        tokio::time::sleep(AGAIN).await;
+    }
+}
+
+async fn found(server: &Target) -> io::Result<SocketAddr> {
+    let addresses = resolve::addresses(server).await?;
+    towards(*addresses.first().ok_or(io::ErrorKind::NotFound)?).await
+}
+
+async fn towards(address: SocketAddr) -> io::Result<SocketAddr> {
+    let any: IpAddr =
+        if address.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
+    let socket = UdpSocket::bind((any, 0)).await?;
+    socket.connect(address).await?;
+    socket.local_addr()
+}
+
+/// What was given so far.
+struct Given {
+    control: Arc<Control>,
+    state: State,
+    /// Once it was, it goes live piece by piece.
+    was_whole: bool,
+}
+
+impl Tables for Given {
+    fn apply(&mut self, update: &Update) -> Vec<Refused> {
+        let refused = self.state.apply(update);
+        for Refused { name, why } in &refused {
+            tracing::warn!(kind = kind(&update.type_url), resource = ?name, %why, "refused, in whole or in part");
+        }
+        self.was_whole |= self.state.is_whole();
+        if self.was_whole {
+            let services = self.state.services();
+            self.control.following.send_modify(|following| following.slices = services.len());
+            self.control.learned(&services);
+        }
+        self.control.following.send_modify(|following| following.refused(&refused));
+        refused
+    }
+
+    fn names(&self, type_url: &str) -> Option<&BTreeSet<String>> {
+        self.state.names(type_url)
+    }
+
+    fn contact(&mut self, contact: Contact<'_>) {
+        let (server, lost) = match contact {
+            Contact::Made(server) => {
+                tracing::info!(%server, "following a control plane");
+                (server, None)
+            }
+            Contact::Lost(server, why) => {
+                tracing::warn!(%server, why, "no control plane there; the tables stay");
+                (server, Some(why))
+            }
+        };
+        self.control.following.send_modify(|following| following.contact(&server.to_string(), lost));
+    }
+}
+
+fn kind(type_url: &str) -> &str {
+    type_url.rsplit('.').next().unwrap_or(type_url)
+}

@@ -1,0 +1,393 @@
+//! A whole gateway: binds, wires, supervises. One thread for each worker, one for control, one each for admin,
+//! metrics and health, one for the access log.
+
+use std::io;
+use std::net::{SocketAddr, TcpListener};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use isthmus_certs::Trust;
+use isthmus_certs::trust;
+use isthmus_grpc::budget::raise_descriptor_limit;
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+
+use crate::config::settings::{ControlPlane, Settings, Source};
+use crate::control::Control;
+use crate::drain::{self, Phase};
+use crate::enrol::{self, Beginning, First};
+use crate::limits::Limits;
+use crate::listen::{self, Accepted, Lane};
+use crate::live::Live;
+use crate::log::AccessLog;
+use crate::metrics::Metrics;
+use crate::snapshot::{Resolved, Snapshot};
+use crate::socket;
+use crate::threads::{Ended, Threads};
+use crate::worker::{Bound, Process, Worker};
+use crate::{admin, foreign, hello_check, learn, resolve, watch as file};
+
+/// A gateway that runs.
+#[derive(Debug)]
+pub struct Gateway {
+    control: Arc<Control>,
+    bound: Vec<Bound>,
+    threads: Threads,
+    writes_log: bool,
+    _trust: Option<trust::Watch>,
+}
+
+/// Why a gateway did not start, or did not go on.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// An address could not be bound.
+    #[error("cannot listen on {address} ({what}): {source}; is another process there? `ss -ltnp` tells")]
+    Bind {
+        /// Listener, admin, metrics or health.
+        what: String,
+        /// As configured.
+        address: SocketAddr,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// Its identity or its trust cannot be used.
+    #[error("trust: {0}")]
+    Trust(#[from] enrol::Error),
+    /// What it needs was refused while it ran.
+    #[error("{0}")]
+    GivenUp(String),
+    /// The system gave no thread or no runtime.
+    #[error("cannot start a thread: {0}")]
+    Thread(#[from] io::Error),
+    /// Agents, or a control plane, cannot be followed.
+    #[error("xds: {0}")]
+    Follow(io::Error),
+    /// A thread of the core ended: the process must end too.
+    #[error("a core thread ended unexpectedly; this is a bug, please report it with the log above")]
+    CoreEnded,
+}
+
+/// Descriptors for everything but connections, pipes and lingering refusals: runtimes, admin
+/// connections, logs, the resolver, and the gateway's own hellos.
+const RESERVE: u64 = 44 + hello_check::AT_ONCE as u64;
+const RESERVE_PER_WORKER: u64 = 8;
+/// One pipe for this many descriptors, at most.
+const PIPE_SHARE: u64 = 32;
+
+impl Gateway {
+    /// Binds everything and starts. With `file`, edits of it go live.
+    ///
+    /// # Errors
+    /// [`Error::Bind`] or [`Error::Thread`].
+    pub fn start(settings: Settings, file: Option<PathBuf>) -> Result<Gateway, Error> {
+        let beginning = Beginning::of(settings.fixed.trust.as_ref())?;
+        let process = Arc::new(process(&settings, &beginning));
+        let fixed = &process.fixed;
+        let mut doors = Doors::open(&settings)?;
+        let bound = std::mem::take(&mut doors.bound);
+        let _once = process.own.set(bound.clone());
+        for bound in &bound {
+            tracing::info!(what = %bound.what, address = %bound.address, "listening");
+        }
+        let workers: Vec<_> = (0..)
+            .zip(&process.metrics.workers)
+            .map(|(index, counters)| Arc::new(Worker::new(index, &process, counters)))
+            .collect();
+        process.limits.hellos.watch(workers.iter().map(|worker| Arc::clone(&worker.live)).collect());
+        let log = fixed.access_log.enabled.then(|| process.log.start(io::stdout())).transpose()?;
+        let trust = process.trust.get().zip(fixed.trust.as_ref());
+        let trust = trust.map(|(trust, trusts)| trust.watch(trusts.files())).transpose()?;
+        let control = Arc::new(Control::new(settings, Arc::clone(&process), workers.clone()));
+
+        let follow = match beginning {
+            Beginning::Awaits(first) => Followed::Awaits(first),
+            Beginning::Nobody | Beginning::Somebody(_) => followed(&control).map_err(Error::Follow)?,
+        };
+        let (lanes, takers): (Vec<_>, Vec<_>) = workers
+            .iter()
+            .map(|worker| {
+                let (door, taker) = mpsc::unbounded_channel();
+                (Lane { worker: Arc::clone(worker), door }, taker)
+            })
+            .unzip();
+        let lanes: Arc<[Lane]> = lanes.into();
+        let mut threads = Threads::none();
+        for ((worker, taker), listeners) in workers.iter().zip(takers).zip(doors.listeners) {
+            let work = Work {
+                listeners,
+                lanes: Arc::clone(&lanes),
+                taker,
+                worker: Arc::clone(worker),
+                control: Arc::clone(&control),
+            };
+            threads.spawn(format!("worker-{}", worker.index), work.run())?;
+        }
+        threads.spawn("control".into(), supervise(Arc::clone(&control), file, follow))?;
+        let [admin, metrics, health] = doors.plain;
+        // Each apart: what asks for one in a loop keeps nobody from another, and nobody waits for tables to be made.
+        let on = || Arc::clone(&control);
+        threads.spawn("admin".into(), aside(on(), admin::serve_admin(admin, on())))?;
+        threads.spawn("metrics".into(), aside(on(), admin::serve_metrics(metrics, on())))?;
+        threads.spawn("health".into(), aside(on(), admin::serve_health(health, on())))?;
+        Ok(Gateway { control, bound, threads, writes_log: log.is_some(), _trust: trust })
+    }
+
+    /// What it listens on, with the ports that were bound.
+    #[must_use]
+    pub fn bound(&self) -> &[Bound] {
+        &self.bound
+    }
+
+    /// What it runs on.
+    #[must_use]
+    pub fn control(&self) -> &Arc<Control> {
+        &self.control
+    }
+
+    /// Begins to drain; [`Gateway::wait`] tells when it is over.
+    pub fn drain(&self) {
+        self.control.drain();
+    }
+
+    /// Cuts what is open and ends.
+    pub fn end(&self) {
+        self.control.end();
+    }
+
+    /// Waits for the end, and for the last line of the access log; but for neither longer than a second once the
+    /// gateway is over, whatever a thread or the reader of the log does.
+    ///
+    /// # Errors
+    /// [`Error::CoreEnded`].
+    pub fn wait(self) -> Result<(), Error> {
+        let ended = self.threads.end_within(LAST_THREAD);
+        if ended == Ended::NotYet {
+            tracing::error!("a thread does not end; the gateway ends without it");
+        }
+        if self.writes_log && !self.control.process.log.close(LAST_LINE) {
+            tracing::warn!("nobody reads standard output; the last lines of the access log are lost");
+        }
+        match self.control.why_given_up() {
+            Some(why) => Err(Error::GivenUp(why.to_owned())),
+            None if ended != Ended::Panicked && !self.control.is_broken() => Ok(()),
+            None => Err(Error::CoreEnded),
+        }
+    }
+}
+
+/// Every socket that is bound at start.
+struct Doors {
+    /// For each worker, a socket for each listener.
+    listeners: Vec<Vec<TcpListener>>,
+    /// Admin, metrics, health.
+    plain: [TcpListener; 3],
+    bound: Vec<Bound>,
+}
+
+impl Doors {
+    fn open(settings: &Settings) -> Result<Doors, Error> {
+        let fixed = &settings.fixed;
+        let mut bound = Vec::new();
+        let mut listeners: Vec<Vec<TcpListener>> = (0..fixed.workers).map(|_| Vec::new()).collect();
+        for bind in &fixed.binds {
+            let what = format!("listener {}", bind.name);
+            let failed = |source| Error::Bind { what: what.clone(), address: bind.address, source };
+            socket::check_free(bind, bind.address).map_err(failed)?;
+            let mut address = bind.address;
+            for worker in &mut listeners {
+                let listener = socket::listen(bind, address, &fixed.tcp).map_err(failed)?;
+                address = listener.local_addr().map_err(failed)?;
+                worker.push(listener);
+            }
+            bound.push(Bound { what, address, ipv6_only: bind.ipv6_only });
+        }
+        let mut plain = |what: &str, address: SocketAddr| {
+            let failed = |source| Error::Bind { what: what.to_owned(), address, source };
+            let listener = TcpListener::bind(address).map_err(failed)?;
+            listener.set_nonblocking(true).map_err(failed)?;
+            let address = listener.local_addr().map_err(failed)?;
+            bound.push(Bound { what: what.to_owned(), address, ipv6_only: false });
+            Ok::<_, Error>(listener)
+        };
+        let plain =
+            [plain("admin", fixed.admin)?, plain("metrics", fixed.metrics)?, plain("health", fixed.health)?];
+        Ok(Doors { listeners, plain, bound })
+    }
+}
+
+fn process(settings: &Settings, beginning: &Beginning) -> Process {
+    let mut fixed = settings.fixed.clone();
+    beginning.complete(&mut fixed);
+    let reserve = RESERVE + RESERVE_PER_WORKER * fixed.workers as u64 * (1 + fixed.binds.len() as u64);
+    let descriptors = raise_descriptor_limit();
+    // Where descriptors are few, connections come first.
+    fixed.relay.pipes =
+        fixed.relay.pipes.min(usize::try_from(descriptors / PIPE_SHARE).unwrap_or(usize::MAX));
+    let limits = Limits::new(descriptors, fixed.relay.pipes, reserve, fixed.binds.len());
+    if limits.descriptors() < settings.live.limits.connections {
+        tracing::warn!(
+            descriptors,
+            connections = limits.descriptors(),
+            "the descriptor limit allows fewer connections than limits.connections; raise it (LimitNOFILE, ulimit -n)"
+        );
+    }
+    let metrics = Arc::new(Metrics::new(fixed.workers, fixed.binds.len(), fixed.service_metrics));
+    let log = Arc::new(AccessLog::new(fixed.workers, fixed.access_log.buffer, Arc::clone(&metrics)));
+    let tables = Snapshot::compile(settings.live.clone(), &Resolved::new(), None, &|_| false);
+    let process = Process::new(fixed, tables, limits, metrics, log);
+    if let Beginning::Somebody(trust) = beginning {
+        let _once = process.trust.set(trust.clone());
+    }
+    process
+}
+
+/// What one worker thread does.
+struct Work {
+    listeners: Vec<TcpListener>,
+    lanes: Arc<[Lane]>,
+    taker: mpsc::UnboundedReceiver<Accepted>,
+    worker: Arc<Worker>,
+    control: Arc<Control>,
+}
+
+impl Work {
+    /// Until the gateway is over and its connections have said goodbye.
+    async fn run(self) {
+        let Work { listeners, lanes, taker, worker, control } = self;
+        let _alarm = Alarm(Arc::clone(&control));
+        let phase = || control.phase.subscribe();
+        let mut core: JoinSet<io::Result<()>> = JoinSet::new();
+        for (index, listener) in (0..).zip(listeners) {
+            core.spawn(listen::accept(listener, index, Arc::clone(&lanes), Arc::clone(&worker), phase()));
+        }
+        core.spawn(listen::take_over(taker, Arc::clone(&worker)));
+        core.spawn(Live::sweep(Arc::clone(&worker.live)));
+        let closing = drain::close(Arc::clone(&worker.live), phase());
+        let farewells = async {
+            closing.await;
+            let gone = control.empty();
+            let _in_time = tokio::time::timeout(FAREWELL, gone).await;
+        };
+        tokio::pin!(farewells);
+        loop {
+            tokio::select! {
+                () = &mut farewells => return,
+                Some(ended) = core.join_next() => match ended {
+                    Ok(Ok(())) => {}
+                    Ok(Err(error)) => control.break_down(&error),
+                    Err(error) => control.break_down(&error),
+                },
+            }
+        }
+    }
+}
+
+/// Told when a thread of the core unwinds.
+struct Alarm(Arc<Control>);
+
+impl Drop for Alarm {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.0.break_down(&"a thread panicked");
+        }
+    }
+}
+
+/// How long farewells may take once everything is over.
+const FAREWELL: Duration = Duration::from_millis(600);
+/// How long after that the threads may last, and after them the last line of the access log: a second in all.
+const LAST_THREAD: Duration = Duration::from_millis(750);
+const LAST_LINE: Duration = Duration::from_millis(150);
+
+/// Who gives the gateway services.
+enum Followed {
+    Nobody,
+    /// Once there is a certificate.
+    Awaits(First),
+    Agents(Box<learn::Follow>),
+    ControlPlane(ControlPlane, Trust),
+}
+
+/// Before anybody is served: what was kept of the time before is live from the first connection on.
+fn followed(control: &Arc<Control>) -> io::Result<Followed> {
+    let fixed = &control.process.fixed;
+    let Some((xds, trust)) = fixed.xds.clone().zip(control.process.trust.get().cloned()) else {
+        return Ok(Followed::Nobody);
+    };
+    Ok(match xds.source {
+        Source::Agents(agents) => {
+            let follow = learn::Follow::begin(agents, xds.state.as_deref(), trust, Arc::clone(control))?;
+            Followed::Agents(Box::new(follow))
+        }
+        Source::ControlPlane(one) => Followed::ControlPlane(one, trust),
+    })
+}
+
+impl Followed {
+    /// Follows for as long as the gateway runs.
+    async fn follow(self, control: Arc<Control>) -> io::Result<()> {
+        match self {
+            Followed::Nobody => Ok(()),
+            Followed::Awaits(first) => {
+                let _files = match enrol::awaited(&first, &control).await {
+                    Ok(files) => files,
+                    Err(error) => {
+                        control.give_up(format!("trust: {error}"));
+                        return Ok(());
+                    }
+                };
+                let begun = Arc::clone(&control);
+                // It reads what was persisted.
+                let next = tokio::task::spawn_blocking(move || followed(&begun)).await;
+                let next = next.map_err(io::Error::other)??;
+                Box::pin(next.follow(control)).await
+            }
+            Followed::Agents(agents) => {
+                let renewing = enrol::keep(control);
+                let (followed, renewed) = tokio::join!(agents.run(), renewing);
+                followed.and(renewed)
+            }
+            Followed::ControlPlane(one, trust) => {
+                let renewing = enrol::keep(Arc::clone(&control));
+                let (followed, renewed) = tokio::join!(foreign::follow(one, trust, control), renewing);
+                followed.and(renewed)
+            }
+        }
+    }
+}
+
+/// Serves pages until the gateway is over.
+async fn aside(control: Arc<Control>, pages: impl Future<Output = io::Result<()>>) {
+    let _alarm = Alarm(Arc::clone(&control));
+    let mut phase = control.phase.subscribe();
+    tokio::select! {
+        _ = phase.wait_for(|phase| *phase == Phase::Over) => {}
+        Err(error) = pages => control.break_down(&error),
+    }
+}
+
+/// The control thread: signals, edits, names, drain; until the gateway is over.
+async fn supervise(control: Arc<Control>, file: Option<PathBuf>, follow: Followed) {
+    let _alarm = Alarm(Arc::clone(&control));
+    let mut core: JoinSet<io::Result<()>> = JoinSet::new();
+    core.spawn(Control::free_retired(Arc::clone(&control)));
+    core.spawn(resolve::follow(Arc::clone(&control)));
+    core.spawn(hello_check::follow(Arc::clone(&control)));
+    core.spawn(follow.follow(Arc::clone(&control)));
+    if let Some(file) = file {
+        core.spawn(file::follow(file, Arc::clone(&control)));
+    }
+    let end = control.until_over();
+    tokio::pin!(end);
+    loop {
+        tokio::select! {
+            () = &mut end => return,
+            Some(ended) = core.join_next() => match ended {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => control.break_down(&error),
+                Err(error) => control.break_down(&error),
+            },
+        }
+    }
+}

@@ -1,0 +1,277 @@
+//! Services that agents give this gateway: it follows one of them, accepts slices, and puts what they come to
+//! live beside the file's. Not the protocol: that is `isthmus_ads`.
+
+mod persisted;
+mod probing;
+mod services;
+
+use std::collections::{BTreeSet, HashMap, HashSet};
+use std::io;
+use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use isthmus_ads::client::{Client, Refused, Resource, Update};
+use isthmus_ads::subscribe::{Answers, Contact, Subscription, Tables};
+use isthmus_certs::{Client as Tls, IdPattern, Peer, Trust};
+use isthmus_health::schedule::Probes;
+use isthmus_health::tcp::probe;
+use isthmus_model::HostPattern;
+use isthmus_model::held::Held;
+use isthmus_model::slice::{Key, Slice};
+use isthmus_proto::envoy::config::core::v3::{Locality, Node};
+use isthmus_proto::type_url::SLICE;
+use isthmus_store::Persistence;
+
+use crate::config::settings::Target;
+use crate::control::Control;
+
+use persisted::Persisted;
+use probing::{Asking, Names};
+use services::Here;
+
+/// How often it is looked for what has expired.
+const PACE: Duration = Duration::from_secs(1);
+
+/// Agents to follow.
+pub(crate) struct Follow {
+    subscription: Subscription,
+    client: Client,
+    persisted: Arc<Persisted>,
+}
+
+impl Follow {
+    /// The tables that were persisted before a restart are live once this returns.
+    ///
+    /// # Errors
+    /// TLS cannot be made of the trust.
+    pub(crate) fn begin(
+        servers: Vec<Target>,
+        state: Option<&Path>,
+        trust: Trust,
+        control: Arc<Control>,
+    ) -> io::Result<Follow> {
+        let here = here(&trust, &control);
+        let subscription = subscription(servers, trust, &control)?;
+        let client = Client::of_tables(SLICE);
+        let persisted = Persisted::begin(Slices::new(control, here), state);
+        Ok(Follow { subscription, client, persisted })
+    }
+
+    /// Follows for as long as the gateway runs.
+    pub(crate) async fn run(self) -> io::Result<()> {
+        let Follow { subscription, client, persisted } = self;
+        let slices = persisted.slices();
+        let aging = async {
+            let mut pace = tokio::time::interval(PACE);
+            loop {
+                pace.tick().await;
+                locked(&slices).expire(Instant::now());
+            }
+        };
+        let mut followed = Followed(Arc::clone(&slices));
+        tokio::select! {
+            () = subscription.follow(vec![client], &mut followed) => {}
+            () = aging => {}
+            () = probe(Asking(Arc::clone(&slices))) => {}
+        }
+        Ok(())
+    }
+}
+
+fn here(trust: &Trust, control: &Control) -> Here {
+    let own = trust.current();
+    let gateway = own.identity.id().path().rsplit('/').next().unwrap_or_default().to_owned();
+    Here { cluster: control.process.fixed.node.cluster.clone(), gateway, down: HashSet::new() }
+}
+
+fn subscription(servers: Vec<Target>, trust: Trust, control: &Control) -> io::Result<Subscription> {
+    let node = &control.process.fixed.node;
+    let own = trust.current();
+    let id = own.identity.id();
+    let agents = IdPattern::agents(id.trust_domain(), &node.cluster).map_err(io::Error::other)?;
+    let tls = Tls::new(trust, Peer::Matching(vec![agents]), &[b"h2"]).map_err(io::Error::other)?;
+    let locality = Locality {
+        region: node.locality.region.clone(),
+        zone: node.locality.zone.clone(),
+        sub_zone: node.locality.sub_zone.clone(),
+    };
+    Ok(Subscription {
+        servers,
+        tls: Arc::new(tls),
+        node: Node {
+            id: node.id.clone(),
+            cluster: node.cluster.clone(),
+            locality: Some(locality),
+            user_agent_name: "isthmus-gateway".to_owned(),
+            ..Node::default()
+        },
+        answers: Answers::OF_OWN,
+    })
+}
+
+fn locked(slices: &Mutex<Slices>) -> MutexGuard<'_, Slices> {
+    slices.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The slices that were accepted.
+struct Slices {
+    control: Arc<Control>,
+    here: Here,
+    network: String,
+    held: Held,
+    persistence: Option<Persistence>,
+    lost: Option<Instant>,
+    /// An agent was told what there is: what it does not name is gone.
+    is_told: bool,
+    expired: HashSet<Key>,
+    /// Begun once no agent is heard.
+    probes: Option<Probes>,
+    /// Where the names lead that are asked then.
+    names: Names,
+}
+
+impl Slices {
+    fn new(control: Arc<Control>, here: Here) -> Slices {
+        Slices {
+            here,
+            network: control.process.fixed.node.network.clone(),
+            control,
+            held: Held::default(),
+            persistence: None,
+            lost: Some(Instant::now()),
+            is_told: false,
+            expired: HashSet::new(),
+            probes: None,
+            names: Names::default(),
+        }
+    }
+
+    /// Takes a slice; says which.
+    fn take(&mut self, name: &str, bytes: &[u8]) -> Result<Key, String> {
+        let slice = Slice::decode(bytes).map_err(|error| error.to_string())?;
+        if slice.key.to_string() != name {
+            return Err(format!("is the slice of {}", slice.key));
+        }
+        if let Some(offer) = &slice.offer
+            && slice.key.cluster.as_str() == self.here.cluster
+            // Where the file says nothing the agent does.
+            && !self.network.is_empty()
+            && offer.network != self.network
+        {
+            return Err(format!(
+                "stands in network {:?}, and this gateway in {:?}; set `node.network` to that of its agent",
+                offer.network, self.network
+            ));
+        }
+        self.held.take(&slice, bytes).map_err(|older| older.to_string())?;
+        Ok(slice.key)
+    }
+
+    /// The same of what an agent gave, which is persisted for a restart.
+    fn accept(&mut self, resource: &Resource) -> Result<Key, String> {
+        let Resource { name, bytes, .. } = resource;
+        let old = name.parse::<Key>().ok().and_then(|key| self.held.bytes(&key));
+        let is_known = old.is_some_and(|old| old == &bytes[..]);
+        let key = self.take(name, bytes)?;
+        if !is_known {
+            self.persist(name);
+        }
+        Ok(key)
+    }
+
+    fn apply(&mut self, update: &Update) -> Vec<Refused> {
+        let mut refused = Vec::new();
+        let mut touched = BTreeSet::new();
+        for resource in &update.resources {
+            match self.accept(resource) {
+                Ok(key) => _ = touched.insert(key.host),
+                Err(why) => {
+                    tracing::warn!(slice = ?resource.name, %why, "a slice was refused");
+                    refused.push(Refused { name: resource.name.clone(), why });
+                }
+            }
+        }
+        for name in &update.removed {
+            let Ok(key) = name.parse::<Key>() else { continue };
+            self.held.leave(&key);
+            self.persist(name);
+            touched.insert(key.host);
+        }
+        self.renew(touched);
+        self.control.following.send_modify(|following| following.refused(&refused));
+        refused
+    }
+
+    /// A slice has changed, or is gone.
+    fn persist(&self, name: &str) {
+        if let Some(persistence) = &self.persistence {
+            persistence.changed(name.to_owned());
+        }
+    }
+
+    /// Makes the services of these hosts anew and puts them live.
+    fn renew(&self, touched: BTreeSet<HostPattern>) {
+        let services = |host: HostPattern| {
+            let slices = self.held.of_host(&host);
+            let standing = slices.iter().filter(|slice| !self.expired.contains(&slice.key));
+            (host, self.here.services(standing))
+        };
+        self.control.learned_of(touched.into_iter().map(services));
+        self.control.following.send_modify(|following| following.slices = self.held.len());
+    }
+
+    fn contact(&mut self, agent: &str, lost: Option<&str>) {
+        self.lost = lost.map(|_| self.lost.unwrap_or_else(Instant::now));
+        if lost.is_none() {
+            let mut touched = self.believe_again();
+            touched.extend(self.expired.drain().map(|key| key.host));
+            if !touched.is_empty() {
+                self.renew(touched);
+            }
+        }
+        self.control.following.send_modify(|following| following.contact(agent, lost));
+    }
+
+    /// Lets go of what was promised for a time only, while no agent is heard.
+    fn expire(&mut self, now: Instant) {
+        let Some(silence) = self.lost.map(|lost| now.saturating_duration_since(lost)) else { return };
+        let over = self.held.limited().filter(|(_, rule)| rule.is_over(silence));
+        let news = over.map(|(key, _)| key).filter(|key| !self.expired.contains(*key));
+        let news: Vec<_> = news.cloned().collect();
+        let touched: BTreeSet<_> = news.iter().map(|key| key.host.clone()).collect();
+        self.expired.extend(news);
+        if !touched.is_empty() {
+            tracing::warn!(slices = self.expired.len(), "have expired: no agent was heard for too long");
+            self.renew(touched);
+        }
+    }
+}
+
+/// The slices as an agent changes them.
+struct Followed(Arc<Mutex<Slices>>);
+
+impl Tables for Followed {
+    fn apply(&mut self, update: &Update) -> Vec<Refused> {
+        locked(&self.0).apply(update)
+    }
+
+    fn versions(&self, _type_url: &str) -> HashMap<String, String> {
+        let mut slices = locked(&self.0);
+        slices.is_told = true;
+        slices.held.versions()
+    }
+
+    fn contact(&mut self, contact: Contact<'_>) {
+        match contact {
+            Contact::Made(agent) => {
+                tracing::info!(%agent, "following an agent");
+                locked(&self.0).contact(&agent.to_string(), None);
+            }
+            Contact::Lost(agent, why) => {
+                tracing::warn!(%agent, why, "no agent there; the tables stay");
+                locked(&self.0).contact(&agent.to_string(), Some(why));
+            }
+        }
+    }
+}

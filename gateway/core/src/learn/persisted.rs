@@ -1,0 +1,83 @@
+//! Slices over a restart: what the store held is live before anybody is served, and what agents change is written to it.
+//! Not the store, which is `isthmus_store`; without a usable one the slices are live all the same.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+use std::sync::{Arc, Mutex};
+
+use isthmus_model::slice::Key;
+use isthmus_store::{Persistence, Record, Source, journal};
+
+use super::{Slices, locked};
+
+/// The file in the state directory.
+const FILE: &str = "slices.db";
+/// Slices stood in this one before.
+const JOURNAL: &str = "agent.slices";
+
+/// The slices, as a store asks for them.
+pub(super) struct Persisted(Arc<Mutex<Slices>>);
+
+impl Persisted {
+    /// What the state directory holds, if there is one, is live once this returns.
+    pub(super) fn begin(mut slices: Slices, state: Option<&Path>) -> Arc<Persisted> {
+        let Some(folder) = state else { return Arc::new(Persisted(Arc::new(Mutex::new(slices)))) };
+        let (mut persistence, records) = Persistence::open("slices", folder, FILE);
+        let before = persistence.adopt(&folder.join(JOURNAL), journal);
+        let _once = slices.control.state.set(persistence.health());
+        slices.restore(before.into_iter().chain(records).collect(), &persistence);
+        let persisted = Arc::new(Persisted(Arc::new(Mutex::new(slices))));
+        let source = Arc::<Persisted>::downgrade(&persisted);
+        persistence.begin(source);
+        locked(&persisted.0).persistence = Some(persistence);
+        persisted
+    }
+
+    pub(super) fn slices(&self) -> Arc<Mutex<Slices>> {
+        Arc::clone(&self.0)
+    }
+}
+
+impl Source for Persisted {
+    fn keys(&self) -> Vec<String> {
+        locked(&self.0).held.entries().map(|(name, _)| name).collect()
+    }
+
+    fn values(&self, keys: &[String]) -> Vec<Option<Vec<u8>>> {
+        let slices = locked(&self.0);
+        let value = |key: &String| Some(slices.held.bytes(&key.parse::<Key>().ok()?)?.to_vec());
+        keys.iter().map(value).collect()
+    }
+
+    fn restore(&self, records: Vec<Record>) {
+        let mut slices = locked(&self.0);
+        // An agent would not say of these that they are gone. Everything is written after this.
+        if slices.is_told {
+            return;
+        }
+        let mut touched = BTreeSet::new();
+        for (name, bytes) in records {
+            touched.extend(slices.take(&name, &bytes).map(|key| key.host));
+        }
+        slices.renew(touched);
+    }
+}
+
+impl Slices {
+    fn restore(&mut self, records: Vec<Record>, persistence: &Persistence) {
+        let mut touched = BTreeSet::new();
+        for (name, bytes) in records {
+            match self.take(&name, &bytes) {
+                Ok(key) => _ = touched.insert(key.host),
+                Err(why) => {
+                    tracing::warn!(slice = ?name, %why, "ignoring an invalid persisted slice");
+                    persistence.changed(name);
+                }
+            }
+        }
+        if !self.held.is_empty() {
+            tracing::info!(slices = self.held.len(), "started with persisted tables");
+            self.renew(touched);
+        }
+    }
+}

@@ -1,0 +1,158 @@
+//! `stale: probe`: while no agent is heard, where such services lead is asked whether it can be reached. What is
+//! down takes no new connections until it answers, or an agent is heard: then its word counts. One address is asked
+//! once, however many services lead there.
+
+use std::collections::{BTreeSet, HashMap, HashSet};
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::{Arc, Mutex};
+use std::time::{Instant, SystemTime};
+
+use isthmus_health::schedule::{Answer, Down, Probes};
+use isthmus_health::tcp::{Asker, reach};
+use isthmus_model::HostPattern;
+use isthmus_model::address::Ranges;
+use isthmus_model::slice::{Slice, Staleness};
+
+use crate::config::settings::Target;
+use crate::connect;
+use crate::control::{Probed, Unreached};
+use crate::worker::Process;
+
+use super::services::Here;
+use super::{Slices, locked};
+
+/// Addresses that status lists, at most.
+const LISTED: usize = 1_000;
+
+/// The slices, as they are asked about.
+pub(super) struct Asking(pub(super) Arc<Mutex<Slices>>);
+
+impl Asker for Asking {
+    fn turn(&self, answers: Vec<(Target, Answer)>, most: usize) -> Vec<Target> {
+        locked(&self.0).turn(answers, most, Instant::now())
+    }
+
+    fn ask(&self, target: &Target) -> impl Future<Output = Answer> + Send + 'static {
+        let slices = locked(&self.0);
+        let control = Arc::clone(&slices.control);
+        let addresses: Vec<SocketAddr> = match target {
+            Target::Address(address) => vec![*address],
+            Target::Name { host, port } => {
+                let allowed =
+                    control.answers.of(host).into_iter().filter(|ip| slices.names.allow(target, *ip));
+                allowed.map(|ip| SocketAddr::new(ip, *port)).collect()
+            }
+        };
+        drop(slices);
+        async move { reach(&addresses, |to| reached(to, Arc::clone(&control.process))).await }
+    }
+}
+
+/// Where the names may lead that other clusters' gateways are given by.
+#[derive(Debug, Default)]
+pub(super) struct Names(HashMap<Target, Vec<Ranges>>);
+
+impl Names {
+    fn of(here: &Here, slices: &[Slice]) -> Names {
+        let mut names: HashMap<Target, Vec<Ranges>> = HashMap::new();
+        for slice in slices.iter().filter(|slice| !here.is_own(&slice.key.cluster)) {
+            let Some(offer) = &slice.offer else { continue };
+            for name in here.leads_to(slice).filter(|target| matches!(target, Target::Name { .. })) {
+                let all = names.entry(name.clone()).or_default();
+                if !all.contains(&offer.gateway_ranges) {
+                    all.push(offer.gateway_ranges.clone());
+                }
+            }
+        }
+        Names(names)
+    }
+
+    /// Whether an address that a name resolved to may be asked. What is the own cluster's may stand anywhere.
+    fn allow(&self, name: &Target, ip: IpAddr) -> bool {
+        self.0.get(name).is_none_or(|all| all.iter().any(|ranges| ranges.allow(ip)))
+    }
+}
+
+async fn reached(to: SocketAddr, process: Arc<Process>) -> io::Result<()> {
+    connect::plain(to, &process).await.map(drop)
+}
+
+impl Slices {
+    fn turn(&mut self, answers: Vec<(Target, Answer)>, most: usize, now: Instant) -> Vec<Target> {
+        if self.lost.is_none() {
+            return Vec::new();
+        }
+        // Nothing comes while no agent is heard: where the tables lead is settled once.
+        let is_new = self.probes.is_none();
+        let mut probes = self.probes.take().unwrap_or_else(|| {
+            let mut probes = Probes::default();
+            let slices: Vec<_> = self.probed().collect();
+            probes.want(&slices.iter().flat_map(|slice| self.here.leads_to(slice)).cloned().collect(), now);
+            self.names = Names::of(&self.here, &slices);
+            probes
+        });
+        let mut changed = HashSet::new();
+        for (target, answer) in answers {
+            if probes.answered(&target, answer.clone(), now) {
+                tracing::warn!(address = %target, ?answer, "probed while no agent is heard");
+                changed.insert(target);
+            }
+        }
+        let due = probes.next(most, now);
+        if is_new || !changed.is_empty() {
+            self.mark(changed, &probes);
+            self.tell(&probes, now);
+        }
+        self.probes = Some(probes);
+        due
+    }
+
+    /// Slices that are kept while what they lead to answers.
+    fn probed(&self) -> impl Iterator<Item = Slice> {
+        let probed = self.held.limited().filter(|(_, rule)| *rule == Staleness::Probe);
+        probed.filter_map(|(key, _)| self.held.get(key))
+    }
+
+    /// Hosts that are probed and lead to one of these.
+    fn leading(&self, targets: &HashSet<Target>) -> BTreeSet<HostPattern> {
+        let leads_there = |slice: &Slice| self.here.leads_to(slice).any(|target| targets.contains(target));
+        self.probed().filter(leads_there).map(|slice| slice.key.host).collect()
+    }
+
+    /// These went down, or came up.
+    fn mark(&mut self, changed: HashSet<Target>, probes: &Probes) {
+        let touched = self.leading(&changed);
+        for target in changed {
+            if probes.is_down(&target) {
+                self.here.down.insert(target);
+            } else {
+                self.here.down.remove(&target);
+            }
+        }
+        if !touched.is_empty() {
+            self.renew(touched);
+        }
+    }
+
+    /// An agent is heard: nothing is down but by its word. Says which hosts that concerns.
+    pub(super) fn believe_again(&mut self) -> BTreeSet<HostPattern> {
+        self.probes = None;
+        let down = std::mem::take(&mut self.here.down);
+        if down.is_empty() { BTreeSet::new() } else { self.leading(&down) }
+    }
+
+    fn tell(&self, probes: &Probes, now: Instant) {
+        let down = probes.down(now, SystemTime::now());
+        let probed = (probes.asked() > 0).then(|| Probed {
+            addresses: probes.asked(),
+            down: down.len(),
+            listed: down.into_iter().take(LISTED).map(unreached).collect(),
+        });
+        self.control.following.send_modify(|following| following.probed = probed);
+    }
+}
+
+fn unreached(down: Down) -> Unreached {
+    Unreached { address: down.address.to_string(), since: down.since, why: down.why }
+}

@@ -1,0 +1,330 @@
+//! Slices → the services of this gateway: those of its own cluster with their endpoints, those of others behind
+//! their gateways, and one service where several clusters offer one. Pure. Not which slices are believed.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::Arc;
+
+use isthmus_model::slice::{self, Cluster, Health, Offer, Port, Slice, Staleness};
+use isthmus_model::{HostName, HostPattern};
+
+use crate::config::settings::{Beyond, Endpoint, Named, Reach, Service, Target};
+
+/// Tried once no endpoint in the own network is healthy.
+const BEYOND: u8 = 1;
+
+/// Who makes services of slices.
+#[derive(Clone, Debug)]
+pub(super) struct Here {
+    /// The own cluster.
+    pub(super) cluster: String,
+    /// The own name among its gateways.
+    pub(super) gateway: String,
+    /// What was found down while no agent is heard.
+    pub(super) down: HashSet<Target>,
+}
+
+impl Here {
+    /// One service for each host and port whose endpoints speak TLS themselves. The same slices in any order
+    /// are the same services.
+    pub(super) fn services<'a>(&self, slices: impl Iterator<Item = &'a Slice>) -> Vec<Service> {
+        let mut slices: Vec<_> = slices.collect();
+        let rank = |slice: &Slice| (!self.is_own(&slice.key.cluster), slice.key.cluster.clone());
+        slices.sort_by(|a, b| (&a.key.host, rank(a)).cmp(&(&b.key.host, rank(b))));
+        let mut services: Vec<Service> = Vec::with_capacity(slices.len());
+        for alike in slices.chunk_by(|one, other| one.key.host == other.key.host) {
+            let mut ports: BTreeMap<u16, Service> = BTreeMap::new();
+            let names = Unique::of(alike, self);
+            for slice in alike {
+                let Some(offer) = &slice.offer else { continue };
+                for port in offer.ports.iter().filter(|port| port.tls != slice::Tls::Terminated) {
+                    self.add(&mut ports, slice, offer, port, &names);
+                }
+            }
+            services.extend(ports.into_values());
+        }
+        services
+    }
+
+    pub(super) fn is_own(&self, cluster: &Cluster) -> bool {
+        cluster.as_str() == self.cluster
+    }
+
+    fn add(
+        &self,
+        ports: &mut BTreeMap<u16, Service>,
+        slice: &Slice,
+        offer: &Offer,
+        port: &Port,
+        names: &Unique<'_>,
+    ) {
+        let opens = offer.exposed_on.is_empty() || offer.exposed_on.contains(&self.gateway);
+        let is_own = self.is_own(&slice.key.cluster);
+        let service = ports.entry(port.number).or_insert_with(|| service(&slice.key.host, offer, port));
+        service.exposed |= is_own && port.exported && opens;
+        if is_own || !port.endpoints.is_empty() {
+            let direct = port.endpoints.iter().map(|one| endpoint(one, is_own, slice, names));
+            service.endpoints.extend(direct.map(|one| self.as_reached(one, offer)));
+        } else {
+            let beyond = gateways(slice, offer, port, names).into_iter();
+            service.endpoints.extend(beyond.map(|one| self.as_reached(one, offer)));
+        }
+    }
+
+    /// What is down stays in the tables, so that its name goes on being resolved, and takes no new connections.
+    fn as_reached(&self, endpoint: Endpoint, offer: &Offer) -> Endpoint {
+        let is_down = offer.staleness == Staleness::Probe && self.down.contains(&endpoint.address);
+        if is_down { Endpoint { weight: 0, ..endpoint } } else { endpoint }
+    }
+
+    /// Where connections to a slice go from here.
+    pub(super) fn leads_to<'a>(&self, slice: &'a Slice) -> impl Iterator<Item = &'a Target> + use<'a> {
+        let is_own = self.is_own(&slice.key.cluster);
+        let offer = slice.offer.iter();
+        offer.flat_map(move |offer| {
+            let ports = offer.ports.iter().filter(|port| port.tls != slice::Tls::Terminated);
+            ports.flat_map(move |port| {
+                let is_direct = is_own || !port.endpoints.is_empty();
+                let gateways = if is_direct { &[] } else { offer.gateways.as_slice() };
+                let direct = port.endpoints.iter().filter(|one| one.health == Health::Ready);
+                direct.map(|one| &one.address).chain(gateways.iter().map(|one| &one.address))
+            })
+        })
+    }
+}
+
+/// Instances never become one: a name that several clusters give means the own one, or none.
+struct Unique<'a> {
+    owners: HashMap<&'a HostName, Option<&'a Cluster>>,
+}
+
+impl<'a> Unique<'a> {
+    fn of(alike: &[&'a Slice], here: &Here) -> Unique<'a> {
+        let mut owners: HashMap<&HostName, Option<&Cluster>> = HashMap::new();
+        for slice in alike {
+            let cluster = &slice.key.cluster;
+            for name in slice.offer.iter().flat_map(|offer| &offer.ports).flat_map(instances) {
+                let owner = owners.entry(name).or_insert(Some(cluster));
+                if owner.is_some_and(|owner| owner != cluster && !here.is_own(owner)) {
+                    *owner = None;
+                }
+            }
+        }
+        Unique { owners }
+    }
+
+    fn is(&self, name: &HostName, cluster: &Cluster) -> bool {
+        self.owners.get(name).is_some_and(|owner| *owner == Some(cluster))
+    }
+}
+
+fn instances(port: &Port) -> impl Iterator<Item = &HostName> {
+    let seen = port.endpoints.iter().filter_map(|endpoint| endpoint.instance.as_ref());
+    let told = port.ready.iter().flat_map(|ready| &ready.instances);
+    seen.chain(told.map(|instance| &instance.name))
+}
+
+fn service(host: &HostPattern, offer: &Offer, port: &Port) -> Service {
+    Service {
+        host: host.clone(),
+        port: port.number,
+        bare: port.bare,
+        aliases: if port.bare { offer.aliases.clone() } else { Vec::new() },
+        alpn: port.alpn.clone(),
+        sources: port.sources.clone(),
+        balance: port.balance,
+        max_connections: port.max_connections,
+        send_proxy: port.send_proxy,
+        timeouts: port.timeouts.clone(),
+        endpoints: Vec::new(),
+        exposed: false,
+        about: None,
+    }
+}
+
+fn endpoint(endpoint: &slice::Endpoint, is_own: bool, slice: &Slice, names: &Unique<'_>) -> Endpoint {
+    let instance = endpoint.instance.clone().filter(|name| names.is(name, &slice.key.cluster));
+    Endpoint {
+        address: endpoint.address.clone(),
+        // What is not ready takes no new connections, and keeps those it has.
+        weight: if endpoint.health == Health::Ready { endpoint.weight.into() } else { 0 },
+        locality: endpoint.locality.clone(),
+        aliases: if instance.is_some() { endpoint.aliases.clone().into() } else { [].into() },
+        instance,
+        reach: if is_own && endpoint.exposed {
+            Reach::All { by_name: endpoint.instance_exported }
+        } else {
+            Reach::Inside
+        },
+        priority: 0,
+    }
+}
+
+/// Another cluster's gateways, each with the weight of what is ready behind them.
+fn gateways(slice: &Slice, offer: &Offer, port: &Port, names: &Unique<'_>) -> Vec<Endpoint> {
+    let told = port.ready.iter().flat_map(|ready| &ready.instances);
+    let unique = told.filter(|instance| names.is(&instance.name, &slice.key.cluster));
+    let instances =
+        unique.map(|instance| Named { name: instance.name.clone(), aliases: instance.aliases.clone() });
+    let beyond = Arc::new(Beyond {
+        cluster: slice.key.cluster.clone(),
+        instances: instances.collect(),
+        ranges: offer.gateway_ranges.clone(),
+    });
+    let ready: u32 = port.ready.iter().fold(0, |sum, ready| sum.saturating_add(ready.ready));
+    let gateway = |gateway: &slice::Gateway| Endpoint {
+        address: gateway.address.clone(),
+        instance: None,
+        weight: ready.min(u32::from(u16::MAX)),
+        locality: gateway.locality.clone(),
+        aliases: [].into(),
+        reach: Reach::Beyond(Arc::clone(&beyond)),
+        priority: BEYOND,
+    };
+    offer.gateways.iter().map(gateway).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use isthmus_model::Locality;
+    use isthmus_model::services::{Balance, ServiceTimeouts};
+    use isthmus_model::slice::{Gateway, Instance, Key, Order, Ready, Tls};
+
+    use super::*;
+
+    fn name(text: &str) -> HostName {
+        HostName::parse(text).unwrap()
+    }
+
+    fn here() -> Here {
+        Here { cluster: "west".to_owned(), gateway: "gw-1".to_owned(), down: HashSet::new() }
+    }
+
+    fn slice(cluster: &str, endpoints: Vec<slice::Endpoint>, ready: Vec<Ready>) -> Slice {
+        let port = Port {
+            number: 3306,
+            bare: true,
+            tls: Tls::Mutual,
+            alpn: Vec::new(),
+            sources: Vec::new(),
+            balance: Balance::default(),
+            max_connections: None,
+            send_proxy: false,
+            endpoints,
+            ready,
+            timeouts: ServiceTimeouts::default(),
+            exported: true,
+        };
+        let address = format!("gw.{cluster}.example:15443").parse().unwrap();
+        let offer = Offer {
+            network: cluster.to_owned(),
+            aliases: Vec::new(),
+            ports: vec![port],
+            gateways: vec![Gateway { address, locality: Locality::default() }],
+            staleness: Staleness::Keep,
+            merge: true,
+            exposed_on: Vec::new(),
+            gateway_ranges: Default::default(),
+        };
+        let key = Key { cluster: cluster.parse().unwrap(), host: HostPattern::parse("db.pxc").unwrap() };
+        Slice { key, order: Order { incarnation: 1, revision: 1 }, offer: Some(offer) }
+    }
+
+    fn local(instance: &str, exposed: bool) -> slice::Endpoint {
+        slice::Endpoint {
+            address: "10.0.0.1:3306".parse().unwrap(),
+            locality: Locality::default(),
+            weight: 3,
+            health: Health::Ready,
+            instance: Some(name(instance)),
+            instance_exported: false,
+            tls: None,
+            identity: None,
+            exposed,
+            aliases: vec![name("src.pxc")],
+        }
+    }
+
+    fn far(count: u32, instances: &[&str]) -> Vec<Ready> {
+        let instance = |text: &&str| Instance { name: name(text), aliases: Vec::new() };
+        let instances = instances.iter().map(instance).collect();
+        vec![Ready { locality: Locality::default(), ready: count, instances }]
+    }
+
+    fn only(services: Vec<Service>) -> Service {
+        let [service] = <[Service; 1]>::try_from(services).unwrap_or_else(|all| panic!("{all:?}"));
+        service
+    }
+
+    fn names_of(endpoint: &Endpoint) -> Vec<String> {
+        match &endpoint.reach {
+            Reach::Beyond(beyond) => beyond.instances.iter().map(|named| named.name.to_string()).collect(),
+            Reach::All { .. } | Reach::Inside => endpoint.instance.iter().map(ToString::to_string).collect(),
+        }
+    }
+
+    #[test]
+    fn what_is_local_comes_first_and_other_clusters_stand_behind_their_gateways() {
+        let own = slice("west", vec![local("db-0", true)], Vec::new());
+        let east = slice("east", Vec::new(), far(5, &["db-0", "db-7"]));
+        let service = only(here().services([&east, &own].into_iter()));
+        assert_eq!(service, only(here().services([&own, &east].into_iter())), "in any order");
+        let [near, beyond] = &service.endpoints[..] else { panic!("{:?}", service.endpoints) };
+        assert_eq!((near.priority, beyond.priority, beyond.weight), (0, BEYOND, 5));
+        assert_eq!(near.reach, Reach::All { by_name: false });
+        assert_eq!(beyond.address.to_string(), "gw.east.example:15443");
+        assert!(service.exposed);
+        assert_eq!((names_of(near), names_of(beyond)), (vec!["db-0".to_owned()], vec!["db-7".to_owned()]));
+    }
+
+    #[test]
+    fn an_instance_that_two_others_have_is_nobodys() {
+        let (east, south) = (
+            slice("east", Vec::new(), far(1, &["db-0", "db-1"])),
+            slice("south", Vec::new(), far(2, &["db-0"])),
+        );
+        let service = only(here().services([&east, &south].into_iter()));
+        assert_eq!(
+            service.endpoints.iter().map(names_of).collect::<Vec<_>>(),
+            [vec!["db-1".to_owned()], vec![]]
+        );
+        assert!(!service.exposed, "nothing passes through");
+    }
+
+    #[test]
+    fn only_the_gateways_that_an_export_names_open_it() {
+        let mut own = slice("west", vec![local("db-0", false)], Vec::new());
+        own.offer.as_mut().unwrap().exposed_on = vec!["gw-2".to_owned()];
+        let service = only(here().services([&own].into_iter()));
+        assert!(!service.exposed && service.endpoints[0].reach == Reach::Inside);
+        let other = Here { gateway: "gw-2".to_owned(), ..here() };
+        assert!(only(other.services([&own].into_iter())).exposed);
+    }
+
+    #[test]
+    fn who_has_nothing_ready_gets_nothing() {
+        let service = only(here().services([&slice("east", Vec::new(), far(0, &[]))].into_iter()));
+        assert_eq!(service.endpoints[0].weight, 0);
+    }
+
+    #[test]
+    fn what_is_down_takes_nothing_new_where_its_owner_has_it_probed() {
+        let with = |mut slice: Slice, staleness| {
+            slice.offer.as_mut().unwrap().staleness = staleness;
+            slice
+        };
+        let own = slice("west", vec![local("db-0", true)], Vec::new());
+        let east = slice("east", Vec::new(), far(5, &[]));
+        let south = slice("south", Vec::new(), far(5, &[]));
+        let slices = [with(own, Staleness::Probe), with(east, Staleness::Probe), south];
+        let mut here = here();
+        let leads_to: Vec<_> = slices.iter().flat_map(|slice| here.leads_to(slice)).cloned().collect();
+        let texts: Vec<_> = leads_to.iter().map(ToString::to_string).collect();
+        assert_eq!(texts, ["10.0.0.1:3306", "gw.east.example:15443", "gw.south.example:15443"]);
+        let weights = |here: &Here| -> Vec<u32> {
+            only(here.services(slices.iter())).endpoints.iter().map(|endpoint| endpoint.weight).collect()
+        };
+        assert_eq!(weights(&here), [3, 5, 5]);
+        here.down = leads_to.into_iter().collect();
+        assert_eq!(weights(&here), [0, 0, 5], "south's is kept, whatever becomes of it");
+    }
+}

@@ -1,0 +1,46 @@
+//! The data path of a gateway, and what steers it: reads the SNI of a ClientHello, picks an endpoint, splices the encrypted bytes
+//! to it untouched. Read `conn` first; it tells the story, and every step is a module of that name.
+
+pub mod account;
+pub mod admin;
+pub mod answer;
+mod attempts;
+mod bulk;
+mod close;
+pub mod config;
+mod conn;
+pub mod connect;
+pub mod control;
+pub mod demotion;
+pub mod drain;
+pub mod endpoint;
+pub mod enrol;
+pub mod family;
+mod flow;
+mod foreign;
+pub mod gateway;
+mod held;
+pub mod hello;
+mod hello_check;
+mod learn;
+pub mod limits;
+mod listen;
+pub mod live;
+pub mod log;
+pub mod memory;
+pub mod metrics;
+pub mod peek;
+pub mod pick;
+pub mod pipe;
+pub mod proxy;
+pub mod reason;
+pub mod relay;
+pub mod resolve;
+pub mod route;
+pub mod snapshot;
+pub mod socket;
+pub mod suspects;
+mod threads;
+pub mod turn;
+pub mod watch;
+pub mod worker;

@@ -1,0 +1,343 @@
+//! A worker's table of its live connections. It is what drain, timeouts and `/connections` read, and how
+//! they end a connection: one coarse tick a worker visits the table, there is no timer a connection.
+
+use std::io;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::task::{Poll, Waker};
+use std::time::{Duration, SystemTime};
+
+use isthmus_model::HostName;
+use slab::Slab;
+
+use crate::reason::Reason;
+use crate::snapshot::Service;
+use crate::socket::{self, Millis};
+
+/// How often a worker looks at its table, and how many ticks one visit of the whole table takes: each
+/// connection is looked at once a second, a quarter of them at a time.
+const TICK: Duration = Duration::from_millis(250);
+const PARTS: usize = 4;
+
+/// One live connection: what its task writes and others read.
+#[derive(Debug)]
+pub struct Conn {
+    /// Unique in the process.
+    pub id: u64,
+    /// Index of the listener.
+    pub listener: usize,
+    /// The client as the socket shows it, until a PROXY header names another.
+    pub peer: SocketAddr,
+    /// When it was accepted.
+    pub since: SystemTime,
+    /// The same, in [`Millis`].
+    pub accepted: Millis,
+    /// The client's address from a PROXY header.
+    pub source: OnceLock<SocketAddr>,
+    /// The name it asked for.
+    pub sni: OnceLock<HostName>,
+    /// What it asked for instead of a name, escaped and cut.
+    refused_name: OnceLock<Box<str>>,
+    target: Mutex<Option<Target>>,
+    /// From the client.
+    pub bytes_in: AtomicU64,
+    /// From the server.
+    pub bytes_out: AtomicU64,
+    last_byte: AtomicU64,
+    half_closed: AtomicU64,
+    age: AtomicU8,
+    stuck: AtomicBool,
+    /// Memory of its hello, while that is held.
+    hello_bytes: AtomicUsize,
+    /// Others need that memory.
+    hello_revoked: AtomicBool,
+    end: AtomicU8,
+    task: OnceLock<Waker>,
+}
+
+/// Where a connection leads.
+#[derive(Clone, Debug)]
+pub struct Target {
+    /// The service.
+    pub service: Arc<Service>,
+    /// The endpoint's address.
+    pub endpoint: SocketAddr,
+    /// When it was connected; none while that is still tried.
+    pub connected: Option<Millis>,
+}
+
+const LIVES: u8 = u8::MAX;
+
+const YOUNG: u8 = 0;
+const COMING_OF_AGE: u8 = 1;
+const OF_AGE: u8 = 2;
+/// Most connections end before this, and are spared what only long ones need.
+const AGE_MS: Millis = 1_000;
+/// A connection that moved no byte for this long, though it has some, is looked at more closely.
+pub(crate) const SILENT_MS: Millis = 1_000;
+
+impl Conn {
+    pub(crate) fn new(id: u64, listener: usize, peer: SocketAddr) -> Conn {
+        let now = socket::now();
+        Conn {
+            id,
+            listener,
+            peer,
+            since: SystemTime::now(),
+            accepted: now,
+            source: OnceLock::new(),
+            sni: OnceLock::new(),
+            refused_name: OnceLock::new(),
+            target: Mutex::default(),
+            bytes_in: AtomicU64::new(0),
+            bytes_out: AtomicU64::new(0),
+            last_byte: AtomicU64::new(now),
+            half_closed: AtomicU64::new(0),
+            age: AtomicU8::new(YOUNG),
+            stuck: AtomicBool::new(false),
+            hello_bytes: AtomicUsize::new(0),
+            hello_revoked: AtomicBool::new(false),
+            end: AtomicU8::new(LIVES),
+            task: OnceLock::new(),
+        }
+    }
+
+    /// The client's address: the PROXY header's where there is one.
+    #[must_use]
+    pub fn client(&self) -> SocketAddr {
+        self.source.get().copied().unwrap_or(self.peer)
+    }
+
+    /// What it asked for, be it a name or not, as the log shows it.
+    pub(crate) fn asked_for(&self) -> Option<&str> {
+        self.sni.get().map(HostName::as_str).or_else(|| self.refused_name.get().map(|name| &**name))
+    }
+
+    pub(crate) fn set_refused_name(&self, name: String) {
+        let _first = self.refused_name.set(name.into());
+    }
+
+    /// Where it leads, once it is connected.
+    #[must_use]
+    pub fn target(&self) -> Option<Target> {
+        self.target.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    pub(crate) fn leads_to(&self, target: Target) {
+        *self.target.lock().unwrap_or_else(PoisonError::into_inner) = Some(target);
+    }
+
+    /// When a byte last moved.
+    #[must_use]
+    pub fn last_byte(&self) -> Millis {
+        self.last_byte.load(Relaxed)
+    }
+
+    /// Counts bytes of one direction. Only the connection's own task writes, so no locked addition.
+    pub(crate) fn moved(&self, count: &AtomicU64, bytes: usize, now: Millis) {
+        count.store(count.load(Relaxed).saturating_add(bytes as u64), Relaxed);
+        self.last_byte.store(now, Relaxed);
+    }
+
+    pub(crate) fn set_half_closed(&self, now: Millis) {
+        self.half_closed.store(now.max(1), Relaxed);
+    }
+
+    /// Whether a side takes no bytes although there are some for it.
+    pub(crate) fn set_stuck(&self, stuck: bool) {
+        self.stuck.store(stuck, Relaxed);
+    }
+
+    /// Memory that its hello holds; none once it was sent and cannot be sent again.
+    pub(crate) fn hello_bytes(&self) -> usize {
+        self.hello_bytes.load(Relaxed)
+    }
+
+    pub(crate) fn set_hello_bytes(&self, bytes: usize) {
+        self.hello_bytes.store(bytes, Relaxed);
+    }
+
+    /// Others need the memory of its hello: it is relayed now if a server has it, and refused if none has.
+    pub(crate) fn revoke_hello(&self) {
+        self.hello_revoked.store(true, Relaxed);
+        self.wake();
+    }
+
+    pub(crate) fn is_hello_revoked(&self) -> bool {
+        self.hello_revoked.load(Relaxed)
+    }
+
+    /// Runs the beginning, which holds the hello, until it ends or others need that memory. A beginning that has a
+    /// server by then is over by itself when it is asked once more.
+    pub(crate) async fn until_revoked<T>(
+        &self,
+        mut beginning: Pin<&mut impl Future<Output = Result<T, Reason>>>,
+    ) -> Result<T, Reason> {
+        std::future::poll_fn(|cx| match beginning.as_mut().poll(cx) {
+            Poll::Pending if self.is_hello_revoked() => Poll::Ready(Err(Reason::LimitMemory)),
+            outcome => outcome,
+        })
+        .await
+    }
+
+    /// True once, when the connection has lived long enough to be worth keepalive.
+    pub(crate) fn came_of_age(&self) -> bool {
+        let due = self.age.load(Relaxed) == COMING_OF_AGE;
+        if due {
+            self.age.store(OF_AGE, Relaxed);
+        }
+        due
+    }
+
+    /// Asks the connection to end, in order.
+    pub(crate) fn end(&self, reason: Reason) {
+        if self.end.compare_exchange(LIVES, reason as u8, Relaxed, Relaxed).is_ok() {
+            self.wake();
+        }
+    }
+
+    fn wake(&self) {
+        if let Some(task) = self.task.get() {
+            task.wake_by_ref();
+        }
+    }
+
+    /// Somebody has asked for its end already.
+    pub(crate) fn is_ending(&self) -> bool {
+        self.asked_to_end().is_some()
+    }
+
+    fn asked_to_end(&self) -> Option<Reason> {
+        Reason::ALL.get(usize::from(self.end.load(Relaxed))).copied()
+    }
+
+    /// Runs the story until it ends, or until somebody asks for its end. To be awaited by the
+    /// connection's task itself: a task's waker stays the same, and is taken once.
+    ///
+    /// Pinned by the caller: a future that is handed over by value is kept twice.
+    pub(crate) async fn until_ended(&self, mut story: Pin<&mut impl Future<Output = Reason>>) -> Reason {
+        std::future::poll_fn(|cx| {
+            self.task.get_or_init(|| cx.waker().clone());
+            match self.asked_to_end() {
+                Some(reason) => Poll::Ready(reason),
+                None => story.as_mut().poll(cx),
+            }
+        })
+        .await
+    }
+
+    /// The limit that this connection has passed, if any.
+    fn overdue(&self, now: Millis) -> Option<Reason> {
+        let target = self.target()?;
+        let limits = &target.service.rules.timeouts;
+        let passed = |since: Millis, limit: Option<Duration>| {
+            limit.is_some_and(|limit| u128::from(now.saturating_sub(since)) >= limit.as_millis())
+        };
+        let half_closed = self.half_closed.load(Relaxed);
+        // The hello's bytes count when they reach a server; until then connecting has its own limits.
+        let silent_since = self.last_byte().max(target.connected.unwrap_or(now));
+        if passed(self.accepted, limits.max_duration) {
+            Some(Reason::MaxDuration)
+        } else if self.bytes_out.load(Relaxed) == 0
+            && target.connected.is_some_and(|connected| passed(connected, limits.first_byte))
+        {
+            Some(Reason::FirstByteTimeout)
+        } else if half_closed != 0 && passed(silent_since.max(half_closed), limits.half_closed) {
+            Some(Reason::HalfCloseTimeout)
+        } else if passed(silent_since, limits.idle) {
+            Some(Reason::IdleTimeout)
+        } else {
+            None
+        }
+    }
+}
+
+/// The table of one worker.
+#[derive(Debug, Default)]
+pub struct Live {
+    table: Mutex<Slab<Arc<Conn>>>,
+    count: AtomicUsize,
+    clock: AtomicU64,
+}
+
+impl Live {
+    fn table(&self) -> MutexGuard<'_, Slab<Arc<Conn>>> {
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn insert(&self, conn: &Arc<Conn>) -> usize {
+        self.count.fetch_add(1, Relaxed);
+        self.table().insert(Arc::clone(conn))
+    }
+
+    pub(crate) fn remove(&self, key: usize) {
+        self.table().try_remove(key);
+        self.count.fetch_sub(1, Relaxed);
+    }
+
+    /// How many there are.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.count.load(Relaxed)
+    }
+
+    /// Whether there are none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// All of them, at this moment.
+    #[must_use]
+    pub fn all(&self) -> Vec<Arc<Conn>> {
+        self.table().iter().map(|(_, conn)| Arc::clone(conn)).collect()
+    }
+
+    /// Those that hold memory for a hello and were not told to let go of it.
+    pub(crate) fn holding(&self) -> Vec<Arc<Conn>> {
+        let table = self.table();
+        let holding = |conn: &&Arc<Conn>| conn.hello_bytes() > 0 && !conn.is_hello_revoked();
+        table.iter().map(|(_, conn)| conn).filter(holding).map(Arc::clone).collect()
+    }
+
+    /// The time at the last tick: exact enough for what is checked once a second, and free.
+    pub(crate) fn coarse_now(&self) -> Millis {
+        self.clock.load(Relaxed)
+    }
+
+    /// Ends what is overdue, for ever.
+    pub(crate) async fn sweep(self: Arc<Self>) -> io::Result<()> {
+        let mut tick = tokio::time::interval(TICK);
+        let mut part = 0;
+        loop {
+            tick.tick().await;
+            let now = socket::now();
+            self.clock.store(now, Relaxed);
+            self.visit(part, now);
+            part = (part + 1) % PARTS;
+        }
+    }
+
+    fn visit(&self, part: usize, now: Millis) {
+        let table = self.table();
+        let length = table.capacity().div_ceil(PARTS);
+        for key in part * length..(part + 1) * length {
+            let Some(conn) = table.get(key) else { continue };
+            if let Some(reason) = conn.overdue(now) {
+                conn.end(reason);
+            } else if conn.age.load(Relaxed) == YOUNG
+                && conn
+                    .target()
+                    .and_then(|target| target.connected)
+                    .is_some_and(|connected| now.saturating_sub(connected) >= AGE_MS)
+            {
+                conn.age.store(COMING_OF_AGE, Relaxed);
+                conn.wake();
+            } else if conn.stuck.load(Relaxed) && now.saturating_sub(conn.last_byte()) >= SILENT_MS {
+                conn.wake();
+            }
+        }
+    }
+}

@@ -1,0 +1,393 @@
+//! From counters to Prometheus: one table says what there is, in what unit, with which labels, and how it
+//! is read. `docs/metrics.md` is the same table for people.
+
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::SystemTime;
+
+use isthmus_certs::Trust;
+use isthmus_certs::trust::Expiry;
+use isthmus_store::Report;
+use prometheus::TextEncoder;
+use prometheus::proto::{self, LabelPair, MetricFamily, MetricType};
+
+use super::{BUCKETS, Histogram, ListenerCounters, WorkerCounters};
+use crate::control::{Control, Following, Probed};
+use crate::demotion::Outcome;
+use crate::drain::Phase;
+use crate::reason::Reason;
+
+/// One family of metrics.
+pub struct Definition {
+    /// With its prefix.
+    pub name: &'static str,
+    /// Counter, gauge or histogram.
+    pub kind: &'static str,
+    /// Its labels, in order.
+    pub labels: &'static [&'static str],
+    /// What it counts, in which unit.
+    pub help: &'static str,
+    read: fn(&Control) -> Vec<Sample>,
+}
+
+impl std::fmt::Debug for Definition {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.name)
+    }
+}
+
+enum Value {
+    Number(f64),
+    Histogram(proto::Histogram),
+}
+
+/// A value and its labels, in the definition's order.
+struct Sample(Vec<String>, Value);
+
+macro_rules! metrics {
+    ($($name:literal $kind:ident [$($label:literal),*] $help:literal = $read:expr;)+) => {
+        /// Everything that is exported.
+        pub const ALL: &[Definition] = &[$(Definition {
+            name: concat!("isthmus_", $name),
+            kind: stringify!($kind),
+            labels: &[$($label),*],
+            help: $help,
+            read: $read,
+        },)+];
+    };
+}
+
+metrics! {
+    "connections_accepted_total" counter ["listener"] "Connections accepted."
+        = |control| by_listener(control, |counters| &counters.accepted);
+    "connections_active" gauge ["listener"] "Connections open now."
+        = |control| listeners(control).map(|(index, name)| one([name], control.process.limits.on_listener(index))).collect();
+    "connections_ended_total" counter ["listener", "reason"] "Connections ended or refused, by reason."
+        = ended;
+    "bytes_total" counter ["listener", "direction"] "Bytes relayed by connections that have ended; `in` is from clients, `out` from servers."
+        = bytes;
+    "hello_seconds" histogram [] "From accept to a whole ClientHello."
+        = |control| histogram(control, |counters| &counters.hello);
+    "connect_seconds" histogram [] "From the ClientHello to a connected endpoint, failed attempts included."
+        = |control| histogram(control, |counters| &counters.connect);
+    "first_byte_seconds" histogram [] "From there to the server's first byte."
+        = |control| histogram(control, |counters| &counters.first_byte);
+    "duration_seconds" histogram [] "From accept to the end."
+        = |control| histogram(control, |counters| &counters.duration);
+    "attempts_failed_total" counter ["reason"] "Attempts to reach an endpoint that failed, by reason; most are followed by another."
+        = attempts_failed;
+    "replays_total" counter [] "ClientHellos sent to another endpoint because the first answered them badly."
+        = |control| total(control, |counters| &counters.replays);
+    "ejections_total" counter [] "Endpoints left out for a while because they could not be connected to or did not answer the gateway's own ClientHello."
+        = ejections;
+    "demotions_total" counter [] "Times that an endpoint was put last for a while because it turned ClientHellos away or could not be connected to."
+        = |control| total(control, |counters| &counters.demotions);
+    "hello_checks_total" counter ["result"] "ClientHellos of the gateway's own to endpoints that were put last, by what came back: `answered`, `alert`, `closed`, `reset`, `silent`, `unreached`, or `not_asked` where this machine could not ask."
+        = hello_checks;
+    "endpoints_failing" gauge [] "Endpoints that did not answer the gateway's own ClientHello and are tried last until they do."
+        = |control| vec![one([], float(control.process.suspects.failing()))];
+    "accept_pauses_total" counter [] "Times that accepting paused because descriptors had run out."
+        = |control| total(control, |counters| &counters.accept_pauses);
+    "connections_limit" gauge [] "Connections that the descriptor limit and `limits.connections` allow."
+        = |control| vec![one([], connections_limit(control))];
+    "lingering" gauge [] "Refused clients that are given time to hear why."
+        = |control| vec![one([], control.process.limits.lingering())];
+    "hello_memory_bytes" gauge [] "Bytes of ClientHellos in flight."
+        = |control| vec![one([], float(control.process.limits.hellos.held()))];
+    "pipes_open" gauge [] "Pipes held for splicing, in use or not."
+        = |control| vec![one([], float(control.workers.iter().map(|worker| worker.pipes.open()).sum()))];
+    "pipes_denied_total" counter [] "Times that a bulk transfer copied because there was no pipe."
+        = |control| vec![one([], sum(control.workers.iter().map(|worker| &worker.pipes.denied)))];
+    "access_log_dropped_total" counter [] "Lines of the access log that could not be written in time."
+        = |control| vec![one([], sum([&control.process.metrics.log_dropped]))];
+    "log_dropped_total" counter [] "Lines of the log that were lost because nobody read standard error."
+        = |_| vec![one([], number(isthmus_certs::output::lost()))];
+    "reloads_total" counter ["result"] "Edits of the configuration: `applied` or `refused`."
+        = reloads;
+    "tables_epoch" gauge [] "Number of the tables in use, from 1."
+        = |control| vec![one([], number(control.process.tables.load().epoch))];
+    "tables_age_seconds" gauge [] "Since the tables last changed."
+        = |control| vec![one([], age(control.changed()))];
+    "services" gauge [] "Services in the tables."
+        = |control| vec![one([], float(control.process.tables.load().len()))];
+    "endpoints" gauge [] "Endpoints in the tables, names resolved."
+        = |control| vec![one([], float(control.process.tables.load().services().map(|service| service.endpoints.len()).sum()))];
+    "service_connections_total" counter ["service"] "Connections that reached an endpoint of the service."
+        = |control| by_service(control, |counters| &counters.connections);
+    "service_connections_active" gauge ["service"] "Connections of the service open now."
+        = service_active;
+    "service_bytes_total" counter ["service", "direction"] "Bytes relayed by connections of the service that have ended."
+        = service_bytes;
+    "certificate_expiry_seconds" gauge ["kind", "name", "serial"] "Until a certificate of `trust` ends, negative once it has; `kind` is `leaf`, `intermediate` or `root`."
+        = certificates;
+    "trust_refused" gauge [] "Files of `trust` that were refused at the last look, while the old ones serve."
+        = |control| control.process.trust.get().iter().map(|trust| one([], float(trust.refused().len()))).collect();
+    "agent_connected" gauge [] "1 while the agent that `xds` names is heard."
+        = |control| control.process.fixed.xds.iter().map(|_| one([], u32::from(control.following.borrow().connected))).collect();
+    "agent_slices" gauge [] "Slices that agents gave and that are in the tables."
+        = |control| control.process.fixed.xds.iter().map(|_| one([], float(control.following.borrow().slices))).collect();
+    "agent_slices_refused_total" counter [] "Slices of an agent that were refused."
+        = |control| control.process.fixed.xds.iter().map(|_| one([], number(control.following.borrow().refusals))).collect();
+    "agent_silence_seconds" gauge [] "Since the agent was last heard; 0 while it is. The tables are that old at most."
+        = |control| control.process.fixed.xds.iter().map(|_| one([], silence(&control.following.borrow()))).collect();
+    "stale_probed" gauge [] "Addresses that are asked whether they can be reached while no agent is heard (`stale: probe`)."
+        = |control| control.process.fixed.xds.iter().map(|_| one([], probed(&control.following.borrow(), |probed| probed.addresses))).collect();
+    "stale_down" gauge [] "Those of them that cannot, and take no new connections."
+        = |control| control.process.fixed.xds.iter().map(|_| one([], probed(&control.following.borrow(), |probed| probed.down))).collect();
+    "state_usable" gauge ["store"] "1 while state is persisted for a restart; 0 while the disk does not allow it."
+        = |control| state(control, |report| u32::from(report.usable).into());
+    "state_damaged_total" counter ["store"] "Damaged state files that were found."
+        = |control| state(control, |report| number(report.damaged_files));
+    "state_records_lost_total" counter ["store"] "Persisted records that were damaged and are lost."
+        = |control| state(control, |report| number(report.lost_records));
+    "draining" gauge [] "1 while the gateway drains."
+        = |control| vec![one([], u32::from(*control.phase.borrow() != Phase::Serving))];
+    "open_fds" gauge [] "Descriptors of the process."
+        = |_| vec![one([], float(std::fs::read_dir("/proc/self/fd").map_or(0, Iterator::count)))];
+    "resident_memory_bytes" gauge [] "Resident memory of the process."
+        = |_| vec![one([], resident_memory())];
+    "build_info" gauge ["version"] "1; the version is the label."
+        = |_| vec![one([env!("CARGO_PKG_VERSION").to_owned()], 1)];
+}
+
+/// Everything, in the text format.
+#[must_use]
+pub fn text(control: &Control) -> String {
+    let families: Vec<MetricFamily> = ALL.iter().map(|definition| family(definition, control)).collect();
+    // Only a family without a metric is an error, and those are left out.
+    let shown: Vec<_> = families.into_iter().filter(|family| !family.get_metric().is_empty()).collect();
+    TextEncoder::new().encode_to_string(&shown).unwrap_or_default()
+}
+
+fn family(definition: &Definition, control: &Control) -> MetricFamily {
+    let mut family = MetricFamily::default();
+    family.set_name(definition.name.to_owned());
+    family.set_help(definition.help.to_owned());
+    family.set_field_type(match definition.kind {
+        "counter" => MetricType::COUNTER,
+        "histogram" => MetricType::HISTOGRAM,
+        _ => MetricType::GAUGE,
+    });
+    family.set_metric(
+        (definition.read)(control).into_iter().map(|sample| metric(definition, sample)).collect(),
+    );
+    family
+}
+
+fn metric(definition: &Definition, Sample(labels, value): Sample) -> proto::Metric {
+    let pairs = definition.labels.iter().zip(labels).map(|(name, value)| {
+        let mut pair = LabelPair::default();
+        pair.set_name((*name).to_owned());
+        pair.set_value(value);
+        pair
+    });
+    let mut metric = proto::Metric::from_label(pairs.collect());
+    match value {
+        Value::Histogram(histogram) => metric.set_histogram(histogram),
+        Value::Number(number) if definition.kind == "counter" => {
+            let mut counter = proto::Counter::default();
+            counter.set_value(number);
+            metric.set_counter(counter);
+        }
+        Value::Number(number) => {
+            let mut gauge = proto::Gauge::default();
+            gauge.set_value(number);
+            metric.set_gauge(gauge);
+        }
+    }
+    metric
+}
+
+fn one<const N: usize>(labels: [String; N], value: impl Into<f64>) -> Sample {
+    Sample(labels.into(), Value::Number(value.into()))
+}
+
+#[expect(clippy::cast_precision_loss, reason = "Prometheus' numbers are f64; counts stay below 2^53")]
+fn number(count: u64) -> f64 {
+    count as f64
+}
+
+fn float(count: usize) -> f64 {
+    number(count as u64)
+}
+
+fn sum<'a>(counts: impl IntoIterator<Item = &'a AtomicU64>) -> f64 {
+    number(counts.into_iter().map(|count| count.load(Relaxed)).sum())
+}
+
+fn workers(control: &Control) -> impl Iterator<Item = &WorkerCounters> {
+    control.process.metrics.workers.iter().map(|counters| &**counters)
+}
+
+fn listeners(control: &Control) -> impl Iterator<Item = (usize, String)> {
+    control.process.fixed.binds.iter().map(|bind| bind.name.clone()).enumerate()
+}
+
+fn on_listener(control: &Control, index: usize) -> impl Iterator<Item = &ListenerCounters> {
+    workers(control).filter_map(move |counters| counters.listeners.get(index))
+}
+
+fn total(control: &Control, of: fn(&WorkerCounters) -> &AtomicU64) -> Vec<Sample> {
+    vec![one([], sum(workers(control).map(of)))]
+}
+
+fn by_listener(control: &Control, of: fn(&ListenerCounters) -> &AtomicU64) -> Vec<Sample> {
+    listeners(control).map(|(index, name)| one([name], sum(on_listener(control, index).map(of)))).collect()
+}
+
+fn ended(control: &Control) -> Vec<Sample> {
+    let mut samples = Vec::new();
+    for (index, name) in listeners(control) {
+        for reason in Reason::ALL {
+            let counts =
+                on_listener(control, index).filter_map(|counters| counters.ended.get(*reason as usize));
+            samples.push(one([name.clone(), reason.word().to_owned()], sum(counts)));
+        }
+    }
+    samples
+}
+
+fn bytes(control: &Control) -> Vec<Sample> {
+    let both = |(index, name): (usize, String)| {
+        let counters = || on_listener(control, index);
+        [
+            one([name.clone(), "in".to_owned()], sum(counters().map(|counters| &counters.bytes_in))),
+            one([name, "out".to_owned()], sum(counters().map(|counters| &counters.bytes_out))),
+        ]
+    };
+    listeners(control).flat_map(both).collect()
+}
+
+fn histogram(control: &Control, of: fn(&WorkerCounters) -> &Histogram) -> Vec<Sample> {
+    let mut histogram = proto::Histogram::default();
+    let mut below = 0;
+    let mut buckets = Vec::new();
+    for (index, bound) in BUCKETS.iter().copied().chain([f64::INFINITY]).enumerate() {
+        below += workers(control)
+            .filter_map(|counters| of(counters).buckets.get(index))
+            .map(|count| count.load(Relaxed))
+            .sum::<u64>();
+        let mut bucket = proto::Bucket::default();
+        bucket.set_upper_bound(bound);
+        bucket.set_cumulative_count(below);
+        buckets.push(bucket);
+    }
+    histogram.set_bucket(buckets);
+    histogram.set_sample_count(below);
+    histogram.set_sample_sum(sum(workers(control).map(|counters| &of(counters).micros)) / 1e6);
+    vec![Sample(Vec::new(), Value::Histogram(histogram))]
+}
+
+fn attempts_failed(control: &Control) -> Vec<Sample> {
+    let failures = |reason: &Reason| {
+        let counts = workers(control).filter_map(|counters| counters.failures.get(*reason as usize));
+        one([reason.word().to_owned()], sum(counts))
+    };
+    [
+        Reason::ConnectRefused,
+        Reason::ConnectTimeout,
+        Reason::ConnectFailed,
+        Reason::UpstreamRejected,
+        Reason::LocalResources,
+        Reason::Loop,
+    ]
+    .iter()
+    .map(failures)
+    .collect()
+}
+
+fn ejections(control: &Control) -> Vec<Sample> {
+    let by_connects = workers(control).map(|counters| &counters.ejections);
+    vec![one([], sum(by_connects.chain([&control.process.metrics.own_ejections])))]
+}
+
+fn hello_checks(control: &Control) -> Vec<Sample> {
+    let counts = Outcome::ALL.iter().zip(&control.process.metrics.checks);
+    counts.map(|(outcome, count)| one([outcome.word().to_owned()], sum([count]))).collect()
+}
+
+fn connections_limit(control: &Control) -> u32 {
+    control.process.limits.descriptors().min(control.process.tables.load().live.limits.connections)
+}
+
+fn reloads(control: &Control) -> Vec<Sample> {
+    let metrics = &control.process.metrics;
+    [("applied", &metrics.reloads), ("refused", &metrics.reloads_refused)]
+        .map(|(word, count)| one([word.to_owned()], sum([count])))
+        .into()
+}
+
+fn by_service(control: &Control, of: fn(&crate::endpoint::ServiceCounters) -> &AtomicU64) -> Vec<Sample> {
+    let services = control.process.metrics.services.all();
+    services.iter().map(|counters| one([counters.name.to_string()], sum([of(counters)]))).collect()
+}
+
+fn service_active(control: &Control) -> Vec<Sample> {
+    let services = control.process.metrics.services.all();
+    services
+        .iter()
+        .filter_map(|counters| Some(one([counters.name.to_string()], counters.of.upgrade()?.active())))
+        .collect()
+}
+
+fn service_bytes(control: &Control) -> Vec<Sample> {
+    let services = control.process.metrics.services.all();
+    let both = |counters: &std::sync::Arc<crate::endpoint::ServiceCounters>| {
+        [("in", &counters.bytes_in), ("out", &counters.bytes_out)]
+            .map(|(word, count)| one([counters.name.to_string(), word.to_owned()], sum([count])))
+    };
+    services.iter().flat_map(both).collect()
+}
+
+fn certificates(control: &Control) -> Vec<Sample> {
+    let expiries = control.process.trust.get().into_iter().flat_map(Trust::expiries);
+    let sample = |expiry: Expiry| {
+        let left = expiry.left(SystemTime::now());
+        one([expiry.kind.to_string(), expiry.name, expiry.serial], left)
+    };
+    expiries.map(sample).collect()
+}
+
+fn state(control: &Control, read: fn(&Report) -> f64) -> Vec<Sample> {
+    let report = control.state.get().map(|health| health.report());
+    report.iter().map(|report| one([report.store.to_owned()], read(report))).collect()
+}
+
+fn silence(following: &Following) -> f64 {
+    if following.connected { 0.0 } else { age(following.since) }
+}
+
+fn probed(following: &Following, count: fn(&Probed) -> usize) -> f64 {
+    float(following.probed.as_ref().map_or(0, count))
+}
+
+fn age(since: SystemTime) -> f64 {
+    since.elapsed().unwrap_or_default().as_secs_f64()
+}
+
+fn resident_memory() -> f64 {
+    let pages = std::fs::read_to_string("/proc/self/statm")
+        .ok()
+        .and_then(|statm| statm.split_ascii_whitespace().nth(1).and_then(|pages| pages.parse::<u64>().ok()));
+    number(pages.unwrap_or(0)) * float(rustix::param::page_size())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_documentation_is_this_table() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/metrics.md");
+        let documented = std::fs::read_to_string(path).unwrap();
+        let rows: Vec<&str> = documented.lines().filter(|line| line.starts_with("| `isthmus_")).collect();
+        let expected: Vec<String> = ALL
+            .iter()
+            .map(|metric| {
+                let labels = metric.labels.join("`, `");
+                let labels = if labels.is_empty() { "–".to_owned() } else { format!("`{labels}`") };
+                format!("| `{}` | {} | {labels} | {} |", metric.name, metric.kind, metric.help)
+            })
+            .collect();
+        assert_eq!(rows, expected, "write these rows into docs/metrics.md:\n{}", expected.join("\n"));
+    }
+}

@@ -1,0 +1,249 @@
+//! The PROXY protocol: reading versions 1 and 2 from sources that must send it, writing version 2
+//! towards endpoints. Pure, no I/O. It never guesses: whether a header is due is the caller's knowledge.
+
+use std::net::SocketAddr;
+
+use isthmus_model::HostName;
+use ppp::{PartialResult, v1, v2};
+
+use crate::reason::Reason;
+
+const V1_START: &[u8] = b"PROXY ";
+const V1_MAX: usize = 107;
+/// Before the addresses of version 2.
+const V2_FIXED: usize = 16;
+/// Version 2, command LOCAL.
+const V2_LOCAL: u8 = 0x20;
+
+/// What the bytes so far mean, where a header is due.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// The header is not whole yet.
+    More,
+    /// It is.
+    Header {
+        /// Its length in bytes.
+        length: usize,
+        /// The client behind the proxy; `None` when the proxy speaks for itself or does not know.
+        source: Option<SocketAddr>,
+    },
+    /// It never will be: `proxy_malformed`.
+    Refused(Reason),
+}
+
+/// Reads a header that must be there.
+#[must_use]
+pub fn read(bytes: &[u8]) -> Verdict {
+    if starts(bytes, V1_START) { read_v1(bytes) } else { read_v2(bytes) }
+}
+
+/// Whether these bytes are the start of a header, from a source that must not send one.
+#[must_use]
+pub fn is_header(bytes: &[u8]) -> bool {
+    bytes.starts_with(V1_START) || bytes.starts_with(v2::PROTOCOL_PREFIX)
+}
+
+fn starts(bytes: &[u8], with: &[u8]) -> bool {
+    bytes.iter().zip(with).all(|(a, b)| a == b)
+}
+
+fn read_v1(bytes: &[u8]) -> Verdict {
+    let line = bytes.get(..V1_MAX).unwrap_or(bytes);
+    let Some(end) = line.windows(2).position(|pair| pair == b"\r\n") else {
+        return if line.len() < V1_MAX { Verdict::More } else { Verdict::Refused(Reason::ProxyMalformed) };
+    };
+    let length = end + 2;
+    match v1::Header::try_from(bytes.get(..length).unwrap_or_default()) {
+        Ok(header) => {
+            let source = match header.addresses {
+                v1::Addresses::Tcp4(ip) => Some(SocketAddr::from((ip.source_address, ip.source_port))),
+                v1::Addresses::Tcp6(ip) => Some(SocketAddr::from((ip.source_address, ip.source_port))),
+                v1::Addresses::Unknown => None,
+            };
+            Verdict::Header { length, source }
+        }
+        Err(_) => Verdict::Refused(Reason::ProxyMalformed),
+    }
+}
+
+fn read_v2(bytes: &[u8]) -> Verdict {
+    if let Some(rest @ [V2_LOCAL, ..]) = bytes.strip_prefix(v2::PROTOCOL_PREFIX) {
+        return read_local(rest);
+    }
+    let header = v2::Header::try_from(bytes);
+    if header.is_incomplete() {
+        return Verdict::More;
+    }
+    match header {
+        // A TLV that runs past the end: what it says of the client is not to be trusted either.
+        Ok(header) if header.command == v2::Command::Proxy && header.tlvs().any(|tlv| tlv.is_err()) => {
+            Verdict::Refused(Reason::ProxyMalformed)
+        }
+        Ok(header) => {
+            let source = match (header.command, &header.addresses) {
+                (v2::Command::Proxy, v2::Addresses::IPv4(ip)) => {
+                    Some(SocketAddr::from((ip.source_address, ip.source_port)))
+                }
+                (v2::Command::Proxy, v2::Addresses::IPv6(ip)) => {
+                    Some(SocketAddr::from((ip.source_address, ip.source_port)))
+                }
+                _ => None,
+            };
+            Verdict::Header { length: header.len(), source }
+        }
+        Err(_) => Verdict::Refused(Reason::ProxyMalformed),
+    }
+}
+
+/// The proxy speaks for itself, as to check who is there: whatever family and block say is to be skipped.
+fn read_local(rest: &[u8]) -> Verdict {
+    let Some([_command, _family, block @ ..]) = rest.first_chunk::<4>() else { return Verdict::More };
+    let length = V2_FIXED + usize::from(u16::from_be_bytes(*block));
+    let is_whole = v2::PROTOCOL_PREFIX.len() + rest.len() >= length;
+    if is_whole { Verdict::Header { length, source: None } } else { Verdict::More }
+}
+
+/// A version 2 header of a proxy that speaks for itself.
+pub const LOCAL: [u8; 16] = *b"\r\n\r\n\0\r\nQUIT\n\x20\0\0\0";
+
+/// A version 2 header that says who the client is, which address it reached, and the name it asked for
+/// (TLV 0x02).
+#[must_use]
+pub fn write(client: SocketAddr, reached: SocketAddr, sni: Option<&HostName>) -> Vec<u8> {
+    const PROXY_V2: u8 = 0x21;
+    const TCP4: u8 = 0x11;
+    const TCP6: u8 = 0x21;
+    const AUTHORITY: u8 = 0x02;
+    let mut body = Vec::with_capacity(64);
+    let family = if let (SocketAddr::V4(client), SocketAddr::V4(reached)) = (client, reached) {
+        body.extend(client.ip().octets());
+        body.extend(reached.ip().octets());
+        TCP4
+    } else {
+        for address in [client, reached] {
+            let ip = match address.ip() {
+                std::net::IpAddr::V4(ip) => ip.to_ipv6_mapped(),
+                std::net::IpAddr::V6(ip) => ip,
+            };
+            body.extend(ip.octets());
+        }
+        TCP6
+    };
+    body.extend(client.port().to_be_bytes());
+    body.extend(reached.port().to_be_bytes());
+    if let Some(sni) = sni {
+        body.push(AUTHORITY);
+        body.extend(length_of(sni.as_str().as_bytes()));
+        body.extend(sni.as_str().as_bytes());
+    }
+    let mut header = v2::PROTOCOL_PREFIX.to_vec();
+    header.extend([PROXY_V2, family]);
+    header.extend(length_of(&body));
+    header.append(&mut body);
+    header
+}
+
+/// A name has at most 253 bytes, and a body at most 36 more than that.
+fn length_of(bytes: &[u8]) -> [u8; 2] {
+    u16::try_from(bytes.len()).unwrap_or(u16::MAX).to_be_bytes()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn v4(text: &str) -> SocketAddr {
+        text.parse().unwrap()
+    }
+
+    #[test]
+    fn what_is_written_is_read_back() {
+        let sni = HostName::parse("details.example").unwrap();
+        for (client, reached) in
+            [("192.0.2.1:4000", "192.0.2.9:15443"), ("[2001:db8::1]:4000", "[2001:db8::2]:15443")]
+        {
+            let (client, reached) = (v4(client), v4(reached));
+            let mut wire = write(client, reached, Some(&sni));
+            let length = wire.len();
+            for end in 0..length {
+                assert_eq!(read(&wire[..end]), Verdict::More, "prefix of {end}");
+            }
+            wire.extend(b"\x16\x03\x01");
+            assert_eq!(read(&wire), Verdict::Header { length, source: Some(client) });
+            let header = v2::Header::try_from(&wire[..]).unwrap();
+            let tlv = header.tlvs().next().unwrap().unwrap();
+            assert_eq!((tlv.kind, &*tlv.value), (2, &b"details.example"[..]));
+        }
+    }
+
+    #[test]
+    fn version_1_is_read_and_its_line_is_bounded() {
+        let wire = b"PROXY TCP4 192.0.2.1 192.0.2.2 4000 15443\r\n\x16";
+        assert_eq!(
+            read(wire),
+            Verdict::Header { length: wire.len() - 1, source: Some(v4("192.0.2.1:4000")) }
+        );
+        assert_eq!(read(b"PROXY UNKNOWN\r\n"), Verdict::Header { length: 15, source: None });
+        assert_eq!(read(&wire[..20]), Verdict::More);
+        assert_eq!(read(b""), Verdict::More);
+        assert_eq!(read(b"PROXY TCP4 999.0.0.1 192.0.2.2 1 2\r\n"), Verdict::Refused(Reason::ProxyMalformed));
+        let endless = [V1_START, &[b'x'; 200]].concat();
+        assert_eq!(read(&endless), Verdict::Refused(Reason::ProxyMalformed));
+    }
+
+    #[test]
+    fn a_version_2_header_that_is_short_is_refused() {
+        let mut wire = v2::PROTOCOL_PREFIX.to_vec();
+        wire.extend([0x21, 0x11, 0, 4, 1, 2, 3, 4]);
+        assert_eq!(read(&wire), Verdict::Refused(Reason::ProxyMalformed));
+        assert_eq!(read(b"\x16\x03\x01"), Verdict::Refused(Reason::ProxyMalformed));
+    }
+
+    #[test]
+    fn local_header_is_taken_whatever_family_and_block_say() {
+        let of = |rest: &[u8]| [v2::PROTOCOL_PREFIX, &[0x20], rest].concat();
+        for (rest, length) in [
+            (&b"\0\0\0"[..], 16),
+            (b"\x11\0\0", 16),
+            (b"\x11\0\x03abc", 19),
+            (b"\x21\0\x0c123456789012", 28),
+            (b"\x71\0\0", 16),
+            (b"\xff\0\x01x", 17),
+        ] {
+            let wire = [&of(rest)[..], b"\x16\x03\x01"].concat();
+            assert_eq!(read(&wire), Verdict::Header { length, source: None }, "{rest:?}");
+            for end in 0..length {
+                assert_eq!(read(&wire[..end]), Verdict::More, "{rest:?}, {end} bytes");
+            }
+        }
+        assert_eq!(read(&LOCAL), Verdict::Header { length: LOCAL.len(), source: None });
+    }
+
+    /// As with a client's certificate in it.
+    #[test]
+    fn header_is_taken_up_to_what_its_length_can_say() {
+        let mut wire = write(v4("192.0.2.1:4000"), v4("192.0.2.2:443"), None);
+        wire.extend([0xe0, 0xff, 0xf0]);
+        wire.resize(V2_FIXED + 65_535, b'x');
+        wire[14..16].copy_from_slice(&[0xff, 0xff]);
+        assert_eq!(read(&wire[..60_000]), Verdict::More);
+        let source = Some(v4("192.0.2.1:4000"));
+        assert_eq!(read(&wire), Verdict::Header { length: wire.len(), source });
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_get_an_answer_that_no_prefix_contradicts(
+            start in prop_oneof![Just(&b""[..]), Just(V1_START), Just(v2::PROTOCOL_PREFIX)],
+            rest in proptest::collection::vec(any::<u8>(), 0..300),
+        ) {
+            let wire = [start, &rest].concat();
+            let verdict = read(&wire);
+            for end in 0..wire.len() {
+                let earlier = read(&wire[..end]);
+                prop_assert!(earlier == Verdict::More || earlier == verdict, "{end}: {earlier:?}, then {verdict:?}");
+            }
+        }
+    }
+}

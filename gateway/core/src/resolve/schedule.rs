@@ -1,0 +1,549 @@
+//! When each name is due, and what an answer changes. Pure: time and randomness come in as arguments.
+
+use std::collections::{BTreeSet, HashMap};
+use std::net::IpAddr;
+use std::time::Duration;
+
+use hickory_resolver::proto::rr::Name;
+use isthmus_model::HostName;
+use tokio::time::Instant;
+
+use crate::config::settings::Dns;
+
+/// A lookup that has not ended after this long is taken for lost.
+const LOST: Duration = Duration::from_secs(60);
+/// The first retry of a failed lookup comes after this long; each further one after twice as long.
+const RETRY: Duration = Duration::from_secs(1);
+/// But at most this long.
+const RETRY_MAX: Duration = Duration::from_secs(30);
+
+/// A family of addresses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Kind {
+    /// IPv4.
+    V4,
+    /// IPv6.
+    V6,
+}
+
+impl Kind {
+    fn other(self) -> Kind {
+        match self {
+            Kind::V4 => Kind::V6,
+            Kind::V6 => Kind::V4,
+        }
+    }
+
+    /// What is asked for.
+    fn record(self) -> &'static str {
+        match self {
+            Kind::V4 => "A",
+            Kind::V6 => "AAAA",
+        }
+    }
+}
+
+/// Which families one lookup asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Asked {
+    /// Both at once.
+    Both,
+    /// One, while the other is good for longer, or does not answer.
+    Only(Kind),
+}
+
+impl Asked {
+    pub(super) fn has(self, kind: Kind) -> bool {
+        self == Asked::Both || self == Asked::Only(kind)
+    }
+}
+
+/// One lookup.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Question {
+    pub(super) name: HostName,
+    pub(super) asked: Asked,
+    /// Where the other family was found: another search domain's would be somebody else's.
+    pub(super) at: Option<Name>,
+}
+
+/// What one lookup brought.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Found {
+    /// If it was asked for.
+    pub(super) v4: Option<Family>,
+    /// If it was asked for.
+    pub(super) v6: Option<Family>,
+    /// The smallest of all records; none without records.
+    pub(super) ttl: Option<Duration>,
+    /// The whole name that has the records.
+    pub(super) at: Option<Name>,
+}
+
+/// The answer for one family of addresses.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Family {
+    /// At least one.
+    Addresses(Vec<IpAddr>),
+    /// The servers say that there is none.
+    Absent,
+    /// Nobody could say.
+    Failed(String),
+}
+
+/// What an answer means.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct News {
+    /// To be used from now on; sorted, each once.
+    pub(super) addresses: Vec<IpAddr>,
+    /// They differ from those before.
+    pub(super) is_change: bool,
+    /// At least one family has answered with addresses.
+    pub(super) is_confirmed: bool,
+    /// Why all or some of them could not be confirmed.
+    pub(super) problem: Option<String>,
+}
+
+/// Which questions wait together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Queue {
+    /// Those that addresses depend on.
+    Regular,
+    /// Families that do not answer, of names whose other family does. They must not keep the regular ones waiting.
+    Doubtful,
+}
+
+type Queued = BTreeSet<(Instant, HostName, Kind)>;
+
+/// All names and when each of their families is due.
+#[derive(Debug)]
+pub(super) struct Schedule {
+    names: HashMap<HostName, Entry>,
+    regular: Queued,
+    doubtful: Queued,
+    min_ttl: Duration,
+    max_ttl: Duration,
+}
+
+#[derive(Debug)]
+struct Entry {
+    v4: Held,
+    v6: Held,
+    at: Option<Name>,
+    /// Whether it had addresses that were confirmed, at the last answer.
+    resolves: Option<bool>,
+}
+
+/// What is known of one family of a name.
+#[derive(Debug)]
+struct Held {
+    addresses: Vec<IpAddr>,
+    due: Instant,
+    queue: Queue,
+    /// Lookups in a row that could not confirm the addresses.
+    failures: u32,
+    /// Why the last one could not.
+    problem: Option<String>,
+}
+
+impl Schedule {
+    pub(super) fn new(dns: &Dns) -> Schedule {
+        Schedule {
+            names: HashMap::new(),
+            regular: BTreeSet::new(),
+            doubtful: BTreeSet::new(),
+            min_ttl: dns.min_ttl,
+            max_ttl: dns.max_ttl.max(dns.min_ttl),
+        }
+    }
+
+    /// Names that are new are due at once; those that are not among `names` (sorted) are forgotten.
+    pub(super) fn keep_only(&mut self, names: &[HostName], now: Instant) {
+        let gone = self.names.keys().filter(|name| names.binary_search(name).is_err());
+        for name in gone.cloned().collect::<Vec<_>>() {
+            self.take_off(&name, Kind::V4);
+            self.take_off(&name, Kind::V6);
+            self.names.remove(&name);
+        }
+        for name in names {
+            if !self.names.contains_key(name) {
+                self.names.insert(name.clone(), Entry::new(now));
+                self.put(name, Kind::V4, now, Queue::Regular);
+                self.put(name, Kind::V6, now, Queue::Regular);
+            }
+        }
+    }
+
+    /// When the next name of a queue is due.
+    pub(super) fn next_due(&self, queue: Queue) -> Option<Instant> {
+        let queued = if queue == Queue::Regular { &self.regular } else { &self.doubtful };
+        queued.first().map(|(due, ..)| *due)
+    }
+
+    /// The next question of a queue that is due, to be asked now.
+    pub(super) fn take_due(&mut self, queue: Queue, now: Instant) -> Option<Question> {
+        let (due, name, kind) = self.queued(queue).first()?;
+        if *due > now {
+            return None;
+        }
+        let (name, kind) = (name.clone(), *kind);
+        let entry = self.names.get(&name)?;
+        let (asked, at) = match entry.held(kind.other()).due <= now {
+            true => (Asked::Both, None),
+            false => (Asked::Only(kind), entry.at.clone()),
+        };
+        for kind in [Kind::V4, Kind::V6].into_iter().filter(|kind| asked.has(*kind)) {
+            let queue = self.names.get(&name)?.held(kind).queue;
+            self.put(&name, kind, now + LOST, queue);
+        }
+        Some(Question { name, asked, at })
+    }
+
+    fn queued(&mut self, queue: Queue) -> &mut Queued {
+        match queue {
+            Queue::Regular => &mut self.regular,
+            Queue::Doubtful => &mut self.doubtful,
+        }
+    }
+
+    fn take_off(&mut self, name: &HostName, kind: Kind) {
+        if let Some(held) = self.names.get(name).map(|entry| entry.held(kind)) {
+            let (due, queue) = (held.due, held.queue);
+            self.queued(queue).remove(&(due, name.clone(), kind));
+        }
+    }
+
+    fn put(&mut self, name: &HostName, kind: Kind, due: Instant, queue: Queue) {
+        self.take_off(name, kind);
+        if let Some(entry) = self.names.get_mut(name) {
+            let held = entry.held_mut(kind);
+            (held.due, held.queue) = (due, queue);
+            self.queued(queue).insert((due, name.clone(), kind));
+        }
+    }
+
+    /// Takes what a lookup brought; none when nobody asks for this name any more. `jitter` is in 0..1.
+    pub(super) fn answered(
+        &mut self,
+        name: &HostName,
+        found: Found,
+        now: Instant,
+        jitter: f64,
+    ) -> Option<News> {
+        let ttl = found.ttl.map(|ttl| ttl.clamp(self.min_ttl, self.max_ttl));
+        let entry = self.names.get_mut(name)?;
+        let before = entry.all();
+        let asked = [(Kind::V4, found.v4.is_some()), (Kind::V6, found.v6.is_some())];
+        let is_confirmed = entry.accept(found);
+        let resolves = entry.resolves();
+        entry.note(name, resolves, asked);
+        let addresses = entry.all();
+        let problem = entry.problem(resolves);
+        let dues = entry.dues(asked, ttl, now, jitter);
+        for (kind, due, queue) in dues {
+            self.put(name, kind, due, queue);
+        }
+        Some(News { is_change: addresses != before, addresses, is_confirmed, problem })
+    }
+}
+
+impl Entry {
+    fn new(now: Instant) -> Entry {
+        let [v4, v6] = [(); 2].map(|()| Held {
+            addresses: Vec::new(),
+            due: now,
+            queue: Queue::Regular,
+            failures: 0,
+            problem: None,
+        });
+        Entry { v4, v6, at: None, resolves: None }
+    }
+
+    fn held(&self, kind: Kind) -> &Held {
+        match kind {
+            Kind::V4 => &self.v4,
+            Kind::V6 => &self.v6,
+        }
+    }
+
+    fn held_mut(&mut self, kind: Kind) -> &mut Held {
+        match kind {
+            Kind::V4 => &mut self.v4,
+            Kind::V6 => &mut self.v6,
+        }
+    }
+
+    fn all(&self) -> Vec<IpAddr> {
+        let mut all = [self.v4.addresses.as_slice(), self.v6.addresses.as_slice()].concat();
+        all.sort_unstable();
+        all.dedup();
+        all
+    }
+
+    /// Some address was confirmed when its family was last asked for.
+    fn resolves(&self) -> bool {
+        [&self.v4, &self.v6].iter().any(|held| held.failures == 0 && !held.addresses.is_empty())
+    }
+
+    /// A family that failed keeps what it had. When nothing would be left, everything is kept. Says whether there are
+    /// addresses in it.
+    fn accept(&mut self, found: Found) -> bool {
+        let mut absent = Vec::new();
+        let mut is_confirmed = false;
+        for (kind, family) in [(Kind::V4, found.v4), (Kind::V6, found.v6)] {
+            match family {
+                None => {}
+                Some(Family::Addresses(addresses)) => {
+                    self.held_mut(kind).confirm(addresses);
+                    is_confirmed = true;
+                }
+                Some(Family::Absent) => absent.push(kind),
+                Some(Family::Failed(why)) => self.held_mut(kind).fail(why),
+            }
+        }
+        for kind in &absent {
+            let other = self.held(kind.other());
+            if other.addresses.is_empty() || absent.contains(&kind.other()) {
+                self.held_mut(*kind).fail("there are no addresses of this name".to_owned());
+            } else {
+                self.held_mut(*kind).confirm(Vec::new());
+            }
+        }
+        if found.at.is_some() {
+            self.at = found.at;
+        }
+        is_confirmed
+    }
+
+    /// Says once that a name stopped to resolve, or one of its families, and once that it does again.
+    fn note(&mut self, name: &HostName, resolves: bool, asked: [(Kind, bool); 2]) {
+        let before = self.resolves.replace(resolves);
+        match (before, resolves) {
+            (None | Some(true), false) => {
+                let (kept, problem) = (self.all(), self.problem(resolves).unwrap_or_default());
+                tracing::warn!(%name, %problem, ?kept, "the name does not resolve; it keeps the addresses it had");
+            }
+            (Some(false), true) => tracing::info!(%name, addresses = ?self.all(), "the name resolves again"),
+            _ => {}
+        }
+        // The first failure may be one lost packet.
+        for (kind, _) in asked.into_iter().filter(|(_, is_asked)| resolves && *is_asked) {
+            let held = self.held(kind);
+            if held.failures == 2 {
+                let (problem, kept) = (held.problem.as_deref().unwrap_or_default(), &held.addresses);
+                let family = kind.record();
+                tracing::info!(%name, family, problem, ?kept, "one family of addresses gets no answer; the other one is used");
+            }
+        }
+    }
+
+    fn problem(&self, resolves: bool) -> Option<String> {
+        let problems = [Kind::V4, Kind::V6].map(|kind| (kind, self.held(kind).problem.as_deref()));
+        let (kind, problem) = problems.into_iter().find_map(|(kind, problem)| Some((kind, problem?)))?;
+        Some(if resolves { format!("{}: {problem}", kind.record()) } else { problem.to_owned() })
+    }
+
+    /// When the families that were asked for are due again, and the other one if nothing resolves: then the name may
+    /// stand under another search domain now, and both are asked for together.
+    fn dues(
+        &mut self,
+        asked: [(Kind, bool); 2],
+        ttl: Option<Duration>,
+        now: Instant,
+        jitter: f64,
+    ) -> Vec<(Kind, Instant, Queue)> {
+        let due_of = |held: &Held| match (held.failures, ttl) {
+            (0, Some(ttl)) => Some(now + ttl),
+            (0, None) => None,
+            (failures, _) => Some(now + retry_after(failures, jitter)),
+        };
+        let is_asked = |kind| asked.contains(&(kind, true));
+        let due = |kind| if is_asked(kind) { due_of(self.held(kind)) } else { Some(self.held(kind).due) };
+        let dues = [Kind::V4, Kind::V6].map(|kind| (kind, due(kind)));
+        let soonest = dues.iter().filter_map(|(_, due)| *due).min();
+        let Some(soonest) = soonest else { return Vec::new() };
+        let resolves = self.resolves();
+        if !resolves {
+            self.at = None;
+        }
+        let queue = |kind| match resolves && self.held(kind).failures > 0 {
+            true => Queue::Doubtful,
+            false => Queue::Regular,
+        };
+        let due = |(kind, due): (Kind, Option<Instant>)| match due {
+            // A family that has none is asked for with the other one.
+            Some(due) if resolves => (kind, due, queue(kind)),
+            _ => (kind, soonest, queue(kind)),
+        };
+        dues.map(due).into()
+    }
+}
+
+impl Held {
+    fn confirm(&mut self, addresses: Vec<IpAddr>) {
+        (self.addresses, self.failures, self.problem) = (addresses, 0, None);
+    }
+
+    fn fail(&mut self, why: String) {
+        self.failures = self.failures.saturating_add(1);
+        self.problem = Some(why);
+    }
+}
+
+/// 1 s, 2 s, 4 s … 30 s, each up to a quarter shorter or longer, so that names that failed together do not
+/// come back together.
+fn retry_after(failures: u32, jitter: f64) -> Duration {
+    let doublings = failures.saturating_sub(1).min(16);
+    RETRY.saturating_mul(1 << doublings).min(RETRY_MAX).mul_f64(0.75 + jitter.clamp(0.0, 1.0) / 2.0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NOW: f64 = 0.5;
+
+    fn dns(min_ttl: u64, max_ttl: u64) -> Dns {
+        let (min_ttl, max_ttl) = (Duration::from_secs(min_ttl), Duration::from_secs(max_ttl));
+        Dns { servers: Vec::new(), min_ttl, max_ttl }
+    }
+
+    fn name(text: &str) -> HostName {
+        HostName::parse(text).unwrap()
+    }
+
+    fn some(addresses: &[&str]) -> Family {
+        Family::Addresses(addresses.iter().map(|address| address.parse().unwrap()).collect())
+    }
+
+    fn failed() -> Family {
+        Family::Failed("SERVFAIL".to_owned())
+    }
+
+    fn found(v4: Family, v6: Family, ttl: u64) -> Found {
+        let ttl = Some(Duration::from_secs(ttl));
+        Found { v4: Some(v4), v6: Some(v6), ttl, at: Some(Name::from_ascii("a.lan.").unwrap()) }
+    }
+
+    fn only(kind: Kind, family: Family) -> Found {
+        let [v4, v6] = match kind {
+            Kind::V4 => [Some(family), None],
+            Kind::V6 => [None, Some(family)],
+        };
+        Found { v4, v6, ttl: None, at: None }
+    }
+
+    fn texts(news: &News) -> Vec<String> {
+        news.addresses.iter().map(ToString::to_string).collect()
+    }
+
+    fn due(schedule: &Schedule, queue: Queue, now: Instant) -> Option<u64> {
+        schedule.next_due(queue).map(|due| (due - now).as_secs())
+    }
+
+    #[test]
+    fn a_name_is_due_at_once_then_when_its_ttl_ends() {
+        let now = Instant::now();
+        let mut schedule = Schedule::new(&dns(5, 60));
+        schedule.keep_only(&[name("a"), name("b")], now);
+        let mut due_now: Vec<_> = std::iter::from_fn(|| schedule.take_due(Queue::Regular, now)).collect();
+        due_now.sort_by(|one, other| one.name.cmp(&other.name));
+        let both = |text| Question { name: name(text), asked: Asked::Both, at: None };
+        assert_eq!(due_now, [both("a"), both("b")]);
+        assert_eq!(schedule.take_due(Queue::Regular, now), None, "each is being looked up");
+        for (ttl, wait) in [(30, 30), (1, 5), (3600, 60)] {
+            schedule.answered(&name("a"), found(some(&["10.0.0.1"]), Family::Absent, ttl), now, NOW).unwrap();
+            assert_eq!(due(&schedule, Queue::Regular, now), Some(wait), "TTL {ttl}");
+        }
+        schedule.keep_only(&[name("b")], now);
+        assert_eq!(schedule.next_due(Queue::Regular), Some(now + LOST), "b's lookup may yet get lost");
+        let late = schedule.answered(&name("a"), found(some(&["10.0.0.1"]), Family::Absent, 1), now, NOW);
+        assert_eq!(late, None);
+        schedule.keep_only(&[], now);
+        assert_eq!((schedule.next_due(Queue::Regular), schedule.next_due(Queue::Doubtful)), (None, None));
+    }
+
+    #[test]
+    fn what_cannot_be_confirmed_is_kept_and_asked_for_again() {
+        let now = Instant::now();
+        let mut schedule = Schedule::new(&dns(1, 300));
+        let name = name("a");
+        schedule.keep_only(std::slice::from_ref(&name), now);
+        let mut answer = |v4, v6| {
+            let news = schedule.answered(&name, found(v4, v6, 300), now, NOW).unwrap();
+            let due = [Queue::Regular, Queue::Doubtful].map(|queue| due(&schedule, queue, now));
+            (texts(&news), news.is_change, news.problem.is_some(), due)
+        };
+        let none: Vec<String> = Vec::new();
+        let both = || vec!["10.0.0.1".to_owned(), "10.0.0.2".to_owned(), "fd00::1".to_owned()];
+        let at = |seconds| [Some(seconds), None];
+        assert_eq!(answer(failed(), failed()), (none, false, true, at(1)));
+        let v4 = || some(&["10.0.0.2", "10.0.0.1", "10.0.0.2"]);
+        assert_eq!(answer(v4(), some(&["fd00::1"])), (both(), true, false, at(300)));
+        assert_eq!(answer(failed(), failed()), (both(), false, true, at(1)));
+        assert_eq!(answer(Family::Absent, Family::Absent), (both(), false, true, at(2)));
+        let apart = [Some(300), Some(4)];
+        assert_eq!(answer(v4(), failed()), (both(), false, true, apart), "the one that failed is retried");
+        assert_eq!(answer(v4(), Family::Absent), (both()[..2].to_vec(), true, false, at(300)));
+        assert_eq!(answer(Family::Absent, failed()), (both()[..2].to_vec(), false, true, at(1)));
+        assert_eq!(answer(Family::Absent, some(&["fd00::1"])), (both()[2..].to_vec(), true, false, at(300)));
+    }
+
+    #[test]
+    fn dns_family_without_answer_has_a_schedule_of_its_own() {
+        let start = Instant::now();
+        let at = |seconds| start + Duration::from_secs(seconds);
+        let mut schedule = Schedule::new(&dns(1, 300));
+        let name = name("a");
+        schedule.keep_only(std::slice::from_ref(&name), start);
+        schedule.take_due(Queue::Regular, start).unwrap();
+        let news = schedule.answered(&name, found(some(&["10.0.0.1"]), failed(), 10), start, NOW).unwrap();
+        assert_eq!((texts(&news), news.is_confirmed), (vec!["10.0.0.1".to_owned()], true));
+        assert!(news.problem.unwrap().starts_with("AAAA: "));
+        assert_eq!(
+            schedule.take_due(Queue::Regular, at(9)),
+            None,
+            "it does not shorten the other one's time"
+        );
+        let asked = schedule.take_due(Queue::Doubtful, at(1)).unwrap();
+        assert_eq!(asked.asked, Asked::Only(Kind::V6));
+        assert_eq!(asked.at.unwrap().to_string(), "a.lan.", "where the other family was found");
+        schedule.answered(&name, only(Kind::V6, failed()), at(8), NOW).unwrap();
+        assert_eq!(due(&schedule, Queue::Doubtful, at(8)), Some(2));
+        let asked = schedule.take_due(Queue::Doubtful, at(10)).unwrap();
+        assert_eq!(asked.asked, Asked::Both, "both are due");
+        let news = schedule.answered(&name, found(some(&["10.0.0.1"]), failed(), 10), at(10), NOW).unwrap();
+        assert!(!news.is_change);
+        let news = schedule.answered(&name, only(Kind::V6, some(&["fd00::1"])), at(12), NOW).unwrap();
+        assert_eq!((news.addresses.len(), news.is_change, news.problem), (2, true, None));
+        assert_eq!(schedule.next_due(Queue::Doubtful), None);
+    }
+
+    #[test]
+    fn dns_name_that_no_longer_resolves_is_looked_for_everywhere() {
+        let now = Instant::now();
+        let mut schedule = Schedule::new(&dns(1, 300));
+        let name = name("a");
+        schedule.keep_only(std::slice::from_ref(&name), now);
+        schedule.take_due(Queue::Regular, now).unwrap();
+        schedule.answered(&name, found(some(&["10.0.0.1"]), failed(), 1), now, NOW).unwrap();
+        let later = now + Duration::from_secs(1);
+        schedule.take_due(Queue::Doubtful, later).unwrap();
+        let news = schedule.answered(&name, only(Kind::V6, failed()), later, NOW).unwrap();
+        assert_eq!(texts(&news), ["10.0.0.1"]);
+        let news = schedule.answered(&name, only(Kind::V4, Family::Absent), later, NOW).unwrap();
+        assert_eq!(
+            (texts(&news), news.is_confirmed, news.is_change),
+            (vec!["10.0.0.1".to_owned()], false, false)
+        );
+        let asked = schedule.take_due(Queue::Regular, later + Duration::from_secs(2)).unwrap();
+        assert_eq!((asked.asked, asked.at), (Asked::Both, None));
+    }
+
+    #[test]
+    fn retries_back_off_with_jitter() {
+        let seconds = |failures, jitter| retry_after(failures, jitter).as_secs_f64();
+        assert_eq!([1, 2, 3, 5, 6, 99].map(|n| seconds(n, 0.5)), [1.0, 2.0, 4.0, 16.0, 30.0, 30.0]);
+        assert_eq!((seconds(1, 0.0), seconds(1, 1.0)), (0.75, 1.25));
+    }
+}

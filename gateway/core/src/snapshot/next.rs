@@ -1,0 +1,217 @@
+//! The next tables, made of those before by what changed: what is done is in proportion to the change, but for an
+//! edit of the file, which makes the names anew. Not when that is.
+
+use std::collections::{BTreeMap, HashSet};
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use isthmus_model::{HostName, HostPattern};
+
+use super::Snapshot;
+use super::list::List;
+use super::names::{Names, Place};
+use super::service::{Maker, Resolved, Service};
+use super::shared::Shared;
+use crate::config::settings::{self, Live};
+
+/// What is kept beside the tables to make the next ones.
+#[derive(Debug, Default)]
+pub(crate) struct Beside {
+    /// Learned services whose host and port the file has, too.
+    hidden: List,
+    /// Learned services that may come out otherwise though nobody changes them.
+    changing: List,
+    /// The host names that endpoints are given by, and how often.
+    targets: BTreeMap<HostName, usize>,
+    shared: Shared,
+}
+
+impl Beside {
+    /// What stands beside the tables of a file.
+    pub(crate) fn of_file(tables: &Snapshot) -> Beside {
+        let mut beside = Beside::default();
+        tables.file.iter().for_each(|service| beside.wants(service));
+        beside
+    }
+
+    /// The host names that endpoints are given by, in order.
+    pub(crate) fn targets(&self) -> Vec<HostName> {
+        self.targets.keys().cloned().collect()
+    }
+
+    fn wants(&mut self, service: &Service) {
+        for name in service.targets() {
+            *self.targets.entry(name.clone()).or_default() += 1;
+        }
+    }
+
+    fn lets_go(&mut self, service: &Service) {
+        for name in service.targets() {
+            if let Some(count) = self.targets.get_mut(name) {
+                *count -= 1;
+                if *count == 0 {
+                    self.targets.remove(name);
+                }
+            }
+        }
+    }
+}
+
+/// The next tables.
+pub(crate) struct Next<'a> {
+    tables: Snapshot,
+    beside: &'a mut Beside,
+    resolved: &'a Resolved,
+    is_own: &'a dyn Fn(SocketAddr) -> bool,
+    is_news: bool,
+}
+
+impl<'a> Next<'a> {
+    /// Begins with the tables before. Names without an answer in `resolved` have no endpoint yet; addresses that
+    /// `is_own` claims are left out, since a route to ourselves is a loop.
+    pub(crate) fn after(
+        before: &Snapshot,
+        beside: &'a mut Beside,
+        (resolved, is_own): (&'a Resolved, &'a dyn Fn(SocketAddr) -> bool),
+    ) -> Next<'a> {
+        let tables = Snapshot { epoch: before.epoch + 1, ..before.clone() };
+        Next { tables, beside, resolved, is_own, is_news: false }
+    }
+
+    /// Something differs from the tables before.
+    pub(crate) fn is_news(&self) -> bool {
+        self.is_news
+    }
+
+    /// The tables.
+    pub(crate) fn done(self) -> Snapshot {
+        self.tables
+    }
+
+    /// The file is another.
+    pub(crate) fn read(&mut self, live: Arc<Live>) {
+        let before = std::mem::replace(&mut self.tables.file, [].into());
+        before.iter().for_each(|service| self.beside.lets_go(service));
+        let made = live.services.iter().map(|settings| self.of_file(settings));
+        let file: Arc<[Arc<Service>]> = made.collect();
+        file.iter().for_each(|service| self.beside.wants(service));
+        let mut names = Names::default();
+        for (index, service) in file.iter().enumerate() {
+            names.add(service, Place::in_file(index));
+        }
+        (self.tables.live, self.tables.file, self.tables.names) = (live, file, names);
+        let learned = std::mem::take(&mut self.tables.learned);
+        let hidden = std::mem::take(&mut self.beside.hidden);
+        learned.iter().chain(hidden.iter()).for_each(|service| self.show(service));
+        self.is_news = true;
+    }
+
+    fn of_file(&mut self, settings: &settings::Service) -> Arc<Service> {
+        let known = self.tables.claim(&settings.host, settings.port).cloned();
+        let made = self.maker().make(settings, known.as_ref().map(|claim| &*claim.service));
+        match known.filter(|claim| !claim.is_learned() && claim.service.is_as(&made)) {
+            Some(same) => same.service,
+            None => Arc::new(made),
+        }
+    }
+
+    /// These are the services of a host now, whose ports differ. Where the file has the same host and port, the
+    /// file's stays. One that comes out as it was stays the very same.
+    pub(crate) fn learn(&mut self, host: &HostPattern, services: Vec<settings::Service>) {
+        let mut before = self.tables.learned.of_host(host);
+        before.extend(self.beside.hidden.of_host(host));
+        for settings in services {
+            let at = before.iter().position(|service| service.port == settings.port);
+            let known = at.map(|at| before.swap_remove(at));
+            let made = match &known {
+                Some(known) => self.maker().make(&settings, Some(known)),
+                None => {
+                    let other =
+                        self.tables.claim(host, settings.port).map(|claim| Arc::clone(&claim.service));
+                    self.maker().make(&settings, other.as_deref())
+                }
+            };
+            self.replace(known.as_ref(), made);
+        }
+        for gone in before {
+            self.take_out(&gone);
+        }
+    }
+
+    /// These are all services that come from elsewhere now. No two have host and port alike.
+    pub(crate) fn learn_all(&mut self, services: &[Arc<settings::Service>]) {
+        let hosts: HashSet<_> = services.iter().map(|service| &service.host).collect();
+        let before: Vec<_> = self.tables.learned.iter().chain(self.beside.hidden.iter()).cloned().collect();
+        for gone in before.iter().filter(|service| !hosts.contains(&service.host)) {
+            self.take_out(gone);
+        }
+        for alike in services.chunk_by(|one, other| one.host == other.host) {
+            let Some(first) = alike.first() else { continue };
+            self.learn(&first.host, alike.iter().map(|service| (**service).clone()).collect());
+        }
+    }
+
+    /// Names resolve to something else.
+    pub(crate) fn resolve(&mut self) {
+        let changing: Vec<_> = self.beside.changing.iter().cloned().collect();
+        for service in changing {
+            let made = self.maker().again(&service);
+            self.replace(Some(&service), made);
+        }
+        let mut file = self.tables.file.to_vec();
+        for (index, service) in file.iter_mut().enumerate().filter(|(_, service)| service.may_change()) {
+            let made = self.maker().again(service);
+            if !service.is_as(&made) {
+                self.tables.names.remove(service);
+                *service = Arc::new(made);
+                self.tables.names.add(service, Place::in_file(index));
+                self.is_news = true;
+            }
+        }
+        self.tables.file = file.into();
+    }
+
+    fn maker(&mut self) -> Maker<'_> {
+        Maker { resolved: self.resolved, is_own: self.is_own, shared: &mut self.beside.shared }
+    }
+
+    fn replace(&mut self, known: Option<&Arc<Service>>, made: Service) {
+        if known.is_some_and(|known| known.is_as(&made)) {
+            return;
+        }
+        if let Some(known) = known {
+            self.take_out(known);
+        }
+        let made = Arc::new(made);
+        self.beside.wants(&made);
+        if made.may_change() {
+            self.beside.changing.insert(Arc::clone(&made));
+        }
+        self.show(&made);
+        self.is_news = true;
+    }
+
+    fn take_out(&mut self, service: &Arc<Service>) {
+        self.beside.lets_go(service);
+        if service.may_change() {
+            self.beside.changing.remove(service);
+        }
+        if self.tables.learned.remove(service) {
+            self.tables.names.remove(service);
+        } else {
+            self.beside.hidden.remove(service);
+        }
+        self.is_news = true;
+    }
+
+    /// Into the tables, unless the file has the same.
+    fn show(&mut self, service: &Arc<Service>) {
+        let claim = self.tables.claim(&service.host, service.port);
+        if claim.is_some_and(|claim| !claim.is_learned()) {
+            self.beside.hidden.insert(Arc::clone(service));
+        } else {
+            self.tables.learned.insert(Arc::clone(service));
+            self.tables.names.add(service, Place::LEARNED);
+        }
+    }
+}

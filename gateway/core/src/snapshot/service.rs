@@ -1,0 +1,394 @@
+//! One service as connections see it: made of valid settings, and made again when its names resolve to something
+//! else. What it says like others it shares with them. Not the tables that it stands in.
+
+use std::collections::HashMap;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+
+use ipnet::IpNet;
+use isthmus_model::{HostName, HostPattern, Locality};
+
+use super::group::Group;
+use super::name::Name;
+use super::shared::Shared;
+use crate::config::settings::{self, Balance, Ejection, Reach, ServiceTimeouts, Side, Target};
+use crate::endpoint::{EndpointState, ServiceState};
+use crate::socket::Millis;
+
+/// The addresses that host names of endpoints resolved to.
+pub type Resolved = HashMap<HostName, Vec<IpAddr>>;
+
+/// One service, ready to be balanced. There may be a hundred thousand: what most do not have stands elsewhere.
+#[derive(Debug)]
+pub struct Service {
+    /// Exact or `*.suffix`.
+    pub host: HostPattern,
+    /// The port in `outbound_.PORT_._.HOST`.
+    pub port: u16,
+    /// An address was left out because it is this gateway's own.
+    pub leads_back: bool,
+    /// What connections are held to.
+    pub rules: Arc<Rules>,
+    /// With addresses resolved; the drained ones too. Those of one group stand together, the nearest first.
+    pub endpoints: Box<[Endpoint]>,
+    pub(super) nearest: Group,
+    more: Option<Box<More>>,
+    /// What is remembered of it.
+    pub state: Arc<ServiceState>,
+}
+
+/// What many services have in common.
+#[derive(Debug, PartialEq, Eq, Hash)]
+pub struct Rules {
+    /// Whether the bare host, the aliases and `INSTANCE.HOST` mean this port.
+    pub bare: bool,
+    /// Connections that come from other clusters may name it.
+    pub exposed: bool,
+    /// Condition: the client offers one of these protocols. Empty: no condition.
+    pub alpn: Vec<String>,
+    /// Condition: the client's address is in one of these. Empty: no condition.
+    pub sources: Vec<IpNet>,
+    /// How an endpoint is chosen.
+    pub balance: Balance,
+    /// Connections at once; none: no limit of its own.
+    pub max_connections: Option<u32>,
+    /// Send a PROXY v2 header with the client's address and the SNI.
+    pub send_proxy: bool,
+    /// Its deadlines.
+    pub timeouts: ServiceTimeouts,
+}
+
+/// What few services have.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct More {
+    aliases: Box<[HostPattern]>,
+    /// What has names of its own, or leads to such, whether or not it has an address.
+    instances: Box<[Arc<Traits>]>,
+    /// All that may become endpoints, where that changes: with time, or with this gateway's own addresses.
+    candidates: Box<[Candidate]>,
+    further: Box<[Group]>,
+}
+
+/// One address of a service.
+#[derive(Debug)]
+pub struct Endpoint {
+    /// Where to connect to.
+    pub address: SocketAddr,
+    /// 0 takes no new connections.
+    pub weight: u32,
+    pub(super) priority: u8,
+    /// What else is said of it.
+    pub traits: Arc<Traits>,
+    /// What is remembered of it.
+    pub state: Arc<EndpointState>,
+}
+
+/// What is said of an endpoint besides its address.
+#[derive(Debug, PartialEq, Eq, Hash)]
+pub struct Traits {
+    /// Its stable name.
+    pub instance: Option<HostName>,
+    /// Other names of the instance.
+    pub aliases: Box<[HostName]>,
+    /// Where it stands.
+    pub locality: Locality,
+    /// Who may end up here.
+    pub reach: Reach,
+}
+
+/// What becomes endpoints once it is resolved.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Candidate {
+    target: Target,
+    weight: u32,
+    priority: u8,
+    traits: Arc<Traits>,
+}
+
+impl Candidate {
+    /// Addresses were looked at when they came; names are when they lead anywhere.
+    fn may_stand_at(&self, address: SocketAddr) -> bool {
+        matches!(self.target, Target::Address(_)) || self.traits.reach.allows(address.ip())
+    }
+}
+
+/// What services are made with.
+pub(crate) struct Maker<'a> {
+    /// What names resolved to. Those without an answer have no endpoint yet.
+    pub(crate) resolved: &'a Resolved,
+    /// Addresses of this gateway itself: a route there is a loop.
+    pub(crate) is_own: &'a dyn Fn(SocketAddr) -> bool,
+    /// What others said.
+    pub(crate) shared: &'a mut Shared,
+}
+
+impl Maker<'_> {
+    /// State is taken over from `before` by address.
+    pub(crate) fn make(&mut self, settings: &settings::Service, before: Option<&Service>) -> Service {
+        let candidate = |endpoint: &settings::Endpoint| Candidate {
+            target: endpoint.address.clone(),
+            weight: endpoint.weight,
+            priority: endpoint.priority,
+            traits: self.shared.traits(Traits {
+                instance: endpoint.instance.clone(),
+                aliases: endpoint.aliases.clone(),
+                locality: endpoint.locality.clone(),
+                reach: endpoint.reach.clone(),
+            }),
+        };
+        let candidates: Vec<_> = settings.endpoints.iter().map(candidate).collect();
+        let rules = self.shared.rules(Rules {
+            bare: settings.bare,
+            exposed: settings.exposed,
+            alpn: settings.alpn.clone(),
+            sources: settings.sources.clone(),
+            balance: settings.balance,
+            max_connections: settings.max_connections,
+            send_proxy: settings.send_proxy,
+            timeouts: settings.timeouts.clone(),
+        });
+        let instances = candidates.iter().map(|candidate| &candidate.traits);
+        let more = More {
+            aliases: settings.aliases.clone().into(),
+            instances: instances.filter(|traits| traits.has_names()).cloned().collect(),
+            ..More::default()
+        };
+        self.resolve((settings.host.clone(), settings.port, rules), more, candidates, before)
+    }
+
+    /// With what its names resolve to now.
+    pub(crate) fn again(&mut self, service: &Service) -> Service {
+        let more = service.more.as_deref();
+        let lasting = More {
+            aliases: service.aliases().into(),
+            instances: more.map(|more| more.instances.clone()).unwrap_or_default(),
+            ..More::default()
+        };
+        let candidates = more.map(|more| more.candidates.to_vec()).unwrap_or_default();
+        let name = (service.host.clone(), service.port, Arc::clone(&service.rules));
+        self.resolve(name, lasting, candidates, Some(service))
+    }
+
+    fn resolve(
+        &self,
+        (host, port, rules): (HostPattern, u16, Arc<Rules>),
+        mut more: More,
+        candidates: Vec<Candidate>,
+        before: Option<&Service>,
+    ) -> Service {
+        let mut endpoints: Vec<Endpoint> = Vec::with_capacity(candidates.len());
+        let mut leads_back = false;
+        for candidate in &candidates {
+            for address in addresses(&candidate.target, self.resolved) {
+                if !candidate.may_stand_at(address) {
+                    let reach = &candidate.traits.reach;
+                    tracing::warn!(service = %host, gateway = %candidate.target, %address, ?reach, "endpoint left out: the name of another cluster's gateway leads where that cluster's gateways may not stand; see imports: gatewayCIDRs of the agent");
+                } else if (self.is_own)(address) {
+                    leads_back = true;
+                    tracing::warn!(service = %host, %address, "endpoint left out: it is this gateway itself");
+                } else if !endpoints.iter().any(|known| known.address == address) {
+                    let known = before
+                        .and_then(|service| service.endpoints.iter().find(|known| known.address == address));
+                    endpoints.push(Endpoint {
+                        address,
+                        weight: candidate.weight,
+                        priority: candidate.priority,
+                        traits: Arc::clone(&candidate.traits),
+                        state: known.map(|known| Arc::clone(&known.state)).unwrap_or_default(),
+                    });
+                }
+            }
+        }
+        endpoints.sort_by_key(|endpoint| endpoint.priority);
+        let mut groups = Group::of(&endpoints);
+        more.further = groups.split_off(groups.len().min(1)).into();
+        let is_name = |candidate: &Candidate| matches!(candidate.target, Target::Name { .. });
+        if leads_back || candidates.iter().any(is_name) {
+            more.candidates = candidates.into();
+        }
+        Service {
+            host,
+            port,
+            leads_back,
+            rules,
+            nearest: groups.pop().unwrap_or(Group::NOBODY),
+            endpoints: endpoints.into(),
+            more: (more != More::default()).then(|| Box::new(more)),
+            state: before.map(|service| Arc::clone(&service.state)).unwrap_or_default(),
+        }
+    }
+}
+
+fn addresses(target: &Target, resolved: &Resolved) -> Vec<SocketAddr> {
+    match target {
+        Target::Address(address) => vec![*address],
+        Target::Name { host, port } => {
+            let addresses = resolved.get(host).map(Vec::as_slice).unwrap_or_default();
+            addresses.iter().map(|ip| SocketAddr::new(*ip, *port)).collect()
+        }
+    }
+}
+
+impl Service {
+    /// `host:port`, as logs and labels show it.
+    #[must_use]
+    pub fn name(&self) -> Name<'_> {
+        Name(self)
+    }
+
+    /// Other names.
+    #[must_use]
+    pub fn aliases(&self) -> &[HostPattern] {
+        self.more.as_ref().map(|more| &more.aliases[..]).unwrap_or_default()
+    }
+
+    /// The endpoints that have names of their own, or lead to such.
+    pub(crate) fn instances(&self) -> &[Arc<Traits>] {
+        self.more.as_ref().map(|more| &more.instances[..]).unwrap_or_default()
+    }
+
+    /// Other names of its instances.
+    pub(super) fn whole_names(&self) -> impl Iterator<Item = &HostName> {
+        self.instances().iter().flat_map(|traits| {
+            traits.aliases.iter().chain(traits.beyond().iter().flat_map(|named| &named.aliases))
+        })
+    }
+
+    fn candidates(&self) -> &[Candidate] {
+        self.more.as_ref().map(|more| &more.candidates[..]).unwrap_or_default()
+    }
+
+    /// The host names that its endpoints are given by: what they resolve to changes.
+    pub(crate) fn targets(&self) -> impl Iterator<Item = &HostName> {
+        self.candidates().iter().filter_map(|candidate| match &candidate.target {
+            Target::Name { host, .. } => Some(host),
+            Target::Address(_) => None,
+        })
+    }
+
+    /// Where its endpoints that take no new connections are, as its settings say it.
+    pub(crate) fn drained(&self) -> Vec<Target> {
+        if self.may_change() {
+            let drained = self.candidates().iter().filter(|candidate| candidate.weight == 0);
+            return drained.map(|candidate| candidate.target.clone()).collect();
+        }
+        let drained = self.endpoints.iter().filter(|endpoint| endpoint.weight == 0);
+        drained.map(|endpoint| Target::Address(endpoint.address)).collect()
+    }
+
+    /// Made again, it may come out otherwise though its settings stay.
+    pub(super) fn may_change(&self) -> bool {
+        !self.candidates().is_empty()
+    }
+
+    /// The same but for what is remembered of it.
+    pub(super) fn is_as(&self, other: &Service) -> bool {
+        let alike = |(one, other): (&Endpoint, &Endpoint)| {
+            (one.address, one.weight, one.priority) == (other.address, other.weight, other.priority)
+                && one.traits == other.traits
+        };
+        (&self.host, self.port, self.leads_back) == (&other.host, other.port, other.leads_back)
+            && self.rules == other.rules
+            && self.more == other.more
+            && self.endpoints.len() == other.endpoints.len()
+            && self.endpoints.iter().zip(&other.endpoints).all(alike)
+    }
+
+    /// Its endpoints by priority, the nearest first.
+    pub(crate) fn groups(&self) -> impl Iterator<Item = &Group> {
+        let further = self.more.as_ref().map(|more| &more.further[..]).unwrap_or_default();
+        std::iter::once(&self.nearest).chain(further)
+    }
+
+    /// The name of an instance that has one of these names, for connections of a listener.
+    pub(crate) fn instance(
+        &self,
+        side: Side,
+        is_meant: impl Fn(&HostName, &[HostName]) -> bool,
+    ) -> Option<&HostName> {
+        self.instances().iter().find_map(|traits| match &traits.reach {
+            Reach::Beyond(_) if side == Side::Outbound => {
+                let mut named = traits.beyond().iter();
+                named.find(|named| is_meant(&named.name, &named.aliases)).map(|named| &named.name)
+            }
+            Reach::Beyond(_) => None,
+            Reach::Inside | Reach::All { by_name: false } if side == Side::EastWest => None,
+            Reach::All { .. } | Reach::Inside => {
+                traits.instance.as_ref().filter(|name| is_meant(name, &traits.aliases))
+            }
+        })
+    }
+
+    /// Notes a connect that was refused or timed out; true when that ejects the endpoint.
+    pub(crate) fn failed(&self, endpoint: &Endpoint, now: Millis, rule: &Ejection) -> bool {
+        endpoint.state.failed(now, rule, self.may_eject(now, rule))
+    }
+
+    /// Whether one more may be ejected: one always, more of them up to the rule's share.
+    pub(crate) fn may_eject(&self, now: Millis, rule: &Ejection) -> bool {
+        let ejected = self.endpoints.iter().filter(|endpoint| !endpoint.state.healthy(now)).count();
+        ejected < (self.endpoints.len() * usize::from(rule.max_percent) / 100).max(1)
+    }
+
+    /// Whether an instance has this label, whoever may reach it.
+    pub(crate) fn has_instance(&self, label: &str) -> bool {
+        self.instances().iter().any(|traits| {
+            let beyond = traits.beyond().iter().map(|named| &named.name);
+            traits.instance.iter().chain(beyond).any(|name| name.as_str() == label)
+        })
+    }
+
+    /// A name that is this service's own, whatever clients ask for; none where it only has patterns.
+    pub(crate) fn own_name(&self) -> Option<&HostName> {
+        std::iter::once(&self.host).chain(self.aliases()).find_map(|pattern| match pattern {
+            HostPattern::Exact(name) => Some(name),
+            HostPattern::Suffix(_) => None,
+        })
+    }
+}
+
+impl Rules {
+    /// Conditions that single out clients: source first, then protocol.
+    pub(super) fn specificity(&self) -> (bool, bool) {
+        (!self.sources.is_empty(), !self.alpn.is_empty())
+    }
+}
+
+impl Traits {
+    /// What it leads to by name, if it is another cluster's gateway.
+    fn beyond(&self) -> &[settings::Named] {
+        match &self.reach {
+            Reach::Beyond(beyond) => &beyond.instances,
+            Reach::All { .. } | Reach::Inside => &[],
+        }
+    }
+
+    pub(super) fn has_names(&self) -> bool {
+        self.instance.is_some() || !self.aliases.is_empty() || !self.beyond().is_empty()
+    }
+}
+
+impl Endpoint {
+    /// Whether connections of a listener may end up here.
+    pub(crate) fn takes(&self, side: Side) -> bool {
+        side == Side::Outbound || matches!(self.traits.reach, Reach::All { .. })
+    }
+
+    /// Whether it is, or leads to, this instance, for connections of a listener.
+    pub(crate) fn is_instance(&self, name: &HostName, side: Side) -> bool {
+        match &self.traits.reach {
+            Reach::Beyond(_) => self.traits.beyond().iter().any(|named| named.name == *name),
+            Reach::All { by_name: false } if side == Side::EastWest => false,
+            Reach::All { .. } | Reach::Inside => self.traits.instance.as_ref() == Some(name),
+        }
+    }
+
+    /// The cluster that it stands in, if that is another.
+    #[must_use]
+    pub fn cluster(&self) -> Option<&str> {
+        match &self.traits.reach {
+            Reach::Beyond(beyond) => Some(beyond.cluster.as_str()),
+            Reach::All { .. } | Reach::Inside => None,
+        }
+    }
+}

@@ -1,0 +1,118 @@
+//! Sockets as this gateway wants them: options, limits of the process, and what an error of the kernel
+//! means. Nothing here waits.
+
+use std::io;
+use std::net::{IpAddr, SocketAddr, TcpListener};
+use std::os::fd::AsFd;
+use std::sync::LazyLock;
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
+use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
+
+use crate::config::settings::{Bind, Tcp};
+
+/// Milliseconds since this process started: what deadlines that outlive a task are counted in.
+pub type Millis = u64;
+
+/// The moment, in [`Millis`].
+#[must_use]
+pub fn now() -> Millis {
+    static START: LazyLock<Instant> = LazyLock::new(Instant::now);
+    START.elapsed().as_millis().try_into().unwrap_or(Millis::MAX)
+}
+
+/// Opens a listening socket. Its options are those of the connections it will accept: Linux copies
+/// them, which saves five system calls a connection. Several workers listen on the same address.
+///
+/// # Errors
+/// What the kernel answers, most often that the address is in use or not this machine's.
+pub fn listen(bind: &Bind, address: SocketAddr, tcp: &Tcp) -> io::Result<TcpListener> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM.nonblocking(), Some(Protocol::TCP))?;
+    socket.set_reuse_address(true)?;
+    socket.set_reuse_port(true)?;
+    if address.is_ipv6() {
+        socket.set_only_v6(bind.ipv6_only)?;
+    }
+    set_buffers(&socket, tcp)?;
+    socket.set_tcp_nodelay(tcp.nodelay)?;
+    keep_alive(&socket, tcp)?;
+    socket.bind(&address.into())?;
+    socket.listen(i32::try_from(bind.backlog).unwrap_or(i32::MAX))?;
+    Ok(socket.into())
+}
+
+/// Fails when somebody else listens there already: sockets that share a port would silently share its
+/// connections with another process of the same user.
+pub(crate) fn check_free(bind: &Bind, address: SocketAddr) -> io::Result<()> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    socket.set_reuse_address(true)?;
+    if address.is_ipv6() {
+        socket.set_only_v6(bind.ipv6_only)?;
+    }
+    socket.bind(&address.into())
+}
+
+/// A socket to connect to an endpoint with. Keepalive is left for later: most connections end before it
+/// would matter, and it is four system calls.
+pub(crate) fn upstream(to: SocketAddr, from: Option<IpAddr>, tcp: &Tcp) -> io::Result<Socket> {
+    let socket = Socket::new(Domain::for_address(to), Type::STREAM.nonblocking(), Some(Protocol::TCP))?;
+    set_buffers(&socket, tcp)?;
+    if tcp.nodelay {
+        socket.set_tcp_nodelay(true)?;
+    }
+    if let Some(from) = from {
+        isthmus_sys::bind_address_no_port(&socket)?;
+        socket.bind(&SocketAddr::new(from, 0).into())?;
+    }
+    Ok(socket)
+}
+
+fn set_buffers(socket: &Socket, tcp: &Tcp) -> io::Result<()> {
+    if let Some(size) = tcp.receive_buffer {
+        socket.set_recv_buffer_size(size)?;
+    }
+    if let Some(size) = tcp.send_buffer {
+        socket.set_send_buffer_size(size)?;
+    }
+    Ok(())
+}
+
+/// Turns TCP keepalive on as configured.
+pub(crate) fn keep_alive<'s>(socket: impl Into<SockRef<'s>>, tcp: &Tcp) -> io::Result<()> {
+    let Some(idle) = tcp.keepalive_idle else { return Ok(()) };
+    let keepalive = TcpKeepalive::new()
+        .with_time(idle)
+        .with_interval(tcp.keepalive_interval)
+        .with_retries(tcp.keepalive_probes);
+    socket.into().set_tcp_keepalive(&keepalive)
+}
+
+/// Makes the coming close a reset.
+pub fn reset_on_close(socket: impl AsFd) {
+    if let Err(error) = SockRef::from(&socket).set_linger(Some(Duration::ZERO)) {
+        tracing::debug!(%error, "SO_LINGER");
+    }
+}
+
+/// Whether a connection has failed (its peer reset it), though nobody has read that far.
+pub(crate) fn has_failed(socket: impl AsFd) -> bool {
+    let mut asked = [PollFd::new(&socket, PollFlags::empty())];
+    poll(&mut asked, Some(&Timespec::default())).is_ok()
+        && asked.iter().any(|answer| answer.revents().contains(PollFlags::ERR))
+}
+
+/// This machine ran out of something: no endpoint is to blame, and another would fare no better.
+pub(crate) fn is_local_resource(error: &io::Error) -> bool {
+    matches!(
+        error.raw_os_error().map(Errno::from_raw_os_error),
+        Some(Errno::MFILE | Errno::NFILE | Errno::ADDRNOTAVAIL | Errno::NOBUFS | Errno::NOMEM)
+    )
+}
+
+/// An IPv4 address that came in over IPv6 is compared, logged and matched as IPv4.
+#[must_use]
+pub fn canonical(address: SocketAddr) -> SocketAddr {
+    SocketAddr::new(address.ip().to_canonical(), address.port())
+}

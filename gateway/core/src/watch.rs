@@ -1,0 +1,319 @@
+//! Edits of the configuration file → control: when to look, when a file is whole enough to be judged, and
+//! what to do when it is gone. Not what makes an edit good (`config`) or how it goes live (`control`).
+
+mod eyes;
+
+use std::fs::{self, Metadata};
+use std::hash::Hasher as _;
+use std::io::{self, Read as _};
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant, SystemTime};
+
+use isthmus_certs::input;
+use isthmus_model::file::LARGEST;
+use tokio::time::{sleep, timeout};
+
+use self::eyes::{Eyes, Seen};
+use crate::config;
+use crate::control::Control;
+
+/// A file that has been the same for this long is whole.
+const QUIET: Duration = Duration::from_millis(50);
+/// Unless somebody who writes it has not closed it: then it may pause this long.
+const WRITING: Duration = Duration::from_secs(2);
+/// Looks at least this often, for file systems that report nothing.
+const POLL: Duration = Duration::from_secs(5);
+/// A file may be away for this long: between a removal and a rename.
+const AWAY: Duration = Duration::from_secs(2);
+/// The coarsest clock of a file system that is in use (FAT): within it, two edits may look like one.
+const GRAIN: Duration = Duration::from_secs(3);
+/// Looks at most this often, however busy the directory is.
+const PACE: Duration = Duration::from_millis(20);
+
+/// Puts edits of `file` live, for ever. Whatever is slow (reading, checking, compiling tables) happens on a
+/// blocking thread.
+pub(crate) async fn follow(file: PathBuf, control: Arc<Control>) -> io::Result<()> {
+    let seen = Arc::new(Seen::default());
+    let watch = Watch {
+        eyes: Eyes::new(Arc::clone(&seen)),
+        settling: Settling::default(),
+        content: None,
+        is_first: true,
+        file,
+        control: Arc::clone(&control),
+    };
+    let watch = Arc::new(Mutex::new(watch));
+    loop {
+        let watching = Arc::clone(&watch);
+        let look = move || watching.lock().unwrap_or_else(PoisonError::into_inner).look();
+        let wait = tokio::task::spawn_blocking(look).await.unwrap_or_else(|error| {
+            control.refuse(format!("checking the edit failed ({error}); this is a bug, please report it"));
+            POLL
+        });
+        let woken = async {
+            tokio::select! {
+                () = seen.something() => {}
+                () = control.again.notified() => {}
+            }
+        };
+        if timeout(wait, woken).await.is_ok() {
+            sleep(PACE).await;
+        }
+    }
+}
+
+struct Watch {
+    file: PathBuf,
+    control: Arc<Control>,
+    eyes: Eyes,
+    settling: Settling,
+    /// The hash of the last content that was judged.
+    content: Option<u64>,
+    is_first: bool,
+}
+
+impl Watch {
+    /// Looks once, and says how long to wait for an event until the next look.
+    fn look(&mut self) -> Duration {
+        // Before the file is looked at, so that no edit falls between.
+        self.eyes.turn_to(&self.file);
+        let now = Instant::now();
+        match fs::metadata(&self.file) {
+            Err(error) => self.missing(&error, now),
+            Ok(metadata) => {
+                match self.settling.saw(Print::of(&metadata), self.eyes.is_being_written(), now) {
+                    Verdict::Same => POLL,
+                    Verdict::Wait(more) => more,
+                    Verdict::Judge(print) => self.judge(print, now),
+                }
+            }
+        }
+    }
+
+    fn missing(&mut self, error: &io::Error, now: Instant) -> Duration {
+        match self.settling.missed(now) {
+            Verdict::Wait(more) => return more,
+            Verdict::Same => {}
+            Verdict::Judge(()) => {
+                let file = self.file.display();
+                self.control.refuse(match error.kind() {
+                    io::ErrorKind::NotFound => format!("{file} is gone; the tables stay"),
+                    _ => format!("{file} cannot be read: {error}; the tables stay"),
+                });
+                // When it is back it is judged anew, even if it is what it was: that clears the refusal.
+                self.content = None;
+                self.is_first = false;
+            }
+        }
+        POLL
+    }
+
+    fn judge(&mut self, print: Print, now: Instant) -> Duration {
+        let content = Some(hash(&self.file));
+        if content == self.content {
+            self.settling.judged(print, now);
+            return POLL;
+        }
+        // Noted before the check: an edit that makes it panic is not tried again and again.
+        let before = std::mem::replace(&mut self.content, content);
+        self.settling.judged(print, now);
+        if self.is_first && !print.is_fresh(self.control.started) {
+            // It is what the gateway started on.
+            self.is_first = false;
+            return POLL;
+        }
+        let checked = config::load(&self.file);
+        if fs::metadata(&self.file).map(|metadata| Print::of(&metadata)).ok() != Some(print) {
+            // It changed while it was read.
+            self.content = before;
+            return QUIET;
+        }
+        let is_first = std::mem::take(&mut self.is_first);
+        match checked {
+            Err(problems) => self.control.refuse(problems.to_string()),
+            // Between the start and the first look there may have been an edit; mostly there was none.
+            Ok(settings) if is_first && self.control.runs(&settings) => {}
+            Ok(settings) => match self.control.apply(settings) {
+                Ok(()) => tracing::info!(file = %self.file.display(), "the edit is live"),
+                Err(why) => self.control.refuse(why),
+            },
+        }
+        isthmus_sys::trim_memory();
+        POLL
+    }
+}
+
+/// Which content a path leads to, as far as that can be told without reading it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Print {
+    device: u64,
+    inode: u64,
+    length: u64,
+    modified: (i64, i64),
+    changed: (i64, i64),
+}
+
+impl Print {
+    fn of(metadata: &Metadata) -> Print {
+        Print {
+            device: metadata.dev(),
+            inode: metadata.ino(),
+            length: metadata.len(),
+            modified: (metadata.mtime(), metadata.mtime_nsec()),
+            changed: (metadata.ctime(), metadata.ctime_nsec()),
+        }
+    }
+
+    /// An edit that came now could leave the same print.
+    fn is_fresh(self, now: SystemTime) -> bool {
+        let now = now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
+        let latest = self.modified.0.max(self.changed.0);
+        u64::try_from(latest).is_ok_and(|latest| latest.saturating_add(GRAIN.as_secs()) >= now)
+    }
+}
+
+/// When a file that changes is whole, and when one that is away is gone.
+#[derive(Debug, Default)]
+struct Settling {
+    judged: Option<Print>,
+    /// Judged so soon after it changed that its content must be compared once more, from then on.
+    unsure_until: Option<Instant>,
+    /// What was seen last, and since when.
+    seen: Option<(Print, Instant)>,
+    away_since: Option<Instant>,
+    is_gone: bool,
+}
+
+#[derive(Debug, PartialEq, Eq)]
+enum Verdict<T> {
+    /// Nothing new.
+    Same,
+    /// Look again after this long.
+    Wait(Duration),
+    /// It is whole, or it is gone.
+    Judge(T),
+}
+
+impl Settling {
+    fn saw(&mut self, print: Print, is_being_written: bool, now: Instant) -> Verdict<Print> {
+        let was_gone = std::mem::take(&mut self.is_gone);
+        self.away_since = None;
+        if self.judged == Some(print) && !was_gone {
+            self.seen = None;
+            return match self.unsure_until {
+                Some(until) if now >= until => Verdict::Judge(print),
+                _ => Verdict::Same,
+            };
+        }
+        self.judged = None;
+        let since = match self.seen {
+            Some((seen, since)) if seen == print => since,
+            _ => now,
+        };
+        self.seen = Some((print, since));
+        let quiet = if is_being_written { WRITING } else { QUIET };
+        match quiet.saturating_sub(now.saturating_duration_since(since)) {
+            Duration::ZERO => Verdict::Judge(print),
+            more => Verdict::Wait(more),
+        }
+    }
+
+    fn judged(&mut self, print: Print, now: Instant) {
+        self.judged = Some(print);
+        self.unsure_until = print.is_fresh(SystemTime::now()).then(|| now + GRAIN);
+    }
+
+    fn missed(&mut self, now: Instant) -> Verdict<()> {
+        self.seen = None;
+        if self.is_gone {
+            return Verdict::Same;
+        }
+        let since = *self.away_since.get_or_insert(now);
+        match AWAY.saturating_sub(now.saturating_duration_since(since)) {
+            Duration::ZERO => {
+                self.is_gone = true;
+                Verdict::Judge(())
+            }
+            more => Verdict::Wait(more),
+        }
+    }
+}
+
+/// Of what a file has, as far as it is read; of one that cannot be read, why not.
+fn hash(file: &Path) -> u64 {
+    let mut hasher = std::hash::DefaultHasher::new();
+    let hashed = input::open(file).and_then(|file| {
+        let mut file = file.take(LARGEST.saturating_add(1));
+        let mut buffer = vec![0; 64 * 1024];
+        loop {
+            match file.read(&mut buffer)? {
+                0 => return Ok(()),
+                length => hasher.write(buffer.get(..length).unwrap_or_default()),
+            }
+        }
+    });
+    if let Err(error) = hashed {
+        hasher.write(error.to_string().as_bytes());
+    }
+    hasher.finish()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn print(length: u64) -> Print {
+        Print { device: 1, inode: 1, length, modified: (0, 0), changed: (0, 0) }
+    }
+
+    #[test]
+    fn a_file_is_judged_once_it_has_been_quiet() {
+        let start = Instant::now();
+        let mut settling = Settling::default();
+        assert_eq!(settling.saw(print(1), false, start), Verdict::Wait(QUIET));
+        assert_eq!(settling.saw(print(2), false, start + QUIET), Verdict::Wait(QUIET), "it still grows");
+        assert_eq!(settling.saw(print(2), false, start + QUIET * 2), Verdict::Judge(print(2)));
+        settling.judged(print(2), start + QUIET * 2);
+        assert_eq!(settling.saw(print(2), false, start + QUIET * 3), Verdict::Same);
+        assert_eq!(settling.saw(print(1), false, start + QUIET * 4), Verdict::Wait(QUIET));
+    }
+
+    #[test]
+    fn a_writer_may_pause_while_it_has_the_file_open() {
+        let start = Instant::now();
+        let mut settling = Settling::default();
+        settling.saw(print(1), true, start);
+        let later = start + QUIET * 2;
+        assert_eq!(settling.saw(print(1), true, later), Verdict::Wait(WRITING - QUIET * 2));
+        assert_eq!(settling.saw(print(1), false, later), Verdict::Judge(print(1)), "it has closed it");
+        assert_eq!(settling.saw(print(1), true, start + WRITING), Verdict::Judge(print(1)), "not for ever");
+    }
+
+    #[test]
+    fn an_edit_in_the_same_tick_of_a_coarse_clock_is_found_by_content() {
+        let start = Instant::now();
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs();
+        let fresh = Print { modified: (i64::try_from(now).unwrap(), 0), ..print(1) };
+        let mut settling = Settling::default();
+        settling.judged(fresh, start);
+        assert_eq!(settling.saw(fresh, false, start + QUIET), Verdict::Same);
+        assert_eq!(settling.saw(fresh, false, start + GRAIN), Verdict::Judge(fresh));
+        settling.judged(print(1), start);
+        assert_eq!(settling.saw(print(1), false, start + GRAIN * 2), Verdict::Same, "an old file is certain");
+    }
+
+    #[test]
+    fn a_file_is_gone_once_it_has_stayed_away() {
+        let start = Instant::now();
+        let mut settling = Settling::default();
+        settling.judged(print(1), start);
+        assert_eq!(settling.missed(start), Verdict::Wait(AWAY));
+        assert_eq!(settling.saw(print(1), false, start + QUIET), Verdict::Same, "only renamed");
+        assert_eq!(settling.missed(start + QUIET), Verdict::Wait(AWAY), "the time starts anew");
+        assert_eq!(settling.missed(start + QUIET + AWAY), Verdict::Judge(()));
+        assert_eq!(settling.missed(start + AWAY * 3), Verdict::Same, "said once");
+        assert_eq!(settling.saw(print(1), false, start + AWAY * 4), Verdict::Wait(QUIET), "judged anew");
+    }
+}

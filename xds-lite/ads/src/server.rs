@@ -1,0 +1,410 @@
+//! One stream of a delta server, for one type: what the client subscribed to, how far it has come in the view,
+//! and what it still has to be sent. One response is in flight at a time; what changes meanwhile is sent once,
+//! as it is by then.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use prost_types::Any;
+
+use super::session::{Kept, Nack, Refusals};
+use super::view::{Position, View};
+use isthmus_proto::envoy::service::discovery::v3::{
+    DeltaDiscoveryRequest, DeltaDiscoveryResponse, Resource as Sent,
+};
+
+const WILDCARD: &str = "*";
+
+/// One type on one stream.
+#[derive(Debug, Default)]
+pub struct Stream {
+    has_begun: bool,
+    wildcard: bool,
+    names: BTreeSet<String>,
+    /// Of the view's changes, those up to here are sent or owed.
+    position: Position,
+    /// What must be sent whether it changes or not.
+    owed: BTreeSet<String>,
+    /// Who asks for everything and has nothing is answered, even if there is nothing: Envoy waits for it.
+    greets: bool,
+    in_flight: Option<String>,
+    sent: u64,
+    refusals: Refusals,
+    /// Of the names subscribed to.
+    kept: Kept,
+    /// Of those that are owed because the client says to know them, and that the view does not have.
+    claimed: Kept,
+}
+
+/// Names that a client says to know and the view does not have: whether they are gone, or only not heard of yet.
+pub type IsGone<'a> = &'a dyn Fn(&str) -> bool;
+
+impl Stream {
+    /// Names of the client that are kept.
+    pub(super) fn kept(&self) -> Kept {
+        self.kept.plus(self.claimed)
+    }
+
+    /// The same, at most, once a request is taken.
+    pub(super) fn kept_with(&self, request: &DeltaDiscoveryRequest, view: &View) -> Kept {
+        let subscribes = request.resource_names_subscribe.iter();
+        let more: Kept = subscribes.filter(|name| !self.names.contains(*name)).collect();
+        let claimed = if self.has_begun {
+            Kept::default()
+        } else {
+            request.initial_resource_versions.keys().filter(|name| view.get(name).is_none()).collect()
+        };
+        self.kept().plus(more).plus(claimed)
+    }
+
+    /// A response was sent, and not answered yet.
+    pub(super) fn is_in_flight(&self) -> bool {
+        self.in_flight.is_some()
+    }
+
+    /// Takes a request of the client.
+    pub fn request(&mut self, request: &DeltaDiscoveryRequest, view: &View, is_gone: IsGone<'_>) {
+        if self.in_flight.as_ref().is_some_and(|nonce| *nonce == request.response_nonce) {
+            self.in_flight = None;
+            self.refusals.answered(&request.response_nonce, request.error_detail.as_ref());
+        }
+        let is_first = !std::mem::replace(&mut self.has_begun, true);
+        let subscribes = &request.resource_names_subscribe;
+        if is_first && (subscribes.is_empty() || subscribes.iter().any(|name| name == WILDCARD)) {
+            self.wildcard = true;
+            self.position = view.last();
+            self.owe_what_differs(&request.initial_resource_versions, view, is_gone);
+        }
+        for name in subscribes.iter().filter(|name| *name != WILDCARD) {
+            if self.names.insert(name.clone()) {
+                self.kept.add(name);
+            }
+            let known = request.initial_resource_versions.get(name).filter(|_| is_first);
+            let has_it = known.is_some_and(|known| view.get(name).is_some_and(|now| *known == *now.version));
+            if !has_it && (view.get(name).is_some() || is_gone(name)) {
+                self.owed.insert(name.clone());
+            }
+        }
+        if is_first && !self.wildcard {
+            self.position = view.last();
+        }
+        if !is_first && !self.wildcard && subscribes.iter().any(|name| name == WILDCARD) {
+            self.wildcard = true;
+            self.owe_what_differs(&Default::default(), view, is_gone);
+        }
+        for name in &request.resource_names_unsubscribe {
+            self.unsubscribe(name);
+        }
+        self.greets |= is_first && self.wildcard && request.initial_resource_versions.is_empty();
+    }
+
+    fn owe_what_differs(
+        &mut self,
+        known: &std::collections::HashMap<String, String>,
+        view: &View,
+        is_gone: IsGone<'_>,
+    ) {
+        let differs =
+            view.iter().filter(|(name, now)| known.get(&***name).is_none_or(|known| **known != *now.version));
+        self.owed.extend(differs.map(|(name, _)| name.to_string()));
+        for name in known.keys().filter(|name| view.get(name).is_none() && is_gone(name)) {
+            self.claimed.add(name);
+            self.owed.insert(name.clone());
+        }
+    }
+
+    fn unsubscribe(&mut self, name: &str) {
+        if name == WILDCARD {
+            self.wildcard = false;
+            self.owed.retain(|name| self.names.contains(name));
+        } else {
+            if self.names.remove(name) {
+                self.kept.remove(name);
+            }
+            if !self.wildcard {
+                self.owed.remove(name);
+            }
+        }
+    }
+
+    /// Sends these once more, changed or not, where they are subscribed to.
+    pub fn again<'a>(&mut self, names: impl IntoIterator<Item = &'a str>) {
+        let wanted: Vec<_> = names.into_iter().filter(|name| self.wants(name)).map(str::to_owned).collect();
+        self.owed.extend(wanted);
+    }
+
+    fn wants(&self, name: &str) -> bool {
+        self.wildcard || self.names.contains(name)
+    }
+
+    /// The next response of about `most` bytes, if there is something to say and nothing in flight.
+    pub fn response(&mut self, type_url: &str, view: &View, most: usize) -> Option<DeltaDiscoveryResponse> {
+        if self.in_flight.is_some() || !self.has_begun {
+            return None;
+        }
+        let mut batch = Batch { most, ..Batch::default() };
+        while !batch.is_full()
+            && let Some(name) = self.owed.pop_first()
+        {
+            batch.put(&name, type_url, view);
+        }
+        if self.owed.is_empty() {
+            self.claimed = Kept::default();
+        }
+        let mut changes = view.after(self.position).peekable();
+        while !batch.is_full()
+            && let Some((position, name, _)) = changes.next()
+        {
+            self.position = position;
+            if self.wants(name) {
+                batch.put(name, type_url, view);
+            }
+        }
+        let (resources, removed) = batch.done();
+        if resources.is_empty() && removed.is_empty() && !self.greets {
+            return None;
+        }
+        self.greets = false;
+        self.sent += 1;
+        let nonce = self.sent.to_string();
+        self.in_flight = Some(nonce.clone());
+        Some(DeltaDiscoveryResponse {
+            system_version_info: self.position.to_string(),
+            resources,
+            type_url: type_url.to_owned(),
+            nonce,
+            removed_resources: removed,
+            control_plane: None,
+        })
+    }
+
+    /// How far it has come; what was gone by then need not be remembered for it.
+    #[must_use]
+    pub fn position(&self) -> Position {
+        self.position
+    }
+
+    /// Everything was sent and answered.
+    #[must_use]
+    pub fn is_settled(&self, view: &View) -> bool {
+        self.has_begun
+            && self.in_flight.is_none()
+            && !self.greets
+            && self.owed.is_empty()
+            && self.position == view.last()
+    }
+
+    /// How often the client refused something, and what it said the last time, unless it was content since.
+    #[must_use]
+    pub fn nacks(&self) -> (u64, Option<&Nack>) {
+        self.refusals.seen()
+    }
+}
+
+/// Each name once, as it is now.
+#[derive(Default)]
+struct Batch {
+    most: usize,
+    size: usize,
+    names: BTreeMap<String, Option<Sent>>,
+}
+
+impl Batch {
+    fn is_full(&self) -> bool {
+        self.size >= self.most
+    }
+
+    fn put(&mut self, name: &str, type_url: &str, view: &View) {
+        if self.names.contains_key(name) {
+            return;
+        }
+        let sent = view.get(name).map(|resource| Sent {
+            version: resource.version.to_string(),
+            resource: Some(Any { type_url: type_url.to_owned(), value: resource.bytes.to_vec() }),
+            name: name.to_owned(),
+            ..Sent::default()
+        });
+        self.size += name.len() + view.get(name).map_or(0, |resource| resource.bytes.len());
+        self.names.insert(name.to_owned(), sent);
+    }
+
+    fn done(self) -> (Vec<Sent>, Vec<String>) {
+        let mut removed = Vec::new();
+        let mut resources = Vec::new();
+        for (name, sent) in self.names {
+            match sent {
+                Some(sent) => resources.push(sent),
+                None => removed.push(name),
+            }
+        }
+        (resources, removed)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use isthmus_proto::google::rpc::Status;
+
+    const TYPE: &str = "type.example/a";
+
+    fn request() -> DeltaDiscoveryRequest {
+        DeltaDiscoveryRequest { type_url: TYPE.to_owned(), ..DeltaDiscoveryRequest::default() }
+    }
+
+    fn subscribe(names: &[&str]) -> DeltaDiscoveryRequest {
+        let names = names.iter().map(|&name| name.to_owned()).collect();
+        DeltaDiscoveryRequest { resource_names_subscribe: names, ..request() }
+    }
+
+    fn knows(known: &[(&str, &str)]) -> DeltaDiscoveryRequest {
+        let known = known
+            .iter()
+            .map(|(name, content)| ((*name).to_owned(), isthmus_model::slice::version(content.as_bytes())));
+        DeltaDiscoveryRequest { initial_resource_versions: known.collect(), ..request() }
+    }
+
+    fn view(resources: &[(&str, &'static str)]) -> View {
+        let mut view = View::default();
+        for (name, content) in resources {
+            view.set(name, *content);
+        }
+        view
+    }
+
+    /// Names that come, names that go; and the response is answered.
+    fn next(stream: &mut Stream, view: &View) -> Option<(Vec<String>, Vec<String>)> {
+        let response = stream.response(TYPE, view, usize::MAX)?;
+        let answer = DeltaDiscoveryRequest { response_nonce: response.nonce, ..request() };
+        stream.request(&answer, view, &|_| true);
+        Some((response.resources.into_iter().map(|sent| sent.name).collect(), response.removed_resources))
+    }
+
+    fn came(names: &[&str]) -> Option<(Vec<String>, Vec<String>)> {
+        Some((names.iter().map(|&name| name.to_owned()).collect(), Vec::new()))
+    }
+
+    #[test]
+    fn a_first_request_without_names_is_for_all_even_if_it_knows_some() {
+        let view = view(&[("a", "1"), ("b", "2"), ("c", "3")]);
+        let mut stream = Stream::default();
+        stream.request(&knows(&[("a", "1"), ("b", "old"), ("gone", "x")]), &view, &|_| true);
+        let expected = (vec!["b".to_owned(), "c".to_owned()], vec!["gone".to_owned()]);
+        assert_eq!(next(&mut stream, &view), Some(expected));
+        assert_eq!(next(&mut stream, &view), None);
+        assert!(stream.is_settled(&view));
+    }
+
+    #[test]
+    fn what_is_only_not_heard_of_yet_is_not_taken_away() {
+        let view = view(&[("east/a", "1")]);
+        let mut stream = Stream::default();
+        let known = knows(&[("east/a", "1"), ("west/b", "2"), ("east/c", "3")]);
+        stream.request(&known, &view, &|name| name.starts_with("east/"));
+        assert_eq!(next(&mut stream, &view), Some((vec![], vec!["east/c".to_owned()])));
+    }
+
+    #[test]
+    fn one_response_is_in_flight_and_changes_meanwhile_are_sent_once() {
+        let mut view = view(&[("a", "1")]);
+        let mut stream = Stream::default();
+        stream.request(&request(), &view, &|_| true);
+        let first = stream.response(TYPE, &view, usize::MAX).unwrap();
+        view.set("a", "2");
+        view.set("a", "3");
+        view.set("b", "1");
+        view.remove("b");
+        assert_eq!(stream.response(TYPE, &view, usize::MAX), None, "one is in flight");
+        let stale = DeltaDiscoveryRequest { response_nonce: "99".to_owned(), ..request() };
+        stream.request(&stale, &view, &|_| true);
+        assert_eq!(stream.response(TYPE, &view, usize::MAX), None, "that was another one's answer");
+        stream.request(&DeltaDiscoveryRequest { response_nonce: first.nonce, ..request() }, &view, &|_| true);
+        let second = stream.response(TYPE, &view, usize::MAX).unwrap();
+        assert_eq!(second.resources.len(), 1);
+        assert_eq!(second.resources[0].resource.as_ref().unwrap().value, b"3");
+        assert_eq!(second.removed_resources, ["b"], "harmless to who never had it");
+    }
+
+    #[test]
+    fn a_large_state_comes_in_parts() {
+        let view = view(&[("a", "12345"), ("b", "12345"), ("c", "12345")]);
+        let mut stream = Stream::default();
+        stream.request(&request(), &view, &|_| true);
+        let mut parts = Vec::new();
+        while let Some(response) = stream.response(TYPE, &view, 6) {
+            parts.push(response.resources.len());
+            stream.request(
+                &DeltaDiscoveryRequest { response_nonce: response.nonce, ..request() },
+                &view,
+                &|_| true,
+            );
+        }
+        assert_eq!(parts, [1, 1, 1]);
+    }
+
+    #[test]
+    fn names_are_subscribed_to_one_by_one() {
+        let mut view = view(&[("a", "1"), ("b", "1")]);
+        let mut stream = Stream::default();
+        stream.request(&subscribe(&["a", "absent"]), &view, &|_| true);
+        assert_eq!(next(&mut stream, &view), Some((vec!["a".to_owned()], vec!["absent".to_owned()])));
+        view.set("b", "2");
+        assert_eq!(next(&mut stream, &view), None, "nobody asked for b");
+        stream.request(&subscribe(&["a"]), &view, &|_| true);
+        assert_eq!(next(&mut stream, &view), came(&["a"]), "asked for again, sent again");
+        view.set("absent", "1");
+        assert_eq!(next(&mut stream, &view), came(&["absent"]));
+        let leave = DeltaDiscoveryRequest { resource_names_unsubscribe: vec!["a".to_owned()], ..request() };
+        stream.request(&leave, &view, &|_| true);
+        view.set("a", "2");
+        assert_eq!(next(&mut stream, &view), None);
+        stream.again(["a", "absent"]);
+        assert_eq!(next(&mut stream, &view), came(&["absent"]));
+    }
+
+    #[test]
+    fn an_empty_request_later_is_not_for_all() {
+        let view = view(&[("a", "1")]);
+        let mut stream = Stream::default();
+        stream.request(&subscribe(&["b"]), &view, &|_| false);
+        stream.request(&request(), &view, &|_| true);
+        assert_eq!(next(&mut stream, &view), None);
+        stream.request(&subscribe(&["*"]), &view, &|_| true);
+        assert_eq!(next(&mut stream, &view), came(&["a"]));
+        let leave = DeltaDiscoveryRequest { resource_names_unsubscribe: vec!["*".to_owned()], ..request() };
+        let mut nothing = Stream::default();
+        nothing.request(
+            &DeltaDiscoveryRequest { resource_names_subscribe: vec!["*".to_owned()], ..leave },
+            &view,
+            &|_| true,
+        );
+        assert_eq!(next(&mut nothing, &view), None, "subscribed to nothing");
+    }
+
+    #[test]
+    fn who_has_nothing_and_asks_for_everything_is_answered_once_even_if_there_is_nothing() {
+        let view = view(&[]);
+        let mut stream = Stream::default();
+        stream.request(&request(), &view, &|_| true);
+        assert!(!stream.is_settled(&view));
+        assert_eq!(next(&mut stream, &view), Some((vec![], vec![])));
+        assert_eq!(next(&mut stream, &view), None);
+        assert!(stream.is_settled(&view));
+    }
+
+    #[test]
+    fn a_refusal_is_remembered_until_the_client_is_content() {
+        let mut view = view(&[("a", "1")]);
+        let mut stream = Stream::default();
+        stream.request(&request(), &view, &|_| true);
+        let nonce = stream.response(TYPE, &view, usize::MAX).unwrap().nonce;
+        let error = Status { code: 3, message: "a: no port".to_owned(), ..Status::default() };
+        let refusal =
+            DeltaDiscoveryRequest { response_nonce: nonce.clone(), error_detail: Some(error), ..request() };
+        stream.request(&refusal, &view, &|_| true);
+        assert_eq!(stream.nacks(), (1, Some(&Nack { nonce, why: "a: no port".to_owned() })));
+        assert_eq!(next(&mut stream, &view), None, "the same is not sent again");
+        view.set("a", "2");
+        assert_eq!(next(&mut stream, &view), came(&["a"]));
+        assert_eq!(stream.nacks(), (1, None));
+    }
+}

@@ -1,0 +1,102 @@
+//! The discovery service: each stream of a client follows the views that its identity may see. The protocols
+//! themselves are in `server` and `sotw`, what a stream says of which type in `stream`; this is their door.
+
+use std::pin::Pin;
+use std::sync::Arc;
+
+use isthmus_certs::SpiffeId;
+use tokio::sync::mpsc;
+use tokio_stream::Stream as Flow;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status, Streaming};
+
+use super::session::Session;
+use super::shared::Shared;
+use super::stream::Stream;
+use super::{server, sotw};
+use crate::stubs::aggregated_discovery_service_server::{
+    AggregatedDiscoveryService, AggregatedDiscoveryServiceServer,
+};
+use isthmus_grpc::budget::Account;
+use isthmus_grpc::serve::Asker;
+use isthmus_proto::envoy::service::discovery::v3::{
+    DeltaDiscoveryRequest, DeltaDiscoveryResponse, DiscoveryRequest, DiscoveryResponse,
+};
+
+/// A first request names every resource that its client knows: 100 000 of them are some 15 MiB. What each client may
+/// send of this is known before, from its budget.
+const MAX_REQUEST: usize = 32 << 20;
+/// A stream has at most one response of each type in flight, and is served a few types.
+const IN_FLIGHT: usize = 8;
+
+/// Who may see what.
+pub trait Directory: Send + Sync + 'static {
+    /// The view of a type for a peer.
+    ///
+    /// # Errors
+    /// It may not see any, and why.
+    fn view(&self, peer: &SpiffeId, type_url: &str) -> Result<Arc<Shared>, Status>;
+
+    /// The view of a type for a peer whose first request names what it wants; by default the same.
+    ///
+    /// # Errors
+    /// It may not see any, and why.
+    fn named(&self, peer: &SpiffeId, type_url: &str) -> Result<Arc<Shared>, Status> {
+        self.view(peer, type_url)
+    }
+}
+
+/// The service over a directory.
+pub struct Discovery<D>(Arc<D>);
+
+impl<D: Directory> Discovery<D> {
+    /// As a server takes it.
+    pub fn service(directory: Arc<D>) -> AggregatedDiscoveryServiceServer<Discovery<D>> {
+        AggregatedDiscoveryServiceServer::new(Discovery(directory)).max_decoding_message_size(MAX_REQUEST)
+    }
+}
+
+impl<D> std::fmt::Debug for Discovery<D> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Discovery")
+    }
+}
+
+type Answers<M> = Pin<Box<dyn Flow<Item = Result<M, Status>> + Send>>;
+
+#[tonic::async_trait]
+impl<D: Directory> AggregatedDiscoveryService for Discovery<D> {
+    type StreamAggregatedResourcesStream = Answers<DiscoveryResponse>;
+    type DeltaAggregatedResourcesStream = Answers<DeltaDiscoveryResponse>;
+
+    async fn stream_aggregated_resources(
+        &self,
+        request: Request<Streaming<DiscoveryRequest>>,
+    ) -> Result<Response<Self::StreamAggregatedResourcesStream>, Status> {
+        self.serve::<sotw::Stream>(request)
+    }
+
+    async fn delta_aggregated_resources(
+        &self,
+        request: Request<Streaming<DeltaDiscoveryRequest>>,
+    ) -> Result<Response<Self::DeltaAggregatedResourcesStream>, Status> {
+        self.serve::<server::Stream>(request)
+    }
+}
+
+impl<D: Directory> Discovery<D> {
+    fn serve<S: Session>(
+        &self,
+        request: Request<Streaming<S::Request>>,
+    ) -> Result<Response<Answers<S::Response>>, Status> {
+        let asker = request.extensions().get::<Asker>().cloned();
+        let account = request.extensions().get::<Account>().cloned();
+        let (Some(Asker(peer)), Some(account)) = (asker, account) else {
+            return Err(Status::unauthenticated("who asks is not known"));
+        };
+        let (sender, receiver) = mpsc::channel(IN_FLIGHT);
+        let stream = Stream::<D, S>::new(Arc::clone(&self.0), peer, account, sender);
+        tokio::spawn(stream.run(request.into_inner()));
+        Ok(Response::new(Box::pin(ReceiverStream::new(receiver))))
+    }
+}

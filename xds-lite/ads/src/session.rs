@@ -1,0 +1,232 @@
+//! What one type on one stream is to the service, whichever protocol the stream speaks. The protocols
+//! themselves are in `server` (delta) and `sotw` (state of the world).
+
+use super::server::{self, IsGone};
+use super::sotw::{self, WILDCARD};
+use super::view::{Position, View};
+use isthmus_proto::envoy::service::discovery::v3::{
+    DeltaDiscoveryRequest, DeltaDiscoveryResponse, DiscoveryRequest, DiscoveryResponse,
+};
+use isthmus_proto::google::rpc::Status;
+
+/// A client that was told something wrong, in its own words.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Nack {
+    /// The response that it refused, in part or as a whole.
+    pub nonce: String,
+    /// Its words, bounded.
+    pub why: String,
+}
+
+/// What a client refused on a stream.
+#[derive(Debug, Default)]
+pub(super) struct Refusals {
+    count: u64,
+    last: Option<Nack>,
+}
+
+impl Refusals {
+    /// Takes the answer to a response.
+    pub(super) fn answered(&mut self, nonce: &str, error: Option<&Status>) {
+        self.last = error.map(|error| {
+            self.count += 1;
+            Nack { nonce: nonce.to_owned(), why: error.message.chars().take(1024).collect() }
+        });
+    }
+
+    /// How often, and the last one, unless the client was content since.
+    pub(super) fn seen(&self) -> (u64, Option<&Nack>) {
+        (self.count, self.last.as_ref())
+    }
+}
+
+/// A response, and which resources it renews.
+#[derive(Debug)]
+pub struct Said<M> {
+    /// What is sent.
+    pub message: M,
+    /// The names of the resources.
+    pub renews: Vec<String>,
+}
+
+/// Names that a client makes the server keep.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Kept {
+    /// How many.
+    pub names: u64,
+    /// What they take: the bytes of each, and 64 more.
+    pub bytes: u64,
+}
+
+/// What a name takes besides its bytes, where it is kept.
+const NAME: u64 = 64;
+
+impl Kept {
+    pub(super) fn add(&mut self, name: &str) {
+        self.names += 1;
+        self.bytes += NAME + name.len() as u64;
+    }
+
+    pub(super) fn remove(&mut self, name: &str) {
+        self.names = self.names.saturating_sub(1);
+        self.bytes = self.bytes.saturating_sub(NAME + name.len() as u64);
+    }
+
+    pub(super) fn plus(self, other: Kept) -> Kept {
+        Kept { names: self.names + other.names, bytes: self.bytes + other.bytes }
+    }
+}
+
+impl<'a> FromIterator<&'a String> for Kept {
+    fn from_iter<I: IntoIterator<Item = &'a String>>(names: I) -> Kept {
+        let mut kept = Kept::default();
+        names.into_iter().for_each(|name| kept.add(name));
+        kept
+    }
+}
+
+/// One type on one stream.
+pub trait Session: Send + Sync + 'static {
+    /// What a client sends.
+    type Request: Send + 'static;
+    /// What it is sent.
+    type Response: Send + 'static;
+
+    /// A stream on which nothing was said yet about a type.
+    fn new(type_url: &str) -> Self;
+    /// The type that a request is about.
+    fn type_of(request: &Self::Request) -> &str;
+    /// Whether a request, the first of its type, is for what it names and not for everything.
+    fn is_by_name(request: &Self::Request) -> bool;
+    /// Names of the client that are kept.
+    fn kept(&self) -> Kept;
+    /// The same, at most, once a request is taken.
+    fn kept_with(&self, request: &Self::Request, view: &View) -> Kept;
+    /// A response was sent, and not answered yet.
+    fn is_in_flight(&self) -> bool;
+    /// Takes a request of the client.
+    fn request(&mut self, request: &Self::Request, view: &View, is_gone: IsGone<'_>);
+    /// Sends these once more, changed or not, where they are subscribed to.
+    fn again<'a>(&mut self, names: impl IntoIterator<Item = &'a str>);
+    /// The next response of about `most` bytes, if there is something to say and nothing in flight.
+    fn response(&mut self, type_url: &str, view: &View, most: usize) -> Option<Said<Self::Response>>;
+    /// How far it has come; what was gone by then need not be remembered for it.
+    fn position(&self) -> Position;
+    /// Everything was sent and answered.
+    fn is_settled(&self, view: &View) -> bool;
+    /// How often the client refused something, and what it said the last time, unless it was content since.
+    fn nacks(&self) -> (u64, Option<&Nack>);
+}
+
+fn are_names(asked: &[String]) -> bool {
+    !asked.is_empty() && asked.iter().all(|name| name != WILDCARD)
+}
+
+impl Session for server::Stream {
+    type Request = DeltaDiscoveryRequest;
+    type Response = DeltaDiscoveryResponse;
+
+    fn new(_type_url: &str) -> server::Stream {
+        server::Stream::default()
+    }
+
+    fn type_of(request: &DeltaDiscoveryRequest) -> &str {
+        &request.type_url
+    }
+
+    fn is_by_name(request: &DeltaDiscoveryRequest) -> bool {
+        are_names(&request.resource_names_subscribe)
+    }
+
+    fn kept(&self) -> Kept {
+        self.kept()
+    }
+
+    fn kept_with(&self, request: &DeltaDiscoveryRequest, view: &View) -> Kept {
+        self.kept_with(request, view)
+    }
+
+    fn is_in_flight(&self) -> bool {
+        self.is_in_flight()
+    }
+
+    fn request(&mut self, request: &DeltaDiscoveryRequest, view: &View, is_gone: IsGone<'_>) {
+        self.request(request, view, is_gone);
+    }
+
+    fn again<'a>(&mut self, names: impl IntoIterator<Item = &'a str>) {
+        self.again(names);
+    }
+
+    fn response(&mut self, type_url: &str, view: &View, most: usize) -> Option<Said<DeltaDiscoveryResponse>> {
+        let message = self.response(type_url, view, most)?;
+        let renews = message.resources.iter().map(|sent| sent.name.clone()).collect();
+        Some(Said { message, renews })
+    }
+
+    fn position(&self) -> Position {
+        self.position()
+    }
+
+    fn is_settled(&self, view: &View) -> bool {
+        self.is_settled(view)
+    }
+
+    fn nacks(&self) -> (u64, Option<&Nack>) {
+        self.nacks()
+    }
+}
+
+impl Session for sotw::Stream {
+    type Request = DiscoveryRequest;
+    type Response = DiscoveryResponse;
+
+    fn new(type_url: &str) -> sotw::Stream {
+        sotw::Stream::new(sotw::Scope::of(type_url))
+    }
+
+    fn type_of(request: &DiscoveryRequest) -> &str {
+        &request.type_url
+    }
+
+    fn is_by_name(request: &DiscoveryRequest) -> bool {
+        are_names(&request.resource_names)
+    }
+
+    fn kept(&self) -> Kept {
+        self.kept()
+    }
+
+    fn kept_with(&self, request: &DiscoveryRequest, view: &View) -> Kept {
+        self.kept_with(request, view)
+    }
+
+    fn is_in_flight(&self) -> bool {
+        self.is_in_flight()
+    }
+
+    fn request(&mut self, request: &DiscoveryRequest, view: &View, _is_gone: IsGone<'_>) {
+        self.request(request, view);
+    }
+
+    fn again<'a>(&mut self, names: impl IntoIterator<Item = &'a str>) {
+        self.again(names);
+    }
+
+    fn response(&mut self, type_url: &str, view: &View, most: usize) -> Option<Said<DiscoveryResponse>> {
+        let (message, renews) = self.response(type_url, view, most)?;
+        Some(Said { message, renews })
+    }
+
+    fn position(&self) -> Position {
+        self.position()
+    }
+
+    fn is_settled(&self, view: &View) -> bool {
+        self.is_settled(view)
+    }
+
+    fn nacks(&self) -> (u64, Option<&Nack>) {
+        self.nacks()
+    }
+}

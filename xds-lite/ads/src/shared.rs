@@ -1,0 +1,185 @@
+//! A view that many streams follow, and what is known of each of them.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock, RwLockReadGuard};
+
+use serde::Serialize;
+use tokio::sync::watch;
+
+use super::session::Session;
+use super::view::{Position, View};
+
+/// A view with its followers.
+pub struct Shared {
+    view: RwLock<View>,
+    moved: watch::Sender<Position>,
+    is_gone: Box<dyn Fn(&str) -> bool + Send + Sync>,
+    followers: Mutex<Followers>,
+    when_settled: OnceLock<Box<dyn Fn() + Send + Sync>>,
+    when_accepted: OnceLock<Accepted>,
+}
+
+/// Who has accepted a view, and the view as it is then.
+type Accepted = Box<dyn Fn(&str, &View) + Send + Sync>;
+
+#[derive(Default)]
+struct Followers {
+    next: u64,
+    all: BTreeMap<u64, Follower>,
+}
+
+/// One stream that follows a view.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Follower {
+    /// Who it is.
+    pub peer: String,
+    /// How far it has come.
+    pub position: Position,
+    /// It has accepted or refused all that there is.
+    pub settled: bool,
+    /// How often it refused something.
+    pub refusals: u64,
+    /// What it said the last time, unless it was content since.
+    pub refusal: Option<String>,
+}
+
+impl Shared {
+    /// An empty view. `is_gone` tells of a name that is not in it, and that a client says to know, whether it
+    /// is gone or only not heard of yet.
+    pub fn new(is_gone: impl Fn(&str) -> bool + Send + Sync + 'static) -> Shared {
+        Shared {
+            view: RwLock::default(),
+            moved: watch::Sender::new(0),
+            is_gone: Box::new(is_gone),
+            followers: Mutex::default(),
+            when_settled: OnceLock::new(),
+            when_accepted: OnceLock::new(),
+        }
+    }
+
+    /// The view as it is.
+    pub fn view(&self) -> RwLockReadGuard<'_, View> {
+        self.view.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Changes the view, and wakes those who follow it.
+    pub fn change(&self, change: impl FnOnce(&mut View)) {
+        let oldest = self.followers().all.values().map(|follower| follower.position).min();
+        let last = {
+            let mut view = self.view.write().unwrap_or_else(PoisonError::into_inner);
+            change(&mut view);
+            let last = view.last();
+            view.forget(oldest.unwrap_or(last).min(last));
+            last
+        };
+        self.moved.send_replace(last);
+    }
+
+    /// Wakes at each change.
+    pub fn moved(&self) -> watch::Receiver<Position> {
+        self.moved.subscribe()
+    }
+
+    pub(super) fn is_gone(&self, name: &str) -> bool {
+        (self.is_gone)(name)
+    }
+
+    /// Everybody who follows it.
+    pub fn all(&self) -> Vec<Follower> {
+        self.followers().all.values().cloned().collect()
+    }
+
+    fn followers(&self) -> MutexGuard<'_, Followers> {
+        self.followers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Everybody who follows it has accepted or refused all that there is.
+    pub fn is_settled(&self) -> bool {
+        let last = self.view().last();
+        self.followers().all.values().all(|follower| follower.settled && follower.position == last)
+    }
+
+    /// Calls this, from now on, whenever a stream has moved or left and everybody is settled. Only the first
+    /// one that is given is called.
+    pub fn when_settled(&self, call: impl Fn() + Send + Sync + 'static) {
+        _ = self.when_settled.set(Box::new(call));
+    }
+
+    /// Calls this, from now on, whenever somebody has accepted all that there is: once a stream and state of the
+    /// view, which does not change meanwhile. Only the first one that is given is called.
+    pub fn when_accepted(&self, call: impl Fn(&str, &View) + Send + Sync + 'static) {
+        _ = self.when_accepted.set(Box::new(call));
+    }
+
+    fn tell_if_settled(&self) {
+        if let Some(call) = self.when_settled.get()
+            && self.is_settled()
+        {
+            call();
+        }
+    }
+
+    /// Adds a follower for as long as what this returns is there.
+    pub fn follow(self: &Arc<Self>, peer: &str) -> Seat {
+        let mut followers = self.followers();
+        let number = followers.next;
+        followers.next += 1;
+        let follower =
+            Follower { peer: peer.to_owned(), position: 0, settled: false, refusals: 0, refusal: None };
+        followers.all.insert(number, follower);
+        Seat { shared: Arc::clone(self), number, peer: peer.to_owned(), told: None }
+    }
+}
+
+impl fmt::Debug for Shared {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Shared").field("followers", &self.all()).finish_non_exhaustive()
+    }
+}
+
+/// A stream's place among those who follow; it leaves when this is dropped.
+pub struct Seat {
+    shared: Arc<Shared>,
+    number: u64,
+    peer: String,
+    /// Up to which state of the view it was told that this one has accepted it.
+    told: Option<Position>,
+}
+
+impl Seat {
+    /// Notes what its stream has accepted.
+    pub fn note(&mut self, stream: &impl Session) {
+        let (refusals, refusal) = stream.nacks();
+        let settled = self.tell_if_accepted(stream, refusal.is_none());
+        if let Some(follower) = self.shared.followers().all.get_mut(&self.number) {
+            follower.position = stream.position();
+            follower.settled = settled;
+            follower.refusals = refusals;
+            follower.refusal = refusal.map(|nack| nack.why.clone());
+        }
+        self.shared.tell_if_settled();
+    }
+
+    /// Says whether the stream is settled.
+    fn tell_if_accepted(&mut self, stream: &impl Session, is_content: bool) -> bool {
+        let view = self.shared.view();
+        let settled = stream.is_settled(&view);
+        if settled
+            && is_content
+            && self.told != Some(view.last())
+            && let Some(call) = self.shared.when_accepted.get()
+        {
+            self.told = Some(view.last());
+            call(&self.peer, &view);
+        }
+        settled
+    }
+}
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        self.shared.followers().all.remove(&self.number);
+        self.shared.tell_if_settled();
+    }
+}

@@ -1,0 +1,255 @@
+//! One stream of a client, with all the types that it asks for: requests in, responses out. Flow control is
+//! per type; here is what types owe each other, for Envoy. A listener waits until the client has taken the
+//! clusters that it may lead to. And whenever a cluster is sent, its endpoints are sent after it, unasked:
+//! Envoy waits for them and does not ask. Never do endpoints wait for an answer about clusters: that answer
+//! may wait for them.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use isthmus_certs::SpiffeId;
+use tokio::sync::{Notify, mpsc};
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+use tokio_stream::{Stream as Flow, StreamExt as _};
+use tonic::Status;
+
+use super::service::Directory;
+use super::session::{Kept, Said, Session};
+use super::shared::{Seat, Shared};
+use isthmus_grpc::budget::{Account, Exceeded, Resource, Share};
+use isthmus_proto::type_url::{CLUSTER, ENDPOINTS, LISTENER};
+
+/// A response has about this many bytes, so that a first state of any size arrives in parts.
+const PART: usize = 1 << 20;
+/// A stream ends after this, up to half as long again: load spreads over agents that came back.
+const AGE: Duration = Duration::from_secs(30 * 60);
+/// A response is answered, and what is said is fetched, in this time. While it is not, the view remembers what is
+/// gone for this stream.
+const ANSWER: Duration = Duration::from_secs(120);
+
+/// One stream of a client.
+pub struct Stream<D, S: Session> {
+    directory: Arc<D>,
+    peer: SpiffeId,
+    account: Account,
+    sender: mpsc::Sender<Result<S::Response, Status>>,
+    kinds: BTreeMap<Rank, Kind<S>>,
+    /// Clusters that were sent before the client asked for any endpoints.
+    warming: BTreeSet<String>,
+    /// A view has changed.
+    moved: Arc<Notify>,
+    watches: JoinSet<()>,
+}
+
+/// Types in the order in which they are sent.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Rank {
+    Clusters,
+    Endpoints,
+    Listeners,
+    Other(String),
+}
+
+impl Rank {
+    fn of(type_url: &str) -> Rank {
+        match type_url {
+            CLUSTER => Rank::Clusters,
+            ENDPOINTS => Rank::Endpoints,
+            LISTENER => Rank::Listeners,
+            other => Rank::Other(other.to_owned()),
+        }
+    }
+}
+
+impl<D: Directory, S: Session> Stream<D, S> {
+    /// Nothing was asked for yet. Responses go to `sender`.
+    pub fn new(
+        directory: Arc<D>,
+        peer: SpiffeId,
+        account: Account,
+        sender: mpsc::Sender<Result<S::Response, Status>>,
+    ) -> Stream<D, S> {
+        Stream {
+            directory,
+            peer,
+            account,
+            sender,
+            kinds: BTreeMap::new(),
+            warming: BTreeSet::new(),
+            moved: Arc::default(),
+            watches: JoinSet::new(),
+        }
+    }
+
+    /// Serves until the client leaves, does not answer, or the stream is old.
+    pub async fn run(mut self, mut requests: impl Flow<Item = Result<S::Request, Status>> + Unpin) {
+        let end = Instant::now() + AGE.mul_f64(1.0 + fastrand::f64() / 2.0);
+        let moved = Arc::clone(&self.moved);
+        loop {
+            let overdue = self.kinds.values().filter_map(|kind| kind.asked).min().map(|asked| asked + ANSWER);
+            let heard = tokio::select! {
+                request = requests.next() => match request {
+                    Some(request) => request.and_then(|request| self.hear(&request)),
+                    None => return,
+                },
+                () = moved.notified() => Ok(()),
+                () = tokio::time::sleep_until(overdue.unwrap_or(end).min(end)) => Err(match overdue {
+                    Some(overdue) if overdue < end => Status::deadline_exceeded(NO_ANSWER),
+                    _ => Status::unavailable("the stream is old; come again"),
+                }),
+            };
+            if let Err(status) = heard {
+                if status.code() == tonic::Code::DeadlineExceeded {
+                    tracing::warn!(peer = %self.peer, "stream ended: {NO_ANSWER}");
+                }
+                // It may be gone already.
+                let _ = self.sender.send_timeout(Err(status), ANSWER).await;
+                return;
+            }
+            for message in self.speak() {
+                if self.sender.send_timeout(Ok(message), ANSWER).await.is_err() {
+                    return;
+                }
+            }
+        }
+    }
+
+    /// Takes a request.
+    ///
+    /// # Errors
+    /// The stream ends with it.
+    pub fn hear(&mut self, request: &S::Request) -> Result<(), Status> {
+        let type_url = S::type_of(request);
+        let rank = Rank::of(type_url);
+        if !self.kinds.contains_key(&rank) {
+            let shared = if S::is_by_name(request) {
+                self.directory.named(&self.peer, type_url)?
+            } else {
+                self.directory.view(&self.peer, type_url)?
+            };
+            let kind = Kind::new(type_url, shared, &self.peer, &self.account)?;
+            self.watch(&kind.shared);
+            self.kinds.insert(rank.clone(), kind);
+        }
+        let others = self.kinds.iter().filter(|(other, _)| **other != rank);
+        let others: u64 = others.map(|(_, kind)| kind.names.amount()).sum();
+        if let Some(kind) = self.kinds.get_mut(&rank) {
+            kind.hear(request, (self.account.limits().names / 2).saturating_sub(others))?;
+        }
+        if rank == Rank::Endpoints {
+            self.warm(BTreeSet::new());
+        }
+        Ok(())
+    }
+
+    fn watch(&mut self, shared: &Shared) {
+        let (mut changes, moved) = (shared.moved(), Arc::clone(&self.moved));
+        self.watches.spawn(async move {
+            while changes.changed().await.is_ok() {
+                moved.notify_one();
+            }
+        });
+    }
+
+    /// What there is to say, of each type, in order.
+    pub fn speak(&mut self) -> Vec<S::Response> {
+        let mut said = Vec::new();
+        for rank in self.kinds.keys().cloned().collect::<Vec<_>>() {
+            if rank == Rank::Listeners
+                && self.kinds.get(&Rank::Clusters).is_some_and(|kind| !kind.is_settled())
+            {
+                continue;
+            }
+            let Some(Said { message, renews }) = self.kinds.get_mut(&rank).and_then(Kind::speak) else {
+                continue;
+            };
+            said.push(message);
+            if rank == Rank::Clusters {
+                self.warm(renews.into_iter().collect());
+            }
+        }
+        said
+    }
+
+    /// The endpoints of these clusters follow them.
+    fn warm(&mut self, clusters: BTreeSet<String>) {
+        self.warming.extend(clusters);
+        if let Some(endpoints) = self.kinds.get_mut(&Rank::Endpoints) {
+            endpoints.session.again(self.warming.iter().map(String::as_str));
+            self.warming.clear();
+        }
+    }
+}
+
+const NO_ANSWER: &str = "a response was not answered for two minutes";
+
+/// One type on a stream.
+struct Kind<S> {
+    type_url: String,
+    shared: Arc<Shared>,
+    seat: Seat,
+    session: S,
+    /// What the session keeps of the client's names.
+    names: Share,
+    name_bytes: Share,
+    /// Since when a response is not answered.
+    asked: Option<Instant>,
+}
+
+impl<S: Session> Kind<S> {
+    fn new(
+        type_url: &str,
+        shared: Arc<Shared>,
+        peer: &SpiffeId,
+        account: &Account,
+    ) -> Result<Kind<S>, Exceeded> {
+        Ok(Kind {
+            type_url: type_url.to_owned(),
+            seat: shared.follow(&peer.to_string()),
+            shared,
+            session: S::new(type_url),
+            names: account.take(Resource::Names, 0)?,
+            name_bytes: account.take(Resource::NameBytes, 0)?,
+            asked: None,
+        })
+    }
+
+    /// Takes a request that makes this keep so many names at most.
+    fn hear(&mut self, request: &S::Request, most: u64) -> Result<(), Status> {
+        let kept = self.session.kept_with(request, &self.shared.view());
+        if kept.names > most {
+            return Err(Status::resource_exhausted(format!(
+                "one stream may subscribe to {most} names of {}, not to {}; use several, or raise `limits` in agent.yaml",
+                self.type_url, kept.names
+            )));
+        }
+        self.count(kept)?;
+        self.session.request(request, &self.shared.view(), &|name| self.shared.is_gone(name));
+        self.count(self.session.kept())?;
+        if !self.session.is_in_flight() {
+            self.asked = None;
+        }
+        self.seat.note(&self.session);
+        Ok(())
+    }
+
+    fn count(&mut self, kept: Kept) -> Result<(), Exceeded> {
+        self.names.set(kept.names)?;
+        self.name_bytes.set(kept.bytes)
+    }
+
+    fn speak(&mut self) -> Option<Said<S::Response>> {
+        let said = self.session.response(&self.type_url, &self.shared.view(), PART);
+        if said.is_some() {
+            self.asked = Some(Instant::now());
+        }
+        self.seat.note(&self.session);
+        said
+    }
+
+    fn is_settled(&self) -> bool {
+        self.session.is_settled(&self.shared.view())
+    }
+}

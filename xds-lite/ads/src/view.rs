@@ -1,0 +1,149 @@
+//! What one kind of receiver may see of one type: resources by name, and the order in which they last
+//! changed. A stream notes how far it has come in that order, so what one change costs it does not depend on
+//! how much there is.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::ops::Bound::{Excluded, Unbounded};
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use isthmus_model::slice::version;
+
+/// How far a stream has come.
+pub type Position = u64;
+
+/// Resources of one type.
+#[derive(Debug, Default)]
+pub struct View {
+    entries: HashMap<Arc<str>, Entry>,
+    /// The last change of each name.
+    changes: BTreeMap<Position, Arc<str>>,
+    /// Those of names that are gone.
+    gone: BTreeSet<Position>,
+    last: Position,
+}
+
+#[derive(Debug)]
+struct Entry {
+    changed: Position,
+    /// None once it is gone, until nobody needs to be told any more.
+    resource: Option<Resource>,
+}
+
+/// One resource as it is sent.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Resource {
+    /// A hash of the bytes.
+    pub version: Arc<str>,
+    /// Its message.
+    pub bytes: Bytes,
+}
+
+impl View {
+    /// Puts a resource in place of what has its name. Says whether that is a change.
+    pub fn set(&mut self, name: &str, bytes: impl Into<Bytes>) -> bool {
+        let bytes = bytes.into();
+        let version: Arc<str> = version(&bytes).into();
+        if self.get(name).is_some_and(|standing| standing.version == version) {
+            return false;
+        }
+        self.change(name, Some(Resource { version, bytes }));
+        true
+    }
+
+    /// Takes a resource away. Says whether there was one.
+    pub fn remove(&mut self, name: &str) -> bool {
+        let was_there = self.get(name).is_some();
+        if was_there {
+            self.change(name, None);
+        }
+        was_there
+    }
+
+    fn change(&mut self, name: &str, resource: Option<Resource>) {
+        self.last += 1;
+        let name = match self.entries.get_key_value(name) {
+            Some((name, entry)) => {
+                self.changes.remove(&entry.changed);
+                self.gone.remove(&entry.changed);
+                Arc::clone(name)
+            }
+            None => name.into(),
+        };
+        self.changes.insert(self.last, Arc::clone(&name));
+        if resource.is_none() {
+            self.gone.insert(self.last);
+        }
+        self.entries.insert(name, Entry { changed: self.last, resource });
+    }
+
+    /// The resource of a name.
+    #[must_use]
+    pub fn get(&self, name: &str) -> Option<&Resource> {
+        self.entries.get(name)?.resource.as_ref()
+    }
+
+    /// All that there is, in no order.
+    pub fn iter(&self) -> impl Iterator<Item = (&Arc<str>, &Resource)> {
+        self.entries.iter().filter_map(|(name, entry)| Some((name, entry.resource.as_ref()?)))
+    }
+
+    /// How far the changes go.
+    #[must_use]
+    pub fn last(&self) -> Position {
+        self.last
+    }
+
+    /// Each name that changed after a position, once, in the order of its last change; no resource where it
+    /// is gone.
+    pub fn after(
+        &self,
+        position: Position,
+    ) -> impl Iterator<Item = (Position, &Arc<str>, Option<&Resource>)> {
+        let later = self.changes.range((Excluded(position), Unbounded));
+        later.map(|(position, name)| {
+            (*position, name, self.entries.get(name).and_then(|entry| entry.resource.as_ref()))
+        })
+    }
+
+    /// Forgets names that were gone by a position that every stream has passed.
+    pub fn forget(&mut self, position: Position) {
+        let later = self.gone.split_off(&(position + 1));
+        for passed in std::mem::replace(&mut self.gone, later) {
+            if let Some(name) = self.changes.remove(&passed) {
+                self.entries.remove(&name);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn after(view: &View, position: Position) -> Vec<(&str, bool)> {
+        view.after(position).map(|(_, name, resource)| (&**name, resource.is_some())).collect()
+    }
+
+    #[test]
+    fn a_change_is_seen_once_and_last() {
+        let mut view = View::default();
+        assert!(view.set("a", "1"));
+        assert!(view.set("b", "1"));
+        assert!(!view.set("a", "1"), "it is the same");
+        let seen = view.last();
+        assert!(view.set("a", "2") && view.remove("b") && view.set("a", "3"));
+        assert!(!view.remove("b") && !view.remove("c"));
+        assert_eq!(after(&view, seen), [("b", false), ("a", true)]);
+        assert_eq!(after(&view, view.last()), []);
+        view.forget(seen);
+        assert_eq!(after(&view, seen), [("b", false), ("a", true)], "somebody must still be told");
+        view.forget(view.last());
+        assert_eq!(after(&view, 0), [("a", true)]);
+        assert_eq!(view.iter().count(), 1);
+        assert!(view.remove("a") && view.set("a", "4"), "it is back");
+        view.forget(view.last());
+        assert_eq!(after(&view, 0), [("a", true)]);
+    }
+}

@@ -1,0 +1,275 @@
+//! The slices of one cluster as tables for a stock Envoy, its east-west gateway: one Listener with a filter
+//! chain for each service's port, a Cluster and its endpoints for each of them. TLS is passed through and
+//! never ended. Beside it a Listener for each name, which leads a gRPC client without a proxy to the same
+//! clusters. Who asks for these tables, and when they are sent, is `ads`.
+//!
+//! What Envoy cannot be told is left out and said so: ports and endpoints that a gateway ends TLS for,
+//! endpoints by name, `outbound_` names of `*.suffix` hosts, and of the deadlines all but connect, idle and
+//! max_duration.
+
+mod chain;
+mod claims;
+mod encode;
+mod exposure;
+mod grpc;
+mod refused;
+#[cfg(test)]
+mod stream_tests;
+#[cfg(test)]
+mod tests;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+
+use isthmus_ads::shared::Shared;
+use isthmus_model::host::HostPattern;
+use isthmus_model::slice::{Cluster, Slice};
+use isthmus_proto::type_url::{CLUSTER, ENDPOINTS, LISTENER};
+
+use chain::{Chain, Upstream, upstreams};
+use claims::{Named, name};
+use encode::listener;
+use grpc::{Direct, direct};
+use refused::{is_pattern, owned, refused};
+
+/// The one Listener.
+pub const EAST_WEST: &str = "isthmus-east-west";
+/// A Listener is one resource, sent as a whole whenever a name in it changes: beyond this many chains it costs
+/// too much. An instance with a name of its own is a chain, too.
+pub const MAX_CHAINS: usize = 10_000;
+/// So many clusters are kept for Envoys that have not answered yet; then they go in any case.
+const MAX_RETIRED: usize = 1_024;
+
+/// The tables of one cluster's Envoys.
+#[derive(Debug)]
+pub struct Adapter {
+    tables: Arc<Tables>,
+}
+
+#[derive(Debug)]
+struct Tables {
+    cluster: Cluster,
+    gateways: Vec<String>,
+    address: SocketAddr,
+    most: usize,
+    listeners: Arc<Shared>,
+    /// Those of gRPC clients.
+    direct: Arc<Shared>,
+    clusters: Arc<Shared>,
+    endpoints: Arc<Shared>,
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    hosts: BTreeMap<HostPattern, Vec<Upstream>>,
+    /// Every name that is a host's, led to or not.
+    owned: BTreeMap<HostPattern, BTreeSet<String>>,
+    /// Some chain has a `*.suffix`: then names that lead nowhere have one, too.
+    leads_patterns: bool,
+    /// What is wrong with a host's slice.
+    wrong: BTreeMap<HostPattern, Vec<String>>,
+    /// What is wrong between them.
+    clashes: Vec<String>,
+    /// What gRPC clients are not led to, and why.
+    indirect: Vec<String>,
+    /// What the Listener leads to, by the names of Envoy's clusters.
+    live: BTreeSet<String>,
+    /// What it has ceased to lead to, and some Envoy's may still.
+    retired: BTreeSet<String>,
+}
+
+impl Adapter {
+    /// Empty tables for Envoys of a cluster, which listen there; 15443 is usual. `gateways` are their names:
+    /// what is opened on some gateways only is led to if these are all among them.
+    #[must_use]
+    pub fn new(cluster: Cluster, gateways: Vec<String>, listener_address: SocketAddr) -> Adapter {
+        Adapter::with_at_most(MAX_CHAINS, cluster, gateways, listener_address)
+    }
+
+    fn with_at_most(most: usize, cluster: Cluster, gateways: Vec<String>, address: SocketAddr) -> Adapter {
+        // What a registry that was read as a whole does not have is gone.
+        let view = || Arc::new(Shared::new(|_| true));
+        let tables = Arc::new(Tables {
+            cluster,
+            gateways,
+            address,
+            most,
+            listeners: view(),
+            direct: view(),
+            clusters: view(),
+            endpoints: view(),
+            state: Mutex::default(),
+        });
+        for listeners in [&tables.listeners, &tables.direct] {
+            let again: Weak<Tables> = Arc::downgrade(&tables);
+            listeners.when_settled(move || {
+                if let Some(tables) = again.upgrade() {
+                    tables.sweep(&mut tables.state());
+                }
+            });
+        }
+        Adapter { tables }
+    }
+
+    /// Takes slices that are new, changed or withdrawn. Those of other clusters are ignored: an east-west
+    /// gateway leads to its own cluster only.
+    pub fn change(&self, slices: &[Slice]) {
+        self.tables.change(slices);
+    }
+
+    /// The view of one of the three types; none of others.
+    #[must_use]
+    pub fn view(&self, type_url: &str) -> Option<Arc<Shared>> {
+        match type_url {
+            LISTENER => Some(Arc::clone(&self.tables.listeners)),
+            CLUSTER => Some(Arc::clone(&self.tables.clusters)),
+            ENDPOINTS => Some(Arc::clone(&self.tables.endpoints)),
+            _ => None,
+        }
+    }
+
+    /// The view of a type for who asks by name, where it is another: gRPC clients have a Listener for each
+    /// `HOST:PORT`, of which an Envoy, which asks for all Listeners, must not hear.
+    #[must_use]
+    pub fn named(&self, type_url: &str) -> Option<Arc<Shared>> {
+        (type_url == LISTENER).then(|| Arc::clone(&self.tables.direct))
+    }
+
+    /// What is in Envoy's tables and yet left out for gRPC clients, and why.
+    #[must_use]
+    pub fn problems_of_grpc(&self) -> Vec<String> {
+        self.tables.state().indirect.clone()
+    }
+
+    /// What is left out now, and why.
+    #[must_use]
+    pub fn problems(&self) -> Vec<String> {
+        let state = self.tables.state();
+        state.wrong.values().flatten().chain(&state.clashes).cloned().collect()
+    }
+}
+
+impl Tables {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn change(&self, slices: &[Slice]) {
+        let mut state = self.state();
+        let state = &mut *state;
+        let mut changed = BTreeSet::new();
+        let mut is_led_elsewhere = false;
+        for slice in slices.iter().filter(|slice| slice.key.cluster == self.cluster) {
+            let host = &slice.key.host;
+            let offer = slice.offer.as_ref();
+            let (now, wrong) = offer.map(|offer| upstreams(host, offer, &self.gateways)).unwrap_or_default();
+            let before = state.hosts.insert(host.clone(), now).unwrap_or_default();
+            is_led_elsewhere |=
+                !chains(&before).eq(chains(state.hosts.get(host).map_or(&[][..], Vec::as_slice)));
+            let names = offer.map(|offer| owned(host, offer)).unwrap_or_default();
+            let had = state.owned.insert(host.clone(), names).unwrap_or_default();
+            is_led_elsewhere |= state.leads_patterns && Some(&had) != state.owned.get(host);
+            state.wrong.insert(host.clone(), wrong);
+            changed.insert(host.clone());
+        }
+        state.hosts.retain(|_, upstreams| !upstreams.is_empty());
+        state.owned.retain(|_, names| !names.is_empty());
+        state.wrong.retain(|_, wrong| !wrong.is_empty());
+        if is_led_elsewhere {
+            self.lead(state, &changed);
+        } else {
+            self.renew(state, |host, name| changed.contains(host) && state.live.contains(name));
+        }
+        self.sweep(state);
+    }
+
+    /// Names have changed. Clusters and endpoints come first, then the Listener; what it no longer leads to
+    /// goes once every Envoy has taken it.
+    fn lead(&self, state: &mut State, changed: &BTreeSet<HostPattern>) {
+        let all = state.hosts.values().flatten().map(|upstream| &upstream.chain);
+        let Named { mut chains, mut clashes } = name(all, &state.live, self.most);
+        let mut nowhere = refused(&state.owned, &chains);
+        if nowhere.len() > self.most {
+            clashes.push(format!(
+                "names of the form *.suffix are left out of Envoy's tables: {} names below them lead nowhere, and the tables hold at most {} of those; use isthmus-gateway, which has no such limit",
+                nowhere.len(), self.most
+            ));
+            nowhere = BTreeSet::new();
+            chains.iter_mut().for_each(|chain| chain.names.retain(|name| !is_pattern(name)));
+            chains.retain(|chain| !chain.names.is_empty());
+        }
+        let leads_patterns = chains.iter().flat_map(|chain| &chain.names).any(|name| is_pattern(name));
+        let live: BTreeSet<_> = chains.iter().map(|chain| chain.cluster.clone()).collect();
+        let bytes = listener(self.address, &chains, &nowhere);
+        let Direct { listeners, wrong } = direct(&chains);
+        self.renew(state, |host, name| {
+            live.contains(name) && (changed.contains(host) || !state.live.contains(name))
+        });
+        self.listeners.change(|view| {
+            // Envoy takes no Listener without chains.
+            if live.is_empty() {
+                view.remove(EAST_WEST)
+            } else {
+                view.set(EAST_WEST, bytes)
+            };
+        });
+        self.direct.change(|view| {
+            let all = view.iter().map(|(name, _)| Arc::clone(name));
+            let gone: Vec<_> = all.filter(|name| !listeners.contains_key(&**name)).collect();
+            for name in gone {
+                view.remove(&name);
+            }
+            for (name, bytes) in listeners {
+                view.set(&name, bytes);
+            }
+        });
+        state.indirect = wrong;
+        state.retired.extend(state.live.difference(&live).cloned());
+        state.retired.retain(|name| !live.contains(name));
+        (state.live, state.clashes, state.leads_patterns) = (live, clashes, leads_patterns);
+    }
+
+    fn renew(&self, state: &State, is_meant: impl Fn(&HostPattern, &str) -> bool) {
+        let all = state.hosts.iter().flat_map(|(host, them)| them.iter().map(move |one| (host, one)));
+        let meant: Vec<_> = all
+            .filter(|(host, upstream)| is_meant(host, &upstream.chain.cluster))
+            .map(|(_, upstream)| upstream)
+            .collect();
+        if meant.is_empty() {
+            return;
+        }
+        self.clusters.change(|view| {
+            for upstream in &meant {
+                view.set(&upstream.chain.cluster, upstream.settings.clone());
+            }
+        });
+        self.endpoints.change(|view| {
+            for upstream in &meant {
+                view.set(&upstream.chain.cluster, upstream.endpoints.clone());
+            }
+        });
+    }
+
+    /// Takes away what no Envoy's Listener leads to any more.
+    fn sweep(&self, state: &mut State) {
+        let is_taken = self.listeners.is_settled() && self.direct.is_settled();
+        let may_go = is_taken || state.retired.len() > MAX_RETIRED;
+        if state.retired.is_empty() || !may_go {
+            return;
+        }
+        let retired = std::mem::take(&mut state.retired);
+        for view in [&self.endpoints, &self.clusters] {
+            view.change(|view| {
+                for name in &retired {
+                    view.remove(name);
+                }
+            });
+        }
+    }
+}
+
+fn chains(upstreams: &[Upstream]) -> impl Iterator<Item = &Chain> {
+    upstreams.iter().map(|upstream| &upstream.chain)
+}

@@ -1,0 +1,194 @@
+//! A Listener, as the names that lead somewhere: one route for each name of each filter chain. Not which
+//! endpoints stand there: that is the clusters'.
+
+use std::collections::BTreeMap;
+
+use prost::Message as _;
+
+use super::fields::{Shape, messages, unknown};
+use super::filters::{self, Forward};
+use super::matching::{self, Name, Sources, is_plain};
+use super::{MOST_CHAINS, message, shown};
+use ipnet::IpNet;
+use isthmus_proto::envoy::config::core::v3::address::Address;
+use isthmus_proto::envoy::config::core::v3::socket_address::PortSpecifier;
+use isthmus_proto::envoy::config::listener::v3::listener_filter::ConfigType;
+use isthmus_proto::envoy::config::listener::v3::{FilterChain, Listener, ListenerFilter};
+
+/// What a Listener may have beside what is read: where and how Envoy's socket is bound, statistics and logs.
+static SHAPE: Shape = Shape {
+    name: "Listener",
+    plain: &[
+        1, 2, 3, 4, 5, 6, 8, 9, 10, 11, 12, 13, 15, 16, 17, 18, 19, 20, 21, 22, 24, 25, 26, 27, 28, 29, 30,
+        31, 32, 33, 34, 35, 36,
+    ],
+    messages: &[],
+};
+const CHAINS: u32 = 3;
+static CHAIN: Shape =
+    Shape { name: "FilterChain", plain: &[3, 4, 5, 6, 7, 9], messages: &[(1, &matching::SHAPE)] };
+
+/// Listener filters that read what this gateway reads by itself.
+const INSPECTORS: &[&str] = &[
+    "envoy.extensions.filters.listener.tls_inspector.v3.TlsInspector",
+    "envoy.extensions.filters.listener.http_inspector.v3.HttpInspector",
+];
+
+/// A Listener whose port is the gateway's.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Routes {
+    pub(super) routes: BTreeMap<Name, Route>,
+    /// The chains that were refused, each with its reason.
+    pub(super) refused: Vec<String>,
+}
+
+/// Where a name leads.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Route {
+    To {
+        alpn: Vec<String>,
+        /// None: any.
+        sources: Vec<IpNet>,
+        forward: Forward,
+    },
+    /// The name is there, and nobody may use it.
+    Nowhere,
+}
+
+/// What a Listener comes to; none if it is not the gateway's.
+///
+/// # Errors
+/// Why the whole of it is refused.
+pub(super) fn read(name: &str, bytes: &[u8], port: u16) -> Result<Option<Routes>, String> {
+    let listener = Listener::decode(bytes).map_err(|error| format!("cannot be read: {error}"))?;
+    if listener.name != name {
+        return Err(format!("is the Listener {}", shown(&listener.name)));
+    }
+    if port_of(&listener) != Some(port) {
+        return Ok(None);
+    }
+    if let Some(field) = unknown(bytes, &SHAPE) {
+        return Err(format!("{field} is set, which is not supported"));
+    }
+    whole(&listener)?;
+    if listener.filter_chains.len() > MOST_CHAINS {
+        return Err(format!("has more than {MOST_CHAINS} filter chains"));
+    }
+    if let Some((one, other)) = matching::alike(&listener.filter_chains)? {
+        let label = |index: usize| listener.filter_chains.get(index).map(|chain| label(chain, index));
+        return Err(format!(
+            "{} and {} match the same connections; which of them they go to cannot be told",
+            label(one).unwrap_or_default(),
+            label(other).unwrap_or_default()
+        ));
+    }
+    Ok(Some(routes(&listener, bytes, port)))
+}
+
+fn port_of(listener: &Listener) -> Option<u16> {
+    match listener.address.as_ref()?.address.as_ref()? {
+        Address::SocketAddress(socket) => match socket.port_specifier.as_ref()? {
+            PortSpecifier::PortValue(port) => u16::try_from(*port).ok(),
+            PortSpecifier::NamedPort(_) => None,
+        },
+        _ => None,
+    }
+}
+
+/// What is wrong with a Listener as a whole: settings that decide who reaches its chains, or how.
+fn whole(listener: &Listener) -> Result<(), String> {
+    let set = [
+        ("filter_chain_matcher", listener.filter_chain_matcher.is_some()),
+        ("fcds_config", listener.fcds_config.is_some()),
+        ("use_original_dst", listener.use_original_dst == Some(true)),
+        ("transparent", listener.transparent == Some(true)),
+        ("udp_listener_config", listener.udp_listener_config.is_some()),
+        ("api_listener", listener.api_listener.is_some()),
+        ("internal_listener", listener.listener_specifier.is_some()),
+    ];
+    if let Some((field, _)) = set.iter().find(|(_, set)| *set) {
+        return Err(format!("{field} is set, which is not supported"));
+    }
+    match listener.listener_filters.iter().find(|filter| !inspects(filter)) {
+        Some(filter) => Err(format!("listener filter {} is not supported", shown(&filter.name))),
+        None => Ok(()),
+    }
+}
+
+fn inspects(filter: &ListenerFilter) -> bool {
+    match &filter.config_type {
+        Some(ConfigType::TypedConfig(any)) => INSPECTORS.contains(&message(&any.type_url)),
+        _ => false,
+    }
+}
+
+fn label(chain: &FilterChain, index: usize) -> String {
+    if chain.name.is_empty() {
+        format!("filter_chains[{index}]")
+    } else {
+        format!("chain {}", shown(&chain.name))
+    }
+}
+
+fn routes(listener: &Listener, bytes: &[u8], port: u16) -> Routes {
+    let shared = shared(&listener.filter_chains);
+    let goes_first = |chain: &FilterChain| matching::is_before_names(chain, port);
+    let first = listener.filter_chains.iter().position(goes_first);
+    let raw = messages(bytes, CHAINS);
+    let mut all = Routes { routes: BTreeMap::new(), refused: Vec::new() };
+    for (index, chain) in listener.filter_chains.iter().enumerate() {
+        let bytes = raw.get(index).copied().unwrap_or_default();
+        let outdone = first.filter(|_| !goes_first(chain)).map(|first| {
+            let other = listener.filter_chains.get(first).map(|chain| label(chain, first));
+            let other = other.unwrap_or_default();
+            format!("{other} matches by the destination, which counts before names: no connection comes here")
+        });
+        match outdone.map_or_else(|| read_chain(chain, bytes, &shared), Err) {
+            Ok((names, route)) => all.routes.extend(names.into_iter().map(|name| (name, route.clone()))),
+            Err(why) => {
+                all.refused.push(format!("{}: {why}", label(chain, index)));
+                // Without it, clients of this name would end up in a chain that is less particular.
+                if !is_plain(chain) {
+                    all.routes.extend(matching::names(chain).into_iter().map(|name| (name, Route::Nowhere)));
+                }
+            }
+        }
+    }
+    if listener.default_filter_chain.is_some() {
+        let what = "default_filter_chain: is not supported; `default:` of the gateway's own listeners says where \
+                    a hello goes that no name leads to";
+        all.refused.push(what.to_owned());
+    }
+    all
+}
+
+/// The names that several chains have, which something else tells apart.
+fn shared(chains: &[FilterChain]) -> std::collections::HashSet<Name> {
+    let mut known = std::collections::HashSet::new();
+    let names = chains.iter().filter(|chain| !is_plain(chain)).flat_map(matching::names);
+    names.filter(|name| !known.insert(name.clone())).collect()
+}
+
+fn read_chain(
+    chain: &FilterChain,
+    bytes: &[u8],
+    shared: &std::collections::HashSet<Name>,
+) -> Result<(Vec<Name>, Route), String> {
+    if let Some(field) = unknown(bytes, &CHAIN) {
+        return Err(format!("{field} is set, which is not supported"));
+    }
+    let matching = matching::read(chain)?;
+    if let Some(name) = matching.names.iter().find(|name| shared.contains(name)) {
+        return Err(format!(
+            "another chain has the name {} too; chains that only protocols or sources tell apart are not supported",
+            name.host
+        ));
+    }
+    let (forward, let_in) = filters::read(chain)?;
+    let route = match matching.sources.and(let_in) {
+        Sources::Any => Route::To { alpn: matching.alpn, sources: Vec::new(), forward },
+        Sources::Only(sources) if sources.is_empty() => Route::Nowhere,
+        Sources::Only(sources) => Route::To { alpn: matching.alpn, sources, forward },
+    };
+    Ok((matching.names, route))
+}

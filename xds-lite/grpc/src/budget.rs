@@ -1,0 +1,324 @@
+//! What each identity may take of the agent: connections, streams, bytes of requests in flight, names that it
+//! subscribes to. It is counted before the cost arises. Not who somebody is, and not what a peer's slices take:
+//! `imports` counts those.
+
+mod limits;
+mod places;
+
+use std::collections::{BTreeMap, HashMap};
+use std::fmt;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use isthmus_certs::SpiffeId;
+use tonic::Status;
+
+use isthmus_model::slice::Cluster;
+
+pub use isthmus_model::Usage;
+pub use limits::{Amounts, Kind, Limits, Resource};
+pub(crate) use limits::{longest_message, window};
+pub use places::{Places, raise_descriptor_limit};
+
+/// One log line for each kind of client and resource in this time, however often a limit is exceeded.
+const LOGGED_EVERY: Duration = Duration::from_secs(10);
+
+/// Whose budget something counts against. All agents of a peer share one: their authority names as many as it likes.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Principal {
+    /// A gateway of this cluster.
+    Gateway(SpiffeId),
+    /// The agents of a peer.
+    Peer(Cluster),
+    /// A workload that renews its certificate here.
+    Workload(SpiffeId),
+    /// Somebody of a trusted domain who is not served.
+    Stranger(SpiffeId),
+}
+
+impl Principal {
+    /// What it is.
+    #[must_use]
+    pub fn kind(&self) -> Kind {
+        match self {
+            Principal::Gateway(_) => Kind::Gateway,
+            Principal::Peer(_) => Kind::Peer,
+            Principal::Workload(_) => Kind::Workload,
+            Principal::Stranger(_) => Kind::Stranger,
+        }
+    }
+
+    fn name(&self) -> String {
+        match self {
+            Principal::Peer(cluster) => cluster.to_string(),
+            Principal::Gateway(id) | Principal::Workload(id) | Principal::Stranger(id) => id.to_string(),
+        }
+    }
+}
+
+impl fmt::Display for Principal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}", self.kind().name(), self.name())
+    }
+}
+
+/// A limit that was reached; what was asked for is not given.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "{who} may have {limit} {resource} at once, has {used} and asks for {more} more; use fewer, or raise `limits` in agent.yaml"
+)]
+pub struct Exceeded {
+    who: String,
+    resource: Resource,
+    used: u64,
+    more: u64,
+    limit: u64,
+}
+
+impl From<Exceeded> for Status {
+    fn from(exceeded: Exceeded) -> Status {
+        Status::resource_exhausted(exceeded.to_string())
+    }
+}
+
+/// The accounts of everybody who is connected.
+#[derive(Debug)]
+pub struct Budgets {
+    limits: Limits,
+    places: Places,
+    book: Mutex<Book>,
+}
+
+#[derive(Debug, Default)]
+struct Book {
+    accounts: HashMap<Principal, Entry>,
+    totals: HashMap<Kind, Entry>,
+    logged: HashMap<(Kind, Resource), Pace>,
+}
+
+#[derive(Debug, Default)]
+struct Entry {
+    used: Amounts,
+    exceeded: Amounts,
+}
+
+impl Budgets {
+    /// Nobody has anything yet.
+    #[must_use]
+    pub fn new(limits: Limits, places: Places) -> Budgets {
+        Budgets { limits, places, book: Mutex::default() }
+    }
+
+    /// How many connections there may be of whom.
+    #[must_use]
+    pub fn places(&self) -> &Places {
+        &self.places
+    }
+
+    /// What each of a kind may have.
+    #[must_use]
+    pub fn limits(&self, kind: Kind) -> &Amounts {
+        self.limits.of(kind)
+    }
+
+    /// The account of somebody.
+    #[must_use]
+    pub fn account(self: &Arc<Self>, of: Principal) -> Account {
+        Account { budgets: Arc::clone(self), of: Arc::new(of) }
+    }
+
+    fn book(&self) -> MutexGuard<'_, Book> {
+        self.book.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn take(&self, who: &Principal, resource: Resource, more: u64) -> Result<(), Exceeded> {
+        let kind = who.kind();
+        let (own, all) = (self.limits.of(kind).get(resource), self.of_all(kind, resource));
+        let mut book = self.book();
+        let used = book.used(who, resource);
+        let total = book.totals.get(&kind).map_or(0, |entry| entry.used.get(resource));
+        let error = if used.saturating_add(more) > own {
+            Exceeded { who: who.to_string(), resource, used, more, limit: own }
+        } else if total.saturating_add(more) > all {
+            Exceeded {
+                who: format!("all of kind {} together", kind.name()),
+                resource,
+                used: total,
+                more,
+                limit: all,
+            }
+        } else {
+            book.change(who, |entry| *entry.used.get_mut(resource) += more);
+            return Ok(());
+        };
+        book.change(who, |entry| *entry.exceeded.get_mut(resource) += 1);
+        if book.logged.entry((kind, resource)).or_default().allows(1) {
+            tracing::warn!(who = %who, limit = %error, "limit exceeded");
+        }
+        book.settle(who);
+        Err(error)
+    }
+
+    fn give_back(&self, who: &Principal, resource: Resource, less: u64) {
+        let mut book = self.book();
+        book.change(who, |entry| {
+            let used = entry.used.get_mut(resource);
+            *used = used.saturating_sub(less);
+        });
+        book.settle(who);
+    }
+
+    /// What all of a kind may have together.
+    fn of_all(&self, kind: Kind, resource: Resource) -> u64 {
+        match resource {
+            Resource::Connections => self.places.of(kind),
+            Resource::RequestBytes => limits::request_bytes_of_all(kind),
+            Resource::Streams | Resource::Names | Resource::NameBytes => u64::MAX,
+        }
+    }
+
+    /// Use, limit and refusals of each account, by kind and name.
+    #[must_use]
+    pub fn report(&self) -> BTreeMap<&'static str, BTreeMap<String, BTreeMap<&'static str, Usage>>> {
+        let book = self.book();
+        let mut report: BTreeMap<_, BTreeMap<_, _>> = BTreeMap::new();
+        for (who, entry) in &book.accounts {
+            let limits = self.limits.of(who.kind());
+            let usage = |resource: Resource| Usage {
+                used: entry.used.get(resource),
+                limit: limits.get(resource),
+                exceeded: entry.exceeded.get(resource),
+            };
+            let usages = Resource::ALL.map(|resource| (resource.name(), usage(resource)));
+            report.entry(who.kind().plural()).or_default().insert(who.name(), usages.into());
+        }
+        report
+    }
+
+    /// What all of a kind have together, and how often one of them reached a limit.
+    #[must_use]
+    pub fn totals(&self, kind: Kind, resource: Resource) -> (u64, u64) {
+        let book = self.book();
+        book.totals.get(&kind).map_or((0, 0), |all| (all.used.get(resource), all.exceeded.get(resource)))
+    }
+}
+
+impl Default for Budgets {
+    fn default() -> Budgets {
+        Budgets::new(Limits::default(), Places::default())
+    }
+}
+
+impl Book {
+    fn used(&self, who: &Principal, resource: Resource) -> u64 {
+        self.accounts.get(who).map_or(0, |entry| entry.used.get(resource))
+    }
+
+    fn change(&mut self, who: &Principal, change: impl Fn(&mut Entry)) {
+        if !self.accounts.contains_key(who) {
+            self.accounts.insert(who.clone(), Entry::default());
+        }
+        if let Some(entry) = self.accounts.get_mut(who) {
+            change(entry);
+        }
+        change(self.totals.entry(who.kind()).or_default());
+    }
+
+    /// Gateways and peers are few and known by name. Of others there are as many as somebody's authority makes.
+    fn settle(&mut self, who: &Principal) {
+        let stays = matches!(who, Principal::Gateway(_) | Principal::Peer(_));
+        if !stays && self.accounts.get(who).is_some_and(|entry| entry.used == Amounts::default()) {
+            self.accounts.remove(who);
+        }
+    }
+}
+
+/// The account of one principal.
+#[derive(Clone, Debug)]
+pub struct Account {
+    budgets: Arc<Budgets>,
+    of: Arc<Principal>,
+}
+
+impl Account {
+    /// Whose it is.
+    #[must_use]
+    pub fn principal(&self) -> &Principal {
+        &self.of
+    }
+
+    /// What it may have.
+    #[must_use]
+    pub fn limits(&self) -> &Amounts {
+        self.budgets.limits(self.of.kind())
+    }
+
+    /// Takes so much, until the share is dropped.
+    ///
+    /// # Errors
+    /// Its limit, or that of all of its kind.
+    pub fn take(&self, resource: Resource, amount: u64) -> Result<Share, Exceeded> {
+        let mut share = Share { account: self.clone(), resource, amount: 0 };
+        share.set(amount)?;
+        Ok(share)
+    }
+}
+
+/// What is taken of an account; it is given back when this is dropped.
+#[derive(Debug)]
+pub struct Share {
+    account: Account,
+    resource: Resource,
+    amount: u64,
+}
+
+impl Share {
+    /// How much it is.
+    #[must_use]
+    pub fn amount(&self) -> u64 {
+        self.amount
+    }
+
+    /// Takes more, or gives back what is not needed any longer.
+    ///
+    /// # Errors
+    /// More is not there; the share is as it was.
+    pub fn set(&mut self, amount: u64) -> Result<(), Exceeded> {
+        let Account { budgets, of } = &self.account;
+        if amount > self.amount {
+            budgets.take(of, self.resource, amount - self.amount)?;
+        } else if amount < self.amount {
+            budgets.give_back(of, self.resource, self.amount - amount);
+        }
+        self.amount = amount;
+        Ok(())
+    }
+}
+
+impl Drop for Share {
+    fn drop(&mut self) {
+        let Account { budgets, of } = &self.account;
+        if self.amount > 0 {
+            budgets.give_back(of, self.resource, self.amount);
+        }
+    }
+}
+
+/// How often the log says what somebody else decides the frequency of.
+#[derive(Debug, Default)]
+pub struct Pace(Mutex<Option<(Instant, u32)>>);
+
+impl Pace {
+    /// One more line, if there were fewer than so many in the last ten seconds.
+    pub fn allows(&self, most: u32) -> bool {
+        let now = Instant::now();
+        let mut window = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_over = |began: Instant| now.saturating_duration_since(began) >= LOGGED_EVERY;
+        let (began, lines) = window.filter(|(began, _)| !is_over(*began)).unwrap_or((now, 0));
+        *window = Some((began, lines.saturating_add(1)));
+        lines < most
+    }
+}
+
+#[cfg(test)]
+mod tests;

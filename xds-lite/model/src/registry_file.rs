@@ -1,0 +1,354 @@
+//! The file of a registry: `services:` and nothing else, by the very schema that a gateway's file has. Not
+//! which cluster offers them, and not watching the file.
+
+use std::path::Path;
+
+use serde::Deserialize;
+
+use super::at::At;
+use super::problem::{Problems, Report};
+use super::services::{Service, ServiceTimeouts, Table, raw};
+use super::yaml;
+
+/// The file exactly as it is written.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct File {
+    services: Option<Vec<At<raw::Service>>>,
+}
+
+/// Checks a text as if it stood in `path`: the services of a registry, in the file's order. One without any
+/// is good. A registry has no deadlines of its own, so that a service that sets none has the defaults, and
+/// takes every address for an endpoint's.
+///
+/// # Errors
+/// Everything that is wrong with it.
+pub fn registry_file(text: &str, path: &Path) -> Result<Vec<Service>, Problems> {
+    let mut report = Report::new(path);
+    let services = yaml::read::<File>(text, &mut report).map(|file| {
+        let written = file.services.as_deref().unwrap_or_default();
+        let table = Table::new(&mut report, written, &ServiceTimeouts::default(), |_| None);
+        table.into_services().collect()
+    });
+    report.finish(services)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::address::Target;
+    use crate::host::{HostName, HostPattern};
+    use crate::locality::Locality;
+    use crate::services::{About, Balance, Endpoint, Reach};
+    use crate::slice::Staleness;
+
+    fn read(text: &str) -> Result<Vec<Service>, Problems> {
+        registry_file(text, Path::new("r.yaml"))
+    }
+
+    #[track_caller]
+    fn good(text: &str) -> Vec<Service> {
+        read(text).unwrap_or_else(|problems| panic!("{problems}"))
+    }
+
+    /// The problems must be exactly these lines.
+    #[track_caller]
+    fn bad(text: &str, lines: &[&str]) {
+        let problems = read(text).expect_err("the text is wrong").to_string();
+        assert_eq!(problems.lines().collect::<Vec<_>>(), lines);
+    }
+
+    fn host(text: &str) -> HostPattern {
+        HostPattern::parse(text).unwrap()
+    }
+
+    #[test]
+    fn a_registry_without_services_is_good() {
+        for text in ["", "# nothing yet\n", "services:\n", "services: []\n", "{}"] {
+            assert_eq!(good(text), [], "{text:?}");
+        }
+    }
+
+    #[test]
+    fn a_host_alone_gets_the_defaults() {
+        let alone = Service {
+            host: host("a.b"),
+            port: 443,
+            bare: true,
+            aliases: Vec::new(),
+            alpn: Vec::new(),
+            sources: Vec::new(),
+            balance: Balance::RoundRobin,
+            max_connections: None,
+            send_proxy: false,
+            timeouts: ServiceTimeouts {
+                connect: Duration::from_secs(3),
+                connect_total: Duration::from_secs(15),
+                idle: Some(Duration::from_hours(1)),
+                half_closed: Some(Duration::from_mins(1)),
+                first_byte: None,
+                max_duration: None,
+            },
+            endpoints: Vec::new(),
+            exposed: true,
+            about: None,
+        };
+        assert_eq!(good("services:\n- host: A.b.\n"), [alone]);
+    }
+
+    const WHOLE: &str = "services:\n- host: db.example\n  port: 3306\n  sni_port: 3306\n  aliases: [db, \"*.db.example\"]\n  \
+             alpn: [mysql]\n  sources: [10.0.0.0/8]\n  balance: least_connections\n  max_connections: 7\n  \
+             proxy_protocol: v2\n  namespace: pxc\n  labels: {app: db}\n  allow_unauthenticated: true\n  merge: true\n  stale: 10m\n  registered: true\n  timeouts: {connect: 1s, connect_total: 2s, idle: off, half_closed: 3s, \
+             first_byte: 4s, max_duration: 5m}\n  endpoints:\n  - address: \"[::ffff:10.1.0.7]:3306\"\n    \
+             instance: DB-0\n    aliases: [src-db-0.pxc]\n    weight: 2\n    locality: {region: eu, zone: a, sub_zone: r1}\n  \
+             - address: db-1.internal:3306\n- {host: db.example, port: 33060, balance: random}\n";
+
+    /// What [`WHOLE`] says of its first service.
+    fn database() -> Service {
+        let seconds = Duration::from_secs;
+        let locality = Locality { region: "eu".to_owned(), zone: "a".to_owned(), sub_zone: "r1".to_owned() };
+        let endpoints = vec![
+            Endpoint {
+                address: Target::Address("10.1.0.7:3306".parse().unwrap()),
+                instance: Some(HostName::parse("db-0").unwrap()),
+                weight: 2,
+                locality,
+                aliases: [HostName::parse("src-db-0.pxc").unwrap()].into(),
+                reach: Reach::All { by_name: true },
+                priority: 0,
+            },
+            Endpoint {
+                address: Target::Name { host: HostName::parse("db-1.internal").unwrap(), port: 3306 },
+                instance: None,
+                weight: 1,
+                locality: Locality::default(),
+                aliases: [].into(),
+                reach: Reach::All { by_name: true },
+                priority: 0,
+            },
+        ];
+        Service {
+            host: host("db.example"),
+            port: 3306,
+            bare: true,
+            aliases: vec![host("db"), host("*.db.example")],
+            alpn: vec!["mysql".to_owned()],
+            sources: vec!["10.0.0.0/8".parse().unwrap()],
+            balance: Balance::LeastConnections,
+            max_connections: Some(7),
+            send_proxy: true,
+            timeouts: ServiceTimeouts {
+                connect: seconds(1),
+                connect_total: seconds(2),
+                idle: None,
+                half_closed: Some(seconds(3)),
+                first_byte: Some(seconds(4)),
+                max_duration: Some(seconds(300)),
+            },
+            endpoints,
+            exposed: true,
+            about: Some(Box::new(About {
+                namespace: Some("pxc".to_owned()),
+                labels: [("app".to_owned(), "db".to_owned())].into(),
+                allow_unauthenticated: true,
+                merge: true,
+                staleness: Staleness::ExpireAfter(seconds(600)),
+                registered: true,
+            })),
+        }
+    }
+
+    #[test]
+    fn every_key_of_a_service_is_read() {
+        let services = good(WHOLE);
+        assert_eq!(services[0], database());
+        let other = &services[1];
+        assert_eq!((other.port, other.bare, other.balance), (33060, false, Balance::Random));
+    }
+
+    #[test]
+    fn a_gateways_sections_are_not_a_registrys() {
+        bad(
+            "listeners: [{address: 0.0.0.0:15443}]\nservices: []\n",
+            &["r.yaml:1:1: unknown key 'listeners'; expected one of services"],
+        );
+        bad("service: []\n", &["r.yaml:1:1: unknown key 'service'; did you mean 'services'?"]);
+        bad(
+            "services:\n- {host: a, adresses: []}\n",
+            &[
+                "r.yaml:2:13: unknown key 'adresses' in services[0]; expected one of host, port, sni_port, aliases, \
+                 alpn, sources, balance, max_connections, proxy_protocol, timeouts, namespace, labels, allow_unauthenticated, merge, stale, \
+                 registered, endpoints",
+            ],
+        );
+        bad(
+            "services:\n- host: a\n  endpoints:\n  - adress: 10.0.0.1:1\n",
+            &["r.yaml:4:5: unknown key 'adress' in services[0].endpoints[0]; did you mean 'address'?"],
+        );
+    }
+
+    #[test]
+    fn what_does_not_fit_has_a_place() {
+        bad(
+            "services: {host: a}\n",
+            &[
+                "r.yaml:1:11: services: wrong kind of value; write a list: [a, b], or lines that begin with '- '",
+            ],
+        );
+        bad(
+            "services:\n- host: a\n  balance: fair\n",
+            &["r.yaml:3:12: services[0].balance: unknown value 'fair'; expected one of round_robin, \
+                 least_connections, random, source_hash"],
+        );
+        bad(
+            "services:\n- host: a\n  stale: never\n- host: b\n  stale: 10ms\n",
+            &[
+                "r.yaml:3:10: services[0].stale: 'never' is no rule; write keep, probe, or a whole number and its \
+                 unit of a second or more, as 30s, 10m or 1h",
+                "r.yaml:5:10: services[1].stale: '10ms' is no rule; write keep, probe, or a whole number and its \
+                 unit of a second or more, as 30s, 10m or 1h",
+            ],
+        );
+        bad("services: []\nservices: []\n", &["r.yaml:2:1: key 'services' stands twice; remove one of them"]);
+        bad(
+            "services:\n- host: a\n    b: c\n",
+            &["r.yaml:3:6: not valid YAML: mapping values are not allowed in this context"],
+        );
+    }
+
+    #[test]
+    fn every_value_that_is_wrong_is_named_with_its_place() {
+        bad(
+            "services:\n- port: 0\n- host: a..b\n  sni_port: 65536\n  alpn: [\"\"]\n  sources: [10.1.2.3/8]\n  \
+             max_connections: 0\n  timeouts: {connect: 0s, idle: never}\n  endpoints:\n  - weight: 65536\n  \
+             - {address: 10.0.0.1, instance: a.b}\n",
+            &[
+                "r.yaml:2:3: services[0] has no host; add 'host: …'",
+                "r.yaml:2:9: services[0].port: '0' is out of range; write 1 to 65535",
+                "r.yaml:3:9: services[1].host: 'a..b' is no host name; write labels of letters, digits, '-' or '_' \
+                 (63 bytes each, 253 in all) with dots between, with '*.' in front for every name under it",
+                "r.yaml:4:13: services[1].sni_port: '65536' is out of range; write 1 to 65535",
+                "r.yaml:5:10: services[1].alpn[0]: '' is no protocol's name; write 1 to 255 bytes, such as h2",
+                "r.yaml:6:13: services[1].sources[0]: '10.1.2.3/8' has bits set behind its prefix; write the range's \
+                 first address, or the single address without a prefix",
+                "r.yaml:7:20: services[1].max_connections: '0' is out of range; write 1 to 10000000",
+                "r.yaml:8:23: services[1].timeouts.connect: '0s' would let nothing succeed; write more than zero",
+                "r.yaml:8:33: services[1].timeouts.idle: 'never' is no duration; write a whole number and its unit, \
+                 as 500ms, 5s, 3m or 1h, or off",
+                "r.yaml:10:5: services[1].endpoints[0] has no address; add 'address: …'",
+                "r.yaml:10:13: services[1].endpoints[0].weight: '65536' is out of range; write 0 to 65535",
+                "r.yaml:11:15: services[1].endpoints[1].address: '10.0.0.1' has no port; write IP:PORT, [IPV6]:PORT \
+                 or NAME:PORT",
+                "r.yaml:11:35: services[1].endpoints[1].instance: 'a.b' is not one DNS label; write 1 to 63 letters, \
+                 digits, '-' or '_', without dots",
+            ],
+        );
+    }
+
+    #[test]
+    fn a_host_and_port_stand_once_in_one_file() {
+        bad(
+            "services:\n- host: a.b\n- {host: A.b., port: 443}\n",
+            &[
+                "r.yaml:3:10: services[1]: a.b port 443 is already services[0] (line 2); merge their endpoints, or give \
+               one another port",
+            ],
+        );
+        assert_eq!(good("services: [{host: a.b}, {host: a.b, port: 80}, {host: b.a}]").len(), 3);
+    }
+
+    #[test]
+    fn names_ports_and_endpoints_do_not_contradict_each_other() {
+        bad(
+            "services:\n- {host: a, aliases: [x]}\n- {host: b, aliases: [x]}\n",
+            &[
+                "r.yaml:3:23: services[1]: the name x is already given in services[0] (line 2); remove one of them, or \
+                 let alpn or sources tell the services apart",
+            ],
+        );
+        bad(
+            "services:\n- {host: a, port: 1, sni_port: 3}\n- {host: a, port: 2}\n",
+            &["r.yaml:2:32: services[0].sni_port: a has no port 3; write 1 or 2"],
+        );
+        bad(
+            "services:\n- host: a\n  endpoints: [{address: b:1, instance: i}, {address: b:1, instance: I}]\n",
+            &[
+                "r.yaml:3:54: services[0].endpoints[1].address: stands twice in this service; remove one of them; \
+                 'weight: 2' gives one address two shares",
+                "r.yaml:3:69: services[0].endpoints[1].instance: i stands twice in this service; give each instance a \
+                 name of its own",
+            ],
+        );
+    }
+
+    /// `count` services that all have what stands behind one anchor.
+    fn shared(count: usize, key: &str, anchored: &str) -> String {
+        let rest: String = (1..count)
+            .map(|index| format!("- {{ host: h{index}.example, port: 1, {key}: *shared }}\n"))
+            .collect();
+        format!("services:\n- {{ host: h0.example, port: 1, {key}: &shared {anchored} }}\n{rest}")
+    }
+
+    fn endpoints(count: usize) -> String {
+        let one = |index: usize| format!("{{ address: '10.0.{}.{}:1' }}", index / 250, index % 250);
+        format!("[{}]", (0..count).map(one).collect::<Vec<_>>().join(", "))
+    }
+
+    #[track_caller]
+    fn refused(text: &str) {
+        let problems = read(text).expect_err("it unfolds to far more than it is");
+        let [problem] = problems.list() else { panic!("{problems}") };
+        assert!(problem.line > 1 && problem.what.contains("its aliases stand for"), "{problem}");
+        assert!(problem.remedy.contains("several files"), "{problem}");
+    }
+
+    #[test]
+    fn aliases_that_unfold_a_file_many_times_over_are_refused_with_place_and_remedy() {
+        let bomb = shared(3_900, "endpoints", &endpoints(100));
+        assert!(bomb.len() < 260_000);
+        refused(&bomb);
+        refused(&bomb.replace('\n', "\n# what is said beside it makes it no better\n"));
+        // Nine lists of ten each, every one of the list before: a billion values.
+        let nested: String = (1..9)
+            .map(|level| format!(", &k{level} [{}]", vec![format!("*k{}", level - 1); 10].join(",")))
+            .collect();
+        let nested = format!("services:\n- ? [&k0 [0,1,2,3,4,5,6,7,8,9]{nested}]\n  : host\n");
+        assert!(read(&nested).is_err());
+        let long = "x".repeat(1 << 20);
+        refused(&shared(1_000, "namespace", &long));
+        let labels: Vec<_> = (0..100).map(|label| format!("l{label}: v")).collect();
+        let labels = format!("{{ {} }}", labels.join(", "));
+        refused(&shared(3_900, "labels", &labels));
+        refused(&shared(3_900, "labels", &labels).replace("*shared", "{ <<: *shared }"));
+    }
+
+    #[test]
+    fn anchor_of_a_thousand_services_and_a_hundred_thousand_services_are_good() {
+        let services = good(&shared(1_000, "endpoints", &endpoints(20)));
+        assert_eq!((services.len(), services[999].endpoints.len()), (1_000, 20));
+        let timeouts = "{ connect: 1s, connect_total: 2s, idle: off, half_closed: 3s, first_byte: 4s, max_duration: 5m }";
+        assert_eq!(good(&shared(1_000, "timeouts", timeouts)).len(), 1_000);
+        assert_eq!(good(&shared(100_000, "timeouts", timeouts)).len(), 100_000);
+    }
+
+    #[test]
+    fn a_registry_may_offer_what_listens_on_its_own_machine() {
+        let services = good("services: [{host: a, endpoints: [{address: 127.0.0.1:15000}]}]");
+        assert_eq!(services[0].endpoints.len(), 1);
+    }
+
+    proptest! {
+        #[test]
+        fn any_end_of_the_file_is_read_or_refused(rest in "[a-z0-9:.,*&~'\"|\\-\\[\\]{} \n]{0,60}") {
+            for head in ["", "services: ", "services:\n- ", "services:\n- host: a\n  endpoints:\n  - "] {
+                if let Err(problems) = read(&[head, &rest].concat()) {
+                    prop_assert!(problems.list().iter().all(|problem| problem.line > 0 && problem.column > 0));
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,30 @@
+//! Every default and every limit of `services:`, once: the resolver applies them and the JSON Schema shows
+//! them. Not those of a program's other sections.
+
+use std::time::Duration;
+
+use crate::values::Range;
+
+/// Services that may claim one name under different conditions.
+pub(super) const CLAIMS: usize = 64;
+pub(super) const PORT: u16 = 443;
+pub(super) const WEIGHT: u32 = 1;
+pub(super) const WEIGHTS: Range = (0, 65_535);
+
+/// Limits that one can set on connections at once.
+pub const CONNECTION_COUNTS: Range = (1, 10_000_000);
+
+/// One attempt to connect.
+pub const CONNECT: Duration = Duration::from_secs(3);
+/// The same to another cluster's gateway, at least.
+pub const CONNECT_ACROSS: Duration = Duration::from_secs(10);
+/// All attempts together.
+pub const CONNECT_TOTAL: Duration = Duration::from_secs(15);
+/// No byte in either direction.
+pub const IDLE: Option<Duration> = Some(Duration::from_hours(1));
+/// One side closed, the other silent.
+pub const HALF_CLOSED: Option<Duration> = Some(Duration::from_mins(1));
+/// From connect to the endpoint's first byte.
+pub const FIRST_BYTE: Option<Duration> = None;
+/// From accept to the end.
+pub const MAX_DURATION: Option<Duration> = None;

@@ -1,0 +1,201 @@
+//! Each service for itself: what is written → what it means. Not how services of one file stand to each other:
+//! that is [`super::table`].
+
+use std::collections::HashSet;
+use std::net::SocketAddr;
+
+use crate::address::Target;
+use crate::at::At;
+use crate::host::{HostName, HostPattern};
+use crate::problem::{Place, Quoted, Report};
+use crate::values::Zero;
+
+use super::table::Entry;
+use super::{About, Endpoint, Reach, Service, ServiceTimeouts, defaults, raw};
+
+/// Why no endpoint may have an address.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refusal {
+    /// What is wrong: `10.1.0.7:443 is …`.
+    pub what: String,
+    /// What would be right.
+    pub remedy: &'static str,
+}
+
+/// Resolves each service; one that is wrong is reported and left out.
+pub(super) fn services<'a>(
+    report: &mut Report,
+    services: &'a [At<raw::Service>],
+    general: &ServiceTimeouts,
+    refuse: &mut impl FnMut(SocketAddr) -> Option<Refusal>,
+) -> Vec<Entry<'a>> {
+    let place = Place::Root.key("services");
+    let mut entries = Vec::with_capacity(services.len());
+    for (index, raw) in services.iter().enumerate() {
+        let service = service(report, place.item(index), raw, general, refuse);
+        entries.extend(service.map(|service| Entry { index, raw, service }));
+    }
+    entries
+}
+
+fn service(
+    report: &mut Report,
+    place: Place<'_>,
+    whole: &At<raw::Service>,
+    general: &ServiceTimeouts,
+    refuse: &mut impl FnMut(SocketAddr) -> Option<Refusal>,
+) -> Option<Service> {
+    let raw = &whole.value;
+    let host = report.required(raw.host.as_ref(), whole, place, "host");
+    let port = report.port(raw.port.as_ref(), place.key("port"));
+    report.port(raw.sni_port.as_ref(), place.key("sni_port"));
+    let timeouts = match &raw.timeouts {
+        Some(raw) => timeouts(report, place.key("timeouts"), raw, general),
+        None => general.clone(),
+    };
+    let service = Service {
+        port: port.unwrap_or(defaults::PORT),
+        bare: false,
+        aliases: report.values(raw.aliases.as_ref(), place.key("aliases")),
+        alpn: alpn(report, place, raw),
+        sources: report.values(raw.sources.as_ref(), place.key("sources")),
+        balance: raw.balance.unwrap_or_default(),
+        max_connections: report.count_or_off(
+            raw.max_connections.as_ref(),
+            place.key("max_connections"),
+            defaults::CONNECTION_COUNTS,
+        ),
+        send_proxy: raw.proxy_protocol == Some(raw::SendProxy::V2),
+        timeouts,
+        endpoints: endpoints(report, place.key("endpoints"), raw, refuse),
+        exposed: true,
+        about: about(report, place, raw),
+        // Last: a wrong host does not keep the other problems from being found.
+        host: host?,
+    };
+    Some(service)
+}
+
+fn about(report: &mut Report, place: Place<'_>, raw: &raw::Service) -> Option<Box<About>> {
+    let about = About {
+        namespace: report
+            .value(raw.namespace.as_ref(), place.key("namespace"))
+            .map(|namespace| namespace.as_str().to_owned()),
+        labels: raw.labels.clone().unwrap_or_default(),
+        allow_unauthenticated: raw.allow_unauthenticated.unwrap_or_default(),
+        merge: raw.merge.unwrap_or_default(),
+        staleness: report.value(raw.stale.as_ref(), place.key("stale")).unwrap_or_default(),
+        registered: raw.registered.unwrap_or_default(),
+    };
+    (about != About::default()).then(|| Box::new(about))
+}
+
+/// The deadlines that a mapping sets; the rest are the general ones.
+pub fn timeouts(
+    report: &mut Report,
+    place: Place<'_>,
+    raw: &raw::ServiceTimeouts,
+    general: &ServiceTimeouts,
+) -> ServiceTimeouts {
+    let time = |report: &mut Report, raw: Option<_>, key, general| {
+        report.time(raw, place.key(key), Zero::Refused, general)
+    };
+    ServiceTimeouts {
+        connect: time(report, raw.connect.as_ref(), "connect", general.connect),
+        connect_total: time(report, raw.connect_total.as_ref(), "connect_total", general.connect_total),
+        idle: report.time_or_off(raw.idle.as_ref(), place.key("idle"), general.idle),
+        half_closed: report.time_or_off(
+            raw.half_closed.as_ref(),
+            place.key("half_closed"),
+            general.half_closed,
+        ),
+        first_byte: report.time_or_off(raw.first_byte.as_ref(), place.key("first_byte"), general.first_byte),
+        max_duration: report.time_or_off(
+            raw.max_duration.as_ref(),
+            place.key("max_duration"),
+            general.max_duration,
+        ),
+    }
+}
+
+fn alpn(report: &mut Report, place: Place<'_>, raw: &raw::Service) -> Vec<String> {
+    let list = raw.alpn.as_deref().unwrap_or_default();
+    for (index, protocol) in list.iter().enumerate() {
+        if !(1..=255).contains(&protocol.value.len()) {
+            let place = place.key("alpn");
+            let what = format!("{}: {} is no protocol's name", place.item(index), Quoted(&protocol.value));
+            report.add(protocol.spot, what, "write 1 to 255 bytes, such as h2");
+        }
+    }
+    list.iter().map(|protocol| protocol.value.clone()).collect()
+}
+
+fn endpoints(
+    report: &mut Report,
+    place: Place<'_>,
+    raw: &raw::Service,
+    refuse: &mut impl FnMut(SocketAddr) -> Option<Refusal>,
+) -> Vec<Endpoint> {
+    let list = raw.endpoints.as_deref().unwrap_or_default();
+    // Most services have few endpoints: no memory is taken before there is something to compare.
+    let (mut addresses, mut instances) = (HashSet::new(), HashSet::new());
+    let many = list.len() > 1;
+    let mut resolved = Vec::with_capacity(list.len());
+    for (index, whole) in list.iter().enumerate() {
+        let (place, raw) = (place.item(index), &whole.value);
+        let instance = report.value(raw.instance.as_ref(), place.key("instance"));
+        if let (Some(name), Some(raw)) = (&instance, &raw.instance)
+            && many
+            && !instances.insert(name.clone())
+        {
+            let what = format_args!("{}: {name} stands twice in this service", place.key("instance"));
+            report.add(raw.spot, what, "give each instance a name of its own");
+        }
+        let weight =
+            report.count(raw.weight.as_ref(), place.key("weight"), defaults::WEIGHTS, defaults::WEIGHT);
+        let Some(address) = report.required(raw.address.as_ref(), whole, place, "address") else { continue };
+        let spot = raw.address.as_ref().map_or(whole.spot, |address| address.spot);
+        if many && !addresses.insert(address.clone()) {
+            let what = format_args!("{}: stands twice in this service", place.key("address"));
+            report.add(spot, what, "remove one of them; 'weight: 2' gives one address two shares");
+        }
+        if let Target::Address(address) = address
+            && let Some(refusal) = refuse(address)
+        {
+            let what = format_args!("{}: {}", place.key("address"), refusal.what);
+            report.add(spot, what, refusal.remedy);
+        }
+        resolved.push(Endpoint {
+            address,
+            aliases: aliases(report, place, raw, instance.is_some()).into(),
+            instance,
+            weight,
+            locality: raw.locality.clone().unwrap_or_default(),
+            reach: Reach::All { by_name: true },
+            priority: 0,
+        });
+    }
+    resolved
+}
+
+/// Whole names of one instance.
+fn aliases(report: &mut Report, place: Place<'_>, raw: &raw::Endpoint, has_name: bool) -> Vec<HostName> {
+    let list = raw.aliases.as_deref().unwrap_or_default();
+    if let (Some(first), false) = (list.first(), has_name) {
+        let what = format_args!("{place}: has aliases and no instance");
+        report.add(first.spot, what, "give the instance a name: 'instance: …'");
+    }
+    let place = place.key("aliases");
+    let mut names = Vec::with_capacity(list.len());
+    for (index, alias) in list.iter().enumerate() {
+        match report.value(Some(alias), place.item(index)) {
+            Some(HostPattern::Exact(name)) => names.push(name),
+            Some(HostPattern::Suffix(_)) => {
+                let what = format_args!("{}: an instance is no '*.suffix'", place.item(index));
+                report.add(alias.spot, what, "write whole names");
+            }
+            None => {}
+        }
+    }
+    names
+}

@@ -1,0 +1,20 @@
+//! What a gRPC message will take once it is decoded, counted while its bytes arrive: how long it is, and how many parts
+//! it has. Not what a message means.
+
+mod scan;
+mod shapes;
+
+pub use scan::{Rules, Scan, Wrong};
+pub use shapes::{DELTA_REQUEST, DELTA_RESPONSE, PLAIN, SLICE, SOTW_REQUEST, Shape};
+
+/// Checks that a complete message takes no more than `most` bytes once it is decoded.
+///
+/// # Errors
+/// It takes more, or is no protobuf.
+pub fn fits(message: &[u8], shape: &'static Shape, most: u64) -> Result<(), Wrong> {
+    let length = u32::try_from(message.len()).unwrap_or(u32::MAX);
+    let mut scan = Scan::new(Rules { shape, longest: u32::MAX.into(), most });
+    scan.feed(&[0])?;
+    scan.feed(&length.to_be_bytes())?;
+    scan.feed(message)
+}

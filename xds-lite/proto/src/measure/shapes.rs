@@ -1,0 +1,66 @@
+//! Which parts the messages are made of that others send here, and what each takes once it is decoded.
+
+/// Parts of a message.
+#[derive(Debug)]
+pub struct Shape(pub(super) &'static [Part]);
+
+/// One part, by its number.
+#[derive(Debug)]
+pub(super) struct Part {
+    pub(super) number: u64,
+    /// Besides its bytes, in bytes.
+    pub(super) takes: u64,
+    /// Its own parts, where they are many, too.
+    pub(super) inside: Option<&'static Shape>,
+}
+
+/// What a part takes besides its bytes, where nothing is known of it.
+pub(super) const PART: u64 = 32;
+
+const fn part(number: u64, takes: u64) -> Part {
+    Part { number, takes, inside: None }
+}
+
+const fn parts(number: u64, takes: u64, inside: &'static Shape) -> Part {
+    Part { number, takes, inside: Some(inside) }
+}
+
+impl PartialEq for Shape {
+    fn eq(&self, other: &Shape) -> bool {
+        std::ptr::eq(self, other)
+    }
+}
+
+impl Eq for Shape {}
+
+/// Of a delta client: names that it subscribes to, that it does not any longer, and that it knows.
+pub static DELTA_REQUEST: Shape = Shape(&[part(3, 64), part(4, 64), part(5, 192)]);
+/// Of a client of the state of the world: names.
+pub static SOTW_REQUEST: Shape = Shape(&[part(3, 64)]);
+/// Of a delta server: resources, names that are gone.
+pub static DELTA_RESPONSE: Shape = Shape(&[parts(2, 512, &RESOURCE), part(6, 64)]);
+/// Nothing that has lists.
+pub static PLAIN: Shape = Shape(&[]);
+
+/// Its version, its message, its name.
+static RESOURCE: Shape = Shape(&[part(1, PART), part(2, PART), part(3, PART)]);
+
+/// A slice: its network, aliases, ports, gateways; `exposed_on` and `requires`.
+pub static SLICE: Shape = Shape(&[
+    part(1, PART),
+    part(2, PART),
+    part(6, PART),
+    part(7, 64),
+    parts(8, 512, &PORT),
+    parts(9, 192, &GATEWAY),
+    part(12, 64),
+    part(13, 64),
+]);
+/// Protocols, sources, endpoints, what is ready.
+static PORT: Shape =
+    Shape(&[part(4, 64), part(5, 64), parts(9, 384, &ENDPOINT), parts(10, 192, &READY), part(11, PART)]);
+/// Address, locality, instance, identity, aliases.
+static ENDPOINT: Shape = Shape(&[part(1, PART), part(2, PART), part(5, PART), part(8, PART), part(10, 64)]);
+static READY: Shape = Shape(&[part(1, PART), parts(3, 96, &INSTANCE)]);
+static INSTANCE: Shape = Shape(&[part(1, PART), part(2, 64)]);
+static GATEWAY: Shape = Shape(&[part(1, PART), part(2, PART)]);

@@ -1,0 +1,618 @@
+//! A registry in files: every `*.yaml` of a directory, each with `services:` as a gateway's file has them. A bad
+//! file is left out by itself, with what it last held that was good in its place. What an edit costs does not
+//! depend on how much the other files hold. Reading takes its time: nobody else's lock is held meanwhile, and what a
+//! look comes to is handed over in parts (`found`).
+
+mod eyes;
+mod found;
+mod held;
+mod settling;
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::ffi::OsStr;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Instant;
+
+use isthmus_model::host::HostPattern;
+use isthmus_model::services::Service;
+
+use eyes::{Eyes, Where};
+use held::{Held, print, read};
+use settling::{QUIET, Written, with_what_lacks};
+
+pub use found::{Change, Found, Part, Summary};
+
+/// A file that is being written is read again after so many times as long as reading it took.
+const PACE: u32 = 4;
+
+/// The files of a directory, as they were when they were last looked at.
+#[derive(Debug)]
+pub struct Files {
+    folder: PathBuf,
+    files: BTreeMap<Arc<Path>, Held>,
+    /// Those to look at again though nothing happens: they are being written, or away.
+    restless: BTreeSet<Arc<Path>>,
+    /// Which files have a host, in their order.
+    owners: HashMap<HostPattern, Vec<Arc<Path>>>,
+    /// Hosts that several files have.
+    shared: BTreeSet<HostPattern>,
+    unread: Option<String>,
+    /// Whether nothing was being written or away at the last look, and how many had been for strangely long.
+    standing: (bool, usize),
+    eyes: Eyes,
+}
+
+impl Files {
+    /// Nothing is read yet.
+    #[must_use]
+    pub fn new(folder: PathBuf) -> Files {
+        Files {
+            folder,
+            files: BTreeMap::new(),
+            restless: BTreeSet::new(),
+            owners: HashMap::new(),
+            shared: BTreeSet::new(),
+            unread: None,
+            standing: (false, 0),
+            eyes: Eyes::default(),
+        }
+    }
+
+    /// Where they stand.
+    #[must_use]
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// Has the next glance look at all of them.
+    pub fn expect_changes(&mut self) {
+        self.eyes.expect_changes();
+    }
+
+    /// Looks again if there may be news, which costs little while nothing happens. What is another than before; none
+    /// where nothing is.
+    pub fn glance(&mut self, now: Instant) -> Option<Change> {
+        let turn = self.eyes.turn(&self.folder, now);
+        if turn.was_lost {
+            self.files.values_mut().for_each(|held| held.settling.lose_track());
+        }
+        for (name, written) in turn.written {
+            let path: Arc<Path> = self.folder.join(name).into();
+            self.files.entry(Arc::clone(&path)).or_default().settling.note(written, now);
+            self.restless.insert(path);
+        }
+        let touched = match turn.at {
+            Where::Everywhere => self.look(now),
+            Where::At(names) => {
+                let paths = names.iter().map(|name| self.folder.join(name).into());
+                let paths: BTreeSet<Arc<Path>> = paths.chain(self.restless.iter().cloned()).collect();
+                self.look_at_some(paths, now)
+            }
+        };
+        let is_whole = self.unread.is_none() && self.files.values().all(|held| held.is_whole(now));
+        let standing = (is_whole, self.late(now).count());
+        let is_news = standing != std::mem::replace(&mut self.standing, standing);
+        touched.or_else(|| is_news.then(BTreeSet::new)).map(|hosts| self.change(hosts, now))
+    }
+
+    fn change(&self, hosts: BTreeSet<HostPattern>, now: Instant) -> Change {
+        let hosts = hosts.into_iter().map(|host| {
+            let services = self.of(&host).into_iter().cloned().collect();
+            (host, services)
+        });
+        let summary = Summary { problems: self.problems(now), is_whole: self.standing.0 };
+        Change { hosts: hosts.collect(), summary }
+    }
+
+    /// The hosts under which something may have changed; none where nothing has, not even what is wrong.
+    fn look_at_some(&mut self, paths: BTreeSet<Arc<Path>>, now: Instant) -> Option<BTreeSet<HostPattern>> {
+        // Whether a file is gone, or the directory with it, shows when all are looked at.
+        if paths.iter().any(|path| fs::symlink_metadata(path).is_err()) {
+            return self.look(now);
+        }
+        let (mut changed, mut touched) = (false, BTreeSet::new());
+        for path in paths {
+            changed |= self.look_at(path, now, &mut touched);
+        }
+        changed.then_some(touched)
+    }
+
+    /// The same of all.
+    fn look(&mut self, now: Instant) -> Option<BTreeSet<HostPattern>> {
+        let paths = match paths(&self.folder) {
+            Ok(paths) => paths,
+            Err(error) => {
+                // What was there stays: a directory that is away is no cluster without services.
+                let why = format!("{}: cannot be read: {error}; what it held stays", self.folder.display());
+                let is_news = self.unread.replace(why.clone()) != Some(why);
+                return is_news.then(BTreeSet::new);
+            }
+        };
+        let mut changed = self.unread.take().is_some();
+        let mut touched = BTreeSet::new();
+        let is_away = |path: &&Arc<Path>| paths.binary_search_by(|known| (**known).cmp(path)).is_err();
+        let away: Vec<_> = self.files.keys().filter(is_away).cloned().collect();
+        for path in away {
+            changed |= self.miss(path, now, &mut touched);
+        }
+        for path in paths {
+            changed |= self.look_at(path, now, &mut touched);
+        }
+        changed.then_some(touched)
+    }
+
+    /// A file is away. Some editors take it away for a moment, to write it anew.
+    fn miss(&mut self, path: Arc<Path>, now: Instant, touched: &mut BTreeSet<HostPattern>) -> bool {
+        let Some(held) = self.files.get_mut(&path) else { return false };
+        let since = *held.away_since.get_or_insert(now);
+        if now.saturating_duration_since(since) < QUIET && !held.services.is_empty() {
+            self.restless.insert(path);
+            return false;
+        }
+        self.hold(&path, Vec::new(), touched);
+        self.files.remove(&path);
+        self.restless.remove(&path);
+        true
+    }
+
+    /// Looks at one file, and says whether it is another than before.
+    fn look_at(&mut self, path: Arc<Path>, now: Instant, touched: &mut BTreeSet<HostPattern>) -> bool {
+        let print = print(&path);
+        let held = self.files.entry(Arc::clone(&path)).or_default();
+        if held.away_since.take().is_some() {
+            held.settling.note(Written::Closed, now);
+        }
+        if !held.is_to_be_read(print, now) {
+            if held.settling.is_whole(now) {
+                self.restless.remove(&path);
+                return self.settle(&path, touched);
+            }
+            self.restless.insert(path);
+            return false;
+        }
+        held.changes_to(print, now);
+        let started = Instant::now();
+        let reading = read(&path, &held.settling);
+        held.rest_until = now.checked_add(started.elapsed().saturating_mul(PACE));
+        held.was_torn = held.settling.may_be_torn();
+        held.pending = Some(reading);
+        if held.settling.is_whole(now) {
+            self.restless.remove(&path);
+            return self.settle(&path, touched);
+        }
+        self.restless.insert(Arc::clone(&path));
+        self.count_early(&path, touched)
+    }
+
+    /// A file is being written, or just was: what it has counts, and so does what it lacks.
+    fn count_early(&mut self, path: &Arc<Path>, touched: &mut BTreeSet<HostPattern>) -> bool {
+        let Some(held) = self.files.get_mut(path) else { return false };
+        let counts = match held.pending.take() {
+            None => return false,
+            Some(Err(why)) if held.settling.may_be_torn() => {
+                // Half a file is seldom a good one.
+                held.pending = Some(Err(why));
+                return false;
+            }
+            Some(Err(why)) => {
+                held.wrong = Some(why);
+                return true;
+            }
+            Some(Ok(reading)) => {
+                let counts = with_what_lacks(&held.services, &reading);
+                held.pending = (counts != reading).then_some(Ok(reading));
+                counts
+            }
+        };
+        if !held.settling.may_be_torn() {
+            held.wrong = None;
+        }
+        self.hold(path, counts, touched);
+        true
+    }
+
+    /// A file is whole: what was read of it counts, and no more.
+    fn settle(&mut self, path: &Arc<Path>, touched: &mut BTreeSet<HostPattern>) -> bool {
+        let Some(held) = self.files.get_mut(path) else { return false };
+        held.settling.settle();
+        held.rest_until = None;
+        let before = held.pending.take();
+        let was_torn = std::mem::take(&mut held.was_torn);
+        let reading = if was_torn { Some(read(path, &held.settling)) } else { before };
+        match reading {
+            None => return false,
+            Some(Ok(services)) => {
+                let is_news = held.wrong.take().is_some() || held.services != services;
+                self.hold(path, services, touched);
+                return is_news;
+            }
+            Some(Err(why)) => held.wrong = Some(why),
+        }
+        true
+    }
+
+    /// Puts what a file has in place of what it had, and notes the hosts of which that says something else.
+    fn hold(&mut self, path: &Arc<Path>, services: Vec<Arc<Service>>, touched: &mut BTreeSet<HostPattern>) {
+        let Some(held) = self.files.get_mut(path) else { return };
+        let before = std::mem::replace(&mut held.services, services);
+        let (was, is) = (by_host(&before), by_host(&held.services));
+        for host in was.keys().chain(is.keys()).filter(|host| was.get(*host) != is.get(*host)) {
+            touched.insert((*host).clone());
+        }
+        for host in was.keys().filter(|host| !is.contains_key(*host)) {
+            let Some(owners) = self.owners.get_mut(*host) else { continue };
+            owners.retain(|owner| owner != path);
+            if owners.len() < 2 {
+                self.shared.remove(*host);
+            }
+            if owners.is_empty() {
+                self.owners.remove(*host);
+            }
+        }
+        for host in is.keys().filter(|host| !was.contains_key(*host)) {
+            let owners = self.owners.entry((*host).clone()).or_insert_with(|| Vec::with_capacity(1));
+            let place = owners.partition_point(|owner| owner < path);
+            owners.insert(place, Arc::clone(path));
+            if owners.len() > 1 {
+                self.shared.insert((*host).clone());
+            }
+        }
+    }
+
+    /// The services of a host. A port that an earlier file has is left out of a later one.
+    #[must_use]
+    pub fn of(&self, host: &HostPattern) -> Vec<&Arc<Service>> {
+        let mut services: Vec<&Arc<Service>> = Vec::new();
+        for (_, service) in self.all_of(host) {
+            if !services.iter().any(|taken| taken.port == service.port) {
+                services.push(service);
+            }
+        }
+        services
+    }
+
+    /// What is wrong: files that cannot be read, and what is left out of others.
+    fn problems(&self, now: Instant) -> Vec<String> {
+        let late = self.late(now).map(|path| {
+            let path = path.display();
+            format!("{path}: has been open for writing for long; what it lacks stays until it is closed")
+        });
+        let wrong = self.files.values().filter_map(|held| held.wrong.as_ref());
+        let wrong = wrong.map(|why| format!("{why}; what it held before stays"));
+        let mut problems: Vec<String> = self.unread.iter().cloned().chain(wrong).chain(late).collect();
+        for host in &self.shared {
+            let mut first: HashMap<u16, &Path> = HashMap::new();
+            for (path, service) in self.all_of(host) {
+                let taken = *first.entry(service.port).or_insert(path);
+                if taken != path {
+                    problems.push(format!(
+                        "{}: {host}:{} is already in {}; it is taken from there",
+                        path.display(),
+                        service.port,
+                        taken.display()
+                    ));
+                }
+            }
+        }
+        problems
+    }
+
+    /// Files that have been open for writing for strangely long.
+    fn late(&self, now: Instant) -> impl Iterator<Item = &Path> {
+        let held = self.restless.iter().filter_map(|path| Some((&**path, self.files.get(path)?)));
+        held.filter(move |(_, held)| held.settling.is_late(now)).map(|(path, _)| path)
+    }
+
+    fn all_of(&self, host: &HostPattern) -> impl Iterator<Item = (&Path, &Arc<Service>)> {
+        let owners = self.owners.get(host).into_iter().flatten();
+        let held = owners.filter_map(|path| Some((&**path, self.files.get(path)?)));
+        held.flat_map(move |(path, held)| {
+            held.services.iter().filter(move |service| service.host == *host).map(move |one| (path, one))
+        })
+    }
+}
+
+fn by_host(services: &[Arc<Service>]) -> BTreeMap<&HostPattern, Vec<&Arc<Service>>> {
+    let mut hosts: BTreeMap<&HostPattern, Vec<&Arc<Service>>> = BTreeMap::new();
+    for service in services {
+        hosts.entry(&service.host).or_default().push(service);
+    }
+    hosts
+}
+
+/// A file of the registry, by its name.
+fn is_ours(path: &Path) -> bool {
+    let hidden = path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b"."));
+    !hidden && ["yaml", "yml"].iter().any(|known| path.extension() == Some(OsStr::new(known)))
+}
+
+/// In their order.
+fn paths(folder: &Path) -> io::Result<Vec<Arc<Path>>> {
+    let entries: io::Result<Vec<_>> = fs::read_dir(folder)?.collect();
+    let paths = entries?.into_iter().map(|entry| entry.path());
+    let mut paths: Vec<Arc<Path>> = paths.filter(|path| is_ours(path)).map(Arc::from).collect();
+    paths.sort();
+    Ok(paths)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use isthmus_model::services::Balance;
+
+    fn hosts(files: &Files) -> Vec<String> {
+        let all = files.owners.keys().flat_map(|host| files.of(host));
+        let all = all.map(|service| format!("{}:{}", service.host, service.port));
+        all.collect::<BTreeSet<_>>().into_iter().collect()
+    }
+
+    /// A registry whose files are looked at without events, and its clock.
+    struct Looked {
+        folder: tempfile::TempDir,
+        files: Files,
+        now: Instant,
+    }
+
+    impl Looked {
+        fn new() -> Looked {
+            let folder = tempfile::tempdir().unwrap();
+            let files = Files::new(folder.path().to_owned());
+            Looked { folder, files, now: Instant::now() }
+        }
+
+        fn at(&self, name: &str) -> PathBuf {
+            self.folder.path().join(name)
+        }
+
+        /// As a whole, by one step.
+        fn write(&self, name: &str, text: &str) {
+            fs::write(self.at("new"), text).unwrap();
+            fs::rename(self.at("new"), self.at(name)).unwrap();
+        }
+
+        fn wait(&mut self, time: Duration) {
+            self.now += time;
+        }
+
+        /// The hosts under which something has changed.
+        fn touched(&mut self) -> Option<Vec<String>> {
+            // The clock stands while a file is read.
+            self.files.files.values_mut().for_each(|held| held.rest_until = None);
+            let touched = self.files.look(self.now)?;
+            Some(touched.iter().map(HostPattern::to_string).collect())
+        }
+
+        /// Something has changed, under these hosts.
+        #[track_caller]
+        fn look(&mut self) -> Vec<String> {
+            self.touched().unwrap()
+        }
+
+        fn hosts(&self) -> Vec<String> {
+            hosts(&self.files)
+        }
+
+        fn problems(&self) -> Vec<String> {
+            self.files.problems(self.now)
+        }
+    }
+
+    #[test]
+    fn a_bad_file_is_left_out_by_itself() {
+        let mut all = Looked::new();
+        all.write("a.yaml", "services: [{ host: a.b }]");
+        all.write("b.yaml", "services: [{ host: c.d }]");
+        all.write(".hidden.yaml", "services: [{ host: hidden.d }]");
+        all.write("notes.txt", "none");
+        assert_eq!(all.look(), ["a.b", "c.d"]);
+        assert_eq!(all.hosts(), ["a.b:443", "c.d:443"]);
+        assert_eq!(all.touched(), None, "nothing has changed");
+        all.write("a.yaml", "services: [{ host: a.b, prot: 1 }]");
+        assert_eq!(all.look(), [""; 0]);
+        assert_eq!(all.hosts(), ["a.b:443", "c.d:443"], "the last good one stays");
+        let problems = all.problems();
+        assert!(problems[0].contains("a.yaml:1:") && problems[0].contains("prot"), "{problems:?}");
+        all.write("b.yaml", "services: [{ host: c.d }, { host: a.b }, { host: e.f }]");
+        assert_eq!(all.look(), ["a.b", "e.f"], "c.d is as it was");
+        assert_eq!(all.hosts(), ["a.b:443", "c.d:443", "e.f:443"]);
+        assert!(all.problems()[1].contains("is already in"), "{:?}", all.problems());
+        fs::remove_file(all.at("a.yaml")).unwrap();
+        assert_eq!(all.touched(), None, "some editors take a file away for a moment");
+        all.wait(QUIET);
+        assert_eq!(all.look(), ["a.b"]);
+        assert_eq!(all.hosts(), ["a.b:443", "c.d:443", "e.f:443"]);
+        assert_eq!(all.problems(), [""; 0]);
+    }
+
+    #[test]
+    fn of_a_port_that_several_files_have_the_first_files_counts() {
+        let mut all = Looked::new();
+        let host = HostPattern::parse("a.b").unwrap();
+        all.write("b.yaml", "services: [{ host: a.b, port: 1, balance: random }, { host: a.b, port: 2 }]");
+        assert_eq!(all.look(), ["a.b"]);
+        let one = "services: [{ host: a.b, port: 1 }]";
+        all.write("a.yaml", one);
+        assert_eq!(all.look(), ["a.b"]);
+        let shown = |all: &Looked| -> Vec<_> {
+            let of = all.files.of(&host);
+            of.iter().map(|service| (service.port, service.balance)).collect()
+        };
+        let gone = |all: &mut Looked, name: &str| {
+            fs::remove_file(all.at(name)).unwrap();
+            all.touched();
+            all.wait(QUIET);
+            assert_eq!(all.look(), ["a.b"]);
+        };
+        let (turns, random) = (Balance::RoundRobin, Balance::Random);
+        assert_eq!(shown(&all), [(1, turns), (2, turns)]);
+        assert_eq!(all.problems().len(), 1);
+        gone(&mut all, "a.yaml");
+        assert_eq!(shown(&all), [(1, random), (2, turns)]);
+        assert!(all.problems().is_empty());
+        all.write("c.yaml", one);
+        assert_eq!(all.look(), ["a.b"]);
+        assert_eq!(shown(&all), [(1, random), (2, turns)]);
+        gone(&mut all, "b.yaml");
+        assert_eq!(shown(&all), [(1, turns)]);
+    }
+
+    #[test]
+    fn a_directory_that_is_away_takes_nothing_with_it() {
+        let mut all = Looked::new();
+        let inside = all.at("registry");
+        fs::create_dir(&inside).unwrap();
+        all.files = Files::new(inside.clone());
+        fs::write(inside.join("a.yaml"), "services: [{ host: a.b }]").unwrap();
+        all.look();
+        fs::rename(&inside, all.at("away")).unwrap();
+        assert_eq!((all.look(), all.touched()), (Vec::new(), None), "said once");
+        assert_eq!(all.hosts(), ["a.b:443"]);
+        assert!(all.problems()[0].contains("registry: cannot be read"));
+        fs::rename(all.at("away"), &inside).unwrap();
+        assert_eq!(all.look(), [""; 0]);
+        assert_eq!(all.problems(), [""; 0]);
+    }
+
+    #[test]
+    fn file_rewritten_in_place_withdraws_nothing_until_it_is_quiet() {
+        let mut all = Looked::new();
+        all.write("a.yaml", "services:\n- host: a.b\n- host: c.d\n");
+        assert_eq!(all.look(), ["a.b", "c.d"]);
+        all.wait(QUIET);
+        all.touched();
+        // Cut, a part, all: nothing is missing at any time.
+        for text in ["", "services:\n- host: e.f\n  port: 1\n- host: c"] {
+            fs::write(all.at("a.yaml"), text).unwrap();
+            all.touched();
+            assert_eq!(all.hosts(), ["a.b:443", "c.d:443"], "{text:?}");
+        }
+        fs::write(all.at("a.yaml"), "services:\n- host: e.f\n  port: 1\n- host: c.d\n").unwrap();
+        all.touched();
+        assert_eq!(all.hosts(), ["a.b:443", "c.d:443", "e.f:1"], "what is new counts at once");
+        all.wait(QUIET - Duration::from_millis(1));
+        assert_eq!(all.touched(), None);
+        all.wait(Duration::from_millis(1));
+        assert_eq!(all.look(), ["a.b"]);
+        assert_eq!(all.hosts(), ["c.d:443", "e.f:1"]);
+        fs::write(all.at("a.yaml"), "services: [").unwrap();
+        all.touched();
+        assert_eq!((all.problems().len(), all.hosts().len()), (0, 2), "half a file is no mistake");
+        all.wait(QUIET);
+        all.look();
+        assert_eq!((all.problems().len(), all.hosts().len()), (1, 2), "a bad one is");
+    }
+
+    #[test]
+    fn file_taken_away_for_a_moment_withdraws_nothing() {
+        let mut all = Looked::new();
+        all.write("a.yaml", "services: [{ host: a.b }]");
+        all.look();
+        fs::rename(all.at("a.yaml"), all.at("a.yaml~")).unwrap();
+        assert_eq!(all.touched(), None);
+        all.wait(QUIET / 2);
+        fs::write(all.at("a.yaml"), "services: [{ host: a.b }]").unwrap();
+        all.touched();
+        all.wait(QUIET);
+        all.touched();
+        assert_eq!(all.hosts(), ["a.b:443"]);
+    }
+
+    #[test]
+    fn what_is_no_regular_file_is_named_and_hangs_nobody() {
+        let mut all = Looked::new();
+        all.write("a.yaml", "services: [{ host: a.b }]");
+        let mode = rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR;
+        rustix::fs::mkfifoat(rustix::fs::CWD, all.at("pipe.yaml"), mode).unwrap();
+        std::os::unix::fs::symlink("/dev/zero", all.at("zero.yaml")).unwrap();
+        fs::create_dir(all.at("folder.yaml")).unwrap();
+        assert_eq!(all.look(), ["a.b"]);
+        let problems = all.problems();
+        for name in ["pipe.yaml", "zero.yaml", "folder.yaml"] {
+            let is_named = problems.iter().any(|why| why.contains(name) && why.contains("regular file"));
+            assert!(is_named, "{name}: {problems:?}");
+        }
+        for odd in ["pipe.yaml", "zero.yaml"] {
+            fs::remove_file(all.at(odd)).unwrap();
+        }
+        fs::remove_dir(all.at("folder.yaml")).unwrap();
+        all.wait(QUIET);
+        all.look();
+        assert_eq!((all.problems(), all.hosts()), (Vec::new(), vec!["a.b:443".to_owned()]));
+    }
+
+    #[test]
+    fn a_glance_finds_what_a_look_would() {
+        let folder = tempfile::tempdir().unwrap();
+        let inside = folder.path().join("registry");
+        fs::create_dir(&inside).unwrap();
+        let mut files = Files::new(inside.clone());
+        let write = |name: &str, text: &str| fs::write(inside.join(name), text).unwrap();
+        let until = |files: &mut Files, expected: &[&str]| {
+            for _ in 0..2_000 {
+                files.glance(Instant::now());
+                if hosts(files) == expected {
+                    return;
+                }
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            panic!("{:?}, not {expected:?}", hosts(files));
+        };
+        let first = files.glance(Instant::now()).unwrap();
+        assert!(first.summary.is_whole && first.hosts.is_empty(), "an empty directory has no services");
+        assert!(files.glance(Instant::now()).is_none(), "nor has it any news");
+        write("a.yaml", "services: [{ host: a.b }]");
+        until(&mut files, &["a.b:443"]);
+        write("b.yaml", "services: [{ host: c.d }]");
+        until(&mut files, &["a.b:443", "c.d:443"]);
+        fs::remove_file(inside.join("a.yaml")).unwrap();
+        until(&mut files, &["c.d:443"]);
+        fs::rename(inside.join("b.yaml"), inside.join("b.txt")).unwrap();
+        until(&mut files, &[]);
+        fs::create_dir(inside.join("..1")).unwrap();
+        fs::create_dir(inside.join("..2")).unwrap();
+        write("..1/c.yaml", "services: [{ host: one }]");
+        write("..2/c.yaml", "services: [{ host: two }]");
+        std::os::unix::fs::symlink("..1", inside.join("..data")).unwrap();
+        std::os::unix::fs::symlink("..data/c.yaml", inside.join("c.yaml")).unwrap();
+        until(&mut files, &["one:443"]);
+        std::os::unix::fs::symlink("..2", inside.join("..next")).unwrap();
+        fs::rename(inside.join("..next"), inside.join("..data")).unwrap();
+        until(&mut files, &["two:443"]);
+    }
+
+    #[test]
+    fn writer_that_keeps_a_file_open_withdraws_nothing_until_it_closes() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.yaml");
+        let whole = "services:\n- host: a.b\n- host: c.d\n";
+        fs::write(&path, whole).unwrap();
+        let (mut files, start) = (Files::new(folder.path().to_owned()), Instant::now());
+        files.glance(start);
+        let after = |seconds| start + Duration::from_secs(seconds);
+        let mut until = |time: Instant, is_done: &dyn Fn(&Files) -> bool| {
+            for _ in 0..2_000 {
+                files.glance(time);
+                if is_done(&files) {
+                    return;
+                }
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            panic!("{:?}", hosts(&files));
+        };
+        until(after(10), &|files| files.standing == (true, 0));
+        let mut writer = fs::File::create(&path).unwrap();
+        until(after(10), &|files| !files.standing.0);
+        until(after(30), &|files| files.standing == (false, 1) && hosts(files).len() == 2);
+        io::Write::write_all(&mut writer, b"services:\n- host: e.f\n- host: g.h\n- ho").unwrap();
+        until(after(31), &|files| hosts(files) == ["a.b:443", "c.d:443", "e.f:443"]);
+        io::Write::write_all(&mut writer, b"st: i.j\n").unwrap();
+        drop(writer);
+        until(after(32), &|files| hosts(files) == ["a.b:443", "c.d:443", "e.f:443", "g.h:443", "i.j:443"]);
+        until(after(33), &|files| files.standing == (true, 0) && hosts(files).len() == 3);
+    }
+}

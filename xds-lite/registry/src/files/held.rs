@@ -1,0 +1,77 @@
+//! One file of a registry as it was read last, and whether it is to be read again. Not what counts of it: that is for
+//! the files together.
+
+use std::fs;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Instant;
+
+use isthmus_model::services::Service;
+use isthmus_model::{file, registry_file};
+
+use super::settling::{Settling, Written};
+
+#[derive(Debug, Default)]
+pub(super) struct Held {
+    pub(super) print: Option<Print>,
+    /// What counts.
+    pub(super) services: Vec<Arc<Service>>,
+    pub(super) wrong: Option<String>,
+    pub(super) settling: Settling,
+    /// What counts once the file is whole, where that is something else.
+    pub(super) pending: Option<Result<Vec<Arc<Service>>, String>>,
+    /// The end of it was not read.
+    pub(super) was_torn: bool,
+    pub(super) away_since: Option<Instant>,
+    /// While it is being written: not to be read before.
+    pub(super) rest_until: Option<Instant>,
+}
+
+/// Which content a path leads to: device, inode, length, change.
+pub(super) type Print = [i64; 5];
+
+impl Held {
+    /// It is another than was read, or more of it can be read.
+    pub(super) fn is_to_be_read(&self, print: Option<Print>, now: Instant) -> bool {
+        let may_be_torn = self.settling.may_be_torn();
+        if may_be_torn && self.rest_until.is_some_and(|until| now < until) {
+            return false;
+        }
+        let is_known = self.print == print && (print.is_some() || self.wrong.is_some());
+        !is_known || (self.was_torn && !may_be_torn)
+    }
+
+    /// It is about to be read as it is now.
+    pub(super) fn changes_to(&mut self, print: Option<Print>, now: Instant) {
+        let inode = |print: Option<Print>| print.map(|[device, inode, ..]| (device, inode));
+        if self.print == print && print.is_some() {
+            return;
+        }
+        if self.print.is_none() && self.settling.is_whole(now) {
+            self.settling.note(Written::Closed, now);
+        } else if inode(self.print) == inode(print) {
+            self.settling.stir(now);
+        } else {
+            self.settling.displace();
+        }
+        self.print = print;
+    }
+
+    pub(super) fn is_whole(&self, now: Instant) -> bool {
+        self.away_since.is_none() && self.settling.is_whole(now)
+    }
+}
+
+pub(super) fn read(path: &Path, settling: &Settling) -> Result<Vec<Arc<Service>>, String> {
+    let read = file::read(path, "split it");
+    let read = read.and_then(|text| settling.certain(&text, |text| registry_file(text, path)));
+    let services = read.map(|services| services.into_iter().map(Arc::new).collect());
+    services.map_err(|problems| problems.to_string())
+}
+
+pub(super) fn print(path: &Path) -> Option<Print> {
+    let metadata = fs::metadata(path).ok()?;
+    let [device, inode, length] = [metadata.dev(), metadata.ino(), metadata.len()].map(u64::cast_signed);
+    Some([device, inode, length, metadata.ctime(), metadata.ctime_nsec()])
+}

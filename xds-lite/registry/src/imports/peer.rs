@@ -1,0 +1,118 @@
+//! One cluster that may bring something: what stands of it, and what it has said of names that it was not granted.
+//! Not what becomes of its slices beside those of others.
+
+use std::collections::{BTreeSet, HashMap, HashSet};
+use std::sync::Arc;
+use std::time::Instant;
+
+use prost::Message;
+
+use isthmus_model::accepted::Accepted;
+use isthmus_model::host::HostPattern;
+use isthmus_model::slice::{Cluster, Key, Slice};
+
+use super::holdings::Holdings;
+use super::{Consent, Held, Imports, Shown};
+
+/// Who claims a name: the own cluster is first, then each peer by its place.
+pub(super) type Claims = HashMap<HostPattern, BTreeSet<(usize, HostPattern)>>;
+
+#[derive(Debug)]
+pub(super) struct Peer {
+    pub(super) consent: Consent,
+    pub(super) accepted: Accepted,
+    pub(super) holdings: Holdings,
+    /// Since when nothing is heard of it.
+    pub(super) lost: Option<Instant>,
+    /// What went because nothing was heard for too long.
+    pub(super) expired: HashSet<HostPattern>,
+}
+
+impl Imports {
+    /// What stands of a cluster, as it came.
+    pub fn accepted(&self, of: &Cluster) -> impl Iterator<Item = &Arc<Slice>> {
+        let peer = self.rank(of).and_then(|rank| self.peers.get(rank));
+        peer.into_iter().flat_map(|peer| peer.accepted.iter())
+    }
+
+    /// What is to be known after a restart, by cluster.
+    pub fn persistent(&self) -> impl Iterator<Item = (&Cluster, &Key)> {
+        self.peers.iter().flat_map(|peer| peer.accepted.persistent().map(|key| (&peer.consent.cluster, key)))
+    }
+
+    /// One of them.
+    #[must_use]
+    pub fn to_persist(&self, of: &Cluster, key: &Key) -> Option<Slice> {
+        self.peers.get(self.rank(of)?)?.accepted.to_persist(key)
+    }
+
+    /// What a cluster has of this one's memory and disk.
+    #[must_use]
+    pub fn held(&self, of: &Cluster) -> Option<Held> {
+        Some(self.peers.get(self.rank(of)?)?.holdings.held())
+    }
+}
+
+impl Peer {
+    pub(super) fn new(consent: Consent) -> Peer {
+        let holdings = Holdings::new(consent.limits);
+        Peer { consent, accepted: Accepted::default(), holdings, lost: None, expired: HashSet::new() }
+    }
+
+    /// The host that is meant, where a name is of a slice of this cluster.
+    pub(super) fn own_host(&self, name: &str) -> Option<HostPattern> {
+        let Key { cluster, host } = name.parse().ok()?;
+        (cluster == self.consent.cluster).then_some(host)
+    }
+
+    pub(super) fn show_not_granted(&self, host: &HostPattern) -> Shown {
+        let cluster = self.consent.cluster.clone();
+        let why = format!(
+            "has a name that {cluster} was not granted; add it to `imports` (hosts) or export a shared workspace"
+        );
+        Shown { cluster, host: host.clone(), held: Some(why) }
+    }
+
+    /// A slice stands no longer. Which other one is not remembered any longer.
+    pub(super) fn forget(&mut self, host: &HostPattern) -> Option<Key> {
+        let host = self.holdings.leave(host)?;
+        let key = Key { cluster: self.consent.cluster.clone(), host };
+        self.accepted.forget(&key);
+        Some(key)
+    }
+
+    pub(super) fn offers(&self, host: &HostPattern) -> bool {
+        let key = Key { cluster: self.consent.cluster.clone(), host: host.clone() };
+        self.accepted.get(&key).is_some()
+    }
+}
+
+/// How many other slices of a rank have a name.
+pub(super) fn sharing(claims: &Claims, rank: usize, host: &HostPattern, name: &HostPattern) -> usize {
+    let of_name = claims.get(name).into_iter().flatten().rev();
+    let of_rank = of_name.take_while(|(other, _)| *other >= rank);
+    of_rank.filter(|(other, theirs)| *other == rank && theirs != host).count()
+}
+
+/// The names of a host itself; those of its instances stand under it.
+pub(super) fn names(slice: &Slice) -> Vec<HostPattern> {
+    let Some(offer) = &slice.offer else { return Vec::new() };
+    let instances = offer.ports.iter().flat_map(|port| {
+        let seen = port.endpoints.iter().flat_map(|endpoint| &endpoint.aliases);
+        let told = port.ready.iter().flat_map(|ready| &ready.instances);
+        seen.chain(told.flat_map(|instance| &instance.aliases))
+    });
+    let instances: BTreeSet<_> = instances.cloned().map(HostPattern::Exact).collect();
+    std::iter::once(slice.key.host.clone()).chain(offer.aliases.iter().cloned()).chain(instances).collect()
+}
+
+/// What of a slice tells whether it takes the slice back.
+#[derive(Clone, PartialEq, Message)]
+struct Head {
+    #[prost(bool, tag = "5")]
+    withdrawn: bool,
+}
+
+pub(super) fn is_withdrawal(bytes: &[u8]) -> bool {
+    Head::decode(bytes).is_ok_and(|head| head.withdrawn)
+}

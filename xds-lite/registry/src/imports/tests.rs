@@ -1,0 +1,587 @@
+//! Who may bring what: nothing without consent, nothing that is another's, nothing older, nothing twice.
+
+use std::time::{Duration, SystemTime};
+
+use proptest::prelude::*;
+
+use super::*;
+use isthmus_health::schedule::Answer;
+use isthmus_model::address::Ranges;
+use isthmus_model::locality::Locality;
+use isthmus_model::services::{Balance, ServiceTimeouts};
+use isthmus_model::slice::{Endpoint, Gateway, Health, Instance, Order, Port, Ready, Staleness, Tls};
+
+fn cluster(name: &str) -> Cluster {
+    name.parse().unwrap()
+}
+
+fn pattern(text: &str) -> HostPattern {
+    HostPattern::parse(text).unwrap()
+}
+
+fn consent(name: &str) -> Consent {
+    Consent {
+        cluster: cluster(name),
+        network: Some(format!("{name}-net")),
+        is_reachable: true,
+        is_near: false,
+        hosts: vec![pattern("*.shop"), pattern("db.pxc")],
+        shared: BTreeSet::from(["bookinfo".to_owned()]),
+        gateways: Ranges(vec!["203.0.113.0/24".parse().unwrap()]),
+        gateway_hosts: Vec::new(),
+        endpoints: Vec::new(),
+        limits: SliceLimits::default(),
+    }
+}
+
+fn slice(of: &str, host: &str) -> Slice {
+    let gateway = Gateway { address: "203.0.113.7:15443".parse().unwrap(), locality: Locality::default() };
+    let port = Port {
+        number: 443,
+        bare: true,
+        tls: Tls::Mutual,
+        alpn: Vec::new(),
+        sources: Vec::new(),
+        balance: Balance::default(),
+        max_connections: None,
+        send_proxy: false,
+        endpoints: Vec::new(),
+        ready: Vec::new(),
+        timeouts: ServiceTimeouts::default(),
+        exported: true,
+    };
+    let offer = Offer {
+        network: format!("{of}-net"),
+        aliases: Vec::new(),
+        ports: vec![port],
+        gateways: vec![gateway],
+        staleness: Staleness::Keep,
+        merge: false,
+        exposed_on: Vec::new(),
+        gateway_ranges: Default::default(),
+    };
+    let key = Key { cluster: cluster(of), host: pattern(host) };
+    Slice { key, order: Order { incarnation: 1, revision: 1 }, offer: Some(offer) }
+}
+
+fn with(mut slice: Slice, change: impl FnOnce(&mut Offer)) -> Slice {
+    change(slice.offer.as_mut().unwrap());
+    slice.order.revision += 1;
+    slice
+}
+
+fn withdrawn(slice: &Slice) -> Slice {
+    let order = Order { revision: slice.order.revision + 100, ..slice.order };
+    Slice { offer: None, order, key: slice.key.clone() }
+}
+
+fn take(imports: &mut Imports, from: &str, slice: &Slice) -> Result<(), String> {
+    imports.take(&cluster(from), &slice.key.to_string(), &slice.encode()).map(|_| ())
+}
+
+/// What is let in, and why the rest is not.
+fn standing(imports: &Imports) -> Vec<(String, String)> {
+    let shown = imports.shown().into_iter();
+    shown.map(|one| (format!("{}/{}", one.cluster, one.host), one.held.unwrap_or_default())).collect()
+}
+
+#[track_caller]
+fn held(imports: &Imports, key: &str, why: &str) {
+    let all = standing(imports);
+    let found = all.iter().find(|(name, _)| name == key).unwrap_or_else(|| panic!("{key} in {all:?}"));
+    assert!(if why.is_empty() { found.1.is_empty() } else { found.1.contains(why) }, "{found:?}");
+}
+
+#[test]
+fn a_cluster_speaks_for_itself_and_of_gateways_that_it_may_have() {
+    let mut imports = Imports::new(vec![consent("east"), consent("south")]);
+    let good = slice("east", "a.shop");
+    take(&mut imports, "east", &good).unwrap();
+    let gateway = |address: &str| {
+        let address = address.parse().unwrap();
+        with(good.clone(), |offer| offer.gateways[0].address = address)
+    };
+    let older = Slice { order: Order { incarnation: 1, revision: 0 }, ..good.clone() };
+    for (from, slice, why) in [
+        ("south", good.clone(), "speaks for itself alone"),
+        ("west", good.clone(), "unknown cluster"),
+        ("east", gateway("198.51.100.1:15443"), "outside of what `imports` allows"),
+        ("east", gateway("127.0.0.1:15443"), "outside of what"),
+        ("east", gateway("gw.east.example:15443"), "outside of what"),
+        ("east", with(good.clone(), |offer| offer.network = "north-net".to_owned()), "stands in network"),
+        ("east", older, "revision"),
+    ] {
+        let error = take(&mut imports, from, &slice).unwrap_err();
+        assert!(error.contains(why), "{error}");
+    }
+    let other_name = imports.take(&cluster("east"), "east/b.shop", &good.encode()).unwrap_err();
+    assert!(other_name.contains("is the slice of east/a.shop"), "{other_name}");
+    assert!(imports.take(&cluster("east"), "east/x.shop", b"\xff\xff").is_err());
+    held(&imports, "east/a.shop", "");
+}
+
+#[test]
+fn without_ranges_a_gateway_is_anywhere_but_here() {
+    let mut open = Consent { gateways: Ranges::default(), ..consent("east") };
+    let allows = |consent: &Consent, text: &str| consent.allows(&text.parse().unwrap());
+    for here in
+        ["127.0.0.1:1", "[::1]:1", "0.0.0.0:1", "169.254.1.1:1", "[fe80::1]:1", "224.0.0.1:1", "localhost:1"]
+    {
+        assert!(!allows(&open, here), "{here}");
+    }
+    assert!(allows(&open, "10.0.0.1:1") && allows(&open, "gw.example:1"));
+    open.gateway_hosts = vec![pattern("*.east.example")];
+    assert!(allows(&open, "gw.east.example:1") && !allows(&open, "gw.example:1"));
+}
+
+#[test]
+fn only_granted_names_come_in() {
+    let mut imports = Imports::new(vec![consent("east")]);
+    let details = "details.bookinfo.svc.cluster.local";
+    for host in ["a.shop", details, "mail.bank", "x.other.svc.cluster.local", "*.shop", "*.pxc"] {
+        take(&mut imports, "east", &slice("east", host)).unwrap();
+    }
+    held(&imports, "east/a.shop", "");
+    held(&imports, &format!("east/{details}"), "");
+    held(&imports, "east/*.shop", "");
+    held(&imports, "east/mail.bank", "was not granted");
+    held(&imports, "east/x.other.svc.cluster.local", "was not granted");
+    held(&imports, "east/*.pxc", "was not granted");
+    imports.leave(&cluster("east"), &pattern("*.pxc"));
+    take(&mut imports, "east", &withdrawn(&slice("east", "mail.bank"))).unwrap();
+    let names: Vec<_> = standing(&imports).into_iter().map(|(name, _)| name).collect();
+    assert!(!names.iter().any(|name| name.contains("pxc") || name.contains("bank")), "{names:?}");
+    let unreachable = Consent { is_reachable: false, ..consent("east") };
+    let mut imports = Imports::new(vec![unreachable]);
+    take(&mut imports, "east", &slice("east", "a.shop")).unwrap();
+    held(&imports, "east/a.shop", "may not reach");
+}
+
+#[test]
+fn names_within_a_slice_are_granted_one_by_one() {
+    let near = Consent { is_near: true, endpoints: vec!["10.0.0.0/8".parse().unwrap()], ..consent("east") };
+    let mut imports = Imports::new(vec![near]);
+    let name = |text: &str| HostName::parse(text).unwrap();
+    let instance = Instance { name: name("db-0"), aliases: vec![name("src.shop"), name("login.bank")] };
+    let endpoint = |address: &str| Endpoint {
+        address: address.parse().unwrap(),
+        locality: Locality::default(),
+        weight: 1,
+        health: Health::Ready,
+        instance: None,
+        instance_exported: false,
+        tls: None,
+        identity: None,
+        exposed: true,
+        aliases: Vec::new(),
+    };
+    let slice = with(slice("east", "a.shop"), |offer| {
+        offer.aliases = vec![pattern("b.shop"), pattern("login.bank")];
+        offer.exposed_on = vec!["gw".to_owned()];
+        let port = &mut offer.ports[0];
+        port.ready = vec![Ready { locality: Locality::default(), ready: 1, instances: vec![instance] }];
+        port.endpoints =
+            vec![endpoint("10.1.2.3:443"), endpoint("127.0.0.1:443"), endpoint("db.internal:443")];
+    });
+    take(&mut imports, "east", &slice).unwrap();
+    let [(_, Verdict::In(here))] = &imports.changes()[..] else { panic!("it is let in") };
+    let offer = here.offer.as_ref().unwrap();
+    assert_eq!(offer.aliases, [pattern("b.shop")]);
+    assert_eq!(offer.ports[0].ready[0].instances[0].aliases, [name("src.shop")]);
+    let addresses: Vec<_> = offer.ports[0].endpoints.iter().map(|one| one.address.to_string()).collect();
+    assert_eq!(addresses, ["10.1.2.3:443"]);
+    assert!(!offer.ports[0].exported && !offer.ports[0].endpoints[0].exposed, "nothing passes through");
+    assert_eq!(imports.changes(), []);
+}
+
+#[test]
+fn a_name_that_is_taken_is_not_taken_over() {
+    let mut imports = Imports::new(vec![consent("east"), consent("south")]);
+    take(&mut imports, "south", &slice("south", "a.shop")).unwrap();
+    held(&imports, "south/a.shop", "");
+    take(&mut imports, "east", &slice("east", "a.shop")).unwrap();
+    held(&imports, "east/a.shop", "");
+    held(&imports, "south/a.shop", "has the name of a service of east");
+    let own = slice("west", "a.shop");
+    imports.own(&own);
+    held(&imports, "east/a.shop", "has the name of a service of this cluster");
+    imports.own(&withdrawn(&own));
+    held(&imports, "east/a.shop", "");
+    take(&mut imports, "east", &withdrawn(&slice("east", "a.shop"))).unwrap();
+    held(&imports, "south/a.shop", "");
+    let alias = with(slice("west", "b.shop"), |offer| offer.aliases = vec![pattern("a.shop")]);
+    imports.own(&alias);
+    held(&imports, "south/a.shop", "is called as b.shop of this cluster is");
+}
+
+#[test]
+fn services_of_several_clusters_are_one_where_all_say_so() {
+    let mut imports = Imports::new(vec![consent("east"), consent("south")]);
+    let merging = |of: &str| with(slice(of, "a.shop"), |offer| offer.merge = true);
+    imports.own(&merging("west"));
+    take(&mut imports, "east", &merging("east")).unwrap();
+    take(&mut imports, "south", &slice("south", "a.shop")).unwrap();
+    held(&imports, "east/a.shop", "");
+    held(&imports, "south/a.shop", "with `merge: true` on both sides");
+    let plain = with(merging("south"), |offer| offer.ports[0].tls = Tls::Unauthenticated);
+    take(&mut imports, "south", &with(plain, |_| {})).unwrap();
+    held(&imports, "south/a.shop", "differs in TLS");
+}
+
+#[test]
+fn what_is_promised_for_a_time_goes_when_nothing_is_heard_for_it() {
+    let mut imports = Imports::new(vec![consent("east")]);
+    let minute = Duration::from_secs(60);
+    take(&mut imports, "east", &slice("east", "a.shop")).unwrap();
+    let brief = with(slice("east", "b.shop"), |offer| offer.staleness = Staleness::ExpireAfter(minute));
+    take(&mut imports, "east", &brief).unwrap();
+    imports.changes();
+    let start = Instant::now();
+    imports.contact(&cluster("east"), Some(start));
+    imports.expire(start + minute / 2);
+    imports.contact(&cluster("east"), Some(start + minute / 2));
+    assert_eq!(imports.changes(), []);
+    imports.expire(start + minute);
+    held(&imports, "east/a.shop", "");
+    held(&imports, "east/b.shop", "has expired");
+    assert_eq!(imports.changes().len(), 1);
+    imports.contact(&cluster("east"), None);
+    assert!(matches!(&imports.changes()[..], [(_, Verdict::In(_))]));
+}
+
+/// Three failures of each of these, whoever is due.
+fn fail(imports: &mut Imports, addresses: &[&str], now: Instant) {
+    for _ in 0..3 {
+        let failed = |address: &&str| (address.parse().unwrap(), Answer::Unreached("refused".to_owned()));
+        imports.turn(addresses.iter().map(failed).collect(), 0, now);
+    }
+}
+
+/// Whoever is asked in the first interval.
+fn asked(imports: &mut Imports, now: Instant) -> Vec<String> {
+    imports.turn(Vec::new(), 0, now);
+    imports.turn(Vec::new(), 64, now + Duration::from_secs(3)).iter().map(ToString::to_string).collect()
+}
+
+/// What is passed on of a host, if anything is.
+fn gateways_of(changes: Vec<(Key, Verdict)>, host: &str) -> Option<Vec<String>> {
+    let change = changes.into_iter().find(|(key, _)| key.host == pattern(host))?;
+    let Verdict::In(Slice { offer: Some(offer), .. }) = change.1 else { return None };
+    Some(offer.gateways.iter().map(|gateway| gateway.address.to_string()).collect())
+}
+
+#[test]
+fn where_a_silent_cluster_is_reached_is_probed_and_what_is_down_is_left_out() {
+    let mut imports = Imports::new(vec![consent("east"), consent("south")]);
+    let (one, two) = ("203.0.113.7:15443", "203.0.113.8:15443");
+    let probed = |host: &str, addresses: &[&str]| {
+        with(slice("east", host), |offer| {
+            offer.staleness = Staleness::Probe;
+            let at =
+                |address: &&str| Gateway { address: address.parse().unwrap(), locality: Locality::default() };
+            offer.gateways = addresses.iter().map(at).collect();
+        })
+    };
+    for slice in
+        [probed("a.shop", &[one, two]), probed("b.shop", &[one]), probed("c.other", &["203.0.113.9:1"])]
+    {
+        take(&mut imports, "east", &slice).unwrap();
+    }
+    take(&mut imports, "east", &slice("east", "kept.shop")).unwrap();
+    imports.changes();
+    let start = Instant::now();
+    assert_eq!(asked(&mut imports, start), [""; 0], "its word counts while it is heard");
+    imports.contact(&cluster("east"), Some(start));
+    let later = start + Duration::from_secs(3);
+    assert_eq!(asked(&mut imports, later), [one, two], "each once, and nothing that was not granted");
+    fail(&mut imports, &[one], later);
+    let changes = imports.changes();
+    assert_eq!(changes.len(), 2, "those that lead there: {changes:?}");
+    assert_eq!(gateways_of(changes, "a.shop"), Some(vec![two.to_owned()]));
+    held(&imports, "east/a.shop", "");
+    held(
+        &imports,
+        "east/b.shop",
+        "cannot be reached, and its cluster is not heard of (stale: probe): 203.0.113.7:15443",
+    );
+    held(&imports, "east/kept.shop", "");
+    let clock = SystemTime::now();
+    let stale = imports.stale(&cluster("east"), &pattern("b.shop"), later, clock).unwrap();
+    assert_eq!((stale.rule, stale.down.len(), &*stale.down[0].why), (Staleness::Probe, 1, "refused"));
+    take(&mut imports, "south", &slice("south", "b.shop")).unwrap();
+    held(&imports, "south/b.shop", "has the name of a service of east");
+
+    imports.turn(vec![(one.parse().unwrap(), Answer::Reached)], 0, later);
+    let changes = imports.changes();
+    assert_eq!(gateways_of(changes.clone(), "b.shop"), Some(vec![one.to_owned()]), "it answers again");
+    assert_eq!(gateways_of(changes, "a.shop").unwrap().len(), 2);
+    fail(&mut imports, &[one, two], later);
+    held(&imports, "east/a.shop", "cannot be reached");
+    imports.changes();
+
+    imports.contact(&cluster("east"), None);
+    let changes = imports.changes();
+    assert_eq!(gateways_of(changes.clone(), "a.shop").unwrap().len(), 2, "its word counts again, at once");
+    assert!(gateways_of(changes, "b.shop").is_some());
+    assert_eq!(imports.stale(&cluster("east"), &pattern("b.shop"), later, clock), None);
+    assert_eq!((asked(&mut imports, later), imports.probes().asked()), (Vec::new(), 0));
+    imports.contact(&cluster("east"), Some(later));
+    held(&imports, "east/a.shop", "");
+    assert_eq!(imports.changes(), [], "what was down before is forgotten");
+}
+
+#[test]
+fn endpoints_that_are_reached_without_a_gateway_are_probed_themselves() {
+    let near = Consent { is_near: true, endpoints: vec!["10.2.0.0/16".parse().unwrap()], ..consent("east") };
+    let mut imports = Imports::new(vec![near]);
+    let (one, two) = ("10.2.0.1:443", "10.2.0.2:443");
+    let endpoint = |address: &str| Endpoint {
+        address: address.parse().unwrap(),
+        locality: Locality::default(),
+        weight: 1,
+        health: Health::Ready,
+        instance: None,
+        instance_exported: false,
+        tls: None,
+        identity: None,
+        exposed: true,
+        aliases: Vec::new(),
+    };
+    let direct = with(slice("east", "a.shop"), |offer| {
+        offer.staleness = Staleness::Probe;
+        offer.ports[0].endpoints = vec![endpoint(one), endpoint(two), endpoint("10.9.0.1:443")];
+    });
+    take(&mut imports, "east", &direct).unwrap();
+    let start = Instant::now();
+    imports.contact(&cluster("east"), Some(start));
+    let later = start + Duration::from_secs(3);
+    assert_eq!(asked(&mut imports, later), [one, two], "neither strangers nor gateways that nobody needs");
+    imports.changes();
+    fail(&mut imports, &[one], later);
+    let changes = imports.changes();
+    let [(_, Verdict::In(Slice { offer: Some(offer), .. }))] = &changes[..] else { panic!("{changes:?}") };
+    let health: Vec<_> = offer.ports[0].endpoints.iter().map(|endpoint| endpoint.health).collect();
+    assert_eq!(health, [Health::NotReady, Health::Ready]);
+    fail(&mut imports, &[two], later);
+    held(&imports, "east/a.shop", "cannot be reached");
+}
+
+/// Row 15 of the hazards: whoever is away for 10 minutes and more leaves what was to be kept.
+#[test]
+fn what_is_kept_is_kept_for_however_long() {
+    let mut imports = Imports::new(vec![consent("east")]);
+    take(&mut imports, "east", &slice("east", "a.shop")).unwrap();
+    imports.changes();
+    let start = Instant::now();
+    imports.contact(&cluster("east"), Some(start));
+    for minutes in [1, 10, 11, 60, 60 * 24 * 365] {
+        let now = start + Duration::from_secs(60 * minutes);
+        imports.expire(now);
+        imports.contact(&cluster("east"), Some(now));
+        assert_eq!(asked(&mut imports, now), [""; 0], "nothing is asked");
+        assert_eq!(imports.changes(), [], "after {minutes} minutes");
+        held(&imports, "east/a.shop", "");
+    }
+    imports.contact(&cluster("east"), None);
+    assert_eq!(imports.changes(), [], "nothing is passed on again");
+}
+
+fn limited(slices: u64, bytes: u64) -> Imports {
+    let limits = SliceLimits { slices, bytes };
+    Imports::new(vec![Consent { limits, ..consent("east") }, consent("south")])
+}
+
+#[test]
+fn peer_slices_beyond_the_limit_are_refused_and_make_room_once_gone() {
+    let size = slice("east", "a.shop").encode().len() as u64;
+    let mut imports = limited(2, 1 << 20);
+    for host in ["a.shop", "b.shop"] {
+        take(&mut imports, "east", &slice("east", host)).unwrap();
+    }
+    let error = take(&mut imports, "east", &slice("east", "c.shop")).unwrap_err();
+    assert!(error.contains("one more than the 2 slices") && error.contains("limits:"), "{error}");
+    take(&mut imports, "east", &with(slice("east", "a.shop"), |_| {})).unwrap();
+    take(&mut imports, "south", &slice("south", "c.shop")).unwrap();
+    let held_by = |imports: &Imports, of: &str| imports.held(&cluster(of)).unwrap();
+    assert_eq!((held_by(&imports, "east").slices.used, held_by(&imports, "east").slices.exceeded), (2, 1));
+    take(&mut imports, "east", &withdrawn(&slice("east", "a.shop"))).unwrap();
+    imports.leave(&cluster("east"), &pattern("b.shop"));
+    assert_eq!((held_by(&imports, "east").slices.used, held_by(&imports, "east").bytes.used), (0, 0));
+    take(&mut imports, "east", &slice("east", "c.shop")).unwrap();
+    let mut imports = limited(100, size * 2);
+    take(&mut imports, "east", &slice("east", "a.shop")).unwrap();
+    let large = with(slice("east", "b.shop"), |offer| offer.aliases = vec![pattern("a-longer-name.shop")]);
+    let error = take(&mut imports, "east", &large).unwrap_err();
+    assert!(error.contains(&format!("together may have {}", size * 2)), "{error}");
+    let names = |count: usize| (0..count).map(|number| pattern(&format!("n{number}.shop"))).collect();
+    let mut imports = limited(2, 1 << 20);
+    let many = with(slice("east", "a.shop"), |offer| offer.aliases = names(10));
+    let error = take(&mut imports, "east", &many).unwrap_err();
+    assert!(error.contains("has 11 names"), "{error}");
+}
+
+#[test]
+fn peer_slices_of_names_never_granted_take_a_bounded_list() {
+    let mut imports = limited(10, 1 << 20);
+    for number in 0..10_000 {
+        let name = format!("east/s{number}.never");
+        let stored = imports.take(&cluster("east"), &name, &slice("east", &name[5..]).encode());
+        assert_eq!(stored, Ok(Stored::Nothing), "nor on the disk");
+    }
+    let held = imports.held(&cluster("east")).unwrap();
+    assert_eq!((held.slices.used, held.not_granted, held.not_granted_unlisted), (0, 1_000, true));
+    assert_eq!((imports.shown().len(), imports.changes().len()), (1_000, 0));
+    take(&mut imports, "east", &slice("east", "a.shop")).unwrap();
+}
+
+#[test]
+fn withdrawals_of_a_peer_are_remembered_up_to_its_limit() {
+    let mut imports = limited(3, 1 << 20);
+    let mut forgotten = Vec::new();
+    for number in 0..10 {
+        let slice = slice("east", &format!("s{number}.shop"));
+        take(&mut imports, "east", &slice).unwrap();
+        let gone = withdrawn(&slice);
+        let stored = imports.take(&cluster("east"), &gone.key.to_string(), &gone.encode()).unwrap();
+        let Stored::Slice { forgets } = stored else { panic!("{stored:?}") };
+        forgotten.extend(forgets.map(|key| key.host.to_string()));
+    }
+    assert_eq!(forgotten, ["s0.shop", "s1.shop", "s2.shop", "s3.shop", "s4.shop", "s5.shop", "s6.shop"]);
+    let error = take(&mut imports, "east", &slice("east", "s9.shop")).unwrap_err();
+    assert!(error.contains("an old slice never replaces a newer one"), "{error}");
+}
+
+#[test]
+fn alias_that_slices_share_costs_each_slice_alone() {
+    let mut imports = Imports::new(vec![consent("east"), consent("south")]);
+    let sharing = |of: &str, number: usize| {
+        with(slice(of, &format!("{of}{number}.shop")), |offer| offer.aliases = vec![pattern("all.shop")])
+    };
+    for number in 0..64 {
+        take(&mut imports, "south", &sharing("south", number)).unwrap();
+        assert_eq!(imports.changes().len(), 1, "itself");
+    }
+    let error = take(&mut imports, "south", &sharing("south", 64)).unwrap_err();
+    assert!(error.contains("has a name that 64 other slices"), "{error}");
+    take(&mut imports, "east", &sharing("east", 0)).unwrap();
+    assert_eq!(imports.changes().len(), 65, "and those that come after it");
+    take(&mut imports, "south", &with(sharing("south", 7), |_| {})).unwrap();
+    imports.changes();
+    take(&mut imports, "south", &withdrawn(&sharing("south", 7))).unwrap();
+    assert_eq!(imports.changes().len(), 1);
+}
+
+#[test]
+fn slice_of_countless_empty_parts_is_refused_before_it_is_decoded() {
+    let mut imports = Imports::new(vec![consent("east")]);
+    for part in [8_u8, 9, 7] {
+        let bytes = [part << 3 | 2, 0].repeat(200_000);
+        let error = imports.take(&cluster("east"), "east/a.shop", &bytes).unwrap_err();
+        assert!(error.contains("so many parts"), "{error}");
+    }
+    let error = imports.take(&cluster("east"), "east/a.shop", &vec![0; 600_000]).unwrap_err();
+    assert!(error.contains("has 600000 bytes; at most 524288"), "{error}");
+}
+
+#[derive(Clone, Debug)]
+enum Event {
+    Contact(usize, bool),
+    Answer(bool),
+    Take(usize, usize, bool),
+    Withdraw(usize, usize),
+    Leave(usize, usize),
+    Own(usize, bool),
+    OwnGone(usize),
+}
+
+const CLUSTERS: [&str; 3] = ["east", "south", "north"];
+const HOSTS: [&str; 3] = ["a.shop", "b.shop", "c.shop"];
+
+fn event() -> impl Strategy<Value = Event> {
+    let (cluster, host) = (0..CLUSTERS.len(), 0..HOSTS.len());
+    prop_oneof![
+        4 => (cluster.clone(), host.clone(), any::<bool>()).prop_map(|(c, h, alias)| Event::Take(c, h, alias)),
+        1 => (cluster.clone(), host.clone()).prop_map(|(c, h)| Event::Withdraw(c, h)),
+        1 => (cluster, host.clone()).prop_map(|(c, h)| Event::Leave(c, h)),
+        1 => (0..CLUSTERS.len(), any::<bool>()).prop_map(|(c, heard)| Event::Contact(c, heard)),
+        2 => any::<bool>().prop_map(Event::Answer),
+        1 => (host.clone(), any::<bool>()).prop_map(|(h, alias)| Event::Own(h, alias)),
+        1 => host.prop_map(Event::OwnGone),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(2_000))]
+
+    /// Whatever happened, what was passed on by changes is what a look at everything says; and each name has
+    /// one owner.
+    #[test]
+    fn changes_add_up_to_the_whole(events in proptest::collection::vec(event(), 1..30)) {
+        let mut imports = Imports::new(CLUSTERS.map(consent).to_vec());
+        let mut passed: BTreeMap<String, bool> = BTreeMap::new();
+        let mut own: BTreeSet<&str> = BTreeSet::new();
+        let now = Instant::now();
+        for (revision, event) in (2..).zip(events) {
+            let make = |of: &str, host: &str, alias: bool| {
+                let mut made = with(slice(of, host), |offer| {
+                    // The next host's name as an alias makes every kind of conflict.
+                    if alias { offer.aliases = vec![pattern(if host == "a.shop" { "b.shop" } else { "a.shop" })]; }
+                    if host != "c.shop" { offer.staleness = Staleness::Probe; }
+                });
+                made.order.revision = revision;
+                made
+            };
+            match event {
+                Event::Contact(c, heard) => imports.contact(&cluster(CLUSTERS[c]), (!heard).then_some(now)),
+                Event::Answer(true) => {
+                    imports.turn(vec![("203.0.113.7:15443".parse().unwrap(), Answer::Reached)], 64, now);
+                }
+                Event::Answer(false) => fail(&mut imports, &["203.0.113.7:15443"], now),
+                Event::Take(c, h, alias) => take(&mut imports, CLUSTERS[c], &make(CLUSTERS[c], HOSTS[h], alias)).unwrap(),
+                Event::Withdraw(c, h) => {
+                    let gone = Slice { offer: None, ..make(CLUSTERS[c], HOSTS[h], false) };
+                    take(&mut imports, CLUSTERS[c], &gone).unwrap();
+                }
+                Event::Leave(c, h) => _ = imports.leave(&cluster(CLUSTERS[c]), &pattern(HOSTS[h])),
+                Event::Own(h, alias) => { own.insert(HOSTS[h]); imports.own(&make("west", HOSTS[h], alias)); }
+                Event::OwnGone(h) => {
+                    own.remove(HOSTS[h]);
+                    imports.own(&Slice { offer: None, ..make("west", HOSTS[h], false) });
+                }
+            }
+            for (key, verdict) in imports.changes() {
+                passed.insert(key.to_string(), matches!(verdict, Verdict::In(_)));
+            }
+        }
+        passed.retain(|_, stands| *stands);
+        let stands: BTreeSet<_> = standing(&imports).into_iter().filter(|(_, why)| why.is_empty()).map(|(key, _)| key).collect();
+        prop_assert_eq!(&passed.into_keys().collect::<BTreeSet<_>>(), &stands);
+        for host in HOSTS {
+            let owners = CLUSTERS.iter().filter(|of| stands.contains(&format!("{of}/{host}"))).count();
+            prop_assert!(owners + usize::from(own.contains(host)) <= 1, "{host} has {owners} owners");
+        }
+    }
+}
+
+/// What a name leads to is not known here: whoever resolves it is told where it may lead, and not by its owner.
+#[test]
+fn gateway_name_is_passed_on_with_the_ranges_that_it_may_lead_to() {
+    let named: Target = "gw.east.example:15443".parse().unwrap();
+    let ips: [IpAddr; 3] = ["203.0.113.7", "127.0.0.1", "198.51.100.1"].map(|ip| ip.parse().unwrap());
+    for (consent, allowed) in [
+        (Consent { gateway_hosts: vec![pattern("*.east.example")], ..consent("east") }, [true, false, false]),
+        (Consent { gateways: Ranges::default(), ..consent("east") }, [true, false, true]),
+    ] {
+        let ranges = consent.gateways.clone();
+        let mut imports = Imports::new(vec![consent]);
+        let slice = with(slice("east", "db.pxc"), |offer| {
+            offer.gateways[0].address = named.clone();
+            offer.gateway_ranges = Ranges(vec!["0.0.0.0/0".parse().unwrap()]);
+        });
+        imports.take(&slice.key.cluster, &slice.key.to_string(), &slice.encode()).unwrap();
+        let changes = imports.changes();
+        let [(_, Verdict::In(accepted))] = &changes[..] else { panic!("{changes:?}") };
+        assert_eq!(accepted.offer.as_ref().unwrap().gateway_ranges, ranges);
+        assert_eq!(ips.map(|ip| imports.may_stand_at(&named, ip)), allowed, "{ranges:?}");
+    }
+}

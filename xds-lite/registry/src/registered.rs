@@ -1,0 +1,361 @@
+//! VMs that announce themselves: each registration is one instance of a service, and lives while it is heard of.
+//! Pure: time and randomness come in. Not the HTTP that they come by, and not where they are persisted (`records`).
+
+mod attributes;
+mod fit;
+pub mod lease;
+mod names;
+pub mod records;
+pub mod registrar;
+pub mod registration;
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::fmt;
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+
+use crate::exports::covers;
+use isthmus_model::address::Target;
+use isthmus_model::host::{HostName, HostPattern};
+use isthmus_model::services::Service;
+use isthmus_model::units::show_duration;
+
+use fit::{bare, check_beside};
+use lease::{Digest, LeaseId};
+use names::Names;
+use records::Unsaved;
+use registrar::Registrar;
+use registration::Registration;
+
+/// Registrations at once.
+pub const MOST: usize = 10_000;
+/// Registrations at once by one registrar.
+pub const MOST_EACH: usize = 1_000;
+/// Bytes of all registrations together, as they are kept.
+pub const MOST_BYTES: usize = 32 << 20;
+/// How many times a VM may be heard in one TTL, as it is advised to: two may get lost.
+const BEATS: u32 = 3;
+
+/// What a registration is known by.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Identity {
+    /// The service's.
+    pub host: HostPattern,
+    /// The service's.
+    pub port: u16,
+    /// Which of those that serve it.
+    pub instance: HostName,
+}
+
+impl fmt::Display for Identity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} of {}:{}", self.instance, self.host, self.port)
+    }
+}
+
+/// What a VM is told.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Lease {
+    /// Told to whoever registered first, and to whoever shows it; nobody else may move or end the registration.
+    pub id: Option<LeaseId>,
+    /// It ends when nothing is heard for this long.
+    pub ttl: Duration,
+}
+
+impl Lease {
+    /// For the answer.
+    #[must_use]
+    pub fn page(&self) -> Value {
+        json!({
+            "lease": self.id.as_ref().map(LeaseId::shown),
+            "ttl": show_duration(self.ttl),
+            "heartbeat_every": show_duration(self.ttl / BEATS),
+        })
+    }
+}
+
+/// Why a registration, or a word about one, is not taken.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Refused {
+    /// It cannot be read; every mistake has its line.
+    #[error("{0}")]
+    Wrong(String),
+    /// There is no such lease.
+    #[error("there is no such lease: it has ended, or never was; register again")]
+    Unknown,
+    /// The same instance is registered elsewhere.
+    #[error(
+        "{identity} is registered at {held}; show its lease to move it, end that one, or wait until nothing was heard of it for {}", show_duration(*ttl)
+    )]
+    Taken {
+        /// Which.
+        identity: Box<Identity>,
+        /// Where it stands.
+        held: Box<Target>,
+        /// After which silence it ends.
+        ttl: Duration,
+    },
+    /// Somebody else has registered it.
+    #[error(
+        "{0} was registered by another user or token; show its lease to take it over, or wait until it ends"
+    )]
+    Anothers(Box<Identity>),
+    /// The registrar has too many.
+    #[error("{0} has {MOST_EACH} registrations already; end some, or use another user or token")]
+    FullShare(Registrar),
+    /// It contradicts what is known of the service.
+    #[error("{0}")]
+    Conflict(String),
+    /// There are too many.
+    #[error("there are {MOST} registrations, or {} MiB of them, already; end some", MOST_BYTES >> 20)]
+    Full,
+}
+
+/// All registrations of an agent.
+#[derive(Debug, Default)]
+pub struct Registered {
+    ports: BTreeMap<(HostPattern, u16), BTreeMap<HostName, Held>>,
+    leases: HashMap<Digest, Identity>,
+    names: Names,
+    /// How many each registrar has.
+    by: BTreeMap<Registrar, usize>,
+    bytes: usize,
+    /// No lease ends before this.
+    earliest: Option<Instant>,
+    /// What changed since it was last asked; heartbeats change nothing.
+    unsaved: Unsaved,
+    /// Hosts of which something changed since the last look.
+    touched: BTreeSet<HostPattern>,
+}
+
+#[derive(Debug)]
+struct Held {
+    registration: Registration,
+    lease: Digest,
+    deadline: Instant,
+}
+
+impl Registered {
+    /// Takes a registration of a registrar, or hears again of one that it has. The same instance may change what it says, and
+    /// who shows its lease may also move it to another address. `files` are the services that other sources have,
+    /// and `fresh` is the lease of a new one.
+    ///
+    /// # Errors
+    /// It contradicts another registration or `files`, or there are too many. Nothing has changed then.
+    pub fn register<'a>(
+        &mut self,
+        registration: Registration,
+        by: &Registrar,
+        files: impl IntoIterator<Item = &'a Service, IntoIter: Clone>,
+        fresh: LeaseId,
+        now: Instant,
+    ) -> Result<Lease, Refused> {
+        self.expire(now);
+        let registration = registration.of(by.clone())?;
+        let identity = registration.identity();
+        let ttl = registration.ttl;
+        let shown = registration.lease;
+        let held = self.held(&identity);
+        let proven = shown.filter(|shown| held.is_some_and(|held| held.lease == shown.digest()));
+        if let Some(held) = held
+            && held.registration.address() != registration.address()
+            && proven.is_none()
+        {
+            let (held, ttl) = (Box::new(held.registration.address().clone()), held.registration.ttl);
+            return Err(Refused::Taken { identity: Box::new(identity), held, ttl });
+        }
+        let owner = held.and_then(|held| held.registration.by.as_ref());
+        if owner.is_some_and(|owner| owner != by) && proven.is_none() {
+            return Err(Refused::Anothers(Box::new(identity)));
+        }
+        let (id, lease) = match held {
+            Some(held) => (proven, held.lease),
+            None => (Some(fresh), fresh.digest()),
+        };
+        if held.is_none_or(|held| held.registration.text != registration.text) {
+            self.check(&registration, &identity)?;
+            self.check_bare(&registration, &identity)?;
+            check_beside(&registration, files.into_iter())?;
+            self.put(registration, identity, lease, now)?;
+        } else {
+            self.beat(&identity, now);
+        }
+        Ok(Lease { id, ttl })
+    }
+
+    /// Hears of a registration again.
+    ///
+    /// # Errors
+    /// There is no such lease.
+    pub fn heartbeat(&mut self, id: &LeaseId, now: Instant) -> Result<Lease, Refused> {
+        self.expire(now);
+        let identity = self.leases.get(&id.digest()).cloned().ok_or(Refused::Unknown)?;
+        let ttl = self.beat(&identity, now).ok_or(Refused::Unknown)?;
+        Ok(Lease { id: Some(*id), ttl })
+    }
+
+    /// Ends a registration; says which.
+    ///
+    /// # Errors
+    /// There is no such lease.
+    pub fn deregister(&mut self, id: &LeaseId) -> Result<Identity, Refused> {
+        let identity = self.leases.get(&id.digest()).cloned().ok_or(Refused::Unknown)?;
+        self.remove(&identity);
+        Ok(identity)
+    }
+
+    /// Ends what was not heard of in time. Says whether anything was.
+    pub fn expire(&mut self, now: Instant) -> bool {
+        if self.earliest.is_none_or(|earliest| earliest > now) {
+            return false;
+        }
+        let all = || self.ports.values().flat_map(BTreeMap::values);
+        let ended: Vec<_> = all().filter(|held| held.deadline <= now).map(Held::identity).collect();
+        self.earliest = all().map(|held| held.deadline).filter(|deadline| *deadline > now).min();
+        for identity in &ended {
+            self.remove(identity);
+        }
+        !ended.is_empty()
+    }
+
+    /// Ends what was not heard of in time, and says under which hosts something has changed since the last
+    /// look, if anything has.
+    pub fn look(&mut self, now: Instant) -> Option<BTreeSet<HostPattern>> {
+        self.expire(now);
+        let touched = std::mem::take(&mut self.touched);
+        (!touched.is_empty()).then_some(touched)
+    }
+
+    /// How many there are.
+    #[must_use]
+    pub fn count(&self) -> usize {
+        self.leases.len()
+    }
+
+    /// How many each registrar has.
+    #[must_use]
+    pub fn registrars(&self) -> &BTreeMap<Registrar, usize> {
+        &self.by
+    }
+
+    /// Hosts under a wildcard that somebody has registered; none under what is no wildcard.
+    pub fn under(&self, wildcard: &HostPattern) -> impl Iterator<Item = &HostPattern> {
+        let is_wildcard = matches!(wildcard, HostPattern::Suffix(_));
+        let hosts = is_wildcard.then(|| self.ports.keys()).into_iter().flatten();
+        hosts.map(|(host, _)| host).filter(move |host| covers(wildcard, host))
+    }
+
+    /// The services that come of it: each host and port once, with all of its instances.
+    #[must_use]
+    pub fn services(&self) -> Vec<Service> {
+        self.made_of(self.ports.iter())
+    }
+
+    /// Those of one host.
+    #[must_use]
+    pub fn of(&self, host: &HostPattern) -> Vec<Service> {
+        self.made_of(self.ports.range((host.clone(), 0)..=(host.clone(), u16::MAX)))
+    }
+
+    fn made_of<'a>(
+        &self,
+        ports: impl Iterator<Item = (&'a (HostPattern, u16), &'a BTreeMap<HostName, Held>)>,
+    ) -> Vec<Service> {
+        let mut services = Vec::new();
+        for ((host, port), instances) in ports {
+            let mut all = instances.values().map(|held| &held.registration);
+            let Some(first) = all.next() else { continue };
+            let mut service = first.service.clone();
+            for other in all {
+                for attribute in &other.said {
+                    (attribute.take)(&mut service, &other.service);
+                }
+                service.endpoints.extend(other.service.endpoints.iter().cloned());
+            }
+            service.bare = bare(self.sayings(host, None)) == Some(*port);
+            services.push(service);
+        }
+        services
+    }
+
+    fn held(&self, identity: &Identity) -> Option<&Held> {
+        self.ports.get(&(identity.host.clone(), identity.port))?.get(&identity.instance)
+    }
+
+    fn beat(&mut self, identity: &Identity, now: Instant) -> Option<Duration> {
+        let instances = self.ports.get_mut(&(identity.host.clone(), identity.port))?;
+        let held = instances.get_mut(&identity.instance)?;
+        held.deadline = now + held.registration.ttl;
+        Some(held.registration.ttl)
+    }
+
+    fn put(
+        &mut self,
+        registration: Registration,
+        identity: Identity,
+        lease: Digest,
+        now: Instant,
+    ) -> Result<(), Refused> {
+        let before = self.held(&identity).map(|held| &held.registration);
+        let bytes = self.bytes - before.map_or(0, |before| before.text.len()) + registration.text.len();
+        if bytes > MOST_BYTES || (before.is_none() && self.count() >= MOST) {
+            return Err(Refused::Full);
+        }
+        if let Some(by) = &registration.by
+            && before.is_none_or(|before| before.by.as_ref() != Some(by))
+            && self.by.get(by).is_some_and(|count| *count >= MOST_EACH)
+        {
+            return Err(Refused::FullShare(by.clone()));
+        }
+        let owner = before.and_then(|before| before.by.clone());
+        self.count_out(owner.as_ref());
+        if let Some(by) = &registration.by {
+            *self.by.entry(by.clone()).or_default() += 1;
+        }
+        let before = self.held(&identity).map(|held| &held.registration);
+        let before = before.map(|before| before.service.clone());
+        self.names.replace(before.as_ref(), Some(&registration.service));
+        let deadline = now + registration.ttl;
+        self.bytes = bytes;
+        self.earliest = Some(self.earliest.map_or(deadline, |earliest| earliest.min(deadline)));
+        self.unsaved.insert(lease);
+        self.touched.insert(identity.host.clone());
+        self.leases.insert(lease, identity.clone());
+        let instances = self.ports.entry((identity.host, identity.port)).or_default();
+        instances.insert(identity.instance, Held { registration, lease, deadline });
+        Ok(())
+    }
+
+    fn count_out(&mut self, by: Option<&Registrar>) {
+        let Some(count) = by.and_then(|by| self.by.get_mut(by)) else { return };
+        *count -= 1;
+        if *count == 0 {
+            self.by.retain(|_, count| *count > 0);
+        }
+    }
+
+    fn remove(&mut self, identity: &Identity) {
+        let key = (identity.host.clone(), identity.port);
+        let Some(instances) = self.ports.get_mut(&key) else { return };
+        let Some(held) = instances.remove(&identity.instance) else { return };
+        if instances.is_empty() {
+            self.ports.remove(&key);
+        }
+        self.leases.remove(&held.lease);
+        self.count_out(held.registration.by.as_ref());
+        self.names.replace(Some(&held.registration.service), None);
+        self.bytes -= held.registration.text.len();
+        self.unsaved.insert(held.lease);
+        self.touched.insert(identity.host.clone());
+    }
+}
+
+impl Held {
+    fn identity(&self) -> Identity {
+        self.registration.identity()
+    }
+}
+
+#[cfg(test)]
+mod tests;

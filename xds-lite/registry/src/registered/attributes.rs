@@ -1,0 +1,77 @@
+//! What a registration may say of its service as a whole. Who says nothing of an attribute leaves it to others,
+//! so that instances agree without each saying everything.
+
+use isthmus_model::services::{About, Service};
+
+/// Keys of a file's service that decide who may see or reach it: a registration cannot say them.
+pub(super) const OF_FILES: [&str; 5] =
+    ["allow_unauthenticated", "labels", "merge", "namespace", "registered"];
+
+/// One key of a service that all of its instances share.
+pub(super) struct Attribute {
+    /// As it is written.
+    pub(super) key: &'static str,
+    /// Whether two services have it alike.
+    pub(super) same: fn(&Service, &Service) -> bool,
+    /// Takes it over from the second.
+    pub(super) take: fn(&mut Service, &Service),
+}
+
+impl std::fmt::Debug for Attribute {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.key)
+    }
+}
+
+/// All of them; `sni_port` is not one service's but the host's.
+pub(super) static ATTRIBUTES: [Attribute; 8] = [
+    Attribute {
+        key: "aliases",
+        same: |one, other| one.aliases == other.aliases,
+        take: |to, from| to.aliases.clone_from(&from.aliases),
+    },
+    Attribute {
+        key: "alpn",
+        same: |one, other| one.alpn == other.alpn,
+        take: |to, from| to.alpn.clone_from(&from.alpn),
+    },
+    Attribute {
+        key: "sources",
+        same: |one, other| one.sources == other.sources,
+        take: |to, from| to.sources.clone_from(&from.sources),
+    },
+    Attribute {
+        key: "balance",
+        same: |one, other| one.balance == other.balance,
+        take: |to, from| to.balance = from.balance,
+    },
+    Attribute {
+        key: "max_connections",
+        same: |one, other| one.max_connections == other.max_connections,
+        take: |to, from| to.max_connections = from.max_connections,
+    },
+    Attribute {
+        key: "proxy_protocol",
+        same: |one, other| one.send_proxy == other.send_proxy,
+        take: |to, from| to.send_proxy = from.send_proxy,
+    },
+    Attribute {
+        key: "timeouts",
+        same: |one, other| one.timeouts == other.timeouts,
+        take: |to, from| to.timeouts.clone_from(&from.timeouts),
+    },
+    Attribute {
+        key: "stale",
+        same: |one, other| about(one).staleness == about(other).staleness,
+        take: |to, from| told(to).staleness = about(from).staleness,
+    },
+];
+
+/// What is said of a service to its agent.
+fn about(service: &Service) -> About {
+    service.about.as_deref().cloned().unwrap_or_default()
+}
+
+fn told(service: &mut Service) -> &mut About {
+    service.about.get_or_insert_default()
+}

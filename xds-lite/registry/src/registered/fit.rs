@@ -1,0 +1,189 @@
+//! Whether a registration fits to the others, and to what other sources have. What contradicts is refused by
+//! name, so that no VM changes what a service means to those who use it.
+
+use std::collections::{BTreeMap, HashSet};
+
+use crate::exports::covers;
+use isthmus_model::host::{HostName, HostPattern};
+use isthmus_model::services::{Endpoint, Service};
+
+use super::attributes::Attribute;
+use super::names;
+use super::registration::Registration;
+use super::{Held, Identity, Refused, Registered};
+
+impl Registered {
+    /// Whether a registration fits to the others, but for the one that it is to replace.
+    pub(super) fn check(&self, new: &Registration, identity: &Identity) -> Result<(), Refused> {
+        let others = |held: &&Held| held.registration.instance != new.instance;
+        let same = self.ports.get(&(identity.host.clone(), identity.port));
+        for held in same.into_iter().flat_map(BTreeMap::values).filter(others) {
+            let other = &held.registration;
+            let both = |attribute: &&&Attribute| other.said.iter().any(|said| said.key == attribute.key);
+            let differ = |attribute: &&&Attribute| !(attribute.same)(&new.service, &other.service);
+            if let Some(attribute) = new.said.iter().filter(both).find(differ) {
+                return Err(contradicts(new, attribute.key, &format!("{} says", held.identity())));
+            }
+            if other.address() == new.address() {
+                return Err(Refused::Conflict(format!(
+                    "{identity}: {} is registered as {}; each instance has an address of its own",
+                    new.address(),
+                    held.identity()
+                )));
+            }
+        }
+        let sayings = self.sayings(&identity.host, Some(identity));
+        if let Some(own) = new.sni_port
+            && let Some(said) = sayings.filter_map(|saying| saying.bare).find(|said| *said != own)
+        {
+            return Err(means_already(identity, said));
+        }
+        match self.names.taken(&new.service) {
+            Some((name, owner)) => Err(has_name(identity, name, owner)),
+            None => Ok(()),
+        }
+    }
+
+    /// No registration may change which port the bare name of its host means. (It would if the only port that
+    /// there was is no longer the only one, and none is said to be meant.)
+    pub(super) fn check_bare(&self, new: &Registration, identity: &Identity) -> Result<(), Refused> {
+        let others = self.sayings(&identity.host, Some(identity));
+        let Some(before) = bare(others.clone()) else { return Ok(()) };
+        let own = Saying { port: identity.port, bare: new.sni_port };
+        if bare(others.chain([own])) == Some(before) {
+            return Ok(());
+        }
+        Err(means_already(identity, before))
+    }
+
+    /// What each instance of a host says of its ports, but for one.
+    pub(super) fn sayings<'a>(
+        &'a self,
+        host: &HostPattern,
+        but: Option<&'a Identity>,
+    ) -> impl Iterator<Item = Saying> + Clone + use<'a> {
+        let ports = self.ports.range((host.clone(), 0)..=(host.clone(), u16::MAX));
+        ports.flat_map(move |((_, port), instances)| {
+            let but = but.filter(|but| but.port == *port).map(|but| &but.instance);
+            let others = instances.iter().filter(move |(instance, _)| Some(*instance) != but);
+            others.map(|(_, held)| Saying { port: *port, bare: held.registration.sni_port })
+        })
+    }
+}
+
+/// What one instance says of the ports of its host.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Saying {
+    /// That it serves this one.
+    port: u16,
+    /// That the bare name means this one.
+    bare: Option<u16>,
+}
+
+/// Which port the bare name of a host means: the one that is said, or the only one.
+pub(super) fn bare(mut sayings: impl Iterator<Item = Saying> + Clone) -> Option<u16> {
+    let said = sayings.clone().find_map(|saying| saying.bare);
+    said.or_else(|| {
+        let first = sayings.next()?.port;
+        sayings.all(|saying| saying.port == first).then_some(first)
+    })
+}
+
+/// Whether a registration fits to what other sources have: it may add itself only where they say that it may, and
+/// takes no name that leads somewhere by them.
+pub(super) fn check_beside<'a>(
+    new: &Registration,
+    files: impl Iterator<Item = &'a Service> + Clone,
+) -> Result<(), Refused> {
+    const THEIRS: &str = "the registry's other sources say";
+    let identity = new.identity();
+    let of_host = || files.clone().filter(|service| service.host == new.service.host);
+    let bare = of_host().find(|service| service.bare).map(|service| service.port);
+    if new.sni_port.is_some() && of_host().next().is_some() && new.sni_port != bare {
+        return Err(contradicts(new, "sni_port", THEIRS));
+    }
+    if of_host().next().is_some() && !of_host().any(|service| service.port == new.service.port) {
+        return Err(Refused::Conflict(format!(
+            "{identity}: the host is a service of the registry's files, which give it no port {}; add that there, \
+             with `registered: true`",
+            identity.port
+        )));
+    }
+    for service in of_host().filter(|service| service.port == new.service.port) {
+        if !service.takes_registrations() {
+            return Err(Refused::Conflict(format!(
+                "{identity}: the service is defined in a file of the registry without `registered: true`; add that \
+                 there if VMs may add themselves to it"
+            )));
+        }
+        let differ = |attribute: &&&Attribute| !(attribute.same)(&new.service, service);
+        if let Some(attribute) = new.said.iter().find(differ) {
+            return Err(contradicts(new, attribute.key, THEIRS));
+        }
+        for endpoint in &service.endpoints {
+            let named = endpoint.instance.as_ref() == Some(&new.instance);
+            if named || endpoint.address == *new.address() {
+                return Err(Refused::Conflict(format!(
+                    "{identity}: the registry's other sources have this {} already; leave it to them, or take \
+                     it out there",
+                    if named { "instance" } else { "address" },
+                )));
+            }
+        }
+    }
+    let mine: HashSet<_> = names::of(&new.service).collect();
+    let instances: Vec<_> = mine.iter().map(|name| (*name, as_instance(name))).collect();
+    let others = files.clone().filter(|service| service.host != new.service.host);
+    for other in others {
+        if let Some(name) = names::of(other).find(|name| mine.contains(name)) {
+            return Err(has_name(&identity, name, &other.host));
+        }
+        let closed = |_: &&HostPattern| !other.takes_registrations();
+        let over = |wide: &&HostPattern| mine.iter().any(|name| covers(wide, name));
+        if let Some(wildcard) = names::of(other).filter(closed).find(over) {
+            return Err(Refused::Conflict(format!(
+                "{identity}: a file of the registry has {wildcard}, without `registered: true`; add that there if VMs \
+                 may take names of it"
+            )));
+        }
+        if let Some((name, _)) =
+            instances.iter().find(|(name, parts)| has_instance(other, name, parts.as_ref()))
+        {
+            return Err(has_name(&identity, name, &other.host));
+        }
+    }
+    Ok(())
+}
+
+/// A name as that of an instance of another host: its first label, and the rest.
+fn as_instance(name: &HostPattern) -> Option<(HostName, HostPattern)> {
+    let HostPattern::Exact(name) = name else { return None };
+    let (label, host) = name.as_str().split_once('.')?;
+    Some((HostName::parse(label).ok()?, HostPattern::parse(host).ok()?))
+}
+
+/// Whether a name leads to one endpoint of a service; `parts` are the name's as an instance.
+fn has_instance(service: &Service, name: &HostPattern, parts: Option<&(HostName, HostPattern)>) -> bool {
+    let label = parts.filter(|(_, host)| service.host == *host).map(|(label, _)| label);
+    let is_alias = |alias: &HostName| matches!(name, HostPattern::Exact(name) if name == alias);
+    let is_meant = |endpoint: &Endpoint| {
+        (label.is_some() && endpoint.instance.as_ref() == label) || endpoint.aliases.iter().any(is_alias)
+    };
+    service.endpoints.iter().any(is_meant)
+}
+
+fn has_name(identity: &Identity, name: &HostPattern, owner: &HostPattern) -> Refused {
+    Refused::Conflict(format!("{identity}: {name} is a name of {owner} already; take another"))
+}
+
+fn means_already(identity: &Identity, port: u16) -> Refused {
+    let host = &identity.host;
+    Refused::Conflict(format!(
+        "{identity}: the bare name {host} means port {port} already; say \"sni_port\": {port}"
+    ))
+}
+
+fn contradicts(new: &Registration, key: &str, who: &str) -> Refused {
+    let identity = new.identity();
+    Refused::Conflict(format!("{identity}: {key} differs from what {who}; say the same, or leave it out"))
+}

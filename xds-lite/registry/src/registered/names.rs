@@ -1,0 +1,45 @@
+//! Which host has which name: its own, and its aliases. Looked up, not searched for, however many there are.
+
+use std::collections::HashMap;
+
+use isthmus_model::host::HostPattern;
+use isthmus_model::services::Service;
+
+/// The names of all registrations; each belongs to one host.
+#[derive(Debug, Default)]
+pub(super) struct Names(HashMap<HostPattern, Owner>);
+
+#[derive(Debug)]
+struct Owner {
+    host: HostPattern,
+    /// How many registrations say so.
+    said: usize,
+}
+
+impl Names {
+    /// A name of this service that is another host's already, and whose.
+    pub(super) fn taken<'a>(&'a self, by: &'a Service) -> Option<(&'a HostPattern, &'a HostPattern)> {
+        let owned = |name: &'a HostPattern| Some((name, &self.0.get(name)?.host));
+        of(by).filter_map(owned).find(|(_, owner)| **owner != by.host)
+    }
+
+    /// A registration says something else now, is new, or is no more.
+    pub(super) fn replace(&mut self, old: Option<&Service>, new: Option<&Service>) {
+        for (name, host) in old.into_iter().flat_map(|old| of(old).map(|name| (name, &old.host))) {
+            let Some(owner) = self.0.get_mut(name).filter(|owner| owner.host == *host) else { continue };
+            owner.said -= 1;
+            if owner.said == 0 {
+                self.0.remove(name);
+            }
+        }
+        for (name, host) in new.into_iter().flat_map(|new| of(new).map(|name| (name, &new.host))) {
+            let owner = || Owner { host: host.clone(), said: 0 };
+            self.0.entry(name.clone()).or_insert_with(owner).said += 1;
+        }
+    }
+}
+
+/// All names of a service.
+pub(super) fn of(service: &Service) -> impl Iterator<Item = &HostPattern> {
+    service.aliases.iter().chain([&service.host])
+}

@@ -1,0 +1,99 @@
+//! Registrations over a restart: a record for each, under a key that its lease makes. Whoever was registered when the
+//! agent went is given a whole TTL when it comes back. Not where they stand, and not when they are written.
+
+use std::collections::BTreeSet;
+use std::time::Instant;
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use isthmus_model::problem::Plain;
+
+use super::lease::Digest;
+use super::registration::Registration;
+use super::{Held, Refused, Registered};
+
+/// The kind of record.
+const KIND: &str = "registration/";
+const FORMAT: u32 = 1;
+
+/// All of them in one file, as it was before.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct File {
+    format: u32,
+    registrations: Vec<Line>,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Line {
+    lease: String,
+    registration: Value,
+}
+
+/// The records of `registered.json`, as registrations stood there before, and what is wrong with it.
+#[must_use]
+pub fn of_before(text: &[u8]) -> (Vec<(String, Vec<u8>)>, Option<String>) {
+    let file: File = match serde_json::from_slice(text) {
+        Ok(file) => file,
+        Err(why) => return (Vec::new(), Some(Plain(&why.to_string()).to_string())),
+    };
+    if file.format != FORMAT {
+        return (Vec::new(), Some(format!("has format {}, and this agent reads {FORMAT}", file.format)));
+    }
+    let record = |line: &Line| Some((format!("{KIND}{}", line.lease), serde_json::to_vec(line).ok()?));
+    (file.registrations.iter().filter_map(record).collect(), None)
+}
+
+impl Registered {
+    /// The keys of all records.
+    #[must_use]
+    pub fn keys(&self) -> Vec<String> {
+        self.leases.keys().map(key).collect()
+    }
+
+    /// The record under a key.
+    #[must_use]
+    pub fn record(&self, key: &str) -> Option<Vec<u8>> {
+        let lease = Digest::parse(key.strip_prefix(KIND)?)?;
+        let Held { registration, .. } = self.held(self.leases.get(&lease)?)?;
+        // What was registered is JSON on one line already.
+        Some(
+            format!("{{\"lease\":\"{}\",\"registration\":{}}}", lease.shown(), registration.text)
+                .into_bytes(),
+        )
+    }
+
+    /// The keys of what has changed since this was last asked, or is gone.
+    pub fn changed(&mut self) -> Vec<String> {
+        std::mem::take(&mut self.unsaved).iter().map(key).collect()
+    }
+
+    /// Takes a record of before a restart: its lease begins anew.
+    ///
+    /// # Errors
+    /// It is none, or contradicts what is registered.
+    pub fn restore(&mut self, name: &str, record: &[u8], now: Instant) -> Result<(), Refused> {
+        let line: Line = serde_json::from_slice(record)
+            .map_err(|why| Refused::Wrong(Plain(&why.to_string()).to_string()))?;
+        let lease = Digest::parse(&line.lease).filter(|lease| !self.leases.contains_key(lease));
+        let lease = lease.filter(|lease| key(lease) == name);
+        let lease = lease.ok_or_else(|| Refused::Wrong("lease: not one, or another's".to_owned()))?;
+        let registration = Registration::parse(line.registration.to_string().as_bytes())?;
+        let identity = registration.identity();
+        if self.held(&identity).is_some() {
+            return Err(Refused::Wrong(format!("{identity} stands twice")));
+        }
+        self.check(&registration, &identity)?;
+        self.put(registration, identity, lease, now)?;
+        self.unsaved.remove(&lease);
+        Ok(())
+    }
+}
+
+pub(super) type Unsaved = BTreeSet<Digest>;
+
+fn key(lease: &Digest) -> String {
+    format!("{KIND}{}", lease.shown())
+}

@@ -1,0 +1,509 @@
+//! Registrations: what fits together and what does not, and any order of words about them against a plain list.
+
+use std::path::Path;
+
+use proptest::prelude::*;
+use proptest::sample::select;
+
+use super::records::of_before;
+use super::*;
+use crate::source::{Snapshot, merge};
+use isthmus_model::registry_file;
+
+const ROOT: Registrar = Registrar::User(0);
+const TTL: Duration = Duration::from_secs(30);
+
+fn id(number: u8) -> LeaseId {
+    LeaseId::from_bytes([number; 16])
+}
+
+/// `NAME @ ADDRESS`, of db.pxc:3306 unless `more` says otherwise.
+fn said(instance: &str, address: &str, more: &str) -> Registration {
+    let text = format!(
+        "{{\"instance\":\"{instance}\",\"endpoints\":[{{\"address\":\"{address}\"}}]{more}{}}}",
+        if more.contains("\"host\"") { "" } else { ",\"host\":\"db.pxc\",\"port\":3306" }
+    );
+    Registration::parse(text.as_bytes()).unwrap()
+}
+
+fn with(lease: LeaseId, mut registration: Registration) -> Registration {
+    registration.lease = Some(lease);
+    registration
+}
+
+fn files(text: &str) -> Vec<Service> {
+    registry_file(&format!("services: [{text}]"), Path::new("r.yaml")).unwrap()
+}
+
+fn shown(registered: &Registered) -> Vec<String> {
+    let services = registered.services();
+    let endpoints = services.iter().flat_map(|service| {
+        service.endpoints.iter().map(move |endpoint| {
+            let instance = endpoint.instance.as_ref().unwrap();
+            format!("{instance}.{}:{} {}", service.host, service.port, endpoint.address)
+        })
+    });
+    endpoints.collect()
+}
+
+/// What is persisted.
+fn records(registered: &Registered) -> BTreeMap<String, Vec<u8>> {
+    let record = |key: String| (key.clone(), registered.record(&key).unwrap());
+    registered.keys().into_iter().map(record).collect()
+}
+
+/// What is left after a restart of the agent.
+fn restarted(records: &BTreeMap<String, Vec<u8>>, now: Instant) -> Registered {
+    let mut registered = Registered::default();
+    records.iter().for_each(|(key, record)| registered.restore(key, record, now).unwrap());
+    registered
+}
+
+/// Refused, with everything as before.
+#[track_caller]
+fn refused(registered: &mut Registered, new: Registration, files: &[Service], now: Instant) -> String {
+    let before = records(registered);
+    let why = registered.register(new, &ROOT, files, id(99), now).unwrap_err();
+    assert_eq!(records(registered), before);
+    why.to_string()
+}
+
+#[test]
+fn a_registration_lives_while_it_is_heard_of() {
+    let (start, mut all) = (Instant::now(), Registered::default());
+    let at = |seconds| start + Duration::from_secs(seconds);
+    let lease = all.register(said("db-0", "10.0.0.1:1", ""), &ROOT, &[], id(1), at(0)).unwrap();
+    assert_eq!((lease.id, lease.ttl), (Some(id(1)), TTL));
+    assert!(all.look(at(0)).is_some() && all.look(at(0)).is_none());
+    assert!(!all.expire(at(29)));
+    assert_eq!(all.heartbeat(&id(1), at(29)).unwrap().ttl, TTL);
+    assert!(all.look(at(58)).is_none(), "a heartbeat is no change");
+    // The same said again is a heartbeat, too, for those who have lost their lease; they are not told it.
+    assert_eq!(all.register(said("db-0", "10.0.0.1:1", ""), &ROOT, &[], id(2), at(58)).unwrap().id, None);
+    assert_eq!(all.heartbeat(&id(2), at(58)), Err(Refused::Unknown));
+    assert!(!all.expire(at(87)) && all.expire(at(88)) && !all.expire(at(89)));
+    assert!(all.look(at(89)).is_some());
+    assert_eq!((all.heartbeat(&id(1), at(89)), all.count()), (Err(Refused::Unknown), 0));
+    assert_eq!(all.bytes, 0);
+    all.register(said("db-0", "10.0.0.1:1", ",\"ttl\":\"5s\""), &ROOT, &[], id(3), at(90)).unwrap();
+    assert_eq!(all.heartbeat(&id(3), at(95)), Err(Refused::Unknown), "too late, seen or not");
+}
+
+#[test]
+fn only_who_shows_the_lease_moves_or_ends_it() {
+    let (now, mut all) = (Instant::now(), Registered::default());
+    all.register(said("db-0", "10.0.0.1:1", ""), &ROOT, &[], id(1), now).unwrap();
+    let why = refused(&mut all, said("db-0", "10.0.0.2:1", ""), &[], now);
+    assert!(why.starts_with("db-0 of db.pxc:3306 is registered at 10.0.0.1:1; show its lease"), "{why}");
+    refused(&mut all, with(id(2), said("db-0", "10.0.0.2:1", "")), &[], now);
+    let moved = with(id(1), said("db-0", "10.0.0.2:1", ""));
+    assert_eq!(all.register(moved, &ROOT, &[], id(9), now).unwrap().id, Some(id(1)));
+    assert_eq!(shown(&all), ["db-0.db.pxc:3306 10.0.0.2:1"]);
+    // What else it says may change without.
+    let lighter = said("db-0", "10.0.0.2:1", ",\"balance\":\"random\"");
+    assert_eq!(all.register(lighter, &ROOT, &[], id(9), now).unwrap().id, None);
+    assert_eq!(all.services()[0].balance, isthmus_model::services::Balance::Random);
+    assert_eq!(all.deregister(&id(9)), Err(Refused::Unknown));
+    assert_eq!(all.deregister(&id(1)).unwrap().to_string(), "db-0 of db.pxc:3306");
+    assert_eq!((all.count(), all.services().len(), all.bytes), (0, 0, 0));
+}
+
+#[test]
+fn instances_agree_on_what_they_say_and_leave_the_rest_to_others() {
+    let (now, mut all) = (Instant::now(), Registered::default());
+    let mut add = |text: Registration, lease| all.register(text, &ROOT, &[], id(lease), now).map(|_| ());
+    add(said("db-0", "10.0.0.1:1", ""), 0).unwrap();
+    add(said("db-1", "10.0.0.2:1", ",\"alpn\":[\"mysql\"]"), 1).unwrap();
+    add(said("db-2", "10.0.0.3:1", ",\"alpn\":[\"mysql\"],\"max_connections\":7"), 2).unwrap();
+    let why = refused(&mut all, said("db-3", "10.0.0.4:1", ",\"max_connections\":8"), &[], now);
+    assert_eq!(
+        why,
+        "db-3 of db.pxc:3306: max_connections differs from what db-2 of db.pxc:3306 says; say the same, or leave it out"
+    );
+    let why = refused(&mut all, said("db-3", "10.0.0.2:1", ""), &[], now);
+    assert!(why.contains("10.0.0.2:1 is registered as db-1 of db.pxc:3306"), "{why}");
+    let [service] = &all.services()[..] else { panic!("one service") };
+    assert_eq!((service.alpn.len(), service.max_connections, service.endpoints.len()), (1, Some(7), 3));
+    assert!(service.bare);
+}
+
+#[test]
+fn a_bare_name_keeps_its_meaning() {
+    let (now, mut all) = (Instant::now(), Registered::default());
+    let on = |port: u16, more: &str| {
+        said("a", &format!("10.0.0.1:{port}"), &format!(",\"host\":\"db.pxc\",\"port\":{port}{more}"))
+    };
+    all.register(on(2, ""), &ROOT, &[], id(2), now).unwrap();
+    for other in ["", ",\"sni_port\":1"] {
+        let why = refused(&mut all, on(1, other), &[], now);
+        assert!(why.ends_with("the bare name db.pxc means port 2 already; say \"sni_port\": 2"), "{why}");
+    }
+    all.register(on(1, ",\"sni_port\":2"), &ROOT, &[], id(1), now).unwrap();
+    let bare = |all: &Registered| all.services().iter().map(|it| (it.port, it.bare)).collect::<Vec<_>>();
+    assert_eq!(bare(&all), [(1, false), (2, true)]);
+    assert_eq!(bare(&restarted(&records(&all), now)), [(1, false), (2, true)]);
+    refused(&mut all, on(3, ",\"sni_port\":3"), &[], now);
+    all.deregister(&id(2)).unwrap();
+    assert_eq!(bare(&all), [(1, false)], "nor does it go to another port");
+}
+
+#[test]
+fn what_other_sources_say_counts() {
+    let (now, mut all) = (Instant::now(), Registered::default());
+    let files = files(
+        "{ host: db.pxc, port: 3306, registered: true, balance: random, aliases: [db], endpoints: [{ address: '10.0.0.1:1', instance: db-0, aliases: [src-0] }] }, \
+         { host: shut.pxc, endpoints: [{ address: '10.0.0.1:2' }] }, { host: '*.wide.pxc' }, { host: '*.open.pxc', registered: true }",
+    );
+    for (new, expected) in [
+        (said("db-0", "10.0.0.2:1", ""), "other sources have this instance already"),
+        (said("db-1", "10.0.0.1:1", ""), "other sources have this address already"),
+        (
+            said("db-1", "10.0.0.2:1", ",\"balance\":\"source_hash\""),
+            "balance differs from what the registry's",
+        ),
+        (said("db-1", "10.0.0.2:1", ",\"sni_port\":1"), "sni_port differs from"),
+        (said("x", "10.0.0.2:1", ",\"host\":\"x.y\",\"aliases\":[\"db\"]"), "db is a name of db.pxc already"),
+        (said("x", "10.0.0.2:1", ",\"host\":\"db\""), "db is a name of db.pxc already"),
+        (said("x", "10.0.0.2:1", ",\"host\":\"x.y\",\"aliases\":[\"db.pxc\"]"), "db.pxc is a name of"),
+        (
+            said("x", "10.0.0.2:1", ",\"host\":\"shut.pxc\""),
+            "in a file of the registry without `registered: true`",
+        ),
+        (said("x", "10.0.0.2:1", ",\"host\":\"db.pxc\",\"port\":1"), "give it no port 1; add that there"),
+        (said("x", "10.0.0.2:1", ",\"host\":\"x.wide.pxc\""), "has *.wide.pxc, without `registered: true`"),
+        (said("x", "10.0.0.2:1", ",\"host\":\"x\",\"aliases\":[\"a.wide.pxc\"]"), "has *.wide.pxc, without"),
+        (said("x", "10.0.0.2:1", ",\"host\":\"db-0.db.pxc\""), "db-0.db.pxc is a name of db.pxc already"),
+        (said("x", "10.0.0.2:1", ",\"host\":\"src-0\""), "src-0 is a name of db.pxc already"),
+    ] {
+        let why = refused(&mut all, new, &files, now);
+        assert!(why.contains(expected), "{why}");
+    }
+    all.register(said("db-1", "10.0.0.2:1", ",\"balance\":\"random\""), &ROOT, &files, id(1), now).unwrap();
+    all.register(said("x", "10.0.0.2:1", ",\"host\":\"x.y\",\"aliases\":[\"z\"]"), &ROOT, &files, id(2), now)
+        .unwrap();
+    let why = refused(&mut all, said("w", "10.0.0.2:1", ",\"host\":\"z\""), &files, now);
+    assert!(why.contains("z is a name of x.y already"), "{why}");
+    // The name is free again once nobody says it: neither an update nor an end leaves it taken.
+    let alias = || said("v", "10.0.0.2:1", ",\"host\":\"v\",\"aliases\":[\"z\"]");
+    all.register(said("x", "10.0.0.2:1", ",\"host\":\"x.y\""), &ROOT, &files, id(9), now).unwrap();
+    all.register(said("w", "10.0.0.2:1", ",\"host\":\"z\""), &ROOT, &files, id(3), now).unwrap();
+    refused(&mut all, alias(), &files, now);
+    all.deregister(&id(3)).unwrap();
+    all.register(alias(), &ROOT, &files, id(4), now).unwrap();
+    all.deregister(&id(4)).unwrap();
+    assert!(all.heartbeat(&id(2), now).is_ok());
+    let open = files.clone();
+    let merged = merge([
+        Snapshot { services: files, problems: vec![] },
+        Snapshot { services: all.services(), problems: vec![] },
+    ]);
+    let hosts: Vec<_> = merged.services.iter().map(|it| (it.host.to_string(), it.endpoints.len())).collect();
+    for expected in [("db.pxc", 2), ("x.y", 1), ("shut.pxc", 1)] {
+        assert!(hosts.contains(&(expected.0.to_owned(), expected.1)), "{hosts:?}");
+    }
+    all.register(said("x", "10.0.0.2:1", ",\"host\":\"x.open.pxc\""), &ROOT, &open, id(5), now).unwrap();
+    assert!(merged.problems.is_empty(), "{:?}", merged.problems);
+}
+
+#[test]
+fn registration_of_one_registrar_is_not_anothers_and_each_has_a_limit() {
+    let (now, mut all) = (Instant::now(), Registered::default());
+    let token = Registrar::Token("db-vms".to_owned());
+    all.register(said("db-0", "10.0.0.1:1", ""), &token, &[], id(1), now).unwrap();
+    let again = all.register(said("db-0", "10.0.0.1:1", ",\"balance\":\"random\""), &ROOT, &[], id(2), now);
+    assert!(matches!(&again, Err(Refused::Anothers(_))), "{again:?}");
+    let mine = said("db-0", "10.0.0.1:1", "").of(token.clone()).unwrap();
+    assert!(
+        matches!(all.register(mine, &token, &[], id(2), now), Err(Refused::Wrong(_))),
+        "it says whose it is"
+    );
+    assert_eq!(all.register(said("db-0", "10.0.0.1:1", ""), &token, &[], id(2), now).unwrap().id, None);
+    let taken_over = with(id(1), said("db-0", "10.0.0.1:1", ""));
+    assert_eq!(all.register(taken_over, &ROOT, &[], id(2), now).unwrap().id, Some(id(1)));
+    assert_eq!(all.registrars(), &BTreeMap::from([(ROOT, 1)]));
+    assert_eq!(restarted(&records(&all), now).registrars(), all.registrars());
+
+    let new =
+        |number: usize| said(&format!("i-{number}"), "10.0.0.1:1", &format!(",\"host\":\"h-{number}\""));
+    let lease = |number: usize| LeaseId::from_bytes((number as u128 + 1_000).to_le_bytes());
+    for number in 0..MOST_EACH - 1 {
+        all.register(new(number), &ROOT, &[], lease(number), now).unwrap();
+    }
+    let one_more = all.register(new(MOST_EACH), &ROOT, &[], id(7), now);
+    assert_eq!(
+        one_more.unwrap_err().to_string().split(';').next(),
+        Some("user 0 has 1000 registrations already")
+    );
+    all.register(new(MOST_EACH), &token, &[], id(7), now).unwrap();
+    all.register(new(3), &ROOT, &[], id(8), now).unwrap();
+    all.deregister(&lease(3)).unwrap();
+    all.register(new(3), &ROOT, &[], id(8), now).unwrap();
+}
+
+#[test]
+fn there_are_not_more_than_so_many() {
+    let (now, mut all) = (Instant::now(), Registered::default());
+    let lease = |number: usize| {
+        let mut bytes = [0; 16];
+        bytes[..8].copy_from_slice(&number.to_le_bytes());
+        LeaseId::from_bytes(bytes)
+    };
+    let new =
+        |number: usize| said(&format!("i-{number}"), "10.0.0.1:1", &format!(",\"host\":\"h-{number}\""));
+    for number in 0..MOST {
+        let by = Registrar::User(u32::try_from(number / MOST_EACH).unwrap());
+        all.register(new(number), &by, &[], lease(number), now).unwrap();
+    }
+    let other = Registrar::User(99);
+    let why = all.register(new(MOST), &other, &[], id(1), now).unwrap_err().to_string();
+    assert!(why.starts_with("there are 10000 registrations"), "{why}");
+    all.register(new(7), &ROOT, &[], id(1), now).unwrap();
+    all.deregister(&lease(7)).unwrap();
+    all.register(new(MOST), &ROOT, &[], id(1), now).unwrap();
+    assert_eq!(all.count(), MOST);
+    let again = restarted(&records(&all), now);
+    assert_eq!((again.count(), again.bytes), (MOST, all.bytes));
+    let sum: usize =
+        all.ports.values().flat_map(|all| all.values()).map(|held| held.registration.text.len()).sum();
+    assert_eq!(all.bytes, sum);
+    all.bytes = MOST_BYTES;
+    all.deregister(&id(1)).unwrap();
+    assert!(matches!(
+        all.register(
+            said("b", "b:1", &format!(",\"alpn\":[\"{}\"]", "a".repeat(255))),
+            &ROOT,
+            &[],
+            id(2),
+            now
+        ),
+        Err(Refused::Full)
+    ));
+}
+
+#[test]
+fn restart_withdraws_no_registration_and_gives_each_a_whole_ttl() {
+    let start = Instant::now();
+    let mut all = Registered::default();
+    all.register(said("db-0", "10.0.0.1:1", ",\"alpn\":[\"mysql\"]"), &ROOT, &[], id(1), start).unwrap();
+    all.register(said("db-1", "10.0.0.2:1", ""), &ROOT, &[], id(2), start).unwrap();
+    let mut changed = all.changed();
+    changed.sort();
+    let persisted = records(&all);
+    assert_eq!(changed, persisted.keys().cloned().collect::<Vec<_>>());
+    all.heartbeat(&id(1), start).unwrap();
+    assert_eq!(all.changed(), [""; 0], "a heartbeat writes nothing");
+    let text = String::from_utf8(persisted.values().flatten().copied().collect()).unwrap();
+    assert!(!text.contains(&id(1).shown()), "{text}");
+    let later = start + TTL * 10;
+    let mut again = restarted(&persisted, later);
+    assert_eq!(again.changed(), [""; 0]);
+    assert_eq!(again.services(), all.services());
+    assert!(again.look(later).is_some() && !again.expire(later + TTL - Duration::from_millis(1)));
+    again.heartbeat(&id(2), later + TTL - Duration::from_millis(1)).unwrap();
+    assert!(again.expire(later + TTL));
+    assert_eq!(shown(&again), ["db-1.db.pxc:3306 10.0.0.2:1"]);
+    let [gone] = &again.changed()[..] else { panic!("the other one is gone") };
+    assert_eq!(again.record(gone), None);
+}
+
+#[test]
+fn restored_record_that_is_wrong_is_left_out_alone() {
+    let now = Instant::now();
+    let mut all = Registered::default();
+    all.register(said("db-0", "10.0.0.1:1", ""), &ROOT, &[], id(1), now).unwrap();
+    let persisted = records(&all);
+    let (key, good) = persisted.first_key_value().unwrap();
+    let good = String::from_utf8(good.clone()).unwrap();
+    for wrong in [&good[..good.len() / 2], "", "[]", "\0\u{1b}[31m", &good.replace("10.0.0.1:1", "10.0.0.1")]
+    {
+        let why = Registered::default().restore(key, wrong.as_bytes(), now).unwrap_err().to_string();
+        assert!(!why.contains('\u{1b}'), "{why}");
+    }
+    assert!(Registered::default().restore("registration/00", good.as_bytes(), now).is_err());
+    assert!(all.restore(key, good.as_bytes(), now).is_err(), "it is there already");
+    assert_eq!(records(&all), persisted);
+}
+
+#[test]
+fn file_of_before_is_read_as_records() {
+    let now = Instant::now();
+    let mut all = Registered::default();
+    all.register(said("db-0", "10.0.0.1:1", ""), &ROOT, &[], id(1), now).unwrap();
+    all.register(said("db-1", "10.0.0.2:1", ""), &ROOT, &[], id(2), now).unwrap();
+    let lines: Vec<_> = records(&all).into_values().map(|line| String::from_utf8(line).unwrap()).collect();
+    let text = format!("{{\"format\":1,\"registrations\":[\n{}\n]}}\n", lines.join(",\n"));
+    let (found, damage) = of_before(text.as_bytes());
+    assert_eq!((found.into_iter().collect::<BTreeMap<_, _>>(), damage), (records(&all), None));
+    for damaged in
+        [&text[..text.len() / 2], "", "[]", "\0\u{1b}[31m", &text.replace("\"format\":1", "\"format\":2")]
+    {
+        let (found, damage) = of_before(damaged.as_bytes());
+        assert!(found.is_empty() && !damage.unwrap().contains('\u{1b}'), "{damaged:?}");
+    }
+}
+
+#[derive(Clone, Debug)]
+enum Step {
+    Register {
+        host: &'static str,
+        instance: &'static str,
+        address: &'static str,
+        ttl: u64,
+        shows: Shows,
+    },
+    Heartbeat(Shows),
+    Deregister(Shows),
+    Expire,
+    Restart,
+    /// Seconds that go by.
+    Wait(u64),
+}
+
+/// Which lease is shown: that of the instance, some other one, none.
+#[derive(Clone, Copy, Debug)]
+enum Shows {
+    Lease(u8),
+    None,
+}
+
+fn steps() -> impl Strategy<Value = Vec<Step>> {
+    let shows = || prop_oneof![2 => (0..12_u8).prop_map(Shows::Lease), 1 => Just(Shows::None)];
+    let (hosts, instances) = (select(vec!["a.b", "c.d"]), select(vec!["i", "j", "k"]));
+    let addresses = select(vec!["10.0.0.1:1", "10.0.0.2:1", "x.y:3"]);
+    let register = (hosts, instances, addresses, select(vec![5_u64, 9]), shows());
+    let step = prop_oneof![
+        5 => register.prop_map(|(host, instance, address, ttl, shows)| {
+            Step::Register { host, instance, address, ttl, shows }
+        }),
+        2 => shows().prop_map(Step::Heartbeat),
+        1 => shows().prop_map(Step::Deregister),
+        1 => Just(Step::Expire),
+        1 => Just(Step::Restart),
+        3 => (1..5_u64).prop_map(Step::Wait),
+    ];
+    proptest::collection::vec(step, 1..60)
+}
+
+/// One registration, as a list would hold it.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Row {
+    host: &'static str,
+    instance: &'static str,
+    address: &'static str,
+    ttl: u64,
+    lease: u8,
+    ends: u64,
+}
+
+/// A list, and what each word does to it, said as plainly as can be.
+#[derive(Default)]
+struct Model(Vec<Row>);
+
+impl Model {
+    fn expire(&mut self, now: u64) -> bool {
+        let before = self.0.len();
+        self.0.retain(|row| row.ends > now);
+        self.0.len() < before
+    }
+
+    /// The lease that is told; an error where it is refused.
+    fn register(&mut self, mut new: Row, shown: Option<u8>, now: u64) -> Result<Option<u8>, ()> {
+        self.expire(now);
+        let of_service = self.0.iter().filter(|row| row.host == new.host);
+        if of_service.clone().any(|row| row.instance != new.instance && row.address == new.address) {
+            return Err(());
+        }
+        let place = self.0.iter().position(|row| (row.host, row.instance) == (new.host, new.instance));
+        let Some(place) = place else {
+            let lease = new.lease;
+            self.0.push(new);
+            return Ok(Some(lease));
+        };
+        let proven = shown == Some(self.0[place].lease);
+        if self.0[place].address != new.address && !proven {
+            return Err(());
+        }
+        new.lease = self.0[place].lease;
+        self.0[place] = new;
+        Ok(proven.then_some(self.0[place].lease))
+    }
+
+    fn heartbeat(&mut self, lease: u8, now: u64) -> Option<u64> {
+        self.expire(now);
+        let row = self.0.iter_mut().find(|row| row.lease == lease)?;
+        row.ends = now + row.ttl;
+        Some(row.ttl)
+    }
+
+    fn deregister(&mut self, lease: u8) -> bool {
+        let before = self.0.len();
+        self.0.retain(|row| row.lease != lease);
+        self.0.len() < before
+    }
+
+    fn shown(&self) -> Vec<String> {
+        let rows = self.0.iter().map(|row| format!("{}.{}:443 {}", row.instance, row.host, row.address));
+        let mut rows: Vec<_> = rows.collect();
+        rows.sort();
+        rows
+    }
+}
+
+fn run(steps: Vec<Step>) -> Result<(), TestCaseError> {
+    let start = Instant::now();
+    let (mut persisted, mut all) = (BTreeMap::new(), Registered::default());
+    let (mut model, mut now, mut fresh) = (Model::default(), 0, 0_u8);
+    let at = |now: u64| start + Duration::from_secs(now);
+    let number = |shows| match shows {
+        Shows::Lease(number) => Some(number),
+        Shows::None => None,
+    };
+    for step in steps {
+        match step {
+            Step::Register { host, instance, address, ttl, shows } => {
+                fresh += 1;
+                let new = said(instance, address, &format!(",\"host\":\"{host}\",\"ttl\":\"{ttl}s\""));
+                let new = number(shows).map_or(new.clone(), |lease| with(id(lease), new));
+                let found = all.register(new, &ROOT, &[], id(fresh), at(now)).map(|lease| lease.id);
+                let row = Row { host, instance, address, ttl, lease: fresh, ends: now + ttl };
+                let expected = model.register(row, number(shows), now).map(|lease| lease.map(id));
+                prop_assert_eq!(found.map_err(|_| ()), expected);
+            }
+            Step::Heartbeat(shows) => {
+                let lease = number(shows).unwrap_or(200);
+                let found = all.heartbeat(&id(lease), at(now)).map(|lease| lease.ttl.as_secs()).ok();
+                prop_assert_eq!(found, model.heartbeat(lease, now));
+            }
+            Step::Deregister(shows) => {
+                let lease = number(shows).unwrap_or(200);
+                prop_assert_eq!(all.deregister(&id(lease)).is_ok(), model.deregister(lease));
+            }
+            Step::Expire => prop_assert_eq!(all.expire(at(now)), model.expire(now)),
+            Step::Restart => {
+                for key in all.changed() {
+                    match all.record(&key) {
+                        Some(record) => _ = persisted.insert(key, record),
+                        None => _ = persisted.remove(&key),
+                    }
+                }
+                prop_assert_eq!(&persisted, &records(&all));
+                all = restarted(&persisted, at(now));
+                model.0.iter_mut().for_each(|row| row.ends = now + row.ttl);
+            }
+            Step::Wait(seconds) => now += seconds,
+        }
+        let mut found = shown(&all);
+        found.sort();
+        prop_assert_eq!(found, model.shown());
+        prop_assert_eq!(all.count(), model.0.len());
+    }
+    Ok(())
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 96, failure_persistence: None, ..ProptestConfig::default() })]
+    #[test]
+    fn any_order_of_words_ends_as_a_list_says(steps in steps()) {
+        run(steps)?;
+    }
+}

@@ -1,0 +1,389 @@
+//! What one cluster offers, from its registry: services become slices, each change with an order of its own, and
+//! each slice shows other clusters what is exported of it. Not where services are read from (`files`).
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use crate::exports::{Export, Rule, Subject, export};
+use isthmus_model::address::{Ranges, Target};
+use isthmus_model::host::HostPattern;
+use isthmus_model::services::{self, Service};
+use isthmus_model::slice::{
+    Cluster, Endpoint, Gateway, Health, Instance, Key, Offer, Order, Port, Ready, Slice, Staleness, Tls,
+};
+
+/// The slices of one cluster, as its registry has them.
+#[derive(Debug)]
+pub struct Own {
+    cluster: Cluster,
+    last: Order,
+    slices: BTreeMap<HostPattern, Slice>,
+}
+
+impl Own {
+    /// What was offered before a restart. All of it comes after everything that may have been said before, persisted or
+    /// not: it is of another incarnation, as what a disk still has may be older than what others were told.
+    #[must_use]
+    pub fn restored(cluster: Cluster, incarnation: u64, before: Vec<Slice>) -> Own {
+        let last = before.iter().map(|slice| slice.order.incarnation).max();
+        let incarnation = last.map_or(incarnation, |last| incarnation.max(last.saturating_add(1)));
+        let mut own = Own { cluster, last: Order { incarnation, revision: 0 }, slices: BTreeMap::new() };
+        for slice in before.into_iter().filter(|slice| slice.key.cluster == own.cluster) {
+            if slice.offer.is_some() {
+                own.last.revision += 1;
+                own.slices.insert(slice.key.host.clone(), Slice { order: own.last, ..slice });
+            }
+        }
+        own
+    }
+
+    /// Offers this under these hosts from now on, or nothing; what changed, with what is withdrawn.
+    pub fn offer(&mut self, offers: BTreeMap<HostPattern, Option<Offer>>) -> Vec<Slice> {
+        let (some, none): (Vec<_>, Vec<_>) = offers.into_iter().partition(|(_, offer)| offer.is_some());
+        let mut changed = Vec::new();
+        for (host, offer) in none.into_iter().chain(some) {
+            if self.slices.get(&host).and_then(|slice| slice.offer.as_ref()) == offer.as_ref() {
+                continue;
+            }
+            self.last.revision += 1;
+            let key = Key { cluster: self.cluster.clone(), host: host.clone() };
+            let slice = Slice { key, order: self.last, offer };
+            match &slice.offer {
+                Some(_) => self.slices.insert(host, slice.clone()),
+                None => self.slices.remove(&host),
+            };
+            changed.push(slice);
+        }
+        changed
+    }
+
+    /// What is offered under a host.
+    #[must_use]
+    pub fn get(&self, host: &HostPattern) -> Option<&Slice> {
+        self.slices.get(host)
+    }
+
+    /// Everything that is offered.
+    pub fn slices(&self) -> impl Iterator<Item = &Slice> {
+        self.slices.values()
+    }
+}
+
+/// On which terms a registry's services are offered.
+pub struct Terms<'a> {
+    /// Whose they are.
+    pub cluster: &'a Cluster,
+    /// Where their endpoints stand.
+    pub network: &'a str,
+    /// Which of them other clusters may see.
+    pub exports: &'a [Rule],
+    /// The cluster's gateways: name and where other clusters reach it.
+    pub gateways: &'a [(String, Vec<Gateway>)],
+    /// Whether an endpoint is known to demand a client certificate.
+    pub demands: &'a dyn Fn(&HostPattern, &Target) -> bool,
+}
+
+impl fmt::Debug for Terms<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Terms").field("cluster", self.cluster).finish_non_exhaustive()
+    }
+}
+
+/// Services, each a host and a port, as offers, each a host with its ports.
+pub fn offers(
+    services: impl IntoIterator<Item = Service>,
+    terms: &Terms<'_>,
+) -> BTreeMap<HostPattern, Offer> {
+    let mut hosts: BTreeMap<HostPattern, Vec<Service>> = BTreeMap::new();
+    for service in services {
+        hosts.entry(service.host.clone()).or_default().push(service);
+    }
+    hosts.into_iter().map(|(host, ports)| (host, terms.offer(ports))).collect()
+}
+
+/// How a host is exported, if it is: its namespace and labels are those of all its ports together.
+#[must_use]
+pub fn export_of(rules: &[Rule], own: &Cluster, host: &HostPattern, ports: &[Service]) -> Option<Export> {
+    let about = || ports.iter().filter_map(|service| service.about.as_deref());
+    let namespace = about().find_map(|about| about.namespace.as_deref());
+    let labels = about().flat_map(|about| about.labels.clone()).collect();
+    export(rules, own, Subject { host, namespace, labels: &labels })
+}
+
+impl Terms<'_> {
+    fn offer(&self, ports: Vec<Service>) -> Offer {
+        let export =
+            ports.first().and_then(|first| export_of(self.exports, self.cluster, &first.host, &ports));
+        let about = || ports.iter().filter_map(|service| service.about.as_deref());
+        let staleness = about().map(|about| about.staleness).find(|rule| *rule != Staleness::Keep);
+        let (staleness, merge) = (staleness.unwrap_or_default(), about().any(|about| about.merge));
+        let bare = ports.iter().find(|service| service.bare);
+        let aliases = bare.map(|service| service.aliases.clone()).unwrap_or_default();
+        let ports: Vec<_> = ports.into_iter().map(|service| self.port(service, export.as_ref())).collect();
+        let is_exported = ports.iter().any(|port| port.exported);
+        let opens = |name: &String| {
+            export.as_ref().is_some_and(|export| export.gateways.is_empty() || export.gateways.contains(name))
+        };
+        let gateways = self.gateways.iter().filter(|(name, _)| is_exported && opens(name));
+        Offer {
+            network: self.network.to_owned(),
+            aliases,
+            ports,
+            gateways: gateways.flat_map(|(_, gateways)| gateways.iter().cloned()).collect(),
+            staleness,
+            merge,
+            exposed_on: export
+                .filter(|_| is_exported)
+                .into_iter()
+                .flat_map(|export| export.gateways)
+                .collect(),
+            gateway_ranges: Ranges::default(),
+        }
+    }
+
+    fn port(&self, service: Service, export: Option<&Export>) -> Port {
+        let trusts = service.about.as_ref().is_some_and(|about| about.allow_unauthenticated);
+        let endpoints: Vec<_> = service
+            .endpoints
+            .into_iter()
+            .map(|one| {
+                let exposed = export.filter(|_| trusts || (self.demands)(&service.host, &one.address));
+                endpoint(one, exposed)
+            })
+            .collect();
+        let is_fit = endpoints.is_empty() || endpoints.iter().any(|endpoint| endpoint.exposed);
+        Port {
+            number: service.port,
+            bare: service.bare,
+            tls: if trusts { Tls::Unauthenticated } else { Tls::Mutual },
+            alpn: service.alpn,
+            sources: service.sources,
+            balance: service.balance,
+            max_connections: service.max_connections,
+            send_proxy: service.send_proxy,
+            endpoints,
+            ready: Vec::new(),
+            timeouts: service.timeouts,
+            exported: export.is_some() && is_fit,
+        }
+    }
+}
+
+/// An endpoint; `exposed` is the export that it is fit for.
+fn endpoint(endpoint: services::Endpoint, exposed: Option<&Export>) -> Endpoint {
+    let by_name = exposed.zip(endpoint.instance.as_ref());
+    Endpoint {
+        instance_exported: by_name.is_some_and(|(export, name)| export.instances.contains(name)),
+        exposed: exposed.is_some(),
+        address: endpoint.address,
+        locality: endpoint.locality,
+        weight: u16::try_from(endpoint.weight).unwrap_or(u16::MAX),
+        health: Health::Ready,
+        instance: endpoint.instance,
+        tls: None,
+        identity: None,
+        aliases: endpoint.aliases.into_vec(),
+    }
+}
+
+/// How a slice looks to another cluster: its exported ports; endpoints only to who reaches them `directly`.
+#[must_use]
+pub fn abroad(slice: &Slice, to: Abroad) -> Slice {
+    let offer = slice.offer.as_ref().filter(|_| to != Abroad::Nowhere).and_then(|offer| {
+        let exported = offer.ports.iter().filter(|port| port.exported);
+        let ports: Vec<_> = exported.map(|port| port_abroad(port, to)).collect();
+        let own = || Offer { exposed_on: Vec::new(), ..offer.clone() };
+        (!ports.is_empty()).then(|| Offer { ports, ..own() })
+    });
+    Slice { key: slice.key.clone(), order: slice.order, offer }
+}
+
+/// Where a slice is sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Abroad {
+    /// To a cluster in the same network.
+    Near,
+    /// To one in another, which goes through gateways.
+    Far,
+    /// To one that may not know of it.
+    Nowhere,
+}
+
+fn port_abroad(port: &Port, to: Abroad) -> Port {
+    let exposed = || port.endpoints.iter().filter(|endpoint| endpoint.exposed);
+    let seen = |endpoint: &Endpoint| Endpoint {
+        instance: endpoint.instance.clone().filter(|_| endpoint.instance_exported),
+        aliases: if endpoint.instance_exported { endpoint.aliases.clone() } else { Vec::new() },
+        ..endpoint.clone()
+    };
+    Port {
+        endpoints: if to == Abroad::Near { exposed().map(seen).collect() } else { Vec::new() },
+        ready: ready(exposed()),
+        // Conditions on who comes are the owner's gateway's, which sees who comes.
+        sources: Vec::new(),
+        max_connections: None,
+        send_proxy: false,
+        ..port.clone()
+    }
+}
+
+fn ready<'a>(endpoints: impl Iterator<Item = &'a Endpoint>) -> Vec<Ready> {
+    let mut ready: Vec<Ready> = Vec::new();
+    for endpoint in endpoints.filter(|endpoint| endpoint.weight > 0) {
+        let place = ready.iter().position(|one| one.locality == endpoint.locality);
+        let place = place.unwrap_or_else(|| {
+            ready.push(Ready { locality: endpoint.locality.clone(), ready: 0, instances: Vec::new() });
+            ready.len() - 1
+        });
+        let Some(one) = ready.get_mut(place) else { continue };
+        one.ready += 1;
+        let instance = endpoint.instance.clone().filter(|_| endpoint.instance_exported);
+        one.instances.extend(instance.map(|name| Instance { name, aliases: endpoint.aliases.clone() }));
+    }
+    ready
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+    use std::path::Path;
+
+    use super::*;
+    use isthmus_model::host::HostName;
+    use isthmus_model::locality::Locality;
+    use isthmus_model::registry_file;
+
+    fn read(text: &str) -> BTreeMap<HostPattern, Offer> {
+        exported(text, &[], &|_, _| false)
+    }
+
+    fn some(text: &str) -> BTreeMap<HostPattern, Option<Offer>> {
+        read(text).into_iter().map(|(host, offer)| (host, Some(offer))).collect()
+    }
+
+    fn exported(
+        text: &str,
+        exports: &[Rule],
+        demands: &dyn Fn(&HostPattern, &Target) -> bool,
+    ) -> BTreeMap<HostPattern, Offer> {
+        let gateway = |name: &str, address: &str| {
+            let gateway = Gateway { address: address.parse().unwrap(), locality: Locality::default() };
+            (name.to_owned(), vec![gateway])
+        };
+        let terms = Terms {
+            cluster: &"east".parse().unwrap(),
+            network: "east-net",
+            exports,
+            gateways: &[gateway("gw-1", "203.0.113.1:15443"), gateway("gw-2", "203.0.113.2:15443")],
+            demands,
+        };
+        offers(registry_file(text, Path::new("r.yaml")).unwrap(), &terms)
+    }
+
+    #[test]
+    fn each_change_has_an_order_of_its_own_and_what_stays_the_same_has_none() {
+        let mut own = Own::restored("east".parse().unwrap(), 7, Vec::new());
+        let one = "services: [{ host: a.b, endpoints: [{ address: '10.0.0.1:443' }] }, { host: c.d }]";
+        let changed = own.offer(some(one));
+        let orders: Vec<_> =
+            changed.iter().map(|slice| (slice.key.to_string(), slice.order.revision)).collect();
+        assert_eq!(orders, [("east/a.b".to_owned(), 1), ("east/c.d".to_owned(), 2)]);
+        assert_eq!(own.offer(some(one)), []);
+        let mut next = some("services: [{ host: a.b, endpoints: [{ address: '10.0.0.2:443' }] }]");
+        next.extend(["c.d", "never.was"].map(|host| (HostPattern::parse(host).unwrap(), None)));
+        let changed = own.offer(next);
+        let shown: Vec<_> =
+            changed.iter().map(|slice| (slice.order.revision, slice.offer.is_some())).collect();
+        assert_eq!(shown, [(3, false), (4, true)], "c.d is withdrawn, a.b has changed");
+        assert!(changed.iter().all(|slice| slice.order.incarnation == 7));
+        assert_eq!(own.slices().count(), 1);
+    }
+
+    /// What is on the disk may be older than what others were told before a crash.
+    #[test]
+    fn restored_offers_come_after_everything_that_was_said_before() {
+        let east: Cluster = "east".parse().unwrap();
+        let one = "services: [{ host: a.b, endpoints: [{ address: '10.0.0.1:443' }] }, { host: c.d }]";
+        let mut own = Own::restored(east.clone(), 7, Vec::new());
+        let persisted = own.offer(some(one));
+        let said = own.offer(some("services: [{ host: a.b, endpoints: [{ address: '10.0.0.2:443' }] }]"));
+        for incarnation in [3, 9] {
+            let mut again = Own::restored(east.clone(), incarnation, persisted.clone());
+            assert_eq!(again.offer(some(one)), [], "the same is offered");
+            let orders: BTreeSet<_> = again.slices().map(|slice| slice.order).collect();
+            assert!(orders.len() == 2 && orders.first() > said.iter().map(|slice| &slice.order).max());
+        }
+    }
+
+    #[test]
+    fn a_host_with_several_ports_is_one_slice() {
+        let offers = read(
+            "services:\n\
+             - { host: db.pxc, port: 3306, sni_port: 3306, aliases: [db], endpoints: [\n\
+                 { address: '10.0.0.1:3306', locality: { zone: a } }, { address: '10.0.0.2:3306', locality: { zone: a } }] }\n\
+             - { host: db.pxc, port: 4567, endpoints: [{ address: '10.0.0.1:4567', weight: 0 }] }",
+        );
+        let [(host, offer)] = offers.iter().collect::<Vec<_>>()[..] else { panic!("one host") };
+        assert_eq!((host.to_string().as_str(), offer.ports.len(), offer.aliases.len()), ("db.pxc", 2, 1));
+        assert!(offer.ports[0].bare && !offer.ports[1].bare);
+        assert!(offer.ports.iter().all(|port| !port.exported) && offer.gateways.is_empty());
+    }
+
+    const DATABASE: &str = "services:\n\
+        - { host: db.pxc.svc.cluster.local, port: 3306, endpoints: [\n\
+            { address: '10.0.0.1:3306', instance: db-0, aliases: [src-db-0.pxc], locality: { zone: a } },\n\
+            { address: '10.0.0.2:3306', instance: db-1, locality: { zone: a } },\n\
+            { address: '10.0.0.3:3306', instance: db-2, locality: { zone: b } }] }\n";
+
+    fn rule() -> Rule {
+        Rule {
+            hosts: vec![HostPattern::parse("*.pxc.svc.cluster.local").unwrap()],
+            gateways: vec!["gw-2".to_owned()],
+            instances: crate::exports::Instances::Named([HostName::parse("db-0").unwrap()].into()),
+            ..Rule::default()
+        }
+    }
+
+    fn slice(offer: &Offer) -> Slice {
+        let key = Key { cluster: "east".parse().unwrap(), host: HostPattern::parse("db.pxc").unwrap() };
+        Slice { key, order: Order { incarnation: 1, revision: 1 }, offer: Some(offer.clone()) }
+    }
+
+    #[test]
+    fn only_what_demands_a_certificate_is_shown_to_others() {
+        let is_third = |address: &Target| address.to_string() == "10.0.0.3:3306";
+        let offers = exported(DATABASE, &[rule()], &|_, address| !is_third(address));
+        let offer = offers.values().next().unwrap();
+        let exposed: Vec<_> = offer.ports[0].endpoints.iter().map(|one| one.exposed).collect();
+        assert_eq!(exposed, [true, true, false]);
+        assert_eq!(offer.exposed_on, ["gw-2"]);
+        assert_eq!(
+            offer.gateways.iter().map(|one| one.address.to_string()).collect::<Vec<_>>(),
+            ["203.0.113.2:15443"]
+        );
+        let far = abroad(&slice(offer), Abroad::Far).offer.unwrap();
+        assert!(far.ports[0].endpoints.is_empty() && far.exposed_on.is_empty());
+        let [ready] = &far.ports[0].ready[..] else { panic!("one zone is ready: {:?}", far.ports[0].ready) };
+        assert_eq!((ready.locality.zone.as_str(), ready.ready), ("a", 2));
+        let [instance] = &ready.instances[..] else { panic!("one is exported by name") };
+        assert_eq!((instance.name.as_str(), instance.aliases.len()), ("db-0", 1));
+        let near = abroad(&slice(offer), Abroad::Near).offer.unwrap();
+        let names: Vec<_> = near.ports[0].endpoints.iter().map(|one| one.instance.is_some()).collect();
+        assert_eq!(names, [true, false], "the second is not exported by name");
+        assert_eq!(abroad(&slice(offer), Abroad::Nowhere).offer, None);
+    }
+
+    #[test]
+    fn a_service_none_of_whose_endpoints_is_fit_is_held_back() {
+        let offers = exported(DATABASE, &[rule()], &|_, _| false);
+        let offer = offers.values().next().unwrap();
+        assert!(!offer.ports[0].exported && offer.gateways.is_empty() && offer.exposed_on.is_empty());
+        assert_eq!(abroad(&slice(offer), Abroad::Far).offer, None);
+        let empty = "services: [{ host: db.pxc.svc.cluster.local, port: 3306 }]";
+        assert!(exported(empty, &[rule()], &|_, _| false).values().all(|offer| offer.ports[0].exported));
+        let open = DATABASE.replace("port: 3306,", "port: 3306, allow_unauthenticated: true,");
+        let open = exported(&open, &[rule()], &|_, _| false);
+        let port = &open.values().next().unwrap().ports[0];
+        assert!(port.exported && port.tls == Tls::Unauthenticated);
+    }
+}

@@ -1,0 +1,401 @@
+//! Peers that say later, older and other things of trust domains, theirs and not theirs, in any order; and what of
+//! it stands on disk.
+
+use std::fs;
+use std::path::PathBuf;
+use std::sync::LazyLock;
+use std::time::Duration;
+
+use isthmus_certs::{
+    Authority, Bundle, DenyList, IdPattern, Role, SpiffeId, Trust, TrustBundles, TrustDomain, TrustFiles,
+};
+use proptest::prelude::*;
+use prost::Message as _;
+use serde_json::json;
+use tempfile::TempDir;
+use tokio_rustls::rustls::pki_types::{CertificateDer, UnixTime};
+
+use super::keeper::texts;
+use super::known::Known;
+use super::rule::{Between, hear};
+use super::*;
+use isthmus_proto::isthmus::v1::TrustBundle;
+
+const HOUR: Duration = Duration::from_secs(3600);
+const AGENT: &str = "spiffe://west.example/isthmus/west/agent/a";
+
+static EAST: LazyLock<Authority> = LazyLock::new(|| authority("east.example"));
+/// The roots that west has one after another.
+static WEST: LazyLock<[Authority; 3]> = LazyLock::new(|| [(); 3].map(|()| authority("west.example")));
+/// What west's agent shows, signed by each of them.
+static CHAINS: LazyLock<[Vec<CertificateDer<'static>>; 3]> = LazyLock::new(|| {
+    let id = SpiffeId::parse(AGENT).unwrap();
+    [0, 1, 2].map(|root: usize| WEST[root].issue(&id, &[], HOUR).unwrap().chain().to_vec())
+});
+
+fn authority(domain: &str) -> Authority {
+    Authority::generate(TrustDomain::new(domain).unwrap()).unwrap()
+}
+
+fn domain(name: &str) -> TrustDomain {
+    TrustDomain::new(name).unwrap()
+}
+
+fn bundle(sequence: u64, roots: &[usize]) -> Bundle {
+    let roots = roots.iter().map(|root| WEST[*root].certificate());
+    Bundle::new(&domain("west.example"), sequence, roots).unwrap()
+}
+
+/// West's list, which denies a namespace, signed by one of its roots.
+fn list(sequence: u64, denied: &str, root: usize) -> String {
+    let id = format!("spiffe://west.example/ns/{denied}/*");
+    let list = json!({ "trust_domain": "west.example", "sequence": sequence, "identities": [id] });
+    serde_json::from_value::<DenyList>(list).unwrap().sign(&WEST[root]).unwrap()
+}
+
+fn message(bundle: &Bundle, list: Option<&str>) -> Vec<u8> {
+    encode(&domain("west.example"), bundle, list).unwrap()
+}
+
+fn known(sequence: u64, roots: &[usize]) -> TrustBundles {
+    let mut known = TrustBundles::new();
+    known.add_root(domain("east.example"), EAST.certificate()).unwrap();
+    known.insert(domain("west.example"), bundle(sequence, roots));
+    known
+}
+
+/// What the agent that shows this chain makes of a resource.
+fn hears(known: &TrustBundles, chain: usize, name: &str, bytes: &[u8]) -> Result<rule::Heard, Refusal> {
+    let (own, peer) = (domain("east.example"), domain("west.example"));
+    let between = Between { own: &own, peer: &peer, chain: &CHAINS[chain] };
+    hear(between, known, name, bytes, UnixTime::now())
+}
+
+#[track_caller]
+fn refusal(known: &TrustBundles, chain: usize, name: &str, bytes: &[u8]) -> String {
+    hears(known, chain, name, bytes).unwrap_err().to_string()
+}
+
+#[test]
+fn each_wrong_word_is_refused_for_its_own_reason() {
+    let known = known(5, &[0]);
+    let good = TrustBundle::decode(&*message(&bundle(6, &[0, 1]), None)).unwrap();
+    assert!(hears(&known, 0, "west.example", &good.encode_to_vec()).unwrap().is_later);
+    let with = |change: &dyn Fn(&mut TrustBundle)| {
+        let mut message = good.clone();
+        change(&mut message);
+        message.encode_to_vec()
+    };
+    for (name, bytes, expected) in [
+        (
+            "north.example",
+            with(&|m| m.trust_domain = "north.example".to_owned()),
+            "speaks for west.example alone",
+        ),
+        (
+            "east.example",
+            with(&|m| m.trust_domain = "east.example".to_owned()),
+            "speaks for west.example alone",
+        ),
+        ("west.example", with(&|m| m.trust_domain = "north.example".to_owned()), "about \"north.example\""),
+        ("west.example", (0..=255).rev().cycle().take(4096).collect(), "cannot be decoded"),
+        ("west.example", with(&|m| m.bundle = "x".repeat(300 << 10)), "the bundle has 307200 bytes"),
+        ("west.example", with(&|m| m.deny_list = "x".repeat(5 << 20)), "the message has 5"),
+        ("west.example", with(&|m| m.bundle = r#"{"keys": []}"#.to_owned()), "no X.509 authority"),
+        ("west.example", with(&|m| m.bundle = "{".to_owned()), "is not a SPIFFE bundle"),
+        ("west.example", with(&|m| m.sequence = 7), "says to have sequence 7, and its bundle has 6"),
+        ("west.example", message(&bundle(4, &[0, 1]), None), "has sequence 4, but 5 is known"),
+        ("west.example", message(&bundle(5, &[0, 1]), None), "the known sequence 5 and other roots"),
+        ("west.example", message(&bundle(6, &[1]), None), "would not be believed by it"),
+        ("west.example", message(&bundle(6, &[0]), Some("{}")), "the deny-list cannot be read"),
+        ("west.example", message(&bundle(6, &[0]), Some(&list(1, "a", 1))), "not signed by an authority"),
+        (
+            "west.example",
+            message(&bundle(6, &[0]), Some(&list(1, "x", 0).replace('"', "\\\""))),
+            "cannot be read",
+        ),
+    ] {
+        let why = refusal(&known, 0, name, &bytes);
+        assert!(why.contains(expected), "{expected}: {why}");
+        assert!(why.len() < 1024 && !why.contains(char::is_control), "{why:?}");
+    }
+    // A bundle of another domain's roots under the peer's name.
+    let foreign = Bundle::new(&domain("east.example"), 6, [EAST.certificate()]).unwrap();
+    let foreign =
+        TrustBundle { bundle: isthmus_certs::spiffe_bundle::write(&foreign).unwrap(), ..good.clone() };
+    let why = refusal(&known, 0, "west.example", &foreign.encode_to_vec());
+    assert!(why.contains("says that it is of spiffe://east.example"), "{why}");
+    // Too many.
+    let many: Vec<_> = (0..17).map(|_| authority("west.example")).collect();
+    let many = Bundle::new(&domain("west.example"), 6, many.iter().map(Authority::certificate)).unwrap();
+    let why = refusal(&known, 0, "west.example", &message(&many, None));
+    assert!(why.contains("has 17 roots"), "{why}");
+}
+
+#[test]
+fn who_speaks_must_be_believed_before_and_after() {
+    let later = message(&bundle(6, &[0, 1]), None);
+    // Its root was dropped since its stream began.
+    let why = refusal(&known(5, &[1]), 0, "west.example", &later);
+    assert!(why.contains("no longer believed by what is known here"), "{why}");
+    // Its own domain denies it, as is known here or as it says itself.
+    let mut denied = known(5, &[0]);
+    let deny = |sequence| {
+        let mut list: DenyList =
+            serde_json::from_value(json!({ "trust_domain": "west.example", "sequence": sequence })).unwrap();
+        list.add_identity(IdPattern::parse(AGENT).unwrap());
+        list
+    };
+    let said = message(&bundle(6, &[0]), Some(&deny(1).sign(&WEST[0]).unwrap()));
+    assert!(refusal(&denied, 0, "west.example", &said).contains("would not be believed by it"));
+    denied.deny(deny(1));
+    assert!(refusal(&denied, 0, "west.example", &later).contains("no longer believed"));
+}
+
+#[test]
+fn a_deny_list_does_not_go_back_and_may_be_signed_anew() {
+    let mut known = known(5, &[0, 1]);
+    let first = list(3, "a", 0);
+    let open = |text: &str| {
+        DenyList::open(text.as_bytes(), &domain("west.example"), &bundle(5, &[0, 1]), UnixTime::now(), None)
+    };
+    known.deny_signed(open(&first).unwrap(), &first);
+    let says = |list: &str| hears(&known, 0, "west.example", &message(&bundle(5, &[0, 1]), Some(list)));
+    assert!(!says(&first).unwrap().has_list, "it is known");
+    assert!(says(&list(2, "b", 0)).unwrap_err().to_string().contains("has sequence 2, but 3 is known"));
+    assert!(says(&list(3, "b", 0)).unwrap_err().to_string().contains("denies something else"));
+    assert!(says(&list(3, "a", 1)).unwrap().has_list, "by the new root");
+    assert!(says(&list(4, "b", 0)).unwrap().has_list);
+    let without = hears(&known, 0, "west.example", &message(&bundle(6, &[0, 1]), None)).unwrap();
+    assert!(without.is_later && !without.has_list, "what is known stays");
+}
+
+#[derive(Clone, Debug)]
+struct Word {
+    name: usize,
+    sequence: u64,
+    roots: Vec<usize>,
+    list: Option<(u64, usize, usize)>,
+    chain: usize,
+}
+
+fn word() -> impl Strategy<Value = Word> {
+    let roots = proptest::sample::subsequence(vec![0, 1, 2], 1..=3);
+    let list = proptest::option::of((0..5_u64, 0..2_usize, 0..3_usize));
+    (0..8_usize, 0..8_u64, roots, list, 0..3_usize).prop_map(|(name, sequence, roots, list, chain)| Word {
+        // Mostly its own.
+        name: name.saturating_sub(5),
+        sequence,
+        roots,
+        list,
+        chain,
+    })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(48))]
+    /// Whatever a peer says, and however often: the numbers never fall, nothing changes under a number, and nobody
+    /// else's domain is touched.
+    #[test]
+    fn in_any_order_nothing_goes_back(words in proptest::collection::vec(word(), 1..16), replays in 1..3_usize) {
+        let west = domain("west.example");
+        let mut known = known(1, &[0]);
+        let [own, other] = ["east.example", "north.example"].map(|name| known.get(&domain(name)).cloned());
+        for word in std::iter::repeat_n(&words, replays + 1).flatten() {
+            let name = ["west.example", "east.example", "north.example"][word.name];
+            let list = word.list.map(|(sequence, denied, root)| list(sequence, ["a", "b"][denied], root));
+            let mut message = TrustBundle::decode(&*message(&bundle(word.sequence, &word.roots), list.as_deref())).unwrap();
+            message.trust_domain = name.to_owned();
+            let before = known.clone();
+            if let Ok(heard) = hears(&known, word.chain, name, &message.encode_to_vec()) {
+                prop_assert_eq!(name, "west.example");
+                if heard.is_later {
+                    known.insert(west.clone(), heard.said.bundle);
+                }
+                if let Some(denied) = heard.said.denied {
+                    known.deny_signed(denied.list, &denied.envelope);
+                }
+                prop_assert!(known.verify(&CHAINS[word.chain], Role::Server, UnixTime::now()).is_ok());
+            }
+            let [old, new] = [&before, &known].map(|bundles| bundles.get(&west).unwrap());
+            prop_assert!(new.sequence > old.sequence || new == old, "{} after {}", new.sequence, old.sequence);
+            if let Some(old) = before.denied(&west) {
+                let new = known.denied(&west).unwrap();
+                prop_assert!(new.sequence() > old.sequence() || new == old);
+            }
+            prop_assert_eq!(known.get(&domain("east.example")), own.as_ref());
+            prop_assert_eq!(known.get(&domain("north.example")), other.as_ref());
+        }
+        // Nothing that was refused for its number is taken when it comes again: all that came is at most the last.
+        let last = known.get(&west).unwrap().sequence;
+        prop_assert!(last <= words.iter().map(|word| word.sequence).max().unwrap_or_default().max(1));
+    }
+}
+
+/// East's agent on disk, which knows west by its first root.
+struct Disk {
+    dir: TempDir,
+    files: TrustFiles,
+    trust: Trust,
+    keeper: Keeper,
+}
+
+impl Disk {
+    fn new(with_deny: bool) -> Disk {
+        let dir = tempfile::tempdir().unwrap();
+        let id = SpiffeId::parse("spiffe://east.example/isthmus/east/agent/a").unwrap();
+        let written = EAST.issue(&id, &[], HOUR).unwrap().write_to(dir.path(), "tls").unwrap();
+        let [bundles, deny] = ["bundles", "deny"].map(|name| dir.path().join(name));
+        fs::create_dir(&bundles).unwrap();
+        let deny = with_deny.then_some(deny);
+        deny.iter().for_each(|deny| fs::create_dir(deny).unwrap());
+        let own = Bundle::new(&domain("east.example"), 1, [EAST.certificate()]).unwrap();
+        for (name, bundle) in [("east.example", &own), ("west.example", &bundle(1, &[0]))] {
+            let text = isthmus_certs::spiffe_bundle::write(bundle).unwrap();
+            fs::write(bundles.join(format!("{name}.json")), text).unwrap();
+        }
+        let files = TrustFiles {
+            certificate: written.chain,
+            key: written.key,
+            bundles,
+            deny,
+            ..TrustFiles::default()
+        };
+        let trust = Trust::load(&files).unwrap();
+        let keeper = Keeper::new(trust.clone(), files.clone(), Some(dir.path().join("state")));
+        Disk { dir, files, trust, keeper }
+    }
+
+    /// After a restart.
+    fn again(self) -> Disk {
+        let trust = Trust::load(&self.files).unwrap();
+        let keeper = Keeper::new(trust.clone(), self.files.clone(), Some(self.at("state")));
+        Disk { trust, keeper, ..self }
+    }
+
+    fn takes(&self, chain: usize, bundle: &Bundle, list: Option<&str>) -> Result<Kept, Refusal> {
+        let (west, message) = (domain("west.example"), message(bundle, list));
+        self.keeper.take(&west, &CHAINS[chain], "west.example", &message, UnixTime::now())
+    }
+
+    /// The numbers of west's bundle and deny-list, as they are believed and as a restart finds them.
+    #[track_caller]
+    fn has(&self, expected: (u64, Option<u64>)) {
+        for trust in [&self.trust, &Trust::load(&self.files).unwrap()] {
+            let (bundles, west) = (&trust.current().bundles, domain("west.example"));
+            let list = bundles.denied(&west).map(DenyList::sequence);
+            assert_eq!((bundles.get(&west).unwrap().sequence, list), expected);
+        }
+    }
+
+    fn at(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+}
+
+#[test]
+fn what_is_taken_is_believed_at_once_and_after_a_restart() {
+    let disk = Disk::new(true);
+    let taken = |kept: Kept| (kept.sequence, kept.is_news, kept.advice);
+    assert_eq!(taken(disk.takes(0, &bundle(1, &[0]), None).unwrap()), (1, false, None));
+    let first = list(7, "a", 0);
+    assert_eq!(taken(disk.takes(0, &bundle(1, &[0]), Some(&first)).unwrap()), (1, true, None));
+    disk.has((1, Some(7)));
+    assert!(disk.takes(0, &bundle(2, &[0, 1]), Some(&first)).unwrap().is_news);
+    disk.has((2, Some(7)));
+    // The new root signs the list, and the old one goes.
+    let anew = list(7, "a", 1);
+    assert!(disk.takes(1, &bundle(2, &[0, 1]), Some(&anew)).unwrap().is_news);
+    let left = disk.takes(1, &bundle(3, &[1]), Some(&anew)).unwrap();
+    assert_eq!(taken(left), (3, true, None));
+    disk.has((3, Some(7)));
+    assert!(disk.takes(0, &bundle(4, &[0, 1]), None).is_err(), "who is of the old root is nobody");
+    assert!(!disk.takes(1, &bundle(3, &[1]), Some(&anew)).unwrap().is_news);
+    disk.has((3, Some(7)));
+}
+
+/// Before each write, and after it, an agent can start.
+#[test]
+fn what_is_written_stands_by_itself_in_each_order() {
+    for (before, after, chain) in [
+        // A new root that signs the list already: the bundle goes first.
+        ((bundle(1, &[0]), list(1, "a", 0)), (bundle(2, &[0, 1]), list(2, "b", 1)), 0),
+        // The old root goes and its list with it: the list goes first.
+        ((bundle(1, &[0, 1]), list(1, "a", 0)), (bundle(2, &[1]), list(2, "b", 1)), 1),
+    ] {
+        let disk = Disk::new(true);
+        let (west, now) = (domain("west.example"), UnixTime::now());
+        let write = |name: &str, text: &str| fs::write(disk.at(name), text).unwrap();
+        write("bundles/west.example.json", &isthmus_certs::spiffe_bundle::write(&before.0).unwrap());
+        write("deny/west.example.json", &before.1);
+        disk.trust.reload(&disk.files);
+        let known = Known::read(&west, &disk.files.bundles, disk.files.deny.as_deref()).unwrap();
+        let own = domain("east.example");
+        let between = Between { own: &own, peer: &west, chain: &CHAINS[chain] };
+        let said = message(&after.0, Some(&after.1));
+        let heard = hear(between, &disk.trust.current().bundles, "west.example", &said, now).unwrap();
+        let texts = texts(&west, &known, &heard, now).unwrap();
+        assert_eq!(texts.len(), 2);
+        for (path, text) in texts {
+            fs::write(path, text).unwrap();
+            Trust::load(&disk.files).unwrap();
+        }
+    }
+}
+
+#[test]
+fn what_would_not_stand_by_itself_is_refused() {
+    let disk = Disk::new(true);
+    disk.takes(0, &bundle(2, &[0, 1]), Some(&list(1, "a", 0))).unwrap();
+    let left = disk.takes(1, &bundle(3, &[1]), None).unwrap_err();
+    assert!(matches!(left, Refusal::ListLeft) && left.remedy() == Remedy::None, "{left}");
+    let apart = disk.takes(1, &bundle(3, &[1, 2]), Some(&list(2, "a", 2))).unwrap_err();
+    assert!(matches!(apart, Refusal::Apart), "{apart}");
+    disk.has((2, Some(1)));
+}
+
+#[test]
+fn a_bundle_that_is_kept_by_hand_is_not_overwritten() {
+    let disk = Disk::new(true);
+    fs::remove_file(disk.at("bundles/west.example.json")).unwrap();
+    let pem = disk.at("bundles/west.example.pem");
+    fs::write(&pem, WEST[0].certificate_pem()).unwrap();
+    let disk = disk.again();
+    let same = disk.takes(0, &bundle(9, &[0]), Some(&list(1, "a", 0))).unwrap();
+    assert_eq!((same.sequence, same.advice), (9, None), "the same roots; its list is kept");
+    disk.has((0, Some(1)));
+    let other = disk.takes(0, &bundle(10, &[0, 1]), None).unwrap_err();
+    assert_eq!(other.remedy(), Remedy::Here);
+    let why = other.to_string();
+    assert!(why.contains("west.example.pem, with other roots; remove that file and put"), "{why}");
+    assert!(!disk.at("bundles/west.example.json").exists());
+    // As it is told to do.
+    fs::remove_file(pem).unwrap();
+    let text = isthmus_certs::spiffe_bundle::write(&bundle(9, &[0])).unwrap();
+    fs::write(disk.at("bundles/west.example.json"), text).unwrap();
+    disk.takes(0, &bundle(10, &[0, 1]), None).unwrap();
+    disk.has((10, Some(1)));
+}
+
+#[test]
+fn without_a_place_for_deny_lists_the_bundle_is_taken_alone() {
+    let disk = Disk::new(false);
+    let kept = disk.takes(0, &bundle(2, &[0, 1]), Some(&list(1, "a", 0))).unwrap();
+    assert!(kept.advice.unwrap().contains("`trust.deny`"));
+    disk.has((2, None));
+    assert!(!disk.takes(0, &bundle(2, &[0, 1]), Some(&list(1, "a", 0))).unwrap().is_news);
+}
+
+#[test]
+fn what_cannot_be_written_changes_nothing_and_is_taken_later() {
+    let disk = Disk::new(true);
+    let state = disk.at("state");
+    fs::write(&state, "a file where a directory must be").unwrap();
+    let refused = disk.takes(0, &bundle(2, &[0, 1]), None).unwrap_err();
+    assert_eq!(refused.remedy(), Remedy::Here);
+    assert!(refused.to_string().contains("cannot be kept here"), "{refused}");
+    disk.has((1, None));
+    fs::remove_file(state).unwrap();
+    disk.takes(0, &bundle(2, &[0, 1]), None).unwrap();
+    disk.has((2, None));
+}

@@ -1,0 +1,200 @@
+//! Certificates for gateways and workloads over Istio's certificate API: who asks is known from the certificate
+//! it has, or from the token that it presents; a policy says what it may have, and an issuer signs. The signing key
+//! never leaves the issuer.
+
+mod intermediate;
+mod tally;
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use isthmus_certs::causes::with_causes;
+use isthmus_certs::{Csr, Issuer, Leaf, Policy, SpiffeId, pem};
+use prost_types::value::Kind;
+use tonic::metadata::{AsciiMetadataValue, MetadataMap};
+use tonic::{Request, Response, Status};
+
+use crate::join::first::{Admitted, Desk, Exported, PROOF, Refused};
+use crate::stubs::istio_certificate_service_server::{
+    IstioCertificateService, IstioCertificateServiceServer,
+};
+use isthmus_grpc::serve::{Asker, Seat};
+use isthmus_proto::istio::v1::auth::{IstioCertificateRequest, IstioCertificateResponse};
+
+pub use intermediate::{Intermediate, IntermediateCause, IntermediateError, IntermediateFiles};
+pub use tally::Tally;
+
+/// A request has one key and few names.
+const MAX_REQUEST: usize = 64 << 10;
+/// The key in a request's metadata under which somebody asks for another's identity, as ztunnel does.
+const IMPERSONATED: &str = "ImpersonatedIdentity";
+/// The answer's metadata with the number of the bundle that its roots are of.
+pub const SEQUENCE: &str = "isthmus-bundle-sequence";
+
+/// Signs what its policy allows.
+pub struct Certificates {
+    issuer: Arc<dyn Issuer>,
+    policy: Policy,
+    lifetime: Duration,
+    roots: Roots,
+    desk: Option<Arc<Desk>>,
+    tally: Arc<Tally>,
+}
+
+/// The own domain's roots as they are now.
+pub type Roots = Arc<dyn Fn() -> Rooted + Send + Sync>;
+
+/// Roots, and which they are.
+#[derive(Clone, Debug, Default)]
+pub struct Rooted {
+    /// Grows with each change.
+    pub sequence: u64,
+    /// PEM, one by one.
+    pub roots: Vec<String>,
+}
+
+impl Certificates {
+    /// One whose certificates live for `lifetime` unless they are asked for with another life, or the policy has a
+    /// shorter one.
+    #[must_use]
+    pub fn new(issuer: Arc<dyn Issuer>, policy: Policy, lifetime: Duration, roots: Roots) -> Certificates {
+        Certificates { issuer, policy, lifetime, roots, desk: None, tally: Arc::default() }
+    }
+
+    /// With a place where tokens are presented, and a count of what comes of it all.
+    #[must_use]
+    pub fn with(self, desk: Arc<Desk>, tally: Arc<Tally>) -> Certificates {
+        Certificates { desk: Some(desk), tally, ..self }
+    }
+
+    /// As a server takes it.
+    #[must_use]
+    pub fn service(self: Arc<Self>) -> IstioCertificateServiceServer<Certificates> {
+        IstioCertificateServiceServer::from_arc(self).max_decoding_message_size(MAX_REQUEST)
+    }
+
+    async fn create(
+        &self,
+        request: Request<IstioCertificateRequest>,
+    ) -> Result<Response<IstioCertificateResponse>, Status> {
+        let (known, session) = (request.extensions().get::<Asker>(), request.extensions().get::<Exported>());
+        let (asker, admitted) = match (known, session) {
+            (Some(Asker(id)), _) => (id.clone(), None),
+            (None, Some(session)) => {
+                let admitted = self.admit(session, request.metadata()).await?;
+                // From here on others do not push it out: an answer that is lost is a token that is lost.
+                request.extensions().get::<Seat>().iter().for_each(|seat| seat.keep());
+                (admitted.identity.clone(), Some(admitted))
+            }
+            (None, None) => return Err(Status::unauthenticated("who asks is not known")),
+        };
+        let chain = self.sign(&asker, &request.into_inner()).await.map_err(|status| match &admitted {
+            // Whatever is wrong: the token is as good as it was.
+            Some(_) => Status::new(status.code(), format!("{}; the token is not used up", status.message())),
+            None => status,
+        })?;
+        let Rooted { sequence, roots } = (self.roots)();
+        let mut response =
+            Response::new(IstioCertificateResponse { cert_chain: chain.into_iter().chain(roots).collect() });
+        response.metadata_mut().insert(SEQUENCE, sequence.into());
+        if let Some(admitted) = admitted {
+            self.take(&admitted).await?;
+            let proof = AsciiMetadataValue::try_from(&admitted.proof);
+            response.metadata_mut().insert(PROOF, proof.map_err(|_| Status::internal("the proof"))?);
+        }
+        Ok(response)
+    }
+
+    /// Whose token it is.
+    async fn admit(&self, session: &Exported, metadata: &MetadataMap) -> Result<Admitted, Status> {
+        let desk = self.desk.as_ref().ok_or_else(|| Status::unauthenticated("no token is taken here"))?;
+        let bearer = metadata.get("authorization").and_then(|value| value.to_str().ok());
+        let bearer = bearer.and_then(|value| value.strip_prefix("Bearer "));
+        let bearer =
+            bearer.ok_or_else(|| Status::unauthenticated("a token is needed: `authorization: Bearer …`"))?;
+        desk.admit(session, bearer).await.map_err(|refused| told(&refused))
+    }
+
+    /// Once all is ready to be given away.
+    async fn take(&self, admitted: &Admitted) -> Result<(), Status> {
+        let desk = self.desk.as_ref().ok_or_else(|| Status::unauthenticated("no token is taken here"))?;
+        desk.take(admitted).await.map_err(|refused| match refused {
+            Refused::Token(_) | Refused::ToJoin => told(&refused),
+            Refused::Store(_) | Refused::Thread(_) => {
+                tracing::error!(token = admitted.token(), error = %refused, "a token could not be ended");
+                Status::internal(
+                    "the token may be used up: the agent cannot keep that it is; its log says why",
+                )
+            }
+        })?;
+        tracing::info!(token = admitted.token(), identity = %admitted.identity, "a token was used for a first certificate");
+        Ok(())
+    }
+
+    async fn sign(&self, asker: &SpiffeId, request: &IstioCertificateRequest) -> Result<Vec<String>, Status> {
+        let csr = Csr::parse(request.csr.as_bytes())
+            .map_err(|error| Status::invalid_argument(error.to_string()))?;
+        let leaf = self.policy.allow(asker, self.wish(asker, request)?).map_err(|error| {
+            tracing::warn!(peer = %asker, %error, "a certificate was refused");
+            Status::permission_denied(error.to_string())
+        })?;
+        let chain = self.issuer.sign(&csr, &leaf).await.map_err(|error| {
+            let error = with_causes(&error);
+            tracing::warn!(peer = %asker, wanted = %leaf.id, %error, "a certificate was not signed");
+            Status::failed_precondition(format!("the agent cannot sign: {error}"))
+        })?;
+        tracing::info!(peer = %asker, identity = %leaf.id, "signed a certificate");
+        Ok(pem::encode_each(&chain))
+    }
+
+    /// The asker's own identity, unless it says another.
+    fn wish(&self, asker: &SpiffeId, request: &IstioCertificateRequest) -> Result<Leaf, Status> {
+        let named = request.metadata.as_ref().and_then(|metadata| metadata.fields.get(IMPERSONATED));
+        let id = match named.and_then(|value| value.kind.as_ref()) {
+            Some(Kind::StringValue(id)) => {
+                SpiffeId::parse(id).map_err(|error| Status::invalid_argument(error.to_string()))?
+            }
+            Some(_) => return Err(Status::invalid_argument(format!("{IMPERSONATED} is a text"))),
+            None => asker.clone(),
+        };
+        let lifetime = match u64::try_from(request.validity_duration) {
+            Ok(0) => self.lifetime,
+            Ok(seconds) => Duration::from_secs(seconds),
+            Err(_) => return Err(Status::invalid_argument("a certificate's life is above zero")),
+        };
+        Ok(Leaf { id, dns: Vec::new(), ips: Vec::new(), lifetime })
+    }
+}
+
+/// What is told to who presented a token.
+fn told(refused: &Refused) -> Status {
+    match refused {
+        Refused::Token(why) => Status::unauthenticated(why.to_string()),
+        Refused::ToJoin => Status::unauthenticated(refused.to_string()),
+        Refused::Store(_) | Refused::Thread(_) => {
+            tracing::error!(error = %refused, "a token cannot be judged");
+            Status::internal(
+                "the agent has a fault of its own, and the token is not used up; its log says which",
+            )
+        }
+    }
+}
+
+impl fmt::Debug for Certificates {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Certificates").field("policy", &self.policy).finish_non_exhaustive()
+    }
+}
+
+#[tonic::async_trait]
+impl IstioCertificateService for Certificates {
+    async fn create_certificate(
+        &self,
+        request: Request<IstioCertificateRequest>,
+    ) -> Result<Response<IstioCertificateResponse>, Status> {
+        let outcome = self.create(request).await;
+        self.tally.count(outcome.is_ok());
+        outcome
+    }
+}

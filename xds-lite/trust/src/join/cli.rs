@@ -1,0 +1,263 @@
+//! `token create`, `token list` and `join` of the command line: what they take and what they print. What the
+//! agent's file says becomes a [`Context`] elsewhere, and there are made the tokens for first certificates.
+
+use std::fmt::Write as _;
+use std::io::{self, Read as _};
+use std::path::PathBuf;
+use std::time::{Duration, SystemTime};
+
+use clap::{ArgGroup, Args, Subcommand};
+use isthmus_certs::{SpiffeId, TrustDomain};
+use serde_json::json;
+
+use super::{
+    Context, CreateError, JoinError, Party, Rfc3339, State, StoreError, Token, TokenError, Tokens, create,
+    join, text, unix_seconds,
+};
+use isthmus_model::address::Target;
+use isthmus_model::file::AGENT;
+use isthmus_model::slice::Cluster;
+
+/// Longer is no token.
+const LONGEST_INPUT: u64 = 4_096;
+
+/// Examples of `isthmus-agent token create`, for its help.
+pub const CREATE_HELP: &str = "\
+Examples:
+  isthmus-agent token create --for west --trust-domain west.example
+  isthmus-agent token create --gateway gw-1
+  isthmus-agent token create --config agent.yaml --workload spiffe://east.example/ns/db/sa/mysql
+
+Whoever has the token can join as that cluster, or be that gateway or workload, once. Run this
+as the user that the agent runs as: the agent reads the token's file when somebody comes, and
+needs no restart.";
+
+/// Examples of `isthmus-agent token list`, for its help.
+pub const LIST_HELP: &str = "\
+Examples:
+  isthmus-agent token list
+  isthmus-agent token list --config agent.yaml --json
+
+Tokens are forgotten an hour after they have expired. No secret is kept, and none is shown.";
+
+/// Examples of `isthmus-agent join`, for its help.
+pub const JOIN_HELP: &str = "\
+Examples:
+  isthmus-agent join isthmus1.AAAA…
+  isthmus-agent join --config agent.yaml - < token.txt
+
+Other users see arguments in the list of processes, and not what `-` reads. Both sides learn
+each other's addresses and bundles. Run this as the user that the agent runs as; the running
+agents need no restart.";
+
+/// What can be done with tokens.
+#[derive(Debug, Subcommand)]
+pub enum TokenCommand {
+    /// Print a token, good once: for another cluster to join, or for a gateway's or workload's first certificate
+    #[command(after_help = CREATE_HELP)]
+    Create(CreateArgs),
+    /// Show which tokens there are, and what has become of them
+    #[command(after_help = LIST_HELP)]
+    List(ListArgs),
+}
+
+/// What `token create` takes.
+#[derive(Debug, Args)]
+#[command(group(ArgGroup::new("whom").required(true).args(["guest", "gateway", "workload"])))]
+pub struct CreateArgs {
+    /// The configuration file (YAML)
+    #[arg(long, value_name = "FILE", default_value = AGENT)]
+    pub config: PathBuf,
+    /// The cluster that may join with it
+    #[arg(long = "for", value_name = "CLUSTER", requires = "trust_domain")]
+    pub guest: Option<Cluster>,
+    /// The trust domain of that cluster
+    #[arg(long, value_name = "NAME", conflicts_with_all = ["gateway", "workload"])]
+    pub trust_domain: Option<TrustDomain>,
+    /// The gateway of this cluster, as `gateways:` of the file names it, whose first certificate it is for
+    #[arg(long, value_name = "NAME")]
+    pub gateway: Option<String>,
+    /// The workload whose first certificate it is for, spiffe://TRUST-DOMAIN/ns/NAMESPACE/sa/ACCOUNT
+    #[arg(long, value_name = "SPIFFE-ID")]
+    pub workload: Option<SpiffeId>,
+    /// Where its holder comes, NAME:PORT or IP:PORT [default: what the file says]
+    #[arg(long, value_parser = text::target)]
+    pub address: Option<Target>,
+    /// How long it can be used, such as 15m; at most 24h
+    #[arg(long, value_name = "TIME", default_value = "15m", value_parser = humantime::parse_duration)]
+    pub lifetime: Duration,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// What `token list` takes.
+#[derive(Debug, Args)]
+pub struct ListArgs {
+    /// The configuration file (YAML)
+    #[arg(long, value_name = "FILE", default_value = AGENT)]
+    pub config: PathBuf,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// What `join` takes.
+#[derive(Debug, Args)]
+pub struct JoinArgs {
+    /// The configuration file (YAML)
+    #[arg(long, value_name = "FILE", default_value = AGENT)]
+    pub config: PathBuf,
+    /// What `token create` printed on the other side; `-` reads it from standard input
+    #[arg(value_name = "TOKEN")]
+    pub token: String,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Why a command did nothing.
+#[derive(Debug, thiserror::Error)]
+pub enum CliError {
+    /// A token for nobody.
+    #[error("for whom? write --for CLUSTER --trust-domain NAME, --gateway NAME or --workload SPIFFE-ID")]
+    Whom,
+    /// No token was made.
+    #[error(transparent)]
+    Create(#[from] CreateError),
+    /// The tokens cannot be listed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// What was given is no token.
+    #[error(transparent)]
+    Token(#[from] TokenError),
+    /// Standard input cannot be read.
+    #[error("standard input: {0}")]
+    Input(io::Error),
+    /// The join has failed.
+    #[error(transparent)]
+    Join(#[from] JoinError),
+}
+
+/// Whose first certificate a token is for.
+#[derive(Clone, Debug)]
+pub enum First<'a> {
+    /// A gateway's of the cluster, by its name.
+    Gateway(&'a str),
+    /// A workload's.
+    Workload(&'a SpiffeId),
+}
+
+impl CreateArgs {
+    /// Whose first certificate it is to be for; none: it is for a cluster to join.
+    #[must_use]
+    pub fn first(&self) -> Option<First<'_>> {
+        let gateway = self.gateway.as_deref().map(First::Gateway);
+        gateway.or(self.workload.as_ref().map(First::Workload))
+    }
+
+    /// Makes a token for a cluster, and an endpoint that joiners find at `address`, and returns what to print.
+    ///
+    /// # Errors
+    /// Why there is no token.
+    pub fn run(&self, context: &Context, address: Target) -> Result<String, CliError> {
+        let named = self.guest.clone().zip(self.trust_domain.clone());
+        let (cluster, trust_domain) = named.ok_or(CliError::Whom)?;
+        let token = create(context, address, Party { cluster, trust_domain }, self.lifetime)?;
+        Ok(self.shown(&token))
+    }
+
+    /// A token as it is printed.
+    #[must_use]
+    pub fn shown(&self, token: &Token) -> String {
+        let (text, expires) = (token.reveal(), Rfc3339(token.expires).to_string());
+        if self.json {
+            let Token { address, guest, .. } = token;
+            let json = json!({
+                "token": text, "id": token.id().short(), "for": guest,
+                "address": address.to_string(), "expires": expires,
+            });
+            return format!("{json:#}");
+        }
+        // Alone, so that it can be piped.
+        text
+    }
+}
+
+impl ListArgs {
+    /// Returns what to print.
+    ///
+    /// # Errors
+    /// The tokens cannot be read.
+    pub fn run(&self, tokens: &dyn Tokens) -> Result<String, CliError> {
+        let now = unix_seconds(SystemTime::now());
+        let mut rows = Vec::new();
+        for (record, state) in tokens.list()? {
+            let state = match state {
+                State::Open if record.expires <= now => "expired".to_owned(),
+                state => state.to_string(),
+            };
+            rows.push((record, state));
+        }
+        if self.json {
+            let rows: Vec<_> = rows
+                .iter()
+                .map(|(record, state)| {
+                    let expires = Rfc3339(record.expires).to_string();
+                    json!({ "id": record.id.short(), "for": record.guest, "expires": expires, "state": state })
+                })
+                .collect();
+            return Ok(format!("{:#}", json!(rows)));
+        }
+        if rows.is_empty() {
+            return Ok("no tokens".to_owned());
+        }
+        let mut text = format!("{:<8}  {:<7}  {:<20}  FOR", "TOKEN", "STATE", "EXPIRES");
+        for (record, state) in rows {
+            let expires = Rfc3339(record.expires);
+            let _infallible =
+                write!(text, "\n{}  {state:<7}  {expires}  {}", record.id.short(), record.guest);
+        }
+        Ok(text)
+    }
+}
+
+impl JoinArgs {
+    /// Joins, and returns what to print.
+    ///
+    /// # Errors
+    /// What is no token, or why the join has failed.
+    pub async fn run(&self, context: &Context) -> Result<String, CliError> {
+        let token: Token = self.read(io::stdin().lock())?.parse()?;
+        let peer = join(context, &token).await?;
+        if self.json {
+            return Ok(format!("{:#}", json!(peer)));
+        }
+        let introduction = &peer.introduction;
+        Ok(format!("joined {}, whose agent is at {}", introduction.party, introduction.address))
+    }
+
+    fn read(&self, input: impl io::Read) -> Result<String, CliError> {
+        if self.token != "-" {
+            return Ok(self.token.clone());
+        }
+        let mut bytes = Vec::new();
+        input.take(LONGEST_INPUT).read_to_end(&mut bytes).map_err(CliError::Input)?;
+        Ok(String::from_utf8_lossy(&bytes).into_owned())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_token_is_an_argument_or_comes_from_standard_input() {
+        let args = |token: &str| JoinArgs { config: PathBuf::new(), token: token.to_owned(), json: false };
+        assert_eq!(args("isthmus1.x").read(io::empty()).unwrap(), "isthmus1.x");
+        assert_eq!(args("-").read(&b"isthmus1.x\n"[..]).unwrap(), "isthmus1.x\n");
+        let endless = args("-").read(io::repeat(b'x')).unwrap();
+        assert_eq!(endless.parse::<Token>(), Err(TokenError::TooLong));
+        assert_eq!(args("-").read(io::repeat(0xff)).unwrap().parse::<Token>(), Err(TokenError::TooLong));
+    }
+}

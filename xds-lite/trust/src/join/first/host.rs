@@ -1,0 +1,272 @@
+//! The side that made the token: it judges what is presented, and ends the token once. Not the signing in between.
+
+use std::sync::Arc;
+use std::time::SystemTime;
+use std::{fmt, io};
+
+use isthmus_certs::{Role, SpiffeId, Trust};
+use isthmus_grpc::serve::TokenSessions;
+use tokio::task::{JoinError, spawn_blocking};
+use tokio_rustls::rustls::server::NoServerSessionStorage;
+use tokio_rustls::rustls::version::TLS13;
+use tokio_rustls::rustls::{self, ServerConfig, ServerConnection};
+use tonic::codegen::http::Extensions;
+
+use super::{ALPN, Exported, presented};
+use crate::join::secret::TokenId;
+use crate::join::tls::{self, MeetError};
+use crate::join::tokens::{Ending, State, StoreError, Tokens, Wrong};
+use crate::join::{Guest, Party, Refusal, unix_seconds};
+
+/// Where tokens are presented.
+pub struct Desk {
+    trust: Trust,
+    issuer: Party,
+    tokens: Arc<dyn Tokens>,
+    wrong: Wrong,
+}
+
+/// Who has proven the secret of an open token.
+#[derive(Debug)]
+pub struct Admitted {
+    /// For whom the token was made.
+    pub identity: SpiffeId,
+    /// The agent's proof, for the answer.
+    pub proof: String,
+    id: TokenId,
+}
+
+impl Admitted {
+    /// Which token it was, for the log.
+    #[must_use]
+    pub fn token(&self) -> String {
+        self.id.short()
+    }
+}
+
+/// Why a token is not taken.
+#[derive(Debug, thiserror::Error)]
+pub enum Refused {
+    /// It is no good, and never will be.
+    #[error(transparent)]
+    Token(#[from] Refusal),
+    /// It is a cluster's, to join with.
+    #[error(
+        "the token was made for a cluster to join, and not for a certificate; give it to `isthmus-agent join` there"
+    )]
+    ToJoin,
+    /// Who presents it is known, and the store does not do as it is asked.
+    #[error("{0}")]
+    Store(#[from] StoreError),
+    /// A thread broke.
+    #[error("a thread has ended: {0}")]
+    Thread(#[from] JoinError),
+}
+
+impl Desk {
+    /// Where this agent's tokens are presented.
+    #[must_use]
+    pub fn new(trust: Trust, issuer: Party, tokens: Arc<dyn Tokens>) -> Desk {
+        Desk { trust, issuer, tokens, wrong: Wrong::default() }
+    }
+
+    /// The own chain is shown with the roots that vouch for it, and none is asked.
+    fn config(&self) -> Result<Arc<ServerConfig>, MeetError> {
+        let trusted = self.trust.current();
+        let chain = tls::showing(&trusted, Role::Server)?;
+        let provider = rustls::crypto::aws_lc_rs::default_provider();
+        let mut config = ServerConfig::builder_with_provider(Arc::new(provider))
+            .with_protocol_versions(&[&TLS13])
+            .and_then(|builder| {
+                builder.with_no_client_auth().with_single_cert(chain, trusted.identity.key().clone_key())
+            })
+            .map_err(MeetError::Own)?;
+        config.alpn_protocols = vec![ALPN.to_vec()];
+        config.session_storage = Arc::new(NoServerSessionStorage {});
+        config.send_tls13_tickets = 0;
+        Ok(Arc::new(config))
+    }
+
+    /// Hears the proof. Only to who knows the secret is anything said of the token, and nothing is changed yet.
+    ///
+    /// # Errors
+    /// Why it is not taken.
+    pub async fn admit(&self, session: &Exported, bearer: &str) -> Result<Admitted, Refused> {
+        let (id, proof) = presented(bearer).ok_or(Refusal::Unknown)?;
+        let tokens = Arc::clone(&self.tokens);
+        let found = spawn_blocking(move || tokens.find(id)).await??;
+        let (record, state) = found.ok_or(Refusal::Unknown)?;
+        let session = session.about(id, &self.issuer, &record.guest);
+        if !record.verifier.admits(&session, &proof) {
+            self.count(id, state).await?;
+            return Err(Refusal::Unknown.into());
+        }
+        let Guest::Identity { identity } = record.guest else { return Err(Refused::ToJoin) };
+        let refused = match state {
+            State::Used => Some(Refusal::Used),
+            State::Void => Some(Refusal::Void),
+            State::Open if unix_seconds(SystemTime::now()) >= record.expires => Some(Refusal::Expired),
+            State::Open => None,
+        };
+        if let Some(why) = refused {
+            tracing::warn!(token = id.short(), %identity, %why, "who knows a token's secret was refused");
+            return Err(why.into());
+        }
+        Ok(Admitted { identity, proof: record.verifier.prove(&session).to_text(), id })
+    }
+
+    /// Ends the token: of all who were admitted with it, one gets past here.
+    ///
+    /// # Errors
+    /// Somebody else was first, or the store does not say.
+    pub async fn take(&self, admitted: &Admitted) -> Result<(), Refused> {
+        match self.end(admitted.id, Ending::Used).await? {
+            true => Ok(()),
+            false => Err(Refusal::Used.into()),
+        }
+    }
+
+    async fn count(&self, id: TokenId, state: State) -> Result<(), Refused> {
+        if state == State::Open && self.wrong.is_enough(id) && self.end(id, Ending::Void).await? {
+            tracing::warn!(token = id.short(), "wrong proofs have ended a token; make a new one");
+        }
+        Ok(())
+    }
+
+    async fn end(&self, id: TokenId, ending: Ending) -> Result<bool, Refused> {
+        let tokens = Arc::clone(&self.tokens);
+        Ok(spawn_blocking(move || tokens.end(id, ending)).await??)
+    }
+}
+
+impl TokenSessions for Desk {
+    fn alpn(&self) -> &'static [u8] {
+        ALPN
+    }
+
+    fn tls(&self) -> io::Result<Arc<ServerConfig>> {
+        self.config().map_err(io::Error::other)
+    }
+
+    fn bind(&self, session: &ServerConnection) -> io::Result<Extensions> {
+        let mut extensions = Extensions::new();
+        extensions.insert(Exported::of(session).map_err(io::Error::other)?);
+        Ok(extensions)
+    }
+}
+
+impl fmt::Debug for Desk {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Desk").field("issuer", &self.issuer).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use isthmus_certs::{Authority, TrustBundles, TrustDomain};
+    use tempfile::TempDir;
+    use tokio::runtime::Runtime;
+
+    use super::*;
+    use crate::join::first::{bearer, create};
+    use crate::join::tokens::{Folder, Record};
+    use crate::join::{Token, secret::Secret};
+
+    struct World {
+        desk: Desk,
+        trust: Trust,
+        tokens: Arc<dyn Tokens>,
+        _folder: TempDir,
+    }
+
+    fn world() -> World {
+        let folder = tempfile::tempdir().unwrap();
+        let root = Authority::generate(TrustDomain::new("east.example").unwrap()).unwrap();
+        let agent = SpiffeId::agent(root.trust_domain(), "east", "a").unwrap();
+        let mut bundles = TrustBundles::new();
+        bundles.add_root(root.trust_domain().clone(), root.certificate()).unwrap();
+        let trust = Trust::new(root.issue(&agent, &[], Duration::from_secs(3600)).unwrap(), bundles);
+        let tokens: Arc<dyn Tokens> = Arc::new(Folder::new(folder.path().join("tokens")));
+        let desk = Desk::new(trust.clone(), issuer(), Arc::clone(&tokens));
+        World { desk, trust, tokens, _folder: folder }
+    }
+
+    fn issuer() -> Party {
+        Party { cluster: "east".parse().unwrap(), trust_domain: TrustDomain::new("east.example").unwrap() }
+    }
+
+    impl World {
+        fn token(&self, seconds: u64) -> Token {
+            let (address, id) = ("192.0.2.7:15012".parse().unwrap(), "spiffe://east.example/ns/db/sa/mysql");
+            let id = SpiffeId::parse(id).unwrap();
+            create(&self.trust, issuer(), &*self.tokens, address, id, Duration::from_secs(seconds)).unwrap()
+        }
+
+        /// Presents a token on the session of this number, as its holder does on the session `made`.
+        fn admit(&self, token: &Token, made: u8, presented: u8) -> Result<Admitted, Refused> {
+            let session = Exported([made; 32]).about(token.id(), &token.issuer, &token.guest);
+            let text = bearer(token.id(), &token.secret.prove(&session));
+            Runtime::new().unwrap().block_on(self.desk.admit(&Exported([presented; 32]), &text))
+        }
+
+        fn take(&self, admitted: &Admitted) -> Result<(), Refused> {
+            Runtime::new().unwrap().block_on(self.desk.take(admitted))
+        }
+    }
+
+    fn is(outcome: Result<impl fmt::Debug, Refused>, why: Refusal) {
+        let refused = outcome.unwrap_err();
+        assert!(matches!(&refused, Refused::Token(found) if *found == why), "{refused}");
+    }
+
+    #[test]
+    fn a_desk_takes_a_token_once_and_from_its_holder() {
+        let world = world();
+        let token = world.token(60);
+        // Who receives it, and presents it elsewhere.
+        is(world.admit(&token, 1, 2), Refusal::Unknown);
+        let [one, two] = [1, 2].map(|session| world.admit(&token, session, session).unwrap());
+        assert_eq!(Guest::Identity { identity: one.identity.clone() }, token.guest);
+        assert_ne!(one.proof, two.proof, "each answer is for its session");
+        world.take(&two).unwrap();
+        is(world.take(&one), Refusal::Used);
+        is(world.admit(&token, 3, 3), Refusal::Used);
+    }
+
+    #[test]
+    fn only_who_knows_the_secret_is_told_what_became_of_a_token() {
+        let world = world();
+        let token = world.token(60);
+        for _ in 0..5 {
+            is(world.admit(&token, 1, 2), Refusal::Unknown);
+        }
+        is(world.admit(&token, 1, 1), Refusal::Void);
+        for text in ["", "x", "0.x", &format!("{}.x", "0".repeat(32))] {
+            is(
+                Runtime::new().unwrap().block_on(world.desk.admit(&Exported([1; 32]), text)),
+                Refusal::Unknown,
+            );
+        }
+        let secret = Secret::generate().unwrap();
+        let stranger = Token { secret, ..token.clone() };
+        is(world.admit(&stranger, 1, 1), Refusal::Unknown);
+    }
+
+    #[test]
+    fn a_token_that_is_late_or_for_something_else_is_not_taken() {
+        let world = world();
+        let token = world.token(60);
+        let keep = |guest: Guest, expires| {
+            let secret = Secret::generate().unwrap();
+            let (id, verifier) = (secret.id(), secret.verifier());
+            world.tokens.put(&Record { id, guest: guest.clone(), expires, verifier }).unwrap();
+            Token { secret, guest, ..token.clone() }
+        };
+        let late = keep(token.guest.clone(), unix_seconds(SystemTime::now()));
+        is(world.admit(&late, 1, 1), Refusal::Expired);
+        let to_join = keep(Guest::Cluster(issuer()), u64::MAX);
+        assert!(matches!(world.admit(&to_join, 1, 1), Err(Refused::ToJoin)));
+    }
+}

@@ -1,0 +1,292 @@
+//! TLS 1.3 between two agents that do not know each other yet: each shows its chain with its roots, and each is
+//! verified against a root that it shows itself (`shown`). Which root the issuing side must show, the token says.
+
+use std::io;
+use std::sync::Arc;
+
+use isthmus_certs::facts::Facts;
+use isthmus_certs::trust::Trusted;
+use isthmus_certs::{KeyPin, Role, Trust, VerifyError};
+use tokio::net::TcpStream;
+use tokio_rustls::rustls::client::Resumption;
+use tokio_rustls::rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use tokio_rustls::rustls::crypto::{CryptoProvider, aws_lc_rs, verify_tls13_signature};
+use tokio_rustls::rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use tokio_rustls::rustls::server::NoServerSessionStorage;
+use tokio_rustls::rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
+use tokio_rustls::rustls::version::TLS13;
+use tokio_rustls::rustls::{
+    AlertDescription, CertificateError, ClientConfig, CommonState, ConnectionCommon, DigitallySignedStruct,
+    DistinguishedName, Error, OtherError, PeerIncompatible, ServerConfig, SignatureScheme,
+};
+use tokio_rustls::{TlsAcceptor, TlsConnector, client, server};
+
+use super::secret::{Session, TokenId};
+use super::shown::{self, MOST, Shown, ShownError, Wanted};
+use super::{Guest, Party, Token};
+use isthmus_grpc::resolve;
+use isthmus_model::address::Target;
+
+/// The talk and its version.
+const ALPN: &[u8] = b"isthmus-join/1";
+const LABEL: &[u8] = b"EXPORTER-isthmus-join";
+
+/// Why two agents did not meet.
+#[derive(Debug, thiserror::Error)]
+pub enum MeetError {
+    /// The other side is not who it must be.
+    #[error(transparent)]
+    Shown(#[from] ShownError),
+    /// The own identity cannot be used.
+    #[error("the own certificate cannot be used: {0}")]
+    Own(#[source] Error),
+    /// Nobody is there.
+    #[error(
+        "no connection: {0}; is the agent there running, does its file open the endpoint, may it be reached?"
+    )]
+    Connect(#[source] io::Error),
+    /// No TLS came about.
+    #[error("no TLS: {0}; is it the address of an agent's endpoint for joining?")]
+    Handshake(#[source] io::Error),
+    /// Another protocol.
+    #[error("the other side does not speak this version of joining; use the same release on both sides")]
+    Protocol,
+}
+
+/// One side of a connection whose other side has shown itself.
+#[derive(Debug)]
+pub(super) struct Met<S> {
+    pub(super) stream: S,
+    pub(super) shown: Shown,
+    pub(super) chain: Vec<CertificateDer<'static>>,
+}
+
+/// Waits for a joiner's handshake: any agent of anybody.
+pub(super) async fn accept(
+    stream: TcpStream,
+    trust: &Trust,
+) -> Result<Met<server::TlsStream<TcpStream>>, MeetError> {
+    let config = server_config(&trust.current())?;
+    stream.set_nodelay(true).map_err(MeetError::Handshake)?;
+    let stream = TlsAcceptor::from(Arc::new(config)).accept(stream).await.map_err(refused)?;
+    let (chain, shown) = met(stream.get_ref().1, Role::Client, None)?;
+    Ok(Met { stream, shown, chain })
+}
+
+/// Connects to the side that made a token, and to nobody else.
+pub(super) async fn connect(
+    token: &Token,
+    trust: &Trust,
+) -> Result<Met<client::TlsStream<TcpStream>>, MeetError> {
+    let wanted = Wanted { root: token.root, party: token.issuer.clone() };
+    let config = client_config(&trust.current(), wanted.clone())?;
+    let (stream, name) = reach(&token.address).await.map_err(MeetError::Connect)?;
+    let stream = TlsConnector::from(Arc::new(config)).connect(name, stream).await.map_err(refused)?;
+    let (chain, shown) = met(stream.get_ref().1, Role::Server, Some(&wanted))?;
+    Ok(Met { stream, shown, chain })
+}
+
+/// Connects to an address; the name is for TLS, which does not look at it.
+pub(super) async fn reach(address: &Target) -> io::Result<(TcpStream, ServerName<'static>)> {
+    let name = match address {
+        Target::Address(address) => ServerName::from(address.ip()),
+        Target::Name { host, .. } => {
+            ServerName::try_from(host.as_str().to_owned()).map_err(io::Error::other)?
+        }
+    };
+    let stream = TcpStream::connect(&resolve::addresses(address).await?[..]).await?;
+    stream.set_nodelay(true)?;
+    Ok((stream, name))
+}
+
+/// What the handshake has verified, once more for what it says.
+fn met(
+    connection: &CommonState,
+    role: Role,
+    wanted: Option<&Wanted>,
+) -> Result<(Vec<CertificateDer<'static>>, Shown), MeetError> {
+    if connection.alpn_protocol() != Some(ALPN) {
+        return Err(MeetError::Protocol);
+    }
+    let chain = connection.peer_certificates().unwrap_or_default().to_vec();
+    let shown = shown::prove(&chain, role, wanted, UnixTime::now())?;
+    Ok((chain, shown))
+}
+
+/// What both proofs are made over.
+pub(super) fn session<D>(
+    connection: &ConnectionCommon<D>,
+    id: TokenId,
+    issuer: &Party,
+    guest: &Guest,
+) -> Result<Session, Error> {
+    let context = Token::context(id, issuer, guest);
+    connection.export_keying_material([0; 32], LABEL, Some(&context)).map(Session)
+}
+
+/// The key of the root that tokens name.
+pub(super) fn root(trusted: &Trusted) -> Result<KeyPin, ShownError> {
+    let roots = roots(trusted, Role::Server)?;
+    let pin = roots.first().and_then(|root| Facts::of(root).ok()).map(|facts| facts.pin);
+    pin.ok_or(ShownError::NoRoot)
+}
+
+/// The own roots that vouch for the own chain: several while one follows another.
+fn roots(trusted: &Trusted, role: Role) -> Result<Vec<CertificateDer<'static>>, ShownError> {
+    let id = trusted.identity.id();
+    let bundle = trusted.bundles.get(id.trust_domain());
+    let bundle = bundle.ok_or_else(|| VerifyError::NoBundle(id.clone()))?;
+    let (mut found, mut refused) = (Vec::new(), ShownError::NoRoot);
+    for root in bundle.roots() {
+        let chain: Vec<_> = trusted.identity.chain().iter().chain([root]).cloned().collect();
+        match shown::prove(&chain, role, None, UnixTime::now()) {
+            Ok(_) => found.push(root.clone()),
+            Err(error) => refused = error,
+        }
+    }
+    if found.is_empty() { Err(refused) } else { Ok(found) }
+}
+
+/// The own chain with its roots.
+pub(super) fn showing(trusted: &Trusted, role: Role) -> Result<Vec<CertificateDer<'static>>, ShownError> {
+    let chain = trusted.identity.chain().iter().cloned();
+    Ok(chain.chain(roots(trusted, role)?).take(MOST).collect())
+}
+
+fn server_config(trusted: &Trusted) -> Result<ServerConfig, MeetError> {
+    let chain = showing(trusted, Role::Server)?;
+    let verifier = Verifier::new(None);
+    let mut config = ServerConfig::builder_with_provider(Arc::clone(&verifier.provider))
+        .with_protocol_versions(&[&TLS13])
+        .and_then(|builder| {
+            let builder = builder.with_client_cert_verifier(verifier);
+            builder.with_single_cert(chain, trusted.identity.key().clone_key())
+        })
+        .map_err(MeetError::Own)?;
+    config.alpn_protocols = vec![ALPN.to_vec()];
+    config.session_storage = Arc::new(NoServerSessionStorage {});
+    config.send_tls13_tickets = 0;
+    Ok(config)
+}
+
+fn client_config(trusted: &Trusted, wanted: Wanted) -> Result<ClientConfig, MeetError> {
+    let chain = showing(trusted, Role::Client)?;
+    let verifier = Verifier::new(Some(wanted));
+    let mut config = ClientConfig::builder_with_provider(Arc::clone(&verifier.provider))
+        .with_protocol_versions(&[&TLS13])
+        .and_then(|builder| {
+            let builder = builder.dangerous().with_custom_certificate_verifier(verifier);
+            builder.with_client_auth_cert(chain, trusted.identity.key().clone_key())
+        })
+        .map_err(MeetError::Own)?;
+    config.alpn_protocols = vec![ALPN.to_vec()];
+    config.resumption = Resumption::disabled();
+    Ok(config)
+}
+
+/// A handshake that this side or the other has ended.
+pub(super) fn refused(error: io::Error) -> MeetError {
+    match error.get_ref().and_then(|error| error.downcast_ref::<Error>()) {
+        Some(
+            Error::NoApplicationProtocol | Error::AlertReceived(AlertDescription::NoApplicationProtocol),
+        ) => MeetError::Protocol,
+        Some(tls) => shown_error(tls).map_or(MeetError::Handshake(error), MeetError::Shown),
+        None => MeetError::Handshake(error),
+    }
+}
+
+fn tls_error(why: ShownError) -> Error {
+    Error::InvalidCertificate(CertificateError::Other(OtherError(Arc::new(why))))
+}
+
+fn shown_error(error: &Error) -> Option<ShownError> {
+    match error {
+        Error::InvalidCertificate(CertificateError::Other(OtherError(why))) => why.downcast_ref().cloned(),
+        _ => None,
+    }
+}
+
+/// Takes whom a token names, or any agent under any root that it shows.
+#[derive(Debug)]
+pub(super) struct Verifier {
+    wanted: Option<Wanted>,
+    pub(super) provider: Arc<CryptoProvider>,
+}
+
+impl Verifier {
+    pub(super) fn new(wanted: Option<Wanted>) -> Arc<Verifier> {
+        Arc::new(Verifier { wanted, provider: Arc::new(aws_lc_rs::default_provider()) })
+    }
+
+    fn verify(
+        &self,
+        leaf: &CertificateDer<'_>,
+        others: &[CertificateDer<'_>],
+        role: Role,
+        now: UnixTime,
+    ) -> Result<(), Error> {
+        let chain: Vec<_> = std::iter::once(leaf).chain(others).cloned().collect();
+        shown::prove(&chain, role, self.wanted.as_ref(), now).map(drop).map_err(tls_error)
+    }
+}
+
+/// Whatever is believed about a certificate, its holder must have the key.
+macro_rules! signatures_are_checked {
+    () => {
+        fn verify_tls12_signature(
+            &self,
+            _message: &[u8],
+            _cert: &CertificateDer<'_>,
+            _dss: &DigitallySignedStruct,
+        ) -> Result<HandshakeSignatureValid, Error> {
+            Err(PeerIncompatible::SupportedVersionsExtensionRequired.into())
+        }
+
+        fn verify_tls13_signature(
+            &self,
+            message: &[u8],
+            cert: &CertificateDer<'_>,
+            dss: &DigitallySignedStruct,
+        ) -> Result<HandshakeSignatureValid, Error> {
+            verify_tls13_signature(message, cert, dss, &self.provider.signature_verification_algorithms)
+        }
+
+        fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+            self.provider.signature_verification_algorithms.supported_schemes()
+        }
+    };
+}
+
+impl ServerCertVerifier for Verifier {
+    fn verify_server_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        _server_name: &ServerName<'_>,
+        _ocsp_response: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, Error> {
+        self.verify(end_entity, intermediates, Role::Server, now)?;
+        Ok(ServerCertVerified::assertion())
+    }
+
+    signatures_are_checked!();
+}
+
+impl ClientCertVerifier for Verifier {
+    fn root_hint_subjects(&self) -> &[DistinguishedName] {
+        &[]
+    }
+
+    fn verify_client_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        now: UnixTime,
+    ) -> Result<ClientCertVerified, Error> {
+        self.verify(end_entity, intermediates, Role::Client, now)?;
+        Ok(ClientCertVerified::assertion())
+    }
+
+    signatures_are_checked!();
+}

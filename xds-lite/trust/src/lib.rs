@@ -1,0 +1,8 @@
+//! How clusters come to trust each other and workloads get certificates: `join` and its tokens, the trust `bundles` that
+//! joined clusters exchange, `issuing` over Istio's certificate API, and `enrolment`, its client.
+
+pub mod bundles;
+pub mod enrolment;
+pub mod issuing;
+pub mod join;
+pub mod stubs;
