@@ -31,7 +31,7 @@ use isthmus_tests::workload::{Caller, Demands, endpoint};
 use isthmus_tests::{binary, figure};
 use isthmus_trust::enrolment::{EnrolError, Folder, by_token, first};
 use isthmus_trust::join::Token;
-use isthmus_trust::join::first::meet;
+use isthmus_trust::join::enrolment::meet;
 use isthmus_trust::stubs::istio_certificate_service_client::IstioCertificateServiceClient;
 use rustls::{ServerConnection, StreamOwned};
 use serde_json::Value;
@@ -350,7 +350,7 @@ fn somebody_with_another_root_hears_nothing() {
         .with_no_client_auth()
         .with_single_cert(chain, his.identity.key().clone_key())
         .unwrap();
-    config.alpn_protocols = vec![isthmus_trust::join::first::ALPN.to_vec()];
+    config.alpn_protocols = vec![isthmus_trust::join::enrolment::ALPN.to_vec()];
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let at = listener.local_addr().unwrap().to_string();
     let (tell, heard) = mpsc::channel();

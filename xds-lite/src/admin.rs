@@ -88,10 +88,10 @@ impl From<Refused> for Refusal {
 /// The listener has no address.
 pub async fn serve(listener: TcpListener, pages: Arc<dyn Pages>, limits: Limits) -> io::Result<()> {
     let own = listener.local_addr()?;
-    let desk = Arc::new(answer::Desk::new(pages, limits.body));
+    let service = Arc::new(answer::AdminService::new(pages, limits.body));
     let answer = move |request, ()| {
-        let desk = Arc::clone(&desk);
-        async move { desk.answer(request, answer::Asker::At(own)).await }
+        let service = Arc::clone(&service);
+        async move { service.answer(request, answer::Caller::At(own)).await }
     };
     http::serve(listener, limits, answer).await;
     Ok(())
@@ -109,10 +109,10 @@ pub struct Local {
 /// Serves the same pages by a Unix socket, until it is dropped. One that cannot be put there is tried again.
 pub async fn serve_local(local: Local, pages: Arc<dyn Pages>, limits: Limits) {
     let listener = socket::bound(local).await;
-    let desk = Arc::new(answer::Desk::new(pages, limits.body));
+    let service = Arc::new(answer::AdminService::new(pages, limits.body));
     let answer = move |request, user| {
-        let desk = Arc::clone(&desk);
-        async move { desk.answer(request, answer::Asker::User(user)).await }
+        let service = Arc::clone(&service);
+        async move { service.answer(request, answer::Caller::User(user)).await }
     };
     http::serve(listener, limits, answer).await;
 }

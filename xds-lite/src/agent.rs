@@ -1,19 +1,19 @@
 //! The agent of a cluster: it follows the registry and the agents of other clusters, and serves what comes of it
 //! to the cluster's gateways and to those agents. What it knows is in `state`, who is served what in `views`.
 
-mod believing;
 mod bundles;
 pub mod config;
-mod follow;
+mod federation;
+mod import_health;
 pub mod issuing;
-pub mod joining;
-mod looking;
+pub mod join_config;
 mod metrics;
+mod mtls_check;
 mod pages;
 mod peer;
+mod peer_bundle;
 mod persistence;
-mod probe;
-mod probing;
+mod registry_watch;
 mod state;
 mod views;
 
@@ -41,14 +41,14 @@ use isthmus_trust::join;
 
 use bundles::Bundles;
 use config::{Registration, Settings};
-use follow::federate;
+use federation::federate;
 use issuing::Issuing;
-use joining::context;
-use looking::{keep_looking, look};
-use pages::Told;
-use peer::abroad_to;
+use join_config::context;
+use mtls_check::probe;
+use pages::AdminPages;
+use peer::peer_access;
 use persistence::Stores;
-use probe::probe;
+use registry_watch::{keep_looking, look};
 use state::State;
 use views::Views;
 
@@ -156,7 +156,7 @@ impl Agent {
         let bundles = Bundles::new(own, settings.state.as_deref());
         let views = Views::new(gateways?, adapter(&settings), bundles);
         for peer in &settings.peers {
-            views.add(&peer.domain, &peer.cluster, abroad_to(&settings, peer));
+            views.add(&peer.domain, &peer.cluster, peer_access(&settings, peer));
         }
         let issuing = Issuing::open(&settings, &trust)?;
         let settings = Arc::new(settings);
@@ -216,7 +216,7 @@ impl Agent {
         let files = look(Files::new(settings.registry.clone()), &state, &waiting).await?;
         let places = Places::of_descriptors(raise_descriptor_limit());
         let budgets = Arc::new(Budgets::new(settings.limits.clients, places));
-        let told = Arc::new(Told {
+        let told = Arc::new(AdminPages {
             budgets: Arc::clone(&budgets),
             settings: Arc::clone(&settings),
             state: Arc::clone(&state),
@@ -249,7 +249,7 @@ impl Agent {
             () = keep_registrations(&state) => Ok(()),
             () = views.bundles.keep_telling(&trust) => Ok(()),
             () = probe(Arc::clone(&state), Arc::clone(&waiting)) => Ok(()),
-            () = probing::ask(Arc::clone(&state)) => Ok(()),
+            () = import_health::ask(Arc::clone(&state)) => Ok(()),
             ended = federate(settings, trust.clone(), Arc::clone(&state)) => ended,
         }
     }
@@ -265,7 +265,7 @@ async fn attend(
     state: &Mutex<State>,
 ) {
     let looked_at = async {
-        while locked(state).proofs.awaits() {
+        while locked(state).mtls_checks.awaits() {
             tokio::time::sleep(PACE).await;
         }
     };

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use anyhow::Context as _;
 use clap::{CommandFactory as _, Parser, Subcommand};
 use clap_complete::Shell;
-use isthmus_agent::agent::{Agent, config, issuing, joining};
+use isthmus_agent::agent::{Agent, config, issuing, join_config};
 use isthmus_agent::cli::ask::{Question, ask};
 use isthmus_certs::Trust;
 use isthmus_certs::causes::with_causes;
@@ -92,7 +92,7 @@ fn main() -> ExitCode {
         Command::Token(TokenCommand::Create(args)) => create(&args),
         Command::Token(TokenCommand::List(tokens)) => list(&tokens),
         Command::Join(token) => loaded(&token.config).and_then(|(settings, trust)| {
-            let context = joining::context(&settings, trust)?;
+            let context = join_config::context(&settings, trust)?;
             say(&Runtime::new()?.block_on(token.run(&context))?)
         }),
         Command::Enrol(args) => enrol(&args),
@@ -147,8 +147,8 @@ fn create(args: &CreateArgs) -> anyhow::Result<()> {
         let token = issuing::token(&settings, &trust, &whom, args.address.clone(), args.lifetime)?;
         return say(&args.shown(&token));
     }
-    let address = args.address.clone().map_or_else(|| joining::meeting_place(&settings), Ok)?;
-    say(&args.run(&joining::context(&settings, trust)?, address)?)
+    let address = args.address.clone().map_or_else(|| join_config::meeting_place(&settings), Ok)?;
+    say(&args.run(&join_config::context(&settings, trust)?, address)?)
 }
 
 fn list(args: &ListArgs) -> anyhow::Result<()> {

@@ -18,7 +18,7 @@ pub use self::answers::{Answer, Answers};
 pub use self::following::{Following, Probed, Unreached};
 use crate::config::settings::{Fixed, Live, Service, Settings};
 use crate::drain::Phase;
-use crate::snapshot::{Beside, Next, Resolved, Snapshot};
+use crate::snapshot::{CompilerState, Resolved, Snapshot, SnapshotBuilder};
 use crate::socket;
 use crate::worker::{Process, Worker};
 
@@ -66,7 +66,7 @@ struct Inputs {
     /// As the file has it.
     live: Arc<Live>,
     resolved: Resolved,
-    beside: Beside,
+    beside: CompilerState,
 }
 
 #[derive(Debug)]
@@ -89,7 +89,7 @@ pub struct Refused {
 impl Control {
     pub(crate) fn new(settings: Settings, process: Arc<Process>, workers: Vec<Arc<Worker>>) -> Control {
         let tables = process.tables.load_full();
-        let beside = Beside::of_file(&tables);
+        let beside = CompilerState::of_file(&tables);
         let names = beside.targets();
         let answers = Answers::default();
         answers.keep_only(&names);
@@ -177,7 +177,7 @@ impl Control {
         Arc::clone(&self.inputs().live)
     }
 
-    fn change(&self, inputs: &mut Inputs, change: impl FnOnce(&mut Next<'_>)) {
+    fn change(&self, inputs: &mut Inputs, change: impl FnOnce(&mut SnapshotBuilder<'_>)) {
         if !self.swap(inputs, change) {
             return;
         }
@@ -222,11 +222,11 @@ impl Control {
     }
 
     /// False when nothing changes.
-    fn swap(&self, inputs: &mut Inputs, change: impl FnOnce(&mut Next<'_>)) -> bool {
+    fn swap(&self, inputs: &mut Inputs, change: impl FnOnce(&mut SnapshotBuilder<'_>)) -> bool {
         let started = Instant::now();
         let before = self.process.tables.load_full();
         let is_own = |address| self.process.is_own(address);
-        let mut next = Next::after(&before, &mut inputs.beside, (&inputs.resolved, &is_own));
+        let mut next = SnapshotBuilder::after(&before, &mut inputs.beside, (&inputs.resolved, &is_own));
         change(&mut next);
         if !next.is_news() {
             return false;

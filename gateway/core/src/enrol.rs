@@ -11,7 +11,7 @@ use isthmus_trust::enrolment::{ControlPlane, EnrolError, Keeper, Known, Standing
 use isthmus_trust::join::Token;
 use rustls::pki_types::DnsName;
 
-use crate::config::settings::{self, FirstToken, Fixed, Kept, Source, Trusts};
+use crate::config::settings::{self, FirstToken, Fixed, ManagedTrust, Source, Trusts};
 use crate::config::{gateway_of, is_default_cluster, read_token};
 use crate::control::Control;
 
@@ -74,13 +74,13 @@ pub enum Error {
 
 /// How a gateway begins.
 #[derive(Debug)]
-pub(crate) enum Beginning {
+pub(crate) enum Startup {
     /// It has no identity, and needs none.
-    Nobody,
+    NoIdentity,
     /// It has one.
-    Somebody(Trust),
+    Ready(Trust),
     /// It is to get one.
-    Awaits(First),
+    Enrolling(First),
 }
 
 /// By what a gateway gets its first certificate.
@@ -92,22 +92,22 @@ pub(crate) enum First {
     ControlPlane,
 }
 
-impl Beginning {
+impl Startup {
     /// What the settings come to now.
-    pub(crate) fn of(trusts: Option<&Trusts>) -> Result<Beginning, Error> {
+    pub(crate) fn of(trusts: Option<&Trusts>) -> Result<Startup, Error> {
         match trusts {
-            None => Ok(Beginning::Nobody),
-            Some(Trusts::Files(files)) => Ok(Beginning::Somebody(Trust::load(files)?)),
-            Some(trusts @ Trusts::Kept(kept)) => kept_or_awaited(kept, &trusts.files()),
+            None => Ok(Startup::NoIdentity),
+            Some(Trusts::Files(files)) => Ok(Startup::Ready(Trust::load(files)?)),
+            Some(trusts @ Trusts::ManagedTrust(kept)) => kept_or_awaited(kept, &trusts.files()),
         }
     }
 
     /// Where the file does not say in which cluster the gateway stands, its identity does.
     pub(crate) fn complete(&self, fixed: &mut Fixed) {
         let id = match self {
-            Beginning::Nobody | Beginning::Awaits(First::ControlPlane) => return,
-            Beginning::Somebody(trust) => trust.current().identity.id().clone(),
-            Beginning::Awaits(First::Token(_, id)) => id.clone(),
+            Startup::NoIdentity | Startup::Enrolling(First::ControlPlane) => return,
+            Startup::Ready(trust) => trust.current().identity.id().clone(),
+            Startup::Enrolling(First::Token(_, id)) => id.clone(),
         };
         if let Some(cluster) = gateway_of(&id).filter(|_| is_default_cluster(&fixed.node.cluster)) {
             cluster.clone_into(&mut fixed.node.cluster);
@@ -115,7 +115,7 @@ impl Beginning {
     }
 }
 
-fn kept_or_awaited(kept: &Kept, files: &TrustFiles) -> Result<Beginning, Error> {
+fn kept_or_awaited(kept: &ManagedTrust, files: &TrustFiles) -> Result<Startup, Error> {
     let directory = || kept.directory.clone();
     let why = match kept.folder().standing(files) {
         Standing::Good(trust) => {
@@ -127,21 +127,21 @@ fn kept_or_awaited(kept: &Kept, files: &TrustFiles) -> Result<Beginning, Error> 
                 _ if kept.bundles.is_none() && gateway_of(&found).is_none() => {
                     Err(Error::NoGateway { directory: directory(), found })
                 }
-                _ => Ok(Beginning::Somebody(trust)),
+                _ => Ok(Startup::Ready(trust)),
             };
         }
         Standing::Absent => "there is no certificate in it yet".to_owned(),
         Standing::Bad(error) => error.to_string(),
     };
     match &kept.token {
-        _ if kept.bundles.is_some() => Ok(Beginning::Awaits(First::ControlPlane)),
+        _ if kept.bundles.is_some() => Ok(Startup::Enrolling(First::ControlPlane)),
         FirstToken::None => Err(Error::NoToken { directory: directory(), why }),
-        FirstToken::Token(token, id) => Ok(Beginning::Awaits(First::Token(token.clone(), id.clone()))),
+        FirstToken::Token(token, id) => Ok(Startup::Enrolling(First::Token(token.clone(), id.clone()))),
         FirstToken::File(path) => {
             let wrong = |why| Error::TokenFile { path: path.clone(), why };
             let text = token(path).map_err(|error| wrong(error.to_string()))?;
             let (token, id) = read_token(&text).map_err(wrong)?;
-            Ok(Beginning::Awaits(First::Token(Box::new(token), id)))
+            Ok(Startup::Enrolling(First::Token(Box::new(token), id)))
         }
     }
 }
@@ -151,7 +151,7 @@ fn kept_or_awaited(kept: &Kept, files: &TrustFiles) -> Result<Beginning, Error> 
 /// # Errors
 /// There will be none.
 pub(crate) async fn awaited(by: &First, control: &Control) -> Result<Option<Watch>, Error> {
-    let Some(trusts @ Trusts::Kept(kept)) = &control.process.fixed.trust else { return Ok(None) };
+    let Some(trusts @ Trusts::ManagedTrust(kept)) = &control.process.fixed.trust else { return Ok(None) };
     tracing::info!("waiting for the first certificate");
     let failed = |error: &EnrolError| {
         tracing::warn!(problem = ?error.to_string(), "no first certificate yet; it is tried again");
@@ -173,7 +173,9 @@ pub(crate) async fn awaited(by: &First, control: &Control) -> Result<Option<Watc
 /// Renews what the gateway keeps, for as long as it runs; nothing, where others keep it.
 pub(crate) async fn keep(control: Arc<Control>) -> io::Result<()> {
     let fixed = &control.process.fixed;
-    let (Some(trusts @ Trusts::Kept(kept)), Some(trust)) = (&fixed.trust, control.process.trust.get()) else {
+    let (Some(trusts @ Trusts::ManagedTrust(kept)), Some(trust)) =
+        (&fixed.trust, control.process.trust.get())
+    else {
         return Ok(());
     };
     let (folder, files) = (kept.folder(), trusts.files());
@@ -196,7 +198,7 @@ pub(crate) async fn keep(control: Arc<Control>) -> io::Result<()> {
 }
 
 /// The control plane that issues, if one does.
-fn control_plane(fixed: &Fixed, kept: &Kept) -> Option<ControlPlane> {
+fn control_plane(fixed: &Fixed, kept: &ManagedTrust) -> Option<ControlPlane> {
     let Source::ControlPlane(plane) = &fixed.xds.as_ref()?.source else { return None };
     let FirstToken::File(token_file) = &kept.token else { return None };
     let named = plane.metadata.get("CLUSTER_ID").and_then(|id| id.as_str()).map(str::to_owned);

@@ -16,7 +16,7 @@ use tokio::task::JoinSet;
 use crate::config::settings::{ControlPlane, Settings, Source};
 use crate::control::Control;
 use crate::drain::{self, Phase};
-use crate::enrol::{self, Beginning, First};
+use crate::enrol::{self, First, Startup};
 use crate::limits::Limits;
 use crate::listen::{self, Accepted, Lane};
 use crate::live::Live;
@@ -81,7 +81,7 @@ impl Gateway {
     /// # Errors
     /// [`Error::Bind`] or [`Error::Thread`].
     pub fn start(settings: Settings, file: Option<PathBuf>) -> Result<Gateway, Error> {
-        let beginning = Beginning::of(settings.fixed.trust.as_ref())?;
+        let beginning = Startup::of(settings.fixed.trust.as_ref())?;
         let process = Arc::new(process(&settings, &beginning));
         let fixed = &process.fixed;
         let mut doors = Doors::open(&settings)?;
@@ -101,8 +101,8 @@ impl Gateway {
         let control = Arc::new(Control::new(settings, Arc::clone(&process), workers.clone()));
 
         let follow = match beginning {
-            Beginning::Awaits(first) => Followed::Awaits(first),
-            Beginning::Nobody | Beginning::Somebody(_) => followed(&control).map_err(Error::Follow)?,
+            Startup::Enrolling(first) => Followed::Awaits(first),
+            Startup::NoIdentity | Startup::Ready(_) => followed(&control).map_err(Error::Follow)?,
         };
         let (lanes, takers): (Vec<_>, Vec<_>) = workers
             .iter()
@@ -216,7 +216,7 @@ impl Doors {
     }
 }
 
-fn process(settings: &Settings, beginning: &Beginning) -> Process {
+fn process(settings: &Settings, beginning: &Startup) -> Process {
     let mut fixed = settings.fixed.clone();
     beginning.complete(&mut fixed);
     let reserve = RESERVE + RESERVE_PER_WORKER * fixed.workers as u64 * (1 + fixed.binds.len() as u64);
@@ -236,7 +236,7 @@ fn process(settings: &Settings, beginning: &Beginning) -> Process {
     let log = Arc::new(AccessLog::new(fixed.workers, fixed.access_log.buffer, Arc::clone(&metrics)));
     let tables = Snapshot::compile(settings.live.clone(), &Resolved::new(), None, &|_| false);
     let process = Process::new(fixed, tables, limits, metrics, log);
-    if let Beginning::Somebody(trust) = beginning {
+    if let Startup::Ready(trust) = beginning {
         let _once = process.trust.set(trust.clone());
     }
     process

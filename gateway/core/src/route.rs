@@ -290,7 +290,7 @@ mod tests {
         }
     }
 
-    /// Beside an exported wildcard, for who comes from other clusters; local clients reach both.
+    /// CompilerState an exported wildcard, for who comes from other clusters; local clients reach both.
     #[test]
     fn name_that_is_not_exported_never_falls_through_to_an_exported_wildcard() {
         let text = "listeners: [{ address: '127.0.0.1:0' }, { name: out, address: '127.0.0.1:0', side: outbound }]\n\

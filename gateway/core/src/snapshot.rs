@@ -2,11 +2,11 @@
 //! value; what a change leaves alone is shared with the tables before. Not the look-up itself (that is `route`) and
 //! not what changes while connections live (that is `endpoint`).
 
+mod builder;
 mod group;
 mod list;
 mod name;
 mod names;
-mod next;
 mod service;
 mod shared;
 
@@ -17,13 +17,13 @@ use isthmus_model::HostPattern;
 
 use crate::config::settings::Live;
 
+pub(crate) use builder::{CompilerState, SnapshotBuilder};
 pub(crate) use group::Group;
 use list::List;
 pub use name::Name;
 pub(crate) use names::Claim;
 use names::Names;
-pub(crate) use next::{Beside, Next};
-pub use service::{Endpoint, Resolved, Rules, Service, Traits};
+pub use service::{Endpoint, EndpointMeta, Resolved, Rules, Service};
 
 /// All tables of one moment.
 #[derive(Clone, Debug)]
@@ -57,8 +57,8 @@ impl Snapshot {
             learned: List::default(),
             names: Names::default(),
         };
-        let mut beside = Beside::default();
-        let mut next = Next::after(before.unwrap_or(&nothing), &mut beside, (resolved, is_own));
+        let mut beside = CompilerState::default();
+        let mut next = SnapshotBuilder::after(before.unwrap_or(&nothing), &mut beside, (resolved, is_own));
         next.read(live);
         next.done()
     }

@@ -1,7 +1,7 @@
 //! Edits of the configuration file → control: when to look, when a file is whole enough to be judged, and
 //! what to do when it is gone. Not what makes an edit good (`config`) or how it goes live (`control`).
 
-mod eyes;
+mod watcher;
 
 use std::fs::{self, Metadata};
 use std::hash::Hasher as _;
@@ -15,7 +15,7 @@ use isthmus_certs::input;
 use isthmus_model::file::LARGEST;
 use tokio::time::{sleep, timeout};
 
-use self::eyes::{Eyes, Seen};
+use self::watcher::{Seen, Watcher};
 use crate::config;
 use crate::control::Control;
 
@@ -37,7 +37,7 @@ const PACE: Duration = Duration::from_millis(20);
 pub(crate) async fn follow(file: PathBuf, control: Arc<Control>) -> io::Result<()> {
     let seen = Arc::new(Seen::default());
     let watch = Watch {
-        eyes: Eyes::new(Arc::clone(&seen)),
+        watcher: Watcher::new(Arc::clone(&seen)),
         settling: Settling::default(),
         content: None,
         is_first: true,
@@ -67,7 +67,7 @@ pub(crate) async fn follow(file: PathBuf, control: Arc<Control>) -> io::Result<(
 struct Watch {
     file: PathBuf,
     control: Arc<Control>,
-    eyes: Eyes,
+    watcher: Watcher,
     settling: Settling,
     /// The hash of the last content that was judged.
     content: Option<u64>,
@@ -78,12 +78,12 @@ impl Watch {
     /// Looks once, and says how long to wait for an event until the next look.
     fn look(&mut self) -> Duration {
         // Before the file is looked at, so that no edit falls between.
-        self.eyes.turn_to(&self.file);
+        self.watcher.turn_to(&self.file);
         let now = Instant::now();
         match fs::metadata(&self.file) {
             Err(error) => self.missing(&error, now),
             Ok(metadata) => {
-                match self.settling.saw(Print::of(&metadata), self.eyes.is_being_written(), now) {
+                match self.settling.saw(Fingerprint::of(&metadata), self.watcher.is_being_written(), now) {
                     Verdict::Same => POLL,
                     Verdict::Wait(more) => more,
                     Verdict::Judge(print) => self.judge(print, now),
@@ -110,7 +110,7 @@ impl Watch {
         POLL
     }
 
-    fn judge(&mut self, print: Print, now: Instant) -> Duration {
+    fn judge(&mut self, print: Fingerprint, now: Instant) -> Duration {
         let content = Some(hash(&self.file));
         if content == self.content {
             self.settling.judged(print, now);
@@ -125,7 +125,7 @@ impl Watch {
             return POLL;
         }
         let checked = config::load(&self.file);
-        if fs::metadata(&self.file).map(|metadata| Print::of(&metadata)).ok() != Some(print) {
+        if fs::metadata(&self.file).map(|metadata| Fingerprint::of(&metadata)).ok() != Some(print) {
             // It changed while it was read.
             self.content = before;
             return QUIET;
@@ -147,7 +147,7 @@ impl Watch {
 
 /// Which content a path leads to, as far as that can be told without reading it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Print {
+struct Fingerprint {
     device: u64,
     inode: u64,
     length: u64,
@@ -155,9 +155,9 @@ struct Print {
     changed: (i64, i64),
 }
 
-impl Print {
-    fn of(metadata: &Metadata) -> Print {
-        Print {
+impl Fingerprint {
+    fn of(metadata: &Metadata) -> Fingerprint {
+        Fingerprint {
             device: metadata.dev(),
             inode: metadata.ino(),
             length: metadata.len(),
@@ -177,11 +177,11 @@ impl Print {
 /// When a file that changes is whole, and when one that is away is gone.
 #[derive(Debug, Default)]
 struct Settling {
-    judged: Option<Print>,
+    judged: Option<Fingerprint>,
     /// Judged so soon after it changed that its content must be compared once more, from then on.
     unsure_until: Option<Instant>,
     /// What was seen last, and since when.
-    seen: Option<(Print, Instant)>,
+    seen: Option<(Fingerprint, Instant)>,
     away_since: Option<Instant>,
     is_gone: bool,
 }
@@ -197,7 +197,7 @@ enum Verdict<T> {
 }
 
 impl Settling {
-    fn saw(&mut self, print: Print, is_being_written: bool, now: Instant) -> Verdict<Print> {
+    fn saw(&mut self, print: Fingerprint, is_being_written: bool, now: Instant) -> Verdict<Fingerprint> {
         let was_gone = std::mem::take(&mut self.is_gone);
         self.away_since = None;
         if self.judged == Some(print) && !was_gone {
@@ -220,7 +220,7 @@ impl Settling {
         }
     }
 
-    fn judged(&mut self, print: Print, now: Instant) {
+    fn judged(&mut self, print: Fingerprint, now: Instant) {
         self.judged = Some(print);
         self.unsure_until = print.is_fresh(SystemTime::now()).then(|| now + GRAIN);
     }
@@ -264,8 +264,8 @@ fn hash(file: &Path) -> u64 {
 mod tests {
     use super::*;
 
-    fn print(length: u64) -> Print {
-        Print { device: 1, inode: 1, length, modified: (0, 0), changed: (0, 0) }
+    fn print(length: u64) -> Fingerprint {
+        Fingerprint { device: 1, inode: 1, length, modified: (0, 0), changed: (0, 0) }
     }
 
     #[test]
@@ -295,7 +295,7 @@ mod tests {
     fn an_edit_in_the_same_tick_of_a_coarse_clock_is_found_by_content() {
         let start = Instant::now();
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs();
-        let fresh = Print { modified: (i64::try_from(now).unwrap(), 0), ..print(1) };
+        let fresh = Fingerprint { modified: (i64::try_from(now).unwrap(), 0), ..print(1) };
         let mut settling = Settling::default();
         settling.judged(fresh, start);
         assert_eq!(settling.saw(fresh, false, start + QUIET), Verdict::Same);

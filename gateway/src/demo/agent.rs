@@ -8,7 +8,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use isthmus_agent::agent::config::{Settings, load};
-use isthmus_agent::agent::{self, joining};
+use isthmus_agent::agent::{self, join_config};
 use isthmus_agent::cli::ask::{Question, Where, ask};
 use isthmus_certs::Trust;
 use isthmus_trust::join::{Context, Party, Token, create};
@@ -126,12 +126,13 @@ impl Agent {
     /// What `isthmus-agent token` and `join` work with.
     pub(super) fn context(&self) -> Result<Context, Broken> {
         let trust = Trust::load(&self.settings.trust).map_err(Broken::cannot("load an agent's identity"))?;
-        joining::context(&self.settings, trust).map_err(Broken::cannot("prepare a join"))
+        join_config::context(&self.settings, trust).map_err(Broken::cannot("prepare a join"))
     }
 
     /// Makes a token for one other cluster.
     pub(super) fn token(&self, guest: Party) -> Result<Token, Broken> {
-        let place = joining::meeting_place(&self.settings).map_err(Broken::cannot("say where to join"))?;
+        let place =
+            join_config::meeting_place(&self.settings).map_err(Broken::cannot("say where to join"))?;
         create(&self.context()?, place, guest, LIFETIME).map_err(Broken::cannot("make a token"))
     }
 

@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use prost_types::Any;
 
-use super::session::{Kept, Nack, Refusals};
+use super::session::{Nack, NameUsage, Refusals};
 use super::view::{Position, View};
 use isthmus_proto::envoy::service::discovery::v3::{
     DeltaDiscoveryRequest, DeltaDiscoveryResponse, Resource as Sent,
@@ -30,9 +30,9 @@ pub struct Stream {
     sent: u64,
     refusals: Refusals,
     /// Of the names subscribed to.
-    kept: Kept,
+    kept: NameUsage,
     /// Of those that are owed because the client says to know them, and that the view does not have.
-    claimed: Kept,
+    claimed: NameUsage,
 }
 
 /// Names that a client says to know and the view does not have: whether they are gone, or only not heard of yet.
@@ -40,16 +40,16 @@ pub type IsGone<'a> = &'a dyn Fn(&str) -> bool;
 
 impl Stream {
     /// Names of the client that are kept.
-    pub(super) fn kept(&self) -> Kept {
+    pub(super) fn kept(&self) -> NameUsage {
         self.kept.plus(self.claimed)
     }
 
     /// The same, at most, once a request is taken.
-    pub(super) fn kept_with(&self, request: &DeltaDiscoveryRequest, view: &View) -> Kept {
+    pub(super) fn kept_with(&self, request: &DeltaDiscoveryRequest, view: &View) -> NameUsage {
         let subscribes = request.resource_names_subscribe.iter();
-        let more: Kept = subscribes.filter(|name| !self.names.contains(*name)).collect();
+        let more: NameUsage = subscribes.filter(|name| !self.names.contains(*name)).collect();
         let claimed = if self.has_begun {
-            Kept::default()
+            NameUsage::default()
         } else {
             request.initial_resource_versions.keys().filter(|name| view.get(name).is_none()).collect()
         };
@@ -148,7 +148,7 @@ impl Stream {
             batch.put(&name, type_url, view);
         }
         if self.owed.is_empty() {
-            self.claimed = Kept::default();
+            self.claimed = NameUsage::default();
         }
         let mut changes = view.after(self.position).peekable();
         while !batch.is_full()

@@ -18,7 +18,7 @@ use crate::stubs::aggregated_discovery_service_server::{
     AggregatedDiscoveryService, AggregatedDiscoveryServiceServer,
 };
 use isthmus_grpc::budget::Account;
-use isthmus_grpc::serve::Asker;
+use isthmus_grpc::serve::Caller;
 use isthmus_proto::envoy::service::discovery::v3::{
     DeltaDiscoveryRequest, DeltaDiscoveryResponse, DiscoveryRequest, DiscoveryResponse,
 };
@@ -89,9 +89,9 @@ impl<D: Directory> Discovery<D> {
         &self,
         request: Request<Streaming<S::Request>>,
     ) -> Result<Response<Answers<S::Response>>, Status> {
-        let asker = request.extensions().get::<Asker>().cloned();
+        let caller = request.extensions().get::<Caller>().cloned();
         let account = request.extensions().get::<Account>().cloned();
-        let (Some(Asker(peer)), Some(account)) = (asker, account) else {
+        let (Some(Caller(peer)), Some(account)) = (caller, account) else {
             return Err(Status::unauthenticated("who asks is not known"));
         };
         let (sender, receiver) = mpsc::channel(IN_FLIGHT);

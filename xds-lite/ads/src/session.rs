@@ -42,7 +42,7 @@ impl Refusals {
 
 /// A response, and which resources it renews.
 #[derive(Debug)]
-pub struct Said<M> {
+pub struct Outgoing<M> {
     /// What is sent.
     pub message: M,
     /// The names of the resources.
@@ -51,7 +51,7 @@ pub struct Said<M> {
 
 /// Names that a client makes the server keep.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Kept {
+pub struct NameUsage {
     /// How many.
     pub names: u64,
     /// What they take: the bytes of each, and 64 more.
@@ -61,7 +61,7 @@ pub struct Kept {
 /// What a name takes besides its bytes, where it is kept.
 const NAME: u64 = 64;
 
-impl Kept {
+impl NameUsage {
     pub(super) fn add(&mut self, name: &str) {
         self.names += 1;
         self.bytes += NAME + name.len() as u64;
@@ -72,14 +72,14 @@ impl Kept {
         self.bytes = self.bytes.saturating_sub(NAME + name.len() as u64);
     }
 
-    pub(super) fn plus(self, other: Kept) -> Kept {
-        Kept { names: self.names + other.names, bytes: self.bytes + other.bytes }
+    pub(super) fn plus(self, other: NameUsage) -> NameUsage {
+        NameUsage { names: self.names + other.names, bytes: self.bytes + other.bytes }
     }
 }
 
-impl<'a> FromIterator<&'a String> for Kept {
-    fn from_iter<I: IntoIterator<Item = &'a String>>(names: I) -> Kept {
-        let mut kept = Kept::default();
+impl<'a> FromIterator<&'a String> for NameUsage {
+    fn from_iter<I: IntoIterator<Item = &'a String>>(names: I) -> NameUsage {
+        let mut kept = NameUsage::default();
         names.into_iter().for_each(|name| kept.add(name));
         kept
     }
@@ -99,9 +99,9 @@ pub trait Session: Send + Sync + 'static {
     /// Whether a request, the first of its type, is for what it names and not for everything.
     fn is_by_name(request: &Self::Request) -> bool;
     /// Names of the client that are kept.
-    fn kept(&self) -> Kept;
+    fn kept(&self) -> NameUsage;
     /// The same, at most, once a request is taken.
-    fn kept_with(&self, request: &Self::Request, view: &View) -> Kept;
+    fn kept_with(&self, request: &Self::Request, view: &View) -> NameUsage;
     /// A response was sent, and not answered yet.
     fn is_in_flight(&self) -> bool;
     /// Takes a request of the client.
@@ -109,7 +109,7 @@ pub trait Session: Send + Sync + 'static {
     /// Sends these once more, changed or not, where they are subscribed to.
     fn again<'a>(&mut self, names: impl IntoIterator<Item = &'a str>);
     /// The next response of about `most` bytes, if there is something to say and nothing in flight.
-    fn response(&mut self, type_url: &str, view: &View, most: usize) -> Option<Said<Self::Response>>;
+    fn response(&mut self, type_url: &str, view: &View, most: usize) -> Option<Outgoing<Self::Response>>;
     /// How far it has come; what was gone by then need not be remembered for it.
     fn position(&self) -> Position;
     /// Everything was sent and answered.
@@ -138,11 +138,11 @@ impl Session for server::Stream {
         are_names(&request.resource_names_subscribe)
     }
 
-    fn kept(&self) -> Kept {
+    fn kept(&self) -> NameUsage {
         self.kept()
     }
 
-    fn kept_with(&self, request: &DeltaDiscoveryRequest, view: &View) -> Kept {
+    fn kept_with(&self, request: &DeltaDiscoveryRequest, view: &View) -> NameUsage {
         self.kept_with(request, view)
     }
 
@@ -158,10 +158,15 @@ impl Session for server::Stream {
         self.again(names);
     }
 
-    fn response(&mut self, type_url: &str, view: &View, most: usize) -> Option<Said<DeltaDiscoveryResponse>> {
+    fn response(
+        &mut self,
+        type_url: &str,
+        view: &View,
+        most: usize,
+    ) -> Option<Outgoing<DeltaDiscoveryResponse>> {
         let message = self.response(type_url, view, most)?;
         let renews = message.resources.iter().map(|sent| sent.name.clone()).collect();
-        Some(Said { message, renews })
+        Some(Outgoing { message, renews })
     }
 
     fn position(&self) -> Position {
@@ -193,11 +198,11 @@ impl Session for sotw::Stream {
         are_names(&request.resource_names)
     }
 
-    fn kept(&self) -> Kept {
+    fn kept(&self) -> NameUsage {
         self.kept()
     }
 
-    fn kept_with(&self, request: &DiscoveryRequest, view: &View) -> Kept {
+    fn kept_with(&self, request: &DiscoveryRequest, view: &View) -> NameUsage {
         self.kept_with(request, view)
     }
 
@@ -213,9 +218,9 @@ impl Session for sotw::Stream {
         self.again(names);
     }
 
-    fn response(&mut self, type_url: &str, view: &View, most: usize) -> Option<Said<DiscoveryResponse>> {
+    fn response(&mut self, type_url: &str, view: &View, most: usize) -> Option<Outgoing<DiscoveryResponse>> {
         let (message, renews) = self.response(type_url, view, most)?;
-        Some(Said { message, renews })
+        Some(Outgoing { message, renews })
     }
 
     fn position(&self) -> Position {

@@ -121,14 +121,14 @@ impl Shared {
     }
 
     /// Adds a follower for as long as what this returns is there.
-    pub fn follow(self: &Arc<Self>, peer: &str) -> Seat {
+    pub fn follow(self: &Arc<Self>, peer: &str) -> FollowerHandle {
         let mut followers = self.followers();
         let number = followers.next;
         followers.next += 1;
         let follower =
             Follower { peer: peer.to_owned(), position: 0, settled: false, refusals: 0, refusal: None };
         followers.all.insert(number, follower);
-        Seat { shared: Arc::clone(self), number, peer: peer.to_owned(), told: None }
+        FollowerHandle { shared: Arc::clone(self), number, peer: peer.to_owned(), told: None }
     }
 }
 
@@ -139,7 +139,7 @@ impl fmt::Debug for Shared {
 }
 
 /// A stream's place among those who follow; it leaves when this is dropped.
-pub struct Seat {
+pub struct FollowerHandle {
     shared: Arc<Shared>,
     number: u64,
     peer: String,
@@ -147,7 +147,7 @@ pub struct Seat {
     told: Option<Position>,
 }
 
-impl Seat {
+impl FollowerHandle {
     /// Notes what its stream has accepted.
     pub fn note(&mut self, stream: &impl Session) {
         let (refusals, refusal) = stream.nacks();
@@ -177,7 +177,7 @@ impl Seat {
     }
 }
 
-impl Drop for Seat {
+impl Drop for FollowerHandle {
     fn drop(&mut self) {
         self.shared.followers().all.remove(&self.number);
         self.shared.tell_if_settled();

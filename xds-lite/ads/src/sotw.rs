@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 
 use prost_types::Any;
 
-use super::session::{Kept, Nack, Refusals};
+use super::session::{Nack, NameUsage, Refusals};
 use super::view::{Position, View};
 use isthmus_model::slice::version;
 use isthmus_proto::envoy::service::discovery::v3::{DiscoveryRequest, DiscoveryResponse};
@@ -54,7 +54,7 @@ pub struct Stream {
     in_flight: bool,
     sent: u64,
     refusals: Refusals,
-    kept: Kept,
+    kept: NameUsage,
 }
 
 #[derive(Debug, Default)]
@@ -91,17 +91,17 @@ impl Stream {
             in_flight: false,
             sent: 0,
             refusals: Refusals::default(),
-            kept: Kept::default(),
+            kept: NameUsage::default(),
         }
     }
 
     /// Names of the client that are kept.
-    pub(super) fn kept(&self) -> Kept {
+    pub(super) fn kept(&self) -> NameUsage {
         self.kept
     }
 
     /// The same, at most, once a request is taken: it names all that it wants.
-    pub(super) fn kept_with(&self, request: &DiscoveryRequest, _view: &View) -> Kept {
+    pub(super) fn kept_with(&self, request: &DiscoveryRequest, _view: &View) -> NameUsage {
         if self.is_late(request) { self.kept } else { request.resource_names.iter().collect() }
     }
 
@@ -129,7 +129,7 @@ impl Stream {
         let subscription = self.subscribe(&request.resource_names);
         self.kept = match &subscription {
             Subscription::Names(names) => names.iter().collect(),
-            Subscription::Nothing | Subscription::All => Kept::default(),
+            Subscription::Nothing | Subscription::All => NameUsage::default(),
         };
         let before = std::mem::replace(&mut self.subscription, subscription);
         if is_first {

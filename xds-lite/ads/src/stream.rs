@@ -16,8 +16,8 @@ use tokio_stream::{Stream as Flow, StreamExt as _};
 use tonic::Status;
 
 use super::service::Directory;
-use super::session::{Kept, Said, Session};
-use super::shared::{Seat, Shared};
+use super::session::{NameUsage, Outgoing, Session};
+use super::shared::{FollowerHandle, Shared};
 use isthmus_grpc::budget::{Account, Exceeded, Resource, Share};
 use isthmus_proto::type_url::{CLUSTER, ENDPOINTS, LISTENER};
 
@@ -162,7 +162,7 @@ impl<D: Directory, S: Session> Stream<D, S> {
             {
                 continue;
             }
-            let Some(Said { message, renews }) = self.kinds.get_mut(&rank).and_then(Kind::speak) else {
+            let Some(Outgoing { message, renews }) = self.kinds.get_mut(&rank).and_then(Kind::speak) else {
                 continue;
             };
             said.push(message);
@@ -189,7 +189,7 @@ const NO_ANSWER: &str = "a response was not answered for two minutes";
 struct Kind<S> {
     type_url: String,
     shared: Arc<Shared>,
-    seat: Seat,
+    follower: FollowerHandle,
     session: S,
     /// What the session keeps of the client's names.
     names: Share,
@@ -207,7 +207,7 @@ impl<S: Session> Kind<S> {
     ) -> Result<Kind<S>, Exceeded> {
         Ok(Kind {
             type_url: type_url.to_owned(),
-            seat: shared.follow(&peer.to_string()),
+            follower: shared.follow(&peer.to_string()),
             shared,
             session: S::new(type_url),
             names: account.take(Resource::Names, 0)?,
@@ -231,21 +231,21 @@ impl<S: Session> Kind<S> {
         if !self.session.is_in_flight() {
             self.asked = None;
         }
-        self.seat.note(&self.session);
+        self.follower.note(&self.session);
         Ok(())
     }
 
-    fn count(&mut self, kept: Kept) -> Result<(), Exceeded> {
+    fn count(&mut self, kept: NameUsage) -> Result<(), Exceeded> {
         self.names.set(kept.names)?;
         self.name_bytes.set(kept.bytes)
     }
 
-    fn speak(&mut self) -> Option<Said<S::Response>> {
+    fn speak(&mut self) -> Option<Outgoing<S::Response>> {
         let said = self.session.response(&self.type_url, &self.shared.view(), PART);
         if said.is_some() {
             self.asked = Some(Instant::now());
         }
-        self.seat.note(&self.session);
+        self.follower.note(&self.session);
         said
     }
 

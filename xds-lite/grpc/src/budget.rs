@@ -86,14 +86,14 @@ impl From<Exceeded> for Status {
 pub struct Budgets {
     limits: Limits,
     places: Places,
-    book: Mutex<Book>,
+    ledger: Mutex<Ledger>,
 }
 
 #[derive(Debug, Default)]
-struct Book {
+struct Ledger {
     accounts: HashMap<Principal, Entry>,
     totals: HashMap<Kind, Entry>,
-    logged: HashMap<(Kind, Resource), Pace>,
+    logged: HashMap<(Kind, Resource), LogLimiter>,
 }
 
 #[derive(Debug, Default)]
@@ -106,7 +106,7 @@ impl Budgets {
     /// Nobody has anything yet.
     #[must_use]
     pub fn new(limits: Limits, places: Places) -> Budgets {
-        Budgets { limits, places, book: Mutex::default() }
+        Budgets { limits, places, ledger: Mutex::default() }
     }
 
     /// How many connections there may be of whom.
@@ -127,16 +127,16 @@ impl Budgets {
         Account { budgets: Arc::clone(self), of: Arc::new(of) }
     }
 
-    fn book(&self) -> MutexGuard<'_, Book> {
-        self.book.lock().unwrap_or_else(PoisonError::into_inner)
+    fn ledger(&self) -> MutexGuard<'_, Ledger> {
+        self.ledger.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn take(&self, who: &Principal, resource: Resource, more: u64) -> Result<(), Exceeded> {
         let kind = who.kind();
         let (own, all) = (self.limits.of(kind).get(resource), self.of_all(kind, resource));
-        let mut book = self.book();
-        let used = book.used(who, resource);
-        let total = book.totals.get(&kind).map_or(0, |entry| entry.used.get(resource));
+        let mut ledger = self.ledger();
+        let used = ledger.used(who, resource);
+        let total = ledger.totals.get(&kind).map_or(0, |entry| entry.used.get(resource));
         let error = if used.saturating_add(more) > own {
             Exceeded { who: who.to_string(), resource, used, more, limit: own }
         } else if total.saturating_add(more) > all {
@@ -148,24 +148,24 @@ impl Budgets {
                 limit: all,
             }
         } else {
-            book.change(who, |entry| *entry.used.get_mut(resource) += more);
+            ledger.change(who, |entry| *entry.used.get_mut(resource) += more);
             return Ok(());
         };
-        book.change(who, |entry| *entry.exceeded.get_mut(resource) += 1);
-        if book.logged.entry((kind, resource)).or_default().allows(1) {
+        ledger.change(who, |entry| *entry.exceeded.get_mut(resource) += 1);
+        if ledger.logged.entry((kind, resource)).or_default().allows(1) {
             tracing::warn!(who = %who, limit = %error, "limit exceeded");
         }
-        book.settle(who);
+        ledger.settle(who);
         Err(error)
     }
 
     fn give_back(&self, who: &Principal, resource: Resource, less: u64) {
-        let mut book = self.book();
-        book.change(who, |entry| {
+        let mut ledger = self.ledger();
+        ledger.change(who, |entry| {
             let used = entry.used.get_mut(resource);
             *used = used.saturating_sub(less);
         });
-        book.settle(who);
+        ledger.settle(who);
     }
 
     /// What all of a kind may have together.
@@ -180,9 +180,9 @@ impl Budgets {
     /// Use, limit and refusals of each account, by kind and name.
     #[must_use]
     pub fn report(&self) -> BTreeMap<&'static str, BTreeMap<String, BTreeMap<&'static str, Usage>>> {
-        let book = self.book();
+        let ledger = self.ledger();
         let mut report: BTreeMap<_, BTreeMap<_, _>> = BTreeMap::new();
-        for (who, entry) in &book.accounts {
+        for (who, entry) in &ledger.accounts {
             let limits = self.limits.of(who.kind());
             let usage = |resource: Resource| Usage {
                 used: entry.used.get(resource),
@@ -198,8 +198,8 @@ impl Budgets {
     /// What all of a kind have together, and how often one of them reached a limit.
     #[must_use]
     pub fn totals(&self, kind: Kind, resource: Resource) -> (u64, u64) {
-        let book = self.book();
-        book.totals.get(&kind).map_or((0, 0), |all| (all.used.get(resource), all.exceeded.get(resource)))
+        let ledger = self.ledger();
+        ledger.totals.get(&kind).map_or((0, 0), |all| (all.used.get(resource), all.exceeded.get(resource)))
     }
 }
 
@@ -209,7 +209,7 @@ impl Default for Budgets {
     }
 }
 
-impl Book {
+impl Ledger {
     fn used(&self, who: &Principal, resource: Resource) -> u64 {
         self.accounts.get(who).map_or(0, |entry| entry.used.get(resource))
     }
@@ -306,9 +306,9 @@ impl Drop for Share {
 
 /// How often the log says what somebody else decides the frequency of.
 #[derive(Debug, Default)]
-pub struct Pace(Mutex<Option<(Instant, u32)>>);
+pub struct LogLimiter(Mutex<Option<(Instant, u32)>>);
 
-impl Pace {
+impl LogLimiter {
     /// One more line, if there were fewer than so many in the last ten seconds.
     pub fn allows(&self, most: u32) -> bool {
         let now = Instant::now();

@@ -69,7 +69,7 @@ async fn meet_as(
         let (address, config, name) = (address.clone(), config(), name.clone());
         let seen = Arc::clone(&seen);
         async move {
-            let stream = shake(&address, &config, name).await?;
+            let stream = handshake(&address, &config, name).await?;
             let chain = stream.get_ref().1.peer_certificates().unwrap_or_default();
             *seen.lock().unwrap_or_else(PoisonError::into_inner) =
                 chain.iter().map(|one| one.clone().into_owned()).collect();
@@ -87,7 +87,7 @@ async fn meet_as(
 }
 
 /// Tries the addresses of a name one after the other, each for as long as one may take.
-async fn shake(
+async fn handshake(
     target: &Target,
     config: &Arc<ClientConfig>,
     name: Option<DnsName<'static>>,

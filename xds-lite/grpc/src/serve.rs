@@ -3,7 +3,7 @@
 //! presents a token. Not what is served.
 
 mod admission;
-mod room;
+mod pool;
 
 use std::io;
 use std::sync::Arc;
@@ -27,25 +27,25 @@ use tower::ServiceExt as _;
 
 use crate::budget::{Account, Principal, Resource};
 use crate::revocation_watch::until_disbelieved;
-use room::Room;
+use pool::ConnectionPool;
 
-pub use admission::{Admission, Knows};
-pub use room::Seat;
+pub use admission::{Admission, PrincipalOf};
+pub use pool::Slot;
 
 /// From accept to the end of the TLS handshake.
 const HANDSHAKE: Duration = Duration::from_secs(5);
 /// From the end of a handshake to the end of the connection, of those who come and go.
-const VISIT: Duration = Duration::from_secs(10);
+const SHORT_CONNECTION: Duration = Duration::from_secs(10);
 /// What a guest may send before it is read.
-const GUEST_WINDOW: u32 = 64 << 10;
-const GUEST_HEADERS: u32 = 8 << 10;
+const TOKEN_CLIENT_WINDOW: u32 = 64 << 10;
+const TOKEN_CLIENT_HEADERS: u32 = 8 << 10;
 /// Accepting again after it failed.
 const PAUSE: Duration = Duration::from_millis(100);
 
 /// Who asks, as its certificate has proven: an extension of every request but those of guests, which have an
-/// [`Exported`] and a [`Seat`].
+/// [`Exported`] and a [`Slot`].
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Asker(pub SpiffeId);
+pub struct Caller(pub SpiffeId);
 
 /// TLS for clients that have no certificate yet and present a token.
 pub trait TokenSessions: Send + Sync {
@@ -82,20 +82,21 @@ impl std::fmt::Debug for IssuingService {
 }
 
 /// Serves connections until it is dropped.
-pub async fn serve(listener: &TcpListener, tls: Arc<Server>, routes: Routes, knows: Knows) {
+pub async fn serve(listener: &TcpListener, tls: Arc<Server>, routes: Routes, knows: PrincipalOf) {
     serve_with(listener, tls, routes, Admission::new(knows)).await;
 }
 
 /// The same with what everybody may take, and where certificates are issued.
 pub async fn serve_with(listener: &TcpListener, tls: Arc<Server>, routes: Routes, admission: Admission) {
     let places = admission.budgets.places();
-    let (unproven, guests) = (Room::new(places.unproven), Room::new(places.guests));
-    let house = Arc::new(House { tls, routes, admission, guests });
+    let (unproven, token_clients) =
+        (ConnectionPool::new(places.unproven), ConnectionPool::new(places.guests));
+    let server = Arc::new(GrpcServer { tls, routes, admission, token_clients });
     loop {
         match listener.accept().await {
             Ok((stream, _)) => {
-                let shaking = tokio::spawn(Arc::clone(&house).shake(stream));
-                unproven.enter(shaking.abort_handle(), Seat::default());
+                let shaking = tokio::spawn(Arc::clone(&server).accept(stream));
+                unproven.enter(shaking.abort_handle(), Slot::default());
             }
             Err(error) => {
                 // Descriptors have run out, or the client went before it was accepted.
@@ -106,34 +107,34 @@ pub async fn serve_with(listener: &TcpListener, tls: Arc<Server>, routes: Routes
     }
 }
 
-struct House {
+struct GrpcServer {
     tls: Arc<Server>,
     routes: Routes,
     admission: Admission,
-    guests: Room,
+    token_clients: ConnectionPool,
 }
 
 /// Who a handshake has shown.
-enum Shown {
-    Known(Box<TlsStream<TcpStream>>, SpiffeId),
-    Guest(Box<TlsStream<TcpStream>>, Extensions),
+enum Proven {
+    ByCertificate(Box<TlsStream<TcpStream>>, SpiffeId),
+    ByToken(Box<TlsStream<TcpStream>>, Extensions),
 }
 
-impl House {
-    async fn shake(self: Arc<Self>, stream: TcpStream) {
-        match timeout(HANDSHAKE, self.shown(stream)).await {
-            Ok(Ok(Shown::Known(stream, id))) => _ = tokio::spawn(self.answer(*stream, id)),
-            Ok(Ok(Shown::Guest(stream, session))) => {
-                let seat = Seat::default();
-                let visit = tokio::spawn(Arc::clone(&self).receive(*stream, session, seat.clone()));
-                self.guests.enter(visit.abort_handle(), seat);
+impl GrpcServer {
+    async fn accept(self: Arc<Self>, stream: TcpStream) {
+        match timeout(HANDSHAKE, self.handshake(stream)).await {
+            Ok(Ok(Proven::ByCertificate(stream, id))) => _ = tokio::spawn(self.answer(*stream, id)),
+            Ok(Ok(Proven::ByToken(stream, session))) => {
+                let slot = Slot::default();
+                let visit = tokio::spawn(Arc::clone(&self).receive(*stream, session, slot.clone()));
+                self.token_clients.enter(visit.abort_handle(), slot);
             }
             Ok(Err(error)) => tracing::debug!(%error, "a TLS handshake failed"),
             Err(_) => tracing::debug!("a TLS handshake took too long"),
         }
     }
 
-    async fn shown(&self, stream: TcpStream) -> io::Result<Shown> {
+    async fn handshake(&self, stream: TcpStream) -> io::Result<Proven> {
         stream.set_nodelay(true)?;
         let begun = LazyConfigAcceptor::new(Acceptor::default(), stream).await?;
         let asks_for = |alpn: &[u8]| {
@@ -144,12 +145,12 @@ impl House {
         {
             let stream = begun.into_stream(issuing.tokens.tls()?).await?;
             let session = issuing.tokens.bind(stream.get_ref().1)?;
-            return Ok(Shown::Guest(Box::new(stream), session));
+            return Ok(Proven::ByToken(Box::new(stream), session));
         }
         let stream = begun.into_stream(self.tls.config()).await?;
         let chain = stream.get_ref().1.peer_certificates().unwrap_or_default();
         let id = peer_id(chain).map_err(io::Error::other)?;
-        Ok(Shown::Known(Box::new(stream), id))
+        Ok(Proven::ByCertificate(Box::new(stream), id))
     }
 
     /// Somebody who has proven who it is.
@@ -159,7 +160,7 @@ impl House {
         let Ok(_place) = account.take(Resource::Connections, 1) else { return };
         match account.principal() {
             Principal::Stranger(_) => self.admission.refuse(stream, &id).await,
-            Principal::Workload(_) => self.attend(stream, id, account, VISIT).await,
+            Principal::Workload(_) => self.attend(stream, id, account, SHORT_CONNECTION).await,
             Principal::Gateway(_) | Principal::Peer(_) => {
                 self.attend(stream, id, account, Duration::MAX).await
             }
@@ -171,9 +172,9 @@ impl House {
         let chain = stream.get_ref().1.peer_certificates().unwrap_or_default();
         let disbelieved = until_disbelieved(self.tls.standing(chain));
         let http = admission::connection(&account);
-        let asker = Asker(id.clone());
+        let caller = Caller(id.clone());
         let service = service_fn(|request: Request<Incoming>| {
-            admission::answer(self.routes.clone(), request, asker.clone(), account.clone())
+            admission::answer(self.routes.clone(), request, caller.clone(), account.clone())
         });
         tokio::select! {
             ended = timeout(visit, http.serve_connection(TokioIo::new(stream), service)) => {
@@ -186,20 +187,20 @@ impl House {
     }
 
     /// Somebody who may present a token.
-    async fn receive(self: Arc<Self>, stream: TlsStream<TcpStream>, session: Extensions, seat: Seat) {
+    async fn receive(self: Arc<Self>, stream: TlsStream<TcpStream>, session: Extensions, slot: Slot) {
         let Some(issuing) = &self.admission.issuing else { return };
         let service = service_fn(|mut request: Request<Incoming>| {
             request.extensions_mut().extend(session.clone());
-            request.extensions_mut().insert(seat.clone());
+            request.extensions_mut().insert(slot.clone());
             issuing.routes.clone().oneshot(request)
         });
         let mut http = http2::Builder::new(TokioExecutor::new());
         http.timer(TokioTimer::new())
             .max_concurrent_streams(1)
-            .initial_stream_window_size(GUEST_WINDOW)
-            .initial_connection_window_size(GUEST_WINDOW)
-            .max_header_list_size(GUEST_HEADERS);
-        match timeout(VISIT, http.serve_connection(TokioIo::new(stream), service)).await {
+            .initial_stream_window_size(TOKEN_CLIENT_WINDOW)
+            .initial_connection_window_size(TOKEN_CLIENT_WINDOW)
+            .max_header_list_size(TOKEN_CLIENT_HEADERS);
+        match timeout(SHORT_CONNECTION, http.serve_connection(TokioIo::new(stream), service)).await {
             Ok(Ok(())) => {}
             Ok(Err(error)) => tracing::debug!(%error, "a guest's connection ended"),
             Err(_) => tracing::debug!("a guest took too long"),

@@ -28,33 +28,33 @@ pub struct Subject {
 /// What was seen of an endpoint.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Proof {
+pub enum MtlsCheck {
     /// Nothing yet.
     Awaited,
     /// It refuses clients that have no certificate.
-    Demands,
+    Required,
     /// It does not, and what it did.
-    LetsIn(String),
+    NotRequired(String),
     /// It was not reached, or speaks no TLS.
-    Unseen(String),
+    Unreachable(String),
 }
 
 /// What is known of each.
 #[derive(Debug, Default)]
-pub struct Proofs {
+pub struct MtlsChecks {
     known: HashMap<HostPattern, HashMap<Target, Known>>,
     running: usize,
 }
 
 #[derive(Debug)]
 struct Known {
-    proof: Proof,
+    proof: MtlsCheck,
     /// When it is to be looked at; none while it is.
     due: Option<Instant>,
     wanted: bool,
 }
 
-impl Proofs {
+impl MtlsChecks {
     /// Of this host these are to be exported from now on, and no others. Says whether one of them is not known
     /// yet.
     pub fn want(
@@ -72,7 +72,7 @@ impl Proofs {
         });
         let before = of_host.len();
         for address in addresses {
-            let new = || Known { proof: Proof::Awaited, due: Some(now), wanted: true };
+            let new = || Known { proof: MtlsCheck::Awaited, due: Some(now), wanted: true };
             of_host.entry(address).or_insert_with(new);
         }
         let is_new = of_host.len() > before;
@@ -98,7 +98,7 @@ impl Proofs {
 
     /// Takes what was seen. Says whether that changes what is known. One that cannot be reached is no worse
     /// than it was: nobody can reach it.
-    pub fn seen(&mut self, subject: &Subject, proof: Proof, now: Instant) -> bool {
+    pub fn seen(&mut self, subject: &Subject, proof: MtlsCheck, now: Instant) -> bool {
         self.running = self.running.saturating_sub(1);
         let Some(of_host) = self.known.get_mut(&subject.host) else { return false };
         let Some(known) = of_host.get_mut(&subject.address) else { return false };
@@ -109,35 +109,35 @@ impl Proofs {
             }
             return false;
         }
-        let keeps = known.proof == Proof::Demands && matches!(proof, Proof::Unseen(_));
-        let proof = if keeps { Proof::Demands } else { proof };
-        known.due = Some(now + if proof == Proof::Demands { GOOD } else { BAD });
+        let keeps = known.proof == MtlsCheck::Required && matches!(proof, MtlsCheck::Unreachable(_));
+        let proof = if keeps { MtlsCheck::Required } else { proof };
+        known.due = Some(now + if proof == MtlsCheck::Required { GOOD } else { BAD });
         std::mem::replace(&mut known.proof, proof.clone()) != proof
     }
 
     /// What is known of one.
     #[must_use]
-    pub fn of(&self, subject: &Subject) -> Proof {
-        self.get(subject).map_or(Proof::Awaited, |known| known.proof.clone())
+    pub fn of(&self, subject: &Subject) -> MtlsCheck {
+        self.get(subject).map_or(MtlsCheck::Awaited, |known| known.proof.clone())
     }
 
     /// Whether it was seen to demand a certificate.
     #[must_use]
     pub fn demands(&self, subject: &Subject) -> bool {
-        self.get(subject).is_some_and(|known| known.proof == Proof::Demands)
+        self.get(subject).is_some_and(|known| known.proof == MtlsCheck::Required)
     }
 
     /// Whether there is one of which nothing was seen yet.
     #[must_use]
     pub fn awaits(&self) -> bool {
         let mut all = self.known.values().flat_map(HashMap::values);
-        all.any(|known| known.wanted && known.proof == Proof::Awaited)
+        all.any(|known| known.wanted && known.proof == MtlsCheck::Awaited)
     }
 
     /// Whether nothing was seen of it yet.
     #[must_use]
     pub fn is_awaited(&self, subject: &Subject) -> bool {
-        self.get(subject).is_some_and(|known| known.proof == Proof::Awaited)
+        self.get(subject).is_some_and(|known| known.proof == MtlsCheck::Awaited)
     }
 
     fn get(&self, subject: &Subject) -> Option<&Known> {
@@ -153,45 +153,49 @@ mod tests {
         Subject { host: HostPattern::parse("a.b").unwrap(), address: address.parse().unwrap() }
     }
 
-    fn want<'a>(proofs: &mut Proofs, subjects: impl IntoIterator<Item = &'a Subject>, now: Instant) -> bool {
+    fn want<'a>(
+        checks: &mut MtlsChecks,
+        subjects: impl IntoIterator<Item = &'a Subject>,
+        now: Instant,
+    ) -> bool {
         let addresses: Vec<_> = subjects.into_iter().map(|subject| subject.address.clone()).collect();
-        proofs.want(&HostPattern::parse("a.b").unwrap(), addresses, now)
+        checks.want(&HostPattern::parse("a.b").unwrap(), addresses, now)
     }
 
     #[test]
     fn each_is_looked_at_once_at_a_time_and_again_after_a_while() {
-        let (mut proofs, start) = (Proofs::default(), Instant::now());
+        let (mut checks, start) = (MtlsChecks::default(), Instant::now());
         let one = subject("10.0.0.1:1");
-        assert!(!proofs.awaits());
-        assert!(want(&mut proofs, [&one], start));
-        assert!(!want(&mut proofs, [&one], start) && proofs.awaits());
-        assert_eq!(proofs.next(start), std::slice::from_ref(&one));
-        assert_eq!(proofs.next(start + GOOD), [], "it is being looked at");
-        assert!(proofs.awaits());
-        assert!(proofs.seen(&one, Proof::Demands, start));
-        assert!(proofs.demands(&one) && !proofs.awaits());
-        assert_eq!(proofs.next(start + BAD), []);
-        assert_eq!(proofs.next(start + GOOD), std::slice::from_ref(&one));
-        assert!(!proofs.seen(&one, Proof::Unseen("refused".to_owned()), start), "nobody reaches it");
-        assert!(proofs.demands(&one));
-        assert!(proofs.seen(&one, Proof::LetsIn("anybody".to_owned()), start));
-        assert!(!proofs.demands(&one));
-        want(&mut proofs, [], start);
-        assert_eq!(proofs.of(&one), Proof::Awaited, "it is forgotten");
+        assert!(!checks.awaits());
+        assert!(want(&mut checks, [&one], start));
+        assert!(!want(&mut checks, [&one], start) && checks.awaits());
+        assert_eq!(checks.next(start), std::slice::from_ref(&one));
+        assert_eq!(checks.next(start + GOOD), [], "it is being looked at");
+        assert!(checks.awaits());
+        assert!(checks.seen(&one, MtlsCheck::Required, start));
+        assert!(checks.demands(&one) && !checks.awaits());
+        assert_eq!(checks.next(start + BAD), []);
+        assert_eq!(checks.next(start + GOOD), std::slice::from_ref(&one));
+        assert!(!checks.seen(&one, MtlsCheck::Unreachable("refused".to_owned()), start), "nobody reaches it");
+        assert!(checks.demands(&one));
+        assert!(checks.seen(&one, MtlsCheck::NotRequired("anybody".to_owned()), start));
+        assert!(!checks.demands(&one));
+        want(&mut checks, [], start);
+        assert_eq!(checks.of(&one), MtlsCheck::Awaited, "it is forgotten");
     }
 
     #[test]
     fn only_so_many_are_looked_at_at_once() {
-        let (mut proofs, start) = (Proofs::default(), Instant::now());
+        let (mut checks, start) = (MtlsChecks::default(), Instant::now());
         let many: Vec<_> = (1..=100).map(|port| subject(&format!("10.0.0.1:{port}"))).collect();
-        want(&mut proofs, &many, start);
-        let first = proofs.next(start);
+        want(&mut checks, &many, start);
+        let first = checks.next(start);
         assert_eq!(first.len(), AT_ONCE);
-        want(&mut proofs, [], start);
+        want(&mut checks, [], start);
         for one in &first {
-            assert!(!proofs.seen(one, Proof::Demands, start) || proofs.get(one).is_some());
+            assert!(!checks.seen(one, MtlsCheck::Required, start) || checks.get(one).is_some());
         }
-        want(&mut proofs, &many, start);
-        assert_eq!(proofs.next(start + GOOD).len(), AT_ONCE, "places are free again");
+        want(&mut checks, &many, start);
+        assert_eq!(checks.next(start + GOOD).len(), AT_ONCE, "places are free again");
     }
 }

@@ -43,7 +43,7 @@ mod tests {
     use crate::address::Target;
     use crate::host::{HostName, HostPattern};
     use crate::locality::Locality;
-    use crate::services::{About, Balance, Endpoint, Reach};
+    use crate::services::{Balance, Endpoint, ExportMeta, Scope};
     use crate::slice::Staleness;
 
     fn read(text: &str) -> Result<Vec<Service>, Problems> {
@@ -118,7 +118,7 @@ mod tests {
                 weight: 2,
                 locality,
                 aliases: [HostName::parse("src-db-0.pxc").unwrap()].into(),
-                reach: Reach::All { by_name: true },
+                reach: Scope::Exported { by_name: true },
                 priority: 0,
             },
             Endpoint {
@@ -127,7 +127,7 @@ mod tests {
                 weight: 1,
                 locality: Locality::default(),
                 aliases: [].into(),
-                reach: Reach::All { by_name: true },
+                reach: Scope::Exported { by_name: true },
                 priority: 0,
             },
         ];
@@ -151,7 +151,7 @@ mod tests {
             },
             endpoints,
             exposed: true,
-            about: Some(Box::new(About {
+            about: Some(Box::new(ExportMeta {
                 namespace: Some("pxc".to_owned()),
                 labels: [("app".to_owned(), "db".to_owned())].into(),
                 allow_unauthenticated: true,

@@ -3,10 +3,10 @@
 //! depend on how much the other files hold. Reading takes its time: nobody else's lock is held meanwhile, and what a
 //! look comes to is handed over in parts (`found`).
 
-mod eyes;
 mod found;
-mod held;
 mod settling;
+mod tracked;
+mod watcher;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ffi::OsStr;
@@ -19,9 +19,9 @@ use std::time::Instant;
 use isthmus_model::host::HostPattern;
 use isthmus_model::services::Service;
 
-use eyes::{Eyes, Where};
-use held::{Held, print, read};
 use settling::{QUIET, Written, with_what_lacks};
+use tracked::{TrackedFile, fingerprint, read};
+use watcher::{ChangedPaths, Watcher};
 
 pub use found::{Change, Found, Part, Summary};
 
@@ -32,7 +32,7 @@ const PACE: u32 = 4;
 #[derive(Debug)]
 pub struct Files {
     folder: PathBuf,
-    files: BTreeMap<Arc<Path>, Held>,
+    files: BTreeMap<Arc<Path>, TrackedFile>,
     /// Those to look at again though nothing happens: they are being written, or away.
     restless: BTreeSet<Arc<Path>>,
     /// Which files have a host, in their order.
@@ -42,7 +42,7 @@ pub struct Files {
     unread: Option<String>,
     /// Whether nothing was being written or away at the last look, and how many had been for strangely long.
     standing: (bool, usize),
-    eyes: Eyes,
+    watcher: Watcher,
 }
 
 impl Files {
@@ -57,25 +57,25 @@ impl Files {
             shared: BTreeSet::new(),
             unread: None,
             standing: (false, 0),
-            eyes: Eyes::default(),
+            watcher: Watcher::default(),
         }
     }
 
-    /// Where they stand.
+    /// ChangedPaths they stand.
     #[must_use]
     pub fn folder(&self) -> &Path {
         &self.folder
     }
 
-    /// Has the next glance look at all of them.
+    /// Has the next changed_paths look at all of them.
     pub fn expect_changes(&mut self) {
-        self.eyes.expect_changes();
+        self.watcher.expect_changes();
     }
 
     /// Looks again if there may be news, which costs little while nothing happens. What is another than before; none
     /// where nothing is.
-    pub fn glance(&mut self, now: Instant) -> Option<Change> {
-        let turn = self.eyes.turn(&self.folder, now);
+    pub fn changed_paths(&mut self, now: Instant) -> Option<Change> {
+        let turn = self.watcher.turn(&self.folder, now);
         if turn.was_lost {
             self.files.values_mut().for_each(|held| held.settling.lose_track());
         }
@@ -85,8 +85,8 @@ impl Files {
             self.restless.insert(path);
         }
         let touched = match turn.at {
-            Where::Everywhere => self.look(now),
-            Where::At(names) => {
+            ChangedPaths::Everywhere => self.look(now),
+            ChangedPaths::At(names) => {
                 let paths = names.iter().map(|name| self.folder.join(name).into());
                 let paths: BTreeSet<Arc<Path>> = paths.chain(self.restless.iter().cloned()).collect();
                 self.look_at_some(paths, now)
@@ -160,7 +160,7 @@ impl Files {
 
     /// Looks at one file, and says whether it is another than before.
     fn look_at(&mut self, path: Arc<Path>, now: Instant, touched: &mut BTreeSet<HostPattern>) -> bool {
-        let print = print(&path);
+        let print = fingerprint(&path);
         let held = self.files.entry(Arc::clone(&path)).or_default();
         if held.away_since.take().is_some() {
             held.settling.note(Written::Closed, now);
@@ -554,7 +554,7 @@ mod tests {
         let write = |name: &str, text: &str| fs::write(inside.join(name), text).unwrap();
         let until = |files: &mut Files, expected: &[&str]| {
             for _ in 0..2_000 {
-                files.glance(Instant::now());
+                files.changed_paths(Instant::now());
                 if hosts(files) == expected {
                     return;
                 }
@@ -562,9 +562,9 @@ mod tests {
             }
             panic!("{:?}, not {expected:?}", hosts(files));
         };
-        let first = files.glance(Instant::now()).unwrap();
+        let first = files.changed_paths(Instant::now()).unwrap();
         assert!(first.summary.is_whole && first.hosts.is_empty(), "an empty directory has no services");
-        assert!(files.glance(Instant::now()).is_none(), "nor has it any news");
+        assert!(files.changed_paths(Instant::now()).is_none(), "nor has it any news");
         write("a.yaml", "services: [{ host: a.b }]");
         until(&mut files, &["a.b:443"]);
         write("b.yaml", "services: [{ host: c.d }]");
@@ -592,11 +592,11 @@ mod tests {
         let whole = "services:\n- host: a.b\n- host: c.d\n";
         fs::write(&path, whole).unwrap();
         let (mut files, start) = (Files::new(folder.path().to_owned()), Instant::now());
-        files.glance(start);
+        files.changed_paths(start);
         let after = |seconds| start + Duration::from_secs(seconds);
         let mut until = |time: Instant, is_done: &dyn Fn(&Files) -> bool| {
             for _ in 0..2_000 {
-                files.glance(time);
+                files.changed_paths(time);
                 if is_done(&files) {
                     return;
                 }

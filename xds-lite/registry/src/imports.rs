@@ -20,7 +20,7 @@ use isthmus_model::slice::{Cluster, Key, Offer, Slice};
 use isthmus_proto::measure::{SLICE, fits};
 
 pub use consent::Consent;
-pub use holdings::{Held, SliceLimits};
+pub use holdings::{PeerUsage, SliceLimits};
 pub use probing::Stale;
 
 use holdings::{DECODED, LARGEST, Size};
@@ -53,9 +53,9 @@ struct Own {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Verdict {
     /// The gateways get it, as it is here.
-    In(Slice),
+    Imported(Slice),
     /// They do not, and why.
-    Held(String),
+    Quarantined(String),
 }
 
 /// What is to be stored of what was taken.
@@ -72,7 +72,7 @@ pub enum Stored {
 
 /// A slice of another cluster as status shows it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Shown {
+pub struct ImportStatus {
     /// Whose.
     pub cluster: Cluster,
     /// Which.
@@ -215,7 +215,7 @@ impl Imports {
 
     /// All that is offered, and what became of it.
     #[must_use]
-    pub fn shown(&self) -> Vec<Shown> {
+    pub fn shown(&self) -> Vec<ImportStatus> {
         let slices = self
             .peers
             .iter()
@@ -233,7 +233,7 @@ impl Imports {
 
     /// What is offered under one host, and what became of it.
     #[must_use]
-    pub fn shown_of(&self, host: &HostPattern) -> Vec<Shown> {
+    pub fn shown_of(&self, host: &HostPattern) -> Vec<ImportStatus> {
         let offering = self.peers.iter().enumerate().filter(|(_, peer)| peer.offers(host));
         let not_granted = self.peers.iter().filter(|peer| peer.holdings.all_not_granted().contains(host));
         let not_granted = not_granted.map(|peer| peer.show_not_granted(host));
@@ -249,13 +249,13 @@ impl Imports {
         self.peers.iter().any(|peer| peer.consent.allows(name) && peer.consent.gateways.allow(ip))
     }
 
-    fn show(&self, rank: usize, host: &HostPattern) -> Option<Shown> {
+    fn show(&self, rank: usize, host: &HostPattern) -> Option<ImportStatus> {
         let (Key { cluster, host }, verdict) = self.verdict(rank, host)?;
         let held = match verdict {
-            Verdict::In(_) => None,
-            Verdict::Held(why) => Some(why),
+            Verdict::Imported(_) => None,
+            Verdict::Quarantined(why) => Some(why),
         };
-        Some(Shown { cluster, host, held })
+        Some(ImportStatus { cluster, host, held })
     }
 
     fn rank(&self, cluster: &Cluster) -> Option<usize> {
@@ -288,13 +288,15 @@ impl Imports {
         let peer = self.peers.get(rank.checked_sub(1)?)?;
         let key = Key { cluster: peer.consent.cluster.clone(), host: host.clone() };
         let Some(slice) = peer.accepted.get(&key) else {
-            return Some((key, Verdict::Held("is withdrawn".to_owned())));
+            return Some((key, Verdict::Quarantined("is withdrawn".to_owned())));
         };
         let verdict = if peer.expired.contains(host) {
-            Verdict::Held("has expired: its cluster has not been heard of for too long".to_owned())
+            Verdict::Quarantined("has expired: its cluster has not been heard of for too long".to_owned())
         } else {
             let judged = self.judge(rank, peer, slice);
-            judged.and_then(|slice| self.as_reached(peer, slice)).map_or_else(Verdict::Held, Verdict::In)
+            judged
+                .and_then(|slice| self.as_reached(peer, slice))
+                .map_or_else(Verdict::Quarantined, Verdict::Imported)
         };
         Some((key, verdict))
     }

@@ -188,8 +188,8 @@ fn endpoint(endpoint: services::Endpoint, exposed: Option<&Export>) -> Endpoint 
 
 /// How a slice looks to another cluster: its exported ports; endpoints only to who reaches them `directly`.
 #[must_use]
-pub fn abroad(slice: &Slice, to: Abroad) -> Slice {
-    let offer = slice.offer.as_ref().filter(|_| to != Abroad::Nowhere).and_then(|offer| {
+pub fn project_for_peer(slice: &Slice, to: PeerAccess) -> Slice {
+    let offer = slice.offer.as_ref().filter(|_| to != PeerAccess::Hidden).and_then(|offer| {
         let exported = offer.ports.iter().filter(|port| port.exported);
         let ports: Vec<_> = exported.map(|port| port_abroad(port, to)).collect();
         let own = || Offer { exposed_on: Vec::new(), ..offer.clone() };
@@ -200,16 +200,16 @@ pub fn abroad(slice: &Slice, to: Abroad) -> Slice {
 
 /// Where a slice is sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum Abroad {
+pub enum PeerAccess {
     /// To a cluster in the same network.
-    Near,
+    Direct,
     /// To one in another, which goes through gateways.
-    Far,
+    ViaGateway,
     /// To one that may not know of it.
-    Nowhere,
+    Hidden,
 }
 
-fn port_abroad(port: &Port, to: Abroad) -> Port {
+fn port_abroad(port: &Port, to: PeerAccess) -> Port {
     let exposed = || port.endpoints.iter().filter(|endpoint| endpoint.exposed);
     let seen = |endpoint: &Endpoint| Endpoint {
         instance: endpoint.instance.clone().filter(|_| endpoint.instance_exported),
@@ -217,7 +217,7 @@ fn port_abroad(port: &Port, to: Abroad) -> Port {
         ..endpoint.clone()
     };
     Port {
-        endpoints: if to == Abroad::Near { exposed().map(seen).collect() } else { Vec::new() },
+        endpoints: if to == PeerAccess::Direct { exposed().map(seen).collect() } else { Vec::new() },
         ready: ready(exposed()),
         // Conditions on who comes are the owner's gateway's, which sees who comes.
         sources: Vec::new(),
@@ -361,16 +361,16 @@ mod tests {
             offer.gateways.iter().map(|one| one.address.to_string()).collect::<Vec<_>>(),
             ["203.0.113.2:15443"]
         );
-        let far = abroad(&slice(offer), Abroad::Far).offer.unwrap();
+        let far = project_for_peer(&slice(offer), PeerAccess::ViaGateway).offer.unwrap();
         assert!(far.ports[0].endpoints.is_empty() && far.exposed_on.is_empty());
         let [ready] = &far.ports[0].ready[..] else { panic!("one zone is ready: {:?}", far.ports[0].ready) };
         assert_eq!((ready.locality.zone.as_str(), ready.ready), ("a", 2));
         let [instance] = &ready.instances[..] else { panic!("one is exported by name") };
         assert_eq!((instance.name.as_str(), instance.aliases.len()), ("db-0", 1));
-        let near = abroad(&slice(offer), Abroad::Near).offer.unwrap();
+        let near = project_for_peer(&slice(offer), PeerAccess::Direct).offer.unwrap();
         let names: Vec<_> = near.ports[0].endpoints.iter().map(|one| one.instance.is_some()).collect();
         assert_eq!(names, [true, false], "the second is not exported by name");
-        assert_eq!(abroad(&slice(offer), Abroad::Nowhere).offer, None);
+        assert_eq!(project_for_peer(&slice(offer), PeerAccess::Hidden).offer, None);
     }
 
     #[test]
@@ -378,7 +378,7 @@ mod tests {
         let offers = exported(DATABASE, &[rule()], &|_, _| false);
         let offer = offers.values().next().unwrap();
         assert!(!offer.ports[0].exported && offer.gateways.is_empty() && offer.exposed_on.is_empty());
-        assert_eq!(abroad(&slice(offer), Abroad::Far).offer, None);
+        assert_eq!(project_for_peer(&slice(offer), PeerAccess::ViaGateway).offer, None);
         let empty = "services: [{ host: db.pxc.svc.cluster.local, port: 3306 }]";
         assert!(exported(empty, &[rule()], &|_, _| false).values().all(|offer| offer.ports[0].exported));
         let open = DATABASE.replace("port: 3306,", "port: 3306, allow_unauthenticated: true,");

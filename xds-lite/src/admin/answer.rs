@@ -27,7 +27,7 @@ const AT_ONCE: usize = 2;
 
 /// Who asks.
 #[derive(Clone, Copy, Debug)]
-pub(super) enum Asker {
+pub(super) enum Caller {
     /// Whoever reaches this address.
     At(SocketAddr),
     /// A process of this user, on this machine.
@@ -35,7 +35,7 @@ pub(super) enum Asker {
 }
 
 /// Where requests come to.
-pub(super) struct Desk {
+pub(super) struct AdminService {
     pages: Arc<dyn Pages>,
     /// From headers to a whole body.
     body: Duration,
@@ -43,15 +43,15 @@ pub(super) struct Desk {
     making: Arc<Semaphore>,
 }
 
-impl Desk {
-    pub(super) fn new(pages: Arc<dyn Pages>, body: Duration) -> Desk {
+impl AdminService {
+    pub(super) fn new(pages: Arc<dyn Pages>, body: Duration) -> AdminService {
         let counted = Arc::clone(&pages);
         let metrics = Shared::new(move || counted.metrics());
-        Desk { pages, body, metrics, making: Arc::new(Semaphore::new(AT_ONCE)) }
+        AdminService { pages, body, metrics, making: Arc::new(Semaphore::new(AT_ONCE)) }
     }
 
-    pub(super) async fn answer(&self, request: Request<Incoming>, asker: Asker) -> Page {
-        if let Asker::At(own) = asker
+    pub(super) async fn answer(&self, request: Request<Incoming>, asker: Caller) -> Page {
+        if let Caller::At(own) = asker
             && let Some(why) = guard::refusal(&request, own)
         {
             return error(StatusCode::FORBIDDEN, why);
@@ -126,10 +126,10 @@ fn bearer<B>(request: &Request<B>) -> Option<&str> {
 }
 
 /// Registering needs a proof: what is registered gets the connections of others.
-fn register(pages: &dyn Pages, asker: Asker, token: Option<&str>, body: &[u8]) -> Page {
+fn register(pages: &dyn Pages, asker: Caller, token: Option<&str>, body: &[u8]) -> Page {
     let by = match asker {
-        Asker::User(user) => Some(Registrar::User(user)),
-        Asker::At(_) => token.and_then(|token| pages.holder(token)),
+        Caller::User(user) => Some(Registrar::User(user)),
+        Caller::At(_) => token.and_then(|token| pages.holder(token)),
     };
     let Some(by) = by else {
         let why = "registering needs a proof: use the agent's Unix socket (isthmus-agent register does, on the agent's \

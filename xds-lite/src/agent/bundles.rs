@@ -31,7 +31,7 @@ const FILE: &str = "acknowledged.json";
 /// What is told, and who has taken it.
 pub(super) struct Bundles {
     /// What other clusters see.
-    pub(super) abroad: Arc<Shared>,
+    pub(super) project_for_peer: Arc<Shared>,
     /// What the cluster's gateways see.
     pub(super) at_home: Arc<Shared>,
     own: TrustDomain,
@@ -54,12 +54,12 @@ impl Bundles {
             offered: None,
             peers: BTreeMap::new(),
         }));
-        let abroad = Arc::new(Shared::new(|_| true));
+        let project_for_peer = Arc::new(Shared::new(|_| true));
         let heard = Arc::clone(&words);
-        abroad.when_accepted(move |peer, view| note(&heard, peer, view));
+        project_for_peer.when_accepted(move |peer, view| note(&heard, peer, view));
         let at_home = Arc::new(Shared::new(|_| true));
         Bundles {
-            abroad,
+            project_for_peer,
             at_home,
             own: own.trust_domain,
             words,
@@ -97,7 +97,7 @@ impl Bundles {
         // Not held while a view changes: who accepts one notes it here.
         locked(&self.words).offered = trusted.bundles.get(&self.own).map(Edition::of);
         if let Some(own) = all.get(self.own.as_str()).cloned() {
-            self.abroad.change(|view| _ = view.set(self.own.as_str(), own));
+            self.project_for_peer.change(|view| _ = view.set(self.own.as_str(), own));
         }
         self.at_home.change(|view| {
             let gone: Vec<_> = view.iter().map(|(name, _)| Arc::clone(name)).collect();
@@ -122,7 +122,7 @@ impl Bundles {
     /// Why a peer does not take what it was told, in its own words.
     pub(super) fn refusal_by(&self, cluster: &Cluster) -> Option<String> {
         let is_its = |id: &str| SpiffeId::parse(id).ok().and_then(|id| Party::of_agent(&id));
-        let all = self.abroad.all().into_iter();
+        let all = self.project_for_peer.all().into_iter();
         all.filter(|one| is_its(&one.peer).is_some_and(|party| party.cluster == *cluster))
             .find_map(|one| one.refusal)
     }
@@ -264,25 +264,26 @@ mod tests {
 
     /// An agent that follows the view.
     struct Peer {
-        seat: isthmus_ads::shared::Seat,
+        follower: isthmus_ads::shared::FollowerHandle,
         stream: Stream,
     }
 
     impl Peer {
         fn new(bundles: &Bundles, id: &str) -> Peer {
-            Peer { seat: bundles.abroad.follow(id), stream: Stream::default() }
+            Peer { follower: bundles.project_for_peer.follow(id), stream: Stream::default() }
         }
 
         fn says(&mut self, bundles: &Bundles, request: &DeltaDiscoveryRequest) {
-            self.stream.request(request, &bundles.abroad.view(), &|_| true);
-            self.seat.note(&self.stream);
+            self.stream.request(request, &bundles.project_for_peer.view(), &|_| true);
+            self.follower.note(&self.stream);
         }
 
         /// What it is told, which is refused for a reason or taken.
         fn answers(&mut self, bundles: &Bundles, refused: Option<&str>) {
-            let response = self.stream.response("type", &bundles.abroad.view(), usize::MAX).unwrap();
+            let response =
+                self.stream.response("type", &bundles.project_for_peer.view(), usize::MAX).unwrap();
             assert_eq!(response.resources.len(), 1, "the own domain's alone");
-            self.seat.note(&self.stream);
+            self.follower.note(&self.stream);
             let error = refused.map(|why| Status { message: why.to_owned(), ..Status::default() });
             let answer = DeltaDiscoveryRequest {
                 response_nonce: response.nonce,
@@ -321,7 +322,7 @@ mod tests {
         south.answers(&bundles, Some("disk full"));
         assert_eq!((taken(&bundles, "west"), taken(&bundles, "south")), (Some(1), None));
         bundles.publish(&trust(&root, 2).current());
-        west.seat.note(&west.stream);
+        west.follower.note(&west.stream);
         assert_eq!(taken(&bundles, "west"), Some(1), "told is not taken");
         west.answers(&bundles, Some("not now"));
         assert_eq!(taken(&bundles, "west"), Some(1));
@@ -334,7 +335,7 @@ mod tests {
         west.answers(&bundles, None);
         assert_eq!(taken(&bundles, "west"), Some(2));
         // Who comes back and has it need not be told.
-        let version = bundles.abroad.view().get("east.example").unwrap().version.to_string();
+        let version = bundles.project_for_peer.view().get("east.example").unwrap().version.to_string();
         let mut south = Peer::new(&bundles, "spiffe://south.example/isthmus/south/agent/a");
         let known = [("east.example".to_owned(), version)].into();
         south.says(

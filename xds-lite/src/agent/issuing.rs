@@ -17,7 +17,7 @@ use isthmus_grpc::serve::IssuingService;
 use isthmus_model::address::Target;
 use isthmus_trust::issuing::{Certificates, Intermediate, Rooted, Tally};
 use isthmus_trust::join::cli::First;
-use isthmus_trust::join::first::{self, Desk};
+use isthmus_trust::join::enrolment::{self, TokenDesk};
 use isthmus_trust::join::{CreateError, Folder, Party, Token, Tokens};
 
 use super::Error;
@@ -31,7 +31,7 @@ const PACE: Duration = Duration::from_secs(1);
 pub(super) struct Issuing {
     intermediate: Intermediate,
     tally: Arc<Tally>,
-    desk: Arc<Desk>,
+    desk: Arc<TokenDesk>,
     policy: Policy,
     longest: Duration,
     trust: Trust,
@@ -55,7 +55,7 @@ impl Issuing {
         Ok(Some(Arc::new(Issuing {
             intermediate: Intermediate::open(issuing.files, trust.clone())?,
             tally: Arc::default(),
-            desk: Arc::new(Desk::new(trust.clone(), issuer, tokens(state))),
+            desk: Arc::new(TokenDesk::new(trust.clone(), issuer, tokens(state))),
             policy,
             longest: issuing.longest,
             trust: trust.clone(),
@@ -164,7 +164,7 @@ pub fn token(
     let address = address.or_else(|| settings.advertise.clone()).or(bound.map(Target::Address));
     let issuer = Party { cluster: settings.cluster.clone(), trust_domain };
     let address = address.ok_or(TokenError::Address)?;
-    Ok(first::create(trust, issuer, &*tokens(state), address, identity, lifetime)?)
+    Ok(enrolment::create(trust, issuer, &*tokens(state), address, identity, lifetime)?)
 }
 
 fn identity(settings: &Settings, domain: &TrustDomain, whom: &First<'_>) -> Result<SpiffeId, TokenError> {

@@ -11,7 +11,7 @@ use prometheus::proto::{self, LabelPair, MetricFamily, MetricType};
 use isthmus_ads::shared::Follower;
 use isthmus_grpc::budget::{Budgets, Kind, Resource};
 use isthmus_model::slice::Cluster;
-use isthmus_registry::imports::Held;
+use isthmus_registry::imports::PeerUsage;
 use isthmus_trust::issuing::Tally;
 
 use super::bundles::Bundles;
@@ -44,9 +44,9 @@ enum Read {
     /// A counter of the process.
     SoFar(fn() -> u64),
     /// A gauge with the label `cluster`, of what each offers.
-    EachOffers(fn(&Held) -> u64),
+    EachOffers(fn(&PeerUsage) -> u64),
     /// A counter with the label `cluster`, of the same.
-    EachOffersSoFar(fn(&Held) -> u64),
+    EachOffersSoFar(fn(&PeerUsage) -> u64),
     /// A gauge with the label `kind`, of clients: what they have of a resource.
     EachKind(Resource),
     /// A counter with the labels `kind` and `resource`, of clients: how often they asked for too much.

@@ -12,20 +12,20 @@ use sha2::{Digest as _, Sha256};
 
 use crate::admin::{Pages, Refusal};
 use isthmus_grpc::budget::Budgets;
-use isthmus_health::mtls::{Proof, Subject};
+use isthmus_health::mtls::{MtlsCheck, Subject};
 use isthmus_health::schedule::Down;
 use isthmus_model::host::HostPattern;
 use isthmus_model::services::Service;
 use isthmus_model::slice::{Cluster, Offer, Slice};
-use isthmus_registry::imports::{Shown, Stale};
+use isthmus_registry::imports::{ImportStatus, Stale};
 use isthmus_registry::registered::lease::LeaseId;
 use isthmus_registry::registered::registrar::Registrar;
 use isthmus_registry::registered::registration::Registration;
 
 use super::config::Settings;
 use super::issuing::Issuing;
+use super::mtls_check::REMEDY;
 use super::peer::{Contact, seconds};
-use super::probe::REMEDY;
 use super::state::State;
 use super::{locked, metrics};
 
@@ -37,7 +37,7 @@ const SHORTEST_TOKEN: usize = 16;
 const LARGEST_TOKEN: u64 = 4 << 10;
 
 /// The pages of one agent.
-pub(super) struct Told {
+pub(super) struct AdminPages {
     pub(super) budgets: Arc<Budgets>,
     pub(super) settings: Arc<Settings>,
     pub(super) state: Arc<Mutex<State>>,
@@ -45,13 +45,13 @@ pub(super) struct Told {
     pub(super) trust: Trust,
 }
 
-impl Told {
+impl AdminPages {
     fn state(&self) -> MutexGuard<'_, State> {
         locked(&self.state)
     }
 }
 
-impl Pages for Told {
+impl Pages for AdminPages {
     fn status(&self) -> Value {
         let state = self.state();
         let held: Vec<_> =
@@ -196,7 +196,7 @@ fn peers(state: &State) -> Value {
 fn registered(state: &State, host: &HostPattern, ports: &[Service]) -> Value {
     let export = state.export_of(host, ports);
     let proofs = |port: &Service| -> Vec<Value> {
-        let proof = |address| state.proofs.of(&Subject { host: host.clone(), address });
+        let proof = |address| state.mtls_checks.of(&Subject { host: host.clone(), address });
         let is_trusted = port.about.as_ref().is_some_and(|about| about.allow_unauthenticated);
         let endpoints = port.endpoints.iter().map(|endpoint| {
             let seen = export.as_ref().filter(|_| !is_trusted).map(|_| proof(endpoint.address.clone()));
@@ -227,8 +227,8 @@ fn unreached(down: &Down) -> Value {
 }
 
 /// What became of a slice of another cluster, and by which rule it is kept while that is silent.
-fn imported(state: &State, one: &Shown) -> Value {
-    let Shown { cluster, host, held } = one;
+fn imported(state: &State, one: &ImportStatus) -> Value {
+    let ImportStatus { cluster, host, held } = one;
     let stale = state.imports.stale(cluster, host, Instant::now(), SystemTime::now());
     let stale = stale.map(|Stale { rule, down }| {
         json!({
@@ -282,11 +282,11 @@ impl State {
         let addresses =
             ports.iter().flat_map(|port| &port.endpoints).map(|endpoint| endpoint.address.clone());
         let proofs = addresses
-            .map(|address| (address.clone(), self.proofs.of(&Subject { host: host.clone(), address })));
+            .map(|address| (address.clone(), self.mtls_checks.of(&Subject { host: host.clone(), address })));
         let seen = proofs.map(|(address, proof)| match proof {
-            Proof::LetsIn(seen) => format!("endpoint {address} {seen}"),
-            Proof::Unseen(why) => format!("endpoint {address} was not seen to require one: {why}"),
-            Proof::Awaited | Proof::Demands => format!("endpoint {address} was not probed yet"),
+            MtlsCheck::NotRequired(seen) => format!("endpoint {address} {seen}"),
+            MtlsCheck::Unreachable(why) => format!("endpoint {address} was not seen to require one: {why}"),
+            MtlsCheck::Awaited | MtlsCheck::Required => format!("endpoint {address} was not probed yet"),
         });
         let seen: Vec<_> = seen.take(10).collect();
         Some(format!(

@@ -6,10 +6,10 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use isthmus_certs::TrustDomain;
 use serde::Serialize;
 
-use isthmus_grpc::budget::Pace;
+use isthmus_grpc::budget::LogLimiter;
 use isthmus_model::address::Ranges;
 use isthmus_registry::imports::Consent;
-use isthmus_registry::registry::Abroad;
+use isthmus_registry::registry::PeerAccess;
 
 use super::config::{Peer, Settings};
 
@@ -32,15 +32,15 @@ pub(super) struct Contact {
     /// The last of them, and why.
     pub(super) refusal: Option<String>,
     /// What it has said of its trust domain.
-    pub(super) bundle: Word,
+    pub(super) bundle: BundleStatus,
     /// How often its refusals are logged.
     #[serde(skip)]
-    pub(super) told: Arc<Pace>,
+    pub(super) told: Arc<LogLimiter>,
 }
 
 /// What became of what another cluster's agent says of its trust domain.
 #[derive(Clone, Debug, Default, Serialize)]
-pub(super) struct Word {
+pub(super) struct BundleStatus {
     /// The number of the last bundle that was taken, since this agent has started.
     pub(super) taken: Option<u64>,
     /// What was refused, ever.
@@ -62,7 +62,7 @@ impl Contact {
             since: SystemTime::now(),
             refusals: 0,
             refusal: None,
-            bundle: Word::default(),
+            bundle: BundleStatus::default(),
             told: Arc::default(),
         }
     }
@@ -96,11 +96,11 @@ pub(super) fn consent(settings: &Settings, peer: &Peer) -> Consent {
 }
 
 /// How slices look to a peer.
-pub(super) fn abroad_to(settings: &Settings, peer: &Peer) -> Abroad {
+pub(super) fn peer_access(settings: &Settings, peer: &Peer) -> PeerAccess {
     let own = Some(settings.network.as_str());
     match peer.network.as_deref() {
-        network if !settings.reachability.allows(network, own) => Abroad::Nowhere,
-        network if network == own => Abroad::Near,
-        _ => Abroad::Far,
+        network if !settings.reachability.allows(network, own) => PeerAccess::Hidden,
+        network if network == own => PeerAccess::Direct,
+        _ => PeerAccess::ViaGateway,
     }
 }

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use isthmus_ads::client::{self, Resource};
 use isthmus_ads::shared::Follower;
-use isthmus_health::mtls::{Proof, Proofs, Subject};
+use isthmus_health::mtls::{MtlsCheck, MtlsChecks, Subject};
 use isthmus_model::address::Target;
 use isthmus_model::host::HostPattern;
 use isthmus_model::services::Service;
@@ -17,7 +17,7 @@ use isthmus_model::slice::{Cluster, Gateway, Key, Slice, version};
 use isthmus_registry::files::Found;
 use isthmus_registry::imports::{Imports, Stored, Verdict};
 use isthmus_registry::registered::Registered;
-use isthmus_registry::registry::{Own, Terms, abroad, offers};
+use isthmus_registry::registry::{Own, Terms, offers, project_for_peer};
 use isthmus_trust::bundles;
 
 use super::config::{Peer, Settings};
@@ -45,7 +45,7 @@ pub(super) struct State {
     pub(super) services: BTreeMap<HostPattern, Vec<Service>>,
     gateways: Vec<(String, Vec<Gateway>)>,
     own: Own,
-    pub(super) proofs: Proofs,
+    pub(super) mtls_checks: MtlsChecks,
     pub(super) imports: Imports,
     pub(super) peers: BTreeMap<Cluster, Contact>,
     /// Clusters that have begun to say what they have, and when they last did.
@@ -79,7 +79,7 @@ impl State {
             services: BTreeMap::new(),
             gateways: gateways.collect(),
             own,
-            proofs: Proofs::default(),
+            mtls_checks: MtlsChecks::default(),
             imports: Imports::default(),
             peers: BTreeMap::new(),
             hearing: HashMap::new(),
@@ -140,13 +140,13 @@ impl State {
     }
 
     /// Takes what was seen of endpoints.
-    pub(super) fn seen(&mut self, seen: Vec<(Subject, Proof)>, now: Instant) {
+    pub(super) fn seen(&mut self, seen: Vec<(Subject, MtlsCheck)>, now: Instant) {
         let mut changed = BTreeSet::new();
         for (subject, proof) in seen {
-            if let Proof::LetsIn(why) = &proof {
-                tracing::warn!(service = %subject.host, endpoint = %subject.address, seen = %why, remedy = super::probe::REMEDY, "not_mtls: not exported");
+            if let MtlsCheck::NotRequired(why) = &proof {
+                tracing::warn!(service = %subject.host, endpoint = %subject.address, seen = %why, remedy = super::mtls_check::REMEDY, "not_mtls: not exported");
             }
-            if self.proofs.seen(&subject, proof, now) {
+            if self.mtls_checks.seen(&subject, proof, now) {
                 changed.insert(subject.host);
             }
         }
@@ -156,7 +156,7 @@ impl State {
     /// Makes what the registry has under these hosts the offers of this cluster.
     pub(super) fn offer(&mut self, hosts: BTreeSet<HostPattern>) {
         let demands = |host: &HostPattern, address: &_| {
-            self.proofs.demands(&Subject { host: host.clone(), address: Clone::clone(address) })
+            self.mtls_checks.demands(&Subject { host: host.clone(), address: Clone::clone(address) })
         };
         let services = hosts.iter().filter_map(|host| self.services.get(host)).flatten().cloned();
         let mut some = offers(services, &self.terms(&demands));
@@ -182,7 +182,7 @@ impl State {
             envoys.change(slices);
         }
         for (to, shared) in &self.views.peers {
-            shared.change(|view| slices.iter().for_each(|slice| show(view, &abroad(slice, *to))));
+            shared.change(|view| slices.iter().for_each(|slice| show(view, &project_for_peer(slice, *to))));
         }
         slices.iter().for_each(|slice| self.imports.own(slice));
         self.pass_on();
@@ -198,7 +198,8 @@ impl State {
             let endpoints = offer.ports.iter().flat_map(|port| &port.endpoints);
             let mut unseen = endpoints.filter(|endpoint| !endpoint.exposed);
             let is_awaited = unseen.any(|endpoint| {
-                self.proofs.is_awaited(&Subject { host: host.clone(), address: endpoint.address.clone() })
+                self.mtls_checks
+                    .is_awaited(&Subject { host: host.clone(), address: endpoint.address.clone() })
             });
             if is_awaited {
                 offer.clone_from(before);
@@ -247,7 +248,7 @@ impl State {
     }
 
     /// A peer has said something of its trust domain.
-    pub(super) fn word(&mut self, of: &Cluster, said: Result<bundles::Kept, String>) {
+    pub(super) fn word(&mut self, of: &Cluster, said: Result<bundles::BundleUpdate, String>) {
         let Some(word) = self.peers.get_mut(of).map(|contact| &mut contact.bundle) else { return };
         match said {
             Ok(kept) => (word.taken, word.refusal, word.advice) = (Some(kept.sequence), None, kept.advice),
@@ -294,8 +295,8 @@ impl State {
         self.views.gateways.change(|view| {
             for (key, verdict) in changes {
                 match verdict {
-                    Verdict::In(slice) => _ = view.set(&key.to_string(), slice.encode()),
-                    Verdict::Held(why) => {
+                    Verdict::Imported(slice) => _ = view.set(&key.to_string(), slice.encode()),
+                    Verdict::Quarantined(why) => {
                         if view.remove(&key.to_string()) {
                             tracing::info!(slice = %key, %why, "no longer imported");
                         }

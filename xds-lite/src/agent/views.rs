@@ -13,7 +13,7 @@ use isthmus_envoy::export::Adapter;
 use isthmus_grpc::budget::Principal;
 use isthmus_model::slice::Cluster;
 use isthmus_proto::type_url::{SLICE, TRUST_BUNDLE};
-use isthmus_registry::registry::Abroad;
+use isthmus_registry::registry::PeerAccess;
 use isthmus_trust::join::Party;
 
 use super::bundles::Bundles;
@@ -23,7 +23,7 @@ pub(super) struct Views {
     /// What the cluster's gateways see: its own slices and those that are imported.
     pub(super) gateways: Arc<Shared>,
     /// What other clusters see.
-    pub(super) peers: BTreeMap<Abroad, Arc<Shared>>,
+    pub(super) peers: BTreeMap<PeerAccess, Arc<Shared>>,
     /// What stock Envoys of the cluster see, if there are any.
     pub(super) envoys: Option<Adapter>,
     /// What is told of trust domains.
@@ -36,7 +36,7 @@ pub(super) struct Views {
 struct Members {
     gateways: HashSet<SpiffeId>,
     /// Other clusters' agents, and how they see this cluster.
-    peers: HashMap<Party, Abroad>,
+    peers: HashMap<Party, PeerAccess>,
 }
 
 impl Views {
@@ -50,7 +50,7 @@ impl Views {
             let silent = silent.read().unwrap_or_else(PoisonError::into_inner);
             cluster.is_none_or(|cluster: Cluster| !silent.contains(&cluster))
         };
-        let kinds = [Abroad::Near, Abroad::Far, Abroad::Nowhere];
+        let kinds = [PeerAccess::Direct, PeerAccess::ViaGateway, PeerAccess::Hidden];
         Views {
             gateways: Arc::new(Shared::new(is_gone)),
             peers: kinds.map(|kind| (kind, Arc::new(Shared::new(|_| true)))).into(),
@@ -62,7 +62,7 @@ impl Views {
     }
 
     /// Serves the agents of a cluster from now on; until it was heard its names are not known to be gone.
-    pub(super) fn add(&self, domain: &isthmus_certs::TrustDomain, cluster: &Cluster, sees: Abroad) {
+    pub(super) fn add(&self, domain: &isthmus_certs::TrustDomain, cluster: &Cluster, sees: PeerAccess) {
         let party = Party { cluster: cluster.clone(), trust_domain: domain.clone() };
         self.members.write().unwrap_or_else(PoisonError::into_inner).peers.insert(party, sees);
         self.unheard.write().unwrap_or_else(PoisonError::into_inner).insert(cluster.clone());
@@ -87,7 +87,7 @@ impl Views {
 
 impl Members {
     /// How another cluster's agent sees this one; none: it is no peer's agent.
-    fn sees(&self, id: &SpiffeId) -> Option<Abroad> {
+    fn sees(&self, id: &SpiffeId) -> Option<PeerAccess> {
         self.peers.get(&Party::of_agent(id)?).copied()
     }
 }
@@ -105,7 +105,7 @@ impl Directory for Views {
             (SLICE, None) => Some(Arc::clone(&self.gateways)),
             (SLICE, Some(sees)) => self.peers.get(&sees).map(Arc::clone),
             (TRUST_BUNDLE, None) => Some(Arc::clone(&self.bundles.at_home)),
-            (TRUST_BUNDLE, Some(_)) => Some(Arc::clone(&self.bundles.abroad)),
+            (TRUST_BUNDLE, Some(_)) => Some(Arc::clone(&self.bundles.project_for_peer)),
             (_, None) => self.envoys.as_ref().and_then(|envoys| envoys.view(type_url)),
             (_, Some(_)) => None,
         };

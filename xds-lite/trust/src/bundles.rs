@@ -5,14 +5,14 @@
 
 mod keeper;
 pub(crate) mod known;
+pub(crate) mod published;
 mod rule;
-pub(crate) mod said;
 mod wire;
 
 #[cfg(test)]
 mod tests;
 
-pub use keeper::{Keeper, Kept};
+pub use keeper::{BundleUpdate, Keeper};
+pub use published::PublishedError;
 pub use rule::{Refusal, Remedy};
-pub use said::SaidError;
 pub use wire::encode;

@@ -21,7 +21,7 @@ use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Extensions, Status};
 use tower::service_fn;
 
-use crate::join::first::{Meeting, PROOF, meet};
+use crate::join::enrolment::{Meeting, PROOF, meet};
 use crate::join::{Guest, MeetError, Token};
 use crate::stubs::istio_certificate_service_client::IstioCertificateServiceClient;
 use isthmus_grpc::dial::dial;

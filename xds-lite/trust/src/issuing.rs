@@ -15,11 +15,11 @@ use prost_types::value::Kind;
 use tonic::metadata::{AsciiMetadataValue, MetadataMap};
 use tonic::{Request, Response, Status};
 
-use crate::join::first::{Admitted, Desk, Exported, PROOF, Refused};
+use crate::join::enrolment::{Admitted, Exported, PROOF, Refused, TokenDesk};
 use crate::stubs::istio_certificate_service_server::{
     IstioCertificateService, IstioCertificateServiceServer,
 };
-use isthmus_grpc::serve::{Asker, Seat};
+use isthmus_grpc::serve::{Caller, Slot};
 use isthmus_proto::istio::v1::auth::{IstioCertificateRequest, IstioCertificateResponse};
 
 pub use intermediate::{Intermediate, IntermediateCause, IntermediateError, IntermediateFiles};
@@ -38,7 +38,7 @@ pub struct Certificates {
     policy: Policy,
     lifetime: Duration,
     roots: Roots,
-    desk: Option<Arc<Desk>>,
+    desk: Option<Arc<TokenDesk>>,
     tally: Arc<Tally>,
 }
 
@@ -64,7 +64,7 @@ impl Certificates {
 
     /// With a place where tokens are presented, and a count of what comes of it all.
     #[must_use]
-    pub fn with(self, desk: Arc<Desk>, tally: Arc<Tally>) -> Certificates {
+    pub fn with(self, desk: Arc<TokenDesk>, tally: Arc<Tally>) -> Certificates {
         Certificates { desk: Some(desk), tally, ..self }
     }
 
@@ -78,18 +78,18 @@ impl Certificates {
         &self,
         request: Request<IstioCertificateRequest>,
     ) -> Result<Response<IstioCertificateResponse>, Status> {
-        let (known, session) = (request.extensions().get::<Asker>(), request.extensions().get::<Exported>());
-        let (asker, admitted) = match (known, session) {
-            (Some(Asker(id)), _) => (id.clone(), None),
+        let (known, session) = (request.extensions().get::<Caller>(), request.extensions().get::<Exported>());
+        let (caller, admitted) = match (known, session) {
+            (Some(Caller(id)), _) => (id.clone(), None),
             (None, Some(session)) => {
                 let admitted = self.admit(session, request.metadata()).await?;
                 // From here on others do not push it out: an answer that is lost is a token that is lost.
-                request.extensions().get::<Seat>().iter().for_each(|seat| seat.keep());
+                request.extensions().get::<Slot>().iter().for_each(|slot| slot.keep());
                 (admitted.identity.clone(), Some(admitted))
             }
             (None, None) => return Err(Status::unauthenticated("who asks is not known")),
         };
-        let chain = self.sign(&asker, &request.into_inner()).await.map_err(|status| match &admitted {
+        let chain = self.sign(&caller, &request.into_inner()).await.map_err(|status| match &admitted {
             // Whatever is wrong: the token is as good as it was.
             Some(_) => Status::new(status.code(), format!("{}; the token is not used up", status.message())),
             None => status,
@@ -132,31 +132,35 @@ impl Certificates {
         Ok(())
     }
 
-    async fn sign(&self, asker: &SpiffeId, request: &IstioCertificateRequest) -> Result<Vec<String>, Status> {
+    async fn sign(
+        &self,
+        caller: &SpiffeId,
+        request: &IstioCertificateRequest,
+    ) -> Result<Vec<String>, Status> {
         let csr = Csr::parse(request.csr.as_bytes())
             .map_err(|error| Status::invalid_argument(error.to_string()))?;
-        let leaf = self.policy.allow(asker, self.wish(asker, request)?).map_err(|error| {
-            tracing::warn!(peer = %asker, %error, "a certificate was refused");
+        let leaf = self.policy.allow(caller, self.wish(caller, request)?).map_err(|error| {
+            tracing::warn!(peer = %caller, %error, "a certificate was refused");
             Status::permission_denied(error.to_string())
         })?;
         let chain = self.issuer.sign(&csr, &leaf).await.map_err(|error| {
             let error = with_causes(&error);
-            tracing::warn!(peer = %asker, wanted = %leaf.id, %error, "a certificate was not signed");
+            tracing::warn!(peer = %caller, wanted = %leaf.id, %error, "a certificate was not signed");
             Status::failed_precondition(format!("the agent cannot sign: {error}"))
         })?;
-        tracing::info!(peer = %asker, identity = %leaf.id, "signed a certificate");
+        tracing::info!(peer = %caller, identity = %leaf.id, "signed a certificate");
         Ok(pem::encode_each(&chain))
     }
 
-    /// The asker's own identity, unless it says another.
-    fn wish(&self, asker: &SpiffeId, request: &IstioCertificateRequest) -> Result<Leaf, Status> {
+    /// The caller's own identity, unless it says another.
+    fn wish(&self, caller: &SpiffeId, request: &IstioCertificateRequest) -> Result<Leaf, Status> {
         let named = request.metadata.as_ref().and_then(|metadata| metadata.fields.get(IMPERSONATED));
         let id = match named.and_then(|value| value.kind.as_ref()) {
             Some(Kind::StringValue(id)) => {
                 SpiffeId::parse(id).map_err(|error| Status::invalid_argument(error.to_string()))?
             }
             Some(_) => return Err(Status::invalid_argument(format!("{IMPERSONATED} is a text"))),
-            None => asker.clone(),
+            None => caller.clone(),
         };
         let lifetime = match u64::try_from(request.validity_duration) {
             Ok(0) => self.lifetime,

@@ -5,7 +5,7 @@
 
 pub mod cli;
 pub(crate) mod disk;
-pub mod first;
+pub mod enrolment;
 mod guest;
 mod host;
 mod offer;

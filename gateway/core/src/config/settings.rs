@@ -13,9 +13,9 @@ use isthmus_model::{HostName, Locality};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-pub use super::trusts::{FirstToken, Kept, Trusts};
+pub use super::trusts::{FirstToken, ManagedTrust, Trusts};
 pub use isthmus_model::address::Target;
-pub use isthmus_model::services::{Balance, Beyond, Endpoint, Named, Reach, Service, ServiceTimeouts};
+pub use isthmus_model::services::{Balance, Endpoint, Named, RemoteGateway, Scope, Service, ServiceTimeouts};
 
 /// Everything. What a running gateway can change is in [`Live`]; the rest is bound at start.
 #[derive(Clone, Debug, PartialEq, Serialize)]

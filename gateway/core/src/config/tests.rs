@@ -203,7 +203,7 @@ fn a_gateways_own_directory_stands_in_the_place_of_files() {
     let xds = "xds: {agents: ['10.0.0.1:15012']}\n";
     let with = |trust: &str| with_listener(&format!("trust: {{{trust}}}\n{xds}"));
     let settings = good(&with("directory: a, token_file: b, deny: d"));
-    let Some(Trusts::Kept(kept)) = &settings.fixed.trust else { panic!("a directory") };
+    let Some(Trusts::ManagedTrust(kept)) = &settings.fixed.trust else { panic!("a directory") };
     assert!(matches!(&kept.token, FirstToken::File(file) if file.ends_with("b")));
     // The token may go once it is used: nothing is to be restarted for that.
     assert_eq!(settings.fixed, good(&with("directory: a, deny: d")).fixed);

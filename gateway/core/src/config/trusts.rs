@@ -18,12 +18,12 @@ pub enum Trusts {
     /// In files that somebody else keeps.
     Files(TrustFiles),
     /// In a directory that this gateway keeps.
-    Kept(Kept),
+    ManagedTrust(ManagedTrust),
 }
 
 /// A directory in which a gateway keeps a certificate that its agents, or a control plane, issue.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Kept {
+pub struct ManagedTrust {
     /// Which.
     pub directory: PathBuf,
     /// A directory with bundles, where a control plane issues; agents give theirs with the certificate.
@@ -62,7 +62,7 @@ impl PartialEq for FirstToken {
 
 impl Eq for FirstToken {}
 
-impl Kept {
+impl ManagedTrust {
     /// Its directory.
     #[must_use]
     pub fn folder(&self) -> Folder {
@@ -76,7 +76,7 @@ impl Trusts {
     pub fn files(&self) -> TrustFiles {
         match self {
             Trusts::Files(files) => files.clone(),
-            Trusts::Kept(kept) => {
+            Trusts::ManagedTrust(kept) => {
                 let files = kept.folder().files(TrustFiles {
                     deny: kept.deny.clone(),
                     crls: kept.crls.clone(),

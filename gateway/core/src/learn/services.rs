@@ -7,7 +7,7 @@ use std::sync::Arc;
 use isthmus_model::slice::{self, Cluster, Health, Offer, Port, Slice, Staleness};
 use isthmus_model::{HostName, HostPattern};
 
-use crate::config::settings::{Beyond, Endpoint, Named, Reach, Service, Target};
+use crate::config::settings::{Endpoint, Named, RemoteGateway, Scope, Service, Target};
 
 /// Tried once no endpoint in the own network is healthy.
 const BEYOND: u8 = 1;
@@ -151,9 +151,9 @@ fn endpoint(endpoint: &slice::Endpoint, is_own: bool, slice: &Slice, names: &Uni
         aliases: if instance.is_some() { endpoint.aliases.clone().into() } else { [].into() },
         instance,
         reach: if is_own && endpoint.exposed {
-            Reach::All { by_name: endpoint.instance_exported }
+            Scope::Exported { by_name: endpoint.instance_exported }
         } else {
-            Reach::Inside
+            Scope::Local
         },
         priority: 0,
     }
@@ -165,7 +165,7 @@ fn gateways(slice: &Slice, offer: &Offer, port: &Port, names: &Unique<'_>) -> Ve
     let unique = told.filter(|instance| names.is(&instance.name, &slice.key.cluster));
     let instances =
         unique.map(|instance| Named { name: instance.name.clone(), aliases: instance.aliases.clone() });
-    let beyond = Arc::new(Beyond {
+    let beyond = Arc::new(RemoteGateway {
         cluster: slice.key.cluster.clone(),
         instances: instances.collect(),
         ranges: offer.gateway_ranges.clone(),
@@ -177,7 +177,7 @@ fn gateways(slice: &Slice, offer: &Offer, port: &Port, names: &Unique<'_>) -> Ve
         weight: ready.min(u32::from(u16::MAX)),
         locality: gateway.locality.clone(),
         aliases: [].into(),
-        reach: Reach::Beyond(Arc::clone(&beyond)),
+        reach: Scope::RemoteGateway(Arc::clone(&beyond)),
         priority: BEYOND,
     };
     offer.gateways.iter().map(gateway).collect()
@@ -257,8 +257,12 @@ mod tests {
 
     fn names_of(endpoint: &Endpoint) -> Vec<String> {
         match &endpoint.reach {
-            Reach::Beyond(beyond) => beyond.instances.iter().map(|named| named.name.to_string()).collect(),
-            Reach::All { .. } | Reach::Inside => endpoint.instance.iter().map(ToString::to_string).collect(),
+            Scope::RemoteGateway(beyond) => {
+                beyond.instances.iter().map(|named| named.name.to_string()).collect()
+            }
+            Scope::Exported { .. } | Scope::Local => {
+                endpoint.instance.iter().map(ToString::to_string).collect()
+            }
         }
     }
 
@@ -270,7 +274,7 @@ mod tests {
         assert_eq!(service, only(here().services([&own, &east].into_iter())), "in any order");
         let [near, beyond] = &service.endpoints[..] else { panic!("{:?}", service.endpoints) };
         assert_eq!((near.priority, beyond.priority, beyond.weight), (0, BEYOND, 5));
-        assert_eq!(near.reach, Reach::All { by_name: false });
+        assert_eq!(near.reach, Scope::Exported { by_name: false });
         assert_eq!(beyond.address.to_string(), "gw.east.example:15443");
         assert!(service.exposed);
         assert_eq!((names_of(near), names_of(beyond)), (vec!["db-0".to_owned()], vec!["db-7".to_owned()]));
@@ -295,7 +299,7 @@ mod tests {
         let mut own = slice("west", vec![local("db-0", false)], Vec::new());
         own.offer.as_mut().unwrap().exposed_on = vec!["gw-2".to_owned()];
         let service = only(here().services([&own].into_iter()));
-        assert!(!service.exposed && service.endpoints[0].reach == Reach::Inside);
+        assert!(!service.exposed && service.endpoints[0].reach == Scope::Local);
         let other = Here { gateway: "gw-2".to_owned(), ..here() };
         assert!(only(other.services([&own].into_iter())).exposed);
     }

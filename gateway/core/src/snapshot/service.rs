@@ -11,7 +11,7 @@ use isthmus_model::{HostName, HostPattern, Locality};
 use super::group::Group;
 use super::name::Name;
 use super::shared::Shared;
-use crate::config::settings::{self, Balance, Ejection, Reach, ServiceTimeouts, Side, Target};
+use crate::config::settings::{self, Balance, Ejection, Scope, ServiceTimeouts, Side, Target};
 use crate::endpoint::{EndpointState, ServiceState};
 use crate::socket::Millis;
 
@@ -32,7 +32,7 @@ pub struct Service {
     /// With addresses resolved; the drained ones too. Those of one group stand together, the nearest first.
     pub endpoints: Box<[Endpoint]>,
     pub(super) nearest: Group,
-    more: Option<Box<More>>,
+    more: Option<Box<ServiceExtras>>,
     /// What is remembered of it.
     pub state: Arc<ServiceState>,
 }
@@ -60,10 +60,10 @@ pub struct Rules {
 
 /// What few services have.
 #[derive(Debug, Default, PartialEq, Eq)]
-struct More {
+struct ServiceExtras {
     aliases: Box<[HostPattern]>,
     /// What has names of its own, or leads to such, whether or not it has an address.
-    instances: Box<[Arc<Traits>]>,
+    instances: Box<[Arc<EndpointMeta>]>,
     /// All that may become endpoints, where that changes: with time, or with this gateway's own addresses.
     candidates: Box<[Candidate]>,
     further: Box<[Group]>,
@@ -78,14 +78,14 @@ pub struct Endpoint {
     pub weight: u32,
     pub(super) priority: u8,
     /// What else is said of it.
-    pub traits: Arc<Traits>,
+    pub traits: Arc<EndpointMeta>,
     /// What is remembered of it.
     pub state: Arc<EndpointState>,
 }
 
 /// What is said of an endpoint besides its address.
 #[derive(Debug, PartialEq, Eq, Hash)]
-pub struct Traits {
+pub struct EndpointMeta {
     /// Its stable name.
     pub instance: Option<HostName>,
     /// Other names of the instance.
@@ -93,7 +93,7 @@ pub struct Traits {
     /// Where it stands.
     pub locality: Locality,
     /// Who may end up here.
-    pub reach: Reach,
+    pub reach: Scope,
 }
 
 /// What becomes endpoints once it is resolved.
@@ -102,7 +102,7 @@ struct Candidate {
     target: Target,
     weight: u32,
     priority: u8,
-    traits: Arc<Traits>,
+    traits: Arc<EndpointMeta>,
 }
 
 impl Candidate {
@@ -113,7 +113,7 @@ impl Candidate {
 }
 
 /// What services are made with.
-pub(crate) struct Maker<'a> {
+pub(crate) struct ServiceBuilder<'a> {
     /// What names resolved to. Those without an answer have no endpoint yet.
     pub(crate) resolved: &'a Resolved,
     /// Addresses of this gateway itself: a route there is a loop.
@@ -122,14 +122,14 @@ pub(crate) struct Maker<'a> {
     pub(crate) shared: &'a mut Shared,
 }
 
-impl Maker<'_> {
+impl ServiceBuilder<'_> {
     /// State is taken over from `before` by address.
     pub(crate) fn make(&mut self, settings: &settings::Service, before: Option<&Service>) -> Service {
         let candidate = |endpoint: &settings::Endpoint| Candidate {
             target: endpoint.address.clone(),
             weight: endpoint.weight,
             priority: endpoint.priority,
-            traits: self.shared.traits(Traits {
+            traits: self.shared.traits(EndpointMeta {
                 instance: endpoint.instance.clone(),
                 aliases: endpoint.aliases.clone(),
                 locality: endpoint.locality.clone(),
@@ -148,10 +148,10 @@ impl Maker<'_> {
             timeouts: settings.timeouts.clone(),
         });
         let instances = candidates.iter().map(|candidate| &candidate.traits);
-        let more = More {
+        let more = ServiceExtras {
             aliases: settings.aliases.clone().into(),
             instances: instances.filter(|traits| traits.has_names()).cloned().collect(),
-            ..More::default()
+            ..ServiceExtras::default()
         };
         self.resolve((settings.host.clone(), settings.port, rules), more, candidates, before)
     }
@@ -159,10 +159,10 @@ impl Maker<'_> {
     /// With what its names resolve to now.
     pub(crate) fn again(&mut self, service: &Service) -> Service {
         let more = service.more.as_deref();
-        let lasting = More {
+        let lasting = ServiceExtras {
             aliases: service.aliases().into(),
             instances: more.map(|more| more.instances.clone()).unwrap_or_default(),
-            ..More::default()
+            ..ServiceExtras::default()
         };
         let candidates = more.map(|more| more.candidates.to_vec()).unwrap_or_default();
         let name = (service.host.clone(), service.port, Arc::clone(&service.rules));
@@ -172,7 +172,7 @@ impl Maker<'_> {
     fn resolve(
         &self,
         (host, port, rules): (HostPattern, u16, Arc<Rules>),
-        mut more: More,
+        mut more: ServiceExtras,
         candidates: Vec<Candidate>,
         before: Option<&Service>,
     ) -> Service {
@@ -213,7 +213,7 @@ impl Maker<'_> {
             rules,
             nearest: groups.pop().unwrap_or(Group::NOBODY),
             endpoints: endpoints.into(),
-            more: (more != More::default()).then(|| Box::new(more)),
+            more: (more != ServiceExtras::default()).then(|| Box::new(more)),
             state: before.map(|service| Arc::clone(&service.state)).unwrap_or_default(),
         }
     }
@@ -243,7 +243,7 @@ impl Service {
     }
 
     /// The endpoints that have names of their own, or lead to such.
-    pub(crate) fn instances(&self) -> &[Arc<Traits>] {
+    pub(crate) fn instances(&self) -> &[Arc<EndpointMeta>] {
         self.more.as_ref().map(|more| &more.instances[..]).unwrap_or_default()
     }
 
@@ -307,13 +307,13 @@ impl Service {
         is_meant: impl Fn(&HostName, &[HostName]) -> bool,
     ) -> Option<&HostName> {
         self.instances().iter().find_map(|traits| match &traits.reach {
-            Reach::Beyond(_) if side == Side::Outbound => {
+            Scope::RemoteGateway(_) if side == Side::Outbound => {
                 let mut named = traits.beyond().iter();
                 named.find(|named| is_meant(&named.name, &named.aliases)).map(|named| &named.name)
             }
-            Reach::Beyond(_) => None,
-            Reach::Inside | Reach::All { by_name: false } if side == Side::EastWest => None,
-            Reach::All { .. } | Reach::Inside => {
+            Scope::RemoteGateway(_) => None,
+            Scope::Local | Scope::Exported { by_name: false } if side == Side::EastWest => None,
+            Scope::Exported { .. } | Scope::Local => {
                 traits.instance.as_ref().filter(|name| is_meant(name, &traits.aliases))
             }
         })
@@ -354,12 +354,12 @@ impl Rules {
     }
 }
 
-impl Traits {
+impl EndpointMeta {
     /// What it leads to by name, if it is another cluster's gateway.
     fn beyond(&self) -> &[settings::Named] {
         match &self.reach {
-            Reach::Beyond(beyond) => &beyond.instances,
-            Reach::All { .. } | Reach::Inside => &[],
+            Scope::RemoteGateway(beyond) => &beyond.instances,
+            Scope::Exported { .. } | Scope::Local => &[],
         }
     }
 
@@ -371,15 +371,15 @@ impl Traits {
 impl Endpoint {
     /// Whether connections of a listener may end up here.
     pub(crate) fn takes(&self, side: Side) -> bool {
-        side == Side::Outbound || matches!(self.traits.reach, Reach::All { .. })
+        side == Side::Outbound || matches!(self.traits.reach, Scope::Exported { .. })
     }
 
     /// Whether it is, or leads to, this instance, for connections of a listener.
     pub(crate) fn is_instance(&self, name: &HostName, side: Side) -> bool {
         match &self.traits.reach {
-            Reach::Beyond(_) => self.traits.beyond().iter().any(|named| named.name == *name),
-            Reach::All { by_name: false } if side == Side::EastWest => false,
-            Reach::All { .. } | Reach::Inside => self.traits.instance.as_ref() == Some(name),
+            Scope::RemoteGateway(_) => self.traits.beyond().iter().any(|named| named.name == *name),
+            Scope::Exported { by_name: false } if side == Side::EastWest => false,
+            Scope::Exported { .. } | Scope::Local => self.traits.instance.as_ref() == Some(name),
         }
     }
 
@@ -387,8 +387,8 @@ impl Endpoint {
     #[must_use]
     pub fn cluster(&self) -> Option<&str> {
         match &self.traits.reach {
-            Reach::Beyond(beyond) => Some(beyond.cluster.as_str()),
-            Reach::All { .. } | Reach::Inside => None,
+            Scope::RemoteGateway(beyond) => Some(beyond.cluster.as_str()),
+            Scope::Exported { .. } | Scope::Local => None,
         }
     }
 }

@@ -5,7 +5,7 @@ use std::collections::HashSet;
 use std::hash::Hash;
 use std::sync::Arc;
 
-use super::service::{Rules, Traits};
+use super::service::{EndpointMeta, Rules};
 
 /// Looked through for what nobody holds any more once it has this many and twice as many as the last time.
 const MANY: usize = 1_024;
@@ -14,7 +14,7 @@ const MANY: usize = 1_024;
 #[derive(Debug, Default)]
 pub(crate) struct Shared {
     rules: Known<Rules>,
-    traits: Known<Traits>,
+    traits: Known<EndpointMeta>,
 }
 
 impl Shared {
@@ -23,7 +23,7 @@ impl Shared {
     }
 
     /// Names of instances are unique: keeping those would help nobody.
-    pub(super) fn traits(&mut self, traits: Traits) -> Arc<Traits> {
+    pub(super) fn traits(&mut self, traits: EndpointMeta) -> Arc<EndpointMeta> {
         if traits.has_names() { Arc::new(traits) } else { self.traits.one(traits) }
     }
 }

@@ -94,21 +94,21 @@ fn huge_weights_are_scaled_to_one_schedule() {
 
 #[test]
 fn what_the_file_has_hides_what_was_learned_and_gives_it_back() {
-    let (resolved, mut beside) = (Resolved::new(), Beside::default());
+    let (resolved, mut beside) = (Resolved::new(), CompilerState::default());
     let own = &|_| false;
     let before = compile(&live(LISTENER), None);
-    let mut next = Next::after(&before, &mut beside, (&resolved, own));
+    let mut next = SnapshotBuilder::after(&before, &mut beside, (&resolved, own));
     let learned = live(&ONE.replace("10.0.0.1", "10.9.9.9")).services;
     next.learn_all(&learned);
     let before = next.done();
     let first = Arc::clone(service(&before, 0));
-    let mut next = Next::after(&before, &mut beside, (&resolved, own));
+    let mut next = SnapshotBuilder::after(&before, &mut beside, (&resolved, own));
     next.read(Arc::new(live(ONE)));
     let both = next.done();
     assert_eq!((both.len(), both.names.exact("a.example").len()), (1, 1));
     assert_eq!(service(&both, 0).endpoints[0].address.to_string(), "10.0.0.1:80");
     assert!(Arc::ptr_eq(&first.state, &service(&both, 0).state));
-    let mut next = Next::after(&both, &mut beside, (&resolved, own));
+    let mut next = SnapshotBuilder::after(&both, &mut beside, (&resolved, own));
     next.learn_all(&learned);
     assert!(!next.is_news());
     next.read(Arc::new(live(LISTENER)));
@@ -117,22 +117,22 @@ fn what_the_file_has_hides_what_was_learned_and_gives_it_back() {
 
 #[test]
 fn a_name_that_resolves_to_something_else_changes_its_services_alone() {
-    let (mut resolved, mut beside) = (Resolved::new(), Beside::default());
+    let (mut resolved, mut beside) = (Resolved::new(), CompilerState::default());
     let before = compile(&live(LISTENER), None);
     let text = ONE.to_owned() + "- { host: c.example, endpoints: [{ address: 'd.example:80' }] }\n";
-    let mut next = Next::after(&before, &mut beside, (&resolved, &|_| false));
+    let mut next = SnapshotBuilder::after(&before, &mut beside, (&resolved, &|_| false));
     next.learn_all(&live(&text).services);
     let before = next.done();
     let name = HostName::parse("d.example").unwrap();
     assert_eq!(beside.targets(), std::slice::from_ref(&name));
     resolved.insert(name, vec!["10.0.0.7".parse().unwrap()]);
-    let mut next = Next::after(&before, &mut beside, (&resolved, &|_| false));
+    let mut next = SnapshotBuilder::after(&before, &mut beside, (&resolved, &|_| false));
     next.resolve();
     let after = next.done();
     assert!(Arc::ptr_eq(service(&before, 0), service(&after, 0)));
     assert_eq!(service(&after, 1).endpoints[0].address.to_string(), "10.0.0.7:80");
     assert!(Arc::ptr_eq(&after.names.exact("c.example")[0].service, service(&after, 1)));
-    let mut next = Next::after(&after, &mut beside, (&resolved, &|_| false));
+    let mut next = SnapshotBuilder::after(&after, &mut beside, (&resolved, &|_| false));
     next.learn(&HostPattern::parse("c.example").unwrap(), Vec::new());
     assert_eq!((next.done().len(), beside.targets().len()), (1, 0));
 }
@@ -201,11 +201,11 @@ proptest! {
     #[test]
     fn any_way_to_the_same_services_ends_in_the_same_tables(events in proptest::collection::vec(event(), 1..30)) {
         let own = &|address: SocketAddr| address.ip().to_string() == "10.0.0.3";
-        let mut beside = Beside::default();
+        let mut beside = CompilerState::default();
         let mut tables = compile(&live(LISTENER), None);
         let (mut file, mut learned, mut resolved) = (Arc::clone(&tables.live), BTreeMap::new(), Resolved::new());
         for event in events {
-            let mut next = Next::after(&tables, &mut beside, (&resolved, own));
+            let mut next = SnapshotBuilder::after(&tables, &mut beside, (&resolved, own));
             match event {
                 Event::Learn(host, ports) => {
                     let ports: BTreeMap<_, _> = ports.into_iter().collect();
@@ -226,16 +226,16 @@ proptest! {
                 Event::Resolve(last) => {
                     let name = HostName::parse("d.example").unwrap();
                     let resolved_now = Resolved::from([(name, vec![std::net::Ipv4Addr::new(10, 0, 0, last).into()])]);
-                    let mut next = Next::after(&tables, &mut beside, (&resolved_now, own));
+                    let mut next = SnapshotBuilder::after(&tables, &mut beside, (&resolved_now, own));
                     next.resolve();
                     tables = next.done();
                     resolved = resolved_now;
                 }
             }
             let all: Vec<_> = learned.values().flatten().cloned().map(Arc::new).collect();
-            let mut fresh = Beside::default();
+            let mut fresh = CompilerState::default();
             let nothing = compile(&live(LISTENER), None);
-            let mut next = Next::after(&nothing, &mut fresh, (&resolved, own));
+            let mut next = SnapshotBuilder::after(&nothing, &mut fresh, (&resolved, own));
             next.learn_all(&all);
             next.read(Arc::clone(&file));
             let anew = next.done();
@@ -247,14 +247,14 @@ proptest! {
 }
 
 /// Tables of so many learned services.
-fn many(count: usize) -> (Snapshot, Beside, settings::Service) {
+fn many(count: usize) -> (Snapshot, CompilerState, settings::Service) {
     let pattern = one(0, 0, 2).unwrap();
     let named = |number: usize| HostPattern::parse(&format!("s{number}.x")).unwrap();
     let settings = |number| Arc::new(settings::Service { host: named(number), ..pattern.clone() });
     let services: Vec<_> = (0..count).map(|number| settings(2 * number)).collect();
-    let (resolved, mut beside) = (Resolved::new(), Beside::default());
+    let (resolved, mut beside) = (Resolved::new(), CompilerState::default());
     let before = compile(&live(LISTENER), None);
-    let mut next = Next::after(&before, &mut beside, (&resolved, &|_| false));
+    let mut next = SnapshotBuilder::after(&before, &mut beside, (&resolved, &|_| false));
     next.learn_all(&services);
     (next.done(), beside, settings::Service { host: named(count | 1), ..pattern })
 }
@@ -264,13 +264,13 @@ fn one_change_touches_as_much_among_many_as_among_few() {
     let touched = |count: usize| {
         let (before, mut beside, new) = many(count);
         let resolved = Resolved::new();
-        let mut next = Next::after(&before, &mut beside, (&resolved, &|_| false));
+        let mut next = SnapshotBuilder::after(&before, &mut beside, (&resolved, &|_| false));
         next.learn(&new.host.clone(), vec![new.clone()]);
         assert!(next.is_news());
         let after = next.done();
         assert_eq!(after.len(), count + 1);
         let added = after.names.copied(&before.names) + after.learned.copied(&before.learned);
-        let mut next = Next::after(&after, &mut beside, (&resolved, &|_| false));
+        let mut next = SnapshotBuilder::after(&after, &mut beside, (&resolved, &|_| false));
         next.learn(&new.host, Vec::new());
         let gone = next.done();
         assert_eq!(gone.len(), count);
@@ -311,8 +311,9 @@ fn gateway_name_that_leads_to_this_machine_is_no_endpoint() {
         (Ranges(vec!["127.0.0.0/8".parse().unwrap()]), vec!["127.0.0.1:15443", "[::ffff:127.0.0.1]:15443"]),
     ] {
         let mut settings = live(&text);
-        let beyond = settings::Beyond { cluster: "east".parse().unwrap(), instances: Vec::new(), ranges };
-        let reach = settings::Reach::Beyond(Arc::new(beyond));
+        let beyond =
+            settings::RemoteGateway { cluster: "east".parse().unwrap(), instances: Vec::new(), ranges };
+        let reach = settings::Scope::RemoteGateway(Arc::new(beyond));
         Arc::make_mut(&mut settings.services[0]).endpoints[0].reach = reach;
         let tables = Snapshot::compile(settings, &resolved, None, &|_| false);
         let addresses = |index| -> Vec<String> {

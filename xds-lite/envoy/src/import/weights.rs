@@ -6,7 +6,7 @@ use std::collections::{BTreeSet, HashMap};
 use super::assignment::{Assignment, Endpoint, Group, Health};
 use isthmus_model::address::Target;
 use isthmus_model::locality::Locality;
-use isthmus_model::services::{self, Reach};
+use isthmus_model::services::{self, Scope};
 
 /// The largest weight of an endpoint.
 const HEAVIEST: u32 = 65_535;
@@ -119,7 +119,7 @@ impl<'a> Sum<'a> {
             weight: if one.share > 0.0 { whole(one.share * scale) } else { 0 },
             locality: one.locality.clone(),
             aliases: [].into(),
-            reach: Reach::All { by_name: false },
+            reach: Scope::Exported { by_name: false },
             priority: one.rank,
         });
         endpoints.collect()

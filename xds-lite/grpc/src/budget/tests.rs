@@ -58,6 +58,6 @@ fn accounts_of_strangers_end_with_their_use() {
         assert!(stranger.take(Resource::RequestBytes, 1).is_err(), "not a byte");
         drop(held);
     }
-    assert!(budgets.book().accounts.is_empty());
+    assert!(budgets.ledger().accounts.is_empty());
     assert_eq!(budgets.totals(Kind::Stranger, Resource::RequestBytes), (0, 10_000));
 }

@@ -22,8 +22,8 @@ use tonic::body::Body;
 use tonic::service::Routes;
 use tower::ServiceExt as _;
 
-use super::{Asker, IssuingService};
-use crate::budget::{Account, Budgets, Pace, Principal, Resource, Share, longest_message, window};
+use super::{Caller, IssuingService};
+use crate::budget::{Account, Budgets, LogLimiter, Principal, Resource, Share, longest_message, window};
 use crate::metered::{Charge, Metered};
 use isthmus_proto::measure::{DELTA_REQUEST, PLAIN, Rules, SOTW_REQUEST};
 
@@ -36,18 +36,18 @@ const SHORT: u64 = 64 << 10;
 /// From the end of a stranger's handshake to the end of its connection.
 const REFUSAL: Duration = Duration::from_secs(5);
 /// What a stranger may send of a request: nothing of it is read.
-const STRANGER_WINDOW: u32 = 1 << 10;
-const STRANGER_HEADERS: u32 = 4 << 10;
+const UNKNOWN_WINDOW: u32 = 1 << 10;
+const UNKNOWN_HEADERS: u32 = 4 << 10;
 
 /// Who is served here, and whose budget that counts against.
-pub type Knows = Arc<dyn Fn(&SpiffeId) -> Option<Principal> + Send + Sync>;
+pub type PrincipalOf = Arc<dyn Fn(&SpiffeId) -> Option<Principal> + Send + Sync>;
 
 /// Who may come in, and what each may take.
 pub struct Admission {
-    knows: Knows,
+    knows: PrincipalOf,
     pub(super) budgets: Arc<Budgets>,
     pub(super) issuing: Option<IssuingService>,
-    told: Pace,
+    told: LogLimiter,
 }
 
 impl std::fmt::Debug for Admission {
@@ -59,8 +59,8 @@ impl std::fmt::Debug for Admission {
 impl Admission {
     /// For those who are known alone.
     #[must_use]
-    pub fn new(knows: Knows) -> Admission {
-        Admission { knows, budgets: Arc::default(), issuing: None, told: Pace::default() }
+    pub fn new(knows: PrincipalOf) -> Admission {
+        Admission { knows, budgets: Arc::default(), issuing: None, told: LogLimiter::default() }
     }
 
     /// The same with what everybody has, and those who come for a certificate, if there are any.
@@ -96,8 +96,8 @@ impl Admission {
         let mut http = http2::Builder::new(TokioExecutor::new());
         http.timer(TokioTimer::new())
             .max_concurrent_streams(1)
-            .initial_stream_window_size(STRANGER_WINDOW)
-            .max_header_list_size(STRANGER_HEADERS);
+            .initial_stream_window_size(UNKNOWN_WINDOW)
+            .max_header_list_size(UNKNOWN_HEADERS);
         let mut connection = pin!(http.serve_connection(TokioIo::new(stream), service));
         let refusal = async {
             tokio::select! {
@@ -130,10 +130,10 @@ pub(super) fn connection(account: &Account) -> http2::Builder<TokioExecutor> {
 pub(super) async fn answer(
     routes: Routes,
     request: Request<Incoming>,
-    asker: Asker,
+    caller: Caller,
     account: Account,
 ) -> Result<Response<Body>, Infallible> {
-    let (request, stream) = match admit(request, asker, account) {
+    let (request, stream) = match admit(request, caller, account) {
         Ok(admitted) => admitted,
         Err(status) => return Ok(status.into_http()),
     };
@@ -148,7 +148,7 @@ pub(super) async fn answer(
 
 type Admitted = (Request<Metered<Incoming>>, Arc<Share>);
 
-fn admit(mut request: Request<Incoming>, asker: Asker, account: Account) -> Result<Admitted, Status> {
+fn admit(mut request: Request<Incoming>, caller: Caller, account: Account) -> Result<Admitted, Status> {
     let stream = Arc::new(account.take(Resource::Streams, 1)?);
     let charge = Charge { bytes: account.take(Resource::RequestBytes, 0)?, _stream: Arc::clone(&stream) };
     let longest = longest_message(account.principal().kind());
@@ -158,7 +158,7 @@ fn admit(mut request: Request<Incoming>, asker: Asker, account: Account) -> Resu
         _ => (&PLAIN, longest.min(SHORT)),
     };
     let rules = Rules { shape, longest, most: account.limits().request_bytes };
-    request.extensions_mut().insert(asker);
+    request.extensions_mut().insert(caller);
     request.extensions_mut().insert(account);
     Ok((request.map(|body| Metered::new(body, rules, Some(charge))), stream))
 }

@@ -4,8 +4,8 @@
 pub mod defaults;
 mod names;
 pub mod raw;
-mod reach;
 mod resolve;
+mod scope;
 mod table;
 
 use std::time::Duration;
@@ -20,8 +20,8 @@ use crate::locality::Locality;
 use super::address::Target;
 use super::units;
 
-pub use reach::{About, Beyond, Named, Reach, Staleness};
 pub use resolve::{Refusal, timeouts};
+pub use scope::{ExportMeta, Named, RemoteGateway, Scope, Staleness};
 pub use table::{Entry, Table};
 
 /// One service: a host and a port, and who serves it.
@@ -53,7 +53,7 @@ pub struct Service {
     /// Connections that come from other clusters may name it.
     pub exposed: bool,
     /// What only the agent of a registry reads; none where nothing is said.
-    pub about: Option<Box<About>>,
+    pub about: Option<Box<ExportMeta>>,
 }
 
 impl Service {
@@ -94,7 +94,7 @@ pub struct Endpoint {
     /// Other names of the instance.
     pub aliases: Box<[HostName]>,
     /// Who may end up here.
-    pub reach: Reach,
+    pub reach: Scope,
     /// 0 is tried first; a higher one only where no lower one is healthy.
     pub priority: u8,
 }

@@ -12,7 +12,7 @@ use crate::locality::Locality;
 use crate::units::{Count, CountOrOff, Time, TimeOrOff};
 use crate::values::PORTS;
 
-use super::reach::StaleRule;
+use super::scope::StaleRule;
 use super::{Balance, defaults};
 
 /// One service: a host and a port, and who serves it. Its names are `outbound_.PORT_._.HOST` always; and

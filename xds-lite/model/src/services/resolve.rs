@@ -11,7 +11,7 @@ use crate::problem::{Place, Quoted, Report};
 use crate::values::Zero;
 
 use super::table::Entry;
-use super::{About, Endpoint, Reach, Service, ServiceTimeouts, defaults, raw};
+use super::{Endpoint, ExportMeta, Scope, Service, ServiceTimeouts, defaults, raw};
 
 /// Why no endpoint may have an address.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -76,8 +76,8 @@ fn service(
     Some(service)
 }
 
-fn about(report: &mut Report, place: Place<'_>, raw: &raw::Service) -> Option<Box<About>> {
-    let about = About {
+fn about(report: &mut Report, place: Place<'_>, raw: &raw::Service) -> Option<Box<ExportMeta>> {
+    let about = ExportMeta {
         namespace: report
             .value(raw.namespace.as_ref(), place.key("namespace"))
             .map(|namespace| namespace.as_str().to_owned()),
@@ -87,7 +87,7 @@ fn about(report: &mut Report, place: Place<'_>, raw: &raw::Service) -> Option<Bo
         staleness: report.value(raw.stale.as_ref(), place.key("stale")).unwrap_or_default(),
         registered: raw.registered.unwrap_or_default(),
     };
-    (about != About::default()).then(|| Box::new(about))
+    (about != ExportMeta::default()).then(|| Box::new(about))
 }
 
 /// The deadlines that a mapping sets; the rest are the general ones.
@@ -171,7 +171,7 @@ fn endpoints(
             instance,
             weight,
             locality: raw.locality.clone().unwrap_or_default(),
-            reach: Reach::All { by_name: true },
+            reach: Scope::Exported { by_name: true },
             priority: 0,
         });
     }

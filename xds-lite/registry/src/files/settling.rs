@@ -66,7 +66,7 @@ impl Settling {
         self.touch(now);
     }
 
-    /// Another file is in its place. Where nobody says how it came there, it was moved.
+    /// Another file is in its place. ChangedPaths nobody says how it came there, it was moved.
     pub(super) fn displace(&mut self) {
         if self.since.is_none() || self.writer == Writer::Unknown {
             self.settle();
@@ -101,7 +101,7 @@ impl Settling {
         *self = Settling::default();
     }
 
-    /// What it has for certain. Where it may be torn that is not its last line, which may be half of one, and not the
+    /// What it has for certain. ChangedPaths it may be torn that is not its last line, which may be half of one, and not the
     /// last service of the others, of which lines may follow.
     pub(super) fn certain(
         &self,

@@ -57,7 +57,7 @@ pub(super) struct Holdings {
 
 /// Use and limits, for status and metrics.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-pub struct Held {
+pub struct PeerUsage {
     /// Slices that stand.
     pub slices: Usage,
     /// Their bytes.
@@ -143,9 +143,9 @@ impl Holdings {
         &self.not_granted
     }
 
-    pub(super) fn held(&self) -> Held {
+    pub(super) fn held(&self) -> PeerUsage {
         let usage = |used, limit, exceeded| Usage { used, limit, exceeded };
-        Held {
+        PeerUsage {
             slices: usage(self.sizes.len() as u64, self.limits.slices, self.exceeded),
             bytes: usage(self.sum.bytes, self.limits.bytes, 0),
             names: usage(self.sum.names, self.limits.names(), 0),

@@ -12,7 +12,7 @@ use isthmus_model::host::HostPattern;
 use isthmus_model::slice::{Cluster, Key, Slice};
 
 use super::holdings::Holdings;
-use super::{Consent, Held, Imports, Shown};
+use super::{Consent, ImportStatus, Imports, PeerUsage};
 
 /// Who claims a name: the own cluster is first, then each peer by its place.
 pub(super) type Claims = HashMap<HostPattern, BTreeSet<(usize, HostPattern)>>;
@@ -48,7 +48,7 @@ impl Imports {
 
     /// What a cluster has of this one's memory and disk.
     #[must_use]
-    pub fn held(&self, of: &Cluster) -> Option<Held> {
+    pub fn held(&self, of: &Cluster) -> Option<PeerUsage> {
         Some(self.peers.get(self.rank(of)?)?.holdings.held())
     }
 }
@@ -65,12 +65,12 @@ impl Peer {
         (cluster == self.consent.cluster).then_some(host)
     }
 
-    pub(super) fn show_not_granted(&self, host: &HostPattern) -> Shown {
+    pub(super) fn show_not_granted(&self, host: &HostPattern) -> ImportStatus {
         let cluster = self.consent.cluster.clone();
         let why = format!(
             "has a name that {cluster} was not granted; add it to `imports` (hosts) or export a shared workspace"
         );
-        Shown { cluster, host: host.clone(), held: Some(why) }
+        ImportStatus { cluster, host: host.clone(), held: Some(why) }
     }
 
     /// A slice stands no longer. Which other one is not remembered any longer.

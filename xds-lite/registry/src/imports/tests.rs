@@ -184,7 +184,7 @@ fn names_within_a_slice_are_granted_one_by_one() {
             vec![endpoint("10.1.2.3:443"), endpoint("127.0.0.1:443"), endpoint("db.internal:443")];
     });
     take(&mut imports, "east", &slice).unwrap();
-    let [(_, Verdict::In(here))] = &imports.changes()[..] else { panic!("it is let in") };
+    let [(_, Verdict::Imported(here))] = &imports.changes()[..] else { panic!("it is let in") };
     let offer = here.offer.as_ref().unwrap();
     assert_eq!(offer.aliases, [pattern("b.shop")]);
     assert_eq!(offer.ports[0].ready[0].instances[0].aliases, [name("src.shop")]);
@@ -246,7 +246,7 @@ fn what_is_promised_for_a_time_goes_when_nothing_is_heard_for_it() {
     held(&imports, "east/b.shop", "has expired");
     assert_eq!(imports.changes().len(), 1);
     imports.contact(&cluster("east"), None);
-    assert!(matches!(&imports.changes()[..], [(_, Verdict::In(_))]));
+    assert!(matches!(&imports.changes()[..], [(_, Verdict::Imported(_))]));
 }
 
 /// Three failures of each of these, whoever is due.
@@ -266,7 +266,7 @@ fn asked(imports: &mut Imports, now: Instant) -> Vec<String> {
 /// What is passed on of a host, if anything is.
 fn gateways_of(changes: Vec<(Key, Verdict)>, host: &str) -> Option<Vec<String>> {
     let change = changes.into_iter().find(|(key, _)| key.host == pattern(host))?;
-    let Verdict::In(Slice { offer: Some(offer), .. }) = change.1 else { return None };
+    let Verdict::Imported(Slice { offer: Some(offer), .. }) = change.1 else { return None };
     Some(offer.gateways.iter().map(|gateway| gateway.address.to_string()).collect())
 }
 
@@ -359,7 +359,9 @@ fn endpoints_that_are_reached_without_a_gateway_are_probed_themselves() {
     imports.changes();
     fail(&mut imports, &[one], later);
     let changes = imports.changes();
-    let [(_, Verdict::In(Slice { offer: Some(offer), .. }))] = &changes[..] else { panic!("{changes:?}") };
+    let [(_, Verdict::Imported(Slice { offer: Some(offer), .. }))] = &changes[..] else {
+        panic!("{changes:?}")
+    };
     let health: Vec<_> = offer.ports[0].endpoints.iter().map(|endpoint| endpoint.health).collect();
     assert_eq!(health, [Health::NotReady, Health::Ready]);
     fail(&mut imports, &[two], later);
@@ -550,7 +552,7 @@ proptest! {
                 }
             }
             for (key, verdict) in imports.changes() {
-                passed.insert(key.to_string(), matches!(verdict, Verdict::In(_)));
+                passed.insert(key.to_string(), matches!(verdict, Verdict::Imported(_)));
             }
         }
         passed.retain(|_, stands| *stands);
@@ -580,7 +582,7 @@ fn gateway_name_is_passed_on_with_the_ranges_that_it_may_lead_to() {
         });
         imports.take(&slice.key.cluster, &slice.key.to_string(), &slice.encode()).unwrap();
         let changes = imports.changes();
-        let [(_, Verdict::In(accepted))] = &changes[..] else { panic!("{changes:?}") };
+        let [(_, Verdict::Imported(accepted))] = &changes[..] else { panic!("{changes:?}") };
         assert_eq!(accepted.offer.as_ref().unwrap().gateway_ranges, ranges);
         assert_eq!(ips.map(|ip| imports.may_stand_at(&named, ip)), allowed, "{ranges:?}");
     }

@@ -1,7 +1,7 @@
 //! What a registration may say of its service as a whole. Who says nothing of an attribute leaves it to others,
 //! so that instances agree without each saying everything.
 
-use isthmus_model::services::{About, Service};
+use isthmus_model::services::{ExportMeta, Service};
 
 /// Keys of a file's service that decide who may see or reach it: a registration cannot say them.
 pub(super) const OF_FILES: [&str; 5] =
@@ -68,10 +68,10 @@ pub(super) static ATTRIBUTES: [Attribute; 8] = [
 ];
 
 /// What is said of a service to its agent.
-fn about(service: &Service) -> About {
+fn about(service: &Service) -> ExportMeta {
     service.about.as_deref().cloned().unwrap_or_default()
 }
 
-fn told(service: &mut Service) -> &mut About {
+fn told(service: &mut Service) -> &mut ExportMeta {
     service.about.get_or_insert_default()
 }

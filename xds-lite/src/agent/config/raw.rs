@@ -43,7 +43,7 @@ pub(super) struct File {
     /// Labels of networks, by the network's name, for `reachability`. Default: none.
     pub(super) networks: Option<BTreeMap<String, BTreeMap<String, String>>>,
     /// Which networks may know of services in which others. It limits knowledge, not access. Default: all.
-    pub(super) reachability: Option<Vec<At<Reach>>>,
+    pub(super) reachability: Option<Vec<At<ReachabilityRule>>>,
     /// The agents of other clusters. Default: none.
     pub(super) peers: Option<Vec<At<Peer>>>,
     /// Where gateways and other clusters' agents come.
@@ -216,7 +216,7 @@ pub(super) struct Import {
 /// Services in one network may be known in another.
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-pub(super) struct Reach {
+pub(super) struct ReachabilityRule {
     /// Where clients stand.
     #[schemars(required)]
     pub(super) from: Option<Network>,

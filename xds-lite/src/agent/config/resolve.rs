@@ -312,21 +312,22 @@ fn peers(report: &mut Report, list: &[At<raw::Peer>]) -> Vec<Peer> {
 fn reachability(
     report: &mut Report,
     networks: Option<BTreeMap<String, BTreeMap<String, String>>>,
-    list: Option<&[At<raw::Reach>]>,
+    list: Option<&[At<raw::ReachabilityRule>]>,
 ) -> Reachability {
     let place = Place::Root.key("reachability");
-    let mut side = |place: Place<'_>, whole: &At<raw::Reach>, key, written: Option<&raw::Network>| {
-        if written.is_none() {
-            report.add(whole.spot, format_args!("{place} has no {key}"), format_args!("add '{key}: …'"));
-        }
-        match written? {
-            raw::Network::Name(name) if name == "*" => Some(Networks::All),
-            raw::Network::Name(name) => Some(Networks::Named(name.clone())),
-            raw::Network::Labels(labels) => Some(Networks::Labelled(labels.clone())),
-        }
-    };
+    let mut side =
+        |place: Place<'_>, whole: &At<raw::ReachabilityRule>, key, written: Option<&raw::Network>| {
+            if written.is_none() {
+                report.add(whole.spot, format_args!("{place} has no {key}"), format_args!("add '{key}: …'"));
+            }
+            match written? {
+                raw::Network::Name(name) if name == "*" => Some(Networks::All),
+                raw::Network::Name(name) => Some(Networks::Named(name.clone())),
+                raw::Network::Labels(labels) => Some(Networks::Labelled(labels.clone())),
+            }
+        };
     let rules = list.map(|list| {
-        let rule = |(index, whole): (usize, &At<raw::Reach>)| {
+        let rule = |(index, whole): (usize, &At<raw::ReachabilityRule>)| {
             let place = place.item(index);
             let from = side(place, whole, "from", whole.value.from.as_ref());
             let to = side(place, whole, "to", whole.value.to.as_ref());

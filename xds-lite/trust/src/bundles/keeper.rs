@@ -29,7 +29,7 @@ pub struct Keeper {
 
 /// What was taken.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Kept {
+pub struct BundleUpdate {
     /// The number of the bundle that is known now.
     pub sequence: u64,
     /// It is later than what was known.
@@ -63,7 +63,7 @@ impl Keeper {
         name: &str,
         bytes: &[u8],
         now: UnixTime,
-    ) -> Result<Kept, Refusal> {
+    ) -> Result<BundleUpdate, Refusal> {
         let own = self.own();
         let between = Between { own: &own, peer, chain };
         let heard = hear(between, &self.trust.current().bundles, name, bytes, now)?;
@@ -93,10 +93,14 @@ impl Keeper {
         heard.is_later || (heard.has_list && self.files.deny.is_some())
     }
 
-    fn kept(&self, heard: &Heard, is_news: bool) -> Kept {
+    fn kept(&self, heard: &Heard, is_news: bool) -> BundleUpdate {
         let is_unkept = heard.said.denied.is_some() && self.files.deny.is_none();
         let advice = "its deny-list is not kept; name a directory in `trust.deny` to follow it";
-        Kept { sequence: heard.said.bundle.sequence, is_news, advice: is_unkept.then(|| advice.to_owned()) }
+        BundleUpdate {
+            sequence: heard.said.bundle.sequence,
+            is_news,
+            advice: is_unkept.then(|| advice.to_owned()),
+        }
     }
 
     fn lock(&self) -> Result<Option<std::fs::File>, Refusal> {

@@ -7,7 +7,7 @@ use isthmus_certs::{Bundle, Role, TrustBundles, TrustDomain, VerifyError, WriteE
 use tokio_rustls::rustls::pki_types::{CertificateDer, UnixTime};
 
 use super::known::{KnownError, same_roots};
-use super::said::{Said, SaidError};
+use super::published::{PublishedBundle, PublishedError};
 use super::wire::decode;
 
 /// Why a bundle is not taken.
@@ -43,7 +43,7 @@ pub enum Refusal {
     },
     /// No bundle, no deny-list, or an older one.
     #[error(transparent)]
-    Said(#[from] SaidError),
+    PublishedBundle(#[from] PublishedError),
     /// Older than what is known.
     #[error("it has sequence {found}, but {known} is known; an old bundle never replaces a newer one")]
     Older {
@@ -124,7 +124,7 @@ impl Refusal {
             | Refusal::TooLarge { .. }
             | Refusal::Malformed(_)
             | Refusal::Sequences { .. }
-            | Refusal::Said(_)
+            | Refusal::PublishedBundle(_)
             | Refusal::Older { .. }
             | Refusal::Changed(_)
             | Refusal::ListChanged(_)
@@ -148,7 +148,7 @@ pub(super) struct Between<'a> {
 /// What may be taken.
 #[derive(Debug)]
 pub(super) struct Heard {
-    pub(super) said: Said,
+    pub(super) said: PublishedBundle,
     /// The bundle is later than the known one.
     pub(super) is_later: bool,
     /// The deny-list is later, or signed anew.
@@ -172,7 +172,7 @@ pub(super) fn hear(
     }
     let message = decode(name, bytes)?;
     let envelope = Some(message.deny_list).filter(|list| !list.is_empty());
-    let said = Said::read(peer, &message.bundle, envelope, known.denied(peer), now)?;
+    let said = PublishedBundle::read(peer, &message.bundle, envelope, known.denied(peer), now)?;
     if said.bundle.sequence != message.sequence {
         return Err(Refusal::Sequences { said: message.sequence, found: said.bundle.sequence });
     }

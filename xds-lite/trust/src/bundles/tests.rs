@@ -273,7 +273,7 @@ impl Disk {
         Disk { trust, keeper, ..self }
     }
 
-    fn takes(&self, chain: usize, bundle: &Bundle, list: Option<&str>) -> Result<Kept, Refusal> {
+    fn takes(&self, chain: usize, bundle: &Bundle, list: Option<&str>) -> Result<BundleUpdate, Refusal> {
         let (west, message) = (domain("west.example"), message(bundle, list));
         self.keeper.take(&west, &CHAINS[chain], "west.example", &message, UnixTime::now())
     }
@@ -296,7 +296,7 @@ impl Disk {
 #[test]
 fn what_is_taken_is_believed_at_once_and_after_a_restart() {
     let disk = Disk::new(true);
-    let taken = |kept: Kept| (kept.sequence, kept.is_news, kept.advice);
+    let taken = |kept: BundleUpdate| (kept.sequence, kept.is_news, kept.advice);
     assert_eq!(taken(disk.takes(0, &bundle(1, &[0]), None).unwrap()), (1, false, None));
     let first = list(7, "a", 0);
     assert_eq!(taken(disk.takes(0, &bundle(1, &[0]), Some(&first)).unwrap()), (1, true, None));

@@ -63,11 +63,11 @@ pub enum IntermediateCause {
 pub struct Intermediate {
     files: IntermediateFiles,
     trust: Trust,
-    held: RwLock<Held>,
+    held: RwLock<LoadedIntermediate>,
 }
 
 #[derive(Debug)]
-struct Held {
+struct LoadedIntermediate {
     authority: Arc<Authority>,
     /// What was read last, good or not.
     read: Option<[Vec<u8>; 2]>,
@@ -85,7 +85,7 @@ impl Intermediate {
         Ok(Intermediate {
             files,
             trust,
-            held: RwLock::new(Held { authority, read: Some(read), problem: None }),
+            held: RwLock::new(LoadedIntermediate { authority, read: Some(read), problem: None }),
         })
     }
 
@@ -99,7 +99,8 @@ impl Intermediate {
         match good(&self.files, &read, &self.trust) {
             Ok(authority) => {
                 tracing::info!(until = %authority.not_after(), "another intermediate signs from now on");
-                let held = Held { authority: Arc::new(authority), read: Some(read), problem: None };
+                let held =
+                    LoadedIntermediate { authority: Arc::new(authority), read: Some(read), problem: None };
                 *self.held.write().unwrap_or_else(PoisonError::into_inner) = held;
                 true
             }
@@ -131,7 +132,7 @@ impl Intermediate {
         Arc::clone(&self.held().authority)
     }
 
-    fn held(&self) -> std::sync::RwLockReadGuard<'_, Held> {
+    fn held(&self) -> std::sync::RwLockReadGuard<'_, LoadedIntermediate> {
         self.held.read().unwrap_or_else(PoisonError::into_inner)
     }
 

@@ -9,8 +9,8 @@ use super::disk::{self, ReadError};
 use super::shown::Shown;
 use super::wire::{LONG, Offer};
 use super::{Context, Introduction, IntroductionError, Party};
-use crate::bundles::SaidError;
-use crate::bundles::said::Said;
+use crate::bundles::PublishedError;
+use crate::bundles::published::PublishedBundle;
 
 /// Bytes of a deny-list that is handed over, so that the offer is never too long.
 const MOST_DENIED: u64 = LONG as u64 / 2;
@@ -43,7 +43,7 @@ pub enum OfferError {
     Bundle(#[source] FormatError),
     /// No bundle, or no deny-list of that domain.
     #[error(transparent)]
-    Said(#[from] SaidError),
+    PublishedBundle(#[from] PublishedError),
     /// A bundle of other roots than its own agent's.
     #[error("the bundle of {0} lacks the root of its own agent")]
     OtherRoot(TrustDomain),
@@ -85,11 +85,11 @@ pub(super) fn accept(
     }
     introduction.check()?;
     let domain = &shown.party.trust_domain;
-    let said = Said::read(domain, &bundle, denied, None, now)?;
+    let said = PublishedBundle::read(domain, &bundle, denied, None, now)?;
     if !said.bundle.roots().contains(&shown.root) {
         return Err(OfferError::OtherRoot(domain.clone()));
     }
     said.believes(domain, None, chain, role, now)?;
-    let Said { bundle, denied } = said;
+    let PublishedBundle { bundle, denied } = said;
     Ok(Accepted { introduction, bundle, denied: denied.map(|denied| denied.envelope) })
 }

@@ -128,7 +128,7 @@ pub(super) fn prepare(context: &Context) -> Result<(), PlaceError> {
 
 /// What was written, and what was there before.
 #[derive(Debug)]
-pub(super) struct Kept {
+pub(super) struct PendingJoin {
     peer: Peer,
     changes: Vec<Change>,
     peers: PathBuf,
@@ -143,7 +143,11 @@ struct Change {
 }
 
 /// Keeps all of it, or none.
-pub(super) fn keep(context: &Context, accepted: Accepted, now: SystemTime) -> Result<Kept, PlaceError> {
+pub(super) fn keep(
+    context: &Context,
+    accepted: Accepted,
+    now: SystemTime,
+) -> Result<PendingJoin, PlaceError> {
     prepare(context)?;
     let peers = peer::folder(&context.folders.state);
     let _lock = disk::lock(&peers)?;
@@ -161,7 +165,7 @@ pub(super) fn keep(context: &Context, accepted: Accepted, now: SystemTime) -> Re
     let path = peer::path(&context.folders.state, &party.cluster);
     let text = serde_json::to_string_pretty(&peer).map_err(|error| ReadError::new(&path, error))?;
     let texts = texts.into_iter().map(|(path, text)| (path, text, PUBLIC));
-    let mut kept = Kept { peer, changes: Vec::new(), peers };
+    let mut kept = PendingJoin { peer, changes: Vec::new(), peers };
     // The record last: who is a peer is believed already.
     for (path, after, mode) in texts.chain([(path, text + "\n", SECRET)]) {
         if let Err(error) = kept.write(path, after, mode) {
@@ -172,7 +176,7 @@ pub(super) fn keep(context: &Context, accepted: Accepted, now: SystemTime) -> Re
     Ok(kept)
 }
 
-impl Kept {
+impl PendingJoin {
     /// It stays.
     pub(super) fn commit(mut self) -> Peer {
         self.changes.clear();
@@ -198,8 +202,8 @@ impl Kept {
     }
 }
 
-/// Without [`Kept::commit`] all is again as it was, except where somebody else has written since.
-impl Drop for Kept {
+/// Without [`PendingJoin::commit`] all is again as it was, except where somebody else has written since.
+impl Drop for PendingJoin {
     fn drop(&mut self) {
         if self.changes.is_empty() {
             return;

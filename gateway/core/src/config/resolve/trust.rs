@@ -12,7 +12,7 @@ use isthmus_trust::join::{Guest, Token};
 
 use crate::config::defaults;
 use crate::config::raw;
-use crate::config::settings::{FirstToken, Kept, Trusts};
+use crate::config::settings::{FirstToken, ManagedTrust, Trusts};
 
 type Text<'a> = Option<&'a At<String>>;
 
@@ -37,8 +37,8 @@ pub(crate) fn trust(report: &mut Report, file: &raw::File) -> Option<Trusts> {
         kept_by_this(report, file, *spot);
         let token = token(report, place, value);
         let directory = PathBuf::from(&directory.value);
-        let kept = Kept { directory, bundles, deny, crls, stale_crl, outage_budget, token: token? };
-        return Some(Trusts::Kept(kept));
+        let kept = ManagedTrust { directory, bundles, deny, crls, stale_crl, outage_budget, token: token? };
+        return Some(Trusts::ManagedTrust(kept));
     }
     for (key, text) in [("token", &value.token), ("token_file", &value.token_file)] {
         if let Some(text) = text {

@@ -49,7 +49,7 @@ impl Seen {
 
 /// What is watched: directories, since what is renamed or swapped is a name in a directory. A Kubernetes
 /// ConfigMap swaps the link `..data`, beside the file's own name.
-pub(super) struct Eyes {
+pub(super) struct Watcher {
     seen: Arc<Seen>,
     watcher: Option<RecommendedWatcher>,
     places: Vec<Place>,
@@ -59,9 +59,9 @@ pub(super) struct Eyes {
 /// A directory, with its device and inode: the same path may lead to another one later.
 type Place = (PathBuf, u64, u64);
 
-impl Eyes {
-    pub(super) fn new(seen: Arc<Seen>) -> Eyes {
-        Eyes { seen, watcher: None, places: Vec::new(), has_complained: false }
+impl Watcher {
+    pub(super) fn new(seen: Arc<Seen>) -> Watcher {
+        Watcher { seen, watcher: None, places: Vec::new(), has_complained: false }
     }
 
     /// Somebody has written to the file and not closed it.

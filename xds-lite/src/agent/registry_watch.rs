@@ -53,7 +53,7 @@ pub(super) async fn look(
     let (state, waiting) = (Arc::clone(state), Arc::clone(waiting));
     let looking = tokio::task::spawn_blocking(move || {
         let mut waits = locked(&state).look(Instant::now());
-        if let Some(change) = files.glance(Instant::now()) {
+        if let Some(change) = files.changed_paths(Instant::now()) {
             for part in change.parts() {
                 waits |= locked(&state).found(part, Instant::now());
                 std::thread::sleep(COURTESY);
@@ -101,7 +101,7 @@ impl State {
             self.unconfirmed.remove(host);
             self.gather(host);
             let wanted = self.candidates(host);
-            waits |= self.proofs.want(host, wanted, now);
+            waits |= self.mtls_checks.want(host, wanted, now);
         }
         self.offer(hosts);
         waits

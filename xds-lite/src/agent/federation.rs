@@ -18,9 +18,9 @@ use isthmus_proto::type_url::{SLICE, TRUST_BUNDLE};
 use isthmus_trust::bundles::Keeper;
 use isthmus_trust::join::{self, Joined, peers};
 
-use super::believing::Believing;
 use super::config::{Peer, Settings};
-use super::peer::abroad_to;
+use super::peer::peer_access;
+use super::peer_bundle::PeerBundle;
 use super::state::State;
 use super::{Error, locked};
 
@@ -38,7 +38,7 @@ pub(super) async fn federate(
     let keeper = Arc::new(Keeper::new(trust.clone(), settings.trust.clone(), settings.state.clone()));
     let mut tasks = JoinSet::new();
     let begin = |tasks: &mut JoinSet<()>, peer: Peer| {
-        let believing = Believing::new(Arc::clone(&keeper), &peer);
+        let believing = PeerBundle::new(Arc::clone(&keeper), &peer);
         let offers = Offers { cluster: peer.cluster.clone(), state: Arc::clone(&state), believing };
         tasks.spawn(follow_or_say(settings.cluster.clone(), peer, trust.clone(), offers));
     };
@@ -60,7 +60,7 @@ pub(super) async fn federate(
         for peer in joined.peers.into_iter().map(as_peer).filter(|peer| known.insert(peer.cluster.clone())) {
             tracing::info!(peer = %peer.cluster, "has joined");
             let mut state = locked(&state);
-            state.views.add(&peer.domain, &peer.cluster, abroad_to(&settings, &peer));
+            state.views.add(&peer.domain, &peer.cluster, peer_access(&settings, &peer));
             state.add_peer(&peer);
             begin(&mut tasks, peer);
         }
@@ -108,7 +108,7 @@ struct Offers {
     cluster: Cluster,
     state: Arc<Mutex<State>>,
     /// What it says of its trust domain; nobody's word where that is the own one.
-    believing: Option<Believing>,
+    believing: Option<PeerBundle>,
 }
 
 impl Offers {

@@ -8,7 +8,7 @@ use isthmus_certs::probe::{ClientCertificate, look};
 use tokio::sync::Notify;
 
 use isthmus_grpc::resolve;
-use isthmus_health::mtls::{Proof, Subject};
+use isthmus_health::mtls::{MtlsCheck, Subject};
 use isthmus_model::host::HostPattern;
 
 use super::locked;
@@ -32,7 +32,7 @@ const PACE: Duration = Duration::from_millis(500);
 /// Looks at whatever is due, for ever; `waiting` says that something is.
 pub(super) async fn probe(state: Arc<Mutex<State>>, waiting: Arc<Notify>) {
     loop {
-        let due = locked(&state).proofs.next(Instant::now());
+        let due = locked(&state).mtls_checks.next(Instant::now());
         if due.is_empty() {
             let _either = tokio::time::timeout(PACE, waiting.notified()).await;
             continue;
@@ -42,7 +42,7 @@ pub(super) async fn probe(state: Arc<Mutex<State>>, waiting: Arc<Notify>) {
             tokio::spawn(async move {
                 let proof = match resolve::addresses(&subject.address).await {
                     Ok(addresses) => look_at(&subject, addresses).await,
-                    Err(error) => Proof::Unseen(error.to_string()),
+                    Err(error) => MtlsCheck::Unreachable(error.to_string()),
                 };
                 let mut state = locked(&state);
                 state.seen(vec![(subject, proof)], Instant::now());
@@ -52,29 +52,29 @@ pub(super) async fn probe(state: Arc<Mutex<State>>, waiting: Arc<Notify>) {
     }
 }
 
-async fn look_at(subject: &Subject, addresses: Vec<SocketAddr>) -> Proof {
+async fn look_at(subject: &Subject, addresses: Vec<SocketAddr>) -> MtlsCheck {
     let name = match &subject.host {
         HostPattern::Exact(name) => name.to_string(),
         HostPattern::Suffix(suffix) => format!("probe.{suffix}"),
     };
     let looked = tokio::task::spawn_blocking(move || prove(&addresses, &name)).await;
-    looked.unwrap_or_else(|_| Proof::Unseen("the look at it failed; this is a bug".to_owned()))
+    looked.unwrap_or_else(|_| MtlsCheck::Unreachable("the look at it failed; this is a bug".to_owned()))
 }
 
 /// A name has several addresses: one that lets anybody in is enough.
-fn prove(addresses: &[SocketAddr], name: &str) -> Proof {
-    let mut proof = Proof::Unseen("the name has no address".to_owned());
+fn prove(addresses: &[SocketAddr], name: &str) -> MtlsCheck {
+    let mut proof = MtlsCheck::Unreachable("the name has no address".to_owned());
     for address in addresses {
         match prove_one(*address, name) {
-            Proof::LetsIn(why) => return Proof::LetsIn(why),
-            Proof::Unseen(_) if proof == Proof::Demands => {}
+            MtlsCheck::NotRequired(why) => return MtlsCheck::NotRequired(why),
+            MtlsCheck::Unreachable(_) if proof == MtlsCheck::Required => {}
             seen => proof = seen,
         }
     }
     proof
 }
 
-fn prove_one(address: SocketAddr, name: &str) -> Proof {
+fn prove_one(address: SocketAddr, name: &str) -> MtlsCheck {
     let connected = TcpStream::connect_timeout(&address, PATIENCE).and_then(|stream| {
         stream.set_read_timeout(Some(PATIENCE))?;
         stream.set_write_timeout(Some(PATIENCE))?;
@@ -82,14 +82,14 @@ fn prove_one(address: SocketAddr, name: &str) -> Proof {
     });
     let stream = match connected {
         Ok(stream) => stream,
-        Err(error) => return Proof::Unseen(error.to_string()),
+        Err(error) => return MtlsCheck::Unreachable(error.to_string()),
     };
     match look(stream, name, &[]).map(|seen| seen.client_certificate) {
-        Ok(ClientCertificate::Demanded) => Proof::Demands,
-        Ok(ClientCertificate::NotAsked) => Proof::LetsIn(NOT_ASKED.to_owned()),
-        Ok(ClientCertificate::Asked) => Proof::LetsIn(ASKED.to_owned()),
-        Ok(ClientCertificate::Unclear) => Proof::Unseen(UNCLEAR.to_owned()),
-        Err(error) => Proof::Unseen(error.to_string().chars().take(200).collect()),
+        Ok(ClientCertificate::Demanded) => MtlsCheck::Required,
+        Ok(ClientCertificate::NotAsked) => MtlsCheck::NotRequired(NOT_ASKED.to_owned()),
+        Ok(ClientCertificate::Asked) => MtlsCheck::NotRequired(ASKED.to_owned()),
+        Ok(ClientCertificate::Unclear) => MtlsCheck::Unreachable(UNCLEAR.to_owned()),
+        Err(error) => MtlsCheck::Unreachable(error.to_string().chars().take(200).collect()),
     }
 }
 
@@ -166,10 +166,10 @@ mod tests {
     #[test]
     fn mtls_probe_says_what_it_saw() {
         let seen = |server| prove_one(serve(server), "a.example");
-        assert_eq!(seen(Server::Requiring), Proof::Demands);
-        assert_eq!(seen(Server::NotAsking), Proof::LetsIn(NOT_ASKED.to_owned()));
-        assert_eq!(seen(Server::RefusingTheRequest), Proof::LetsIn(ASKED.to_owned()));
-        assert_eq!(seen(Server::Closing), Proof::Unseen(UNCLEAR.to_owned()));
+        assert_eq!(seen(Server::Requiring), MtlsCheck::Required);
+        assert_eq!(seen(Server::NotAsking), MtlsCheck::NotRequired(NOT_ASKED.to_owned()));
+        assert_eq!(seen(Server::RefusingTheRequest), MtlsCheck::NotRequired(ASKED.to_owned()));
+        assert_eq!(seen(Server::Closing), MtlsCheck::Unreachable(UNCLEAR.to_owned()));
         assert!(ASKED.contains("`ssl_verify_client on`") && UNCLEAR.contains("grpcio"));
     }
 }

@@ -11,7 +11,7 @@ const MOST_ROOTS: usize = 16;
 
 /// What is said of one trust domain.
 #[derive(Clone, Debug, PartialEq)]
-pub(crate) struct Said {
+pub(crate) struct PublishedBundle {
     pub(crate) bundle: Bundle,
     pub(crate) denied: Option<Listed>,
 }
@@ -25,7 +25,7 @@ pub(crate) struct Listed {
 
 /// Why what is said is of no use.
 #[derive(Debug, thiserror::Error)]
-pub enum SaidError {
+pub enum PublishedError {
     /// No bundle.
     #[error("the bundle of {domain} {cause}")]
     Bundle {
@@ -43,7 +43,7 @@ pub enum SaidError {
     Denied(#[from] DenyError),
 }
 
-impl Said {
+impl PublishedBundle {
     /// Reads both. The list must be signed under the bundle, and not go back behind a known one.
     pub(crate) fn read(
         domain: &TrustDomain,
@@ -51,18 +51,18 @@ impl Said {
         envelope: Option<String>,
         known: Option<&DenyList>,
         now: UnixTime,
-    ) -> Result<Said, SaidError> {
+    ) -> Result<PublishedBundle, PublishedError> {
         let bundle = spiffe_bundle::read(domain, bundle)
-            .map_err(|cause| SaidError::Bundle { domain: domain.clone(), cause })?;
+            .map_err(|cause| PublishedError::Bundle { domain: domain.clone(), cause })?;
         if bundle.roots().len() > MOST_ROOTS {
-            return Err(SaidError::Roots(bundle.roots().len()));
+            return Err(PublishedError::Roots(bundle.roots().len()));
         }
         let open = |envelope: String| -> Result<Listed, DenyError> {
             let list = DenyList::open(envelope.as_bytes(), domain, &bundle, now, known)?;
             Ok(Listed { list, envelope })
         };
         let denied = envelope.map(open).transpose()?;
-        Ok(Said { bundle, denied })
+        Ok(PublishedBundle { bundle, denied })
     }
 
     /// Whether who shows this chain is believed by what is said, and by a known list where none is.

@@ -10,13 +10,13 @@ use isthmus_model::{HostName, HostPattern};
 use super::Snapshot;
 use super::list::List;
 use super::names::{Names, Place};
-use super::service::{Maker, Resolved, Service};
+use super::service::{Resolved, Service, ServiceBuilder};
 use super::shared::Shared;
 use crate::config::settings::{self, Live};
 
 /// What is kept beside the tables to make the next ones.
 #[derive(Debug, Default)]
-pub(crate) struct Beside {
+pub(crate) struct CompilerState {
     /// Learned services whose host and port the file has, too.
     hidden: List,
     /// Learned services that may come out otherwise though nobody changes them.
@@ -26,10 +26,10 @@ pub(crate) struct Beside {
     shared: Shared,
 }
 
-impl Beside {
+impl CompilerState {
     /// What stands beside the tables of a file.
-    pub(crate) fn of_file(tables: &Snapshot) -> Beside {
-        let mut beside = Beside::default();
+    pub(crate) fn of_file(tables: &Snapshot) -> CompilerState {
+        let mut beside = CompilerState::default();
         tables.file.iter().for_each(|service| beside.wants(service));
         beside
     }
@@ -58,24 +58,24 @@ impl Beside {
 }
 
 /// The next tables.
-pub(crate) struct Next<'a> {
+pub(crate) struct SnapshotBuilder<'a> {
     tables: Snapshot,
-    beside: &'a mut Beside,
+    beside: &'a mut CompilerState,
     resolved: &'a Resolved,
     is_own: &'a dyn Fn(SocketAddr) -> bool,
     is_news: bool,
 }
 
-impl<'a> Next<'a> {
+impl<'a> SnapshotBuilder<'a> {
     /// Begins with the tables before. Names without an answer in `resolved` have no endpoint yet; addresses that
     /// `is_own` claims are left out, since a route to ourselves is a loop.
     pub(crate) fn after(
         before: &Snapshot,
-        beside: &'a mut Beside,
+        beside: &'a mut CompilerState,
         (resolved, is_own): (&'a Resolved, &'a dyn Fn(SocketAddr) -> bool),
-    ) -> Next<'a> {
+    ) -> SnapshotBuilder<'a> {
         let tables = Snapshot { epoch: before.epoch + 1, ..before.clone() };
-        Next { tables, beside, resolved, is_own, is_news: false }
+        SnapshotBuilder { tables, beside, resolved, is_own, is_news: false }
     }
 
     /// Something differs from the tables before.
@@ -171,8 +171,8 @@ impl<'a> Next<'a> {
         self.tables.file = file.into();
     }
 
-    fn maker(&mut self) -> Maker<'_> {
-        Maker { resolved: self.resolved, is_own: self.is_own, shared: &mut self.beside.shared }
+    fn maker(&mut self) -> ServiceBuilder<'_> {
+        ServiceBuilder { resolved: self.resolved, is_own: self.is_own, shared: &mut self.beside.shared }
     }
 
     fn replace(&mut self, known: Option<&Arc<Service>>, made: Service) {

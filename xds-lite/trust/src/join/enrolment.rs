@@ -16,7 +16,7 @@ use super::{CreateError, Guest, Maker, Party, Token, Tokens};
 use isthmus_model::address::Target;
 
 pub use guest::{Answer, Meeting, meet};
-pub use host::{Admitted, Desk, Refused};
+pub use host::{Admitted, Refused, TokenDesk};
 
 /// What who has no certificate asks for in its hello (ALPN), and the version of all that follows.
 pub const ALPN: &[u8] = b"isthmus-first/1";

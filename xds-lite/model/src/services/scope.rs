@@ -17,7 +17,7 @@ use crate::units::{Scalar, Wrong, read_duration, show_duration};
 
 /// What a registry says of a service to its agent.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
-pub struct About {
+pub struct ExportMeta {
     /// Where it belongs, if its name does not tell.
     pub namespace: Option<String>,
     /// By which exports choose it.
@@ -35,21 +35,24 @@ pub struct About {
 /// Which connections an endpoint takes.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Reach {
+pub enum Scope {
     /// All; also those from other clusters.
-    All {
+    #[serde(rename = "all")]
+    Exported {
         /// Those may name the instance, too.
         by_name: bool,
     },
     /// Only those of local clients.
-    Inside,
+    #[serde(rename = "inside")]
+    Local,
     /// Those of local clients, and it is no workload but a gateway of another cluster.
-    Beyond(Arc<Beyond>),
+    #[serde(rename = "beyond")]
+    RemoteGateway(Arc<RemoteGateway>),
 }
 
 /// What stands behind another cluster's gateway.
 #[derive(Debug, PartialEq, Eq, Hash, Serialize)]
-pub struct Beyond {
+pub struct RemoteGateway {
     /// Which cluster.
     pub cluster: Cluster,
     /// What can be reached there by the name of an instance.
@@ -58,13 +61,13 @@ pub struct Beyond {
     pub ranges: Ranges,
 }
 
-impl Reach {
+impl Scope {
     /// Whether the endpoint may be at an address that its name resolved to.
     #[must_use]
     pub fn allows(&self, ip: IpAddr) -> bool {
         match self {
-            Reach::All { .. } | Reach::Inside => true,
-            Reach::Beyond(beyond) => beyond.ranges.allow(ip),
+            Scope::Exported { .. } | Scope::Local => true,
+            Scope::RemoteGateway(beyond) => beyond.ranges.allow(ip),
         }
     }
 }

@@ -18,39 +18,39 @@ use super::settling::Written;
 
 /// What no event tells of is seen after this: a write behind a link, or by another machine on a shared file system.
 const UNTOLD: Duration = Duration::from_secs(1);
-/// Where so many files have changed at once, all are looked at.
+/// ChangedPaths so many files have changed at once, all are looked at.
 const FEW: usize = 64;
 /// Of so many files it is noted that they were written. Of others that shows when they are looked at.
 const MOST_WRITTEN: usize = 65_536;
 
 /// What to look at.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Where {
+pub(super) enum ChangedPaths {
     /// Files of these names, of which there may be none.
     At(BTreeSet<OsString>),
     /// All of them.
     Everywhere,
 }
 
-impl Default for Where {
-    fn default() -> Where {
-        Where::NOWHERE
+impl Default for ChangedPaths {
+    fn default() -> ChangedPaths {
+        ChangedPaths::NOWHERE
     }
 }
 
-impl Where {
-    const NOWHERE: Where = Where::At(BTreeSet::new());
+impl ChangedPaths {
+    const NOWHERE: ChangedPaths = ChangedPaths::At(BTreeSet::new());
 
     /// Notes one more place where something has happened. Whether the path is absolute is the watcher's choice.
     fn add(&mut self, path: &Path) {
-        let Where::At(names) = self else { return };
+        let ChangedPaths::At(names) = self else { return };
         let name = path.file_name().unwrap_or_default();
         let (is_ours, bytes) = (is_ours(path), name.as_encoded_bytes());
         if is_ours && names.len() < FEW {
             names.insert(name.to_owned());
         } else if is_ours || !bytes.starts_with(b".") || bytes.starts_with(b"..") {
             // Of hidden files only `..data`, which Kubernetes swaps, leads to what is ours.
-            *self = Where::Everywhere;
+            *self = ChangedPaths::Everywhere;
         }
     }
 }
@@ -58,7 +58,7 @@ impl Where {
 /// What happened since the turn before.
 #[derive(Debug, Default)]
 pub(super) struct Turn {
-    pub(super) at: Where,
+    pub(super) at: ChangedPaths,
     /// What was done last to files of these names.
     pub(super) written: BTreeMap<OsString, Written>,
     /// Something may have happened that is not told here.
@@ -87,7 +87,7 @@ impl Turn {
     }
 
     fn lose(&mut self) {
-        *self = Turn { at: Where::Everywhere, was_lost: true, ..Turn::default() };
+        *self = Turn { at: ChangedPaths::Everywhere, was_lost: true, ..Turn::default() };
     }
 }
 
@@ -103,9 +103,9 @@ fn written(kind: &EventKind) -> Option<Written> {
     }
 }
 
-/// Eyes on one directory.
+/// Watcher on one directory.
 #[derive(Default)]
-pub(super) struct Eyes {
+pub(super) struct Watcher {
     watched: Option<Watched>,
     happened: Arc<Mutex<Turn>>,
     looked: Option<Instant>,
@@ -118,8 +118,8 @@ struct Watched {
     _watcher: RecommendedWatcher,
 }
 
-impl Eyes {
-    /// Where to look now. Without events everywhere: a look is what finds out.
+impl Watcher {
+    /// ChangedPaths to look now. Without events everywhere: a look is what finds out.
     pub(super) fn turn(&mut self, folder: &Path, now: Instant) -> Turn {
         let is_due = self.looked.is_none_or(|at| now.saturating_duration_since(at) >= UNTOLD);
         // Before the look, so that nothing happens unseen between the two.
@@ -130,7 +130,7 @@ impl Eyes {
         let mut happened = self.happened.lock().unwrap_or_else(PoisonError::into_inner);
         let mut happened = std::mem::take(&mut *happened);
         if is_due || self.watched.is_none() {
-            happened.at = Where::Everywhere;
+            happened.at = ChangedPaths::Everywhere;
         }
         happened
     }
@@ -176,9 +176,9 @@ fn is_reading(event: &Event) -> bool {
     event.kind.is_access() && event.kind != EventKind::Access(AccessKind::Close(AccessMode::Write))
 }
 
-impl fmt::Debug for Eyes {
+impl fmt::Debug for Watcher {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Eyes").field("has_events", &self.watched.is_some()).finish_non_exhaustive()
+        f.debug_struct("Watcher").field("has_events", &self.watched.is_some()).finish_non_exhaustive()
     }
 }
 
@@ -189,10 +189,10 @@ mod tests {
     use super::*;
 
     #[track_caller]
-    fn until_told(eyes: &mut Eyes, folder: &Path, now: Instant) -> Where {
+    fn until_told(watcher: &mut Watcher, folder: &Path, now: Instant) -> ChangedPaths {
         for _ in 0..2_000 {
-            let told = eyes.turn(folder, now).at;
-            if told != Where::NOWHERE {
+            let told = watcher.turn(folder, now).at;
+            if told != ChangedPaths::NOWHERE {
                 return told;
             }
             thread::sleep(Duration::from_millis(5));
@@ -205,25 +205,25 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let folder = dir.path().join("registry");
         fs::create_dir(&folder).unwrap();
-        let (mut eyes, now) = (Eyes::default(), Instant::now());
-        assert_eq!(eyes.turn(&folder, now).at, Where::Everywhere, "the first look");
-        assert_eq!(eyes.turn(&folder, now).at, Where::NOWHERE, "nothing happened");
+        let (mut watcher, now) = (Watcher::default(), Instant::now());
+        assert_eq!(watcher.turn(&folder, now).at, ChangedPaths::Everywhere, "the first look");
+        assert_eq!(watcher.turn(&folder, now).at, ChangedPaths::NOWHERE, "nothing happened");
         fs::write(folder.join("a.yaml"), "services: []").unwrap();
-        assert_eq!(until_told(&mut eyes, &folder, now), Where::At(["a.yaml".into()].into()));
+        assert_eq!(until_told(&mut watcher, &folder, now), ChangedPaths::At(["a.yaml".into()].into()));
         let later = now + UNTOLD;
-        assert_eq!(eyes.turn(&folder, later).at, Where::Everywhere, "nothing need have happened");
+        assert_eq!(watcher.turn(&folder, later).at, ChangedPaths::Everywhere, "nothing need have happened");
         std::os::unix::fs::symlink("elsewhere", folder.join("..data")).unwrap();
-        while until_told(&mut eyes, &folder, later) != Where::Everywhere {}
+        while until_told(&mut watcher, &folder, later) != ChangedPaths::Everywhere {}
     }
 
     #[test]
     fn writers_are_told_until_they_close_or_are_replaced() {
         let dir = tempfile::tempdir().unwrap();
-        let (mut eyes, now) = (Eyes::default(), Instant::now());
-        assert!(eyes.turn(dir.path(), now).was_lost, "nothing was told before");
+        let (mut watcher, now) = (Watcher::default(), Instant::now());
+        assert!(watcher.turn(dir.path(), now).was_lost, "nothing was told before");
         let mut until = |expected: Written| {
             for _ in 0..2_000 {
-                let turn = eyes.turn(dir.path(), now);
+                let turn = watcher.turn(dir.path(), now);
                 assert!(!turn.was_lost);
                 match turn.written.get(std::ffi::OsStr::new("a.yaml")) {
                     Some(written) if *written == expected => return,
@@ -246,41 +246,41 @@ mod tests {
 
     #[test]
     fn what_is_noted_is_few_files_or_all() {
-        let mut told = Where::NOWHERE;
+        let mut told = ChangedPaths::NOWHERE;
         told.add(Path::new("r/.a.yaml.swp"));
-        assert_eq!(told, Where::NOWHERE);
+        assert_eq!(told, ChangedPaths::NOWHERE);
         for index in 0..FEW {
             told.add(Path::new(&format!("r/{index}.yaml")));
         }
-        assert!(matches!(&told, Where::At(names) if names.len() == FEW));
+        assert!(matches!(&told, ChangedPaths::At(names) if names.len() == FEW));
         told.add(Path::new("r/one-more.yaml"));
-        assert_eq!(told, Where::Everywhere);
-        let mut told = Where::NOWHERE;
+        assert_eq!(told, ChangedPaths::Everywhere);
+        let mut told = ChangedPaths::NOWHERE;
         told.add(Path::new("r/behind-a-link.txt"));
-        assert_eq!(told, Where::Everywhere);
+        assert_eq!(told, ChangedPaths::Everywhere);
     }
 
     #[test]
     fn a_directory_that_is_away_or_another_one_is_looked_for() {
         let dir = tempfile::tempdir().unwrap();
         let folder = dir.path().join("registry");
-        let (mut eyes, now) = (Eyes::default(), Instant::now());
+        let (mut watcher, now) = (Watcher::default(), Instant::now());
         for _ in 0..2 {
             assert_eq!(
-                eyes.turn(&folder, now).at,
-                Where::Everywhere,
+                watcher.turn(&folder, now).at,
+                ChangedPaths::Everywhere,
                 "without events each look is one of all"
             );
         }
         fs::create_dir(&folder).unwrap();
         let now = now + UNTOLD;
-        assert_eq!(eyes.turn(&folder, now).at, Where::Everywhere);
+        assert_eq!(watcher.turn(&folder, now).at, ChangedPaths::Everywhere);
         fs::rename(&folder, dir.path().join("old")).unwrap();
         fs::create_dir(&folder).unwrap();
         let now = now + UNTOLD;
-        assert_eq!(eyes.turn(&folder, now).at, Where::Everywhere);
+        assert_eq!(watcher.turn(&folder, now).at, ChangedPaths::Everywhere);
         fs::write(folder.join("a.yaml"), "services: []").unwrap();
-        let file = Where::At(["a.yaml".into()].into());
-        while until_told(&mut eyes, &folder, now) != file {}
+        let file = ChangedPaths::At(["a.yaml".into()].into());
+        while until_told(&mut watcher, &folder, now) != file {}
     }
 }

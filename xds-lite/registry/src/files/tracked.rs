@@ -13,8 +13,8 @@ use isthmus_model::{file, registry_file};
 use super::settling::{Settling, Written};
 
 #[derive(Debug, Default)]
-pub(super) struct Held {
-    pub(super) print: Option<Print>,
+pub(super) struct TrackedFile {
+    pub(super) print: Option<Fingerprint>,
     /// What counts.
     pub(super) services: Vec<Arc<Service>>,
     pub(super) wrong: Option<String>,
@@ -29,11 +29,11 @@ pub(super) struct Held {
 }
 
 /// Which content a path leads to: device, inode, length, change.
-pub(super) type Print = [i64; 5];
+pub(super) type Fingerprint = [i64; 5];
 
-impl Held {
+impl TrackedFile {
     /// It is another than was read, or more of it can be read.
-    pub(super) fn is_to_be_read(&self, print: Option<Print>, now: Instant) -> bool {
+    pub(super) fn is_to_be_read(&self, print: Option<Fingerprint>, now: Instant) -> bool {
         let may_be_torn = self.settling.may_be_torn();
         if may_be_torn && self.rest_until.is_some_and(|until| now < until) {
             return false;
@@ -43,8 +43,8 @@ impl Held {
     }
 
     /// It is about to be read as it is now.
-    pub(super) fn changes_to(&mut self, print: Option<Print>, now: Instant) {
-        let inode = |print: Option<Print>| print.map(|[device, inode, ..]| (device, inode));
+    pub(super) fn changes_to(&mut self, print: Option<Fingerprint>, now: Instant) {
+        let inode = |print: Option<Fingerprint>| print.map(|[device, inode, ..]| (device, inode));
         if self.print == print && print.is_some() {
             return;
         }
@@ -70,7 +70,7 @@ pub(super) fn read(path: &Path, settling: &Settling) -> Result<Vec<Arc<Service>>
     services.map_err(|problems| problems.to_string())
 }
 
-pub(super) fn print(path: &Path) -> Option<Print> {
+pub(super) fn fingerprint(path: &Path) -> Option<Fingerprint> {
     let metadata = fs::metadata(path).ok()?;
     let [device, inode, length] = [metadata.dev(), metadata.ino(), metadata.len()].map(u64::cast_signed);
     Some([device, inode, length, metadata.ctime(), metadata.ctime_nsec()])

@@ -9,16 +9,16 @@ use tokio::task::AbortHandle;
 
 /// So many tasks at once, and no more.
 #[derive(Debug)]
-pub(super) struct Room {
+pub(super) struct ConnectionPool {
     most: usize,
-    inside: Mutex<VecDeque<(AbortHandle, Seat)>>,
+    inside: Mutex<VecDeque<(AbortHandle, Slot)>>,
 }
 
-/// One's place in a room, which nobody else is given once it is kept.
+/// One's place in a pool, which nobody else is given once it is kept.
 #[derive(Clone, Debug, Default)]
-pub struct Seat(Arc<AtomicBool>);
+pub struct Slot(Arc<AtomicBool>);
 
-impl Seat {
+impl Slot {
     /// Whoever sits here has proven something, and is let finish.
     pub fn keep(&self) {
         self.0.store(true, Ordering::Relaxed);
@@ -29,19 +29,19 @@ impl Seat {
     }
 }
 
-impl Room {
-    pub(super) fn new(most: usize) -> Room {
-        Room { most, inside: Mutex::default() }
+impl ConnectionPool {
+    pub(super) fn new(most: usize) -> ConnectionPool {
+        ConnectionPool { most, inside: Mutex::default() }
     }
 
-    /// One more; where there is no place the one that has been there longest ends, of those whose seats are not
+    /// One more; where there is no place the one that has been there longest ends, of those whose slots are not
     /// kept.
-    pub(super) fn enter(&self, task: AbortHandle, seat: Seat) {
+    pub(super) fn enter(&self, task: AbortHandle, slot: Slot) {
         let mut inside = self.inside.lock().unwrap_or_else(PoisonError::into_inner);
         inside.retain(|(one, _)| !one.is_finished());
-        inside.push_back((task, seat));
+        inside.push_back((task, slot));
         if inside.len() > self.most
-            && let Some(place) = inside.iter().position(|(_, seat)| !seat.is_kept())
+            && let Some(place) = inside.iter().position(|(_, slot)| !slot.is_kept())
             && let Some((first, _)) = inside.remove(place)
         {
             first.abort();
@@ -55,14 +55,14 @@ mod tests {
 
     #[tokio::test]
     async fn who_came_first_goes_unless_its_seat_is_kept() {
-        let room = Room::new(2);
+        let pool = ConnectionPool::new(2);
         let tasks: Vec<_> = (0..4).map(|_| tokio::spawn(std::future::pending::<()>())).collect();
-        let seats = [(); 4].map(|()| Seat::default());
-        seats[0].keep();
-        for (task, seat) in tasks.iter().zip(&seats) {
-            room.enter(task.abort_handle(), seat.clone());
+        let slots = [(); 4].map(|()| Slot::default());
+        slots[0].keep();
+        for (task, slot) in tasks.iter().zip(&slots) {
+            pool.enter(task.abort_handle(), slot.clone());
         }
-        let inside = room.inside.lock().unwrap().iter().map(|(_, seat)| seat.is_kept()).collect::<Vec<_>>();
+        let inside = pool.inside.lock().unwrap().iter().map(|(_, slot)| slot.is_kept()).collect::<Vec<_>>();
         assert_eq!(inside, [true, false]);
         for (index, task) in tasks.into_iter().enumerate() {
             match index {

@@ -19,7 +19,7 @@ use crate::join::tokens::{Ending, State, StoreError, Tokens, Wrong};
 use crate::join::{Guest, Party, Refusal, unix_seconds};
 
 /// Where tokens are presented.
-pub struct Desk {
+pub struct TokenDesk {
     trust: Trust,
     issuer: Party,
     tokens: Arc<dyn Tokens>,
@@ -63,11 +63,11 @@ pub enum Refused {
     Thread(#[from] JoinError),
 }
 
-impl Desk {
+impl TokenDesk {
     /// Where this agent's tokens are presented.
     #[must_use]
-    pub fn new(trust: Trust, issuer: Party, tokens: Arc<dyn Tokens>) -> Desk {
-        Desk { trust, issuer, tokens, wrong: Wrong::default() }
+    pub fn new(trust: Trust, issuer: Party, tokens: Arc<dyn Tokens>) -> TokenDesk {
+        TokenDesk { trust, issuer, tokens, wrong: Wrong::default() }
     }
 
     /// The own chain is shown with the roots that vouch for it, and none is asked.
@@ -139,7 +139,7 @@ impl Desk {
     }
 }
 
-impl TokenSessions for Desk {
+impl TokenSessions for TokenDesk {
     fn alpn(&self) -> &'static [u8] {
         ALPN
     }
@@ -155,9 +155,9 @@ impl TokenSessions for Desk {
     }
 }
 
-impl fmt::Debug for Desk {
+impl fmt::Debug for TokenDesk {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Desk").field("issuer", &self.issuer).finish_non_exhaustive()
+        f.debug_struct("TokenDesk").field("issuer", &self.issuer).finish_non_exhaustive()
     }
 }
 
@@ -170,12 +170,12 @@ mod tests {
     use tokio::runtime::Runtime;
 
     use super::*;
-    use crate::join::first::{bearer, create};
+    use crate::join::enrolment::{bearer, create};
     use crate::join::tokens::{Folder, Record};
     use crate::join::{Token, secret::Secret};
 
     struct World {
-        desk: Desk,
+        desk: TokenDesk,
         trust: Trust,
         tokens: Arc<dyn Tokens>,
         _folder: TempDir,
@@ -189,7 +189,7 @@ mod tests {
         bundles.add_root(root.trust_domain().clone(), root.certificate()).unwrap();
         let trust = Trust::new(root.issue(&agent, &[], Duration::from_secs(3600)).unwrap(), bundles);
         let tokens: Arc<dyn Tokens> = Arc::new(Folder::new(folder.path().join("tokens")));
-        let desk = Desk::new(trust.clone(), issuer(), Arc::clone(&tokens));
+        let desk = TokenDesk::new(trust.clone(), issuer(), Arc::clone(&tokens));
         World { desk, trust, tokens, _folder: folder }
     }
 

@@ -12,7 +12,7 @@ use isthmus_ads::client::{Refused, Resource, Update};
 use isthmus_ads::subscribe::Again;
 use isthmus_grpc::dial::Chain;
 use isthmus_proto::type_url::TRUST_BUNDLE;
-use isthmus_trust::bundles::{Keeper, Kept, Refusal, Remedy};
+use isthmus_trust::bundles::{BundleUpdate, Keeper, Refusal, Remedy};
 
 use super::config::Peer;
 
@@ -23,7 +23,7 @@ const LATEST: Duration = Duration::from_secs(60);
 const LONGEST_WHY: usize = 512;
 
 /// One peer's word on its trust domain.
-pub(super) struct Believing {
+pub(super) struct PeerBundle {
     keeper: Arc<Keeper>,
     domain: TrustDomain,
     /// What it has shown of itself on this stream.
@@ -39,12 +39,12 @@ struct Waiting {
     why: String,
 }
 
-impl Believing {
+impl PeerBundle {
     /// Nothing, where the peer is of the own domain: nobody else is believed about that.
-    pub(super) fn new(keeper: Arc<Keeper>, peer: &Peer) -> Option<Believing> {
+    pub(super) fn new(keeper: Arc<Keeper>, peer: &Peer) -> Option<PeerBundle> {
         let domain = peer.domain.clone();
         let pause = Duration::ZERO;
-        (keeper.own() != domain).then(|| Believing {
+        (keeper.own() != domain).then(|| PeerBundle {
             keeper,
             domain,
             chain: Chain::new(),
@@ -63,7 +63,7 @@ impl Believing {
     pub(super) fn apply(
         &mut self,
         update: &Update,
-        mut tell: impl FnMut(Result<Kept, String>),
+        mut tell: impl FnMut(Result<BundleUpdate, String>),
     ) -> Vec<Refused> {
         let refused = update.resources.iter().filter_map(|resource| {
             let said = self.take(resource);
@@ -73,7 +73,7 @@ impl Believing {
         refused.collect()
     }
 
-    fn take(&mut self, resource: &Resource) -> Result<Kept, Refused> {
+    fn take(&mut self, resource: &Resource) -> Result<BundleUpdate, Refused> {
         let Resource { name, bytes, version: _ } = resource;
         let taken = self.keeper.take(&self.domain, &self.chain, name, bytes, UnixTime::now());
         self.waiting = None;
