@@ -1,4 +1,4 @@
-//! The command line of the certificate library: which code it exits with. The words are in `cli`.
+//! Runs `isthmus-certs` and sets its exit code. The commands are in `cli`.
 
 mod cli;
 

@@ -30,7 +30,7 @@ fn bundles_are_made_added_printed_and_removed() {
     let added = sites.json("east", "bundle add west.json --trust-domain west.example");
     assert_eq!((&added["trust_domain"], &added["sequence"]), (&json!("west.example"), &json!(7)));
     let text = sites.done("east", "bundle add west.json --trust-domain west.example");
-    assert_eq!(text, "believes 1 root(s) of west.example, sequence 7\n", "the same again changes nothing");
+    assert_eq!(text, "trusts 1 root(s) of west.example, sequence 7\n", "the same again changes nothing");
 
     let both = sites.json("east", "bundle");
     let domains: Vec<&Value> =
@@ -56,7 +56,7 @@ fn bundles_are_made_added_printed_and_removed() {
         sites.done("east", "bundle add west/roots/1/root-cert.pem --trust-domain west.example");
         sites.done("east", "bundle remove --trust-domain west.example")
     };
-    assert_eq!(text, "no longer believes anybody of west.example\n");
+    assert_eq!(text, "no longer trusts west.example\n");
 }
 
 #[test]
@@ -132,7 +132,7 @@ fn what_a_domain_cannot_deny_is_refused_rather_than_listed_in_vain() {
         ("spiffe://west.example/*".to_owned(), "only its own domain can deny it"),
         ("west/leaves/below/tls.crt".to_owned(), "is not of east.example"),
         ("spiffe://east.example".to_owned(), "write spiffe://east.example/*"),
-        ("east/roots/1/root-cert.pem".to_owned(), "that is a root"),
+        ("east/roots/1/root-cert.pem".to_owned(), "this is a root certificate"),
     ] {
         let why = sites.refused("east", &format!("deny add {words}"));
         assert!(why.contains(expected), "{words}: {why}");

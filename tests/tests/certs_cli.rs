@@ -92,7 +92,7 @@ fn an_authority_is_made_and_says_what_comes_next() {
         assert!(sites.path(dir).join(file).exists() && sites.path("elsewhere").join(file).exists());
     }
     let taken = sites.refused("east", "issue --spiffe spiffe://east.example/x --cluster east --name a-b");
-    assert!(taken.contains("a-b is the leaf of spiffe://east.example/ns/a/sa/b already"), "{taken}");
+    assert!(taken.contains("a-b is already the leaf of spiffe://east.example/ns/a/sa/b"), "{taken}");
 }
 
 #[test]
@@ -111,7 +111,7 @@ fn a_file_is_shown_with_its_chain_identity_and_time_left() {
     ] {
         assert!(text.contains(shown), "{shown}: {text}");
     }
-    assert!(text.contains("--bundles DIR tells whether it would be believed"), "{text}");
+    assert!(text.contains("give --bundles DIR to verify the chain"), "{text}");
     let seen = sites.json("", &format!("inspect {file} --bundles east/bundles"));
     let leaf = &seen["chain"][0];
     assert_eq!(leaf["uris"], json!([id("east", "below")]));
@@ -125,7 +125,7 @@ fn a_file_is_shown_with_its_chain_identity_and_time_left() {
     let objection = seen["objections"][0].as_str().unwrap();
     assert!(objection.contains("add the bundle of west.example"), "{objection}");
     let text = sites.done("", "inspect west/leaves/below/tls.crt --bundles east/bundles");
-    assert!(text.contains("a peer would object: spiffe://west.example/ns/test/sa/below"), "{text}");
+    assert!(text.contains("a peer would refuse it: spiffe://west.example/ns/test/sa/below"), "{text}");
 }
 
 #[test]
@@ -155,7 +155,7 @@ fn wrong_words_are_2_and_everything_else_that_is_wrong_is_1() {
     }
     for (words, names, remedy) in [
         ("status --dir absent", "absent", "make one with `isthmus-certs init --out absent`"),
-        ("inspect absent", "absent", "not HOST:PORT"),
+        ("inspect absent", "absent", "nor HOST:PORT"),
         ("issue --spiffe spiffe://east.example/x --dns a/b", "\"a/b\"", "write one such as web.example"),
         ("issue --spiffe spiffe://east.example/x --name ../x", "\"../x\"", "start with a letter or digit"),
         ("issue --spiffe spiffe://east.example/x --cluster no", "\"no\"", "intermediate --cluster no"),
@@ -168,7 +168,7 @@ fn wrong_words_are_2_and_everything_else_that_is_wrong_is_1() {
         ("intermediate --cluster ../x", "\"../x\"", "start with a letter or digit"),
         ("bundle add absent --trust-domain w.example", "absent", "No such file"),
         ("bundle --for pem --trust-domain w.example", "w.example", "`isthmus-certs bundle` lists them"),
-        ("deny add nonsense", "\"nonsense\"", "no serial number (hexadecimal)"),
+        ("deny add nonsense", "\"nonsense\"", "nor a serial number (hexadecimal)"),
         ("deny remove spiffe://east.example/x", "spiffe://east.example/x", "`isthmus-certs deny` prints it"),
     ] {
         let why = sites.refused("east", words);
@@ -336,7 +336,7 @@ fn a_pass_does_what_is_due_and_nothing_else() {
     let pass = sites.json("east", "rotate");
     assert_eq!((&pass["done"], &pass["problems"]), (&json!([]), &json!([])));
     assert!(pass["next"].is_string());
-    assert!(sites.done("east", "rotate").starts_with("nothing was due\nnext: "));
+    assert!(sites.done("east", "rotate").starts_with("nothing to do\nnext: "));
     assert!(snapshot(&sites.path("east")) == before);
 
     sites.done("east", "issue --spiffe spiffe://east.example/short --name short --ttl 2s --dns a.example");
@@ -386,7 +386,7 @@ fn what_cannot_be_done_is_named_and_the_rest_is_done() {
     assert!(told["problems"][0].as_str().unwrap().contains("root-key.pem"), "{told}");
     fs::rename(sites.path("safe.pem"), sites.path("east/roots/1/root-key.pem")).unwrap();
     assert!(sites.done("east", "rotate").contains("renewed leaf direct"));
-    assert!(sites.done("east", "rotate").contains("nothing was due"));
+    assert!(sites.done("east", "rotate").contains("nothing to do"));
 }
 
 #[test]
@@ -410,19 +410,19 @@ fn status_says_what_there_is_and_where_a_roll_over_is() {
         (&json!(1), &json!([1]), &Value::Null)
     );
     let text = sites.done("east", "status");
-    assert!(text.contains("root 1 signs; no roll-over is under way"), "{text}");
+    assert!(text.contains("root 1 signs; no roll-over in progress"), "{text}");
 
     let begun = sites.done("east", "rotate --root");
-    assert!(begun.starts_with("root roll-over: begun\n"), "{begun}");
+    assert!(begun.starts_with("root roll-over: started\n"), "{begun}");
     let status = sites.json("east", "status");
     assert_eq!((&status["rollover"]["step"], &status["trusted_roots"]), (&json!("trusted"), &json!([1, 2])));
     let text = sites.done("east", "status");
     assert!(text.contains("the new root is trusted, and not used yet"), "{text}");
     assert!(
-        text.contains("next: sign all anew with the new root, at ") && text.contains("(in 6days"),
+        text.contains("next: sign everything with the new root, at ") && text.contains("(in 6days"),
         "{text}"
     );
-    assert!(sites.done("east", "rotate --root").contains("under way already"));
+    assert!(sites.done("east", "rotate --root").contains("already in progress"));
 }
 
 /// A `rotate --watch` that ends with the test.

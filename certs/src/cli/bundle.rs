@@ -1,4 +1,4 @@
-//! `bundle`: prints, makes, adds, removes.
+//! `bundle`: prints, makes, adds and removes trust bundles.
 
 use std::path::Path;
 
@@ -21,7 +21,7 @@ pub(super) fn bundle(options: &BundleOptions) -> anyhow::Result<Answer> {
             let bundle = load(file, trust_domain)?;
             at.open()?.federate(trust_domain, &bundle)?;
             let text = format!(
-                "believes {} root(s) of {trust_domain}, sequence {}",
+                "trusts {} root(s) of {trust_domain}, sequence {}",
                 bundle.roots().len(),
                 bundle.sequence
             );
@@ -29,7 +29,7 @@ pub(super) fn bundle(options: &BundleOptions) -> anyhow::Result<Answer> {
         }
         Some(BundleChange::Remove { trust_domain, at }) => {
             at.open()?.defederate(trust_domain)?;
-            let text = format!("no longer believes anybody of {trust_domain}");
+            let text = format!("no longer trusts {trust_domain}");
             Ok(Answer::new(text, json!({ "removed": trust_domain })))
         }
         Some(BundleChange::Make { files, trust_domain, sequence, out }) => {
@@ -48,7 +48,7 @@ fn roots(file: &Path, domain: &TrustDomain) -> anyhow::Result<Vec<CertificateDer
 
 fn load(file: &Path, domain: &TrustDomain) -> anyhow::Result<Bundle> {
     let text = read(file)?;
-    // Behind a byte order mark or white space, if there is any.
+    // A byte order mark or white space may come first.
     let first = text.iter().find(|byte| byte.is_ascii() && !byte.is_ascii_whitespace());
     let bundle = if first == Some(&b'{') {
         spiffe_bundle::read(domain, &text).map_err(anyhow::Error::from)
@@ -72,7 +72,7 @@ fn print(options: &BundleOptions) -> anyhow::Result<Answer> {
 }
 
 fn for_people(home: &Home, only: Option<&TrustDomain>) -> anyhow::Result<Answer> {
-    let mut table = table(&["trust domain", "sequence", "ends", "", "root"]);
+    let mut table = table(&["trust domain", "sequence", "expires", "", "root"]);
     let mut bundles = Vec::new();
     for domain in home.domains()?.into_iter().filter(|domain| only.is_none_or(|only| only == domain)) {
         let bundle = home.bundle(&domain)?;
@@ -92,7 +92,7 @@ fn described(domain: &TrustDomain, bundle: &Bundle) -> anyhow::Result<Value> {
     Ok(json!({ "trust_domain": domain, "sequence": bundle.sequence, "roots": roots? }))
 }
 
-/// What the file does and does not protect is in the file itself, where whoever uses it will look.
+/// The head of the file says what it protects and what it does not: its users see nothing else.
 fn for_openssl(home: &Home, options: &BundleOptions) -> anyhow::Result<Answer> {
     let own = &home.state().trust_domain;
     let mut bundles = Vec::new();
@@ -103,11 +103,11 @@ fn for_openssl(home: &Home, options: &BundleOptions) -> anyhow::Result<Answer> {
         }
     }
     let mut text = format!(
-        "# For programs that know no trust bundles per domain. Made by isthmus-certs.\n\
-         # The roots of {own} may vouch for anything. Each other root is signed here by an anchor of this file\n\
-         # alone, and may vouch for URI names (SPIFFE IDs) of its own domain only, where the program checks\n\
-         # name constraints, as OpenSSL does. Not protected: names of other kinds. A program that looks at\n\
-         # DNS names, or that lets in whoever chains to this file, believes each domain here about all of them.\n"
+        "# Trusted roots for programs without a bundle per trust domain. Made by isthmus-certs.\n\
+         # The roots of {own} may vouch for anything. Every other root is cross-signed by an anchor that exists\n\
+         # in this file only, and may vouch for URI names (SPIFFE IDs) of its own domain only, if the program\n\
+         # checks name constraints, as OpenSSL does. Not protected: other kinds of names. A program that checks\n\
+         # DNS names, or accepts every chain to this file, trusts each domain in it for all names.\n"
     );
     for (domain, root) in cross::file(own, bundles.iter().map(|(domain, bundle)| (domain, bundle)))? {
         text += &format!("# {domain}\n{}", pem::encode(&[root]));

@@ -1,4 +1,4 @@
-//! What `inspect` and `verify` share: a chain in words, the files that judge it, and objections to it.
+//! What `inspect` and `verify` share: a chain as text, the files that it is verified with, and the errors found.
 
 use std::path::Path;
 
@@ -11,7 +11,7 @@ use time::OffsetDateTime;
 use super::options::Judges;
 use super::say::{foreign, left, time};
 
-/// The bundles, if a directory of them was given.
+/// The bundles, if `--bundles` was given.
 pub(super) fn bundles(judges: &Judges) -> anyhow::Result<Option<TrustBundles>> {
     let Some(bundles) = &judges.bundles else { return Ok(None) };
     let files = TrustFiles {
@@ -25,7 +25,7 @@ pub(super) fn bundles(judges: &Judges) -> anyhow::Result<Option<TrustBundles>> {
     Ok(Some(files.bundles_only()?))
 }
 
-/// What a peer would object to, the first thing first; empty if nothing is known to be wrong.
+/// The errors that a peer would report, in the order in which it finds them; empty if there are none.
 pub(super) fn objections(
     chain: &[CertificateDer<'_>],
     bundles: Option<&TrustBundles>,
@@ -68,7 +68,7 @@ fn out_of_time(facts: &Facts) -> Option<String> {
     })
 }
 
-/// One certificate in words.
+/// One certificate as text.
 pub(super) fn described(place: usize, facts: &Facts) -> String {
     let kind = if facts.is_authority { "authority" } else { "leaf" };
     let names = [("uri", &facts.uris), ("dns", &facts.dns)];
@@ -88,7 +88,7 @@ pub(super) fn described(place: usize, facts: &Facts) -> String {
     lines.join("\n")
 }
 
-/// What names a file in an answer.
+/// A path that is safe to print.
 pub(super) fn shown(path: &Path) -> String {
     foreign(&path.display().to_string())
 }

@@ -1,4 +1,4 @@
-//! `deny`: prints deny-lists, changes the own one, takes over others'.
+//! `deny`: prints deny-lists, changes this domain's own and accepts those of other domains.
 
 use std::path::Path;
 
@@ -36,17 +36,18 @@ pub(super) fn deny(options: &DenyOptions) -> anyhow::Result<Answer> {
             Ok(changed(&list, "no longer denied"))
         }
         Some(DenyChange::Take { file, trust_domain, at }) => {
-            let envelope = String::from_utf8(read(file)?)
-                .with_context(|| format!("{}: a deny-list is JSON; is it the right file?", shown(file)))?;
+            let envelope = String::from_utf8(read(file)?).with_context(|| {
+                format!("{}: is not UTF-8; a deny-list is JSON: is it the right file?", shown(file))
+            })?;
             let list = at.open()?.take_deny_list(trust_domain, &envelope)?;
-            Ok(changed(&list, "taken over"))
+            Ok(changed(&list, "accepted"))
         }
     }
 }
 
 fn print(options: &DenyOptions) -> anyhow::Result<Answer> {
     let home = options.at.open()?;
-    let mut table = table(&["trust domain", "sequence", "denied", "forgotten"]);
+    let mut table = table(&["trust domain", "sequence", "denied", "until"]);
     let mut lists = Vec::new();
     let only = options.trust_domain.as_ref();
     for domain in home.domains()?.into_iter().filter(|domain| only.is_none_or(|only| only == domain)) {
@@ -67,7 +68,7 @@ fn print(options: &DenyOptions) -> anyhow::Result<Answer> {
 fn changed(list: &DenyList, how: &str) -> Answer {
     let (identities, serials) = (list.identities().count(), list.serials().count());
     let text = format!(
-        "{how}; the list of {} has sequence {}, {identities} identities and {serials} serial numbers",
+        "{how}; deny-list of {}: sequence {}, {identities} identities and {serials} serial numbers",
         list.trust_domain(),
         list.sequence()
     );
@@ -81,7 +82,7 @@ fn described(list: &DenyList) -> Value {
         "identities": list.identities().collect::<Vec<_>>(), "serials": serials })
 }
 
-/// What somebody meant by a word.
+/// What an argument of `deny add` or `deny remove` names.
 enum Named {
     Identity(IdPattern),
     Serial(Serial, Option<OffsetDateTime>),
@@ -89,22 +90,22 @@ enum Named {
 }
 
 impl Named {
-    /// Refuses what a list of this domain would name in vain.
+    /// Refuses an entry that would have no effect in a list of this domain.
     fn check(&self, own: &TrustDomain) -> anyhow::Result<()> {
         match self {
             Self::Identity(IdPattern::Exactly(id) | IdPattern::Below(id)) if id.trust_domain() != own => {
                 bail!(
-                    "{id} is not of {own}, and only its own domain can deny it; `bundle remove` denies a whole domain"
+                    "{id} is not of {own}; only its own domain can deny it; to stop trusting that domain, use `bundle remove`"
                 )
             }
             Self::Identity(IdPattern::Exactly(id)) if id.path().is_empty() => {
-                bail!("{id} is a whole trust domain; write {id}/* if all of it is meant")
+                bail!("{id} names a trust domain; write {id}/* to deny every identity in it")
             }
             Self::Certificate(facts, _) if facts.is_root() => bail!(
-                "that is a root; roots are taken back by a roll-over (`rotate --root`), others' by `bundle remove`"
+                "this is a root certificate, which a deny-list cannot deny; replace an own root by a roll-over (`rotate --root`), drop another domain's with `bundle remove`"
             ),
             Self::Certificate(facts, _) if !facts.uris.iter().any(|uri| is_of(uri, own)) => {
-                bail!("that certificate is not of {own}; only its own domain can deny it")
+                bail!("the certificate is not of {own}; only its own domain can deny it")
             }
             _ => Ok(()),
         }
@@ -148,13 +149,15 @@ fn one(word: &str) -> anyhow::Result<Named> {
     let path = Path::new(word);
     if path.exists() {
         let chain = pem::certificates(read(path)?).with_context(|| word.to_owned())?;
-        let leaf = chain.first().context("the file is empty")?;
+        let leaf = chain.first().context("the file has no certificate")?;
         let facts = Facts::of(leaf).with_context(|| word.to_owned())?;
         let serial = facts.serial.parse()?;
         return Ok(Named::Certificate(Box::new(facts), serial));
     }
     match word.parse() {
         Ok(serial) => Ok(Named::Serial(serial, None)),
-        Err(_) => bail!("{word:?} is no SPIFFE ID, no certificate file and no serial number (hexadecimal)"),
+        Err(_) => bail!(
+            "{word:?} is neither a SPIFFE ID, nor a certificate file, nor a serial number (hexadecimal)"
+        ),
     }
 }

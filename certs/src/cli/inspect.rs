@@ -1,4 +1,4 @@
-//! `inspect`: a file, or a live endpoint.
+//! `inspect`: shows the certificates of a file or of a live endpoint.
 
 use std::net::{TcpStream, ToSocketAddrs as _};
 use std::path::Path;
@@ -25,15 +25,15 @@ pub(super) fn inspect(options: &InspectOptions) -> anyhow::Result<Answer> {
     }
     let Some((host, _)) = options.what.rsplit_once(':').filter(|(_, port)| port.parse::<u16>().is_ok())
     else {
-        bail!("{} is no file, and not HOST:PORT", shown(path));
+        bail!("{} is neither an existing file nor HOST:PORT", shown(path));
     };
-    let seen = look(options, host)?;
+    let seen = connect(options, host)?;
     answer(options, &seen.chain, Some(&seen))
 }
 
-fn look(options: &InspectOptions, host: &str) -> anyhow::Result<Seen> {
+fn connect(options: &InspectOptions, host: &str) -> anyhow::Result<Seen> {
     let place = &options.what;
-    let addresses = place.to_socket_addrs().with_context(|| format!("{place}: the name does not resolve"))?;
+    let addresses = place.to_socket_addrs().with_context(|| format!("{place}: cannot resolve the name"))?;
     let mut last = None;
     for address in addresses {
         match TcpStream::connect_timeout(&address, PATIENCE) {
@@ -48,8 +48,9 @@ fn look(options: &InspectOptions, host: &str) -> anyhow::Result<Seen> {
             }
         }
     }
-    let error = last.map(anyhow::Error::from).unwrap_or_else(|| anyhow::anyhow!("the name has no address"));
-    Err(error.context(format!("{place} cannot be reached")))
+    let error =
+        last.map(anyhow::Error::from).unwrap_or_else(|| anyhow::anyhow!("the name has no address; check it"));
+    Err(error.context(format!("cannot connect to {place}")))
 }
 
 fn answer(
@@ -85,25 +86,25 @@ fn endpoint(seen: &Seen) -> String {
     let version = seen.version.as_deref().unwrap_or("TLS 1.2 or older");
     let alpn = seen.alpn.as_ref().map(|alpn| format!(", protocol {}", foreign(alpn))).unwrap_or_default();
     let wants = match seen.client_certificate {
-        ClientCertificate::NotAsked => bad("asks for no client certificate: anybody gets in"),
+        ClientCertificate::NotAsked => bad("does not ask for a client certificate: it accepts every client"),
         ClientCertificate::Asked => bad(
-            "asks for a client certificate, and completes the handshake without one; if it refuses the request instead (nginx: 400), that is not seen here",
+            "asks for a client certificate and completes the handshake without one; it may still refuse requests (nginx: 400), which is not checked here",
         ),
         ClientCertificate::Unclear => bad(
-            "asks for a client certificate, and closed the connection without a TLS alert when it got none, as grpcio does",
+            "asks for a client certificate and, without one, closed the connection without a TLS alert, as grpcio does",
         ),
-        ClientCertificate::Demanded => good("demands a client certificate"),
+        ClientCertificate::Demanded => good("requires a client certificate"),
     };
     format!("{version}{alpn}; the endpoint {wants}")
 }
 
 fn verdict(objections: &[String], is_judged: bool) -> String {
     match (objections, is_judged) {
-        ([], true) => good("a peer with these bundles would object to nothing"),
-        ([], false) => "nothing wrong in itself; --bundles DIR tells whether it would be believed".to_owned(),
+        ([], true) => good("OK: a peer with these bundles accepts this chain"),
+        ([], false) => "well-formed; give --bundles DIR to verify the chain".to_owned(),
         (all, _) => {
             let lines: Vec<_> =
-                all.iter().map(|why| bad(&format!("a peer would object: {}", foreign(why)))).collect();
+                all.iter().map(|why| bad(&format!("a peer would refuse it: {}", foreign(why)))).collect();
             lines.join("\n")
         }
     }

@@ -1,4 +1,4 @@
-//! `intermediate` and `issue`.
+//! `intermediate` and `issue`: make intermediates and leaves.
 
 use std::path::absolute;
 
@@ -17,7 +17,7 @@ pub(super) fn intermediate(options: &IntermediateOptions) -> anyhow::Result<Answ
     let is_new = home.add_cluster(&options.cluster)?;
     let folder = home.cluster_folder(&options.cluster);
     let facts = Facts::of(home.intermediate(&options.cluster)?.certificate())?;
-    let verb = if is_new { "made" } else { "there is already" };
+    let verb = if is_new { "made" } else { "already there:" };
     let mut text =
         format!("{verb} the intermediate of cluster {} in {}\n", options.cluster, folder.display());
     text += &format!("valid until {}, pin {}\n", time(facts.not_after), facts.pin);
@@ -64,14 +64,15 @@ fn keep(
 ) -> anyhow::Result<Answer> {
     let name = options.name.clone().unwrap_or_else(|| name_of(&leaf.id));
     if let Some(other) = home.state().leaves.get(&name).filter(|other| other.leaf.id != leaf.id) {
-        bail!("{name} is the leaf of {} already; choose another --name", other.leaf.id);
+        bail!("{name} is already the leaf of {}; choose another --name", other.leaf.id);
     }
-    let folder = options.out.as_ref().map(absolute).transpose().context("the path of --out")?;
+    let folder =
+        options.out.as_ref().map(absolute).transpose().context("cannot resolve the path of --out")?;
     let kept = Kept { leaf, key: options.key, cluster, folder };
     let folder = home.folder_of(&name, &kept);
     home.keep(&name, kept)?;
     let text = format!(
-        "issued {} in {} (tls.crt, tls.key, ca.crt)\n`isthmus-certs rotate` keeps it renewed",
+        "issued {} in {} (tls.crt, tls.key, ca.crt)\n`isthmus-certs rotate` renews it",
         options.spiffe,
         folder.display()
     );
@@ -93,11 +94,11 @@ fn certify(
         return Ok(Answer::new(chain, json));
     };
     pem::write(out, &chain)?;
-    let text = format!("certified {} in {}", leaf.id, out.display());
+    let text = format!("signed {} in {}", leaf.id, out.display());
     Ok(Answer::new(text, json!({ "id": leaf.id, "file": out })))
 }
 
-/// `/ns/bookinfo/sa/reviews` is `bookinfo-reviews`; another path is its segments.
+/// The default name of a leaf: `bookinfo-reviews` for `/ns/bookinfo/sa/reviews`, else the joined path segments.
 fn name_of(id: &SpiffeId) -> String {
     let segments: Vec<_> = id.path().split('/').filter(|segment| !segment.is_empty()).collect();
     match segments.as_slice() {

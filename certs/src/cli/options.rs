@@ -1,4 +1,4 @@
-//! What each command takes. Not what it does with it.
+//! The arguments of each command.
 
 use std::net::IpAddr;
 use std::path::PathBuf;
@@ -27,22 +27,22 @@ pub(super) struct InitOptions {
     /// The trust domain, such as east.example
     #[arg(long, value_name = "NAME")]
     pub(super) trust_domain: TrustDomain,
-    /// The directory to make it in
+    /// The directory of the new authority
     #[arg(long, value_name = "DIR", env = "ISTHMUS_CERTS_DIR", default_value = "pki")]
     pub(super) out: PathBuf,
-    /// The kind of its keys: p256, p384 or ed25519
+    /// The key type: p256, p384 or ed25519
     #[arg(long, value_name = "KIND", default_value_t)]
     pub(super) key: KeyKind,
-    /// How long a root lives
+    /// The lifetime of roots
     #[arg(long, value_name = "TIME", default_value = "10years", value_parser = humantime::parse_duration)]
     pub(super) root_lifetime: Duration,
-    /// How long an intermediate lives
+    /// The lifetime of intermediates
     #[arg(long, value_name = "TIME", default_value = "1year", value_parser = humantime::parse_duration)]
     pub(super) intermediate_lifetime: Duration,
-    /// How long each wait of a root roll-over is at least
+    /// The shortest wait of each step of a root roll-over
     #[arg(long, value_name = "TIME", default_value = "7days", value_parser = humantime::parse_duration)]
     pub(super) overlap: Duration,
-    /// Lose the authority that is there, with all its keys
+    /// Destroy the existing authority first, with all its keys
     #[arg(long)]
     pub(super) force: bool,
 }
@@ -58,31 +58,31 @@ pub(super) struct IntermediateOptions {
 
 #[derive(Debug, Args)]
 pub(super) struct IssueOptions {
-    /// The identity
+    /// The SPIFFE ID of the leaf
     #[arg(long, value_name = "ID")]
     pub(super) spiffe: SpiffeId,
-    /// A DNS name beside it; again for more
+    /// A DNS name of the leaf; repeatable
     #[arg(long, value_name = "NAME")]
     pub(super) dns: Vec<String>,
-    /// An IP address beside it; again for more
+    /// An IP address of the leaf; repeatable
     #[arg(long, value_name = "IP")]
     pub(super) ip: Vec<IpAddr>,
-    /// How long it lives
+    /// The lifetime of the leaf
     #[arg(long, value_name = "TIME", default_value = "24h", value_parser = humantime::parse_duration)]
     pub(super) ttl: Duration,
-    /// The cluster whose intermediate signs [default: the only one, or the root if there is none]
+    /// The cluster whose intermediate signs [default: the only cluster; without clusters, the root signs]
     #[arg(long, value_name = "NAME")]
     pub(super) cluster: Option<String>,
-    /// A request (PKCS#10) whose key is certified; the chain goes to --out or standard output
+    /// A certificate request (PKCS#10) whose key to sign; the chain goes to --out or standard output
     #[arg(long, value_name = "FILE", conflicts_with_all = ["name", "key"])]
     pub(super) csr: Option<PathBuf>,
-    /// Its name here [default: the identity's path]
+    /// The name of the leaf in this directory [default: from the path of the SPIFFE ID]
     #[arg(long, value_name = "NAME")]
     pub(super) name: Option<String>,
-    /// The directory for tls.crt, tls.key and ca.crt [default: DIR/leaves/NAME]; with --csr a file
+    /// The directory for tls.crt, tls.key and ca.crt [default: DIR/leaves/NAME]; with --csr, a file
     #[arg(long, value_name = "PATH")]
     pub(super) out: Option<PathBuf>,
-    /// The kind of its key: p256, p384 or ed25519
+    /// The key type: p256, p384 or ed25519
     #[arg(long, value_name = "KIND", default_value_t)]
     pub(super) key: KeyKind,
     #[command(flatten)]
@@ -93,10 +93,10 @@ pub(super) struct IssueOptions {
 pub(super) struct BundleOptions {
     #[command(subcommand)]
     pub(super) change: Option<BundleChange>,
-    /// Whom it is for
+    /// The output format
     #[arg(long = "for", value_enum, value_name = "WHOM", default_value_t = Audience::People)]
     pub(super) audience: Audience,
-    /// Only this domain's [default: all for people and openssl, the own one otherwise]
+    /// Only the bundle of this trust domain [default: all for people and openssl, else this authority's own]
     #[arg(long, value_name = "NAME")]
     pub(super) trust_domain: Option<TrustDomain>,
     /// Write to a file
@@ -108,45 +108,45 @@ pub(super) struct BundleOptions {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(super) enum Audience {
-    /// A table
+    /// A table of all bundles
     People,
-    /// The roots of one domain, PEM
+    /// The roots of one trust domain, PEM
     Pem,
-    /// The SPIFFE bundle of one domain, JSON with its sequence number
+    /// The SPIFFE bundle of one trust domain, JSON with its sequence number
     Spiffe,
-    /// One file for programs that know no bundles per domain
+    /// One file of roots for programs without a bundle per trust domain (nginx, HAProxy, MariaDB)
     Openssl,
 }
 
 #[derive(Debug, Subcommand)]
 pub(super) enum BundleChange {
-    /// Believe another domain's bundle
+    /// Trust the bundle of another domain
     Add {
         /// The bundle: SPIFFE JSON, or roots as PEM
         file: PathBuf,
-        /// Whose it is; the file does not say
+        /// The trust domain of the bundle; the file does not name it
         #[arg(long, value_name = "NAME")]
         trust_domain: TrustDomain,
         #[command(flatten)]
         at: Where,
     },
-    /// No longer believe another domain
+    /// No longer trust another domain
     Remove {
-        /// Which
+        /// The trust domain
         #[arg(long, value_name = "NAME")]
         trust_domain: TrustDomain,
         #[command(flatten)]
         at: Where,
     },
-    /// Make a SPIFFE bundle of roots that some other authority gave
+    /// Make a SPIFFE bundle from roots of another authority
     Make {
-        /// Roots, PEM
+        /// Files of roots, PEM
         #[arg(required = true)]
         files: Vec<PathBuf>,
-        /// Whose they are
+        /// The trust domain of the roots
         #[arg(long, value_name = "NAME")]
         trust_domain: TrustDomain,
-        /// Grows with each change
+        /// The sequence number; increase it with each change
         #[arg(long, value_name = "NUMBER", default_value_t = 1)]
         sequence: u64,
         /// Write to a file
@@ -166,10 +166,10 @@ pub(super) struct Judges {
     /// A directory of revocation lists: TRUST-DOMAIN.pem or TRUST-DOMAIN.crl
     #[arg(long, value_name = "DIR", requires = "bundles")]
     pub(super) crls: Option<PathBuf>,
-    /// What is done with a stale revocation list
+    /// Refuse or accept certificates under a stale revocation list
     #[arg(long, value_enum, default_value_t = Stale::Refuse)]
     pub(super) stale_crl: Stale,
-    /// How long a publisher of revocation lists may be away: each list must live longer
+    /// The publisher outage to survive: each revocation list must be valid for longer
     #[arg(long, value_name = "TIME", default_value = "0s", value_parser = humantime::parse_duration)]
     pub(super) outage_budget: Duration,
 }
@@ -194,10 +194,10 @@ pub(super) struct InspectOptions {
     /// A PEM file, or HOST:PORT
     #[arg(value_name = "FILE|HOST:PORT")]
     pub(super) what: String,
-    /// The name to ask for [default: HOST]
+    /// The server name (SNI) to send [default: HOST]
     #[arg(long, value_name = "NAME")]
     pub(super) sni: Option<String>,
-    /// The protocols to offer, separated by commas
+    /// The protocols (ALPN) to offer, separated by commas
     #[arg(long, value_name = "PROTOCOLS", value_delimiter = ',')]
     pub(super) alpn: Vec<String>,
     #[command(flatten)]
@@ -209,13 +209,13 @@ pub(super) struct InspectOptions {
 pub(super) struct VerifyOptions {
     /// The chain, leaf first, PEM
     pub(super) file: PathBuf,
-    /// As what it is shown
+    /// Verify it as a client certificate, as a server certificate, or as both
     #[arg(long, value_enum, default_value_t = As::Both)]
     pub(super) role: As,
-    /// An identity that is expected, or ID/* for all below; again for more
+    /// An allowed identity, or ID/* for all identities below it; repeatable
     #[arg(long, value_name = "ID")]
     pub(super) expect: Vec<IdPattern>,
-    /// The key of the intermediate that must have signed it, as `inspect` prints it
+    /// The pin of the intermediate that must have signed it, as `inspect` prints it
     #[arg(long, value_name = "PIN")]
     pub(super) pin: Option<KeyPin>,
     #[command(flatten)]
@@ -231,17 +231,17 @@ pub(super) enum As {
 
 #[derive(Debug, Args)]
 pub(super) struct RotateOptions {
-    /// Go on until SIGTERM or SIGINT
+    /// Run until SIGTERM or SIGINT; SIGHUP makes a pass at once
     #[arg(long)]
     pub(super) watch: bool,
     /// Begin a root roll-over
     #[arg(long)]
     pub(super) root: bool,
-    /// Roll-overs wait until every peer in these files has acknowledged the new root: the
+    /// In a roll-over, wait until every peer in these files has acknowledged the new root: the
     /// acknowledged.json of each agent of this domain. Remembered for later passes
     #[arg(long, value_name = "FILE", num_args = 1.., conflicts_with = "by_time")]
     pub(super) acknowledged: Vec<PathBuf>,
-    /// Roll-overs wait for nobody's word any more
+    /// In a roll-over, no longer wait for acknowledgements
     #[arg(long)]
     pub(super) by_time: bool,
     #[command(flatten)]
@@ -253,7 +253,7 @@ pub(super) struct RotateOptions {
 pub(super) struct DenyOptions {
     #[command(subcommand)]
     pub(super) change: Option<DenyChange>,
-    /// Only this domain's [default: all]
+    /// Only the deny-list of this trust domain [default: all]
     #[arg(long, value_name = "NAME")]
     pub(super) trust_domain: Option<TrustDomain>,
     #[command(flatten)]
@@ -264,25 +264,25 @@ pub(super) struct DenyOptions {
 pub(super) enum DenyChange {
     /// Deny identities and certificates
     Add {
-        /// SPIFFE IDs, ID/* for all below, serial numbers, or certificate files
+        /// SPIFFE IDs, ID/* for all identities below, serial numbers, or certificate files
         #[arg(required = true)]
         what: Vec<String>,
         #[command(flatten)]
         at: Where,
     },
-    /// No longer deny them
+    /// No longer deny identities and certificates
     Remove {
-        /// As they were added
+        /// The entries, as they were added
         #[arg(required = true)]
         what: Vec<String>,
         #[command(flatten)]
         at: Where,
     },
-    /// Take over another domain's signed list
+    /// Accept the signed list of another domain
     Take {
-        /// The list
+        /// The signed list, JSON
         file: PathBuf,
-        /// Whose it is
+        /// The trust domain of the list
         #[arg(long, value_name = "NAME")]
         trust_domain: TrustDomain,
         #[command(flatten)]

@@ -1,4 +1,4 @@
-//! `rotate` and `status`.
+//! `rotate` and `status`: renew certificates, roll over the root, and show where both are.
 
 use std::process::ExitCode;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
@@ -12,11 +12,11 @@ use time::OffsetDateTime;
 use super::options::{RotateOptions, Where};
 use super::say::{Answer, complain, left, say, say_line, table, time};
 
-/// An edit of the directory by another command is noticed after this at the latest.
+/// Longest wait between passes: edits by other commands are noticed this soon.
 const LONGEST: Duration = Duration::from_secs(10);
-/// What failed is tried again after this.
+/// Wait after a failed pass.
 const RETRY: Duration = Duration::from_secs(5);
-/// Never busier than this, however short lives are.
+/// Shortest wait between passes, however short lifetimes are.
 const SHORTEST: Duration = Duration::from_millis(200);
 
 pub(super) fn rotate(options: &RotateOptions, as_json: bool) -> anyhow::Result<ExitCode> {
@@ -26,7 +26,7 @@ pub(super) fn rotate(options: &RotateOptions, as_json: bool) -> anyhow::Result<E
     }
     if options.root {
         let begun = options.at.open()?.begin_rollover(OffsetDateTime::now_utc())?;
-        let text = if begun { "root roll-over: begun" } else { "root roll-over: under way already" };
+        let text = if begun { "root roll-over: started" } else { "root roll-over: already in progress" };
         say(&Answer::new(text, json!({ "rollover_begun": begun })), as_json)?;
     }
     if options.watch { watch(&options.at, as_json) } else { once(&options.at, as_json) }
@@ -37,7 +37,7 @@ fn once(at: &Where, as_json: bool) -> anyhow::Result<ExitCode> {
     let code = if pass.problems.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE };
     let mut text: String = pass.done.iter().map(|done| format!("{done}\n")).collect();
     if pass.done.is_empty() && pass.problems.is_empty() && pass.awaited.is_none() {
-        text += "nothing was due\n";
+        text += "nothing to do\n";
     }
     text.extend(waits(pass.awaited.as_ref()).iter().map(|waits| format!("{waits}\n")));
     if let Some(next) = pass.next {
@@ -54,17 +54,17 @@ fn told(pass: &Pass) -> Value {
     json!({ "done": pass.done, "problems": problems, "awaited": missing, "next": pass.next.map(time) })
 }
 
-/// What a roll-over waits for, a line each.
+/// One line for each peer that a roll-over waits for.
 fn waits(awaited: Option<&Awaited>) -> Vec<String> {
     let Some(awaited) = awaited else { return Vec::new() };
-    let missing = awaited.missing.iter().map(|missing| format!("roll-over: waits for {missing}"));
+    let missing = awaited.missing.iter().map(|missing| format!("roll-over: waiting for {missing}"));
     let late = awaited
         .until
-        .map(|until| format!("roll-over: the last peer has the new root; goes on at {}", time(until)));
+        .map(|until| format!("roll-over: every peer has the new root; continues at {}", time(until)));
     missing.chain(late).collect()
 }
 
-/// Pass after pass. The directory is not held in between, so that other commands can work on it.
+/// Makes passes until stopped. The directory is unlocked in between for other commands.
 fn watch(at: &Where, as_json: bool) -> anyhow::Result<ExitCode> {
     let heard = heard()?;
     let (mut was_wrong, mut waited) = (Vec::new(), Vec::new());
@@ -96,7 +96,7 @@ fn watch(at: &Where, as_json: bool) -> anyhow::Result<ExitCode> {
         was_wrong = wrong;
         match heard.recv_timeout(wait) {
             Err(RecvTimeoutError::Timeout) => {}
-            Ok(Heard::LookAgain) => note("SIGHUP: looking again", as_json)?,
+            Ok(Heard::LookAgain) => note("SIGHUP: starting a pass", as_json)?,
             Ok(Heard::Useless(name)) => note(&format!("{name}: ignored"), as_json)?,
             Ok(Heard::End) | Err(RecvTimeoutError::Disconnected) => return Ok(ExitCode::SUCCESS),
         }
@@ -119,7 +119,7 @@ fn heard() -> std::io::Result<Receiver<Heard>> {
         if heard == Heard::End {
             end_within(GRACE);
         }
-        // Whoever waited is gone only with the process.
+        // The receiver lives as long as the process.
         let _ = tell.send(heard);
     })?;
     Ok(told)
@@ -128,7 +128,7 @@ fn heard() -> std::io::Result<Receiver<Heard>> {
 pub(super) fn status(at: &Where) -> anyhow::Result<Answer> {
     let home = at.open()?;
     let state = home.state();
-    let mut table = table(&["what", "name", "ends", "", "renewal", ""]);
+    let mut table = table(&["kind", "name", "expires", "", "renewal", ""]);
     let standings = home.standings();
     for standing in &standings {
         let (ends, renewal) = (standing.facts.not_after, standing.renewal);
@@ -150,11 +150,11 @@ pub(super) fn status(at: &Where) -> anyhow::Result<Answer> {
         Err(problem) => (Vec::new(), Some(problem.to_string())),
     };
     let mut text = format!("trust domain {}\n{}\n", state.trust_domain, rollover(state));
-    text.extend(missing_peers.iter().map(|missing| format!("waits for {missing}\n")));
-    text.extend(unknown.iter().map(|unknown| format!("waits: {unknown}\n")));
+    text.extend(missing_peers.iter().map(|missing| format!("waiting for {missing}\n")));
+    text.extend(unknown.iter().map(|unknown| format!("waiting: {unknown}\n")));
     text += &table.to_string();
     for (kind, name) in &missing {
-        text += &format!("\n{kind} {name} cannot be read; `isthmus-certs rotate` makes it anew");
+        text += &format!("\ncannot read {kind} {name}; `isthmus-certs rotate` replaces it");
     }
     let json = json!({
         "trust_domain": state.trust_domain,
@@ -176,10 +176,10 @@ pub(super) fn status(at: &Where) -> anyhow::Result<Answer> {
 
 fn rollover(state: &State) -> String {
     let Some(rollover) = &state.rollover else {
-        return format!("root {} signs; no roll-over is under way", state.root);
+        return format!("root {} signs; no roll-over in progress", state.root);
     };
     let next = match rollover.step {
-        Step::Trusted => "sign all anew with the new root",
+        Step::Trusted => "sign everything with the new root",
         Step::Used => "drop the old root",
         Step::Adding | Step::Switching | Step::Dropping => "finish this step",
     };
@@ -187,7 +187,7 @@ fn rollover(state: &State) -> String {
     let mut text =
         format!("roll-over since {}: {}\nnext: {next}, at {due}", time(rollover.since), rollover.step);
     if matches!(rollover.step, Step::Trusted | Step::Used) && !state.clusters.is_empty() {
-        text += "\nbefore that: bring the clusters' new files to where their intermediates are used";
+        text += "\nbefore that: copy the new files in clusters/ to where the intermediates are used";
     }
     text
 }

@@ -1,4 +1,4 @@
-//! Answers: text for people, JSON for machines. Text that came from a peer is escaped.
+//! Prints answers, as text or JSON. Text from files and peers is escaped.
 
 use std::io::{self, IsTerminal as _, Write as _};
 
@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
-/// The same, twice.
+/// An answer in both formats.
 pub(super) struct Answer {
     text: String,
     json: Value,
@@ -22,7 +22,7 @@ impl Answer {
     }
 }
 
-/// Prints an answer. A reader that has seen enough (`| head`) is no error, and no panic.
+/// Prints an answer. A closed pipe (`| head`) is not an error.
 pub(super) fn say(answer: &Answer, as_json: bool) -> anyhow::Result<()> {
     print(if as_json { format!("{:#}", answer.json) } else { answer.text.trim_end().to_owned() })
 }
@@ -31,21 +31,21 @@ fn print(text: String) -> anyhow::Result<()> {
     let mut out = io::stdout().lock();
     match writeln!(out, "{text}").and_then(|()| out.flush()) {
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
-        said => said.context("cannot write to standard output"),
+        result => result.context("cannot write to standard output"),
     }
 }
 
-/// Says on standard error what went wrong.
+/// Prints an error on standard error.
 pub(crate) fn complain(error: &anyhow::Error, as_json: bool) {
     if as_json {
-        eprintln!("{}", json!({ "error": told(error) }));
+        eprintln!("{}", json!({ "error": escaped(error) }));
     } else {
-        eprintln!("isthmus-certs: {}", told(error));
+        eprintln!("isthmus-certs: {}", escaped(error));
     }
 }
 
-fn told(error: &anyhow::Error) -> String {
-    // A file's or a peer's words may be among them.
+fn escaped(error: &anyhow::Error) -> String {
+    // The error may quote a file or a peer.
     with_causes(error.as_ref()).lines().map(foreign).collect::<Vec<_>>().join("\n")
 }
 
@@ -72,12 +72,12 @@ pub(super) fn good(text: &str) -> String {
     if coloured() { text.green().to_string() } else { text.to_owned() }
 }
 
-/// One object on one line, as it happens.
+/// Prints an event on one line.
 pub(super) fn say_line(answer: &Answer, as_json: bool) -> anyhow::Result<()> {
     print(if as_json { answer.json.to_string() } else { answer.text.clone() })
 }
 
-/// Text from a certificate, which may be anybody's.
+/// Text from a certificate, with control characters escaped: anyone may have written it.
 pub(super) fn foreign(text: &str) -> String {
     let mut shown = String::new();
     for c in text.chars() {
@@ -91,7 +91,7 @@ pub(super) fn time(time: OffsetDateTime) -> String {
     whole.format(&Rfc3339).unwrap_or_else(|_| whole.to_string())
 }
 
-/// How long until then, or since then.
+/// The time until then, or since then: `in 3days 2h`, `2h 5m ago`.
 pub(super) fn left(until: OffsetDateTime) -> String {
     let left = until - OffsetDateTime::now_utc();
     let span = std::time::Duration::from_secs(left.whole_seconds().unsigned_abs());

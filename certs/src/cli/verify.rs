@@ -1,4 +1,4 @@
-//! `verify`: the gateway's own judgement of a chain.
+//! `verify`: verifies a chain as a gateway does in a handshake.
 
 use std::process::ExitCode;
 
@@ -13,12 +13,11 @@ use super::say::{Answer, bad, foreign, good, say};
 
 pub(super) fn verify(options: &VerifyOptions, as_json: bool) -> anyhow::Result<ExitCode> {
     let chain = pem::certificates(super::read(&options.file)?).with_context(|| shown(&options.file))?;
-    let bundles =
-        bundles(&options.judges)?.context("--bundles DIR is needed: a chain is judged by bundles")?;
+    let bundles = bundles(&options.judges)?.context("no bundles to verify with; give --bundles DIR")?;
     let judged = judge(options, &chain, &bundles);
     let (answer, code) = match &judged {
         Ok(proven) => {
-            let text = good(&format!("{}: is {}", shown(&options.file), proven.id));
+            let text = good(&format!("{}: OK ({})", shown(&options.file), proven.id));
             (Answer::new(text, json!({ "believed": true, "id": proven.id })), ExitCode::SUCCESS)
         }
         Err(why) => {
