@@ -65,7 +65,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_proxy_has_a_core_to_itself_until_the_end() {
+    fn reserved_core_is_the_proxys_until_guard_drops() {
         let mut child = Command::new("sleep").arg("600").spawn().unwrap();
         let id = Pid::from_child(&child);
         let cores = |of: Option<Pid>| {

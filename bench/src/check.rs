@@ -125,12 +125,12 @@ mod tests {
     }
 
     #[test]
-    fn an_honest_proxy_passes() {
+    fn check_passes_for_transparent_proxy() {
         verdict(|_, _| {}).unwrap();
     }
 
     #[test]
-    fn a_proxy_that_changes_one_byte_is_caught() {
+    fn check_detects_one_changed_byte() {
         let verdict = verdict(|at, bytes| {
             if let Some(place) = (9_000_000_usize).checked_sub(at).and_then(|place| bytes.get_mut(place)) {
                 *place ^= 1;
@@ -140,7 +140,7 @@ mod tests {
     }
 
     #[test]
-    fn a_proxy_that_drops_or_adds_bytes_is_caught() {
+    fn check_detects_dropped_or_added_bytes() {
         let dropped = verdict(|at, bytes| {
             if at > 1_000_000 {
                 bytes.pop();

@@ -136,7 +136,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_machine_is_busy_with_everything_but_idle_iowait_steal_and_guest() {
+    fn machine_busy_time_excludes_idle_iowait_steal_and_guest() {
         let stat = "cpu  10 20 30 1000 2000 40 50 3000 4000 5000\ncpu0 1 2 3\ncpu1 4 5 6\nintr 7\n";
         assert_eq!(parse_machine(stat), Some((150, 2)));
         assert_eq!(parse_machine("cpu  1 2 3\n"), None, "a line that is too short");
@@ -144,7 +144,7 @@ mod tests {
     }
 
     #[test]
-    fn work_of_known_cost_is_seen() {
+    fn cpu_measurement_sees_known_work() {
         let meter = Meter::start(&[]).unwrap();
         let before = own_cpu();
         let mut sum = 0_u64;
@@ -157,7 +157,7 @@ mod tests {
     }
 
     #[test]
-    fn a_proxy_of_known_cost_costs_that() {
+    fn cpu_measurement_matches_proxy_of_known_cost() {
         // Told to begin, it spends 0.3 s in user code, as the kernel counts them for itself.
         let script = "import sys, time
 sys.stdin.readline()
@@ -187,7 +187,7 @@ sys.stdin.read()";
     }
 
     #[test]
-    fn the_gap_shows_strangers_above_zero_and_missed_work_below() {
+    fn cpu_gap_is_positive_for_other_processes_and_negative_for_missed_work() {
         let usage = Usage { wall: 2.0, machine: 3.0, processes: 2.0, proxy: None, cores: 2.0 };
         assert!((usage.gap() - 0.25).abs() < 1e-9);
         let sampled_low = Usage { machine: 1.0, ..usage };

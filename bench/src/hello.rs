@@ -133,7 +133,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn it_is_one_handshake_record_with_the_name_in_it() {
+    fn hello_is_one_handshake_record_with_its_sni() {
         let hello = Hello::new().unwrap();
         let bytes = hello.for_job(Job::Echo);
         assert_eq!(bytes[0], 22, "a handshake record");
@@ -149,7 +149,7 @@ mod tests {
     }
 
     #[test]
-    fn the_backend_reads_the_job_however_the_hello_is_cut() {
+    fn hello_job_is_read_at_every_fragmentation() {
         let hello = Hello::new().unwrap();
         for job in Job::ALL {
             let bytes = hello.for_job(job);
@@ -163,7 +163,7 @@ mod tests {
     }
 
     #[test]
-    fn a_changed_byte_is_noticed_wherever_it_is() {
+    fn hello_checksum_detects_any_changed_byte() {
         let hello = Hello::new().unwrap();
         let other = hello.for_service(Job::Once, 123_456);
         assert_eq!(hello.accept(0, &other).unwrap(), Some(Job::Once), "another service is no change");

@@ -87,7 +87,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_pair_of_namespaces_is_a_network_of_its_own() {
+    fn namespace_pair_is_an_isolated_network() {
         let pair = Namespace::new().and_then(|near| Ok((near, Namespace::new()?)));
         let Some((near, far)) = or_skip(pair) else { return };
         near.ip(&format!("link add v type veth peer name v netns {}", far.path().display())).unwrap();

@@ -165,21 +165,21 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_process_may_have_any_name() {
+    fn proc_stat_parses_any_process_name() {
         let stat = "42 (a) b (c) S 1 42 42 0 -1 4194560 100 0 0 0 7 5 900 900 20 0 4 0 1 2 3";
         assert_eq!(parse_ticks(stat), Some((7, 5)));
         assert_eq!(parse_ticks("42 (short) S 1"), None);
     }
 
     #[test]
-    fn fields_are_found_by_their_whole_name() {
+    fn proc_status_fields_match_by_whole_name() {
         let rollup = "00400000-7fff [rollup]\nRss:    2048 kB\nPss:     512 kB\nPss_Dirty: 9 kB\n";
         assert_eq!((field(rollup, "Rss:"), field(rollup, "Pss:")), (Some(2048), Some(512)));
         assert_eq!(field(rollup, "Swap:"), None);
     }
 
     #[test]
-    fn an_open_pipe_counts_both_its_ends() {
+    fn descriptor_count_includes_both_pipe_ends() {
         let me = [std::process::id()];
         let before = Holdings::of(&me).unwrap();
         let _pipe = io::pipe().unwrap();
@@ -189,7 +189,7 @@ mod tests {
     }
 
     #[test]
-    fn a_peak_is_seen_after_it_is_gone_until_it_is_forgotten() {
+    fn memory_peak_persists_until_reset() {
         let me = std::process::id();
         let peak = || Process::sum(&[me]).unwrap().peak_kib;
         forget_peak(me).unwrap();

@@ -140,7 +140,7 @@ mod tests {
     }
 
     #[test]
-    fn grandchildren_belong_to_the_family_and_go_with_it() {
+    fn program_family_includes_grandchildren_and_stops_them() {
         let mut program = shell("sleep 600 & echo $!; wait");
         let output = program.directory().join("output");
         let mut grandchild = 0;
@@ -165,7 +165,7 @@ mod tests {
     }
 
     #[test]
-    fn a_program_that_ends_instead_of_being_ready_is_told_with_its_last_words() {
+    fn program_exit_before_ready_is_reported_with_its_last_output() {
         let mut program = shell("echo no such key >&2; exit 3");
         let never = || Err(io::Error::other("not ready"));
         let why = program.wait_until("listen", START, &Stop::default(), never).unwrap_err().to_string();

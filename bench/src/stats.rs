@@ -26,7 +26,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_odd_number_has_a_middle_and_an_even_one_two() {
+    fn median_is_middle_of_odd_count_and_mean_of_two_for_even() {
         let odd = Summary::of(&[3.0, 1.0, 9.0]).unwrap();
         assert_eq!(odd, Summary { median: 3.0, min: 1.0, max: 9.0 });
         let even = Summary::of(&[4.0, 1.0, 2.0, 100.0]).unwrap();
@@ -34,7 +34,7 @@ mod tests {
     }
 
     #[test]
-    fn one_sample_is_its_own_median_and_none_is_nothing() {
+    fn median_of_one_sample_is_itself_and_of_none_is_none() {
         assert_eq!(Summary::of(&[7.0]).unwrap(), Summary { median: 7.0, min: 7.0, max: 7.0 });
         assert_eq!(Summary::of(&[]), None);
     }

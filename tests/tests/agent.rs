@@ -41,7 +41,7 @@ fn leads_to(gateway: &Gateway, greeting: &[u8]) -> bool {
 }
 
 #[test]
-fn a_registry_file_leads_where_clients_end_up() {
+fn registry_file_directs_gateway_clients() {
     let (one, two) = (Scripted::echo(b"one...."), Scripted::echo(b"two...."));
     let mut cluster = Cluster::new("east");
     cluster.register("db.yaml", &services(&one));
@@ -62,7 +62,7 @@ fn a_registry_file_leads_where_clients_end_up() {
 }
 
 #[test]
-fn a_lost_agent_leaves_the_tables_and_what_changed_meanwhile_is_caught_up() {
+fn agent_outage_keeps_tables_and_restart_delivers_missed_changes() {
     let (one, two) = (Scripted::echo(b"one...."), Scripted::echo(b"two...."));
     let mut cluster = Cluster::new("east");
     cluster.register("db.yaml", &services(&one));
@@ -79,7 +79,7 @@ fn a_lost_agent_leaves_the_tables_and_what_changed_meanwhile_is_caught_up() {
 }
 
 #[test]
-fn who_is_not_listed_is_given_nothing() {
+fn unlisted_gateway_receives_no_tables() {
     let one = Scripted::echo(b"one....");
     let mut cluster = Cluster::new("east");
     cluster.register("db.yaml", &services(&one));
@@ -114,7 +114,7 @@ fn weights(gateway: &Gateway) -> BTreeMap<String, u64> {
 }
 
 #[test]
-fn without_an_agent_what_is_probed_and_down_takes_no_new_connection() {
+fn agent_outage_takes_probed_down_endpoints_out_of_use() {
     let stays = Scripted::echo(b"one....");
     let [returns, ends] = [b"two....", b"three.."].map(|greeting| Scripted::echo(greeting));
     let [here, again, gone] = [&stays, &returns, &ends].map(Scripted::address);

@@ -80,7 +80,7 @@ fn one_way(from: &TcpStream, to: &TcpStream, size: u64) -> [u8; 32] {
 }
 
 #[test]
-fn one_gibibyte_there_and_back_in_one_connection() {
+fn bulk_one_gib_each_way_arrives_intact() {
     let _alone = alone();
     let world = World::new(|setup| setup);
     let [client, server] = world.pair();
@@ -97,7 +97,7 @@ fn one_gibibyte_there_and_back_in_one_connection() {
 }
 
 #[test]
-fn eight_connections_both_ways_at_once() {
+fn bulk_eight_connections_both_ways_arrive_intact() {
     let world = World::new(|setup| setup);
     let pairs: Vec<_> = (0..8).map(|_| world.pair()).collect();
     thread::scope(|scope| {
@@ -135,7 +135,7 @@ fn fill(servers: &[[TcpStream; 2]]) -> u64 {
 }
 
 #[test]
-fn stuck_readers_cost_the_process_little_and_the_others_nothing() {
+fn stuck_readers_use_bounded_memory_and_delay_nobody() {
     const STUCK: usize = 150;
     let _alone = alone();
     let world = World::new(|setup| setup);
@@ -170,7 +170,7 @@ fn stuck_readers_cost_the_process_little_and_the_others_nothing() {
 }
 
 #[test]
-fn the_kernel_holds_no_more_than_the_settings_say() {
+fn socket_buffers_stay_within_configured_limits() {
     const STUCK: usize = 150;
     const BUFFER: usize = 64 << 10;
     let _alone = alone();
@@ -193,7 +193,7 @@ fn the_kernel_holds_no_more_than_the_settings_say() {
 }
 
 #[test]
-fn a_reader_of_one_kibibyte_a_second_gets_every_byte() {
+fn slow_reader_at_one_kib_per_second_gets_every_byte() {
     let world = World::new(|setup| setup);
     let [client, server] = world.pair();
     let size = 32 * MIB;
@@ -256,7 +256,7 @@ fn work(world: &World) -> Duration {
 }
 
 #[test]
-fn without_privilege_and_pipes_it_copies() {
+fn relay_copies_when_unprivileged_user_has_no_pipes_left() {
     if !is_root() {
         skip!("only root can start the gateway as another user");
     }

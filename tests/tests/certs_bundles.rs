@@ -13,7 +13,7 @@ use isthmus_tests::certs::{Sites, id, serial, snapshot, wrong};
 use serde_json::{Value, json};
 
 #[test]
-fn bundles_are_made_added_printed_and_removed() {
+fn bundle_export_add_show_and_remove_work() {
     let sites = Sites::new();
     for site in ["east", "west"] {
         sites.found(site);
@@ -60,7 +60,7 @@ fn bundles_are_made_added_printed_and_removed() {
 }
 
 #[test]
-fn a_bundles_sequence_rises_and_an_older_one_never_replaces_it() {
+fn bundle_sequence_rises_and_older_bundle_is_refused() {
     let sites = Sites::federated();
     let sequence = || sites.json("east", "bundle --for spiffe")["spiffe_sequence"].as_u64().unwrap();
     let first = sequence();
@@ -84,7 +84,7 @@ fn a_bundles_sequence_rises_and_an_older_one_never_replaces_it() {
 }
 
 #[test]
-fn bundles_of_ones_own_domain_and_of_wrong_ones_are_refused() {
+fn bundle_of_own_or_wrong_domain_is_refused() {
     let sites = Sites::federated();
     sites.done("east", "bundle --for spiffe --out own.json");
     for words in
@@ -125,7 +125,7 @@ fn bundles_of_ones_own_domain_and_of_wrong_ones_are_refused() {
 // ---- deny-lists
 
 #[test]
-fn what_a_domain_cannot_deny_is_refused_rather_than_listed_in_vain() {
+fn deny_refuses_identities_outside_the_domain() {
     let sites = Sites::federated();
     for (words, expected) in [
         (id("west", "below"), "only its own domain can deny it"),
@@ -141,7 +141,7 @@ fn what_a_domain_cannot_deny_is_refused_rather_than_listed_in_vain() {
 }
 
 #[test]
-fn identities_and_serial_numbers_are_denied_and_taken_off_again() {
+fn deny_adds_and_removes_identities_and_serial_numbers() {
     let sites = Sites::federated();
     let leaf = "east/leaves/below/tls.crt";
     let number = serial(&sites, leaf);
@@ -193,7 +193,7 @@ fn identities_and_serial_numbers_are_denied_and_taken_off_again() {
 }
 
 #[test]
-fn a_federated_deny_list_is_taken_over_if_its_domain_signed_it_and_it_is_not_old() {
+fn federated_deny_list_is_accepted_if_signed_by_its_domain_and_not_older() {
     let sites = Sites::federated();
     sites.done("west", &format!("deny add {}", id("west", "below")));
     sites.write("first.json", sites.read("west/deny/west.example.json"));
@@ -233,7 +233,7 @@ fn a_federated_deny_list_is_taken_over_if_its_domain_signed_it_and_it_is_not_old
 }
 
 #[test]
-fn a_domain_that_is_no_longer_believed_leaves_nothing_that_breaks_verification() {
+fn removed_domain_leaves_no_file_that_breaks_verification() {
     let sites = Sites::federated();
     sites.done("west", "deny add 0a");
     sites.done("east", "deny take west/deny/west.example.json --trust-domain west.example");
@@ -243,7 +243,7 @@ fn a_domain_that_is_no_longer_believed_leaves_nothing_that_breaks_verification()
 }
 
 #[test]
-fn pem_joined_roots_are_all_believed_or_the_file_is_named() {
+fn pem_bundle_trusts_every_root_or_error_names_file() {
     let sites = Sites::new();
     let [one, two] = ["one", "two"].map(|site| {
         sites.done("", &format!("init --trust-domain west.example --out {site}"));

@@ -40,7 +40,7 @@ const COMMANDS: [&str; 10] = [
 // ---- every command, for people and for machines
 
 #[test]
-fn every_help_has_examples_and_every_shell_completions() {
+fn help_has_examples_and_every_shell_has_completions() {
     let sites = Sites::new();
     for command in COMMANDS {
         let help = sites.done("", &format!("{command} --help"));
@@ -60,7 +60,7 @@ fn every_help_has_examples_and_every_shell_completions() {
 }
 
 #[test]
-fn an_authority_is_made_and_says_what_comes_next() {
+fn init_creates_authority_and_prints_next_steps() {
     let sites = Sites::new();
     let text = sites.done("east", "init --trust-domain east.example");
     assert!(text.contains("made the authority of east.example in east"), "{text}");
@@ -96,7 +96,7 @@ fn an_authority_is_made_and_says_what_comes_next() {
 }
 
 #[test]
-fn a_file_is_shown_with_its_chain_identity_and_time_left() {
+fn inspect_shows_chain_identity_and_time_left() {
     let sites = Sites::federated();
     let file = "east/leaves/below/tls.crt";
     let text = sites.done("", &format!("inspect {file}"));
@@ -129,7 +129,7 @@ fn a_file_is_shown_with_its_chain_identity_and_time_left() {
 }
 
 #[test]
-fn wrong_words_are_2_and_everything_else_that_is_wrong_is_1() {
+fn exit_code_is_2_for_usage_errors_and_1_for_all_others() {
     let sites = Sites::new();
     sites.found("east");
     for words in [
@@ -179,7 +179,7 @@ fn wrong_words_are_2_and_everything_else_that_is_wrong_is_1() {
 // ---- what stands on disk
 
 #[test]
-fn keys_are_for_their_owner_only_and_stand_where_keys_belong() {
+fn key_files_are_owner_only_and_in_key_directories() {
     let sites = Sites::federated();
     let mut keys = 0;
     for (path, (mode, content)) in snapshot(&sites.path("east")) {
@@ -196,7 +196,7 @@ fn keys_are_for_their_owner_only_and_stand_where_keys_belong() {
 }
 
 #[test]
-fn directories_are_for_their_owner_only_whatever_the_umask() {
+fn directories_are_owner_only_under_any_umask() {
     let sites = Sites::new();
     let script = "umask 0 && $CERTS init --trust-domain east.example && $CERTS intermediate --cluster east \
                   && $CERTS issue --spiffe spiffe://east.example/ns/a/sa/b && $CERTS deny add 0a \
@@ -217,7 +217,7 @@ fn directories_are_for_their_owner_only_whatever_the_umask() {
 }
 
 #[test]
-fn an_intermediate_has_the_files_of_istio_and_of_cert_manager_and_no_other() {
+fn intermediate_directory_has_exactly_istio_and_cert_manager_files() {
     let sites = Sites::new();
     sites.found("east");
     let folder = sites.path("east/clusters/east");
@@ -230,7 +230,7 @@ fn an_intermediate_has_the_files_of_istio_and_of_cert_manager_and_no_other() {
 }
 
 #[test]
-fn an_authority_is_not_overwritten_unless_forced() {
+fn authority_is_not_overwritten_without_force() {
     let sites = Sites::new();
     sites.found("east");
     sites.write("east/notes.txt", "an operator's own");
@@ -255,7 +255,7 @@ fn an_authority_is_not_overwritten_unless_forced() {
 }
 
 #[test]
-fn a_root_key_is_not_overwritten_even_where_the_state_is_lost() {
+fn root_key_is_not_overwritten_without_state_file() {
     let sites = Sites::new();
     sites.done("east", "init --trust-domain east.example");
     let key = sites.read("east/roots/1/root-key.pem");
@@ -265,7 +265,7 @@ fn a_root_key_is_not_overwritten_even_where_the_state_is_lost() {
 }
 
 #[test]
-fn files_of_others_beside_a_leaf_are_left_alone() {
+fn unknown_files_beside_a_leaf_are_left_alone() {
     let sites = Sites::new();
     sites.found("east");
     fs::create_dir_all(sites.path("service/..state")).unwrap();
@@ -278,7 +278,7 @@ fn files_of_others_beside_a_leaf_are_left_alone() {
 }
 
 #[test]
-fn a_place_that_cannot_be_written_is_named_with_a_remedy() {
+fn unwritable_path_error_names_path_and_remedy() {
     let sites = Sites::new();
     sites.write("file", "no directory");
     for place in ["file", "file/below"] {
@@ -316,7 +316,7 @@ fn as_nobody(sites: &Sites, words: &str) -> String {
 }
 
 #[test]
-fn an_authority_that_may_not_be_read_is_not_said_to_be_absent() {
+fn unreadable_authority_is_not_reported_as_missing() {
     if !is_root() {
         skip!("another user's directory needs root");
     }
@@ -330,7 +330,7 @@ fn an_authority_that_may_not_be_read_is_not_said_to_be_absent() {
 // ---- rotation
 
 #[test]
-fn a_pass_does_what_is_due_and_nothing_else() {
+fn rotate_pass_renews_only_what_is_due() {
     let sites = Sites::federated();
     let before = snapshot(&sites.path("east"));
     let pass = sites.json("east", "rotate");
@@ -367,7 +367,7 @@ fn a_pass_does_what_is_due_and_nothing_else() {
 }
 
 #[test]
-fn what_cannot_be_done_is_named_and_the_rest_is_done() {
+fn rotate_pass_reports_failures_and_does_the_rest() {
     let sites = Sites::federated();
     fs::rename(sites.path("east/roots/1/root-key.pem"), sites.path("safe.pem")).unwrap();
     for leaf in ["direct", "below"] {
@@ -390,7 +390,7 @@ fn what_cannot_be_done_is_named_and_the_rest_is_done() {
 }
 
 #[test]
-fn status_says_what_there_is_and_where_a_roll_over_is() {
+fn status_shows_certificates_and_roll_over_step() {
     let sites = Sites::new();
     sites.found("east");
     let status = sites.json("east", "status");
@@ -436,7 +436,7 @@ impl Drop for Watching {
 }
 
 #[test]
-fn a_watch_renews_while_it_runs_and_ends_in_order() {
+fn rotate_watch_renews_and_stops_cleanly() {
     let sites = Sites::federated();
     sites.done("east", "issue --spiffe spiffe://east.example/short --name short --ttl 2s");
     for signal in [Signal::TERM, Signal::INT] {
@@ -458,7 +458,7 @@ fn a_watch_renews_while_it_runs_and_ends_in_order() {
 }
 
 #[test]
-fn what_is_refused_does_not_prolong_a_roll_over() {
+fn refused_command_does_not_prolong_roll_over() {
     let sites = Sites::new();
     sites.found("east");
     let before = snapshot(&sites.path("east"));

@@ -195,7 +195,7 @@ fn forged(sites: &Sites) -> Identity {
 }
 
 #[test]
-fn envoy_as_a_server_matches_our_identities_exactly() {
+fn envoy_server_matches_our_identities_exactly() {
     let Some(program) = envoy() else { skip!("envoy is not installed (tests/run installs it)") };
     let sites = Sites::federated();
     sites.leaf("east", "caller");
@@ -226,7 +226,7 @@ fn envoy_as_a_server_matches_our_identities_exactly() {
 }
 
 #[test]
-fn envoy_as_a_client_matches_our_identities_exactly() {
+fn envoy_client_matches_our_identities_exactly() {
     let Some(program) = envoy() else { skip!("envoy is not installed (tests/run installs it)") };
     let sites = Sites::federated();
     sites.leaf("east", "server");
@@ -259,7 +259,7 @@ fn assert_no_line(ours: &Serving) {
 }
 
 #[test]
-fn envoys_spiffe_validator_takes_our_bundles_and_keeps_the_domains_apart() {
+fn envoy_spiffe_validator_accepts_our_bundles_and_separates_domains() {
     let Some(program) = envoy() else { skip!("envoy is not installed (tests/run installs it)") };
     let sites = Sites::federated();
     let judge = spiffe_validator(&sites);
@@ -290,7 +290,7 @@ fn envoys_spiffe_validator_takes_our_bundles_and_keeps_the_domains_apart() {
 }
 
 #[test]
-fn envoys_spiffe_validator_refuses_a_server_whose_identity_another_domain_signed() {
+fn envoy_spiffe_validator_refuses_server_signed_by_another_domain() {
     let Some(program) = envoy() else { skip!("envoy is not installed (tests/run installs it)") };
     let sites = Sites::federated();
     let judge = spiffe_validator(&sites);

@@ -17,7 +17,7 @@ use isthmus_tests::tls::{Peer, openssl};
 use serde_json::{Value, json};
 
 #[test]
-fn a_state_that_is_damaged_is_named_and_left_alone() {
+fn damaged_state_file_is_named_and_left_alone() {
     let sites = Sites::federated();
     let good = sites.read("east/authority.json");
     let bad = [1, good.len() / 3, good.len() / 2, good.len() - 3].map(|end| good.as_bytes()[..end].to_vec());
@@ -45,7 +45,7 @@ fn a_state_that_is_damaged_is_named_and_left_alone() {
 }
 
 #[test]
-fn a_damaged_file_is_named() {
+fn damaged_file_is_named() {
     let sites = Sites::federated();
     let noise = "-----BEGIN CERTIFICATE-----\nMIIB\n-----END CERTIFICATE-----\n";
     for (file, text, words) in [
@@ -81,7 +81,7 @@ fn wrong_form(sites: &Sites, chain: &str) {
 }
 
 #[test]
-fn a_certificate_that_cannot_be_read_is_named_by_its_file() {
+fn unreadable_certificate_error_names_its_file() {
     let sites = Sites::new();
     sites.write("chain.pem", "-----BEGIN CERTIFICATE-----\nMIIB\n-----END CERTIFICATE-----\n");
     let why = sites.refused("", "inspect chain.pem");
@@ -112,7 +112,7 @@ fn assert_harmless(sites: &Sites, words: &str) {
 }
 
 #[test]
-fn what_a_certificate_says_never_reaches_the_terminal_raw() {
+fn certificate_text_is_escaped_for_the_terminal() {
     if !openssl() {
         skip!("openssl is not installed");
     }
@@ -142,7 +142,7 @@ fn what_a_certificate_says_never_reaches_the_terminal_raw() {
 }
 
 #[test]
-fn what_a_root_says_never_reaches_the_terminal_raw_in_an_error() {
+fn root_text_in_errors_is_escaped_for_the_terminal() {
     if !openssl() {
         skip!("openssl is not installed");
     }

@@ -33,7 +33,7 @@ fn s_server(sites: &Sites, words: &str) -> (Peer, SocketAddr) {
 }
 
 #[test]
-fn a_live_endpoint_is_inspected_through_the_gateway() {
+fn inspect_reads_live_endpoint_through_the_gateway() {
     if !openssl() {
         skip!("openssl is not installed");
     }
@@ -86,7 +86,7 @@ fn a_live_endpoint_is_inspected_through_the_gateway() {
 }
 
 #[test]
-fn an_endpoint_that_speaks_no_tls_or_is_not_there_is_said_to_be_so() {
+fn inspect_reports_plaintext_and_unreachable_endpoints() {
     let http = Scripted::unread(|mut stream| {
         let _gone = stream.write_all(b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\n\r\n");
     });
@@ -106,7 +106,7 @@ fn an_endpoint_that_speaks_no_tls_or_is_not_there_is_said_to_be_so() {
 }
 
 #[test]
-fn the_protocol_that_an_endpoint_chooses_is_shown() {
+fn inspect_shows_negotiated_alpn_protocol() {
     if !openssl() {
         skip!("openssl is not installed");
     }
@@ -128,7 +128,7 @@ fn east_leaf(sites: &Sites, name: &str, extensions: &str) -> String {
 }
 
 #[test]
-fn verify_believes_what_is_good_as_client_and_server() {
+fn verify_accepts_valid_chain_as_client_and_server() {
     let sites = Sites::federated();
     for (chain, who) in
         [("east/leaves/below", id("east", "below")), ("west/leaves/direct", id("west", "direct"))]
@@ -147,7 +147,7 @@ fn verify_believes_what_is_good_as_client_and_server() {
 }
 
 #[test]
-fn verify_names_what_is_wrong_with_a_leaf() {
+fn verify_reports_leaf_defects() {
     if !openssl() {
         skip!("openssl is not installed");
     }
@@ -185,7 +185,7 @@ fn verify_names_what_is_wrong_with_a_leaf() {
 }
 
 #[test]
-fn verify_names_what_is_wrong_with_a_chain() {
+fn verify_reports_chain_defects() {
     if !openssl() {
         skip!("openssl is not installed");
     }
@@ -236,7 +236,7 @@ fn verify_names_what_is_wrong_with_a_chain() {
 }
 
 #[test]
-fn verify_names_who_is_not_meant_and_what_was_taken_back() {
+fn verify_reports_wrong_identity_and_revocation() {
     let sites = Sites::federated();
     let chain = "east/leaves/below/tls.crt";
     wrong(&sites, chain, "--expect spiffe://east.example/ns/test/sa/other", "unexpected");
@@ -272,7 +272,7 @@ const CA: &str = "[ca]\ndefault_ca=own\n[own]\ndatabase=index\nserial=serial\nne
                   unique_subject=no\npolicy=any\ncrlnumber=crlnumber\n[any]\ncommonName=optional\n";
 
 #[test]
-fn verify_reads_revocation_lists_that_openssl_makes() {
+fn verify_reads_openssl_revocation_lists() {
     if !openssl() {
         skip!("openssl is not installed");
     }
@@ -313,7 +313,7 @@ fn verify_reads_revocation_lists_that_openssl_makes() {
 }
 
 #[test]
-fn verify_names_a_leaf_whose_time_has_not_come() {
+fn verify_reports_leaf_not_yet_valid() {
     if !openssl() {
         skip!("openssl is not installed");
     }

@@ -117,7 +117,7 @@ fn openssl_verifies_chains_of_2_and_3_with_every_kind_of_key() {
 }
 
 #[test]
-fn an_intermediate_is_what_istio_and_cert_manager_read() {
+fn intermediate_is_readable_by_istio_and_cert_manager() {
     if !openssl() {
         skip!("openssl is not installed");
     }
@@ -149,7 +149,7 @@ fn an_intermediate_is_what_istio_and_cert_manager_read() {
 }
 
 #[test]
-fn one_file_for_openssl_keeps_federated_domains_apart() {
+fn openssl_trust_file_separates_federated_domains() {
     if !openssl() {
         skip!("openssl is not installed");
     }
@@ -188,7 +188,7 @@ fn one_file_for_openssl_keeps_federated_domains_apart() {
 
 /// As people use it: the foreign leaf comes from a cluster's intermediate.
 #[test]
-fn one_file_for_openssl_takes_foreign_chains_of_3() {
+fn openssl_trust_file_accepts_federated_chains_of_3() {
     if !openssl() {
         skip!("openssl is not installed");
     }
@@ -213,7 +213,7 @@ fn one_file_for_openssl_takes_foreign_chains_of_3() {
 /// Whoever trusts a domain's own roots has not thereby trusted those that it federates with, whatever a peer
 /// sends along; and a new file takes back what an old one said.
 #[test]
-fn what_stands_in_one_file_for_openssl_counts_in_that_file_alone() {
+fn openssl_trust_file_grants_trust_only_to_its_readers() {
     if !openssl() {
         skip!("openssl is not installed");
     }
@@ -273,7 +273,7 @@ fn both_ways(pairs: &[[(&str, &str); 2]]) {
 }
 
 #[test]
-fn openssl_and_we_talk_within_a_domain_in_chains_of_2_and_3() {
+fn openssl_and_rustls_talk_within_domain_in_chains_of_2_and_3() {
     if !openssl() {
         skip!("openssl is not installed");
     }
@@ -282,7 +282,7 @@ fn openssl_and_we_talk_within_a_domain_in_chains_of_2_and_3() {
 }
 
 #[test]
-fn openssl_and_we_talk_across_federated_domains_in_chains_of_2() {
+fn openssl_and_rustls_talk_across_federated_domains_in_chains_of_2() {
     if !openssl() {
         skip!("openssl is not installed");
     }
@@ -290,7 +290,7 @@ fn openssl_and_we_talk_across_federated_domains_in_chains_of_2() {
 }
 
 #[test]
-fn openssl_and_we_talk_across_federated_domains_in_chains_of_3() {
+fn openssl_and_rustls_talk_across_federated_domains_in_chains_of_3() {
     if !openssl() {
         skip!("openssl is not installed");
     }
@@ -298,7 +298,7 @@ fn openssl_and_we_talk_across_federated_domains_in_chains_of_3() {
 }
 
 #[test]
-fn openssl_refuses_us_and_we_refuse_openssl() {
+fn openssl_and_rustls_refuse_each_others_wrong_identities() {
     if !openssl() {
         skip!("openssl is not installed");
     }
@@ -357,7 +357,7 @@ fn refused(sites: &Sites, ours: &Serving, words: &str, why: &str) {
 }
 
 #[test]
-fn a_request_made_by_openssl_gives_its_key_and_no_name() {
+fn openssl_csr_contributes_its_key_but_no_name() {
     if !openssl() {
         skip!("openssl is not installed");
     }
@@ -400,7 +400,7 @@ fn a_request_made_by_openssl_gives_its_key_and_no_name() {
 }
 
 #[test]
-fn a_request_that_is_not_proven_or_not_of_the_domain_is_refused_with_the_reason() {
+fn csr_without_proof_or_of_another_domain_is_refused_with_reason() {
     if !openssl() {
         skip!("openssl is not installed");
     }
@@ -431,7 +431,7 @@ fn a_request_that_is_not_proven_or_not_of_the_domain_is_refused_with_the_reason(
 }
 
 #[test]
-fn a_request_with_a_weak_or_unknown_key_is_told_which_keys_are_taken() {
+fn csr_with_weak_or_unknown_key_error_lists_accepted_keys() {
     if !openssl() {
         skip!("openssl is not installed");
     }

@@ -107,7 +107,7 @@ fn half_close(before: u64, closer: &TcpStream, mut other: &TcpStream) {
 }
 
 #[test]
-fn half_close_each_way_with_10_mib_after_it() {
+fn half_close_each_way_delivers_10_mib_after_it() {
     let world = World::new("");
     let at_rest = world.at_rest();
     for before in [10, 10 * MIB] {
@@ -124,7 +124,7 @@ fn half_close_each_way_with_10_mib_after_it() {
 }
 
 #[test]
-fn a_fin_is_passed_on_at_once() {
+fn fin_is_forwarded_at_once() {
     let _alone = alone();
     let world = World::new("");
     for client_first in [true, false] {
@@ -146,7 +146,7 @@ fn a_fin_is_passed_on_at_once() {
 }
 
 #[test]
-fn a_thousand_half_closes_leave_nothing_in_close_wait() {
+fn half_closes_leave_no_socket_in_close_wait() {
     let world = World::new("");
     let at_rest = world.at_rest();
     for round in 0..1_000 {
@@ -175,7 +175,7 @@ fn echo_back(from: &mut TcpStream, to: &mut TcpStream) {
 }
 
 #[test]
-fn a_stuck_half_closed_peer_is_reaped_at_its_timer() {
+fn half_closed_stuck_peer_is_closed_at_timeout() {
     for client_first in [true, false] {
         let world = World::new("half_closed: 2s");
         let at_rest = world.at_rest();
@@ -193,7 +193,7 @@ fn a_stuck_half_closed_peer_is_reaped_at_its_timer() {
 }
 
 #[test]
-fn a_half_closed_connection_that_still_moves_is_not_reaped() {
+fn half_closed_connection_with_traffic_is_not_closed() {
     let world = World::new("half_closed: 2s");
     let Pair { client, mut server, peer } = world.pair();
     client.shutdown(Shutdown::Write).unwrap();
@@ -217,7 +217,7 @@ fn a_half_closed_connection_that_still_moves_is_not_reaped() {
 }
 
 #[test]
-fn a_reset_reaches_the_other_side() {
+fn reset_is_forwarded_to_the_other_side() {
     for client_first in [true, false] {
         let world = World::new("");
         let at_rest = world.at_rest();
@@ -232,7 +232,7 @@ fn a_reset_reaches_the_other_side() {
 
 /// A client that closes with bytes unread resets, as the kernel does for a process that exits.
 #[test]
-fn a_client_that_leaves_bytes_unread_frees_the_server() {
+fn client_exit_with_unread_bytes_frees_the_server() {
     let world = World::new("half_closed: 10s");
     let at_rest = world.at_rest();
     for round in 0..200 {
@@ -249,7 +249,7 @@ fn a_client_that_leaves_bytes_unread_frees_the_server() {
 
 /// The same, but the server's bytes arrive when the client has gone already.
 #[test]
-fn bytes_for_a_client_that_has_gone_end_the_connection() {
+fn server_bytes_for_departed_client_end_the_connection() {
     let world = World::new("half_closed: 10s");
     let at_rest = world.at_rest();
     for round in 0..200 {
@@ -277,7 +277,7 @@ fn bytes_for_a_client_that_has_gone_end_the_connection() {
 
 /// What the gateway had received before the reset arrives whole; then the reset, and soon.
 #[test]
-fn a_reset_cuts_no_data_and_is_not_late() {
+fn reset_follows_all_received_data_promptly() {
     let _alone = alone();
     for client_first in [true, false] {
         let (mut times, mut most) = (Vec::new(), 0);
@@ -340,7 +340,7 @@ fn reset_behind_data(
 
 /// The gateway has had time to notice the reset when the reader begins: it keeps what it has, and does not spin.
 #[test]
-fn a_reader_that_is_late_after_a_reset_loses_nothing() {
+fn late_reader_after_reset_loses_nothing() {
     for client_first in [true, false] {
         let world = World::new("half_closed: 30s");
         let at_rest = world.gateway.process().sockets().len();
@@ -363,7 +363,7 @@ fn a_reader_that_is_late_after_a_reset_loses_nothing() {
 
 /// As long as the reader is stuck a half-closed connection costs no time either.
 #[test]
-fn stuck_and_half_closed_is_not_busy() {
+fn stuck_half_closed_connection_uses_no_cpu() {
     for client_first in [true, false] {
         let world = World::new("half_closed: 30s");
         let Pair { client, server, peer } = world.pair();
@@ -400,7 +400,7 @@ fn unsent(stream: &TcpStream) -> usize {
 }
 
 #[test]
-fn a_thousand_graceful_closes_and_no_reset() {
+fn graceful_closes_cause_no_reset() {
     let world = World::new("");
     let at_rest = world.at_rest();
     let mut ends = Vec::new();
@@ -436,7 +436,7 @@ fn a_thousand_graceful_closes_and_no_reset() {
 }
 
 #[test]
-fn an_idle_connection_is_closed_and_a_busy_one_is_not() {
+fn idle_timeout_closes_idle_but_not_busy_connections() {
     let world = World::new("idle: 2s");
     let idle = world.pair();
     let Pair { mut client, mut server, peer } = world.pair();
@@ -468,7 +468,7 @@ fn an_idle_connection_is_closed_and_a_busy_one_is_not() {
 
 /// The hello's bytes count: a client that came early is no idler when it has just spoken.
 #[test]
-fn a_client_that_came_long_before_its_hello_is_not_idle() {
+fn idle_timeout_counts_from_the_hello() {
     let world = World::new("idle: 3s");
     let mut client = dial(world.gateway.address());
     let silent = || world.gateway.log().count(|_| true) == 0;
@@ -481,7 +481,7 @@ fn a_client_that_came_long_before_its_hello_is_not_idle() {
 }
 
 #[test]
-fn a_server_without_a_first_byte_is_given_up() {
+fn first_byte_timeout_ends_the_connection() {
     let world = World::new("first_byte: 1s");
     let mut client = dial(world.gateway.address());
     let started = Instant::now();
@@ -501,7 +501,7 @@ fn a_server_without_a_first_byte_is_given_up() {
 }
 
 #[test]
-fn no_connection_outlives_the_maximum() {
+fn max_lifetime_ends_every_connection() {
     let world = World::new("max_duration: 2s");
     let started = Instant::now();
     let Pair { mut client, mut server, peer } = world.pair();
@@ -522,7 +522,7 @@ fn no_connection_outlives_the_maximum() {
 }
 
 #[test]
-fn both_sides_closing_at_once_is_no_reset() {
+fn simultaneous_close_is_not_a_reset() {
     let world = World::new("");
     for _ in 0..50 {
         let Pair { mut client, mut server, peer } = world.pair();
@@ -542,7 +542,7 @@ fn both_sides_closing_at_once_is_no_reset() {
 }
 
 #[test]
-fn talk_after_everything_still_works() {
+fn gateway_still_serves_after_all_kinds_of_closes() {
     let world = World::new("");
     let Pair { client, server, .. } = world.pair();
     reset(client);
@@ -590,18 +590,18 @@ fn reset_behind_a_stuck_reader(client_first: bool) {
 }
 
 #[test]
-fn a_clients_reset_waits_for_a_stuck_server_only_until_the_half_closed_limit() {
+fn client_reset_waits_for_stuck_server_up_to_half_closed_timeout() {
     reset_behind_a_stuck_reader(true);
 }
 
 #[test]
-fn a_servers_reset_waits_for_a_stuck_client_only_until_the_half_closed_limit() {
+fn server_reset_waits_for_stuck_client_up_to_half_closed_timeout() {
     reset_behind_a_stuck_reader(false);
 }
 
 /// Both sides reset, the server while the client's reset waits for it: there is nobody left to wait for.
 #[test]
-fn a_reset_that_waits_for_a_server_that_resets_too_is_over() {
+fn pending_reset_ends_when_server_resets_too() {
     let world = World::new("half_closed: off");
     let at_rest = world.at_rest();
     let Pair { mut client, server, peer } = world.pair();
@@ -619,7 +619,7 @@ fn a_reset_that_waits_for_a_server_that_resets_too_is_over() {
 
 /// A timeout that ends the wait does not turn the reset into an end in order.
 #[test]
-fn a_reset_that_waits_longer_than_the_idle_limit_is_still_a_reset() {
+fn pending_reset_past_idle_timeout_is_still_a_reset() {
     let world = World::new("idle: 2s");
     let Pair { mut client, mut server, peer } = world.pair();
     client.write_all(&random(600_000)).unwrap();
@@ -632,7 +632,7 @@ fn a_reset_that_waits_longer_than_the_idle_limit_is_still_a_reset() {
 /// A server that resets while its client reads nothing, but still writes: the write takes the error that
 /// tells of the reset away from the kernel.
 #[test]
-fn a_reset_behind_a_stuck_reader_that_writes_is_not_forgotten() {
+fn reset_behind_stuck_reader_survives_failed_write() {
     for client_first in [true, false] {
         let world = World::new("half_closed: 2s");
         let at_rest = world.at_rest();
@@ -660,7 +660,7 @@ fn is_stopped(process: Process) -> bool {
 
 /// A reset is no end in order, even if the first that shows it is a write.
 #[test]
-fn a_reset_that_comes_together_with_bytes_for_its_sender_is_still_a_reset() {
+fn reset_first_seen_by_a_write_is_still_a_reset() {
     for client_first in [true, false] {
         let world = World::new("");
         let Pair { client, server, peer } = world.pair();
@@ -677,7 +677,7 @@ fn a_reset_that_comes_together_with_bytes_for_its_sender_is_still_a_reset() {
 }
 
 #[test]
-fn a_connection_whose_reader_is_stuck_is_idle() {
+fn idle_timeout_applies_to_connection_with_stuck_reader() {
     for client_first in [true, false] {
         let world = World::new("idle: 2s");
         let at_rest = world.gateway.process().sockets().len();
@@ -695,7 +695,7 @@ fn a_connection_whose_reader_is_stuck_is_idle() {
 
 /// What comes in one breath with the hello is neither lost nor moved.
 #[test]
-fn bytes_right_behind_the_hello_arrive_in_order() {
+fn bytes_following_the_hello_arrive_in_order() {
     let world = World::new("");
     for size in [1, 1_000, 70_000, 3 << 20] {
         let mut client = dial(world.gateway.address());

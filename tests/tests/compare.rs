@@ -33,7 +33,7 @@ fn compare(out: &Path, arguments: &[&str]) -> Command {
 }
 
 #[test]
-fn a_quick_comparison_measures_every_scenario_of_every_system() {
+fn compare_quick_measures_every_scenario_of_every_system() {
     let _alone = alone();
     let folder = tempfile::tempdir().unwrap();
     let output = compare(folder.path(), &["--quick", "--seconds", "0.1"]).output().unwrap();
@@ -76,7 +76,7 @@ fn a_quick_comparison_measures_every_scenario_of_every_system() {
 }
 
 #[test]
-fn what_is_wrong_is_said_before_anything_is_measured() {
+fn compare_reports_usage_errors_before_measuring() {
     let folder = tempfile::tempdir().unwrap();
     let refusal = |arguments: &[&str]| {
         let output = compare(folder.path(), arguments).output().unwrap();
@@ -99,7 +99,7 @@ fn what_is_wrong_is_said_before_anything_is_measured() {
 }
 
 #[test]
-fn ctrl_c_stops_what_was_started_and_reports_what_was_measured() {
+fn compare_ctrl_c_stops_children_and_reports_partial_results() {
     let folder = tempfile::tempdir().unwrap();
     let arguments = ["--scenarios", "pingpong", "--peers", "haproxy", "--rounds", "99"];
     let mut child = compare(folder.path(), &arguments).spawn().unwrap();

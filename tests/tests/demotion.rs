@@ -145,7 +145,7 @@ fn demotion_loses_no_call_of_source_hash() {
 /// Where three attempts cannot suffice at first, each call that fails teaches three endpoints: whether they close or
 /// refuse.
 #[test]
-fn demotion_is_learnt_in_a_third_of_the_bad_endpoints() {
+fn demotion_learns_three_bad_endpoints_per_failed_call() {
     let world = World::new();
     for balance in POLICIES {
         for bad in [3, 5, 9] {
@@ -167,7 +167,7 @@ fn demotion_is_learnt_in_a_third_of_the_bad_endpoints() {
 
 /// A connection takes one turn, however many endpoints it tries: each of two endpoints begins half of the calls.
 #[test]
-fn round_robin_look_does_not_consume_turn() {
+fn round_robin_retries_do_not_consume_turns() {
     let world = World::new();
     let endpoints = [Scripted::unread(drop), world.good()];
     let unbounded = "upstream: { demotion: off, replay: { ratio: 1, burst: 1000, source_share: 1 } }";
@@ -227,7 +227,7 @@ fn demotion_cannot_be_steered_by_a_hostile_client() {
 /// An alert to the gateway's own hello counts neither for nor against an endpoint: it is last for the source whose
 /// hello it turned away, and for nobody else.
 #[test]
-fn demotion_by_alerts_is_for_their_source_and_an_alert_to_the_own_hello_never_counts() {
+fn demotion_by_alert_is_per_source_and_ignores_alerts_to_own_hello() {
     let world = World::new();
     let endpoints = [Scripted::alerting(112), world.good()];
     let gateway = world.gateway("round_robin", &addresses(&endpoints), "");
@@ -249,7 +249,7 @@ fn demotion_by_alerts_is_for_their_source_and_an_alert_to_the_own_hello_never_co
 
 /// What does not answer the gateway's own hello is last for all, then ejected; and has its turn again once it answers.
 #[test]
-fn demotion_by_the_own_hello_ejects_and_ends_with_an_answer() {
+fn demotion_by_unanswered_own_hello_ejects_until_answered() {
     let world = World::new();
     let is_well = Arc::new(AtomicBool::new(false));
     let (server, well) = (Arc::clone(&world.server), Arc::clone(&is_well));
@@ -288,7 +288,7 @@ fn demotion_by_the_own_hello_ejects_and_ends_with_an_answer() {
 
 /// The gateway's own hello is one that any TLS server understands, with the service's name.
 #[test]
-fn own_hello_names_the_service_and_is_a_whole_tls_hello() {
+fn own_hello_is_a_complete_client_hello_with_service_sni() {
     let world = World::new();
     let sent = Endpoint::new();
     let second = world.good();
@@ -311,7 +311,7 @@ fn own_hello_names_the_service_and_is_a_whole_tls_hello() {
 
 /// An only endpoint is neither demoted nor asked.
 #[test]
-fn demotion_leaves_an_only_endpoint_alone() {
+fn demotion_spares_an_only_endpoint() {
     let world = World::new();
     let bad = Scripted::alerting(80);
     let gateway = world.gateway("round_robin", &[bad.address()], "");

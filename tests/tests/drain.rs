@@ -48,7 +48,7 @@ fn serves(address: SocketAddr) -> bool {
 }
 
 #[test]
-fn an_empty_gateway_accepts_for_its_time_and_ends() {
+fn drain_of_idle_gateway_accepts_for_its_delay_then_exits() {
     let (mut gateway, _server) = world("accept_for: 2s, window: 20s");
     assert!(gateway.is_ready());
     let started = Instant::now();
@@ -85,7 +85,7 @@ fn talk(mut client: TcpStream, since: Instant) -> (Duration, End) {
 }
 
 #[test]
-fn idle_connections_go_first_and_none_is_reset() {
+fn drain_closes_idle_connections_first_without_reset() {
     let _alone = alone();
     let (mut gateway, _server) = world("accept_for: 2s, window: 4s");
     let idle: Vec<TcpStream> = (0..40).map(|_| open(gateway.address())).collect();
@@ -130,7 +130,7 @@ fn idle_connections_go_first_and_none_is_reset() {
 
 /// Peers that ignore the FIN do not hold it up.
 #[test]
-fn the_end_of_the_window_is_forced() {
+fn drain_deadline_closes_remaining_connections() {
     let _alone = alone();
     let server = Scripted::new(|mut stream, _| {
         let _gone = stream.write_all(b"+");
@@ -154,7 +154,7 @@ fn the_end_of_the_window_is_forced() {
 }
 
 #[test]
-fn it_ends_once_the_last_connection_has() {
+fn drain_ends_with_the_last_connection() {
     let (mut gateway, _server) = world("accept_for: 1s, window: 60s");
     let client = open(gateway.address());
     let started = Instant::now();
@@ -167,7 +167,7 @@ fn it_ends_once_the_last_connection_has() {
 }
 
 #[test]
-fn a_second_signal_ends_at_once() {
+fn second_signal_exits_at_once() {
     for second in [Signal::TERM, Signal::INT] {
         let (mut gateway, _server) = world("accept_for: 60s, window: 60s");
         let mut client = open(gateway.address());
@@ -186,7 +186,7 @@ fn a_second_signal_ends_at_once() {
 }
 
 #[test]
-fn drain_over_http_is_the_same() {
+fn drain_by_http_equals_drain_by_signal() {
     let (mut gateway, _server) = world("accept_for: 1s, window: 2s");
     assert_eq!(http::ask(gateway.at("admin"), "GET", "/drain").status, 405, "GET changes nothing");
     assert!(gateway.is_ready());
@@ -203,7 +203,7 @@ fn ready(gateway: &Gateway) -> bool {
 
 /// Clients that the kernel had accepted when the gateway stopped accepting are served, not reset.
 #[test]
-fn clients_that_wait_in_the_queue_are_not_reset() {
+fn drain_serves_clients_in_the_accept_queue() {
     let _alone = alone();
     let (mut gateway, server) = world("accept_for: 0s, window: 3s");
     gateway.signal(Signal::STOP);
@@ -224,7 +224,7 @@ fn clients_that_wait_in_the_queue_are_not_reset() {
 
 /// Clients that come all the time see service or a closed port, never a reset.
 #[test]
-fn arriving_clients_see_service_or_a_closed_port() {
+fn drain_never_resets_arriving_clients() {
     let _alone = alone();
     let (mut gateway, _server) = world("accept_for: 1s, window: 3s");
     let address = gateway.address();
@@ -267,7 +267,7 @@ fn arriving_clients_see_service_or_a_closed_port() {
 }
 
 #[test]
-fn killed_and_started_again_on_the_same_ports() {
+fn gateway_restarts_on_its_ports_after_sigkill() {
     let server = Scripted::echo(b"+");
     let setup = Setup::new(service(HOST, &[], &[server.address()]));
     let mut gateway = setup.start();
@@ -285,7 +285,7 @@ fn killed_and_started_again_on_the_same_ports() {
 
 /// A port that somebody else has is a failed start, not a gateway that listens elsewhere.
 #[test]
-fn two_gateways_do_not_share_a_port() {
+fn second_gateway_on_the_same_port_fails_to_start() {
     let (gateway, server) = world("window: 1s");
     let second = Setup::new(service(HOST, &[], &[server.address()])).ports_of(&gateway);
     let folder = tempfile::tempdir().unwrap();

@@ -72,7 +72,7 @@ fn moves(what: &str, bad: &Scripted) {
 }
 
 #[test]
-fn from_an_endpoint_that_refuses() {
+fn failover_from_refused_connection() {
     let good = Scripted::echo(b"+");
     let gateway = gateway(&[closed(), good.address()], "");
     let hello = hello(HOST);
@@ -83,7 +83,7 @@ fn from_an_endpoint_that_refuses() {
 }
 
 #[test]
-fn from_an_endpoint_that_does_not_answer() {
+fn failover_from_connect_timeout() {
     let hole = BlackHole::new();
     let good = Scripted::echo(b"+");
     let gateway = gateway(&[hole.address(), good.address()], "timeouts: { connect: 300ms }");
@@ -103,12 +103,12 @@ fn from_an_endpoint_that_does_not_answer() {
 }
 
 #[test]
-fn from_an_endpoint_that_reads_and_closes() {
+fn failover_from_close_after_reading() {
     moves("close after the hello", &Scripted::new(|stream, _| drop(stream)));
 }
 
 #[test]
-fn from_an_endpoint_that_closes_unread() {
+fn failover_from_close_without_reading() {
     let good = Scripted::echo(b"+");
     let bad = Scripted::unread(drop);
     let gateway = gateway(&[bad.address(), good.address()], REPLAYS);
@@ -119,12 +119,12 @@ fn from_an_endpoint_that_closes_unread() {
 }
 
 #[test]
-fn from_an_endpoint_that_resets() {
+fn failover_from_reset() {
     moves("reset after the hello", &Scripted::new(|stream, _| reset(stream)));
 }
 
 #[test]
-fn from_an_endpoint_that_closes_only_its_sending_side() {
+fn failover_from_half_close() {
     let half = Scripted::new(|mut stream, _| {
         stream.shutdown(Shutdown::Write).unwrap();
         let _rest = rest(&mut stream);
@@ -133,13 +133,13 @@ fn from_an_endpoint_that_closes_only_its_sending_side() {
 }
 
 #[test]
-fn on_a_fatal_alert_80_or_112() {
+fn failover_on_fatal_alert_80_or_112() {
     moves("fatal alert 80", &Scripted::alerting(80));
     moves("fatal alert 112", &Scripted::alerting(112));
 }
 
 #[test]
-fn on_an_alert_that_comes_in_pieces() {
+fn failover_on_fragmented_alert() {
     let bad = Scripted::new(|mut stream, _| {
         for byte in alert(112) {
             let _gone = stream.write_all(&[byte]);
@@ -150,7 +150,7 @@ fn on_an_alert_that_comes_in_pieces() {
 }
 
 #[test]
-fn on_an_alert_whose_sender_keeps_the_connection_open() {
+fn failover_on_alert_with_connection_left_open() {
     let bad = Scripted::new(|mut stream, _| {
         let _gone = stream.write_all(&alert(80));
         let _rest = rest(&mut stream);
@@ -180,7 +180,7 @@ fn passes(what: &str, said: &'static [u8]) {
 }
 
 #[test]
-fn not_on_other_alerts() {
+fn no_failover_on_other_alerts() {
     passes("fatal alert 40", &[21, 3, 3, 0, 2, 2, 40]);
     passes("fatal alert 116", &[21, 3, 3, 0, 2, 2, 116]);
     passes("warning 112", &[21, 3, 3, 0, 2, 1, 112]);
@@ -188,19 +188,19 @@ fn not_on_other_alerts() {
 }
 
 #[test]
-fn not_after_the_first_byte() {
+fn no_failover_after_first_byte() {
     passes("one byte of a handshake record", &[22]);
     passes("half a handshake record", &[22, 3, 3, 0, 90, 2, 0, 0]);
     passes("plain text", b"HTTP/1.1 400 Bad Request\r\n\r\n");
 }
 
 #[test]
-fn not_after_half_an_alert() {
+fn no_failover_after_half_an_alert() {
     passes("half an alert", &[21, 3, 3, 0, 2]);
 }
 
 #[test]
-fn the_last_alert_is_passed_on_when_nobody_is_left() {
+fn failover_forwards_last_alert_when_all_endpoints_fail() {
     for code in [80, 112] {
         let endpoints: Vec<_> = (0..4).map(|_| Scripted::alerting(code)).collect();
         let addresses: Vec<_> = endpoints.iter().map(Scripted::address).collect();
@@ -221,7 +221,7 @@ fn the_last_alert_is_passed_on_when_nobody_is_left() {
 }
 
 #[test]
-fn an_only_endpoint_is_not_asked_twice() {
+fn failover_tries_an_only_endpoint_once() {
     let bad = Scripted::alerting(80);
     let gateway = gateway(&[bad.address()], REPLAYS);
     let mut client = send(gateway.address(), &hello(HOST));
@@ -231,7 +231,7 @@ fn an_only_endpoint_is_not_asked_twice() {
 }
 
 #[test]
-fn upstream_rejected_is_the_reason_whoever_closes_first() {
+fn upstream_rejected_is_logged_whichever_side_closes_first() {
     // The client closes first: the endpoint waits for it.
     let bad = Scripted::new(|mut stream, _| {
         let _gone = stream.write_all(&alert(112));
@@ -246,7 +246,7 @@ fn upstream_rejected_is_the_reason_whoever_closes_first() {
 }
 
 #[test]
-fn endpoints_that_all_refuse_are_an_alert_and_a_reason() {
+fn all_endpoints_refusing_gives_alert_and_reason() {
     let gateway = gateway(&[closed(), closed()], "");
     let mut client = send(gateway.address(), &hello(HOST));
     assert_eq!(rest(&mut client), (alert(80), End::Fin));
@@ -255,7 +255,7 @@ fn endpoints_that_all_refuse_are_an_alert_and_a_reason() {
 }
 
 #[test]
-fn three_are_asked_at_most() {
+fn failover_tries_three_endpoints_at_most() {
     let dead: Vec<_> = (0..6).map(|_| closed()).collect();
     let gateway = gateway(&dead, "");
     for _ in 0..2 {
@@ -268,7 +268,7 @@ fn three_are_asked_at_most() {
 }
 
 #[test]
-fn connecting_takes_no_longer_than_its_total() {
+fn connect_total_timeout_bounds_all_attempts() {
     let holes = [BlackHole::new(), BlackHole::new(), BlackHole::new()];
     let addresses: Vec<_> = holes.iter().map(BlackHole::address).collect();
     let gateway = gateway(&addresses, "timeouts: { connect: 2s, connect_total: 3s }");
@@ -320,7 +320,7 @@ fn either<'a>(one: &'a Endpoint, two: &'a Endpoint) -> (TcpStream, &'a Endpoint)
 }
 
 #[test]
-fn not_with_early_data_or_bytes_after_the_hello() {
+fn no_failover_with_early_data_or_bytes_after_hello() {
     let early = Hello::new(HOST).and((42, Vec::new())).bytes();
     stays("early data offered", &early, b"");
     stays("early data sent", &early, &[23, 3, 3, 0, 4, 1, 2, 3, 4]);
@@ -343,7 +343,7 @@ const SMALL: &str = "tcp: { send_buffer: 4KiB }";
 
 /// A part of the first flight has been taken when the endpoint resets: that is no refusal.
 #[test]
-fn early_data_that_was_taken_in_part_does_not_move() {
+fn no_failover_after_partial_early_data() {
     let (first, address) = small();
     let second = Endpoint::new();
     let gateway = gateway(&[address, second.address()], &format!("{SMALL}\n{REPLAYS}"));
@@ -368,7 +368,7 @@ fn early_data_that_was_taken_in_part_does_not_move() {
 
 /// An endpoint that accepts, and is slow to read a large hello: it is connected.
 #[test]
-fn an_endpoint_that_reads_slowly_is_connected_all_the_same() {
+fn slow_reading_endpoint_counts_as_connected() {
     let (slow, address) = small();
     let more = "timeouts: { connect: 300ms }\nupstream: { ejection: { failures: 1, base: 300s, max: 300s } }";
     let gateway = gateway(&[address], &format!("{SMALL}\n{more}"));
@@ -386,7 +386,7 @@ fn an_endpoint_that_reads_slowly_is_connected_all_the_same() {
 
 /// An endpoint that refused has got no byte: nothing is replayed when the next one gets them all.
 #[test]
-fn a_refusal_moves_even_early_data() {
+fn failover_from_refusal_moves_early_data() {
     let good = Endpoint::new();
     let gateway = gateway(&[closed(), good.address()], "");
     let early = Hello::new(HOST).and((42, Vec::new())).bytes();
@@ -402,7 +402,7 @@ fn a_refusal_moves_even_early_data() {
 }
 
 #[test]
-fn bytes_that_come_later_end_it_too() {
+fn no_failover_after_later_client_bytes() {
     let first = Endpoint::new();
     let second = Endpoint::new();
     let gateway = gateway(&[first.address(), second.address()], REPLAYS);
@@ -421,7 +421,7 @@ fn bytes_that_come_later_end_it_too() {
 }
 
 #[test]
-fn the_hello_is_replayed_as_it_came() {
+fn failover_replays_hello_unchanged() {
     let bad = Scripted::alerting(80);
     let good = Scripted::echo(b"+");
     let gateway = gateway(&[bad.address(), good.address()], REPLAYS);
@@ -437,7 +437,7 @@ fn the_hello_is_replayed_as_it_came() {
 }
 
 #[test]
-fn a_client_that_resets_cancels() {
+fn client_reset_cancels_connecting() {
     let hole = BlackHole::new();
     let other = BlackHole::new();
     let gateway =
@@ -454,7 +454,7 @@ fn a_client_that_resets_cancels() {
 }
 
 #[test]
-fn a_client_that_resets_is_not_failed_over() {
+fn no_failover_after_client_reset() {
     let first = Endpoint::new();
     let second = Endpoint::new();
     let gateway = gateway(&[first.address(), second.address()], REPLAYS);
@@ -469,7 +469,7 @@ fn a_client_that_resets_is_not_failed_over() {
 }
 
 #[test]
-fn a_client_that_has_finished_sending_is_still_served() {
+fn half_closed_client_is_served() {
     let hole = BlackHole::new();
     let good = Endpoint::new();
     let gateway = gateway(&[hole.address(), good.address()], "timeouts: { connect: 500ms }");
@@ -485,7 +485,7 @@ fn a_client_that_has_finished_sending_is_still_served() {
 }
 
 #[test]
-fn a_finished_client_is_failed_over() {
+fn failover_for_half_closed_client() {
     let bad = Scripted::alerting(112);
     let good = Endpoint::new();
     let gateway = gateway(&[bad.address(), good.address()], REPLAYS);
@@ -516,7 +516,7 @@ fn replays(gateway: &Gateway, source: &str, calls: usize) -> u64 {
 }
 
 #[test]
-fn a_budget_bounds_the_replays_of_a_service() {
+fn replay_budget_limits_a_service() {
     let endpoints: Vec<_> = (0..3).map(|_| Scripted::alerting(80)).collect();
     let addresses: Vec<_> = endpoints.iter().map(Scripted::address).collect();
     let gateway = gateway(&addresses, "upstream: { replay: { ratio: 0, burst: 5, source_share: 1 } }");
@@ -527,7 +527,7 @@ fn a_budget_bounds_the_replays_of_a_service() {
 
 /// It is the client's connection that earns, not each of its attempts.
 #[test]
-fn replays_earn_no_replays() {
+fn replay_budget_does_not_grow_by_replays() {
     let endpoints: Vec<_> = (0..3).map(|_| Scripted::alerting(80)).collect();
     let addresses: Vec<_> = endpoints.iter().map(Scripted::address).collect();
     let gateway = gateway(&addresses, "upstream: { replay: { ratio: 0.5, burst: 4, source_share: 1 } }");
@@ -537,7 +537,7 @@ fn replays_earn_no_replays() {
 }
 
 #[test]
-fn a_share_bounds_the_replays_of_a_source() {
+fn replay_budget_limits_share_of_a_source() {
     let endpoints: Vec<_> = (0..3).map(|_| Scripted::alerting(80)).collect();
     let addresses: Vec<_> = endpoints.iter().map(Scripted::address).collect();
     let gateway = gateway(&addresses, "upstream: { replay: { ratio: 0, burst: 20, source_share: 0.25 } }");
@@ -560,7 +560,7 @@ fn is_healthy(gateway: &Gateway, endpoint: SocketAddr) -> bool {
 
 /// Whatever a client's hello is answered with, the endpoint stays as healthy as it was.
 #[test]
-fn a_client_cannot_eject_an_endpoint() {
+fn ejection_cannot_be_caused_by_a_client() {
     let moods: [fn(TcpStream); 4] = [
         |mut stream| drop(stream.write_all(&alert(80))),
         |mut stream| drop(stream.write_all(&alert(40))),
@@ -593,7 +593,7 @@ fn a_client_cannot_eject_an_endpoint() {
 }
 
 #[test]
-fn refused_connections_do_eject_an_endpoint() {
+fn ejection_follows_refused_connections() {
     let good = Scripted::echo(b"+");
     let dead = closed();
     let more =
@@ -608,7 +608,7 @@ fn refused_connections_do_eject_an_endpoint() {
 
 /// Better one that may be dead than none.
 #[test]
-fn ejected_endpoints_serve_when_nobody_else_is_left() {
+fn ejected_endpoints_serve_as_last_resort() {
     let dead = [closed(), closed()];
     let more =
         "upstream: { demotion: off, ejection: { failures: 1, base: 300s, max: 300s, max_percent: 100 } }";
@@ -625,7 +625,7 @@ fn ejected_endpoints_serve_when_nobody_else_is_left() {
 }
 
 #[test]
-fn ejected_endpoints_come_back() {
+fn ejected_endpoints_return() {
     let endpoint = Endpoint::new();
     let address = endpoint.address();
     drop(endpoint);
@@ -641,7 +641,7 @@ fn ejected_endpoints_come_back() {
 }
 
 #[test]
-fn attempts_one_asks_nobody_else() {
+fn attempts_1_disables_failover() {
     let endpoints = [Scripted::alerting(80), Scripted::alerting(80)];
     let addresses: Vec<_> = endpoints.iter().map(Scripted::address).collect();
     let gateway = gateway(&addresses, "upstream: { attempts: 1, demotion: off }");
@@ -662,7 +662,7 @@ fn weighted(balance: &str, endpoints: &[(SocketAddr, u16)]) -> Gateway {
 }
 
 #[test]
-fn endpoints_take_turns_exactly() {
+fn round_robin_follows_weights_exactly() {
     for weights in [[1, 1, 1], [3, 2, 1]] {
         let endpoints = [(); 3].map(|()| Scripted::echo(b"+"));
         let list: Vec<_> = endpoints.iter().map(Scripted::address).zip(weights).collect();
@@ -679,7 +679,7 @@ fn endpoints_take_turns_exactly() {
 
 /// Nor as the last resort: it was drained on purpose.
 #[test]
-fn weight_0_takes_no_connection() {
+fn weight_0_endpoint_gets_no_connection() {
     for balance in ["round_robin", "least_connections", "random", "source_hash"] {
         let [drained, good] = [(); 2].map(|()| Scripted::echo(b"+"));
         let gateway = weighted(balance, &[(drained.address(), 0), (good.address(), 1)]);
@@ -713,7 +713,7 @@ fn by_source(gateway: &Gateway) -> Vec<String> {
 }
 
 #[test]
-fn sources_stay_where_they_are() {
+fn source_hash_keeps_sources_on_their_endpoints() {
     let endpoints = [(); 4].map(|()| Scripted::echo(b"+"));
     let addresses = endpoints.each_ref().map(Scripted::address);
     let keys = ["balance: source_hash"];

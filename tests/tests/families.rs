@@ -33,7 +33,7 @@ fn ask(namespace: &Namespace, gateway: &Gateway, name: &'static str) -> (SocketA
 }
 
 #[test]
-fn family_that_is_off_is_not_lack_of_ports_and_the_other_is_tried() {
+fn unusable_address_family_is_not_port_exhaustion_and_other_family_is_tried() {
     if !is_root() {
         skip!("namespaces need root");
     }

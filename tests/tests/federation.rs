@@ -80,7 +80,7 @@ fn is_unknown(gateway: SocketAddr, name: &str) -> bool {
 }
 
 #[test]
-fn a_file_in_east_leads_where_a_client_in_west_ends_up() {
+fn registry_file_in_east_directs_clients_in_west() {
     let (one, two) = (Scripted::echo(b"one...."), Scripted::echo(b"two...."));
     let world = World::usual();
     let west = outbound(&world.west_gateway);
@@ -102,7 +102,7 @@ fn a_file_in_east_leads_where_a_client_in_west_ends_up() {
 }
 
 #[test]
-fn what_is_not_exported_or_not_imported_stays_where_it_is() {
+fn service_without_export_or_import_stays_local() {
     let one = Scripted::echo(b"one....");
     let world = World::usual();
     let hidden = "secret.payroll.svc.cluster.local";
@@ -124,7 +124,7 @@ fn what_is_not_exported_or_not_imported_stays_where_it_is() {
 }
 
 #[test]
-fn a_lost_peer_and_a_restart_on_either_side_leave_what_works() {
+fn peer_outage_and_restarts_keep_working_services() {
     let (one, two) = (Scripted::echo(b"one...."), Scripted::echo(b"two...."));
     let mut world = World::usual();
     for (cluster, name) in [(&mut world.east, "east"), (&mut world.west, "west")] {
@@ -174,7 +174,7 @@ fn a_lost_peer_and_a_restart_on_either_side_leave_what_works() {
 }
 
 #[test]
-fn what_expires_goes_when_its_cluster_is_silent_and_comes_back_with_it() {
+fn expiring_slices_go_with_unreachable_cluster_and_return_with_it() {
     let one = Scripted::echo(b"one....");
     let mut world = World::usual();
     let west = outbound(&world.west_gateway);
@@ -187,7 +187,7 @@ fn what_expires_goes_when_its_cluster_is_silent_and_comes_back_with_it() {
 }
 
 #[test]
-fn what_is_probed_goes_when_no_gateway_of_its_cluster_answers_and_comes_back_with_one() {
+fn probed_slices_go_with_unreachable_gateways_and_return_with_them() {
     let one = Scripted::echo(b"one....");
     let mut world = World::usual();
     let west = outbound(&world.west_gateway);
@@ -219,7 +219,7 @@ fn what_is_probed_goes_when_no_gateway_of_its_cluster_answers_and_comes_back_wit
 
 /// The table of the documentation is what a running agent exports: names, types, labels and meanings.
 #[test]
-fn what_an_agent_exports_is_what_is_documented() {
+fn agent_metrics_match_documentation() {
     let mut world = World::usual();
     let state = world.west.path("state").display().to_string();
     world.west.set("state", &state);
@@ -253,7 +253,7 @@ fn what_an_agent_exports_is_what_is_documented() {
 }
 
 #[test]
-fn only_what_demands_a_client_certificate_is_shown_to_others() {
+fn endpoints_without_mtls_are_not_exported() {
     let world = World::usual();
     let good = endpoint(&world.east, Demands::Certificate, b"greeting");
     let open = endpoint(&world.east, Demands::Nothing, b"greeting");
@@ -289,7 +289,7 @@ fn only_what_demands_a_client_certificate_is_shown_to_others() {
 }
 
 #[test]
-fn status_says_what_comes_in_and_why_something_does_not() {
+fn status_shows_imports_and_quarantine_reasons() {
     let one = Scripted::echo(b"one....");
     let world = World::usual();
     let other = "secret.payroll.svc.cluster.local";
@@ -331,7 +331,7 @@ fn registration(cluster: &Cluster, name: &str, host: &str, endpoint: &Scripted) 
 }
 
 #[test]
-fn registration_by_the_command_line_reaches_other_clusters_and_needs_a_proof() {
+fn cli_registration_reaches_other_clusters_and_requires_proof() {
     const OTHER: &str = "ratings.bookinfo.svc.cluster.local";
     let (one, thief) = (Scripted::echo(b"one...."), Scripted::echo(b"thief.."));
     let mut world = World::usual();
@@ -417,7 +417,7 @@ fn registration_by_another_user_is_refused() {
 }
 
 #[test]
-fn two_clusters_join_by_a_token() {
+fn clusters_join_by_token() {
     let one = Scripted::echo(b"one....");
     let (mut east, mut west) = (Cluster::new("east"), Cluster::new("west"));
     east.start();

@@ -133,7 +133,7 @@ macro_rules! domain {
 }
 
 #[test]
-fn three_thousand_chains_lead_where_the_control_plane_says() {
+fn three_thousand_filter_chains_route_as_configured() {
     let domain = domain!();
     let (one, two) = (Scripted::echo(b"one...."), Scripted::echo(b"two...."));
     let mut plane = domain.plane("istiod", ANY, &world(3_000, &one));
@@ -175,7 +175,7 @@ fn three_thousand_chains_lead_where_the_control_plane_says() {
 }
 
 #[test]
-fn a_chain_that_is_not_supported_is_refused_alone_and_reaches_nobody() {
+fn unsupported_filter_chain_is_refused_alone_and_routes_nowhere() {
     let domain = domain!();
     let one = Scripted::echo(b"one....");
     let mut first = world(3, &one);
@@ -217,7 +217,7 @@ fn a_chain_that_is_not_supported_is_refused_alone_and_reaches_nobody() {
 }
 
 #[test]
-fn two_chains_that_match_the_same_refuse_the_listener_and_the_old_tables_stay() {
+fn duplicate_filter_chain_match_refuses_listener_and_keeps_old_tables() {
     let domain = domain!();
     let one = Scripted::echo(b"one....");
     let mut plane = domain.plane("istiod", ANY, &world(2, &one));
@@ -288,7 +288,7 @@ fn envoy_cannot_tell(program: &Path, folder: &Path, matches: &Value) -> bool {
 }
 
 #[test]
-fn chains_match_the_same_where_envoy_says_so() {
+fn duplicate_filter_chain_match_agrees_with_envoy() {
     let domain = domain!();
     let Some(envoy) = envoy() else { skip!("no Envoy; tests/run installs one") };
     let one = Scripted::echo(b"one....");
@@ -318,7 +318,7 @@ fn chains_match_the_same_where_envoy_says_so() {
 }
 
 #[test]
-fn a_control_plane_that_comes_back_sends_only_what_changed() {
+fn control_plane_reconnect_sends_only_changes() {
     let domain = domain!();
     let (one, two) = (Scripted::echo(b"one...."), Scripted::echo(b"two...."));
     let mut first = world(100, &one);
@@ -346,7 +346,7 @@ fn a_control_plane_that_comes_back_sends_only_what_changed() {
 }
 
 #[test]
-fn garbage_and_messages_that_are_too_large_change_nothing() {
+fn garbage_and_oversized_messages_change_nothing() {
     const LARGE: u64 = 64 << 20;
     let domain = domain!();
     let one = Scripted::echo(b"one....");
@@ -376,7 +376,7 @@ fn garbage_and_messages_that_are_too_large_change_nothing() {
 }
 
 #[test]
-fn a_control_plane_that_is_somebody_else_is_not_believed() {
+fn control_plane_with_wrong_identity_is_refused() {
     let domain = domain!();
     let one = Scripted::echo(b"one....");
     let plane = domain.plane("other", ANY, &world(1, &one));
@@ -393,7 +393,7 @@ fn a_control_plane_that_is_somebody_else_is_not_believed() {
 }
 
 #[test]
-fn a_gateway_gets_and_renews_its_certificate_from_the_control_plane() {
+fn gateway_enrols_and_renews_with_the_control_plane() {
     const LIFETIME: Duration = Duration::from_secs(6);
     let domain = domain!();
     let one = Scripted::echo(b"one....");

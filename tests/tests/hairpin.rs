@@ -47,7 +47,7 @@ fn hairpin(arguments: &[&str]) -> Command {
 /// Delay dominates: one crossing of a link and back takes 40 ms, all that is computed a few. So the bound
 /// is about how often links are crossed.
 #[test]
-fn over_equal_legs_the_direct_way_takes_half_and_keeps_the_identity() {
+fn hairpin_direct_path_halves_latency_and_keeps_client_identity() {
     if let Some(why) = missing() {
         skip!("{why}");
     }
@@ -87,7 +87,7 @@ fn over_equal_legs_the_direct_way_takes_half_and_keeps_the_identity() {
 }
 
 #[test]
-fn ctrl_c_stops_what_was_started() {
+fn hairpin_ctrl_c_stops_all_children() {
     if let Some(why) = missing() {
         skip!("{why}");
     }
@@ -115,7 +115,7 @@ fn ctrl_c_stops_what_was_started() {
 }
 
 #[test]
-fn what_is_missing_is_named_with_its_remedy() {
+fn hairpin_names_missing_requirement_and_remedy() {
     let output = Command::new(binary::bench()).args(["hairpin", "--gateway", "/no/such"]).output().unwrap();
     let told = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(1), "{told}");

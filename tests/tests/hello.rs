@@ -65,7 +65,7 @@ impl World {
 }
 
 #[test]
-fn hellos_arrive_exactly_however_they_are_cut() {
+fn hello_is_forwarded_intact_at_every_fragmentation() {
     let world = World::new("");
     let real = hello(HOST);
     assert!(real.len() > 1_400, "post-quantum hellos are large: {}", real.len());
@@ -100,7 +100,7 @@ fn hellos_arrive_exactly_however_they_are_cut() {
 }
 
 #[test]
-fn what_follows_the_hello_arrives_too() {
+fn bytes_after_the_hello_are_forwarded() {
     let world = World::new("");
     let first = hello(HOST);
     for size in [1, 1_000, 100_000] {
@@ -113,7 +113,7 @@ fn what_follows_the_hello_arrives_too() {
 }
 
 #[test]
-fn wrong_flights_are_refused_with_their_reason() {
+fn malformed_first_flights_are_refused_with_reason() {
     let world = World::new("");
     let bad = |what: &str, bytes: &[u8]| world.refuses(what, bytes, "hello_malformed", 50);
     for text in [
@@ -169,7 +169,7 @@ fn wrong_flights_are_refused_with_their_reason() {
 }
 
 #[test]
-fn refusals_of_names_have_their_reason_and_alert() {
+fn sni_refusals_have_reason_and_alert() {
     let endpoint = Endpoint::new();
     let address = [endpoint.address()];
     let services = [
@@ -208,7 +208,7 @@ fn refusals_of_names_have_their_reason_and_alert() {
 }
 
 #[test]
-fn large_hellos_are_refused_past_their_limit() {
+fn oversized_hello_is_refused() {
     let world = World::new("limits: { hello_size: 2KiB }");
     world.forwards("2 KiB of hello", &[&Hello::new(HOST).padded_to(2_048).bytes()]);
     world.refuses(
@@ -227,7 +227,7 @@ fn large_hellos_are_refused_past_their_limit() {
 }
 
 #[test]
-fn a_hello_that_ends_early_is_incomplete() {
+fn truncated_hello_is_incomplete() {
     let world = World::new("timeouts: { hello: 20s }");
     let whole = Hello::new(HOST).bytes();
     let mut cuts = 0;
@@ -247,7 +247,7 @@ fn a_hello_that_ends_early_is_incomplete() {
 }
 
 #[test]
-fn connections_without_a_byte_are_counted_and_not_logged() {
+fn empty_connections_are_counted_but_not_logged() {
     let world = World::new("");
     for _ in 0..5 {
         let mut client = dial(world.gateway.address());
@@ -262,7 +262,7 @@ fn connections_without_a_byte_are_counted_and_not_logged() {
 
 /// A balancer's check may send its own header: that is no byte of a client.
 #[test]
-fn a_proxy_header_and_no_more_is_a_check() {
+fn proxy_header_alone_counts_as_health_check() {
     let listener = "- { address: ADDRESS, proxy_protocol: { from: [127.0.0.0/8] } }";
     let gateway = Setup::new(service(HOST, &[], &[])).listeners(listener).start();
     let headers: [&[u8]; 2] = [b"PROXY UNKNOWN\r\n", b"\r\n\r\n\0\r\nQUIT\n\x20\0\0\0"];
@@ -320,7 +320,7 @@ fn mutated(random: &mut fastrand::Rng, seeds: &[Vec<u8>]) -> Vec<u8> {
 }
 
 #[test]
-fn the_verdict_does_not_depend_on_the_cuts() {
+fn hello_verdict_is_independent_of_fragmentation() {
     let server = Scripted::unread(|mut stream| {
         let _forwarded = rest(&mut stream);
     });
@@ -370,7 +370,7 @@ fn the_verdict_does_not_depend_on_the_cuts() {
 }
 
 #[test]
-fn a_refusal_arrives_while_the_client_still_sends() {
+fn refusal_alert_arrives_while_client_still_sends() {
     let world = World::new("");
     let flight = Hello::new("other.example").padded_to(20_000).bytes();
     let unknown = Hello::new("other.example").bytes();
@@ -399,7 +399,7 @@ fn a_refusal_arrives_while_the_client_still_sends() {
 
 /// Nobody who never stops sending is listened to for long.
 #[test]
-fn a_refused_client_that_never_stops_is_cut_off() {
+fn refused_client_that_keeps_sending_is_closed() {
     let world = World::new("");
     let mut client = send(world.gateway.address(), &Hello::new("other.example").bytes());
     let started = Instant::now();
@@ -412,7 +412,7 @@ fn a_refused_client_that_never_stops_is_cut_off() {
 
 /// A refused client that neither closes nor sends is let go soon.
 #[test]
-fn a_refused_client_that_stays_is_let_go() {
+fn refused_client_that_stays_silent_is_closed() {
     let world = World::new("");
     let at_rest = world.gateway.process().sockets().len();
     let clients: Vec<TcpStream> =
@@ -428,7 +428,7 @@ fn a_refused_client_that_stays_is_let_go() {
 }
 
 #[test]
-fn the_deadline_of_a_hello_is_absolute() {
+fn hello_timeout_is_absolute() {
     let world = World::new("timeouts: { hello: 2s }");
     let mut client = dial(world.gateway.address());
     client.set_read_timeout(Some(Duration::from_millis(200))).unwrap();
@@ -466,7 +466,7 @@ fn others(gateway: SocketAddr, count: usize) -> Vec<Duration> {
 }
 
 #[test]
-fn two_thousand_slow_clients() {
+fn slow_clients_delay_nobody_and_time_out() {
     const CLIENTS: usize = 2_000;
     let _alone = alone();
     let server = Scripted::echo(b"+");
@@ -525,7 +525,7 @@ fn two_thousand_slow_clients() {
 }
 
 #[test]
-fn the_memory_of_hellos_is_bounded() {
+fn hello_memory_is_bounded() {
     let server = Scripted::echo(b"+");
     let gateway = Setup::new(service(HOST, &[], &[server.address()]))
         .with("limits: { hello_size: 64KiB, hello_memory: 256KiB }\ntimeouts: { hello: 20s }")

@@ -105,7 +105,7 @@ fn files(folder: &Path) -> Vec<PathBuf> {
 }
 
 #[test]
-fn a_new_gateway_needs_its_agents_address_and_a_token_and_nothing_else() {
+fn gateway_enrols_with_agent_address_and_token_alone() {
     let cluster = issuing("1h");
     let server = endpoint(&cluster, Demands::Certificate, b"greeting");
     cluster.register("db.yaml", &service(server.address()));
@@ -143,7 +143,7 @@ fn a_new_gateway_needs_its_agents_address_and_a_token_and_nothing_else() {
 }
 
 #[test]
-fn a_token_is_good_once_in_its_time_for_one_gateway() {
+fn enrolment_token_is_single_use_time_limited_and_for_one_gateway() {
     let mut cluster = issuing("1h");
     let folder = |name: &str| cluster.path("gateways").join(name);
     let used = create(&cluster, &["--gateway", "gw-1"]).unwrap();
@@ -197,7 +197,7 @@ fn a_token_is_good_once_in_its_time_for_one_gateway() {
 }
 
 #[test]
-fn a_gateway_waits_for_its_agent_and_says_so() {
+fn gateway_waits_for_its_agent_and_reports_it() {
     let mut cluster = issuing("1h");
     let token = create(&cluster, &["--gateway", "gw-1"]).unwrap();
     let setup = smallest(&cluster, &cluster.path("gateway"), &format!("token: {token}"));
@@ -214,7 +214,7 @@ fn a_gateway_waits_for_its_agent_and_says_so() {
 }
 
 #[test]
-fn a_certificate_is_renewed_while_calls_go_on() {
+fn certificate_renewal_interrupts_no_call() {
     let mut cluster = issuing("6s");
     let server = endpoint(&cluster, Demands::Certificate, b"greeting");
     cluster.register("db.yaml", &service(server.address()));
@@ -290,7 +290,7 @@ fn workload(folder: &Path) -> Scripted {
 }
 
 #[test]
-fn a_vm_enrols_renews_and_is_reached_through_the_gateway() {
+fn vm_enrols_renews_and_is_reachable_through_the_gateway() {
     let cluster = issuing("6s");
     let token = create(&cluster, &["--workload", MYSQL]).unwrap();
     let folder = cluster.path("vm");
@@ -334,7 +334,7 @@ fn a_vm_enrols_renews_and_is_reached_through_the_gateway() {
 }
 
 #[test]
-fn somebody_with_another_root_hears_nothing() {
+fn client_of_another_root_receives_nothing() {
     let cluster = issuing("1h");
     // The same names under a root of his own, which he shows.
     let mallory = Cluster::new("east");
@@ -372,7 +372,7 @@ fn somebody_with_another_root_hears_nothing() {
 }
 
 #[test]
-fn strangers_cost_little_and_keep_nobody_out() {
+fn enrolment_strangers_use_bounded_memory_and_block_nobody() {
     const STRANGERS: usize = 1_000;
     let mut cluster = issuing("1h");
     let good: Token = create(&cluster, &["--workload", MYSQL]).unwrap().parse().unwrap();

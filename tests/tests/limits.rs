@@ -70,7 +70,7 @@ fn refused(gateway: &Gateway, mut client: TcpStream, code: Option<u8>, reason: &
 }
 
 #[test]
-fn each_limit_refuses_with_its_reason_and_gives_back() {
+fn limits_refuse_with_reason_and_release_on_close() {
     let other: IpAddr = "127.0.0.9".parse().unwrap();
     for (what, listener, key, more) in [
         ("limit_listener", "  max_connections: 3\n", "balance: random", ""),
@@ -141,7 +141,7 @@ fn hoard(gateway: &Gateway, source: IpAddr, count: usize, over: &AtomicBool) {
 
 /// The budget of all hellos is 64 MiB, and one source wants it all, again and again.
 #[test]
-fn hello_memory_that_one_source_hoards_costs_others_no_call() {
+fn hello_memory_hoarded_by_one_source_fails_no_other_call() {
     const HOARDED: usize = 1_040;
     const CALLS: usize = 100;
     let _alone = alone();
@@ -196,7 +196,7 @@ fn cpu_share(gateway: &Gateway, span: Duration, mut also: impl FnMut()) -> f64 {
 }
 
 #[test]
-fn four_hundred_clients_and_256_descriptors() {
+fn descriptor_limit_of_256_survives_400_clients() {
     let _alone = alone();
     let server = Scripted::echo(b"+");
     let gateway = Setup::new(service(HOST, &[], &[server.address()])).descriptors(256).start();
@@ -236,7 +236,7 @@ fn allow_descriptors(gateway: &Gateway, most: usize) {
 
 /// Who scrapes in a loop costs others nothing that a probe of a kubelet (1 s) would notice; the figure tells how much.
 #[test]
-fn health_answers_while_sixty_clients_loop_over_metrics() {
+fn health_page_answers_under_60_metrics_clients() {
     const LOOPING: usize = 60;
     const SERVICES: usize = 300;
     let _alone = alone();
@@ -284,7 +284,7 @@ fn health_answers_while_sixty_clients_loop_over_metrics() {
 
 /// The limit is taken away from under it: accept itself fails, with EMFILE.
 #[test]
-fn accepting_without_descriptors_neither_spins_nor_ends() {
+fn accept_without_descriptors_neither_spins_nor_exits() {
     let _alone = alone();
     let server = Scripted::echo(b"+");
     let gateway = Setup::new(service(HOST, &[], &[server.address()])).start();
@@ -354,7 +354,7 @@ fn v2_tcp4(source: [u8; 4], tlvs: &[u8]) -> Vec<u8> {
 }
 
 #[test]
-fn a_proxy_header_from_a_trusted_source_is_believed() {
+fn proxy_header_from_trusted_source_is_accepted() {
     let (gateway, endpoint) = believing();
     let v6: Vec<u8> = ["2001:db8::7", "2001:db8::1"]
         .iter()
@@ -397,7 +397,7 @@ fn a_proxy_header_from_a_trusted_source_is_believed() {
 }
 
 #[test]
-fn proxy_headers_are_never_guessed() {
+fn proxy_header_from_untrusted_source_is_refused() {
     let (gateway, endpoint) = believing();
     let refuses = |source: &str, bytes: &[u8], reason: &str| {
         let mut client = dial_from(source.parse().unwrap(), gateway.address());
@@ -438,7 +438,7 @@ fn proxy_headers_are_never_guessed() {
 
 /// HAProxy refuses it too: whoever writes past the header's end may mean other bytes than we read.
 #[test]
-fn a_tlv_that_is_longer_than_its_header_is_malformed() {
+fn proxy_header_with_overlong_tlv_is_malformed() {
     let (gateway, endpoint) = believing();
     let mut client = dial_from("127.0.0.2".parse().unwrap(), gateway.address());
     client.write_all(&[v2_tcp4([192, 0, 2, 8], &[0xEA, 0, 9, 1]), flight()].concat()).unwrap();
@@ -449,7 +449,7 @@ fn a_tlv_that_is_longer_than_its_header_is_malformed() {
 }
 
 #[test]
-fn the_source_limit_counts_whom_the_header_names() {
+fn source_limit_counts_the_proxy_headers_source() {
     let server = Scripted::echo(b"+");
     let gateway = Setup::new(service(HOST, &[], &[server.address()]))
         .listeners("- address: ADDRESS\n  proxy_protocol: { from: [127.0.0.2] }")
@@ -490,7 +490,7 @@ fn read_v2(stream: &mut TcpStream) -> (SocketAddr, SocketAddr, Vec<(u8, Vec<u8>)
 }
 
 #[test]
-fn endpoints_are_told_the_source_and_the_name() {
+fn upstream_proxy_header_carries_source_and_sni() {
     let endpoint = Endpoint::new();
     let gateway = Setup::new(service("*.example", &["proxy_protocol: v2"], &[endpoint.address()])).start();
     for name in ["web.example", "WEB.example."] {
@@ -509,7 +509,7 @@ fn endpoints_are_told_the_source_and_the_name() {
 
 /// A replay brings its own header, once.
 #[test]
-fn a_replayed_hello_has_its_header_too() {
+fn upstream_proxy_header_precedes_replayed_hello() {
     let endpoints = [Endpoint::new(), Endpoint::new()];
     let addresses = [endpoints[0].address(), endpoints[1].address()];
     let gateway = Setup::new(service(HOST, &["proxy_protocol: v2"], &addresses)).start();
@@ -535,7 +535,7 @@ fn a_replayed_hello_has_its_header_too() {
 
 /// Refusing many is cheap: the memory and the descriptors are those of before.
 #[test]
-fn a_flood_of_refused_clients_leaves_nothing() {
+fn refused_client_flood_leaks_nothing() {
     let server = Scripted::echo(b"+");
     let gateway =
         Setup::new(service(HOST, &[], &[server.address()])).with("limits: { connections: 1 }").start();

@@ -35,7 +35,7 @@ fn command(name: &str, text: &str) -> (Option<i32>, String) {
 }
 
 #[test]
-fn an_endpoint_that_is_the_gateway_is_refused_at_load() {
+fn loop_endpoint_is_refused_at_load() {
     let port = closed().port();
     for (listener, endpoint) in [
         (format!("127.0.0.1:{port}"), format!("127.0.0.1:{port}")),
@@ -71,7 +71,7 @@ fn an_endpoint_that_is_the_gateway_is_refused_at_load() {
 
 /// A name is refused when it resolves to a listener, not before.
 #[test]
-fn a_name_that_resolves_to_the_gateway_is_a_loop() {
+fn loop_through_resolved_name_is_refused() {
     let port = closed().port();
     for listener in ["127.0.0.1", "0.0.0.0"] {
         let services = service_of(HOST, &[], &[format!("{{address: \"localhost:{port}\"}}")]);
@@ -87,7 +87,7 @@ fn a_name_that_resolves_to_the_gateway_is_a_loop() {
 
 /// An address that becomes this machine's own only later: nothing at load says so, the first connection does.
 #[test]
-fn a_connection_from_ourselves_is_a_loop() {
+fn loop_connection_from_own_address_is_refused() {
     if !is_root() {
         skip!("namespaces need root");
     }
@@ -157,7 +157,7 @@ fn hostile() -> Vec<Vec<u8>> {
 }
 
 #[test]
-fn ten_thousand_names_are_five_series_at_most_and_clean_lines() {
+fn metric_series_stay_bounded_under_ten_thousand_names() {
     let server = Scripted::echo(b"+");
     let gateway = Setup::new(service(HOST, &[], &[server.address()])).start();
     // One of each kind that is not about names, so that only names are new afterwards.
@@ -221,7 +221,7 @@ fn ten_thousand_names_are_five_series_at_most_and_clean_lines() {
 
 /// Names that are none never reach an endpoint: not the default's either.
 #[test]
-fn odd_names_are_refused() {
+fn malformed_sni_is_refused() {
     let endpoint = Endpoint::new();
     let services = service(HOST, &[], &[endpoint.address()]);
     let gateway = Setup::new(services).listeners(&format!("- address: ADDRESS\n  default: {HOST}")).start();
@@ -245,7 +245,7 @@ fn odd_names_are_refused() {
 
 /// Row 9, from outside: what leaves the file refuses within a second, what is open stays open.
 #[test]
-fn a_removed_service_refuses_soon_and_its_connections_stay() {
+fn removed_service_refuses_soon_and_keeps_its_connections() {
     let server = Scripted::echo(b"+");
     let address = [server.address()];
     let rest_of_file = service("other.example", &[], &address);
@@ -285,7 +285,7 @@ fn a_removed_service_refuses_soon_and_its_connections_stay() {
 }
 
 #[test]
-fn every_line_of_the_access_log_has_every_field() {
+fn access_log_lines_have_every_field() {
     let server = Scripted::echo(b"+");
     let gateway = Setup::new(service(HOST, &[], &[server.address()])).start();
     let mut client = send(gateway.address(), &hello(HOST));
@@ -322,7 +322,7 @@ fn every_line_of_the_access_log_has_every_field() {
 }
 
 #[test]
-fn what_it_listens_on_is_announced() {
+fn gateway_announces_its_listening_addresses() {
     let gateway =
         Setup::new("").listeners("- address: ADDRESS\n- address: \"127.0.0.1:0\"\n  name: inner").start();
     let said = gateway.errors();
@@ -347,7 +347,7 @@ fn open(gateway: &Gateway) -> TcpStream {
 }
 
 #[test]
-fn admin_is_for_this_machine_and_its_own_name() {
+fn admin_refuses_other_machines_and_host_names() {
     let server = Scripted::echo(b"+");
     let gateway = Setup::new(service(HOST, &[], &[server.address()])).start();
     let _client = open(&gateway);
@@ -384,7 +384,7 @@ fn admin_is_for_this_machine_and_its_own_name() {
 }
 
 #[test]
-fn reading_changes_nothing() {
+fn admin_get_changes_nothing() {
     let server = Scripted::echo(b"+");
     let gateway = Setup::new(service(HOST, &[], &[server.address()])).start();
     let config = gateway.admin("GET", "/config").body;
@@ -400,7 +400,7 @@ fn reading_changes_nothing() {
 
 /// Admin is not reached through the gateway, and pages stand beside a client that says nothing.
 #[test]
-fn admin_is_not_reached_through_the_listener() {
+fn admin_is_not_reachable_through_the_listener() {
     let server = Scripted::echo(b"+");
     let gateway = Setup::new(service(HOST, &[], &[server.address()])).start();
     for name in ["admin", "localhost", "127.0.0.1", "metrics", "xds_cluster", "outbound_.15000_._.localhost"]
@@ -415,7 +415,7 @@ fn admin_is_not_reached_through_the_listener() {
 /// Health and metrics are open to all: who keeps connections open there must not make the probes fail, and
 /// with them the whole gateway be killed.
 #[test]
-fn silent_connections_do_not_keep_others_from_the_pages() {
+fn admin_pages_answer_beside_silent_connections() {
     let server = Scripted::echo(b"+");
     let gateway = Setup::new(service(HOST, &[], &[server.address()])).start();
     for (name, page) in [("health", "/healthz/ready"), ("metrics", "/metrics"), ("admin", "/status")] {
@@ -434,7 +434,7 @@ fn silent_connections_do_not_keep_others_from_the_pages() {
 }
 
 #[test]
-fn what_is_shown_is_what_happens() {
+fn admin_pages_match_gateway_behaviour() {
     let endpoint = Endpoint::new();
     let gateway = Setup::new(service(HOST, &["sources: [127.0.0.0/8]"], &[endpoint.address()])).start();
     let explain = |query: &str| gateway.admin("GET", &format!("/explain?{query}")).body;

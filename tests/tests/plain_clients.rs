@@ -29,7 +29,7 @@ fn is_told(gateway: &Gateway, reason: &str, hint: &str) -> Line {
 }
 
 #[test]
-fn psql_that_does_not_begin_with_tls_is_told_apart() {
+fn plaintext_psql_is_identified_in_the_log() {
     for mode in ["require", "prefer", "disable"] {
         let gateway = gateway();
         let port = gateway.address().port();
@@ -45,7 +45,7 @@ fn psql_that_does_not_begin_with_tls_is_told_apart() {
 }
 
 #[test]
-fn mariadb_that_waits_for_the_server_is_told_apart() {
+fn plaintext_mariadb_is_identified_in_the_log() {
     let gateway = gateway();
     let port = gateway.address().port().to_string();
     let mut client = Command::new("mariadb");

@@ -100,7 +100,7 @@ fn endpoint_is_healthy(world: &World) {
 }
 
 #[test]
-fn running_out_of_ports_is_not_the_endpoints_fault() {
+fn port_exhaustion_does_not_eject_the_endpoint() {
     if !is_root() {
         skip!("namespaces need root");
     }
@@ -127,7 +127,7 @@ fn running_out_of_ports_is_not_the_endpoints_fault() {
 }
 
 #[test]
-fn more_source_addresses_are_more_ports() {
+fn source_addresses_extend_the_port_range() {
     if !is_root() {
         skip!("namespaces need root");
     }

@@ -37,7 +37,7 @@ document.querySelector("iframe").onload = event => {
 </script>"#;
 
 #[test]
-fn a_narrow_phone_shows_the_published_figures() {
+fn report_page_fits_a_narrow_phone() {
     let folder = tempfile::tempdir().unwrap();
     let made =
         Command::new(binary::bench()).args(["report", FIGURES, "--out"]).arg(folder.path()).output().unwrap();

@@ -199,7 +199,7 @@ impl Load {
 }
 
 #[test]
-fn a_root_rolls_over_at_200_connections_a_second_and_no_handshake_fails() {
+fn roll_over_fails_no_handshake_at_200_per_second() {
     let _alone = alone();
     let pki = Pki::new("6s", "12s");
     let load_of = |leaf| Trust::load(&pki.trust_files(leaf)).unwrap();
@@ -366,7 +366,7 @@ fn is_left_over(path: &Path) -> bool {
 }
 
 #[test]
-fn a_rotation_that_is_killed_anywhere_is_completed_by_the_next() {
+fn rotation_killed_anywhere_is_completed_by_the_next() {
     if Command::new("strace").arg("-V").output().is_err() {
         skip!("strace is not installed");
     }
@@ -388,7 +388,7 @@ fn a_rotation_that_is_killed_anywhere_is_completed_by_the_next() {
 }
 
 #[test]
-fn the_last_step_of_a_roll_over_that_is_killed_is_completed() {
+fn roll_over_killed_in_its_last_step_is_completed() {
     if Command::new("strace").arg("-V").output().is_err() {
         skip!("strace is not installed");
     }
@@ -411,7 +411,7 @@ fn the_last_step_of_a_roll_over_that_is_killed_is_completed() {
 }
 
 #[test]
-fn every_other_command_that_is_killed_can_be_given_again() {
+fn killed_command_can_be_repeated() {
     if Command::new("strace").arg("-V").output().is_err() {
         skip!("strace is not installed");
     }

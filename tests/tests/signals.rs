@@ -119,24 +119,24 @@ fn outlives(mut program: Program, begun: &str) {
 }
 
 #[test]
-fn signals_that_ask_for_no_end_do_not_end_a_gateway() {
+fn gateway_survives_non_terminating_signals() {
     let folder = TempDir::new().unwrap();
     outlives(Program::start(&mut gateway(folder.path(), "")), "ready\n");
 }
 
 #[test]
-fn signals_that_ask_for_no_end_do_not_end_a_demo() {
+fn demo_survives_non_terminating_signals() {
     let mut demo = Command::new(binary::gateway());
     outlives(Program::start(demo.arg("demo").env("ISTHMUS_LOG", "warn")), "What to try next");
 }
 
 #[test]
-fn signals_that_ask_for_no_end_do_not_end_an_agent() {
+fn agent_survives_non_terminating_signals() {
     outlives(Program::start(&mut agent(&Cluster::new("east"))), "ready\n");
 }
 
 #[test]
-fn signals_that_ask_for_no_end_do_not_end_a_rotation() {
+fn rotation_survives_non_terminating_signals() {
     let cluster = Cluster::new("east");
     let mut program = rotate(&cluster);
     let lock = cluster.path("pki/.lock");
@@ -148,7 +148,7 @@ fn signals_that_ask_for_no_end_do_not_end_a_rotation() {
 }
 
 #[test]
-fn sighup_has_a_gateway_look_at_its_file_again() {
+fn sighup_makes_gateway_reload_its_file() {
     let folder = TempDir::new().unwrap();
     let program = Program::start(&mut gateway(folder.path(), ""));
     until("it has begun", || program.has_said("ready\n"));
@@ -183,7 +183,7 @@ fn address_of(program: &Program, what: &str) -> SocketAddr {
 }
 
 #[test]
-fn full_stdout_of_a_gateway_keeps_nobody_waiting_and_it_ends() {
+fn gateway_with_blocked_stdout_serves_and_exits() {
     let folder = TempDir::new().unwrap();
     let (_reader, stdout) = full();
     let (errors, stderr) = std::io::pipe().unwrap();
@@ -203,7 +203,7 @@ fn full_stdout_of_a_gateway_keeps_nobody_waiting_and_it_ends() {
 }
 
 #[test]
-fn full_stderr_of_a_gateway_keeps_nobody_waiting_and_it_ends() {
+fn gateway_with_blocked_stderr_serves_and_exits() {
     let folder = TempDir::new().unwrap();
     let (mut reader, stderr) = full();
     let mut command = gateway(folder.path(), "");
@@ -235,7 +235,7 @@ fn health_of(program: &Program) -> SocketAddr {
 }
 
 #[test]
-fn full_stderr_of_an_agent_keeps_nobody_waiting_and_it_ends() {
+fn agent_with_blocked_stderr_serves_and_exits() {
     let cluster = Cluster::new("east");
     let (_reader, stderr) = full();
     let mut command = agent(&cluster);
@@ -251,7 +251,7 @@ fn full_stderr_of_an_agent_keeps_nobody_waiting_and_it_ends() {
 }
 
 #[test]
-fn full_stdout_of_a_rotation_and_of_a_demo_do_not_keep_them_from_ending() {
+fn rotation_and_demo_with_blocked_stdout_exit() {
     let cluster = Cluster::new("east");
     let (_reader, stdout) = full();
     let mut command = rotate(&cluster);

@@ -325,8 +325,8 @@ fn damage(path: &Path, seed: &mut Rng) -> io::Result<&'static str> {
 
 /// A thousand steps in a mount namespace of its own, with the shim loaded into every program.
 #[test]
-fn state_that_is_damaged_full_or_failing_ends_nobody_and_withdraws_nothing_else() {
-    const NAME: &str = "state_that_is_damaged_full_or_failing_ends_nobody_and_withdraws_nothing_else";
+fn state_damage_full_disk_and_io_errors_stop_nobody_and_withdraw_nothing_else() {
+    const NAME: &str = "state_damage_full_disk_and_io_errors_stop_nobody_and_withdraw_nothing_else";
     if env::var_os(ERRNO_FILE).is_some() {
         let mut world = World::new(13);
         for step in 1..=STEPS {

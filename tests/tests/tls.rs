@@ -80,7 +80,7 @@ fn talk(trust: &Trust, gateway: SocketAddr, version: &'static SupportedProtocolV
 }
 
 #[test]
-fn rustls_to_rustls() {
+fn tls_rustls_to_rustls() {
     let trust = trust();
     for (name, _, version) in VERSIONS {
         let endpoint = Endpoint::new();
@@ -134,7 +134,7 @@ fn talk_early(gateway: SocketAddr, config: &Arc<ClientConfig>) -> bool {
 
 /// A resumed session, and bytes behind the hello before the service has said anything.
 #[test]
-fn early_data_reaches_the_service() {
+fn tls_early_data_reaches_the_service() {
     let (client, server) = trust().early();
     let endpoint = Endpoint::new();
     let gateway = gateway(endpoint.address());
@@ -152,7 +152,7 @@ fn early_data_reaches_the_service() {
 }
 
 #[test]
-fn openssl_to_rustls() {
+fn tls_openssl_to_rustls() {
     let Some(openssl) = python() else { skip!("python3 with ssl is not here") };
     let trust = trust();
     for (name, python, _) in VERSIONS {
@@ -169,7 +169,7 @@ fn openssl_to_rustls() {
 }
 
 #[test]
-fn rustls_to_openssl() {
+fn tls_rustls_to_openssl() {
     let Some(openssl) = python() else { skip!("python3 with ssl is not here") };
     let trust = trust();
     let (mut server, address) = python_server(trust);
@@ -183,7 +183,7 @@ fn rustls_to_openssl() {
 }
 
 #[test]
-fn openssl_to_openssl() {
+fn tls_openssl_to_openssl() {
     let Some(openssl) = python() else { skip!("python3 with ssl is not here") };
     let trust = trust();
     let (mut server, address) = python_server(trust);
@@ -199,7 +199,7 @@ fn openssl_to_openssl() {
 }
 
 #[test]
-fn the_openssl_command_as_client() {
+fn tls_openssl_s_client_to_rustls() {
     if !openssl() {
         skip!("openssl is not here");
     }
@@ -232,7 +232,7 @@ fn the_openssl_command_as_client() {
 }
 
 #[test]
-fn the_openssl_command_as_server() {
+fn tls_rustls_to_openssl_s_server() {
     if !openssl() {
         skip!("openssl is not here");
     }

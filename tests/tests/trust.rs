@@ -234,7 +234,7 @@ impl Traffic {
 }
 
 #[test]
-fn a_root_rolls_over_once_every_peer_has_the_new_one_and_no_call_fails() {
+fn roll_over_waits_for_every_peer_and_fails_no_call() {
     let mut world = World::new(BRIEF, LIFETIME);
     world.until_acknowledged();
     let first = sequence(&world.east, "east.example");
@@ -300,7 +300,7 @@ fn a_root_rolls_over_once_every_peer_has_the_new_one_and_no_call_fails() {
 }
 
 #[test]
-fn an_identity_that_east_denies_is_refused_in_west() {
+fn identity_denied_in_east_is_refused_in_west() {
     let world = World::new(OVERLAP, HOUR);
     world.until_acknowledged();
     world.caller.call().unwrap();

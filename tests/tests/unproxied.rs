@@ -159,7 +159,7 @@ fn is_unavailable(answer: &Value) -> bool {
 }
 
 #[test]
-fn a_grpc_client_finds_services_without_a_proxy_and_follows_them() {
+fn proxyless_grpc_client_discovers_and_follows_services() {
     let Some(python) = python() else {
         skip!("no Python with grpcio and xds-protos; tests/run installs one");
     };
@@ -206,7 +206,7 @@ fn a_grpc_client_finds_services_without_a_proxy_and_follows_them() {
 }
 
 #[test]
-fn a_grpc_client_that_is_not_listed_is_told_nothing() {
+fn proxyless_grpc_client_without_listing_receives_nothing() {
     let Some(python) = python() else {
         skip!("no Python with grpcio and xds-protos; tests/run installs one");
     };

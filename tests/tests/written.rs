@@ -57,7 +57,7 @@ fn until_tables(gateway: &Gateway, count: usize) {
 }
 
 #[test]
-fn fifo_and_device_in_the_registry_are_named_and_hang_nobody() {
+fn registry_fifo_and_device_are_reported_and_block_nothing() {
     let mut cluster = Cluster::new("east");
     let registry = cluster.path("registry");
     fifo(&registry.join("at-start.yaml"));
@@ -77,7 +77,7 @@ fn fifo_and_device_in_the_registry_are_named_and_hang_nobody() {
 }
 
 #[test]
-fn gateway_file_that_became_a_fifo_or_a_device_is_refused_and_the_next_edit_is_live() {
+fn gateway_file_as_fifo_or_device_is_refused_and_next_edit_is_live() {
     let mut gateway = Setup::new(services(&["a.example"]).replace("services:\n", ""))
         .with("drain: { accept_for: 0s, window: 0s }")
         .start();
@@ -114,7 +114,7 @@ fn bomb() -> String {
 }
 
 #[test]
-fn alias_bomb_in_the_registry_is_refused_with_its_line_while_health_answers() {
+fn registry_alias_bomb_is_refused_with_its_line_while_health_answers() {
     let mut cluster = Cluster::new("east");
     cluster.register("good.yaml", &services(&["a.example"]));
     cluster.start();
@@ -154,7 +154,7 @@ fn rewrite(path: &Path, parts: &[&str], pause: impl Fn()) {
 }
 
 #[test]
-fn registry_file_written_in_place_withdraws_nothing_until_it_is_closed_and_quiet() {
+fn registry_file_written_in_place_withdraws_nothing_until_closed_and_quiet() {
     let both = services(&["a.example", "b.example"]);
     let mut cluster = Cluster::new("east");
     cluster.register("db.yaml", &both);
@@ -191,7 +191,7 @@ fn registry_file_written_in_place_withdraws_nothing_until_it_is_closed_and_quiet
 }
 
 #[test]
-fn large_registry_is_taken_in_while_health_answers() {
+fn large_registry_loads_while_health_answers() {
     let mut cluster = Cluster::new("east");
     cluster.start();
     let names: Vec<_> = (0..5_000).map(|host| format!("h{host}.example")).collect();

@@ -304,7 +304,7 @@ mod tests {
     }
 
     #[test]
-    fn each_job_does_what_it_says_and_leaves_nothing_behind() {
+    fn backend_runs_every_job_and_leaks_nothing() {
         let (backend, target) = world();
         let mut byte = [0];
         let mut once = target.open(Job::Once).unwrap();
@@ -333,7 +333,7 @@ mod tests {
     }
 
     #[test]
-    fn a_hello_in_pieces_is_put_together_and_a_changed_one_is_counted() {
+    fn backend_joins_fragmented_hello_and_counts_altered_one() {
         let (backend, target) = world();
         let bytes = target.hello.for_job(Job::Once);
         let mut stream = TcpStream::connect(target.address).unwrap();

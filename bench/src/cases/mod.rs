@@ -245,7 +245,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn no_two_cases_have_the_same_title() {
+    fn case_titles_are_unique() {
         let cases = Scenario::value_variants().iter().flat_map(|scenario| scenario.cases());
         let mut titles: Vec<_> = cases.map(Case::title).collect();
         let count = titles.len();
@@ -255,7 +255,7 @@ mod tests {
     }
 
     #[test]
-    fn quick_cases_are_some_of_all_cases() {
+    fn quick_cases_are_subset_of_all_cases() {
         for scenario in Scenario::value_variants() {
             let (all, quick) = (scenario.cases(), scenario.quick_cases());
             assert!(!quick.is_empty() && quick.iter().all(|case| all.contains(case)), "{scenario:?}");

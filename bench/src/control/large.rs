@@ -214,7 +214,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_there_without_a_change_is_not_the_changes_and_noise_is_not_hidden() {
+    fn change_cost_subtracts_idle_baseline_and_reports_noise() {
         let at = |agent, gateway| [Duration::from_millis(agent), Duration::from_millis(gateway)];
         // Ten services: 200 ms more than without them is 20 each; 50 ms less is −5 each, and not 0.
         let costs = cost(at(1_000, 0), at(1_100, 100), at(1_400, 150));

@@ -91,7 +91,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_service_stands_in_its_file_and_an_added_one_in_its_own() {
+    fn registry_writes_services_to_files_and_added_service_to_its_own_file() {
         let folder = tempfile::tempdir().unwrap();
         let mark = SocketAddr::from((Ipv4Addr::LOCALHOST, 7));
         let mut registry = Registry::fill(folder.path(), (150, 2), BTreeMap::from([(3, mark)])).unwrap();

@@ -291,7 +291,7 @@ mod tests {
     }
 
     #[test]
-    fn a_quantile_is_a_time_that_was_measured() {
+    fn quantile_is_a_measured_value() {
         let hundred = times(&(1..=100).collect::<Vec<_>>());
         let found = [0.0, 0.5, 0.99, 1.0].map(|share| quantile(&hundred, share).as_millis());
         assert_eq!(found, [1, 50, 99, 100]);
@@ -300,7 +300,7 @@ mod tests {
     }
 
     #[test]
-    fn a_line_is_found_again() {
+    fn record_lookup_finds_line_by_name() {
         let (slope, start) = line(&[(50.0, 110.0), (100.0, 210.0), (200.0, 410.0)]);
         assert!((slope - 2.0).abs() < 1e-9 && (start - 10.0).abs() < 1e-9);
         assert_eq!(line(&[(1.0, 5.0)]), (0.0, 5.0));
@@ -329,7 +329,7 @@ mod tests {
     }
 
     #[test]
-    fn a_miss_is_shown_as_one() {
+    fn missed_target_is_reported_as_missed() {
         let mut report = Report::new();
         let replaced = times(&[100, 120, 700]);
         report.change(Size { services: 10, endpoints: 1 }, Times { replaced, added: times(&[90]) });
@@ -363,7 +363,7 @@ mod tests {
     }
 
     #[test]
-    fn what_noise_or_merged_changes_leave_open_is_neither_met_nor_missed() {
+    fn target_is_undecided_under_noise_or_merged_changes() {
         let rounds = |min, median, max| Summary { median, min, max };
         let verdict = |large, small, is_sound| ratio(large, small, is_sound).2;
         let small = rounds(4.0, 5.0, 6.0);

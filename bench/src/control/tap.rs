@@ -64,7 +64,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_byte_is_passed_and_counted() {
+    fn tap_forwards_and_counts_every_byte() {
         let there = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
         let tap = Tap::before(there.local_addr().unwrap()).unwrap();
         let mut near = TcpStream::connect(tap.address).unwrap();

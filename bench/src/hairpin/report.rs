@@ -216,7 +216,7 @@ mod tests {
     }
 
     #[test]
-    fn figures_are_medians_of_rounds_and_ratios_are_of_medians() {
+    fn report_figures_are_round_medians_and_ratios_of_medians() {
         let report = report();
         let figure = |key| report.figures.iter().find(|figure| figure.key == key).unwrap();
         let trip = figure("round_trip");
@@ -230,7 +230,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_table_says_stands_in_the_json_too() {
+    fn report_json_contains_every_table_figure() {
         let report = report();
         let json = serde_json::to_value(&report).unwrap();
         assert_eq!(json["figures"][0]["key"], "round_trip");

@@ -68,7 +68,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_read_that_waits_for_ever_ends_with_the_program() {
+    fn watched_read_ends_when_program_exits() {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let stream = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
         let stop = Stop::default();

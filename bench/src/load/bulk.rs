@@ -100,7 +100,7 @@ mod tests {
     use crate::hello::Hello;
 
     #[test]
-    fn bytes_go_the_way_that_was_asked_for() {
+    fn bulk_moves_bytes_in_requested_direction() {
         let hello = Arc::new(Hello::new().unwrap());
         let backend = Backend::start(Arc::clone(&hello), Ipv4Addr::LOCALHOST.into()).unwrap();
         let target = Target { address: backend.address, hello };

@@ -68,7 +68,7 @@ mod tests {
     use crate::backend::tls::TlsBackend;
 
     #[test]
-    fn each_is_counted_and_the_server_ends_when_told() {
+    fn handshakes_are_counted_and_server_stops_on_request() {
         let backend = TlsBackend::start(Ipv4Addr::LOCALHOST.into()).unwrap();
         let until = Instant::now() + Duration::from_millis(20);
         let times = handshakes(backend.address, &backend.client, 2, until, &Stop::default()).unwrap();

@@ -134,7 +134,7 @@ mod tests {
     const BYTES: usize = 64;
 
     #[test]
-    fn pings_are_due_at_even_distances_for_ever() {
+    fn paced_pings_are_due_at_even_intervals_without_drift() {
         let schedule = Schedule { start: Instant::now(), per_second: 3 };
         assert_eq!(schedule.due(0), schedule.start);
         assert_eq!(schedule.due(1), schedule.start + Duration::from_nanos(333_333_333));
@@ -142,7 +142,7 @@ mod tests {
     }
 
     #[test]
-    fn as_many_pings_as_were_due_and_each_comes_back() {
+    fn paced_load_sends_every_due_ping_and_receives_it() {
         let hello = Arc::new(Hello::new().unwrap());
         let backend = Backend::start(Arc::clone(&hello), Ipv4Addr::LOCALHOST.into()).unwrap();
         let target = Target { address: backend.address, hello };
@@ -178,7 +178,7 @@ mod tests {
     /// Coordinated omission: at 1000 a second a stall of 200 ms keeps 200 pings waiting, for 100 ms in the
     /// mean. A closed loop sees one slow ping.
     #[test]
-    fn a_stall_is_charged_to_every_ping_that_it_kept_waiting() {
+    fn paced_latency_charges_stall_to_every_delayed_ping() {
         let hello = Arc::new(Hello::new().unwrap());
         let target = || Target { address: stalls_once(hello.len()), hello: Arc::clone(&hello) };
         let stop = Stop::default();

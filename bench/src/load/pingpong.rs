@@ -110,7 +110,7 @@ mod tests {
     use crate::hello::Hello;
 
     #[test]
-    fn every_ping_comes_back_and_a_second_run_starts_at_none() {
+    fn pingpong_receives_every_ping_and_resets_between_runs() {
         let hello = Arc::new(Hello::new().unwrap());
         let backend = Backend::start(Arc::clone(&hello), Ipv4Addr::LOCALHOST.into()).unwrap();
         let target = Target { address: backend.address, hello };

@@ -191,7 +191,7 @@ mod tests {
     use crate::hello::Hello;
 
     #[test]
-    fn every_connection_that_is_opened_is_completed_whoever_closes() {
+    fn short_connections_complete_whichever_side_closes() {
         let hello = Arc::new(Hello::new().unwrap());
         let backend = Backend::start(Arc::clone(&hello), Ipv4Addr::LOCALHOST.into()).unwrap();
         let target = Target { address: backend.address, hello };

@@ -66,7 +66,7 @@ mod tests {
     }
 
     #[test]
-    fn the_report_of_another_run_beside_the_file_is_kept() {
+    fn report_command_keeps_existing_report_of_another_run() {
         let folder = tempfile::tempdir().unwrap();
         let (file, other) = (folder.path().join("mine.json"), folder.path().join("report.json"));
         let machine = serde_json::json!({"cpu": "", "cores": 1, "memory_kib": 1, "kernel": ""});
@@ -85,13 +85,13 @@ mod tests {
     }
 
     #[test]
-    fn a_bare_name_lies_in_this_directory() {
+    fn report_path_without_directory_is_in_working_directory() {
         assert_eq!(beside(Path::new("report.json")), Path::new("."));
         assert_eq!(beside(Path::new("a/report.json")), Path::new("a"));
     }
 
     #[test]
-    fn what_cannot_be_read_says_why() {
+    fn report_command_explains_unreadable_input() {
         assert!(refusal("{\n  \"schema\": ").contains("line 2 column"), "broken JSON");
         assert!(refusal("{}").contains("missing field `schema`"));
         let other = refusal("{\"schema\": \"isthmus-bench/compare/1\"}");

@@ -182,7 +182,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn the_best_peer_is_the_one_to_compare_with_and_neither_direct_nor_ourselves() {
+    fn digest_compares_with_best_peer_except_direct_and_isthmus() {
         let systems = [
             ("direct", [99.0, 99.0, 99.0]),
             ("isthmus", [10.0, 9.5, 10.5]),
@@ -196,7 +196,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn rounds_that_overlap_are_even() {
+    fn digest_calls_overlapping_rounds_even() {
         let overlapping = [("isthmus", [10.0, 8.0, 12.0]), ("nginx", [11.0, 10.0, 11.5])];
         assert_eq!(verdict(true, &overlapping).1, Some(Verdict::Even));
         let near = [("isthmus", [10.0; 3]), ("nginx", [10.1; 3])];
@@ -215,7 +215,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn numbers_are_short_and_slugs_are_safe() {
+    fn digest_numbers_are_short_and_slugs_are_safe() {
         assert_eq!([0.123, 12.34, 1234.5].map(short), ["0.12", "12.3", "1234"]);
         assert_eq!(spread(Summary { median: 12.34, min: 12.0, max: 13.0 }), "12.3 ±0.50");
         assert_eq!([slug("日本"), slug(&"w".repeat(400))], ["unnamed".into(), "w".repeat(100)]);

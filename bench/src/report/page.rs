@@ -218,7 +218,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_from_outside_becomes_markup() {
+    fn page_escapes_all_external_text() {
         let report = hostile();
         let charts = markdown::charts(&report);
         assert!(
@@ -236,7 +236,7 @@ mod tests {
     }
 
     #[test]
-    fn cases_of_the_same_title_and_scenarios_in_any_order_are_kept_apart() {
+    fn page_separates_equal_case_titles_and_unordered_scenarios() {
         let mut report = hostile();
         report.cases = ["a", "b", "a"]
             .map(|scenario| {
@@ -256,7 +256,7 @@ mod tests {
     }
 
     #[test]
-    fn a_report_survives_its_json() {
+    fn report_round_trips_through_json() {
         let report = hostile();
         let text = serde_json::to_string(&report).unwrap();
         let again: Report = serde_json::from_str(&text).unwrap();

@@ -152,7 +152,7 @@ mod tests {
     }
 
     #[test]
-    fn medians_are_compared_to_ours_and_what_failed_is_kept() {
+    fn summary_compares_medians_to_isthmus_and_keeps_failures() {
         let failed = Measurement { case: CASE, system: "nginx".into(), outcome: Err("broken".into()) };
         let mut all: Vec<_> = [2.0, 4.0, 3.0].map(|value| measured("isthmus", value, 0.0)).into();
         all.extend([9.0, 6.0, 5.0].map(|value| measured("nginx", value, 0.01)));
@@ -169,7 +169,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_as_fast_as_no_proxy_is_bounded_by_the_generator() {
+    fn summary_marks_direct_speed_as_generator_bound() {
         let all = [measured("direct", 10.0, 0.0), measured("isthmus", 9.1, 0.0), measured("nginx", 8.9, 0.0)];
         let report = summed_up(&all);
         let bounded: Vec<_> = report.systems.iter().map(|row| row.bounded_by_generator).collect();
@@ -178,7 +178,7 @@ mod tests {
     }
 
     #[test]
-    fn one_noisy_measurement_takes_the_machines_count_out_of_the_headline_for_all() {
+    fn summary_drops_machine_cpu_headline_after_one_noisy_measurement() {
         let quiet = summed_up(&[measured("isthmus", 2.0, 0.01), measured("nginx", 2.0, 0.02)]);
         assert_eq!(quiet.cpu_headline, CPU_MACHINE);
         let noisy = summed_up(&[measured("isthmus", 2.0, 0.01), measured("nginx", 2.0, 0.2)]);
@@ -189,7 +189,7 @@ mod tests {
     }
 
     #[test]
-    fn known_times_of_several_rounds_give_known_quantiles() {
+    fn summary_quantiles_match_known_round_times() {
         let round = |from: u64| {
             let mut times = histogram().unwrap();
             for microseconds in from..from + 5000 {

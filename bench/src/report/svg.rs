@@ -235,7 +235,7 @@ mod tests {
     }
 
     #[test]
-    fn a_bar_is_as_long_as_its_median_and_its_whisker_spans_the_rounds() {
+    fn bar_length_is_median_and_whisker_spans_rounds() {
         let case = case(true, &[("isthmus", [10.0, 5.0, 20.0]), ("nginx", [5.0, 5.0, 5.0])]);
         let svg = bars(&case, "rate").unwrap().standalone();
         let full = WIDTH - 2.0;
@@ -248,7 +248,7 @@ mod tests {
     }
 
     #[test]
-    fn a_curve_rises_to_the_right() {
+    fn curve_rises_to_the_right() {
         let mut case = case(true, &[("isthmus", [10.0; 3])]);
         case.systems[0].latency = [(0.0, 10.0), (0.9, 100.0), (0.99, 100.0), (0.999, 5000.0)]
             .map(|(quantile, microseconds)| Point { quantile, microseconds })
@@ -264,7 +264,7 @@ mod tests {
     }
 
     #[test]
-    fn a_curve_ends_at_the_last_tick_and_every_system_has_a_line() {
+    fn curve_ends_at_last_tick_with_one_line_per_system() {
         let names: Vec<String> = (0..9).map(|number| format!("peer{number}")).collect();
         let systems: Vec<_> = names.iter().map(|name| (name.as_str(), [1.0, 1.0, 2.0])).collect();
         let mut case = case(true, &systems);
@@ -283,7 +283,7 @@ mod tests {
     }
 
     #[test]
-    fn numbers_that_are_none_are_not_drawn() {
+    fn chart_omits_non_finite_numbers() {
         let unordered = case(true, &[("isthmus", [1e308, 0.0, 0.0])]);
         assert!(bars(&unordered, "rate").is_none(), "no bar is longer than its spread");
         let hostile = [f64::NAN, f64::INFINITY, f64::NEG_INFINITY, -1.0];

@@ -220,7 +220,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn alerts_have_the_names_of_the_rfcs() {
+    fn alert_names_follow_the_rfcs() {
         let names = [(112, "unrecognized_name"), (49, "access_denied"), (80, "internal_error")];
         let more = [(48, "unknown_ca"), (116, "certificate_required"), (200, "unknown")];
         for (code, name) in names.into_iter().chain(more) {
@@ -229,14 +229,14 @@ mod tests {
     }
 
     #[test]
-    fn what_a_server_says_cannot_steer_a_terminal_nor_fill_it() {
+    fn server_text_is_escaped_and_truncated_for_the_terminal() {
         let failure = Failure::new(Kind::WrongAnswer, "\u{1b}[2J\r\n\u{202e}evil");
         assert_eq!(failure.text, "\\u{1b}[2J\\r\\n\\u{202e}evil");
         assert_eq!(Failure::new(Kind::Tls, &"x".repeat(10_000)).text.len(), LONGEST_TEXT);
     }
 
     #[test]
-    fn exhaustion_of_this_machine_is_not_the_servers_failure() {
+    fn local_resource_exhaustion_is_not_a_server_failure() {
         for errno in [Errno::MFILE, Errno::ADDRNOTAVAIL] {
             assert_eq!(of_system(&errno.into()), Kind::LocalResources);
         }

@@ -94,7 +94,7 @@ mod tests {
     }
 
     #[test]
-    fn operations_are_due_at_even_distances_for_ever() {
+    fn plan_operations_are_due_at_even_intervals_without_drift() {
         assert_eq!(plan("3").due(0), Some(Duration::ZERO));
         assert_eq!(plan("3").due(1), Some(Duration::from_nanos(333_333_333)));
         assert_eq!(plan("3/s").due(300), Some(Duration::from_secs(100)));
@@ -103,7 +103,7 @@ mod tests {
     }
 
     #[test]
-    fn the_count_of_due_operations_agrees_with_the_time_of_each() {
+    fn plan_due_count_agrees_with_due_times() {
         let duration = Some(Duration::from_millis(100));
         let ends = [(None, None), (duration, None), (None, Some(20)), (duration, Some(1000))];
         for (text, (duration, count)) in
@@ -120,7 +120,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_due_past_the_end() {
+    fn plan_has_nothing_due_after_its_end() {
         let plan = Plan { duration: Some(Duration::from_secs(2)), ..plan("10") };
         assert_eq!(plan.due(19), Some(Duration::from_millis(1900)));
         assert_eq!(plan.due(20), None, "due at the very end");
@@ -131,7 +131,7 @@ mod tests {
     }
 
     #[test]
-    fn without_a_rate_the_count_and_the_clock_decide() {
+    fn plan_without_rate_is_bounded_by_count_and_duration() {
         let plan = Plan { rate: None, duration: Some(Duration::from_secs(2)), count: Some(3) };
         assert!(plan.wants(2, Duration::from_millis(1999)));
         assert!(!plan.wants(3, Duration::ZERO));
@@ -139,7 +139,7 @@ mod tests {
     }
 
     #[test]
-    fn a_rate_that_cannot_be_is_refused_with_the_right_form() {
+    fn rate_parse_error_shows_the_right_form() {
         for wrong in ["", "0", "-1", "1.5", "5/h", "2000000", "/s", "5/s/s"] {
             assert!(wrong.parse::<Rate>().unwrap_err().contains("500/s"), "{wrong}");
         }

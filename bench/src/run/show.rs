@@ -203,7 +203,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn times_have_three_digits_and_a_unit() {
+    fn times_are_shown_with_three_digits_and_unit() {
         let shown = [0.5, 85.26, 999.0, 1000.0, 12_345.0, 99_960.0, 2_500_000.0].map(time);
         assert_eq!(shown, ["0.50 µs", "85.3 µs", "999 µs", "1.00 ms", "12.3 ms", "100 ms", "2.50 s"]);
     }

@@ -126,7 +126,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_time_in_the_queue_is_part_of_the_operation_and_not_of_its_service() {
+    fn queue_time_counts_as_latency_but_not_as_service_time() {
         let mut tally = Tally::new().unwrap();
         let progress = Progress { connect: Some(Duration::from_millis(2)), ..Progress::default() };
         let (queued, service) = (Duration::from_millis(90), Duration::from_millis(10));
@@ -137,7 +137,7 @@ mod tests {
     }
 
     #[test]
-    fn failures_are_counted_by_kind_and_step_and_spoil_no_latency() {
+    fn failures_are_counted_by_kind_and_step_without_latency_samples() {
         let mut tally = Tally::new().unwrap();
         for (step, text) in [(Step::Connect, "first"), (Step::Connect, "second"), (Step::Answer, "third")] {
             let progress = Progress { step, ..Progress::default() };
@@ -152,7 +152,7 @@ mod tests {
     }
 
     #[test]
-    fn each_look_at_the_recent_ones_begins_anew() {
+    fn interval_tally_resets_after_each_read() {
         let mut tally = Tally::new().unwrap();
         let done = || Outcome {
             progress: Progress::default(),

@@ -201,7 +201,7 @@ fn alert(code: u8) -> Option<String> {
 }
 
 #[test]
-fn an_operation_is_a_whole_connection_unless_told_otherwise() {
+fn operation_is_a_whole_connection_by_default() {
     let world = World::new();
     let server = Server::start(world.open_config(), Does::Echo);
     let report = world.measure(server.address, "--ca ca.pem -n 30 -c 3");
@@ -215,7 +215,7 @@ fn an_operation_is_a_whole_connection_unless_told_otherwise() {
 }
 
 #[test]
-fn a_certificate_and_an_expected_identity_open_a_server_that_demands_them() {
+fn client_certificate_and_expected_identity_pass_mtls_server() {
     let world = World::new();
     let server = Server::start(world.mutual_config(), Does::Echo);
     let credentials = "--ca ca.pem --cert client.crt --key client.key -n 5";
@@ -230,7 +230,7 @@ fn a_certificate_and_an_expected_identity_open_a_server_that_demands_them() {
 }
 
 #[test]
-fn requests_share_connections_unless_each_wants_its_own() {
+fn requests_share_connections_unless_one_each_is_asked_for() {
     let world = World::new();
     let server = Server::start(world.open_config(), Does::Http);
     let report = world.measure(server.address, "--ca ca.pem --http /here?x=1 -n 40 -c 4");
@@ -246,7 +246,7 @@ fn requests_share_connections_unless_each_wants_its_own() {
 }
 
 #[test]
-fn an_echo_must_come_back_equal() {
+fn echo_must_equal_the_request() {
     let world = World::new();
     let server = Server::start(world.open_config(), Does::Echo);
     // More than all buffers on the way hold: sent and received must move at once.
@@ -260,7 +260,7 @@ fn an_echo_must_come_back_equal() {
 }
 
 #[test]
-fn each_failure_has_its_own_kind() {
+fn failure_kinds_are_distinct() {
     let world = World::new();
     let open = Server::start(world.open_config(), Does::Echo);
     let mutual = Server::start(world.mutual_config(), Does::Echo);
@@ -295,7 +295,7 @@ fn each_failure_has_its_own_kind() {
 }
 
 #[test]
-fn all_addresses_are_used_in_turn() {
+fn addresses_are_used_in_turn() {
     let world = World::new();
     let servers = [(); 3].map(|()| Server::start(world.open_config(), Does::Echo));
     let mut prepared = world.prepare(servers[0].address, "--ca ca.pem -n 12 -c 2");
@@ -307,7 +307,7 @@ fn all_addresses_are_used_in_turn() {
 /// Coordinated omission: while one echo is held back, 200 more become due. Each of them was kept waiting,
 /// but only the one on the wire was slow by itself.
 #[test]
-fn a_stall_is_charged_to_every_operation_that_became_due_meanwhile() {
+fn latency_charges_stall_to_every_operation_due_meanwhile() {
     let world = World::new();
     let gate = Arc::new(Semaphore::new(0));
     let server = Server::start(world.open_config(), Does::StallAfter(20, Arc::clone(&gate)));
@@ -333,7 +333,7 @@ fn a_stall_is_charged_to_every_operation_that_became_due_meanwhile() {
 }
 
 #[test]
-fn a_rate_that_is_not_reached_is_said_and_no_operation_is_lost() {
+fn missed_rate_is_reported_and_loses_no_operation() {
     let world = World::new();
     let never = Arc::new(Semaphore::new(0));
     let server = Server::start(world.open_config(), Does::StallAfter(0, never));
@@ -346,7 +346,7 @@ fn a_rate_that_is_not_reached_is_said_and_no_operation_is_lost() {
 }
 
 #[test]
-fn what_is_under_way_when_a_run_is_cut_off_is_neither_success_nor_failure() {
+fn operations_in_flight_at_cut_off_are_neither_success_nor_failure() {
     let world = World::new();
     let never = Arc::new(Semaphore::new(0));
     let server = Server::start(world.open_config(), Does::StallAfter(1, never));
@@ -373,7 +373,7 @@ fn what_is_under_way_when_a_run_is_cut_off_is_neither_success_nor_failure() {
 }
 
 #[test]
-fn the_result_is_also_data() {
+fn result_is_available_as_json() {
     let world = World::new();
     let server = Server::start(world.open_config(), Does::Http);
     let report = world.measure(server.address, "--ca ca.pem --http /here?x=1 -n 10 --rate 500");
@@ -388,7 +388,7 @@ fn the_result_is_also_data() {
 }
 
 #[test]
-fn wrong_usage_says_what_would_be_right() {
+fn usage_errors_show_the_right_form() {
     let refused = |line: &str| {
         let run = Cli::try_parse_from(["run"].into_iter().chain(line.split_whitespace()));
         match run {

@@ -90,7 +90,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_program_is_found_deep_in_an_environment_and_its_script_is_not_taken_for_it() {
+    fn search_finds_nested_program_and_ignores_its_wrapper_script() {
         let environment = tempfile::tempdir().unwrap();
         let inside = environment.path().join("lib/python3.1/site-packages/peer/_bin");
         fs::create_dir_all(&inside).unwrap();

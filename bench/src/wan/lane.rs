@@ -54,14 +54,14 @@ mod tests {
     }
 
     #[test]
-    fn a_packet_comes_out_after_its_time_on_the_wire_and_the_delay() {
+    fn packet_leaves_after_transmission_time_and_delay() {
         let mut lane = lane("delay=20ms");
         assert_eq!(lane.offer(1000, ms(5)), Some(ms(26)));
         assert_eq!(lane.offer(1000, ms(100)), Some(ms(121)), "an idle wire owes nothing");
     }
 
     #[test]
-    fn packets_wait_for_those_before_them() {
+    fn packets_queue_behind_earlier_ones() {
         let mut lane = lane("delay=20ms");
         assert_eq!(lane.offer(1000, ms(0)), Some(ms(21)));
         assert_eq!(lane.offer(3000, ms(0)), Some(ms(24)));
@@ -69,7 +69,7 @@ mod tests {
     }
 
     #[test]
-    fn the_queue_is_bounded_in_bytes_and_drains_with_time() {
+    fn queue_is_bounded_in_bytes_and_drains_with_time() {
         let mut lane = lane("delay=0ms");
         let queue = 64 * 1024;
         let accepted = (0..1000).filter(|_| lane.offer(1024, ms(0)).is_some()).count();
@@ -81,7 +81,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_dropped_takes_no_time_on_the_wire() {
+    fn dropped_packet_takes_no_transmission_time() {
         let (mut full, mut fair) = (lane("delay=0ms"), lane("delay=0ms"));
         for _ in 0..64 {
             assert_eq!(full.offer(1024, ms(0)), fair.offer(1024, ms(0)));
@@ -91,7 +91,7 @@ mod tests {
     }
 
     #[test]
-    fn jitter_varies_within_its_bounds_and_never_reorders() {
+    fn jitter_stays_within_bounds_and_never_reorders() {
         let mut lane = lane("delay=20ms,jitter=10ms");
         let (mut last, mut waits) = (Duration::ZERO, Vec::new());
         for number in 0..500 {
@@ -107,7 +107,7 @@ mod tests {
     }
 
     #[test]
-    fn the_same_seed_is_the_same_jitter() {
+    fn jitter_is_deterministic_by_seed() {
         let outcome = |seed| {
             let shape = Shape::default().changed(&"jitter=10ms".parse().unwrap());
             let mut lane = Lane::new(shape, seed);

@@ -147,7 +147,7 @@ mod tests {
 
     /// The bound is physics: a handshake crosses the link twice before connect returns.
     #[test]
-    fn a_connection_takes_both_delays_and_its_bytes_arrive_unchanged_despite_jitter() {
+    fn connection_sees_both_delays_and_intact_bytes_despite_jitter() {
         let Some(pair) = pair("delay=30ms,jitter=10ms,bandwidth=200Mbit") else { return };
         let listener = pair.listen();
         let (mut client, connecting) = pair.connect(listener.local_addr().unwrap());
@@ -168,7 +168,7 @@ mod tests {
     }
 
     #[test]
-    fn no_transfer_is_faster_than_the_bandwidth() {
+    fn transfer_is_limited_to_the_bandwidth() {
         let Some(pair) = pair("delay=1ms,bandwidth=20Mbit") else { return };
         let listener = pair.listen();
         let (mut client, _) = pair.connect(listener.local_addr().unwrap());
@@ -184,7 +184,7 @@ mod tests {
     }
 
     #[test]
-    fn a_link_that_is_gone_carries_nothing_and_leaves_no_device() {
+    fn removed_link_carries_nothing_and_leaves_no_device() {
         let Some(pair) = pair("delay=1ms") else { return };
         let listener = pair.listen();
         pair.connect(listener.local_addr().unwrap());

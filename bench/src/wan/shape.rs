@@ -109,7 +109,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_change_changes_what_it_names_and_nothing_else() {
+    fn shape_change_sets_only_named_fields() {
         let base = Shape::default();
         let changed = base.changed(&"delay=35ms, bandwidth=1Gbit".parse().unwrap());
         let expected = Shape { delay: Duration::from_millis(35), bandwidth: 1_000_000_000, ..base };
@@ -119,7 +119,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_change_says_what_would_be_one() {
+    fn shape_parse_error_shows_the_right_form() {
         for wrong in ["", "speed=1", "delay", "delay=20", "bandwidth=0Mbit", "delay=20ms,"] {
             let why = wrong.parse::<Change>().unwrap_err();
             assert!(why.contains("write"), "{wrong}: {why}");
@@ -127,7 +127,7 @@ mod tests {
     }
 
     #[test]
-    fn bytes_and_time_agree_and_round_towards_slow() {
+    fn shape_transmission_time_rounds_up() {
         let shape = Shape { bandwidth: 3_000_000, ..Shape::default() };
         for bytes in [1, 7, 1500, 1 << 20] {
             let time = shape.time_of(bytes);
@@ -138,7 +138,7 @@ mod tests {
     }
 
     #[test]
-    fn a_queue_is_a_round_trip_of_the_bandwidth_but_never_tiny() {
+    fn default_queue_holds_one_bandwidth_delay_product_or_its_minimum() {
         assert_eq!(Shape::default().queue(), 500_000);
         assert_eq!(Shape { delay: Duration::ZERO, ..Shape::default() }.queue(), 64 * 1024);
     }

@@ -82,7 +82,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_written_is_what_was_read() {
+    fn units_round_trip_through_text() {
         for text in ["100Mbit", "1Gbit", "1500kbit", "1001bit"] {
             assert_eq!(Bits(bandwidth(text).unwrap()).to_string(), text);
             assert_eq!(bandwidth(&format!("{text}/s")), bandwidth(text));
@@ -95,7 +95,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wrong_is_refused_with_a_remedy() {
+    fn unit_parse_error_names_a_remedy() {
         let huge = format!("{}GiB", u64::MAX);
         for text in ["", "0", "-1", "+1MiB", "4MB", "MiB", "4 MiB", "1.5MiB", &huge] {
             assert!(size(text).unwrap_err().contains("write"), "{text}");

@@ -45,7 +45,7 @@ fn west_imports(range: &str) -> String {
 }
 
 #[test]
-fn three_clusters_know_of_each_other_what_both_sides_agreed_to() {
+fn three_clusters_share_only_what_both_sides_agreed_to() {
     let mut three = match World::peers(["east", "west", "south"]) {
         Ok(world) => Three::new(world),
         Err(why) => skip!("{why}"),

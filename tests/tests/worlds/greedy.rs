@@ -39,7 +39,7 @@ const DELTA: &str = "/envoy.service.discovery.v3.AggregatedDiscoveryService/Delt
 const BATCH: usize = 2_000;
 
 #[test]
-fn peer_that_exceeds_each_limit_ten_times_costs_64_mib_and_keeps_no_own_change_waiting() {
+fn greedy_peer_at_ten_times_each_limit_costs_64_mib_and_delays_no_own_change() {
     let Hostile { busy, west, south, before, .. } = &match World::peers(["east", "west", "south"]) {
         Ok(world) => Hostile::new(world),
         Err(why) => skip!("{why}"),

@@ -39,7 +39,7 @@ pub(crate) struct Hostile {
 }
 
 #[test]
-fn a_hostile_peer_is_refused_by_name_and_disturbs_nobody() {
+fn hostile_peer_is_refused_by_name_and_disturbs_nobody() {
     let world = match World::peers(["east", "west", "south"]) {
         Ok(world) => Hostile::new(world),
         Err(why) => skip!("{why}"),

@@ -11,7 +11,7 @@ use serde_json::Value;
 use super::{DETAILS, service};
 
 #[test]
-fn a_token_joins_once_in_its_time_and_with_its_maker_only() {
+fn join_token_works_once_in_time_and_only_with_its_maker() {
     // The third pretends to be the first.
     let World { clusters: [mut east, mut west, mut mallory], net } =
         match World::strangers(["east", "west", "east"]) {

@@ -26,7 +26,7 @@ struct Misled {
 }
 
 #[test]
-fn an_agent_that_has_turned_leaves_a_gateway_its_last_good_tables() {
+fn hostile_agent_leaves_gateway_its_last_good_tables() {
     let mut east = Cluster::new("east");
     let one = endpoint(&east, Demands::Certificate, b"east-one");
     east.register("details.yaml", &service(DETAILS, &[&one], ""));

@@ -38,7 +38,7 @@ struct Returning {
 }
 
 #[test]
-fn agents_and_links_go_and_come_back_and_no_call_fails() {
+fn agent_and_link_outages_fail_no_call() {
     let mut world = match World::peers(["east", "west", "south"]) {
         Ok(world) => Returning::new(world),
         Err(why) => skip!("{why}"),

@@ -20,7 +20,7 @@ use super::busy::PACE;
 use super::{DETAILS, MIB, OUTBOUND, RATINGS, REVIEWS, service};
 
 #[test]
-fn a_thousand_strangers_keep_no_gateway_waiting() {
+fn thousand_strangers_delay_no_gateway() {
     let World { clusters: [mut east, outside], net: _net } = match World::strangers(["east", "outside"]) {
         Ok(world) => world,
         Err(why) => skip!("{why}"),
