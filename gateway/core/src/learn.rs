@@ -17,7 +17,7 @@ use isthmus_certs::{Client as Tls, IdPattern, Peer, Trust};
 use isthmus_health::schedule::Probes;
 use isthmus_health::tcp::probe;
 use isthmus_model::HostPattern;
-use isthmus_model::held::Held;
+use isthmus_model::SliceStore;
 use isthmus_model::slice::{Key, Slice};
 use isthmus_proto::envoy::config::core::v3::{Locality, Node};
 use isthmus_proto::type_url::SLICE;
@@ -119,7 +119,7 @@ struct Slices {
     control: Arc<Control>,
     here: Here,
     network: String,
-    held: Held,
+    store: SliceStore,
     persistence: Option<Persistence>,
     lost: Option<Instant>,
     /// An agent was told what there is: what it does not name is gone.
@@ -137,7 +137,7 @@ impl Slices {
             here,
             network: control.process.fixed.node.network.clone(),
             control,
-            held: Held::default(),
+            store: SliceStore::default(),
             persistence: None,
             lost: Some(Instant::now()),
             is_told: false,
@@ -164,14 +164,14 @@ impl Slices {
                 offer.network, self.network
             ));
         }
-        self.held.take(&slice, bytes).map_err(|older| older.to_string())?;
+        self.store.insert(&slice, bytes).map_err(|older| older.to_string())?;
         Ok(slice.key)
     }
 
     /// The same of what an agent gave, which is persisted for a restart.
     fn accept(&mut self, resource: &Resource) -> Result<Key, String> {
         let Resource { name, bytes, .. } = resource;
-        let old = name.parse::<Key>().ok().and_then(|key| self.held.bytes(&key));
+        let old = name.parse::<Key>().ok().and_then(|key| self.store.bytes(&key));
         let is_known = old.is_some_and(|old| old == &bytes[..]);
         let key = self.take(name, bytes)?;
         if !is_known {
@@ -194,7 +194,7 @@ impl Slices {
         }
         for name in &update.removed {
             let Ok(key) = name.parse::<Key>() else { continue };
-            self.held.leave(&key);
+            self.store.forget(&key);
             self.persist(name);
             touched.insert(key.host);
         }
@@ -213,12 +213,12 @@ impl Slices {
     /// Makes the services of these hosts anew and puts them live.
     fn renew(&self, touched: BTreeSet<HostPattern>) {
         let services = |host: HostPattern| {
-            let slices = self.held.of_host(&host);
+            let slices = self.store.of_host(&host);
             let standing = slices.iter().filter(|slice| !self.expired.contains(&slice.key));
             (host, self.here.services(standing))
         };
         self.control.learned_of(touched.into_iter().map(services));
-        self.control.following.send_modify(|following| following.slices = self.held.len());
+        self.control.following.send_modify(|following| following.slices = self.store.len());
     }
 
     fn contact(&mut self, agent: &str, lost: Option<&str>) {
@@ -236,7 +236,7 @@ impl Slices {
     /// Lets go of what was promised for a time only, while no agent is heard.
     fn expire(&mut self, now: Instant) {
         let Some(silence) = self.lost.map(|lost| now.saturating_duration_since(lost)) else { return };
-        let over = self.held.limited().filter(|(_, rule)| rule.is_over(silence));
+        let over = self.store.limited().filter(|(_, rule)| rule.is_over(silence));
         let news = over.map(|(key, _)| key).filter(|key| !self.expired.contains(*key));
         let news: Vec<_> = news.cloned().collect();
         let touched: BTreeSet<_> = news.iter().map(|key| key.host.clone()).collect();
@@ -259,7 +259,7 @@ impl Tables for Followed {
     fn versions(&self, _type_url: &str) -> HashMap<String, String> {
         let mut slices = locked(&self.0);
         slices.is_told = true;
-        slices.held.versions()
+        slices.store.versions()
     }
 
     fn contact(&mut self, contact: Contact<'_>) {

@@ -133,6 +133,44 @@ pub struct Port {
     pub exported: bool,
 }
 
+impl Offer {
+    /// These ports in a network, and nothing more.
+    #[must_use]
+    pub fn new(network: &str, ports: Vec<Port>) -> Offer {
+        Offer {
+            network: network.to_owned(),
+            aliases: Vec::new(),
+            ports,
+            gateways: Vec::new(),
+            staleness: Staleness::Keep,
+            merge: false,
+            exposed_on: Vec::new(),
+            gateway_ranges: Ranges::default(),
+        }
+    }
+}
+
+impl Port {
+    /// A default port without endpoints, conditions and limits.
+    #[must_use]
+    pub fn new(number: u16, tls: Tls) -> Port {
+        Port {
+            number,
+            bare: true,
+            tls,
+            alpn: Vec::new(),
+            sources: Vec::new(),
+            balance: Balance::default(),
+            max_connections: None,
+            send_proxy: false,
+            endpoints: Vec::new(),
+            ready: Vec::new(),
+            timeouts: ServiceTimeouts::default(),
+            exported: false,
+        }
+    }
+}
+
 /// One address that serves a port.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Endpoint {

@@ -8,7 +8,6 @@ mod probing;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
-use std::sync::Arc;
 use std::time::Instant;
 
 use serde::Serialize;
@@ -123,7 +122,7 @@ impl Imports {
         }
         peer.consent.check(&slice)?;
         let host = slice.key.host.clone();
-        let before = peer.accepted.get(&slice.key).map(|slice| names(slice)).unwrap_or_default();
+        let before = peer.slices.get(&slice.key).as_ref().map(names).unwrap_or_default();
         let after = names(&slice);
         let size = Size { bytes: bytes.len() as u64, names: after.len() as u64 };
         let sharing = after.iter().map(|name| sharing(&self.claims, rank + 1, &host, name)).max();
@@ -132,7 +131,7 @@ impl Imports {
         }
         self.unsettled |= peer.lost.is_some();
         let is_offered = slice.offer.is_some();
-        let is_changed = peer.accepted.take(slice).map_err(|older| older.to_string())?;
+        let is_changed = peer.slices.insert(&slice, bytes).map_err(|outdated| outdated.to_string())?;
         let stored = if is_offered {
             peer.holdings.put(&host, size);
             Stored::Slice { forgets: None }
@@ -152,8 +151,8 @@ impl Imports {
         let Some(peer) = self.peers.get_mut(rank) else { return false };
         self.unsettled |= peer.lost.is_some();
         peer.holdings.not_granted(host, false);
-        let before = peer.accepted.get(&key).map(|slice| names(slice)).unwrap_or_default();
-        let stood = peer.accepted.leave(&key);
+        let before = peer.slices.get(&key).as_ref().map(names).unwrap_or_default();
+        let stood = peer.slices.forget(&key);
         if stood {
             peer.forget(host);
             self.claim(rank + 1, host, &before, &[]);
@@ -198,10 +197,9 @@ impl Imports {
     pub fn expire(&mut self, now: Instant) {
         for (rank, peer) in self.peers.iter_mut().enumerate() {
             let Some(silence) = peer.lost.map(|lost| now.saturating_duration_since(lost)) else { continue };
-            let over = |slice: &&Arc<Slice>| slice.has_expired(silence);
-            for slice in peer.accepted.iter().filter(over) {
-                if peer.expired.insert(slice.key.host.clone()) {
-                    self.dirty.insert((rank + 1, slice.key.host.clone()));
+            for (key, _) in peer.slices.limited().filter(|(_, rule)| rule.is_over(silence)) {
+                if peer.expired.insert(key.host.clone()) {
+                    self.dirty.insert((rank + 1, key.host.clone()));
                 }
             }
         }
@@ -220,7 +218,7 @@ impl Imports {
             .peers
             .iter()
             .enumerate()
-            .flat_map(|(rank, peer)| peer.accepted.iter().map(move |slice| (rank + 1, &slice.key.host)));
+            .flat_map(|(rank, peer)| peer.slices.hosts().map(move |host| (rank + 1, host)));
         let not_granted = self
             .peers
             .iter()
@@ -287,13 +285,13 @@ impl Imports {
     fn verdict(&self, rank: usize, host: &HostPattern) -> Option<(Key, Verdict)> {
         let peer = self.peers.get(rank.checked_sub(1)?)?;
         let key = Key { cluster: peer.consent.cluster.clone(), host: host.clone() };
-        let Some(slice) = peer.accepted.get(&key) else {
+        let Some(slice) = peer.slices.get(&key) else {
             return Some((key, Verdict::Quarantined("is withdrawn".to_owned())));
         };
         let verdict = if peer.expired.contains(host) {
             Verdict::Quarantined("has expired: its cluster has not been heard of for too long".to_owned())
         } else {
-            let judged = self.judge(rank, peer, slice);
+            let judged = self.judge(rank, peer, &slice);
             judged
                 .and_then(|slice| self.as_reached(peer, slice))
                 .map_or_else(Verdict::Quarantined, Verdict::Imported)
@@ -366,7 +364,7 @@ impl Imports {
         };
         let peer = self.peers.get(place)?;
         let key = Key { cluster: peer.consent.cluster.clone(), host: host.clone() };
-        let offer = peer.accepted.get(&key)?.offer.as_ref()?;
+        let offer = peer.slices.get(&key)?.offer?;
         Some((offer.ports.iter().map(|port| (port.number, port.tls)).collect(), offer.merge))
     }
 

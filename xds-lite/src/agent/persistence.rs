@@ -151,7 +151,7 @@ impl Source for OfSlices {
     fn keys(&self) -> Vec<String> {
         let state = locked(&self.0);
         let own = state.own().map(|slice| own(&slice.key));
-        let imports = state.imports.persistent().map(|(from, key)| import(from, &key.to_string()));
+        let imports = state.imports.persistent().map(|(from, name)| import(from, &name));
         let names = state.unclaimed.iter().flat_map(|(from, all)| all.keys().map(|name| import(from, name)));
         own.chain(imports).chain(names).collect()
     }
@@ -164,8 +164,8 @@ impl Source for OfSlices {
             }
             let (from, name) = key.strip_prefix(IMPORT).and_then(of_peer)?;
             let unclaimed = || state.unclaimed.get(&from)?.get(name).cloned();
-            let slice = name.parse().ok().and_then(|key| state.imports.to_persist(&from, &key));
-            slice.map(|slice| slice.encode()).or_else(unclaimed)
+            let imported = name.parse().ok().and_then(|key| state.imports.to_persist(&from, &key));
+            imported.map(<[u8]>::to_vec).or_else(unclaimed)
         };
         keys.iter().map(value).collect()
     }

@@ -13,7 +13,7 @@ use isthmus_health::mtls::{MtlsCheck, MtlsChecks, Subject};
 use isthmus_model::address::Target;
 use isthmus_model::host::HostPattern;
 use isthmus_model::services::Service;
-use isthmus_model::slice::{Cluster, Gateway, Key, Slice, version};
+use isthmus_model::slice::{Cluster, Gateway, Key, Slice};
 use isthmus_registry::files::Found;
 use isthmus_registry::imports::{Imports, Stored, Verdict};
 use isthmus_registry::registered::Registered;
@@ -109,8 +109,7 @@ impl State {
 
     /// What is known of a peer's slices, with their versions: what it need not send again.
     pub(super) fn known(&self, of: &Cluster) -> Vec<(String, String)> {
-        let slices = self.imports.accepted(of);
-        slices.map(|slice| (slice.key.to_string(), version(&slice.encode()))).collect()
+        self.imports.versions(of).collect()
     }
 
     /// Everything that the own cluster offers.

@@ -88,29 +88,12 @@ pub(crate) fn service(host: &str, endpoints: &[SocketAddr]) -> Slice {
         aliases: Vec::new(),
     });
     let port = Port {
-        number: 443,
-        bare: true,
-        tls: Tls::Mutual,
-        alpn: Vec::new(),
-        sources: Vec::new(),
         balance: Balance::RoundRobin,
-        max_connections: None,
-        send_proxy: false,
         endpoints: endpoints.collect(),
-        ready: Vec::new(),
-        timeouts: ServiceTimeouts::default(),
         exported: true,
+        ..Port::new(443, Tls::Mutual)
     };
-    let offer = Offer {
-        network: "east-net".to_owned(),
-        aliases: Vec::new(),
-        ports: vec![port],
-        gateways: Vec::new(),
-        staleness: Staleness::Keep,
-        merge: false,
-        exposed_on: Vec::new(),
-        gateway_ranges: Default::default(),
-    };
+    let offer = Offer::new("east-net", vec![port]);
     Slice { offer: Some(offer), ..withdrawn(host) }
 }
 

@@ -40,12 +40,12 @@ impl Persisted {
 
 impl Source for Persisted {
     fn keys(&self) -> Vec<String> {
-        locked(&self.0).held.entries().map(|(name, _)| name).collect()
+        locked(&self.0).store.entries().map(|(name, _)| name).collect()
     }
 
     fn values(&self, keys: &[String]) -> Vec<Option<Vec<u8>>> {
         let slices = locked(&self.0);
-        let value = |key: &String| Some(slices.held.bytes(&key.parse::<Key>().ok()?)?.to_vec());
+        let value = |key: &String| Some(slices.store.bytes(&key.parse::<Key>().ok()?)?.to_vec());
         keys.iter().map(value).collect()
     }
 
@@ -75,8 +75,8 @@ impl Slices {
                 }
             }
         }
-        if !self.held.is_empty() {
-            tracing::info!(slices = self.held.len(), "started with persisted tables");
+        if !self.store.is_empty() {
+            tracing::info!(slices = self.store.len(), "started with persisted tables");
             self.renew(touched);
         }
     }

@@ -110,8 +110,8 @@ impl Slices {
 
     /// Slices that are kept while what they lead to answers.
     fn probed(&self) -> impl Iterator<Item = Slice> {
-        let probed = self.held.limited().filter(|(_, rule)| *rule == Staleness::Probe);
-        probed.filter_map(|(key, _)| self.held.get(key))
+        let probed = self.store.limited().filter(|(_, rule)| *rule == Staleness::Probe);
+        probed.filter_map(|(key, _)| self.store.get(key))
     }
 
     /// Hosts that are probed and lead to one of these.

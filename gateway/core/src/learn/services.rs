@@ -200,30 +200,12 @@ mod tests {
     }
 
     fn slice(cluster: &str, endpoints: Vec<slice::Endpoint>, ready: Vec<Ready>) -> Slice {
-        let port = Port {
-            number: 3306,
-            bare: true,
-            tls: Tls::Mutual,
-            alpn: Vec::new(),
-            sources: Vec::new(),
-            balance: Balance::default(),
-            max_connections: None,
-            send_proxy: false,
-            endpoints,
-            ready,
-            timeouts: ServiceTimeouts::default(),
-            exported: true,
-        };
+        let port = Port { endpoints, ready, exported: true, ..Port::new(3306, Tls::Mutual) };
         let address = format!("gw.{cluster}.example:15443").parse().unwrap();
         let offer = Offer {
-            network: cluster.to_owned(),
-            aliases: Vec::new(),
-            ports: vec![port],
             gateways: vec![Gateway { address, locality: Locality::default() }],
-            staleness: Staleness::Keep,
             merge: true,
-            exposed_on: Vec::new(),
-            gateway_ranges: Default::default(),
+            ..Offer::new(cluster, vec![port])
         };
         let key = Key { cluster: cluster.parse().unwrap(), host: HostPattern::parse("db.pxc").unwrap() };
         Slice { key, order: Order { incarnation: 1, revision: 1 }, offer: Some(offer) }

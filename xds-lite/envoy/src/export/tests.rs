@@ -30,33 +30,11 @@ fn endpoint(address: &str) -> Endpoint {
 }
 
 fn port(number: u16, endpoints: Vec<Endpoint>) -> Port {
-    Port {
-        number,
-        bare: true,
-        tls: Tls::Mutual,
-        alpn: Vec::new(),
-        sources: Vec::new(),
-        balance: Balance::RoundRobin,
-        max_connections: None,
-        send_proxy: false,
-        endpoints,
-        ready: Vec::new(),
-        timeouts: ServiceTimeouts::default(),
-        exported: true,
-    }
+    Port { balance: Balance::RoundRobin, endpoints, exported: true, ..Port::new(number, Tls::Mutual) }
 }
 
 fn offer(ports: Vec<Port>) -> Offer {
-    Offer {
-        network: "east-net".to_owned(),
-        aliases: Vec::new(),
-        ports,
-        gateways: Vec::new(),
-        staleness: Staleness::Keep,
-        merge: false,
-        exposed_on: Vec::new(),
-        gateway_ranges: Default::default(),
-    }
+    Offer::new("east-net", ports)
 }
 
 pub(crate) fn slice(key: &str, offer: Option<Offer>) -> Slice {

@@ -2,14 +2,13 @@
 //! Not what becomes of its slices beside those of others.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
-use std::sync::Arc;
 use std::time::Instant;
 
 use prost::Message;
 
-use isthmus_model::accepted::Accepted;
+use isthmus_model::SliceStore;
 use isthmus_model::host::HostPattern;
-use isthmus_model::slice::{Cluster, Key, Slice};
+use isthmus_model::slice::{Cluster, Key, Slice, version};
 
 use super::holdings::Holdings;
 use super::{Consent, ImportStatus, Imports, PeerUsage};
@@ -20,7 +19,7 @@ pub(super) type Claims = HashMap<HostPattern, BTreeSet<(usize, HostPattern)>>;
 #[derive(Debug)]
 pub(super) struct Peer {
     pub(super) consent: Consent,
-    pub(super) accepted: Accepted,
+    pub(super) slices: SliceStore,
     pub(super) holdings: Holdings,
     /// Since when nothing is heard of it.
     pub(super) lost: Option<Instant>,
@@ -29,34 +28,44 @@ pub(super) struct Peer {
 }
 
 impl Imports {
-    /// What stands of a cluster, as it came.
-    pub fn accepted(&self, of: &Cluster) -> impl Iterator<Item = &Arc<Slice>> {
-        let peer = self.rank(of).and_then(|rank| self.peers.get(rank));
-        peer.into_iter().flat_map(|peer| peer.accepted.iter())
+    /// The name and version of each slice of a cluster: what it need not send again.
+    pub fn versions(&self, of: &Cluster) -> impl Iterator<Item = (String, String)> {
+        let offered = |peer: &Peer, host: &HostPattern| {
+            let key = Key { cluster: peer.consent.cluster.clone(), host: host.clone() };
+            Some((key.to_string(), version(peer.slices.bytes(&key)?)))
+        };
+        let peer = self.peer(of).into_iter();
+        peer.flat_map(move |peer| peer.slices.hosts().filter_map(move |host| offered(peer, host)))
     }
 
-    /// What is to be known after a restart, by cluster.
-    pub fn persistent(&self) -> impl Iterator<Item = (&Cluster, &Key)> {
-        self.peers.iter().flat_map(|peer| peer.accepted.persistent().map(|key| (&peer.consent.cluster, key)))
+    /// The names of the slices to persist, by cluster.
+    pub fn persistent(&self) -> impl Iterator<Item = (&Cluster, String)> {
+        self.peers
+            .iter()
+            .flat_map(|peer| peer.slices.entries().map(|(name, _)| (&peer.consent.cluster, name)))
     }
 
-    /// One of them.
+    /// The encoded slice to persist.
     #[must_use]
-    pub fn to_persist(&self, of: &Cluster, key: &Key) -> Option<Slice> {
-        self.peers.get(self.rank(of)?)?.accepted.to_persist(key)
+    pub fn to_persist(&self, of: &Cluster, key: &Key) -> Option<&[u8]> {
+        self.peer(of)?.slices.bytes(key)
+    }
+
+    fn peer(&self, of: &Cluster) -> Option<&Peer> {
+        self.peers.get(self.rank(of)?)
     }
 
     /// What a cluster has of this one's memory and disk.
     #[must_use]
     pub fn held(&self, of: &Cluster) -> Option<PeerUsage> {
-        Some(self.peers.get(self.rank(of)?)?.holdings.held())
+        Some(self.peer(of)?.holdings.held())
     }
 }
 
 impl Peer {
     pub(super) fn new(consent: Consent) -> Peer {
         let holdings = Holdings::new(consent.limits);
-        Peer { consent, accepted: Accepted::default(), holdings, lost: None, expired: HashSet::new() }
+        Peer { consent, slices: SliceStore::default(), holdings, lost: None, expired: HashSet::new() }
     }
 
     /// The host that is meant, where a name is of a slice of this cluster.
@@ -77,13 +86,13 @@ impl Peer {
     pub(super) fn forget(&mut self, host: &HostPattern) -> Option<Key> {
         let host = self.holdings.leave(host)?;
         let key = Key { cluster: self.consent.cluster.clone(), host };
-        self.accepted.forget(&key);
+        self.slices.purge(&key);
         Some(key)
     }
 
     pub(super) fn offers(&self, host: &HostPattern) -> bool {
         let key = Key { cluster: self.consent.cluster.clone(), host: host.clone() };
-        self.accepted.get(&key).is_some()
+        self.slices.contains(&key)
     }
 }
 

@@ -57,9 +57,9 @@ impl Imports {
     #[must_use]
     pub fn stale(&self, of: &Cluster, host: &HostPattern, now: Instant, clock: SystemTime) -> Option<Stale> {
         let peer = self.peers.get(self.rank(of)?).filter(|peer| peer.lost.is_some())?;
-        let slice = peer.accepted.get(&Key { cluster: of.clone(), host: host.clone() })?;
+        let slice = peer.slices.get(&Key { cluster: of.clone(), host: host.clone() })?;
         let rule = slice.offer.as_ref()?.staleness;
-        let leads_to: BTreeSet<_> = peer.consent.leads_to(slice).collect();
+        let leads_to: BTreeSet<_> = peer.consent.leads_to(&slice).collect();
         let mut down = if rule == Staleness::Probe { self.probes.down(now, clock) } else { Vec::new() };
         down.retain(|down| leads_to.contains(&down.address));
         Some(Stale { rule, down })
@@ -78,8 +78,8 @@ impl Imports {
     /// Where slices lead that are kept while they answer.
     fn wanted(&self) -> BTreeSet<Target> {
         let silent = self.peers.iter().filter(|peer| peer.lost.is_some());
-        let slices = silent.flat_map(|peer| peer.probed().map(move |slice| peer.consent.leads_to(slice)));
-        slices.flatten().cloned().collect()
+        let leads_to = |peer: &Peer, slice: &Slice| peer.consent.leads_to(slice).cloned().collect::<Vec<_>>();
+        silent.flat_map(|peer| peer.probed().flat_map(move |slice| leads_to(peer, &slice))).collect()
     }
 
     /// Slices of a cluster, kept while they answer, that lead to one of these.
@@ -112,10 +112,9 @@ impl Imports {
 
 impl Peer {
     /// Its slices that are kept while they answer.
-    fn probed(&self) -> impl Iterator<Item = &Slice> {
-        let is_probed = |offer: &Offer| offer.staleness == Staleness::Probe;
-        let slices = self.accepted.iter().map(|slice| &**slice);
-        slices.filter(move |slice| slice.offer.as_ref().is_some_and(is_probed))
+    fn probed(&self) -> impl Iterator<Item = Slice> {
+        let probed = self.slices.limited().filter(|(_, rule)| *rule == Staleness::Probe);
+        probed.filter_map(|(key, _)| self.slices.get(key))
     }
 }
 

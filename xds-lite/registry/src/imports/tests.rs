@@ -36,30 +36,8 @@ fn consent(name: &str) -> Consent {
 
 fn slice(of: &str, host: &str) -> Slice {
     let gateway = Gateway { address: "203.0.113.7:15443".parse().unwrap(), locality: Locality::default() };
-    let port = Port {
-        number: 443,
-        bare: true,
-        tls: Tls::Mutual,
-        alpn: Vec::new(),
-        sources: Vec::new(),
-        balance: Balance::default(),
-        max_connections: None,
-        send_proxy: false,
-        endpoints: Vec::new(),
-        ready: Vec::new(),
-        timeouts: ServiceTimeouts::default(),
-        exported: true,
-    };
-    let offer = Offer {
-        network: format!("{of}-net"),
-        aliases: Vec::new(),
-        ports: vec![port],
-        gateways: vec![gateway],
-        staleness: Staleness::Keep,
-        merge: false,
-        exposed_on: Vec::new(),
-        gateway_ranges: Default::default(),
-    };
+    let port = Port { exported: true, ..Port::new(443, Tls::Mutual) };
+    let offer = Offer { gateways: vec![gateway], ..Offer::new(&format!("{of}-net"), vec![port]) };
     let key = Key { cluster: cluster(of), host: pattern(host) };
     Slice { key, order: Order { incarnation: 1, revision: 1 }, offer: Some(offer) }
 }
