@@ -165,7 +165,7 @@ fn enrolment_token_is_single_use_time_limited_and_for_one_gateway() {
         ("another's directory", "first", format!("token: {other}"), 1, "use another directory"),
         ("no token", "fourth", "deny: null".to_owned(), 1, "isthmus-agent token create --gateway NAME"),
         ("damaged", "fifth", format!("token: {damaged}"), 2, "the token is damaged or not whole"),
-        ("a workload's", "sixth", format!("token: {workload}"), 2, "and not for a gateway"),
+        ("a workload's", "sixth", format!("token: {workload}"), 2, "not for a gateway"),
     ] {
         let folder = folder(name);
         let (ended, said) = ends(&smallest(&cluster, &folder, &token), &cluster.path("ends"));
@@ -184,7 +184,7 @@ fn enrolment_token_is_single_use_time_limited_and_for_one_gateway() {
     assert!(create(&cluster, &["--gateway", "gw-2"]).unwrap_err().contains("list it under `gateways:`"));
     let west = "spiffe://west.example/ns/db/sa/mysql";
     assert!(
-        create(&cluster, &["--workload", west]).unwrap_err().contains("no workload of this trust domain")
+        create(&cluster, &["--workload", west]).unwrap_err().contains("not a workload of this trust domain")
     );
     let mut strict = Cluster::new("north");
     strict.start();
@@ -319,7 +319,7 @@ fn vm_enrols_renews_and_is_reachable_through_the_gateway() {
 
     // A gateway is not a VM.
     let (code, said) = ends(&smallest(&cluster, &folder, "deny: null"), &cluster.path("ends"));
-    assert!(code == Some(1) && said.contains("which is no gateway's"), "{said}");
+    assert!(code == Some(1) && said.contains("which is not a gateway identity"), "{said}");
 
     // What somebody else has put there is not overwritten.
     let taken = cluster.path("taken");

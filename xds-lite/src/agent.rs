@@ -1,5 +1,5 @@
-//! The agent of a cluster: it follows the registry and the agents of other clusters, and serves what comes of it
-//! to the cluster's gateways and to those agents. What it knows is in `state`, who is served what in `views`.
+//! Runs the agent of a cluster: watches the registry, follows the agents of other clusters, and serves xDS to the
+//! cluster's gateways and to those agents. `state` holds what it knows, `views` what each client is served.
 
 mod bundles;
 pub mod config;
@@ -52,17 +52,16 @@ use registry_watch::{keep_looking, look};
 use state::State;
 use views::Views;
 
-/// How often the registry is looked at.
+/// How often the registry is polled.
 const PACE: Duration = Duration::from_millis(50);
-/// Whoever comes is served after this long at the latest, whatever is known of the endpoints by then: some way
-/// under what a gateway waits for a handshake.
+/// Longest wait for the first mTLS checks before clients are served: less than a gateway waits for a handshake.
 const AT_FIRST: Duration = Duration::from_secs(3);
-/// How often it is looked for what has expired.
+/// How often expired slices are dropped.
 const EXPIRE: Duration = Duration::from_secs(1);
-/// How often who announced itself is kept for a restart.
+/// How often changed registrations are persisted.
 const KEEP: Duration = Duration::from_secs(1);
 
-/// An agent that is bound, and not running yet.
+/// An agent that has bound its sockets and does not run yet.
 pub struct Agent {
     settings: Arc<Settings>,
     sockets: Sockets,
@@ -73,7 +72,6 @@ pub struct Agent {
     issuing: Option<Arc<Issuing>>,
 }
 
-/// What it listens on.
 struct Sockets {
     xds: TcpListener,
     admin: TcpListener,
@@ -89,56 +87,56 @@ impl std::fmt::Debug for Agent {
 /// Why an agent did not start.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// Its identity or its trust cannot be used.
+    /// The identity or the bundles cannot be loaded.
     #[error("trust: {0}")]
     Trust(#[from] LoadError),
-    /// Its identity is not an agent's of this cluster.
+    /// The certificate is not an agent's of this cluster.
     #[error(
         "trust: the certificate is of {found}, but the agent of this cluster is {expected}; issue it with `isthmus-certs issue --spiffe {expected}`"
     )]
     Identity {
-        /// Whose it is.
+        /// The certificate's identity.
         found: SpiffeId,
-        /// Whose it must be.
+        /// The identity that it must have.
         expected: String,
     },
-    /// A gateway's name makes no identity.
+    /// A gateway's name is not valid in an identity.
     #[error("gateways: {0}")]
     Gateway(#[from] isthmus_certs::SpiffeIdError),
-    /// TLS cannot be made of it.
+    /// No TLS configuration can be built from the identity.
     #[error(transparent)]
     Tls(#[from] ConfigError),
-    /// Its address is taken.
-    #[error("cannot listen on {address}: {cause}; is another process there? `ss -ltnp` tells")]
+    /// An address cannot be bound.
+    #[error("cannot listen on {address}: {cause}; is another process there? check with `ss -ltnp`")]
     Bind {
-        /// As configured.
+        /// The configured address.
         address: SocketAddr,
-        /// What the kernel said.
+        /// The system's error.
         #[source]
         cause: io::Error,
     },
-    /// The system gave no thread.
+    /// A thread cannot start.
     #[error("cannot start a thread: {0}")]
     Thread(io::Error),
-    /// What signs certificates cannot be used.
+    /// The intermediate cannot be used.
     #[error("issuing: {0}")]
     Issuing(#[from] IntermediateError),
-    /// What is said to who joins is of no use.
+    /// The settings for joining are incomplete or of no use to other clusters.
     #[error("join: {0}")]
     Join(String),
-    /// The admin port ended.
+    /// The admin server failed.
     #[error("admin: {0}")]
     Admin(io::Error),
-    /// A part of it broke.
-    #[error("a part of the agent ended: {0}")]
+    /// A task of the agent panicked or was cancelled.
+    #[error("a task of the agent ended: {0}; this is a bug, please report it")]
     Broken(JoinError),
 }
 
 impl Agent {
-    /// Checks the identity, and binds.
+    /// Checks the identity, opens the state and binds the listeners.
     ///
     /// # Errors
-    /// Whatever keeps it from serving.
+    /// Why the agent cannot serve.
     pub async fn bind(settings: Settings) -> Result<Agent, Error> {
         let trust = Trust::load(&settings.trust)?;
         let id = trust.current().identity.id().clone();
@@ -176,7 +174,7 @@ impl Agent {
             Sockets { xds: listen(settings.address).await?, admin: listen(settings.admin).await?, join };
         let tls = Arc::new(Server::new(trust.clone(), Peer::Trusted, &[b"h2"])?);
         let state = Arc::new(Mutex::new(state));
-        // They ask for the state under its lock, from threads of their own.
+        // The stores read the state under its lock, from threads of their own.
         let stores = locked(&state).stores.take();
         let sources = stores.map(|mut stores| {
             let sources = stores.begin(&state);
@@ -186,25 +184,25 @@ impl Agent {
         Ok(Agent { settings, sockets, tls, trust, state, sources, issuing })
     }
 
-    /// What it listens on, with the ports that were bound: `xds`, `admin`, `join`.
+    /// The bound addresses of the listeners `xds`, `admin` and `join`.
     ///
     /// # Errors
-    /// The kernel does not say.
+    /// The kernel cannot tell an address.
     pub fn addresses(&self) -> io::Result<Vec<(&'static str, SocketAddr)>> {
         let Sockets { xds, admin, join } = &self.sockets;
         let all = [("xds", Some(xds)), ("admin", Some(admin)), ("join", join.as_ref())];
         all.into_iter().filter_map(|(name, socket)| Some(socket?.local_addr().map(|at| (name, at)))).collect()
     }
 
-    /// Follows the registry and the peers, and serves, until it is dropped.
+    /// Runs the agent until dropped.
     ///
     /// # Errors
-    /// A part of it could not go on.
+    /// A task of the agent ended.
     pub async fn run(self) -> Result<(), Error> {
         self.run_looking(Arc::default()).await
     }
 
-    /// The same; whoever notifies `again` has it look at its registry, whether or not something says that it has changed.
+    /// As [`Agent::run`], and reloads the registry whenever `again` is notified, changed or not.
     ///
     /// # Errors
     /// As [`Agent::run`].
@@ -212,11 +210,11 @@ impl Agent {
         let Agent { settings, sockets, tls, trust, state, sources: _sources, issuing } = self;
         let _files = trust.watch(settings.trust.clone()).map_err(Error::Thread)?;
         let waiting = Arc::new(Notify::new());
-        // The registry is read as a whole before anybody is served.
+        // The whole registry is read before any client is served.
         let files = look(Files::new(settings.registry.clone()), &state, &waiting).await?;
         let places = Places::of_descriptors(raise_descriptor_limit());
         let budgets = Arc::new(Budgets::new(settings.limits.clients, places));
-        let told = Arc::new(AdminPages {
+        let pages = Arc::new(AdminPages {
             budgets: Arc::clone(&budgets),
             settings: Arc::clone(&settings),
             state: Arc::clone(&state),
@@ -239,7 +237,7 @@ impl Agent {
         let context = sockets.join.as_ref().map(|_| context(&settings, trust.clone())).transpose()?;
         tokio::select! {
             () = attend(&sockets.xds, tls, routes, admission, &state) => Ok(()),
-            served = admin::serve_on_own_thread(sockets.admin, local, told, admin::Limits::default()) => {
+            served = admin::serve_on_own_thread(sockets.admin, local, pages, admin::Limits::default()) => {
                 served.map_err(Error::Admin)
             }
             () = welcome(sockets.join, context) => Ok(()),
@@ -255,8 +253,8 @@ impl Agent {
     }
 }
 
-/// Serves gateways and peers. They come back as soon as a restart is over: before the endpoints were looked at
-/// they would be told that what is exported is gone.
+/// Serves gateways and peers once the first mTLS checks are done, or after [`AT_FIRST`]. Clients reconnect right after
+/// a restart: before the checks they would be told that exported slices are gone.
 async fn attend(
     listener: &TcpListener,
     tls: Arc<Server>,
@@ -264,16 +262,16 @@ async fn attend(
     admission: Admission,
     state: &Mutex<State>,
 ) {
-    let looked_at = async {
+    let checked = async {
         while locked(state).mtls_checks.awaits() {
             tokio::time::sleep(PACE).await;
         }
     };
-    let _late = tokio::time::timeout(AT_FIRST, looked_at).await;
+    let _late = tokio::time::timeout(AT_FIRST, checked).await;
     serve_with(listener, tls, routes, admission).await;
 }
 
-/// Follows what signs certificates, if anything does.
+/// Reloads the intermediate when it changes, if there is one.
 async fn renew_intermediate(issuing: Option<Arc<Issuing>>) {
     match issuing {
         Some(issuing) => issuing.follow().await,
@@ -281,7 +279,7 @@ async fn renew_intermediate(issuing: Option<Arc<Issuing>>) {
     }
 }
 
-/// Serves those who join by a token, if there is a place for it.
+/// Serves clusters that join with a token, if there is a join endpoint.
 async fn welcome(socket: Option<TcpListener>, context: Option<join::Context>) {
     match (socket, context) {
         (Some(socket), Some(context)) => join::serve(socket, Arc::new(context)).await,
@@ -301,7 +299,7 @@ fn adapter(settings: &Settings) -> Option<Adapter> {
     Some(Adapter::new(settings.cluster.clone(), names, address))
 }
 
-/// Persists who announces itself for a restart.
+/// Persists VM registrations.
 async fn keep_registrations(state: &Mutex<State>) {
     let mut pace = tokio::time::interval(KEEP);
     loop {
@@ -310,7 +308,7 @@ async fn keep_registrations(state: &Mutex<State>) {
     }
 }
 
-/// Each look walks over all that lost peers offer: often enough for times of whole seconds, and no more.
+/// Drops expired slices. Each round walks all slices of unreachable peers: no more often than whole seconds need.
 async fn keep_expiring(state: &Mutex<State>) {
     let mut pace = tokio::time::interval(EXPIRE);
     loop {

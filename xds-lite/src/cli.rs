@@ -1,3 +1,3 @@
-//! Parts of the command line that stand on their own. Not the words of the whole: those are in `main`.
+//! Subcommands of the agent's command line; `main` defines the command line itself.
 
 pub mod ask;

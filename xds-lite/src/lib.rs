@@ -1,5 +1,5 @@
-//! The agent of a cluster: it follows the cluster's registry and the agents of other clusters, and serves its gateways.
-//! Read `agent` first. What it is made of stands in crates of its own, in the folders beside this one.
+//! The agent of a cluster: watches the cluster's registry, exchanges slices with other clusters' agents and configures
+//! the cluster's gateways. Read `agent` first; its parts are crates of their own, in the folders beside this one.
 
 pub mod admin;
 pub mod agent;

@@ -1,4 +1,4 @@
-//! The command line of the agent: what there is to say, and which code it exits with.
+//! The agent's command line: commands, output and exit codes.
 
 use std::fmt::Write as _;
 use std::io::{self, IsTerminal as _, Write as _};
@@ -25,10 +25,10 @@ use tokio::runtime::Runtime;
 use tokio::sync::Notify;
 use tracing_subscriber::EnvFilter;
 
-/// Wrong configuration, as wrong usage.
+/// Exit code for an invalid configuration, the same as for invalid usage.
 const WRONG: u8 = 2;
 
-/// The agent of a cluster: follows its registry and serves it to its gateways.
+/// The agent of a cluster: watches the registry and configures the cluster's gateways
 #[derive(Debug, Parser)]
 #[command(name = "isthmus-agent", version, max_term_width = 100, propagate_version = true)]
 struct Cli {
@@ -38,19 +38,19 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Run an agent on one file
+    /// Run the agent
     #[command(after_help = "\
 Example:
   isthmus-agent run --config /etc/isthmus/agent.yaml
 
-The registry's files are followed, and SIGHUP looks at them again; the agent's own file is read at
-start. SIGTERM and SIGINT end it: gateways keep the last tables and come back.")]
+The agent reloads the registry's files when they change, and on SIGHUP; it reads its own file at start
+only. SIGTERM and SIGINT stop it: gateways keep their last tables and reconnect.")]
     Run {
         /// The configuration file (YAML)
         #[arg(long, value_name = "FILE", default_value = AGENT)]
         config: PathBuf,
     },
-    /// Check a file: exit 0, or 2 with FILE:LINE:COLUMN, what is wrong and what would be right
+    /// Check a file: exit 0, or 2 with FILE:LINE:COLUMN, the problem and its remedy
     #[command(after_help = "\
 Examples:
   isthmus-agent check --config agent.yaml
@@ -63,23 +63,23 @@ Examples:
         #[arg(long, conflicts_with = "config")]
         schema: bool,
     },
-    /// Tokens with which other clusters join this one, and gateways and workloads get their first certificate
+    /// Create and list tokens: for clusters to join, for gateways and workloads to get a first certificate
     #[command(subcommand)]
     Token(TokenCommand),
     /// Join the cluster that made a token
     #[command(after_help = join::cli::JOIN_HELP)]
     Join(JoinArgs),
-    /// Get a workload's certificate by a token, and keep it renewed
+    /// Get a workload's first certificate with a token, and renew it
     #[command(after_help = enrolment::cli::HELP)]
     Enrol(EnrolArgs),
     #[command(flatten)]
     Ask(Question),
-    /// Print a completion script
+    /// Print a shell completion script
     #[command(
         after_help = "Example:\n  isthmus-agent completions bash > /etc/bash_completion.d/isthmus-agent"
     )]
     Completions {
-        /// For which shell
+        /// The shell
         shell: Shell,
     },
 }
@@ -126,15 +126,12 @@ fn check(file: &Path) -> anyhow::Result<()> {
     for warning in &settings.warnings {
         eprintln!("warning: {warning}");
     }
-    say(&format!(
-        "{}: right; cluster {}, gateways: {}",
-        file.display(),
-        settings.cluster,
-        settings.gateways.len()
-    ))
+    let gateways = settings.gateways.len();
+    let plural = if gateways == 1 { "" } else { "s" };
+    say(&format!("{}: OK (cluster {}, {gateways} gateway{plural})", file.display(), settings.cluster))
 }
 
-/// What an agent's file says, and its trust.
+/// The settings in an agent's file, with the trust files loaded.
 fn loaded(file: &Path) -> anyhow::Result<(config::Settings, Trust)> {
     let settings = config::load_argument(file)?;
     let trust = Trust::load(&settings.trust).context("trust")?;
@@ -153,17 +150,19 @@ fn create(args: &CreateArgs) -> anyhow::Result<()> {
 
 fn list(args: &ListArgs) -> anyhow::Result<()> {
     let settings = config::load_argument(&args.config)?;
-    let state = settings.state.context("tokens are kept: add `state: DIRECTORY` to the file")?;
+    let state =
+        settings.state.context("tokens need a state directory: add `state: DIRECTORY` to the file")?;
     say(&args.run(&*issuing::tokens(&state))?)
 }
 
 fn enrol(args: &EnrolArgs) -> anyhow::Result<()> {
     start_log()?;
-    let asked = follow_signals(|| tracing::info!("SIGHUP: the certificate is renewed when it is due"))?;
+    let asked =
+        follow_signals(|| tracing::info!("SIGHUP: ignored; the certificate is renewed when it is due"))?;
     until_asked(&asked, async {
         let enrolled = args.run().await?;
         let shown = enrolled.shown();
-        // Whoever does not read it keeps nobody from ending.
+        // A reader that never reads standard output must not keep the program from ending.
         tokio::task::spawn_blocking(move || say(&shown)).await??;
         if args.follow {
             enrolled.follow().await?;
@@ -178,24 +177,24 @@ fn run(file: &Path) -> anyhow::Result<()> {
     for warning in &settings.warnings {
         tracing::warn!("{warning}");
     }
-    let again = Arc::new(Notify::new());
-    let looking = Arc::clone(&again);
+    let reload = Arc::new(Notify::new());
+    let notifier = Arc::clone(&reload);
     let asked = follow_signals(move || {
-        tracing::info!("SIGHUP: looking at the registry again; the agent's own file is read at start only");
-        looking.notify_one();
+        tracing::info!("SIGHUP: reloading the registry; the agent's own file is read at start only");
+        notifier.notify_one();
     })?;
     until_asked(&asked, async {
         let agent = Agent::bind(settings).await?;
-        let mut announced = String::new();
+        let mut listening = String::new();
         for (name, address) in agent.addresses()? {
-            writeln!(announced, "listening {name} address={address}")?;
+            writeln!(listening, "listening {name} address={address}")?;
         }
-        log.line(&format!("{announced}ready"));
-        Ok(agent.run_looking(again).await?)
+        log.line(&format!("{listening}ready"));
+        Ok(agent.run_looking(reload).await?)
     })
 }
 
-/// Runs it until its end, or until SIGTERM or SIGINT. What still waits for a disk then is not waited for.
+/// Runs `work` until it ends or SIGTERM or SIGINT arrives. Does not wait for blocking tasks that a disk holds up.
 fn until_asked(asked: &Notify, work: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<()> {
     let runtime = Runtime::new()?;
     let ended = runtime.block_on(async {
@@ -208,7 +207,7 @@ fn until_asked(asked: &Notify, work: impl Future<Output = anyhow::Result<()>>) -
     ended
 }
 
-/// Wakes who waits once the program is to end, and says what else was heard.
+/// Handles signals: the returned `Notify` fires when the program is to end, SIGHUP calls `look_again`.
 fn follow_signals(look_again: impl Fn() + Send + 'static) -> io::Result<Arc<Notify>> {
     let asked = Arc::new(Notify::new());
     let tell = Arc::clone(&asked);
@@ -228,16 +227,16 @@ fn start_log() -> io::Result<&'static Output> {
     let filter = EnvFilter::try_from_env("ISTHMUS_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
     let colour = io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(move || out).with_ansi(colour);
-    // It would say so on standard error, and wait for whoever reads that.
+    // Reporting an error would write to standard error directly, and block on whoever reads it.
     log.log_internal_errors(false).init();
     Ok(out)
 }
 
-/// Prints a text. A reader that has seen enough (`| head`) is no error, and no panic.
+/// Prints a text. A closed pipe (`| head`) is neither an error nor a panic.
 fn say(text: &str) -> anyhow::Result<()> {
     let mut out = io::stdout().lock();
     match writeln!(out, "{text}").and_then(|()| out.flush()) {
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
-        said => said.context("cannot write to standard output"),
+        written => written.context("cannot write to standard output"),
     }
 }

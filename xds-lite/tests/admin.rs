@@ -553,9 +553,9 @@ fn who_is_no_agent_is_told_apart() {
     assert!(matches!(error, AskError::Nobody { .. }) && error.to_string().contains("--admin"), "{error}");
     let refuse = "HTTP/1.1 403 Forbidden\r\nContent-Length: 22\r\n\r\n{\"error\":\"\\u001b[31m\"}";
     for (answer, expected) in [
-        ("SSH-2.0-OpenSSH_9.2\r\n", "is no admin address of an agent"),
+        ("SSH-2.0-OpenSSH_9.2\r\n", "is not the admin address of an agent"),
         ("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi", "its answer (200 OK) is not JSON"),
-        ("HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nhi", "is no admin address of an agent"),
+        ("HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nhi", "is not the admin address of an agent"),
         (refuse, ": \u{fffd}[31m"),
     ] {
         let stranger = TcpListener::bind("127.0.0.1:0").unwrap();

@@ -1,5 +1,5 @@
-//! The part of an agent that issues certificates: what it signs with, for whom, and what it tells of that. Not the
-//! signing: that is `isthmus_trust::issuing`.
+//! Issues certificates at an agent: the intermediate, the policy of who may have one, status and metrics. Signing
+//! itself is `isthmus_trust::issuing`.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -23,10 +23,9 @@ use isthmus_trust::join::{CreateError, Folder, Party, Token, Tokens};
 use super::Error;
 use super::config::Settings;
 
-/// How often it is looked for another intermediate.
+/// How often the intermediate's files are checked for changes.
 const PACE: Duration = Duration::from_secs(1);
 
-/// What issues.
 #[derive(Debug)]
 pub(super) struct Issuing {
     intermediate: Intermediate,
@@ -38,7 +37,7 @@ pub(super) struct Issuing {
 }
 
 impl Issuing {
-    /// What the file says, if it says anything.
+    /// Opens the intermediate, if the file has `issuing:` and a state directory.
     pub(super) fn open(settings: &Settings, trust: &Trust) -> Result<Option<Arc<Issuing>>, Error> {
         let Some((issuing, state)) = settings.issuing.clone().zip(settings.state.as_deref()) else {
             return Ok(None);
@@ -62,7 +61,7 @@ impl Issuing {
         })))
     }
 
-    /// The service, for who has a certificate and who has a token.
+    /// The gRPC service, for holders of a certificate and of a token.
     pub(super) fn certificates(self: &Arc<Self>) -> Arc<Certificates> {
         let trust = self.trust.clone();
         let roots = Arc::new(move || rooted(&trust));
@@ -71,7 +70,7 @@ impl Issuing {
         Arc::new(certificates.with(Arc::clone(&self.desk), Arc::clone(&self.tally)))
     }
 
-    /// Those who come for a certificate, and are served nothing else.
+    /// Access for clients that are served certificates only.
     pub(super) fn service(self: &Arc<Self>, certificates: &Arc<Certificates>) -> IssuingService {
         let policy = self.policy.clone();
         IssuingService {
@@ -81,7 +80,7 @@ impl Issuing {
         }
     }
 
-    /// Follows the intermediate's files until it is dropped.
+    /// Reloads the intermediate when its files change, until dropped.
     pub(super) async fn follow(&self) {
         let mut pace = tokio::time::interval(PACE);
         loop {
@@ -90,7 +89,7 @@ impl Issuing {
         }
     }
 
-    /// For status.
+    /// The section `issuing` of the status page.
     pub(super) fn shown(&self) -> Value {
         let facts = Facts::of(self.intermediate.current().certificate()).ok();
         let until = facts.as_ref().map(|facts| std::time::SystemTime::from(facts.not_after));
@@ -103,7 +102,7 @@ impl Issuing {
         })
     }
 
-    /// For metrics.
+    /// Counters for metrics.
     pub(super) fn tally(&self) -> &Tally {
         &self.tally
     }
@@ -115,40 +114,40 @@ impl Issuer for Issuing {
     }
 }
 
-/// Why there is no token for a first certificate.
+/// Why a token for a first certificate cannot be created.
 #[derive(Debug, thiserror::Error)]
 pub enum TokenError {
-    /// The agent signs nothing.
+    /// The agent has no intermediate.
     #[error("the agent issues no certificates: add `issuing: {{ certificate: …, key: … }}` to the file")]
     NotIssuing,
-    /// A gateway that would not be served.
-    #[error("there is no gateway {0:?} in the file; list it under `gateways:`, and restart the agent")]
+    /// The gateway is not listed.
+    #[error("gateway {0:?} is not in the file; list it under `gateways:` and restart the agent")]
     Gateway(String),
-    /// A gateway whose name makes no identity.
+    /// The gateway's name is not valid in an identity.
     #[error("gateways: {0}")]
     Name(#[from] SpiffeIdError),
-    /// No workload of this domain.
-    #[error("{found} is no workload of this trust domain; a workload is {domain}/ns/NAMESPACE/sa/ACCOUNT", domain = .domain.id())]
+    /// The identity is not a workload's of this trust domain.
+    #[error("{found} is not a workload of this trust domain; write {domain}/ns/NAMESPACE/sa/ACCOUNT", domain = .domain.id())]
     Workload {
-        /// What was asked for.
+        /// The requested identity.
         found: SpiffeId,
         /// The agent's own domain.
         domain: TrustDomain,
     },
-    /// Its holder would not find the agent.
+    /// The token would carry no address of the agent.
     #[error(
-        "the token must say where this agent is found: give --address NAME:15012, or add `xds: {{ advertise: NAME:15012 }}` to the file"
+        "the token must carry this agent's address: give --address NAME:15012, or add `xds: {{ advertise: NAME:15012 }}` to the file"
     )]
     Address,
-    /// It could not be made.
+    /// The token cannot be created.
     #[error(transparent)]
     Create(#[from] CreateError),
 }
 
-/// Makes a token for a first certificate. The agent itself may be running.
+/// Creates a token for a first certificate. The agent itself may be running.
 ///
 /// # Errors
-/// Why there is none.
+/// Why it cannot be created.
 pub fn token(
     settings: &Settings,
     trust: &Trust,
@@ -180,13 +179,13 @@ fn identity(settings: &Settings, domain: &TrustDomain, whom: &First<'_>) -> Resu
     }
 }
 
-/// Where an agent's tokens are.
+/// The token store in an agent's state directory.
 #[must_use]
 pub fn tokens(state: &Path) -> Arc<dyn Tokens> {
     Arc::new(Folder::of_state(state))
 }
 
-/// Whoever may have a certificate, its own: the cluster's gateways, and every workload of its trust domain.
+/// Identities that may renew their own certificate: the cluster's gateways, and every workload of its trust domain.
 fn grantees(settings: &Settings, domain: &TrustDomain) -> Result<Vec<IdPattern>, Error> {
     let gateway = |name: &str| SpiffeId::gateway(domain, settings.cluster.as_str(), name);
     let gateways = settings.gateways.iter().map(|listed| gateway(&listed.name));

@@ -1,4 +1,4 @@
-//! What an agent's file says to those who join by a token. Not the joining itself: that is `join`.
+//! Builds the join context from an agent's file. The join protocol itself is `isthmus_trust::join`.
 
 use isthmus_certs::Trust;
 
@@ -8,17 +8,19 @@ use isthmus_trust::join::{Context, Folders, Introduction, Party};
 use super::Error;
 use super::config::Settings;
 
-/// What both sides of a meeting need of the file.
+/// What both sides of a join need from the file.
 ///
 /// # Errors
-/// What is missing in the file, or of no use to others.
+/// A setting is missing, or of no use to other clusters.
 pub fn context(settings: &Settings, trust: Trust) -> Result<Context, Error> {
     let state = settings.state.clone();
-    let state = state
-        .ok_or_else(|| Error::Join("who joins is kept: add `state: DIRECTORY` to the file".to_owned()))?;
+    let state = state.ok_or_else(|| {
+        Error::Join("joining needs a state directory: add `state: DIRECTORY` to the file".to_owned())
+    })?;
     let address = settings.advertise.clone().ok_or_else(|| {
         Error::Join(
-            "others must find this agent: add `xds: { advertise: NAME:15012 }` to the file".to_owned(),
+            "the other cluster must reach this agent: add `xds: { advertise: NAME:15012 }` to the file"
+                .to_owned(),
         )
     })?;
     let trust_domain = trust.current().identity.id().trust_domain().clone();
@@ -33,14 +35,15 @@ pub fn context(settings: &Settings, trust: Trust) -> Result<Context, Error> {
     Context::new(trust, introduction, folders).map_err(|error| Error::Join(error.to_string()))
 }
 
-/// Where a token says to come.
+/// The join address that a token carries.
 ///
 /// # Errors
-/// The file does not say.
+/// The file has no join endpoint, or no address that other clusters reach.
 pub fn meeting_place(settings: &Settings) -> Result<Target, Error> {
     let join = settings.join.as_ref();
-    let join =
-        join.ok_or_else(|| Error::Join("nobody can join here: add `join: {}` to the file".to_owned()))?;
+    let join = join.ok_or_else(|| {
+        Error::Join("this agent has no join endpoint: add `join: {}` to the file".to_owned())
+    })?;
     let port = join.address.port();
     let at_port = match &settings.advertise {
         Some(Target::Address(address)) => Some(Target::Address((address.ip(), port).into())),
@@ -49,7 +52,8 @@ pub fn meeting_place(settings: &Settings) -> Result<Target, Error> {
     };
     join.advertise.clone().or(at_port.filter(|_| port != 0)).ok_or_else(|| {
         Error::Join(
-            "others must find the place: add `join: { advertise: NAME:15011 }` to the file".to_owned(),
+            "the other cluster must reach the join endpoint: add `join: { advertise: NAME:15011 }` to the file"
+                .to_owned(),
         )
     })
 }

@@ -68,132 +68,142 @@ struct Sight<'a> {
 
 const ALL: &[Definition] = &[
     whole("isthmus_agent_hosts", "Hosts in the registry.", |seen| seen.state.services.len()),
-    whole("isthmus_agent_registered", "Instances that announced themselves.", |seen| {
+    whole("isthmus_agent_registered", "VM instances registered at this agent.", |seen| {
         seen.state.registered.count()
     }),
-    whole("isthmus_agent_registry_problems", "What is wrong with the registry now.", |seen| {
-        seen.state.problems.len()
-    }),
-    whole("isthmus_agent_exported", "Hosts that other clusters may see.", |seen| {
+    whole(
+        "isthmus_agent_registry_problems",
+        "Problems in the registry now; the log and `status` name each.",
+        |seen| seen.state.problems.len(),
+    ),
+    whole("isthmus_agent_exported", "Hosts exported to other clusters.", |seen| {
         seen.state.own().filter(|slice| slice.is_exported()).count()
     }),
-    whole("isthmus_agent_exports_held_back", "Hosts that an export chose and that are not shown.", |seen| {
-        seen.state.held().count()
+    whole(
+        "isthmus_agent_exports_held_back",
+        "Hosts selected by an export rule but not exported, because no endpoint passed the mTLS check.",
+        |seen| seen.state.held().count(),
+    ),
+    whole("isthmus_agent_imported", "Slices of other clusters imported and sent to the gateways.", |seen| {
+        seen.imported
     }),
-    whole("isthmus_agent_imported", "Slices of other clusters that gateways get.", |seen| seen.imported),
-    whole("isthmus_agent_imports_held_back", "Slices of other clusters that they do not get.", |seen| {
-        seen.held_back
-    }),
+    whole(
+        "isthmus_agent_imports_held_back",
+        "Slices of other clusters quarantined: received but not sent to the gateways.",
+        |seen| seen.held_back,
+    ),
     whole(
         "isthmus_agent_stale_probed",
-        "Addresses of clusters that are not heard of, asked whether they can be reached (`stale: probe`).",
+        "Addresses of unreachable clusters that are probed (`stale: probe`).",
         |seen| seen.state.imports.probes().asked(),
     ),
-    whole("isthmus_agent_stale_down", "Those of them that cannot, and are left out.", |seen| {
-        seen.state.imports.probes().down(Instant::now(), SystemTime::now()).len()
-    }),
-    whole("isthmus_agent_streams", "Gateways and peers that follow this agent.", |seen| seen.followers.len()),
+    whole(
+        "isthmus_agent_stale_down",
+        "Addresses of unreachable clusters that failed their probes and receive no new connections.",
+        |seen| seen.state.imports.probes().down(Instant::now(), SystemTime::now()).len(),
+    ),
+    whole("isthmus_agent_streams", "xDS streams of gateways and peers.", |seen| seen.followers.len()),
     whole(
         "isthmus_agent_streams_behind",
-        "Those of them that have not answered for the last change.",
+        "xDS streams that have not yet acknowledged the last change.",
         |seen| seen.followers.iter().filter(|one| !one.settled).count(),
     ),
-    whole("isthmus_agent_streams_refusing", "Those of them that refused what they were last sent.", |seen| {
+    whole("isthmus_agent_streams_refusing", "xDS streams whose client rejected the last response.", |seen| {
         seen.followers.iter().filter(|one| one.refusal.is_some()).count()
     }),
     Definition {
         name: "isthmus_agent_peer_connected",
-        help: "1 while the cluster's agent answers.",
+        help: "1 while the peer's agent is connected, else 0.",
         read: Read::EachPeer(|peer| u8::from(peer.connected).into()),
     },
     Definition {
         name: "isthmus_agent_peer_silence_seconds",
-        help: "Since the cluster's agent was last heard; 0 while it is. What is imported is that old at most.",
+        help: "Seconds since the peer's agent was last connected; 0 while it is. Imported slices are at most this old.",
         read: Read::EachPeer(silence),
     },
     Definition {
         name: "isthmus_agent_peer_slices_refused_total",
-        help: "Slices of the cluster that were refused as wrong.",
+        help: "Invalid slices of the peer that were rejected.",
         read: Read::EachPeerSoFar(|peer| number(peer.refusals)),
     },
     Definition {
         name: "isthmus_agent_peer_slices",
-        help: "Slices that the cluster offers under names that it was granted.",
+        help: "Slices of the peer held under names that it was granted.",
         read: Read::EachOffers(|held| held.slices.used),
     },
     Definition {
         name: "isthmus_agent_peer_slice_bytes",
-        help: "Size of these slices, in bytes.",
+        help: "Size of the slices held of the peer, in bytes.",
         read: Read::EachOffers(|held| held.bytes.used),
     },
     Definition {
         name: "isthmus_agent_peer_slices_over_limit_total",
-        help: "Slices of the cluster that were refused because it offers as many or as much as it may.",
+        help: "Slices of the peer that were rejected because of its limit of slices or bytes.",
         read: Read::EachOffersSoFar(|held| held.slices.exceeded),
     },
     Definition {
         name: "isthmus_agent_client_connections",
-        help: "Connections to the xDS port of clients that have proven who they are.",
+        help: "Authenticated client connections to the xDS port.",
         read: Read::EachKind(Resource::Connections),
     },
     Definition {
         name: "isthmus_agent_client_request_bytes",
-        help: "Memory that requests of these clients take and that are not dealt with yet, in bytes.",
+        help: "Memory held by client requests in progress, in bytes.",
         read: Read::EachKind(Resource::RequestBytes),
     },
     Definition {
         name: "isthmus_agent_client_names",
-        help: "Resource names that these clients subscribe to.",
+        help: "Resource names that clients subscribe to.",
         read: Read::EachKind(Resource::Names),
     },
     Definition {
         name: "isthmus_agent_limits_exceeded_total",
-        help: "Times that a client asked for more of a resource than its limit, and was refused.",
+        help: "Requests refused because a client exceeded its limit of a resource.",
         read: Read::Exceeded,
     },
     Definition {
         name: "isthmus_agent_peer_bundle_unacknowledged",
-        help: "1 while the cluster has not acknowledged the own trust domain's present bundle.",
+        help: "1 while the peer has not acknowledged the current bundle of this agent's trust domain.",
         read: Read::EachTold(|told, peer| told.is_present(peer).map(|present| u8::from(!present).into())),
     },
     Definition {
         name: "isthmus_agent_peer_bundles_refused_total",
-        help: "Bundles and deny-lists of the cluster's trust domain that were refused.",
+        help: "Bundles and deny-lists of the peer's trust domain that were rejected.",
         read: Read::EachPeerSoFar(|peer| number(peer.bundle.refusals)),
     },
     Definition {
         name: "isthmus_agent_state_usable",
-        help: "1 while state is persisted for a restart; 0 while the disk does not allow it.",
+        help: "1 while the store persists state for a restart; 0 while it cannot write to disk.",
         read: Read::EachStore(|store| u8::from(store.usable).into()),
     },
     Definition {
         name: "isthmus_agent_state_damaged_total",
-        help: "Damaged state files that were found.",
+        help: "Damaged state files found.",
         read: Read::EachStoreSoFar(|store| number(store.damaged_files)),
     },
     Definition {
         name: "isthmus_agent_state_records_lost_total",
-        help: "Persisted records that were damaged and are lost.",
+        help: "Persisted records lost to damage.",
         read: Read::EachStoreSoFar(|store| number(store.lost_records)),
     },
     whole(
         "isthmus_agent_state_problems",
-        "Files among the joined peers' records that are damaged or do not belong there, and are ignored.",
+        "Damaged or unknown files among the records of joined peers, which are ignored.",
         |seen| seen.state.state_problems.len(),
     ),
     Definition {
         name: "isthmus_agent_certificates_signed_total",
-        help: "Certificates that were issued.",
+        help: "Certificates issued.",
         read: Read::Issued(Tally::signed),
     },
     Definition {
         name: "isthmus_agent_certificates_refused_total",
-        help: "Requests for a certificate that were not followed.",
+        help: "Certificate requests refused.",
         read: Read::Issued(Tally::refused),
     },
     Definition {
         name: "isthmus_agent_log_dropped_total",
-        help: "Lines of the log that were lost because nobody read standard error.",
+        help: "Log lines dropped because nothing read standard error.",
         read: Read::SoFar(output::lost),
     },
 ];

@@ -1,4 +1,4 @@
-//! Questions to a running agent, and words of VMs to it, over its admin address. Everything is JSON.
+//! Queries a running agent and registers VMs with it, over its admin address or Unix socket, in JSON.
 
 use std::fmt;
 use std::io;
@@ -21,12 +21,12 @@ use crate::agent::config;
 use isthmus_model::file::AGENT;
 use isthmus_registry::registered::registration::LARGEST;
 
-/// An agent answers at once; one that does not is stopped, or no agent.
+/// An agent answers at once; without an answer by then it is suspended, or something else listens there.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// Bytes of an answer.
+/// Largest answer, in bytes.
 const LARGEST_ANSWER: usize = 64 << 20;
 
-/// Whom to ask.
+/// The agent to ask.
 #[derive(Clone, Debug, Args)]
 pub struct Where {
     /// The admin address of the agent to ask
@@ -34,13 +34,13 @@ pub struct Where {
     pub admin: String,
 }
 
-/// By which way to register: the agent's socket on this machine, or with a token.
+/// How to reach the agent to register: its socket on this machine, or its admin address with a token.
 #[derive(Clone, Debug, Args)]
 pub struct Way {
-    /// The agent's Unix socket. Default: the one that the agent's file says
+    /// The agent's Unix socket. Default: the one in the agent's file
     #[arg(long, value_name = "PATH", env = "ISTHMUS_AGENT_SOCKET")]
     pub socket: Option<PathBuf>,
-    /// The agent's file, which says where its socket is
+    /// The agent's file, which names its socket
     #[arg(long, value_name = "FILE", default_value = AGENT)]
     pub config: PathBuf,
     /// The admin address of the agent, instead of its socket
@@ -51,123 +51,122 @@ pub struct Way {
     pub token_file: Option<PathBuf>,
 }
 
-/// What to ask or to say.
+/// A request to a running agent.
 #[derive(Clone, Debug, Subcommand)]
 pub enum Question {
-    /// What a running agent is and does
+    /// Print the status of a running agent
     Status {
-        /// Whom to ask
+        /// The agent to ask
         #[command(flatten)]
         at: Where,
     },
-    /// What an agent tells about a host, and why
+    /// Print what an agent knows of a host: registry, export, imports, and why not
     #[command(after_help = "Example:\n  isthmus-agent explain db.pxc.svc.cluster.local")]
     Explain {
-        /// The service's name
+        /// The service's host name
         host: String,
-        /// Whom to ask
+        /// The agent to ask
         #[command(flatten)]
         at: Where,
     },
-    /// Announce this VM, or say again that it is there; prints the lease
+    /// Register this VM, or renew its registration; prints the lease
     #[command(after_help = "\
 Example:
   echo '{\"host\": \"db.pxc\", \"port\": 3306, \"instance\": \"db-0\", \"ttl\": \"1m\",
          \"endpoints\": [{\"address\": \"10.1.0.7:3306\"}]}' | isthmus-agent register
 
-On the agent's machine root and the agent's own user may, by its Unix socket; elsewhere --admin and --token-file.
-It ends when nothing is heard for its TTL: say it again, or `heartbeat`, three times as often. The lease is
-told once, to whoever registers first; it moves the VM to another address, and ends its registration.")]
+On the agent's machine, root and the agent's own user may register through its Unix socket; elsewhere use --admin
+and --token-file. A registration ends after its TTL: repeat it, or send `heartbeat`, three times per TTL. The
+first registration prints the lease, once; with it the VM can move to another address or deregister.")]
     Register {
         /// The registration (JSON): one entry of `services:` with one endpoint, and `instance`, `ttl`, `lease`
         #[arg(value_name = "FILE", default_value = "-")]
         file: PathBuf,
-        /// Whom to tell, and how
+        /// How to reach the agent
         #[command(flatten)]
         way: Way,
     },
-    /// Say that a VM is still there
+    /// Renew a VM's registration
     Heartbeat {
-        /// What `register` told
+        /// The lease that `register` printed
         #[arg(env = "ISTHMUS_LEASE", hide_env_values = true)]
         lease: String,
-        /// Whom to tell, and how
+        /// How to reach the agent
         #[command(flatten)]
         way: Way,
     },
-    /// Take a VM out
+    /// End a VM's registration
     Deregister {
-        /// What `register` told
+        /// The lease that `register` printed
         #[arg(env = "ISTHMUS_LEASE", hide_env_values = true)]
         lease: String,
-        /// Whom to tell, and how
+        /// How to reach the agent
         #[command(flatten)]
         way: Way,
     },
 }
 
-/// There is no answer, or it is no.
+/// Why a request to an agent failed.
 #[derive(Debug, thiserror::Error)]
 pub enum AskError {
-    /// The registration cannot be read.
+    /// The registration or the token file cannot be read.
     #[error("{}: cannot be read: {cause}", file.display())]
     File {
-        /// Which; `-` is standard input.
+        /// The file; `-` is standard input.
         file: PathBuf,
-        /// Why.
+        /// The system's error.
         #[source]
         cause: io::Error,
     },
-    /// There is no way to the agent.
+    /// The agent's file names no socket, or cannot be used.
     #[error("{}: {why}; name the agent's socket (--socket, ISTHMUS_AGENT_SOCKET), or its admin address and a token (--admin, --token-file)", file.display())]
     Way {
         /// The agent's file.
         file: PathBuf,
-        /// What is wrong with it.
+        /// The problem with it.
         why: String,
     },
     /// The registration is too large.
-    #[error("{}: larger than {} KiB; a registration is short", .0.display(), LARGEST >> 10)]
+    #[error("{}: larger than {} KiB; is it a registration?", .0.display(), LARGEST >> 10)]
     Large(PathBuf),
-    /// Nobody is there.
+    /// Nothing listens there, or the socket refuses this user.
     #[error(
-        "no agent answers at {at}: {cause}; is it running, may this user use its socket (registration.users), and is its admin address another (--admin, ISTHMUS_AGENT_ADMIN)?"
+        "no agent answers at {at}: {cause}; is it running, may this user use its socket (registration.users), and does it use another admin address (--admin, ISTHMUS_AGENT_ADMIN)?"
     )]
     Nobody {
-        /// Who was asked.
+        /// The agent's address or socket.
         at: String,
-        /// Why.
+        /// The system's error.
         #[source]
         cause: io::Error,
     },
-    /// It says nothing.
-    #[error("{at} gave no answer within {} s; is that an agent, and is it stopped?", PATIENCE.as_secs())]
+    /// The agent does not answer in time.
+    #[error("{at} gave no answer within {} s; is that an agent, and is it suspended?", PATIENCE.as_secs())]
     Silent {
-        /// Who was asked.
+        /// The agent's address or socket.
         at: String,
     },
-    /// It says something else.
-    #[error("{at} is no admin address of an agent: {why}; it is under `admin:` in its file")]
+    /// Something other than an agent answers.
+    #[error("{at} is not the admin address of an agent: {why}; use the one under `admin:` in its file")]
     Stranger {
-        /// Who was asked.
+        /// The agent's address or socket.
         at: String,
-        /// How that is seen.
+        /// What was wrong with the answer.
         why: String,
     },
-    /// It refuses.
+    /// The agent refuses the request.
     #[error("{at}: {why}")]
     Refused {
-        /// Who was asked.
+        /// The agent's address or socket.
         at: String,
-        /// What it says.
+        /// The agent's reason.
         why: String,
     },
-    /// The system gives no sockets.
-    #[error("cannot ask anybody: {0}")]
+    /// The runtime cannot start.
+    #[error("cannot start a runtime: {0}")]
     Runtime(#[source] io::Error),
 }
 
-/// One request.
 struct Asked {
     at: At,
     token: Option<String>,
@@ -176,7 +175,7 @@ struct Asked {
     body: Vec<u8>,
 }
 
-/// Where somebody listens.
+/// Where an agent listens.
 #[derive(Clone, Debug)]
 enum At {
     Address(String),
@@ -198,10 +197,10 @@ impl At {
     }
 }
 
-/// Asks, and gives the answer. Not for use within a runtime: it waits.
+/// Sends the request and returns the agent's answer. It blocks: not for use within a runtime.
 ///
 /// # Errors
-/// There is no answer, or it is no.
+/// There is no answer, or the agent refuses the request.
 pub fn ask(question: &Question) -> Result<Value, AskError> {
     let asked = request(question)?;
     let at = asked.at.to_string();
@@ -216,8 +215,8 @@ pub fn ask(question: &Question) -> Result<Value, AskError> {
         return Ok(answer);
     }
     let why = answer.get("error").and_then(Value::as_str).unwrap_or("the agent refused");
-    // Whoever answers may be a stranger: no control characters to a terminal.
-    let why = why.chars().map(|one| if one.is_control() && one != '\n' { '\u{fffd}' } else { one });
+    // The answer may come from anything that listens there: no control characters to a terminal.
+    let why = why.chars().map(|c| if c.is_control() && c != '\n' { '\u{fffd}' } else { c });
     Err(AskError::Refused { at, why: why.collect() })
 }
 
@@ -230,19 +229,19 @@ fn request(question: &Question) -> Result<Asked, AskError> {
         let token = way.token_file.as_deref().map(token).transpose()?;
         Ok(Asked { at: by(way)?, token, method: Method::POST, path: path.to_owned(), body })
     };
-    let word = |lease: &str| json!({ "lease": lease }).to_string().into_bytes();
+    let lease_body = |lease: &str| json!({ "lease": lease }).to_string().into_bytes();
     match question {
         Question::Status { at } => get(at, "/status".to_owned()),
         Question::Explain { host, at } => {
             get(at, format!("/explain?host={}", utf8_percent_encode(host, NON_ALPHANUMERIC)))
         }
         Question::Register { file, way } => post(way, "/register", registration(file)?),
-        Question::Heartbeat { lease, way } => post(way, "/heartbeat", word(lease)),
-        Question::Deregister { lease, way } => post(way, "/deregister", word(lease)),
+        Question::Heartbeat { lease, way } => post(way, "/heartbeat", lease_body(lease)),
+        Question::Deregister { lease, way } => post(way, "/deregister", lease_body(lease)),
     }
 }
 
-/// The socket that is named, or an address; else the socket of the agent's file.
+/// The socket or admin address given on the command line, else the socket in the agent's file.
 fn by(way: &Way) -> Result<At, AskError> {
     if let Some(socket) = &way.socket {
         return Ok(At::Socket(socket.clone()));
@@ -287,9 +286,9 @@ where
 {
     let at = asked.at.to_string();
     let stranger = |why: String| AskError::Stranger { at: at.clone(), why };
-    let shaken = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await;
-    let (mut sender, connection) = shaken.map_err(|error| stranger(error.to_string()))?;
-    // Whatever name or forwarded port led there: the name that every agent takes for its own.
+    let connected = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await;
+    let (mut sender, connection) = connected.map_err(|error| stranger(error.to_string()))?;
+    // Every agent accepts `localhost` as its own name, whatever name or forwarded port led to it.
     let mut request = Request::builder().method(asked.method).uri(asked.path).header("host", "localhost");
     if let Some(token) = asked.token {
         request = request.header("authorization", format!("Bearer {token}"));
@@ -304,7 +303,7 @@ where
         Ok((status, body.to_bytes()))
     };
     tokio::pin!(exchange);
-    // Both ends: a connection that is over may still hold the answer.
+    // A connection that has ended may still hold the answer.
     tokio::select! {
         answer = &mut exchange => answer,
         _over = connection => exchange.await,

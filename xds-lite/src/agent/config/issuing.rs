@@ -1,4 +1,4 @@
-//! `issuing:` of an agent's file, resolved.
+//! Resolves `issuing:` of an agent's file.
 
 use std::time::Duration;
 
@@ -11,11 +11,11 @@ use isthmus_trust::issuing::IntermediateFiles;
 use super::resolve::needed;
 use super::{Issuing, LONGEST, LONGEST_EVER, raw};
 
-/// What signs. Tokens for first certificates are kept.
-pub(super) fn issuing(report: &mut Report, raw: &At<raw::Issuing>, is_kept: bool) -> Option<Issuing> {
+/// Needs a state directory, where the tokens for first certificates are stored.
+pub(super) fn issuing(report: &mut Report, raw: &At<raw::Issuing>, has_state: bool) -> Option<Issuing> {
     let place = Place::Root.key("issuing");
-    if !is_kept {
-        report.add(raw.spot, format_args!("{place} is there without state"), "add 'state: DIRECTORY'");
+    if !has_state {
+        report.add(raw.spot, format_args!("{place} needs a state directory"), "add 'state: DIRECTORY'");
     }
     let certificate = needed(report, place, raw.spot, "certificate", raw.value.certificate.as_ref());
     let key = needed(report, place, raw.spot, "key", raw.value.key.as_ref());
@@ -26,7 +26,7 @@ pub(super) fn issuing(report: &mut Report, raw: &At<raw::Issuing>, is_kept: bool
     {
         let most = show_duration(LONGEST_EVER);
         let what = format_args!("{} is not between 1s and {most}", place.key("longest"));
-        report.add(written.spot, what, "certificates are renewed by themselves: write 24h, or less");
+        report.add(written.spot, what, "write 24h or less: certificates are renewed automatically");
     }
     let files =
         IntermediateFiles { certificate: certificate?.value.clone().into(), key: key?.value.clone().into() };

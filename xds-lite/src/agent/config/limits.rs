@@ -1,4 +1,4 @@
-//! `limits:` of an agent's file, resolved.
+//! Resolves `limits:` of an agent's file.
 
 use isthmus_grpc::budget::{Amounts, Limits};
 use isthmus_model::at::At;
@@ -9,23 +9,23 @@ use isthmus_registry::imports::SliceLimits;
 
 use super::raw;
 
-/// A descriptor each.
+/// Each takes a file descriptor.
 const CONNECTIONS: Range = (1, 65_536);
 const STREAMS: Range = (1, 65_536);
-/// At least a first request of some services.
+/// The minimum admits a first request that names some services.
 const REQUESTS: Range = (1 << 20, 4 << 30);
 const NAMES: Range = (2, 100_000_000);
 const SLICES: Range = (1, 10_000_000);
 const BYTES: Range = (1 << 10, 64 << 30);
-/// What a name takes where it is kept, with the bytes of a long one.
+/// Memory of a subscribed name, with the bytes of a long one.
 const NAME: u64 = 168;
 
-/// What everybody may take.
+/// Resource limits of the agent's clients and peers.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct AgentLimits {
-    /// Of connections, requests and names.
+    /// Limits of connections, requests and names.
     pub clients: Limits,
-    /// Of what a peer offers.
+    /// Limits of a peer's slices.
     pub slices: SliceLimits,
 }
 

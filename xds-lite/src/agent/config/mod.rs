@@ -1,5 +1,5 @@
-//! The agent's file: text → settings that cannot be wrong, or everything that is wrong with it. What is
-//! written is in `raw`, what it means in `resolve`.
+//! Parses the agent's file into valid settings, or reports every problem in it. `raw` is the file as written,
+//! `resolve` what it means.
 
 mod issuing;
 mod limits;
@@ -30,71 +30,71 @@ pub use registration::Registration;
 const ADDRESS: &str = "0.0.0.0:15012";
 const JOIN: &str = "0.0.0.0:15011";
 const ADMIN: &str = "127.0.0.1:15014";
-/// How long a certificate lives.
+/// Default lifetime of an issued certificate.
 const LONGEST: Duration = Duration::from_secs(24 * 60 * 60);
-/// As long as a root roll-over waits by default before it lets go of the old root.
+/// Longest lifetime: as long as a root roll-over waits by default before it drops the old root.
 const LONGEST_EVER: Duration = Duration::from_secs(7 * 24 * 60 * 60);
-/// Where a gateway accepts other clusters, unless it says otherwise.
+/// Default port of a gateway for other clusters.
 const EAST_WEST: u16 = 15_443;
 
-/// What an agent runs on.
+/// The settings of an agent.
 #[derive(Clone, Debug)]
 pub struct Settings {
-    /// The cluster it speaks for.
+    /// The agent's cluster.
     pub cluster: Cluster,
-    /// Where the cluster's endpoints stand.
+    /// The network of the cluster's endpoints.
     pub network: String,
-    /// Where its gateways stand, unless they say otherwise.
+    /// The default locality of the cluster's gateways.
     pub locality: Locality,
-    /// Its identity, and whom it believes.
+    /// The agent's identity, and the bundles it trusts.
     pub trust: TrustFiles,
     /// The directory of the registry's files.
     pub registry: PathBuf,
-    /// What is kept for a restart; nothing is where there is none.
+    /// The state directory; without one nothing is persisted.
     pub state: Option<PathBuf>,
-    /// The cluster's gateways; nobody else is served.
+    /// The cluster's gateways, which this agent serves.
     pub gateways: Vec<Gateway>,
-    /// Which services other clusters may see; without any none.
+    /// Export rules; without any, nothing is exported.
     pub exports: Vec<Rule>,
-    /// What may come from other clusters.
+    /// What is accepted from each other cluster.
     pub imports: Vec<Import>,
     /// Which networks may know of each other's services.
     pub reachability: Reachability,
     /// The agents of other clusters.
     pub peers: Vec<Peer>,
-    /// Where it serves.
+    /// The xDS listener's address.
     pub address: SocketAddr,
-    /// The same as other clusters reach it.
+    /// The xDS address that other clusters reach.
     pub advertise: Option<Target>,
-    /// Where clusters join by a token, if they do.
+    /// Where clusters join with a token; none when they cannot.
     pub join: Option<Join>,
-    /// What it signs certificates with, if it does.
+    /// The intermediate that signs certificates; none when the agent issues none.
     pub issuing: Option<Issuing>,
-    /// Where its own status is.
+    /// The admin listener's address.
     pub admin: SocketAddr,
     /// Who may register VMs.
     pub registration: Registration,
-    /// What gateways and peers may take.
+    /// Resource limits of gateways and peers.
     pub limits: AgentLimits,
-    /// What can stand in the file, and does less than it seems to.
+    /// Valid parts of the file that have less effect than they seem to.
     pub warnings: Vec<Problem>,
 }
 
-/// Where clusters join by a token.
+/// Where clusters join with a token.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Join {
-    /// Where it is served.
+    /// The join listener's address.
     pub address: SocketAddr,
-    /// The same as other clusters reach it, unless it is where the agent is advertised.
+    /// The join address that other clusters reach; by default the host of the agent's advertised address.
     pub advertise: Option<Target>,
 }
 
-/// What an agent signs certificates with.
+/// How an agent signs certificates.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Issuing {
-    /// The intermediate.
+    /// The intermediate's certificate and key.
     pub files: IntermediateFiles,
-    /// How long a certificate lives, at most.
+    /// The longest lifetime of a certificate.
     pub longest: Duration,
 }
 
@@ -103,26 +103,26 @@ pub struct Issuing {
 pub struct Gateway {
     /// The last part of its identity.
     pub name: String,
-    /// Where other clusters reach it; nowhere if empty.
+    /// Addresses that other clusters reach it at; empty: none.
     pub addresses: Vec<Target>,
-    /// Where it stands.
+    /// Its locality.
     pub locality: Locality,
-    /// Where it listens if it is a stock Envoy.
+    /// The listener's address, if the gateway is a stock Envoy.
     pub envoy: Option<SocketAddr>,
 }
 
-/// What may come from one cluster.
+/// What is accepted from one cluster.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Import {
-    /// Which cluster.
+    /// The cluster.
     pub cluster: Cluster,
-    /// Names that it may give to services here.
+    /// Host names that its services may have here.
     pub hosts: Vec<HostPattern>,
-    /// Where its gateways may stand; none is anywhere but here.
+    /// Allowed addresses of its gateways; empty: any but loopback, link-local and multicast.
     pub gateways: Vec<IpNet>,
-    /// Names that its gateways may have.
+    /// Allowed host names of its gateways.
     pub gateway_hosts: Vec<HostPattern>,
-    /// Where endpoints may stand that are reached without a gateway.
+    /// Allowed addresses of endpoints that are reached without a gateway.
     pub endpoints: Vec<IpNet>,
 }
 
@@ -131,25 +131,25 @@ pub struct Import {
 pub struct Peer {
     /// Its cluster.
     pub cluster: Cluster,
-    /// Where it serves.
+    /// Its xDS address.
     pub address: Target,
-    /// Who vouches for it.
+    /// Its trust domain.
     pub domain: TrustDomain,
-    /// Where its endpoints stand; one of its own if nothing is said.
+    /// The network of its endpoints; none: a network of its own.
     pub network: Option<String>,
 }
 
 const TOO_LARGE: &str = "an agent's file is short; is it the right one?";
 
-/// Reads a regular file and checks it whole.
+/// Reads and checks a regular file.
 ///
 /// # Errors
-/// Everything that is wrong with it, or why it cannot be read.
+/// Every problem in it, or why it cannot be read.
 pub fn load(path: &Path) -> Result<Settings, Problems> {
     parse(&file::read(path, TOO_LARGE)?, path)
 }
 
-/// The same for a command that ends: the file may be a pipe, as `/dev/stdin`.
+/// As [`load`], for a command that ends: the file may be a pipe such as `/dev/stdin`.
 ///
 /// # Errors
 /// As [`load`].
@@ -157,10 +157,10 @@ pub fn load_argument(path: &Path) -> Result<Settings, Problems> {
     parse(&file::read_argument(path, TOO_LARGE)?, path)
 }
 
-/// Checks a text as if it stood in `path`.
+/// Checks a text as the content of `path`.
 ///
 /// # Errors
-/// Everything that is wrong with it.
+/// Every problem in it.
 pub fn parse(text: &str, path: &Path) -> Result<Settings, Problems> {
     let mut report = Report::new(path);
     let settings = yaml::read(text, &mut report).and_then(|file| resolve::settings(&mut report, file));
@@ -192,7 +192,7 @@ xds: { address: '127.0.0.1:0' }
     }
 
     #[test]
-    fn a_good_file_is_read() {
+    fn agent_file_is_parsed_with_defaults() {
         let settings = parse(GOOD, Path::new("agent.yaml")).unwrap();
         assert_eq!((settings.cluster.as_str(), settings.network.as_str()), ("east", "east-net"));
         assert_eq!((settings.gateways[0].name.as_str(), settings.address.port()), ("gw-1", 0));
@@ -201,7 +201,7 @@ xds: { address: '127.0.0.1:0' }
     }
 
     #[test]
-    fn everything_that_is_wrong_is_named_with_its_place() {
+    fn agent_file_problems_are_reported_with_line_and_column() {
         let none = problems("network: a");
         assert_eq!(none.len(), 3, "{none:#?}");
         assert!(none[0].contains("agent.yaml:1:1:") && none[0].contains("has no cluster"), "{none:#?}");
@@ -216,12 +216,12 @@ xds: { address: '127.0.0.1:0' }
     }
 
     #[test]
-    fn what_signs_is_read_and_what_is_wrong_with_it_is_named() {
+    fn issuing_section_is_parsed_and_its_problems_reported() {
         let text = GOOD.to_owned() + "state: state\nissuing: { certificate: ca-cert.pem, key: ca-key.pem }\n";
         let issuing = parse(&text, Path::new("agent.yaml")).unwrap().issuing.unwrap();
         assert_eq!((issuing.files.key, issuing.longest), (PathBuf::from("ca-key.pem"), LONGEST));
         for (from, to, expected) in [
-            ("state: state\n", "", "issuing is there without state"),
+            ("state: state\n", "", "issuing needs a state directory"),
             (", key: ca-key.pem", "", "issuing has no key"),
             ("ca-key.pem }", "ca-key.pem, longest: 200h }", "is not between 1s and 168h"),
             ("ca-key.pem }", "ca-key.pem, longest: soon }", "issuing.longest"),
@@ -232,7 +232,7 @@ xds: { address: '127.0.0.1:0' }
     }
 
     #[test]
-    fn registration_is_for_local_root_unless_more_is_said() {
+    fn registration_defaults_to_the_local_socket() {
         let read = |text: &str| parse(text, Path::new("agent.yaml")).unwrap().registration;
         assert_eq!(read(GOOD), Registration::default());
         let state = GOOD.to_owned() + "state: /var/lib/a\n";
@@ -243,11 +243,11 @@ xds: { address: '127.0.0.1:0' }
         assert_eq!((more.socket, more.users.len()), (Some(PathBuf::from("/run/a.sock")), 1));
         assert_eq!(more.tokens["db-vms"], PathBuf::from("/etc/t"));
         let wrong = problems(&(state + "registration: { tokens: { 'a b': /etc/t } }\n"));
-        assert!(wrong[0].contains("registration.tokens: 'a b' is no name of a token"), "{wrong:#?}");
+        assert!(wrong[0].contains("registration.tokens: 'a b' is not a valid token name"), "{wrong:#?}");
     }
 
     #[test]
-    fn limits_are_read_and_what_is_out_of_range_is_named() {
+    fn limits_are_parsed_and_range_checked() {
         let defaults = parse(GOOD, Path::new("agent.yaml")).unwrap().limits;
         assert_eq!(defaults, AgentLimits::default());
         let text = GOOD.to_owned()
@@ -284,7 +284,7 @@ state: state
 ";
 
     #[test]
-    fn what_joins_clusters_is_read() {
+    fn federation_sections_are_parsed() {
         let text = GOOD.replace("gateways: [{ name: gw-1 }]\n", FEDERATED);
         let settings = parse(&text, Path::new("agent.yaml")).unwrap_or_else(|error| panic!("{error}"));
         let addresses: Vec<_> = settings.gateways.iter().flat_map(|gateway| &gateway.addresses).collect();
@@ -300,7 +300,7 @@ state: state
     }
 
     #[test]
-    fn a_peer_that_no_rule_can_mean_is_warned_of() {
+    fn peer_without_network_and_matching_reachability_rule_is_warned_of() {
         let text = GOOD.replace("gateways: [{ name: gw-1 }]\n", FEDERATED);
         assert!(parse(&text, Path::new("agent.yaml")).unwrap().warnings.is_empty());
         let text = text.replace(", network: west-net", "");
@@ -310,17 +310,17 @@ state: state
     }
 
     #[test]
-    fn what_would_join_clusters_wrongly_is_named() {
+    fn federation_problems_are_reported() {
         let text = GOOD.replace("gateways: [{ name: gw-1 }]\n", FEDERATED);
         for (from, to, expected) in [
             ("cluster: west, address", "cluster: east, address", "is this cluster itself"),
-            ("gateways: [gw-2]", "gateways: [gw-3]", "there is no gateway 'gw-3'"),
+            ("gateways: [gw-2]", "gateways: [gw-3]", "unknown gateway 'gw-3'"),
             ("['*/bookinfo']", "['*/book.info']", "is no workspace's part"),
-            ("workspace: ['*/bookinfo'], labels: { app: details }, ", "", "says of no service"),
-            ("instances: [db-0]", "instances: [db.0]", "is no instance"),
+            ("workspace: ['*/bookinfo'], labels: { app: details }, ", "", "exports[0] selects no service"),
+            ("instances: [db-0]", "instances: [db.0]", "is not an instance name"),
             ("trustDomain: west.example", "trustDomain: West!", "cannot be used"),
-            ("203.0.113.10", "203.0.113.300", "is no address"),
-            ("name: gw-2", "name: gw-1", "stands twice"),
+            ("203.0.113.10", "203.0.113.300", "is not an address"),
+            ("name: gw-2", "name: gw-1", "is listed twice"),
             ("198.51.100.0/24", "198.51.100.1/24", "gatewayCIDRs"),
             ("to: { env: prod } }", "}", "has no to"),
             ("agent.west.example:15012", "agent.west.example", "has no port"),

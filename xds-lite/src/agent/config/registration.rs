@@ -1,4 +1,4 @@
-//! Who may register VMs at the agent: the `registration` section.
+//! Resolves `registration:` of an agent's file: who may register VMs.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
@@ -7,21 +7,21 @@ use isthmus_model::problem::{Place, Quoted, Report};
 
 use super::raw;
 
-/// The socket of an agent that has a state directory and says nothing else.
+/// The default socket, in the state directory.
 const SOCKET: &str = "agent.sock";
-/// Tokens at once: each is read when one is shown.
+/// Token files at most: every one is read when a client presents a token.
 const TOKENS: usize = 64;
-/// Bytes of a token's name.
+/// Largest token name, in bytes.
 const NAME: usize = 63;
 
 /// Who may register VMs.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Registration {
-    /// The Unix socket that local processes come by; none where there is nowhere to put it.
+    /// The Unix socket for local processes; none without a state directory or a path, or when it is off.
     pub socket: Option<PathBuf>,
-    /// Users that may, besides root and the agent's own.
+    /// Users that may register, besides root and the agent's own.
     pub users: BTreeSet<u32>,
-    /// Files with tokens, by the tokens' names.
+    /// Token files, by the tokens' names.
     pub tokens: BTreeMap<String, PathBuf>,
 }
 
@@ -42,12 +42,12 @@ pub(super) fn registration(
         let fits = (1..=NAME).contains(&name.len())
             && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte));
         if !fits {
-            let what = format_args!("{}: {} is no name of a token", place.key("tokens"), Quoted(&name));
+            let what = format_args!("{}: {} is not a valid token name", place.key("tokens"), Quoted(&name));
             report.add(file.spot, what, "write 1 to 63 letters, digits, '-', '_' or '.'");
         }
         if tokens.len() >= TOKENS {
             let what = format_args!("{}: more than {TOKENS} tokens", place.key("tokens"));
-            report.add(file.spot, what, "let several VMs share one");
+            report.add(file.spot, what, "share one token between VMs");
             break;
         }
         tokens.insert(name, file.value.into());

@@ -1,4 +1,4 @@
-//! What is written in an agent's file → what it means, with everything that is wrong on the way.
+//! Resolves an agent's file: raw values to settings, with every problem reported at its place.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
@@ -43,12 +43,12 @@ pub(super) fn settings(report: &mut Report, file: raw::File) -> Option<Settings>
     let admin = file.admin.and_then(|admin| admin.address);
     let admin = listen(report, Place::Root.key("admin"), admin.as_ref(), ADMIN);
     let limits = limits(report, file.limits);
-    // Without its name nothing can be said of others.
+    // The checks below compare names with the own cluster's.
     let cluster = cluster?;
     let exports = exports(report, file.exports.as_deref().unwrap_or_default(), &cluster, &gateways);
     let imports = imports(report, file.imports.as_deref().unwrap_or_default());
     let network = file.network.map(|network| network.value).unwrap_or_default();
-    others(report, (&cluster, &network), &file.peers, &peers, &reachability);
+    check_peers(report, (&cluster, &network), &file.peers, &peers, &reachability);
     let state: Option<PathBuf> = file.state.map(|state| state.value.into());
     Some(Settings {
         registration: registration(report, file.registration, state.as_ref()),
@@ -85,16 +85,19 @@ fn listen(
     }
 }
 
-/// Who joins is kept, and is told where to come.
-fn joining(report: &mut Report, raw: &At<raw::Join>, is_kept: bool, is_advertised: bool) -> Option<Join> {
+/// Needs a state directory for joined peers, and the address that other clusters reach this agent at.
+fn joining(report: &mut Report, raw: &At<raw::Join>, has_state: bool, is_advertised: bool) -> Option<Join> {
     let place = Place::Root.key("join");
-    if !is_kept {
-        report.add(raw.spot, format_args!("{place} is there without state"), "add 'state: DIRECTORY'");
+    if !has_state {
+        report.add(raw.spot, format_args!("{place} needs a state directory"), "add 'state: DIRECTORY'");
     }
     if !is_advertised {
-        let what =
-            format_args!("{place} is there without xds.advertise: who joins would not find this agent");
-        report.add(raw.spot, what, "add 'xds: { advertise: NAME:15012 }', as other clusters reach it");
+        let what = format_args!("{place} needs xds.advertise: joined clusters could not find this agent");
+        report.add(
+            raw.spot,
+            what,
+            "add 'xds: { advertise: NAME:15012 }' with the address that other clusters reach",
+        );
     }
     let address = listen(report, place, raw.value.address.as_ref(), JOIN);
     let advertise = report.value(raw.value.advertise.as_ref(), place.key("advertise"));
@@ -155,23 +158,23 @@ fn gateways(report: &mut Report, list: &[At<raw::Gateway>], locality: &Locality)
                 Some(target) => addresses.push(target),
                 None => report.add(
                     whole.spot,
-                    format_args!("{}: {} is no address", place.key("address"), Quoted(text)),
-                    "write an IP address or a host name; the port stands under 'port'",
+                    format_args!("{}: {} is not an address", place.key("address"), Quoted(text)),
+                    "write an IP address or a host name; write the port under 'port'",
                 ),
             }
         }
         let Some(name) = needed(report, place, whole.spot, "name", raw.name.as_ref()) else { continue };
         if gateways.iter().any(|known| known.name == name.value) {
-            let what = format_args!("{}: {} stands twice", place.key("name"), Quoted(&name.value));
-            report.add(name.spot, what, "give each gateway a name of its own");
+            let what = format_args!("{}: {} is listed twice", place.key("name"), Quoted(&name.value));
+            report.add(name.spot, what, "give each gateway its own name");
         }
         let envoy = report.value(raw.envoy.as_ref(), place.key("envoy"));
         if let Some(envoy) = envoy
             && let Some(other) =
                 gateways.iter().filter_map(|known: &Gateway| known.envoy).find(|at| *at != envoy)
         {
-            let what = format_args!("{}: {envoy}, and another Envoy listens at {other}", place.key("envoy"));
-            report.add(whole.spot, what, "Envoys of one agent have the same tables: write the same for each");
+            let what = format_args!("{}: {envoy} differs from another Envoy's {other}", place.key("envoy"));
+            report.add(whole.spot, what, "write the same address for each: all Envoys get the same tables");
         }
         gateways.push(Gateway {
             name: name.value.clone(),
@@ -210,8 +213,8 @@ fn exports(report: &mut Report, list: &[At<raw::Export>], own: &Cluster, gateway
             && rule.labels.is_empty()
         {
             let remedy =
-                "write workspace, hosts or labels; hosts: ['*.svc.cluster.local'] means all of those";
-            report.add(whole.spot, format_args!("{place}: says of no service that it is meant"), remedy);
+                "add workspace, hosts or labels; hosts: ['*.svc.cluster.local'] selects all of those";
+            report.add(whole.spot, format_args!("{place} selects no service"), remedy);
         }
         rules.push(rule);
     }
@@ -242,8 +245,8 @@ fn chosen_gateways(
     let list = raw.gateways.as_deref().unwrap_or_default();
     for (index, name) in list.iter().enumerate() {
         if !gateways.iter().any(|known| known.name == name.value) {
-            let what = format_args!("{}: there is no gateway {}", place.item(index), Quoted(&name.value));
-            report.add(name.spot, what, "write the name of one that stands under gateways");
+            let what = format_args!("{}: unknown gateway {}", place.item(index), Quoted(&name.value));
+            report.add(name.spot, what, "write the name of a gateway listed under 'gateways'");
         }
     }
     list.iter().map(|name| name.value.clone()).collect()
@@ -259,7 +262,7 @@ fn instances(report: &mut Report, place: Place<'_>, raw: &raw::Export) -> Instan
             Some(name) => _ = names.insert(name),
             None => report.add(
                 written.spot,
-                format_args!("{}: {} is no instance", place.item(index), Quoted(&written.value)),
+                format_args!("{}: {} is not an instance name", place.item(index), Quoted(&written.value)),
                 "write an instance's name, one DNS label, or '*' for all",
             ),
         }
@@ -280,8 +283,8 @@ fn imports(report: &mut Report, list: &[At<raw::Import>]) -> Vec<Import> {
         let endpoints = report.values(raw.endpoint_cidrs.as_ref(), place.key("endpointCIDRs"));
         let Some(cluster) = cluster else { continue };
         if imports.iter().any(|known| known.cluster == cluster) {
-            let what = format_args!("{}: {cluster} stands twice", place.key("cluster"));
-            report.add(whole.spot, what, "write all that may come from it in one place");
+            let what = format_args!("{}: {cluster} is listed twice", place.key("cluster"));
+            report.add(whole.spot, what, "merge its entries into one");
         }
         imports.push(Import { cluster, hosts, gateways, gateway_hosts, endpoints });
     }
@@ -300,8 +303,8 @@ fn peers(report: &mut Report, list: &[At<raw::Peer>]) -> Vec<Peer> {
         let domain = written.and_then(|written| domain(report, place.key("trustDomain"), written));
         let (Some(cluster), Some(address), Some(domain)) = (cluster, address, domain) else { continue };
         if peers.iter().any(|known| known.cluster == cluster) {
-            let what = format_args!("{}: {cluster} stands twice", place.key("cluster"));
-            report.add(whole.spot, what, "a cluster has one entry");
+            let what = format_args!("{}: {cluster} is listed twice", place.key("cluster"));
+            report.add(whole.spot, what, "keep one entry for each cluster");
         }
         let network = raw.network.as_ref().map(|network| network.value.clone());
         peers.push(Peer { cluster, address, domain, network });
@@ -338,8 +341,8 @@ fn reachability(
     Reachability { networks: networks.unwrap_or_default(), rules }
 }
 
-/// What only shows when all sections are read.
-fn others(
+/// Checks peers against the other sections.
+fn check_peers(
     report: &mut Report,
     own: (&Cluster, &str),
     written: &Option<Vec<At<raw::Peer>>>,
@@ -352,18 +355,19 @@ fn others(
         let place = place.item(index);
         if whole.value.cluster.as_ref().is_some_and(|named| named.value == cluster.as_str()) {
             let what = format_args!("{}: {cluster} is this cluster itself", place.key("cluster"));
-            report.add(whole.spot, what, "name the cluster of the other agent");
+            report.add(whole.spot, what, "write the other agent's cluster");
         }
         let theirs = peers.get(index).and_then(|peer| peer.network.as_deref());
-        let is_met = reachability.allows(Some(network), theirs) || reachability.allows(theirs, Some(network));
-        if whole.value.network.is_none() && !is_met {
-            let what = format_args!("{place} has no network, so that no rule of reachability means it");
-            report.warn(whole.spot, what, "add 'network: …', or nothing is exchanged with it");
+        let is_reachable =
+            reachability.allows(Some(network), theirs) || reachability.allows(theirs, Some(network));
+        if whole.value.network.is_none() && !is_reachable {
+            let what = format_args!("{place} has no network, so no reachability rule matches it");
+            report.warn(whole.spot, what, "add 'network: …'; without it nothing is exchanged with this peer");
         }
     }
 }
 
-/// The value of a key that must be there; `whole` is where the mapping stands that lacks it.
+/// A required key's value; `whole` is the place of the mapping that must have it.
 pub(super) fn needed<'a, T>(
     report: &mut Report,
     place: Place<'_>,
