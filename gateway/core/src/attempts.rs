@@ -208,7 +208,7 @@ fn demote(
     let (now, length) = (socket::now(), length.as_millis().try_into().unwrap_or(Millis::MAX));
     if note(endpoint.state.demotion(), now, length) {
         add(&worker.counters.demotions, 1);
-        tracing::warn!(service = %service.name(), endpoint = %endpoint.address, %reason, "endpoint demoted: it is tried last for a while");
+        tracing::warn!(service = %service.name(), endpoint = %endpoint.address, %reason, "endpoint demoted; trying it last for a while");
     }
     worker.process.suspects.check(service, endpoint, now, &worker.process.metrics);
 }

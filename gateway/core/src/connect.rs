@@ -153,7 +153,7 @@ fn begin(to: SocketAddr, from: Option<IpAddr>, tcp: &Tcp) -> io::Result<Socket> 
 /// What the kernel answers, or that the address is this gateway's own.
 pub(crate) async fn plain(to: SocketAddr, process: &Process) -> io::Result<TcpStream> {
     if process.is_own(to) {
-        return Err(io::Error::other("is this gateway itself"));
+        return Err(io::Error::other("the address is this gateway's own"));
     }
     let from = {
         let tables = process.tables.load();
@@ -172,7 +172,7 @@ fn reason_of(error: &io::Error, to: SocketAddr, families: &Families) -> Reason {
         _ if has_no_way(error, to) => {
             if families.failed(to.ip(), socket::now()) {
                 let family = if to.is_ipv4() { "IPv4" } else { "IPv6" };
-                tracing::warn!(address = %to, %error, "this machine has no way there: {family} endpoints are tried last for a while; is {family} off?");
+                tracing::warn!(address = %to, %error, "no route to this address; trying {family} endpoints last for a while; is {family} off?");
             }
             Reason::ConnectFailed
         }

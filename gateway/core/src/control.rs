@@ -141,7 +141,7 @@ impl Control {
     pub fn apply(&self, edit: Settings) -> Result<(), String> {
         if let Some(keys) = needs_restart(&self.written, &edit.fixed) {
             return Err(format!(
-                "{keys} cannot change while the gateway runs: restart it, or undo that change"
+                "{keys} cannot change while the gateway runs; restart the gateway or revert the change"
             ));
         }
         let mut inputs = self.inputs();
@@ -193,7 +193,7 @@ impl Control {
 
     /// Notes an edit that changed nothing.
     pub fn refuse(&self, why: String) {
-        tracing::error!(%why, "the configuration was refused; the tables stay as they were");
+        tracing::error!(%why, "configuration refused; keeping the last valid tables");
         self.process.metrics.reloads_refused.fetch_add(1, Relaxed);
         self.shown().refused = Some(Refused { why, at: SystemTime::now() });
     }
@@ -277,9 +277,9 @@ impl Control {
         if self.is_leaving.load(Relaxed) {
             Some("draining")
         } else if self.answers.are_awaited() {
-            Some("names of endpoints are not resolved yet")
+            Some("endpoint host names are not resolved yet")
         } else if self.written.xds.is_some() && !self.was_told.load(Relaxed) {
-            Some("no agent was heard yet")
+            Some("no agent reached yet")
         } else {
             None
         }
@@ -347,14 +347,14 @@ impl Control {
 
     /// A part that everything stands on has ended: the gateway ends too.
     pub(crate) fn break_down(&self, error: &dyn std::fmt::Display) {
-        tracing::error!(%error, "the gateway ends");
+        tracing::error!(%error, "core task failed; stopping the gateway");
         self.broken.store(true, Relaxed);
         self.end();
     }
 
     /// What the gateway was to be it cannot be, through no fault of its own: it ends.
     pub(crate) fn give_up(&self, why: String) {
-        tracing::error!(why, "the gateway ends");
+        tracing::error!(why, "stopping the gateway");
         let _first = self.given_up.set(why);
         self.end();
     }
@@ -429,8 +429,8 @@ mod tests {
         let (tell, told) = mpsc::channel();
         thread::scope(|scope| {
             scope.spawn(|| tell.send(control.why_not_ready()).unwrap());
-            let why = told.recv_timeout(Duration::from_secs(30)).expect("it waits for the tables");
-            assert_eq!(why, Some("no agent was heard yet"));
+            let why = told.recv_timeout(Duration::from_secs(30)).expect("readiness waits for the tables");
+            assert_eq!(why, Some("no agent reached yet"));
         });
     }
 }

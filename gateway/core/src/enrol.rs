@@ -23,7 +23,7 @@ pub enum Error {
     Load(#[from] LoadError),
     /// Its directory has nothing, and there is no token.
     #[error(
-        "{}: {why}; add `token: …`, which `isthmus-agent token create --gateway NAME` prints, to trust",
+        "{}: {why}; add `token: …` to trust, with the output of `isthmus-agent token create --gateway NAME`",
         directory.display()
     )]
     NoToken {
@@ -42,7 +42,7 @@ pub enum Error {
     },
     /// The directory is another gateway's.
     #[error(
-        "{} has the certificate of {found}, and the token is for {wanted}; use another directory",
+        "{} has the certificate of {found}, but the token is for {wanted}; use another directory",
         directory.display()
     )]
     Other {
@@ -55,7 +55,7 @@ pub enum Error {
     },
     /// The directory is no gateway's.
     #[error(
-        "{} has the certificate of {found}, which is no gateway's, and no agent would serve it; use another directory",
+        "{} has the certificate of {found}, which is not a gateway identity, so agents would refuse it; use another directory",
         directory.display()
     )]
     NoGateway {
@@ -130,7 +130,7 @@ fn kept_or_awaited(kept: &ManagedTrust, files: &TrustFiles) -> Result<Startup, E
                 _ => Ok(Startup::Ready(trust)),
             };
         }
-        Standing::Absent => "there is no certificate in it yet".to_owned(),
+        Standing::Absent => "it has no certificate yet".to_owned(),
         Standing::Bad(error) => error.to_string(),
     };
     match &kept.token {
@@ -154,7 +154,7 @@ pub(crate) async fn awaited(by: &First, control: &Control) -> Result<Option<Watc
     let Some(trusts @ Trusts::ManagedTrust(kept)) = &control.process.fixed.trust else { return Ok(None) };
     tracing::info!("waiting for the first certificate");
     let failed = |error: &EnrolError| {
-        tracing::warn!(problem = ?error.to_string(), "no first certificate yet; it is tried again");
+        tracing::warn!(problem = ?error.to_string(), "first certificate not issued yet; retrying");
         control.renewal.failed(error.to_string());
     };
     match (by, control_plane(&control.process.fixed, kept)) {
@@ -164,7 +164,7 @@ pub(crate) async fn awaited(by: &First, control: &Control) -> Result<Option<Watc
     }
     let files = trusts.files();
     let trust = Trust::load(&files)?;
-    tracing::info!(identity = %trust.current().identity.id(), "the first certificate is here");
+    tracing::info!(identity = %trust.current().identity.id(), "first certificate received");
     let _once = control.process.trust.set(trust.clone());
     control.renewal.came_about();
     Ok(Some(trust.watch(files)?))
@@ -183,8 +183,9 @@ pub(crate) async fn keep(control: Arc<Control>) -> io::Result<()> {
         Some(Source::Agents(agents)) => {
             let own = trust.current().identity.id().clone();
             let cluster = gateway_of(&own).and_then(|cluster| cluster.parse().ok());
-            let cluster =
-                cluster.ok_or_else(|| io::Error::other(format!("{own} is no gateway of a cluster")))?;
+            let cluster = cluster.ok_or_else(|| {
+                io::Error::other(format!("{own} is not the identity of a cluster's gateway"))
+            })?;
             Keeper::new(folder, files, trust.clone(), agents.clone(), cluster).map_err(io::Error::other)?
         }
         Some(Source::ControlPlane(_)) => match control_plane(fixed, kept) {

@@ -71,7 +71,7 @@ async fn own_address(servers: &[Target]) -> IpAddr {
         for server in servers {
             match found(server).await {
                 Ok(own) => return own.ip(),
-                Err(error) => tracing::warn!(%server, %error, "no way to the control plane yet"),
+                Err(error) => tracing::warn!(%server, %error, "control plane unreachable; retrying"),
             }
         }
         tokio::time::sleep(AGAIN).await;
@@ -103,7 +103,7 @@ impl Tables for Given {
     fn apply(&mut self, update: &Update) -> Vec<Refused> {
         let refused = self.state.apply(update);
         for Refused { name, why } in &refused {
-            tracing::warn!(kind = kind(&update.type_url), resource = ?name, %why, "refused, in whole or in part");
+            tracing::warn!(kind = kind(&update.type_url), resource = ?name, %why, "resource refused in whole or in part");
         }
         self.was_whole |= self.state.is_whole();
         if self.was_whole {
@@ -122,11 +122,11 @@ impl Tables for Given {
     fn contact(&mut self, contact: Contact<'_>) {
         let (server, lost) = match contact {
             Contact::Made(server) => {
-                tracing::info!(%server, "following a control plane");
+                tracing::info!(%server, "connected to the control plane");
                 (server, None)
             }
             Contact::Lost(server, why) => {
-                tracing::warn!(%server, why, "no control plane there; the tables stay");
+                tracing::warn!(%server, why, "control plane unreachable; keeping the last tables");
                 (server, Some(why))
             }
         };

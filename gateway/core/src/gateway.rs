@@ -42,7 +42,7 @@ pub struct Gateway {
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// An address could not be bound.
-    #[error("cannot listen on {address} ({what}): {source}; is another process there? `ss -ltnp` tells")]
+    #[error("cannot listen on {address} ({what}): {source}; is another process there? check with `ss -ltnp`")]
     Bind {
         /// Listener, admin, metrics or health.
         what: String,
@@ -163,10 +163,10 @@ impl Gateway {
     pub fn wait(self) -> Result<(), Error> {
         let ended = self.threads.end_within(LAST_THREAD);
         if ended == Ended::NotYet {
-            tracing::error!("a thread does not end; the gateway ends without it");
+            tracing::error!("a thread did not stop in time; exiting without it");
         }
         if self.writes_log && !self.control.process.log.close(LAST_LINE) {
-            tracing::warn!("nobody reads standard output; the last lines of the access log are lost");
+            tracing::warn!("standard output is not read; the last access log lines are lost");
         }
         match self.control.why_given_up() {
             Some(why) => Err(Error::GivenUp(why.to_owned())),
@@ -289,7 +289,7 @@ struct Alarm(Arc<Control>);
 impl Drop for Alarm {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            self.0.break_down(&"a thread panicked");
+            self.0.break_down(&"a core thread panicked");
         }
     }
 }

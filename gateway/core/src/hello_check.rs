@@ -119,9 +119,9 @@ impl Watch {
         if self.set_failing(failures > 0 && outcome != Outcome::Alerted) {
             let outcome = outcome.word();
             if self.fails {
-                tracing::warn!(service = %service_name, endpoint = %address, outcome, "the endpoint does not answer the gateway's own hello: it is tried last until it does");
+                tracing::warn!(service = %service_name, endpoint = %address, outcome, "endpoint does not answer the gateway's own ClientHello; trying it last until it does");
             } else {
-                tracing::info!(service = %service_name, endpoint = %address, outcome, "the endpoint is tried in its turn again");
+                tracing::info!(service = %service_name, endpoint = %address, outcome, "endpoint is no longer tried last");
             }
         }
         let rule = &tables.live.upstream.ejection;
@@ -130,7 +130,7 @@ impl Watch {
         } else if failures >= FAILURES && service.may_eject(now, rule) && endpoint.state.eject(now, rule) {
             self.has_ejected = true;
             add(&process.metrics.own_ejections, 1);
-            tracing::warn!(service = %service_name, endpoint = %address, outcome = outcome.word(), failures, "endpoint ejected: it does not answer the gateway's own hello");
+            tracing::warn!(service = %service_name, endpoint = %address, outcome = outcome.word(), failures, "endpoint ejected: no answer to the gateway's own ClientHello");
         }
     }
 
@@ -159,7 +159,7 @@ impl Greeting {
     fn of(service: &Service, endpoint: &Endpoint) -> Option<Greeting> {
         let host = service.own_name()?;
         // Another cluster's gateway knows each port by this form; what it makes of the bare host is its affair.
-        let is_bare = service.port == 0 || (service.rules.bare && endpoint.cluster().is_none());
+        let is_bare = service.port == 0 || (service.rules.default_port && endpoint.cluster().is_none());
         let name = if is_bare { host.to_string() } else { sni::name(host.as_str(), service.port) };
         let alpn: Vec<_> = service.rules.alpn.iter().map(String::as_bytes).collect();
         let hello = probe::hello(&name, &alpn).ok()?;

@@ -160,7 +160,7 @@ impl Slices {
             && offer.network != self.network
         {
             return Err(format!(
-                "stands in network {:?}, and this gateway in {:?}; set `node.network` to that of its agent",
+                "is in network {:?}, but this gateway is in {:?}; set `node.network` to the network of its agent",
                 offer.network, self.network
             ));
         }
@@ -187,7 +187,7 @@ impl Slices {
             match self.accept(resource) {
                 Ok(key) => _ = touched.insert(key.host),
                 Err(why) => {
-                    tracing::warn!(slice = ?resource.name, %why, "a slice was refused");
+                    tracing::warn!(slice = ?resource.name, %why, "slice refused");
                     refused.push(Refused { name: resource.name.clone(), why });
                 }
             }
@@ -242,7 +242,10 @@ impl Slices {
         let touched: BTreeSet<_> = news.iter().map(|key| key.host.clone()).collect();
         self.expired.extend(news);
         if !touched.is_empty() {
-            tracing::warn!(slices = self.expired.len(), "have expired: no agent was heard for too long");
+            tracing::warn!(
+                slices = self.expired.len(),
+                "slices expired: agent unreachable for longer than their stale limit"
+            );
             self.renew(touched);
         }
     }
@@ -265,11 +268,11 @@ impl Tables for Followed {
     fn contact(&mut self, contact: Contact<'_>) {
         match contact {
             Contact::Made(agent) => {
-                tracing::info!(%agent, "following an agent");
+                tracing::info!(%agent, "connected to the agent");
                 locked(&self.0).contact(&agent.to_string(), None);
             }
             Contact::Lost(agent, why) => {
-                tracing::warn!(%agent, why, "no agent there; the tables stay");
+                tracing::warn!(%agent, why, "agent unreachable; keeping the last tables");
                 locked(&self.0).contact(&agent.to_string(), Some(why));
             }
         }

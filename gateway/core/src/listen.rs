@@ -69,7 +69,7 @@ pub(crate) async fn accept(
                 pause = (pause * 2).min(PAUSES.1);
             }
             // The client left while it queued, or its network failed: the next one is another client.
-            Err(error) => tracing::debug!(%error, "accept"),
+            Err(error) => tracing::debug!(%error, "accept failed"),
         }
     }
     let listener = listener.into_std()?;
@@ -108,6 +108,6 @@ fn begin(Accepted { client, listener, peer }: Accepted, worker: &Arc<Worker>) {
         Ok(client) => {
             tokio::spawn(serve(client, listener, socket::canonical(peer), Arc::clone(worker)));
         }
-        Err(error) => tracing::debug!(%error, "the runtime took no socket"),
+        Err(error) => tracing::debug!(%error, "cannot register the accepted socket"),
     }
 }

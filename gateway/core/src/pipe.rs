@@ -81,7 +81,7 @@ impl Pool {
                 Some(ends)
             }
             Err(error) => {
-                tracing::debug!(%error, "no pipe: copying");
+                tracing::debug!(%error, "cannot open a pipe; copying instead");
                 self.retry_at.store(socket::now().saturating_add(RETRY_MS), Relaxed);
                 None
             }

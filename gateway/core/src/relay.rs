@@ -89,7 +89,7 @@ async fn both_ways(
         if conn.came_of_age()
             && let Err(error) = socket::keep_alive(&*server, &worker.process.fixed.tcp)
         {
-            tracing::debug!(%error, "keepalive");
+            tracing::debug!(%error, "cannot set keepalive");
         }
         // A side that takes no more bytes has reset. What it sent before may still be on its way through,
         // and its end then looks like one in order: the write has taken the error.

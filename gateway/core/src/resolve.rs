@@ -67,7 +67,7 @@ pub(crate) async fn follow(control: Arc<Control>) -> io::Result<()> {
                 }
             }
             // The name is due again by itself.
-            Err(error) => tracing::error!(%error, "looking up a name failed; this is a bug"),
+            Err(error) => tracing::error!(%error, "host name lookup panicked; this is a bug"),
         }
     }
 }

@@ -121,7 +121,7 @@ fn choose(claims: &[Claim], asked: Asked<'_>) -> Option<Result<Route, Reason>> {
     let mut answer = None;
     for service in claims.iter().map(|claim| &claim.service) {
         let is_open = side == Side::Outbound || service.rules.exposed;
-        if !is_open || port.map_or(!service.rules.bare, |port| service.port != port) {
+        if !is_open || port.map_or(!service.rules.default_port, |port| service.port != port) {
             continue;
         }
         let named = match part {

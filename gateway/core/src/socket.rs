@@ -92,7 +92,7 @@ pub(crate) fn keep_alive<'s>(socket: impl Into<SockRef<'s>>, tcp: &Tcp) -> io::R
 /// Makes the coming close a reset.
 pub fn reset_on_close(socket: impl AsFd) {
     if let Err(error) = SockRef::from(&socket).set_linger(Some(Duration::ZERO)) {
-        tracing::debug!(%error, "SO_LINGER");
+        tracing::debug!(%error, "cannot set SO_LINGER");
     }
 }
 

@@ -99,8 +99,8 @@ impl Watch {
             Verdict::Judge(()) => {
                 let file = self.file.display();
                 self.control.refuse(match error.kind() {
-                    io::ErrorKind::NotFound => format!("{file} is gone; the tables stay"),
-                    _ => format!("{file} cannot be read: {error}; the tables stay"),
+                    io::ErrorKind::NotFound => format!("{file} is missing; keeping the last tables"),
+                    _ => format!("{file} cannot be read: {error}; keeping the last tables"),
                 });
                 // When it is back it is judged anew, even if it is what it was: that clears the refusal.
                 self.content = None;
@@ -136,7 +136,7 @@ impl Watch {
             // Between the start and the first look there may have been an edit; mostly there was none.
             Ok(settings) if is_first && self.control.runs(&settings) => {}
             Ok(settings) => match self.control.apply(settings) {
-                Ok(()) => tracing::info!(file = %self.file.display(), "the edit is live"),
+                Ok(()) => tracing::info!(file = %self.file.display(), "configuration applied"),
                 Err(why) => self.control.refuse(why),
             },
         }

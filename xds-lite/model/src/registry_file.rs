@@ -78,7 +78,7 @@ mod tests {
         let alone = Service {
             host: host("a.b"),
             port: 443,
-            bare: true,
+            default_port: true,
             aliases: Vec::new(),
             alpn: Vec::new(),
             sources: Vec::new(),
@@ -134,7 +134,7 @@ mod tests {
         Service {
             host: host("db.example"),
             port: 3306,
-            bare: true,
+            default_port: true,
             aliases: vec![host("db"), host("*.db.example")],
             alpn: vec!["mysql".to_owned()],
             sources: vec!["10.0.0.0/8".parse().unwrap()],
@@ -167,7 +167,7 @@ mod tests {
         let services = good(WHOLE);
         assert_eq!(services[0], database());
         let other = &services[1];
-        assert_eq!((other.port, other.bare, other.balance), (33060, false, Balance::Random));
+        assert_eq!((other.port, other.default_port, other.balance), (33060, false, Balance::Random));
     }
 
     #[test]

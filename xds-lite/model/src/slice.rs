@@ -110,7 +110,7 @@ pub struct Port {
     /// 1 to 65535.
     pub number: u16,
     /// The bare host, the aliases and `INSTANCE.HOST` mean this one; at most one port of a service.
-    pub bare: bool,
+    pub default_port: bool,
     /// What its endpoints speak.
     pub tls: Tls,
     /// Condition: the client offers one of these protocols. Empty: none.
@@ -156,7 +156,7 @@ impl Port {
     pub fn new(number: u16, tls: Tls) -> Port {
         Port {
             number,
-            bare: true,
+            default_port: true,
             tls,
             alpn: Vec::new(),
             sources: Vec::new(),

@@ -21,7 +21,7 @@ use isthmus_model::host::{HostName, HostPattern};
 use isthmus_model::services::Service;
 use isthmus_model::units::show_duration;
 
-use fit::{bare, check_beside};
+use fit::{check_beside, default_port};
 use lease::{Digest, LeaseId};
 use names::Names;
 use records::Unsaved;
@@ -273,7 +273,7 @@ impl Registered {
                 }
                 service.endpoints.extend(other.service.endpoints.iter().cloned());
             }
-            service.bare = bare(self.sayings(host, None)) == Some(*port);
+            service.default_port = default_port(self.sayings(host, None)) == Some(*port);
             services.push(service);
         }
         services

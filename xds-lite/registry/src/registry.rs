@@ -117,7 +117,7 @@ impl Terms<'_> {
         let about = || ports.iter().filter_map(|service| service.about.as_deref());
         let staleness = about().map(|about| about.staleness).find(|rule| *rule != Staleness::Keep);
         let (staleness, merge) = (staleness.unwrap_or_default(), about().any(|about| about.merge));
-        let bare = ports.iter().find(|service| service.bare);
+        let bare = ports.iter().find(|service| service.default_port);
         let aliases = bare.map(|service| service.aliases.clone()).unwrap_or_default();
         let ports: Vec<_> = ports.into_iter().map(|service| self.port(service, export.as_ref())).collect();
         let is_exported = ports.iter().any(|port| port.exported);
@@ -154,7 +154,7 @@ impl Terms<'_> {
         let is_fit = endpoints.is_empty() || endpoints.iter().any(|endpoint| endpoint.exposed);
         Port {
             number: service.port,
-            bare: service.bare,
+            default_port: service.default_port,
             tls: if trusts { Tls::Unauthenticated } else { Tls::Mutual },
             alpn: service.alpn,
             sources: service.sources,
@@ -325,7 +325,7 @@ mod tests {
         );
         let [(host, offer)] = offers.iter().collect::<Vec<_>>()[..] else { panic!("one host") };
         assert_eq!((host.to_string().as_str(), offer.ports.len(), offer.aliases.len()), ("db.pxc", 2, 1));
-        assert!(offer.ports[0].bare && !offer.ports[1].bare);
+        assert!(offer.ports[0].default_port && !offer.ports[1].default_port);
         assert!(offer.ports.iter().all(|port| !port.exported) && offer.gateways.is_empty());
     }
 

@@ -20,16 +20,15 @@ use crate::socket;
 /// # Errors
 /// Which parameter is wrong, and what would be right.
 pub fn explain(params: &Params, control: &Control) -> Result<Value, String> {
-    let sni =
-        match params.get("sni") {
-            None => None,
-            Some(name) => Some(HostName::parse(name).map_err(|error| {
-                format!("sni: {error}; the gateway refuses such a hello as hello_malformed")
-            })?),
-        };
+    let sni = match params.get("sni") {
+        None => None,
+        Some(name) => Some(HostName::parse(name).map_err(|error| {
+            format!("sni: {error}; the gateway refuses such a ClientHello as hello_malformed")
+        })?),
+    };
     let source: IpAddr = match params.get("from") {
         None => IpAddr::from([127, 0, 0, 1]),
-        Some(from) => from.parse().map_err(|_| "from takes an IP address".to_owned())?,
+        Some(from) => from.parse().map_err(|_| "from must be an IP address".to_owned())?,
     };
     let alpn = Alpn::of(params.get("alpn").unwrap_or_default().split(',').filter(|name| !name.is_empty()));
     let binds = &control.process.fixed.binds;
@@ -37,7 +36,7 @@ pub fn explain(params: &Params, control: &Control) -> Result<Value, String> {
         None => 0,
         Some(name) => binds.iter().position(|bind| bind.name == name).ok_or_else(|| {
             let names: Vec<_> = binds.iter().map(|bind| bind.name.as_str()).collect();
-            format!("there is no such listener; there are: {}", names.join(", "))
+            format!("no such listener; the listeners are: {}", names.join(", "))
         })?,
     };
     let tables = control.process.tables.load();

@@ -57,7 +57,7 @@ impl Params {
 
     fn number(&self, key: &str, unless: usize) -> Result<usize, String> {
         self.get(key).map_or(Ok(unless), |value| {
-            value.parse().map_err(|_| format!("{key} takes a number, not '{}'", value.escape_default()))
+            value.parse().map_err(|_| format!("{key} must be a number, not '{}'", value.escape_default()))
         })
     }
 }
@@ -191,7 +191,7 @@ fn routes(params: &Params, control: &Control) -> Result<Value, String> {
         if service.port != 0 {
             names.push(format!("outbound_.{}_._.{}", service.port, service.host));
         }
-        if service.rules.bare {
+        if service.rules.default_port {
             let instances = service.instances().iter().filter_map(|traits| traits.instance.as_ref());
             names.push(service.host.to_string());
             names.extend(service.aliases().iter().map(ToString::to_string));

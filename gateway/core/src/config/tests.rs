@@ -82,7 +82,7 @@ fn an_almost_empty_file_gets_the_defaults() {
     );
 
     let service = &live.services[0];
-    assert_eq!((service.port, service.bare, service.balance), (443, true, Balance::RoundRobin));
+    assert_eq!((service.port, service.default_port, service.balance), (443, true, Balance::RoundRobin));
     assert_eq!((service.max_connections, service.send_proxy, service.endpoints.len()), (None, false, 0));
     let general = ServiceTimeouts {
         connect: Duration::from_secs(3),
@@ -110,7 +110,7 @@ fn every_yaml_block_of_the_documentation_loads() {
     let mut blocks = blocks.into_iter().map(good);
     let every = blocks.nth(1).unwrap();
     let service = &every.live.services[0];
-    assert!(service.bare && service.send_proxy);
+    assert!(service.default_port && service.send_proxy);
     assert_eq!(every.live.listeners[0].default, Some(1));
     assert_eq!(every.live.listeners[0].proxy_from, ["10.0.0.0/8".parse().unwrap()]);
     assert_eq!(service.endpoints[0].instance.as_ref().unwrap().as_str(), "productpage-0");
@@ -145,29 +145,29 @@ fn services_come_from_agents_or_from_a_control_plane_that_is_known() {
     bad(&xds(""), &["3:6: xds has no agents; add 'agents: [ADDRESS:15012]'"]);
     bad(
         &xds("agents: ['10.0.0.1:1'], control_plane: {addresses: ['a:1'], tls_name: a}"),
-        &["3:6: xds has agents and a control_plane; remove one of them"],
+        &["3:6: xds has both agents and a control_plane; remove one of them"],
     );
     bad(
         &xds("state: s, control_plane: {addresses: ['a:1'], tls_name: a}"),
-        &["3:14: xds.state: the tables of a control_plane are not kept yet; remove it"],
+        &["3:14: xds.state: tables of a control_plane cannot be persisted yet; remove it"],
     );
     bad(
         &xds("control_plane: {port: 0}"),
         &[
             "3:22: xds.control_plane has no addresses; add 'addresses: [ADDRESS:15012]'",
-            "3:22: xds.control_plane has no identity; add 'identity: spiffe://…' or 'tls_name: …', so that nobody \
-             else is believed",
+            "3:22: xds.control_plane has no identity; add 'identity: spiffe://…' or 'tls_name: …' to authenticate \
+             the control plane",
             "3:29: xds.control_plane.port: '0' is out of range; write 1 to 65535",
         ],
     );
     bad(
         &xds("control_plane: {addresses: ['a:1'], tls_name: a, identity: 'spiffe://d/x'}"),
-        &["3:22: xds.control_plane has an identity and a tls_name; remove one of them"],
+        &["3:22: xds.control_plane has both an identity and a tls_name; remove one of them"],
     );
     bad(
         &xds("control_plane: {addresses: ['a:1'], tls_name: '*.a', node_id: ''}"),
         &[
-            "3:53: xds.control_plane.tls_name: '*.a' is no DNS name: a label holds something else than ASCII \
+            "3:53: xds.control_plane.tls_name: '*.a' is not a DNS name: a label holds something else than ASCII \
              letters, digits, '-' and '_'; write a name of its certificate, such as istiod.istio-system.svc",
             "3:69: xds.control_plane.node_id: '' cannot be used; write 1 to 1024 bytes without control characters",
         ],
@@ -175,8 +175,8 @@ fn services_come_from_agents_or_from_a_control_plane_that_is_known() {
     bad(
         &with_listener("xds: {agents: ['10.0.0.1:1']}\n"),
         &[
-            "2:6: xds is there without trust: nobody would serve this gateway; add 'trust: …' with this gateway's \
-           certificate",
+            "2:6: xds needs trust: agents serve only clients with a certificate; add 'trust: …' with this gateway's \
+             certificate",
         ],
     );
 }
@@ -211,9 +211,12 @@ fn a_gateways_own_directory_stands_in_the_place_of_files() {
     let shown = serde_json::to_value(&settings.fixed.trust).unwrap();
     assert!(shown["directory"] == "a" && shown.get("token").is_none(), "{shown}");
     for (trust, why) in [
-        ("directory: a, certificate: b", "remove one of them: what is in the directory is the gateway's own"),
-        ("token: x", "trust has a token, and no directory to keep the certificate in"),
-        ("directory: a, token: x, token_file: y", "trust has a token and a token_file"),
+        (
+            "directory: a, certificate: b",
+            "remove one of them; the gateway keeps its own files in the directory",
+        ),
+        ("token: x", "trust has a token but no directory for the certificate"),
+        ("directory: a, token: x, token_file: y", "trust has both a token and a token_file"),
         ("directory: a, token: secret-x", "trust.token: this is no token: it begins with `isthmus1.`"),
         ("certificate: a", "trust has no key; add 'key: …'"),
     ] {
@@ -227,11 +230,11 @@ fn a_gateways_own_directory_stands_in_the_place_of_files() {
     let settings = good(&foreign("directory: a, bundles: b, token_file: c"));
     assert_eq!(settings.fixed.trust.unwrap().files().bundles, Path::new("b"));
     let problems = parse(&foreign("directory: a, token: x"), Path::new("x")).unwrap_err().to_string();
-    for why in ["and no bundles for the", "and no token_file for the", "has a directory, and token;"] {
+    for why in ["but no bundles for the", "but no token_file for the", "has both a directory and token;"] {
         assert!(problems.contains(why), "{problems}");
     }
     let alone = parse(&with_listener("trust: {directory: a}\n"), Path::new("x")).unwrap_err().to_string();
-    assert!(alone.contains("nobody would renew what is in it"), "{alone}");
+    assert!(alone.contains("its certificate would not be renewed"), "{alone}");
 }
 
 /// Each key of the schema stands in the documentation's full example, and none is open to unknown keys.
@@ -267,10 +270,10 @@ fn settings_are_shown_in_the_language_of_the_file() {
 
 #[test]
 fn yaml_that_does_not_fit_has_a_place() {
-    bad("", &["1:1: there is no listener; add 'listeners:' with at least '- address: 0.0.0.0:15443'"]);
+    bad("", &["1:1: there are no listeners; add 'listeners:' with at least '- address: 0.0.0.0:15443'"]);
     bad(
         "listeners: []\n",
-        &["1:12: there is no listener; add 'listeners:' with at least '- address: 0.0.0.0:15443'"],
+        &["1:12: there are no listeners; add 'listeners:' with at least '- address: 0.0.0.0:15443'"],
     );
     bad(
         "5",
@@ -402,7 +405,7 @@ const SINGLE_VALUES: &[(&str, &str)] = &[
     ),
     (
         "tcp: {keepalive_idle: 1500ms}",
-        "2:23: tcp.keepalive_idle: '1500ms' is no time that the kernel takes; write whole seconds, 1s to 32767s",
+        "2:23: tcp.keepalive_idle: '1500ms' is not a time that the kernel accepts; write whole seconds, 1s to 32767s",
     ),
     ("tcp: {keepalive_probes: 0}", "2:25: tcp.keepalive_probes: '0' is out of range; write 1 to 127"),
     ("tcp: {send_buffer: 1}", "2:20: tcp.send_buffer: '1' is out of range; write 4KiB to 1GiB"),
@@ -431,14 +434,14 @@ fn listeners_do_not_share_names_or_addresses() {
     bad(
         "listeners:\n- {name: a, address: 10.0.0.1:1}\n- {name: a, address: \"[::ffff:10.0.0.1]:1\"}\n",
         &[
-            "3:10: listeners[1]: the name 'a' is already listeners[0]'s; give each listener a name of its own",
-            "3:22: listeners[1]: 10.0.0.1:1 is already listeners[0]'s address; give each listener an address of its own",
+            "3:10: listeners[1]: the name 'a' is already used by listeners[0]; give each listener a name of its own",
+            "3:22: listeners[1]: 10.0.0.1:1 is already the address of listeners[0]; give each listener an address of its own",
         ],
     );
     bad(
         "listeners:\n- {name: listener-2, address: 127.0.0.1:0}\n- {address: 127.0.0.1:0}\n",
         &[
-            "3:3: listeners[1]: the name 'listener-2' is already listeners[0]'s; give each listener a name of its own",
+            "3:3: listeners[1]: the name 'listener-2' is already used by listeners[0]; give each listener a name of its own",
         ],
     );
     bad(
@@ -452,13 +455,13 @@ fn listeners_do_not_share_names_or_addresses() {
     );
     bad(
         "listeners:\n- {address: 127.0.0.1:0, ipv6_only: true}\n",
-        &["2:37: listeners[0].ipv6_only: 127.0.0.1:0 is no IPv6 address; remove ipv6_only"],
+        &["2:37: listeners[0].ipv6_only: 127.0.0.1:0 is not an IPv6 address; remove ipv6_only"],
     );
     bad(
         "listeners:\n- address: 127.0.0.1:0\n  proxy_protocol: {}\n",
         &[
-            "3:19: listeners[0].proxy_protocol has no from; add 'from: [CIDR, …]', the sources that must send a PROXY \
-           header",
+            "3:19: listeners[0].proxy_protocol has no from; add 'from: [CIDR, …]' with the sources that must send a \
+             PROXY header",
         ],
     );
     bad(
@@ -485,8 +488,8 @@ fn a_default_is_a_service_of_the_file() {
     for (default, problem) in [
         ("a", "'a' has several ports; write a: and one of 1, 2"),
         ("a:3", "'a:3' is not one of the host's ports; write a: and one of 1, 2"),
-        ("x", "'x' is no service's host; write HOST or HOST:PORT of a service in this file"),
-        ("a:x", "'a:x' is no service; write HOST or HOST:PORT of a service in this file"),
+        ("x", "'x' is not the host of a service; write HOST or HOST:PORT of a service in this file"),
+        ("a:x", "'a:x' is not a service; write HOST or HOST:PORT of a service in this file"),
     ] {
         bad(&file(default), &[&format!("1:45: listeners[0].default: {problem}")]);
     }
@@ -529,7 +532,7 @@ fn a_service_stands_once_and_has_a_host() {
 fn sni_port_says_which_port_the_bare_name_means() {
     let bare = |services: &str| {
         let settings = good(&with_listener(services));
-        settings.live.services.iter().map(|service| service.bare).collect::<Vec<_>>()
+        settings.live.services.iter().map(|service| service.default_port).collect::<Vec<_>>()
     };
     assert_eq!(bare("services: [{host: a, port: 1}]"), [true]);
     assert_eq!(bare("services: [{host: a, port: 1}, {host: a, port: 2}]"), [false, false]);

@@ -95,7 +95,7 @@ impl Slices {
         let mut changed = HashSet::new();
         for (target, answer) in answers {
             if probes.answered(&target, answer.clone(), now) {
-                tracing::warn!(address = %target, ?answer, "probed while no agent is heard");
+                tracing::warn!(address = %target, ?answer, "probe result changed while the agent is unreachable");
                 changed.insert(target);
             }
         }

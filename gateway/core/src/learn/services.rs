@@ -127,8 +127,8 @@ fn service(host: &HostPattern, offer: &Offer, port: &Port) -> Service {
     Service {
         host: host.clone(),
         port: port.number,
-        bare: port.bare,
-        aliases: if port.bare { offer.aliases.clone() } else { Vec::new() },
+        default_port: port.default_port,
+        aliases: if port.default_port { offer.aliases.clone() } else { Vec::new() },
         alpn: port.alpn.clone(),
         sources: port.sources.clone(),
         balance: port.balance,
@@ -186,7 +186,6 @@ fn gateways(slice: &Slice, offer: &Offer, port: &Port, names: &Unique<'_>) -> Ve
 #[cfg(test)]
 mod tests {
     use isthmus_model::Locality;
-    use isthmus_model::services::{Balance, ServiceTimeouts};
     use isthmus_model::slice::{Gateway, Instance, Key, Order, Ready, Tls};
 
     use super::*;

@@ -57,81 +57,81 @@ macro_rules! metrics {
 }
 
 metrics! {
-    "connections_accepted_total" counter ["listener"] "Connections accepted."
+    "connections_accepted_total" counter ["listener"] "Client connections accepted."
         = |control| by_listener(control, |counters| &counters.accepted);
-    "connections_active" gauge ["listener"] "Connections open now."
+    "connections_active" gauge ["listener"] "Open client connections."
         = |control| listeners(control).map(|(index, name)| one([name], control.process.limits.on_listener(index))).collect();
     "connections_ended_total" counter ["listener", "reason"] "Connections ended or refused, by reason."
         = ended;
-    "bytes_total" counter ["listener", "direction"] "Bytes relayed by connections that have ended; `in` is from clients, `out` from servers."
+    "bytes_total" counter ["listener", "direction"] "Bytes relayed by ended connections; `in` from clients, `out` from servers."
         = bytes;
-    "hello_seconds" histogram [] "From accept to a whole ClientHello."
+    "hello_seconds" histogram [] "Time from accept to a complete ClientHello."
         = |control| histogram(control, |counters| &counters.hello);
-    "connect_seconds" histogram [] "From the ClientHello to a connected endpoint, failed attempts included."
+    "connect_seconds" histogram [] "Time from the ClientHello to a connected endpoint, including failed attempts."
         = |control| histogram(control, |counters| &counters.connect);
-    "first_byte_seconds" histogram [] "From there to the server's first byte."
+    "first_byte_seconds" histogram [] "Time from the connected endpoint to the server's first byte."
         = |control| histogram(control, |counters| &counters.first_byte);
-    "duration_seconds" histogram [] "From accept to the end."
+    "duration_seconds" histogram [] "Time from accept to the end of the connection."
         = |control| histogram(control, |counters| &counters.duration);
-    "attempts_failed_total" counter ["reason"] "Attempts to reach an endpoint that failed, by reason; most are followed by another."
+    "attempts_failed_total" counter ["reason"] "Failed attempts to reach an endpoint, by reason; most are followed by another attempt."
         = attempts_failed;
-    "replays_total" counter [] "ClientHellos sent to another endpoint because the first answered them badly."
+    "replays_total" counter [] "ClientHellos replayed to another endpoint because the first one rejected them."
         = |control| total(control, |counters| &counters.replays);
-    "ejections_total" counter [] "Endpoints left out for a while because they could not be connected to or did not answer the gateway's own ClientHello."
+    "ejections_total" counter [] "Endpoint ejections after failed connects or unanswered ClientHellos of the gateway itself."
         = ejections;
-    "demotions_total" counter [] "Times that an endpoint was put last for a while because it turned ClientHellos away or could not be connected to."
+    "demotions_total" counter [] "Endpoint demotions (tried last for a while) after rejected ClientHellos or failed connects."
         = |control| total(control, |counters| &counters.demotions);
-    "hello_checks_total" counter ["result"] "ClientHellos of the gateway's own to endpoints that were put last, by what came back: `answered`, `alert`, `closed`, `reset`, `silent`, `unreached`, or `not_asked` where this machine could not ask."
+    "hello_checks_total" counter ["result"] "The gateway's own ClientHellos to demoted endpoints, by result: `answered`, `alert`, `closed`, `reset`, `silent`, `unreached`, or `not_asked` if this machine could not send one."
         = hello_checks;
-    "endpoints_failing" gauge [] "Endpoints that did not answer the gateway's own ClientHello and are tried last until they do."
+    "endpoints_failing" gauge [] "Endpoints that do not answer the gateway's own ClientHello and are tried last until they do."
         = |control| vec![one([], float(control.process.suspects.failing()))];
-    "accept_pauses_total" counter [] "Times that accepting paused because descriptors had run out."
+    "accept_pauses_total" counter [] "Times accepting paused because file descriptors had run out."
         = |control| total(control, |counters| &counters.accept_pauses);
-    "connections_limit" gauge [] "Connections that the descriptor limit and `limits.connections` allow."
+    "connections_limit" gauge [] "Connections allowed by the descriptor limit and `limits.connections`."
         = |control| vec![one([], connections_limit(control))];
-    "lingering" gauge [] "Refused clients that are given time to hear why."
+    "lingering" gauge [] "Refused connections kept open until their alert has arrived."
         = |control| vec![one([], control.process.limits.lingering())];
-    "hello_memory_bytes" gauge [] "Bytes of ClientHellos in flight."
+    "hello_memory_bytes" gauge [] "Memory held by ClientHellos in flight, in bytes."
         = |control| vec![one([], float(control.process.limits.hellos.held()))];
-    "pipes_open" gauge [] "Pipes held for splicing, in use or not."
+    "pipes_open" gauge [] "Pipes open for splicing, in use or idle."
         = |control| vec![one([], float(control.workers.iter().map(|worker| worker.pipes.open()).sum()))];
-    "pipes_denied_total" counter [] "Times that a bulk transfer copied because there was no pipe."
+    "pipes_denied_total" counter [] "Times a bulk transfer was copied because no pipe was available."
         = |control| vec![one([], sum(control.workers.iter().map(|worker| &worker.pipes.denied)))];
-    "access_log_dropped_total" counter [] "Lines of the access log that could not be written in time."
+    "access_log_dropped_total" counter [] "Access log lines dropped because they could not be written in time."
         = |control| vec![one([], sum([&control.process.metrics.log_dropped]))];
-    "log_dropped_total" counter [] "Lines of the log that were lost because nobody read standard error."
+    "log_dropped_total" counter [] "Log lines dropped because standard error was not read."
         = |_| vec![one([], number(isthmus_certs::output::lost()))];
-    "reloads_total" counter ["result"] "Edits of the configuration: `applied` or `refused`."
+    "reloads_total" counter ["result"] "Configuration edits, by result: `applied` or `refused`."
         = reloads;
-    "tables_epoch" gauge [] "Number of the tables in use, from 1."
+    "tables_epoch" gauge [] "Number of the tables in use, starting at 1."
         = |control| vec![one([], number(control.process.tables.load().epoch))];
-    "tables_age_seconds" gauge [] "Since the tables last changed."
+    "tables_age_seconds" gauge [] "Time since the tables last changed."
         = |control| vec![one([], age(control.changed()))];
     "services" gauge [] "Services in the tables."
         = |control| vec![one([], float(control.process.tables.load().len()))];
-    "endpoints" gauge [] "Endpoints in the tables, names resolved."
+    "endpoints" gauge [] "Endpoints in the tables, with host names resolved."
         = |control| vec![one([], float(control.process.tables.load().services().map(|service| service.endpoints.len()).sum()))];
     "service_connections_total" counter ["service"] "Connections that reached an endpoint of the service."
         = |control| by_service(control, |counters| &counters.connections);
-    "service_connections_active" gauge ["service"] "Connections of the service open now."
+    "service_connections_active" gauge ["service"] "Open connections of the service."
         = service_active;
-    "service_bytes_total" counter ["service", "direction"] "Bytes relayed by connections of the service that have ended."
+    "service_bytes_total" counter ["service", "direction"] "Bytes relayed by ended connections of the service; `in` from clients, `out` from servers."
         = service_bytes;
-    "certificate_expiry_seconds" gauge ["kind", "name", "serial"] "Until a certificate of `trust` ends, negative once it has; `kind` is `leaf`, `intermediate` or `root`."
+    "certificate_expiry_seconds" gauge ["kind", "name", "serial"] "Time until a certificate of `trust` expires, negative afterwards; `kind` is `leaf`, `intermediate` or `root`."
         = certificates;
-    "trust_refused" gauge [] "Files of `trust` that were refused at the last look, while the old ones serve."
+    "trust_refused" gauge [] "Files of `trust` refused at the last check; the previous ones stay in use."
         = |control| control.process.trust.get().iter().map(|trust| one([], float(trust.refused().len()))).collect();
-    "agent_connected" gauge [] "1 while the agent that `xds` names is heard."
+    "agent_connected" gauge [] "1 while an agent or control plane of `xds` is reachable, otherwise 0."
         = |control| control.process.fixed.xds.iter().map(|_| one([], u32::from(control.following.borrow().connected))).collect();
-    "agent_slices" gauge [] "Slices that agents gave and that are in the tables."
+    "agent_slices" gauge [] "Slices from agents in the tables; with a control plane, its services."
         = |control| control.process.fixed.xds.iter().map(|_| one([], float(control.following.borrow().slices))).collect();
-    "agent_slices_refused_total" counter [] "Slices of an agent that were refused."
+    "agent_slices_refused_total" counter [] "Slices of agents, or resources of a control plane, that were refused."
         = |control| control.process.fixed.xds.iter().map(|_| one([], number(control.following.borrow().refusals))).collect();
-    "agent_silence_seconds" gauge [] "Since the agent was last heard; 0 while it is. The tables are that old at most."
+    "agent_silence_seconds" gauge [] "Time since the agent was last reachable, 0 while it is; the maximum age of the tables."
         = |control| control.process.fixed.xds.iter().map(|_| one([], silence(&control.following.borrow()))).collect();
-    "stale_probed" gauge [] "Addresses that are asked whether they can be reached while no agent is heard (`stale: probe`)."
+    "stale_probed" gauge [] "Addresses probed while the agent is unreachable (`stale: probe`)."
         = |control| control.process.fixed.xds.iter().map(|_| one([], probed(&control.following.borrow(), |probed| probed.addresses))).collect();
-    "stale_down" gauge [] "Those of them that cannot, and take no new connections."
+    "stale_down" gauge [] "Addresses that failed their probes while the agent is unreachable and receive no new connections (`stale: probe`)."
         = |control| control.process.fixed.xds.iter().map(|_| one([], probed(&control.following.borrow(), |probed| probed.down))).collect();
     "state_usable" gauge ["store"] "1 while state is persisted for a restart; 0 while the disk does not allow it."
         = |control| state(control, |report| u32::from(report.usable).into());
@@ -139,13 +139,13 @@ metrics! {
         = |control| state(control, |report| number(report.damaged_files));
     "state_records_lost_total" counter ["store"] "Persisted records that were damaged and are lost."
         = |control| state(control, |report| number(report.lost_records));
-    "draining" gauge [] "1 while the gateway drains."
+    "draining" gauge [] "1 while the gateway drains, otherwise 0."
         = |control| vec![one([], u32::from(*control.phase.borrow() != Phase::Serving))];
-    "open_fds" gauge [] "Descriptors of the process."
+    "open_fds" gauge [] "Open file descriptors of the process."
         = |_| vec![one([], float(std::fs::read_dir("/proc/self/fd").map_or(0, Iterator::count)))];
     "resident_memory_bytes" gauge [] "Resident memory of the process."
         = |_| vec![one([], resident_memory())];
-    "build_info" gauge ["version"] "1; the version is the label."
+    "build_info" gauge ["version"] "Always 1; the label is the version."
         = |_| vec![one([env!("CARGO_PKG_VERSION").to_owned()], 1)];
 }
 

@@ -144,7 +144,7 @@ impl Source {
             (Err(error), _) => return failed(*asked, &error.to_string()),
             (_, Err(error)) => return failed(*asked, &error.to_string()),
         };
-        let mut last = failed(*asked, "no name to ask for");
+        let mut last = failed(*asked, "no name to look up");
         for candidate in at.clone().map_or_else(|| self.candidates(name), |at| vec![at]) {
             let ask = |kind| self.ask(resolver, &candidate, kind, deadline);
             let answers = match asked {

@@ -304,7 +304,7 @@ impl Entry {
         for kind in &absent {
             let other = self.held(kind.other());
             if other.addresses.is_empty() || absent.contains(&kind.other()) {
-                self.held_mut(*kind).fail("there are no addresses of this name".to_owned());
+                self.held_mut(*kind).fail("the name has no addresses".to_owned());
             } else {
                 self.held_mut(*kind).confirm(Vec::new());
             }
@@ -321,9 +321,9 @@ impl Entry {
         match (before, resolves) {
             (None | Some(true), false) => {
                 let (kept, problem) = (self.all(), self.problem(resolves).unwrap_or_default());
-                tracing::warn!(%name, %problem, ?kept, "the name does not resolve; it keeps the addresses it had");
+                tracing::warn!(%name, %problem, ?kept, "host name does not resolve; keeping its last addresses");
             }
-            (Some(false), true) => tracing::info!(%name, addresses = ?self.all(), "the name resolves again"),
+            (Some(false), true) => tracing::info!(%name, addresses = ?self.all(), "host name resolves again"),
             _ => {}
         }
         // The first failure may be one lost packet.
@@ -332,7 +332,7 @@ impl Entry {
             if held.failures == 2 {
                 let (problem, kept) = (held.problem.as_deref().unwrap_or_default(), &held.addresses);
                 let family = kind.record();
-                tracing::info!(%name, family, problem, ?kept, "one family of addresses gets no answer; the other one is used");
+                tracing::info!(%name, family, problem, ?kept, "no answer for one address family; using the other");
             }
         }
     }

@@ -99,13 +99,13 @@ impl System {
 fn read<T>(file: &str, parse: impl Fn(&[u8]) -> (T, Flaws)) -> T {
     let content = input::read(Path::new(file), MAX_FILE).unwrap_or_else(|error| {
         if error.kind() != io::ErrorKind::NotFound {
-            tracing::warn!(file, %error, "the file is not used for resolving names");
+            tracing::warn!(file, %error, "cannot read this file; resolving names without it");
         }
         Vec::new()
     });
     let (read, flaws) = parse(&content);
     if !flaws.shown.is_empty() {
-        tracing::warn!(file, left_out = %flaws, "the rest of the file is used for resolving names");
+        tracing::warn!(file, left_out = %flaws, "ignoring lines of this file that cannot be used");
     }
     read
 }
@@ -135,13 +135,13 @@ pub(super) fn hosts(content: &[u8]) -> (Hosts, Flaws) {
         let mut words = words(text);
         let Some(address) = words.next() else { continue };
         let Some(ip) = str::from_utf8(address).ok().and_then(|address| address.parse::<IpAddr>().ok()) else {
-            flaws.add(line, || format!("no address: {}", quoted(address)));
+            flaws.add(line, || format!("not an IP address: {}", quoted(address)));
             continue;
         };
         for name in words {
             match HostName::parse(name) {
                 Ok(name) => hosts.entry(name).or_default().push(ip),
-                Err(error) => flaws.add(line, || format!("no name: {}: {error}", quoted(name))),
+                Err(error) => flaws.add(line, || format!("not a host name: {}: {error}", quoted(name))),
             }
         }
     }
@@ -247,7 +247,8 @@ mod tests {
         let said = flaws.to_string();
         assert_eq!(lines_of(&flaws), [4, 5, 6], "{said}");
         assert!(
-            said.starts_with("line 4: no name: \"caf\u{fffd}\": ") && said.contains("line 5: no address")
+            said.starts_with("line 4: not a host name: \"caf\u{fffd}\": ")
+                && said.contains("line 5: not an IP address")
         );
         let many = "x\n".repeat(1_000);
         assert!(hosts(many.as_bytes()).1.to_string().ends_with("; 992 more"));

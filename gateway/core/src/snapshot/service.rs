@@ -41,7 +41,7 @@ pub struct Service {
 #[derive(Debug, PartialEq, Eq, Hash)]
 pub struct Rules {
     /// Whether the bare host, the aliases and `INSTANCE.HOST` mean this port.
-    pub bare: bool,
+    pub default_port: bool,
     /// Connections that come from other clusters may name it.
     pub exposed: bool,
     /// Condition: the client offers one of these protocols. Empty: no condition.
@@ -138,7 +138,7 @@ impl ServiceBuilder<'_> {
         };
         let candidates: Vec<_> = settings.endpoints.iter().map(candidate).collect();
         let rules = self.shared.rules(Rules {
-            bare: settings.bare,
+            default_port: settings.default_port,
             exposed: settings.exposed,
             alpn: settings.alpn.clone(),
             sources: settings.sources.clone(),
@@ -182,10 +182,10 @@ impl ServiceBuilder<'_> {
             for address in addresses(&candidate.target, self.resolved) {
                 if !candidate.may_stand_at(address) {
                     let reach = &candidate.traits.reach;
-                    tracing::warn!(service = %host, gateway = %candidate.target, %address, ?reach, "endpoint left out: the name of another cluster's gateway leads where that cluster's gateways may not stand; see imports: gatewayCIDRs of the agent");
+                    tracing::warn!(service = %host, gateway = %candidate.target, %address, ?reach, "endpoint ignored: the peer gateway's name resolves outside its gatewayCIDRs; see imports[].gatewayCIDRs of the agent");
                 } else if (self.is_own)(address) {
                     leads_back = true;
-                    tracing::warn!(service = %host, %address, "endpoint left out: it is this gateway itself");
+                    tracing::warn!(service = %host, %address, "endpoint ignored: it is this gateway itself");
                 } else if !endpoints.iter().any(|known| known.address == address) {
                     let known = before
                         .and_then(|service| service.endpoints.iter().find(|known| known.address == address));

@@ -29,7 +29,7 @@ impl Seen {
         let event = match event {
             Ok(event) => event,
             Err(error) => {
-                tracing::warn!(%error, "watching the configuration file");
+                tracing::warn!(%error, "cannot watch the configuration file");
                 return self.wake.notify_one();
             }
         };
@@ -88,7 +88,7 @@ impl Watcher {
             Err(error) => {
                 self.watcher = None;
                 if !std::mem::replace(&mut self.has_complained, true) {
-                    tracing::warn!(file = %file.display(), %error, "no events for this file: it is polled");
+                    tracing::warn!(file = %file.display(), %error, "no file events for the configuration; polling it");
                 }
             }
         }

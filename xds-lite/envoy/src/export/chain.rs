@@ -109,7 +109,7 @@ fn names(host: &HostPattern, offer: &Offer, port: &Port) -> [Vec<String>; 3] {
         own.push(outbound(port, host.as_str()));
     }
     let mut aliases = Vec::new();
-    if port.bare {
+    if port.default_port {
         own.push(host.to_string());
         aliases.extend(offer.aliases.iter().map(ToString::to_string));
     }
@@ -137,7 +137,7 @@ fn instances(host: &HostPattern, port: &Port, endpoints: &[At<'_>]) -> Vec<Upstr
         let mut names = Vec::new();
         for name in std::iter::once(&name).chain(&at.endpoint.aliases) {
             names.push(outbound(port, name.as_str()));
-            if port.bare {
+            if port.default_port {
                 names.push(name.to_string());
             }
         }

@@ -7,8 +7,8 @@ use super::*;
 use isthmus_model::address::Target;
 use isthmus_model::host::HostName;
 use isthmus_model::locality::Locality;
-use isthmus_model::services::{Balance, ServiceTimeouts};
-use isthmus_model::slice::{Endpoint, Gateway, Health, Key, Offer, Order, Port, Staleness, Tls};
+use isthmus_model::services::Balance;
+use isthmus_model::slice::{Endpoint, Gateway, Health, Key, Offer, Order, Port, Tls};
 use isthmus_proto::envoy::config::cluster::v3 as cds;
 use isthmus_proto::envoy::config::core::v3::HealthStatus;
 use isthmus_proto::envoy::config::endpoint::v3 as eds;
@@ -96,7 +96,7 @@ fn name_that_exists_leads_to_its_own_chain_or_to_one_that_closes() {
     let adapter = adapter();
     let mut ports = [1, 2].map(|number| port(number, vec![endpoint("10.0.0.1:80")]));
     for port in &mut ports {
-        port.bare = false;
+        port.default_port = false;
         port.endpoints[0].instance = Some(HostName::parse("db-0").unwrap());
     }
     let mut secret = port(443, vec![endpoint("10.0.0.2:80")]);
@@ -157,7 +157,7 @@ fn a_service_is_a_chain_a_cluster_and_its_endpoints() {
     one.max_connections = Some(7);
     one.balance = Balance::SourceHash;
     let mut two = port(9090, vec![]);
-    two.bare = false;
+    two.default_port = false;
     let mut both = offer(vec![one, two]);
     both.aliases = vec![HostPattern::parse("*.b").unwrap(), HostPattern::parse("c").unwrap()];
     adapter.change(&[slice("east/a.b", Some(both))]);
@@ -292,7 +292,7 @@ fn what_envoy_cannot_be_told_is_left_out_alone_and_said() {
     mixed.offer.as_mut().unwrap().gateways = vec![own];
     let mut suffix = simple("east/*.apps", "10.0.0.1:443");
     let mut second = port(444, vec![]);
-    second.bare = false;
+    second.default_port = false;
     suffix.offer.as_mut().unwrap().ports.push(second);
     adapter.change(&[plain, mixed, suffix]);
     assert_eq!(names(&adapter, CLUSTER), ["outbound_.443_._.*.apps", "outbound_.443_._.mixed.b"]);
@@ -412,7 +412,7 @@ fn a_grpc_client_is_led_by_host_and_port_to_the_same_clusters() {
     named.instance = Some(HostName::parse("db-0").unwrap());
     named.instance_exported = true;
     let mut second = port(444, vec![endpoint("10.0.0.1:444")]);
-    second.bare = false;
+    second.default_port = false;
     let mut both = offer(vec![port(443, vec![named]), second]);
     both.aliases = vec![HostPattern::parse("c").unwrap(), HostPattern::parse("*.d").unwrap()];
     adapter.change(&[slice("east/a.b", Some(both)), simple("east/*.apps", "10.0.0.1:443")]);

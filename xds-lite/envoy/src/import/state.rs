@@ -194,7 +194,7 @@ impl State {
         let nowhere = Service {
             host: name.host.clone(),
             port: name.port,
-            bare: name.port == 0,
+            default_port: name.port == 0,
             aliases: Vec::new(),
             alpn: Vec::new(),
             sources: Vec::new(),

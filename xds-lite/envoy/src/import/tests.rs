@@ -228,7 +228,7 @@ fn a_chain_of_istiods_is_a_service() {
     );
     assert!(world.state.is_whole());
     let service = world.find("web.shop.svc.cluster.local", 8080).unwrap();
-    assert!(!service.bare && service.aliases.is_empty() && service.sources.is_empty());
+    assert!(!service.default_port && service.aliases.is_empty() && service.sources.is_empty());
     assert_eq!(service.alpn, ISTIO);
     assert_eq!((service.balance, service.max_connections), (Balance::LeastConnections, None));
     assert_eq!(service.timeouts.connect.as_secs(), 10);
@@ -250,7 +250,7 @@ fn other_names_are_as_they_are_written() {
     assert_eq!(world.listen(vec![all]), [""; 0]);
     for name in ["*.apps.example", "plain.example", subset] {
         let service = world.find(name, 0).unwrap_or_else(|| panic!("{name}"));
-        assert!(service.bare && service.endpoints.len() == 1, "{name}");
+        assert!(service.default_port && service.endpoints.len() == 1, "{name}");
     }
     for name in ["*", "a*.example", "*.*.example", "a b", ""] {
         let why = world.listen(vec![chain(name)]).concat();

@@ -32,7 +32,8 @@ pub struct Service {
     /// The port in `outbound_.PORT_._.HOST`.
     pub port: u16,
     /// Whether the bare host, the aliases and `INSTANCE.HOST` mean this port.
-    pub bare: bool,
+    #[serde(rename = "bare")]
+    pub default_port: bool,
     /// Other names.
     pub aliases: Vec<HostPattern>,
     /// Condition: the client offers one of these protocols. Empty: no condition.

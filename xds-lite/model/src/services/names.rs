@@ -34,7 +34,7 @@ pub(super) fn check(report: &mut Report, table: &Table<'_>) {
     let mut claims = Claims::default();
     for entry in &table.entries {
         let service = &entry.service;
-        if service.bare {
+        if service.default_port {
             claims.add(report, service.host.clone(), entry, entry.host_spot());
             for alias in entry.raw.value.aliases.as_deref().unwrap_or_default() {
                 // What cannot be read has been reported already.
@@ -48,7 +48,7 @@ pub(super) fn check(report: &mut Report, table: &Table<'_>) {
             let same_port = table.entry(&name, service.port).filter(|other| meet(service, &other.service));
             match same_port {
                 Some(other) => clash(report, &name, entry, spot, other, other.host_spot()),
-                None if service.bare => claims.add(report, name, entry, spot),
+                None if service.default_port => claims.add(report, name, entry, spot),
                 None => {}
             }
         }

@@ -55,7 +55,7 @@ fn service(
     };
     let service = Service {
         port: port.unwrap_or(defaults::PORT),
-        bare: false,
+        default_port: false,
         aliases: report.values(raw.aliases.as_ref(), place.key("aliases")),
         alpn: alpn(report, place, raw),
         sources: report.values(raw.sources.as_ref(), place.key("sources")),

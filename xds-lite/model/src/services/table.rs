@@ -99,7 +99,7 @@ fn group<'a>(report: &mut Report, mut entries: Vec<Entry<'a>>) -> Table<'a> {
         let bare = bare_port(report, &entries, group);
         for position in group {
             if let Some(entry) = entries.get_mut(*position) {
-                entry.service.bare = bare == Some(entry.service.port);
+                entry.service.default_port = bare == Some(entry.service.port);
             }
         }
     }

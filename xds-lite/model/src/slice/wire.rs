@@ -137,7 +137,7 @@ impl Offer {
         bounded("gateway_ranges", message.gateway_ranges.len(), MAX_LIST)?;
         let ports = each("ports", message.ports, Port::from_message)?;
         unique("ports", ports.iter().map(|port| port.number))?;
-        if ports.iter().filter(|port| port.bare).count() > 1 {
+        if ports.iter().filter(|port| port.default_port).count() > 1 {
             return wrong("ports", "the bare host means one of them");
         }
         Ok(Offer {
@@ -159,7 +159,7 @@ impl Port {
     fn to_message(&self) -> pb::Port {
         pb::Port {
             number: self.number.into(),
-            bare: self.bare,
+            bare: self.default_port,
             tls: tls_number(Some(self.tls)),
             alpn: self.alpn.clone(),
             sources: texts(&self.sources),
@@ -187,7 +187,7 @@ impl Port {
         unique("endpoints", endpoints.iter().filter_map(|endpoint| endpoint.instance.as_ref()))?;
         Ok(Port {
             number: port_number(message.number)?,
-            bare: message.bare,
+            default_port: message.bare,
             tls: tls(message.tls)?.map_or_else(|| wrong("tls", "must be said"), Ok)?,
             alpn: message.alpn,
             sources: sources.or_else(|error: ipnet::AddrParseError| wrong("sources", error))?,

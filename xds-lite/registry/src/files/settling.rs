@@ -127,7 +127,7 @@ pub(super) fn with_what_lacks(before: &[Arc<Service>], reading: &[Arc<Service>])
     let mut all = reading.to_vec();
     let places: HashMap<_, _> =
         reading.iter().enumerate().map(|(place, new)| ((&new.host, new.port), place)).collect();
-    let with_bare: HashSet<_> = reading.iter().filter(|new| new.bare).map(|new| &new.host).collect();
+    let with_bare: HashSet<_> = reading.iter().filter(|new| new.default_port).map(|new| &new.host).collect();
     let aliases: HashSet<_> = reading.iter().flat_map(|new| &new.aliases).collect();
     // A name that another service has now is not missing from this one.
     let lacked =
@@ -137,7 +137,7 @@ pub(super) fn with_what_lacks(before: &[Arc<Service>], reading: &[Arc<Service>])
             Some(new) if *new != *old => *new = Arc::new(with_what_one_lacks(new, old, lacked(old))),
             Some(_) => {}
             None => all.push(Arc::new(Service {
-                bare: old.bare && !with_bare.contains(&old.host),
+                default_port: old.default_port && !with_bare.contains(&old.host),
                 aliases: lacked(old),
                 ..(**old).clone()
             })),

@@ -8,7 +8,6 @@ use super::*;
 use isthmus_health::schedule::Answer;
 use isthmus_model::address::Ranges;
 use isthmus_model::locality::Locality;
-use isthmus_model::services::{Balance, ServiceTimeouts};
 use isthmus_model::slice::{Endpoint, Gateway, Health, Instance, Order, Port, Ready, Staleness, Tls};
 
 fn cluster(name: &str) -> Cluster {

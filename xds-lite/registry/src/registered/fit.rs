@@ -34,7 +34,7 @@ impl Registered {
         }
         let sayings = self.sayings(&identity.host, Some(identity));
         if let Some(own) = new.sni_port
-            && let Some(said) = sayings.filter_map(|saying| saying.bare).find(|said| *said != own)
+            && let Some(said) = sayings.filter_map(|saying| saying.default_port).find(|said| *said != own)
         {
             return Err(means_already(identity, said));
         }
@@ -48,9 +48,9 @@ impl Registered {
     /// there was is no longer the only one, and none is said to be meant.)
     pub(super) fn check_bare(&self, new: &Registration, identity: &Identity) -> Result<(), Refused> {
         let others = self.sayings(&identity.host, Some(identity));
-        let Some(before) = bare(others.clone()) else { return Ok(()) };
-        let own = Saying { port: identity.port, bare: new.sni_port };
-        if bare(others.chain([own])) == Some(before) {
+        let Some(before) = default_port(others.clone()) else { return Ok(()) };
+        let own = Saying { port: identity.port, default_port: new.sni_port };
+        if default_port(others.chain([own])) == Some(before) {
             return Ok(());
         }
         Err(means_already(identity, before))
@@ -66,7 +66,7 @@ impl Registered {
         ports.flat_map(move |((_, port), instances)| {
             let but = but.filter(|but| but.port == *port).map(|but| &but.instance);
             let others = instances.iter().filter(move |(instance, _)| Some(*instance) != but);
-            others.map(|(_, held)| Saying { port: *port, bare: held.registration.sni_port })
+            others.map(|(_, held)| Saying { port: *port, default_port: held.registration.sni_port })
         })
     }
 }
@@ -77,12 +77,12 @@ pub(super) struct Saying {
     /// That it serves this one.
     port: u16,
     /// That the bare name means this one.
-    bare: Option<u16>,
+    default_port: Option<u16>,
 }
 
 /// Which port the bare name of a host means: the one that is said, or the only one.
-pub(super) fn bare(mut sayings: impl Iterator<Item = Saying> + Clone) -> Option<u16> {
-    let said = sayings.clone().find_map(|saying| saying.bare);
+pub(super) fn default_port(mut sayings: impl Iterator<Item = Saying> + Clone) -> Option<u16> {
+    let said = sayings.clone().find_map(|saying| saying.default_port);
     said.or_else(|| {
         let first = sayings.next()?.port;
         sayings.all(|saying| saying.port == first).then_some(first)
@@ -98,7 +98,7 @@ pub(super) fn check_beside<'a>(
     const THEIRS: &str = "the registry's other sources say";
     let identity = new.identity();
     let of_host = || files.clone().filter(|service| service.host == new.service.host);
-    let bare = of_host().find(|service| service.bare).map(|service| service.port);
+    let bare = of_host().find(|service| service.default_port).map(|service| service.port);
     if new.sni_port.is_some() && of_host().next().is_some() && new.sni_port != bare {
         return Err(contradicts(new, "sni_port", THEIRS));
     }

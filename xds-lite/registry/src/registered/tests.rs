@@ -124,7 +124,7 @@ fn instances_agree_on_what_they_say_and_leave_the_rest_to_others() {
     assert!(why.contains("10.0.0.2:1 is registered as db-1 of db.pxc:3306"), "{why}");
     let [service] = &all.services()[..] else { panic!("one service") };
     assert_eq!((service.alpn.len(), service.max_connections, service.endpoints.len()), (1, Some(7), 3));
-    assert!(service.bare);
+    assert!(service.default_port);
 }
 
 #[test]
@@ -139,7 +139,7 @@ fn a_bare_name_keeps_its_meaning() {
         assert!(why.ends_with("the bare name db.pxc means port 2 already; say \"sni_port\": 2"), "{why}");
     }
     all.register(on(1, ",\"sni_port\":2"), &ROOT, &[], id(1), now).unwrap();
-    let bare = |all: &Registered| all.services().iter().map(|it| (it.port, it.bare)).collect::<Vec<_>>();
+    let bare = |all: &Registered| all.services().iter().map(|it| (it.port, it.default_port)).collect::<Vec<_>>();
     assert_eq!(bare(&all), [(1, false), (2, true)]);
     assert_eq!(bare(&restarted(&records(&all), now)), [(1, false), (2, true)]);
     refused(&mut all, on(3, ",\"sni_port\":3"), &[], now);

@@ -223,7 +223,8 @@ fn whole_seconds<S: Scalar>(
     let (Some(raw), Some(value)) = (raw, value) else { return };
     let longest = defaults::KEEPALIVE_LONGEST;
     if !value.is_zero() && (value.subsec_nanos() != 0 || value > longest) {
-        let what = format_args!("{place}: {} is no time that the kernel takes", Quoted(raw.value.text()));
+        let what =
+            format_args!("{place}: {} is not a time that the kernel accepts", Quoted(raw.value.text()));
         report.add(raw.spot, what, format_args!("write whole seconds, 1s to {}s", longest.as_secs()));
     }
 }

@@ -19,7 +19,11 @@ pub(crate) fn binds(report: &mut Report, raw: &raw::File) -> Vec<Option<Bind>> {
     let listeners = raw.listeners.as_ref().map(|listeners| listeners.value.as_slice()).unwrap_or_default();
     if listeners.is_empty() {
         let spot = raw.listeners.as_ref().map_or(Spot::START, |listeners| listeners.spot);
-        report.add(spot, "there is no listener", "add 'listeners:' with at least '- address: 0.0.0.0:15443'");
+        report.add(
+            spot,
+            "there are no listeners",
+            "add 'listeners:' with at least '- address: 0.0.0.0:15443'",
+        );
     }
     let (mut names, mut addresses) = (HashMap::new(), HashMap::new());
     let mut binds = Vec::with_capacity(listeners.len());
@@ -29,14 +33,16 @@ pub(crate) fn binds(report: &mut Report, raw: &raw::File) -> Vec<Option<Bind>> {
         let spot = listener.value.name.as_ref().map_or(listener.spot, |name| name.spot);
         let name = name_of(&listener.value, index);
         if let Some(earlier) = names.insert(name.clone(), index) {
-            let what = format_args!("{place}: the name {} is already listeners[{earlier}]'s", Quoted(&name));
+            let what =
+                format_args!("{place}: the name {} is already used by listeners[{earlier}]", Quoted(&name));
             report.add(spot, what, "give each listener a name of its own");
         }
         if let (Some(bind), Some(address)) = (&bind, &listener.value.address)
             && bind.address.port() != 0
             && let Some(earlier) = addresses.insert(bind.address, index)
         {
-            let what = format_args!("{place}: {} is already listeners[{earlier}]'s address", bind.address);
+            let what =
+                format_args!("{place}: {} is already the address of listeners[{earlier}]", bind.address);
             report.add(address.spot, what, "give each listener an address of its own");
         }
         binds.push(bind);
@@ -67,7 +73,7 @@ fn bind(report: &mut Report, place: Place<'_>, listener: &At<raw::Listener>, ind
     if let Some(only) = &raw.ipv6_only
         && address.is_ipv4()
     {
-        let what = format_args!("{}: {address} is no IPv6 address", place.key("ipv6_only"));
+        let what = format_args!("{}: {address} is not an IPv6 address", place.key("ipv6_only"));
         report.add(only.spot, what, "remove ipv6_only");
     }
     let ipv6_only = raw.ipv6_only.as_ref().is_none_or(|only| only.value);
@@ -151,7 +157,7 @@ pub(crate) fn listeners(report: &mut Report, raw: &raw::File, services: &Table<'
         let proxy_from = raw.proxy_protocol.as_ref().map(|proxy| {
             let place = place.key("proxy_protocol");
             if proxy.value.from.is_none() {
-                let remedy = "add 'from: [CIDR, …]', the sources that must send a PROXY header";
+                let remedy = "add 'from: [CIDR, …]' with the sources that must send a PROXY header";
                 report.add(proxy.spot, format_args!("{place} has no from"), remedy);
             }
             report.values(proxy.value.from.as_ref(), place.key("from"))
@@ -182,12 +188,12 @@ fn find(services: &Table<'_>, text: &str) -> Result<usize, (String, String)> {
     let ports = || group().map(|entry| entry.service.port.to_string()).collect::<Vec<_>>().join(", ");
     let found = match port {
         Some(port) => services.entry(&host, port),
-        None => group().find(|entry| entry.service.bare),
+        None => group().find(|entry| entry.service.default_port),
     };
     match (found, port) {
         (Some(entry), _) => Ok(entry.index),
         (None, _) if group().next().is_none() => Err((
-            "is no service's host".to_owned(),
+            "is not the host of a service".to_owned(),
             "write HOST or HOST:PORT of a service in this file".to_owned(),
         )),
         (None, Some(_)) => Err((
@@ -201,5 +207,5 @@ fn find(services: &Table<'_>, text: &str) -> Result<usize, (String, String)> {
 }
 
 fn no_form() -> (String, String) {
-    ("is no service".to_owned(), "write HOST or HOST:PORT of a service in this file".to_owned())
+    ("is not a service".to_owned(), "write HOST or HOST:PORT of a service in this file".to_owned())
 }

@@ -42,7 +42,7 @@ pub(crate) fn trust(report: &mut Report, file: &raw::File) -> Option<Trusts> {
     }
     for (key, text) in [("token", &value.token), ("token_file", &value.token_file)] {
         if let Some(text) = text {
-            let what = format_args!("{place} has a {key}, and no directory to keep the certificate in");
+            let what = format_args!("{place} has a {key} but no directory for the certificate");
             report.add(text.spot, what, "add 'directory: /var/lib/isthmus/trust'");
             return None;
         }
@@ -73,7 +73,7 @@ fn kept_by_this(report: &mut Report, file: &raw::File, spot: Spot) {
         others.push(("token", &value.token));
         for (key, written) in [("bundles", &value.bundles), ("token_file", &value.token_file)] {
             if written.is_none() {
-                let what = format_args!("{place} has a directory, and no {key} for the control_plane");
+                let what = format_args!("{place} has a directory but no {key} for the control_plane");
                 report.add(spot, what, format_args!("add '{key}: …'"));
             }
         }
@@ -81,12 +81,17 @@ fn kept_by_this(report: &mut Report, file: &raw::File, spot: Spot) {
         others.push(("bundles", &value.bundles));
     }
     for (key, written) in others.into_iter().filter_map(|(key, written)| Some((key, written.as_ref()?))) {
-        let what = format_args!("{place} has a directory, and {key}");
-        report.add(written.spot, what, "remove one of them: what is in the directory is the gateway's own");
+        let what = format_args!("{place} has both a directory and {key}");
+        report.add(
+            written.spot,
+            what,
+            "remove one of them; the gateway keeps its own files in the directory",
+        );
     }
     if file.xds.is_none() {
-        let what =
-            format_args!("{place} has a directory, and there is no xds: nobody would renew what is in it");
+        let what = format_args!(
+            "{place} has a directory but there is no xds, so its certificate would not be renewed"
+        );
         report.add(spot, what, "add 'xds: { agents: [ADDRESS:15012] }'");
     }
 }
@@ -96,13 +101,17 @@ fn token(report: &mut Report, place: Place<'_>, trust: &raw::Trust) -> Option<Fi
         (None, None) => Some(FirstToken::None),
         (None, Some(file)) => Some(FirstToken::File(PathBuf::from(&file.value))),
         (Some(text), Some(_)) => {
-            report.add(text.spot, format_args!("{place} has a token and a token_file"), "remove one of them");
+            report.add(
+                text.spot,
+                format_args!("{place} has both a token and a token_file"),
+                "remove one of them",
+            );
             None
         }
         (Some(text), None) => match read(&text.value) {
             Ok((token, identity)) => Some(FirstToken::Token(Box::new(token), identity)),
             Err(why) => {
-                let remedy = "write what `isthmus-agent token create --gateway NAME` printed";
+                let remedy = "write the token that `isthmus-agent token create --gateway NAME` prints";
                 report.add(text.spot, format_args!("{}: {why}", place.key("token")), remedy);
                 None
             }
@@ -116,7 +125,7 @@ pub(crate) fn read(text: &str) -> Result<(Token, SpiffeId), String> {
     let guest = token.guest.clone();
     match &guest {
         Guest::Identity { identity } if gateway_of(identity).is_some() => Ok((token, identity.clone())),
-        guest => Err(format!("{}, and not for a gateway", guest.purpose())),
+        guest => Err(format!("{}, not for a gateway", guest.purpose())),
     }
 }
 

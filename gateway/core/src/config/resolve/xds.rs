@@ -13,7 +13,7 @@ pub(crate) fn xds(report: &mut Report, raw: &raw::File) -> Option<Xds> {
     let At { value, spot } = raw.xds.as_ref()?;
     let place = Place::Root.key("xds");
     if raw.trust.is_none() {
-        let what = format_args!("{place} is there without trust: nobody would serve this gateway");
+        let what = format_args!("{place} needs trust: agents serve only clients with a certificate");
         report.add(*spot, what, "add 'trust: …' with this gateway's certificate");
     }
     let source = source(report, place, value, *spot);
@@ -26,13 +26,17 @@ fn source(report: &mut Report, place: Place<'_>, raw: &raw::Xds, spot: Spot) -> 
         raw.control_plane.as_ref().map(|raw| control_plane(report, place.key("control_plane"), raw));
     match foreign {
         Some(_) if raw.agents.is_some() => {
-            report.add(spot, format_args!("{place} has agents and a control_plane"), "remove one of them");
+            report.add(
+                spot,
+                format_args!("{place} has both agents and a control_plane"),
+                "remove one of them",
+            );
             None
         }
         Some(foreign) => {
             if let Some(state) = &raw.state {
                 let what =
-                    format_args!("{}: the tables of a control_plane are not kept yet", place.key("state"));
+                    format_args!("{}: tables of a control_plane cannot be persisted yet", place.key("state"));
                 report.add(state.spot, what, "remove it");
             }
             foreign.map(Source::ControlPlane)
@@ -80,8 +84,11 @@ fn known(report: &mut Report, place: Place<'_>, raw: &At<raw::ControlPlane>) -> 
         (Some(id), None) => match SpiffeId::parse(&id.value) {
             Ok(parsed) => Some(Known::Identity(parsed)),
             Err(error) => {
-                let what =
-                    format_args!("{}: {} is no SPIFFE ID: {error}", place.key("identity"), Quoted(&id.value));
+                let what = format_args!(
+                    "{}: {} is not a SPIFFE ID: {error}",
+                    place.key("identity"),
+                    Quoted(&id.value)
+                );
                 report.add(id.spot, what, "write spiffe://TRUST-DOMAIN/PATH");
                 None
             }
@@ -90,7 +97,7 @@ fn known(report: &mut Report, place: Place<'_>, raw: &At<raw::ControlPlane>) -> 
             Ok(parsed) => Some(Known::Name(parsed)),
             Err(error) => {
                 let what = format_args!(
-                    "{}: {} is no DNS name: {error}",
+                    "{}: {} is not a DNS name: {error}",
                     place.key("tls_name"),
                     Quoted(&name.value)
                 );
@@ -105,13 +112,13 @@ fn known(report: &mut Report, place: Place<'_>, raw: &At<raw::ControlPlane>) -> 
         (Some(_), Some(_)) => {
             report.add(
                 raw.spot,
-                format_args!("{place} has an identity and a tls_name"),
+                format_args!("{place} has both an identity and a tls_name"),
                 "remove one of them",
             );
             None
         }
         (None, None) => {
-            let remedy = "add 'identity: spiffe://…' or 'tls_name: …', so that nobody else is believed";
+            let remedy = "add 'identity: spiffe://…' or 'tls_name: …' to authenticate the control plane";
             report.add(raw.spot, format_args!("{place} has no identity"), remedy);
             None
         }

@@ -81,7 +81,7 @@ fn port(number: u16) -> impl Strategy<Value = Port> {
             }
             Port {
                 number,
-                bare: number == 1,
+                default_port: number == 1,
                 tls,
                 alpn,
                 sources,
