@@ -185,10 +185,7 @@ fn the_command_line_asks_the_running_gateway() {
     let ask = |words: &[&str]| said(&[words, &at].concat());
     assert!(ask(&["status"]).lines().any(|line| line.starts_with("phase ") && line.ends_with(" serving")));
     let routes = ask(&["routes"]);
-    assert!(
-        routes.contains("listener east-west: what no name matches goes to spare.example:443"),
-        "{routes}"
-    );
+    assert!(routes.contains("listener east-west: unmatched names go to spare.example:443"), "{routes}");
     assert!(ask(&["services"]).contains("nowhere.invalid does not resolve"));
     assert!(ask(&["connections"]).starts_with(" ID "));
     let explained = ask(&["explain", "productpage", "--from", "10.0.0.1"]);

@@ -72,21 +72,21 @@ fn once_keeps_every_promise_and_ends() {
     let text = Demo::start(&["--once"]).finish();
     assert!(text.contains("promises kept.") && !text.contains("BROKEN"), "{text}");
     for promise in [
-        "nobody in west knows the name",
-        "each side has the other's bundle as its authority made it",
+        "west does not know the name",
+        "each side has the other's bundle, as its authority issued it",
         "the token's second use is refused",
-        "west reaches productpage with no more said",
+        "west reaches productpage without further configuration",
         "every name leads to its service",
         "each end saw the other's identity, across trust domains",
         "both ends hold the same session keys",
-        "is reached from west, without a restart",
-        "what is not exported has no name, by any way in",
-        "is not shown to others: not_mtls",
+        "is reachable from west without a restart",
+        "names that are not exported are unknown at every gateway",
+        "is not exported: not_mtls",
         "with alert 116",
         "no call failed",
         "60 of 60 calls were answered",
-        "is caught up",
-        "both gateways and both agents ended in order",
+        "the agent has caught up with the edit",
+        "both gateways and both agents stopped cleanly",
     ] {
         let kept = |line: &str| line.contains(promise) && line.trim_start().starts_with("kept ");
         assert!(text.lines().any(kept), "{promise}:\n{text}");

@@ -197,7 +197,7 @@ fn a_file_that_is_gone_is_missed_and_the_tables_stay() {
     fs::remove_file(file.path()).unwrap();
     until("the file is missed", || refusals(&world) == 1);
     let why = control.last_refused().unwrap().why;
-    assert!(why.contains("gateway.yaml is gone"), "{why}");
+    assert!(why.contains("gateway.yaml is missing"), "{why}");
     assert_eq!(served_by(world.address(), &hello("a.test")), Some(a));
 
     file.write(&config(&[("a.test", b)]));

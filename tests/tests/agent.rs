@@ -70,7 +70,7 @@ fn agent_outage_keeps_tables_and_restart_delivers_missed_changes() {
     let gateway = cluster.gateway("gw-1");
     until("the gateway has heard the agent", || gateway.is_ready());
     cluster.stop();
-    until("the loss is said", || gateway.errors().iter().any(|line| line.contains("no agent there")));
+    until("the loss is said", || gateway.errors().iter().any(|line| line.contains("agent unreachable")));
     assert!(leads_to(&gateway, b"one....") && gateway.is_ready());
     cluster.register("db.yaml", &services(&two));
     assert!(leads_to(&gateway, b"one...."), "nobody has told the gateway");

@@ -328,7 +328,9 @@ fn control_plane_reconnect_sends_only_changes() {
     ready(&gateway);
     plane.settled();
     drop(plane);
-    until("the loss is said", || gateway.errors().iter().any(|line| line.contains("no control plane there")));
+    until("the loss is logged", || {
+        gateway.errors().iter().any(|line| line.contains("control plane unreachable"))
+    });
     assert!(leads(&gateway, 0, b"one....") && gateway.is_ready());
 
     first["assign"][name(5)] = json!([at(&two)]);
@@ -362,7 +364,7 @@ fn garbage_and_oversized_messages_change_nothing() {
     }
     let before = gateway.process().memory();
     plane.tell(&json!({ "raw": { "Cluster": { "large": ["00", LARGE] } } }));
-    let lost = |line: &String| line.contains("no control plane there") && line.contains("too large");
+    let lost = |line: &String| line.contains("control plane unreachable") && line.contains("too large");
     // Each by itself: the server takes its time over so much.
     for times in 1..=3 {
         until("it is not read", || gateway.errors().iter().filter(|line| lost(line)).count() >= times);

@@ -153,10 +153,10 @@ fn sighup_makes_gateway_reload_its_file() {
     let program = Program::start(&mut gateway(folder.path(), ""));
     until("it has begun", || program.has_said("ready\n"));
     program.signal(Signal::HUP);
-    until("it looks", || program.has_said("looking at the configuration file again"));
+    until("it looks", || program.has_said("re-reading the configuration file"));
     gateway(folder.path(), "services: [{ host: a.example }]\n");
     program.signal(Signal::HUP);
-    until("the edit is live", || program.has_said("the edit is live"));
+    until("the edit is live", || program.has_said("configuration applied"));
 }
 
 /// A pipe that is full, and that nobody reads as long as the first half lives.

@@ -90,22 +90,25 @@ pub(crate) fn fetch(admin: &str, method: Method, path: &str) -> anyhow::Result<V
     let asked = runtime.block_on(async { timeout(PATIENCE, exchange(admin, method, path)).await });
     let (status, body) = asked.with_context(|| {
         format!(
-            "{admin} gave no answer within {} s; is that a gateway, and is it stopped?",
+            "no answer from {admin} within {} s; is it a gateway, and is it suspended?",
             PATIENCE.as_secs()
         )
     })??;
     let answer: Value = serde_json::from_slice(&body).with_context(|| {
-        format!("{admin} is no admin address of a gateway; it is under `admin:` in its file")
+        format!("{admin} is not the admin address of a gateway; see `admin.address` in its file")
     })?;
     if status.is_success() {
         return Ok(answer);
     }
-    bail!("{admin}: {}", answer.get("error").and_then(Value::as_str).unwrap_or("the gateway refused"))
+    bail!(
+        "{admin}: {}",
+        answer.get("error").and_then(Value::as_str).unwrap_or("the gateway refused the request")
+    )
 }
 
 async fn exchange(admin: &str, method: Method, path: &str) -> anyhow::Result<(StatusCode, Bytes)> {
     let stream = tokio::net::TcpStream::connect(admin).await.with_context(|| {
-        format!("no gateway answers at {admin}; is it running, and is its admin address another (--admin, ISTHMUS_ADMIN)?")
+        format!("no gateway answers at {admin}; is it running, and is this its admin address (--admin, ISTHMUS_ADMIN)?")
     })?;
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
     // Whatever name or forwarded port led there: the name that every gateway takes for its own.
@@ -173,7 +176,7 @@ fn others(answer: &Value) -> String {
     let shown = items(answer, "items").len();
     let total = answer.get("total").and_then(Value::as_u64).unwrap_or_default();
     if total > shown as u64 {
-        format!("{shown} of {total}; --offset, --limit and --name show others\n")
+        format!("showing {shown} of {total}; use --offset, --limit or --name for others\n")
     } else {
         String::new()
     }
@@ -183,7 +186,7 @@ fn routes(answer: &Value) -> String {
     let mut text = rows(answer, &["name", "service", "alpn", "sources"]);
     for default in items(answer, "defaults") {
         let (listener, service) = (of(default, "listener"), of(default, "service"));
-        text += &format!("listener {listener}: what no name matches goes to {service}\n");
+        text += &format!("listener {listener}: unmatched names go to {service}\n");
     }
     text
 }
@@ -205,7 +208,7 @@ fn services(answer: &Value) -> String {
             table.add_row(lead().into_iter().chain([Cell::new(left_out(one))]));
         }
         if endpoints.is_empty() && unresolved.is_empty() {
-            table.add_row(lead().into_iter().chain([Cell::new("no endpoint")]));
+            table.add_row(lead().into_iter().chain([Cell::new("no endpoints")]));
         }
     }
     format!("{table}\n{}", others(answer))
@@ -213,7 +216,7 @@ fn services(answer: &Value) -> String {
 
 /// An endpoint that is probed while no agent is heard, and does not answer.
 fn left_out(one: &Value) -> String {
-    format!("{} is down since {} (stale: probe): {}", of(one, "address"), of(one, "since"), of(one, "why"))
+    format!("{} down since {} (stale: probe): {}", of(one, "address"), of(one, "since"), of(one, "why"))
 }
 
 fn endpoint_row(endpoint: &Value) -> [Cell; 6] {
@@ -232,7 +235,7 @@ fn explained(answer: &Value) -> String {
     if let Some(reason) = answer.get("refused").and_then(Value::as_str) {
         let reason = if coloured() { reason.red().to_string() } else { reason.to_owned() };
         text += &format!("refused: {reason}: {}\n", of(answer, "meaning"));
-        text += &format!("alert to the client: {}\n", of(answer, "alert"));
+        text += &format!("TLS alert to the client: {}\n", of(answer, "alert"));
     }
     if answer.get("service").is_some() {
         text += &format!("service: {} ({})\n", of(answer, "service"), of(answer, "balance"));
@@ -245,7 +248,7 @@ fn explained(answer: &Value) -> String {
             text += &format!("endpoints in the order they would be tried:\n{table}\n");
         }
         for one in items(answer, "down") {
-            text += &format!("left out: {}\n", left_out(one));
+            text += &format!("not used: {}\n", left_out(one));
         }
     }
     text

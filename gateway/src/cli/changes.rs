@@ -123,7 +123,7 @@ fn service(name: &str, before: &Value, after: &Value, lines: &mut Vec<String>) {
         }
     }
     if lines.len() == lines_before {
-        lines.push(format!("~ service {name}: endpoints in another order"));
+        lines.push(format!("~ service {name}: endpoints reordered"));
     }
 }
 
@@ -205,7 +205,7 @@ services:
                 "{ address: '10.0.0.1:1' }, { address: '10.0.0.2:1' }",
                 "{ address: '10.0.0.2:1' }, { address: '10.0.0.1:1' }"
             )]),
-            ["~ service a.example:443: endpoints in another order"]
+            ["~ service a.example:443: endpoints reordered"]
         );
     }
 

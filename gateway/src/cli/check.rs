@@ -20,7 +20,8 @@ pub(crate) fn check(options: &CheckOptions) -> anyhow::Result<()> {
         return if options.json {
             say(&json!({ "file": file, "services": services, "listeners": listeners }).to_string())
         } else {
-            say(&format!("{}: right; listeners: {listeners}, services: {services}", file.display()))
+            let (listeners, services) = (counted(listeners, "listener"), counted(services, "service"));
+            say(&format!("{}: OK ({listeners}, {services})", file.display()))
         };
     };
     let running = fetch(admin, Method::GET, "/config")?;
@@ -32,4 +33,8 @@ pub(crate) fn check(options: &CheckOptions) -> anyhow::Result<()> {
     } else {
         say(&changes.join("\n"))
     }
+}
+
+fn counted(count: usize, noun: &str) -> String {
+    format!("{count} {noun}{}", if count == 1 { "" } else { "s" })
 }

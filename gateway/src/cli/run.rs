@@ -61,14 +61,14 @@ fn follow_signals(control: Arc<Control>) -> io::Result<()> {
     let mut was_asked = false;
     signals::follow(move |heard| match heard {
         Heard::LookAgain => {
-            tracing::info!("SIGHUP: looking at the configuration file again");
+            tracing::info!("SIGHUP: re-reading the configuration file");
             control.look_again();
         }
         Heard::Useless(name) => {
-            tracing::info!("{name}: ignored; SIGTERM drains, SIGHUP looks at the configuration file again");
+            tracing::info!("{name}: ignored; SIGTERM drains, SIGHUP re-reads the configuration file");
         }
         Heard::End if was_asked => {
-            tracing::warn!("second signal: ending at once");
+            tracing::warn!("second signal: exiting at once");
             end_within(GRACE);
             control.end();
         }
@@ -83,6 +83,6 @@ fn follow_signals(control: Arc<Control>) -> io::Result<()> {
 
 fn tell_systemd(state: &NotifyState<'_>) {
     if let Err(error) = sd_notify::notify(std::slice::from_ref(state)) {
-        tracing::debug!(%error, "no systemd to tell");
+        tracing::debug!(%error, "cannot notify systemd");
     }
 }

@@ -63,7 +63,7 @@ pub(super) enum CallError {
     #[error("no answer within {PATIENCE:?}")]
     Timeout,
     /// Something else came.
-    #[error("not an answer of a demo service: {0:?}")]
+    #[error("not an answer from a demo service: {0:?}")]
     Garbled(String),
 }
 

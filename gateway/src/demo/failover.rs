@@ -33,7 +33,7 @@ const KILL_PATIENCE: Duration = Duration::from_secs(10);
 /// Kills an endpoint of productpage while clients call it.
 pub(super) async fn kill_under_traffic(screen: &mut Screen, world: &mut World) -> Result<(), Broken> {
     screen.step(format_args!(
-        "{CLIENTS} clients in west call productpage without pause, and one of its endpoints dies"
+        "{CLIENTS} clients in west call productpage continuously while one of its endpoints dies"
     ));
     let before = Retries::so_far(&world.east.gateway.control);
     let traffic = Arc::new(Traffic::default());
@@ -52,7 +52,7 @@ pub(super) async fn kill_under_traffic(screen: &mut Screen, world: &mut World) -
     }
     let retries = Retries::so_far(&world.east.gateway.control).since(&before);
     show(screen, &log, &dead, &retries);
-    screen.promise(format_args!("{dead} died under traffic, with calls open"), died);
+    screen.promise(format_args!("{dead} died under traffic, with calls in progress"), died);
     judge(screen, &log, &dead, &retries);
     Ok(())
 }
@@ -65,15 +65,15 @@ fn show(screen: &Screen, log: &Log, dead: &str, retries: &Retries) {
             "   {when:<6}  {:>4} calls, {} failed; answered {}; slowest {:.1} ms",
             span.calls(),
             span.failures.len(),
-            if shares.is_empty() { "by nobody".to_owned() } else { shares.join(", ") },
+            if shares.is_empty() { "by none".to_owned() } else { shares.join(", ") },
             span.slowest.as_secs_f64() * 1000.0
         ));
     }
     screen.dim(format_args!(
-        "{dead} reset the last {LAST_CALLERS} callers without a word and closed its port; answers it had begun it finished."
+        "{dead} reset its last {LAST_CALLERS} callers and closed its port; it finished the answers it had begun."
     ));
     screen.say(format_args!(
-        "   east's gateway: {} attempts refused by the closed port, {} ended before an answer, {} hellos replayed, {} ejected",
+        "   east's gateway: {} attempts refused by the closed port, {} ended before an answer, {} ClientHellos replayed, {} ejections",
         retries.refused, retries.rejected, retries.replays, retries.ejections
     ));
     for failure in log.before.failures.iter().chain(&log.after.failures).take(3) {
@@ -89,12 +89,12 @@ fn judge(screen: &mut Screen, log: &Log, dead: &str, retries: &Retries) {
     );
     screen.promise(
         format_args!(
-            "at least {AFTER} calls were started after the death, and the other endpoint answered them all"
+            "at least {AFTER} calls started after the death, and the other endpoint answered all of them"
         ),
         log.after.calls() >= AFTER && !log.after.answers.contains_key(dead),
     );
     screen.promise(
-        "callers whose endpoint died before its answer were moved to the other one, unseen by them",
+        "callers whose endpoint died before its answer were moved to the other endpoint without noticing",
         retries.replays >= 1,
     );
 }

@@ -19,16 +19,16 @@ const SHOWN: usize = 24;
 
 /// West's client calls what only east has.
 pub(super) async fn call_in_vain(screen: &mut Screen, world: &World) -> Result<(), Broken> {
-    screen.step("Before they are joined, west's client calls what only east has");
+    screen.step("Before the join, west's client calls a service that only east has");
     let mut all_refused = true;
     for name in [world.productpage.host(), world.productpage.alias()] {
         let outcome = world.client.call(&name).await;
         all_refused &= refused_with(&outcome, AlertDescription::UnrecognisedName);
-        show_refusal(screen, &name, &outcome, "nobody has told of it");
+        show_refusal(screen, &name, &outcome, "not known in west yet");
     }
     let strangers = !believes(&world.east, &world.west)? && !believes(&world.west, &world.east)?;
     screen.promise(
-        "nobody in west knows the name (alert 112, unrecognized_name), and neither cluster believes the other",
+        "west does not know the name (alert 112, unrecognized_name), and neither cluster trusts the other",
         all_refused && strangers,
     );
     Ok(())
@@ -57,12 +57,12 @@ pub(super) async fn join_by_token(screen: &mut Screen, world: &World) -> Result<
         met &= learned(screen, one, other)?;
     }
     screen.promise(
-        "each side has the other's bundle as its authority made it, and its agent's and gateway's addresses",
+        "each side has the other's bundle, as its authority issued it, and the addresses of its agent and gateway",
         met,
     );
     let again = join(&context, &token).await;
     if let Err(error) = &again {
-        screen.say(format_args!("   the token once more: {error}"));
+        screen.say(format_args!("   the same token again: {error}"));
     }
     screen.promise(
         "the token's second use is refused",

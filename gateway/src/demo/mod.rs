@@ -52,7 +52,7 @@ pub(crate) enum Broken {
         cause: Box<dyn Error + Send + Sync>,
     },
     /// It did not come to its end.
-    #[error("the demo did not end within {LONGEST:?}; is the machine overloaded?")]
+    #[error("the demo did not finish within {LONGEST:?}; is the machine overloaded?")]
     TooSlow,
     /// Ctrl-C or SIGTERM before everything was shown.
     #[error("stopped before everything was shown")]
@@ -103,10 +103,10 @@ async fn demo(once: bool) -> Result<(), Broken> {
             _ = west.wait_for(|phase| *phase == Phase::Over) => {}
         }
     }
-    screen.step("The end");
-    screen.promise("both gateways and both agents ended in order", world.close().await);
+    screen.step("Shutdown");
+    screen.promise("both gateways and both agents stopped cleanly", world.close().await);
     if once {
-        screen.dim("Without --once it keeps running here, with curl and openssl lines to try.");
+        screen.dim("Without --once the demo keeps running and prints curl and openssl commands to try.");
     }
     screen.verdict()
 }
@@ -147,7 +147,7 @@ impl Stop {
                 end_within(END);
                 asked.notify_one();
             }
-            Heard::LookAgain => tracing::warn!("SIGHUP: ignored; edits are live without it"),
+            Heard::LookAgain => tracing::warn!("SIGHUP: ignored; edits are applied without it"),
             Heard::Useless(name) => tracing::warn!("{name}: ignored; SIGTERM ends the demo"),
         })?;
         Ok(stop)

@@ -11,7 +11,7 @@ use super::{Broken, outage, reload};
 pub(super) fn show(screen: &mut Screen, world: &World) -> Result<(), Broken> {
     screen.step("What to try next, from another terminal");
     screen.say(format_args!("   cd {}", quoted(world.folder())));
-    screen.dim("West's client calls east, through west's gateway:");
+    screen.dim("West's client calls east through west's gateway:");
     let outbound = world.west.gateway.address_of("listener outbound")?;
     let (files, port) = (&world.client_files, outbound.port());
     let here = |path: &Path| quoted(path.strip_prefix(world.folder()).unwrap_or(path));
@@ -28,11 +28,11 @@ pub(super) fn show(screen: &mut Screen, world: &World) -> Result<(), Broken> {
         "   printf 'GET / HTTP/1.1\\r\\n\\r\\n' | openssl s_client -quiet -connect {outbound} -servername {name} \
          -verify_return_error -CAfile {root} -cert {cert} -key {key}"
     ));
-    screen.dim("Registries are followed: this puts reviews back into east's, and calls it from west.");
+    screen.dim("Registries are watched: this puts reviews back into east's registry and calls it from west.");
     let registered = world.east.registry().join(reload::FILE);
     let [aside, registered] = [outage::aside(world), registered].map(|path| here(&path));
     screen.say(format_args!("   mv {aside} {registered} && sleep 1 && {}", curl(&world.reviews.alias())));
-    screen.dim("What agents and gateways tell of themselves:");
+    screen.dim("Status of agents and gateways:");
     for cluster in [&world.east, &world.west] {
         let (name, admin) = (&cluster.agent.settings.cluster, cluster.agent.settings.admin);
         screen.say(format_args!(
@@ -48,8 +48,7 @@ pub(super) fn show(screen: &mut Screen, world: &World) -> Result<(), Broken> {
     let admin = world.west.gateway.address_of("admin")?;
     screen.say(format_args!("   {program} explain {name} --listener outbound --admin {admin}"));
     screen.say(format_args!("   curl http://{}/metrics", world.west.gateway.address_of("metrics")?));
-    screen
-        .dim("Files to read and to edit; gateways and registries are followed, agents read theirs at start:");
+    screen.dim("Files to read and edit; gateways and registries are watched, agents read theirs at start:");
     screen.say("   {east,west}/{registry/*.yaml,gateway.yaml,agent.yaml,pki/bundles/*}");
     screen.say("");
     screen.title("The demo keeps running. Ctrl-C ends it and removes its files.");

@@ -21,7 +21,7 @@ const ASIDE: &str = "reviews.yaml.aside";
 
 /// Ends east's agent, calls, edits, and starts it again.
 pub(super) async fn end_an_agent(screen: &mut Screen, world: &mut World) -> Result<(), Broken> {
-    screen.step("East's agent ends; calls go on with the last tables, and it comes back");
+    screen.step("East's agent stops; calls continue with the last tables, and the agent returns");
     world.east.agent.stop().await?;
     let gone = until(async || is_heard(world).await.filter(|heard| !heard).map(drop)).await.is_some();
     fs::rename(world.east.registry().join(reload::FILE), aside(world))
@@ -36,13 +36,13 @@ pub(super) async fn end_an_agent(screen: &mut Screen, world: &mut World) -> Resu
     }
     screen.promise(
         format_args!(
-            "with east's agent gone and west's aware of it, {answered} of {} calls were answered",
+            "with east's agent gone and west's agent aware of it, {answered} of {} calls were answered",
             CALLS * names.len()
         ),
         gone && answered == CALLS * names.len(),
     );
     screen.dim(format_args!(
-        "Meanwhile {} was taken out of the registry. The agent starts again.",
+        "Meanwhile {} was removed from the registry. The agent starts again.",
         reload::FILE
     ));
     let since = Instant::now();
@@ -59,7 +59,7 @@ pub(super) async fn end_an_agent(screen: &mut Screen, world: &mut World) -> Resu
         screen.say(format_args!("   failed: {}: {error}", world.details.host()));
     }
     screen.promise(
-        format_args!("what was edited while it was away is caught up {took} ms after its start: reviews has no name, the rest stands"),
+        format_args!("{took} ms after its start the agent has caught up with the edit: reviews is unknown, all else is unchanged"),
         withdrawn && stands.is_ok(),
     );
     Ok(())

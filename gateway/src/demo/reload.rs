@@ -14,10 +14,10 @@ pub(super) const FILE: &str = "reviews.yaml";
 
 /// Registers reviews, which ran all the time.
 pub(super) async fn add_a_service(screen: &mut Screen, world: &World) -> Result<(), Broken> {
-    screen.step(format_args!("A file is added to east's registry, {FILE}; nothing is told to west"));
+    screen.step(format_args!("A file is added to east's registry, {FILE}; west is not changed"));
     let name = world.reviews.host();
     let before = world.client.call(&name).await;
-    show_refusal(screen, &name, &before, "it runs, and is not registered");
+    show_refusal(screen, &name, &before, "it runs, but is not registered");
     let open = world.client.open(&world.details.host()).await;
 
     let since = Instant::now();
@@ -29,7 +29,7 @@ pub(super) async fn add_a_service(screen: &mut Screen, world: &World) -> Result<
     }
     screen.promise(
         format_args!(
-            "a service added in east is reached from west, without a restart: {took} ms after the edit"
+            "a service added in east is reachable from west without a restart, {took} ms after the edit"
         ),
         refused_with(&before, AlertDescription::UnrecognisedName)
             && after.is_some_and(|answer| see_each_other(world, &world.reviews, &answer)),
@@ -39,7 +39,7 @@ pub(super) async fn add_a_service(screen: &mut Screen, world: &World) -> Result<
         Err(error) => Err(error),
     };
     screen.promise(
-        "a connection that was open during the edit lived on",
+        "a connection that was open during the edit survived it",
         kept.is_ok_and(|answer| see_each_other(world, &world.details, &answer)),
     );
     Ok(())

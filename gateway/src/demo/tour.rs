@@ -20,14 +20,14 @@ struct Call<'a> {
 
 /// Waits until what east exports has arrived in west, and calls it by every name that it has.
 pub(super) async fn call_by_name(screen: &mut Screen, world: &World, joined: Instant) {
-    screen.step("East exports the workspace */bookinfo, which west shares: west calls it by name");
+    screen.step("East exports the workspace */bookinfo, which west shares; west calls its services by name");
     let World { productpage, details, .. } = world;
     let first = until(async || world.client.call(&productpage.host()).await.ok()).await;
     let took = joined.elapsed().as_millis();
     let _other = until(async || world.client.call(&details.host()).await.ok()).await;
     screen.promise(
         format_args!(
-            "west reaches productpage with no more said; its first answer came {took} ms after the join"
+            "west reaches productpage without further configuration; first answer {took} ms after the join"
         ),
         first.is_some(),
     );
@@ -66,7 +66,7 @@ fn judge(screen: &mut Screen, world: &World, answered: &[(Call<'_>, Answer)]) {
         all(&|call, answer| call.answerer(answer).is_some()),
     );
     screen.promise(
-        "both endpoints of productpage take their share",
+        "both endpoints of productpage receive calls",
         world
             .productpage
             .endpoints
@@ -78,7 +78,7 @@ fn judge(screen: &mut Screen, world: &World, answered: &[(Call<'_>, Answer)]) {
         all(&|call, answer| see_each_other(world, call.service, answer)),
     );
     screen.promise(
-        "end to end: the certificate seen is the endpoint's own, and both ends hold the same session keys",
+        "end to end: the client saw the endpoint's own certificate, and both ends hold the same session keys",
         all(&|call, answer| {
             answer.binding == answer.said.binding
                 && call.answerer(answer).is_some_and(|endpoint| endpoint.leaf == answer.leaf)
@@ -110,10 +110,10 @@ pub(super) async fn meet_refusals(screen: &mut Screen, world: &World) -> Result<
     let through = world.client.at(world.west.gateway.address_of("listener east-west")?);
     let unknown = [
         (&world.client, ledger.host(), "its namespace is not shared"),
-        (&theirs, ledger.host(), "the same, asked of east's gateway itself"),
+        (&theirs, ledger.host(), "the same, called at east's gateway"),
         (&world.client, productpage.host_of(0), "this instance is not exported by name"),
-        (&world.client, ratings.host(), "it lets in who has no certificate"),
-        (&through, productpage.host(), "at west's east-west listener: nothing passes through"),
+        (&world.client, ratings.host(), "it accepts clients without a certificate"),
+        (&through, productpage.host(), "at west's east-west listener: no transit"),
     ];
     let mut all_refused = true;
     for (client, name, why) in unknown {
@@ -122,23 +122,23 @@ pub(super) async fn meet_refusals(screen: &mut Screen, world: &World) -> Result<
         show_refusal(screen, &name, &outcome, why);
     }
     screen.promise(
-        "what is not exported has no name, by any way in, and nothing passes through west (alert 112)",
+        "names that are not exported are unknown at every gateway, and west is no transit (alert 112)",
         all_refused,
     );
-    screen.promise("no service heard of those calls", heard() == before);
+    screen.promise("no service received these calls", heard() == before);
     let held = world.held_back().await;
     if let Some(why) = held.as_deref().and_then(|why| why.split(';').next()) {
-        screen.say(format_args!("   ratings is held back by east's agent: {why}"));
+        screen.say(format_args!("   east's agent does not export ratings: {why}"));
     }
     screen.promise(
-        "a service that lets in clients without certificate is not shown to others: not_mtls",
+        "a service that accepts clients without a certificate is not exported: not_mtls",
         held.is_some_and(|why| why.starts_with("not_mtls")),
     );
 
     let outcome = world.stranger.call(&productpage.alias()).await;
     show_refusal(screen, &productpage.alias(), &outcome, "called without a certificate");
     screen.promise(
-        "the service itself refuses who has no certificate, with alert 116 (certificate_required)",
+        "the service itself refuses a client without a certificate, with alert 116 (certificate_required)",
         refused_with(&outcome, AlertDescription::CertificateRequired) && heard() > before,
     );
     Ok(())

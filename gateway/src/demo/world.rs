@@ -141,15 +141,15 @@ impl World {
             screen.say(format_args!("   {name:<17}  agent {agent:<15}  gateway {gateway}"));
         }
         screen.say(format_args!(
-            "   {:<17}  productpage (2 endpoints), details, reviews: each endpoint demands mTLS, with a key of its own",
+            "   {:<17}  productpage (2 endpoints), details, reviews: each endpoint requires mTLS and has a key of its own",
             "in east"
         ));
         let outbound = self.west.gateway.address_of("listener outbound")?;
         screen.say(format_args!(
-            "   {:<17}  a client, {}, that knows west's gateway alone: {outbound}, outbound",
+            "   {:<17}  a client, {}, that knows only west's gateway: {outbound}, outbound",
             "in west", self.client_id
         ));
-        screen.dim("Services are files in a registry's directory. Gateways get names and addresses from their agents, and no service's key.");
+        screen.dim("Services are files in the registry's directory. Gateways get names and addresses from their agents, and never a service's key.");
         Ok(())
     }
 

@@ -116,7 +116,7 @@ impl Misled {
         let why = agent.answer("many").expect("a refusal");
         for (name, word) in [
             ("east/details.bookinfo", "an old slice never replaces a newer one"),
-            ("east/reviews.bookinfo", "stands in network \"elsewhere\""),
+            ("east/reviews.bookinfo", "is in network \"elsewhere\""),
             ("east/noise.bookinfo", "cannot be decoded"),
         ] {
             assert!(why.contains(name) && why.contains(word), "{name}: {why}");
