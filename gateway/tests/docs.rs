@@ -315,15 +315,6 @@ fn metrics_of_both_programs_are_documented_once() {
 }
 
 #[test]
-fn agent_page_and_metrics_page_say_the_same() {
-    let (page, agent) = (read("docs/metrics.md"), read("docs/agent.md"));
-    let all: BTreeSet<&str> = rows(&page).into_iter().map(|(_, row)| row).collect();
-    for (_, row) in rows(&agent).into_iter().filter(|(first, _)| first.starts_with("`isthmus_")) {
-        assert!(all.contains(row), "docs/metrics.md lacks the row of docs/agent.md: {row}");
-    }
-}
-
-#[test]
 fn gateway_keys_are_documented_once() {
     let schema = output(&program(GATEWAY).unwrap(), &["check", "--schema"]);
     let keys = keys(&serde_json::from_str(&schema).unwrap());
@@ -419,5 +410,103 @@ fn runbook_has_command_cause_and_remedy_for_each_symptom() {
                 "{title}: no {part}"
             );
         }
+    }
+}
+
+/// Paths of sources in the text, such as `gateway/core/src/conn.rs`.
+fn source_paths(text: &str) -> Vec<&str> {
+    let folders = ["gateway/", "xds-lite/", "certs/", "bench/", "tests/", "docker/"];
+    let is_path = |span: &&str| span.ends_with(".rs") && !span.contains([' ', '*']);
+    quoted(text)
+        .into_iter()
+        .filter(is_path)
+        .filter(|span| folders.iter().any(|top| span.starts_with(top)))
+        .collect()
+}
+
+#[test]
+fn source_paths_exist() {
+    let (mut wrong, mut seen) = (Vec::new(), 0);
+    let is_of_its_time = |page: &Path| page.components().any(|part| part.as_os_str() == "decisions");
+    for (page, text) in
+        pages().into_iter().filter(|(page, _)| !is_of_its_time(page) && !page.ends_with("CHANGELOG.md"))
+    {
+        for path in source_paths(&text) {
+            seen += 1;
+            if !root().join(path).exists() {
+                wrong.push(format!("{}: {path}", shown(&page)));
+            }
+        }
+    }
+    assert!(seen > 50, "{seen} paths");
+    assert!(wrong.is_empty(), "no such files:\n{}", wrong.join("\n"));
+}
+
+/// The crates of this repository, each with those that it uses in production, as Cargo knows them.
+fn crate_graph() -> String {
+    let cargo = env::var("CARGO").unwrap_or_else(|_| "cargo".to_owned());
+    let output = Command::new(cargo)
+        .args(["metadata", "--no-deps", "--offline", "--format-version", "1"])
+        .current_dir(root())
+        .output()
+        .unwrap();
+    let metadata: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let mut rows = BTreeSet::new();
+    for package in metadata["packages"].as_array().unwrap() {
+        let folder = Path::new(package["manifest_path"].as_str().unwrap()).parent().unwrap().to_owned();
+        let is_used = |edge: &&Value| edge["kind"].is_null() && edge["path"].is_string();
+        let used = package["dependencies"].as_array().unwrap().iter().filter(is_used).map(|edge| {
+            let optional = if edge["optional"] == true { " (feature `demo`)" } else { "" };
+            format!("`{}`{optional}", edge["name"].as_str().unwrap())
+        });
+        let used = used.collect::<BTreeSet<_>>().into_iter().collect::<Vec<_>>().join(", ");
+        let used = if used.is_empty() { "–".to_owned() } else { used };
+        let what = package["description"].as_str().unwrap();
+        rows.insert(format!(
+            "| `{}` | `{}` | {what} | {used} |",
+            package["name"].as_str().unwrap(),
+            shown(&folder)
+        ));
+    }
+    let rows = rows.into_iter().collect::<Vec<_>>().join("\n");
+    format!("| crate | folder | what | uses |\n|---|---|---|---|\n{rows}\n")
+}
+
+/// `ISTHMUS_REGENERATE=1` writes the table again.
+#[test]
+fn crate_graph_is_what_cargo_says() {
+    let (begin, end) = ("<!-- crates:begin -->\n", "<!-- crates:end -->");
+    let page = read("docs/architecture.md");
+    let (before, rest) = page.split_once(begin).unwrap();
+    let (table, after) = rest.split_once(end).unwrap();
+    let graph = crate_graph();
+    if env::var_os("ISTHMUS_REGENERATE").is_some() {
+        fs::write(root().join("docs/architecture.md"), [before, begin, &graph, end, after].concat()).unwrap();
+    } else {
+        assert!(
+            table == graph,
+            "docs/architecture.md differs from Cargo; ISTHMUS_REGENERATE=1 writes:\n{graph}"
+        );
+    }
+}
+
+/// What the layers forbid; Cargo refuses an edge that is not declared, and this one that is declared in haste.
+#[test]
+fn crates_do_not_use_what_lies_above_them() {
+    let graph = crate_graph();
+    let uses = |name: &str| {
+        let row = graph.lines().find(|row| row.starts_with(&format!("| `{name}` |"))).unwrap();
+        row.rsplit(" | ").next().unwrap().to_owned()
+    };
+    for (name, never) in [
+        ("isthmus-core", &["isthmus-agent", "isthmus-registry"][..]),
+        ("isthmus-model", &["isthmus-grpc", "isthmus-ads", "isthmus-trust"]),
+        ("isthmus-ads", &["isthmus-envoy", "isthmus-trust", "isthmus-registry"]),
+        ("isthmus-trust", &["isthmus-ads", "isthmus-registry"]),
+        ("isthmus-registry", &["isthmus-trust", "isthmus-ads"]),
+        ("isthmus-grpc", &["isthmus-ads", "isthmus-trust"]),
+    ] {
+        let found: Vec<_> = never.iter().filter(|other| uses(name).contains(**other)).collect();
+        assert!(found.is_empty(), "{name} uses {found:?}");
     }
 }

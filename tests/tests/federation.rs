@@ -244,9 +244,9 @@ fn agent_metrics_match_documentation() {
     };
     let series = text.lines().filter(|line| !line.starts_with('#'));
     let exported: BTreeSet<_> = series.map(|line| row(line.split(['{', ' ']).next().unwrap())).collect();
-    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/agent.md");
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/metrics.md");
     let documentation = fs::read_to_string(path).unwrap();
-    let documented = documentation.lines().filter(|line| line.starts_with("| `isthmus_"));
+    let documented = documentation.lines().filter(|line| line.starts_with("| `isthmus_agent_"));
     let documented: BTreeSet<_> = documented.map(str::to_owned).collect();
     assert!(exported.len() > 10, "{exported:#?}");
     assert_eq!(exported, documented);
@@ -301,7 +301,7 @@ fn status_shows_imports_and_quarantine_reasons() {
     assert_eq!(status["peers"]["east"]["connected"], true);
     assert_eq!(
         world.west.ask(&format!("/explain?host={other}"))["registry"]["why_not"],
-        "no export chooses it"
+        "no export rule selects it"
     );
     until_status(&world.east, "the peer has taken it", |status| {
         let peers = status["nodes"]["peers"].as_array()?;
