@@ -63,7 +63,7 @@ fn page(address: SocketAddr, path: &str) -> Value {
 }
 
 #[test]
-fn the_pages_tell_what_is_and_what_would_be() {
+fn admin_pages_show_state_and_explain() {
     let gateway = start();
     let admin = address(&gateway, "admin");
     let status = page(admin, "/status");
@@ -96,7 +96,7 @@ fn the_pages_tell_what_is_and_what_would_be() {
 }
 
 #[test]
-fn foreign_pages_may_not_ask_and_reading_changes_nothing() {
+fn admin_refuses_foreign_origins_and_get_changes_nothing() {
     let gateway = start();
     let (admin, health) = (address(&gateway, "admin"), address(&gateway, "health"));
     for host in ["evil.example", "evil.example:15000", "10.0.0.1"] {
@@ -140,7 +140,7 @@ fn foreign_pages_may_not_ask_and_reading_changes_nothing() {
 }
 
 #[test]
-fn every_metric_is_exported_and_nothing_else_is_served_there() {
+fn metrics_port_exports_every_metric_and_nothing_else() {
     let gateway = start();
     let metrics = address(&gateway, "metrics");
     let (status, text) = get(metrics, "/metrics");
@@ -176,7 +176,7 @@ fn said(arguments: &[&str]) -> String {
 }
 
 #[test]
-fn the_command_line_asks_the_running_gateway() {
+fn cli_queries_running_gateway() {
     let text = CONFIG.replace("name: east-west", "name: east-west, default: spare.example")
         + "- { host: spare.example, endpoints: [{ address: 'nowhere.invalid:443' }] }\n";
     let gateway = Gateway::start(config::parse(&text, Path::new("test.yaml")).unwrap(), None).unwrap();
@@ -230,7 +230,7 @@ fn the_command_line_asks_the_running_gateway() {
 
 /// Whoever collects the logs may end first: the gateway serves on, hears signals and leaves in order.
 #[test]
-fn a_gateway_whose_logs_nobody_reads_serves_on() {
+fn gateway_with_unread_logs_keeps_serving() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("gateway.yaml");
     let text = CONFIG.replace("accept_for: 1h", "accept_for: 0s").replace("enabled: false", "enabled: true");

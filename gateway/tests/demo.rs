@@ -68,7 +68,7 @@ impl Drop for Demo {
 }
 
 #[test]
-fn once_keeps_every_promise_and_ends() {
+fn demo_once_keeps_every_promise_and_exits() {
     let text = Demo::start(&["--once"]).finish();
     assert!(text.contains("promises kept.") && !text.contains("BROKEN"), "{text}");
     for promise in [
@@ -95,7 +95,7 @@ fn once_keeps_every_promise_and_ends() {
 }
 
 #[test]
-fn curl_and_openssl_reach_a_service_with_the_lines_to_try() {
+fn demo_curl_and_openssl_lines_work() {
     let mut demo = Demo::start(&[]);
     let text = demo.read_until("The demo keeps running.");
     let [directory] = demo.files().try_into().expect("one directory");
@@ -110,7 +110,7 @@ fn curl_and_openssl_reach_a_service_with_the_lines_to_try() {
 }
 
 #[test]
-fn agents_and_gateways_tell_about_themselves_with_the_lines_to_try() {
+fn demo_status_lines_work() {
     let mut demo = Demo::start(&[]);
     let text = demo.read_until("The demo keeps running.");
     try_line(&text, "# east's agent", &["curl"], "not_mtls");
@@ -124,7 +124,7 @@ fn agents_and_gateways_tell_about_themselves_with_the_lines_to_try() {
 }
 
 #[test]
-fn it_can_be_stopped_at_any_moment_and_leaves_nothing() {
+fn demo_interrupted_at_any_step_leaves_no_files() {
     for moment in ["1. ", "2. ", "3. ", "4. ", "7. ", "8. "] {
         let mut demo = Demo::start(&[]);
         demo.read_until(moment);

@@ -370,7 +370,10 @@ fn judge(line: &str, built: &BTreeMap<&str, BTreeMap<Vec<String>, String>>) -> R
     let mut words = line.split_whitespace().skip_while(|word| word.ends_with('$') || *word == "sudo");
     let Some(first) = words.next() else { return Ok(()) };
     let mut words: Vec<&str> = words.collect();
-    let mut name = first.strip_prefix("target/release/").unwrap_or(first);
+    let mut name = ["target/release/", "target/dist/"]
+        .iter()
+        .find_map(|folder| first.strip_prefix(folder))
+        .unwrap_or(first);
     if SCRIPTS.contains(&name) {
         return if root().join(name).is_file() { Ok(()) } else { Err("there is no such script".to_owned()) };
     }

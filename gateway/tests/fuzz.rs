@@ -13,7 +13,7 @@ const TIME: Duration = Duration::from_secs(10);
 
 /// No panic, and the answer does not depend on how the bytes were cut.
 #[test]
-fn hello() {
+fn fuzz_hello_parser() {
     bolero::check!().with_test_time(TIME).with_type::<(Vec<u8>, u8)>().for_each(|(bytes, cut)| {
         for start in [&b""[..], b"\x16\x03\x01", b"\x16\x03\x01\x00\x40\x01\x00\x00\x3c\x03\x03"] {
             let wire = [start, bytes].concat();
@@ -34,7 +34,7 @@ fn hello() {
 
 /// No panic, and no prefix gets another answer than the whole.
 #[test]
-fn proxy_header() {
+fn fuzz_proxy_header() {
     bolero::check!().with_test_time(TIME).with_type::<Vec<u8>>().for_each(|bytes| {
         for start in [&b""[..], b"PROXY TCP4 ", b"\r\n\r\n\0\r\nQUIT\n\x21\x11"] {
             let wire = [start, bytes].concat();
@@ -50,7 +50,7 @@ fn proxy_header() {
 /// The same of version 2 with a length that fits, whose addresses and additions are anything; and what follows the
 /// header is never part of it.
 #[test]
-fn proxy_header_v2() {
+fn fuzz_proxy_header_v2() {
     const SIGNATURE: &[u8] = b"\r\n\r\n\0\r\nQUIT\n";
     bolero::check!().with_test_time(TIME).with_type::<(u8, u8, Vec<u8>)>().for_each(
         |(command, family, bytes)| {

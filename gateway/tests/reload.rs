@@ -92,7 +92,7 @@ fn refusals(world: &World) -> u64 {
 }
 
 #[test]
-fn live_connections_survive_edits_and_new_ones_follow_them() {
+fn reload_keeps_connections_and_routes_new_ones() {
     let (a, b) = (backend(any()).unwrap(), backend(any()).unwrap());
     // `moving` leads to a or b in turn; `a` and `b` stay what they are.
     let text = |turn: usize| {
@@ -123,7 +123,7 @@ fn live_connections_survive_edits_and_new_ones_follow_them() {
 }
 
 #[test]
-fn a_removed_service_refuses_as_soon_as_the_edit_is_live() {
+fn reload_refuses_removed_service_at_once() {
     let (a, b) = (backend(any()).unwrap(), backend(any()).unwrap());
     let file = ConfigFile::new(&config(&[("a.test", a), ("b.test", b)]));
     let world = World::start(&file.path());
@@ -146,7 +146,7 @@ fn a_removed_service_refuses_as_soon_as_the_edit_is_live() {
 }
 
 #[test]
-fn a_bad_edit_changes_nothing_and_says_everything_that_is_wrong() {
+fn reload_of_invalid_file_reports_all_problems_and_changes_nothing() {
     let a = backend(any()).unwrap();
     let good = config(&[("a.test", a)]);
     let file = ConfigFile::new(&good);
@@ -171,7 +171,7 @@ fn a_bad_edit_changes_nothing_and_says_everything_that_is_wrong() {
 }
 
 #[test]
-fn an_edit_of_what_is_fixed_is_refused_by_name() {
+fn reload_refuses_change_of_fixed_key_by_name() {
     let (a, b) = (backend(any()).unwrap(), backend(any()).unwrap());
     let good = config(&[("a.test", a)]);
     let file = ConfigFile::new(&good);
@@ -188,7 +188,7 @@ fn an_edit_of_what_is_fixed_is_refused_by_name() {
 }
 
 #[test]
-fn a_file_that_is_gone_is_missed_and_the_tables_stay() {
+fn reload_reports_missing_file_and_keeps_tables() {
     let (a, b) = (backend(any()).unwrap(), backend(any()).unwrap());
     let file = ConfigFile::new(&config(&[("a.test", a)]));
     let world = World::start(&file.path());
@@ -207,7 +207,7 @@ fn a_file_that_is_gone_is_missed_and_the_tables_stay() {
 }
 
 #[test]
-fn an_edit_between_load_and_start_is_not_lost() {
+fn reload_applies_edit_between_load_and_start() {
     let (a, b) = (backend(any()).unwrap(), backend(any()).unwrap());
     let file = ConfigFile::new(&config(&[("a.test", a)]));
     let elsewhere: &Path = &file.at("before.yaml");

@@ -201,7 +201,7 @@ const TWO: [u8; 4] = [127, 0, 0, 2];
 const THREE: [u8; 4] = [127, 0, 0, 3];
 
 #[test]
-fn all_addresses_of_a_name_are_used_and_changes_are_followed() {
+fn dns_name_uses_all_addresses_and_follows_changes() {
     let port = backends([TWO, THREE]);
     let dns = Dns::start();
     dns.set_a("db.test", 1, [TWO, THREE]);
@@ -223,7 +223,7 @@ fn all_addresses_of_a_name_are_used_and_changes_are_followed() {
 }
 
 #[test]
-fn the_last_good_addresses_stay_when_nobody_answers() {
+fn dns_outage_keeps_last_good_addresses() {
     let port = backends([TWO]);
     let dns = Dns::start();
     dns.set_a("db.test", 1, [TWO]);
@@ -247,17 +247,17 @@ fn the_last_good_addresses_stay_when_nobody_answers() {
 }
 
 #[test]
-fn dns_server_silent_on_aaaa_resolves_by_its_a() {
+fn dns_server_silent_on_aaaa_resolves_by_a() {
     resolves_by_its_a(Aaaa::Silence);
 }
 
 #[test]
-fn dns_server_that_fails_on_aaaa_resolves_by_its_a() {
+fn dns_server_failing_on_aaaa_resolves_by_a() {
     resolves_by_its_a(Aaaa::ServFail);
 }
 
 #[test]
-fn a_name_that_leads_back_to_the_gateway_is_a_loop() {
+fn dns_name_of_own_listener_is_loop() {
     let dns = Dns::start();
     let (_directory, file) = configured(&[&dns], &[]);
     let world = World::start(&file);
@@ -290,7 +290,7 @@ fn a_name_that_leads_back_to_the_gateway_is_a_loop() {
 }
 
 #[test]
-fn both_families_aliases_and_long_answers_are_resolved() {
+fn dns_resolves_both_families_cnames_and_tcp_answers() {
     let dns = Dns::start();
     let many: Vec<_> = (0..200).map(|last| Ipv4Addr::new(127, 1, 0, last)).collect();
     dns.set("many.test", RecordType::A, 60, many.iter().map(|address| RData::A(A(*address))));
@@ -314,7 +314,7 @@ fn both_families_aliases_and_long_answers_are_resolved() {
 }
 
 #[test]
-fn hundreds_of_names_are_resolved_at_once_and_forgotten_with_their_services() {
+fn dns_resolves_hundreds_of_names_and_forgets_removed_ones() {
     const NAMES: usize = 500;
     let dns = Dns::start();
     let names: Vec<_> = (0..NAMES).map(|index| format!("n{index}.test")).collect();
@@ -339,7 +339,7 @@ fn hundreds_of_names_are_resolved_at_once_and_forgotten_with_their_services() {
 }
 
 #[test]
-fn without_servers_the_system_is_asked() {
+fn dns_without_servers_uses_system_resolver() {
     let port = backend((ONE, 0).into()).unwrap().port();
     let (_directory, file) = configured(&[], &[("a.test", format!("localhost:{port}"))]);
     let world = World::start(&file);

@@ -117,7 +117,7 @@ fn imports_go_strictly_downward() {
 }
 
 #[test]
-fn files_open_with_their_purpose_and_stay_small() {
+fn files_begin_with_module_docs_and_stay_small() {
     let mut wrong = Vec::new();
     for file in sources(&root()) {
         let text = fs::read_to_string(&file).unwrap();
@@ -140,7 +140,7 @@ fn files_open_with_their_purpose_and_stay_small() {
 }
 
 #[test]
-fn files_of_users_are_opened_by_one_function() {
+fn user_files_are_opened_by_one_function() {
     let opens = ["File::open", "OpenOptions::new", "fs::read(", "fs::read_to_string(", "tokio::fs"];
     let (mut wrong, mut seen) = (Vec::new(), 0);
     for program in ["certs", "gateway", "xds-lite"] {

@@ -76,7 +76,7 @@ fn metric<'a>(text: &'a str, start: &str) -> Vec<&'a str> {
 }
 
 #[test]
-fn its_ends_are_shown_and_a_new_leaf_is_followed() {
+fn trust_shows_expiries_and_follows_new_leaf() {
     let (directory, mut home) = authority();
     let world = World::of(start(directory.path()).unwrap());
     let shown = trust(&world);
@@ -97,7 +97,7 @@ fn its_ends_are_shown_and_a_new_leaf_is_followed() {
 }
 
 #[test]
-fn a_bad_file_is_refused_and_named_while_the_old_one_serves() {
+fn trust_refuses_bad_file_and_keeps_previous() {
     let (directory, _home) = authority();
     let world = World::of(start(directory.path()).unwrap());
     let before = trust(&world);
@@ -114,7 +114,7 @@ fn a_bad_file_is_refused_and_named_while_the_old_one_serves() {
 }
 
 #[test]
-fn it_does_not_start_on_what_it_could_not_use() {
+fn trust_without_own_bundle_fails_start() {
     let (directory, _home) = authority();
     fs::remove_file(directory.path().join("bundles/east.example.json")).unwrap();
     let error = start(directory.path()).unwrap_err().to_string();
@@ -127,7 +127,7 @@ fn said(directory: &Path) -> String {
 }
 
 #[test]
-fn trust_words_are_said_once_and_name_what_the_file_is() {
+fn trust_error_names_file_and_format_once() {
     let (directory, _home) = authority();
     let at = |name: &str| directory.path().join(name);
     let [key, chain] = [KEY, LEAF].map(|name| fs::read(at(name)).unwrap());

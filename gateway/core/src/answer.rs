@@ -181,7 +181,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_two_fatal_alerts_send_the_hello_elsewhere() {
+    fn answer_with_fatal_alert_80_or_112_is_a_rejection() {
         for (alert, elsewhere) in [(80, true), (112, true), (40, false), (48, false), (49, false), (0, false)]
         {
             let record = [21, 3, 3, 0, 2, 2, alert];

@@ -147,7 +147,7 @@ mod tests {
     }
 
     #[test]
-    fn ten_thousand_idle_connections_are_ten_thousand_of_these() {
+    fn connection_future_is_small() {
         assert!(size_of_future(serve) <= 1024, "{} bytes", size_of_future(serve));
     }
 }

@@ -420,7 +420,7 @@ mod tests {
     }
 
     #[test]
-    fn readiness_does_not_wait_for_tables_that_are_being_made() {
+    fn readiness_does_not_wait_for_table_compilation() {
         let control = control(
             "listeners: [{ address: '127.0.0.1:0' }]\nxds: { agents: ['127.0.0.1:1'] }\n\
              node: { cluster: east }\ntrust: { certificate: a, key: b, bundles: c }\n",

@@ -188,7 +188,7 @@ mod tests {
     const OTHER: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(192, 0, 2, 2));
 
     #[test]
-    fn demotion_by_one_source_is_for_that_source_and_ends() {
+    fn demotion_by_one_source_affects_that_source_until_it_ends() {
         let demotion = Demotion::default();
         assert!(demotion.turned_away(ONE, 5, 100));
         assert!(!demotion.turned_away(ONE, 6, 100), "nothing new");
@@ -200,7 +200,7 @@ mod tests {
     }
 
     #[test]
-    fn demotion_by_clients_ends_with_an_answer_to_the_own_hello_and_waits_after_it() {
+    fn demotion_by_clients_ends_with_answered_check() {
         let demotion = Demotion::default();
         assert!(demotion.begin_check(1) && !demotion.begin_check(1), "one series at a time");
         for source in [ONE, OTHER] {
@@ -215,7 +215,7 @@ mod tests {
     }
 
     #[test]
-    fn demotion_lasts_while_the_own_hello_fails_and_never_for_an_alert() {
+    fn demotion_lasts_while_checks_fail_and_ignores_alerts() {
         let demotion = Demotion::default();
         assert_eq!(demotion.checked(Outcome::Alerted, 0), 0);
         assert!(!demotion.is_demoted_for_all(0));
@@ -230,7 +230,7 @@ mod tests {
     }
 
     #[test]
-    fn demotion_takes_an_ipv6_network_for_one_source() {
+    fn demotion_treats_ipv6_network_as_one_source() {
         let of = |text: &str| site(text.parse().unwrap());
         assert_eq!(of("2001:db8:1:2::1"), of("2001:db8:1:2:ffff::9"));
         assert_ne!(of("2001:db8:1:2::1"), of("2001:db8:1:3::1"));

@@ -119,7 +119,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_connections_are_spread_over_the_window() {
+    fn drain_spreads_closes_over_window() {
         let seconds = Duration::from_secs;
         assert_eq!(due(100, seconds(0), seconds(10)), 0);
         assert_eq!(due(100, Duration::from_millis(1), seconds(10)), 1);

@@ -276,7 +276,7 @@ mod tests {
     };
 
     #[test]
-    fn failures_in_a_row_eject_for_longer_each_time() {
+    fn ejection_lengthens_with_each_series_of_failures() {
         let endpoint = EndpointState::default();
         assert!(!endpoint.failed(0, &EJECTION, true));
         endpoint.connected();
@@ -292,7 +292,7 @@ mod tests {
     }
 
     #[test]
-    fn one_source_cannot_use_up_the_replays_of_all() {
+    fn replay_budget_is_shared_between_sources() {
         let service = ServiceState::default();
         let limits = Replay { ratio: 0.5, burst: 4, source_share: 0.5 };
         let (greedy, other) = (IpAddr::from([10, 0, 0, 1]), IpAddr::from([10, 0, 0, 2]));
@@ -307,7 +307,7 @@ mod tests {
     }
 
     #[test]
-    fn counts_stop_at_the_limit_and_go_back() {
+    fn service_count_stops_at_limit_and_decreases_on_drop() {
         let service = Arc::new(ServiceState::default());
         let first = service.admit(Some(1)).unwrap();
         assert!(service.admit(Some(1)).is_none());

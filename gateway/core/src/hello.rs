@@ -389,7 +389,7 @@ mod tests {
     }
 
     #[test]
-    fn reads_name_protocols_and_early_data() {
+    fn hello_parser_reads_sni_alpn_and_early_data() {
         let alpn = extension(16, b"\0\x0c\x02h2\x08http/1.1");
         let message =
             message(Some(&[sni(b"Details.Example."), alpn, extension(42, b""), extension(0x0a0a, b"x")]));
@@ -402,13 +402,13 @@ mod tests {
     }
 
     #[test]
-    fn a_hello_without_extensions_has_no_name() {
+    fn hello_without_extensions_has_no_sni() {
         let Verdict::Hello(hello) = verdict(&records(&message(None), &[])) else { panic!("no hello") };
         assert_eq!(hello.sni, None);
     }
 
     #[test]
-    fn every_prefix_means_more() {
+    fn hello_prefix_needs_more_bytes() {
         let wire = records(&message(Some(&[sni(b"a.example")])), &[3, 1, 9]);
         for end in 0..wire.len() {
             assert_eq!(verdict(&wire[..end]), Verdict::More, "prefix of {end} bytes");
@@ -417,7 +417,7 @@ mod tests {
     }
 
     #[test]
-    fn what_follows_the_hello_in_other_records_is_left_alone() {
+    fn hello_parser_ignores_later_records() {
         let mut wire = records(&message(Some(&[sni(b"a.example")])), &[]);
         let length = wire.len();
         wire.extend(b"\x17\x03\x03\x00\x01x");
@@ -426,7 +426,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_tls_is_refused_at_its_first_wrong_byte() {
+    fn non_tls_is_refused_at_first_wrong_byte() {
         assert_eq!(reason(b"G"), Reason::NotTls);
         assert_eq!(reason(b"\x16\x02"), Reason::NotTls);
         assert_eq!(reason(b"\x16\xfe\xff"), Reason::NotTls);
@@ -438,14 +438,14 @@ mod tests {
     }
 
     #[test]
-    fn a_record_of_another_kind_between_fragments_is_refused() {
+    fn hello_interrupted_by_other_record_is_refused() {
         let mut wire = records(&message(Some(&[sni(b"a.example")])), &[10]);
         wire[15] = 21;
         assert_eq!(reason(&wire), Reason::HelloMalformed);
     }
 
     #[test]
-    fn bad_extensions_are_refused() {
+    fn malformed_extensions_are_refused() {
         refused(&[sni(b"a"), sni(b"a")]);
         refused(&[extension(7, b""), extension(7, b"")]);
         for name in [&b""[..], b".", b"a\0b", "é".as_bytes(), b"a..b", b"a b", &[b'a'; 64], &[b'.'; 300]] {
@@ -475,7 +475,7 @@ mod tests {
     }
 
     #[test]
-    fn the_limit_counts_the_message_and_not_its_records() {
+    fn hello_limit_counts_message_without_record_headers() {
         let padding = extension(21, &vec![0; 65_000]);
         let message = message(Some(&[sni(b"a.example"), padding]));
         assert!(message.len() <= MAX_HELLO);
@@ -523,7 +523,7 @@ mod tests {
         #![proptest_config(ProptestConfig::with_cases(100_000))]
 
         #[test]
-        fn the_verdict_does_not_depend_on_the_segments(
+        fn hello_verdict_is_independent_of_segments(
             wire in near_hello(),
             pieces in proptest::collection::vec(1_usize..50, 1..8),
         ) {
@@ -532,7 +532,7 @@ mod tests {
         }
 
         #[test]
-        fn the_verdict_does_not_depend_on_the_records(
+        fn hello_verdict_is_independent_of_records(
             name in proptest::collection::vec(prop_oneof![9 => 97_u8..123, 1 => any::<u8>()], 0..40),
             cuts in proptest::collection::vec(1_usize..50, 1..8),
         ) {
@@ -548,13 +548,13 @@ mod tests {
         }
 
         #[test]
-        fn any_bytes_get_an_answer(wire in proptest::collection::vec(any::<u8>(), 0..200)) {
+        fn hello_parser_is_total(wire in proptest::collection::vec(any::<u8>(), 0..200)) {
             prop_assert_eq!(in_pieces(&wire, &[1]), verdict(&wire));
         }
     }
 
     #[test]
-    fn refused_name_is_shown_escaped_and_cut() {
+    fn refused_name_is_escaped_and_truncated() {
         let shown = |name: &[u8]| {
             let wire = records(&message(Some(&[extension(43, &[2, 3, 4]), sni(name)])), &[60, 9]);
             (Parser::new(MAX_HELLO).advance(&wire), refused_name(&wire))
@@ -572,7 +572,7 @@ mod tests {
     }
 
     #[test]
-    fn postgres_client_is_told_from_what_is_no_tls_at_every_split() {
+    fn postgres_client_is_recognized_at_every_split() {
         let judged = |wire: &[u8]| Parser::new(MAX_HELLO).advance(wire);
         let (ssl, gss) = ([0, 0, 0, 8, 4, 210, 22, 47], [0, 0, 0, 8, 4, 210, 22, 48]);
         for first in [ssl, gss, [0, 0, 0, 41, 0, 3, 0, 0], [0, 0, 1, 41, 0, 3, 0, 2]] {

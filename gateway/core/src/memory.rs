@@ -204,7 +204,7 @@ mod tests {
     }
 
     #[test]
-    fn hello_memory_counts_what_a_buffer_takes_and_that_is_hardly_more_than_its_bytes() {
+    fn hello_memory_counts_buffer_capacity() {
         let world = World::new();
         let (mut flight, conn) = world.hello([10, 0, 0, 1], LARGE).unwrap();
         assert_eq!(world.memory.held(), flight.bytes.capacity());
@@ -219,7 +219,7 @@ mod tests {
     }
 
     #[test]
-    fn hello_memory_is_no_reason_to_refuse_others_than_the_source_that_holds_most() {
+    fn hello_memory_pressure_refuses_only_the_largest_source() {
         let world = World::new();
         // Those that are told to go have not yet gone: the worst moment.
         let hog: Vec<_> = (0..1_040).map_while(|_| world.hello([10, 0, 0, 1], LARGE).ok()).collect();

@@ -212,7 +212,7 @@ mod tests {
     }
 
     #[test]
-    fn a_service_that_is_gone_makes_room_for_another() {
+    fn removed_service_frees_its_metrics_slot() {
         let table = ServiceTable::new(1);
         let first = tables("a.example");
         assert_eq!(&*table.of(first.services().next().unwrap()).name, "a.example:443");

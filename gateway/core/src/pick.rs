@@ -227,14 +227,14 @@ mod tests {
     }
 
     #[test]
-    fn random_follows_the_weights() {
+    fn random_follows_weights() {
         let counts = counts(&service("random", &[3, 1, 0]), 40_000);
         assert!((29_000..31_000).contains(&counts[&1]), "{counts:?}");
         assert!(!counts.contains_key(&3));
     }
 
     #[test]
-    fn least_connections_prefers_the_less_loaded_for_its_weight() {
+    fn least_connections_prefers_lower_load_per_weight() {
         let service = service("least_connections", &[1, 1]);
         let _busy: Vec<_> = (0..10).map(|_| service.endpoints[0].state.enter()).collect();
         let counts = counts(&service, 1_000);
@@ -242,7 +242,7 @@ mod tests {
     }
 
     #[test]
-    fn a_source_keeps_its_endpoint_when_others_come_and_go() {
+    fn source_hash_keeps_endpoint_when_others_change() {
         let before = service("source_hash", &[1, 1, 1, 1, 1]);
         let after = service("source_hash", &[1, 1, 0, 1, 1]);
         let mut random = fastrand::Rng::with_seed(7);
@@ -260,7 +260,7 @@ mod tests {
     }
 
     #[test]
-    fn the_ejected_serve_when_nobody_else_is_left_and_the_drained_never() {
+    fn pick_uses_ejected_as_last_resort_and_drained_never() {
         let service = service("round_robin", &[1, 1, 0]);
         let rule = crate::config::settings::Ejection {
             failures: 1,
@@ -278,7 +278,7 @@ mod tests {
     }
 
     #[test]
-    fn an_instance_is_itself_only() {
+    fn pick_of_instance_returns_that_instance_only() {
         let service = service("random", &[1, 1, 1]);
         let instance = HostName::parse("i-2").unwrap();
         let choice = Choice { instance: Some(&instance), ..NOBODY };

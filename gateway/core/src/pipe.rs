@@ -171,7 +171,7 @@ mod tests {
     }
 
     #[test]
-    fn a_drained_pipe_is_used_again_and_a_full_one_is_not() {
+    fn drained_pipe_is_reused_and_full_one_is_not() {
         let pool = Arc::new(Pool::new(1, 1 << 20));
         let (mut client, server) = pair();
         client.write_all(b"0123456789").unwrap();

@@ -158,7 +158,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_written_is_read_back() {
+    fn proxy_header_round_trips() {
         let sni = HostName::parse("details.example").unwrap();
         for (client, reached) in
             [("192.0.2.1:4000", "192.0.2.9:15443"), ("[2001:db8::1]:4000", "[2001:db8::2]:15443")]
@@ -178,7 +178,7 @@ mod tests {
     }
 
     #[test]
-    fn version_1_is_read_and_its_line_is_bounded() {
+    fn proxy_v1_is_read_and_bounded() {
         let wire = b"PROXY TCP4 192.0.2.1 192.0.2.2 4000 15443\r\n\x16";
         assert_eq!(
             read(wire),
@@ -193,7 +193,7 @@ mod tests {
     }
 
     #[test]
-    fn a_version_2_header_that_is_short_is_refused() {
+    fn proxy_v2_with_short_addresses_is_refused() {
         let mut wire = v2::PROTOCOL_PREFIX.to_vec();
         wire.extend([0x21, 0x11, 0, 4, 1, 2, 3, 4]);
         assert_eq!(read(&wire), Verdict::Refused(Reason::ProxyMalformed));
@@ -201,7 +201,7 @@ mod tests {
     }
 
     #[test]
-    fn local_header_is_taken_whatever_family_and_block_say() {
+    fn proxy_local_ignores_family_and_block() {
         let of = |rest: &[u8]| [v2::PROTOCOL_PREFIX, &[0x20], rest].concat();
         for (rest, length) in [
             (&b"\0\0\0"[..], 16),
@@ -222,7 +222,7 @@ mod tests {
 
     /// As with a client's certificate in it.
     #[test]
-    fn header_is_taken_up_to_what_its_length_can_say() {
+    fn proxy_v2_accepts_maximum_length() {
         let mut wire = write(v4("192.0.2.1:4000"), v4("192.0.2.2:443"), None);
         wire.extend([0xe0, 0xff, 0xf0]);
         wire.resize(V2_FIXED + 65_535, b'x');
@@ -234,7 +234,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_bytes_get_an_answer_that_no_prefix_contradicts(
+        fn proxy_parser_is_total_and_prefix_stable(
             start in prop_oneof![Just(&b""[..]), Just(V1_START), Just(v2::PROTOCOL_PREFIX)],
             rest in proptest::collection::vec(any::<u8>(), 0..300),
         ) {

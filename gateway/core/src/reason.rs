@@ -194,7 +194,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn discriminants_index_the_list_and_words_are_unique() {
+    fn reason_discriminants_index_all_and_words_are_unique() {
         let mut words: Vec<_> = Reason::ALL.iter().map(|reason| reason.word()).collect();
         for (index, reason) in Reason::ALL.iter().enumerate() {
             assert_eq!(*reason as usize, index);

@@ -204,7 +204,7 @@ mod tests {
 ";
 
     #[test]
-    fn every_form_of_a_name_leads_to_its_service_and_no_other() {
+    fn route_matches_every_name_form_of_a_service() {
         let tables = tables(BOOKINFO);
         let cases = [
             ("productpage.bookinfo.svc", "productpage.bookinfo.svc:9080"),
@@ -257,7 +257,7 @@ mod tests {
 ";
 
     #[test]
-    fn name_that_exists_never_falls_through_to_a_wildcard_or_a_default() {
+    fn route_of_existing_name_never_falls_through_to_wildcard_or_default() {
         let listeners = "listeners: [{ address: '127.0.0.1:0', default: '*.example' }]";
         let text = format!("{listeners}\nservices:\n{BESIDE_WILDCARDS}");
         let settings = crate::config::parse(&text, Path::new("test.yaml")).unwrap();
@@ -292,7 +292,7 @@ mod tests {
 
     /// CompilerState an exported wildcard, for who comes from other clusters; local clients reach both.
     #[test]
-    fn name_that_is_not_exported_never_falls_through_to_an_exported_wildcard() {
+    fn route_of_unexported_name_never_falls_through_to_exported_wildcard() {
         let text = "listeners: [{ address: '127.0.0.1:0' }, { name: out, address: '127.0.0.1:0', side: outbound }]\n\
                     services: [{ host: secret.example }, { host: '*.example' }, { host: '*.inner.example' }]\n";
         let mut live = crate::config::parse(text, Path::new("test.yaml")).unwrap().live;
@@ -317,7 +317,7 @@ mod tests {
     }
 
     #[test]
-    fn conditions_choose_and_refuse_and_never_fall_through_to_a_default() {
+    fn route_conditions_select_or_refuse_without_falling_through() {
         let text = "listeners: [{ address: '127.0.0.1:0', default: web.example }]\nservices:\n\
              - { host: web.example, sources: [10.0.0.0/8] }\n\
              - { host: acme.example, aliases: [web.example], alpn: [acme-tls/1] }\n\
@@ -338,7 +338,7 @@ mod tests {
     }
 
     #[test]
-    fn without_a_default_a_hello_without_a_name_is_refused() {
+    fn route_without_sni_and_default_is_refused() {
         assert_eq!(plain(&tables(BOOKINFO), ""), Err(Reason::NoSni));
     }
 }

@@ -85,7 +85,7 @@ mod tests {
     type Work = Pin<Box<dyn Future<Output = ()> + Send>>;
 
     #[test]
-    fn threads_that_do_not_end_are_not_waited_for() {
+    fn hanging_threads_are_not_awaited() {
         let ended = |work: Vec<Work>, time| {
             let mut threads = Threads::none();
             for work in work {

@@ -91,7 +91,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_turn_goes_round_in_order_and_survives_those_who_leave() {
+    fn turn_passes_in_order_and_survives_dropped_tickets() {
         let turns = Arc::new(Turns::default());
         let cx = Context::from_waker(Waker::noop());
         let [first, second, third] = std::array::from_fn(|_| Ticket::new(&turns));

@@ -269,7 +269,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_is_judged_once_it_has_been_quiet() {
+    fn settling_judges_file_once_quiet() {
         let start = Instant::now();
         let mut settling = Settling::default();
         assert_eq!(settling.saw(print(1), false, start), Verdict::Wait(QUIET));
@@ -281,7 +281,7 @@ mod tests {
     }
 
     #[test]
-    fn a_writer_may_pause_while_it_has_the_file_open() {
+    fn settling_waits_for_open_writer() {
         let start = Instant::now();
         let mut settling = Settling::default();
         settling.saw(print(1), true, start);
@@ -292,7 +292,7 @@ mod tests {
     }
 
     #[test]
-    fn an_edit_in_the_same_tick_of_a_coarse_clock_is_found_by_content() {
+    fn settling_rechecks_content_within_clock_granularity() {
         let start = Instant::now();
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs();
         let fresh = Fingerprint { modified: (i64::try_from(now).unwrap(), 0), ..print(1) };
@@ -305,7 +305,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_is_gone_once_it_has_stayed_away() {
+    fn settling_reports_file_missing_after_delay() {
         let start = Instant::now();
         let mut settling = Settling::default();
         settling.judged(print(1), start);

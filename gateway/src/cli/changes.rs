@@ -176,7 +176,7 @@ services:
     }
 
     #[test]
-    fn what_changes_is_named_to_the_leaf() {
+    fn changes_name_each_leaf() {
         assert_eq!(after(&[]), Vec::<String>::new());
         assert_eq!(
             after(&[("workers: 2", "workers: 4\ndrain: { window: 20s }"), ("15443'", "15444'")]),
@@ -210,7 +210,7 @@ services:
     }
 
     #[test]
-    fn a_default_is_the_service_that_it_names_wherever_that_stands() {
+    fn changes_follow_default_by_name_not_index() {
         let inserted = after(&[("services:\n", "services:\n- { host: z.example, endpoints: [] }\n")]);
         assert_eq!(inserted, ["+ service z.example:443"]);
         let swapped = after(&[

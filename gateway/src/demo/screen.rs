@@ -83,7 +83,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_broken_promise_is_named_in_the_outcome() {
+    fn verdict_names_broken_promise() {
         let mut screen = Screen::new();
         screen.promise("water is wet", true);
         screen.promise("pigs fly", false);

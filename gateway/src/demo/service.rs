@@ -261,7 +261,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_answer_is_read_as_it_was_written() {
+    fn answer_parse_round_trips() {
         let said = Said {
             endpoint: "a-0".to_owned(),
             server: "spiffe://d/ns/a/sa/b".to_owned(),
@@ -274,7 +274,7 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_of_another_status_is_none() {
+    fn answer_with_error_status_is_rejected() {
         assert_eq!(
             Said::parse("HTTP/1.1 500 No\r\n\r\nendpoint: a\nserver: b\nclient: c\nbinding: d\n"),
             None

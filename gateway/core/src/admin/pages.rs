@@ -352,7 +352,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_path_is_documented() {
+    fn admin_paths_are_documented() {
         let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/admin.md");
         let documented = std::fs::read_to_string(path).unwrap();
         for path in PATHS.iter().chain(&["POST /drain"]) {
@@ -363,7 +363,7 @@ mod tests {
     }
 
     #[test]
-    fn parameters_are_decoded_and_lists_are_paged() {
+    fn params_are_decoded_and_lists_are_paged() {
         let params = Params::parse("offset=1&limit=2&name=A%2e").unwrap();
         let rows = ["a.x", "b.x", "a.y", "a.z", "a.w"];
         let page = paged(&params, rows.iter(), |row| (*row).to_string(), |row| json!(row)).unwrap();

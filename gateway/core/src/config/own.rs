@@ -76,7 +76,7 @@ mod tests {
     }
 
     #[test]
-    fn only_what_the_socket_would_get_is_own() {
+    fn own_matches_only_what_the_socket_receives() {
         assert!(reached("10.9.8.7:443", true, "10.9.8.7:443"));
         assert!(!reached("10.9.8.7:443", true, "10.9.8.7:444"));
         assert!(reached("0.0.0.0:443", true, "127.0.0.1:443"));

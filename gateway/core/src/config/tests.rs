@@ -39,7 +39,7 @@ fn with_listener(rest: &str) -> String {
 }
 
 #[test]
-fn an_almost_empty_file_gets_the_defaults() {
+fn minimal_file_gets_defaults() {
     let settings =
         good("listeners:\n- address: 0.0.0.0:15443\n- address: \"[::]:15443\"\nservices:\n- host: a.b\n");
     let (fixed, live) = (&settings.fixed, &settings.live);
@@ -96,14 +96,14 @@ fn an_almost_empty_file_gets_the_defaults() {
 }
 
 #[test]
-fn sections_that_hold_nothing_count_as_absent() {
+fn empty_sections_count_as_absent() {
     let sections = "node:\nworkers:\nservices:\nlimits:\ntimeouts:\nupstream: {replay: , ejection: }\nrelay:\ntcp:\n\
                     drain:\nadmin:\nmetrics:\nhealth:\naccess_log:\ndns:\n";
     assert_eq!(good(&with_listener(sections)), good(&with_listener("")));
 }
 
 #[test]
-fn every_yaml_block_of_the_documentation_loads() {
+fn documented_yaml_blocks_load() {
     let blocks: Vec<&str> =
         DOCUMENT.split("```yaml\n").skip(1).map(|rest| rest.split("```").next().unwrap()).collect();
     assert_eq!(blocks.len(), 3);
@@ -124,7 +124,7 @@ fn every_yaml_block_of_the_documentation_loads() {
 }
 
 #[test]
-fn services_come_from_agents_or_from_a_control_plane_that_is_known() {
+fn xds_takes_agents_or_authenticated_control_plane() {
     let xds = |rest: &str| {
         with_listener(&format!("trust: {{certificate: a, key: b, bundles: c}}\nxds: {{{rest}}}\n"))
     };
@@ -182,7 +182,7 @@ fn services_come_from_agents_or_from_a_control_plane_that_is_known() {
 }
 
 #[test]
-fn a_registrys_file_means_the_same_services() {
+fn registry_file_means_same_services() {
     let full = DOCUMENT.split("```yaml\n").nth(2).unwrap().split("```").next().unwrap();
     let rest = &full[full.find("\nservices:").unwrap() + 1..];
     let end = rest
@@ -199,7 +199,7 @@ fn a_registrys_file_means_the_same_services() {
 }
 
 #[test]
-fn a_gateways_own_directory_stands_in_the_place_of_files() {
+fn trust_directory_replaces_trust_files() {
     let xds = "xds: {agents: ['10.0.0.1:15012']}\n";
     let with = |trust: &str| with_listener(&format!("trust: {{{trust}}}\n{xds}"));
     let settings = good(&with("directory: a, token_file: b, deny: d"));
@@ -217,7 +217,7 @@ fn a_gateways_own_directory_stands_in_the_place_of_files() {
         ),
         ("token: x", "trust has a token but no directory for the certificate"),
         ("directory: a, token: x, token_file: y", "trust has both a token and a token_file"),
-        ("directory: a, token: secret-x", "trust.token: this is no token: it begins with `isthmus1.`"),
+        ("directory: a, token: secret-x", "trust.token: not a token: a token begins with `isthmus1.`"),
         ("certificate: a", "trust has no key; add 'key: …'"),
     ] {
         let problems = parse(&with(trust), Path::new("gateway.yaml")).unwrap_err().to_string();
@@ -239,7 +239,7 @@ fn a_gateways_own_directory_stands_in_the_place_of_files() {
 
 /// Each key of the schema stands in the documentation's full example, and none is open to unknown keys.
 #[test]
-fn the_schema_is_closed_and_the_documentation_names_all_of_it() {
+fn schema_is_closed_and_documented_completely() {
     let schema: serde_json::Value = serde_json::from_str(&schema()).unwrap();
     let definitions = schema["$defs"].as_object().unwrap().values().chain([&schema]);
     let mut keys = 0;
@@ -259,7 +259,7 @@ fn the_schema_is_closed_and_the_documentation_names_all_of_it() {
 }
 
 #[test]
-fn settings_are_shown_in_the_language_of_the_file() {
+fn settings_serialize_in_file_syntax() {
     let shown = serde_json::to_value(good(&with_listener("timeouts: {hello: 1500ms}\n"))).unwrap();
     assert_eq!(shown["timeouts"]["hello"], "1500ms");
     assert_eq!(shown["limits"]["per_source"], "off");
@@ -269,7 +269,7 @@ fn settings_are_shown_in_the_language_of_the_file() {
 }
 
 #[test]
-fn yaml_that_does_not_fit_has_a_place() {
+fn invalid_yaml_is_reported_with_place() {
     bad("", &["1:1: there are no listeners; add 'listeners:' with at least '- address: 0.0.0.0:15443'"]);
     bad(
         "listeners: []\n",
@@ -302,7 +302,7 @@ fn yaml_that_does_not_fit_has_a_place() {
 }
 
 #[test]
-fn an_unknown_key_is_refused_and_the_near_one_named() {
+fn unknown_key_is_refused_with_suggestion() {
     bad(
         &with_listener(
             "services:\n- host: a\n  endpoints:\n  - address: 10.0.0.1:80\n  - adress: 10.0.0.2:80\n",
@@ -334,7 +334,7 @@ fn an_unknown_key_is_refused_and_the_near_one_named() {
 }
 
 #[test]
-fn all_problems_are_found_in_one_go() {
+fn all_problems_are_reported_at_once() {
     bad(
         "workers: 0\nlisteners:\n- name: a b\n  adress_is_missing_here: 1\n",
         &[
@@ -474,7 +474,7 @@ fn listeners_do_not_share_names_or_addresses() {
 }
 
 #[test]
-fn a_default_is_a_service_of_the_file() {
+fn listener_default_is_a_service_of_the_file() {
     let file = |default: &str| {
         format!(
             "listeners: [{{address: 127.0.0.1:0, default: {default}}}]\nservices:\n- {{host: a, port: 1}}\n\
@@ -496,7 +496,7 @@ fn a_default_is_a_service_of_the_file() {
 }
 
 #[test]
-fn a_service_stands_once_and_has_a_host() {
+fn service_is_unique_and_has_a_host() {
     bad(
         &with_listener("services:\n- host: a.b\n- port: 80\n- {host: A.b., port: 443}\n"),
         &[
@@ -529,7 +529,7 @@ fn a_service_stands_once_and_has_a_host() {
 }
 
 #[test]
-fn sni_port_says_which_port_the_bare_name_means() {
+fn sni_port_selects_port_of_bare_host() {
     let bare = |services: &str| {
         let settings = good(&with_listener(services));
         settings.live.services.iter().map(|service| service.default_port).collect::<Vec<_>>()
@@ -552,7 +552,7 @@ fn sni_port_says_which_port_the_bare_name_means() {
 }
 
 #[test]
-fn a_name_means_one_service_unless_conditions_decide() {
+fn duplicate_name_needs_distinguishing_conditions() {
     let file = |one: &str, other: &str| {
         with_listener(&format!(
             "services:\n- {{host: a, aliases: [x, \"*.y\"]{one}}}\n- {{host: b, aliases: [\"*.Y\"]{other}}}\n"
@@ -587,7 +587,7 @@ fn a_name_means_one_service_unless_conditions_decide() {
 }
 
 #[test]
-fn too_many_services_of_one_name_are_refused_without_comparing_all() {
+fn services_sharing_one_name_are_limited() {
     let services: Vec<String> =
         (0..=64).map(|number| format!("- {{host: h{number}, aliases: [x], alpn: [p{number}]}}\n")).collect();
     bad(
@@ -597,7 +597,7 @@ fn too_many_services_of_one_name_are_refused_without_comparing_all() {
 }
 
 #[test]
-fn an_instance_is_a_name_of_its_own() {
+fn instance_name_conflicts_are_refused() {
     let file = |other: &str| {
         with_listener(&format!(
             "services:\n- {{host: db, endpoints: [{{address: 10.0.0.1:1, instance: db-0}}]}}\n- {other}\n"
@@ -662,7 +662,7 @@ fn endpoints_are_unique_in_a_service() {
 }
 
 #[test]
-fn an_endpoint_is_not_the_gateway() {
+fn endpoint_at_own_listener_is_refused() {
     let file = |listen: &str, target: &str| {
         format!(
             "listeners: [{{address: \"{listen}\"}}]\nservices:\n- host: a\n  endpoints: [{{address: \"{target}\"}}]\n"
@@ -684,7 +684,7 @@ fn an_endpoint_is_not_the_gateway() {
 }
 
 #[test]
-fn aliases_of_yaml_are_shown_where_they_are_used() {
+fn yaml_alias_problems_are_reported_where_used() {
     let anchored = "services:\n- {host: a, timeouts: &t {idle: 1s}}\n- {host: b, timeouts: *t}\n";
     assert_eq!(good(&with_listener(anchored)).live.services[1].timeouts.idle, Some(Duration::from_secs(1)));
     bad(
@@ -697,7 +697,7 @@ fn aliases_of_yaml_are_shown_where_they_are_used() {
 }
 
 #[test]
-fn files_that_cannot_be_read_say_why() {
+fn unreadable_files_report_why() {
     let directory = tempfile::tempdir().unwrap();
     let missing = load(&directory.path().join("none.yaml")).unwrap_err().to_string();
     assert!(missing.contains("none.yaml: cannot be read: No such file"), "{missing}");
@@ -713,7 +713,7 @@ fn files_that_cannot_be_read_say_why() {
 }
 
 #[test]
-fn a_hundred_thousand_services_load() {
+fn hundred_thousand_services_load() {
     let mut text = with_listener("services:\n");
     for number in 0..100_000 {
         let [a, b] = [number / 250, number % 250];

@@ -248,7 +248,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_local_comes_first_and_other_clusters_stand_behind_their_gateways() {
+    fn local_endpoints_precede_remote_gateways() {
         let own = slice("west", vec![local("db-0", true)], Vec::new());
         let east = slice("east", Vec::new(), far(5, &["db-0", "db-7"]));
         let service = only(here().services([&east, &own].into_iter()));
@@ -262,7 +262,7 @@ mod tests {
     }
 
     #[test]
-    fn an_instance_that_two_others_have_is_nobodys() {
+    fn instance_of_two_peers_is_dropped() {
         let (east, south) = (
             slice("east", Vec::new(), far(1, &["db-0", "db-1"])),
             slice("south", Vec::new(), far(2, &["db-0"])),
@@ -276,7 +276,7 @@ mod tests {
     }
 
     #[test]
-    fn only_the_gateways_that_an_export_names_open_it() {
+    fn export_opens_only_on_named_gateways() {
         let mut own = slice("west", vec![local("db-0", false)], Vec::new());
         own.offer.as_mut().unwrap().exposed_on = vec!["gw-2".to_owned()];
         let service = only(here().services([&own].into_iter()));
@@ -286,13 +286,13 @@ mod tests {
     }
 
     #[test]
-    fn who_has_nothing_ready_gets_nothing() {
+    fn remote_gateway_without_ready_endpoints_has_weight_zero() {
         let service = only(here().services([&slice("east", Vec::new(), far(0, &[]))].into_iter()));
         assert_eq!(service.endpoints[0].weight, 0);
     }
 
     #[test]
-    fn what_is_down_takes_nothing_new_where_its_owner_has_it_probed() {
+    fn probed_endpoint_that_is_down_has_weight_zero() {
         let with = |mut slice: Slice, staleness| {
             slice.offer.as_mut().unwrap().staleness = staleness;
             slice

@@ -109,7 +109,7 @@ mod tests {
     }
 
     #[test]
-    fn share_takes_from_the_largest_source_what_it_held_most_and_longest() {
+    fn share_revokes_largest_and_oldest_of_largest_source() {
         let holders = [
             holder(1, 50, 10),
             holder(1, 50, 900),
@@ -129,7 +129,7 @@ mod tests {
     }
 
     #[test]
-    fn share_of_one_source_alone_is_all_and_its_oldest_go() {
+    fn share_of_single_source_revokes_its_oldest() {
         let holders: Vec<_> = (0..10).map(|age| holder(1, 10, age)).collect();
         assert_eq!(gone(&holders, 70), [7, 8, 9]);
     }
@@ -149,7 +149,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn share_keeps_within_the_budget_and_spares_who_holds_less_than_a_fair_part(
+        fn share_keeps_budget_and_spares_sources_below_fair_share(
             held in proptest::collection::vec((0_u8..6, 1_usize..100, 0_u64..50), 1..60),
             keep in 1_usize..3_000,
         ) {

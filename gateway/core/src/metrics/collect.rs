@@ -376,7 +376,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_documentation_is_this_table() {
+    fn metrics_documentation_matches_definitions() {
         let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/metrics.md");
         let page = std::fs::read_to_string(path).unwrap();
         let (own, _agent) = page.split_once("\n## Agent\n").unwrap();

@@ -308,7 +308,7 @@ mod tests {
         \x7f\0\0\x01\xc0\x0c\0\x1c\0\x01\0\0\0\x3c\0\x10\0\0\0\0\0\0\0\0\0\0\xff\xff\x7f\0\0\x02";
 
     #[test]
-    fn dns_answer_gives_addresses_of_somebody() {
+    fn dns_answer_is_canonicalized_with_smallest_ttl() {
         let records = Message::from_vec(ANSWER).unwrap().answers;
         let Answer::Addresses(found, ttl) = addresses(&records) else { panic!("{records:?}") };
         assert_eq!((found, ttl), (vec![[127, 0, 0, 1].into(), [127, 0, 0, 2].into()], 60));

@@ -442,7 +442,7 @@ mod tests {
     }
 
     #[test]
-    fn a_name_is_due_at_once_then_when_its_ttl_ends() {
+    fn schedule_new_name_is_due_at_once_then_at_ttl() {
         let now = Instant::now();
         let mut schedule = Schedule::new(&dns(5, 60));
         schedule.keep_only(&[name("a"), name("b")], now);
@@ -464,7 +464,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_confirmed_is_kept_and_asked_for_again() {
+    fn schedule_keeps_unconfirmed_addresses_and_retries() {
         let now = Instant::now();
         let mut schedule = Schedule::new(&dns(1, 300));
         let name = name("a");
@@ -490,7 +490,7 @@ mod tests {
     }
 
     #[test]
-    fn dns_family_without_answer_has_a_schedule_of_its_own() {
+    fn schedule_of_silent_family_is_separate() {
         let start = Instant::now();
         let at = |seconds| start + Duration::from_secs(seconds);
         let mut schedule = Schedule::new(&dns(1, 300));
@@ -520,7 +520,7 @@ mod tests {
     }
 
     #[test]
-    fn dns_name_that_no_longer_resolves_is_looked_for_everywhere() {
+    fn schedule_retries_lost_name_in_all_search_domains() {
         let now = Instant::now();
         let mut schedule = Schedule::new(&dns(1, 300));
         let name = name("a");

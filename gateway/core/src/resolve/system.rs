@@ -235,7 +235,7 @@ mod tests {
     }
 
     #[test]
-    fn hosts_file_in_latin1_is_read_but_for_the_names_that_cannot_be() {
+    fn hosts_file_in_latin1_skips_only_invalid_names() {
         let content = b"127.0.0.1 localhost\n10.0.0.1\tdb.internal DB # caf\xe9\n::1 localhost\n\
                         10.0.0.2 caf\xe9 ok.\n10.0.0.300 x\n\xff y\n\n# \xe9\n10.0.0.3";
         let (read, flaws) = hosts(content);

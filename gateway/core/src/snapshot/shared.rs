@@ -60,7 +60,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_nobody_holds_is_let_go() {
+    fn shared_values_without_holders_are_dropped() {
         let mut known = Known::default();
         let kept: Vec<_> = (0..10).map(|number| known.one(number)).collect();
         for number in 0..10 * MANY {

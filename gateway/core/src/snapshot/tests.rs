@@ -39,7 +39,7 @@ fn state_survives_a_swap_by_service_and_address() {
 }
 
 #[test]
-fn what_comes_out_as_it_was_is_the_very_same() {
+fn unchanged_services_are_shared_between_snapshots() {
     let text = ONE.to_owned() + "- { host: b.example, endpoints: [{ address: '10.0.0.3:80' }] }\n";
     let text = text + "- { host: c.example, endpoints: [{ address: 'd.example:80' }] }\n";
     let settings = live(&text);
@@ -68,7 +68,7 @@ fn what_comes_out_as_it_was_is_the_very_same() {
 }
 
 #[test]
-fn names_become_all_their_addresses_and_own_addresses_are_left_out() {
+fn host_name_expands_to_all_addresses_except_own() {
     let text = ONE.replace("'10.0.0.1:80'", "'db.example:3306'");
     let unresolved = compile(&live(&text), None);
     assert_eq!(service(&unresolved, 0).endpoints.len(), 1);
@@ -93,7 +93,7 @@ fn huge_weights_are_scaled_to_one_schedule() {
 }
 
 #[test]
-fn what_the_file_has_hides_what_was_learned_and_gives_it_back() {
+fn file_service_hides_learned_one_and_restores_it() {
     let (resolved, mut beside) = (Resolved::new(), CompilerState::default());
     let own = &|_| false;
     let before = compile(&live(LISTENER), None);
@@ -116,7 +116,7 @@ fn what_the_file_has_hides_what_was_learned_and_gives_it_back() {
 }
 
 #[test]
-fn a_name_that_resolves_to_something_else_changes_its_services_alone() {
+fn resolved_name_rebuilds_only_its_services() {
     let (mut resolved, mut beside) = (Resolved::new(), CompilerState::default());
     let before = compile(&live(LISTENER), None);
     let text = ONE.to_owned() + "- { host: c.example, endpoints: [{ address: 'd.example:80' }] }\n";
@@ -199,7 +199,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(200))]
     /// Made step by step or at once of what stands in the end: the same tables.
     #[test]
-    fn any_way_to_the_same_services_ends_in_the_same_tables(events in proptest::collection::vec(event(), 1..30)) {
+    fn snapshot_depends_on_services_not_on_their_history(events in proptest::collection::vec(event(), 1..30)) {
         let own = &|address: SocketAddr| address.ip().to_string() == "10.0.0.3";
         let mut beside = CompilerState::default();
         let mut tables = compile(&live(LISTENER), None);
@@ -260,7 +260,7 @@ fn many(count: usize) -> (Snapshot, CompilerState, settings::Service) {
 }
 
 #[test]
-fn one_change_touches_as_much_among_many_as_among_few() {
+fn single_change_copies_bounded_amount_in_large_tables() {
     let touched = |count: usize| {
         let (before, mut beside, new) = many(count);
         let resolved = Resolved::new();
@@ -285,7 +285,7 @@ fn one_change_touches_as_much_among_many_as_among_few() {
 
 /// What a service with an endpoint like thousands of others takes in the tables, beside the endpoint's own state.
 #[test]
-fn a_service_is_small() {
+fn service_size_is_bounded() {
     assert!(size_of::<Service>() <= 104, "{}", size_of::<Service>());
     assert!(size_of::<Endpoint>() <= 56, "{}", size_of::<Endpoint>());
     assert!(size_of::<Claim>() <= 32, "{}", size_of::<Claim>());
@@ -298,7 +298,7 @@ fn a_service_is_small() {
 
 /// The name of another cluster's gateway is only as good as where it leads now; a local service may be anywhere.
 #[test]
-fn gateway_name_that_leads_to_this_machine_is_no_endpoint() {
+fn peer_gateway_name_outside_its_ranges_is_not_an_endpoint() {
     let text = LISTENER.to_owned()
         + "services:\n- { host: far.test, endpoints: [{ address: 'gw.east.example:15443' }] }\n\
                 - { host: near.test, endpoints: [{ address: 'gw.east.example:443' }] }\n";

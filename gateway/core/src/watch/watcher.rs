@@ -120,7 +120,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_file_is_being_written_until_it_is_closed_or_replaced() {
+    fn watcher_sees_file_being_written_until_closed_or_replaced() {
         let seen = Seen::default();
         let names = [OsString::from("gateway.yaml")];
         let event = |kind, name: &str| {
