@@ -164,7 +164,7 @@ fn enrolment_token_is_single_use_time_limited_and_for_one_gateway() {
         ("late", "third", late, 1, "the token has expired; make a new one"),
         ("another's directory", "first", format!("token: {other}"), 1, "use another directory"),
         ("no token", "fourth", "deny: null".to_owned(), 1, "isthmus-agent token create --gateway NAME"),
-        ("damaged", "fifth", format!("token: {damaged}"), 2, "the token is damaged or not whole"),
+        ("damaged", "fifth", format!("token: {damaged}"), 2, "the token is damaged or incomplete"),
         ("a workload's", "sixth", format!("token: {workload}"), 2, "not for a gateway"),
     ] {
         let folder = folder(name);
@@ -180,7 +180,7 @@ fn enrolment_token_is_single_use_time_limited_and_for_one_gateway() {
     cluster.start();
     let setup = smallest(&cluster, &cluster.path("gateways/seventh"), &format!("token: {other}"));
     let (code, said) = ends(&setup, &cluster.path("ends"));
-    assert!(code == Some(1) && said.contains("policy must grant it; the token is not used up"), "{said}");
+    assert!(code == Some(1) && said.contains("policy must grant it; the token is still valid"), "{said}");
     assert!(create(&cluster, &["--gateway", "gw-2"]).unwrap_err().contains("list it under `gateways:`"));
     let west = "spiffe://west.example/ns/db/sa/mysql";
     assert!(
@@ -206,7 +206,10 @@ fn gateway_waits_for_its_agent_and_reports_it() {
     let problem = until_some("it says why it waits", || {
         status(&gateway)["trust"]["problem"].as_str().map(str::to_owned)
     });
-    assert!(problem.contains("no connection") && problem.contains("the token is not used up"), "{problem}");
+    assert!(
+        problem.contains("connection failed") && problem.contains("the token is still valid"),
+        "{problem}"
+    );
     assert!(!gateway.is_ready());
     cluster.start();
     until("it has its certificate and its agent", || gateway.is_ready());
@@ -366,7 +369,10 @@ fn client_of_another_root_receives_nothing() {
     let output = enrol(&[token.trim(), "--out", cluster.path("vm").to_str().unwrap()]).output().unwrap();
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     figure!("a man in the middle: {}", said.trim());
-    assert!(said.contains("somebody else answers at this address") && said.contains("not used up"), "{said}");
+    assert!(
+        said.contains("another server answers at this address") && said.contains("still valid"),
+        "{said}"
+    );
     let (bytes, ended) = heard.recv().unwrap();
     assert!(bytes.is_empty() && ended.is_err(), "he heard {bytes:?}, {ended:?}");
 }
@@ -427,7 +433,7 @@ fn enrolment_strangers_use_bounded_memory_and_block_nobody() {
             let mut client = IstioCertificateServiceClient::new(channel);
             let status = client.create_certificate(request).await.unwrap_err();
             let told = status.message().contains("must hold one -----BEGIN CERTIFICATE REQUEST----- block")
-                && status.message().contains("not used up");
+                && status.message().contains("still valid");
             assert!(told || csr.len() > 1_000, "{status}");
         }
         assert_eq!(by_token(&good).await.unwrap().identity.id().to_string(), MYSQL);

@@ -322,7 +322,7 @@ fn identity_denied_in_east_is_refused_in_west() {
         Some(status["peers"]["east"]["bundle"]["refusal"].as_str()?.to_owned())
     });
     assert!(
-        why.contains("east.example") && why.contains("its own agent would not be believed by it"),
+        why.contains("east.example") && why.contains("does not trust the peer's own certificate"),
         "{why}"
     );
     assert_eq!(fs::read_to_string(&list).unwrap(), before);

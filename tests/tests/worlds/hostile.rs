@@ -185,21 +185,26 @@ impl Hostile {
         let east = numbered(bundle("east.example"), u64::MAX);
         let own = numbered(bundle("west.example"), u64::MAX);
         for (nonce, name, bytes, expected) in [
-            ("east's", "east.example", of("east.example", &east), "this peer speaks for south.example alone"),
+            (
+                "east's",
+                "east.example",
+                of("east.example", &east),
+                "this peer may publish only the bundle of south.example",
+            ),
             (
                 "west's own",
                 "west.example",
                 of("west.example", &own),
-                "this peer speaks for south.example alone",
+                "this peer may publish only the bundle of south.example",
             ),
-            ("hidden", "south.example", of("east.example", &east), "it is about \"east.example\""),
+            ("hidden", "south.example", of("east.example", &east), "the resource is about \"east.example\""),
             (
                 "older",
                 "south.example",
                 of("south.example", &numbered(known.clone(), known.sequence - 1)),
                 "an old bundle never",
             ),
-            ("unordered", "south.example", of("south.example", &other), "and other roots"),
+            ("unordered", "south.example", of("south.example", &other), "but different roots"),
             ("no bundle", "south.example", (0..=255).rev().cycle().take(4096).collect(), "cannot be decoded"),
         ] {
             let why = says(nonce, name, bytes).expect("a refusal");

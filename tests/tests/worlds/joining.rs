@@ -45,7 +45,7 @@ fn join_token_works_once_in_time_and_only_with_its_maker() {
     net.usurp(3, 1).unwrap();
     let why = west.command(&["join", &good]).unwrap_err();
     figure!("a man in the middle: {why}");
-    assert!(why.contains("the token is not used up") && is_untouched(&west), "{why}");
+    assert!(why.contains("the token is still valid") && is_untouched(&west), "{why}");
     net.restore(3, 1).unwrap();
 
     // With its maker it works, once, and what both share is exchanged.

@@ -226,7 +226,7 @@ fn a_token_is_for_one_cluster_of_one_domain() {
     for other in [&north, &abroad] {
         let (progress, cause, text) = refused(try_join(other, &token));
         assert!(matches!(cause, JoinCause::OtherGuest { .. }), "{text}");
-        assert!(text.contains("west (west.example)") && text.contains("not used up"), "{text}");
+        assert!(text.contains("west (west.example)") && text.contains("still valid"), "{text}");
         assert_eq!(progress, Progress::Unused);
         // One that does not look, and knows the secret.
         block(async {
@@ -293,7 +293,7 @@ fn nothing_is_said_to_whom_the_token_does_not_name() {
         let token = world.token();
         let elsewhere = through(endpoint.at, &token);
         let (progress, _, text) = refused(try_join(&world.west, &elsewhere));
-        assert!(text.contains(expected) && text.contains("not used up"), "{what}: {text}");
+        assert!(text.contains(expected) && text.contains("still valid"), "{what}: {text}");
         assert_eq!(progress, Progress::Unused, "{what}");
         assert_eq!(heard.recv().unwrap(), b"", "{what}: not a byte was said to him");
         world.nothing_was_kept();
@@ -360,7 +360,7 @@ fn who_relays_between_two_tls_sessions_gains_nothing() {
     }
     let (_, cause, text) = refused(try_join(&world.west, &token));
     assert!(matches!(cause, JoinCause::Refused(Refusal::Void)), "{text}");
-    assert!(text.contains("somebody may be in between"), "{text}");
+    assert!(text.contains("possible interception"), "{text}");
     world.nothing_was_kept();
 }
 
@@ -396,11 +396,11 @@ fn a_connection_that_breaks_anywhere_leaves_nothing_at_the_joiner() {
                 let text = error.to_string();
                 assert_eq!(world.west.kept(), world.before[1], "cut after {cut}: {text}");
                 match error.progress {
-                    Progress::Unused => assert!(text.contains("not used up"), "{text}"),
+                    Progress::Unused => assert!(text.contains("still valid"), "{text}"),
                     Progress::Uncertain => assert!(text.contains("may be used up: try it again"), "{text}"),
                     Progress::Used => {
                         used += 1;
-                        assert!(text.contains("nothing was kept here: make a new one"), "{text}");
+                        assert!(text.contains("nothing was stored here: make a new one"), "{text}");
                     }
                 }
                 if error.progress == Progress::Unused {
@@ -427,7 +427,7 @@ fn what_is_known_of_a_cluster_or_domain_is_not_overwritten() {
         create(&world.east.context, Target::Address(world.endpoint.at), west.party.clone(), world::QUARTER);
     let error = made.unwrap_err();
     assert!(matches!(error, CreateError::Known(_)), "{error}");
-    assert!(error.to_string().contains("is known here in trust domain west.example"), "{error}");
+    assert!(error.to_string().contains("is known here with trust domain west.example"), "{error}");
     // A domain that is known, with another root: another authority that took its name.
     let north = Side::new("north", "west.example");
     let west = &world.west.party.trust_domain;
@@ -445,7 +445,7 @@ fn what_is_known_of_a_cluster_or_domain_is_not_overwritten() {
     let token = other_east.token(endpoint.at, &world.west.party);
     let (progress, cause, text) = refused(try_join(&world.west, &token));
     assert!(matches!(cause, JoinCause::Place(_)), "{text}");
-    assert!(text.contains("not believed by what is known here") && text.contains("not used up"), "{text}");
+    assert!(text.contains("does not trust the agent") && text.contains("still valid"), "{text}");
     assert_eq!(progress, Progress::Unused);
     assert_eq!([world.east.kept(), world.west.kept()], after);
 }
@@ -590,7 +590,7 @@ fn the_command_line_makes_lists_and_uses_tokens() {
         panic!()
     };
     let said = block(args.run(&world.west.context)).unwrap();
-    assert_eq!(said, "joined east (east.example), whose agent is at 192.0.2.7:15012");
+    assert_eq!(said, "joined east (east.example); its agent is at 192.0.2.7:15012");
     let again = block(args.run(&world.west.context)).unwrap_err().to_string();
     assert!(again.contains("has been used"), "{again}");
 
@@ -623,11 +623,11 @@ fn an_agent_speaks_for_its_own_cluster_only() {
         deny: None,
     };
     let error = Context::new(trust.clone(), introduction.clone(), folders.clone()).unwrap_err();
-    assert!(error.to_string().contains("joining needs an agent's of west (west.example)"), "{error}");
+    assert!(error.to_string().contains("joining needs one of an agent of west (west.example)"), "{error}");
     introduction.party = world.east.party.clone();
     introduction.address = "[::]:15012".parse().unwrap();
     let error = Context::new(trust, introduction, folders).unwrap_err();
-    assert!(error.to_string().contains("no address that another cluster can reach"), "{error}");
+    assert!(error.to_string().contains("is not reachable from another cluster"), "{error}");
 }
 
 fn known_introduction(world: &World) -> isthmus_trust::join::Introduction {

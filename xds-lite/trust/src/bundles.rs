@@ -1,7 +1,7 @@
-//! What agents say of their trust domains once they know each other, and what is taken of it: later bundles and
-//! deny-lists come on the authenticated stream, and a domain's own agent is believed about that domain alone.
-//! What is said is read in `said`, whether it may replace what is known is decided in `rule`, where it stands is in
-//! `known`, and `keeper` writes it. How two agents meet first is in `join`.
+//! Exchanges trust bundles and deny-lists with peers after a join: updates arrive on the authenticated
+//! stream, and a peer's agent speaks for its own trust domain only. `published` parses an update, `rule`
+//! decides whether it may replace the known one, `known` reads what is on disk, `keeper` writes it. The first
+//! meeting of two agents is in `join`.
 
 mod keeper;
 pub(crate) mod known;

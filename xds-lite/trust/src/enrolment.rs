@@ -1,6 +1,6 @@
-//! Certificates from an agent, the side that gets them: the first by a token, the next by the one before, written to a
-//! directory once they are seen to be good; or from a foreign control plane, by a token that is replaced. Not who may
-//! have one: the agent decides that (`issuing`).
+//! Requests certificates from an agent: the first with a token, later ones with the previous certificate; or
+//! from another control plane with a token file. Writes each to a directory after verifying it. The policy is
+//! on the agent's side (`issuing`).
 
 mod answer;
 pub mod cli;
@@ -35,78 +35,78 @@ pub use keep::{Keeper, KeeperError, Renewal, first, first_of};
 
 /// From the first packet to the answer.
 const DEADLINE: Duration = Duration::from_secs(15);
-/// A chain and some roots are far less.
+/// Size limit of an answer: a chain and some roots are far less.
 const MAX_ANSWER: usize = 1 << 20;
 
-/// Why there is no certificate.
+/// Why no certificate was obtained.
 #[derive(Debug, thiserror::Error)]
 pub enum EnrolError {
-    /// Another kind of token.
+    /// The token is for something else.
     #[error("{}, and not for a first certificate; make one with `isthmus-agent token create --gateway NAME` or `--workload SPIFFE-ID`", .0.purpose())]
     ToJoin(Box<Guest>),
-    /// The agent there does not take tokens.
+    /// The agent does not issue certificates.
     #[error(
-        "the agent at {0} gives nobody a certificate; add `issuing:` to its file, and use the same release on both sides"
+        "the agent at {0} does not issue certificates; add `issuing:` to its configuration, and use the same release on both sides"
     )]
     NotIssuing(Target),
-    /// Nobody is there, or somebody else than made the token.
-    #[error("the agent at {at}: {cause}; the token is not used up")]
+    /// The agent is unreachable, or is not the one that made the token.
+    #[error("cannot connect to the agent at {at}: {cause}; the token is still valid")]
     Meet {
-        /// Where.
+        /// The address of the agent.
         at: Target,
-        /// What is wrong.
+        /// The error of the connection.
         cause: Box<MeetError>,
     },
-    /// Nobody is there, or somebody else than an agent of the own cluster.
-    #[error("the agent at {at}: {why}")]
+    /// The agent is unreachable, or does not belong to this cluster.
+    #[error("cannot connect to the agent at {at}: {why}")]
     Dial {
-        /// Where.
+        /// The address of the agent.
         at: Target,
-        /// What is wrong.
+        /// The error of the connection.
         why: String,
     },
-    /// It says no.
-    #[error("the agent at {at} refuses: {}", plain(.status))]
+    /// The agent refused the request.
+    #[error("the agent at {at} refused the request: {}", plain(.status))]
     Refused {
-        /// Where.
+        /// The address of the agent.
         at: Target,
-        /// Its words.
+        /// Its answer.
         status: Box<Status>,
     },
-    /// The connection broke while it was asked.
-    #[error("the agent at {at} gave no answer: {why}")]
+    /// The connection failed during the request.
+    #[error("no answer from the agent at {at}: {why}")]
     Broken {
-        /// Where.
+        /// The address of the agent.
         at: Target,
-        /// What happened.
+        /// The error of the connection.
         why: String,
     },
-    /// It does not know the token's secret.
+    /// The agent did not prove the token's secret.
     #[error(
-        "who answers at {0} does not know the token's secret: it is not who made the token; nothing was kept"
+        "the server at {0} did not prove the token's secret, so it is not the agent that made the token; nothing was stored"
     )]
     Unproven(Target),
-    /// What it answers is of no use.
-    #[error("the answer of {at}: {cause}")]
+    /// The answer is invalid.
+    #[error("invalid answer from {at}: {cause}")]
     Answer {
-        /// Where.
+        /// The address of the agent.
         at: Target,
-        /// What is wrong with it.
+        /// The error in the answer.
         cause: Box<AnswerError>,
     },
-    /// Something here is not as it must be.
+    /// The local configuration is invalid.
     #[error("{0}")]
     Setup(String),
-    /// There is no key.
-    #[error("no key can be made: {0}")]
+    /// Key generation failed.
+    #[error("cannot generate a key: {0}")]
     Key(String),
-    /// It cannot be kept.
+    /// The certificate cannot be stored.
     #[error(transparent)]
     Folder(#[from] FolderError),
 }
 
 impl EnrolError {
-    /// Whether it is of no use to try again.
+    /// Whether a retry is pointless.
     #[must_use]
     pub fn is_final(&self) -> bool {
         match self {
@@ -122,17 +122,18 @@ impl EnrolError {
     }
 }
 
-/// The other side's words, without what a terminal or log might take for its own.
+/// The status text, without control characters that a terminal or log would interpret.
 fn plain(status: &Status) -> String {
     const LONGEST: usize = 512;
     let text = status.message().chars().take(LONGEST);
     text.map(|one| if one.is_control() { '\u{fffd}' } else { one }).collect()
 }
 
-/// Asks with a token. Nothing secret is sent but to who made it, and what is sent is of no use to anybody else.
+/// Requests the first certificate with a token. Only the agent that made the token receives the proof, and
+/// the proof is useless on any other connection.
 ///
 /// # Errors
-/// Why there is no certificate.
+/// Why no certificate was obtained.
 pub async fn by_token(token: &Token) -> Result<Granted, EnrolError> {
     let Guest::Identity { identity } = &token.guest else {
         return Err(EnrolError::ToJoin(Box::new(token.guest.clone())));
@@ -168,10 +169,10 @@ pub async fn by_token(token: &Token) -> Result<Granted, EnrolError> {
     .map_err(|_| silent())?
 }
 
-/// Asks with the certificate before, which `tls` shows, for another of `own`.
+/// Requests the next certificate for `own`; `tls` presents the previous one.
 ///
 /// # Errors
-/// Why there is no certificate.
+/// Why no certificate was obtained.
 pub async fn by_certificate(
     at: &Target,
     tls: &Arc<Client>,
@@ -189,7 +190,7 @@ pub async fn by_certificate(
     asked.await.map_err(|_| EnrolError::Broken { at: at.clone(), why: too_slow() })?
 }
 
-/// Makes a key, and asks for its certificate. The issuer says how long that lives.
+/// Generates a key and requests its certificate. The issuer sets the lifetime.
 async fn ask(
     at: &Target,
     channel: Channel,
@@ -202,7 +203,7 @@ async fn ask(
     let mut client = IstioCertificateServiceClient::new(channel).max_decoding_message_size(MAX_ANSWER);
     let answered = client.create_certificate(request).await;
     let response = answered.map_err(|status| match std::error::Error::source(&status) {
-        // It never came to an answer.
+        // The connection failed before an answer.
         Some(cause) => broken(at, cause),
         None => EnrolError::Refused { at: at.clone(), status: Box::new(status) },
     })?;
@@ -210,7 +211,7 @@ async fn ask(
 }
 
 fn too_slow() -> String {
-    format!("it took longer than {DEADLINE:?}")
+    format!("no answer within {DEADLINE:?}")
 }
 
 fn broken(at: &Target, error: &dyn std::error::Error) -> EnrolError {

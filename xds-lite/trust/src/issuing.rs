@@ -1,6 +1,6 @@
-//! Certificates for gateways and workloads over Istio's certificate API: who asks is known from the certificate
-//! it has, or from the token that it presents; a policy says what it may have, and an issuer signs. The signing key
-//! never leaves the issuer.
+//! Issues certificates to gateways and workloads over Istio's certificate API. A caller is identified by its
+//! certificate or by a token; a policy decides which certificate it may have, and an issuer signs. The
+//! signing key never leaves the issuer.
 
 mod intermediate;
 mod tally;
@@ -25,14 +25,14 @@ use isthmus_proto::istio::v1::auth::{IstioCertificateRequest, IstioCertificateRe
 pub use intermediate::{Intermediate, IntermediateCause, IntermediateError, IntermediateFiles};
 pub use tally::Tally;
 
-/// A request has one key and few names.
+/// Size limit of a request: one key and few names.
 const MAX_REQUEST: usize = 64 << 10;
-/// The key in a request's metadata under which somebody asks for another's identity, as ztunnel does.
+/// The metadata key of a request for another identity than the caller's, as ztunnel uses it.
 const IMPERSONATED: &str = "ImpersonatedIdentity";
-/// The answer's metadata with the number of the bundle that its roots are of.
+/// The response metadata with the sequence number of the bundle that its roots are from.
 pub const SEQUENCE: &str = "isthmus-bundle-sequence";
 
-/// Signs what its policy allows.
+/// The certificate service: signs what its policy allows.
 pub struct Certificates {
     issuer: Arc<dyn Issuer>,
     policy: Policy,
@@ -42,33 +42,33 @@ pub struct Certificates {
     tally: Arc<Tally>,
 }
 
-/// The own domain's roots as they are now.
+/// Returns the current roots of the agent's own trust domain.
 pub type Roots = Arc<dyn Fn() -> Rooted + Send + Sync>;
 
-/// Roots, and which they are.
+/// Roots and their sequence number.
 #[derive(Clone, Debug, Default)]
 pub struct Rooted {
     /// Grows with each change.
     pub sequence: u64,
-    /// PEM, one by one.
+    /// One PEM text for each root.
     pub roots: Vec<String>,
 }
 
 impl Certificates {
-    /// One whose certificates live for `lifetime` unless they are asked for with another life, or the policy has a
-    /// shorter one.
+    /// A service whose certificates live for `lifetime`, unless the request or the policy says otherwise (the
+    /// policy can only shorten).
     #[must_use]
     pub fn new(issuer: Arc<dyn Issuer>, policy: Policy, lifetime: Duration, roots: Roots) -> Certificates {
         Certificates { issuer, policy, lifetime, roots, desk: None, tally: Arc::default() }
     }
 
-    /// With a place where tokens are presented, and a count of what comes of it all.
+    /// Accepts tokens through `desk`, and counts results in `tally`.
     #[must_use]
     pub fn with(self, desk: Arc<TokenDesk>, tally: Arc<Tally>) -> Certificates {
         Certificates { desk: Some(desk), tally, ..self }
     }
 
-    /// As a server takes it.
+    /// The tonic service.
     #[must_use]
     pub fn service(self: Arc<Self>) -> IstioCertificateServiceServer<Certificates> {
         IstioCertificateServiceServer::from_arc(self).max_decoding_message_size(MAX_REQUEST)
@@ -83,15 +83,15 @@ impl Certificates {
             (Some(Caller(id)), _) => (id.clone(), None),
             (None, Some(session)) => {
                 let admitted = self.admit(session, request.metadata()).await?;
-                // From here on others do not push it out: an answer that is lost is a token that is lost.
+                // From here on the connection keeps its slot: a lost answer would be a lost token.
                 request.extensions().get::<Slot>().iter().for_each(|slot| slot.keep());
                 (admitted.identity.clone(), Some(admitted))
             }
-            (None, None) => return Err(Status::unauthenticated("who asks is not known")),
+            (None, None) => return Err(Status::unauthenticated("the caller is not authenticated")),
         };
         let chain = self.sign(&caller, &request.into_inner()).await.map_err(|status| match &admitted {
-            // Whatever is wrong: the token is as good as it was.
-            Some(_) => Status::new(status.code(), format!("{}; the token is not used up", status.message())),
+            // Whatever the error, the token is unchanged.
+            Some(_) => Status::new(status.code(), format!("{}; the token is still valid", status.message())),
             None => status,
         })?;
         let Rooted { sequence, roots } = (self.roots)();
@@ -101,34 +101,36 @@ impl Certificates {
         if let Some(admitted) = admitted {
             self.take(&admitted).await?;
             let proof = AsciiMetadataValue::try_from(&admitted.proof);
-            response.metadata_mut().insert(PROOF, proof.map_err(|_| Status::internal("the proof"))?);
+            response.metadata_mut().insert(PROOF, proof.map_err(|_| Status::internal("invalid proof"))?);
         }
         Ok(response)
     }
 
-    /// Whose token it is.
+    /// Authenticates the holder of a token.
     async fn admit(&self, session: &Exported, metadata: &MetadataMap) -> Result<Admitted, Status> {
-        let desk = self.desk.as_ref().ok_or_else(|| Status::unauthenticated("no token is taken here"))?;
+        let desk =
+            self.desk.as_ref().ok_or_else(|| Status::unauthenticated("this agent does not accept tokens"))?;
         let bearer = metadata.get("authorization").and_then(|value| value.to_str().ok());
         let bearer = bearer.and_then(|value| value.strip_prefix("Bearer "));
-        let bearer =
-            bearer.ok_or_else(|| Status::unauthenticated("a token is needed: `authorization: Bearer …`"))?;
+        let bearer = bearer
+            .ok_or_else(|| Status::unauthenticated("a token is required: `authorization: Bearer …`"))?;
         desk.admit(session, bearer).await.map_err(|refused| told(&refused))
     }
 
-    /// Once all is ready to be given away.
+    /// Consumes the token, once the answer is complete.
     async fn take(&self, admitted: &Admitted) -> Result<(), Status> {
-        let desk = self.desk.as_ref().ok_or_else(|| Status::unauthenticated("no token is taken here"))?;
+        let desk =
+            self.desk.as_ref().ok_or_else(|| Status::unauthenticated("this agent does not accept tokens"))?;
         desk.take(admitted).await.map_err(|refused| match refused {
             Refused::Token(_) | Refused::ToJoin => told(&refused),
             Refused::Store(_) | Refused::Thread(_) => {
-                tracing::error!(token = admitted.token(), error = %refused, "a token could not be ended");
+                tracing::error!(token = admitted.token(), error = %refused, "cannot mark token as used");
                 Status::internal(
-                    "the token may be used up: the agent cannot keep that it is; its log says why",
+                    "the token may be used up: the agent cannot record its use; see the agent's log",
                 )
             }
         })?;
-        tracing::info!(token = admitted.token(), identity = %admitted.identity, "a token was used for a first certificate");
+        tracing::info!(token = admitted.token(), identity = %admitted.identity, "token used for a first certificate");
         Ok(())
     }
 
@@ -140,47 +142,47 @@ impl Certificates {
         let csr = Csr::parse(request.csr.as_bytes())
             .map_err(|error| Status::invalid_argument(error.to_string()))?;
         let leaf = self.policy.allow(caller, self.wish(caller, request)?).map_err(|error| {
-            tracing::warn!(peer = %caller, %error, "a certificate was refused");
+            tracing::warn!(peer = %caller, %error, "certificate request refused");
             Status::permission_denied(error.to_string())
         })?;
         let chain = self.issuer.sign(&csr, &leaf).await.map_err(|error| {
             let error = with_causes(&error);
-            tracing::warn!(peer = %caller, wanted = %leaf.id, %error, "a certificate was not signed");
+            tracing::warn!(peer = %caller, wanted = %leaf.id, %error, "certificate not signed");
             Status::failed_precondition(format!("the agent cannot sign: {error}"))
         })?;
-        tracing::info!(peer = %caller, identity = %leaf.id, "signed a certificate");
+        tracing::info!(peer = %caller, identity = %leaf.id, "certificate signed");
         Ok(pem::encode_each(&chain))
     }
 
-    /// The caller's own identity, unless it says another.
+    /// The requested leaf: the caller's own identity unless the request names another.
     fn wish(&self, caller: &SpiffeId, request: &IstioCertificateRequest) -> Result<Leaf, Status> {
         let named = request.metadata.as_ref().and_then(|metadata| metadata.fields.get(IMPERSONATED));
         let id = match named.and_then(|value| value.kind.as_ref()) {
             Some(Kind::StringValue(id)) => {
                 SpiffeId::parse(id).map_err(|error| Status::invalid_argument(error.to_string()))?
             }
-            Some(_) => return Err(Status::invalid_argument(format!("{IMPERSONATED} is a text"))),
+            Some(_) => return Err(Status::invalid_argument(format!("{IMPERSONATED} must be a string"))),
             None => caller.clone(),
         };
         let lifetime = match u64::try_from(request.validity_duration) {
             Ok(0) => self.lifetime,
             Ok(seconds) => Duration::from_secs(seconds),
-            Err(_) => return Err(Status::invalid_argument("a certificate's life is above zero")),
+            Err(_) => {
+                return Err(Status::invalid_argument("the lifetime of a certificate must be above zero"));
+            }
         };
         Ok(Leaf { id, dns: Vec::new(), ips: Vec::new(), lifetime })
     }
 }
 
-/// What is told to who presented a token.
+/// The status for a refused token.
 fn told(refused: &Refused) -> Status {
     match refused {
         Refused::Token(why) => Status::unauthenticated(why.to_string()),
         Refused::ToJoin => Status::unauthenticated(refused.to_string()),
         Refused::Store(_) | Refused::Thread(_) => {
-            tracing::error!(error = %refused, "a token cannot be judged");
-            Status::internal(
-                "the agent has a fault of its own, and the token is not used up; its log says which",
-            )
+            tracing::error!(error = %refused, "cannot verify token");
+            Status::internal("internal error of the agent; the token is still valid; see the agent's log")
         }
     }
 }

@@ -1,7 +1,7 @@
-//! Two agents of different clusters meet by a token that one prints and the other is given: each proves its
-//! certificate's key and the token's secret over one TLS session, then their bundles and addresses change hands.
-//! docs/decisions/0022 has the protocol and what it withstands. Not what is done with a peer afterwards. In the same
-//! store are the tokens by which gateways and workloads get their first certificate (`first`; decision 0025).
+//! Joins two clusters with a token that one agent prints and the other is given. Both prove their
+//! certificate's key and the token's secret over one TLS session, then exchange bundles and addresses;
+//! docs/decisions/0022 has the protocol and its threat model. The same store holds the tokens for first
+//! certificates of gateways and workloads (`enrolment`; decision 0025).
 
 pub mod cli;
 pub(crate) mod disk;
@@ -44,12 +44,12 @@ pub use token::{Token, TokenError};
 pub use tokens::{Ending, Folder, Record, State, StoreError, Tokens};
 pub use wire::{Refusal, WireError};
 
-/// The longest that a token can be used.
+/// The longest lifetime of a token.
 pub const LONGEST_LIFETIME: Duration = Duration::from_secs(24 * 60 * 60);
-/// Where joiners come, unless configured otherwise.
+/// The default port of the join endpoint.
 pub const PORT: u16 = 15_011;
 
-/// Gateways of one cluster that are introduced.
+/// Gateways in an introduction.
 const MOST_GATEWAYS: usize = 64;
 /// Bytes of a network's name.
 const LONGEST_NETWORK: usize = 253;
@@ -65,7 +65,7 @@ pub struct Party {
 }
 
 impl Party {
-    /// Whose agent this is, if it is one.
+    /// The cluster and trust domain of an agent's identity; `None` if it is not an agent's.
     #[must_use]
     pub fn of_agent(id: &SpiffeId) -> Option<Party> {
         let mut segments = id.path().strip_prefix("/isthmus/")?.split('/');
@@ -83,21 +83,21 @@ impl fmt::Display for Party {
     }
 }
 
-/// For whom a token was made, and what for.
+/// The party that a token was made for, and its purpose.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(untagged)]
 pub enum Guest {
-    /// For a cluster, to join.
+    /// A cluster, to join.
     Cluster(Party),
-    /// For a gateway or workload, to get its first certificate.
+    /// A gateway or workload, to get its first certificate.
     Identity {
-        /// Whose certificate.
+        /// The identity of the certificate.
         identity: SpiffeId,
     },
 }
 
 impl Guest {
-    /// What the token was made for, as the beginning of a sentence.
+    /// The purpose of the token, as the beginning of a sentence.
     #[must_use]
     pub fn purpose(&self) -> String {
         match self {
@@ -125,35 +125,33 @@ impl fmt::Display for Guest {
     }
 }
 
-/// What one side tells the other about itself.
+/// What one side of a join tells the other about itself.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Introduction {
     /// Its cluster and trust domain.
     #[serde(flatten)]
     pub party: Party,
-    /// The network that its endpoints stand in.
+    /// The network of its endpoints.
     pub network: String,
-    /// Where its agent serves other clusters' agents (ADS).
+    /// The address where its agent serves other agents (ADS).
     #[serde(with = "text::address")]
     pub address: Target,
-    /// Where its gateways are reached.
+    /// The addresses of its gateways.
     #[serde(with = "text::addresses")]
     pub gateways: Vec<Target>,
 }
 
-/// Why an introduction is of no use.
+/// Why an introduction is invalid.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum IntroductionError {
-    /// Not a name.
-    #[error(
-        "the network's name is longer than {LONGEST_NETWORK} bytes, or has characters that are not printed"
-    )]
+    /// The network name is invalid.
+    #[error("the network name is longer than {LONGEST_NETWORK} bytes or contains control characters")]
     Network,
-    /// Too many.
-    #[error("{0} gateways are named; at most {MOST_GATEWAYS} can be")]
+    /// There are too many gateways.
+    #[error("{0} gateways are listed; the limit is {MOST_GATEWAYS}")]
     Gateways(usize),
-    /// An address to listen on, and not to reach.
-    #[error("{0} is no address that another cluster can reach; give the one that leads here from there")]
+    /// The address can be listened on but not reached.
+    #[error("{0} is not reachable from another cluster; use a routable address")]
     Unreachable(Target),
 }
 
@@ -178,18 +176,18 @@ fn is_reachable(address: &Target) -> bool {
     !matches!(address, Target::Address(address) if of_nobody(address.ip()))
 }
 
-/// Where joining keeps things.
+/// The directories that a join writes to.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Folders {
-    /// The agent's state: `tokens/` and `peers/` are made in it.
+    /// The agent's state; `tokens/` and `peers/` are created in it.
     pub state: PathBuf,
-    /// The bundles that the agent's trust is loaded from; another domain's becomes `DOMAIN.json` in it.
+    /// The bundles of the agent's trust; a joined domain's becomes `DOMAIN.json` in it.
     pub bundles: PathBuf,
-    /// The deny-lists that it is loaded from. Without it, other domains' lists are not kept.
+    /// The deny-lists of the agent's trust. Without it, peers' lists are not stored.
     pub deny: Option<PathBuf>,
 }
 
-/// One side: who it is, whom it believes, and where it keeps what it learns.
+/// One side of a join: its identity, its trust, and its directories.
 #[derive(Debug)]
 pub struct Context {
     trust: Trust,
@@ -198,27 +196,27 @@ pub struct Context {
     tokens: Arc<dyn Tokens>,
 }
 
-/// Why a side can neither join nor be joined.
+/// Why an agent can neither join nor be joined.
 #[derive(Debug, thiserror::Error)]
 pub enum ContextError {
-    /// The certificate is somebody else's.
-    #[error("the certificate is of {found}, but joining needs an agent's of {expected}")]
+    /// The certificate belongs to another identity.
+    #[error("the certificate is for {found}, but joining needs one of an agent of {expected}")]
     Identity {
-        /// Whose it is.
+        /// The identity in the certificate.
         found: SpiffeId,
-        /// Whose agent's it must be.
+        /// The cluster whose agent it must be.
         expected: Party,
     },
-    /// What it says of itself.
+    /// The introduction is invalid.
     #[error(transparent)]
     Introduction(#[from] IntroductionError),
 }
 
 impl Context {
-    /// One side with its tokens in `tokens/` of its state.
+    /// A context with its tokens in `tokens/` of the state directory.
     ///
     /// # Errors
-    /// The identity is not an agent's of the cluster that is introduced, or the introduction is of no use.
+    /// The identity is not an agent's of the introduced cluster, or the introduction is invalid.
     pub fn new(trust: Trust, introduction: Introduction, folders: Folders) -> Result<Context, ContextError> {
         introduction.check()?;
         let found = trust.current().identity.id().clone();
@@ -229,13 +227,13 @@ impl Context {
         Ok(Context { trust, introduction, folders, tokens })
     }
 
-    /// With its tokens in a store that the cluster's agents share.
+    /// Uses a token store that the agents of the cluster share.
     #[must_use]
     pub fn with_tokens(self, tokens: Arc<dyn Tokens>) -> Context {
         Context { tokens, ..self }
     }
 
-    /// Where the tokens are.
+    /// The token store.
     #[must_use]
     pub fn tokens(&self) -> &Arc<dyn Tokens> {
         &self.tokens
@@ -246,41 +244,39 @@ impl Context {
     }
 }
 
-/// Why there is no token.
+/// Why a token cannot be created.
 #[derive(Debug, thiserror::Error)]
 pub enum CreateError {
-    /// Too short or too long.
-    #[error("a token can be used for 1 second to 24 hours, not for {}", humantime::format_duration(*.0))]
+    /// The lifetime is too short or too long.
+    #[error("the lifetime of a token must be 1 second to 24 hours, not {}", humantime::format_duration(*.0))]
     Lifetime(Duration),
-    /// Nobody could come there.
-    #[error(
-        "{0} is no address that joiners can reach; give the one that leads to this endpoint from their side"
-    )]
+    /// The address is not reachable.
+    #[error("{0} is not reachable for joiners; use a routable address of this endpoint")]
     Address(Target),
-    /// A cluster does not join itself.
+    /// A cluster cannot join itself.
     #[error(
-        "a token is for another cluster, and this one is {0}; clusters that are joined have different names"
+        "this cluster is itself named {0}; a token is for another cluster, and joined clusters need different names"
     )]
     Own(Cluster),
-    /// Something else is known of that cluster.
+    /// The cluster is known with another trust domain.
     #[error(transparent)]
     Known(#[from] PlaceError),
-    /// The own identity cannot be shown.
-    #[error("the own certificate: {0}")]
+    /// The agent's own certificate is unusable.
+    #[error("this agent's certificate: {0}")]
     Identity(#[from] ShownError),
-    /// The system gave no random numbers.
-    #[error("the system gives no random numbers")]
+    /// The system provides no randomness.
+    #[error("the system provides no random numbers")]
     Random,
-    /// It could not be kept.
+    /// The token cannot be stored.
     #[error(transparent)]
     Store(#[from] StoreError),
 }
 
-/// Makes a token for one cluster of one trust domain, which finds this side's endpoint at `address`. Another
-/// process may be serving it. Waits for the store.
+/// Creates a token with which one cluster of one trust domain can join at `address`. Another process may
+/// serve that endpoint. Blocks on the store.
 ///
 /// # Errors
-/// Whatever the token would fail at later, and the store's faults.
+/// A join with the token would fail, or the store fails.
 pub fn create(
     context: &Context,
     address: Target,
@@ -295,7 +291,7 @@ pub fn create(
     maker.make(address, Guest::Cluster(guest), lifetime)
 }
 
-/// Who makes a token, and where it is kept.
+/// Creates and stores a token.
 struct Maker<'a> {
     trust: &'a Trust,
     issuer: Party,
@@ -326,12 +322,12 @@ fn unix_seconds(time: SystemTime) -> u64 {
     time.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
 }
 
-/// Seconds since 1970 as people and files write them.
+/// Seconds since 1970, displayed as RFC 3339.
 struct Rfc3339(u64);
 
 impl fmt::Display for Rfc3339 {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // Beyond the year 9999 there is no such text.
+        // RFC 3339 ends with the year 9999.
         const LAST: u64 = 253_402_300_799;
         let time = UNIX_EPOCH + Duration::from_secs(self.0.min(LAST));
         humantime::format_rfc3339_seconds(time).fmt(f)

@@ -1,4 +1,4 @@
-//! How clusters come to trust each other and workloads get certificates: `join` and its tokens, the trust `bundles` that
+//! Trust between clusters, and certificates of workloads: `join` and its tokens, the trust `bundles` that
 //! joined clusters exchange, `issuing` over Istio's certificate API, and `enrolment`, its client.
 
 pub mod bundles;

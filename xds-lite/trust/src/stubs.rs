@@ -7,7 +7,7 @@
     clippy::all,
     clippy::allow_attributes_without_reason,
     clippy::too_many_lines,
-    reason = "nobody wrote this"
+    reason = "generated code"
 )]
 
 use isthmus_proto::istio::v1::auth::*;

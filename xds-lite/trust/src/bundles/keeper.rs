@@ -1,6 +1,6 @@
-//! Keeps what peers say of their trust domains where the files of the agent's trust are followed. Two files may
-//! change; they are written in an order in which each state between stands by itself, so that an agent that is
-//! killed in between starts again.
+//! Stores bundles and deny-lists of peers in the files from which the agent loads its trust. Up to two files
+//! change; they are written in an order in which every intermediate state is valid, so that an agent killed
+//! in between starts again.
 
 use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError};
@@ -14,48 +14,48 @@ use super::known::{Known, KnownError, same_roots};
 use super::rule::{Between, Heard, Refusal, hear};
 use crate::join::{disk, peer};
 
-/// Characters of what is said to be wrong with files.
+/// Characters of a load error that are reported.
 const LONGEST_CAUSE: usize = 512;
 
-/// Where it is kept, and by whom it is used.
+/// Stores the bundles of peers in the files of a [`Trust`].
 #[derive(Debug)]
 pub struct Keeper {
     trust: Trust,
     files: TrustFiles,
     state: Option<PathBuf>,
-    /// Peers of one domain do not write at once.
+    /// Serializes writers: several peers may share a trust domain.
     writing: Mutex<()>,
 }
 
-/// What was taken.
+/// The result of an accepted update.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BundleUpdate {
-    /// The number of the bundle that is known now.
+    /// The sequence number of the stored bundle.
     pub sequence: u64,
-    /// It is later than what was known.
+    /// Whether the update changed anything.
     pub is_news: bool,
-    /// What was not kept, and what would help.
+    /// What was not stored, with the remedy.
     pub advice: Option<String>,
 }
 
 impl Keeper {
-    /// Keeps it for a trust that is loaded from these files; joins write under a lock in `state`.
+    /// A keeper for a trust loaded from `files`; joins write under a lock in `state`.
     #[must_use]
     pub fn new(trust: Trust, files: TrustFiles, state: Option<PathBuf>) -> Keeper {
         Keeper { trust, files, state, writing: Mutex::new(()) }
     }
 
-    /// The trust domain that nobody else is believed about.
+    /// The agent's own trust domain, for which no peer may speak.
     #[must_use]
     pub fn own(&self) -> TrustDomain {
         self.trust.current().identity.id().trust_domain().clone()
     }
 
-    /// Takes what the agent of a peer says under a name; `chain` is what it shows of itself. When this returns it
-    /// is on disk, and believed.
+    /// Accepts the resource `name` from a peer's agent; `chain` is its certificate chain. On return the
+    /// update is on disk and in use.
     ///
     /// # Errors
-    /// Why it is not taken; nothing has changed then.
+    /// The resource is refused; nothing has changed.
     pub fn take(
         &self,
         peer: &TrustDomain,
@@ -72,7 +72,7 @@ impl Keeper {
         }
         let _one = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
         let _lock = self.lock()?;
-        // Somebody else may have written meanwhile.
+        // Another process may have written meanwhile.
         self.trust.reload(&self.files);
         let heard = hear(between, &self.trust.current().bundles, name, bytes, now)?;
         let known = Known::read(peer, &self.files.bundles, self.files.deny.as_deref())?;
@@ -95,7 +95,7 @@ impl Keeper {
 
     fn kept(&self, heard: &Heard, is_news: bool) -> BundleUpdate {
         let is_unkept = heard.said.denied.is_some() && self.files.deny.is_none();
-        let advice = "its deny-list is not kept; name a directory in `trust.deny` to follow it";
+        let advice = "the peer's deny-list is not stored; set `trust.deny` to a directory to follow it";
         BundleUpdate {
             sequence: heard.said.bundle.sequence,
             is_news,
@@ -111,7 +111,7 @@ impl Keeper {
         Ok(Some(disk::lock(&folder).map_err(KnownError::from)?))
     }
 
-    /// What was written is what is believed.
+    /// Checks that the trust in use matches the files just written.
     fn check(&self, peer: &TrustDomain, heard: &Heard) -> Result<(), Refusal> {
         let bundles = &self.trust.current().bundles;
         let is_bundle = bundles.get(peer).is_some_and(|known| same_roots(known, &heard.said.bundle));
@@ -125,7 +125,7 @@ impl Keeper {
     }
 }
 
-/// What is to be written, in its order.
+/// The files to write, in order.
 pub(super) fn texts(
     peer: &TrustDomain,
     known: &Known,
@@ -152,7 +152,7 @@ pub(super) fn texts(
     }
 }
 
-/// Nothing, where the known one says the same, or somebody who keeps it by hand has said so.
+/// The bundle file to write; `None` if the known bundle is equal or maintained by hand with the same roots.
 fn bundle_text(known: &Known, said: &Bundle) -> Result<Option<(PathBuf, String)>, Refusal> {
     let is_same = known.bundle.as_ref().is_some_and(|(_, known)| same_roots(known, said));
     match (known.by_hand(), &known.bundle) {

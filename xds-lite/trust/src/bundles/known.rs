@@ -1,5 +1,5 @@
-//! What is known of a trust domain on disk, where the files of a trust are followed: `DOMAIN.json` as it is written
-//! here, or `DOMAIN.pem` as somebody keeps it by hand; and its deny-list beside it.
+//! Reads the bundle and the deny-list of a trust domain from the agent's trust files: `DOMAIN.json` as the
+//! agent writes it, or `DOMAIN.pem` as an operator maintains it.
 
 use std::fmt::Display;
 use std::io;
@@ -10,41 +10,41 @@ use isthmus_certs::{Bundle, TrustDomain, input, pem};
 
 use crate::join::disk::{self, ReadError};
 
-/// Larger is no bundle and no deny-list.
+/// Size limit of a bundle or deny-list file.
 pub(crate) const MAX_FILE: u64 = 16 << 20;
 
-/// What is known of one domain.
+/// The files of one trust domain.
 #[derive(Debug)]
 pub(crate) struct Known {
-    /// Where a bundle is written.
+    /// The path of a bundle that the agent writes.
     pub(crate) json: PathBuf,
-    /// The bundle, and the file that it stands in.
+    /// The bundle and the path of its file.
     pub(crate) bundle: Option<(PathBuf, Bundle)>,
-    /// Where a deny-list is written; nowhere, where lists are not followed.
+    /// The path of the deny-list; `None` if deny-lists are not followed.
     pub(crate) list: Option<PathBuf>,
-    /// The deny-list in its envelope.
+    /// The deny-list in its signed envelope.
     pub(crate) envelope: Option<String>,
 }
 
-/// What is known cannot be told.
+/// The files of a trust domain cannot be read.
 #[derive(Debug, thiserror::Error)]
 pub enum KnownError {
-    /// A known bundle that is none.
+    /// The bundle file is invalid.
     #[error("{} {cause}", path.display())]
     Bundle {
-        /// Which file.
+        /// The path of the file.
         path: PathBuf,
-        /// What is wrong with it.
+        /// The error in the file.
         #[source]
         cause: FormatError,
     },
-    /// Something cannot be read.
+    /// A file is unreadable.
     #[error(transparent)]
     Read(#[from] ReadError),
 }
 
 impl Known {
-    /// Looks at the files of a domain.
+    /// Reads the files of a trust domain.
     pub(crate) fn read(
         domain: &TrustDomain,
         bundles: &Path,
@@ -59,7 +59,7 @@ impl Known {
         Ok(Known { bundle: bundle(domain, bundles, &json)?, json, list, envelope })
     }
 
-    /// The file that somebody keeps by hand, if that is where the bundle stands: it is not written here.
+    /// The path of a bundle that an operator maintains, which the agent never overwrites.
     pub(crate) fn by_hand(&self) -> Option<&Path> {
         self.bundle.as_ref().map(|(path, _)| path.as_path()).filter(|path| *path != self.json)
     }
@@ -83,7 +83,7 @@ fn bundle(domain: &TrustDomain, folder: &Path, json: &Path) -> Result<Option<(Pa
     Ok(Some((json.to_owned(), known)))
 }
 
-/// Whether two bundles have the same roots, in whatever order.
+/// Whether two bundles have the same roots, in any order.
 pub(crate) fn same_roots(one: &Bundle, other: &Bundle) -> bool {
     let within = |one: &Bundle, other: &Bundle| one.roots().iter().all(|root| other.roots().contains(root));
     within(one, other) && within(other, one)

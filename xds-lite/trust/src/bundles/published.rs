@@ -1,5 +1,5 @@
-//! A bundle and a deny-list as somebody says them, read and bounded. Pure. Not whether they are later than what is
-//! known, nor who says so.
+//! Parses a published bundle and deny-list within limits. Pure. Whether they are newer than the known ones is
+//! decided in `rule`.
 
 use isthmus_certs::deny::DenyError;
 use isthmus_certs::spiffe_bundle::{self, FormatError};
@@ -9,42 +9,42 @@ use tokio_rustls::rustls::pki_types::{CertificateDer, UnixTime};
 /// Roots of one trust domain; a roll-over has two.
 const MOST_ROOTS: usize = 16;
 
-/// What is said of one trust domain.
+/// The published trust data of one domain.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct PublishedBundle {
     pub(crate) bundle: Bundle,
     pub(crate) denied: Option<Listed>,
 }
 
-/// A deny-list, and the envelope that it came in.
+/// A deny-list and its signed envelope.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Listed {
     pub(crate) list: DenyList,
     pub(crate) envelope: String,
 }
 
-/// Why what is said is of no use.
+/// A published bundle or deny-list is invalid.
 #[derive(Debug, thiserror::Error)]
 pub enum PublishedError {
-    /// No bundle.
+    /// The bundle is invalid.
     #[error("the bundle of {domain} {cause}")]
     Bundle {
-        /// Whose.
+        /// The trust domain.
         domain: TrustDomain,
-        /// What is wrong with it.
+        /// The error in the bundle.
         #[source]
         cause: FormatError,
     },
-    /// Far too many roots.
-    #[error("the bundle has {0} roots; at most {MOST_ROOTS} are taken")]
+    /// The bundle has too many roots.
+    #[error("the bundle has {0} roots; the limit is {MOST_ROOTS}")]
     Roots(usize),
-    /// No deny-list of that domain, or an older one.
+    /// The deny-list is of another domain, badly signed, or older than the known one.
     #[error(transparent)]
     Denied(#[from] DenyError),
 }
 
 impl PublishedBundle {
-    /// Reads both. The list must be signed under the bundle, and not go back behind a known one.
+    /// Parses both. The list must be signed under the bundle and must not be older than the known one.
     pub(crate) fn read(
         domain: &TrustDomain,
         bundle: &str,
@@ -65,7 +65,7 @@ impl PublishedBundle {
         Ok(PublishedBundle { bundle, denied })
     }
 
-    /// Whether who shows this chain is believed by what is said, and by a known list where none is.
+    /// Verifies `chain` against this bundle and its deny-list, or the known list if it has none.
     pub(crate) fn believes(
         &self,
         domain: &TrustDomain,

@@ -1,5 +1,5 @@
-//! Whether what a peer says of a trust domain replaces what is known of it. Pure: what is known, what came, who said
-//! so and the time are arguments.
+//! Decides whether a bundle that a peer publishes replaces the known one. Pure: the known bundle, the
+//! resource, its sender and the time are arguments.
 
 use std::cmp::Ordering;
 
@@ -10,107 +10,109 @@ use super::known::{KnownError, same_roots};
 use super::published::{PublishedBundle, PublishedError};
 use super::wire::decode;
 
-/// Why a bundle is not taken.
+/// Why a bundle is refused.
 #[derive(Debug, thiserror::Error)]
 pub enum Refusal {
-    /// About somebody else.
-    #[error("this peer speaks for {0} alone")]
+    /// The resource is about a domain that is not the peer's.
+    #[error("this peer may publish only the bundle of {0}")]
     OtherDomain(TrustDomain),
-    /// About this side.
-    #[error("{0} is this agent's own trust domain; nobody else is believed about it")]
+    /// The resource is about this agent's own domain.
+    #[error("{0} is this agent's own trust domain; a peer may not publish its bundle")]
     Own(TrustDomain),
-    /// Its name and its content differ.
-    #[error("it is about {0:?}, and not named so")]
+    /// The resource's name and content differ.
+    #[error("the resource is about {0:?}, which is not its name")]
     OtherName(String),
-    /// Too many bytes.
-    #[error("{what} has {size} bytes, which is more than is taken")]
+    /// The resource is too large.
+    #[error("{what} has {size} bytes, which exceeds the limit")]
     TooLarge {
-        /// What.
+        /// The part that is too large.
         what: &'static str,
-        /// Its size.
+        /// Its size in bytes.
         size: usize,
     },
-    /// No protobuf.
-    #[error("it cannot be decoded: {0}")]
+    /// The resource is not valid protobuf.
+    #[error("the resource cannot be decoded: {0}")]
     Malformed(prost::DecodeError),
-    /// Its numbers differ.
-    #[error("it says to have sequence {said}, and its bundle has {found}")]
+    /// The sequence numbers of the resource and its bundle differ.
+    #[error("the resource has sequence {said}, but its bundle has {found}")]
     Sequences {
-        /// Beside the bundle.
+        /// The number in the resource.
         said: u64,
-        /// In the bundle.
+        /// The number in the bundle.
         found: u64,
     },
-    /// No bundle, no deny-list, or an older one.
+    /// The bundle or deny-list is invalid, or the deny-list is older than the known one.
     #[error(transparent)]
     PublishedBundle(#[from] PublishedError),
-    /// Older than what is known.
-    #[error("it has sequence {found}, but {known} is known; an old bundle never replaces a newer one")]
+    /// The bundle is older than the known one.
+    #[error(
+        "the bundle has sequence {found}, but {known} is known; an old bundle never replaces a newer one"
+    )]
     Older {
-        /// The number it has.
+        /// The number of the bundle.
         found: u64,
-        /// The number already seen.
+        /// The highest number seen.
         known: u64,
     },
-    /// Two bundles under one number.
+    /// Two bundles have one sequence number.
     #[error(
-        "it has the known sequence {0} and other roots; one of its domain's agents has another bundle than the others"
+        "the bundle has the known sequence {0} but different roots; the agents of its trust domain disagree on the bundle"
     )]
     Changed(u64),
-    /// Two deny-lists under one number.
-    #[error("its deny-list has the known sequence {0} and denies something else")]
+    /// Two deny-lists have one sequence number.
+    #[error("the deny-list has the known sequence {0} but different entries")]
     ListChanged(u64),
-    /// Who says so is not believed any more, since the stream began.
-    #[error("its agent is no longer believed by what is known here: {0}")]
+    /// The peer lost its trust after the stream began.
+    #[error("the known bundle no longer trusts the peer's certificate: {0}")]
     Unbelieved(#[source] VerifyError),
-    /// Who says so would not be believed any more.
-    #[error("its own agent would not be believed by it: {0}")]
+    /// The new bundle would reject the peer itself.
+    #[error("the new bundle does not trust the peer's own certificate: {0}")]
     Unbelievable(#[source] VerifyError),
-    /// The known list could not be read again under this bundle.
+    /// The known deny-list could not be verified under this bundle.
     #[error(
-        "the deny-list that is known of its domain is not signed under it; the peer's agent must send its own list along (`deny` in its `trust`)"
+        "the known deny-list is not signed under the new bundle; the peer's agent must also publish its own deny-list (`deny` in its `trust`)"
     )]
     ListLeft,
-    /// Neither goes before the other.
+    /// Neither the bundle nor the deny-list can be replaced first.
     #[error(
-        "the known deny-list is not signed under the new bundle, nor the new one under the known bundle; bring both here by hand"
+        "the known deny-list is not signed under the new bundle, nor the new one under the known bundle; copy both here by hand"
     )]
     Apart,
-    /// Somebody keeps it by hand.
+    /// An operator maintains the bundle.
     #[error(
-        "the bundle is kept by hand in {}, with other roots; remove that file and put {} in its place, which is followed from then on",
+        "the bundle is kept by hand in {}, with other roots; remove that file and put {} in its place, which the agent updates from then on",
         pem.display(), json.display()
     )]
     ByHand {
-        /// The file.
+        /// The operator's file.
         pem: std::path::PathBuf,
-        /// What is followed.
+        /// The file that the agent would update.
         json: std::path::PathBuf,
     },
-    /// What is known cannot be read.
-    #[error("it cannot be kept here: {0}")]
+    /// The known bundle cannot be read.
+    #[error("the bundle cannot be stored: {0}")]
     Known(#[from] KnownError),
-    /// It cannot be written.
-    #[error("it cannot be kept here: {0}")]
+    /// The bundle cannot be written.
+    #[error("the bundle cannot be stored: {0}")]
     Write(#[from] WriteError),
-    /// It was written, and is not believed.
-    #[error("it was written here and is not used: {0}")]
+    /// The bundle was written but the trust did not load it.
+    #[error("the bundle was stored but not loaded: {0}")]
     Unused(String),
 }
 
-/// What would have the same resource taken after all.
+/// What would make the same resource acceptable.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Remedy {
-    /// Nothing; it takes another one.
+    /// Nothing; only a new resource helps.
     None,
-    /// Something on this side.
+    /// A change on this side.
     Here,
-    /// The certificate that the peer shows by now.
+    /// A newer certificate of the peer.
     NewCertificate,
 }
 
 impl Refusal {
-    /// What would help.
+    /// The remedy for this refusal.
     #[must_use]
     pub fn remedy(&self) -> Remedy {
         match self {
@@ -134,24 +136,24 @@ impl Refusal {
     }
 }
 
-/// Who speaks, and who listens.
+/// The two sides of an update.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Between<'a> {
-    /// The listener's trust domain.
+    /// The receiver's trust domain.
     pub(super) own: &'a TrustDomain,
-    /// The peer's, as it is configured or was joined.
+    /// The peer's trust domain, as configured or joined.
     pub(super) peer: &'a TrustDomain,
-    /// What the peer has shown of itself on this stream.
+    /// The peer's certificate chain on this stream.
     pub(super) chain: &'a [CertificateDer<'static>],
 }
 
-/// What may be taken.
+/// An acceptable update.
 #[derive(Debug)]
 pub(super) struct Heard {
     pub(super) said: PublishedBundle,
-    /// The bundle is later than the known one.
+    /// Whether the bundle is newer than the known one.
     pub(super) is_later: bool,
-    /// The deny-list is later, or signed anew.
+    /// Whether the deny-list is newer, or signed anew.
     pub(super) has_list: bool,
 }
 
@@ -183,7 +185,8 @@ pub(super) fn hear(
     {
         return Err(Refusal::ListChanged(known.sequence()));
     }
-    // By both: then they have a root in common, and who was believed once does not stay so by an open stream.
+    // Verified by both bundles: they then share a root, and an open stream does not outlive the trust in its
+    // peer.
     known.verify(chain, Role::Server, now).map_err(Refusal::Unbelieved)?;
     said.believes(peer, known.denied(peer), chain, Role::Server, now).map_err(Refusal::Unbelievable)?;
     let has_list =

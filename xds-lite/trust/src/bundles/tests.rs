@@ -1,5 +1,5 @@
-//! Peers that say later, older and other things of trust domains, theirs and not theirs, in any order; and what of
-//! it stands on disk.
+//! Updates of peers in any order: newer, older, conflicting, about their own trust domains and others; and
+//! the files that result.
 
 use std::fs;
 use std::path::PathBuf;
@@ -25,9 +25,9 @@ const HOUR: Duration = Duration::from_secs(3600);
 const AGENT: &str = "spiffe://west.example/isthmus/west/agent/a";
 
 static EAST: LazyLock<Authority> = LazyLock::new(|| authority("east.example"));
-/// The roots that west has one after another.
+/// The roots of west, one after another.
 static WEST: LazyLock<[Authority; 3]> = LazyLock::new(|| [(); 3].map(|()| authority("west.example")));
-/// What west's agent shows, signed by each of them.
+/// The chain of west's agent, signed by each root.
 static CHAINS: LazyLock<[Vec<CertificateDer<'static>>; 3]> = LazyLock::new(|| {
     let id = SpiffeId::parse(AGENT).unwrap();
     [0, 1, 2].map(|root: usize| WEST[root].issue(&id, &[], HOUR).unwrap().chain().to_vec())
@@ -46,7 +46,7 @@ fn bundle(sequence: u64, roots: &[usize]) -> Bundle {
     Bundle::new(&domain("west.example"), sequence, roots).unwrap()
 }
 
-/// West's list, which denies a namespace, signed by one of its roots.
+/// West's deny-list with one namespace, signed by one of its roots.
 fn list(sequence: u64, denied: &str, root: usize) -> String {
     let id = format!("spiffe://west.example/ns/{denied}/*");
     let list = json!({ "trust_domain": "west.example", "sequence": sequence, "identities": [id] });
@@ -64,7 +64,7 @@ fn known(sequence: u64, roots: &[usize]) -> TrustBundles {
     known
 }
 
-/// What the agent that shows this chain makes of a resource.
+/// The verdict on a resource from the agent with this chain.
 fn hears(known: &TrustBundles, chain: usize, name: &str, bytes: &[u8]) -> Result<rule::Heard, Refusal> {
     let (own, peer) = (domain("east.example"), domain("west.example"));
     let between = Between { own: &own, peer: &peer, chain: &CHAINS[chain] };
@@ -77,7 +77,7 @@ fn refusal(known: &TrustBundles, chain: usize, name: &str, bytes: &[u8]) -> Stri
 }
 
 #[test]
-fn each_wrong_word_is_refused_for_its_own_reason() {
+fn bundle_refusal_names_its_own_reason() {
     let known = known(5, &[0]);
     let good = TrustBundle::decode(&*message(&bundle(6, &[0, 1]), None)).unwrap();
     assert!(hears(&known, 0, "west.example", &good.encode_to_vec()).unwrap().is_later);
@@ -90,12 +90,12 @@ fn each_wrong_word_is_refused_for_its_own_reason() {
         (
             "north.example",
             with(&|m| m.trust_domain = "north.example".to_owned()),
-            "speaks for west.example alone",
+            "may publish only the bundle of west.example",
         ),
         (
             "east.example",
             with(&|m| m.trust_domain = "east.example".to_owned()),
-            "speaks for west.example alone",
+            "may publish only the bundle of west.example",
         ),
         ("west.example", with(&|m| m.trust_domain = "north.example".to_owned()), "about \"north.example\""),
         ("west.example", (0..=255).rev().cycle().take(4096).collect(), "cannot be decoded"),
@@ -103,10 +103,10 @@ fn each_wrong_word_is_refused_for_its_own_reason() {
         ("west.example", with(&|m| m.deny_list = "x".repeat(5 << 20)), "the message has 5"),
         ("west.example", with(&|m| m.bundle = r#"{"keys": []}"#.to_owned()), "no X.509 authority"),
         ("west.example", with(&|m| m.bundle = "{".to_owned()), "is not a SPIFFE bundle"),
-        ("west.example", with(&|m| m.sequence = 7), "says to have sequence 7, and its bundle has 6"),
+        ("west.example", with(&|m| m.sequence = 7), "has sequence 7, but its bundle has 6"),
         ("west.example", message(&bundle(4, &[0, 1]), None), "has sequence 4, but 5 is known"),
-        ("west.example", message(&bundle(5, &[0, 1]), None), "the known sequence 5 and other roots"),
-        ("west.example", message(&bundle(6, &[1]), None), "would not be believed by it"),
+        ("west.example", message(&bundle(5, &[0, 1]), None), "the known sequence 5 but different roots"),
+        ("west.example", message(&bundle(6, &[1]), None), "does not trust the peer's own"),
         ("west.example", message(&bundle(6, &[0]), Some("{}")), "the deny-list cannot be read"),
         ("west.example", message(&bundle(6, &[0]), Some(&list(1, "a", 1))), "not signed by an authority"),
         (
@@ -125,7 +125,7 @@ fn each_wrong_word_is_refused_for_its_own_reason() {
         TrustBundle { bundle: isthmus_certs::spiffe_bundle::write(&foreign).unwrap(), ..good.clone() };
     let why = refusal(&known, 0, "west.example", &foreign.encode_to_vec());
     assert!(why.contains("says that it is of spiffe://east.example"), "{why}");
-    // Too many.
+    // Too many roots.
     let many: Vec<_> = (0..17).map(|_| authority("west.example")).collect();
     let many = Bundle::new(&domain("west.example"), 6, many.iter().map(Authority::certificate)).unwrap();
     let why = refusal(&known, 0, "west.example", &message(&many, None));
@@ -133,12 +133,12 @@ fn each_wrong_word_is_refused_for_its_own_reason() {
 }
 
 #[test]
-fn who_speaks_must_be_believed_before_and_after() {
+fn peer_certificate_must_verify_under_old_and_new_bundle() {
     let later = message(&bundle(6, &[0, 1]), None);
     // Its root was dropped since its stream began.
     let why = refusal(&known(5, &[1]), 0, "west.example", &later);
-    assert!(why.contains("no longer believed by what is known here"), "{why}");
-    // Its own domain denies it, as is known here or as it says itself.
+    assert!(why.contains("known bundle no longer trusts the peer"), "{why}");
+    // Its own domain denies it, in the known list or in the published one.
     let mut denied = known(5, &[0]);
     let deny = |sequence| {
         let mut list: DenyList =
@@ -147,13 +147,13 @@ fn who_speaks_must_be_believed_before_and_after() {
         list
     };
     let said = message(&bundle(6, &[0]), Some(&deny(1).sign(&WEST[0]).unwrap()));
-    assert!(refusal(&denied, 0, "west.example", &said).contains("would not be believed by it"));
+    assert!(refusal(&denied, 0, "west.example", &said).contains("does not trust the peer's own certificate"));
     denied.deny(deny(1));
-    assert!(refusal(&denied, 0, "west.example", &later).contains("no longer believed"));
+    assert!(refusal(&denied, 0, "west.example", &later).contains("no longer trusts"));
 }
 
 #[test]
-fn a_deny_list_does_not_go_back_and_may_be_signed_anew() {
+fn deny_list_does_not_go_back_and_may_be_signed_anew() {
     let mut known = known(5, &[0, 1]);
     let first = list(3, "a", 0);
     let open = |text: &str| {
@@ -163,7 +163,7 @@ fn a_deny_list_does_not_go_back_and_may_be_signed_anew() {
     let says = |list: &str| hears(&known, 0, "west.example", &message(&bundle(5, &[0, 1]), Some(list)));
     assert!(!says(&first).unwrap().has_list, "it is known");
     assert!(says(&list(2, "b", 0)).unwrap_err().to_string().contains("has sequence 2, but 3 is known"));
-    assert!(says(&list(3, "b", 0)).unwrap_err().to_string().contains("denies something else"));
+    assert!(says(&list(3, "b", 0)).unwrap_err().to_string().contains("3 but different entries"));
     assert!(says(&list(3, "a", 1)).unwrap().has_list, "by the new root");
     assert!(says(&list(4, "b", 0)).unwrap().has_list);
     let without = hears(&known, 0, "west.example", &message(&bundle(6, &[0, 1]), None)).unwrap();
@@ -194,10 +194,10 @@ fn word() -> impl Strategy<Value = Word> {
 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(48))]
-    /// Whatever a peer says, and however often: the numbers never fall, nothing changes under a number, and nobody
-    /// else's domain is touched.
+    /// Whatever a peer publishes, and however often: sequence numbers never fall, nothing changes under a
+    /// number, and no other domain is touched.
     #[test]
-    fn in_any_order_nothing_goes_back(words in proptest::collection::vec(word(), 1..16), replays in 1..3_usize) {
+    fn bundles_never_go_back_in_any_order(words in proptest::collection::vec(word(), 1..16), replays in 1..3_usize) {
         let west = domain("west.example");
         let mut known = known(1, &[0]);
         let [own, other] = ["east.example", "north.example"].map(|name| known.get(&domain(name)).cloned());
@@ -226,7 +226,7 @@ proptest! {
             prop_assert_eq!(known.get(&domain("east.example")), own.as_ref());
             prop_assert_eq!(known.get(&domain("north.example")), other.as_ref());
         }
-        // Nothing that was refused for its number is taken when it comes again: all that came is at most the last.
+        // Replays of refused resources stay refused.
         let last = known.get(&west).unwrap().sequence;
         prop_assert!(last <= words.iter().map(|word| word.sequence).max().unwrap_or_default().max(1));
     }
@@ -266,7 +266,7 @@ impl Disk {
         Disk { dir, files, trust, keeper }
     }
 
-    /// After a restart.
+    /// The same disk after a restart.
     fn again(self) -> Disk {
         let trust = Trust::load(&self.files).unwrap();
         let keeper = Keeper::new(trust.clone(), self.files.clone(), Some(self.at("state")));
@@ -278,7 +278,7 @@ impl Disk {
         self.keeper.take(&west, &CHAINS[chain], "west.example", &message, UnixTime::now())
     }
 
-    /// The numbers of west's bundle and deny-list, as they are believed and as a restart finds them.
+    /// The numbers of west's bundle and deny-list, in use and after a restart.
     #[track_caller]
     fn has(&self, expected: (u64, Option<u64>)) {
         for trust in [&self.trust, &Trust::load(&self.files).unwrap()] {
@@ -294,7 +294,7 @@ impl Disk {
 }
 
 #[test]
-fn what_is_taken_is_believed_at_once_and_after_a_restart() {
+fn bundle_update_is_used_at_once_and_after_a_restart() {
     let disk = Disk::new(true);
     let taken = |kept: BundleUpdate| (kept.sequence, kept.is_news, kept.advice);
     assert_eq!(taken(disk.takes(0, &bundle(1, &[0]), None).unwrap()), (1, false, None));
@@ -309,14 +309,14 @@ fn what_is_taken_is_believed_at_once_and_after_a_restart() {
     let left = disk.takes(1, &bundle(3, &[1]), Some(&anew)).unwrap();
     assert_eq!(taken(left), (3, true, None));
     disk.has((3, Some(7)));
-    assert!(disk.takes(0, &bundle(4, &[0, 1]), None).is_err(), "who is of the old root is nobody");
+    assert!(disk.takes(0, &bundle(4, &[0, 1]), None).is_err(), "the old root is no longer trusted");
     assert!(!disk.takes(1, &bundle(3, &[1]), Some(&anew)).unwrap().is_news);
     disk.has((3, Some(7)));
 }
 
-/// Before each write, and after it, an agent can start.
+/// An agent can start before and after each write.
 #[test]
-fn what_is_written_stands_by_itself_in_each_order() {
+fn bundle_files_are_valid_between_writes() {
     for (before, after, chain) in [
         // A new root that signs the list already: the bundle goes first.
         ((bundle(1, &[0]), list(1, "a", 0)), (bundle(2, &[0, 1]), list(2, "b", 1)), 0),
@@ -344,7 +344,7 @@ fn what_is_written_stands_by_itself_in_each_order() {
 }
 
 #[test]
-fn what_would_not_stand_by_itself_is_refused() {
+fn bundle_update_without_a_valid_write_order_is_refused() {
     let disk = Disk::new(true);
     disk.takes(0, &bundle(2, &[0, 1]), Some(&list(1, "a", 0))).unwrap();
     let left = disk.takes(1, &bundle(3, &[1]), None).unwrap_err();
@@ -355,21 +355,21 @@ fn what_would_not_stand_by_itself_is_refused() {
 }
 
 #[test]
-fn a_bundle_that_is_kept_by_hand_is_not_overwritten() {
+fn bundle_kept_by_hand_is_not_overwritten() {
     let disk = Disk::new(true);
     fs::remove_file(disk.at("bundles/west.example.json")).unwrap();
     let pem = disk.at("bundles/west.example.pem");
     fs::write(&pem, WEST[0].certificate_pem()).unwrap();
     let disk = disk.again();
     let same = disk.takes(0, &bundle(9, &[0]), Some(&list(1, "a", 0))).unwrap();
-    assert_eq!((same.sequence, same.advice), (9, None), "the same roots; its list is kept");
+    assert_eq!((same.sequence, same.advice), (9, None), "the same roots; its list is stored");
     disk.has((0, Some(1)));
     let other = disk.takes(0, &bundle(10, &[0, 1]), None).unwrap_err();
     assert_eq!(other.remedy(), Remedy::Here);
     let why = other.to_string();
     assert!(why.contains("west.example.pem, with other roots; remove that file and put"), "{why}");
     assert!(!disk.at("bundles/west.example.json").exists());
-    // As it is told to do.
+    // The remedy of the message.
     fs::remove_file(pem).unwrap();
     let text = isthmus_certs::spiffe_bundle::write(&bundle(9, &[0])).unwrap();
     fs::write(disk.at("bundles/west.example.json"), text).unwrap();
@@ -378,7 +378,7 @@ fn a_bundle_that_is_kept_by_hand_is_not_overwritten() {
 }
 
 #[test]
-fn without_a_place_for_deny_lists_the_bundle_is_taken_alone() {
+fn bundle_is_accepted_without_a_directory_for_deny_lists() {
     let disk = Disk::new(false);
     let kept = disk.takes(0, &bundle(2, &[0, 1]), Some(&list(1, "a", 0))).unwrap();
     assert!(kept.advice.unwrap().contains("`trust.deny`"));
@@ -387,13 +387,13 @@ fn without_a_place_for_deny_lists_the_bundle_is_taken_alone() {
 }
 
 #[test]
-fn what_cannot_be_written_changes_nothing_and_is_taken_later() {
+fn bundle_that_cannot_be_written_changes_nothing_and_is_retried() {
     let disk = Disk::new(true);
     let state = disk.at("state");
     fs::write(&state, "a file where a directory must be").unwrap();
     let refused = disk.takes(0, &bundle(2, &[0, 1]), None).unwrap_err();
     assert_eq!(refused.remedy(), Remedy::Here);
-    assert!(refused.to_string().contains("cannot be kept here"), "{refused}");
+    assert!(refused.to_string().contains("cannot be stored"), "{refused}");
     disk.has((1, None));
     fs::remove_file(state).unwrap();
     disk.takes(0, &bundle(2, &[0, 1]), None).unwrap();

@@ -1,4 +1,4 @@
-//! What is said of a trust domain as a message, both ways. Every text is bounded before it is read.
+//! Encodes and decodes `TrustBundle` messages. Every text is bounded before it is parsed.
 
 use isthmus_certs::spiffe_bundle::{self, FormatError};
 use isthmus_certs::{Bundle, TrustDomain};
@@ -14,10 +14,10 @@ const MOST_LIST: usize = 4 << 20;
 /// Bytes of the rest.
 const MOST_REST: usize = 4 << 10;
 
-/// What an agent says of a trust domain.
+/// Encodes the bundle and deny-list of a trust domain.
 ///
 /// # Errors
-/// It has no form, which would be a fault of this program.
+/// The bundle cannot be written, which is a bug.
 pub fn encode(domain: &TrustDomain, bundle: &Bundle, envelope: Option<&str>) -> Result<Vec<u8>, FormatError> {
     let message = TrustBundle {
         trust_domain: domain.to_string(),
@@ -28,7 +28,7 @@ pub fn encode(domain: &TrustDomain, bundle: &Bundle, envelope: Option<&str>) -> 
     Ok(message.encode_to_vec())
 }
 
-/// The message under a name. Nothing in it has been looked at but its size and whom it is about.
+/// Decodes the message under a name; checks only its size and trust domain.
 pub(super) fn decode(name: &str, bytes: &[u8]) -> Result<TrustBundle, Refusal> {
     if bytes.len() > MOST_BUNDLE + MOST_LIST + MOST_REST {
         return Err(Refusal::TooLarge { what: "the message", size: bytes.len() });
@@ -47,7 +47,7 @@ pub(super) fn decode(name: &str, bytes: &[u8]) -> Result<TrustBundle, Refusal> {
     Ok(message)
 }
 
-/// Of a text that may be anybody's.
+/// Shortens a text of unknown origin.
 fn shortened(text: &str) -> String {
     text.chars().take(64).collect()
 }

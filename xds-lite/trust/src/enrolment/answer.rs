@@ -1,5 +1,5 @@
-//! What an issuer has answered, and whether it is what was asked for: a chain for this key, of this identity, that
-//! verifies by the roots that came with it or that are known. Pure but for the clock.
+//! Checks an issuer's answer against the request: a chain for this key and identity that verifies under the
+//! roots sent with it, or under the known ones. Pure but for the clock.
 
 use isthmus_certs::facts::Facts;
 use isthmus_certs::{
@@ -14,42 +14,42 @@ use isthmus_proto::istio::v1::auth::IstioCertificateResponse;
 /// A certificate with its key, and the roots of its domain.
 #[derive(Debug)]
 pub struct Granted {
-    /// What to show.
+    /// The certificate chain and key.
     pub identity: Identity,
-    /// Whom to believe about the own domain.
+    /// The roots of its trust domain.
     pub bundle: Bundle,
 }
 
-/// Why an answer is of no use.
+/// Why an answer is invalid.
 #[derive(Debug, thiserror::Error)]
 pub enum AnswerError {
-    /// No chain, or one for another key.
+    /// There is no chain, or its key is another one.
     #[error(transparent)]
     Identity(#[from] IdentityError),
-    /// Somebody else's.
-    #[error("the certificate is of {found}, and {wanted} was asked for")]
+    /// The certificate has another identity.
+    #[error("the certificate is for {found}, but {wanted} was requested")]
     Other {
-        /// Whose it is.
+        /// The identity in the certificate.
         found: SpiffeId,
-        /// Whose it was to be.
+        /// The requested identity.
         wanted: SpiffeId,
     },
-    /// Nobody could be believed.
-    #[error("there is no root in it")]
+    /// The answer has no roots.
+    #[error("the answer has no root")]
     NoRoot,
-    /// Not the roots that the token names.
-    #[error("no root in it has the token's key {0}")]
+    /// The answer lacks the root that the token names.
+    #[error("no root in the answer has the token's key {0}")]
     Pin(KeyPin),
-    /// No roots of this domain.
+    /// The roots do not belong to this domain.
     #[error(transparent)]
     Root(#[from] BundleError),
-    /// Nobody would believe it.
+    /// The chain does not verify.
     #[error(transparent)]
     Unbelieved(#[from] VerifyError),
 }
 
 impl Granted {
-    /// What an answer grants to who asked for `wanted` and knows this bundle of the domain.
+    /// Checks the answer to a request for `wanted` against the known bundle of its domain.
     pub(super) fn new(
         request: &Request,
         response: &Response<IstioCertificateResponse>,
@@ -66,10 +66,10 @@ impl Granted {
         }
         let domain = wanted.trust_domain();
         let sequence = response.metadata().get(SEQUENCE).and_then(|text| text.to_str().ok()?.parse().ok());
-        // An issuer that does not count is as new as what is known.
+        // An issuer without sequence numbers is as new as the known bundle.
         let sequence = sequence.or(known.map(|known| known.sequence)).unwrap_or_default();
         let bundle = match known {
-            // Of an agent that has not heard of the newer one.
+            // An agent that lags behind does not take a newer root back.
             Some(known) if known.sequence > sequence => known.clone(),
             _ => Bundle::new(domain, sequence, &issued.roots)?,
         };
@@ -79,7 +79,7 @@ impl Granted {
         Ok(Granted { identity, bundle })
     }
 
-    /// What an answer grants to who knows whom to believe, and is told by it who he is.
+    /// Checks an answer under known roots, with the identity that the issuer chose.
     pub(super) fn believed(
         request: &Request,
         response: &Response<IstioCertificateResponse>,
@@ -91,7 +91,7 @@ impl Granted {
         Ok(Granted { identity, bundle })
     }
 
-    /// Whether the root that a token names is among them.
+    /// Whether the bundle has the root that a token names.
     pub(super) fn has_root(&self, pin: KeyPin) -> Result<(), AnswerError> {
         let is_it = |facts: Facts| facts.pin == pin;
         let found = self.bundle.roots().iter().any(|root| Facts::of(root).is_ok_and(is_it));
@@ -114,7 +114,7 @@ mod tests {
         Authority::generate(TrustDomain::new("east.example").unwrap()).unwrap()
     }
 
-    /// What `signer` answers to a request, with these roots.
+    /// The answer of `signer` to a request, with these roots.
     fn answer(
         request: &Request,
         signer: &Authority,
@@ -136,7 +136,7 @@ mod tests {
     }
 
     #[test]
-    fn only_what_was_asked_for_is_granted() {
+    fn answer_other_than_requested_is_refused() {
         let (east, other) = (root(), root());
         let [request, stranger] = [(); 2].map(|()| Request::generate(KeyKind::P256).unwrap());
         let wanted = SpiffeId::parse(ID).unwrap();
@@ -149,10 +149,10 @@ mod tests {
             (
                 "another's",
                 answer(&request, &east, &ID.replace("mysql", "root"), &[&east], None),
-                "was asked for",
+                "was requested",
             ),
             ("another key", answer(&stranger, &east, ID, &[&east], None), "the key is not the one"),
-            ("no root", answer(&request, &east, ID, &[], None), "no root in it"),
+            ("no root", answer(&request, &east, ID, &[], None), "the answer has no root"),
             ("another root", answer(&request, &east, ID, &[&other], None), "does not verify"),
             ("nothing", Response::new(IstioCertificateResponse::default()), "no certificate"),
         ] {
@@ -162,7 +162,7 @@ mod tests {
     }
 
     #[test]
-    fn an_agent_that_lags_takes_no_root_back() {
+    fn answer_of_a_lagging_agent_takes_no_root_back() {
         let (old, new) = (root(), root());
         let request = Request::generate(KeyKind::P256).unwrap();
         let wanted = SpiffeId::parse(ID).unwrap();

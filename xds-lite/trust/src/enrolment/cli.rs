@@ -1,4 +1,4 @@
-//! `enrol` of the command line: a certificate for a workload that has no gateway's process to keep it.
+//! `isthmus-agent enrol`: gets a certificate for a workload without a gateway, and optionally renews it.
 
 use std::io::{self, Read as _};
 use std::path::PathBuf;
@@ -10,7 +10,7 @@ use isthmus_certs::{Trust, TrustFiles};
 use super::{EnrolError, Folder, FolderError, Keeper, KeeperError, Standing, first};
 use crate::join::{Guest, Token, TokenError};
 
-/// Longer is no token.
+/// Size limit of a token on standard input.
 const LONGEST_INPUT: u64 = 4_096;
 
 /// Examples of `isthmus-agent enrol`, for its help.
@@ -20,66 +20,66 @@ Examples:
   isthmus-agent enrol - --out /etc/mysql/tls --follow < token.txt
   isthmus-agent enrol --out /etc/mysql/tls --follow
 
-The directory has tls.crt, tls.key and ca.crt, swapped together, and bundles/. Where it has a good
-certificate no token is needed, and one that is given is not used. --follow renews it, until
-SIGTERM. Other users see arguments in the list of processes, and not what `-` reads.";
+The directory has tls.crt, tls.key and ca.crt, swapped together, and bundles/. If its certificate is
+valid, no token is needed, and a given one is not used. --follow renews the certificate until
+SIGTERM. Other users can see arguments in the process list, but not standard input.";
 
-/// What `enrol` takes.
+/// The arguments of `enrol`.
 #[derive(Debug, Args)]
 pub struct EnrolArgs {
-    /// What `token create --workload` or `--gateway` printed at the agent; `-` reads it from standard input
+    /// The output of `token create --workload` or `--gateway` on the agent; `-` reads it from standard input
     #[arg(value_name = "TOKEN")]
     pub token: Option<String>,
     /// The directory for the certificate
     #[arg(long, value_name = "DIRECTORY")]
     pub out: PathBuf,
-    /// Stay, and renew the certificate before each end
+    /// Keep running, and renew the certificate before it expires
     #[arg(long)]
     pub follow: bool,
 }
 
-/// Why there is no certificate.
+/// Why the command failed.
 #[derive(Debug, thiserror::Error)]
 pub enum CliError {
-    /// What was given is no token.
+    /// The argument is not a token.
     #[error(transparent)]
     Token(#[from] TokenError),
-    /// Standard input cannot be read.
-    #[error("standard input: {0}")]
+    /// Standard input is unreadable.
+    #[error("cannot read standard input: {0}")]
     Input(io::Error),
-    /// Neither a certificate nor a token.
-    #[error("{}: {why}; give a token that `isthmus-agent token create` printed", out.display())]
+    /// There is neither a valid certificate nor a token.
+    #[error("{}: {why}; give a token from `isthmus-agent token create`", out.display())]
     Needed {
-        /// Which directory.
+        /// The output directory.
         out: PathBuf,
-        /// What is wrong with it.
+        /// The reason.
         why: String,
     },
-    /// The directory is of somebody else.
-    #[error("{} has the certificate of {found}, and {}; use another directory", out.display(), .wanted.purpose())]
+    /// The directory holds another identity.
+    #[error("{} has a certificate for {found}, but {}; use another directory", out.display(), .wanted.purpose())]
     Other {
-        /// Which directory.
+        /// The output directory.
         out: PathBuf,
-        /// Whose certificate it has.
+        /// The identity of its certificate.
         found: String,
-        /// For whom the token is.
+        /// The token's purpose.
         wanted: Box<Guest>,
     },
-    /// The agent gave none.
+    /// The agent issued no certificate.
     #[error(transparent)]
     Enrol(#[from] EnrolError),
-    /// The directory cannot be used.
+    /// The directory is unusable.
     #[error(transparent)]
     Folder(#[from] FolderError),
-    /// What was written cannot be read.
+    /// The stored certificate cannot be loaded.
     #[error(transparent)]
     Load(#[from] isthmus_certs::trust::LoadError),
-    /// It cannot be kept.
+    /// Renewal cannot start.
     #[error(transparent)]
     Keeper(#[from] KeeperError),
 }
 
-/// A certificate that is there.
+/// A directory with a valid certificate.
 #[derive(Debug)]
 pub struct Enrolled {
     folder: Folder,
@@ -88,7 +88,7 @@ pub struct Enrolled {
 }
 
 impl EnrolArgs {
-    /// Sees to it that the directory has a good certificate.
+    /// Ensures that the directory has a valid certificate.
     ///
     /// # Errors
     /// Why it has none.
@@ -101,12 +101,14 @@ impl EnrolArgs {
                 self.fits(&trust, token.as_ref())?;
                 return Ok(Enrolled { folder, files, trust });
             }
-            Standing::Absent => "there is no certificate in it".to_owned(),
+            Standing::Absent => "no certificate found".to_owned(),
             Standing::Bad(error) => error.to_string(),
         };
         let token = token.ok_or_else(|| CliError::Needed { out: self.out.clone(), why })?;
         match self.follow {
-            true => first(&token, &folder, |error| tracing::warn!("{error}; it is tried again")).await?,
+            true => {
+                first(&token, &folder, |error| tracing::warn!("enrolment failed, retrying: {error}")).await?
+            }
             false => super::keep::attempt(&token, &folder).await?,
         }
         let trust = Trust::load(&files)?;
@@ -136,20 +138,20 @@ impl EnrolArgs {
 }
 
 impl Enrolled {
-    /// What to print.
+    /// The output of the command.
     #[must_use]
     pub fn shown(&self) -> String {
         let trusted = self.trust.current();
         let leaf = self.trust.expiries().into_iter().next();
         let left = leaf.map(|leaf| leaf.left(SystemTime::now()).max(0.0)).unwrap_or_default();
         let left = humantime::format_duration(std::time::Duration::from_secs_f64(left.round()));
-        format!("{} in {}, for another {left}", trusted.identity.id(), self.folder.path().display())
+        format!("{} in {}, valid for another {left}", trusted.identity.id(), self.folder.path().display())
     }
 
-    /// Renews the certificate until this is dropped.
+    /// Renews the certificate until dropped.
     ///
     /// # Errors
-    /// Who renews it is not known.
+    /// The renewing agent is unknown.
     pub async fn follow(self) -> Result<(), CliError> {
         let origin = self.folder.origin()?;
         let Enrolled { folder, files, trust } = self;

@@ -1,5 +1,5 @@
-//! A certificate from a foreign control plane, such as istiod, over the same API: who asks proves itself by a token
-//! that somebody keeps in a file and replaces, such as Kubernetes does for a service account.
+//! Requests certificates from another control plane, such as istiod, over the same API. The client
+//! authenticates with a token file that is replaced from outside, such as a Kubernetes service account token.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -18,40 +18,40 @@ use super::{DEADLINE, EnrolError, Granted, ask, too_slow};
 use isthmus_grpc::dial::dial_as;
 use isthmus_model::address::Target;
 
-/// Larger is no such token.
+/// Size limit of a token file.
 const LONGEST_TOKEN: u64 = 64 << 10;
 
-/// How a server is known to who has no identity yet.
+/// How a client without a certificate recognizes the server.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Known {
     /// By its SPIFFE ID.
     Identity(SpiffeId),
-    /// By a DNS name, for which a root of the only known trust domain has signed.
+    /// By a DNS name, in a certificate signed under the only known trust domain.
     Name(DnsName<'static>),
 }
 
 /// A control plane that issues certificates.
 #[derive(Clone, Debug)]
 pub struct ControlPlane {
-    /// Where it is, in the order in which addresses are tried.
+    /// Its addresses, tried in this order.
     pub addresses: Vec<Target>,
-    /// How it is known.
+    /// How it is recognized.
     pub server: Known,
-    /// The directory of bundles that it is judged by, and so is what it issues.
+    /// The directory of bundles that verify it and its certificates.
     pub bundles: PathBuf,
-    /// The file with the token; read each time.
+    /// The file with the token; read for each request.
     pub token_file: PathBuf,
-    /// The cluster that the token is of, as the control plane calls it.
+    /// The cluster of the token, as the control plane names it.
     pub cluster: Option<String>,
 }
 
 impl ControlPlane {
-    /// Asks for a certificate, of the first address that gives one.
+    /// Requests a certificate from the first address that issues one.
     ///
     /// # Errors
-    /// What the last one says, or what is wrong here.
+    /// The error of the last address, or of the local configuration.
     pub async fn certificate(&self) -> Result<Granted, EnrolError> {
-        let mut outcome = Err(EnrolError::Setup("there is no address to ask at".to_owned()));
+        let mut outcome = Err(EnrolError::Setup("no address of the control plane is configured".to_owned()));
         for at in &self.addresses {
             let silent = || EnrolError::Broken { at: at.clone(), why: too_slow() };
             outcome = timeout(DEADLINE, self.of(at)).await.unwrap_or_else(|_| Err(silent()));
@@ -69,7 +69,7 @@ impl ControlPlane {
         let (peer, name) = self.peer(&bundles)?;
         let config =
             config(Arc::clone(&bundles), peer).map_err(|error| EnrolError::Setup(error.to_string()))?;
-        // Read before anybody is there, and sent once it is known who is.
+        // Read before connecting, sent only to a verified server.
         let metadata = self.metadata()?;
         let dialled = dial_as(at, move || Arc::clone(&config), name).await;
         let channel =
@@ -87,7 +87,7 @@ impl ControlPlane {
                 let only: Option<TrustDomain> = domains.next().filter(|_| domains.next().is_none());
                 let domain = only.ok_or_else(|| {
                     let folder = self.bundles.display();
-                    EnrolError::Setup(format!("{folder}: who is known by a DNS name is judged by the roots of one trust domain; leave one bundle there"))
+                    EnrolError::Setup(format!("{folder}: a server with a DNS name is verified by the roots of one trust domain; leave one bundle there"))
                 })?;
                 Ok((Peer::Name { domain, name: name.clone() }, Some(name.clone())))
             }
@@ -100,7 +100,7 @@ impl ControlPlane {
         let value = |text: &str| AsciiMetadataValue::try_from(text);
         let mut metadata = MetadataMap::new();
         let bearer = value(&format!("Bearer {}", token.trim()));
-        metadata.insert("authorization", bearer.map_err(|_| unread("is no token".to_owned()))?);
+        metadata.insert("authorization", bearer.map_err(|_| unread("is not a valid token".to_owned()))?);
         if let Some(cluster) = &self.cluster {
             let cluster = value(cluster)
                 .map_err(|_| EnrolError::Setup("the cluster's name is not ASCII".to_owned()))?;
@@ -110,10 +110,10 @@ impl ControlPlane {
     }
 }
 
-/// What a file has that a token is kept in.
+/// Reads a token file.
 ///
 /// # Errors
-/// It cannot be read, or is empty.
+/// The file is unreadable or empty.
 pub fn token(path: &Path) -> io::Result<String> {
     let text = input::read_text(path, LONGEST_TOKEN)?;
     match text.trim() {
@@ -122,7 +122,7 @@ pub fn token(path: &Path) -> io::Result<String> {
     }
 }
 
-/// A client that shows nothing.
+/// A client configuration without a certificate.
 fn config(bundles: Arc<TrustBundles>, peer: Peer) -> Result<Arc<ClientConfig>, rustls::Error> {
     let mut config = ClientConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
         .with_safe_default_protocol_versions()?

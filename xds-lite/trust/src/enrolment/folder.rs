@@ -1,5 +1,5 @@
-//! The directory of a certificate that an agent gave: `tls.crt`, `tls.key` and `ca.crt` swapped together, by a link,
-//! the domain's bundle in `bundles/`, and in `issuer.json` who renews it. Not the asking.
+//! Stores an issued certificate: `tls.crt`, `tls.key` and `ca.crt` are swapped together through a symbolic
+//! link, the domain's bundle is in `bundles/`, and `issuer.json` names the agent that renews it.
 
 use std::fs;
 use std::io;
@@ -22,19 +22,19 @@ const ROOTS: &str = "ca.crt";
 const ISSUER: &str = "issuer.json";
 const NAMES: [&str; 4] = [CERTIFICATE, KEY, ROOTS, ISSUER];
 const BUNDLES: &str = "bundles";
-/// Larger is neither a bundle nor the name of an agent.
+/// Size limit of a bundle or of `issuer.json`.
 const LARGEST: u64 = 16 << 20;
 
 /// A directory with one certificate.
 #[derive(Clone, Debug)]
 pub struct Folder(PathBuf);
 
-/// Who renews it.
+/// The agent that renews a certificate.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Origin {
-    /// Where the agent is.
+    /// Its address.
     pub address: Target,
-    /// Whose agent it is.
+    /// Its cluster.
     pub cluster: Cluster,
 }
 
@@ -44,50 +44,50 @@ struct Written {
     cluster: String,
 }
 
-/// What a directory has.
+/// The content of a directory.
 #[derive(Debug)]
 pub enum Standing {
-    /// A certificate that is good now.
+    /// A valid certificate.
     Good(Trust),
-    /// Nothing yet.
+    /// No certificate.
     Absent,
-    /// Something that is of no use, such as a certificate that has expired.
+    /// An unusable certificate, such as an expired one.
     Bad(LoadError),
 }
 
 /// Why a directory cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum FolderError {
-    /// It cannot be written.
+    /// The directory cannot be written.
     #[error(transparent)]
     Write(#[from] WriteError),
     /// The bundle cannot be written.
-    #[error("the bundle: {0}")]
+    #[error("cannot write the bundle: {0}")]
     Bundle(#[from] FormatError),
-    /// It does not say who renews.
+    /// `issuer.json` is missing or invalid.
     #[error("{}: {cause}; remove the directory, and enrol with a new token", path.display())]
     Issuer {
-        /// Which file.
+        /// The path of the file.
         path: PathBuf,
-        /// What is wrong with it.
+        /// The error in it.
         cause: String,
     },
 }
 
 impl Folder {
-    /// A directory, which need not be there yet.
+    /// A directory, which need not exist yet.
     #[must_use]
     pub fn new(path: impl Into<PathBuf>) -> Folder {
         Folder(path.into())
     }
 
-    /// Which it is.
+    /// The path of the directory.
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.0
     }
 
-    /// Its files, as trust is loaded from them; `beside` says what is elsewhere: lists of what was taken back.
+    /// The trust files of this directory; `beside` names the files that are elsewhere, such as deny-lists.
     #[must_use]
     pub fn files(&self, beside: TrustFiles) -> TrustFiles {
         TrustFiles {
@@ -98,7 +98,7 @@ impl Folder {
         }
     }
 
-    /// What it has.
+    /// Checks the certificate in the directory.
     #[must_use]
     pub fn standing(&self, files: &TrustFiles) -> Standing {
         match fs::symlink_metadata(self.0.join(CERTIFICATE)) {
@@ -110,36 +110,38 @@ impl Folder {
         }
     }
 
-    /// Who renews it.
+    /// The agent that renews the certificate.
     ///
     /// # Errors
-    /// It does not say.
+    /// `issuer.json` is missing or invalid.
     pub fn origin(&self) -> Result<Origin, FolderError> {
         let path = self.0.join(ISSUER);
         let read = || -> Result<Origin, String> {
             let text = input::read_text(&path, LARGEST).map_err(|error| error.to_string())?;
             let Written { agent, cluster } =
                 serde_json::from_str(&text).map_err(|error| error.to_string())?;
-            let address = agent.parse::<Target>().map_err(|wrong| format!("the agent {}", wrong.what))?;
-            Ok(Origin { address, cluster: cluster.parse().map_err(|_| "it names no cluster".to_owned())? })
+            let address = agent
+                .parse::<Target>()
+                .map_err(|wrong| format!("the address of the agent {}", wrong.what))?;
+            Ok(Origin { address, cluster: cluster.parse().map_err(|_| "invalid cluster name".to_owned())? })
         };
         read().map_err(|cause| FolderError::Issuer { path: path.clone(), cause })
     }
 
-    /// Makes the directory, so that what cannot be kept is known before anything is asked for.
+    /// Creates the directory, so that a failure shows before a token is used.
     ///
     /// # Errors
-    /// It is not there for us: somebody else's files are in the way, or it cannot be written.
+    /// Foreign files are in the way, or the directory cannot be written.
     pub fn prepare(&self) -> Result<(), FolderError> {
         files::check_unoccupied(&self.0, &NAMES)?;
         Ok(files::make_folder(&self.0.join(BUNDLES))?)
     }
 
-    /// Keeps a certificate in place of the one before. The bundle comes first: at every moment what is there is
-    /// believed by what is there.
+    /// Stores a certificate in place of the previous one. The bundle is written first, so that the
+    /// certificate in place always verifies under the bundle in place.
     ///
     /// # Errors
-    /// What was there before is there still.
+    /// The previous certificate is unchanged.
     pub fn put(&self, granted: &Granted, origin: &Origin) -> Result<(), FolderError> {
         let Granted { identity, bundle } = granted;
         let domain = identity.id().trust_domain();
@@ -155,15 +157,15 @@ impl Folder {
         Ok(files::publish(&self.0, &entries)?)
     }
 
-    /// Keeps a certificate in place of the one before, where the bundles are elsewhere.
+    /// Stores a certificate in place of the previous one, where the bundles are elsewhere.
     ///
     /// # Errors
-    /// What was there before is there still.
+    /// The previous certificate is unchanged.
     pub fn put_alone(&self, granted: &Granted) -> Result<(), FolderError> {
         Ok(files::publish(&self.0, &shown(granted))?)
     }
 
-    /// What is known of a domain.
+    /// The stored bundle of a trust domain.
     #[must_use]
     pub fn bundle(&self, domain: &TrustDomain) -> Option<Bundle> {
         let text = input::read_text(&self.bundle_file(domain), LARGEST).ok()?;
@@ -185,7 +187,7 @@ fn shown(granted: &Granted) -> [Entry; 3] {
 }
 
 impl Origin {
-    /// The agent that a token leads to.
+    /// The agent that a token names.
     #[must_use]
     pub fn of(address: Target, party: &Party) -> Origin {
         Origin { address, cluster: party.cluster.clone() }

@@ -1,5 +1,5 @@
-//! Keeping a certificate: the first is asked for until there is one, each is renewed well before its end, and the old
-//! one stays until the new one is whole.
+//! Renews certificates: requests the first until it succeeds, and each next one well before expiry. The
+//! previous certificate stays in use until the new one is complete.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
@@ -15,13 +15,14 @@ use isthmus_model::slice::Cluster;
 
 const SOONEST: Duration = Duration::from_secs(1);
 const LATEST: Duration = Duration::from_secs(60);
-/// A clock may be set, and a machine may sleep.
+/// Bounds a sleep: clocks are set, and machines are suspended.
 const LONGEST_SLEEP: Duration = Duration::from_secs(60);
 
-/// Gets the first certificate into a directory, however long the agent is away; `failed` hears of each attempt.
+/// Gets the first certificate into a directory, retrying while the agent is unreachable; `failed` is called
+/// for each failed attempt.
 ///
 /// # Errors
-/// The token is refused, which does not get better.
+/// The token is refused, which is final.
 pub async fn first(
     token: &Token,
     folder: &Folder,
@@ -43,8 +44,8 @@ pub(super) async fn attempt(token: &Token, folder: &Folder) -> Result<(), EnrolE
     Ok(folder.put(&granted, &Origin::of(token.address.clone(), &token.issuer))?)
 }
 
-/// Gets the first certificate of a control plane into a directory, however long it is away or refuses: its tokens are
-/// replaced. `failed` hears of each attempt.
+/// Gets the first certificate from a control plane into a directory, retrying even refusals, because its
+/// token file is replaced. `failed` is called for each failed attempt.
 pub async fn first_of(plane: &ControlPlane, folder: &Folder, mut failed: impl FnMut(&EnrolError)) {
     let mut backoff = Backoff::new();
     while let Err(error) = attempt_of(plane, folder).await {
@@ -58,7 +59,7 @@ async fn attempt_of(plane: &ControlPlane, folder: &Folder) -> Result<(), EnrolEr
     Ok(folder.put_alone(&plane.certificate().await?)?)
 }
 
-/// How it stands with the renewal of a certificate.
+/// The state of a renewal.
 #[derive(Debug, Default)]
 pub struct Renewal(Mutex<Shown>);
 
@@ -69,19 +70,19 @@ struct Shown {
 }
 
 impl Renewal {
-    /// When it is due.
+    /// When the renewal is due.
     #[must_use]
     pub fn due(&self) -> Option<SystemTime> {
         self.lock().due
     }
 
-    /// Why it has not come about, though it is due; or why there is no first certificate.
+    /// Why a due renewal, or the first request, has not succeeded.
     #[must_use]
     pub fn problem(&self) -> Option<String> {
         self.lock().problem.clone()
     }
 
-    /// It did not come about.
+    /// Records a failure.
     pub fn failed(&self, why: String) {
         self.lock().problem = Some(why);
     }
@@ -90,7 +91,7 @@ impl Renewal {
         self.lock().due = Some(at);
     }
 
-    /// It did.
+    /// Records a success.
     pub fn came_about(&self) {
         self.lock().problem = None;
     }
@@ -100,7 +101,7 @@ impl Renewal {
     }
 }
 
-/// Keeps the certificate of a directory renewed.
+/// Renews the certificate of a directory.
 #[derive(Debug)]
 pub struct Keeper {
     folder: Folder,
@@ -110,29 +111,29 @@ pub struct Keeper {
     renewal: Arc<Renewal>,
 }
 
-/// Who renews.
+/// The issuer.
 #[derive(Debug)]
 enum Source {
     Agents { agents: Vec<Target>, cluster: Cluster, tls: Arc<Client> },
     ControlPlane(ControlPlane),
 }
 
-/// Why a certificate cannot be kept.
+/// Why a renewal cannot start.
 #[derive(Debug, thiserror::Error)]
 pub enum KeeperError {
-    /// TLS cannot be made of it.
+    /// The TLS client cannot be built.
     #[error(transparent)]
     Tls(#[from] ConfigError),
-    /// A cluster's name that makes no identity.
+    /// The cluster name is not valid in a SPIFFE ID.
     #[error(transparent)]
     Cluster(#[from] SpiffeIdError),
 }
 
 impl Keeper {
-    /// One that asks these agents of a cluster, in this order. `trust` is what is loaded from the directory's `files`.
+    /// A keeper that asks agents of a cluster in this order. `trust` is loaded from the directory's `files`.
     ///
     /// # Errors
-    /// The certificate cannot be shown to anybody.
+    /// The certificate cannot be used in TLS.
     pub fn new(
         folder: Folder,
         files: TrustFiles,
@@ -147,19 +148,19 @@ impl Keeper {
         Ok(Keeper { folder, files, trust, source, renewal: Arc::default() })
     }
 
-    /// One that asks a control plane.
+    /// A keeper that asks a control plane.
     #[must_use]
     pub fn of_control_plane(folder: Folder, files: TrustFiles, trust: Trust, plane: ControlPlane) -> Keeper {
         Keeper { folder, files, trust, source: Source::ControlPlane(plane), renewal: Arc::default() }
     }
 
-    /// One that tells how it stands.
+    /// Publishes the state of the renewal in `renewal`.
     #[must_use]
     pub fn telling(self, renewal: Arc<Renewal>) -> Keeper {
         Keeper { renewal, ..self }
     }
 
-    /// Renews until it is dropped.
+    /// Renews until dropped.
     pub async fn run(self) {
         let mut backoff = Backoff::new();
         loop {
@@ -176,7 +177,7 @@ impl Keeper {
                     backoff = Backoff::new();
                 }
                 Err(why) => {
-                    tracing::warn!(problem = ?why, "the certificate is not renewed yet; the old one serves on");
+                    tracing::warn!(problem = ?why, "certificate renewal failed; keeping the current certificate and retrying");
                     self.renewal.failed(why);
                     backoff.wait().await;
                 }
@@ -202,19 +203,19 @@ impl Keeper {
         };
         let has_expired = |leaf: Facts| SystemTime::from(leaf.not_after) < SystemTime::now();
         asked.map_err(|why| match self.leaf().is_some_and(has_expired) {
-            true => format!("{why}; the certificate has expired: it takes a new token"),
+            true => format!("{why}; the certificate has expired: enrol again with a new token"),
             false => why,
         })?;
         self.trust.reload(&self.files);
-        // Else it would be asked for again at once.
+        // Otherwise the loop would ask again at once.
         if self.due() <= SystemTime::now() {
-            return Err(format!("the new certificate is not taken: {}", self.trust.refused().join("; ")));
+            return Err(format!("the new certificate was not loaded: {}", self.trust.refused().join("; ")));
         }
-        tracing::info!(identity = %own, "the certificate was renewed");
+        tracing::info!(identity = %own, "certificate renewed");
         Ok(())
     }
 
-    /// Of the first agent that gives one; else what each of them says.
+    /// Asks the agents in order; an error lists all their answers.
     async fn of_agents(
         &self,
         agents: &[Target],
@@ -237,7 +238,7 @@ impl Keeper {
     }
 }
 
-/// Sooner at first, later as it goes on; with jitter, so that many do not come together.
+/// Exponential backoff with jitter, so that clients do not retry together.
 struct Backoff(Duration);
 
 impl Backoff {

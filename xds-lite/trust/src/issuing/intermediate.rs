@@ -1,5 +1,5 @@
-//! The intermediate that an agent signs with: its files, followed while they change. One that would sign what nobody
-//! believes is never used; the last good one signs on, and why is known. Not who may have a certificate.
+//! The intermediate certificate that the agent signs with, reloaded when its files change. An intermediate
+//! whose leaves would not verify is never used; the last good one keeps signing, and the problem is reported.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -12,53 +12,53 @@ use isthmus_certs::issuer::Signing;
 use isthmus_certs::{Authority, Csr, IssueError, Issuer, Leaf, Role, SpiffeId, Trust, VerifyError, input};
 use tokio_rustls::rustls::pki_types::{CertificateDer, UnixTime};
 
-/// Larger is no certificate and no key.
+/// Size limit of a certificate or key file.
 const MAX_FILE: u64 = 1 << 20;
-/// What is signed to see whether it would be believed.
+/// Lifetime of the leaf that is signed to test an intermediate.
 const TRIAL: Duration = Duration::from_secs(1);
 
-/// Where an intermediate stands.
+/// The files of an intermediate.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct IntermediateFiles {
-    /// Its certificate, PEM.
+    /// The certificate, PEM.
     pub certificate: PathBuf,
-    /// Its key, PEM.
+    /// The key, PEM.
     pub key: PathBuf,
 }
 
-/// Why an intermediate is not used.
+/// An intermediate cannot be used.
 #[derive(Debug, thiserror::Error)]
 #[error("{}: {cause}", path.display())]
 pub struct IntermediateError {
-    /// Which file.
+    /// The path of the file.
     pub path: PathBuf,
-    /// Why.
+    /// The reason.
     pub cause: Box<IntermediateCause>,
 }
 
-/// Why an intermediate is not used.
+/// Why an intermediate cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum IntermediateCause {
-    /// It is not there, or not readable.
-    #[error("cannot be read: {0}; it must be there, and readable by this user")]
+    /// The file is missing or unreadable.
+    #[error("cannot be read: {0}; it must exist and be readable by this user")]
     Read(#[from] io::Error),
-    /// It cannot sign.
+    /// The certificate or key is not usable for signing.
     #[error(transparent)]
     Unusable(#[from] Unusable),
-    /// A root's key belongs nowhere near a network.
+    /// It is a root, whose key must stay offline.
     #[error(
         "is a root; an agent signs with an intermediate: make one with `isthmus-certs intermediate --cluster CLUSTER`"
     )]
     Root,
-    /// It does not sign.
+    /// Signing failed.
     #[error(transparent)]
     Sign(#[from] IssueError),
-    /// This side would not believe what it signs, so nobody would.
-    #[error("what it signs is not believed here: {0}")]
+    /// A leaf that it signs does not verify under the loaded bundles.
+    #[error("certificates that it signs do not verify here: {0}")]
     Unbelieved(#[from] VerifyError),
 }
 
-/// An intermediate that follows its files.
+/// An intermediate that is reloaded when its files change.
 #[derive(Debug)]
 pub struct Intermediate {
     files: IntermediateFiles,
@@ -69,16 +69,16 @@ pub struct Intermediate {
 #[derive(Debug)]
 struct LoadedIntermediate {
     authority: Arc<Authority>,
-    /// What was read last, good or not.
+    /// The content of the files at the last reload, valid or not.
     read: Option<[Vec<u8>; 2]>,
     problem: Option<String>,
 }
 
 impl Intermediate {
-    /// Reads it; `trust` judges what it signs, now and later.
+    /// Loads it; `trust` verifies its leaves now and later.
     ///
     /// # Errors
-    /// Why it is not used.
+    /// The intermediate cannot be used.
     pub fn open(files: IntermediateFiles, trust: Trust) -> Result<Intermediate, IntermediateError> {
         let read = read(&files)?;
         let authority = Arc::new(good(&files, &read, &trust)?);
@@ -89,7 +89,7 @@ impl Intermediate {
         })
     }
 
-    /// Looks at the files again. Says whether another one signs now.
+    /// Reloads the files. Returns whether another intermediate signs now.
     pub fn look(&self) -> bool {
         let read = match read(&self.files) {
             Ok(read) if self.held().read.as_ref() == Some(&read) => return false,
@@ -98,7 +98,7 @@ impl Intermediate {
         };
         match good(&self.files, &read, &self.trust) {
             Ok(authority) => {
-                tracing::info!(until = %authority.not_after(), "another intermediate signs from now on");
+                tracing::info!(until = %authority.not_after(), "signing with a new intermediate");
                 let held =
                     LoadedIntermediate { authority: Arc::new(authority), read: Some(read), problem: None };
                 *self.held.write().unwrap_or_else(PoisonError::into_inner) = held;
@@ -112,21 +112,21 @@ impl Intermediate {
         let problem = error.to_string();
         let mut held = self.held.write().unwrap_or_else(PoisonError::into_inner);
         if held.problem.as_ref() != Some(&problem) {
-            tracing::warn!("issuing: {problem}; the old one signs on");
+            tracing::warn!("issuing: {problem}; keeping the previous intermediate");
         }
-        // Both files are replaced together or one after the other: what was half done is looked at again.
+        // The two files may be replaced one after the other: retry a half-done replacement.
         held.read = read.filter(|_| held.problem.as_ref() == Some(&problem));
         held.problem = Some(problem);
         false
     }
 
-    /// What was wrong with the files at the last look, while the old one signs.
+    /// The error of the last reload, while the previous intermediate signs.
     #[must_use]
     pub fn problem(&self) -> Option<String> {
         self.held().problem.clone()
     }
 
-    /// The one that signs now.
+    /// The intermediate in use.
     #[must_use]
     pub fn current(&self) -> Arc<Authority> {
         Arc::clone(&self.held().authority)
@@ -138,10 +138,10 @@ impl Intermediate {
 
     fn certify(&self, csr: &Csr, leaf: &Leaf) -> Result<Vec<CertificateDer<'static>>, IssueError> {
         let authority = self.current();
-        // Shorter than it was asked for, rather than none, near the end of what signs it.
+        // Near the end of the intermediate: a shorter lifetime than requested rather than no certificate.
         let leaf = Leaf { lifetime: leaf.lifetime.min(authority.longest()), ..leaf.clone() };
         let chain = authority.certify(csr.key(), &leaf)?;
-        // What is denied, or signed by what is no longer believed, is of no use to anybody.
+        // A leaf that is denied, or signed by an untrusted intermediate, is useless.
         self.trust
             .current()
             .bundles
@@ -162,7 +162,7 @@ fn read(files: &IntermediateFiles) -> Result<[Vec<u8>; 2], IntermediateError> {
     Ok([one(&files.certificate)?, one(&files.key)?])
 }
 
-/// The authority that was read, if what it signs is believed.
+/// The authority, if the leaves that it signs verify.
 fn good(
     files: &IntermediateFiles,
     [certificate, key]: &[Vec<u8>; 2],
@@ -239,13 +239,13 @@ mod tests {
     const OWN: [&str; 2] = ["own/clusters/east/ca-cert.pem", "own/clusters/east/ca-key.pem"];
 
     #[test]
-    fn what_would_sign_what_nobody_believes_is_not_used() {
+    fn intermediate_whose_leaves_do_not_verify_is_not_used() {
         let world = world();
         let other = OWN.map(|name| name.replace("own", "other"));
         assert!(world.open(OWN[0], OWN[1]).is_ok());
         for (certificate, key, why) in [
             (OWN[0], other[1].as_str(), "the key is not the one of the certificate"),
-            (other[0].as_str(), other[1].as_str(), "what it signs is not believed here"),
+            (other[0].as_str(), other[1].as_str(), "certificates that it signs do not verify here"),
             ("own/roots/1/root-cert.pem", "own/roots/1/root-key.pem", "is a root"),
             ("own/nothing.pem", OWN[1], "cannot be read"),
             ("own", OWN[1], "not a regular file"),
@@ -260,7 +260,7 @@ mod tests {
     }
 
     #[test]
-    fn files_are_followed_and_what_is_bad_leaves_the_last_good_one() {
+    fn intermediate_files_are_reloaded_and_bad_ones_keep_the_last_good_one() {
         let world = world();
         let intermediate = world.open(OWN[0], OWN[1]).unwrap();
         let first = intermediate.current().certificate().clone();
@@ -277,7 +277,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_outlives_what_signs_it() {
+    fn leaf_does_not_outlive_its_intermediate() {
         let world = world();
         let intermediate = world.open(OWN[0], OWN[1]).unwrap();
         let request = Request::generate(KeyKind::P256).unwrap();

@@ -1,8 +1,8 @@
-//! How many certificates were signed and refused, for status and metrics.
+//! Counts signed and refused certificates, for status and metrics.
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
-/// Since the agent started.
+/// Counters since the start of the agent.
 #[derive(Debug, Default)]
 pub struct Tally {
     signed: AtomicU64,
@@ -15,13 +15,13 @@ impl Tally {
         count.fetch_add(1, Relaxed);
     }
 
-    /// Certificates that were given away.
+    /// Certificates issued.
     #[must_use]
     pub fn signed(&self) -> u64 {
         self.signed.load(Relaxed)
     }
 
-    /// Requests that were not followed, whatever the reason.
+    /// Requests refused or failed, for any reason.
     #[must_use]
     pub fn refused(&self) -> u64 {
         self.refused.load(Relaxed)

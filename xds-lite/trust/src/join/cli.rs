@@ -1,5 +1,5 @@
-//! `token create`, `token list` and `join` of the command line: what they take and what they print. What the
-//! agent's file says becomes a [`Context`] elsewhere, and there are made the tokens for first certificates.
+//! The commands `token create`, `token list` and `join`: arguments and output. The caller turns the
+//! configuration into a [`Context`] and creates the tokens for first certificates.
 
 use std::fmt::Write as _;
 use std::io::{self, Read as _};
@@ -18,7 +18,7 @@ use isthmus_model::address::Target;
 use isthmus_model::file::AGENT;
 use isthmus_model::slice::Cluster;
 
-/// Longer is no token.
+/// Size limit of a token on standard input.
 const LONGEST_INPUT: u64 = 4_096;
 
 /// Examples of `isthmus-agent token create`, for its help.
@@ -28,8 +28,8 @@ Examples:
   isthmus-agent token create --gateway gw-1
   isthmus-agent token create --config agent.yaml --workload spiffe://east.example/ns/db/sa/mysql
 
-Whoever has the token can join as that cluster, or be that gateway or workload, once. Run this
-as the user that the agent runs as: the agent reads the token's file when somebody comes, and
+A holder of the token can join as that cluster, or become that gateway or workload, once. Run
+this as the agent's user: the agent reads the token's file when the token is presented, and
 needs no restart.";
 
 /// Examples of `isthmus-agent token list`, for its help.
@@ -38,7 +38,7 @@ Examples:
   isthmus-agent token list
   isthmus-agent token list --config agent.yaml --json
 
-Tokens are forgotten an hour after they have expired. No secret is kept, and none is shown.";
+Tokens are deleted an hour after they expire. Secrets are neither stored nor shown.";
 
 /// Examples of `isthmus-agent join`, for its help.
 pub const JOIN_HELP: &str = "\
@@ -46,44 +46,44 @@ Examples:
   isthmus-agent join isthmus1.AAAA…
   isthmus-agent join --config agent.yaml - < token.txt
 
-Other users see arguments in the list of processes, and not what `-` reads. Both sides learn
-each other's addresses and bundles. Run this as the user that the agent runs as; the running
-agents need no restart.";
+Other users can see arguments in the process list, but not standard input. Both sides learn
+each other's addresses and bundles. Run this as the agent's user; the running agents need no
+restart.";
 
-/// What can be done with tokens.
+/// The `token` commands.
 #[derive(Debug, Subcommand)]
 pub enum TokenCommand {
-    /// Print a token, good once: for another cluster to join, or for a gateway's or workload's first certificate
+    /// Create a one-time token for a cluster to join, or for the first certificate of a gateway or workload
     #[command(after_help = CREATE_HELP)]
     Create(CreateArgs),
-    /// Show which tokens there are, and what has become of them
+    /// List tokens and their states
     #[command(after_help = LIST_HELP)]
     List(ListArgs),
 }
 
-/// What `token create` takes.
+/// The arguments of `token create`.
 #[derive(Debug, Args)]
 #[command(group(ArgGroup::new("whom").required(true).args(["guest", "gateway", "workload"])))]
 pub struct CreateArgs {
     /// The configuration file (YAML)
     #[arg(long, value_name = "FILE", default_value = AGENT)]
     pub config: PathBuf,
-    /// The cluster that may join with it
+    /// The cluster that may join with the token
     #[arg(long = "for", value_name = "CLUSTER", requires = "trust_domain")]
     pub guest: Option<Cluster>,
     /// The trust domain of that cluster
     #[arg(long, value_name = "NAME", conflicts_with_all = ["gateway", "workload"])]
     pub trust_domain: Option<TrustDomain>,
-    /// The gateway of this cluster, as `gateways:` of the file names it, whose first certificate it is for
+    /// The gateway whose first certificate the token is for: a name under `gateways:` in the configuration
     #[arg(long, value_name = "NAME")]
     pub gateway: Option<String>,
-    /// The workload whose first certificate it is for, spiffe://TRUST-DOMAIN/ns/NAMESPACE/sa/ACCOUNT
+    /// The workload whose first certificate the token is for: spiffe://TRUST-DOMAIN/ns/NAMESPACE/sa/ACCOUNT
     #[arg(long, value_name = "SPIFFE-ID")]
     pub workload: Option<SpiffeId>,
-    /// Where its holder comes, NAME:PORT or IP:PORT [default: what the file says]
+    /// The address for the token's holder, NAME:PORT or IP:PORT [default: from the configuration]
     #[arg(long, value_parser = text::target)]
     pub address: Option<Target>,
-    /// How long it can be used, such as 15m; at most 24h
+    /// The lifetime of the token, such as 15m; at most 24h
     #[arg(long, value_name = "TIME", default_value = "15m", value_parser = humantime::parse_duration)]
     pub lifetime: Duration,
     /// Print JSON
@@ -91,7 +91,7 @@ pub struct CreateArgs {
     pub json: bool,
 }
 
-/// What `token list` takes.
+/// The arguments of `token list`.
 #[derive(Debug, Args)]
 pub struct ListArgs {
     /// The configuration file (YAML)
@@ -102,13 +102,13 @@ pub struct ListArgs {
     pub json: bool,
 }
 
-/// What `join` takes.
+/// The arguments of `join`.
 #[derive(Debug, Args)]
 pub struct JoinArgs {
     /// The configuration file (YAML)
     #[arg(long, value_name = "FILE", default_value = AGENT)]
     pub config: PathBuf,
-    /// What `token create` printed on the other side; `-` reads it from standard input
+    /// The output of `token create` on the other side; `-` reads it from standard input
     #[arg(value_name = "TOKEN")]
     pub token: String,
     /// Print JSON
@@ -116,50 +116,52 @@ pub struct JoinArgs {
     pub json: bool,
 }
 
-/// Why a command did nothing.
+/// Why a command failed.
 #[derive(Debug, thiserror::Error)]
 pub enum CliError {
-    /// A token for nobody.
-    #[error("for whom? write --for CLUSTER --trust-domain NAME, --gateway NAME or --workload SPIFFE-ID")]
+    /// The token has no holder.
+    #[error(
+        "name the token's holder: --for CLUSTER --trust-domain NAME, --gateway NAME or --workload SPIFFE-ID"
+    )]
     Whom,
-    /// No token was made.
+    /// The token cannot be created.
     #[error(transparent)]
     Create(#[from] CreateError),
     /// The tokens cannot be listed.
     #[error(transparent)]
     Store(#[from] StoreError),
-    /// What was given is no token.
+    /// The argument is not a token.
     #[error(transparent)]
     Token(#[from] TokenError),
-    /// Standard input cannot be read.
-    #[error("standard input: {0}")]
+    /// Standard input is unreadable.
+    #[error("cannot read standard input: {0}")]
     Input(io::Error),
-    /// The join has failed.
+    /// The join failed.
     #[error(transparent)]
     Join(#[from] JoinError),
 }
 
-/// Whose first certificate a token is for.
+/// The holder of a first certificate.
 #[derive(Clone, Debug)]
 pub enum First<'a> {
-    /// A gateway's of the cluster, by its name.
+    /// A gateway of the cluster, by its name.
     Gateway(&'a str),
-    /// A workload's.
+    /// A workload.
     Workload(&'a SpiffeId),
 }
 
 impl CreateArgs {
-    /// Whose first certificate it is to be for; none: it is for a cluster to join.
+    /// The holder of the first certificate; `None` for a cluster that joins.
     #[must_use]
     pub fn first(&self) -> Option<First<'_>> {
         let gateway = self.gateway.as_deref().map(First::Gateway);
         gateway.or(self.workload.as_ref().map(First::Workload))
     }
 
-    /// Makes a token for a cluster, and an endpoint that joiners find at `address`, and returns what to print.
+    /// Creates a token for a cluster that joins at `address`, and returns the output.
     ///
     /// # Errors
-    /// Why there is no token.
+    /// The token cannot be created.
     pub fn run(&self, context: &Context, address: Target) -> Result<String, CliError> {
         let named = self.guest.clone().zip(self.trust_domain.clone());
         let (cluster, trust_domain) = named.ok_or(CliError::Whom)?;
@@ -167,7 +169,7 @@ impl CreateArgs {
         Ok(self.shown(&token))
     }
 
-    /// A token as it is printed.
+    /// The output for a token.
     #[must_use]
     pub fn shown(&self, token: &Token) -> String {
         let (text, expires) = (token.reveal(), Rfc3339(token.expires).to_string());
@@ -179,13 +181,13 @@ impl CreateArgs {
             });
             return format!("{json:#}");
         }
-        // Alone, so that it can be piped.
+        // Alone on its line, so that it can be piped.
         text
     }
 }
 
 impl ListArgs {
-    /// Returns what to print.
+    /// Returns the output.
     ///
     /// # Errors
     /// The tokens cannot be read.
@@ -223,10 +225,10 @@ impl ListArgs {
 }
 
 impl JoinArgs {
-    /// Joins, and returns what to print.
+    /// Joins, and returns the output.
     ///
     /// # Errors
-    /// What is no token, or why the join has failed.
+    /// The argument is not a token, or the join failed.
     pub async fn run(&self, context: &Context) -> Result<String, CliError> {
         let token: Token = self.read(io::stdin().lock())?.parse()?;
         let peer = join(context, &token).await?;
@@ -234,7 +236,7 @@ impl JoinArgs {
             return Ok(format!("{:#}", json!(peer)));
         }
         let introduction = &peer.introduction;
-        Ok(format!("joined {}, whose agent is at {}", introduction.party, introduction.address))
+        Ok(format!("joined {}; its agent is at {}", introduction.party, introduction.address))
     }
 
     fn read(&self, input: impl io::Read) -> Result<String, CliError> {
@@ -252,7 +254,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_token_is_an_argument_or_comes_from_standard_input() {
+    fn token_is_an_argument_or_standard_input() {
         let args = |token: &str| JoinArgs { config: PathBuf::new(), token: token.to_owned(), json: false };
         assert_eq!(args("isthmus1.x").read(io::empty()).unwrap(), "isthmus1.x");
         assert_eq!(args("-").read(&b"isthmus1.x\n"[..]).unwrap(), "isthmus1.x\n");

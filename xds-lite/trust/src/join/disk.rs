@@ -1,5 +1,5 @@
-//! Small files of joining: there or not, and one writer at a time over all processes. Not what they say; reading is
-//! `isthmus_certs::input` where others write, writing `isthmus_certs::files`.
+//! File access of joining: optional small files, and a lock across processes. Reads files of other writers
+//! with `isthmus_certs::input`, writes with `isthmus_certs::files`.
 
 use std::fs::{self, File, TryLockError};
 use std::io;
@@ -9,18 +9,18 @@ use std::time::{Duration, Instant};
 
 use isthmus_certs::input;
 
-/// Work under the lock takes a moment; what takes longer hangs.
+/// How long to wait for the lock: work under it takes milliseconds.
 const PATIENCE: Duration = Duration::from_secs(3);
 const PACE: Duration = Duration::from_millis(10);
 const LOCK: &str = ".lock";
 
-/// A file or directory that could not be read.
+/// A file or directory cannot be read.
 #[derive(Debug, thiserror::Error)]
 #[error("{}: {cause}", path.display())]
 pub struct ReadError {
-    /// Which.
+    /// Its path.
     pub path: PathBuf,
-    /// Why, and what would help.
+    /// The error, with the remedy.
     pub cause: String,
 }
 
@@ -30,7 +30,7 @@ impl ReadError {
     }
 }
 
-/// The text of a file; nothing if there is none.
+/// The text of a file; `None` if it does not exist.
 pub(crate) fn read(path: &Path, most: u64) -> Result<Option<String>, ReadError> {
     match input::read_text(path, most) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
@@ -38,7 +38,7 @@ pub(crate) fn read(path: &Path, most: u64) -> Result<Option<String>, ReadError> 
     }
 }
 
-/// The names in a directory, sorted; none if it is not there.
+/// The names in a directory, sorted; empty if it does not exist.
 pub(super) fn names(folder: &Path) -> Result<Vec<String>, ReadError> {
     let attempt = || -> io::Result<Vec<String>> {
         let entries: io::Result<Vec<_>> = fs::read_dir(folder)?.collect();
@@ -55,7 +55,7 @@ pub(super) fn names(folder: &Path) -> Result<Vec<String>, ReadError> {
     }
 }
 
-/// The bytes of a file of the state, which is nobody else's: no link is followed to it. Nothing if there is none.
+/// The bytes of a private state file, without following links; `None` if it does not exist.
 pub(super) fn read_private(path: &Path, most: u64) -> io::Result<Option<Vec<u8>>> {
     match isthmus_store::read(path, most) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
@@ -63,13 +63,13 @@ pub(super) fn read_private(path: &Path, most: u64) -> io::Result<Option<Vec<u8>>
     }
 }
 
-/// Whether a file is not what was written, rather than out of reach.
+/// Whether the error means a damaged file rather than an inaccessible one.
 pub(super) fn is_damage(error: &io::Error) -> bool {
     use io::ErrorKind::{FileTooLarge, InvalidData, InvalidInput};
     matches!(error.kind(), FileTooLarge | InvalidData | InvalidInput)
 }
 
-/// Keeps other processes and threads out of a directory until it is dropped.
+/// Locks a directory across processes and threads until the file is dropped.
 pub(crate) fn lock(folder: &Path) -> Result<File, ReadError> {
     let path = folder.join(LOCK);
     let lock = isthmus_store::private_file(&path).map_err(|error| ReadError::new(&path, error))?;
@@ -79,7 +79,7 @@ pub(crate) fn lock(folder: &Path) -> Result<File, ReadError> {
             Ok(()) => return Ok(lock),
             Err(TryLockError::WouldBlock) if Instant::now() < patience => thread::sleep(PACE),
             Err(TryLockError::WouldBlock) => {
-                return Err(ReadError::new(&path, "another process holds it; wait until it is done"));
+                return Err(ReadError::new(&path, "another process holds the lock; retry when it is done"));
             }
             Err(TryLockError::Error(error)) => return Err(ReadError::new(&path, error)),
         }

@@ -1,6 +1,6 @@
-//! A first certificate by a token: TLS in which only the agent shows a certificate, and a proof of the token's secret
-//! that is good in that one session. docs/decisions/0025 says why so. Not what is asked for over it: that is Istio's
-//! certificate API (`issuing`, `enrol`).
+//! Authenticates the request for a first certificate by token: a TLS session in which only the agent shows a
+//! certificate, and a proof of the token's secret that is bound to that session. docs/decisions/0025 has the
+//! reasons. The request itself is Istio's certificate API (`issuing`, `enrolment`).
 
 mod guest;
 mod host;
@@ -18,26 +18,26 @@ use isthmus_model::address::Target;
 pub use guest::{Answer, Meeting, meet};
 pub use host::{Admitted, Refused, TokenDesk};
 
-/// What who has no certificate asks for in its hello (ALPN), and the version of all that follows.
+/// The ALPN of a client without a certificate, which is also the protocol's version.
 pub const ALPN: &[u8] = b"isthmus-first/1";
-/// The answer's metadata in which the agent proves the secret, too.
+/// The response metadata with the agent's proof of the secret.
 pub const PROOF: &str = "isthmus-proof";
 const LABEL: &[u8] = b"EXPORTER-isthmus-first";
 
-/// Keying material that both ends of one TLS session have, and nobody in between.
+/// Exported keying material, known only to the two ends of one TLS session.
 #[derive(Clone)]
 pub struct Exported([u8; 32]);
 
 impl Exported {
-    /// Of a session whose handshake is over.
+    /// Exports it from a session.
     ///
     /// # Errors
-    /// It is not.
+    /// The handshake is not complete.
     pub fn of<D>(connection: &ConnectionCommon<D>) -> Result<Exported, Error> {
         connection.export_keying_material([0; 32], LABEL, None).map(Exported)
     }
 
-    /// What both proofs are made over: this session, about this token, between these two.
+    /// What both proofs cover: this session, this token, and these two parties.
     fn about(&self, id: TokenId, issuer: &Party, guest: &Guest) -> Session {
         Session::about(&self.0, &Token::context(id, issuer, guest))
     }
@@ -49,11 +49,11 @@ impl fmt::Debug for Exported {
     }
 }
 
-/// Makes a token for the first certificate of one identity, which finds the agent at `address`. Another process may
-/// be serving it. Waits for the store.
+/// Creates a token for the first certificate of one identity, to be used at `address`. Another process may
+/// serve that endpoint. Blocks on the store.
 ///
 /// # Errors
-/// Whatever the token would fail at later, and the store's faults.
+/// A request with the token would fail, or the store fails.
 pub fn create(
     trust: &Trust,
     issuer: Party,
@@ -65,7 +65,7 @@ pub fn create(
     Maker { trust, issuer, tokens }.make(address, Guest::Identity { identity }, lifetime)
 }
 
-/// How a token is presented: its name, and the proof.
+/// The bearer text of a token: its id and the proof.
 fn bearer(id: TokenId, proof: &Proof) -> String {
     format!("{id}.{}", proof.to_text())
 }
@@ -83,7 +83,7 @@ mod tests {
     use crate::join::secret::Secret;
 
     #[test]
-    fn what_is_presented_is_good_in_its_session_for_its_token_only() {
+    fn bearer_proof_is_valid_for_its_session_and_token_only() {
         let identity = |name| {
             let identity = SpiffeId::parse(&format!("spiffe://east.example/ns/db/sa/{name}")).unwrap();
             Guest::Identity { identity }

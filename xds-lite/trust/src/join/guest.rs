@@ -1,5 +1,5 @@
-//! The side that was given a token: it goes to who made it, and to nobody else. Whatever fails, it says what has
-//! become of the token, and nothing is left here.
+//! The joining side: connects only to the agent that made the token. A failure reports whether the token can
+//! be used again, and leaves nothing on this side's disk.
 
 use std::fmt;
 use std::time::{Duration, SystemTime};
@@ -17,70 +17,68 @@ use super::tls::{self, MeetError, Met};
 use super::wire::{self, BRIEF, LONG, Message, Refusal, WireError};
 use super::{Context, Guest, Party, Peer, Token};
 
-/// Longer than the other side waits, so that its reason is heard.
+/// Longer than the other side's deadline, so that its reason arrives.
 const DEADLINE: Duration = Duration::from_secs(15);
 
-/// Why a join has failed, and what has become of the token.
+/// A failed join, with the state of the token.
 #[derive(Debug)]
 pub struct JoinError {
-    /// How far it came.
+    /// Whether the token can be used again.
     pub progress: Progress,
-    /// What has failed.
+    /// The reason.
     pub cause: Box<JoinCause>,
 }
 
-/// What has become of the token.
+/// The state of the token after a failed join.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Progress {
-    /// It can be used still.
+    /// The token is unused.
     Unused,
-    /// Nobody here knows.
+    /// The token may be used.
     Uncertain,
-    /// It cannot be used again.
+    /// The token is used.
     Used,
 }
 
-/// What has failed.
+/// Why a join failed.
 #[derive(Debug, thiserror::Error)]
 pub enum JoinCause {
-    /// The token is for somebody else.
-    #[error("{}, and this agent is of {own}", .guest.purpose())]
+    /// The token was made for another party.
+    #[error("{}, but this agent is of {own}", .guest.purpose())]
     OtherGuest {
-        /// For whom it was made.
+        /// The party that the token was made for.
         guest: Guest,
-        /// Who this is.
+        /// This agent's party.
         own: Party,
     },
-    /// The token is of a cluster with the own one's name.
-    #[error(
-        "the token is of a cluster named {0}, as this one is; clusters that are joined have different names"
-    )]
+    /// The token is from a cluster of the same name.
+    #[error("the token is from a cluster named {0}, as is this one; joined clusters need different names")]
     Own(isthmus_model::slice::Cluster),
-    /// The own bundle or deny-list cannot be offered.
-    #[error("the own offer: {0}")]
+    /// This agent's bundle or deny-list cannot be sent.
+    #[error("cannot send this agent's bundle: {0}")]
     OwnOffer(#[source] OfferError),
-    /// The other side is not there, or not who it must be.
+    /// The other side is unreachable, or is not the one that made the token.
     #[error(transparent)]
     Meet(#[from] MeetError),
-    /// The session has no keys to prove over.
-    #[error("the exporter: {0}")]
+    /// The session has no keying material.
+    #[error("cannot export keying material: {0}")]
     Exporter(#[from] TlsError),
-    /// The other side hung up, or speaks otherwise.
+    /// The connection failed, or the other side broke the protocol.
     #[error(transparent)]
     Wire(#[from] WireError),
-    /// The other side says no.
-    #[error("the other side refuses: {0}")]
+    /// The other side refused the join.
+    #[error("the other side refused the join: {0}")]
     Refused(Refusal),
-    /// It does not know the secret.
-    #[error("the other side does not know the token's secret; it is not who made the token")]
+    /// The other side did not prove the secret.
+    #[error("the other side did not prove the token's secret, so it is not the agent that made the token")]
     Unproven,
-    /// What it offers is of no use.
+    /// The other side's offer is invalid.
     #[error("the other side's offer: {0}")]
     Offer(#[source] OfferError),
-    /// What it offers cannot be kept.
+    /// The other side's offer cannot be stored.
     #[error(transparent)]
     Place(#[from] PlaceError),
-    /// Too slow.
+    /// The other side was too slow.
     #[error("the other side did not answer within {DEADLINE:?}")]
     Deadline,
 }
@@ -90,19 +88,19 @@ impl fmt::Display for JoinError {
         let make = "make a new one with `isthmus-agent token create` on the other side";
         write!(f, "{}", self.cause)?;
         match (&*self.cause, self.progress) {
-            // They say it themselves.
+            // These refusals state it themselves.
             (JoinCause::Refused(Refusal::Used | Refusal::Expired | Refusal::Void | Refusal::Unknown), _) => {
                 Ok(())
             }
             (_, Progress::Unused) => {
-                f.write_str("; the token is not used up: join with it again when that is right")
+                f.write_str("; the token is still valid: use it again after fixing this")
             }
             (_, Progress::Uncertain) => {
                 write!(f, "; the token may be used up: try it again, and if it is refused {make}")
             }
             (_, Progress::Used) => write!(
                 f,
-                "; the token is used up and nothing was kept here: {make} and join with that, which is safe on both sides"
+                "; the token is used up and nothing was stored here: {make} and join with that, which is safe on both sides"
             ),
         }
     }
@@ -110,11 +108,11 @@ impl fmt::Display for JoinError {
 
 impl std::error::Error for JoinError {}
 
-/// Joins the cluster that made a token. What both sides have learned is on their disks when this returns; it waits
-/// for this side's. Dropping it leaves nothing here.
+/// Joins the cluster that made a token. On return both sides have stored what they learned. Blocks on this
+/// side's disk. Dropping the future leaves nothing behind.
 ///
 /// # Errors
-/// What has failed; nothing was kept here, and the error says whether the token can be used again.
+/// The join failed; nothing was stored here, and the error says whether the token can be used again.
 pub async fn join(context: &Context, token: &Token) -> Result<Peer, JoinError> {
     let mut progress = Progress::Unused;
     let deadline = Instant::now() + DEADLINE;
@@ -155,7 +153,7 @@ fn fits(context: &Context, token: &Token) -> Result<(), JoinCause> {
     Ok(())
 }
 
-/// Both sides prove the secret. From here on the token is used up.
+/// Both sides prove the secret. The token is consumed from here on.
 async fn prove(
     host: &mut Met<TlsStream<TcpStream>>,
     token: &Token,
@@ -179,7 +177,7 @@ async fn prove(
     }
 }
 
-/// What has become of a token whose proof was answered with a refusal.
+/// The state of a token whose proof was refused.
 fn after(why: Refusal) -> Progress {
     match why {
         Refusal::Used | Refusal::Expired | Refusal::Void => Progress::Used,

@@ -1,5 +1,5 @@
-//! The side that made a token: it waits for joiners on a listener of its own. Who comes is nobody until the
-//! secret is proven, costs a bounded amount until then, and makes room for who comes later.
+//! The side that made the token: accepts joiners on a listener of its own. Until it has proven the secret, a
+//! joiner has no rights, costs a bounded amount, and may be evicted for a later one.
 
 use std::collections::{HashSet, VecDeque};
 use std::sync::Arc;
@@ -23,47 +23,47 @@ use super::tokens::{Ending, Record, State, StoreError, Wrong};
 use super::wire::{self, BRIEF, LONG, Message, Refusal, WireError};
 use super::{Context, Guest, Introduction, Party, Peer, unix_seconds};
 
-/// From accept to the end, whatever comes.
+/// From accept to the end of the join.
 const DEADLINE: Duration = Duration::from_secs(10);
-/// Joiners that have proven nothing, at once; with buffers of TLS and a brief message, some 100 KiB each.
+/// Concurrent joiners before their proof; with TLS buffers and a brief message, some 100 KiB each.
 const UNPROVEN: usize = 64;
-/// Joiners that have, at once; each may send an offer.
+/// Concurrent joiners after their proof; each may send an offer.
 const PROVEN: usize = 64;
-/// Accepting again after it failed.
+/// Pause after a failed accept.
 const PAUSE: Duration = Duration::from_millis(100);
-/// Characters of a cause in the log.
+/// Characters of an error in the log.
 const LONGEST_CAUSE: usize = 512;
 const SWEEP: Duration = Duration::from_secs(60);
 
 type Joiner = Met<TlsStream<TcpStream>>;
 
-/// Why a joiner got no further.
+/// Why a joiner failed.
 #[derive(Debug, thiserror::Error)]
 enum Failed {
     #[error(transparent)]
     Meet(#[from] MeetError),
     #[error(transparent)]
     Wire(#[from] WireError),
-    #[error("the exporter: {0}")]
+    #[error("cannot export keying material: {0}")]
     Exporter(#[from] TlsError),
     #[error(transparent)]
     Store(#[from] StoreError),
-    #[error("its offer: {0}")]
+    #[error("the joiner's offer: {0}")]
     Offer(OfferError),
-    #[error("the own offer: {0}")]
+    #[error("this agent's offer: {0}")]
     OwnOffer(OfferError),
     #[error(transparent)]
     Place(#[from] PlaceError),
-    #[error("a thread has ended: {0}")]
+    #[error("a blocking task failed: {0}")]
     Thread(#[from] tokio::task::JoinError),
     #[error("refused: {0}")]
     Refused(Refusal),
-    #[error("it took longer than {DEADLINE:?}")]
+    #[error("the joiner took longer than {DEADLINE:?}")]
     Deadline,
 }
 
 impl Failed {
-    /// What the joiner is told; nothing where it broke the talk off itself.
+    /// The refusal to send; `None` where the joiner itself ended the exchange.
     fn why(&self) -> Option<Refusal> {
         match self {
             Failed::Meet(_) | Failed::Wire(_) | Failed::Deadline => None,
@@ -78,13 +78,13 @@ impl Failed {
         }
     }
 
-    /// For the log: causes may repeat what certificates say.
+    /// Shortened for the log: errors may quote certificates.
     fn shown(&self) -> String {
         self.to_string().chars().take(LONGEST_CAUSE).collect()
     }
 }
 
-/// Waits for joiners until it is dropped.
+/// Accepts joiners until dropped.
 pub async fn serve(listener: TcpListener, context: Arc<Context>) {
     let host = Arc::new(Host { context, wrong: Wrong::default(), proven: Semaphore::new(PROVEN) });
     let mut unproven: VecDeque<AbortHandle> = VecDeque::new();
@@ -95,8 +95,8 @@ pub async fn serve(listener: TcpListener, context: Arc<Context>) {
             accepted = listener.accept() => match accepted {
                 Ok((stream, _)) => stream,
                 Err(error) => {
-                    // Descriptors have run out, or the joiner went before it was accepted.
-                    tracing::warn!(%error, "a joiner could not be accepted");
+                    // Out of descriptors, or the joiner disconnected before the accept.
+                    tracing::warn!(%error, "cannot accept a joiner");
                     tokio::time::sleep(PAUSE).await;
                     continue;
                 }
@@ -107,7 +107,7 @@ pub async fn serve(listener: TcpListener, context: Arc<Context>) {
             }
         };
         unproven.retain(|one| !one.is_finished());
-        // Who waits to be let in does not keep others out: the one that came first goes.
+        // Unproven joiners must not keep others out: evict the oldest.
         if unproven.len() >= UNPROVEN
             && let Some(first) = unproven.pop_front()
         {
@@ -123,15 +123,15 @@ struct Host {
     proven: Semaphore,
 }
 
-/// A joiner that has proven the secret of a token that is open and its own.
+/// A joiner that proved the secret of an open token made for it.
 struct Admitted {
     id: TokenId,
-    /// This side's.
+    /// This side's proof.
     proof: Proof,
 }
 
 impl Host {
-    /// Up to the proof. This task can be ended at any time: nothing has changed yet.
+    /// Up to the proof. The task can be aborted at any time: nothing has changed yet.
     async fn meet(self: Arc<Self>, stream: TcpStream) {
         let deadline = Instant::now() + DEADLINE;
         let met = timeout_at(deadline, async {
@@ -141,11 +141,11 @@ impl Host {
         });
         match met.await.unwrap_or(Err(Failed::Deadline)) {
             Ok((admitted, joiner)) => _ = tokio::spawn(self.welcome(joiner, admitted, deadline)),
-            Err(error) => tracing::debug!(error = ?error.shown(), "a joiner was not admitted"),
+            Err(error) => tracing::debug!(error = ?error.shown(), "joiner not admitted"),
         }
     }
 
-    /// Hears the proof. Only to who knows the secret is anything said of the token.
+    /// Verifies the proof. Only a holder of the secret learns anything about the token.
     async fn listen(&self, joiner: &mut Joiner) -> Result<Admitted, Failed> {
         let Message::Prove { token, proof } = wire::receive(&mut joiner.stream, BRIEF).await? else {
             return Err(WireError::Order.into());
@@ -168,12 +168,12 @@ impl Host {
         };
         if let Err(error) = &judged {
             let (token, peer) = (id.short(), &joiner.shown.id);
-            tracing::warn!(token, %peer, error = ?error.shown(), "a joiner who knows the secret was refused");
+            tracing::warn!(token, %peer, error = ?error.shown(), "refused a joiner that proved the token's secret");
         }
         judged.map(|()| Admitted { id, proof: record.verifier.prove(&session) })
     }
 
-    /// Counts a wrong proof, and ends the token that has had too many.
+    /// Counts a wrong proof, and revokes the token after too many.
     async fn count(&self, id: TokenId, state: State) -> Result<(), Failed> {
         if state != State::Open {
             return Ok(());
@@ -181,12 +181,12 @@ impl Host {
         if self.wrong.is_enough(id)
             && self.apart(move |context| context.tokens.end(id, Ending::Void)).await??
         {
-            tracing::warn!(token = id.short(), "wrong proofs have ended a token; make a new one");
+            tracing::warn!(token = id.short(), "token revoked after too many wrong proofs; make a new one");
         }
         Ok(())
     }
 
-    /// From the proof on.
+    /// After the proof.
     async fn welcome(self: Arc<Self>, mut joiner: Joiner, admitted: Admitted, deadline: Instant) {
         let talk = timeout_at(deadline, async {
             let exchanged = self.exchange(&mut joiner, admitted).await;
@@ -195,18 +195,18 @@ impl Host {
         match talk.await.unwrap_or(Err(Failed::Deadline)) {
             Ok(peer) => {
                 let Introduction { party, address, .. } = &peer.introduction;
-                tracing::info!(peer = %joiner.shown.id, cluster = %party.cluster, %address, "a cluster has joined");
+                tracing::info!(peer = %joiner.shown.id, cluster = %party.cluster, %address, "cluster joined");
             }
             Err(error) => {
-                tracing::warn!(peer = %joiner.shown.id, error = ?error.shown(), "a join has failed after the proof");
+                tracing::warn!(peer = %joiner.shown.id, error = ?error.shown(), "join failed after the proof");
             }
         }
     }
 
-    /// The token is used up, then offers change hands, and then the peer is kept.
+    /// Consumes the token, exchanges offers, then stores the peer.
     async fn exchange(&self, joiner: &mut Joiner, admitted: Admitted) -> Result<Peer, Failed> {
         let _permit = self.proven.try_acquire().map_err(|_| Failed::Refused(Refusal::Busy))?;
-        // What this side lacks does not cost the token.
+        // An error on this side must not consume the token.
         let own = self.apart(offer::own).await?.map_err(Failed::OwnOffer)?;
         let Admitted { id, proof } = admitted;
         if !self.apart(move |context| context.tokens.end(id, Ending::Used)).await?? {
@@ -225,18 +225,18 @@ impl Host {
         let kept = self.apart(move |context| place::keep(context, accepted, SystemTime::now())).await??;
         let peer = kept.commit();
         if close(joiner, &Message::Done).await.is_err() {
-            tracing::warn!(peer = %joiner.shown.id, "a joiner hung up before it heard that it was kept");
+            tracing::warn!(peer = %joiner.shown.id, "joiner disconnected before the join was confirmed; it is stored here");
         }
         Ok(peer)
     }
 
     async fn sweep(self: Arc<Self>) {
         if let Err(error) = self.forget().await {
-            tracing::warn!(error = ?error.shown(), "tokens could not be swept");
+            tracing::warn!(error = ?error.shown(), "cannot delete expired tokens");
         }
     }
 
-    /// Forgets what has ended, and the wrong proofs of what is gone.
+    /// Deletes ended tokens, and the counts of wrong proofs of deleted tokens.
     async fn forget(&self) -> Result<(), Failed> {
         let now = unix_seconds(SystemTime::now());
         self.apart(move |context| context.tokens.sweep(now)).await??;
@@ -246,7 +246,7 @@ impl Host {
         Ok(())
     }
 
-    /// On a thread that may wait.
+    /// Runs blocking work on a blocking thread.
     async fn apart<T: Send + 'static>(
         &self,
         work: impl FnOnce(&Context) -> T + Send + 'static,
@@ -256,7 +256,7 @@ impl Host {
     }
 }
 
-/// Why the holder of the secret may not join with this token, if so.
+/// Why the holder of the secret may not join with this token.
 fn judge(record: &Record, state: State, guest: &Party, now: u64) -> Option<Refusal> {
     match state {
         State::Used => Some(Refusal::Used),
@@ -267,18 +267,18 @@ fn judge(record: &Record, state: State, guest: &Party, now: u64) -> Option<Refus
     }
 }
 
-/// Tells the joiner why it gets no further, if it does not.
+/// Sends the joiner the refusal, if there is one.
 async fn tell<T>(joiner: &mut Joiner, outcome: Result<T, Failed>) -> Result<T, Failed> {
     if let Err(error) = &outcome
         && let Some(why) = error.why()
     {
-        // Whether it hears it or not.
+        // Best effort: the joiner may be gone.
         let _told = close(joiner, &Message::Refused { why }).await;
     }
     outcome
 }
 
-/// The last word.
+/// Sends the last message and closes.
 async fn close(joiner: &mut Joiner, message: &Message) -> Result<(), WireError> {
     wire::send(&mut joiner.stream, message).await?;
     Ok(joiner.stream.shutdown().await?)

@@ -1,5 +1,5 @@
-//! What one side offers, and whether what the other offers is of who has proven to be there. Pure but for the
-//! own deny-list, which is read where the agent keeps it.
+//! Creates this side's offer, and checks that the other side's offer matches its certificate. Pure, except
+//! that the agent's own deny-list is read from disk.
 
 use isthmus_certs::spiffe_bundle::{self, FormatError};
 use isthmus_certs::{Bundle, Role, TrustDomain, VerifyError};
@@ -12,53 +12,53 @@ use super::{Context, Introduction, IntroductionError, Party};
 use crate::bundles::PublishedError;
 use crate::bundles::published::PublishedBundle;
 
-/// Bytes of a deny-list that is handed over, so that the offer is never too long.
+/// Size limit of the deny-list in an offer, so that the offer fits its own limit.
 const MOST_DENIED: u64 = LONG as u64 / 2;
 
-/// What may be kept of an offer.
+/// The verified content of an offer.
 #[derive(Debug)]
 pub(super) struct Accepted {
     pub(super) introduction: Introduction,
     pub(super) bundle: Bundle,
-    /// In its envelope.
+    /// The deny-list in its signed envelope.
     pub(super) denied: Option<String>,
 }
 
-/// Why an offer is not taken, or cannot be made.
+/// Why an offer is refused or cannot be made.
 #[derive(Debug, thiserror::Error)]
 pub enum OfferError {
-    /// It speaks for somebody else.
-    #[error("the offer speaks for {found}, but the certificate is of {proven}")]
+    /// The offer is for another party.
+    #[error("the offer is from {found}, but the certificate is of {proven}")]
     OtherParty {
-        /// Whom the offer names.
+        /// The party in the offer.
         found: Party,
-        /// Who has proven to be there.
+        /// The party in the certificate.
         proven: Party,
     },
-    /// Addresses or names that are of no use.
+    /// The introduction is invalid.
     #[error("the introduction: {0}")]
     Introduction(#[from] IntroductionError),
-    /// The own bundle cannot be written.
-    #[error("the own bundle {0}")]
+    /// This agent's bundle cannot be written.
+    #[error("this agent's bundle {0}")]
     Bundle(#[source] FormatError),
-    /// No bundle, or no deny-list of that domain.
+    /// The bundle or deny-list is invalid.
     #[error(transparent)]
     PublishedBundle(#[from] PublishedError),
-    /// A bundle of other roots than its own agent's.
+    /// The bundle does not contain the root of the sender's certificate.
     #[error("the bundle of {0} lacks the root of its own agent")]
     OtherRoot(TrustDomain),
-    /// The offer denies who makes it.
-    #[error("the agent is not believed by what it offers: {0}")]
+    /// The offered bundle or deny-list rejects its sender.
+    #[error("the offered bundle does not trust the agent that sent it: {0}")]
     Unbelievable(#[from] VerifyError),
-    /// The own bundle is not there.
-    #[error("there is no bundle of the own trust domain {0}; add it to the directory of bundles")]
+    /// This agent's bundle is missing.
+    #[error("there is no bundle of this agent's trust domain {0}; add it to the directory of bundles")]
     NoBundle(TrustDomain),
-    /// The own deny-list cannot be read.
+    /// This agent's deny-list cannot be read.
     #[error(transparent)]
     Read(#[from] ReadError),
 }
 
-/// What this side offers.
+/// This side's offer.
 pub(super) fn own(context: &Context) -> Result<Offer, OfferError> {
     let domain = &context.party().trust_domain;
     let trusted = context.trust.current();
@@ -71,7 +71,7 @@ pub(super) fn own(context: &Context) -> Result<Offer, OfferError> {
     Ok(Offer { introduction: context.introduction.clone(), bundle, denied })
 }
 
-/// What may be kept of an offer by the agent that is `shown` by this chain.
+/// Checks the offer of the agent that `shown` identifies.
 pub(super) fn accept(
     offer: Offer,
     shown: &Shown,

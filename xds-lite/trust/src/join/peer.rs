@@ -1,4 +1,4 @@
-//! The clusters that were joined, as `STATE/peers/CLUSTER.json` keeps them. Not how they get there (`place`).
+//! Reads the records of joined clusters, `STATE/peers/CLUSTER.json`. `place` writes them.
 
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
@@ -9,19 +9,19 @@ use super::disk::{self, ReadError};
 use super::{Introduction, Rfc3339, unix_seconds};
 use isthmus_model::slice::Cluster;
 
-/// Larger than any record of a peer.
+/// Size limit of a peer's record.
 const MAX_RECORD: u64 = 64 << 10;
-/// Files that are named as unread, or as strays.
+/// Files reported as unreadable, or as strays.
 const MOST_NAMED: usize = 100;
 const EXTENSION: &str = ".json";
 
-/// A cluster that was joined, by either side's token.
+/// A joined cluster, whichever side made the token.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Peer {
-    /// What it says of itself.
+    /// The peer's introduction.
     #[serde(flatten)]
     pub introduction: Introduction,
-    /// When it was joined, to the second.
+    /// The time of the join, to the second.
     #[serde(serialize_with = "write_time", deserialize_with = "read_time")]
     pub joined_at: SystemTime,
 }
@@ -34,18 +34,18 @@ fn read_time<'de, D: Deserializer<'de>>(from: D) -> Result<SystemTime, D::Error>
     humantime::parse_rfc3339(&String::deserialize(from)?).map_err(D::Error::custom)
 }
 
-/// The clusters that were joined, as their directory has them.
+/// The joined clusters in the state directory.
 #[derive(Debug, Default)]
 pub struct Joined {
-    /// By name; none where nobody has joined yet.
+    /// The peers, sorted by name.
     pub peers: Vec<Peer>,
-    /// Records, or the directory, that cannot be read: who else is a peer is not known.
+    /// Records, or the directory, that cannot be read: the list of peers is incomplete.
     pub unread: Vec<ReadError>,
-    /// What does not belong there.
+    /// Files that do not belong there.
     pub strays: Vec<ReadError>,
 }
 
-/// Reads who has joined. What cannot be read is left out by itself, and named.
+/// Reads the joined clusters. Unreadable records are left out and reported one by one.
 #[must_use]
 pub fn peers(state: &Path) -> Joined {
     let folder = folder(state);
@@ -57,11 +57,11 @@ pub fn peers(state: &Path) -> Joined {
     for name in names.iter().filter(|name| !name.starts_with('.')) {
         let cluster = name.strip_suffix(EXTENSION).and_then(|stem| stem.parse::<Cluster>().ok());
         match cluster.map(|cluster| read(state, &cluster)) {
-            // One that has just been taken away is none.
+            // Removed meanwhile: not a peer.
             Some(Ok(peer)) => joined.peers.extend(peer),
             Some(Err(error)) if joined.unread.len() < MOST_NAMED => joined.unread.push(error),
             None if joined.strays.len() < MOST_NAMED => {
-                let cause = "is not named CLUSTER.json and is ignored; move it away";
+                let cause = "is ignored: not named CLUSTER.json; move it away";
                 joined.strays.push(ReadError::new(&folder.join(name), cause));
             }
             Some(Err(_)) | None => {}
@@ -70,7 +70,7 @@ pub fn peers(state: &Path) -> Joined {
     joined
 }
 
-/// The record of one cluster, if it was joined.
+/// The record of one cluster; `None` if it has not joined.
 pub(super) fn read(state: &Path, cluster: &Cluster) -> Result<Option<Peer>, ReadError> {
     let path = path(state, cluster);
     let text = disk::read_private(&path, MAX_RECORD).map_err(|error| ReadError::new(&path, error))?;
@@ -78,14 +78,14 @@ pub(super) fn read(state: &Path, cluster: &Cluster) -> Result<Option<Peer>, Read
     let wrong = |cause: String| {
         ReadError::new(
             &path,
-            format!("is not the record of a peer: {cause}; remove it, and join that cluster again"),
+            format!("is not a valid peer record: {cause}; remove it, and join that cluster again"),
         )
     };
     let peer: Peer = serde_json::from_slice(&text).map_err(|error| wrong(error.to_string()))?;
     peer.introduction.check().map_err(|error| wrong(error.to_string()))?;
     let found = &peer.introduction.party.cluster;
     if found != cluster {
-        return Err(wrong(format!("it is of cluster {found}, and its name says {cluster}")));
+        return Err(wrong(format!("it is of cluster {found}, but its name says {cluster}")));
     }
     Ok(Some(peer))
 }
@@ -111,9 +111,9 @@ mod tests {
     }"#;
 
     #[test]
-    fn a_record_is_read_as_it_was_written() {
+    fn peer_record_is_read_as_written() {
         let dir = tempfile::tempdir().unwrap();
-        assert_eq!(peers(dir.path()).peers, [], "nobody has joined");
+        assert_eq!(peers(dir.path()).peers, [], "no cluster has joined");
         let folder = folder(dir.path());
         fs::create_dir_all(&folder).unwrap();
         fs::write(folder.join("west.json"), WEST).unwrap();
@@ -126,7 +126,7 @@ mod tests {
     }
 
     #[test]
-    fn wrong_record_or_stray_is_named_and_withdraws_no_other_peer() {
+    fn peer_record_that_is_invalid_is_reported_and_removes_no_other_peer() {
         let dir = tempfile::tempdir().unwrap();
         let folder = folder(dir.path());
         fs::create_dir_all(&folder).unwrap();
@@ -134,7 +134,7 @@ mod tests {
         for (name, content, expected) in [
             ("west.json", String::new(), "EOF"),
             ("west.json", WEST.replace("\"west.example", "\"West!"), "trust domain"),
-            ("west.json", WEST.replace("192.0.2.7", "0.0.0.0"), "no address that another cluster can reach"),
+            ("west.json", WEST.replace("192.0.2.7", "0.0.0.0"), "not reachable from another cluster"),
             ("west.json", WEST.replace("192.0.2.7:15012", "here"), "has no port"),
             ("west.json", WEST.replace("\"west\"", "\"north\""), "its name says west"),
             ("west.json", WEST.replace("west-net", "\\u001b[2J"), "network"),
@@ -149,13 +149,13 @@ mod tests {
             let [problem] = &problems[..] else { panic!("{name}: {problems:?}") };
             assert!(problem.starts_with(path.to_str().unwrap()) && problem.contains(expected), "{problem}");
             assert_eq!(strays.len(), usize::from(name != "west.json"));
-            assert_eq!(peers.len(), 1, "the other one stays");
+            assert_eq!(peers.len(), 1, "the other peer stays");
             fs::remove_file(path).unwrap();
         }
         let target = dir.path().join("elsewhere");
         fs::write(&target, WEST).unwrap();
         std::os::unix::fs::symlink(&target, folder.join("west.json")).unwrap();
         let joined = peers(dir.path());
-        assert_eq!((joined.peers.len(), joined.unread.len()), (1, 1), "no link is followed");
+        assert_eq!((joined.peers.len(), joined.unread.len()), (1, 1), "links are not followed");
     }
 }

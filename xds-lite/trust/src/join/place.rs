@@ -1,5 +1,5 @@
-//! Where what was accepted goes: the peer's record, its domain's bundle and deny-list, all or nothing. Nothing
-//! that is known of a cluster or a trust domain is overwritten with something that contradicts it.
+//! Stores an accepted offer: the peer's record, and the bundle and deny-list of its domain, all or nothing.
+//! Nothing known about a cluster or trust domain is overwritten by something that contradicts it.
 
 use std::fs;
 use std::path::PathBuf;
@@ -18,61 +18,61 @@ use super::shown::Shown;
 use super::{Context, Party};
 use crate::bundles::known::{Known, KnownError, MAX_FILE, same_roots};
 
-/// Why something was not kept.
+/// Why an offer cannot be stored.
 #[derive(Debug, thiserror::Error)]
 pub enum PlaceError {
-    /// A cluster of that name is known, of another domain.
+    /// The cluster is known with another trust domain.
     #[error(
-        "cluster {} is known here in trust domain {known}, not in {}; if it has moved, remove {} and join again",
+        "cluster {} is known here with trust domain {known}, not {}; if it has moved, remove {} and join again",
         found.cluster, found.trust_domain, path.display()
     )]
     OtherDomain {
-        /// Who has come.
+        /// The party that joins.
         found: Party,
-        /// What is known of the cluster.
+        /// The known trust domain of the cluster.
         known: TrustDomain,
-        /// Where it is known.
+        /// The record that says so.
         path: PathBuf,
     },
-    /// The domain is known by other roots.
+    /// The trust domain is known with other roots.
     #[error(
-        "the bundle of {domain} has other roots than the known one, {}; if they were replaced, check the new ones and remove it, then join again",
+        "the bundle of {domain} has different roots than the known one, {}; if they were replaced, verify the new roots, remove that file and join again",
         path.display()
     )]
     OtherRoots {
-        /// Whose bundle.
+        /// The trust domain.
         domain: TrustDomain,
-        /// The known one.
+        /// The known bundle.
         path: PathBuf,
     },
     /// The bundle cannot be written.
     #[error("{}: {cause}", path.display())]
     Bundle {
-        /// Which file.
+        /// The path of the file.
         path: PathBuf,
-        /// What is wrong with it.
+        /// The error.
         #[source]
         cause: FormatError,
     },
-    /// What is known cannot be read.
+    /// A known bundle or deny-list cannot be read.
     #[error(transparent)]
     Known(#[from] KnownError),
-    /// What is known of the domain does not believe the agent.
-    #[error("the agent is not believed by what is known here of its trust domain: {0}")]
+    /// The known bundle of the domain does not trust the agent.
+    #[error("the known bundle of its trust domain does not trust the agent: {0}")]
     Unbelieved(#[source] VerifyError),
-    /// Something cannot be read.
+    /// A file cannot be read.
     #[error(transparent)]
     Read(#[from] ReadError),
-    /// Something cannot be written.
+    /// A file cannot be written.
     #[error(transparent)]
     Write(#[from] WriteError),
-    /// A deny-list, the known one or the other, is not its domain's.
+    /// The known or the offered deny-list does not belong to its domain.
     #[error(transparent)]
     Denied(#[from] DenyError),
 }
 
 impl PlaceError {
-    /// Whether what is known here stands against it, rather than that something has failed.
+    /// Whether known data contradicts the offer, as opposed to a local failure.
     pub(super) fn is_conflict(&self) -> bool {
         match self {
             PlaceError::OtherDomain { .. }
@@ -86,7 +86,7 @@ impl PlaceError {
     }
 }
 
-/// Whether a party could be kept, as far as its names go.
+/// Whether the names of a party contradict known ones.
 pub(super) fn check(context: &Context, party: &Party) -> Result<(), PlaceError> {
     let state = &context.folders.state;
     match peer::read(state, &party.cluster)? {
@@ -101,8 +101,8 @@ pub(super) fn check(context: &Context, party: &Party) -> Result<(), PlaceError> 
     }
 }
 
-/// Whether an agent is one that this side could keep as a peer: where its domain is known, by what is known of
-/// it, which a token does not replace.
+/// Whether an agent can become a peer: if its domain is known, the known bundle must trust it, which a token
+/// does not replace.
 pub(super) fn believe(
     context: &Context,
     shown: &Shown,
@@ -117,7 +117,7 @@ pub(super) fn believe(
     Ok(())
 }
 
-/// Makes the directories, so that what cannot be kept is known before anything is asked for.
+/// Creates the directories, so that a failure shows before the token is used.
 pub(super) fn prepare(context: &Context) -> Result<(), PlaceError> {
     let folders = &context.folders;
     files::make_folder(&folders.bundles)?;
@@ -126,7 +126,7 @@ pub(super) fn prepare(context: &Context) -> Result<(), PlaceError> {
     Ok(())
 }
 
-/// What was written, and what was there before.
+/// The changes so far, with what was there before.
 #[derive(Debug)]
 pub(super) struct PendingJoin {
     peer: Peer,
@@ -142,7 +142,7 @@ struct Change {
     mode: u32,
 }
 
-/// Keeps all of it, or none.
+/// Stores everything, or nothing.
 pub(super) fn keep(
     context: &Context,
     accepted: Accepted,
@@ -154,7 +154,7 @@ pub(super) fn keep(
     let party = accepted.introduction.party.clone();
     check(context, &party)?;
     let mut texts = Vec::new();
-    // About the own domain nobody else is believed: the certificate was verified against the own bundle.
+    // The own domain is not written: the certificate was verified against its bundle.
     if party.trust_domain != context.party().trust_domain {
         let folders = &context.folders;
         let known = Known::read(&party.trust_domain, &folders.bundles, folders.deny.as_deref())?;
@@ -166,7 +166,7 @@ pub(super) fn keep(
     let text = serde_json::to_string_pretty(&peer).map_err(|error| ReadError::new(&path, error))?;
     let texts = texts.into_iter().map(|(path, text)| (path, text, PUBLIC));
     let mut kept = PendingJoin { peer, changes: Vec::new(), peers };
-    // The record last: who is a peer is believed already.
+    // The record comes last: a peer on record is trusted already.
     for (path, after, mode) in texts.chain([(path, text + "\n", SECRET)]) {
         if let Err(error) = kept.write(path, after, mode) {
             kept.revert();
@@ -177,7 +177,7 @@ pub(super) fn keep(
 }
 
 impl PendingJoin {
-    /// It stays.
+    /// Makes the changes permanent.
     pub(super) fn commit(mut self) -> Peer {
         self.changes.clear();
         self.peer.clone()
@@ -187,22 +187,22 @@ impl PendingJoin {
         let before = disk::read(&path, MAX_FILE)?;
         let change = Change { path, before, after, mode };
         let written = files::write(&change.path, &change.after, mode);
-        // Written or not: a file may be in its place that is not certain to outlast a crash.
+        // Even after an error the file may be in place without being synced.
         self.changes.push(change);
         Ok(written?)
     }
 
-    /// Under the lock.
+    /// Undoes the changes. Call under the lock.
     fn revert(&mut self) {
         for change in self.changes.drain(..).rev() {
             if let Err(error) = change.revert() {
-                tracing::error!(path = %change.path.display(), %error, "a file of a failed join stays; remove it");
+                tracing::error!(path = %change.path.display(), %error, "cannot remove a file of a failed join; remove it by hand");
             }
         }
     }
 }
 
-/// Without [`PendingJoin::commit`] all is again as it was, except where somebody else has written since.
+/// Undoes everything without [`PendingJoin::commit`], except files that another process has changed since.
 impl Drop for PendingJoin {
     fn drop(&mut self) {
         if self.changes.is_empty() {
@@ -210,7 +210,7 @@ impl Drop for PendingJoin {
         }
         match disk::lock(&self.peers) {
             Ok(_lock) => self.revert(),
-            Err(error) => tracing::error!(%error, "what a failed join has written stays"),
+            Err(error) => tracing::error!(%error, "cannot undo a failed join"),
         }
     }
 }
@@ -228,7 +228,7 @@ impl Change {
     }
 }
 
-/// What is to be written of a bundle: nothing, where the known one is as new.
+/// The bundle to write; `None` if the known one is as new.
 fn bundle(
     known: &Known,
     domain: &TrustDomain,
@@ -248,7 +248,7 @@ fn bundle(
     Ok(Some((known.json.clone(), text)))
 }
 
-/// What is to be written of a deny-list: nothing, where the known one is as new.
+/// The deny-list to write; `None` if the known one is as new.
 fn denied(
     known: &Known,
     domain: &TrustDomain,
@@ -256,7 +256,7 @@ fn denied(
 ) -> Result<Option<(PathBuf, String)>, PlaceError> {
     let Some(envelope) = &accepted.denied else { return Ok(None) };
     let Some(path) = &known.list else {
-        tracing::warn!(%domain, "its deny-list is not kept; name a directory in `trust.deny` to follow it");
+        tracing::warn!(%domain, "the peer's deny-list is not stored; set `trust.deny` to a directory to follow it");
         return Ok(None);
     };
     if let Some(folder) = path.parent() {
@@ -272,7 +272,7 @@ fn denied(
     let before = known.envelope.as_ref().map(|text| open(text, None)).transpose()?;
     match open(envelope, before.as_ref()) {
         Ok(_) => Ok(Some((path.clone(), envelope.clone()))),
-        // Another cluster of that domain has joined, and had a newer one.
+        // Another cluster of that domain joined with a newer list.
         Err(DenyError::Older { .. }) => Ok(None),
         Err(error) => Err(error.into()),
     }

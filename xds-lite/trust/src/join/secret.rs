@@ -1,8 +1,8 @@
-//! The secret of a token, what is derived from it, and the proofs of it over one TLS session. Pure.
+//! Derives the id, the verifier and the proofs of a token's secret. Pure.
 //!
-//! The side that made the token keeps a [`Verifier`] only. As in SCRAM (RFC 5802), that is enough to check the
-//! joiner's proof and to answer it, and not enough to make one: who reads a backup of the tokens cannot join.
-//! SCRAM's salt and iterations are for passwords; 128 random bits need neither.
+//! The side that made the token stores only a [`Verifier`]. As in SCRAM (RFC 5802), it suffices to check the
+//! joiner's proof and to answer it, but not to make one: a thief of the stored tokens cannot join. SCRAM's
+//! salt and iterations are for passwords; 128 random bits need neither.
 
 use std::fmt;
 use std::str::FromStr;
@@ -20,21 +20,21 @@ use super::text;
 /// Bytes of a secret.
 pub(super) const SECRET: usize = 16;
 
-/// 128 random bits. `Debug` does not show them.
+/// 128 random bits, which `Debug` hides.
 #[derive(Clone, PartialEq, Eq)]
 pub(super) struct Secret([u8; SECRET]);
 
-/// Names a token without giving away its secret. Nobody can guess it, and it travels inside TLS only.
+/// Identifies a token without revealing its secret. It cannot be guessed, and travels inside TLS only.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct TokenId(u128);
 
-/// What the side that made a token keeps of its secret.
+/// What the side that made a token stores of its secret.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Verifier {
-    /// The hash of the key that joiners prove with.
+    /// The hash of the key for the joiner's proof.
     #[serde(with = "text::bytes")]
     joiner: [u8; 32],
-    /// The key that the answer is proven with.
+    /// The key for the issuer's proof.
     #[serde(with = "text::bytes")]
     issuer: [u8; 32],
 }
@@ -43,19 +43,19 @@ pub struct Verifier {
 pub(super) struct Session(pub(super) [u8; 32]);
 
 impl Session {
-    /// One whose proofs are about something more than the connection.
+    /// A session whose proofs also cover `what`.
     pub(super) fn about(exported: &[u8; 32], what: &[u8]) -> Session {
         Session(mac(exported, what))
     }
 }
 
-/// Proves that its sender knows the secret, for one session.
+/// Proves knowledge of the secret, for one session.
 #[derive(Clone, Serialize, Deserialize)]
 #[serde(transparent)]
 pub(super) struct Proof(#[serde(with = "text::bytes")] [u8; 32]);
 
 impl Secret {
-    /// A new one.
+    /// A new random secret.
     pub(super) fn generate() -> Result<Secret, Unspecified> {
         let mut bytes = [0; SECRET];
         rand::fill(&mut bytes)?;
@@ -92,20 +92,20 @@ impl Secret {
         Proof(xor(self.joiner(), mac(&self.verifier().joiner, &session.0)))
     }
 
-    /// Whether the other side's proof is good.
+    /// Whether the issuer's proof is valid.
     pub(super) fn admits(&self, session: &Session, proof: &Proof) -> bool {
         verify_slices_are_equal(&mac(&self.issuer(), &session.0), &proof.0).is_ok()
     }
 }
 
 impl Verifier {
-    /// Whether a joiner's proof is good.
+    /// Whether the joiner's proof is valid.
     pub(super) fn admits(&self, session: &Session, proof: &Proof) -> bool {
         let joiner = xor(proof.0, mac(&self.joiner, &session.0));
         verify_slices_are_equal(&Sha256::digest(joiner), &self.joiner).is_ok()
     }
 
-    /// The proof that answers it.
+    /// The issuer's proof.
     pub(super) fn prove(&self, session: &Session) -> Proof {
         Proof(mac(&self.issuer, &session.0))
     }
@@ -128,12 +128,12 @@ fn xor(mut one: [u8; 32], other: [u8; 32]) -> [u8; 32] {
 }
 
 impl Proof {
-    /// As text: good for one session, and in no other.
+    /// The proof as base64url text.
     pub(super) fn to_text(&self) -> String {
         URL_SAFE_NO_PAD.encode(self.0)
     }
 
-    /// The same read again.
+    /// Parses [`Proof::to_text`].
     pub(super) fn from_text(text: &str) -> Option<Proof> {
         let bytes = URL_SAFE_NO_PAD.decode(text).ok()?;
         bytes.try_into().ok().map(Proof)
@@ -165,7 +165,7 @@ impl fmt::Debug for Proof {
 }
 
 impl TokenId {
-    /// Enough of it to tell tokens apart in lists and logs, and too little to name it to anybody.
+    /// The first digits, for lists and logs: too few to identify the token to an agent.
     #[must_use]
     pub fn short(&self) -> String {
         format!("{:08x}", self.0 >> 96)
@@ -189,9 +189,9 @@ impl fmt::Debug for TokenId {
     }
 }
 
-/// A text that names no token.
+/// The text is not a token id.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("a token is named by 32 hexadecimal digits in lower case")]
+#[error("a token id is 32 lower-case hexadecimal digits")]
 pub struct NoTokenId;
 
 impl FromStr for TokenId {
@@ -211,7 +211,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn proofs_hold_for_their_session_secret_and_direction_only() {
+    fn proof_is_valid_for_its_session_secret_and_direction_only() {
         let [secret, other] = [7, 8].map(|byte| Secret([byte; SECRET]));
         let [session, next] = [1, 2].map(|byte| Session([byte; 32]));
         let verifier = secret.verifier();
@@ -223,7 +223,7 @@ mod tests {
     }
 
     #[test]
-    fn the_verifier_does_not_make_the_joiners_proof() {
+    fn verifier_cannot_make_the_joiners_proof() {
         let secret = Secret([7; SECRET]);
         let (verifier, session) = (secret.verifier(), Session([1; 32]));
         // All that a thief of the file can try: either half of it in the joiner's place.
@@ -235,7 +235,7 @@ mod tests {
     }
 
     #[test]
-    fn an_id_is_read_as_it_is_written_and_no_other_way() {
+    fn token_id_is_parsed_in_its_canonical_form_only() {
         let id = Secret([7; SECRET]).id();
         assert_eq!(id.to_string().parse(), Ok(id));
         let long = format!("0{id}");
@@ -249,7 +249,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_changed_proof_is_good(byte in 0..32_usize, bit in 0..8_u32) {
+        fn proof_with_a_changed_bit_is_invalid(byte in 0..32_usize, bit in 0..8_u32) {
             let (secret, session) = (Secret([7; SECRET]), Session([1; 32]));
             let mut proof = secret.prove(&session);
             proof.0[byte] ^= 1 << bit;

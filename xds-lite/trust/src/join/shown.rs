@@ -1,6 +1,6 @@
-//! What a chain proves whose root is shown with it: that an agent of some cluster holds its key, vouched for by
-//! that root. It does not say that the root is to be believed: the token's hash says so of one side's, the proof
-//! of the secret of the other's. Pure.
+//! Verifies a chain against a root that is sent with it: some agent holds the key, and that root vouches for
+//! it. Whether to trust the root is decided elsewhere: by the token's hash on one side, by the proof of the
+//! secret on the other. Pure.
 
 use isthmus_certs::bundle::BundleError;
 use isthmus_certs::facts::Facts;
@@ -20,51 +20,49 @@ pub(super) struct Shown {
     pub(super) root: CertificateDer<'static>,
 }
 
-/// Whom a token names.
+/// The agent that a token names.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Wanted {
-    /// The key of the root.
+    /// The key of its root.
     pub(super) root: KeyPin,
-    /// Whose agent.
+    /// Its party.
     pub(super) party: Party,
 }
 
-/// Why a chain shows no agent.
+/// Why a chain does not identify an agent.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ShownError {
-    /// More certificates than a chain has.
-    #[error("{0} certificates are shown; a chain and its roots have at most {MOST}")]
+    /// There are too many certificates.
+    #[error("{0} certificates were sent; a chain and its roots have at most {MOST}")]
     Many(usize),
-    /// A chain without its root.
-    #[error(
-        "no root is shown with the chain; the other side must be an agent of Isthmus that waits for joiners"
-    )]
+    /// The chain comes without its root.
+    #[error("no root was sent with the chain; the other side must be an Isthmus agent with a join endpoint")]
     NoRoot,
-    /// Somebody else's root.
+    /// The root is not the token's.
     #[error(
-        "no root with the token's key {0} is shown: somebody else answers at this address, or the root was replaced after the token was made"
+        "no root with the token's key {0} was sent: another server answers at this address, or the root was replaced after the token was made"
     )]
     OtherRoot(KeyPin),
-    /// The root shown cannot be one.
+    /// The root is not a valid CA certificate.
     #[error(transparent)]
     Root(#[from] BundleError),
     /// The chain does not lead to the root.
     #[error(transparent)]
     Chain(#[from] VerifyError),
-    /// Not an agent.
-    #[error("{0} is no agent; an agent is spiffe://TRUST-DOMAIN/isthmus/CLUSTER/agent/NAME")]
+    /// The identity is not an agent's.
+    #[error("{0} is not an agent; an agent's identity is spiffe://TRUST-DOMAIN/isthmus/CLUSTER/agent/NAME")]
     NoAgent(SpiffeId),
-    /// An agent, and the wrong one.
+    /// The agent belongs to another cluster.
     #[error("this is an agent of {found}, but {expected} was expected")]
     OtherParty {
-        /// Whose it is.
+        /// The cluster of the agent.
         found: Party,
-        /// Whose it must be.
+        /// The expected cluster.
         expected: Party,
     },
 }
 
-/// Verifies a chain, leaf first, against a root that is shown with it: the wanted one, or any.
+/// Verifies a chain, leaf first, against a root sent with it: the wanted one, or any.
 pub(super) fn prove(
     chain: &[CertificateDer<'_>],
     role: Role,
@@ -99,7 +97,7 @@ fn expect(found: &Party, wanted: Option<&Wanted>) -> Result<(), ShownError> {
     }
 }
 
-/// Against this root and no other.
+/// Verifies against this root alone.
 fn verify(
     chain: &[CertificateDer<'_>],
     root: &CertificateDer<'_>,
@@ -145,7 +143,7 @@ mod tests {
     const AGENT: &str = "spiffe://east.example/isthmus/east/agent/a";
 
     #[test]
-    fn an_agent_is_shown_with_its_root() {
+    fn chain_with_its_root_identifies_an_agent() {
         let (east, other) = (authority("east.example"), authority("east.example"));
         let below = east.intermediate("east", KeyKind::P256, HOUR * 2).unwrap();
         for chain in [chain(&east, AGENT, &[&east]), chain(&below, AGENT, &[&other, &east])] {
@@ -158,7 +156,7 @@ mod tests {
     }
 
     #[test]
-    fn everybody_else_is_refused_for_their_own_reason() {
+    fn chain_refusal_names_its_own_reason() {
         let [east, other] = [(); 2].map(|()| authority("east.example"));
         let west = authority("west.example");
         let (token, north) = (wanted(&east, "east"), wanted(&east, "north"));
@@ -167,13 +165,13 @@ mod tests {
         for (what, chain, wanted, expected) in [
             ("nothing", vec![], None, "no certificate"),
             ("too many", long, None, "at most 8"),
-            ("no root", chain(&east, AGENT, &[]), None, "no root is shown"),
+            ("no root", chain(&east, AGENT, &[]), None, "no root was sent"),
             ("another's root alone", chain(&east, AGENT, &[&other]), None, "does not verify"),
             ("his own root", chain(&other, AGENT, &[&other]), Some(&token), "no root with the token's key"),
             ("his own chain, the true root", chain(&other, AGENT, &[&east]), Some(&token), "does not verify"),
             ("both roots", chain(&other, AGENT, &[&other, &east]), Some(&token), "does not verify"),
             ("another domain's root", chain(&east, AGENT, &[&west]), None, "is it the right file"),
-            ("a gateway", chain(&east, gateway, &[&east]), Some(&token), "is no agent"),
+            ("a gateway", chain(&east, gateway, &[&east]), Some(&token), "is not an agent"),
             (
                 "another cluster",
                 chain(&east, AGENT, &[&east]),
@@ -190,7 +188,7 @@ mod tests {
     }
 
     #[test]
-    fn an_agents_identity_has_one_form() {
+    fn agent_identity_has_one_form() {
         let party = |path: &str| Party::of_agent(&SpiffeId::parse(&format!("spiffe://a{path}")).unwrap());
         assert_eq!(party("/isthmus/west/agent/x").unwrap().cluster.as_str(), "west");
         for other in [

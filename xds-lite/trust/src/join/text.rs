@@ -1,4 +1,4 @@
-//! How joining writes names, addresses and bytes into JSON: as the text that people write, or as base64url.
+//! Serializes names, addresses and bytes for JSON: as people write them, or as base64url.
 
 use std::fmt::Display;
 use std::str::FromStr;
@@ -9,7 +9,7 @@ use serde::{Deserialize as _, Deserializer, Serializer, de::Error as _};
 
 use isthmus_model::address::Target;
 
-/// A name that is one text: a cluster's, a token's.
+/// A name that is one text, such as a cluster's or a token's id.
 pub(super) mod name {
     use super::*;
 
@@ -67,7 +67,7 @@ pub(super) mod bytes {
     }
 }
 
-/// An address as it is written; the error does not repeat it.
+/// Parses an address; the error does not quote it.
 pub(super) fn target(text: &str) -> Result<Target, String> {
     text.parse::<Target>().map_err(|wrong| format!("the address {}; {}", wrong.what, wrong.remedy))
 }

@@ -1,5 +1,5 @@
-//! TLS 1.3 between two agents that do not know each other yet: each shows its chain with its roots, and each is
-//! verified against a root that it shows itself (`shown`). Which root the issuing side must show, the token says.
+//! TLS 1.3 between two agents that do not know each other yet: each sends its chain with its roots and is
+//! verified against a root of its own (`shown`). The token pins the root of the side that made it.
 
 use std::io;
 use std::sync::Arc;
@@ -27,33 +27,35 @@ use super::{Guest, Party, Token};
 use isthmus_grpc::resolve;
 use isthmus_model::address::Target;
 
-/// The talk and its version.
+/// The protocol and its version.
 const ALPN: &[u8] = b"isthmus-join/1";
 const LABEL: &[u8] = b"EXPORTER-isthmus-join";
 
-/// Why two agents did not meet.
+/// Why a connection to the other agent failed.
 #[derive(Debug, thiserror::Error)]
 pub enum MeetError {
-    /// The other side is not who it must be.
+    /// The other side is not the expected agent.
     #[error(transparent)]
     Shown(#[from] ShownError),
-    /// The own identity cannot be used.
-    #[error("the own certificate cannot be used: {0}")]
+    /// This agent's certificate is unusable.
+    #[error("this agent's certificate cannot be used: {0}")]
     Own(#[source] Error),
-    /// Nobody is there.
+    /// The other side is unreachable.
     #[error(
-        "no connection: {0}; is the agent there running, does its file open the endpoint, may it be reached?"
+        "connection failed: {0}; check that the agent there is running, that its configuration opens this endpoint, and that no firewall blocks it"
     )]
     Connect(#[source] io::Error),
-    /// No TLS came about.
-    #[error("no TLS: {0}; is it the address of an agent's endpoint for joining?")]
+    /// The TLS handshake failed.
+    #[error("TLS handshake failed: {0}; check that the address is an agent's join endpoint")]
     Handshake(#[source] io::Error),
-    /// Another protocol.
-    #[error("the other side does not speak this version of joining; use the same release on both sides")]
+    /// The other side chose another protocol.
+    #[error(
+        "the other side does not speak this version of the join protocol; use the same release on both sides"
+    )]
     Protocol,
 }
 
-/// One side of a connection whose other side has shown itself.
+/// A connection whose other side is identified.
 #[derive(Debug)]
 pub(super) struct Met<S> {
     pub(super) stream: S,
@@ -61,7 +63,7 @@ pub(super) struct Met<S> {
     pub(super) chain: Vec<CertificateDer<'static>>,
 }
 
-/// Waits for a joiner's handshake: any agent of anybody.
+/// Accepts the TLS handshake of any agent.
 pub(super) async fn accept(
     stream: TcpStream,
     trust: &Trust,
@@ -73,7 +75,7 @@ pub(super) async fn accept(
     Ok(Met { stream, shown, chain })
 }
 
-/// Connects to the side that made a token, and to nobody else.
+/// Connects to the agent that made a token, and no other.
 pub(super) async fn connect(
     token: &Token,
     trust: &Trust,
@@ -86,7 +88,7 @@ pub(super) async fn connect(
     Ok(Met { stream, shown, chain })
 }
 
-/// Connects to an address; the name is for TLS, which does not look at it.
+/// Connects to an address; TLS needs the name but does not verify it.
 pub(super) async fn reach(address: &Target) -> io::Result<(TcpStream, ServerName<'static>)> {
     let name = match address {
         Target::Address(address) => ServerName::from(address.ip()),
@@ -99,7 +101,7 @@ pub(super) async fn reach(address: &Target) -> io::Result<(TcpStream, ServerName
     Ok((stream, name))
 }
 
-/// What the handshake has verified, once more for what it says.
+/// Extracts the identity that the handshake verified.
 fn met(
     connection: &CommonState,
     role: Role,
@@ -113,7 +115,7 @@ fn met(
     Ok((chain, shown))
 }
 
-/// What both proofs are made over.
+/// What both proofs cover.
 pub(super) fn session<D>(
     connection: &ConnectionCommon<D>,
     id: TokenId,
@@ -124,14 +126,14 @@ pub(super) fn session<D>(
     connection.export_keying_material([0; 32], LABEL, Some(&context)).map(Session)
 }
 
-/// The key of the root that tokens name.
+/// The key of the root that tokens pin.
 pub(super) fn root(trusted: &Trusted) -> Result<KeyPin, ShownError> {
     let roots = roots(trusted, Role::Server)?;
     let pin = roots.first().and_then(|root| Facts::of(root).ok()).map(|facts| facts.pin);
     pin.ok_or(ShownError::NoRoot)
 }
 
-/// The own roots that vouch for the own chain: several while one follows another.
+/// The roots that vouch for this agent's chain: several during a roll-over.
 fn roots(trusted: &Trusted, role: Role) -> Result<Vec<CertificateDer<'static>>, ShownError> {
     let id = trusted.identity.id();
     let bundle = trusted.bundles.get(id.trust_domain());
@@ -147,7 +149,7 @@ fn roots(trusted: &Trusted, role: Role) -> Result<Vec<CertificateDer<'static>>, 
     if found.is_empty() { Err(refused) } else { Ok(found) }
 }
 
-/// The own chain with its roots.
+/// This agent's chain with its roots.
 pub(super) fn showing(trusted: &Trusted, role: Role) -> Result<Vec<CertificateDer<'static>>, ShownError> {
     let chain = trusted.identity.chain().iter().cloned();
     Ok(chain.chain(roots(trusted, role)?).take(MOST).collect())
@@ -184,7 +186,7 @@ fn client_config(trusted: &Trusted, wanted: Wanted) -> Result<ClientConfig, Meet
     Ok(config)
 }
 
-/// A handshake that this side or the other has ended.
+/// Explains a failed handshake.
 pub(super) fn refused(error: io::Error) -> MeetError {
     match error.get_ref().and_then(|error| error.downcast_ref::<Error>()) {
         Some(
@@ -206,7 +208,7 @@ fn shown_error(error: &Error) -> Option<ShownError> {
     }
 }
 
-/// Takes whom a token names, or any agent under any root that it shows.
+/// Accepts the agent that a token names, or any agent under any root that it sends.
 #[derive(Debug)]
 pub(super) struct Verifier {
     wanted: Option<Wanted>,
@@ -230,7 +232,7 @@ impl Verifier {
     }
 }
 
-/// Whatever is believed about a certificate, its holder must have the key.
+/// Whatever the trust in a certificate, the holder must prove its key.
 macro_rules! signatures_are_checked {
     () => {
         fn verify_tls12_signature(

@@ -1,5 +1,5 @@
-//! A token as people copy it: `isthmus1.` and base64url of all that its holder must know. Pure. Not whether it
-//! is still good: only the side that made it knows.
+//! Encodes and parses tokens: `isthmus1.` and the base64url of all that the holder must know. Pure. Whether a
+//! token is still valid is known only to the side that made it.
 
 use std::fmt;
 use std::str::FromStr;
@@ -14,58 +14,59 @@ use super::text;
 use super::{Guest, Party, Rfc3339};
 use isthmus_model::address::Target;
 
-/// The form, with its version.
+/// The prefix, with the version.
 const PREFIX: &str = "isthmus1.";
-/// The form in any version.
+/// The prefix in any version.
 const ANY_PREFIX: &str = "isthmus";
-/// Two domains, two clusters, a name and the rest make less.
+/// Two domains, two clusters and an address stay below this.
 const LONGEST: usize = 2_048;
 const CHECKSUM: usize = 4;
 
-/// What one side prints, and the other joins with or gets its first certificate by. It is a secret: [`Token::reveal`] alone shows it whole.
+/// A token that one side prints, and the other uses to join or to get its first certificate. It is a secret:
+/// only [`Token::reveal`] shows all of it.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Token {
-    /// Where the side that made it waits.
+    /// The endpoint of the side that made it.
     pub address: Target,
-    /// Who made it.
+    /// The party that made it.
     pub issuer: Party,
-    /// The key of the root that vouches for its agent.
+    /// The key of the root of that party's agent.
     pub root: KeyPin,
-    /// For whom it was made, and nobody else.
+    /// The only party that may use it.
     pub guest: Guest,
-    /// Its end, in seconds since 1970, by the clock of the side that made it.
+    /// Its expiry, in seconds since 1970, by the clock of the side that made it.
     pub expires: u64,
     pub(super) secret: Secret,
 }
 
-/// Why a text is no token.
+/// Why a text is not a valid token.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum TokenError {
-    /// Something else.
-    #[error("this is no token: it begins with `{PREFIX}`; copy the whole line that `token create` printed")]
+    /// It is something else.
+    #[error("not a token: a token begins with `{PREFIX}`; copy the whole line that `token create` printed")]
     Prefix,
-    /// From a release that came later.
-    #[error("the token is of another version than `{PREFIX}`; use the same release on both sides")]
+    /// It has another version.
+    #[error("the token has another version than `{PREFIX}`; use the same release on both sides")]
     Version,
-    /// Far too long.
+    /// It is too long.
     #[error("the token is longer than {LONGEST} characters; copy only the line that `token create` printed")]
     TooLong,
-    /// Cut off, or changed on its way.
-    #[error("the token is damaged or not whole; copy the whole line that `token create` printed again")]
+    /// It is truncated or changed.
+    #[error("the token is damaged or incomplete; copy the whole line that `token create` printed again")]
     Damaged,
-    /// Whole, and yet not to be used.
-    #[error("the token names no usable {0}; make it with the same release as this one")]
+    /// It is intact but has an invalid field.
+    #[error("the token has an invalid {0}; make it with the same release as this one")]
     Field(&'static str),
 }
 
 impl Token {
-    /// Its name.
+    /// Its id.
     #[must_use]
     pub fn id(&self) -> TokenId {
         self.secret.id()
     }
 
-    /// The whole of it, secret and all: for the screen of who made it, never for a log.
+    /// The whole token with its secret: for the terminal of its maker, never for a log.
     #[must_use]
     pub fn reveal(&self) -> String {
         let mut bytes = self.expires.to_be_bytes().to_vec();
@@ -83,7 +84,7 @@ impl Token {
         format!("{PREFIX}{}", URL_SAFE_NO_PAD.encode(bytes))
     }
 
-    /// What is signed in both proofs beside the session: this token, between these two.
+    /// What both proofs cover besides the session: the token's id and both parties.
     pub(super) fn context(id: TokenId, issuer: &Party, guest: &Guest) -> Vec<u8> {
         let mut context = id.to_be_bytes().to_vec();
         let issuer = [issuer.cluster.to_string(), issuer.trust_domain.to_string()];
@@ -98,7 +99,7 @@ impl Token {
 impl FromStr for Token {
     type Err = TokenError;
 
-    /// White space is left out wherever it is: terminals and mails break lines.
+    /// White space is ignored everywhere: terminals and mails break lines.
     fn from_str(text: &str) -> Result<Token, TokenError> {
         if text.len() > LONGEST {
             return Err(TokenError::TooLong);
@@ -136,7 +137,7 @@ fn read(mut rest: Rest<'_>) -> Result<Token, TokenError> {
     Ok(Token { address, issuer, root, guest, expires, secret })
 }
 
-/// Tells an accident from a token; nobody is kept out by it.
+/// Detects accidental changes; not a defence.
 fn checksum(content: &[u8]) -> [u8; CHECKSUM] {
     let hash: [u8; 32] = Sha256::new().chain_update(PREFIX).chain_update(content).finalize().into();
     hash.first_chunk().copied().unwrap_or_default()
@@ -148,7 +149,7 @@ fn party(cluster: &str, domain: &str) -> Result<Party, TokenError> {
     Ok(Party { cluster, trust_domain })
 }
 
-/// What is not read yet.
+/// The bytes not parsed yet.
 struct Rest<'a>(&'a [u8]);
 
 impl<'a> Rest<'a> {
@@ -172,7 +173,7 @@ impl<'a> Rest<'a> {
 
     fn guest(&mut self) -> Result<Guest, TokenError> {
         match [self.text()?, self.text()?] {
-            // No cluster has this name, so that older releases refuse it.
+            // No cluster has the empty name, so older releases refuse the token.
             ["", identity] => {
                 let identity = SpiffeId::parse(identity).map_err(|_| TokenError::Field("identity"))?;
                 Ok(Guest::Identity { identity })
@@ -217,7 +218,7 @@ mod tests {
     }
 
     #[test]
-    fn a_token_is_read_as_it_was_written() {
+    fn token_is_parsed_as_it_was_written() {
         let longest = format!("{}.example:65535", ["a".repeat(63), "b".repeat(63), "c".repeat(63)].join("."));
         for address in ["192.0.2.7:15011", "[2001:db8::1]:1", "join.east.example:15011", longest.as_str()] {
             let token = token(address);
@@ -231,7 +232,7 @@ mod tests {
     }
 
     #[test]
-    fn a_token_for_an_identity_is_another_token() {
+    fn token_for_an_identity_differs_from_one_for_a_cluster() {
         let identity = SpiffeId::parse("spiffe://east.example/isthmus/east/gateway/gw-1").unwrap();
         let guest = Guest::Identity { identity };
         let one = Token { guest: guest.clone(), ..token("192.0.2.7:15012") };
@@ -242,7 +243,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_token_is_refused_for_its_own_reason() {
+    fn token_refusal_names_its_own_reason() {
         let text = token("192.0.2.7:15011").reveal();
         let with = |content: Vec<u8>| {
             let sum = checksum(&content);
@@ -271,7 +272,7 @@ mod tests {
     }
 
     #[test]
-    fn debug_does_not_show_the_secret() {
+    fn token_debug_hides_the_secret() {
         let token = token("192.0.2.7:15011");
         let shown = format!("{token:?} {token:#?}");
         assert!(shown.contains("east.example") && shown.contains("2027-01-15T08:00:00Z"), "{shown}");
@@ -281,7 +282,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_changed_character_is_noticed(place in 0..1_000_usize, other in "[A-Za-z0-9_-]") {
+        fn token_with_a_changed_character_is_refused(place in 0..1_000_usize, other in "[A-Za-z0-9_-]") {
             let mut text = token("192.0.2.7:15011").reveal();
             let place = PREFIX.len() + place % (text.len() - PREFIX.len());
             text.replace_range(place..=place, &other);
@@ -291,7 +292,7 @@ mod tests {
         }
 
         #[test]
-        fn any_text_is_read_or_refused(text in "\\PC{0,80}", content in proptest::collection::vec(any::<u8>(), 0..200)) {
+        fn token_parser_is_total(text in "\\PC{0,80}", content in proptest::collection::vec(any::<u8>(), 0..200)) {
             let _ = text.parse::<Token>();
             let sum = checksum(&content);
             let _ = format!("{PREFIX}{}", URL_SAFE_NO_PAD.encode([content, sum.to_vec()].concat())).parse::<Token>();

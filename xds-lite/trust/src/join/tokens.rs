@@ -1,5 +1,5 @@
-//! The tokens that one side has made, wherever they are kept: each is taken once, whoever asks how often at the
-//! same time. Not the secrets; they are with those who were given the tokens.
+//! The store of the tokens that this side made: each is consumed once, however many callers race. It holds
+//! verifiers, not secrets.
 
 mod folder;
 mod wrong;
@@ -16,33 +16,33 @@ use super::{Guest, text};
 pub use folder::Folder;
 pub(super) use wrong::Wrong;
 
-/// How long a token that has ended is remembered, in seconds: its joiner is told how it ended.
+/// How long an ended token is remembered, in seconds, so that its joiner is told how it ended.
 pub(super) const REMEMBERED: u64 = 60 * 60;
 
-/// What the side that made a token keeps.
+/// What the side that made a token stores.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Record {
-    /// Which token.
+    /// The token's id.
     #[serde(with = "text::name")]
     pub id: TokenId,
-    /// For whom it was made.
+    /// The party it was made for.
     #[serde(flatten)]
     pub guest: Guest,
-    /// Its end, in seconds since 1970.
+    /// Its expiry, in seconds since 1970.
     pub expires: u64,
-    /// What its holder is known by.
+    /// Verifies its holder.
     pub verifier: Verifier,
 }
 
-/// What has become of a token.
+/// The state of a token.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum State {
-    /// It can be used, unless it has expired.
+    /// Usable, unless expired.
     Open,
-    /// Somebody has used it, or has tried to after proving its secret.
+    /// Its holder proved the secret, whether or not the rest succeeded.
     Used,
-    /// Wrong proofs have ended it.
+    /// Revoked after too many wrong proofs.
     Void,
 }
 
@@ -61,52 +61,52 @@ impl fmt::Display for State {
 pub enum Ending {
     /// Its secret was proven.
     Used,
-    /// Its secret was not, too often.
+    /// There were too many wrong proofs.
     Void,
 }
 
-/// A store of tokens. Its functions may wait for a disk or a network; no runtime's worker calls them.
+/// A store of tokens. Its methods block on a disk or network; do not call them on an async worker.
 ///
 /// Several agents of a cluster share one store, or there is one agent.
 pub trait Tokens: fmt::Debug + Send + Sync {
-    /// Keeps a new token.
+    /// Stores a new token.
     ///
     /// # Errors
-    /// It is not kept.
+    /// The token is not stored.
     fn put(&self, record: &Record) -> Result<(), StoreError>;
 
-    /// Looks one up, ended or not.
+    /// Looks up a token, ended or not.
     ///
     /// # Errors
     /// The store cannot be read.
     fn find(&self, id: TokenId) -> Result<Option<(Record, State)>, StoreError>;
 
-    /// Ends an open token. Of all that try, at any time and over crashes, exactly one is told `true`.
+    /// Ends an open token. Of all callers, at any time and across crashes, exactly one gets `true`.
     ///
     /// # Errors
-    /// It is not certain to have been ended for good; nobody else will be told `true`, or it is open still.
+    /// The end may not be durable; either no other caller gets `true`, or the token is still open.
     fn end(&self, id: TokenId, ending: Ending) -> Result<bool, StoreError>;
 
-    /// All there are, those that end first before the others.
+    /// All tokens, the earliest expiry first.
     ///
     /// # Errors
     /// The store cannot be read.
     fn list(&self) -> Result<Vec<(Record, State)>, StoreError>;
 
-    /// Forgets what ended, or expired, an hour before `now` (seconds since 1970).
+    /// Deletes tokens that ended or expired an hour before `now` (seconds since 1970).
     ///
     /// # Errors
     /// The store cannot be changed.
     fn sweep(&self, now: u64) -> Result<(), StoreError>;
 }
 
-/// A store that does not do as it is asked.
+/// The token store failed.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
     /// It cannot be read.
-    #[error("tokens: {0}")]
+    #[error("token store: {0}")]
     Read(#[from] ReadError),
     /// It cannot be written.
-    #[error("tokens: {0}")]
+    #[error("token store: {0}")]
     Write(#[from] WriteError),
 }

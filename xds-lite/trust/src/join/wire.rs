@@ -1,5 +1,5 @@
-//! What the two sides say to each other: JSON behind its length, each message bounded by what it may be at its
-//! place in the talk. Nothing of the other side's text is in any error. The version is the ALPN's (`tls`).
+//! The messages of a join: JSON with a length prefix, each bounded by what is possible at its point of the
+//! exchange. Errors never quote the other side. The ALPN carries the version (`tls`).
 
 use std::io;
 
@@ -9,100 +9,102 @@ use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use super::Introduction;
 use super::secret::Proof;
 
-/// Bytes of anything but an offer: all that is read of somebody who has proven nothing.
+/// Bytes of any message but an offer, which is all that is read before a proof.
 pub(super) const BRIEF: usize = 512;
 /// Bytes of an offer.
 pub(super) const LONG: usize = 1 << 20;
 
-/// One message, in the order of the talk.
+/// The messages, in the order of the exchange.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(tag = "message", rename_all = "snake_case")]
 pub(super) enum Message {
-    /// The joiner's first word.
+    /// The joiner's first message.
     Prove { token: String, proof: Proof },
-    /// The answer: the token is used up from here on.
+    /// The answer: the token is consumed from here on.
     Proven { proof: Proof },
-    /// The joiner's, then the other's.
+    /// The joiner's, then the other side's.
     Offer(Box<Offer>),
-    /// The joiner has kept what it was offered.
+    /// The joiner has stored the offer.
     Kept,
-    /// So has the other side; all is done.
+    /// So has the other side; the join is complete.
     Done,
-    /// There will be no more.
+    /// The exchange ends here.
     Refused { why: Refusal },
 }
 
-/// What changes hands.
+/// What each side sends the other.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct Offer {
     pub(super) introduction: Introduction,
-    /// The own trust domain's bundle, in SPIFFE's format.
+    /// The bundle of the sender's trust domain, in SPIFFE's format.
     pub(super) bundle: String,
     /// Its deny-list in its envelope, if it has one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) denied: Option<String>,
 }
 
-/// Why one side goes no further. Who has not proven the secret hears `Unknown` only.
+/// Why a side refuses. Before the proof a joiner is told only `Unknown`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
 #[serde(rename_all = "snake_case")]
 pub enum Refusal {
-    /// No such token, or not its secret.
+    /// The token does not exist, or the proof is wrong.
     #[error("it does not know this token; was it made there, by this cluster, in the last hours?")]
     Unknown,
-    /// Used before.
+    /// The token was used.
     #[error("the token has been used; make a new one there")]
     Used,
-    /// Too late.
+    /// The token has expired.
     #[error("the token has expired; make a new one there")]
     Expired,
-    /// Ended by wrong proofs.
-    #[error("wrong proofs have ended the token: somebody may be in between; make a new one there")]
-    Void,
-    /// Made for somebody else.
+    /// The token was revoked.
     #[error(
-        "the token was made for another cluster or trust domain than the one of this agent's certificate"
+        "the token was revoked after too many wrong proofs (possible interception); make a new one there"
+    )]
+    Void,
+    /// The token is for another party.
+    #[error(
+        "the token was made for another cluster or trust domain than the one in this agent's certificate"
     )]
     OtherGuest,
-    /// What is known there of this cluster or trust domain says otherwise.
-    #[error("what it knows of this cluster or trust domain says otherwise; its log says what")]
+    /// Data known there contradicts this cluster or trust domain.
+    #[error("its records of this cluster or trust domain contradict the join; see its log")]
     Conflict,
-    /// The offer is not usable.
-    #[error("it cannot use what it was offered; its log says why")]
+    /// The offer is invalid.
+    #[error("it cannot use this agent's offer; see its log")]
     Offer,
-    /// Too many are joining.
-    #[error("too many are joining it at this moment; try again")]
+    /// Too many clusters join at once.
+    #[error("too many clusters are joining it; try again")]
     Busy,
-    /// Its own fault.
-    #[error("it has a fault of its own; its log says which")]
+    /// An internal error.
+    #[error("it had an internal error; see its log")]
     Fault,
 }
 
-/// Why a message was not read or written.
+/// Why a message cannot be read or written.
 #[derive(Debug, thiserror::Error)]
 pub enum WireError {
-    /// The connection broke.
-    #[error("the connection broke: {0}")]
+    /// The connection failed.
+    #[error("connection lost: {0}")]
     Broken(#[from] io::Error),
-    /// The other side hung up.
+    /// The other side closed the connection.
     #[error("the other side closed the connection")]
     Closed,
-    /// Longer than it may be.
-    #[error("a message of {found} bytes came; at most {most} are read")]
+    /// The message is too long.
+    #[error("received a message of {found} bytes; the limit is {most}")]
     Large {
         /// Its length.
         found: usize,
-        /// What it may be.
+        /// The limit.
         most: usize,
     },
-    /// No message.
-    #[error("what came is no message of joining (byte {0} of it)")]
+    /// The message is malformed.
+    #[error("received a malformed message (at byte {0})")]
     Malformed(usize),
-    /// A message at the wrong time.
-    #[error("a message came out of its order")]
+    /// The message is out of order.
+    #[error("received an unexpected message")]
     Order,
-    /// The own message is too long to be read by the other side.
-    #[error("the own bundle and deny-list take {0} bytes; at most {LONG} can be handed over")]
+    /// The own message exceeds the other side's limit.
+    #[error("this agent's bundle and deny-list take {0} bytes; the limit is {LONG}")]
     OwnLarge(usize),
 }
 
@@ -116,7 +118,7 @@ pub(super) async fn send<W: AsyncWrite + Unpin>(to: &mut W, message: &Message) -
     Ok(())
 }
 
-/// Receives one message of at most so many bytes. Memory is taken for what has come, not for what is announced.
+/// Receives one message of at most `most` bytes. Allocates for what has arrived, not for what is announced.
 pub(super) async fn receive<R: AsyncRead + Unpin>(from: &mut R, most: usize) -> Result<Message, WireError> {
     let mut length = [0; 4];
     from.read_exact(&mut length).await.map_err(ended)?;
@@ -129,11 +131,11 @@ pub(super) async fn receive<R: AsyncRead + Unpin>(from: &mut R, most: usize) -> 
     if content.len() < found {
         return Err(WireError::Closed);
     }
-    // Its place, and not its text, which would be theirs.
+    // The position only: the text is the other side's.
     serde_json::from_slice(&content).map_err(|error| WireError::Malformed(error.column()))
 }
 
-/// Closing without TLS's own word for it is an error to rustls, and no other ending to us.
+/// A close without TLS's close_notify is an error in rustls, and an ordinary end here.
 fn ended(error: io::Error) -> WireError {
     match error.kind() {
         io::ErrorKind::UnexpectedEof => WireError::Closed,
@@ -159,7 +161,7 @@ mod tests {
     }
 
     #[test]
-    fn every_message_but_an_offer_is_brief() {
+    fn message_other_than_an_offer_is_brief() {
         let secret = Secret::generate().unwrap();
         let proof = secret.prove(&Session([1; 32]));
         let id = secret.id().to_string();
@@ -182,7 +184,7 @@ mod tests {
     }
 
     #[test]
-    fn errors_say_nothing_that_the_other_side_wrote() {
+    fn message_errors_never_quote_the_other_side() {
         let evil = "\u{1b}[2Jevil";
         for content in [
             format!("{{\"message\": \"{evil}\"}}"),
@@ -200,14 +202,14 @@ mod tests {
     }
 
     #[test]
-    fn what_is_announced_too_long_is_not_read() {
+    fn message_announced_too_long_is_not_read() {
         for length in [BRIEF + 1, 1 << 26, u32::MAX as usize] {
             let bytes = u32::try_from(length).unwrap().to_be_bytes();
             assert!(matches!(read(&bytes, BRIEF), Err(WireError::Large { found, .. }) if found == length));
         }
     }
 
-    /// No panic; what is read is read the same after it was sent; an error has nothing of what came.
+    /// No panic; a parsed message survives a round trip; an error quotes nothing.
     #[test]
     fn fuzz_join_wire() {
         let starts = [

@@ -1,5 +1,5 @@
-//! The side that was given the token: it goes to who made it, and to nobody else, and proves the secret to nobody
-//! who could use the proof elsewhere.
+//! The token holder's side: connects only to the agent that made the token, with a proof that is useless on
+//! any other connection.
 
 use std::sync::Arc;
 
@@ -21,15 +21,15 @@ use crate::join::tls::{self, MeetError, Verifier};
 /// A connection to the agent that made a token.
 #[derive(Debug)]
 pub struct Meeting {
-    /// Nothing was said on it yet.
+    /// The stream, before any request.
     pub stream: TlsStream<TcpStream>,
-    /// What is presented on it, and worth nothing on any other.
+    /// The bearer text, valid on this connection only.
     pub bearer: String,
-    /// What tells whether the agent knows the secret, too.
+    /// Verifies the agent's proof.
     pub answer: Answer,
 }
 
-/// What the answer's proof is judged by.
+/// What the agent's proof is verified against.
 #[derive(Debug)]
 pub struct Answer {
     token: Token,
@@ -37,17 +37,17 @@ pub struct Answer {
 }
 
 impl Answer {
-    /// Whether who answers knows the token's secret.
+    /// Whether the agent proved the token's secret.
     #[must_use]
     pub fn is_proven(&self, proof: &str) -> bool {
         Proof::from_text(proof).is_some_and(|proof| self.token.secret.admits(&self.session, &proof))
     }
 }
 
-/// Connects to the side that made a token. Nothing of the token is sent.
+/// Connects to the agent that made a token. Sends nothing of the token.
 ///
 /// # Errors
-/// Nobody is there, or somebody else.
+/// The agent is unreachable, or is not the one that made the token.
 pub async fn meet(token: &Token) -> Result<Meeting, MeetError> {
     let wanted = Wanted { root: token.root, party: token.issuer.clone() };
     let config = config(wanted.clone())?;

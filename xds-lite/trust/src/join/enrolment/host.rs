@@ -1,4 +1,4 @@
-//! The side that made the token: it judges what is presented, and ends the token once. Not the signing in between.
+//! The agent's side: verifies tokens, and consumes each once. Signing happens in between, in `issuing`.
 
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -18,7 +18,7 @@ use crate::join::tls::{self, MeetError};
 use crate::join::tokens::{Ending, State, StoreError, Tokens, Wrong};
 use crate::join::{Guest, Party, Refusal, unix_seconds};
 
-/// Where tokens are presented.
+/// Verifies and consumes tokens for first certificates.
 pub struct TokenDesk {
     trust: Trust,
     issuer: Party,
@@ -26,10 +26,10 @@ pub struct TokenDesk {
     wrong: Wrong,
 }
 
-/// Who has proven the secret of an open token.
+/// The holder of an open token that proved its secret.
 #[derive(Debug)]
 pub struct Admitted {
-    /// For whom the token was made.
+    /// The identity that the token was made for.
     pub identity: SpiffeId,
     /// The agent's proof, for the answer.
     pub proof: String,
@@ -37,40 +37,40 @@ pub struct Admitted {
 }
 
 impl Admitted {
-    /// Which token it was, for the log.
+    /// The short id of the token, for the log.
     #[must_use]
     pub fn token(&self) -> String {
         self.id.short()
     }
 }
 
-/// Why a token is not taken.
+/// Why a token is refused.
 #[derive(Debug, thiserror::Error)]
 pub enum Refused {
-    /// It is no good, and never will be.
+    /// The token is invalid for good.
     #[error(transparent)]
     Token(#[from] Refusal),
-    /// It is a cluster's, to join with.
+    /// The token is for a cluster to join.
     #[error(
-        "the token was made for a cluster to join, and not for a certificate; give it to `isthmus-agent join` there"
+        "the token was made for a cluster to join, not for a certificate; use it with `isthmus-agent join` there"
     )]
     ToJoin,
-    /// Who presents it is known, and the store does not do as it is asked.
+    /// The token store failed.
     #[error("{0}")]
     Store(#[from] StoreError),
-    /// A thread broke.
-    #[error("a thread has ended: {0}")]
+    /// A blocking task failed.
+    #[error("a blocking task failed: {0}")]
     Thread(#[from] JoinError),
 }
 
 impl TokenDesk {
-    /// Where this agent's tokens are presented.
+    /// The tokens of an agent.
     #[must_use]
     pub fn new(trust: Trust, issuer: Party, tokens: Arc<dyn Tokens>) -> TokenDesk {
         TokenDesk { trust, issuer, tokens, wrong: Wrong::default() }
     }
 
-    /// The own chain is shown with the roots that vouch for it, and none is asked.
+    /// Shows the agent's chain with its roots, and asks for no client certificate.
     fn config(&self) -> Result<Arc<ServerConfig>, MeetError> {
         let trusted = self.trust.current();
         let chain = tls::showing(&trusted, Role::Server)?;
@@ -87,10 +87,11 @@ impl TokenDesk {
         Ok(Arc::new(config))
     }
 
-    /// Hears the proof. Only to who knows the secret is anything said of the token, and nothing is changed yet.
+    /// Verifies a bearer text. Only a holder of the secret learns anything about the token, and nothing
+    /// changes yet.
     ///
     /// # Errors
-    /// Why it is not taken.
+    /// The token is refused.
     pub async fn admit(&self, session: &Exported, bearer: &str) -> Result<Admitted, Refused> {
         let (id, proof) = presented(bearer).ok_or(Refusal::Unknown)?;
         let tokens = Arc::clone(&self.tokens);
@@ -109,16 +110,16 @@ impl TokenDesk {
             State::Open => None,
         };
         if let Some(why) = refused {
-            tracing::warn!(token = id.short(), %identity, %why, "who knows a token's secret was refused");
+            tracing::warn!(token = id.short(), %identity, %why, "refused a token presented with its secret");
             return Err(why.into());
         }
         Ok(Admitted { identity, proof: record.verifier.prove(&session).to_text(), id })
     }
 
-    /// Ends the token: of all who were admitted with it, one gets past here.
+    /// Consumes the token: of all callers admitted with it, one succeeds.
     ///
     /// # Errors
-    /// Somebody else was first, or the store does not say.
+    /// Another caller was first, or the store failed.
     pub async fn take(&self, admitted: &Admitted) -> Result<(), Refused> {
         match self.end(admitted.id, Ending::Used).await? {
             true => Ok(()),
@@ -128,7 +129,7 @@ impl TokenDesk {
 
     async fn count(&self, id: TokenId, state: State) -> Result<(), Refused> {
         if state == State::Open && self.wrong.is_enough(id) && self.end(id, Ending::Void).await? {
-            tracing::warn!(token = id.short(), "wrong proofs have ended a token; make a new one");
+            tracing::warn!(token = id.short(), "token revoked after too many wrong proofs; make a new one");
         }
         Ok(())
     }
@@ -204,7 +205,7 @@ mod tests {
             create(&self.trust, issuer(), &*self.tokens, address, id, Duration::from_secs(seconds)).unwrap()
         }
 
-        /// Presents a token on the session of this number, as its holder does on the session `made`.
+        /// Presents a token on session number `presented` with the proof for session `made`.
         fn admit(&self, token: &Token, made: u8, presented: u8) -> Result<Admitted, Refused> {
             let session = Exported([made; 32]).about(token.id(), &token.issuer, &token.guest);
             let text = bearer(token.id(), &token.secret.prove(&session));
@@ -222,10 +223,10 @@ mod tests {
     }
 
     #[test]
-    fn a_desk_takes_a_token_once_and_from_its_holder() {
+    fn token_is_consumed_once_by_its_holder() {
         let world = world();
         let token = world.token(60);
-        // Who receives it, and presents it elsewhere.
+        // A receiver that presents the proof elsewhere.
         is(world.admit(&token, 1, 2), Refusal::Unknown);
         let [one, two] = [1, 2].map(|session| world.admit(&token, session, session).unwrap());
         assert_eq!(Guest::Identity { identity: one.identity.clone() }, token.guest);
@@ -236,7 +237,7 @@ mod tests {
     }
 
     #[test]
-    fn only_who_knows_the_secret_is_told_what_became_of_a_token() {
+    fn token_state_is_told_to_the_holder_of_its_secret_only() {
         let world = world();
         let token = world.token(60);
         for _ in 0..5 {
@@ -255,7 +256,7 @@ mod tests {
     }
 
     #[test]
-    fn a_token_that_is_late_or_for_something_else_is_not_taken() {
+    fn token_expired_or_for_joining_is_refused() {
         let world = world();
         let token = world.token(60);
         let keep = |guest: Guest, expires| {

@@ -1,5 +1,6 @@
-//! Tokens in a directory, one file each: `ID.open` until it ends, then `ID.used` or `ID.void`. The rename is the
-//! taking: the kernel lets one of all that try it succeed, and the directory is synced before anybody is told.
+//! Stores tokens in a directory, one file each: `ID.open` until it ends, then `ID.used` or `ID.void`. The
+//! rename ends the token: the kernel lets one of all callers succeed, and the directory is synced before the
+//! caller is told.
 
 use std::fs::{self, File};
 use std::io;
@@ -18,20 +19,20 @@ use crate::join::unix_seconds;
 const MAX_RECORD: u64 = 4 << 10;
 const STATES: [State; 3] = [State::Open, State::Used, State::Void];
 
-/// Tokens in a directory that is for its owner only. Another process than the agent may add to it.
+/// A private directory of tokens. Processes other than the agent may add to it.
 #[derive(Clone, Debug)]
 pub struct Folder {
     folder: PathBuf,
 }
 
 impl Folder {
-    /// The tokens of this directory, which is made when the first token is.
+    /// The tokens of this directory, which is created with the first token.
     #[must_use]
     pub fn new(folder: PathBuf) -> Folder {
         Folder { folder }
     }
 
-    /// Those of the agent that keeps its state here.
+    /// The tokens of the agent with this state directory.
     #[must_use]
     pub fn of_state(state: &Path) -> Folder {
         Folder::new(state.join("tokens"))
@@ -41,7 +42,7 @@ impl Folder {
         self.folder.join(format!("{id}.{state}"))
     }
 
-    /// An open record that is not what was written is set aside: damage ends a token, and never opens one.
+    /// Reads a record. A damaged open record is set aside: damage ends a token, and never reopens one.
     fn read(&self, id: TokenId, state: State) -> Result<Option<Record>, ReadError> {
         let path = self.path(id, state);
         let failed = |error: io::Error| ReadError::new(&path, error);
@@ -49,21 +50,21 @@ impl Folder {
             Ok(None) => return Ok(None),
             Ok(Some(text)) => match serde_json::from_slice::<Record>(&text) {
                 Ok(record) if record.id == id => return Ok(Some(record)),
-                Ok(_) => "it is of another token than its name says".to_owned(),
+                Ok(_) => "it belongs to another token than its file name".to_owned(),
                 Err(error) => error.to_string(),
             },
             Err(error) if disk::is_damage(&error) => error.to_string(),
             Err(error) => return Err(failed(error)),
         };
         if state != State::Open {
-            // It stays: its name says that the token has ended.
-            tracing::error!(token = id.short(), %state, why, "the record of a token that has ended is damaged");
+            // The file stays: its name says that the token has ended.
+            tracing::error!(token = id.short(), %state, why, "record of an ended token is damaged");
             return Ok(None);
         }
         let aside = isthmus_store::set_aside(&path).map_err(failed)?;
         tracing::error!(
             token = id.short(), why, aside = %aside.display(),
-            "the record of a token is damaged and set aside; the token cannot be used any more, make a new one"
+            "token record is damaged and set aside; the token can no longer be used, make a new one"
         );
         Ok(None)
     }
@@ -76,7 +77,7 @@ impl Folder {
         Ok(disk::names(&self.folder)?.iter().filter_map(|name| named(name)).collect())
     }
 
-    /// Written an hour ago: a writing takes a moment, and nobody asks for a token that ended then.
+    /// Written over an hour ago: no write takes that long, and no caller asks for a token that ended then.
     fn is_old(&self, name: &str, now: u64) -> bool {
         let written = fs::symlink_metadata(self.folder.join(name)).and_then(|facts| facts.modified());
         written.is_ok_and(|at| unix_seconds(at).saturating_add(REMEMBERED) < now)
@@ -93,10 +94,10 @@ impl Tokens for Folder {
     }
 
     fn find(&self, id: TokenId) -> Result<Option<(Record, State)>, StoreError> {
-        // Open before the others: a token that ends meanwhile is found under its next name.
+        // Open first: a token that ends meanwhile is then found under its next name.
         for state in STATES {
             let Some(record) = self.read(id, state)? else { continue };
-            // One that came back beside its own end, as from a backup, has ended.
+            // A record next to its own end, as after a restored backup, has ended.
             let ended = STATES.into_iter().skip(1).find(|ended| *ended != state && self.is_there(id, *ended));
             return Ok(Some((record, ended.unwrap_or(state))));
         }
@@ -128,10 +129,10 @@ impl Tokens for Folder {
     fn list(&self) -> Result<Vec<(Record, State)>, StoreError> {
         let mut found = Vec::new();
         for (id, state) in self.all()? {
-            // One that has just ended is listed the next time, one that cannot be read is named and left out.
+            // A token that just ended is listed next time; an unreadable one is reported and left out.
             match self.read(id, state) {
                 Ok(read) => found.extend(read.map(|record| (record, state))),
-                Err(error) => tracing::error!(%error, "a token cannot be read"),
+                Err(error) => tracing::error!(%error, "cannot read token record"),
             }
         }
         found.sort_by_key(|(record, _)| (record.expires, record.id));
@@ -200,10 +201,10 @@ mod tests {
     }
 
     #[test]
-    fn a_token_is_kept_for_its_owner_only_and_ends_once() {
+    fn token_is_private_to_its_owner_and_ends_once() {
         let dir = tempfile::tempdir().unwrap();
         let folder = Folder::new(dir.path().join("state/tokens"));
-        assert_eq!(folder.list().unwrap(), [], "nothing was made yet");
+        assert_eq!(folder.list().unwrap(), [], "no token yet");
         let record = record(100);
         folder.put(&record).unwrap();
         assert_eq!(folder.find(record.id).unwrap(), Some((record.clone(), State::Open)));
@@ -217,7 +218,7 @@ mod tests {
     }
 
     #[test]
-    fn of_many_that_take_one_token_one_succeeds() {
+    fn token_ends_for_one_of_many_callers() {
         let dir = tempfile::tempdir().unwrap();
         for _ in 0..50 {
             let record = record(100);
@@ -227,7 +228,7 @@ mod tests {
                 let takers: Vec<_> = (0..8)
                     .map(|_| {
                         scope.spawn(|| {
-                            // As another process would: a store of its own.
+                            // A store of its own, as another process has.
                             let folder = Folder::new(dir.path().to_owned());
                             start.wait();
                             usize::from(folder.end(record.id, Ending::Used).unwrap())
@@ -241,7 +242,7 @@ mod tests {
     }
 
     #[test]
-    fn what_has_ended_is_swept_after_an_hour() {
+    fn token_that_ended_is_deleted_after_an_hour() {
         let dir = tempfile::tempdir().unwrap();
         let folder = Folder::new(dir.path().to_owned());
         let (old, used, young) = (record(100), record(100), record(100 + REMEMBERED));
@@ -261,7 +262,7 @@ mod tests {
     }
 
     #[test]
-    fn damage_voids_an_open_token_and_never_revives_a_spent_one() {
+    fn token_damage_voids_an_open_one_and_never_revives_a_spent_one() {
         let dir = tempfile::tempdir().unwrap();
         let folder = Folder::new(dir.path().to_owned());
         for content in ["", "{}", "\0", &"x".repeat(5_000)] {
@@ -271,10 +272,10 @@ mod tests {
             }
             fs::write(folder.path(open.id, State::Open), content).unwrap();
             let listed = folder.list().unwrap();
-            assert!(listed.contains(&(other.clone(), State::Open)), "the other one stays: {listed:?}");
+            assert!(listed.contains(&(other.clone(), State::Open)), "the other token stays: {listed:?}");
             assert!(!listed.iter().any(|(record, _)| record.id == open.id), "{listed:?}");
             assert_eq!(folder.find(open.id).unwrap(), None);
-            assert!(!folder.end(open.id, Ending::Used).unwrap(), "nobody takes it");
+            assert!(!folder.end(open.id, Ending::Used).unwrap(), "nobody can use it");
             let names = disk::names(dir.path()).unwrap();
             assert!(
                 names.iter().any(|name| name.starts_with(&format!("{}.open.damaged-", open.id))),
@@ -287,12 +288,16 @@ mod tests {
         assert!(folder.end(spent.id, Ending::Used).unwrap());
         fs::write(folder.path(spent.id, State::Used), "damaged").unwrap();
         folder.put(&spent).unwrap();
-        assert_eq!(folder.find(spent.id).unwrap(), Some((spent.clone(), State::Used)), "as from a backup");
+        assert_eq!(
+            folder.find(spent.id).unwrap(),
+            Some((spent.clone(), State::Used)),
+            "after a restored backup"
+        );
         assert!(!folder.end(spent.id, Ending::Used).unwrap());
     }
 
     #[test]
-    fn folder_with_links_and_pipes_in_place_of_tokens_waits_for_nothing() {
+    fn token_folder_does_not_block_on_links_and_pipes() {
         let dir = tempfile::tempdir().unwrap();
         let folder = Folder::new(dir.path().to_owned());
         let [pipe, link] = [record(100), record(100)];

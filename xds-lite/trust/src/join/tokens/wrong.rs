@@ -1,20 +1,21 @@
-//! Wrong proofs of the secrets of tokens that are open: so many end a token. Not the ending.
+//! Counts wrong proofs of open tokens: too many revoke the token.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crate::join::secret::TokenId;
 
-/// Wrong proofs that end a token. Only who knows its id can bring them, and that travels inside TLS only: it is
-/// somebody with a damaged token, which its checksum tells, or somebody in between who holds an agent's key.
+/// Wrong proofs that revoke a token. Only a client that knows its id, which travels inside TLS, can send
+/// them: the holder of a damaged token, which its checksum detects, or an interceptor that holds an agent's
+/// key.
 const MOST: u32 = 5;
 
-/// How many there were, of each.
+/// Wrong proofs by token.
 #[derive(Debug, Default)]
 pub(in crate::join) struct Wrong(Mutex<HashMap<TokenId, u32>>);
 
 impl Wrong {
-    /// One more; whether the token is to end now.
+    /// Counts one; returns whether to revoke the token.
     pub(in crate::join) fn is_enough(&self, id: TokenId) -> bool {
         let times = {
             let mut wrong = self.lock();
@@ -22,15 +23,11 @@ impl Wrong {
             *times += 1;
             *times
         };
-        tracing::warn!(
-            token = id.short(),
-            times,
-            "a proof of a token's secret is wrong; somebody may be in between"
-        );
+        tracing::warn!(token = id.short(), times, "wrong proof of a token's secret; possible interception");
         times >= MOST
     }
 
-    /// Forgets all others.
+    /// Drops the counts of all other tokens.
     pub(in crate::join) fn keep_only(&self, tokens: &HashSet<TokenId>) {
         self.lock().retain(|id, _| tokens.contains(id));
     }
