@@ -1,5 +1,5 @@
-//! `compare`: start every system, check it, measure all of them in turns, report, stop. The order of the
-//! systems changes from round to round, so that a noisy machine and a warm cache hit all alike.
+//! `compare`: starts every system, checks it, measures all of them in turn, and writes the report. The order
+//! of the systems changes from round to round, so that a noisy machine and a warm cache affect all alike.
 
 use std::io::{self, Write as _};
 use std::path::PathBuf;
@@ -20,68 +20,68 @@ use crate::sample::Sample;
 use crate::stop::Stop;
 use crate::systems::{ALL, BASELINE, Search};
 
-/// How long the machine is watched before anything is started.
+/// How long other programs' CPU use is sampled.
 const QUIET: Duration = Duration::from_millis(500);
 
-/// A part of the machine in other hands that spoils a measurement.
+/// Share of the machine in use by other programs that spoils a measurement.
 const DISTURBED: f64 = 0.05;
 
-/// Measure the gateway beside its peers on this machine, one worker each.
+/// Compare the gateway with other proxies on this machine, one worker each.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
-  isthmus-bench compare                               everything, under 10 minutes on 2 cores
-  isthmus-bench compare --quick                       a case or two of each scenario, under 90 s
+  isthmus-bench compare                               all cases; under 10 minutes on 2 cores
+  isthmus-bench compare --quick                       one or two cases of each scenario; under 90 s
   isthmus-bench compare --scenarios short --peers nginx --rounds 9 --seconds 1
-  isthmus-bench compare --peers none --baseline old/isthmus-gateway   what a change has changed
+  isthmus-bench compare --peers none --baseline old/isthmus-gateway   this build against an older one
 
-It ends with 0 if everything was measured, 1 if something failed or was interrupted, 2 on wrong usage.
-What was measured until then is reported in any case.")]
+Exit code: 0 all measurements succeeded, 1 a failure or an interruption, 2 a usage error.
+The report contains all completed measurements in any case.")]
 pub(crate) struct Compare {
-    /// The gateway's program [default: isthmus-gateway beside this one]
+    /// The gateway binary [default: isthmus-gateway in the directory of this binary]
     #[arg(long, value_name = "PATH")]
     gateway: Option<PathBuf>,
-    /// Another build of the gateway, measured beside the peers: what a change has changed.
+    /// Another build of the gateway to compare with.
     #[arg(long, value_name = "PATH")]
     baseline: Option<PathBuf>,
-    /// Which peers to compare with.
+    /// The proxies to compare with.
     #[arg(long, value_delimiter = ',', default_value = "haproxy,nginx,envoy,traefik",
           value_parser = ["haproxy", "nginx", "envoy", "traefik", "none"])]
     peers: Vec<String>,
-    /// A directory with peers, as a Python virtual environment has them [default: target/peers, where
-    /// tests/run installs them]. `ISTHMUS_HAPROXY`, `ISTHMUS_NGINX`, `ISTHMUS_ENVOY` and
-    /// `ISTHMUS_TRAEFIK` name single programs; else PATH is searched.
+    /// A Python virtual environment with the proxies [default: target/peers, where tests/run installs them].
+    /// `ISTHMUS_HAPROXY`, `ISTHMUS_NGINX`, `ISTHMUS_ENVOY` and `ISTHMUS_TRAEFIK` name single binaries;
+    /// PATH is searched last.
     #[arg(long, value_name = "DIR")]
     peers_dir: Option<PathBuf>,
-    /// What to measure [default: all]
+    /// The scenarios to measure [default: all]
     #[arg(long, value_enum, value_delimiter = ',')]
     scenarios: Vec<Scenario>,
-    /// One round, and only a case or two of each scenario.
+    /// Run one round, with one or two cases of each scenario.
     #[arg(long)]
     quick: bool,
-    /// How often each is measured; memory and routes are measured once [default: 3, or 1 with --quick]
+    /// Rounds of each case; memory and routes are measured once [default: 3, or 1 with --quick]
     #[arg(long, value_parser = clap::value_parser!(u16).range(1..))]
     rounds: Option<u16>,
-    /// How long a measurement lasts, in seconds.
+    /// Length of one measurement, in seconds.
     #[arg(long, default_value_t = 0.4, value_parser = seconds)]
     seconds: f64,
-    /// Seconds that a measurement may wait until other programs leave the machine alone; it is also made
-    /// again when they came back meanwhile.
+    /// How long a measurement waits for other programs to become idle. A measurement that they disturb is
+    /// repeated within this time.
     #[arg(long, value_name = "SECONDS", default_value_t = 0)]
     patience: u64,
-    /// Where the report is written.
+    /// Directory for the report.
     #[arg(long, value_name = "DIR", default_value = "bench-report")]
     out: PathBuf,
 }
 
-/// A case, and the scenario that it belongs to.
+/// A case and its scenario.
 type Asked = (Scenario, Case);
 
 impl Compare {
-    /// Gives the number of measurements that failed.
+    /// Returns the number of failed measurements.
     pub(crate) fn run(&self) -> anyhow::Result<usize> {
         let window = Duration::from_secs_f64(self.seconds);
         let rounds = self.rounds.unwrap_or(if self.quick { 1 } else { 3 });
-        // Both ends of every connection are here; and the proxies inherit the limit.
+        // Both ends of every connection are in this process, and the proxies inherit the limit.
         let descriptors = descriptors::raise_limit()?;
         let stop = Stop::on_signals()?;
         let mut report = self.empty_report(rounds)?;
@@ -101,7 +101,7 @@ impl Compare {
             .collect();
         report.took_seconds = began.elapsed().as_secs();
         if lab.stop.requested() {
-            report.warnings.push("interrupted: not everything was measured".into());
+            report.warnings.push("interrupted: some measurements are missing".into());
         }
         report::write(&report, &self.out)?;
         io::stdout().write_all(table::render(&report).as_bytes()).context("cannot print the report")?;
@@ -113,7 +113,7 @@ impl Compare {
         let mut warnings = Vec::new();
         if cfg!(debug_assertions) {
             warnings.push(
-                "this is a debug build; figures mean nothing (cargo build --release --workspace)".into(),
+                "debug build: the figures are meaningless; use cargo build --release --workspace".into(),
             );
         }
         Ok(Report {
@@ -165,10 +165,10 @@ impl Compare {
             lab.stop.check()?;
             match Contender::start(system, &search, lab) {
                 Ok(contender) => {
-                    eprintln!("{name}: {}, passes bytes through", contender.info.version);
+                    eprintln!("{name}: {}, passthrough verified", contender.info.version);
                     contenders.push(contender);
                 }
-                Err(why) if name == US => bail!("there is nothing to compare with: {name}: {why}"),
+                Err(why) if name == US => bail!("cannot start the gateway ({name}): {why}"),
                 Err(why) => {
                     eprintln!("{name}: SKIPPED: {why}");
                     skipped.push(Skipped { what: name.into(), why });
@@ -203,7 +203,7 @@ impl Compare {
             progress.step(&format!("round {}, {}", round + 1, case.title()), &system);
             let outcome = self.measure_patiently(lab, case, contender);
             if lab.stop.requested() {
-                // What an interruption cut short is no result.
+                // A measurement cut short by an interruption is no result.
                 break;
             }
             match outcome {
@@ -238,13 +238,13 @@ impl Compare {
     }
 }
 
-/// Long enough for something to happen, short enough for a histogram to hold.
+/// Parses `--seconds`: the lower limit lets a load do some work, the upper one is what a histogram holds.
 fn seconds(text: &str) -> Result<f64, String> {
     let seconds = text.parse().ok().filter(|seconds| (0.01..=60.0).contains(seconds));
-    seconds.ok_or_else(|| "it must be between 0.01 and 60".into())
+    seconds.ok_or_else(|| "must be between 0.01 and 60".into())
 }
 
-/// The part of the machine that others use while this program does nothing.
+/// The share of the machine that other programs use while this one is idle.
 fn busy() -> io::Result<f64> {
     let meter = Meter::start(&[])?;
     std::thread::sleep(QUIET);

@@ -1,4 +1,4 @@
-//! A system that takes part: found, started, checked, and started again where a case wants its own process.
+//! A system under comparison: found, started, verified, and started again for cases that need a fresh process.
 
 use std::io;
 use std::net::SocketAddr;
@@ -13,12 +13,12 @@ use crate::program::START;
 use crate::report::{DIRECT, SystemInfo};
 use crate::systems::{Routes, Search, System, version};
 
-/// One of the compared.
+/// A system under comparison.
 #[derive(Debug)]
 pub(crate) struct Contender {
     pub(crate) info: SystemInfo,
     near: Running,
-    /// How to start it again; none for the direct connection.
+    /// How to start it again; `None` for the direct connection.
     source: Option<Source>,
 }
 
@@ -34,23 +34,23 @@ impl std::fmt::Debug for Source {
 }
 
 impl Contender {
-    /// No proxy.
+    /// The direct connection, without a proxy.
     pub(crate) fn direct(lab: &Lab) -> Self {
         let info = SystemInfo { name: DIRECT.into(), version: "no proxy".into(), program: String::new() };
         Self { info, near: Running::direct(lab.loopback.backend.address), source: None }
     }
 
-    /// Finds a system, starts it on loopback, and has bytes pass through it.
+    /// Finds a system, starts it on loopback, and verifies that it passes bytes through unchanged.
     ///
     /// # Errors
-    /// Why it cannot take part.
+    /// If the system is missing, does not start or changes bytes.
     pub(crate) fn start(system: &'static dyn System, search: &Search, lab: &Lab) -> Result<Self, String> {
         let source = Source { system, program: system.program(search)? };
         let near = source
             .start_at(&lab.loopback, lab, 1, START)
-            .map_err(|error| format!("it does not start: {error}"))?;
+            .map_err(|error| format!("cannot start: {error}"))?;
         check::passes_bytes_through(&lab.loopback.target(near.address)).map_err(|error| {
-            format!("it does not pass bytes through: {error}; it said: {}", near.last_words())
+            format!("passthrough check failed: {error}; last output: {}", near.last_words())
         })?;
         let info = SystemInfo {
             name: system.name().into(),
@@ -64,12 +64,12 @@ impl Contender {
         self.source.is_none()
     }
 
-    /// The process on loopback that routes one service and lives as long as this.
+    /// The long-lived process on loopback, which routes one service.
     pub(crate) fn near(&self) -> &Running {
         &self.near
     }
 
-    /// A process across veth pairs.
+    /// Starts a process across veth pairs.
     pub(crate) fn start_far(&self, lab: &Lab) -> io::Result<Running> {
         let place = lab.veth()?;
         match &self.source {
@@ -78,12 +78,12 @@ impl Contender {
         }
     }
 
-    /// Another process on loopback.
+    /// Starts another process on loopback.
     pub(crate) fn start_fresh(&self, lab: &Lab, services: u32) -> io::Result<Running> {
         self.start_patiently(lab, services, START)
     }
 
-    /// The same, with two services, of which the last has a second endpoint: one that accepts and closes.
+    /// Like `start_fresh`, with two services; the second one also has an endpoint that accepts and closes.
     pub(crate) fn start_beside_closing(&self, lab: &Lab, closing: SocketAddr) -> io::Result<Running> {
         let routes = Routes { closing: Some(closing), ..lab.loopback.routes(2)? };
         self.source()?.start(&lab.loopback, lab, routes, START)
@@ -98,7 +98,7 @@ impl Contender {
         self.source()?.start_at(&lab.loopback, lab, services, patience)
     }
 
-    /// Gives a process of this system other tables; gives the moment at which it could see them.
+    /// Replaces the tables of a process of this system; returns when they became visible to it.
     pub(crate) fn publish(&self, lab: &Lab, running: &Running, services: u32) -> io::Result<Instant> {
         let source = self.source()?;
         let routes = lab.loopback.routes(services)?;

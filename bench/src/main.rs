@@ -1,5 +1,5 @@
-//! `isthmus-bench`: the gateway, its peers and the bare connection under the same load, in the same run,
-//! on the reader's own machine.
+//! `isthmus-bench`: measures the gateway, other proxies and a direct connection under the same load, in the
+//! same run, on one machine.
 
 mod affinity;
 mod backend;
@@ -33,7 +33,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-/// Measures Isthmus beside other proxies.
+/// Measures Isthmus and compares it with other proxies.
 #[derive(Debug, Parser)]
 #[command(version)]
 struct Cli {
@@ -50,7 +50,7 @@ enum Command {
     Run(run::Run),
 }
 
-/// 0: measured; 1: something failed or was interrupted; 2: wrong usage.
+/// Exits with 0 after a complete run, 1 after a failure or an interruption, 2 on a usage error.
 fn main() -> ExitCode {
     let failures = match Cli::parse().command {
         Command::Compare(compare) => compare.run(),
@@ -62,7 +62,7 @@ fn main() -> ExitCode {
     match failures {
         Ok(0) => ExitCode::SUCCESS,
         Ok(failures) => {
-            eprintln!("{failures} measurements failed");
+            eprintln!("isthmus-bench: measurements failed: {failures}");
             ExitCode::FAILURE
         }
         Err(error) => {

@@ -175,7 +175,7 @@ xds: {{ agents: ['{agent}'] }}
 pub(super) fn until_read(agent: &mut Program, stop: &Stop) -> io::Result<()> {
     let output = agent.directory().join("output");
     agent.wait_until("read its registry", READ, stop, || {
-        if fs::read_to_string(&output)?.contains("what this cluster offers has changed") {
+        if fs::read_to_string(&output)?.contains("own slices changed") {
             Ok(())
         } else {
             Err(io::Error::other("it has not"))

@@ -1,5 +1,5 @@
-//! One operation, as a client does it: connect, handshake, and what was asked for inside. Knows nothing of
-//! rates, other operations or reports.
+//! Performs one client operation: connect, TLS handshake, and the HTTP request or echo inside. Knows nothing
+//! of rates, other operations or reports.
 
 use std::io;
 use std::net::SocketAddr;
@@ -22,46 +22,46 @@ use tokio_rustls::client::TlsStream;
 
 use super::failure::{Failure, Kind, Step};
 
-/// What is read at once.
+/// Size of one read.
 const CHUNK: usize = 16 * 1024;
 
-/// What is done on a connection.
+/// The work on a connection.
 #[derive(Clone, Debug)]
 pub(crate) enum Work {
-    /// Nothing: an operation is the connection itself, opened and closed.
+    /// None: the operation is opening and closing the connection.
     Handshake,
-    /// A GET for this path.
+    /// An HTTP GET of this path.
     Http(String),
-    /// These bytes are sent and must come back.
+    /// Sends these bytes and expects them back.
     Echo(Arc<[u8]>),
 }
 
-/// How one kind of operation is done.
+/// Performs one kind of operation.
 #[derive(Debug)]
 pub(crate) struct Client {
     pub(crate) addresses: Vec<SocketAddr>,
-    /// Counts connections, so that all addresses are used in turn.
+    /// Counts connections, to use all addresses in turn.
     pub(crate) turn: AtomicUsize,
     pub(crate) tls: Arc<ClientConfig>,
     pub(crate) sni: ServerName<'static>,
     pub(crate) work: Work,
-    /// Whether each operation has a connection of its own.
+    /// Whether each operation opens its own connection.
     pub(crate) fresh: bool,
     pub(crate) timeout: Duration,
     pub(crate) open: Arc<AtomicUsize>,
 }
 
-/// How far an operation has come, and how long its finished parts took. It outlives one that is cut off.
+/// The current step of an operation and the times of its finished steps. It outlives a cancelled operation.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Progress {
     pub(crate) step: Step,
     pub(crate) connect: Option<Duration>,
     pub(crate) handshake: Option<Duration>,
-    /// From the request to the first of the answer.
+    /// From the request to the first byte of the response.
     pub(crate) first_byte: Option<Duration>,
 }
 
-/// A connection that waits for the next operation.
+/// A kept-alive connection.
 #[derive(Debug)]
 pub(crate) struct Kept {
     inside: Inside,
@@ -74,10 +74,10 @@ enum Inside {
     Http { sender: SendRequest<Empty<Bytes>>, driver: Driver },
 }
 
-/// The task that moves an HTTP connection's bytes; it ends with its owner.
+/// The task that drives an HTTP connection; it is aborted when dropped.
 type Driver = JoinSet<hyper::Result<()>>;
 
-/// Counts an open connection for as long as it lives.
+/// Counts an open connection until dropped.
 #[derive(Debug)]
 struct Open(Arc<AtomicUsize>);
 
@@ -95,12 +95,12 @@ impl Drop for Open {
 }
 
 impl Client {
-    /// Whether connections live longer than one operation.
+    /// Whether connections are reused.
     pub(crate) fn keeps(&self) -> bool {
         !self.fresh && !matches!(self.work, Work::Handshake)
     }
 
-    /// Does one operation on the connection that is kept, or on a new one. After a failure none is kept.
+    /// Performs one operation on the kept connection or a new one. A failure drops the connection.
     pub(crate) async fn operate(
         &self,
         kept: &mut Option<Kept>,
@@ -126,7 +126,7 @@ impl Client {
         connection.close().await
     }
 
-    /// Opens a connection for operations to come.
+    /// Opens a connection.
     pub(crate) async fn connect(&self, progress: &mut Progress) -> Result<Kept, Failure> {
         progress.step = Step::Connect;
         let begun = Instant::now();
@@ -169,7 +169,7 @@ impl Client {
         let begun = Instant::now();
         let mut answer = match sender.send_request(request).await {
             Ok(answer) => answer,
-            // The connection itself knows better than the request why it ended.
+            // The connection's own error says more about the cause than the request's.
             Err(error) if error.is_canceled() || error.is_closed() => {
                 return Err(match driver.join_next().await {
                     Some(Ok(Err(cause))) => cause.into(),
@@ -198,13 +198,13 @@ impl Kept {
         }
     }
 
-    /// Says goodbye and waits until the server has, too: only then is it known that the server accepted the
-    /// client's certificate (TLS 1.3 tells nothing sooner), and that nothing was lost on the way.
+    /// Closes the connection and waits for the server's close: only then is it certain that the server accepted
+    /// the client certificate (TLS 1.3 does not say so earlier) and that no bytes were lost.
     async fn close(self) -> Result<(), Failure> {
         match self.inside {
             Inside::Http { sender, mut driver } => {
                 drop(sender);
-                // The answer was whole: whatever the farewell comes to, nothing is lost.
+                // The response is complete, so the outcome of the close does not matter.
                 driver.join_next().await;
                 Ok(())
             }
@@ -215,7 +215,7 @@ impl Kept {
                     match stream.read(&mut rest).await {
                         Ok(0) => return Ok(said?),
                         Ok(_) => {}
-                        // Many servers leave the farewell out; after ours nothing can be cut short.
+                        // Many servers omit close_notify; after ours there is nothing left to truncate.
                         Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(said?),
                         Err(error) => return Err(error.into()),
                     }
@@ -225,7 +225,7 @@ impl Kept {
     }
 }
 
-/// Sends and receives at once: an echo may answer long before it has everything.
+/// Sends and receives concurrently: an echo server may answer before it has the whole request.
 async fn echo(
     payload: &[u8],
     stream: &mut TlsStream<TcpStream>,
@@ -251,16 +251,13 @@ async fn echo(
             }
             rest = rest.strip_prefix(received).ok_or_else(|| {
                 let at = payload.len() - rest.len();
-                Failure::new(
-                    Kind::WrongAnswer,
-                    &format!("the echo differs from what was sent, near byte {at}"),
-                )
+                Failure::new(Kind::WrongAnswer, &format!("the echo differs from the request near byte {at}"))
             })?;
         }
         Ok(())
     };
     tokio::pin!(receive);
-    // What comes back says more than a failed write: an alert may wait there.
+    // A read says more than a failed write: there may be an alert to read.
     tokio::select! {
         received = &mut receive => received,
         sent = send => receive.await.and(sent),

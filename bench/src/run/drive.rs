@@ -1,9 +1,9 @@
-//! Runs operations on many connections at once: at a rate, as an open loop; without one, as a closed loop.
-//! Knows when operations begin and end, not what they are.
+//! Runs operations on many connections: as an open loop with a rate, as a closed loop without one. Knows when
+//! operations begin and end, not what they do.
 //!
-//! At a rate, a thread of its own opens a gate for each operation when it is due, as tokio's timers are
-//! exact to a millisecond only. The gate's count is the queue: what finds no free connection waits there,
-//! in order, in no memory.
+//! With a rate, a separate thread adds a permit to a semaphore when an operation is due, because tokio's timers
+//! are only exact to a millisecond. The permits are the queue: an operation without a free connection waits
+//! there, in order and without memory of its own.
 
 use std::num::NonZeroU64;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -22,13 +22,13 @@ use super::failure::{Failure, Kind};
 use super::plan::Plan;
 use super::tally::{Outcome, Tally};
 
-/// A run: its plan, and what has become of it so far.
+/// A run: its plan and its progress.
 #[derive(Debug)]
 pub(crate) struct Drive {
     plan: Plan,
     client: Client,
     connections: usize,
-    /// When the first operation may begin.
+    /// Start of the first operation.
     start: OnceLock<Instant>,
     tally: Mutex<Tally>,
     gate: Semaphore,
@@ -36,12 +36,12 @@ pub(crate) struct Drive {
     started: AtomicU64,
 }
 
-/// What a run left undone.
+/// Operations of a run without a result.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Undone {
-    /// Due at the rate, and never begun.
+    /// Due at the rate but never started.
     pub(crate) unstarted: u64,
-    /// Begun, and neither succeeded nor failed yet.
+    /// Started, without an outcome yet.
     pub(crate) under_way: u64,
 }
 
@@ -67,23 +67,23 @@ impl Drive {
         self.client.open.load(Ordering::Relaxed)
     }
 
-    /// Since the start; zero while connections are being opened.
+    /// Time since the start; zero while the connections are being opened.
     pub(crate) fn elapsed(&self) -> Duration {
         self.start.get().map_or(Duration::ZERO, Instant::elapsed)
     }
 
     pub(crate) fn undone(&self) -> Undone {
         let due = self.start.get().map_or(0, |start| self.plan.due_by(start.elapsed()));
-        // Before the other two grow, so that their differences cannot be too large.
+        // Read first: the other two only grow, so that the differences cannot be too large.
         let ended = self.tally().queued.len();
         let started = self.started.load(Ordering::Relaxed);
         Undone { unstarted: due.saturating_sub(started), under_way: started.saturating_sub(ended) }
     }
 
-    /// Ends when every operation of the plan has, or was too late to begin. Dropping it cuts them off.
+    /// Runs until every operation of the plan has ended or is too late to start. Dropping the future cancels them.
     ///
     /// # Errors
-    /// When the thread that keeps the rate cannot be had.
+    /// If the pacing thread cannot be started.
     pub(crate) async fn run(self: &Arc<Self>) -> io::Result<()> {
         let kept = self.open_all().await;
         let start = *self.start.get_or_init(Instant::now);
@@ -100,8 +100,8 @@ impl Drive {
         Ok(())
     }
 
-    /// Opens the connections that are kept, before the clock starts: their handshakes are no operation's.
-    /// One that fails is counted as a failure, and the operation that needs it tries again.
+    /// Opens the kept connections before the clock starts, as their handshakes belong to no operation. A failure
+    /// is counted, and the operation that needs the connection tries again.
     async fn open_all(self: &Arc<Self>) -> Vec<Option<Kept>> {
         if !self.client.keeps() {
             return (0..self.connections).map(|_| None).collect();
@@ -128,7 +128,7 @@ impl Drive {
         }
     }
 
-    /// One connection's operations, one after the other.
+    /// Runs the operations of one connection, one after the other.
     async fn slot(&self, start: Instant, mut kept: Option<Kept>) {
         while let Some(due) = self.next(start).await {
             let begun = Instant::now();
@@ -142,7 +142,7 @@ impl Drive {
         }
     }
 
-    /// Waits for the next operation, and tells since when it is due.
+    /// Waits for the next operation and returns when it was due.
     async fn next(&self, start: Instant) -> Option<Instant> {
         if self.plan.rate.is_none() {
             let now = Instant::now();
@@ -151,17 +151,17 @@ impl Drive {
         }
         self.gate.acquire().await.ok()?.forget();
         let due = start + self.plan.due(self.claimed.fetch_add(1, Ordering::Relaxed))?;
-        // What is late may begin as long after the end as it might have taken.
+        // A late operation may start up to its timeout after the end.
         let hopeless = self.plan.duration.is_some_and(|end| start.elapsed() > end + self.client.timeout);
         (!hopeless).then_some(due)
     }
 
     fn too_long(&self) -> Failure {
         let limit = humantime::format_duration(self.client.timeout);
-        Failure::new(Kind::TimedOut, &format!("not done within {limit}"))
+        Failure::new(Kind::TimedOut, &format!("timed out after {limit}"))
     }
 
-    /// The thread ends when what this gives is dropped.
+    /// Starts the pacing thread, which ends when the returned sender is dropped.
     fn pacer(self: &Arc<Self>, start: Instant) -> io::Result<Sender<()>> {
         let (handle, ended) = channel();
         let drive = Arc::clone(self);
@@ -170,8 +170,8 @@ impl Drive {
     }
 
     fn pace(&self, start: Instant, ended: &Receiver<()>) {
-        // A wait for a moment must not be rounded up by the kernel's 50 µs of slack. Without the right to
-        // say so the moments are that much later, and the times say so too.
+        // Avoids the kernel's default timer slack of 50 µs. Without the permission operations start that much
+        // later, and the latencies include it.
         let _ = set_current_timer_slack(NonZeroU64::new(1));
         let mut released = 0;
         loop {
@@ -184,7 +184,7 @@ impl Drive {
                 return;
             }
         }
-        // Each slot passes once more, and finds that nothing is due.
+        // Lets each slot run once more and see that nothing is due.
         self.gate.add_permits(self.connections);
     }
 }

@@ -1,5 +1,5 @@
-//! Why an operation failed: a closed set of kinds, and what each means to an operator of Isthmus.
-//! Nothing here decides what is a failure; see `client`.
+//! Classifies failed operations into a closed set of kinds and explains each to an operator of Isthmus.
+//! What counts as a failure is decided in `client`.
 
 use std::error::Error;
 use std::fmt;
@@ -9,10 +9,10 @@ use isthmus_certs::VerifyError;
 use rustix::io::Errno;
 use rustls::AlertDescription;
 
-/// What a server says is shown up to this many characters.
+/// Longest error text that is shown, in characters.
 const LONGEST_TEXT: usize = 200;
 
-/// How far an operation had come.
+/// The step of an operation that failed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Step {
     #[default]
@@ -22,34 +22,34 @@ pub(crate) enum Step {
     Close,
 }
 
-/// The closed set. Each has a name in reports; details are beside it.
+/// The kinds of failures.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Kind {
-    /// Nobody listens there.
+    /// Connection refused: nothing listens at the address.
     Refused,
     /// The operation took longer than `--timeout`.
     TimedOut,
     /// The connection was reset.
     Reset,
-    /// The server closed before it had answered.
+    /// The server closed the connection before it answered.
     Closed,
-    /// The network or the host cannot be reached.
+    /// The network or the host is unreachable.
     Unreachable,
     /// This machine ran out of descriptors, ports or memory.
     LocalResources,
-    /// The server, or a gateway before it, refused with this TLS alert.
+    /// The server or a gateway refused with this TLS alert.
     Alert(u8),
-    /// The server's certificate does not prove what was demanded.
+    /// The server's certificate failed verification.
     CertificateRefused,
-    /// The server breaks TLS, or speaks something else.
+    /// The server violates TLS or speaks another protocol.
     Tls,
-    /// The bytes that came back are not those that were expected.
+    /// The response differs from the expected bytes.
     WrongAnswer,
     /// An HTTP status of 400 or more.
     Status(u16),
 }
 
-/// One failure, with a text that is safe to print.
+/// A failure, with a text that is safe to print.
 #[derive(Clone, Debug)]
 pub(crate) struct Failure {
     pub(crate) kind: Kind,
@@ -57,7 +57,7 @@ pub(crate) struct Failure {
 }
 
 impl Failure {
-    /// Control characters of the text, which may be a server's, are escaped, and what is too long is cut.
+    /// Escapes control characters of the text, which may come from a server, and truncates it.
     pub(crate) fn new(kind: Kind, text: &str) -> Self {
         let mut safe = String::new();
         for letter in text.chars().take(LONGEST_TEXT) {
@@ -124,7 +124,7 @@ fn of_system(error: &io::Error) -> Kind {
 }
 
 impl Kind {
-    /// What a report calls it.
+    /// The name in reports.
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Refused => "refused",
@@ -141,7 +141,7 @@ impl Kind {
         }
     }
 
-    /// Which alert or status.
+    /// The alert or the status code.
     pub(crate) fn detail(self) -> Option<String> {
         match self {
             Self::Alert(code) => Some(format!("{} ({code})", alert_name(code))),
@@ -150,35 +150,33 @@ impl Kind {
         }
     }
 
-    /// What it means, and where to look.
+    /// The likely cause and where to look.
     pub(crate) fn meaning(self) -> Option<&'static str> {
         Some(match self {
             Self::Alert(112) => {
-                "a gateway has no service for this SNI and ALPN: sni_unmatched, alpn_unmatched; ask it with isthmus-gateway explain SNI"
+                "a gateway has no service for this SNI and ALPN (sni_unmatched, alpn_unmatched); run isthmus-gateway explain SNI"
             }
             Self::Alert(49) => {
-                "a gateway does not let this source or identity reach the service: source_denied, identity_denied"
+                "a gateway denies this source or identity access to the service (source_denied, identity_denied)"
             }
             Self::Alert(80) => {
-                "a gateway found no endpoint that takes connections, or reached a limit: no_endpoint, connect_*, limit_*; see its access log"
+                "a gateway found no usable endpoint or reached a limit (no_endpoint, connect_*, limit_*); see its access log"
             }
-            Self::Alert(50) => "a gateway could not read the ClientHello: hello_*, not_tls",
-            Self::Alert(116) => "the server demands a client certificate; give --cert and --key",
-            Self::Alert(42..=46 | 48) => "the server does not accept the client certificate of --cert",
-            Self::Alert(120) => "the server speaks none of the protocols of --alpn",
-            Self::Refused => "nobody listens at the address",
-            Self::CertificateRefused => {
-                "--ca, --expect or --sni do not fit the certificate that the server shows"
-            }
+            Self::Alert(50) => "a gateway could not read the ClientHello (hello_*, not_tls)",
+            Self::Alert(116) => "the server requires a client certificate; add --cert and --key",
+            Self::Alert(42..=46 | 48) => "the server rejects the client certificate of --cert",
+            Self::Alert(120) => "the server supports none of the --alpn protocols",
+            Self::Refused => "nothing listens at the address",
+            Self::CertificateRefused => "the server's certificate does not match --ca, --expect or --sni",
             Self::LocalResources => {
-                "this machine ran out of descriptors, ports or memory; the server is not to blame"
+                "this machine ran out of file descriptors, ports or memory; this is not a server failure"
             }
             _ => return None,
         })
     }
 }
 
-/// As the RFCs write it.
+/// The alert's name as in the RFCs.
 fn alert_name(code: u8) -> String {
     let name = match AlertDescription::from(code) {
         AlertDescription::UnrecognisedName => return "unrecognized_name".to_owned(),

@@ -1,5 +1,5 @@
-//! `run`: load against any address with any SNI, for operators who test their own installation.
-//! Not a comparison of systems, and it starts nothing: see `compare`.
+//! `run`: generates load against any address with any SNI, for operators who test their own installation.
+//! It starts no systems and compares none: see `compare`.
 
 mod client;
 mod drive;
@@ -40,72 +40,72 @@ use self::tls::Tls;
 use crate::descriptors;
 use crate::stop::Stop;
 
-/// Descriptors for other things than connections.
+/// Descriptors reserved for other uses than connections.
 const RESERVE: u64 = 64;
 
-/// What one echo may send; each run holds it once.
+/// Largest echo payload; a run holds one copy.
 const MOST_ECHO: u64 = 64 << 20;
 
 const EXAMPLES: &str = "\
 Examples:
-  Full handshakes with a gateway, 500 due each second, as clients with a certificate:
+  Full handshakes with a gateway at 500 per second, with a client certificate:
     isthmus-bench run gw.east.example:15443 --sni db.east.example --rate 500 \\
       --ca ca.pem --expect spiffe://east.example --cert client.crt --key client.key
-  Requests over 50 kept connections, as fast as they go, for a minute:
+  Requests over 50 kept-alive connections, at full speed, for a minute:
     isthmus-bench run 10.1.0.7:15443 --sni web.east.example --ca ca.pem --http / -c 50 -d 1m
-  Does it work at all? One operation, machine-readable:
+  A single operation as a check, with JSON output:
     isthmus-bench run '[::1]:15443' --sni web.east.example --insecure -n 1 --json -
 
-At a rate, latency counts from when an operation was due, so that a stall is charged to every operation
-that it kept waiting; operations that find no free connection wait in a queue and are never left out.
-Exit: 0 every operation succeeded, 1 some failed or were never begun, 2 wrong usage.";
+With --rate, latency counts from the time an operation was due, so that a stall is charged to every operation
+that it delayed. Operations without a free connection wait in a queue; none is skipped.
+Exit code: 0 all operations succeeded, 1 some failed or were never started, 2 a usage error.";
 
-/// Put load on an address, with any SNI.
+/// Generate load against an address, with any SNI.
 ///
-/// An operation is a whole connection (connect, full TLS handshake, close and the server's close), or with
-/// --http or --echo a request on a kept connection. Ctrl-C ends the run early and shows what was measured.
+/// An operation is a whole connection (connect, full TLS handshake, close by both sides), or with --http or
+/// --echo a request on a kept-alive connection. Ctrl-C ends the run early and prints the results so far.
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct Run {
-    /// Where to connect. All addresses of a name are used in turn.
+    /// The server's address. All addresses of a name are used in turn.
     #[arg(value_name = "HOST:PORT")]
     address: String,
-    /// The server name to ask for. [default: HOST, if it is a name]
+    /// The SNI. [default: HOST, if it is a name]
     #[arg(long, value_name = "NAME")]
     sni: Option<String>,
-    /// Connections, and so operations, at the same time.
+    /// Concurrent connections, and so concurrent operations.
     #[arg(short, long, value_name = "N", default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..))]
     connections: u32,
-    /// Operations due each second (500, 500/s) or minute (30/m), in an open loop. [default: as fast as the
-    /// connections allow]
+    /// Operations per second (500, 500/s) or minute (30/m), as an open loop. [default: as fast as the connections
+    /// allow]
     #[arg(short, long, value_name = "N/s")]
     rate: Option<Rate>,
-    /// How long operations begin: 500ms, 30s, 5m, 1h. [default: 10s, or no end with --count]
+    /// How long to start operations: 500ms, 30s, 5m, 1h. [default: 10s, or unlimited with --count]
     #[arg(short, long, value_name = "TIME", value_parser = humantime::parse_duration)]
     duration: Option<Duration>,
-    /// How many operations begin.
+    /// Number of operations to start.
     #[arg(short = 'n', long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     count: Option<u64>,
-    /// How long an operation may take from when it began.
+    /// Timeout of an operation, from its start.
     #[arg(long, value_name = "TIME", default_value = "5s", value_parser = humantime::parse_duration)]
     timeout: Duration,
-    /// Each operation is an HTTP/1.1 GET for this path; a status of 400 or more is a failure.
+    /// Send an HTTP/1.1 GET of this path as the operation; a status of 400 or more is a failure.
     #[arg(long, value_name = "PATH", conflicts_with = "echo")]
     http: Option<String>,
-    /// Each operation sends so many bytes, which must come back.
+    /// Send this many bytes as the operation and expect them back.
     #[arg(long, value_name = "BYTES", value_parser = clap::value_parser!(u64).range(1..=MOST_ECHO))]
     echo: Option<u64>,
-    /// A new connection for each --http or --echo.
+    /// Open a new connection for each --http or --echo operation.
     #[arg(long)]
     new: bool,
-    /// Also write the result as JSON into this file; `-` is standard output, instead of the tables.
+    /// Also write the result to this file as JSON; `-` writes it to standard output instead of the tables.
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
     #[command(flatten)]
     tls: Tls,
 }
 
-/// A run that cannot be wrong any more.
+/// A run whose options have been validated.
 struct Prepared {
     plan: Plan,
     client: Client,
@@ -114,16 +114,16 @@ struct Prepared {
     output: Output,
 }
 
-/// Where the result goes.
+/// Destination of the result.
 enum Output {
     Tables,
     Json,
-    /// Tables, and JSON into this file.
+    /// Tables on standard output and JSON in this file.
     Both(File),
 }
 
 impl Run {
-    /// 0: every operation succeeded; 1: some did not; 2: wrong usage.
+    /// Exits with 0 if all operations succeeded, 1 if some did not, 2 on a usage error.
     pub(crate) fn run(&self) -> ExitCode {
         let prepared = match self.prepare() {
             Ok(prepared) => prepared,
@@ -155,7 +155,7 @@ impl Run {
             tls.alpn_protocols = vec![b"http/1.1".to_vec()];
         }
         if self.tls.insecure {
-            eprintln!("isthmus-bench: --insecure: anybody may be the server; nothing about it is verified");
+            eprintln!("isthmus-bench: --insecure: the server's certificate is not verified");
         }
         allow_descriptors(self.connections)?;
         let connections = u64::from(self.connections);
@@ -165,7 +165,7 @@ impl Run {
             operation: describe(&work),
             new_connections: self.new || matches!(work, Work::Handshake),
             server_verified: !self.tls.insecure,
-            // More could do nothing.
+            // More connections than operations would stay unused.
             connections: usize::try_from(self.count.map_or(connections, |count| connections.min(count)))?,
             rate_per_s: self.rate.map(Rate::per_second),
             duration_s: plan.duration.map(|end| end.as_secs_f64()),
@@ -189,31 +189,33 @@ impl Run {
         let name = self.sni.as_deref().unwrap_or(host);
         match ServerName::try_from(name.to_owned()) {
             Ok(name @ ServerName::DnsName(_)) => Ok(name),
-            _ if self.sni.is_none() => bail!("{} has no name to ask for; give --sni NAME", self.address),
-            _ => bail!("--sni {name}: this is no DNS name; SNI cannot hold anything else"),
+            _ if self.sni.is_none() => {
+                bail!("{} has no host name to use as SNI; add --sni NAME", self.address)
+            }
+            _ => bail!("--sni {name}: not a DNS name; SNI allows DNS names only"),
         }
     }
 
     fn work(&self) -> anyhow::Result<Work> {
         if let Some(path) = &self.http {
             let valid = path.starts_with('/') && path.parse::<Uri>().is_ok();
-            ensure!(valid, "--http {path}: write a path such as / or /healthz?full=1");
+            ensure!(valid, "--http {path}: not a path; use a path such as / or /healthz?full=1");
             ensure!(
                 !self.tls.alpn.iter().any(|name| name == "h2"),
-                "--http speaks HTTP/1.1; leave h2 out of --alpn"
+                "--http speaks HTTP/1.1; remove h2 from --alpn"
             );
             return Ok(Work::Http(path.clone()));
         }
         let Some(bytes) = self.echo else {
-            ensure!(!self.new, "--new goes with --http or --echo; a handshake is always a new connection");
+            ensure!(!self.new, "--new requires --http or --echo; a handshake always opens a new connection");
             return Ok(Work::Handshake);
         };
-        // A period of 251 bytes, which is prime, shows bytes that come back in another place.
+        // The period of 251 bytes, a prime, exposes bytes returned in the wrong order.
         let payload = (0..=250_u8).cycle().take(usize::try_from(bytes)?).collect();
         Ok(Work::Echo(payload))
     }
 
-    /// Before the run: a file that cannot be written must not be found out after it.
+    /// Opens the output before the run, so that an unwritable file is reported before the measurement.
     fn output(&self) -> anyhow::Result<Output> {
         let Some(path) = &self.json else { return Ok(Output::Tables) };
         if path == Path::new("-") {
@@ -234,7 +236,7 @@ fn describe(work: &Work) -> String {
 
 fn resolve(address: &str) -> anyhow::Result<Vec<SocketAddr>> {
     let found = address.to_socket_addrs().with_context(|| {
-        format!("{address}: no address; write HOST:PORT, such as 10.1.0.7:15443 or [::1]:15443")
+        format!("{address}: not an address; use HOST:PORT, such as 10.1.0.7:15443 or [::1]:15443")
     })?;
     let mut addresses = Vec::new();
     for address in found {
@@ -242,7 +244,7 @@ fn resolve(address: &str) -> anyhow::Result<Vec<SocketAddr>> {
             addresses.push(address);
         }
     }
-    ensure!(!addresses.is_empty(), "{address}: the name has no address");
+    ensure!(!addresses.is_empty(), "{address}: the name resolves to no address");
     Ok(addresses)
 }
 
@@ -250,13 +252,13 @@ fn allow_descriptors(connections: u32) -> anyhow::Result<()> {
     let most = descriptors::raise_limit()?.saturating_sub(RESERVE);
     ensure!(
         u64::from(connections) <= most,
-        "--connections {connections}: this process may have {most}; raise the hard limit (ulimit -Hn)"
+        "--connections {connections}: the descriptor limit allows {most}; raise the hard limit (ulimit -Hn)"
     );
     Ok(())
 }
 
 impl Prepared {
-    /// Whether every operation succeeded.
+    /// Runs the operations; returns whether all succeeded.
     fn run(self) -> anyhow::Result<bool> {
         let (report, output) = self.measure()?;
         match output {
@@ -277,15 +279,15 @@ impl Prepared {
         let runtime = warm_runtime()?;
         let interrupted = runtime.block_on(watch(&drive, plan.duration))?;
         let (undone, elapsed) = (drive.undone(), drive.elapsed());
-        // What Ctrl-C left under way must not hold the program.
+        // Operations in flight at Ctrl-C must not delay the exit.
         runtime.shutdown_background();
         let report = Report::new(asked, &drive.tally(), undone, elapsed, interrupted);
         Ok((report, output))
     }
 }
 
-/// A runtime whose threads have all drawn their first random bytes: aws-lc takes some 40 ms for that on each
-/// thread, which would be the slowest handshakes of the run.
+/// Builds a runtime whose threads have all drawn their first random bytes: aws-lc takes some 40 ms for that on
+/// each thread, which would otherwise be the slowest handshakes of the run.
 fn warm_runtime() -> anyhow::Result<Runtime> {
     let workers = thread::available_parallelism()?.get();
     let (warm, warmed) = channel();
@@ -293,7 +295,7 @@ fn warm_runtime() -> anyhow::Result<Runtime> {
         .worker_threads(workers)
         .enable_all()
         .on_thread_start(move || {
-            // Whoever waits hears of a failure from the first handshake, in better words.
+            // A failure shows again in the first handshake, with a better error.
             let _ = aws_lc_rs::default_provider().secure_random.fill(&mut [0]);
             let _ = warm.send(());
         })
@@ -307,7 +309,7 @@ fn write_json(mut to: impl io::Write, report: &Report) -> io::Result<()> {
     writeln!(to)
 }
 
-/// Runs until the end or a signal, and shows what happens meanwhile. Tells whether a signal ended it.
+/// Runs until the end or a signal and shows the progress. Returns whether a signal ended the run.
 async fn watch(drive: &Arc<Drive>, duration: Option<Duration>) -> io::Result<bool> {
     let stop = Stop::on_signals()?;
     let live = Live::new(duration);

@@ -1,6 +1,6 @@
-//! When operations are due, and when a run has done enough. Pure: time is an argument.
+//! Computes when operations are due and when a run is complete. Pure: time is an argument.
 //!
-//! At a rate, operation `k` is due `k / rate` after the start, whatever became of the earlier ones.
+//! With a rate, operation `k` is due `k / rate` after the start, regardless of earlier operations.
 
 use std::str::FromStr;
 use std::time::Duration;
@@ -14,35 +14,34 @@ pub(crate) struct Rate {
     per: Duration,
 }
 
-/// What a run is to do.
+/// The rate, duration and number of operations of a run.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Plan {
-    /// None: as fast as the connections allow.
+    /// `None`: as fast as the connections allow.
     pub(crate) rate: Option<Rate>,
-    /// None: until `count` is reached.
+    /// `None`: until `count` is reached.
     pub(crate) duration: Option<Duration>,
-    /// None: until `duration` is over.
+    /// `None`: until `duration` is over.
     pub(crate) count: Option<u64>,
 }
 
 impl Plan {
-    /// How long after the start an operation is due at the rate; none for one past the end, and without a
-    /// rate.
+    /// How long after the start an operation is due; `None` past the end and without a rate.
     pub(crate) fn due(&self, operation: u64) -> Option<Duration> {
         let due = self.rate?.due(operation);
         self.wants(operation, due).then_some(due)
     }
 
-    /// How many operations are due by then at the rate.
+    /// Number of operations due by then.
     pub(crate) fn due_by(&self, elapsed: Duration) -> u64 {
         let Some(rate) = self.rate else { return 0 };
-        // One that would be due at the very end is not wanted.
+        // An operation due exactly at the end does not start.
         let last = self.duration.map(|duration| duration.saturating_sub(Duration::from_nanos(1)));
         let due = rate.due_by(last.map_or(elapsed, |last| elapsed.min(last)));
         self.count.map_or(due, |count| due.min(count))
     }
 
-    /// Whether an operation may begin so long after the start.
+    /// Whether an operation may start at this time.
     pub(crate) fn wants(&self, operation: u64, elapsed: Duration) -> bool {
         self.count.is_none_or(|count| operation < count)
             && self.duration.is_none_or(|duration| elapsed < duration)
@@ -56,9 +55,9 @@ impl Rate {
         Duration::new(seconds, u32::try_from(nanos % NANOS).unwrap_or_default())
     }
 
-    /// The number of operations whose time is not after this.
+    /// Number of operations due at or before this time.
     fn due_by(self, elapsed: Duration) -> u64 {
-        // Rounding down a due time must not make its operation late: the last nanosecond counts whole.
+        // Due times are rounded down, so the last nanosecond counts in full.
         let periods = ((elapsed.as_nanos() + 1) * u128::from(self.count)).div_ceil(self.per.as_nanos());
         u64::try_from(periods).unwrap_or(u64::MAX)
     }
@@ -76,11 +75,11 @@ impl FromStr for Rate {
             None => (text, Duration::from_secs(1)),
             Some((number, "s")) => (number, Duration::from_secs(1)),
             Some((number, "m")) => (number, Duration::from_mins(1)),
-            Some(_) => return Err("write a whole number: 500, 500/s or 30/m".to_owned()),
+            Some(_) => return Err("use a whole number per second or minute: 500, 500/s or 30/m".to_owned()),
         };
         match number.parse() {
             Ok(count @ 1..=1_000_000) => Ok(Self { count, per }),
-            _ => Err("write a whole number from 1 to 1000000: 500, 500/s or 30/m".to_owned()),
+            _ => Err("use a whole number from 1 to 1000000: 500, 500/s or 30/m".to_owned()),
         }
     }
 }

@@ -1,4 +1,4 @@
-//! The result of a run as data: what `--json` writes and the tables show. Not their form.
+//! The result of a run as data, for `--json` and the tables.
 
 use std::time::Duration;
 
@@ -9,16 +9,16 @@ use super::drive::Undone;
 use super::tally::Tally;
 use crate::sample::number;
 
-/// Changes with every change that a reader of the file could stumble over.
+/// Schema name; changes with every incompatible change.
 const SCHEMA: &str = "isthmus-bench/run/1";
 
-/// What was asked for.
+/// The options of the run.
 #[derive(Clone, Debug, Serialize)]
 pub(crate) struct Asked {
     pub(crate) addresses: Vec<String>,
     pub(crate) sni: String,
     pub(crate) operation: String,
-    /// Whether each operation had a connection of its own.
+    /// Whether each operation opened its own connection.
     pub(crate) new_connections: bool,
     pub(crate) server_verified: bool,
     pub(crate) connections: usize,
@@ -27,7 +27,7 @@ pub(crate) struct Asked {
     pub(crate) count: Option<u64>,
 }
 
-/// The whole result.
+/// The result of a run.
 #[derive(Debug, Serialize)]
 pub(crate) struct Report {
     schema: &'static str,
@@ -37,31 +37,31 @@ pub(crate) struct Report {
     pub(crate) interrupted: bool,
     pub(crate) succeeded: u64,
     pub(crate) failed: u64,
-    /// Due at the rate, and never begun.
+    /// Due at the rate but never started.
     pub(crate) unstarted: u64,
-    /// Under way when the run was interrupted.
+    /// In flight when the run was interrupted.
     pub(crate) cut_off: u64,
-    /// Successful operations.
+    /// Successful operations per second.
     pub(crate) per_s: f64,
     pub(crate) latency_us: Latency,
     pub(crate) failures: Vec<FailureReport>,
 }
 
-/// In microseconds; each is absent where nothing was measured.
+/// Latencies in microseconds; `None` without measurements.
 #[derive(Debug, Serialize)]
 pub(crate) struct Latency {
     pub(crate) connect: Option<Quantiles>,
     pub(crate) handshake: Option<Quantiles>,
     pub(crate) first_byte: Option<Quantiles>,
-    /// At a rate only: from when an operation was due until it began.
+    /// With a rate only: from the due time to the start of an operation.
     pub(crate) queued: Option<Quantiles>,
-    /// At a rate only: successful operations from when they began.
+    /// With a rate only: successful operations, from their start.
     pub(crate) service: Option<Quantiles>,
-    /// Successful operations from when they were due (at a rate) or began.
+    /// Successful operations, from their due time (with a rate) or their start.
     pub(crate) operation: Option<Quantiles>,
 }
 
-/// A distribution in a line.
+/// Quantiles of a distribution.
 #[derive(Clone, Copy, Debug, Serialize)]
 pub(crate) struct Quantiles {
     pub(crate) count: u64,
@@ -122,14 +122,14 @@ impl Report {
         }
     }
 
-    /// Whether everything that was asked for was done, and well. What Ctrl-C left undone is nobody's fault.
+    /// Whether all requested operations succeeded. Operations cut off by Ctrl-C do not count as failures.
     pub(crate) fn is_good(&self) -> bool {
         self.failed == 0 && (self.interrupted || self.unstarted == 0)
     }
 }
 
 impl Quantiles {
-    /// Nothing for no values. Nanoseconds become microseconds.
+    /// Converts nanoseconds to microseconds; `None` without values.
     pub(crate) fn of(times: &Histogram<u64>) -> Option<Self> {
         let at = |quantile| number(times.value_at_quantile(quantile)) / 1e3;
         let max = number(times.max()) / 1e3;
@@ -138,7 +138,7 @@ impl Quantiles {
     }
 }
 
-/// Zero where no time has passed.
+/// A rate; zero over no time.
 pub(crate) fn per_second(count: u64, over: Duration) -> f64 {
     if over.is_zero() { 0.0 } else { number(count) / over.as_secs_f64() }
 }

@@ -1,4 +1,4 @@
-//! What a person sees: the live table on standard error, and the summary. Decides nothing.
+//! Renders a run for people: the live table on standard error and the summary.
 
 use std::fmt::{self, Write as _};
 use std::io::{IsTerminal as _, stderr};
@@ -11,10 +11,10 @@ use super::drive::Drive;
 use super::report::{Quantiles, Report, per_second};
 use super::tally::Recent;
 
-/// How often the live table is renewed.
+/// Refresh interval of the live table.
 pub(crate) const TICK: Duration = Duration::from_secs(1);
 
-/// The state of a run, second by second: redrawn in place on a terminal, else a line each.
+/// The live state of a run: redrawn in place on a terminal, a line per second elsewhere.
 #[derive(Debug)]
 pub(crate) struct Live {
     bar: Option<ProgressBar>,
@@ -27,7 +27,7 @@ impl Live {
             let seconds = duration.map(|duration| duration.as_secs().max(1));
             let bar = ProgressBar::with_draw_target(seconds, ProgressDrawTarget::stderr());
             let template = if seconds.is_some() { "{bar:48.cyan} {msg}" } else { "{msg}" };
-            // A template that does not parse would leave the default one, which is no harm.
+            // A template that does not parse leaves the harmless default.
             if let Ok(style) = ProgressStyle::with_template(template) {
                 bar.set_style(style.progress_chars("━╸ "));
             }
@@ -36,7 +36,7 @@ impl Live {
         Self { bar, duration }
     }
 
-    /// `since` is the time since the last look.
+    /// Updates the table; `since` is the time since the last update.
     pub(crate) fn tick(&self, drive: &Drive, since: Duration) {
         let elapsed = drive.elapsed();
         let (recent, total, failed) = {
@@ -66,7 +66,7 @@ impl Live {
         ));
     }
 
-    /// Leaves an empty place for the summary.
+    /// Clears the table to make room for the summary.
     pub(crate) fn end(&self) {
         if let Some(bar) = &self.bar {
             bar.finish_and_clear();
@@ -74,7 +74,7 @@ impl Live {
     }
 }
 
-/// A part of a live line.
+/// Rate and quantiles in a live line.
 struct Rates {
     per_s: f64,
     quantiles: Option<Quantiles>,
@@ -96,7 +96,7 @@ impl fmt::Display for Rates {
     }
 }
 
-/// The whole result as text.
+/// Renders the result as text.
 pub(crate) fn summary(report: &Report) -> String {
     let mut text = String::new();
     // Writing into a String cannot fail.
@@ -106,7 +106,8 @@ pub(crate) fn summary(report: &Report) -> String {
 
 fn write_summary(text: &mut String, report: &Report) -> fmt::Result {
     let asked = &report.asked;
-    let rate = asked.rate_per_s.map_or("closed loop".to_owned(), |rate| format!("{rate} due a second"));
+    let rate =
+        asked.rate_per_s.map_or("closed loop".to_owned(), |rate| format!("{rate} operations per second"));
     writeln!(text, "{} with SNI {}", asked.addresses.join(", "), asked.sni)?;
     writeln!(text, "{}; connections: {}; {rate}", asked.operation, asked.connections)?;
     let (elapsed, per_s) = (report.elapsed_s, report.per_s);
@@ -114,15 +115,15 @@ fn write_summary(text: &mut String, report: &Report) -> fmt::Result {
     let (succeeded, failed) = (report.succeeded, report.failed);
     writeln!(
         text,
-        "{succeeded} succeeded, {failed} failed in {elapsed:.1} s{ended}; {per_s:.1} succeeded a second"
+        "{succeeded} succeeded, {failed} failed in {elapsed:.1} s{ended}; {per_s:.1} successes per second"
     )?;
     match report.unstarted {
         0 => {}
-        waiting if report.interrupted => writeln!(text, "due, and not begun yet: {waiting}")?,
-        never => writeln!(text, "due, and never begun: {never}; these connections cannot keep the rate")?,
+        waiting if report.interrupted => writeln!(text, "due, not yet started: {waiting}")?,
+        never => writeln!(text, "due, never started: {never}; the connections cannot keep up with the rate")?,
     }
     if report.cut_off > 0 {
-        writeln!(text, "under way, and not counted: {}", report.cut_off)?;
+        writeln!(text, "in flight, not counted: {}", report.cut_off)?;
     }
     writeln!(text, "\n{}", latencies(report).trim_fmt())?;
     if !report.failures.is_empty() {
@@ -139,7 +140,7 @@ fn write_summary(text: &mut String, report: &Report) -> fmt::Result {
 fn latencies(report: &Report) -> Table {
     let latency = &report.latency_us;
     let operation = match report.asked.rate_per_s {
-        Some(_) => "succeeded, since due",
+        Some(_) => "succeeded, from due time",
         None => "succeeded",
     };
     let rows = [
@@ -147,7 +148,7 @@ fn latencies(report: &Report) -> Table {
         ("handshake", latency.handshake),
         ("first byte", latency.first_byte),
         ("queued", latency.queued),
-        ("succeeded, since begun", latency.service),
+        ("succeeded, from start", latency.service),
         (operation, latency.operation),
     ];
     let mut table = Table::new();
@@ -166,7 +167,7 @@ fn latencies(report: &Report) -> Table {
 fn failures(report: &Report) -> Table {
     let mut table = Table::new();
     table.load_style(NOTHING);
-    table.set_header([Cell::new("failed"), Cell::new("in step"), right("count"), Cell::new("for example")]);
+    table.set_header([Cell::new("failure"), Cell::new("step"), right("count"), Cell::new("example")]);
     for failure in &report.failures {
         let detail = failure.detail.as_deref().unwrap_or_default();
         table.add_row([
@@ -183,7 +184,7 @@ fn right(text: impl ToString) -> Cell {
     Cell::new(text).set_alignment(CellAlignment::Right)
 }
 
-/// Three digits, in the unit that fits.
+/// Formats a time with three digits in a suitable unit.
 fn time(us: f64) -> String {
     let (value, unit) = match us {
         us if us < 1e3 => (us, "µs"),

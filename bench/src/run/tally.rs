@@ -1,5 +1,4 @@
-//! What the operations of a run came to: times and failures, in memory that does not grow. Not how they
-//! are shown.
+//! Collects the outcomes of a run's operations, latencies and failures, in bounded memory.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -9,34 +8,34 @@ use hdrhistogram::Histogram;
 use super::client::Progress;
 use super::failure::{Failure, Kind, Step};
 
-/// Longer times count as this one.
+/// Longest recorded time; longer ones are clamped.
 const LONGEST: Duration = Duration::from_hours(1);
 
-/// One operation that has ended.
+/// The outcome of one operation.
 #[derive(Debug)]
 pub(crate) struct Outcome {
     pub(crate) progress: Progress,
-    /// From when it was due until it began.
+    /// From its due time to its start.
     pub(crate) queued: Duration,
-    /// From when it began until it ended.
+    /// From its start to its end.
     pub(crate) service: Duration,
     pub(crate) result: Result<(), Failure>,
 }
 
-/// All that have ended.
+/// The outcomes of all finished operations.
 #[derive(Debug)]
 pub(crate) struct Tally {
     pub(crate) connect: Histogram<u64>,
     pub(crate) handshake: Histogram<u64>,
     pub(crate) first_byte: Histogram<u64>,
     pub(crate) queued: Histogram<u64>,
-    /// Of operations that succeeded, from when they began.
+    /// Successful operations, from their start.
     pub(crate) service: Histogram<u64>,
-    /// Of operations that succeeded, from when they were due: corrected for coordinated omission.
+    /// Successful operations, from their due time: corrected for coordinated omission.
     pub(crate) operation: Histogram<u64>,
     pub(crate) succeeded: u64,
     pub(crate) failed: u64,
-    /// Bounded, since kinds and steps are.
+    /// Bounded by the number of kinds and steps.
     pub(crate) failures: BTreeMap<(Kind, Step), Failed>,
     recent: Recent,
 }
@@ -45,11 +44,11 @@ pub(crate) struct Tally {
 #[derive(Debug)]
 pub(crate) struct Failed {
     pub(crate) count: u64,
-    /// The first of them, in words.
+    /// Text of the first failure.
     pub(crate) example: String,
 }
 
-/// What has ended since the last look.
+/// Operations finished in the last interval.
 #[derive(Clone, Debug)]
 pub(crate) struct Recent {
     pub(crate) operation: Histogram<u64>,
@@ -93,7 +92,7 @@ impl Tally {
         }
     }
 
-    /// The parts of opening a connection that were finished.
+    /// Records the finished steps of opening a connection.
     pub(crate) fn record_connection(&mut self, progress: &Progress) {
         record(&mut self.connect, progress.connect);
         record(&mut self.handshake, progress.handshake);
@@ -106,7 +105,7 @@ impl Tally {
         place.or_insert(Failed { count: 0, example: failure.text }).count += 1;
     }
 
-    /// What has ended since this was last asked.
+    /// Returns and resets the last interval.
     pub(crate) fn take_recent(&mut self) -> Recent {
         let recent = self.recent.clone();
         self.recent.operation.reset();
@@ -165,6 +164,6 @@ mod tests {
         let recent = tally.take_recent();
         assert_eq!((recent.succeeded, recent.operation.len()), (2, 2));
         assert_eq!(tally.take_recent().operation.len(), 0);
-        assert_eq!(tally.operation.len(), 2, "what is longer than the longest is counted too");
+        assert_eq!(tally.operation.len(), 2, "clamped times are counted");
     }
 }

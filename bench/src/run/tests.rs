@@ -29,7 +29,7 @@ struct Cli {
     run: Run,
 }
 
-/// The files that a client is given, and the server's identity.
+/// The client's files and the server's identity.
 struct World {
     files: TempDir,
     authority: Authority,
@@ -52,7 +52,7 @@ impl World {
         Self { files, authority, server }
     }
 
-    /// Demands nothing of clients.
+    /// Requires no client certificate.
     fn open_config(&self) -> ServerConfig {
         ServerConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
             .with_safe_default_protocol_versions()
@@ -62,7 +62,7 @@ impl World {
             .unwrap()
     }
 
-    /// Demands a certificate of the trust domain.
+    /// Requires a client certificate of the trust domain.
     fn mutual_config(&self) -> ServerConfig {
         let mut bundles = TrustBundles::new();
         let domain = self.authority.trust_domain();
@@ -70,7 +70,7 @@ impl World {
         server_config(&self.server, Arc::new(bundles), Peer::Domain(domain.clone())).unwrap()
     }
 
-    /// What an operator would write; a word with `.pem`, `.crt` or `.key` is one of our files.
+    /// Parses an operator's command line; a word ending in `.pem`, `.crt` or `.key` is a file of this world.
     fn prepare(&self, address: SocketAddr, line: &str) -> Prepared {
         let is_file = |word: &str| [".pem", ".crt", ".key"].iter().any(|end| word.ends_with(end));
         let words = line.split_whitespace().map(|word| match is_file(word) {
@@ -88,13 +88,13 @@ impl World {
     }
 }
 
-/// What a server does once the handshake is done.
+/// A server's behaviour after the handshake.
 #[derive(Clone)]
 enum Does {
     Echo,
-    /// Echoes, but what is after so many messages waits for a permit.
+    /// Echoes; after this many messages each one waits for a permit.
     StallAfter(usize, Arc<Semaphore>),
-    /// Echoes another byte first.
+    /// Echoes a wrong first byte.
     Garble,
     HangUp,
     Http,
@@ -120,7 +120,7 @@ impl Server {
                 count.fetch_add(1, Ordering::SeqCst);
                 let (acceptor, does) = (acceptor.clone(), does.clone());
                 tokio::spawn(async move {
-                    // Some clients do not want this server; that is their test.
+                    // Some clients are expected to reject this server.
                     if let Ok(stream) = acceptor.accept(tcp).await {
                         does.serve(stream).await;
                     }
@@ -140,7 +140,7 @@ impl Does {
         let mut buffer = vec![0; 1 << 16];
         let mut messages = 0;
         match self {
-            // Once it has read: closing on unread bytes would be a reset.
+            // Reads first: closing with unread bytes would reset the connection.
             Self::HangUp => return drop(stream.read(&mut buffer).await),
             Self::Http => return http(stream).await,
             Self::Garble => stream.write_all(&[0xff]).await.unwrap(),
@@ -171,7 +171,7 @@ async fn http(stream: TlsStream<TcpStream>) {
     let _ = hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service).await;
 }
 
-/// Answers each ClientHello with these bytes.
+/// A server that answers each ClientHello with these bytes.
 fn answers_with(bytes: &'static [u8]) -> SocketAddr {
     let listener = StdListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
@@ -181,14 +181,14 @@ fn answers_with(bytes: &'static [u8]) -> SocketAddr {
             assert!(tcp.read(&mut hello).unwrap() > 0);
             tcp.write_all(bytes).unwrap();
             tcp.shutdown(std::net::Shutdown::Write).unwrap();
-            // Until the client has gone: closing on unread bytes would reset what was just said.
+            // Reads until the client closes: closing with unread bytes would reset the connection.
             while tcp.read(&mut hello).is_ok_and(|count| count > 0) {}
         }
     });
     address
 }
 
-/// The only kind of failure, with its step.
+/// The kind, detail and step of the report's only failure.
 fn only_failure(report: &Report) -> (&'static str, Option<&str>, &'static str) {
     let [failure] = &*report.failures else { panic!("not one kind: {:?}", report.failures) };
     assert_eq!(failure.count, report.failed, "{report:?}");
@@ -241,15 +241,15 @@ fn requests_share_connections_unless_one_each_is_asked_for() {
     assert_eq!((report.succeeded, server.accepted()), (40, 44), "{:?}", report.failures);
     let report = world.measure(server.address, "--insecure --http /absent -n 3");
     assert_eq!(only_failure(&report), ("status", Some("404"), "answer"));
-    // One may be opened for an operation that another takes first.
-    assert!(server.accepted() < 54, "of ten connections only those are opened that have something to do");
+    // A connection may be opened for an operation that another one takes first.
+    assert!(server.accepted() < 54, "connections are opened on demand");
 }
 
 #[test]
 fn echo_must_equal_the_request() {
     let world = World::new();
     let server = Server::start(world.open_config(), Does::Echo);
-    // More than all buffers on the way hold: sent and received must move at once.
+    // More than all buffers on the path hold: sending and receiving must overlap.
     let report = world.measure(server.address, "--ca ca.pem --echo 20000000 -n 2 -c 1");
     assert_eq!((report.succeeded, server.accepted()), (2, 1), "{:?}", report.failures);
     let report = world.measure(server.address, "--ca ca.pem --echo 1 -n 6 -c 2 --new");
@@ -304,8 +304,8 @@ fn addresses_are_used_in_turn() {
     assert_eq!((report.succeeded, servers.map(|server| server.accepted())), (12, [4; 3]));
 }
 
-/// Coordinated omission: while one echo is held back, 200 more become due. Each of them was kept waiting,
-/// but only the one on the wire was slow by itself.
+/// Coordinated omission: while one echo is delayed, 200 more become due. All of them waited, but only the one in
+/// flight was slow by itself.
 #[test]
 fn latency_charges_stall_to_every_operation_due_meanwhile() {
     let world = World::new();
@@ -342,7 +342,7 @@ fn missed_rate_is_reported_and_loses_no_operation() {
     assert_eq!(only_failure(&report), ("timed_out", None, "answer"));
     assert!(report.unstarted > 0, "{report:?}");
     assert_eq!((report.succeeded, report.failed + report.unstarted), (0, 100));
-    assert!(show::summary(&report).contains("never begun"));
+    assert!(show::summary(&report).contains("never started"));
 }
 
 #[test]
@@ -355,7 +355,7 @@ fn operations_in_flight_at_cut_off_are_neither_success_nor_failure() {
     let runtime = Runtime::new().unwrap();
     let running = Arc::clone(&drive);
     let run = runtime.spawn(async move { running.run().await });
-    // One after the other: both take the tally's lock.
+    // Sequentially: both take the tally's lock.
     while { drive.tally().succeeded } < 3 || drive.undone().under_way < 3 {
         thread::yield_now();
     }
@@ -366,10 +366,7 @@ fn operations_in_flight_at_cut_off_are_neither_success_nor_failure() {
     assert_eq!((report.succeeded, report.failed, report.cut_off), (3, 0, 3));
     assert!(report.is_good());
     let summary = show::summary(&report);
-    assert!(
-        summary.contains("interrupted") && summary.contains("under way, and not counted: 3"),
-        "{summary}"
-    );
+    assert!(summary.contains("interrupted") && summary.contains("in flight, not counted: 3"), "{summary}");
 }
 
 #[test]
@@ -399,11 +396,11 @@ fn usage_errors_show_the_right_form() {
     let cases = [
         ("127.0.0.1:1 --sni a.example", "--ca <PEM>"),
         ("127.0.0.1:1 --sni a.example --insecure --ca x", "cannot be used with"),
-        ("127.0.0.1:1 --insecure", "give --sni NAME"),
-        ("127.0.0.1:1 --insecure --sni 10.0.0.1", "no DNS name"),
+        ("127.0.0.1:1 --insecure", "add --sni NAME"),
+        ("127.0.0.1:1 --insecure --sni 10.0.0.1", "not a DNS name"),
         ("127.0.0.1 --insecure --sni a.example", "HOST:PORT"),
         ("127.0.0.1:1 --insecure --sni a.example --http x", "a path such as /"),
-        ("127.0.0.1:1 --insecure --sni a.example --http / --alpn h2", "leave h2 out"),
+        ("127.0.0.1:1 --insecure --sni a.example --http / --alpn h2", "remove h2"),
         ("127.0.0.1:1 --insecure --sni a.example --http / --echo 5", "cannot be used with"),
         ("127.0.0.1:1 --insecure --sni a.example --new", "--http or --echo"),
         ("127.0.0.1:1 --insecure --sni a.example --duration 0s", "above zero"),

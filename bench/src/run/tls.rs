@@ -1,4 +1,4 @@
-//! The TLS side of a run: which certificate is shown, and what the server must prove. Not the handshake.
+//! TLS options of a run: the client certificate and the verification of the server.
 //!
 //! Resumption is off, so that every handshake is a full one.
 
@@ -15,34 +15,34 @@ use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
 
-/// What is shown and what is demanded.
+/// TLS options.
 #[derive(Debug, Args)]
 #[command(next_help_heading = "TLS")]
 #[group(skip)]
 pub(crate) struct Tls {
-    /// Protocols to offer, the best first.
+    /// ALPN protocols to offer, in order of preference.
     #[arg(long, value_delimiter = ',', value_name = "PROTOCOLS")]
     pub(crate) alpn: Vec<String>,
     /// Verify the server's chain against these roots, and its DNS name against the SNI.
     #[arg(long, value_name = "PEM", required_unless_present = "insecure", conflicts_with = "insecure")]
     ca: Option<PathBuf>,
-    /// Verify a SPIFFE ID instead of the DNS name: `spiffe://DOMAIN/PATH` is exactly this one,
-    /// `spiffe://DOMAIN` is every one of the trust domain.
+    /// Verify a SPIFFE ID instead of the DNS name: `spiffe://DOMAIN/PATH` matches exactly this ID,
+    /// `spiffe://DOMAIN` any ID of the trust domain.
     #[arg(long, value_name = "SPIFFE-ID", requires = "ca", value_parser = SpiffeId::parse)]
     expect: Option<SpiffeId>,
-    /// The client's certificate, followed by its intermediates.
+    /// The client certificate, followed by its intermediates.
     #[arg(long, value_name = "PEM", requires = "key")]
     cert: Option<PathBuf>,
     /// The client's key.
     #[arg(long, value_name = "PEM", requires = "cert")]
     key: Option<PathBuf>,
-    /// Verify nothing about the server.
+    /// Do not verify the server's certificate.
     #[arg(long)]
     pub(crate) insecure: bool,
 }
 
 impl Tls {
-    /// Reads the files.
+    /// Reads the files and builds the client configuration.
     pub(crate) fn config(&self) -> anyhow::Result<ClientConfig> {
         let provider = Arc::new(aws_lc_rs::default_provider());
         let builder = ClientConfig::builder_with_provider(Arc::clone(&provider))
@@ -62,7 +62,11 @@ impl Tls {
             (Some(cert), Some(key)) => {
                 let (chain, private) = (certificates(cert)?, private_key(key)?);
                 builder.with_client_auth_cert(chain, private).with_context(|| {
-                    format!("{} and {} must belong together", cert.display(), key.display())
+                    format!(
+                        "cannot use {} with {}; use the certificate's own key",
+                        cert.display(),
+                        key.display()
+                    )
                 })?
             }
             _ => builder.with_no_client_auth(),
@@ -78,12 +82,12 @@ fn roots(file: &Path) -> anyhow::Result<RootCertStore> {
     for root in certificates(file)? {
         roots
             .add(root)
-            .with_context(|| format!("--ca {}: a certificate cannot be a root", file.display()))?;
+            .with_context(|| format!("--ca {}: a certificate is not usable as a root", file.display()))?;
     }
     Ok(roots)
 }
 
-/// The roots of the file speak for the trust domain that is expected, and for no other.
+/// The roots of the file, trusted for the expected trust domain only.
 fn bundles(file: &Path, expected: &SpiffeId) -> anyhow::Result<TrustBundles> {
     let mut bundles = TrustBundles::new();
     for root in certificates(file)? {
@@ -96,16 +100,16 @@ fn bundles(file: &Path, expected: &SpiffeId) -> anyhow::Result<TrustBundles> {
 fn certificates(file: &Path) -> anyhow::Result<Vec<CertificateDer<'static>>> {
     let read = CertificateDer::pem_file_iter(file).and_then(Iterator::collect::<Result<Vec<_>, _>>);
     let found = read.with_context(|| format!("cannot read certificates from {}", file.display()))?;
-    ensure!(!found.is_empty(), "{} has no certificate; it must be PEM", file.display());
+    ensure!(!found.is_empty(), "{} has no certificate; use a PEM file", file.display());
     Ok(found)
 }
 
 fn private_key(file: &Path) -> anyhow::Result<PrivateKeyDer<'static>> {
     PrivateKeyDer::from_pem_file(file)
-        .with_context(|| format!("cannot read a private key from {}; it must be PEM", file.display()))
+        .with_context(|| format!("cannot read a private key from {}; use a PEM file", file.display()))
 }
 
-/// A SPIFFE ID without a path means the whole trust domain.
+/// The accepted peer; a SPIFFE ID without a path matches the whole trust domain.
 fn peer(expected: &SpiffeId) -> Peer {
     if expected.path().is_empty() {
         Peer::Domain(expected.trust_domain().clone())
@@ -114,7 +118,7 @@ fn peer(expected: &SpiffeId) -> Peer {
     }
 }
 
-/// Takes every certificate for right, also one whose key the server does not hold.
+/// Accepts every certificate, even one whose key the server does not have.
 #[derive(Debug)]
 struct Unverified(Vec<SignatureScheme>);
 
