@@ -1,4 +1,4 @@
-//! Before a system is measured: does it pass bytes through, all of them, unchanged, in both directions?
+//! Verifies before a measurement that a system passes all bytes through unchanged, in both directions.
 
 use std::io::{self, Read as _, Write as _};
 use std::net::{Shutdown, TcpStream};
@@ -6,23 +6,23 @@ use std::net::{Shutdown, TcpStream};
 use crate::hello::Job;
 use crate::load::Target;
 
-/// More than any socket buffer or pipe on the way holds, so that every refill is exercised.
+/// More than all socket buffers and pipes on the path hold, so that every refill is exercised.
 const BYTES: usize = 24 << 20;
 const CHUNK: usize = 64 * 1024;
 
-/// Sends noise, expects the same noise back, ends its direction and expects the end of the other.
-/// Nothing is under way at that moment: nginx closes both directions at the first end, by default, and
-/// that is not what is asked here.
+/// Sends noise, expects the same noise back, then closes its direction and expects the other one to close.
+/// Nothing is in flight at that moment: by default nginx closes both directions at the first FIN, which is not
+/// under test here.
 ///
 /// # Errors
-/// The first byte that is wrong, missing or too many; or a connection that breaks.
+/// On the first wrong, missing or extra byte, or a broken connection.
 pub(crate) fn passes_bytes_through(target: &Target) -> io::Result<()> {
     let stream = target.open(Job::Verify)?;
     std::thread::scope(|scope| {
         let sender = scope.spawn(|| send(&stream));
         let received = receive(&stream);
         if received.is_err() {
-            // So that the sender does not wait until it times out.
+            // Keeps the sender from waiting for its timeout.
             let _ = stream.shutdown(Shutdown::Both);
         }
         let sent = sender.join().map_err(|_| io::Error::other("the sender panicked"))?;
@@ -61,7 +61,7 @@ fn wrong(at: usize, what: &str) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, format!("{what} within {CHUNK} bytes after byte {at}"))
 }
 
-/// Bytes without a pattern that a swap or a repetition could keep.
+/// Bytes without a pattern that could survive a swap or a repetition.
 struct Noise(u64);
 
 impl Default for Noise {
@@ -91,7 +91,7 @@ mod tests {
     use crate::backend::Backend;
     use crate::hello::Hello;
 
-    /// A proxy for one connection that does something to the bytes from the backend.
+    /// A proxy for one connection that alters the bytes from the backend.
     fn proxy(backend: SocketAddr, spoil: fn(usize, &mut Vec<u8>)) -> SocketAddr {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
@@ -148,7 +148,7 @@ mod tests {
         });
         assert!(dropped.is_err());
         let added = verdict(|at, bytes| {
-            // The answer to the hello comes first.
+            // The answer to the hello comes first, and is not altered.
             if at + bytes.len() == BYTES + 1 {
                 bytes.push(0);
             }

@@ -1,5 +1,5 @@
-//! Where a measurement happens: everything on loopback, or client, proxy and service each in a network of
-//! its own with veth pairs between them. Holds the services; knows no proxy.
+//! Where a measurement happens: on loopback, or with client, proxy and service each in a network namespace of its
+//! own, joined by veth pairs. Runs the services, not the proxies.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
@@ -13,13 +13,13 @@ use crate::load::Target;
 use crate::netns::Namespace;
 use crate::systems::Routes;
 
-/// The services, and the ways to them.
+/// The services and the networks in which they run.
 #[derive(Debug)]
 pub(crate) struct Place {
     pub(crate) backend: Backend,
     pub(crate) tls: TlsBackend,
     hello: Arc<Hello>,
-    /// None on loopback.
+    /// `None` on loopback.
     networks: Option<Networks>,
 }
 
@@ -28,14 +28,14 @@ struct Networks {
     client: Namespace,
     proxy: Namespace,
     _service: Namespace,
-    /// Proxies so far. Each has a port and an address of the service to itself: a port in TIME_WAIT is so
-    /// only for one destination, and no proxy shall find its ports used up by those before it.
+    /// Number of proxies so far. Each gets its own port and service address: TIME_WAIT blocks a port for one
+    /// destination only, and no proxy may find the ports used up by an earlier one.
     proxies: AtomicU16,
 }
 
-/// The proxies' address in the client's network.
+/// The proxies' address in the client's namespace.
 const PROXY: Ipv4Addr = Ipv4Addr::new(10, 98, 1, 2);
-/// The first of the proxies' ports there.
+/// First port of the proxies.
 const PORT: u16 = 15443;
 
 impl Place {
@@ -46,7 +46,7 @@ impl Place {
     }
 
     /// # Errors
-    /// Without root, or without the program `ip`.
+    /// Without root or the `ip` command.
     pub(crate) fn veth(hello: &Arc<Hello>) -> anyhow::Result<Self> {
         let (client, proxy, service) = (Namespace::new()?, Namespace::new()?, Namespace::new()?);
         let join = |from: &Namespace, name: &str, to: &Namespace| {
@@ -60,7 +60,7 @@ impl Place {
         proxy.ip(&format!("addr add {PROXY}/24 dev near"))?;
         proxy.ip("addr add 10.98.2.1/24 dev far")?;
         service.ip("addr add 10.98.2.2/24 dev far")?;
-        // Every address of this network is the service's.
+        // The service has every address of this network.
         service.ip("route add local 10.99.0.0/16 dev lo")?;
         proxy.ip("route add 10.99.0.0/16 via 10.98.2.2")?;
         // For the direct connection.
@@ -74,7 +74,7 @@ impl Place {
         Ok(Self { backend, tls, hello: Arc::clone(hello), networks })
     }
 
-    /// Does what clients do, where they are.
+    /// Runs something in the clients' namespace.
     pub(crate) fn as_client<T: Send>(&self, run: impl FnOnce() -> io::Result<T> + Send) -> io::Result<T> {
         match &self.networks {
             Some(networks) => networks.client.inside(run),
@@ -82,7 +82,7 @@ impl Place {
         }
     }
 
-    /// Does something where the proxies are.
+    /// Runs something in the proxies' namespace.
     pub(crate) fn as_proxy<T: Send>(&self, run: impl FnOnce() -> io::Result<T> + Send) -> io::Result<T> {
         match &self.networks {
             Some(networks) => networks.proxy.inside(run),
@@ -90,7 +90,7 @@ impl Place {
         }
     }
 
-    /// What a proxy shall route, on an address that is free for it.
+    /// The routes of a proxy, with a free address to listen on.
     pub(crate) fn routes(&self, services: u32) -> io::Result<Routes> {
         let (listen, backend) = if let Some(networks) = &self.networks {
             let number = networks.proxies.fetch_add(1, Ordering::Relaxed);
@@ -99,7 +99,7 @@ impl Place {
             let listen = SocketAddr::from((PROXY, PORT.wrapping_add(number).max(PORT)));
             (listen, SocketAddr::from((service, self.backend.address.port())))
         } else {
-            // Not every system can pick a port by itself and tell.
+            // Not every system can pick a free port and report it.
             (TcpListener::bind("127.0.0.1:0")?.local_addr()?, self.backend.address)
         };
         Ok(Routes { listen, services, backend, closing: None, tls: self.tls.address })

@@ -1,4 +1,4 @@
-//! A started system: its processes, its address, its tables. Not its configuration: see [`crate::systems`].
+//! A running system: its processes, address and tables. For its configuration see [`crate::systems`].
 
 use std::fs;
 use std::io;
@@ -13,18 +13,18 @@ use crate::program::Program;
 use crate::stop::Stop;
 use crate::systems::{Routes, System};
 
-/// Something to connect to. Dropping it kills what was started.
+/// A running system, or the direct connection. Dropping it kills the processes.
 #[derive(Debug)]
 pub(crate) struct Running {
     pub(crate) address: SocketAddr,
-    /// The process and its descendants; empty for the direct connection.
+    /// The main process and its descendants; empty for the direct connection.
     pub(crate) processes: Vec<u32>,
-    /// None for the direct connection.
+    /// `None` for the direct connection.
     program: Option<Program>,
 }
 
 impl Running {
-    /// No proxy: the backend itself.
+    /// The direct connection to the backend.
     pub(crate) fn direct(backend: SocketAddr) -> Self {
         Self { address: backend, processes: Vec::new(), program: None }
     }
@@ -50,7 +50,7 @@ impl Running {
         Ok(running)
     }
 
-    /// Gives it other tables, all at once; gives the moment at which it could see them.
+    /// Replaces all tables; returns when the new ones became visible.
     pub(crate) fn publish(&self, system: &dyn System, routes: Routes) -> io::Result<Instant> {
         let Some(program) = &self.program else {
             return Err(io::Error::other("the direct connection has no tables"));
@@ -74,10 +74,10 @@ impl Running {
         Ok(published)
     }
 
-    /// Waits until this service is reached through it.
+    /// Waits until the system routes this service.
     ///
     /// # Errors
-    /// When it ended, or did not route in time, with what it said.
+    /// If the system exits or does not route the service in time, with its last output.
     pub(crate) fn wait_until_routing(
         &mut self,
         place: &Place,
@@ -86,7 +86,7 @@ impl Running {
         stop: &Stop,
     ) -> io::Result<()> {
         let target = place.target(self.address);
-        // Listening is not enough: some listen before they have loaded their routes.
+        // Listening is not enough: some systems listen before they have loaded their routes.
         let reach = || place.as_client(|| target.open_service(Job::Once, service).map(drop));
         match &mut self.program {
             Some(program) => program.wait_until("route", patience, stop, reach),
@@ -94,13 +94,13 @@ impl Running {
         }
     }
 
-    /// Has its processes counted anew, after a reload that replaced some.
+    /// Lists the processes again, after a reload that may have replaced some.
     pub(crate) fn look_for_processes(&mut self) {
         self.processes = self.program.as_ref().map_or_else(Vec::new, |program| family_of(program.id()));
     }
 
-    /// The end of what the system printed.
+    /// The last lines of the system's output.
     pub(crate) fn last_words(&self) -> String {
-        self.program.as_ref().map_or_else(|| "it is no program".into(), Program::last_words)
+        self.program.as_ref().map_or_else(|| "not a program".into(), Program::last_words)
     }
 }

@@ -1,5 +1,5 @@
-//! A program that this one started, with its files in a directory of its own. Both go when the value goes.
-//! Not what it is or when it is ready: whoever starts it knows that.
+//! Starts a program with its files in a temporary directory; dropping the value stops the program and removes the
+//! directory. The caller decides when the program is ready.
 
 use std::fs::{self, File};
 use std::io;
@@ -15,10 +15,10 @@ use tempfile::TempDir;
 use crate::proc::{family_of, start_time};
 use crate::stop::Stop;
 
-/// How long a program may take to be ready, as a rule.
+/// Usual time limit for a program to become ready.
 pub(crate) const START: Duration = Duration::from_secs(15);
 
-/// How long a program may take to end by itself.
+/// Time for a program to exit before it is killed.
 const GRACE: Duration = Duration::from_millis(500);
 const PAUSE: Duration = Duration::from_millis(2);
 
@@ -30,8 +30,8 @@ pub(crate) struct Program {
 }
 
 impl Program {
-    /// `prepare` writes its files into the directory it is given, and makes the command; `spawn` starts that
-    /// in the network where it belongs.
+    /// `prepare` writes the files into the given directory and builds the command; `spawn` starts the command in
+    /// the right network namespace.
     pub(crate) fn start(
         prepare: impl FnOnce(&Path) -> io::Result<Command>,
         spawn: impl FnOnce(&mut Command) -> io::Result<Child>,
@@ -40,7 +40,7 @@ impl Program {
         let mut command = prepare(directory.path())?;
         let output = File::create(directory.path().join("output"))?;
         command.stdin(Stdio::null()).stdout(output.try_clone()?).stderr(output);
-        // Ctrl-C at the terminal is for this program; it ends the others.
+        // Ctrl-C at the terminal goes to this program, which stops the others.
         command.process_group(0);
         let child = spawn(&mut command).map_err(|error| {
             let name = command.get_program().display();
@@ -57,10 +57,10 @@ impl Program {
         self.directory.path()
     }
 
-    /// Tries until it succeeds: that is what the program should do by then, in a word or two.
+    /// Retries `act` until it succeeds; `what` names in a few words what the program should do by then.
     ///
     /// # Errors
-    /// When the program ended, or did not do it in time, with what it said.
+    /// If the program exits or is not ready in time, with its last output.
     pub(crate) fn wait_until(
         &mut self,
         what: &str,
@@ -73,11 +73,11 @@ impl Program {
             let Err(error) = attempt() else { return Ok(()) };
             stop.check()?;
             if let Some(status) = self.child.try_wait()? {
-                return Err(io::Error::other(format!("ended with {status}: {}", self.last_words())));
+                return Err(io::Error::other(format!("exited with {status}: {}", self.last_words())));
             }
             if Instant::now() > deadline {
                 let words = self.last_words();
-                let why = format!("it did not {what} within {patience:?}: {error}; it said: {words}");
+                let why = format!("did not {what} within {patience:?}: {error}; last output: {words}");
                 return Err(io::Error::new(io::ErrorKind::TimedOut, why));
             }
             thread::sleep(PAUSE);
@@ -88,19 +88,19 @@ impl Program {
         signal(self.child.id(), sent);
     }
 
-    /// The end of what it printed.
+    /// The last lines of the program's output.
     pub(crate) fn last_words(&self) -> String {
         let text = fs::read(self.directory.path().join("output")).unwrap_or_default();
         let text = String::from_utf8_lossy(&text);
         let mut lines: Vec<&str> = text.lines().rev().take(3).collect();
         lines.reverse();
-        if lines.is_empty() { "it printed nothing".into() } else { lines.join(" / ") }
+        if lines.is_empty() { "no output".into() } else { lines.join(" / ") }
     }
 }
 
 impl Drop for Program {
-    /// Asks, so that nginx collects its workers; then kills what is left. A drain is not waited for: no
-    /// connection is open that anybody would miss.
+    /// Sends SIGTERM, so that nginx collects its workers, then kills the rest. A drain is not awaited: no
+    /// connection is in use.
     fn drop(&mut self) {
         let family: Vec<_> =
             family_of(self.child.id()).into_iter().map(|pid| (pid, start_time(pid))).collect();
@@ -110,7 +110,7 @@ impl Drop for Program {
             thread::sleep(Duration::from_millis(5));
         }
         for (pid, started) in family {
-            // Not if the number belongs to somebody else by now.
+            // The process ID may belong to another process by now.
             if started.is_some() && start_time(pid) == started {
                 signal(pid, Signal::KILL);
             }
@@ -121,7 +121,7 @@ impl Drop for Program {
 
 fn signal(pid: u32, signal: Signal) {
     if let Some(pid) = i32::try_from(pid).ok().and_then(Pid::from_raw) {
-        // It may have ended by itself.
+        // It may have exited by itself.
         let _ = kill_process(pid, signal);
     }
 }
@@ -149,17 +149,17 @@ mod tests {
             grandchild = line.trim().parse::<u32>().map_err(io::Error::other)?;
             Ok(())
         };
-        program.wait_until("say who it is", START, &Stop::default(), told).unwrap();
+        program.wait_until("print its child's process ID", START, &Stop::default(), told).unwrap();
         assert_eq!(family_of(program.id()), [program.id(), grandchild]);
         drop(program);
-        // Killed: gone, or a zombie that nobody has collected yet. The kernel takes a moment.
+        // A killed process is gone or a zombie; the kernel takes a moment.
         let ended = || {
             let stat = fs::read_to_string(format!("/proc/{grandchild}/stat")).unwrap_or_default();
             stat.is_empty() || stat.contains(") Z")
         };
         let deadline = Instant::now() + START;
         while !ended() {
-            assert!(Instant::now() < deadline, "the grandchild still runs");
+            assert!(Instant::now() < deadline, "the grandchild is still running");
             thread::yield_now();
         }
     }
@@ -169,7 +169,7 @@ mod tests {
         let mut program = shell("echo no such key >&2; exit 3");
         let never = || Err(io::Error::other("not ready"));
         let why = program.wait_until("listen", START, &Stop::default(), never).unwrap_err().to_string();
-        assert!(why.contains("ended with exit status: 3: no such key"), "{why}");
+        assert!(why.contains("exited with exit status: 3: no such key"), "{why}");
         let nothing =
             Program::start(|_| Ok(Command::new("/no/such/program")), Command::spawn).unwrap_err().to_string();
         assert!(nothing.contains("cannot start /no/such/program"), "{nothing}");

@@ -1,4 +1,4 @@
-//! `report`: an earlier comparison, as JSON keeps it, shown again.
+//! `report`: renders an earlier comparison from its JSON.
 
 use std::fs;
 use std::io::{self, Write as _};
@@ -10,15 +10,15 @@ use serde::Deserialize;
 
 use super::{Report, SCHEMA, table, write, write_pages};
 
-/// Make the page, the Markdown and the charts of a comparison from its JSON.
+/// Render the page, the Markdown and the charts of a comparison from its JSON.
 #[derive(Debug, Args)]
 #[command(after_help = "Example:
   isthmus-bench report bench-report/report.json --out site/figures")]
 pub(crate) struct Render {
-    /// What `compare` wrote.
+    /// The report.json of `compare`.
     #[arg(value_name = "FILE")]
     file: PathBuf,
-    /// Where page, Markdown and charts are written [default: beside the file]
+    /// Output directory [default: the directory of FILE]
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
 }
@@ -28,14 +28,14 @@ impl Render {
         let report = load(&self.file)?;
         match &self.out {
             Some(out) => write(&report, out)?,
-            // A report.json that lies there may be of another run: only asked for is it replaced.
+            // A report.json in the directory may belong to another run: it is replaced on request only.
             None => write_pages(&report, beside(&self.file))?,
         }
         io::stdout().write_all(table::render(&report).as_bytes()).context("cannot print the report")
     }
 }
 
-/// The directory of a file; of a bare name, this one.
+/// The directory of a file; the working directory for a bare name.
 fn beside(file: &Path) -> &Path {
     file.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
@@ -46,11 +46,11 @@ fn load(file: &Path) -> anyhow::Result<Report> {
         schema: String,
     }
     let text = fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))?;
-    let wrong = || format!("{} is no report of isthmus-bench compare", file.display());
+    let wrong = || format!("{} is not a report of isthmus-bench compare", file.display());
     let header: Header = serde_json::from_str(&text).with_context(wrong)?;
     if header.schema != SCHEMA {
         let schema = header.schema.escape_default();
-        bail!("{}: its schema is \"{schema}\"; this program reads \"{SCHEMA}\"", file.display());
+        bail!("{}: schema \"{schema}\" is not supported; this version reads \"{SCHEMA}\"", file.display());
     }
     serde_json::from_str(&text).with_context(wrong)
 }
@@ -81,7 +81,7 @@ mod tests {
         assert_eq!(fs::read_to_string(&other).unwrap(), "of another run");
         assert!(folder.path().join("report.html").exists());
         Render { file, out: Some(folder.path().into()) }.run().unwrap();
-        assert!(fs::read_to_string(&other).unwrap().contains(SCHEMA), "asked for, it is replaced");
+        assert!(fs::read_to_string(&other).unwrap().contains(SCHEMA), "replaced on request");
     }
 
     #[test]

@@ -1,5 +1,5 @@
-//! What a report comes to: for each case our headline figure, and the machine's CPU for it, against the best
-//! peer's; and how a number is written. Shared by every form that is made for people.
+//! Condenses a report: for each case the headline figure and the machine's CPU of Isthmus against the best peer.
+//! Also formats numbers. Shared by all human-readable forms.
 
 use std::iter;
 use std::time::{Duration, UNIX_EPOCH};
@@ -8,27 +8,27 @@ use super::{CaseReport, DIRECT, FigureReport, Report, Row, US};
 use crate::stats::Summary;
 use crate::systems::BASELINE;
 
-/// Medians that are nearer than this are even, however little the rounds differed.
+/// Medians closer than this are even, however small the spread of the rounds.
 const NOISE: f64 = 0.02;
-/// The same for what was measured once.
+/// The same for figures measured once.
 const NOISE_OF_ONE: f64 = 0.05;
 
-/// One figure of a case in a line.
+/// One figure of a case, as a row of the overview.
 #[derive(Debug)]
 pub(super) struct Line<'a> {
-    /// Of the case, as in links.
+    /// The case's name in links.
     pub(super) name: String,
     pub(super) case: &'a CaseReport,
     pub(super) ours: &'a FigureReport,
-    /// Of the peers, the one whose median is the best.
+    /// The peer with the best median.
     pub(super) best: Option<(&'a str, &'a FigureReport)>,
 }
 
-/// How we compare.
+/// Isthmus compared with the best peer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Verdict {
     Better,
-    /// The rounds of both overlap, or the medians are as good as equal.
+    /// The rounds overlap or the medians are nearly equal.
     Even,
     Worse,
 }
@@ -43,7 +43,7 @@ impl Verdict {
     }
 }
 
-/// Every case in which we took part: what it is about, and the CPU that decides.
+/// The headline and the CPU figure of every case with Isthmus.
 pub(super) fn lines(report: &Report) -> Vec<Line<'_>> {
     let both = |(name, case): (String, _)| {
         let case: &CaseReport = case;
@@ -65,12 +65,12 @@ fn line<'a>(name: &str, case: &'a CaseReport, key: &str) -> Option<Line<'a>> {
 }
 
 impl Line<'_> {
-    /// Whether this is what the case is about.
+    /// Whether this is the headline figure of the case.
     pub(super) fn is_headline(&self) -> bool {
         self.ours.key == self.case.headline
     }
 
-    /// Ours divided by the best peer's.
+    /// The figure of Isthmus divided by the best peer's.
     pub(super) fn ratio(&self) -> Option<f64> {
         let (_, best) = self.best?;
         Some(self.ours.summary.median / best.summary.median).filter(|ratio| ratio.is_finite())
@@ -88,14 +88,14 @@ impl Line<'_> {
     }
 }
 
-/// Median and half of the spread, three digits that count.
+/// Median and half of the spread, with three significant digits.
 pub(super) fn spread(summary: Summary) -> String {
     let Summary { median, min, max } = summary;
     let text = short(median);
     if max > min { format!("{text} ±{}", short((max - min) / 2.0)) } else { text }
 }
 
-/// Three digits that count.
+/// Formats with three significant digits.
 pub(super) fn short(value: f64) -> String {
     let digits = match value.abs() {
         small if small < 10.0 => 2,
@@ -105,19 +105,19 @@ pub(super) fn short(value: f64) -> String {
     format!("{value:.digits$}")
 }
 
-/// A figure's title and its unit, if it has one.
+/// A figure's title with its unit.
 pub(super) fn heading(figure: &FigureReport) -> String {
     if figure.unit.is_empty() { figure.title.clone() } else { format!("{}, {}", figure.title, figure.unit) }
 }
 
-/// When that was, in UTC. What no calendar holds is not known.
+/// Formats a time in UTC, if it is in the supported range.
 pub(super) fn date(unix: u64) -> String {
     const YEAR_10_000: u64 = 253_402_300_800;
     let when = UNIX_EPOCH.checked_add(Duration::from_secs(unix)).filter(|_| unix < YEAR_10_000);
-    when.map_or_else(|| "an unknown day".into(), |when| humantime::format_rfc3339_seconds(when).to_string())
+    when.map_or_else(|| "unknown date".into(), |when| humantime::format_rfc3339_seconds(when).to_string())
 }
 
-/// Each case under a name that no other one has, fit for a file and for a link.
+/// Each case with a unique name for files and links.
 pub(super) fn named(report: &Report) -> Vec<(String, &CaseReport)> {
     let mut named: Vec<(String, &CaseReport)> = Vec::new();
     for case in &report.cases {
@@ -130,7 +130,7 @@ pub(super) fn named(report: &Report) -> Vec<(String, &CaseReport)> {
     named
 }
 
-/// Letters, digits and dashes, some but not too many for a file's name.
+/// A non-empty name of letters, digits and dashes, short enough for a file.
 pub(super) fn slug(text: &str) -> String {
     const MOST: usize = 100;
     let words = text.split(|c: char| !c.is_ascii_alphanumeric()).filter(|word| !word.is_empty());
@@ -144,7 +144,7 @@ pub(super) mod tests {
     use super::*;
     use crate::report::Point;
 
-    /// A case with one figure, of which these are median, least and most for each system.
+    /// A case with one figure, given as median, minimum and maximum of each system.
     pub(in crate::report) fn case(more_is_better: bool, systems: &[(&str, [f64; 3])]) -> CaseReport {
         let row = |(system, [median, min, max]): &(&str, [f64; 3])| Row {
             system: (*system).into(),
@@ -208,10 +208,10 @@ pub(super) mod tests {
         assert_eq!(
             line("name", &once, "rate").unwrap().verdict(),
             Some(Verdict::Even),
-            "one sample proves less"
+            "one sample needs a wider margin"
         );
         let broken = [("isthmus", [10.0; 3]), ("nginx", [0.0; 3])];
-        assert_eq!(verdict(true, &broken).1, None, "nothing can be divided by that");
+        assert_eq!(verdict(true, &broken).1, None, "no ratio to zero");
     }
 
     #[test]
@@ -219,7 +219,7 @@ pub(super) mod tests {
         assert_eq!([0.123, 12.34, 1234.5].map(short), ["0.12", "12.3", "1234"]);
         assert_eq!(spread(Summary { median: 12.34, min: 12.0, max: 13.0 }), "12.3 ±0.50");
         assert_eq!([slug("日本"), slug(&"w".repeat(400))], ["unnamed".into(), "w".repeat(100)]);
-        assert_eq!([0, u64::MAX].map(date), ["1970-01-01T00:00:00Z", "an unknown day"]);
+        assert_eq!([0, u64::MAX].map(date), ["1970-01-01T00:00:00Z", "unknown date"]);
         assert_eq!(slug("../Round trips of 64 B, \"1\" <x>"), "round-trips-of-64-b-1-x");
     }
 }

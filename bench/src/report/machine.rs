@@ -1,11 +1,11 @@
-//! What the figures were measured on, as /proc tells.
+//! Describes the machine from /proc.
 
 use std::fs;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
 
-/// The machine, so that figures are not compared across two of them by mistake.
+/// The machine of a report, so that figures of different machines are not compared by mistake.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Machine {
     pub(crate) cpu: String,
@@ -15,7 +15,7 @@ pub(crate) struct Machine {
 }
 
 impl Machine {
-    /// What cannot be found out is "unknown" or 0.
+    /// Reads /proc; missing values are "unknown" or 0.
     pub(crate) fn read() -> Self {
         let read = |path| fs::read_to_string(path).unwrap_or_default();
         let value = |text: &str, name: &str| {

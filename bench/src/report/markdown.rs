@@ -1,4 +1,4 @@
-//! The report as Markdown, with its charts as files beside it.
+//! Renders a report as Markdown, with charts in separate files.
 
 use std::fmt::{self, Write as _};
 
@@ -6,10 +6,10 @@ use super::digest::{date, heading, lines, named, short, spread};
 use super::page::{known_figures, scenarios};
 use super::{CaseReport, Report, svg};
 
-/// Where the charts are, seen from the text.
+/// Directory of the charts, relative to the text.
 pub(super) const CHARTS: &str = "charts";
 
-/// The text.
+/// Renders the Markdown text.
 pub(super) fn render(report: &Report) -> String {
     let mut text = String::new();
     // Writing into a String cannot fail.
@@ -17,7 +17,7 @@ pub(super) fn render(report: &Report) -> String {
     text
 }
 
-/// Name and content of each chart that the text shows.
+/// The file name and content of each chart.
 pub(super) fn charts(report: &Report) -> Vec<(String, String)> {
     named(report).iter().flat_map(|(name, case)| charts_of(name, case)).collect()
 }
@@ -30,12 +30,12 @@ fn charts_of(name: &str, case: &CaseReport) -> Vec<(String, String)> {
 
 fn write_report(text: &mut String, report: &Report) -> fmt::Result {
     let machine = &report.machine;
-    writeln!(text, "# isthmus-bench: the gateway beside its peers\n")?;
+    writeln!(text, "# isthmus-bench: Isthmus compared with other proxies\n")?;
     let (cpu, kernel) = (escape(&machine.cpu), escape(&machine.kernel));
     writeln!(text, "{}, {cpu}, {} cores, Linux {kernel}.", date(report.began_unix), machine.cores)?;
     writeln!(
         text,
-        "{} interleaved rounds of {} s; median ± half of the spread; the ratio is isthmus divided by the best peer.",
+        "{} interleaved rounds of {} s; median ± half of the spread; ratio: isthmus ÷ best peer.",
         report.rounds, report.seconds
     )?;
     if let Some(commit) = &report.commit {
@@ -49,12 +49,9 @@ fn write_report(text: &mut String, report: &Report) -> fmt::Result {
         writeln!(text, "- **Warning:** {}", escape(warning))?;
     }
     for skipped in &report.skipped {
-        writeln!(text, "- **Left out:** {}: {}", escape(&skipped.what), escape(&skipped.why))?;
+        writeln!(text, "- **Skipped:** {}: {}", escape(&skipped.what), escape(&skipped.why))?;
     }
-    writeln!(
-        text,
-        "\n| case | figure | isthmus | best peer | ratio | so it is |\n|---|---|---|---|---|---|"
-    )?;
+    writeln!(text, "\n| case | figure | isthmus | best peer | ratio | result |\n|---|---|---|---|---|---|")?;
     for line in lines(report) {
         let best =
             line.best.map_or_else(String::new, |(name, best)| format!("{name} {}", spread(best.summary)));
@@ -98,7 +95,7 @@ fn write_case(text: &mut String, name: &str, case: &CaseReport) -> fmt::Result {
     Ok(())
 }
 
-/// Text that can make no markup and break no table.
+/// Escapes text, so that it cannot form markup or break a table.
 fn escape(text: &str) -> String {
     let mut escaped = String::with_capacity(text.len());
     for c in text.chars() {

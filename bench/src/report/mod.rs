@@ -1,5 +1,5 @@
-//! A report: what a run found out, as JSON keeps it. The only form that figures are passed on in; tables,
-//! pages and charts are made from it, now or later, here or elsewhere. Measures nothing.
+//! The report of a comparison as data. Its JSON is the exchange format; tables, pages and charts are rendered from
+//! it.
 
 mod command;
 mod digest;
@@ -22,37 +22,37 @@ pub(crate) use summary::{Measurement, case_report};
 
 use crate::stats::Summary;
 
-/// Changes when a reader of the JSON would have to change.
+/// Schema name; changes with every incompatible change.
 pub(crate) const SCHEMA: &str = "isthmus-bench/compare/2";
-/// The system that ratios refer to.
+/// The reference system of the ratios.
 pub(crate) const US: &str = "isthmus";
-/// No proxy: what the load generator and the kernel can do by themselves.
+/// The direct connection: the limit of the load generator and the kernel.
 pub(crate) const DIRECT: &str = "direct";
 
-/// Everything that a run found out.
+/// The result of a comparison.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Report {
     pub(crate) schema: String,
     pub(crate) bench_version: String,
-    /// Of the checkout that the programs were built in; none if that is not known.
+    /// Commit of the working directory; `None` if unknown.
     pub(crate) commit: Option<String>,
     pub(crate) machine: Machine,
     pub(crate) began_unix: u64,
     pub(crate) took_seconds: u64,
     pub(crate) rounds: u16,
-    /// Length of one measurement.
+    /// Length of one measurement, in seconds.
     pub(crate) seconds: f64,
-    /// The part of the machine that was busy before anything ran, 0 to 1.
+    /// Share of the machine that was busy before the start, 0 to 1.
     pub(crate) busy_before: f64,
-    /// What a reader has to know before believing the figures: a debug build, an interruption.
+    /// Caveats such as a debug build or an interruption.
     pub(crate) warnings: Vec<String>,
     pub(crate) systems: Vec<SystemInfo>,
-    /// Systems and cases that were asked for and not measured.
+    /// Requested systems and cases that were not measured.
     pub(crate) skipped: Vec<Skipped>,
     pub(crate) cases: Vec<CaseReport>,
 }
 
-/// A system that took part.
+/// A system in the comparison.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct SystemInfo {
     pub(crate) name: String,
@@ -60,7 +60,7 @@ pub(crate) struct SystemInfo {
     pub(crate) program: String,
 }
 
-/// What was left out.
+/// A skipped system or case.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Skipped {
     pub(crate) what: String,
@@ -72,24 +72,24 @@ pub(crate) struct Skipped {
 pub(crate) struct CaseReport {
     pub(crate) scenario: String,
     pub(crate) title: String,
-    /// The key of the figure that the case is about.
+    /// Key of the headline figure.
     pub(crate) headline: String,
-    /// The least and the most that `cpu_machine` was above `cpu_processes` in any measurement of this
-    /// case, as a part of the whole machine; none where no CPU was counted.
+    /// Minimum and maximum of `cpu_machine` minus `cpu_processes` over the measurements of this case, as a share
+    /// of the machine; `None` without CPU figures.
     pub(crate) cpu_gap: Option<(f64, f64)>,
-    /// The key of the count of the machine's CPU to believe.
+    /// Key of the more reliable CPU figure.
     pub(crate) cpu_headline: String,
     pub(crate) systems: Vec<Row>,
 }
 
-/// One system's figures in one case.
+/// The figures of one system in one case.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Row {
     pub(crate) system: String,
     pub(crate) figures: Vec<FigureReport>,
-    /// Latency at many quantiles, all rounds together; empty where the case has none.
+    /// Latency quantiles over all rounds; empty if the case has no latency.
     pub(crate) latency: Vec<Point>,
-    /// As fast as without a proxy, within a tenth: the load generator was the limit, not the system.
+    /// Within 10 % of the direct connection: the load generator was the limit, not the system.
     pub(crate) bounded_by_generator: bool,
     pub(crate) failures: Vec<String>,
 }
@@ -104,38 +104,38 @@ pub(crate) struct FigureReport {
     #[serde(flatten)]
     pub(crate) summary: Summary,
     pub(crate) samples: Vec<f64>,
-    /// This median divided by ours.
+    /// This median divided by that of Isthmus.
     pub(crate) ratio_to_isthmus: Option<f64>,
-    /// This median divided by that without a proxy.
+    /// This median divided by that of the direct connection.
     pub(crate) ratio_to_direct: Option<f64>,
 }
 
-/// A point of a distribution: this part of all values is at most so many microseconds.
+/// A point of a distribution: this share of the values is at most this many microseconds.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Point {
     pub(crate) quantile: f64,
     pub(crate) microseconds: f64,
 }
 
-/// Writes every form of the report into a directory, and says so.
+/// Writes all forms of the report into a directory.
 pub(crate) fn write(report: &Report, directory: &Path) -> anyhow::Result<()> {
-    fs::create_dir_all(directory).with_context(|| format!("cannot make {}", directory.display()))?;
-    // First what cannot be made again from the rest.
+    fs::create_dir_all(directory).with_context(|| format!("cannot create {}", directory.display()))?;
+    // The JSON first: the other forms can be rendered from it again.
     put(directory, "report.json", &serde_json::to_string(report)?)?;
-    eprintln!("wrote report.json into {}", directory.display());
+    eprintln!("wrote report.json to {}", directory.display());
     write_pages(report, directory)
 }
 
-/// Writes what is made for people, and says so.
+/// Writes the human-readable forms.
 fn write_pages(report: &Report, directory: &Path) -> anyhow::Result<()> {
     let charts = directory.join(markdown::CHARTS);
-    fs::create_dir_all(&charts).with_context(|| format!("cannot make {}", charts.display()))?;
+    fs::create_dir_all(&charts).with_context(|| format!("cannot create {}", charts.display()))?;
     for (name, chart) in markdown::charts(report) {
         put(&charts, &name, &chart)?;
     }
     put(directory, "report.html", &page::render(report))?;
     put(directory, "report.md", &markdown::render(report))?;
-    eprintln!("wrote report.html, report.md and charts into {}", directory.display());
+    eprintln!("wrote report.html, report.md and charts to {}", directory.display());
     Ok(())
 }
 

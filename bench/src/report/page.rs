@@ -1,4 +1,4 @@
-//! The report as one page that needs nothing else: no script, no font, no request.
+//! Renders a report as one self-contained HTML page without scripts, fonts or requests.
 
 use maud::{DOCTYPE, Markup, PreEscaped, html};
 
@@ -7,9 +7,9 @@ use super::{CaseReport, FigureReport, Report, Row, svg};
 
 const CSS: &str = include_str!("page.css");
 
-/// The page as HTML.
+/// Renders the HTML page.
 pub(super) fn render(report: &Report) -> String {
-    let title = "isthmus-bench: the gateway beside its peers";
+    let title = "isthmus-bench: Isthmus compared with other proxies";
     let page = html! {
         (DOCTYPE)
         html lang="en" {
@@ -40,11 +40,11 @@ fn setting(report: &Report) -> Markup {
     let machine = &report.machine;
     html! {
         @for warning in &report.warnings { p.note { strong { "Warning: " } (warning) } }
-        @for skipped in &report.skipped { p.note { strong { "Left out: " } (skipped.what) ": " (skipped.why) } }
+        @for skipped in &report.skipped { p.note { strong { "Skipped: " } (skipped.what) ": " (skipped.why) } }
         p {
-            "Begun " (date(report.began_unix)) " on " (machine.cpu) ", " (machine.cores) " cores, " (machine.memory_kib >> 20) " GiB, Linux " (machine.kernel) ". "
-            (report.rounds) " interleaved rounds of " (report.seconds) " s, " (report.took_seconds) " s in all; "
-            (format!("{:.0}", report.busy_before * 100.0)) " % of the machine was busy before. isthmus-bench "
+            "Started " (date(report.began_unix)) " on " (machine.cpu) ", " (machine.cores) " cores, " (machine.memory_kib >> 20) " GiB, Linux " (machine.kernel) ". "
+            (report.rounds) " interleaved rounds of " (report.seconds) " s, " (report.took_seconds) " s in total; "
+            (format!("{:.0}", report.busy_before * 100.0)) " % of the machine was busy before the start. isthmus-bench "
             (report.bench_version) @if let Some(commit) = &report.commit { ", commit " code { (commit) } } "."
         }
         table.versions {
@@ -60,13 +60,13 @@ fn summary(report: &Report) -> Markup {
     html! {
         div.scroll {
             table.summary {
-                tr { th { "case" } th { "figure" } th { "isthmus" } th { "best peer" } th { "ratio" } th { "so it is" } }
+                tr { th { "case" } th { "figure" } th { "isthmus" } th { "best peer" } th { "ratio" } th { "result" } }
                 @for line in lines(report) { (summary_row(&line)) }
             }
         }
         p.soft {
-            "The ratio is isthmus divided by the best peer. Even: the rounds of both overlap, or the medians are within 2 %; within 5 % where "
-            "there is one round."
+            "The ratio is isthmus divided by the best peer. Even: the rounds of both overlap, or the medians are within 2 % (5 % for "
+            "a single round)."
         }
     }
 }
@@ -89,20 +89,20 @@ fn how_to_read() -> Markup {
         details {
             summary { "How to read this" }
             p {
-                "A number is the median of the rounds, ± half of what lies between the least and the most; whiskers go "
-                "from the least to the most. × in a chart is a system divided by isthmus. Systems are measured in turns, so that a noisy "
-                "machine hits all alike; memory and routes are measured once. All have one worker, and the same routes."
+                "A number is the median of the rounds, ± half of the range from minimum to maximum; whiskers go "
+                "from minimum to maximum. × in a chart is a system divided by isthmus. Systems are measured in turn, so that a noisy "
+                "machine affects all alike; memory and routes are measured once. All have one worker and the same routes."
             }
             p {
-                "Latencies are of all rounds together, and shown as far as there are values to bear them. At a fixed "
-                "rate they count from when each was due, so that a stall is charged to everything that it kept waiting. "
-                "In round trips and short connections the proxy has a core to itself."
+                "Latencies are of all rounds together; a quantile is shown only if there are enough values for it. At a fixed "
+                "rate they count from the due time, so that a stall is charged to every operation that it delayed. "
+                "For round trips and short connections the proxy has a core to itself."
             }
             p {
-                "CPU is counted twice: by /proc/stat for the whole machine, which also sees strangers and samples by "
-                "ticks, and exactly for load generator and proxy, which misses the kernel's own threads. Where both "
-                "agree within 3 % of the machine the first is compared, else the second. direct is no proxy at all; ≈ "
-                "marks what comes within a tenth of it: there the load generator is the limit, not the system."
+                "CPU is counted twice: by /proc/stat for the whole machine, which includes other programs and samples by "
+                "ticks, and exactly for load generator and proxy, which misses the kernel's own threads. If both "
+                "agree within 3 % of the machine, the first is compared, otherwise the second. direct is without a proxy; ≈ "
+                "marks figures within 10 % of it: there the load generator is the limit, not the system."
             }
         }
     }
@@ -138,7 +138,7 @@ fn figures(case: &CaseReport) -> Markup {
     }
 }
 
-/// A row of ratios, if there was a direct connection.
+/// A row with the ratios to the direct connection, if it was measured.
 fn beside_direct(case: &CaseReport, key: &str) -> Markup {
     let ratio = |row: &Row| row.figure(key).and_then(|figure| figure.ratio_to_direct);
     html! {
@@ -151,7 +151,7 @@ fn beside_direct(case: &CaseReport, key: &str) -> Markup {
     }
 }
 
-/// Every figure that any system has, in the order of its first appearance.
+/// The figures of all systems, in the order of first appearance.
 pub(super) fn known_figures(case: &CaseReport) -> Vec<&FigureReport> {
     let mut known: Vec<&FigureReport> = Vec::new();
     for figure in case.systems.iter().flat_map(|row| &row.figures) {
@@ -162,7 +162,7 @@ pub(super) fn known_figures(case: &CaseReport) -> Vec<&FigureReport> {
     known
 }
 
-/// In their order, each once.
+/// The distinct scenarios in their order.
 pub(super) fn scenarios(report: &Report) -> Vec<&str> {
     let mut scenarios: Vec<&str> = Vec::new();
     for case in &report.cases {
@@ -173,7 +173,7 @@ pub(super) fn scenarios(report: &Report) -> Vec<&str> {
     scenarios
 }
 
-/// Of a scenario, in links; no case has such a name.
+/// The anchor of a scenario; no case has such a name.
 fn anchor(scenario: &str) -> String {
     format!("{}.", slug(scenario))
 }
@@ -184,7 +184,7 @@ mod tests {
     use crate::report::digest::tests::case;
     use crate::report::{Machine, SCHEMA, Skipped, SystemInfo, markdown};
 
-    /// Everything that comes from outside says this.
+    /// Hostile text, used for every external value.
     const HOSTILE: &str = "\"><script>alert(1)</script>|\n# [x](javascript:y)";
 
     fn hostile() -> Report {

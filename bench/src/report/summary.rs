@@ -1,5 +1,5 @@
-//! From measurements to a report: medians, spread, ratios, whole distributions, which count of the CPU to
-//! believe, and what the load generator bounded.
+//! Summarizes measurements into a report: medians, spread, ratios, distributions, the more reliable CPU figure, and
+//! results limited by the load generator.
 
 use hdrhistogram::Histogram;
 
@@ -8,13 +8,13 @@ use crate::cases::{Case, Scenario};
 use crate::sample::{Better, CPU_MACHINE, CPU_PROCESSES, Figure, Sample, number};
 use crate::stats::Summary;
 
-/// When the two counts of the CPU differ by more of the machine than this, the sampled one, which also has
-/// others in it, is not believed.
+/// Largest difference of the two CPU counts, as a share of the machine. Beyond it the sampled one, which includes
+/// other programs, is not used.
 const TOLERANCE: f64 = 0.03;
-/// A system that comes so near to the direct connection was not the limit.
+/// A system with at least this share of the direct connection's speed was not the limit.
 const NEAR_DIRECT: f64 = 0.9;
 
-/// One measurement as it was made: which system, and what came out or went wrong.
+/// One measurement of one system, with its result or error.
 #[derive(Debug)]
 pub(crate) struct Measurement {
     pub(crate) case: Case,
@@ -22,7 +22,7 @@ pub(crate) struct Measurement {
     pub(crate) outcome: Result<Sample, String>,
 }
 
-/// All measurements of one case, of the systems in this order. None if there is nothing.
+/// Summarizes one case for the systems in this order; `None` without measurements.
 pub(crate) fn case_report(
     scenario: Scenario,
     case: Case,
@@ -70,7 +70,7 @@ fn row<'a>(system: &str, own: impl Iterator<Item = &'a Measurement>) -> Row {
         }
         if let Some(times) = &sample.latency {
             match &mut latency {
-                // All have the same bounds, so that adding cannot fail.
+                // All histograms have the same bounds, so that adding cannot fail.
                 Some(all) => all.add(times).unwrap_or_default(),
                 None => latency = Some(times.clone()),
             }
@@ -97,7 +97,7 @@ fn row<'a>(system: &str, own: impl Iterator<Item = &'a Measurement>) -> Row {
     }
 }
 
-/// Ten points for each further digit of the quantile, as far as there are values.
+/// Ten points for each further digit of the quantile, up to the resolution of the values.
 fn curve(latency: &Histogram<u64>) -> Vec<Point> {
     const STEPS: i32 = 10;
     let point =
@@ -165,7 +165,7 @@ mod tests {
         assert_eq!(theirs.failures, ["broken"]);
         assert_eq!(report.headline, "rate");
         let other = Case::Mixed;
-        assert!(case_report(Scenario::Mixed, other, &[], &all).is_none(), "nothing was measured there");
+        assert!(case_report(Scenario::Mixed, other, &[], &all).is_none(), "a case without measurements");
     }
 
     #[test]
@@ -185,7 +185,7 @@ mod tests {
         assert_eq!(noisy.cpu_headline, CPU_PROCESSES);
         assert_eq!(noisy.cpu_gap, Some((0.01, 0.2)));
         let missed = summed_up(&[measured("isthmus", 2.0, -0.15)]);
-        assert_eq!(missed.cpu_headline, CPU_PROCESSES, "sampled too low is no better");
+        assert_eq!(missed.cpu_headline, CPU_PROCESSES, "sampled too low");
     }
 
     #[test]
@@ -205,7 +205,7 @@ mod tests {
             let point = curve.iter().find(|point| (point.quantile - quantile).abs() < 1e-6).unwrap();
             assert!((point.microseconds - microseconds).abs() <= microseconds / 500.0 + 0.01, "{point:?}");
         }
-        assert!(curve.last().unwrap().quantile < 0.99991, "10 000 values bear no more than 99.99 %");
+        assert!(curve.last().unwrap().quantile < 0.99991, "10 000 values resolve at most 99.99 %");
         let p50 = report.systems[0].figure("p50").unwrap();
         assert!((p50.summary.min - 2500.0).abs() < 6.0 && (p50.summary.max - 7500.0).abs() < 16.0, "{p50:?}");
     }

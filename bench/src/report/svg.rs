@@ -1,5 +1,5 @@
-//! Charts: bars with their spread, and latency over quantiles. Drawn narrow, so that they are readable on a
-//! phone; colours are classes, which page or picture define for light and dark.
+//! Renders charts: bars with their spread, and latency by quantile. They are narrow enough for a phone; colours are
+//! CSS classes, defined for light and dark by the page or the file.
 
 use std::ops::RangeInclusive;
 
@@ -8,31 +8,31 @@ use maud::{Markup, PreEscaped, html};
 use super::digest::{heading, short, spread};
 use super::{CaseReport, DIRECT, FigureReport, Point, Row, US};
 
-/// Colours of the charts, inside the page and inside a picture that stands alone.
+/// Style sheet of the charts, for the page and for standalone files.
 pub(super) const STYLE: &str = include_str!("chart.css");
 
 const WIDTH: f64 = 360.0;
-/// How many kinds of lines the style knows; more systems than these share them.
+/// Number of line styles; more systems than this share them.
 const LINES: usize = 7;
-/// What a latency can be, in microseconds: a nanosecond to twelve days. Anything else is a broken file.
+/// Plausible latencies in microseconds: a nanosecond to twelve days. Others come from a broken file.
 const LATENCIES: RangeInclusive<f64> = 1e-3..=1e12;
 
-/// A chart that is not yet put anywhere.
+/// A chart, to be placed inline or in a file.
 pub(super) struct Chart {
     title: String,
-    /// The same in words, for those who do not see it.
+    /// Text alternative.
     words: String,
     height: f64,
     body: Markup,
 }
 
 impl Chart {
-    /// For a page that has the style.
+    /// Renders the chart for a page with the style sheet.
     pub(super) fn inline(&self) -> Markup {
         self.svg(&html! {})
     }
 
-    /// For a file of its own.
+    /// Renders the chart for a file of its own.
     pub(super) fn standalone(&self) -> String {
         self.svg(&html! { style { (PreEscaped(STYLE)) } rect.ground width="100%" height="100%" {} })
             .into_string()
@@ -51,7 +51,7 @@ impl Chart {
     }
 }
 
-/// One figure of all systems. None if no system has it.
+/// Bars of one figure of all systems; `None` if no system has it.
 pub(super) fn bars(case: &CaseReport, key: &str) -> Option<Chart> {
     const ROW: f64 = 34.0;
     const TOP: f64 = 24.0;
@@ -99,7 +99,7 @@ fn value(figure: &FigureReport) -> String {
     format!("{}{ratio}", spread(figure.summary))
 }
 
-/// Latency of all systems over the quantiles. None if no system has any.
+/// Latency of all systems by quantile; `None` if no system has any.
 pub(super) fn curves(case: &CaseReport) -> Option<Chart> {
     let systems: Vec<(usize, &Row, Vec<Point>)> = case
         .systems
@@ -139,14 +139,14 @@ pub(super) fn curves(case: &CaseReport) -> Option<Chart> {
 }
 
 fn can_stand(point: &Point) -> bool {
-    // What is beyond the last tick, give or take the last digit of a number, would climb along the edge.
+    // Points beyond the last tick, within rounding, would climb along the edge.
     let shown = (0.0..1.0).contains(&point.quantile) && Plane::nines(point.quantile) < Plane::NINES + 0.01;
     shown && LATENCIES.contains(&point.microseconds)
 }
 
-/// Quantiles to the right, by how little is beyond them; times upwards. Both by powers of ten.
+/// Coordinates: quantiles to the right, times upwards, both on logarithmic scales.
 struct Plane {
-    /// Powers of ten of microseconds.
+    /// Lower bound, as a power of ten of microseconds.
     low: f64,
     high: f64,
 }
@@ -155,7 +155,7 @@ impl Plane {
     const LEFT: f64 = 52.0;
     const TOP: f64 = 24.0;
     const BOTTOM: f64 = 220.0;
-    /// Powers of ten of the part beyond the quantile.
+    /// Number of nines on the quantile axis.
     const NINES: f64 = 4.0;
 
     fn new(least: f64, most: f64) -> Self {
@@ -207,7 +207,7 @@ impl Plane {
     }
 }
 
-/// A power of ten of microseconds.
+/// Label of a tick: microseconds in a suitable unit.
 fn time(microseconds: f64) -> String {
     match microseconds {
         seconds if seconds >= 1e6 => format!("{:.0} s", seconds / 1e6),
@@ -217,7 +217,7 @@ fn time(microseconds: f64) -> String {
     }
 }
 
-/// Pixels to a tenth.
+/// Formats pixels with one decimal.
 fn px(value: f64) -> String {
     format!("{value:.1}")
 }
@@ -227,7 +227,7 @@ mod tests {
     use super::*;
     use crate::report::digest::tests::case;
 
-    /// The numbers of an attribute, in order.
+    /// The values of an attribute, in order.
     fn attributes(svg: &str, element: &str, name: &str) -> Vec<f64> {
         let elements = svg.split('<').filter(|part| part.starts_with(element));
         let values = elements.filter_map(|part| part.split_once(&format!(" {name}=\""))?.1.split('"').next());
@@ -260,7 +260,7 @@ mod tests {
         assert_eq!(points.len(), 4);
         assert!(points.windows(2).all(|pair| pair[0][0] < pair[1][0]), "to the right: {points:?}");
         assert!(points.windows(2).all(|pair| pair[0][1] >= pair[1][1]), "never down: {points:?}");
-        assert!((points[1][0] - Plane::x(1.0)).abs() < 0.1, "90 % stands at its tick");
+        assert!((points[1][0] - Plane::x(1.0)).abs() < 0.1, "90 % is at its tick");
     }
 
     #[test]
@@ -273,19 +273,19 @@ mod tests {
             .into();
         let svg = curves(&case).unwrap().standalone();
         let path = svg.split("class=\"curve s0\" d=\"M").nth(1).unwrap().split('"').next().unwrap();
-        assert_eq!(path.split('L').count(), 2, "nothing climbs along the edge: {path}");
-        assert!(!svg.contains("1 ms"), "nor stretches the scale");
-        assert!(!svg.contains(&format!("s{LINES}")), "the style knows no such line");
+        assert_eq!(path.split('L').count(), 2, "points beyond the last tick are omitted: {path}");
+        assert!(!svg.contains("1 ms"), "they do not stretch the scale");
+        assert!(!svg.contains(&format!("s{LINES}")), "no such line style");
         assert!(
             STYLE.contains(&format!(".chart .s{} ", LINES - 1)) && !STYLE.contains(&format!(".s{LINES} "))
         );
-        assert!(svg.contains("peer0: 99.99 % within 10.0 µs"), "in words too");
+        assert!(svg.contains("peer0: 99.99 % within 10.0 µs"), "text alternative");
     }
 
     #[test]
     fn chart_omits_non_finite_numbers() {
         let unordered = case(true, &[("isthmus", [1e308, 0.0, 0.0])]);
-        assert!(bars(&unordered, "rate").is_none(), "no bar is longer than its spread");
+        assert!(bars(&unordered, "rate").is_none(), "inconsistent summary is not drawn");
         let hostile = [f64::NAN, f64::INFINITY, f64::NEG_INFINITY, -1.0];
         for value in hostile {
             let mut case = case(true, &[("isthmus", [1.0; 3]), ("nginx", [value; 3])]);

@@ -1,4 +1,4 @@
-//! The report as tables for a terminal.
+//! Renders a report as tables for a terminal.
 
 use std::fmt::Write as _;
 
@@ -8,7 +8,7 @@ use super::digest::spread;
 use super::{CaseReport, FigureReport, Report, Row};
 use crate::sample::{CPU_MACHINE, CPU_PROCESSES};
 
-/// The whole report as text.
+/// Renders the report as text.
 pub(crate) fn render(report: &Report) -> String {
     let mut text = String::new();
     // Writing into a String cannot fail.
@@ -25,7 +25,7 @@ fn header(text: &mut String, report: &Report) -> std::fmt::Result {
     let (rounds, seconds) = (report.rounds, report.seconds);
     writeln!(
         text,
-        "{rounds} interleaved rounds of {seconds} s; median ±half of max - min, ×ratio to isthmus"
+        "{rounds} interleaved rounds of {seconds} s; median ±half of the spread, ×ratio to isthmus"
     )?;
     writeln!(text, "busy before the start: {:.1} % of the machine", report.busy_before * 100.0)?;
     for system in &report.systems {
@@ -65,14 +65,11 @@ fn section(text: &mut String, case: &CaseReport) -> std::fmt::Result {
         let (least, most) = (least * 100.0, most * 100.0);
         writeln!(
             text,
-            "* compare by this: /proc/stat saw {least:+.1}..{most:+.1} % of the machine beyond bench + proxy"
+            "* the CPU figure to compare: /proc/stat counted {least:+.1}..{most:+.1} % of the machine beyond bench + proxy"
         )?;
     }
     if case.systems.iter().any(|row| row.bounded_by_generator) {
-        writeln!(
-            text,
-            "≈ as fast as no proxy, within a tenth: the load generator is the limit, not the system"
-        )?;
+        writeln!(text, "≈ within 10 % of direct: the load generator is the limit, not the system")?;
     }
     for Row { system, failures, .. } in &case.systems {
         for failure in failures {
@@ -82,10 +79,10 @@ fn section(text: &mut String, case: &CaseReport) -> std::fmt::Result {
     Ok(())
 }
 
-/// What is left to the JSON and the page, so that a table fits a terminal.
+/// Figures shown in the JSON and the page only, so that the table fits a terminal.
 const DETAILS: [&str; 7] = ["p90", "max", "cpu_user", "cpu_system", "peak_rss", "descriptors", "switches"];
 
-/// Every figure that any system has, in the order of its first appearance, without the details.
+/// The figures of all systems without the details, in the order of first appearance.
 fn columns(case: &CaseReport) -> Vec<&FigureReport> {
     let mut columns: Vec<&FigureReport> = Vec::new();
     for figure in case.systems.iter().flat_map(|row| &row.figures) {

@@ -1,5 +1,5 @@
-//! Envoy with `tls_inspector` and `tcp_proxy`: one worker, a filter chain and a cluster for each service,
-//! from files that it watches, as its own control planes would send them.
+//! Envoy with `tls_inspector` and `tcp_proxy`: one worker, a filter chain and a cluster for each service, in
+//! watched files of the form that control planes send.
 
 use std::fs;
 use std::io;
@@ -77,7 +77,7 @@ fn chain(name: &str) -> Value {
 fn cluster(name: &str, endpoints: Endpoints) -> Value {
     let endpoints: Vec<Value> =
         endpoints.iter().map(|one| json!({ "endpoint": { "address": address(one) } })).collect();
-    // The default breaker opens at 1024 connections.
+    // The default circuit breaker opens at 1024 connections.
     let breaker =
         json!({ "thresholds": [{ "max_connections": CONNECTIONS, "max_pending_requests": CONNECTIONS }] });
     json!({

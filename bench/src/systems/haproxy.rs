@@ -1,5 +1,5 @@
-//! HAProxy in TCP mode: one thread, splicing where it sees fit, as its manual advises for bulk; a backend a
-//! service, found by a map. With a master process, as distributions run it, so that it can be reloaded.
+//! HAProxy in TCP mode: one thread, splice-auto, as its manual advises for bulk transfers, and one backend per
+//! service, selected by a map. With a master process, as in distributions, so that it can be reloaded.
 
 use std::fmt::Write as _;
 use std::io;
@@ -27,7 +27,7 @@ impl System for Haproxy {
 
     fn tables(&self, directory: &Path, routes: Routes) -> Vec<(&'static str, String)> {
         let (listen, folder) = (routes.listen, directory.display());
-        // It would reserve two descriptors for a pipe at every fourth connection.
+        // Otherwise HAProxy reserves two pipe descriptors for every fourth connection.
         let mut text = format!(
             "global
     nbthread 1

@@ -1,5 +1,5 @@
-//! Our gateway: one worker, no access log, else its defaults. It watches its file. Twice, so that a change
-//! can be compared with what was before.
+//! The Isthmus gateway: one worker, no access log, defaults otherwise. It watches its file. There are two, so that
+//! a build can be compared with an earlier one.
 
 use std::fmt::Write as _;
 use std::io;
@@ -9,11 +9,11 @@ use std::process::Command;
 use super::{BASELINE, CONNECTIONS, Routes, Search, System};
 use crate::report::US;
 
-/// One build of it.
+/// A build of the gateway.
 pub(super) enum Isthmus {
-    /// The one that is measured.
+    /// The build under test.
     This,
-    /// Another one, if the user names it.
+    /// The build given with `--baseline`.
     Baseline,
 }
 
@@ -30,8 +30,8 @@ impl System for Isthmus {
             Self::This => search.gateway.clone(),
             Self::Baseline => search.baseline.clone().ok_or("no --baseline")?,
         };
-        let remedy = "build it with `cargo build --release`, or name it with --gateway";
-        if path.is_file() { Ok(path) } else { Err(format!("no program at {}; {remedy}", path.display())) }
+        let remedy = "build it with `cargo build --release`, or give its path with --gateway";
+        if path.is_file() { Ok(path) } else { Err(format!("{} does not exist; {remedy}", path.display())) }
     }
 
     fn tables(&self, _: &Path, routes: Routes) -> Vec<(&'static str, String)> {

@@ -1,5 +1,5 @@
-//! The systems that are compared: for each, where its program is and how it is told to route names to one
-//! backend with one worker. One file a system. Nothing here is tuned beyond what each file says.
+//! The systems under comparison: where each one's binary is and how it is configured to route names to one backend
+//! with one worker. One file per system; nothing is tuned beyond what each file says.
 
 mod envoy;
 mod haproxy;
@@ -22,17 +22,17 @@ use crate::hello::service_name;
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Routes {
     pub(crate) listen: SocketAddr,
-    /// So many services, each with this one endpoint.
+    /// Number of services, each with the one endpoint `backend`.
     pub(crate) services: u32,
     pub(crate) backend: SocketAddr,
-    /// A second endpoint of the last service: one that accepts and closes.
+    /// A second endpoint of the last service, which accepts and closes.
     pub(crate) closing: Option<SocketAddr>,
-    /// The endpoint of one more, for whole handshakes.
+    /// The endpoint of one more service, for full handshakes.
     pub(crate) tls: SocketAddr,
 }
 
 impl Routes {
-    /// Name and endpoints of each service.
+    /// The name and the endpoints of each service.
     fn iter(self) -> impl Iterator<Item = (String, Endpoints)> {
         let second = move |number| self.closing.filter(|_| number + 1 == self.services);
         let plain = (0..self.services).map(move |number| {
@@ -42,7 +42,7 @@ impl Routes {
     }
 }
 
-/// Who serves a service.
+/// The endpoints of a service.
 #[derive(Clone, Copy, Debug)]
 struct Endpoints {
     first: SocketAddr,
@@ -55,58 +55,58 @@ impl Endpoints {
     }
 }
 
-/// Connections that a system must be able to hold. Two descriptors for each stay below the 20 000 that a
-/// process may often have, with room for pipes.
+/// Connections that a system must hold. Two descriptors each stay below the common limit of 20 000 per process,
+/// with room for pipes.
 const CONNECTIONS: u32 = 8500;
 
-/// A proxy that can be configured, started and given other tables.
+/// A proxy that can be configured, started and reconfigured.
 pub(crate) trait System: Sync {
     fn name(&self) -> &'static str;
 
-    /// The program, or why it was not found.
+    /// The path of the binary, or the reason why there is none.
     fn program(&self, search: &Search) -> Result<PathBuf, String>;
 
-    /// What to ask the program for, to learn its version.
+    /// The argument that prints the version.
     fn version_argument(&self) -> &'static str {
         "--version"
     }
 
-    /// The files that hold the routes, by name, in the order in which they must change.
+    /// The names and contents of the route files, in the order in which they must be replaced.
     fn tables(&self, directory: &Path, routes: Routes) -> Vec<(&'static str, String)>;
 
     /// The command that runs the program in the foreground on the tables in the directory.
     fn command(&self, program: &Path, directory: &Path, routes: Routes) -> io::Result<Command>;
 
-    /// What makes the process read its tables again; none if it watches them.
+    /// The signal that reloads the tables; `None` if the process watches them.
     fn reload_signal(&self) -> Option<rustix::process::Signal> {
         None
     }
 }
 
-/// Every system but the direct connection, ours first.
+/// Every system except the direct connection, Isthmus first.
 pub(crate) const ALL: [&dyn System; 6] =
     [GATEWAY, &isthmus::Isthmus::Baseline, HAPROXY, &nginx::Nginx, &envoy::Envoy, &traefik::Traefik];
 
-/// Ours.
+/// The gateway under test.
 pub(crate) const GATEWAY: &dyn System = &isthmus::Isthmus::This;
 
-/// The peer that others need for something else too.
+/// HAProxy, which `hairpin` also uses as its ingress.
 pub(crate) const HAPROXY: &dyn System = &haproxy::Haproxy;
 
-/// The name of another build of our own gateway.
+/// Name of the `--baseline` build of the gateway.
 pub(crate) const BASELINE: &str = "baseline";
 
-/// What a program says about its version: the first line that has a number in it.
+/// A program's version: the first line of its output with a digit.
 pub(crate) fn version(system: &dyn System, program: &Path) -> String {
     let output = Command::new(program).arg(system.version_argument()).stdin(Stdio::null()).output();
     let Some(output) = output.ok().filter(|output| output.status.success()) else {
         return "unknown version".into();
     };
-    // nginx answers on stderr.
+    // nginx prints its version on stderr.
     let text = [output.stdout, output.stderr].concat();
     let text = String::from_utf8_lossy(&text);
     let line = text.lines().find(|line| line.contains(|c: char| c.is_ascii_digit()));
-    // Envoy begins with its path, which is in the report already.
+    // Envoy's line begins with its path, which is in the report already.
     let line = line.unwrap_or("unknown version").trim();
     line.strip_prefix(&*program.to_string_lossy()).unwrap_or(line).trim().into()
 }

@@ -1,5 +1,5 @@
-//! nginx with the stream module and `ssl_preread`: one worker, default buffers (it cannot splice), and a
-//! map from name to endpoint.
+//! nginx with the stream module and `ssl_preread`: one worker, default buffers (nginx cannot splice), and a map
+//! from name to endpoint.
 
 use std::fmt::Write as _;
 use std::io;
@@ -10,7 +10,7 @@ use rustix::process::Signal;
 
 use super::{CONNECTIONS, Routes, Search, System};
 
-/// Where distributions put the module when it is not compiled in.
+/// Directories in which distributions install the module when it is not compiled in.
 const MODULES: [&str; 3] = ["/usr/lib/nginx/modules", "/usr/lib64/nginx/modules", "/etc/nginx/modules"];
 
 pub(super) struct Nginx;

@@ -1,5 +1,5 @@
-//! Finds programs: a variable that names one, a directory with a Python environment (several peers are
-//! published as wheels), then PATH. Installs nothing.
+//! Finds binaries: by environment variable, in a Python virtual environment (several peers are published as
+//! wheels), then in PATH. Installs nothing.
 
 use std::env;
 use std::fs;
@@ -8,10 +8,10 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
 
-/// Folders below `site-packages` that are looked into.
+/// Depth of the search below `site-packages`.
 const DEPTH: usize = 3;
 
-/// Where the user said that programs are.
+/// Where to search.
 #[derive(Clone, Debug)]
 pub(crate) struct Search {
     pub(super) gateway: PathBuf,
@@ -20,13 +20,15 @@ pub(crate) struct Search {
 }
 
 impl Search {
-    /// By default the gateway is beside this program, and other peers are where `tests/run` puts them.
+    /// By default the gateway is in the directory of this binary, and the peers are where `tests/run` installs them.
     pub(crate) fn new(
         gateway: Option<&Path>,
         baseline: Option<&Path>,
         peers_dir: Option<&Path>,
     ) -> anyhow::Result<Self> {
-        let beside = env::current_exe().context("where this program is")?.with_file_name("isthmus-gateway");
+        let beside = env::current_exe()
+            .context("cannot determine the path of this binary")?
+            .with_file_name("isthmus-gateway");
         Ok(Self {
             gateway: gateway.map_or(beside, Path::to_owned),
             baseline: baseline.map(Path::to_owned),
@@ -34,25 +36,25 @@ impl Search {
         })
     }
 
-    /// The program of this name, or what was tried.
+    /// The path of a binary, or an error with the places searched.
     pub(crate) fn find(&self, name: &str, variable: &str) -> Result<PathBuf, String> {
         if let Some(path) = env::var_os(variable).map(PathBuf::from) {
             let found = is_program(&path);
             return if found {
                 Ok(path)
             } else {
-                Err(format!("{variable} names no program: {}", path.display()))
+                Err(format!("{variable}: no such binary: {}", path.display()))
             };
         }
         in_environment(&self.peers_dir, name)
             .or_else(|| in_path(name))
-            .ok_or_else(|| format!("no program {name} in PATH or --peers-dir, and {variable} is not set"))
+            .ok_or_else(|| format!("{name} is not in --peers-dir or PATH; install it or set {variable}"))
     }
 }
 
 fn in_path(name: &str) -> Option<PathBuf> {
     let path = env::var_os("PATH")?;
-    // Distributions keep proxies where only root's PATH looks.
+    // Distributions install proxies in directories of root's PATH only.
     let folders = env::split_paths(&path).chain(["/usr/sbin".into(), "/usr/local/sbin".into()]);
     folders.map(|folder| folder.join(name)).find(|file| is_program(file))
 }
@@ -79,7 +81,7 @@ fn below(folder: &Path, name: &str, depth: usize) -> Option<PathBuf> {
         .find_map(|entry| below(&entry.path(), name, deeper))
 }
 
-/// A compiled program: wheels also install scripts of the same name, whose interpreter would be measured.
+/// Whether the file is an ELF binary: wheels also install scripts of the same name, whose interpreter would be measured.
 fn is_program(path: &Path) -> bool {
     let mut magic = [0; 4];
     fs::File::open(path).is_ok_and(|mut file| file.read_exact(&mut magic).is_ok() && &magic == b"\x7fELF")

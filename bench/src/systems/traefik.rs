@@ -1,5 +1,5 @@
-//! Traefik with TCP routers on `HostSNI` and TLS passthrough, from a file that it watches. It has no
-//! workers; `GOMAXPROCS=1` gives it one core at a time.
+//! Traefik with TCP routers on `HostSNI` and TLS passthrough, in a watched file. It has no workers;
+//! `GOMAXPROCS=1` limits it to one core at a time.
 
 use std::fs;
 use std::io;
@@ -51,7 +51,7 @@ impl System for Traefik {
             "global": { "checkNewVersion": false, "sendAnonymousUsage": false },
             "log": { "level": "ERROR" },
             "entryPoints": { "east_west": { "address": routes.listen.to_string() } },
-            // By default it waits 2 s before it takes the next change.
+            // The default throttles changes to one in 2 s.
             "providers": {
                 "providersThrottleDuration": "0s",
                 "file": { "filename": directory.join("dynamic.yaml"), "watch": true },
