@@ -1,4 +1,4 @@
-//! The command line of the gateway: what there is to say, and which code it exits with.
+//! The gateway program: parses the command line, runs a command and maps its outcome to an exit code.
 
 mod cli;
 #[cfg(feature = "demo")]
@@ -13,7 +13,7 @@ use isthmus_core::config::Problems;
 
 use crate::cli::{Cli, Command};
 
-/// Wrong configuration, as wrong usage.
+/// Exit code for an invalid configuration; the same as for wrong usage.
 const WRONG: u8 = 2;
 
 fn main() -> ExitCode {

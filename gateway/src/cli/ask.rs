@@ -1,4 +1,4 @@
-//! Questions to a running gateway, over its admin address: tables for people, JSON for machines.
+//! Queries a running gateway over its admin address and prints tables or JSON.
 
 use std::io::IsTerminal;
 use std::time::Duration;
@@ -16,7 +16,7 @@ use tokio::time::timeout;
 
 use super::{Page, Question, Where, say};
 
-/// Asks, and prints the answer.
+/// Sends the query and prints the answer.
 pub(crate) fn ask(question: &Question) -> anyhow::Result<()> {
     let (at, method, path) = request(question);
     let answer = fetch(&at.admin, method, &path)?;
@@ -80,10 +80,10 @@ fn encode(text: impl AsRef<str>) -> String {
     utf8_percent_encode(text.as_ref(), NON_ALPHANUMERIC).to_string()
 }
 
-/// A gateway answers at once; one that does not is stopped, or no gateway.
+/// A running gateway answers at once; this bounds the wait for a suspended one or another server.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// One request to an admin address; anything but success is an error with what the gateway said.
+/// Sends one request to an admin address. A status other than success becomes an error with the answer's text.
 pub(crate) fn fetch(admin: &str, method: Method, path: &str) -> anyhow::Result<Value> {
     let admin = admin.strip_prefix("http://").unwrap_or(admin).trim_end_matches('/');
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
@@ -111,7 +111,7 @@ async fn exchange(admin: &str, method: Method, path: &str) -> anyhow::Result<(St
         format!("no gateway answers at {admin}; is it running, and is this its admin address (--admin, ISTHMUS_ADMIN)?")
     })?;
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
-    // Whatever name or forwarded port led there: the name that every gateway takes for its own.
+    // Every gateway accepts `localhost` as its own name, whatever name or forwarded port was used.
     let request =
         Request::builder().method(method).uri(path).header("host", "localhost").body(Empty::<Bytes>::new())?;
     let exchange = async {
@@ -120,7 +120,7 @@ async fn exchange(admin: &str, method: Method, path: &str) -> anyhow::Result<(St
         Ok::<_, hyper::Error>((status, response.into_body().collect().await?.to_bytes()))
     };
     tokio::pin!(exchange);
-    // Both ends: a connection that is over may still hold the answer.
+    // A closed connection may still hold the answer.
     let answer = tokio::select! {
         answer = &mut exchange => answer,
         _over = connection => exchange.await,
@@ -135,7 +135,7 @@ fn table(header: &[&str]) -> Table {
     table
 }
 
-// The table knows the width of its own styles; escape codes in the text would shift the columns.
+// The style is set on the cell: escape codes in the text would shift the columns.
 fn heading(name: &str) -> Cell {
     let cell = Cell::new(name.replace('_', " ").to_uppercase());
     if coloured() { cell.add_attribute(Attribute::Bold) } else { cell }
@@ -145,7 +145,7 @@ fn coloured() -> bool {
     std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none()
 }
 
-/// A value as people read it.
+/// Renders a JSON value as a table cell.
 pub(super) fn cell(value: &Value) -> String {
     match value {
         Value::Null => "-".to_owned(),
@@ -214,7 +214,7 @@ fn services(answer: &Value) -> String {
     format!("{table}\n{}", others(answer))
 }
 
-/// An endpoint that is probed while no agent is heard, and does not answer.
+/// Renders an endpoint that failed its probes while the agent is unreachable.
 fn left_out(one: &Value) -> String {
     format!("{} down since {} (stale: probe): {}", of(one, "address"), of(one, "since"), of(one, "why"))
 }

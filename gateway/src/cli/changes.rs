@@ -1,5 +1,5 @@
-//! What an edit would change on a running gateway: both as `/config` shows them, compared leaf by leaf.
-//! Not whether the edit is right, which `config` has said before.
+//! Compares an edited configuration with the one a running gateway shows at `/config`, leaf by leaf. The edit
+//! has been validated by `config` before.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use super::ask::cell;
 
-/// A line for each difference; those that a running gateway would refuse say so.
+/// Returns a line for each difference, marked if a running gateway would refuse it.
 pub(crate) fn changes(running: &Value, edit: &Value) -> Vec<String> {
     let mut lines = Vec::new();
     for key in keys(running, edit) {
@@ -23,11 +23,11 @@ pub(crate) fn changes(running: &Value, edit: &Value) -> Vec<String> {
 
 const RESTART: &str = "(needs a restart: the edit would be refused)";
 
-/// What may change while connections live; `listeners` and `services` have their own rules.
+/// Sections that may change without a restart; `listeners` and `services` have their own rules.
 const LIVE: [&str; 4] = ["limits", "timeouts", "upstream", "drain"];
 const BOUND: [&str; 3] = ["address", "backlog", "ipv6_only"];
 
-/// One value that differs, and where it stands.
+/// One value that differs.
 struct Leaf<'a> {
     path: String,
     before: &'a Value,

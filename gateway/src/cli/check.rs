@@ -1,4 +1,4 @@
-//! `check`: is the file right, what is its schema, and what would it change on a running gateway.
+//! Runs `check`: validates the file, prints its JSON Schema, or compares it with a running gateway.
 
 use hyper::Method;
 use isthmus_core::admin::effective::effective;
@@ -9,7 +9,7 @@ use super::ask::fetch;
 use super::changes::changes;
 use super::{CheckOptions, say};
 
-/// Prints what was asked; an error is everything that is wrong with the file.
+/// Prints the result; the error lists every problem of the file.
 pub(crate) fn check(options: &CheckOptions) -> anyhow::Result<()> {
     let Some(file) = &options.config else {
         return say(&config::schema());

@@ -1,4 +1,4 @@
-//! `run` and `demo`: the log, the signals, and what a started gateway says of itself.
+//! Runs `run` and `demo`: sets up the log and the signals and announces the bound addresses.
 
 use std::io::{self, IsTerminal};
 use std::sync::Arc;
@@ -14,12 +14,12 @@ use tracing_subscriber::EnvFilter;
 
 use super::{LogFormat, RunOptions};
 
-/// Runs until a drain is over, or a second signal.
+/// Runs until a drain has finished or a second signal arrives.
 pub(crate) fn run(options: &RunOptions) -> anyhow::Result<()> {
     let log = start_log(options.log_format, "info")?;
     let settings = config::load(&options.config)?;
     let gateway = Gateway::start(settings, Some(options.config.clone()))?;
-    // Before anybody is told: who reads `ready` may send SIGTERM at once.
+    // Before `ready` is printed: its reader may send SIGTERM at once.
     follow_signals(Arc::clone(gateway.control()))?;
     log.line(&announcement(gateway.bound()));
     tell_systemd(&NotifyState::Ready);
@@ -48,7 +48,7 @@ fn start_log(format: LogFormat, level: &str) -> io::Result<&'static Output> {
         .with_env_filter(filter)
         .with_writer(move || out)
         .with_ansi(colour)
-        // It would say so on standard error, and wait for whoever reads that.
+        // Otherwise it writes to standard error itself, and blocks on its reader.
         .log_internal_errors(false);
     match format {
         LogFormat::Text => log.init(),

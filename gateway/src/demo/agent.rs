@@ -1,5 +1,5 @@
-//! An agent of the demo: the product's own, on its own file, in a thread and a runtime of its own, so that it can
-//! end as a process would and come back. Not what is written in its file.
+//! Runs an agent of the demo on its own file, in its own thread and runtime, so that it can stop as a process does
+//! and start again.
 
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -18,11 +18,11 @@ use tokio::sync::oneshot;
 
 use super::Broken;
 
-/// How long a token can be used.
+/// Lifetime of the join token.
 pub(super) const LIFETIME: Duration = Duration::from_mins(15);
 
-/// A port of this machine that nobody else gets: bound for as long as this lives, and never listened on, so that
-/// who comes is refused while the agent is away.
+/// A reserved port: bound while this lives and never listened on, so that connections are refused while the agent
+/// is stopped.
 #[derive(Debug)]
 pub(super) struct Reserved {
     pub(super) address: SocketAddr,
@@ -33,7 +33,7 @@ impl Reserved {
     pub(super) fn new() -> Result<Reserved, Broken> {
         let reserve = || {
             let socket = Socket::new(Domain::IPV4, Type::STREAM, None)?;
-            // Whoever listens there sets it, too.
+            // The agent that listens there sets it, too.
             socket.set_reuse_address(true)?;
             socket.bind(&SocketAddr::from((Ipv4Addr::LOCALHOST, 0)).into())?;
             let address = socket.local_addr()?.as_socket().ok_or(io::ErrorKind::AddrNotAvailable)?;
@@ -43,7 +43,7 @@ impl Reserved {
     }
 }
 
-/// An agent that runs, or did.
+/// An agent, running or stopped.
 #[derive(Debug)]
 pub(super) struct Agent {
     pub(super) settings: Settings,
@@ -52,13 +52,13 @@ pub(super) struct Agent {
 
 #[derive(Debug)]
 struct Running {
-    /// It ends when this is dropped.
+    /// The agent stops when this is dropped.
     stop: oneshot::Sender<()>,
     thread: JoinHandle<Result<(), agent::Error>>,
 }
 
 impl Agent {
-    /// Starts it on its file.
+    /// Starts an agent with its configuration file.
     pub(super) async fn start(file: &Path) -> Result<Agent, Broken> {
         let settings = load(file).map_err(Broken::cannot("load agent.yaml"))?;
         let mut agent = Agent { settings, running: None };
@@ -66,7 +66,7 @@ impl Agent {
         Ok(agent)
     }
 
-    /// Starts it again, with what it has on disk.
+    /// Starts it again with its state on disk.
     pub(super) async fn run(&mut self) -> Result<(), Broken> {
         let settings = self.settings.clone();
         let runtime = tokio::runtime::Builder::new_current_thread()
@@ -83,7 +83,7 @@ impl Agent {
                 _ = stopped => Ok(()),
             }
         };
-        // What it has spawned ends with the runtime, which ends with the thread.
+        // Its tasks end with the runtime, which ends with the thread.
         let thread = std::thread::Builder::new()
             .name(format!("agent-{}", self.settings.cluster))
             .spawn(move || runtime.block_on(work))
@@ -95,20 +95,20 @@ impl Agent {
         Ok(())
     }
 
-    /// Ends it as a killed process ends: its connections with it.
+    /// Stops it as if the process were killed, together with its connections.
     pub(super) async fn stop(&mut self) -> Result<(), Broken> {
         let Some(running) = self.running.take() else { return Ok(()) };
-        // It may be looking at an endpoint, which must not stand still meanwhile.
+        // It may be checking an endpoint, which must keep running meanwhile.
         let ended = tokio::task::spawn_blocking(|| running.end()).await;
         ended.map_err(Broken::cannot("end an agent"))?
     }
 
-    /// What `isthmus-agent status` shows.
+    /// Returns the answer of `isthmus-agent status`.
     pub(super) async fn status(&self) -> Result<Value, Broken> {
         self.ask(Question::Status { at: self.admin() }).await
     }
 
-    /// What `isthmus-agent explain` shows.
+    /// Returns the answer of `isthmus-agent explain`.
     pub(super) async fn explain(&self, host: String) -> Result<Value, Broken> {
         self.ask(Question::Explain { host, at: self.admin() }).await
     }
@@ -123,20 +123,20 @@ impl Agent {
         answer.map_err(Broken::cannot("ask an agent"))
     }
 
-    /// What `isthmus-agent token` and `join` work with.
+    /// Returns the context of `isthmus-agent token` and `join`.
     pub(super) fn context(&self) -> Result<Context, Broken> {
         let trust = Trust::load(&self.settings.trust).map_err(Broken::cannot("load an agent's identity"))?;
         join_config::context(&self.settings, trust).map_err(Broken::cannot("prepare a join"))
     }
 
-    /// Makes a token for one other cluster.
+    /// Creates a join token for another cluster.
     pub(super) fn token(&self, guest: Party) -> Result<Token, Broken> {
         let place =
             join_config::meeting_place(&self.settings).map_err(Broken::cannot("say where to join"))?;
         create(&self.context()?, place, guest, LIFETIME).map_err(Broken::cannot("make a token"))
     }
 
-    /// Who it is, to others.
+    /// Returns its cluster and trust domain.
     pub(super) fn party(&self) -> Result<Party, Broken> {
         let trust = Trust::load(&self.settings.trust).map_err(Broken::cannot("load an agent's identity"))?;
         let trust_domain = trust.current().identity.id().trust_domain().clone();
@@ -154,7 +154,7 @@ impl Running {
 
 impl Drop for Agent {
     fn drop(&mut self) {
-        // Whoever wants to know how it ended has stopped it before.
+        // `stop` reports the outcome; here it does not matter any more.
         let _outcome = self.running.take().map(Running::end);
     }
 }

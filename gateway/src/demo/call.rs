@@ -1,5 +1,5 @@
-//! A client of the demo: calls a name through a gateway with a certificate of its own, and keeps what it saw of
-//! the other end. It knows a gateway's address, whom to believe, and names; no endpoint.
+//! Implements a client of the demo: calls a name through a gateway with its own certificate and records what it saw
+//! of the server. It knows the gateway's address, its trust bundles and names, but no endpoint.
 
 use std::fmt;
 use std::io;
@@ -29,40 +29,40 @@ pub(super) struct Client {
     gateway: SocketAddr,
 }
 
-/// A connection whose handshake is done, and nothing asked yet.
+/// A connection after the TLS handshake and before the request.
 pub(super) struct Open {
     stream: TlsStream<TcpStream>,
     host: String,
     since: Instant,
 }
 
-/// What came back, and what this end saw.
+/// An answer, with the server as the client saw it.
 #[derive(Debug)]
 pub(super) struct Answer {
     pub(super) said: Said,
-    /// Whom we saw in the handshake.
+    /// Server identity from the handshake.
     pub(super) server: SpiffeId,
-    /// The certificate we saw.
+    /// Server certificate from the handshake.
     pub(super) leaf: CertificateDer<'static>,
-    /// Our own computation.
+    /// Channel binding computed by the client.
     pub(super) binding: String,
-    /// From connect to the whole answer.
+    /// Time from connect to the complete answer.
     pub(super) took: Duration,
 }
 
-/// Why there is no answer.
+/// Why a call failed.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum CallError {
-    /// The other end, or the gateway, said no.
+    /// The server or the gateway sent a TLS alert.
     #[error("refused: TLS alert {code} ({0:?})", code = u8::from(*.0))]
     Alert(AlertDescription),
     /// The connection failed.
     #[error("{0}")]
     Io(io::Error),
-    /// Nothing came.
+    /// The time limit passed.
     #[error("no answer within {PATIENCE:?}")]
     Timeout,
-    /// Something else came.
+    /// The answer has another format.
     #[error("not an answer from a demo service: {0:?}")]
     Garbled(String),
 }
@@ -72,17 +72,17 @@ impl Client {
         Client { tls: Arc::new(tls), gateway }
     }
 
-    /// The same client at another gateway.
+    /// Returns the same client at another gateway.
     pub(super) fn at(&self, gateway: SocketAddr) -> Client {
         Client { tls: Arc::clone(&self.tls), gateway }
     }
 
-    /// One call on a connection of its own.
+    /// Makes one call on a new connection.
     pub(super) async fn call(&self, name: &str) -> Result<Answer, CallError> {
         self.open(name).await?.ask().await
     }
 
-    /// Connects and shakes hands.
+    /// Connects and completes the TLS handshake.
     pub(super) async fn open(&self, name: &str) -> Result<Open, CallError> {
         let since = Instant::now();
         let sni =
@@ -98,16 +98,16 @@ impl Client {
 }
 
 impl Open {
-    /// Asks once and reads to the end.
+    /// Sends one request and reads the answer to its end.
     pub(super) async fn ask(mut self) -> Result<Answer, CallError> {
         let Open { stream, host, since } = &mut self;
         let exchange = async {
             let request = format!("GET / HTTP/1.1\r\nhost: {host}\r\nconnection: close\r\n\r\n");
             stream.write_all(request.as_bytes()).await?;
             let mut answer = String::new();
-            // A connection cut short is an error here: an end without close_notify.
+            // An end without close_notify is an error here: the answer was cut.
             (&mut *stream).take(ANSWER_BYTES).read_to_string(&mut answer).await?;
-            // The answer is whole; how the goodbye goes changes nothing.
+            // The answer is complete; the outcome of the close does not matter.
             let _goodbye = stream.shutdown().await;
             Ok(answer)
         };

@@ -1,6 +1,5 @@
-//! One cluster of the demo: a directory with its authority, its registry and the files of its agent and its gateway,
-//! which run on ports that the system gave. Both clusters are made the same way; who consents to what is said by
-//! whoever makes them.
+//! Sets up one cluster of the demo: a directory with its authority, its registry and the files of its agent and its
+//! gateway, which run on free ports. Both clusters are set up alike; the caller gives exports and imports.
 
 use std::fmt::Write as _;
 use std::fs;
@@ -19,7 +18,7 @@ use isthmus_core::config;
 use isthmus_core::control::Control;
 use isthmus_core::gateway::Gateway;
 
-/// A cluster that runs.
+/// A running cluster.
 #[derive(Debug)]
 pub(super) struct Cluster {
     pub(super) domain: Domain,
@@ -29,7 +28,7 @@ pub(super) struct Cluster {
     _ports: [Reserved; 3],
 }
 
-/// A gateway, which ends when this is dropped.
+/// A running gateway; it stops when this is dropped.
 #[derive(Debug)]
 pub(super) struct Running {
     pub(super) control: Arc<Control>,
@@ -38,7 +37,7 @@ pub(super) struct Running {
 }
 
 impl Cluster {
-    /// Starts an agent and a gateway for a domain. `consent` is what the agent's file says of exports and imports.
+    /// Starts an agent and a gateway for a domain. `consent` holds the agent's `exports:` and `imports:`.
     pub(super) async fn start(mut domain: Domain, folder: &Path, consent: &str) -> Result<Cluster, Broken> {
         let name = domain.name.as_str().split('.').next().unwrap_or_default().to_owned();
         let identity = SpiffeId::agent(&domain.name, &name, "a").map_err(Broken::cannot("name an agent"))?;
@@ -77,7 +76,7 @@ impl Cluster {
         Ok(Cluster { domain, folder: folder.to_owned(), agent, gateway, _ports: ports })
     }
 
-    /// Its directory of services.
+    /// Returns the registry's directory.
     pub(super) fn registry(&self) -> PathBuf {
         self.folder.join("registry")
     }
@@ -97,7 +96,7 @@ impl Cluster {
         put(&self.registry().join(file), &yaml)
     }
 
-    /// Whether everything of it ended in order.
+    /// Stops the agent and the gateway; true if both stopped cleanly.
     pub(super) async fn end(&mut self) -> bool {
         let agent = self.agent.stop().await.is_ok();
         self.gateway.end() && agent
@@ -113,13 +112,13 @@ impl Running {
         Ok(Running { control: Arc::clone(gateway.control()), addresses, gateway: Some(gateway) })
     }
 
-    /// The address that it bound for `what`.
+    /// Returns the address bound for `what`.
     pub(super) fn address_of(&self, what: &str) -> Result<SocketAddr, Broken> {
         let found = self.addresses.iter().find(|(name, _)| name == what).map(|(_, address)| *address);
         found.ok_or_else(|| Broken::cannot("find an address of a gateway")(what.to_owned()))
     }
 
-    /// Waits until it has what its agent gives: so many slices at least.
+    /// Waits until it is connected to its agent and has at least this many slices.
     pub(super) async fn follows(&self, slices: usize) -> Result<(), Broken> {
         let mut following = self.control.following.subscribe();
         let there = following.wait_for(|now| now.connected && now.slices >= slices).await;
@@ -140,7 +139,7 @@ impl Drop for Running {
     }
 }
 
-/// Port 0 everywhere, and fewer connections than the smallest usual descriptor limit allows.
+/// Ports are 0, and the connection limit fits the smallest usual descriptor limit.
 const GATEWAY_YAML: &str = "\
 # Written by `isthmus-gateway demo`. Edit it while the demo runs: a good edit goes live at once.
 workers: 2
@@ -160,7 +159,7 @@ fn trust(files: &TrustFiles) -> String {
     format!("{{ certificate: {certificate}, key: {key}, bundles: {bundles} }}")
 }
 
-/// Writes a file beside its place and renames it there: whoever watches never sees half of it.
+/// Writes a temporary file and renames it, so that a watcher never reads half of it.
 fn put(file: &Path, text: &str) -> Result<(), Broken> {
     let beside = file.with_extension("new");
     fs::write(&beside, text).and_then(|()| fs::rename(&beside, file)).map_err(Broken::cannot("write a file"))

@@ -1,5 +1,5 @@
-//! A trust domain of the demo and who belongs to it: an authority's directory as `isthmus-certs init` makes it, and
-//! identities that follow their files, so that what a join brings is believed without a word to anybody.
+//! Sets up a trust domain of the demo: an authority's directory as `isthmus-certs init` makes it, and identities
+//! that follow their files, so that bundles from a join take effect without a restart.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -18,9 +18,9 @@ use super::Broken;
 
 const LIFETIME: Duration = Duration::from_hours(24);
 
-/// The configuration of a server for its next handshake.
+/// Returns the server configuration for the next handshake.
 pub(super) type ServerTls = Box<dyn Fn() -> Arc<ServerConfig> + Send + Sync>;
-/// The same of a client.
+/// Returns the client configuration for the next handshake.
 pub(super) type ClientTls = Box<dyn Fn() -> Arc<ClientConfig> + Send + Sync>;
 
 /// A trust domain with its authority.
@@ -30,7 +30,7 @@ pub(super) struct Domain {
     home: Home,
 }
 
-/// An identity of the domain. Follows its files for as long as it lives.
+/// An identity of the domain. It follows its files while it lives.
 #[derive(Debug)]
 pub(super) struct Member {
     pub(super) id: SpiffeId,
@@ -39,15 +39,15 @@ pub(super) struct Member {
 }
 
 impl Domain {
-    /// A new authority in `folder`.
+    /// Creates an authority in `folder`.
     pub(super) fn new(name: &str, folder: &Path) -> Result<Domain, Broken> {
         let name = TrustDomain::new(name).map_err(Broken::cannot("name a trust domain"))?;
         let home = Home::create(folder, &Plan::new(name.clone()));
         Ok(Domain { name, home: home.map_err(Broken::cannot("make an authority"))? })
     }
 
-    /// Makes a certificate with a key of its own. The DNS names are for curl and browsers, which look at nothing
-    /// else; our clients look at the SPIFFE ID.
+    /// Issues a certificate with its own key. The DNS names are for curl and browsers; the demo's clients check the
+    /// SPIFFE ID.
     pub(super) fn issue(&mut self, name: &str, id: SpiffeId, dns: Vec<String>) -> Result<TrustFiles, Broken> {
         let leaf = Leaf { id, dns, ips: Vec::new(), lifetime: LIFETIME };
         let kept = Kept { leaf, key: KeyKind::P256, cluster: None, folder: None };
@@ -61,17 +61,17 @@ impl Domain {
         })
     }
 
-    /// A workload's identity.
+    /// Returns the SPIFFE ID of a workload.
     pub(super) fn workload(&self, namespace: &str, account: &str) -> Result<SpiffeId, Broken> {
         SpiffeId::workload(&self.name, namespace, account).map_err(Broken::cannot("make a SPIFFE ID"))
     }
 
-    /// Its root, PEM.
+    /// Returns the path of its root certificate (PEM).
     pub(super) fn root_file(&self) -> PathBuf {
         self.home.folder().join("roots/1/root-cert.pem")
     }
 
-    /// Its root.
+    /// Returns its root certificate.
     pub(super) fn root(&self) -> Result<CertificateDer<'static>, Broken> {
         let root = self.home.root(1).map_err(Broken::cannot("read the root certificate"))?;
         Ok(root.certificate().clone())
@@ -79,7 +79,7 @@ impl Domain {
 }
 
 impl Member {
-    /// Loads its files, and follows them.
+    /// Loads an identity and follows its files.
     pub(super) fn load(files: TrustFiles) -> Result<Member, Broken> {
         let trust = Trust::load(&files).map_err(Broken::cannot("load an identity"))?;
         let watch = trust.watch(files).map_err(Broken::cannot("follow the files of an identity"))?;
@@ -91,7 +91,8 @@ impl Member {
         identity.chain().first().cloned().unwrap_or_else(|| CertificateDer::from(Vec::new()))
     }
 
-    /// A server that demands a certificate of somebody of the domain `callers`: of nobody until it is believed.
+    /// Returns a server that requires a client certificate of the domain `callers`; until its bundle is trusted,
+    /// it accepts no client.
     pub(super) fn server(self, callers: &TrustDomain) -> Result<ServerTls, Broken> {
         let server = Server::new(self.trust.clone(), Peer::Domain(callers.clone()), &[])
             .map_err(Broken::cannot("configure the TLS of an endpoint"))?;
@@ -101,7 +102,7 @@ impl Member {
         }))
     }
 
-    /// A server that asks nobody for a certificate.
+    /// Returns a server that requests no client certificate.
     pub(super) fn open_server(self) -> Result<ServerTls, Broken> {
         let identity = Arc::clone(&self.trust.current().identity);
         let config = ServerConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
@@ -114,8 +115,8 @@ impl Member {
         Ok(Box::new(move || Arc::clone(&config)))
     }
 
-    /// A client that talks to whoever of the domain `servers` the gateways lead it to: whether it was the right
-    /// one, the demo checks for each call.
+    /// Returns a client that accepts any server of the domain `servers`; the demo checks for each call that it was
+    /// the right one.
     pub(super) fn client(self, servers: &TrustDomain) -> Result<ClientTls, Broken> {
         let client = Client::new(self.trust.clone(), Peer::Domain(servers.clone()), &[])
             .map_err(Broken::cannot("configure the client's TLS"))?;
@@ -126,7 +127,7 @@ impl Member {
     }
 }
 
-/// A client without a certificate that checks DNS names, as browsers do.
+/// Returns a client without a certificate that checks DNS names, as browsers do.
 pub(super) fn stranger(root: CertificateDer<'static>) -> Result<ClientTls, Broken> {
     let mut roots = RootCertStore::empty();
     roots.add(root).map_err(Broken::cannot("trust an authority as a browser does"))?;
@@ -137,7 +138,7 @@ pub(super) fn stranger(root: CertificateDer<'static>) -> Result<ClientTls, Broke
     Ok(Box::new(move || Arc::clone(&config)))
 }
 
-/// The domains that are believed by files.
+/// Reads the trusted bundles from the files.
 pub(super) fn believed(files: &TrustFiles) -> Result<TrustBundles, Broken> {
     files.bundles_only().map_err(Broken::cannot("read the bundles"))
 }

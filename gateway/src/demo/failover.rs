@@ -1,5 +1,5 @@
-//! An endpoint in east dies while clients in west keep calling. Every call that is started counts: one that fails, at any
-//! moment, breaks the promise.
+//! Kills an endpoint in east while clients in west keep calling. Every started call counts: a single failure breaks
+//! the promise.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -20,13 +20,13 @@ use isthmus_core::metrics::WorkerCounters;
 use isthmus_core::reason::Reason;
 
 const CLIENTS: usize = 4;
-/// Calls in all, at least.
+/// Minimum number of calls.
 const CALLS: u64 = 400;
-/// Started when the endpoint is told to die.
+/// Calls started before the endpoint is killed.
 const BEFORE: u64 = 150;
-/// Started after its port was closed, at least.
+/// Minimum number of calls started after its port was closed.
 const AFTER: u64 = 200;
-/// So many failures are enough to know.
+/// Failures after which the clients stop.
 const ENOUGH_FAILURES: u64 = 10;
 const KILL_PATIENCE: Duration = Duration::from_secs(10);
 
@@ -99,7 +99,7 @@ fn judge(screen: &mut Screen, log: &Log, dead: &str, retries: &Retries) {
     );
 }
 
-/// What the clients have in common.
+/// Counters shared by the clients.
 #[derive(Debug, Default)]
 struct Traffic {
     started: AtomicU64,
@@ -110,7 +110,7 @@ struct Traffic {
 }
 
 impl Traffic {
-    /// One client: one call after the other, until there were enough.
+    /// Runs one client: one call after another until enough were made.
     async fn call_on(self: Arc<Self>, client: Client, host: String) -> Log {
         let mut log = Log::default();
         loop {
@@ -137,24 +137,24 @@ impl Traffic {
         }
     }
 
-    /// Until the endpoint is dead there is never enough, but of failures.
+    /// Before the endpoint is dead, only too many failures stop a client.
     fn is_enough(&self, dead: bool) -> bool {
         let all = dead && self.started.load(Relaxed) >= CALLS && self.after.load(Relaxed) >= AFTER;
         all || self.failed.load(Relaxed) >= ENOUGH_FAILURES
     }
 }
 
-/// What became of a client's calls.
+/// The results of a client's calls.
 #[derive(Debug, Default)]
 struct Log {
     before: Span,
-    /// Started after the death.
+    /// Calls started after the endpoint died.
     after: Span,
 }
 
 #[derive(Debug, Default)]
 struct Span {
-    /// By endpoint.
+    /// Answers by endpoint.
     answers: BTreeMap<String, u64>,
     failures: Vec<String>,
     slowest: Duration,
@@ -181,7 +181,7 @@ impl Span {
     }
 }
 
-/// What east's gateway counted while it kept calls from failing.
+/// The retries that east's gateway counted.
 #[derive(Debug)]
 struct Retries {
     refused: u64,

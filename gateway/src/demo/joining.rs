@@ -1,5 +1,4 @@
-//! Two clusters that know nothing of each other become two that do: one token, once. What changed hands is read
-//! from both sides' disks, not from what was said.
+//! Joins the two clusters with one token, and checks the result against the files on both sides' disks.
 
 use std::time::Instant;
 
@@ -14,10 +13,10 @@ use super::screen::Screen;
 use super::tour::{refused_with, show_refusal};
 use super::world::World;
 
-/// Characters of a token that are shown: enough to recognise it, and nothing of its secret.
+/// Characters of a token that are shown: enough to recognise it, without its secret.
 const SHOWN: usize = 24;
 
-/// West's client calls what only east has.
+/// Calls a service of east from west before the join.
 pub(super) async fn call_in_vain(screen: &mut Screen, world: &World) -> Result<(), Broken> {
     screen.step("Before the join, west's client calls a service that only east has");
     let mut all_refused = true;
@@ -34,7 +33,7 @@ pub(super) async fn call_in_vain(screen: &mut Screen, world: &World) -> Result<(
     Ok(())
 }
 
-/// East makes a token, west joins with it. Returns when it had.
+/// Creates a token in east and joins west with it. Returns the time of the join.
 pub(super) async fn join_by_token(screen: &mut Screen, world: &World) -> Result<Instant, Broken> {
     let World { east, west, .. } = world;
     screen.step("East makes a token, west joins with it");
@@ -47,7 +46,7 @@ pub(super) async fn join_by_token(screen: &mut Screen, world: &World) -> Result<
         token.guest,
         humantime::format_duration(LIFETIME)
     ));
-    // As the other side reads it, from the text.
+    // Parsed from its text, as the other side does.
     let token: Token = text.parse().map_err(Broken::cannot("read the token"))?;
     let context = west.agent.context()?;
     join(&context, &token).await.map_err(Broken::cannot("join"))?;
@@ -71,7 +70,7 @@ pub(super) async fn join_by_token(screen: &mut Screen, world: &World) -> Result<
     Ok(joined)
 }
 
-/// Shows what one side has on its disk of the other, and whether that is true.
+/// Shows what one side has stored about the other, and checks it.
 fn learned(screen: &Screen, one: &Cluster, other: &Cluster) -> Result<bool, Broken> {
     let state = one.agent.settings.state.clone().unwrap_or_default();
     let joined = peers(&state).peers;
@@ -93,7 +92,7 @@ fn learned(screen: &Screen, one: &Cluster, other: &Cluster) -> Result<bool, Brok
     Ok(is_true)
 }
 
-/// Whether a cluster's files hold the other's root, and nothing else under the other's name.
+/// Whether a cluster's bundle of the other domain holds exactly the other's root.
 fn believes(one: &Cluster, other: &Cluster) -> Result<bool, Broken> {
     let bundles = believed(&one.agent.settings.trust)?;
     let root = other.domain.root()?;

@@ -1,7 +1,7 @@
-//! `demo`: two clusters of different trust domains on loopback and in one process, east with services that demand
-//! mTLS, west with their client. They join by a token; then west discovers and calls what east exports. It takes the
-//! product's own way everywhere: agents and gateways on their files, real sockets, real certificates; the only things
-//! arranged are that an endpoint dies and an agent ends. Not a test of speed.
+//! Runs the demo: two clusters of different trust domains on loopback in one process, east with services that
+//! require mTLS, west with their client. They join by a token; then west discovers and calls what east exports.
+//! Agents and gateways run on their own files with real sockets and certificates; only the death of an endpoint
+//! and the stop of an agent are staged. It does not measure speed.
 
 mod agent;
 mod call;
@@ -29,40 +29,40 @@ use self::screen::Screen;
 use self::world::World;
 use isthmus_core::drain::Phase;
 
-/// Everything up to "what to try next", on a slow machine too.
+/// Time limit for everything up to "What to try next", with room for a slow machine.
 const LONGEST: Duration = Duration::from_secs(60);
 
-/// For what agents and gateways tell each other; the slowest of them look once a second, and wait a few before they
-/// come back to who was away.
+/// Time limit for updates between agents and gateways; the slowest poll once a second and wait a few seconds
+/// before they reconnect.
 const PATIENCE: Duration = Duration::from_secs(20);
 const TICK: Duration = Duration::from_millis(10);
-/// Its four parts may take a second each to end.
+/// Each of the four programs may take a second to stop.
 const END: Duration = Duration::from_secs(5);
 
-/// Why the demo did not end well.
+/// Why the demo failed.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Broken {
-    /// Something that the demo stands on is missing.
+    /// A prerequisite failed.
     #[error("cannot {what}")]
     Cannot {
-        /// What was tried.
+        /// The attempted action.
         what: &'static str,
-        /// Why it failed.
+        /// The cause of the failure.
         #[source]
         cause: Box<dyn Error + Send + Sync>,
     },
-    /// It did not come to its end.
+    /// The time limit passed.
     #[error("the demo did not finish within {LONGEST:?}; is the machine overloaded?")]
     TooSlow,
     /// Ctrl-C or SIGTERM before everything was shown.
     #[error("stopped before everything was shown")]
     Stopped,
-    /// What was promised did not happen.
+    /// Some promises were not kept.
     #[error("{} of {of} promises broken: {}", .broken.len(), .broken.join("; "))]
     Promises {
-        /// Each broken promise.
+        /// The broken promises.
         broken: Vec<String>,
-        /// How many were checked.
+        /// Number of promises checked.
         of: usize,
     },
 }
@@ -73,10 +73,10 @@ impl Broken {
     }
 }
 
-/// Runs the demo on stdout; with `once` to its end, otherwise until Ctrl-C or SIGTERM.
+/// Runs the demo on stdout: with `once` to its end, otherwise until Ctrl-C or SIGTERM.
 ///
 /// # Errors
-/// Whatever kept it from running, or every promise that was broken.
+/// What kept it from running, or every broken promise.
 pub(crate) fn run(once: bool) -> Result<(), Broken> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -123,7 +123,7 @@ async fn story(screen: &mut Screen) -> Result<World, Broken> {
     Ok(world)
 }
 
-/// Tries until there is something, for [`PATIENCE`] at most.
+/// Retries until the attempt returns a value, for [`PATIENCE`] at most.
 async fn until<T>(mut attempt: impl AsyncFnMut() -> Option<T>) -> Option<T> {
     let end = Instant::now() + PATIENCE;
     loop {
@@ -135,7 +135,7 @@ async fn until<T>(mut attempt: impl AsyncFnMut() -> Option<T>) -> Option<T> {
     }
 }
 
-/// Somebody wants the demo to end.
+/// A request to stop the demo.
 struct Stop(Arc<Notify>);
 
 impl Stop {

@@ -1,5 +1,5 @@
-//! What to try while the demo keeps running: lines to copy into another terminal. Each of them works as it stands
-//! once the first one has led to the demo's directory; a test runs them.
+//! Prints commands to try while the demo keeps running. Each works as printed after the first one has changed to
+//! the demo's directory; a test runs them.
 
 use std::path::Path;
 
@@ -7,7 +7,7 @@ use super::screen::Screen;
 use super::world::World;
 use super::{Broken, outage, reload};
 
-/// Prints the lines, and how to end.
+/// Prints the commands and how to stop the demo.
 pub(super) fn show(screen: &mut Screen, world: &World) -> Result<(), Broken> {
     screen.step("What to try next, from another terminal");
     screen.say(format_args!("   cd {}", quoted(world.folder())));
@@ -55,7 +55,7 @@ pub(super) fn show(screen: &mut Screen, world: &World) -> Result<(), Broken> {
     Ok(())
 }
 
-/// As a shell takes it for one word.
+/// Quotes a path as one shell word.
 fn quoted(path: &Path) -> String {
     let path = path.to_string_lossy();
     let plain = |c: char| c.is_ascii_alphanumeric() || "/._-+@".contains(c);

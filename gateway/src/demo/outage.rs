@@ -1,5 +1,5 @@
-//! East's agent ends, and comes back. Calls across go on without it, with the tables that everybody has; what was
-//! edited meanwhile is caught up.
+//! Stops east's agent and starts it again. Calls continue with the last tables; edits made meanwhile take effect
+//! after the restart.
 
 use std::fs;
 use std::path::PathBuf;
@@ -14,12 +14,12 @@ use super::tour::refused_with;
 use super::world::World;
 use super::{Broken, until};
 
-/// Calls of each service while the agent is away.
+/// Calls of each service while the agent is stopped.
 const CALLS: usize = 20;
-/// What the file is called that the registry no longer reads.
+/// Name of the file moved out of the registry.
 const ASIDE: &str = "reviews.yaml.aside";
 
-/// Ends east's agent, calls, edits, and starts it again.
+/// Stops east's agent, makes calls, edits the registry, and starts the agent again.
 pub(super) async fn end_an_agent(screen: &mut Screen, world: &mut World) -> Result<(), Broken> {
     screen.step("East's agent stops; calls continue with the last tables, and the agent returns");
     world.east.agent.stop().await?;
@@ -65,12 +65,12 @@ pub(super) async fn end_an_agent(screen: &mut Screen, world: &mut World) -> Resu
     Ok(())
 }
 
-/// Where the file lies that names reviews.
+/// Path of the file with reviews while it is out of the registry.
 pub(super) fn aside(world: &World) -> PathBuf {
     world.east.registry().join(ASIDE)
 }
 
-/// Whether west's agent hears east's.
+/// Whether west's agent is connected to east's.
 async fn is_heard(world: &World) -> Option<bool> {
     let status = world.west.agent.status().await.ok()?;
     status.pointer("/peers/east/connected").and_then(Value::as_bool)

@@ -1,4 +1,4 @@
-//! A file is put into east's registry while everything runs: a service more, and nothing else is touched.
+//! Adds a service file to east's registry while everything runs, and checks that nothing else changes.
 
 use std::time::Instant;
 
@@ -9,10 +9,10 @@ use super::tour::{refused_with, see_each_other, show, show_refusal};
 use super::world::World;
 use super::{Broken, until};
 
-/// The file that names reviews alone.
+/// The file that holds only reviews.
 pub(super) const FILE: &str = "reviews.yaml";
 
-/// Registers reviews, which ran all the time.
+/// Registers reviews, which has been running all the time.
 pub(super) async fn add_a_service(screen: &mut Screen, world: &World) -> Result<(), Broken> {
     screen.step(format_args!("A file is added to east's registry, {FILE}; west is not changed"));
     let name = world.reviews.host();

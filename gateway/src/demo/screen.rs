@@ -1,5 +1,5 @@
-//! What the demo shows, and the promises it keeps count of. A line of a promise is printed only by the check
-//! of it. Plain text unless stdout is a terminal that may have colour.
+//! Prints the demo's output and counts its promises. A promise's line is printed only by its check. The text is
+//! plain unless stdout is a terminal that allows colour.
 
 use std::fmt::Display;
 use std::io::{IsTerminal as _, Write as _};
@@ -8,7 +8,7 @@ use owo_colors::{OwoColorize as _, Style};
 
 use super::Broken;
 
-/// The output, and what was promised on it.
+/// The output and the promises made on it.
 #[derive(Debug)]
 pub(super) struct Screen {
     colour: bool,
@@ -28,7 +28,7 @@ impl Screen {
         }
     }
 
-    /// The next step of the demo.
+    /// Prints the title of the next step.
     pub(super) fn step(&mut self, title: impl Display) {
         self.steps += 1;
         self.say("");
@@ -44,11 +44,11 @@ impl Screen {
     }
 
     pub(super) fn say(&self, text: impl Display) {
-        // Whoever closed the output does not want to read on; the promises are still checked.
+        // A closed output is not an error; the promises are still checked.
         let _closed = writeln!(std::io::stdout(), "{text}");
     }
 
-    /// Checks one promise and shows how it went.
+    /// Records one promise and prints whether it was kept.
     pub(super) fn promise(&mut self, promise: impl Display, kept: bool) {
         self.checked += 1;
         let (mark, style) = if kept {
@@ -60,7 +60,7 @@ impl Screen {
         self.say(format_args!("   {}  {promise}", self.styled(mark, style)));
     }
 
-    /// The last line, and the outcome of all promises.
+    /// Prints the last line and returns the outcome of all promises.
     pub(super) fn verdict(self) -> Result<(), Broken> {
         let of = self.checked;
         self.say("");

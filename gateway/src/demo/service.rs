@@ -1,5 +1,5 @@
-//! Real services for the demo: endpoints that speak TLS and answer HTTP/1.1 with who they are and whom they saw in
-//! the handshake. Whom they let in, their TLS says. Not web servers: one answer for all.
+//! Runs the demo's services: TLS endpoints that answer HTTP/1.1 with their own identity and the client's. Their TLS
+//! configuration decides which clients they accept. Every request gets the same answer.
 
 use std::fmt;
 use std::io;
@@ -23,9 +23,9 @@ use super::domain::{Domain, Member, ServerTls};
 use isthmus_core::socket;
 
 const PORT: u16 = 9080;
-/// Callers that an endpoint still accepts while it dies, and resets without a word.
+/// Callers that a dying endpoint still accepts and resets without an answer.
 pub(super) const LAST_CALLERS: u64 = 3;
-/// Somebody may be typing into `openssl s_client`.
+/// Long enough for a person typing into `openssl s_client`.
 const PATIENCE: Duration = Duration::from_mins(5);
 const REQUEST_BYTES: u64 = 16 * 1024;
 
@@ -38,12 +38,12 @@ pub(super) struct Service {
     pub(super) endpoints: Vec<Endpoint>,
 }
 
-/// One endpoint that serves, until it is killed or dropped.
+/// One endpoint; it serves until it is killed or dropped.
 #[derive(Debug)]
 pub(super) struct Endpoint {
     pub(super) instance: String,
     pub(super) address: SocketAddr,
-    /// The certificate that only this endpoint holds the key of.
+    /// Its certificate; no other endpoint has the key.
     pub(super) leaf: CertificateDer<'static>,
     accepted: Arc<AtomicU64>,
     kill: Option<oneshot::Sender<()>>,
@@ -51,7 +51,7 @@ pub(super) struct Endpoint {
 }
 
 impl Service {
-    /// Starts `count` endpoints of a service, each with a key of its own. `door` makes the TLS of each.
+    /// Starts `count` endpoints of a service, each with its own key. `door` makes the TLS configuration of each.
     pub(super) async fn start(
         name: &'static str,
         namespace: &'static str,
@@ -87,17 +87,17 @@ impl Service {
         format!("{}-{index}", self.name)
     }
 
-    /// The name of one instance alone.
+    /// Returns the host name of one instance.
     pub(super) fn host_of(&self, index: usize) -> String {
         format!("{}.{}", self.instance(index), self.host())
     }
 
-    /// Istio's name for it.
+    /// Returns its SNI name in Istio's form.
     pub(super) fn outbound(&self) -> String {
         format!("outbound_.{PORT}_._.{}", self.host())
     }
 
-    /// Connections that reached its endpoints.
+    /// Number of connections that reached its endpoints.
     pub(super) fn accepted(&self) -> u64 {
         self.endpoints.iter().map(Endpoint::accepted).sum()
     }
@@ -122,16 +122,16 @@ impl Endpoint {
         Ok(Endpoint { instance, address, leaf, accepted, kill: Some(kill), task })
     }
 
-    /// Connections that reached it.
+    /// Number of connections that reached it.
     pub(super) fn accepted(&self) -> u64 {
         self.accepted.load(Relaxed)
     }
 
-    /// Lets it die under load: the next [`LAST_CALLERS`] find a reset where an answer should be, then the
-    /// port is closed. Answers that had begun are finished. Returns when the port is closed.
+    /// Kills it under load: it resets the next [`LAST_CALLERS`] connections, then closes its port. Answers in progress
+    /// are finished. Returns when the port is closed.
     pub(super) async fn kill(&mut self) {
         if let Some(kill) = self.kill.take() {
-            // Either fails only when the task has ended already.
+            // Both fail only if the task has already ended.
             let _ended = kill.send(());
             let _ended = (&mut self.task).await;
         }
@@ -156,7 +156,7 @@ impl Serving {
                 },
             };
             let serving = Arc::clone(&self);
-            // A caller that leaves or is refused sees so itself; there is nobody else to tell.
+            // A caller that leaves or is refused needs no report here.
             tokio::spawn(async move { timeout(PATIENCE, serving.answer(stream)).await });
         }
         for _ in 0..LAST_CALLERS {
@@ -203,7 +203,7 @@ impl Serving {
     }
 }
 
-/// Reads up to the empty line; people who type end lines with LF alone.
+/// Reads up to the empty line; lines typed by hand end with LF only.
 async fn read_request(stream: &mut (impl tokio::io::AsyncRead + Unpin)) -> io::Result<()> {
     let mut request = Vec::new();
     let mut stream = stream.take(REQUEST_BYTES);
@@ -215,20 +215,20 @@ async fn read_request(stream: &mut (impl tokio::io::AsyncRead + Unpin)) -> io::R
     Ok(())
 }
 
-/// What both ends of one TLS session can compute and nobody in between can (RFC 9266): where they agree,
-/// no third party holds the session's keys.
+/// Computes the channel binding (RFC 9266): if both ends of a TLS session get the same value, no third party holds
+/// the session's keys.
 pub(super) fn binding<Data>(session: &ConnectionCommon<Data>) -> Result<String, rustls::Error> {
     let bytes = session.export_keying_material([0; 32], b"EXPORTER-Channel-Binding", Some(b""))?;
     Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
 }
 
-/// What an endpoint says in its answer.
+/// The body of an endpoint's answer.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Said {
     pub(super) endpoint: String,
-    /// Its own identity.
+    /// Identity of the endpoint.
     pub(super) server: String,
-    /// Whom it saw.
+    /// Client identity that the endpoint saw.
     pub(super) client: String,
     pub(super) binding: String,
 }
@@ -241,7 +241,7 @@ impl fmt::Display for Said {
 }
 
 impl Said {
-    /// Reads a whole HTTP answer.
+    /// Parses a complete HTTP answer.
     pub(super) fn parse(answer: &str) -> Option<Said> {
         let (head, body) = answer.split_once("\r\n\r\n")?;
         let mut lines = body.lines();

@@ -1,5 +1,5 @@
-//! The calls across that go well and those that must not: by every name of a service, by names that are not
-//! exported, where nothing passes through, and without a certificate. Each end's view is compared with the other's.
+//! Calls services across the clusters by every name, then makes calls that must be refused: names that are not
+//! exported, transit, and no certificate. The views of client and server are compared.
 
 use std::time::Instant;
 
@@ -11,14 +11,14 @@ use super::service::{Endpoint, Service};
 use super::world::World;
 use super::{Broken, until};
 
-/// One call, and who may answer it.
+/// One call and the endpoints that may answer it.
 struct Call<'a> {
     name: String,
     service: &'a Service,
     endpoints: &'a [Endpoint],
 }
 
-/// Waits until what east exports has arrived in west, and calls it by every name that it has.
+/// Waits until east's exports have arrived in west, and calls them by every name.
 pub(super) async fn call_by_name(screen: &mut Screen, world: &World, joined: Instant) {
     screen.step("East exports the workspace */bookinfo, which west shares; west calls its services by name");
     let World { productpage, details, .. } = world;
@@ -92,7 +92,7 @@ impl Call<'_> {
     }
 }
 
-/// Each end saw who the other is, of a domain that is not its own.
+/// Whether each end saw the other's identity, across trust domains.
 pub(super) fn see_each_other(world: &World, service: &Service, answer: &Answer) -> bool {
     answer.server == service.id
         && answer.said.server == service.id.to_string()
@@ -100,7 +100,7 @@ pub(super) fn see_each_other(world: &World, service: &Service, answer: &Answer) 
         && service.id.trust_domain() != world.client_id.trust_domain()
 }
 
-/// Calls that must not be served: by either gateway, and by the services themselves.
+/// Makes calls that the gateways or the services must refuse.
 pub(super) async fn meet_refusals(screen: &mut Screen, world: &World) -> Result<(), Broken> {
     screen.step("What is refused");
     let World { productpage, details, reviews, ratings, ledger, .. } = world;
@@ -148,7 +148,7 @@ pub(super) fn refused_with(outcome: &Result<Answer, CallError>, alert: AlertDesc
     matches!(outcome, Err(CallError::Alert(sent)) if *sent == alert)
 }
 
-/// What came of a call that must not be served, and why it must not.
+/// Prints the outcome of a call that must be refused, with the reason.
 pub(super) fn show_refusal(screen: &Screen, name: &str, outcome: &Result<Answer, CallError>, why: &str) {
     match outcome {
         Ok(answer) => show(screen, name, answer),
@@ -156,7 +156,7 @@ pub(super) fn show_refusal(screen: &Screen, name: &str, outcome: &Result<Answer,
     }
 }
 
-/// One answer as a row of the table.
+/// Prints one answer as a table row.
 pub(super) fn show(screen: &Screen, name: &str, answer: &Answer) {
     let took = format!("{:.1}", answer.took.as_secs_f64() * 1000.0);
     let server = short(&answer.server.to_string());
@@ -167,7 +167,8 @@ fn row(screen: &Screen, [name, endpoint, server, client, took]: [&str; 5]) {
     screen.say(format_args!("   {name:<57}  {endpoint:<13}  {server:<25}  {client:<13}  {took:>5}"));
 }
 
-/// `east/bookinfo/details` of `spiffe://east.demo.isthmus/ns/bookinfo/sa/details`; anything else as it is.
+/// Shortens `spiffe://east.demo.isthmus/ns/bookinfo/sa/details` to `east/bookinfo/details`; other IDs stay as they
+/// are.
 fn short(id: &str) -> String {
     match id.split('/').collect::<Vec<_>>().as_slice() {
         ["spiffe:", "", domain, "ns", namespace, "sa", account] => match domain.strip_suffix(".demo.isthmus")

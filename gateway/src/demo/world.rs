@@ -1,5 +1,5 @@
-//! What the demo runs on: two clusters that know nothing of each other, services in east, clients in west. Making it
-//! and ending it; what happens in it is told elsewhere.
+//! Sets up and stops the demo's environment: two clusters that are not joined yet, services in east, clients in
+//! west.
 
 use std::fs::Permissions;
 use std::os::unix::fs::PermissionsExt as _;
@@ -20,40 +20,40 @@ use super::until;
 /// The namespace that both clusters share.
 const SHARED: &str = "bookinfo";
 
-/// Hosts that east's registry has at first.
+/// Number of hosts in east's registry at the start.
 const HOSTS: usize = 4;
 
-/// East offers what lies in the shared workspace, and one instance by its name.
+/// East exports the shared workspace, and one instance by name.
 const EAST: &str = "\
 exports: [{ workspace: ['*/bookinfo'], instances: [productpage-1] }]
 ";
-/// West takes what the other offers there, and grants it short names. Gateways on loopback are granted, too, which
-/// by default they are not.
+/// West imports the shared workspace and allows short names. It also allows gateways on loopback, which the default
+/// does not.
 const WEST: &str = "\
 exports: [{ workspace: ['*/bookinfo'] }]
 imports: [{ cluster: east, hosts: ['*.bookinfo'], gatewayCIDRs: [127.0.0.0/8] }]
 ";
 
-/// Everything that lives while the demo does.
+/// Everything that lives as long as the demo.
 pub(super) struct World {
-    /// West's, with a certificate, at west's gateway.
+    /// West's client at west's gateway, with a certificate.
     pub(super) client: Client,
-    /// The same without a certificate.
+    /// The same client without a certificate.
     pub(super) stranger: Client,
     pub(super) client_id: SpiffeId,
-    /// For curl and openssl.
+    /// Files of the client's certificate, for curl and openssl.
     pub(super) client_files: TrustFiles,
     pub(super) productpage: Service,
     pub(super) details: Service,
-    /// Runs, but is not in the registry at first.
+    /// Runs, but is not registered at first.
     pub(super) reviews: Service,
-    /// Lets in who has no certificate.
+    /// Accepts clients without a certificate.
     pub(super) ratings: Service,
     /// In a namespace that is not shared.
     pub(super) ledger: Service,
     pub(super) east: Cluster,
     pub(super) west: Cluster,
-    /// Last: removed when nobody needs it any more.
+    /// The last field: removed after everything else has stopped.
     directory: TempDir,
 }
 
@@ -103,7 +103,7 @@ impl World {
         Ok(world)
     }
 
-    /// Waits until both gateways follow their agents, and east's agent has seen each endpoint's door.
+    /// Waits until both gateways follow their agents and east's agent has checked every endpoint.
     async fn is_ready(&self) -> Result<(), Broken> {
         self.east.gateway.follows(HOSTS).await?;
         self.west.gateway.follows(0).await?;
@@ -115,11 +115,11 @@ impl World {
         let seen = until(both).await;
         let seen = seen.and(until(async || self.held_back().await).await);
         seen.map(drop).ok_or_else(|| {
-            Broken::cannot("wait for the agent of east")("it has not looked at every endpoint".to_owned())
+            Broken::cannot("wait for the agent of east")("it has not checked every endpoint".to_owned())
         })
     }
 
-    /// Why east's agent does not show ratings to others, once it knows.
+    /// Returns why east's agent does not export ratings, once it knows.
     pub(super) async fn held_back(&self) -> Option<String> {
         let status = self.east.agent.status().await.ok()?;
         let held = status.pointer("/exports/held_back")?.as_array()?;
@@ -129,7 +129,7 @@ impl World {
         why.contains("without asking for a client certificate").then(|| why.to_owned())
     }
 
-    /// Where all its files lie.
+    /// Returns the directory of all files.
     pub(super) fn folder(&self) -> &Path {
         self.directory.path()
     }
@@ -153,7 +153,7 @@ impl World {
         Ok(())
     }
 
-    /// Ends both clusters; true when all of it ended in order.
+    /// Stops both clusters; true if both stopped cleanly.
     pub(super) async fn close(mut self) -> bool {
         let west = self.west.end().await;
         self.east.end().await && west
