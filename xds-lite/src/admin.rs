@@ -1,5 +1,5 @@
-//! The agent's admin port: HTTP for people, scrapers and VMs that announce themselves. Here is what it asks of the
-//! agent; which path answers what is in `answer`, who may ask and how many at once in `http`.
+//! Serves the agent's admin port: HTTP for operators, scrapers and VMs that register. [`Pages`] is what it needs of
+//! the agent; `answer` has the paths, `isthmus_http` the guard and the limits.
 
 mod answer;
 mod socket;
@@ -19,53 +19,52 @@ use isthmus_registry::registered::registrar::Registrar;
 
 pub use isthmus_http::Limits;
 
-/// What the admin port shows, and what it passes on. Called on threads where waiting for a lock delays nobody else,
-/// but for [`Pages::ready`].
+/// The pages of the admin port. Called on threads that may wait for a lock, except [`Pages::ready`].
 pub trait Pages: Send + Sync + 'static {
-    /// What the agent is and does.
+    /// The status of the agent.
     fn status(&self) -> Value;
 
-    /// What would be told about a host, and why.
+    /// What the agent knows of a host, exports of it and imports of it, and why not more.
     ///
     /// # Errors
-    /// What is wrong with the question.
+    /// The host name is not valid.
     fn explain(&self, host: &str) -> Result<Value, String>;
 
-    /// Whose token this is.
+    /// The registrar that holds a token.
     fn holder(&self, token: &str) -> Option<Registrar>;
 
-    /// A VM announces itself: the body is a registration. Who sent it has proven who it is.
+    /// Registers a VM: the body is a registration. `by` has been authenticated.
     ///
     /// # Errors
-    /// Why it is not taken.
+    /// Why the registration is refused.
     fn register(&self, body: &[u8], by: &Registrar) -> Result<Value, Refusal>;
 
-    /// A VM is still there: the body names its lease.
+    /// Renews a VM's registration: the body names its lease.
     ///
     /// # Errors
-    /// Why it is not heard.
+    /// Why the heartbeat is refused.
     fn heartbeat(&self, body: &[u8]) -> Result<Value, Refusal>;
 
-    /// A VM goes: the body names its lease.
+    /// Ends a VM's registration: the body names its lease.
     ///
     /// # Errors
-    /// Why it does not end.
+    /// Why the registration does not end.
     fn deregister(&self, body: &[u8]) -> Result<Value, Refusal>;
 
-    /// Whether the agent serves what its registry has. Called on the thread that answers health checks: it must not
-    /// wait for anything, a lock included.
+    /// Whether the agent has read its registry and serves. Called on the thread that answers health checks: it must
+    /// not wait for anything, a lock included.
     fn ready(&self) -> bool;
 
     /// All metrics, in Prometheus' text format.
     fn metrics(&self) -> String;
 }
 
-/// Why a word of a VM is not taken.
+/// Why a VM's request is refused.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Refusal {
     /// 4xx or 5xx.
     pub status: StatusCode,
-    /// What is wrong, and what would be right.
+    /// The problem and its remedy.
     pub why: String,
 }
 
@@ -82,7 +81,7 @@ impl From<Refused> for Refusal {
     }
 }
 
-/// Serves until it is dropped.
+/// Serves the admin port until dropped.
 ///
 /// # Errors
 /// The listener has no address.
@@ -97,16 +96,16 @@ pub async fn serve(listener: TcpListener, pages: Arc<dyn Pages>, limits: Limits)
     Ok(())
 }
 
-/// A Unix socket by which processes of some users ask and register.
+/// The Unix socket through which local users read the pages and register VMs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Local {
-    /// Where it is put.
+    /// The socket's path.
     pub path: PathBuf,
-    /// Who may use it, besides root and the own user.
+    /// User IDs that may use it, besides root and the agent's own.
     pub users: BTreeSet<u32>,
 }
 
-/// Serves the same pages by a Unix socket, until it is dropped. One that cannot be put there is tried again.
+/// Serves the same pages on a Unix socket until dropped. Retries while the socket cannot be bound.
 pub async fn serve_local(local: Local, pages: Arc<dyn Pages>, limits: Limits) {
     let listener = socket::bound(local).await;
     let service = Arc::new(answer::AdminService::new(pages, limits.body));
@@ -117,10 +116,10 @@ pub async fn serve_local(local: Local, pages: Arc<dyn Pages>, limits: Limits) {
     http::serve(listener, limits, answer).await;
 }
 
-/// Both on a thread of their own, so that health checks are answered whatever the agent is busy with.
+/// Serves both on a thread of their own, so that health checks are answered whatever the agent is busy with.
 ///
 /// # Errors
-/// The system gives no thread, or the listener has no address.
+/// The thread cannot start, or the listener has no address.
 pub async fn serve_on_own_thread(
     listener: TcpListener,
     local: Option<Local>,

@@ -1,4 +1,4 @@
-//! Which path answers what. GET changes nothing; what is wrong is said as `{"error": "…"}`.
+//! Routes admin requests to pages. GET changes nothing; errors are `{"error": "…"}`.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -22,22 +22,22 @@ use super::{Pages, Refusal};
 
 const GET: [&str; 5] = ["/status", "/explain", "/healthz/live", "/healthz/ready", "/metrics"];
 const POST: [&str; 3] = ["/register", "/heartbeat", "/deregister"];
-/// Pages that are made at once: each may hold a lock that the agent needs.
+/// Pages rendered at once: each may hold a lock that the agent needs.
 const AT_ONCE: usize = 2;
 
-/// Who asks.
+/// Where a request came from.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Caller {
-    /// Whoever reaches this address.
+    /// The admin address, unauthenticated.
     At(SocketAddr),
-    /// A process of this user, on this machine.
+    /// A local process of this user ID, by the Unix socket.
     User(u32),
 }
 
-/// Where requests come to.
+/// Answers admin requests.
 pub(super) struct AdminService {
     pages: Arc<dyn Pages>,
-    /// From headers to a whole body.
+    /// Longest time from the headers to the end of the body.
     body: Duration,
     metrics: Shared,
     making: Arc<Semaphore>,
@@ -63,7 +63,7 @@ impl AdminService {
             return if reads { self.show(path, query).await } else { not_allowed("GET, HEAD") };
         }
         if !POST.contains(&path) {
-            let index = json!({ "error": "there is no such path", "get": GET, "post": POST });
+            let index = json!({ "error": "no such path", "get": GET, "post": POST });
             return json_page(StatusCode::NOT_FOUND, &index);
         }
         if request.method() != Method::POST {
@@ -77,7 +77,7 @@ impl AdminService {
             }
             Ok(Ok(body)) => self.make(move |pages| take(pages, &path, &body)).await,
             Ok(Err(broken)) => error(broken.status(), &broken.to_string()),
-            Err(_) => error(StatusCode::REQUEST_TIMEOUT, "the body did not come in time"),
+            Err(_) => error(StatusCode::REQUEST_TIMEOUT, "timed out waiting for the request body"),
         }
     }
 
@@ -95,17 +95,20 @@ impl AdminService {
         }
     }
 
-    /// Makes a page where waiting for a lock delays nobody else, few at once.
+    /// Renders a page on a thread that may wait for a lock, few at once.
     async fn make(&self, make: impl FnOnce(&dyn Pages) -> Page + Send + 'static) -> Page {
         let permit = Arc::clone(&self.making).acquire_owned().await;
         let pages = Arc::clone(&self.pages);
         let made = spawn_blocking(move || {
-            // It goes along: a client that leaves meanwhile does not let one more begin.
+            // Held by the task: a client that disconnects meanwhile does not admit another one.
             let _permit = permit;
             make(&*pages)
         });
         made.await.unwrap_or_else(|_| {
-            error(StatusCode::INTERNAL_SERVER_ERROR, "this page is broken; that is a bug, please report it")
+            error(
+                StatusCode::INTERNAL_SERVER_ERROR,
+                "rendering this page panicked; this is a bug, please report it",
+            )
         })
     }
 }
@@ -117,15 +120,15 @@ fn explain(pages: &dyn Pages, host: &str) -> Page {
     }
 }
 
-/// The token of a request, if it shows one.
+/// The bearer token of a request that has exactly one `Authorization` header.
 fn bearer<B>(request: &Request<B>) -> Option<&str> {
-    let mut shown = request.headers().get_all(AUTHORIZATION).into_iter();
-    let (one, None) = (shown.next()?, shown.next()) else { return None };
-    let (scheme, token) = one.to_str().ok()?.split_once(' ')?;
+    let mut headers = request.headers().get_all(AUTHORIZATION).into_iter();
+    let (header, None) = (headers.next()?, headers.next()) else { return None };
+    let (scheme, token) = header.to_str().ok()?.split_once(' ')?;
     scheme.eq_ignore_ascii_case("bearer").then(|| token.trim())
 }
 
-/// Registering needs a proof: what is registered gets the connections of others.
+/// Registering needs a proof: a registered VM receives other clients' connections.
 fn register(pages: &dyn Pages, asker: Caller, token: Option<&str>, body: &[u8]) -> Page {
     let by = match asker {
         Caller::User(user) => Some(Registrar::User(user)),
@@ -141,7 +144,7 @@ fn register(pages: &dyn Pages, asker: Caller, token: Option<&str>, body: &[u8]) 
     answered(pages.register(body, &by))
 }
 
-/// The lease that the body names is proof enough.
+/// Heartbeat or deregistration: the lease in the body is proof enough.
 fn take(pages: &dyn Pages, path: &str, body: &[u8]) -> Page {
     answered(if path == "/heartbeat" { pages.heartbeat(body) } else { pages.deregister(body) })
 }
@@ -157,7 +160,7 @@ fn answered(taken: Result<Value, Refusal>) -> Page {
 fn host(query: &str) -> Result<String, String> {
     let mut found = query.split('&').filter_map(|pair| pair.strip_prefix("host="));
     let (Some(host), None) = (found.next().filter(|host| !host.is_empty()), found.next()) else {
-        return Err("say which host, once: /explain?host=NAME".to_owned());
+        return Err("name one host: /explain?host=NAME".to_owned());
     };
     let host = percent_decode_str(host).decode_utf8().map_err(|_| "host is not UTF-8".to_owned())?;
     Ok(host.into_owned())

@@ -1,5 +1,5 @@
-//! The Unix socket of an agent: where it is put, and which users may come by it. The kernel says who they are; what
-//! others send is thrown away unread.
+//! Binds the agent's Unix socket and admits its users, whom the kernel authenticates. Requests of other users are
+//! discarded and answered with an error.
 
 use std::collections::BTreeSet;
 use std::fs::{self, Permissions};
@@ -20,17 +20,17 @@ use isthmus_http::Listener;
 
 use super::Local;
 
-/// How often it is tried to put the socket where it cannot be.
+/// Pause before a failed bind is retried.
 const RETRY: Duration = Duration::from_secs(5);
 
-/// Users at once that are told why they may not register; beyond, connections of such are closed at once.
+/// Refused connections at once that get an answer; beyond, they are closed at once.
 const REFUSALS: usize = 16;
-/// From accept to the end of such a connection.
+/// Longest duration of a refused connection.
 const REFUSAL: Duration = Duration::from_secs(1);
-/// What is thrown away of what they send: a request, and some.
+/// Bytes discarded of a refused connection: more than a whole request.
 const DISCARDED: u64 = 128 << 10;
 
-/// The socket, and who may come by it.
+/// The socket, and the users that may use it.
 pub(super) struct Registrars {
     listener: UnixListener,
     users: BTreeSet<u32>,
@@ -47,11 +47,11 @@ impl Listener for Registrars {
         if self.users.contains(&user) {
             return Ok(Some((stream, user)));
         }
-        tracing::debug!(user, "a user that may not register came by the agent's socket");
+        tracing::debug!(user, "refused a connection to the registration socket: user not allowed");
         if let Ok(permit) = Arc::clone(&self.refusals).try_acquire_owned() {
             tokio::spawn(async move {
-                // Whoever does not read it has lost nothing.
-                let _told = timeout(REFUSAL, refuse(stream, user)).await;
+                // A client that does not read the answer loses nothing.
+                let _answered = timeout(REFUSAL, refuse(stream, user)).await;
                 drop(permit);
             });
         }
@@ -59,62 +59,59 @@ impl Listener for Registrars {
     }
 }
 
-/// Answers once something was sent, and closes once the client has: an answer that comes before its request, or a close
-/// with unread bytes, hides from HTTP clients what is said.
+/// Answers after the first byte of the request, and closes after the client has: HTTP clients do not see an answer that
+/// precedes its request, nor one whose connection was closed with unread bytes.
 async fn refuse(mut stream: UnixStream, user: u32) -> io::Result<()> {
     let why = format!(
         "{{\"error\": \"user {user} may not register here; add it to registration.users of the agent's file\"}}\n"
     );
     let length = why.len();
     let head = "HTTP/1.1 403 Forbidden\r\nContent-Type: application/json\r\nConnection: close\r\n";
-    // Not `readable`, which may be true of a connection that has sent nothing.
+    // Not `readable`, which may be true before the client has sent anything.
     stream.read_u8().await?;
     stream.write_all(format!("{head}Content-Length: {length}\r\n\r\n{why}").as_bytes()).await?;
     stream.shutdown().await?;
     tokio::io::copy(&mut stream.take(DISCARDED), &mut tokio::io::sink()).await.map(drop)
 }
 
-/// Puts the socket there, however often that has to be tried.
+/// Binds the socket, retrying until it succeeds; logs each new error once.
 pub(super) async fn bound(local: Local) -> Registrars {
-    let mut said = None;
+    let mut logged = None;
     loop {
         match bind(&local.path, !local.users.is_empty()) {
             Ok(listener) => {
-                tracing::info!(socket = %local.path.display(), "VMs register here");
+                tracing::info!(socket = %local.path.display(), "serving the registration socket");
                 let mut users = local.users;
                 users.extend([0, geteuid().as_raw()]);
                 return Registrars { listener, users, refusals: Arc::new(Semaphore::new(REFUSALS)) };
             }
             Err(error) => {
                 let why = error.to_string();
-                if said.as_ref() != Some(&why) {
+                if logged.as_ref() != Some(&why) {
                     tracing::error!(
                         socket = %local.path.display(),
                         "cannot serve the registration socket: {why}; write another path under registration.socket"
                     );
                 }
-                said = Some(why);
+                logged = Some(why);
             }
         }
         tokio::time::sleep(RETRY).await;
     }
 }
 
-/// `is_shared`: users besides the own one come by it. Which ones, the kernel says; the file's mode only lets them try.
+/// `is_shared`: other users may connect. The file's mode lets all of them try; the kernel tells which user it is.
 fn bind(path: &Path, is_shared: bool) -> io::Result<UnixListener> {
     match fs::symlink_metadata(path) {
         Ok(found) if !found.file_type().is_socket() => {
-            return Err(io::Error::new(
-                io::ErrorKind::AlreadyExists,
-                "something else than a socket is there",
-            ));
+            return Err(io::Error::new(io::ErrorKind::AlreadyExists, "the path exists and is not a socket"));
         }
-        // One that nobody listens on is left of an agent that has ended.
+        // A socket that nothing listens on is a leftover of an earlier agent.
         Ok(_) => match Blocking::connect(path) {
             Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => fs::remove_file(path)?,
             Err(error) => return Err(error),
             Ok(_) => {
-                return Err(io::Error::new(io::ErrorKind::AddrInUse, "another agent serves it"));
+                return Err(io::Error::new(io::ErrorKind::AddrInUse, "another process serves it"));
             }
         },
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}

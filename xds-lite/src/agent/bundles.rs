@@ -1,5 +1,5 @@
-//! What an agent tells of trust domains: other clusters of its own, its gateways of all that it believes. And which
-//! peer has taken what, as a root roll-over waits for it. Not what is heard from peers: that is `follow`.
+//! Publishes trust bundles: the own one to peers, all trusted ones to the cluster's gateways. Records which peer has
+//! acknowledged which bundle, as a root roll-over waits for it. Receiving peers' bundles is `peer_bundle`.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -21,33 +21,33 @@ use isthmus_proto::isthmus::v1::TrustBundle;
 use isthmus_trust::bundles::encode;
 use isthmus_trust::join::Party;
 
-/// How soon a change of the trust is told.
+/// How often the trust is checked for changes.
 const PACE: Duration = Duration::from_millis(50);
-/// What could not be written is tried again after this.
+/// Pause before a failed write is retried.
 const RETRY: Duration = Duration::from_secs(1);
-/// Where it is kept for a restart, and for `isthmus-certs rotate`.
+/// Acknowledgements, for a restart and for `isthmus-certs rotate`.
 const FILE: &str = "acknowledged.json";
 
-/// What is told, and who has taken it.
+/// Published bundles, and their acknowledgements.
 pub(super) struct Bundles {
-    /// What other clusters see.
+    /// The own bundle, for other clusters.
     pub(super) project_for_peer: Arc<Shared>,
-    /// What the cluster's gateways see.
+    /// All trusted bundles, for the cluster's gateways.
     pub(super) at_home: Arc<Shared>,
     own: TrustDomain,
     words: Arc<Mutex<Acknowledged>>,
-    /// What peers had taken before a restart, until they are peers again.
+    /// Acknowledgements from before a restart, until their clusters are peers again.
     before: Mutex<BTreeMap<String, PeerWord>>,
     file: Option<PathBuf>,
-    /// All peers are known; what is kept before that would lack some, and a roll-over would not wait for them.
+    /// All peers are known. A file written before that would lack some, and a roll-over would not wait for them.
     is_whole: AtomicBool,
 }
 
 impl Bundles {
-    /// Nothing is told yet.
+    /// Publishes nothing yet.
     pub(super) fn new(own: Party, state: Option<&Path>) -> Bundles {
         let file = state.map(|folder| folder.join(FILE));
-        let before = file.as_deref().map(|file| kept(file, &own)).unwrap_or_default();
+        let before = file.as_deref().map(|file| load(file, &own)).unwrap_or_default();
         let words = Arc::new(Mutex::new(Acknowledged {
             cluster: own.cluster.to_string(),
             trust_domain: own.trust_domain.clone(),
@@ -69,12 +69,12 @@ impl Bundles {
         }
     }
 
-    /// Everybody who is a peer has been added; what they have is kept from now on.
+    /// All peers have been added; acknowledgements are written from now on.
     pub(super) fn set_whole(&self) {
         self.is_whole.store(true, Relaxed);
     }
 
-    /// Awaits the word of a peer's agent. One of the own domain has the domain's files itself.
+    /// Awaits a peer's acknowledgement. A peer of the own trust domain has the domain's files itself.
     pub(super) fn add(&self, domain: &TrustDomain, cluster: &Cluster) {
         if *domain == self.own {
             return;
@@ -85,16 +85,16 @@ impl Bundles {
         locked(&self.words).peers.insert(cluster.to_string(), word.unwrap_or_else(none));
     }
 
-    /// Tells what is trusted now.
+    /// Publishes the bundles that are trusted now.
     pub(super) fn publish(&self, trusted: &Trusted) {
         let mut all = BTreeMap::new();
         for (domain, bundle) in trusted.bundles.iter() {
             match encode(domain, bundle, trusted.bundles.envelope(domain)) {
                 Ok(bytes) => _ = all.insert(domain.to_string(), bytes),
-                Err(error) => tracing::error!(%domain, %error, "a bundle cannot be told"),
+                Err(error) => tracing::error!(%domain, %error, "cannot publish a bundle"),
             }
         }
-        // Not held while a view changes: who accepts one notes it here.
+        // The lock is not held while a view changes: an acknowledgement takes it, too.
         locked(&self.words).offered = trusted.bundles.get(&self.own).map(Edition::of);
         if let Some(own) = all.get(self.own.as_str()).cloned() {
             self.project_for_peer.change(|view| _ = view.set(self.own.as_str(), own));
@@ -106,20 +106,20 @@ impl Bundles {
         });
     }
 
-    /// What is told of the own domain, and what a peer has taken of it; nothing, where that is not awaited.
+    /// The published own bundle, and the one that a peer has acknowledged; none where none is awaited.
     pub(super) fn word_of(&self, cluster: &Cluster) -> Option<(Option<Edition>, Option<Taken>)> {
         let words = locked(&self.words);
         let word = words.peers.get(cluster.as_str())?;
         Some((words.offered.clone(), word.acknowledged.clone()))
     }
 
-    /// Whether a peer has the bundle that is told now; nothing, where its word is not awaited.
+    /// Whether a peer has acknowledged the published bundle; none where no acknowledgement is awaited.
     pub(super) fn is_present(&self, cluster: &Cluster) -> Option<bool> {
         let (offered, taken) = self.word_of(cluster)?;
         Some(offered.is_some() && taken.map(|taken| taken.edition) == offered)
     }
 
-    /// Why a peer does not take what it was told, in its own words.
+    /// A peer's reason for rejecting the published bundle.
     pub(super) fn refusal_by(&self, cluster: &Cluster) -> Option<String> {
         let is_its = |id: &str| SpiffeId::parse(id).ok().and_then(|id| Party::of_agent(&id));
         let all = self.project_for_peer.all().into_iter();
@@ -127,46 +127,46 @@ impl Bundles {
             .find_map(|one| one.refusal)
     }
 
-    /// Tells each change of the trust, and keeps who has taken it.
+    /// Publishes each change of the trust, and persists acknowledgements.
     pub(super) async fn keep_telling(&self, trust: &Trust) {
-        let mut told = None;
-        let mut kept: Option<Acknowledged> = None;
-        let mut complained = None;
+        let mut published = None;
+        let mut saved: Option<Acknowledged> = None;
+        let mut logged = None;
         let mut pace = tokio::time::interval(PACE);
         loop {
             pace.tick().await;
             let trusted = trust.current();
-            if told != Some(trusted.epoch) {
+            if published != Some(trusted.epoch) {
                 self.publish(&trusted);
-                told = Some(trusted.epoch);
+                published = Some(trusted.epoch);
             }
-            let Some((file, words)) = self.unkept(kept.as_ref()) else { continue };
-            match keep(file, words.clone()).await {
-                Ok(()) => (kept, complained) = (Some(words), None),
+            let Some((file, words)) = self.unsaved(saved.as_ref()) else { continue };
+            match save(file, words.clone()).await {
+                Ok(()) => (saved, logged) = (Some(words), None),
                 Err(error) => {
                     let why = error.to_string();
-                    if complained.as_ref() != Some(&why) {
+                    if logged.as_ref() != Some(&why) {
                         tracing::error!(
                             error = why,
-                            "what peers have acknowledged cannot be kept; a root roll-over waits"
+                            "cannot persist peers' acknowledgements of bundles; a root roll-over waits"
                         );
                     }
-                    complained = Some(why);
+                    logged = Some(why);
                     tokio::time::sleep(RETRY).await;
                 }
             }
         }
     }
 
-    /// What is not kept yet, and where it is to be.
-    fn unkept(&self, kept: Option<&Acknowledged>) -> Option<(PathBuf, Acknowledged)> {
+    /// Acknowledgements that differ from the saved ones, and their file.
+    fn unsaved(&self, saved: Option<&Acknowledged>) -> Option<(PathBuf, Acknowledged)> {
         let file = self.file.as_ref().filter(|_| self.is_whole.load(Relaxed))?;
         let words = locked(&self.words);
-        (kept != Some(&*words)).then(|| (file.clone(), words.clone()))
+        (saved != Some(&*words)).then(|| (file.clone(), words.clone()))
     }
 }
 
-async fn keep(file: PathBuf, words: Acknowledged) -> io::Result<()> {
+async fn save(file: PathBuf, words: Acknowledged) -> io::Result<()> {
     let written = spawn_blocking(move || {
         if let Some(folder) = file.parent() {
             isthmus_store::private_folder(folder)?;
@@ -179,23 +179,23 @@ async fn keep(file: PathBuf, words: Acknowledged) -> io::Result<()> {
     written.await?
 }
 
-/// What was kept. Without it peers say again what they have.
-fn kept(file: &Path, own: &Party) -> BTreeMap<String, PeerWord> {
+/// Saved acknowledgements. Without the file, peers acknowledge again when they connect.
+fn load(file: &Path, own: &Party) -> BTreeMap<String, PeerWord> {
     match Acknowledged::read(file) {
-        Ok(kept) if kept.trust_domain == own.trust_domain && kept.cluster == own.cluster.as_str() => {
-            kept.peers
+        Ok(saved) if saved.trust_domain == own.trust_domain && saved.cluster == own.cluster.as_str() => {
+            saved.peers
         }
         Ok(_) => BTreeMap::new(),
         Err(error) if error.kind() == io::ErrorKind::NotFound => BTreeMap::new(),
         Err(error) => {
-            tracing::error!(file = %file.display(), %error, "what peers had acknowledged is lost until they say it again");
+            tracing::error!(file = %file.display(), %error, "cannot read peers' acknowledgements of bundles; they acknowledge again when they connect");
             aside(file);
             BTreeMap::new()
         }
     }
 }
 
-/// Sets aside what is no record of acknowledgements and stands in its place.
+/// Sets aside a damaged file of acknowledgements.
 fn aside(file: &Path) {
     match isthmus_store::set_aside(file) {
         Ok(aside) => {
@@ -205,7 +205,7 @@ fn aside(file: &Path) {
     }
 }
 
-/// A peer has taken the own domain's bundle as the view has it.
+/// Records that a peer has accepted the own bundle of this view.
 fn note(words: &Mutex<Acknowledged>, peer: &str, view: &View) {
     let Some(party) = SpiffeId::parse(peer).ok().and_then(|id| Party::of_agent(&id)) else { return };
     let mut words = locked(words);
@@ -215,7 +215,7 @@ fn note(words: &Mutex<Acknowledged>, peer: &str, view: &View) {
     if word.acknowledged.as_ref().is_some_and(|taken| taken.edition == edition) {
         return;
     }
-    tracing::info!(peer, sequence = edition.sequence, "has acknowledged the own bundle");
+    tracing::info!(peer, sequence = edition.sequence, "peer acknowledged the own bundle");
     word.acknowledged = Some(Taken::new(edition, SystemTime::now()));
 }
 
@@ -278,11 +278,11 @@ mod tests {
             self.follower.note(&self.stream);
         }
 
-        /// What it is told, which is refused for a reason or taken.
+        /// Answers the next response: accepts it, or rejects it for a reason.
         fn answers(&mut self, bundles: &Bundles, refused: Option<&str>) {
             let response =
                 self.stream.response("type", &bundles.project_for_peer.view(), usize::MAX).unwrap();
-            assert_eq!(response.resources.len(), 1, "the own domain's alone");
+            assert_eq!(response.resources.len(), 1, "only the own domain's bundle");
             self.follower.note(&self.stream);
             let error = refused.map(|why| Status { message: why.to_owned(), ..Status::default() });
             let answer = DeltaDiscoveryRequest {
@@ -299,7 +299,7 @@ mod tests {
     }
 
     #[test]
-    fn who_takes_the_bundle_is_noted_and_who_refuses_it_is_not() {
+    fn bundle_acknowledgement_is_recorded_and_refusal_is_not() {
         let root = Authority::generate(TrustDomain::new("east.example").unwrap()).unwrap();
         let bundles = Bundles::new(east(), None);
         for peer in
@@ -307,7 +307,10 @@ mod tests {
         {
             add(&bundles, &peer);
         }
-        assert!(bundles.word_of(&"twin".parse().unwrap()).is_none(), "it has the files itself");
+        assert!(
+            bundles.word_of(&"twin".parse().unwrap()).is_none(),
+            "a peer of the own domain has the files itself"
+        );
         bundles.publish(&trust(&root, 1).current());
         assert_eq!(bundles.at_home.view().iter().count(), 2);
         let mut west = Peer::new(&bundles, "spiffe://west.example/isthmus/west/agent/a");
@@ -317,16 +320,16 @@ mod tests {
             peer.says(&bundles, &DeltaDiscoveryRequest::default());
         }
         false_west.answers(&bundles, None);
-        assert_eq!(taken(&bundles, "west"), None, "nobody's word for another domain");
+        assert_eq!(taken(&bundles, "west"), None, "an agent of another domain must not acknowledge for west");
         west.answers(&bundles, None);
         south.answers(&bundles, Some("disk full"));
         assert_eq!((taken(&bundles, "west"), taken(&bundles, "south")), (Some(1), None));
         bundles.publish(&trust(&root, 2).current());
         west.follower.note(&west.stream);
-        assert_eq!(taken(&bundles, "west"), Some(1), "told is not taken");
+        assert_eq!(taken(&bundles, "west"), Some(1), "sent is not acknowledged");
         west.answers(&bundles, Some("not now"));
         assert_eq!(taken(&bundles, "west"), Some(1));
-        // It asks for it once more, and takes it.
+        // It subscribes again, and accepts it.
         let again = DeltaDiscoveryRequest {
             resource_names_subscribe: vec!["east.example".to_owned()],
             ..Default::default()
@@ -334,7 +337,7 @@ mod tests {
         west.says(&bundles, &again);
         west.answers(&bundles, None);
         assert_eq!(taken(&bundles, "west"), Some(2));
-        // Who comes back and has it need not be told.
+        // A peer that reconnects and names the current version is not sent it again.
         let version = bundles.project_for_peer.view().get("east.example").unwrap().version.to_string();
         let mut south = Peer::new(&bundles, "spiffe://south.example/isthmus/south/agent/a");
         let known = [("east.example".to_owned(), version)].into();
@@ -346,7 +349,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_was_taken_is_known_after_a_restart_of_those_who_are_peers_still() {
+    async fn bundle_acknowledgements_survive_restart_for_current_peers() {
         let dir = tempfile::tempdir().unwrap();
         let root = Authority::generate(TrustDomain::new("east.example").unwrap()).unwrap();
         let (west, south) = (party("west", "west.example"), party("south", "south.example"));
@@ -376,11 +379,11 @@ mod tests {
         kept(&bundles, &|kept| kept.peers["west"].acknowledged.is_some()).await;
         let again = begin(&[&west, &south]);
         assert_eq!((taken(&again, "west"), taken(&again, "south")), (Some(1), None));
-        // It has another trust domain now; and south is none any more.
+        // West has another trust domain now; south is no longer a peer.
         let other = begin(&[&party("west", "other.example")]);
         assert_eq!(taken(&other, "west"), None);
         kept(&other, &|kept| kept.peers.len() == 1 && kept.peers["west"].acknowledged.is_none()).await;
         std::fs::write(dir.path().join(FILE), "{").unwrap();
-        assert_eq!(taken(&begin(&[&west]), "west"), None, "it says it again");
+        assert_eq!(taken(&begin(&[&west]), "west"), None, "a damaged file is ignored");
     }
 }

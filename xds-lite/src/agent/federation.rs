@@ -1,4 +1,4 @@
-//! Following another cluster's agent: what it offers goes into the state, what it refuses stays out.
+//! Follows the agents of other clusters: their slices go into the state, invalid ones are rejected.
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, Mutex};
@@ -24,12 +24,12 @@ use super::peer_bundle::PeerBundle;
 use super::state::State;
 use super::{Error, locked};
 
-/// Slices that are taken before anything else may change.
+/// Slices applied under one lock.
 const AT_ONCE: usize = 32;
-/// How often it is looked for clusters that have joined.
+/// How often the state directory is checked for clusters that have joined.
 const PACE: Duration = Duration::from_secs(1);
 
-/// Follows every peer, of the file and those that join while this runs.
+/// Follows every peer: those in the file and those that join while this runs.
 pub(super) async fn federate(
     settings: Arc<Settings>,
     trust: Trust,
@@ -58,7 +58,7 @@ pub(super) async fn federate(
         locked(&state)
             .name_problems(joined.unread.iter().chain(&joined.strays).map(ToString::to_string).collect());
         for peer in joined.peers.into_iter().map(as_peer).filter(|peer| known.insert(peer.cluster.clone())) {
-            tracing::info!(peer = %peer.cluster, "has joined");
+            tracing::info!(peer = %peer.cluster, "peer joined");
             let mut state = locked(&state);
             state.views.add(&peer.domain, &peer.cluster, peer_access(&settings, &peer));
             state.add_peer(&peer);
@@ -75,16 +75,16 @@ fn as_peer(joined: join::Peer) -> Peer {
     Peer { cluster: party.cluster, address, domain: party.trust_domain, network: Some(network) }
 }
 
-/// A peer that cannot be followed is named, and ends nobody.
+/// Follows a peer; one that cannot be followed is logged, and the others go on.
 async fn follow_or_say(own: Cluster, peer: Peer, trust: Trust, offers: Offers) {
     let (state, cluster) = (Arc::clone(&offers.state), peer.cluster.clone());
     if let Err(error) = follow(own, peer, trust, offers).await {
-        tracing::error!(peer = %cluster, %error, "cannot follow a peer until the agent restarts");
+        tracing::error!(peer = %cluster, %error, "cannot follow peer until the agent restarts");
         locked(&state).contact(&cluster, Some(error.to_string()));
     }
 }
 
-/// Follows a peer until it is dropped.
+/// Follows a peer until dropped.
 async fn follow(own: Cluster, peer: Peer, trust: Trust, mut offers: Offers) -> Result<(), Error> {
     let agents = IdPattern::agents(&peer.domain, peer.cluster.as_str())?;
     let tls = Tls::new(trust, Expected::Matching(vec![agents]), &[b"h2"])?;
@@ -97,22 +97,22 @@ async fn follow(own: Cluster, peer: Peer, trust: Trust, mut offers: Offers) -> R
     let servers = vec![peer.address.clone()];
     let subscription = Subscription { servers, tls: Arc::new(tls), node, answers: Answers::OF_PEERS };
     let mut clients = vec![Client::of_tables(SLICE)];
-    // What is known of it is said again after a restart: it is little, and what it makes of it is heard.
+    // No known versions: after a restart the peer sends its bundle again, which is small, and the outcome is recorded.
     clients.extend(offers.believing.as_ref().map(|_| Client::new(TRUST_BUNDLE, [])));
     subscription.follow(clients, &mut offers).await;
     Ok(())
 }
 
-/// What one cluster offers.
+/// Slices and bundles of one peer.
 struct Offers {
     cluster: Cluster,
     state: Arc<Mutex<State>>,
-    /// What it says of its trust domain; nobody's word where that is the own one.
+    /// Its bundles; none where it is of the own trust domain.
     believing: Option<PeerBundle>,
 }
 
 impl Offers {
-    /// Takes an update in pieces: whatever else changes does not wait for a large one.
+    /// Applies an update in pieces, so that other changes do not wait for a large one.
     fn take(&self, update: &Update) -> Vec<Refused> {
         let mut refused = locked(&self.state).take(&self.cluster, &[], &[]);
         for resources in update.resources.chunks(AT_ONCE) {
@@ -157,11 +157,11 @@ impl Tables for Offers {
     fn contact(&mut self, contact: Contact<'_>) {
         let lost = match contact {
             Contact::Made(agent) => {
-                tracing::info!(peer = %self.cluster, %agent, "following a peer");
+                tracing::info!(peer = %self.cluster, %agent, "connected to peer");
                 None
             }
             Contact::Lost(agent, why) => {
-                tracing::warn!(peer = %self.cluster, %agent, why, "no peer there; its services stay as they were");
+                tracing::warn!(peer = %self.cluster, %agent, why, "peer unreachable; keeping its last slices");
                 Some(why.to_owned())
             }
         };

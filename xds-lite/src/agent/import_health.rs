@@ -1,4 +1,4 @@
-//! Asks whether what other clusters offered can still be reached, while they are not heard of (`stale: probe`).
+//! Probes the addresses in other clusters' slices while their agents are unreachable (`stale: probe`).
 
 use std::io;
 use std::net::SocketAddr;
@@ -15,12 +15,11 @@ use isthmus_model::address::Target;
 use super::locked;
 use super::state::State;
 
-/// Asks for ever.
+/// Probes until dropped.
 pub(super) async fn ask(state: Arc<Mutex<State>>) {
     probe(Asking(state)).await;
 }
 
-/// The agent, as it asks.
 struct Asking(Arc<Mutex<State>>);
 
 impl Asker for Asking {
@@ -42,7 +41,7 @@ impl Asker for Asking {
                     }
                     reach(&addresses, connect).await
                 }
-                // Who has the name may be well all the same.
+                // A name that does not resolve says nothing about the endpoint.
                 Err(_) => Answer::Unasked,
             }
         }

@@ -339,7 +339,8 @@ mod tests {
     fn the_documentation_is_this_table() {
         let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/metrics.md");
         let documented = std::fs::read_to_string(path).unwrap();
-        let rows: Vec<&str> = documented.lines().filter(|line| line.starts_with("| `isthmus_agent_")).collect();
+        let rows: Vec<&str> =
+            documented.lines().filter(|line| line.starts_with("| `isthmus_agent_")).collect();
         let row = |metric: &Definition| {
             let (kind, labels) = match metric.read {
                 Read::Whole(_) => ("gauge", "–"),

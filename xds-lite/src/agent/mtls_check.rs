@@ -1,4 +1,4 @@
-//! Looking at endpoints that are to be exported: does each refuse a client that has no certificate?
+//! Checks that endpoints to be exported refuse a client without a certificate.
 
 use std::net::{SocketAddr, TcpStream};
 use std::sync::{Arc, Mutex};
@@ -15,21 +15,21 @@ use super::locked;
 use super::state::State;
 
 const PATIENCE: Duration = Duration::from_secs(2);
-/// What was seen of an endpoint, after its address. Each ends so that a remedy can follow.
+/// Results, worded to follow an endpoint's address and precede a remedy.
 const NOT_ASKED: &str = "completed a TLS handshake without asking for a client certificate";
 const ASKED: &str = "asked for a client certificate and completed the TLS handshake without one (if it refuses the \
                      request instead, as nginx's `ssl_verify_client on` does by a 400, that cannot be seen in TLS)";
 const UNCLEAR: &str = "it asked for a client certificate and closed the connection without a TLS alert when it got none \
                        (as grpcio does; a crash looks the same)";
 
-/// For those that cannot be seen to require a certificate.
+/// What to do about an endpoint that does not pass the check.
 pub(super) const REMEDY: &str =
     "set `allow_unauthenticated: true` on the service to export it without this check";
 
-/// Until it is asked again which are due.
+/// How often due checks are collected.
 const PACE: Duration = Duration::from_millis(500);
 
-/// Looks at whatever is due, for ever; `waiting` says that something is.
+/// Runs the checks that are due, until dropped; `waiting` signals that there are some.
 pub(super) async fn probe(state: Arc<Mutex<State>>, waiting: Arc<Notify>) {
     loop {
         let due = locked(&state).mtls_checks.next(Instant::now());
@@ -58,10 +58,12 @@ async fn look_at(subject: &Subject, addresses: Vec<SocketAddr>) -> MtlsCheck {
         HostPattern::Suffix(suffix) => format!("probe.{suffix}"),
     };
     let looked = tokio::task::spawn_blocking(move || prove(&addresses, &name)).await;
-    looked.unwrap_or_else(|_| MtlsCheck::Unreachable("the look at it failed; this is a bug".to_owned()))
+    looked.unwrap_or_else(|_| {
+        MtlsCheck::Unreachable("the check panicked; this is a bug, please report it".to_owned())
+    })
 }
 
-/// A name has several addresses: one that lets anybody in is enough.
+/// Checks every address of a name: a single one that needs no certificate fails it.
 fn prove(addresses: &[SocketAddr], name: &str) -> MtlsCheck {
     let mut proof = MtlsCheck::Unreachable("the name has no address".to_owned());
     for address in addresses {
@@ -164,7 +166,7 @@ mod tests {
     }
 
     #[test]
-    fn mtls_probe_says_what_it_saw() {
+    fn mtls_check_reports_how_the_server_treats_a_client_without_certificate() {
         let seen = |server| prove_one(serve(server), "a.example");
         assert_eq!(seen(Server::Requiring), MtlsCheck::Required);
         assert_eq!(seen(Server::NotAsking), MtlsCheck::NotRequired(NOT_ASKED.to_owned()));

@@ -1,5 +1,5 @@
-//! What an agent tells of itself: whom it serves and what they accepted, what goes out and what comes in, and why
-//! something does not. Not how it is asked.
+//! Renders the agent's admin pages: clients and what they acknowledged, exports and imports, and why a host is not
+//! exported or imported. Serving them over HTTP is `admin`.
 
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -29,11 +29,11 @@ use super::peer::{Contact, seconds};
 use super::state::State;
 use super::{locked, metrics};
 
-/// Hosts of a list in status, at most.
+/// Entries of a list in status, at most.
 const LISTED: usize = 1_000;
-/// Characters of a token, at least.
+/// Shortest registration token, in characters.
 const SHORTEST_TOKEN: usize = 16;
-/// Bytes of a file with a token.
+/// Largest token file, in bytes.
 const LARGEST_TOKEN: u64 = 4 << 10;
 
 /// The pages of one agent.
@@ -109,9 +109,9 @@ impl Pages for AdminPages {
         let tokens = &self.settings.registration.tokens;
         let shown = Sha256::digest(token);
         let is_meant = |file: &Path| match input::read_text(file, LARGEST_TOKEN) {
-            // Hashes, so that how long it takes tells nothing of the token.
+            // Compares hashes, so that the time taken reveals nothing of the token.
             Ok(text) if text.trim().len() < SHORTEST_TOKEN => {
-                tracing::error!(file = %file.display(), "a token of registration.tokens has less than {SHORTEST_TOKEN} characters and is not used; make one by `openssl rand -hex 32`");
+                tracing::error!(file = %file.display(), "ignoring a token of registration.tokens with less than {SHORTEST_TOKEN} characters; make one with `openssl rand -hex 32`");
                 false
             }
             Ok(text) => Sha256::digest(text.trim()) == shown,
@@ -128,7 +128,7 @@ impl Pages for AdminPages {
         let registration = Registration::parse(body)?;
         let id = LeaseId::random().map_err(|error| Refusal {
             status: StatusCode::INTERNAL_SERVER_ERROR,
-            why: format!("no lease can be made: {error}"),
+            why: format!("cannot create a lease: {error}"),
         })?;
         Ok(self.state().register(registration, by, id, Instant::now())?.page())
     }
@@ -142,7 +142,7 @@ impl Pages for AdminPages {
         Ok(json!({ "deregistered": gone.to_string() }))
     }
 
-    /// The registry was read before anything was bound.
+    /// Always: the registry is read before the admin port is served.
     fn ready(&self) -> bool {
         true
     }
@@ -152,12 +152,12 @@ impl Pages for AdminPages {
     }
 }
 
-/// How many registrations each user and token has.
+/// The number of registrations of each user and token.
 fn registrars(state: &State) -> Value {
     state.registered.registrars().iter().map(|(by, count)| (by.to_string(), json!(count))).collect()
 }
 
-/// What this agent tells of its own trust domain, and what of its files is not used.
+/// The bundle and deny-list of the own trust domain, and trust files that are not used.
 fn trusted(trust: &Trust) -> Value {
     let now = trust.current();
     let domain = now.identity.id().trust_domain();
@@ -169,7 +169,7 @@ fn trusted(trust: &Trust) -> Value {
     })
 }
 
-/// How it stands with other clusters' agents, and with what they have of the own bundle.
+/// Contact with other clusters' agents, and which of the own bundles they have acknowledged.
 fn peers(state: &State) -> Value {
     let one = |(cluster, contact): (&Cluster, &Contact)| {
         let mut shown = json!(contact);
@@ -192,7 +192,7 @@ fn peers(state: &State) -> Value {
     state.peers.iter().map(one).collect()
 }
 
-/// What the registry says of a host, and what keeps it from being exported.
+/// A host in the registry, and why it is not exported.
 fn registered(state: &State, host: &HostPattern, ports: &[Service]) -> Value {
     let export = state.export_of(host, ports);
     let proofs = |port: &Service| -> Vec<Value> {
@@ -212,7 +212,7 @@ fn registered(state: &State, host: &HostPattern, ports: &[Service]) -> Value {
     })
 }
 
-/// Where slices of silent clusters lead that are kept while they answer.
+/// Probes of unreachable clusters' addresses (`stale: probe`).
 fn probed(state: &State) -> Value {
     let down = state.imports.probes().down(Instant::now(), SystemTime::now());
     json!({
@@ -226,7 +226,7 @@ fn unreached(down: &Down) -> Value {
     json!({ "address": down.address.to_string(), "since": seconds(down.since), "why": down.why })
 }
 
-/// What became of a slice of another cluster, and by which rule it is kept while that is silent.
+/// Whether a slice of another cluster is imported, and by which rule it is kept while that cluster is unreachable.
 fn imported(state: &State, one: &ImportStatus) -> Value {
     let ImportStatus { cluster, host, held } = one;
     let stale = state.imports.stale(cluster, host, Instant::now(), SystemTime::now());
@@ -258,7 +258,7 @@ fn offer(slice: &Slice) -> Value {
 }
 
 impl State {
-    /// Hosts that an export chose and that are not shown, and why.
+    /// Hosts that an export rule selects and that are not exported, and why.
     pub(super) fn held(&self) -> impl Iterator<Item = (&HostPattern, String)> {
         self.services.iter().filter_map(|(host, ports)| {
             self.export_of(host, ports)?;
@@ -266,15 +266,15 @@ impl State {
         })
     }
 
-    /// Why other clusters do not see a host; none: they do.
+    /// Why a host is not exported; none: it is.
     fn why_held(&self, host: &HostPattern, ports: &[Service]) -> Option<String> {
         match self.export_of(host, ports) {
-            None => Some("no export chooses it".to_owned()),
+            None => Some("no export rule selects it".to_owned()),
             Some(_) => self.why_unfit(host, ports),
         }
     }
 
-    /// The same of a host that an export chose.
+    /// Why a host that an export rule selects is not exported; none: it is.
     fn why_unfit(&self, host: &HostPattern, ports: &[Service]) -> Option<String> {
         if self.offer_of(host).is_some_and(Slice::is_exported) {
             return None;
@@ -285,12 +285,12 @@ impl State {
             .map(|address| (address.clone(), self.mtls_checks.of(&Subject { host: host.clone(), address })));
         let seen = proofs.map(|(address, proof)| match proof {
             MtlsCheck::NotRequired(seen) => format!("endpoint {address} {seen}"),
-            MtlsCheck::Unreachable(why) => format!("endpoint {address} was not seen to require one: {why}"),
-            MtlsCheck::Awaited | MtlsCheck::Required => format!("endpoint {address} was not probed yet"),
+            MtlsCheck::Unreachable(why) => format!("endpoint {address} could not be checked: {why}"),
+            MtlsCheck::Awaited | MtlsCheck::Required => format!("endpoint {address} is not checked yet"),
         });
         let seen: Vec<_> = seen.take(10).collect();
         Some(format!(
-            "not_mtls: no endpoint was seen to require a client certificate: {}; {REMEDY}",
+            "not_mtls: no endpoint is known to require a client certificate: {}; {REMEDY}",
             seen.join("; ")
         ))
     }

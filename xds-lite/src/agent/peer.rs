@@ -1,4 +1,4 @@
-//! Another cluster as an agent's file makes it: what it may bring, how it sees this one, and how it stands with it.
+//! What an agent's file says of a peer (consent, access), and the state of the contact with it.
 
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -13,46 +13,42 @@ use isthmus_registry::registry::PeerAccess;
 
 use super::config::{Peer, Settings};
 
-/// How it stands with another cluster's agent.
+/// The state of the contact with a peer's agent.
 #[derive(Clone, Debug, Serialize)]
 pub(super) struct Contact {
-    /// Where it is.
     pub(super) address: String,
-    /// Who vouches for it.
     pub(super) trust_domain: TrustDomain,
-    /// It answers.
     pub(super) connected: bool,
-    /// What was wrong the last time.
+    /// Why the last contact was lost.
     pub(super) error: Option<String>,
-    /// When it last answered, or was lost.
+    /// When `connected` last changed.
     #[serde(serialize_with = "since")]
     pub(super) since: SystemTime,
-    /// Slices of it that were refused as wrong, ever.
+    /// Invalid slices rejected since the start.
     pub(super) refusals: u64,
-    /// The last of them, and why.
+    /// The last rejected slice, and why.
     pub(super) refusal: Option<String>,
-    /// What it has said of its trust domain.
     pub(super) bundle: BundleStatus,
-    /// How often its refusals are logged.
+    /// Limits how many of its refusals are logged.
     #[serde(skip)]
     pub(super) told: Arc<LogLimiter>,
 }
 
-/// What became of what another cluster's agent says of its trust domain.
+/// The outcome of a peer's bundle updates.
 #[derive(Clone, Debug, Default, Serialize)]
 pub(super) struct BundleStatus {
-    /// The number of the last bundle that was taken, since this agent has started.
+    /// The sequence of the last bundle accepted since this agent started.
     pub(super) taken: Option<u64>,
-    /// What was refused, ever.
+    /// Updates rejected since the start.
     pub(super) refusals: u64,
-    /// The last of it and why, unless something was taken since.
+    /// The last rejected update and why, unless one was accepted since.
     pub(super) refusal: Option<String>,
-    /// What could be better on this side.
+    /// A recommended change on this side.
     pub(super) advice: Option<String>,
 }
 
 impl Contact {
-    /// Of one that was not heard yet.
+    /// A peer that has not been connected yet.
     pub(super) fn none(peer: &Peer) -> Contact {
         Contact {
             address: peer.address.to_string(),
@@ -72,12 +68,12 @@ fn since<S: serde::Serializer>(time: &SystemTime, serializer: S) -> Result<S::Ok
     serializer.serialize_u64(seconds(*time))
 }
 
-/// A time as pages show it.
+/// A time as Unix seconds, as pages render it.
 pub(super) fn seconds(time: SystemTime) -> u64 {
     time.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
 }
 
-/// What a peer may bring.
+/// What a peer may offer here.
 pub(super) fn consent(settings: &Settings, peer: &Peer) -> Consent {
     let import = settings.imports.iter().find(|import| import.cluster == peer.cluster);
     let own = Some(settings.network.as_str());
@@ -95,7 +91,7 @@ pub(super) fn consent(settings: &Settings, peer: &Peer) -> Consent {
     }
 }
 
-/// How slices look to a peer.
+/// How a peer sees this cluster's slices.
 pub(super) fn peer_access(settings: &Settings, peer: &Peer) -> PeerAccess {
     let own = Some(settings.network.as_str());
     match peer.network.as_deref() {

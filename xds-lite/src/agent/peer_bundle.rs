@@ -1,5 +1,4 @@
-//! What the agent of a peer says of its trust domain: heard, kept, and asked for once more where the same may be
-//! taken later.
+//! Receives a peer's bundles and deny-lists, stores valid ones, and asks again for one that may be accepted later.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,31 +15,32 @@ use isthmus_trust::bundles::{BundleUpdate, Keeper, Refusal, Remedy};
 
 use super::config::Peer;
 
-/// What this side is to remedy is tried again after this, and later as it goes on.
+/// First and longest pause before a bundle is requested again that failed for a reason on this side.
 const SOONEST: Duration = Duration::from_secs(1);
 const LATEST: Duration = Duration::from_secs(60);
-/// Characters of a refusal, which may repeat what the peer has sent.
+/// Longest refusal in characters: it may repeat what the peer has sent.
 const LONGEST_WHY: usize = 512;
 
-/// One peer's word on its trust domain.
+/// The bundles of one peer's trust domain.
 pub(super) struct PeerBundle {
     keeper: Arc<Keeper>,
     domain: TrustDomain,
-    /// What it has shown of itself on this stream.
+    /// The peer's certificate chain on this stream.
     chain: Chain,
     waiting: Option<Waiting>,
     pause: Duration,
 }
 
-/// Something is heard once more.
+/// A bundle to be requested again.
 struct Waiting {
     until: Instant,
+    /// On a new stream.
     anew: bool,
     why: String,
 }
 
 impl PeerBundle {
-    /// Nothing, where the peer is of the own domain: nobody else is believed about that.
+    /// None where the peer is of the own trust domain: no peer may change that.
     pub(super) fn new(keeper: Arc<Keeper>, peer: &Peer) -> Option<PeerBundle> {
         let domain = peer.domain.clone();
         let pause = Duration::ZERO;
@@ -53,13 +53,13 @@ impl PeerBundle {
         })
     }
 
-    /// A stream begins, on which everything is heard that was not taken.
+    /// A new stream, on which the peer sends everything again that was not accepted.
     pub(super) fn begin(&mut self, chain: Chain) {
         self.chain = chain;
         self.waiting = None;
     }
 
-    /// Takes what is said; `tell` hears what became of it.
+    /// Applies an update; `tell` receives the outcome.
     pub(super) fn apply(
         &mut self,
         update: &Update,
@@ -81,7 +81,7 @@ impl PeerBundle {
             Ok(kept) => {
                 self.pause = Duration::ZERO;
                 if kept.is_news {
-                    tracing::info!(domain = %self.domain, sequence = kept.sequence, "a bundle or deny-list was taken");
+                    tracing::info!(domain = %self.domain, sequence = kept.sequence, "accepted a bundle or deny-list");
                 }
                 Ok(kept)
             }
@@ -98,7 +98,7 @@ impl PeerBundle {
         let pause = match remedy {
             Remedy::None => return,
             Remedy::Here => self.pause.max(SOONEST),
-            // At once for the first time: a stream may be older than the certificate.
+            // At once the first time: the stream may be older than the certificate.
             Remedy::NewCertificate => self.pause,
         };
         let anew = remedy == Remedy::NewCertificate;
@@ -106,7 +106,7 @@ impl PeerBundle {
         self.pause = (pause * 2).clamp(SOONEST, LATEST);
     }
 
-    /// Ends when something is to be heard once more.
+    /// Completes when a bundle is to be requested again.
     pub(super) async fn again(&mut self) -> Again {
         let Some(until) = self.waiting.as_ref().map(|waiting| waiting.until) else {
             return std::future::pending().await;
@@ -114,7 +114,7 @@ impl PeerBundle {
         tokio::time::sleep_until(until).await;
         match self.waiting.take() {
             Some(Waiting { anew: true, why, .. }) => {
-                Again::Stream(format!("it is asked for its present certificate, since {why}"))
+                Again::Stream(format!("reconnecting to see its current certificate: {why}"))
             }
             _ => Again::Names(TRUST_BUNDLE, vec![self.domain.to_string()]),
         }
@@ -131,7 +131,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_a_peer_has_sent_is_told_in_part_and_plainly() {
+    fn refusal_text_is_escaped_and_bounded() {
         let told = told(&Refusal::Unused(format!("a\u{1b}[2J\n{}", "x".repeat(1 << 20))));
         assert!(told.contains(r"\u{1b}[2J\nx") && told.len() < 2 * LONGEST_WHY, "{}", told.len());
     }

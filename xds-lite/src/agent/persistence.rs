@@ -1,5 +1,5 @@
-//! What an agent persists for a restart, and where: slices, its own and those of peers, in one file; registrations in
-//! another. Not the store, which is `isthmus_store`; without a usable one the agent serves all the same.
+//! Persists the agent's slices (its own and its peers') and VM registrations for a restart, in two stores of
+//! `isthmus_store`. Without a usable store the agent serves all the same.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -18,14 +18,14 @@ use super::state::State;
 /// The files in the state directory.
 const SLICES: &str = "slices.db";
 const REGISTRATIONS: &str = "registrations.db";
-/// Where the same stood before.
+/// The files of earlier versions, which are adopted.
 const OWN_JOURNAL: &str = "own.slices";
 const IMPORTS: &str = "imports";
 const JOURNAL_SUFFIX: &str = ".slices";
 const REGISTERED: &str = "registered.json";
-/// Clusters whose journals are looked at.
+/// Journals of clusters that are adopted, at most.
 const MOST_JOURNALS: usize = 10_000;
-/// Kinds of records.
+/// Key prefixes of records.
 const OWN: &str = "own/";
 const IMPORT: &str = "import/";
 
@@ -40,21 +40,21 @@ pub(super) fn own(key: &Key) -> String {
     format!("{OWN}{key}")
 }
 
-/// The key of a slice that a peer has given, by its name.
+/// The key of a peer's slice, by its name.
 pub(super) fn import(from: &Cluster, name: &str) -> String {
     format!("{IMPORT}{from}/{name}")
 }
 
-/// Slices as they were persisted.
+/// Persisted slices.
 #[derive(Debug, Default)]
 pub(super) struct Slices {
     pub(super) own: Vec<Slice>,
-    /// By the peer that gave them, with their names.
+    /// Encoded slices by peer and name.
     pub(super) imports: BTreeMap<Cluster, BTreeMap<String, Vec<u8>>>,
 }
 
 impl Slices {
-    /// What is no slice is named and left out.
+    /// Reads records; invalid ones are logged and ignored.
     pub(super) fn read(records: impl IntoIterator<Item = Record>) -> Slices {
         let mut slices = Slices::default();
         for (key, bytes) in records {
@@ -77,14 +77,14 @@ fn of_peer(key: &str) -> Option<(Cluster, &str)> {
     Some((from.parse().ok()?, name))
 }
 
-/// Both stores of an agent that persists anything.
+/// Both stores of an agent with a state directory.
 #[derive(Debug)]
 pub(super) struct Stores {
     slices: Persistence,
     registrations: Persistence,
 }
 
-/// Both stores, and what stood in them.
+/// Both stores, and their content.
 pub(super) struct Opened {
     pub(super) stores: Stores,
     pub(super) slices: Slices,
@@ -92,7 +92,7 @@ pub(super) struct Opened {
 }
 
 impl Stores {
-    /// Opens both, and takes over what stood elsewhere before.
+    /// Opens both, and adopts the files of earlier versions.
     pub(super) fn open(folder: &Path) -> Opened {
         let (mut slices, records) = Persistence::open("slices", folder, SLICES);
         let mut before = slices.adopt(&folder.join(OWN_JOURNAL), journal);
@@ -112,7 +112,7 @@ impl Stores {
         Opened { stores: Stores { slices, registrations }, slices: Slices::read(merged), registrations: all }
     }
 
-    /// Persists what changes from now on. The sources live as long as what is returned.
+    /// Begins to persist changes, for as long as the returned sources live.
     pub(super) fn begin(&mut self, state: &Arc<Mutex<State>>) -> [Arc<dyn Source>; 2] {
         let slices = Arc::new(OfSlices(Arc::clone(state)));
         let registrations = Arc::new(OfRegistrations(Arc::clone(state)));
@@ -131,13 +131,13 @@ impl Stores {
         self.registrations.changed(key);
     }
 
-    /// How it stands with them.
+    /// The health of both.
     pub(super) fn health(&self) -> [Arc<Health>; 2] {
         [self.slices.health(), self.registrations.health()]
     }
 }
 
-/// The journals of peers' slices, as they were kept before.
+/// Journals of peers' slices, as earlier versions wrote them.
 fn journals(folder: &Path) -> Vec<(Cluster, String)> {
     let Ok(entries) = fs::read_dir(folder) else { return Vec::new() };
     let names = entries.take(MOST_JOURNALS).filter_map(|entry| entry.ok()?.file_name().into_string().ok());

@@ -1,5 +1,5 @@
-//! What an agent takes from its registry: the files, in parts, and who has announced itself. Reading is done before:
-//! nothing here waits for a disk. What is offered of it is in `state`.
+//! Polls the registry (files, in parts, and VM registrations) and applies changes to the state. Files are read before
+//! the state is locked: nothing waits for a disk under the lock.
 
 use std::collections::{BTreeSet, HashSet};
 use std::sync::{Arc, Mutex};
@@ -23,10 +23,11 @@ use isthmus_registry::source::{Snapshot, Source, merge, registered_of};
 use super::state::State;
 use super::{Error, PACE, locked};
 
-/// Between two parts of a large change: whoever waits for the state comes first.
+/// Pause between two parts of a large change, so that others get the lock.
 const COURTESY: Duration = Duration::from_millis(1);
 
-/// Looks for ever, and at everything whenever `again` is notified. `waiting` is told of endpoints to be seen.
+/// Polls the registry until dropped, and reads all of it whenever `again` is notified. Notifies `waiting` when endpoints
+/// await their mTLS check.
 pub(super) async fn keep_looking(
     mut files: Files,
     state: &Arc<Mutex<State>>,
@@ -44,18 +45,18 @@ pub(super) async fn keep_looking(
     }
 }
 
-/// Looks once, on a thread that may wait for a disk, and with the state locked for a moment at a time only.
+/// Polls once, on a thread that may wait for a disk, locking the state for a moment at a time only.
 pub(super) async fn look(
     mut files: Files,
     state: &Arc<Mutex<State>>,
     waiting: &Arc<Notify>,
 ) -> Result<Files, Error> {
     let (state, waiting) = (Arc::clone(state), Arc::clone(waiting));
-    let looking = tokio::task::spawn_blocking(move || {
-        let mut waits = locked(&state).look(Instant::now());
+    let polling = tokio::task::spawn_blocking(move || {
+        let mut waits = locked(&state).poll_registrations(Instant::now());
         if let Some(change) = files.changed_paths(Instant::now()) {
             for part in change.parts() {
-                waits |= locked(&state).found(part, Instant::now());
+                waits |= locked(&state).apply_part(part, Instant::now());
                 std::thread::sleep(COURTESY);
             }
         }
@@ -64,35 +65,35 @@ pub(super) async fn look(
         }
         files
     });
-    looking.await.map_err(Error::Broken)
+    polling.await.map_err(Error::Broken)
 }
 
 impl State {
-    /// Looks at who has announced itself. Says whether an endpoint waits to be seen.
-    fn look(&mut self, now: Instant) -> bool {
+    /// Applies changed registrations. Returns whether an endpoint awaits its mTLS check.
+    fn poll_registrations(&mut self, now: Instant) -> bool {
         let Some(hosts) = self.registered.look(now) else { return false };
         let waits = self.change(hosts, now);
-        self.tell_problems();
+        self.log_problems();
         waits
     }
 
-    /// Takes a part of what the registry's files have now. Says whether an endpoint waits to be seen.
-    fn found(&mut self, part: Part, now: Instant) -> bool {
+    /// Applies a part of the registry's files. Returns whether an endpoint awaits its mTLS check.
+    fn apply_part(&mut self, part: Part, now: Instant) -> bool {
         let is_last = part.summary.is_some();
         let mut hosts: BTreeSet<HostPattern> = self.files.take(part).into_iter().collect();
-        // While the directory is away nobody knows what became of what was offered before.
+        // While the directory is missing, hosts offered before may still exist.
         if self.files.summary().is_whole {
             hosts.extend(std::mem::take(&mut self.unconfirmed));
         }
         let waits = self.change(hosts, now);
         if is_last {
-            self.tell_problems();
+            self.log_problems();
         }
         waits
     }
 
-    /// Puts what the sources have under these hosts in place of what they had; a change goes out at once, and
-    /// costs in proportion to what changed.
+    /// Replaces the services of these hosts with what the sources have now, and publishes changes at once. The cost is
+    /// proportional to the change.
     fn change(&mut self, mut hosts: BTreeSet<HostPattern>, now: Instant) -> bool {
         let under = hosts.iter().flat_map(|host| self.registered.under(host));
         hosts.extend(under.cloned().collect::<Vec<_>>());
@@ -107,7 +108,7 @@ impl State {
         waits
     }
 
-    /// Puts together what the sources have under a host.
+    /// Merges what the sources have for a host.
     fn gather(&mut self, host: &HostPattern) {
         let files = Snapshot { services: Source::of(&self.files, host), problems: Vec::new() };
         let registered = registered_of(host, &self.registered, &self.files);
@@ -124,7 +125,7 @@ impl State {
         }
     }
 
-    fn tell_problems(&mut self) {
+    fn log_problems(&mut self) {
         let sources: [&dyn Source; 2] = [&self.files, &self.registered];
         let of_sources = sources.into_iter().flat_map(Source::problems);
         let problems: Vec<_> = of_sources.chain(self.left_out.values().flatten().cloned()).collect();
@@ -135,7 +136,7 @@ impl State {
         self.problems = problems;
     }
 
-    /// Takes a VM's word for itself, of who has proven that it may say it.
+    /// Registers a VM for an authenticated registrar.
     pub(super) fn register(
         &mut self,
         registration: Registration,
@@ -146,7 +147,7 @@ impl State {
         self.registered.register(registration, by, self.files.iter(), id, now)
     }
 
-    /// Endpoints of a host that are to be exported and have to be seen first.
+    /// Endpoints of a host to be exported that need an mTLS check.
     fn candidates(&self, host: &HostPattern) -> Vec<Target> {
         let ports = self.services.get(host).map(Vec::as_slice).unwrap_or_default();
         if self.export_of(host, ports).is_none() {

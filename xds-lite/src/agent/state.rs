@@ -1,5 +1,5 @@
-//! What an agent knows, and what follows from it for everybody it serves: its registry, what was seen of the
-//! endpoints, and what other clusters offer. Every event changes it under one lock, and the views with it.
+//! Holds the agent's state (registry, mTLS checks, own slices, imports) and derives the views from it. Every event
+//! changes state and views under one lock.
 
 mod persisted;
 
@@ -25,21 +25,21 @@ use super::peer::{Contact, consent};
 use super::persistence::{self, Opened, Stores, incarnation};
 use super::views::Views;
 
-/// A first state comes in parts; so long after one without another it is whole.
+/// A peer's first state arrives in parts; it counts as complete this long after the last one.
 const WHOLE: Duration = Duration::from_secs(1);
 
-/// Of a peer's refused slices so many are logged in ten seconds; status has the last one and their number.
+/// Rejected slices of a peer that are logged in ten seconds; status has the last one and their number.
 const LOGGED: u32 = 64;
 
-/// What an agent knows.
+/// The agent's state, shared under one lock.
 pub(super) struct State {
     pub(super) settings: Arc<Settings>,
     pub(super) views: Arc<Views>,
     pub(super) files: Found,
     pub(super) registered: Registered,
-    /// What was offered before a restart and not looked up since.
+    /// Hosts offered before a restart that the registry has not confirmed since.
     pub(super) unconfirmed: BTreeSet<HostPattern>,
-    /// What of one source another one has already, by host.
+    /// Problems of services that another source already defines, by host.
     pub(super) left_out: BTreeMap<HostPattern, Vec<String>>,
     pub(super) problems: Vec<String>,
     pub(super) services: BTreeMap<HostPattern, Vec<Service>>,
@@ -48,17 +48,17 @@ pub(super) struct State {
     pub(super) mtls_checks: MtlsChecks,
     pub(super) imports: Imports,
     pub(super) peers: BTreeMap<Cluster, Contact>,
-    /// Clusters that have begun to say what they have, and when they last did.
+    /// Clusters whose first state is arriving, and when the last part arrived.
     hearing: HashMap<Cluster, Instant>,
-    /// Persisted slices of clusters that are no peers, or none yet, by their names.
+    /// Persisted slices of clusters that are not peers, or not yet, by their names.
     pub(super) unclaimed: BTreeMap<Cluster, BTreeMap<String, Vec<u8>>>,
     pub(super) stores: Option<Stores>,
-    /// Files of the state that are not used.
+    /// Files in the state directory that are ignored.
     pub(super) state_problems: Vec<String>,
 }
 
 impl State {
-    /// As it was left, as far as that was persisted.
+    /// Restores what was persisted.
     pub(super) fn new(settings: Arc<Settings>, views: Arc<Views>, opened: Option<Opened>) -> State {
         let (stores, slices, registrations) = match opened {
             Some(Opened { stores, slices, registrations }) => (Some(stores), slices, registrations),
@@ -90,7 +90,7 @@ impl State {
             settings: Arc::clone(&settings),
         };
         let before: Vec<_> = state.own.slices().cloned().collect();
-        // Under their new orders.
+        // They carry a new incarnation.
         before.iter().for_each(|slice| state.persist(persistence::own(&slice.key)));
         state.publish(&before);
         settings.peers.iter().for_each(|peer| state.add_peer(peer));
@@ -98,7 +98,7 @@ impl State {
         state
     }
 
-    /// Begins to listen to a cluster; what was persisted of it stands until it is heard.
+    /// Adds a peer; its persisted slices stay in use until it is connected.
     pub(super) fn add_peer(&mut self, peer: &Peer) {
         self.imports.add(consent(&self.settings, peer));
         self.peers.insert(peer.cluster.clone(), Contact::none(peer));
@@ -107,22 +107,22 @@ impl State {
         self.restore_imports([(peer.cluster.clone(), before)].into());
     }
 
-    /// What is known of a peer's slices, with their versions: what it need not send again.
+    /// Names and versions of a peer's slices, which it need not send again.
     pub(super) fn known(&self, of: &Cluster) -> Vec<(String, String)> {
         self.imports.versions(of).collect()
     }
 
-    /// Everything that the own cluster offers.
+    /// The own cluster's slices.
     pub(super) fn own(&self) -> impl Iterator<Item = &Slice> {
         self.own.slices()
     }
 
-    /// What the own cluster offers under a host.
+    /// The own cluster's slice of a host.
     pub(super) fn offer_of(&self, host: &HostPattern) -> Option<&Slice> {
         self.own.get(host)
     }
 
-    /// Who follows which view.
+    /// The streams of each view.
     pub(super) fn followers(&self) -> BTreeMap<&'static str, Vec<Follower>> {
         let peers = self.views.peers.values().flat_map(|shared| shared.all()).collect();
         BTreeMap::from([("gateways", self.views.gateways.all()), ("peers", peers)])
@@ -138,7 +138,7 @@ impl State {
         }
     }
 
-    /// Takes what was seen of endpoints.
+    /// Applies results of mTLS checks.
     pub(super) fn seen(&mut self, seen: Vec<(Subject, MtlsCheck)>, now: Instant) {
         let mut changed = BTreeSet::new();
         for (subject, proof) in seen {
@@ -152,7 +152,7 @@ impl State {
         self.offer(changed);
     }
 
-    /// Makes what the registry has under these hosts the offers of this cluster.
+    /// Updates this cluster's slices of these hosts from the registry.
     pub(super) fn offer(&mut self, hosts: BTreeSet<HostPattern>) {
         let demands = |host: &HostPattern, address: &_| {
             self.mtls_checks.demands(&Subject { host: host.clone(), address: Clone::clone(address) })
@@ -165,12 +165,12 @@ impl State {
         if changed.is_empty() {
             return;
         }
-        tracing::info!(slices = changed.len(), "what this cluster offers has changed");
+        tracing::info!(slices = changed.len(), "own slices changed");
         changed.iter().for_each(|slice| self.persist(persistence::own(&slice.key)));
         self.publish(&changed);
     }
 
-    /// Own slices go to everybody who may see them.
+    /// Publishes own slices to every view that may see them.
     fn publish(&mut self, slices: &[Slice]) {
         self.views.gateways.change(|view| {
             for slice in slices {
@@ -187,8 +187,8 @@ impl State {
         self.pass_on();
     }
 
-    /// A host whose new endpoints are not seen yet stays as it is: seeing them takes a moment, and what works
-    /// is not taken away for that long.
+    /// Keeps the last offer of an exported host while its new endpoints await their mTLS check: a working service must
+    /// not disappear for that moment.
     fn wait_for_proof(&self, offers: &mut BTreeMap<HostPattern, isthmus_model::slice::Offer>) {
         for (host, offer) in offers {
             let before = self.own.get(host).and_then(|slice| slice.offer.as_ref());
@@ -206,7 +206,7 @@ impl State {
         }
     }
 
-    /// Takes what a peer's agent sent, but for what is refused.
+    /// Applies an update of a peer's agent; returns the slices that are rejected.
     pub(super) fn take(
         &mut self,
         from: &Cluster,
@@ -232,7 +232,7 @@ impl State {
             }
         }
         for name in removed {
-            // What was never there needs no word, however many of it a peer takes back.
+            // A withdrawn name that was never held is not persisted, however many a peer withdraws.
             if name.parse::<Key>().is_ok_and(|key| self.imports.leave(from, &key.host)) {
                 self.persist(persistence::import(from, name));
             }
@@ -246,20 +246,20 @@ impl State {
         refused
     }
 
-    /// A peer has said something of its trust domain.
+    /// Records a peer's bundle update, or why it was rejected.
     pub(super) fn word(&mut self, of: &Cluster, said: Result<bundles::BundleUpdate, String>) {
         let Some(word) = self.peers.get_mut(of).map(|contact| &mut contact.bundle) else { return };
         match said {
             Ok(kept) => (word.taken, word.refusal, word.advice) = (Some(kept.sequence), None, kept.advice),
             Err(why) => {
-                // The same that is looked at again is refused once.
+                // A retry with the same outcome counts once.
                 word.refusals += u64::from(word.refusal.as_ref() != Some(&why));
                 word.refusal = Some(why);
             }
         }
     }
 
-    /// Contact with a peer was made, or lost, and why.
+    /// Records that contact with a peer was made, or lost, and why.
     pub(super) fn contact(&mut self, with: &Cluster, lost: Option<String>) {
         let now = lost.is_some().then(Instant::now);
         self.imports.contact(with, now);
@@ -273,7 +273,7 @@ impl State {
         self.pass_on();
     }
 
-    /// Lets go of what its time is over.
+    /// Drops expired slices, and completes first states that have arrived.
     pub(super) fn expire(&mut self, now: Instant) {
         let is_over = |since: &Instant| now.saturating_duration_since(*since) >= WHOLE;
         let whole: Vec<_> = self.hearing.extract_if(|_, since| is_over(since)).collect();
@@ -285,7 +285,7 @@ impl State {
         self.pass_on();
     }
 
-    /// What changed of other clusters' slices goes to the gateways.
+    /// Publishes changed imports to the gateways.
     pub(super) fn pass_on(&mut self) {
         let changes = self.imports.changes();
         if changes.is_empty() {
@@ -306,7 +306,7 @@ impl State {
     }
 }
 
-/// Who was never told of a name need not be told that it is gone.
+/// Sends a tombstone only for a name that the view has had.
 fn show(view: &mut isthmus_ads::view::View, slice: &Slice) {
     let name = slice.key.to_string();
     if slice.offer.is_some() || view.get(&name).is_some() {

@@ -1,5 +1,5 @@
-//! Who is served what. A view is kept for each kind of receiver, not for each receiver: the cluster's own
-//! gateways, and other clusters' agents by how they reach this one.
+//! Selects the view that a client is served. There is one view for each kind of client, not for each client: the
+//! cluster's own gateways, and other clusters' agents by how they reach this one.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::{Arc, PoisonError, RwLock};
@@ -18,15 +18,14 @@ use isthmus_trust::join::Party;
 
 use super::bundles::Bundles;
 
-/// The views, and who sees which.
+/// The views, and which clients see which.
 pub(super) struct Views {
-    /// What the cluster's gateways see: its own slices and those that are imported.
+    /// Slices for the cluster's gateways: its own and imported ones.
     pub(super) gateways: Arc<Shared>,
-    /// What other clusters see.
+    /// Slices for other clusters.
     pub(super) peers: BTreeMap<PeerAccess, Arc<Shared>>,
-    /// What stock Envoys of the cluster see, if there are any.
+    /// Tables for the cluster's stock Envoys, if it has any.
     pub(super) envoys: Option<Adapter>,
-    /// What is told of trust domains.
     pub(super) bundles: Bundles,
     members: RwLock<Members>,
     unheard: Arc<RwLock<HashSet<Cluster>>>,
@@ -35,7 +34,7 @@ pub(super) struct Views {
 #[derive(Default)]
 struct Members {
     gateways: HashSet<SpiffeId>,
-    /// Other clusters' agents, and how they see this cluster.
+    /// Other clusters' agents, and their access to this cluster.
     peers: HashMap<Party, PeerAccess>,
 }
 
@@ -43,8 +42,8 @@ impl Views {
     pub(super) fn new(gateways: HashSet<SpiffeId>, envoys: Option<Adapter>, bundles: Bundles) -> Views {
         let unheard: Arc<RwLock<HashSet<Cluster>>> = Arc::default();
         let silent = Arc::clone(&unheard);
-        // What the registry does not have is gone: it is read as a whole before anybody is served. What a peer
-        // has is gone only once the peer was heard.
+        // A name that the registry does not have is gone: it is read as a whole before any client is served. A peer's
+        // name is gone only once the peer has sent its state.
         let is_gone = move |name: &str| {
             let cluster = name.split_once('/').and_then(|(cluster, _)| cluster.parse().ok());
             let silent = silent.read().unwrap_or_else(PoisonError::into_inner);
@@ -61,7 +60,7 @@ impl Views {
         }
     }
 
-    /// Serves the agents of a cluster from now on; until it was heard its names are not known to be gone.
+    /// Serves the agents of a cluster from now on; until it has sent its state, its names are not known to be gone.
     pub(super) fn add(&self, domain: &isthmus_certs::TrustDomain, cluster: &Cluster, sees: PeerAccess) {
         let party = Party { cluster: cluster.clone(), trust_domain: domain.clone() };
         self.members.write().unwrap_or_else(PoisonError::into_inner).peers.insert(party, sees);
@@ -69,7 +68,7 @@ impl Views {
         self.bundles.add(domain, cluster);
     }
 
-    /// Whose budget counts for somebody, who is served at all.
+    /// The principal whose budget a client uses; none: the client is not served.
     pub(super) fn principal(&self, id: &SpiffeId) -> Option<Principal> {
         let members = self.members.read().unwrap_or_else(PoisonError::into_inner);
         if members.gateways.contains(id) {
@@ -79,14 +78,14 @@ impl Views {
         Some(Principal::Peer(Party::of_agent(id)?.cluster))
     }
 
-    /// A cluster has said what it has.
+    /// A cluster has sent its state.
     pub(super) fn heard(&self, cluster: &Cluster) {
         self.unheard.write().unwrap_or_else(PoisonError::into_inner).remove(cluster);
     }
 }
 
 impl Members {
-    /// How another cluster's agent sees this one; none: it is no peer's agent.
+    /// The access of another cluster's agent; none: it is not a peer's agent.
     fn sees(&self, id: &SpiffeId) -> Option<PeerAccess> {
         self.peers.get(&Party::of_agent(id)?).copied()
     }
@@ -111,7 +110,7 @@ impl Directory for Views {
         };
         shared.ok_or_else(|| {
             Status::unimplemented(
-                "service slices and trust bundles are served here; Listeners, Clusters and assignments only where `gateways:` of the agent says where an `envoy` listens",
+                "this agent serves service slices and trust bundles; for Listeners, Clusters and assignments set `envoy` of a gateway under `gateways:`",
             )
         })
     }

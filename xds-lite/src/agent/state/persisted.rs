@@ -1,4 +1,4 @@
-//! What an agent knows, over a restart: what was persisted is taken, and what has changed is named for the stores.
+//! Restores the agent's state after a restart, and tells the stores what has changed.
 
 use std::collections::BTreeMap;
 use std::time::Instant;
@@ -11,11 +11,11 @@ use isthmus_registry::imports::Stored;
 
 use super::State;
 
-/// Persisted registrations that cannot be used, of which the log names each.
+/// Unusable persisted registrations that are logged one by one.
 const NAMED: usize = 100;
 
 impl State {
-    /// Takes slices of peers that were persisted; what is known already is newer.
+    /// Restores persisted slices of peers; slices that are known already are newer.
     pub(in crate::agent) fn restore_imports(
         &mut self,
         imports: BTreeMap<Cluster, BTreeMap<String, Vec<u8>>>,
@@ -42,20 +42,20 @@ impl State {
         self.pass_on();
     }
 
-    /// Keeps slices that could be read late for the next start: a peer that is followed already would not say of them
-    /// that they are gone.
+    /// Keeps slices that could only be read late for the next start: a peer that is followed already would not send
+    /// tombstones for them.
     pub(in crate::agent) fn lay_by(&mut self, imports: BTreeMap<Cluster, BTreeMap<String, Vec<u8>>>) {
         self.unclaimed.extend(imports);
     }
 
-    /// A peer has said what it has: what was kept of it besides is gone.
+    /// Drops a peer's persisted slices that it did not send: its first state is complete.
     pub(super) fn clear_unclaimed(&mut self, of: &Cluster) {
         for name in self.unclaimed.remove(of).unwrap_or_default().into_keys() {
             self.persist(persistence::import(of, &name));
         }
     }
 
-    /// Takes registrations that were persisted, but for those who have registered again meanwhile.
+    /// Restores persisted registrations, except of VMs that have registered again meanwhile.
     pub(in crate::agent) fn restore_registrations(&mut self, records: Vec<Record>, now: Instant) {
         let mut wrong = 0_usize;
         for (key, record) in records {
@@ -70,16 +70,16 @@ impl State {
             }
         }
         if wrong > NAMED {
-            tracing::error!(ignored = wrong, "more persisted registrations were ignored than are named");
+            tracing::error!(ignored = wrong, "ignored more persisted registrations than are logged");
         }
     }
 
-    /// How it stands with what is persisted.
+    /// The health of the stores.
     pub(in crate::agent) fn health(&self) -> Vec<Report> {
         self.stores.iter().flat_map(Stores::health).map(|health| health.report()).collect()
     }
 
-    /// Names files of the state that are not used, each once.
+    /// Logs files in the state directory that are ignored, each once.
     pub(in crate::agent) fn name_problems(&mut self, problems: Vec<String>) {
         for problem in problems.iter().filter(|problem| !self.state_problems.contains(problem)) {
             tracing::error!("state: {problem}");
@@ -93,7 +93,7 @@ impl State {
         }
     }
 
-    /// Persists who has registered, or has gone.
+    /// Persists new and ended registrations.
     pub(in crate::agent) fn persist_registrations(&mut self) {
         let changed = self.registered.changed();
         if let Some(stores) = &self.stores {
