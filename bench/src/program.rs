@@ -57,7 +57,7 @@ impl Program {
         self.directory.path()
     }
 
-    /// Retries `act` until it succeeds; `what` names in a few words what the program should do by then.
+    /// Retries `attempt` until it succeeds; `what` names in a few words what the program should do by then.
     ///
     /// # Errors
     /// If the program exits or is not ready in time, with its last output.

@@ -123,7 +123,7 @@ fn hairpin_names_missing_requirement_and_remedy() {
     let output = hairpin(&["--west-east", "delay=20"]).output().unwrap();
     let told = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(2), "{told}");
-    assert!(told.contains("'20' is no duration; write"), "{told}");
+    assert!(told.contains("'20' is not a duration; write"), "{told}");
 }
 
 fn children_of(pid: u32) -> Vec<String> {

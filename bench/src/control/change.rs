@@ -1,5 +1,5 @@
-//! From an edit in east to connections in west: two clusters with an agent and a gateway each, and a client in
-//! west that opens one connection after the other until one ends up where the edit says.
+//! Measures the time from an edit in east to connections in west: two clusters with an agent and a gateway each, and
+//! a client in west that opens connections until one reaches the new endpoint.
 
 use std::collections::BTreeMap;
 use std::io::{self, Read as _, Write as _};
@@ -16,7 +16,7 @@ use crate::program::Program;
 use crate::progress::Progress;
 use crate::stop::Stop;
 
-/// An endpoint that answers, with a byte of its own.
+/// An endpoint, identified by the byte that it answers.
 #[derive(Clone, Copy, Debug)]
 #[repr(u8)]
 enum Mark {
@@ -24,20 +24,20 @@ enum Mark {
     B = b'b',
 }
 
-/// Services that change in turns, spread over the registry's files.
+/// Number of services that change in turn, spread over the registry's files.
 const TARGETS: u32 = 20;
-/// Between two connections: how exactly a change is seen.
+/// Pause between connections: the resolution of the measurement.
 const PAUSE: Duration = Duration::from_millis(1);
 const PATIENCE: Duration = Duration::from_secs(20);
-/// What an agent's look at its registry and the changes must not be in step with.
+/// Largest random pause between changes, so that they are not in step with the agent's polling.
 const AT_MOST_APART_MS: u64 = 120;
 
-/// How long each change took to be used.
+/// Time until each change took effect.
 #[derive(Debug, Default)]
 pub(super) struct Times {
-    /// A service has another endpoint.
+    /// The endpoint of a service was replaced.
     pub(super) replaced: Vec<Duration>,
-    /// A service that was not there is.
+    /// A service was added.
     pub(super) added: Vec<Duration>,
 }
 
@@ -50,7 +50,7 @@ struct World {
     _clusters: [Cluster; 2],
 }
 
-/// Makes so many changes of each kind.
+/// Measures this many changes of each kind.
 pub(super) fn measure(
     programs: &Programs,
     size: Size,
@@ -58,7 +58,7 @@ pub(super) fn measure(
     progress: &mut Progress,
     stop: &Stop,
 ) -> anyhow::Result<Times> {
-    progress.step("change", "two clusters start");
+    progress.step("change", "starting two clusters");
     let mut world = World::start(programs, size, stop)?;
     let mut times = Times::default();
     for turn in 0..changes {
@@ -76,7 +76,7 @@ pub(super) fn measure(
     Ok(times)
 }
 
-/// One of the services that change.
+/// The number of a changing service.
 fn target(number: u32, services: u32) -> u32 {
     number * (services / TARGETS).max(1) % services
 }
@@ -121,7 +121,7 @@ impl World {
             _running: (east_agent, west_agent, near, far),
             _clusters: [east, west],
         };
-        // Every target is reached before anything is measured.
+        // The measurement starts once every target is reachable.
         for number in 0..TARGETS {
             world.until(target(number, size.services), Mark::A, Instant::now(), stop)?;
         }
@@ -147,7 +147,7 @@ impl World {
         self.until(service, Mark::A, renamed, stop)
     }
 
-    /// From a moment until a connection that began later reached this endpoint.
+    /// Time from `since` until a connection reaches this endpoint.
     fn until(&self, service: u32, mark: Mark, since: Instant, stop: &Stop) -> io::Result<Duration> {
         let hello = self.hello.for_service(Job::Once, service);
         loop {
@@ -156,14 +156,14 @@ impl World {
             }
             stop.check()?;
             if since.elapsed() > PATIENCE {
-                return Err(io::Error::other(format!("a change was not seen in west within {PATIENCE:?}")));
+                return Err(io::Error::other(format!("a change did not reach west within {PATIENCE:?}")));
             }
             thread::sleep(PAUSE);
         }
     }
 }
 
-/// The first byte of the answer to a hello: an endpoint's mark, or an alert.
+/// The first byte of the answer to a hello: an endpoint's mark or an alert.
 fn answer(gateway: SocketAddr, hello: &[u8]) -> io::Result<u8> {
     let mut stream = TcpStream::connect(gateway)?;
     stream.set_nodelay(true)?;
@@ -174,14 +174,14 @@ fn answer(gateway: SocketAddr, hello: &[u8]) -> io::Result<u8> {
     Ok(first)
 }
 
-/// Answers each hello with its mark, for as long as this program runs.
+/// An endpoint that answers each hello with its mark, until this program exits.
 fn endpoint(mark: Mark, hello: Arc<Hello>) -> io::Result<SocketAddr> {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
     let address = listener.local_addr()?;
     thread::spawn(move || {
         let mut heard = vec![0; hello.len()];
         for mut stream in listener.incoming().map_while(Result::ok) {
-            // A client that leaves early is its own affair.
+            // A client may leave early.
             let _ = stream.read_exact(&mut heard).and_then(|()| stream.write_all(&[mark as u8]));
         }
     });

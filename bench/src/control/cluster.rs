@@ -1,4 +1,4 @@
-//! A cluster as it is measured: an authority, a registry, and the real agent and gateways that follow it.
+//! Runs a cluster under measurement: an authority, a registry, the real agent and its gateways.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -18,19 +18,19 @@ use tempfile::TempDir;
 use crate::program::{Program, START};
 use crate::stop::Stop;
 
-/// What is started.
+/// The binaries under measurement.
 #[derive(Clone, Debug)]
 pub(super) struct Programs {
     pub(super) agent: PathBuf,
     pub(super) gateway: PathBuf,
 }
 
-/// 100 000 services take an agent some seconds to read.
+/// Time limit for an agent to read 100 000 services, which takes some seconds.
 const READ: Duration = Duration::from_mins(2);
-/// No run takes as long.
+/// Lifetime of certificates; longer than any run.
 const LIFETIME: Duration = Duration::from_hours(24);
 const PATIENCE: Duration = Duration::from_secs(5);
-/// All services of a registry; other clusters may see them.
+/// Host pattern of all services of a registry; exported.
 pub(super) const HOSTS: &str = "*.bench.svc.cluster.local";
 
 /// One cluster.
@@ -38,12 +38,12 @@ pub(super) struct Cluster {
     name: String,
     folder: TempDir,
     home: Home,
-    /// Where the agent serves.
+    /// The agent's xDS address.
     pub(super) xds: SocketAddr,
 }
 
 impl Cluster {
-    /// With the identity of an agent; nothing runs yet.
+    /// Creates the directories and the agent's identity; starts nothing.
     pub(super) fn new(name: &str) -> anyhow::Result<Self> {
         let folder = tempfile::Builder::new().prefix("isthmus-bench-").tempdir()?;
         let domain = TrustDomain::new(&format!("{name}.example"))?;
@@ -67,7 +67,7 @@ impl Cluster {
         self.folder.path().join("registry")
     }
 
-    /// An identity of one of its gateways, under the gateway's name.
+    /// Issues the identity of a gateway.
     pub(super) fn add_gateway(&mut self, name: &str) -> anyhow::Result<()> {
         let id = SpiffeId::gateway(self.domain(), &self.name, name)?;
         self.issue(name, id)
@@ -79,7 +79,7 @@ impl Cluster {
         Ok(())
     }
 
-    /// The files of an identity.
+    /// The certificate, key and bundle files of an identity.
     pub(super) fn trust(&self, leaf: &str) -> TrustFiles {
         let files = self.home.folder().join("leaves").join(leaf);
         TrustFiles {
@@ -98,12 +98,12 @@ impl Cluster {
         )
     }
 
-    /// Believes another cluster's authority.
+    /// Trusts another cluster's authority.
     pub(super) fn believe(&mut self, other: &Self) -> anyhow::Result<()> {
         Ok(self.home.federate(other.domain(), &other.home.bundle(other.domain())?)?)
     }
 
-    /// As an item of `peers:`.
+    /// This cluster as an item of `peers:`.
     pub(super) fn as_peer(&self) -> String {
         let (name, address) = (&self.name, self.xds);
         format!(
@@ -111,7 +111,7 @@ impl Cluster {
         )
     }
 
-    /// Starts its agent; `sections` are those of its file that differ from cluster to cluster.
+    /// Starts the agent; `sections` are the cluster-specific parts of its configuration.
     pub(super) fn start_agent(
         &self,
         programs: &Programs,
@@ -134,7 +134,7 @@ admin: {{ address: '127.0.0.1:0' }}
         Ok(agent)
     }
 
-    /// Starts one of its gateways, which follows the agent at an address.
+    /// Starts a gateway that follows the agent at this address.
     pub(super) fn start_gateway(
         &self,
         programs: &Programs,
@@ -159,12 +159,12 @@ xds: {{ agents: ['{agent}'] }}
         let mut program = Program::start(|folder| run(&programs.gateway, folder, &text), Command::spawn)?;
         let output = program.directory().join("output");
         let mut addresses = BTreeMap::new();
-        program.wait_until("say where it listens", START, stop, || {
+        program.wait_until("announce its addresses", START, stop, || {
             addresses = announced(&fs::read_to_string(&output)?);
             if addresses.contains_key("metrics") && addresses.contains_key("listener=outbound") {
                 Ok(())
             } else {
-                Err(io::Error::other("it has not said"))
+                Err(io::Error::other("not announced"))
             }
         })?;
         Ok(Gateway { program, addresses })
@@ -178,40 +178,45 @@ pub(super) fn until_read(agent: &mut Program, stop: &Stop) -> io::Result<()> {
         if fs::read_to_string(&output)?.contains("own slices changed") {
             Ok(())
         } else {
-            Err(io::Error::other("it has not"))
+            Err(io::Error::other("still reading"))
         }
     })
 }
 
-/// A gateway that runs.
+/// A running gateway.
 pub(super) struct Gateway {
     pub(super) program: Program,
     addresses: BTreeMap<String, SocketAddr>,
 }
 
 impl Gateway {
-    /// Where local clients come.
+    /// Address of the outbound listener.
     pub(super) fn outbound(&self) -> anyhow::Result<SocketAddr> {
         self.addresses.get("listener=outbound").copied().context("the gateway has no outbound listener")
     }
 
-    /// Services in its tables.
+    /// Number of services in the gateway's tables.
     pub(super) fn services(&self) -> io::Result<u32> {
-        let address = self.addresses.get("metrics").ok_or_else(|| io::Error::other("no metrics"))?;
+        let address = self
+            .addresses
+            .get("metrics")
+            .ok_or_else(|| io::Error::other("the gateway announced no metrics address"))?;
         let mut stream = TcpStream::connect(address)?;
         stream.set_read_timeout(Some(PATIENCE))?;
         stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")?;
         let mut text = String::new();
         stream.read_to_string(&mut text)?;
         let value = text.lines().find_map(|line| line.strip_prefix("isthmus_services "));
-        value.and_then(|value| value.trim().parse().ok()).ok_or_else(|| io::Error::other("no such metric"))
+        value
+            .and_then(|value| value.trim().parse().ok())
+            .ok_or_else(|| io::Error::other("the gateway has no metric isthmus_services"))
     }
 
-    /// Waits until its tables have exactly so many services.
+    /// Waits until the tables have exactly this many services.
     pub(super) fn until_services(&self, services: u32, pause: Duration, stop: &Stop) -> io::Result<()> {
         let deadline = Instant::now() + READ;
         loop {
-            // One that is busy with its tables answers late.
+            // A gateway that is busy with its tables answers late.
             let found = self.services();
             if found.as_ref().is_ok_and(|found| *found == services) {
                 return Ok(());
@@ -220,7 +225,7 @@ impl Gateway {
             if Instant::now() > deadline {
                 let words = self.program.last_words();
                 return Err(io::Error::other(format!(
-                    "the gateway has {found:?} services and not {services} after {READ:?}; it said: {words}"
+                    "the gateway has {found:?} instead of {services} services after {READ:?}; last output: {words}"
                 )));
             }
             thread::sleep(pause);
@@ -241,8 +246,7 @@ fn run(program: &Path, folder: &Path, text: &str) -> io::Result<Command> {
     Ok(command)
 }
 
-/// One that nobody has, at a loopback address of its own: what connects from 127.0.0.1 meanwhile cannot take
-/// its port.
+/// A free port of a separate loopback address, so that connections from 127.0.0.1 cannot take it meanwhile.
 pub(super) fn free_address() -> io::Result<SocketAddr> {
     static GIVEN: AtomicU32 = AtomicU32::new(0);
     let first = Ipv4Addr::new(127, 77, 0, 1).to_bits();

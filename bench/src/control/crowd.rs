@@ -1,5 +1,5 @@
-//! Simulated gateways and peers: each a real client of discovery, with an identity and a TLS connection of its
-//! own, that keeps what it is sent by name and does nothing with it.
+//! Simulates gateways and peers: each is a real discovery client with its own identity and TLS connection, which
+//! stores the resources by name and does not use them.
 
 use std::collections::HashSet;
 use std::io;
@@ -29,7 +29,7 @@ use crate::stop::Stop;
 
 const PAUSE: Duration = Duration::from_millis(1);
 
-/// Clients that follow one agent, until they are dropped.
+/// Clients that follow one agent until dropped.
 pub(super) struct Crowd {
     runtime: Runtime,
     agent: SocketAddr,
@@ -38,15 +38,15 @@ pub(super) struct Crowd {
     all: Arc<All>,
 }
 
-/// What all members note.
+/// State shared by all members.
 struct All {
     services: usize,
-    /// Who has them all.
+    /// Number of members with all services.
     full: AtomicUsize,
     awaited: Mutex<Awaited>,
 }
 
-/// A resource that changes next, and when each member had it.
+/// The resource that changes next, and when each member received it.
 #[derive(Default)]
 struct Awaited {
     name: String,
@@ -60,7 +60,7 @@ impl All {
 }
 
 impl Crowd {
-    /// Nobody yet; each is to be sent so many services by the agent of a cluster.
+    /// An empty crowd, whose members expect this many services from the agent of a cluster.
     pub(super) fn new(cluster: &Cluster, services: u32) -> anyhow::Result<Self> {
         Ok(Self {
             runtime: tokio::runtime::Builder::new_multi_thread().enable_all().build()?,
@@ -75,7 +75,7 @@ impl Crowd {
         })
     }
 
-    /// One more, by its identity.
+    /// Adds a member with this identity.
     pub(super) fn join(&mut self, cluster: &Cluster, leaf: &str) -> anyhow::Result<()> {
         let trust = Trust::load(&cluster.trust(leaf))?;
         let tls = Tls::new(trust, Peer::Matching(vec![self.agents.clone()]), &[b"h2"])?;
@@ -90,7 +90,7 @@ impl Crowd {
         Ok(())
     }
 
-    /// Answers for a peer's agent at its address: it offers nothing.
+    /// Serves at a peer agent's address without offering any services.
     pub(super) fn answer_for(&self, cluster: &Cluster) -> anyhow::Result<()> {
         let trust = Trust::load(&cluster.trust("agent"))?;
         let tls = Arc::new(Server::new(trust, Peer::Trusted, &[b"h2"])?);
@@ -112,15 +112,15 @@ impl Crowd {
     pub(super) fn until_full(&self, patience: Duration, stop: &Stop) -> io::Result<()> {
         let full = || self.all.full.load(SeqCst);
         let members = self.members;
-        until(|| full() == members, patience, stop, || format!("{} of {members} are in sync", full()))
+        until(|| full() == members, patience, stop, || format!("{} of {members} clients are in sync", full()))
     }
 
-    /// Awaits a change of this service from now on.
+    /// Starts waiting for a change of this resource.
     pub(super) fn expect(&self, resource: &str) {
         *self.all.awaited() = Awaited { name: resource.to_owned(), arrived: Vec::new() };
     }
 
-    /// Waits until every member has it; when the last one had it.
+    /// Waits until every member has the change; returns when the last one received it.
     pub(super) fn until_arrived(&self, patience: Duration, stop: &Stop) -> io::Result<Instant> {
         let arrived = || self.all.awaited().arrived.len();
         let members = self.members;
@@ -128,10 +128,10 @@ impl Crowd {
             || arrived() >= members,
             patience,
             stop,
-            || format!("{} of {members} have the change", arrived()),
+            || format!("{} of {members} clients have the change", arrived()),
         )?;
         let last = self.all.awaited().arrived.iter().max().copied();
-        last.ok_or_else(|| io::Error::other("there is nobody to be told"))
+        last.ok_or_else(|| io::Error::other("there are no clients"))
     }
 }
 
@@ -152,7 +152,7 @@ fn until(
     Ok(())
 }
 
-/// One client.
+/// A simulated client.
 struct Member {
     names: HashSet<String>,
     all: Arc<All>,
@@ -176,7 +176,7 @@ impl Tables for Member {
     fn contact(&mut self, _: Contact<'_>) {}
 }
 
-/// What a simulated peer offers.
+/// The empty offer of a simulated peer.
 struct Nothing(Arc<Shared>);
 
 impl Directory for Nothing {

@@ -1,4 +1,4 @@
-//! One agent with many simulated gateways and peers: how long until the last of them has a change, and how that
+//! Measures how long a change takes to reach the last of many simulated gateways and peers of one agent, and how that
 //! grows with their number.
 
 use std::thread;
@@ -16,28 +16,28 @@ use crate::stop::Stop;
 
 const SYNC: Duration = Duration::from_mins(3);
 const PATIENCE: Duration = Duration::from_secs(30);
-/// Changes at each number of gateways.
+/// Number of changes at each number of gateways.
 const CHANGES: u32 = 25;
-/// At least so long between two, so that the work of one is not counted as the other's.
+/// Smallest pause between changes, so that their CPU times do not overlap.
 const APART: Duration = Duration::from_millis(200);
 
-/// What one number of gateways came to.
+/// Result at one number of gateways.
 #[derive(Clone, Debug)]
 pub(super) struct Step {
     pub(super) gateways: usize,
-    /// Everybody whom a change goes to.
+    /// Number of receivers of a change.
     pub(super) members: usize,
-    /// From the first of those that joined until all had everything.
+    /// From the first join until all members are in sync.
     pub(super) joined: Duration,
-    /// From the rename until the last had the change; ascending.
+    /// From the rename of the file until the last receiver has the change; ascending.
     pub(super) times: Vec<Duration>,
-    /// CPU of the agent for one change.
+    /// The agent's CPU time for one change.
     pub(super) agent: Duration,
-    /// Resident KiB of the agent.
+    /// The agent's RSS in KiB.
     pub(super) agent_rss: u64,
 }
 
-/// A quarter of the gateways, half of them, all of them.
+/// Measures with a quarter of the gateways, half of them and all of them.
 pub(super) fn measure(
     programs: &Programs,
     size: Size,
@@ -45,7 +45,7 @@ pub(super) fn measure(
     progress: &mut Progress,
     stop: &Stop,
 ) -> anyhow::Result<Vec<Step>> {
-    progress.step("fanout", "identities");
+    progress.step("fanout", "issuing identities");
     let mut cluster = Cluster::new("east")?;
     let names: Vec<String> = (0..gateways).map(|number| format!("gw-{number}")).collect();
     for name in &names {
@@ -94,7 +94,7 @@ fn step(
     stop: &Stop,
 ) -> anyhow::Result<Step> {
     let cpu = || Process::sum(&[agent.id()]).map(|process| process.ticked());
-    // What joined last has to come to rest.
+    // Lets the last members to join settle.
     thread::sleep(Duration::from_secs(2));
     let began = (Instant::now(), cpu()?);
     thread::sleep(Duration::from_secs(3));

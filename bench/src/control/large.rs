@@ -1,5 +1,5 @@
-//! One agent and one gateway with a large registry: how long the first sync takes, what both hold, and what one
-//! added service costs, against the same in a registry of a tenth.
+//! Measures one agent and one gateway with a large registry: the first sync, the memory of both, and the cost of one
+//! added service, compared with a registry of a tenth of the size.
 
 use std::fs;
 use std::io;
@@ -18,53 +18,53 @@ use crate::progress::Progress;
 use crate::stats::Summary;
 use crate::stop::Stop;
 
-/// How exactly the first sync is timed.
+/// Resolution of the first sync.
 const PAUSE: Duration = Duration::from_millis(50);
-/// Until old tables are freed.
+/// Time for old tables to be freed.
 const SETTLING: Duration = Duration::from_secs(4);
-/// Services that are added in a window: the kernel tells CPU time in steps of 10 ms.
+/// Services added in a window: several, as the kernel counts CPU time in steps of 10 ms.
 const ADDED: u32 = 10;
 const APART: Duration = Duration::from_millis(500);
-/// At the end of a window, for what comes after a change: old tables are freed within a second.
+/// Pause at the end of a window for the work after a change: old tables are freed within a second.
 const AFTERWARDS: Duration = Duration::from_millis(1500);
-/// A window without a change and one with, in turns: what is there without a change is not the same twice.
+/// Rounds of one window without and one with changes: the idle CPU time varies.
 const ROUNDS: u32 = 5;
 
-/// What one registry came to.
+/// Result for one registry.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Large {
     pub(super) size: Size,
-    /// From the agent's start until it has read the registry.
+    /// From the start of the agent until it has read the registry.
     pub(super) read: Duration,
-    /// From the gateway's start until it has all services.
+    /// From the start of the gateway until it has all services.
     pub(super) first_sync: Duration,
     pub(super) first_sync_bytes: u64,
-    /// KiB.
+    /// In KiB.
     pub(super) agent_rss: u64,
     pub(super) agent_peak: u64,
-    /// KiB, beyond those of a gateway without services.
+    /// In KiB, without that of a gateway without services.
     pub(super) gateway_rss: u64,
     pub(super) gateway_peak: u64,
     pub(super) added: Added,
-    /// CPU of the agent in a second in which nothing changes.
+    /// The agent's CPU time per second without changes.
     pub(super) agent_idle: Duration,
 }
 
-/// What one added service costs.
+/// Cost of one added service.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Added {
     pub(super) bytes: u64,
-    /// Of CPU, in ms: what a window with changes took more than the one before it, which may be less than
-    /// nothing where that is smaller than the noise.
+    /// CPU time in ms: the difference of a window with changes to the one before it; negative if the noise is
+    /// larger than the cost.
     pub(super) agent: Summary,
     pub(super) gateway: Summary,
-    /// Each was a change of the tables by itself; else several went as one, and less was measured.
+    /// Whether each service was a separate change of the tables; merged changes make the costs too low.
     pub(super) is_each_alone: bool,
-    /// Until it is in the gateway's tables, the median.
+    /// Median time until the service is in the gateway's tables.
     pub(super) live: Duration,
 }
 
-/// What is first here ends first: the registry's files go once nobody reads them.
+/// Field order is drop order: the registry's files are removed last.
 struct World {
     gateway: Gateway,
     agent: Program,
@@ -73,7 +73,7 @@ struct World {
     _cluster: Cluster,
 }
 
-/// Starts both, and measures.
+/// Starts the agent and the gateway, and measures.
 pub(super) fn measure(
     programs: &Programs,
     size: Size,
@@ -139,7 +139,7 @@ impl World {
             idle.push((between[0] - before[0]).div_f64((APART * ADDED + AFTERWARDS).as_secs_f64()));
         }
         idle.sort();
-        let summary = |costs: &[f64]| Summary::of(costs).context("there was no round");
+        let summary = |costs: &[f64]| Summary::of(costs).context("no round was measured");
         let added = Added {
             bytes: bytes / u64::from(ADDED * ROUNDS),
             agent: summary(&agent)?,
@@ -150,13 +150,13 @@ impl World {
         Ok((added, idle.get(idle.len() / 2).copied().unwrap_or_default()))
     }
 
-    /// How often the gateway has changed its tables.
+    /// How often the gateway has swapped its tables.
     fn swaps(&self) -> io::Result<usize> {
         let said = fs::read_to_string(self.gateway.program.directory().join("output"))?;
         Ok(said.matches("tables swapped").count())
     }
 
-    /// The median of a few.
+    /// Median time until an added service is live.
     fn live(&mut self, stop: &Stop) -> io::Result<Duration> {
         let mut times = Vec::new();
         for _ in 0..5 {
@@ -169,15 +169,15 @@ impl World {
         Ok(times.get(2).copied().unwrap_or_default())
     }
 
-    /// Of the agent and of the gateway since they began.
+    /// CPU time of the agent and of the gateway since their start.
     fn cpu(&self) -> io::Result<[Duration; 2]> {
         let of = |pid| Process::sum(&[pid]).map(|process| process.ticked());
         Ok([of(self.agent.id())?, of(self.gateway.program.id())?])
     }
 }
 
-/// Of each process, for one added service, in ms; three moments end and begin a window without changes and one
-/// with.
+/// CPU time of each process for one added service, in ms. The three readings delimit a window without changes and
+/// one with changes.
 fn cost(before: [Duration; 2], between: [Duration; 2], after: [Duration; 2]) -> [f64; 2] {
     let seconds = |times: [Duration; 2]| times.map(|time| time.as_secs_f64());
     let (before, between, after) = (seconds(before), seconds(between), seconds(after));
@@ -191,7 +191,7 @@ fn pause(time: Duration, stop: &Stop) -> io::Result<()> {
     stop.check()
 }
 
-/// Resident KiB of a gateway that follows an agent without services.
+/// RSS in KiB of a gateway that follows an agent without services.
 fn idle_gateway(programs: &Programs, stop: &Stop) -> anyhow::Result<u64> {
     let mut cluster = Cluster::new("east")?;
     cluster.add_gateway("gw-1")?;
@@ -216,7 +216,7 @@ mod tests {
     #[test]
     fn change_cost_subtracts_idle_baseline_and_reports_noise() {
         let at = |agent, gateway| [Duration::from_millis(agent), Duration::from_millis(gateway)];
-        // Ten services: 200 ms more than without them is 20 each; 50 ms less is −5 each, and not 0.
+        // Ten services: 200 ms more than idle is 20 ms each; 50 ms less is −5 ms each, not 0.
         let costs = cost(at(1_000, 0), at(1_100, 100), at(1_400, 150));
         assert_eq!(costs.map(f64::round), [20.0, -5.0]);
     }

@@ -1,5 +1,5 @@
-//! `control`: how fast a change in a registry reaches connections, what a large registry costs, and how a change
-//! fans out, with the real agent and the real gateway. Not the data path: that is `compare`.
+//! `control`: measures how fast a registry change reaches connections, what a large registry costs and how a change
+//! fans out, with the real agent and gateway. For the data path see `compare`.
 
 mod change;
 mod cluster;
@@ -23,49 +23,49 @@ use self::report::Report;
 use crate::progress::Progress;
 use crate::stop::Stop;
 
-/// Measure the control plane: agent and gateway processes, their registry, and simulated receivers.
+/// Measure the control plane: agent and gateway processes, their registry and simulated receivers.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   isthmus-bench control
   isthmus-bench control --only change --services 1000 --changes 20
   isthmus-bench control --only large --large-services 20000 --json control.json
 
-It ends with 0 if everything was measured, whether or not every bar is met, 1 if something failed or was
-interrupted, 2 on wrong usage.")]
+Exit code: 0 all measurements succeeded, even if a target was missed, 1 a failure or an interruption,
+2 a usage error.")]
 pub(crate) struct Control {
-    /// Services of the registry that changes and fans out.
+    /// Number of services for the parts `change` and `fanout`.
     #[arg(long, default_value_t = 10_000, value_parser = clap::value_parser!(u32).range(1_000..=900_000))]
     services: u32,
-    /// Services of the large registry; the small one beside it has a tenth.
+    /// Number of services of the large registry; it is compared with one of a tenth of the size.
     #[arg(long, default_value_t = 100_000, value_parser = clap::value_parser!(u32).range(1_000..=900_000))]
     large_services: u32,
-    /// Endpoints of each.
+    /// Endpoints of each service in the large registry.
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=16))]
     endpoints_per_service: u32,
-    /// Changes of each kind from cluster to cluster.
+    /// Number of changes of each kind between the clusters.
     #[arg(long, default_value_t = 60, value_parser = clap::value_parser!(u32).range(1..=10_000))]
     changes: u32,
-    /// Simulated gateways; a quarter and half of them are measured, too.
+    /// Number of simulated gateways; a quarter and half of them are measured as well.
     #[arg(long, default_value_t = 200, value_parser = clap::value_parser!(u16).range(4..=2_000))]
     gateways: u16,
-    /// Simulated peer clusters beside them.
+    /// Number of simulated peer clusters.
     #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u16).range(0..=1_000))]
     peers: u16,
-    /// Only these parts.
+    /// Run only these parts [default: all]
     #[arg(long, value_delimiter = ',', value_name = "PART")]
     only: Vec<Part>,
-    /// The agent's program [default: isthmus-agent beside this one]
+    /// The agent binary [default: isthmus-agent in the directory of this binary]
     #[arg(long, value_name = "PATH")]
     agent: Option<PathBuf>,
-    /// The gateway's program [default: isthmus-gateway beside this one]
+    /// The gateway binary [default: isthmus-gateway in the directory of this binary]
     #[arg(long, value_name = "PATH")]
     gateway: Option<PathBuf>,
-    /// Where the report is written as JSON too.
+    /// Also write the report to this file as JSON.
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
 }
 
-/// What is measured.
+/// The parts of the measurement.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Part {
     /// From an edit in one cluster to connections in another.
@@ -76,7 +76,7 @@ enum Part {
     Fanout,
 }
 
-/// How large a registry is.
+/// Size of a registry.
 #[derive(Clone, Copy, Debug)]
 struct Size {
     services: u32,
@@ -99,7 +99,7 @@ impl Control {
             fs::write(file, serde_json::to_string_pretty(&report)?)
                 .with_context(|| format!("cannot write {}", file.display()))?;
         }
-        // What was measured before something failed is shown all the same.
+        // Results up to a failure are shown as well.
         measured
     }
 
@@ -146,11 +146,11 @@ impl Control {
 fn program(given: Option<&Path>, name: &str) -> anyhow::Result<PathBuf> {
     let path = match given {
         Some(path) => path.to_owned(),
-        None => env::current_exe().context("where this program is")?.with_file_name(name),
+        None => env::current_exe().context("cannot determine the path of this binary")?.with_file_name(name),
     };
     ensure!(
         path.is_file(),
-        "{} is not there; `cargo build --release --workspace` makes it, or name it with an option",
+        "{} does not exist; build it with `cargo build --release --workspace`, or give its path with an option",
         path.display()
     );
     Ok(path)

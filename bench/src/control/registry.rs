@@ -1,5 +1,5 @@
-//! The registry of a cluster: 100 services a file, each exported and none probed. A change is a rename, as a
-//! careful editor makes it. Not who reads it.
+//! Writes the registry of a cluster: 100 services per file, all exported and none with a health check. Changes are
+//! made by rename, as a careful editor does.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -11,17 +11,17 @@ use std::time::Instant;
 
 use crate::hello::service_name;
 
-/// Services of one file.
+/// Services per file.
 const IN_A_FILE: u32 = 100;
 const PORT: u16 = 8443;
 
-/// Files of services, numbered from 0.
+/// A registry of services numbered from 0.
 #[derive(Debug)]
 pub(super) struct Registry {
     folder: PathBuf,
     services: u32,
     endpoints: u32,
-    /// Services with one endpoint that answers.
+    /// Services with a live endpoint.
     real: BTreeMap<u32, SocketAddr>,
 }
 
@@ -40,14 +40,14 @@ impl Registry {
         Ok(registry)
     }
 
-    /// Gives a service another endpoint, and the moment at which its file was renamed.
+    /// Replaces the endpoint of a service; returns when the file was renamed.
     pub(super) fn lead(&mut self, service: u32, endpoint: SocketAddr) -> io::Result<Instant> {
         self.real.insert(service, endpoint);
         let file = service / IN_A_FILE;
         self.write(&format!("services-{file:05}.yaml"), &self.text_of(file))
     }
 
-    /// Adds one service in a file of its own; its number, and the moment of the rename.
+    /// Adds one service in its own file; returns its number and when the file was renamed.
     pub(super) fn add(&mut self, endpoint: Option<SocketAddr>) -> io::Result<(u32, Instant)> {
         let number = self.services;
         self.services += 1;

@@ -1,4 +1,4 @@
-//! What was measured, with the bar for each figure and whether it is met: as JSON and as a table.
+//! The report of `control`: figures with their targets and verdicts, as JSON and as a table.
 
 use std::fmt::Write as _;
 use std::time::Duration;
@@ -14,41 +14,41 @@ use crate::report::Machine;
 use crate::sample::number;
 use crate::stats::Summary;
 
-/// Changes when a reader of the JSON would have to change.
+/// Schema name; changes with every incompatible change.
 const SCHEMA: &str = "isthmus-bench/control/1";
 
-/// Everything that a run found out.
+/// The result of a run.
 #[derive(Debug, Serialize)]
 pub(super) struct Report {
     schema: &'static str,
     bench_version: &'static str,
     machine: Machine,
-    /// Overflow checks, optimisation and link-time optimisation are the build's: only this much is known here.
+    /// The only property of the build profile that is known at run time.
     debug_build: bool,
     figures: Vec<Figure>,
 }
 
-/// One number.
+/// One figure.
 #[derive(Debug, Serialize)]
 struct Figure {
     part: &'static str,
     title: String,
     unit: &'static str,
     value: f64,
-    /// At most this, if anything was promised.
+    /// Upper limit, if there is a target.
     #[serde(skip_serializing_if = "Option::is_none")]
     bar: Option<f64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     verdict: Option<Verdict>,
 }
 
-/// Whether a bar is met.
+/// Whether a target is met.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 enum Verdict {
     Met,
     NotMet,
-    /// What was measured is on both sides of the bar, or is not what was to be measured.
+    /// The rounds are on both sides of the target, or changes were merged.
     Unclear,
 }
 
@@ -101,8 +101,8 @@ impl Report {
         }
     }
 
-    /// What an added service costs is compared with what it costs in the small registry: in proportion to the
-    /// change it is the same in both, in proportion to the registry it is as many times as it is larger.
+    /// Compares the cost of an added service with that in the small registry: it is equal if the cost follows the
+    /// change, and many times larger if it follows the size of the registry.
     pub(super) fn large(&mut self, small: &Large, large: &Large) {
         let part = "large";
         let mib = |kib: u64| number(kib) / 1024.0;
@@ -179,19 +179,19 @@ impl Report {
         self.bar(part, &title, "×", growth, 1.25);
     }
 
-    /// The table for a terminal.
+    /// Renders the table for a terminal.
     pub(super) fn render(&self) -> String {
         let Machine { cpu, cores, kernel, .. } = &self.machine;
         let mut text = String::new();
         // Writing into a String cannot fail.
         let _ = writeln!(text, "{cpu}, {cores} cores, Linux {kernel}");
         if self.debug_build {
-            text += "a debug build: its figures mean nothing\n";
+            text += "debug build: the figures are meaningless\n";
         }
         let _ = writeln!(text, "{}", self.table().trim_fmt());
         let bars: Vec<_> = self.figures.iter().filter_map(|one| Some((one, one.verdict?))).collect();
         let met = bars.iter().filter(|(_, verdict)| *verdict == Verdict::Met).count();
-        let _ = writeln!(text, "{met} of {} bars are met", bars.len());
+        let _ = writeln!(text, "{met} of {} targets met", bars.len());
         for (figure, verdict) in bars.iter().filter(|(_, verdict)| *verdict != Verdict::Met) {
             let _ = writeln!(text, "{}: {}: {}", told(*verdict), figure.part, figure.title);
         }
@@ -203,7 +203,7 @@ impl Report {
         let line = |fill| LineStyle::none().fill(fill).junction(fill);
         let style = TableStyle::new().top_border(line('─')).header_separator(line('═'));
         table.load_style(style.bottom_border(line('─')));
-        table.set_header(["part", "figure", "measured", "at most", ""]);
+        table.set_header(["part", "figure", "measured", "target (at most)", ""]);
         for figure in &self.figures {
             let right = |text: String| Cell::new(text).set_alignment(CellAlignment::Right);
             let bar = figure.bar.map_or_else(String::new, |bar| shown(bar, figure.unit));
@@ -220,13 +220,13 @@ impl Report {
     }
 }
 
-/// What is in proportion to the change is the same in both registries; a little more is let pass.
+/// Largest accepted ratio of the large to the small registry; equal costs would be 1.
 const TWICE: f64 = 2.0;
-/// Less CPU for a service than this, in ms, cannot be told from none.
+/// CPU times below this, in ms, are indistinguishable from zero.
 const TICK: f64 = 1.0;
 
-/// Of the medians, and whether all rounds are on the same side of the bar. A cost below nothing is noise that is
-/// larger than the cost: nothing follows from it.
+/// The ratio of the medians, and whether all rounds are on the same side of the target. A negative cost means that
+/// the noise is larger than the cost: the verdict is unclear.
 fn ratio(large: Summary, small: Summary, is_sound: bool) -> (f64, f64, Verdict) {
     let of = |large: f64, small: f64| large.max(TICK) / small.max(TICK);
     let (least, most) = (of(large.min, small.max), of(large.max, small.min));
@@ -264,14 +264,14 @@ fn count(of: usize) -> f64 {
     number(of as u64)
 }
 
-/// Of ascending times: the smallest that so many are not above.
+/// A quantile of ascending times, as a measured value.
 fn quantile(times: &[Duration], share: f64) -> Duration {
     #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a place in the list")]
     let place = (count(times.len()) * share).ceil() as usize;
     times.get(place.saturating_sub(1)).copied().unwrap_or_default()
 }
 
-/// Slope and start of the straight line that is nearest to some points.
+/// Slope and intercept of the regression line.
 fn line(points: &[(f64, f64)]) -> (f64, f64) {
     let n = count(points.len()).max(1.0);
     let mean = |of: fn(&(f64, f64)) -> f64| points.iter().map(of).sum::<f64>() / n;
@@ -368,7 +368,7 @@ mod tests {
         let verdict = |large, small, is_sound| ratio(large, small, is_sound).2;
         let small = rounds(4.0, 5.0, 6.0);
         assert_eq!(verdict(rounds(5.0, 6.0, 7.0), small, true), Verdict::Met);
-        assert_eq!(verdict(rounds(5.0, 6.0, 7.0), small, false), Verdict::Unclear, "several went as one");
+        assert_eq!(verdict(rounds(5.0, 6.0, 7.0), small, false), Verdict::Unclear, "merged changes");
         assert_eq!(verdict(rounds(40.0, 50.0, 60.0), small, true), Verdict::NotMet);
         assert_eq!(verdict(rounds(-9.0, 2.0, 15.0), small, true), Verdict::Unclear);
         assert_eq!(verdict(rounds(-6.0, -2.0, 1.0), rounds(-1.0, 1.0, 2.0), true), Verdict::Unclear);

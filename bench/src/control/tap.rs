@@ -1,4 +1,4 @@
-//! A relay between a gateway and its agent that counts bytes: what a change costs the wire, TLS included.
+//! Relays between a gateway and its agent and counts the bytes on the wire, TLS included.
 
 use std::io::{self, Read as _, Write as _};
 use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
@@ -8,7 +8,7 @@ use std::thread;
 
 const BUFFER: usize = 64 * 1024;
 
-/// Counts what passes, both ways together. It lasts as long as this program.
+/// A relay that counts the bytes of both directions. It runs until this program exits.
 #[derive(Clone, Debug)]
 pub(super) struct Tap {
     pub(super) address: SocketAddr,
@@ -16,14 +16,14 @@ pub(super) struct Tap {
 }
 
 impl Tap {
-    /// Whoever connects to it is connected to `to`.
+    /// Starts a relay to `to`.
     pub(super) fn before(to: SocketAddr) -> io::Result<Self> {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
         let tap = Self { address: listener.local_addr()?, passed: Arc::default() };
         let passed = Arc::clone(&tap.passed);
         thread::spawn(move || {
             for near in listener.incoming().map_while(Result::ok) {
-                // An end that cannot be reached closes the other: whoever came tries again.
+                // If the agent is unreachable the client is closed and reconnects.
                 let Ok(far) = TcpStream::connect(to) else { continue };
                 _ = join(near, far, &passed);
             }
@@ -31,7 +31,7 @@ impl Tap {
         Ok(tap)
     }
 
-    /// Bytes so far.
+    /// Number of bytes so far.
     pub(super) fn passed(&self) -> u64 {
         self.passed.load(Relaxed)
     }

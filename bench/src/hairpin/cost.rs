@@ -1,5 +1,5 @@
-//! The CPU time of everything on a path: both ends, the gateway, the ingress. Not the emulated WAN's, which
-//! a real one would not cost; what the kernel does for a packet when it arrives is on that side.
+//! Measures the CPU time of all programs on a path: both ends, the gateway and the ingress. It excludes the emulated
+//! WAN, and with it the kernel's processing of arriving packets.
 
 use std::io;
 use std::time::Duration;
@@ -9,7 +9,7 @@ use rustix::time::{ClockId, clock_gettime};
 use super::service::Service;
 use crate::proc::Process;
 
-/// Who is on the paths.
+/// The programs on the paths.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Meters<'a> {
     pub(super) service: &'a Service,
@@ -17,7 +17,7 @@ pub(super) struct Meters<'a> {
     pub(super) ingress: u32,
 }
 
-/// CPU time that was spent.
+/// CPU time of one action.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Cost {
     pub(super) client: Duration,
@@ -27,7 +27,7 @@ pub(super) struct Cost {
 }
 
 impl Meters<'_> {
-    /// What something costs that the calling thread does as the client.
+    /// Measures an action of the calling thread, which is the client.
     pub(super) fn during<T>(&self, act: impl FnOnce() -> io::Result<T>) -> io::Result<(T, Cost)> {
         let others = self.others()?;
         let client = thread_cpu();
@@ -51,7 +51,7 @@ impl Meters<'_> {
 }
 
 impl Cost {
-    /// Of the two programs that no path can do without.
+    /// The CPU time of client and service.
     pub(super) fn ends(&self) -> Duration {
         self.client + self.service
     }
@@ -61,7 +61,7 @@ impl Cost {
     }
 }
 
-/// Of the calling thread.
+/// CPU time of the calling thread.
 pub(super) fn thread_cpu() -> Duration {
     Duration::try_from(clock_gettime(ClockId::ThreadCPUTime)).unwrap_or_default()
 }

@@ -1,4 +1,4 @@
-//! The programs on the paths: the gateway, and HAProxy as the ingress.
+//! Finds the programs on the paths: the gateway, and HAProxy as the ingress.
 
 use std::path::{Path, PathBuf};
 
@@ -6,22 +6,22 @@ use anyhow::{Context as _, anyhow};
 
 use crate::systems::{GATEWAY, HAPROXY, Search, version};
 
-/// What is started.
+/// The binaries to start.
 #[derive(Debug)]
 pub(super) struct Programs {
     pub(super) gateway: PathBuf,
     pub(super) haproxy: PathBuf,
-    /// What both say of themselves.
+    /// Versions of the gateway and of HAProxy.
     pub(super) versions: [String; 2],
 }
 
 impl Programs {
-    /// Without a path, the gateway is the one beside this program.
+    /// Without a path the gateway is searched in the directory of this binary.
     pub(super) fn find(gateway: Option<&Path>) -> anyhow::Result<Self> {
         let search = Search::new(gateway, None, None)?;
         let gateway = GATEWAY.program(&search).map_err(|why| anyhow!(why))?;
         let haproxy = HAPROXY.program(&search).map_err(|why| anyhow!(why));
-        let haproxy = haproxy.context("the ingress is HAProxy, which must be installed")?;
+        let haproxy = haproxy.context("cannot find HAProxy, which is the ingress; install it")?;
         let versions = [version(GATEWAY, &gateway), version(HAPROXY, &haproxy)];
         Ok(Self { gateway, haproxy, versions })
     }

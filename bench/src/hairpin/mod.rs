@@ -1,5 +1,5 @@
-//! `hairpin`: what a detour through a central ingress costs, against the direct way from site to site, over
-//! an emulated WAN. Not a comparison of proxies: that is `compare`.
+//! `hairpin`: measures what a detour through a central ingress costs, against the direct path between sites, over an
+//! emulated WAN. For a comparison of proxies see `compare`.
 
 mod cost;
 mod find;
@@ -28,53 +28,53 @@ use crate::stop::Stop;
 use crate::wan::units::{bandwidth, delay, size};
 use crate::wan::{Change, Shape};
 
-/// Measure a detour through a central ingress against the direct way, over an emulated WAN.
+/// Measure a detour through a central ingress against the direct path, over an emulated WAN.
 ///
-/// Three sites: west with a client, centre with an ingress (HAProxy) that ends the client's mTLS and
-/// encrypts again, east with a service behind its gateway. Needs root, the program ip, and HAProxy:
-/// from PATH, or as `ISTHMUS_HAPROXY` names it.
+/// Three sites: west with a client, centre with an ingress (HAProxy) that terminates and re-encrypts the client's
+/// mTLS, east with a service behind its gateway. Requires root, the `ip` command, and HAProxy in PATH or at
+/// `ISTHMUS_HAPROXY`.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   isthmus-bench hairpin
   isthmus-bench hairpin --delay 35ms --jitter 2ms --bandwidth 1Gbit
   isthmus-bench hairpin --west-east delay=60ms,bandwidth=50Mbit --json hairpin.json
 
-It ends with 0 if everything was measured, 1 if something failed or was interrupted, 2 on wrong usage.")]
+Exit code: 0 all measurements succeeded, 1 a failure or an interruption, 2 a usage error.")]
 pub(crate) struct Hairpin {
-    /// Delay of every link, one way.
+    /// One-way delay of every link.
     #[arg(long, value_name = "TIME", default_value = "20ms", value_parser = delay)]
     delay: Duration,
-    /// What is added to the delay at most, evenly spread; packets stay in order.
+    /// Largest additional delay, uniformly distributed; packets stay in order.
     #[arg(long, value_name = "TIME", default_value = "0ms", value_parser = delay)]
     jitter: Duration,
-    /// Bandwidth of every link, each direction; as much as fits a round trip may wait for it.
+    /// Bandwidth of every link in each direction; its queue holds one bandwidth-delay product.
     #[arg(long, value_name = "BITS", default_value = "100Mbit", value_parser = bandwidth)]
     bandwidth: u64,
-    /// What is different for this link: delay=TIME,jitter=TIME,bandwidth=BITS, any of them.
+    /// Overrides for the link west-centre: any of delay=TIME,jitter=TIME,bandwidth=BITS.
     #[arg(long, value_name = "CHANGE")]
     west_centre: Option<Change>,
-    /// The same for this one.
+    /// Overrides for the link centre-east.
     #[arg(long, value_name = "CHANGE")]
     centre_east: Option<Change>,
-    /// The same for this one, the direct way.
+    /// Overrides for the link west-east, the direct path.
     #[arg(long, value_name = "CHANGE")]
     west_east: Option<Change>,
-    /// How often each way is gone, in turns.
+    /// Number of measurements of each path, in turn.
     #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u16).range(1..))]
     rounds: u16,
-    /// Small requests on an open connection, a round.
+    /// Number of small requests on an open connection in each round.
     #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u16).range(1..))]
     round_trips: u16,
-    /// Length of a download.
+    /// Size of a download.
     #[arg(long, value_name = "BYTES", default_value = "4MiB", value_parser = size)]
     size: u64,
-    /// Decides the jitter.
+    /// Seed of the jitter.
     #[arg(long, default_value_t = 1)]
     seed: u64,
-    /// The gateway's program [default: isthmus-gateway beside this one]
+    /// The gateway binary [default: isthmus-gateway in the directory of this binary]
     #[arg(long, value_name = "PATH")]
     gateway: Option<PathBuf>,
-    /// Where the report is written as JSON too.
+    /// Also write the report to this file as JSON.
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
 }
@@ -97,7 +97,7 @@ impl Hairpin {
         };
         let [first, second] = &world.routes;
         let report = Report::of(setting, [(first, &direct), (second, &hairpin)]);
-        let report = report.context("nothing was measured")?;
+        let report = report.context("no measurement was completed")?;
         io::stdout().write_all(table::render(&report).as_bytes()).context("cannot print the report")?;
         if let Some(file) = &self.json {
             fs::write(file, serde_json::to_string_pretty(&report)?)
@@ -116,7 +116,7 @@ impl Hairpin {
         }
     }
 
-    /// Visits of the direct route, and of the other, in turns; who begins changes from round to round.
+    /// Visits both routes in turn; the first one alternates from round to round.
     fn measure(&self, world: &World, plan: Plan, stop: &Stop) -> io::Result<[Vec<Visit>; 2]> {
         let meters = world.meters();
         let mut progress = Progress::new(2 * usize::from(self.rounds));

@@ -1,5 +1,5 @@
-//! What the visits came to: figures for both routes, their ratio, a verdict. Kept as JSON; the table for a
-//! terminal is made from it.
+//! The report of `hairpin` as data: figures for both routes, their ratios and a verdict. The table is rendered from
+//! it.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -12,10 +12,10 @@ use crate::report::Machine;
 use crate::sample::number;
 use crate::stats::Summary;
 
-/// Changes when a reader of the JSON would have to change.
+/// Schema name; changes with every incompatible change.
 const SCHEMA: &str = "isthmus-bench/hairpin/1";
 
-/// Key, title, unit, and what one visit with downloads of so many GB says of it.
+/// Key, title, unit, and the values of one visit with downloads of this many GB.
 type Figure = (&'static str, &'static str, &'static str, fn(&Visit, f64) -> Vec<f64>);
 
 const FIGURES: [Figure; 13] = [
@@ -38,7 +38,7 @@ const FIGURES: [Figure; 13] = [
 const ROUND_TRIP: &str = "round_trip";
 const FIRST_BYTE: &str = "first_byte";
 
-/// Everything that a run found out.
+/// The result of a run.
 #[derive(Debug, Serialize)]
 pub(super) struct Report {
     schema: &'static str,
@@ -47,7 +47,7 @@ pub(super) struct Report {
     pub(super) rounds: usize,
     #[serde(flatten)]
     pub(super) setting: Setting,
-    /// Whether the direct way is half of the other, as far as links go.
+    /// Whether the links of the direct path are half of the detour's.
     equal_legs: bool,
     pub(super) direct: RouteReport,
     pub(super) hairpin: RouteReport,
@@ -55,34 +55,33 @@ pub(super) struct Report {
     pub(super) verdict: String,
 }
 
-/// What the visits were made with.
+/// The settings of the run.
 #[derive(Debug, Serialize)]
 pub(super) struct Setting {
-    /// Of the gateway and of the ingress.
+    /// Versions of the gateway and of the ingress.
     pub(super) versions: [String; 2],
-    /// How TCP fills the links.
+    /// TCP congestion control.
     pub(super) congestion_control: String,
     #[serde(flatten)]
     pub(super) plan: Plan,
     #[serde(flatten)]
     pub(super) shapes: Shapes,
-    /// Of the jitter.
+    /// Seed of the jitter.
     pub(super) seed: u64,
-    /// Packets that found a full queue: west to centre, centre to east, west to east.
+    /// Packets dropped at full queues: west-centre, centre-east, west-east.
     pub(super) dropped: [u64; 3],
     pub(super) client_id: String,
 }
 
-/// What is known of a route without a clock.
+/// Properties of a route that need no clock.
 #[derive(Debug, Serialize)]
 pub(super) struct RouteReport {
     pub(super) links: usize,
-    /// What the links' delay alone makes of a round trip, in ms, without jitter.
+    /// Round-trip time of the links alone, in ms, without jitter.
     pub(super) links_round_trip_ms: f64,
-    /// A byte is encrypted so often, and decrypted as often.
+    /// How often a byte is encrypted, and decrypted.
     pub(super) encryptions: usize,
-    /// Crossings of a link and back, one after the other, before the first byte: TCP, TLS and the request,
-    /// on each link.
+    /// Sequential link round trips before the first byte: TCP, TLS and the request on each link.
     pub(super) link_round_trips_to_first_byte: usize,
     pub(super) service_saw: String,
     pub(super) client_saw: String,
@@ -97,12 +96,12 @@ pub(super) struct FigureReport {
     pub(super) unit: &'static str,
     pub(super) direct: Summary,
     pub(super) hairpin: Summary,
-    /// Direct to hairpin, of the medians; none where the hairpin needs nothing.
+    /// Median of direct divided by that of hairpin; `None` if the latter is zero.
     pub(super) ratio: Option<f64>,
 }
 
 impl Report {
-    /// Of the visits of each route; none without any.
+    /// Summarizes the visits of each route; `None` without visits.
     pub(super) fn of(setting: Setting, [direct, hairpin]: [(&Route, &[Visit]); 2]) -> Option<Self> {
         let Shapes { west_centre, centre_east, west_east } = setting.shapes;
         let gb = number(setting.plan.size) / 1e9;
@@ -153,7 +152,7 @@ impl RouteReport {
 fn verdict(figures: &[FigureReport]) -> Option<String> {
     let ratio = |key| figures.iter().find(|figure| figure.key == key)?.ratio;
     let (trip, first) = (ratio(ROUND_TRIP)?, ratio(FIRST_BYTE)?);
-    Some(format!("direct needs {trip:.2} of the round trip and {first:.2} of the time to first byte"))
+    Some(format!("direct takes {trip:.2} of the round trip and {first:.2} of the time to first byte"))
 }
 
 fn ms(time: &Duration) -> f64 {
@@ -222,8 +221,8 @@ mod tests {
         let trip = figure("round_trip");
         assert_eq!((trip.direct.median, trip.direct.min, trip.direct.max), (40.0, 30.0, 50.0));
         assert_eq!((trip.hairpin.median, trip.ratio), (80.0, Some(0.5)));
-        assert_eq!(figure("cpu_gb_ingress").hairpin.median, 2.0, "a second for half a GB");
-        assert_eq!(report.verdict, "direct needs 0.50 of the round trip and 0.50 of the time to first byte");
+        assert_eq!(figure("cpu_gb_ingress").hairpin.median, 2.0, "one second for half a GB");
+        assert_eq!(report.verdict, "direct takes 0.50 of the round trip and 0.50 of the time to first byte");
         assert!(report.equal_legs);
         assert_eq!((report.direct.encryptions, report.hairpin.encryptions), (1, 2));
         assert_eq!((report.direct.links_round_trip_ms, report.hairpin.links_round_trip_ms), (40.0, 80.0));

@@ -1,5 +1,5 @@
-//! The service in east: mTLS with rustls, and answers that begin with the identity that asks, as long as
-//! asked for. Counts the CPU time of its threads.
+//! The service in east: mTLS with rustls, and answers of the requested length that begin with the caller's identity.
+//! Counts the CPU time of its threads.
 
 use std::io::{self, Read as _, Write as _};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
@@ -19,9 +19,9 @@ use crate::netns::Namespace;
 use crate::poller::try_again;
 use crate::stop::Stop;
 
-/// A connection that is still closing must not delay the next.
+/// Several threads, so that a closing connection does not delay the next.
 const THREADS: usize = 4;
-/// What is written at once.
+/// Size of one write.
 const CHUNK: usize = 64 * 1024;
 
 /// A running service; dropping it ends its threads.
@@ -34,11 +34,11 @@ pub(super) struct Service {
 }
 
 impl Service {
-    /// On a free port of loopback in this namespace.
+    /// Starts the service on a free loopback port of this namespace.
     pub(super) fn start(namespace: &Namespace, config: &Arc<ServerConfig>) -> anyhow::Result<Self> {
         let listener = namespace.inside(|| TcpListener::bind((Ipv4Addr::LOCALHOST, 0)));
-        let listener = Arc::new(listener.context("the service cannot listen")?);
-        // An accept that sees that it should end; of all the threads that wait, one connection wakes one.
+        let listener = Arc::new(listener.context("cannot open the service's listener")?);
+        // An accept that checks for the end; one connection wakes one of the waiting threads.
         set_socket_timeout(&listener, Timeout::Recv, Some(TICK))?;
         let mut service = Self {
             address: listener.local_addr()?,
@@ -55,7 +55,7 @@ impl Service {
         Ok(service)
     }
 
-    /// Of all its threads, up to the last answer of each.
+    /// CPU time of all threads, up to the last answer of each.
     pub(super) fn cpu(&self) -> Duration {
         Duration::from_nanos(self.cpu.load(Ordering::Relaxed))
     }
@@ -65,7 +65,7 @@ impl Drop for Service {
     fn drop(&mut self) {
         self.stop.request();
         for thread in self.threads.drain(..) {
-            // A thread that panicked has said so on stderr.
+            // A panicked thread has already reported to stderr.
             let _ = thread.join();
         }
     }
@@ -89,7 +89,7 @@ impl Clock {
 fn accept_all(listener: &TcpListener, config: &Arc<ServerConfig>, stop: &Stop, mut clock: Clock) {
     while !stop.requested() {
         match listener.accept() {
-            // What goes wrong is seen at the client.
+            // Failures show at the client.
             Ok((stream, _)) => drop(serve(stream, config, stop, &mut clock)),
             Err(error) if try_again(&error) => {}
             Err(error) => return eprintln!("service: {error}"),
@@ -98,7 +98,7 @@ fn accept_all(listener: &TcpListener, config: &Arc<ServerConfig>, stop: &Stop, m
     }
 }
 
-/// Each request is a number of bytes, as eight bytes.
+/// Serves one connection. A request is eight bytes: the length of the answer.
 fn serve(stream: TcpStream, config: &Arc<ServerConfig>, stop: &Stop, clock: &mut Clock) -> io::Result<()> {
     let mut stream = Watched::new(stream, stop.clone())?;
     let mut connection = ServerConnection::new(Arc::clone(config)).map_err(io::Error::other)?;

@@ -1,4 +1,4 @@
-//! The report as a table for a terminal.
+//! Renders the report as a table for a terminal.
 
 use std::fmt::Write as _;
 
@@ -11,7 +11,7 @@ use crate::report::Machine;
 use crate::stats::Summary;
 use crate::wan::units::Bytes;
 
-/// What a route is, as a row: its title, and what stands there.
+/// A row on the routes: its title and its value.
 type Fact = (&'static str, fn(&RouteReport) -> String);
 
 const FACTS: [Fact; 6] = [
@@ -23,7 +23,7 @@ const FACTS: [Fact; 6] = [
     ("key exchange of the client", |route| route.key_exchange.clone()),
 ];
 
-/// The whole report as text.
+/// Renders the report as text.
 pub(super) fn render(report: &Report) -> String {
     let mut text = String::new();
     // Writing into a String cannot fail.

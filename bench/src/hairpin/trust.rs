@@ -1,4 +1,4 @@
-//! Who is who: one trust domain, and an identity each for client, service and ingress, made for this run.
+//! Creates the run's trust domain, with identities for client, service and ingress.
 
 use std::fs;
 use std::io;
@@ -14,17 +14,17 @@ use rustls::{ClientConfig, ServerConfig};
 /// The service's name.
 pub(super) const NAME: &str = "orders.shop.svc.cluster.local";
 
-/// No run takes as long.
+/// Lifetime of certificates; longer than any run.
 const LIFETIME: Duration = Duration::from_hours(24);
 
-/// Every side of every handshake.
+/// TLS configurations of all sides.
 #[derive(Debug)]
 pub(super) struct Trust {
-    /// A client that accepts nobody but the service.
+    /// A client that accepts only the service.
     pub(super) to_service: Arc<ClientConfig>,
-    /// The same client, made to accept the ingress instead.
+    /// The same client, accepting the ingress instead.
     pub(super) to_ingress: Arc<ClientConfig>,
-    /// The service: client and ingress may call it.
+    /// The service, which accepts client and ingress.
     pub(super) service: Arc<ServerConfig>,
     pub(super) client_id: SpiffeId,
     ingress: Identity,
@@ -55,7 +55,7 @@ impl Trust {
         })
     }
 
-    /// Writes what HAProxy reads: its chain and key as `ingress.pem`, the root as `root.pem`.
+    /// Writes HAProxy's files: its chain and key as `ingress.pem`, the root as `root.pem`.
     pub(super) fn write_for_ingress(&self, directory: &Path) -> io::Result<()> {
         let own = format!("{}{}", self.ingress.chain_pem(), self.ingress.key_pem());
         let write = |name, text: &str| fs::write(directory.join(name), text);

@@ -1,4 +1,4 @@
-//! The client: one visit of a route, and how long each part of it took. Runs where west is.
+//! The client in west: visits a route and times each part.
 
 use std::io::{self, Read as _, Write as _};
 use std::net::TcpStream;
@@ -16,45 +16,45 @@ use super::watched::{PATIENCE, Watched};
 use super::world::Route;
 use crate::stop::Stop;
 
-/// An answer that holds the caller's identity and fits one packet.
+/// Size of an answer that holds the caller's identity and fits one packet.
 const SMALL: u64 = 256;
 const BUFFER: usize = 64 * 1024;
 
-/// How much is done in a visit.
+/// The work of a visit.
 #[derive(Clone, Copy, Debug, Serialize)]
 pub(super) struct Plan {
-    /// Requests on an open connection.
+    /// Number of small requests on an open connection.
     pub(super) round_trips: u16,
-    /// Bytes of a download.
+    /// Size of a download in bytes.
     pub(super) size: u64,
 }
 
-/// What one visit came to.
+/// Result of one visit.
 #[derive(Clone, Debug)]
 pub(super) struct Visit {
-    /// From connect to the end of the TLS handshake, with whoever ends it.
+    /// From connect to the end of the TLS handshake with the terminating peer.
     pub(super) handshake: Duration,
     /// From connect to the first byte of the first answer.
     pub(super) first_byte: Duration,
-    /// A small request and its answer, each.
+    /// Times of small requests.
     pub(super) round_trips: Vec<Duration>,
     /// A download, from connect to its last byte.
     pub(super) fresh: Duration,
-    /// The next download on the same connection, from its request on.
+    /// The next download on the same connection, from the request.
     pub(super) open: Duration,
-    /// Of a connection with one small request.
+    /// Cost of a connection with one small request.
     pub(super) connection: Cost,
-    /// Of the download on the open connection.
+    /// Cost of the download on the open connection.
     pub(super) transfer: Cost,
-    /// Whom the service saw.
+    /// Caller identity seen by the service.
     pub(super) service_saw: String,
-    /// Whom the client saw.
+    /// Server identity seen by the client.
     pub(super) client_saw: String,
-    /// Of the client's handshake.
+    /// Key exchange of the client's handshake.
     pub(super) key_exchange: String,
 }
 
-/// Goes once over a route: a connection for round trips, another for downloads.
+/// Visits a route once: one connection for round trips, another for downloads.
 pub(super) fn visit(route: &Route, plan: Plan, meters: &Meters<'_>, stop: &Stop) -> io::Result<Visit> {
     let ((mut session, greeting), connection) = meters.during(|| {
         let mut session = Session::open(route, stop)?;
@@ -101,7 +101,7 @@ struct Session {
 struct Answer {
     first_byte: Instant,
     last_byte: Instant,
-    /// Whom the service took this client for.
+    /// This client's identity as seen by the service.
     caller: String,
 }
 
@@ -127,17 +127,18 @@ impl Session {
             let length = self.tls.read(&mut self.buffer)?;
             let now = Instant::now();
             let Some(rest) = left.checked_sub(length as u64).filter(|_| length > 0) else {
-                let what = format!("an answer of {bytes} bytes ended, or went on, with {left} to come");
+                let what =
+                    format!("an answer of {bytes} bytes has a wrong length; {left} bytes were expected");
                 return Err(io::Error::new(io::ErrorKind::UnexpectedEof, what));
             };
             left = rest;
             first.get_or_insert_with(|| (now, self.caller(length)));
         }
-        let (first_byte, caller) = first.ok_or_else(|| io::Error::other("an answer of no bytes"))?;
+        let (first_byte, caller) = first.ok_or_else(|| io::Error::other("an empty answer was requested"))?;
         Ok(Answer { first_byte, last_byte: Instant::now(), caller })
     }
 
-    /// The first line of the bytes that were just read.
+    /// The first line of the last read.
     fn caller(&self, length: usize) -> String {
         let line = self.buffer.get(..length).and_then(|read| read.split(|byte| *byte == b'\n').next());
         String::from_utf8_lossy(line.unwrap_or_default()).into_owned()
@@ -153,15 +154,14 @@ impl Session {
         group.map_or_else(|| "unknown".into(), |group| format!("{:?}", group.name()))
     }
 
-    /// Ends the connection, and waits until the other side has ended it too: what is left of one visit
-    /// must not meet the next.
+    /// Closes the connection and waits for the other side's close, so that visits do not overlap.
     fn close(&mut self) -> io::Result<()> {
         self.tls.conn.send_close_notify();
         self.tls.flush()?;
         match self.tls.read(&mut self.buffer) {
             Ok(0) => Ok(()),
-            Ok(_) => Err(io::Error::other("more bytes came than were asked for")),
-            // A peer that closes without saying so in TLS has closed all the same.
+            Ok(_) => Err(io::Error::other("the answer is longer than requested")),
+            // A close without close_notify is accepted.
             Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(()),
             Err(error) => Err(error),
         }

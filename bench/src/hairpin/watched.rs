@@ -1,4 +1,4 @@
-//! A socket whose reads and writes end when the program shall end, or when nothing moves any more.
+//! A blocking socket whose reads and writes fail on a stop signal or when the connection stalls.
 
 use std::io::{self, Read, Write};
 use std::net::TcpStream;
@@ -7,13 +7,12 @@ use std::time::{Duration, Instant};
 use crate::poller::try_again;
 use crate::stop::Stop;
 
-/// How soon a stop is seen.
+/// Interval of checks for a stop.
 pub(super) const TICK: Duration = Duration::from_millis(200);
-/// How long a silence may last: several times what TCP takes to send a lost packet again over the slowest
-/// link.
+/// Longest silence: several times the TCP retransmission of a lost packet over the slowest link.
 pub(super) const PATIENCE: Duration = Duration::from_secs(30);
 
-/// Blocks as a plain socket does, with an end.
+/// A blocking socket that checks for a stop.
 #[derive(Debug)]
 pub(super) struct Watched {
     stream: TcpStream,
@@ -21,7 +20,7 @@ pub(super) struct Watched {
 }
 
 impl Watched {
-    /// Sends small messages at once.
+    /// Wraps a socket and sets TCP_NODELAY.
     pub(super) fn new(stream: TcpStream, stop: Stop) -> io::Result<Self> {
         stream.set_nodelay(true)?;
         stream.set_read_timeout(Some(TICK))?;
@@ -38,7 +37,7 @@ impl Watched {
             }
             self.stop.check()?;
             if began.elapsed() > PATIENCE {
-                let what = format!("nothing moved for {} s", PATIENCE.as_secs());
+                let what = format!("no data for {} s", PATIENCE.as_secs());
                 return Err(io::Error::new(io::ErrorKind::TimedOut, what));
             }
         }
@@ -77,6 +76,6 @@ mod tests {
         assert!(watched.read(&mut [0]).unwrap_err().to_string().contains("stopped"));
         let (mut server, _) = listener.accept().unwrap();
         server.write_all(b"x").unwrap();
-        assert_eq!(watched.read(&mut [0]).unwrap(), 1, "what is there is still read");
+        assert_eq!(watched.read(&mut [0]).unwrap(), 1, "available data is still read");
     }
 }

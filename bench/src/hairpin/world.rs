@@ -1,5 +1,5 @@
-//! The three sites, the links between them, and what runs there. Two routes lead from west to the service
-//! in east; both enter east through its gateway, for there is no other way into a cluster.
+//! Builds the three sites, their links and their programs. Two routes lead from west to the service in east; both
+//! enter east through its gateway, which is the only way into a cluster.
 
 use std::fs;
 use std::io;
@@ -20,7 +20,7 @@ use crate::program::{Program, START};
 use crate::stop::Stop;
 use crate::wan::{End, Link, Shape};
 
-/// Of each link, the address of the site that is named first and that of the other.
+/// Addresses of each link: the first-named site, then the other.
 const WEST_CENTRE: [Ipv4Addr; 2] = [Ipv4Addr::new(10, 77, 1, 1), Ipv4Addr::new(10, 77, 1, 2)];
 const CENTRE_EAST: [Ipv4Addr; 2] = [Ipv4Addr::new(10, 77, 2, 1), Ipv4Addr::new(10, 77, 2, 2)];
 const WEST_EAST: [Ipv4Addr; 2] = [Ipv4Addr::new(10, 77, 3, 1), Ipv4Addr::new(10, 77, 3, 2)];
@@ -28,7 +28,7 @@ const CONGESTION_CONTROL: &str = "/proc/sys/net/ipv4/tcp_congestion_control";
 const GATEWAY_PORT: u16 = 15443;
 const INGRESS_PORT: u16 = 443;
 
-/// How the links are.
+/// The shape of each link.
 #[derive(Clone, Copy, Debug, Serialize)]
 pub(super) struct Shapes {
     pub(super) west_centre: Shape,
@@ -36,19 +36,19 @@ pub(super) struct Shapes {
     pub(super) west_east: Shape,
 }
 
-/// A way from west to the service.
+/// A path from west to the service.
 #[derive(Clone, Debug)]
 pub(super) struct Route {
     pub(super) name: &'static str,
     pub(super) entry: SocketAddr,
     pub(super) config: Arc<ClientConfig>,
-    /// The links that a byte crosses.
+    /// The links on the path.
     pub(super) links: Vec<Shape>,
-    /// The TLS connections that a byte goes through, one after the other.
+    /// Number of TLS connections on the path.
     pub(super) tls_connections: usize,
 }
 
-/// Everything, running. What is first here ends first.
+/// The running sites. Field order is drop order.
 #[derive(Debug)]
 pub(super) struct World {
     ingress: Program,
@@ -60,7 +60,7 @@ pub(super) struct World {
     _east: Namespace,
     pub(super) routes: [Route; 2],
     pub(super) client_id: String,
-    /// How TCP fills the links, at each site.
+    /// TCP congestion control at each site.
     pub(super) congestion_control: String,
 }
 
@@ -68,7 +68,7 @@ impl World {
     pub(super) fn start(shapes: Shapes, seed: u64, programs: &Programs, stop: &Stop) -> anyhow::Result<Self> {
         let (west, centre, east) = (Namespace::new()?, Namespace::new()?, Namespace::new()?);
         for site in [&west, &centre, &east] {
-            // Else a connection begins with what an earlier one to the same address learnt.
+            // Otherwise a connection starts with the metrics of an earlier one to the same address.
             site.inside(|| fs::write("/proc/sys/net/ipv4/tcp_no_metrics_save", "1"))?;
         }
         let trust = Trust::new()?;
@@ -124,13 +124,13 @@ impl World {
         Meters { service: &self.service, gateway: self.gateway.id(), ingress: self.ingress.id() }
     }
 
-    /// Packets that found a full queue: west to centre, centre to east, west to east.
+    /// Packets dropped at full queues: west-centre, centre-east, west-east.
     pub(super) fn dropped(&self) -> [u64; 3] {
         self.links.each_ref().map(Link::dropped)
     }
 }
 
-/// Each end's device is called as the site that it leads to.
+/// Joins two sites; each device is named after the site at its other end.
 fn join(
     [near, far]: [(&Namespace, &str); 2],
     [near_address, far_address]: [Ipv4Addr; 2],
@@ -144,7 +144,7 @@ fn join(
     Link::join(ends, shape, seed)
 }
 
-/// Starts a program at a site, and waits until it accepts connections there.
+/// Starts a program at a site and waits until it accepts connections.
 fn start(
     site: &Namespace,
     address: SocketAddr,
@@ -157,7 +157,7 @@ fn start(
     Ok(program)
 }
 
-/// One worker, no access log, else its defaults.
+/// The gateway: one worker, no access log, defaults otherwise.
 fn gateway_command(program: &Path, directory: &Path, service: SocketAddr) -> io::Result<Command> {
     let file = directory.join("gateway.yaml");
     let text = format!(
@@ -178,8 +178,8 @@ services:
     Ok(command)
 }
 
-/// One thread, mutual TLS on both sides, else its defaults: they keep no connection towards the service,
-/// as in TCP mode there is none to be shared.
+/// HAProxy: one thread, mutual TLS on both sides, defaults otherwise. It keeps no connections to the service, as
+/// connections cannot be shared in TCP mode.
 fn ingress_command(
     program: &Path,
     directory: &Path,

@@ -1,5 +1,5 @@
-//! One direction of a link, as a decision: when does a packet come out, or is it dropped? Time is an
-//! argument and jitter comes from a seed. No packets, no clocks.
+//! Models one direction of a link: decides when a packet leaves it or whether it is dropped. Pure: time is an
+//! argument, and jitter comes from a seed.
 
 use std::time::Duration;
 
@@ -7,14 +7,14 @@ use fastrand::Rng;
 
 use super::Shape;
 
-/// What is known of one direction: a queue, then a wire of the bandwidth, then the way.
+/// One direction of a link: a queue, then transmission at the bandwidth, then the delay.
 #[derive(Debug)]
 pub(crate) struct Lane {
     shape: Shape,
     random: Rng,
-    /// When the wire has taken all that was accepted so far.
+    /// When transmission of all accepted packets ends.
     free: Duration,
-    /// When the last accepted packet comes out.
+    /// When the last accepted packet leaves the link.
     last: Duration,
 }
 
@@ -23,8 +23,8 @@ impl Lane {
         Self { shape, random: Rng::with_seed(seed), free: Duration::ZERO, last: Duration::ZERO }
     }
 
-    /// When a packet that arrives now comes out at the other end; none if the queue has no room for it.
-    /// Times count from any one moment, and `now` never runs backwards.
+    /// When a packet that arrives now leaves the link; `None` if the queue is full. Times are relative to any fixed
+    /// moment, and `now` must not decrease.
     pub(crate) fn offer(&mut self, bytes: usize, now: Duration) -> Option<Duration> {
         let begin = self.free.max(now);
         let waiting = self.shape.bytes_in(begin.saturating_sub(now));
@@ -33,7 +33,7 @@ impl Lane {
         }
         self.free = begin + self.shape.time_of(bytes as u64);
         let jitter = self.shape.jitter.mul_f64(self.random.f64());
-        // A path that varies does so for all that follows: what was sent later does not overtake.
+        // Jitter also delays all later packets: none overtakes.
         self.last = self.last.max(self.free + self.shape.delay + jitter);
         Some(self.last)
     }
@@ -47,7 +47,7 @@ mod tests {
         Duration::from_millis(count)
     }
 
-    /// A thousand bytes take a millisecond.
+    /// A lane on which 1000 bytes take a millisecond.
     fn lane(change: &str) -> Lane {
         let shape = Shape::default().changed(&format!("bandwidth=8Mbit,{change}").parse().unwrap());
         Lane::new(shape, 1)
@@ -57,7 +57,7 @@ mod tests {
     fn packet_leaves_after_transmission_time_and_delay() {
         let mut lane = lane("delay=20ms");
         assert_eq!(lane.offer(1000, ms(5)), Some(ms(26)));
-        assert_eq!(lane.offer(1000, ms(100)), Some(ms(121)), "an idle wire owes nothing");
+        assert_eq!(lane.offer(1000, ms(100)), Some(ms(121)), "an idle link adds no wait");
     }
 
     #[test]
@@ -73,10 +73,10 @@ mod tests {
         let mut lane = lane("delay=0ms");
         let queue = 64 * 1024;
         let accepted = (0..1000).filter(|_| lane.offer(1024, ms(0)).is_some()).count();
-        assert_eq!(accepted * 1024, queue, "the least that a queue holds");
+        assert_eq!(accepted * 1024, queue, "the minimum queue");
         assert_eq!(lane.offer(1024, ms(0)), None);
-        assert_eq!(lane.offer(1, ms(0)), None, "the tail is dropped, however short");
-        assert!(lane.offer(1000, ms(1)).is_some(), "a thousand bytes left meanwhile");
+        assert_eq!(lane.offer(1, ms(0)), None, "a full queue drops even short packets");
+        assert!(lane.offer(1000, ms(1)).is_some(), "the queue has drained by 1000 bytes");
         assert_eq!(lane.offer(1000, ms(1)), None);
     }
 

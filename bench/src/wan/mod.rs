@@ -1,5 +1,5 @@
-//! A WAN in user space: links between network namespaces that take time, vary, and carry only so much.
-//! Real packets of the kernel's own TCP go over them. No loss but by full queues, no reordering, no routing.
+//! Emulates a WAN in user space: links between network namespaces with delay, jitter and limited bandwidth, for the
+//! packets of the kernel's TCP. Only full queues drop packets; there is no reordering and no routing.
 
 mod lane;
 mod pump;
@@ -21,12 +21,12 @@ use self::pump::Pump;
 use crate::netns::Namespace;
 use crate::stop::Stop;
 
-/// What an Ethernet carries in one packet.
+/// Ethernet MTU.
 const MTU: u16 = 1500;
-/// Packets that a device holds until they are read. More than any burst, so that only [`Lane`] drops.
+/// Packets queued in a device. More than any burst, so that only [`Lane`] drops packets.
 const DEVICE_QUEUE: u16 = 10_000;
 
-/// One side of a link: what it is called in its namespace, and its address there.
+/// One end of a link: its device name and its address.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct End<'a> {
     pub(crate) namespace: &'a Namespace,
@@ -34,7 +34,7 @@ pub(crate) struct End<'a> {
     pub(crate) address: Ipv4Addr,
 }
 
-/// A link between two namespaces. It carries packets while it lives.
+/// A link between two namespaces, until dropped.
 #[derive(Debug)]
 pub(crate) struct Link {
     stop: Stop,
@@ -43,10 +43,10 @@ pub(crate) struct Link {
 }
 
 impl Link {
-    /// Both directions have the same shape; `seed` decides the jitter.
+    /// Creates a link. Both directions have the same shape; `seed` determines the jitter.
     ///
     /// # Errors
-    /// Without /dev/net/tun, or without the right to make devices.
+    /// Without /dev/net/tun or the permission to create devices.
     pub(crate) fn join(ends: [End<'_>; 2], shape: Shape, seed: u64) -> io::Result<Self> {
         let [near, far] = ends;
         let devices = [near.attach(far.address)?, far.attach(near.address)?];
@@ -62,7 +62,7 @@ impl Link {
         Ok(Self { stop, dropped, thread: Some(thread) })
     }
 
-    /// Packets that found a full queue, since the start.
+    /// Packets dropped at full queues since the start.
     pub(crate) fn dropped(&self) -> u64 {
         self.dropped.load(Ordering::Relaxed)
     }
@@ -72,7 +72,7 @@ impl Drop for Link {
     fn drop(&mut self) {
         self.stop.request();
         if let Some(thread) = self.thread.take() {
-            // A thread that panicked has said so on stderr.
+            // A panicked thread has already reported to stderr.
             let _ = thread.join();
         }
     }
@@ -87,8 +87,8 @@ impl End<'_> {
             Ok(tun)
         });
         let tun = tun.map_err(|error| {
-            let remedy = "it needs root and /dev/net/tun, which `modprobe tun` brings";
-            io::Error::new(error.kind(), format!("cannot make the device {device}: {error}; {remedy}"))
+            let remedy = "run as root, and load /dev/net/tun with `modprobe tun`";
+            io::Error::new(error.kind(), format!("cannot create the device {device}: {error}; {remedy}"))
         })?;
         namespace.ip(&format!("addr add {address} peer {peer} dev {device}"))?;
         namespace.ip(&format!("link set {device} mtu {MTU} txqueuelen {DEVICE_QUEUE} up"))?;
@@ -115,7 +115,7 @@ mod tests {
         _link: Link,
     }
 
-    /// None, visibly, where there are no such devices to be had.
+    /// A pair, or `None` with a printed reason if devices are unavailable.
     fn pair(change: &str) -> Option<Pair> {
         let shape = Shape::default().changed(&change.parse().unwrap());
         let made = Namespace::new().and_then(|near| {
@@ -145,7 +145,7 @@ mod tests {
         }
     }
 
-    /// The bound is physics: a handshake crosses the link twice before connect returns.
+    /// A lower bound by construction: a handshake crosses the link twice before connect returns.
     #[test]
     fn connection_sees_both_delays_and_intact_bytes_despite_jitter() {
         let Some(pair) = pair("delay=30ms,jitter=10ms,bandwidth=200Mbit") else { return };

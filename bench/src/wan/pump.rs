@@ -1,5 +1,4 @@
-//! Moves packets between the two devices of a link when their time has come. What that time is, [`Lane`]
-//! decides.
+//! Moves packets between the two devices of a link at the times that [`Lane`] decides.
 
 use std::collections::VecDeque;
 use std::io;
@@ -19,8 +18,7 @@ use super::lane::Lane;
 use crate::poller::{Interest, Poller, Ready, try_again};
 use crate::stop::Stop;
 
-/// Before the programs that are measured: a packet that is late because they compute would be their time
-/// counted twice.
+/// Higher priority than the measured programs: if they delayed packets, their CPU time would count twice.
 const NICE: i32 = -15;
 
 /// Both directions of a link.
@@ -32,12 +30,12 @@ pub(crate) struct Pump {
     buffer: Vec<u8>,
 }
 
-/// From one device to the other.
+/// One direction, from device to device.
 struct Way {
     from: Arc<Tun>,
     to: Arc<Tun>,
     lane: Lane,
-    /// In the order of their times, for a lane never reorders.
+    /// In order of time, as a lane never reorders.
     under_way: VecDeque<(Duration, Vec<u8>)>,
 }
 
@@ -47,7 +45,7 @@ impl Pump {
         let poller = Poller::new()?;
         poller.add(&*near, 0, Interest::IN)?;
         poller.add(&*far, 1, Interest::IN)?;
-        // Not a timeout of epoll: the kernel lets those be late, a thousandth of their length.
+        // An epoll timeout is not exact enough: the kernel adds slack of a thousandth.
         let timer = timerfd_create(TimerfdClockId::Monotonic, TimerfdFlags::CLOEXEC)?;
         poller.add(&timer, 2, Interest::IN)?;
         let way = |from: &Arc<Tun>, to: &Arc<Tun>, lane| Way {
@@ -62,7 +60,7 @@ impl Pump {
     }
 
     pub(crate) fn run(&mut self, stop: &Stop) -> io::Result<()> {
-        // Of this thread alone. Without the privilege it is as punctual as the machine is quiet.
+        // For this thread only. Without the privilege, packets are on time only while the machine is quiet.
         let _ = rustix::process::nice(NICE);
         let mut ready = Ready::new();
         while !stop.requested() {
@@ -76,7 +74,7 @@ impl Pump {
         Ok(())
     }
 
-    /// To the next packet's time, which may be past already. Setting it also makes it unready.
+    /// Sets the timer to the next packet's time, which may have passed. Setting it also clears its readiness.
     fn set_timer(&self) -> io::Result<()> {
         let next = self.ways.iter().filter_map(|way| way.under_way.front().map(|(time, _)| *time)).min();
         let never = Timespec { tv_sec: 0, tv_nsec: 0 };
@@ -114,7 +112,7 @@ impl Way {
     }
 }
 
-/// On the clock of the timer.
+/// Current time on the timer's clock.
 fn now() -> Duration {
     Duration::try_from(clock_gettime(ClockId::Monotonic)).unwrap_or_default()
 }

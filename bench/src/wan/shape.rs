@@ -1,4 +1,4 @@
-//! What a link is like, and how that is written: `delay=20ms,jitter=0ms,bandwidth=100Mbit`. Decides nothing.
+//! The shape of a link and its text form: `delay=20ms,jitter=0ms,bandwidth=100Mbit`.
 
 use std::fmt;
 use std::str::FromStr;
@@ -8,17 +8,17 @@ use serde::{Serialize, Serializer};
 
 use super::units;
 
-/// What any queue holds at least: a burst of ten full TCP windows of the first flight.
+/// Smallest queue: ten initial TCP windows.
 const LEAST_QUEUE: u64 = 64 * 1024;
 
-/// Each direction of a link.
+/// The shape of each direction of a link.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Shape {
-    /// One way.
+    /// One-way delay.
     pub(crate) delay: Duration,
-    /// What is added to the delay at most, evenly spread.
+    /// Largest additional delay, uniformly distributed.
     pub(crate) jitter: Duration,
-    /// Bits a second, not 0.
+    /// Bits per second, not 0.
     pub(crate) bandwidth: u64,
 }
 
@@ -29,7 +29,7 @@ impl Default for Shape {
 }
 
 impl Shape {
-    /// The same with what the change names.
+    /// This shape with the overrides of `change`.
     pub(crate) fn changed(self, change: &Change) -> Self {
         Self {
             delay: change.delay.unwrap_or(self.delay),
@@ -38,18 +38,18 @@ impl Shape {
         }
     }
 
-    /// How many bytes may wait for the wire: what is under way in a round trip, as routers are sized.
+    /// Size of the queue in bytes: one bandwidth-delay product, as in routers.
     pub(crate) fn queue(&self) -> u64 {
         self.bytes_in(2 * self.delay).max(LEAST_QUEUE)
     }
 
-    /// How long the wire is busy with so many bytes, rounded up.
+    /// Transmission time of this many bytes, rounded up.
     pub(crate) fn time_of(&self, bytes: u64) -> Duration {
         let nanoseconds = (u128::from(bytes) * 8 * NANOSECONDS).div_ceil(u128::from(self.bandwidth));
         Duration::from_nanos(u64::try_from(nanoseconds).unwrap_or(u64::MAX))
     }
 
-    /// How many bytes the wire takes in this time.
+    /// Bytes transmitted in this time.
     pub(crate) fn bytes_in(&self, time: Duration) -> u64 {
         let bytes = time.as_nanos().saturating_mul(u128::from(self.bandwidth)) / (8 * NANOSECONDS);
         u64::try_from(bytes).unwrap_or(u64::MAX)
@@ -74,7 +74,7 @@ impl Serialize for Shape {
     }
 }
 
-/// What is to be different for one link: any of `delay=`, `jitter=`, `bandwidth=`, separated by commas.
+/// Overrides for one link: any of `delay=`, `jitter=`, `bandwidth=`, separated by commas.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Change {
     delay: Option<Duration>,
@@ -94,7 +94,7 @@ impl FromStr for Change {
                 Some(("bandwidth", value)) => change.bandwidth = Some(units::bandwidth(value)?),
                 _ => {
                     return Err(format!(
-                        "'{part}' is none of delay=, jitter= and bandwidth=; write for example \
+                        "'{part}' is not one of delay=, jitter=, bandwidth=; write for example \
                          delay=35ms,bandwidth=1Gbit"
                     ));
                 }

@@ -1,9 +1,9 @@
-//! Delays, bandwidths and sizes as people write them: `20ms`, `100Mbit`, `4MiB`.
+//! Parses and formats delays, bandwidths and sizes: `20ms`, `100Mbit`, `4MiB`.
 
 use std::fmt;
 use std::time::Duration;
 
-/// What TCP still bears: beyond this its own timers decide, not the path.
+/// Largest delay: beyond this TCP's own timers dominate.
 const MOST_DELAY: Duration = Duration::from_secs(2);
 
 const BITS: [(&str, u64); 4] = [("Gbit", 1_000_000_000), ("Mbit", 1_000_000), ("kbit", 1_000), ("bit", 1)];
@@ -13,37 +13,37 @@ const BYTES: [(&str, u64); 4] = [("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 <
 /// What is wrong, and what would be right.
 pub(crate) fn delay(text: &str) -> Result<Duration, String> {
     let delay = humantime::parse_duration(text)
-        .map_err(|_| format!("'{text}' is no duration; write a number and its unit: 20ms or 1500us"))?;
+        .map_err(|_| format!("'{text}' is not a duration; write a number with a unit: 20ms or 1500us"))?;
     if delay > MOST_DELAY {
-        return Err(format!("'{text}' is too long; write 2s at most"));
+        return Err(format!("'{text}' is too long; write at most 2s"));
     }
     Ok(delay)
 }
 
-/// Bits a second, at least 1 kbit.
+/// Parses a bandwidth in bits per second, at least 1 kbit.
 ///
 /// # Errors
 /// What is wrong, and what would be right.
 pub(crate) fn bandwidth(text: &str) -> Result<u64, String> {
     let per_second = text.strip_suffix("/s").unwrap_or(text);
     scaled(per_second, &BITS).filter(|bits| *bits >= 1_000).ok_or_else(|| {
-        format!("'{text}' is no bandwidth; write a whole number and kbit, Mbit or Gbit: 100Mbit")
+        format!("'{text}' is not a bandwidth; write a whole number with kbit, Mbit or Gbit: 100Mbit")
     })
 }
 
-/// Bytes, at least one.
+/// Parses a size in bytes, at least one.
 ///
 /// # Errors
 /// What is wrong, and what would be right.
 pub(crate) fn size(text: &str) -> Result<u64, String> {
     scaled(text, &BYTES).filter(|bytes| *bytes > 0).ok_or_else(|| {
         format!(
-            "'{text}' is no size; write a number of bytes, or a whole number and its unit: 256KiB or 4MiB"
+            "'{text}' is not a size; write a number of bytes, or a whole number with a unit: 256KiB or 4MiB"
         )
     })
 }
 
-/// The first unit that fits the end counts, so that longer ones come first.
+/// Parses a number with one of the units; longer suffixes come first, as the first match counts.
 fn scaled(text: &str, units: &[(&str, u64)]) -> Option<u64> {
     let (digits, factor) =
         units.iter().find_map(|(unit, factor)| text.strip_suffix(unit).map(|digits| (digits, factor)))?;
@@ -51,7 +51,7 @@ fn scaled(text: &str, units: &[(&str, u64)]) -> Option<u64> {
     digits.parse::<u64>().ok()?.checked_mul(*factor)
 }
 
-/// Written with the largest unit that leaves a whole number.
+/// Formats with the largest unit that leaves a whole number.
 fn write_scaled(f: &mut fmt::Formatter<'_>, count: u64, units: &[(&str, u64)]) -> fmt::Result {
     match units.iter().find(|(_, factor)| count.is_multiple_of(*factor)) {
         Some((unit, factor)) => write!(f, "{}{unit}", count / factor),
@@ -59,7 +59,7 @@ fn write_scaled(f: &mut fmt::Formatter<'_>, count: u64, units: &[(&str, u64)]) -
     }
 }
 
-/// A number of bits, as it is written.
+/// A number of bits, for display.
 pub(crate) struct Bits(pub(crate) u64);
 
 impl fmt::Display for Bits {
@@ -68,7 +68,7 @@ impl fmt::Display for Bits {
     }
 }
 
-/// A number of bytes, as it is written.
+/// A number of bytes, for display.
 pub(crate) struct Bytes(pub(crate) u64);
 
 impl fmt::Display for Bytes {
