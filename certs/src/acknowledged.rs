@@ -1,5 +1,5 @@
-//! Which bundle of its own trust domain an agent offers, and which one each of its peers has acknowledged: the file
-//! that agents write and that a root roll-over waits for. Not how an agent learns it.
+//! The file `acknowledged.json`, which agents write and root roll-overs wait for: the bundle of its own trust domain that
+//! an agent offers, and the one that each of its peers has acknowledged.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -15,53 +15,53 @@ use crate::files::{self, SECRET, WriteError};
 use crate::input;
 use crate::spiffe::TrustDomain;
 
-/// Larger than what thousands of peers make of it.
+/// Enough for thousands of peers.
 const MAX_FILE: u64 = 16 << 20;
 
-/// What an agent knows of its peers.
+/// The acknowledgements that an agent has received.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Acknowledged {
     /// The agent's cluster.
     pub cluster: String,
-    /// Its trust domain, whose bundle this is about.
+    /// Its trust domain, whose bundle is acknowledged.
     pub trust_domain: TrustDomain,
-    /// The bundle that it offers now.
+    /// The bundle that the agent offers now.
     pub offered: Option<Edition>,
-    /// Every cluster of another trust domain that is its peer, heard or not.
+    /// Every peer of another trust domain, reachable or not, by cluster.
     pub peers: BTreeMap<String, PeerWord>,
 }
 
-/// What one peer has said.
+/// The acknowledgement of one peer.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PeerWord {
-    /// Its trust domain.
+    /// The trust domain of the peer.
     pub trust_domain: TrustDomain,
-    /// The last bundle that it took; none if it has never taken one.
+    /// The last bundle that the peer acknowledged, if any.
     pub acknowledged: Option<Taken>,
 }
 
-/// A bundle that was taken.
+/// An acknowledged bundle.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Taken {
-    /// Which.
+    /// The bundle.
     #[serde(flatten)]
     pub edition: Edition,
-    /// When it was taken first, to the second.
+    /// When it was first acknowledged, to the second.
     #[serde(with = "time::serde::rfc3339")]
     pub at: OffsetDateTime,
 }
 
-/// One bundle, by what tells it from others.
+/// What distinguishes a bundle from others.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Edition {
-    /// Its number.
+    /// The sequence number.
     pub sequence: u64,
     /// The fingerprints of its roots.
     pub roots: BTreeSet<String>,
 }
 
 impl Taken {
-    /// A bundle that is taken at some time.
+    /// A bundle acknowledged at a time.
     #[must_use]
     pub fn new(edition: Edition, at: SystemTime) -> Self {
         let at = OffsetDateTime::from(at);
@@ -70,7 +70,7 @@ impl Taken {
 }
 
 impl Edition {
-    /// Of a bundle.
+    /// The edition of a bundle.
     #[must_use]
     pub fn of(bundle: &Bundle) -> Self {
         Self { sequence: bundle.sequence, roots: bundle.roots().iter().map(fingerprint).collect() }
@@ -81,15 +81,15 @@ impl Acknowledged {
     /// Reads a file.
     ///
     /// # Errors
-    /// It is not there, not readable, or no such file.
+    /// The file is missing, unreadable or malformed.
     pub fn read(path: &Path) -> io::Result<Self> {
         Ok(serde_json::from_str(&input::read_text(path, MAX_FILE)?)?)
     }
 
-    /// Writes it in place of what is there.
+    /// Writes the file, replacing what is there.
     ///
     /// # Errors
-    /// The system does not let us.
+    /// The file cannot be written.
     pub fn write(&self, path: &Path) -> Result<(), WriteError> {
         let text = serde_json::to_string_pretty(self)
             .map_err(|error| WriteError::Failed { path: path.to_owned(), cause: error.into() })?;
@@ -105,7 +105,7 @@ mod tests {
     use crate::authority::Authority;
 
     #[test]
-    fn is_read_as_it_was_written() {
+    fn acknowledged_round_trips_through_its_file() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("acknowledged.json");
         let domain = TrustDomain::new("east.example").unwrap();

@@ -1,5 +1,5 @@
-//! A certificate authority of one trust domain, root or intermediate, that signs leaves and authorities
-//! below it. Not a place that keeps its key on disk, and no policy of who may ask for what (`issuer`).
+//! A certificate authority of one trust domain, root or intermediate, which signs leaves and intermediates. `home`
+//! stores it on disk; `issuer` has the policy of who may have which certificate.
 
 mod error;
 
@@ -25,43 +25,43 @@ use crate::spiffe::{SpiffeId, TrustDomain};
 
 pub use error::{IssueError, Unusable};
 
-/// How long a root lives unless it is said: ten years.
+/// Default lifetime of a root: ten years.
 pub const ROOT_LIFETIME: Duration = Duration::from_secs(3650 * DAY);
-/// How long an intermediate lives unless it is said: one year.
+/// Default lifetime of an intermediate: one year.
 pub const INTERMEDIATE_LIFETIME: Duration = Duration::from_secs(365 * DAY);
 const DAY: u64 = 24 * 60 * 60;
-/// How far before its making a certificate starts: peers' clocks differ. Istio allows as much.
+/// How far back the validity of a new certificate begins, for peers whose clocks differ. As in Istio.
 pub const BACKDATE: Duration = Duration::from_secs(120);
-/// Below a root stand its intermediates.
+/// Path length below a root: intermediates.
 const ROOT_PATH: u8 = 1;
-/// Below the anchor of one file stand other domains' roots, and their intermediates.
+/// Path length below the anchor of a file for OpenSSL: roots of other domains, and their intermediates.
 const ANCHOR_PATH: u8 = 3;
-/// X.520 allows 64 characters in a name's part; the whole name is in the URI name.
+/// X.520 allows 64 characters in a name attribute; the full name is in the URI name.
 const MAX_NAME: usize = 64;
 
 /// An authority that signs for one trust domain. `Debug` never shows the key.
 pub struct Authority {
     trust_domain: TrustDomain,
     certificate: CertificateDer<'static>,
-    /// What a leaf's chain has after the leaf: nothing under a root.
+    /// The certificates after the leaf in a chain: none under a root.
     above: Vec<CertificateDer<'static>>,
     not_after: OffsetDateTime,
     key: Box<dyn SigningKey + Send + Sync>,
     key_pem: Option<String>,
 }
 
-/// What a leaf is to say.
+/// The content of a leaf certificate.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Leaf {
     /// Its only URI name.
     pub id: SpiffeId,
-    /// DNS names beside it, such as `web.example` or `*.web.example`.
+    /// DNS names, such as `web.example` or `*.web.example`.
     #[serde(default)]
     pub dns: Vec<String>,
-    /// IP addresses beside it.
+    /// IP addresses.
     #[serde(default)]
     pub ips: Vec<IpAddr>,
-    /// From now until its end.
+    /// Its lifetime, from now.
     #[serde(with = "crate::span")]
     pub lifetime: Duration,
 }
@@ -74,8 +74,8 @@ impl Authority {
 
     /// Makes a new root and key for a trust domain.
     ///
-    /// It may sign leaves and one level of intermediates. It carries no name constraints: webpki refuses
-    /// every URI name under them; domains are kept apart by [`crate::TrustBundles`] instead.
+    /// It may sign leaves and one level of intermediates. It has no name constraints: webpki refuses every URI name
+    /// under them; [`crate::TrustBundles`] keeps domains apart instead.
     pub fn root(trust_domain: TrustDomain, kind: KeyKind, lifetime: Duration) -> Result<Self, IssueError> {
         let params = authority_params("Isthmus root", &trust_domain, None, ROOT_PATH, lifetime, None)?;
         let key = kind.generate()?;
@@ -83,7 +83,7 @@ impl Authority {
         Ok(Self::of(trust_domain, certificate, Vec::new(), params.not_after, key))
     }
 
-    /// Makes an anchor that signs other domains' roots, for one file, and nothing else ever.
+    /// Makes an anchor that cross-signs roots of other domains for one file, and nothing else.
     pub(crate) fn anchor(trust_domain: TrustDomain) -> Result<Self, IssueError> {
         let params =
             authority_params("Isthmus anchor", &trust_domain, None, ANCHOR_PATH, ROOT_LIFETIME, None)?;
@@ -92,7 +92,7 @@ impl Authority {
         Ok(Self::of(trust_domain, certificate, Vec::new(), params.not_after, key))
     }
 
-    /// Makes the intermediate of a cluster: it signs leaves, and no other authority.
+    /// Makes the intermediate of a cluster, which signs leaves only.
     ///
     /// Clusters under one root are one security domain: each can sign any identity of the trust domain.
     pub fn intermediate(&self, cluster: &str, kind: KeyKind, lifetime: Duration) -> Result<Self, IssueError> {
@@ -119,8 +119,8 @@ impl Authority {
         Self { trust_domain, certificate, above, not_after, key: Box::new(key), key_pem }
     }
 
-    /// Takes an authority as it stands in files: its certificate first, those between it and the root
-    /// after it, and its key.
+    /// Reads an authority from PEM: the chain, its own certificate first and those towards the root after it, and its
+    /// key.
     pub fn from_pem(
         trust_domain: TrustDomain,
         chain: impl AsRef<[u8]>,
@@ -134,7 +134,7 @@ impl Authority {
         Ok(authority)
     }
 
-    /// Takes an authority whose key is elsewhere, such as in an HSM.
+    /// Makes an authority whose key is held elsewhere, such as in an HSM.
     pub fn with_key(
         trust_domain: TrustDomain,
         chain: Vec<CertificateDer<'static>>,
@@ -155,12 +155,12 @@ impl Authority {
         Ok(Self { trust_domain, certificate, above, not_after: facts.not_after, key, key_pem: None })
     }
 
-    /// The domain this authority speaks for.
+    /// The trust domain of this authority.
     pub fn trust_domain(&self) -> &TrustDomain {
         &self.trust_domain
     }
 
-    /// Its own certificate; a root's is for [`crate::TrustBundles::add_root`].
+    /// Its own certificate; that of a root goes to [`crate::TrustBundles::add_root`].
     pub fn certificate(&self) -> &CertificateDer<'static> {
         &self.certificate
     }
@@ -170,29 +170,29 @@ impl Authority {
         pem::encode(std::slice::from_ref(&self.certificate))
     }
 
-    /// What stands between a leaf and the root, this authority first; nothing under a root.
+    /// The certificates between a leaf and the root, this authority first; empty for a root.
     pub fn above(&self) -> &[CertificateDer<'static>] {
         &self.above
     }
 
-    /// Its key as PKCS#8 PEM, where it is not behind a device.
+    /// Its key as PKCS#8 PEM; none if it is held elsewhere.
     pub fn key_pem(&self) -> Option<&str> {
         self.key_pem.as_deref()
     }
 
-    /// When it ends.
+    /// When it expires.
     pub fn not_after(&self) -> OffsetDateTime {
         self.not_after
     }
 
-    /// The longest life of what it signs now: until its own end.
+    /// The longest lifetime it can sign now: until its own expiry.
     pub fn longest(&self) -> Duration {
         let left = self.not_after - OffsetDateTime::now_utc();
-        // A moment passes until it is signed.
+        // Signing takes a moment.
         Duration::from_secs(u64::try_from(left.whole_seconds() - 1).unwrap_or_default())
     }
 
-    /// Issues a leaf with a new P-256 key: `id` as its only URI name, `dns_names` beside it.
+    /// Issues a leaf with a new P-256 key: `id` as its only URI name, and these DNS names.
     ///
     /// It is valid from two minutes ago until `lifetime` from now, for clients and servers.
     pub fn issue(
@@ -211,7 +211,7 @@ impl Authority {
         self.identity(&leaf.id, &self.leaf(leaf)?, &kind.generate()?)
     }
 
-    /// Signs a leaf for a key that is held elsewhere. The chain is without the root.
+    /// Signs a leaf for a key that is held elsewhere. Returns the chain without the root.
     pub fn certify(
         &self,
         key: &SubjectPublicKeyInfo,
@@ -220,7 +220,7 @@ impl Authority {
         self.chain(&self.leaf(leaf)?, key)
     }
 
-    /// Signs a message, for what an authority says otherwise than by certificates.
+    /// Signs a message that is not a certificate, such as a deny-list.
     pub(crate) fn sign_bytes(&self, message: &[u8]) -> Result<Vec<u8>, rcgen::Error> {
         self.key.sign(message)
     }
@@ -239,7 +239,7 @@ impl Authority {
             return Err(IssueError::NoPath(leaf.id.clone()));
         }
         let mut params = dated(leaf.lifetime, Some(self.not_after))?;
-        // The identity is the URI name alone: an empty subject leaves nothing else to be taken for it.
+        // The identity is the URI name alone: with an empty subject nothing else can be mistaken for it.
         params.distinguished_name = DistinguishedName::new();
         params.subject_alt_names = vec![uri(&leaf.id)?];
         for name in &leaf.dns {
@@ -278,7 +278,7 @@ impl Authority {
         })
     }
 
-    /// A leaf with anything wrong that `alter` puts in.
+    /// A leaf changed by `alter`.
     #[cfg(test)]
     pub(crate) fn issue_altered(
         &self,
@@ -293,7 +293,7 @@ impl Authority {
         self.identity(id, &params, &KeyKind::P256.generate().unwrap()).unwrap()
     }
 
-    /// An authority below this one with anything wrong that `alter` puts in.
+    /// An intermediate changed by `alter`.
     #[cfg(test)]
     pub(crate) fn intermediate_altered(&self, alter: impl FnOnce(&mut CertificateParams)) -> Self {
         let lifetime = Duration::from_secs(3600);
@@ -325,7 +325,7 @@ fn authority_params(
 ) -> Result<CertificateParams, IssueError> {
     let mut params = dated(lifetime, until)?;
     let short = |text: &str| text.chars().take(MAX_NAME).collect::<String>();
-    // Two roots of one domain are told apart by name, too: in a roll-over both are in every bundle.
+    // Two roots of one domain have different names: in a roll-over both are in every bundle.
     let mark = u32::from_be_bytes(
         *crypto::random().map_err(|_| IssueError::Random)?.first_chunk().unwrap_or(&[0; 4]),
     );
@@ -342,8 +342,8 @@ fn authority_params(
     Ok(params)
 }
 
-/// Parameters of a certificate from now on. Its serial number is random: a key that is signed twice must
-/// give two certificates that can be told apart.
+/// Parameters of a certificate from now on. The serial number is random: a key that is signed twice must give two
+/// distinguishable certificates.
 fn dated(lifetime: Duration, until: Option<OffsetDateTime>) -> Result<CertificateParams, IssueError> {
     let now = OffsetDateTime::now_utc();
     let latest = until.unwrap_or_else(|| now + ROOT_LIFETIME * 10);
@@ -358,7 +358,7 @@ fn dated(lifetime: Duration, until: Option<OffsetDateTime>) -> Result<Certificat
 
 pub(crate) fn dated_until(not_after: OffsetDateTime) -> Result<CertificateParams, IssueError> {
     let mut serial = crypto::random().map_err(|_| IssueError::Random)?;
-    // Positive, and never shorter.
+    // Positive, and of constant length.
     serial[0] = serial[0] & 0x7f | 0x40;
     let mut params = CertificateParams::default();
     params.not_before = OffsetDateTime::now_utc() - BACKDATE;
@@ -393,7 +393,7 @@ mod tests {
     }
 
     #[test]
-    fn refuses_what_it_may_not_issue() {
+    fn authority_refuses_foreign_ids_bad_names_and_lifetimes() {
         let east = authority();
         let west = SpiffeId::parse("spiffe://west.example/ns/a/sa/b").unwrap();
         assert!(matches!(east.issue(&west, &[], HOUR), Err(IssueError::ForeignId { .. })));
@@ -411,7 +411,7 @@ mod tests {
     }
 
     #[test]
-    fn is_the_same_after_its_files_are_read() {
+    fn authority_round_trips_through_pem() {
         let east = authority();
         let below = east.intermediate("east", KeyKind::Ed25519, HOUR).unwrap();
         let domain = || east.trust_domain().clone();
@@ -431,7 +431,7 @@ mod tests {
     }
 
     #[test]
-    fn the_same_key_signed_twice_gives_two_serials() {
+    fn authority_signs_one_key_twice_with_different_serials() {
         let east = authority();
         let leaf = Leaf { id: workload(&east), dns: Vec::new(), ips: Vec::new(), lifetime: HOUR };
         let key = KeyKind::P256.generate().unwrap();

@@ -1,7 +1,6 @@
-//! Trust bundles: whom we believe about which trust domain. A chain is verified only against the bundle
-//! of the domain its leaf claims, so that federated domains cannot speak for each other. Beside its roots a
-//! domain has what it took back: a deny-list and certificate revocation lists.
-//! Not about who may connect (`tls::Peer`).
+//! Trust bundles: the trusted roots of each trust domain. A chain is verified only against the bundle of the domain
+//! that its leaf claims, so that federated domains cannot speak for each other. Beside its roots a domain may have a
+//! deny-list and certificate revocation lists. Who may connect is decided by `tls::Peer`.
 
 mod cause;
 mod verify;
@@ -20,7 +19,7 @@ use crate::spiffe::TrustDomain;
 
 pub use verify::{Proven, Role, VerifyError};
 
-/// What is believed about each trust domain, side by side and never pooled.
+/// The bundle, deny-list and revocation lists of each trust domain, side by side and never pooled.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct TrustBundles(BTreeMap<TrustDomain, Believed>);
 
@@ -28,7 +27,7 @@ pub struct TrustBundles(BTreeMap<TrustDomain, Believed>);
 struct Believed {
     bundle: Bundle,
     denied: Option<DenyList>,
-    /// That list as its domain signed it.
+    /// The deny-list as its domain signed it.
     envelope: Option<Arc<str>>,
     crls: Option<Crls>,
 }
@@ -45,36 +44,36 @@ pub struct Bundle {
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Anchor {
     anchor: TrustAnchor<'static>,
-    /// Its end, in seconds since 1970; webpki does not look at it.
+    /// Its expiry, in seconds since 1970; webpki does not check it.
     not_after: u64,
 }
 
 /// Why a certificate cannot be a root of a bundle.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum BundleError {
-    /// Not DER, not X.509.
-    #[error("the root of {domain} cannot be read: {cause}")]
+    /// Not an X.509 certificate.
+    #[error("the root of {domain} cannot be read: {cause}; get the file again")]
     Malformed {
-        /// The bundle it was meant for.
+        /// The trust domain of the bundle.
         domain: TrustDomain,
-        /// What is wrong with it.
+        /// The cause.
         cause: String,
     },
-    /// A leaf, perhaps the wrong file.
-    #[error("the certificate given as a root of {0} is not an authority's; give the root, not a leaf")]
+    /// The certificate is a leaf.
+    #[error("the certificate given as a root of {0} is not an authority; give the root, not a leaf")]
     NotAuthority(TrustDomain),
-    /// A root that says to be another domain's.
+    /// The root names another trust domain.
     #[error("the certificate given as a root of {domain} says that it is of {found}; is it the right file?")]
     OtherDomain {
-        /// The bundle it was meant for.
+        /// The trust domain of the bundle.
         domain: TrustDomain,
-        /// What its URI name says.
+        /// The URI name of the root.
         found: String,
     },
 }
 
 impl Bundle {
-    /// A bundle of these roots, each believed about `domain`.
+    /// Makes a bundle of these roots of `domain`.
     pub fn new<'a>(
         domain: &TrustDomain,
         sequence: u64,
@@ -91,7 +90,7 @@ impl Bundle {
         let malformed = |cause: String| BundleError::Malformed { domain: domain.clone(), cause };
         let anchor = anchor_from_trusted_cert(root).map_err(|e| malformed(e.to_string()))?.to_owned();
         let facts = Facts::of(root).map_err(|e| malformed(e.to_string()))?;
-        // webpki takes any certificate as an anchor.
+        // webpki accepts any certificate as an anchor.
         if !facts.is_authority {
             return Err(BundleError::NotAuthority(domain.clone()));
         }
@@ -107,7 +106,7 @@ impl Bundle {
         Ok(())
     }
 
-    /// The roots that have not ended, as webpki takes them.
+    /// The roots that have not expired, as webpki anchors.
     fn anchors_at(&self, now: UnixTime) -> Result<Vec<TrustAnchor<'static>>, webpki::Error> {
         let standing = self.anchors.iter().filter(|root| now.as_secs() <= root.not_after);
         let anchors: Vec<_> = standing.map(|root| root.anchor.clone()).collect();
@@ -120,19 +119,19 @@ impl Bundle {
         }
     }
 
-    /// Its roots, in the order of their addition.
+    /// The roots, in the order in which they were added.
     pub fn roots(&self) -> &[CertificateDer<'static>] {
         &self.roots
     }
 }
 
 impl TrustBundles {
-    /// No domain is trusted yet.
+    /// Trusts no domain.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Trusts one more root about `domain`, and about no other.
+    /// Adds a trusted root of `domain`; it vouches for no other domain.
     pub fn add_root(&mut self, domain: TrustDomain, root: &CertificateDer<'_>) -> Result<(), BundleError> {
         let mut bundle = self.get(&domain).cloned().unwrap_or_default();
         bundle.add(&domain, root)?;
@@ -140,24 +139,24 @@ impl TrustBundles {
         Ok(())
     }
 
-    /// Believes this bundle about `domain`, and no other that was there.
+    /// Sets the bundle of `domain`, replacing the previous one.
     pub fn insert(&mut self, domain: TrustDomain, bundle: Bundle) {
         self.0.entry(domain).or_default().bundle = bundle;
     }
 
-    /// Denies what a list names, in place of the list that its domain had.
+    /// Sets the deny-list of its domain, replacing the previous one.
     pub fn deny(&mut self, list: DenyList) {
         let believed = self.0.entry(list.trust_domain().clone()).or_default();
         (believed.denied, believed.envelope) = (Some(list), None);
     }
 
-    /// The same, and keeps the envelope that the list was opened from, for handing it on.
+    /// [`TrustBundles::deny`] that also keeps the signed envelope of the list, to pass it on.
     pub fn deny_signed(&mut self, list: DenyList, envelope: &str) {
         let believed = self.0.entry(list.trust_domain().clone()).or_default();
         (believed.denied, believed.envelope) = (Some(list), Some(envelope.into()));
     }
 
-    /// What another one knows of a domain that was taken back, in place of what is known here.
+    /// Copies the deny-list and the revocation lists of `domain` from another set, replacing those here.
     pub(crate) fn inherit(&mut self, domain: &TrustDomain, from: &Self) {
         let Some(Believed { bundle: _, denied, envelope, crls }) = from.0.get(domain).cloned() else {
             return;
@@ -166,7 +165,7 @@ impl TrustBundles {
         (believed.denied, believed.envelope, believed.crls) = (denied, envelope, crls);
     }
 
-    /// Reads these revocation lists for certificates of `domain`.
+    /// Sets the revocation lists of `domain`.
     pub fn revoke(&mut self, domain: TrustDomain, crls: Crls) {
         self.0.entry(domain).or_default().crls = Some(crls);
     }
@@ -181,7 +180,7 @@ impl TrustBundles {
         self.0.get(domain)?.denied.as_ref()
     }
 
-    /// The deny-list of a domain as it was signed, where it came from an envelope.
+    /// The signed envelope of a domain's deny-list, if it came from one.
     pub fn envelope(&self, domain: &TrustDomain) -> Option<&str> {
         self.0.get(domain)?.envelope.as_deref()
     }

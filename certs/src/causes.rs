@@ -1,15 +1,15 @@
-//! An error as one line: with its causes, each said once, though many errors name their cause in their own text.
+//! Prints an error with its causes on one line, each once, although many errors quote their cause.
 
 use std::error::Error;
 
-/// The text of an error and of what caused it. A cause that was said already is left out.
+/// The text of an error and its causes. A cause that the text already contains is omitted.
 pub fn with_causes(error: &dyn Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {
-        let said = error.to_string();
-        if !text.contains(&said) {
-            text = format!("{text}: {said}");
+        let why = error.to_string();
+        if !text.contains(&why) {
+            text = format!("{text}: {why}");
         }
         cause = error.source();
     }
@@ -22,12 +22,12 @@ mod tests {
 
     #[derive(Debug, thiserror::Error)]
     #[error("{0}")]
-    struct Said(&'static str, #[source] Option<Box<Said>>);
+    struct Caused(&'static str, #[source] Option<Box<Caused>>);
 
     #[test]
-    fn causes_are_said_once() {
+    fn causes_are_printed_once() {
         let causes = |texts: &[&'static str]| {
-            let all = texts.iter().rev().fold(None, |cause, text| Some(Box::new(Said(text, cause))));
+            let all = texts.iter().rev().fold(None, |cause, text| Some(Box::new(Caused(text, cause))));
             with_causes(&*all.unwrap())
         };
         assert_eq!(

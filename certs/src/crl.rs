@@ -1,5 +1,5 @@
-//! Certificate revocation lists: read where they are configured, for authorities that publish them.
-//! The default way to take a certificate back is the deny-list (`deny`), next to short lives.
+//! Certificate revocation lists (CRLs) of authorities that publish them. The usual way to deny a certificate before
+//! it expires is the deny-list (`deny`).
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,14 +14,15 @@ use x509_parser::revocation_list::CertificateRevocationList;
 use crate::facts::bounded;
 use crate::pem::{self, Form, PemError};
 
-/// What is done once a list is past its `nextUpdate`.
+/// The policy for a list past its `nextUpdate`.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum StaleCrl {
-    /// Nobody of that authority is let in until the list is fresh: safe, and an outage if its publisher fails.
+    /// Refuse every certificate of that authority until the list is fresh: safe, but an outage of its publisher
+    /// becomes one here.
     #[default]
     Refuse,
-    /// The old list goes on: no outage, and later revocations are not seen.
+    /// Continue with the old list: no outage, but later revocations are missed.
     Accept,
 }
 
@@ -30,33 +31,33 @@ pub enum StaleCrl {
 pub struct Crls {
     source: [u8; 32],
     lists: Arc<[CertRevocationList<'static>]>,
-    /// What is done with a stale one.
+    /// The policy for a stale list.
     pub stale: StaleCrl,
     next_update: OffsetDateTime,
 }
 
-/// Why lists are not used.
+/// Why revocation lists are refused.
 #[derive(Debug, thiserror::Error)]
 pub enum CrlError {
-    /// PEM, and no list.
+    /// PEM without a revocation list.
     #[error(transparent)]
     Pem(#[from] PemError),
-    /// What is there is no list.
-    #[error("a revocation list in it cannot be read; get the file again from its publisher")]
+    /// Not a revocation list.
+    #[error("a revocation list in it cannot be read; get the file from its publisher again")]
     Malformed,
-    /// webpki does not take it.
-    #[error("the revocation list cannot be used: {0}")]
+    /// webpki does not support it.
+    #[error("the revocation list cannot be used: {0}; get it from its publisher again")]
     Unsupported(webpki::Error),
-    /// A list without an end could be old for ever.
+    /// A list without an end could be stale for ever.
     #[error("the revocation list of {0} has no nextUpdate; its publisher must set one")]
     NoNextUpdate(String),
-    /// It would be stale before an outage of its publisher may end.
+    /// It would become stale within the configured outage of its publisher.
     #[error(
-        "the revocation list of {issuer} lives for {}, less than the outage of {} that is to be survived; publish it with a later nextUpdate, or lower the outage budget",
+        "the revocation list of {issuer} is valid for {}, which is not longer than the outage budget of {}; publish it with a later nextUpdate, or lower the outage budget",
         humantime::format_duration(*.life), humantime::format_duration(*.budget)
     )]
     TooShort {
-        /// Who publishes it.
+        /// The publisher.
         issuer: String,
         /// From thisUpdate to nextUpdate.
         life: Duration,
@@ -66,8 +67,8 @@ pub enum CrlError {
 }
 
 impl Crls {
-    /// Reads lists, PEM or DER. Each must live longer than `outage_budget`, from its thisUpdate to its
-    /// nextUpdate: that is how long its publisher may be away without a list going stale.
+    /// Reads lists, PEM or DER. Each must be valid, from thisUpdate to nextUpdate, for longer than `outage_budget`:
+    /// for that long its publisher may fail without a list becoming stale.
     pub fn read(bytes: &[u8], stale: StaleCrl, outage_budget: Duration) -> Result<Self, CrlError> {
         let ders = match pem::revocation_lists(bytes) {
             Err(PemError::Form { form: Form::Der, .. }) => vec![bytes.to_vec().into()],
@@ -82,7 +83,7 @@ impl Crls {
         Ok(Self { source: Sha256::digest(bytes).into(), lists: lists.into(), stale, next_update })
     }
 
-    /// Until when what they allow may be built on, in seconds since 1970.
+    /// When a verification under these lists expires, in seconds since 1970.
     pub(crate) fn until(&self) -> u64 {
         match self.stale {
             StaleCrl::Refuse => u64::try_from(self.next_update.unix_timestamp()).unwrap_or_default(),
@@ -90,7 +91,7 @@ impl Crls {
         }
     }
 
-    /// When the first of them is stale.
+    /// When the first of the lists becomes stale.
     pub fn next_update(&self) -> OffsetDateTime {
         self.next_update
     }
@@ -100,7 +101,7 @@ impl Crls {
     }
 }
 
-/// The same lists, read in the same way.
+/// Equal content, read under the same policy.
 impl PartialEq for Crls {
     fn eq(&self, other: &Self) -> bool {
         (self.source, self.stale) == (other.source, other.stale)

@@ -1,9 +1,9 @@
-//! One file of roots for programs that know no bundles per domain, such as those that use OpenSSL: the own
-//! roots as they are, and each foreign root signed under a constraint to its domain's URI names. What signs them
-//! is an anchor made for that file alone, whose key is thrown away: outside the file nobody believes it, and a
-//! new file takes the old one back. An own root must not do that: its signature would count wherever the root does.
+//! Makes one file of roots for programs without a bundle per trust domain, such as those that use OpenSSL: the own
+//! roots, and each root of another domain cross-signed under a name constraint to URI names of its domain. The signer is
+//! an anchor made for that file only, whose key is destroyed: outside the file it is not trusted, and a new file replaces
+//! the old one. An own root must not cross-sign: its signature would count everywhere the root does.
 //!
-//! Our own verification never uses it: webpki refuses URI names under name constraints.
+//! The verifier of this crate never uses the file: webpki refuses URI names under name constraints.
 
 use rcgen::{
     BasicConstraints, CustomExtension, DistinguishedName, DnType, DnValue, IsCa, KeyIdMethod,
@@ -23,31 +23,31 @@ use crate::spiffe::TrustDomain;
 
 const NAME_CONSTRAINTS: [u64; 4] = [2, 5, 29, 30];
 
-/// Why a foreign root was not signed.
+/// Why a root of another domain was not cross-signed.
 #[derive(Debug, thiserror::Error)]
 pub enum CrossError {
-    /// It cannot be read.
-    #[error("a root of {0} cannot be read")]
+    /// The root cannot be read.
+    #[error("a root of {0} cannot be read; get its bundle again")]
     Unreadable(TrustDomain),
-    /// Its subject has a form that cannot be written the same again.
+    /// Its subject cannot be reproduced exactly.
     #[error(
-        "the subject of a root of {0} cannot be written again byte by byte; its certificates would not chain to it"
+        "the subject of a root of {0} cannot be reproduced byte by byte, so its certificates would not chain to it; leave that domain out (--trust-domain)"
     )]
     Subject(TrustDomain),
-    /// Its kind of key is unknown.
-    #[error("the key of a root of {0} is of an unknown kind")]
+    /// Its key type is unknown.
+    #[error("the key of a root of {0} is of an unknown type; leave that domain out (--trust-domain)")]
     Key(TrustDomain),
-    /// It was not signed.
+    /// The signature failed.
     #[error(transparent)]
     Issue(#[from] IssueError),
 }
 
-/// The file's certificates: the roots of `own`, then, where there are any others, the anchor and each foreign root
-/// signed by it, under the domain that it is of.
+/// The certificates of the file, each with its domain: the roots of `own`, then, if there are other domains, the anchor
+/// and each of their roots signed by it.
 ///
-/// It protects what checks URI names: a certificate through a foreign root that claims an identity of any other
-/// domain is refused. It does not protect names of other kinds: a program that looks at DNS names, or that lets in
-/// whoever chains to its file, believes each domain about all of them.
+/// Programs that check name constraints refuse a certificate under a root of another domain that claims a SPIFFE ID of
+/// any other domain. Other kinds of names are not protected: a program that checks DNS names, or accepts every chain to
+/// the file, trusts each domain for all of them.
 pub fn file<'a>(
     own: &'a TrustDomain,
     bundles: impl IntoIterator<Item = (&'a TrustDomain, &'a Bundle)>,
@@ -148,7 +148,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_foreign_root_is_signed_with_its_name_key_and_constraint() {
+    fn cross_signed_root_keeps_its_name_and_key_under_a_constraint() {
         let [east, west] = ["east.example", "west.example"]
             .map(|name| Authority::generate(TrustDomain::new(name).unwrap()).unwrap());
         let signed = sign(&east, west.trust_domain(), west.certificate()).unwrap();

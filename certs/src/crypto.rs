@@ -1,5 +1,5 @@
-//! The one crypto provider of this crate. It is passed to each configuration and never installed for
-//! the process: a library must not decide that for the program around it.
+//! The crypto provider of this crate. It is passed to each configuration and never installed for the whole process: that
+//! is not for a library to decide.
 
 use std::sync::{Arc, LazyLock};
 
@@ -15,15 +15,15 @@ pub(crate) fn algorithms() -> WebPkiSupportedAlgorithms {
     PROVIDER.signature_verification_algorithms
 }
 
-/// Sixteen bytes that nobody can guess.
+/// Sixteen unpredictable bytes.
 pub(crate) fn random() -> Result<[u8; 16], GetRandomFailed> {
     let mut bytes = [0; 16];
     PROVIDER.secure_random.fill(&mut bytes)?;
     Ok(bytes)
 }
 
-/// The three methods about handshake signatures that rustls asks of every verifier, in both directions:
-/// whatever a verifier believes about a certificate, its holder must have the key.
+/// The three methods for handshake signatures that rustls requires of every verifier: whatever a verifier accepts, the
+/// holder of the certificate must have its key.
 macro_rules! signatures_are_checked {
     () => {
         fn verify_tls12_signature(

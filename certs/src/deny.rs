@@ -1,8 +1,8 @@
-//! Deny-lists: what a trust domain takes back before it expires, by serial number or by identity. A list is
-//! signed by an authority of its domain, numbered, and travels beside the bundle. Who can issue can deny.
+//! Deny-lists: certificates and identities that a trust domain denies before they expire, by serial number or SPIFFE
+//! ID. An authority of the domain signs the list; it is numbered and accompanies the bundle. Who can issue can deny.
 //!
 //! The signature is a DSSE envelope: the payload is signed together with its type, and there is no algorithm
-//! field to lie about. The signer's certificate comes with it.
+//! field to forge. The signer's certificate comes with it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -25,7 +25,7 @@ use crate::spiffe::{IdPattern, SpiffeId, TrustDomain};
 
 const PAYLOAD_TYPE: &str = "application/vnd.isthmus.deny-list+json";
 
-/// What one trust domain denies.
+/// The deny-list of one trust domain.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DenyList {
@@ -33,7 +33,7 @@ pub struct DenyList {
     sequence: u64,
     #[serde(default)]
     identities: BTreeSet<IdPattern>,
-    /// Serial number, and when its certificate expires by itself.
+    /// Serial numbers, with the expiry of their certificates.
     #[serde(default)]
     serials: BTreeMap<Serial, Option<i64>>,
 }
@@ -43,9 +43,9 @@ pub struct DenyList {
 #[serde(try_from = "String", into = "String")]
 pub struct Serial(String);
 
-/// A text that is no serial number.
+/// Not a serial number.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{0:?} is no serial number; write it in hexadecimal, as `inspect` prints it")]
+#[error("{0:?} is not a serial number; write it in hexadecimal, as `inspect` prints it")]
 pub struct NoSerial(String);
 
 impl FromStr for Serial {
@@ -57,7 +57,7 @@ impl FromStr for Serial {
             return Err(NoSerial(text.chars().take(64).collect()));
         }
         let number = digits.trim_start_matches('0');
-        // Whole bytes, as certificates have them.
+        // Certificates have whole bytes.
         Ok(Self(if number.len().is_multiple_of(2) { number.to_owned() } else { format!("0{number}") }))
     }
 }
@@ -82,12 +82,12 @@ impl fmt::Display for Serial {
     }
 }
 
-/// What of a chain is denied.
+/// The part of a chain that is denied.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Denied {
     /// Its identity.
     Identity(IdPattern),
-    /// A certificate of it, the leaf or one that signed it.
+    /// The serial number of a certificate in it, the leaf or one that signed it.
     Serial(String),
 }
 
@@ -100,35 +100,35 @@ impl fmt::Display for Denied {
     }
 }
 
-/// Why a deny-list is not believed.
+/// Why a deny-list is refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum DenyError {
-    /// Not an envelope, not a list.
-    #[error("the deny-list cannot be read: {0}; get it again from its domain")]
+    /// Not a deny-list in an envelope.
+    #[error("the deny-list cannot be read: {0}; get it from its domain again")]
     Malformed(String),
-    /// It speaks for another domain than its place says.
-    #[error("the deny-list is of {found}, not of {expected}; a domain denies only its own")]
+    /// It is the list of another trust domain.
+    #[error("the deny-list is of {found}, not of {expected}; a domain can deny only its own identities")]
     OtherDomain {
-        /// What it says.
+        /// The trust domain in the list.
         found: TrustDomain,
-        /// Whose it was to be.
+        /// The expected trust domain.
         expected: TrustDomain,
     },
     /// Not signed by an authority of the domain.
     #[error(
-        "the deny-list of {0} is not signed by an authority of its bundle; `isthmus-certs rotate` signs it anew"
+        "the deny-list of {0} is not signed by an authority of its bundle; `isthmus-certs rotate` there signs it again"
     )]
     NotSigned(TrustDomain),
-    /// Older than the one already known.
+    /// Older than the list already known.
     #[error(
         "the deny-list of {domain} has sequence {found}, but {known} is known; an old list never replaces a newer one"
     )]
     Older {
-        /// Whose it is.
+        /// The trust domain.
         domain: TrustDomain,
-        /// The number it has.
+        /// The sequence number of the list.
         found: u64,
-        /// The number already seen.
+        /// The sequence number already known.
         known: u64,
     },
 }
@@ -149,38 +149,38 @@ struct Signature {
 }
 
 impl DenyList {
-    /// Denies nothing yet.
+    /// Makes an empty list.
     pub fn new(trust_domain: TrustDomain) -> Self {
         Self { trust_domain, sequence: 0, identities: BTreeSet::new(), serials: BTreeMap::new() }
     }
 
-    /// Whose list it is.
+    /// The trust domain of the list.
     pub fn trust_domain(&self) -> &TrustDomain {
         &self.trust_domain
     }
 
-    /// Grows with each change.
+    /// The sequence number, which grows with each change.
     pub fn sequence(&self) -> u64 {
         self.sequence
     }
 
-    /// The identities that are denied.
+    /// The denied identities.
     pub fn identities(&self) -> impl Iterator<Item = &IdPattern> {
         self.identities.iter()
     }
 
-    /// The serial numbers that are denied, hexadecimal, and when their certificates expire, if known.
+    /// The denied serial numbers, hexadecimal, and when their certificates expire, if known.
     pub fn serials(&self) -> impl Iterator<Item = (&Serial, Option<OffsetDateTime>)> {
         let at = |seconds: i64| OffsetDateTime::from_unix_timestamp(seconds).ok();
         self.serials.iter().map(move |(serial, until)| (serial, until.and_then(at)))
     }
 
-    /// Denies identities. Says whether that is new.
+    /// Denies identities. Returns whether the entry is new.
     pub fn add_identity(&mut self, identity: IdPattern) -> bool {
         self.identities.insert(identity)
     }
 
-    /// Denies a certificate by its serial number. Says whether that is new.
+    /// Denies a certificate by its serial number. Returns whether the entry is new.
     pub fn add_serial(&mut self, serial: Serial, until: Option<OffsetDateTime>) -> bool {
         self.serials.insert(serial, until.map(OffsetDateTime::unix_timestamp)).is_none()
     }
@@ -190,24 +190,24 @@ impl DenyList {
         serial.parse().is_ok_and(|serial: Serial| self.serials.contains_key(&serial))
     }
 
-    /// No longer denies these identities. Says whether they were denied.
+    /// Removes an entry for identities. Returns whether it was there.
     pub fn remove_identity(&mut self, identity: &IdPattern) -> bool {
         self.identities.remove(identity)
     }
 
-    /// No longer denies this serial number. Says whether it was denied.
+    /// Removes a serial number. Returns whether it was there.
     pub fn remove_serial(&mut self, serial: &Serial) -> bool {
         self.serials.remove(serial).is_some()
     }
 
-    /// Forgets serial numbers whose certificates have expired. Says whether there were any.
+    /// Drops serial numbers of expired certificates. Returns whether there were any.
     pub fn forget_expired(&mut self, now: OffsetDateTime) -> bool {
         let before = self.serials.len();
         self.serials.retain(|_, until| until.is_none_or(|until| until >= now.unix_timestamp()));
         self.serials.len() < before
     }
 
-    /// Gives a changed list its next number, which must be higher.
+    /// Sets the sequence number of a changed list, which must be higher than before.
     pub(crate) fn renumber(&mut self, sequence: u64) {
         self.sequence = sequence;
     }
@@ -218,7 +218,7 @@ impl DenyList {
         identity.map(Denied::Identity).or_else(|| serial().map(Denied::Serial))
     }
 
-    /// Whether one of these serial numbers is on it.
+    /// Whether one of these serial numbers is denied.
     pub(crate) fn denies_any(&self, serials: &[String]) -> bool {
         serials.iter().any(|serial| self.has_serial(serial))
     }
@@ -238,7 +238,7 @@ impl DenyList {
         serde_json::to_string_pretty(&envelope).map_err(|e| IssueError::External(e.into()))
     }
 
-    /// Reads a list that this side keeps itself, whoever signed it and however long ago.
+    /// Reads a list that this side stores itself, without checking its signature.
     pub(crate) fn reopen(envelope: &[u8]) -> Result<Self, DenyError> {
         let malformed = |what: &dyn fmt::Display| DenyError::Malformed(what.to_string());
         let envelope: Envelope = serde_json::from_slice(envelope).map_err(|e| malformed(&e))?;
@@ -246,9 +246,9 @@ impl DenyList {
         serde_json::from_slice(&payload).map_err(|e| malformed(&e))
     }
 
-    /// Reads a signed list of `domain`, whose signer must be a root of `bundle`, or an authority that one of
-    /// them signed and that is valid at `now`. It must not be older than the one that is known, nor signed by
-    /// somebody whom that one denies.
+    /// Reads a signed list of `domain`. Its signer must be a root of `bundle`, or an authority signed by one of them
+    /// and valid at `now`. The list must not be older than the known one, nor be signed by an authority which the
+    /// known one denies.
     pub fn open(
         envelope: &[u8],
         domain: &TrustDomain,
@@ -259,16 +259,16 @@ impl DenyList {
         let malformed = |what: &dyn fmt::Display| DenyError::Malformed(what.to_string());
         let envelope: Envelope = serde_json::from_slice(envelope).map_err(|e| malformed(&e))?;
         if envelope.payload_type != PAYLOAD_TYPE {
-            return Err(malformed(&"it is an envelope of something else"));
+            return Err(malformed(&"its payload type is not that of a deny-list"));
         }
         let payload = STANDARD.decode(&envelope.payload).map_err(|e| malformed(&e))?;
         let text = signed_text(&payload);
         let mut signers = envelope.signatures.iter().filter_map(|signature| signature.by(&text, bundle, now));
-        // Who was denied does not take that back.
+        // A denied authority must not remove its own entry.
         if !signers.any(|serial| known.is_none_or(|known| !known.has_serial(&serial))) {
             return Err(DenyError::NotSigned(domain.clone()));
         }
-        // Only now: what nobody vouches for is not even parsed.
+        // Parsed only now: an unsigned payload is not parsed at all.
         let list: Self = serde_json::from_slice(&payload).map_err(|e| malformed(&e))?;
         if list.trust_domain != *domain {
             return Err(DenyError::OtherDomain { found: list.trust_domain, expected: domain.clone() });
@@ -285,7 +285,7 @@ impl DenyList {
 }
 
 impl Signature {
-    /// The serial number of its signer's certificate, if it is good.
+    /// The serial number of the signer's certificate, if the signature is valid.
     fn by(&self, text: &[u8], bundle: &Bundle, now: UnixTime) -> Option<String> {
         let signature = STANDARD.decode(&self.sig).ok()?;
         let signer = CertificateDer::from(STANDARD.decode(&self.cert).ok()?);
@@ -306,7 +306,7 @@ fn is_authority_of(signer: &CertificateDer<'_>, bundle: &Bundle, now: UnixTime) 
     let validity = parsed.validity();
     let is_valid = validity.not_before.timestamp() <= now && now <= validity.not_after.timestamp();
     let may_sign = matches!(parsed.key_usage(), Ok(Some(usage)) if usage.value.key_cert_sign());
-    // Another domain's root that one of these signed may speak for that domain only.
+    // A cross-signed root of another domain may speak for that domain only.
     let is_whole = matches!(parsed.name_constraints(), Ok(None));
     is_valid
         && is_whole

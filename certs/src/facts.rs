@@ -1,5 +1,4 @@
-//! What a certificate says, read for people, for renewal and for metrics. It proves nothing: whether to
-//! believe it is decided in `bundle`.
+//! Reads the content of a certificate, for display, renewal and metrics. It proves nothing: `bundle` verifies chains.
 
 use std::net::IpAddr;
 
@@ -14,22 +13,22 @@ use x509_parser::public_key::PublicKey;
 
 use crate::key::KeyPin;
 
-/// Text of a certificate is the sender's.
+/// Longest text taken from a certificate, which anyone may have written.
 const MAX_TEXT: usize = 256;
 
-/// What one certificate says.
+/// The content of a certificate.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Facts {
-    /// The subject, as in RFC 4514; empty for leaves of ours.
+    /// The subject, as in RFC 4514; empty in leaves issued by this crate.
     pub subject: String,
-    /// Who says to have signed it.
+    /// The issuer named in it.
     pub issuer: String,
     /// The serial number, hexadecimal, lower case.
     pub serial: String,
-    /// From when it is valid.
+    /// Start of its validity.
     #[serde(with = "time::serde::rfc3339")]
     pub not_before: OffsetDateTime,
-    /// Until when it is valid.
+    /// End of its validity.
     #[serde(with = "time::serde::rfc3339")]
     pub not_after: OffsetDateTime,
     /// URI names; one for a leaf, its SPIFFE ID.
@@ -40,9 +39,9 @@ pub struct Facts {
     pub ips: Vec<IpAddr>,
     /// It may sign certificates.
     pub is_authority: bool,
-    /// How many authorities may stand below it.
+    /// How many intermediates may be below it.
     pub path_length: Option<u32>,
-    /// Such as `ECDSA 256` or `RSA 2048`.
+    /// The key type, such as `ECDSA 256` or `RSA 2048`.
     pub key: String,
     /// The pin of its key.
     pub pin: KeyPin,
@@ -57,9 +56,9 @@ pub struct Facts {
     pub(crate) subject_name: Vec<u8>,
 }
 
-/// Not a certificate.
+/// Not a readable certificate.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("the certificate cannot be read: {0}")]
+#[error("the certificate cannot be read: {0}; get the file again")]
 pub struct Unreadable(String);
 
 impl Facts {
@@ -99,12 +98,12 @@ impl Facts {
         })
     }
 
-    /// Whether it is an authority that is its own issuer.
+    /// Whether it is a self-issued authority.
     pub fn is_root(&self) -> bool {
         self.is_authority && self.is_self_issued()
     }
 
-    /// Whether subject and issuer are the same, as a root's are.
+    /// Whether subject and issuer are equal, as in a root.
     pub(crate) fn is_self_issued(&self) -> bool {
         self.issuer_name == self.subject_name
     }
@@ -122,7 +121,7 @@ fn texts<'a>(
     names.iter().filter_map(of).map(bounded).collect()
 }
 
-/// Somebody else's text as it may be shown anywhere: bounded, and without control characters.
+/// Foreign text made safe to print: bounded, and without control characters.
 pub(crate) fn bounded(text: &str) -> String {
     let mut shown = String::new();
     for c in text.chars().take(MAX_TEXT) {
@@ -147,7 +146,7 @@ fn key_name(key: &PublicKey<'_>) -> String {
     }
 }
 
-/// Whether `certificate` is signed by the key of `issuer`, and names it as its issuer.
+/// Whether `certificate` is signed by the key of `issuer` and names it as its issuer.
 pub(crate) fn is_signed_by(certificate: &CertificateDer<'_>, issuer: &CertificateDer<'_>) -> bool {
     let parsed = (X509Certificate::from_der(certificate), X509Certificate::from_der(issuer));
     let (Ok((_, certificate)), Ok((_, issuer))) = parsed else { return false };
@@ -155,7 +154,7 @@ pub(crate) fn is_signed_by(certificate: &CertificateDer<'_>, issuer: &Certificat
         && certificate.verify_signature(Some(issuer.public_key())).is_ok()
 }
 
-/// The serial number as OpenSSL prints it, but in lower case: without the byte that only makes it positive.
+/// The serial number as OpenSSL prints it, but in lower case: without a leading zero byte that only makes it positive.
 pub(crate) fn serial_of(certificate: &X509Certificate<'_>) -> String {
     match certificate.raw_serial() {
         [0, rest @ ..] if !rest.is_empty() => hex(rest),

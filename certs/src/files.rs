@@ -1,5 +1,5 @@
-//! Files that appear whole or not at all, one or several together. After a crash at any point there is what
-//! was there before or what was to be there, and perhaps a leftover that the next writing removes.
+//! Writes files atomically, one or several together. After a crash at any point either the old or the new content is
+//! there, and perhaps a leftover that the next write removes.
 
 use std::ffi::OsStr;
 use std::fmt;
@@ -8,32 +8,32 @@ use std::io::{self, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, PermissionsExt as _, chown, symlink};
 use std::path::{Path, PathBuf};
 
-/// Readable by its owner only: keys.
+/// Mode of keys: readable by the owner only.
 pub const SECRET: u32 = 0o600;
-/// Readable by all who may enter the directory.
+/// Mode of certificates: readable by all.
 pub const PUBLIC: u32 = 0o644;
 const FOLDER: u32 = 0o700;
-/// The link that all files of a set go through, as kubelet names it.
+/// The link through which all files of a set are reached, named as by kubelet.
 const DATA: &str = "..data";
-/// What single files are called until they are whole.
+/// Name prefix of single files until they are complete.
 const NEW: &str = ".new-";
-/// How the directories of sets, and links until they are in their place, are called: nothing else is removed.
+/// Name prefix of the directories of sets, and of links before they are renamed. Nothing else is ever removed.
 const OURS: &str = "..isthmus-";
 
 /// A file or directory could not be written.
 #[derive(Debug, thiserror::Error)]
 pub enum WriteError {
-    /// The system does not let us.
+    /// The operating system reported an error.
     #[error("cannot write {}; the directory must exist and be writable", path.display())]
     Failed {
-        /// Which.
+        /// The file or directory.
         path: PathBuf,
-        /// Why.
+        /// The cause.
         #[source]
         cause: io::Error,
     },
-    /// Somebody else's file is there.
-    #[error("{} is there already, and was not made here; choose another directory, or move it away", .0.display())]
+    /// A file that Isthmus did not write is there.
+    #[error("{} is there already and was not written by Isthmus; choose another directory, or move it away", .0.display())]
     Occupied(PathBuf),
 }
 
@@ -50,7 +50,7 @@ pub struct Entry {
     pub(crate) mode: u32,
 }
 
-/// What it says may be a key.
+/// Hides the content, which may be a key.
 impl fmt::Debug for Entry {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Entry").field("name", &self.name).field("mode", &self.mode).finish_non_exhaustive()
@@ -58,22 +58,22 @@ impl fmt::Debug for Entry {
 }
 
 impl Entry {
-    /// One that all who may enter the directory can read.
+    /// An entry that everyone may read.
     pub fn public(name: &'static str, content: impl Into<String>) -> Self {
         Self { name, content: content.into(), mode: PUBLIC }
     }
 
-    /// One for its owner only.
+    /// An entry that only the owner may read.
     pub fn secret(name: &'static str, content: impl Into<String>) -> Self {
         Self { name, content: content.into(), mode: SECRET }
     }
 }
 
-/// Writes one file, in place of what is there.
+/// Writes one file, replacing what is there.
 pub fn write(path: &Path, content: &str, mode: u32) -> Result<(), WriteError> {
     let attempt = || {
         let folder = parent(path);
-        // A temporary file starts as 0600, so a key is never open to others.
+        // Temporary files are created with mode 0600, so a key is never readable by others.
         let mut file = tempfile::Builder::new().prefix(NEW).tempfile_in(folder).map_err(nameless)?;
         file.write_all(content.as_bytes())?;
         file.as_file().set_permissions(Permissions::from_mode(mode))?;
@@ -84,7 +84,7 @@ pub fn write(path: &Path, content: &str, mode: u32) -> Result<(), WriteError> {
     attempt().map_err(failed(path))
 }
 
-/// Removes what interrupted writings of single files have left in a directory and below it.
+/// Removes leftovers of interrupted writes of single files, in a directory and below it.
 pub(crate) fn sweep(folder: &Path) -> Result<(), WriteError> {
     sweep_in(folder).map_err(failed(folder))
 }
@@ -101,17 +101,17 @@ fn sweep_in(folder: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// Makes a directory and those above it, for their owner only.
+/// Makes a directory and its parents, for their owner only.
 pub fn make_folder(folder: &Path) -> Result<(), WriteError> {
     let made = DirBuilder::new().recursive(true).mode(FOLDER).create(folder);
     made.map_err(failed(folder))
 }
 
-/// Replaces all files of a directory at one stroke, as kubelet does with a Secret: they stand in a
-/// directory of their own, the link `..data` leads there, and each name is a link through it.
+/// Replaces all files of a set at once, as kubelet does with a Secret: they are in a directory of their own, the link
+/// `..data` points to it, and each name is a link through `..data`.
 ///
 /// # Errors
-/// It cannot be written. What was there before is still whole.
+/// A file cannot be written. The previous set is still complete.
 pub fn publish(folder: &Path, entries: &[Entry]) -> Result<(), WriteError> {
     make_folder(folder)?;
     publish_in(folder, entries).map_err(failed(folder))
@@ -143,7 +143,7 @@ fn publish_in(folder: &Path, entries: &[Entry]) -> io::Result<()> {
     remove_old(folder, name)
 }
 
-/// Gives a new set to the owner of its directory: what root renews, the service that it is for must read.
+/// Gives a new set to the owner of its directory: a service must be able to read what root renews for it.
 fn give(set: &Path, folder: &Path, entries: &[Entry]) -> io::Result<()> {
     let (owner, made) = (fs::metadata(folder)?, fs::metadata(set)?);
     if (owner.uid(), owner.gid()) == (made.uid(), made.gid()) {
@@ -155,7 +155,7 @@ fn give(set: &Path, folder: &Path, entries: &[Entry]) -> io::Result<()> {
     Ok(())
 }
 
-/// Removes what an interrupted replacing has left beside the files of a set.
+/// Removes leftovers of an interrupted [`publish`].
 pub(crate) fn tidy(folder: &Path) -> Result<(), WriteError> {
     let attempt = || match fs::read_link(folder.join(DATA)) {
         Ok(current) => remove_old(folder, current.as_os_str()),
@@ -165,7 +165,7 @@ pub(crate) fn tidy(folder: &Path) -> Result<(), WriteError> {
     attempt().map_err(failed(folder))
 }
 
-/// Puts a link in the place of whatever is there.
+/// Makes a link, replacing what is there.
 fn link(target: &Path, at: &Path) -> io::Result<()> {
     let name = at.file_name().unwrap_or_default().to_string_lossy();
     let next = at.with_file_name(format!("{OURS}{name}"));
@@ -174,12 +174,12 @@ fn link(target: &Path, at: &Path) -> io::Result<()> {
     fs::rename(&next, at)
 }
 
-/// Refuses a directory in which one of these names is something else than a link that was made here.
+/// Refuses a directory in which one of these names is not a link made by [`publish`].
 ///
 /// # Errors
-/// Which of them.
+/// The first such name.
 pub fn check_unoccupied(folder: &Path, names: &[&str]) -> Result<(), WriteError> {
-    // A mounted Secret looks the same, but for where its link leads.
+    // A mounted Secret differs only in the target of its `..data` link.
     let data = fs::read_link(folder.join(DATA)).unwrap_or_default();
     let is_ours =
         data.as_os_str().is_empty() || data.as_os_str().as_encoded_bytes().starts_with(OURS.as_bytes());
@@ -194,12 +194,12 @@ pub fn check_unoccupied(folder: &Path, names: &[&str]) -> Result<(), WriteError>
     Ok(())
 }
 
-/// Temporary files have another name each time, which is of no use to anybody.
+/// Drops the name of a temporary file from an error: it is random.
 fn nameless(error: io::Error) -> io::Error {
     error.kind().into()
 }
 
-/// What earlier sets and interrupted writings have left.
+/// Removes previous sets and leftovers of interrupted writes.
 fn remove_old(folder: &Path, current: &OsStr) -> io::Result<()> {
     for entry in fs::read_dir(folder)? {
         let entry = entry?;
@@ -221,7 +221,7 @@ fn remove(path: &Path) -> io::Result<()> {
     }
 }
 
-/// A name is only there for good once its directory is.
+/// A file name is durable only once its directory is synced.
 fn sync(folder: &Path) -> io::Result<()> {
     File::open(folder)?.sync_all()
 }
@@ -242,7 +242,7 @@ mod tests {
     }
 
     #[test]
-    fn a_set_is_replaced_at_one_stroke() {
+    fn publish_replaces_all_files_at_once() {
         let dir = tempfile::tempdir().unwrap();
         let folder = dir.path().join("a/b");
         publish(&folder, &set("one")).unwrap();
@@ -259,7 +259,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_crash_left_is_taken_over() {
+    fn publish_cleans_up_after_a_crash() {
         let dir = tempfile::tempdir().unwrap();
         fs::create_dir(dir.path().join("..isthmus-left")).unwrap();
         fs::write(dir.path().join("..isthmus-left/tls.key"), "half").unwrap();

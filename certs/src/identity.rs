@@ -1,5 +1,5 @@
-//! A leaf certificate with its chain and key: what a workload shows to its peers.
-//! Not for following files that change (`trust`), and not for renewing them (`home`).
+//! A leaf certificate with its chain and private key, which a workload presents to its peers. `trust` follows its
+//! files; `home` renews them.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -16,31 +16,31 @@ use crate::svid::{SvidError, peer_id};
 /// A SPIFFE identity that can prove itself. `Debug` never shows the key.
 pub struct Identity {
     pub(crate) id: SpiffeId,
-    /// The leaf first; the root is not sent.
+    /// Leaf first, without the root.
     pub(crate) chain: Vec<CertificateDer<'static>>,
     pub(crate) key: PrivateKeyDer<'static>,
     pub(crate) chain_pem: String,
     pub(crate) key_pem: String,
 }
 
-/// Why a chain and a key are no identity.
+/// Why a chain and a key are not an identity.
 #[derive(Debug, thiserror::Error)]
 pub enum IdentityError {
-    /// The chain is not PEM, or not what it should hold.
+    /// The chain is not PEM certificates.
     #[error(transparent)]
     Chain(PemError),
-    /// The key is not PEM, or none that can be used.
+    /// The key is not PEM, or cannot be used for TLS.
     #[error(transparent)]
     Key(PemError),
-    /// The leaf is not the leaf of a SPIFFE identity.
+    /// The leaf has no valid SPIFFE identity.
     #[error(transparent)]
     Svid(#[from] SvidError),
-    /// The key of another certificate, as there is for a moment while both files are replaced.
-    #[error("the key is not the one of the certificate; both must be of the same issue")]
+    /// The key of another certificate, as happens for a moment while both files are replaced.
+    #[error("the private key does not match the certificate; both must be of the same issue")]
     OtherKey,
 }
 
-/// Where [`Identity::write_to`] put things.
+/// The files written by [`Identity::write_to`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct IdentityFiles {
     /// The chain, leaf first, PEM, mode 0644.
@@ -50,9 +50,9 @@ pub struct IdentityFiles {
 }
 
 impl Identity {
-    /// Takes an identity as it stands in files: the chain with the leaf first, and the key.
+    /// Reads an identity from PEM: the chain, leaf first, and the key.
     ///
-    /// A root at the chain's end is left out. Whether the chain is to be believed is another question.
+    /// A root at the end of the chain is dropped. The chain is not verified.
     pub fn from_pem(chain: impl AsRef<[u8]>, key: impl AsRef<[u8]>) -> Result<Self, IdentityError> {
         let chain = pem::without_root(pem::certificates(chain).map_err(IdentityError::Chain)?);
         let id = peer_id(&chain)?;
@@ -66,7 +66,7 @@ impl Identity {
         Ok(Self { id, chain_pem: pem::encode(&chain), key_pem: pem::encode_key(&key), chain, key })
     }
 
-    /// The one identity its certificate claims.
+    /// The SPIFFE ID in its certificate.
     pub fn id(&self) -> &SpiffeId {
         &self.id
     }
@@ -128,11 +128,11 @@ mod tests {
     }
 
     #[test]
-    fn keys_are_for_their_owner_only() {
+    fn identity_files_have_private_keys_and_public_chains() {
         let dir = tempfile::tempdir().unwrap();
         let identity = identity();
         let files = identity.write_to(dir.path(), "reviews").unwrap();
-        // Again, over the old ones.
+        // Overwrites the old files.
         identity.write_to(dir.path(), "reviews").unwrap();
         let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
         assert_eq!((mode(&files.key), mode(&files.chain)), (0o600, 0o644));
@@ -142,14 +142,14 @@ mod tests {
     }
 
     #[test]
-    fn a_missing_directory_is_named() {
+    fn identity_write_error_names_the_missing_directory() {
         let dir = tempfile::tempdir().unwrap();
         let error = identity().write_to(&dir.path().join("absent"), "x").unwrap_err();
         assert!(error.to_string().contains("absent/x.key"), "{error}");
     }
 
     #[test]
-    fn debug_hides_the_key() {
+    fn identity_debug_hides_the_key() {
         let text = format!("{:?}", identity());
         assert!(text.contains("reviews") && !text.contains("PRIVATE"), "{text}");
     }

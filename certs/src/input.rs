@@ -1,7 +1,6 @@
-//! Reading files that people and other programs write. Only regular files are opened, none is waited for, and none is
-//! read beyond its limit: a pipe, a device or a directory under a file's name must not hang or fill a program. Links
-//! are followed, as Kubernetes mounts its files by them. Commands that end may be given a pipe: they alone wait for
-//! one. Not writing: that is [`files`](crate::files).
+//! Reads files that people and other programs write. Only regular files are opened, never waiting, and never beyond a
+//! limit: a pipe, a device or a directory in place of a file must not hang or fill a program. Links are followed, since
+//! Kubernetes mounts files through them. Only short commands accept a pipe, and wait for it.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read as _};
@@ -15,12 +14,14 @@ use rustix::fs::OFlags;
 /// # Errors
 /// It cannot be opened, or is not a regular file.
 pub fn open(path: &Path) -> io::Result<File> {
-    // Without NONBLOCK, opening a pipe waits for somebody to write to it.
+    // Without NONBLOCK, opening a pipe waits for a writer.
     let flags = OFlags::NONBLOCK | OFlags::NOCTTY;
     let file = OpenOptions::new().read(true).custom_flags(flags.bits().cast_signed()).open(path)?;
     match file.metadata()?.is_file() {
         true => Ok(file),
-        false => Err(io::Error::new(io::ErrorKind::InvalidInput, "is not a regular file; move it away")),
+        false => {
+            Err(io::Error::new(io::ErrorKind::InvalidInput, "is not a regular file; replace it with one"))
+        }
     }
 }
 
@@ -33,8 +34,8 @@ pub fn read(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
     bounded(open(path)?, limit)
 }
 
-/// Reads at most `limit` bytes of what a command line names: a file, or a pipe (`<(…)`, `/dev/stdin`), which is
-/// waited for. Only for commands that end.
+/// Reads at most `limit` bytes of a command line argument: a file, or a pipe (`<(…)`, `/dev/stdin`), which it waits for.
+/// Only for short commands.
 ///
 /// # Errors
 /// It cannot be read, or is larger ([`io::ErrorKind::FileTooLarge`]).
@@ -84,7 +85,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_regular_files_within_the_limit_are_read() {
+    fn input_reads_only_regular_files_within_the_limit() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("file");
         std::fs::write(&path, "four").unwrap();
@@ -104,7 +105,7 @@ mod tests {
     }
 
     #[test]
-    fn argument_may_be_a_pipe_that_is_bounded_too() {
+    fn input_argument_may_be_a_bounded_pipe() {
         let dir = tempfile::tempdir().unwrap();
         let pipe = dir.path().join("pipe");
         let mode = rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR;

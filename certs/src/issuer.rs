@@ -1,6 +1,6 @@
-//! Signing for keys that others hold: a request is read for its key alone, a policy says which leaf that
-//! requester may have, and an issuer signs it. Where the signing key is does not matter here: in memory,
-//! in an HSM (`Authority::with_key`), or with an external authority (another `Issuer`).
+//! Signs leaves for keys held elsewhere: a certificate request gives only its key, a policy decides which leaf the
+//! requester may have, and an issuer signs it. The signing key may be in memory, in an HSM (`Authority::with_key`) or at
+//! an external authority (another `Issuer`).
 
 use std::fmt;
 use std::future::{self, Future};
@@ -19,33 +19,33 @@ use crate::spiffe::{IdPattern, SpiffeId};
 
 const MIN_RSA_BITS: usize = 2048;
 
-/// The key of a certificate signing request whose holder has proven to hold it.
+/// The key of a certificate request, whose holder has proven possession.
 ///
-/// Names in the request are not kept: a certificate gets those that the policy gives.
+/// The names in the request are ignored: a certificate gets those that the policy grants.
 #[derive(Debug, Clone)]
 pub struct Csr {
     key: SubjectPublicKeyInfo,
 }
 
-/// Why a request is not signed.
+/// Why a certificate request is refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum CsrError {
-    /// PEM, and not one request.
+    /// PEM without exactly one request.
     #[error(transparent)]
     Pem(#[from] PemError),
     /// Neither PEM nor DER.
     #[error("the request cannot be read; it must be a PKCS#10 CERTIFICATE REQUEST, PEM or DER")]
     Malformed,
-    /// Whoever made it does not hold the key.
-    #[error("the request is not signed by its own key; make it anew with the key that it is for")]
+    /// The signature is not by the key in the request.
+    #[error("the request is not signed by its own key; create it again with the key that it is for")]
     NotProven,
-    /// A weak or unknown kind of key.
+    /// A weak key or an unknown key type.
     #[error("the request's key is {0}; use P-256, P-384, Ed25519, or RSA of at least {MIN_RSA_BITS} bits")]
     Key(String),
 }
 
 impl Csr {
-    /// Reads a request, PEM or DER, and checks that it is signed by its own key.
+    /// Reads a request, PEM or DER, and verifies that it is signed by its own key.
     pub fn parse(bytes: &[u8]) -> Result<Self, CsrError> {
         let der = match pem::request(bytes) {
             Err(PemError::Form { form: Form::Der, .. }) => bytes.to_vec().into(),
@@ -62,61 +62,61 @@ impl Csr {
             return Err(CsrError::Key(format!("RSA of {} bits", rsa.key_size())));
         }
         let key = SubjectPublicKeyInfo::from_der(info.raw);
-        let key = key.map_err(|_| CsrError::Key("of an unknown kind".to_owned()))?;
+        let key = key.map_err(|_| CsrError::Key("of an unknown type".to_owned()))?;
         request.verify_signature().map_err(|_| CsrError::NotProven)?;
         Ok(Self { key })
     }
 
-    /// The key.
+    /// The key to sign.
     pub fn key(&self) -> &SubjectPublicKeyInfo {
         &self.key
     }
 }
 
-/// Who may ask for which leaf, for how long. What no grant gives is refused.
+/// Who may have which leaf, for how long. Everything without a grant is refused.
 #[derive(Debug, Clone, Default)]
 pub struct Policy {
-    /// Tried in order.
+    /// The first matching grant applies.
     pub grants: Vec<Grant>,
 }
 
 /// One permission of a [`Policy`].
 #[derive(Debug, Clone)]
 pub struct Grant {
-    /// Who asks, as proven by its own certificate or token.
+    /// The requester, as proven by its certificate or token.
     pub requester: IdPattern,
-    /// For which identity.
+    /// The identity that may be requested.
     pub identity: Wanted,
-    /// DNS names it may have: each exactly, or a name under one that is written `*.suffix`.
+    /// DNS names that the leaf may have: exact names, or `*.suffix` for every name below a suffix.
     pub dns: Vec<String>,
-    /// The longest life; longer wishes are shortened to it.
+    /// The longest lifetime; longer requests are shortened to it.
     pub longest: Duration,
 }
 
-/// Which identity a grant gives.
+/// The identity that a grant covers.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Wanted {
-    /// The requester's own: renewal.
+    /// The requester's own (renewal).
     Own,
-    /// Another's, such as an agent's for its gateways.
+    /// Another identity, such as those of gateways for their agent.
     Of(IdPattern),
 }
 
-/// No grant gives this leaf to this requester.
+/// No grant covers this leaf for this requester.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{requester} may not have a certificate for {wanted}; its issuer's policy must grant it")]
+#[error("{requester} may not have a certificate for {wanted}; grant it in the policy of the issuer")]
 pub struct NotGranted {
     requester: SpiffeId,
     wanted: SpiffeId,
 }
 
 impl Policy {
-    /// Only renewals of what one has, with no names beside the identity.
+    /// Grants renewal of the requester's own identity, without DNS names.
     pub fn renewals(requester: IdPattern, longest: Duration) -> Self {
         Self { grants: vec![Grant { requester, identity: Wanted::Own, dns: Vec::new(), longest }] }
     }
 
-    /// The leaf that may be signed: the wish itself, with its life shortened where a grant is shorter.
+    /// The leaf to sign: as requested, with the lifetime limited by the grant.
     pub fn allow(&self, requester: &SpiffeId, wish: Leaf) -> Result<Leaf, NotGranted> {
         match self.grants.iter().find(|grant| grant.covers(requester, &wish)) {
             Some(grant) => Ok(Leaf { lifetime: wish.lifetime.min(grant.longest), ..wish }),
@@ -131,13 +131,13 @@ impl Grant {
             Wanted::Own => &wish.id == requester,
             Wanted::Of(pattern) => pattern.matches(&wish.id),
         };
-        // Addresses are nobody's to give away by pattern.
+        // Grants never cover IP addresses.
         let names = wish.ips.is_empty() && wish.dns.iter().all(|name| self.gives(name));
         self.requester.matches(requester) && identity && names
     }
 
     fn gives(&self, name: &str) -> bool {
-        // Names below a suffix, never a wildcard; and only at a dot.
+        // Names below a suffix, split at a dot, never a wildcard.
         self.dns.iter().any(|granted| {
             match granted.strip_prefix('*').filter(|suffix| suffix.starts_with('.')) {
                 Some(suffix) => {
@@ -149,13 +149,13 @@ impl Grant {
     }
 }
 
-/// A signing that is under way.
+/// The future of a signature: the chain, leaf first.
 pub type Signing<'a> =
     Pin<Box<dyn Future<Output = Result<Vec<CertificateDer<'static>>, IssueError>> + Send + 'a>>;
 
 /// Signs leaves for keys that are held elsewhere.
 pub trait Issuer: fmt::Debug + Send + Sync {
-    /// Signs `leaf`, which a policy has allowed, for the key of `csr`. The chain is without the root.
+    /// Signs `leaf`, as allowed by a policy, for the key of `csr`. Returns the chain without the root.
     fn sign<'a>(&'a self, csr: &'a Csr, leaf: &'a Leaf) -> Signing<'a>;
 }
 
@@ -178,7 +178,7 @@ mod tests {
 
     fn request() -> (rcgen::KeyPair, String) {
         let key = KeyKind::P256.generate().unwrap();
-        // Names that nobody gave it, two URI names among them.
+        // Names that were not granted, two URI names among them.
         let mut params = CertificateParams::new(["admin.example".to_owned()]).unwrap();
         for uri in ["spiffe://east.example/ns/admin/sa/root", "spiffe://west.example/x"] {
             params.subject_alt_names.push(rcgen::SanType::URI(uri.try_into().unwrap()));
@@ -197,7 +197,7 @@ mod tests {
     }
 
     #[test]
-    fn a_request_gives_its_key_and_no_name() {
+    fn csr_gives_its_key_and_no_name() {
         let (key, pem) = request();
         let authority = Authority::generate(TrustDomain::new("east.example").unwrap()).unwrap();
         let wish = leaf("spiffe://east.example/ns/a/sa/b", &[]);
@@ -211,7 +211,7 @@ mod tests {
     }
 
     #[test]
-    fn a_request_must_prove_its_key() {
+    fn csr_must_be_signed_by_its_own_key() {
         let (_, text) = request();
         let der = pem::request(text.as_bytes()).unwrap();
         let mut bytes = der.to_vec();
@@ -226,7 +226,7 @@ mod tests {
     }
 
     #[test]
-    fn what_no_grant_gives_is_refused() {
+    fn policy_refuses_everything_without_a_grant() {
         let own = SpiffeId::parse("spiffe://east.example/ns/a/sa/b").unwrap();
         let policy = Policy {
             grants: vec![

@@ -1,4 +1,4 @@
-//! Kinds of keys that authorities and leaves have, and the pin that names one. Not for keeping keys.
+//! Key types of authorities and leaves, and the pins that identify keys.
 
 use std::fmt;
 use std::str::FromStr;
@@ -9,24 +9,24 @@ use rcgen::{KeyPair, PKCS_ECDSA_P256_SHA256, PKCS_ECDSA_P384_SHA384, PKCS_ED2551
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
-/// What kind of key is made.
+/// A key type.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum KeyKind {
-    /// ECDSA on P-256, which every TLS implementation knows.
+    /// ECDSA on P-256, which every TLS implementation supports.
     #[default]
     P256,
     /// ECDSA on P-384.
     P384,
-    /// Ed25519, which browsers and some load balancers do not take.
+    /// Ed25519, which browsers and some load balancers do not support.
     Ed25519,
 }
 
 impl KeyKind {
-    /// All there are.
+    /// All key types.
     pub const ALL: [Self; 3] = [Self::P256, Self::P384, Self::Ed25519];
 
-    /// Makes a new key.
+    /// Generates a key.
     pub fn generate(self) -> Result<KeyPair, rcgen::Error> {
         KeyPair::generate_for(match self {
             Self::P256 => &PKCS_ECDSA_P256_SHA256,
@@ -46,9 +46,9 @@ impl fmt::Display for KeyKind {
     }
 }
 
-/// A text that names no kind of key.
+/// Not a key type.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{0:?} is no kind of key; write p256, p384 or ed25519")]
+#[error("{0:?} is not a key type; write p256, p384 or ed25519")]
 pub struct UnknownKind(String);
 
 impl FromStr for KeyKind {
@@ -77,7 +77,7 @@ impl KeyPin {
 }
 
 impl From<[u8; 32]> for KeyPin {
-    /// Takes the hash of a key, as it was written down elsewhere.
+    /// A pin from a stored hash.
     fn from(hash: [u8; 32]) -> Self {
         Self(hash)
     }
@@ -89,9 +89,11 @@ impl fmt::Display for KeyPin {
     }
 }
 
-/// A text that is no pin.
+/// Not a pin.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{0:?} is no pin; `inspect` prints the pin of a certificate's key, sha256: and 44 characters")]
+#[error(
+    "{0:?} is not a pin, which is sha256: and 44 characters; `inspect` prints that of a certificate's key"
+)]
 pub struct NoPin(String);
 
 impl FromStr for KeyPin {
@@ -117,7 +119,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn kinds_and_pins_are_read_as_they_are_written() {
+    fn key_types_and_pins_round_trip_as_text() {
         for kind in KeyKind::ALL {
             assert_eq!(kind.to_string().parse(), Ok(kind));
         }

@@ -1,6 +1,5 @@
-//! Certificates for SPIFFE identities: authorities that issue them, trust bundles kept apart per trust
-//! domain, TLS in which each end verifies the other's identity, and rotation of all of it.
-//! The command line `isthmus-certs` is a thin layer over this.
+//! Certificates for SPIFFE identities: authorities that issue them, one trust bundle for each trust domain, mutual TLS
+//! that verifies both identities, and rotation of all of it. `isthmus-certs` is a thin command line over this library.
 
 pub mod acknowledged;
 pub mod authority;

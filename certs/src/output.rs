@@ -1,6 +1,6 @@
-//! Standard error of a program that stays. What is said goes into a bounded queue that a thread of its own empties:
-//! nobody waits for whoever reads it, and what does not fit is counted. Not an access log, and not the output of
-//! commands that end: those wait for their reader.
+//! Standard error of a long-running program. Lines go into a bounded queue that a thread of its own writes: no caller
+//! waits for a slow reader, and lines that do not fit are dropped and counted. Not for access logs, nor for the output of
+//! short commands, which waits for its reader.
 
 use std::backtrace::{Backtrace, BacktraceStatus};
 use std::io::{self, Write};
@@ -10,14 +10,14 @@ use std::sync::{Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread;
 use std::time::Duration;
 
-/// Bytes that wait to be written, at most.
+/// The most bytes in the queue.
 const LIMIT: usize = 1 << 20;
-/// How long the last lines may take to be written.
+/// Longest wait for the last lines to be written.
 const LAST: Duration = Duration::from_millis(200);
 
 static STDERR: OnceLock<&'static Output> = OnceLock::new();
 
-/// A queue of whole lines, and who writes them.
+/// A queue of whole lines, and the thread that writes them.
 #[derive(Debug, Default)]
 pub struct Output {
     queue: Mutex<Queue>,
@@ -32,21 +32,21 @@ struct Queue {
     is_writing: bool,
 }
 
-/// Standard error, written by a thread from the first call on. What a panic says goes there, too.
+/// Standard error, written by a thread from the first call on. Panic messages go through it as well.
 ///
 /// # Errors
-/// The system gives no thread.
+/// The thread cannot be started.
 pub fn stderr() -> io::Result<&'static Output> {
     if let Some(output) = STDERR.get() {
         return Ok(output);
     }
     let output = Output::start(io::stderr())?;
-    panic::set_hook(Box::new(|panicked| output.line(&told(panicked))));
+    panic::set_hook(Box::new(|panicked| output.line(&panic_text(panicked))));
     Ok(STDERR.get_or_init(|| output))
 }
 
-/// As the standard library has it.
-fn told(panicked: &PanicHookInfo<'_>) -> String {
+/// The message of a panic, as the standard library prints it.
+fn panic_text(panicked: &PanicHookInfo<'_>) -> String {
     let thread = thread::current();
     let text = format!("thread '{}' {panicked}", thread.name().unwrap_or("<unnamed>"));
     let trace = Backtrace::capture();
@@ -56,13 +56,13 @@ fn told(panicked: &PanicHookInfo<'_>) -> String {
     }
 }
 
-/// Lines of standard error that were lost because nobody read it.
+/// Lines of standard error dropped because it was not read.
 #[must_use]
 pub fn lost() -> u64 {
     STDERR.get().map_or(0, |output| output.dropped.load(Relaxed))
 }
 
-/// Says why a program ends: by the thread where there is one, and without waiting long for a reader.
+/// Prints why the program ends: through the thread if it runs, without waiting long for a reader.
 pub fn last_words(text: &str) {
     match STDERR.get() {
         Some(output) => {
@@ -73,7 +73,7 @@ pub fn last_words(text: &str) {
     }
 }
 
-/// Waits for what was said to be written, but not long.
+/// Waits briefly until the queue is written.
 pub fn settle() {
     if let Some(output) = STDERR.get() {
         output.settle();
@@ -87,7 +87,7 @@ impl Output {
         thread::Builder::new().name("stderr".to_owned()).spawn(move || {
             loop {
                 let bytes = output.next();
-                // Nobody reads it any more: the lines are lost, the program is not.
+                // The reader is gone: drop the lines and continue.
                 if out.write_all(&bytes).and_then(|()| out.flush()).is_err() {
                     output.dropped.fetch_add(1, Relaxed);
                 }
@@ -115,7 +115,7 @@ impl Output {
         self.push(format!("{text}\n").as_bytes());
     }
 
-    /// Whole lines, or nothing of them.
+    /// Queues whole lines, or drops all of them.
     fn push(&self, lines: &[u8]) {
         let mut queue = self.queue();
         if queue.bytes.len().saturating_add(lines.len()) > LIMIT {
@@ -129,12 +129,12 @@ impl Output {
 
     fn settle(&self) {
         let is_busy = |queue: &mut Queue| queue.is_writing || !queue.bytes.is_empty();
-        // Whoever has not read by then does not read.
+        // A reader that is slower than this does not read.
         drop(self.emptied.wait_timeout_while(self.queue(), LAST, is_busy));
     }
 }
 
-/// For whoever writes a line with each call, as `tracing` does.
+/// For writers of one line with each call, such as `tracing`.
 impl Write for &Output {
     fn write(&mut self, lines: &[u8]) -> io::Result<usize> {
         self.push(lines);
@@ -153,7 +153,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn output_that_nobody_reads_drops_whole_lines_and_goes_on_when_somebody_does() {
+    fn output_without_reader_drops_whole_lines_and_continues_once_read() {
         let (mut reader, writer) = io::pipe().unwrap();
         let output = Output::start(writer).unwrap();
         let line = "x".repeat(999);

@@ -1,5 +1,5 @@
-//! PEM files: certificates, keys, requests and revocation lists, and nothing quietly skipped that somebody meant.
-//! Finding the blocks in a text is `blocks`; whether what they hold is to be believed is decided elsewhere.
+//! Reads PEM files: certificates, keys, certificate requests and revocation lists. Nothing that looks like a block is
+//! skipped in silence. `blocks` finds the blocks; verification is elsewhere.
 
 mod blocks;
 #[cfg(test)]
@@ -18,10 +18,10 @@ use self::blocks::{Block, blocks};
 use crate::facts::Facts;
 use crate::files::{self, PUBLIC, WriteError};
 
-/// Why a text is not the PEM that was expected. Nothing of the text is in it but the labels of blocks.
+/// Why a text is not the expected PEM. Of the text it quotes only the labels of blocks, never content.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum PemError {
-    /// Something is wrong at one place.
+    /// One line is wrong.
     #[error("line {line}: {flaw}")]
     Line {
         /// Counted from 1.
@@ -29,72 +29,68 @@ pub enum PemError {
         /// What is wrong there.
         flaw: Flaw,
     },
-    /// Another form of what was wanted.
+    /// The expected content in another format.
     #[error("it is {form}, not PEM; convert it: {}", form.remedy(*.wanted))]
     Form {
-        /// What it is.
+        /// The format found.
         form: Form,
-        /// What it was to hold.
+        /// The expected content.
         wanted: Wanted,
     },
-    /// No block of the kind that was wanted.
+    /// No block of the expected kind.
     #[error("there is no {wanted} in it{}; it must hold {}", Instead(.found.as_deref()), wanted.block())]
     Absent {
-        /// What it was to hold.
+        /// The expected content.
         wanted: Wanted,
-        /// The label of a block that it holds instead.
+        /// The label of a block that is there instead.
         found: Option<String>,
     },
-    /// A key behind a passphrase.
+    /// The key is encrypted.
     #[error(
-        "the private key is encrypted, and nobody can be asked for its passphrase; decrypt it: `openssl pkey -in FILE -out NEW`"
+        "the private key is encrypted, which is not supported; decrypt it: `openssl pkey -in FILE -out NEW`"
     )]
     Encrypted,
     /// A key that TLS cannot use.
-    #[error("the private key cannot be used; it must be one of P-256, P-384, Ed25519 or RSA")]
+    #[error("the private key cannot be used; it must be P-256, P-384, Ed25519 or RSA")]
     UnusableKey,
 }
 
-/// What is wrong with a line.
+/// What is wrong at a line.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Flaw {
-    /// Hyphens are missing, or letters are not capitals.
+    /// Hyphens are missing, or letters are not upper case.
     #[error(
-        "a BEGIN or END line is damaged; it must have five hyphens on each side, as `-----BEGIN CERTIFICATE-----`"
+        "a BEGIN or END line is damaged; it must have five hyphens on each side, as in `-----BEGIN CERTIFICATE-----`"
     )]
     Marker,
-    /// Text before it.
+    /// Text precedes a BEGIN.
     #[error(
-        "a BEGIN stands behind other text; give it a line of its own, or begin the line with # to leave it out"
+        "other text precedes a BEGIN; put it on a line of its own, or start the line with # to disable it"
     )]
     Behind,
-    /// The text ends, or the next block begins.
-    #[error("the block that begins here has no END line of its own; is the file cut off?")]
+    /// The text ends, or the next block begins, before the END.
+    #[error("the block that begins here has no END line; is the file truncated?")]
     NoEnd,
-    /// The beginning is missing.
-    #[error("an END has no BEGIN; is the file cut off?")]
+    /// An END without BEGIN.
+    #[error("an END has no BEGIN; is the file truncated?")]
     NoBegin,
-    /// Other characters in a block.
-    #[error("a block holds what is not base64; get the file again from where it was made")]
+    /// Invalid characters in a block.
+    #[error("a block has characters that are not base64; get the file from its source again")]
     Base64,
-    /// The base64 does not end well.
-    #[error("the block that begins here cannot be decoded; get the file again from where it was made")]
+    /// Invalid base64 in a block.
+    #[error("the block that begins here cannot be decoded; get the file from its source again")]
     Damaged,
-    /// OpenSSL's form with its own restrictions, which would be lost.
-    #[error(
-        "TRUSTED CERTIFICATE is a form of OpenSSL alone; write it as a plain one: `openssl x509 -in FILE -out NEW`"
-    )]
+    /// OpenSSL's own format, whose restrictions would be lost.
+    #[error("TRUSTED CERTIFICATE is a format of OpenSSL only; convert it: `openssl x509 -in FILE -out NEW`")]
     Trusted,
     /// Certificates in a container.
-    #[error(
-        "{0} is a container; take the certificates out of it: `openssl pkcs7 -in FILE -print_certs -out NEW`"
-    )]
+    #[error("{0} is a container; extract its certificates: `openssl pkcs7 -in FILE -print_certs -out NEW`")]
     Container(String),
-    /// A label that nobody knows.
-    #[error("{0:?} is no known kind of block; correct its label, or take the block out")]
+    /// An unknown label.
+    #[error("{0:?} is not a known kind of block; correct its label, or remove the block")]
     Unknown(String),
-    /// One is wanted.
-    #[error("a second {0} begins here; leave one in the file")]
+    /// A second block where one is expected.
+    #[error("a second {0} begins here; keep only one in the file")]
     Second(Wanted),
 }
 
@@ -104,7 +100,7 @@ impl Flaw {
     }
 }
 
-/// What a text is to hold.
+/// The expected content of a text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Wanted {
     /// Certificates.
@@ -113,7 +109,7 @@ pub enum Wanted {
     Key,
     /// Revocation lists.
     RevocationList,
-    /// One request for a certificate.
+    /// One certificate request.
     Request,
 }
 
@@ -127,7 +123,7 @@ impl Wanted {
         }
     }
 
-    /// The command of OpenSSL that reads and writes it.
+    /// The OpenSSL command that converts it.
     fn command(self) -> &'static str {
         match self {
             Self::Certificate => "x509",
@@ -149,14 +145,14 @@ impl fmt::Display for Wanted {
     }
 }
 
-/// What a text without blocks is.
+/// The format of a text without PEM blocks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Form {
-    /// The same in binary.
+    /// The binary encoding.
     Der,
     /// Key and certificates in one file.
     Pkcs12,
-    /// As some editors save.
+    /// UTF-16, as some editors save.
     Utf16,
 }
 
@@ -198,7 +194,7 @@ impl fmt::Display for Instead<'_> {
     }
 }
 
-/// The certificates of a PEM text, in its order; at least one.
+/// The certificates of a PEM text, in their order; at least one.
 pub fn certificates(text: impl AsRef<[u8]>) -> Result<Vec<CertificateDer<'static>>, PemError> {
     let found = found(text.as_ref(), Wanted::Certificate)?;
     found.iter().map(|block| decoded(block, "CERTIFICATE")).collect()
@@ -223,7 +219,7 @@ pub(crate) fn revocation_lists(text: &[u8]) -> Result<Vec<CertificateRevocationL
     found(text, Wanted::RevocationList)?.iter().map(|block| decoded(block, "X509 CRL")).collect()
 }
 
-/// The blocks of the kind that is wanted; at least one. Others of a known kind are for others to read.
+/// The blocks of the expected kind; at least one. Blocks of other known kinds are ignored.
 fn found(text: &[u8], wanted: Wanted) -> Result<Vec<Block<'_>>, PemError> {
     let mut all = blocks(text)?;
     let instead = all.first().map(|block| block.label.to_owned());
@@ -257,7 +253,7 @@ fn only(text: &[u8], wanted: Wanted) -> Result<Block<'_>, PemError> {
 
 fn kind_of(label: &str) -> Option<Wanted> {
     match label {
-        // The second is what OpenSSL wrote long ago.
+        // The second label is that of old OpenSSL versions.
         "CERTIFICATE" | "X509 CERTIFICATE" => Some(Wanted::Certificate),
         "PRIVATE KEY" | "RSA PRIVATE KEY" | "EC PRIVATE KEY" | "ENCRYPTED PRIVATE KEY" => Some(Wanted::Key),
         "X509 CRL" => Some(Wanted::RevocationList),
@@ -266,14 +262,14 @@ fn kind_of(label: &str) -> Option<Wanted> {
     }
 }
 
-/// What may stand beside what is wanted.
+/// Whether a block of this label may accompany the expected ones.
 fn is_known(label: &str) -> bool {
     kind_of(label).is_some()
         || ["PUBLIC KEY", "PARAMETERS", "PRIVATE KEY"].iter().any(|end| label.ends_with(end))
         || matches!(label, "TRUSTED CERTIFICATE" | "PKCS7" | "CMS" | "PKCS #7 SIGNED DATA")
 }
 
-/// What a block holds, read as one with this label.
+/// The content of a block, decoded under this label.
 fn decoded<T: PemObject>(block: &Block<'_>, label: &str) -> Result<T, PemError> {
     if !block.body.len().is_multiple_of(4) {
         return Err(Flaw::Damaged.at(block.line));
@@ -288,7 +284,7 @@ pub fn encode(certificates: &[CertificateDer<'_>]) -> String {
     certificates.iter().map(|der| encoded("CERTIFICATE", der)).collect()
 }
 
-/// Certificates as PEM, each a text of its own.
+/// Certificates as PEM, one text for each.
 pub fn encode_each(certificates: &[CertificateDer<'_>]) -> Vec<String> {
     certificates.iter().map(|one| encode(std::slice::from_ref(one))).collect()
 }
@@ -307,12 +303,12 @@ fn encoded(label: &str, der: &[u8]) -> String {
     ::pem::encode_config(&Pem::new(label, der), EncodeConfig::new().set_line_ending(LineEnding::LF))
 }
 
-/// Writes certificates or bundles to a file that everybody may read: whole, or not at all.
+/// Writes certificates or bundles to a world-readable file, atomically.
 pub fn write(path: &Path, text: &str) -> Result<(), WriteError> {
     files::write(path, text, PUBLIC)
 }
 
-/// A chain as it is sent: what is its own issuer at the end is the root, which a peer has or does not trust.
+/// A chain as it is sent: without self-issued certificates at the end, which are roots.
 pub(crate) fn without_root(mut chain: Vec<CertificateDer<'static>>) -> Vec<CertificateDer<'static>> {
     while chain.last().is_some_and(|last| Facts::of(last).is_ok_and(|facts| facts.is_self_issued())) {
         chain.pop();

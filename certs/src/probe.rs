@@ -1,5 +1,5 @@
-//! A look at a live TLS endpoint from outside: what it shows, and whether it demands a client certificate.
-//! It believes nothing: whoever answers is shown as it is, only that it holds its key is checked.
+//! Probes a live TLS endpoint: which chain it presents, and whether it requires a client certificate. The chain is not
+//! verified; only that the endpoint holds its key.
 
 use std::io::{self, Read as _};
 use std::net::TcpStream;
@@ -16,48 +16,48 @@ use serde::Serialize;
 
 use crate::crypto::{self, signatures_are_checked};
 
-/// How long a server that asked for a certificate has to object to there being none: in TLS 1.3 it does so
-/// after the handshake is complete for the client.
+/// How long to wait for the alert of a server that asked for a certificate and got none: in TLS 1.3 it comes after the
+/// handshake is complete for the client.
 const OBJECTION: Duration = Duration::from_secs(1);
 
-/// What an endpoint shows to a client without a certificate.
+/// What an endpoint presents to a client without a certificate.
 #[derive(Debug, Clone)]
 pub struct Seen {
     /// Its chain, leaf first.
     pub chain: Vec<CertificateDer<'static>>,
-    /// Such as `TLSv1_3`.
+    /// The TLS version, such as `TLSv1_3`.
     pub version: Option<String>,
-    /// The protocol that it chose.
+    /// The protocol (ALPN) that it chose.
     pub alpn: Option<String>,
-    /// What it wants of clients.
+    /// Whether it requires a client certificate.
     pub client_certificate: ClientCertificate,
 }
 
-/// What an endpoint wants of its clients.
+/// Whether an endpoint requires client certificates.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ClientCertificate {
     /// It does not ask for one.
     NotAsked,
-    /// It asks for one and lets in clients without.
+    /// It asks for one and accepts clients without.
     Asked,
-    /// It refuses clients without: it has said so by an alert.
+    /// It refuses clients without one, by an alert.
     Demanded,
-    /// It asks for one and has ended the connection without a word.
+    /// It asks for one and closed the connection without an alert.
     Unclear,
 }
 
-/// Why nothing was seen.
+/// Why a probe failed.
 #[derive(Debug, thiserror::Error)]
 pub enum ProbeError {
-    /// The name cannot be asked for.
-    #[error("{0:?} is no name that can be asked for; write a DNS name")]
+    /// Not a valid server name.
+    #[error("{0:?} is not a valid server name; write a DNS name")]
     Name(String, #[source] InvalidDnsNameError),
-    /// It speaks no TLS, refuses the name, or breaks off.
-    #[error("no TLS handshake: {0}; is it a TLS port, and does it know this name (--sni)?")]
+    /// It does not speak TLS, refuses the name, or closes the connection.
+    #[error("the TLS handshake failed: {0}; is it a TLS port, and does it know this name (--sni)?")]
     Handshake(#[source] io::Error),
-    /// No TLS client could be made.
-    #[error("cannot make a TLS client")]
+    /// The TLS client could not be created.
+    #[error("cannot create a TLS client")]
     Client(#[source] rustls::Error),
 }
 
@@ -74,12 +74,12 @@ fn client(witness: &Arc<Witness>, sni: &str, alpn: &[&[u8]]) -> Result<ClientCon
     ClientConnection::new(Arc::new(config(witness, alpn)?), name).map_err(ProbeError::Client)
 }
 
-/// Makes a handshake over a connection, whose timeouts are the caller's.
+/// Makes a handshake over a connection. The caller sets its timeouts.
 pub fn look(stream: TcpStream, sni: &str, alpn: &[&[u8]]) -> Result<Seen, ProbeError> {
     let witness = Arc::new(Witness::default());
     let mut client = client(&witness, sni, alpn)?;
     let mut socket = &stream;
-    let shaken = loop {
+    let handshake = loop {
         if !client.is_handshaking() && !client.wants_write() {
             break Ok(());
         }
@@ -91,8 +91,8 @@ pub fn look(stream: TcpStream, sni: &str, alpn: &[&[u8]]) -> Result<Seen, ProbeE
     let was_asked = witness.was_asked.load(Relaxed);
     let version = client.protocol_version().and_then(|version| version.as_str().map(str::to_owned));
     let alpn = client.alpn_protocol().map(|name| String::from_utf8_lossy(name).into_owned());
-    let client_certificate = match shaken {
-        // TLS 1.2 objects within the handshake, after the server has shown itself.
+    let client_certificate = match handshake {
+        // TLS 1.2 sends the alert within the handshake, after the server's certificate.
         Err(error) if was_asked && is_alert(&error) => ClientCertificate::Demanded,
         Err(error) => return Err(ProbeError::Handshake(error)),
         Ok(()) if !was_asked => ClientCertificate::NotAsked,
@@ -101,7 +101,7 @@ pub fn look(stream: TcpStream, sni: &str, alpn: &[&[u8]]) -> Result<Seen, ProbeE
     Ok(Seen { chain, version, alpn, client_certificate })
 }
 
-/// What a server that has asked does with a connection that has shown no certificate.
+/// How a server that asked for a certificate treats a client without one.
 fn answer(client: ClientConnection, stream: TcpStream) -> ClientCertificate {
     if stream.set_read_timeout(Some(OBJECTION)).is_err() {
         return ClientCertificate::Unclear;
@@ -135,7 +135,7 @@ fn config(witness: &Arc<Witness>, alpn: &[&[u8]]) -> Result<ClientConfig, ProbeE
     Ok(config)
 }
 
-/// Notes what the server shows and asks.
+/// Records what the server presents and whether it asks for a certificate.
 #[derive(Debug, Default)]
 struct Witness {
     chain: Mutex<Vec<CertificateDer<'static>>>,

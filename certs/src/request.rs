@@ -1,5 +1,5 @@
-//! A new key and the request for its certificate, for who asks an issuer that is elsewhere, and what comes back. The
-//! key is never sent. Whether the answer is to be believed is decided in `bundle`.
+//! Requests a certificate from a remote issuer: a new key, the certificate request for it, and the answer. The key is
+//! never sent. `bundle` verifies the answer.
 
 use std::fmt;
 
@@ -11,37 +11,37 @@ use crate::identity::{Identity, IdentityError};
 use crate::key::KeyKind;
 use crate::pem;
 
-/// A key that no certificate is for yet. `Debug` does not show it.
+/// A new key without a certificate. `Debug` does not show it.
 pub struct Request {
     key: KeyPair,
 }
 
-/// What an issuer has answered.
+/// The answer of an issuer.
 #[derive(Debug)]
 pub struct Issued {
     /// The certificate with its key.
     pub identity: Identity,
-    /// The roots that came with it, to be believed only if the issuer is.
+    /// The roots that came with it; trust them only if the issuer is trusted.
     pub roots: Vec<CertificateDer<'static>>,
 }
 
 impl Request {
-    /// Makes a key.
+    /// Generates a key.
     pub fn generate(kind: KeyKind) -> Result<Self, rcgen::Error> {
         Ok(Self { key: kind.generate()? })
     }
 
-    /// The request, PEM. It has no name: the issuer knows who asks.
+    /// The certificate request, PEM, without names: the issuer knows the requester.
     pub fn to_pem(&self) -> Result<String, rcgen::Error> {
         let mut params = CertificateParams::default();
         params.distinguished_name = DistinguishedName::new();
         params.serialize_request(&self.key)?.pem()
     }
 
-    /// Takes the answer: PEM texts, the leaf first, roots last, if there are any.
+    /// Reads the answer: PEM texts, leaf first, roots (if any) last.
     ///
     /// # Errors
-    /// It is no chain of a SPIFFE identity, or not for this key.
+    /// The answer is not the chain of a SPIFFE identity, or not for this key.
     pub fn issued(&self, chain: &[String]) -> Result<Issued, IdentityError> {
         let text: String = chain.iter().map(|part| format!("{}\n", part.trim())).collect();
         let identity = Identity::from_pem(&text, self.key.serialize_pem())?;
@@ -65,7 +65,7 @@ mod tests {
     use crate::{Authority, Csr, Leaf, SpiffeId, TrustDomain};
 
     #[test]
-    fn an_answer_is_taken_for_its_own_key_only() {
+    fn request_accepts_an_answer_for_its_own_key_only() {
         let root = Authority::generate(TrustDomain::new("east.example").unwrap()).unwrap();
         let hour = Duration::from_secs(3600);
         let below = root.intermediate("east", KeyKind::P256, hour).unwrap();

@@ -1,5 +1,5 @@
-//! The signals of a program that stays, on a thread of their own: they are heard however busy the program is, and it
-//! ends though a part of it hangs. What a program does about them is its own affair.
+//! Receives the signals of a long-running program on a thread of their own, so that it reacts however busy it is, and
+//! ends even if a part of it hangs. The program decides what to do.
 
 use std::io;
 use std::thread;
@@ -8,24 +8,24 @@ use std::time::Duration;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1, SIGUSR2};
 use signal_hook::iterator::Signals;
 
-/// How long a program may take to end once nothing is to be waited for.
+/// How long a program may take to end once it waits for nothing.
 pub const GRACE: Duration = Duration::from_millis(950);
 
-/// What a signal asks for.
+/// The meaning of a signal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Heard {
-    /// SIGTERM or SIGINT: the end.
+    /// SIGTERM or SIGINT: end.
     End,
-    /// SIGHUP: to look again at what is followed.
+    /// SIGHUP: reload.
     LookAgain,
-    /// One of this name, which would end a program that does not take it over, and asks for nothing.
+    /// A signal of this name, which has no meaning here but by default would end the program.
     Useless(&'static str),
 }
 
-/// Tells of each signal from now on.
+/// Calls `heard` for each signal from now on.
 ///
 /// # Errors
-/// The system gives no thread, or no signals.
+/// The thread or the signal handlers cannot be set up.
 pub fn follow(mut heard: impl FnMut(Heard) + Send + 'static) -> io::Result<()> {
     let mut signals = Signals::new([SIGTERM, SIGINT, SIGHUP, SIGUSR1, SIGUSR2])?;
     thread::Builder::new().name("signals".to_owned()).spawn(move || {
@@ -41,14 +41,14 @@ pub fn follow(mut heard: impl FnMut(Heard) + Send + 'static) -> io::Result<()> {
     Ok(())
 }
 
-/// Ends the process after this long, unless it has ended before: whoever was asked to end and waits for a reader of its
-/// output, or for a disk, would wait for ever.
+/// Ends the process after this time unless it has ended before: waiting for a reader of its output, or for a disk, could
+/// take for ever.
 pub fn end_within(time: Duration) {
     let end = move || {
         thread::sleep(time);
         std::process::exit(0)
     };
-    // Without a thread to be had nothing is left to wait with.
+    // Without a thread there is nothing to wait with.
     if thread::Builder::new().name("end".to_owned()).spawn(end).is_err() {
         std::process::exit(0)
     }

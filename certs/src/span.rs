@@ -1,4 +1,4 @@
-//! Lengths of time as people write them (`24h`, `7days`), in files and on the command line.
+//! Serde format of durations as people write them (`24h`, `7days`).
 
 use std::time::Duration;
 

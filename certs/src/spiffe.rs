@@ -1,5 +1,5 @@
-//! SPIFFE IDs and trust domains: parsed once, by the rules of the SPIFFE ID standard, then compared
-//! byte by byte. Not for deciding who may do what, and not for finding the ID in a certificate (`svid`).
+//! Parses SPIFFE IDs and trust domains once, by the rules of the SPIFFE ID standard; afterwards they are compared byte
+//! by byte. `svid` finds the ID in a certificate.
 
 use std::fmt;
 use std::str::FromStr;
@@ -26,48 +26,48 @@ pub struct SpiffeId {
     path: String,
 }
 
-/// Which SPIFFE IDs are meant: one, or all below a path.
+/// A pattern of SPIFFE IDs: one ID, or all IDs below a path.
 ///
-/// Written as an ID, or as an ID followed by `/*`: `spiffe://east.example/ns/bookinfo/*` is every ID
-/// whose path goes on after whole segments of that one, and `spiffe://east.example/*` is all of a domain.
-/// Nothing else is special in it.
+/// Written as an ID, or as an ID followed by `/*`: `spiffe://east.example/ns/bookinfo/*` is every ID whose path
+/// continues after these whole segments, and `spiffe://east.example/*` is every ID of a domain. No other character is
+/// special.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub enum IdPattern {
     /// This ID and no other.
     Exactly(SpiffeId),
-    /// Every ID below this one, which is not meant itself.
+    /// Every ID below this one, but not this one itself.
     Below(SpiffeId),
 }
 
-/// Why a text is no SPIFFE ID or no trust domain.
+/// Why a text is not a SPIFFE ID or trust domain.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum SpiffeIdError {
     /// Longer than 2048 bytes.
     #[error("the SPIFFE ID has {0} bytes; at most {MAX_ID} are allowed")]
     TooLong(usize),
-    /// Another scheme, or none.
+    /// The scheme is missing or wrong.
     #[error("a SPIFFE ID starts with `spiffe://`, in lower case")]
     Scheme,
-    /// Nothing between `spiffe://` and the path.
+    /// The trust domain is empty.
     #[error("the trust domain is empty; write `spiffe://TRUST-DOMAIN/PATH`")]
     TrustDomainEmpty,
     /// Longer than 255 bytes.
     #[error("the trust domain has {0} bytes; at most {MAX_TRUST_DOMAIN} are allowed")]
     TrustDomainTooLong(usize),
-    /// A character that a trust domain must not have.
+    /// A character that is not allowed in a trust domain.
     #[error("the trust domain has {0:?}; only a-z, 0-9, `.`, `-` and `_` are allowed (no port, no user)")]
     TrustDomainCharacter(char),
-    /// `//`, or an empty namespace or account.
+    /// An empty path segment, namespace or account.
     #[error("the path has an empty segment; write one `/` between segments")]
     EmptySegment,
     /// `/` at the end.
-    #[error("the path ends with `/`; leave it out")]
+    #[error("the path ends with `/`; remove it")]
     TrailingSlash,
     /// A segment `.` or `..`.
     #[error("the path has the segment `.` or `..`; a SPIFFE ID is never relative")]
     DotSegment,
-    /// A character that a path must not have.
+    /// A character that is not allowed in a path.
     #[error(
         "the path has {0:?}; only A-Z, a-z, 0-9, `.`, `-` and `_` are allowed (no percent-encoding, query or fragment)"
     )]
@@ -75,7 +75,7 @@ pub enum SpiffeIdError {
 }
 
 impl TrustDomain {
-    /// Takes the bare name, without `spiffe://`.
+    /// Parses a bare name, without `spiffe://`.
     pub fn new(name: &str) -> Result<Self, SpiffeIdError> {
         if name.is_empty() {
             return Err(SpiffeIdError::TrustDomainEmpty);
@@ -102,7 +102,7 @@ impl TrustDomain {
 }
 
 impl SpiffeId {
-    /// Parses the whole ID. Nothing is normalised: what is not written the one right way is refused.
+    /// Parses an ID. Nothing is normalised: any other spelling is refused.
     pub fn parse(text: &str) -> Result<Self, SpiffeIdError> {
         if text.len() > MAX_ID {
             return Err(SpiffeIdError::TooLong(text.len()));
@@ -128,18 +128,18 @@ impl SpiffeId {
         namespace: &str,
         account: &str,
     ) -> Result<Self, SpiffeIdError> {
-        // On their own first: `a/b` as a namespace would otherwise pass as two segments.
+        // Checked separately: `a/b` as a namespace would otherwise pass as two segments.
         check_segment(namespace)?;
         check_segment(account)?;
         Self::parse(&format!("{SCHEME}{trust_domain}/ns/{namespace}/sa/{account}"))
     }
 
-    /// The ID of an agent of ours: `spiffe://TRUST-DOMAIN/isthmus/CLUSTER/agent/NAME`.
+    /// The ID of an Isthmus agent: `spiffe://TRUST-DOMAIN/isthmus/CLUSTER/agent/NAME`.
     pub fn agent(trust_domain: &TrustDomain, cluster: &str, name: &str) -> Result<Self, SpiffeIdError> {
         Self::own(trust_domain, cluster, "agent", name)
     }
 
-    /// The ID of a gateway of ours: `spiffe://TRUST-DOMAIN/isthmus/CLUSTER/gateway/NAME`.
+    /// The ID of an Isthmus gateway: `spiffe://TRUST-DOMAIN/isthmus/CLUSTER/gateway/NAME`.
     pub fn gateway(trust_domain: &TrustDomain, cluster: &str, name: &str) -> Result<Self, SpiffeIdError> {
         Self::own(trust_domain, cluster, "gateway", name)
     }
@@ -150,7 +150,7 @@ impl SpiffeId {
         Self::parse(&format!("{SCHEME}{trust_domain}/isthmus/{cluster}/{role}/{name}"))
     }
 
-    /// Whether this ID's path goes on where the other's ends, after a whole segment.
+    /// Whether this ID's path continues the other's, after a whole segment.
     pub fn is_below(&self, other: &Self) -> bool {
         self.trust_domain == other.trust_domain
             && self.path.strip_prefix(&other.path).is_some_and(|rest| rest.starts_with('/'))
@@ -182,7 +182,7 @@ impl IdPattern {
         Self::parse(&format!("{SCHEME}{trust_domain}/isthmus/{cluster}/agent/*"))
     }
 
-    /// Whether `id` is meant.
+    /// Whether `id` matches the pattern.
     pub fn matches(&self, id: &SpiffeId) -> bool {
         match self {
             Self::Exactly(one) => one == id,
@@ -224,7 +224,7 @@ impl fmt::Display for IdPattern {
     }
 }
 
-/// A type that is one text to people and to files.
+/// Conversions of a type that is written as one text.
 macro_rules! is_text {
     ($type:ident, $parse:path) => {
         impl FromStr for $type {
@@ -262,7 +262,7 @@ mod tests {
     use proptest::prelude::*;
 
     #[test]
-    fn accepts_what_the_standard_accepts() {
+    fn spiffe_id_parses_every_form_of_the_standard() {
         let longest_domain = format!("spiffe://{}/x", "d".repeat(255));
         let longest = format!("spiffe://a/{}", "p".repeat(2048 - 11));
         let texts = [
@@ -278,7 +278,7 @@ mod tests {
     }
 
     #[test]
-    fn refuses_the_rest_for_its_own_reason() {
+    fn spiffe_id_malformed_forms_are_refused_each_with_its_error() {
         let table = [
             ("", Scheme),
             ("east.example/x", Scheme),
@@ -320,7 +320,7 @@ mod tests {
     }
 
     #[test]
-    fn a_namespace_stays_one_segment() {
+    fn spiffe_id_namespace_is_one_segment() {
         let domain = TrustDomain::new("east.example").unwrap();
         let id = SpiffeId::workload(&domain, "bookinfo", "productpage").unwrap();
         assert_eq!(id.to_string(), "spiffe://east.example/ns/bookinfo/sa/productpage");
@@ -331,20 +331,20 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_text_is_refused_or_kept_exactly(text in "(spiffe://)?[a-c./A%:_\\-é\0]{0,24}|\\PC*") {
+        fn spiffe_id_of_any_text_is_refused_or_unchanged(text in "(spiffe://)?[a-c./A%:_\\-é\0]{0,24}|\\PC*") {
             if let Ok(id) = SpiffeId::parse(&text) {
                 prop_assert_eq!(id.to_string(), text);
             }
         }
 
         #[test]
-        fn well_formed_is_accepted(text in "spiffe://[a-z0-9._-]{1,40}(/[A-Za-z0-9_-][A-Za-z0-9._-]{0,20}){0,6}") {
+        fn spiffe_id_well_formed_is_accepted(text in "spiffe://[a-z0-9._-]{1,40}(/[A-Za-z0-9_-][A-Za-z0-9._-]{0,20}){0,6}") {
             prop_assert!(SpiffeId::parse(&text).is_ok());
         }
     }
 
     #[test]
-    fn a_pattern_ends_at_a_whole_segment() {
+    fn id_pattern_ends_at_a_whole_segment() {
         let id = |text: &str| SpiffeId::parse(text).unwrap();
         let below = IdPattern::parse("spiffe://east.example/ns/a/*").unwrap();
         assert!(below.matches(&id("spiffe://east.example/ns/a/sa/x")));
@@ -368,7 +368,7 @@ mod tests {
     }
 
     #[test]
-    fn our_own_have_their_own_form() {
+    fn spiffe_id_of_agents_and_gateways_has_its_form() {
         let east = TrustDomain::new("east.example").unwrap();
         let gateway = SpiffeId::gateway(&east, "east", "gw-1").unwrap();
         assert_eq!(gateway.to_string(), "spiffe://east.example/isthmus/east/gateway/gw-1");

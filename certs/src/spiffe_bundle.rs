@@ -1,5 +1,5 @@
-//! The SPIFFE bundle format: a JSON Web Key Set in which each root is one key with its certificate.
-//! Only its X.509 authorities are read; JWT authorities are none of ours.
+//! Reads and writes the SPIFFE bundle format: a JSON Web Key Set in which each root is a key with its certificate. Only
+//! X.509 authorities are read; JWT authorities are ignored.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
@@ -14,22 +14,22 @@ use crate::bundle::{Bundle, BundleError};
 use crate::spiffe::TrustDomain;
 
 const USE: &str = "x509-svid";
-/// How often others should look for a new one, in seconds.
+/// How often readers should check for a new bundle, in seconds.
 const REFRESH_HINT: u64 = 300;
 
-/// Why a text is no SPIFFE bundle.
+/// Why a text is not a usable SPIFFE bundle.
 #[derive(Debug, thiserror::Error)]
 pub enum FormatError {
-    /// No JSON, or another shape.
+    /// Not the JSON of a bundle.
     #[error("is not a SPIFFE bundle: {0}")]
     Json(#[from] serde_json::Error),
     /// An X.509 authority without exactly one certificate.
     #[error("is not a SPIFFE bundle: key {0} must have exactly one certificate, in x5c")]
     Certificates(usize),
-    /// Not one root in it.
-    #[error("has no X.509 authority; nobody of its domain could be believed")]
+    /// The bundle has no roots.
+    #[error("has no X.509 authority, so no identity of its domain would be trusted; get the bundle again")]
     Empty,
-    /// A certificate that cannot be a root.
+    /// A certificate in it cannot be a root.
     #[error(transparent)]
     Root(#[from] BundleError),
 }
@@ -53,7 +53,7 @@ struct Key {
     numbers: Map<String, Value>,
 }
 
-/// Reads the bundle of `domain`. The format does not say whose it is: its place does.
+/// Reads the bundle of `domain`. The format does not name the domain: the file name does.
 pub fn read(domain: &TrustDomain, text: impl AsRef<[u8]>) -> Result<Bundle, FormatError> {
     let text = text.as_ref();
     // Some editors begin UTF-8 with a byte order mark.
@@ -86,7 +86,7 @@ fn key(root: &CertificateDer<'static>) -> Key {
     Key { usage: USE.to_owned(), x5c: vec![STANDARD.encode(root)], numbers }
 }
 
-/// The same key in JWK's own words, for readers that do not look into certificates.
+/// The JWK parameters of a root's key, for readers that do not parse certificates.
 fn numbers(root: &X509Certificate<'_>) -> Map<String, Value> {
     let encoded = |bytes: &[u8]| URL_SAFE_NO_PAD.encode(bytes);
     let unsigned = |bytes: &[u8]| encoded(bytes.strip_prefix(&[0]).unwrap_or(bytes));
@@ -119,7 +119,7 @@ mod tests {
     use crate::key::KeyKind;
 
     #[test]
-    fn a_bundle_is_read_as_it_was_written() {
+    fn spiffe_bundle_round_trips() {
         let domain = TrustDomain::new("east.example").unwrap();
         let roots = KeyKind::ALL.map(|kind| Authority::root(domain.clone(), kind, ROOT_LIFETIME).unwrap());
         let bundle = Bundle::new(&domain, 7, roots.iter().map(Authority::certificate)).unwrap();
@@ -132,7 +132,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_bundle_is_refused() {
+    fn spiffe_bundle_malformed_is_refused() {
         let domain = TrustDomain::new("east.example").unwrap();
         let jwt = r#"{"keys": [{"use": "jwt-svid", "kty": "EC"}]}"#;
         let two = r#"{"keys": [{"use": "x509-svid", "x5c": ["AAAA", "AAAA"]}]}"#;

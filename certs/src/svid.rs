@@ -1,5 +1,5 @@
-//! Reads which SPIFFE ID a leaf certificate claims, by the rules of the X.509-SVID standard.
-//! It proves nothing: only `bundle` says whether somebody trusted vouches for the claim.
+//! Reads the SPIFFE ID that a leaf certificate claims, by the rules of the X.509-SVID standard. It proves nothing:
+//! `bundle` verifies the claim.
 
 use rustls::pki_types::CertificateDer;
 use x509_parser::certificate::X509Certificate;
@@ -8,17 +8,17 @@ use x509_parser::prelude::FromDer;
 
 use crate::spiffe::{SpiffeId, SpiffeIdError};
 
-/// The tag of a URI among general names, for URIs that are not even text.
+/// The tag of a URI among general names, for URIs that are not valid text.
 const URI_TAG: u32 = 6;
 
 /// Why a certificate is not the leaf of a SPIFFE identity.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum SvidError {
-    /// The peer showed none.
-    #[error("there is no certificate; the peer must present one with a SPIFFE ID")]
+    /// The peer presented none.
+    #[error("no certificate; the peer must present one with a SPIFFE ID")]
     NoCertificate,
-    /// Not DER, not X.509, an extension twice.
-    #[error("the certificate cannot be read: {0}")]
+    /// Not an X.509 certificate, or an extension occurs twice.
+    #[error("the certificate cannot be read: {0}; issue a new one")]
     Malformed(String),
     /// No URI name, or several.
     #[error("the certificate has {0} URI names; it must have exactly one, its SPIFFE ID")]
@@ -29,8 +29,8 @@ pub enum SvidError {
     /// The ID has no path.
     #[error("the certificate claims {0}, a whole trust domain; a leaf's SPIFFE ID needs a path")]
     NoPath(SpiffeId),
-    /// A CA, or a key that may sign certificates.
-    #[error("the certificate is of an authority; a leaf must not be able to sign certificates")]
+    /// An authority, or a key that may sign certificates.
+    #[error("the certificate is an authority; a leaf must not be able to sign certificates")]
     Authority,
     /// Key usage without digital signature.
     #[error("the certificate's key usage lacks digitalSignature; TLS needs it")]

@@ -1,7 +1,6 @@
-//! rustls configurations in which both ends show a certificate and each verifies the other's SPIFFE ID
-//! before any application byte. Not for plain web TLS: a server's DNS names are looked at only where it is known
-//! by one alone ([`Peer::Name`]).
-//! Keys are never logged.
+//! rustls configurations for mutual TLS: both ends present a certificate and verify each other's SPIFFE ID before any
+//! application byte. Not for plain web TLS: DNS names of a server are checked only for [`Peer::Name`]. Keys are never
+//! logged.
 
 mod live;
 mod sessions;
@@ -26,47 +25,46 @@ use verifier::PeerVerifier;
 pub use live::{Client, Server};
 pub use standing::Standing;
 
-/// Whom to talk to, among those whose chains verify.
+/// The peers to accept, among those whose chains verify.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Peer {
-    /// Every identity of every domain that there is a bundle of: for a server that looks at each identity itself.
+    /// Every identity of every domain with a bundle: for a server that checks each identity itself.
     Trusted,
     /// Every identity of one trust domain.
     Domain(TrustDomain),
-    /// These identities only, compared exactly. An empty list allows nobody.
+    /// These identities only, compared exactly. An empty list accepts no peer.
     Ids(Vec<SpiffeId>),
-    /// Identities that one of these patterns means.
+    /// Identities that match one of these patterns.
     Matching(Vec<IdPattern>),
-    /// One of those, vouched for by an intermediate with this key: among clusters under a shared root,
-    /// where each can sign every identity, this one and no other.
+    /// A peer signed by the intermediate with this key. For clusters under a shared root, where each intermediate can
+    /// sign every identity.
     Pinned {
-        /// The intermediate's key.
+        /// The pin of the intermediate's key.
         issuer: KeyPin,
-        /// Whom, of those it vouches for.
+        /// The peers to accept among those that it signed.
         peer: Box<Self>,
     },
-    /// A server that is known by a DNS name alone, such as istiod; no SPIFFE ID is asked of it. Nobody, where a
-    /// client is judged.
+    /// A server verified by its DNS name alone, such as istiod, without a SPIFFE ID. Accepts no client.
     Name {
-        /// Whose roots must have signed for it.
+        /// The trust domain whose roots must have signed it.
         domain: TrustDomain,
-        /// The name, which is sent as SNI, too.
+        /// The name, which is also sent as SNI.
         name: DnsName<'static>,
     },
 }
 
-/// A configuration could not be made.
+/// Why a TLS configuration could not be built.
 #[derive(Debug, thiserror::Error)]
-#[error("cannot make a TLS configuration for {id}; its certificate and key must belong together")]
+#[error("cannot build a TLS configuration for {id}; its certificate and key must match")]
 pub struct ConfigError {
     id: SpiffeId,
     #[source]
     cause: rustls::Error,
 }
 
-/// A server that shows `identity` and demands a client certificate of an `allowed` peer (TLS 1.2 and 1.3).
+/// A server that presents `identity` and requires a client certificate of an `allowed` peer (TLS 1.2 and 1.3).
 ///
-/// ALPN is the caller's to set, in `alpn_protocols`. No session is resumed; [`Server`] does that.
+/// The caller sets ALPN in `alpn_protocols`. Sessions are not resumed; those of [`Server`] are.
 pub fn server_config(
     identity: &Identity,
     bundles: Arc<TrustBundles>,
@@ -75,10 +73,10 @@ pub fn server_config(
     server_with(identity, PeerVerifier { bundles, peer: allowed, lifetime: Arc::default() })
 }
 
-/// A client that shows `identity` and accepts only servers that prove to be `expected` (TLS 1.2 and 1.3).
+/// A client that presents `identity` and accepts only `expected` servers (TLS 1.2 and 1.3).
 ///
-/// The name given when connecting is sent as SNI and is otherwise without meaning. No session is resumed;
-/// [`Client`] does that.
+/// The name given when connecting is sent as SNI and has no other effect. Sessions are not resumed; those of [`Client`]
+/// are.
 pub fn client_config(
     identity: &Identity,
     bundles: Arc<TrustBundles>,
@@ -87,7 +85,7 @@ pub fn client_config(
     client_with(identity, PeerVerifier { bundles, peer: expected, lifetime: Arc::default() })
 }
 
-/// What [`client_config`] verifies servers with, for clients that are put together otherwise.
+/// The certificate verifier of [`client_config`], for clients with a configuration of their own.
 #[must_use]
 pub fn server_verifier(bundles: Arc<TrustBundles>, expected: Peer) -> Arc<dyn ServerCertVerifier> {
     Arc::new(PeerVerifier { bundles, peer: expected, lifetime: Arc::default() })
@@ -122,7 +120,7 @@ fn client_with(identity: &Identity, verifier: PeerVerifier) -> Result<ClientConf
 }
 
 impl VerifyError {
-    /// Why this side refused the peer, where that is what a TLS error is about.
+    /// Why this side refused the peer, if that caused the TLS error.
     ///
     /// An `io::Error` of tokio-rustls holds the TLS error: `e.get_ref()?.downcast_ref::<rustls::Error>()`.
     pub fn of(error: &rustls::Error) -> Option<&Self> {
@@ -142,7 +140,7 @@ impl From<VerifyError> for rustls::Error {
 }
 
 impl Peer {
-    /// Whether this is somebody to talk to, and if not, why.
+    /// Whether to accept this peer, and if not, why.
     pub fn admit(&self, proven: &Proven) -> Result<(), VerifyError> {
         let id = &proven.id;
         let admits = match self {

@@ -1,5 +1,5 @@
-//! What this side shows and whom it believes, as it is now: loaded from files, checked before it is used,
-//! and replaced when the files change. Connections that stand are not touched; new handshakes take the new.
+//! This side's identity and trust bundles as they are now: loaded from files, checked before use, and replaced when the
+//! files change. Established connections are unaffected; new handshakes use the new state.
 
 mod files;
 mod watch;
@@ -20,50 +20,50 @@ use crate::identity::Identity;
 pub use files::{LoadError, TrustFiles};
 pub use watch::Watch;
 
-/// An identity and the bundles it judges others by. Clones share what is current.
+/// An identity and the bundles that verify its peers. Clones share the current state.
 #[derive(Clone)]
 pub struct Trust(Arc<Inner>);
 
 struct Inner {
     current: ArcSwap<Trusted>,
-    /// What was refused at the last look at the files.
+    /// The files refused at the last reload.
     refused: Mutex<Vec<String>>,
 }
 
-/// What is trusted between two changes.
+/// The state between two changes.
 #[derive(Debug, Clone)]
 pub struct Trusted {
-    /// What this side shows.
+    /// The identity that this side presents.
     pub identity: Arc<Identity>,
-    /// Whom it believes.
+    /// The bundles that verify its peers.
     pub bundles: Arc<TrustBundles>,
     /// Grows with each change.
     pub epoch: u64,
 }
 
-/// When one of the certificates in use ends.
+/// The expiry of a certificate in use.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Expiry {
-    /// What it is.
+    /// The kind of certificate.
     pub kind: Kind,
     /// The leaf's SPIFFE ID, or the trust domain.
     pub name: String,
     /// The serial number, hexadecimal.
     pub serial: String,
-    /// Its end.
+    /// When it expires.
     #[serde(with = "time::serde::rfc3339")]
     pub not_after: OffsetDateTime,
 }
 
-/// A certificate's place in what is trusted.
+/// The role of a certificate in a trust.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Kind {
-    /// What this side shows.
+    /// The leaf that this side presents.
     Leaf,
-    /// What it sends with the leaf.
+    /// An intermediate sent with the leaf.
     Intermediate,
-    /// Whom it believes.
+    /// A trusted root.
     Root,
 }
 
@@ -78,19 +78,19 @@ impl fmt::Display for Kind {
 }
 
 impl Expiry {
-    /// Seconds until its end; negative once it has ended.
+    /// Seconds until it expires; negative once it has expired.
     pub fn left(&self, now: SystemTime) -> f64 {
         (self.not_after - OffsetDateTime::from(now)).as_seconds_f64()
     }
 }
 
 impl Trust {
-    /// Trust that comes from no file; [`Trust::replace`] changes it.
+    /// Trust that is not loaded from files; [`Trust::replace`] changes it.
     pub fn new(identity: impl Into<Arc<Identity>>, bundles: impl Into<Arc<TrustBundles>>) -> Self {
         Self::of(Trusted { identity: identity.into(), bundles: bundles.into(), epoch: 0 })
     }
 
-    /// Loads files, all of which must be good.
+    /// Loads files, all of which must be valid.
     pub fn load(files: &TrustFiles) -> Result<Self, LoadError> {
         files.load(UnixTime::now()).map(Self::of)
     }
@@ -99,12 +99,12 @@ impl Trust {
         Self(Arc::new(Inner { current: ArcSwap::from_pointee(trusted), refused: Mutex::default() }))
     }
 
-    /// What is trusted now.
+    /// The current state.
     pub fn current(&self) -> Arc<Trusted> {
         self.0.current.load_full()
     }
 
-    /// Trusts this from the next handshake on.
+    /// Replaces the state, from the next handshake on.
     pub fn replace(&self, identity: impl Into<Arc<Identity>>, bundles: impl Into<Arc<TrustBundles>>) {
         let (identity, bundles) = (identity.into(), bundles.into());
         self.0.current.rcu(|old| Trusted {
@@ -114,10 +114,10 @@ impl Trust {
         });
     }
 
-    /// Looks at the files again. What is good replaces what there was, part by part; what is not leaves the
-    /// old one in place and is named in [`Trust::refused`]. Says whether anything was replaced.
+    /// Reads the files again. Each valid file replaces its part of the state; an invalid one leaves the previous part
+    /// in use and is listed in [`Trust::refused`]. Returns whether anything was replaced.
     pub fn reload(&self, files: &TrustFiles) -> bool {
-        // One at a time: what one has read does not come after what another one read later.
+        // One at a time: an older read must not replace a newer one.
         let mut known = self.0.refused.lock().unwrap_or_else(PoisonError::into_inner);
         let old = self.current();
         let (new, refused) = files.reload(&old, UnixTime::now());
@@ -131,12 +131,12 @@ impl Trust {
         }
     }
 
-    /// What was refused at the last look at the files, while the old one serves: file, reason and remedy.
+    /// The files refused at the last reload, each with its reason and remedy.
     pub fn refused(&self) -> Vec<String> {
         self.0.refused.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// When each certificate in use ends: the leaf, what is sent with it, and every root.
+    /// The expiry of each certificate in use: the leaf, its intermediates, and every root.
     pub fn expiries(&self) -> Vec<Expiry> {
         let now = self.current();
         let domain = now.identity.id().trust_domain();

@@ -138,7 +138,7 @@ fn trust_error_names_file_and_format_once() {
         (KEY, b"x".to_vec(), "there is no private key in it"),
         (KEY, der, "it is DER, not PEM; convert it: `openssl pkey -inform DER"),
         (KEY, encrypted.into_bytes(), "the private key is encrypted"),
-        (LEAF, cut, "has no END line of its own"),
+        (LEAF, cut, "has no END line"),
         (LEAF, b"x".to_vec(), "there is no certificate in it"),
     ] {
         let good = fs::read(at(file)).unwrap();

@@ -81,7 +81,7 @@ fn init_creates_authority_and_prints_next_steps() {
     assert!(text.contains(warning), "{text}");
 
     let which = sites.refused("east", "issue --spiffe spiffe://east.example/ns/a/sa/b");
-    assert!(which.contains("say which with --cluster: east, second, third"), "{which}");
+    assert!(which.contains("name one with --cluster: east, second, third"), "{which}");
     let issue = "issue --spiffe spiffe://east.example/ns/a/sa/b --cluster second";
     let issued = sites.json("east", issue);
     let dir = "east/leaves/a-b";
@@ -159,7 +159,7 @@ fn exit_code_is_2_for_usage_errors_and_1_for_all_others() {
         ("issue --spiffe spiffe://east.example/x --dns a/b", "\"a/b\"", "write one such as web.example"),
         ("issue --spiffe spiffe://east.example/x --name ../x", "\"../x\"", "start with a letter or digit"),
         ("issue --spiffe spiffe://east.example/x --cluster no", "\"no\"", "intermediate --cluster no"),
-        ("issue --spiffe spiffe://east.example/x --ttl 2years", "2years", "end before the authority does"),
+        ("issue --spiffe spiffe://east.example/x --ttl 2years", "2years", "end before the authority expires"),
         (
             "issue --spiffe spiffe://east.example --name x",
             "spiffe://east.example",
@@ -376,7 +376,7 @@ fn rotate_pass_reports_failures_and_does_the_rest() {
     let pass = sites.run("east", "rotate");
     assert_eq!(pass.code, Some(1), "{pass:?}");
     assert!(pass.out.contains("renewed leaf below"), "its signer is here: {pass:?}");
-    assert!(pass.err.contains("east/roots/1/root-key.pem: the key is not here; bring it back"), "{pass:?}");
+    assert!(pass.err.contains("east/roots/1/root-key.pem: the key is not here; restore it"), "{pass:?}");
     assert!(sites.path("east/leaves/below/tls.crt").exists());
     let again = sites.run("east", "rotate --json");
     assert_eq!(again.code, Some(1));
@@ -417,7 +417,7 @@ fn status_shows_certificates_and_roll_over_step() {
     let status = sites.json("east", "status");
     assert_eq!((&status["rollover"]["step"], &status["trusted_roots"]), (&json!("trusted"), &json!([1, 2])));
     let text = sites.done("east", "status");
-    assert!(text.contains("the new root is trusted, and not used yet"), "{text}");
+    assert!(text.contains("the new root is trusted but does not sign yet"), "{text}");
     assert!(
         text.contains("next: sign everything with the new root, at ") && text.contains("(in 6days"),
         "{text}"

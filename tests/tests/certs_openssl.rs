@@ -419,7 +419,7 @@ fn csr_without_proof_or_of_another_domain_is_refused_with_reason() {
     let why = issue("text.csr");
     assert!(why.starts_with("text.csr: ") && why.contains("CERTIFICATE REQUEST"), "{why}");
     let why = issue("absent.csr");
-    assert!(why.starts_with("absent.csr ") && why.contains("No such file"), "{why}");
+    assert!(why.starts_with("absent.csr: ") && why.contains("No such file"), "{why}");
     // A policy's word: an authority signs for its own domain only.
     let foreign = sites.refused("east", &format!("issue --spiffe {} --csr a.csr", id("west", "x")));
     assert!(

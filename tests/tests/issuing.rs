@@ -331,7 +331,7 @@ fn vm_enrols_renews_and_is_reachable_through_the_gateway() {
     let token = create(&cluster, &["--workload", MYSQL]).unwrap();
     let output = enrol(&[&token, "--out", taken.to_str().unwrap()]).output().unwrap();
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert!(!output.status.success() && said.contains("was not made here"), "{said}");
+    assert!(!output.status.success() && said.contains("was not written by Isthmus"), "{said}");
     assert_eq!(fs::read_to_string(taken.join("tls.key")).unwrap(), "mine");
     assert!(cluster.command(&["token", "list"]).unwrap().contains("open "), "the token is not used up");
 }

@@ -250,8 +250,9 @@ fn roll_over_waits_for_every_peer_and_fails_no_call() {
     // West's agent is away: however long that is, the old root goes on signing.
     throughout(BRIEF * 3, "the roll-over is held", || rollover(&world.east)["step"] == "trusted");
     let said = certs(&world.east, &["rotate"]);
-    let waits =
-        format!("waits for \"west\", a peer of \"east\", whose last acknowledged bundle ({first}) lacks it");
+    let waits = format!(
+        "waiting for peer \"west\" of \"east\": its last acknowledged bundle ({first}) lacks the new root"
+    );
     assert!(said.contains(&waits), "{said}");
     let awaited = rollover(&world.east)["awaited"].clone();
     assert_eq!(
@@ -309,7 +310,7 @@ fn identity_denied_in_east_is_refused_in_west() {
     let _denied = certs(&world.east, &["deny", "add", "spiffe://east.example/ns/bookinfo/sa/server"]);
     until("the list is in west", || list.exists());
     let why = until_some("a workload of west refuses who is on it", || world.caller.call().err());
-    assert!(why.contains("is on the deny-list"), "{why}");
+    assert!(why.contains("is denied by the deny-list"), "{why}");
     let kept = fs::read_to_string(world.east.path("pki/deny/east.example.json")).unwrap();
     assert_eq!(fs::read_to_string(&list).unwrap(), kept);
     assert!(world.west.ask("/status")["peers"]["east"]["bundle"]["refusal"].is_null());

@@ -1,4 +1,4 @@
-//! Why an authority did not sign, or is none.
+//! The errors of authorities: why one cannot be loaded, or did not sign.
 
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use crate::facts::Unreadable;
 use crate::pem::PemError;
 use crate::spiffe::{SpiffeId, TrustDomain};
 
-/// Why a certificate was not made.
+/// Why a certificate was not issued.
 #[derive(Debug, thiserror::Error)]
 pub enum IssueError {
     /// The ID belongs to another trust domain.
@@ -23,67 +23,67 @@ pub enum IssueError {
     /// The ID names a trust domain, not a workload.
     #[error("{0} has no path; a leaf's identity needs one, such as /ns/NAMESPACE/sa/ACCOUNT")]
     NoPath(SpiffeId),
-    /// A DNS name that is none.
+    /// Not a DNS name.
     #[error("{0:?} is not a DNS name; write one such as web.example or *.web.example")]
     DnsName(String),
-    /// Zero, or past the authority's own end.
+    /// Zero, or longer than the authority's own certificate lives.
     #[error(
-        "a lifetime of {} is not possible; it must be 1 s at least and end before the authority does, at {until}; ask for less (--ttl), or give that authority more",
+        "a lifetime of {} is not possible: it must be at least 1 s and end before the authority expires, at {until}; request a shorter one (--ttl) or renew the authority",
         humantime::format_duration(*.lifetime)
     )]
     Lifetime {
-        /// What was asked for.
+        /// The lifetime requested.
         lifetime: Duration,
-        /// When the authority ends.
+        /// When the authority expires.
         until: OffsetDateTime,
     },
-    /// Only a root signs intermediates, and those sign leaves only.
-    #[error("this authority is an intermediate of {0}; intermediates are signed by its root")]
+    /// Only a root signs intermediates; an intermediate signs leaves only.
+    #[error("this authority is an intermediate of {0}, which cannot sign intermediates; use its root")]
     NotRoot(TrustDomain),
-    /// What should sign is not an authority, or its key is another's.
+    /// The signer is not an authority, or its key does not match its certificate.
     #[error(transparent)]
     Unusable(#[from] Unusable),
-    /// The key or the certificate could not be made.
-    #[error("cannot make the certificate")]
+    /// The key or the certificate could not be generated.
+    #[error("cannot generate the certificate")]
     Generate(#[from] rcgen::Error),
-    /// No random numbers.
-    #[error("the system gives no random numbers")]
+    /// The system has no random numbers.
+    #[error("cannot get random numbers from the system")]
     Random,
-    /// It would be of no use.
-    #[error("what was signed is not believed here, and not given away: {0}")]
+    /// The signed chain does not verify against this side's bundle.
+    #[error("the certificate just signed does not verify here and is discarded: {0}")]
     Unbelieved(#[source] VerifyError),
-    /// An external authority refused or was not reached.
-    #[error("the external authority did not sign")]
+    /// An external authority refused to sign, or is unreachable.
+    #[error("the external authority did not sign the certificate")]
     External(#[source] Box<dyn std::error::Error + Send + Sync>),
 }
 
-/// Why a certificate and a key make no authority.
+/// Why a certificate and a key are not an authority.
 #[derive(Debug, thiserror::Error)]
 pub enum Unusable {
-    /// The certificates are not PEM, or not what they should be.
+    /// The chain is not PEM certificates.
     #[error(transparent)]
     Chain(PemError),
-    /// The key is not PEM, or none that can sign.
+    /// The key is not PEM, or cannot sign.
     #[error(transparent)]
     Key(PemError),
-    /// Not one certificate.
-    #[error("an authority needs its certificate; give the chain, its own first")]
+    /// The chain is empty.
+    #[error("the chain has no certificate; give the authority's own certificate first")]
     Empty,
     /// Not X.509.
     #[error(transparent)]
     Unreadable(#[from] Unreadable),
     /// A leaf.
-    #[error("the certificate of {0} is not an authority's; give the one that signs")]
+    #[error("the certificate of {0} is not an authority; give the certificate of the signer")]
     NotAuthority(TrustDomain),
     /// The key of another certificate.
-    #[error("the key is not the one of the certificate; both must be of the same authority")]
+    #[error("the private key does not match the certificate; both must be of the same authority")]
     OtherKey,
-    /// It says that it is of another domain.
+    /// The certificate belongs to another trust domain.
     #[error("the certificate is an authority of {found}, not of {expected}")]
     OtherDomain {
-        /// What its URI name says.
+        /// The trust domain in its URI name.
         found: String,
-        /// What it was to be.
+        /// The trust domain it should have.
         expected: TrustDomain,
     },
 }

@@ -1,4 +1,4 @@
-//! webpki's errors in words: one for counters, a sentence for people, and what to do. Not deciding anything.
+//! Translates webpki's errors: a reason for counters, a sentence for people, and the remedy.
 
 use std::time::Duration;
 
@@ -7,7 +7,7 @@ use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 use webpki::Error;
 
-/// The word for counters and logs.
+/// The reason, for counters and logs.
 pub(super) fn reason(cause: &Error) -> &'static str {
     match cause {
         Error::CertExpired { .. } => "expired",
@@ -38,50 +38,52 @@ pub(super) fn reason(cause: &Error) -> &'static str {
     }
 }
 
-/// What is wrong, for people.
-pub(super) fn said(cause: &Error) -> String {
+/// What is wrong, as a sentence for people.
+pub(super) fn explanation(cause: &Error) -> String {
     match cause {
         Error::CertExpired { not_after, .. } => {
-            format!("it, or what signed it, expired at {}", at(*not_after))
+            format!("a certificate in it expired at {}", at(*not_after))
         }
         Error::CertNotValidYet { not_before, .. } => {
-            format!("it, or what signed it, is valid only from {} on", at(*not_before))
+            format!("a certificate in it is not valid before {}", at(*not_before))
         }
         Error::CrlExpired { next_update, .. } => {
-            format!("the revocation list of its authority is stale since {}", at(*next_update))
+            format!("the revocation list of its authority has been stale since {}", at(*next_update))
         }
         other => match reason(other) {
-            "unknown_issuer" => "no root there has signed it".to_owned(),
-            "bad_signature" => "a signature in it is not by the key of its signer".to_owned(),
-            "wrong_use" => "it is not for this use".to_owned(),
-            "issuer_not_authority" => "what signed it is no authority".to_owned(),
-            "path_length" => "there are more authorities in it than one of them allows below".to_owned(),
-            "name_constraints" => "an authority in it constrains names".to_owned(),
-            "critical_extension" => "it has a critical extension that is not known".to_owned(),
+            "unknown_issuer" => "no root of the bundle signed it".to_owned(),
+            "bad_signature" => "a signature in it was not made by the key of its signer".to_owned(),
+            "wrong_use" => "it is not issued for this use".to_owned(),
+            "issuer_not_authority" => "a certificate that signed it is not an authority".to_owned(),
+            "path_length" => "it has more intermediates than an authority in it allows".to_owned(),
+            "name_constraints" => "an authority in it has name constraints".to_owned(),
+            "critical_extension" => "it has an unknown critical extension".to_owned(),
             "revoked" => "its authority has revoked it".to_owned(),
-            "crl_bad" => "the revocation list is not by its authority".to_owned(),
-            "too_costly" => "there are too many ways through it".to_owned(),
+            "crl_bad" => "the revocation list is not signed by its authority".to_owned(),
+            "too_costly" => "it has too many possible paths to verify".to_owned(),
             _ => format!("{other:?}"),
         },
     }
 }
 
-/// What to do about it.
+/// The remedy.
 pub(super) fn remedy(cause: &Error) -> &'static str {
     match reason(cause) {
-        "expired" => "renew it, and see why its rotation stopped",
+        "expired" => "renew it, and find out why its rotation stopped",
         "not_yet_valid" => "compare the clocks of both sides",
         "unknown_issuer" => {
-            "the peer must send its intermediates, and the bundle must hold the root that signed them"
+            "the peer must send its intermediates, and the bundle must have the root that signed them"
         }
-        "bad_signature" => "a root or intermediate of the same name has another key; refresh the bundle",
-        "wrong_use" => "issue it for this use: client and server each have their extended key usage",
+        "bad_signature" => "a root or intermediate of the same name has another key; update the bundle",
+        "wrong_use" => "issue it with the extended key usage for this use (clientAuth, serverAuth)",
         "issuer_not_authority" | "path_length" => "have it signed by an authority that may sign it",
-        "name_constraints" => "a URI name under name constraints is never accepted; use an authority without",
-        "revoked" => "issue a new one",
-        "crl_stale" => "refresh the revocation list, or accept stale ones explicitly",
+        "name_constraints" => {
+            "a URI name under name constraints is never accepted; use an authority without them"
+        }
+        "revoked" => "issue a new certificate",
+        "crl_stale" => "update the revocation list, or accept stale ones explicitly",
         "crl_bad" => "get the revocation list from its authority again",
-        _ => "issue it anew",
+        _ => "issue a new certificate",
     }
 }
 

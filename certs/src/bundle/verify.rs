@@ -1,5 +1,5 @@
-//! Whether a chain proves an identity: the one place that decides it, for gateways, agents and the
-//! command line alike, and the words that say why not.
+//! Verifies that a chain proves an identity. The only place that decides it: gateways, agents and the command line
+//! all call this.
 
 use rustls::pki_types::{CertificateDer, DnsName, ServerName, UnixTime};
 use webpki::{
@@ -18,7 +18,7 @@ use crate::key::KeyPin;
 use crate::spiffe::{SpiffeId, TrustDomain};
 use crate::svid::{SvidError, peer_id};
 
-/// What a peer shows its certificate as.
+/// The side of a connection on which a peer presents its certificate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Role {
     /// It opened the connection.
@@ -27,13 +27,13 @@ pub enum Role {
     Server,
 }
 
-/// What a chain has proven.
+/// The identity that a chain has proven.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Proven {
-    /// Who it is.
+    /// The identity.
     pub id: SpiffeId,
-    /// Until when this holds, in seconds since 1970: the earliest end of its certificates, or of a revocation
-    /// list that must not be stale.
+    /// When this expires, in seconds since 1970: the earliest end of its certificates, or of a revocation list
+    /// that must not be stale.
     pub until: u64,
     /// The keys of the intermediates that vouch for it, the leaf's issuer first; none if a root signed it.
     pub issuers: Vec<KeyPin>,
@@ -45,61 +45,61 @@ pub enum VerifyError {
     /// The leaf is not the leaf of a SPIFFE identity.
     #[error(transparent)]
     Svid(#[from] SvidError),
-    /// Nobody is trusted about that domain.
+    /// There is no bundle of that trust domain.
     #[error("{id} is of a trust domain without a bundle here; add the bundle of {domain}", id = .0, domain = .0.trust_domain())]
     NoBundle(SpiffeId),
-    /// The chain does not lead to a root of the claimed domain, is out of its time, or is for another use.
-    #[error("the chain of {id} does not verify against the bundle of {}: {}; {}", id.trust_domain(), cause::said(cause), cause::remedy(cause))]
+    /// The chain does not lead to a root of the claimed domain, is expired or not yet valid, or is for another use.
+    #[error("the chain of {id} does not verify against the bundle of {}: {}; {}", id.trust_domain(), cause::explanation(cause), cause::remedy(cause))]
     Chain {
         /// The identity claimed.
         id: SpiffeId,
         /// What is wrong with the chain.
         cause: Error,
     },
-    /// What signed it is an authority, but not for certificates.
+    /// The signer is an authority whose key may not sign certificates.
     #[error(
-        "{0} is signed by an authority whose key usage lacks keyCertSign; have it signed by one that may"
+        "{0} is signed by an authority whose key usage lacks keyCertSign; have it signed by one that has it"
     )]
     Issuer(SpiffeId),
     /// The chain does not lead from a server of that name to a root of that domain.
     #[error("the server does not prove to be {name} by the bundle of {domain}: {}", named(cause))]
     Name {
-        /// The name that it should have.
+        /// The expected name.
         name: String,
-        /// Whose roots should have signed for it.
+        /// The domain whose roots must have signed it.
         domain: TrustDomain,
         /// What is wrong.
         cause: Error,
     },
-    /// Proven, but its domain took it back.
+    /// Proven, but denied by its own domain.
     #[error(
-        "{id} is on the deny-list {sequence} of its domain ({what}); issue a new identity or key, or take it off with `isthmus-certs deny remove`"
+        "{id} is denied by the deny-list of its domain ({what}, sequence {sequence}); issue a new identity or key, or remove the entry with `isthmus-certs deny remove`"
     )]
     Denied {
         /// The identity claimed.
         id: SpiffeId,
-        /// What of it is on the list.
+        /// The entry that denies it.
         what: Denied,
-        /// Which list.
+        /// The sequence number of the list.
         sequence: u64,
     },
-    /// Proven, but not whom we want here.
+    /// Proven, but not an expected peer.
     #[error("the peer is {0}, which is not expected here; check the address, or allow this identity")]
     Unexpected(SpiffeId),
-    /// Proven, but by an authority that is not the pinned one.
+    /// Proven, but not by the pinned intermediate.
     #[error(
-        "the chain of {id} has no intermediate with the pinned key {pin}; it is of another cluster, or the pin is old"
+        "the chain of {id} has no intermediate with the pinned key {pin}; it belongs to another cluster, or the pin is outdated"
     )]
     Pin {
         /// The identity claimed.
         id: SpiffeId,
-        /// The pin that none of its authorities has.
+        /// The expected pin.
         pin: KeyPin,
     },
 }
 
 impl TrustBundles {
-    /// Verifies a chain, leaf first, as shown by a peer in `role` at `now`, and returns who it is.
+    /// Verifies a chain, leaf first, that a peer in `role` presents at `now`, and returns its identity.
     pub fn verify(
         &self,
         chain: &[CertificateDer<'_>],
@@ -128,8 +128,8 @@ impl TrustBundles {
         Ok(Proven { id, until, issuers: path.issuers })
     }
 
-    /// Verifies a server that is known by a DNS name alone, by the roots of `domain`. Until when this holds, in
-    /// seconds since 1970.
+    /// Verifies a server by its DNS name, against the roots of `domain`. Returns when this expires, in seconds since
+    /// 1970.
     pub fn verify_name(
         &self,
         domain: &TrustDomain,
@@ -157,7 +157,7 @@ impl TrustBundles {
 }
 
 impl Believed {
-    /// The path from a leaf to a root that stands, if the leaf is what `also` asks for.
+    /// The path from a leaf to a valid root, if the leaf also passes the check `also`.
     fn path(
         &self,
         leaf: &CertificateDer<'_>,
@@ -182,13 +182,13 @@ impl Believed {
     }
 }
 
-/// What is wrong with a server that is known by name. The names that it has are its own to say.
+/// What is wrong with a server verified by name. Its own names are not quoted: it chose them.
 fn named(cause: &Error) -> String {
     match cause {
         Error::CertNotValidForName(_) => {
-            "its certificate is for other names; check the address and the name".to_owned()
+            "its certificate has other names; check the address and the name".to_owned()
         }
-        cause => format!("{}; {}", cause::said(cause), cause::remedy(cause)),
+        cause => format!("{}; {}", cause::explanation(cause), cause::remedy(cause)),
     }
 }
 
@@ -205,7 +205,7 @@ fn options<'a>(
     Some(builder.with_status_policy(UnknownStatusPolicy::Allow).with_expiration_policy(expiration).build())
 }
 
-/// What of a verified path is needed once it is verified.
+/// What is kept of a verified path.
 struct Path {
     until: u64,
     issuers: Vec<KeyPin>,
@@ -219,7 +219,7 @@ impl Path {
             .chain(path.intermediate_certificates().map(|certificate| certificate.der()));
         let mut found = Self { until: u64::MAX, issuers: Vec::new(), serials: Vec::new(), may_sign: true };
         for (place, der) in ends.enumerate() {
-            // What only one of two parsers can read is not believed.
+            // A certificate must be readable by both parsers.
             let (_, certificate) = X509Certificate::from_der(&der).map_err(|_| Error::BadDer)?;
             let end = u64::try_from(certificate.validity().not_after.timestamp()).unwrap_or_default();
             found.until = found.until.min(end);
@@ -236,7 +236,7 @@ impl Path {
 }
 
 impl VerifyError {
-    /// Every word that [`VerifyError::reason`] says.
+    /// Every reason that [`VerifyError::reason`] returns.
     pub const REASONS: [&'static str; 26] = [
         "no_certificate",
         "malformed",
@@ -266,7 +266,7 @@ impl VerifyError {
         "pin",
     ];
 
-    /// The one word for counters and logs, of [`VerifyError::REASONS`].
+    /// The reason, one of [`VerifyError::REASONS`], for counters and logs.
     pub fn reason(&self) -> &'static str {
         match self {
             Self::Svid(error) => match error {
@@ -294,7 +294,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_reason_is_documented() {
+    fn verify_reasons_are_all_documented() {
         let documented = include_str!("../../../docs/certificates.md");
         for reason in VerifyError::REASONS {
             assert!(documented.contains(&format!("`{reason}`")), "{reason}");

@@ -205,6 +205,6 @@ fn read(path: &Path) -> anyhow::Result<Vec<u8>> {
     let shown = path.display();
     input::read_argument(path, MAX_FILE).map_err(|error| match error.kind() {
         io::ErrorKind::FileTooLarge => anyhow!("{shown} is larger than 16 MiB; is it the right file?"),
-        _ => anyhow::Error::new(error).context(format!("cannot read {shown}")),
+        _ => anyhow::Error::new(error).context(format!("{shown}: cannot be read")),
     })
 }

@@ -145,7 +145,7 @@ fn each_altered_part_of_an_envelope_is_refused() {
         ("an empty signature", "not signed", &|e| e["signatures"][0]["sig"] = "".into()),
         ("a signature that is no base64", "not signed", &|e| e["signatures"][0]["sig"] = "?".into()),
         ("a certificate that is none", "not signed", &|e| e["signatures"][0]["cert"] = "AAAA".into()),
-        ("another type", "something else", &|e| e["payloadType"] = "application/json".into()),
+        ("another type", "payload type", &|e| e["payloadType"] = "application/json".into()),
         ("a payload that is no base64", "cannot be read", &|e| e["payload"] = "?".into()),
         ("no payload", "cannot be read", &|e| _ = e.as_object_mut().unwrap().remove("payload")),
     ];

@@ -1,5 +1,5 @@
-//! Whose word a root roll-over waits for, beside the time: the peers of this domain's agents, as the files say that
-//! those agents write. What has not been acknowledged is not relied on, and what is missing holds the roll-over.
+//! The acknowledgements that a root roll-over waits for, beside the time: those of the peers of this domain's agents, as
+//! recorded in the files that the agents write. A missing acknowledgement, or a missing file, stops the roll-over.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -11,26 +11,26 @@ use super::{Home, HomeError, Step};
 use crate::acknowledged::Acknowledged;
 use crate::facts::fingerprint;
 
-/// What a roll-over waits for.
+/// The acknowledgements that a roll-over waits for.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct Awaited {
-    /// Those who do not have the new root yet.
+    /// The agents and peers without the new root.
     pub missing: Vec<Missing>,
-    /// With nobody missing: when the last one has had it for as long as each wait lasts.
+    /// If none is missing: when the last one has had the new root for the whole overlap.
     #[serde(skip)]
     pub until: Option<OffsetDateTime>,
 }
 
-/// Somebody who is not known to have the new root.
+/// An agent or peer that is not known to have the new root.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Missing {
-    /// The cluster; without a peer its own agent is meant.
+    /// The cluster; without `peer`, its own agent is missing.
     pub cluster: String,
-    /// Its peer.
+    /// The peer of that cluster.
     pub peer: Option<String>,
-    /// The last bundle that was acknowledged or, without a peer, is offered.
+    /// The sequence number of the last acknowledged bundle or, without `peer`, of the offered one.
     pub sequence: Option<u64>,
-    /// The file that says so.
+    /// The file that records it.
     pub file: PathBuf,
 }
 
@@ -41,23 +41,21 @@ impl fmt::Display for Missing {
             (Some(peer), Some(sequence)) => {
                 write!(
                     f,
-                    "{peer:?}, a peer of {cluster:?}, whose last acknowledged bundle ({sequence}) lacks it"
+                    "peer {peer:?} of {cluster:?}: its last acknowledged bundle ({sequence}) lacks the new root"
                 )?;
             }
-            (Some(peer), None) => {
-                write!(f, "{peer:?}, a peer of {cluster:?}, which has acknowledged no bundle yet")?
-            }
+            (Some(peer), None) => write!(f, "peer {peer:?} of {cluster:?}: no bundle acknowledged yet")?,
             (None, Some(sequence)) => {
-                write!(f, "the agent of {cluster:?}, whose bundle ({sequence}) lacks it")?
+                write!(f, "the agent of {cluster:?}: its bundle ({sequence}) lacks the new root")?
             }
-            (None, None) => write!(f, "the agent of {cluster:?}, which offers no bundle")?,
+            (None, None) => write!(f, "the agent of {cluster:?}: it offers no bundle")?,
         }
         write!(f, " ({})", file.display())
     }
 }
 
 impl Home {
-    /// Lets roll-overs, this one and later ones, wait for what these files say; none is by time alone.
+    /// Makes this and later roll-overs wait for the acknowledgements in these files; without files, for time alone.
     pub fn wait_for(&mut self, files: Vec<PathBuf>) -> Result<(), HomeError> {
         if self.state.acknowledged != files {
             self.state.acknowledged = files;
@@ -66,8 +64,8 @@ impl Home {
         Ok(())
     }
 
-    /// Whom the roll-over that is under way waits for before its next step; a step that needs nobody waits for
-    /// nobody. A file that cannot be read is an error, and a reason to wait.
+    /// The acknowledgements missing for the next step of the current roll-over; some steps need none. An unreadable file
+    /// is an error, which also stops the roll-over.
     pub fn awaited(&self) -> Result<Awaited, HomeError> {
         let mut awaited = Awaited::default();
         let Some(rollover) = &self.state.rollover else { return Ok(awaited) };
@@ -79,17 +77,17 @@ impl Home {
         let root = fingerprint(&self.root_certificate(new)?);
         let mut last = None;
         for file in &self.state.acknowledged {
-            let said = self.said_in(file)?;
+            let known = self.read_acknowledged(file)?;
             let missing = |peer: Option<&String>, sequence| Missing {
-                cluster: said.cluster.clone(),
+                cluster: known.cluster.clone(),
                 peer: peer.cloned(),
                 sequence,
                 file: file.clone(),
             };
-            if said.offered.as_ref().is_none_or(|offered| !offered.roots.contains(&root)) {
-                awaited.missing.push(missing(None, said.offered.as_ref().map(|offered| offered.sequence)));
+            if known.offered.as_ref().is_none_or(|offered| !offered.roots.contains(&root)) {
+                awaited.missing.push(missing(None, known.offered.as_ref().map(|offered| offered.sequence)));
             }
-            for (peer, word) in &said.peers {
+            for (peer, word) in &known.peers {
                 match &word.acknowledged {
                     Some(taken) if taken.edition.roots.contains(&root) => last = last.max(Some(taken.at)),
                     taken => {
@@ -99,20 +97,23 @@ impl Home {
                 }
             }
         }
-        // Who hears of the new root late has as long as the others until it signs.
+        // A peer that gets the new root late has as long as the others before the root signs.
         if rollover.step == Step::Trusted && awaited.missing.is_empty() {
             awaited.until = last.map(|last| last + self.state.overlap);
         }
         Ok(awaited)
     }
 
-    fn said_in(&self, file: &Path) -> Result<Acknowledged, HomeError> {
+    fn read_acknowledged(&self, file: &Path) -> Result<Acknowledged, HomeError> {
         let unread = |cause| HomeError::Acknowledged { path: file.to_owned(), cause };
-        let said = Acknowledged::read(file).map_err(|cause| unread(cause.to_string()))?;
+        let known = Acknowledged::read(file).map_err(|cause| unread(cause.to_string()))?;
         let own = &self.state.trust_domain;
-        if said.trust_domain != *own {
-            return Err(unread(format!("it is of an agent of {}, not of {own}", said.trust_domain)));
+        if known.trust_domain != *own {
+            return Err(unread(format!(
+                "it was written by an agent of {}, not of {own}",
+                known.trust_domain
+            )));
         }
-        Ok(said)
+        Ok(known)
     }
 }

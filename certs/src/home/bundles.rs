@@ -1,5 +1,4 @@
-//! The bundles of an authority's directory: its own, which follows its roots, and those of the domains that
-//! it is federated with, side by side.
+//! The bundles in an authority's directory: its own, which follows its roots, and those of federated domains.
 
 use std::fs;
 use std::io;
@@ -24,7 +23,7 @@ impl Home {
         self.bundle_folder().join(format!("{domain}.json"))
     }
 
-    /// Makes the own bundle hold the roots that are trusted. Says whether it did not.
+    /// Brings the own bundle to the trusted roots. Returns whether it changed.
     pub(super) fn publish_bundle(&self, now: OffsetDateTime) -> Result<bool, HomeError> {
         let domain = &self.state.trust_domain;
         let roots = self.trusted_certificates()?;
@@ -38,7 +37,7 @@ impl Home {
         Ok(true)
     }
 
-    /// The roots that are trusted now.
+    /// The certificates of the trusted roots.
     pub(super) fn trusted_certificates(&self) -> Result<Vec<CertificateDer<'static>>, HomeError> {
         self.state.trusted().into_iter().map(|number| self.root_certificate(number)).collect()
     }
@@ -51,7 +50,7 @@ impl Home {
         Ok(files::write(&path, &text, PUBLIC)?)
     }
 
-    /// Believes a bundle about another domain. A lower sequence than the known one is refused.
+    /// Trusts the bundle of another domain. A lower sequence number than the known one is refused.
     pub fn federate(&mut self, domain: &TrustDomain, bundle: &Bundle) -> Result<(), HomeError> {
         if *domain == self.state.trust_domain {
             return Err(HomeError::Own(domain.clone()));
@@ -66,12 +65,12 @@ impl Home {
         }
     }
 
-    /// No longer believes anything about another domain.
+    /// No longer trusts another domain.
     pub fn defederate(&mut self, domain: &TrustDomain) -> Result<(), HomeError> {
         if *domain == self.state.trust_domain {
             return Err(HomeError::Own(domain.clone()));
         }
-        // A deny-list without its bundle could not be judged.
+        // A deny-list cannot be verified without its bundle.
         let denied = self.deny_file(domain);
         match fs::remove_file(&denied) {
             Err(cause) if cause.kind() != io::ErrorKind::NotFound => {
@@ -111,7 +110,8 @@ impl Home {
     }
 }
 
-/// Higher than the known one, and no lower after the known one was lost: seconds since 1970.
+/// The next sequence number: higher than the known one, and at least the time in seconds since 1970, so that it does not
+/// go back if the known one is lost.
 pub(super) fn next_sequence(known: Option<u64>, now: OffsetDateTime) -> u64 {
     let now = u64::try_from(now.unix_timestamp()).unwrap_or_default();
     known.map_or(now, |known| now.max(known.saturating_add(1)))

@@ -1,5 +1,5 @@
-//! The deny-lists of an authority's directory: its own, which it signs, and those of the domains that it is
-//! federated with, which it passes on.
+//! The deny-lists in an authority's directory: its own, which it signs, and those of federated domains, which it passes
+//! on.
 
 use std::path::PathBuf;
 
@@ -25,13 +25,13 @@ impl Home {
         self.deny_folder().join(format!("{domain}.json"))
     }
 
-    /// The deny-list of a domain as it is kept here; an empty one if there is none.
+    /// The stored deny-list of a domain; an empty one if there is none.
     pub fn deny_list(&self, domain: &TrustDomain) -> Result<DenyList, HomeError> {
         let path = self.deny_file(domain);
         if !is_there(&path)? {
             return Ok(DenyList::new(domain.clone()));
         }
-        // Its signature was checked when it was taken; its signer may have been renewed since.
+        // The signature was checked when the list was accepted; its signer may have been renewed since.
         DenyList::reopen(read(&path)?.as_bytes()).map_err(|cause| HomeError::Deny { path, cause })
     }
 
@@ -46,7 +46,7 @@ impl Home {
             .map_err(|cause| HomeError::Deny { path, cause })
     }
 
-    /// Changes the own deny-list, and signs it with its next number if `change` says that it did.
+    /// Changes the own deny-list; if `change` returns true, signs it with the next sequence number.
     pub fn change_deny_list(
         &mut self,
         change: impl FnOnce(&mut DenyList) -> bool,
@@ -59,7 +59,7 @@ impl Home {
         Ok(list)
     }
 
-    /// Takes over another domain's signed list. An older one than the known is refused.
+    /// Accepts the signed list of another domain. A list older than the known one is refused.
     pub fn take_deny_list(&mut self, domain: &TrustDomain, envelope: &str) -> Result<DenyList, HomeError> {
         if *domain == self.state.trust_domain {
             return Err(HomeError::Own(domain.clone()));
@@ -81,7 +81,7 @@ impl Home {
         Ok(files::write(&self.deny_file(list.trust_domain()), &(envelope + "\n"), PUBLIC)?)
     }
 
-    /// The signing root; where its key is kept elsewhere, an intermediate that is not denied itself.
+    /// The signing root; if its key is stored elsewhere, an intermediate that is not itself denied.
     fn deny_signer(&self, list: &DenyList) -> Result<Authority, HomeError> {
         match self.root(self.state.root) {
             Err(HomeError::KeyAway(path)) => {
@@ -96,8 +96,8 @@ impl Home {
         }
     }
 
-    /// Signs the own list anew if its signature would not hold until the next steps of a roll-over, and
-    /// forgets what has expired. Says whether it did.
+    /// Signs the own list again if its signature would not outlast the next step of a roll-over, and drops expired
+    /// entries. Returns whether it was signed.
     pub(super) fn see_to_deny_list(&mut self, now: OffsetDateTime) -> Result<bool, HomeError> {
         let domain = self.state.trust_domain.clone();
         if !is_there(&self.deny_file(&domain))? {

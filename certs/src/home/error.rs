@@ -1,4 +1,4 @@
-//! Why something in an authority's directory could not be done: the file, the reason, the remedy.
+//! The errors of an authority's directory: the file, the reason, the remedy.
 
 use std::io;
 use std::path::PathBuf;
@@ -10,63 +10,63 @@ use crate::files::WriteError;
 use crate::spiffe::TrustDomain;
 use crate::spiffe_bundle::FormatError;
 
-/// Why something in an authority's directory could not be done.
+/// Why an operation on an authority's directory failed.
 #[derive(Debug, thiserror::Error)]
 pub enum HomeError {
-    /// There is no authority in it.
+    /// The directory has no authority.
     #[error("there is no authority in {}; make one with `isthmus-certs init --out {}`, or give --dir", .0.display(), .0.display())]
     Absent(PathBuf),
-    /// There is one already.
-    #[error("there is an authority in {} already; choose another directory, or lose it with --force", .0.display())]
+    /// The directory already has an authority.
+    #[error("there is an authority in {} already; choose another directory, or destroy it with --force", .0.display())]
     Present(PathBuf),
-    /// Another process works on it.
-    #[error("another isthmus-certs works on {}; wait for it, or stop it", .0.display())]
+    /// Another process has locked the directory.
+    #[error("another isthmus-certs is working on {}; wait for it, or stop it", .0.display())]
     Busy(PathBuf),
     /// A file cannot be read.
     #[error("{}: cannot be read: {cause}", path.display())]
     Read {
-        /// Which.
+        /// The file.
         path: PathBuf,
-        /// Why.
+        /// The cause.
         #[source]
         cause: io::Error,
     },
     /// The state was edited, or is of another version.
-    #[error("{}: {cause}; put back the file as it was written", path.display())]
+    #[error("{}: {cause}; restore the file as isthmus-certs wrote it", path.display())]
     State {
-        /// Which.
+        /// The file.
         path: PathBuf,
-        /// Why.
+        /// The cause.
         #[source]
         cause: serde_json::Error,
     },
-    /// A key is kept elsewhere.
-    #[error("{}: the key is not here; bring it back for this step", .0.display())]
+    /// The key file is missing: it is stored elsewhere.
+    #[error("{}: the key is not here; restore it for this step", .0.display())]
     KeyAway(PathBuf),
-    /// A certificate and its key are no authority.
+    /// A certificate and its key are not an authority.
     #[error("{}: {cause}", path.display())]
     Unusable {
         /// The certificate.
         path: PathBuf,
-        /// Why.
+        /// The cause.
         #[source]
         cause: Unusable,
     },
-    /// A bundle's file.
+    /// A bundle file is invalid.
     #[error("{}: {cause}", path.display())]
     Bundle {
-        /// Which.
+        /// The file.
         path: PathBuf,
-        /// Why.
+        /// The cause.
         #[source]
         cause: FormatError,
     },
-    /// A deny-list's file.
+    /// A deny-list file is invalid.
     #[error("{}: {cause}", path.display())]
     Deny {
-        /// Which.
+        /// The file.
         path: PathBuf,
-        /// Why.
+        /// The cause.
         #[source]
         cause: DenyError,
     },
@@ -75,48 +75,52 @@ pub enum HomeError {
         "cluster {0:?} has no intermediate here; make one with `isthmus-certs intermediate --cluster {0}`"
     )]
     UnknownCluster(String),
-    /// Which cluster's intermediate signs was not said.
-    #[error("there are several clusters here; say which with --cluster: {}", .0.join(", "))]
+    /// Several clusters, and none was named.
+    #[error("there are several clusters here; name one with --cluster: {}", .0.join(", "))]
     WhichCluster(Vec<String>),
-    /// A name that would be no file name, or no part of an identity.
-    #[error("{0:?} is no name; use a-z, A-Z, 0-9, `.`, `-` and `_`, and start with a letter or digit")]
-    Name(String),
-    /// A bundle that is older than the one that is here.
+    /// Not a valid file name, or not a valid part of an identity.
     #[error(
-        "the bundle of {domain} has sequence {found}, but {known} is here; get a newer one, or remove this first with `bundle remove`"
+        "{0:?} is not a valid name; use a-z, A-Z, 0-9, `.`, `-` and `_`, and start with a letter or digit"
+    )]
+    Name(String),
+    /// The bundle is older than the one in the directory.
+    #[error(
+        "the bundle of {domain} has sequence {found}, but {known} is here; get a newer one, or first remove this one with `bundle remove`"
     )]
     OldBundle {
-        /// Whose.
+        /// The trust domain of the bundle.
         domain: TrustDomain,
-        /// The number it has.
+        /// The sequence number of the new bundle.
         found: u64,
-        /// The number that is here.
+        /// The sequence number of the present bundle.
         known: u64,
     },
-    /// Only others' bundles are added and removed; one's own follows the roots.
-    #[error("{0} is this authority's own domain; its bundle follows its roots")]
+    /// The own bundle follows the roots; only those of other domains are added and removed.
+    #[error(
+        "{0} is this authority's own domain, whose bundle and deny-list it writes itself; name another domain"
+    )]
     Own(TrustDomain),
     /// No such bundle.
     #[error("there is no bundle of {0} here; `isthmus-certs bundle` lists them")]
     NoBundle(TrustDomain),
-    /// What an agent says of its peers is not known.
+    /// An agent's file of acknowledgements cannot be used.
     #[error(
-        "{}: {cause}; the roll-over waits for this file, which the agent writes into its state directory (`rotate --acknowledged` names others, `--by-time` none)",
+        "{}: {cause}; the roll-over waits for this file, which the agent writes into its state directory; name another file with `rotate --acknowledged`, or wait for none with `--by-time`",
         path.display()
     )]
     Acknowledged {
-        /// Which file.
+        /// The file.
         path: PathBuf,
-        /// Why.
+        /// The cause.
         cause: String,
     },
-    /// Something was not signed.
+    /// A certificate was not issued.
     #[error(transparent)]
     Issue(#[from] IssueError),
-    /// A root that cannot be one.
+    /// A certificate cannot be a root.
     #[error(transparent)]
     Root(#[from] BundleError),
-    /// Something was not written.
+    /// A file could not be written.
     #[error(transparent)]
     Write(#[from] WriteError),
 }

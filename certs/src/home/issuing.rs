@@ -1,5 +1,4 @@
-//! What an authority's directory issues: intermediates in the layouts that Istio and cert-manager read, and
-//! leaves that it keeps renewed.
+//! Issues intermediates, in the layouts of Istio and cert-manager, and the leaves that a directory renews.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -18,16 +17,16 @@ use crate::pem;
 
 const LEAF_FILES: [&str; 3] = ["tls.crt", "tls.key", "ca.crt"];
 
-/// What was done about files that were not what they are to be.
+/// How files were brought up to date.
 pub(super) enum Seen {
     /// A new certificate and key.
     Renewed,
-    /// The same, with other roots beside them.
+    /// The same certificate and key, with new roots beside them.
     Roots,
 }
 
 impl Home {
-    /// Makes the intermediate of a cluster, or shows the one there is. Says whether it is new.
+    /// Makes the intermediate of a cluster unless there is one. Returns whether it is new.
     pub fn add_cluster(&mut self, cluster: &str) -> Result<bool, HomeError> {
         check_name(cluster)?;
         if self.state.clusters.contains(cluster) {
@@ -39,7 +38,7 @@ impl Home {
         Ok(true)
     }
 
-    /// Issues a leaf with a new key, and keeps it renewed from now on. Files of others are not replaced.
+    /// Issues a leaf with a new key, and renews it from now on. Files not written here are never replaced.
     pub fn keep(&mut self, name: &str, kept: Kept) -> Result<(), HomeError> {
         check_name(name)?;
         let folder = self.folder_of(name, &kept);
@@ -56,21 +55,21 @@ impl Home {
         self.save()
     }
 
-    /// No longer renews a leaf; its files stay. Says whether it was renewed.
+    /// Stops renewing a leaf; its files stay. Returns whether there was such a leaf.
     pub fn forget(&mut self, name: &str) -> Result<bool, HomeError> {
         let was_kept = self.state.leaves.remove(name).is_some();
         self.save()?;
         Ok(was_kept)
     }
 
-    /// Signs a leaf for the key of a request: the chain as PEM. Its holder asks again before it ends.
+    /// Signs a leaf for the key of a request and returns the chain as PEM. It is not renewed here.
     pub fn certify(&mut self, csr: &Csr, leaf: &Leaf, cluster: Option<&str>) -> Result<String, HomeError> {
         let chain = self.signer(cluster)?.certify(csr.key(), leaf)?;
         self.remember(leaf)?;
         Ok(pem::encode(&chain))
     }
 
-    /// The cluster whose intermediate signs unless it is said: the only one; none if there is none.
+    /// The only cluster, whose intermediate signs by default; none if there is no cluster.
     pub fn only_cluster(&self) -> Result<Option<String>, HomeError> {
         let clusters: Vec<_> = self.state.clusters.iter().cloned().collect();
         match clusters.as_slice() {
@@ -80,7 +79,7 @@ impl Home {
         }
     }
 
-    /// Where a leaf stands.
+    /// The directory of a leaf.
     pub fn folder_of(&self, name: &str, kept: &Kept) -> PathBuf {
         kept.folder.clone().unwrap_or_else(|| self.folder.join("leaves").join(name))
     }
@@ -92,7 +91,7 @@ impl Home {
         }
     }
 
-    /// Notes, before a leaf is given away, until when its root must be trusted.
+    /// Records, before a leaf is handed out, how long its root must stay trusted.
     fn remember(&mut self, leaf: &Leaf) -> Result<(), HomeError> {
         let until = OffsetDateTime::now_utc() + leaf.lifetime;
         if until > self.state.issued_until {
@@ -104,7 +103,7 @@ impl Home {
 
     pub(super) fn make_intermediate(&self, cluster: &str) -> Result<(), HomeError> {
         let root = self.root(self.state.root)?;
-        // Not past the root, whose own end begins a roll-over that must not wait for this.
+        // Not past the root: its roll-over must not wait for an intermediate.
         let lifetime = self.state.intermediate_lifetime.min(root.longest());
         let made = root.intermediate(cluster, self.state.key, lifetime)?;
         let key = made.key_pem().unwrap_or_default();
@@ -143,7 +142,7 @@ impl Home {
         Ok(files::publish(folder, &entries)?)
     }
 
-    /// Makes a cluster's files what they are to be. Says what was done.
+    /// Brings the files of a cluster up to date. Returns what was done.
     pub(super) fn see_to_cluster(
         &self,
         cluster: &str,
@@ -169,7 +168,7 @@ impl Home {
         }
     }
 
-    /// Makes a leaf's files what they are to be. Says what was done.
+    /// Brings the files of a leaf up to date. Returns what was done.
     pub(super) fn see_to_leaf(&mut self, name: &str, now: OffsetDateTime) -> Result<Option<Seen>, HomeError> {
         let Some(kept) = self.state.leaves.get(name).cloned() else { return Ok(None) };
         let folder = self.folder_of(name, &kept);
@@ -179,7 +178,7 @@ impl Home {
         let denied = self.denied();
         let signer = self.signer(kept.cluster.as_deref()).ok();
         let root = self.root_certificate(self.state.root)?;
-        // What cannot be signed by the right root yet is not signed by the wrong one again and again.
+        // Until the right root can sign, the wrong one must not sign on every pass.
         let is_of_root = |leaf: &Identity| {
             let is_signed = |last: &CertificateDer<'_>| is_signed_by(last, &root);
             let could_be = signer.as_ref().is_some_and(|signer| signer.above().last().is_none_or(&is_signed));
@@ -202,21 +201,21 @@ impl Home {
         }
     }
 
-    /// The own deny-list; a damaged one is named when it is seen to, and keeps nothing from being renewed.
+    /// The own deny-list, or an empty one if it is damaged: that is reported elsewhere and must not stop renewals.
     fn denied(&self) -> DenyList {
         let domain = &self.state.trust_domain;
         self.deny_list(domain).unwrap_or_else(|_| DenyList::new(domain.clone()))
     }
 
     fn renew(&mut self, name: &str, kept: &Kept) -> Result<Option<Seen>, HomeError> {
-        // Shorter than it was asked for, rather than none, near the end of what signs it.
+        // Near the end of the signer, a shorter lifetime than requested rather than no leaf.
         let most = self.signer(kept.cluster.as_deref())?.longest();
         self.make_leaf(name, kept, kept.leaf.lifetime.min(most))?;
         Ok(Some(Seen::Renewed))
     }
 }
 
-/// Within its time, not due for renewal, not denied.
+/// Valid now, not due for renewal and not denied.
 fn is_good(certificate: &CertificateDer<'_>, denied: &DenyList, now: OffsetDateTime) -> bool {
     Facts::of(certificate).is_ok_and(|facts| {
         facts.not_before <= now && now < renew_at(&facts) && !denied.has_serial(&facts.serial)

@@ -1,6 +1,6 @@
-//! An authority's directory: its roots, the intermediates of its clusters, the leaves that it keeps renewed,
-//! the bundles of all domains and the deny-lists. One process at a time works on it. What it is to hold is in
-//! `authority.json`; `rotate` makes the files so, whatever state a crash has left them in.
+//! The directory of an authority: its roots, the intermediates of its clusters, the leaves that it renews, the bundles
+//! of all domains and the deny-lists. One process at a time works on it. `authority.json` says what it should hold;
+//! `rotate` brings the files to that, whatever state a crash left them in.
 
 mod awaiting;
 mod bundles;
@@ -39,17 +39,17 @@ const STATE: &str = "authority.json";
 const LOCK: &str = ".lock";
 const ROOT_CERTIFICATE: &str = "root-cert.pem";
 const ROOT_KEY: &str = "root-key.pem";
-/// Work on a directory takes a moment; what takes longer hangs.
+/// Longest wait for the lock: work on a directory takes a moment.
 const PATIENCE: Duration = Duration::from_secs(10);
 const PACE: Duration = Duration::from_millis(20);
-/// Larger is no file of an authority.
+/// No file of an authority is larger.
 const LARGEST: u64 = 16 << 20;
-/// Between the making of a root and of what it signs.
+/// The time between making a root and what it signs.
 const MOMENT: Duration = Duration::from_secs(1);
-/// What `init --force` removes; nothing else in the directory is touched.
+/// The directories that `init --force` removes; nothing else is touched.
 const OWN: [&str; 5] = ["roots", "clusters", "leaves", "bundles", "deny"];
 
-/// An authority's directory, open for this process only.
+/// The directory of an authority, locked for this process.
 #[derive(Debug)]
 pub struct Home {
     folder: PathBuf,
@@ -57,23 +57,23 @@ pub struct Home {
     _lock: File,
 }
 
-/// What a new authority is to be.
+/// The settings of a new authority.
 #[derive(Debug, Clone)]
 pub struct Plan {
-    /// Whose authority.
+    /// The trust domain of the authority.
     pub trust_domain: TrustDomain,
-    /// What its keys are.
+    /// The type of its keys.
     pub key: KeyKind,
-    /// How long its roots live.
+    /// The lifetime of roots.
     pub root_lifetime: Duration,
-    /// How long the intermediates live.
+    /// The lifetime of intermediates.
     pub intermediate_lifetime: Duration,
-    /// How long each wait of a root roll-over is at least.
+    /// The shortest wait of each step of a root roll-over.
     pub overlap: Duration,
 }
 
 impl Plan {
-    /// Tries it, leaving nothing behind: a root and an intermediate as it says.
+    /// Checks the settings by making a root and an intermediate in memory.
     pub fn check(&self) -> Result<(), HomeError> {
         let root = Authority::root(self.trust_domain.clone(), self.key, self.root_lifetime)?;
         let lifetime = self.intermediate_lifetime.min(self.root_lifetime.saturating_sub(MOMENT));
@@ -81,7 +81,7 @@ impl Plan {
         Ok(())
     }
 
-    /// P-256, ten years, one year, seven days.
+    /// The defaults: P-256, ten years, one year, seven days.
     pub fn new(trust_domain: TrustDomain) -> Self {
         Self {
             trust_domain,
@@ -125,7 +125,7 @@ impl Home {
         Ok(home)
     }
 
-    /// Removes the authority of a directory, with every key. Files that are not its own stay.
+    /// Deletes the authority of a directory, with every key. Other files stay.
     pub fn destroy(folder: &Path) -> Result<(), HomeError> {
         if !is_there(&folder.join(STATE))? && !is_there(&folder.join("roots"))? {
             return Ok(());
@@ -153,7 +153,7 @@ impl Home {
         Ok(Self { folder: folder.to_owned(), state, _lock: lock })
     }
 
-    /// The state of an authority's directory, while another process may be working on it.
+    /// Reads the state of a directory without locking it.
     pub fn peek(folder: &Path) -> Result<State, HomeError> {
         let path = folder.join(STATE);
         if !is_there(&path)? {
@@ -162,7 +162,7 @@ impl Home {
         serde_json::from_str(&read(&path)?).map_err(|cause| HomeError::State { path, cause })
     }
 
-    /// What it is to hold.
+    /// The state: what the directory should hold.
     pub fn state(&self) -> &State {
         &self.state
     }
@@ -188,7 +188,7 @@ impl Home {
         self.folder.join("clusters").join(cluster)
     }
 
-    /// Makes the first root, or takes the one that an interrupted beginning has left: a key is never lost.
+    /// Makes the first root, or uses the one left by an interrupted `create`: a key is never overwritten.
     fn begin_root(&self) -> Result<(), HomeError> {
         let folder = self.folder.join("roots");
         let mut others = Vec::new();
@@ -209,13 +209,13 @@ impl Home {
         let key = root.key_pem().unwrap_or_default();
         let folder = self.root_folder(number);
         files::make_folder(&folder)?;
-        // The key first: a root is there once its certificate is.
+        // The key first: a root exists once its certificate does.
         files::write(&folder.join(ROOT_KEY), key, SECRET)?;
         files::write(&folder.join(ROOT_CERTIFICATE), &root.certificate_pem(), PUBLIC)?;
         Ok(())
     }
 
-    /// A root that can sign.
+    /// A root with its key.
     pub fn root(&self, number: u64) -> Result<Authority, HomeError> {
         let folder = self.root_folder(number);
         self.authority(&folder.join(ROOT_CERTIFICATE), &folder.join(ROOT_KEY))
@@ -260,7 +260,7 @@ impl Home {
 fn lock(folder: &Path) -> Result<File, HomeError> {
     let path = folder.join(LOCK);
     let failed = |cause| HomeError::Read { path: path.clone(), cause };
-    // A link that somebody else has put there is not followed.
+    // Links are not followed: another user may have placed one.
     let flags = (OFlags::NOFOLLOW | OFlags::NONBLOCK).bits().cast_signed();
     let mut options = File::options();
     options.write(true).create(true).truncate(false).mode(SECRET).custom_flags(flags);
@@ -284,12 +284,12 @@ fn read_bytes(path: &Path) -> Result<Vec<u8>, HomeError> {
     input::read(path, LARGEST).map_err(|cause| HomeError::Read { path: path.to_owned(), cause })
 }
 
-/// Whether a file is there; one that may not be looked at is no file that is not there.
+/// Whether a file exists. An inaccessible file is an error, not a missing one.
 fn is_there(path: &Path) -> Result<bool, HomeError> {
     path.try_exists().map_err(|cause| HomeError::Read { path: path.to_owned(), cause })
 }
 
-/// A name of a cluster or leaf, which is also a name of a directory.
+/// Checks the name of a cluster or leaf, which is also the name of a directory.
 fn check_name(name: &str) -> Result<(), HomeError> {
     let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_');
     let starts = name.starts_with(|c: char| c.is_ascii_alphanumeric());

@@ -1,12 +1,12 @@
-//! When a certificate is renewed. Pure.
+//! Computes when a certificate is renewed.
 
 use time::OffsetDateTime;
 
 use crate::authority::BACKDATE;
 use crate::facts::Facts;
 
-/// After two thirds of a certificate's life, and up to a twentieth of it earlier, so that many that were
-/// issued together are not renewed together. The same certificate gives the same time, restart or not.
+/// After two thirds of a certificate's life, and up to a twentieth of it earlier, so that certificates issued together
+/// are not renewed together. The time depends only on the certificate, so a restart does not change it.
 pub fn renew_at(certificate: &Facts) -> OffsetDateTime {
     let end = certificate.not_after;
     let start = (certificate.not_before + BACKDATE).min(end);
@@ -24,7 +24,7 @@ mod tests {
     use crate::{Authority, SpiffeId, TrustDomain};
 
     #[test]
-    fn renewal_is_at_two_thirds_with_jitter() {
+    fn renewal_is_at_two_thirds_of_life_with_jitter() {
         let authority = Authority::generate(TrustDomain::new("east.example").unwrap()).unwrap();
         let id = SpiffeId::workload(authority.trust_domain(), "a", "b").unwrap();
         let life = Duration::from_secs(24 * 3600);

@@ -1,5 +1,5 @@
-//! One pass of rotation: make every file what the state says, then take the next step if its time has come,
-//! and again. A pass that is killed at any point is completed by the next one.
+//! A pass of rotation: brings every file to what the state says, then takes each step that is due. The next pass
+//! completes one that was killed at any point.
 
 use std::fmt;
 use std::fs;
@@ -15,23 +15,23 @@ use crate::authority::BACKDATE;
 use crate::facts::Facts;
 use crate::pem;
 
-/// A root is rolled over by itself when this share of its life is left, in percent.
+/// A roll-over begins by itself when this share of the root's life is left, in percent.
 const ROOT_RESERVE: u32 = 20;
 
 /// What a pass did.
 #[derive(Debug, Default)]
 pub struct Pass {
-    /// In order.
+    /// The changes, in order.
     pub done: Vec<Done>,
-    /// What could not be done; the next pass tries again. No roll-over goes on past it.
+    /// The failures. The next pass retries them; until then no roll-over takes its next step.
     pub problems: Vec<HomeError>,
-    /// What keeps a roll-over from its next step though its time has come.
+    /// The acknowledgements that a due step of a roll-over waits for.
     pub awaited: Option<Awaited>,
-    /// When there is something to do again.
+    /// When the next pass has something to do.
     pub next: Option<OffsetDateTime>,
 }
 
-/// One thing that a pass did.
+/// A change made by a pass.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(tag = "done", rename_all = "snake_case")]
 pub enum Done {
@@ -40,41 +40,41 @@ pub enum Done {
         /// Its number.
         root: u64,
     },
-    /// The own bundle holds other roots than before.
+    /// The roots of the own bundle changed.
     BundlePublished {
-        /// How many.
+        /// The number of roots.
         roots: usize,
     },
     /// A new certificate and key of an intermediate.
     IntermediateRenewed {
-        /// Of which cluster.
+        /// The cluster.
         cluster: String,
     },
-    /// Other roots beside an intermediate.
+    /// The roots beside an intermediate changed.
     IntermediateRoots {
-        /// Of which cluster.
+        /// The cluster.
         cluster: String,
     },
     /// A new certificate and key of a leaf.
     LeafRenewed {
-        /// Which.
+        /// The name of the leaf.
         leaf: String,
     },
-    /// Other roots beside a leaf.
+    /// The roots beside a leaf changed.
     LeafRoots {
-        /// Which.
+        /// The name of the leaf.
         leaf: String,
     },
-    /// The deny-list was signed anew.
+    /// The deny-list was signed again.
     DenyListSigned,
-    /// A roll-over went on, or ended.
+    /// A roll-over took a step, or ended.
     Stepped {
-        /// Where it is now; nothing at its end.
+        /// The step it is at; none at its end.
         step: Option<Step>,
         /// The root that signs.
         root: u64,
     },
-    /// A root that nobody trusts any more is gone, with its key.
+    /// A root that is no longer in the bundle was deleted, with its key.
     RootRemoved {
         /// Its number.
         root: u64,
@@ -90,14 +90,14 @@ impl fmt::Display for Done {
                 write!(f, "renewed the intermediate of cluster {cluster}")
             }
             Self::IntermediateRoots { cluster } => {
-                write!(f, "put the trusted roots beside the intermediate of cluster {cluster}")
+                write!(f, "updated the trusted roots beside the intermediate of cluster {cluster}")
             }
             Self::LeafRenewed { leaf } => write!(f, "renewed leaf {leaf}"),
-            Self::LeafRoots { leaf } => write!(f, "put the trusted roots beside leaf {leaf}"),
-            Self::DenyListSigned => write!(f, "signed the deny-list anew"),
+            Self::LeafRoots { leaf } => write!(f, "updated the trusted roots beside leaf {leaf}"),
+            Self::DenyListSigned => write!(f, "signed the deny-list again"),
             Self::Stepped { step: Some(step), root } => write!(f, "roll-over: {step}; root {root} signs"),
             Self::Stepped { step: None, root } => {
-                write!(f, "roll-over: complete; root {root} is the only one")
+                write!(f, "roll-over: complete; only root {root} is trusted")
             }
             Self::RootRemoved { root } => write!(f, "removed root {root} and its key"),
         }
@@ -108,30 +108,30 @@ impl fmt::Display for Step {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Adding => "adding the new root to the bundle",
-            Self::Trusted => "the new root is trusted, and not used yet",
-            Self::Switching => "signing all anew with the new root",
-            Self::Used => "the new root signs, and the old one is still trusted",
+            Self::Trusted => "the new root is trusted but does not sign yet",
+            Self::Switching => "signing everything with the new root",
+            Self::Used => "the new root signs; the old one is still trusted",
             Self::Dropping => "dropping the old root from the bundle",
         })
     }
 }
 
-/// A certificate of the directory, and when it is renewed.
+/// A certificate in the directory, with its renewal.
 #[derive(Debug, Clone, Serialize)]
 pub struct Standing {
     /// `root`, `intermediate` or `leaf`.
     pub kind: &'static str,
     /// The root's number, the cluster, the leaf's name.
     pub name: String,
-    /// What it says.
+    /// The content of the certificate.
     pub facts: Facts,
-    /// When it is renewed; a root is rolled over.
+    /// When it is renewed (a root: rolled over).
     #[serde(with = "time::serde::rfc3339")]
     pub renewal: OffsetDateTime,
 }
 
 impl Home {
-    /// Begins a root roll-over, unless one is under way. [`Home::rotate`] carries it out.
+    /// Begins a root roll-over, unless one is in progress; returns whether it did. [`Home::rotate`] carries it out.
     pub fn begin_rollover(&mut self, now: OffsetDateTime) -> Result<bool, HomeError> {
         match self.state.begin(now) {
             None => Ok(false),
@@ -143,7 +143,7 @@ impl Home {
         }
     }
 
-    /// One pass: does what is due at `now`. What it signs begins at the real time.
+    /// Makes a pass: does what is due at `now`. Validity of what it signs begins at the real time.
     pub fn rotate(&mut self, now: OffsetDateTime) -> Pass {
         let mut pass = Pass::default();
         if let Err(problem) = self.rotate_in(now, &mut pass) {
@@ -170,7 +170,7 @@ impl Home {
                         pass.awaited = Some(awaited);
                         return Ok(());
                     }
-                    // Nothing is signed by the new root before it can sign everything.
+                    // The new root signs nothing until its key is available for everything.
                     self.root(next.root)?;
                     self.step(next, pass)?;
                 }
@@ -187,7 +187,7 @@ impl Home {
         Ok(())
     }
 
-    /// Makes every file what the state says.
+    /// Brings every file to what the state says.
     fn see_to_all(&mut self, now: OffsetDateTime, pass: &mut Pass) -> Result<(), HomeError> {
         for root in self.state.trusted() {
             let rollover = self.state.rollover.as_mut().filter(|rollover| rollover.other == root);
@@ -195,7 +195,7 @@ impl Home {
             if let Some(rollover) = rollover.filter(is_unused)
                 && !is_there(&self.folder.join("roots").join(root.to_string()).join(ROOT_CERTIFICATE))?
             {
-                // One that was lost before it signed anything is another one from now on, trusted by nobody yet.
+                // A root lost before it signed anything is replaced by a new one, which no peer trusts yet.
                 rollover.step = Step::Adding;
                 rollover.since = now;
                 self.save()?;
@@ -234,7 +234,7 @@ impl Home {
         for entry in fs::read_dir(&folder).map_err(failed)? {
             let entry = entry.map_err(failed)?;
             let number = entry.file_name().to_str().and_then(|name| name.parse().ok());
-            // Only those that came before: one that came later belongs to a state that was lost.
+            // Only older roots: a newer one belongs to a state that was lost.
             let is_old = |root: &u64| *root < self.state.root && !self.state.trusted().contains(root);
             if let Some(root) = number.filter(is_old) {
                 fs::remove_dir_all(entry.path()).map_err(failed)?;
@@ -244,7 +244,7 @@ impl Home {
         Ok(())
     }
 
-    /// Every certificate of the directory that can be read, and when it is renewed.
+    /// Every readable certificate in the directory, with its renewal.
     pub fn standings(&self) -> Vec<Standing> {
         let roots = self.state.trusted().into_iter().map(|number| {
             let facts = self.root_certificate(number).ok().and_then(|root| Facts::of(&root).ok());

@@ -1,5 +1,5 @@
-//! What an authority's directory is to hold, and where a root roll-over is. Pure: each step is a function of
-//! the state and the time, and only a step whose files are all written is followed by the next.
+//! The state of an authority's directory: what it should hold, and the step of a root roll-over. Each step is a pure
+//! function of the state and the time; the next step follows only once all files of this one are written.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
@@ -12,89 +12,89 @@ use crate::authority::Leaf;
 use crate::key::KeyKind;
 use crate::spiffe::TrustDomain;
 
-/// How long two roots are trusted together at least, before the new one signs and after the old one did.
+/// The shortest time for which two roots are trusted together, before the new one signs and after the old one did.
 pub const OVERLAP: Duration = Duration::from_secs(7 * 24 * 60 * 60);
 
-/// What stands in `authority.json`.
+/// The content of `authority.json`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct State {
-    /// Whose authority it is.
+    /// The trust domain of the authority.
     pub trust_domain: TrustDomain,
-    /// What its keys are.
+    /// The type of its keys.
     pub key: KeyKind,
-    /// How long roots live.
+    /// The lifetime of roots.
     #[serde(with = "crate::span")]
     pub root_lifetime: Duration,
-    /// How long intermediates live.
+    /// The lifetime of intermediates.
     #[serde(with = "crate::span")]
     pub intermediate_lifetime: Duration,
-    /// How long each wait of a roll-over is at least.
+    /// The shortest wait of each step of a roll-over.
     #[serde(with = "crate::span")]
     pub overlap: Duration,
-    /// The root that signs, by its number.
+    /// The number of the root that signs.
     pub root: u64,
-    /// Until when leaves of that root live, those included that were given away.
+    /// When the last leaf of that root expires, including leaves for keys held elsewhere.
     #[serde(with = "time::serde::timestamp")]
     pub issued_until: OffsetDateTime,
-    /// The root roll-over that is under way.
+    /// The root roll-over in progress.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rollover: Option<Rollover>,
-    /// What this domain's agents write of what their peers have acknowledged; roll-overs wait for it.
+    /// The acknowledgement files of this domain's agents, for which roll-overs wait.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub acknowledged: Vec<PathBuf>,
     /// Clusters with an intermediate.
     #[serde(default)]
     pub clusters: BTreeSet<String>,
-    /// Leaves that are kept renewed, by name.
+    /// The leaves to renew, by name.
     #[serde(default)]
     pub leaves: BTreeMap<String, Kept>,
 }
 
-/// A leaf that is kept renewed.
+/// A leaf that the directory renews.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Kept {
-    /// What it says.
+    /// The content of the leaf.
     #[serde(flatten)]
     pub leaf: Leaf,
-    /// What its key is.
+    /// The type of its key.
     pub key: KeyKind,
-    /// The cluster whose intermediate signs it; the root itself if there is none.
+    /// The cluster whose intermediate signs it; without one, the root signs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cluster: Option<String>,
-    /// Where it stands, if not in `leaves/NAME`.
+    /// Its directory, if not `leaves/NAME`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub folder: Option<PathBuf>,
 }
 
-/// Two roots at once.
+/// A root roll-over in progress: two roots at once.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Rollover {
     /// The root that does not sign: the new one at first, the old one later.
     pub other: u64,
-    /// How far it is.
+    /// The current step.
     pub step: Step,
-    /// Since when.
+    /// When the current step began.
     #[serde(with = "time::serde::timestamp")]
     pub since: OffsetDateTime,
-    /// Until when leaves of the old root live.
+    /// When the last leaf of the old root expires.
     #[serde(with = "time::serde::timestamp")]
     pub old_until: OffsetDateTime,
 }
 
-/// The steps of a roll-over, in their order. Those that end in `-ing` last until their files are written.
+/// The steps of a roll-over, in order. Steps in `-ing` last until their files are written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Step {
-    /// The new root goes into the bundle.
+    /// The new root is added to the bundle.
     Adding,
-    /// It is in the bundle, and others learn of it.
+    /// The new root is in the bundle, and peers learn of it.
     Trusted,
-    /// Intermediates and leaves are signed anew, by the new root.
+    /// Intermediates and leaves are signed by the new root.
     Switching,
-    /// The new root signs; what the old one signed runs out.
+    /// The new root signs; what the old one signed expires.
     Used,
-    /// The old root leaves the bundle.
+    /// The old root is removed from the bundle.
     Dropping,
 }
 
@@ -107,14 +107,14 @@ impl State {
         roots
     }
 
-    /// Begins a roll-over; nothing if one is under way.
+    /// The state with a new roll-over; none if one is in progress.
     #[must_use]
     pub fn begin(&self, now: OffsetDateTime) -> Option<Self> {
         let begun = Rollover { other: self.root + 1, step: Step::Adding, since: now, old_until: now };
         self.rollover.is_none().then(|| Self { rollover: Some(begun), ..self.clone() })
     }
 
-    /// When the next step is due; nothing without a roll-over.
+    /// When the next step is due; none without a roll-over.
     pub fn due(&self) -> Option<OffsetDateTime> {
         let rollover = self.rollover.as_ref()?;
         let waited = rollover.since + self.overlap;
@@ -125,7 +125,7 @@ impl State {
         })
     }
 
-    /// The state after this one, if its time has come. All files of this one must be written by then.
+    /// The next state, if it is due. All files of this one must already be written.
     #[must_use]
     pub fn next(&self, now: OffsetDateTime) -> Option<Self> {
         let mut next = self.clone();
@@ -139,7 +139,7 @@ impl State {
                 std::mem::swap(&mut next.root, &mut rollover.other);
             }
             Step::Switching => {
-                // What was signed by the old root while this step was held back counts, too.
+                // Includes what the old root signed while this step was delayed.
                 rollover.step = Step::Used;
                 rollover.old_until = rollover.old_until.max(next.issued_until);
             }
@@ -171,9 +171,9 @@ mod tests {
     }
 
     #[test]
-    fn a_root_is_trusted_before_it_signs_and_after_it_did() {
+    fn rollover_trusts_a_root_before_it_signs_and_after_it_did() {
         let start = OffsetDateTime::UNIX_EPOCH + OVERLAP;
-        assert_eq!(state().next(start), None, "nothing happens by itself");
+        assert_eq!(state().next(start), None, "no roll-over starts by itself");
         let mut state = State { issued_until: start + OVERLAP * 3, ..state() }.begin(start).unwrap();
         assert_eq!(state.begin(start), None);
         let mut now = start;
@@ -195,11 +195,11 @@ mod tests {
             (None, 2, vec![2]),
         ];
         assert_eq!(seen, expected);
-        assert_eq!(now, start + OVERLAP * 3, "what the old root signed has run out");
+        assert_eq!(now, start + OVERLAP * 3, "what the old root signed has expired");
     }
 
     #[test]
-    fn is_read_as_it_was_written() {
+    fn state_round_trips_through_json() {
         let state = state().begin(OffsetDateTime::UNIX_EPOCH).unwrap();
         let text = serde_json::to_string(&state).unwrap();
         assert_eq!(serde_json::from_str::<State>(&text).unwrap(), state);

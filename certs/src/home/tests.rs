@@ -230,8 +230,8 @@ fn a_roll_over_waits_until_every_peer_has_the_new_root() {
     // The agent has not seen the new bundle yet, and west has said nothing.
     let pass = home.rotate(now());
     assert_eq!((step(&home), waits(&pass).len()), (Step::Trusted, 2), "{pass:?}");
-    assert!(waits(&pass)[0].contains("the agent of \"east\", whose bundle"), "{:?}", waits(&pass));
-    assert!(waits(&pass)[1].contains("\"west\", a peer of \"east\", which has acknowledged no bundle"));
+    assert!(waits(&pass)[0].contains("the agent of \"east\": its bundle"), "{:?}", waits(&pass));
+    assert!(waits(&pass)[1].contains("peer \"west\" of \"east\": no bundle acknowledged"));
     assert!(pass.problems.is_empty() && pass.next > Some(now()), "it is not asked again at once: {pass:?}");
     // The agent offers it; west has the one before.
     let after = said(&home, &file, Some((&before, now())));
@@ -282,7 +282,7 @@ fn what_agents_say_that_cannot_be_read_holds_the_roll_over() {
     for (content, expected) in [
         (None, "No such file"),
         (Some("{".to_owned()), "EOF"),
-        (Some(other), "it is of an agent of north.example, not of east.example"),
+        (Some(other), "it was written by an agent of north.example, not of east.example"),
     ] {
         match content {
             Some(content) => fs::write(&file, content).unwrap(),

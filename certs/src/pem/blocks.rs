@@ -1,23 +1,23 @@
-//! The blocks of a PEM text as people join, indent and edit it. Each BEGIN is a block, or an error that names its line;
-//! none is passed over in silence, but in lines that begin with `#`. What stands around blocks may be anything, in any
-//! encoding. What a block holds is for `pem`.
+//! Finds the blocks of a PEM text, however people joined, indented or edited it. Each BEGIN is a block or an error with
+//! its line; none is skipped in silence, except on lines that begin with `#`. Anything, in any encoding, may surround
+//! the blocks. `pem` decodes them.
 
 use super::{Flaw, PemError};
 
 const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
 const RULE: &[u8] = b"-----";
-/// A longer label is none.
+/// The longest label.
 const MAX_LABEL: usize = 40;
 
 /// One block.
 pub(super) struct Block<'a> {
     /// Such as `CERTIFICATE`: capitals, digits and a few signs.
     pub(super) label: &'a str,
-    /// Where it begins, counted from 1.
+    /// The line of its BEGIN, counted from 1.
     pub(super) line: usize,
     /// Base64, without white space.
     pub(super) body: Vec<u8>,
-    /// Its headers say so.
+    /// According to its headers.
     pub(super) is_encrypted: bool,
 }
 
@@ -36,7 +36,7 @@ pub(super) fn blocks(text: &[u8]) -> Result<Vec<Block<'_>>, PemError> {
     }
 }
 
-/// Files that were joined without a final newline have an END and a BEGIN in one line.
+/// Reads a line. Files joined without a final newline have an END and a BEGIN on one line.
 fn read_line<'a>(
     number: usize,
     mut rest: &'a [u8],
@@ -66,7 +66,7 @@ fn read_line<'a>(
 
 impl Block<'_> {
     fn add(&mut self, text: &[u8], line: usize) -> Result<(), PemError> {
-        // `Proc-Type: 4,ENCRYPTED` and the like, before the first of the base64.
+        // Headers such as `Proc-Type: 4,ENCRYPTED` precede the base64.
         if self.body.is_empty() && text.contains(&b':') {
             self.is_encrypted |= text.windows(9).any(|word| word == b"ENCRYPTED");
             return Ok(());
@@ -91,7 +91,7 @@ struct Marker<'a> {
 enum Is<'a> {
     Begin(&'a str),
     End(&'a str),
-    /// Somebody meant one.
+    /// Looks like a marker, but is malformed.
     Damaged,
 }
 
@@ -122,13 +122,13 @@ fn marker(text: &[u8]) -> Option<Marker<'_>> {
     })
 }
 
-/// Joined files have the second one's byte order mark amid them.
+/// Joined files may have the byte order mark of the second one in the middle.
 fn is_blank(text: &[u8]) -> bool {
     let text = text.trim_ascii();
     text.strip_prefix(BYTE_ORDER_MARK).unwrap_or(text).is_empty()
 }
 
-/// Hyphens, and what word processors make of them, in UTF-8 and in Windows' code page.
+/// Hyphens, and the dashes that word processors replace them with, in UTF-8 and in Windows-1252.
 fn ends_with_dash(text: &[u8]) -> bool {
     matches!(text, [.., b'-' | 0x96 | 0x97] | [.., 0xe2, 0x80, 0x90..=0x95] | [.., 0xe2, 0x88, 0x92])
 }
@@ -139,7 +139,7 @@ fn label_of(text: &[u8]) -> Option<&str> {
     str::from_utf8(text).ok().filter(|_| is_label)
 }
 
-/// Prose with hyphens is no marker.
+/// Whether a damaged marker was meant as one: prose with hyphens is not.
 fn is_meant(text: &[u8]) -> bool {
     let words: [&[u8]; 4] = [b"CERTIFICATE", b" KEY", b"CRL", b"PKCS"];
     let start = text.get(..MAX_LABEL).unwrap_or(text);

@@ -1,5 +1,5 @@
-//! Configurations that follow a [`Trust`]: the one to use for the next handshake, made anew when the trust
-//! has changed. A handshake that has begun ends under the trust that it began with.
+//! TLS configurations that follow a [`Trust`]: rebuilt for the next handshake when the trust has changed. A handshake
+//! ends under the trust that it began with.
 
 use std::sync::Arc;
 
@@ -15,51 +15,51 @@ use super::{ConfigError, Peer, client_with, server_with};
 use crate::bundle::Role;
 use crate::trust::{Trust, Trusted};
 
-/// TLS 1.3 tickets a server sends after a full handshake.
+/// TLS 1.3 tickets that a server sends after a full handshake.
 const TICKETS: usize = 2;
 
-/// A server's side, following its trust.
+/// A TLS server that follows its trust.
 #[derive(Debug)]
 pub struct Server(Live<ServerConfig>);
 
-/// A client's side, following its trust.
+/// A TLS client that follows its trust.
 #[derive(Debug)]
 pub struct Client(Live<ClientConfig>);
 
 impl Server {
-    /// A server that demands a client certificate of an `allowed` peer, for these protocols (ALPN).
+    /// A server that requires a client certificate of an `allowed` peer, for these protocols (ALPN).
     pub fn new(trust: Trust, allowed: Peer, alpn: &[&[u8]]) -> Result<Self, ConfigError> {
         Ok(Self(Live::new(trust, allowed, alpn, server)?))
     }
 
-    /// For the time after a handshake in which a client has shown this chain.
+    /// Checks, after a handshake, whether the client with this chain is still accepted.
     pub fn standing(&self, chain: &[CertificateDer<'_>]) -> Standing {
         Standing::new(self.0.trust.clone(), self.0.peer.clone(), Role::Client, chain)
     }
 
-    /// For the next handshake.
+    /// The configuration for the next handshake.
     pub fn config(&self) -> Arc<ServerConfig> {
         self.0.config()
     }
 }
 
 impl Client {
-    /// A client that accepts only servers that prove to be `expected`, for these protocols (ALPN).
+    /// A client that accepts only `expected` servers, for these protocols (ALPN).
     pub fn new(trust: Trust, expected: Peer, alpn: &[&[u8]]) -> Result<Self, ConfigError> {
         Ok(Self(Live::new(trust, expected, alpn, client)?))
     }
 
-    /// For the time after a handshake in which a server has shown this chain.
+    /// Checks, after a handshake, whether the server with this chain is still accepted.
     pub fn standing(&self, chain: &[CertificateDer<'_>]) -> Standing {
         Standing::new(self.0.trust.clone(), self.0.peer.clone(), Role::Server, chain)
     }
 
-    /// For the next handshake.
+    /// The configuration for the next handshake.
     pub fn config(&self) -> Arc<ClientConfig> {
         self.0.config()
     }
 
-    /// The name that the server must have, where it is known by one; it is to be connected to by this name.
+    /// The DNS name that the server must have, for [`Peer::Name`]; connect to it by this name.
     pub fn name(&self) -> Option<&DnsName<'static>> {
         match &self.0.peer {
             Peer::Name { name, .. } => Some(name),
@@ -121,9 +121,10 @@ impl<C> Live<C> {
                 self.made.store(Arc::new(made));
                 config
             }
-            // Trust is checked before it is current; should it still fail, its epoch stays and it is tried again.
+            // A trust is checked before it becomes current. If this fails nevertheless, the old epoch makes the next
+            // call retry.
             Err(error) => {
-                tracing::error!(%error, "the new trust cannot be used; the old one serves on");
+                tracing::error!(%error, "cannot use the new certificates; keeping the previous ones");
                 Arc::clone(&made.config)
             }
         }

@@ -1,6 +1,6 @@
-//! Sessions that can be resumed for as long as what they rest on holds. A resumed handshake shows no
-//! certificate, so nothing would check it again: each configuration has a store of its own, which ends with
-//! the trust it was made of, and with the first certificate to expire among those it has seen.
+//! Session stores that end with the trust they rest on. A resumed handshake presents no certificate, so nothing checks
+//! it again: each configuration has its own store, which ends when the trust changes and when the first certificate
+//! verified in it expires.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -12,10 +12,10 @@ use rustls::client::{
 use rustls::pki_types::{ServerName, UnixTime};
 use rustls::server::{ServerSessionMemoryCache, StoresServerSessions};
 
-/// Peers whose sessions are kept; older ones make a full handshake.
+/// Sessions in a store; evicted peers make a full handshake.
 const CAPACITY: usize = 1024;
 
-/// Until when sessions may be resumed, in seconds since 1970.
+/// When the sessions of a store expire, in seconds since 1970.
 #[derive(Debug)]
 pub(super) struct Lifetime(AtomicU64);
 

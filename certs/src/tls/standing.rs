@@ -1,5 +1,5 @@
-//! Whether somebody who was let in by a handshake would be let in still. A connection that lasts for days outlives
-//! certificates, roots and deny-lists; who keeps one asks here. Nothing is ended here.
+//! Checks whether the peer of an established connection would still be accepted. A connection that lasts for days
+//! outlives certificates, roots and deny-lists; its owner asks here, and closes it.
 
 use rustls::pki_types::{CertificateDer, UnixTime};
 
@@ -7,14 +7,14 @@ use super::Peer;
 use crate::bundle::{Role, VerifyError};
 use crate::trust::Trust;
 
-/// The chain that a peer has shown, judged again as trust and time go on.
+/// The chain that a peer presented, verified again as trust and time change.
 #[derive(Debug)]
 pub struct Standing {
     trust: Trust,
     peer: Peer,
     role: Role,
     chain: Vec<CertificateDer<'static>>,
-    /// Under which trust it was judged last, and until when that holds.
+    /// The epoch of the last verification, and when that expires.
     judged: Option<(u64, u64)>,
 }
 
@@ -24,11 +24,10 @@ impl Standing {
         Self { trust, peer, role, chain, judged: None }
     }
 
-    /// Judges it, if the trust has changed or its time is over since it was judged last; it costs nothing
-    /// otherwise.
+    /// Verifies the chain again if the trust has changed or the last verification has expired; otherwise free.
     ///
     /// # Errors
-    /// Why it would not be let in.
+    /// Why the peer would be refused now.
     pub fn check(&mut self, now: UnixTime) -> Result<(), VerifyError> {
         let trusted = self.trust.current();
         if self.judged.is_some_and(|(epoch, until)| epoch == trusted.epoch && now.as_secs() <= until) {

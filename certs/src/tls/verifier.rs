@@ -1,5 +1,5 @@
-//! The verifier that rustls asks, in both directions: chain, bundle, deny-list, and whether this is the
-//! peer that was meant.
+//! The certificate verifier for rustls, in both directions: chain, bundle, deny-list, and whether the peer is an
+//! accepted one.
 
 use std::sync::Arc;
 
@@ -17,7 +17,7 @@ use crate::crypto::signatures_are_checked;
 pub(super) struct PeerVerifier {
     pub(super) bundles: Arc<TrustBundles>,
     pub(super) peer: Peer,
-    /// How long what is verified here may be resumed.
+    /// Limits how long sessions verified here can be resumed.
     pub(super) lifetime: Arc<Lifetime>,
 }
 
@@ -36,7 +36,7 @@ impl PeerVerifier {
 }
 
 impl Peer {
-    /// Until when who shows a chain is somebody to talk to, in seconds since 1970; or why it is not.
+    /// Verifies a chain and returns when that expires, in seconds since 1970.
     pub(super) fn judge(
         &self,
         bundles: &TrustBundles,
@@ -74,7 +74,7 @@ impl ServerCertVerifier for PeerVerifier {
 }
 
 impl ClientCertVerifier for PeerVerifier {
-    /// None: a hint would tell strangers which domains are trusted, and make some clients send nothing.
+    /// None: hints would disclose the trusted domains, and make some clients send no certificate.
     fn root_hint_subjects(&self) -> &[DistinguishedName] {
         &[]
     }

@@ -1,5 +1,5 @@
-//! The files that trust is loaded from, and what makes them good: the key is the leaf's, the chain verifies
-//! against this side's own bundle, no number goes back, every list is signed by its domain.
+//! Loads and checks the files of a trust: the key must match the leaf, the chain must verify against this side's own
+//! bundle, no sequence number may go back, and every deny-list must be signed by its domain.
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
@@ -22,10 +22,10 @@ use crate::pem::{self, PemError};
 use crate::spiffe::{SpiffeId, SpiffeIdError, TrustDomain};
 use crate::spiffe_bundle::{self, FormatError};
 
-/// Larger is no certificate, no bundle and no list.
+/// No certificate, bundle or list is larger.
 const MAX_FILE: u64 = 16 * 1024 * 1024;
 
-/// Where this side's identity and its trust stand.
+/// The files with this side's identity, bundles and lists.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct TrustFiles {
     /// The chain, leaf first, PEM.
@@ -34,90 +34,90 @@ pub struct TrustFiles {
     pub key: PathBuf,
     /// A directory with a bundle for each trust domain: `DOMAIN.json` (SPIFFE) or `DOMAIN.pem` (roots).
     pub bundles: PathBuf,
-    /// A directory with the deny-lists of some of them: `DOMAIN.json`.
+    /// A directory with deny-lists of some trust domains: `DOMAIN.json`.
     pub deny: Option<PathBuf>,
-    /// A directory with revocation lists of some of them: `DOMAIN.pem` or `DOMAIN.crl`.
+    /// A directory with revocation lists of some trust domains: `DOMAIN.pem` or `DOMAIN.crl`.
     pub crls: Option<PathBuf>,
-    /// What is done with a stale revocation list.
+    /// The policy for a stale revocation list.
     pub stale_crl: StaleCrl,
-    /// How long a publisher of revocation lists may be away: each list must live longer.
+    /// The publisher outage to survive: each revocation list must be valid for longer.
     #[serde(with = "crate::span")]
     pub outage_budget: Duration,
 }
 
-/// A file that is not used.
+/// A file that was refused.
 #[derive(Debug, thiserror::Error)]
 #[error("{}: {cause}", path.display())]
 pub struct LoadError {
-    /// Which file.
+    /// The file.
     pub path: PathBuf,
-    /// Why.
+    /// The cause.
     #[source]
     pub cause: Box<LoadCause>,
 }
 
-/// Why a file is not used.
+/// Why a file was refused.
 #[derive(Debug, thiserror::Error)]
 pub enum LoadCause {
-    /// It is not there, or not readable.
-    #[error("cannot be read: {0}; it must be there, and readable by this user")]
+    /// The file is missing or unreadable.
+    #[error("cannot be read: {0}; it must exist and be readable by this user")]
     Read(#[from] io::Error),
-    /// It is a directory, a pipe, a device.
-    #[error("is no file")]
+    /// A directory, a pipe or a device.
+    #[error("is not a regular file; replace it with one")]
     NoFile,
-    /// It is far too large.
+    /// The file is too large.
     #[error("is larger than {} MiB; is it the right file?", MAX_FILE >> 20)]
     TooLarge,
-    /// It is no PEM.
+    /// Not valid PEM.
     #[error(transparent)]
     Pem(#[from] PemError),
-    /// It is no identity.
+    /// Not a valid identity.
     #[error(transparent)]
     Identity(#[from] IdentityError),
-    /// Its own side would not believe it, so nobody would.
+    /// This side's own bundles do not verify it, so peers would refuse it too.
     #[error("is not used: {0}")]
     Unbelievable(#[from] VerifyError),
-    /// Its name is not a trust domain's.
+    /// The file name is not a trust domain.
     #[error("must be named TRUST-DOMAIN.json or TRUST-DOMAIN.pem: {0}")]
     Name(#[from] SpiffeIdError),
-    /// Two files speak for the same trust domain.
-    #[error("is there beside {}; remove one of them", .0.display())]
+    /// Two files for the same trust domain.
+    #[error("is for the same trust domain as {}; remove one of them", .0.display())]
     Twice(PathBuf),
-    /// It is no SPIFFE bundle.
+    /// Not a valid SPIFFE bundle.
     #[error(transparent)]
     Format(#[from] FormatError),
-    /// A root of it cannot be one.
+    /// A certificate in it cannot be a root.
     #[error(transparent)]
     Bundle(#[from] BundleError),
-    /// Older than what is known.
+    /// The bundle is older than the one in use.
     #[error("has sequence {found}, but {known} is known; an old bundle never replaces a newer one")]
     OldBundle {
-        /// The number it has.
+        /// The sequence number of the file.
         found: u64,
-        /// The number already seen.
+        /// The sequence number in use.
         known: u64,
     },
-    /// It is no deny-list of its domain.
+    /// Not a valid deny-list of its domain.
     #[error(transparent)]
     Deny(#[from] DenyError),
     /// A deny-list or revocation list for a domain without a bundle.
-    #[error("is for {0}, which has no bundle here; add its bundle, or remove this")]
+    #[error("is for {0}, which has no bundle here; add its bundle, or remove this file")]
     NoBundle(TrustDomain),
-    /// It is no usable revocation list.
+    /// Not a valid revocation list.
     #[error(transparent)]
     Crl(#[from] CrlError),
-    /// It is of somebody else than before.
-    #[error("is of {found}, but this side is {known}; another identity needs a restart")]
+    /// The identity differs from the one in use.
+    #[error("is of {found}, but this process is {known}; restart it to change its identity")]
     OtherIdentity {
-        /// Whose it is.
+        /// The identity in the file.
         found: SpiffeId,
-        /// Who this side is.
+        /// The identity in use.
         known: SpiffeId,
     },
 }
 
 impl TrustFiles {
-    /// Loads only the bundles and what belongs to them, for judging others without showing anything.
+    /// Loads only bundles, deny-lists and revocation lists, to verify peers without an identity of its own.
     pub fn bundles_only(&self) -> Result<TrustBundles, LoadError> {
         let mut load = Load { files: self, old: None, now: UnixTime::now(), refused: Vec::new() };
         let bundles = load.bundles();
@@ -127,7 +127,7 @@ impl TrustFiles {
         }
     }
 
-    /// Loads all, of which the first that is wrong is the error.
+    /// Loads all files. The first invalid one is the error.
     pub(super) fn load(&self, now: UnixTime) -> Result<Trusted, LoadError> {
         let mut load = Load { files: self, old: None, now, refused: Vec::new() };
         let bundles = load.bundles();
@@ -139,7 +139,7 @@ impl TrustFiles {
         }
     }
 
-    /// Loads what is good and keeps the old of what is not.
+    /// Loads the valid files, and keeps the previous content of invalid ones.
     pub(super) fn reload(&self, old: &Trusted, now: UnixTime) -> (Option<Trusted>, Vec<LoadError>) {
         let mut load = Load { files: self, old: Some(old), now, refused: Vec::new() };
         let bundles = load.bundles();
@@ -149,7 +149,7 @@ impl TrustFiles {
         (is_new.then_some(new), load.refused)
     }
 
-    /// Everything that is looked at, for telling whether it changed.
+    /// Every file to watch for changes.
     pub(super) fn paths(&self) -> Vec<PathBuf> {
         let folders = [Some(&self.bundles), self.deny.as_ref(), self.crls.as_ref()];
         let inside = folders.into_iter().flatten().flat_map(|folder| files_in(folder).unwrap_or_default());
@@ -167,7 +167,7 @@ struct Load<'a> {
 impl Load<'_> {
     fn bundles(&mut self) -> TrustBundles {
         let mut bundles = self.roots();
-        // A list that is gone from its place is still known: what was taken back does not come again so.
+        // A removed list file still counts: removing it must not undo a denial.
         let old = self.old.map(|old| Arc::clone(&old.bundles)).unwrap_or_default();
         for (domain, _) in old.iter().filter(|(domain, _)| bundles.get(domain).is_some()).collect::<Vec<_>>()
         {
@@ -191,7 +191,8 @@ impl Load<'_> {
         bundles
     }
 
-    /// The bundles alone. One whose file is gone is no longer believed; if none can be looked at, all are.
+    /// The bundles alone. A domain whose file is gone is no longer trusted; if the directory is unreadable, all bundles
+    /// stay.
     fn roots(&mut self) -> TrustBundles {
         let mut bundles = TrustBundles::new();
         let files = self.files;
@@ -260,14 +261,14 @@ impl Load<'_> {
             let [found, known] = [identity, &old.identity].map(|identity| identity.id().clone());
             return Err(LoadCause::OtherIdentity { found, known });
         }
-        // Some leaves are for one use only.
+        // A leaf may be for clients only, or for servers only.
         bundles
             .verify(identity.chain(), Role::Server, self.now)
             .or_else(|_| bundles.verify(identity.chain(), Role::Client, self.now))?;
         Ok(())
     }
 
-    /// The files of a folder by the domain that they are named for; nothing if it cannot be looked at.
+    /// The files of a folder by the trust domain in their name; none if the folder is unreadable.
     fn domains(&mut self, folder: &Path) -> Option<BTreeMap<TrustDomain, PathBuf>> {
         let mut found: BTreeMap<TrustDomain, PathBuf> = BTreeMap::new();
         let files = files_in(folder).map_err(|error| self.refused.push(at(folder, error))).ok()?;
@@ -302,7 +303,7 @@ fn read_bundle(path: &Path, domain: &TrustDomain) -> Result<Bundle, LoadCause> {
     Ok(Bundle::new(domain, 0, &pem::certificates(&content)?)?)
 }
 
-/// The files of a folder in the order of their names, without hidden ones, which are no parts of it yet.
+/// The files of a folder, sorted by name, without hidden (incomplete) ones.
 fn files_in(folder: &Path) -> io::Result<Vec<PathBuf>> {
     let entries: io::Result<Vec<_>> = fs::read_dir(folder)?.collect();
     let mut paths: Vec<_> = entries?

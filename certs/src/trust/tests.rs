@@ -145,11 +145,11 @@ fn flaws_of_the_identity() -> Vec<Flaw<'static>> {
             disk.write("id/tls.key", leaf.key_pem());
         }),
         ("identity", "id/tls.crt", "it is UTF-16", &|disk| disk.write("id/tls.crt", b"\xff\xfe")),
-        ("unbelievable", "id/tls.crt", "the bundle must hold the root", &|disk| {
+        ("unbelievable", "id/tls.crt", "the bundle must have the root", &|disk| {
             let other = Authority::generate(disk.west.trust_domain().clone()).unwrap();
             disk.show(&other, OWN);
         }),
-        ("unbelievable", "id/tls.crt", "see why its rotation stopped", &|disk| {
+        ("unbelievable", "id/tls.crt", "find out why its rotation stopped", &|disk| {
             let past = OffsetDateTime::now_utc() - HOUR / 60;
             let leaf = disk.west.issue_altered(&SpiffeId::parse(OWN).unwrap(), |p| p.not_after = past);
             disk.write("id/tls.crt", leaf.chain_pem());
@@ -179,7 +179,7 @@ fn flaws_of_bundles() -> Vec<Flaw<'static>> {
         ("format", "bundles/east.example.json", "is not a SPIFFE bundle", &|disk| {
             disk.write("bundles/east.example.json", "{}");
         }),
-        ("format", "bundles/east.example.json", "nobody of its domain could be believed", &|disk| {
+        ("format", "bundles/east.example.json", "no identity of its domain would be trusted", &|disk| {
             disk.write("bundles/east.example.json", r#"{"keys": []}"#);
         }),
         ("format", "bundles/east.example.json", "is it the right file?", &|disk| {
@@ -200,11 +200,11 @@ fn flaws_of_lists() -> Vec<Flaw<'static>> {
         ("deny", "deny/east.example.json", "cannot be read", &|disk| {
             disk.write("deny/east.example.json", "{}")
         }),
-        ("deny", "deny/east.example.json", "`isthmus-certs rotate` signs it anew", &|disk| {
+        ("deny", "deny/east.example.json", "`isthmus-certs rotate` there signs it again", &|disk| {
             let list = DenyList::new(disk.east.trust_domain().clone());
             disk.write("deny/east.example.json", list.sign(&disk.west).unwrap());
         }),
-        ("deny", "deny/east.example.json", "a domain denies only its own", &|disk| {
+        ("deny", "deny/east.example.json", "a domain can deny only its own", &|disk| {
             let list = DenyList::new(disk.west.trust_domain().clone());
             disk.write("deny/east.example.json", list.sign(&disk.east).unwrap());
         }),
@@ -361,7 +361,7 @@ fn another_identity_needs_a_restart() {
     disk.show(&disk.below, "spiffe://west.example/ns/bookinfo/sa/other");
     assert!(!trust.reload(&disk.files));
     let refused = trust.refused().concat();
-    assert!(refused.contains("sa/other") && refused.contains("needs a restart"), "{refused}");
+    assert!(refused.contains("sa/other") && refused.contains("restart it"), "{refused}");
     assert_eq!(leaf_of(&trust), before);
 }
 

@@ -1,5 +1,5 @@
-//! Follows the files of a trust. Once a second their metadata is compared: that works on every file system,
-//! through the symbolic links that Kubernetes swaps, and five seconds is what is promised.
+//! Follows the files of a trust by comparing their metadata once a second. This works on every file system and through
+//! the symbolic links that Kubernetes swaps, and keeps the promised five seconds.
 
 use std::fs::{self, Metadata};
 use std::os::unix::fs::MetadataExt as _;
@@ -12,18 +12,18 @@ use super::{Trust, TrustFiles};
 
 const PACE: Duration = Duration::from_secs(1);
 
-/// A thread that follows files; it ends when this is dropped.
+/// The thread that follows the files; dropping this ends it.
 #[derive(Debug)]
 pub struct Watch {
     end: Option<Sender<()>>,
     thread: Option<JoinHandle<()>>,
 }
 
-/// Where each file leads to and how it looked.
+/// Each file with its metadata, links followed.
 type Prints = Vec<(PathBuf, Option<[i64; 5]>)>;
 
 impl Trust {
-    /// Follows the files from now on, in a thread of its own.
+    /// Follows the files in a thread of its own, until the [`Watch`] is dropped.
     pub fn watch(&self, files: TrustFiles) -> std::io::Result<Watch> {
         let trust = self.clone();
         let (end, ended) = mpsc::channel();
@@ -31,10 +31,10 @@ impl Trust {
             let mut seen = Prints::new();
             while ended.recv_timeout(PACE) == Err(RecvTimeoutError::Timeout) {
                 let prints = prints(&files);
-                // What was refused may have been half written when it was read.
+                // A refused file may have been incomplete when it was read.
                 if prints != seen || !trust.refused().is_empty() {
                     seen = prints;
-                    look(&trust, &files);
+                    reload(&trust, &files);
                 }
             }
         };
@@ -46,19 +46,19 @@ impl Trust {
 impl Drop for Watch {
     fn drop(&mut self) {
         drop(self.end.take());
-        // A thread that panicked has said so.
+        // A panic of the thread was already reported.
         let _ = self.thread.take().map(JoinHandle::join);
     }
 }
 
-fn look(trust: &Trust, files: &TrustFiles) {
+fn reload(trust: &Trust, files: &TrustFiles) {
     let before = trust.refused();
     if trust.reload(files) {
         let now = trust.current();
-        tracing::info!(identity = %now.identity.id(), epoch = now.epoch, "certificates and bundles were replaced");
+        tracing::info!(identity = %now.identity.id(), epoch = now.epoch, "loaded new certificates and bundles");
     }
     for refused in trust.refused().iter().filter(|refused| !before.contains(refused)) {
-        tracing::warn!("{refused}; the old one serves on");
+        tracing::warn!("{refused}; keeping the previous one");
     }
 }
 

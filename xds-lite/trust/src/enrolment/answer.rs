@@ -151,7 +151,7 @@ mod tests {
                 answer(&request, &east, &ID.replace("mysql", "root"), &[&east], None),
                 "was requested",
             ),
-            ("another key", answer(&stranger, &east, ID, &[&east], None), "the key is not the one"),
+            ("another key", answer(&stranger, &east, ID, &[&east], None), "the private key does not match"),
             ("no root", answer(&request, &east, ID, &[], None), "the answer has no root"),
             ("another root", answer(&request, &east, ID, &[&other], None), "does not verify"),
             ("nothing", Response::new(IstioCertificateResponse::default()), "no certificate"),

@@ -244,7 +244,7 @@ mod tests {
         let other = OWN.map(|name| name.replace("own", "other"));
         assert!(world.open(OWN[0], OWN[1]).is_ok());
         for (certificate, key, why) in [
-            (OWN[0], other[1].as_str(), "the key is not the one of the certificate"),
+            (OWN[0], other[1].as_str(), "the private key does not match the certificate"),
             (other[0].as_str(), other[1].as_str(), "certificates that it signs do not verify here"),
             ("own/roots/1/root-cert.pem", "own/roots/1/root-key.pem", "is a root"),
             ("own/nothing.pem", OWN[1], "cannot be read"),
