@@ -247,7 +247,7 @@ fn who_is_believed_no_longer_is_cut_off_on_either_side_and_let_in_again() {
         until("it follows again", || followers() == 1 && seen.0.lock().unwrap().made > before.0);
     }
     let lost = seen.0.lock().unwrap().lost.clone();
-    assert!(lost.iter().any(|why| why.contains("the server is not believed any longer")), "{lost:?}");
+    assert!(lost.iter().any(|why| why.contains("the server is no longer trusted")), "{lost:?}");
     assert_eq!(seen.resources(), 1, "nothing had changed");
 }
 

@@ -1,18 +1,18 @@
-//! How long a client waits before it tries to reach a server again: sooner at first, later as it goes on, and
-//! never at the same moment as all others. Pure: time and randomness come in as arguments.
+//! Computes a client's pause before it reconnects: exponential, with full jitter. Pure: time and randomness come in as
+//! arguments.
 
 use std::time::Duration;
 
 const SOONEST: Duration = Duration::from_millis(10);
 const LATEST: Duration = Duration::from_secs(15);
-/// A stream that lasted this long was good: what comes after it begins anew. One that ends at once counts as an
-/// attempt, or a server that breaks each time would be asked without pause.
+/// A stream that lasted this long resets the backoff. A shorter one counts as a failed attempt, else a server that
+/// breaks every stream would be asked without pause.
 const GOOD: Duration = Duration::from_secs(1);
 
-/// The waits of one client.
+/// The backoff of one client.
 #[derive(Debug)]
 pub struct Backoff {
-    /// The next wait, at most.
+    /// Longest next pause.
     most: Duration,
 }
 
@@ -23,12 +23,12 @@ impl Default for Backoff {
 }
 
 impl Backoff {
-    /// The wait after an attempt. `lasted` is how long its stream lasted, if there was one; `random` is in 0..1.
+    /// The pause after an attempt. `lasted` is how long its stream lasted, if there was one; `random` is in 0..1.
     pub fn next(&mut self, lasted: Option<Duration>, random: f64) -> Duration {
         if lasted.is_some_and(|lasted| lasted >= GOOD) {
             self.most = SOONEST;
         }
-        // Full jitter: a thousand gateways do not come back together.
+        // Full jitter: a thousand gateways do not reconnect together.
         let wait = self.most.mul_f64(random.clamp(0.0, 1.0)).max(SOONEST);
         self.most = (self.most * 2).min(LATEST);
         wait
@@ -49,13 +49,13 @@ mod tests {
     }
 
     #[test]
-    fn waits_double_up_to_the_latest() {
+    fn backoff_doubles_up_to_the_longest_pause() {
         let millis: Vec<_> = longest(13).iter().map(Duration::as_millis).collect();
         assert_eq!(millis, [10, 20, 40, 80, 160, 320, 640, 1_280, 2_560, 5_120, 10_240, 15_000, 15_000]);
     }
 
     #[test]
-    fn what_was_good_begins_anew_and_what_broke_at_once_does_not() {
+    fn backoff_resets_after_a_good_stream_only() {
         let mut backoff = Backoff::default();
         for expected in longest(12) {
             assert_eq!(backoff.next(Some(GOOD / 2), 1.0), expected, "each stream broke at once");
@@ -64,9 +64,9 @@ mod tests {
         assert_eq!(backoff.next(None, 1.0), SOONEST * 2);
     }
 
-    /// Row 15 of the hazards: a server is away for more than 10 minutes, and its clients are many.
+    /// Row 15 of the hazards: a server with many clients is down for more than 10 minutes.
     #[test]
-    fn two_clients_do_not_come_back_together() {
+    fn backoff_of_two_clients_does_not_coincide() {
         let times = |seed| {
             let (mut backoff, mut random) = (Backoff::default(), fastrand::Rng::with_seed(seed));
             let mut now = Duration::ZERO;
@@ -88,7 +88,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn every_wait_is_bounded_whatever_happens(
+        fn backoff_is_always_bounded(
             attempts in proptest::collection::vec((proptest::option::of(0..100_000_u64), -1.0..2.0), 1..200)
         ) {
             let mut backoff = Backoff::default();

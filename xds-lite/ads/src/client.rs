@@ -1,6 +1,5 @@
-//! One type of a delta client, across its streams: which resources it follows, which versions it has accepted,
-//! what to say first on a new stream, and how to answer a response. A version counts as known only if that
-//! resource was accepted.
+//! Tracks one type of a delta client across its streams: subscribed names, accepted versions, the first request of a
+//! stream and the answer to a response. A version counts as known only if that resource was accepted.
 
 use std::collections::{BTreeSet, HashMap};
 
@@ -11,43 +10,43 @@ use isthmus_proto::google::rpc::Status;
 
 /// gRPC's INVALID_ARGUMENT.
 const INVALID: i32 = 3;
-/// A refusal names so many resources; there may be more.
+/// Resources named in a refusal, at most.
 const NAMED: usize = 16;
-/// A resource's name is at most this long, in bytes; names go into logs, status and refusals.
+/// Longest resource name in bytes: names go into logs, status and refusals.
 const LONGEST_NAME: usize = 1_024;
-/// Of a longer one this much is shown, in characters.
+/// Characters shown of a longer name.
 const SHOWN: usize = 64;
 
-/// What a client knows of one type.
+/// One type of a delta client.
 #[derive(Debug)]
 pub struct Client {
     type_url: String,
-    /// None: whoever takes the resources knows what he has.
+    /// Accepted versions by name. None: the tables know them.
     known: Option<HashMap<String, String>>,
-    /// None: all that the server has.
+    /// Subscribed names. None: all that the server has.
     names: Option<BTreeSet<String>>,
 }
 
-/// What a response changes.
+/// The changes in a response.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Update {
-    /// Of what type.
+    /// The type of the resources.
     pub type_url: String,
-    /// New or changed.
+    /// New or changed resources.
     pub resources: Vec<Resource>,
-    /// Gone.
+    /// Names of removed resources.
     pub removed: Vec<String>,
     nonce: String,
 }
 
-/// One resource as it came.
+/// A received resource.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Resource {
     /// Its name.
     pub name: String,
-    /// The server's word for this state of it.
+    /// The server's version of it.
     pub version: String,
-    /// Its message.
+    /// The encoded message.
     pub bytes: Bytes,
 }
 
@@ -56,12 +55,12 @@ pub struct Resource {
 pub struct Refused {
     /// Its name.
     pub name: String,
-    /// Why.
+    /// The reason.
     pub why: String,
 }
 
 impl Update {
-    /// An update that no server waits for the answer to.
+    /// An update without a nonce: no server waits for its answer.
     #[must_use]
     pub fn new(type_url: &str, resources: Vec<Resource>, removed: Vec<String>) -> Update {
         Update { type_url: type_url.to_owned(), resources, removed, nonce: String::new() }
@@ -69,48 +68,46 @@ impl Update {
 }
 
 impl Client {
-    /// A client of all resources of a type, which knows those that it kept from before.
+    /// A client of all resources of a type, which knows these versions from before.
     pub fn new(type_url: &str, known: impl IntoIterator<Item = (String, String)>) -> Client {
         Client { type_url: type_url.to_owned(), known: Some(known.into_iter().collect()), names: None }
     }
 
-    /// A client of all resources of a type, whose versions the tables tell: a hundred thousand need not be kept
-    /// twice.
+    /// A client of all resources of a type whose versions the tables know: a hundred thousand need not be stored twice.
     #[must_use]
     pub fn of_tables(type_url: &str) -> Client {
         Client { type_url: type_url.to_owned(), known: None, names: None }
     }
 
-    /// A client of those resources of a type that [`Client::follow`] names; of none at first.
+    /// A client of the resources that [`Client::follow`] names; of none at first.
     #[must_use]
     pub fn of_names(type_url: &str) -> Client {
         Client { type_url: type_url.to_owned(), known: Some(HashMap::new()), names: Some(BTreeSet::new()) }
     }
 
-    /// Its type.
+    /// The type URL.
     #[must_use]
     pub fn type_url(&self) -> &str {
         &self.type_url
     }
 
-    /// The first request of a stream; the node is the caller's to add. None while no name is followed: a first
-    /// request without names would be for all. `told` says what the
-    /// tables know, with versions.
+    /// The first request of a stream; the caller adds the node. None while no name is subscribed: a first request
+    /// without names would subscribe to all. `versions` returns the versions that the tables know.
     #[must_use]
-    pub fn first(&self, told: &dyn Fn() -> HashMap<String, String>) -> Option<DeltaDiscoveryRequest> {
+    pub fn first(&self, versions: &dyn Fn() -> HashMap<String, String>) -> Option<DeltaDiscoveryRequest> {
         if self.names.as_ref().is_some_and(BTreeSet::is_empty) {
             return None;
         }
         Some(DeltaDiscoveryRequest {
             type_url: self.type_url.clone(),
             resource_names_subscribe: self.names.iter().flatten().cloned().collect(),
-            initial_resource_versions: self.known.clone().unwrap_or_else(told),
+            initial_resource_versions: self.known.clone().unwrap_or_else(versions),
             ..DeltaDiscoveryRequest::default()
         })
     }
 
-    /// Follows these names from now on, and no others. The request that says so, if it is news; it is the first
-    /// of its type on a stream that has had none.
+    /// Subscribes to these names and no others. Returns the request for that, if anything changes; it is the first of
+    /// its type on a stream that has had none.
     #[must_use]
     pub fn follow(&mut self, names: &BTreeSet<String>) -> Option<DeltaDiscoveryRequest> {
         let before = self.names.get_or_insert_default();
@@ -131,7 +128,7 @@ impl Client {
         })
     }
 
-    /// Asks for names once more that came before and were refused.
+    /// A request to send names again that were refused.
     #[must_use]
     pub fn again(&self, names: Vec<String>) -> DeltaDiscoveryRequest {
         DeltaDiscoveryRequest {
@@ -141,7 +138,7 @@ impl Client {
         }
     }
 
-    /// What a response changes. A resource of another type, without content, or with an endless name is refused.
+    /// Reads a response. A resource of another type, without content or with an over-long name is refused.
     #[must_use]
     pub fn read(&self, response: DeltaDiscoveryResponse) -> (Update, Vec<Refused>) {
         let mut update = Update {
@@ -154,7 +151,7 @@ impl Client {
         for sent in response.resources {
             if sent.name.len() > LONGEST_NAME {
                 let why =
-                    format!("has a name of {} bytes; at most {LONGEST_NAME} are taken", sent.name.len());
+                    format!("has a name of {} bytes; at most {LONGEST_NAME} are accepted", sent.name.len());
                 refused.push(Refused { name: sent.name.chars().take(SHOWN).chain(['…']).collect(), why });
                 continue;
             }
@@ -171,12 +168,12 @@ impl Client {
         (update, refused)
     }
 
-    /// The answer to an update that was applied but for what was refused.
+    /// The answer to an update that was applied except for `refused`: an ACK, or a NACK that names them.
     #[must_use]
     pub fn answer(&mut self, update: &Update, refused: &[Refused]) -> DeltaDiscoveryRequest {
         if let Some(known) = &mut self.known {
             for resource in &update.resources {
-                // What was under way when it was left is not known.
+                // A resource in flight when its name was unsubscribed is not known.
                 let is_followed = self.names.as_ref().is_none_or(|names| names.contains(&resource.name));
                 if is_followed && !refused.iter().any(|refused| refused.name == resource.name) {
                     known.insert(resource.name.clone(), resource.version.clone());
@@ -203,7 +200,7 @@ impl Client {
         }
     }
 
-    /// How many resources it has accepted, as far as it keeps them.
+    /// The number of accepted resources; 0 where the tables know them.
     #[must_use]
     pub fn known(&self) -> usize {
         self.known.as_ref().map_or(0, HashMap::len)
@@ -218,7 +215,7 @@ mod tests {
     use isthmus_proto::envoy::service::discovery::v3::Resource as Sent;
 
     #[test]
-    fn a_name_without_an_end_is_refused_and_told_in_part() {
+    fn overlong_name_is_refused_and_truncated_in_the_refusal() {
         let mut client = Client::new("type", []);
         let sent = |length: usize| Sent {
             name: "ü".repeat(length / 2),
@@ -229,7 +226,7 @@ mod tests {
         let (update, refused) = client.read(DeltaDiscoveryResponse { resources, ..Default::default() });
         assert_eq!((update.resources.len(), refused.len()), (1, 1));
         let answer = client.answer(&update, &refused).error_detail.unwrap();
-        let told = format!("{}…: has a name of 1026 bytes; at most 1024 are taken", "ü".repeat(SHOWN));
-        assert_eq!((answer.message, client.known()), (told, 1));
+        let expected = format!("{}…: has a name of 1026 bytes; at most 1024 are accepted", "ü".repeat(SHOWN));
+        assert_eq!((answer.message, client.known()), (expected, 1));
     }
 }

@@ -1,7 +1,8 @@
-//! Discovery. Machines without sockets: what a server has for one kind of receiver (`view`), one type on a
-//! stream of a server (`server` in delta, `sotw` in states of the world, `session` for what both are to the
-//! service), one type of a client (`client`, delta only). Around them: a view that many follow (`shared`), the
-//! gRPC service (`service`, `stream`), and a client that comes back (`subscribe`, `backoff`). Not what the resources mean.
+//! Implements aggregated discovery (ADS), client and server. State machines without I/O: the resources of one type for
+//! one kind of client (`view`), one type on a server's stream (`server` for delta, `sotw` for state of the world,
+//! `session` for what both share), one type of a client (`client`, delta only). Around them: a view with many streams
+//! (`shared`), the gRPC service (`service`, `stream`), and a client that reconnects (`subscribe`, `backoff`). What the
+//! resources mean is up to the user of this crate.
 
 pub mod backoff;
 pub mod client;

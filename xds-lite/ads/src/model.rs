@@ -1,5 +1,5 @@
-//! A server and clients in any order of changes, losses, refusals and restarts: once it is quiet, each client
-//! has what the server has of what it follows, but for what it refused.
+//! Tests a delta server with clients under any order of changes, losses, refusals and restarts: once no message is in
+//! flight, each client has what the server has of its subscription, except what it refused.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
@@ -13,26 +13,26 @@ use isthmus_proto::envoy::service::discovery::v3::{DeltaDiscoveryRequest, DeltaD
 
 const TYPE: &str = "type.example/a";
 const NAMES: u8 = 6;
-/// What a client does not accept.
+/// Content that the client refuses.
 const POISON: u8 = 7;
 
 #[derive(Clone, Debug)]
 enum Event {
     Set(u8, u8),
     Remove(u8),
-    /// The client follows these names from now on, one bit each; nothing to a client that follows all.
+    /// The client subscribes to these names, one bit each; no effect on a client of all.
     Follow(u8),
-    /// The server is given time to say something.
+    /// The server sends its next response.
     Speak,
-    /// The client reads what has arrived.
+    /// The client reads a response.
     Listen,
-    /// The server hears what the client said.
+    /// The server reads a request.
     Hear,
-    /// Both lose the stream and all that is under way.
+    /// The stream is lost with all messages in flight.
     Lose,
-    /// The server forgets what every stream has passed.
+    /// The server forgets removals that every stream has passed.
     Forget,
-    /// The server is a new process, which learns everything anew.
+    /// The server restarts with the same resources and a new view.
     Restart,
 }
 
@@ -51,12 +51,12 @@ fn event() -> impl Strategy<Value = Event> {
 }
 
 struct World {
-    /// What is true.
+    /// The server's resources.
     truth: BTreeMap<String, u8>,
     view: View,
     stream: Stream,
     client: Client,
-    /// None: all.
+    /// Subscribed names. None: all.
     names: Option<BTreeSet<String>>,
     tables: BTreeMap<String, u8>,
     to_client: Vec<DeltaDiscoveryResponse>,
@@ -168,12 +168,12 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(2_000))]
 
     #[test]
-    fn once_it_is_quiet_the_client_has_what_the_server_has(events in proptest::collection::vec(event(), 0..60)) {
+    fn wildcard_client_converges_to_the_server(events in proptest::collection::vec(event(), 0..60)) {
         check(World::new(Client::new(TYPE, []), None), &events)?;
     }
 
     #[test]
-    fn a_client_of_some_names_has_those(events in proptest::collection::vec(event(), 0..60)) {
+    fn named_client_converges_to_its_subscription(events in proptest::collection::vec(event(), 0..60)) {
         check(World::new(Client::of_names(TYPE), Some(BTreeSet::new())), &events)?;
     }
 }
@@ -183,14 +183,14 @@ fn check(mut world: World, events: &[Event]) -> Result<(), TestCaseError> {
         world.happen(event);
     }
     world.quiet();
-    // A stream on which nothing was ever asked for is not one of this type.
+    // A stream without any request is never settled.
     let nothing = world.names.as_ref().is_some_and(BTreeSet::is_empty);
     prop_assert!(nothing || world.stream.is_settled(&world.view));
     for (name, content) in &world.truth {
         if !world.wants(name) {
             prop_assert_eq!(world.tables.get(name), None, "{} is not followed", name);
         } else if *content == POISON {
-            // The last one that it accepted stays, or there never was one.
+            // The last accepted content stays, if there was any.
             prop_assert_ne!(world.tables.get(name), Some(&POISON));
         } else {
             prop_assert_eq!(world.tables.get(name), Some(content), "{}", name);

@@ -1,6 +1,5 @@
-//! One stream of a delta server, for one type: what the client subscribed to, how far it has come in the view,
-//! and what it still has to be sent. One response is in flight at a time; what changes meanwhile is sent once,
-//! as it is by then.
+//! Serves one type on one delta stream: the client's subscription, its position in the view, and the names it is still
+//! owed. One response is in flight at a time; a resource that changes meanwhile is sent once, in its latest version.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -20,31 +19,31 @@ pub struct Stream {
     has_begun: bool,
     wildcard: bool,
     names: BTreeSet<String>,
-    /// Of the view's changes, those up to here are sent or owed.
+    /// The view's changes up to here are sent or owed.
     position: Position,
-    /// What must be sent whether it changes or not.
+    /// Names that must be sent, changed or not.
     owed: BTreeSet<String>,
-    /// Who asks for everything and has nothing is answered, even if there is nothing: Envoy waits for it.
+    /// A client of all that knows nothing gets a first response even if it is empty: Envoy waits for it.
     greets: bool,
     in_flight: Option<String>,
     sent: u64,
     refusals: Refusals,
-    /// Of the names subscribed to.
+    /// Memory of the subscribed names.
     kept: NameUsage,
-    /// Of those that are owed because the client says to know them, and that the view does not have.
+    /// Memory of owed names that the client claims to know and the view does not have.
     claimed: NameUsage,
 }
 
-/// Names that a client says to know and the view does not have: whether they are gone, or only not heard of yet.
+/// Whether a name that a client claims to know and the view does not have is gone, or only not known yet.
 pub type IsGone<'a> = &'a dyn Fn(&str) -> bool;
 
 impl Stream {
-    /// Names of the client that are kept.
+    /// Memory of the client's names.
     pub(super) fn kept(&self) -> NameUsage {
         self.kept.plus(self.claimed)
     }
 
-    /// The same, at most, once a request is taken.
+    /// An upper bound of that memory after this request.
     pub(super) fn kept_with(&self, request: &DeltaDiscoveryRequest, view: &View) -> NameUsage {
         let subscribes = request.resource_names_subscribe.iter();
         let more: NameUsage = subscribes.filter(|name| !self.names.contains(*name)).collect();
@@ -56,12 +55,12 @@ impl Stream {
         self.kept().plus(more).plus(claimed)
     }
 
-    /// A response was sent, and not answered yet.
+    /// A response is unanswered.
     pub(super) fn is_in_flight(&self) -> bool {
         self.in_flight.is_some()
     }
 
-    /// Takes a request of the client.
+    /// Handles a request of the client.
     pub fn request(&mut self, request: &DeltaDiscoveryRequest, view: &View, is_gone: IsGone<'_>) {
         if self.in_flight.as_ref().is_some_and(|nonce| *nonce == request.response_nonce) {
             self.in_flight = None;
@@ -126,7 +125,7 @@ impl Stream {
         }
     }
 
-    /// Sends these once more, changed or not, where they are subscribed to.
+    /// Owes these names again, changed or not, where they are subscribed to.
     pub fn again<'a>(&mut self, names: impl IntoIterator<Item = &'a str>) {
         let wanted: Vec<_> = names.into_iter().filter(|name| self.wants(name)).map(str::to_owned).collect();
         self.owed.extend(wanted);
@@ -136,7 +135,7 @@ impl Stream {
         self.wildcard || self.names.contains(name)
     }
 
-    /// The next response of about `most` bytes, if there is something to say and nothing in flight.
+    /// The next response of about `most` bytes, if anything is owed and none is in flight.
     pub fn response(&mut self, type_url: &str, view: &View, most: usize) -> Option<DeltaDiscoveryResponse> {
         if self.in_flight.is_some() || !self.has_begun {
             return None;
@@ -177,13 +176,13 @@ impl Stream {
         })
     }
 
-    /// How far it has come; what was gone by then need not be remembered for it.
+    /// The position in the view; removals up to it need not be remembered for this stream.
     #[must_use]
     pub fn position(&self) -> Position {
         self.position
     }
 
-    /// Everything was sent and answered.
+    /// Everything is sent and answered.
     #[must_use]
     pub fn is_settled(&self, view: &View) -> bool {
         self.has_begun
@@ -193,14 +192,14 @@ impl Stream {
             && self.position == view.last()
     }
 
-    /// How often the client refused something, and what it said the last time, unless it was content since.
+    /// The number of NACKs, and the last one unless the client has ACKed since.
     #[must_use]
     pub fn nacks(&self) -> (u64, Option<&Nack>) {
         self.refusals.seen()
     }
 }
 
-/// Each name once, as it is now.
+/// A response being built: each name once, in its latest version.
 #[derive(Default)]
 struct Batch {
     most: usize,
@@ -271,7 +270,7 @@ mod tests {
         view
     }
 
-    /// Names that come, names that go; and the response is answered.
+    /// Names sent and names removed by the next response, which is then ACKed.
     fn next(stream: &mut Stream, view: &View) -> Option<(Vec<String>, Vec<String>)> {
         let response = stream.response(TYPE, view, usize::MAX)?;
         let answer = DeltaDiscoveryRequest { response_nonce: response.nonce, ..request() };
@@ -284,7 +283,7 @@ mod tests {
     }
 
     #[test]
-    fn a_first_request_without_names_is_for_all_even_if_it_knows_some() {
+    fn delta_first_request_without_names_subscribes_to_all() {
         let view = view(&[("a", "1"), ("b", "2"), ("c", "3")]);
         let mut stream = Stream::default();
         stream.request(&knows(&[("a", "1"), ("b", "old"), ("gone", "x")]), &view, &|_| true);
@@ -295,7 +294,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_only_not_heard_of_yet_is_not_taken_away() {
+    fn delta_name_not_known_yet_is_not_removed() {
         let view = view(&[("east/a", "1")]);
         let mut stream = Stream::default();
         let known = knows(&[("east/a", "1"), ("west/b", "2"), ("east/c", "3")]);
@@ -304,7 +303,7 @@ mod tests {
     }
 
     #[test]
-    fn one_response_is_in_flight_and_changes_meanwhile_are_sent_once() {
+    fn delta_changes_during_a_response_in_flight_are_sent_once() {
         let mut view = view(&[("a", "1")]);
         let mut stream = Stream::default();
         stream.request(&request(), &view, &|_| true);
@@ -316,16 +315,16 @@ mod tests {
         assert_eq!(stream.response(TYPE, &view, usize::MAX), None, "one is in flight");
         let stale = DeltaDiscoveryRequest { response_nonce: "99".to_owned(), ..request() };
         stream.request(&stale, &view, &|_| true);
-        assert_eq!(stream.response(TYPE, &view, usize::MAX), None, "that was another one's answer");
+        assert_eq!(stream.response(TYPE, &view, usize::MAX), None, "the nonce is another response's");
         stream.request(&DeltaDiscoveryRequest { response_nonce: first.nonce, ..request() }, &view, &|_| true);
         let second = stream.response(TYPE, &view, usize::MAX).unwrap();
         assert_eq!(second.resources.len(), 1);
         assert_eq!(second.resources[0].resource.as_ref().unwrap().value, b"3");
-        assert_eq!(second.removed_resources, ["b"], "harmless to who never had it");
+        assert_eq!(second.removed_resources, ["b"], "harmless to a client that never had it");
     }
 
     #[test]
-    fn a_large_state_comes_in_parts() {
+    fn delta_large_state_is_sent_in_parts() {
         let view = view(&[("a", "12345"), ("b", "12345"), ("c", "12345")]);
         let mut stream = Stream::default();
         stream.request(&request(), &view, &|_| true);
@@ -342,15 +341,15 @@ mod tests {
     }
 
     #[test]
-    fn names_are_subscribed_to_one_by_one() {
+    fn delta_resubscribe_resends_name() {
         let mut view = view(&[("a", "1"), ("b", "1")]);
         let mut stream = Stream::default();
         stream.request(&subscribe(&["a", "absent"]), &view, &|_| true);
         assert_eq!(next(&mut stream, &view), Some((vec!["a".to_owned()], vec!["absent".to_owned()])));
         view.set("b", "2");
-        assert_eq!(next(&mut stream, &view), None, "nobody asked for b");
+        assert_eq!(next(&mut stream, &view), None, "b is not subscribed to");
         stream.request(&subscribe(&["a"]), &view, &|_| true);
-        assert_eq!(next(&mut stream, &view), came(&["a"]), "asked for again, sent again");
+        assert_eq!(next(&mut stream, &view), came(&["a"]), "subscribed again, sent again");
         view.set("absent", "1");
         assert_eq!(next(&mut stream, &view), came(&["absent"]));
         let leave = DeltaDiscoveryRequest { resource_names_unsubscribe: vec!["a".to_owned()], ..request() };
@@ -362,7 +361,7 @@ mod tests {
     }
 
     #[test]
-    fn an_empty_request_later_is_not_for_all() {
+    fn delta_later_request_without_names_does_not_subscribe_to_all() {
         let view = view(&[("a", "1")]);
         let mut stream = Stream::default();
         stream.request(&subscribe(&["b"]), &view, &|_| false);
@@ -381,7 +380,7 @@ mod tests {
     }
 
     #[test]
-    fn who_has_nothing_and_asks_for_everything_is_answered_once_even_if_there_is_nothing() {
+    fn delta_empty_view_is_answered_once() {
         let view = view(&[]);
         let mut stream = Stream::default();
         stream.request(&request(), &view, &|_| true);
@@ -392,7 +391,7 @@ mod tests {
     }
 
     #[test]
-    fn a_refusal_is_remembered_until_the_client_is_content() {
+    fn delta_nack_is_kept_until_the_next_ack() {
         let mut view = view(&[("a", "1")]);
         let mut stream = Stream::default();
         stream.request(&request(), &view, &|_| true);
@@ -402,7 +401,7 @@ mod tests {
             DeltaDiscoveryRequest { response_nonce: nonce.clone(), error_detail: Some(error), ..request() };
         stream.request(&refusal, &view, &|_| true);
         assert_eq!(stream.nacks(), (1, Some(&Nack { nonce, why: "a: no port".to_owned() })));
-        assert_eq!(next(&mut stream, &view), None, "the same is not sent again");
+        assert_eq!(next(&mut stream, &view), None, "a refused resource is not sent again unchanged");
         view.set("a", "2");
         assert_eq!(next(&mut stream, &view), came(&["a"]));
         assert_eq!(stream.nacks(), (1, None));

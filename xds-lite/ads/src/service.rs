@@ -1,5 +1,5 @@
-//! The discovery service: each stream of a client follows the views that its identity may see. The protocols
-//! themselves are in `server` and `sotw`, what a stream says of which type in `stream`; this is their door.
+//! Serves discovery over gRPC: each stream follows the views that its client's identity may see. The protocols are
+//! `server` and `sotw`, the types of a stream `stream`.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -23,34 +23,34 @@ use isthmus_proto::envoy::service::discovery::v3::{
     DeltaDiscoveryRequest, DeltaDiscoveryResponse, DiscoveryRequest, DiscoveryResponse,
 };
 
-/// A first request names every resource that its client knows: 100 000 of them are some 15 MiB. What each client may
-/// send of this is known before, from its budget.
+/// A first request names every resource that its client knows: 100 000 of them are some 15 MiB. Each client's budget
+/// limits it further.
 const MAX_REQUEST: usize = 32 << 20;
 /// A stream has at most one response of each type in flight, and is served a few types.
 const IN_FLIGHT: usize = 8;
 
-/// Who may see what.
+/// Decides which view a client may see.
 pub trait Directory: Send + Sync + 'static {
-    /// The view of a type for a peer.
+    /// The view of a type for a client.
     ///
     /// # Errors
-    /// It may not see any, and why.
+    /// Why the client may not see it.
     fn view(&self, peer: &SpiffeId, type_url: &str) -> Result<Arc<Shared>, Status>;
 
-    /// The view of a type for a peer whose first request names what it wants; by default the same.
+    /// The view of a type for a client whose first request names resources; by default the same view.
     ///
     /// # Errors
-    /// It may not see any, and why.
+    /// Why the client may not see it.
     fn named(&self, peer: &SpiffeId, type_url: &str) -> Result<Arc<Shared>, Status> {
         self.view(peer, type_url)
     }
 }
 
-/// The service over a directory.
+/// The discovery service over a directory.
 pub struct Discovery<D>(Arc<D>);
 
 impl<D: Directory> Discovery<D> {
-    /// As a server takes it.
+    /// The tonic service.
     pub fn service(directory: Arc<D>) -> AggregatedDiscoveryServiceServer<Discovery<D>> {
         AggregatedDiscoveryServiceServer::new(Discovery(directory)).max_decoding_message_size(MAX_REQUEST)
     }
@@ -92,7 +92,7 @@ impl<D: Directory> Discovery<D> {
         let caller = request.extensions().get::<Caller>().cloned();
         let account = request.extensions().get::<Account>().cloned();
         let (Some(Caller(peer)), Some(account)) = (caller, account) else {
-            return Err(Status::unauthenticated("who asks is not known"));
+            return Err(Status::unauthenticated("the client is not authenticated"));
         };
         let (sender, receiver) = mpsc::channel(IN_FLIGHT);
         let stream = Stream::<D, S>::new(Arc::clone(&self.0), peer, account, sender);

@@ -1,5 +1,4 @@
-//! What one type on one stream is to the service, whichever protocol the stream speaks. The protocols
-//! themselves are in `server` (delta) and `sotw` (state of the world).
+//! Abstracts one type on one stream over both protocols, which are `server` (delta) and `sotw` (state of the world).
 
 use super::server::{self, IsGone};
 use super::sotw::{self, WILDCARD};
@@ -9,16 +8,16 @@ use isthmus_proto::envoy::service::discovery::v3::{
 };
 use isthmus_proto::google::rpc::Status;
 
-/// A client that was told something wrong, in its own words.
+/// A client's refusal of a response.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Nack {
-    /// The response that it refused, in part or as a whole.
+    /// The nonce of the response, which was refused in part or as a whole.
     pub nonce: String,
-    /// Its words, bounded.
+    /// The client's message, truncated.
     pub why: String,
 }
 
-/// What a client refused on a stream.
+/// NACKs on a stream.
 #[derive(Debug, Default)]
 pub(super) struct Refusals {
     count: u64,
@@ -26,7 +25,7 @@ pub(super) struct Refusals {
 }
 
 impl Refusals {
-    /// Takes the answer to a response.
+    /// Records the answer to a response.
     pub(super) fn answered(&mut self, nonce: &str, error: Option<&Status>) {
         self.last = error.map(|error| {
             self.count += 1;
@@ -34,31 +33,31 @@ impl Refusals {
         });
     }
 
-    /// How often, and the last one, unless the client was content since.
+    /// The number of NACKs, and the last one unless the client has ACKed since.
     pub(super) fn seen(&self) -> (u64, Option<&Nack>) {
         (self.count, self.last.as_ref())
     }
 }
 
-/// A response, and which resources it renews.
+/// A response, and the resources that it renews.
 #[derive(Debug)]
 pub struct Outgoing<M> {
-    /// What is sent.
+    /// The response.
     pub message: M,
-    /// The names of the resources.
+    /// Names of new or changed resources in it.
     pub renews: Vec<String>,
 }
 
-/// Names that a client makes the server keep.
+/// Memory that a client's names take in the server.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct NameUsage {
-    /// How many.
+    /// The number of names.
     pub names: u64,
-    /// What they take: the bytes of each, and 64 more.
+    /// The bytes of the names, and 64 more for each.
     pub bytes: u64,
 }
 
-/// What a name takes besides its bytes, where it is kept.
+/// Overhead of a stored name, in bytes.
 const NAME: u64 = 64;
 
 impl NameUsage {
@@ -87,39 +86,39 @@ impl<'a> FromIterator<&'a String> for NameUsage {
 
 /// One type on one stream.
 pub trait Session: Send + Sync + 'static {
-    /// What a client sends.
+    /// The protocol's request.
     type Request: Send + 'static;
-    /// What it is sent.
+    /// The protocol's response.
     type Response: Send + 'static;
 
-    /// A stream on which nothing was said yet about a type.
+    /// A session before its first request.
     fn new(type_url: &str) -> Self;
-    /// The type that a request is about.
+    /// The type of a request.
     fn type_of(request: &Self::Request) -> &str;
-    /// Whether a request, the first of its type, is for what it names and not for everything.
+    /// Whether a request, the first of its type, names resources instead of subscribing to all.
     fn is_by_name(request: &Self::Request) -> bool;
-    /// Names of the client that are kept.
+    /// Memory of the client's names.
     fn kept(&self) -> NameUsage;
-    /// The same, at most, once a request is taken.
+    /// An upper bound of that memory after this request.
     fn kept_with(&self, request: &Self::Request, view: &View) -> NameUsage;
-    /// A response was sent, and not answered yet.
+    /// A response is unanswered.
     fn is_in_flight(&self) -> bool;
-    /// Takes a request of the client.
+    /// Handles a request of the client.
     fn request(&mut self, request: &Self::Request, view: &View, is_gone: IsGone<'_>);
-    /// Sends these once more, changed or not, where they are subscribed to.
+    /// Owes these names again, changed or not, where they are subscribed to.
     fn again<'a>(&mut self, names: impl IntoIterator<Item = &'a str>);
-    /// The next response of about `most` bytes, if there is something to say and nothing in flight.
+    /// The next response of about `most` bytes, if anything is owed and none is in flight.
     fn response(&mut self, type_url: &str, view: &View, most: usize) -> Option<Outgoing<Self::Response>>;
-    /// How far it has come; what was gone by then need not be remembered for it.
+    /// The position in the view; removals up to it need not be remembered for this stream.
     fn position(&self) -> Position;
-    /// Everything was sent and answered.
+    /// Everything is sent and answered.
     fn is_settled(&self, view: &View) -> bool;
-    /// How often the client refused something, and what it said the last time, unless it was content since.
+    /// The number of NACKs, and the last one unless the client has ACKed since.
     fn nacks(&self) -> (u64, Option<&Nack>);
 }
 
-fn are_names(asked: &[String]) -> bool {
-    !asked.is_empty() && asked.iter().all(|name| name != WILDCARD)
+fn are_names(requested: &[String]) -> bool {
+    !requested.is_empty() && requested.iter().all(|name| name != WILDCARD)
 }
 
 impl Session for server::Stream {

@@ -1,4 +1,4 @@
-//! A view that many streams follow, and what is known of each of them.
+//! Shares a view between streams, and tracks the progress of each.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -10,7 +10,7 @@ use tokio::sync::watch;
 use super::session::Session;
 use super::view::{Position, View};
 
-/// A view with its followers.
+/// A view and the streams that follow it.
 pub struct Shared {
     view: RwLock<View>,
     moved: watch::Sender<Position>,
@@ -20,7 +20,7 @@ pub struct Shared {
     when_accepted: OnceLock<Accepted>,
 }
 
-/// Who has accepted a view, and the view as it is then.
+/// Called with the client that has accepted a view, and the view.
 type Accepted = Box<dyn Fn(&str, &View) + Send + Sync>;
 
 #[derive(Default)]
@@ -32,21 +32,21 @@ struct Followers {
 /// One stream that follows a view.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Follower {
-    /// Who it is.
+    /// The client's identity.
     pub peer: String,
-    /// How far it has come.
+    /// Its position in the view.
     pub position: Position,
-    /// It has accepted or refused all that there is.
+    /// It has accepted or refused everything in the view.
     pub settled: bool,
-    /// How often it refused something.
+    /// The number of NACKs.
     pub refusals: u64,
-    /// What it said the last time, unless it was content since.
+    /// The message of the last NACK, unless it has ACKed since.
     pub refusal: Option<String>,
 }
 
 impl Shared {
-    /// An empty view. `is_gone` tells of a name that is not in it, and that a client says to know, whether it
-    /// is gone or only not heard of yet.
+    /// An empty view. `is_gone` tells whether a name that a client claims to know and the view does not have is gone,
+    /// or only not known yet.
     pub fn new(is_gone: impl Fn(&str) -> bool + Send + Sync + 'static) -> Shared {
         Shared {
             view: RwLock::default(),
@@ -58,12 +58,12 @@ impl Shared {
         }
     }
 
-    /// The view as it is.
+    /// The current view.
     pub fn view(&self) -> RwLockReadGuard<'_, View> {
         self.view.read().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Changes the view, and wakes those who follow it.
+    /// Changes the view, and wakes its streams.
     pub fn change(&self, change: impl FnOnce(&mut View)) {
         let oldest = self.followers().all.values().map(|follower| follower.position).min();
         let last = {
@@ -76,7 +76,7 @@ impl Shared {
         self.moved.send_replace(last);
     }
 
-    /// Wakes at each change.
+    /// Notified of each change.
     pub fn moved(&self) -> watch::Receiver<Position> {
         self.moved.subscribe()
     }
@@ -85,7 +85,7 @@ impl Shared {
         (self.is_gone)(name)
     }
 
-    /// Everybody who follows it.
+    /// All streams that follow it.
     pub fn all(&self) -> Vec<Follower> {
         self.followers().all.values().cloned().collect()
     }
@@ -94,20 +94,19 @@ impl Shared {
         self.followers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Everybody who follows it has accepted or refused all that there is.
+    /// Every stream has accepted or refused everything in the view.
     pub fn is_settled(&self) -> bool {
         let last = self.view().last();
         self.followers().all.values().all(|follower| follower.settled && follower.position == last)
     }
 
-    /// Calls this, from now on, whenever a stream has moved or left and everybody is settled. Only the first
-    /// one that is given is called.
+    /// Sets a callback for when a stream has moved or ended and all are settled. Only the first callback is kept.
     pub fn when_settled(&self, call: impl Fn() + Send + Sync + 'static) {
         _ = self.when_settled.set(Box::new(call));
     }
 
-    /// Calls this, from now on, whenever somebody has accepted all that there is: once a stream and state of the
-    /// view, which does not change meanwhile. Only the first one that is given is called.
+    /// Sets a callback for when a stream has accepted everything in the view: called once for each stream and state of
+    /// the view, which is locked meanwhile. Only the first callback is kept.
     pub fn when_accepted(&self, call: impl Fn(&str, &View) + Send + Sync + 'static) {
         _ = self.when_accepted.set(Box::new(call));
     }
@@ -120,7 +119,7 @@ impl Shared {
         }
     }
 
-    /// Adds a follower for as long as what this returns is there.
+    /// Adds a stream, until the handle is dropped.
     pub fn follow(self: &Arc<Self>, peer: &str) -> FollowerHandle {
         let mut followers = self.followers();
         let number = followers.next;
@@ -138,17 +137,17 @@ impl fmt::Debug for Shared {
     }
 }
 
-/// A stream's place among those who follow; it leaves when this is dropped.
+/// A stream's entry in the view; dropping it removes the stream.
 pub struct FollowerHandle {
     shared: Arc<Shared>,
     number: u64,
     peer: String,
-    /// Up to which state of the view it was told that this one has accepted it.
+    /// The last state of the view for which `when_accepted` was called.
     told: Option<Position>,
 }
 
 impl FollowerHandle {
-    /// Notes what its stream has accepted.
+    /// Records the progress of the stream.
     pub fn note(&mut self, stream: &impl Session) {
         let (refusals, refusal) = stream.nacks();
         let settled = self.tell_if_accepted(stream, refusal.is_none());
@@ -161,7 +160,7 @@ impl FollowerHandle {
         self.shared.tell_if_settled();
     }
 
-    /// Says whether the stream is settled.
+    /// Calls `when_accepted` where it is due. Returns whether the stream is settled.
     fn tell_if_accepted(&mut self, stream: &impl Session, is_content: bool) -> bool {
         let view = self.shared.view();
         let settled = stream.is_settled(&view);

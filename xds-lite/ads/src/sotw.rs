@@ -1,6 +1,6 @@
-//! One stream of a server of the state of the world, for one type. Listeners and clusters are sent as a whole,
-//! and what is absent is gone; other types are sent by the names that were asked for, and only what changed.
-//! One response is in flight at a time; what changes meanwhile is sent once, as it is by then.
+//! Serves one type on one state-of-the-world stream. Listeners and clusters are sent as a whole, and an absent one is
+//! removed; other types are sent by subscribed name, and only changed resources. One response is in flight at a time;
+//! a resource that changes meanwhile is sent once, in its latest version.
 
 use std::collections::BTreeSet;
 
@@ -12,20 +12,20 @@ use isthmus_model::slice::version;
 use isthmus_proto::envoy::service::discovery::v3::{DiscoveryRequest, DiscoveryResponse};
 use isthmus_proto::type_url::{CLUSTER, LISTENER};
 
-/// Everything, where a name is expected.
+/// The name that subscribes to all resources.
 pub(super) const WILDCARD: &str = "*";
 
-/// What a response is of.
+/// Which resources a response holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Scope {
-    /// All that is subscribed to; a first request without names is for everything.
+    /// All subscribed ones; a first request without names subscribes to all.
     Whole,
-    /// Some of what is subscribed to, by name.
+    /// Some of the subscribed ones, by name.
     Named,
 }
 
 impl Scope {
-    /// Of a type: the specification makes listeners and clusters whole.
+    /// The scope of a type: the specification sends listeners and clusters as a whole.
     #[must_use]
     pub fn of(type_url: &str) -> Scope {
         match type_url {
@@ -41,15 +41,15 @@ pub struct Stream {
     scope: Scope,
     has_begun: bool,
     subscription: Subscription,
-    /// What the client has let go of in a request that was ignored: wanted again, it is wanted anew.
+    /// Names unsubscribed in a stale request, which was ignored: subscribed again, they count as new.
     let_go: BTreeSet<String>,
-    /// Of the view's changes, those up to here are sent or owed.
+    /// The view's changes up to here are sent or owed.
     position: Position,
-    /// What the next response must hold, whether it changes or not.
+    /// Names that the next response must hold, changed or not.
     owed: BTreeSet<String>,
-    /// A response is owed, even one that renews nothing.
+    /// A response is owed, even one without new or changed resources.
     due: bool,
-    /// Of the last response; empty before the first.
+    /// The nonce of the last response; empty before the first.
     nonce: String,
     in_flight: bool,
     sent: u64,
@@ -76,7 +76,7 @@ impl Subscription {
 }
 
 impl Stream {
-    /// Nothing was asked yet.
+    /// A stream before its first request.
     #[must_use]
     pub fn new(scope: Scope) -> Stream {
         Stream {
@@ -95,28 +95,28 @@ impl Stream {
         }
     }
 
-    /// Names of the client that are kept.
+    /// Memory of the client's names.
     pub(super) fn kept(&self) -> NameUsage {
         self.kept
     }
 
-    /// The same, at most, once a request is taken: it names all that it wants.
+    /// An upper bound of that memory after this request, which names the whole subscription.
     pub(super) fn kept_with(&self, request: &DiscoveryRequest, _view: &View) -> NameUsage {
         if self.is_late(request) { self.kept } else { request.resource_names.iter().collect() }
     }
 
-    /// A response was sent, and not answered yet.
+    /// A response is unanswered.
     pub(super) fn is_in_flight(&self) -> bool {
         self.in_flight
     }
 
-    /// It answers another response than the last.
+    /// A stale request: it does not answer the last response.
     fn is_late(&self, request: &DiscoveryRequest) -> bool {
         self.has_begun && request.response_nonce != self.nonce
     }
 
-    /// Takes a request of the client. One that answers another response than the last is ignored, but for what
-    /// it lets go of: the client answers the last one, too, with all that it wants by then.
+    /// Handles a request of the client. A stale one is ignored, except for the names that it unsubscribes: the client
+    /// will answer the last response, too, with its whole subscription.
     pub fn request(&mut self, request: &DiscoveryRequest, view: &View) {
         if self.is_late(request) {
             self.let_go_of_all_but(&request.resource_names);
@@ -138,7 +138,7 @@ impl Stream {
                 return;
             }
         } else {
-            // The rest stands; what is no longer wanted is not owed.
+            // Only unsubscribed names are no longer owed.
             let subscription = &self.subscription;
             self.owed.retain(|name| subscription.wants(name));
         }
@@ -155,7 +155,7 @@ impl Stream {
         Subscription::Names(names.iter().cloned().collect())
     }
 
-    /// A whole response has in any case all that is wanted by then.
+    /// Notes unsubscribed names; not for whole responses, which hold the whole subscription in any case.
     fn let_go_of_all_but(&mut self, names: &[String]) {
         if let (Scope::Named, Subscription::Names(wanted)) = (self.scope, &self.subscription) {
             let names: BTreeSet<_> = names.iter().collect();
@@ -163,7 +163,7 @@ impl Stream {
         }
     }
 
-    /// A name that is wanted anew is sent, and that it is absent is said, where a response is whole.
+    /// Owes newly subscribed names; where responses are whole, also a response that an absent name is absent from.
     fn owe_what_is_new(&mut self, before: &Subscription, view: &View) {
         let (owed, due, let_go) = (&mut self.owed, &mut self.due, std::mem::take(&mut self.let_go));
         let mut owe = |name: &str| {
@@ -184,14 +184,14 @@ impl Stream {
         }
     }
 
-    /// Sends these once more, changed or not, where they are subscribed to.
+    /// Owes these names again, changed or not, where they are subscribed to.
     pub fn again<'a>(&mut self, names: impl IntoIterator<Item = &'a str>) {
         let wanted = names.into_iter().filter(|name| self.subscription.wants(name)).map(str::to_owned);
         self.owed.extend(wanted.collect::<Vec<_>>());
     }
 
-    /// The next response, and which resources it renews, if there is something to say and nothing in flight.
-    /// One by names has about `most` bytes; a whole one must be whole.
+    /// The next response and the resources that it renews, if anything is owed and none is in flight. A named response
+    /// has about `most` bytes; a whole one has any size.
     pub fn response(
         &mut self,
         type_url: &str,
@@ -223,7 +223,7 @@ impl Stream {
             .iter()
             .filter_map(|name| view.get(name))
             .map(|resource| Any { type_url: type_url.to_owned(), value: resource.bytes.to_vec() });
-        // Who has only a part does not know the version of the whole: at a loss it is sent all of it again.
+        // The version of a part differs from that of the whole: after a loss the client is sent all of it again.
         let part = if self.owed.is_empty() { "" } else { "-in-parts" };
         let message = DiscoveryResponse {
             version_info: self.version(view) + part,
@@ -276,7 +276,7 @@ impl Stream {
         names
     }
 
-    /// Of all that is subscribed to, so that a client that comes back with it lacks nothing.
+    /// The version of the whole subscription: a client that reconnects with it lacks nothing.
     fn version(&self, view: &View) -> String {
         let mut text = String::new();
         for name in self.wanted(view) {
@@ -287,20 +287,20 @@ impl Stream {
         version(text.as_bytes())
     }
 
-    /// How far it has come; what was gone by then need not be remembered for it.
+    /// The position in the view; removals up to it need not be remembered for this stream.
     #[must_use]
     pub fn position(&self) -> Position {
         self.position
     }
 
-    /// Everything was sent and answered.
+    /// Everything is sent and answered.
     #[must_use]
     pub fn is_settled(&self, view: &View) -> bool {
-        let is_all_said = self.owed.is_empty() && !self.due && self.position == view.last();
-        self.has_begun && !self.in_flight && is_all_said
+        let is_all_sent = self.owed.is_empty() && !self.due && self.position == view.last();
+        self.has_begun && !self.in_flight && is_all_sent
     }
 
-    /// How often the client refused something, and what it said the last time, unless it was content since.
+    /// The number of NACKs, and the last one unless the client has ACKed since.
     #[must_use]
     pub fn nacks(&self) -> (u64, Option<&Nack>) {
         self.refusals.seen()

@@ -1,8 +1,7 @@
-//! One stream of a client, with all the types that it asks for: requests in, responses out. Flow control is
-//! per type; here is what types owe each other, for Envoy. A listener waits until the client has taken the
-//! clusters that it may lead to. And whenever a cluster is sent, its endpoints are sent after it, unasked:
-//! Envoy waits for them and does not ask. Never do endpoints wait for an answer about clusters: that answer
-//! may wait for them.
+//! Serves all types of one stream: requests in, responses out. Flow control is per type; this module orders the types
+//! among each other, for Envoy. Listeners wait until the client has accepted the clusters that they may use. Whenever
+//! a cluster is sent, its endpoints are sent after it, unrequested: Envoy waits for them and does not ask. Endpoints
+//! never wait for the answer about clusters: that answer may wait for them.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -21,12 +20,12 @@ use super::shared::{FollowerHandle, Shared};
 use isthmus_grpc::budget::{Account, Exceeded, Resource, Share};
 use isthmus_proto::type_url::{CLUSTER, ENDPOINTS, LISTENER};
 
-/// A response has about this many bytes, so that a first state of any size arrives in parts.
+/// The size of a response, about: a first state of any size arrives in parts.
 const PART: usize = 1 << 20;
-/// A stream ends after this, up to half as long again: load spreads over agents that came back.
+/// The maximum age of a stream, extended at random by up to half: load spreads over agents that have restarted.
 const AGE: Duration = Duration::from_secs(30 * 60);
-/// A response is answered, and what is said is fetched, in this time. While it is not, the view remembers what is
-/// gone for this stream.
+/// Longest time for the client to read and to answer a response. Until then the view remembers removals for this
+/// stream.
 const ANSWER: Duration = Duration::from_secs(120);
 
 /// One stream of a client.
@@ -36,9 +35,9 @@ pub struct Stream<D, S: Session> {
     account: Account,
     sender: mpsc::Sender<Result<S::Response, Status>>,
     kinds: BTreeMap<Rank, Kind<S>>,
-    /// Clusters that were sent before the client asked for any endpoints.
+    /// Clusters that were sent before the client subscribed to any endpoints.
     warming: BTreeSet<String>,
-    /// A view has changed.
+    /// Notified when a view has changed.
     moved: Arc<Notify>,
     watches: JoinSet<()>,
 }
@@ -64,7 +63,7 @@ impl Rank {
 }
 
 impl<D: Directory, S: Session> Stream<D, S> {
-    /// Nothing was asked for yet. Responses go to `sender`.
+    /// A stream before its first request. Responses go to `sender`.
     pub fn new(
         directory: Arc<D>,
         peer: SpiffeId,
@@ -83,13 +82,13 @@ impl<D: Directory, S: Session> Stream<D, S> {
         }
     }
 
-    /// Serves until the client leaves, does not answer, or the stream is old.
+    /// Serves until the client closes the stream, does not answer in time, or the stream reaches its maximum age.
     pub async fn run(mut self, mut requests: impl Flow<Item = Result<S::Request, Status>> + Unpin) {
         let end = Instant::now() + AGE.mul_f64(1.0 + fastrand::f64() / 2.0);
         let moved = Arc::clone(&self.moved);
         loop {
             let overdue = self.kinds.values().filter_map(|kind| kind.asked).min().map(|asked| asked + ANSWER);
-            let heard = tokio::select! {
+            let outcome = tokio::select! {
                 request = requests.next() => match request {
                     Some(request) => request.and_then(|request| self.hear(&request)),
                     None => return,
@@ -97,14 +96,14 @@ impl<D: Directory, S: Session> Stream<D, S> {
                 () = moved.notified() => Ok(()),
                 () = tokio::time::sleep_until(overdue.unwrap_or(end).min(end)) => Err(match overdue {
                     Some(overdue) if overdue < end => Status::deadline_exceeded(NO_ANSWER),
-                    _ => Status::unavailable("the stream is old; come again"),
+                    _ => Status::unavailable("the stream reached its maximum age; reconnect"),
                 }),
             };
-            if let Err(status) = heard {
+            if let Err(status) = outcome {
                 if status.code() == tonic::Code::DeadlineExceeded {
                     tracing::warn!(peer = %self.peer, "stream ended: {NO_ANSWER}");
                 }
-                // It may be gone already.
+                // The client may be gone already.
                 let _ = self.sender.send_timeout(Err(status), ANSWER).await;
                 return;
             }
@@ -116,10 +115,10 @@ impl<D: Directory, S: Session> Stream<D, S> {
         }
     }
 
-    /// Takes a request.
+    /// Handles a request.
     ///
     /// # Errors
-    /// The stream ends with it.
+    /// The status that ends the stream.
     pub fn hear(&mut self, request: &S::Request) -> Result<(), Status> {
         let type_url = S::type_of(request);
         let rank = Rank::of(type_url);
@@ -153,9 +152,9 @@ impl<D: Directory, S: Session> Stream<D, S> {
         });
     }
 
-    /// What there is to say, of each type, in order.
+    /// The responses that are due, in the order of types.
     pub fn speak(&mut self) -> Vec<S::Response> {
-        let mut said = Vec::new();
+        let mut responses = Vec::new();
         for rank in self.kinds.keys().cloned().collect::<Vec<_>>() {
             if rank == Rank::Listeners
                 && self.kinds.get(&Rank::Clusters).is_some_and(|kind| !kind.is_settled())
@@ -165,15 +164,15 @@ impl<D: Directory, S: Session> Stream<D, S> {
             let Some(Outgoing { message, renews }) = self.kinds.get_mut(&rank).and_then(Kind::speak) else {
                 continue;
             };
-            said.push(message);
+            responses.push(message);
             if rank == Rank::Clusters {
                 self.warm(renews.into_iter().collect());
             }
         }
-        said
+        responses
     }
 
-    /// The endpoints of these clusters follow them.
+    /// Owes the endpoints of these clusters.
     fn warm(&mut self, clusters: BTreeSet<String>) {
         self.warming.extend(clusters);
         if let Some(endpoints) = self.kinds.get_mut(&Rank::Endpoints) {
@@ -191,10 +190,10 @@ struct Kind<S> {
     shared: Arc<Shared>,
     follower: FollowerHandle,
     session: S,
-    /// What the session keeps of the client's names.
+    /// Budget shares of the client's names.
     names: Share,
     name_bytes: Share,
-    /// Since when a response is not answered.
+    /// Since when a response is unanswered.
     asked: Option<Instant>,
 }
 
@@ -216,7 +215,7 @@ impl<S: Session> Kind<S> {
         })
     }
 
-    /// Takes a request that makes this keep so many names at most.
+    /// Handles a request, which may subscribe to `most` names.
     fn hear(&mut self, request: &S::Request, most: u64) -> Result<(), Status> {
         let kept = self.session.kept_with(request, &self.shared.view());
         if kept.names > most {
@@ -241,12 +240,12 @@ impl<S: Session> Kind<S> {
     }
 
     fn speak(&mut self) -> Option<Outgoing<S::Response>> {
-        let said = self.session.response(&self.type_url, &self.shared.view(), PART);
-        if said.is_some() {
+        let response = self.session.response(&self.type_url, &self.shared.view(), PART);
+        if response.is_some() {
             self.asked = Some(Instant::now());
         }
         self.follower.note(&self.session);
-        said
+        response
     }
 
     fn is_settled(&self) -> bool {

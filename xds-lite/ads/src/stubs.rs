@@ -1,4 +1,4 @@
-//! Client and server of discovery: generated, as the messages in `isthmus-proto` are.
+//! Generated gRPC stubs of discovery, client and server. The messages are in `isthmus-proto`.
 
 #![allow(
     missing_docs,
@@ -7,7 +7,7 @@
     clippy::all,
     clippy::allow_attributes_without_reason,
     clippy::too_many_lines,
-    reason = "nobody wrote this"
+    reason = "generated code"
 )]
 
 use isthmus_proto::envoy::service::discovery::v3::*;

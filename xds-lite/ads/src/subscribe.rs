@@ -1,6 +1,5 @@
-//! A client that follows one of several servers for as long as it lives: it connects, says what it knows,
-//! applies what comes, and comes back after a loss, sooner at first and later as it goes on. One stream carries
-//! all the types that it follows.
+//! Follows one of several servers until dropped: connects, subscribes, applies updates, and reconnects with backoff
+//! after a loss. One stream carries all types.
 
 use std::collections::{BTreeSet, HashMap};
 use std::pin::pin;
@@ -27,19 +26,19 @@ use isthmus_proto::envoy::config::core::v3::Node;
 use isthmus_proto::envoy::service::discovery::v3::{DeltaDiscoveryRequest, DeltaDiscoveryResponse};
 use isthmus_proto::measure::{DELTA_RESPONSE, Rules};
 
-/// How much a server may say at once. It sends parts of about 1 MiB, and one resource whole.
+/// Limits of a server's response. It sends parts of about 1 MiB, and a single resource as a whole.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Answers {
-    /// The bytes of one answer.
+    /// Encoded size in bytes.
     longest: usize,
-    /// What it takes once it is decoded.
+    /// Decoded size in bytes.
     decoded: u64,
 }
 
 impl Answers {
-    /// Of one's own agent or control plane: a single resource may be 16 MiB.
+    /// Limits for the own agent or control plane: a single resource may be 16 MiB.
     pub const OF_OWN: Answers = Answers { longest: 24 << 20, decoded: 96 << 20 };
-    /// Of another cluster's agent.
+    /// Limits for another cluster's agent.
     pub const OF_PEERS: Answers = Answers { longest: 8 << 20, decoded: 16 << 20 };
 
     fn rules(self) -> Rules {
@@ -47,25 +46,25 @@ impl Answers {
     }
 }
 
-/// What takes the resources.
+/// Receives the resources.
 pub trait Tables: Send {
-    /// Applies an update as a whole, but for what it refuses.
+    /// Applies an update; returns the resources that it refuses.
     fn apply(&mut self, update: &Update) -> Vec<Refused>;
 
-    /// Which names of a type it follows, where it does not follow all; asked after each update.
+    /// The names of a type to subscribe to, where not all; read after each update.
     fn names(&self, _type_url: &str) -> Option<&BTreeSet<String>> {
         None
     }
 
-    /// What it has of a type, by name, with versions; for a client that leaves this to it.
+    /// Versions of the resources of a type, by name; for [`Client::of_tables`].
     fn versions(&self, _type_url: &str) -> HashMap<String, String> {
         HashMap::new()
     }
 
-    /// What the server has shown of itself, before contact is made.
+    /// The server's certificate chain, before contact is made.
     fn shown(&mut self, _chain: Chain) {}
 
-    /// Ends when something is to be heard once more that was refused before. It may be dropped and asked again.
+    /// Completes when a refused resource is to be requested again. It may be dropped and called again.
     fn again(&mut self) -> impl Future<Output = Again> + Send {
         std::future::pending()
     }
@@ -74,45 +73,44 @@ pub trait Tables: Send {
     fn contact(&mut self, contact: Contact<'_>);
 }
 
-/// How something is heard once more.
+/// How a refused resource is requested again.
 #[derive(Debug)]
 pub enum Again {
-    /// These names of a type are asked for again.
+    /// Subscribe to these names of a type again.
     Names(&'static str, Vec<String>),
-    /// A new stream, so that the server shows its present certificate; and why.
+    /// Open a new stream, on which the server presents its current certificate; and why.
     Stream(String),
 }
 
-/// Whether there is a server.
+/// Contact with a server.
 #[derive(Debug)]
 pub enum Contact<'a> {
-    /// This one answers.
+    /// The server answers.
     Made(&'a Target),
-    /// This one does not, or no longer.
+    /// The server does not answer, or no longer; and why.
     Lost(&'a Target, &'a str),
 }
 
-/// Whom to follow.
+/// The servers to follow, and how.
 #[derive(Debug)]
 pub struct Subscription {
     /// Servers, in the order in which they are tried.
     pub servers: Vec<Target>,
-    /// Who they must be.
+    /// TLS, with the identities that servers must have.
     pub tls: Arc<Tls>,
-    /// What this client says of itself.
+    /// The node that the first request carries.
     pub node: Node,
-    /// What is taken of them.
+    /// Limits of responses.
     pub answers: Answers,
 }
 
 impl Subscription {
-    /// Follows until it is dropped: one client for each type, asked in this order. With no server it waits for
-    /// ever.
+    /// Follows until dropped: one client for each type, subscribed in this order. Without a server it waits forever.
     pub async fn follow(self, clients: Vec<Client>, tables: &mut impl Tables) {
         self.follow_with(clients, tables, fastrand::f64).await;
     }
 
-    /// The same with given randomness, in 0..1.
+    /// As [`Subscription::follow`], with the given randomness in 0..1.
     pub async fn follow_with(
         self,
         mut clients: Vec<Client>,
@@ -133,7 +131,7 @@ impl Subscription {
         }
     }
 
-    /// One stream to its end: when it was made, if it was, and why it ended.
+    /// Runs one stream: returns when it was established, if it was, and why it ended.
     async fn stream(
         &self,
         server: &Target,
@@ -165,25 +163,25 @@ impl Subscription {
         }
         let mut responses = match ads.delta_aggregated_resources(ReceiverStream::new(sent)).await {
             Ok(response) => response.into_inner(),
-            Err(status) => return (None, said(&status)),
+            Err(status) => return (None, status_text(&status)),
         };
         tables.contact(Contact::Made(server));
         let made = Some(Instant::now());
-        let mut disbelieved = pin!(until_disbelieved(standing));
+        let mut distrusted = pin!(until_disbelieved(standing));
         loop {
-            let said = tokio::select! {
-                why = &mut disbelieved => return (made, format!("the server is not believed any longer: {why}")),
+            let due = tokio::select! {
+                why = &mut distrusted => return (made, format!("the server is no longer trusted: {why}")),
                 message = responses.message() => match message {
                     Ok(Some(response)) => take(response, clients, tables),
                     Ok(None) => return (made, "the server ended the stream".to_owned()),
-                    Err(status) => return (made, said(&status)),
+                    Err(status) => return (made, status_text(&status)),
                 },
                 again = tables.again() => match again {
                     Again::Names(type_url, names) => ask_again(type_url, names, clients),
                     Again::Stream(why) => return (made, why),
                 },
             };
-            for request in said {
+            for request in due {
                 if requests.send(request).await.is_err() {
                     return (made, ENDED.to_owned());
                 }
@@ -192,14 +190,14 @@ impl Subscription {
     }
 }
 
-/// Applies a response: what is answered, and asked for next.
+/// Applies a response; returns its answer and changed subscriptions.
 fn take(
     response: DeltaDiscoveryResponse,
     clients: &mut [Client],
     tables: &mut impl Tables,
 ) -> Vec<DeltaDiscoveryRequest> {
-    // Of a type that nobody asked for: there is nobody to answer it.
-    let Some(client) = clients.iter_mut().find(|one| one.type_url() == response.type_url) else {
+    // A response of a type that was not requested is ignored.
+    let Some(client) = clients.iter_mut().find(|client| client.type_url() == response.type_url) else {
         return Vec::new();
     };
     let (update, mut refused) = client.read(response);
@@ -213,12 +211,13 @@ fn take(
 }
 
 fn ask_again(type_url: &str, names: Vec<String>, clients: &[Client]) -> Vec<DeltaDiscoveryRequest> {
-    clients.iter().find(|one| one.type_url() == type_url).map(|one| one.again(names)).into_iter().collect()
+    let client = clients.iter().find(|client| client.type_url() == type_url);
+    client.map(|client| client.again(names)).into_iter().collect()
 }
 
 const ENDED: &str = "the stream has ended";
 
-/// What is said on one stream; the first request says by whom.
+/// The requests of one stream; the first carries the node.
 struct Requests {
     sender: mpsc::Sender<DeltaDiscoveryRequest>,
     node: Option<Node>,
@@ -234,6 +233,6 @@ impl Requests {
     }
 }
 
-fn said(status: &Status) -> String {
+fn status_text(status: &Status) -> String {
     format!("{:?}: {}", status.code(), status.message())
 }

@@ -1,6 +1,5 @@
-//! What one kind of receiver may see of one type: resources by name, and the order in which they last
-//! changed. A stream notes how far it has come in that order, so what one change costs it does not depend on
-//! how much there is.
+//! Holds the resources of one type for one kind of client, by name and in the order of their last change. A stream has
+//! a position in that order, so the cost of a change does not depend on the number of resources.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ops::Bound::{Excluded, Unbounded};
@@ -10,7 +9,7 @@ use bytes::Bytes;
 
 use isthmus_model::slice::version;
 
-/// How far a stream has come.
+/// A position in the order of changes.
 pub type Position = u64;
 
 /// Resources of one type.
@@ -19,7 +18,7 @@ pub struct View {
     entries: HashMap<Arc<str>, Entry>,
     /// The last change of each name.
     changes: BTreeMap<Position, Arc<str>>,
-    /// Those of names that are gone.
+    /// The changes that removed a name.
     gone: BTreeSet<Position>,
     last: Position,
 }
@@ -27,21 +26,21 @@ pub struct View {
 #[derive(Debug)]
 struct Entry {
     changed: Position,
-    /// None once it is gone, until nobody needs to be told any more.
+    /// None once removed, until every stream has passed the removal.
     resource: Option<Resource>,
 }
 
-/// One resource as it is sent.
+/// A resource as it is sent.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Resource {
     /// A hash of the bytes.
     pub version: Arc<str>,
-    /// Its message.
+    /// The encoded message.
     pub bytes: Bytes,
 }
 
 impl View {
-    /// Puts a resource in place of what has its name. Says whether that is a change.
+    /// Sets a resource. Returns whether that is a change.
     pub fn set(&mut self, name: &str, bytes: impl Into<Bytes>) -> bool {
         let bytes = bytes.into();
         let version: Arc<str> = version(&bytes).into();
@@ -52,7 +51,7 @@ impl View {
         true
     }
 
-    /// Takes a resource away. Says whether there was one.
+    /// Removes a resource. Returns whether there was one.
     pub fn remove(&mut self, name: &str) -> bool {
         let was_there = self.get(name).is_some();
         if was_there {
@@ -84,19 +83,19 @@ impl View {
         self.entries.get(name)?.resource.as_ref()
     }
 
-    /// All that there is, in no order.
+    /// All resources, in no order.
     pub fn iter(&self) -> impl Iterator<Item = (&Arc<str>, &Resource)> {
         self.entries.iter().filter_map(|(name, entry)| Some((name, entry.resource.as_ref()?)))
     }
 
-    /// How far the changes go.
+    /// The position of the last change.
     #[must_use]
     pub fn last(&self) -> Position {
         self.last
     }
 
-    /// Each name that changed after a position, once, in the order of its last change; no resource where it
-    /// is gone.
+    /// Each name that changed after a position, once, in the order of its last change; without a resource where it was
+    /// removed.
     pub fn after(
         &self,
         position: Position,
@@ -107,7 +106,7 @@ impl View {
         })
     }
 
-    /// Forgets names that were gone by a position that every stream has passed.
+    /// Forgets removals up to a position that every stream has passed.
     pub fn forget(&mut self, position: Position) {
         let later = self.gone.split_off(&(position + 1));
         for passed in std::mem::replace(&mut self.gone, later) {
@@ -127,7 +126,7 @@ mod tests {
     }
 
     #[test]
-    fn a_change_is_seen_once_and_last() {
+    fn view_lists_each_changed_name_once_in_order() {
         let mut view = View::default();
         assert!(view.set("a", "1"));
         assert!(view.set("b", "1"));
@@ -138,7 +137,7 @@ mod tests {
         assert_eq!(after(&view, seen), [("b", false), ("a", true)]);
         assert_eq!(after(&view, view.last()), []);
         view.forget(seen);
-        assert_eq!(after(&view, seen), [("b", false), ("a", true)], "somebody must still be told");
+        assert_eq!(after(&view, seen), [("b", false), ("a", true)], "a removal that a stream has not passed");
         view.forget(view.last());
         assert_eq!(after(&view, 0), [("a", true)]);
         assert_eq!(view.iter().count(), 1);

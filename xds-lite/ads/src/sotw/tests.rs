@@ -1,4 +1,4 @@
-//! A client that takes states of the world: what it asks for it gets, as it is by then, whatever was under way.
+//! Tests state-of-the-world streams: a client gets its subscription in the latest version, whatever was in flight.
 
 use std::collections::BTreeMap;
 
@@ -27,7 +27,7 @@ fn ask(names: &[&str], version: &str, nonce: &str) -> DiscoveryRequest {
     }
 }
 
-/// What came; the client accepts it, and still wants these.
+/// The contents and version of the next response; the client ACKs it and subscribes to `names`.
 fn next(stream: &mut Stream, view: &View, names: &[&str]) -> Option<(Vec<String>, String)> {
     let (response, _) = stream.response(TYPE, view, usize::MAX)?;
     stream.request(&ask(names, &response.version_info, &response.nonce), view);
@@ -40,7 +40,7 @@ fn contents(came: Option<(Vec<String>, String)>) -> Option<String> {
 }
 
 #[test]
-fn a_whole_state_is_sent_whole_and_what_is_gone_is_absent() {
+fn sotw_whole_response_has_all_resources_without_removed_ones() {
     let mut view = view(&[("b", "b1"), ("a", "a1")]);
     let mut stream = Stream::new(Scope::Whole);
     stream.request(&ask(&[], "", ""), &view);
@@ -55,11 +55,11 @@ fn a_whole_state_is_sent_whole_and_what_is_gone_is_absent() {
     view.remove("b");
     assert_eq!(contents(next(&mut stream, &view, &[])).as_deref(), Some("a2"));
     view.remove("a");
-    assert_eq!(contents(next(&mut stream, &view, &[])).as_deref(), Some(""), "nothing is a state, too");
+    assert_eq!(contents(next(&mut stream, &view, &[])).as_deref(), Some(""), "an empty state is sent");
 }
 
 #[test]
-fn an_empty_first_state_is_said() {
+fn sotw_empty_first_state_is_sent() {
     let mut stream = Stream::new(Scope::Whole);
     stream.request(&ask(&[], "", ""), &View::default());
     assert_eq!(contents(next(&mut stream, &View::default(), &[])).as_deref(), Some(""));
@@ -67,7 +67,7 @@ fn an_empty_first_state_is_said() {
 }
 
 #[test]
-fn by_names_only_what_changed_is_sent() {
+fn sotw_named_response_has_changed_resources_only() {
     let mut view = view(&[("a", "a1"), ("b", "b1"), ("c", "c1")]);
     let mut stream = Stream::new(Scope::Named);
     stream.request(&ask(&["a", "b", "absent"], "", ""), &view);
@@ -77,17 +77,17 @@ fn by_names_only_what_changed_is_sent() {
     view.set("b", "b2");
     assert_eq!(contents(next(&mut stream, &view, &wanted)).as_deref(), Some("b2"));
     view.remove("b");
-    assert_eq!(next(&mut stream, &view, &wanted), None, "that it is gone cannot be said");
+    assert_eq!(next(&mut stream, &view, &wanted), None, "a named response cannot tell a removal");
     view.set("absent", "x");
     assert_eq!(contents(next(&mut stream, &view, &["a", "c"])).as_deref(), Some("x"));
-    assert_eq!(contents(next(&mut stream, &view, &["a", "c"])).as_deref(), Some("c2"), "it is wanted now");
+    assert_eq!(contents(next(&mut stream, &view, &["a", "c"])).as_deref(), Some("c2"), "newly subscribed");
     stream.again(["a", "b"]);
     assert_eq!(contents(next(&mut stream, &view, &["c"])).as_deref(), Some("a1"));
     assert_eq!(contents(next(&mut stream, &view, &["c"])), None);
 }
 
 #[test]
-fn a_name_that_is_wanted_again_is_sent_again() {
+fn sotw_resubscribed_name_is_sent_again() {
     let view = view(&[("a", "a1"), ("b", "b1")]);
     let mut stream = Stream::new(Scope::Named);
     stream.request(&ask(&["a", "b"], "", ""), &view);
@@ -98,7 +98,7 @@ fn a_name_that_is_wanted_again_is_sent_again() {
 }
 
 #[test]
-fn what_is_let_go_of_before_the_last_response_was_read_is_sent_again() {
+fn sotw_name_unsubscribed_in_a_stale_request_is_sent_again() {
     let mut view = view(&[("a", "a1")]);
     let mut stream = Stream::new(Scope::Named);
     stream.request(&ask(&["a", "b"], "", ""), &view);
@@ -113,7 +113,7 @@ fn what_is_let_go_of_before_the_last_response_was_read_is_sent_again() {
 }
 
 #[test]
-fn who_comes_back_with_the_same_version_and_names_is_told_nothing() {
+fn sotw_reconnect_with_current_version_is_sent_nothing() {
     for (scope, names) in [(Scope::Whole, &[][..]), (Scope::Named, &["a", "b"])] {
         let mut view = view(&[("a", "a1"), ("b", "b1")]);
         let mut stream = Stream::new(scope);
@@ -132,7 +132,7 @@ fn who_comes_back_with_the_same_version_and_names_is_told_nothing() {
 }
 
 #[test]
-fn one_is_in_flight_and_what_answers_another_is_ignored() {
+fn sotw_stale_answer_is_ignored() {
     let mut view = view(&[("a", "a1")]);
     let mut stream = Stream::new(Scope::Whole);
     stream.request(&ask(&[], "", ""), &view);
@@ -146,24 +146,28 @@ fn one_is_in_flight_and_what_answers_another_is_ignored() {
     assert_eq!(contents(next(&mut stream, &view, &[])).as_deref(), Some("a3"));
     stream.request(&ask(&["nothing"], "1", &first.nonce), &view);
     view.set("b", "b1");
-    assert_eq!(contents(next(&mut stream, &view, &[])).as_deref(), Some("a3 b1"), "an old answer is old");
+    assert_eq!(
+        contents(next(&mut stream, &view, &[])).as_deref(),
+        Some("a3 b1"),
+        "a stale answer changes nothing"
+    );
 }
 
 #[test]
-fn names_take_the_place_of_everything_and_none_is_nothing_then() {
+fn sotw_names_replace_the_wildcard() {
     let mut view = view(&[("a", "a1"), ("b", "b1")]);
     let mut stream = Stream::new(Scope::Whole);
     stream.request(&ask(&["absent"], "", ""), &view);
     assert_eq!(contents(next(&mut stream, &view, &["b"])).as_deref(), Some(""));
     assert_eq!(contents(next(&mut stream, &view, &[])).as_deref(), Some("b1"));
     view.set("b", "b2");
-    assert_eq!(next(&mut stream, &view, &[]), None, "it wants nothing any more");
+    assert_eq!(next(&mut stream, &view, &[]), None, "it is subscribed to nothing");
     stream.request(&ask(&["*"], "", "2"), &view);
     assert_eq!(contents(next(&mut stream, &view, &["*"])).as_deref(), Some("a1 b2"));
 }
 
 #[test]
-fn a_refusal_is_remembered_and_the_same_is_not_sent_again() {
+fn sotw_nack_is_recorded_and_not_resent() {
     let mut view = view(&[("a", "a1")]);
     let mut stream = Stream::new(Scope::Whole);
     stream.request(&ask(&[], "", ""), &view);
@@ -178,7 +182,7 @@ fn a_refusal_is_remembered_and_the_same_is_not_sent_again() {
 }
 
 #[test]
-fn a_large_state_by_names_comes_in_parts_and_no_part_is_the_whole() {
+fn sotw_large_named_state_is_sent_in_parts() {
     let view = view(&[("a", "12345"), ("b", "12345"), ("c", "12345")]);
     let names = ["a", "b", "c"];
     let mut stream = Stream::new(Scope::Named);
@@ -189,7 +193,7 @@ fn a_large_state_by_names_comes_in_parts_and_no_part_is_the_whole() {
         stream.request(&ask(&names, &response.version_info, &response.nonce), &view);
         versions.push(response.version_info);
     }
-    let told: Vec<_> = versions
+    let resent: Vec<_> = versions
         .iter()
         .map(|version| {
             let mut again = Stream::new(Scope::Named);
@@ -197,15 +201,15 @@ fn a_large_state_by_names_comes_in_parts_and_no_part_is_the_whole() {
             again.response(TYPE, &view, usize::MAX).map_or(0, |(response, _)| response.resources.len())
         })
         .collect();
-    assert_eq!(told, [3, 3, 0]);
+    assert_eq!(resent, [3, 3, 0], "a part's version is not that of the whole");
 }
 
-/// What happens to a client and its server.
+/// An event between a client and its server.
 #[derive(Clone, Debug)]
 enum Event {
     Set(u8, u8),
     Remove(u8),
-    /// The client wants exactly these, as bits.
+    /// The client subscribes to exactly these names, one bit each.
     Want(u8),
     Speak,
     Listen,
@@ -263,7 +267,7 @@ impl World {
 
     fn happen(&mut self, event: &Event) {
         match event {
-            // A resource says which it is, as Envoy's do.
+            // A resource carries its name, as Envoy's do.
             Event::Set(name, content) => _ = self.view.set(&format!("n{name}"), vec![*name, *content]),
             Event::Remove(name) => _ = self.view.remove(&format!("n{name}")),
             Event::Want(bits) => {
@@ -289,7 +293,7 @@ impl World {
                 self.to_client.clear();
                 self.to_server.clear();
                 self.nonce.clear();
-                // What it has dropped it asks for as one who has nothing.
+                // A client that lacks a resource reconnects without a version.
                 if self.wants.iter().any(|name| !self.tables.contains_key(name)) {
                     self.accepted.clear();
                 }
@@ -331,7 +335,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(2_000))]
 
     #[test]
-    fn once_it_is_quiet_the_client_has_what_it_wants(
+    fn sotw_client_converges_to_its_subscription(
         whole in any::<bool>(),
         events in proptest::collection::vec(event(), 0..60),
     ) {
@@ -343,7 +347,7 @@ proptest! {
         prop_assert!(world.stream.is_settled(&world.view));
         for name in &world.wants {
             let truth = world.view.get(name).map(|resource| resource.bytes.to_vec());
-            // By names, that a resource is gone cannot be said.
+            // A named response cannot tell a removal.
             if whole || truth.is_some() {
                 prop_assert_eq!(world.tables.get(name), truth.as_ref(), "{}", name);
             }
