@@ -367,7 +367,7 @@ fn cli_registration_reaches_other_clusters_and_requires_proof() {
     assert!(why.contains("without `registered: true`"), "{why}");
     let instance = registration(&world.east, "thief.json", &format!("db-0.{OTHER}"), &thief);
     let why = world.east.command(&["register", &instance]).unwrap_err();
-    assert!(why.contains("is a name of ratings.bookinfo.svc.cluster.local already"), "{why}");
+    assert!(why.contains("is already a name of ratings.bookinfo.svc.cluster.local"), "{why}");
     world.east.command(&["heartbeat", lease]).unwrap();
     assert!(leads_to(west, OTHER, b"one....") && thief.hellos().is_empty());
     // A file that shuts the service takes the VM out.

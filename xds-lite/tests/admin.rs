@@ -167,7 +167,7 @@ fn every_path_answers() {
     // The same instance from elsewhere, and another from the same place.
     let (status, taken) = world.post("/register", registration("db-0", "10.0.0.2:3306").as_bytes());
     assert_eq!(status, 409);
-    assert!(taken["error"].as_str().unwrap().contains("is registered at 10.0.0.1:3306"), "{taken}");
+    assert!(taken["error"].as_str().unwrap().contains("is already registered at 10.0.0.1:3306"), "{taken}");
     assert_eq!(world.post("/register", registration("db-1", "10.0.0.1:3306").as_bytes()).0, 409);
     let (status, wrong) = world.post("/register", registration("db-1", "10.0.0.1").as_bytes());
     assert_eq!(
@@ -352,7 +352,10 @@ fn bodies_are_bounded_and_have_to_come() {
     let mut slow = world.connect();
     write!(slow, "POST /register HTTP/1.1\r\nHost: localhost\r\nContent-Length: 10\r\n\r\n{{").unwrap();
     let (head, body) = hear(&mut slow);
-    assert!(head.starts_with("HTTP/1.1 408 ") && body.contains("timed out waiting for the request body"), "{head}\n{body}");
+    assert!(
+        head.starts_with("HTTP/1.1 408 ") && body.contains("timed out waiting for the request body"),
+        "{head}\n{body}"
+    );
     let mut cut = world.connect();
     write!(cut, "POST /register HTTP/1.1\r\nHost: localhost\r\nContent-Length: 10\r\n\r\n{{").unwrap();
     cut.shutdown(Shutdown::Write).unwrap();

@@ -172,12 +172,13 @@ impl Three {
         let moved = self.east.setup_on("gw-2", Some(SECOND.into())).start();
         self.east.set("gateways", &format!("[{{ name: gw-1 }}, {{ name: gw-2, address: {SECOND} }}]"));
         restart(&mut self.east);
-        let refusal = said_of(&self.west, "east", "refusal", "outside of what `imports` allows");
+        let refusal = said_of(&self.west, "east", "refusal", "which `imports` does not allow");
         assert!(refusal.contains("10.78.1.2:15443") && refusal.contains("bookinfo"), "{refusal}");
         until_status(&self.east, "east sees that west refused it", |status| {
             let is_of_west = |one: &Value| one["peer"].as_str().unwrap().contains("/isthmus/west/agent/");
-            let says =
-                |one: &Value| one["refusal"].as_str().is_some_and(|why| why.contains("outside of what"));
+            let says = |one: &Value| {
+                one["refusal"].as_str().is_some_and(|why| why.contains("`imports` does not allow"))
+            };
             let peers = status["nodes"]["peers"].as_array()?;
             peers.iter().any(|one| is_of_west(one) && says(one)).then_some(())
         });

@@ -128,9 +128,9 @@ impl Hostile {
         );
         let why = south.answer("many").expect("a refusal");
         for (name, word) in [
-            ("south/outside.bookinfo", "10.78.1.1:15443, which is outside of what `imports` allows"),
-            ("south/mixed.bookinfo", "127.0.0.1:15014, which is outside"),
-            ("east/details.bookinfo", "south speaks for itself alone"),
+            ("south/outside.bookinfo", "10.78.1.1:15443, which `imports` does not allow"),
+            ("south/mixed.bookinfo", "127.0.0.1:15014, which `imports` does not allow"),
+            ("east/details.bookinfo", "south may publish only its own slices"),
             ("south/noise.bookinfo", "cannot be decoded"),
             ("south/other.bookinfo", "is the slice of south/ratings"),
         ] {

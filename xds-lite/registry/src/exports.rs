@@ -1,6 +1,5 @@
-//! Which services other clusters may see, and which names they may use here: what the owner of a cluster has
-//! written down, against one host. Pure. Not whether a service is fit to be seen: its endpoints are probed for
-//! that.
+//! Decides which services are exported to other clusters and which names other clusters may use here: the
+//! operator's rules, applied to one host. Pure. The mTLS check of endpoints is elsewhere.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::str::FromStr;
@@ -8,27 +7,27 @@ use std::str::FromStr;
 use isthmus_model::host::{HostName, HostPattern};
 use isthmus_model::slice::Cluster;
 
-/// Services that other clusters may see: those that meet every condition.
+/// An export rule: selects the services that meet every condition.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Rule {
-    /// They belong to one of these; empty: no condition.
+    /// The namespaces of the service; empty: no condition.
     pub workspace: Vec<Namespaces>,
-    /// They are named so; empty: no condition.
+    /// The names of the service; empty: no condition.
     pub hosts: Vec<HostPattern>,
-    /// They have all of these.
+    /// Labels that the service must have.
     pub labels: BTreeMap<String, String>,
-    /// On these gateways; empty: on all.
+    /// The gateways to export on; empty: all.
     pub gateways: Vec<String>,
-    /// With these instances by name.
+    /// The instances to export by name.
     pub instances: Instances,
 }
 
-/// Which instances.
+/// The instances that are exported by name.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Instances {
-    /// Each.
+    /// Every instance.
     All,
-    /// Those of these names.
+    /// The instances with these names.
     Named(BTreeSet<HostName>),
 }
 
@@ -39,7 +38,7 @@ impl Default for Instances {
 }
 
 impl Instances {
-    /// Whether it is among them.
+    /// Whether the instance is selected.
     #[must_use]
     pub fn contains(&self, name: &HostName) -> bool {
         match self {
@@ -57,25 +56,25 @@ impl Instances {
     }
 }
 
-/// Namespaces of one name: of a cluster, or of all.
+/// The namespaces of one name: in one cluster, or in all.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Namespaces {
-    /// Whose; none: everybody's, together one workspace.
+    /// The cluster; `None` for all clusters, which form one workspace.
     pub cluster: Option<Cluster>,
-    /// Which.
+    /// The name of the namespace.
     pub namespace: String,
 }
 
-/// A text that names no namespaces.
+/// The text is not a workspace entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("is no workspace's part")]
+#[error("is not a workspace entry")]
 pub struct NoNamespaces;
 
 impl Namespaces {
     /// `NAMESPACE` of the own cluster, `CLUSTER/NAMESPACE`, or `*/NAMESPACE`.
     ///
     /// # Errors
-    /// It is none of these.
+    /// The text has none of these forms.
     pub fn parse(text: &str, own: &Cluster) -> Result<Namespaces, NoNamespaces> {
         let (cluster, namespace) = match text.split_once('/') {
             None => (Some(own.clone()), text),
@@ -95,24 +94,24 @@ impl Namespaces {
 /// How a host is exported.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Export {
-    /// On these gateways; empty: on all.
+    /// The gateways to export on; empty: all.
     pub gateways: BTreeSet<String>,
-    /// With these instances by name.
+    /// The instances to export by name.
     pub instances: Instances,
 }
 
-/// What is known of a host.
+/// A host that rules apply to.
 #[derive(Clone, Copy, Debug)]
 pub struct Subject<'a> {
     /// Its name.
     pub host: &'a HostPattern,
-    /// What its registry says of where it belongs.
+    /// The namespace from the registry, if it is set there.
     pub namespace: Option<&'a str>,
     /// Its labels.
     pub labels: &'a BTreeMap<String, String>,
 }
 
-/// How a host of the own cluster is exported; not at all unless a rule says so. What several rules say adds up.
+/// How a host of the own cluster is exported; `None` if no rule selects it. Several rules add up.
 #[must_use]
 pub fn export(rules: &[Rule], own: &Cluster, subject: Subject<'_>) -> Option<Export> {
     let mut chosen = rules.iter().filter(|rule| rule.chooses(own, subject));
@@ -146,14 +145,14 @@ impl Rule {
     }
 }
 
-/// The workspaces that span all clusters: what others export from them may be imported.
+/// The workspaces that span all clusters, from which imports are accepted.
 #[must_use]
 pub fn shared(rules: &[Rule]) -> BTreeSet<String> {
     let parts = rules.iter().flat_map(|rule| &rule.workspace);
     parts.filter(|part| part.cluster.is_none()).map(|part| part.namespace.clone()).collect()
 }
 
-/// The namespace that a name tells of itself: `NAME.NAMESPACE.svc.…`.
+/// The namespace in a host name: `NAME.NAMESPACE.svc.…`.
 #[must_use]
 pub fn namespace_of(host: &HostPattern) -> Option<&str> {
     let HostPattern::Exact(name) = host else { return None };
@@ -162,7 +161,7 @@ pub fn namespace_of(host: &HostPattern) -> Option<&str> {
     (svc == "svc").then_some(namespace)
 }
 
-/// Whether every name that `inner` means is one that `outer` means.
+/// Whether `outer` matches every name that `inner` matches.
 #[must_use]
 pub fn covers(outer: &HostPattern, inner: &HostPattern) -> bool {
     let is_under = |name: &HostName, suffix: &HostName| {
@@ -200,7 +199,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_exported_unless_a_rule_says_so() {
+    fn export_needs_a_rule_that_selects_the_host() {
         assert_eq!(chosen(&[], "details.bookinfo.svc.cluster.local", &[]), None);
         for (text, host, expected) in [
             ("*/bookinfo", "details.bookinfo.svc.cluster.local", true),
@@ -216,7 +215,7 @@ mod tests {
     }
 
     #[test]
-    fn all_conditions_of_a_rule_are_met_or_it_says_nothing() {
+    fn export_rule_applies_only_if_all_its_conditions_hold() {
         let labels = BTreeMap::from([("app".to_owned(), "details".to_owned())]);
         let rule = Rule { labels, hosts: vec![pattern("*.svc.cluster.local")], ..workspace("*/bookinfo") };
         let host = "details.bookinfo.svc.cluster.local";
@@ -227,7 +226,7 @@ mod tests {
     }
 
     #[test]
-    fn rules_add_up_and_one_without_gateways_opens_all() {
+    fn export_rules_add_up_and_one_without_gateways_selects_all() {
         let on = |name: &str| Rule { gateways: vec![name.to_owned()], ..workspace("*/a") };
         let named = |name: &str| Instances::Named(BTreeSet::from([HostName::parse(name).unwrap()]));
         let one = Rule { instances: named("db-0"), ..on("gw-1") };
@@ -242,7 +241,7 @@ mod tests {
     }
 
     #[test]
-    fn a_name_that_is_covered_is_nowhere_wider() {
+    fn covered_pattern_is_never_wider() {
         let cases = [
             ("*.b.c", "a.b.c", true),
             ("*.b.c", "*.b.c", true),
@@ -259,7 +258,7 @@ mod tests {
     }
 
     #[test]
-    fn a_workspace_is_written_in_three_ways_and_no_other() {
+    fn workspace_entry_has_three_forms() {
         for text in ["", "/", "a/", "*/", "*/a.b", "*", "a b/c", "a/b/c"] {
             assert!(Namespaces::parse(text, &own()).is_err(), "{text:?}");
         }

@@ -1,7 +1,6 @@
-//! A registry in files: every `*.yaml` of a directory, each with `services:` as a gateway's file has them. A bad
-//! file is left out by itself, with what it last held that was good in its place. What an edit costs does not
-//! depend on how much the other files hold. Reading takes its time: nobody else's lock is held meanwhile, and what a
-//! look comes to is handed over in parts (`found`).
+//! Reads a registry from files: every `*.yaml` of a directory, each with `services:` as in a gateway's file.
+//! An invalid file keeps its last valid content and affects no other. The cost of an edit does not depend on
+//! the size of the other files. Reading holds no lock, and changes are handed over in parts (`found`).
 
 mod found;
 mod settling;
@@ -25,28 +24,28 @@ use watcher::{ChangedPaths, Watcher};
 
 pub use found::{Change, Found, Part, Summary};
 
-/// A file that is being written is read again after so many times as long as reading it took.
+/// Pause before a file being written is read again, in multiples of the time that reading it took.
 const PACE: u32 = 4;
 
-/// The files of a directory, as they were when they were last looked at.
+/// The files of a directory, as last read.
 #[derive(Debug)]
 pub struct Files {
     folder: PathBuf,
     files: BTreeMap<Arc<Path>, TrackedFile>,
-    /// Those to look at again though nothing happens: they are being written, or away.
+    /// Files to read again without an event: being written, or removed a moment ago.
     restless: BTreeSet<Arc<Path>>,
-    /// Which files have a host, in their order.
+    /// The files that define each host, in their order.
     owners: HashMap<HostPattern, Vec<Arc<Path>>>,
-    /// Hosts that several files have.
+    /// Hosts in more than one file.
     shared: BTreeSet<HostPattern>,
     unread: Option<String>,
-    /// Whether nothing was being written or away at the last look, and how many had been for strangely long.
+    /// Whether all files were complete at the last scan, and how many have been open for writing for long.
     standing: (bool, usize),
     watcher: Watcher,
 }
 
 impl Files {
-    /// Nothing is read yet.
+    /// A registry that has read nothing yet.
     #[must_use]
     pub fn new(folder: PathBuf) -> Files {
         Files {
@@ -61,19 +60,18 @@ impl Files {
         }
     }
 
-    /// ChangedPaths they stand.
+    /// The directory.
     #[must_use]
     pub fn folder(&self) -> &Path {
         &self.folder
     }
 
-    /// Has the next changed_paths look at all of them.
+    /// Makes the next [`Files::changed_paths`] scan all files.
     pub fn expect_changes(&mut self) {
         self.watcher.expect_changes();
     }
 
-    /// Looks again if there may be news, which costs little while nothing happens. What is another than before; none
-    /// where nothing is.
+    /// Reads what may have changed, which is cheap without events. Returns the changes, or `None`.
     pub fn changed_paths(&mut self, now: Instant) -> Option<Change> {
         let turn = self.watcher.turn(&self.folder, now);
         if turn.was_lost {
@@ -107,9 +105,10 @@ impl Files {
         Change { hosts: hosts.collect(), summary }
     }
 
-    /// The hosts under which something may have changed; none where nothing has, not even what is wrong.
+    /// Scans these files and returns the hosts that may have changed; `None` if nothing did, not even an
+    /// error.
     fn look_at_some(&mut self, paths: BTreeSet<Arc<Path>>, now: Instant) -> Option<BTreeSet<HostPattern>> {
-        // Whether a file is gone, or the directory with it, shows when all are looked at.
+        // A removed file, or directory, shows in a scan of all files.
         if paths.iter().any(|path| fs::symlink_metadata(path).is_err()) {
             return self.look(now);
         }
@@ -120,13 +119,14 @@ impl Files {
         changed.then_some(touched)
     }
 
-    /// The same of all.
+    /// Scans all files likewise.
     fn look(&mut self, now: Instant) -> Option<BTreeSet<HostPattern>> {
         let paths = match paths(&self.folder) {
             Ok(paths) => paths,
             Err(error) => {
-                // What was there stays: a directory that is away is no cluster without services.
-                let why = format!("{}: cannot be read: {error}; what it held stays", self.folder.display());
+                // Keep the content: a missing directory does not mean a cluster without services.
+                let why =
+                    format!("{}: cannot be read: {error}; keeping its last services", self.folder.display());
                 let is_news = self.unread.replace(why.clone()) != Some(why);
                 return is_news.then(BTreeSet::new);
             }
@@ -144,7 +144,7 @@ impl Files {
         changed.then_some(touched)
     }
 
-    /// A file is away. Some editors take it away for a moment, to write it anew.
+    /// Handles a missing file. Some editors remove a file for a moment to write it anew.
     fn miss(&mut self, path: Arc<Path>, now: Instant, touched: &mut BTreeSet<HostPattern>) -> bool {
         let Some(held) = self.files.get_mut(&path) else { return false };
         let since = *held.away_since.get_or_insert(now);
@@ -158,7 +158,7 @@ impl Files {
         true
     }
 
-    /// Looks at one file, and says whether it is another than before.
+    /// Scans one file; returns whether it has changed.
     fn look_at(&mut self, path: Arc<Path>, now: Instant, touched: &mut BTreeSet<HostPattern>) -> bool {
         let print = fingerprint(&path);
         let held = self.files.entry(Arc::clone(&path)).or_default();
@@ -187,13 +187,13 @@ impl Files {
         self.count_early(&path, touched)
     }
 
-    /// A file is being written, or just was: what it has counts, and so does what it lacks.
+    /// Uses a file that is being written: what it has is added, and nothing is removed yet.
     fn count_early(&mut self, path: &Arc<Path>, touched: &mut BTreeSet<HostPattern>) -> bool {
         let Some(held) = self.files.get_mut(path) else { return false };
         let counts = match held.pending.take() {
             None => return false,
             Some(Err(why)) if held.settling.may_be_torn() => {
-                // Half a file is seldom a good one.
+                // Half a file is rarely valid.
                 held.pending = Some(Err(why));
                 return false;
             }
@@ -214,7 +214,7 @@ impl Files {
         true
     }
 
-    /// A file is whole: what was read of it counts, and no more.
+    /// Uses a complete file: from here on only its own content counts.
     fn settle(&mut self, path: &Arc<Path>, touched: &mut BTreeSet<HostPattern>) -> bool {
         let Some(held) = self.files.get_mut(path) else { return false };
         held.settling.settle();
@@ -234,7 +234,7 @@ impl Files {
         true
     }
 
-    /// Puts what a file has in place of what it had, and notes the hosts of which that says something else.
+    /// Replaces the content of a file, and collects the hosts that it changes.
     fn hold(&mut self, path: &Arc<Path>, services: Vec<Arc<Service>>, touched: &mut BTreeSet<HostPattern>) {
         let Some(held) = self.files.get_mut(path) else { return };
         let before = std::mem::replace(&mut held.services, services);
@@ -262,7 +262,7 @@ impl Files {
         }
     }
 
-    /// The services of a host. A port that an earlier file has is left out of a later one.
+    /// The services of a host. A port that an earlier file defines is ignored in a later one.
     #[must_use]
     pub fn of(&self, host: &HostPattern) -> Vec<&Arc<Service>> {
         let mut services: Vec<&Arc<Service>> = Vec::new();
@@ -274,14 +274,14 @@ impl Files {
         services
     }
 
-    /// What is wrong: files that cannot be read, and what is left out of others.
+    /// The current problems: unreadable files, and ignored definitions.
     fn problems(&self, now: Instant) -> Vec<String> {
         let late = self.late(now).map(|path| {
             let path = path.display();
-            format!("{path}: has been open for writing for long; what it lacks stays until it is closed")
+            format!("{path}: has been open for writing for a long time; keeping services that it no longer lists until it is closed")
         });
         let wrong = self.files.values().filter_map(|held| held.wrong.as_ref());
-        let wrong = wrong.map(|why| format!("{why}; what it held before stays"));
+        let wrong = wrong.map(|why| format!("{why}; keeping its last valid services"));
         let mut problems: Vec<String> = self.unread.iter().cloned().chain(wrong).chain(late).collect();
         for host in &self.shared {
             let mut first: HashMap<u16, &Path> = HashMap::new();
@@ -289,7 +289,7 @@ impl Files {
                 let taken = *first.entry(service.port).or_insert(path);
                 if taken != path {
                     problems.push(format!(
-                        "{}: {host}:{} is already in {}; it is taken from there",
+                        "{}: {host}:{} is already defined in {}; ignoring this definition",
                         path.display(),
                         service.port,
                         taken.display()
@@ -300,7 +300,7 @@ impl Files {
         problems
     }
 
-    /// Files that have been open for writing for strangely long.
+    /// Files that have been open for writing for long.
     fn late(&self, now: Instant) -> impl Iterator<Item = &Path> {
         let held = self.restless.iter().filter_map(|path| Some((&**path, self.files.get(path)?)));
         held.filter(move |(_, held)| held.settling.is_late(now)).map(|(path, _)| path)
@@ -323,13 +323,13 @@ fn by_host(services: &[Arc<Service>]) -> BTreeMap<&HostPattern, Vec<&Arc<Service
     hosts
 }
 
-/// A file of the registry, by its name.
+/// Whether the name is one of a registry file.
 fn is_ours(path: &Path) -> bool {
     let hidden = path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b"."));
     !hidden && ["yaml", "yml"].iter().any(|known| path.extension() == Some(OsStr::new(known)))
 }
 
-/// In their order.
+/// The registry files, sorted.
 fn paths(folder: &Path) -> io::Result<Vec<Arc<Path>>> {
     let entries: io::Result<Vec<_>> = fs::read_dir(folder)?.collect();
     let paths = entries?.into_iter().map(|entry| entry.path());
@@ -351,7 +351,7 @@ mod tests {
         all.collect::<BTreeSet<_>>().into_iter().collect()
     }
 
-    /// A registry whose files are looked at without events, and its clock.
+    /// A registry whose files are scanned without events, and its clock.
     struct Looked {
         folder: tempfile::TempDir,
         files: Files,
@@ -369,7 +369,7 @@ mod tests {
             self.folder.path().join(name)
         }
 
-        /// As a whole, by one step.
+        /// Replaces the file atomically.
         fn write(&self, name: &str, text: &str) {
             fs::write(self.at("new"), text).unwrap();
             fs::rename(self.at("new"), self.at(name)).unwrap();
@@ -379,15 +379,15 @@ mod tests {
             self.now += time;
         }
 
-        /// The hosts under which something has changed.
+        /// The hosts that may have changed.
         fn touched(&mut self) -> Option<Vec<String>> {
-            // The clock stands while a file is read.
+            // The clock stands still while a file is read.
             self.files.files.values_mut().for_each(|held| held.rest_until = None);
             let touched = self.files.look(self.now)?;
             Some(touched.iter().map(HostPattern::to_string).collect())
         }
 
-        /// Something has changed, under these hosts.
+        /// The hosts that have changed, of which there must be some report.
         #[track_caller]
         fn look(&mut self) -> Vec<String> {
             self.touched().unwrap()
@@ -403,7 +403,7 @@ mod tests {
     }
 
     #[test]
-    fn a_bad_file_is_left_out_by_itself() {
+    fn registry_file_that_is_invalid_affects_no_other() {
         let mut all = Looked::new();
         all.write("a.yaml", "services: [{ host: a.b }]");
         all.write("b.yaml", "services: [{ host: c.d }]");
@@ -411,18 +411,18 @@ mod tests {
         all.write("notes.txt", "none");
         assert_eq!(all.look(), ["a.b", "c.d"]);
         assert_eq!(all.hosts(), ["a.b:443", "c.d:443"]);
-        assert_eq!(all.touched(), None, "nothing has changed");
+        assert_eq!(all.touched(), None, "no change");
         all.write("a.yaml", "services: [{ host: a.b, prot: 1 }]");
         assert_eq!(all.look(), [""; 0]);
-        assert_eq!(all.hosts(), ["a.b:443", "c.d:443"], "the last good one stays");
+        assert_eq!(all.hosts(), ["a.b:443", "c.d:443"], "the last valid content stays");
         let problems = all.problems();
         assert!(problems[0].contains("a.yaml:1:") && problems[0].contains("prot"), "{problems:?}");
         all.write("b.yaml", "services: [{ host: c.d }, { host: a.b }, { host: e.f }]");
-        assert_eq!(all.look(), ["a.b", "e.f"], "c.d is as it was");
+        assert_eq!(all.look(), ["a.b", "e.f"], "c.d is unchanged");
         assert_eq!(all.hosts(), ["a.b:443", "c.d:443", "e.f:443"]);
-        assert!(all.problems()[1].contains("is already in"), "{:?}", all.problems());
+        assert!(all.problems()[1].contains("is already defined in"), "{:?}", all.problems());
         fs::remove_file(all.at("a.yaml")).unwrap();
-        assert_eq!(all.touched(), None, "some editors take a file away for a moment");
+        assert_eq!(all.touched(), None, "some editors remove a file for a moment");
         all.wait(QUIET);
         assert_eq!(all.look(), ["a.b"]);
         assert_eq!(all.hosts(), ["a.b:443", "c.d:443", "e.f:443"]);
@@ -430,7 +430,7 @@ mod tests {
     }
 
     #[test]
-    fn of_a_port_that_several_files_have_the_first_files_counts() {
+    fn port_in_several_registry_files_is_the_first_files() {
         let mut all = Looked::new();
         let host = HostPattern::parse("a.b").unwrap();
         all.write("b.yaml", "services: [{ host: a.b, port: 1, balance: random }, { host: a.b, port: 2 }]");
@@ -462,7 +462,7 @@ mod tests {
     }
 
     #[test]
-    fn a_directory_that_is_away_takes_nothing_with_it() {
+    fn registry_directory_that_is_missing_withdraws_nothing() {
         let mut all = Looked::new();
         let inside = all.at("registry");
         fs::create_dir(&inside).unwrap();
@@ -470,7 +470,7 @@ mod tests {
         fs::write(inside.join("a.yaml"), "services: [{ host: a.b }]").unwrap();
         all.look();
         fs::rename(&inside, all.at("away")).unwrap();
-        assert_eq!((all.look(), all.touched()), (Vec::new(), None), "said once");
+        assert_eq!((all.look(), all.touched()), (Vec::new(), None), "reported once");
         assert_eq!(all.hosts(), ["a.b:443"]);
         assert!(all.problems()[0].contains("registry: cannot be read"));
         fs::rename(all.at("away"), &inside).unwrap();
@@ -485,7 +485,7 @@ mod tests {
         assert_eq!(all.look(), ["a.b", "c.d"]);
         all.wait(QUIET);
         all.touched();
-        // Cut, a part, all: nothing is missing at any time.
+        // Truncated, partial, complete: no service is missing at any time.
         for text in ["", "services:\n- host: e.f\n  port: 1\n- host: c"] {
             fs::write(all.at("a.yaml"), text).unwrap();
             all.touched();
@@ -493,7 +493,7 @@ mod tests {
         }
         fs::write(all.at("a.yaml"), "services:\n- host: e.f\n  port: 1\n- host: c.d\n").unwrap();
         all.touched();
-        assert_eq!(all.hosts(), ["a.b:443", "c.d:443", "e.f:1"], "what is new counts at once");
+        assert_eq!(all.hosts(), ["a.b:443", "c.d:443", "e.f:1"], "additions count at once");
         all.wait(QUIET - Duration::from_millis(1));
         assert_eq!(all.touched(), None);
         all.wait(Duration::from_millis(1));
@@ -501,10 +501,10 @@ mod tests {
         assert_eq!(all.hosts(), ["c.d:443", "e.f:1"]);
         fs::write(all.at("a.yaml"), "services: [").unwrap();
         all.touched();
-        assert_eq!((all.problems().len(), all.hosts().len()), (0, 2), "half a file is no mistake");
+        assert_eq!((all.problems().len(), all.hosts().len()), (0, 2), "half a file is not an error");
         all.wait(QUIET);
         all.look();
-        assert_eq!((all.problems().len(), all.hosts().len()), (1, 2), "a bad one is");
+        assert_eq!((all.problems().len(), all.hosts().len()), (1, 2), "an invalid file is");
     }
 
     #[test]
@@ -523,7 +523,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_regular_file_is_named_and_hangs_nobody() {
+    fn registry_file_that_is_not_regular_is_reported_and_does_not_block() {
         let mut all = Looked::new();
         all.write("a.yaml", "services: [{ host: a.b }]");
         let mode = rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR;
@@ -546,7 +546,7 @@ mod tests {
     }
 
     #[test]
-    fn a_glance_finds_what_a_look_would() {
+    fn changed_paths_find_what_a_full_scan_finds() {
         let folder = tempfile::tempdir().unwrap();
         let inside = folder.path().join("registry");
         fs::create_dir(&inside).unwrap();
@@ -564,7 +564,7 @@ mod tests {
         };
         let first = files.changed_paths(Instant::now()).unwrap();
         assert!(first.summary.is_whole && first.hosts.is_empty(), "an empty directory has no services");
-        assert!(files.changed_paths(Instant::now()).is_none(), "nor has it any news");
+        assert!(files.changed_paths(Instant::now()).is_none(), "and no changes");
         write("a.yaml", "services: [{ host: a.b }]");
         until(&mut files, &["a.b:443"]);
         write("b.yaml", "services: [{ host: c.d }]");

@@ -1,6 +1,6 @@
-//! What a cluster has, and what it gives and takes: the `source`s of its services (`files`, and VMs that `registered`
-//! themselves), the slices that come of them (`registry`), what other clusters may know of (`exports`, `reachability`),
-//! and what of theirs is used here (`imports`).
+//! The registry of a cluster: `source`s of services (`files`, and VMs that are `registered`), the slices made
+//! of them (`registry`), the services exported to other clusters (`exports`, `reachability`), and the
+//! services imported from them (`imports`).
 
 pub mod exports;
 pub mod files;

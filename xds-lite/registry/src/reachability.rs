@@ -1,39 +1,40 @@
-//! Which networks may know of services in which others. It limits what is told, not who can connect. Pure.
+//! Decides which networks may know services of which others. Limits what is announced, not who can connect.
+//! Pure.
 
 use std::collections::BTreeMap;
 
-/// Rules, each from clients to services; without any rule every network may know of every other.
+/// Rules from client networks to service networks; without rules every network may know every other.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Reachability {
     /// Labels of networks, by name.
     pub networks: BTreeMap<String, BTreeMap<String, String>>,
-    /// What is allowed; none: everything.
+    /// The rules; `None` allows everything.
     pub rules: Option<Vec<Rule>>,
 }
 
-/// Clients in one network may know of services in another.
+/// Clients in one network may know services in another.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Rule {
-    /// Where clients stand.
+    /// The networks of clients.
     pub from: Networks,
-    /// Where services stand.
+    /// The networks of services.
     pub to: Networks,
 }
 
-/// Some networks.
+/// A selection of networks.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Networks {
-    /// Every one.
+    /// Every network.
     All,
-    /// The one of this name.
+    /// The network with this name.
     Named(String),
-    /// Those that have these labels.
+    /// The networks with these labels.
     Labelled(BTreeMap<String, String>),
 }
 
 impl Reachability {
-    /// Whether clients in one network may know of services in another. One without a name is in no rule
-    /// but those for all.
+    /// Whether clients in one network may know services in another. A network without a name matches only
+    /// rules for all.
     #[must_use]
     pub fn allows(&self, from: Option<&str>, to: Option<&str>) -> bool {
         let means = |networks: &Networks, name| self.means(networks, name);
@@ -63,7 +64,7 @@ mod tests {
     }
 
     #[test]
-    fn without_rules_all_is_allowed_and_with_rules_only_what_they_say() {
+    fn reachability_without_rules_allows_all_and_with_rules_only_their_networks() {
         assert!(Reachability::default().allows(None, None));
         let named = |name: &str| Networks::Named(name.to_owned());
         let mut reachability = Reachability {
@@ -79,7 +80,7 @@ mod tests {
         let allowed = |from, to| reachability.allows(Some(from), Some(to));
         assert!(allowed("west", "east") && !allowed("east", "west") && !allowed("west", "lab"));
         assert!(allowed("lab", "east") && !allowed("unknown", "east"));
-        assert!(!reachability.allows(None, Some("east")), "who has no name is in no rule");
+        assert!(!reachability.allows(None, Some("east")), "no rule matches a network without a name");
         reachability.rules = Some(Vec::new());
         assert!(!reachability.allows(Some("west"), Some("east")));
     }

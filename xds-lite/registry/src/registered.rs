@@ -1,5 +1,5 @@
-//! VMs that announce themselves: each registration is one instance of a service, and lives while it is heard of.
-//! Pure: time and randomness come in. Not the HTTP that they come by, and not where they are persisted (`records`).
+//! Registered VMs: each registration is one instance of a service, and lives as long as its heartbeats. Pure:
+//! time and randomness are arguments. HTTP is in the agent, persistence in `records`.
 
 mod attributes;
 mod fit;
@@ -28,23 +28,23 @@ use records::Unsaved;
 use registrar::Registrar;
 use registration::Registration;
 
-/// Registrations at once.
+/// The limit of registrations.
 pub const MOST: usize = 10_000;
-/// Registrations at once by one registrar.
+/// The limit of registrations of one registrar.
 pub const MOST_EACH: usize = 1_000;
-/// Bytes of all registrations together, as they are kept.
+/// The limit of bytes of all registrations together, as stored.
 pub const MOST_BYTES: usize = 32 << 20;
-/// How many times a VM may be heard in one TTL, as it is advised to: two may get lost.
+/// Advised heartbeats per TTL: two may get lost.
 const BEATS: u32 = 3;
 
-/// What a registration is known by.
+/// Identifies a registration.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Identity {
-    /// The service's.
+    /// The host of the service.
     pub host: HostPattern,
-    /// The service's.
+    /// The port of the service.
     pub port: u16,
-    /// Which of those that serve it.
+    /// The instance of the service.
     pub instance: HostName,
 }
 
@@ -54,17 +54,18 @@ impl fmt::Display for Identity {
     }
 }
 
-/// What a VM is told.
+/// The answer to a registration.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Lease {
-    /// Told to whoever registered first, and to whoever shows it; nobody else may move or end the registration.
+    /// Sent to the first registrar, and to a registrar that shows it; required to move or end the
+    /// registration.
     pub id: Option<LeaseId>,
-    /// It ends when nothing is heard for this long.
+    /// The registration ends after this time without a heartbeat.
     pub ttl: Duration,
 }
 
 impl Lease {
-    /// For the answer.
+    /// The lease as JSON.
     #[must_use]
     pub fn page(&self) -> Value {
         json!({
@@ -75,40 +76,40 @@ impl Lease {
     }
 }
 
-/// Why a registration, or a word about one, is not taken.
+/// Why a registration or a heartbeat is refused.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Refused {
-    /// It cannot be read; every mistake has its line.
+    /// The request is invalid; one line per error.
     #[error("{0}")]
     Wrong(String),
-    /// There is no such lease.
-    #[error("there is no such lease: it has ended, or never was; register again")]
+    /// The lease does not exist.
+    #[error("unknown lease: it has ended or never existed; register again")]
     Unknown,
-    /// The same instance is registered elsewhere.
+    /// The same instance is registered with another address.
     #[error(
-        "{identity} is registered at {held}; show its lease to move it, end that one, or wait until nothing was heard of it for {}", show_duration(*ttl)
+        "{identity} is already registered at {held}; show its lease to move it, end that registration, or wait until it has sent no heartbeat for {}", show_duration(*ttl)
     )]
     Taken {
-        /// Which.
+        /// The registration.
         identity: Box<Identity>,
-        /// Where it stands.
+        /// Its registered address.
         held: Box<Target>,
-        /// After which silence it ends.
+        /// Its TTL.
         ttl: Duration,
     },
-    /// Somebody else has registered it.
+    /// Another registrar has registered it.
     #[error(
         "{0} was registered by another user or token; show its lease to take it over, or wait until it ends"
     )]
     Anothers(Box<Identity>),
-    /// The registrar has too many.
-    #[error("{0} has {MOST_EACH} registrations already; end some, or use another user or token")]
+    /// The registrar has reached its limit.
+    #[error("{0} already has {MOST_EACH} registrations; end some, or use another user or token")]
     FullShare(Registrar),
-    /// It contradicts what is known of the service.
+    /// It contradicts other definitions of the service.
     #[error("{0}")]
     Conflict(String),
-    /// There are too many.
-    #[error("there are {MOST} registrations, or {} MiB of them, already; end some", MOST_BYTES >> 20)]
+    /// The agent has reached its limit.
+    #[error("the limit of {MOST} registrations or {} MiB is reached; end some", MOST_BYTES >> 20)]
     Full,
 }
 
@@ -118,14 +119,14 @@ pub struct Registered {
     ports: BTreeMap<(HostPattern, u16), BTreeMap<HostName, Held>>,
     leases: HashMap<Digest, Identity>,
     names: Names,
-    /// How many each registrar has.
+    /// The number of registrations by registrar.
     by: BTreeMap<Registrar, usize>,
     bytes: usize,
-    /// No lease ends before this.
+    /// No lease ends before this time.
     earliest: Option<Instant>,
-    /// What changed since it was last asked; heartbeats change nothing.
+    /// Changes since the last call of [`Registered::changed`]; heartbeats are not changes.
     unsaved: Unsaved,
-    /// Hosts of which something changed since the last look.
+    /// Hosts that changed since the last look.
     touched: BTreeSet<HostPattern>,
 }
 
@@ -137,12 +138,12 @@ struct Held {
 }
 
 impl Registered {
-    /// Takes a registration of a registrar, or hears again of one that it has. The same instance may change what it says, and
-    /// who shows its lease may also move it to another address. `files` are the services that other sources have,
-    /// and `fresh` is the lease of a new one.
+    /// Adds a registration, or takes it as a heartbeat if it exists. The same instance may change its
+    /// attributes, and with its lease also its address. `files` are the services of other sources, and
+    /// `fresh` is the lease for a new registration.
     ///
     /// # Errors
-    /// It contradicts another registration or `files`, or there are too many. Nothing has changed then.
+    /// It contradicts another registration or `files`, or a limit is reached. Nothing has changed then.
     pub fn register<'a>(
         &mut self,
         registration: Registration,
@@ -184,10 +185,10 @@ impl Registered {
         Ok(Lease { id, ttl })
     }
 
-    /// Hears of a registration again.
+    /// Renews a registration.
     ///
     /// # Errors
-    /// There is no such lease.
+    /// The lease does not exist.
     pub fn heartbeat(&mut self, id: &LeaseId, now: Instant) -> Result<Lease, Refused> {
         self.expire(now);
         let identity = self.leases.get(&id.digest()).cloned().ok_or(Refused::Unknown)?;
@@ -195,17 +196,17 @@ impl Registered {
         Ok(Lease { id: Some(*id), ttl })
     }
 
-    /// Ends a registration; says which.
+    /// Ends a registration, and returns its identity.
     ///
     /// # Errors
-    /// There is no such lease.
+    /// The lease does not exist.
     pub fn deregister(&mut self, id: &LeaseId) -> Result<Identity, Refused> {
         let identity = self.leases.get(&id.digest()).cloned().ok_or(Refused::Unknown)?;
         self.remove(&identity);
         Ok(identity)
     }
 
-    /// Ends what was not heard of in time. Says whether anything was.
+    /// Ends registrations without heartbeats. Returns whether there were any.
     pub fn expire(&mut self, now: Instant) -> bool {
         if self.earliest.is_none_or(|earliest| earliest > now) {
             return false;
@@ -219,40 +220,40 @@ impl Registered {
         !ended.is_empty()
     }
 
-    /// Ends what was not heard of in time, and says under which hosts something has changed since the last
-    /// look, if anything has.
+    /// Ends registrations without heartbeats; returns the hosts that changed since the last look,
+    /// if any.
     pub fn look(&mut self, now: Instant) -> Option<BTreeSet<HostPattern>> {
         self.expire(now);
         let touched = std::mem::take(&mut self.touched);
         (!touched.is_empty()).then_some(touched)
     }
 
-    /// How many there are.
+    /// The number of registrations.
     #[must_use]
     pub fn count(&self) -> usize {
         self.leases.len()
     }
 
-    /// How many each registrar has.
+    /// The number of registrations by registrar.
     #[must_use]
     pub fn registrars(&self) -> &BTreeMap<Registrar, usize> {
         &self.by
     }
 
-    /// Hosts under a wildcard that somebody has registered; none under what is no wildcard.
+    /// Registered hosts under a wildcard; none if the pattern is not a wildcard.
     pub fn under(&self, wildcard: &HostPattern) -> impl Iterator<Item = &HostPattern> {
         let is_wildcard = matches!(wildcard, HostPattern::Suffix(_));
         let hosts = is_wildcard.then(|| self.ports.keys()).into_iter().flatten();
         hosts.map(|(host, _)| host).filter(move |host| covers(wildcard, host))
     }
 
-    /// The services that come of it: each host and port once, with all of its instances.
+    /// The resulting services: each host and port once, with all of its instances.
     #[must_use]
     pub fn services(&self) -> Vec<Service> {
         self.made_of(self.ports.iter())
     }
 
-    /// Those of one host.
+    /// The resulting services of one host.
     #[must_use]
     pub fn of(&self, host: &HostPattern) -> Vec<Service> {
         self.made_of(self.ports.range((host.clone(), 0)..=(host.clone(), u16::MAX)))

@@ -1,5 +1,5 @@
-//! What one cluster offers, from its registry: services become slices, each change with an order of its own, and
-//! each slice shows other clusters what is exported of it. Not where services are read from (`files`).
+//! Turns the services of a cluster into slices with revisions, and projects each slice to what other clusters
+//! may see. Sources of services are in `files` and `source`.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -12,7 +12,7 @@ use isthmus_model::slice::{
     Cluster, Endpoint, Gateway, Health, Instance, Key, Offer, Order, Port, Ready, Slice, Staleness, Tls,
 };
 
-/// The slices of one cluster, as its registry has them.
+/// The slices of the own cluster.
 #[derive(Debug)]
 pub struct Own {
     cluster: Cluster,
@@ -21,8 +21,8 @@ pub struct Own {
 }
 
 impl Own {
-    /// What was offered before a restart. All of it comes after everything that may have been said before, persisted or
-    /// not: it is of another incarnation, as what a disk still has may be older than what others were told.
+    /// Restores the slices of before a restart. They get a new incarnation, so that they are newer than
+    /// anything sent before: what is on disk may be older than what other clusters were sent.
     #[must_use]
     pub fn restored(cluster: Cluster, incarnation: u64, before: Vec<Slice>) -> Own {
         let last = before.iter().map(|slice| slice.order.incarnation).max();
@@ -37,7 +37,7 @@ impl Own {
         own
     }
 
-    /// Offers this under these hosts from now on, or nothing; what changed, with what is withdrawn.
+    /// Sets the offers of these hosts, or withdraws them; returns the changed slices, withdrawals included.
     pub fn offer(&mut self, offers: BTreeMap<HostPattern, Option<Offer>>) -> Vec<Slice> {
         let (some, none): (Vec<_>, Vec<_>) = offers.into_iter().partition(|(_, offer)| offer.is_some());
         let mut changed = Vec::new();
@@ -57,29 +57,29 @@ impl Own {
         changed
     }
 
-    /// What is offered under a host.
+    /// The slice of a host.
     #[must_use]
     pub fn get(&self, host: &HostPattern) -> Option<&Slice> {
         self.slices.get(host)
     }
 
-    /// Everything that is offered.
+    /// All slices.
     pub fn slices(&self) -> impl Iterator<Item = &Slice> {
         self.slices.values()
     }
 }
 
-/// On which terms a registry's services are offered.
+/// The terms on which services are offered.
 pub struct Terms<'a> {
-    /// Whose they are.
+    /// The own cluster.
     pub cluster: &'a Cluster,
-    /// Where their endpoints stand.
+    /// The network of its endpoints.
     pub network: &'a str,
-    /// Which of them other clusters may see.
+    /// The export rules.
     pub exports: &'a [Rule],
-    /// The cluster's gateways: name and where other clusters reach it.
+    /// The cluster's gateways: name and addresses for other clusters.
     pub gateways: &'a [(String, Vec<Gateway>)],
-    /// Whether an endpoint is known to demand a client certificate.
+    /// Whether an endpoint is known to require a client certificate.
     pub demands: &'a dyn Fn(&HostPattern, &Target) -> bool,
 }
 
@@ -89,7 +89,7 @@ impl fmt::Debug for Terms<'_> {
     }
 }
 
-/// Services, each a host and a port, as offers, each a host with its ports.
+/// Groups services by host, one offer for each host with its ports.
 pub fn offers(
     services: impl IntoIterator<Item = Service>,
     terms: &Terms<'_>,
@@ -101,7 +101,7 @@ pub fn offers(
     hosts.into_iter().map(|(host, ports)| (host, terms.offer(ports))).collect()
 }
 
-/// How a host is exported, if it is: its namespace and labels are those of all its ports together.
+/// How a host is exported, if at all: its namespace and labels are those of all its ports together.
 #[must_use]
 pub fn export_of(rules: &[Rule], own: &Cluster, host: &HostPattern, ports: &[Service]) -> Option<Export> {
     let about = || ports.iter().filter_map(|service| service.about.as_deref());
@@ -169,7 +169,7 @@ impl Terms<'_> {
     }
 }
 
-/// An endpoint; `exposed` is the export that it is fit for.
+/// An endpoint; `exposed` is the export that it qualifies for.
 fn endpoint(endpoint: services::Endpoint, exposed: Option<&Export>) -> Endpoint {
     let by_name = exposed.zip(endpoint.instance.as_ref());
     Endpoint {
@@ -186,7 +186,7 @@ fn endpoint(endpoint: services::Endpoint, exposed: Option<&Export>) -> Endpoint 
     }
 }
 
-/// How a slice looks to another cluster: its exported ports; endpoints only to who reaches them `directly`.
+/// The projection of a slice for another cluster: its exported ports, with endpoints only for a direct peer.
 #[must_use]
 pub fn project_for_peer(slice: &Slice, to: PeerAccess) -> Slice {
     let offer = slice.offer.as_ref().filter(|_| to != PeerAccess::Hidden).and_then(|offer| {
@@ -198,14 +198,14 @@ pub fn project_for_peer(slice: &Slice, to: PeerAccess) -> Slice {
     Slice { key: slice.key.clone(), order: slice.order, offer }
 }
 
-/// Where a slice is sent.
+/// How a peer reaches the endpoints of a slice.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum PeerAccess {
-    /// To a cluster in the same network.
+    /// The peer is in the same network.
     Direct,
-    /// To one in another, which goes through gateways.
+    /// The peer is in another network and uses gateways.
     ViaGateway,
-    /// To one that may not know of it.
+    /// The peer may not know the slice.
     Hidden,
 }
 
@@ -219,7 +219,7 @@ fn port_abroad(port: &Port, to: PeerAccess) -> Port {
     Port {
         endpoints: if to == PeerAccess::Direct { exposed().map(seen).collect() } else { Vec::new() },
         ready: ready(exposed()),
-        // Conditions on who comes are the owner's gateway's, which sees who comes.
+        // Source conditions are enforced by the owner's gateway, which sees the sources.
         sources: Vec::new(),
         max_connections: None,
         send_proxy: false,
@@ -281,7 +281,7 @@ mod tests {
     }
 
     #[test]
-    fn each_change_has_an_order_of_its_own_and_what_stays_the_same_has_none() {
+    fn offer_change_gets_a_new_revision_and_an_equal_offer_none() {
         let mut own = Own::restored("east".parse().unwrap(), 7, Vec::new());
         let one = "services: [{ host: a.b, endpoints: [{ address: '10.0.0.1:443' }] }, { host: c.d }]";
         let changed = own.offer(some(one));
@@ -299,9 +299,9 @@ mod tests {
         assert_eq!(own.slices().count(), 1);
     }
 
-    /// What is on the disk may be older than what others were told before a crash.
+    /// The disk may be older than what others were sent before a crash.
     #[test]
-    fn restored_offers_come_after_everything_that_was_said_before() {
+    fn restored_offers_are_newer_than_everything_sent_before() {
         let east: Cluster = "east".parse().unwrap();
         let one = "services: [{ host: a.b, endpoints: [{ address: '10.0.0.1:443' }] }, { host: c.d }]";
         let mut own = Own::restored(east.clone(), 7, Vec::new());
@@ -309,14 +309,14 @@ mod tests {
         let said = own.offer(some("services: [{ host: a.b, endpoints: [{ address: '10.0.0.2:443' }] }]"));
         for incarnation in [3, 9] {
             let mut again = Own::restored(east.clone(), incarnation, persisted.clone());
-            assert_eq!(again.offer(some(one)), [], "the same is offered");
+            assert_eq!(again.offer(some(one)), [], "the same offer");
             let orders: BTreeSet<_> = again.slices().map(|slice| slice.order).collect();
             assert!(orders.len() == 2 && orders.first() > said.iter().map(|slice| &slice.order).max());
         }
     }
 
     #[test]
-    fn a_host_with_several_ports_is_one_slice() {
+    fn host_with_several_ports_is_one_slice() {
         let offers = read(
             "services:\n\
              - { host: db.pxc, port: 3306, sni_port: 3306, aliases: [db], endpoints: [\n\
@@ -350,7 +350,7 @@ mod tests {
     }
 
     #[test]
-    fn only_what_demands_a_certificate_is_shown_to_others() {
+    fn export_shows_only_endpoints_that_require_a_certificate() {
         let is_third = |address: &Target| address.to_string() == "10.0.0.3:3306";
         let offers = exported(DATABASE, &[rule()], &|_, address| !is_third(address));
         let offer = offers.values().next().unwrap();
@@ -374,7 +374,7 @@ mod tests {
     }
 
     #[test]
-    fn a_service_none_of_whose_endpoints_is_fit_is_held_back() {
+    fn service_without_a_qualified_endpoint_is_not_exported() {
         let offers = exported(DATABASE, &[rule()], &|_, _| false);
         let offer = offers.values().next().unwrap();
         assert!(!offer.ports[0].exported && offer.gateways.is_empty() && offer.exposed_on.is_empty());

@@ -1,5 +1,4 @@
-//! Where services come from: files, VMs that announce themselves, later Kubernetes. What each has goes together
-//! here. Not how any of them is read.
+//! Merges the sources of services: files, registered VMs, later Kubernetes. Reading each source is elsewhere.
 
 use std::collections::{HashMap, HashSet};
 
@@ -9,21 +8,21 @@ use isthmus_model::services::Service;
 use super::files::Found;
 use super::registered::Registered;
 
-/// What sources have, and what of it was left out.
+/// The services of some sources, and what was ignored.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Snapshot {
     /// Each host and port once.
     pub services: Vec<Service>,
-    /// For the log and for whoever asks: what was left out, where it stands, and why.
+    /// What was ignored, where, and why; for the log and for status.
     pub problems: Vec<String>,
 }
 
-/// Something that services come from.
+/// A source of services.
 pub trait Source {
-    /// What there is under a host.
+    /// The services of a host.
     fn of(&self, host: &HostPattern) -> Vec<Service>;
 
-    /// For the log and for whoever asks: what was left out, where it stands, and why.
+    /// What was ignored, where, and why; for the log and for status.
     fn problems(&self) -> Vec<String>;
 }
 
@@ -47,8 +46,9 @@ impl Source for Registered {
     }
 }
 
-/// All of them together. Where two have a host and port, what the earlier one says of it counts, and the later
-/// one's endpoints are added if that one takes registrations. A host that an earlier one has gets no further port.
+/// Merges snapshots. Where two have a host and port, the earlier one defines the service, and the endpoints
+/// of the later one are added if the earlier one accepts registrations. A host of an earlier one gets no
+/// further port.
 #[must_use]
 pub fn merge(snapshots: impl IntoIterator<Item = Snapshot>) -> Snapshot {
     let mut merged = Snapshot::default();
@@ -65,7 +65,7 @@ pub fn merge(snapshots: impl IntoIterator<Item = Snapshot>) -> Snapshot {
                     add_endpoints(held, service, &mut merged.problems);
                 }
                 held if held.is_some() || hosts.contains(&service.host) => {
-                    merged.problems.push(left_out(&service, "a file has that service"));
+                    merged.problems.push(left_out(&service, "a registry file defines that service"));
                 }
                 _ => {
                     places.insert(key, merged.services.len());
@@ -79,17 +79,17 @@ pub fn merge(snapshots: impl IntoIterator<Item = Snapshot>) -> Snapshot {
     merged
 }
 
-/// What somebody registered and no file takes.
+/// The problem of registrations that no file accepts.
 fn left_out(service: &Service, why: &str) -> String {
     format!(
-        "{}:{}: {} that registered are left out: {why}, without `registered: true`",
+        "{}:{}: ignoring {} registered endpoints: {why} without `registered: true`",
         service.host,
         service.port,
         service.endpoints.len()
     )
 }
 
-/// What is registered under a host, unless a file's wildcard has that name already.
+/// The registered services of a host, unless a wildcard in a file covers it.
 pub fn registered_of(host: &HostPattern, registered: &Registered, files: &Found) -> Snapshot {
     let services = registered.of(host);
     let wildcards = wildcards_over(host).into_iter();
@@ -99,7 +99,7 @@ pub fn registered_of(host: &HostPattern, registered: &Registered, files: &Found)
     match taken {
         None => Snapshot { services, problems: Vec::new() },
         Some(wildcard) => {
-            let why = format!("a file has {wildcard}");
+            let why = format!("a registry file defines {wildcard}");
             let problems = services.iter().map(|service| left_out(service, &why)).collect();
             Snapshot { services: Vec::new(), problems }
         }
@@ -122,7 +122,7 @@ fn add_endpoints(held: &mut Service, more: Service, problems: &mut Vec<String>) 
         if named || addresses.contains(&endpoint.address) {
             let instance = endpoint.instance.as_ref().map_or("-", |instance| instance.as_str());
             problems.push(format!(
-                "{}:{}: the endpoint {} (instance {instance}) is left out: another source has its {} already",
+                "{}:{}: ignoring the endpoint {} (instance {instance}): another source already has its {}",
                 held.host,
                 held.port,
                 endpoint.address,
@@ -149,7 +149,7 @@ mod tests {
     }
 
     #[test]
-    fn endpoints_are_added_and_the_first_says_the_rest() {
+    fn source_merge_adds_endpoints_and_keeps_the_first_definition() {
         let files = snapshot(
             "{ host: a.b, port: 1, registered: true, balance: random, endpoints: [{ address: '10.0.0.1:1', instance: i-0 }] }",
         );
@@ -165,11 +165,11 @@ mod tests {
         assert_eq!((first.endpoints.len(), first.balance), (2, files.services[0].balance));
         assert_eq!(merged.problems.len(), 2, "{:?}", merged.problems);
         assert!(merged.problems[0].contains("10.0.0.1:1 (instance i-2)"), "{:?}", merged.problems);
-        assert!(merged.problems[1].ends_with("has its instance already"), "{:?}", merged.problems);
+        assert!(merged.problems[1].ends_with("already has its instance"), "{:?}", merged.problems);
     }
 
     #[test]
-    fn registered_services_take_nothing_that_a_file_has() {
+    fn source_merge_takes_nothing_that_a_file_defines() {
         let merged = merge([
             snapshot("{ host: a.b, port: 1, endpoints: [{ address: '10.0.0.1:1' }] }"),
             snapshot(

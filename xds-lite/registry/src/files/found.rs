@@ -1,5 +1,5 @@
-//! What the files of a registry come to, for whoever serves it: handed over in parts, so that nobody holds a lock for
-//! as long as a large registry takes. Not how files are read.
+//! Hands changes of a file registry over in parts, so that no reader holds a lock for as long as a large
+//! registry takes.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -7,36 +7,36 @@ use std::sync::Arc;
 use isthmus_model::host::HostPattern;
 use isthmus_model::services::Service;
 
-/// Hosts of a part.
+/// Hosts in one part.
 const HOSTS: usize = 2_048;
 
-/// What a look has found to be another than before.
+/// The changes that a scan found.
 #[derive(Debug)]
 pub struct Change {
     pub(super) hosts: Vec<(HostPattern, Vec<Arc<Service>>)>,
     pub(super) summary: Summary,
 }
 
-/// How the files are as a whole.
+/// The state of the files as a whole.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Summary {
-    /// For the log and for whoever asks: what was left out, where it stands, and why.
+    /// What was ignored, where, and why; for the log and for status.
     pub problems: Vec<String>,
-    /// What is in none of them is gone: the directory is there, and no file is being written.
+    /// Whether the content is complete: the directory exists, and no file is being written.
     pub is_whole: bool,
 }
 
-/// Some hosts of a change, and after the last of them the summary.
+/// Some hosts of a change; the last part has the summary.
 #[derive(Debug)]
 pub struct Part {
-    /// What each has now; nothing: it is gone.
+    /// The current services of each host; empty: the host is gone.
     pub hosts: Vec<(HostPattern, Vec<Arc<Service>>)>,
-    /// Only with the last part.
+    /// Set in the last part only.
     pub summary: Option<Summary>,
 }
 
 impl Change {
-    /// In parts, in the order of hosts.
+    /// Splits the change, in the order of hosts.
     pub fn parts(self) -> impl Iterator<Item = Part> {
         let Change { hosts, summary } = self;
         let count = hosts.len().div_ceil(HOSTS).max(1);
@@ -48,7 +48,7 @@ impl Change {
     }
 }
 
-/// What all parts so far come to.
+/// The sum of all parts so far.
 #[derive(Debug)]
 pub struct Found {
     services: HashMap<HostPattern, Vec<Arc<Service>>>,
@@ -56,7 +56,7 @@ pub struct Found {
 }
 
 impl Default for Found {
-    /// Nothing was looked at yet.
+    /// The state before the first scan.
     fn default() -> Found {
         let summary = Summary { problems: Vec::new(), is_whole: false };
         Found { services: HashMap::new(), summary }
@@ -64,7 +64,7 @@ impl Default for Found {
 }
 
 impl Found {
-    /// Takes a part, and says of which hosts it was.
+    /// Applies a part, and returns its hosts.
     pub fn take(&mut self, part: Part) -> Vec<HostPattern> {
         if let Some(summary) = part.summary {
             self.summary = summary;
@@ -90,7 +90,7 @@ impl Found {
         self.services.values().flatten().map(|service| &**service)
     }
 
-    /// How the files are as a whole.
+    /// The state of the files as a whole.
     #[must_use]
     pub fn summary(&self) -> &Summary {
         &self.summary
@@ -115,7 +115,7 @@ mod tests {
         let mut found = Found::default();
         let mut lengths = Vec::new();
         for part in change.parts() {
-            assert!(!found.summary().is_whole, "not before the last");
+            assert!(!found.summary().is_whole, "not before the last part");
             lengths.push(found.take(part).len());
         }
         assert_eq!((lengths, found.summary()), (vec![HOSTS, HOSTS, 1], &summary));

@@ -1,6 +1,6 @@
-//! When what a file of the registry no longer has is gone. Who writes a file in place cuts it first: until it was
-//! closed and then quiet for a while, what a reading lacks still counts. What it has counts at once. Files are neither
-//! read nor watched here, and the time is an argument.
+//! Decides when services missing from a rewritten file are gone. Writers in place truncate a file first, so
+//! until it was closed and quiet for a while, missing services stay and new ones are added at once. Does no
+//! I/O; time is an argument.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -10,43 +10,43 @@ use isthmus_model::Problems;
 use isthmus_model::host::HostPattern;
 use isthmus_model::services::Service;
 
-/// So long after the last write what a file lacks is gone, and so long after a removal the file.
+/// Quiet time after which services missing from a file, or a removed file, are gone.
 pub(super) const QUIET: Duration = Duration::from_millis(500);
-/// A file that takes longer to write is worth a word.
+/// Writing for longer than this is reported.
 const LONG: Duration = Duration::from_secs(10);
 
-/// What was done to a file last, as far as the file system tells.
+/// The last write event of a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Written {
-    /// It was written to, and whoever did has not closed it.
+    /// It was written, and the writer has it still open.
     Open,
-    /// Whoever wrote to it has closed it, or it has just been made.
+    /// Its writer closed it, or it was created.
     Closed,
-    /// Another was moved to its place, by one step.
+    /// Another file was renamed over it.
     Replaced,
 }
 
-/// How far a file is from being whole.
+/// Tracks whether a file is complete.
 #[derive(Debug, Default)]
 pub(super) struct Settling {
     writer: Writer,
-    /// The first write since it was whole, and the last one; none: it is whole.
+    /// The first write since it was complete, and the last one; `None`: it is complete.
     since: Option<(Instant, Instant)>,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 enum Writer {
-    /// Nobody has it open.
+    /// No writer has it open.
     #[default]
     Done,
-    /// Somebody has.
+    /// A writer has it open.
     Writing,
-    /// The file system does not say.
+    /// The file system does not tell.
     Unknown,
 }
 
 impl Settling {
-    /// It has been written to, or replaced.
+    /// Records a write event.
     pub(super) fn note(&mut self, written: Written, now: Instant) {
         match written {
             Written::Replaced => *self = Settling::default(),
@@ -57,16 +57,16 @@ impl Settling {
         }
     }
 
-    /// It has changed in place.
+    /// Records a change in place.
     pub(super) fn stir(&mut self, now: Instant) {
-        // Nobody had said that somebody writes it.
+        // No event has told of a writer.
         if self.since.is_none() {
             self.writer = Writer::Unknown;
         }
         self.touch(now);
     }
 
-    /// Another file is in its place. ChangedPaths nobody says how it came there, it was moved.
+    /// Records another file in its place. Without an event it counts as renamed there.
     pub(super) fn displace(&mut self) {
         if self.since.is_none() || self.writer == Writer::Unknown {
             self.settle();
@@ -78,31 +78,31 @@ impl Settling {
         self.since = Some((first, now));
     }
 
-    /// What was told may have been lost: nobody is known to have it open.
+    /// Forgets the writer, since events may have been lost.
     pub(super) fn lose_track(&mut self) {
         if self.writer == Writer::Writing {
             self.writer = Writer::Unknown;
         }
     }
 
-    /// It may end in the middle.
+    /// Whether the content may end in the middle.
     pub(super) fn may_be_torn(&self) -> bool {
         self.writer != Writer::Done
     }
 
-    /// What it has is all of it.
+    /// Whether the content is complete.
     pub(super) fn is_whole(&self, now: Instant) -> bool {
         let is_quiet = |(_, last)| now.saturating_duration_since(last) >= QUIET;
         self.since.is_none_or(|since| self.writer != Writer::Writing && is_quiet(since))
     }
 
-    /// It is whole from now on.
+    /// Marks the file as complete.
     pub(super) fn settle(&mut self) {
         *self = Settling::default();
     }
 
-    /// What it has for certain. ChangedPaths it may be torn that is not its last line, which may be half of one, and not the
-    /// last service of the others, of which lines may follow.
+    /// The part of the content that is certain. If the file may be torn, that excludes its last line, which
+    /// may be partial, and the last service of the rest, of which lines may follow.
     pub(super) fn certain(
         &self,
         text: &str,
@@ -116,20 +116,21 @@ impl Settling {
         Ok(services)
     }
 
-    /// It has been written for strangely long.
+    /// Whether writing has taken suspiciously long.
     pub(super) fn is_late(&self, now: Instant) -> bool {
         self.since.is_some_and(|(first, _)| now.saturating_duration_since(first) >= LONG)
     }
 }
 
-/// What counts while a file is not whole: all that a reading has, and what it lacks of what was there before.
+/// The services that count while a file is incomplete: everything read, and what is missing from it of the
+/// previous content.
 pub(super) fn with_what_lacks(before: &[Arc<Service>], reading: &[Arc<Service>]) -> Vec<Arc<Service>> {
     let mut all = reading.to_vec();
     let places: HashMap<_, _> =
         reading.iter().enumerate().map(|(place, new)| ((&new.host, new.port), place)).collect();
     let with_bare: HashSet<_> = reading.iter().filter(|new| new.default_port).map(|new| &new.host).collect();
     let aliases: HashSet<_> = reading.iter().flat_map(|new| &new.aliases).collect();
-    // A name that another service has now is not missing from this one.
+    // A name that moved to another service is not missing from this one.
     let lacked =
         |old: &Service| old.aliases.iter().filter(|alias| !aliases.contains(alias)).cloned().collect();
     for old in before {
@@ -186,7 +187,7 @@ mod tests {
         let start = Instant::now();
         let at = |millis| start + Duration::from_millis(millis);
         let mut file = Settling::default();
-        assert!(file.is_whole(start), "nobody wrote it");
+        assert!(file.is_whole(start), "nothing wrote it");
         file.note(Written::Open, start);
         assert!(!file.is_whole(at(60_000)), "it is open, however long");
         assert!(file.is_late(at(60_000)) && !file.is_late(at(9_999)));
@@ -194,13 +195,13 @@ mod tests {
         assert!(!file.is_whole(at(60_499)) && file.is_whole(at(60_500)));
         file.note(Written::Open, at(60_400));
         file.note(Written::Replaced, at(60_401));
-        assert!(file.is_whole(at(60_401)), "what was moved there is whole");
+        assert!(file.is_whole(at(60_401)), "a renamed file is complete");
         file.stir(at(61_000));
         file.stir(at(61_300));
-        assert!(!file.is_whole(at(61_700)) && file.is_whole(at(61_800)), "nobody said who writes it");
+        assert!(!file.is_whole(at(61_700)) && file.is_whole(at(61_800)), "the writer is unknown");
         file.note(Written::Open, at(62_000));
         file.lose_track();
-        assert!(file.is_whole(at(62_500)), "whether it was closed may have been lost");
+        assert!(file.is_whole(at(62_500)), "the close event may have been lost");
     }
 
     #[test]
@@ -215,7 +216,7 @@ mod tests {
         let shown: Vec<_> = all.iter().map(|one| one.host.to_string()).collect();
         assert_eq!(shown, ["a.b", "e.f", "c.d"]);
         let addresses: Vec<_> = all[0].endpoints.iter().map(|one| one.address.to_string()).collect();
-        assert_eq!(addresses, ["10.0.0.3:1", "10.0.0.2:1"], "i has moved, the other is missing");
+        assert_eq!(addresses, ["10.0.0.3:1", "10.0.0.2:1"], "i has moved, the other endpoint is missing");
         assert_eq!((all[0].balance, all[0].sources.len()), (reading[0].balance, 1));
         let aliases = |place: usize| all[place].aliases.iter().map(ToString::to_string).collect::<Vec<_>>();
         assert_eq!((aliases(0), aliases(1)), (vec!["y".to_owned()], vec!["x".to_owned(), "z".to_owned()]));
@@ -227,9 +228,9 @@ mod tests {
         - address: 10.0.0.3:1\n";
 
     proptest! {
-        /// Wherever a file is cut that is written again as it was: nothing changes.
+        /// A file that is truncated anywhere and then written again unchanged changes nothing.
         #[test]
-        fn torn_file_that_is_written_again_is_what_it_was(cut in 0..WHOLE.len()) {
+        fn torn_file_that_is_written_again_unchanged_changes_nothing(cut in 0..WHOLE.len()) {
             let before = services(WHOLE);
             let read = |text: &str| registry_file(text, Path::new("r.yaml"));
             let mut file = Settling::default();

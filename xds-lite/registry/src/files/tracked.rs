@@ -1,5 +1,5 @@
-//! One file of a registry as it was read last, and whether it is to be read again. Not what counts of it: that is for
-//! the files together.
+//! Tracks one registry file: its last content, and whether to read it again. How files combine is decided in
+//! `files`.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt as _;
@@ -15,24 +15,24 @@ use super::settling::{Settling, Written};
 #[derive(Debug, Default)]
 pub(super) struct TrackedFile {
     pub(super) print: Option<Fingerprint>,
-    /// What counts.
+    /// The content in use.
     pub(super) services: Vec<Arc<Service>>,
     pub(super) wrong: Option<String>,
     pub(super) settling: Settling,
-    /// What counts once the file is whole, where that is something else.
+    /// The content to use once the file is complete, if it differs.
     pub(super) pending: Option<Result<Vec<Arc<Service>>, String>>,
-    /// The end of it was not read.
+    /// The last read ended before the end of the file.
     pub(super) was_torn: bool,
     pub(super) away_since: Option<Instant>,
-    /// While it is being written: not to be read before.
+    /// The earliest time to read it again while it is being written.
     pub(super) rest_until: Option<Instant>,
 }
 
-/// Which content a path leads to: device, inode, length, change.
+/// Identifies the content of a path: device, inode, length, change time.
 pub(super) type Fingerprint = [i64; 5];
 
 impl TrackedFile {
-    /// It is another than was read, or more of it can be read.
+    /// Whether the content has changed, or more of it can be read.
     pub(super) fn is_to_be_read(&self, print: Option<Fingerprint>, now: Instant) -> bool {
         let may_be_torn = self.settling.may_be_torn();
         if may_be_torn && self.rest_until.is_some_and(|until| now < until) {
@@ -42,7 +42,7 @@ impl TrackedFile {
         !is_known || (self.was_torn && !may_be_torn)
     }
 
-    /// It is about to be read as it is now.
+    /// Records that the file is about to be read with this fingerprint.
     pub(super) fn changes_to(&mut self, print: Option<Fingerprint>, now: Instant) {
         let inode = |print: Option<Fingerprint>| print.map(|[device, inode, ..]| (device, inode));
         if self.print == print && print.is_some() {

@@ -1,5 +1,5 @@
-//! When to look at the directory of a registry, and at which of its files: at once where the file system says that
-//! something happened, and at all of them now and then. Its events are hints only; what is true is what a look finds.
+//! Watches a registry directory: tells from file system events which files to scan, and has all of them
+//! scanned every second. Events are hints only; a scan decides.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
@@ -16,19 +16,20 @@ use notify::{Event, RecommendedWatcher, RecursiveMode, Watcher as _};
 use super::is_ours;
 use super::settling::Written;
 
-/// What no event tells of is seen after this: a write behind a link, or by another machine on a shared file system.
+/// The interval of full scans, which find what events miss: a write behind a link, or on a shared file
+/// system.
 const UNTOLD: Duration = Duration::from_secs(1);
-/// ChangedPaths so many files have changed at once, all are looked at.
+/// With more changed files than this, all are scanned.
 const FEW: usize = 64;
-/// Of so many files it is noted that they were written. Of others that shows when they are looked at.
+/// The number of files whose write events are recorded; the changes of others show when they are scanned.
 const MOST_WRITTEN: usize = 65_536;
 
-/// What to look at.
+/// The files to scan.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum ChangedPaths {
-    /// Files of these names, of which there may be none.
+    /// Files with these names; may be empty.
     At(BTreeSet<OsString>),
-    /// All of them.
+    /// All files.
     Everywhere,
 }
 
@@ -41,7 +42,7 @@ impl Default for ChangedPaths {
 impl ChangedPaths {
     const NOWHERE: ChangedPaths = ChangedPaths::At(BTreeSet::new());
 
-    /// Notes one more place where something has happened. Whether the path is absolute is the watcher's choice.
+    /// Adds a path with an event. The watcher decides whether paths are absolute.
     fn add(&mut self, path: &Path) {
         let ChangedPaths::At(names) = self else { return };
         let name = path.file_name().unwrap_or_default();
@@ -49,19 +50,19 @@ impl ChangedPaths {
         if is_ours && names.len() < FEW {
             names.insert(name.to_owned());
         } else if is_ours || !bytes.starts_with(b".") || bytes.starts_with(b"..") {
-            // Of hidden files only `..data`, which Kubernetes swaps, leads to what is ours.
+            // Of hidden files only `..data`, which Kubernetes swaps, leads to registry files.
             *self = ChangedPaths::Everywhere;
         }
     }
 }
 
-/// What happened since the turn before.
+/// The events since the previous turn.
 #[derive(Debug, Default)]
 pub(super) struct Turn {
     pub(super) at: ChangedPaths,
-    /// What was done last to files of these names.
+    /// The last write event of each file.
     pub(super) written: BTreeMap<OsString, Written>,
-    /// Something may have happened that is not told here.
+    /// Events may have been lost.
     pub(super) was_lost: bool,
 }
 
@@ -94,7 +95,7 @@ impl Turn {
 fn written(kind: &EventKind) -> Option<Written> {
     match kind {
         EventKind::Modify(ModifyKind::Data(_)) => Some(Written::Open),
-        // A link to a file is made, too, and is not closed by anybody.
+        // Creating a link is an event, too, without a close.
         EventKind::Create(_) | EventKind::Access(AccessKind::Close(AccessMode::Write)) => {
             Some(Written::Closed)
         }
@@ -103,7 +104,7 @@ fn written(kind: &EventKind) -> Option<Written> {
     }
 }
 
-/// Watcher on one directory.
+/// Watches one directory.
 #[derive(Default)]
 pub(super) struct Watcher {
     watched: Option<Watched>,
@@ -112,17 +113,17 @@ pub(super) struct Watcher {
     has_complained: bool,
 }
 
-/// A directory, by its device and inode: the same path may lead to another one later.
+/// A directory by device and inode: the same path may lead to another one later.
 struct Watched {
     place: (u64, u64),
     _watcher: RecommendedWatcher,
 }
 
 impl Watcher {
-    /// ChangedPaths to look now. Without events everywhere: a look is what finds out.
+    /// The files to scan now; all of them if the directory has no events.
     pub(super) fn turn(&mut self, folder: &Path, now: Instant) -> Turn {
         let is_due = self.looked.is_none_or(|at| now.saturating_duration_since(at) >= UNTOLD);
-        // Before the look, so that nothing happens unseen between the two.
+        // Before the scan, so that no change falls between the two.
         if is_due {
             self.looked = Some(now);
             self.turn_to(folder);
@@ -135,7 +136,7 @@ impl Watcher {
         happened
     }
 
-    /// Has the next turn be one to everywhere.
+    /// Makes the next turn scan all files.
     pub(super) fn expect_changes(&mut self) {
         self.looked = None;
     }
@@ -147,7 +148,7 @@ impl Watcher {
         }
         self.watched = None;
         self.happened.lock().unwrap_or_else(PoisonError::into_inner).lose();
-        // A directory that is away is what a look complains of.
+        // The scan reports a missing directory.
         let Some(place) = place else { return };
         match watch(folder, Arc::clone(&self.happened)) {
             Ok(watcher) => {
@@ -156,7 +157,7 @@ impl Watcher {
             }
             Err(error) if !self.has_complained => {
                 self.has_complained = true;
-                tracing::warn!(folder = %folder.display(), %error, "no events for the registry: it is polled");
+                tracing::warn!(folder = %folder.display(), %error, "no file system events for the registry; polling it");
             }
             Err(_) => {}
         }
@@ -171,7 +172,7 @@ fn watch(folder: &Path, happened: Arc<Mutex<Turn>>) -> notify::Result<Recommende
     Ok(watcher)
 }
 
-/// Reading is an event, too, and some of it is ours.
+/// Reads are events, too, some of them our own.
 fn is_reading(event: &Event) -> bool {
     event.kind.is_access() && event.kind != EventKind::Access(AccessKind::Close(AccessMode::Write))
 }
@@ -201,26 +202,26 @@ mod tests {
     }
 
     #[test]
-    fn an_event_says_where_to_look_and_a_second_without_one_everywhere() {
+    fn watcher_event_names_the_file_and_a_second_without_one_scans_all() {
         let dir = tempfile::tempdir().unwrap();
         let folder = dir.path().join("registry");
         fs::create_dir(&folder).unwrap();
         let (mut watcher, now) = (Watcher::default(), Instant::now());
-        assert_eq!(watcher.turn(&folder, now).at, ChangedPaths::Everywhere, "the first look");
-        assert_eq!(watcher.turn(&folder, now).at, ChangedPaths::NOWHERE, "nothing happened");
+        assert_eq!(watcher.turn(&folder, now).at, ChangedPaths::Everywhere, "the first turn");
+        assert_eq!(watcher.turn(&folder, now).at, ChangedPaths::NOWHERE, "no event");
         fs::write(folder.join("a.yaml"), "services: []").unwrap();
         assert_eq!(until_told(&mut watcher, &folder, now), ChangedPaths::At(["a.yaml".into()].into()));
         let later = now + UNTOLD;
-        assert_eq!(watcher.turn(&folder, later).at, ChangedPaths::Everywhere, "nothing need have happened");
+        assert_eq!(watcher.turn(&folder, later).at, ChangedPaths::Everywhere, "without an event");
         std::os::unix::fs::symlink("elsewhere", folder.join("..data")).unwrap();
         while until_told(&mut watcher, &folder, later) != ChangedPaths::Everywhere {}
     }
 
     #[test]
-    fn writers_are_told_until_they_close_or_are_replaced() {
+    fn watcher_reports_writers_until_they_close_or_are_replaced() {
         let dir = tempfile::tempdir().unwrap();
         let (mut watcher, now) = (Watcher::default(), Instant::now());
-        assert!(watcher.turn(dir.path(), now).was_lost, "nothing was told before");
+        assert!(watcher.turn(dir.path(), now).was_lost, "no events before");
         let mut until = |expected: Written| {
             for _ in 0..2_000 {
                 let turn = watcher.turn(dir.path(), now);
@@ -230,7 +231,7 @@ mod tests {
                     _ => thread::sleep(Duration::from_millis(5)),
                 }
             }
-            panic!("{expected:?} was not told");
+            panic!("{expected:?} was not reported");
         };
         let path = dir.path().join("a.yaml");
         let mut file = fs::File::create(&path).unwrap();
@@ -245,7 +246,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_noted_is_few_files_or_all() {
+    fn changed_paths_are_a_few_files_or_all() {
         let mut told = ChangedPaths::NOWHERE;
         told.add(Path::new("r/.a.yaml.swp"));
         assert_eq!(told, ChangedPaths::NOWHERE);
@@ -261,7 +262,7 @@ mod tests {
     }
 
     #[test]
-    fn a_directory_that_is_away_or_another_one_is_looked_for() {
+    fn watcher_finds_a_directory_that_was_missing_or_replaced() {
         let dir = tempfile::tempdir().unwrap();
         let folder = dir.path().join("registry");
         let (mut watcher, now) = (Watcher::default(), Instant::now());

@@ -1,5 +1,5 @@
-//! What a cluster may say: names that it was granted, places where its gateways and endpoints may stand. Not what
-//! others have said already.
+//! Checks what a peer may offer: names that it was granted, and addresses that its gateways and endpoints may
+//! have. Conflicts between peers are decided in `imports`.
 
 use std::collections::BTreeSet;
 
@@ -12,43 +12,43 @@ use isthmus_model::slice::{Cluster, Port, Slice};
 
 use super::SliceLimits;
 
-/// Who may bring what.
+/// What one peer may offer.
 #[derive(Clone, Debug)]
 pub struct Consent {
-    /// The cluster.
+    /// The peer's cluster.
     pub cluster: Cluster,
-    /// The network of its endpoints, if that was said.
+    /// The network of its endpoints, if configured.
     pub network: Option<String>,
-    /// Services there may be known here.
+    /// Whether reachability allows its services to be known here.
     pub is_reachable: bool,
-    /// It stands in the network that this cluster stands in.
+    /// Whether it shares this cluster's network.
     pub is_near: bool,
     /// Names that its services may have.
     pub hosts: Vec<HostPattern>,
-    /// Namespaces of a workspace that spans both.
+    /// Namespaces of a workspace that spans both clusters.
     pub shared: BTreeSet<String>,
-    /// Where its gateways may stand, whatever they are given by.
+    /// Addresses that its gateways may have.
     pub gateways: Ranges,
-    /// Names that its gateways may have.
+    /// DNS names that its gateways may have.
     pub gateway_hosts: Vec<HostPattern>,
-    /// Where endpoints may stand that are reached without a gateway.
+    /// Addresses that endpoints reached without a gateway may have.
     pub endpoints: Vec<IpNet>,
-    /// How much it may offer.
+    /// The limits of its slices.
     pub limits: SliceLimits,
 }
 
 impl Consent {
-    /// Whether a name may be given here.
+    /// Whether the peer may use a name here.
     pub(super) fn grants(&self, name: &HostPattern) -> bool {
         self.hosts.iter().any(|granted| covers(granted, name))
             || namespace_of(name).is_some_and(|namespace| self.shared.contains(namespace))
     }
 
-    /// What its owner may not say, wherever it stands.
+    /// Checks what a slice says regardless of other slices.
     pub(super) fn check(&self, slice: &Slice) -> Result<(), String> {
         if slice.key.cluster != self.cluster {
             return Err(format!(
-                "is of cluster {}, and {} speaks for itself alone",
+                "belongs to cluster {}, but {} may publish only its own slices",
                 slice.key.cluster, self.cluster
             ));
         }
@@ -56,18 +56,21 @@ impl Consent {
         if let Some(network) = &self.network
             && *network != offer.network
         {
-            return Err(format!("stands in network {:?}, and its cluster in {network:?}", offer.network));
+            return Err(format!(
+                "is in network {:?}, but its cluster is configured with {network:?}",
+                offer.network
+            ));
         }
         match offer.gateways.iter().find(|gateway| !self.allows(&gateway.address)) {
             Some(gateway) => Err(format!(
-                "has a gateway at {}, which is outside of what `imports` allows for {}",
+                "has a gateway at {}, which `imports` does not allow for {}",
                 gateway.address, self.cluster
             )),
             None => Ok(()),
         }
     }
 
-    /// Whether a gateway may be given by this. Where a name leads is seen each time that it is resolved.
+    /// Whether a gateway may have this address. The addresses of a name are checked each time it is resolved.
     pub(super) fn allows(&self, gateway: &Target) -> bool {
         match gateway {
             Target::Address(address) => self.gateways.allow(address.ip()),
@@ -90,7 +93,7 @@ impl Consent {
         self.is_near && stands_here(address)
     }
 
-    /// Where connections to a slice of the cluster go from here: to endpoints, or to gateways.
+    /// The targets of connections to a slice from here: endpoints, or gateways.
     pub(super) fn leads_to<'a>(&'a self, slice: &'a Slice) -> impl Iterator<Item = &'a Target> {
         let granted = self.is_reachable && self.grants(&slice.key.host);
         let offer = slice.offer.as_ref().filter(|_| granted);
@@ -105,7 +108,7 @@ impl Consent {
             .chain(gateways.into_iter().flat_map(|offer| &offer.gateways).map(|gateway| &gateway.address))
     }
 
-    /// A port with the endpoints that may be reached from here, and the names of instances that were granted.
+    /// A port with the endpoints that are reachable from here, and the instance names that were granted.
     pub(super) fn port(&self, port: &Port, may_have: &dyn Fn(&HostName) -> bool) -> Port {
         let mut port = Port { exported: false, sources: Vec::new(), send_proxy: false, ..port.clone() };
         port.endpoints.retain(|endpoint| self.is_direct(&endpoint.address));

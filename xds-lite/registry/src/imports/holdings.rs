@@ -1,5 +1,5 @@
-//! What a peer has of this agent's memory and disk: how many slices, how large, with how many names. It is judged
-//! before a slice is decoded or stored. Not whether a slice may be believed.
+//! Limits what a peer takes of this agent's memory and disk: the number of slices, their size and their
+//! names. Checked before a slice is decoded or stored.
 
 use std::collections::{BTreeSet, HashMap, VecDeque};
 
@@ -10,21 +10,21 @@ use isthmus_model::host::HostPattern;
 
 /// The largest slice of a peer: 5 000 endpoints, or a thousand instances by name.
 pub(super) const LARGEST: usize = 512 << 10;
-/// What one takes once it is decoded, at most.
+/// The largest decoded size of one slice.
 pub(super) const DECODED: u64 = 8 << 20;
-/// Slices of one peer that may have one name; in earnest it is one.
+/// Slices of one peer that may share a name; normally one has it.
 const SHARING: usize = 64;
-/// Names for each slice that a peer may have, all of its slices together.
+/// Names per slice of a peer's limit, over all of its slices.
 const NAMES: u64 = 2;
-/// Names that were not granted, as status lists them.
+/// Names that were not granted, as listed in status.
 const NOT_GRANTED: usize = 1_000;
 
-/// How much one peer may offer.
+/// Limits for one peer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SliceLimits {
-    /// Slices that stand, of names that were granted.
+    /// Slices with granted names.
     pub slices: u64,
-    /// Bytes of these, as they come and are stored.
+    /// Bytes of these slices, as received and stored.
     pub bytes: u64,
 }
 
@@ -34,37 +34,37 @@ impl Default for SliceLimits {
     }
 }
 
-/// What a slice takes.
+/// The size of a slice.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Size {
     pub(super) bytes: u64,
     pub(super) names: u64,
 }
 
-/// What a peer has.
+/// The use by one peer.
 #[derive(Debug, Default)]
 pub(super) struct Holdings {
     limits: SliceLimits,
     sizes: HashMap<HostPattern, Size>,
     sum: Size,
-    /// What stands no longer, the first of it first. Its order is remembered.
+    /// Withdrawn slices, the oldest first. Their revisions are remembered.
     gone: VecDeque<HostPattern>,
     not_granted: BTreeSet<HostPattern>,
-    /// There were more than are listed.
+    /// Whether more names were offered than are listed.
     unlisted: bool,
     exceeded: u64,
 }
 
-/// Use and limits, for status and metrics.
+/// Use and limits of one peer, for status and metrics.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct PeerUsage {
-    /// Slices that stand.
+    /// Its slices.
     pub slices: Usage,
     /// Their bytes.
     pub bytes: Usage,
     /// Their names.
     pub names: Usage,
-    /// Names that were not granted, as far as they are listed: nothing else is stored of these.
+    /// Names that were not granted, up to the length of the list; nothing else is stored of these slices.
     pub not_granted: usize,
     /// Whether there were more.
     pub not_granted_unlisted: bool,
@@ -75,7 +75,8 @@ impl Holdings {
         Holdings { limits, ..Holdings::default() }
     }
 
-    /// Whether a slice of this size may stand; `sharing` are the slices beside it that have one of its names.
+    /// Whether a slice of this size is within the limits; `sharing` is the number of other slices with one of
+    /// its names.
     pub(super) fn check(&mut self, host: &HostPattern, size: Size, sharing: usize) -> Result<(), String> {
         let before = self.sizes.get(host).copied();
         let old = before.unwrap_or_default();
@@ -83,21 +84,23 @@ impl Holdings {
         let stands = self.sizes.len() as u64 + u64::from(before.is_none());
         let refusal = if stands > slices {
             format!(
-                "is one more than the {slices} slices that its cluster may offer; raise `limits: {{ peers: {{ slices: … }} }}`"
+                "exceeds the limit of {slices} slices of its cluster; raise `limits: {{ peers: {{ slices: … }} }}`"
             )
         } else if self.sum.bytes - old.bytes + size.bytes > bytes {
             format!(
-                "has {} bytes, and all slices of its cluster together may have {bytes}; raise `limits: {{ peers: {{ bytes: … }} }}`",
+                "has {} bytes, which exceeds the limit of {bytes} for all slices of its cluster; raise `limits: {{ peers: {{ bytes: … }} }}`",
                 size.bytes
             )
         } else if self.sum.names - old.names + size.names > self.limits.names() {
             format!(
-                "has {} names, and all slices of its cluster together may have {}; raise `limits: {{ peers: {{ slices: … }} }}`",
+                "has {} names, which exceeds the limit of {} for all slices of its cluster; raise `limits: {{ peers: {{ slices: … }} }}`",
                 size.names,
                 self.limits.names()
             )
         } else if sharing >= SHARING {
-            format!("has a name that {SHARING} other slices of its cluster have; give each a name of its own")
+            format!(
+                "has a name that {SHARING} other slices of its cluster already have; give each its own name"
+            )
         } else {
             return Ok(());
         };
@@ -118,7 +121,7 @@ impl Holdings {
         self.sum.names -= old.names;
     }
 
-    /// A slice stands no longer. Returns the one that has been gone longest, where too many are remembered.
+    /// Removes a slice. Returns the slice withdrawn longest ago, if too many are remembered.
     pub(super) fn leave(&mut self, host: &HostPattern) -> Option<HostPattern> {
         self.remove(host);
         self.gone.push_back(host.clone());
@@ -127,7 +130,7 @@ impl Holdings {
         first.filter(|first| !self.sizes.contains_key(first))
     }
 
-    /// A name that was not granted is offered, or no longer.
+    /// Records a name that was not granted, or that it is no longer offered.
     pub(super) fn not_granted(&mut self, host: &HostPattern, is_offered: bool) {
         if !is_offered {
             self.not_granted.remove(host);
@@ -138,7 +141,7 @@ impl Holdings {
         }
     }
 
-    /// Names that were not granted, as far as they are listed.
+    /// The listed names that were not granted.
     pub(super) fn all_not_granted(&self) -> &BTreeSet<HostPattern> {
         &self.not_granted
     }

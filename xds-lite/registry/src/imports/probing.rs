@@ -1,6 +1,6 @@
-//! `stale: probe` of what other clusters offer: while nothing is heard of a cluster, where its slices lead is asked
-//! whether it can be reached, and what is not is left out until it answers or the cluster is heard. A name stays its
-//! owner's all the while.
+//! Applies `stale: probe` to imports: while a cluster is unreachable, the targets of its slices are probed,
+//! and those that are down are left out until they answer or the cluster is reachable again. The cluster
+//! keeps its names meanwhile.
 
 use std::collections::BTreeSet;
 use std::time::{Instant, SystemTime};
@@ -12,20 +12,20 @@ use isthmus_model::slice::{Cluster, Health, Key, Offer, Slice, Staleness};
 
 use super::{Imports, Peer};
 
-/// So many addresses are named where one is held back for them.
+/// Addresses listed in the reason of a quarantined slice.
 const NAMED: usize = 3;
 
-/// By which rule a slice is kept of whose cluster nothing is heard.
+/// The staleness of a slice whose cluster is unreachable.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Stale {
-    /// The rule.
+    /// Its `stale` rule.
     pub rule: Staleness,
-    /// Where it leads and nobody answers.
+    /// Its targets that are down.
     pub down: Vec<Down>,
 }
 
 impl Imports {
-    /// Takes what was answered since the last turn, and says whom to ask now, at most so many.
+    /// Applies the answers since the last turn; returns at most `most` targets to probe now.
     pub fn turn(&mut self, answers: Vec<(Target, Answer)>, most: usize, now: Instant) -> Vec<Target> {
         if std::mem::take(&mut self.unsettled) {
             let wanted = self.wanted();
@@ -34,7 +34,7 @@ impl Imports {
         let mut changed = BTreeSet::new();
         for (target, answer) in answers {
             if self.probes.answered(&target, answer.clone(), now) {
-                tracing::warn!(address = %target, ?answer, "of a cluster that is not heard of");
+                tracing::warn!(address = %target, ?answer, "probed address of an unreachable cluster changed its state");
                 changed.insert(target);
             }
         }
@@ -47,13 +47,13 @@ impl Imports {
         self.probes.next(most, now)
     }
 
-    /// What is asked, and what is down.
+    /// The probed targets, and those that are down.
     #[must_use]
     pub fn probes(&self) -> &Probes {
         &self.probes
     }
 
-    /// How a slice is kept, while nothing is heard of its cluster. `now` and `clock` are the same moment.
+    /// The staleness of a slice while its cluster is unreachable. `now` and `clock` are the same moment.
     #[must_use]
     pub fn stale(&self, of: &Cluster, host: &HostPattern, now: Instant, clock: SystemTime) -> Option<Stale> {
         let peer = self.peers.get(self.rank(of)?).filter(|peer| peer.lost.is_some())?;
@@ -65,9 +65,9 @@ impl Imports {
         Some(Stale { rule, down })
     }
 
-    /// A cluster is heard of again, or no longer.
+    /// Reacts to a cluster that became reachable or unreachable.
     pub(super) fn probe_anew(&mut self, rank: usize) {
-        // Asking begins with the next turn; what nobody needs to know any more is forgotten at once.
+        // Probing begins with the next turn; targets that are no longer needed are dropped at once.
         self.unsettled = true;
         let leading = self.leading(rank, &|to| self.probes.is_down(to));
         let wanted = self.wanted();
@@ -75,14 +75,14 @@ impl Imports {
         self.dirty.extend(leading);
     }
 
-    /// Where slices lead that are kept while they answer.
+    /// Targets of the slices to probe.
     fn wanted(&self) -> BTreeSet<Target> {
         let silent = self.peers.iter().filter(|peer| peer.lost.is_some());
         let leads_to = |peer: &Peer, slice: &Slice| peer.consent.leads_to(slice).cloned().collect::<Vec<_>>();
         silent.flat_map(|peer| peer.probed().flat_map(move |slice| leads_to(peer, &slice))).collect()
     }
 
-    /// Slices of a cluster, kept while they answer, that lead to one of these.
+    /// Probed slices of a cluster with one of these targets.
     fn leading(&self, rank: usize, is_meant: &dyn Fn(&Target) -> bool) -> Vec<(usize, HostPattern)> {
         let slices = self
             .peers
@@ -92,7 +92,7 @@ impl Imports {
         slices.map(|slice| (rank + 1, slice.key.host.clone())).collect()
     }
 
-    /// A slice that is let in, without what is down.
+    /// An imported slice without the targets that are down.
     pub(super) fn as_reached(&self, peer: &Peer, mut slice: Slice) -> Result<Slice, String> {
         let is_probed = peer.lost.is_some();
         let offer = slice.offer.as_mut().filter(|offer| is_probed && offer.staleness == Staleness::Probe);
@@ -104,21 +104,21 @@ impl Imports {
         let named: Vec<_> = left_out.iter().take(NAMED).map(ToString::to_string).collect();
         let more = if left_out.len() > NAMED { ", …" } else { "" };
         Err(format!(
-            "cannot be reached, and its cluster is not heard of (stale: probe): {}{more}",
+            "cannot be reached while its cluster is unreachable, too (stale: probe): {}{more}",
             named.join(", ")
         ))
     }
 }
 
 impl Peer {
-    /// Its slices that are kept while they answer.
+    /// The peer's slices with `stale: probe`.
     fn probed(&self) -> impl Iterator<Item = Slice> {
         let probed = self.slices.limited().filter(|(_, rule)| *rule == Staleness::Probe);
         probed.filter_map(|(key, _)| self.slices.get(key))
     }
 }
 
-/// Takes gateways and endpoints out that are down, and says which.
+/// Removes gateways and endpoints that are down, and returns them.
 fn leave_out(offer: &mut Offer, is_down: &dyn Fn(&Target) -> bool) -> BTreeSet<Target> {
     let mut left_out = BTreeSet::new();
     for endpoint in offer.ports.iter_mut().flat_map(|port| &mut port.endpoints) {

@@ -1,4 +1,4 @@
-//! Who may bring what: nothing without consent, nothing that is another's, nothing older, nothing twice.
+//! Imports: consent, ownership, order and conflicts of the slices that peers offer.
 
 use std::time::{Duration, SystemTime};
 
@@ -56,7 +56,7 @@ fn take(imports: &mut Imports, from: &str, slice: &Slice) -> Result<(), String> 
     imports.take(&cluster(from), &slice.key.to_string(), &slice.encode()).map(|_| ())
 }
 
-/// What is let in, and why the rest is not.
+/// The verdict on each import: empty if it is used, else the reason.
 fn standing(imports: &Imports) -> Vec<(String, String)> {
     let shown = imports.shown().into_iter();
     shown.map(|one| (format!("{}/{}", one.cluster, one.host), one.held.unwrap_or_default())).collect()
@@ -70,7 +70,7 @@ fn held(imports: &Imports, key: &str, why: &str) {
 }
 
 #[test]
-fn a_cluster_speaks_for_itself_and_of_gateways_that_it_may_have() {
+fn cluster_offers_its_own_slices_and_permitted_gateways_only() {
     let mut imports = Imports::new(vec![consent("east"), consent("south")]);
     let good = slice("east", "a.shop");
     take(&mut imports, "east", &good).unwrap();
@@ -80,12 +80,12 @@ fn a_cluster_speaks_for_itself_and_of_gateways_that_it_may_have() {
     };
     let older = Slice { order: Order { incarnation: 1, revision: 0 }, ..good.clone() };
     for (from, slice, why) in [
-        ("south", good.clone(), "speaks for itself alone"),
+        ("south", good.clone(), "may publish only its own slices"),
         ("west", good.clone(), "unknown cluster"),
-        ("east", gateway("198.51.100.1:15443"), "outside of what `imports` allows"),
-        ("east", gateway("127.0.0.1:15443"), "outside of what"),
-        ("east", gateway("gw.east.example:15443"), "outside of what"),
-        ("east", with(good.clone(), |offer| offer.network = "north-net".to_owned()), "stands in network"),
+        ("east", gateway("198.51.100.1:15443"), "which `imports` does not allow for east"),
+        ("east", gateway("127.0.0.1:15443"), "`imports` does not allow"),
+        ("east", gateway("gw.east.example:15443"), "`imports` does not allow"),
+        ("east", with(good.clone(), |offer| offer.network = "north-net".to_owned()), "is in network"),
         ("east", older, "revision"),
     ] {
         let error = take(&mut imports, from, &slice).unwrap_err();
@@ -98,7 +98,7 @@ fn a_cluster_speaks_for_itself_and_of_gateways_that_it_may_have() {
 }
 
 #[test]
-fn without_ranges_a_gateway_is_anywhere_but_here() {
+fn gateway_without_ranges_may_be_anywhere_but_here() {
     let mut open = Consent { gateways: Ranges::default(), ..consent("east") };
     let allows = |consent: &Consent, text: &str| consent.allows(&text.parse().unwrap());
     for here in
@@ -112,7 +112,7 @@ fn without_ranges_a_gateway_is_anywhere_but_here() {
 }
 
 #[test]
-fn only_granted_names_come_in() {
+fn import_needs_a_granted_name() {
     let mut imports = Imports::new(vec![consent("east")]);
     let details = "details.bookinfo.svc.cluster.local";
     for host in ["a.shop", details, "mail.bank", "x.other.svc.cluster.local", "*.shop", "*.pxc"] {
@@ -135,7 +135,7 @@ fn only_granted_names_come_in() {
 }
 
 #[test]
-fn names_within_a_slice_are_granted_one_by_one() {
+fn slice_names_are_granted_one_by_one() {
     let near = Consent { is_near: true, endpoints: vec!["10.0.0.0/8".parse().unwrap()], ..consent("east") };
     let mut imports = Imports::new(vec![near]);
     let name = |text: &str| HostName::parse(text).unwrap();
@@ -161,18 +161,18 @@ fn names_within_a_slice_are_granted_one_by_one() {
             vec![endpoint("10.1.2.3:443"), endpoint("127.0.0.1:443"), endpoint("db.internal:443")];
     });
     take(&mut imports, "east", &slice).unwrap();
-    let [(_, Verdict::Imported(here))] = &imports.changes()[..] else { panic!("it is let in") };
+    let [(_, Verdict::Imported(here))] = &imports.changes()[..] else { panic!("it is imported") };
     let offer = here.offer.as_ref().unwrap();
     assert_eq!(offer.aliases, [pattern("b.shop")]);
     assert_eq!(offer.ports[0].ready[0].instances[0].aliases, [name("src.shop")]);
     let addresses: Vec<_> = offer.ports[0].endpoints.iter().map(|one| one.address.to_string()).collect();
     assert_eq!(addresses, ["10.1.2.3:443"]);
-    assert!(!offer.ports[0].exported && !offer.ports[0].endpoints[0].exposed, "nothing passes through");
+    assert!(!offer.ports[0].exported && !offer.ports[0].endpoints[0].exposed, "no transit");
     assert_eq!(imports.changes(), []);
 }
 
 #[test]
-fn a_name_that_is_taken_is_not_taken_over() {
+fn import_does_not_take_over_a_taken_name() {
     let mut imports = Imports::new(vec![consent("east"), consent("south")]);
     take(&mut imports, "south", &slice("south", "a.shop")).unwrap();
     held(&imports, "south/a.shop", "");
@@ -192,7 +192,7 @@ fn a_name_that_is_taken_is_not_taken_over() {
 }
 
 #[test]
-fn services_of_several_clusters_are_one_where_all_say_so() {
+fn import_merges_services_where_all_clusters_agree() {
     let mut imports = Imports::new(vec![consent("east"), consent("south")]);
     let merging = |of: &str| with(slice(of, "a.shop"), |offer| offer.merge = true);
     imports.own(&merging("west"));
@@ -206,7 +206,7 @@ fn services_of_several_clusters_are_one_where_all_say_so() {
 }
 
 #[test]
-fn what_is_promised_for_a_time_goes_when_nothing_is_heard_for_it() {
+fn import_with_expire_after_expires_while_its_cluster_is_unreachable() {
     let mut imports = Imports::new(vec![consent("east")]);
     let minute = Duration::from_secs(60);
     take(&mut imports, "east", &slice("east", "a.shop")).unwrap();
@@ -226,7 +226,7 @@ fn what_is_promised_for_a_time_goes_when_nothing_is_heard_for_it() {
     assert!(matches!(&imports.changes()[..], [(_, Verdict::Imported(_))]));
 }
 
-/// Three failures of each of these, whoever is due.
+/// Three failures of each of these targets.
 fn fail(imports: &mut Imports, addresses: &[&str], now: Instant) {
     for _ in 0..3 {
         let failed = |address: &&str| (address.parse().unwrap(), Answer::Unreached("refused".to_owned()));
@@ -234,13 +234,13 @@ fn fail(imports: &mut Imports, addresses: &[&str], now: Instant) {
     }
 }
 
-/// Whoever is asked in the first interval.
+/// The targets probed in the first interval.
 fn asked(imports: &mut Imports, now: Instant) -> Vec<String> {
     imports.turn(Vec::new(), 0, now);
     imports.turn(Vec::new(), 64, now + Duration::from_secs(3)).iter().map(ToString::to_string).collect()
 }
 
-/// What is passed on of a host, if anything is.
+/// The gateways of a changed host, if it changed.
 fn gateways_of(changes: Vec<(Key, Verdict)>, host: &str) -> Option<Vec<String>> {
     let change = changes.into_iter().find(|(key, _)| key.host == pattern(host))?;
     let Verdict::Imported(Slice { offer: Some(offer), .. }) = change.1 else { return None };
@@ -248,7 +248,7 @@ fn gateways_of(changes: Vec<(Key, Verdict)>, host: &str) -> Option<Vec<String>> 
 }
 
 #[test]
-fn where_a_silent_cluster_is_reached_is_probed_and_what_is_down_is_left_out() {
+fn import_with_stale_probe_leaves_out_addresses_that_are_down() {
     let mut imports = Imports::new(vec![consent("east"), consent("south")]);
     let (one, two) = ("203.0.113.7:15443", "203.0.113.8:15443");
     let probed = |host: &str, addresses: &[&str]| {
@@ -267,19 +267,19 @@ fn where_a_silent_cluster_is_reached_is_probed_and_what_is_down_is_left_out() {
     take(&mut imports, "east", &slice("east", "kept.shop")).unwrap();
     imports.changes();
     let start = Instant::now();
-    assert_eq!(asked(&mut imports, start), [""; 0], "its word counts while it is heard");
+    assert_eq!(asked(&mut imports, start), [""; 0], "no probes while the cluster is reachable");
     imports.contact(&cluster("east"), Some(start));
     let later = start + Duration::from_secs(3);
-    assert_eq!(asked(&mut imports, later), [one, two], "each once, and nothing that was not granted");
+    assert_eq!(asked(&mut imports, later), [one, two], "each once, and only for granted names");
     fail(&mut imports, &[one], later);
     let changes = imports.changes();
-    assert_eq!(changes.len(), 2, "those that lead there: {changes:?}");
+    assert_eq!(changes.len(), 2, "the slices with that target: {changes:?}");
     assert_eq!(gateways_of(changes, "a.shop"), Some(vec![two.to_owned()]));
     held(&imports, "east/a.shop", "");
     held(
         &imports,
         "east/b.shop",
-        "cannot be reached, and its cluster is not heard of (stale: probe): 203.0.113.7:15443",
+        "cannot be reached while its cluster is unreachable, too (stale: probe): 203.0.113.7:15443",
     );
     held(&imports, "east/kept.shop", "");
     let clock = SystemTime::now();
@@ -298,17 +298,17 @@ fn where_a_silent_cluster_is_reached_is_probed_and_what_is_down_is_left_out() {
 
     imports.contact(&cluster("east"), None);
     let changes = imports.changes();
-    assert_eq!(gateways_of(changes.clone(), "a.shop").unwrap().len(), 2, "its word counts again, at once");
+    assert_eq!(gateways_of(changes.clone(), "a.shop").unwrap().len(), 2, "used again at once");
     assert!(gateways_of(changes, "b.shop").is_some());
     assert_eq!(imports.stale(&cluster("east"), &pattern("b.shop"), later, clock), None);
     assert_eq!((asked(&mut imports, later), imports.probes().asked()), (Vec::new(), 0));
     imports.contact(&cluster("east"), Some(later));
     held(&imports, "east/a.shop", "");
-    assert_eq!(imports.changes(), [], "what was down before is forgotten");
+    assert_eq!(imports.changes(), [], "earlier probe results are dropped");
 }
 
 #[test]
-fn endpoints_that_are_reached_without_a_gateway_are_probed_themselves() {
+fn endpoint_reached_without_a_gateway_is_probed_itself() {
     let near = Consent { is_near: true, endpoints: vec!["10.2.0.0/16".parse().unwrap()], ..consent("east") };
     let mut imports = Imports::new(vec![near]);
     let (one, two) = ("10.2.0.1:443", "10.2.0.2:443");
@@ -332,7 +332,7 @@ fn endpoints_that_are_reached_without_a_gateway_are_probed_themselves() {
     let start = Instant::now();
     imports.contact(&cluster("east"), Some(start));
     let later = start + Duration::from_secs(3);
-    assert_eq!(asked(&mut imports, later), [one, two], "neither strangers nor gateways that nobody needs");
+    assert_eq!(asked(&mut imports, later), [one, two], "no foreign endpoints, no unneeded gateways");
     imports.changes();
     fail(&mut imports, &[one], later);
     let changes = imports.changes();
@@ -345,9 +345,9 @@ fn endpoints_that_are_reached_without_a_gateway_are_probed_themselves() {
     held(&imports, "east/a.shop", "cannot be reached");
 }
 
-/// Row 15 of the hazards: whoever is away for 10 minutes and more leaves what was to be kept.
+/// Row 15 of the hazards: an outage of 10 minutes and more withdraws nothing with `stale: keep`.
 #[test]
-fn what_is_kept_is_kept_for_however_long() {
+fn import_with_stale_keep_is_kept_for_any_time() {
     let mut imports = Imports::new(vec![consent("east")]);
     take(&mut imports, "east", &slice("east", "a.shop")).unwrap();
     imports.changes();
@@ -357,12 +357,12 @@ fn what_is_kept_is_kept_for_however_long() {
         let now = start + Duration::from_secs(60 * minutes);
         imports.expire(now);
         imports.contact(&cluster("east"), Some(now));
-        assert_eq!(asked(&mut imports, now), [""; 0], "nothing is asked");
+        assert_eq!(asked(&mut imports, now), [""; 0], "no probes");
         assert_eq!(imports.changes(), [], "after {minutes} minutes");
         held(&imports, "east/a.shop", "");
     }
     imports.contact(&cluster("east"), None);
-    assert_eq!(imports.changes(), [], "nothing is passed on again");
+    assert_eq!(imports.changes(), [], "no change is published again");
 }
 
 fn limited(slices: u64, bytes: u64) -> Imports {
@@ -378,7 +378,7 @@ fn peer_slices_beyond_the_limit_are_refused_and_make_room_once_gone() {
         take(&mut imports, "east", &slice("east", host)).unwrap();
     }
     let error = take(&mut imports, "east", &slice("east", "c.shop")).unwrap_err();
-    assert!(error.contains("one more than the 2 slices") && error.contains("limits:"), "{error}");
+    assert!(error.contains("exceeds the limit of 2 slices") && error.contains("limits:"), "{error}");
     take(&mut imports, "east", &with(slice("east", "a.shop"), |_| {})).unwrap();
     take(&mut imports, "south", &slice("south", "c.shop")).unwrap();
     let held_by = |imports: &Imports, of: &str| imports.held(&cluster(of)).unwrap();
@@ -391,7 +391,7 @@ fn peer_slices_beyond_the_limit_are_refused_and_make_room_once_gone() {
     take(&mut imports, "east", &slice("east", "a.shop")).unwrap();
     let large = with(slice("east", "b.shop"), |offer| offer.aliases = vec![pattern("a-longer-name.shop")]);
     let error = take(&mut imports, "east", &large).unwrap_err();
-    assert!(error.contains(&format!("together may have {}", size * 2)), "{error}");
+    assert!(error.contains(&format!("exceeds the limit of {}", size * 2)), "{error}");
     let names = |count: usize| (0..count).map(|number| pattern(&format!("n{number}.shop"))).collect();
     let mut imports = limited(2, 1 << 20);
     let many = with(slice("east", "a.shop"), |offer| offer.aliases = names(10));
@@ -405,7 +405,7 @@ fn peer_slices_of_names_never_granted_take_a_bounded_list() {
     for number in 0..10_000 {
         let name = format!("east/s{number}.never");
         let stored = imports.take(&cluster("east"), &name, &slice("east", &name[5..]).encode());
-        assert_eq!(stored, Ok(Stored::Nothing), "nor on the disk");
+        assert_eq!(stored, Ok(Stored::Nothing), "and nothing is stored on disk");
     }
     let held = imports.held(&cluster("east")).unwrap();
     assert_eq!((held.slices.used, held.not_granted, held.not_granted_unlisted), (0, 1_000, true));
@@ -438,12 +438,12 @@ fn alias_that_slices_share_costs_each_slice_alone() {
     };
     for number in 0..64 {
         take(&mut imports, "south", &sharing("south", number)).unwrap();
-        assert_eq!(imports.changes().len(), 1, "itself");
+        assert_eq!(imports.changes().len(), 1, "itself only");
     }
     let error = take(&mut imports, "south", &sharing("south", 64)).unwrap_err();
     assert!(error.contains("has a name that 64 other slices"), "{error}");
     take(&mut imports, "east", &sharing("east", 0)).unwrap();
-    assert_eq!(imports.changes().len(), 65, "and those that come after it");
+    assert_eq!(imports.changes().len(), 65, "and those ranked after it");
     take(&mut imports, "south", &with(sharing("south", 7), |_| {})).unwrap();
     imports.changes();
     take(&mut imports, "south", &withdrawn(&sharing("south", 7))).unwrap();
@@ -492,10 +492,10 @@ fn event() -> impl Strategy<Value = Event> {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(2_000))]
 
-    /// Whatever happened, what was passed on by changes is what a look at everything says; and each name has
-    /// one owner.
+    /// After any events, the published changes add up to a full evaluation, and each name has one
+    /// owner.
     #[test]
-    fn changes_add_up_to_the_whole(events in proptest::collection::vec(event(), 1..30)) {
+    fn import_changes_add_up_to_the_whole(events in proptest::collection::vec(event(), 1..30)) {
         let mut imports = Imports::new(CLUSTERS.map(consent).to_vec());
         let mut passed: BTreeMap<String, bool> = BTreeMap::new();
         let mut own: BTreeSet<&str> = BTreeSet::new();
@@ -542,7 +542,8 @@ proptest! {
     }
 }
 
-/// What a name leads to is not known here: whoever resolves it is told where it may lead, and not by its owner.
+/// The addresses of a gateway's name are unknown here: the resolver gets the allowed ranges, and not from its
+/// owner.
 #[test]
 fn gateway_name_is_passed_on_with_the_ranges_that_it_may_lead_to() {
     let named: Target = "gw.east.example:15443".parse().unwrap();

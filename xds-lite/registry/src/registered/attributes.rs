@@ -1,19 +1,19 @@
-//! What a registration may say of its service as a whole. Who says nothing of an attribute leaves it to others,
-//! so that instances agree without each saying everything.
+//! Attributes of a service that a registration may set. An omitted attribute is left to the other instances,
+//! so that instances agree without each repeating everything.
 
 use isthmus_model::services::{ExportMeta, Service};
 
-/// Keys of a file's service that decide who may see or reach it: a registration cannot say them.
+/// Service keys that control access: not allowed in a registration.
 pub(super) const OF_FILES: [&str; 5] =
     ["allow_unauthenticated", "labels", "merge", "namespace", "registered"];
 
-/// One key of a service that all of its instances share.
+/// A service key that all instances share.
 pub(super) struct Attribute {
-    /// As it is written.
+    /// The key as written.
     pub(super) key: &'static str,
-    /// Whether two services have it alike.
+    /// Whether two services agree on it.
     pub(super) same: fn(&Service, &Service) -> bool,
-    /// Takes it over from the second.
+    /// Copies it from the second service.
     pub(super) take: fn(&mut Service, &Service),
 }
 
@@ -23,7 +23,7 @@ impl std::fmt::Debug for Attribute {
     }
 }
 
-/// All of them; `sni_port` is not one service's but the host's.
+/// All attributes; `sni_port` is missing, since it belongs to the host.
 pub(super) static ATTRIBUTES: [Attribute; 8] = [
     Attribute {
         key: "aliases",
@@ -67,7 +67,7 @@ pub(super) static ATTRIBUTES: [Attribute; 8] = [
     },
 ];
 
-/// What is said of a service to its agent.
+/// The agent's metadata of a service.
 fn about(service: &Service) -> ExportMeta {
     service.about.as_deref().cloned().unwrap_or_default()
 }

@@ -1,5 +1,5 @@
-//! Whether a registration fits to the others, and to what other sources have. What contradicts is refused by
-//! name, so that no VM changes what a service means to those who use it.
+//! Checks a registration against the other registrations and against other sources. Conflicts are refused by
+//! name, so that no VM changes the meaning of a service for its clients.
 
 use std::collections::{BTreeMap, HashSet};
 
@@ -13,7 +13,7 @@ use super::registration::Registration;
 use super::{Held, Identity, Refused, Registered};
 
 impl Registered {
-    /// Whether a registration fits to the others, but for the one that it is to replace.
+    /// Checks a registration against the others, except the one that it replaces.
     pub(super) fn check(&self, new: &Registration, identity: &Identity) -> Result<(), Refused> {
         let others = |held: &&Held| held.registration.instance != new.instance;
         let same = self.ports.get(&(identity.host.clone(), identity.port));
@@ -22,11 +22,11 @@ impl Registered {
             let both = |attribute: &&&Attribute| other.said.iter().any(|said| said.key == attribute.key);
             let differ = |attribute: &&&Attribute| !(attribute.same)(&new.service, &other.service);
             if let Some(attribute) = new.said.iter().filter(both).find(differ) {
-                return Err(contradicts(new, attribute.key, &format!("{} says", held.identity())));
+                return Err(contradicts(new, attribute.key, &held.identity().to_string()));
             }
             if other.address() == new.address() {
                 return Err(Refused::Conflict(format!(
-                    "{identity}: {} is registered as {}; each instance has an address of its own",
+                    "{identity}: {} is already registered as {}; each instance needs its own address",
                     new.address(),
                     held.identity()
                 )));
@@ -44,8 +44,8 @@ impl Registered {
         }
     }
 
-    /// No registration may change which port the bare name of its host means. (It would if the only port that
-    /// there was is no longer the only one, and none is said to be meant.)
+    /// Checks that the default port of the host stays the same. (It would change if the only port gets a
+    /// second one beside it without an explicit default.)
     pub(super) fn check_bare(&self, new: &Registration, identity: &Identity) -> Result<(), Refused> {
         let others = self.sayings(&identity.host, Some(identity));
         let Some(before) = default_port(others.clone()) else { return Ok(()) };
@@ -56,7 +56,7 @@ impl Registered {
         Err(means_already(identity, before))
     }
 
-    /// What each instance of a host says of its ports, but for one.
+    /// The ports of a host as each instance declares them, except one instance.
     pub(super) fn sayings<'a>(
         &'a self,
         host: &HostPattern,
@@ -71,16 +71,16 @@ impl Registered {
     }
 }
 
-/// What one instance says of the ports of its host.
+/// What one instance declares about the ports of its host.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Saying {
-    /// That it serves this one.
+    /// The port that it serves.
     port: u16,
-    /// That the bare name means this one.
+    /// The default port that it sets.
     default_port: Option<u16>,
 }
 
-/// Which port the bare name of a host means: the one that is said, or the only one.
+/// The default port of a host: the declared one, or the only one.
 pub(super) fn default_port(mut sayings: impl Iterator<Item = Saying> + Clone) -> Option<u16> {
     let said = sayings.clone().find_map(|saying| saying.default_port);
     said.or_else(|| {
@@ -89,13 +89,13 @@ pub(super) fn default_port(mut sayings: impl Iterator<Item = Saying> + Clone) ->
     })
 }
 
-/// Whether a registration fits to what other sources have: it may add itself only where they say that it may, and
-/// takes no name that leads somewhere by them.
+/// Checks a registration against other sources: it may join their services only where they allow it, and
+/// must not take any of their names.
 pub(super) fn check_beside<'a>(
     new: &Registration,
     files: impl Iterator<Item = &'a Service> + Clone,
 ) -> Result<(), Refused> {
-    const THEIRS: &str = "the registry's other sources say";
+    const THEIRS: &str = "the registry's other sources";
     let identity = new.identity();
     let of_host = || files.clone().filter(|service| service.host == new.service.host);
     let bare = of_host().find(|service| service.default_port).map(|service| service.port);
@@ -104,7 +104,7 @@ pub(super) fn check_beside<'a>(
     }
     if of_host().next().is_some() && !of_host().any(|service| service.port == new.service.port) {
         return Err(Refused::Conflict(format!(
-            "{identity}: the host is a service of the registry's files, which give it no port {}; add that there, \
+            "{identity}: the registry's files define this host without port {}; add the port there, \
              with `registered: true`",
             identity.port
         )));
@@ -112,8 +112,8 @@ pub(super) fn check_beside<'a>(
     for service in of_host().filter(|service| service.port == new.service.port) {
         if !service.takes_registrations() {
             return Err(Refused::Conflict(format!(
-                "{identity}: the service is defined in a file of the registry without `registered: true`; add that \
-                 there if VMs may add themselves to it"
+                "{identity}: a registry file defines this service without `registered: true`; add that \
+                 there to let VMs register",
             )));
         }
         let differ = |attribute: &&&Attribute| !(attribute.same)(&new.service, service);
@@ -124,8 +124,8 @@ pub(super) fn check_beside<'a>(
             let named = endpoint.instance.as_ref() == Some(&new.instance);
             if named || endpoint.address == *new.address() {
                 return Err(Refused::Conflict(format!(
-                    "{identity}: the registry's other sources have this {} already; leave it to them, or take \
-                     it out there",
+                    "{identity}: another source of the registry already has this {}; remove it from one \
+                     of them",
                     if named { "instance" } else { "address" },
                 )));
             }
@@ -142,8 +142,8 @@ pub(super) fn check_beside<'a>(
         let over = |wide: &&HostPattern| mine.iter().any(|name| covers(wide, name));
         if let Some(wildcard) = names::of(other).filter(closed).find(over) {
             return Err(Refused::Conflict(format!(
-                "{identity}: a file of the registry has {wildcard}, without `registered: true`; add that there if VMs \
-                 may take names of it"
+                "{identity}: a registry file defines {wildcard} without `registered: true`; add that there to let VMs \
+                 register names under it"
             )));
         }
         if let Some((name, _)) =
@@ -162,7 +162,7 @@ fn as_instance(name: &HostPattern) -> Option<(HostName, HostPattern)> {
     Some((HostName::parse(label).ok()?, HostPattern::parse(host).ok()?))
 }
 
-/// Whether a name leads to one endpoint of a service; `parts` are the name's as an instance.
+/// Whether a name is that of one endpoint of a service; `parts` are the name's as an instance.
 fn has_instance(service: &Service, name: &HostPattern, parts: Option<&(HostName, HostPattern)>) -> bool {
     let label = parts.filter(|(_, host)| service.host == *host).map(|(label, _)| label);
     let is_alias = |alias: &HostName| matches!(name, HostPattern::Exact(name) if name == alias);
@@ -173,17 +173,17 @@ fn has_instance(service: &Service, name: &HostPattern, parts: Option<&(HostName,
 }
 
 fn has_name(identity: &Identity, name: &HostPattern, owner: &HostPattern) -> Refused {
-    Refused::Conflict(format!("{identity}: {name} is a name of {owner} already; take another"))
+    Refused::Conflict(format!("{identity}: {name} is already a name of {owner}; choose another"))
 }
 
 fn means_already(identity: &Identity, port: u16) -> Refused {
     let host = &identity.host;
     Refused::Conflict(format!(
-        "{identity}: the bare name {host} means port {port} already; say \"sni_port\": {port}"
+        "{identity}: {host} without a port already means port {port}; set \"sni_port\": {port}"
     ))
 }
 
 fn contradicts(new: &Registration, key: &str, who: &str) -> Refused {
     let identity = new.identity();
-    Refused::Conflict(format!("{identity}: {key} differs from what {who}; say the same, or leave it out"))
+    Refused::Conflict(format!("{identity}: {key} differs from that of {who}; use the same value, or omit it"))
 }

@@ -1,5 +1,5 @@
-//! What proves that a registration is one's own: 128 random bits. Only their hash is kept, so that neither the
-//! file nor a page gives them away.
+//! The secret of a registration: 128 random bits, which prove its ownership. Only their hash is stored, so
+//! that neither the file nor a page reveals them.
 
 use std::fmt;
 use std::io;
@@ -16,11 +16,11 @@ const BYTES: usize = 16;
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct LeaseId([u8; BYTES]);
 
-/// What is kept of it.
+/// The stored hash of a lease.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(super) struct Digest([u8; 32]);
 
-/// A word about a lease: nothing but it.
+/// A request about a lease.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Word {
@@ -28,15 +28,15 @@ struct Word {
 }
 
 impl LeaseId {
-    /// A new one, from the kernel.
+    /// A new lease from the kernel's randomness.
     ///
     /// # Errors
-    /// The kernel gives no randomness.
+    /// The kernel provides no randomness.
     pub fn random() -> io::Result<LeaseId> {
         let mut bytes = [0; BYTES];
         match getrandom(&mut bytes, GetRandomFlags::empty())? {
             BYTES => Ok(LeaseId(bytes)),
-            _ => Err(io::Error::other("the kernel gave less randomness than asked for")),
+            _ => Err(io::Error::other("the kernel returned less randomness than requested")),
         }
     }
 
@@ -45,22 +45,22 @@ impl LeaseId {
         LeaseId(bytes)
     }
 
-    /// As whoever owns it is told: 32 hexadecimal digits.
+    /// The text for its owner: 32 hexadecimal digits.
     #[must_use]
     pub fn shown(&self) -> String {
         hex(&self.0)
     }
 
-    /// Reads what [`LeaseId::shown`] wrote.
+    /// Parses [`LeaseId::shown`].
     #[must_use]
     pub fn parse(text: &str) -> Option<LeaseId> {
         unhex(text).map(LeaseId)
     }
 
-    /// Reads `{"lease": "…"}`.
+    /// Parses `{"lease": "…"}`.
     ///
     /// # Errors
-    /// It is something else.
+    /// The body is something else.
     pub fn from_body(body: &[u8]) -> Result<LeaseId, Refused> {
         let wrong =
             || Refused::Wrong("write {\"lease\": \"…\"} with the lease that /register told".to_owned());
@@ -73,7 +73,7 @@ impl LeaseId {
     }
 }
 
-/// Not the secret itself: it may stand in a log.
+/// Hides the secret, which may end up in a log.
 impl fmt::Debug for LeaseId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("LeaseId(…)")
@@ -95,7 +95,7 @@ fn hex(bytes: &[u8]) -> String {
 }
 
 fn unhex<const N: usize>(text: &str) -> Option<[u8; N]> {
-    // `from_str_radix` takes a sign, too.
+    // `from_str_radix` accepts a sign, too.
     if text.len() != 2 * N || !text.bytes().all(|byte| byte.is_ascii_hexdigit()) {
         return None;
     }
@@ -111,7 +111,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_lease_is_read_back_and_never_shown_by_accident() {
+    fn lease_is_parsed_as_shown_and_hidden_in_debug() {
         let [one, other] = [LeaseId::random().unwrap(), LeaseId::random().unwrap()];
         assert_ne!(one, other);
         assert_eq!(LeaseId::parse(&one.shown()), Some(one));
@@ -125,7 +125,7 @@ mod tests {
     }
 
     #[test]
-    fn a_word_about_a_lease_says_nothing_else() {
+    fn lease_body_with_anything_else_is_refused() {
         let id = LeaseId::random().unwrap();
         let body = |rest: &str| format!("{{\"lease\":\"{}\"{rest}}}", id.shown());
         assert_eq!(LeaseId::from_body(body("").as_bytes()), Ok(id));

@@ -1,4 +1,5 @@
-//! Which host has which name: its own, and its aliases. Looked up, not searched for, however many there are.
+//! Indexes the names of registered hosts, aliases included, so that a lookup costs the same however many
+//! there are.
 
 use std::collections::HashMap;
 
@@ -12,18 +13,18 @@ pub(super) struct Names(HashMap<HostPattern, Owner>);
 #[derive(Debug)]
 struct Owner {
     host: HostPattern,
-    /// How many registrations say so.
+    /// The number of registrations with this name.
     said: usize,
 }
 
 impl Names {
-    /// A name of this service that is another host's already, and whose.
+    /// A name of this service that another host already has, and that host.
     pub(super) fn taken<'a>(&'a self, by: &'a Service) -> Option<(&'a HostPattern, &'a HostPattern)> {
         let owned = |name: &'a HostPattern| Some((name, &self.0.get(name)?.host));
         of(by).filter_map(owned).find(|(_, owner)| **owner != by.host)
     }
 
-    /// A registration says something else now, is new, or is no more.
+    /// Replaces the names of a registration that changed, is new, or ended.
     pub(super) fn replace(&mut self, old: Option<&Service>, new: Option<&Service>) {
         for (name, host) in old.into_iter().flat_map(|old| of(old).map(|name| (name, &old.host))) {
             let Some(owner) = self.0.get_mut(name).filter(|owner| owner.host == *host) else { continue };

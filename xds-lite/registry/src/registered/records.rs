@@ -1,5 +1,5 @@
-//! Registrations over a restart: a record for each, under a key that its lease makes. Whoever was registered when the
-//! agent went is given a whole TTL when it comes back. Not where they stand, and not when they are written.
+//! Serializes registrations for a restart: one record each, keyed by its lease. A restored registration gets
+//! a whole TTL. When and where records are written is up to the caller.
 
 use std::collections::BTreeSet;
 use std::time::Instant;
@@ -13,11 +13,11 @@ use super::lease::Digest;
 use super::registration::Registration;
 use super::{Held, Refused, Registered};
 
-/// The kind of record.
+/// The prefix of record keys.
 const KIND: &str = "registration/";
 const FORMAT: u32 = 1;
 
-/// All of them in one file, as it was before.
+/// The former single file with all registrations.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct File {
@@ -32,7 +32,7 @@ struct Line {
     registration: Value,
 }
 
-/// The records of `registered.json`, as registrations stood there before, and what is wrong with it.
+/// The records in the former `registered.json`, and the error in it.
 #[must_use]
 pub fn of_before(text: &[u8]) -> (Vec<(String, Vec<u8>)>, Option<String>) {
     let file: File = match serde_json::from_slice(text) {
@@ -40,7 +40,7 @@ pub fn of_before(text: &[u8]) -> (Vec<(String, Vec<u8>)>, Option<String>) {
         Err(why) => return (Vec::new(), Some(Plain(&why.to_string()).to_string())),
     };
     if file.format != FORMAT {
-        return (Vec::new(), Some(format!("has format {}, and this agent reads {FORMAT}", file.format)));
+        return (Vec::new(), Some(format!("has format {}, but this agent reads {FORMAT}", file.format)));
     }
     let record = |line: &Line| Some((format!("{KIND}{}", line.lease), serde_json::to_vec(line).ok()?));
     (file.registrations.iter().filter_map(record).collect(), None)
@@ -58,32 +58,32 @@ impl Registered {
     pub fn record(&self, key: &str) -> Option<Vec<u8>> {
         let lease = Digest::parse(key.strip_prefix(KIND)?)?;
         let Held { registration, .. } = self.held(self.leases.get(&lease)?)?;
-        // What was registered is JSON on one line already.
+        // The registration's text is JSON on one line already.
         Some(
             format!("{{\"lease\":\"{}\",\"registration\":{}}}", lease.shown(), registration.text)
                 .into_bytes(),
         )
     }
 
-    /// The keys of what has changed since this was last asked, or is gone.
+    /// The keys of records that changed or ended since the last call.
     pub fn changed(&mut self) -> Vec<String> {
         std::mem::take(&mut self.unsaved).iter().map(key).collect()
     }
 
-    /// Takes a record of before a restart: its lease begins anew.
+    /// Restores a record after a restart, with a new TTL.
     ///
     /// # Errors
-    /// It is none, or contradicts what is registered.
+    /// The record is invalid, or contradicts another registration.
     pub fn restore(&mut self, name: &str, record: &[u8], now: Instant) -> Result<(), Refused> {
         let line: Line = serde_json::from_slice(record)
             .map_err(|why| Refused::Wrong(Plain(&why.to_string()).to_string()))?;
         let lease = Digest::parse(&line.lease).filter(|lease| !self.leases.contains_key(lease));
         let lease = lease.filter(|lease| key(lease) == name);
-        let lease = lease.ok_or_else(|| Refused::Wrong("lease: not one, or another's".to_owned()))?;
+        let lease = lease.ok_or_else(|| Refused::Wrong("lease: invalid, or of another record".to_owned()))?;
         let registration = Registration::parse(line.registration.to_string().as_bytes())?;
         let identity = registration.identity();
         if self.held(&identity).is_some() {
-            return Err(Refused::Wrong(format!("{identity} stands twice")));
+            return Err(Refused::Wrong(format!("{identity} is registered twice")));
         }
         self.check(&registration, &identity)?;
         self.put(registration, identity, lease, now)?;

@@ -1,14 +1,14 @@
-//! Who has proven that it may register: a user of the agent's machine, or the holder of a token. Not how it is proven.
+//! Identifies who registers: a user of the agent's machine, or the holder of a registration token.
 
 use std::fmt;
 use std::str::FromStr;
 
-/// Who registers.
+/// The author of a registration.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Registrar {
-    /// A process of this user, by the agent's Unix socket.
+    /// A process of this user, through the agent's Unix socket.
     User(u32),
-    /// Whoever has the token of this name.
+    /// A holder of the token with this name.
     Token(String),
 }
 
@@ -24,7 +24,7 @@ impl fmt::Display for Registrar {
 impl FromStr for Registrar {
     type Err = ();
 
-    /// Reads what is displayed.
+    /// Parses the displayed form.
     fn from_str(text: &str) -> Result<Registrar, ()> {
         match text.split_once(' ') {
             Some(("user", user)) => user.parse().map(Registrar::User).map_err(drop),

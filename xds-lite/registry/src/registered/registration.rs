@@ -1,5 +1,5 @@
-//! What a VM says of itself: JSON → a registration that cannot be wrong. One `services:` entry as a file has it,
-//! read by the same code, and `instance`, `ttl` and `lease`. Not whether it fits to the others.
+//! Parses a registration from JSON: one `services:` entry as in a registry file, read by the same code, and
+//! `instance`, `ttl` and `lease`. Conflicts with other registrations are checked in `fit`.
 
 use std::fmt;
 use std::path::Path;
@@ -23,42 +23,42 @@ use super::lease::LeaseId;
 use super::registrar::Registrar;
 use super::{Identity, Refused};
 
-/// Bytes of a registration.
+/// The limit of bytes of a registration.
 pub const LARGEST: usize = 64 << 10;
-/// Without a word from the VM, where it says nothing else.
+/// The default TTL.
 pub const TTL: Duration = Duration::from_secs(30);
-/// The shortest TTL and the longest.
+/// The shortest and the longest TTL.
 pub const TTLS: (Duration, Duration) = (Duration::from_secs(5), Duration::from_hours(1));
-/// Items of each list.
+/// The limit of items in a list.
 const ITEMS: usize = 64;
 
 /// One instance of a service.
 #[derive(Clone, Debug)]
 pub struct Registration {
-    /// The service with this one endpoint; what is not said has its default.
+    /// The service with this one endpoint; omitted attributes have their defaults.
     pub(super) service: Service,
     pub(super) instance: HostName,
     pub(super) address: Target,
     pub(super) said: Vec<&'static Attribute>,
-    /// Which port the bare name of its host means.
+    /// The default port of its host.
     pub(super) sni_port: Option<u16>,
     pub(super) ttl: Duration,
-    /// Shown to prove that it is whoever registered before.
+    /// Proves the ownership of an existing registration.
     pub(super) lease: Option<LeaseId>,
-    /// Who has registered it; nobody yet, or somebody of a time when that was not asked.
+    /// The registrar; `None` before it is known, or in records of older agents.
     pub(super) by: Option<Registrar>,
-    /// As it was written, without the lease and with who registered it, on one line.
+    /// The text as written, without the lease and with the registrar, on one line.
     pub(super) text: Arc<str>,
 }
 
 impl Registration {
-    /// Reads a registration.
+    /// Parses a registration.
     ///
     /// # Errors
-    /// Everything that is wrong with it, a line each.
+    /// All errors in it, one per line.
     pub fn parse(body: &[u8]) -> Result<Registration, Refused> {
         if body.len() > LARGEST {
-            return Err(Refused::Wrong(format!("larger than {} KiB; say less", LARGEST >> 10)));
+            return Err(Refused::Wrong(format!("larger than {} KiB; shorten it", LARGEST >> 10)));
         }
         let Keys(mut keys) = serde_json::from_slice(body).map_err(|error| {
             let error = error.to_string();
@@ -75,7 +75,7 @@ impl Registration {
             let [least, most] = [TTLS.0, TTLS.1].map(show_duration);
             wrong.push(format!("ttl: {} is out of range; write {least} to {most}", show_duration(ttl)));
         }
-        // Read here: a single entry cannot say that the bare name means another port than its own.
+        // Read here: a single entry cannot set another default port than its own.
         let sni_port = scalar::<Count>(&mut keys, "sni_port", &mut wrong);
         let sni_port = sni_port.map(|port| u16::try_from(port).ok().filter(|port| *port > 0));
         if sni_port == Some(None) {
@@ -100,34 +100,34 @@ impl Registration {
         }
     }
 
-    /// The same as that of a registrar.
+    /// The registration with its registrar.
     ///
     /// # Errors
-    /// It says itself whose it is.
+    /// It names a registrar itself.
     pub(super) fn of(self, by: Registrar) -> Result<Registration, Refused> {
         let Ok(Value::Object(mut keys)) = serde_json::from_str(&self.text) else { return Ok(self) };
         if self.by.is_some() {
-            return Err(Refused::Wrong("by: is for the agent to say; leave it out".to_owned()));
+            return Err(Refused::Wrong("by: set by the agent only; leave it out".to_owned()));
         }
         keys.insert("by".to_owned(), json!(by.to_string()));
         Ok(Registration { by: Some(by), text: Value::Object(keys).to_string().into(), ..self })
     }
 
-    /// What it is known by.
+    /// Its identity.
     #[must_use]
     pub fn identity(&self) -> Identity {
         let (host, instance) = (self.service.host.clone(), self.instance.clone());
         Identity { host, port: self.service.port, instance }
     }
 
-    /// Where the instance stands.
+    /// The address of the instance.
     #[must_use]
     pub fn address(&self) -> &Target {
         &self.address
     }
 }
 
-/// The keys of an object, each once: JSON itself would let a second one win in silence.
+/// The keys of an object, each once: plain JSON parsing would let the last duplicate win silently.
 struct Keys(Map<String, Value>);
 
 impl<'de> Deserialize<'de> for Keys {
@@ -149,9 +149,9 @@ impl<'de> Visitor<'de> for KeysVisitor {
         let mut keys = Map::new();
         while let Some((key, value)) = access.next_entry::<String, Value>()? {
             if keys.contains_key(&key) {
-                return Err(A::Error::custom(format_args!("key {} stands twice", Quoted(&key))));
+                return Err(A::Error::custom(format_args!("duplicate key {}", Quoted(&key))));
             }
-            // What is null is not said, as in YAML.
+            // null means omitted, as in YAML.
             if !value.is_null() {
                 keys.insert(key, value);
             }
@@ -160,7 +160,7 @@ impl<'de> Visitor<'de> for KeysVisitor {
     }
 }
 
-/// Takes a key out and reads it as a file's value is read.
+/// Removes a key and reads it as a value of a registry file.
 fn scalar<S: Scalar + DeserializeOwned>(
     keys: &mut Map<String, Value>,
     key: &str,
@@ -185,7 +185,7 @@ fn scalar<S: Scalar + DeserializeOwned>(
 fn read_lease(written: &Value, wrong: &mut Vec<String>) -> Option<LeaseId> {
     let lease = written.as_str().and_then(LeaseId::parse);
     if lease.is_none() {
-        wrong.push("lease: not one; write what /register told, or leave it out".to_owned());
+        wrong.push("lease: invalid; write the lease from /register, or leave it out".to_owned());
     }
     lease
 }
@@ -193,45 +193,45 @@ fn read_lease(written: &Value, wrong: &mut Vec<String>) -> Option<LeaseId> {
 fn read_registrar(written: &Value, wrong: &mut Vec<String>) -> Option<Registrar> {
     let by = written.as_str().and_then(|text| text.parse().ok());
     if by.is_none() {
-        wrong.push("by: is for the agent to say; leave it out".to_owned());
+        wrong.push("by: set by the agent only; leave it out".to_owned());
     }
     by
 }
 
-/// What decides who sees a service, or catches names that nobody has yet, is not for a VM to say.
+/// Refuses keys that control access, and wildcards, which would catch names that nobody has yet.
 fn check_access(keys: &Map<String, Value>, wrong: &mut Vec<String>) {
     for key in OF_FILES.iter().filter(|key| keys.contains_key(**key)) {
         wrong.push(format!(
-            "{key}: is not for a registration to say; write the service into a file of the registry, with \
-             `registered: true`, and {key} there"
+            "{key}: not allowed in a registration; define the service in a registry file, with \
+             `registered: true` and {key}"
         ));
     }
     let aliases = keys.get("aliases").and_then(Value::as_array).into_iter().flatten();
     let names = keys.get("host").into_iter().chain(aliases);
     if names.filter_map(Value::as_str).any(|name| name.starts_with("*.")) {
         wrong.push(
-            "host and aliases: a VM registers whole names; write '*.…' into a file of the registry"
-                .to_owned(),
+            "host and aliases: a VM cannot register wildcards; define '*.…' in a registry file".to_owned(),
         );
     }
 }
 
-/// Lists are short, so that many registrations are not large.
+/// Bounds lists, so that many registrations stay small.
 fn check_lists(keys: &Map<String, Value>, wrong: &mut Vec<String>) {
     for (key, value) in keys {
         if value.as_array().is_some_and(|list| list.len() > ITEMS) {
-            wrong.push(format!("{}: more than {ITEMS} items; say less", Plain(key)));
+            wrong.push(format!("{}: more than {ITEMS} items; remove some", Plain(key)));
         }
     }
 }
 
-/// A registration has one endpoint, and its name is the instance's.
+/// Names the one endpoint of a registration after its instance.
 fn name_endpoint(keys: &mut Map<String, Value>, instance: Option<&HostName>, wrong: &mut Vec<String>) {
     let Some([Value::Object(endpoint)]) =
         keys.get_mut("endpoints").and_then(Value::as_array_mut).map(Vec::as_mut_slice)
     else {
-        return wrong
-            .push("endpoints: write exactly one, where this instance stands: [{\"address\": …}]".to_owned());
+        return wrong.push(
+            "endpoints: write exactly one, the address of this instance: [{\"address\": …}]".to_owned(),
+        );
     };
     let Some(instance) = instance else { return };
     let named = endpoint.entry("instance").or_insert_with(|| json!(instance));
@@ -240,9 +240,9 @@ fn name_endpoint(keys: &mut Map<String, Value>, instance: Option<&HostName>, wro
     }
 }
 
-/// Reads what is left as the one entry of a registry's file.
+/// Reads the remaining keys as the one entry of a registry file.
 fn read_service(keys: &Map<String, Value>, wrong: &mut Vec<String>) -> Option<Service> {
-    // Written anew: what was JSON has neither anchors nor tags, and stays as small as it was.
+    // Serialized anew: JSON input has neither anchors nor tags, and does not grow.
     let file = json!({ "services": [keys] }).to_string();
     match registry_file(&file, Path::new("registration")) {
         Ok(services) => services.into_iter().next(),
@@ -253,10 +253,10 @@ fn read_service(keys: &Map<String, Value>, wrong: &mut Vec<String>) -> Option<Se
     }
 }
 
-/// A problem without its place in a file that nobody has written.
+/// A problem without its place, since there is no file.
 fn shown(problem: &Problem) -> String {
     let what = problem.what.replace("services[0].", "").replace("services[0]", "the registration");
-    // The keys that a file's entry does not have.
+    // Keys that an entry of a file does not have.
     let is_list = problem.remedy.starts_with("expected one of ") && what.ends_with(" in the registration");
     let own = if is_list { ", instance, ttl, lease" } else { "" };
     if problem.remedy.is_empty() { what } else { format!("{what}; {}{own}", problem.remedy) }
@@ -278,7 +278,7 @@ mod tests {
     }
 
     #[test]
-    fn a_registration_is_an_entry_of_a_file_and_a_name() {
+    fn registration_is_a_file_entry_with_an_instance() {
         let read = Registration::parse(GOOD.as_bytes()).unwrap();
         assert_eq!(read.identity().to_string(), "db-0 of db.pxc:3306");
         assert_eq!((read.address().to_string().as_str(), read.ttl), ("10.1.0.7:3306", TTL));
@@ -297,17 +297,17 @@ mod tests {
         let read = Registration::parse(more.as_bytes()).unwrap();
         assert_eq!((read.lease, read.ttl, read.sni_port), (Some(id), Duration::from_secs(60), Some(1)));
         assert_eq!(read.said.iter().map(|said| said.key).collect::<Vec<_>>(), ["alpn", "balance"]);
-        assert!(!read.text.contains(&id.shown()), "the lease is not kept");
+        assert!(!read.text.contains(&id.shown()), "the lease is not stored");
         assert_eq!(Registration::parse(read.text.as_bytes()).unwrap().text, read.text);
     }
 
     #[test]
-    fn what_is_wrong_is_named_with_the_words_of_a_file() {
+    fn registration_error_names_each_mistake_as_in_a_file() {
         for (text, expected) in [
             ("", "not a JSON object: EOF while parsing"),
             ("[]", "not a JSON object: invalid type: sequence, expected an object"),
             ("{\"host\":&a", "not a JSON object: "),
-            ("{\"host\":\"a\",\"host\":\"b\"}", "key 'host' stands twice"),
+            ("{\"host\":\"a\",\"host\":\"b\"}", "duplicate key 'host'"),
             (&GOOD.replace("\"host\":\"DB.pxc\",", ""), "the registration has no host; add 'host: …'"),
             (
                 &GOOD.replace("\"port\"", "\"prot\""),
@@ -320,15 +320,15 @@ mod tests {
             ),
             (
                 &GOOD.replace("\"port\"", "\"labels\":{\"app\":\"db\"},\"port\""),
-                "labels: is not for a registration to say; write the service into a file of the registry",
+                "labels: not allowed in a registration; define the service in a registry file",
             ),
             (
                 &GOOD.replace("\"port\"", "\"allow_unauthenticated\":true,\"port\""),
-                "allow_unauthenticated: is not for a registration to say",
+                "allow_unauthenticated: not allowed in a registration",
             ),
-            (&GOOD.replace("DB.pxc", "*.pxc"), "host and aliases: a VM registers whole names"),
-            (&GOOD.replace("\"port\"", "\"aliases\":[\"*.x\"],\"port\""), "a VM registers whole names"),
-            (&GOOD.replace("\"port\"", "\"by\":7,\"port\""), "by: is for the agent to say"),
+            (&GOOD.replace("DB.pxc", "*.pxc"), "host and aliases: a VM cannot register wildcards"),
+            (&GOOD.replace("\"port\"", "\"aliases\":[\"*.x\"],\"port\""), "a VM cannot register wildcards"),
+            (&GOOD.replace("\"port\"", "\"by\":7,\"port\""), "by: set by the agent only"),
             (&GOOD.replace("3306,", "0,"), "port: '0' is out of range; write 1 to 65535"),
             (
                 &GOOD.replace("10.1.0.7:3306", "10.1.0.7"),
@@ -340,7 +340,7 @@ mod tests {
             (&GOOD.replace("\"port\"", "\"ttl\":\"4s\",\"port\""), "ttl: 4s is out of range; write 5s to 1h"),
             (&GOOD.replace("\"port\"", "\"ttl\":30,\"port\""), "ttl: '30' is no duration"),
             (&GOOD.replace("\"port\"", "\"sni_port\":65536,\"port\""), "sni_port: out of range"),
-            (&GOOD.replace("\"port\"", "\"lease\":\"\\u0000\",\"port\""), "lease: not one"),
+            (&GOOD.replace("\"port\"", "\"lease\":\"\\u0000\",\"port\""), "lease: invalid"),
             (&GOOD.replace("[{", "[{\"address\":\"a:1\"},{"), "endpoints: write exactly one"),
             (
                 &GOOD.replace("\"address\"", "\"instance\":\"db-1\",\"address\""),
@@ -362,9 +362,9 @@ mod tests {
         assert_eq!(wrong(&GOOD.replace("3306,", "0,").replace("DB-0", "")).lines().count(), 2, "both");
     }
 
-    /// A key that a file's service gets one day must be told apart here, too.
+    /// A new key of a file's service must be handled here, too.
     #[test]
-    fn every_key_of_a_service_is_known_here() {
+    fn registration_knows_every_key_of_a_service() {
         let problems = registry_file("services: [{ zzzzzzzz: 1 }]", Path::new("x")).unwrap_err().to_string();
         let known = problems.split("expected one of ").nth(1).unwrap().lines().next().unwrap();
         let mut here: Vec<_> = ATTRIBUTES.iter().map(|attribute| attribute.key).collect();
@@ -379,7 +379,7 @@ mod tests {
     proptest! {
         #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
         #[test]
-        fn any_bytes_are_read_or_refused(
+        fn registration_parser_is_total(
             rest in proptest::collection::vec(any::<u8>(), 0..40),
             at in 0..GOOD.len(),
         ) {

@@ -1,4 +1,4 @@
-//! Registrations: what fits together and what does not, and any order of words about them against a plain list.
+//! Registrations: conflicts, limits and restarts, and any sequence of requests against a plain list.
 
 use std::path::Path;
 
@@ -17,7 +17,7 @@ fn id(number: u8) -> LeaseId {
     LeaseId::from_bytes([number; 16])
 }
 
-/// `NAME @ ADDRESS`, of db.pxc:3306 unless `more` says otherwise.
+/// `NAME @ ADDRESS`, of db.pxc:3306 unless `more` sets another host.
 fn said(instance: &str, address: &str, more: &str) -> Registration {
     let text = format!(
         "{{\"instance\":\"{instance}\",\"endpoints\":[{{\"address\":\"{address}\"}}]{more}{}}}",
@@ -46,20 +46,20 @@ fn shown(registered: &Registered) -> Vec<String> {
     endpoints.collect()
 }
 
-/// What is persisted.
+/// The stored records.
 fn records(registered: &Registered) -> BTreeMap<String, Vec<u8>> {
     let record = |key: String| (key.clone(), registered.record(&key).unwrap());
     registered.keys().into_iter().map(record).collect()
 }
 
-/// What is left after a restart of the agent.
+/// The registrations after a restart of the agent.
 fn restarted(records: &BTreeMap<String, Vec<u8>>, now: Instant) -> Registered {
     let mut registered = Registered::default();
     records.iter().for_each(|(key, record)| registered.restore(key, record, now).unwrap());
     registered
 }
 
-/// Refused, with everything as before.
+/// The refusal; nothing may have changed.
 #[track_caller]
 fn refused(registered: &mut Registered, new: Registration, files: &[Service], now: Instant) -> String {
     let before = records(registered);
@@ -69,7 +69,7 @@ fn refused(registered: &mut Registered, new: Registration, files: &[Service], no
 }
 
 #[test]
-fn a_registration_lives_while_it_is_heard_of() {
+fn registration_lives_as_long_as_its_heartbeats() {
     let (start, mut all) = (Instant::now(), Registered::default());
     let at = |seconds| start + Duration::from_secs(seconds);
     let lease = all.register(said("db-0", "10.0.0.1:1", ""), &ROOT, &[], id(1), at(0)).unwrap();
@@ -77,8 +77,8 @@ fn a_registration_lives_while_it_is_heard_of() {
     assert!(all.look(at(0)).is_some() && all.look(at(0)).is_none());
     assert!(!all.expire(at(29)));
     assert_eq!(all.heartbeat(&id(1), at(29)).unwrap().ttl, TTL);
-    assert!(all.look(at(58)).is_none(), "a heartbeat is no change");
-    // The same said again is a heartbeat, too, for those who have lost their lease; they are not told it.
+    assert!(all.look(at(58)).is_none(), "a heartbeat is not a change");
+    // The same registration again is a heartbeat, too, for VMs that lost their lease; they are not told it.
     assert_eq!(all.register(said("db-0", "10.0.0.1:1", ""), &ROOT, &[], id(2), at(58)).unwrap().id, None);
     assert_eq!(all.heartbeat(&id(2), at(58)), Err(Refused::Unknown));
     assert!(!all.expire(at(87)) && all.expire(at(88)) && !all.expire(at(89)));
@@ -86,20 +86,23 @@ fn a_registration_lives_while_it_is_heard_of() {
     assert_eq!((all.heartbeat(&id(1), at(89)), all.count()), (Err(Refused::Unknown), 0));
     assert_eq!(all.bytes, 0);
     all.register(said("db-0", "10.0.0.1:1", ",\"ttl\":\"5s\""), &ROOT, &[], id(3), at(90)).unwrap();
-    assert_eq!(all.heartbeat(&id(3), at(95)), Err(Refused::Unknown), "too late, seen or not");
+    assert_eq!(all.heartbeat(&id(3), at(95)), Err(Refused::Unknown), "too late, swept or not");
 }
 
 #[test]
-fn only_who_shows_the_lease_moves_or_ends_it() {
+fn registration_is_moved_or_ended_with_its_lease_only() {
     let (now, mut all) = (Instant::now(), Registered::default());
     all.register(said("db-0", "10.0.0.1:1", ""), &ROOT, &[], id(1), now).unwrap();
     let why = refused(&mut all, said("db-0", "10.0.0.2:1", ""), &[], now);
-    assert!(why.starts_with("db-0 of db.pxc:3306 is registered at 10.0.0.1:1; show its lease"), "{why}");
+    assert!(
+        why.starts_with("db-0 of db.pxc:3306 is already registered at 10.0.0.1:1; show its lease"),
+        "{why}"
+    );
     refused(&mut all, with(id(2), said("db-0", "10.0.0.2:1", "")), &[], now);
     let moved = with(id(1), said("db-0", "10.0.0.2:1", ""));
     assert_eq!(all.register(moved, &ROOT, &[], id(9), now).unwrap().id, Some(id(1)));
     assert_eq!(shown(&all), ["db-0.db.pxc:3306 10.0.0.2:1"]);
-    // What else it says may change without.
+    // Other attributes may change without it.
     let lighter = said("db-0", "10.0.0.2:1", ",\"balance\":\"random\"");
     assert_eq!(all.register(lighter, &ROOT, &[], id(9), now).unwrap().id, None);
     assert_eq!(all.services()[0].balance, isthmus_model::services::Balance::Random);
@@ -109,7 +112,7 @@ fn only_who_shows_the_lease_moves_or_ends_it() {
 }
 
 #[test]
-fn instances_agree_on_what_they_say_and_leave_the_rest_to_others() {
+fn registration_agrees_with_other_instances_or_omits_attributes() {
     let (now, mut all) = (Instant::now(), Registered::default());
     let mut add = |text: Registration, lease| all.register(text, &ROOT, &[], id(lease), now).map(|_| ());
     add(said("db-0", "10.0.0.1:1", ""), 0).unwrap();
@@ -118,17 +121,17 @@ fn instances_agree_on_what_they_say_and_leave_the_rest_to_others() {
     let why = refused(&mut all, said("db-3", "10.0.0.4:1", ",\"max_connections\":8"), &[], now);
     assert_eq!(
         why,
-        "db-3 of db.pxc:3306: max_connections differs from what db-2 of db.pxc:3306 says; say the same, or leave it out"
+        "db-3 of db.pxc:3306: max_connections differs from that of db-2 of db.pxc:3306; use the same value, or omit it"
     );
     let why = refused(&mut all, said("db-3", "10.0.0.2:1", ""), &[], now);
-    assert!(why.contains("10.0.0.2:1 is registered as db-1 of db.pxc:3306"), "{why}");
+    assert!(why.contains("10.0.0.2:1 is already registered as db-1 of db.pxc:3306"), "{why}");
     let [service] = &all.services()[..] else { panic!("one service") };
     assert_eq!((service.alpn.len(), service.max_connections, service.endpoints.len()), (1, Some(7), 3));
     assert!(service.default_port);
 }
 
 #[test]
-fn a_bare_name_keeps_its_meaning() {
+fn registration_does_not_change_the_default_port() {
     let (now, mut all) = (Instant::now(), Registered::default());
     let on = |port: u16, more: &str| {
         said("a", &format!("10.0.0.1:{port}"), &format!(",\"host\":\"db.pxc\",\"port\":{port}{more}"))
@@ -136,44 +139,54 @@ fn a_bare_name_keeps_its_meaning() {
     all.register(on(2, ""), &ROOT, &[], id(2), now).unwrap();
     for other in ["", ",\"sni_port\":1"] {
         let why = refused(&mut all, on(1, other), &[], now);
-        assert!(why.ends_with("the bare name db.pxc means port 2 already; say \"sni_port\": 2"), "{why}");
+        assert!(why.ends_with("db.pxc without a port already means port 2; set \"sni_port\": 2"), "{why}");
     }
     all.register(on(1, ",\"sni_port\":2"), &ROOT, &[], id(1), now).unwrap();
-    let bare = |all: &Registered| all.services().iter().map(|it| (it.port, it.default_port)).collect::<Vec<_>>();
+    let bare =
+        |all: &Registered| all.services().iter().map(|it| (it.port, it.default_port)).collect::<Vec<_>>();
     assert_eq!(bare(&all), [(1, false), (2, true)]);
     assert_eq!(bare(&restarted(&records(&all), now)), [(1, false), (2, true)]);
     refused(&mut all, on(3, ",\"sni_port\":3"), &[], now);
     all.deregister(&id(2)).unwrap();
-    assert_eq!(bare(&all), [(1, false)], "nor does it go to another port");
+    assert_eq!(bare(&all), [(1, false)], "it does not move to another port");
 }
 
 #[test]
-fn what_other_sources_say_counts() {
+fn registration_conflicts_with_other_sources_are_refused() {
     let (now, mut all) = (Instant::now(), Registered::default());
     let files = files(
         "{ host: db.pxc, port: 3306, registered: true, balance: random, aliases: [db], endpoints: [{ address: '10.0.0.1:1', instance: db-0, aliases: [src-0] }] }, \
          { host: shut.pxc, endpoints: [{ address: '10.0.0.1:2' }] }, { host: '*.wide.pxc' }, { host: '*.open.pxc', registered: true }",
     );
     for (new, expected) in [
-        (said("db-0", "10.0.0.2:1", ""), "other sources have this instance already"),
-        (said("db-1", "10.0.0.1:1", ""), "other sources have this address already"),
+        (said("db-0", "10.0.0.2:1", ""), "another source of the registry already has this instance"),
+        (said("db-1", "10.0.0.1:1", ""), "another source of the registry already has this address"),
         (
             said("db-1", "10.0.0.2:1", ",\"balance\":\"source_hash\""),
-            "balance differs from what the registry's",
+            "balance differs from that of the registry's",
         ),
         (said("db-1", "10.0.0.2:1", ",\"sni_port\":1"), "sni_port differs from"),
-        (said("x", "10.0.0.2:1", ",\"host\":\"x.y\",\"aliases\":[\"db\"]"), "db is a name of db.pxc already"),
-        (said("x", "10.0.0.2:1", ",\"host\":\"db\""), "db is a name of db.pxc already"),
-        (said("x", "10.0.0.2:1", ",\"host\":\"x.y\",\"aliases\":[\"db.pxc\"]"), "db.pxc is a name of"),
+        (said("x", "10.0.0.2:1", ",\"host\":\"x.y\",\"aliases\":[\"db\"]"), "db is already a name of db.pxc"),
+        (said("x", "10.0.0.2:1", ",\"host\":\"db\""), "db is already a name of db.pxc"),
+        (
+            said("x", "10.0.0.2:1", ",\"host\":\"x.y\",\"aliases\":[\"db.pxc\"]"),
+            "db.pxc is already a name of",
+        ),
         (
             said("x", "10.0.0.2:1", ",\"host\":\"shut.pxc\""),
-            "in a file of the registry without `registered: true`",
+            "a registry file defines this service without `registered: true`",
         ),
-        (said("x", "10.0.0.2:1", ",\"host\":\"db.pxc\",\"port\":1"), "give it no port 1; add that there"),
-        (said("x", "10.0.0.2:1", ",\"host\":\"x.wide.pxc\""), "has *.wide.pxc, without `registered: true`"),
-        (said("x", "10.0.0.2:1", ",\"host\":\"x\",\"aliases\":[\"a.wide.pxc\"]"), "has *.wide.pxc, without"),
-        (said("x", "10.0.0.2:1", ",\"host\":\"db-0.db.pxc\""), "db-0.db.pxc is a name of db.pxc already"),
-        (said("x", "10.0.0.2:1", ",\"host\":\"src-0\""), "src-0 is a name of db.pxc already"),
+        (said("x", "10.0.0.2:1", ",\"host\":\"db.pxc\",\"port\":1"), "without port 1; add the port there"),
+        (
+            said("x", "10.0.0.2:1", ",\"host\":\"x.wide.pxc\""),
+            "defines *.wide.pxc without `registered: true`",
+        ),
+        (
+            said("x", "10.0.0.2:1", ",\"host\":\"x\",\"aliases\":[\"a.wide.pxc\"]"),
+            "defines *.wide.pxc without",
+        ),
+        (said("x", "10.0.0.2:1", ",\"host\":\"db-0.db.pxc\""), "db-0.db.pxc is already a name of db.pxc"),
+        (said("x", "10.0.0.2:1", ",\"host\":\"src-0\""), "src-0 is already a name of db.pxc"),
     ] {
         let why = refused(&mut all, new, &files, now);
         assert!(why.contains(expected), "{why}");
@@ -182,8 +195,8 @@ fn what_other_sources_say_counts() {
     all.register(said("x", "10.0.0.2:1", ",\"host\":\"x.y\",\"aliases\":[\"z\"]"), &ROOT, &files, id(2), now)
         .unwrap();
     let why = refused(&mut all, said("w", "10.0.0.2:1", ",\"host\":\"z\""), &files, now);
-    assert!(why.contains("z is a name of x.y already"), "{why}");
-    // The name is free again once nobody says it: neither an update nor an end leaves it taken.
+    assert!(why.contains("z is already a name of x.y"), "{why}");
+    // The name is free once no registration has it, after an update as after an end.
     let alias = || said("v", "10.0.0.2:1", ",\"host\":\"v\",\"aliases\":[\"z\"]");
     all.register(said("x", "10.0.0.2:1", ",\"host\":\"x.y\""), &ROOT, &files, id(9), now).unwrap();
     all.register(said("w", "10.0.0.2:1", ",\"host\":\"z\""), &ROOT, &files, id(3), now).unwrap();
@@ -206,7 +219,7 @@ fn what_other_sources_say_counts() {
 }
 
 #[test]
-fn registration_of_one_registrar_is_not_anothers_and_each_has_a_limit() {
+fn registration_belongs_to_its_registrar_and_each_registrar_has_a_limit() {
     let (now, mut all) = (Instant::now(), Registered::default());
     let token = Registrar::Token("db-vms".to_owned());
     all.register(said("db-0", "10.0.0.1:1", ""), &token, &[], id(1), now).unwrap();
@@ -241,7 +254,7 @@ fn registration_of_one_registrar_is_not_anothers_and_each_has_a_limit() {
 }
 
 #[test]
-fn there_are_not_more_than_so_many() {
+fn registrations_are_limited_in_number_and_size() {
     let (now, mut all) = (Instant::now(), Registered::default());
     let lease = |number: usize| {
         let mut bytes = [0; 16];
@@ -256,7 +269,7 @@ fn there_are_not_more_than_so_many() {
     }
     let other = Registrar::User(99);
     let why = all.register(new(MOST), &other, &[], id(1), now).unwrap_err().to_string();
-    assert!(why.starts_with("there are 10000 registrations"), "{why}");
+    assert!(why.starts_with("the limit of 10000 registrations"), "{why}");
     all.register(new(7), &ROOT, &[], id(1), now).unwrap();
     all.deregister(&lease(7)).unwrap();
     all.register(new(MOST), &ROOT, &[], id(1), now).unwrap();
@@ -302,7 +315,7 @@ fn restart_withdraws_no_registration_and_gives_each_a_whole_ttl() {
     again.heartbeat(&id(2), later + TTL - Duration::from_millis(1)).unwrap();
     assert!(again.expire(later + TTL));
     assert_eq!(shown(&again), ["db-1.db.pxc:3306 10.0.0.2:1"]);
-    let [gone] = &again.changed()[..] else { panic!("the other one is gone") };
+    let [gone] = &again.changed()[..] else { panic!("the other registration is gone") };
     assert_eq!(again.record(gone), None);
 }
 
@@ -320,12 +333,12 @@ fn restored_record_that_is_wrong_is_left_out_alone() {
         assert!(!why.contains('\u{1b}'), "{why}");
     }
     assert!(Registered::default().restore("registration/00", good.as_bytes(), now).is_err());
-    assert!(all.restore(key, good.as_bytes(), now).is_err(), "it is there already");
+    assert!(all.restore(key, good.as_bytes(), now).is_err(), "it exists already");
     assert_eq!(records(&all), persisted);
 }
 
 #[test]
-fn file_of_before_is_read_as_records() {
+fn former_registrations_file_is_read_as_records() {
     let now = Instant::now();
     let mut all = Registered::default();
     all.register(said("db-0", "10.0.0.1:1", ""), &ROOT, &[], id(1), now).unwrap();
@@ -355,11 +368,11 @@ enum Step {
     Deregister(Shows),
     Expire,
     Restart,
-    /// Seconds that go by.
+    /// Seconds that pass.
     Wait(u64),
 }
 
-/// Which lease is shown: that of the instance, some other one, none.
+/// The lease that is shown: the instance's, another one, or none.
 #[derive(Clone, Copy, Debug)]
 enum Shows {
     Lease(u8),
@@ -384,7 +397,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
     proptest::collection::vec(step, 1..60)
 }
 
-/// One registration, as a list would hold it.
+/// One registration in the list.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Row {
     host: &'static str,
@@ -395,7 +408,7 @@ struct Row {
     ends: u64,
 }
 
-/// A list, and what each word does to it, said as plainly as can be.
+/// A plain list, as the reference for each request.
 #[derive(Default)]
 struct Model(Vec<Row>);
 
@@ -406,7 +419,7 @@ impl Model {
         self.0.len() < before
     }
 
-    /// The lease that is told; an error where it is refused.
+    /// The lease in the answer, or an error for a refusal.
     fn register(&mut self, mut new: Row, shown: Option<u8>, now: u64) -> Result<Option<u8>, ()> {
         self.expire(now);
         let of_service = self.0.iter().filter(|row| row.host == new.host);
@@ -503,7 +516,7 @@ fn run(steps: Vec<Step>) -> Result<(), TestCaseError> {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 96, failure_persistence: None, ..ProptestConfig::default() })]
     #[test]
-    fn any_order_of_words_ends_as_a_list_says(steps in steps()) {
+    fn registered_matches_a_plain_list_for_any_sequence(steps in steps()) {
         run(steps)?;
     }
 }

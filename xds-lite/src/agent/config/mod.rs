@@ -315,7 +315,7 @@ state: state
         for (from, to, expected) in [
             ("cluster: west, address", "cluster: east, address", "is this cluster itself"),
             ("gateways: [gw-2]", "gateways: [gw-3]", "unknown gateway 'gw-3'"),
-            ("['*/bookinfo']", "['*/book.info']", "is no workspace's part"),
+            ("['*/bookinfo']", "['*/book.info']", "is not a workspace entry"),
             ("workspace: ['*/bookinfo'], labels: { app: details }, ", "", "exports[0] selects no service"),
             ("instances: [db-0]", "instances: [db.0]", "is not an instance name"),
             ("trustDomain: west.example", "trustDomain: West!", "cannot be used"),
