@@ -1,5 +1,5 @@
-//! Admin, metrics and health over HTTP, each on a thread of its own: which path leads where. What is answered is in
-//! [`pages`], [`effective`] and [`explain`]; who may ask, and how many at once, in `isthmus_http`.
+//! Serves admin, metrics and health over HTTP, each on its own thread. The pages are in [`pages`], [`effective`] and
+//! [`explain`]; access rules and limits are in `isthmus_http`.
 
 pub mod effective;
 pub mod explain;
@@ -27,7 +27,7 @@ pub(crate) async fn serve_admin(listener: TcpListener, control: Arc<Control>) ->
     .await
 }
 
-/// Made on another thread and for all who ask at once: clients that ask in a loop cost no more than one does.
+/// Renders metrics on another thread, once for all waiting clients: many clients cost no more than one.
 pub(crate) async fn serve_metrics(listener: TcpListener, control: Arc<Control>) -> io::Result<()> {
     let text = Arc::new(Shared::new(move || collect::text(&control)));
     serve(listener, move |request| {
@@ -43,7 +43,7 @@ pub(crate) async fn serve_metrics(listener: TcpListener, control: Arc<Control>) 
     .await
 }
 
-/// Reads atomics and waits for nobody.
+/// Reads atomics only and never blocks.
 pub(crate) async fn serve_health(listener: TcpListener, control: Arc<Control>) -> io::Result<()> {
     serve(listener, move |request| {
         let page = match request.uri().path() {

@@ -1,5 +1,5 @@
-//! From settings and resolved names to the tables that workers read. It alone makes snapshots, and it
-//! alone frees them: dropping 100 000 services takes 90 ms, which no worker has.
+//! Turns settings, learned services and resolved names into the tables that workers read. Only this module makes
+//! and frees snapshots: dropping 100 000 services takes 90 ms, too long for a worker.
 
 mod answers;
 mod following;
@@ -22,39 +22,39 @@ use crate::snapshot::{CompilerState, Resolved, Snapshot, SnapshotBuilder};
 use crate::socket;
 use crate::worker::{Process, Worker};
 
-/// What the control thread holds.
+/// The state of the control thread.
 #[derive(Debug)]
 pub struct Control {
-    /// What it controls.
+    /// The process it controls.
     pub process: Arc<Process>,
     /// All workers.
     pub workers: Vec<Arc<Worker>>,
-    /// Where the gateway stands.
+    /// The phase between start and end.
     pub phase: watch::Sender<Phase>,
-    /// It has begun to go.
+    /// Draining, or over.
     is_leaving: AtomicBool,
-    /// Somebody else said what there is besides the file, be it nothing.
+    /// An agent or control plane has delivered tables, possibly empty ones.
     was_told: AtomicBool,
-    /// The host names that endpoints are given by.
+    /// Host names used as endpoint addresses.
     pub names: watch::Sender<Vec<HostName>>,
-    /// What they resolved to.
+    /// The addresses these names resolved to.
     pub answers: Answers,
-    /// How it stands with the agent, if there is one to follow.
+    /// Connection state of the agent, if one is configured.
     pub following: watch::Sender<Following>,
-    /// How it stands with the store of what agents gave, if there is one.
+    /// Health of the slice store, if one is configured.
     pub state: OnceLock<Arc<Health>>,
-    /// How it stands with the certificate that this gateway keeps itself, if it does.
+    /// Renewal state of the certificate, if the gateway manages it.
     pub renewal: Arc<Renewal>,
     /// When the process started.
     pub started: SystemTime,
-    /// The fixed settings as they were written: compared with each edit.
+    /// The fixed settings as written in the file; each edit is compared with them.
     written: Fixed,
-    /// What tables are made of; locked while they are made, which may take a second.
+    /// Inputs of the tables; locked while tables are compiled, which may take a second.
     inputs: Mutex<Inputs>,
-    /// What status shows; never locked for long.
+    /// Data for status; never locked for long.
     shown: Mutex<Shown>,
     retired: Mutex<Vec<Arc<Snapshot>>>,
-    /// The configuration file is to be looked at.
+    /// Notified when the configuration file must be checked.
     pub(crate) again: Notify,
     leave: Notify,
     broken: AtomicBool,
@@ -63,7 +63,7 @@ pub struct Control {
 
 #[derive(Debug)]
 struct Inputs {
-    /// As the file has it.
+    /// The settings of the file.
     live: Arc<Live>,
     resolved: Resolved,
     beside: CompilerState,
@@ -79,9 +79,9 @@ struct Shown {
 /// The last edit, if it was refused.
 #[derive(Clone, Debug, serde::Serialize)]
 pub struct Refused {
-    /// Everything that is wrong with it.
+    /// All problems of the edit.
     pub why: String,
-    /// When it was seen.
+    /// When the edit was seen.
     #[serde(serialize_with = "as_text")]
     pub at: SystemTime,
 }
@@ -124,7 +124,7 @@ impl Control {
         self.shown.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The fixed settings as they were written; what few descriptors made of them is in `process.fixed`.
+    /// Returns the fixed settings as written; `process.fixed` has them after the descriptor limit was applied.
     pub(crate) fn written(&self) -> &Fixed {
         &self.written
     }
@@ -134,10 +134,10 @@ impl Control {
         self.written == settings.fixed && *self.inputs().live == settings.live
     }
 
-    /// Puts an edit live, whole. Nothing changes when it touches what is bound at start.
+    /// Applies an edit as a whole. An edit of keys that are bound at start is refused and changes nothing.
     ///
     /// # Errors
-    /// Which keys would need a restart.
+    /// The keys that need a restart.
     pub fn apply(&self, edit: Settings) -> Result<(), String> {
         if let Some(keys) = needs_restart(&self.written, &edit.fixed) {
             return Err(format!(
@@ -155,14 +155,13 @@ impl Control {
         Ok(())
     }
 
-    /// Puts services live that came from elsewhere, in place of those that came before. Where the file has the
-    /// same host and port, the file's stays.
+    /// Replaces all learned services. Where the file has the same host and port, the file's service stays in use.
     pub fn learned(&self, services: &[Arc<Service>]) {
         self.change(&mut self.inputs(), |next| next.learn_all(services));
         self.was_told.store(true, Relaxed);
     }
 
-    /// The same of these hosts only; all others stay as they are.
+    /// Replaces the learned services of these hosts only.
     pub fn learned_of(&self, hosts: impl Iterator<Item = (HostPattern, Vec<Service>)>) {
         self.change(&mut self.inputs(), |next| {
             for (host, services) in hosts {
@@ -172,7 +171,7 @@ impl Control {
         self.was_told.store(true, Relaxed);
     }
 
-    /// What the file says, without what came from elsewhere.
+    /// Returns the settings of the file, without learned services.
     pub fn configured(&self) -> Arc<Live> {
         Arc::clone(&self.inputs().live)
     }
@@ -182,7 +181,7 @@ impl Control {
             return;
         }
         let names = inputs.beside.targets();
-        // A name that comes back later is asked for again, rather than trusted as it was.
+        // A name that comes back later is resolved again instead of using its old addresses.
         inputs.resolved.retain(|name, _| names.binary_search(name).is_ok());
         self.names.send_if_modified(|known| {
             let is_news = *known != names;
@@ -191,14 +190,14 @@ impl Control {
         });
     }
 
-    /// Notes an edit that changed nothing.
+    /// Records a refused edit.
     pub fn refuse(&self, why: String) {
         tracing::error!(%why, "configuration refused; keeping the last valid tables");
         self.process.metrics.reloads_refused.fetch_add(1, Relaxed);
         self.shown().refused = Some(Refused { why, at: SystemTime::now() });
     }
 
-    /// Puts resolved names live. Names that are not in `answers` keep what they had.
+    /// Applies resolved names. Names that are not in `answers` keep their addresses.
     pub fn resolved(&self, mut answers: Resolved) {
         let mut inputs = self.inputs();
         answers.retain(|name, _| self.names.borrow().binary_search(name).is_ok());
@@ -215,13 +214,13 @@ impl Control {
         self.shown().changed
     }
 
-    /// The last edit, if it was refused.
+    /// Returns the last edit if it was refused.
     #[must_use]
     pub fn last_refused(&self) -> Option<Refused> {
         self.shown().refused.clone()
     }
 
-    /// False when nothing changes.
+    /// Compiles and swaps the tables; false if nothing changed.
     fn swap(&self, inputs: &mut Inputs, change: impl FnOnce(&mut SnapshotBuilder<'_>)) -> bool {
         let started = Instant::now();
         let before = self.process.tables.load_full();
@@ -239,7 +238,7 @@ impl Control {
         true
     }
 
-    /// Frees snapshots that no connection reads any more, and what reading the file left, for ever.
+    /// Frees snapshots that no connection reads any more and returns memory to the system, forever.
     pub(crate) async fn free_retired(self: Arc<Self>) -> io::Result<()> {
         let mut tick = tokio::time::interval(Duration::from_secs(1));
         let mut left = true;
@@ -264,14 +263,14 @@ impl Control {
         }
     }
 
-    /// Serving, every endpoint's name has been looked up once, and an agent was heard if there are any. Waits for
-    /// nobody: atomics tell.
+    /// Ready: serving, every endpoint name looked up once, and an agent reached if any is configured. Reads atomics
+    /// and never blocks.
     #[must_use]
     pub fn is_ready(&self) -> bool {
         self.why_not_ready().is_none()
     }
 
-    /// Why it is not ready, if it is not.
+    /// Returns the reason if the gateway is not ready.
     #[must_use]
     pub fn why_not_ready(&self) -> Option<&'static str> {
         if self.is_leaving.load(Relaxed) {
@@ -290,29 +289,29 @@ impl Control {
         self.phase.send_replace(phase);
     }
 
-    /// Looks at the configuration file now, whether or not something says that it has changed.
+    /// Checks the configuration file now, without waiting for a file event.
     pub fn look_again(&self) {
         self.again.notify_one();
     }
 
-    /// How long a drain takes at most.
+    /// Maximum duration of a drain.
     #[must_use]
     pub fn longest_drain(&self) -> Duration {
         let rules = &self.process.tables.load().live.drain;
         rules.accept_for.saturating_add(rules.window)
     }
 
-    /// Begins to drain, once.
+    /// Starts a drain; further calls have no effect.
     pub fn drain(&self) {
         self.leave.notify_one();
     }
 
-    /// Cuts what is open and ends.
+    /// Closes open connections at once and ends.
     pub fn end(&self) {
         self.enter(Phase::Over);
     }
 
-    /// Waits until somebody asks to drain, drains, and returns when the gateway is over.
+    /// Waits for a drain request, drains, and returns when the gateway has ended.
     pub(crate) async fn until_over(&self) {
         let mut phase = self.phase.subscribe();
         let over = phase.wait_for(|phase| *phase == Phase::Over);
@@ -332,9 +331,9 @@ impl Control {
         let _in_time = tokio::time::timeout(rules.window, self.empty()).await;
     }
 
-    /// Waits until no connection is open and none is saying goodbye.
+    /// Waits until no connection is open or closing.
     pub(crate) async fn empty(&self) {
-        // Listeners close a moment after the phase changes; whoever queued there comes first.
+        // Listeners close a moment after the phase changes; queued connections are accepted first.
         let mut tick = tokio::time::interval(Duration::from_millis(50));
         tick.tick().await;
         loop {
@@ -345,34 +344,34 @@ impl Control {
         }
     }
 
-    /// A part that everything stands on has ended: the gateway ends too.
+    /// Ends the gateway because a core task has failed.
     pub(crate) fn break_down(&self, error: &dyn std::fmt::Display) {
         tracing::error!(%error, "core task failed; stopping the gateway");
         self.broken.store(true, Relaxed);
         self.end();
     }
 
-    /// What the gateway was to be it cannot be, through no fault of its own: it ends.
+    /// Ends the gateway because something it needs was refused.
     pub(crate) fn give_up(&self, why: String) {
         tracing::error!(why, "stopping the gateway");
         let _first = self.given_up.set(why);
         self.end();
     }
 
-    /// Why it gave up, if it did.
+    /// Returns why the gateway gave up, if it did.
     #[must_use]
     pub fn why_given_up(&self) -> Option<&str> {
         self.given_up.get().map(String::as_str)
     }
 
-    /// It ended because a part of it broke.
+    /// Whether a core task failed.
     #[must_use]
     pub fn is_broken(&self) -> bool {
         self.broken.load(Relaxed)
     }
 }
 
-/// The keys of the file that differ, in its words.
+/// Returns the changed keys that need a restart, as written in the file.
 fn needs_restart(running: &Fixed, edit: &Fixed) -> Option<String> {
     let differs = [
         ("node", running.node != edit.node),

@@ -1,5 +1,5 @@
-//! What this gateway shows: loaded at start, or got by a token, and renewed by whom it follows. Not the
-//! asking: that is `isthmus_trust::enrolment`.
+//! Obtains the gateway's certificate: loads it at start, or enrols with a token, and renews it through the agent or
+//! control plane. The requests are in `isthmus_trust::enrolment`.
 
 use std::io;
 use std::path::PathBuf;
@@ -15,85 +15,85 @@ use crate::config::settings::{self, FirstToken, Fixed, ManagedTrust, Source, Tru
 use crate::config::{gateway_of, is_default_cluster, read_token};
 use crate::control::Control;
 
-/// Why a gateway has no identity, and will not have one.
+/// Why a gateway cannot get an identity.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// Its files cannot be used.
+    /// The files cannot be used.
     #[error(transparent)]
     Load(#[from] LoadError),
-    /// Its directory has nothing, and there is no token.
+    /// The directory has no usable certificate, and there is no token.
     #[error(
         "{}: {why}; add `token: …` to trust, with the output of `isthmus-agent token create --gateway NAME`",
         directory.display()
     )]
     NoToken {
-        /// Which directory.
+        /// The directory.
         directory: PathBuf,
-        /// What is wrong with it.
+        /// The problem.
         why: String,
     },
-    /// The file has none.
+    /// The token file cannot be used.
     #[error("token_file: {}: {why}", path.display())]
     TokenFile {
-        /// Which file.
+        /// The file.
         path: PathBuf,
-        /// What is wrong with it.
+        /// The problem.
         why: String,
     },
-    /// The directory is another gateway's.
+    /// The directory belongs to another gateway.
     #[error(
         "{} has the certificate of {found}, but the token is for {wanted}; use another directory",
         directory.display()
     )]
     Other {
-        /// Which directory.
+        /// The directory.
         directory: PathBuf,
-        /// Whose certificate it has.
+        /// Identity of the certificate found.
         found: SpiffeId,
-        /// For whom the token is.
+        /// Identity the token is for.
         wanted: SpiffeId,
     },
-    /// The directory is no gateway's.
+    /// The certificate in the directory is not a gateway's.
     #[error(
         "{} has the certificate of {found}, which is not a gateway identity, so agents would refuse it; use another directory",
         directory.display()
     )]
     NoGateway {
-        /// Which directory.
+        /// The directory.
         directory: PathBuf,
-        /// Whose certificate it has.
+        /// Identity of the certificate found.
         found: SpiffeId,
     },
-    /// The system gave no thread.
+    /// A thread could not be created.
     #[error("cannot start a thread: {0}")]
     Thread(#[from] io::Error),
-    /// The agent does not give it a certificate.
+    /// The agent refused a certificate.
     #[error(transparent)]
     Refused(#[from] EnrolError),
 }
 
-/// How a gateway begins.
+/// The identity of a gateway at start.
 #[derive(Debug)]
 pub(crate) enum Startup {
-    /// It has no identity, and needs none.
+    /// It has no identity and needs none.
     NoIdentity,
-    /// It has one.
+    /// It has an identity.
     Ready(Trust),
-    /// It is to get one.
+    /// It must enrol first.
     Enrolling(First),
 }
 
-/// By what a gateway gets its first certificate.
+/// How a gateway gets its first certificate.
 #[derive(Debug)]
 pub(crate) enum First {
-    /// A token of an agent, and who it makes the gateway.
+    /// By an agent's token, for this identity.
     Token(Box<Token>, SpiffeId),
-    /// Whatever the control plane knows it by.
+    /// By the credentials that the control plane accepts.
     ControlPlane,
 }
 
 impl Startup {
-    /// What the settings come to now.
+    /// Determines the identity from the settings.
     pub(crate) fn of(trusts: Option<&Trusts>) -> Result<Startup, Error> {
         match trusts {
             None => Ok(Startup::NoIdentity),
@@ -102,7 +102,7 @@ impl Startup {
         }
     }
 
-    /// Where the file does not say in which cluster the gateway stands, its identity does.
+    /// Takes the cluster name from the identity if the file does not set one.
     pub(crate) fn complete(&self, fixed: &mut Fixed) {
         let id = match self {
             Startup::NoIdentity | Startup::Enrolling(First::ControlPlane) => return,
@@ -146,10 +146,10 @@ fn kept_or_awaited(kept: &ManagedTrust, files: &TrustFiles) -> Result<Startup, E
     }
 }
 
-/// Waits for the first certificate, and shows it from then on.
+/// Waits for the first certificate and puts it in use.
 ///
 /// # Errors
-/// There will be none.
+/// No certificate will be issued.
 pub(crate) async fn awaited(by: &First, control: &Control) -> Result<Option<Watch>, Error> {
     let Some(trusts @ Trusts::ManagedTrust(kept)) = &control.process.fixed.trust else { return Ok(None) };
     tracing::info!("waiting for the first certificate");
@@ -170,7 +170,7 @@ pub(crate) async fn awaited(by: &First, control: &Control) -> Result<Option<Watc
     Ok(Some(trust.watch(files)?))
 }
 
-/// Renews what the gateway keeps, for as long as it runs; nothing, where others keep it.
+/// Renews the certificate while the gateway runs, if the gateway manages it.
 pub(crate) async fn keep(control: Arc<Control>) -> io::Result<()> {
     let fixed = &control.process.fixed;
     let (Some(trusts @ Trusts::ManagedTrust(kept)), Some(trust)) =
@@ -198,7 +198,7 @@ pub(crate) async fn keep(control: Arc<Control>) -> io::Result<()> {
     Ok(())
 }
 
-/// The control plane that issues, if one does.
+/// Returns the control plane that issues the certificate, if any.
 fn control_plane(fixed: &Fixed, kept: &ManagedTrust) -> Option<ControlPlane> {
     let Source::ControlPlane(plane) = &fixed.xds.as_ref()?.source else { return None };
     let FirstToken::File(token_file) = &kept.token else { return None };

@@ -1,6 +1,5 @@
-//! Services that a foreign control plane gives this gateway: it follows its Listeners, Clusters and
-//! ClusterLoadAssignments over one stream, and puts what they come to live beside the file's. Not what they mean:
-//! that is `isthmus_envoy::import`.
+//! Follows another control plane: receives Listeners, Clusters and ClusterLoadAssignments over one stream and puts
+//! the resulting services into the tables beside the file's. `isthmus_envoy::import` translates the resources.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -20,9 +19,9 @@ use tokio::net::UdpSocket;
 use crate::config::settings::{ControlPlane, Known, Target};
 use crate::control::Control;
 
-/// Where a gateway's identity says no namespace.
+/// Namespace for an identity without one.
 const NAMESPACE: &str = "default";
-/// Asking again which address this machine has.
+/// Interval between attempts to find the own address.
 const AGAIN: Duration = Duration::from_secs(1);
 
 /// Follows a control plane for as long as the gateway runs.
@@ -48,14 +47,14 @@ pub(crate) async fn follow(plane: ControlPlane, trust: Trust, control: Arc<Contr
     let node = node(&asker, plane.node_id.as_deref(), &plane.metadata);
     let subscription =
         Subscription { servers: plane.addresses, tls: Arc::new(tls), node, answers: Answers::OF_OWN };
-    // Make before break: what is led to before what leads there.
+    // Make before break: clusters and endpoints before the listeners that refer to them.
     let clients = vec![Client::new(CLUSTER, []), Client::of_names(ENDPOINTS), Client::new(LISTENER, [])];
     let mut given = Given { control, state: State::new(plane.port), was_whole: false };
     subscription.follow(clients, &mut given).await;
     Ok(())
 }
 
-/// The namespace of a workload's identity, `/ns/NAMESPACE/sa/ACCOUNT`.
+/// Returns the namespace of a workload identity, `/ns/NAMESPACE/sa/ACCOUNT`.
 fn namespace(id: &SpiffeId) -> &str {
     let mut parts = id.path().trim_start_matches('/').split('/');
     match (parts.next(), parts.next()) {
@@ -64,8 +63,8 @@ fn namespace(id: &SpiffeId) -> &str {
     }
 }
 
-/// The address that this machine has towards the control plane; nothing is sent to find out. Waits until there is
-/// one: without it the control plane cannot be reached either.
+/// Returns this machine's address on the route to the control plane, without sending anything. Waits for a route:
+/// without one the control plane is unreachable anyway.
 async fn own_address(servers: &[Target]) -> IpAddr {
     loop {
         for server in servers {
@@ -91,11 +90,11 @@ async fn towards(address: SocketAddr) -> io::Result<SocketAddr> {
     socket.local_addr()
 }
 
-/// What was given so far.
+/// The resources received so far.
 struct Given {
     control: Arc<Control>,
     state: State,
-    /// Once it was, it goes live piece by piece.
+    /// The first complete set was received; later changes are applied one by one.
     was_whole: bool,
 }
 

@@ -1,5 +1,5 @@
-//! A whole gateway: binds, wires, supervises. One thread for each worker, one for control, one each for admin,
-//! metrics and health, one for the access log.
+//! Runs a whole gateway: binds its sockets, starts and supervises its threads. There is one thread for each worker,
+//! one for control, one each for admin, metrics and health, and one for the access log.
 
 use std::io;
 use std::net::{SocketAddr, TcpListener};
@@ -28,7 +28,7 @@ use crate::threads::{Ended, Threads};
 use crate::worker::{Bound, Process, Worker};
 use crate::{admin, foreign, hello_check, learn, resolve, watch as file};
 
-/// A gateway that runs.
+/// A running gateway.
 #[derive(Debug)]
 pub struct Gateway {
     control: Arc<Control>,
@@ -38,45 +38,45 @@ pub struct Gateway {
     _trust: Option<trust::Watch>,
 }
 
-/// Why a gateway did not start, or did not go on.
+/// Why a gateway did not start or stopped.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// An address could not be bound.
     #[error("cannot listen on {address} ({what}): {source}; is another process there? check with `ss -ltnp`")]
     Bind {
-        /// Listener, admin, metrics or health.
+        /// `listener NAME`, `admin`, `metrics` or `health`.
         what: String,
-        /// As configured.
+        /// The configured address.
         address: SocketAddr,
-        /// What the kernel said.
+        /// The kernel's error.
         source: io::Error,
     },
-    /// Its identity or its trust cannot be used.
+    /// The identity or the trust cannot be used.
     #[error("trust: {0}")]
     Trust(#[from] enrol::Error),
-    /// What it needs was refused while it ran.
+    /// Something the gateway needs was refused while it ran.
     #[error("{0}")]
     GivenUp(String),
-    /// The system gave no thread or no runtime.
+    /// A thread or runtime could not be created.
     #[error("cannot start a thread: {0}")]
     Thread(#[from] io::Error),
-    /// Agents, or a control plane, cannot be followed.
+    /// The connection to agents or a control plane cannot be set up.
     #[error("xds: {0}")]
     Follow(io::Error),
-    /// A thread of the core ended: the process must end too.
+    /// A core thread ended, so the process must end.
     #[error("a core thread ended unexpectedly; this is a bug, please report it with the log above")]
     CoreEnded,
 }
 
-/// Descriptors for everything but connections, pipes and lingering refusals: runtimes, admin
-/// connections, logs, the resolver, and the gateway's own hellos.
+/// Descriptors for everything but connections, pipes and lingering refusals: runtimes, admin connections, logs, the
+/// resolver, and the gateway's own ClientHellos.
 const RESERVE: u64 = 44 + hello_check::AT_ONCE as u64;
 const RESERVE_PER_WORKER: u64 = 8;
-/// One pipe for this many descriptors, at most.
+/// At most one pipe for this many descriptors.
 const PIPE_SHARE: u64 = 32;
 
 impl Gateway {
-    /// Binds everything and starts. With `file`, edits of it go live.
+    /// Binds all sockets and starts the threads. With `file`, its edits are applied.
     ///
     /// # Errors
     /// [`Error::Bind`] or [`Error::Thread`].
@@ -125,7 +125,7 @@ impl Gateway {
         }
         threads.spawn("control".into(), supervise(Arc::clone(&control), file, follow))?;
         let [admin, metrics, health] = doors.plain;
-        // Each apart: what asks for one in a loop keeps nobody from another, and nobody waits for tables to be made.
+        // Separate threads: heavy use of one does not delay the others, and none waits for table compilation.
         let on = || Arc::clone(&control);
         threads.spawn("admin".into(), aside(on(), admin::serve_admin(admin, on())))?;
         threads.spawn("metrics".into(), aside(on(), admin::serve_metrics(metrics, on())))?;
@@ -133,30 +133,30 @@ impl Gateway {
         Ok(Gateway { control, bound, threads, writes_log: log.is_some(), _trust: trust })
     }
 
-    /// What it listens on, with the ports that were bound.
+    /// Returns the bound addresses.
     #[must_use]
     pub fn bound(&self) -> &[Bound] {
         &self.bound
     }
 
-    /// What it runs on.
+    /// Returns the control handle.
     #[must_use]
     pub fn control(&self) -> &Arc<Control> {
         &self.control
     }
 
-    /// Begins to drain; [`Gateway::wait`] tells when it is over.
+    /// Starts a drain; [`Gateway::wait`] returns when it has finished.
     pub fn drain(&self) {
         self.control.drain();
     }
 
-    /// Cuts what is open and ends.
+    /// Closes open connections at once and ends.
     pub fn end(&self) {
         self.control.end();
     }
 
-    /// Waits for the end, and for the last line of the access log; but for neither longer than a second once the
-    /// gateway is over, whatever a thread or the reader of the log does.
+    /// Waits for the end and for the last access log line, but at most a second after the gateway has ended, whatever
+    /// a thread or the reader of the log does.
     ///
     /// # Errors
     /// [`Error::CoreEnded`].
@@ -176,9 +176,9 @@ impl Gateway {
     }
 }
 
-/// Every socket that is bound at start.
+/// The sockets bound at start.
 struct Doors {
-    /// For each worker, a socket for each listener.
+    /// One socket per worker and listener.
     listeners: Vec<Vec<TcpListener>>,
     /// Admin, metrics, health.
     plain: [TcpListener; 3],
@@ -221,7 +221,7 @@ fn process(settings: &Settings, beginning: &Startup) -> Process {
     beginning.complete(&mut fixed);
     let reserve = RESERVE + RESERVE_PER_WORKER * fixed.workers as u64 * (1 + fixed.binds.len() as u64);
     let descriptors = raise_descriptor_limit();
-    // Where descriptors are few, connections come first.
+    // With few descriptors, connections take precedence over pipes.
     fixed.relay.pipes =
         fixed.relay.pipes.min(usize::try_from(descriptors / PIPE_SHARE).unwrap_or(usize::MAX));
     let limits = Limits::new(descriptors, fixed.relay.pipes, reserve, fixed.binds.len());
@@ -242,7 +242,7 @@ fn process(settings: &Settings, beginning: &Startup) -> Process {
     process
 }
 
-/// What one worker thread does.
+/// The work of one worker thread.
 struct Work {
     listeners: Vec<TcpListener>,
     lanes: Arc<[Lane]>,
@@ -252,7 +252,7 @@ struct Work {
 }
 
 impl Work {
-    /// Until the gateway is over and its connections have said goodbye.
+    /// Runs until the gateway has ended and its connections are closed.
     async fn run(self) {
         let Work { listeners, lanes, taker, worker, control } = self;
         let _alarm = Alarm(Arc::clone(&control));
@@ -283,7 +283,7 @@ impl Work {
     }
 }
 
-/// Told when a thread of the core unwinds.
+/// Ends the gateway if its thread panics.
 struct Alarm(Arc<Control>);
 
 impl Drop for Alarm {
@@ -294,22 +294,22 @@ impl Drop for Alarm {
     }
 }
 
-/// How long farewells may take once everything is over.
+/// Time for closing connections after the gateway has ended.
 const FAREWELL: Duration = Duration::from_millis(600);
-/// How long after that the threads may last, and after them the last line of the access log: a second in all.
+/// Then the time for threads to stop, and for the last access log line: about a second in all.
 const LAST_THREAD: Duration = Duration::from_millis(750);
 const LAST_LINE: Duration = Duration::from_millis(150);
 
-/// Who gives the gateway services.
+/// The source of the gateway's services.
 enum Followed {
     Nobody,
-    /// Once there is a certificate.
+    /// Agents or control plane, after the first certificate has been issued.
     Awaits(First),
     Agents(Box<learn::Follow>),
     ControlPlane(ControlPlane, Trust),
 }
 
-/// Before anybody is served: what was kept of the time before is live from the first connection on.
+/// Sets up the source before any connection is accepted, so that persisted tables serve the first one.
 fn followed(control: &Arc<Control>) -> io::Result<Followed> {
     let fixed = &control.process.fixed;
     let Some((xds, trust)) = fixed.xds.clone().zip(control.process.trust.get().cloned()) else {
@@ -338,7 +338,7 @@ impl Followed {
                     }
                 };
                 let begun = Arc::clone(&control);
-                // It reads what was persisted.
+                // It reads the persisted tables.
                 let next = tokio::task::spawn_blocking(move || followed(&begun)).await;
                 let next = next.map_err(io::Error::other)??;
                 Box::pin(next.follow(control)).await
@@ -357,7 +357,7 @@ impl Followed {
     }
 }
 
-/// Serves pages until the gateway is over.
+/// Serves pages until the gateway has ended.
 async fn aside(control: Arc<Control>, pages: impl Future<Output = io::Result<()>>) {
     let _alarm = Alarm(Arc::clone(&control));
     let mut phase = control.phase.subscribe();
@@ -367,7 +367,7 @@ async fn aside(control: Arc<Control>, pages: impl Future<Output = io::Result<()>
     }
 }
 
-/// The control thread: signals, edits, names, drain; until the gateway is over.
+/// The control thread: applies edits and resolved names, and drains, until the gateway has ended.
 async fn supervise(control: Arc<Control>, file: Option<PathBuf>, follow: Followed) {
     let _alarm = Alarm(Arc::clone(&control));
     let mut core: JoinSet<io::Result<()>> = JoinSet::new();

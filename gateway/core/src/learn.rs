@@ -1,5 +1,5 @@
-//! Services that agents give this gateway: it follows one of them, accepts slices, and puts what they come to
-//! live beside the file's. Not the protocol: that is `isthmus_ads`.
+//! Follows an agent: accepts its slices and puts the resulting services into the tables beside the file's. The
+//! protocol is in `isthmus_ads`.
 
 mod persisted;
 mod probing;
@@ -30,10 +30,10 @@ use persisted::Persisted;
 use probing::{Asking, Names};
 use services::Here;
 
-/// How often it is looked for what has expired.
+/// Interval between checks for expired slices.
 const PACE: Duration = Duration::from_secs(1);
 
-/// Agents to follow.
+/// The subscription to the agents.
 pub(crate) struct Follow {
     subscription: Subscription,
     client: Client,
@@ -41,10 +41,10 @@ pub(crate) struct Follow {
 }
 
 impl Follow {
-    /// The tables that were persisted before a restart are live once this returns.
+    /// Sets up the subscription; persisted tables are in use when this returns.
     ///
     /// # Errors
-    /// TLS cannot be made of the trust.
+    /// TLS cannot be configured from the trust.
     pub(crate) fn begin(
         servers: Vec<Target>,
         state: Option<&Path>,
@@ -114,7 +114,7 @@ fn locked(slices: &Mutex<Slices>) -> MutexGuard<'_, Slices> {
     slices.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// The slices that were accepted.
+/// The accepted slices.
 struct Slices {
     control: Arc<Control>,
     here: Here,
@@ -122,12 +122,12 @@ struct Slices {
     store: SliceStore,
     persistence: Option<Persistence>,
     lost: Option<Instant>,
-    /// An agent was told what there is: what it does not name is gone.
+    /// The versions were sent to an agent: slices that it does not name are removed.
     is_told: bool,
     expired: HashSet<Key>,
-    /// Begun once no agent is heard.
+    /// Started when the agent becomes unreachable.
     probes: Option<Probes>,
-    /// Where the names lead that are asked then.
+    /// Allowed ranges of the host names that are probed.
     names: Names,
 }
 
@@ -155,7 +155,7 @@ impl Slices {
         }
         if let Some(offer) = &slice.offer
             && slice.key.cluster.as_str() == self.here.cluster
-            // Where the file says nothing the agent does.
+            // Without `node.network` in the file, any network is accepted.
             && !self.network.is_empty()
             && offer.network != self.network
         {
@@ -203,14 +203,14 @@ impl Slices {
         refused
     }
 
-    /// A slice has changed, or is gone.
+    /// Persists a changed or removed slice.
     fn persist(&self, name: &str) {
         if let Some(persistence) = &self.persistence {
             persistence.changed(name.to_owned());
         }
     }
 
-    /// Makes the services of these hosts anew and puts them live.
+    /// Rebuilds the services of these hosts and applies them.
     fn renew(&self, touched: BTreeSet<HostPattern>) {
         let services = |host: HostPattern| {
             let slices = self.store.of_host(&host);
@@ -233,7 +233,7 @@ impl Slices {
         self.control.following.send_modify(|following| following.contact(agent, lost));
     }
 
-    /// Lets go of what was promised for a time only, while no agent is heard.
+    /// Drops slices whose `stale` limit has passed while the agent is unreachable.
     fn expire(&mut self, now: Instant) {
         let Some(silence) = self.lost.map(|lost| now.saturating_duration_since(lost)) else { return };
         let over = self.store.limited().filter(|(_, rule)| rule.is_over(silence));
@@ -251,7 +251,7 @@ impl Slices {
     }
 }
 
-/// The slices as an agent changes them.
+/// Applies an agent's updates to the slices.
 struct Followed(Arc<Mutex<Slices>>);
 
 impl Tables for Followed {

@@ -1,5 +1,5 @@
-//! Counters. The hot ones belong to one worker each, and are summed when somebody asks; no untrusted text
-//! ever becomes a label. How they are shown is in [`collect`].
+//! Counts events. Hot counters belong to one worker each and are summed on collection; untrusted text never becomes a
+//! label. [`collect`] renders them.
 
 pub mod collect;
 
@@ -12,27 +12,27 @@ use crate::endpoint::ServiceCounters;
 use crate::reason::Reason;
 use crate::snapshot::Service;
 
-/// Everything counted, of the whole process.
+/// The counters of the process.
 #[derive(Debug)]
 pub struct Metrics {
-    /// One for each worker.
+    /// Counters of each worker.
     pub workers: Vec<Arc<WorkerCounters>>,
-    /// Services with counters of their own.
+    /// Services with their own counters.
     pub services: ServiceTable,
-    /// Edits of the configuration that went live.
+    /// Configuration edits applied.
     pub reloads: AtomicU64,
-    /// Edits that were refused.
+    /// Configuration edits refused.
     pub reloads_refused: AtomicU64,
-    /// Lines of the access log that nobody could take.
+    /// Access log lines dropped.
     pub log_dropped: AtomicU64,
-    /// The gateway's own hellos, by what they led to.
+    /// The gateway's own ClientHellos, by result.
     pub checks: [AtomicU64; Outcome::ALL.len()],
-    /// Endpoints ejected for not answering those.
+    /// Endpoints ejected because they did not answer the gateway's own ClientHello.
     pub own_ejections: AtomicU64,
 }
 
 impl Metrics {
-    /// Zero everywhere.
+    /// Creates counters at zero.
     #[must_use]
     pub fn new(workers: usize, listeners: usize, services: usize) -> Metrics {
         Metrics {
@@ -56,17 +56,17 @@ impl Metrics {
 /// The counters of one worker.
 #[derive(Debug)]
 pub struct WorkerCounters {
-    /// One for each listener.
+    /// Counters of each listener.
     pub listeners: Vec<ListenerCounters>,
-    /// From accept to a whole hello.
+    /// Time from accept to a complete ClientHello.
     pub hello: Histogram,
-    /// From the hello to a connected endpoint.
+    /// Time from the ClientHello to a connected endpoint.
     pub connect: Histogram,
-    /// From there to the server's first byte.
+    /// Time from the connected endpoint to the server's first byte.
     pub first_byte: Histogram,
-    /// From accept to the end.
+    /// Time from accept to the end of the connection.
     pub duration: Histogram,
-    /// Hellos that were sent to another endpoint.
+    /// ClientHellos replayed to another endpoint.
     pub replays: AtomicU64,
     /// Failed attempts to connect, by reason.
     pub failures: [AtomicU64; Reason::ALL.len()],
@@ -74,7 +74,7 @@ pub struct WorkerCounters {
     pub ejections: AtomicU64,
     /// Endpoints demoted.
     pub demotions: AtomicU64,
-    /// Times that accepting paused for want of descriptors.
+    /// Times accepting paused because descriptors had run out.
     pub accept_pauses: AtomicU64,
 }
 
@@ -151,8 +151,8 @@ impl Histogram {
     }
 }
 
-/// Services that have counters: configured ones, from their first connection on, up to a limit; what the
-/// others do is summed.
+/// Services with their own counters: configured ones, from their first connection on, up to a limit. All others share
+/// one set of counters.
 #[derive(Debug)]
 pub struct ServiceTable {
     limit: usize,
@@ -181,13 +181,13 @@ impl ServiceTable {
         Arc::clone(counters)
     }
 
-    /// Makes room where services are gone. Not when a connection asks: it would pay for looking at all.
+    /// Removes the counters of removed services. Not called for a connection, which would pay for the scan.
     pub(crate) fn forget_the_gone(&self) {
         let mut listed = self.listed.lock().unwrap_or_else(PoisonError::into_inner);
         listed.retain(|counters| counters.of.strong_count() > 0);
     }
 
-    /// Those that have counters, and the sum of the others once there are any.
+    /// Returns the counters of all listed services, and of the others once they have connections.
     #[must_use]
     pub fn all(&self) -> Vec<Arc<ServiceCounters>> {
         let mut all = self.listed.lock().unwrap_or_else(PoisonError::into_inner).clone();
@@ -220,7 +220,7 @@ mod tests {
         assert_eq!(
             &*table.of(tables("b.example").services().next().unwrap()).name,
             "other",
-            "the first is still there"
+            "the first service still exists"
         );
         drop(first);
         table.forget_the_gone();

@@ -1,14 +1,14 @@
-//! Settings in the file's words, every default filled in: what `/config` shows, and what
-//! `check --against` compares with a file. There is nothing secret in them.
+//! Renders the settings in the file's syntax with every default filled in, for `/config` and `check --against`. They
+//! hold no secrets.
 
 use serde_json::{Value, json};
 
 use crate::config::settings::{Fixed, Live};
 
-/// All of them. Services are named, never numbered: an edit moves them.
+/// Renders all settings. Services are referred to by name, because an edit changes their positions.
 #[must_use]
 pub fn effective(fixed: &Fixed, live: &Live) -> Value {
-    // Taken apart whole, so that a new setting cannot be forgotten here.
+    // Destructured completely, so that a new setting cannot be forgotten here.
     let Fixed {
         node,
         workers,

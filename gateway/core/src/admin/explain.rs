@@ -1,5 +1,5 @@
-//! What would happen to a ClientHello: the same look-up and the same choice as for a real one, without
-//! its effects.
+//! Explains what would happen to a ClientHello, with the same look-up and choice as for a real one but without side
+//! effects.
 
 use std::net::IpAddr;
 
@@ -18,7 +18,7 @@ use crate::socket;
 /// Answers `sni`, `from`, `alpn` and `listener`.
 ///
 /// # Errors
-/// Which parameter is wrong, and what would be right.
+/// The wrong parameter and the remedy.
 pub fn explain(params: &Params, control: &Control) -> Result<Value, String> {
     let sni = match params.get("sni") {
         None => None,

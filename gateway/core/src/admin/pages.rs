@@ -1,5 +1,5 @@
-//! What each path of the admin port answers: read from the running gateway, never changed. Long lists
-//! come in pages: `offset`, `limit` (100 unless told, 1 000 at most), `name` as a filter.
+//! Builds the pages of the admin port from the running gateway, without changing it. Long lists are paged: `offset`,
+//! `limit` (default 100, at most 1 000), and `name` as a filter.
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
@@ -20,14 +20,14 @@ use crate::log::rfc3339;
 use crate::snapshot::{Endpoint, Service, Snapshot};
 use crate::socket;
 
-/// What a path answers.
+/// The answer to a request.
 #[derive(Debug)]
 pub enum Answer {
-    /// This.
+    /// A page.
     Page(Value),
-    /// The question is wrong: what, and what would be right.
+    /// The request is wrong: the problem and the remedy.
     Wrong(String),
-    /// There is no such path.
+    /// The path does not exist.
     Nothing,
 }
 
@@ -36,10 +36,10 @@ pub enum Answer {
 pub struct Params(HashMap<String, String>);
 
 impl Params {
-    /// Reads `a=b&c=d`, percent-decoded.
+    /// Parses `a=b&c=d`, percent-decoded.
     ///
     /// # Errors
-    /// What is wrong with the encoding.
+    /// The encoding is invalid.
     pub fn parse(query: &str) -> Result<Params, String> {
         let mut params = HashMap::new();
         for pair in query.split('&').filter(|pair| !pair.is_empty()) {
@@ -49,7 +49,7 @@ impl Params {
         Ok(Params(params))
     }
 
-    /// The value of a parameter.
+    /// Returns the value of a parameter.
     #[must_use]
     pub fn get(&self, key: &str) -> Option<&str> {
         self.0.get(key).map(String::as_str).filter(|value| !value.is_empty())
@@ -73,7 +73,7 @@ fn decode(text: &str) -> Result<String, String> {
 pub(super) const PATHS: [&str; 6] =
     ["/status", "/config", "/routes", "/services", "/connections", "/explain"];
 
-/// The page at a path.
+/// Returns the page at a path.
 pub fn page(path: &str, params: &Params, control: &Control) -> Answer {
     let answer = match path {
         "/status" => Ok(status(control)),
@@ -87,7 +87,7 @@ pub fn page(path: &str, params: &Params, control: &Control) -> Answer {
     answer.map_or_else(Answer::Wrong, Answer::Page)
 }
 
-/// What there is, for those who asked for something else.
+/// Returns the existing paths, as the answer for an unknown one.
 #[must_use]
 pub fn index() -> Value {
     json!({ "error": "there is no such path", "get": PATHS, "post": ["/drain"] })
@@ -187,7 +187,7 @@ fn routes(params: &Params, control: &Control) -> Result<Value, String> {
     let tables = control.process.tables.load();
     let rows = tables.services().flat_map(|service| {
         let mut names = Vec::new();
-        // A name that a foreign control plane gave without a port has no such form.
+        // A service of a control plane without a port has no such form.
         if service.port != 0 {
             names.push(format!("outbound_.{}_._.{}", service.port, service.host));
         }
@@ -218,7 +218,7 @@ fn routes(params: &Params, control: &Control) -> Result<Value, String> {
     Ok(page)
 }
 
-/// Where each listener that has a default sends what no name matches.
+/// Returns the default service of each listener that has one.
 fn defaults(control: &Control, tables: &Snapshot) -> Value {
     let binds = &control.process.fixed.binds;
     let default = |(bind, rules): (&Bind, &Listener)| {
@@ -240,14 +240,14 @@ fn services(params: &Params, control: &Control) -> Result<Value, String> {
     )
 }
 
-/// What was found down while no agent is heard, by address.
+/// Returns the addresses that failed their probes while the agent is unreachable.
 pub(super) fn down(control: &Control) -> HashMap<String, Unreached> {
     let following = control.following.borrow();
     let down = following.probed.iter().flat_map(|probed| &probed.listed);
     down.map(|one| (one.address.clone(), one.clone())).collect()
 }
 
-/// Endpoints of a service that take nothing new for that.
+/// Returns the endpoints of a service that receive no new connections for that reason.
 pub(super) fn left_out<'d>(service: &Service, down: &'d HashMap<String, Unreached>) -> Vec<&'d Unreached> {
     if down.is_empty() {
         return Vec::new();
@@ -274,7 +274,7 @@ fn service_page(
     })
 }
 
-/// One endpoint, as `/services` and `/explain` show it: demoted for everybody, or for this source.
+/// Renders one endpoint for `/services` and `/explain`; `demoted` is for all sources, or for this one.
 pub(super) fn endpoint_page(endpoint: &Endpoint, source: Option<IpAddr>) -> Value {
     let (state, now) = (&endpoint.state, socket::now());
     let is_demoted =

@@ -1,5 +1,5 @@
-//! What the host names of endpoints resolved to, and since when that is in doubt: for status. The tables
-//! hold the addresses themselves.
+//! Records for status what endpoint host names resolved to and when that was last confirmed. The tables hold the
+//! addresses in use.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -9,23 +9,23 @@ use std::time::SystemTime;
 
 use isthmus_model::HostName;
 
-/// What is known of each name, for status: an answer may be old.
+/// The last answer for each name; it may be old.
 #[derive(Debug, Default)]
 pub struct Answers {
     known: Mutex<BTreeMap<HostName, Answer>>,
-    /// Names that are neither resolved yet nor failed to.
+    /// Number of names without any answer yet.
     awaited: AtomicUsize,
 }
 
-/// What is known of one name.
+/// The last answer for one name.
 #[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize)]
 pub struct Answer {
-    /// In use; sorted. None before the first answer.
+    /// Addresses in use, sorted; empty before the first answer.
     pub addresses: Vec<IpAddr>,
-    /// When they were last confirmed.
+    /// When the addresses were last confirmed.
     #[serde(serialize_with = "as_text")]
     pub confirmed: Option<SystemTime>,
-    /// Why all or some of them could not be confirmed since.
+    /// Why some or all addresses could not be confirmed since.
     pub problem: Option<String>,
 }
 
@@ -36,24 +36,24 @@ impl Answer {
 }
 
 impl Answers {
-    /// Of every name that endpoints are given by, in order.
+    /// Returns the answers for all endpoint host names.
     #[must_use]
     pub fn all(&self) -> BTreeMap<HostName, Answer> {
         self.lock().clone()
     }
 
-    /// The addresses that a name has, as far as that is known.
+    /// Returns the known addresses of a name.
     pub(crate) fn of(&self, name: &HostName) -> Vec<IpAddr> {
         self.lock().get(name).map(|answer| answer.addresses.clone()).unwrap_or_default()
     }
 
-    /// Some name was neither resolved yet nor failed to. Waits for nobody.
+    /// Whether some name has no answer yet. Never blocks.
     #[must_use]
     pub fn are_awaited(&self) -> bool {
         self.awaited.load(Relaxed) > 0
     }
 
-    /// Notes the addresses in use, when they were confirmed, if they were, and why all or some were not.
+    /// Records the addresses in use, when they were confirmed, and any problem.
     pub(crate) fn note(
         &self,
         name: &HostName,
@@ -71,7 +71,7 @@ impl Answers {
         answer.problem = problem;
     }
 
-    /// Forgets all names but these, and lists those that are new.
+    /// Forgets all names but these, and adds new ones.
     pub(crate) fn keep_only(&self, names: &[HostName]) {
         let mut answers = self.lock();
         let mut before = std::mem::take(&mut *answers);

@@ -1,51 +1,51 @@
-//! How it stands with the agent, or the control plane, that this gateway follows: for status and metrics.
+//! Holds the state of the connection to the agent or control plane, for status and metrics.
 
 use std::time::SystemTime;
 
 use isthmus_ads::client::Refused;
 
-/// The agent, and what came of it.
+/// The state of the connection to the agent or control plane.
 #[derive(Clone, Debug, serde::Serialize)]
 pub struct Following {
-    /// The one that was tried last.
+    /// The address tried last.
     pub agent: Option<String>,
-    /// It answers.
+    /// Whether it is connected.
     pub connected: bool,
-    /// Since when that is so.
+    /// When `connected` last changed.
     #[serde(serialize_with = "super::as_text")]
     pub since: SystemTime,
-    /// Why it does not answer.
+    /// Why it is not connected.
     pub error: Option<String>,
-    /// Slices in the tables; services, if a foreign control plane gave them.
+    /// Slices in the tables; with a control plane, services.
     pub slices: usize,
-    /// Slices, or the control plane's resources, that were refused, ever.
+    /// Slices, or control plane resources, refused since the start.
     pub refusals: u64,
-    /// The last of them, and why.
+    /// The last refusal.
     pub refusal: Option<String>,
-    /// What of the tables is probed while it does not answer.
+    /// Addresses probed while it is not connected.
     pub probed: Option<Probed>,
 }
 
-/// Addresses that are asked whether they can be reached, while no agent says so.
+/// The addresses probed while the agent is unreachable.
 #[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize)]
 pub struct Probed {
-    /// How many.
+    /// Number of addresses probed.
     pub addresses: usize,
-    /// How many of them are down.
+    /// Number of addresses that are down.
     pub down: usize,
-    /// Some of those.
+    /// The first of the addresses that are down.
     pub listed: Vec<Unreached>,
 }
 
 /// An address that is down.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
 pub struct Unreached {
-    /// Which, as its endpoint is given.
+    /// The address as written in its endpoint.
     pub address: String,
-    /// Since when.
+    /// When it went down.
     #[serde(serialize_with = "super::as_text")]
     pub since: SystemTime,
-    /// Why it was found so.
+    /// The error of the last probe.
     pub why: String,
 }
 
@@ -63,7 +63,7 @@ impl Following {
         }
     }
 
-    /// This one answers, or it does not, and why.
+    /// Records a connection, or its loss with the reason.
     pub(crate) fn contact(&mut self, agent: &str, lost: Option<&str>) {
         if self.connected == lost.is_some() || self.agent.is_none() {
             self.since = SystemTime::now();

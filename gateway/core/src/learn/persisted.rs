@@ -1,5 +1,5 @@
-//! Slices over a restart: what the store held is live before anybody is served, and what agents change is written to it.
-//! Not the store, which is `isthmus_store`; without a usable one the slices are live all the same.
+//! Persists slices for a restart: loads them before the first connection, and writes every change. The store is in
+//! `isthmus_store`; without a usable store the gateway works from memory.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -12,14 +12,14 @@ use super::{Slices, locked};
 
 /// The file in the state directory.
 const FILE: &str = "slices.db";
-/// Slices stood in this one before.
+/// The journal of earlier versions.
 const JOURNAL: &str = "agent.slices";
 
-/// The slices, as a store asks for them.
+/// The slices as a source for the store.
 pub(super) struct Persisted(Arc<Mutex<Slices>>);
 
 impl Persisted {
-    /// What the state directory holds, if there is one, is live once this returns.
+    /// Opens the store; slices of the state directory, if any, are in use when this returns.
     pub(super) fn begin(mut slices: Slices, state: Option<&Path>) -> Arc<Persisted> {
         let Some(folder) = state else { return Arc::new(Persisted(Arc::new(Mutex::new(slices)))) };
         let (mut persistence, records) = Persistence::open("slices", folder, FILE);
@@ -51,7 +51,7 @@ impl Source for Persisted {
 
     fn restore(&self, records: Vec<Record>) {
         let mut slices = locked(&self.0);
-        // An agent would not say of these that they are gone. Everything is written after this.
+        // The agent was told the versions without these and would never remove them. All slices are rewritten next.
         if slices.is_told {
             return;
         }

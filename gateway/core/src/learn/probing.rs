@@ -1,6 +1,6 @@
-//! `stale: probe`: while no agent is heard, where such services lead is asked whether it can be reached. What is
-//! down takes no new connections until it answers, or an agent is heard: then its word counts. One address is asked
-//! once, however many services lead there.
+//! Implements `stale: probe`: while the agent is unreachable, the endpoints of such services are probed over TCP. An
+//! address that is down receives no new connections until it answers or the agent is reachable again. An address is
+//! probed once, however many services use it.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::io;
@@ -22,10 +22,10 @@ use crate::worker::Process;
 use super::services::Here;
 use super::{Slices, locked};
 
-/// Addresses that status lists, at most.
+/// Maximum number of addresses listed in status.
 const LISTED: usize = 1_000;
 
-/// The slices, as they are asked about.
+/// Supplies the probes with addresses.
 pub(super) struct Asking(pub(super) Arc<Mutex<Slices>>);
 
 impl Asker for Asking {
@@ -49,7 +49,7 @@ impl Asker for Asking {
     }
 }
 
-/// Where the names may lead that other clusters' gateways are given by.
+/// The ranges in which the host names of other clusters' gateways may resolve.
 #[derive(Debug, Default)]
 pub(super) struct Names(HashMap<Target, Vec<Ranges>>);
 
@@ -68,7 +68,7 @@ impl Names {
         Names(names)
     }
 
-    /// Whether an address that a name resolved to may be asked. What is the own cluster's may stand anywhere.
+    /// Whether a resolved address may be probed. Names of the own cluster may resolve anywhere.
     fn allow(&self, name: &Target, ip: IpAddr) -> bool {
         self.0.get(name).is_none_or(|all| all.iter().any(|ranges| ranges.allow(ip)))
     }
@@ -83,7 +83,7 @@ impl Slices {
         if self.lost.is_none() {
             return Vec::new();
         }
-        // Nothing comes while no agent is heard: where the tables lead is settled once.
+        // The slices cannot change while the agent is unreachable: the addresses are collected once.
         let is_new = self.probes.is_none();
         let mut probes = self.probes.take().unwrap_or_else(|| {
             let mut probes = Probes::default();
@@ -108,19 +108,19 @@ impl Slices {
         due
     }
 
-    /// Slices that are kept while what they lead to answers.
+    /// Returns the slices with `stale: probe`.
     fn probed(&self) -> impl Iterator<Item = Slice> {
         let probed = self.store.limited().filter(|(_, rule)| *rule == Staleness::Probe);
         probed.filter_map(|(key, _)| self.store.get(key))
     }
 
-    /// Hosts that are probed and lead to one of these.
+    /// Returns the probed hosts that use one of these addresses.
     fn leading(&self, targets: &HashSet<Target>) -> BTreeSet<HostPattern> {
         let leads_there = |slice: &Slice| self.here.leads_to(slice).any(|target| targets.contains(target));
         self.probed().filter(leads_there).map(|slice| slice.key.host).collect()
     }
 
-    /// These went down, or came up.
+    /// Applies addresses that went down or came up.
     fn mark(&mut self, changed: HashSet<Target>, probes: &Probes) {
         let touched = self.leading(&changed);
         for target in changed {
@@ -135,7 +135,7 @@ impl Slices {
         }
     }
 
-    /// An agent is heard: nothing is down but by its word. Says which hosts that concerns.
+    /// The agent is reachable again: clears all probe results and returns the affected hosts.
     pub(super) fn believe_again(&mut self) -> BTreeSet<HostPattern> {
         self.probes = None;
         let down = std::mem::take(&mut self.here.down);

@@ -1,5 +1,5 @@
-//! Slices → the services of this gateway: those of its own cluster with their endpoints, those of others behind
-//! their gateways, and one service where several clusters offer one. Pure. Not which slices are believed.
+//! Turns slices into the gateway's services: own cluster with its endpoints, other clusters through their gateways,
+//! merged where several clusters offer the same host. A pure function of the slices.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
@@ -9,23 +9,23 @@ use isthmus_model::{HostName, HostPattern};
 
 use crate::config::settings::{Endpoint, Named, RemoteGateway, Scope, Service, Target};
 
-/// Tried once no endpoint in the own network is healthy.
+/// Priority of remote gateways: used when no endpoint in the own network is healthy.
 const BEYOND: u8 = 1;
 
-/// Who makes services of slices.
+/// The gateway's own position, from which slices are seen.
 #[derive(Clone, Debug)]
 pub(super) struct Here {
-    /// The own cluster.
+    /// Name of the own cluster.
     pub(super) cluster: String,
-    /// The own name among its gateways.
+    /// Name of this gateway in its cluster.
     pub(super) gateway: String,
-    /// What was found down while no agent is heard.
+    /// Addresses that failed their probes while the agent is unreachable.
     pub(super) down: HashSet<Target>,
 }
 
 impl Here {
-    /// One service for each host and port whose endpoints speak TLS themselves. The same slices in any order
-    /// are the same services.
+    /// Returns one service for each host and port whose endpoints speak TLS themselves. The result does not depend on
+    /// the order of the slices.
     pub(super) fn services<'a>(&self, slices: impl Iterator<Item = &'a Slice>) -> Vec<Service> {
         let mut slices: Vec<_> = slices.collect();
         let rank = |slice: &Slice| (!self.is_own(&slice.key.cluster), slice.key.cluster.clone());
@@ -70,13 +70,13 @@ impl Here {
         }
     }
 
-    /// What is down stays in the tables, so that its name goes on being resolved, and takes no new connections.
+    /// Sets the weight of an address that is down to 0. It stays in the tables so that its name is still resolved.
     fn as_reached(&self, endpoint: Endpoint, offer: &Offer) -> Endpoint {
         let is_down = offer.staleness == Staleness::Probe && self.down.contains(&endpoint.address);
         if is_down { Endpoint { weight: 0, ..endpoint } } else { endpoint }
     }
 
-    /// Where connections to a slice go from here.
+    /// Returns the addresses that connections to a slice go to.
     pub(super) fn leads_to<'a>(&self, slice: &'a Slice) -> impl Iterator<Item = &'a Target> + use<'a> {
         let is_own = self.is_own(&slice.key.cluster);
         let offer = slice.offer.iter();
@@ -92,7 +92,7 @@ impl Here {
     }
 }
 
-/// Instances never become one: a name that several clusters give means the own one, or none.
+/// Owners of instance names. Instances never merge: a name used by several clusters means the own one, or none.
 struct Unique<'a> {
     owners: HashMap<&'a HostName, Option<&'a Cluster>>,
 }
@@ -145,7 +145,7 @@ fn endpoint(endpoint: &slice::Endpoint, is_own: bool, slice: &Slice, names: &Uni
     let instance = endpoint.instance.clone().filter(|name| names.is(name, &slice.key.cluster));
     Endpoint {
         address: endpoint.address.clone(),
-        // What is not ready takes no new connections, and keeps those it has.
+        // An endpoint that is not ready gets no new connections and keeps its open ones.
         weight: if endpoint.health == Health::Ready { endpoint.weight.into() } else { 0 },
         locality: endpoint.locality.clone(),
         aliases: if instance.is_some() { endpoint.aliases.clone().into() } else { [].into() },
@@ -159,7 +159,7 @@ fn endpoint(endpoint: &slice::Endpoint, is_own: bool, slice: &Slice, names: &Uni
     }
 }
 
-/// Another cluster's gateways, each with the weight of what is ready behind them.
+/// Returns another cluster's gateways, each weighted by the ready endpoints behind it.
 fn gateways(slice: &Slice, offer: &Offer, port: &Port, names: &Unique<'_>) -> Vec<Endpoint> {
     let told = port.ready.iter().flat_map(|ready| &ready.instances);
     let unique = told.filter(|instance| names.is(&instance.name, &slice.key.cluster));
@@ -272,7 +272,7 @@ mod tests {
             service.endpoints.iter().map(names_of).collect::<Vec<_>>(),
             [vec!["db-1".to_owned()], vec![]]
         );
-        assert!(!service.exposed, "nothing passes through");
+        assert!(!service.exposed, "no transit");
     }
 
     #[test]

@@ -1,5 +1,5 @@
-//! From counters to Prometheus: one table says what there is, in what unit, with which labels, and how it
-//! is read. `docs/metrics.md` is the same table for people.
+//! Renders the metrics for Prometheus. One table defines each metric with its labels, help and source;
+//! `docs/metrics.md` documents the same table.
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::SystemTime;
@@ -18,13 +18,13 @@ use crate::reason::Reason;
 
 /// One family of metrics.
 pub struct Definition {
-    /// With its prefix.
+    /// Name, with its prefix.
     pub name: &'static str,
     /// Counter, gauge or histogram.
     pub kind: &'static str,
-    /// Its labels, in order.
+    /// Labels, in order.
     pub labels: &'static [&'static str],
-    /// What it counts, in which unit.
+    /// Help text.
     pub help: &'static str,
     read: fn(&Control) -> Vec<Sample>,
 }
@@ -45,7 +45,7 @@ struct Sample(Vec<String>, Value);
 
 macro_rules! metrics {
     ($($name:literal $kind:ident [$($label:literal),*] $help:literal = $read:expr;)+) => {
-        /// Everything that is exported.
+        /// All exported metrics.
         pub const ALL: &[Definition] = &[$(Definition {
             name: concat!("isthmus_", $name),
             kind: stringify!($kind),
@@ -149,11 +149,11 @@ metrics! {
         = |_| vec![one([env!("CARGO_PKG_VERSION").to_owned()], 1)];
 }
 
-/// Everything, in the text format.
+/// Renders all metrics in the text format.
 #[must_use]
 pub fn text(control: &Control) -> String {
     let families: Vec<MetricFamily> = ALL.iter().map(|definition| family(definition, control)).collect();
-    // Only a family without a metric is an error, and those are left out.
+    // Encoding fails only for a family without a metric; those are filtered out.
     let shown: Vec<_> = families.into_iter().filter(|family| !family.get_metric().is_empty()).collect();
     TextEncoder::new().encode_to_string(&shown).unwrap_or_default()
 }
