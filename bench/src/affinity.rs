@@ -1,6 +1,6 @@
-//! A core for the proxy and the others for the load generator, while something is measured that depends on
-//! it: left to itself, the kernel puts the few threads of a round trip on one core or on two, for as long as
-//! the processes live, and a trip takes 40 µs or 75.
+//! Reserves a core for the proxy, and the others for the load generator, during measurements that depend on it:
+//! otherwise the kernel places the few threads of a round trip on one core or on two, for the life of the processes,
+//! and a trip takes 40 µs or 75 µs.
 
 use std::fs;
 use std::io;
@@ -8,7 +8,7 @@ use std::io;
 use rustix::io::Errno;
 use rustix::thread::{CpuSet, Pid, sched_getaffinity, sched_setaffinity};
 
-/// While it lives, a proxy and this program share no core.
+/// Keeps a proxy and this program on separate cores until dropped.
 #[derive(Debug)]
 pub(crate) struct Apart {
     proxy: Vec<u32>,
@@ -16,7 +16,7 @@ pub(crate) struct Apart {
 }
 
 impl Apart {
-    /// The proxy gets the last core that this program may use. On a single core nothing changes.
+    /// Gives the proxy the last core that this program may use. Does nothing on a single core.
     pub(crate) fn new(proxy: &[u32]) -> io::Result<Self> {
         let before = sched_getaffinity(None)?;
         let apart = Self { proxy: proxy.to_vec(), before };
@@ -38,19 +38,19 @@ impl Apart {
 impl Drop for Apart {
     fn drop(&mut self) {
         for process in self.proxy.iter().chain(&[std::process::id()]) {
-            // What was allowed before is allowed again.
+            // Restores the previous affinity.
             let _ = confine(*process, &self.before);
         }
     }
 }
 
-/// All threads of a process; those that they start later inherit it.
+/// Sets the affinity of all threads of a process; later threads inherit it.
 fn confine(process: u32, set: &CpuSet) -> io::Result<()> {
     let Ok(tasks) = fs::read_dir(format!("/proc/{process}/task")) else { return Ok(()) };
     for task in tasks {
         let id = task?.file_name().to_str().and_then(|id| id.parse().ok()).and_then(Pid::from_raw);
         match sched_setaffinity(id, set) {
-            // A thread that ended since the listing needs no core.
+            // A thread may have ended since the listing.
             Ok(()) | Err(Errno::SRCH) => {}
             Err(error) => return Err(error.into()),
         }

@@ -54,7 +54,7 @@ fn receive(mut stream: &TcpStream) -> io::Result<()> {
 
 fn expect_end(mut stream: &TcpStream) -> io::Result<()> {
     stream.shutdown(Shutdown::Write)?;
-    if stream.read(&mut [0])? == 0 { Ok(()) } else { Err(wrong(BYTES, "more came back than was sent")) }
+    if stream.read(&mut [0])? == 0 { Ok(()) } else { Err(wrong(BYTES, "received more than was sent")) }
 }
 
 fn wrong(at: usize, what: &str) -> io::Error {
@@ -153,6 +153,6 @@ mod tests {
                 bytes.push(0);
             }
         });
-        assert!(added.unwrap_err().contains("more came back"));
+        assert!(added.unwrap_err().contains("received more"));
     }
 }

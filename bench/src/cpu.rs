@@ -1,10 +1,10 @@
-//! Who used how much CPU while something was measured. Reads /proc; starts and stops nothing.
+//! Measures CPU time during a measurement, from /proc.
 //!
-//! Two totals are kept, because each is wrong in its own way. `machine` is everything that was not idle
-//! (/proc/stat): complete, but it counts strangers, and the kernel samples it by ticks. `processes` is
-//! this program (load and backend) plus the proxy: exact and free of strangers, but it lacks what the
-//! kernel did on its own threads. On loopback a packet is processed by whoever sent it, so the two agree
-//! on a quiet machine, but for loads of many short sleeps, which ticks sample badly.
+//! There are two totals, each with its own error. `machine` is all time that was not idle (/proc/stat): complete, but
+//! it includes other programs, and the kernel samples it by ticks. `processes` is this program (load and backend) plus
+//! the proxy: exact and without other programs, but it lacks the kernel's own threads. On loopback the sender of a
+//! packet also processes its arrival, so the two agree on a quiet machine, except under loads of many short sleeps,
+//! which ticks sample badly.
 
 use std::fs;
 use std::io;
@@ -15,41 +15,41 @@ use rustix::time::{ClockId, clock_gettime};
 use crate::proc::{self, Process};
 use crate::sample::number;
 
-/// CPU seconds between two moments.
+/// CPU seconds of an interval.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Usage {
     pub(crate) wall: f64,
-    /// All that was not idle, waiting for a disk, or stolen by the hypervisor.
+    /// The whole machine without idle, iowait and steal.
     pub(crate) machine: f64,
     /// This program and the proxy.
     pub(crate) processes: f64,
-    /// The proxy's alone; none when there is no proxy.
+    /// The proxy alone; `None` without a proxy.
     pub(crate) proxy: Option<ProxyUsage>,
     pub(crate) cores: f64,
 }
 
-/// What a proxy used between two moments.
+/// Resource use of a proxy in an interval.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct ProxyUsage {
-    /// Seconds, user and system together.
+    /// User and system time in seconds.
     pub(crate) cpu: f64,
     pub(crate) user: f64,
     pub(crate) switches: f64,
-    /// The highest between the two moments, in MiB.
+    /// Highest value in the interval, in MiB.
     pub(crate) peak_rss: f64,
-    /// At the second moment.
+    /// Open descriptors at the end of the interval.
     pub(crate) descriptors: f64,
 }
 
 impl Usage {
-    /// How much more the machine was busy than we were, as a part of the whole machine. Above zero:
-    /// strangers, or the kernel's own threads. Below: sampling missed work that sleeps between two ticks.
+    /// `machine` minus `processes`, as a share of the machine. Positive: other programs or the kernel's own threads.
+    /// Negative: sampling missed work that sleeps between ticks.
     pub(crate) fn gap(&self) -> f64 {
         (self.machine - self.processes) / (self.wall * self.cores)
     }
 }
 
-/// Counts from `start` to `stop`.
+/// Measures from `start` to `stop`.
 #[derive(Debug)]
 pub(crate) struct Meter<'a> {
     proxy: &'a [u32],
@@ -61,7 +61,7 @@ pub(crate) struct Meter<'a> {
 }
 
 impl<'a> Meter<'a> {
-    /// `proxy` are the processes of the proxy; empty when there is none.
+    /// Starts measuring; `proxy` lists the processes of the proxy, if any.
     pub(crate) fn start(proxy: &'a [u32]) -> io::Result<Self> {
         for pid in proxy {
             proc::forget_peak(*pid)?;
@@ -86,7 +86,7 @@ fn usage_between(before: &Process, after: &Process) -> ProxyUsage {
     let cpu = after.on_cpu.saturating_sub(before.on_cpu).as_secs_f64();
     let user = after.user_ticks.saturating_sub(before.user_ticks);
     let ticks = user + after.system_ticks.saturating_sub(before.system_ticks);
-    // Ticks are coarse; they only tell how the exact sum is shared.
+    // Ticks are coarse; they only split the exact sum into user and system.
     let share = if ticks == 0 { 0.0 } else { number(user) / number(ticks) };
     ProxyUsage {
         cpu,
@@ -104,14 +104,14 @@ fn own_cpu() -> Duration {
 
 fn machine_ticks() -> io::Result<(u64, usize)> {
     let text = fs::read_to_string("/proc/stat")?;
-    parse_machine(&text).ok_or_else(|| io::Error::other("/proc/stat has no line for the CPUs"))
+    parse_machine(&text).ok_or_else(|| io::Error::other("/proc/stat has no cpu line"))
 }
 
-/// Busy ticks of all cores, and how many cores there are.
+/// Busy ticks of all cores, and the number of cores.
 fn parse_machine(stat: &str) -> Option<(u64, usize)> {
     let total = stat.lines().find_map(|line| line.strip_prefix("cpu "))?;
     let fields: Vec<u64> = total.split_whitespace().map_while(|field| field.parse().ok()).collect();
-    // user nice system idle iowait irq softirq steal; guest time is part of user already.
+    // user nice system idle iowait irq softirq steal; user includes guest time.
     let [user, nice, system, _idle, _iowait, irq, softirq, ..] = fields.as_slice() else { return None };
     let cores = stat.lines().filter(|line| line.starts_with("cpu") && !line.starts_with("cpu ")).count();
     Some((user + nice + system + irq + softirq, cores))
@@ -139,7 +139,7 @@ mod tests {
     fn machine_busy_time_excludes_idle_iowait_steal_and_guest() {
         let stat = "cpu  10 20 30 1000 2000 40 50 3000 4000 5000\ncpu0 1 2 3\ncpu1 4 5 6\nintr 7\n";
         assert_eq!(parse_machine(stat), Some((150, 2)));
-        assert_eq!(parse_machine("cpu  1 2 3\n"), None, "a line that is too short");
+        assert_eq!(parse_machine("cpu  1 2 3\n"), None, "truncated line");
         assert_eq!(parse_machine("intr 7\n"), None);
     }
 
@@ -158,7 +158,7 @@ mod tests {
 
     #[test]
     fn cpu_measurement_matches_proxy_of_known_cost() {
-        // Told to begin, it spends 0.3 s in user code, as the kernel counts them for itself.
+        // On request it spends 0.3 s in user code, by the kernel's own count.
         let script = "import sys, time
 sys.stdin.readline()
 began = time.process_time()
@@ -179,9 +179,9 @@ sys.stdin.read()";
         drop(child.stdin.take());
         child.wait().unwrap();
         let proxy = usage.proxy.unwrap();
-        // The interpreter's start may be in it too.
+        // May include the interpreter's start.
         assert!((0.3..0.6).contains(&proxy.cpu), "{proxy:?}");
-        assert!(proxy.user > proxy.cpu / 2.0 && proxy.user <= proxy.cpu, "a loop of the user's: {proxy:?}");
+        assert!(proxy.user > proxy.cpu / 2.0 && proxy.user <= proxy.cpu, "mostly user time: {proxy:?}");
         assert!(proxy.peak_rss > 1.0 && proxy.descriptors >= 3.0, "{proxy:?}");
         assert!(usage.processes >= proxy.cpu, "{usage:?}");
     }

@@ -1,10 +1,10 @@
-//! How many descriptors this program, and what it starts, may have.
+//! Raises the limit of open files for this program and its children.
 
 use std::io;
 
 use rustix::process::{Resource, getrlimit, setrlimit};
 
-/// Raises the limit as far as is allowed; gives it.
+/// Raises the soft limit to the hard limit; returns it.
 pub(crate) fn raise_limit() -> io::Result<u64> {
     let mut limit = getrlimit(Resource::Nofile);
     limit.current = limit.maximum;

@@ -1,5 +1,5 @@
-//! The first flight of every connection: one real TLS 1.3 ClientHello, built once at start.
-//! Not a TLS client: what follows the hello is plain bytes, which no passthrough proxy looks at.
+//! Builds the first flight of every connection: a real TLS 1.3 ClientHello, created once at start. It is not a TLS
+//! client: plain bytes follow the hello, which a passthrough proxy does not inspect.
 
 use std::io;
 use std::ops::Range;
@@ -9,37 +9,37 @@ use anyhow::{Context as _, ensure};
 use rustls::pki_types::ServerName;
 use rustls::{ClientConfig, ClientConnection, RootCertStore};
 
-/// Digits of a service's number in its name: all hellos have the same length.
+/// Digits of a service's number in its name, so that all hellos have the same length.
 const DIGITS: usize = 6;
 
-/// The name of one of a million services. Every system routes each to the one backend.
+/// The name of one of a million services, all routed to the one backend.
 pub(crate) fn service_name(number: u32) -> String {
     format!("service-{number:0DIGITS$}.bench.svc.cluster.local")
 }
 
-/// The byte with which the backend answers every hello. It moves a proxy from peeking to relaying.
+/// The backend's answer to every hello. It moves a proxy from peeking to relaying.
 pub(crate) const ANSWER: u8 = 0x2a;
 
-/// Record header (5), handshake header (4), version (2): here the 32 random bytes begin. Nobody on
-/// the way may interpret them, so the first one tells the backend what to do.
+/// Offset of the 32 random bytes: record header (5), handshake header (4), version (2). No proxy may interpret them,
+/// so the first one carries the job for the backend.
 const JOB_AT: usize = 11;
 
-/// What the backend does once it has answered the hello.
+/// What the backend does after answering the hello.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Job {
-    /// Send back whatever arrives.
+    /// Echo.
     Echo,
-    /// Close at once.
+    /// Close at once after the answer.
     Once,
-    /// Keep quiet until told to close.
+    /// Stay silent until asked to close.
     Hold,
-    /// Send without end.
+    /// Send endlessly.
     Source,
-    /// Take in whatever arrives, and count it.
+    /// Receive and count.
     Sink,
-    /// Send without end and take in whatever arrives.
+    /// Send endlessly and receive.
     Both,
-    /// Send back whatever arrives, any amount, until the end of the stream. For checks, not for load.
+    /// Echo any amount until the end of the stream; for checks, not for load.
     Verify,
 }
 
@@ -56,7 +56,7 @@ impl Job {
     }
 }
 
-/// The ClientHello record, with a place for the job and one for the number of the service.
+/// The ClientHello record, with the offsets of the job and of the service's number.
 #[derive(Debug)]
 pub(crate) struct Hello {
     bytes: Vec<u8>,
@@ -64,8 +64,8 @@ pub(crate) struct Hello {
 }
 
 impl Hello {
-    /// Lets rustls write a ClientHello for the first service, as a current client would send it (with a
-    /// post-quantum key share, about 1.5 KB).
+    /// Creates a ClientHello for the first service with rustls, like that of a current client (with a post-quantum
+    /// key share, about 1.5 KB).
     pub(crate) fn new() -> anyhow::Result<Self> {
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
         let config = ClientConfig::builder_with_provider(provider)
@@ -76,20 +76,20 @@ impl Hello {
         let mut client = ClientConnection::new(Arc::new(config), ServerName::try_from(name.clone())?)?;
         let mut bytes = Vec::new();
         client.write_tls(&mut bytes)?;
-        let body = bytes.get(3..5).context("the hello has no record header")?;
+        let body = bytes.get(3..5).context("the hello lacks a record header")?;
         let body = body.iter().fold(0_usize, |length, byte| length * 256 + usize::from(*byte));
-        ensure!(bytes.len() == 5 + body, "the hello is not exactly one record: {} bytes", bytes.len());
+        ensure!(bytes.len() == 5 + body, "the hello is not a single record: {} bytes", bytes.len());
         let at = bytes.windows(name.len()).position(|part| part == name.as_bytes());
-        let start = at.context("the hello does not hold the name")? + "service-".len();
+        let start = at.context("the hello lacks the SNI")? + "service-".len();
         Ok(Self { bytes, number: start..start + DIGITS })
     }
 
-    /// The bytes that ask the first service for this job.
+    /// The hello for this job of the first service.
     pub(crate) fn for_job(&self, job: Job) -> Vec<u8> {
         self.for_service(job, 0)
     }
 
-    /// The bytes that ask this service for this job.
+    /// The hello for this job of this service.
     pub(crate) fn for_service(&self, job: Job, number: u32) -> Vec<u8> {
         let mut bytes = self.bytes.clone();
         if let Some(place) = bytes.get_mut(JOB_AT) {
@@ -99,7 +99,7 @@ impl Hello {
         bytes
     }
 
-    /// Changes the service that a hello is for.
+    /// Changes the service of a hello.
     pub(crate) fn address_to(&self, mut number: u32, hello: &mut [u8]) {
         for place in hello.get_mut(self.number.clone()).unwrap_or_default().iter_mut().rev() {
             *place = b'0' + u8::try_from(number % 10).unwrap_or_default();
@@ -111,10 +111,10 @@ impl Hello {
         self.bytes.len()
     }
 
-    /// Compares a part that arrived with what was sent, `at` bytes into the hello. Gives the job if the
-    /// part holds it, and an error if any other byte was changed on the way.
+    /// Compares received bytes with the hello at offset `at`. Returns the job if they contain it, and an error if any
+    /// other byte was altered.
     pub(crate) fn accept(&self, at: usize, part: &[u8]) -> io::Result<Option<Job>> {
-        let corrupt = || io::Error::new(io::ErrorKind::InvalidData, "the hello arrived changed");
+        let corrupt = || io::Error::new(io::ErrorKind::InvalidData, "the hello was altered on the path");
         let expected = self.bytes.get(at..at + part.len()).ok_or_else(corrupt)?;
         let mut job = None;
         for ((place, byte), wanted) in (at..).zip(part).zip(expected) {
@@ -136,16 +136,17 @@ mod tests {
     fn hello_is_one_handshake_record_with_its_sni() {
         let hello = Hello::new().unwrap();
         let bytes = hello.for_job(Job::Echo);
-        assert_eq!(bytes[0], 22, "a handshake record");
-        assert_eq!(bytes[5], 1, "a ClientHello");
+        assert_eq!(bytes[0], 22, "record type handshake");
+        assert_eq!(bytes[5], 1, "message type ClientHello");
         let handshake = usize::from(bytes[7]) * 256 + usize::from(bytes[8]);
         assert_eq!(handshake + 9, bytes.len(), "one message fills the record");
         let name = service_name(0);
         let name = name.as_bytes();
-        let at = bytes.windows(name.len()).position(|part| part == name).expect("the name is in the hello");
+        let at =
+            bytes.windows(name.len()).position(|part| part == name).expect("the hello contains the name");
         let length = u16::try_from(name.len()).unwrap().to_be_bytes();
-        assert_eq!(bytes[at - 2..at], length, "its length stands before it");
-        assert_eq!(bytes[at - 3], 0, "it is of type host_name");
+        assert_eq!(bytes[at - 2..at], length, "name length");
+        assert_eq!(bytes[at - 3], 0, "name type host_name");
     }
 
     #[test]
@@ -166,7 +167,7 @@ mod tests {
     fn hello_checksum_detects_any_changed_byte() {
         let hello = Hello::new().unwrap();
         let other = hello.for_service(Job::Once, 123_456);
-        assert_eq!(hello.accept(0, &other).unwrap(), Some(Job::Once), "another service is no change");
+        assert_eq!(hello.accept(0, &other).unwrap(), Some(Job::Once), "another service is not an alteration");
         for at in 0..hello.len() {
             let mut bytes = hello.for_job(Job::Once);
             bytes[at] ^= 0x80;

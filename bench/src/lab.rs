@@ -1,4 +1,4 @@
-//! What every measurement needs besides the system: the places, the window, the end of it all.
+//! The environment of all measurements: places, measurement window, limits and stop flag.
 
 use std::io;
 use std::sync::{Arc, OnceLock};
@@ -8,19 +8,19 @@ use crate::hello::Hello;
 use crate::place::Place;
 use crate::stop::Stop;
 
-/// Made once a run.
+/// The environment of a run.
 #[derive(Debug)]
 pub(crate) struct Lab {
     pub(crate) loopback: Place,
-    /// Made when first asked for, because it takes privileges; or why that failed.
+    /// Created on first use, as it requires privileges; or the error.
     veth: OnceLock<Result<Place, String>>,
     hello: Arc<Hello>,
     pub(crate) stop: Stop,
-    /// How long a measurement lasts.
+    /// Length of a measurement.
     pub(crate) window: Duration,
-    /// How often each is made.
+    /// Number of rounds.
     pub(crate) rounds: u16,
-    /// What this program and each proxy may have open.
+    /// Descriptor limit of this program and of each proxy.
     pub(crate) descriptors: u64,
 }
 
@@ -32,7 +32,7 @@ impl Lab {
     }
 
     /// # Errors
-    /// When there are no veth pairs to be had here.
+    /// If veth pairs cannot be created.
     pub(crate) fn veth(&self) -> io::Result<&Place> {
         let made = self.veth.get_or_init(|| Place::veth(&self.hello).map_err(|why| format!("{why:#}")));
         made.as_ref().map_err(|why| io::Error::new(io::ErrorKind::Unsupported, why.clone()))

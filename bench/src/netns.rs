@@ -1,5 +1,5 @@
-//! Network namespaces without names: each lives as long as its value, and dies with this process however
-//! that ends, so a second run starts clean. What is inside is configured with the `ip` program.
+//! Unnamed network namespaces: each is removed with its value, or with this process however it ends, so that the next
+//! run starts clean. They are configured with the `ip` command.
 
 use std::fs::File;
 use std::io;
@@ -16,20 +16,20 @@ pub(crate) struct Namespace(File);
 
 impl Namespace {
     /// # Errors
-    /// Without `CAP_NET_ADMIN` and `CAP_SYS_ADMIN`, or without the `ip` program.
+    /// Without `CAP_NET_ADMIN` and `CAP_SYS_ADMIN`, or without the `ip` command.
     pub(crate) fn new() -> io::Result<Self> {
         let made = thread::scope(|scope| {
             scope.spawn(|| unshare().and_then(|()| File::open("/proc/thread-self/ns/net"))).join()
         });
         let file = made.map_err(|_| io::Error::other("the thread that made a namespace panicked"))?;
         let namespace = Self(file.map_err(|error| {
-            io::Error::new(error.kind(), format!("cannot make a network namespace (needs root): {error}"))
+            io::Error::new(error.kind(), format!("cannot create a network namespace: {error}; run as root"))
         })?);
         namespace.ip("link set lo up")?;
         Ok(namespace)
     }
 
-    /// Runs something on a thread inside. Sockets made there, and processes started there, stay there.
+    /// Runs a closure on a thread inside the namespace. Its sockets and processes stay in the namespace.
     pub(crate) fn inside<T: Send>(&self, run: impl FnOnce() -> io::Result<T> + Send) -> io::Result<T> {
         thread::scope(|scope| {
             let thread = scope.spawn(|| self.enter().and_then(|()| run()));
@@ -37,18 +37,18 @@ impl Namespace {
         })
     }
 
-    /// Moves the calling thread inside, for good.
+    /// Moves the calling thread into the namespace permanently.
     pub(crate) fn enter(&self) -> io::Result<()> {
         Ok(move_into_link_name_space(self.0.as_fd(), Some(LinkNameSpaceType::Network))?)
     }
 
-    /// Runs `ip` inside, with arguments that hold no spaces themselves.
+    /// Runs `ip` inside the namespace; arguments are split at spaces.
     pub(crate) fn ip(&self, arguments: &str) -> io::Result<()> {
         self.inside(|| {
             let mut command = Command::new("ip");
             command.args(arguments.split(' ')).stdin(Stdio::null());
             let output = command.output().map_err(|error| {
-                io::Error::new(error.kind(), format!("cannot run ip, of the package iproute2: {error}"))
+                io::Error::new(error.kind(), format!("cannot run ip: {error}; install iproute2"))
             })?;
             let said = String::from_utf8_lossy(&output.stderr);
             if output.status.success() {
@@ -58,7 +58,7 @@ impl Namespace {
         })
     }
 
-    /// Where other programs of this user find it, while this value lives.
+    /// Path of the namespace for other programs of this user, while this value lives.
     pub(crate) fn path(&self) -> PathBuf {
         format!("/proc/{}/fd/{}", std::process::id(), self.0.as_raw_fd()).into()
     }
@@ -69,7 +69,7 @@ fn unshare() -> io::Result<()> {
     Ok(rustix::thread::unshare(UnshareFlags::NEWNET)?)
 }
 
-/// For tests: what was made, or none, visibly, where the privilege is missing and nobody demands it.
+/// For tests: the value, or `None` with a printed reason if the privilege is missing and not required.
 #[cfg(test)]
 pub(crate) fn or_skip<T>(made: io::Result<T>) -> Option<T> {
     made.map_err(|why| {

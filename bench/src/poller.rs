@@ -1,4 +1,4 @@
-//! A thin level over epoll, shared by backend and load. Not an executor: the loops stay in their callers.
+//! A thin wrapper of epoll for backend and load. It is not an executor: the callers run the loops.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -8,7 +8,7 @@ use rustix::buffer::spare_capacity;
 pub(crate) use rustix::event::epoll::EventFlags as Interest;
 use rustix::event::epoll::{self, CreateFlags, Event, EventData};
 
-/// How long a wait lasts at most, so that a loop sees within this time that it should stop.
+/// Longest wait, so that loops see a stop request within this time.
 pub(crate) const TICK: Duration = Duration::from_millis(50);
 
 /// One epoll instance.
@@ -39,7 +39,7 @@ impl Poller {
     }
 }
 
-/// The events of one wait; its memory is used again for the next.
+/// The events of one wait; the memory is reused.
 pub(crate) struct Ready(Vec<Event>);
 
 impl Ready {
@@ -47,7 +47,7 @@ impl Ready {
         Self(Vec::with_capacity(256))
     }
 
-    /// Token and events of each source that is ready.
+    /// Token and events of each ready source.
     pub(crate) fn iter(&self) -> impl Iterator<Item = (usize, Interest)> {
         self.0.iter().map(|event| {
             let (token, flags) = (event.data.u64(), event.flags);
@@ -56,7 +56,7 @@ impl Ready {
     }
 }
 
-/// A call that found nothing to do, as opposed to one that failed.
+/// Whether the error means "try again" rather than a failure.
 pub(crate) fn try_again(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted)
 }

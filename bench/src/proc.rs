@@ -1,26 +1,26 @@
-//! What /proc tells about processes: CPU, context switches, memory, descriptors. Reads only, but for the
-//! peak of memory, which it can have the kernel forget.
+//! Reads CPU, context switches, memory and descriptors of processes from /proc. It can also reset the kernel's peak
+//! RSS.
 
 use std::fs;
 use std::io;
 use std::path::Path;
 use std::time::Duration;
 
-/// One process, or several summed up.
+/// Counters of one process, or the sum of several.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Process {
-    /// Exact, of all threads that live.
+    /// Exact CPU time of all live threads.
     pub(crate) on_cpu: Duration,
     pub(crate) user_ticks: u64,
     pub(crate) system_ticks: u64,
-    /// Voluntary or not, of all threads that live.
+    /// Voluntary and involuntary context switches of all live threads.
     pub(crate) switches: u64,
     pub(crate) peak_kib: u64,
     pub(crate) descriptors: u64,
 }
 
 impl Process {
-    /// Processes that have ended count nothing: after a reload, the old ones go when they like.
+    /// Sums over the processes; ended ones count as zero, as old processes end at any time after a reload.
     pub(crate) fn sum(processes: &[u32]) -> io::Result<Self> {
         processes.iter().try_fold(Self::default(), |sum, pid| {
             let one = match Self::read(*pid) {
@@ -38,7 +38,7 @@ impl Process {
         })
     }
 
-    /// CPU time of all threads, the ended ones too, in steps of a tick.
+    /// CPU time of all threads, including ended ones, in ticks.
     pub(crate) fn ticked(&self) -> Duration {
         let ticks = u32::try_from(self.user_ticks + self.system_ticks).unwrap_or(u32::MAX);
         let rate = u32::try_from(rustix::param::clock_ticks_per_second()).unwrap_or(u32::MAX).max(1);
@@ -53,7 +53,7 @@ impl Process {
         let descriptors = fs::read_dir(format!("/proc/{pid}/fd"))?.count() as u64;
         let mut process = Self { user_ticks, system_ticks, peak_kib, descriptors, ..Self::default() };
         for task in fs::read_dir(format!("/proc/{pid}/task"))? {
-            // A thread that ended since the listing is not counted.
+            // A thread may have ended since the listing.
             let Ok((on_cpu, switches)) = read_task(&task?.path()) else { continue };
             process.on_cpu += on_cpu;
             process.switches += switches;
@@ -72,7 +72,7 @@ fn read_task(task: &Path) -> io::Result<(Duration, u64)> {
     Ok((Duration::from_nanos(on_cpu), switches))
 }
 
-/// Lets the next reading of the peak begin at what is resident now.
+/// Resets the peak RSS to the current RSS.
 pub(crate) fn forget_peak(pid: u32) -> io::Result<()> {
     match fs::write(format!("/proc/{pid}/clear_refs"), "5") {
         Err(error) if has_ended(&error) => Ok(()),
@@ -80,17 +80,17 @@ pub(crate) fn forget_peak(pid: u32) -> io::Result<()> {
     }
 }
 
-/// There is no file of a process that is gone; ESRCH comes when it goes while its file is read.
+/// Whether the process has ended: its files are gone, or ESRCH if it ended during the read.
 fn has_ended(error: &io::Error) -> bool {
     error.kind() == io::ErrorKind::NotFound
         || error.raw_os_error() == Some(rustix::io::Errno::SRCH.raw_os_error())
 }
 
-/// Resident memory in KiB and open pipe ends of one or more processes.
+/// RSS and PSS in KiB and open pipe ends of one or more processes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Holdings {
     pub(crate) rss: u64,
-    /// Resident pages divided by the number of processes that share each: what the process adds.
+    /// Resident pages divided by the number of processes that share each.
     pub(crate) pss: u64,
     pub(crate) pipes: u64,
 }
@@ -110,20 +110,20 @@ impl Holdings {
 fn pipes_of(pid: u32) -> io::Result<u64> {
     let mut pipes = 0;
     for entry in fs::read_dir(format!("/proc/{pid}/fd"))? {
-        // A descriptor that was closed since the listing is not held.
+        // A descriptor may have been closed since the listing.
         let Ok(kind) = fs::read_link(entry?.path()) else { continue };
         pipes += u64::from(kind.to_string_lossy().starts_with("pipe:"));
     }
     Ok(pipes)
 }
 
-/// When a process began, in ticks since boot: tells it from a later one of the same number.
+/// Start time of a process in ticks since boot: distinguishes it from a later process with the same ID.
 pub(crate) fn start_time(pid: u32) -> Option<u64> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     after_name(&stat)?.nth(19)?.parse().ok()
 }
 
-/// A process and all below it: nginx does its work in a child.
+/// A process and its descendants; nginx works in a child.
 pub(crate) fn family_of(root: u32) -> Vec<u32> {
     let mut family = vec![root];
     let mut next = 0;
@@ -139,18 +139,18 @@ pub(crate) fn family_of(root: u32) -> Vec<u32> {
     family
 }
 
-/// User and system ticks of a process with all its threads, the ended ones too.
+/// User and system ticks of a process and all its threads, including ended ones.
 fn parse_ticks(stat: &str) -> Option<(u64, u64)> {
     let mut fields = after_name(stat)?.skip(11).map(|field| field.parse().ok());
     Some((fields.next()??, fields.next()??))
 }
 
-/// The name stands in parentheses and may hold spaces and parentheses itself.
+/// The fields after the name, which is in parentheses and may contain spaces and parentheses.
 fn after_name(stat: &str) -> Option<std::str::SplitWhitespace<'_>> {
     stat.rsplit_once(')').map(|(_, rest)| rest.split_whitespace())
 }
 
-/// The number on the line that begins so.
+/// The number on the line with this prefix.
 fn field(text: &str, name: &str) -> Option<u64> {
     let line = text.lines().find_map(|line| line.strip_prefix(name))?;
     line.split_whitespace().next()?.parse().ok()
@@ -197,6 +197,6 @@ mod tests {
         drop(std::hint::black_box(vec![1_u8; 64 << 20]));
         assert!(peak() >= before + (60 << 10), "64 MiB were resident");
         forget_peak(me).unwrap();
-        assert!(peak() < before + (60 << 10), "and are no more");
+        assert!(peak() < before + (60 << 10), "and no longer are");
     }
 }

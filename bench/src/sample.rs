@@ -1,5 +1,5 @@
-//! What one measurement gives: figures, the distribution of latencies, and how far the CPU's two counts
-//! were apart. Not how several are summed up: see [`crate::report`].
+//! The result of one measurement: figures, the latency distribution and the gap between the two CPU counts. For
+//! summaries of several see [`crate::report`].
 
 use std::io;
 use std::time::Duration;
@@ -8,10 +8,10 @@ use hdrhistogram::Histogram;
 
 use crate::cpu::Usage;
 
-/// A minute: the longest time that a histogram here can tell from a longer one.
+/// Longest latency of a histogram; longer ones are clamped.
 pub(crate) const LONGEST: Duration = Duration::from_mins(1);
 
-/// What a number means.
+/// Name, unit and direction of a number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Figure {
     pub(crate) key: &'static str,
@@ -20,7 +20,7 @@ pub(crate) struct Figure {
     pub(crate) better: Better,
 }
 
-/// Which of two values of a figure one would rather have.
+/// Whether larger or smaller values are better.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Better {
     More,
@@ -39,15 +39,15 @@ impl Figure {
 
 const P99: Figure = Figure::less("p99", "p99", "µs");
 
-/// Keys that the report looks for.
+/// Figure keys used by the report.
 pub(crate) const CPU_MACHINE: &str = "cpu_machine";
 pub(crate) const CPU_PROCESSES: &str = "cpu_processes";
 
-/// What was done while the CPU was counted, in the unit that it is counted by.
+/// The amount of work during a CPU count, and the units of the cost.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Work {
     units: f64,
-    /// Of seconds.
+    /// Factor applied to seconds.
     scale: f64,
     cpu_unit: &'static str,
     switches_unit: &'static str,
@@ -67,28 +67,28 @@ impl Work {
     }
 }
 
-/// One measurement of one system.
+/// The result of one measurement of one system.
 #[derive(Debug, Default)]
 pub(crate) struct Sample {
     pub(crate) figures: Vec<(Figure, f64)>,
-    /// In nanoseconds, where the load has a latency.
+    /// In nanoseconds; `None` if the load has no latency.
     pub(crate) latency: Option<Histogram<u64>>,
-    /// See [`Usage::gap`]; none where no CPU was counted.
+    /// See [`Usage::gap`]; `None` without a CPU count.
     pub(crate) gap: Option<f64>,
 }
 
 impl Sample {
-    /// A measurement that is about its p99, however few values there are.
+    /// A sample with p99 as its headline, however few values there are.
     pub(crate) fn of_p99(latency: &Histogram<u64>) -> Self {
         Self::of(P99, number(latency.value_at_quantile(0.99)) / 1e3).with_latency(latency)
     }
 
-    /// The first figure is the one that the measurement is about.
+    /// A sample with this headline figure.
     pub(crate) fn of(figure: Figure, value: f64) -> Self {
         Self { figures: vec![(figure, value)], ..Self::default() }
     }
 
-    /// A figure that is there already stays as it is.
+    /// Adds a figure; an existing one is kept.
     pub(crate) fn and(mut self, figure: Figure, value: f64) -> Self {
         if !self.figures.iter().any(|(known, _)| *known == figure) {
             self.figures.push((figure, value));
@@ -96,7 +96,7 @@ impl Sample {
         self
     }
 
-    /// Adds the quantiles that the number of values can bear.
+    /// Adds the quantiles that the number of values supports.
     pub(crate) fn with_latency(mut self, latency: &Histogram<u64>) -> Self {
         const QUANTILES: [(f64, Figure); 4] = [
             (0.5, Figure::less("p50", "p50", "µs")),
@@ -135,13 +135,13 @@ impl Sample {
     }
 }
 
-/// An empty histogram of nanoseconds, exact to 0.1 %, which never allocates again.
+/// An empty histogram of nanoseconds, exact to 0.1 %, without later allocations.
 pub(crate) fn histogram() -> io::Result<Histogram<u64>> {
     let longest = u64::try_from(LONGEST.as_nanos()).unwrap_or(u64::MAX);
     Histogram::new_with_max(longest, 3).map_err(io::Error::other)
 }
 
-/// Records a time; what is too long counts as the longest.
+/// Records a time, clamped to the longest.
 pub(crate) fn record(latency: &mut Histogram<u64>, time: Duration) {
     latency.saturating_record(u64::try_from(time.min(LONGEST).as_nanos()).unwrap_or(u64::MAX));
 }

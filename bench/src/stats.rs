@@ -1,8 +1,8 @@
-//! Median and spread of a few rounds. Not for latencies: those have histograms.
+//! Median and spread of a few rounds. Latencies use histograms instead.
 
 use serde::{Deserialize, Serialize};
 
-/// What the rounds of one figure came to.
+/// Summary of the rounds of one figure.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Summary {
     pub(crate) median: f64,
@@ -11,7 +11,7 @@ pub(crate) struct Summary {
 }
 
 impl Summary {
-    /// Nothing for no samples.
+    /// Summarizes the samples; `None` without samples.
     pub(crate) fn of(samples: &[f64]) -> Option<Self> {
         let mut sorted = samples.to_vec();
         sorted.sort_by(f64::total_cmp);

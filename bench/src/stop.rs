@@ -1,4 +1,4 @@
-//! Ctrl-C and SIGTERM, as a flag that every loop looks at, so that what was started is also stopped.
+//! Turns SIGINT and SIGTERM into a flag that every loop checks, so that all started programs are stopped.
 
 use std::io;
 use std::sync::Arc;
@@ -6,12 +6,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use isthmus_certs::signals::{self, Heard};
 
-/// Whether the user wants this program to end.
+/// The stop flag.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Stop(Arc<AtomicBool>);
 
 impl Stop {
-    /// Takes the signals over. A second one does no more than the first: the loops see it within a tick.
+    /// Installs the signal handlers. A second signal has no further effect: loops see the first within a tick.
     pub(crate) fn on_signals() -> io::Result<Self> {
         let stop = Self::default();
         let asked = stop.clone();
@@ -31,7 +31,7 @@ impl Stop {
         self.0.load(Ordering::Relaxed)
     }
 
-    /// For loops that return a result: an error once the user wants the end.
+    /// Returns an error once a stop was requested.
     pub(crate) fn check(&self) -> io::Result<()> {
         if self.requested() { Err(io::Error::other("stopped by a signal")) } else { Ok(()) }
     }

@@ -1,4 +1,4 @@
-//! An endpoint that accepts and closes at once, as one does whose program has just fallen over behind its balancer.
+//! An endpoint that accepts and closes at once, like a load balancer whose backend has just crashed.
 
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 
-/// A running one; dropping it ends its thread.
+/// A running endpoint; dropping it ends its thread.
 #[derive(Debug)]
 pub(crate) struct Closing {
     pub(crate) address: SocketAddr,
@@ -15,7 +15,7 @@ pub(crate) struct Closing {
 }
 
 impl Closing {
-    /// On any free port of loopback.
+    /// Starts the endpoint on a free loopback port.
     pub(crate) fn start() -> io::Result<Self> {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
         let address = listener.local_addr()?;
@@ -31,10 +31,10 @@ impl Closing {
 impl Drop for Closing {
     fn drop(&mut self) {
         self.stop.store(true, Ordering::Release);
-        // Its accept returns for this one, and for no other.
+        // This connection makes the accept return.
         let is_woken = TcpStream::connect(self.address).is_ok();
         if let Some(thread) = self.thread.take().filter(|_| is_woken) {
-            // A thread that panicked has said so on stderr.
+            // A panicked thread has already reported to stderr.
             let _ = thread.join();
         }
     }

@@ -1,5 +1,5 @@
-//! The service behind every system: reads the hello, answers one byte, then does the job that the hello
-//! asks for. Two threads with epoll, no allocation per event. Not a model of any real server.
+//! The service behind every system: reads the hello, answers with one byte, then does the job that the hello names.
+//! Two threads with epoll and no allocation per event; not a model of a real server.
 
 pub(crate) mod closing;
 pub(crate) mod tls;
@@ -21,7 +21,7 @@ use crate::hello::{ANSWER, Hello, Job};
 use crate::poller::{Interest, Poller, Ready, try_again};
 use crate::stop::Stop;
 
-/// What is read at once.
+/// Size of one read.
 const CHUNK: usize = 128 * 1024;
 const LISTENER: usize = usize::MAX;
 
@@ -43,7 +43,7 @@ struct Shared {
 }
 
 impl Backend {
-    /// On any free port of this address, in the network of the calling thread.
+    /// Starts the backend on a free port of this address, in the network namespace of the calling thread.
     pub(crate) fn start(hello: Arc<Hello>, ip: IpAddr) -> io::Result<Self> {
         let listener = listen(ip)?;
         let address = listener.local_addr()?;
@@ -57,22 +57,22 @@ impl Backend {
         Ok(Self { address, shared, threads })
     }
 
-    /// Hellos that arrived changed, since the start.
+    /// Number of altered hellos since the start.
     pub(crate) fn corrupt(&self) -> usize {
         self.shared.corrupt.load(Ordering::Relaxed)
     }
 
-    /// Bytes that sinks took in, since the start.
+    /// Bytes received by sinks since the start.
     pub(crate) fn taken_in(&self) -> u64 {
         self.shared.taken_in.load(Ordering::Relaxed)
     }
 
-    /// Closes every held connection, from this side first: see [`crate::load::short`] for why.
+    /// Closes every held connection from this side; see [`crate::load::short`] for the reason.
     pub(crate) fn release_held(&self) {
         self.shared.release.store(true, Ordering::Release);
     }
 
-    /// Waits until no connection is left, so that one measurement does not run into the next.
+    /// Waits until all connections have ended, so that measurements do not overlap.
     pub(crate) fn wait_until_quiet(&self, stop: &Stop) -> io::Result<()> {
         let deadline = Instant::now() + Duration::from_secs(10);
         loop {
@@ -81,7 +81,7 @@ impl Backend {
                 return Ok(());
             }
             if Instant::now() > deadline {
-                return Err(io::Error::other(format!("{live} connections were left at the backend")));
+                return Err(io::Error::other(format!("{live} connections are still open at the backend")));
             }
             stop.check()?;
             std::thread::sleep(Duration::from_millis(5));
@@ -93,7 +93,7 @@ impl Drop for Backend {
     fn drop(&mut self) {
         self.shared.stop.request();
         for thread in self.threads.drain(..) {
-            // A thread that panicked has said so on stderr.
+            // A panicked thread has already reported to stderr.
             let _ = thread.join();
         }
     }
@@ -104,7 +104,7 @@ fn listen(ip: IpAddr) -> io::Result<TcpListener> {
     let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
     let socket = socket_with(AddressFamily::INET, SocketType::STREAM, flags, None)?;
     bind(&socket, &SocketAddr::from((ip, 0)))?;
-    // std's listeners queue 128; a burst of idle connections must not be cut by that.
+    // std's listeners have a backlog of 128, too small for a burst of idle connections.
     listen(&socket, 4096)?;
     Ok(TcpListener::from(socket))
 }
@@ -143,7 +143,7 @@ impl Drop for Live {
     }
 }
 
-/// What becomes of a connection after an event.
+/// What to do with a connection after an event.
 enum Next {
     Keep,
     Close,
@@ -151,7 +151,7 @@ enum Next {
     Verify,
 }
 
-/// Accepts, reads hellos, and does every job that is not a transfer without end.
+/// Accepts, reads hellos, and does all jobs except endless transfers.
 struct Front {
     listener: TcpListener,
     poller: Poller,
@@ -195,7 +195,7 @@ impl Front {
             let socket: OwnedFd = match rustix::net::accept_with(&self.listener, flags) {
                 Ok(socket) => socket,
                 Err(rustix::io::Errno::AGAIN) => return Ok(()),
-                // The client was gone before we came.
+                // The client has already left.
                 Err(rustix::io::Errno::CONNABORTED | rustix::io::Errno::INTR) => continue,
                 Err(error) => return Err(error.into()),
             };
@@ -218,7 +218,7 @@ impl Front {
             Ok(Next::Close) => drop(self.conns.remove(token)),
             Ok(Next::Transfer) => self.hand_over(token, |front, conn| front.transfers.take(conn)),
             Ok(Next::Verify) => self.hand_over(token, |_, conn| {
-                // Not joined: it ends with its connection, which a check always closes.
+                // Not joined: the thread ends with its connection, which a check always closes.
                 spawn("backend-verify", move || echo_all(&conn)).map(drop)
             }),
             Err(error) => {
@@ -233,7 +233,7 @@ impl Front {
         let conn = self.conns.remove(token);
         let done = self.poller.remove(&conn.stream).and_then(|()| to(self, conn));
         if let Err(error) = done {
-            eprintln!("backend: a connection was lost: {error}");
+            eprintln!("backend: connection lost: {error}");
         }
     }
 }
@@ -267,7 +267,7 @@ fn answer(conn: &mut Conn) -> io::Result<Next> {
     })
 }
 
-/// Sends back what came. The load never has so much under way that the socket's buffer could be full.
+/// Echoes. The load never has enough in flight to fill the socket's buffer.
 fn echo(conn: &Conn, buffer: &mut [u8]) -> io::Result<Next> {
     match (&conn.stream).read(buffer) {
         Ok(0) => Ok(Next::Close),
@@ -280,7 +280,7 @@ fn echo(conn: &Conn, buffer: &mut [u8]) -> io::Result<Next> {
     }
 }
 
-/// Any amount, on a thread of its own, until the client has ended its direction.
+/// Echoes any amount, on a separate thread, until the client closes its direction.
 fn echo_all(conn: &Conn) -> io::Result<()> {
     conn.stream.set_nonblocking(false)?;
     conn.stream.set_read_timeout(Some(Duration::from_secs(10)))?;
@@ -322,7 +322,7 @@ mod tests {
         sink.write_all(&[0; 4096]).unwrap();
         let deadline = Instant::now() + Duration::from_secs(10);
         while backend.taken_in() < 8192 {
-            assert!(Instant::now() < deadline, "{} bytes were taken in", backend.taken_in());
+            assert!(Instant::now() < deadline, "{} bytes were received", backend.taken_in());
             std::thread::yield_now();
         }
         let mut hold = target.open(Job::Hold).unwrap();

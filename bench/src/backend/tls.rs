@@ -1,5 +1,5 @@
-//! The service for whole handshakes: real mTLS with rustls, a client certificate demanded, one byte as the
-//! answer. Its threads block; a handshake costs so much more than a thread's wake-up that nobody notices.
+//! The service for full handshakes: mTLS with rustls, a required client certificate, and an answer of one byte. Its
+//! threads block; waking a thread costs little compared with a handshake.
 
 use std::io::{self, Read as _, Write as _};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
@@ -14,11 +14,11 @@ use rustls::{ClientConfig, ServerConfig, ServerConnection, Stream};
 use crate::hello::ANSWER;
 use crate::stop::Stop;
 
-/// The name that systems route to this service.
+/// The service's name in all systems.
 pub(crate) const TLS_NAME: &str = "tls.bench.svc.cluster.local";
 
 const THREADS: usize = 4;
-/// A client that hangs must not hang the end of the program.
+/// Socket timeout, so that a hung client does not block the exit.
 const PATIENCE: Duration = Duration::from_secs(5);
 
 /// A running service; dropping it ends its threads.
@@ -31,10 +31,10 @@ pub(crate) struct TlsBackend {
 }
 
 impl TlsBackend {
-    /// On a free port of this address, with certificates made now.
+    /// Starts the service on a free port of this address, with new certificates.
     pub(crate) fn start(ip: IpAddr) -> anyhow::Result<Self> {
         let (server, client) = configs()?;
-        let listener = TcpListener::bind((ip, 0)).context("cannot listen")?;
+        let listener = TcpListener::bind((ip, 0)).context("cannot open the listener of the TLS backend")?;
         let address = listener.local_addr()?;
         let stop = Stop::default();
         let mut threads = Vec::with_capacity(THREADS);
@@ -50,11 +50,11 @@ impl Drop for TlsBackend {
     fn drop(&mut self) {
         self.stop.request();
         for _ in &self.threads {
-            // One connection wakes one thread out of its accept. If none can be made, none is waiting.
+            // Each connection wakes one thread from its accept. If connecting fails no thread is waiting.
             let _ = TcpStream::connect(self.address);
         }
         for thread in self.threads.drain(..) {
-            // A thread that panicked has said so on stderr.
+            // A panicked thread has already reported to stderr.
             let _ = thread.join();
         }
     }
@@ -79,7 +79,7 @@ fn serve_all(listener: &TcpListener, config: &Arc<ServerConfig>, stop: &Stop) ->
         if stop.requested() {
             return Ok(());
         }
-        // What a client does wrong is seen at the client.
+        // Failures show at the client.
         let _ = serve(stream, config);
     }
 }

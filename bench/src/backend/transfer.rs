@@ -1,5 +1,5 @@
-//! The jobs without end: send, take in, or both. On a thread of their own, so that they cost the others
-//! nothing but CPU.
+//! Endless transfers: send, receive, or both. They run on a separate thread, so that they cost the other jobs only
+//! CPU.
 
 use std::io::{self, Read as _, Write as _};
 use std::sync::atomic::Ordering;
@@ -11,11 +11,11 @@ use super::{CHUNK, Conn, Shared};
 use crate::hello::Job;
 use crate::poller::{Interest, Poller, Ready, try_again};
 
-/// Chunks per turn and direction, so that one fast peer does not keep the others waiting. A chunk is
-/// large enough that the system call does not count, and small enough for the cache.
+/// Chunks per turn and direction, so that a fast peer does not delay the others. A chunk is large enough to make
+/// system calls negligible, and small enough for the cache.
 const CHUNKS_PER_TURN: usize = 4;
 
-/// The connections that carry bulk.
+/// The connections with bulk transfers.
 pub(super) struct Transfers {
     poller: Poller,
     conns: Mutex<Slab<Conn>>,
@@ -64,7 +64,7 @@ impl Transfers {
         Ok(())
     }
 
-    /// False once the client is gone.
+    /// Receives some chunks; false once the client has left.
     fn take_in_some(&self, conn: &Conn, buffer: &mut [u8]) -> bool {
         for _ in 0..CHUNKS_PER_TURN {
             match (&conn.stream).read(buffer) {

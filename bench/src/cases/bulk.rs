@@ -1,4 +1,4 @@
-//! Bytes per second, and what they cost.
+//! Bulk transfers: throughput and cost.
 
 use std::io;
 

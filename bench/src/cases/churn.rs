@@ -1,6 +1,6 @@
-//! Tables that change all the time: short connections come and go, long ones live on, and every tenth of a
-//! second a service appears or goes. In a process of its own, which ends with all its generations. Then, in another,
-//! calls to a service one of whose endpoints accepts and closes.
+//! Churn: short and long connections while a service is added or removed every tenth of a second, in a fresh process
+//! that ends with all its generations. Then, in another process, calls to a service with one endpoint that accepts
+//! and closes.
 
 use std::io;
 use std::thread;
@@ -22,7 +22,7 @@ const LOST: Figure = Figure::less("lost", "connections lost", "");
 const CLOSED: Figure = Figure::less("closed", "calls failed of 300, one of two endpoints closes at once", "");
 const PING_P99: Figure = Figure::less("ping_p99", "p99 of round trips", "µs");
 
-/// The machine's, because some systems replace their processes, and what those used is gone with them.
+/// The machine's CPU, as some systems replace their processes and lose their counters.
 const CPU: Figure = Figure::less(CPU_MACHINE, "CPU by /proc/stat", "µs/conn");
 
 const SERVICES: u32 = 100;
@@ -39,7 +39,7 @@ pub(super) fn measure(lab: &Lab, contender: &Contender) -> io::Result<Sample> {
     let before = short.lost();
     let meter = Meter::start(&[])?;
     let began = Instant::now();
-    // Long enough for some swaps, also in a quick run.
+    // Long enough for several swaps, even in a quick run.
     let until = began + lab.window.max(10 * BETWEEN);
     let swap = |number: u32| contender.publish(lab, &running, SERVICES + number % 2).map(drop);
     let (swaps, first_bytes, round_trips) = thread::scope(|scope| {
@@ -61,7 +61,7 @@ pub(super) fn measure(lab: &Lab, contender: &Contender) -> io::Result<Sample> {
         .with_latency(&first_bytes))
 }
 
-/// One call after another to a service of two endpoints, one of which accepts and closes; how many fail.
+/// Calls a service with two endpoints, one of which accepts and closes; returns the number of failed calls.
 fn beside_closing(lab: &Lab, contender: &Contender) -> io::Result<u64> {
     const CALLS: u64 = 300;
     let closing = Closing::start()?;

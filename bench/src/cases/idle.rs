@@ -1,5 +1,4 @@
-//! Memory of connections that carry nothing, in a process that has done nothing before: memory once used
-//! hides growth.
+//! Memory of idle connections, in a fresh process: memory that was used before would hide the growth.
 
 use std::io::{self, Read as _};
 
@@ -20,7 +19,7 @@ pub(super) fn measure(lab: &Lab, contender: &Contender, connections: u16) -> io:
     let running = contender.start_fresh(lab, 1)?;
     let target = lab.loopback.target(running.address);
     let look = || Ok((Holdings::of(&running.processes)?, Process::sum(&running.processes)?.descriptors));
-    // What the first connections cost once is not what each one costs.
+    // The first connections also pay one-time costs.
     hold(lab, &target, 16, || Ok(()))?;
     let (rest, open_at_rest) = look()?;
     let (full, open) = hold(lab, &target, connections, look)?;
@@ -32,7 +31,7 @@ pub(super) fn measure(lab: &Lab, contender: &Contender, connections: u16) -> io:
         .and(DESCRIPTORS, number(open) - number(open_at_rest)))
 }
 
-/// Holds connections open while `look` looks, then has them closed by the backend first.
+/// Holds connections open while `look` runs, then lets the backend close them.
 fn hold<T>(lab: &Lab, target: &Target, count: u16, look: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
     let mut streams = target.open_many(Job::Hold, usize::from(count))?;
     lab.stop.check()?;
@@ -42,7 +41,7 @@ fn hold<T>(lab: &Lab, target: &Target, count: u16, look: impl FnOnce() -> io::Re
     backend.wait_until_quiet(&lab.stop)?;
     for stream in &mut streams {
         if stream.read(&mut [0])? != 0 {
-            return Err(io::Error::new(io::ErrorKind::InvalidData, "bytes came that nobody sent"));
+            return Err(io::Error::new(io::ErrorKind::InvalidData, "received unexpected bytes"));
         }
     }
     Ok(seen)

@@ -1,4 +1,4 @@
-//! Fairness: what small round trips feel of 32 connections that carry all they can.
+//! Fairness: latency of small round trips beside 32 bulk connections.
 
 use std::io;
 use std::time::Instant;
@@ -28,12 +28,12 @@ pub(super) fn measure(lab: &Lab, contender: &Contender) -> io::Result<Sample> {
         let mut ping = || {
             pings.run(Instant::now() + WARM_UP, &lab.stop)?;
             let began = Instant::now();
-            // Longer than others: one stall of a second must not be missed.
+            // Longer than other cases, so that a stall of a second is seen.
             let times = pings.run(began + 2 * lab.window, &lab.stop)?.clone();
             io::Result::Ok((times, began.elapsed().as_secs_f64()))
         };
         let pinged = ping();
-        // Also when the pings failed: the other thread waits for this.
+        // Even if the pings failed: the bulk thread waits for this.
         enough.request();
         let bytes = bulk.join().map_err(|_| io::Error::other("the bulk load panicked"))??;
         let (times, seconds) = pinged?;

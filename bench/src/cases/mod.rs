@@ -1,5 +1,5 @@
-//! What is measured: the scenarios a user asks for, and the cases each consists of. One file a scenario.
-//! Not how often, in which order, or how the figures are shown: see [`crate::compare`], [`crate::report`].
+//! The scenarios and their cases, one file per scenario. For rounds and order see [`crate::compare`], for the
+//! presentation [`crate::report`].
 
 mod bulk;
 mod churn;
@@ -22,36 +22,36 @@ use crate::lab::Lab;
 use crate::load::{Closer, Direction};
 use crate::sample::Sample;
 
-/// Load before each measurement: buffers grow, caches fill, a lazy proxy allocates.
+/// Load before each measurement, to fill buffers, caches and lazy allocations.
 const WARM_UP: Duration = Duration::from_millis(150);
 
-/// Descriptors for everything else.
+/// Descriptors reserved for everything else.
 const SPARE: u64 = 1000;
 
-/// What a user asks for.
+/// The scenarios to choose from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Scenario {
-    /// Transfers: down, up, both ways; 1, 4, 64 connections.
+    /// Bulk transfers: down, up, both ways; 1, 4, 64 connections.
     Bulk,
-    /// Round trips: 64 B, 1 KiB, 16 KiB; 1, 16, 256 connections; as fast as they go, and at fixed rates.
-    /// The proxy has a core to itself.
+    /// Round trips: 64 B, 1 KiB, 16 KiB; 1, 16, 256 connections; at full speed and at fixed rates. The proxy has a
+    /// core to itself.
     Pingpong,
-    /// Connections per second, one exchange each; closed by the client or by the server, on loopback and
-    /// across veth pairs. The proxy has a core to itself.
+    /// Short connections of one exchange each; closed by the client or by the server, on loopback and across veth
+    /// pairs. The proxy has a core to itself.
     Short,
     /// Small round trips beside 32 bulk connections.
     Mixed,
-    /// Whole mTLS handshakes through the proxy.
+    /// Full mTLS handshakes through the proxy.
     Tls,
-    /// Memory of 1 000 and 8 000 connections that carry nothing.
+    /// Memory of 1 000 and 8 000 idle connections.
     Idle,
     /// Short and long connections while the tables are swapped 10 times a second.
     Churn,
-    /// 10, 1 000, 100 000 services: look-up, reload, memory.
+    /// 10, 1 000, 100 000 services: lookup, reload, memory.
     Routes,
 }
 
-/// What gives one table.
+/// A case: one table of the report.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Case {
     Bulk { direction: Direction, connections: usize },
@@ -64,12 +64,12 @@ pub(crate) enum Case {
     Routes { services: u32 },
 }
 
-/// When the next ping is sent.
+/// When a ping is sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Pace {
-    /// When the last one is back.
+    /// When the previous one has returned.
     Closed,
-    /// So many a second, over all connections together.
+    /// At this rate per second over all connections.
     Open(u32),
 }
 
@@ -111,7 +111,7 @@ impl Scenario {
         }
     }
 
-    /// One or two cases that stand for the scenario when there is little time.
+    /// One or two representative cases for `--quick`.
     pub(crate) fn quick_cases(self) -> Vec<Case> {
         let ping = |connections| Case::PingPong { bytes: 64, connections, pace: Pace::Closed };
         match self {
@@ -158,35 +158,37 @@ impl Case {
         }
     }
 
-    /// Why it cannot be measured on this machine, if so.
+    /// An error if this machine cannot measure the case.
     pub(crate) fn possible(self, lab: &Lab) -> Result<(), String> {
         match self {
             Self::Short { veth: true, .. } => lab.veth().map(drop).map_err(|error| error.to_string()),
             Self::Idle { connections } => {
-                // Both ends of each connection are in this program, or in the proxy.
+                // Both ends of each connection are in this process, or in the proxy.
                 let needed = 2 * u64::from(connections) + SPARE;
                 let allowed = lab.descriptors;
                 if needed <= allowed {
                     Ok(())
                 } else {
-                    Err(format!("needs {needed} descriptors of {allowed} (ulimit -Hn)"))
+                    Err(format!(
+                        "needs {needed} file descriptors, the limit is {allowed}; raise it (ulimit -Hn)"
+                    ))
                 }
             }
             _ => Ok(()),
         }
     }
 
-    /// Whether there is anything to measure without a proxy.
+    /// Whether the case is also measured without a proxy.
     pub(crate) fn works_direct(self) -> bool {
         !matches!(self, Self::Idle { .. } | Self::Churn | Self::Routes { .. })
     }
 
-    /// Whether once is enough: memory and start-up vary little, and take long to measure.
+    /// Whether one round is enough: memory and start-up vary little and take long to measure.
     pub(crate) fn only_once(self) -> bool {
         matches!(self, Self::Idle { .. } | Self::Routes { .. })
     }
 
-    /// Measures once. Afterwards no connection is left.
+    /// Measures once and leaves no connection open.
     pub(crate) fn measure(self, lab: &Lab, contender: &Contender) -> io::Result<Sample> {
         let place = lab.place(matches!(self, Self::Short { veth: true, .. }))?;
         let corrupt = place.backend.corrupt();
@@ -204,13 +206,13 @@ impl Case {
         }?;
         place.backend.wait_until_quiet(&lab.stop)?;
         if place.backend.corrupt() > corrupt {
-            return Err(io::Error::new(io::ErrorKind::InvalidData, "a hello reached the backend changed"));
+            return Err(io::Error::new(io::ErrorKind::InvalidData, "a hello reached the backend altered"));
         }
         Ok(sample)
     }
 }
 
-/// Runs a load for the warm-up, then for the window with the CPU counted.
+/// Runs a load for the warm-up, then for the window while counting CPU.
 fn warm_then_count<T>(
     lab: &Lab,
     processes: &[u32],
@@ -222,7 +224,7 @@ fn warm_then_count<T>(
     Ok((done, meter.stop()?))
 }
 
-/// The same with a core for the proxy alone: for what is many short waits.
+/// The same with a core reserved for the proxy, for loads of many short waits.
 fn warm_then_count_apart<T>(
     lab: &Lab,
     processes: &[u32],

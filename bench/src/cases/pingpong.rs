@@ -1,4 +1,4 @@
-//! Round trips: how long they take and what they cost.
+//! Round trips: latency and cost.
 
 use std::io;
 

@@ -1,5 +1,4 @@
-//! Many services: how long the tables take to load and to change, what they weigh, and what a look-up
-//! costs. In a process of its own.
+//! Many services: the time to load and change the tables, their memory and the cost of a lookup, in a fresh process.
 
 use std::io;
 use std::thread;
@@ -19,11 +18,11 @@ const REST_RSS: Figure = Figure::less("rest_rss", "RSS at rest", "MiB");
 const EACH: Figure = Figure::less("per_service", "each service", "KiB");
 const RATE: Figure = Figure::more("rate", "connections over all services", "conn/s");
 
-/// A system that takes longer than this to load or to change its tables does not hold them.
+/// Time limit to load or change the tables; a system that exceeds it does not support that many services.
 const PATIENCE: Duration = Duration::from_secs(20);
-/// A process that has just begun to route is not at rest yet; HAProxy's would even miss a signal.
+/// Pause after the start: a process may still be busy, and HAProxy would even miss a signal.
 const SETTLE: Duration = Duration::from_millis(500);
-/// Below so many, a service's memory is lost in what a process weighs by itself.
+/// Fewest services for a meaningful memory figure per service.
 const ENOUGH: u32 = 1000;
 
 pub(super) fn measure(lab: &Lab, contender: &Contender, services: u32) -> io::Result<Sample> {
@@ -55,9 +54,9 @@ pub(super) fn measure(lab: &Lab, contender: &Contender, services: u32) -> io::Re
     Ok(sample.with_latency(&times).with_usage(&usage, Work::connections(times.len())))
 }
 
-/// No failure of the measurement, but its result.
+/// An unsupported number of services is a result, not a failed measurement.
 fn too_many(services: u32, error: &io::Error) -> io::Error {
     let kind =
         if error.kind() == io::ErrorKind::TimedOut { io::ErrorKind::Unsupported } else { error.kind() };
-    io::Error::new(kind, format!("does not hold {services} services: {error}"))
+    io::Error::new(kind, format!("does not support {services} services: {error}"))
 }

@@ -1,4 +1,4 @@
-//! Connections per second, the time to the first byte, and what a connection costs.
+//! Short connections: rate, time to first byte and cost.
 
 use std::io;
 use std::thread;
@@ -14,12 +14,12 @@ pub(super) const RATE: Figure = Figure::more("rate", "rate", "conn/s");
 
 pub(super) const IN_FLIGHT: usize = 16;
 
-/// Ports towards one address that are used up when the client closes first: a warm-up and a measurement
-/// take so many each. The kernel has 28 000, for a minute, and searches long for the last ones.
+/// Largest number of connections of a warm-up or a measurement if the client closes first: each uses up a port for
+/// a minute. The kernel has 28 000 ports per destination and searches long for the last ones.
 const PORTS: u64 = 10_000;
 
-/// On loopback the systems share the backend's address, and the ports towards it: the kernel uses them
-/// again after a second.
+/// On loopback the systems share the backend's address and the ports towards it, which the kernel reuses after a
+/// second.
 const REUSE: Duration = Duration::from_millis(1100);
 
 pub(super) fn measure(lab: &Lab, contender: &Contender, closer: Closer, veth: bool) -> io::Result<Sample> {

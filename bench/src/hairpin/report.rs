@@ -152,7 +152,7 @@ impl RouteReport {
 fn verdict(figures: &[FigureReport]) -> Option<String> {
     let ratio = |key| figures.iter().find(|figure| figure.key == key)?.ratio;
     let (trip, first) = (ratio(ROUND_TRIP)?, ratio(FIRST_BYTE)?);
-    Some(format!("direct takes {trip:.2} of the round trip and {first:.2} of the time to first byte"))
+    Some(format!("direct needs {trip:.2} of the round trip and {first:.2} of the time to first byte"))
 }
 
 fn ms(time: &Duration) -> f64 {
@@ -222,7 +222,7 @@ mod tests {
         assert_eq!((trip.direct.median, trip.direct.min, trip.direct.max), (40.0, 30.0, 50.0));
         assert_eq!((trip.hairpin.median, trip.ratio), (80.0, Some(0.5)));
         assert_eq!(figure("cpu_gb_ingress").hairpin.median, 2.0, "one second for half a GB");
-        assert_eq!(report.verdict, "direct takes 0.50 of the round trip and 0.50 of the time to first byte");
+        assert_eq!(report.verdict, "direct needs 0.50 of the round trip and 0.50 of the time to first byte");
         assert!(report.equal_legs);
         assert_eq!((report.direct.encryptions, report.hairpin.encryptions), (1, 2));
         assert_eq!((report.direct.links_round_trip_ms, report.hairpin.links_round_trip_ms), (40.0, 80.0));

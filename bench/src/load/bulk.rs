@@ -1,4 +1,4 @@
-//! Transfers without end over a fixed number of connections, on the calling thread.
+//! Endless transfers over a fixed number of connections, on the calling thread.
 
 use std::io::{self, Read as _, Write as _};
 use std::net::TcpStream;
@@ -9,10 +9,10 @@ use crate::hello::Job;
 use crate::poller::{Interest, Poller, Ready, try_again};
 use crate::stop::Stop;
 
-/// The bytes are read, as a real client would, and not thrown away inside the kernel.
+/// Size of one read. The bytes are read as by a real client, not discarded in the kernel.
 const CHUNK: usize = 128 * 1024;
 
-/// Which way the bytes go, seen from the client.
+/// Direction of the bytes, as seen by the client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Direction {
     Down,
@@ -20,7 +20,7 @@ pub(crate) enum Direction {
     Both,
 }
 
-/// Open transfers. Dropping them closes them.
+/// Open transfers; dropping the value closes them.
 #[derive(Debug)]
 pub(crate) struct Bulk {
     poller: Poller,
@@ -45,7 +45,7 @@ impl Bulk {
         Ok(Self { poller, streams, sent: vec![0x5a; CHUNK], buffer: vec![0; CHUNK] })
     }
 
-    /// Transfers until then; gives the bytes that came down. What goes up is counted where it arrives.
+    /// Transfers until this time; returns the bytes received. Bytes sent are counted by the backend.
     pub(crate) fn run(&mut self, until: Instant, stop: &Stop) -> io::Result<u64> {
         let (mut bytes, mut ready) = (0, Ready::new());
         while Instant::now() < until {
@@ -55,7 +55,7 @@ impl Bulk {
         Ok(bytes)
     }
 
-    /// Transfers until told to end, beside something else that is measured; gives the bytes that came down.
+    /// Transfers until stopped, beside another load; returns the bytes received.
     pub(crate) fn run_until_stopped(&mut self, stop: &Stop) -> io::Result<u64> {
         let (mut bytes, mut ready) = (0, Ready::new());
         while !stop.requested() {

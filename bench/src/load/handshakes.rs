@@ -1,5 +1,5 @@
-//! Whole TLS handshakes, one after another on a few threads: connect, handshake with a client certificate,
-//! one byte back, close. rustls allocates for each, as any real client does.
+//! Full TLS handshakes, sequentially on a few threads: connect, handshake with a client certificate, one byte back,
+//! close. rustls allocates for each, as in any real client.
 
 use std::io::{self, Read as _};
 use std::net::{SocketAddr, TcpStream};
@@ -16,8 +16,8 @@ use crate::backend::tls::TLS_NAME;
 use crate::sample::{histogram, record};
 use crate::stop::Stop;
 
-/// Makes handshakes until then, at least one on each thread; gives the time from before the connect to the
-/// first byte of each, in nanoseconds.
+/// Makes handshakes until this time, at least one on each thread; returns the times from connect to first byte in
+/// nanoseconds.
 pub(crate) fn handshakes(
     address: SocketAddr,
     config: &Arc<ClientConfig>,
@@ -54,7 +54,7 @@ fn handshake(address: SocketAddr, config: &Arc<ClientConfig>) -> io::Result<()> 
     stream.set_read_timeout(Some(PATIENCE))?;
     stream.set_write_timeout(Some(PATIENCE))?;
     let mut answer = [0];
-    // The server speaks only after it has verified this side's certificate.
+    // The server answers only after it has verified the client certificate.
     Stream::new(&mut connection, &mut stream).read_exact(&mut answer)?;
     check_answer(&answer)
 }

@@ -1,5 +1,5 @@
-//! The load generator: what the clients do. Each kind of load keeps its connections between calls, so
-//! that a warm-up is the same call as the measurement. Knows nothing of systems, CPU or reports.
+//! The load generator. Each kind of load keeps its connections between calls, so that warm-up and measurement are the
+//! same call. Knows nothing of systems, CPU or reports.
 
 mod bulk;
 mod handshakes;
@@ -20,10 +20,10 @@ pub(crate) use short::{Closer, Short};
 
 use crate::hello::{ANSWER, Hello, Job};
 
-/// Nothing on loopback takes this long unless it hangs.
+/// Time after which an operation on loopback counts as hung.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(5);
 
-/// Where the clients connect, and what they say first.
+/// The address of the clients' connections and their first flight.
 #[derive(Clone, Debug)]
 pub(crate) struct Target {
     pub(crate) address: SocketAddr,
@@ -31,17 +31,17 @@ pub(crate) struct Target {
 }
 
 impl Target {
-    /// Connects, sends the hello and waits for the answer: from here on the connection is a relay.
+    /// Connects, sends the hello and waits for the answer: from here on the proxy relays.
     pub(crate) fn open(&self, job: Job) -> io::Result<TcpStream> {
         self.open_with(&self.hello.for_job(job))
     }
 
-    /// The same for one of many services.
+    /// Like `open`, for one of many services.
     pub(crate) fn open_service(&self, job: Job, number: u32) -> io::Result<TcpStream> {
         self.open_with(&self.hello.for_service(job, number))
     }
 
-    /// Opens many at once, with one copy of the hello.
+    /// Opens many connections with one copy of the hello.
     pub(crate) fn open_many(&self, job: Job, count: usize) -> io::Result<Vec<TcpStream>> {
         let hello = self.hello.for_job(job);
         (0..count).map(|_| self.open_with(&hello)).collect()
@@ -64,12 +64,9 @@ fn check_answer(bytes: &[u8]) -> io::Result<()> {
     if bytes == [ANSWER] {
         return Ok(());
     }
-    Err(io::Error::new(
-        io::ErrorKind::InvalidData,
-        format!("the answer to the hello arrived as {bytes:02x?}"),
-    ))
+    Err(io::Error::new(io::ErrorKind::InvalidData, format!("unexpected answer to the hello: {bytes:02x?}")))
 }
 
 fn closed() -> io::Error {
-    io::Error::new(io::ErrorKind::UnexpectedEof, "the connection was closed in the middle of the load")
+    io::Error::new(io::ErrorKind::UnexpectedEof, "the connection was closed during the load")
 }

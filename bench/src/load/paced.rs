@@ -1,6 +1,6 @@
-//! Round trips in an open loop: pings are due at a fixed rate, whether the earlier ones came back or not.
-//! Time counts from when a ping was *due*. So a stall is charged to every ping that it kept waiting, and
-//! not only to the few that were under way (coordinated omission).
+//! Round trips in an open loop: pings are due at a fixed rate, whether or not the earlier ones have returned. Latency
+//! counts from when a ping was *due*, so a stall is charged to every ping that it delayed and not only to the few in
+//! flight (coordinated omission).
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -17,8 +17,7 @@ use crate::poller::{Interest, Poller, Ready};
 use crate::sample::{histogram, record};
 use crate::stop::Stop;
 
-/// Wakes a poller at a moment, exact to some microseconds: the timeout of a wait would be rounded to a whole
-/// millisecond.
+/// Wakes a poller at a given time, exact to some microseconds; epoll timeouts are rounded to a millisecond.
 #[derive(Debug)]
 struct Alarm(OwnedFd);
 
@@ -26,13 +25,13 @@ impl Alarm {
     fn new(poller: &Poller) -> io::Result<Self> {
         let flags = TimerfdFlags::NONBLOCK | TimerfdFlags::CLOEXEC;
         let alarm = timerfd_create(TimerfdClockId::Monotonic, flags)?;
-        // Edge-triggered: it need not be read, and setting it again makes it new.
+        // Edge-triggered: it need not be read; setting it re-arms it.
         poller.add(&alarm, ALARM, Interest::IN | Interest::ET)?;
         Ok(Self(alarm))
     }
 
     fn set(&self, after: Duration) -> io::Result<()> {
-        // Zero would turn it off.
+        // Zero would disarm it.
         let it_value = Timespec::try_from(after.max(Duration::from_nanos(1))).map_err(io::Error::other)?;
         let once = Itimerspec { it_interval: Timespec::default(), it_value };
         timerfd_settime(&self.0, TimerfdTimerFlags::empty(), &once)?;
@@ -42,7 +41,7 @@ impl Alarm {
 
 const ALARM: usize = usize::MAX;
 
-/// When each ping is due.
+/// The due times of the pings.
 #[derive(Clone, Copy, Debug)]
 struct Schedule {
     start: Instant,
@@ -58,13 +57,13 @@ impl Schedule {
     }
 }
 
-/// Open connections that share the pings, and the round trips so far.
+/// Open connections that share the pings, with the recorded round trips.
 #[derive(Debug)]
 pub(crate) struct Paced {
     poller: Poller,
     alarm: Alarm,
     conns: Vec<Pinged>,
-    /// Connections with no ping under way.
+    /// Connections without a ping in flight.
     free: Vec<usize>,
     ping: Vec<u8>,
     buffer: Vec<u8>,
@@ -80,11 +79,10 @@ impl Paced {
         Ok(Self { poller, alarm, conns, free, ping, buffer, per_second, round_trips: histogram()? })
     }
 
-    /// Pings from now until then, and gives the times in nanoseconds. Every ping that was due is sent and
-    /// awaited, however late.
+    /// Pings until this time; returns the latencies in nanoseconds. Every due ping is sent and awaited, however late.
     ///
     /// # Errors
-    /// When the last is not back 5 s after the end: the rate is beyond what the system can do.
+    /// If the last ping has not returned 5 s after the end: the rate is too high for the system.
     pub(crate) fn run(&mut self, until: Instant, stop: &Stop) -> io::Result<&Histogram<u64>> {
         let schedule = Schedule { start: Instant::now(), per_second: self.per_second };
         let (mut next, mut ready) = (0, Ready::new());
@@ -103,7 +101,10 @@ impl Paced {
                 return Ok(&self.round_trips);
             }
             if now > until + PATIENCE {
-                return Err(io::Error::new(io::ErrorKind::TimedOut, "the rate was not kept up with"));
+                return Err(io::Error::new(
+                    io::ErrorKind::TimedOut,
+                    "the system cannot keep up with the rate",
+                ));
             }
             if !all_sent && !self.free.is_empty() {
                 self.alarm.set(schedule.due(next) - now)?;
@@ -148,11 +149,11 @@ mod tests {
         let target = Target { address: backend.address, hello };
         let mut pings = Paced::open(&target, BYTES, 4, 1000).unwrap();
         let times = pings.run(Instant::now() + Duration::from_millis(100), &Stop::default()).unwrap();
-        // Fewer if this thread was held up before the first was due.
+        // Fewer if this thread was delayed before the first ping was due.
         assert!((50..=101).contains(&times.len()), "{} in 100 ms at 1000/s", times.len());
     }
 
-    /// An echo for one connection that keeps one ping until it is 200 ms old.
+    /// An echo server for one connection that delays one ping by 200 ms.
     fn stalls_once(hello: usize) -> SocketAddr {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
@@ -175,8 +176,8 @@ mod tests {
         address
     }
 
-    /// Coordinated omission: at 1000 a second a stall of 200 ms keeps 200 pings waiting, for 100 ms in the
-    /// mean. A closed loop sees one slow ping.
+    /// Coordinated omission: at 1000 pings per second a stall of 200 ms delays 200 of them, by 100 ms on average. A
+    /// closed loop sees one slow ping.
     #[test]
     fn paced_latency_charges_stall_to_every_delayed_ping() {
         let hello = Arc::new(Hello::new().unwrap());

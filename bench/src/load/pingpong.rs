@@ -1,5 +1,5 @@
-//! Round trips in a closed loop: each connection sends the next ping when the last came back.
-//! A closed loop hides how long a stall would have kept others waiting: [`super::paced`] does not.
+//! Round trips in a closed loop: each connection sends the next ping when the last one has returned. A closed loop
+//! hides the delay that a stall causes to other requests; [`super::paced`] does not.
 
 use std::io::{self, Read as _, Write as _};
 use std::net::TcpStream;
@@ -13,7 +13,7 @@ use crate::poller::{Interest, Poller, Ready, try_again};
 use crate::sample::{histogram, record};
 use crate::stop::Stop;
 
-/// Open connections with a ping each, and the round trips so far.
+/// Open connections with one ping each, and the recorded round trips.
 #[derive(Debug)]
 pub(crate) struct PingPong {
     poller: Poller,
@@ -24,15 +24,15 @@ pub(crate) struct PingPong {
 }
 
 impl PingPong {
-    /// Pings have `bytes` bytes: few enough to fit the send buffer of a socket.
+    /// Opens the connections. A ping of `bytes` bytes must fit a socket's send buffer.
     pub(crate) fn open(target: &Target, bytes: usize, count: usize) -> io::Result<Self> {
         let (poller, conns) = Pinged::open_many(target, count)?;
         let (ping, buffer) = (vec![0x77; bytes], vec![0; bytes]);
         Ok(Self { poller, conns, ping, buffer, round_trips: histogram()? })
     }
 
-    /// Pings until then, and gives the round trips of this call in nanoseconds. No ping is under way
-    /// before or after.
+    /// Pings until this time; returns the round trips of this call in nanoseconds. No ping is in flight before or
+    /// after.
     pub(crate) fn run(&mut self, until: Instant, stop: &Stop) -> io::Result<&Histogram<u64>> {
         let mut ready = Ready::new();
         self.round_trips.reset();
@@ -50,14 +50,14 @@ impl PingPong {
                 if now < until { conn.send(&self.ping, now)? } else { under_way -= 1 }
             }
             if Instant::now() > until + PATIENCE {
-                return Err(io::Error::new(io::ErrorKind::TimedOut, "a ping did not come back"));
+                return Err(io::Error::new(io::ErrorKind::TimedOut, "a ping did not return"));
             }
         }
         Ok(&self.round_trips)
     }
 }
 
-/// A connection to an echo, with a ping or none under way.
+/// A connection to an echo server, with at most one ping in flight.
 #[derive(Debug)]
 pub(super) struct Pinged {
     stream: TcpStream,
@@ -80,17 +80,17 @@ impl Pinged {
     pub(super) fn send(&mut self, ping: &[u8], counts_from: Instant) -> io::Result<()> {
         self.counts_from = counts_from;
         self.missing = ping.len();
-        // Into an empty socket buffer: this is never short.
+        // The socket buffer is empty, so the write is complete.
         self.stream.write_all(ping)
     }
 
-    /// The moment at which the last byte of the ping was back.
+    /// Receives; returns when the last byte of the ping has arrived.
     pub(super) fn receive(&mut self, buffer: &mut [u8]) -> io::Result<Option<Instant>> {
         match self.stream.read(buffer) {
             Ok(0) => Err(closed()),
             Ok(length) => {
                 let whole = self.missing.checked_sub(length);
-                self.missing = whole.ok_or_else(|| io::Error::other("more came back than was sent"))?;
+                self.missing = whole.ok_or_else(|| io::Error::other("received more than was sent"))?;
                 Ok((self.missing == 0).then(Instant::now))
             }
             Err(error) if try_again(&error) => Ok(None),

@@ -1,12 +1,11 @@
 //! Short connections: connect, hello, one byte back, close.
 //!
-//! TIME_WAIT stays with the side that closes first, and it blocks the port only for a side that connects.
-//! When the *server* closes first, every TIME_WAIT lands on an accepting side (the backend, the proxy's
-//! listener), where the kernel lets a newer SYN from the same port take its place (needs TCP timestamps,
-//! which are on by default): no system can run out of ports. When the *client* closes first, it and every
-//! proxy use up one of 28 000 ports towards one address for a minute, or for a second on loopback, where
-//! the kernel uses them again sooner: that is measured on purpose, within a number of connections for
-//! which there are ports.
+//! TIME_WAIT stays with the side that closes first, and blocks the port only for a side that connects.
+//! When the *server* closes first, every TIME_WAIT is on an accepting side (the backend, the proxy's listener),
+//! where the kernel accepts a newer SYN from the same port (with TCP timestamps, the default): no system can run
+//! out of ports. When the *client* closes first, the client and every proxy use up one of 28 000 ports towards one
+//! address for a minute, or for a second on loopback, where the kernel reuses them sooner. That is measured on
+//! purpose, with a number of connections for which there are ports.
 
 use std::io::{self, Read as _, Write as _};
 use std::net::TcpStream;
@@ -20,17 +19,17 @@ use crate::poller::{Interest, Poller, Ready};
 use crate::sample::{histogram, record};
 use crate::stop::Stop;
 
-/// Who ends a connection.
+/// The side that closes first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Closer {
     Client,
     Server,
 }
 
-/// Steps from one service to the next: no two neighbours in any table, and all are visited.
+/// Step from one service to the next: avoids neighbours in any table and visits all services.
 const STRIDE: u32 = 7919;
 
-/// A fixed number of short connections under way, each followed by the next.
+/// A fixed number of concurrent short connections, each followed by the next.
 #[derive(Debug)]
 pub(crate) struct Short {
     target: Target,
@@ -42,7 +41,7 @@ pub(crate) struct Short {
     slots: Vec<Option<Conn>>,
     first_bytes: Histogram<u64>,
     most: u64,
-    /// How many were lost, if that is no reason to end.
+    /// Number of failed connections, if they are tolerated.
     lost: Option<u64>,
 }
 
@@ -70,31 +69,31 @@ impl Short {
         })
     }
 
-    /// Asks for each of the first so many services in turn, instead of for one.
+    /// Uses the first `count` services in turn instead of one.
     pub(crate) fn over_services(mut self, count: u32) -> Self {
         self.services = count;
         self
     }
 
-    /// Connections of one call at most, however much time is left.
+    /// Limits the connections of one call.
     pub(crate) fn at_most(mut self, connections: u64) -> Self {
         self.most = connections;
         self
     }
 
-    /// Counts connections that fail, instead of ending with the first.
+    /// Counts failed connections instead of returning the first error.
     pub(crate) fn forgiving(mut self) -> Self {
         self.lost = Some(0);
         self
     }
 
-    /// Connections that failed and were forgiven, since the start.
+    /// Number of tolerated failures since the start.
     pub(crate) fn lost(&self) -> u64 {
         self.lost.unwrap_or(0)
     }
 
-    /// Connections one after another until then; gives the time from before each connect to the first byte,
-    /// in nanoseconds. None is open before or after.
+    /// Opens connections one after another until this time; returns the times from connect to first byte in
+    /// nanoseconds. No connection is open before or after.
     pub(crate) fn run(&mut self, until: Instant, stop: &Stop) -> io::Result<&Histogram<u64>> {
         let (mut opened, mut done, mut ready) = (0, 0, Ready::new());
         self.first_bytes.reset();
@@ -123,14 +122,14 @@ impl Short {
                 }
             }
             if now > until + PATIENCE {
-                return Err(io::Error::new(io::ErrorKind::TimedOut, "a short connection did not end"));
+                return Err(io::Error::new(io::ErrorKind::TimedOut, "a short connection did not close"));
             }
         }
         Ok(&self.first_bytes)
     }
 
-    /// Blocking, which within one machine never blocks: the handshake happens inside `connect`, and the
-    /// hello fits the empty send buffer. It saves the system calls that would hide the proxy's cost.
+    /// Uses blocking calls, which never block within one machine: the handshake happens inside `connect`, and the
+    /// hello fits the empty send buffer. This saves system calls that would hide the proxy's cost.
     fn open(&mut self, slot: usize) -> io::Result<()> {
         let began = Instant::now();
         if self.services > 1 {
@@ -153,14 +152,14 @@ impl Short {
                 (Err(_), Some(lost)) if Instant::now() < deadline => *lost += 1,
                 (outcome, _) => return outcome,
             }
-            // Nobody listens for a moment.
+            // The port may be without a listener for a moment.
             std::thread::sleep(Duration::from_millis(1));
         }
     }
 }
 
 impl Conn {
-    /// Whether the answer has come, and the end if it is for the server to make.
+    /// Whether the answer has arrived, and the close if the server closes first.
     fn finished(
         &mut self,
         flags: Interest,
@@ -168,7 +167,7 @@ impl Conn {
         first_bytes: &mut Histogram<u64>,
     ) -> io::Result<bool> {
         if !self.answered {
-            // Readable, so this does not block.
+            // The socket is readable, so this does not block.
             let mut answer = [0];
             if self.stream.read(&mut answer)? == 0 {
                 return Err(closed());

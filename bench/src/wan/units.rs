@@ -9,8 +9,10 @@ const MOST_DELAY: Duration = Duration::from_secs(2);
 const BITS: [(&str, u64); 4] = [("Gbit", 1_000_000_000), ("Mbit", 1_000_000), ("kbit", 1_000), ("bit", 1)];
 const BYTES: [(&str, u64); 4] = [("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10), ("", 1)];
 
+/// Parses a delay.
+///
 /// # Errors
-/// What is wrong, and what would be right.
+/// If the text is invalid, with the valid form.
 pub(crate) fn delay(text: &str) -> Result<Duration, String> {
     let delay = humantime::parse_duration(text)
         .map_err(|_| format!("'{text}' is not a duration; write a number with a unit: 20ms or 1500us"))?;
@@ -23,7 +25,7 @@ pub(crate) fn delay(text: &str) -> Result<Duration, String> {
 /// Parses a bandwidth in bits per second, at least 1 kbit.
 ///
 /// # Errors
-/// What is wrong, and what would be right.
+/// If the text is invalid, with the valid form.
 pub(crate) fn bandwidth(text: &str) -> Result<u64, String> {
     let per_second = text.strip_suffix("/s").unwrap_or(text);
     scaled(per_second, &BITS).filter(|bits| *bits >= 1_000).ok_or_else(|| {
@@ -34,7 +36,7 @@ pub(crate) fn bandwidth(text: &str) -> Result<u64, String> {
 /// Parses a size in bytes, at least one.
 ///
 /// # Errors
-/// What is wrong, and what would be right.
+/// If the text is invalid, with the valid form.
 pub(crate) fn size(text: &str) -> Result<u64, String> {
     scaled(text, &BYTES).filter(|bytes| *bytes > 0).ok_or_else(|| {
         format!(
