@@ -1,5 +1,5 @@
-//! The data path of a gateway, and what steers it: reads the SNI of a ClientHello, picks an endpoint, splices the encrypted bytes
-//! to it untouched. Read `conn` first; it tells the story, and every step is a module of that name.
+//! The gateway's data path and its control: reads the SNI of a ClientHello, picks an endpoint, and splices the
+//! encrypted bytes to it unchanged. Start with `conn`: it lists the steps, and each step is a module of that name.
 
 pub mod account;
 pub mod admin;

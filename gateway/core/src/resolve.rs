@@ -1,5 +1,5 @@
-//! Endpoints' host names → addresses, again when their TTL ends. When names are due is `schedule`, how one
-//! name is looked up is `lookup`, what the system's files say is `system`; tables are made by control.
+//! Resolves endpoint host names, and again when their TTL ends. `schedule` decides when a name is due, `lookup`
+//! queries DNS, `system` reads the system's files; `control` builds the tables.
 
 mod lookup;
 mod schedule;
@@ -20,13 +20,13 @@ use crate::snapshot::Resolved;
 
 /// Lookups under way at once.
 const AT_ONCE: usize = 32;
-/// And beside them, of families that do not answer while the other one does.
+/// Additional lookups at once for address families that do not answer while the other one does.
 const RETRIES: usize = 16;
-/// Answers wait this long for company: each batch costs one compilation of the tables.
+/// Answers are batched for this long: each batch costs one compilation of the tables.
 const GATHER: Duration = Duration::from_millis(50);
 
-/// Keeps the names resolved, for ever. An answer that is worse than the last (a failure, no records) does
-/// not replace it: a name that once had addresses keeps them until it has others.
+/// Keeps the names resolved, forever. A failure or an empty answer does not replace addresses: a name keeps its last
+/// addresses until it has new ones.
 pub(crate) async fn follow(control: Arc<Control>) -> io::Result<()> {
     let mut names = control.names.subscribe();
     let mut resolver = Resolver::new(&control.process.fixed.dns).await;
@@ -66,7 +66,7 @@ pub(crate) async fn follow(control: Arc<Control>) -> io::Result<()> {
                     publisher.add(name, news);
                 }
             }
-            // The name is due again by itself.
+            // The schedule retries the name by itself.
             Err(error) => tracing::error!(%error, "host name lookup panicked; this is a bug"),
         }
     }
@@ -79,13 +79,13 @@ async fn at(due: Option<Instant>) {
     }
 }
 
-/// Hands answers to control in batches, on a blocking thread: the tables may be large.
+/// Passes answers to control in batches, on a blocking thread because the tables may be large.
 struct Publisher {
     control: Arc<Control>,
     waiting: Resolved,
-    /// When the batch is handed over.
+    /// When the batch is passed on.
     due: Instant,
-    /// Not before: at least half of the time is left to others.
+    /// No batch before this: at least half of the time is left to other work.
     rest_until: Instant,
     under_way: Option<JoinHandle<Duration>>,
 }
@@ -105,7 +105,7 @@ impl Publisher {
         }
     }
 
-    /// Waits until there is something to do and does it; may be dropped at any time.
+    /// Waits for the next step and performs it; cancel-safe.
     async fn turn(&mut self) {
         if let Some(swap) = &mut self.under_way {
             let took = swap.await.unwrap_or_default();

@@ -1,6 +1,5 @@
-//! The tables that connections read: services, their endpoints and the names that lead to them, in one immutable
-//! value; what a change leaves alone is shared with the tables before. Not the look-up itself (that is `route`) and
-//! not what changes while connections live (that is `endpoint`).
+//! Holds the tables that connections read: services, endpoints and names, in one immutable value that shares unchanged
+//! parts with its predecessor. `route` does the look-up; `endpoint` holds mutable state.
 
 mod builder;
 mod group;
@@ -25,23 +24,23 @@ pub(crate) use names::Claim;
 use names::Names;
 pub use service::{Endpoint, EndpointMeta, Resolved, Rules, Service};
 
-/// All tables of one moment.
+/// All tables at one moment.
 #[derive(Clone, Debug)]
 pub struct Snapshot {
-    /// Counts the snapshots of this process, from 1.
+    /// Number of the snapshot in this process, from 1.
     pub epoch: u64,
-    /// The file's part, as it is written.
+    /// Settings of the file.
     pub live: Arc<Live>,
-    /// Those of the file, index-aligned with its services.
+    /// Services of the file, index-aligned with its settings.
     file: Arc<[Arc<Service>]>,
-    /// Those that came from elsewhere.
+    /// Learned services.
     learned: List,
     pub(crate) names: Names,
 }
 
 impl Snapshot {
-    /// The tables of a file. Services that come out as they were in `before` are the very same; for the others,
-    /// state is taken over by service and address. What was learned stays.
+    /// Compiles the tables of a file. Services that are unchanged since `before` are shared with it; the others take over
+    /// state by service and address. Learned services stay.
     #[must_use]
     pub fn compile(
         live: impl Into<Arc<Live>>,
@@ -63,24 +62,24 @@ impl Snapshot {
         next.done()
     }
 
-    /// The services, first the file's in its order, then what was learned by host and port.
+    /// Returns the services: first the file's in its order, then learned ones by host and port.
     pub fn services(&self) -> impl Iterator<Item = &Arc<Service>> {
         self.file.iter().chain(self.learned.iter())
     }
 
-    /// How many services there are.
+    /// Number of services.
     #[must_use]
     pub fn len(&self) -> usize {
         self.file.len() + self.learned.len()
     }
 
-    /// Whether there is no service.
+    /// Whether there are no services.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// The file's service of an index.
+    /// Returns the file's service at an index.
     pub(crate) fn in_file(&self, index: usize) -> Option<&Arc<Service>> {
         self.file.get(index)
     }

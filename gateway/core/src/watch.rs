@@ -1,5 +1,5 @@
-//! Edits of the configuration file → control: when to look, when a file is whole enough to be judged, and
-//! what to do when it is gone. Not what makes an edit good (`config`) or how it goes live (`control`).
+//! Watches the configuration file and passes edits to `control`: decides when to check the file, when it is complete,
+//! and when it is missing. `config` validates an edit.
 
 mod watcher;
 
@@ -19,21 +19,20 @@ use self::watcher::{Seen, Watcher};
 use crate::config;
 use crate::control::Control;
 
-/// A file that has been the same for this long is whole.
+/// A file that has not changed for this long is complete.
 const QUIET: Duration = Duration::from_millis(50);
-/// Unless somebody who writes it has not closed it: then it may pause this long.
+/// The same while a writer has the file open.
 const WRITING: Duration = Duration::from_secs(2);
-/// Looks at least this often, for file systems that report nothing.
+/// Maximum interval between checks, for file systems without events.
 const POLL: Duration = Duration::from_secs(5);
-/// A file may be away for this long: between a removal and a rename.
+/// A file may be missing for this long, between a removal and a rename.
 const AWAY: Duration = Duration::from_secs(2);
-/// The coarsest clock of a file system that is in use (FAT): within it, two edits may look like one.
+/// The coarsest timestamp granularity in use (FAT): within it, two edits may look like one.
 const GRAIN: Duration = Duration::from_secs(3);
-/// Looks at most this often, however busy the directory is.
+/// Minimum interval between checks, however busy the directory is.
 const PACE: Duration = Duration::from_millis(20);
 
-/// Puts edits of `file` live, for ever. Whatever is slow (reading, checking, compiling tables) happens on a
-/// blocking thread.
+/// Applies edits of `file`, forever. Reading, checking and compiling happen on a blocking thread.
 pub(crate) async fn follow(file: PathBuf, control: Arc<Control>) -> io::Result<()> {
     let seen = Arc::new(Seen::default());
     let watch = Watch {
@@ -69,15 +68,15 @@ struct Watch {
     control: Arc<Control>,
     watcher: Watcher,
     settling: Settling,
-    /// The hash of the last content that was judged.
+    /// Hash of the last content that was checked.
     content: Option<u64>,
     is_first: bool,
 }
 
 impl Watch {
-    /// Looks once, and says how long to wait for an event until the next look.
+    /// Checks the file once and returns how long to wait for an event before the next check.
     fn look(&mut self) -> Duration {
-        // Before the file is looked at, so that no edit falls between.
+        // Before the file is checked, so that no edit is missed in between.
         self.watcher.turn_to(&self.file);
         let now = Instant::now();
         match fs::metadata(&self.file) {
@@ -102,7 +101,7 @@ impl Watch {
                     io::ErrorKind::NotFound => format!("{file} is missing; keeping the last tables"),
                     _ => format!("{file} cannot be read: {error}; keeping the last tables"),
                 });
-                // When it is back it is judged anew, even if it is what it was: that clears the refusal.
+                // When the file returns it is checked again, even if unchanged, to clear the refusal.
                 self.content = None;
                 self.is_first = false;
             }
@@ -116,24 +115,24 @@ impl Watch {
             self.settling.judged(print, now);
             return POLL;
         }
-        // Noted before the check: an edit that makes it panic is not tried again and again.
+        // Recorded before the check, so that an edit that causes a panic is not retried forever.
         let before = std::mem::replace(&mut self.content, content);
         self.settling.judged(print, now);
         if self.is_first && !print.is_fresh(self.control.started) {
-            // It is what the gateway started on.
+            // The gateway started with this content.
             self.is_first = false;
             return POLL;
         }
         let checked = config::load(&self.file);
         if fs::metadata(&self.file).map(|metadata| Fingerprint::of(&metadata)).ok() != Some(print) {
-            // It changed while it was read.
+            // The file changed while it was read.
             self.content = before;
             return QUIET;
         }
         let is_first = std::mem::take(&mut self.is_first);
         match checked {
             Err(problems) => self.control.refuse(problems.to_string()),
-            // Between the start and the first look there may have been an edit; mostly there was none.
+            // There may have been an edit between the start and the first check; usually there was none.
             Ok(settings) if is_first && self.control.runs(&settings) => {}
             Ok(settings) => match self.control.apply(settings) {
                 Ok(()) => tracing::info!(file = %self.file.display(), "configuration applied"),
@@ -145,7 +144,7 @@ impl Watch {
     }
 }
 
-/// Which content a path leads to, as far as that can be told without reading it.
+/// Identifies the content of a path without reading it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Fingerprint {
     device: u64,
@@ -166,7 +165,7 @@ impl Fingerprint {
         }
     }
 
-    /// An edit that came now could leave the same print.
+    /// Whether another edit could leave the same fingerprint.
     fn is_fresh(self, now: SystemTime) -> bool {
         let now = now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
         let latest = self.modified.0.max(self.changed.0);
@@ -174,13 +173,13 @@ impl Fingerprint {
     }
 }
 
-/// When a file that changes is whole, and when one that is away is gone.
+/// Decides when a changing file is complete, and when an absent one is missing.
 #[derive(Debug, Default)]
 struct Settling {
     judged: Option<Fingerprint>,
-    /// Judged so soon after it changed that its content must be compared once more, from then on.
+    /// The file was checked soon after a change; from this time on its content must be compared once more.
     unsure_until: Option<Instant>,
-    /// What was seen last, and since when.
+    /// The last fingerprint, and since when it has not changed.
     seen: Option<(Fingerprint, Instant)>,
     away_since: Option<Instant>,
     is_gone: bool,
@@ -190,9 +189,9 @@ struct Settling {
 enum Verdict<T> {
     /// Nothing new.
     Same,
-    /// Look again after this long.
+    /// Check again after this long.
     Wait(Duration),
-    /// It is whole, or it is gone.
+    /// The file is complete, or missing.
     Judge(T),
 }
 
@@ -241,7 +240,7 @@ impl Settling {
     }
 }
 
-/// Of what a file has, as far as it is read; of one that cannot be read, why not.
+/// Hashes the content of a file, or the error if it cannot be read.
 fn hash(file: &Path) -> u64 {
     let mut hasher = std::hash::DefaultHasher::new();
     let hashed = input::open(file).and_then(|file| {
@@ -273,7 +272,7 @@ mod tests {
         let start = Instant::now();
         let mut settling = Settling::default();
         assert_eq!(settling.saw(print(1), false, start), Verdict::Wait(QUIET));
-        assert_eq!(settling.saw(print(2), false, start + QUIET), Verdict::Wait(QUIET), "it still grows");
+        assert_eq!(settling.saw(print(2), false, start + QUIET), Verdict::Wait(QUIET), "still growing");
         assert_eq!(settling.saw(print(2), false, start + QUIET * 2), Verdict::Judge(print(2)));
         settling.judged(print(2), start + QUIET * 2);
         assert_eq!(settling.saw(print(2), false, start + QUIET * 3), Verdict::Same);
@@ -287,8 +286,8 @@ mod tests {
         settling.saw(print(1), true, start);
         let later = start + QUIET * 2;
         assert_eq!(settling.saw(print(1), true, later), Verdict::Wait(WRITING - QUIET * 2));
-        assert_eq!(settling.saw(print(1), false, later), Verdict::Judge(print(1)), "it has closed it");
-        assert_eq!(settling.saw(print(1), true, start + WRITING), Verdict::Judge(print(1)), "not for ever");
+        assert_eq!(settling.saw(print(1), false, later), Verdict::Judge(print(1)), "closed by the writer");
+        assert_eq!(settling.saw(print(1), true, start + WRITING), Verdict::Judge(print(1)), "not forever");
     }
 
     #[test]
@@ -301,7 +300,11 @@ mod tests {
         assert_eq!(settling.saw(fresh, false, start + QUIET), Verdict::Same);
         assert_eq!(settling.saw(fresh, false, start + GRAIN), Verdict::Judge(fresh));
         settling.judged(print(1), start);
-        assert_eq!(settling.saw(print(1), false, start + GRAIN * 2), Verdict::Same, "an old file is certain");
+        assert_eq!(
+            settling.saw(print(1), false, start + GRAIN * 2),
+            Verdict::Same,
+            "an old file needs no recheck"
+        );
     }
 
     #[test]
@@ -311,9 +314,9 @@ mod tests {
         settling.judged(print(1), start);
         assert_eq!(settling.missed(start), Verdict::Wait(AWAY));
         assert_eq!(settling.saw(print(1), false, start + QUIET), Verdict::Same, "only renamed");
-        assert_eq!(settling.missed(start + QUIET), Verdict::Wait(AWAY), "the time starts anew");
+        assert_eq!(settling.missed(start + QUIET), Verdict::Wait(AWAY), "the delay starts again");
         assert_eq!(settling.missed(start + QUIET + AWAY), Verdict::Judge(()));
-        assert_eq!(settling.missed(start + AWAY * 3), Verdict::Same, "said once");
-        assert_eq!(settling.saw(print(1), false, start + AWAY * 4), Verdict::Wait(QUIET), "judged anew");
+        assert_eq!(settling.missed(start + AWAY * 3), Verdict::Same, "reported once");
+        assert_eq!(settling.saw(print(1), false, start + AWAY * 4), Verdict::Wait(QUIET), "checked again");
     }
 }

@@ -1,5 +1,5 @@
-//! Every default and every limit of the gateway's own sections, once: the resolver applies them and the JSON
-//! Schema shows them. Not the reasons of the design; those are in the documentation.
+//! Defines every default and limit of the gateway's own sections, for the resolver and the JSON Schema. The reasons
+//! are in the documentation.
 
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
 use std::time::Duration;
@@ -19,7 +19,7 @@ pub(crate) const CLUSTER: &str = "default";
 pub(crate) const NODE_TEXT: usize = 253;
 /// Istio's port for other networks.
 pub(crate) const CONTROL_PLANE_PORT: u16 = 15_443;
-/// Bytes of a node's id under a foreign control plane.
+/// Bytes of a node's id under another control plane.
 pub(crate) const FOREIGN_ID: usize = 1024;
 pub(crate) const WORKERS: Range = (1, 256);
 
@@ -54,7 +54,7 @@ pub(crate) const PIPES: u32 = 64;
 pub(crate) const PIPE_COUNTS: Range = (0, 65_536);
 
 pub(crate) const KEEPALIVE: Duration = Duration::from_secs(180);
-/// Linux takes whole seconds, up to MAX_TCP_KEEPIDLE and MAX_TCP_KEEPINTVL.
+/// Linux accepts whole seconds, up to MAX_TCP_KEEPIDLE and MAX_TCP_KEEPINTVL.
 pub(crate) const KEEPALIVE_LONGEST: Duration = Duration::from_secs(32_767);
 pub(crate) const KEEPALIVE_PROBES: u32 = 9;
 /// Up to MAX_TCP_KEEPCNT.

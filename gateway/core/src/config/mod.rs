@@ -1,5 +1,5 @@
-//! The configuration file: text → settings that cannot be wrong, or everything that is wrong with it, each
-//! with its line and column. Not watching the file, and not putting settings to use.
+//! Parses the configuration file into valid settings, or reports every problem with its line and column. `watch`
+//! follows the file; `control` applies the settings.
 
 mod defaults;
 mod own;
@@ -21,22 +21,22 @@ pub(crate) use resolve::{gateway_of, read_token};
 
 use self::settings::Settings;
 
-/// Whether this is what a cluster is called where nothing is said.
+/// Whether this is the default name of a cluster.
 pub(crate) fn is_default_cluster(name: &str) -> bool {
     name == defaults::CLUSTER
 }
 
 const TOO_LARGE: &str = "split it between gateways";
 
-/// Reads a regular file of at most 256 MiB and checks it whole.
+/// Reads and checks a regular file of at most 256 MiB.
 ///
 /// # Errors
-/// Everything that is wrong with it, or why it cannot be read.
+/// All problems of the file, or why it cannot be read.
 pub fn load(path: &Path) -> Result<Settings, Problems> {
     parse(&file::read(path, TOO_LARGE)?, path)
 }
 
-/// The same for a command that ends: the file may be a pipe, as `/dev/stdin`.
+/// Reads and checks the file of a one-shot command; it may be a pipe such as `/dev/stdin`.
 ///
 /// # Errors
 /// As [`load`].
@@ -44,17 +44,17 @@ pub fn load_argument(path: &Path) -> Result<Settings, Problems> {
     parse(&file::read_argument(path, TOO_LARGE)?, path)
 }
 
-/// Checks a text as if it stood in `file`.
+/// Checks a text as if it were the content of `file`.
 ///
 /// # Errors
-/// Everything that is wrong with it.
+/// All problems of the text.
 pub fn parse(text: &str, file: &Path) -> Result<Settings, Problems> {
     let mut report = Report::new(file);
     let settings = yaml::read(text, &mut report).and_then(|raw| resolve::resolve(&mut report, raw));
     report.finish(settings)
 }
 
-/// The JSON Schema of the file, for editors.
+/// Returns the JSON Schema of the file, for editors.
 #[must_use]
 pub fn schema() -> String {
     let schema = schemars::schema_for!(raw::File);

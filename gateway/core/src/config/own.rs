@@ -1,14 +1,14 @@
-//! The addresses that this gateway itself listens on, so that no endpoint leads back to it. For the file
-//! and, again, for every address that a name resolves to. Not virtual addresses or other gateways.
+//! Recognizes the gateway's own listening addresses, so that no endpoint leads back to it. Used for the file and for
+//! every resolved address; virtual addresses and other gateways are not covered.
 
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 
-/// What the gateway listens on. Asking remembers what is an address of this machine: make a new one when
-/// those may have changed.
+/// The addresses the gateway listens on. Look-ups cache which addresses are local: create a new value when the
+/// machine's addresses may have changed.
 #[derive(Debug, Default)]
 pub struct Own {
-    /// By port.
+    /// Sockets by port.
     sockets: HashMap<u16, Vec<Socket>>,
     local: HashMap<IpAddr, bool>,
 }
@@ -21,15 +21,15 @@ struct Socket {
 }
 
 impl Own {
-    /// Adds one address; `what` is for messages: `listener east-west`. Port 0 is nobody's yet: add what was
-    /// bound instead.
+    /// Adds one address; `what` is for messages, such as `listener east-west`. Port 0 is ignored: add the bound
+    /// address instead.
     pub fn add(&mut self, what: String, address: SocketAddr, ipv6_only: bool) {
         if address.port() != 0 {
             self.sockets.entry(address.port()).or_default().push(Socket { what, address, ipv6_only });
         }
     }
 
-    /// Which of them a connection to `target` would reach.
+    /// Returns the own address that a connection to `target` would reach.
     pub fn reached_by(&mut self, target: SocketAddr) -> Option<&str> {
         let Own { sockets, local } = self;
         let mut same_port = sockets.get(&target.port())?.iter();
@@ -46,7 +46,7 @@ impl Socket {
             || (ip.is_unspecified() && own.is_loopback() && own.is_ipv4() == ip.is_ipv4())
     }
 
-    /// Whether a socket on the unspecified address gets what is sent to the family of `ip`.
+    /// Whether a socket on the unspecified address accepts connections to the family of `ip`.
     fn hears(&self, ip: IpAddr) -> bool {
         self.address.is_ipv4() == ip.is_ipv4() || (self.address.is_ipv6() && !self.ipv6_only)
     }
@@ -57,7 +57,7 @@ fn is_local(target: SocketAddr, known: &mut HashMap<IpAddr, bool>) -> bool {
     if ip.is_loopback() || ip.is_unspecified() {
         return true;
     }
-    // Only an address of this machine can be bound; this asks the kernel, whatever the interfaces.
+    // Only a local address can be bound, so binding asks the kernel without listing interfaces.
     *known.entry(ip).or_insert_with(|| {
         let mut any_port = target;
         any_port.set_port(0);

@@ -1,5 +1,5 @@
-//! What the gateway runs on, after every check: these types cannot hold a wrong configuration. Made
-//! only by [`super::resolve`]; the file as it is written is [`super::raw`].
+//! Defines the checked settings: these types cannot hold an invalid configuration. Only [`super::resolve`] makes
+//! them; [`super::raw`] is the file as written.
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
@@ -17,21 +17,21 @@ pub use super::trusts::{FirstToken, ManagedTrust, Trusts};
 pub use isthmus_model::address::Target;
 pub use isthmus_model::services::{Balance, Endpoint, Named, RemoteGateway, Scope, Service, ServiceTimeouts};
 
-/// Everything. What a running gateway can change is in [`Live`]; the rest is bound at start.
+/// All settings. [`Live`] can change while the gateway runs; the rest is bound at start.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Settings {
     /// Read once, at start.
     #[serde(flatten)]
     pub fixed: Fixed,
-    /// Swapped whole when the file changes.
+    /// Swapped as a whole when the file changes.
     #[serde(flatten)]
     pub live: Live,
 }
 
-/// What is bound at start: changing it takes a restart, and an edit of it is refused as a whole.
+/// Settings bound at start: a change needs a restart, and an edit of them is refused as a whole.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Fixed {
-    /// Who this gateway is.
+    /// Identity of this gateway in its cluster.
     pub node: Node,
     /// Worker threads, at least 1.
     pub workers: usize,
@@ -49,17 +49,17 @@ pub struct Fixed {
     pub tcp: Tcp,
     /// Access log.
     pub access_log: AccessLog,
-    /// Services that get counters of their own, at most; the rest are summed in one series.
+    /// Maximum number of services with their own counters; the rest are summed in one series.
     pub service_metrics: usize,
     /// This gateway's identity and trust, if it has any.
     pub trust: Option<Trusts>,
-    /// Who gives it services.
+    /// The agents or control plane that supply services.
     pub xds: Option<Xds>,
     /// How endpoints' host names are resolved.
     pub dns: Dns,
 }
 
-/// What may change while connections live.
+/// Settings that may change while the gateway runs.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Live {
     /// Index-aligned with [`Fixed::binds`].
@@ -72,53 +72,53 @@ pub struct Live {
     pub timeouts: Timeouts,
     /// How endpoints are reached.
     pub upstream: Upstream,
-    /// How the gateway goes away.
+    /// How the gateway drains.
     pub drain: Drain,
 }
 
-/// Who gives a gateway services.
+/// The source of services beside the file.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Xds {
-    /// Whom to follow.
+    /// Agents or a control plane.
     #[serde(flatten)]
     pub source: Source,
-    /// Where the last tables are kept, if anywhere.
+    /// Directory of the persisted tables, if any.
     pub state: Option<PathBuf>,
 }
 
-/// Whom a gateway follows.
+/// What a gateway follows.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Source {
     /// Agents of its cluster, in the order in which they are tried; at least one.
     Agents(Vec<Target>),
-    /// A foreign control plane.
+    /// A control plane other than an agent.
     ControlPlane(ControlPlane),
 }
 
 /// A control plane of Listeners, Clusters and ClusterLoadAssignments.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct ControlPlane {
-    /// Where it is, in the order in which addresses are tried; at least one.
+    /// Its addresses, in the order in which they are tried; at least one.
     pub addresses: Vec<Target>,
-    /// How it is known.
+    /// How it is authenticated.
     #[serde(flatten)]
     pub server: Known,
     /// The Listener with this port is the gateway's.
     pub port: u16,
-    /// What the gateway is called there; none: as istiod's own proxies are.
+    /// The gateway's node ID there; none: in the form of istiod's own proxies.
     pub node_id: Option<String>,
-    /// What else is said of it there.
+    /// Node metadata sent to it.
     pub metadata: serde_json::Map<String, serde_json::Value>,
 }
 
-/// How a server is known.
+/// How a server is authenticated.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub enum Known {
     /// By its SPIFFE ID.
     #[serde(rename = "identity", serialize_with = "as_text")]
     Identity(SpiffeId),
-    /// By a DNS name that a root of the gateway's own domain has signed for.
+    /// By a DNS name in a certificate issued under the gateway's own trust domain.
     #[serde(rename = "tls_name")]
     Name(HostName),
 }
@@ -127,48 +127,48 @@ fn as_text<S: serde::Serializer>(id: &SpiffeId, serializer: S) -> Result<S::Ok, 
     serializer.collect_str(id)
 }
 
-/// Who this gateway is.
+/// The gateway's identity in its cluster.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Node {
     /// The machine's host name unless set.
     pub id: String,
-    /// The cluster it stands in.
+    /// Its cluster.
     pub cluster: String,
-    /// The network it stands in.
+    /// Its network.
     pub network: String,
-    /// Where it stands.
+    /// Its locality.
     pub locality: Locality,
 }
 
 /// One address to accept on.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Bind {
-    /// Unique; the label of its metrics.
+    /// Unique name; the label of its metrics.
     pub name: String,
     /// Port 0 picks a free one.
     pub address: SocketAddr,
     /// Only for IPv6 addresses: refuse IPv4 on the same socket.
     pub ipv6_only: bool,
-    /// The kernel's accept queue, for each worker.
+    /// Length of the kernel's accept queue, for each worker.
     pub backlog: u32,
 }
 
-/// Who comes to a listener.
+/// The clients of a listener.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 #[schemars(inline)]
 pub enum Side {
-    /// Other clusters' gateways and clients: they reach what is exposed to them, in this cluster alone.
+    /// Other clusters' gateways and clients: they reach exported endpoints of this cluster only.
     #[default]
     EastWest,
-    /// Local clients: they reach other clusters, too.
+    /// Local clients: they also reach other clusters' gateways.
     Outbound,
 }
 
-/// What a listener does with what it accepts.
+/// How a listener treats its connections.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Listener {
-    /// Who comes here.
+    /// The clients it serves.
     pub side: Side,
     /// Connections at once.
     pub max_connections: u32,
@@ -207,11 +207,11 @@ pub struct Upstream {
     pub attempts: u32,
     /// Local addresses to connect from, in turn; empty: the kernel's choice.
     pub source_addresses: Vec<IpAddr>,
-    /// Replays of a ClientHello after an endpoint answered it badly.
+    /// Replays of a ClientHello after an endpoint rejected it.
     pub replay: Replay,
     /// Ejection of endpoints that cannot be connected to.
     pub ejection: Ejection,
-    /// How long an endpoint that turned a hello away or could not be connected to is tried last; none: never.
+    /// How long an endpoint that rejected a ClientHello or could not be connected to is tried last; none: never.
     #[serde(serialize_with = "units::duration_or_off")]
     pub demotion: Option<Duration>,
 }
@@ -221,21 +221,21 @@ pub struct Upstream {
 pub struct Replay {
     /// Replays allowed for each connection, on average; 0.2 is one in five.
     pub ratio: f64,
-    /// Replays allowed at once whatever the traffic.
+    /// Replays allowed at once, whatever the traffic.
     pub burst: u32,
     /// The share of the burst that one source address may use in 10 s.
     pub source_share: f64,
 }
 
-/// When an endpoint that cannot be connected to is left out.
+/// When an endpoint that cannot be connected to is ejected.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Ejection {
     /// Connect failures in a row; 0 never ejects.
     pub failures: u32,
-    /// For how long, times the number of ejections so far.
+    /// Duration of an ejection, multiplied by the number of ejections so far.
     #[serde(serialize_with = "units::duration")]
     pub base: Duration,
-    /// At most this long.
+    /// Maximum duration of an ejection.
     #[serde(serialize_with = "units::duration")]
     pub max: Duration,
     /// At most this share of a service's endpoints, in per cent; one may always be ejected.
@@ -259,7 +259,7 @@ pub struct Tcp {
     /// Silence before the first keepalive probe; none turns keepalive off.
     #[serde(serialize_with = "units::duration_or_off")]
     pub keepalive_idle: Option<Duration>,
-    /// Between probes.
+    /// Interval between probes.
     #[serde(serialize_with = "units::duration")]
     pub keepalive_interval: Duration,
     /// Unanswered probes before the connection is dead.
@@ -283,13 +283,13 @@ pub struct AccessLog {
     pub buffer: usize,
 }
 
-/// How the gateway goes away.
+/// How the gateway drains.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Drain {
-    /// Keep accepting this long after readiness went off.
+    /// How long to keep accepting after readiness failed.
     #[serde(serialize_with = "units::duration")]
     pub accept_for: Duration,
-    /// Then close the connections over this long.
+    /// Then the window over which connections are closed.
     #[serde(serialize_with = "units::duration")]
     pub window: Duration,
 }
@@ -297,12 +297,12 @@ pub struct Drain {
 /// How host names of endpoints are resolved.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Dns {
-    /// Servers to ask; empty: those of the system.
+    /// Name servers; empty: those of the system.
     pub servers: Vec<SocketAddr>,
     /// An answer is used at least this long, whatever its TTL.
     #[serde(serialize_with = "units::duration")]
     pub min_ttl: Duration,
-    /// And at most this long.
+    /// An answer is used at most this long.
     #[serde(serialize_with = "units::duration")]
     pub max_ttl: Duration,
 }

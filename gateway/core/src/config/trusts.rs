@@ -1,5 +1,4 @@
-//! Where a gateway's identity and trust are, after every check: the part of the settings that is not read at start
-//! alone. Not loading them.
+//! Defines where a gateway's identity and trust files are, after validation. `enrol` loads them.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -11,46 +10,46 @@ use isthmus_trust::enrolment::Folder;
 use isthmus_trust::join::Token;
 use serde::Serialize;
 
-/// Where a gateway's identity and trust are.
+/// Location of a gateway's identity and trust.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[serde(untagged)]
 pub enum Trusts {
-    /// In files that somebody else keeps.
+    /// In files managed by another program.
     Files(TrustFiles),
-    /// In a directory that this gateway keeps.
+    /// In a directory managed by this gateway.
     ManagedTrust(ManagedTrust),
 }
 
-/// A directory in which a gateway keeps a certificate that its agents, or a control plane, issue.
+/// A directory for the certificate that the agents or a control plane issue.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct ManagedTrust {
-    /// Which.
+    /// The directory.
     pub directory: PathBuf,
-    /// A directory with bundles, where a control plane issues; agents give theirs with the certificate.
+    /// Directory of bundles, with a control plane; agents send theirs with the certificate.
     pub bundles: Option<PathBuf>,
-    /// A directory with deny-lists.
+    /// Directory of deny-lists.
     pub deny: Option<PathBuf>,
-    /// A directory with revocation lists.
+    /// Directory of revocation lists.
     pub crls: Option<PathBuf>,
-    /// What is done with a stale one.
+    /// How a stale revocation list is treated.
     pub stale_crl: StaleCrl,
-    /// How long their publisher may be away.
+    /// How long the publisher of revocation lists may be unavailable.
     #[serde(serialize_with = "units::duration")]
     pub outage_budget: Duration,
-    /// What the first certificate is got by.
+    /// How the first certificate is obtained.
     #[serde(skip)]
     pub token: FirstToken,
 }
 
-/// What a first certificate is got by. It is good once, and taking it out of the file changes nothing in a gateway
-/// that runs: any two are equal.
+/// How the first certificate is obtained. A token is good once; removing it from the file changes nothing in a running
+/// gateway, so any two values are equal.
 #[derive(Clone, Debug)]
 pub enum FirstToken {
-    /// Nothing: the directory has a certificate.
+    /// No token: the directory has a certificate.
     None,
-    /// A token, and the gateway that it is for.
+    /// A token and the gateway it is for.
     Token(Box<Token>, SpiffeId),
-    /// A file with one.
+    /// A file with a token.
     File(PathBuf),
 }
 
@@ -63,7 +62,7 @@ impl PartialEq for FirstToken {
 impl Eq for FirstToken {}
 
 impl ManagedTrust {
-    /// Its directory.
+    /// Returns the directory.
     #[must_use]
     pub fn folder(&self) -> Folder {
         Folder::new(&self.directory)
@@ -71,7 +70,7 @@ impl ManagedTrust {
 }
 
 impl Trusts {
-    /// The files, whoever keeps them.
+    /// Returns the trust files.
     #[must_use]
     pub fn files(&self) -> TrustFiles {
         match self {

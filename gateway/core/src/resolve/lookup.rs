@@ -1,6 +1,6 @@
-//! One name → its addresses: by the servers that the configuration names, else as this system resolves
-//! names (`system`: `/etc/hosts`, then the servers and search domains of `/etc/resolv.conf`). Each family of addresses
-//! is a question of its own. Nothing is cached here: when a name is asked for again is the schedule's business.
+//! Looks up the addresses of one name: with the configured servers, or as this system resolves names (`/etc/hosts`,
+//! then the servers and search domains of `/etc/resolv.conf`). Each address family is a separate query. Nothing is
+//! cached here; `schedule` decides when a name is looked up again.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::pin::pin;
@@ -22,21 +22,21 @@ use super::schedule::{Asked, Family, Found, Kind, Question};
 use super::system::{Hosts, Servers, System, Versions, versions};
 use crate::config::settings::Dns;
 
-/// One name, all servers and search domains together.
+/// Time limit for one name, with all servers and search domains.
 const PATIENCE: Duration = Duration::from_secs(15);
-/// Once one family has answered, the other one may take this much longer; then it is asked for by itself.
+/// After one family has answered, the other may take this much longer; then it is retried separately.
 const GRACE: Duration = Duration::from_millis(250);
-/// One question to one of the servers of our own configuration.
+/// Time limit for one query to a configured server.
 const TIMEOUT: Duration = Duration::from_secs(2);
 /// `/etc/hosts` has no TTL.
 const HOSTS_TTL: Duration = Duration::from_secs(5);
 /// The system's files are checked for edits at most this often.
 const RECHECK: Duration = Duration::from_secs(1);
 
-/// Who is asked.
+/// The source of answers and the state of the system's files.
 pub(super) struct Resolver {
     source: Arc<Source>,
-    /// As the system's files were when they were read; nothing where they are not used.
+    /// Versions of the system's files when they were read; none if they are not used.
     files: Option<Versions>,
     checked: Instant,
 }
@@ -54,14 +54,14 @@ impl Resolver {
         resolver
     }
 
-    /// The system's configuration changes under a running gateway: DHCP, a VPN, an edit of the hosts file.
+    /// Re-reads the system's files if due: DHCP, a VPN or an edit may change them.
     pub(super) async fn follow_system(&mut self) {
         if self.files.is_some() && self.checked.elapsed() >= RECHECK {
             self.read_system().await;
         }
     }
 
-    /// Reads the system's files, if they are not as they were.
+    /// Reads the system's files if they have changed.
     async fn read_system(&mut self) {
         let known = self.files;
         let read = spawn_blocking(move || {
@@ -74,7 +74,7 @@ impl Resolver {
         self.checked = Instant::now();
     }
 
-    /// Looks up what is asked of one name; the answer says why if there is none.
+    /// Looks up one name; the result has the reason if there is no answer.
     pub(super) fn look_up(&self, question: Question) -> impl Future<Output = (HostName, Found)> + use<> {
         let source = Arc::clone(&self.source);
         async move {
@@ -86,32 +86,32 @@ impl Resolver {
 
 /// Where answers come from.
 struct Source {
-    /// None when it could not be made; then only `hosts` answers.
+    /// An error if it could not be created; then only `hosts` answers.
     resolver: Result<TokioResolver, NetError>,
     hosts: Hosts,
     search: Vec<Name>,
-    /// Names with at least this many dots are tried as they are first.
+    /// Names with at least this many dots are tried as absolute names first.
     ndots: usize,
     no_aaaa: bool,
 }
 
-/// What became of one question.
+/// The answer to one query.
 #[derive(Debug)]
 enum Answer {
-    /// At least one, for so many seconds.
+    /// At least one address, with the TTL in seconds.
     Addresses(Vec<IpAddr>, u32),
-    /// The name has none of this family.
+    /// The name has no address of this family.
     Absent,
-    /// There is no such name, of any family.
+    /// The name does not exist (NXDOMAIN).
     NoName,
-    /// A server says that it cannot say.
+    /// A server answered with an error.
     Failed(String),
-    /// No server says anything. It may know the name.
+    /// No server answered; the name may exist.
     Silent(String),
 }
 
 impl Source {
-    /// Names are taken as they are: no hosts file, no search domains.
+    /// Uses absolute names only: no hosts file and no search domains.
     fn servers(servers: &[SocketAddr]) -> Source {
         let config = ResolverConfig::from_name_servers(servers.iter().map(|server| ask(*server)).collect());
         let mut options = ResolverOpts::default();
@@ -177,7 +177,7 @@ impl Source {
         }
     }
 
-    /// As the C library does: what stands in the hosts file is asked of nobody else.
+    /// As in the C library, a name in the hosts file is not looked up elsewhere.
     fn in_hosts(&self, name: &HostName, asked: Asked) -> Option<Found> {
         let all = self.hosts.get(name)?;
         let of = |kind: Kind| {
@@ -204,7 +204,7 @@ impl Source {
     }
 }
 
-/// Asks for both families at once. Who has one does not wait long for the other.
+/// Queries both families at once; after one has answered, the other is awaited only briefly.
 async fn both(v4: impl Future<Output = Answer>, v6: impl Future<Output = Answer>) -> [Answer; 2] {
     let (mut v4, mut v6) = (pin!(v4), pin!(v6));
     tokio::select! {
@@ -229,7 +229,7 @@ async fn other(first: &Answer, second: impl Future<Output = Answer>) -> Answer {
     }
 }
 
-/// Whether no further candidate is asked for: this one is there, or it may be and its server is silent.
+/// Whether no further candidate is tried: this name exists, or its server is silent and it may exist.
 fn is_over(answers: &[Option<Answer>; 2]) -> bool {
     let mut all = answers.iter().flatten();
     let has = |wanted: fn(&Answer) -> bool| answers.iter().flatten().any(wanted);
@@ -267,7 +267,7 @@ fn build(config: ResolverConfig, mut options: ResolverOpts) -> Result<TokioResol
     TokioResolver::builder_with_config(config, TokioRuntimeProvider::default()).with_options(options).build()
 }
 
-/// UDP, and TCP for what UDP cannot carry.
+/// Uses UDP, and TCP for answers too large for UDP.
 fn ask(server: SocketAddr) -> NameServerConfig {
     let connections = [ConnectionConfig::udp(), ConnectionConfig::tcp()].map(|mut connection| {
         connection.port = server.port();
@@ -283,12 +283,12 @@ fn addresses(records: &[Record]) -> Answer {
         .map(|address| address.to_canonical())
         .filter(|address| is_somebody(*address))
         .collect();
-    // Aliases on the way have a TTL too.
+    // CNAME records count, too.
     let ttl = records.iter().map(|record| record.ttl).min().unwrap_or_default();
     if addresses.is_empty() { Answer::Absent } else { Answer::Addresses(addresses, ttl) }
 }
 
-/// Filters of ad blockers and parked names answer `0.0.0.0`, which would lead to this machine.
+/// Whether an address can be a server: ad blockers and parked names answer `0.0.0.0`, which means this machine.
 fn is_somebody(address: IpAddr) -> bool {
     !address.is_unspecified() && !address.is_multicast() && address != IpAddr::V4(Ipv4Addr::BROADCAST)
 }
@@ -314,7 +314,7 @@ mod tests {
         assert_eq!((found, ttl), (vec![[127, 0, 0, 1].into(), [127, 0, 0, 2].into()], 60));
     }
 
-    /// No panic, and nobody's address never counts.
+    /// No panic, and unusable addresses are never returned.
     #[test]
     fn fuzz_dns_answer() {
         bolero::check!().with_test_time(TIME).with_type::<(Vec<u8>, u8, u8)>().for_each(
@@ -331,7 +331,7 @@ mod tests {
         );
     }
 
-    /// No panic; at least one server, and no more of anything than the file has words.
+    /// No panic; at least one server, and no more entries than the file has words.
     #[test]
     fn fuzz_system_files() {
         bolero::check!().with_test_time(TIME).with_type::<Vec<u8>>().for_each(|bytes| {

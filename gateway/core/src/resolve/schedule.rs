@@ -1,4 +1,4 @@
-//! When each name is due, and what an answer changes. Pure: time and randomness come in as arguments.
+//! Schedules lookups: when each name is due, and what an answer changes. Pure: time and randomness are arguments.
 
 use std::collections::{BTreeSet, HashMap};
 use std::net::IpAddr;
@@ -10,14 +10,14 @@ use tokio::time::Instant;
 
 use crate::config::settings::Dns;
 
-/// A lookup that has not ended after this long is taken for lost.
+/// A lookup that has not ended after this long counts as lost.
 const LOST: Duration = Duration::from_secs(60);
-/// The first retry of a failed lookup comes after this long; each further one after twice as long.
+/// Delay before the first retry of a failed lookup; it doubles with each further one.
 const RETRY: Duration = Duration::from_secs(1);
-/// But at most this long.
+/// Maximum delay between retries.
 const RETRY_MAX: Duration = Duration::from_secs(30);
 
-/// A family of addresses.
+/// An address family.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Kind {
     /// IPv4.
@@ -34,7 +34,7 @@ impl Kind {
         }
     }
 
-    /// What is asked for.
+    /// DNS record type.
     fn record(self) -> &'static str {
         match self {
             Kind::V4 => "A",
@@ -43,12 +43,12 @@ impl Kind {
     }
 }
 
-/// Which families one lookup asks for.
+/// The address families of one lookup.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Asked {
     /// Both at once.
     Both,
-    /// One, while the other is good for longer, or does not answer.
+    /// One, while the other is valid for longer or does not answer.
     Only(Kind),
 }
 
@@ -63,53 +63,51 @@ impl Asked {
 pub(super) struct Question {
     pub(super) name: HostName,
     pub(super) asked: Asked,
-    /// Where the other family was found: another search domain's would be somebody else's.
+    /// The full name under which the other family was found: another search domain may be another host.
     pub(super) at: Option<Name>,
 }
 
-/// What one lookup brought.
+/// The result of one lookup.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Found {
-    /// If it was asked for.
     pub(super) v4: Option<Family>,
-    /// If it was asked for.
     pub(super) v6: Option<Family>,
-    /// The smallest of all records; none without records.
+    /// Smallest TTL of all records; none without records.
     pub(super) ttl: Option<Duration>,
-    /// The whole name that has the records.
+    /// Full name that has the records.
     pub(super) at: Option<Name>,
 }
 
-/// The answer for one family of addresses.
+/// The answer for one address family.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Family {
-    /// At least one.
+    /// At least one address.
     Addresses(Vec<IpAddr>),
-    /// The servers say that there is none.
+    /// The servers have no address of this family.
     Absent,
-    /// Nobody could say.
+    /// The lookup failed.
     Failed(String),
 }
 
-/// What an answer means.
+/// The effect of an answer.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct News {
-    /// To be used from now on; sorted, each once.
+    /// Addresses in use from now on, sorted and unique.
     pub(super) addresses: Vec<IpAddr>,
-    /// They differ from those before.
+    /// The addresses have changed.
     pub(super) is_change: bool,
     /// At least one family has answered with addresses.
     pub(super) is_confirmed: bool,
-    /// Why all or some of them could not be confirmed.
+    /// Why some or all addresses could not be confirmed.
     pub(super) problem: Option<String>,
 }
 
-/// Which questions wait together.
+/// The queue of a query.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Queue {
-    /// Those that addresses depend on.
+    /// Queries that addresses depend on.
     Regular,
-    /// Families that do not answer, of names whose other family does. They must not keep the regular ones waiting.
+    /// Silent families of names whose other family answers. They must not delay regular queries.
     Doubtful,
 }
 
@@ -130,19 +128,19 @@ struct Entry {
     v4: Held,
     v6: Held,
     at: Option<Name>,
-    /// Whether it had addresses that were confirmed, at the last answer.
+    /// Whether it had confirmed addresses at the last answer.
     resolves: Option<bool>,
 }
 
-/// What is known of one family of a name.
+/// The state of one address family of a name.
 #[derive(Debug)]
 struct Held {
     addresses: Vec<IpAddr>,
     due: Instant,
     queue: Queue,
-    /// Lookups in a row that could not confirm the addresses.
+    /// Consecutive lookups that could not confirm the addresses.
     failures: u32,
-    /// Why the last one could not.
+    /// Why the last lookup failed.
     problem: Option<String>,
 }
 
@@ -157,7 +155,7 @@ impl Schedule {
         }
     }
 
-    /// Names that are new are due at once; those that are not among `names` (sorted) are forgotten.
+    /// Adds new names, due at once, and forgets names that are not in `names` (sorted).
     pub(super) fn keep_only(&mut self, names: &[HostName], now: Instant) {
         let gone = self.names.keys().filter(|name| names.binary_search(name).is_err());
         for name in gone.cloned().collect::<Vec<_>>() {
@@ -180,7 +178,7 @@ impl Schedule {
         queued.first().map(|(due, ..)| *due)
     }
 
-    /// The next question of a queue that is due, to be asked now.
+    /// Takes the next due query of a queue.
     pub(super) fn take_due(&mut self, queue: Queue, now: Instant) -> Option<Question> {
         let (due, name, kind) = self.queued(queue).first()?;
         if *due > now {
@@ -222,7 +220,7 @@ impl Schedule {
         }
     }
 
-    /// Takes what a lookup brought; none when nobody asks for this name any more. `jitter` is in 0..1.
+    /// Applies the result of a lookup; none if the name is no longer scheduled. `jitter` is in 0..1.
     pub(super) fn answered(
         &mut self,
         name: &HostName,
@@ -280,13 +278,13 @@ impl Entry {
         all
     }
 
-    /// Some address was confirmed when its family was last asked for.
+    /// Whether some address was confirmed at the last lookup of its family.
     fn resolves(&self) -> bool {
         [&self.v4, &self.v6].iter().any(|held| held.failures == 0 && !held.addresses.is_empty())
     }
 
-    /// A family that failed keeps what it had. When nothing would be left, everything is kept. Says whether there are
-    /// addresses in it.
+    /// Applies a result. A failed family keeps its addresses, and so does an absent one if none would be left. Returns
+    /// whether the result has addresses.
     fn accept(&mut self, found: Found) -> bool {
         let mut absent = Vec::new();
         let mut is_confirmed = false;
@@ -315,7 +313,7 @@ impl Entry {
         is_confirmed
     }
 
-    /// Says once that a name stopped to resolve, or one of its families, and once that it does again.
+    /// Logs once when a name or one of its families stops resolving, and once when it resolves again.
     fn note(&mut self, name: &HostName, resolves: bool, asked: [(Kind, bool); 2]) {
         let before = self.resolves.replace(resolves);
         match (before, resolves) {
@@ -343,8 +341,8 @@ impl Entry {
         Some(if resolves { format!("{}: {problem}", kind.record()) } else { problem.to_owned() })
     }
 
-    /// When the families that were asked for are due again, and the other one if nothing resolves: then the name may
-    /// stand under another search domain now, and both are asked for together.
+    /// Returns when the queried families are due again. If nothing resolves, the other family is due with them: the name
+    /// may now be in another search domain.
     fn dues(
         &mut self,
         asked: [(Kind, bool); 2],
@@ -371,7 +369,7 @@ impl Entry {
             false => Queue::Regular,
         };
         let due = |(kind, due): (Kind, Option<Instant>)| match due {
-            // A family that has none is asked for with the other one.
+            // A family without addresses is queried with the other one.
             Some(due) if resolves => (kind, due, queue(kind)),
             _ => (kind, soonest, queue(kind)),
         };
@@ -390,8 +388,8 @@ impl Held {
     }
 }
 
-/// 1 s, 2 s, 4 s … 30 s, each up to a quarter shorter or longer, so that names that failed together do not
-/// come back together.
+/// Returns 1 s, 2 s, 4 s … 30 s, each up to a quarter shorter or longer, so that names that failed together are not
+/// retried together.
 fn retry_after(failures: u32, jitter: f64) -> Duration {
     let doublings = failures.saturating_sub(1).min(16);
     RETRY.saturating_mul(1 << doublings).min(RETRY_MAX).mul_f64(0.75 + jitter.clamp(0.0, 1.0) / 2.0)
@@ -450,7 +448,7 @@ mod tests {
         due_now.sort_by(|one, other| one.name.cmp(&other.name));
         let both = |text| Question { name: name(text), asked: Asked::Both, at: None };
         assert_eq!(due_now, [both("a"), both("b")]);
-        assert_eq!(schedule.take_due(Queue::Regular, now), None, "each is being looked up");
+        assert_eq!(schedule.take_due(Queue::Regular, now), None, "all are being looked up");
         for (ttl, wait) in [(30, 30), (1, 5), (3600, 60)] {
             schedule.answered(&name("a"), found(some(&["10.0.0.1"]), Family::Absent, ttl), now, NOW).unwrap();
             assert_eq!(due(&schedule, Queue::Regular, now), Some(wait), "TTL {ttl}");
@@ -500,11 +498,7 @@ mod tests {
         let news = schedule.answered(&name, found(some(&["10.0.0.1"]), failed(), 10), start, NOW).unwrap();
         assert_eq!((texts(&news), news.is_confirmed), (vec!["10.0.0.1".to_owned()], true));
         assert!(news.problem.unwrap().starts_with("AAAA: "));
-        assert_eq!(
-            schedule.take_due(Queue::Regular, at(9)),
-            None,
-            "it does not shorten the other one's time"
-        );
+        assert_eq!(schedule.take_due(Queue::Regular, at(9)), None, "the other family keeps its own TTL");
         let asked = schedule.take_due(Queue::Doubtful, at(1)).unwrap();
         assert_eq!(asked.asked, Asked::Only(Kind::V6));
         assert_eq!(asked.at.unwrap().to_string(), "a.lan.", "where the other family was found");

@@ -1,5 +1,5 @@
-//! What this system's own files say about names: `/etc/hosts` and `/etc/resolv.conf`, read as the C library reads
-//! them. What cannot be used is named in one log line and passed over; the rest counts. Asking servers is `lookup`.
+//! Reads `/etc/hosts` and `/etc/resolv.conf` as the C library does. Lines that cannot be used are logged once and
+//! ignored; the rest is used. `lookup` queries the servers.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -16,43 +16,43 @@ use resolv_conf::{Config, ParseError, ScopedIp};
 
 const HOSTS: &str = "/etc/hosts";
 const RESOLV_CONF: &str = "/etc/resolv.conf";
-/// Lists of ad blockers have some megabytes.
+/// Ad-blocking lists have several megabytes.
 const MAX_FILE: u64 = 64 << 20;
 /// The C library's limits.
 const MAX_SERVERS: usize = 3;
 const MAX_NDOTS: u32 = 15;
 const MAX_TIMEOUT: u32 = 30;
 const MAX_ATTEMPTS: u32 = 5;
-/// More flaws of one file are counted only.
+/// Further flaws of one file are only counted.
 const MAX_SHOWN: usize = 8;
 
 /// Addresses by name.
 pub(super) type Hosts = HashMap<HostName, Vec<IpAddr>>;
 
-/// Both files.
+/// The contents of both files.
 #[derive(Debug)]
 pub(super) struct System {
     pub(super) hosts: Hosts,
     pub(super) servers: Servers,
 }
 
-/// What `/etc/resolv.conf` says.
+/// The contents of `/etc/resolv.conf`.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Servers {
     pub(super) addresses: Vec<IpAddr>,
-    /// Tried in this order.
+    /// Search domains, in the order in which they are tried.
     pub(super) search: Vec<HostName>,
-    /// Names with at least this many dots are tried as they are first.
+    /// Names with at least this many dots are tried as absolute names first.
     pub(super) ndots: usize,
-    /// For one question to one server.
+    /// Time limit for one query to one server.
     pub(super) timeout: Duration,
     pub(super) attempts: usize,
     pub(super) edns0: bool,
-    /// IPv6 is not asked for.
+    /// No AAAA queries.
     pub(super) no_aaaa: bool,
 }
 
-/// What is left out of one file: the first of it with its line, counted from 1, and how much more.
+/// The unusable parts of one file: the first ones with their lines, counted from 1, and the number of others.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Flaws {
     shown: Vec<(usize, String)>,
@@ -78,10 +78,10 @@ impl fmt::Display for Flaws {
     }
 }
 
-/// Of each file its inode, length, and time of the last change.
+/// Inode, length and change time of each file.
 pub(super) type Versions = [Option<(u64, u64, i64, i64)>; 2];
 
-/// For telling whether they have changed.
+/// Returns the current versions, to detect changes.
 pub(super) fn versions() -> Versions {
     [RESOLV_CONF, HOSTS].map(|file| {
         let metadata = fs::metadata(file).ok()?;
@@ -90,7 +90,7 @@ pub(super) fn versions() -> Versions {
 }
 
 impl System {
-    /// Reads both. A file that is not there says nothing, which the C library takes for a server on this machine.
+    /// Reads both files. Without servers, the C library uses one on this machine.
     pub(super) fn read() -> System {
         System { hosts: read(HOSTS, hosts), servers: read(RESOLV_CONF, servers) }
     }
@@ -110,13 +110,13 @@ fn read<T>(file: &str, parse: impl Fn(&[u8]) -> (T, Flaws)) -> T {
     read
 }
 
-/// Bounded, and harmless in a log.
+/// Quotes a bounded, escaped text for the log.
 fn quoted(text: &[u8]) -> String {
     let text = String::from_utf8_lossy(text);
     format!("{:?}", text.trim().chars().take(64).collect::<String>())
 }
 
-/// The lines of a file without their remarks, numbered from 1.
+/// Returns the lines of a file without comments, numbered from 1.
 fn lines<'a>(content: &'a [u8], remark: &'a [u8]) -> impl Iterator<Item = (usize, &'a [u8])> {
     let content = content.strip_prefix(b"\xef\xbb\xbf").unwrap_or(content);
     let lines = content.split(|byte| *byte == b'\n');
@@ -128,7 +128,7 @@ fn words(line: &[u8]) -> impl Iterator<Item = &[u8]> {
     line.split(u8::is_ascii_whitespace).filter(|word| !word.is_empty())
 }
 
-/// `/etc/hosts`: an address and its names in each line.
+/// Parses `/etc/hosts`: an address and its names in each line.
 pub(super) fn hosts(content: &[u8]) -> (Hosts, Flaws) {
     let (mut hosts, mut flaws) = (Hosts::new(), Flaws::default());
     for (line, text) in lines(content, b"#") {
@@ -148,9 +148,9 @@ pub(super) fn hosts(content: &[u8]) -> (Hosts, Flaws) {
     (hosts, flaws)
 }
 
-/// `/etc/resolv.conf`.
+/// Parses `/etc/resolv.conf`.
 pub(super) fn servers(content: &[u8]) -> (Servers, Flaws) {
-    // Without remarks, in which may be anything; bytes of another encoding elsewhere spoil their word only.
+    // Comments may hold any bytes; elsewhere, invalid UTF-8 affects only its own word.
     let clean: Vec<_> = lines(content, b"#;").map(|(_, line)| String::from_utf8_lossy(line)).collect();
     let (config, errors) = Config::parse_with_errors(clean.join("\n").as_bytes());
     let text_of = |line: usize| clean.get(line).map(|text| quoted(text.as_bytes())).unwrap_or_default();
@@ -163,7 +163,7 @@ pub(super) fn servers(content: &[u8]) -> (Servers, Flaws) {
     for server in &config.nameservers {
         match server {
             _ if addresses.len() == MAX_SERVERS => break,
-            // Without its interface a link-local address leads nowhere.
+            // A link-local address cannot be used without its interface.
             ScopedIp::V6(ip, Some(_)) if ip.is_unicast_link_local() => {
                 let server = server.to_string();
                 let line = clean.iter().position(|line| line.contains(&server)).unwrap_or_default();
@@ -188,7 +188,7 @@ pub(super) fn servers(content: &[u8]) -> (Servers, Flaws) {
     (servers, flaws)
 }
 
-/// The domains of the last line that names any, else the one of this machine's own name.
+/// Returns the domains of the last `search` or `domain` line, or the domain of this machine's name.
 fn search(config: &Config, lines: &[impl AsRef<str>], flaws: &mut Flaws) -> Vec<HostName> {
     let names_domains = |line: &str| matches!(line.split_whitespace().next(), Some("search" | "domain"));
     let Some(place) = lines.iter().rposition(|line| names_domains(line.as_ref())) else {
@@ -199,7 +199,7 @@ fn search(config: &Config, lines: &[impl AsRef<str>], flaws: &mut Flaws) -> Vec<
     for domain in config.get_last_search_or_domain() {
         match HostName::parse(domain) {
             Ok(domain) => search.push(domain),
-            // The root means the name as it is, which is tried anyway; `--` is DHCP's word for none.
+            // The root means the absolute name, which is tried anyway; DHCP clients write `--` for none.
             Err(_) if domain == "." || domain == "--" => {}
             Err(error) => {
                 flaws.add(place + 1, || format!("search domain {}: {error}", quoted(domain.as_bytes())));
@@ -209,7 +209,7 @@ fn search(config: &Config, lines: &[impl AsRef<str>], flaws: &mut Flaws) -> Vec<
     search
 }
 
-/// Counted from 0.
+/// Returns the line of an error, counted from 0.
 fn line_of(error: &ParseError) -> usize {
     match error {
         ParseError::InvalidUtf8(line, _)

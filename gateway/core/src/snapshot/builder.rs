@@ -1,5 +1,5 @@
-//! The next tables, made of those before by what changed: what is done is in proportion to the change, but for an
-//! edit of the file, which makes the names anew. Not when that is.
+//! Builds the next tables from the previous ones at a cost in proportion to the change, except for an edit of the file,
+//! which rebuilds all names.
 
 use std::collections::{BTreeMap, HashSet};
 use std::net::SocketAddr;
@@ -14,27 +14,27 @@ use super::service::{Resolved, Service, ServiceBuilder};
 use super::shared::Shared;
 use crate::config::settings::{self, Live};
 
-/// What is kept beside the tables to make the next ones.
+/// State kept beside the tables for building the next ones.
 #[derive(Debug, Default)]
 pub(crate) struct CompilerState {
-    /// Learned services whose host and port the file has, too.
+    /// Learned services that a file service with the same host and port hides.
     hidden: List,
-    /// Learned services that may come out otherwise though nobody changes them.
+    /// Learned services whose result may change without an update, because their names resolve differently.
     changing: List,
-    /// The host names that endpoints are given by, and how often.
+    /// Host names used as endpoint addresses, with their use counts.
     targets: BTreeMap<HostName, usize>,
     shared: Shared,
 }
 
 impl CompilerState {
-    /// What stands beside the tables of a file.
+    /// Returns the state for the tables of a file.
     pub(crate) fn of_file(tables: &Snapshot) -> CompilerState {
         let mut beside = CompilerState::default();
         tables.file.iter().for_each(|service| beside.wants(service));
         beside
     }
 
-    /// The host names that endpoints are given by, in order.
+    /// Returns the host names used as endpoint addresses, in order.
     pub(crate) fn targets(&self) -> Vec<HostName> {
         self.targets.keys().cloned().collect()
     }
@@ -67,8 +67,8 @@ pub(crate) struct SnapshotBuilder<'a> {
 }
 
 impl<'a> SnapshotBuilder<'a> {
-    /// Begins with the tables before. Names without an answer in `resolved` have no endpoint yet; addresses that
-    /// `is_own` claims are left out, since a route to ourselves is a loop.
+    /// Starts from the previous tables. Names without an answer in `resolved` have no endpoint yet; addresses for which
+    /// `is_own` holds are ignored, because a route to the gateway itself is a loop.
     pub(crate) fn after(
         before: &Snapshot,
         beside: &'a mut CompilerState,
@@ -78,17 +78,17 @@ impl<'a> SnapshotBuilder<'a> {
         SnapshotBuilder { tables, beside, resolved, is_own, is_news: false }
     }
 
-    /// Something differs from the tables before.
+    /// Whether something differs from the previous tables.
     pub(crate) fn is_news(&self) -> bool {
         self.is_news
     }
 
-    /// The tables.
+    /// Returns the tables.
     pub(crate) fn done(self) -> Snapshot {
         self.tables
     }
 
-    /// The file is another.
+    /// Applies new settings of the file.
     pub(crate) fn read(&mut self, live: Arc<Live>) {
         let before = std::mem::replace(&mut self.tables.file, [].into());
         before.iter().for_each(|service| self.beside.lets_go(service));
@@ -115,8 +115,8 @@ impl<'a> SnapshotBuilder<'a> {
         }
     }
 
-    /// These are the services of a host now, whose ports differ. Where the file has the same host and port, the
-    /// file's stays. One that comes out as it was stays the very same.
+    /// Replaces the learned services of a host; their ports differ. A file service with the same host and port takes
+    /// precedence. An unchanged service is kept as it is.
     pub(crate) fn learn(&mut self, host: &HostPattern, services: Vec<settings::Service>) {
         let mut before = self.tables.learned.of_host(host);
         before.extend(self.beside.hidden.of_host(host));
@@ -138,7 +138,7 @@ impl<'a> SnapshotBuilder<'a> {
         }
     }
 
-    /// These are all services that come from elsewhere now. No two have host and port alike.
+    /// Replaces all learned services. No two have the same host and port.
     pub(crate) fn learn_all(&mut self, services: &[Arc<settings::Service>]) {
         let hosts: HashSet<_> = services.iter().map(|service| &service.host).collect();
         let before: Vec<_> = self.tables.learned.iter().chain(self.beside.hidden.iter()).cloned().collect();
@@ -151,7 +151,7 @@ impl<'a> SnapshotBuilder<'a> {
         }
     }
 
-    /// Names resolve to something else.
+    /// Applies changed addresses of names.
     pub(crate) fn resolve(&mut self) {
         let changing: Vec<_> = self.beside.changing.iter().cloned().collect();
         for service in changing {
@@ -204,7 +204,7 @@ impl<'a> SnapshotBuilder<'a> {
         self.is_news = true;
     }
 
-    /// Into the tables, unless the file has the same.
+    /// Adds a service to the tables, unless a file service hides it.
     fn show(&mut self, service: &Arc<Service>) {
         let claim = self.tables.claim(&service.host, service.port);
         if claim.is_some_and(|claim| !claim.is_learned()) {

@@ -1,22 +1,22 @@
-//! Endpoints of one priority, and whose turn it is among them. Not which of them is healthy.
+//! Groups endpoints by priority, with a weighted schedule for each group. Health is not considered here.
 
 use super::{Endpoint, Service};
 
 /// Endpoints of one priority.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Group {
-    /// Where it begins among the service's endpoints, and how many there are.
+    /// First index among the service's endpoints, and number of endpoints.
     start: u32,
     count: u32,
-    /// Indexes in the group, each as often as its weight says, evenly spread; `None` when all weigh the same.
+    /// Indexes in the group, repeated by weight and evenly spread; `None` if all weights are equal.
     pub(super) schedule: Option<Box<[u32]>>,
 }
 
 impl Group {
-    /// Of a service that has no endpoint.
+    /// The group of a service without endpoints.
     pub(super) const NOBODY: Group = Group { start: 0, count: 0, schedule: None };
 
-    /// Endpoints in the order of their priorities, grouped by it.
+    /// Groups endpoints that are sorted by priority.
     pub(super) fn of(endpoints: &[Endpoint]) -> Vec<Group> {
         let mut start = 0;
         let alike = endpoints.chunk_by(|one, other| one.priority == other.priority);
@@ -29,7 +29,7 @@ impl Group {
         alike.map(group).collect()
     }
 
-    /// How many turns a round has.
+    /// Number of turns in a round.
     pub(crate) fn turns(&self) -> usize {
         self.schedule.as_ref().map_or(self.count as usize, |schedule| schedule.len())
     }
@@ -39,7 +39,7 @@ impl Group {
         service.endpoints.get(start..start + self.count as usize).unwrap_or_default()
     }
 
-    /// Whose turn it is.
+    /// Returns the endpoint of a turn.
     pub(crate) fn at<'s>(&self, service: &'s Service, turn: usize) -> Option<&'s Endpoint> {
         let index = match &self.schedule {
             Some(schedule) => *schedule.get(turn)? as usize,
@@ -49,7 +49,7 @@ impl Group {
     }
 }
 
-/// Turns in one schedule, at most; weights are scaled down to it.
+/// Maximum turns in one schedule; weights are scaled down to it.
 const MAX_TURNS: u64 = 4096;
 
 fn schedule(endpoints: &[Endpoint]) -> Option<Box<[u32]>> {

@@ -1,5 +1,5 @@
-//! Services in the order of host and port, kept in pieces: a list with one more or one less shares all but a few
-//! pieces with the one before. Not the look-up of connections: that is `names`.
+//! Keeps services in the order of host and port in a persistent tree: a list with one service more or less shares all
+//! but a few pieces with its predecessor. Connections are looked up in `names`.
 
 use std::sync::Arc;
 
@@ -7,19 +7,19 @@ use isthmus_model::HostPattern;
 
 use super::Service;
 
-/// Items of one piece, at most.
+/// Maximum items in one piece.
 const WIDE: usize = 64;
-/// Two pieces side by side that have no more than this become one.
+/// Neighbouring pieces with at most this many items together are merged.
 const NARROW: usize = WIDE / 2;
 
-/// Services by host and port; no two have both alike.
+/// Services by host and port, which are unique.
 #[derive(Clone, Debug)]
 pub(crate) struct List {
     root: Arc<Piece>,
     length: usize,
 }
 
-/// Never empty, but for that of an empty list. All leaves are equally deep.
+/// A node of the tree. Only the root of an empty list is empty; all leaves have the same depth.
 #[derive(Clone, Debug)]
 enum Piece {
     Services(Vec<Arc<Service>>),
@@ -45,7 +45,7 @@ impl List {
         }
     }
 
-    /// Takes this very service out; false if it is not there.
+    /// Removes this service by identity; false if it is not in the list.
     pub(crate) fn remove(&mut self, service: &Arc<Service>) -> bool {
         let is_there = Arc::make_mut(&mut self.root).remove(service);
         self.length -= usize::from(is_there);
@@ -56,7 +56,7 @@ impl List {
         is_there
     }
 
-    /// Those of one host.
+    /// Returns the services of one host.
     pub(crate) fn of_host(&self, host: &HostPattern) -> Vec<Arc<Service>> {
         let mut found = Vec::new();
         self.root.of_host(host, &mut found);
@@ -111,7 +111,7 @@ impl Piece {
         }
     }
 
-    /// What is too much for this piece is given back as another, which follows it.
+    /// Inserts a service. If the piece overflows, returns its second half as a new piece.
     fn insert(&mut self, service: Arc<Service>) -> Option<Arc<Piece>> {
         match self {
             Piece::Services(services) => {
@@ -162,13 +162,13 @@ impl Piece {
     }
 }
 
-/// The piece that a service is in, if it is in one of these.
+/// Returns the index of the piece that may hold a service.
 fn leading_to(pieces: &[Arc<Piece>], service: &Service) -> usize {
     let begins = |piece: &Arc<Piece>| piece.first().is_some_and(|one| key(one) <= key(service));
     pieces.partition_point(begins).saturating_sub(1)
 }
 
-/// The second part of what has become too long.
+/// Splits off the second half of an overflowing list.
 fn split<T>(items: &mut Vec<T>) -> Option<Vec<T>> {
     let is_long = items.len() > WIDE;
     is_long.then(|| {
@@ -178,7 +178,7 @@ fn split<T>(items: &mut Vec<T>) -> Option<Vec<T>> {
     })
 }
 
-/// Lets an empty piece go, and makes one of two small ones.
+/// Removes an empty piece, or merges two small ones.
 fn tidy(pieces: &mut Vec<Arc<Piece>>, at: usize) {
     if pieces.get(at).is_some_and(|piece| piece.len() == 0) {
         pieces.remove(at);
@@ -204,7 +204,7 @@ fn tidy(pieces: &mut Vec<Arc<Piece>>, at: usize) {
 
 #[cfg(test)]
 impl List {
-    /// How many items the pieces have that were copied or made since.
+    /// Number of items in pieces that were copied or created since `before`.
     pub(super) fn copied(&self, before: &List) -> usize {
         let mut known = std::collections::HashSet::new();
         before.root.note(&mut known);

@@ -1,10 +1,10 @@
-//! A service's name as logs, labels and pages show it. Not the names that lead to it: those are `names`.
+//! Formats a service's name for logs, labels and pages. The names that clients use are in `names`.
 
 use std::fmt;
 
 use super::Service;
 
-/// A service's name, `host:port`; made when it is shown.
+/// A service's name, `host:port`; formatted on display.
 #[derive(Clone, Copy, Debug)]
 pub struct Name<'a>(pub(super) &'a Service);
 

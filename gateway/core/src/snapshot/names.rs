@@ -1,6 +1,5 @@
-//! The names that lead to services, by their hashes and in pieces: tables with one name more or less share all but
-//! a few pieces with those before, and a look-up touches as much memory as in one large table. Not which service a
-//! connection gets where several claim its name: that is `route`.
+//! Maps names to services in a persistent hash table: tables with one name more or less share all but a few pieces,
+//! and a look-up touches as little memory as in one large table. `route` chooses between services with the same name.
 
 use std::cmp::Reverse;
 use std::hash::{BuildHasher as _, RandomState};
@@ -14,36 +13,36 @@ use super::Service;
 const WIDE: usize = 64;
 const BITS: u32 = 6;
 
-/// The names that lead to services.
+/// Names of services.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Names {
     keys: RandomState,
     exact: Table,
     suffixes: Table,
-    /// Whole other names of instances.
+    /// Aliases of instances.
     instances: Table,
 }
 
-/// One of those that answer to a name.
+/// One service that has a name.
 #[derive(Clone, Debug)]
 pub(crate) struct Claim {
-    /// Of the name's hash, those bits that no branch and no page stands for.
+    /// The bits of the name's hash that do not select branch and page.
     tag: u32,
     place: Place,
     name: HostName,
-    /// Who answers.
+    /// The service.
     pub(crate) service: Arc<Service>,
 }
 
-/// Who comes first of those that could answer alike: the file's services, in its order.
+/// Precedence among services with the same name: the file's services come first, in its order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Place(u32);
 
 impl Place {
-    /// A service that came from elsewhere; by host and port among others.
+    /// A learned service; ordered by host and port among others.
     pub(crate) const LEARNED: Place = Place(u32::MAX);
 
-    /// The place in the file.
+    /// The position in the file.
     pub(crate) fn in_file(index: usize) -> Place {
         Place(u32::try_from(index).map_or(u32::MAX - 1, |index| index.min(u32::MAX - 1)))
     }
@@ -58,7 +57,7 @@ impl Claim {
         self.place.is_learned()
     }
 
-    /// Services with conditions are asked before those without.
+    /// Services with conditions are tried before those without.
     fn rank(&self) -> impl Ord {
         let service = &self.service;
         (Reverse(service.rules.specificity()), self.place, service.host.clone(), service.port)
@@ -66,17 +65,17 @@ impl Claim {
 }
 
 impl Names {
-    /// The claims on a whole name, the most specific conditions first.
+    /// Returns the claims on an exact name, the most specific conditions first.
     pub(crate) fn exact(&self, name: &str) -> &[Claim] {
         self.exact.get(self.hash(name), name)
     }
 
-    /// Those on all names under a suffix.
+    /// Returns the claims on all names under a suffix.
     pub(crate) fn suffix(&self, name: &str) -> &[Claim] {
         self.suffixes.get(self.hash(name), name)
     }
 
-    /// Those on another name of an instance.
+    /// Returns the claims on an instance alias.
     pub(crate) fn instance(&self, name: &str) -> &[Claim] {
         self.instances.get(self.hash(name), name)
     }
@@ -92,7 +91,7 @@ impl Names {
         self.for_each(service, |table, hash, name| table.add(hash, name, service, place));
     }
 
-    /// Takes every claim of this very service back.
+    /// Removes every claim of this service.
     pub(crate) fn remove(&mut self, service: &Arc<Service>) {
         self.for_each(service, |table, hash, name| table.remove(hash, name.as_str(), service));
     }
@@ -115,15 +114,15 @@ impl Names {
     }
 }
 
-/// Claims by the hash of their names: the first bits say in which branch, the next in which page of it. Pages are as
-/// long as they must be; a table of a hundred thousand names has 24 in each.
+/// Claims by the hash of their names: the first bits select the branch, the next the page. Pages have any length; with
+/// a hundred thousand names each has about 24 claims.
 #[derive(Clone, Debug)]
 struct Table {
     branches: Arc<[Branch; WIDE]>,
 }
 
 type Branch = Arc<[Page; WIDE]>;
-/// In the order of tag, name and rank.
+/// Claims in the order of tag, name and rank.
 type Page = Option<Arc<[Claim]>>;
 
 impl Default for Table {
@@ -133,7 +132,7 @@ impl Default for Table {
     }
 }
 
-/// Where a hash leads: branch, page, tag.
+/// Splits a hash into branch, page and tag.
 #[expect(clippy::cast_possible_truncation, reason = "the bits are chosen")]
 fn steps(hash: u64) -> (usize, usize, u32) {
     let (branch, page) = (hash >> (64 - BITS), hash >> (64 - 2 * BITS));
@@ -157,7 +156,7 @@ impl Table {
         let claims = self.page(branch, page);
         let (start, length) = span(claims, tag, name.as_str());
         let others = claims.get(start..start + length).unwrap_or_default();
-        // A service may give one name twice.
+        // A service may list one name twice.
         if others.iter().any(|claim| Arc::ptr_eq(&claim.service, service)) {
             return;
         }
@@ -190,8 +189,8 @@ impl Table {
     }
 }
 
-/// Where the claims on a name begin in a page, and how many they are. Tags are spread evenly: it is looked where this
-/// one would stand, and a step or two from there, which touches less memory than halving the page does.
+/// Returns where the claims on a name begin in a page, and their number. Tags are evenly spread, so the search starts
+/// at the expected position and takes a step or two, which touches less memory than a binary search.
 fn span(page: &[Claim], tag: u32, name: &str) -> (usize, usize) {
     let is_before = |claim: &Claim| (claim.tag, claim.name.as_str()) < (tag, name);
     let share = (u64::from(tag) * page.len() as u64) >> u32::BITS;
@@ -208,7 +207,7 @@ fn span(page: &[Claim], tag: u32, name: &str) -> (usize, usize) {
 
 #[cfg(test)]
 impl Names {
-    /// How many items were copied or made since, the pages' and those of the arrays that lead to them.
+    /// Number of items copied or created since `before`, in pages and in the arrays above them.
     pub(super) fn copied(&self, before: &Names) -> usize {
         let tables = [&self.exact, &self.suffixes, &self.instances];
         let earlier = [&before.exact, &before.suffixes, &before.instances];

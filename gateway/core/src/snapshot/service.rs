@@ -1,5 +1,5 @@
-//! One service as connections see it: made of valid settings, and made again when its names resolve to something
-//! else. What it says like others it shares with them. Not the tables that it stands in.
+//! Defines a service as connections see it: built from valid settings, and rebuilt when its names resolve differently.
+//! Properties that many services have in common are shared.
 
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
@@ -15,34 +15,34 @@ use crate::config::settings::{self, Balance, Ejection, Scope, ServiceTimeouts, S
 use crate::endpoint::{EndpointState, ServiceState};
 use crate::socket::Millis;
 
-/// The addresses that host names of endpoints resolved to.
+/// The addresses of endpoint host names.
 pub type Resolved = HashMap<HostName, Vec<IpAddr>>;
 
-/// One service, ready to be balanced. There may be a hundred thousand: what most do not have stands elsewhere.
+/// One service. There may be a hundred thousand, so rare properties are stored separately.
 #[derive(Debug)]
 pub struct Service {
-    /// Exact or `*.suffix`.
+    /// Host name, or `*.suffix`.
     pub host: HostPattern,
     /// The port in `outbound_.PORT_._.HOST`.
     pub port: u16,
-    /// An address was left out because it is this gateway's own.
+    /// Whether an address was ignored because it is this gateway's own.
     pub leads_back: bool,
-    /// What connections are held to.
+    /// Rules for its connections.
     pub rules: Arc<Rules>,
-    /// With addresses resolved; the drained ones too. Those of one group stand together, the nearest first.
+    /// Resolved endpoints, including drained ones, sorted by group with the nearest first.
     pub endpoints: Box<[Endpoint]>,
     pub(super) nearest: Group,
     more: Option<Box<ServiceExtras>>,
-    /// What is remembered of it.
+    /// State that survives table swaps.
     pub state: Arc<ServiceState>,
 }
 
-/// What many services have in common.
+/// Rules that many services have in common.
 #[derive(Debug, PartialEq, Eq, Hash)]
 pub struct Rules {
     /// Whether the bare host, the aliases and `INSTANCE.HOST` mean this port.
     pub default_port: bool,
-    /// Connections that come from other clusters may name it.
+    /// Whether it is exported to other clusters.
     pub exposed: bool,
     /// Condition: the client offers one of these protocols. Empty: no condition.
     pub alpn: Vec<String>,
@@ -54,17 +54,17 @@ pub struct Rules {
     pub max_connections: Option<u32>,
     /// Send a PROXY v2 header with the client's address and the SNI.
     pub send_proxy: bool,
-    /// Its deadlines.
+    /// Deadlines of its connections.
     pub timeouts: ServiceTimeouts,
 }
 
-/// What few services have.
+/// Properties that few services have.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct ServiceExtras {
     aliases: Box<[HostPattern]>,
-    /// What has names of its own, or leads to such, whether or not it has an address.
+    /// Endpoints with names of their own, or gateways to such, with or without an address.
     instances: Box<[Arc<EndpointMeta>]>,
-    /// All that may become endpoints, where that changes: with time, or with this gateway's own addresses.
+    /// Endpoint candidates, if the result may change: with name resolution, or with this gateway's own addresses.
     candidates: Box<[Candidate]>,
     further: Box<[Group]>,
 }
@@ -72,31 +72,31 @@ struct ServiceExtras {
 /// One address of a service.
 #[derive(Debug)]
 pub struct Endpoint {
-    /// Where to connect to.
+    /// Address to connect to.
     pub address: SocketAddr,
-    /// 0 takes no new connections.
+    /// Weight; 0 receives no new connections.
     pub weight: u32,
     pub(super) priority: u8,
-    /// What else is said of it.
+    /// Its other properties.
     pub traits: Arc<EndpointMeta>,
-    /// What is remembered of it.
+    /// State that survives table swaps.
     pub state: Arc<EndpointState>,
 }
 
-/// What is said of an endpoint besides its address.
+/// Properties of an endpoint besides its address.
 #[derive(Debug, PartialEq, Eq, Hash)]
 pub struct EndpointMeta {
-    /// Its stable name.
+    /// Its instance name.
     pub instance: Option<HostName>,
     /// Other names of the instance.
     pub aliases: Box<[HostName]>,
-    /// Where it stands.
+    /// Its locality.
     pub locality: Locality,
-    /// Who may end up here.
+    /// The connections that may reach it.
     pub reach: Scope,
 }
 
-/// What becomes endpoints once it is resolved.
+/// An endpoint before its name is resolved.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Candidate {
     target: Target,
@@ -106,24 +106,24 @@ struct Candidate {
 }
 
 impl Candidate {
-    /// Addresses were looked at when they came; names are when they lead anywhere.
+    /// Whether it may resolve to an address. Literal addresses were checked on import; names are checked here.
     fn may_stand_at(&self, address: SocketAddr) -> bool {
         matches!(self.target, Target::Address(_)) || self.traits.reach.allows(address.ip())
     }
 }
 
-/// What services are made with.
+/// Builds services.
 pub(crate) struct ServiceBuilder<'a> {
-    /// What names resolved to. Those without an answer have no endpoint yet.
+    /// Resolved names; a name without an answer has no endpoint yet.
     pub(crate) resolved: &'a Resolved,
-    /// Addresses of this gateway itself: a route there is a loop.
+    /// Whether an address is this gateway's own: a route to it is a loop.
     pub(crate) is_own: &'a dyn Fn(SocketAddr) -> bool,
-    /// What others said.
+    /// Values shared between services.
     pub(crate) shared: &'a mut Shared,
 }
 
 impl ServiceBuilder<'_> {
-    /// State is taken over from `before` by address.
+    /// Builds a service; endpoint state is taken over from `before` by address.
     pub(crate) fn make(&mut self, settings: &settings::Service, before: Option<&Service>) -> Service {
         let candidate = |endpoint: &settings::Endpoint| Candidate {
             target: endpoint.address.clone(),
@@ -156,7 +156,7 @@ impl ServiceBuilder<'_> {
         self.resolve((settings.host.clone(), settings.port, rules), more, candidates, before)
     }
 
-    /// With what its names resolve to now.
+    /// Rebuilds a service with the current addresses of its names.
     pub(crate) fn again(&mut self, service: &Service) -> Service {
         let more = service.more.as_deref();
         let lasting = ServiceExtras {
@@ -230,24 +230,24 @@ fn addresses(target: &Target, resolved: &Resolved) -> Vec<SocketAddr> {
 }
 
 impl Service {
-    /// `host:port`, as logs and labels show it.
+    /// Returns its name, `host:port`, for logs and labels.
     #[must_use]
     pub fn name(&self) -> Name<'_> {
         Name(self)
     }
 
-    /// Other names.
+    /// Returns its aliases.
     #[must_use]
     pub fn aliases(&self) -> &[HostPattern] {
         self.more.as_ref().map(|more| &more.aliases[..]).unwrap_or_default()
     }
 
-    /// The endpoints that have names of their own, or lead to such.
+    /// Returns the endpoints with names of their own, or gateways to such.
     pub(crate) fn instances(&self) -> &[Arc<EndpointMeta>] {
         self.more.as_ref().map(|more| &more.instances[..]).unwrap_or_default()
     }
 
-    /// Other names of its instances.
+    /// Returns the aliases of its instances.
     pub(super) fn whole_names(&self) -> impl Iterator<Item = &HostName> {
         self.instances().iter().flat_map(|traits| {
             traits.aliases.iter().chain(traits.beyond().iter().flat_map(|named| &named.aliases))
@@ -258,7 +258,7 @@ impl Service {
         self.more.as_ref().map(|more| &more.candidates[..]).unwrap_or_default()
     }
 
-    /// The host names that its endpoints are given by: what they resolve to changes.
+    /// Returns the host names used as endpoint addresses.
     pub(crate) fn targets(&self) -> impl Iterator<Item = &HostName> {
         self.candidates().iter().filter_map(|candidate| match &candidate.target {
             Target::Name { host, .. } => Some(host),
@@ -266,7 +266,7 @@ impl Service {
         })
     }
 
-    /// Where its endpoints that take no new connections are, as its settings say it.
+    /// Returns the configured addresses of endpoints that receive no new connections.
     pub(crate) fn drained(&self) -> Vec<Target> {
         if self.may_change() {
             let drained = self.candidates().iter().filter(|candidate| candidate.weight == 0);
@@ -276,12 +276,12 @@ impl Service {
         drained.map(|endpoint| Target::Address(endpoint.address)).collect()
     }
 
-    /// Made again, it may come out otherwise though its settings stay.
+    /// Whether a rebuild may give another result with the same settings.
     pub(super) fn may_change(&self) -> bool {
         !self.candidates().is_empty()
     }
 
-    /// The same but for what is remembered of it.
+    /// Whether it equals another service, apart from its state.
     pub(super) fn is_as(&self, other: &Service) -> bool {
         let alike = |(one, other): (&Endpoint, &Endpoint)| {
             (one.address, one.weight, one.priority) == (other.address, other.weight, other.priority)
@@ -294,13 +294,13 @@ impl Service {
             && self.endpoints.iter().zip(&other.endpoints).all(alike)
     }
 
-    /// Its endpoints by priority, the nearest first.
+    /// Returns its endpoint groups by priority, the nearest first.
     pub(crate) fn groups(&self) -> impl Iterator<Item = &Group> {
         let further = self.more.as_ref().map(|more| &more.further[..]).unwrap_or_default();
         std::iter::once(&self.nearest).chain(further)
     }
 
-    /// The name of an instance that has one of these names, for connections of a listener.
+    /// Returns the name of a matching instance that connections of this side may reach.
     pub(crate) fn instance(
         &self,
         side: Side,
@@ -319,18 +319,18 @@ impl Service {
         })
     }
 
-    /// Notes a connect that was refused or timed out; true when that ejects the endpoint.
+    /// Records a refused or timed-out connect; true if that ejects the endpoint.
     pub(crate) fn failed(&self, endpoint: &Endpoint, now: Millis, rule: &Ejection) -> bool {
         endpoint.state.failed(now, rule, self.may_eject(now, rule))
     }
 
-    /// Whether one more may be ejected: one always, more of them up to the rule's share.
+    /// Whether another endpoint may be ejected: one always, more up to the rule's share.
     pub(crate) fn may_eject(&self, now: Millis, rule: &Ejection) -> bool {
         let ejected = self.endpoints.iter().filter(|endpoint| !endpoint.state.healthy(now)).count();
         ejected < (self.endpoints.len() * usize::from(rule.max_percent) / 100).max(1)
     }
 
-    /// Whether an instance has this label, whoever may reach it.
+    /// Whether an instance has this label, reachable or not.
     pub(crate) fn has_instance(&self, label: &str) -> bool {
         self.instances().iter().any(|traits| {
             let beyond = traits.beyond().iter().map(|named| &named.name);
@@ -338,7 +338,7 @@ impl Service {
         })
     }
 
-    /// A name that is this service's own, whatever clients ask for; none where it only has patterns.
+    /// Returns a fixed name of this service; none if it only has patterns.
     pub(crate) fn own_name(&self) -> Option<&HostName> {
         std::iter::once(&self.host).chain(self.aliases()).find_map(|pattern| match pattern {
             HostPattern::Exact(name) => Some(name),
@@ -348,14 +348,14 @@ impl Service {
 }
 
 impl Rules {
-    /// Conditions that single out clients: source first, then protocol.
+    /// Specificity of its conditions: source first, then protocol.
     pub(super) fn specificity(&self) -> (bool, bool) {
         (!self.sources.is_empty(), !self.alpn.is_empty())
     }
 }
 
 impl EndpointMeta {
-    /// What it leads to by name, if it is another cluster's gateway.
+    /// Returns the instances behind it, if it is another cluster's gateway.
     fn beyond(&self) -> &[settings::Named] {
         match &self.reach {
             Scope::RemoteGateway(beyond) => &beyond.instances,
@@ -369,12 +369,12 @@ impl EndpointMeta {
 }
 
 impl Endpoint {
-    /// Whether connections of a listener may end up here.
+    /// Whether connections of this side may reach it.
     pub(crate) fn takes(&self, side: Side) -> bool {
         side == Side::Outbound || matches!(self.traits.reach, Scope::Exported { .. })
     }
 
-    /// Whether it is, or leads to, this instance, for connections of a listener.
+    /// Whether it is this instance, or a gateway to it, for connections of this side.
     pub(crate) fn is_instance(&self, name: &HostName, side: Side) -> bool {
         match &self.traits.reach {
             Scope::RemoteGateway(_) => self.traits.beyond().iter().any(|named| named.name == *name),
@@ -383,7 +383,7 @@ impl Endpoint {
         }
     }
 
-    /// The cluster that it stands in, if that is another.
+    /// Returns its cluster, if it is another cluster's gateway.
     #[must_use]
     pub fn cluster(&self) -> Option<&str> {
         match &self.traits.reach {

@@ -1,5 +1,4 @@
-//! What many services say alike, kept once: a hundred thousand services with the same deadlines hold one copy of
-//! them. Not what they say.
+//! Deduplicates properties of services: a hundred thousand services with the same deadlines hold one copy.
 
 use std::collections::HashSet;
 use std::hash::Hash;
@@ -7,10 +6,10 @@ use std::sync::Arc;
 
 use super::service::{EndpointMeta, Rules};
 
-/// Looked through for what nobody holds any more once it has this many and twice as many as the last time.
+/// Unused values are dropped once there are this many and twice as many as after the last pass.
 const MANY: usize = 1_024;
 
-/// What was said so far, by content.
+/// The known values, by content.
 #[derive(Debug, Default)]
 pub(crate) struct Shared {
     rules: Known<Rules>,
@@ -22,7 +21,7 @@ impl Shared {
         self.rules.one(rules)
     }
 
-    /// Names of instances are unique: keeping those would help nobody.
+    /// Deduplicates endpoint properties, except for those with instance names, which are unique anyway.
     pub(super) fn traits(&mut self, traits: EndpointMeta) -> Arc<EndpointMeta> {
         if traits.has_names() { Arc::new(traits) } else { self.traits.one(traits) }
     }

@@ -1,4 +1,4 @@
-//! The tables: made of a file, made of those before, and what a change costs.
+//! Tests the tables: built from a file, built from previous tables, and the cost of a change.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -55,7 +55,7 @@ fn unchanged_services_are_shared_between_snapshots() {
     let named = compile(&renamed, Some(&after));
     assert!(after.names.exact("e.example").is_empty());
     assert!(Arc::ptr_eq(&named.names.exact("e.example")[0].service, service(&named, 1)));
-    // One goes and one comes, at either end and between.
+    // One service is removed and added again, at either end and in the middle.
     for gone in 0..3 {
         let mut fewer = settings.clone();
         let host = fewer.services.remove(gone).host.to_string();
@@ -137,7 +137,7 @@ fn resolved_name_rebuilds_only_its_services() {
     assert_eq!((next.done().len(), beside.targets().len()), (1, 0));
 }
 
-/// A service of few names, so that many claim the same.
+/// A service with few possible names, so that many share one.
 fn text(host: u8, port: u8, kind: u8) -> String {
     let hosts = ["a.x", "b.x", "'*.x'", "c.a.x", "d.x"];
     let extra = ["", "alpn: [h2], ", "sources: [10.0.0.0/8], ", "aliases: [n.x, '*.x'], ", "sni_port: 9, "];
@@ -150,7 +150,7 @@ fn text(host: u8, port: u8, kind: u8) -> String {
     format!("- {{ host: {host}, port: {}, {extra}endpoints: [{endpoint}] }}\n", 1 + port % 3)
 }
 
-/// Each by itself: what a file may not say at once, several sources may.
+/// Each service is parsed by itself: several sources may have what one file may not.
 fn one(host: u8, port: u8, kind: u8) -> Option<settings::Service> {
     let text = format!("{LISTENER}services:\n{}", text(host, port, kind));
     let settings = crate::config::parse(&text, Path::new("test.yaml")).ok()?;
@@ -197,7 +197,7 @@ fn event() -> impl Strategy<Value = Event> {
 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(200))]
-    /// Made step by step or at once of what stands in the end: the same tables.
+    /// Tables built step by step equal tables built at once from the final state.
     #[test]
     fn snapshot_depends_on_services_not_on_their_history(events in proptest::collection::vec(event(), 1..30)) {
         let own = &|address: SocketAddr| address.ip().to_string() == "10.0.0.3";
@@ -246,7 +246,7 @@ proptest! {
     }
 }
 
-/// Tables of so many learned services.
+/// Tables with this many learned services.
 fn many(count: usize) -> (Snapshot, CompilerState, settings::Service) {
     let pattern = one(0, 0, 2).unwrap();
     let named = |number: usize| HostPattern::parse(&format!("s{number}.x")).unwrap();
@@ -283,7 +283,7 @@ fn single_change_copies_bounded_amount_in_large_tables() {
     assert!(few.0 > 0 && few.1 > 0, "{few:?}");
 }
 
-/// What a service with an endpoint like thousands of others takes in the tables, beside the endpoint's own state.
+/// Memory of a typical service in the tables, without the endpoint's state.
 #[test]
 fn service_size_is_bounded() {
     assert!(size_of::<Service>() <= 104, "{}", size_of::<Service>());
@@ -296,7 +296,7 @@ fn service_size_is_bounded() {
     assert!(all.iter().all(|service| traits(service) == traits(all[0])), "said once");
 }
 
-/// The name of another cluster's gateway is only as good as where it leads now; a local service may be anywhere.
+/// The name of another cluster's gateway is checked at each resolution; a local service may resolve anywhere.
 #[test]
 fn peer_gateway_name_outside_its_ranges_is_not_an_endpoint() {
     let text = LISTENER.to_owned()
@@ -321,6 +321,6 @@ fn peer_gateway_name_outside_its_ranges_is_not_an_endpoint() {
             endpoints.map(|endpoint| endpoint.address.to_string()).collect()
         };
         assert_eq!(addresses(0), expected);
-        assert_eq!(addresses(1).len(), ips.len(), "what is local may stand anywhere");
+        assert_eq!(addresses(1).len(), ips.len(), "local names may resolve anywhere");
     }
 }

@@ -1,5 +1,5 @@
-//! Events of the file system around one file. Hints only: what is true is in the file's metadata, and
-//! without any event the file is still looked at now and then.
+//! Watches the directories of one file for events. Events are only hints: the file's metadata decides, and the file is
+//! also polled.
 
 use std::ffi::OsString;
 use std::fs;
@@ -12,7 +12,7 @@ use notify::event::{AccessKind, AccessMode, EventKind, ModifyKind};
 use notify::{Event, RecommendedWatcher, RecursiveMode, Watcher as _};
 use tokio::sync::Notify;
 
-/// What events said.
+/// What events have reported.
 #[derive(Debug, Default)]
 pub(super) struct Seen {
     wake: Notify,
@@ -33,7 +33,7 @@ impl Seen {
                 return self.wake.notify_one();
             }
         };
-        // Reading is an event, too, and some of it is ours.
+        // Reads cause events, too, including the gateway's own.
         let closed = EventKind::Access(AccessKind::Close(AccessMode::Write));
         if event.kind.is_access() && event.kind != closed {
             return;
@@ -47,8 +47,8 @@ impl Seen {
     }
 }
 
-/// What is watched: directories, since what is renamed or swapped is a name in a directory. A Kubernetes
-/// ConfigMap swaps the link `..data`, beside the file's own name.
+/// Watches directories, because a rename or swap changes a name in a directory. A Kubernetes ConfigMap swaps the link
+/// `..data` beside the file.
 pub(super) struct Watcher {
     seen: Arc<Seen>,
     watcher: Option<RecommendedWatcher>,
@@ -56,7 +56,7 @@ pub(super) struct Watcher {
     has_complained: bool,
 }
 
-/// A directory, with its device and inode: the same path may lead to another one later.
+/// A directory with its device and inode: the same path may refer to another one later.
 type Place = (PathBuf, u64, u64);
 
 impl Watcher {
@@ -64,12 +64,12 @@ impl Watcher {
         Watcher { seen, watcher: None, places: Vec::new(), has_complained: false }
     }
 
-    /// Somebody has written to the file and not closed it.
+    /// Whether a writer has the file open.
     pub(super) fn is_being_written(&self) -> bool {
         self.seen.being_written.load(Relaxed)
     }
 
-    /// Watches where `file` is now: its directory, and the one that its links lead to.
+    /// Watches the directory of `file` and the one of its link target.
     pub(super) fn turn_to(&mut self, file: &Path) {
         let target = fs::canonicalize(file).ok();
         let mut places: Vec<_> =

@@ -1,4 +1,4 @@
-//! Every section of the file but `listeners:` and `services:`, as it is written.
+//! Defines every section of the file but `listeners:` and `services:`, as written.
 
 use isthmus_model::Locality;
 use isthmus_model::address::{Ip, ListenAddress, ServerAddress, TargetAddress};
@@ -13,19 +13,19 @@ use serde::Deserialize;
 
 use crate::config::defaults;
 
-/// Who this gateway is.
+/// The gateway's identity in its cluster.
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Node {
-    /// At most 253 bytes. Default: the machine's host name.
+    /// Name of the gateway; at most 253 bytes. Default: the machine's host name.
     pub(crate) id: Option<At<String>>,
-    /// The cluster it stands in; at most 253 bytes.
+    /// Its cluster; at most 253 bytes.
     #[schemars(extend("default" = defaults::CLUSTER))]
     pub(crate) cluster: Option<At<String>>,
-    /// The network it stands in; at most 253 bytes. Default: empty.
+    /// Its network; at most 253 bytes. Default: empty.
     #[schemars(extend("default" = ""))]
     pub(crate) network: Option<At<String>>,
-    /// Where it stands. Default: unknown.
+    /// Its locality. Default: unknown.
     pub(crate) locality: Option<Locality>,
 }
 
@@ -33,7 +33,7 @@ pub(crate) struct Node {
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Limits {
-    /// Connections at once; never past 90 % of the descriptor limit, whatever stands here.
+    /// Connections at once; never more than 90 % of the descriptor limit allows.
     #[schemars(extend("default" = defaults::CONNECTIONS))]
     #[schemars(extend("minimum" = defaults::CONNECTION_COUNTS.0, "maximum" = defaults::CONNECTION_COUNTS.1))]
     pub(crate) connections: Option<At<Count>>,
@@ -44,7 +44,7 @@ pub(crate) struct Limits {
     /// Size of one ClientHello, 1KiB to 64KiB.
     #[schemars(extend("default" = show_size(defaults::HELLO_SIZE)))]
     pub(crate) hello_size: Option<At<Size>>,
-    /// Size of all ClientHellos in flight; at least `hello_size`.
+    /// Memory of all ClientHellos in flight; at least `hello_size`.
     #[schemars(extend("default" = show_size(defaults::HELLO_MEMORY)))]
     pub(crate) hello_memory: Option<At<Size>>,
 }
@@ -53,25 +53,25 @@ pub(crate) struct Limits {
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Timeouts {
-    /// From accept to a whole ClientHello.
+    /// From accept to a complete ClientHello.
     #[schemars(extend("default" = show_duration(defaults::HELLO)))]
     pub(crate) hello: Option<At<Time>>,
-    /// One attempt to connect.
+    /// Time for one attempt to connect.
     #[schemars(extend("default" = show_duration(defaults::CONNECT)))]
     pub(crate) connect: Option<At<Time>>,
-    /// All attempts to connect together.
+    /// Time for all attempts to connect together.
     #[schemars(extend("default" = show_duration(defaults::CONNECT_TOTAL)))]
     pub(crate) connect_total: Option<At<Time>>,
-    /// No byte in either direction, or `off`.
+    /// Time without a byte in either direction, or `off`.
     #[schemars(extend("default" = show_duration_or_off(defaults::IDLE)))]
     pub(crate) idle: Option<At<TimeOrOff>>,
-    /// One side has closed and the other is silent, or `off`.
+    /// Time of silence after one side has closed, or `off`.
     #[schemars(extend("default" = show_duration_or_off(defaults::HALF_CLOSED)))]
     pub(crate) half_closed: Option<At<TimeOrOff>>,
-    /// From connect to the endpoint's first byte, or `off`.
+    /// Time from connect to the endpoint's first byte, or `off`.
     #[schemars(extend("default" = show_duration_or_off(defaults::FIRST_BYTE)))]
     pub(crate) first_byte: Option<At<TimeOrOff>>,
-    /// From accept to the end, or `off`.
+    /// Maximum duration of a connection, or `off`.
     #[schemars(extend("default" = show_duration_or_off(defaults::MAX_DURATION)))]
     pub(crate) max_duration: Option<At<TimeOrOff>>,
 }
@@ -84,15 +84,15 @@ pub(crate) struct Upstream {
     #[schemars(extend("default" = defaults::ATTEMPTS))]
     #[schemars(extend("minimum" = defaults::ATTEMPT_COUNTS.0, "maximum" = defaults::ATTEMPT_COUNTS.1))]
     pub(crate) attempts: Option<At<Count>>,
-    /// Local addresses to connect from, in turn: each gives about 28 000 more ports towards one endpoint.
+    /// Local addresses to connect from, in turn; each adds about 28 000 ports towards one endpoint.
     /// Default: the kernel's choice.
     pub(crate) source_addresses: Option<Vec<At<Ip>>>,
-    /// How often a ClientHello may be sent to another endpoint after one answered it badly.
+    /// How often a ClientHello may be replayed to another endpoint after one rejected it.
     pub(crate) replay: Option<Replay>,
-    /// When an endpoint that cannot be connected to is left out.
+    /// When an endpoint that cannot be connected to is ejected.
     pub(crate) ejection: Option<Ejection>,
-    /// How long an endpoint that turned a ClientHello away or could not be connected to is tried last, while the
-    /// gateway sends it a ClientHello of its own; or `off`.
+    /// How long an endpoint that rejected a ClientHello or could not be connected to is tried last, while the gateway
+    /// checks it with its own ClientHello; or `off`.
     #[schemars(extend("default" = show_duration_or_off(defaults::DEMOTION)))]
     pub(crate) demotion: Option<At<TimeOrOff>>,
 }
@@ -113,7 +113,7 @@ pub(crate) struct Replay {
     pub(crate) source_share: Option<At<Share>>,
 }
 
-/// When an endpoint that cannot be connected to is left out.
+/// When an endpoint that cannot be connected to is ejected.
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Ejection {
@@ -121,10 +121,10 @@ pub(crate) struct Ejection {
     #[schemars(extend("default" = defaults::EJECTION_FAILURES))]
     #[schemars(extend("minimum" = defaults::EJECTION_FAILURE_COUNTS.0, "maximum" = defaults::EJECTION_FAILURE_COUNTS.1))]
     pub(crate) failures: Option<At<Count>>,
-    /// For how long, times the number of ejections so far.
+    /// Duration of an ejection, multiplied by the number of ejections so far.
     #[schemars(extend("default" = show_duration(defaults::EJECTION_BASE)))]
     pub(crate) base: Option<At<Time>>,
-    /// At most this long; not less than `base`.
+    /// Maximum duration of an ejection; at least `base`.
     #[schemars(extend("default" = show_duration(defaults::EJECTION_MAX)))]
     pub(crate) max: Option<At<Time>>,
     /// At most this share of a service's endpoints, in per cent; one may always be ejected.
@@ -156,7 +156,7 @@ pub(crate) struct Tcp {
     /// Silence before the first keepalive probe, or `off`; whole seconds, 1s to 32767s.
     #[schemars(extend("default" = show_duration(defaults::KEEPALIVE)))]
     pub(crate) keepalive_idle: Option<At<TimeOrOff>>,
-    /// Between two probes; whole seconds, 1s to 32767s.
+    /// Interval between two probes; whole seconds, 1s to 32767s.
     #[schemars(extend("default" = show_duration(defaults::KEEPALIVE)))]
     pub(crate) keepalive_interval: Option<At<Time>>,
     /// Unanswered probes before the connection is dead.
@@ -171,23 +171,23 @@ pub(crate) struct Tcp {
     pub(crate) send_buffer: Option<At<SizeOrAuto>>,
 }
 
-/// How the gateway goes away.
+/// How the gateway drains.
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Drain {
-    /// Keep accepting this long after readiness went off; `0s` stops at once.
+    /// How long to keep accepting after readiness failed; `0s` stops at once.
     #[schemars(extend("default" = show_duration(defaults::DRAIN_ACCEPT_FOR)))]
     pub(crate) accept_for: Option<At<Time>>,
-    /// Then close the connections over this long, idle ones first; `0s` closes them at once.
+    /// Window over which connections are then closed, idle ones first; `0s` closes them at once.
     #[schemars(extend("default" = show_duration(defaults::DRAIN_WINDOW)))]
     pub(crate) window: Option<At<Time>>,
 }
 
-/// Status, drain and the like.
+/// The admin API: status, drain and others.
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Admin {
-    /// Where it is served. It can drain the gateway: keep it on loopback.
+    /// Address of the admin API. It can drain the gateway: keep it on loopback.
     #[schemars(extend("default" = defaults::ADMIN))]
     pub(crate) address: Option<At<ListenAddress>>,
 }
@@ -196,10 +196,10 @@ pub(crate) struct Admin {
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Metrics {
-    /// Where `/metrics` is served, and nothing else.
+    /// Address that serves `/metrics` and nothing else.
     #[schemars(extend("default" = defaults::METRICS))]
     pub(crate) address: Option<At<ListenAddress>>,
-    /// Services that get counters of their own; the rest are summed in one series.
+    /// Number of services with their own counters; the rest are summed in one series.
     #[schemars(extend("default" = defaults::SERVICE_METRICS))]
     #[schemars(extend("minimum" = defaults::SERVICE_METRIC_COUNTS.0, "maximum" = defaults::SERVICE_METRIC_COUNTS.1))]
     pub(crate) services: Option<At<Count>>,
@@ -209,7 +209,7 @@ pub(crate) struct Metrics {
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Health {
-    /// Where `/healthz/live` and `/healthz/ready` are served, and nothing else.
+    /// Address that serves `/healthz/live` and `/healthz/ready` and nothing else.
     #[schemars(extend("default" = defaults::HEALTH))]
     pub(crate) address: Option<At<ListenAddress>>,
 }
@@ -218,50 +218,50 @@ pub(crate) struct Health {
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct AccessLog {
-    /// Whether there is one.
+    /// Whether the access log is written.
     #[schemars(extend("default" = true))]
     pub(crate) enabled: Option<bool>,
-    /// Also connections that never sent a byte, such as load balancers' checks.
+    /// Also log connections that never sent a byte, such as load balancers' checks.
     #[schemars(extend("default" = false))]
     pub(crate) no_data: Option<bool>,
-    /// Lines that wait to be written, for each worker, 4KiB to 1GiB; beyond, lines are dropped and counted.
+    /// Buffer for unwritten lines of each worker, 4KiB to 1GiB; lines beyond it are dropped and counted.
     #[schemars(extend("default" = show_size(defaults::LOG_BUFFER)))]
     pub(crate) buffer: Option<At<Size>>,
 }
 
-/// This gateway's identity, and the bundles it judges others by.
+/// This gateway's identity and the bundles that it trusts.
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Trust {
-    /// The chain, leaf first, PEM. It needs `key` and `bundles`; or there is a `directory` in place of the three.
+    /// Certificate chain, leaf first, PEM. Needs `key` and `bundles`; `directory` replaces all three.
     pub(crate) certificate: Option<At<String>>,
-    /// Its key, PEM.
+    /// Private key of the certificate, PEM.
     pub(crate) key: Option<At<String>>,
-    /// A directory with a bundle for each trust domain: `DOMAIN.json` (SPIFFE) or `DOMAIN.pem` (roots).
+    /// Directory with a bundle for each trust domain: `DOMAIN.json` (SPIFFE) or `DOMAIN.pem` (roots).
     pub(crate) bundles: Option<At<String>>,
-    /// A directory of this gateway's own, in which it keeps a certificate that the agents or the
-    /// control plane of `xds` issue and renew. Under a `control_plane` it needs `bundles` and `token_file`.
+    /// Directory in which the gateway keeps a certificate that the agents or the control plane of `xds` issue and
+    /// renew. With a `control_plane` it needs `bundles` and `token_file`.
     pub(crate) directory: Option<At<String>>,
-    /// What `isthmus-agent token create --gateway NAME` printed, for the first certificate; not looked at while the
-    /// directory has a good one.
+    /// Output of `isthmus-agent token create --gateway NAME`, for the first certificate; ignored while the directory
+    /// has a valid one.
     pub(crate) token: Option<At<String>>,
-    /// A file with the token, in place of `token`; under a `control_plane` the one that it knows this gateway by, which
-    /// is read each time a certificate is asked for.
+    /// File with the token, in place of `token`. With a `control_plane` the token that authenticates this gateway
+    /// there; it is read for each certificate request.
     pub(crate) token_file: Option<At<String>>,
-    /// A directory with deny-lists: `DOMAIN.json`. Default: none.
+    /// Directory with deny-lists: `DOMAIN.json`. Default: none.
     pub(crate) deny: Option<At<String>>,
-    /// A directory with revocation lists: `DOMAIN.pem` or `DOMAIN.crl`. Default: none.
+    /// Directory with revocation lists: `DOMAIN.pem` or `DOMAIN.crl`. Default: none.
     pub(crate) crls: Option<At<String>>,
-    /// What a revocation list that is past its nextUpdate does: `refuse` lets nobody of its authority in,
-    /// `accept` goes on with it.
+    /// Treatment of a revocation list past its nextUpdate: `refuse` rejects all certificates of its authority,
+    /// `accept` keeps using the list.
     #[schemars(extend("default" = "refuse"))]
     pub(crate) stale_crl: Option<StaleCrl>,
-    /// How long a publisher of revocation lists may be away: each list must live longer.
+    /// How long a publisher of revocation lists may be unavailable; each list must be valid for longer.
     #[schemars(extend("default" = show_duration(defaults::OUTAGE_BUDGET)))]
     pub(crate) outage_budget: Option<At<Time>>,
 }
 
-/// What a stale revocation list does.
+/// Treatment of a stale revocation list.
 #[derive(Clone, Copy, Debug, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum StaleCrl {
@@ -269,41 +269,41 @@ pub(crate) enum StaleCrl {
     Accept,
 }
 
-/// Who gives this gateway services: agents of its cluster, or a foreign control plane.
+/// The source of services beside the file: agents of the cluster, or another control plane.
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Xds {
-    /// The agents' addresses, `IP:PORT` or `NAME:PORT`, in the order in which they are tried; at least one.
+    /// Addresses of the agents, `IP:PORT` or `NAME:PORT`, in the order in which they are tried; at least one.
     #[schemars(length(min = 1))]
     pub(crate) agents: Option<Vec<At<TargetAddress>>>,
-    /// A directory where the last tables are kept, so that a restart without an agent has them. Default:
-    /// none, and a gateway that starts without an agent waits for one.
+    /// Directory where the last tables are persisted for a restart without an agent. Default: none; a gateway that
+    /// starts without an agent waits for one.
     pub(crate) state: Option<At<String>>,
-    /// A control plane of Listeners, Clusters and ClusterLoadAssignments, such as istiod, in place of agents.
+    /// A control plane that serves Listeners, Clusters and ClusterLoadAssignments, such as istiod, in place of agents.
     pub(crate) control_plane: Option<At<ControlPlane>>,
 }
 
-/// A foreign control plane.
+/// A control plane other than an agent.
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct ControlPlane {
     /// `IP:PORT` or `NAME:PORT`, in the order in which they are tried; at least one.
     #[schemars(required, length(min = 1))]
     pub(crate) addresses: Option<Vec<At<TargetAddress>>>,
-    /// The SPIFFE ID that it proves to have. Either this or `tls_name`.
+    /// SPIFFE ID of its certificate. Either this or `tls_name`.
     pub(crate) identity: Option<At<String>>,
-    /// The DNS name that its certificate is for, signed by a root of this gateway's own trust domain. Either
-    /// this or `identity`.
+    /// DNS name of its certificate, signed by a root of this gateway's own trust domain. Either this or
+    /// `identity`.
     pub(crate) tls_name: Option<At<String>>,
-    /// The Listener with this port in its address is this gateway's; others are left to other proxies.
+    /// Port of the Listener that this gateway uses; Listeners with other ports are ignored.
     #[schemars(extend("default" = defaults::CONTROL_PLANE_PORT))]
     #[schemars(extend("minimum" = PORTS.0, "maximum" = PORTS.1))]
     pub(crate) port: Option<At<Count>>,
-    /// What this gateway is called there, 1 to 1024 bytes. Default:
+    /// Node ID of this gateway there, 1 to 1024 bytes. Default:
     /// `router~IP~ID.NAMESPACE~NAMESPACE.svc.cluster.local`, as istiod reads it.
     pub(crate) node_id: Option<At<String>>,
-    /// What else is said of it there. Default: `NAME`, `NAMESPACE`, `CLUSTER_ID`, `NETWORK` and `INSTANCE_IPS`,
-    /// which stay where this does not say them.
+    /// Node metadata sent to it. `NAME`, `NAMESPACE`, `CLUSTER_ID`, `NETWORK` and `INSTANCE_IPS` have defaults, which
+    /// apply unless set here.
     pub(crate) metadata: Option<serde_json::Map<String, serde_json::Value>>,
 }
 
@@ -311,12 +311,12 @@ pub(crate) struct ControlPlane {
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Dns {
-    /// Servers to ask, `IP:PORT`. Default: those of the system.
+    /// Name servers, `IP:PORT`. Default: those of the system.
     pub(crate) servers: Option<Vec<At<ServerAddress>>>,
     /// An answer is used at least this long, whatever its TTL.
     #[schemars(extend("default" = show_duration(defaults::MIN_TTL)))]
     pub(crate) min_ttl: Option<At<Time>>,
-    /// And at most this long; not less than `min_ttl`.
+    /// An answer is used at most this long; at least `min_ttl`.
     #[schemars(extend("default" = show_duration(defaults::MAX_TTL)))]
     pub(crate) max_ttl: Option<At<Time>>,
 }

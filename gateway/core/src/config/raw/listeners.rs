@@ -1,4 +1,4 @@
-//! `listeners:` as it is written. Not the services they lead to.
+//! Defines `listeners:` as written.
 
 use isthmus_model::address::{Cidr, ListenAddress};
 use isthmus_model::at::At;
@@ -13,21 +13,21 @@ use crate::config::settings::Side;
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Listener {
-    /// Its label in logs and metrics: 1 to 63 ASCII letters, digits, `-`, `_` or `.`; unique. Default:
+    /// Name in logs and metrics: 1 to 63 ASCII letters, digits, `-`, `_` or `.`; unique. Default:
     /// `east-west` for the first, else `listener-N`, N being its position from 1. Needs a restart.
     #[schemars(extend("pattern" = "^[A-Za-z0-9._-]{1,63}$"))]
     pub(crate) name: Option<At<String>>,
     /// `IP:PORT` or `[IPV6]:PORT`; port 0 picks a free one. Needs a restart.
     #[schemars(required)]
     pub(crate) address: Option<At<ListenAddress>>,
-    /// Who comes here: `east-west` is for other clusters, and reaches what is exposed to them and stands in
-    /// this cluster; `outbound` is for local clients, and reaches other clusters' gateways, too.
+    /// `east-west` serves other clusters and reaches exported endpoints of this cluster only; `outbound` serves local
+    /// clients and also reaches other clusters' gateways.
     #[schemars(extend("default" = "east-west"))]
     pub(crate) side: Option<Side>,
     /// For IPv6 addresses only: refuse IPv4 on the same socket. Needs a restart.
     #[schemars(extend("default" = true))]
     pub(crate) ipv6_only: Option<At<bool>>,
-    /// The kernel's accept queue, for each worker; the kernel caps it at net.core.somaxconn. Needs a restart.
+    /// Length of the kernel's accept queue, for each worker; the kernel caps it at net.core.somaxconn. Needs a restart.
     #[schemars(extend("default" = defaults::BACKLOG))]
     #[schemars(extend("minimum" = defaults::BACKLOGS.0, "maximum" = defaults::BACKLOGS.1))]
     pub(crate) backlog: Option<At<Count>>,
@@ -35,14 +35,14 @@ pub(crate) struct Listener {
     #[schemars(extend("default" = defaults::LISTENER_CONNECTIONS))]
     #[schemars(extend("minimum" = defaults::CONNECTION_COUNTS.0, "maximum" = defaults::CONNECTION_COUNTS.1))]
     pub(crate) max_connections: Option<At<Count>>,
-    /// The service for a hello that no name matches or that has no SNI: `HOST` or `HOST:PORT` of a service
-    /// in this file. Default: such a hello is refused.
+    /// Service for a ClientHello without SNI or with an unmatched name: `HOST` or `HOST:PORT` of a service in this
+    /// file. Default: such a ClientHello is refused.
     pub(crate) default: Option<At<String>>,
-    /// PROXY protocol from load balancers in front. Default: nobody may send it.
+    /// PROXY protocol from load balancers in front. Default: not accepted.
     pub(crate) proxy_protocol: Option<At<ReceiveProxy>>,
 }
 
-/// Who sends PROXY headers to a listener.
+/// The sources that send PROXY headers to a listener.
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct ReceiveProxy {

@@ -1,5 +1,5 @@
-//! The configuration file exactly as it is written. Its comments are what the JSON Schema shows. Not what
-//! the values mean or whether they fit together: that is [`super::resolve`].
+//! Defines the configuration file as written. The doc comments are the descriptions in the JSON Schema;
+//! [`super::resolve`] checks the values.
 
 pub(crate) mod general;
 pub(crate) mod listeners;
@@ -24,7 +24,7 @@ use super::defaults;
 #[serde(deny_unknown_fields)]
 #[schemars(rename = "Isthmus gateway")]
 pub(crate) struct File {
-    /// Who this gateway is. Needs a restart.
+    /// The gateway's identity in its cluster. Needs a restart.
     pub(crate) node: Option<Node>,
     /// Worker threads. Default: the cores available to the process, by its affinity and cgroup quota;
     /// 1 to 256. Needs a restart.
@@ -33,11 +33,11 @@ pub(crate) struct File {
     /// Where connections are accepted; at least one.
     #[schemars(required, length(min = 1))]
     pub(crate) listeners: Option<At<Vec<At<Listener>>>>,
-    /// What can be reached by name. Default: nothing.
+    /// Services that clients reach by name. Default: none.
     pub(crate) services: Option<Vec<At<services::raw::Service>>>,
     /// Limits of the whole process.
     pub(crate) limits: Option<Limits>,
-    /// Deadlines; each service can have its own, except for the hello.
+    /// Deadlines; each service can set its own, except for `hello`.
     pub(crate) timeouts: Option<Timeouts>,
     /// How endpoints are reached.
     pub(crate) upstream: Option<Upstream>,
@@ -45,20 +45,20 @@ pub(crate) struct File {
     pub(crate) relay: Option<Relay>,
     /// Socket options, for clients and endpoints alike. Needs a restart.
     pub(crate) tcp: Option<Tcp>,
-    /// How the gateway goes away, on SIGTERM or `POST /drain`.
+    /// How the gateway drains on SIGTERM or `POST /drain`.
     pub(crate) drain: Option<Drain>,
-    /// Status, drain and the like. Needs a restart.
+    /// The admin API: status, drain and others. Needs a restart.
     pub(crate) admin: Option<Admin>,
     /// Prometheus metrics. Needs a restart.
     pub(crate) metrics: Option<Metrics>,
     /// Liveness and readiness. Needs a restart.
     pub(crate) health: Option<Health>,
-    /// One JSON line a connection on standard output. Needs a restart.
+    /// One JSON line per connection on standard output. Needs a restart.
     pub(crate) access_log: Option<AccessLog>,
-    /// What this gateway shows of itself, and whom it believes. Passthrough needs none of it: there, mTLS is
-    /// between the client and the endpoint. Needs a restart; the files themselves are followed.
+    /// This gateway's identity and the bundles that it trusts. Passthrough does not need it, because mTLS is between
+    /// client and endpoint. Needs a restart; the files themselves are watched.
     pub(crate) trust: Option<At<Trust>>,
-    /// Who gives this gateway services, beside those of this file. Needs `trust`, and a restart.
+    /// The source of services beside this file. Needs `trust` and a restart.
     pub(crate) xds: Option<At<Xds>>,
     /// How host names of endpoints are resolved. Needs a restart.
     pub(crate) dns: Option<Dns>,

@@ -1,4 +1,4 @@
-//! Every section but `listeners:`, `services:`, `trust:` and `xds:`, resolved.
+//! Resolves every section but `listeners:`, `services:`, `trust:` and `xds:`.
 
 use std::time::Duration;
 
@@ -37,7 +37,7 @@ fn host_name() -> String {
     rustix::system::uname().nodename().to_string_lossy().into_owned()
 }
 
-/// As many as the process has cores for, by its affinity and its cgroup's quota.
+/// Defaults to the cores available to the process, by its affinity and cgroup quota.
 pub(crate) fn workers(report: &mut Report, raw: &raw::File) -> usize {
     let cores =
         std::thread::available_parallelism().map_or(1, |cores| u32::try_from(cores.get()).unwrap_or(1));
@@ -81,7 +81,7 @@ pub(crate) fn limits(report: &mut Report, raw: &raw::Limits) -> Limits {
     }
 }
 
-/// The hello's deadline, and those of services that set none.
+/// Returns the ClientHello deadline, and the defaults for services that set none.
 pub(crate) fn timeouts(report: &mut Report, raw: raw::Timeouts) -> (Timeouts, ServiceTimeouts) {
     let place = Place::Root.key("timeouts");
     let hello = report.time(raw.hello.as_ref(), place.key("hello"), Zero::Refused, defaults::HELLO);
@@ -153,10 +153,10 @@ fn ejection(report: &mut Report, place: Place<'_>, raw: &raw::Ejection) -> Eject
     }
 }
 
-/// A key of the file, its value as it stands there, and what it came to.
+/// A key of the file, its value as written, and the resolved value.
 type Bound<'a, S> = (&'static str, Option<&'a At<S>>, Duration);
 
-/// The larger one may not be below the smaller one; the blame falls on the one that stands in the file.
+/// Reports a minimum above its maximum, at the value that is set in the file.
 fn ordered<S: Scalar>(report: &mut Report, place: Place<'_>, small: Bound<'_, S>, large: Bound<'_, S>) {
     if small.2 <= large.2 {
         return;
@@ -213,7 +213,7 @@ pub(crate) fn tcp(report: &mut Report, raw: &raw::Tcp) -> Tcp {
     tcp
 }
 
-/// The kernel refuses other keepalive times, or cuts them down to whole seconds.
+/// The kernel refuses other keepalive times or truncates them to whole seconds.
 fn whole_seconds<S: Scalar>(
     report: &mut Report,
     place: Place<'_>,

@@ -1,4 +1,4 @@
-//! `listeners:` and the addresses of admin, metrics and health, resolved. Not the services they lead to.
+//! Resolves `listeners:` and the addresses of admin, metrics and health.
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -13,7 +13,7 @@ use crate::config::own::Own;
 use crate::config::raw;
 use crate::config::settings::{Bind, Listener};
 
-/// The kernel-facing half of each listener; `None` where its address is wrong.
+/// Resolves the sockets of the listeners; `None` for an invalid address.
 pub(crate) fn binds(report: &mut Report, raw: &raw::File) -> Vec<Option<Bind>> {
     let place = Place::Root.key("listeners");
     let listeners = raw.listeners.as_ref().map(|listeners| listeners.value.as_slice()).unwrap_or_default();
@@ -80,7 +80,7 @@ fn bind(report: &mut Report, place: Place<'_>, listener: &At<raw::Listener>, ind
     Some(Bind { name: name_of(raw, index), address, ipv6_only, backlog })
 }
 
-/// Admin, metrics, health.
+/// The addresses of admin, metrics and health.
 pub(crate) struct Ports {
     pub(crate) admin: SocketAddr,
     pub(crate) metrics: SocketAddr,
@@ -102,7 +102,7 @@ pub(crate) fn ports(report: &mut Report, raw: &raw::File, binds: &[Option<Bind>]
         let value = report.value(address, section.key("address")).unwrap_or(default);
         let spot = address.map(|address| address.spot);
         let clash = taken.iter().find(|(_, other, _)| overlap(value, *other));
-        // A default that clashes: the place to show is the other's.
+        // If a default clashes, the problem is reported at the other address.
         if let Some((other, theirs, other_spot)) = clash
             && let Some(spot) = spot.or(*other_spot)
         {
@@ -126,20 +126,20 @@ fn overlap(one: SocketAddr, other: SocketAddr) -> bool {
         && (a == b || (a.is_ipv4() == b.is_ipv4() && (a.is_unspecified() || b.is_unspecified())))
 }
 
-/// Everything that an endpoint must not lead back to.
+/// Collects the own addresses that no endpoint may lead back to.
 pub(crate) fn own(binds: &[Option<Bind>], ports: &Ports) -> Own {
     let mut own = Own::default();
     for bind in binds.iter().flatten() {
         own.add(format!("listener {}", bind.name), bind.address, bind.ipv6_only);
     }
-    // std and tokio leave the kernel's default on: [::] hears IPv4 too.
+    // std and tokio keep the kernel's default: [::] accepts IPv4, too.
     own.add("admin".to_owned(), ports.admin, false);
     own.add("metrics".to_owned(), ports.metrics, false);
     own.add("health".to_owned(), ports.health, false);
     own
 }
 
-/// The half of each listener that can change while it lives.
+/// Resolves the settings of the listeners that can change without a restart.
 pub(crate) fn listeners(report: &mut Report, raw: &raw::File, services: &Table<'_>) -> Vec<Listener> {
     let place = Place::Root.key("listeners");
     let listeners = raw.listeners.as_ref().map(|listeners| listeners.value.as_slice()).unwrap_or_default();
@@ -177,7 +177,7 @@ pub(crate) fn listeners(report: &mut Report, raw: &raw::File, services: &Table<'
     resolved
 }
 
-/// The service's position in the file for `HOST` or `HOST:PORT`; else what is wrong and what would be right.
+/// Returns the service's position in the file for `HOST` or `HOST:PORT`, or the problem and the remedy.
 fn find(services: &Table<'_>, text: &str) -> Result<usize, (String, String)> {
     let (host, port) = match text.rsplit_once(':') {
         Some((host, port)) => (host, Some(read_port(port).ok_or_else(no_form)?)),

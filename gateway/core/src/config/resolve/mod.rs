@@ -1,5 +1,5 @@
-//! Raw file → settings that cannot be wrong. Finds every problem it can, not only the first. Not reading:
-//! that is [`isthmus_model::yaml`].
+//! Turns the raw file into valid settings and reports all problems it finds, not only the first. Parsing is in
+//! [`isthmus_model::yaml`].
 
 mod general;
 mod listeners;
@@ -16,7 +16,7 @@ use crate::config::settings::{Fixed, Live, Settings};
 
 pub(crate) use trust::{gateway_of, read as read_token};
 
-/// The settings; to be used only if nothing was reported. `None` when a part could not be made at all.
+/// Returns the settings, valid only if nothing was reported; `None` if a part could not be made at all.
 pub(crate) fn resolve(report: &mut Report, mut raw: File) -> Option<Settings> {
     let binds = listeners::binds(report, &raw);
     let ports = listeners::ports(report, &raw, &binds);

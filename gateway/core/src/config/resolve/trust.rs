@@ -1,5 +1,5 @@
-//! `trust:`, resolved: files that somebody else keeps, or a directory and a token for what is to be in it. Not reading
-//! any of them.
+//! Resolves `trust:`: files managed by another program, or a directory with a token for enrolment. No file is read
+//! here.
 
 use std::path::PathBuf;
 
@@ -64,7 +64,7 @@ fn is_under_control_plane(file: &raw::File) -> bool {
     file.xds.as_ref().is_some_and(|xds| xds.value.control_plane.is_some())
 }
 
-/// What else must be so, or must not, where there is a directory.
+/// Checks the other keys when `directory` is set.
 fn kept_by_this(report: &mut Report, file: &raw::File, spot: Spot) {
     let place = Place::Root.key("trust");
     let Some(At { value, .. }) = &file.trust else { return };
@@ -119,7 +119,7 @@ fn token(report: &mut Report, place: Place<'_>, trust: &raw::Trust) -> Option<Fi
     }
 }
 
-/// A token, and the gateway that it is for. The error does not repeat it.
+/// Parses a token and the gateway it is for. The error does not repeat the token.
 pub(crate) fn read(text: &str) -> Result<(Token, SpiffeId), String> {
     let token: Token = text.parse().map_err(|error| format!("{error}"))?;
     let guest = token.guest.clone();
@@ -129,7 +129,7 @@ pub(crate) fn read(text: &str) -> Result<(Token, SpiffeId), String> {
     }
 }
 
-/// The cluster whose gateway this is, if it is one.
+/// Returns the cluster of a gateway identity.
 pub(crate) fn gateway_of(id: &SpiffeId) -> Option<&str> {
     let mut segments = id.path().strip_prefix("/isthmus/")?.split('/');
     let (cluster, role, _name) = (segments.next()?, segments.next()?, segments.next()?);

@@ -1,4 +1,4 @@
-//! `xds:`, resolved: agents or a foreign control plane, and how each is known. Not following them.
+//! Resolves `xds:`: agents or another control plane, and how they are authenticated.
 
 use isthmus_certs::SpiffeId;
 use isthmus_model::HostName;
