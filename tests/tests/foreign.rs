@@ -191,7 +191,7 @@ fn unsupported_filter_chain_is_refused_alone_and_routes_nowhere() {
     ready(&gateway);
     assert_eq!(
         plane.refusal("Listener"),
-        "0.0.0.0_15443: chain \"pay.shop.example\": filter_chain_match.source_ports is set, which is not supported"
+        "0.0.0.0_15443: chain \"pay.shop.example\": filter_chain_match.source_ports is not supported"
     );
     assert!(leads(&gateway, 0, b"one....") && leads(&gateway, 1, b"one...."));
     assert_eq!(answer(&gateway, "a.shop.example", "istio"), b"one....");
@@ -384,7 +384,7 @@ fn control_plane_with_wrong_identity_is_refused() {
     let plane = domain.plane("other", ANY, &world(1, &one));
     for (known, why) in [
         ("identity: spiffe://cluster.local/ns/istio-system/sa/istiod".to_owned(), "not expected here"),
-        (format!("tls_name: {ISTIOD}"), "its certificate is for other names"),
+        (format!("tls_name: {ISTIOD}"), "its certificate has other names"),
     ] {
         let gateway = domain.gateway(plane.address(), &known);
         until("it is seen", || gateway.errors().iter().any(|line| line.contains(why)));
@@ -427,7 +427,7 @@ fn gateway_enrols_and_renews_with_the_control_plane() {
         .with(&format!("xds: {{ control_plane: {{ addresses: ['{at}'], tls_name: {ISTIOD} }} }}"))
         .start();
     until("it is seen", || {
-        gateway.errors().iter().any(|line| line.contains("its certificate is for other names"))
+        gateway.errors().iter().any(|line| line.contains("its certificate has other names"))
     });
     assert!(other.seen("csr").is_empty() && !gateway.is_ready());
     other.tell(&json!({}));

@@ -333,7 +333,7 @@ fn bodies_are_bounded_and_have_to_come() {
     for size in [(64 << 10) + 1, 900 << 10] {
         let (status, why) = world.post("/register", &vec![b' '; size]);
         assert_eq!(status, 413, "{size}");
-        assert_eq!(why["error"], "the body is larger than 64 KiB; say less");
+        assert_eq!(why["error"], "the body is larger than 64 KiB; send less");
     }
     // The largest one that fits is read to its end.
     let mut fits = registration("db-0", "10.0.0.1:3306").into_bytes();

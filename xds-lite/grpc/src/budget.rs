@@ -1,6 +1,5 @@
-//! What each identity may take of the agent: connections, streams, bytes of requests in flight, names that it
-//! subscribes to. It is counted before the cost arises. Not who somebody is, and not what a peer's slices take:
-//! `imports` counts those.
+//! Limits what each identity may use of the agent: connections, streams, bytes of requests in flight, subscribed names.
+//! Use is counted before the cost arises. The registry's `imports` limits the slices of a peer.
 
 mod limits;
 mod places;
@@ -20,24 +19,24 @@ pub use limits::{Amounts, Kind, Limits, Resource};
 pub(crate) use limits::{longest_message, window};
 pub use places::{Places, raise_descriptor_limit};
 
-/// One log line for each kind of client and resource in this time, however often a limit is exceeded.
+/// At most one log line for each kind of client and resource in this time, however often a limit is exceeded.
 const LOGGED_EVERY: Duration = Duration::from_secs(10);
 
-/// Whose budget something counts against. All agents of a peer share one: their authority names as many as it likes.
+/// The owner of a budget. All agents of a peer share one: their authority can issue identities without limit.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Principal {
     /// A gateway of this cluster.
     Gateway(SpiffeId),
     /// The agents of a peer.
     Peer(Cluster),
-    /// A workload that renews its certificate here.
+    /// A workload that renews its certificate at this agent.
     Workload(SpiffeId),
-    /// Somebody of a trusted domain who is not served.
+    /// An identity of a trusted domain that the agent does not serve.
     Stranger(SpiffeId),
 }
 
 impl Principal {
-    /// What it is.
+    /// The kind of client.
     #[must_use]
     pub fn kind(&self) -> Kind {
         match self {
@@ -62,7 +61,7 @@ impl fmt::Display for Principal {
     }
 }
 
-/// A limit that was reached; what was asked for is not given.
+/// A limit was reached, and the request refused.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
     "{who} may have {limit} {resource} at once, has {used} and asks for {more} more; use fewer, or raise `limits` in agent.yaml"
@@ -81,7 +80,7 @@ impl From<Exceeded> for Status {
     }
 }
 
-/// The accounts of everybody who is connected.
+/// The accounts of all connected clients.
 #[derive(Debug)]
 pub struct Budgets {
     limits: Limits,
@@ -103,25 +102,25 @@ struct Entry {
 }
 
 impl Budgets {
-    /// Nobody has anything yet.
+    /// Starts with nothing in use.
     #[must_use]
     pub fn new(limits: Limits, places: Places) -> Budgets {
         Budgets { limits, places, ledger: Mutex::default() }
     }
 
-    /// How many connections there may be of whom.
+    /// The limits on connections.
     #[must_use]
     pub fn places(&self) -> &Places {
         &self.places
     }
 
-    /// What each of a kind may have.
+    /// The limits of each client of a kind.
     #[must_use]
     pub fn limits(&self, kind: Kind) -> &Amounts {
         self.limits.of(kind)
     }
 
-    /// The account of somebody.
+    /// The account of a client.
     #[must_use]
     pub fn account(self: &Arc<Self>, of: Principal) -> Account {
         Account { budgets: Arc::clone(self), of: Arc::new(of) }
@@ -141,7 +140,7 @@ impl Budgets {
             Exceeded { who: who.to_string(), resource, used, more, limit: own }
         } else if total.saturating_add(more) > all {
             Exceeded {
-                who: format!("all of kind {} together", kind.name()),
+                who: format!("all {} together", kind.plural()),
                 resource,
                 used: total,
                 more,
@@ -168,7 +167,7 @@ impl Budgets {
         ledger.settle(who);
     }
 
-    /// What all of a kind may have together.
+    /// The common limit of all clients of a kind.
     fn of_all(&self, kind: Kind, resource: Resource) -> u64 {
         match resource {
             Resource::Connections => self.places.of(kind),
@@ -195,7 +194,7 @@ impl Budgets {
         report
     }
 
-    /// What all of a kind have together, and how often one of them reached a limit.
+    /// The total use by clients of a kind, and how often one of them reached a limit.
     #[must_use]
     pub fn totals(&self, kind: Kind, resource: Resource) -> (u64, u64) {
         let ledger = self.ledger();
@@ -224,7 +223,8 @@ impl Ledger {
         change(self.totals.entry(who.kind()).or_default());
     }
 
-    /// Gateways and peers are few and known by name. Of others there are as many as somebody's authority makes.
+    /// Removes an unused account. Accounts of gateways and peers stay: they are few and configured. The number of others
+    /// is unlimited.
     fn settle(&mut self, who: &Principal) {
         let stays = matches!(who, Principal::Gateway(_) | Principal::Peer(_));
         if !stays && self.accounts.get(who).is_some_and(|entry| entry.used == Amounts::default()) {
@@ -241,22 +241,22 @@ pub struct Account {
 }
 
 impl Account {
-    /// Whose it is.
+    /// The owner of the account.
     #[must_use]
     pub fn principal(&self) -> &Principal {
         &self.of
     }
 
-    /// What it may have.
+    /// The limits of the account.
     #[must_use]
     pub fn limits(&self) -> &Amounts {
         self.budgets.limits(self.of.kind())
     }
 
-    /// Takes so much, until the share is dropped.
+    /// Takes an amount until the share is dropped.
     ///
     /// # Errors
-    /// Its limit, or that of all of its kind.
+    /// The limit of the account, or of all clients of its kind, is reached.
     pub fn take(&self, resource: Resource, amount: u64) -> Result<Share, Exceeded> {
         let mut share = Share { account: self.clone(), resource, amount: 0 };
         share.set(amount)?;
@@ -264,7 +264,7 @@ impl Account {
     }
 }
 
-/// What is taken of an account; it is given back when this is dropped.
+/// An amount taken from an account, returned when this is dropped.
 #[derive(Debug)]
 pub struct Share {
     account: Account,
@@ -273,16 +273,16 @@ pub struct Share {
 }
 
 impl Share {
-    /// How much it is.
+    /// The amount.
     #[must_use]
     pub fn amount(&self) -> u64 {
         self.amount
     }
 
-    /// Takes more, or gives back what is not needed any longer.
+    /// Changes the amount: takes more or gives some back.
     ///
     /// # Errors
-    /// More is not there; the share is as it was.
+    /// The limit is reached; the share is unchanged.
     pub fn set(&mut self, amount: u64) -> Result<(), Exceeded> {
         let Account { budgets, of } = &self.account;
         if amount > self.amount {
@@ -304,12 +304,12 @@ impl Drop for Share {
     }
 }
 
-/// How often the log says what somebody else decides the frequency of.
+/// Limits how often a message is logged that clients can trigger.
 #[derive(Debug, Default)]
 pub struct LogLimiter(Mutex<Option<(Instant, u32)>>);
 
 impl LogLimiter {
-    /// One more line, if there were fewer than so many in the last ten seconds.
+    /// Allows a line if there were fewer than `most` in the last ten seconds.
     pub fn allows(&self, most: u32) -> bool {
         let now = Instant::now();
         let mut window = self.0.lock().unwrap_or_else(PoisonError::into_inner);

@@ -1,4 +1,4 @@
-//! gRPC over mTLS, the client's side: the server has proven who it is before any request is sent.
+//! Dials gRPC over mTLS: the server is authenticated before any request is sent.
 
 use std::io;
 use std::net::SocketAddr;
@@ -19,25 +19,25 @@ use tower::service_fn;
 use crate::resolve;
 use isthmus_model::address::Target;
 
-/// To one address, and the handshake with it.
+/// Timeout of connect and handshake, for each address.
 const CONNECT: Duration = Duration::from_secs(5);
-/// Of a name with more addresses, these many are tried.
+/// The most addresses of a name that are tried.
 const ADDRESSES: usize = 8;
 const KEEPALIVE: Duration = Duration::from_secs(20);
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Connects, once; a connection that is lost is not made again by itself.
+/// Connects once. A lost connection is not re-established.
 ///
 /// # Errors
-/// Nobody is there, or somebody else than `tls` expects.
+/// The server is unreachable, or not the one that `tls` expects.
 pub async fn dial(address: &Target, tls: &Arc<Client>) -> Result<Channel, tonic::transport::Error> {
     meet(address, tls).await.map(|(channel, _)| channel)
 }
 
-/// The chain that somebody has shown, leaf first.
+/// A certificate chain, leaf first.
 pub type Chain = Vec<CertificateDer<'static>>;
 
-/// The same, and what the server has shown of itself.
+/// [`dial`] that also returns the chain of the server.
 ///
 /// # Errors
 /// As for [`dial`].
@@ -47,8 +47,7 @@ pub async fn meet(address: &Target, tls: &Arc<Client>) -> Result<(Channel, Chain
     meet_as(address, move || tls.config(), name).await
 }
 
-/// The same as [`dial`] with a configuration that is made elsewhere, and the name that the server must have, if it is
-/// known by one.
+/// [`dial`] with a TLS configuration of the caller, and the name that the server must have, if it is verified by name.
 pub async fn dial_as(
     address: &Target,
     config: impl Fn() -> Arc<ClientConfig> + Send + 'static,
@@ -63,8 +62,8 @@ async fn meet_as(
     name: Option<DnsName<'static>>,
 ) -> Result<(Channel, Chain), tonic::transport::Error> {
     let address = address.clone();
-    let shown = Arc::new(Mutex::new(Chain::new()));
-    let seen = Arc::clone(&shown);
+    let presented = Arc::new(Mutex::new(Chain::new()));
+    let seen = Arc::clone(&presented);
     let connect = service_fn(move |_| {
         let (address, config, name) = (address.clone(), config(), name.clone());
         let seen = Arc::clone(&seen);
@@ -82,11 +81,11 @@ async fn meet_as(
         .keep_alive_while_idle(true)
         .connect_with_connector(connect)
         .await?;
-    let chain = std::mem::take(&mut *shown.lock().unwrap_or_else(PoisonError::into_inner));
+    let chain = std::mem::take(&mut *presented.lock().unwrap_or_else(PoisonError::into_inner));
     Ok((channel, chain))
 }
 
-/// Tries the addresses of a name one after the other, each for as long as one may take.
+/// Tries the addresses of a name one after the other, each until its timeout.
 async fn handshake(
     target: &Target,
     config: &Arc<ClientConfig>,
@@ -101,7 +100,7 @@ async fn handshake(
     let name = name.map_or(addressed, ServerName::DnsName);
     let mut refused = io::Error::from(io::ErrorKind::NotFound);
     for address in resolve::addresses(target).await?.into_iter().take(ADDRESSES) {
-        match timeout(CONNECT, shake_at(address, Arc::clone(config), name.clone())).await {
+        match timeout(CONNECT, handshake_at(address, Arc::clone(config), name.clone())).await {
             Ok(Ok(stream)) => return Ok(stream),
             Ok(Err(error)) => refused = error,
             Err(late) => refused = late.into(),
@@ -110,7 +109,7 @@ async fn handshake(
     Err(refused)
 }
 
-async fn shake_at(
+async fn handshake_at(
     address: SocketAddr,
     config: Arc<ClientConfig>,
     name: ServerName<'static>,
@@ -119,7 +118,7 @@ async fn shake_at(
     stream.set_nodelay(true)?;
     TlsConnector::from(config).connect(name, stream).await.map_err(|error| {
         let refused = error.get_ref().and_then(|error| error.downcast_ref()).and_then(VerifyError::of);
-        // In its own words, which name the remedy.
+        // The verifier's own error, which has the remedy.
         refused.map(|why| io::Error::other(why.clone())).unwrap_or(error)
     })
 }

@@ -1,5 +1,5 @@
-//! gRPC over mTLS: dialling and serving, what each identity may take (`budget`, `metered`), for how long it is trusted
-//! (`revocation_watch`), and the addresses of names (`resolve`). Not what is served.
+//! gRPC over mTLS: clients and servers, the budget of each identity (`budget`, `metered`), closing connections whose peer
+//! is no longer trusted (`revocation_watch`), and name resolution (`resolve`). The services are elsewhere.
 
 pub mod budget;
 pub mod dial;

@@ -1,6 +1,5 @@
-//! The body of a gRPC call whose messages are counted before they are gathered: how long each is, and what its parts
-//! will take once decoded. One that is too large, or that its sender's budget does not cover, ends the call. Not what
-//! a message means.
+//! Counts the messages of a gRPC request body before they are buffered: the length of each, and the size of its parts
+//! once decoded. A message that is too large, or exceeds the budget of its sender, ends the call.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -14,7 +13,7 @@ use crate::budget::Share;
 
 use isthmus_proto::measure::{Rules, Scan, Wrong};
 
-/// A body whose messages are counted.
+/// A request body whose messages are counted.
 #[derive(Debug)]
 pub struct Metered<B> {
     body: B,
@@ -22,16 +21,17 @@ pub struct Metered<B> {
     charge: Option<Charge>,
 }
 
-/// What a request counts against.
+/// The shares that a request is charged to.
 #[derive(Debug)]
 pub struct Charge {
     /// The bytes of its messages.
     pub bytes: Share,
-    /// That it is open.
+    /// The open request itself.
     pub _stream: Arc<Share>,
 }
 
 impl<B> Metered<B> {
+    /// Counts the messages of `body`.
     pub fn new(body: B, rules: Rules, charge: Option<Charge>) -> Metered<B> {
         Metered { body, scan: Scan::new(rules), charge }
     }
@@ -67,7 +67,7 @@ where
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
-        // Whoever asks for more has dealt with the messages that were whole.
+        // A reader that asks for more has processed the complete messages.
         self.scan.settle();
         if let Err(status) = self.count(&[]) {
             return Poll::Ready(Some(Err(status)));

@@ -1,6 +1,6 @@
-//! Names of agents, control planes and peers → addresses, as the C library of this system resolves them, and each
-//! family of addresses by itself: one that its name servers do not answer for must not hold up the other. Not the
-//! endpoints of services, which a gateway resolves and follows by their TTL.
+//! Resolves names of agents, control planes and peers with the C library, one address family at a time: a family without
+//! answer from its name servers must not delay the other. Endpoints of services are not resolved here: a gateway does
+//! that and follows their TTL.
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -13,24 +13,24 @@ use tokio::time::timeout;
 
 use isthmus_model::address::Target;
 
-/// Once one family has answered, the other one may take this much longer.
+/// How long to wait for the second family once the first has answered.
 const GRACE: Duration = Duration::from_millis(250);
-/// The C library asks each server twice, for 5 s.
+/// Longest lookup: the C library asks each server twice, for 5 s.
 const PATIENCE: Duration = Duration::from_secs(15);
 
 type Found = io::Result<Vec<IpAddr>>;
 
-/// Where a target stands now; at least one address.
+/// The addresses of a target; at least one.
 ///
 /// # Errors
-/// The name does not resolve, or nobody answers in time.
+/// The name does not resolve, or no name server answers in time.
 pub async fn addresses(target: &Target) -> io::Result<Vec<SocketAddr>> {
     match target {
         Target::Address(address) => Ok(vec![*address]),
         Target::Name { host, port } => {
             let found = timeout(PATIENCE, by_name(host.as_str())).await;
             let found = found.map_err(|_| {
-                let why = format!("{host}: no name server has answered within {PATIENCE:?}");
+                let why = format!("{host}: no answer from a name server within {PATIENCE:?}; check the resolver of this machine");
                 io::Error::new(io::ErrorKind::TimedOut, why)
             })?;
             let found = found.map_err(|error| io::Error::new(error.kind(), format!("{host}: {error}")))?;
@@ -39,7 +39,7 @@ pub async fn addresses(target: &Target) -> io::Result<Vec<SocketAddr>> {
     }
 }
 
-/// IPv6 first, as the C library has it.
+/// Both families, IPv6 first, as in the C library.
 async fn by_name(host: &str) -> Found {
     let (mut v6, mut v4) = (ask(host, AddrFamily::Inet6)?, ask(host, AddrFamily::Inet)?);
     let mut found = tokio::select! {
@@ -50,7 +50,7 @@ async fn by_name(host: &str) -> Found {
     Ok(found)
 }
 
-/// What came first, and what came of the other family.
+/// Combines the answer of the first family with that of the second.
 async fn both(first: Found, second: oneshot::Receiver<Found>) -> Found {
     match first {
         Ok(first) if !first.is_empty() => {
@@ -69,7 +69,7 @@ fn answer(received: Result<Found, oneshot::error::RecvError>) -> Found {
     received.unwrap_or_else(|_| Err(io::Error::other("the lookup ended without an answer")))
 }
 
-/// In a thread of its own, which nothing waits for: a runtime that ends would wait for one of its own.
+/// Looks a family up in a thread of its own: at its end, a runtime would wait for one of its blocking threads.
 fn ask(host: &str, family: AddrFamily) -> io::Result<oneshot::Receiver<Found>> {
     let host = host.to_owned();
     let (tell, told) = oneshot::channel();
@@ -83,7 +83,7 @@ fn ask(host: &str, family: AddrFamily) -> io::Result<oneshot::Receiver<Found>> {
         let found = found.and_then(|found| {
             found.map(|one| one.map(|one| one.sockaddr.ip())).collect::<io::Result<Vec<_>>>()
         });
-        // Nobody waits any more.
+        // The caller may have given up.
         let _late = tell.send(found);
     };
     thread::Builder::new().name("resolve".to_owned()).spawn(look_up)?;
@@ -103,7 +103,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn names_of_this_system_are_resolved() {
+    async fn resolve_finds_names_and_literal_addresses() {
         let here = addresses(&"localhost:80".parse().unwrap()).await.unwrap();
         assert!(here.contains(&(Ipv4Addr::LOCALHOST, 80).into()), "{here:?}");
         let literal = "10.0.0.1:1".parse::<SocketAddr>().unwrap();
@@ -113,7 +113,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn dns_family_that_is_silent_does_not_hold_up_the_other() {
+    async fn resolve_does_not_wait_for_a_silent_address_family() {
         let ip = IpAddr::from([10, 0, 0, 1]);
         let (_silent, second) = oneshot::channel();
         let found = both(Ok(vec![ip]), second).await;

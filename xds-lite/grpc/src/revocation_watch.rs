@@ -1,4 +1,4 @@
-//! How long somebody on an open connection is believed. What makes a certificate believed is in `isthmus_certs`.
+//! Watches whether the peer of an open connection is still trusted. `isthmus_certs` decides that.
 
 use std::time::Duration;
 
@@ -6,10 +6,10 @@ use isthmus_certs::{Standing, VerifyError};
 use tokio::time::{MissedTickBehavior, interval};
 use tokio_rustls::rustls::pki_types::UnixTime;
 
-/// How soon it is noticed that somebody was denied, or that a certificate has ended.
+/// How often to check: the delay until a denied or expired certificate is noticed.
 const PACE: Duration = Duration::from_secs(1);
 
-/// Ends when somebody would not be let in any longer, and says why.
+/// Completes once the peer would be refused, with the reason.
 pub async fn until_disbelieved(mut standing: Standing) -> VerifyError {
     let mut pace = interval(PACE);
     pace.set_missed_tick_behavior(MissedTickBehavior::Delay);

@@ -1,6 +1,5 @@
-//! gRPC over mTLS, the server's side: who asks is known from its certificate before any request is read, and what it
-//! may take is counted before it is taken. On the same port, if the agent issues certificates, who has none yet
-//! presents a token. Not what is served.
+//! Serves gRPC over mTLS: the caller is known from its certificate before any request is read, and its use is counted
+//! before it costs anything. If the agent issues certificates, clients without one present a token on the same port.
 
 mod admission;
 mod pool;
@@ -34,44 +33,44 @@ pub use pool::Slot;
 
 /// From accept to the end of the TLS handshake.
 const HANDSHAKE: Duration = Duration::from_secs(5);
-/// From the end of a handshake to the end of the connection, of those who come and go.
+/// Longest connection, after the handshake, of workloads and token clients.
 const SHORT_CONNECTION: Duration = Duration::from_secs(10);
-/// What a guest may send before it is read.
+/// Flow-control window of a token client.
 const TOKEN_CLIENT_WINDOW: u32 = 64 << 10;
 const TOKEN_CLIENT_HEADERS: u32 = 8 << 10;
-/// Accepting again after it failed.
+/// Pause after a failed accept.
 const PAUSE: Duration = Duration::from_millis(100);
 
-/// Who asks, as its certificate has proven: an extension of every request but those of guests, which have an
-/// [`Exported`] and a [`Slot`].
+/// The identity of the caller, as proven by its certificate: an extension of every request, except those of token
+/// clients, which have the extensions of [`TokenSessions::bind`] and a [`Slot`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Caller(pub SpiffeId);
 
-/// TLS for clients that have no certificate yet and present a token.
+/// TLS sessions of clients that have no certificate yet and present a token.
 pub trait TokenSessions: Send + Sync {
-    /// The protocol (ALPN) that such a client asks for.
+    /// The protocol (ALPN) of such a client.
     fn alpn(&self) -> &'static [u8];
 
-    /// The settings of its session: the server proves who it is, and asks for no certificate.
+    /// The TLS configuration: the server proves its identity and does not ask for a certificate.
     ///
     /// # Errors
     /// The server's own certificate cannot be used.
     fn tls(&self) -> io::Result<Arc<ServerConfig>>;
 
-    /// Adds to each request what binds a token's proof to the session.
+    /// The extensions for each request that bind the proof of a token to the session.
     ///
     /// # Errors
     /// The handshake is not complete.
     fn bind(&self, session: &ServerConnection) -> io::Result<Extensions>;
 }
 
-/// How clients get certificates here.
+/// How clients get certificates from this agent.
 pub struct IssuingService {
-    /// Whether an identity may renew its certificate, and nothing else.
+    /// Whether an identity may renew its certificate (and do nothing else).
     pub renews: Arc<dyn Fn(&SpiffeId) -> bool + Send + Sync>,
-    /// Sessions of clients that present a token.
+    /// TLS sessions of clients that present a token.
     pub tokens: Arc<dyn TokenSessions>,
-    /// What such a client may call.
+    /// The methods that such a client may call.
     pub routes: Routes,
 }
 
@@ -81,12 +80,12 @@ impl std::fmt::Debug for IssuingService {
     }
 }
 
-/// Serves connections until it is dropped.
+/// Serves connections until the future is dropped.
 pub async fn serve(listener: &TcpListener, tls: Arc<Server>, routes: Routes, knows: PrincipalOf) {
     serve_with(listener, tls, routes, Admission::new(knows)).await;
 }
 
-/// The same with what everybody may take, and where certificates are issued.
+/// [`serve`] with budgets, and issuing of certificates if configured.
 pub async fn serve_with(listener: &TcpListener, tls: Arc<Server>, routes: Routes, admission: Admission) {
     let places = admission.budgets.places();
     let (unproven, token_clients) =
@@ -95,12 +94,12 @@ pub async fn serve_with(listener: &TcpListener, tls: Arc<Server>, routes: Routes
     loop {
         match listener.accept().await {
             Ok((stream, _)) => {
-                let shaking = tokio::spawn(Arc::clone(&server).accept(stream));
-                unproven.enter(shaking.abort_handle(), Slot::default());
+                let handshake = tokio::spawn(Arc::clone(&server).accept(stream));
+                unproven.enter(handshake.abort_handle(), Slot::default());
             }
             Err(error) => {
-                // Descriptors have run out, or the client went before it was accepted.
-                tracing::warn!(%error, "a connection could not be accepted");
+                // Descriptors have run out, or the client left before it was accepted.
+                tracing::warn!(%error, "cannot accept a connection; raise the descriptor limit if it has run out");
                 tokio::time::sleep(PAUSE).await;
             }
         }
@@ -114,7 +113,7 @@ struct GrpcServer {
     token_clients: ConnectionPool,
 }
 
-/// Who a handshake has shown.
+/// The outcome of a handshake.
 enum Proven {
     ByCertificate(Box<TlsStream<TcpStream>>, SpiffeId),
     ByToken(Box<TlsStream<TcpStream>>, Extensions),
@@ -129,8 +128,8 @@ impl GrpcServer {
                 let visit = tokio::spawn(Arc::clone(&self).receive(*stream, session, slot.clone()));
                 self.token_clients.enter(visit.abort_handle(), slot);
             }
-            Ok(Err(error)) => tracing::debug!(%error, "a TLS handshake failed"),
-            Err(_) => tracing::debug!("a TLS handshake took too long"),
+            Ok(Err(error)) => tracing::debug!(%error, "TLS handshake failed"),
+            Err(_) => tracing::debug!("TLS handshake timed out"),
         }
     }
 
@@ -153,10 +152,10 @@ impl GrpcServer {
         Ok(Proven::ByCertificate(Box::new(stream), id))
     }
 
-    /// Somebody who has proven who it is.
+    /// Serves a client that presented a certificate.
     async fn answer(self: Arc<Self>, stream: TlsStream<TcpStream>, id: SpiffeId) {
         let account = self.admission.account(&id);
-        // What is exceeded is logged where it is counted.
+        // The budget has logged the refusal.
         let Ok(_place) = account.take(Resource::Connections, 1) else { return };
         match account.principal() {
             Principal::Stranger(_) => self.admission.refuse(stream, &id).await,
@@ -167,7 +166,7 @@ impl GrpcServer {
         }
     }
 
-    /// Somebody who is served.
+    /// Serves requests until the connection ends or its certificate is no longer accepted.
     async fn attend(&self, stream: TlsStream<TcpStream>, id: SpiffeId, account: Account, visit: Duration) {
         let chain = stream.get_ref().1.peer_certificates().unwrap_or_default();
         let disbelieved = until_disbelieved(self.tls.standing(chain));
@@ -179,14 +178,14 @@ impl GrpcServer {
         tokio::select! {
             ended = timeout(visit, http.serve_connection(TokioIo::new(stream), service)) => {
                 if let Ok(Err(error)) = ended {
-                    tracing::debug!(peer = %id, %error, "a connection ended");
+                    tracing::debug!(peer = %id, %error, "connection ended with an error");
                 }
             }
-            why = disbelieved => tracing::warn!(peer = %id, %why, "cut off: it is not believed any longer"),
+            why = disbelieved => tracing::warn!(peer = %id, %why, "closing the connection: its certificate is no longer accepted"),
         }
     }
 
-    /// Somebody who may present a token.
+    /// Serves a client that presents a token.
     async fn receive(self: Arc<Self>, stream: TlsStream<TcpStream>, session: Extensions, slot: Slot) {
         let Some(issuing) = &self.admission.issuing else { return };
         let service = service_fn(|mut request: Request<Incoming>| {
@@ -202,8 +201,8 @@ impl GrpcServer {
             .max_header_list_size(TOKEN_CLIENT_HEADERS);
         match timeout(SHORT_CONNECTION, http.serve_connection(TokioIo::new(stream), service)).await {
             Ok(Ok(())) => {}
-            Ok(Err(error)) => tracing::debug!(%error, "a guest's connection ended"),
-            Err(_) => tracing::debug!("a guest took too long"),
+            Ok(Err(error)) => tracing::debug!(%error, "connection of a token client ended with an error"),
+            Err(_) => tracing::debug!("connection of a token client timed out"),
         }
     }
 }

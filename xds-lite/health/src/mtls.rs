@@ -1,5 +1,5 @@
-//! What is known of endpoints that are to be exported: whether each demands a client certificate. Pure: it says
-//! which to look at next, and takes what was seen. Not the look itself.
+//! Tracks whether each endpoint to export requires a client certificate: which endpoint to check next, and the results.
+//! Pure; the agent makes the connections.
 
 use std::collections::{HashMap, HashSet};
 use std::time::{Duration, Instant};
@@ -9,37 +9,37 @@ use serde::Serialize;
 use isthmus_model::address::Target;
 use isthmus_model::host::HostPattern;
 
-/// Looks at once.
+/// Concurrent checks.
 const AT_ONCE: usize = 32;
-/// Until one that was good is looked at again.
+/// Time until the next check of an endpoint that requires a certificate.
 const GOOD: Duration = Duration::from_secs(60);
-/// Until one that was not is.
+/// Time until the next check of any other endpoint.
 const BAD: Duration = Duration::from_secs(3);
 
-/// An endpoint under the name that it is asked for.
+/// An endpoint, with the name under which it is checked.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Subject {
-    /// The service.
+    /// The host of the service.
     pub host: HostPattern,
-    /// Where.
+    /// The address.
     pub address: Target,
 }
 
-/// What was seen of an endpoint.
+/// The result of an mTLS check.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum MtlsCheck {
-    /// Nothing yet.
+    /// Not checked yet.
     Awaited,
-    /// It refuses clients that have no certificate.
+    /// It refuses clients without a certificate.
     Required,
-    /// It does not, and what it did.
+    /// It accepts them: what it did.
     NotRequired(String),
-    /// It was not reached, or speaks no TLS.
+    /// It is unreachable or does not speak TLS: why.
     Unreachable(String),
 }
 
-/// What is known of each.
+/// The mTLS checks of all endpoints to export.
 #[derive(Debug, Default)]
 pub struct MtlsChecks {
     known: HashMap<HostPattern, HashMap<Target, Known>>,
@@ -49,14 +49,13 @@ pub struct MtlsChecks {
 #[derive(Debug)]
 struct Known {
     proof: MtlsCheck,
-    /// When it is to be looked at; none while it is.
+    /// When the next check is due; none during a check.
     due: Option<Instant>,
     wanted: bool,
 }
 
 impl MtlsChecks {
-    /// Of this host these are to be exported from now on, and no others. Says whether one of them is not known
-    /// yet.
+    /// Sets the endpoints of a host to check. Returns whether one of them is new.
     pub fn want(
         &mut self,
         host: &HostPattern,
@@ -67,7 +66,7 @@ impl MtlsChecks {
         let of_host = self.known.entry(host.clone()).or_default();
         of_host.retain(|address, known| {
             known.wanted = addresses.contains(address);
-            // One that is being looked at stays until that is over.
+            // An endpoint stays until its running check ends.
             known.wanted || known.due.is_none()
         });
         let before = of_host.len();
@@ -82,7 +81,7 @@ impl MtlsChecks {
         is_new
     }
 
-    /// Those to look at now; each is given out once until it is answered.
+    /// The endpoints to check now; each is returned once until its result arrives.
     pub fn next(&mut self, now: Instant) -> Vec<Subject> {
         let all =
             self.known.iter_mut().flat_map(|(host, known)| known.iter_mut().map(move |one| (host, one)));
@@ -96,8 +95,8 @@ impl MtlsChecks {
         given
     }
 
-    /// Takes what was seen. Says whether that changes what is known. One that cannot be reached is no worse
-    /// than it was: nobody can reach it.
+    /// Records a result. Returns whether it changes what is known. An unreachable endpoint keeps the result `Required`:
+    /// no client can reach it.
     pub fn seen(&mut self, subject: &Subject, proof: MtlsCheck, now: Instant) -> bool {
         self.running = self.running.saturating_sub(1);
         let Some(of_host) = self.known.get_mut(&subject.host) else { return false };
@@ -115,26 +114,26 @@ impl MtlsChecks {
         std::mem::replace(&mut known.proof, proof.clone()) != proof
     }
 
-    /// What is known of one.
+    /// The result of an endpoint.
     #[must_use]
     pub fn of(&self, subject: &Subject) -> MtlsCheck {
         self.get(subject).map_or(MtlsCheck::Awaited, |known| known.proof.clone())
     }
 
-    /// Whether it was seen to demand a certificate.
+    /// Whether the endpoint is known to require a certificate.
     #[must_use]
     pub fn demands(&self, subject: &Subject) -> bool {
         self.get(subject).is_some_and(|known| known.proof == MtlsCheck::Required)
     }
 
-    /// Whether there is one of which nothing was seen yet.
+    /// Whether an endpoint has not been checked yet.
     #[must_use]
     pub fn awaits(&self) -> bool {
         let mut all = self.known.values().flat_map(HashMap::values);
         all.any(|known| known.wanted && known.proof == MtlsCheck::Awaited)
     }
 
-    /// Whether nothing was seen of it yet.
+    /// Whether this endpoint has not been checked yet.
     #[must_use]
     pub fn is_awaited(&self, subject: &Subject) -> bool {
         self.get(subject).is_some_and(|known| known.proof == MtlsCheck::Awaited)
@@ -163,20 +162,23 @@ mod tests {
     }
 
     #[test]
-    fn each_is_looked_at_once_at_a_time_and_again_after_a_while() {
+    fn mtls_check_runs_once_at_a_time_and_repeats_by_result() {
         let (mut checks, start) = (MtlsChecks::default(), Instant::now());
         let one = subject("10.0.0.1:1");
         assert!(!checks.awaits());
         assert!(want(&mut checks, [&one], start));
         assert!(!want(&mut checks, [&one], start) && checks.awaits());
         assert_eq!(checks.next(start), std::slice::from_ref(&one));
-        assert_eq!(checks.next(start + GOOD), [], "it is being looked at");
+        assert_eq!(checks.next(start + GOOD), [], "a check is running");
         assert!(checks.awaits());
         assert!(checks.seen(&one, MtlsCheck::Required, start));
         assert!(checks.demands(&one) && !checks.awaits());
         assert_eq!(checks.next(start + BAD), []);
         assert_eq!(checks.next(start + GOOD), std::slice::from_ref(&one));
-        assert!(!checks.seen(&one, MtlsCheck::Unreachable("refused".to_owned()), start), "nobody reaches it");
+        assert!(
+            !checks.seen(&one, MtlsCheck::Unreachable("refused".to_owned()), start),
+            "an unreachable endpoint keeps its result"
+        );
         assert!(checks.demands(&one));
         assert!(checks.seen(&one, MtlsCheck::NotRequired("anybody".to_owned()), start));
         assert!(!checks.demands(&one));
@@ -185,7 +187,7 @@ mod tests {
     }
 
     #[test]
-    fn only_so_many_are_looked_at_at_once() {
+    fn mtls_checks_run_in_bounded_number() {
         let (mut checks, start) = (MtlsChecks::default(), Instant::now());
         let many: Vec<_> = (1..=100).map(|port| subject(&format!("10.0.0.1:{port}"))).collect();
         want(&mut checks, &many, start);
@@ -196,6 +198,6 @@ mod tests {
             assert!(!checks.seen(one, MtlsCheck::Required, start) || checks.get(one).is_some());
         }
         want(&mut checks, &many, start);
-        assert_eq!(checks.next(start + GOOD).len(), AT_ONCE, "places are free again");
+        assert_eq!(checks.next(start + GOOD).len(), AT_ONCE, "finished checks free their places");
     }
 }

@@ -1,19 +1,20 @@
-//! What is asked whether it can be reached, while nothing is heard of who says so (`stale: probe`): each address
-//! every few seconds, and what fails again and again is down until it answers. Pure: it says whom to ask next,
-//! and takes the answers. Not the asking (`probing`), nor what becomes of whatever leads there.
+//! Schedules TCP probes of addresses while the source of their tables is unreachable (`stale: probe`): each address every
+//! few seconds; after repeated failures it is down until it answers. Pure: it returns the addresses that are due, and
+//! takes the results. `tcp` makes the connections.
 
 use std::collections::{BTreeSet, HashMap};
 use std::time::{Duration, Instant, SystemTime};
 
 use isthmus_model::address::Target;
 
+/// Interval between probes of an address.
 const EVERY: Duration = Duration::from_secs(3);
-/// Failures in a row that make it down; one success makes it up.
+/// Consecutive failures after which an address is down; one success brings it up.
 const FAILURES: u32 = 3;
-/// An address that has not answered after this long is asked again: the question is lost.
+/// A probe without result after this time is considered lost, and repeated.
 const LOST: Duration = Duration::from_secs(60);
 
-/// The addresses, and what is known of each.
+/// The probed addresses with their state.
 #[derive(Debug, Default)]
 pub struct Probes {
     known: HashMap<Target, Known>,
@@ -24,34 +25,34 @@ pub struct Probes {
 struct Known {
     due: Instant,
     failures: u32,
-    /// Since when it is down, and why it was found so.
+    /// When the address went down, and why.
     down: Option<(Instant, String)>,
 }
 
-/// What became of one question.
+/// The result of a probe.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Answer {
-    /// It took a connection.
+    /// The address accepted a connection.
     Reached,
-    /// It did not, and why.
+    /// The address did not accept a connection: why.
     Unreached(String),
-    /// It could not be asked: this machine itself was short of something, or nobody knows its address.
+    /// The probe was not made: this machine lacks a resource, or the name has no address.
     Unasked,
 }
 
 /// An address that is down.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Down {
-    /// Which.
+    /// The address.
     pub address: Target,
-    /// Since when.
+    /// When it went down.
     pub since: SystemTime,
-    /// Why it was found so.
+    /// Why it is considered down.
     pub why: String,
 }
 
 impl Probes {
-    /// These are asked from now on, and no others. New ones are up, and asked one after the other.
+    /// Sets the addresses to probe. New ones count as up, and their first probes are spread over the interval.
     pub fn want(&mut self, wanted: &BTreeSet<Target>, now: Instant) {
         self.keep_only(wanted);
         let new: Vec<_> = wanted.iter().filter(|target| !self.known.contains_key(*target)).collect();
@@ -64,7 +65,7 @@ impl Probes {
         }
     }
 
-    /// All others are forgotten.
+    /// Drops all other addresses.
     pub fn keep_only(&mut self, wanted: &BTreeSet<Target>) {
         let Probes { known, due } = self;
         known.retain(|target, one| {
@@ -76,8 +77,7 @@ impl Probes {
         });
     }
 
-    /// Whom to ask now, at most so many, whoever has waited longest first; each is given out once until it has
-    /// answered.
+    /// The addresses that are due, at most `most`, longest wait first; each is returned once until its result arrives.
     pub fn next(&mut self, most: usize, now: Instant) -> Vec<Target> {
         let due = self.due.iter().take_while(|(due, _)| *due <= now).take(most);
         let asked: Vec<_> = due.map(|(_, target)| target.clone()).collect();
@@ -95,7 +95,7 @@ impl Probes {
         }
     }
 
-    /// Takes an answer. Says whether the address went down or came up by it.
+    /// Records a result. Returns whether the address went down or came up.
     pub fn answered(&mut self, target: &Target, answer: Answer, now: Instant) -> bool {
         self.put_off(target, now + EVERY);
         let Some(known) = self.known.get_mut(target) else { return false };
@@ -122,13 +122,13 @@ impl Probes {
         self.known.get(target).is_some_and(|known| known.down.is_some())
     }
 
-    /// How many are asked.
+    /// The number of probed addresses.
     #[must_use]
     pub fn asked(&self) -> usize {
         self.known.len()
     }
 
-    /// Those that are down, in order. `now` and `clock` are the same moment.
+    /// The addresses that are down, in order. `now` and `clock` are the same moment.
     #[must_use]
     pub fn down(&self, now: Instant, clock: SystemTime) -> Vec<Down> {
         let down = self.known.iter().filter_map(|(target, known)| {
@@ -161,23 +161,23 @@ mod tests {
     }
 
     #[test]
-    fn three_failures_in_a_row_are_down_and_one_success_is_up() {
+    fn probe_is_down_after_three_consecutive_failures_and_up_after_one_success() {
         let (mut probes, start, one) = (Probes::default(), Instant::now(), target(1));
         probes.want(&targets([1]), start);
         let mut now = start;
         let mut ask = |probes: &mut Probes, answer: Answer| {
             assert_eq!(probes.next(9, now), std::slice::from_ref(&one));
-            assert_eq!(probes.next(9, now + EVERY), [], "it is being asked");
+            assert_eq!(probes.next(9, now + EVERY), [], "a probe is running");
             let changes = probes.answered(&one, answer, now);
-            assert_eq!(probes.next(9, now + EVERY / 2), [], "it has answered");
+            assert_eq!(probes.next(9, now + EVERY / 2), [], "the result has arrived");
             now += EVERY;
             (changes, probes.is_down(&one))
         };
         assert_eq!(ask(&mut probes, refused()), (false, false));
         assert_eq!(ask(&mut probes, refused()), (false, false));
-        assert_eq!(ask(&mut probes, Answer::Reached), (false, false), "not in a row");
+        assert_eq!(ask(&mut probes, Answer::Reached), (false, false), "not consecutive");
         assert_eq!(ask(&mut probes, refused()), (false, false));
-        assert_eq!(ask(&mut probes, Answer::Unasked), (false, false), "that says nothing of it");
+        assert_eq!(ask(&mut probes, Answer::Unasked), (false, false), "not a result");
         assert_eq!(ask(&mut probes, refused()), (false, false));
         assert_eq!(ask(&mut probes, refused()), (true, true));
         assert_eq!(ask(&mut probes, refused()), (false, true));
@@ -187,30 +187,30 @@ mod tests {
         assert_eq!(ask(&mut probes, Answer::Reached), (true, false));
         probes.want(&BTreeSet::new(), start);
         assert_eq!((probes.asked(), probes.due.len()), (0, 0));
-        assert!(!probes.answered(&one, refused(), start), "a late answer says nothing of anybody");
+        assert!(!probes.answered(&one, refused(), start), "a late result is ignored");
     }
 
     #[test]
-    fn they_are_spread_over_the_interval_and_bounded_and_nobody_starves() {
+    fn probes_are_spread_over_the_interval_bounded_and_fair() {
         let (mut probes, start) = (Probes::default(), Instant::now());
         probes.want(&targets(1..=300), start);
         let at = |share: f64| start + EVERY.mul_f64(share);
         assert_eq!(probes.next(64, start).len(), 1);
         assert_eq!(probes.next(64, at(0.1)).len(), 30);
-        assert_eq!(probes.next(64, at(1.0)).len(), 64, "no more at once");
+        assert_eq!(probes.next(64, at(1.0)).len(), 64, "the limit applies");
         let mut seen = BTreeSet::new();
         for _ in 0..4 {
             for target in probes.next(64, at(2.0)) {
                 probes.answered(&target, Answer::Reached, at(2.0));
-                assert!(seen.insert(target), "nobody twice before all others once");
+                assert!(seen.insert(target), "no address twice before all others once");
             }
         }
-        assert_eq!(seen.len(), 205, "95 were asked before, and have not answered yet");
-        assert_eq!(probes.next(500, at(1.0) + LOST).len(), 300, "a lost question is asked again");
+        assert_eq!(seen.len(), 205, "95 probes are still running");
+        assert_eq!(probes.next(500, at(1.0) + LOST).len(), 300, "a lost probe is repeated");
     }
 
     #[test]
-    fn what_is_wanted_still_stays_as_it_is() {
+    fn probes_keep_the_state_of_addresses_that_stay() {
         let (mut probes, start) = (Probes::default(), Instant::now());
         probes.want(&targets([1, 2]), start);
         for _ in 0..FAILURES {
@@ -220,13 +220,13 @@ mod tests {
         assert!(probes.is_down(&target(1)) && !probes.is_down(&target(3)));
         probes.keep_only(&targets([3]));
         probes.want(&targets([1, 3]), start);
-        assert!(!probes.is_down(&target(1)), "forgotten is as new");
+        assert!(!probes.is_down(&target(1)), "a dropped address starts anew");
     }
 
     proptest! {
-        /// Whatever is answered in whatever order, each address has one place in the queue.
+        /// Whatever the order of results, each address has exactly one place in the queue.
         #[test]
-        fn the_queue_is_the_addresses(
+        fn probe_queue_has_each_address_once(
             events in proptest::collection::vec((0..4_u8, 1..7_u16, 0..200_u64), 0..100)
         ) {
             let (mut probes, start) = (Probes::default(), Instant::now());

@@ -1,5 +1,4 @@
-//! Asking addresses whether they can be reached, by connecting to them and nothing more. Which, and what follows
-//! from it, is `probes` and whoever keeps them.
+//! Probes addresses by a TCP connect and nothing more. `schedule` says which; its callers act on the results.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
@@ -12,25 +11,25 @@ use tokio::time::{interval, timeout};
 use crate::schedule::Answer;
 use isthmus_model::address::Target;
 
-/// Questions under way at once.
+/// Concurrent probes.
 const AT_ONCE: usize = 64;
-/// A connect may take this long.
+/// Timeout of a connect.
 const PATIENCE: Duration = Duration::from_secs(2);
-/// Of a name with more addresses, these many are tried.
+/// The most addresses of a name that are tried.
 const ADDRESSES: usize = 8;
-/// How often it is looked who is due, and what was answered.
+/// How often to collect results and start due probes.
 const PACE: Duration = Duration::from_millis(250);
 
-/// Who wants to know.
+/// The owner of probes: says what is due and takes the results.
 pub trait Asker {
-    /// Takes what was answered since the last turn, and says whom to ask now, at most so many.
+    /// Takes the results since the last turn, and returns the addresses to probe now, at most `most`.
     fn turn(&self, answers: Vec<(Target, Answer)>, most: usize) -> Vec<Target>;
 
-    /// Asks one.
+    /// Probes an address.
     fn ask(&self, target: &Target) -> impl Future<Output = Answer> + Send + 'static;
 }
 
-/// Asks for ever.
+/// Probes for ever.
 pub async fn probe(asker: impl Asker) {
     let mut asking = JoinSet::new();
     let mut pace = interval(PACE);
@@ -47,7 +46,7 @@ pub async fn probe(asker: impl Asker) {
     }
 }
 
-/// Connects to all of these; the first that takes the connection is enough. Each connection is closed at once.
+/// Connects to all of these addresses; the first success is enough. Each connection is closed at once.
 pub async fn reach<F>(addresses: &[SocketAddr], connect: impl Fn(SocketAddr) -> F) -> Answer
 where
     F: Future<Output = io::Result<()>> + Send + 'static,
@@ -74,11 +73,11 @@ where
     answer
 }
 
-/// Whether a connect failed because this machine has no way to that address.
+/// Whether a connect failed because this machine has no route to the address.
 ///
-/// Linux says EADDRNOTAVAIL both where no local address fits the family (`disable_ipv6`) and where one does and its
-/// TCP ports are used up. A datagram socket tells: to connect it takes the same route and the same choice of a local
-/// address, and none of TCP's ports; nothing is sent.
+/// Linux returns EADDRNOTAVAIL both if no local address fits the family (`disable_ipv6`) and if the TCP ports of a local
+/// address are used up. Connecting a datagram socket distinguishes them: it needs the same route and local address but
+/// no TCP port, and sends nothing.
 #[must_use]
 pub fn has_no_way(error: &io::Error, to: SocketAddr) -> bool {
     let errno = |error: &io::Error| error.raw_os_error().map(Errno::from_raw_os_error);
@@ -95,7 +94,7 @@ pub fn has_no_way(error: &io::Error, to: SocketAddr) -> bool {
     }
 }
 
-/// This machine ran out of something: nobody else is to blame.
+/// Whether this machine lacks a resource, so that the error says nothing of the address.
 fn is_our_own(error: &io::Error) -> bool {
     matches!(
         error.raw_os_error().map(Errno::from_raw_os_error),
@@ -116,7 +115,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn one_address_that_takes_a_connection_is_enough() {
+    async fn tcp_probe_needs_one_address_that_accepts() {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let here = listener.local_addr().unwrap();
         let closed = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
@@ -126,13 +125,13 @@ mod tests {
         assert!(matches!(&answer, Answer::Unreached(why) if why.contains("refused")), "{answer:?}");
         assert_eq!(ask(&[]).await, Answer::Unasked);
         let short = reach(&[here], |_| async { Err(Errno::MFILE.into()) }).await;
-        assert_eq!(short, Answer::Unasked, "descriptors of this machine say nothing of another");
+        assert_eq!(short, Answer::Unasked, "a lack of descriptors says nothing of the address");
         let no_ports = reach(&[here], |_| async { Err(Errno::ADDRNOTAVAIL.into()) }).await;
-        assert_eq!(no_ports, Answer::Unasked, "nor do its ports");
+        assert_eq!(no_ports, Answer::Unasked, "nor does a lack of ports");
     }
 
     #[tokio::test]
-    async fn family_that_is_off_hides_no_address_of_the_other() {
+    async fn tcp_probe_with_one_family_off_reaches_the_other() {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let here = listener.local_addr().unwrap();
         let far = "[2001:db8::9]:443".parse().unwrap();
@@ -148,7 +147,7 @@ mod tests {
     }
 
     #[test]
-    fn lack_of_ports_is_told_from_lack_of_a_way() {
+    fn tcp_probe_distinguishes_no_ports_from_no_route() {
         let to = "127.0.0.1:9".parse().unwrap();
         assert!(!has_no_way(&Errno::ADDRNOTAVAIL.into(), to), "loopback is always reached");
         assert!(has_no_way(&Errno::NETUNREACH.into(), to));

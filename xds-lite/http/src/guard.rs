@@ -1,15 +1,16 @@
-//! Who may ask: whoever names this machine. A web page elsewhere, in a browser on this machine, may not.
+//! Guards the admin pages against web pages of other sites, open in a browser on this machine: a request must name this
+//! machine.
 
 use std::net::{IpAddr, SocketAddr};
 
 use hyper::Request;
 use hyper::header::{HOST, HeaderMap, HeaderName, ORIGIN};
 
-/// Why a request to the address `own` is refused; none where it may be answered.
+/// Why a request to the address `own` is refused; none if it is allowed.
 #[must_use]
 pub fn refusal<B>(request: &Request<B>, own: SocketAddr) -> Option<&'static str> {
-    // Browsers send the name that the page's address had: a page of another origin that points its own name at
-    // this address (DNS rebinding) gives itself away.
+    // Browsers send the name in the address of the page, which exposes a page of another origin that points its own
+    // name at this address (DNS rebinding).
     let mut hosts = values(request.headers(), HOST);
     let host = hosts.next().flatten();
     let target = request.uri().authority().map(hyper::http::uri::Authority::as_str);
@@ -17,24 +18,24 @@ pub fn refusal<B>(request: &Request<B>, own: SocketAddr) -> Option<&'static str>
         || ![host, target.or(host)].iter().all(|name| name.is_some_and(|name| names(name, own)))
     {
         return Some(
-            "the Host header or the request's target names another host: a web page elsewhere may not ask here",
+            "the Host header or the request target names another host; use this address or localhost (web pages of other hosts are refused)",
         );
     }
-    // A page of another origin may send a POST with our own name as Host, though it cannot read the answer. Its
-    // browser says then where the page is from; `curl` and the command line say nothing.
+    // A page of another origin can send a POST with the right Host, although it cannot read the answer. Its browser then
+    // sends an Origin header; `curl` and the command line do not.
     let mut origins = values(request.headers(), ORIGIN);
     let is_own = |origin: Option<&str>| {
         origin.and_then(|origin| origin.strip_prefix("http://")).is_some_and(|host| names(host, own))
     };
     (!origins.all(is_own))
-        .then_some("the Origin header names another host: only pages of this address may ask here")
+        .then_some("the Origin header names another host; only pages of this address are allowed")
 }
 
 fn values(headers: &HeaderMap, name: HeaderName) -> impl Iterator<Item = Option<&str>> {
     headers.get_all(name).into_iter().map(|value| value.to_str().ok())
 }
 
-/// Whether `NAME`, `NAME:PORT` or an address is this machine's, on our own port.
+/// Whether `NAME`, `NAME:PORT` or an address means this machine, on the port of `own`.
 fn names(host: &str, own: SocketAddr) -> bool {
     let is_ours = |ip: IpAddr| ip.is_loopback() || ip == own.ip() || own.ip().is_unspecified();
     if let Ok(address) = host.parse::<SocketAddr>() {
@@ -56,7 +57,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn guard_lets_only_names_of_this_machine_pass() {
+    fn guard_accepts_only_names_of_this_machine() {
         let own: SocketAddr = "127.0.0.1:15014".parse().unwrap();
         for host in ["127.0.0.1:15014", "localhost:15014", "LOCALHOST", "[::1]:15014", "127.0.0.1", "[::1]"] {
             assert!(names(host, own), "{host}");
@@ -81,7 +82,7 @@ mod tests {
     }
 
     #[test]
-    fn guard_refuses_two_hosts_and_another_authority() {
+    fn guard_refuses_two_hosts_foreign_targets_and_origins() {
         let own: SocketAddr = "127.0.0.1:15014".parse().unwrap();
         let refused = |uri: &str, headers: &[(HeaderName, &str)]| {
             let mut request = Request::builder().uri(uri);

@@ -1,5 +1,5 @@
-//! The HTTP server of both programs' admin, metrics and health pages: how many clients, for how long, and who may ask
-//! ([`guard`]). Not what a path answers; that is the program's own.
+//! The HTTP server for the admin, metrics and health pages of both programs, with limits on clients and time, and a guard
+//! against foreign web pages ([`guard`]). The programs define the pages.
 
 pub mod guard;
 pub mod page;
@@ -23,21 +23,21 @@ use tokio::time::timeout;
 
 use page::Page;
 
-/// Bytes of a request's line and headers, and of what is read ahead of its body.
+/// The most bytes of a request line with headers, and the read buffer of a body.
 const BUFFER: usize = 32 << 10;
-/// After accept failed for want of descriptors.
+/// Pause after a failed accept: descriptors have run out.
 const PAUSE: Duration = Duration::from_millis(200);
 
-/// What clients may take.
+/// The limits on clients.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
-    /// Clients at once; where more come, the one that came first goes.
+    /// Concurrent clients; a further client replaces the oldest.
     pub clients: usize,
-    /// From accept to whole headers, and again for each request of a kept connection.
+    /// Timeout of the headers of each request, from accept or from the previous request.
     pub headers: Duration,
-    /// From headers to a whole body.
+    /// Timeout of the body, after the headers.
     pub body: Duration,
-    /// One connection, whatever it does.
+    /// Longest connection, whatever it does.
     pub longest: Duration,
 }
 
@@ -48,14 +48,14 @@ impl Default for Limits {
     }
 }
 
-/// Where clients come from.
+/// A source of client connections.
 pub trait Listener: Send {
-    /// A client's connection.
+    /// The connection of a client.
     type Stream: AsyncRead + AsyncWrite + Unpin + Send + 'static;
-    /// What the listener knows of a client.
+    /// The attributes of a client that the listener knows.
     type Client: Clone + Send + Sync + 'static;
 
-    /// The next client; none for one that may not ask at all.
+    /// Accepts the next client; none for a client that is refused.
     fn accept(&self) -> impl Future<Output = io::Result<Option<(Self::Stream, Self::Client)>>> + Send;
 }
 
@@ -68,8 +68,7 @@ impl Listener for TcpListener {
     }
 }
 
-/// Serves until it is dropped. A client that fails is its own affair; clients that say nothing do not keep a
-/// health check waiting.
+/// Serves until the future is dropped. A failing client affects no other, and silent clients do not delay health checks.
 pub async fn serve<L, A, F>(listener: L, limits: Limits, answer: A)
 where
     L: Listener,
@@ -104,7 +103,7 @@ where
                 .max_buf_size(BUFFER)
                 .serve_connection(TokioIo::new(stream), service);
             if let Ok(Err(error)) = timeout(limits.longest, connection).await {
-                tracing::debug!(%error, "HTTP client");
+                tracing::debug!(%error, "connection of an HTTP client ended with an error");
             }
         };
         clients.push_back(tokio::spawn(serving).abort_handle());

@@ -1,4 +1,4 @@
-//! Answers as JSON or text, and bodies that are read up to a limit.
+//! Builds answers as JSON or text, and reads request bodies up to a limit.
 
 use http_body_util::{BodyExt as _, Full};
 use hyper::body::{Bytes, Incoming};
@@ -6,37 +6,37 @@ use hyper::header::{ALLOW, CONTENT_TYPE, HeaderValue};
 use hyper::{Response, StatusCode};
 use serde_json::{Value, json};
 
-/// Bytes of a body that is too large which are still read, so that its sender gets to hear so.
+/// How much of a body that is too large is still read, so that its sender receives the answer.
 const DISCARDED: usize = 1 << 20;
 
-/// An answer.
+/// A response.
 pub type Page = Response<Full<Bytes>>;
 
-/// JSON, for people too.
+/// A response of indented JSON.
 #[must_use]
 pub fn json_page(status: StatusCode, page: &Value) -> Page {
     respond(status, "application/json", format!("{page:#}\n"))
 }
 
-/// `{"error": "…"}`.
+/// An error response: `{"error": "…"}`.
 #[must_use]
 pub fn error(status: StatusCode, why: &str) -> Page {
     json_page(status, &json!({ "error": why }))
 }
 
-/// Plain text.
+/// A response of plain text.
 #[must_use]
 pub fn plain(status: StatusCode, text: impl Into<Bytes>) -> Page {
     respond(status, "text/plain", text)
 }
 
-/// Metrics in Prometheus' text format.
+/// A response of metrics in the Prometheus text format.
 #[must_use]
 pub fn metrics(text: Bytes) -> Page {
     respond(StatusCode::OK, "text/plain; version=0.0.4", text)
 }
 
-/// The path takes other methods.
+/// The response to a method that the path does not allow.
 #[must_use]
 pub fn not_allowed(methods: &'static str) -> Page {
     let mut page = error(StatusCode::METHOD_NOT_ALLOWED, &format!("this path takes {methods}"));
@@ -51,19 +51,19 @@ fn respond(status: StatusCode, kind: &'static str, body: impl Into<Bytes>) -> Pa
     page
 }
 
-/// A body was not read.
+/// Why a body was not read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum BodyError {
-    /// Its sender left or broke the protocol.
-    #[error("the body is cut off")]
+    /// The sender left or broke the protocol.
+    #[error("the body is incomplete; send it again")]
     CutOff,
-    /// It has more bytes than it may.
-    #[error("the body is larger than {} KiB; say less", .0 >> 10)]
+    /// The body exceeds its limit.
+    #[error("the body is larger than {} KiB; send less", .0 >> 10)]
     TooLarge(usize),
 }
 
 impl BodyError {
-    /// The status of an answer that says so.
+    /// The HTTP status for the error.
     #[must_use]
     pub fn status(self) -> StatusCode {
         match self {
@@ -73,10 +73,10 @@ impl BodyError {
     }
 }
 
-/// The body, of at most `most` bytes.
+/// Reads a body of at most `most` bytes.
 ///
 /// # Errors
-/// It is larger, or does not end.
+/// The body is larger, or incomplete.
 pub async fn read(mut body: Incoming, most: usize) -> Result<Vec<u8>, BodyError> {
     let (mut kept, mut seen) = (Vec::new(), 0_usize);
     while let Some(frame) = body.frame().await {

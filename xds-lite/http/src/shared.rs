@@ -1,5 +1,5 @@
-//! A text that many clients ask for and that costs something to make: made once for everybody who waits, and never for
-//! more than a quarter of the time. Not a cache: nobody gets a text that was begun before the question came.
+//! A text that many clients request and that is costly to render: rendered once for all who wait, and for at most a quarter
+//! of the time. Not a cache: no client gets a text whose rendering began before its request.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
@@ -9,12 +9,12 @@ use hyper::body::Bytes;
 use tokio::sync::Mutex;
 use tokio::time::{Instant, sleep_until};
 
-/// Of the time that a text took to make, so many times as much is left to others before the next one.
+/// The pause after a rendering, in multiples of its duration.
 const REST: u32 = 3;
-/// But at most this.
+/// The longest pause.
 const LONGEST_REST: Duration = Duration::from_secs(1);
 
-/// The text, and how it is made.
+/// A shared text with its renderer.
 pub struct Shared {
     make: Arc<dyn Fn() -> String + Send + Sync>,
     begun: Arc<AtomicU64>,
@@ -34,13 +34,13 @@ impl std::fmt::Debug for Shared {
 }
 
 impl Shared {
-    /// Nothing is made yet. `make` may take its time and wait for locks: it runs on a thread for that.
+    /// Makes a shared text. `make` may block and wait for locks: it runs on a blocking thread.
     pub fn new(make: impl Fn() -> String + Send + Sync + 'static) -> Shared {
         let last = Last { number: 0, text: Bytes::new(), rest_until: Instant::now() };
         Shared { make: Arc::new(make), begun: Arc::default(), last: Arc::new(Mutex::new(last)) }
     }
 
-    /// The text, as it is or becomes after this call.
+    /// Returns a text whose rendering began after this call.
     pub async fn text(&self) -> Bytes {
         let before = self.begun.load(SeqCst);
         let mut last = Arc::clone(&self.last).lock_owned().await;
@@ -49,7 +49,7 @@ impl Shared {
         }
         sleep_until(last.rest_until).await;
         let (make, begun) = (Arc::clone(&self.make), Arc::clone(&self.begun));
-        // The lock goes along: a client that leaves meanwhile does not let another one begin beside it.
+        // The lock moves into the task: if this client leaves, no second rendering begins beside this one.
         let making = move || {
             last.number = begun.fetch_add(1, SeqCst) + 1;
             let started = Instant::now();
@@ -72,7 +72,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn shared_text_is_made_once_for_all_who_wait_and_never_twice_at_once() {
+    async fn shared_text_is_rendered_once_for_all_waiters_and_never_concurrently() {
         let (go, gate) = mpsc::channel::<()>();
         let gate = std::sync::Mutex::new(gate);
         let (made, at_once) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
@@ -92,7 +92,7 @@ mod tests {
         while at_once.load(SeqCst) == 0 {
             tokio::task::yield_now().await;
         }
-        // They come while the first is being made: its text may be older than their question.
+        // These requests come during the first rendering, whose text may be older than they are.
         let mut gone = Vec::new();
         for number in 0..60 {
             let handle = ask(&mut asking);

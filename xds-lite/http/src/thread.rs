@@ -1,17 +1,17 @@
-//! A thread of its own for what must answer whatever the rest of the program does.
+//! Runs a task on a thread of its own, so that it answers whatever the rest of the program does.
 
 use std::io;
 use std::thread::Builder;
 
 use tokio::sync::oneshot;
 
-/// Threads of one of these for work that waits: renders of pages that need a lock.
+/// Blocking threads of the runtime: for pages that need a lock.
 const BLOCKING: usize = 4;
 
-/// Runs what `work` makes on a thread of its own, until that ends or this is dropped.
+/// Runs the future of `work` on a thread of its own, until it ends or this future is dropped.
 ///
 /// # Errors
-/// The system gives no thread, or the work failed.
+/// The thread cannot be started, or the work failed.
 pub async fn run<F, W>(name: &str, work: W) -> io::Result<()>
 where
     W: FnOnce() -> F + Send + 'static,
@@ -20,7 +20,7 @@ where
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_all().max_blocking_threads(BLOCKING).build()?;
     let (end, ended) = oneshot::channel();
-    // Dropped with this future, and the thread notices.
+    // Dropped with this future, which ends the thread.
     let (_here, gone) = oneshot::channel::<()>();
     Builder::new().name(name.to_owned()).spawn(move || {
         let outcome = runtime.block_on(async {

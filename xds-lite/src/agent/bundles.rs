@@ -199,7 +199,7 @@ fn load(file: &Path, own: &Party) -> BTreeMap<String, PeerWord> {
 fn aside(file: &Path) {
     match isthmus_store::set_aside(file) {
         Ok(aside) => {
-            tracing::warn!(aside = %aside.display(), "set aside what was damaged; look at it or remove it")
+            tracing::warn!(aside = %aside.display(), "set aside the damaged file; inspect or remove it")
         }
         Err(error) => tracing::warn!(file = %file.display(), %error, "cannot set aside what is damaged"),
     }

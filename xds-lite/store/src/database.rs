@@ -1,5 +1,5 @@
-//! One database file: records under keys, read as a whole when it is opened and written in batches. It says what is
-//! damaged; what becomes of that is `persistence`'s to decide.
+//! A database file: records under keys, read as a whole when it is opened and written in batches. It reports damage;
+//! `writer` handles it.
 
 use std::collections::BTreeSet;
 use std::fs::{self, Metadata};
@@ -15,25 +15,25 @@ use crate::persistence::Record;
 use crate::record;
 use crate::salvage::{self, PAGE, salvage};
 
-/// Files that SQLite has beside its own.
+/// Suffixes of SQLite's own files.
 const BESIDE: [&str; 3] = ["-journal", "-wal", "-shm"];
 const SCHEMA: &str = "
     CREATE TABLE records (key TEXT NOT NULL, value BLOB NOT NULL, checksum BLOB NOT NULL);
     CREATE UNIQUE INDEX records_by_key ON records (key);
     PRAGMA user_version = 1;";
 const VERSION: i64 = 1;
-/// For a process that is just ending.
+/// How long to wait for the lock of a process that is just ending.
 const PATIENCE: Duration = Duration::from_millis(300);
 const UPSERT: &str = "INSERT INTO records (key, value, checksum) VALUES (?1, ?2, ?3)
     ON CONFLICT (key) DO UPDATE SET value = excluded.value, checksum = excluded.checksum";
 
-/// Why a database does not do what it is asked for.
+/// Why an operation on a database failed.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Failure {
-    /// It holds something else than what was written.
+    /// The file is not as it was written.
     #[error("{0}")]
     Damaged(String),
-    /// The disk, its rights or another process does not let us.
+    /// The disk, permissions or another process prevent it.
     #[error("{0}")]
     Unusable(String),
 }
@@ -46,34 +46,34 @@ pub(crate) struct Database {
     identity: (u64, u64),
 }
 
-/// What stood in a database.
+/// The content of a database.
 #[derive(Debug, Default)]
 pub(crate) struct Loaded {
-    /// Records that are as they were written.
+    /// The intact records.
     pub(crate) records: Vec<Record>,
-    /// What is wrong with the file, if anything is.
+    /// What is damaged, if anything.
     pub(crate) damage: Option<Damage>,
-    /// What stood where the file or one beside it must, and how it is called now.
+    /// The new names of what was in the place of the file or of one of SQLite's own.
     pub(crate) aside: Vec<PathBuf>,
 }
 
-/// A file that is not as it was written.
+/// Damage of a file.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Damage {
     pub(crate) why: String,
-    /// Keys of records that are lost.
+    /// Keys of lost records.
     pub(crate) lost: BTreeSet<String>,
 }
 
 impl Database {
-    /// Opens a file in a directory that is there, made if it is not, and reads it. A damaged one is read and not open.
+    /// Opens and reads a file in an existing directory, creating it if missing. A damaged file is read but not left open.
     pub(crate) fn open(path: &Path) -> Result<(Option<Database>, Loaded), Failure> {
         let aside = clear(path)?;
-        // SQLite takes an empty file for a new one.
+        // SQLite treats an empty file as a new one.
         let is_empty = files::facts(path).map_err(unusable)?.is_some_and(|facts| facts.len() == 0);
         let file = files::private_file(path).map_err(unusable)?;
         let identity = files::identity(&file.metadata().map_err(unusable)?);
-        // Closed before SQLite opens it: closing it later would let go of SQLite's locks.
+        // Closed before SQLite opens it: closing it later would release SQLite's locks.
         drop(file);
         let attempt = || -> Result<_, Failure> {
             let connection = connect(path)?;
@@ -88,7 +88,7 @@ impl Database {
             Ok((connection, loaded)) if loaded.damage.is_none() => {
                 (Some(Database { connection, path: path.to_owned(), identity }), loaded)
             }
-            // Its pages are read once more, one by one: a record may be lost to the tree that is there all the same.
+            // The pages are read again, one by one: a record that the tree has lost may still be in one.
             Ok((connection, loaded)) => {
                 drop(connection);
                 (None, read_pages(path, loaded)?)
@@ -103,19 +103,19 @@ impl Database {
         Ok((database, Loaded { aside, ..loaded }))
     }
 
-    /// Whether the file is still the one under its name, as far as that can be told.
+    /// Whether the file name still leads to this file, as far as that can be determined.
     pub(crate) fn is_in_place(&self) -> bool {
         let is_it =
             |facts: Option<Metadata>| facts.is_some_and(|facts| files::identity(&facts) == self.identity);
         files::facts(&self.path).map_or(true, is_it)
     }
 
-    /// The keys that have a record.
+    /// The keys of all records.
     pub(crate) fn keys(&self) -> Result<BTreeSet<String>, Failure> {
         indexed(&self.connection)
     }
 
-    /// Writes values under keys, and removes keys that have none: all of them or nothing.
+    /// Writes values and removes keys without a value, in one transaction.
     pub(crate) fn write(&mut self, changes: &[(String, Option<Vec<u8>>)]) -> Result<(), Failure> {
         let transaction = self.connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
         {
@@ -131,7 +131,7 @@ impl Database {
         Ok(transaction.commit()?)
     }
 
-    /// Puts another file in the place of the one under a path, filled by `fill` first.
+    /// Replaces the file at a path by a new one with the content of `fill`, and sets the old one aside.
     pub(crate) fn replace(
         path: &Path,
         fill: impl FnOnce(&mut Database) -> Result<(), Failure>,
@@ -140,8 +140,9 @@ impl Database {
         remove(&next)?;
         let opened = Database::open(&next);
         let written = opened.and_then(|(database, _)| {
-            let mut database =
-                database.ok_or_else(|| Failure::Unusable("a new file is damaged".to_owned()))?;
+            let mut database = database.ok_or_else(|| {
+                Failure::Unusable("a new file is damaged at once; check the disk".to_owned())
+            })?;
             fill(&mut database)?;
             database.connection.close().map_err(|(_, error)| error.into())
         });
@@ -158,20 +159,21 @@ impl Database {
         fs::rename(&next, path).map_err(unusable)?;
         files::sync_folder_of(path).map_err(unusable)?;
         let (database, _) = Database::open(path)?;
-        let database =
-            database.ok_or_else(|| Failure::Damaged("was damaged as soon as it was written".to_owned()))?;
+        let database = database.ok_or_else(|| {
+            Failure::Damaged("was damaged as soon as it was written; check the disk".to_owned())
+        })?;
         Ok(Replaced { database, aside })
     }
 }
 
-/// What the table has against what the index names.
+/// Compares the rows of the table with the keys of the index.
 fn compare(good: &[Record], bad: BTreeSet<String>, mut keys: BTreeSet<String>) -> Option<Damage> {
     let count = keys.len();
     good.iter().for_each(|(key, _)| _ = keys.remove(key));
     if bad.is_empty() && keys.is_empty() && count == good.len() {
         return None;
     }
-    // An index that names no more than there is has damaged keys of its own.
+    // An index with no more keys than there are records has damaged keys itself.
     let lost = match count > good.len() {
         true => keys,
         false => bad,
@@ -179,7 +181,7 @@ fn compare(good: &[Record], bad: BTreeSet<String>, mut keys: BTreeSet<String>) -
     Some(Damage { why: "records differ from what was written".to_owned(), lost })
 }
 
-/// What the pages of a damaged file hold beside what was read already.
+/// Adds the records found in the pages of a damaged file to those already read.
 fn read_pages(path: &Path, read: Loaded) -> Result<Loaded, Failure> {
     let file = files::existing_file(path).map_err(unusable)?;
     let found = salvage(&file).map_err(unusable)?;
@@ -193,12 +195,12 @@ fn read_pages(path: &Path, read: Loaded) -> Result<Loaded, Failure> {
     Ok(Loaded { records: records.into_iter().collect(), damage: Some(damage), aside: Vec::new() })
 }
 
-/// The file, and those that SQLite has beside it.
+/// The file, and SQLite's own beside it.
 fn all_files(path: &Path) -> impl Iterator<Item = PathBuf> {
     [""].into_iter().chain(BESIDE).map(|suffix| files::beside(path, suffix))
 }
 
-/// Sets aside what is no file and stands where one must: opening a pipe would wait for ever.
+/// Sets aside anything in the place of these files that is not a file: opening a pipe would wait for ever.
 fn clear(path: &Path) -> Result<Vec<PathBuf>, Failure> {
     let mut aside = Vec::new();
     for path in all_files(path) {
@@ -209,11 +211,11 @@ fn clear(path: &Path) -> Result<Vec<PathBuf>, Failure> {
     Ok(aside)
 }
 
-/// A database that was made anew.
+/// A database that replaced another file.
 #[derive(Debug)]
 pub(crate) struct Replaced {
     pub(crate) database: Database,
-    /// What stood there before, as it is called now.
+    /// The new names of the old files.
     pub(crate) aside: Vec<PathBuf>,
 }
 
@@ -224,7 +226,7 @@ fn connect(path: &Path) -> Result<Connection, Failure> {
         | OpenFlags::SQLITE_OPEN_EXRESCODE;
     let connection = Connection::open_with_flags(path, flags)?;
     connection.busy_timeout(PATIENCE)?;
-    // Nobody else's while it is open; and memory of 2 MiB, never mapped: a file that is cut off must not end us.
+    // Locked against other processes; a cache of 2 MiB, never memory-mapped: a truncated file must not crash the process.
     connection.execute_batch(&format!(
         "PRAGMA page_size = {PAGE}; PRAGMA locking_mode = EXCLUSIVE; PRAGMA journal_mode = DELETE;
          PRAGMA synchronous = FULL; PRAGMA secure_delete = ON; PRAGMA cell_size_check = ON;
@@ -238,7 +240,9 @@ fn connect(path: &Path) -> Result<Connection, Failure> {
         {
             connection.execute_batch(&format!("BEGIN IMMEDIATE; {SCHEMA} COMMIT;"))?;
         }
-        other => return Err(Failure::Damaged(format!("has format {other}, and {VERSION} is known here"))),
+        other => {
+            return Err(Failure::Damaged(format!("has format {other}, but this version reads {VERSION}")));
+        }
     }
     Ok(connection)
 }
@@ -246,11 +250,11 @@ fn connect(path: &Path) -> Result<Connection, Failure> {
 #[derive(Default)]
 struct Rows {
     good: Vec<Record>,
-    /// Their keys, as far as they have one.
+    /// Keys of damaged rows, as far as readable.
     bad: BTreeSet<String>,
 }
 
-/// All rows of the table, whatever the index says.
+/// All rows of the table, without the index.
 fn rows(connection: &Connection) -> Result<Rows, Failure> {
     let mut rows = Rows::default();
     let mut statement =
@@ -266,7 +270,7 @@ fn rows(connection: &Connection) -> Result<Rows, Failure> {
     Ok(rows)
 }
 
-/// The keys of the index, whatever the table has.
+/// The keys of the index, without the table.
 fn indexed(connection: &Connection) -> Result<BTreeSet<String>, Failure> {
     let mut keys = BTreeSet::new();
     let mut statement =
@@ -278,7 +282,7 @@ fn indexed(connection: &Connection) -> Result<BTreeSet<String>, Failure> {
     Ok(keys)
 }
 
-/// A damaged row may have something else in a column.
+/// The bytes of a column; a damaged row may have another type in it.
 fn bytes<'a>(row: &'a Row<'_>, column: usize) -> Result<&'a [u8], Failure> {
     match row.get_ref(column)? {
         ValueRef::Text(bytes) | ValueRef::Blob(bytes) => Ok(bytes),
@@ -318,7 +322,7 @@ impl From<rusqlite::Error> for Failure {
                 | ErrorCode::NoLargeFileSupport
                 | ErrorCode::FileLockingProtocolFailed,
             ) => Failure::Unusable(why),
-            // Whatever else it says of statements that never change, the file makes it say.
+            // The statements never change, so any other error comes from the file.
             _ => Failure::Damaged(why),
         }
     }

@@ -1,5 +1,5 @@
-//! The files that a store stands in: for their owner only, regular ones only, no links followed; what stands in their
-//! place is set aside. Not what they hold.
+//! Opens the files of a store: readable by their owner only, regular files only, without following links; anything else in
+//! their place is set aside.
 
 use std::fs::{self, DirBuilder, File, Metadata, OpenOptions, Permissions};
 use std::io::{self, Read as _};
@@ -11,28 +11,28 @@ use rustix::fs::OFlags;
 
 const FOLDER_MODE: u32 = 0o700;
 const FILE_MODE: u32 = 0o600;
-/// What follows the name of a file that was set aside.
+/// Suffix of files that were set aside, before a number.
 pub(crate) const ASIDE: &str = ".damaged-";
-/// The newest of those stay, of each file.
+/// How many of them to keep, of each file.
 const ASIDE_KEPT: usize = 3;
 
-/// Makes a directory for its owner only, or makes it so, and gives its path without links.
+/// Creates a directory for its owner only, or restricts an existing one, and returns its canonical path.
 ///
 /// # Errors
-/// It cannot be made, or is something else.
+/// The directory cannot be created, or is not a directory.
 pub fn private_folder(folder: &Path) -> io::Result<PathBuf> {
     DirBuilder::new().recursive(true).mode(FOLDER_MODE).create(folder)?;
     let folder = fs::canonicalize(folder)?;
     let facts = fs::metadata(&folder)?;
     let is_own = facts.uid() == rustix::process::geteuid().as_raw();
-    // One that somebody else made for us, as Kubernetes does with a volume, stays as it is.
+    // A directory of another owner, such as a Kubernetes volume, stays as it is.
     if is_own && facts.mode() & 0o077 != 0 {
         fs::set_permissions(&folder, Permissions::from_mode(FOLDER_MODE))?;
     }
     Ok(folder)
 }
 
-/// Opens a regular file for its owner only, made if it is not there. Never waits, never follows a link.
+/// Opens a regular file readable by its owner only, creating it if missing. Never waits, never follows a link.
 ///
 /// # Errors
 /// It cannot be opened, or is not a regular file ([`io::ErrorKind::InvalidInput`]).
@@ -70,7 +70,7 @@ pub(crate) fn existing_file(path: &Path) -> io::Result<File> {
 /// Reads a regular file of at most `limit` bytes. Never waits, never follows a link.
 ///
 /// # Errors
-/// It cannot be read, or is something else.
+/// The file cannot be read, is not a regular file, or is too large.
 pub fn read(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
     existing_file(path)?.take(limit.saturating_add(1)).read_to_end(&mut bytes)?;
@@ -80,7 +80,7 @@ pub fn read(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
     }
 }
 
-/// What opening a link, a directory or a socket for writing says.
+/// Whether the error is that of opening a link, a directory or a socket.
 fn is_something_else(error: &io::Error) -> bool {
     let code = error.raw_os_error().map(rustix::io::Errno::from_raw_os_error);
     code.is_some_and(|code| {
@@ -92,7 +92,7 @@ fn not_regular() -> io::Error {
     io::Error::new(io::ErrorKind::InvalidInput, "is not a regular file")
 }
 
-/// Which file stands under a path, links not followed; none, if none does.
+/// The metadata of a path, links not followed; none if nothing is there.
 pub(crate) fn facts(path: &Path) -> io::Result<Option<Metadata>> {
     match fs::symlink_metadata(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
@@ -100,43 +100,42 @@ pub(crate) fn facts(path: &Path) -> io::Result<Option<Metadata>> {
     }
 }
 
-/// Tells one file from another that has its name later.
+/// The identity of a file, to detect that another one has taken its name.
 pub(crate) fn identity(facts: &Metadata) -> (u64, u64) {
     (facts.dev(), facts.ino())
 }
 
-/// A name is only there for good once its directory is.
+/// Syncs the directory of a path: a file name is durable only then.
 pub(crate) fn sync_folder_of(path: &Path) -> io::Result<()> {
     path.parent().map_or(Ok(()), |folder| File::open(folder)?.sync_all())
 }
 
-/// A name beside a path: the same with something after it.
+/// A path with a suffix.
 pub(crate) fn beside(path: &Path, suffix: &str) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
     name.push(suffix);
     name.into()
 }
 
-/// Renames what stands under a path, so that it is no longer in the way; says how it is called now. Older ones than
-/// the newest three are removed.
+/// Renames what is at a path to move it out of the way, and returns its new name. Keeps the newest three of a path.
 ///
 /// # Errors
 /// It cannot be renamed.
 pub fn set_aside(path: &Path) -> io::Result<PathBuf> {
     let old = asides(path);
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis();
-    // Later than all others, whatever the clock says.
+    // Higher than all previous numbers, whatever the clock says.
     let number = old.last().map_or(now, |(last, _)| now.max(last.saturating_add(1)));
     let aside = beside(path, &format!("{ASIDE}{number}"));
     fs::rename(path, &aside)?;
     for (_, path) in old.iter().rev().skip(ASIDE_KEPT - 1) {
-        // A directory only if it is empty: what is in it is somebody's. What cannot be removed does no harm.
+        // A directory only if it is empty: its content may belong to someone. A failure is harmless.
         let _ = fs::remove_file(path).or_else(|_| fs::remove_dir(path));
     }
     Ok(aside)
 }
 
-/// What was set aside before, the oldest first.
+/// What was set aside before, oldest first.
 fn asides(path: &Path) -> Vec<(u128, PathBuf)> {
     let (Some(folder), Some(name)) = (path.parent(), path.file_name()) else { return Vec::new() };
     let Ok(entries) = fs::read_dir(folder) else { return Vec::new() };

@@ -1,4 +1,4 @@
-//! How it stands with a store: usable or not, and what was found damaged. Said in the log when it changes; for status
+//! The health of a store: whether it is usable, and what was found damaged. Logged when it changes; available to status
 //! and metrics at any time.
 
 use std::path::{Path, PathBuf};
@@ -9,12 +9,12 @@ use serde::Serialize;
 use crate::database::Damage;
 use crate::record::shown;
 
-/// Lost records that status names; all are counted.
+/// The most lost records named in status; all are counted.
 const NAMED: usize = 20;
-/// Lost records of one damage that the log names.
+/// The most lost records of one damaged file named in the log.
 const LOGGED: usize = 200;
 
-/// How it stands with one store.
+/// The health of a store.
 #[derive(Debug)]
 pub struct Health {
     name: &'static str,
@@ -22,30 +22,30 @@ pub struct Health {
     report: Mutex<Report>,
 }
 
-/// The same, as status shows it.
+/// The health of a store, as shown in status.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Report {
-    /// What is persisted in it.
+    /// The name of the store: what it persists.
     pub store: &'static str,
-    /// Where.
+    /// The file.
     pub file: PathBuf,
-    /// What changes is written there now.
+    /// Whether changes are written to it.
     pub usable: bool,
-    /// Why not.
+    /// Why it is not usable.
     pub problem: Option<String>,
-    /// Something has changed and is not written yet.
+    /// Whether changes are waiting to be written.
     pub behind: bool,
-    /// Times that a damaged file was found, since this process began.
+    /// Damaged files found since the process started.
     pub damaged_files: u64,
-    /// Records that were lost by that.
+    /// Records lost with them.
     pub lost_records: u64,
-    /// The last of them.
+    /// The last lost records.
     pub lost: Vec<String>,
-    /// What was wrong the last time.
+    /// The cause of the last damage.
     pub damage: Option<String>,
-    /// How what was damaged is called now.
+    /// The new name of the last damaged file.
     pub set_aside: Option<PathBuf>,
-    /// Records that were too large to be written.
+    /// Records that were too large to write.
     pub too_large: u64,
 }
 
@@ -55,13 +55,13 @@ impl Health {
         Health { name, file: file.to_owned(), report: Mutex::new(report) }
     }
 
-    /// What is persisted.
+    /// The name of the store.
     #[must_use]
     pub fn name(&self) -> &'static str {
         self.name
     }
 
-    /// How it stands now.
+    /// The current health.
     #[must_use]
     pub fn report(&self) -> Report {
         self.lock().clone()
@@ -78,7 +78,7 @@ impl Health {
     pub(crate) fn is_usable(&self) {
         let mut report = self.lock();
         if report.problem.take().is_some() {
-            tracing::info!(store = self.name, file = %self.file.display(), "state is persisted again");
+            tracing::info!(store = self.name, file = %self.file.display(), "persisting state again");
         }
         report.usable = true;
     }
@@ -89,13 +89,13 @@ impl Health {
         if report.problem.as_deref() != Some(why) {
             tracing::error!(
                 store = self.name, file = %self.file.display(), why,
-                "cannot persist state; running on without it and trying again; free the disk or mend its rights"
+                "cannot persist state; continuing without it and retrying; free disk space or fix permissions"
             );
         }
         report.problem = Some(why.to_owned());
     }
 
-    /// A file was not as it was written: so many records of it were read, and those that it still names are gone.
+    /// Reports a damaged file: `read` records were recovered; those in `damage` are lost.
     pub(crate) fn is_damaged(&self, damage: &Damage, read: usize) {
         let mut report = self.lock();
         report.damaged_files += 1;
@@ -118,7 +118,7 @@ impl Health {
     }
 
     pub(crate) fn is_aside(&self, aside: &Path) {
-        tracing::warn!(store = self.name, aside = %aside.display(), "set aside what was damaged; look at it or remove it");
+        tracing::warn!(store = self.name, aside = %aside.display(), "set aside the damaged file; inspect or remove it");
         self.lock().set_aside = Some(aside.to_owned());
     }
 
@@ -126,7 +126,7 @@ impl Health {
         tracing::warn!(
             store = self.name,
             record = shown(key.as_bytes()),
-            "a record above 512 KiB is not persisted"
+            "not persisting a record above 512 KiB"
         );
         self.lock().too_large += 1;
     }

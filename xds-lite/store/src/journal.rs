@@ -1,5 +1,5 @@
-//! The journal that slices were persisted in before there was a store: read once and taken over. A record that is torn
-//! or damaged does not end the reading; what comes after it is found by its checksum. Nothing is written here.
+//! Reads the journal in which older versions persisted slices, to import it once. A torn or damaged record does not end
+//! the reading: the next record is found by its checksum. Journals are never written.
 
 use std::collections::BTreeMap;
 
@@ -35,8 +35,8 @@ pub fn journal(bytes: &[u8]) -> Adopted {
 
 type Entry<'a> = (String, Option<Vec<u8>>, &'a [u8]);
 
-/// The first record, if it is whole, and what comes after it: the lengths of key and value, whether there is a value,
-/// both, and a sum over all of it.
+/// The first record, if intact, and the rest. A record is the lengths of key and value, whether there is a value, key and
+/// value, and a checksum over all of it.
 fn record(bytes: &[u8]) -> Option<Entry<'_>> {
     let (key_length, rest) = bytes.split_first_chunk::<4>()?;
     let (value_length, rest) = rest.split_first_chunk::<4>()?;

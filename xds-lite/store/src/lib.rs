@@ -1,7 +1,7 @@
-//! What gateways and agents persist for a restart. A file holds records under keys, each with a checksum of ours that
-//! every read checks. State is a help and never a condition: a store that is damaged, full, missing or something else
-//! than a file ends nobody; it is named, what can be read is used, and it is written anew once that is possible. Not
-//! what the records say.
+//! Persists the state of gateways and agents for a restart: records under keys in one file, each with a checksum that
+//! every read verifies. State is a help and never a condition: a store that is damaged, full, missing or not a regular
+//! file stops no program. It is reported, what is readable is used, and the file is rewritten as soon as possible. The
+//! callers define the content of records.
 
 mod database;
 mod files;

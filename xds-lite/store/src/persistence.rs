@@ -1,5 +1,5 @@
-//! A store as a program uses it: it is read once, and who changes something names its key and goes on. The writing is
-//! `writer`'s.
+//! The interface of a store: a program reads it once, and reports the key of each change without waiting. `writer` does
+//! the writing.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -12,42 +12,43 @@ use crate::files;
 use crate::health::Health;
 use crate::writer::{Old, Writer};
 
-/// Changed keys that wait; with more of them, everything is written.
+/// The most changed keys that wait; beyond that, everything is written.
 const MOST_WAITING: usize = 1 << 16;
-/// Larger is no file of before.
+/// No file of an older version is larger.
 const LARGEST_ADOPTED: u64 = 512 << 20;
 /// A key with its value.
 pub type Record = (String, Vec<u8>);
 
-/// What a file of before there was a store held.
+/// The content of a file of an older version.
 #[derive(Debug, Default)]
 pub struct Adopted {
-    /// What can be read of it.
+    /// The readable records.
     pub records: Vec<Record>,
-    /// What is wrong with it, if anything is.
+    /// What is damaged, if anything.
     pub damage: Option<String>,
 }
 
-/// What a program has to persist, as it is now. Asked by the thread that writes.
+/// The current state of a program, read by the writer thread.
 pub trait Source: Send + Sync + 'static {
-    /// The keys that have a value. Each is a kind and a name, with a slash between.
+    /// All keys with a value. A key is a kind and a name, separated by a slash.
     fn keys(&self) -> Vec<String>;
 
-    /// The values under keys, in their order; none where there is none.
+    /// The values of keys, in their order; `None` for a key without value.
     fn values(&self, keys: &[String]) -> Vec<Option<Vec<u8>>>;
 
-    /// Takes what a store held that could not be read when the program began. What the program has is newer.
+    /// Receives the records of a store that was not readable when the program started. The state of the program is
+    /// newer.
     fn restore(&self, records: Vec<Record>);
 }
 
-/// A store, open or not.
+/// A store, which may not be usable yet.
 #[derive(Debug)]
 pub struct Persistence {
     shared: Arc<Shared>,
     beginning: Option<Writer>,
 }
 
-/// What the program and the thread that writes both know.
+/// State shared by the program and the writer thread.
 #[derive(Debug)]
 pub(crate) struct Shared {
     pub(crate) health: Arc<Health>,
@@ -55,19 +56,19 @@ pub(crate) struct Shared {
     pub(crate) news: Condvar,
 }
 
-/// What is to be written.
+/// The changes to write.
 #[derive(Debug, Default)]
 pub(crate) struct Waiting {
     pub(crate) keys: BTreeSet<String>,
-    /// Everything.
+    /// Write everything.
     pub(crate) whole: bool,
-    /// Some of it is being written, or has to be and cannot.
+    /// Changes are being written, or cannot be written yet.
     pub(crate) is_busy: bool,
     pub(crate) stopped: bool,
 }
 
 impl Waiting {
-    /// The keys, and whether it is everything; nothing waits then.
+    /// Takes the waiting keys, and whether everything is to be written.
     pub(crate) fn take(&mut self) -> (BTreeSet<String>, bool) {
         (std::mem::take(&mut self.keys), std::mem::take(&mut self.whole))
     }
@@ -80,8 +81,8 @@ impl Shared {
 }
 
 impl Persistence {
-    /// Opens a file of a directory, both made if they are not there, and gives what stands in it. `name` is what logs
-    /// call it. Never fails: a store that cannot be used is empty until it can.
+    /// Opens a file in a directory, creating both if missing, and returns its records. Logs call the store `name`. Never
+    /// fails: an unusable store is empty until it becomes usable.
     #[must_use]
     pub fn open(name: &'static str, folder: &Path, file: &str) -> (Persistence, Vec<Record>) {
         let health = Arc::new(Health::new(name, &folder.join(file)));
@@ -91,7 +92,7 @@ impl Persistence {
         (Persistence { shared, beginning: Some(writer) }, records)
     }
 
-    /// Reads a file of before there was a store, and removes it once what it held is written here.
+    /// Imports a file of an older version, and removes it once its records are written to the store.
     #[must_use]
     pub fn adopt(&mut self, path: &Path, read: impl FnOnce(&[u8]) -> Adopted) -> Vec<Record> {
         let Some(writer) = &mut self.beginning else { return Vec::new() };
@@ -109,17 +110,17 @@ impl Persistence {
         records
     }
 
-    /// Writes from now on what the source says has changed.
+    /// Starts the writer thread, which writes changes of the source from now on.
     pub fn begin(&mut self, source: Weak<dyn Source>) {
         let Some(writer) = self.beginning.take() else { return };
         let health = Arc::clone(&self.shared.health);
         let begun = thread::Builder::new().name("state".to_owned()).spawn(move || writer.run(&source));
         if let Err(error) = begun {
-            health.is_unusable(&format!("no thread can be started: {error}"));
+            health.is_unusable(&format!("cannot start the writer thread: {error}"));
         }
     }
 
-    /// The value of a key has changed, or there is none any more.
+    /// Reports that the value of a key has changed or is gone.
     pub fn changed(&self, key: String) {
         let mut waiting = self.shared.lock();
         if !waiting.whole {
@@ -140,7 +141,7 @@ impl Persistence {
         waiting.keys.is_empty() && !waiting.whole && !waiting.is_busy
     }
 
-    /// Ends the thread, and waits for it.
+    /// Stops the writer thread and waits for it.
     #[cfg(test)]
     pub(crate) fn stop(self) {
         let health = self.health();
@@ -152,7 +153,7 @@ impl Persistence {
         drop(health);
     }
 
-    /// How it stands with it.
+    /// The health of the store.
     #[must_use]
     pub fn health(&self) -> Arc<Health> {
         Arc::clone(&self.shared.health)

@@ -1,14 +1,14 @@
-//! One record: a key, a value and a checksum over both, which every read checks. Not where it stands.
+//! A record: a key, a value and a checksum over both, which every read verifies.
 
 use sha2::{Digest as _, Sha256};
 
-/// The longest key, in bytes: a peer's name, a cluster's and a host's, and what kind of record it is. One fits into a
-/// page of the index.
+/// The longest key, in bytes: the kind of record and the names of a peer, a cluster and a host. A key fits into a page of
+/// the index.
 pub const LONGEST_KEY: usize = 900;
 /// The largest value, in bytes.
 pub const LARGEST_VALUE: usize = 512 << 10;
 pub(crate) const CHECKSUM: usize = 16;
-/// Characters of a key that a log, a page or an error shows.
+/// The most characters of a key that a log, a page or an error shows.
 const SHOWN: usize = 120;
 
 pub(crate) fn checksum(key: &str, value: &[u8]) -> [u8; CHECKSUM] {
@@ -20,18 +20,18 @@ pub(crate) fn checksum(key: &str, value: &[u8]) -> [u8; CHECKSUM] {
     digest.first_chunk().copied().unwrap_or_default()
 }
 
-/// A record as it was read, if it is the one that was written.
+/// A record as read, if its checksum is right.
 pub(crate) fn checked(key: &[u8], value: &[u8], sum: &[u8]) -> Option<(String, Vec<u8>)> {
     let key = str::from_utf8(key).ok().filter(|key| fits(key, value))?;
     (checksum(key, value) == sum).then(|| (key.to_owned(), value.to_vec()))
 }
 
-/// Whether a record may have this key and value.
+/// Whether key and value are within their limits.
 pub(crate) fn fits(key: &str, value: &[u8]) -> bool {
     (1..=LONGEST_KEY).contains(&key.len()) && value.len() <= LARGEST_VALUE
 }
 
-/// A key as it may be shown, whoever chose or damaged it.
+/// A key that is safe to print, whoever chose or damaged it.
 pub(crate) fn shown(key: &[u8]) -> String {
     let plain = String::from_utf8_lossy(key);
     let short: String = plain.chars().take(SHOWN).flat_map(char::escape_default).collect();
@@ -55,12 +55,12 @@ mod tests {
             let (value, sum) = rest.split_at(value.len());
             assert_eq!(checked(key, value, sum), None, "bit {bit}");
         }
-        // What moves from the key to the value is another record.
+        // A byte that moves from the key to the value makes another record.
         assert_ne!(checksum("ab", b"c"), checksum("a", b"bc"));
     }
 
     #[test]
-    fn shown_key_is_plain_and_short() {
+    fn printed_key_is_plain_and_short() {
         assert_eq!(shown(b"a\x1b[2J\xff"), r"a\u{1b}[2J\u{fffd}");
         assert!(shown(&[b'x'; 100_000]).len() < 130);
     }

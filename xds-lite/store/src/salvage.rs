@@ -1,6 +1,6 @@
-//! What can still be read of a database file that SQLite does not accept any more: every page that has records is read
-//! by itself, whatever leads to it, and every record that has its checksum counts. Deleted content is overwritten by
-//! SQLite (`secure_delete`), so nothing that was removed comes back. Reading only.
+//! Salvages records from a database file that SQLite no longer accepts: every page with records is read by itself, and
+//! every record with a valid checksum counts. SQLite overwrites deleted content (`secure_delete`), so no removed record
+//! returns. The file is only read.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
@@ -9,27 +9,27 @@ use std::os::unix::fs::FileExt as _;
 
 use crate::record::{self, CHECKSUM, LARGEST_VALUE, LONGEST_KEY};
 
-/// Bytes of a page, of which none is reserved.
+/// The page size, with no reserved bytes.
 pub(crate) const PAGE: usize = 4096;
-/// More pages than this are no state: 2 GiB.
+/// The most pages read: 2 GiB.
 const MOST_PAGES: u64 = 1 << 19;
-/// Pages of which one record consists, at most.
+/// The most pages of one record.
 const MOST_LINKS: usize = (LARGEST_VALUE + LONGEST_KEY + CHECKSUM) / (PAGE - 4) + 2;
 
-/// What was found.
+/// The result of salvaging a file.
 #[derive(Debug, Default)]
 pub(crate) struct Salvaged {
-    /// Records that are as they were written.
+    /// The intact records.
     pub(crate) records: BTreeMap<String, Vec<u8>>,
-    /// Keys that the file names.
+    /// Keys found without an intact record.
     pub(crate) named: BTreeSet<String>,
 }
 
-/// Reads what can be read. What cannot is left out.
+/// Reads every readable record, and skips the others.
 pub(crate) fn salvage(file: &File) -> io::Result<Salvaged> {
     let pages = (file.metadata()?.len().div_ceil(PAGE as u64)).min(MOST_PAGES);
     let mut found = Salvaged::default();
-    // The first page has no records, only what tables there are.
+    // The first page has the schema, no records.
     for number in 1..pages {
         let Some(page) = page(file, number) else { continue };
         match page.first() {
@@ -41,7 +41,7 @@ pub(crate) fn salvage(file: &File) -> io::Result<Salvaged> {
     Ok(found)
 }
 
-/// One page; the last one of a file that was cut off is filled up with zeros.
+/// A page; the last one of a truncated file is padded with zeros.
 fn page(file: &File, number: u64) -> Option<Vec<u8>> {
     let mut page = vec![0; PAGE];
     let mut length = 0;
@@ -56,9 +56,9 @@ fn page(file: &File, number: u64) -> Option<Vec<u8>> {
     (length > 0).then_some(page)
 }
 
-/// Where the cells of a page begin.
+/// The cells of a page.
 fn cells(page: &[u8], header: usize) -> impl Iterator<Item = &[u8]> {
-    // However many the page says it has: each is looked at by itself.
+    // The count may be damaged: each cell is checked by itself.
     let pointers = page.get(header..).unwrap_or_default().chunks_exact(2);
     let count =
         page.get(3..5).map_or(0, |bytes| bytes.iter().fold(0, |sum, byte| sum << 8 | usize::from(*byte)));
@@ -68,7 +68,7 @@ fn cells(page: &[u8], header: usize) -> impl Iterator<Item = &[u8]> {
     places.filter_map(|place| page.get(place..))
 }
 
-/// Records of a leaf of the table.
+/// Reads the records of a leaf page of the table.
 fn rows(file: &File, page: &[u8], found: &mut Salvaged) {
     for cell in cells(page, 8) {
         let Some((key, value, sum)) = row(file, cell) else { continue };
@@ -79,7 +79,7 @@ fn rows(file: &File, page: &[u8], found: &mut Salvaged) {
     }
 }
 
-/// Keys of a page of the index.
+/// Reads the keys of a page of the index.
 fn keys(page: &[u8], is_inner: bool, named: &mut BTreeSet<String>) {
     for cell in cells(page, if is_inner { 12 } else { 8 }) {
         let key = || {
@@ -92,7 +92,7 @@ fn keys(page: &[u8], is_inner: bool, named: &mut BTreeSet<String>) {
     }
 }
 
-/// What a damaged page calls a key is one only if it looks like it.
+/// A key from a damaged page, if it looks like one.
 pub(crate) fn name(key: &[u8]) -> Option<String> {
     let key = str::from_utf8(key).ok()?;
     let is_key =
@@ -138,7 +138,7 @@ fn payload(file: &File, length: usize, rest: &[u8]) -> Option<Vec<u8>> {
     (bytes.len() == length).then_some(bytes)
 }
 
-/// The lengths of a row's columns, all of them texts or blobs but an index's last, and their bytes.
+/// The lengths of the columns of a row, and their bytes. All are texts or blobs, except the last one of an index.
 fn columns(payload: &[u8]) -> Option<(Vec<usize>, &[u8])> {
     let (header, rest) = varint(payload)?;
     let header = usize::try_from(header).ok()?;
@@ -156,7 +156,7 @@ fn columns(payload: &[u8]) -> Option<(Vec<usize>, &[u8])> {
     Some((lengths, body))
 }
 
-/// SQLite's integers: seven bits a byte, the highest first.
+/// Reads an integer of SQLite: seven bits a byte, highest first.
 fn varint(bytes: &[u8]) -> Option<(u64, &[u8])> {
     let mut value = 0;
     for (index, byte) in bytes.iter().enumerate().take(8) {
@@ -165,6 +165,6 @@ fn varint(bytes: &[u8]) -> Option<(u64, &[u8])> {
             return Some((value, bytes.get(index + 1..)?));
         }
     }
-    // A ninth byte has eight bits; nothing here is that large.
+    // A ninth byte would have eight bits; no value here is that large.
     None
 }

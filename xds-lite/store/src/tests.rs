@@ -1,5 +1,5 @@
-//! A store against damage of every kind at every file of it: what was not damaged is there, and what is not there was
-//! named.
+//! Tests of a store under damage of every kind to each of its files: undamaged records survive, and lost ones are
+//! reported.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -15,7 +15,7 @@ use super::*;
 const FILE: &str = "slices.db";
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// What a program has.
+/// The state of a program.
 #[derive(Debug, Default)]
 struct Has(Mutex<BTreeMap<String, Vec<u8>>>);
 
@@ -109,7 +109,7 @@ fn fill(folder: &Path, seed: &mut fastrand::Rng, count: usize) -> BTreeMap<Strin
 }
 
 #[test]
-fn store_has_after_a_restart_what_a_map_would_have() {
+fn store_restores_the_last_state_after_each_restart() {
     let dir = tempfile::tempdir().unwrap();
     let mut seed = fastrand::Rng::with_seed(1);
     let mut model = BTreeMap::new();
@@ -126,7 +126,7 @@ fn store_has_after_a_restart_what_a_map_would_have() {
     assert_eq!(Program::start(dir.path()).report().damaged_files, 0);
 }
 
-/// What is done to a file between two starts.
+/// Damages a file between two starts.
 fn damage(path: &Path, seed: &mut fastrand::Rng) -> &'static str {
     let length = fs::metadata(path).map_or(0, |facts| facts.len());
     let file = fs::OpenOptions::new().write(true).read(true).open(path).unwrap();
@@ -159,9 +159,9 @@ fn damage(path: &Path, seed: &mut fastrand::Rng) -> &'static str {
     }
 }
 
-/// Records whose bytes stand in a file in one piece are not damaged: whatever else was, they are there.
+/// Records whose bytes are in the file in one piece are undamaged, and must survive any other damage.
 #[test]
-fn damaged_store_loses_only_damaged_records_and_names_them() {
+fn damaged_store_loses_only_damaged_records_and_reports_them() {
     let mut seed = fastrand::Rng::with_seed(2);
     let (mut lost, mut kept) = (0, 0);
     for round in 0..150 {
@@ -194,7 +194,7 @@ fn damaged_store_loses_only_damaged_records_and_names_them() {
             after.keys().all(|key| before.contains_key(key)),
             "round {round}, {what}: something came back"
         );
-        // Who is cut off with his name is not counted.
+        // A record whose key is lost as well is not counted.
         let missing = before.len() - after.len();
         let named = usize::try_from(report.lost_records).unwrap();
         assert!(named <= missing, "round {round}, {what}: {missing} are gone, {report:?}");
@@ -222,7 +222,7 @@ fn put_in_place(path: &Path, kind: u32) {
 }
 
 #[test]
-fn store_with_something_else_in_place_of_a_file_starts_and_names_it() {
+fn store_starts_with_non_files_in_place_of_its_files_and_reports_them() {
     let mut seed = fastrand::Rng::with_seed(3);
     for suffix in ["", "-journal", "-wal", "-shm", ".new"] {
         for kind in 0..4 {
@@ -243,7 +243,7 @@ fn store_with_something_else_in_place_of_a_file_starts_and_names_it() {
 }
 
 #[test]
-fn store_without_its_directory_heals_when_it_is_back() {
+fn store_recovers_when_its_directory_returns() {
     let dir = tempfile::tempdir().unwrap();
     let mut seed = fastrand::Rng::with_seed(4);
     let (away, folder) = (dir.path().join("away"), dir.path().join("state"));
@@ -262,7 +262,7 @@ fn store_without_its_directory_heals_when_it_is_back() {
 }
 
 #[test]
-fn store_that_is_removed_or_replaced_under_a_program_is_written_anew() {
+fn store_removed_or_replaced_at_run_time_is_written_again() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join(FILE);
     let program = Program::start(dir.path());
@@ -285,7 +285,7 @@ fn store_that_is_removed_or_replaced_under_a_program_is_written_anew() {
 }
 
 #[test]
-fn store_of_another_process_is_left_alone() {
+fn store_locked_by_another_process_is_left_alone() {
     let dir = tempfile::tempdir().unwrap();
     let first = Program::start(dir.path());
     first.set("own/east/a", Some(b"1"));
@@ -298,7 +298,7 @@ fn store_of_another_process_is_left_alone() {
 }
 
 #[test]
-fn store_names_a_record_that_is_too_large() {
+fn store_reports_a_record_that_is_too_large() {
     let dir = tempfile::tempdir().unwrap();
     let program = Program::start(dir.path());
     program.set("own/east/a", Some(&vec![1; LARGEST_VALUE]));
@@ -308,7 +308,7 @@ fn store_names_a_record_that_is_too_large() {
     assert_eq!(Program::start(dir.path()).all().keys().collect::<Vec<_>>(), ["own/east/a"]);
 }
 
-/// As it was written before there was a store.
+/// A journal entry, as written by older versions.
 fn journal_entry(key: &str, value: Option<&[u8]>) -> Vec<u8> {
     use sha2::{Digest as _, Sha256};
     let bytes = value.unwrap_or_default();
@@ -336,7 +336,7 @@ fn adopts(dir: &Path, old: &Path) -> (BTreeMap<String, Vec<u8>>, Report) {
 }
 
 #[test]
-fn journal_of_before_is_taken_over_past_a_tear() {
+fn journal_of_older_versions_is_imported_past_a_tear() {
     let entries = [
         journal_entry("east/a", Some(b"1")),
         journal_entry("east/b", Some(b"2")),
@@ -354,7 +354,7 @@ fn journal_of_before_is_taken_over_past_a_tear() {
         let (all, report) = adopts(dir.path(), &old);
         let names: String = all.keys().map(|key| key.trim_start_matches("east/")).collect();
         assert_eq!((&*names, report.damaged_files > 0), (expected, is_damaged));
-        assert!(!old.exists(), "it is taken over once");
+        assert!(!old.exists(), "it is imported once");
         assert_eq!(adopts(dir.path(), &old).0, all);
     }
     for kind in 0..3 {

@@ -1,5 +1,5 @@
-//! The thread that writes a store: in batches, so that a program never waits for the disk. Where the disk does not do
-//! its part it is said once, and everything is written once the disk is back.
+//! The thread that writes a store, in batches, so that a program never waits for the disk. A failure of the disk is
+//! reported once, and everything is written when the disk works again.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -13,20 +13,20 @@ use crate::health::Health;
 use crate::persistence::{Record, Shared, Source};
 use crate::record;
 
-/// What failed is tried again after this, and later each time up to the longest.
+/// The first and the longest pause before a retry; it doubles each time.
 const SOONEST: Duration = Duration::from_millis(250);
 const LATEST: Duration = Duration::from_secs(5);
-/// Keys of one transaction.
+/// The most keys of one transaction.
 const BATCH_KEYS: usize = 512;
 
-/// The thread that writes.
+/// The writer thread of a store.
 #[derive(Debug)]
 pub(crate) struct Writer {
     shared: Arc<Shared>,
     folder: PathBuf,
     file: String,
     stage: Stage,
-    /// What stood there when the program began is known to it.
+    /// The program has received the records that were there when it started.
     was_read: bool,
     adopted: Vec<Old>,
 }
@@ -34,12 +34,12 @@ pub(crate) struct Writer {
 #[derive(Debug)]
 pub(crate) enum Stage {
     Closed,
-    /// What is there is not what was written; another file is to be put in its place.
+    /// The file is damaged and must be replaced.
     Damaged,
     Open(Database),
 }
 
-/// A file of before, which goes once all is written.
+/// A file of an older version, removed once everything is written.
 #[derive(Debug)]
 pub(crate) struct Old {
     pub(crate) path: PathBuf,
@@ -47,7 +47,7 @@ pub(crate) struct Old {
 }
 
 impl Writer {
-    /// Nothing is open yet.
+    /// Makes a writer without an open file.
     pub(crate) fn new(shared: Arc<Shared>, folder: &Path, file: &str) -> Writer {
         Writer {
             shared,
@@ -59,7 +59,7 @@ impl Writer {
         }
     }
 
-    /// Opens the file if that is possible, and gives what stands in it.
+    /// Opens the file if possible, and returns its records.
     pub(crate) fn begin(&mut self) -> Vec<Record> {
         let records = self.open().unwrap_or_else(|failure| {
             self.fail(&failure);
@@ -69,7 +69,7 @@ impl Writer {
         records
     }
 
-    /// A file that goes once everything is written.
+    /// Removes this file once everything is written.
     pub(crate) fn adopt(&mut self, old: Old) {
         self.adopted.push(old);
         self.shared.lock().whole = true;
@@ -96,7 +96,7 @@ impl Writer {
         }
     }
 
-    /// Waits for something to do; after a failure until it may be tried again. Says whether to go on.
+    /// Waits for changes, or after a failure for the time of the retry. Returns whether to continue.
     fn wait(&self, until: Option<Instant>) -> bool {
         let mut waiting = self.shared.lock();
         loop {
@@ -125,13 +125,13 @@ impl Writer {
         self.folder.join(&self.file)
     }
 
-    /// Opens the file, and gives what stands in it.
+    /// Opens the file and returns its records.
     fn open(&mut self) -> Result<Vec<Record>, Failure> {
         let folder = files::private_folder(&self.folder);
         self.folder = folder.map_err(|error| Failure::Unusable(error.to_string()))?;
         let (database, Loaded { records, damage, aside }) = Database::open(&self.path())?;
         for path in &aside {
-            let why = "something else than a file was in its place".to_owned();
+            let why = "its place was taken by something that is not a file".to_owned();
             self.shared.health.is_damaged(&Damage { why, lost: BTreeSet::new() }, 0);
             self.shared.health.is_aside(path);
         }
@@ -158,7 +158,7 @@ impl Writer {
         if let Stage::Open(database) = &self.stage
             && !database.is_in_place()
         {
-            let why = "the file was removed or replaced; writing it anew".to_owned();
+            let why = "the file was removed or replaced; writing it again".to_owned();
             self.shared.health.is_damaged(&Damage { why, lost: BTreeSet::new() }, 0);
             self.stage = Stage::Damaged;
         }
@@ -170,9 +170,9 @@ impl Writer {
         Ok(())
     }
 
-    /// Puts another file in the place of a damaged one, with everything that there is.
+    /// Replaces a damaged file by one with the whole state of the program.
     fn replace(&mut self, source: &dyn Source) -> Result<(), Failure> {
-        // What changes from here on is written later.
+        // Changes from here on are written later.
         self.shared.lock().take();
         let health = Arc::clone(&self.shared.health);
         let replaced =
@@ -191,7 +191,7 @@ impl Writer {
         }
     }
 
-    /// Writes what waits.
+    /// Writes the waiting changes.
     fn write(&mut self, source: &dyn Source) -> Result<(), Failure> {
         let Stage::Open(database) = &mut self.stage else { return Ok(()) };
         let (keys, whole) = self.shared.lock().take();
@@ -214,7 +214,7 @@ impl Writer {
         written
     }
 
-    /// What was taken over stands here now.
+    /// Removes imported files, whose records are now in the store.
     fn forget_adopted(&mut self) {
         for Old { path, is_damaged } in self.adopted.drain(..) {
             let gone = if is_damaged {
@@ -223,7 +223,7 @@ impl Writer {
                 fs::remove_file(&path)
             };
             if let Err(error) = gone {
-                tracing::warn!(file = %path.display(), %error, "cannot remove a state file that was taken over");
+                tracing::warn!(file = %path.display(), %error, "cannot remove an imported state file of an older version; remove it");
             }
         }
     }
@@ -244,7 +244,7 @@ impl Writer {
     }
 }
 
-/// Writes what the source has under these keys, in transactions of bounded size.
+/// Writes the current values of these keys, in transactions of bounded size.
 fn write_all(
     database: &mut Database,
     keys: Vec<String>,

@@ -1,4 +1,4 @@
-//! How much of what each kind of client may have, unless the agent's file says otherwise. Not who has how much.
+//! The default limits of each kind of client; `limits` in agent.yaml overrides them.
 
 use std::fmt;
 
@@ -7,24 +7,24 @@ use serde::Serialize;
 const KIB: u64 = 1 << 10;
 const MIB: u64 = 1 << 20;
 
-/// What somebody is to the agent.
+/// The kind of a client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
 pub enum Kind {
-    /// One of the cluster's gateways.
+    /// A gateway of this cluster.
     Gateway,
     /// A peer.
     Peer,
-    /// Somebody who renews a certificate here, and is served nothing else.
+    /// A workload that renews its certificate here and is served nothing else.
     Workload,
-    /// Somebody who is not served.
+    /// A trusted identity that is not served.
     Stranger,
 }
 
 impl Kind {
-    /// Every one.
+    /// All kinds.
     pub const ALL: [Kind; 4] = [Kind::Gateway, Kind::Peer, Kind::Workload, Kind::Stranger];
 
-    /// As logs and metrics have it.
+    /// The name in logs and metrics.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
@@ -45,23 +45,23 @@ impl Kind {
     }
 }
 
-/// What can be used up.
+/// A limited resource.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Resource {
     /// TLS connections.
     Connections,
-    /// Requests that are open, on all connections.
+    /// Open requests, on all connections.
     Streams,
-    /// What requests take that have not been dealt with: their bytes, and what their parts take once decoded.
+    /// Memory of requests not yet processed: their bytes, and the size of their parts once decoded.
     RequestBytes,
-    /// Names that are subscribed to, on all streams.
+    /// Subscribed names, on all streams.
     Names,
-    /// What these take: the bytes of each, and 64 more.
+    /// Memory of subscribed names: the bytes of each, plus 64.
     NameBytes,
 }
 
 impl Resource {
-    /// Every one.
+    /// All resources.
     pub const ALL: [Resource; 5] = [
         Resource::Connections,
         Resource::Streams,
@@ -70,7 +70,7 @@ impl Resource {
         Resource::NameBytes,
     ];
 
-    /// As status and metrics have it.
+    /// The name in status and metrics.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
@@ -95,7 +95,7 @@ impl fmt::Display for Resource {
     }
 }
 
-/// So much of each resource.
+/// An amount of each resource.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Amounts {
     /// [`Resource::Connections`].
@@ -111,7 +111,7 @@ pub struct Amounts {
 }
 
 impl Amounts {
-    /// How much of one.
+    /// The amount of a resource.
     #[must_use]
     pub fn get(&self, resource: Resource) -> u64 {
         match resource {
@@ -134,16 +134,16 @@ impl Amounts {
     }
 }
 
-/// What each client of a kind may have.
+/// The limits of each kind of client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
-    /// Each gateway.
+    /// Limits of each gateway.
     pub gateway: Amounts,
-    /// Each peer, all of its agents together.
+    /// Limits of each peer, for all of its agents together.
     pub peer: Amounts,
-    /// Each workload.
+    /// Limits of each workload.
     pub workload: Amounts,
-    /// Each stranger.
+    /// Limits of each stranger.
     pub stranger: Amounts,
 }
 
@@ -160,7 +160,7 @@ impl Limits {
 
 impl Default for Limits {
     /// A gateway with 100 000 services names them all in its first request: some 34 MiB by this count. A peer has one
-    /// connection for each of its agents, and names what it was shown: 16 MiB are 50 000 services.
+    /// connection for each of its agents, and names the slices it has: 16 MiB are 50 000 services.
     fn default() -> Limits {
         Limits {
             gateway: Amounts {
@@ -183,7 +183,7 @@ impl Default for Limits {
     }
 }
 
-/// What the requests of all of a kind may take together.
+/// The common limit on request memory of all clients of a kind.
 pub(super) fn request_bytes_of_all(kind: Kind) -> u64 {
     match kind {
         Kind::Gateway => 512 * MIB,
@@ -193,7 +193,7 @@ pub(super) fn request_bytes_of_all(kind: Kind) -> u64 {
     }
 }
 
-/// The largest message of a kind's requests.
+/// The largest request message of a kind of client.
 pub(crate) fn longest_message(kind: Kind) -> u64 {
     match kind {
         Kind::Gateway => 32 * MIB,
@@ -203,7 +203,7 @@ pub(crate) fn longest_message(kind: Kind) -> u64 {
     }
 }
 
-/// What somebody may send before it is read, on each stream and on the connection.
+/// The HTTP/2 flow-control window of each stream and of the connection.
 pub(crate) fn window(kind: Kind) -> u32 {
     match kind {
         Kind::Gateway => 1 << 20,

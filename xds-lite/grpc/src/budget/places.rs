@@ -1,22 +1,22 @@
-//! How many connections of whom the process's descriptors allow: admin and health pages, files and what the agent
-//! itself dials keep theirs, then gateways, then peers. Not who has how many.
+//! Divides the file descriptors of the process among connections: a reserve for admin and health pages, files and the
+//! agent's own connections, then gateways, then peers.
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use super::Kind;
 
-/// For everything but those who come to the xDS port: 64 admin clients, 128 of the join port, files, the registry,
-/// what is dialled and probed.
+/// Descriptors for everything but clients of the xDS port: 64 admin clients, 128 on the join port, files, the registry,
+/// outgoing connections and probes.
 const RESERVED: u64 = 320;
-/// Where there are this many descriptors, everybody has as many places as there are at most.
+/// With this many descriptors every class has its maximum.
 const AMPLE: u64 = 8_192;
 
-/// Connections at once, by whom.
+/// The most concurrent connections of each class of client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Places {
-    /// Who has not proven who it is.
+    /// Clients before the end of their handshake.
     pub unproven: usize,
-    /// Who presents a token.
+    /// Clients that present a token.
     pub guests: usize,
     gateways: u64,
     peers: u64,
@@ -25,7 +25,7 @@ pub struct Places {
 }
 
 impl Places {
-    /// What a limit of descriptors allows.
+    /// The division of a descriptor limit.
     #[must_use]
     pub fn of_descriptors(limit: u64) -> Places {
         let usable = limit.saturating_sub(RESERVED).clamp(64, AMPLE);
@@ -67,7 +67,7 @@ pub fn raise_descriptor_limit() -> u64 {
     let limit = getrlimit(Resource::Nofile);
     let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
     if let Err(error) = setrlimit(Resource::Nofile, raised) {
-        tracing::warn!(%error, "the descriptor limit stays at its soft value");
+        tracing::warn!(%error, "cannot raise the descriptor limit; keeping the soft limit");
         return limit.current.unwrap_or(u64::MAX);
     }
     limit.maximum.unwrap_or(u64::MAX)

@@ -1,4 +1,4 @@
-//! Whose use counts where, what is refused, and what is given back.
+//! Tests of budgets: accounting, refusal, and return of what was taken.
 
 use super::*;
 

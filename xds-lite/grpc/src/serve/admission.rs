@@ -1,5 +1,5 @@
-//! What becomes of a request of somebody who has proven who it is: it is counted against its sender's budget and
-//! passed on, or refused with the reason. Who is not served gets the reason alone. Not how connections come.
+//! Admits requests of authenticated clients: a request is charged to the budget of its sender and passed on, or refused
+//! with the reason. A client that is not served gets the reason only.
 
 use std::convert::Infallible;
 use std::pin::pin;
@@ -29,25 +29,25 @@ use isthmus_proto::measure::{DELTA_REQUEST, PLAIN, Rules, SOTW_REQUEST};
 
 const KEEPALIVE: Duration = Duration::from_secs(20);
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
-/// Of one connection at once: a peer has one stream a kind of discovery, and short calls.
+/// Concurrent streams of one connection: a peer has one stream for each kind of discovery, and short calls.
 const STREAMS: u64 = 32;
-/// Requests other than those of discovery.
+/// The largest message of requests other than discovery.
 const SHORT: u64 = 64 << 10;
-/// From the end of a stranger's handshake to the end of its connection.
+/// Longest connection of a stranger, after its handshake.
 const REFUSAL: Duration = Duration::from_secs(5);
-/// What a stranger may send of a request: nothing of it is read.
+/// Flow-control window of a stranger, whose requests are not read.
 const UNKNOWN_WINDOW: u32 = 1 << 10;
 const UNKNOWN_HEADERS: u32 = 4 << 10;
 
-/// Who is served here, and whose budget that counts against.
+/// Maps an identity to the principal it is charged to; none for an identity that is not served.
 pub type PrincipalOf = Arc<dyn Fn(&SpiffeId) -> Option<Principal> + Send + Sync>;
 
-/// Who may come in, and what each may take.
+/// Who is served, and with which budget.
 pub struct Admission {
     knows: PrincipalOf,
     pub(super) budgets: Arc<Budgets>,
     pub(super) issuing: Option<IssuingService>,
-    told: LogLimiter,
+    log_limiter: LogLimiter,
 }
 
 impl std::fmt::Debug for Admission {
@@ -57,13 +57,13 @@ impl std::fmt::Debug for Admission {
 }
 
 impl Admission {
-    /// For those who are known alone.
+    /// Serves known identities, with default budgets and without issuing.
     #[must_use]
     pub fn new(knows: PrincipalOf) -> Admission {
-        Admission { knows, budgets: Arc::default(), issuing: None, told: LogLimiter::default() }
+        Admission { knows, budgets: Arc::default(), issuing: None, log_limiter: LogLimiter::default() }
     }
 
-    /// The same with what everybody has, and those who come for a certificate, if there are any.
+    /// Sets the budgets, and issuing if configured.
     #[must_use]
     pub fn with(self, budgets: Arc<Budgets>, issuing: Option<IssuingService>) -> Admission {
         Admission { budgets, issuing, ..self }
@@ -79,17 +79,17 @@ impl Admission {
         self.budgets.account(principal)
     }
 
-    /// Says to a stranger why it is not served, once, and hangs up.
+    /// Answers the first request of a stranger with the reason why it is not served, and closes the connection.
     pub(super) async fn refuse(&self, stream: TlsStream<TcpStream>, id: &SpiffeId) {
         let why = format!(
             "{id} is neither one of this cluster's gateways nor the agent of a peer; list it under `gateways:` or `peers:` of this agent"
         );
-        if self.told.allows(1) {
-            tracing::warn!(peer = %id, "refused: it is neither a listed gateway nor the agent of a peer");
+        if self.log_limiter.allows(1) {
+            tracing::warn!(peer = %id, "refusing a client: it is neither a listed gateway nor the agent of a peer");
         }
-        let told = Notify::new();
+        let answered = Notify::new();
         let service = service_fn(|_unread: Request<Incoming>| {
-            told.notify_one();
+            answered.notify_one();
             let answer = Status::permission_denied(&*why).into_http::<Body>();
             async { Ok::<_, Infallible>(answer) }
         });
@@ -102,18 +102,18 @@ impl Admission {
         let refusal = async {
             tokio::select! {
                 ended = &mut connection => return ended,
-                () = told.notified() => {}
+                () = answered.notified() => {}
             }
             connection.as_mut().graceful_shutdown();
             connection.await
         };
         if let Ok(Err(error)) = timeout(REFUSAL, refusal).await {
-            tracing::debug!(peer = %id, %error, "a stranger's connection ended");
+            tracing::debug!(peer = %id, %error, "connection of a stranger ended with an error");
         }
     }
 }
 
-/// How much somebody may send before it is read.
+/// The HTTP/2 settings of a connection.
 pub(super) fn connection(account: &Account) -> http2::Builder<TokioExecutor> {
     let (kind, limits) = (account.principal().kind(), account.limits());
     let mut http = http2::Builder::new(TokioExecutor::new());
@@ -126,7 +126,7 @@ pub(super) fn connection(account: &Account) -> http2::Builder<TokioExecutor> {
     http
 }
 
-/// Answers a request, if its sender's budget allows for it.
+/// Answers a request if the budget of its sender allows it.
 pub(super) async fn answer(
     routes: Routes,
     request: Request<Incoming>,
@@ -138,7 +138,7 @@ pub(super) async fn answer(
         Err(status) => return Ok(status.into_http()),
     };
     let response = routes.oneshot(request).await?;
-    // What was answered and not fetched yet counts, too.
+    // A response that the client has not yet read counts as well.
     let counted = move |frame| {
         let _stream = &stream;
         frame

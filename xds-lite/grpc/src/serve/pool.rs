@@ -1,5 +1,5 @@
-//! Places for those who are nobody yet: who waits does not keep others out, the one that came first goes. Who has
-//! proven something meanwhile stays.
+//! A bounded pool of unauthenticated connections. A full pool aborts its oldest connection for a new one, so that idle
+//! clients cannot lock others out; connections that have proven something stay.
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -7,19 +7,19 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::task::AbortHandle;
 
-/// So many tasks at once, and no more.
+/// A pool with a limit on concurrent tasks.
 #[derive(Debug)]
 pub(super) struct ConnectionPool {
     most: usize,
     inside: Mutex<VecDeque<(AbortHandle, Slot)>>,
 }
 
-/// One's place in a pool, which nobody else is given once it is kept.
+/// The place of a connection in a pool; once kept, it is not given to another.
 #[derive(Clone, Debug, Default)]
 pub struct Slot(Arc<AtomicBool>);
 
 impl Slot {
-    /// Whoever sits here has proven something, and is let finish.
+    /// Protects the connection, which has proven something, from eviction.
     pub fn keep(&self) {
         self.0.store(true, Ordering::Relaxed);
     }
@@ -34,8 +34,7 @@ impl ConnectionPool {
         ConnectionPool { most, inside: Mutex::default() }
     }
 
-    /// One more; where there is no place the one that has been there longest ends, of those whose slots are not
-    /// kept.
+    /// Adds a task. If the pool is full, aborts the oldest task whose slot is not kept.
     pub(super) fn enter(&self, task: AbortHandle, slot: Slot) {
         let mut inside = self.inside.lock().unwrap_or_else(PoisonError::into_inner);
         inside.retain(|(one, _)| !one.is_finished());
@@ -54,7 +53,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn who_came_first_goes_unless_its_seat_is_kept() {
+    async fn full_pool_evicts_the_oldest_task_without_a_kept_slot() {
         let pool = ConnectionPool::new(2);
         let tasks: Vec<_> = (0..4).map(|_| tokio::spawn(std::future::pending::<()>())).collect();
         let slots = [(); 4].map(|()| Slot::default());
