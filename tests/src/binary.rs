@@ -1,6 +1,5 @@
-//! Where our programs are: beside the running tests, or where `ISTHMUS_GATEWAY`, `ISTHMUS_BENCH`, `ISTHMUS_CERTS`
-//! and `ISTHMUS_AGENT` say.
-//! One that is not there is built; whoever changes a program builds it before testing.
+//! Finds the binaries under test: in the target directory of the running tests, or at `ISTHMUS_GATEWAY`,
+//! `ISTHMUS_BENCH`, `ISTHMUS_CERTS` and `ISTHMUS_AGENT`. A missing binary is built; an outdated one is not rebuilt.
 
 use std::env;
 use std::fs::{self, File};
@@ -8,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
 
-/// `target/<profile>` of the running test.
+/// The directory `target/<profile>` of the running test.
 #[must_use]
 pub fn profile_folder() -> PathBuf {
     let own = env::current_exe().unwrap();
@@ -16,28 +15,28 @@ pub fn profile_folder() -> PathBuf {
     own.parent().and_then(Path::parent).unwrap().to_owned()
 }
 
-/// The gateway's binary.
+/// The binary of the gateway.
 #[must_use]
 pub fn gateway() -> &'static Path {
     static FOUND: OnceLock<PathBuf> = OnceLock::new();
     FOUND.get_or_init(|| find("isthmus-gateway", "isthmus-gateway", "ISTHMUS_GATEWAY"))
 }
 
-/// The binary that measures.
+/// The binary of the benchmark.
 #[must_use]
 pub fn bench() -> &'static Path {
     static FOUND: OnceLock<PathBuf> = OnceLock::new();
     FOUND.get_or_init(|| find("isthmus-bench", "isthmus-bench", "ISTHMUS_BENCH"))
 }
 
-/// The certificates' command line.
+/// The binary of `isthmus-certs`.
 #[must_use]
 pub fn certs() -> &'static Path {
     static FOUND: OnceLock<PathBuf> = OnceLock::new();
     FOUND.get_or_init(|| find("isthmus-certs", "isthmus-certs", "ISTHMUS_CERTS"))
 }
 
-/// The agent's binary.
+/// The binary of the agent.
 #[must_use]
 pub fn agent() -> &'static Path {
     static FOUND: OnceLock<PathBuf> = OnceLock::new();
@@ -70,11 +69,11 @@ fn build(path: &Path, package: &str, name: &str) {
         .args(["build", "--quiet", "-p", package, "--bin", name, "--profile", profile])
         .current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/.."))
         .status()
-        .expect("cargo builds our programs");
+        .expect("cargo runs");
     assert!(built.success() && path.exists(), "{name} could not be built at {}", path.display());
 }
 
-/// A copy that users without access to the source tree can run.
+/// Copies the gateway's binary, for users without access to the source tree.
 pub(crate) fn copy_to(folder: &Path) -> PathBuf {
     let copy = folder.join("isthmus-gateway");
     fs::copy(gateway(), &copy).unwrap();

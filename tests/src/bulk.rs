@@ -1,4 +1,4 @@
-//! Many bytes that look random, and their SHA-256.
+//! Sends and receives large amounts of pseudo-random bytes and hashes them with SHA-256.
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::thread;
@@ -7,7 +7,7 @@ use sha2::{Digest, Sha256};
 
 const BLOCK: usize = 256 * 1024;
 
-/// Random bytes.
+/// Pseudo-random bytes.
 #[must_use]
 pub fn random(size: usize) -> Vec<u8> {
     let mut bytes = vec![0; size];
@@ -15,7 +15,7 @@ pub fn random(size: usize) -> Vec<u8> {
     bytes
 }
 
-/// Sends so many bytes; tells their hash.
+/// Sends this many bytes; returns their hash.
 pub fn send(to: &mut impl Write, size: u64) -> io::Result<[u8; 32]> {
     let mut hash = Sha256::new();
     let mut block = random(8 * BLOCK);
@@ -24,7 +24,7 @@ pub fn send(to: &mut impl Write, size: u64) -> io::Result<[u8; 32]> {
     while left > 0 {
         let start = (number as usize % 8) * BLOCK;
         let part = &mut block[start..start + BLOCK.min(usize::try_from(left).unwrap_or(BLOCK))];
-        // No two parts are alike, so that one that is lost, repeated or moved shows.
+        // All parts differ, so that a lost, repeated or moved part changes the hash.
         if let Some(head) = part.first_chunk_mut() {
             *head = number.to_le_bytes();
         }
@@ -36,7 +36,7 @@ pub fn send(to: &mut impl Write, size: u64) -> io::Result<[u8; 32]> {
     Ok(hash.finalize().into())
 }
 
-/// Receives so many bytes; tells their hash.
+/// Receives this many bytes; returns their hash.
 pub fn receive(from: &mut impl Read, size: u64) -> io::Result<[u8; 32]> {
     let mut hash = Sha256::new();
     let mut block = vec![0; BLOCK];
@@ -53,7 +53,7 @@ pub fn receive(from: &mut impl Read, size: u64) -> io::Result<[u8; 32]> {
     Ok(hash.finalize().into())
 }
 
-/// Sends and receives so many bytes at once; tells the hash of what it sent and of what it received.
+/// Sends and receives this many bytes concurrently; returns the hashes of the sent and of the received bytes.
 #[track_caller]
 pub fn exchange<S: Read + Send, W: Write + Send>(from: &mut S, to: &mut W, size: u64) -> [[u8; 32]; 2] {
     thread::scope(|scope| {

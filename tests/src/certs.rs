@@ -1,6 +1,5 @@
-//! Authorities as an operator makes them, with the built `isthmus-certs` in a directory of the test's own,
-//! and rustls at one end of a connection that takes its trust from those files.
-//! Not a way round the command line: what is not made by it is made by a peer's own program.
+//! Creates authorities with the `isthmus-certs` binary in a temporary directory, and rustls clients and servers that
+//! trust their files. Everything is made by the command line or by a peer's own program, never by the library.
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -26,17 +25,17 @@ use crate::wait::DEADLINE;
 
 /// The certificate and key of east's intermediate.
 pub const EAST: [&str; 2] = ["east/clusters/east/ca-cert.pem", "east/clusters/east/ca-key.pem"];
-/// Those of west's.
+/// The certificate and key of west's intermediate.
 pub const WEST: [&str; 2] = ["west/clusters/west/ca-cert.pem", "west/clusters/west/ca-key.pem"];
 
-/// Where several authorities stand side by side, each in a directory of its own.
+/// Several authorities, each in its own subdirectory.
 #[derive(Debug)]
 pub struct Sites(TempDir);
 
-/// How a program ended and what it said.
+/// The exit code and the output of a program.
 #[derive(Debug)]
 pub struct Ran {
-    /// Its exit code; nothing if a signal ended it.
+    /// Its exit code; `None` if a signal ended it.
     pub code: Option<i32>,
     /// Its standard output.
     pub out: String,
@@ -55,7 +54,7 @@ impl Ran {
         ran
     }
 
-    /// Standard output, if it ended well.
+    /// Standard output; panics unless the exit code is 0.
     #[track_caller]
     #[must_use]
     pub fn done(self) -> String {
@@ -63,7 +62,7 @@ impl Ran {
         self.out
     }
 
-    /// Standard error, if it ended with 1.
+    /// Standard error; panics unless the exit code is 1.
     #[track_caller]
     #[must_use]
     pub fn refused(self) -> String {
@@ -79,15 +78,15 @@ impl Default for Sites {
 }
 
 impl Sites {
-    /// None yet.
+    /// Creates the directory, without authorities.
     #[must_use]
     pub fn new() -> Sites {
         Sites(tempfile::Builder::new().prefix("isthmus-sites-").tempdir().unwrap())
     }
 
-    /// `east` and `west`, each with the leaf `direct` signed by its root, a cluster, and the leaf `below`
-    /// signed by the cluster's intermediate; each believes the other. Leaves are called `web.example`,
-    /// and have the identity `/ns/test/sa/NAME` of their domain.
+    /// `east` and `west`, each with the leaf `direct` signed by its root, a cluster, and the leaf `below` signed by
+    /// the cluster's intermediate; each trusts the other. Leaves have the DNS name `web.example` and the identity
+    /// `/ns/test/sa/NAME` of their domain.
     #[must_use]
     pub fn federated() -> Sites {
         let sites = Sites::new();
@@ -101,7 +100,7 @@ impl Sites {
         sites
     }
 
-    /// One of them, which believes only itself.
+    /// Creates one of these authorities, which trusts only itself.
     pub fn found(&self, site: &str) {
         self.done(site, &format!("init --trust-domain {site}.example"));
         self.leaf(site, "direct");
@@ -109,39 +108,39 @@ impl Sites {
         self.leaf(site, "below");
     }
 
-    /// Issues a leaf.
+    /// Issues a leaf certificate.
     pub fn leaf(&self, site: &str, name: &str) {
         let names = "--dns web.example --ip 127.0.0.1";
         self.done(site, &format!("issue --spiffe {} --name {name} {names}", id(site, name)));
     }
 
-    /// The directory of all.
+    /// The directory of all authorities.
     #[must_use]
     pub fn folder(&self) -> &Path {
         self.0.path()
     }
 
-    /// A file, named from there.
+    /// The path of a file, relative to that directory.
     #[must_use]
     pub fn path(&self, name: &str) -> PathBuf {
         self.folder().join(name)
     }
 
-    /// What a file says.
+    /// Reads a file.
     #[must_use]
     #[track_caller]
     pub fn read(&self, name: &str) -> String {
         fs::read_to_string(self.path(name)).unwrap_or_else(|error| panic!("{name}: {error}"))
     }
 
-    /// Makes or replaces a file.
+    /// Creates or replaces a file.
     #[track_caller]
     pub fn write(&self, name: &str, text: impl AsRef<[u8]>) {
         fs::write(self.path(name), text).unwrap_or_else(|error| panic!("{name}: {error}"));
     }
 
-    /// `isthmus-certs` for the authority in the directory `site`, or for none if that is empty. Words are
-    /// separated by spaces, and files are named from [`Sites::folder`].
+    /// Builds an `isthmus-certs` command for the authority in the directory `site`, or for none if it is empty.
+    /// Arguments are separated by spaces, and paths are relative to [`Sites::folder`].
     #[must_use]
     pub fn command(&self, site: &str, words: &str) -> Command {
         let mut command = Command::new(binary::certs());
@@ -153,38 +152,39 @@ impl Sites {
         command
     }
 
-    /// Runs it to its end.
+    /// Runs `isthmus-certs` to its end.
     #[must_use]
     pub fn run(&self, site: &str, words: &str) -> Ran {
         Ran::of(self.command(site, words).output().unwrap())
     }
 
-    /// What it says to people, if it does what it is told.
+    /// Runs a command that must succeed; returns its text output.
     #[track_caller]
     pub fn done(&self, site: &str, words: &str) -> String {
         self.run(site, words).done()
     }
 
-    /// What it says to machines, if it does what it is told.
+    /// Runs a command that must succeed; returns its JSON output.
     #[track_caller]
     pub fn json(&self, site: &str, words: &str) -> Value {
         let said = self.run(site, &format!("{words} --json")).done();
         serde_json::from_str(&said).unwrap_or_else(|error| panic!("{words}: {error}\n{said}"))
     }
 
-    /// Why it does not do what it is told. People and machines are told the same.
+    /// Runs a command that must fail; returns its error, which is the same as text and as JSON.
     #[track_caller]
     #[must_use]
     pub fn refused(&self, site: &str, words: &str) -> String {
         let why = self.run(site, words).refused();
         let json = self.run(site, &format!("{words} --json")).refused();
         let json: Value = serde_json::from_str(&json).unwrap_or_else(|error| panic!("{error}: {json}"));
-        let text = why.trim_end().strip_prefix("isthmus-certs: ").expect("it says who speaks");
+        let text =
+            why.trim_end().strip_prefix("isthmus-certs: ").expect("errors start with the program's name");
         assert_eq!(json["error"], text, "{words}");
         text.to_owned()
     }
 
-    /// Another program, in the same directory.
+    /// Builds a command of another program in the same directory.
     #[must_use]
     pub fn other(&self, program: &str, words: &str) -> Command {
         let mut command = Command::new(program);
@@ -192,14 +192,14 @@ impl Sites {
         command
     }
 
-    /// `openssl` to its end.
+    /// Runs `openssl` to its end.
     #[must_use]
     pub fn openssl(&self, words: &str) -> Ran {
         Ran::of(self.other("openssl", words).stdin(Stdio::null()).output().unwrap())
     }
 
-    /// A leaf made by OpenSSL: a new P-256 key in `NAME.key`, and in `NAME.crt` what `extensions` say,
-    /// signed by this certificate and key.
+    /// Creates a leaf with OpenSSL: a new P-256 key in `NAME.key`, and in `NAME.crt` a certificate with these
+    /// extensions, signed by this certificate and key.
     pub fn forge(&self, name: &str, [certificate, key]: [&str; 2], extensions: &str) {
         self.write(&format!("{name}.ext"), extensions);
         let request = "req -new -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -subj /";
@@ -208,7 +208,7 @@ impl Sites {
         let _made = self.openssl(&format!("{sign} -extfile {name}.ext -out {name}.crt")).done();
     }
 
-    /// Where a leaf of an authority and what it trusts stand.
+    /// The certificate, key and bundle files of a leaf.
     #[must_use]
     pub fn trust_files(&self, site: &str, leaf: &str) -> TrustFiles {
         let site = self.path(site);
@@ -220,21 +220,21 @@ impl Sites {
         }
     }
 
-    /// A leaf of an authority, and what it trusts.
+    /// The identity and the bundles of a leaf.
     #[must_use]
     #[track_caller]
     pub fn trust(&self, site: &str, leaf: &str) -> Trust {
         Trust::load(&self.trust_files(site, leaf)).unwrap()
     }
 
-    /// A client that shows a leaf and expects an identity.
+    /// A client with this leaf that expects an identity.
     #[must_use]
     #[track_caller]
     pub fn client(&self, site: &str, leaf: &str, expected: &str) -> Arc<ClientConfig> {
         Client::new(self.trust(site, leaf), only(expected), &[]).unwrap().config()
     }
 
-    /// A server that shows a leaf and lets in one identity, on loopback.
+    /// A server on loopback with this leaf that accepts one client identity.
     #[must_use]
     #[track_caller]
     pub fn serve(&self, site: &str, leaf: &str, allowed: &str) -> Serving {
@@ -242,7 +242,7 @@ impl Sites {
     }
 }
 
-/// What an `x509` extension file says for a leaf as ours are, with this identity.
+/// The `x509` extension file of a leaf like ours, with this identity.
 #[must_use]
 pub fn like_ours(id: &str) -> String {
     format!(
@@ -258,29 +258,29 @@ pub fn id(site: &str, name: &str) -> String {
     format!("spiffe://{site}.example/ns/test/sa/{name}")
 }
 
-/// Nobody else.
+/// A peer with exactly this identity.
 #[must_use]
 pub fn only(id: &str) -> Peer {
     Peer::Ids(vec![SpiffeId::parse(id).unwrap()])
 }
 
-/// What a connection to a [`Serving`] came to.
+/// The result of a connection to a [`Serving`].
 #[derive(Debug)]
 pub struct Served {
-    /// Who the client proved to be, and the line that it sent; or why there was neither.
+    /// The client's identity and the line that it sent, or the error.
     pub result: Result<(String, String), String>,
 }
 
-/// A server of ours that answers the first line of each connection by the same line backwards.
+/// A rustls server that answers the first line of each connection with the line reversed.
 #[derive(Debug)]
 pub struct Serving {
-    /// Where it is.
+    /// Its address.
     pub address: SocketAddr,
     served: Receiver<Served>,
 }
 
 impl Serving {
-    /// With a configuration.
+    /// Starts a server with this configuration.
     #[must_use]
     pub fn new(config: Arc<ServerConfig>) -> Serving {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -298,7 +298,7 @@ impl Serving {
         Serving { address, served }
     }
 
-    /// What the next connection came to.
+    /// Waits for the result of the next connection.
     #[track_caller]
     pub fn next(&self) -> Result<(String, String), String> {
         self.served.recv_timeout(DEADLINE).expect("a connection ends").result
@@ -313,19 +313,19 @@ fn answer(connection: ServerConnection, stream: TcpStream) -> io::Result<(String
     tls.write_all(backwards(&line).as_bytes())?;
     tls.conn.send_close_notify();
     tls.flush()?;
-    // The client's end, so that nothing of the answer is lost in a reset.
+    // Waits for the client's close, so that a reset does not lose the answer.
     let _end = tls.read(&mut [0; 64]);
     Ok((id.to_string(), line))
 }
 
-/// What failed a connection; where this side refused the peer, the words of its verification.
+/// The error of a connection; the verification error if this side refused the peer.
 #[must_use]
 pub fn why(error: &io::Error) -> String {
     let tls = error.get_ref().and_then(|error| error.downcast_ref::<rustls::Error>());
     tls.and_then(VerifyError::of).map_or_else(|| error.to_string(), ToString::to_string)
 }
 
-/// The line turned round, its end at its end, as `openssl s_server -rev` answers.
+/// The line reversed, with its newline at the end, as `openssl s_server -rev` answers.
 #[must_use]
 pub fn backwards(line: &str) -> String {
     line.trim_end().chars().rev().chain(['\n']).collect()
@@ -341,7 +341,7 @@ fn read_line(from: &mut impl Read) -> io::Result<String> {
     String::from_utf8(line).map_err(io::Error::other)
 }
 
-/// Sends a line over TLS and takes one; says who answered.
+/// Sends a line over TLS and reads one; also returns the server's identity.
 pub fn ask(
     config: &Arc<ClientConfig>,
     to: SocketAddr,
@@ -359,7 +359,7 @@ pub fn ask(
     Ok((id.to_string(), answer))
 }
 
-/// Envoy, where `ISTHMUS_ENVOY` says, where `tests/run` installs it, or on the path.
+/// Finds Envoy: at `ISTHMUS_ENVOY`, where `tests/run` installs it, or in PATH.
 #[must_use]
 pub fn envoy() -> Option<PathBuf> {
     let installed = concat!(env!("CARGO_MANIFEST_DIR"), "/../target/peers/bin/envoy");
@@ -377,7 +377,7 @@ pub fn serial(sites: &Sites, file: &str) -> String {
     sites.json("", &format!("inspect {file}"))["chain"][0]["serial"].as_str().unwrap().to_owned()
 }
 
-/// Everything below a directory but `.lock`: modes, and what files hold and links lead to.
+/// The modes, file contents and link targets of everything below a directory except `.lock`.
 #[must_use]
 pub fn snapshot(folder: &Path) -> BTreeMap<PathBuf, (u32, Vec<u8>)> {
     let mut found = BTreeMap::new();
@@ -397,7 +397,7 @@ pub fn snapshot(folder: &Path) -> BTreeMap<PathBuf, (u32, Vec<u8>)> {
     found
 }
 
-/// Judges a chain in both forms; says the reason.
+/// Verifies, as text and as JSON, that a chain is refused with this reason.
 #[track_caller]
 pub fn wrong(sites: &Sites, chain: &str, words: &str, reason: &str) {
     let words = format!("verify {chain} --bundles east/bundles {words}");
@@ -411,5 +411,5 @@ pub fn wrong(sites: &Sites, chain: &str, words: &str, reason: &str) {
     assert!(sentence.starts_with(&format!("{chain}: ")), "{sentence}");
     let says_how =
         ["; ", " must ", "a SPIFFE ID starts with", " needs "].iter().any(|how| sentence.contains(how));
-    assert!(says_how, "it has a remedy: {sentence}");
+    assert!(says_how, "no remedy: {sentence}");
 }

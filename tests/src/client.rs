@@ -1,4 +1,4 @@
-//! Clients that work in bytes: they connect, send, and tell exactly how the connection ended.
+//! Byte-level clients: they connect, send, and report exactly how the connection ended.
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpStream};
@@ -11,15 +11,15 @@ use crate::wait::DEADLINE;
 /// How a stream ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum End {
-    /// In order.
+    /// By a FIN.
     Fin,
     /// By a reset.
     Reset,
-    /// Not within the deadline.
+    /// Still open at the deadline.
     Open,
 }
 
-/// A fatal alert as one record.
+/// A fatal alert in one record.
 #[must_use]
 pub fn alert(code: u8) -> Vec<u8> {
     vec![21, 3, 3, 0, 2, 2, code]
@@ -51,7 +51,7 @@ pub fn dial_from(source: IpAddr, address: SocketAddr) -> TcpStream {
 #[track_caller]
 pub fn send(address: SocketAddr, bytes: &[u8]) -> TcpStream {
     let mut stream = dial(address);
-    // A gateway that has refused already may have closed.
+    // The gateway may have refused and closed already.
     let _sent = stream.write_all(bytes);
     stream
 }
@@ -72,7 +72,7 @@ pub fn rest(stream: &mut TcpStream) -> (Vec<u8>, End) {
     (bytes, end)
 }
 
-/// Reads to the end, for at most so long.
+/// Reads to the end, for at most `limit`.
 pub fn rest_within(stream: &mut TcpStream, limit: Duration) -> (Vec<u8>, End) {
     stream.set_read_timeout(Some(limit)).unwrap();
     let answer = rest(stream);
@@ -80,7 +80,7 @@ pub fn rest_within(stream: &mut TcpStream, limit: Duration) -> (Vec<u8>, End) {
     answer
 }
 
-/// What an error says of the stream.
+/// How the stream ended, according to an error.
 #[must_use]
 pub fn end_of(error: &io::Error) -> End {
     match error.kind() {
@@ -90,21 +90,20 @@ pub fn end_of(error: &io::Error) -> End {
     }
 }
 
-/// Ends a connection by a reset.
+/// Closes a connection with a reset.
 pub fn reset(stream: TcpStream) {
     SockRef::from(&stream).set_linger(Some(Duration::ZERO)).unwrap();
     drop(stream);
 }
 
-/// What an endpoint or a client can tell of itself without sending: bytes that the peer has not acknowledged
-/// are not counted as received.
+/// Reads exactly `size` bytes.
 pub fn read_exactly(stream: &mut TcpStream, size: usize) -> Vec<u8> {
     let mut bytes = vec![0; size];
     stream.read_exact(&mut bytes).unwrap_or_else(|error| panic!("wanted {size} bytes: {error}"));
     bytes
 }
 
-/// Sends `ping`, expects it back.
+/// Sends a text and expects it back.
 #[track_caller]
 pub fn echo(stream: &mut TcpStream, text: &[u8]) {
     stream.write_all(text).unwrap();

@@ -1,5 +1,5 @@
-//! A cluster as a world has it: an authority of its own, a registry in files, an agent, and gateways that follow
-//! it. Several make a federation: each has the other's bundle, and names it among its peers.
+//! Runs a cluster: an authority, a registry in files, an agent, and gateways that follow it. Several form a
+//! federation, in which each has the others' bundles and lists them as peers.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -28,13 +28,13 @@ use crate::wait::until_some;
 pub struct Cluster {
     name: String,
     folder: TempDir,
-    /// Sections of the agent's file, by key.
+    /// Sections of the agent's configuration file, by key.
     sections: BTreeMap<String, String>,
     agent: Option<Agent>,
-    /// Of the agent that runs or ran last.
+    /// Addresses of the current or last agent.
     addresses: BTreeMap<String, SocketAddr>,
     namespace: Option<String>,
-    /// Where other clusters reach it, in a namespace of its own.
+    /// Address for other clusters, if the cluster has its own namespace.
     ip: Option<IpAddr>,
 }
 
@@ -45,13 +45,13 @@ struct Agent {
 }
 
 impl Cluster {
-    /// An authority, an empty registry and two gateways' identities; nothing runs yet.
+    /// Creates an authority, an empty registry and the identities of two gateways; starts nothing.
     #[must_use]
     pub fn new(name: &str) -> Cluster {
         Cluster::with(name, OVERLAP, Duration::from_secs(3600))
     }
 
-    /// The same with leaves that live so long, and root roll-overs that wait so long each time.
+    /// The same with this lifetime of leaves and this overlap of root roll-overs.
     #[must_use]
     pub fn with(name: &str, overlap: Duration, lifetime: Duration) -> Cluster {
         let folder = TempDir::new().unwrap();
@@ -94,14 +94,14 @@ impl Cluster {
         cluster
     }
 
-    /// The same in a network namespace.
+    /// Places the cluster in a network namespace.
     #[must_use]
     pub fn inside(mut self, namespace: &str) -> Cluster {
         self.namespace = Some(namespace.to_owned());
         self
     }
 
-    /// The same on an address that it has for itself: everything is at the port that is the default.
+    /// Gives the cluster its own address, with all default ports.
     #[must_use]
     pub fn at(mut self, ip: IpAddr) -> Cluster {
         self.ip = Some(ip);
@@ -110,48 +110,48 @@ impl Cluster {
         self
     }
 
-    /// The network namespace that it is in.
+    /// The cluster's network namespace.
     #[must_use]
     pub fn namespace(&self) -> Option<&str> {
         self.namespace.as_deref()
     }
 
-    /// Where it stands: an address of its own, or loopback.
+    /// The cluster's own address, or loopback.
     #[must_use]
     pub fn ip(&self) -> IpAddr {
         self.ip.unwrap_or(Ipv4Addr::LOCALHOST.into())
     }
 
-    /// The agent as the kernel sees it.
+    /// The agent's process.
     #[must_use]
     #[track_caller]
     pub fn process(&self) -> Process {
         Process(self.agent.as_ref().expect("the agent runs").child.id())
     }
 
-    /// Its name.
+    /// The cluster's name.
     #[must_use]
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// A file or folder of it.
+    /// The path of a file or directory of the cluster.
     #[must_use]
     pub fn path(&self, name: &str) -> PathBuf {
         self.folder.path().join(name)
     }
 
-    /// A section of the agent's file, for its next start.
+    /// Sets a section of the agent's configuration for the next start.
     pub fn set(&mut self, key: &str, value: &str) {
         self.sections.insert(key.to_owned(), value.to_owned());
     }
 
-    /// No such section from the next start on.
+    /// Removes a section of the agent's configuration for the next start.
     pub fn unset(&mut self, key: &str) {
         self.sections.remove(key);
     }
 
-    /// The files of an identity, as a `trust:` section has them.
+    /// The files of an identity, in the form of a `trust:` section.
     #[must_use]
     pub fn trust(&self, leaf: &str) -> String {
         let pki = self.path("pki").display().to_string();
@@ -160,13 +160,13 @@ impl Cluster {
         )
     }
 
-    /// Believes another cluster's authority.
+    /// Trusts another cluster's authority.
     pub fn believe(&self, other: &Cluster) {
         let bundle = format!("pki/bundles/{}.example.json", other.name);
         fs::copy(other.path(&bundle), self.path(&bundle)).unwrap();
     }
 
-    /// Another cluster's agent, as an item of `peers:`.
+    /// This cluster's agent, as an item of `peers:`.
     #[must_use]
     pub fn as_peer(&self) -> String {
         let (name, address) = (&self.name, self.agent_address());
@@ -175,14 +175,14 @@ impl Cluster {
         )
     }
 
-    /// Where the agent serves.
+    /// The agent's xDS address.
     #[must_use]
     #[track_caller]
     pub fn agent_address(&self) -> SocketAddr {
         self.addresses["xds"]
     }
 
-    /// The agent's file.
+    /// Writes the agent's configuration file and returns its path.
     #[must_use]
     pub fn file(&self) -> PathBuf {
         let mut text: String = self.sections.iter().map(|(key, value)| format!("{key}: {value}\n")).collect();
@@ -198,7 +198,7 @@ impl Cluster {
         path
     }
 
-    /// Starts the agent, where it was before if it ran before.
+    /// Starts the agent, on its previous addresses if it ran before.
     #[track_caller]
     pub fn start(&mut self) {
         let mut command = self.program();
@@ -218,13 +218,13 @@ impl Cluster {
                 break;
             }
         }
-        assert!(child.try_wait().unwrap().is_none(), "the agent ended: {:#?}", lines.lock().unwrap());
+        assert!(child.try_wait().unwrap().is_none(), "the agent exited: {:#?}", lines.lock().unwrap());
         let kept = Arc::clone(&lines);
         thread::spawn(move || said.for_each(|line| kept.lock().unwrap().push(line)));
         self.agent = Some(Agent { child, lines });
     }
 
-    /// The agent's program, where the cluster is; it ends with the test.
+    /// Builds a command of the agent's binary in the cluster's namespace; the process ends with the test.
     fn program(&self) -> Command {
         let mut command = Command::new("setpriv");
         command.arg("--pdeathsig=KILL");
@@ -243,7 +243,7 @@ impl Cluster {
         }
     }
 
-    /// What the agent has said since it started.
+    /// The agent's log lines since its start.
     #[must_use]
     pub fn said(&self) -> Vec<String> {
         let lines = self.agent.as_ref().map(|agent| Arc::clone(&agent.lines)).unwrap_or_default();
@@ -251,20 +251,20 @@ impl Cluster {
         lines.clone()
     }
 
-    /// A page of the agent.
+    /// Gets a JSON page of the agent.
     #[must_use]
     pub fn ask(&self, path: &str) -> Value {
         let body = http::ask_in(self.namespace(), self.addresses["admin"], "GET", path).body;
         serde_json::from_str(&body).unwrap_or_else(|error| panic!("{error}: {body}"))
     }
 
-    /// What the agent exports to Prometheus, as text.
+    /// Gets the agent's Prometheus metrics as text.
     #[must_use]
     pub fn metrics(&self) -> String {
         http::ask_in(self.namespace(), self.addresses["admin"], "GET", "/metrics").body
     }
 
-    /// Runs the agent's program with its file: what it prints, or what it says is wrong.
+    /// Runs a command of the agent's binary with its configuration; returns its output or its error.
     pub fn command(&self, words: &[&str]) -> Result<String, String> {
         let (first, rest) = words.split_at(words.len().min(if words[0] == "token" { 2 } else { 1 }));
         let mut command = self.program();
@@ -273,7 +273,7 @@ impl Cluster {
         if output.status.success() { Ok(text(output.stdout)) } else { Err(text(output.stderr)) }
     }
 
-    /// `isthmus-certs` on the cluster's authority.
+    /// Builds an `isthmus-certs` command for the cluster's authority.
     #[must_use]
     pub fn certs(&self, words: &[&str]) -> Command {
         let mut command = Command::new("setpriv");
@@ -282,39 +282,39 @@ impl Cluster {
         command
     }
 
-    /// Where the agent serves something.
+    /// One of the agent's addresses.
     #[must_use]
     #[track_caller]
     pub fn address(&self, what: &str) -> SocketAddr {
         self.addresses[what]
     }
 
-    /// Replaces a file of the registry, as an editor does.
+    /// Replaces a registry file by rename, as editors do.
     pub fn register(&self, name: &str, text: &str) {
         let folder = self.path("registry");
         fs::write(folder.join(".new"), text).unwrap();
         fs::rename(folder.join(".new"), folder.join(name)).unwrap();
     }
 
-    /// Takes a file out of the registry.
+    /// Removes a registry file.
     pub fn forget(&self, name: &str) {
         fs::remove_file(self.path("registry").join(name)).unwrap();
     }
 
-    /// A gateway of the cluster: `east-west` for others, `outbound` for local clients.
+    /// Starts a gateway with the listeners `east-west` for other clusters and `outbound` for local clients.
     #[must_use]
     #[track_caller]
     pub fn gateway(&self, leaf: &str) -> Gateway {
         self.setup(leaf).start()
     }
 
-    /// The same before it starts.
+    /// The setup of such a gateway.
     #[must_use]
     pub fn setup(&self, leaf: &str) -> Setup {
         self.setup_on(leaf, self.ip)
     }
 
-    /// The same with another address of the cluster for others to come to.
+    /// The same with another east-west address.
     #[must_use]
     pub fn setup_on(&self, leaf: &str, ip: Option<IpAddr>) -> Setup {
         let east_west = ip.map_or_else(|| "ADDRESS".to_owned(), |ip| SocketAddr::new(ip, 15_443).to_string());
@@ -330,7 +330,7 @@ impl Cluster {
         }
     }
 
-    /// Where something of it lies.
+    /// The cluster's directory.
     #[must_use]
     pub fn folder(&self) -> &Path {
         self.folder.path()
@@ -346,21 +346,21 @@ impl Drop for Cluster {
     }
 }
 
-/// Where a gateway waits for other clusters.
+/// The address of a gateway's east-west listener.
 #[must_use]
 #[track_caller]
 pub fn east_west(gateway: &Gateway) -> SocketAddr {
     gateway.at("listener east-west")
 }
 
-/// Where a gateway waits for local clients.
+/// The address of a gateway's outbound listener.
 #[must_use]
 #[track_caller]
 pub fn outbound(gateway: &Gateway) -> SocketAddr {
     gateway.at("listener outbound")
 }
 
-/// Waits until the status of an agent shows something.
+/// Waits until `find` finds something in an agent's status.
 #[track_caller]
 pub fn until_status<T>(cluster: &Cluster, what: &str, find: impl Fn(&Value) -> Option<T>) -> T {
     until_some(what, || find(&cluster.ask("/status")))

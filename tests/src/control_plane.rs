@@ -1,5 +1,5 @@
-//! A foreign control plane that runs: `tests/peers/control_plane.py`, which speaks xDS with Envoy's own messages
-//! over gRPC's own library. It does what a test says, and tells what it sees.
+//! Runs a third-party control plane: `tests/peers/control_plane.py` speaks xDS with Envoy's own messages over gRPC's
+//! own library. It executes a test's commands and reports events.
 
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::net::SocketAddr;
@@ -23,8 +23,7 @@ pub struct ControlPlane {
     address: SocketAddr,
 }
 
-/// A Python that has what the script needs: where `ISTHMUS_XDS_PYTHON` says, where `tests/run` installs it, or on
-/// the path.
+/// Finds a Python with the script's packages: at `ISTHMUS_XDS_PYTHON`, where `tests/run` installs it, or in PATH.
 #[must_use]
 pub fn python() -> Option<PathBuf> {
     let installed = concat!(env!("CARGO_MANIFEST_DIR"), "/../target/peers-xds/bin/python");
@@ -37,15 +36,15 @@ pub fn python() -> Option<PathBuf> {
 }
 
 impl ControlPlane {
-    /// Starts one with the identity in a leaf's folder (`tls.crt`, `tls.key`, `ca.crt`), that knows this from the
-    /// beginning. Port 0 is any.
+    /// Starts a control plane with the identity in a leaf's directory (`tls.crt`, `tls.key`, `ca.crt`) and these first
+    /// resources. Port 0 selects a free port.
     #[must_use]
     #[track_caller]
     pub fn start(python: &Path, address: SocketAddr, leaf: &Path, first: &Value) -> ControlPlane {
         ControlPlane::start_with(python, address, leaf, first, &[])
     }
 
-    /// The same, told more on its command line.
+    /// The same with more command-line arguments.
     #[must_use]
     #[track_caller]
     pub fn start_with(
@@ -64,7 +63,7 @@ impl ControlPlane {
             .args(["--key".into(), leaf.join("tls.key")])
             .args(["--roots".into(), leaf.join("ca.crt")])
             .args(more)
-            // What it refuses is told as an event.
+            // Refusals are reported as events.
             .env("GRPC_VERBOSITY", "NONE")
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -81,26 +80,26 @@ impl ControlPlane {
         let mut plane = ControlPlane { child, input, events, address };
         plane.tell(first);
         let port = until_some("the control plane listens", || {
-            assert!(plane.child.try_wait().unwrap().is_none(), "the control plane ended");
+            assert!(plane.child.try_wait().unwrap().is_none(), "the control plane exited");
             plane.find("listening", |_| true)?["port"].as_u64()
         });
         plane.address.set_port(u16::try_from(port).unwrap());
         plane
     }
 
-    /// Where it listens.
+    /// Its address.
     #[must_use]
     pub fn address(&self) -> SocketAddr {
         self.address
     }
 
-    /// Gives it a command.
+    /// Sends it a command.
     pub fn tell(&mut self, command: &Value) {
         writeln!(self.input, "{command}").unwrap();
         self.input.flush().unwrap();
     }
 
-    /// Everything of a kind that it has seen so far.
+    /// All events of a kind so far.
     #[must_use]
     pub fn seen(&self, event: &str) -> Vec<Value> {
         let events = self.events.lock().unwrap();
@@ -111,14 +110,14 @@ impl ControlPlane {
         self.seen(event).into_iter().find(|one| wanted(one))
     }
 
-    /// Waits until it has seen something.
+    /// Waits for a matching event.
     #[must_use]
     #[track_caller]
     pub fn wait(&self, event: &str, wanted: impl Fn(&Value) -> bool) -> Value {
         until_some(&format!("the control plane sees a {event}"), || self.find(event, &wanted))
     }
 
-    /// Waits for a refusal of resources of a type, and returns what it says.
+    /// Waits for a NACK of a type and returns its message.
     #[must_use]
     #[track_caller]
     pub fn refusal(&self, kind: &str) -> String {
@@ -144,7 +143,7 @@ impl Drop for ControlPlane {
             let events = self.events.lock().unwrap();
             let tail: Vec<String> =
                 events[events.len().saturating_sub(20)..].iter().map(Value::to_string).collect();
-            eprintln!("the control plane said:\n{}", tail.join("\n"));
+            eprintln!("last output of the control plane:\n{}", tail.join("\n"));
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Endpoints whose every move a test decides: they accept when told, or run a script for each connection.
+//! Endpoints under control of a test: they accept on request, or run a script for each connection.
 
 use std::io::{self, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -13,7 +13,7 @@ use crate::client::prepare;
 use crate::hello::read_hello;
 use crate::wait::DEADLINE;
 
-/// An endpoint that accepts when the test says so.
+/// An endpoint that accepts on request.
 #[derive(Debug)]
 pub struct Endpoint(TcpListener);
 
@@ -24,13 +24,13 @@ impl Default for Endpoint {
 }
 
 impl Endpoint {
-    /// On a free port of loopback.
+    /// Listens on a free port of loopback.
     #[must_use]
     pub fn new() -> Endpoint {
         Endpoint::at("127.0.0.1:0".parse().unwrap())
     }
 
-    /// On this address.
+    /// Listens on this address.
     #[must_use]
     pub fn at(address: SocketAddr) -> Endpoint {
         let socket = Socket::new(Domain::for_address(address), Type::STREAM, None).unwrap();
@@ -46,13 +46,13 @@ impl Endpoint {
         self.0.local_addr().unwrap()
     }
 
-    /// The next connection, as it is.
+    /// Accepts the next connection without reading from it.
     #[track_caller]
     pub fn accept(&self) -> TcpStream {
         self.accept_within(DEADLINE).expect("the gateway connects to the endpoint")
     }
 
-    /// The next connection, its hello read.
+    /// Accepts the next connection and reads its hello.
     #[track_caller]
     pub fn take(&self) -> (TcpStream, Vec<u8>) {
         let mut stream = self.accept();
@@ -60,7 +60,7 @@ impl Endpoint {
         (stream, hello)
     }
 
-    /// A connection that waits already.
+    /// Accepts a pending connection, if there is one.
     #[must_use]
     pub fn waiting(&self) -> Option<TcpStream> {
         self.0.set_nonblocking(true).unwrap();
@@ -72,7 +72,7 @@ impl Endpoint {
         Some(stream)
     }
 
-    /// Whether nobody has connected.
+    /// Whether there has been no connection.
     #[must_use]
     pub fn is_untouched(&self) -> bool {
         self.waiting().is_none()
@@ -86,7 +86,7 @@ impl Endpoint {
     }
 }
 
-/// An endpoint that treats every connection alike, each on a thread of its own.
+/// An endpoint that runs a script for each connection, each on its own thread.
 #[derive(Debug)]
 pub struct Scripted {
     address: SocketAddr,
@@ -102,7 +102,7 @@ struct State {
 }
 
 impl Scripted {
-    /// Runs `script` with each connection and the hello that came on it.
+    /// Runs `script` with each connection and its hello.
     #[must_use]
     pub fn new(script: impl Fn(TcpStream, Vec<u8>) + Send + Sync + 'static) -> Scripted {
         Scripted::raw(Endpoint::new(), move |mut stream, state| {
@@ -113,7 +113,7 @@ impl Scripted {
         })
     }
 
-    /// Runs `script` with each connection, nothing read.
+    /// Runs `script` with each connection before any read.
     #[must_use]
     pub fn unread(script: impl Fn(TcpStream) + Send + Sync + 'static) -> Scripted {
         Scripted::unread_at(Endpoint::new(), script)
@@ -125,7 +125,7 @@ impl Scripted {
         Scripted::raw(endpoint, move |stream, _| script(stream))
     }
 
-    /// Answers the hello with `greeting`, then echoes until the client's end.
+    /// Answers the hello with `greeting`, then echoes until the client closes.
     #[must_use]
     pub fn echo(greeting: &'static [u8]) -> Scripted {
         Scripted::echo_at(Endpoint::new(), greeting)
@@ -158,7 +158,7 @@ impl Scripted {
         let state = Arc::new(State::default());
         let script = Arc::new(script);
         let own = Arc::clone(&state);
-        // Its address may be in a namespace where nobody can wake it from here: so it looks up by itself.
+        // Polls: a thread in another namespace cannot be woken by a connection from here.
         SockRef::from(&endpoint.0).set_read_timeout(Some(Duration::from_millis(200))).unwrap();
         let thread = thread::spawn(move || {
             while !own.stop.load(SeqCst) {
@@ -178,13 +178,13 @@ impl Scripted {
         self.address
     }
 
-    /// How many connections it accepted.
+    /// Number of accepted connections.
     #[must_use]
     pub fn accepted(&self) -> usize {
         self.state.accepted.load(SeqCst)
     }
 
-    /// The hellos it read.
+    /// All hellos read so far.
     #[must_use]
     pub fn hellos(&self) -> Vec<Vec<u8>> {
         self.state.hellos.lock().unwrap().clone()
@@ -200,13 +200,13 @@ impl Drop for Scripted {
     }
 }
 
-/// An address where nobody listens.
+/// An address without a listener.
 #[must_use]
 pub fn closed() -> SocketAddr {
     Endpoint::new().address()
 }
 
-/// An address that answers no connection attempt, while this lives: its queue is full.
+/// An address that answers no connection attempts, as its accept queue is full, until dropped.
 #[derive(Debug)]
 pub struct BlackHole {
     listener: Socket,
@@ -220,7 +220,7 @@ impl Default for BlackHole {
 }
 
 impl BlackHole {
-    /// A full queue.
+    /// Creates a listener with a full queue.
     #[must_use]
     pub fn new() -> BlackHole {
         let listener = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();

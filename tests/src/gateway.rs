@@ -1,4 +1,4 @@
-//! A gateway that runs: where it listens, what it says, and that it ends with the test.
+//! Runs a gateway: its addresses, output and metrics. The process ends with the test.
 
 use std::collections::BTreeMap;
 use std::fs::{self, Permissions};
@@ -34,7 +34,7 @@ pub struct Gateway {
     _beside: Beside,
 }
 
-/// Runs the gateway's binary to its end, as from a shell.
+/// Runs the gateway's binary to its end, as a shell does.
 #[must_use]
 pub fn run_to_end(arguments: &[&str]) -> Output {
     Command::new(crate::binary::gateway()).args(arguments).output().unwrap()
@@ -79,7 +79,7 @@ impl Gateway {
         until_some("the gateway is ready", || {
             let lines = errors.lock().unwrap().clone();
             if let Some(status) = self.child.try_wait().unwrap() {
-                panic!("the gateway ended ({status}):\n{}\nits file:\n{yaml}", lines.join("\n"));
+                panic!("the gateway exited ({status}):\n{}\nits file:\n{yaml}", lines.join("\n"));
             }
             lines.iter().any(|line| line == "ready").then(|| {
                 lines
@@ -91,32 +91,32 @@ impl Gateway {
         })
     }
 
-    /// What it announced, by name: `listener east-west`, `admin`, `metrics`, `health`.
+    /// The announced addresses by name: `listener east-west`, `admin`, `metrics`, `health`.
     #[must_use]
     pub fn addresses(&self) -> &BTreeMap<String, SocketAddr> {
         &self.addresses
     }
 
-    /// Where its east-west listener is.
+    /// The address of its east-west listener.
     #[must_use]
     pub fn address(&self) -> SocketAddr {
         self.at("listener east-west")
     }
 
-    /// Where something is.
+    /// One of its addresses.
     #[must_use]
     #[track_caller]
     pub fn at(&self, name: &str) -> SocketAddr {
         *self.addresses.get(name).unwrap_or_else(|| panic!("no {name} in {:?}", self.addresses))
     }
 
-    /// Its file.
+    /// Its configuration file.
     #[must_use]
     pub fn file(&self) -> PathBuf {
         self.folder.path().join("gateway.yaml")
     }
 
-    /// What the kernel says of it.
+    /// Its process.
     #[must_use]
     pub fn process(&self) -> Process {
         Process(self.child.id())
@@ -134,7 +134,7 @@ impl Gateway {
         self.errors.lock().unwrap().clone()
     }
 
-    /// Its metrics now.
+    /// Gets its metrics.
     #[must_use]
     #[track_caller]
     pub fn metrics(&self) -> Metrics {
@@ -143,20 +143,20 @@ impl Gateway {
         Metrics::parse(&answer.body)
     }
 
-    /// Asks its admin.
+    /// Sends a request to its admin address.
     #[must_use]
     #[track_caller]
     pub fn admin(&self, method: &str, path: &str) -> Answer {
         http::ask_in(self.namespace(), self.at("admin"), method, path)
     }
 
-    /// Whether it says that it is ready.
+    /// Whether it reports ready.
     #[must_use]
     pub fn is_ready(&self) -> bool {
         http::ask_in(self.namespace(), self.at("health"), "GET", "/healthz/ready").status == 200
     }
 
-    /// The namespace that it runs in, if it is not this one.
+    /// Its network namespace, unless it is the test's.
     #[must_use]
     pub fn namespace(&self) -> Option<&str> {
         self.namespace.as_deref()
@@ -167,20 +167,20 @@ impl Gateway {
         kill_process(Pid::from_raw(self.child.id().cast_signed()).unwrap(), signal).unwrap();
     }
 
-    /// Whether it still runs.
+    /// Whether it is running.
     pub fn runs(&mut self) -> bool {
         self.ended = self.ended.or_else(|| self.child.try_wait().unwrap());
         self.ended.is_none()
     }
 
-    /// Waits until it has ended by itself.
+    /// Waits until it exits by itself.
     #[track_caller]
     pub fn wait_end(&mut self) -> ExitStatus {
-        until("the gateway ends", || !self.runs());
+        until("the gateway exits", || !self.runs());
         self.ended.unwrap()
     }
 
-    /// Kills it at once, as the kernel does when memory is short.
+    /// Kills it with SIGKILL, as the OOM killer does.
     pub fn kill(&mut self) {
         if self.runs() {
             self.child.kill().unwrap();
@@ -196,7 +196,10 @@ impl Drop for Gateway {
         if thread::panicking() {
             let errors = self.errors();
             let tail = errors[errors.len().saturating_sub(30)..].join("\n");
-            eprintln!("the gateway {}; it said:\n{tail}", if alive { "ran" } else { "had ended" });
+            eprintln!(
+                "the gateway {}; last output:\n{tail}",
+                if alive { "was running" } else { "had exited" }
+            );
         }
     }
 }

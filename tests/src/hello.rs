@@ -1,4 +1,4 @@
-//! ClientHellos: real ones, of rustls, and ones built byte by byte to be wrong in one place.
+//! ClientHellos: real ones by rustls, and hand-built ones with one defect.
 
 use std::io::Read;
 use std::sync::Arc;
@@ -14,7 +14,7 @@ pub fn hello(sni: &str) -> Vec<u8> {
     hello_of(Some(sni), &[], &[&version::TLS13, &version::TLS12])
 }
 
-/// The first flight of a rustls client; without a name it sends none.
+/// The first flight of a rustls client; without a name it has no SNI.
 #[must_use]
 pub fn hello_of(sni: Option<&str>, alpn: &[&str], versions: &[&'static SupportedProtocolVersion]) -> Vec<u8> {
     let mut config = ClientConfig::builder_with_provider(Arc::new(default_provider()))
@@ -31,7 +31,7 @@ pub fn hello_of(sni: Option<&str>, alpn: &[&str], versions: &[&'static Supported
     flight
 }
 
-/// A hello in the making.
+/// A builder of hellos.
 #[derive(Clone, Debug)]
 pub struct Hello {
     /// `legacy_version`.
@@ -78,21 +78,21 @@ impl Hello {
         }
     }
 
-    /// One more extension.
+    /// Adds an extension.
     #[must_use]
     pub fn and(mut self, extension: (u16, Vec<u8>)) -> Hello {
         self.extensions.push(extension);
         self
     }
 
-    /// Without the extensions of this type.
+    /// Removes the extensions of this type.
     #[must_use]
     pub fn without(mut self, kind: u16) -> Hello {
         self.extensions.retain(|(own, _)| *own != kind);
         self
     }
 
-    /// Made to be a handshake message of this size, by a padding extension.
+    /// Pads the handshake message to this size with a padding extension.
     #[must_use]
     pub fn padded_to(self, size: usize) -> Hello {
         let padding = size - self.message().len() - 4;
@@ -120,26 +120,26 @@ impl Hello {
         message
     }
 
-    /// In records of at most this much each.
+    /// Encodes in records of at most this size.
     #[must_use]
     pub fn records(&self, most: usize) -> Vec<u8> {
         records(&self.message(), most)
     }
 
-    /// In as few records as the protocol allows.
+    /// Encodes in as few records as possible.
     #[must_use]
     pub fn bytes(&self) -> Vec<u8> {
         self.records(16_384)
     }
 }
 
-/// A handshake message in records of at most `most` bytes each.
+/// Splits a handshake message into records of at most `most` bytes.
 #[must_use]
 pub fn records(message: &[u8], most: usize) -> Vec<u8> {
     message.chunks(most).flat_map(|part| [vec![22, 3, 1], sized(part)].concat()).collect()
 }
 
-/// Reads one whole hello, in however many records, and not a byte more.
+/// Reads exactly one hello, in any number of records.
 pub fn read_hello(stream: &mut impl Read) -> std::io::Result<Vec<u8>> {
     let mut raw = Vec::new();
     let mut message = Vec::new();

@@ -1,4 +1,4 @@
-//! The smallest HTTP client that can ask a gateway: one request, one connection.
+//! A minimal HTTP client: one request per connection.
 
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -6,7 +6,7 @@ use std::net::{SocketAddr, TcpStream};
 use crate::netns;
 use crate::wait::DEADLINE;
 
-/// An answer.
+/// A response.
 #[derive(Debug)]
 pub struct Answer {
     /// Its status code.
@@ -27,13 +27,13 @@ impl Answer {
     }
 }
 
-/// Asks `address` with the `Host` it would have.
+/// Sends a request with `address` as its `Host`.
 #[track_caller]
 pub fn ask(address: SocketAddr, method: &str, path: &str) -> Answer {
     ask_as(address, &address.to_string(), method, path).unwrap_or_else(|e| panic!("{method} {path}: {e}"))
 }
 
-/// The same inside a network namespace, if there is one to enter.
+/// The same inside a network namespace, if one is given.
 #[track_caller]
 pub fn ask_in(namespace: Option<&str>, address: SocketAddr, method: &str, path: &str) -> Answer {
     let (method, path) = (method.to_owned(), path.to_owned());
@@ -47,7 +47,7 @@ fn within(namespace: Option<&str>, run: impl FnOnce() -> Answer + Send + 'static
     }
 }
 
-/// Asks with a `Host` of one's own.
+/// Sends a request with this `Host`.
 pub fn ask_as(address: SocketAddr, host: &str, method: &str, path: &str) -> io::Result<Answer> {
     exchange(address, host, &format!("{method} {path}"), "")
 }

@@ -1,6 +1,6 @@
-//! The harness of the worlds: it starts the built gateway as a process of its own and speaks to it over
-//! real sockets, as an operator, a client and an endpoint would. It knows the documentation, not the code.
-//! Not for tests of single modules, which stand beside them.
+//! The harness of the end-to-end tests: starts the built programs as processes and talks to them over real sockets,
+//! as operators, clients and endpoints do. It relies on the documentation, not on the code. Tests of single modules
+//! are beside the modules.
 
 #![allow(
     clippy::unwrap_used,
@@ -32,7 +32,7 @@ pub mod wait;
 pub mod workload;
 pub mod world;
 
-/// Says why a test does not run here; where peers are demanded (`ISTHMUS_REQUIRE_PEERS=1`) it fails instead.
+/// Skips a test with a printed reason; with `ISTHMUS_REQUIRE_PEERS=1` the test fails instead.
 #[macro_export]
 macro_rules! skip {
     ($($why:tt)+) => {{
@@ -43,13 +43,13 @@ macro_rules! skip {
     }};
 }
 
-/// Prints what a test measured.
+/// Prints a measured figure.
 #[macro_export]
 macro_rules! figure {
     ($($what:tt)+) => { println!("FIGURE: {}", format!($($what)+)) };
 }
 
-/// Whether this process may do what only root may.
+/// Whether this process runs as root.
 #[must_use]
 pub fn is_root() -> bool {
     rustix::process::geteuid().is_root()

@@ -1,5 +1,5 @@
-//! Tests that measure run alone, across threads and processes; the others run beside each other.
-//! A lock on a file in the target directory, so that it works under every test runner.
+//! Lets measuring tests run alone, across threads and processes, and other tests concurrently. It locks a file in the
+//! target directory, so that it works under every test runner.
 
 use std::cell::Cell;
 use std::fs::{self, File};
@@ -10,13 +10,13 @@ thread_local! {
     static ALONE: Cell<bool> = const { Cell::new(false) };
 }
 
-/// Held by a test that must run alone.
+/// The exclusive lock of a test that must run alone.
 #[derive(Debug)]
 pub struct Alone {
     _lock: File,
 }
 
-/// Held by every other gateway.
+/// The shared lock of every other gateway.
 #[derive(Debug)]
 pub struct Beside {
     _lock: Option<File>,
@@ -28,7 +28,7 @@ fn file() -> File {
     File::create(folder.join("lock")).unwrap()
 }
 
-/// Waits until no other test's gateway runs, and keeps it so.
+/// Waits until no other test's gateway runs, and prevents new ones until dropped.
 #[must_use]
 pub fn alone() -> Alone {
     let lock = file();

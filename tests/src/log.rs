@@ -1,4 +1,4 @@
-//! The access log as its reader sees it.
+//! Reads the access log.
 
 use std::io::{BufRead, BufReader, Read};
 use std::net::SocketAddr;
@@ -9,12 +9,12 @@ use serde_json::Value;
 
 use crate::wait::until_some;
 
-/// One line.
+/// One line of the access log.
 #[derive(Clone, Debug)]
 pub struct Line(pub Value);
 
 impl Line {
-    /// Why the connection ended.
+    /// The reason for the connection's end.
     #[must_use]
     pub fn reason(&self) -> &str {
         self.text("reason")
@@ -39,7 +39,7 @@ impl Line {
     }
 }
 
-/// What the gateway wrote to its standard output so far.
+/// The gateway's standard output so far.
 #[derive(Clone, Debug, Default)]
 pub struct Log(Arc<Mutex<Lines>>);
 
@@ -71,7 +71,7 @@ impl Log {
         log
     }
 
-    /// Waits for a line.
+    /// Waits for a matching line.
     #[track_caller]
     pub fn wait(&self, what: &str, wanted: impl Fn(&Line) -> bool) -> Line {
         let mut seen = 0;
@@ -83,7 +83,7 @@ impl Log {
         })
     }
 
-    /// Waits for the line of a client, and takes it out, as its port may be used again.
+    /// Waits for the line of a client and removes it, as the client's port may be reused.
     #[track_caller]
     pub fn of(&self, peer: SocketAddr) -> Line {
         until_some(&format!("the access log has the line of {peer}"), || {
@@ -93,7 +93,7 @@ impl Log {
         })
     }
 
-    /// How many lines there are.
+    /// Number of matching lines.
     pub fn count(&self, wanted: impl Fn(&Line) -> bool) -> usize {
         self.0.lock().unwrap().parsed.iter().filter(|line| wanted(line)).count()
     }
@@ -110,7 +110,7 @@ impl Log {
         self.0.lock().unwrap().raw.clone()
     }
 
-    /// What is no JSON.
+    /// Lines that are not JSON.
     #[must_use]
     pub fn broken(&self) -> Vec<String> {
         self.0.lock().unwrap().broken.clone()

@@ -1,8 +1,8 @@
-//! Prometheus text, read.
+//! Parses Prometheus text.
 
 use std::collections::BTreeMap;
 
-/// One scrape: each series with its value.
+/// A scrape: all series with their values.
 #[derive(Debug)]
 pub struct Metrics(BTreeMap<String, f64>);
 
@@ -20,7 +20,7 @@ impl Metrics {
         )
     }
 
-    /// The sum of the series of a metric that carry all of these labels, written `name="value"`.
+    /// The sum of the series of a metric with all of these labels, each as `name="value"`.
     #[must_use]
     pub fn sum(&self, metric: &str, labels: &[&str]) -> f64 {
         self.0
@@ -31,7 +31,7 @@ impl Metrics {
             .sum()
     }
 
-    /// Whether there is any series of this metric.
+    /// Whether the metric has any series.
     #[must_use]
     pub fn has(&self, metric: &str) -> bool {
         self.0.keys().any(|series| series.split('{').next() == Some(metric))

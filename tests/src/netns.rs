@@ -1,5 +1,4 @@
-//! Network namespaces: two joined by a veth pair, or several by a bridge, and threads that enter one. Only with
-//! root.
+//! Network namespaces: two joined by a veth pair, or several by a bridge, and threads inside them. Requires root.
 
 use std::fs::File;
 use std::net::Ipv4Addr;
@@ -10,12 +9,12 @@ use std::thread;
 
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
-/// A namespace; it vanishes with this, and with it every link that ends in it.
+/// A namespace; dropping it removes it and all of its links.
 #[derive(Debug)]
 pub struct Namespace(String);
 
 impl Namespace {
-    /// Makes one that no other test has, or says why it cannot.
+    /// Creates a namespace with a unique name, or returns the error.
     pub fn new() -> Result<Namespace, String> {
         static MADE: AtomicUsize = AtomicUsize::new(0);
         let name = format!("isthmus-{}-{}", std::process::id(), MADE.fetch_add(1, Relaxed));
@@ -38,30 +37,30 @@ impl Drop for Namespace {
     }
 }
 
-/// Two namespaces; they vanish with this.
+/// Two namespaces joined by a veth pair, until dropped.
 #[derive(Debug)]
 pub struct Pair {
-    /// Where the gateway is: 10.77.0.1, and 10.77.0.3 to 10.77.0.5.
+    /// The gateway's namespace: 10.77.0.1, and 10.77.0.3 to 10.77.0.5.
     pub near: String,
-    /// Where the endpoint is: 10.77.0.2.
+    /// The endpoint's namespace: 10.77.0.2.
     pub far: String,
     _both: [Namespace; 2],
 }
 
-/// Namespaces that reach each other through a bridge; they vanish with this.
+/// Namespaces joined by a bridge, until dropped.
 #[derive(Debug)]
 pub struct Star {
     bridge: Namespace,
     legs: Vec<Namespace>,
 }
 
-/// The near end.
+/// Address of the near end.
 pub const NEAR: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 1);
-/// The far end.
+/// Address of the far end.
 pub const FAR: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 2);
 
 impl Pair {
-    /// Makes them, or says why it cannot.
+    /// Creates the pair, or returns the error.
     pub fn new() -> Result<Pair, String> {
         let both = [Namespace::new()?, Namespace::new()?];
         let [near, far] = [both[0].name().to_owned(), both[1].name().to_owned()];
@@ -85,7 +84,7 @@ impl Pair {
 }
 
 impl Star {
-    /// Makes so many legs, or says why it cannot.
+    /// Creates a star with this many legs, or returns the error.
     pub fn new(legs: usize) -> Result<Star, String> {
         let bridge = Namespace::new()?;
         let hub = bridge.name();
@@ -108,7 +107,7 @@ impl Star {
         Ok(star)
     }
 
-    /// The first address of a leg, which are counted from 1.
+    /// The first address of a leg; legs are numbered from 1.
     #[must_use]
     pub fn address(leg: usize) -> Ipv4Addr {
         Ipv4Addr::new(10, 78, leg as u8, 1)
@@ -120,36 +119,36 @@ impl Star {
         self.legs[leg - 1].name()
     }
 
-    /// Gives a leg one more address.
+    /// Adds an address to a leg.
     pub fn adopt(&self, leg: usize, address: Ipv4Addr) -> Result<(), String> {
         ip(&format!("-n {} addr add {address}/16 dev veth0", self.leg(leg)))
     }
 
-    /// Pulls the cable of a leg.
+    /// Disconnects a leg.
     pub fn cut(&self, leg: usize) -> Result<(), String> {
         ip(&format!("-n {} link set leg{leg} down", self.bridge.name()))
     }
 
-    /// Puts it back.
+    /// Reconnects a leg.
     pub fn mend(&self, leg: usize) -> Result<(), String> {
         ip(&format!("-n {} link set leg{leg} up", self.bridge.name()))
     }
 
-    /// One leg takes the address of another, whose cable is pulled; everybody believes it.
+    /// Moves the address of a disconnected leg to another leg, and updates all neighbour tables.
     pub fn usurp(&self, leg: usize, of: usize) -> Result<(), String> {
         self.cut(of)?;
         self.adopt(leg, Star::address(of))?;
         self.look_around()
     }
 
-    /// Undoes that.
+    /// Reverts [`Star::usurp`].
     pub fn restore(&self, leg: usize, of: usize) -> Result<(), String> {
         ip(&format!("-n {} addr del {}/16 dev veth0", self.leg(leg), Star::address(of)))?;
         self.mend(of)?;
         self.look_around()
     }
 
-    /// Nobody remembers who has which address.
+    /// Flushes all neighbour tables.
     fn look_around(&self) -> Result<(), String> {
         self.legs.iter().try_for_each(|leg| ip(&format!("-n {} neigh flush all", leg.name())))
     }
@@ -163,7 +162,7 @@ pub fn ip(arguments: &str) -> Result<(), String> {
     if output.status.success() { Ok(()) } else { Err(format!("ip {arguments}: {}", error.trim())) }
 }
 
-/// Runs something on a thread inside a namespace. Sockets made there stay there.
+/// Runs a closure on a thread inside a namespace. Its sockets stay in the namespace.
 pub fn inside<T: Send + 'static>(name: &str, run: impl FnOnce() -> T + Send + 'static) -> T {
     let file = File::open(format!("/run/netns/{name}")).unwrap();
     let thread = thread::spawn(move || {

@@ -1,4 +1,4 @@
-//! What the kernel says of a process: memory, descriptors, time, sockets.
+//! Reads a process's memory, descriptors, CPU time and sockets from /proc.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -9,20 +9,20 @@ use std::time::Duration;
 #[derive(Clone, Copy, Debug)]
 pub struct Process(pub u32);
 
-/// One row of `/proc/PID/net/tcp`.
+/// A row of `/proc/PID/net/tcp`.
 #[derive(Clone, Debug)]
 pub struct Socket {
-    /// This end.
+    /// Local address.
     pub local: SocketAddr,
-    /// The other end.
+    /// Remote address.
     pub remote: SocketAddr,
     /// `TCP_ESTABLISHED` is 1, `TCP_TIME_WAIT` 6, `TCP_CLOSE_WAIT` 8, `TCP_LISTEN` 10.
     pub state: u8,
-    /// Zero once no process holds it.
+    /// Zero once no process holds the socket.
     pub inode: u64,
 }
 
-/// A state of [`Socket`].
+/// The state CLOSE-WAIT of [`Socket`].
 pub const CLOSE_WAIT: u8 = 8;
 
 impl Process {
@@ -30,13 +30,13 @@ impl Process {
         fs::read_to_string(format!("/proc/{}/{file}", self.0)).unwrap_or_default()
     }
 
-    /// Resident memory, bytes.
+    /// RSS in bytes.
     #[must_use]
     pub fn memory(self) -> u64 {
         self.status("VmRSS:")
     }
 
-    /// The most resident memory that it ever had, bytes.
+    /// Peak RSS in bytes.
     #[must_use]
     pub fn peak(self) -> u64 {
         self.status("VmHWM:")
@@ -48,19 +48,19 @@ impl Process {
         line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() * 1024
     }
 
-    /// Open descriptors.
+    /// Number of open descriptors.
     #[must_use]
     pub fn descriptors(self) -> usize {
         fs::read_dir(format!("/proc/{}/fd", self.0)).map_or(0, Iterator::count)
     }
 
-    /// Threads.
+    /// Number of threads.
     #[must_use]
     pub fn threads(self) -> usize {
         fs::read_dir(format!("/proc/{}/task", self.0)).map_or(0, Iterator::count)
     }
 
-    /// Processor time used so far, user and system.
+    /// User and system CPU time so far.
     #[must_use]
     pub fn time(self) -> Duration {
         let stat = self.read("stat");
@@ -69,7 +69,7 @@ impl Process {
         Duration::from_millis(ticks * 10)
     }
 
-    /// The IPv4 sockets that it holds.
+    /// The IPv4 sockets of the process.
     #[must_use]
     pub fn sockets(self) -> Vec<Socket> {
         let own: BTreeSet<u64> = fs::read_dir(format!("/proc/{}/fd", self.0))
@@ -87,7 +87,7 @@ impl Process {
         self.read("net/tcp").lines().skip(1).filter_map(row).collect()
     }
 
-    /// How many of its sockets are in a state.
+    /// Number of its sockets in this state.
     #[must_use]
     pub fn in_state(self, state: u8) -> usize {
         self.sockets().iter().filter(|socket| socket.state == state).count()

@@ -1,5 +1,4 @@
-//! What a gateway is started with: its file, its user, its limits. Ports are free ones unless they are
-//! those of a gateway that ran before.
+//! Builds a gateway's configuration file, user and limits. Ports are free ones, or those of an earlier gateway.
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -10,10 +9,10 @@ use std::process::Command;
 use crate::binary;
 use crate::gateway::Gateway;
 
-/// The user that has no privilege.
+/// ID of the unprivileged user.
 pub const NOBODY: u32 = 65532;
 
-/// A gateway to be.
+/// The setup of a gateway.
 #[derive(Clone, Debug)]
 pub struct Setup {
     workers: usize,
@@ -21,13 +20,13 @@ pub struct Setup {
     services: String,
     more: String,
     ports: BTreeMap<String, SocketAddr>,
-    /// Runs without privilege.
+    /// Runs as the unprivileged user.
     pub(crate) nobody: bool,
     descriptors: Option<u64>,
     pub(crate) namespace: Option<String>,
 }
 
-/// A service as the file has it. `keys` are lines of YAML, such as `alpn: [h2]`.
+/// A service in YAML. `keys` are more lines, such as `alpn: [h2]`.
 #[must_use]
 pub fn service(host: &str, keys: &[&str], endpoints: &[SocketAddr]) -> String {
     let endpoints: Vec<String> =
@@ -35,7 +34,7 @@ pub fn service(host: &str, keys: &[&str], endpoints: &[SocketAddr]) -> String {
     service_of(host, keys, &endpoints)
 }
 
-/// The same, of endpoints that are written out.
+/// The same with endpoints in YAML.
 #[must_use]
 pub fn service_of(host: &str, keys: &[&str], endpoints: &[String]) -> String {
     let keys: String = keys.iter().map(|key| format!("  {key}\n")).collect();
@@ -43,7 +42,7 @@ pub fn service_of(host: &str, keys: &[&str], endpoints: &[String]) -> String {
 }
 
 impl Setup {
-    /// Two workers, one listener on loopback, and these services.
+    /// A gateway with two workers, one listener on loopback, and these services.
     #[must_use]
     pub fn new(services: impl Into<String>) -> Setup {
         Setup {
@@ -58,63 +57,63 @@ impl Setup {
         }
     }
 
-    /// More keys of the file, whole lines.
+    /// Adds lines to the configuration file.
     #[must_use]
     pub fn with(mut self, yaml: &str) -> Setup {
         writeln!(self.more, "{yaml}").unwrap();
         self
     }
 
-    /// Other listeners, as YAML; `ADDRESS` stands for a free port on loopback, if it is to be kept later.
+    /// Replaces the listeners, in YAML; `ADDRESS` stands for a free loopback port that [`Setup::ports_of`] can reuse.
     #[must_use]
     pub fn listeners(mut self, yaml: &str) -> Setup {
         self.listeners = format!("{yaml}\n");
         self
     }
 
-    /// How many workers.
+    /// Sets the number of workers.
     #[must_use]
     pub fn workers(mut self, workers: usize) -> Setup {
         self.workers = workers;
         self
     }
 
-    /// As a user without privilege; needs root.
+    /// Runs the gateway as the unprivileged user; requires root.
     #[must_use]
     pub fn nobody(mut self) -> Setup {
         self.nobody = true;
         self
     }
 
-    /// With so many descriptors at most.
+    /// Limits the open descriptors.
     #[must_use]
     pub fn descriptors(mut self, most: u64) -> Setup {
         self.descriptors = Some(most);
         self
     }
 
-    /// In a network namespace.
+    /// Runs the gateway in a network namespace.
     #[must_use]
     pub fn namespace(mut self, name: &str) -> Setup {
         self.namespace = Some(name.to_owned());
         self
     }
 
-    /// On the ports that another gateway has or had.
+    /// Uses the ports of another gateway.
     #[must_use]
     pub fn ports_of(mut self, gateway: &Gateway) -> Setup {
         self.ports.clone_from(gateway.addresses());
         self
     }
 
-    /// Starts it, and waits until it is ready.
+    /// Starts the gateway and waits until it is ready.
     #[must_use]
     #[track_caller]
     pub fn start(&self) -> Gateway {
         Gateway::start(self)
     }
 
-    /// The file.
+    /// The configuration file.
     #[must_use]
     pub fn yaml(&self) -> String {
         let address =
@@ -132,7 +131,7 @@ impl Setup {
         text + &self.more
     }
 
-    /// The command that runs a file; wrappers replace themselves by the gateway, so the pid is its own.
+    /// The command to run the gateway; wrappers exec it, so that the process ID is the gateway's.
     pub(crate) fn command(&self, folder: &Path) -> Command {
         let mut words: Vec<String> = Vec::new();
         if let Some(namespace) = &self.namespace {
@@ -141,7 +140,7 @@ impl Setup {
         if let Some(most) = self.descriptors {
             words.push(format!("prlimit --nofile={most}:{most}"));
         }
-        // A test that is killed takes its gateway with it.
+        // The gateway ends with a killed test.
         words.push("setpriv --pdeathsig=KILL".to_owned());
         if self.nobody {
             let user = format!("--reuid={NOBODY} --regid={NOBODY} --clear-groups");

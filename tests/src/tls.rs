@@ -1,4 +1,4 @@
-//! TLS at both ends of the gateway: rustls here, OpenSSL through its command and through Python.
+//! TLS clients and servers: rustls, and OpenSSL through its command and through Python.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -18,12 +18,12 @@ use rustls::{
 };
 use tempfile::TempDir;
 
-/// The name that the service's certificate has.
+/// The DNS name in the service's certificate.
 pub const HOST: &str = "web.example";
 /// The client's identity.
 pub const CLIENT_ID: &str = "spiffe://east.example/ns/test/sa/client";
 
-/// One authority, a client's and a service's identity, and both as files.
+/// An authority with the identities of a client and a service, also as files.
 #[derive(Debug)]
 pub struct Trust {
     authority: Authority,
@@ -44,7 +44,7 @@ impl Default for Trust {
 }
 
 impl Trust {
-    /// Makes them.
+    /// Creates the authority and both identities.
     #[must_use]
     pub fn new() -> Trust {
         let domain = TrustDomain::new("east.example").unwrap();
@@ -61,7 +61,7 @@ impl Trust {
         Trust { authority, client, server, folder }
     }
 
-    /// A file: `root.crt`, `client.crt`, `client.key`, `server.crt`, `server.key`.
+    /// The path of `root.crt`, `client.crt`, `client.key`, `server.crt` or `server.key`.
     #[must_use]
     pub fn file(&self, name: &str) -> PathBuf {
         self.folder.path().join(name)
@@ -73,7 +73,7 @@ impl Trust {
         Arc::new(roots)
     }
 
-    /// A rustls client over a connection, of one version only, showing its certificate.
+    /// A rustls client with a certificate and a single TLS version.
     #[must_use]
     pub fn client(&self, stream: TcpStream, version: &'static SupportedProtocolVersion) -> ClientStream {
         let config = ClientConfig::builder_with_provider(Arc::new(default_provider()))
@@ -86,7 +86,7 @@ impl Trust {
         StreamOwned::new(ClientConnection::new(Arc::new(config), name).unwrap(), stream)
     }
 
-    /// A rustls server over a connection, demanding a client certificate.
+    /// A rustls server that requires a client certificate.
     #[must_use]
     pub fn server(&self, stream: TcpStream) -> ServerStream {
         let provider = Arc::new(default_provider());
@@ -100,7 +100,7 @@ impl Trust {
         StreamOwned::new(ServerConnection::new(Arc::new(config)).unwrap(), stream)
     }
 
-    /// Both ends' settings without client certificates and without resumption.
+    /// Configurations of both ends without client certificates and resumption.
     #[must_use]
     pub fn ends(&self) -> (Arc<ClientConfig>, Arc<ServerConfig>) {
         let provider = Arc::new(default_provider());
@@ -120,7 +120,7 @@ impl Trust {
         (Arc::new(client), Arc::new(server))
     }
 
-    /// Both ends' settings for early data: a ticket of one connection lets the next one send with its hello.
+    /// Configurations of both ends for early data, which uses a ticket of an earlier connection.
     #[must_use]
     pub fn early(&self) -> (Arc<ClientConfig>, Arc<ServerConfig>) {
         let provider = Arc::new(default_provider());
@@ -140,14 +140,14 @@ impl Trust {
         (Arc::new(client), Arc::new(server))
     }
 
-    /// Who a client is, once the handshake is done.
+    /// The client's SPIFFE ID after the handshake.
     #[must_use]
     pub fn seen(stream: &ServerStream) -> String {
         peer_id(stream.conn.peer_certificates().expect("a client certificate")).unwrap().to_string()
     }
 }
 
-/// Whether Python with its `ssl` module is here; then which OpenSSL it has.
+/// The OpenSSL version of Python's `ssl` module; `None` if it is not installed.
 #[must_use]
 pub fn python() -> Option<String> {
     let output =
@@ -155,13 +155,13 @@ pub fn python() -> Option<String> {
     output.status.success().then(|| String::from_utf8_lossy(&output.stdout).trim().to_owned())
 }
 
-/// Whether the `openssl` command is here.
+/// Whether the `openssl` command is installed.
 #[must_use]
 pub fn openssl() -> bool {
     Command::new("openssl").arg("version").output().is_ok_and(|output| output.status.success())
 }
 
-/// A program at one end; killed when it is dropped.
+/// A program at one end, killed when dropped.
 #[derive(Debug)]
 pub struct Peer {
     child: Child,
@@ -169,7 +169,7 @@ pub struct Peer {
 }
 
 impl Peer {
-    /// Starts it.
+    /// Starts the program.
     #[must_use]
     pub fn start(command: &mut Command) -> Peer {
         let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
@@ -177,15 +177,15 @@ impl Peer {
         Peer { child, lines }
     }
 
-    /// Its next line.
+    /// Reads its next line.
     #[track_caller]
     pub fn line(&mut self) -> String {
         let mut line = String::new();
-        assert!(self.lines.read_line(&mut line).unwrap() > 0, "the peer ended");
+        assert!(self.lines.read_line(&mut line).unwrap() > 0, "the peer exited");
         line.trim_end().to_owned()
     }
 
-    /// Its lines up to one that has this word, and the rest of that line after it.
+    /// Reads lines up to one with this word; returns the rest of that line.
     #[track_caller]
     pub fn find(&mut self, word: &str) -> String {
         loop {
@@ -196,14 +196,14 @@ impl Peer {
         }
     }
 
-    /// All that it still prints.
+    /// Reads its remaining output.
     pub fn rest(&mut self) -> Vec<u8> {
         let mut bytes = Vec::new();
         self.lines.read_to_end(&mut bytes).unwrap();
         bytes
     }
 
-    /// Writes to its standard input and closes it.
+    /// Writes to its standard input, then closes it.
     pub fn feed(&mut self, bytes: &[u8]) {
         let mut input = self.child.stdin.take().unwrap();
         input.write_all(bytes).unwrap();
@@ -217,8 +217,8 @@ impl Drop for Peer {
     }
 }
 
-/// An OpenSSL server in Python: prints its port; of each client the version and the SPIFFE ID; then takes
-/// and returns as many bytes as the first line of the client says, as `SIZE\n`.
+/// An OpenSSL server in Python: prints its port, and the version and the SPIFFE ID of each client; then receives and
+/// sends as many bytes as the client's first line says, as `SIZE\n`.
 #[must_use]
 pub fn python_server(trust: &Trust) -> (Peer, SocketAddr) {
     let mut peer =
@@ -231,7 +231,7 @@ pub fn python_server(trust: &Trust) -> (Peer, SocketAddr) {
     (peer, SocketAddr::from(([127, 0, 0, 1], port)))
 }
 
-/// An OpenSSL client in Python: sends and takes `size` bytes, prints the version and both hashes.
+/// An OpenSSL client in Python: sends and receives `size` bytes, prints the version and both hashes.
 #[must_use]
 pub fn python_client(trust: &Trust, gateway: SocketAddr, version: &str, size: u64) -> Peer {
     Peer::start(

@@ -1,9 +1,9 @@
-//! Waiting on conditions, with a deadline that is far past what any of them should take.
+//! Waits for conditions, with a deadline far beyond their usual time.
 
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// Whatever is waited for has failed if it takes longer.
+/// A wait that takes longer fails the test.
 pub const DEADLINE: Duration = Duration::from_secs(30);
 
 /// Waits until `condition` holds.
@@ -12,7 +12,7 @@ pub fn until(what: &str, mut condition: impl FnMut() -> bool) {
     until_some(what, || condition().then_some(()));
 }
 
-/// Waits until `find` finds something.
+/// Waits until `find` returns something.
 #[track_caller]
 pub fn until_some<T>(what: &str, mut find: impl FnMut() -> Option<T>) -> T {
     let started = Instant::now();
@@ -20,12 +20,12 @@ pub fn until_some<T>(what: &str, mut find: impl FnMut() -> Option<T>) -> T {
         if let Some(found) = find() {
             return found;
         }
-        assert!(started.elapsed() < DEADLINE, "waited {DEADLINE:?} until {what}");
+        assert!(started.elapsed() < DEADLINE, "not within {DEADLINE:?}: {what}");
         thread::park_timeout(Duration::from_millis(2));
     }
 }
 
-/// Whether `condition` comes to hold within `limit`.
+/// Whether `condition` becomes true within `limit`.
 pub fn within(limit: Duration, mut condition: impl FnMut() -> bool) -> bool {
     let started = Instant::now();
     loop {
@@ -39,24 +39,24 @@ pub fn within(limit: Duration, mut condition: impl FnMut() -> bool) -> bool {
     }
 }
 
-/// Watches for the whole of `span` that `condition` never fails: for what must *not* happen.
+/// Checks during the whole of `span` that `condition` holds: for events that must *not* happen.
 #[track_caller]
 pub fn throughout(span: Duration, what: &str, mut condition: impl FnMut() -> bool) {
     let started = Instant::now();
     while started.elapsed() < span {
-        assert!(condition(), "after {:?} it no longer held that {what}", started.elapsed());
+        assert!(condition(), "after {:?} no longer true: {what}", started.elapsed());
         thread::park_timeout(Duration::from_millis(5));
     }
 }
 
-/// The middle one; of an even number the upper middle.
+/// The median; the upper one of an even number.
 #[must_use]
 pub fn median(mut times: Vec<Duration>) -> Duration {
     times.sort_unstable();
     times[times.len() / 2]
 }
 
-/// The one that `share` (0 to 1) of them do not exceed.
+/// The quantile `share` (0 to 1).
 #[must_use]
 #[expect(clippy::cast_precision_loss, clippy::cast_sign_loss, reason = "a few thousand samples")]
 pub fn quantile(times: &mut [Duration], share: f64) -> Duration {

@@ -1,5 +1,5 @@
-//! Workloads of a cluster that speak TLS end to end: endpoints that greet whoever gets in, clients that tell who
-//! answered, and traffic that counts every call. Not for bytes that are wrong: those are in `hello` and `client`.
+//! Workloads of a cluster with end-to-end TLS: endpoints that greet accepted clients, clients that report who
+//! answered, and traffic that counts every call. For malformed bytes see `hello` and `client`.
 
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -19,28 +19,28 @@ use crate::endpoint::{Endpoint, Scripted};
 use crate::netns;
 use crate::wait::DEADLINE;
 
-/// What an endpoint asks of its clients.
+/// What an endpoint requires of its clients.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Demands {
-    /// A certificate of a trust domain that it believes.
+    /// A certificate of a trusted domain.
     Certificate,
     /// Nothing.
     Nothing,
 }
 
-/// How an endpoint greets, so that a client knows which one it is.
+/// The greeting that identifies an endpoint.
 pub type Greeting = [u8; 8];
 
-/// A TLS connection of a client.
+/// A client's TLS connection.
 pub type Call = StreamOwned<ClientConnection, TcpStream>;
 
-/// An endpoint of a cluster on a free port, with its identity `server`: it greets, then echoes.
+/// Starts an endpoint of a cluster on a free port, with its identity `server`: it greets, then echoes.
 #[must_use]
 pub fn endpoint(cluster: &Cluster, demands: Demands, greeting: &Greeting) -> Scripted {
     start(cluster, demands, Duration::ZERO, greeting)
 }
 
-/// The same that demands a certificate, and does nothing before some time is over.
+/// The same with a required client certificate and a delay before the handshake.
 #[must_use]
 pub fn endpoint_after(cluster: &Cluster, time: Duration, greeting: &Greeting) -> Scripted {
     start(cluster, Demands::Certificate, time, greeting)
@@ -86,7 +86,7 @@ fn greet(mut tls: StreamOwned<ServerConnection, TcpStream>, greeting: Greeting) 
     }
 }
 
-/// The files of one of a cluster's identities.
+/// The files of an identity of a cluster.
 #[must_use]
 pub fn files(cluster: &Cluster, leaf: &str) -> TrustFiles {
     let folder = cluster.path("pki").join("leaves").join(leaf);
@@ -105,17 +105,17 @@ pub struct Caller {
     namespace: Option<String>,
 }
 
-/// Who answered a call.
+/// The answer to a call.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Answer {
-    /// How it greeted.
+    /// The endpoint's greeting.
     pub greeting: String,
-    /// Its SPIFFE ID.
+    /// The endpoint's SPIFFE ID.
     pub server: String,
 }
 
 impl Caller {
-    /// One that believes what the cluster believes now.
+    /// A client with the cluster's current trust.
     #[must_use]
     pub fn of(cluster: &Cluster) -> Caller {
         let trust = Trust::load(&files(cluster, "client")).unwrap().current();
@@ -123,31 +123,31 @@ impl Caller {
         Caller { config: Arc::new(config), namespace: cluster.namespace().map(str::to_owned) }
     }
 
-    /// Calls a name through a gateway: the handshake, the greeting, a word there and back, the end.
+    /// Calls a name through a gateway: handshake, greeting, one echo, close.
     ///
     /// # Errors
-    /// What went wrong, a refusal included.
+    /// On any failure, including a refusal.
     pub fn call(&self, gateway: SocketAddr, name: &str) -> Result<Answer, String> {
         let (config, name) = (Arc::clone(&self.config), name.to_owned());
         self.inside(move || call(config, gateway, &name))
     }
 
-    /// The same, left open after the greeting.
+    /// The same, but leaves the connection open after the greeting.
     ///
     /// # Errors
-    /// What went wrong.
+    /// On any failure.
     pub fn open(&self, gateway: SocketAddr, name: &str) -> Result<Call, String> {
         let (config, name) = (Arc::clone(&self.config), name.to_owned());
         self.inside(move || Ok(open(config, gateway, &name)?.0))
     }
 
-    /// Whether the gateway says that there is no such name.
+    /// Whether the gateway reports an unknown name.
     #[must_use]
     pub fn is_unknown(&self, gateway: SocketAddr, name: &str) -> bool {
         self.call(gateway, name).is_err_and(|why| why.contains("UnrecognisedName"))
     }
 
-    /// Calls again and again, at this pace, until it is told to end.
+    /// Calls repeatedly, at this pace, until stopped.
     #[must_use]
     pub fn traffic(&self, gateway: SocketAddr, name: &str, pace: Duration) -> Traffic {
         let (caller, name) = (self.clone(), name.to_owned());
@@ -188,10 +188,10 @@ fn call(config: Arc<ClientConfig>, gateway: SocketAddr, name: &str) -> Result<An
     Ok(answer)
 }
 
-/// Sends a word on a call, and waits for it to come back.
+/// Sends a word and waits for its echo.
 ///
 /// # Errors
-/// It does not.
+/// If the word does not return.
 pub fn echo(call: &mut Call) -> io::Result<()> {
     call.write_all(b"word")?;
     call.flush()?;
@@ -200,7 +200,7 @@ pub fn echo(call: &mut Call) -> io::Result<()> {
     if &word == b"word" { Ok(()) } else { Err(io::Error::other(format!("{word:?} came back"))) }
 }
 
-/// Calls that go on until this is told to end.
+/// Repeated calls, until stopped.
 #[derive(Debug)]
 pub struct Traffic {
     tally: Arc<Tally>,
@@ -230,19 +230,19 @@ impl Tally {
 }
 
 impl Traffic {
-    /// How many calls have ended.
+    /// Number of finished calls.
     #[must_use]
     pub fn calls(&self) -> usize {
         self.tally.calls.load(SeqCst)
     }
 
-    /// Which of them failed, and why.
+    /// The errors of failed calls.
     #[must_use]
     pub fn failures(&self) -> Vec<String> {
         self.tally.failures.lock().unwrap().clone()
     }
 
-    /// Ends; how many there were, and which failed.
+    /// Stops; returns the number of calls and the errors.
     #[must_use]
     pub fn end(mut self) -> (usize, Vec<String>) {
         self.stop();

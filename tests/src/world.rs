@@ -1,5 +1,5 @@
-//! Clusters that are apart: each in a network namespace with an address of its own, joined by a bridge, everything
-//! at the ports that are the defaults. Only with root. Not what they say to each other: tests set that.
+//! Runs separate clusters: each in a network namespace with its own address, joined by a bridge, with all default
+//! ports. Requires root. Tests configure what the clusters exchange.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -7,21 +7,21 @@ use crate::cluster::Cluster;
 use crate::is_root;
 use crate::netns::Star;
 
-/// Some clusters; they vanish with this.
+/// Several clusters, until dropped.
 #[derive(Debug)]
 pub struct World<const N: usize> {
-    /// In the order of their names; the first stands at the first leg of the star.
+    /// In the order of their names; the first is on the first leg of the star.
     pub clusters: [Cluster; N],
     /// Their network.
     pub net: Star,
 }
 
 impl<const N: usize> World<N> {
-    /// Clusters that do not know each other, or why there cannot be any. `names` may name one twice: then somebody
-    /// pretends to be another.
+    /// Clusters that do not know each other, or the error. A name may occur twice, for a cluster that impersonates
+    /// another.
     pub fn strangers(names: [&str; N]) -> Result<World<N>, String> {
         if !is_root() {
-            return Err("network namespaces need root".to_owned());
+            return Err("network namespaces require root".to_owned());
         }
         let net = Star::new(N)?;
         let mut leg = 0;
@@ -37,7 +37,7 @@ impl<const N: usize> World<N> {
         Ok(World { clusters, net })
     }
 
-    /// Clusters of which each believes every other and has it as a peer, or why there cannot be any.
+    /// Clusters that all trust each other and are peers, or the error.
     pub fn peers(names: [&str; N]) -> Result<World<N>, String> {
         let mut world = World::strangers(names)?;
         for own in 0..N {
@@ -52,7 +52,7 @@ impl<const N: usize> World<N> {
     }
 }
 
-/// Where gateways of other clusters find one on this address.
+/// The east-west address of a gateway on this IP address.
 #[must_use]
 pub fn east_west(ip: impl Into<IpAddr>) -> SocketAddr {
     SocketAddr::new(ip.into(), 15_443)

@@ -82,7 +82,7 @@ impl Transfers {
     }
 }
 
-/// False once the client is gone.
+/// Sends some chunks; false once the client has left.
 fn send_some(conn: &Conn, chunk: &[u8]) -> bool {
     for _ in 0..CHUNKS_PER_TURN {
         match (&conn.stream).write(chunk) {
