@@ -138,6 +138,7 @@ impl fmt::Debug for Shared {
 }
 
 /// A stream's entry in the view; dropping it removes the stream.
+#[derive(Debug)]
 pub struct FollowerHandle {
     shared: Arc<Shared>,
     number: u64,

@@ -62,6 +62,12 @@ impl Rank {
     }
 }
 
+impl<D, S: Session> std::fmt::Debug for Stream<D, S> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Stream").field("peer", &self.peer).finish_non_exhaustive()
+    }
+}
+
 impl<D: Directory, S: Session> Stream<D, S> {
     /// A stream before its first request. Responses go to `sender`.
     pub fn new(

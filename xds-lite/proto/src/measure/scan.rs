@@ -19,17 +19,30 @@ pub struct Rules {
     pub most: u64,
 }
 
-/// Why a message is not taken.
+/// Why a message is rejected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Wrong {
+    /// It is longer than allowed.
     #[error("a message of {length} bytes is too large; at most {longest} are taken")]
-    Long { length: u64, longest: u64 },
+    Long {
+        /// Its length in bytes.
+        length: u64,
+        /// The limit in bytes.
+        longest: u64,
+    },
+    /// It would take too much memory once decoded.
     #[error("a message with so many parts is too large: over {most} bytes once it is decoded")]
-    Large { most: u64 },
+    Large {
+        /// The limit in bytes.
+        most: u64,
+    },
+    /// It has too much besides its lists.
     #[error("a message has over {OTHER} bytes besides its lists")]
     Other,
+    /// It is compressed, or not gRPC.
     #[error("no gRPC message: it is compressed, or not gRPC")]
     Compressed,
+    /// It is no protobuf.
     #[error("a message cannot be decoded: it is no protobuf")]
     Malformed,
 }
@@ -78,6 +91,7 @@ pub struct Scan {
 }
 
 impl Scan {
+    /// Nothing has arrived yet.
     pub fn new(rules: Rules) -> Scan {
         Scan {
             rules,
