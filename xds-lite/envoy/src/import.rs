@@ -1,8 +1,8 @@
-//! A foreign control plane's Listeners, Clusters and ClusterLoadAssignments, as a gateway's services. Pure: it
-//! takes resources and answers what they come to. Not the protocol (`ads`), and not whom to believe.
+//! Imports the Listeners, Clusters and ClusterLoadAssignments of another control plane as a gateway's services. Pure:
+//! resources in, services out. The protocol is `ads`; which control plane to trust is decided elsewhere.
 //!
-//! What is set but not supported is refused by name, and the names of a refused filter chain lead nowhere: a
-//! chain that was merely left out would leave its clients to a less particular one.
+//! An unsupported field is refused by name, and the names of a refused filter chain have no route: if the chain were
+//! merely omitted, its clients would get a less restrictive one.
 
 mod assignment;
 mod cluster;
@@ -21,31 +21,31 @@ mod tests;
 pub use node::{Asker, node};
 pub use state::State;
 
-/// Filter chains of one Listener.
+/// Filter chains of one Listener, at most.
 const MOST_CHAINS: usize = 20_000;
-/// Of each kind of list in a filter chain.
+/// Items of a list in a filter chain, at most.
 const MOST_ITEMS: usize = 1_000;
-/// Ways to meet the matches of one Listener: names times protocols times sources.
+/// Combinations (names times protocols times sources) that one Listener matches, at most.
 const MOST_WAYS: usize = 200_000;
-/// Resources of one type.
+/// Resources of one type, at most.
 const MOST_RESOURCES: usize = 50_000;
-/// Endpoints of one assignment.
+/// Endpoints of one assignment, at most.
 const MOST_ENDPOINTS: usize = 10_000;
-/// A refusal names so many of a resource's parts; there may be more.
+/// Parts of a resource that a refusal names, at most.
 const NAMED: usize = 8;
 
-/// Untrusted text as it is shown: escaped, and not longer than a name can be.
+/// Quotes untrusted text: escaped, and truncated beyond the length of a name.
 fn shown(text: &str) -> String {
     let short: String = text.chars().take(300).collect();
     if short.len() == text.len() { format!("{short:?}") } else { format!("{short:?}…") }
 }
 
-/// The last part of a type's URL: the name of the message.
+/// The message name: the last part of a type URL.
 fn message(type_url: &str) -> &str {
     type_url.rsplit_once('/').map_or(type_url, |(_, name)| name)
 }
 
-/// The first of them, and how many more there are.
+/// Joins the first parts, with the number of the others.
 fn listed(parts: &[String]) -> String {
     let mut text = parts.iter().take(NAMED).cloned().collect::<Vec<_>>().join("; ");
     if parts.len() > NAMED {

@@ -1,5 +1,4 @@
-//! A ClusterLoadAssignment: who serves, in which locality, how near and with which share. Not the choice among
-//! them.
+//! Reads a ClusterLoadAssignment: endpoints with locality, priority, weight and health.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -22,24 +21,23 @@ static LOCALITY: Shape =
     Shape { name: "LocalityLbEndpoints", plain: &[1, 3, 5, 6, 7, 8, 9], messages: &[(2, &ENDPOINT)] };
 static ENDPOINT: Shape = Shape { name: "LbEndpoint", plain: &[1, 2, 3, 4, 5], messages: &[] };
 
-/// Who serves a cluster. Empty: nobody.
+/// The endpoints of a cluster.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Assignment {
     pub(super) groups: Vec<Group>,
 }
 
-/// The endpoints of one place.
+/// The endpoints of one locality and priority.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Group {
     /// The lowest is preferred.
     pub(super) priority: u32,
-    /// The share of the place among those of its priority.
+    /// The locality's share among those of its priority.
     pub(super) weight: u32,
     pub(super) locality: Locality,
     pub(super) endpoints: Vec<Endpoint>,
 }
 
-/// One address.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Endpoint {
     pub(super) address: Target,
@@ -47,53 +45,53 @@ pub(super) struct Endpoint {
     pub(super) health: Health,
 }
 
-/// What the control plane knows of an endpoint.
+/// An endpoint's health according to the control plane.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Health {
     Good,
-    /// Only when none is good.
+    /// Used only when none is good.
     Degraded,
-    /// It takes no new connections.
+    /// Receives no new connections.
     Bad,
 }
 
-/// What an endpoint may be given by.
+/// How endpoints may be addressed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Hosts {
     Addresses,
-    /// Or by addresses.
+    /// By host names or addresses.
     Names,
 }
 
-/// What an assignment comes to, and the endpoints of it that were refused, each with its reason.
+/// Reads an assignment; also returns the refused endpoints, each with its reason.
 ///
 /// # Errors
-/// Why the whole of it is refused.
+/// Why the whole assignment is refused.
 pub(super) fn read(name: &str, bytes: &[u8]) -> Result<(Assignment, Vec<String>), String> {
     let assignment =
         ClusterLoadAssignment::decode(bytes).map_err(|error| format!("cannot be read: {error}"))?;
     if assignment.cluster_name != name {
-        return Err(format!("is the assignment of {}", shown(&assignment.cluster_name)));
+        return Err(format!("has the cluster_name {}", shown(&assignment.cluster_name)));
     }
     if let Some(field) = unknown(bytes, &SHAPE) {
-        return Err(format!("{field} is set, which is not supported"));
+        return Err(format!("{field} is not supported"));
     }
     made(assignment, Hosts::Addresses)
 }
 
-/// The same of one that has been decoded.
+/// As [`read`], of a decoded assignment.
 pub(super) fn made(
     assignment: ClusterLoadAssignment,
     hosts: Hosts,
 ) -> Result<(Assignment, Vec<String>), String> {
     if let Some(policy) = &assignment.policy {
-        // Ignoring either would let more through, or for longer, than was meant.
+        // Ignoring either would admit more connections, or for longer, than intended.
         let set = [
             ("drop_overloads", !policy.drop_overloads.is_empty()),
             ("endpoint_stale_after", policy.endpoint_stale_after.is_some()),
         ];
         if let Some((field, _)) = set.iter().find(|(_, set)| *set) {
-            return Err(format!("policy.{field} is set, which is not supported"));
+            return Err(format!("policy.{field} is not supported"));
         }
     }
     let mut refused = Vec::new();
@@ -113,13 +111,13 @@ fn group(group: LocalityLbEndpoints, hosts: Hosts, refused: &mut Vec<String>) ->
     let listed = match group.lb_config {
         Some(LbConfig::LoadBalancerEndpoints(list)) => list.lb_endpoints,
         Some(LbConfig::LedsClusterLocalityConfig(_)) => {
-            return Err("leds_cluster_locality_config is set, which is not supported".to_owned());
+            return Err("leds_cluster_locality_config is not supported".to_owned());
         }
         None => group.lb_endpoints,
     };
     let mut endpoints = Vec::with_capacity(listed.len().min(MOST_ENDPOINTS));
-    for one in &listed {
-        match endpoint(one, hosts) {
+    for entry in &listed {
+        match endpoint(entry, hosts) {
             Ok(endpoint) => endpoints.push(endpoint),
             Err(why) => refused.push(why),
         }
@@ -127,44 +125,46 @@ fn group(group: LocalityLbEndpoints, hosts: Hosts, refused: &mut Vec<String>) ->
     let locality = group.locality.unwrap_or_default();
     Ok(Group {
         priority: group.priority,
-        // A place without a share gets nothing where places have shares.
+        // A locality without a weight gets nothing under locality-weighted balancing.
         weight: group.load_balancing_weight.unwrap_or(0),
         locality: Locality { region: locality.region, zone: locality.zone, sub_zone: locality.sub_zone },
         endpoints,
     })
 }
 
-fn endpoint(one: &LbEndpoint, hosts: Hosts) -> Result<Endpoint, String> {
-    let Some(HostIdentifier::Endpoint(endpoint)) = &one.host_identifier else {
-        return Err("an endpoint has no address of its own, which is not supported".to_owned());
+fn endpoint(entry: &LbEndpoint, hosts: Hosts) -> Result<Endpoint, String> {
+    let Some(HostIdentifier::Endpoint(endpoint)) = &entry.host_identifier else {
+        return Err("an endpoint without an address is not supported".to_owned());
     };
     let address = match endpoint.address.as_ref().and_then(|address| address.address.as_ref()) {
         Some(Address::SocketAddress(socket)) => target(socket, hosts)?,
-        Some(Address::Pipe(pipe)) => return Err(format!("endpoint {} is a pipe", shown(&pipe.path))),
+        Some(Address::Pipe(pipe)) => {
+            return Err(format!("endpoint {} is a pipe, which is not supported", shown(&pipe.path)));
+        }
         Some(Address::EnvoyInternalAddress(_)) => {
-            return Err(
-                "an endpoint is an internal address of Envoy's, as for HBONE, which is not supported"
-                    .to_owned(),
-            );
+            return Err("an endpoint is an internal address of Envoy, as for HBONE, which is not supported"
+                .to_owned());
         }
         None => return Err("an endpoint has no address".to_owned()),
     };
-    let health = match HealthStatus::try_from(one.health_status) {
+    let health = match HealthStatus::try_from(entry.health_status) {
         Ok(HealthStatus::Unknown | HealthStatus::Healthy) => Health::Good,
         Ok(HealthStatus::Degraded) => Health::Degraded,
         Ok(HealthStatus::Unhealthy | HealthStatus::Draining | HealthStatus::Timeout) => Health::Bad,
-        Err(_) => return Err(format!("endpoint {address} has the health {}", one.health_status)),
+        Err(_) => {
+            return Err(format!("endpoint {address} has the unknown health status {}", entry.health_status));
+        }
     };
-    Ok(Endpoint { address, weight: one.load_balancing_weight.unwrap_or(1), health })
+    Ok(Endpoint { address, weight: entry.load_balancing_weight.unwrap_or(1), health })
 }
 
 fn target(socket: &SocketAddress, hosts: Hosts) -> Result<Target, String> {
     let wrong = |what: &str| format!("endpoint {} {what}", shown(&socket.address));
     if socket.protocol != Protocol::Tcp as i32 {
-        return Err(wrong("is not of TCP"));
+        return Err(wrong("does not use TCP, which is not supported"));
     }
     if !socket.resolver_name.is_empty() || !socket.network_namespace_filepath.is_empty() {
-        return Err(wrong("has a resolver or a network namespace of its own, which is not supported"));
+        return Err(wrong("has its own resolver or network namespace, which is not supported"));
     }
     let port = match &socket.port_specifier {
         Some(PortSpecifier::PortValue(port)) => u16::try_from(*port).ok().filter(|port| *port != 0),
@@ -176,6 +176,6 @@ fn target(socket: &SocketAddress, hosts: Hosts) -> Result<Target, String> {
     }
     match HostName::parse(&socket.address) {
         Ok(host) if hosts == Hosts::Names => Ok(Target::Name { host, port }),
-        _ => Err(wrong("is no IP address")),
+        _ => Err(wrong("is not an IP address")),
     }
 }

@@ -1,5 +1,5 @@
-//! A Cluster, as an upstream: how an endpoint is chosen, and who says which there are. Not a cluster of ours,
-//! which is a site.
+//! Reads Envoy's Cluster as an upstream: balancing, limits, and where its endpoints come from. (In Isthmus a cluster is
+//! a site.)
 
 use std::time::Duration;
 
@@ -16,8 +16,8 @@ use isthmus_proto::envoy::config::cluster::v3::cluster::common_lb_config::Locali
 use isthmus_proto::envoy::config::cluster::v3::cluster::{ClusterDiscoveryType, DiscoveryType, LbPolicy};
 use isthmus_proto::envoy::config::core::v3::RoutingPriority;
 
-/// What a Cluster may have beside what is read: statistics, HTTP, how names are asked for (this gateway's file
-/// says that), and when an endpoint is left out (so does that).
+/// Fields that are read or ignored. Ignored: statistics, HTTP, name resolution and outlier detection, which the
+/// gateway's own file configures.
 static SHAPE: Shape = Shape {
     name: "Cluster",
     plain: &[
@@ -27,42 +27,42 @@ static SHAPE: Shape = Shape {
     messages: &[],
 };
 const FILTERS: u32 = 40;
-/// Envoy's, where a Cluster says nothing.
+/// Envoy's defaults.
 const CONNECTIONS: u32 = 1024;
 const CONNECT: Duration = Duration::from_secs(5);
 
-/// Endpoints that serve alike.
+/// A set of equivalent endpoints.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Upstream {
     pub(super) balance: Balance,
     pub(super) connect: Duration,
     /// None: no limit.
     pub(super) max_connections: Option<u32>,
-    /// Localities have shares of their own, whatever the weights of their endpoints.
+    /// Localities are weighted, whatever the weights of their endpoints.
     pub(super) by_locality: bool,
     pub(super) endpoints: Endpoints,
 }
 
-/// Who serves it.
+/// Where the endpoints come from.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum Endpoints {
-    /// Those of the ClusterLoadAssignment of this name.
+    /// From the ClusterLoadAssignment of this name.
     Discovered(String),
-    /// These.
+    /// From the Cluster itself.
     Written(Assignment),
 }
 
-/// What a Cluster comes to.
+/// Reads a Cluster.
 ///
 /// # Errors
 /// What of it is not supported.
 pub(super) fn read(name: &str, bytes: &[u8]) -> Result<Upstream, String> {
     let cluster = Cluster::decode(bytes).map_err(|error| format!("cannot be read: {error}"))?;
     if cluster.name != name {
-        return Err(format!("is the Cluster {}", shown(&cluster.name)));
+        return Err(format!("has the name {}", shown(&cluster.name)));
     }
     if let Some(field) = unknown(bytes, &SHAPE) {
-        return Err(format!("{field} is set, which is not supported"));
+        return Err(format!("{field} is not supported"));
     }
     check(&cluster, bytes)?;
     let connect = cluster.connect_timeout.map(|time| duration("connect_timeout", time)).transpose()?;
@@ -77,7 +77,7 @@ pub(super) fn read(name: &str, bytes: &[u8]) -> Result<Upstream, String> {
     })
 }
 
-/// Refuses what would change what goes to an endpoint, or to which.
+/// Refuses settings that would change the bytes sent to an endpoint, or its choice.
 fn check(cluster: &Cluster, bytes: &[u8]) -> Result<(), String> {
     if let Some(socket) = cluster.transport_socket.as_ref().filter(|socket| !is_raw(socket)) {
         return Err(format!(
@@ -93,7 +93,7 @@ fn check(cluster: &Cluster, bytes: &[u8]) -> Result<(), String> {
         ("load_balancing_policy", cluster.load_balancing_policy.is_some()),
     ];
     if let Some((field, _)) = set.iter().find(|(_, set)| *set) {
-        return Err(format!("{field} is set, which is not supported"));
+        return Err(format!("{field} is not supported"));
     }
     for filter in super::fields::messages(bytes, FILTERS) {
         let filter = Filter::decode(filter).map_err(|error| format!("filters cannot be read: {error}"))?;
@@ -106,7 +106,7 @@ fn check(cluster: &Cluster, bytes: &[u8]) -> Result<(), String> {
     Ok(())
 }
 
-/// A filter between the balancer and the endpoint.
+/// An upstream network filter.
 #[derive(Clone, PartialEq, prost::Message)]
 struct Filter {
     #[prost(string, tag = "1")]
@@ -120,20 +120,20 @@ fn balance(policy: i32) -> Result<Balance, String> {
         Ok(LbPolicy::RoundRobin) => Ok(Balance::RoundRobin),
         Ok(LbPolicy::LeastRequest) => Ok(Balance::LeastConnections),
         Ok(LbPolicy::Random) => Ok(Balance::Random),
-        // What a chain hashes is the source, or nothing: then any choice will do.
+        // A chain hashes the source, or nothing: then any choice will do.
         Ok(LbPolicy::RingHash | LbPolicy::Maglev) => Ok(Balance::SourceHash),
         Ok(other) => Err(format!("lb_policy {} is not supported", other.as_str_name())),
-        Err(_) => Err(format!("lb_policy {policy} is not known")),
+        Err(_) => Err(format!("lb_policy {policy} is unknown")),
     }
 }
 
 fn max_connections(cluster: &Cluster) -> Result<Option<u32>, String> {
     let breakers = cluster.circuit_breakers.clone().unwrap_or_default();
     if !breakers.per_host_thresholds.is_empty() {
-        return Err("circuit_breakers.per_host_thresholds is set, which is not supported".to_owned());
+        return Err("circuit_breakers.per_host_thresholds is not supported".to_owned());
     }
-    let default = breakers.thresholds.iter().find(|one| one.priority == RoutingPriority::Default as i32);
-    let most = default.and_then(|one| one.max_connections).unwrap_or(CONNECTIONS);
+    let default = breakers.thresholds.iter().find(|entry| entry.priority == RoutingPriority::Default as i32);
+    let most = default.and_then(|entry| entry.max_connections).unwrap_or(CONNECTIONS);
     Ok(Some(most).filter(|most| u64::from(*most) <= CONNECTION_COUNTS.1))
 }
 
@@ -165,6 +165,6 @@ fn endpoints(cluster: &Cluster) -> Result<Endpoints, String> {
             }
         }
         Ok(DiscoveryType::OriginalDst) => Err("type ORIGINAL_DST is not supported".to_owned()),
-        Err(_) => Err(format!("type {kind} is not known")),
+        Err(_) => Err(format!("type {kind} is unknown")),
     }
 }

@@ -1,24 +1,24 @@
-//! Which fields of a message are set that nobody here knows. Generated code skips them, and what is skipped may
-//! have narrowed who is let in. Not what the known fields mean.
+//! Finds unknown fields in an encoded message. Generated code skips them, and a skipped field may have restricted
+//! access.
 
-/// What is known of a message.
+/// The known fields of a message.
 #[derive(Debug)]
 pub(super) struct Shape {
     pub(super) name: &'static str,
-    /// Read, or without meaning for bytes that are passed on untouched.
+    /// Fields that are read, or without effect on passthrough.
     pub(super) plain: &'static [u32],
-    /// Messages that are looked into, too.
+    /// Nested messages that are checked, too.
     pub(super) messages: &'static [(u32, &'static Shape)],
 }
 
-/// One field as it stands on the wire.
+/// A field on the wire.
 struct Field<'a> {
     number: u32,
-    /// Of a length-delimited one.
+    /// The content of a length-delimited field.
     content: Option<&'a [u8]>,
 }
 
-/// The first field that the shape does not have: `field 12 of TcpProxy`.
+/// The first unknown field: `field 12 of TcpProxy`.
 pub(super) fn unknown(bytes: &[u8], shape: &Shape) -> Option<String> {
     let mut rest = bytes;
     while !rest.is_empty() {
@@ -38,7 +38,7 @@ pub(super) fn unknown(bytes: &[u8], shape: &Shape) -> Option<String> {
     None
 }
 
-/// The messages in one repeated field, in their order.
+/// The encoded messages of a repeated field, in order.
 pub(super) fn messages(bytes: &[u8], number: u32) -> Vec<&[u8]> {
     let (mut rest, mut found) = (bytes, Vec::new());
     while let Some(field) = next(&mut rest) {
@@ -69,7 +69,7 @@ fn next<'a>(rest: &mut &'a [u8]) -> Option<Field<'a>> {
             take(rest, 4)?;
             None
         }
-        // Groups: no message of these has any.
+        // Groups: none of these messages has any.
         _ => return None,
     };
     Some(Field { number, content })
@@ -104,20 +104,20 @@ mod tests {
     static OUTER: Shape = Shape { name: "Outer", plain: &[1, 2], messages: &[(3, &INNER), (4, &OUTER)] };
 
     #[test]
-    fn what_the_shape_has_not_is_named_at_any_depth() {
+    fn unknown_field_is_found_at_any_depth() {
         // 1: 5, 2: "a", 3: { 1: 7 }, 4: { 3: { 1: 1 } }
         let known = [8, 5, 18, 1, b'a', 26, 2, 8, 7, 34, 4, 26, 2, 8, 1];
         assert_eq!(unknown(&known, &OUTER), None);
         assert_eq!(unknown(&[40, 1], &OUTER).as_deref(), Some("field 5 of Outer"));
         assert_eq!(unknown(&[34, 4, 26, 2, 16, 1], &OUTER).as_deref(), Some("field 2 of Inner"));
-        assert_eq!(unknown(&[24, 1], &OUTER).as_deref(), Some("field 3 of Outer"), "no message");
+        assert_eq!(unknown(&[24, 1], &OUTER).as_deref(), Some("field 3 of Outer"), "not a message");
         assert_eq!(unknown(&[18, 9, b'a'], &OUTER).as_deref(), Some("a part of Outer"), "cut off");
         assert_eq!(messages(&known, 3), [&[8, 7]]);
     }
 
     proptest! {
         #[test]
-        fn reading_is_total(bytes in proptest::collection::vec(any::<u8>(), 0..64)) {
+        fn unknown_field_check_never_panics(bytes in proptest::collection::vec(any::<u8>(), 0..64)) {
             let _ = (unknown(&bytes, &OUTER), messages(&bytes, 3));
         }
     }

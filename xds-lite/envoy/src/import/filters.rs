@@ -1,5 +1,5 @@
-//! What a filter chain does with a connection: to which clusters it goes, with which deadlines, and whom its
-//! access rules let in. Filters that only observe are ignored, by name.
+//! Reads the filters of a chain: target clusters, timeouts and access rules. Filters that only observe are ignored, by
+//! type.
 
 use std::time::Duration;
 
@@ -16,14 +16,14 @@ use isthmus_proto::envoy::extensions::filters::network::tcp_proxy::v3::TcpProxy;
 use isthmus_proto::envoy::extensions::filters::network::tcp_proxy::v3::tcp_proxy::ClusterSpecifier;
 use isthmus_proto::envoy::r#type::v3::hash_policy::PolicySpecifier;
 
-/// Filters that change nothing about where a connection goes or whether it may, by the type of their settings:
-/// a filter's name is free. Those of Istio are in a wrapper sometimes.
+/// Filters that affect neither the target nor the admission of a connection, by the type of their settings: a filter's
+/// name is arbitrary. Istio's are sometimes in a wrapper.
 pub(super) const OBSERVERS: &[&str] = &[
     "stats.PluginConfig",
     "envoy.tcp.metadataexchange.config.MetadataExchange",
     "envoy.extensions.network_filters.peer_metadata.Config",
 ];
-/// What carries settings of another type in itself.
+/// Types that carry settings of another type.
 const WRAPPERS: &[&str] = &["udpa.type.v1.TypedStruct", "xds.type.v3.TypedStruct"];
 const TCP_PROXY: &str = "envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy";
 const RBAC: &str = "envoy.extensions.filters.network.rbac.v3.RBAC";
@@ -31,7 +31,7 @@ const RAW_BUFFER: &str = "envoy.extensions.transport_sockets.raw_buffer.v3.RawBu
 
 static TCP_PROXY_SHAPE: Shape = Shape {
     name: "TcpProxy",
-    // Beside what is read: statistics, logs, how often another endpoint is tried, and jitter.
+    // Ignored: statistics, logs, connect attempts and jitter.
     plain: &[1, 2, 5, 7, 8, 13, 15, 16, 17, 18, 20],
     messages: &[(10, &WEIGHTED), (11, &HASH)],
 };
@@ -39,30 +39,30 @@ static WEIGHTED: Shape = Shape { name: "TcpProxy.weighted_clusters", plain: &[],
 static WEIGHT: Shape = Shape { name: "ClusterWeight", plain: &[1, 2], messages: &[] };
 static HASH: Shape = Shape { name: "HashPolicy", plain: &[1, 2], messages: &[] };
 
-/// Where connections go.
+/// Where a chain sends connections.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Forward {
     /// Clusters by name, each with its weight.
     pub(super) clusters: Vec<(String, u32)>,
-    /// None: as by default. Some of none: no limit.
+    /// None: the default. Some(None): no limit.
     pub(super) idle: Option<Option<Duration>>,
     pub(super) max_duration: Option<Duration>,
 }
 
-/// What the chain's filters come to, and whom they let in.
+/// Reads a chain's filters: the targets, and the admitted sources.
 ///
 /// # Errors
 /// What of them is not supported.
 pub(super) fn read(chain: &FilterChain) -> Result<(Forward, Sources), String> {
-    // Deprecated, and it would change whose address counts as the client's.
+    // Deprecated, and it would change which address counts as the client's.
     if chain.use_proxy_proto == Some(true) {
-        return Err("use_proxy_proto is set, which is not supported".to_owned());
+        return Err("use_proxy_proto is not supported".to_owned());
     }
     if let Some(socket) = &chain.transport_socket
         && !is_raw(socket)
     {
         return Err(format!(
-            "transport_socket {} is set: ending TLS here is not supported yet",
+            "transport_socket {} is set: terminating TLS here is not supported yet",
             shown(&socket.name)
         ));
     }
@@ -84,7 +84,7 @@ pub(super) fn read(chain: &FilterChain) -> Result<(Forward, Sources), String> {
     Ok((tcp_proxy(bytes)?, sources))
 }
 
-/// A transport socket that changes nothing.
+/// Whether a transport socket leaves the bytes unchanged.
 pub(super) fn is_raw(socket: &TransportSocket) -> bool {
     match &socket.config_type {
         Some(transport_socket::ConfigType::TypedConfig(any)) => message(&any.type_url) == RAW_BUFFER,
@@ -97,7 +97,7 @@ pub(super) fn observes(kind: &str, bytes: &[u8]) -> bool {
     OBSERVERS.contains(&kind) || (WRAPPERS.contains(&kind) && OBSERVERS.contains(&wrapped(bytes).as_str()))
 }
 
-/// The type of what a wrapper carries.
+/// The type that a wrapper carries.
 fn wrapped(bytes: &[u8]) -> String {
     #[derive(Clone, PartialEq, prost::Message)]
     struct TypedStruct {
@@ -111,7 +111,7 @@ fn settings(filter: &Filter) -> Result<(&str, &[u8]), String> {
     match &filter.config_type {
         Some(ConfigType::TypedConfig(any)) => Ok((message(&any.type_url), &any.value)),
         Some(ConfigType::ConfigDiscovery(_)) => {
-            Err(format!("filter {} is to be discovered, which is not supported", shown(&filter.name)))
+            Err(format!("filter {} uses config_discovery, which is not supported", shown(&filter.name)))
         }
         None => Err(format!("filter {} has no typed_config", shown(&filter.name))),
     }
@@ -120,20 +120,20 @@ fn settings(filter: &Filter) -> Result<(&str, &[u8]), String> {
 fn tcp_proxy(bytes: &[u8]) -> Result<Forward, String> {
     let proxy = TcpProxy::decode(bytes).map_err(|error| format!("TcpProxy cannot be read: {error}"))?;
     if let Some(field) = unknown(bytes, &TCP_PROXY_SHAPE) {
-        return Err(format!("{field} is set, which is not supported"));
+        return Err(format!("{field} is not supported"));
     }
     for policy in &proxy.hash_policy {
         if !matches!(policy.policy_specifier, Some(PolicySpecifier::SourceIp(_))) {
-            return Err("TcpProxy.hash_policy is by something else than source_ip".to_owned());
+            return Err("TcpProxy.hash_policy other than source_ip is not supported".to_owned());
         }
     }
     let clusters = match proxy.cluster_specifier {
         Some(ClusterSpecifier::Cluster(name)) => vec![(name, 1)],
         Some(ClusterSpecifier::WeightedClusters(list)) if list.clusters.len() <= MOST_ITEMS => {
-            list.clusters.into_iter().map(|one| (one.name, one.weight)).collect()
+            list.clusters.into_iter().map(|cluster| (cluster.name, cluster.weight)).collect()
         }
         Some(ClusterSpecifier::WeightedClusters(_)) => {
-            return Err(format!("TcpProxy.weighted_clusters has more than {MOST_ITEMS}"));
+            return Err(format!("TcpProxy.weighted_clusters has more than {MOST_ITEMS} clusters"));
         }
         None => Vec::new(),
     };
@@ -150,7 +150,7 @@ fn tcp_proxy(bytes: &[u8]) -> Result<Forward, String> {
     })
 }
 
-/// A duration of this gateway's: not negative, and not longer than what its own file may say.
+/// A duration: not negative, and capped at what the gateway's own file may say.
 pub(super) fn duration(field: &str, time: prost_types::Duration) -> Result<Duration, String> {
     let time = Duration::try_from(time).map_err(|_| format!("{field} is negative"))?;
     Ok(time.min(isthmus_model::values::LONGEST))

@@ -1,5 +1,4 @@
-//! A Listener, as the names that lead somewhere: one route for each name of each filter chain. Not which
-//! endpoints stand there: that is the clusters'.
+//! Reads a Listener as routes: one for each name of each filter chain. Endpoints are in `cluster` and `assignment`.
 
 use std::collections::BTreeMap;
 
@@ -15,7 +14,7 @@ use isthmus_proto::envoy::config::core::v3::socket_address::PortSpecifier;
 use isthmus_proto::envoy::config::listener::v3::listener_filter::ConfigType;
 use isthmus_proto::envoy::config::listener::v3::{FilterChain, Listener, ListenerFilter};
 
-/// What a Listener may have beside what is read: where and how Envoy's socket is bound, statistics and logs.
+/// Fields that are read or ignored. Ignored: how Envoy's socket is bound, statistics and logs.
 static SHAPE: Shape = Shape {
     name: "Listener",
     plain: &[
@@ -28,21 +27,21 @@ const CHAINS: u32 = 3;
 static CHAIN: Shape =
     Shape { name: "FilterChain", plain: &[3, 4, 5, 6, 7, 9], messages: &[(1, &matching::SHAPE)] };
 
-/// Listener filters that read what this gateway reads by itself.
+/// Listener filters for what this gateway reads in any case.
 const INSPECTORS: &[&str] = &[
     "envoy.extensions.filters.listener.tls_inspector.v3.TlsInspector",
     "envoy.extensions.filters.listener.http_inspector.v3.HttpInspector",
 ];
 
-/// A Listener whose port is the gateway's.
+/// The routes of the Listener whose port is the gateway's.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Routes {
     pub(super) routes: BTreeMap<Name, Route>,
-    /// The chains that were refused, each with its reason.
+    /// Refused chains, each with its reason.
     pub(super) refused: Vec<String>,
 }
 
-/// Where a name leads.
+/// The route of a name.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Route {
     To {
@@ -51,24 +50,24 @@ pub(super) enum Route {
         sources: Vec<IpNet>,
         forward: Forward,
     },
-    /// The name is there, and nobody may use it.
+    /// The name exists and admits no client.
     Nowhere,
 }
 
-/// What a Listener comes to; none if it is not the gateway's.
+/// Reads a Listener; none if its port is not the gateway's.
 ///
 /// # Errors
-/// Why the whole of it is refused.
+/// Why the whole Listener is refused.
 pub(super) fn read(name: &str, bytes: &[u8], port: u16) -> Result<Option<Routes>, String> {
     let listener = Listener::decode(bytes).map_err(|error| format!("cannot be read: {error}"))?;
     if listener.name != name {
-        return Err(format!("is the Listener {}", shown(&listener.name)));
+        return Err(format!("has the name {}", shown(&listener.name)));
     }
     if port_of(&listener) != Some(port) {
         return Ok(None);
     }
     if let Some(field) = unknown(bytes, &SHAPE) {
-        return Err(format!("{field} is set, which is not supported"));
+        return Err(format!("{field} is not supported"));
     }
     whole(&listener)?;
     if listener.filter_chains.len() > MOST_CHAINS {
@@ -77,7 +76,7 @@ pub(super) fn read(name: &str, bytes: &[u8], port: u16) -> Result<Option<Routes>
     if let Some((one, other)) = matching::alike(&listener.filter_chains)? {
         let label = |index: usize| listener.filter_chains.get(index).map(|chain| label(chain, index));
         return Err(format!(
-            "{} and {} match the same connections; which of them they go to cannot be told",
+            "{} and {} match the same connections; remove one of them",
             label(one).unwrap_or_default(),
             label(other).unwrap_or_default()
         ));
@@ -95,7 +94,7 @@ fn port_of(listener: &Listener) -> Option<u16> {
     }
 }
 
-/// What is wrong with a Listener as a whole: settings that decide who reaches its chains, or how.
+/// Refuses a Listener with settings that affect which connections reach its chains, or how.
 fn whole(listener: &Listener) -> Result<(), String> {
     let set = [
         ("filter_chain_matcher", listener.filter_chain_matcher.is_some()),
@@ -107,7 +106,7 @@ fn whole(listener: &Listener) -> Result<(), String> {
         ("internal_listener", listener.listener_specifier.is_some()),
     ];
     if let Some((field, _)) = set.iter().find(|(_, set)| *set) {
-        return Err(format!("{field} is set, which is not supported"));
+        return Err(format!("{field} is not supported"));
     }
     match listener.listener_filters.iter().find(|filter| !inspects(filter)) {
         Some(filter) => Err(format!("listener filter {} is not supported", shown(&filter.name))),
@@ -141,13 +140,13 @@ fn routes(listener: &Listener, bytes: &[u8], port: u16) -> Routes {
         let outdone = first.filter(|_| !goes_first(chain)).map(|first| {
             let other = listener.filter_chains.get(first).map(|chain| label(chain, first));
             let other = other.unwrap_or_default();
-            format!("{other} matches by the destination, which counts before names: no connection comes here")
+            format!("{other} matches by destination, before names: no connection reaches this chain")
         });
         match outdone.map_or_else(|| read_chain(chain, bytes, &shared), Err) {
             Ok((names, route)) => all.routes.extend(names.into_iter().map(|name| (name, route.clone()))),
             Err(why) => {
                 all.refused.push(format!("{}: {why}", label(chain, index)));
-                // Without it, clients of this name would end up in a chain that is less particular.
+                // Without this entry, clients of the name would get a less restrictive chain.
                 if !is_plain(chain) {
                     all.routes.extend(matching::names(chain).into_iter().map(|name| (name, Route::Nowhere)));
                 }
@@ -155,14 +154,14 @@ fn routes(listener: &Listener, bytes: &[u8], port: u16) -> Routes {
         }
     }
     if listener.default_filter_chain.is_some() {
-        let what = "default_filter_chain: is not supported; `default:` of the gateway's own listeners says where \
-                    a hello goes that no name leads to";
+        let what = "default_filter_chain: is not supported; set `default:` of the gateway's listeners for connections \
+                    that match no name";
         all.refused.push(what.to_owned());
     }
     all
 }
 
-/// The names that several chains have, which something else tells apart.
+/// Names that several chains have, which differ in something else.
 fn shared(chains: &[FilterChain]) -> std::collections::HashSet<Name> {
     let mut known = std::collections::HashSet::new();
     let names = chains.iter().filter(|chain| !is_plain(chain)).flat_map(matching::names);
@@ -175,17 +174,17 @@ fn read_chain(
     shared: &std::collections::HashSet<Name>,
 ) -> Result<(Vec<Name>, Route), String> {
     if let Some(field) = unknown(bytes, &CHAIN) {
-        return Err(format!("{field} is set, which is not supported"));
+        return Err(format!("{field} is not supported"));
     }
     let matching = matching::read(chain)?;
     if let Some(name) = matching.names.iter().find(|name| shared.contains(name)) {
         return Err(format!(
-            "another chain has the name {} too; chains that only protocols or sources tell apart are not supported",
+            "another chain has the name {} too; chains that differ only in protocols or sources are not supported",
             name.host
         ));
     }
-    let (forward, let_in) = filters::read(chain)?;
-    let route = match matching.sources.and(let_in) {
+    let (forward, admitted) = filters::read(chain)?;
+    let route = match matching.sources.and(admitted) {
         Sources::Any => Route::To { alpn: matching.alpn, sources: Vec::new(), forward },
         Sources::Only(sources) if sources.is_empty() => Route::Nowhere,
         Sources::Only(sources) => Route::To { alpn: matching.alpn, sources, forward },

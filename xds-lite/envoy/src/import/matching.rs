@@ -1,5 +1,5 @@
-//! Which clients a filter chain is for: its names, protocols and sources; and whether two chains of a Listener
-//! are for the same ones, which Envoy refuses. Not what the chain does with them.
+//! Reads the match of a filter chain (names, protocols, sources), and finds chains of a Listener with overlapping
+//! matches, which Envoy refuses.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -20,61 +20,61 @@ pub(super) static SHAPE: Shape = Shape {
 };
 pub(super) static CIDR: Shape = Shape { name: "CidrRange", plain: &[1, 2], messages: &[] };
 
-/// Who a chain is for, as far as it can be told by what this gateway sees.
+/// The match of a chain, as far as this gateway can evaluate it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Matching {
-    /// The names of it that can be names.
+    /// Its valid names.
     pub(super) names: Vec<Name>,
-    /// None: any.
+    /// Empty: any.
     pub(super) alpn: Vec<String>,
     pub(super) sources: Sources,
 }
 
-/// A name as a service of this gateway has it.
+/// A name, as a service of this gateway has it.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(super) struct Name {
     pub(super) host: HostPattern,
-    /// 0 for a name that says no port: nothing leads to it as `outbound_.PORT_._.HOST`.
+    /// 0 for a name without a port: no `outbound_.PORT_._.HOST` reaches it.
     pub(super) port: u16,
 }
 
-/// Where clients may come from.
+/// Source addresses that a chain admits.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Sources {
     Any,
-    /// From none of these, if there are none.
+    /// Empty: no client.
     Only(Vec<IpNet>),
 }
 
 impl Sources {
-    /// What both let in.
+    /// The sources that both admit.
     pub(super) fn and(self, other: Sources) -> Sources {
-        let (one, other) = match (self, other) {
+        let (these, those) = match (self, other) {
             (Sources::Any, sources) | (sources, Sources::Any) => return sources,
-            (Sources::Only(one), Sources::Only(other)) => (one, other),
+            (Sources::Only(these), Sources::Only(those)) => (these, those),
         };
-        // Two ranges are apart, or one lies in the other.
+        // Two ranges are disjoint, or one contains the other.
         let both = |a: &IpNet, b: &IpNet| match (a.contains(b), b.contains(a)) {
             (true, _) => Some(*b),
             (_, true) => Some(*a),
             _ => None,
         };
         let mut nets: Vec<_> =
-            one.iter().flat_map(|a| other.iter().filter_map(move |b| both(a, b))).collect();
+            these.iter().flat_map(|a| those.iter().filter_map(move |b| both(a, b))).collect();
         nets.sort_unstable();
         nets.dedup();
         Sources::Only(nets)
     }
 }
 
-/// Whether a chain is only for what is no TLS. No TLS connection is ever its.
+/// Whether a chain is only for other protocols than TLS. It never gets a TLS connection.
 pub(super) fn is_plain(chain: &FilterChain) -> bool {
     let protocol = chain.filter_chain_match.as_ref().map(|rules| rules.transport_protocol.as_str());
     !matches!(protocol, None | Some("" | "tls"))
 }
 
-/// Whether a chain gets every connection of this port, or none gets it but those that say so, too: Envoy looks at
-/// the destination before the name, and does not look back.
+/// Whether a chain matches this port by destination. Then only such chains get its connections: Envoy checks the
+/// destination before the name, and does not backtrack.
 pub(super) fn is_before_names(chain: &FilterChain, port: u16) -> bool {
     chain.filter_chain_match.as_ref().is_some_and(|rules| {
         rules.destination_port == Some(port.into())
@@ -82,7 +82,7 @@ pub(super) fn is_before_names(chain: &FilterChain, port: u16) -> bool {
     })
 }
 
-/// The names that a chain claims, where they can be names at all.
+/// The valid names of a chain.
 pub(super) fn names(chain: &FilterChain) -> Vec<Name> {
     let texts = chain.filter_chain_match.iter().flat_map(|rules| &rules.server_names);
     let mut names: Vec<_> = texts.take(MOST_ITEMS).filter_map(|text| name(text).ok()).collect();
@@ -103,10 +103,10 @@ fn name(text: &str) -> Result<Name, String> {
     }
 }
 
-/// Who a chain is for.
+/// Reads a chain's match.
 ///
 /// # Errors
-/// What of it this gateway cannot tell.
+/// What of it this gateway cannot evaluate.
 pub(super) fn read(chain: &FilterChain) -> Result<Matching, String> {
     let nothing = FilterChainMatch::default();
     let rules = chain.filter_chain_match.as_ref().unwrap_or(&nothing);
@@ -120,29 +120,29 @@ pub(super) fn read(chain: &FilterChain) -> Result<Matching, String> {
         ("source_ports", !rules.source_ports.is_empty()),
     ];
     if let Some((field, _)) = set.iter().find(|(_, set)| *set) {
-        return Err(format!("filter_chain_match.{field} is set, which is not supported"));
+        return Err(format!("filter_chain_match.{field} is not supported"));
     }
     if is_plain(chain) {
         let protocol = shown(&rules.transport_protocol);
-        return Err(format!("transport_protocol is {protocol}: only TLS is passed on"));
+        return Err(format!("transport_protocol is {protocol}: only TLS is passed through"));
     }
     if rules.server_names.is_empty() {
         return Err(
-            "filter_chain_match.server_names is empty: a chain for whatever no name leads to is not supported; \
-             `default:` of the gateway's own listeners says where that goes"
+            "filter_chain_match.server_names is empty: a chain without names is not supported; set `default:` of the \
+             gateway's listeners for connections that match no name"
                 .to_owned(),
         );
     }
     let lists =
         [rules.server_names.len(), rules.application_protocols.len(), rules.source_prefix_ranges.len()];
     if lists.iter().any(|length| *length > MOST_ITEMS) {
-        return Err(format!("filter_chain_match has a list of more than {MOST_ITEMS}"));
+        return Err(format!("filter_chain_match has a list of more than {MOST_ITEMS} items"));
     }
     for text in &rules.server_names {
         name(text)?;
     }
     if let Some(wrong) = rules.application_protocols.iter().find(|text| !(1..=255).contains(&text.len())) {
-        return Err(format!("application_protocols has {}, which is no protocol's name", shown(wrong)));
+        return Err(format!("application_protocols has {}, which is not a protocol name", shown(wrong)));
     }
     let sources = match rules.source_prefix_ranges.as_slice() {
         [] => Sources::Any,
@@ -151,8 +151,8 @@ pub(super) fn read(chain: &FilterChain) -> Result<Matching, String> {
     Ok(Matching { names: names(chain), alpn: rules.application_protocols.clone(), sources })
 }
 
-/// A range as Envoy reads it: bits behind the prefix do not count. An IPv4-mapped range is the IPv4 range, as
-/// such addresses are.
+/// A range as Envoy reads it: bits after the prefix are ignored. An IPv4-mapped range is the IPv4 range, as with
+/// addresses.
 pub(super) fn net(range: &CidrRange) -> Result<IpNet, String> {
     let net = as_written(range)?;
     if let IpNet::V6(v6) = net
@@ -167,13 +167,13 @@ pub(super) fn net(range: &CidrRange) -> Result<IpNet, String> {
 
 fn as_written(range: &CidrRange) -> Result<IpNet, String> {
     let length = range.prefix_len.unwrap_or(0);
-    let wrong = || format!("{}/{length} is no range of addresses", shown(&range.address_prefix));
+    let wrong = || format!("{}/{length} is not an address range", shown(&range.address_prefix));
     let address: IpAddr = range.address_prefix.parse().map_err(|_| wrong())?;
     let length = u8::try_from(length).map_err(|_| wrong())?;
     IpNet::new(address, length).map(|net| net.trunc()).map_err(|_| wrong())
 }
 
-/// One way to meet a chain's match.
+/// One combination that a chain's match admits.
 #[derive(PartialEq, Eq, Hash)]
 struct Way<'a> {
     port: Option<u32>,
@@ -188,13 +188,13 @@ struct Way<'a> {
     source_port: Option<u32>,
 }
 
-/// Two chains of a Listener, by position, that are for the same clients in some way. It may be one, which says
-/// something twice: Envoy takes no such Listener either.
+/// Two chains of a Listener, by position, whose matches overlap. It may be one chain that lists something twice: Envoy
+/// refuses such a Listener, too.
 ///
 /// # Errors
-/// There are too many ways to tell.
+/// There are too many combinations to compare.
 pub(super) fn alike(chains: &[FilterChain]) -> Result<Option<(usize, usize)>, String> {
-    let too_many = || format!("its chains match in more than {MOST_WAYS} ways");
+    let too_many = || format!("its filter chains match more than {MOST_WAYS} combinations");
     let nothing = FilterChainMatch::default();
     let mut left = MOST_WAYS;
     let mut known: HashMap<Way<'_>, usize> = HashMap::with_capacity(chains.len());
@@ -258,7 +258,7 @@ fn ways(rules: &FilterChainMatch) -> Vec<Way<'_>> {
     ways
 }
 
-/// One that says nothing, if there is none.
+/// The items, or one default if there are none.
 fn each<T: Default>(items: impl Iterator<Item = T>) -> Vec<T> {
     let mut list: Vec<T> = items.collect();
     if list.is_empty() {
@@ -267,7 +267,7 @@ fn each<T: Default>(items: impl Iterator<Item = T>) -> Vec<T> {
     list
 }
 
-/// What cannot be read is compared as it is written.
+/// A range for comparison; an invalid one as written.
 fn range(range: &CidrRange) -> String {
     match as_written(range) {
         Ok(net) => net.to_string(),

@@ -1,5 +1,5 @@
-//! What a gateway says of itself to a foreign control plane: istiod reads who it is from the form of its id, and
-//! what it is to be given from its metadata.
+//! Builds the node with which a gateway introduces itself to another control plane. istiod reads the proxy's identity
+//! from the form of the id, and its configuration from the metadata.
 
 use std::net::IpAddr;
 
@@ -10,25 +10,25 @@ use serde_json::Map;
 use isthmus_model::locality::Locality;
 use isthmus_proto::envoy::config::core::v3;
 
-/// Who asks.
+/// The gateway that introduces itself.
 #[derive(Clone, Debug)]
 pub struct Asker<'a> {
     /// Its name, such as that of its pod.
     pub id: &'a str,
-    /// The cluster it stands in.
+    /// Its cluster.
     pub cluster: &'a str,
-    /// The network it stands in; may be empty.
+    /// Its network; may be empty.
     pub network: &'a str,
-    /// Where it stands.
+    /// Its locality.
     pub locality: &'a Locality,
-    /// Where it is reached.
+    /// Its address.
     pub ip: IpAddr,
     /// The namespace of its identity.
     pub namespace: &'a str,
 }
 
-/// The node of a gateway: `router~IP~ID.NAMESPACE~NAMESPACE.svc.cluster.local`, unless `id` says another one;
-/// and what `metadata` does not say, as istiod's own proxies say it.
+/// The node of a gateway: `router~IP~ID.NAMESPACE~NAMESPACE.svc.cluster.local` unless `id` is given, and the metadata
+/// of istiod's own proxies, which `metadata` overrides.
 #[must_use]
 pub fn node(asker: &Asker<'_>, id: Option<&str>, metadata: &Map<String, serde_json::Value>) -> v3::Node {
     let Asker { id: name, cluster, network, locality, ip, namespace } = asker;
@@ -83,7 +83,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn istiod_reads_who_asks_from_the_id_and_the_metadata() {
+    fn node_has_istiods_form_of_id_and_metadata() {
         let asker = Asker {
             id: "gw-1",
             cluster: "east",

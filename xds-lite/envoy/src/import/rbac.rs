@@ -1,5 +1,5 @@
-//! Access rules that come down to where a client comes from. All others are refused: a gateway that passes TLS
-//! on untouched sees nothing else of a client.
+//! Reads RBAC rules that depend on the source address only. All others are refused: a passthrough gateway sees nothing
+//! else of a client.
 
 use super::fields::{Shape, unknown};
 use super::matching::{CIDR, Sources, net};
@@ -9,7 +9,7 @@ use isthmus_proto::envoy::extensions::filters::network::rbac::v3::Rbac;
 
 static SHAPE: Shape = Shape {
     name: "RBAC",
-    // Shadow rules and statistics only observe; a denial that waits is a denial.
+    // Shadow rules and statistics only observe; a delayed denial is a denial.
     plain: &[2, 3, 4, 5, 6, 7, 8],
     messages: &[(1, &RULES)],
 };
@@ -30,30 +30,30 @@ static PRINCIPAL: Shape = Shape {
 };
 static PRINCIPALS: Shape = Shape { name: "Principal.Set", plain: &[], messages: &[(1, &PRINCIPAL)] };
 
-/// Whom the rules let in.
+/// The sources that the rules admit.
 ///
 /// # Errors
-/// They ask for something that this gateway cannot see.
+/// They depend on something that this gateway cannot see.
 pub(super) fn read(bytes: &[u8]) -> Result<Sources, String> {
     let filter: Rbac =
         prost::Message::decode(bytes).map_err(|error| format!("RBAC cannot be read: {error}"))?;
     if let Some(field) = unknown(bytes, &SHAPE) {
-        return Err(format!("{field} is set, which is not supported"));
+        return Err(format!("{field} is not supported"));
     }
     if filter.matcher.is_some() {
-        return Err("RBAC.matcher is set, which is not supported".to_owned());
+        return Err("RBAC.matcher is not supported".to_owned());
     }
     let Some(rules) = filter.rules else { return Ok(Sources::Any) };
     match Action::try_from(rules.action) {
         Ok(Action::Allow) => {}
         Ok(Action::Log) => return Ok(Sources::Any),
-        Ok(Action::Deny) => return Err("RBAC denies, which is not supported; only ALLOW is".to_owned()),
-        Err(_) => return Err(format!("RBAC has the action {}, which is not known", rules.action)),
+        Ok(Action::Deny) => return Err("RBAC action DENY is not supported; only ALLOW is".to_owned()),
+        Err(_) => return Err(format!("RBAC action {} is unknown", rules.action)),
     }
     let mut allowed = Vec::new();
     for policy in rules.policies.values() {
         match of_policy(policy)? {
-            Sources::Any => return everybody(rules.policies.values()),
+            Sources::Any => return any_source(rules.policies.values()),
             Sources::Only(nets) => allowed.extend(nets),
         }
     }
@@ -62,8 +62,8 @@ pub(super) fn read(bytes: &[u8]) -> Result<Sources, String> {
     Ok(Sources::Only(allowed))
 }
 
-/// The others must be known, too, though they let nobody else in.
-fn everybody<'a>(policies: impl Iterator<Item = &'a Policy>) -> Result<Sources, String> {
+/// Any source, if all policies are supported, though the others admit no more.
+fn any_source<'a>(policies: impl Iterator<Item = &'a Policy>) -> Result<Sources, String> {
     for policy in policies {
         of_policy(policy)?;
     }
@@ -80,7 +80,7 @@ fn of_policy(policy: &Policy) -> Result<Sources, String> {
     any_of(&policy.principals)
 }
 
-/// Whatever the connection is for. Istio writes it as one of a set.
+/// Whether a permission is for every connection. Istio writes it as one of a set.
 fn is_any(permission: &Permission) -> bool {
     use permission::Rule::{AndRules, Any, OrRules};
     match &permission.rule {
@@ -106,15 +106,15 @@ fn of_principal(principal: &Principal) -> Result<Sources, String> {
     use principal::Identifier::{AndIds, Any, DirectRemoteIp, OrIds, RemoteIp, SourceIp};
     match &principal.identifier {
         Some(Any(true)) => Ok(Sources::Any),
-        // Nothing in front of a passed-on connection says another source than its own.
+        // No header tells another source than the connection's own.
         Some(SourceIp(range) | DirectRemoteIp(range) | RemoteIp(range)) => {
             Ok(Sources::Only(vec![net(range)?]))
         }
         Some(OrIds(set)) => any_of(&set.ids),
         Some(AndIds(set)) if !set.ids.is_empty() => {
-            set.ids.iter().try_fold(Sources::Any, |sources, one| Ok(sources.and(of_principal(one)?)))
+            set.ids.iter().try_fold(Sources::Any, |sources, id| Ok(sources.and(of_principal(id)?)))
         }
-        _ => Err("RBAC has principals other than ranges of addresses, which is not supported".to_owned()),
+        _ => Err("RBAC has principals other than address ranges, which is not supported".to_owned()),
     }
 }
 
@@ -126,7 +126,7 @@ pub(super) mod tests {
     use isthmus_proto::envoy::config::core::v3::CidrRange;
     use isthmus_proto::envoy::config::rbac::v3::Rbac as Rules;
 
-    /// Rules that let in whoever comes from one of these.
+    /// Rules that admit these ranges.
     pub(crate) fn from(ranges: &[(&str, u32)]) -> Rules {
         let policy = Policy {
             permissions: vec![Permission { rule: Some(permission::Rule::Any(true)) }],
@@ -141,7 +141,7 @@ pub(super) mod tests {
         Principal { identifier: Some(principal::Identifier::RemoteIp(range)) }
     }
 
-    fn told(rules: Rules) -> Result<String, String> {
+    fn admitted(rules: Rules) -> Result<String, String> {
         let filter = Rbac { rules: Some(rules), ..Rbac::default() };
         Ok(match read(&filter.encode_to_vec())? {
             Sources::Any => "any".to_owned(),
@@ -158,9 +158,9 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn ranges_that_are_let_in_are_sources() {
+    fn rbac_address_ranges_become_sources() {
         use principal::Identifier::{AndIds, Any, OrIds};
-        let said = |rules| told(rules).unwrap();
+        let said = |rules| admitted(rules).unwrap();
         let set = |ids: Vec<Principal>| principal::Set { ids };
         assert_eq!(said(altered(|_| {})), "10.0.0.0/8 192.0.2.1/32");
         assert_eq!(said(Rules::default()), "", "nobody");
@@ -177,11 +177,11 @@ pub(super) mod tests {
         });
         assert_eq!(said(istio), "10.1.0.0/16");
         let several = Rbac { rules: None, shadow_rules: Some(from(TEN)), ..Rbac::default() };
-        assert_eq!(read(&several.encode_to_vec()), Ok(Sources::Any), "shadows only observe");
+        assert_eq!(read(&several.encode_to_vec()), Ok(Sources::Any), "shadow rules only observe");
     }
 
     #[test]
-    fn what_this_gateway_cannot_see_is_refused() {
+    fn rbac_rules_beyond_source_addresses_are_refused() {
         use principal::Identifier::{AndIds, Any, Authenticated, NotId};
         let first = |identifier| altered(|policy| policy.principals[0].identifier = identifier);
         let permitted = |rule| altered(|policy| policy.permissions[0].rule = rule);
@@ -200,13 +200,13 @@ pub(super) mod tests {
             first(Some(AndIds(Default::default()))),
             first(Some(NotId(Default::default()))),
             first(Some(Authenticated(Default::default()))),
-            // Beside somebody for whom anybody may, too.
+            // An unsupported principal beside `any` is refused, too.
             altered(|policy| {
                 policy.principals[0].identifier = Some(Any(true));
                 policy.principals[1].identifier = None;
             }),
         ] {
-            let why = told(rules.clone()).unwrap_err();
+            let why = admitted(rules.clone()).unwrap_err();
             assert!(why.contains("RBAC"), "{rules:?}: {why}");
         }
         let matcher = Rbac { matcher: Some(Default::default()), ..Rbac::default() };

@@ -1,5 +1,5 @@
-//! What a foreign control plane has said so far, and the services that it comes to. A resource that is refused
-//! leaves the one of that name that was accepted before it.
+//! Holds the accepted resources of another control plane, and derives the services from them. A refused resource leaves
+//! the last accepted one of its name in use.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
@@ -15,26 +15,26 @@ use isthmus_ads::client::{Refused, Resource, Update};
 use isthmus_model::services::{Service, ServiceTimeouts};
 use isthmus_proto::type_url::{CLUSTER, ENDPOINTS, LISTENER};
 
-/// Everything that was accepted.
+/// The accepted resources.
 #[derive(Debug)]
 pub struct State {
-    /// Of the Listener that is the gateway's.
+    /// The port of the gateway's Listener.
     port: u16,
-    /// By name: the one Listener of that port, and what its names lead to.
+    /// The Listener of that port: its name and routes.
     listener: Option<(String, BTreeMap<Name, Route>)>,
     upstreams: HashMap<String, Upstream>,
-    /// By the name that clusters ask for.
+    /// By the name in the clusters.
     assignments: HashMap<String, Assignment>,
-    /// The assignments that clusters ask for.
+    /// Names of the assignments that clusters use.
     wanted: BTreeSet<String>,
-    /// Types of which something was heard.
+    /// Types that have been received.
     heard: HashSet<String>,
-    /// As they were last, so that what did not change is the same.
+    /// The last services: an unchanged one is the same `Arc`.
     services: HashMap<Name, Arc<Service>>,
 }
 
 impl State {
-    /// Nothing was heard yet. The Listener with this port is the gateway's; others are for others.
+    /// An empty state. The Listener with this port is the gateway's; others are ignored.
     #[must_use]
     pub fn new(port: u16) -> State {
         State {
@@ -48,8 +48,7 @@ impl State {
         }
     }
 
-    /// Takes an update: what is gone first, then what is new. A refusal names the parts of a resource that were
-    /// refused; its other parts are taken.
+    /// Applies an update: removals first. A refusal names the refused parts of a resource; its other parts are applied.
     pub fn apply(&mut self, update: &Update) -> Vec<Refused> {
         self.heard.insert(update.type_url.clone());
         for name in &update.removed {
@@ -67,14 +66,14 @@ impl State {
         refused
     }
 
-    /// The assignments that clusters ask for; other types are followed whole.
+    /// The assignments to subscribe to; of other types all resources are.
     #[must_use]
     pub fn names(&self, type_url: &str) -> Option<&BTreeSet<String>> {
         (type_url == ENDPOINTS).then_some(&self.wanted)
     }
 
-    /// Whether all was heard that the names of the Listener lead to: before that, a service would seem to have
-    /// no endpoints that has some.
+    /// Whether everything that the Listener's routes need has been received: before that, a service with endpoints would
+    /// seem to have none.
     #[must_use]
     pub fn is_whole(&self) -> bool {
         self.heard.contains(LISTENER)
@@ -124,7 +123,7 @@ impl State {
                 Ok(())
             }
             ENDPOINTS if self.wanted.contains(&resource.name) => self.take_assignment(resource),
-            // It was asked for, once.
+            // No longer used.
             _ => Ok(()),
         }
     }
@@ -134,7 +133,7 @@ impl State {
         let name = &resource.name;
         match (read, &self.listener) {
             (Some(_), Some((other, _))) if other != name => {
-                Err(format!("has the port {}, which is {}'s", self.port, shown(other)))
+                Err(format!("has the port {} of Listener {}; remove one of them", self.port, shown(other)))
             }
             (Some(Routes { routes, refused }), _) => {
                 self.listener = Some((name.clone(), routes));
@@ -164,7 +163,7 @@ impl State {
         match type_url {
             LISTENER => _ = self.listener.take_if(|(listener, _)| listener == name),
             CLUSTER => _ = self.upstreams.remove(name),
-            // Its endpoints stay, as Envoy's do; only that there are none is news.
+            // Its endpoints stay, as in Envoy; an assignment never received counts as empty.
             ENDPOINTS if self.wanted.contains(name) => {
                 _ = self.assignments.entry(name.to_owned()).or_default()
             }
@@ -172,13 +171,13 @@ impl State {
         }
     }
 
-    /// Clusters came or went: so do the assignments that they ask for.
+    /// Updates the assignments to subscribe to after clusters have changed.
     fn want(&mut self) {
-        let asked = self.upstreams.values().filter_map(|upstream| match &upstream.endpoints {
+        let used = self.upstreams.values().filter_map(|upstream| match &upstream.endpoints {
             Endpoints::Discovered(name) => Some(name.clone()),
             Endpoints::Written(_) => None,
         });
-        self.wanted = asked.collect();
+        self.wanted = used.collect();
         self.assignments.retain(|name, _| self.wanted.contains(name));
     }
 
@@ -203,7 +202,7 @@ impl State {
             send_proxy: false,
             timeouts: general.clone(),
             endpoints: Vec::new(),
-            // Its Listener is for other networks; a name that leads nowhere is known there, too.
+            // The Listener serves other networks, which may know a name without a route, too.
             exposed: true,
             about: None,
         };

@@ -1,5 +1,4 @@
-//! Resources as istiod sends them, and what each of their fields does when it is set: it means what it means to
-//! Envoy, or what it narrows cannot be reached.
+//! Tests import with resources as istiod sends them. A field has Envoy's meaning, or what it restricts has no route.
 
 use std::collections::BTreeSet;
 
@@ -139,7 +138,7 @@ fn append(number: u8, message: &[u8], to: &mut Vec<u8>) {
     to.extend(message);
 }
 
-/// A control plane's words, and what has come of them.
+/// The state of an import, and requests to it.
 struct World {
     state: State,
 }
@@ -149,7 +148,7 @@ impl World {
         World { state: State::new(15443) }
     }
 
-    /// A world in which `WEB` leads to one endpoint.
+    /// A world in which `WEB` has one endpoint.
     fn with_web() -> World {
         let mut world = World::new();
         world.good(CLUSTER, WEB, &cluster(WEB));
@@ -201,7 +200,7 @@ impl World {
         web.endpoints.iter().map(|one| (one.address.to_string(), one.weight)).collect()
     }
 
-    /// Whether a client could get somewhere by any name.
+    /// Whether any name has an endpoint for new connections.
     fn is_reachable(&mut self) -> bool {
         self.state.services().iter().any(|one| one.endpoints.iter().any(|endpoint| endpoint.weight > 0))
     }
@@ -212,15 +211,15 @@ fn one(address: &str) -> Vec<(String, u32)> {
 }
 
 #[test]
-fn a_chain_of_istiods_is_a_service() {
+fn istiod_chain_becomes_a_service() {
     let mut world = World::new();
     assert!(!world.state.is_whole());
     assert_eq!(world.listen(vec![chain(WEB)]), [""; 0]);
-    assert!(!world.state.is_whole(), "no cluster was heard of");
+    assert!(!world.state.is_whole(), "no cluster received yet");
     world.good(CLUSTER, WEB, &cluster(WEB));
     assert_eq!(world.state.names(ENDPOINTS), Some(&BTreeSet::from([WEB.to_owned()])));
     assert_eq!(world.state.names(CLUSTER), None);
-    assert!(!world.state.is_whole(), "its endpoints are to come");
+    assert!(!world.state.is_whole(), "its endpoints are missing");
     world.good(
         ENDPOINTS,
         WEB,
@@ -236,7 +235,7 @@ fn a_chain_of_istiods_is_a_service() {
 }
 
 #[test]
-fn other_names_are_as_they_are_written() {
+fn server_names_other_than_istios_are_hosts_without_port() {
     let mut world = World::with_web();
     let subset = "outbound_.8080_.v1_.web.shop.svc.cluster.local";
     let mut all = chain("*.Apps.example");
@@ -260,7 +259,7 @@ fn other_names_are_as_they_are_written() {
 }
 
 #[test]
-fn what_is_gone_and_what_is_empty_are_two_things() {
+fn removed_assignment_keeps_endpoints_and_empty_one_drops_them() {
     let mut world = World::with_web();
     world.listen(vec![chain(WEB)]);
     assert_eq!(world.web(), one("10.0.0.1:80"));
@@ -270,16 +269,16 @@ fn what_is_gone_and_what_is_empty_are_two_things() {
     assert_eq!(world.web(), []);
     world.good(ENDPOINTS, WEB, &assignment(WEB, vec![endpoint("10.0.0.2", 1, 0)]));
     world.send(CLUSTER, &[], &[WEB]);
-    assert_eq!(world.web(), [], "the name stands, and leads to no cluster");
+    assert_eq!(world.web(), [], "the name stays, without a cluster");
     assert_eq!(world.state.names(ENDPOINTS), Some(&BTreeSet::new()));
     world.good(CLUSTER, WEB, &cluster(WEB));
-    assert_eq!(world.web(), [], "the endpoints of before are forgotten");
+    assert_eq!(world.web(), [], "the earlier endpoints are forgotten");
     world.send(LISTENER, &[], &["0.0.0.0_15443"]);
     assert_eq!(world.find("web.shop.svc.cluster.local", 8080), None);
 }
 
 #[test]
-fn what_did_not_change_is_the_same() {
+fn unchanged_service_keeps_its_arc() {
     let mut world = World::with_web();
     world.listen(vec![chain(WEB), chain("other.example")]);
     let before = world.state.services();
@@ -290,7 +289,7 @@ fn what_did_not_change_is_the_same() {
 }
 
 #[test]
-fn chains_that_match_the_same_refuse_the_listener_and_what_was_before_stays() {
+fn listener_with_overlapping_chains_is_refused_and_the_last_one_stays() {
     let mut world = World::with_web();
     world.listen(vec![chain(WEB)]);
     let mut shared = chain("other.example");
@@ -304,7 +303,7 @@ fn chains_that_match_the_same_refuse_the_listener_and_what_was_before_stays() {
 }
 
 #[test]
-fn chains_that_something_else_tells_apart_are_both_refused_and_lead_nowhere() {
+fn chains_that_differ_only_in_protocol_are_refused_without_a_route() {
     let mut world = World::with_web();
     let mut other = chain(WEB);
     other.filter_chain_match.as_mut().unwrap().application_protocols = vec!["h2".to_owned()];
@@ -315,11 +314,11 @@ fn chains_that_something_else_tells_apart_are_both_refused_and_lead_nowhere() {
     plain.filter_chain_match.as_mut().unwrap().transport_protocol = "raw_buffer".to_owned();
     let why = world.listen(vec![chain(WEB), plain]).concat();
     assert!(why.contains("transport_protocol is \"raw_buffer\""), "{why}");
-    assert_eq!(world.web(), one("10.0.0.1:80"), "no TLS connection would ever be the other's");
+    assert_eq!(world.web(), one("10.0.0.1:80"), "the other chain never gets a TLS connection");
 }
 
 #[test]
-fn a_refused_chain_does_not_leave_its_clients_to_a_wider_one() {
+fn refused_chain_does_not_fall_back_to_a_wider_one() {
     let mut world = World::with_web();
     let mut wide = chain("*.shop.example");
     wide.filters = vec![proxy(&to(WEB))];
@@ -335,9 +334,9 @@ fn a_refused_chain_does_not_leave_its_clients_to_a_wider_one() {
     assert_eq!(world.find("a.shop.example", 0).unwrap().endpoints, []);
 }
 
-/// As in Envoy, which looks at the destination before the name and does not look back.
+/// As in Envoy, which checks the destination before the name and does not backtrack.
 #[test]
-fn a_chain_for_the_listeners_own_port_leaves_the_others_nothing() {
+fn chain_that_matches_the_destination_takes_all_connections() {
     let others = |set: fn(&mut FilterChainMatch)| {
         let mut world = World::with_web();
         let mut odd = chain("odd.example");
@@ -350,14 +349,14 @@ fn a_chain_for_the_listeners_own_port_leaves_the_others_nothing() {
         rules.prefix_ranges = vec![CidrRange { address_prefix: "0.0.0.0".to_owned(), prefix_len: None }]
     }] {
         let (reachable, why) = others(set);
-        assert!(!reachable && why.contains("counts before names"), "{why}");
+        assert!(!reachable && why.contains("matches by destination, before names"), "{why}");
     }
-    assert!(others(|rules| rules.destination_port = Some(443)).0, "nothing comes to that port");
+    assert!(others(|rules| rules.destination_port = Some(443)).0, "the gateway does not listen on that port");
 }
 
-/// Each of these narrows or changes who gets where; none may be overlooked.
+/// Each of these restricts or changes routing; none may be overlooked.
 #[test]
-fn what_is_set_but_not_supported_is_named_and_leads_nowhere() {
+fn unsupported_chain_field_is_named_and_leaves_no_route() {
     type Set = fn(&mut FilterChain);
     fn rules(chain: &mut FilterChain) -> &mut FilterChainMatch {
         chain.filter_chain_match.get_or_insert_default()
@@ -374,15 +373,15 @@ fn what_is_set_but_not_supported_is_named_and_leads_nowhere() {
         ("source_ports", |chain| rules(chain).source_ports = vec![1]),
         ("server_names is empty", |chain| rules(chain).server_names.clear()),
         ("server_names is empty", |chain| chain.filter_chain_match = None),
-        ("is no range", |chain| rules(chain).source_prefix_ranges = vec![CidrRange::default()]),
-        ("no protocol's name", |chain| rules(chain).application_protocols = vec![String::new()]),
+        ("is not an address range", |chain| rules(chain).source_prefix_ranges = vec![CidrRange::default()]),
+        ("not a protocol name", |chain| rules(chain).application_protocols = vec![String::new()]),
         ("use_proxy_proto", |chain| chain.use_proxy_proto = Some(true)),
         ("no filters", |chain| chain.filters.clear()),
         ("only TcpProxy", |chain| chain.filters.truncate(1)),
         ("\"envoy.echo\"", |chain| chain.filters.insert(0, filter("envoy.echo", Vec::new()))),
         ("no typed_config", |chain| chain.filters[0].config_type = None),
         ("\"envoy.echo\"", |chain| {
-            // A name is anybody's; the type of the settings is what Envoy goes by.
+            // A filter's name is arbitrary; Envoy goes by the type of the settings.
             chain.filters[0] = Filter { name: "istio.stats".to_owned(), ..filter("envoy.echo", Vec::new()) };
         }),
         ("names no cluster", |chain| chain.filters[1] = proxy(&TcpProxy::default())),
@@ -403,7 +402,7 @@ fn what_is_set_but_not_supported_is_named_and_leads_nowhere() {
         let mut chain = chain(WEB);
         set(&mut chain);
         let why = world.listen(vec![chain]).concat();
-        // A field is named as its message has it, or by its number.
+        // An unsupported field is named, or given by its number.
         let number = ["tunneling_config", "metadata_match"].contains(word);
         assert!(why.contains(word) || (number && why.contains("of TcpProxy")), "{word}: {why}");
         assert!(!world.is_reachable(), "{word}");
@@ -411,25 +410,25 @@ fn what_is_set_but_not_supported_is_named_and_leads_nowhere() {
 }
 
 #[test]
-fn fields_that_are_not_even_known_refuse_their_chain() {
+fn unknown_chain_field_refuses_its_chain() {
     let mut world = World::with_web();
     let good = chain("good.example");
     let mut bytes = listener(vec![good]).encode_to_vec();
     let mut odd = chain(WEB);
-    // A match with a field of the future beside the name.
+    // A match with an unknown field beside the name.
     let mut rules = odd.filter_chain_match.take().unwrap().encode_to_vec();
     rules.extend([0xf8, 0x01, 1]);
     let mut chain = odd.encode_to_vec();
     append(1, &rules, &mut chain);
     append(3, &chain, &mut bytes);
     let why = world.send(LISTENER, &[("0.0.0.0_15443", bytes)], &[]).concat();
-    assert!(why.contains(&format!("chain {WEB:?}: field 31 of FilterChainMatch is set")), "{why}");
+    assert!(why.contains(&format!("chain {WEB:?}: field 31 of FilterChainMatch is not supported")), "{why}");
     assert!(world.find("good.example", 0).is_some());
     assert_eq!(world.web(), []);
 }
 
 #[test]
-fn chains_for_whatever_has_no_name_are_refused_alone() {
+fn default_filter_chain_is_refused_alone() {
     let mut world = World::with_web();
     let mut whole = listener(vec![chain(WEB)]);
     whole.default_filter_chain = Some(chain("x"));
@@ -439,7 +438,7 @@ fn chains_for_whatever_has_no_name_are_refused_alone() {
 }
 
 #[test]
-fn a_listener_that_cannot_be_read_as_a_whole_changes_nothing() {
+fn refused_listener_changes_nothing() {
     let mut world = World::with_web();
     world.listen(vec![chain(WEB)]);
     let good = listener(vec![chain(WEB)]);
@@ -452,7 +451,7 @@ fn a_listener_that_cannot_be_read_as_a_whole_changes_nothing() {
         ),
         ("filter_chain_matcher", Listener { filter_chain_matcher: Some(Default::default()), ..good.clone() }),
         ("use_original_dst", Listener { use_original_dst: Some(true), ..good.clone() }),
-        ("is the Listener \"x\"", Listener { name: "x".to_owned(), ..good.clone() }),
+        ("has the name \"x\"", Listener { name: "x".to_owned(), ..good.clone() }),
     ];
     for (word, wrong) in cases {
         let why = world.bad(LISTENER, "0.0.0.0_15443", &wrong);
@@ -460,14 +459,14 @@ fn a_listener_that_cannot_be_read_as_a_whole_changes_nothing() {
         assert_eq!(world.web(), one("10.0.0.1:80"), "{word}");
     }
     let twin = Listener { name: "twin".to_owned(), ..good.clone() };
-    assert!(world.bad(LISTENER, "twin", &twin).contains("has the port 15443, which is \"0.0.0.0_15443\"'s"));
+    assert!(world.bad(LISTENER, "twin", &twin).contains("has the port 15443 of Listener \"0.0.0.0_15443\""));
     let other = Listener { name: "other".to_owned(), address: socket("0.0.0.0", 80), ..good };
     world.good(LISTENER, "other", &other);
     assert_eq!(world.web(), one("10.0.0.1:80"));
 }
 
 #[test]
-fn sources_are_those_of_the_match_that_the_rules_let_in() {
+fn sources_are_the_intersection_of_match_and_rbac() {
     let range =
         |prefix: &str, length| CidrRange { address_prefix: prefix.to_owned(), prefix_len: Some(length) };
     let sources = |rules: &[(&str, u32)], matching: &[(&str, u32)]| {
@@ -489,12 +488,12 @@ fn sources_are_those_of_the_match_that_the_rules_let_in() {
     assert_eq!(sources(&[], &[("10.1.2.3", 8), ("::ffff:192.0.2.0", 120)]), only("10.0.0.0/8 192.0.2.0/24"));
     assert_eq!(sources(&[("10.1.0.0", 16)], &[("10.0.0.0", 8)]), only("10.1.0.0/16"));
     assert_eq!(sources(&[("10.0.0.0", 8), ("10.1.0.0", 16)], &[]), only("10.1.0.0/16"));
-    // Nobody may: that is not the same as no condition.
+    // An empty intersection admits no client; it is not the same as no condition.
     assert_eq!(sources(&[("10.0.0.0", 8)], &[("192.0.2.0", 24)]), (String::new(), false));
 }
 
 #[test]
-fn clusters_keep_their_last_good_state() {
+fn refused_cluster_keeps_the_last_accepted_one() {
     let mut world = World::with_web();
     world.listen(vec![chain(WEB)]);
     let tls =
@@ -529,7 +528,7 @@ fn clusters_keep_their_last_good_state() {
                 ..cluster(WEB)
             },
         ),
-        ("is the Cluster \"x\"", cluster("x")),
+        ("has the name \"x\"", cluster("x")),
     ];
     for (word, wrong) in cases {
         let why = world.bad(CLUSTER, WEB, &wrong);
@@ -543,7 +542,7 @@ fn clusters_keep_their_last_good_state() {
 }
 
 #[test]
-fn endpoints_may_be_written_in_the_cluster_and_have_names_there() {
+fn cluster_with_inline_endpoints_accepts_host_names_for_dns_types() {
     let mut world = World::new();
     let named = LbEndpoint {
         host_identifier: Some(HostIdentifier::Endpoint(Endpoint {
@@ -560,16 +559,16 @@ fn endpoints_may_be_written_in_the_cluster_and_have_names_there() {
     assert!(world.state.is_whole());
     assert_eq!(world.web(), one("db.example:3306"));
     dns.cluster_discovery_type = Some(ClusterDiscoveryType::Type(DiscoveryType::Static.into()));
-    assert!(world.bad(CLUSTER, WEB, &dns).contains("\"db.example.\" is no IP address"));
+    assert!(world.bad(CLUSTER, WEB, &dns).contains("\"db.example.\" is not an IP address"));
     world.good(CLUSTER, WEB, &cluster(WEB));
     let mixed = assignment(WEB, vec![named, endpoint("10.0.0.7", 1, 0)]);
     let why = world.bad(ENDPOINTS, WEB, &mixed);
-    assert!(why.contains("\"db.example.\" is no IP address"), "{why}");
-    assert_eq!(world.web(), one("10.0.0.7:80"), "the others are taken");
+    assert!(why.contains("\"db.example.\" is not an IP address"), "{why}");
+    assert_eq!(world.web(), one("10.0.0.7:80"), "the others are accepted");
 }
 
 #[test]
-fn weighted_clusters_and_localities_share_by_their_weights() {
+fn weighted_clusters_and_localities_split_connections_by_weight() {
     let mut world = World::with_web();
     let mut other = cluster("other");
     other.common_lb_config = Some(CommonLbConfig {
@@ -603,13 +602,13 @@ fn weighted_clusters_and_localities_share_by_their_weights() {
 
 proptest! {
     #[test]
-    fn any_bytes_are_refused_or_taken_without_a_panic(
+    fn import_of_any_bytes_never_panics(
         bytes in proptest::collection::vec(any::<u8>(), 0..200),
         at in 0..400_usize,
         kind in prop_oneof![Just(LISTENER), Just(CLUSTER), Just(ENDPOINTS)],
     ) {
         let mut world = World::with_web();
-        // Good bytes with others in their middle come further than others alone.
+        // Valid bytes with random ones in the middle get further than random ones alone.
         let good = match kind {
             LISTENER => listener(vec![chain(WEB)]).encode_to_vec(),
             CLUSTER => cluster(WEB).encode_to_vec(),
@@ -624,10 +623,9 @@ proptest! {
         }
     }
 
-    /// A field of any number anywhere in a chain: it is one of those that are known to change nothing, or the
-    /// chain leads nowhere.
+    /// A field of any number anywhere in a chain is known to have no effect, or the chain has no route.
     #[test]
-    fn a_field_more_is_known_or_leads_nowhere(number in 1..2_000_u32, inside in any::<bool>(), value in 0..3_u8) {
+    fn additional_chain_field_is_harmless_or_leaves_no_route(number in 1..2_000_u32, inside in any::<bool>(), value in 0..3_u8) {
         let mut field = Vec::new();
         prost::encoding::encode_key(number, prost::encoding::WireType::LengthDelimited, &mut field);
         field.extend([1, value]);
@@ -640,7 +638,7 @@ proptest! {
         append(3, &bytes, &mut whole);
         let mut world = World::with_web();
         let refused = world.send(LISTENER, &[("0.0.0.0_15443", whole)], &[]);
-        // Of the chain its metadata, its name and how long a handshake may take; of the match one more of a list.
+        // Of the chain: metadata, name and handshake timeout; of the match: one more item of a list.
         let harmless: &[u32] = if inside { &[10, 11] } else { &[5, 7, 9] };
         if !harmless.contains(&number) {
             prop_assert!(!refused.is_empty(), "{number}");

@@ -1,5 +1,4 @@
-//! How new connections are shared out among the endpoints of a chain's clusters, as whole weights. Not which
-//! endpoint the next one goes to.
+//! Computes integer weights for the endpoints of a chain's clusters from cluster, locality and endpoint weights.
 
 use std::collections::{BTreeSet, HashMap};
 
@@ -8,19 +7,19 @@ use isthmus_model::address::Target;
 use isthmus_model::locality::Locality;
 use isthmus_model::services::{self, Scope};
 
-/// The largest weight of an endpoint.
+/// Largest weight of an endpoint.
 const HEAVIEST: u32 = 65_535;
 
 /// The endpoints of one cluster, and the cluster's share.
 pub(super) struct Part<'a> {
     pub(super) assignment: &'a Assignment,
     pub(super) by_locality: bool,
-    /// None: it is the only one.
+    /// None: it is the only cluster.
     pub(super) share: Option<u32>,
 }
 
-/// All endpoints of the parts, each address once. Those that are to get nothing have the weight 0: they keep the
-/// connections that they have. What is good goes by its priority, and what is degraded comes after all of it.
+/// All endpoints of the parts, each address once. An endpoint that receives no new connections has weight 0 and keeps
+/// its established ones. Good endpoints rank by priority, degraded ones after all good ones.
 pub(super) fn endpoints(parts: &[Part<'_>]) -> Vec<services::Endpoint> {
     let mut all = Sum::default();
     for part in parts {
@@ -51,10 +50,10 @@ fn each(assignment: &Assignment) -> impl Iterator<Item = (&Group, &Endpoint)> {
     assignment.groups.iter().flat_map(|group| group.endpoints.iter().map(move |endpoint| (group, endpoint)))
 }
 
-/// Endpoints that are tried before those of the next tier.
+/// Endpoints that rank before those of the next tier.
 type Tier = (Health, u32);
 
-/// In the order in which they are tried.
+/// Tiers in the order of use.
 fn tiers(assignment: &Assignment) -> BTreeSet<Tier> {
     let serving = each(assignment).filter(|(_, endpoint)| endpoint.health != Health::Bad);
     serving.map(|(group, endpoint)| (endpoint.health, group.priority)).collect()
@@ -64,7 +63,7 @@ fn is_of(group: &Group, endpoint: &Endpoint, tier: Tier) -> bool {
     (endpoint.health, group.priority) == tier
 }
 
-/// What each endpoint of a part gets of a tier, in its order.
+/// The share of each endpoint of a part in a tier, in their order.
 fn shares(part: &Part<'_>, tier: Tier) -> Vec<f64> {
     let mut shares = Vec::new();
     for group in &part.assignment.groups {
@@ -72,14 +71,14 @@ fn shares(part: &Part<'_>, tier: Tier) -> Vec<f64> {
             if is_of(group, endpoint, tier) { f64::from(endpoint.weight) } else { 0.0 }
         };
         let sum: f64 = group.endpoints.iter().map(weight).sum();
-        // Where places have shares, one without gets nothing.
+        // Under locality-weighted balancing a locality without a weight gets nothing.
         let scale = if part.by_locality && sum > 0.0 { f64::from(group.weight) / sum } else { 1.0 };
         shares.extend(group.endpoints.iter().map(|endpoint| weight(endpoint) * scale));
     }
     shares
 }
 
-/// Endpoints in the order in which they first came.
+/// Endpoints in the order of their first occurrence.
 #[derive(Default)]
 struct Sum<'a> {
     places: HashMap<&'a Target, usize>,
@@ -94,7 +93,7 @@ struct Shared<'a> {
 }
 
 impl<'a> Sum<'a> {
-    /// An address that stands twice is as near as the nearest of them.
+    /// A duplicate address takes the best rank of its occurrences.
     fn add(&mut self, endpoint: &'a Endpoint, locality: &'a Locality, rank: u8, share: f64) {
         let address = &endpoint.address;
         let place = *self.places.entry(address).or_insert(self.list.len());
@@ -108,25 +107,25 @@ impl<'a> Sum<'a> {
         }
     }
 
-    /// Shares that are small whole numbers stay as they are; others are scaled up, so that little is lost.
+    /// Keeps shares that are small integers; scales others up, so that rounding loses little.
     fn whole(self) -> Vec<services::Endpoint> {
-        let most = self.list.iter().map(|one| one.share).fold(0.0, f64::max);
-        let as_they_are = most <= f64::from(HEAVIEST) && self.list.iter().all(|one| one.share.fract() == 0.0);
-        let scale = if as_they_are { 1.0 } else { f64::from(HEAVIEST) / most };
-        let endpoints = self.list.into_iter().map(|one| services::Endpoint {
-            address: one.address.clone(),
+        let most = self.list.iter().map(|entry| entry.share).fold(0.0, f64::max);
+        let are_weights = self.list.iter().all(|entry| entry.share.fract() == 0.0);
+        let scale = if most <= f64::from(HEAVIEST) && are_weights { 1.0 } else { f64::from(HEAVIEST) / most };
+        let endpoints = self.list.into_iter().map(|entry| services::Endpoint {
+            address: entry.address.clone(),
             instance: None,
-            weight: if one.share > 0.0 { whole(one.share * scale) } else { 0 },
-            locality: one.locality.clone(),
+            weight: if entry.share > 0.0 { whole(entry.share * scale) } else { 0 },
+            locality: entry.locality.clone(),
             aliases: [].into(),
             reach: Scope::Exported { by_name: false },
-            priority: one.rank,
+            priority: entry.rank,
         });
         endpoints.collect()
     }
 }
 
-#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "between 1 and the heaviest")]
+#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "clamped to 1..=HEAVIEST")]
 fn whole(share: f64) -> u32 {
     share.round().clamp(1.0, f64::from(HEAVIEST)) as u32
 }
@@ -163,19 +162,23 @@ mod tests {
     use Health::{Bad, Degraded, Good};
 
     #[test]
-    fn without_shares_of_places_only_the_endpoints_weights_count() {
+    fn locality_weights_are_ignored_without_locality_balancing() {
         let groups =
             vec![group(0, 7, &[(1, 2, Good), (2, 3, Good)]), group(0, 0, &[(3, 1, Good), (4, 9, Bad)])];
         assert_eq!(weights(&[(groups, false, None)]), [2, 3, 1, 0]);
     }
 
     #[test]
-    fn a_places_share_is_its_own_however_many_serve_there() {
+    fn locality_weight_is_split_among_its_endpoints() {
         let groups =
             vec![group(0, 30, &[(1, 1, Good), (2, 1, Good), (3, 1, Good)]), group(0, 10, &[(4, 5, Good)])];
         assert_eq!(weights(&[(groups, true, None)]), [10, 10, 10, 10]);
         let groups = vec![group(0, 1, &[(1, 1, Good), (2, 2, Good)]), group(0, 0, &[(3, 1, Good)])];
-        assert_eq!(weights(&[(groups, true, None)]), [32_768, 65_535, 0], "scaled, and no share is none");
+        assert_eq!(
+            weights(&[(groups, true, None)]),
+            [32_768, 65_535, 0],
+            "scaled; a locality without a weight gets nothing"
+        );
     }
 
     fn ranks(groups: Vec<Group>) -> Vec<(u8, u32)> {
@@ -185,7 +188,7 @@ mod tests {
     }
 
     #[test]
-    fn priorities_are_tried_in_order_and_what_is_degraded_last() {
+    fn priorities_rank_in_order_and_degraded_endpoints_last() {
         let groups = vec![
             group(7, 1, &[(1, 1, Good)]),
             group(0, 1, &[(2, 1, Bad), (3, 1, Degraded), (4, 2, Good)]),
@@ -204,7 +207,7 @@ mod tests {
     }
 
     #[test]
-    fn clusters_share_by_their_weights_and_an_address_stands_once() {
+    fn cluster_weights_are_split_and_addresses_merged() {
         let one = vec![group(0, 1, &[(1, 1, Good), (2, 1, Good)])];
         let other = vec![group(0, 1, &[(3, 7, Good), (1, 0, Good)])];
         assert_eq!(weights(&[(one, false, Some(90)), (other, false, Some(10))]), [45, 45, 10]);
