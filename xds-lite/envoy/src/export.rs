@@ -1,11 +1,10 @@
-//! The slices of one cluster as tables for a stock Envoy, its east-west gateway: one Listener with a filter
-//! chain for each service's port, a Cluster and its endpoints for each of them. TLS is passed through and
-//! never ended. Beside it a Listener for each name, which leads a gRPC client without a proxy to the same
-//! clusters. Who asks for these tables, and when they are sent, is `ads`.
+//! Exports the slices of one cluster as tables for a stock Envoy, its east-west gateway: one Listener with a filter
+//! chain for each service's port, and for each of these a Cluster and its endpoints. TLS is passed through and never
+//! terminated. Besides there is a Listener for each name, for gRPC clients without a proxy, with the same clusters.
+//! Serving these tables is `ads`.
 //!
-//! What Envoy cannot be told is left out and said so: ports and endpoints that a gateway ends TLS for,
-//! endpoints by name, `outbound_` names of `*.suffix` hosts, and of the deadlines all but connect, idle and
-//! max_duration.
+//! What Envoy cannot express is left out and reported: ports and endpoints for which a gateway terminates TLS,
+//! endpoints by host name, `outbound_` names of `*.suffix` hosts, and all timeouts but connect, idle and max_duration.
 
 mod chain;
 mod claims;
@@ -33,12 +32,12 @@ use encode::listener;
 use grpc::{Direct, direct};
 use refused::{is_pattern, owned, refused};
 
-/// The one Listener.
+/// The name of the Listener.
 pub const EAST_WEST: &str = "isthmus-east-west";
-/// A Listener is one resource, sent as a whole whenever a name in it changes: beyond this many chains it costs
-/// too much. An instance with a name of its own is a chain, too.
+/// Filter chains, at most. A Listener is one resource, sent as a whole whenever a name in it changes: with more chains
+/// that costs too much. An instance with its own name takes a chain, too.
 pub const MAX_CHAINS: usize = 10_000;
-/// So many clusters are kept for Envoys that have not answered yet; then they go in any case.
+/// Removed clusters that are kept for Envoys that have not answered yet; with more they are dropped in any case.
 const MAX_RETIRED: usize = 1_024;
 
 /// The tables of one cluster's Envoys.
@@ -54,7 +53,7 @@ struct Tables {
     address: SocketAddr,
     most: usize,
     listeners: Arc<Shared>,
-    /// Those of gRPC clients.
+    /// Listeners for gRPC clients.
     direct: Arc<Shared>,
     clusters: Arc<Shared>,
     endpoints: Arc<Shared>,
@@ -64,32 +63,32 @@ struct Tables {
 #[derive(Debug, Default)]
 struct State {
     hosts: BTreeMap<HostPattern, Vec<Upstream>>,
-    /// Every name that is a host's, led to or not.
+    /// All names of each host, routed or not.
     owned: BTreeMap<HostPattern, BTreeSet<String>>,
-    /// Some chain has a `*.suffix`: then names that lead nowhere have one, too.
+    /// Some chain has a `*.suffix`: then names without a route need a chain, too.
     leads_patterns: bool,
-    /// What is wrong with a host's slice.
+    /// Problems of each host's slice.
     wrong: BTreeMap<HostPattern, Vec<String>>,
-    /// What is wrong between them.
+    /// Problems between slices.
     clashes: Vec<String>,
-    /// What gRPC clients are not led to, and why.
+    /// What is left out for gRPC clients, and why.
     indirect: Vec<String>,
-    /// What the Listener leads to, by the names of Envoy's clusters.
+    /// Names of Envoy's clusters that the Listener uses.
     live: BTreeSet<String>,
-    /// What it has ceased to lead to, and some Envoy's may still.
+    /// Names of clusters that the Listener no longer uses, and some Envoy's may still.
     retired: BTreeSet<String>,
 }
 
 impl Adapter {
-    /// Empty tables for Envoys of a cluster, which listen there; 15443 is usual. `gateways` are their names:
-    /// what is opened on some gateways only is led to if these are all among them.
+    /// Empty tables for a cluster's Envoys, which listen on `listener_address` (usually port 15443). `gateways` are
+    /// their names: a service exposed on some gateways only is included if these are all among them.
     #[must_use]
     pub fn new(cluster: Cluster, gateways: Vec<String>, listener_address: SocketAddr) -> Adapter {
         Adapter::with_at_most(MAX_CHAINS, cluster, gateways, listener_address)
     }
 
     fn with_at_most(most: usize, cluster: Cluster, gateways: Vec<String>, address: SocketAddr) -> Adapter {
-        // What a registry that was read as a whole does not have is gone.
+        // The registry is read as a whole first: a name that it does not have is gone.
         let view = || Arc::new(Shared::new(|_| true));
         let tables = Arc::new(Tables {
             cluster,
@@ -103,9 +102,9 @@ impl Adapter {
             state: Mutex::default(),
         });
         for listeners in [&tables.listeners, &tables.direct] {
-            let again: Weak<Tables> = Arc::downgrade(&tables);
+            let weak: Weak<Tables> = Arc::downgrade(&tables);
             listeners.when_settled(move || {
-                if let Some(tables) = again.upgrade() {
+                if let Some(tables) = weak.upgrade() {
                     tables.sweep(&mut tables.state());
                 }
             });
@@ -113,13 +112,13 @@ impl Adapter {
         Adapter { tables }
     }
 
-    /// Takes slices that are new, changed or withdrawn. Those of other clusters are ignored: an east-west
-    /// gateway leads to its own cluster only.
+    /// Applies new, changed and withdrawn slices. Slices of other clusters are ignored: an east-west gateway reaches its
+    /// own cluster only.
     pub fn change(&self, slices: &[Slice]) {
         self.tables.change(slices);
     }
 
-    /// The view of one of the three types; none of others.
+    /// The view of Listeners, Clusters or assignments; none for other types.
     #[must_use]
     pub fn view(&self, type_url: &str) -> Option<Arc<Shared>> {
         match type_url {
@@ -130,14 +129,14 @@ impl Adapter {
         }
     }
 
-    /// The view of a type for who asks by name, where it is another: gRPC clients have a Listener for each
-    /// `HOST:PORT`, of which an Envoy, which asks for all Listeners, must not hear.
+    /// The view of a type for clients that subscribe by name, where it differs: gRPC clients have a Listener for each
+    /// `HOST:PORT`, which an Envoy, which subscribes to all Listeners, must not receive.
     #[must_use]
     pub fn named(&self, type_url: &str) -> Option<Arc<Shared>> {
         (type_url == LISTENER).then(|| Arc::clone(&self.tables.direct))
     }
 
-    /// What is in Envoy's tables and yet left out for gRPC clients, and why.
+    /// What is in Envoy's tables and left out for gRPC clients, and why.
     #[must_use]
     pub fn problems_of_grpc(&self) -> Vec<String> {
         self.tables.state().indirect.clone()
@@ -185,15 +184,15 @@ impl Tables {
         self.sweep(state);
     }
 
-    /// Names have changed. Clusters and endpoints come first, then the Listener; what it no longer leads to
-    /// goes once every Envoy has taken it.
+    /// Rebuilds the Listener after names have changed. Clusters and endpoints change before it; clusters that it no
+    /// longer uses are removed once every Envoy has accepted it.
     fn lead(&self, state: &mut State, changed: &BTreeSet<HostPattern>) {
         let all = state.hosts.values().flatten().map(|upstream| &upstream.chain);
         let Named { mut chains, mut clashes } = name(all, &state.live, self.most);
         let mut nowhere = refused(&state.owned, &chains);
         if nowhere.len() > self.most {
             clashes.push(format!(
-                "names of the form *.suffix are left out of Envoy's tables: {} names below them lead nowhere, and the tables hold at most {} of those; use isthmus-gateway, which has no such limit",
+                "names of the form *.suffix are left out of Envoy's tables: {} names below them have no route, and the tables hold at most {} of those; use isthmus-gateway, which has no such limit",
                 nowhere.len(), self.most
             ));
             nowhere = BTreeSet::new();
@@ -208,7 +207,7 @@ impl Tables {
             live.contains(name) && (changed.contains(host) || !state.live.contains(name))
         });
         self.listeners.change(|view| {
-            // Envoy takes no Listener without chains.
+            // Envoy refuses a Listener without chains.
             if live.is_empty() {
                 view.remove(EAST_WEST)
             } else {
@@ -232,7 +231,8 @@ impl Tables {
     }
 
     fn renew(&self, state: &State, is_meant: impl Fn(&HostPattern, &str) -> bool) {
-        let all = state.hosts.iter().flat_map(|(host, them)| them.iter().map(move |one| (host, one)));
+        let all =
+            state.hosts.iter().flat_map(|(host, upstreams)| upstreams.iter().map(move |each| (host, each)));
         let meant: Vec<_> = all
             .filter(|(host, upstream)| is_meant(host, &upstream.chain.cluster))
             .map(|(_, upstream)| upstream)
@@ -252,7 +252,7 @@ impl Tables {
         });
     }
 
-    /// Takes away what no Envoy's Listener leads to any more.
+    /// Removes clusters that no Envoy's Listener uses any more.
     fn sweep(&self, state: &mut State) {
         let is_taken = self.listeners.is_settled() && self.direct.is_settled();
         let may_go = is_taken || state.retired.len() > MAX_RETIRED;

@@ -1,5 +1,5 @@
-//! One slice as upstreams: what leads to them, and what Envoy is told of them. Whether another service has
-//! the same name already is `claims`.
+//! Builds upstreams (a Cluster, its endpoints and its filter chain) of one slice. Name conflicts with other services are
+//! settled in `claims`.
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
@@ -17,42 +17,42 @@ use super::encode::{assignment, cluster};
 use super::exposure::{is_named, is_offered, serves, speaks_tls};
 use super::grpc::unfit;
 
-/// One of Envoy's clusters, and what leads to it.
+/// One of Envoy's clusters, and its chain.
 #[derive(Debug)]
 pub(super) struct Upstream {
     pub(super) chain: Chain,
-    /// The Cluster's message.
+    /// The encoded Cluster.
     pub(super) settings: Bytes,
-    /// The ClusterLoadAssignment's.
+    /// The encoded ClusterLoadAssignment.
     pub(super) endpoints: Bytes,
 }
 
-/// What leads to a cluster of Envoy's, and for how long.
+/// The filter chain of one of Envoy's clusters.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Chain {
-    /// Its name.
+    /// The cluster's name.
     pub(super) cluster: String,
-    /// Names to be reached by, those that nobody else should have first: its own, aliases, instances'.
+    /// Names in the order of their claim: its own, aliases, instances'.
     pub(super) names: [Vec<String>; 3],
-    /// The client offers one of these; empty: any.
+    /// Protocols of which the client offers one; empty: any.
     pub(super) alpn: BTreeSet<String>,
-    /// The client's address lies in one of these; empty: any.
+    /// Admitted client addresses; empty: any.
     pub(super) sources: BTreeSet<IpNet>,
     pub(super) idle: Option<Duration>,
     pub(super) max_duration: Option<Duration>,
     /// The client's address chooses the endpoint.
     pub(super) by_source: bool,
-    /// Why gRPC clients are not led to it, if they are not.
+    /// Why it is left out for gRPC clients, if it is.
     pub(super) unfit: Option<&'static str>,
 }
 
-/// An endpoint that Envoy is told of.
+/// An endpoint in Envoy's tables.
 pub(super) struct At<'a> {
     pub(super) address: SocketAddr,
     pub(super) endpoint: &'a Endpoint,
 }
 
-/// The upstreams of a host on these gateways, and what had to be left out.
+/// The upstreams of a host on these gateways, and what is left out, with the reasons.
 pub(super) fn upstreams(
     host: &HostPattern,
     offer: &Offer,
@@ -62,7 +62,7 @@ pub(super) fn upstreams(
     for port in offer.ports.iter().filter(|port| is_offered(offer, port, gateways)) {
         if !speaks_tls(port) {
             wrong.push(format!(
-                "{host} port {} is left out of Envoy's tables: its endpoints speak no TLS, and stock Envoys only pass TLS through; use isthmus-gateway for it",
+                "{host} port {} is left out of Envoy's tables: its endpoints do not speak TLS, and stock Envoys only pass TLS through; use isthmus-gateway for it",
                 port.number
             ));
             continue;
@@ -71,7 +71,7 @@ pub(super) fn upstreams(
         let names = names(host, offer, port);
         if names.iter().all(Vec::is_empty) {
             wrong.push(format!(
-                "{host} port {} is left out of Envoy's tables: Envoy has no `outbound_` names of a suffix; make it the port of the bare host with `sni_port`",
+                "{host} port {} is left out of Envoy's tables: Envoy has no `outbound_` names for a suffix; make it the port of the bare host name with `sni_port`",
                 port.number
             ));
             continue;
@@ -82,7 +82,7 @@ pub(super) fn upstreams(
     (found, wrong)
 }
 
-/// Those whose address is known, and that are no gateway: a connection would come back.
+/// Endpoints by address, without gateways: a connection to one would come back.
 fn reachable<'a>(host: &HostPattern, offer: &Offer, port: &'a Port, wrong: &mut Vec<String>) -> Vec<At<'a>> {
     let mut found = Vec::new();
     for endpoint in port.endpoints.iter().filter(|endpoint| serves(endpoint, port)) {
@@ -92,8 +92,8 @@ fn reachable<'a>(host: &HostPattern, offer: &Offer, port: &'a Port, wrong: &mut 
                 found.push(At { address, endpoint });
                 continue;
             }
-            Target::Address(_) => "it is a gateway of this cluster; register who serves behind it",
-            Target::Name { .. } => "Envoy's endpoint discovery takes no names; register its address",
+            Target::Address(_) => "it is a gateway of this cluster; register the endpoint behind it",
+            Target::Name { .. } => "Envoy's endpoint discovery accepts no host names; register its address",
         };
         wrong.push(format!(
             "{host} port {}: endpoint {} is left out of Envoy's tables: {why}",
@@ -113,7 +113,7 @@ fn names(host: &HostPattern, offer: &Offer, port: &Port) -> [Vec<String>; 3] {
         own.push(host.to_string());
         aliases.extend(offer.aliases.iter().map(ToString::to_string));
     }
-    // Port by port, as for the host: `outbound_.PORT_._.ALIAS`.
+    // One for each port, as for the host: `outbound_.PORT_._.ALIAS`.
     for alias in &offer.aliases {
         if let HostPattern::Exact(alias) = alias {
             aliases.push(outbound(port, alias.as_str()));
@@ -126,12 +126,12 @@ fn outbound(port: &Port, host: &str) -> String {
     format!("outbound_.{}_._.{host}", port.number)
 }
 
-/// Those with names of their own: each is a cluster of one endpoint. An instance never fails over.
+/// Instances with their own names: each is a cluster of one endpoint. An instance never fails over.
 fn instances(host: &HostPattern, port: &Port, endpoints: &[At<'_>]) -> Vec<Upstream> {
     let HostPattern::Exact(host) = host else { return Vec::new() };
     let named = endpoints.iter().filter(|at| is_named(at.endpoint));
     let instance = |at: &At<'_>| {
-        // Too long for a name, it is none.
+        // An over-long name is left out.
         let name = HostName::parse(format!("{}.{host}", at.endpoint.instance.as_ref()?)).ok()?;
         let only = [At { address: at.address, endpoint: at.endpoint }];
         let mut names = Vec::new();

@@ -1,20 +1,19 @@
-//! Which chain has which name. Envoy refuses a Listener, as a whole, in which two chains match the same, so
-//! that is settled here: own names come before aliases, aliases before instances' names, and among equals the
-//! first by name.
+//! Assigns names to chains. Envoy refuses a whole Listener if two chains overlap, so conflicts are settled here: own
+//! names come before aliases, aliases before instances' names, and among equals the first by name.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use super::chain::Chain;
 
-/// Chains with the names that they have, none of which match the same.
+/// Chains with their names, none of which overlap.
 #[derive(Debug)]
 pub(super) struct Named<'a> {
     pub(super) chains: Vec<NamedChain<'a>>,
-    /// Who was left out, and why.
+    /// What is left out, and why.
     pub(super) clashes: Vec<String>,
 }
 
-/// A chain, and what it is reached by.
+/// A chain with its names.
 #[derive(Debug)]
 pub(super) struct NamedChain<'a> {
     pub(super) chain: &'a Chain,
@@ -30,7 +29,7 @@ impl std::ops::Deref for NamedChain<'_> {
     }
 }
 
-/// Gives each name to one chain. Beyond `most` chains none is added; those that are live stay.
+/// Assigns each name to one chain. Beyond `most` chains none is added; live ones stay.
 pub(super) fn name<'a>(
     all: impl Iterator<Item = &'a Chain>,
     live: &BTreeSet<String>,
@@ -43,7 +42,7 @@ pub(super) fn name<'a>(
             "{} services and instances are left out of Envoy's tables, which hold at most {most}; use isthmus-gateway, which has no such limit",
             all.len() - most
         ));
-        // Stable: those that are led to already, then by name.
+        // Stable: live ones first, then by name.
         all.sort_by_key(|chain| !live.contains(&chain.cluster));
         all.truncate(most);
     }
@@ -71,7 +70,7 @@ pub(super) fn name<'a>(
     Named { chains: chains.collect(), clashes }
 }
 
-/// All that a chain would match by a name, or none of it, and who has some of it already.
+/// Claims all that a chain matches by a name, or nothing, if another chain (returned) has some of it already.
 fn claim<'a>(
     owners: &mut HashMap<(&'a str, Option<&'a str>, String), &'a str>,
     chain: &'a Chain,
@@ -82,7 +81,7 @@ fn claim<'a>(
     } else {
         chain.alpn.iter().map(|it| Some(it.as_str())).collect()
     };
-    // Envoy takes no source for every source.
+    // To Envoy, no source range means every source.
     let sources: Vec<_> = if chain.sources.is_empty() {
         vec!["0.0.0.0/0".to_owned(), "::/0".to_owned()]
     } else {

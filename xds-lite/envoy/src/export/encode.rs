@@ -1,5 +1,5 @@
-//! Chains and endpoints as Envoy's messages. The same input is always the same bytes, whose hash is the
-//! version. Never `sni_cluster`: with it, a client's name chooses any cluster, the control plane's included.
+//! Encodes chains and endpoints as Envoy's messages. The same input is always the same bytes, whose hash is the version.
+//! Never uses `sni_cluster`: with it, a client's SNI selects any cluster, the control plane's included.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
@@ -35,14 +35,14 @@ const TYPES: &str = "type.googleapis.com/envoy.extensions";
 /// From accept to the end of the ClientHello.
 const HELLO: Duration = Duration::from_secs(5);
 const CONNECT_ATTEMPTS: u32 = 3;
-/// The chain of names that lead nowhere.
+/// The chain of names without a route.
 const NOWHERE: &str = "isthmus-nowhere";
-/// What the gateway's own names for ports begin with.
+/// The prefix of names with a port.
 const OUTBOUND: &str = "outbound_.";
-/// In seconds, and probes; as the gateway's own.
+/// Seconds and probes, as the gateway's own.
 const KEEPALIVE: (u32, u32) = (180, 9);
 
-/// The one Listener; at least one chain. What asks for a name of `nowhere` is closed.
+/// The Listener, of at least one chain. Connections to names in `nowhere` are closed.
 pub(super) fn listener(address: SocketAddr, chains: &[NamedChain<'_>], nowhere: &BTreeSet<&str>) -> Bytes {
     let inspector = any("filters.listener.tls_inspector.v3.TlsInspector", &());
     let listener = lds::Listener {
@@ -61,7 +61,7 @@ pub(super) fn listener(address: SocketAddr, chains: &[NamedChain<'_>], nowhere: 
     listener.encode_to_vec().into()
 }
 
-/// Envoy closes what gets to a chain without filters.
+/// A chain without filters: Envoy closes its connections.
 fn closing_chain(names: &BTreeSet<&str>) -> Option<lds::FilterChain> {
     let chain = lds::FilterChain {
         filter_chain_match: Some(lds::FilterChainMatch {
@@ -75,8 +75,8 @@ fn closing_chain(names: &BTreeSet<&str>) -> Option<lds::FilterChain> {
     (!names.is_empty()).then_some(chain)
 }
 
-/// In a chain with a `*.suffix`: `outbound_` names that are not its own belong to another service, to a port that
-/// there is not, or to a subset.
+/// For a chain with a `*.suffix`: refuses `outbound_` names that are not its own. They are another service's, an unknown
+/// port's or a subset's.
 fn no_outbound_names(chain: &NamedChain<'_>) -> Option<lds::Filter> {
     use matcher::string_matcher::MatchPattern;
     use rbac::permission::{Rule, Set};
@@ -138,10 +138,10 @@ fn tcp_proxy(chain: &Chain) -> tcp::TcpProxy {
     use kind::hash_policy::{PolicySpecifier, SourceIp};
     let by_source = kind::HashPolicy { policy_specifier: Some(PolicySpecifier::SourceIp(SourceIp {})) };
     tcp::TcpProxy {
-        // Not the service: each would be a set of counters, and its cluster has one already.
+        // Not the service's name: each would add a set of counters, and its cluster has one already.
         stat_prefix: EAST_WEST.to_owned(),
         cluster_specifier: Some(tcp::tcp_proxy::ClusterSpecifier::Cluster(chain.cluster.clone())),
-        // Unset is an hour, zero is none.
+        // Unset means an hour, zero no limit.
         idle_timeout: duration(chain.idle.unwrap_or_default()),
         max_downstream_connection_duration: chain.max_duration.and_then(duration),
         max_connect_attempts: Some(CONNECT_ATTEMPTS),
@@ -150,7 +150,7 @@ fn tcp_proxy(chain: &Chain) -> tcp::TcpProxy {
     }
 }
 
-/// A Listener for clients that are their own proxies: whatever is called is called at a cluster.
+/// A Listener for proxyless gRPC clients, which routes every call to a cluster.
 pub(super) fn api_listener(name: &str, cluster: &str) -> Bytes {
     use http::http_connection_manager::RouteSpecifier;
     let action = rds::RouteAction {
@@ -183,7 +183,7 @@ pub(super) fn api_listener(name: &str, cluster: &str) -> Bytes {
     listener.encode_to_vec().into()
 }
 
-/// What Envoy is told of a port, whoever serves it.
+/// The Cluster of a port, without endpoints.
 pub(super) fn cluster(name: &str, port: &Port) -> Bytes {
     use cds::cluster::{ClusterDiscoveryType, CommonLbConfig, DiscoveryType, EdsClusterConfig};
     let ads = core::ConfigSource {
@@ -201,7 +201,7 @@ pub(super) fn cluster(name: &str, port: &Port) -> Bytes {
         lb_policy: policy(port.balance).into(),
         circuit_breakers: Some(limits(port.max_connections)),
         common_lb_config: Some(CommonLbConfig {
-            // Where nobody is healthy, nobody is asked.
+            // No panic mode: without a healthy endpoint, connections fail.
             healthy_panic_threshold: Some(kind::Percent { value: 0.0 }),
             ..CommonLbConfig::default()
         }),
@@ -228,7 +228,7 @@ fn policy(balance: Balance) -> cds::cluster::LbPolicy {
     }
 }
 
-/// Envoy's own limit is 1 024 of each where nothing is said.
+/// Envoy's default limits are 1 024 each.
 fn limits(max_connections: Option<u32>) -> cds::CircuitBreakers {
     cds::CircuitBreakers {
         thresholds: vec![cds::circuit_breakers::Thresholds {
@@ -263,7 +263,7 @@ fn transport_socket(name: &str, kind: &str, message: &impl Message) -> core::Tra
     core::TransportSocket { name: name.to_owned(), config_type: Some(config) }
 }
 
-/// Who serves a cluster. None is said, too: Envoy keeps what it had where the resource is removed.
+/// The endpoints of a cluster. It is sent even if empty: when the resource is removed, Envoy keeps the last endpoints.
 pub(super) fn assignment(name: &str, endpoints: &[At<'_>]) -> Bytes {
     let mut places: BTreeMap<[&str; 3], Vec<&At<'_>>> = BTreeMap::new();
     for at in endpoints {
@@ -275,7 +275,7 @@ pub(super) fn assignment(name: &str, endpoints: &[At<'_>]) -> Bytes {
         endpoints: places.into_iter().map(place).collect(),
         ..eds::ClusterLoadAssignment::default()
     };
-    // Without maps in it, the same message is the same bytes.
+    // The message has no maps, so its encoding is deterministic.
     assignment.encode_to_vec().into()
 }
 
@@ -293,7 +293,7 @@ fn place((place, mut endpoints): ([&str; 3], Vec<&At<'_>>)) -> eds::LocalityLbEn
 
 fn endpoint(at: &At<'_>) -> eds::LbEndpoint {
     let health = match at.endpoint.health {
-        // Envoy has no weight of zero: it takes no new connections, which is what draining means.
+        // Envoy has no weight of zero. Such an endpoint receives no new connections, as a draining one.
         Health::Ready if at.endpoint.weight == 0 => core::HealthStatus::Draining,
         Health::Ready => core::HealthStatus::Healthy,
         Health::NotReady => core::HealthStatus::Unhealthy,
@@ -330,7 +330,7 @@ fn range(range: &IpNet) -> core::CidrRange {
     }
 }
 
-/// None beyond what a message can say, which is some 10 000 years.
+/// None for a duration beyond the message's range of some 10 000 years.
 fn duration(time: Duration) -> Option<prost_types::Duration> {
     time.try_into().ok()
 }

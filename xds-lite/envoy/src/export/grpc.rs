@@ -1,6 +1,6 @@
-//! What gRPC clients without a proxy are led by: a Listener for each name and port, `HOST:PORT`, to the cluster
-//! that a stock Envoy leads to from `outbound_.PORT_._.HOST`. What such a client could not honour is left out:
-//! nobody stands between it and the endpoints.
+//! Builds Listeners for proxyless gRPC clients: one for each `HOST:PORT`, with the cluster that a stock Envoy uses for
+//! `outbound_.PORT_._.HOST`. A port whose settings such a client cannot honour is left out: no gateway would enforce
+//! them.
 
 use std::collections::BTreeMap;
 
@@ -14,33 +14,33 @@ use super::encode::api_listener;
 
 const HTTP_2: &str = "h2";
 
-/// Listeners by name, and what was left out.
+/// Listeners by name, and what is left out.
 #[derive(Debug, Default)]
 pub(super) struct Direct {
     pub(super) listeners: BTreeMap<String, Bytes>,
     pub(super) wrong: Vec<String>,
 }
 
-/// Why gRPC clients are not led to a port, if they are not.
+/// Why a port is left out for gRPC clients, if it is.
 pub(super) fn unfit(port: &Port) -> Option<&'static str> {
     if !port.sources.is_empty() {
-        return Some("nobody would enforce its `sources`");
+        return Some("no gateway would enforce its `sources`");
     }
     if !port.alpn.is_empty() && !port.alpn.iter().any(|it| it == HTTP_2) {
-        return Some("it is for clients that offer other protocols than h2 (`alpn`)");
+        return Some("its `alpn` does not include h2");
     }
     if port.send_proxy {
-        return Some("they send no `proxy_protocol`");
+        return Some("gRPC clients send no `proxy_protocol`");
     }
     if port.max_connections.is_some() {
-        return Some("nobody would count its `max_connections`");
+        return Some("no gateway would enforce its `max_connections`");
     }
-    (port.balance != Balance::RoundRobin).then_some("they know no `balance` but round_robin")
+    (port.balance != Balance::RoundRobin).then_some("gRPC clients support no `balance` but round_robin")
 }
 
-/// Those of the chains that Envoy has.
+/// Builds the Listeners of Envoy's chains.
 pub(super) fn direct(chains: &[NamedChain<'_>]) -> Direct {
-    // Where several have a name, Envoy chooses by protocol first, then by source, and never turns back.
+    // Where several chains have a name, Envoy chooses by protocol first, then by source, and never backtracks.
     let mut ranked: Vec<_> =
         chains.iter().filter(|chain| chain.alpn.is_empty() || chain.alpn.contains(HTTP_2)).collect();
     ranked.sort_by_key(|chain| (!chain.alpn.is_empty(), !chain.sources.is_empty()));
@@ -59,7 +59,7 @@ pub(super) fn direct(chains: &[NamedChain<'_>]) -> Direct {
     found
 }
 
-/// The name that a gRPC client asks for where Envoy's clients say this one.
+/// The Listener's name for an `outbound_` name.
 fn listener_of(outbound: &str) -> Option<String> {
     let (port, host) = outbound.strip_prefix("outbound_.")?.split_once("_._.")?;
     Some(format!("{host}:{port}"))

@@ -1,6 +1,5 @@
-//! Names that exist and lead nowhere: another host's pattern must not get them. Envoy knows no such thing: it would
-//! look for the next shorter pattern, so these names get a chain of their own that closes. Not who has which name:
-//! that is `claims`.
+//! Finds names that exist and have no route: another host's pattern must not match them. Envoy would fall back to the
+//! next shorter pattern, so these names get a chain that closes. Which chain has which name is `claims`.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -9,8 +8,7 @@ use isthmus_model::slice::Offer;
 
 use super::claims::NamedChain;
 
-/// Every name that is this host's, whoever may reach it by that. Its `outbound_` names are not among them: no pattern
-/// leads to a name of that form.
+/// All names of a host, routed or not, except `outbound_` names: no pattern matches those.
 pub(super) fn owned(host: &HostPattern, offer: &Offer) -> BTreeSet<String> {
     let mut names: BTreeSet<_> =
         std::iter::once(host).chain(&offer.aliases).map(ToString::to_string).collect();
@@ -23,7 +21,7 @@ pub(super) fn owned(host: &HostPattern, offer: &Offer) -> BTreeSet<String> {
     names
 }
 
-/// Those of them that no chain has, and that a chain's pattern would get.
+/// Names that no chain has and that a chain's pattern would match.
 pub(super) fn refused<'a>(
     owned: &'a BTreeMap<HostPattern, BTreeSet<String>>,
     chains: &[NamedChain<'_>],

@@ -1,4 +1,4 @@
-//! Envoy's tables on a stream: clusters before listeners, endpoints after their clusters, both protocols.
+//! Tests Envoy's tables on a stream: clusters before listeners, endpoints after their clusters, in both protocols.
 
 use std::sync::Arc;
 
@@ -35,7 +35,7 @@ impl Directory for One {
     }
 }
 
-/// Tables in which `a.b` is, and a stream that was asked for nothing yet.
+/// Tables with `a.b`, and a stream before its first request.
 fn begin<S: Session>() -> (Arc<One>, Stream<One, S>) {
     let adapter = Adapter::new("east".parse().unwrap(), Vec::new(), "0.0.0.0:15443".parse().unwrap());
     adapter.change(&[simple("east/a.b", "10.0.0.1:443")]);
@@ -61,7 +61,7 @@ fn accept(response: &DeltaDiscoveryResponse) -> DeltaDiscoveryRequest {
     DeltaDiscoveryRequest { response_nonce: response.nonce.clone(), ..ask(&response.type_url, &[]) }
 }
 
-/// Types, with what comes and what goes.
+/// Types, with the names sent and removed.
 fn said(responses: &[DeltaDiscoveryResponse]) -> Vec<(&str, Vec<&str>, Vec<&str>)> {
     let mut said = Vec::new();
     for response in responses {
@@ -83,7 +83,7 @@ fn accept_all(stream: &mut Stream<One, server::Stream>, responses: &[DeltaDiscov
     }
 }
 
-/// As Envoy does: clusters, the endpoints of those, listeners.
+/// A stream in Envoy's order: clusters, their endpoints, listeners.
 fn followed() -> (Arc<One>, Stream<One, server::Stream>) {
     let (directory, mut stream) = begin::<server::Stream>();
     for (request, expected) in [
@@ -100,11 +100,11 @@ fn followed() -> (Arc<One>, Stream<One, server::Stream>) {
 }
 
 #[tokio::test]
-async fn a_listener_waits_until_the_clusters_that_it_leads_to_are_taken() {
+async fn listener_is_held_until_its_clusters_are_acked() {
     let (directory, mut stream) = followed();
     directory.0.change(&[simple("east/c.d", "10.0.0.2:443")]);
     let clusters = stream.speak();
-    assert_eq!(said(&clusters), [("CDS", vec![C], vec![])], "and no Listener that leads there");
+    assert_eq!(said(&clusters), [("CDS", vec![C], vec![])], "without the Listener that uses it");
     stream.hear(&ask(ENDPOINTS, &[C])).unwrap();
     let endpoints = stream.speak();
     assert_eq!(said(&endpoints), [("EDS", vec![C], vec![])], "before clusters are answered");
@@ -115,14 +115,14 @@ async fn a_listener_waits_until_the_clusters_that_it_leads_to_are_taken() {
 }
 
 #[tokio::test]
-async fn a_clusters_endpoints_follow_it_unasked_even_before_any_were_asked_for() {
+async fn cluster_update_is_followed_by_its_endpoints_unrequested() {
     let (directory, mut stream) = followed();
     let mut changed = simple("east/a.b", "10.0.0.1:443");
     changed.offer.as_mut().unwrap().ports[0].max_connections = Some(7);
     directory.0.change(std::slice::from_ref(&changed));
     assert_eq!(said(&stream.speak()), [("CDS", vec![A], vec![]), ("EDS", vec![A], vec![])]);
 
-    // Back after a loss, with endpoints that are the same, and a cluster that is not.
+    // Reconnected after a loss, with unchanged endpoints and a changed cluster.
     let mut stream = another::<server::Stream>(&directory);
     stream.hear(&ask(CLUSTER, &[])).unwrap();
     assert_eq!(said(&stream.speak()), [("CDS", vec![A], vec![])]);
@@ -134,7 +134,7 @@ async fn a_clusters_endpoints_follow_it_unasked_even_before_any_were_asked_for()
 }
 
 #[tokio::test]
-async fn what_a_listener_no_longer_leads_to_goes_once_everybody_has_that_listener() {
+async fn retired_cluster_is_removed_once_every_envoy_has_the_new_listener() {
     let (directory, mut stream) = followed();
     directory.0.change(&[simple("east/c.d", "10.0.0.2:443")]);
     let clusters = stream.speak();
@@ -148,7 +148,7 @@ async fn what_a_listener_no_longer_leads_to_goes_once_everybody_has_that_listene
     accept_all(&mut stream, &listener);
     assert_eq!(said(&stream.speak()), [("CDS", vec![], vec![A]), ("EDS", vec![], vec![A])]);
 
-    // Who has left need not be waited for.
+    // A closed stream is not waited for.
     directory.0.change(&[simple("east/a.b", "10.0.0.1:443"), slice("east/c.d", None)]);
     assert!(directory.0.view(CLUSTER).unwrap().view().get(C).is_some());
     drop(stream);
@@ -156,7 +156,7 @@ async fn what_a_listener_no_longer_leads_to_goes_once_everybody_has_that_listene
 }
 
 #[tokio::test]
-async fn in_states_of_the_world_the_order_is_the_same() {
+async fn sotw_stream_has_the_same_order_of_types() {
     let (directory, mut stream) = begin::<sotw::Stream>();
     let ask = |type_url: &str, names: &[&str], last: Option<&DiscoveryResponse>| DiscoveryRequest {
         type_url: type_url.to_owned(),
@@ -189,13 +189,13 @@ async fn in_states_of_the_world_the_order_is_the_same() {
 }
 
 #[tokio::test]
-async fn a_type_that_is_not_served_ends_the_stream_with_that_word() {
+async fn unserved_type_ends_the_stream_with_its_status() {
     let (_directory, mut stream) = begin::<server::Stream>();
     let refused = stream.hear(&ask("type.example/other", &[])).unwrap_err();
     assert_eq!(refused.message(), "not served");
 }
 
-/// What a first request of Listeners is answered with.
+/// The response to a first request for Listeners.
 fn listeners<S: Session>(request: &S::Request) -> S::Response {
     let (_directory, mut stream) = begin::<S>();
     stream.hear(request).unwrap();
@@ -203,7 +203,7 @@ fn listeners<S: Session>(request: &S::Request) -> S::Response {
 }
 
 #[tokio::test]
-async fn who_asks_for_a_listener_by_name_is_answered_from_those_that_have_names() {
+async fn listener_requested_by_name_is_a_grpc_clients() {
     let named = |names: &[&str]| {
         let sent = listeners::<server::Stream>(&ask(LISTENER, names)).resources;
         sent.into_iter().map(|sent| sent.name).collect::<Vec<_>>()
@@ -211,7 +211,7 @@ async fn who_asks_for_a_listener_by_name_is_answered_from_those_that_have_names(
     assert_eq!(named(&["a.b:443", "x.y:443"]), ["a.b:443"]);
     assert_eq!(named(&[]), ["isthmus-east-west"]);
     assert_eq!(named(&["*"]), ["isthmus-east-west"]);
-    assert_eq!(named(&["a.b:443", "*"]), ["isthmus-east-west"], "everything is Envoy's");
+    assert_eq!(named(&["a.b:443", "*"]), ["isthmus-east-west"], "the wildcard is Envoy's");
 
     let states = |names: &[&str]| {
         let resource_names = names.iter().map(|&name| name.to_owned()).collect();
@@ -219,13 +219,13 @@ async fn who_asks_for_a_listener_by_name_is_answered_from_those_that_have_names(
         let request = DiscoveryRequest { type_url, resource_names, ..DiscoveryRequest::default() };
         listeners::<sotw::Stream>(&request).resources.len()
     };
-    assert_eq!((states(&["a.b:443"]), states(&["x.y:443"])), (1, 0), "that it is absent is said");
+    assert_eq!((states(&["a.b:443"]), states(&["x.y:443"])), (1, 0), "an absent name is answered");
     assert_eq!((states(&[]), states(&["*"])), (1, 1));
-    assert_eq!(states(&["isthmus-east-west"]), 0, "Envoy's is for who asks for all");
+    assert_eq!(states(&["isthmus-east-west"]), 0, "Envoy's Listener is for the wildcard only");
 }
 
 #[tokio::test]
-async fn a_cluster_goes_only_once_a_grpc_client_has_let_go_of_the_listener_that_leads_to_it() {
+async fn retired_cluster_stays_until_grpc_client_has_dropped_its_listener() {
     let (directory, mut stream) = begin::<sotw::Stream>();
     let ask = |nonce: &str| DiscoveryRequest {
         type_url: LISTENER.to_owned(),
@@ -281,7 +281,7 @@ async fn delta_names_beyond_the_limit_are_refused_before_they_are_stored() {
     let leave =
         DeltaDiscoveryRequest { resource_names_unsubscribe: vec!["a".to_owned()], ..ask(ENDPOINTS, &[]) };
     third.hear(&leave).unwrap();
-    assert_eq!(names_of(&budgets), 0, "and so does a subscription's");
+    assert_eq!(names_of(&budgets), 0, "and so does unsubscribing");
 }
 
 #[tokio::test]
@@ -295,11 +295,11 @@ async fn delta_versions_of_unknown_names_are_counted() {
     assert!(stream.hear(&claims(&["w", "x", "y", "z"])).is_err());
     let mut stream = of_peer::<server::Stream>(&directory, &budgets);
     stream.hear(&claims(&["x", "y", A])).unwrap();
-    assert_eq!(names_of(&budgets), 2, "what is served is not the client's");
-    let [response] = &stream.speak()[..] else { panic!("what is gone is said") };
+    assert_eq!(names_of(&budgets), 2, "a name that the view has is not counted");
+    let [response] = &stream.speak()[..] else { panic!("removed names are sent") };
     assert_eq!(response.removed_resources, ["x", "y"]);
     stream.hear(&accept(response)).unwrap();
-    assert_eq!(names_of(&budgets), 0, "said, and not kept any longer");
+    assert_eq!(names_of(&budgets), 0, "sent, and no longer stored");
 }
 
 #[tokio::test]
@@ -316,7 +316,7 @@ async fn sotw_names_beyond_the_limit_are_refused_before_they_are_stored() {
     assert_eq!(error.code(), tonic::Code::ResourceExhausted, "{error}");
     assert_eq!(names_of(&budgets), 3);
     stream.hear(&ask(&["d"])).unwrap();
-    assert_eq!(names_of(&budgets), 1, "in place of those before");
+    assert_eq!(names_of(&budgets), 1, "it replaces the earlier names");
     drop(stream);
     assert_eq!(names_of(&budgets), 0);
 }
@@ -344,10 +344,10 @@ async fn follower_that_never_answers_is_cut_off_and_the_view_forgets_what_is_gon
         shared.change(|view| _ = view.set(&number.to_string(), "1"));
         shared.change(|view| _ = view.remove(&number.to_string()));
     }
-    assert!(shared.view().after(0).count() > 1_000, "they are remembered for it");
+    assert!(shared.view().after(0).count() > 1_000, "removals are remembered for the stream");
     let error = answers.recv().await.unwrap().unwrap_err();
     assert_eq!(error.code(), tonic::Code::DeadlineExceeded, "{error}");
     running.await.unwrap();
     shared.change(|view| _ = view.set("b", "1"));
-    assert_eq!(shared.view().after(0).count(), 2, "nobody needs them any longer");
+    assert_eq!(shared.view().after(0).count(), 2, "removals are forgotten once no stream needs them");
 }

@@ -1,4 +1,4 @@
-//! What a stock Envoy is told of slices, and what it is not.
+//! Tests the export of slices to a stock Envoy, and what is left out.
 
 use bytes::Bytes;
 use prost::Message as _;
@@ -71,7 +71,7 @@ fn the_listener(adapter: &Adapter) -> lds::Listener {
     lds::Listener::decode(bytes(adapter, LISTENER, EAST_WEST)).unwrap()
 }
 
-/// Clusters and the names that lead to them.
+/// Clusters and their names.
 fn led(adapter: &Adapter) -> Vec<(String, Vec<String>)> {
     let chains = the_listener(adapter).filter_chains;
     chains.into_iter().map(|chain| (chain.name, chain.filter_chain_match.unwrap().server_names)).collect()
@@ -92,7 +92,7 @@ fn found(adapter: &Adapter, name: &str) -> Option<String> {
 }
 
 #[test]
-fn name_that_exists_leads_to_its_own_chain_or_to_one_that_closes() {
+fn existing_name_has_its_own_chain_or_the_closing_one() {
     let adapter = adapter();
     let mut ports = [1, 2].map(|number| port(number, vec![endpoint("10.0.0.1:80")]));
     for port in &mut ports {
@@ -106,7 +106,7 @@ fn name_that_exists_leads_to_its_own_chain_or_to_one_that_closes() {
         slice("east/secret.example", Some(offer(vec![secret.clone()]))),
         slice("east/*.inner.example", Some(offer(vec![secret]))),
     ]);
-    assert_eq!(found(&adapter, "db.example"), None, "nothing catches it");
+    assert_eq!(found(&adapter, "db.example"), None, "no pattern matches it");
     adapter.change(&[simple("east/*.example", "10.0.0.3:80")]);
     let (wildcard, nowhere) =
         (Some("outbound_.443_._.*.example".to_owned()), Some("isthmus-nowhere".to_owned()));
@@ -119,10 +119,10 @@ fn name_that_exists_leads_to_its_own_chain_or_to_one_that_closes() {
     let chain = |name: &Option<String>| {
         listener.filter_chains.iter().find(|chain| Some(&chain.name) == name.as_ref()).unwrap()
     };
-    assert!(chain(&nowhere).filters.is_empty(), "Envoy closes what gets there");
+    assert!(chain(&nowhere).filters.is_empty(), "Envoy closes connections of a chain without filters");
     let filters: Vec<_> = chain(&wildcard).filters.iter().map(|filter| filter.name.as_str()).collect();
     assert_eq!(filters, ["envoy.filters.network.rbac", "envoy.filters.network.tcp_proxy"]);
-    // A host that comes later under the pattern, and one that goes.
+    // A host added later under the pattern, and removed again.
     let mut late = port(443, vec![]);
     late.exported = false;
     adapter.change(&[slice("east/late.example", Some(offer(vec![late])))]);
@@ -132,7 +132,7 @@ fn name_that_exists_leads_to_its_own_chain_or_to_one_that_closes() {
 }
 
 #[test]
-fn patterns_are_left_out_where_too_many_names_below_them_lead_nowhere() {
+fn patterns_are_left_out_with_too_many_unrouted_names_below_them() {
     let adapter = adapter_of(2);
     let mut hidden = port(443, vec![]);
     hidden.exported = false;
@@ -143,11 +143,11 @@ fn patterns_are_left_out_where_too_many_names_below_them_lead_nowhere() {
     adapter.change(&[simple("east/*.example", "10.0.0.3:80"), simple("east/b", "10.0.0.4:80")]);
     assert_eq!(found(&adapter, "h0.example"), None);
     assert_eq!(found(&adapter, "b").as_deref(), Some("outbound_.443_._.b"));
-    assert!(adapter.problems().iter().any(|problem| problem.contains("3 names below them lead nowhere")));
+    assert!(adapter.problems().iter().any(|problem| problem.contains("3 names below them have no route")));
 }
 
 #[test]
-fn a_service_is_a_chain_a_cluster_and_its_endpoints() {
+fn service_is_exported_as_chain_cluster_and_endpoints() {
     let adapter = adapter();
     let mut one = port(8080, vec![endpoint("10.0.0.2:80"), endpoint("10.0.0.1:80")]);
     one.endpoints[0].health = Health::Draining;
@@ -196,7 +196,7 @@ fn a_service_is_a_chain_a_cluster_and_its_endpoints() {
 }
 
 #[test]
-fn only_what_is_exported_and_exposed_by_the_own_cluster_is_led_to() {
+fn unexported_and_unexposed_services_are_left_out() {
     let adapter = adapter();
     let mut hidden = simple("east/hidden.b", "10.0.0.1:443");
     hidden.offer.as_mut().unwrap().ports[0].exported = false;
@@ -210,11 +210,11 @@ fn only_what_is_exported_and_exposed_by_the_own_cluster_is_led_to() {
     assert_eq!(names(&adapter, CLUSTER), ["outbound_.443_._.here.b", "outbound_.443_._.unproven.b"]);
     let none = bytes(&adapter, ENDPOINTS, "outbound_.443_._.unproven.b");
     assert!(eds::ClusterLoadAssignment::decode(none).unwrap().endpoints.is_empty());
-    assert_eq!(adapter.problems(), [""; 0], "nothing of it is a mistake");
+    assert_eq!(adapter.problems(), [""; 0], "none of it is a problem");
 }
 
 #[test]
-fn an_exported_instance_is_a_cluster_of_one() {
+fn exported_instance_is_a_cluster_of_one_endpoint() {
     let adapter = adapter();
     let label = |name: &str| Some(HostName::parse(name).unwrap());
     let mut endpoints = vec![endpoint("10.0.0.1:3306"), endpoint("10.0.0.2:3306"), endpoint("10.0.0.3:3306")];
@@ -233,7 +233,7 @@ fn an_exported_instance_is_a_cluster_of_one() {
 }
 
 #[test]
-fn a_name_that_two_would_have_is_the_firsts_and_the_other_is_told() {
+fn name_conflict_is_won_by_the_first_and_reported() {
     let adapter = adapter();
     let mut thief = simple("east/a.b", "10.0.0.1:443");
     thief.offer.as_mut().unwrap().aliases =
@@ -254,7 +254,7 @@ fn a_name_that_two_would_have_is_the_firsts_and_the_other_is_told() {
         problems.iter().any(|problem| problem.starts_with("the name db of outbound_.443_._.m.b is left out"))
     );
 
-    // Conditions tell them apart, unless they overlap.
+    // Different conditions avoid the conflict, unless they overlap.
     let with = |alpn: &[&str]| {
         let mut slice = other.clone();
         slice.offer.as_mut().unwrap().ports[0].alpn = alpn.iter().map(|&it| it.to_owned()).collect();
@@ -267,7 +267,7 @@ fn a_name_that_two_would_have_is_the_firsts_and_the_other_is_told() {
 }
 
 #[test]
-fn every_range_of_sources_is_no_condition_to_envoy() {
+fn source_range_of_all_addresses_conflicts_with_no_range() {
     let adapter = adapter();
     let mut one = simple("east/a.b", "10.0.0.1:443");
     one.offer.as_mut().unwrap().aliases = vec![HostPattern::parse("db").unwrap()];
@@ -279,7 +279,7 @@ fn every_range_of_sources_is_no_condition_to_envoy() {
 }
 
 #[test]
-fn what_envoy_cannot_be_told_is_left_out_alone_and_said() {
+fn unsupported_ports_and_endpoints_are_left_out_and_reported() {
     let adapter = adapter();
     let mut plain = simple("east/plain.b", "10.0.0.1:443");
     plain.offer.as_mut().unwrap().ports[0].tls = Tls::Terminated;
@@ -312,7 +312,7 @@ fn what_envoy_cannot_be_told_is_left_out_alone_and_said() {
 }
 
 #[test]
-fn the_same_slices_are_the_same_bytes_in_any_order_and_an_endpoint_costs_its_own_resource_only() {
+fn tables_are_deterministic_and_endpoint_change_touches_one_resource() {
     let slices: Vec<_> = (0..20).map(|it| simple(&format!("east/s{it}.b"), "10.0.0.1:443")).collect();
     let (one, other) = (adapter(), adapter());
     one.change(&slices);
@@ -332,7 +332,7 @@ fn the_same_slices_are_the_same_bytes_in_any_order_and_an_endpoint_costs_its_own
 }
 
 #[test]
-fn a_withdrawn_service_goes_and_without_any_there_is_no_listener() {
+fn withdrawn_service_is_removed_and_the_listener_with_the_last() {
     let adapter = adapter();
     adapter.change(&[simple("east/a.b", "10.0.0.1:443"), simple("east/c.d", "10.0.0.1:443")]);
     adapter.change(&[slice("east/a.b", None)]);
@@ -346,7 +346,7 @@ fn a_withdrawn_service_goes_and_without_any_there_is_no_listener() {
 }
 
 #[test]
-fn beyond_the_limit_none_is_added_and_those_in_use_stay() {
+fn chain_limit_keeps_live_services_and_adds_none() {
     let adapter = adapter_of(2);
     adapter.change(&[simple("east/m.b", "10.0.0.1:443"), simple("east/n.b", "10.0.0.1:443")]);
     adapter.change(&[simple("east/a.b", "10.0.0.1:443")]);
@@ -379,7 +379,7 @@ fn expected(ip: &str) -> eds::LbEndpoint {
     }
 }
 
-/// What gRPC clients without a proxy find by name, and the clusters that it leads to.
+/// Listeners of proxyless gRPC clients, and their clusters.
 fn direct(adapter: &Adapter) -> Vec<(String, String)> {
     use http::http_connection_manager::RouteSpecifier::RouteConfig;
     use isthmus_proto::envoy::config::route::v3 as rds;
@@ -406,7 +406,7 @@ fn direct(adapter: &Adapter) -> Vec<(String, String)> {
 }
 
 #[test]
-fn a_grpc_client_is_led_by_host_and_port_to_the_same_clusters() {
+fn grpc_listener_per_host_and_port_uses_the_same_clusters() {
     let adapter = adapter();
     let mut named = endpoint("10.0.0.1:443");
     named.instance = Some(HostName::parse("db-0").unwrap());
@@ -425,7 +425,7 @@ fn a_grpc_client_is_led_by_host_and_port_to_the_same_clusters() {
         led("db-0.a.b:443", "outbound_.443_._.db-0.a.b"),
     ];
     assert_eq!(direct(&adapter), expected);
-    assert_eq!(names(&adapter, LISTENER), [EAST_WEST], "an Envoy hears nothing of it");
+    assert_eq!(names(&adapter, LISTENER), [EAST_WEST], "an Envoy does not receive them");
     for type_url in [CLUSTER, ENDPOINTS] {
         assert!(adapter.named(type_url).is_none(), "it is the same for both");
     }
@@ -434,7 +434,7 @@ fn a_grpc_client_is_led_by_host_and_port_to_the_same_clusters() {
 }
 
 #[test]
-fn what_a_grpc_client_could_not_honour_is_left_out_for_it_alone_and_said() {
+fn grpc_listener_is_left_out_for_unsupported_settings() {
     let with = |change: &dyn Fn(&mut Port)| {
         let mut slice = simple("east/a.b", "10.0.0.1:443");
         change(&mut slice.offer.as_mut().unwrap().ports[0]);
@@ -464,9 +464,9 @@ fn what_a_grpc_client_could_not_honour_is_left_out_for_it_alone_and_said() {
     }
 }
 
-/// Envoy chooses by protocol before it chooses by source; a gRPC client gets to nobody else.
+/// Envoy chooses by protocol before it chooses by source; a gRPC client must not reach another service.
 #[test]
-fn of_two_with_one_name_a_grpc_client_gets_the_one_that_envoy_would_choose_or_none() {
+fn grpc_listener_of_a_shared_name_is_the_one_envoy_would_choose() {
     let adapter = adapter();
     let with = |key: &str, alpn: &[&str], sources: &[&str]| {
         let mut slice = simple(key, "10.0.0.1:443");
