@@ -1,5 +1,5 @@
-//! Fuzz targets of trust bundles as others make them: SPIFFE's JSON, and PEM as people join it. `cargo test` runs each
-//! for a bounded time; `cargo bolero test` runs them for as long as you like, guided by coverage.
+//! Fuzz targets of the trust bundle readers: SPIFFE JSON, and joined PEM. `cargo test` runs each for a bounded time;
+//! `cargo bolero test` runs them without limit, guided by coverage.
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "tests fail by panicking")]
 
 use std::sync::LazyLock;
@@ -15,14 +15,14 @@ fn domain() -> TrustDomain {
     TrustDomain::new("west.example").unwrap()
 }
 
-/// A part of something good, replaced.
+/// Valid bytes with a part replaced.
 fn spliced(good: &[u8], bytes: &[u8], from: u16, cut: u8) -> Vec<u8> {
     let from = usize::from(from) % (good.len() + 1);
     let to = (from + usize::from(cut)).min(good.len());
     [&good[..from], bytes, &good[to..]].concat()
 }
 
-/// No panic; what is read has roots, and is read the same after it was written.
+/// No panic; a bundle that is read has roots, and round-trips.
 #[test]
 fn fuzz_bundle() {
     let good = Bundle::new(&domain(), 7, [ROOT.certificate()]).unwrap();
@@ -38,7 +38,7 @@ fn fuzz_bundle() {
     });
 }
 
-/// No panic; of two certificates none is lost in silence, unless its BEGIN or all of it was made a remark or cut out.
+/// No panic; no certificate is lost in silence, unless its BEGIN was removed or commented out.
 #[test]
 fn fuzz_pem() {
     let root = ROOT.certificate_pem();

@@ -1,5 +1,5 @@
-//! Everything that reads what others send or write: any bytes, and good input with some of it altered, are
-//! an answer and never a panic. What is altered and signed is never believed.
+//! All readers of foreign input: any bytes, and altered valid input, give a result and never a panic. Altered signed input
+//! is never accepted.
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "tests fail by panicking")]
 
 use std::sync::LazyLock;
@@ -22,7 +22,7 @@ use serde_json::Value;
 
 const HOUR: Duration = Duration::from_secs(3600);
 
-/// One of each kind that is good.
+/// One valid input of each kind.
 struct Good {
     domain: TrustDomain,
     root: Authority,
@@ -81,7 +81,7 @@ enum Alteration {
     Insert(Index, Vec<u8>),
     Remove(Index, usize),
     Cut(Index),
-    /// A part of it again, elsewhere.
+    /// Copies a part to another place.
     Repeat(Index, Index, usize),
 }
 
@@ -101,7 +101,7 @@ fn alterations() -> impl Strategy<Value = Vec<Alteration>> {
 fn altered(good: &[u8], alterations: &[Alteration]) -> Vec<u8> {
     let mut bytes = good.to_vec();
     for alteration in alterations {
-        // Only `Cut` and `Remove` can leave nothing to alter.
+        // `Cut` and `Remove` can leave nothing to alter.
         if bytes.is_empty() {
             break;
         }
@@ -158,7 +158,7 @@ fn read_all(bytes: &[u8]) {
 }
 
 #[test]
-fn what_is_altered_below_is_good() {
+fn noise_baseline_inputs_are_valid() {
     let good = &*GOOD;
     let bundle = good.bundles.get(&good.domain).unwrap();
     for role in roles() {
@@ -175,13 +175,13 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(1024))]
 
     #[test]
-    fn any_bytes_are_an_answer(bytes in vec(any::<u8>(), 0..600)) {
+    fn readers_never_panic_on_any_bytes(bytes in vec(any::<u8>(), 0..600)) {
         read_all(&bytes);
     }
 
-    /// As noise rarely is: DER whose outermost lengths are right.
+    /// DER with right outer lengths, which pure noise rarely has.
     #[test]
-    fn any_bytes_in_sequences_are_an_answer(bytes in vec(any::<u8>(), 0..120), depth in 1..6usize) {
+    fn readers_never_panic_on_any_der_sequences(bytes in vec(any::<u8>(), 0..120), depth in 1..6usize) {
         let wrapped = (0..depth).fold(bytes, |inner, _| {
             let length = u8::try_from(inner.len()).unwrap();
             [&[0x30, 0x81, length][..], &inner].concat()
@@ -190,7 +190,7 @@ proptest! {
     }
 
     #[test]
-    fn an_altered_certificate_proves_nothing(alterations in alterations(), place in 0..2usize) {
+    fn altered_certificate_is_never_verified(alterations in alterations(), place in 0..2usize) {
         let mut chain = GOOD.identity.chain().to_vec();
         let bytes = altered(&chain[place], &alterations);
         let same = bytes == *chain[place];
@@ -203,7 +203,7 @@ proptest! {
     }
 
     #[test]
-    fn an_altered_root_is_an_answer(alterations in alterations()) {
+    fn altered_root_never_panics_a_reader(alterations in alterations()) {
         let bytes = altered(GOOD.root.certificate(), &alterations);
         read_all(&bytes);
         let mut bundles = TrustBundles::new();
@@ -213,7 +213,7 @@ proptest! {
     }
 
     #[test]
-    fn an_altered_request_proves_no_other_key(alterations in alterations()) {
+    fn altered_csr_never_proves_another_key(alterations in alterations()) {
         let bytes = altered(&GOOD.csr, &alterations);
         read_all(&bytes);
         if let Ok(csr) = Csr::parse(&bytes) {
@@ -223,7 +223,7 @@ proptest! {
     }
 
     #[test]
-    fn an_altered_bundle_is_an_answer(alterations in alterations(), inside in any::<bool>()) {
+    fn altered_bundle_never_panics_a_reader(alterations in alterations(), inside in any::<bool>()) {
         let text = match inside {
             false => altered(GOOD.bundle.as_bytes(), &alterations),
             true => {
@@ -241,7 +241,7 @@ proptest! {
     }
 
     #[test]
-    fn an_altered_deny_list_says_nothing_else(alterations in alterations(), inside in 0..4usize) {
+    fn altered_deny_list_never_has_other_content(alterations in alterations(), inside in 0..4usize) {
         let mut envelope: Value = serde_json::from_str(&GOOD.signed).unwrap();
         let bytes = match inside {
             0 => altered(GOOD.signed.as_bytes(), &alterations),
@@ -264,7 +264,7 @@ proptest! {
     }
 
     #[test]
-    fn an_altered_revocation_list_is_an_answer(alterations in alterations()) {
+    fn altered_revocation_list_never_panics_a_reader(alterations in alterations()) {
         let bytes = altered(&GOOD.crl, &alterations);
         read_all(&bytes);
         if let Ok(lists) = Crls::read(&bytes, StaleCrl::Refuse, Duration::ZERO) {
@@ -273,7 +273,7 @@ proptest! {
             bundles.revoke(GOOD.domain.clone(), lists);
             let direct = GOOD.root.issue(GOOD.identity.id(), &[], HOUR).unwrap();
             let verified = bundles.verify(direct.chain(), Role::Client, UnixTime::now());
-            // A list of somebody else is not asked; one of the root's name must be as the root has signed it.
+            // A list of another issuer does not apply; one in the name of the root must be as the root signed it.
             prop_assert!(verified.is_ok() || is_altered);
         }
     }

@@ -1,5 +1,4 @@
-//! Revocation lists as authorities publish them, and what is no usable list. That a revoked certificate is
-//! refused is shown in handshakes (`tls::bad`).
+//! Revocation lists as authorities publish them, and malformed ones. `tls::bad` tests their effect in handshakes.
 
 use rcgen::{
     CertificateRevocationListParams, KeyIdMethod, RevocationReason, RevokedCertParams, SerialNumber,
@@ -12,7 +11,7 @@ use crate::{Authority, TrustDomain};
 
 const HOUR: Duration = Duration::from_secs(3600);
 
-/// A list that revokes these certificates, DER.
+/// A list, DER, that revokes these certificates.
 pub(crate) fn list(
     authority: &Authority,
     revoked: &[&CertificateDer<'_>],
@@ -22,7 +21,7 @@ pub(crate) fn list(
     list_by(&authority.signer().unwrap(), revoked, from, until)
 }
 
-/// The same by whatever can sign.
+/// [`list`] by any signer.
 pub(crate) fn list_by(
     issuer: &rcgen::Issuer<'_, impl SigningKey>,
     revoked: &[&CertificateDer<'_>],
@@ -49,7 +48,7 @@ pub(crate) fn list_by(
     params.signed_by(issuer).unwrap().der().to_vec()
 }
 
-/// As PEM.
+/// Lists as PEM.
 pub(crate) fn pem_of(lists: &[Vec<u8>]) -> String {
     lists.iter().map(|der| ::pem::encode(&::pem::Pem::new("X509 CRL", der.clone()))).collect()
 }
@@ -67,7 +66,7 @@ fn read(bytes: &[u8], budget: Duration) -> Result<Crls, CrlError> {
 }
 
 #[test]
-fn lists_are_read_as_pem_and_der_one_or_several() {
+fn crl_is_read_from_pem_and_der_one_or_several() {
     let (root, now) = (authority(), now());
     let below = root.intermediate("west", crate::KeyKind::P256, HOUR).unwrap();
     let first = list(&root, &[below.certificate()], now - HOUR, now + HOUR * 2);
@@ -76,7 +75,7 @@ fn lists_are_read_as_pem_and_der_one_or_several() {
     assert_eq!((der.lists().count(), der.next_update()), (1, now + HOUR * 2));
     let pem = pem_of(&[first.clone(), second.clone()]);
     let both = read(pem.as_bytes(), HOUR).unwrap();
-    assert_eq!((both.lists().count(), both.next_update()), (2, now + HOUR), "the first to be stale counts");
+    assert_eq!((both.lists().count(), both.next_update()), (2, now + HOUR), "the earliest nextUpdate counts");
     let remarks = format!("a remark, as openssl -text writes\n{pem}\nand another\n");
     assert_eq!(read(remarks.as_bytes(), HOUR).unwrap().lists().count(), 2);
     assert_eq!(der, read(&first, HOUR).unwrap());
@@ -85,7 +84,7 @@ fn lists_are_read_as_pem_and_der_one_or_several() {
 }
 
 #[test]
-fn what_is_no_list_is_refused() {
+fn crl_malformed_is_refused() {
     let (root, now) = (authority(), now());
     let good = list(&root, &[], now - HOUR, now + HOUR);
     let pem = pem_of(std::slice::from_ref(&good));
@@ -112,7 +111,7 @@ fn what_is_no_list_is_refused() {
 }
 
 #[test]
-fn a_list_without_end_is_refused() {
+fn crl_without_next_update_is_refused() {
     let (root, now) = (authority(), now());
     let endless = without_next_update(&list(&root, &[], now - HOUR, now + HOUR));
     let error = read(&endless, Duration::ZERO).unwrap_err();
@@ -120,14 +119,14 @@ fn a_list_without_end_is_refused() {
 }
 
 #[test]
-fn a_list_must_outlive_the_outage_that_is_to_be_survived() {
+fn crl_must_be_valid_for_longer_than_the_outage_budget() {
     let (root, now) = (authority(), now());
     let good = list(&root, &[], now - HOUR, now + HOUR);
     assert!(read(&good, HOUR * 2 - Duration::from_secs(1)).is_ok());
     for budget in [HOUR * 2, HOUR * 24] {
         let error = read(&good, budget).unwrap_err();
         assert!(
-            matches!(error, CrlError::TooShort { life, budget: told, .. } if life == HOUR * 2 && told == budget),
+            matches!(error, CrlError::TooShort { life, budget: reported, .. } if life == HOUR * 2 && reported == budget),
             "{error}"
         );
     }
@@ -135,7 +134,7 @@ fn a_list_must_outlive_the_outage_that_is_to_be_survived() {
     assert!(matches!(read(one_is_short.as_bytes(), HOUR * 3), Err(CrlError::TooShort { .. })));
 }
 
-/// The second time in the list is its nextUpdate, which rcgen always writes and RFC 5280 lets publishers omit.
+/// Removes the nextUpdate, the second time in a list, which rcgen always writes and RFC 5280 allows to omit.
 fn without_next_update(list: &[u8]) -> Vec<u8> {
     const UTC_TIME: &[u8] = &[0x17, 13];
     let (_, parsed) = CertificateRevocationList::from_der(list).unwrap();
@@ -148,7 +147,7 @@ fn without_next_update(list: &[u8]) -> Vec<u8> {
     sequence(&[&shorter, &outer[signed.len()..]].concat())
 }
 
-/// How long the content of a DER value is that fills all of `der`.
+/// The length of the content of the DER value in `der`.
 fn length(der: &[u8]) -> usize {
     match der[1] {
         0x81 => der.len() - 3,

@@ -1,5 +1,4 @@
-//! Signed deny-lists: whose signature counts, and that nobody else's does. What a list keeps out is shown in
-//! handshakes (`tls::bad`, `tls::resume`).
+//! Signed deny-lists: whose signatures count. `tls::bad` and `tls::resume` test their effect in handshakes.
 
 use std::io::Write as _;
 use std::process::{Command, Stdio};
@@ -40,7 +39,7 @@ fn open(envelope: &str, root: &Authority) -> Result<DenyList, DenyError> {
     DenyList::open(envelope.as_bytes(), root.trust_domain(), &bundle(root), UnixTime::now(), None)
 }
 
-/// An envelope as whoever holds `key` would make it.
+/// An envelope signed by `key`, under any certificate.
 fn envelope(payload: &[u8], key: &KeyPair, certificate: &CertificateDer<'_>) -> Value {
     let signature = key.sign(&signed_text(payload)).unwrap();
     json!({
@@ -50,7 +49,7 @@ fn envelope(payload: &[u8], key: &KeyPair, certificate: &CertificateDer<'_>) -> 
     })
 }
 
-/// Its name, what must be said of it, and how it is done.
+/// An alteration: its name, a part of the error, and how to make it.
 type Alteration<'a> = (&'static str, &'static str, &'a dyn Fn(&mut Value));
 
 fn key_of(authority: &Authority) -> KeyPair {
@@ -58,7 +57,7 @@ fn key_of(authority: &Authority) -> KeyPair {
 }
 
 #[test]
-fn a_list_is_read_as_its_root_or_intermediate_has_signed_it() {
+fn deny_list_signed_by_root_or_intermediate_round_trips() {
     for kind in KeyKind::ALL {
         let domain = TrustDomain::new("west.example").unwrap();
         let west = Authority::root(domain, kind, HOUR * 2).unwrap();
@@ -76,7 +75,7 @@ fn a_list_is_read_as_its_root_or_intermediate_has_signed_it() {
 }
 
 #[test]
-fn what_no_authority_of_the_domain_has_signed_is_refused() {
+fn deny_list_not_signed_by_an_authority_of_its_domain_is_refused() {
     let [west, east] = ["west.example", "east.example"].map(authority);
     let list = a_list(west.trust_domain());
     let now = OffsetDateTime::now_utc();
@@ -112,7 +111,7 @@ fn what_no_authority_of_the_domain_has_signed_is_refused() {
 }
 
 #[test]
-fn a_leaf_signs_no_list() {
+fn deny_list_signed_by_a_leaf_is_refused() {
     let west = authority("west.example");
     let id = SpiffeId::parse("spiffe://west.example/ns/a/sa/b").unwrap();
     let leaf = west.issue(&id, &[], HOUR).unwrap();
@@ -123,11 +122,11 @@ fn a_leaf_signs_no_list() {
     assert_eq!(by(&leaf_key, &leaf.chain()[0]), refused);
     assert_eq!(by(&leaf_key, west.certificate()), refused, "under the root's certificate");
     assert_eq!(by(&key_of(&west), &leaf.chain()[0]), refused, "the root's key under a leaf's certificate");
-    assert!(by(&key_of(&west), west.certificate()).is_ok(), "what is refused above is well made");
+    assert!(by(&key_of(&west), west.certificate()).is_ok(), "the envelopes refused above are well-formed");
 }
 
 #[test]
-fn each_altered_part_of_an_envelope_is_refused() {
+fn deny_list_envelope_with_an_altered_part_is_refused() {
     let west = authority("west.example");
     let payload = serde_json::to_vec(&a_list(west.trust_domain())).unwrap();
     let empty = serde_json::to_vec(&DenyList::new(west.trust_domain().clone())).unwrap();
@@ -153,7 +152,7 @@ fn each_altered_part_of_an_envelope_is_refused() {
         let error = altered(alter).unwrap_err().to_string();
         assert!(error.contains(expected), "{name}: {error}");
     }
-    // One good signature is enough, whatever stands beside it.
+    // One valid signature is enough, whatever the others.
     let both = altered(&|e| {
         let good = e["signatures"][0].clone();
         e["signatures"] = json!([{"sig": "?", "cert": "?"}, good]);
@@ -162,7 +161,7 @@ fn each_altered_part_of_an_envelope_is_refused() {
 }
 
 #[test]
-fn a_signature_counts_for_its_type_only() {
+fn deny_list_signature_over_another_payload_type_is_refused() {
     let west = authority("west.example");
     let payload = serde_json::to_vec(&a_list(west.trust_domain())).unwrap();
     let key = key_of(&west);
@@ -177,13 +176,13 @@ fn a_signature_counts_for_its_type_only() {
 }
 
 #[test]
-fn a_domain_denies_only_its_own() {
+fn deny_list_denies_only_identities_of_its_own_domain() {
     let [west, east] = ["west.example", "east.example"].map(authority);
     let of_east = a_list(east.trust_domain()).sign(&west).unwrap();
     let expected = west.trust_domain().clone();
     let found = east.trust_domain().clone();
     assert_eq!(open(&of_east, &west), Err(DenyError::OtherDomain { found, expected }));
-    // West's pattern in east's list means nobody of west: each list is asked about its own domain only.
+    // A pattern of west in the list of east denies nothing: a list is applied to its own domain only.
     let list = a_list(east.trust_domain());
     let mut bundles = crate::TrustBundles::new();
     for authority in [&west, &east] {
@@ -196,7 +195,7 @@ fn a_domain_denies_only_its_own() {
 }
 
 #[test]
-fn what_is_signed_must_also_be_a_list() {
+fn deny_list_signed_but_malformed_is_refused() {
     let west = authority("west.example");
     let good = serde_json::to_value(a_list(west.trust_domain())).unwrap();
     let table: [Alteration<'_>; 5] = [
@@ -216,9 +215,9 @@ fn what_is_signed_must_also_be_a_list() {
     }
 }
 
-/// As in a file for programs that know no bundles per domain.
+/// A cross-signed root, as in the file for OpenSSL.
 #[test]
-fn another_domains_root_that_ours_has_signed_does_not_deny_for_us() {
+fn deny_list_signed_by_a_cross_signed_root_is_refused() {
     let [east, west] = ["east.example", "west.example"].map(authority);
     let crossed = crate::cross::sign(&east, west.trust_domain(), west.certificate()).unwrap();
     let mut list = DenyList::new(east.trust_domain().clone());
@@ -229,7 +228,7 @@ fn another_domains_root_that_ours_has_signed_does_not_deny_for_us() {
 }
 
 #[test]
-fn who_was_denied_does_not_take_that_back() {
+fn deny_list_signed_by_a_denied_authority_is_refused() {
     let west = Authority::generate(TrustDomain::new("west.example").unwrap()).unwrap();
     let [thief, other] =
         ["stolen", "other"].map(|cluster| west.intermediate(cluster, KeyKind::P256, HOUR).unwrap());
@@ -249,7 +248,7 @@ fn who_was_denied_does_not_take_that_back() {
 }
 
 #[test]
-fn no_beginning_of_an_envelope_is_one() {
+fn deny_list_truncated_at_any_byte_is_refused() {
     let west = authority("west.example");
     let signed = a_list(west.trust_domain()).sign(&west).unwrap();
     for end in 0..signed.len() {
@@ -259,7 +258,7 @@ fn no_beginning_of_an_envelope_is_one() {
 }
 
 #[test]
-fn a_serial_number_is_one_however_it_is_written() {
+fn serial_number_spellings_are_equal() {
     let domain = TrustDomain::new("west.example").unwrap();
     let mut list = DenyList::new(domain);
     let id = SpiffeId::parse("spiffe://west.example/ns/a/sa/b").unwrap();
@@ -272,9 +271,9 @@ fn a_serial_number_is_one_however_it_is_written() {
     }
 }
 
-/// Whoever writes lists by other means than ours: a number in another spelling must count, or be refused.
+/// A list written by another program: a serial number in another spelling must count, or the list be refused.
 #[test]
-fn a_serial_number_in_a_signed_list_counts_in_any_spelling() {
+fn serial_number_in_a_signed_list_counts_in_any_spelling() {
     let west = authority("west.example");
     let id = SpiffeId::parse("spiffe://west.example/ns/a/sa/b").unwrap();
     for written in ["0ABCDE", "0a:bc:de"] {
@@ -284,17 +283,17 @@ fn a_serial_number_in_a_signed_list_counts_in_any_spelling() {
         if let Ok(list) = open(&signed, &west) {
             assert!(
                 list.denies(&id, &["0abcde".to_owned()]).is_some(),
-                "{written} is believed and denies nobody"
+                "{written} is accepted and denies nothing"
             );
         }
     }
 }
 
 #[test]
-fn serial_numbers_are_those_that_openssl_prints() {
+fn serial_number_equals_the_one_that_openssl_prints() {
     let west = authority("west.example");
     let id = SpiffeId::parse("spiffe://west.example/ns/a/sa/b").unwrap();
-    // Its first byte could be a sign, is small, is zero.
+    // The first byte has the sign bit, is small, is zero.
     for number in [&[0x80, 1, 2][..], &[0x0a, 0xbc], &[0, 0x7f]] {
         let leaf = west.issue_altered(&id, |p| {
             p.serial_number = Some(rcgen::SerialNumber::from_slice(number));
@@ -325,10 +324,10 @@ fn openssl_serial(certificate: &str) -> Option<String> {
 }
 
 #[test]
-fn what_has_expired_is_forgotten() {
+fn deny_list_drops_expired_serial_numbers() {
     let mut list = a_list(&TrustDomain::new("west.example").unwrap());
     let end = OffsetDateTime::UNIX_EPOCH + HOUR;
-    assert!(!list.forget_expired(end), "it still counts at its last second");
+    assert!(!list.forget_expired(end), "it counts until its last second");
     assert!(list.forget_expired(end + Duration::from_secs(1)));
     assert_eq!(list.serials().map(|(one, _)| one).collect::<Vec<_>>(), [&serial("ffee")], "without end");
     assert_eq!(list.identities().count(), 1);

@@ -1,5 +1,5 @@
-//! What goes wrong around a directory that rotates: it must not get stuck, not lose a key, and not go on with
-//! what was taken back.
+//! Failures around a rotating directory: it must not get stuck, must not lose a key, and must not keep using what was
+//! denied.
 
 use std::fs;
 use std::path::Path;
@@ -20,7 +20,7 @@ fn plan(domain: &str) -> Plan {
     Plan { overlap: Duration::ZERO, ..Plan::new(TrustDomain::new(domain).unwrap()) }
 }
 
-/// One cluster, one leaf `a` that it signs.
+/// A directory with one cluster, and a leaf `a` signed by it.
 fn home(folder: &Path) -> Home {
     let mut home = Home::create(folder, &plan("east.example")).unwrap();
     home.add_cluster("east").unwrap();
@@ -49,7 +49,7 @@ fn deny_serial(home: &mut Home, file: &Path) {
 }
 
 #[test]
-fn an_intermediate_ends_before_its_root_and_a_leaf_before_it() {
+fn intermediate_never_outlives_its_root() {
     let dir = tempfile::tempdir().unwrap();
     let short = Plan { root_lifetime: HOUR, intermediate_lifetime: HOUR * 2, ..plan("east.example") };
     short.check().unwrap();
@@ -57,11 +57,11 @@ fn an_intermediate_ends_before_its_root_and_a_leaf_before_it() {
     home.add_cluster("east").unwrap();
     assert!(home.intermediate("east").unwrap().not_after() <= home.root(1).unwrap().not_after());
     let long = Plan { root_lifetime: Duration::ZERO, ..plan("east.example") };
-    assert!(long.check().is_err(), "nothing is lost for a plan that cannot be");
+    assert!(long.check().is_err(), "an impossible plan is refused before anything is removed");
 }
 
 #[test]
-fn a_damaged_deny_list_is_named_and_keeps_no_leaf_from_its_renewal() {
+fn rotate_reports_a_damaged_deny_list_and_still_renews_leaves() {
     let dir = tempfile::tempdir().unwrap();
     let mut home = home(dir.path());
     home.change_deny_list(|list| list.add_identity(IdPattern::parse("spiffe://east.example/x").unwrap()))
@@ -75,7 +75,7 @@ fn a_damaged_deny_list_is_named_and_keeps_no_leaf_from_its_renewal() {
 }
 
 #[test]
-fn what_is_denied_is_replaced_whether_leaf_or_intermediate() {
+fn rotate_replaces_denied_leaves_and_intermediates() {
     let dir = tempfile::tempdir().unwrap();
     let mut home = home(dir.path());
     let [leaf, authority] =
@@ -92,7 +92,7 @@ fn what_is_denied_is_replaced_whether_leaf_or_intermediate() {
 }
 
 #[test]
-fn a_federated_list_is_taken_after_its_domain_has_another_root() {
+fn federated_deny_list_is_accepted_after_a_roll_over_of_its_domain() {
     let (dir, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let mut home = home(dir.path());
     let mut west = Home::create(other.path(), &plan("west.example")).unwrap();
@@ -111,7 +111,7 @@ fn a_federated_list_is_taken_after_its_domain_has_another_root() {
 }
 
 #[test]
-fn without_the_new_roots_key_nothing_is_signed_anew_again_and_again() {
+fn rollover_without_the_new_root_key_signs_nothing() {
     let dir = tempfile::tempdir().unwrap();
     let mut home = home(dir.path());
     home.state.overlap = HOUR / 6;
@@ -126,14 +126,14 @@ fn without_the_new_roots_key_nothing_is_signed_anew_again_and_again() {
         assert_eq!(pass.done, []);
     }
     assert_eq!(serial(&dir.path().join("leaves/a/tls.crt")), before);
-    assert_eq!(home.state().root, 1, "the new root does not sign before it can");
+    assert_eq!(home.state().root, 1, "the new root does not sign without its key");
     fs::rename(&away, &key).unwrap();
     home.rotate(now() + HOUR / 5);
     assert_eq!(home.state().root, 2);
 }
 
 #[test]
-fn a_new_root_that_is_lost_before_it_signed_is_made_again() {
+fn rollover_replaces_a_new_root_lost_before_it_signed() {
     let dir = tempfile::tempdir().unwrap();
     let mut home = home(dir.path());
     home.state.overlap = HOUR;
@@ -143,11 +143,11 @@ fn a_new_root_that_is_lost_before_it_signed_is_made_again() {
     let pass = home.rotate(now());
     assert!(pass.problems.is_empty() && pass.done.contains(&Done::RootMade { root: 2 }), "{pass:?}");
     let rollover = home.state().rollover.as_ref().unwrap();
-    assert_eq!(rollover.step, Step::Trusted, "and waits again");
+    assert_eq!(rollover.step, Step::Trusted, "and the wait starts again");
 }
 
 #[test]
-fn an_older_state_that_is_put_back_costs_no_key() {
+fn rotate_with_a_restored_older_state_keeps_every_root_key() {
     let dir = tempfile::tempdir().unwrap();
     let mut home = home(dir.path());
     let old = fs::read(dir.path().join("authority.json")).unwrap();
@@ -160,7 +160,7 @@ fn an_older_state_that_is_put_back_costs_no_key() {
 }
 
 #[test]
-fn others_keys_are_not_replaced_and_a_place_has_one_leaf() {
+fn keep_refuses_directories_with_foreign_keys_or_another_leaf() {
     let (dir, theirs) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let mut home = home(dir.path());
     let key = theirs.path().join("tls.key");
@@ -177,11 +177,11 @@ fn others_keys_are_not_replaced_and_a_place_has_one_leaf() {
     assert!(home.keep("b", kept(Some(theirs.path().to_owned()))).is_err());
     assert_eq!(fs::read_to_string(&key).unwrap(), "theirs");
     let place = dir.path().join("leaves/a");
-    assert!(home.keep("b", kept(Some(place))).is_err(), "it is a's");
+    assert!(home.keep("b", kept(Some(place))).is_err(), "it is the directory of a");
 }
 
 #[test]
-fn a_certificate_from_the_future_is_replaced() {
+fn rotate_replaces_certificates_from_the_future() {
     let dir = tempfile::tempdir().unwrap();
     let mut home = home(dir.path());
     let pass = home.rotate(now() - HOUR);
@@ -189,29 +189,29 @@ fn a_certificate_from_the_future_is_replaced() {
 }
 
 #[test]
-fn a_list_without_end_stays_an_empty_one_until_something_is_denied() {
+fn deny_list_is_empty_until_something_is_denied() {
     let dir = tempfile::tempdir().unwrap();
     let home = home(dir.path());
     assert_eq!(
         home.deny_list(&home.state().trust_domain).unwrap(),
         DenyList::new(home.state().trust_domain.clone())
     );
-    assert!(home.deny_folder().is_dir(), "whoever is given it finds it");
+    assert!(home.deny_folder().is_dir(), "the directory exists");
 }
 
-/// What an agent of east writes: the bundle that it offers, and which one west has taken, when.
-fn said(home: &Home, file: &Path, taken: Option<(&Edition, OffsetDateTime)>) -> Edition {
+/// Writes the file of an agent of east: the bundle that it offers, and the one that west acknowledged, with the time.
+fn write_acknowledged(home: &Home, file: &Path, taken: Option<(&Edition, OffsetDateTime)>) -> Edition {
     let domain = &home.state().trust_domain;
     let offered = Edition::of(&home.bundle(domain).unwrap());
     let taken = taken.map(|(edition, at)| Taken { edition: edition.clone(), at });
     let west = PeerWord { trust_domain: TrustDomain::new("west.example").unwrap(), acknowledged: taken };
-    let said = Acknowledged {
+    let acknowledged = Acknowledged {
         cluster: "east".to_owned(),
         trust_domain: domain.clone(),
         offered: Some(offered.clone()),
         peers: [("west".to_owned(), west)].into(),
     };
-    said.write(file).unwrap();
+    acknowledged.write(file).unwrap();
     offered
 }
 
@@ -220,40 +220,40 @@ fn waits(pass: &Pass) -> Vec<String> {
 }
 
 #[test]
-fn a_roll_over_waits_until_every_peer_has_the_new_root() {
+fn rollover_waits_until_every_peer_has_the_new_root() {
     let dir = tempfile::tempdir().unwrap();
     let (mut home, file) = (home(dir.path()), dir.path().join("acknowledged.json"));
-    let before = said(&home, &file, None);
+    let before = write_acknowledged(&home, &file, None);
     home.wait_for(vec![file.clone()]).unwrap();
     home.begin_rollover(now()).unwrap();
     let step = |home: &Home| home.state().rollover.as_ref().unwrap().step;
-    // The agent has not seen the new bundle yet, and west has said nothing.
+    // The agent has not seen the new bundle yet, and west has acknowledged nothing.
     let pass = home.rotate(now());
     assert_eq!((step(&home), waits(&pass).len()), (Step::Trusted, 2), "{pass:?}");
     assert!(waits(&pass)[0].contains("the agent of \"east\": its bundle"), "{:?}", waits(&pass));
     assert!(waits(&pass)[1].contains("peer \"west\" of \"east\": no bundle acknowledged"));
-    assert!(pass.problems.is_empty() && pass.next > Some(now()), "it is not asked again at once: {pass:?}");
-    // The agent offers it; west has the one before.
-    let after = said(&home, &file, Some((&before, now())));
+    assert!(pass.problems.is_empty() && pass.next > Some(now()), "the next pass is later: {pass:?}");
+    // The agent offers the new bundle; west has the previous one.
+    let after = write_acknowledged(&home, &file, Some((&before, now())));
     let pass = home.rotate(now());
     assert_eq!((step(&home), waits(&pass).len()), (Step::Trusted, 1), "{pass:?}");
     assert!(waits(&pass)[0].contains(&format!("last acknowledged bundle ({})", before.sequence)));
     assert_eq!(home.awaited().unwrap().missing.len(), 1, "what `status` shows");
-    said(&home, &file, Some((&after, now())));
+    write_acknowledged(&home, &file, Some((&after, now())));
     home.rotate(now());
     assert_eq!((step(&home), home.state().root), (Step::Used, 2));
-    // What the old root signed runs out, and somebody else has joined meanwhile.
+    // What the old root signed has expired, but a new peer has joined meanwhile.
     let late = now() + HOUR * 2;
-    said(&home, &file, None);
+    write_acknowledged(&home, &file, None);
     let pass = home.rotate(late);
     assert_eq!((step(&home), waits(&pass).len()), (Step::Used, 1), "the old root stays: {pass:?}");
-    said(&home, &file, Some((&after, now())));
+    write_acknowledged(&home, &file, Some((&after, now())));
     home.rotate(late);
     assert_eq!((home.state().rollover.as_ref(), home.state().trusted()), (None, vec![2]));
 }
 
 #[test]
-fn who_has_the_new_root_late_has_as_long_as_the_others() {
+fn rollover_gives_a_late_peer_the_whole_overlap() {
     let dir = tempfile::tempdir().unwrap();
     let (mut home, file) = (home(dir.path()), dir.path().join("acknowledged.json"));
     home.state.overlap = HOUR;
@@ -263,7 +263,7 @@ fn who_has_the_new_root_late_has_as_long_as_the_others() {
     let both = Edition::of(&home.bundle(&home.state().trust_domain).unwrap());
     // Whole seconds, as they are written.
     let late = (now() + HOUR * 9).replace_nanosecond(0).unwrap();
-    said(&home, &file, Some((&both, late)));
+    write_acknowledged(&home, &file, Some((&both, late)));
     let pass = home.rotate(late + HOUR / 2);
     assert_eq!((home.state().root, waits(&pass).len()), (1, 0));
     assert_eq!(pass.awaited.unwrap().until, Some(late + HOUR));
@@ -272,10 +272,10 @@ fn who_has_the_new_root_late_has_as_long_as_the_others() {
 }
 
 #[test]
-fn what_agents_say_that_cannot_be_read_holds_the_roll_over() {
+fn rollover_stops_at_an_unreadable_acknowledgement_file() {
     let dir = tempfile::tempdir().unwrap();
     let (mut home, file) = (home(dir.path()), dir.path().join("acknowledged.json"));
-    said(&home, &file, None);
+    write_acknowledged(&home, &file, None);
     let other = fs::read_to_string(&file).unwrap().replace("east.example", "north.example");
     home.wait_for(vec![file.clone()]).unwrap();
     home.begin_rollover(now()).unwrap();
@@ -293,7 +293,7 @@ fn what_agents_say_that_cannot_be_read_holds_the_roll_over() {
         assert!(why.contains(expected) && why.contains("acknowledged.json"), "{why}");
         assert_eq!(home.state().root, 1);
     }
-    // Remembered by whoever opens the directory next, until it is said otherwise.
+    // The directory remembers the files until they are replaced.
     drop(home);
     let mut home = Home::open(dir.path()).unwrap();
     assert_eq!(home.state().acknowledged, [file]);

@@ -1,4 +1,4 @@
-//! PEM as people write it: each certificate in a file is read, or the file is refused and the line named.
+//! PEM as people write it: every certificate of a file is read, or the file is refused with a line number.
 
 use super::*;
 use crate::{Authority, TrustDomain};
@@ -52,7 +52,7 @@ fn pem_joined_files_are_read_whole() {
 }
 
 #[test]
-fn pem_that_cannot_be_read_whole_is_refused_by_its_line() {
+fn pem_with_a_flaw_is_refused_with_its_line() {
     let ([one, two], _) = two();
     let length = one.lines().count();
     let with = |from: &str, to: &str| format!("{one}{}", two.replacen(from, to, 1));
@@ -79,50 +79,50 @@ fn pem_that_cannot_be_read_whole_is_refused_by_its_line() {
 }
 
 #[test]
-fn keys_are_read_one_to_a_file() {
+fn pem_key_file_has_exactly_one_key() {
     let root = root();
     let text = root.key_pem().unwrap();
     let der = key(text).unwrap();
     assert_eq!(encode_key(&der), text);
-    assert_eq!(key([b"cl\xe9\n", text.as_bytes()].concat()).unwrap(), der, "around a block may be anything");
+    assert_eq!(key([b"cl\xe9\n", text.as_bytes()].concat()).unwrap(), der, "anything may surround a block");
     assert_eq!(key(format!("{}{text}", root.certificate_pem())).unwrap(), der, "beside the certificate");
     let second = PemError::Line { line: text.lines().count() + 1, flaw: Flaw::Second(Wanted::Key) };
     assert_eq!(key(format!("{text}{text}")).unwrap_err(), second);
 }
 
 #[test]
-fn other_forms_are_called_what_they_are() {
+fn pem_error_names_der_pkcs12_utf16_and_encrypted_keys() {
     let root = root();
     let (text, certificate) = (root.key_pem().unwrap(), root.certificate_pem());
-    let told = |error: PemError, words: &[&str]| {
-        let said = error.to_string();
-        assert!(words.iter().all(|word| said.contains(word)), "{said}");
-        assert!(!said.contains(", 48") && said.is_ascii(), "no bytes as numbers: {said}");
+    let check = |error: PemError, words: &[&str]| {
+        let text = error.to_string();
+        assert!(words.iter().all(|word| text.contains(word)), "{text}");
+        assert!(!text.contains(", 48") && text.is_ascii(), "no bytes as numbers: {text}");
     };
-    told(key(key(text).unwrap().secret_der()).unwrap_err(), &["DER", "`openssl pkey -inform DER -in"]);
-    told(certificates(root.certificate()).unwrap_err(), &["DER", "`openssl x509 -inform DER -in"]);
+    check(key(key(text).unwrap().secret_der()).unwrap_err(), &["DER", "`openssl pkey -inform DER -in"]);
+    check(certificates(root.certificate()).unwrap_err(), &["DER", "`openssl x509 -inform DER -in"]);
     for label in ["ENCRYPTED PRIVATE KEY", "EC PRIVATE KEY"] {
         let headers =
             if label.starts_with("EC") { "\nProc-Type: 4,ENCRYPTED\nDEK-Info: AES-256-CBC,0A\n" } else { "" };
         let encrypted =
             text.replace("PRIVATE KEY", label).replacen("-----\n", &format!("-----{headers}\n"), 1);
-        told(key(encrypted).unwrap_err(), &["encrypted", "`openssl pkey -in"]);
+        check(key(encrypted).unwrap_err(), &["encrypted", "`openssl pkey -in"]);
     }
-    told(
+    check(
         key(&certificate).unwrap_err(),
         &["no private key in it, but a CERTIFICATE;", "one -----BEGIN PRIVATE KEY"],
     );
-    told(certificates(text).unwrap_err(), &["no certificate in it, but a PRIVATE KEY;"]);
-    told(certificates("").unwrap_err(), &["no certificate in it; it must hold -----BEGIN CERTIFICATE"]);
+    check(certificates(text).unwrap_err(), &["no certificate in it, but a PRIVATE KEY;"]);
+    check(certificates("").unwrap_err(), &["no certificate in it; it must hold -----BEGIN CERTIFICATE"]);
     let utf16: Vec<u8> = certificate.encode_utf16().flat_map(u16::to_le_bytes).collect();
-    told(certificates([&b"\xff\xfe"[..], &utf16].concat()).unwrap_err(), &["UTF-16", "`iconv"]);
-    told(certificates(utf16).unwrap_err(), &["UTF-16"]);
+    check(certificates([&b"\xff\xfe"[..], &utf16].concat()).unwrap_err(), &["UTF-16", "`iconv"]);
+    check(certificates(utf16).unwrap_err(), &["UTF-16"]);
     let pkcs12 = b"\x30\x82\x09\x00\x02\x01\x03\x30\x82";
-    told(key(pkcs12).unwrap_err(), &["PKCS#12", "`openssl pkcs12 -in"]);
+    check(key(pkcs12).unwrap_err(), &["PKCS#12", "`openssl pkcs12 -in"]);
 }
 
 proptest::proptest! {
-    /// Whatever is put between, before and into two roots: two are read, or one refusal.
+    /// Whatever is inserted between or into two roots: both are read, or the file is refused.
     #[test]
     fn pem_never_loses_a_certificate(between in "[ \\t\\r\\n#a-z-]{0,12}", place in 0..2_000_usize, byte: u8) {
         let (texts, ders) = two();

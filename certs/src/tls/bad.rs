@@ -1,5 +1,5 @@
-//! Bad certificates in real handshakes, as clients and as servers, in TLS 1.2 and 1.3: each is refused for
-//! its own reason, its peer is told, and no application sees a byte. Not for resumption (`resume`).
+//! Bad certificates in real handshakes, of clients and of servers, in TLS 1.2 and 1.3: each is refused with its own reason,
+//! the peer gets an alert, and no application sees a byte. `resume` tests resumption.
 
 mod chains;
 mod names;
@@ -18,26 +18,26 @@ use super::world::*;
 use super::*;
 use crate::{Authority, Bundle, Role};
 
-/// One thing that somebody may show, and what must be said of it.
+/// A bad chain, and how it must be refused.
 struct Row {
-    /// What is wrong with it.
+    /// What is wrong with the chain.
     name: String,
-    /// The word that counters have.
+    /// The expected reason.
     reason: &'static str,
-    /// What the error must say beside the word.
+    /// A part of the error, in its debug form.
     detail: &'static str,
     chain: Vec<CertificateDer<'static>>,
-    /// Whose key proves it.
+    /// The identity whose key is used.
     key: Identity,
     as_client: bool,
     as_server: bool,
-    /// What the verifying end believes, and whom it wants.
+    /// The bundles of the verifying end, and the peers that it accepts.
     bundles: Arc<TrustBundles>,
     peer: Peer,
 }
 
 impl Row {
-    /// Shown both as a client and as a server to an end that believes both domains and wants all of west.
+    /// Presented both as a client and as a server to an end that trusts both domains and accepts all of west.
     fn new(
         world: &World,
         name: impl Into<String>,
@@ -74,7 +74,7 @@ impl Row {
         Self { as_client: false, ..self }
     }
 
-    /// What the verifying end said each time.
+    /// The errors of the verifying end in each handshake.
     fn refusals(&self, world: &World) -> Vec<rustls::Error> {
         let versions = [&TLS12, &TLS13];
         let clients = versions.iter().filter(|_| self.as_client).map(|version| {
@@ -99,22 +99,22 @@ impl Row {
     }
 }
 
-/// The word for a refusal and all that its error says.
-fn said(error: &rustls::Error) -> (&'static str, String) {
+/// The reason of a refusal, and its error in debug form.
+fn refusal(error: &rustls::Error) -> (&'static str, String) {
     match VerifyError::of(error) {
         Some(why) => (why.reason(), format!("{why:?}")),
-        // An empty list never reaches a verifier: rustls itself refuses it.
+        // An empty chain never reaches a verifier: rustls itself refuses it.
         None if *error == rustls::Error::NoCertificatesPresented => ("no_certificate", format!("{error:?}")),
         None => panic!("not refused by a verifier: {error}"),
     }
 }
 
-/// A leaf of west as it should be, but for what `alter` does.
+/// A valid leaf of west, changed by `alter`.
 fn leaf(world: &World, alter: impl FnOnce(&mut CertificateParams)) -> Identity {
     world.west.issue_altered(world.client.id(), alter)
 }
 
-/// A leaf of the client's identity signed by an authority that would not sign it by itself.
+/// A leaf of the client's identity under any authority, bypassing its checks.
 fn leaf_below(world: &World, authority: &Authority, alter: impl FnOnce(&mut CertificateParams)) -> Identity {
     let mut params = CertificateParams::default();
     let mut identity = leaf(world, |good| {
@@ -128,7 +128,7 @@ fn leaf_below(world: &World, authority: &Authority, alter: impl FnOnce(&mut Cert
 }
 
 #[test]
-fn each_bad_certificate_is_refused_for_its_own_reason_before_any_byte() {
+fn handshake_with_each_bad_certificate_is_refused_with_its_reason_before_any_byte() {
     let world = World::new();
     let mut rows = names::rows(&world);
     rows.extend(chains::rows(&world));
@@ -138,7 +138,7 @@ fn each_bad_certificate_is_refused_for_its_own_reason_before_any_byte() {
     for row in &rows {
         let refusals = row.refusals(&world);
         for error in &refusals {
-            let (reason, text) = said(error);
+            let (reason, text) = refusal(error);
             if reason != row.reason || !text.contains(row.detail) {
                 wrong.push(format!("{}: {reason}, not {} ({}): {text}", row.name, row.reason, row.detail));
             }
@@ -150,30 +150,34 @@ fn each_bad_certificate_is_refused_for_its_own_reason_before_any_byte() {
     println!("{} rows, {handshakes} handshakes refused, 0 bytes seen: {counted:?}", rows.len());
     assert!(wrong.is_empty(), "{wrong:#?}");
     assert!(rows.len() >= 45, "{}", rows.len());
-    assert_eq!(rows.iter().map(|row| &row.name).collect::<BTreeSet<_>>().len(), rows.len(), "two alike");
+    assert_eq!(
+        rows.iter().map(|row| &row.name).collect::<BTreeSet<_>>().len(),
+        rows.len(),
+        "duplicate names"
+    );
     let words: BTreeSet<_> = counted.into_keys().collect();
-    assert_eq!(words, BTreeSet::from(VerifyError::REASONS), "every word of the closed set must have a row");
+    assert_eq!(words, BTreeSet::from(VerifyError::REASONS), "every reason must have a row");
 }
 
 #[test]
-fn an_intermediate_that_may_not_sign_certificates_is_refused() {
+fn handshake_under_an_intermediate_without_key_cert_sign_is_refused() {
     let world = World::new();
     let below = world.west.intermediate_altered(|p| p.key_usages = vec![KeyUsagePurpose::DigitalSignature]);
     let shown = leaf_below(&world, &below, |_| {});
     let row = Row::new(&world, "an intermediate without keyCertSign", "issuer_not_authority", "", shown);
     for error in row.refusals(&world) {
-        assert_eq!(said(&error).0, row.reason, "{error}");
+        assert_eq!(refusal(&error).0, row.reason, "{error}");
     }
 }
 
 #[test]
-fn names_beside_the_identity_do_not_matter() {
+fn handshake_ignores_names_beside_the_identity() {
     let world = World::new();
     let text = |text: &str| Ia5String::try_from(text).unwrap();
     let good = leaf(&world, |p| {
         let email = SanType::Rfc822Name(text("admin@east.example"));
         let ip = SanType::IpAddress([127, 0, 0, 1].into());
-        // Nobody looks at DNS names here, so even this one cannot be taken for another.
+        // DNS names are not checked here, so even this one cannot be mistaken for another.
         let nul = SanType::DnsName(text("east.example\0.west.example"));
         p.subject_alt_names.splice(0..0, [SanType::DnsName(text("east.example")), nul, email, ip]);
     });
@@ -184,10 +188,10 @@ fn names_beside_the_identity_do_not_matter() {
     assert_eq!(crate::peer_id(server.peer_certificates().unwrap()).as_ref(), Ok(world.client.id()));
 }
 
-/// webpki does not look at an anchor's dates; the bundle does. The length of path that an anchor allows is looked
-/// at by neither, as RFC 5280 6.1 lets it.
+/// webpki does not check the dates of an anchor; the bundle does. Neither checks its path length, as RFC 5280 6.1
+/// allows.
 #[test]
-fn a_root_is_believed_until_it_ends_or_leaves_the_bundle() {
+fn root_is_trusted_until_it_expires_or_leaves_the_bundle() {
     let world = World::new();
     let key = KeyPair::from_pem(world.west.key_pem().unwrap()).unwrap();
     let (_, parsed) = x509_parser::parse_x509_certificate(world.west.certificate()).unwrap();

@@ -1,6 +1,6 @@
-//! Resumption: it works while nothing has changed, and never outlives what it rests on. N peers hold good
-//! tickets, one thing changes, and none of N resumes: a resumed handshake shows no certificate, so nothing
-//! would look at what has changed.
+//! Session resumption works while nothing changes, and never outlives the trust it rests on. N peers hold valid tickets,
+//! one thing changes, and none of the N resumes: a resumed handshake presents no certificate, so nothing would check the
+//! change.
 
 use std::time::{Duration, Instant};
 
@@ -23,12 +23,12 @@ const PEERS: usize = 20;
 const BRIEF: Duration = Duration::from_secs(5);
 const VERSIONS: [&SupportedProtocolVersion; 2] = [&TLS12, &TLS13];
 
-/// A side of ours that follows its trust, and N others that would resume for ever.
+/// A server and N clients that follow their trust.
 struct Scene {
     world: World,
     server_trust: Trust,
     server: Server,
-    /// One trust for all: what changes for one changes for each.
+    /// One trust for all clients.
     client_trust: Trust,
     clients: Vec<Client>,
 }
@@ -40,7 +40,7 @@ impl Scene {
         Self::of(world, server, client)
     }
 
-    /// The same with two sides that believe something else than what the others do.
+    /// A scene whose server and clients have other bundles than their test peers.
     fn believing(world: World, bundles: TrustBundles) -> Self {
         let [server, client] = [&world.server, &world.client].map(copy);
         let scene = Self::of(world, server, client);
@@ -61,7 +61,7 @@ impl Scene {
         Self { server_trust, server, client_trust, clients, world }
     }
 
-    /// Clients of west that check nothing, each with a big store of its own.
+    /// Clients of west that would always resume, each with a large store of its own.
     fn willing_clients(&self, version: &'static SupportedProtocolVersion) -> Vec<Arc<ClientConfig>> {
         let identity = self.client_trust.current().identity.clone();
         let all_east = Peer::Domain(self.world.east.trust_domain().clone());
@@ -75,7 +75,7 @@ impl Scene {
         (0..PEERS).map(|_| one()).collect()
     }
 
-    /// A server of east that checks once and remembers everybody.
+    /// A server of east that would always resume.
     fn willing_server(&self, version: &'static SupportedProtocolVersion) -> Arc<ServerConfig> {
         let identity = self.server_trust.current().identity.clone();
         let all_west = Peer::Domain(self.world.west.trust_domain().clone());
@@ -87,7 +87,7 @@ impl Scene {
         Arc::new(config)
     }
 
-    /// What bundles would be with this done to them.
+    /// The bundles with a change.
     fn bundles(&self, change: impl FnOnce(&mut TrustBundles)) -> TrustBundles {
         let mut bundles = TrustBundles::clone(&self.world.bundles);
         change(&mut bundles);
@@ -99,11 +99,11 @@ fn copy(identity: &Identity) -> Identity {
     Identity::from_pem(identity.chain_pem(), identity.key_pem()).unwrap()
 }
 
-/// Both ends agree on how it went, and both applications have heard each other.
+/// The kind of a successful handshake, on which both ends agree.
 fn kind(outcome: Outcome) -> HandshakeKind {
     let kinds = [outcome.client.unwrap().handshake_kind(), outcome.server.unwrap().handshake_kind()];
     assert_eq!((outcome.received.as_slice(), outcome.answered.as_slice()), (REQUEST, REPLY));
-    // Of a full handshake only one end knows that it needed a second round trip.
+    // Only one end of a full handshake knows that it took a second round trip.
     assert_eq!(kinds[0] == Some(Resumed), kinds[1] == Some(Resumed));
     if kinds[0] == Some(Resumed) { Resumed } else { Full }
 }
@@ -118,7 +118,7 @@ fn our_clients(scene: &Scene, willing: &Arc<ServerConfig>) -> Pairs {
     scene.clients.iter().map(|client| (client.config(), Arc::clone(willing))).collect()
 }
 
-/// Each pair holds tickets that would be resumed: shown by resuming one.
+/// Gives each pair tickets, and checks that they are resumed.
 fn hold_tickets(pairs: &Pairs) {
     for (client, server) in pairs {
         let first = kind(connect(Arc::clone(client), Arc::clone(server)));
@@ -127,10 +127,10 @@ fn hold_tickets(pairs: &Pairs) {
     }
 }
 
-/// What changes on one side, and the word it is then refused with; none if a full handshake succeeds.
+/// A change on one side, and the reason of the refusal; none if a full handshake succeeds.
 type Change = (&'static str, Option<&'static str>);
 
-/// Clients that would resume meet a server of ours, before and after `change`.
+/// Clients that would resume connect to a server under test, before and after `change`.
 fn none_resume_at_our_server(scene: &Scene, (name, refused): Change, change: impl Fn(&Scene)) {
     for version in VERSIONS {
         let before = scene.server_trust.current();
@@ -147,7 +147,7 @@ fn none_resume_at_our_server(scene: &Scene, (name, refused): Change, change: imp
     }
 }
 
-/// Clients of ours meet a server that would resume, before and after `change`.
+/// Clients under test connect to a server that would resume, before and after `change`.
 fn none_of_our_clients_resume(scene: &Scene, (name, refused): Change, change: impl Fn(&Scene)) {
     for version in VERSIONS {
         let before = scene.client_trust.current();
@@ -164,7 +164,7 @@ fn none_of_our_clients_resume(scene: &Scene, (name, refused): Change, change: im
     }
 }
 
-/// The same change of bundles on either side, each about the other.
+/// Changes the bundles on each side, about the other one.
 fn none_resume_after(
     name: &'static str,
     reason: &'static str,
@@ -182,7 +182,7 @@ fn none_resume_after(
 }
 
 #[test]
-fn a_session_is_resumed_while_nothing_changes() {
+fn session_is_resumed_while_nothing_changes() {
     let scene = Scene::new();
     for client in &scene.clients {
         let kinds = [(); 4].map(|()| kind(connect(client.config(), scene.server.config())));
@@ -196,7 +196,7 @@ fn a_session_is_resumed_while_nothing_changes() {
 }
 
 #[test]
-fn none_resumes_once_its_identity_is_denied() {
+fn session_is_not_resumed_once_its_identity_is_denied() {
     none_resume_after("identity denied", "denied", |bundles, _, peer| {
         let mut list = DenyList::new(peer.id().trust_domain().clone());
         list.add_identity(IdPattern::Exactly(peer.id().clone()));
@@ -205,7 +205,7 @@ fn none_resumes_once_its_identity_is_denied() {
 }
 
 #[test]
-fn none_resumes_once_its_serial_number_is_denied() {
+fn session_is_not_resumed_once_its_serial_number_is_denied() {
     none_resume_after("serial number denied", "denied", |bundles, _, peer| {
         let mut list = DenyList::new(peer.id().trust_domain().clone());
         list.add_serial(Facts::of(&peer.chain()[0]).unwrap().serial.parse().unwrap(), None);
@@ -214,7 +214,7 @@ fn none_resumes_once_its_serial_number_is_denied() {
 }
 
 #[test]
-fn none_resumes_once_it_is_revoked() {
+fn session_is_not_resumed_once_its_certificate_is_revoked() {
     none_resume_after("revoked", "revoked", |bundles, world, peer| {
         let now = OffsetDateTime::now_utc();
         let domain = peer.id().trust_domain();
@@ -225,7 +225,7 @@ fn none_resumes_once_it_is_revoked() {
 }
 
 #[test]
-fn none_resumes_once_its_root_is_gone() {
+fn session_is_not_resumed_once_its_root_is_gone() {
     none_resume_after("root dropped", "unknown_issuer", |bundles, _, peer| {
         let domain = peer.id().trust_domain();
         let next = authority(domain.as_str());
@@ -237,7 +237,7 @@ fn none_resumes_once_its_root_is_gone() {
 }
 
 #[test]
-fn none_resumes_what_was_begun_with_an_identity_since_rotated() {
+fn session_is_not_resumed_after_a_rotation_of_the_identity() {
     let scene = Scene::new();
     none_resume_at_our_server(&scene, ("server rotated", None), |scene| {
         let next = scene.world.east.issue(scene.world.server.id(), &[], HOUR).unwrap();
@@ -250,7 +250,7 @@ fn none_resumes_what_was_begun_with_an_identity_since_rotated() {
 }
 
 #[test]
-fn no_client_resumes_once_the_leaf_that_it_showed_has_expired() {
+fn session_of_a_client_is_not_resumed_once_its_leaf_has_expired() {
     let begun = VERSIONS.map(|version| {
         let world = World::new();
         let (client, end) = brief(&world.west, world.client.id());
@@ -262,7 +262,7 @@ fn no_client_resumes_once_the_leaf_that_it_showed_has_expired() {
     });
     for ((scene, held, end), version) in begun.into_iter().zip(VERSIONS) {
         past(end);
-        // Whoever took its configuration before refuses as well as whoever asks for it now.
+        // Both the configuration from before and the current one refuse.
         for (client, old) in held {
             for server in [old, scene.server.config()] {
                 assert_eq!(server_refusal(connect(Arc::clone(&client), server)).reason(), "expired");
@@ -273,7 +273,7 @@ fn no_client_resumes_once_the_leaf_that_it_showed_has_expired() {
 }
 
 #[test]
-fn no_server_is_resumed_once_the_leaf_that_it_showed_has_expired() {
+fn session_of_a_server_is_not_resumed_once_its_leaf_has_expired() {
     let begun = VERSIONS.map(|version| {
         let world = World::new();
         let (server, end) = brief(&world.east, world.server.id());
@@ -295,7 +295,7 @@ fn no_server_is_resumed_once_the_leaf_that_it_showed_has_expired() {
     }
 }
 
-/// An identity for long enough to get tickets, and when it ends.
+/// An identity that lives just long enough to get tickets, and when it expires.
 fn brief(authority: &Authority, id: &SpiffeId) -> (Identity, i64) {
     let identity = authority.issue(id, &[], BRIEF).unwrap();
     let end = Facts::of(&identity.chain()[0]).unwrap().not_after;
@@ -303,7 +303,7 @@ fn brief(authority: &Authority, id: &SpiffeId) -> (Identity, i64) {
 }
 
 #[test]
-fn none_resumes_once_the_revocation_list_is_stale() {
+fn session_is_not_resumed_once_the_revocation_list_is_stale() {
     let world = World::new();
     let now = OffsetDateTime::now_utc();
     let end = now + BRIEF;
@@ -328,7 +328,7 @@ fn none_resumes_once_the_revocation_list_is_stale() {
     }
 }
 
-/// Waits until a time is past, in seconds since 1970.
+/// Waits until a time, in seconds since 1970, is past.
 fn past(end: i64) {
     let deadline = Instant::now() + HOUR / 60;
     while UnixTime::now().as_secs() <= u64::try_from(end).unwrap() {

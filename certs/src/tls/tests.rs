@@ -1,4 +1,4 @@
-//! Real handshakes in memory: who gets through, and that a server's application sees no byte of the others.
+//! Real handshakes in memory: which peers are accepted, and that applications see no byte of the others.
 
 use rustls::HandshakeKind;
 use rustls::pki_types::{CertificateDer, UnixTime};
@@ -8,7 +8,7 @@ use super::*;
 use crate::{BundleError, Role, SvidError};
 
 #[test]
-fn federated_domains_know_each_other() {
+fn handshake_between_federated_domains_proves_both_identities() {
     let world = World::new();
     let outcome = connect(world.client_config(&world.client), world.server_config(&world.server));
     let (client, server) = (outcome.client.unwrap(), outcome.server.unwrap());
@@ -18,7 +18,7 @@ fn federated_domains_know_each_other() {
 }
 
 #[test]
-fn tls12_is_verified_too() {
+fn handshake_in_tls12_verifies_the_server_identity() {
     let world = World::new();
     let verifier = |peer| server_verifier(Arc::clone(&world.bundles), peer);
     let client = |expected: &SpiffeId| {
@@ -37,11 +37,11 @@ fn tls12_is_verified_too() {
 }
 
 #[test]
-fn nothing_is_resumed() {
+fn plain_configurations_never_resume_sessions() {
     let world = World::new();
     let client = world.client_config(&world.client);
     let server = world.server_config(&world.server);
-    // Either end alone must prevent it, whatever the other is willing to do.
+    // Either end alone must prevent resumption, whatever the other offers.
     let mut willing_client = client.clone();
     willing_client.resumption = Resumption::in_memory_sessions(8);
     let mut willing_server = server.clone();
@@ -57,7 +57,7 @@ fn nothing_is_resumed() {
 }
 
 #[test]
-fn an_end_without_certificate_is_refused() {
+fn handshake_without_a_certificate_is_refused() {
     let world = World::new();
     let peer = || Peer::Domain(world.east.trust_domain().clone());
     let client = ClientConfig::builder_with_provider(crypto::provider())
@@ -73,18 +73,18 @@ fn an_end_without_certificate_is_refused() {
         let server = showing_server(&[], &world.server, &world.bundles, west, version);
         let outcome = connect(world.client_config(&world.client), server);
         assert_eq!((outcome.received.len(), outcome.answered.len()), (0, 0));
-        // rustls tells the server nothing, and the client's connection is of no use.
+        // rustls sends the server no alert, but the client's connection fails.
         assert_eq!(outcome.client.unwrap_err(), rustls::Error::NoCertificatesPresented);
     }
 }
 
 #[test]
-fn a_proven_peer_must_also_be_the_expected_one() {
+fn handshake_refuses_a_proven_but_unexpected_peer() {
     let world = World::new();
     // The server's own domain is trusted, but not allowed as a client.
     let local = world.east.issue(&workload(&world.east, "local"), &[], HOUR).unwrap();
     assert_eq!(world.refusal_of(&local), VerifyError::Unexpected(local.id().clone()));
-    // The right DNS name does not make up for another identity; nor does an identity that merely starts alike.
+    // Neither the right DNS name nor a similar identity is enough.
     for account in ["ratings", "review", "reviews2"] {
         let other = world.east.issue(&workload(&world.east, account), &["any.name.at.all"], HOUR).unwrap();
         let outcome = connect(world.client_config(&world.client), world.server_config(&other));
@@ -93,7 +93,7 @@ fn a_proven_peer_must_also_be_the_expected_one() {
 }
 
 #[test]
-fn a_domain_without_bundle_is_refused() {
+fn handshake_refuses_a_domain_without_bundle() {
     let world = World::new();
     let north = authority("north.example");
     let stranger = north.issue(&workload(&north, "productpage"), &[], HOUR).unwrap();
@@ -101,7 +101,7 @@ fn a_domain_without_bundle_is_refused() {
 }
 
 #[test]
-fn a_federated_domain_cannot_speak_for_another() {
+fn federated_domain_cannot_sign_identities_of_another() {
     let world = World::new();
     // Both roots are trusted, each about its own domain only.
     let impostor = world.east.issue_altered(world.client.id(), |_| {});
@@ -112,7 +112,7 @@ fn a_federated_domain_cannot_speak_for_another() {
 }
 
 #[test]
-fn a_root_may_roll_over() {
+fn bundle_with_two_roots_verifies_leaves_of_both() {
     let world = World::new();
     let next = authority("west.example");
     let bundles = bundles(&[&world.east, &world.west, &next]);
@@ -124,7 +124,7 @@ fn a_root_may_roll_over() {
 }
 
 #[test]
-fn a_leaf_is_no_root() {
+fn bundle_refuses_a_leaf_as_root() {
     let world = World::new();
     let domain = world.west.trust_domain();
     let mut bundles = TrustBundles::new();
@@ -135,9 +135,9 @@ fn a_leaf_is_no_root() {
     assert_eq!(bundles.verify(&[], Role::Client, UnixTime::now()), Err(SvidError::NoCertificate.into()));
 }
 
-/// istiod's own certificate has DNS names and no SPIFFE ID.
+/// The certificate of istiod has DNS names and no SPIFFE ID.
 #[test]
-fn a_server_may_be_known_by_its_name_alone() {
+fn server_without_spiffe_id_is_verified_by_name() {
     let world = World::new();
     let name = |text: &str| DnsName::try_from(text.to_owned()).unwrap();
     let client = |bundles: &TrustBundles, domain: &TrustDomain, text: &str| {

@@ -1,5 +1,4 @@
-//! What the tests of TLS share: two federated domains, ends that show anything to anybody, and real
-//! handshakes in memory. No test stands here.
+//! Helpers of the TLS tests: two federated domains, ends that present any chain, and real handshakes in memory.
 
 use std::io::{Read, Write};
 use std::time::Duration;
@@ -65,7 +64,7 @@ pub(super) fn bundles(authorities: &[&Authority]) -> Arc<TrustBundles> {
     Arc::new(bundles)
 }
 
-/// A client of one TLS version that shows whatever it is given, which rustls would not let it load.
+/// A client of one TLS version that presents any chain, even one that rustls would refuse to load.
 pub(super) fn showing_client(
     chain: &[CertificateDer<'static>],
     identity: &Identity,
@@ -81,7 +80,7 @@ pub(super) fn showing_client(
         .with_client_cert_resolver(shown(chain, identity))
 }
 
-/// A server of one TLS version that shows whatever it is given.
+/// A server of one TLS version that presents any chain.
 pub(super) fn showing_server(
     chain: &[CertificateDer<'static>],
     identity: &Identity,
@@ -102,7 +101,7 @@ fn shown(chain: &[CertificateDer<'static>], identity: &Identity) -> Arc<SingleCe
     Arc::new(CertifiedKey::new(chain.to_vec(), key).into())
 }
 
-/// How a connection went on which both ends send as soon as they may.
+/// The outcome of a connection on which both ends send as early as possible.
 pub(super) struct Outcome {
     pub(super) client: Result<ClientConnection, rustls::Error>,
     pub(super) server: Result<ServerConnection, rustls::Error>,
@@ -140,7 +139,7 @@ pub(super) fn connect(client: impl Into<Arc<ClientConfig>>, server: impl Into<Ar
         }
     }
     let (mut received, mut answered) = (Vec::new(), Vec::new());
-    // Their end is WouldBlock: the connection stays open.
+    // Reading ends with WouldBlock: the connection stays open.
     let _ = server.reader().read_to_end(&mut received);
     let _ = client.reader().read_to_end(&mut answered);
     Outcome {
@@ -152,17 +151,17 @@ pub(super) fn connect(client: impl Into<Arc<ClientConfig>>, server: impl Into<Ar
 }
 
 impl Outcome {
-    /// What the end that verifies a client says, when it refuses it.
+    /// The error of a server that refuses the client.
     pub(super) fn server_error(self) -> rustls::Error {
         self.assert_silent();
-        assert!(matches!(self.client, Err(rustls::Error::AlertReceived(_))), "the client must be told");
+        assert!(matches!(self.client, Err(rustls::Error::AlertReceived(_))), "the client must get an alert");
         self.server.unwrap_err()
     }
 
-    /// What the end that verifies a server says, when it refuses it.
+    /// The error of a client that refuses the server.
     pub(super) fn client_error(self) -> rustls::Error {
         self.assert_silent();
-        assert!(matches!(self.server, Err(rustls::Error::AlertReceived(_))), "the server must be told");
+        assert!(matches!(self.server, Err(rustls::Error::AlertReceived(_))), "the server must get an alert");
         self.client.unwrap_err()
     }
 

@@ -1,5 +1,5 @@
-//! Trust that follows real files: what is good replaces what there was, what is not is named and changes
-//! nothing. How handshakes follow it is in `tls::resume`.
+//! Trust that follows real files: valid files replace the previous ones, invalid files are reported and change nothing.
+//! `tls::resume` tests how handshakes follow.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -21,10 +21,10 @@ const OWN: &str = "spiffe://west.example/ns/bookinfo/sa/productpage";
 const FRIEND: &str = "spiffe://east.example/ns/bookinfo/sa/reviews";
 const FOE: &str = "spiffe://east.example/ns/bookinfo/sa/foe";
 
-/// A side of west, federated with east, on disk. East denies one of its own.
+/// A member of west on disk, federated with east, which denies one of its own identities.
 struct Disk {
     west: Authority,
-    /// What signs the own leaf.
+    /// The signer of the own leaf.
     below: Authority,
     east: Authority,
     files: TrustFiles,
@@ -67,7 +67,7 @@ impl Disk {
         fs::write(self.at(name), content).unwrap();
     }
 
-    /// A new leaf and key.
+    /// Writes a new leaf and key.
     fn show(&self, authority: &Authority, id: &str) -> Identity {
         let identity = authority.issue(&SpiffeId::parse(id).unwrap(), &[], HOUR).unwrap();
         self.write("id/tls.crt", identity.chain_pem());
@@ -98,7 +98,7 @@ impl Disk {
     }
 }
 
-/// The word with which somebody is refused, or `believed`.
+/// The reason why an identity is refused, or `believed`.
 fn judged(trust: &Trust, identity: &Identity) -> &'static str {
     let proven = trust.current().bundles.verify(identity.chain(), Role::Client, UnixTime::now());
     proven.map_or_else(|why| why.reason(), |_| "believed")
@@ -111,12 +111,12 @@ fn leaf_of(trust: &Trust) -> Vec<CertificateDer<'static>> {
 fn wait_until(what: &str, holds: impl Fn() -> bool) {
     let deadline = Instant::now() + HOUR / 60;
     while !holds() {
-        assert!(Instant::now() < deadline, "in vain: {what}");
+        assert!(Instant::now() < deadline, "timed out waiting for {what}");
         std::thread::sleep(Duration::from_millis(20));
     }
 }
 
-/// One thing wrong, the file that must be named, and what must be said of it.
+/// A flaw: the kind of error, the file that it names, a part of its text, and how to cause it.
 type Flaw<'a> = (&'static str, &'static str, &'static str, &'a dyn Fn(&Disk));
 
 const FOREIGN_LEAF: &str = "spiffe://west.example/ns/a/sa/b";
@@ -256,7 +256,7 @@ fn kind_of(cause: &LoadCause) -> &'static str {
 }
 
 #[test]
-fn each_flaw_of_a_file_is_named_with_its_file_and_remedy() {
+fn trust_load_reports_each_flaw_with_file_and_remedy() {
     let flaws = [flaws_of_the_identity(), flaws_of_bundles(), flaws_of_lists(), flaws_of_folders()].concat();
     for (kind, file, remedy, flaw) in &flaws {
         let disk = Disk::new();
@@ -270,21 +270,21 @@ fn each_flaw_of_a_file_is_named_with_its_file_and_remedy() {
         println!("{file}: {}", &text[path.to_str().unwrap().len() + 2..]);
     }
     let kinds: BTreeSet<_> = flaws.iter().map(|(kind, ..)| *kind).collect();
-    // The two others compare with what was there before.
+    // The other kinds compare with the previous state.
     assert_eq!(kinds.len(), 12, "{kinds:?}");
 }
 
 #[test]
-fn each_flaw_leaves_the_old_in_place_until_it_is_repaired() {
+fn trust_reload_keeps_the_previous_state_until_a_flaw_is_repaired() {
     changes_nothing([flaws_of_the_identity(), flaws_of_bundles(), flaws_of_lists()].concat());
 }
 
 #[test]
-fn a_folder_that_is_gone_leaves_what_was_in_it() {
+fn trust_reload_keeps_the_content_of_a_missing_folder() {
     changes_nothing(flaws_of_folders());
 }
 
-/// Each leaves a trust as it was, names their file, and is forgotten once it is repaired.
+/// Checks that each flaw leaves the trust unchanged and names its file, until it is repaired.
 fn changes_nothing(flaws: Vec<Flaw<'_>>) {
     let mut lost = Vec::new();
     for (_, file, remedy, flaw) in flaws {
@@ -325,10 +325,10 @@ fn copy_all(from: &Path, to: &Path) {
 }
 
 #[test]
-fn a_new_leaf_replaces_the_old_one() {
+fn trust_reload_replaces_the_leaf() {
     let disk = Disk::new();
     let trust = Trust::load(&disk.files).unwrap();
-    assert!(!trust.reload(&disk.files), "nothing is new");
+    assert!(!trust.reload(&disk.files), "nothing changed");
     assert_eq!(trust.current().epoch, 0);
     let next = disk.show(&disk.below, OWN);
     assert!(trust.reload(&disk.files));
@@ -338,7 +338,7 @@ fn a_new_leaf_replaces_the_old_one() {
 }
 
 #[test]
-fn a_leaf_whose_key_comes_later_waits_for_it() {
+fn trust_reload_waits_for_the_key_of_a_new_leaf() {
     let disk = Disk::new();
     let trust = Trust::load(&disk.files).unwrap();
     let before = leaf_of(&trust);
@@ -354,7 +354,7 @@ fn a_leaf_whose_key_comes_later_waits_for_it() {
 }
 
 #[test]
-fn another_identity_needs_a_restart() {
+fn trust_reload_refuses_another_identity() {
     let disk = Disk::new();
     let trust = Trust::load(&disk.files).unwrap();
     let before = leaf_of(&trust);
@@ -366,7 +366,7 @@ fn another_identity_needs_a_restart() {
 }
 
 #[test]
-fn a_bad_foreign_bundle_does_not_stop_the_own_rotation() {
+fn trust_reload_renews_the_leaf_despite_a_bad_foreign_bundle() {
     let disk = Disk::new();
     let trust = Trust::load(&disk.files).unwrap();
     disk.write("bundles/east.example.json", "{");
@@ -381,7 +381,7 @@ fn a_bad_foreign_bundle_does_not_stop_the_own_rotation() {
 }
 
 #[test]
-fn an_old_bundle_never_replaces_a_newer_one() {
+fn trust_bundle_is_never_replaced_by_an_older_one() {
     let disk = Disk::new();
     let trust = Trust::load(&disk.files).unwrap();
     let next = Authority::generate(disk.east.trust_domain().clone()).unwrap();
@@ -391,7 +391,7 @@ fn an_old_bundle_never_replaces_a_newer_one() {
         let refused = trust.refused().concat();
         assert!(refused.contains(&format!("has sequence {old}, but 5 is known")), "{refused}");
     }
-    // The other format has no number, which must not be a way around it.
+    // PEM has no sequence number, and must not be a way around the check.
     fs::remove_file(disk.at("bundles/east.example.json")).unwrap();
     disk.write("bundles/east.example.pem", next.certificate_pem());
     assert!(!trust.reload(&disk.files));
@@ -403,7 +403,7 @@ fn an_old_bundle_never_replaces_a_newer_one() {
 }
 
 #[test]
-fn an_old_deny_list_never_replaces_a_newer_one() {
+fn trust_deny_list_is_never_replaced_by_an_older_one() {
     let disk = Disk::new();
     let trust = Trust::load(&disk.files).unwrap();
     disk.deny(2, &[]);
@@ -417,24 +417,24 @@ fn an_old_deny_list_never_replaces_a_newer_one() {
 }
 
 #[test]
-fn a_deny_list_is_handed_on_as_it_was_signed() {
+fn trust_deny_list_is_passed_on_with_its_signature() {
     let disk = Disk::new();
     let trust = Trust::load(&disk.files).unwrap();
     let (east, list) = (disk.east.trust_domain().clone(), disk.at("deny/east.example.json"));
     let envelope = || trust.current().bundles.envelope(&east).map(str::to_owned);
     assert_eq!(envelope().unwrap(), fs::read_to_string(&list).unwrap());
-    // The same list, signed anew.
+    // The same list, signed again.
     let epoch = trust.current().epoch;
     disk.deny(3, &[FOE]);
-    assert!(trust.reload(&disk.files) && trust.current().epoch > epoch, "others need the new signature");
+    assert!(trust.reload(&disk.files) && trust.current().epoch > epoch, "peers need the new signature");
     let signed = fs::read_to_string(&list).unwrap();
     fs::remove_file(list).unwrap();
     trust.reload(&disk.files);
-    assert_eq!(envelope().unwrap(), signed, "what is known without its file is handed on, too");
+    assert_eq!(envelope().unwrap(), signed, "a list without its file is passed on as well");
 }
 
 #[test]
-fn a_deny_list_that_is_gone_still_denies() {
+fn trust_deny_list_still_denies_after_its_file_is_removed() {
     let disk = Disk::new();
     let trust = Trust::load(&disk.files).unwrap();
     fs::remove_file(disk.at("deny/east.example.json")).unwrap();
@@ -442,14 +442,14 @@ fn a_deny_list_that_is_gone_still_denies() {
     assert_eq!(judged(&trust, &disk.of_east(FOE)), "denied");
     disk.deny(2, &[]);
     trust.reload(&disk.files);
-    assert_eq!(judged(&trust, &disk.of_east(FOE)), "denied", "nor does an older one come back");
+    assert_eq!(judged(&trust, &disk.of_east(FOE)), "denied", "an older list does not return");
     disk.deny(4, &[]);
     assert!(trust.reload(&disk.files));
-    assert_eq!(judged(&trust, &disk.of_east(FOE)), "believed", "its domain has taken it back");
+    assert_eq!(judged(&trust, &disk.of_east(FOE)), "believed", "its domain removed the entry");
 }
 
 #[test]
-fn a_deny_list_whose_signer_is_gone_still_denies() {
+fn trust_deny_list_still_denies_after_its_signer_is_gone() {
     let disk = Disk::new();
     let trust = Trust::load(&disk.files).unwrap();
     let next = Authority::generate(disk.east.trust_domain().clone()).unwrap();
@@ -462,7 +462,7 @@ fn a_deny_list_whose_signer_is_gone_still_denies() {
 }
 
 #[test]
-fn a_bundle_that_is_gone_is_believed_no_more() {
+fn trust_bundle_is_dropped_when_its_file_is_removed() {
     let disk = Disk::new();
     let trust = Trust::load(&disk.files).unwrap();
     for file in ["bundles/east.example.json", "deny/east.example.json", "crls/east.example.pem"] {
@@ -473,7 +473,7 @@ fn a_bundle_that_is_gone_is_believed_no_more() {
 }
 
 #[test]
-fn revocation_lists_are_read_anew() {
+fn trust_reload_reads_new_revocation_lists() {
     let disk = Disk::new();
     let trust = Trust::load(&disk.files).unwrap();
     let friend = disk.of_east(FRIEND);
@@ -484,7 +484,7 @@ fn revocation_lists_are_read_anew() {
 }
 
 #[test]
-fn hidden_files_and_other_kinds_are_no_part_of_it() {
+fn trust_load_ignores_hidden_and_unknown_files() {
     let disk = Disk::new();
     for folder in ["bundles", "deny", "crls"] {
         for name in
@@ -501,7 +501,7 @@ fn hidden_files_and_other_kinds_are_no_part_of_it() {
 }
 
 #[test]
-fn what_ends_is_listed_with_its_end() {
+fn trust_expiries_list_leaf_intermediates_and_roots() {
     let disk = Disk::new();
     let trust = Trust::load(&disk.files).unwrap();
     let expected = |kind, name: &str, der: &CertificateDer<'_>| {
@@ -522,7 +522,7 @@ fn what_ends_is_listed_with_its_end() {
 }
 
 #[test]
-fn a_leaf_for_one_use_only_is_an_identity_too() {
+fn trust_load_accepts_a_leaf_for_one_use_only() {
     let disk = Disk::new();
     for usage in [rcgen::ExtendedKeyUsagePurpose::ClientAuth, rcgen::ExtendedKeyUsagePurpose::ServerAuth] {
         let leaf = disk.west.issue_altered(&SpiffeId::parse(OWN).unwrap(), |p| {
@@ -535,7 +535,7 @@ fn a_leaf_for_one_use_only_is_an_identity_too() {
     }
 }
 
-/// Puts files behind `..data`, as kubelet does: one rename swaps all of them.
+/// Publishes files behind `..data`, as kubelet does: one rename swaps all of them.
 fn publish(folder: &Path, generation: &str, entries: &[(&str, &str)]) {
     let real = folder.join(generation);
     fs::create_dir(&real).unwrap();
@@ -554,7 +554,7 @@ fn publish(folder: &Path, generation: &str, entries: &[(&str, &str)]) {
 }
 
 #[test]
-fn a_swap_of_kubelets_link_is_followed() {
+fn trust_watch_follows_a_swap_of_the_kubelet_link() {
     let disk = Disk::new();
     let text = |name: &str| fs::read_to_string(disk.at(name)).unwrap();
     publish(&disk.at("id"), "..1", &[("tls.crt", &text("id/tls.crt")), ("tls.key", &text("id/tls.key"))]);
@@ -576,11 +576,11 @@ fn a_swap_of_kubelets_link_is_followed() {
     wait_until("the new root", || judged(&trust, &friend) == "believed");
 
     drop(watch);
-    assert_eq!(Arc::strong_count(&trust.0), 1, "nobody looks any more");
+    assert_eq!(Arc::strong_count(&trust.0), 1, "the watch has ended");
 }
 
 #[test]
-fn what_was_refused_is_looked_at_until_it_is_good() {
+fn trust_watch_retries_a_refused_file_until_it_is_valid() {
     let disk = Disk::new();
     let trust = Trust::load(&disk.files).unwrap();
     let watch = trust.watch(disk.files.clone()).unwrap();
@@ -596,7 +596,7 @@ fn what_was_refused_is_looked_at_until_it_is_good() {
 }
 
 #[test]
-fn what_is_not_yet_valid_is_used_once_it_is() {
+fn trust_watch_loads_a_leaf_once_it_becomes_valid() {
     let disk = Disk::new();
     let trust = Trust::load(&disk.files).unwrap();
     let watch = trust.watch(disk.files.clone()).unwrap();

@@ -1,4 +1,4 @@
-//! Chains that do not lead to a root of the domain that the leaf claims, or not in the right way.
+//! Chains that do not lead to a root of the claimed domain, or not in a valid way.
 
 use rcgen::{
     BasicConstraints, CertificateParams, CustomExtension, DistinguishedName, ExtendedKeyUsagePurpose, IsCa,
@@ -11,7 +11,7 @@ use super::{Authority, HOUR, Identity, Row, World, authority, leaf, leaf_below};
 use crate::{KeyKind, cross};
 
 const EXTENDED_KEY_USAGE: [u64; 4] = [2, 5, 29, 37];
-/// ecdsa-with-SHA256, as both the signed part and the outside of our certificates have it.
+/// ecdsa-with-SHA256, which is both in the signed part and outside it.
 const ECDSA_SHA256: &[u8] = &[0x06, 0x08, 0x2a, 0x86, 0x48, 0xce, 0x3d, 0x04, 0x03, 0x02];
 
 pub(super) fn rows(world: &World) -> Vec<Row> {
@@ -69,7 +69,7 @@ fn uses(world: &World) -> Vec<Row> {
     ]
 }
 
-/// Signed by what may not sign it, or by something that is not there.
+/// Signed by a certificate that may not sign it, or that is missing.
 fn signers(world: &World) -> Vec<Row> {
     let below = world.west.intermediate("west-1", KeyKind::P256, HOUR).unwrap();
     let mut missing = leaf_below(world, &below, |_| {});
@@ -141,7 +141,7 @@ fn foreign(world: &World) -> Vec<Row> {
     ]
 }
 
-/// Intermediates that are not what an authority's certificate must be.
+/// Intermediates with a malformed or unacceptable certificate.
 fn authorities(world: &World) -> Vec<Row> {
     let unknown = world.west.intermediate_altered(|p| p.custom_extensions.push(unknown_extension()));
     let mut cut = leaf_below(world, &world.west.intermediate_altered(|_| {}), |_| {});
@@ -198,7 +198,7 @@ fn signatures(world: &World) -> Vec<Row> {
     ]
 }
 
-/// Even a constraint that permits the name: webpki believes no URI name under one.
+/// A constraint that permits the name: webpki refuses every URI name under one.
 fn name_constraints(world: &World) -> Row {
     let extension = uri_constraint("west.example");
     let below = world.west.intermediate_altered(|p| p.custom_extensions.push(extension));
@@ -206,7 +206,7 @@ fn name_constraints(world: &World) -> Row {
     Row::new(world, "a URI constraint that permits it", "name_constraints", "NameConstraintViolation", shown)
 }
 
-/// The certificate that lets OpenSSL believe a federated domain about itself, used to speak for another.
+/// The cross-signed root for OpenSSL, used to sign an identity of another domain.
 fn cross_signed(world: &World) -> Row {
     let crossed = cross::sign(&world.west, world.east.trust_domain(), world.east.certificate()).unwrap();
     let mut shown = world.east.issue_altered(world.client.id(), |_| {});
@@ -223,7 +223,7 @@ fn too_deep(world: &World) -> Row {
     Row::new(world, "eight intermediates", "too_costly", "MaximumPathDepthExceeded", shown)
 }
 
-/// Each of the intermediates could be the one by its name, and costs two signatures to find out.
+/// Every intermediate has the right name, and costs two signature checks to exclude.
 fn too_many(world: &World) -> Row {
     let below = world.west.intermediate_altered(|_| {});
     let name = subject(&below);

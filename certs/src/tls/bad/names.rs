@@ -1,4 +1,4 @@
-//! Leaves whose names are wrong, or that are no certificates of a workload at all.
+//! Leaves with wrong names, or that are not certificates of a workload.
 
 use rcgen::string::Ia5String;
 use rcgen::{BasicConstraints, CertificateParams, CustomExtension, IsCa, KeyUsagePurpose, SanType};
@@ -8,7 +8,7 @@ use super::{Identity, Row, World, leaf};
 const SUBJECT_ALT_NAME: [u64; 4] = [2, 5, 29, 17];
 const GOOD: &str = "spiffe://west.example/ns/bookinfo/sa/productpage";
 
-/// One URI name: the text, the word, and the detail.
+/// A single URI name: the text, the reason, and the detail.
 const URIS: &[(&str, &str, &str)] = &[
     ("", "not_spiffe", "Scheme"),
     ("https://west.example/ns/bookinfo/sa/productpage", "not_spiffe", "Scheme"),
@@ -63,7 +63,7 @@ pub(super) fn rows(world: &World) -> Vec<Row> {
     rows
 }
 
-/// Not one URI name, whatever stands beside it and before it.
+/// Not exactly one URI name, with other names beside and before it.
 fn several(world: &World) -> Vec<Row> {
     let good = || uri(GOOD);
     let dns = |text: &str| SanType::DnsName(Ia5String::try_from(text).unwrap());
@@ -92,7 +92,7 @@ fn several(world: &World) -> Vec<Row> {
     ]
 }
 
-/// Leaves that could sign others, or could not do TLS.
+/// Leaves that could sign certificates, or are not usable for TLS.
 fn forms(world: &World) -> Vec<Row> {
     let row = |name, reason, detail, alter: &dyn Fn(&mut CertificateParams)| -> Row {
         Row::new(world, name, reason, detail, leaf(world, alter))
@@ -125,7 +125,7 @@ fn forms(world: &World) -> Vec<Row> {
     rows
 }
 
-/// What is no readable certificate.
+/// Malformed certificates.
 fn bytes(world: &World) -> Vec<Row> {
     let row = |name, detail, edit: &dyn Fn(&mut Vec<u8>)| -> Row {
         let mut shown = leaf(world, |_| {});
@@ -178,7 +178,7 @@ fn named(world: &World, names: Vec<SanType>) -> Identity {
     leaf(world, |p| p.subject_alt_names = names)
 }
 
-/// Alternative names with any bytes in them.
+/// Subject alternative names of any bytes.
 fn san(names: &[(u8, &[u8])]) -> CustomExtension {
     let content = yasna::construct_der(|writer| {
         writer.write_sequence(|all| {

@@ -1,4 +1,4 @@
-//! Chains that prove an identity, but not the one that is wanted, or one that was taken back.
+//! Chains that prove an identity, but an unexpected or a denied one.
 
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use crate::crl::{Crls, StaleCrl};
 use crate::facts::Facts;
 use crate::{DenyList, IdPattern, KeyKind, KeyPin, Peer, SpiffeId, TrustBundles};
 
-/// Shown, wanted (an ID or a pattern), and what that is about.
+/// The presented ID, the accepted ID or pattern, and what the case tests.
 const OTHERS: &[(&str, &str, &str)] = &[
     ("/ns/a/sa/x", "/ns/ab/sa/x", "a namespace that starts alike"),
     ("/ns/ab/sa/x", "/ns/a/sa/x", "a namespace that goes on"),
@@ -91,7 +91,7 @@ fn denied(world: &World) -> Vec<Row> {
     let intermediate = world.west.intermediate_altered(|_| {});
     let shown = leaf(world, |_| {});
     let [own, above] = [&shown.chain[0], intermediate.certificate()].map(serial);
-    // As `openssl x509 -serial` prints it, and with colons as its text form has it.
+    // As `openssl x509 -serial` prints it, and with colons as in `openssl x509 -text`.
     let upper = own.to_uppercase();
     let colons: Vec<_> = above.as_bytes().chunks(2).map(|pair| std::str::from_utf8(pair).unwrap()).collect();
     let colons = colons.join(":");
@@ -136,7 +136,7 @@ fn revoked(world: &World) -> Vec<Row> {
     let by_below = list(&below, &[&under_below.chain[0]], from, until);
     let of_below = list(&world.west, &[below.certificate()], from, until);
     let stale = list(&world.west, &[], from - HOUR, from);
-    // West's name and no key of west.
+    // The name of west with another key.
     let key = KeyKind::P256.generate().unwrap();
     let forger = rcgen::Issuer::from_ca_cert_der(world.west.certificate(), &key).unwrap();
     let forged = list_by(&forger, &[], from, until);
