@@ -1,5 +1,5 @@
-//! The admin port of an agent over real sockets: every path, who may ask, and that no client takes more than its
-//! share. Behind it stand real registrations; the rest of an agent does not.
+//! Tests the agent's admin port over real sockets: every path, access, and that no client takes more than its share.
+//! Registrations behind it are real; the rest of an agent is not.
 
 #![expect(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
@@ -20,10 +20,10 @@ use isthmus_registry::registered::registration::Registration;
 use serde_json::{Value, json};
 use tokio::runtime::Runtime;
 
-/// Long enough for a busy machine; nothing waits for its end unless it is broken.
+/// Long enough for a busy machine; only a failure waits this long.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// Of a file that only VMs have.
+/// A registration token.
 const TOKEN: &str = "4f1d9c2a7b8e";
 
 /// Registrations behind the admin port.
@@ -31,7 +31,7 @@ const TOKEN: &str = "4f1d9c2a7b8e";
 struct Agent {
     registered: Mutex<Registered>,
     ready: AtomicBool,
-    /// Metrics take this lock, as an agent's take that of what it knows.
+    /// Metrics take this lock, as an agent's take that of its state.
     busy: Mutex<()>,
     metrics_made: AtomicUsize,
 }
@@ -108,7 +108,7 @@ impl World {
         stream
     }
 
-    /// Sends a head and a body as they are; the status and the body of the answer.
+    /// Sends a raw head and body; returns the status and the body of the answer.
     fn send(&self, line: &str, headers: &str, body: &[u8]) -> (u16, String) {
         let mut stream = self.connect();
         write!(stream, "{line} HTTP/1.1\r\n{headers}Connection: close\r\n\r\n").unwrap();
@@ -149,7 +149,7 @@ fn registration(instance: &str, address: &str) -> String {
 }
 
 #[test]
-fn every_path_answers() {
+fn admin_port_serves_every_path() {
     let world = World::new(Limits::default());
     assert_eq!(world.get("/healthz/live"), (200, "live\n".to_owned()));
     assert_eq!(world.get("/healthz/ready"), (503, "not ready\n".to_owned()));
@@ -164,7 +164,7 @@ fn every_path_answers() {
     let explained: Value = serde_json::from_str(&world.get("/explain?host=db%2epxc").1).unwrap();
     assert_eq!(explained["endpoints"][0]["instance"], "db-0");
     assert_eq!(world.post("/heartbeat", word.as_bytes()), (200, lease));
-    // The same instance from elsewhere, and another from the same place.
+    // The same instance at another address, and another instance at the same address.
     let (status, taken) = world.post("/register", registration("db-0", "10.0.0.2:3306").as_bytes());
     assert_eq!(status, 409);
     assert!(taken["error"].as_str().unwrap().contains("is already registered at 10.0.0.1:3306"), "{taken}");
@@ -186,7 +186,7 @@ fn every_path_answers() {
 }
 
 #[test]
-fn what_is_no_question_is_said_so_and_changes_nothing() {
+fn admin_port_refuses_wrong_methods_paths_and_queries() {
     let world = World::new(Limits::default());
     let host = format!("Host: {}\r\n", world.at);
     let error = |answer: (u16, String)| {
@@ -220,7 +220,7 @@ fn what_is_no_question_is_said_so_and_changes_nothing() {
 }
 
 #[test]
-fn a_page_elsewhere_may_not_ask() {
+fn admin_port_refuses_foreign_host_and_origin() {
     let world = World::new(Limits::default());
     let body = registration("db-0", "10.0.0.1:3306");
     let own = format!("Host: {}\r\n", world.at);
@@ -249,7 +249,7 @@ fn a_page_elsewhere_may_not_ask() {
 }
 
 #[test]
-fn registration_needs_a_proof_and_what_follows_needs_the_lease() {
+fn registration_needs_a_token_and_heartbeat_needs_the_lease() {
     let world = World::new(Limits::default());
     let body = registration("db-0", "10.0.0.1:3306");
     let own = format!("Host: {}\r\nContent-Length: {}\r\n", world.at, body.len());
@@ -266,7 +266,11 @@ fn registration_needs_a_proof_and_what_follows_needs_the_lease() {
         let (status, why) = world.send("POST /register", &format!("{own}{proof}"), body.as_bytes());
         assert!(status == 401 && why.contains("registering needs a proof"), "{proof:?}: {status} {why}");
         let query = format!("POST /register?token={TOKEN}");
-        assert_eq!(world.send(&query, &format!("{own}{proof}"), body.as_bytes()).0, 401, "in the address");
+        assert_eq!(
+            world.send(&query, &format!("{own}{proof}"), body.as_bytes()).0,
+            401,
+            "a token in the query"
+        );
     }
     assert_eq!(world.agent.count(), 0);
     let (status, lease) = world.post("/register", body.as_bytes());
@@ -278,11 +282,11 @@ fn registration_needs_a_proof_and_what_follows_needs_the_lease() {
 }
 
 #[test]
-fn registration_by_the_socket_is_of_the_user_that_the_kernel_names() {
+fn registration_by_socket_is_attributed_to_the_peer_user() {
     let world = World::new(Limits::default());
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("agent.sock");
-    // Left of an agent that was killed.
+    // Leftover of a killed agent.
     drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
     let local = Local { path: path.clone(), users: [1_000_001].into() };
     let pages = Arc::clone(&world.agent) as Arc<dyn Pages>;
@@ -307,7 +311,7 @@ fn registration_by_the_socket_is_of_the_user_that_the_kernel_names() {
     assert_eq!(world.agent.registered.lock().unwrap().registrars().keys().collect::<Vec<_>>(), [&own]);
     tell(&["heartbeat", &lease]).unwrap();
     tell(&["deregister", &lease]).unwrap();
-    // Neither a living socket nor a file of somebody else is taken away.
+    // Neither a served socket nor another file is removed.
     let other = folder.path().join("file");
     std::fs::write(&other, "mine").unwrap();
     let elsewhere = Local { path: other.clone(), ..local.clone() };
@@ -328,18 +332,18 @@ fn registration_by_the_socket_is_of_the_user_that_the_kernel_names() {
 }
 
 #[test]
-fn bodies_are_bounded_and_have_to_come() {
+fn request_body_is_bounded_in_size_and_time() {
     let world = World::new(Limits { body: PATIENCE, ..Limits::default() });
     for size in [(64 << 10) + 1, 900 << 10] {
         let (status, why) = world.post("/register", &vec![b' '; size]);
         assert_eq!(status, 413, "{size}");
         assert_eq!(why["error"], "the body is larger than 64 KiB; send less");
     }
-    // The largest one that fits is read to its end.
+    // The largest body that fits is read whole.
     let mut fits = registration("db-0", "10.0.0.1:3306").into_bytes();
     fits.resize(64 << 10, b' ');
     assert_eq!(world.post("/register", &fits).0, 200);
-    // One without end, in chunks: it is cut off, and its sender is left to find out.
+    // An endless chunked body is cut off.
     let mut endless = world.connect();
     write!(endless, "POST /register HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n")
         .unwrap();
@@ -347,7 +351,7 @@ fn bodies_are_bounded_and_have_to_come() {
     let sent = (0..4_096).take_while(|_| endless.write_all(&chunk).is_ok()).count();
     assert!(sent < 4_096, "all of 256 MiB was read");
     assert_eq!((world.get("/healthz/live").0, world.agent.count()), (200, 1));
-    // One that stops half-way.
+    // A body that stops half-way.
     let world = World::new(Limits { body: Duration::from_millis(300), ..Limits::default() });
     let mut slow = world.connect();
     write!(slow, "POST /register HTTP/1.1\r\nHost: localhost\r\nContent-Length: 10\r\n\r\n{{").unwrap();
@@ -364,10 +368,9 @@ fn bodies_are_bounded_and_have_to_come() {
     assert_eq!((world.get("/healthz/live").0, world.agent.count()), (200, 0));
 }
 
-/// The agent is busy for as long as this test likes, every way that a scraper or a person has is taken, and health
-/// answers all the same.
+/// The agent's lock is held, and every page slot is taken; health checks are answered all the same.
 #[test]
-fn health_answers_while_metrics_and_pages_wait_for_a_busy_agent() {
+fn health_check_is_answered_while_metrics_and_pages_wait_for_the_lock() {
     const LOOPING: usize = 60;
     let world = World::new(Limits { clients: LOOPING + 4, ..Limits::default() });
     world.agent.ready.store(true, SeqCst);
@@ -382,7 +385,7 @@ fn health_answers_while_metrics_and_pages_wait_for_a_busy_agent() {
     let mut looking: Vec<_> = (0..3).map(|_| ask("/status")).collect();
     let begun = Instant::now();
     while world.agent.metrics_made.load(SeqCst) == 0 {
-        assert!(begun.elapsed() < PATIENCE, "nobody makes metrics");
+        assert!(begun.elapsed() < PATIENCE, "metrics were not requested");
         std::thread::yield_now();
     }
     for _ in 0..20 {
@@ -393,13 +396,13 @@ fn health_answers_while_metrics_and_pages_wait_for_a_busy_agent() {
     for stream in scraping.iter_mut().chain(&mut looking) {
         assert!(hear(stream).0.starts_with("HTTP/1.1 200 "));
     }
-    // Once for who came first, once for all who came meanwhile; a third time for who was late.
+    // Once for the first client, once for all that came meanwhile, a third time for late ones.
     let made = world.agent.metrics_made.load(SeqCst);
     assert!(made <= 3, "made {made} times for {LOOPING} clients");
 }
 
 #[test]
-fn garbage_harms_nobody() {
+fn garbage_is_refused_and_harmless() {
     let world = World::new(Limits::default());
     let mut random = fastrand::Rng::with_seed(7);
     let long = "x".repeat(100_000);
@@ -423,7 +426,7 @@ fn garbage_harms_nobody() {
     }
     for bytes in &all {
         let mut stream = world.connect();
-        // A server that has heard enough may close before everything is sent.
+        // The server may close before everything is sent.
         let _ = stream.write_all(bytes);
         let _ = stream.shutdown(Shutdown::Write);
         let mut answer = Vec::new();
@@ -435,12 +438,12 @@ fn garbage_harms_nobody() {
 }
 
 #[test]
-fn headers_that_come_byte_by_byte_are_not_waited_for() {
+fn slow_headers_are_cut_off_at_the_deadline() {
     let world = World::new(Limits { headers: Duration::from_secs(2), ..Limits::default() });
     let mut slow = world.connect();
     slow.set_read_timeout(Some(Duration::from_millis(20))).unwrap();
     let (begin, mut bytes) = (Instant::now(), 0);
-    // Each byte is in time, all together are not; half a minute would be enough for all of them.
+    // Each byte arrives in time, the whole does not.
     for byte in "GET /status HTTP/1.1\r\nX: ".bytes().chain(std::iter::repeat(b'x')) {
         assert!(begin.elapsed() < PATIENCE, "still open after {bytes} bytes");
         let ended = match slow.write_all(&[byte]) {
@@ -456,15 +459,15 @@ fn headers_that_come_byte_by_byte_are_not_waited_for() {
         }
         bytes += 1;
         if bytes == 5 {
-            assert_eq!(world.get("/healthz/live").0, 200, "others are answered meanwhile");
+            assert_eq!(world.get("/healthz/live").0, 200, "other clients are answered meanwhile");
         }
     }
     assert!(bytes >= 5, "closed after {bytes} bytes");
 }
 
 #[test]
-fn a_thousand_clients_are_not_held() {
-    // Only the bound on their number can close them.
+fn connections_over_the_limit_are_closed_oldest_first() {
+    // Only the connection limit can close them.
     let hour = Duration::from_secs(3_600);
     let limits = Limits { headers: hour, body: hour, longest: hour, ..Limits::default() };
     let world = World::new(limits);
@@ -488,7 +491,7 @@ fn a_thousand_clients_are_not_held() {
     while open() >= limits.clients && Instant::now() < end {
         std::thread::sleep(Duration::from_millis(10));
     }
-    assert_eq!(open(), limits.clients - 1, "the newest stay, but for one that went for ours");
+    assert_eq!(open(), limits.clients - 1, "the newest stay, except one that made room for the health check");
     let oldest_of_those = all.len() - (limits.clients - 1);
     for (index, client) in all.iter().enumerate() {
         let kept = client.peek(&mut [0]).is_err_and(|error| error.kind() == ErrorKind::WouldBlock);
@@ -502,14 +505,14 @@ struct Line {
     question: Question,
 }
 
-/// As `isthmus-agent` would be called.
+/// Runs a command of `isthmus-agent`.
 fn call(at: &str, words: &[&str]) -> Result<Value, AskError> {
     let line = [&["isthmus-agent"], words, &["--admin", at]].concat();
     ask(&Line::try_parse_from(line).unwrap().question)
 }
 
 #[test]
-fn the_command_line_asks_and_tells() {
+fn command_line_queries_and_registers() {
     let world = World::new(Limits::default());
     let folder = tempfile::tempdir().unwrap();
     let file = |text: &str| -> PathBuf {
@@ -527,7 +530,7 @@ fn the_command_line_asks_and_tells() {
         let refused = call(&at, &register[..2]).unwrap_err().to_string();
         assert!(refused.contains("registering needs a proof"), "{refused}");
         let lease = call(&at, &register).unwrap()["lease"].as_str().unwrap().to_owned();
-        assert_eq!(call(&at, &register).unwrap()["lease"], Value::Null, "told once");
+        assert_eq!(call(&at, &register).unwrap()["lease"], Value::Null, "the lease is returned once");
         assert_eq!(call(&at, &["explain", "db.pxc"]).unwrap()["port"], 3306);
         assert_eq!(call(&at, &["heartbeat", &lease]).unwrap()["ttl"], "30s");
         assert_eq!(call(&at, &["deregister", &lease]).unwrap()["deregistered"], "db-0 of db.pxc:3306");
@@ -550,7 +553,7 @@ fn the_command_line_asks_and_tells() {
 }
 
 #[test]
-fn who_is_no_agent_is_told_apart() {
+fn command_line_recognizes_what_is_not_an_agent() {
     let nobody = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
     let error = call(&nobody, &["status"]).unwrap_err();
     assert!(matches!(error, AskError::Nobody { .. }) && error.to_string().contains("--admin"), "{error}");

@@ -1,5 +1,5 @@
-//! A server that is away for more than ten minutes, which pass on a paused clock: what it gave stays, it is asked for
-//! again and again at bounded intervals, and when it is back nothing is sent twice. Row 15 of the hazards.
+//! Tests a server that is unreachable for more than ten minutes, on a paused clock: the tables stay, attempts come at
+//! bounded intervals, and once it is back nothing is sent twice. Row 15 of the hazards.
 
 #![expect(clippy::unwrap_used, clippy::panic, reason = "a test may panic anywhere")]
 
@@ -26,7 +26,7 @@ use tonic::service::Routes;
 
 const TYPE: &str = "type.googleapis.com/isthmus.v1.ServiceSlice";
 const AWAY: Duration = Duration::from_secs(11 * 60);
-/// What a wait and the attempt after it may take together: the longest wait, and the patience of a connect.
+/// Longest pause between two attempts: the longest backoff, and the connect timeout.
 const LONGEST: Duration = Duration::from_secs(15 + 5);
 
 struct One(Arc<Shared>);
@@ -46,10 +46,10 @@ struct Given {
     lost: Vec<(Instant, String)>,
 }
 
-/// A client that stops its clock at the first loss, and starts it again once the server is back.
+/// A client that pauses its clock at the first loss, and resumes it once the server is back.
 struct Patient {
     given: Arc<Mutex<Given>>,
-    /// Long enough is over; the server is there.
+    /// Sent when [`AWAY`] has passed; received when the server is back.
     over: mpsc::Sender<()>,
     there: mpsc::Receiver<()>,
     is_back: Arc<AtomicBool>,
@@ -107,7 +107,7 @@ fn start(world: &World, shared: &Arc<Shared>, at: SocketAddr) -> Agent {
 }
 
 #[test]
-fn ten_minutes_without_a_server_cost_nothing_but_patience() {
+fn client_keeps_tables_and_reconnects_after_a_long_outage() {
     let (world, shared) = (World::new(), Arc::new(Shared::new(|_| true)));
     for name in ["a", "b", "c"] {
         shared.change(|view| _ = view.set(name, "1"));
@@ -127,7 +127,7 @@ fn ten_minutes_without_a_server_cost_nothing_but_patience() {
     let mut patient = Patient { given: Arc::clone(&given), over, there, is_back: Arc::clone(&is_back) };
     let client = thread::spawn(move || {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        // The last wait is the shortest: it passes on a real clock.
+        // The last pause is the shortest: it passes on a real clock.
         let random = move || if is_back.load(SeqCst) { 0.0 } else { fastrand::f64() };
         runtime.block_on(async {
             tokio::select! {
@@ -145,11 +145,11 @@ fn ten_minutes_without_a_server_cost_nothing_but_patience() {
         let waits: Vec<_> = times.windows(2).map(|pair| pair[1] - pair[0]).collect();
         assert!(waits.iter().all(|wait| (Duration::from_millis(10)..=LONGEST).contains(wait)), "{waits:?}");
         assert!((33..500).contains(&waits.len()), "{} attempts", waits.len());
-        // Where the machine is busy the paused clock is sometimes faster than the kernel: a deadline, then.
+        // On a busy machine the paused clock is sometimes faster than the kernel; the attempt then times out.
         let is_attempt = |why: &str| why.starts_with("transport error");
         assert!(
             given.lost[1..].iter().all(|(_, why)| is_attempt(why)),
-            "each was a real one: {:?}",
+            "each was a real attempt: {:?}",
             given.lost
         );
         assert!(given.lost[1..].iter().any(|(_, why)| why.contains("refused")), "{:?}", given.lost);
@@ -157,10 +157,10 @@ fn ten_minutes_without_a_server_cost_nothing_but_patience() {
     }
     let _agent = start(&world, &shared, at);
     is_there.send(()).unwrap();
-    until("it is followed again", || given.lock().unwrap().made == 2);
+    until("the client has reconnected", || given.lock().unwrap().made == 2);
     shared.change(|view| _ = view.set("d", "1"));
-    until("what is new arrives", || given.lock().unwrap().tables.contains_key("d"));
-    assert_eq!(given.lock().unwrap().resources, 4, "what had not changed was not sent again");
+    until("the new resource arrives", || given.lock().unwrap().tables.contains_key("d"));
+    assert_eq!(given.lock().unwrap().resources, 4, "unchanged resources were not sent again");
     end.send(()).unwrap();
     client.join().unwrap();
 }

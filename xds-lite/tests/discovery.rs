@@ -1,5 +1,4 @@
-//! Discovery over real mTLS connections: who is served what, what a change costs on the wire, and what losses,
-//! refusals and strangers do to it.
+//! Tests discovery over real mTLS connections: access, incremental updates, losses, refusals, strangers and limits.
 
 #![expect(clippy::unwrap_used, clippy::panic, reason = "a test may panic anywhere")]
 
@@ -40,7 +39,7 @@ use tower::Service as _;
 const TYPE: &str = "type.googleapis.com/isthmus.v1.ServiceSlice";
 const STRANGER: &str = "spiffe://east.example/ns/a/sa/b";
 
-/// A gateway that follows until it is aborted.
+/// A gateway that follows an agent until its runtime is dropped.
 fn gateway(world: &World, id: &str, server: &str, agent: &Agent, seen: &Seen) -> Runtime {
     follow(world.client(id, server), &[agent.at], seen)
 }
@@ -79,7 +78,7 @@ fn directory() -> Arc<One> {
     Arc::new(One(Arc::new(Shared::new(|_| true))))
 }
 
-/// What a gateway has been given.
+/// What a gateway has received.
 #[derive(Clone, Default)]
 struct Seen(Arc<Mutex<Given>>);
 
@@ -144,7 +143,7 @@ fn until(what: &str, mut condition: impl FnMut() -> bool) {
 }
 
 #[test]
-fn changes_arrive_one_by_one_and_what_is_refused_is_known_to_the_server() {
+fn changed_resource_is_sent_alone_and_refusal_is_reported() {
     let (world, directory, seen) = (World::new(), directory(), Seen::default());
     directory.0.change(|view| _ = view.set("a", "1"));
     let agent = start(&world, &directory, ANY);
@@ -152,19 +151,19 @@ fn changes_arrive_one_by_one_and_what_is_refused_is_known_to_the_server() {
     until("the first state is there", || seen.has(&[("a", "1")]));
     directory.0.change(|view| _ = view.set("b", "1"));
     until("one more is there", || seen.has(&[("a", "1"), ("b", "1")]));
-    assert_eq!(seen.resources(), 2, "what had not changed was not sent again");
+    assert_eq!(seen.resources(), 2, "an unchanged resource was not sent again");
     directory.0.change(|view| _ = view.set("b", "bad"));
     until("the refusal is known", || directory.0.all().iter().any(|one| one.refusal.is_some()));
     let follower = directory.0.all().remove(0);
     assert_eq!((follower.peer.as_str(), follower.refusals), (GATEWAY, 1));
     assert_eq!(follower.refusal.as_deref(), Some("b: is bad"));
-    assert!(seen.has(&[("a", "1"), ("b", "1")]), "the last good one stays");
+    assert!(seen.has(&[("a", "1"), ("b", "1")]), "the last accepted resource stays");
     directory.0.change(|view| _ = view.remove("a"));
     until("one is gone", || seen.has(&[("b", "1")]));
 }
 
 #[test]
-fn a_server_that_comes_back_sends_only_what_differs() {
+fn restarted_server_sends_only_what_differs() {
     let (world, old, seen) = (World::new(), directory(), Seen::default());
     for name in ["a", "b", "c"] {
         old.0.change(|view| _ = view.set(name, "1"));
@@ -175,7 +174,7 @@ fn a_server_that_comes_back_sends_only_what_differs() {
     let at = agent.at;
     drop(agent);
     until("the loss is known", || !seen.0.lock().unwrap().lost.is_empty());
-    assert!(seen.has(&[("a", "1"), ("b", "1"), ("c", "1")]), "what was there stays");
+    assert!(seen.has(&[("a", "1"), ("b", "1"), ("c", "1")]), "the tables stay");
     let new = directory();
     for (name, content) in [("b", "1"), ("c", "2")] {
         new.0.change(|view| _ = view.set(name, content));
@@ -187,7 +186,7 @@ fn a_server_that_comes_back_sends_only_what_differs() {
 }
 
 #[test]
-fn of_several_agents_the_next_is_taken_where_one_is_lost() {
+fn client_fails_over_to_the_next_agent() {
     let (world, first, second, seen) = (World::new(), directory(), directory(), Seen::default());
     for one in [&first, &second] {
         one.0.change(|view| _ = view.set("a", "1"));
@@ -200,8 +199,8 @@ fn of_several_agents_the_next_is_taken_where_one_is_lost() {
     drop(one);
     until("the second agent is followed", || second.0.all().len() == 1);
     second.0.change(|view| _ = view.set("b", "1"));
-    until("what it says counts", || seen.has(&[("a", "1"), ("b", "1")]));
-    assert_eq!(seen.resources(), 2, "what both have was not sent again");
+    until("its update is applied", || seen.has(&[("a", "1"), ("b", "1")]));
+    assert_eq!(seen.resources(), 2, "a resource that both have was not sent again");
     let again = directory();
     for name in ["a", "b"] {
         again.0.change(|view| _ = view.set(name, "1"));
@@ -213,7 +212,7 @@ fn of_several_agents_the_next_is_taken_where_one_is_lost() {
 }
 
 #[test]
-fn strangers_are_refused_before_they_see_anything() {
+fn strangers_are_refused_without_any_resource() {
     let (world, directory) = (World::new(), directory());
     directory.0.change(|view| _ = view.set("a", "1"));
     let agent = start(&world, &directory, ANY);
@@ -229,7 +228,7 @@ fn strangers_are_refused_before_they_see_anything() {
 }
 
 #[test]
-fn who_is_believed_no_longer_is_cut_off_on_either_side_and_let_in_again() {
+fn distrusted_side_is_cut_off_and_reconnects_once_trusted() {
     let (world, stranger, directory, seen) = (World::new(), World::new(), directory(), Seen::default());
     directory.0.change(|view| _ = view.set("a", "1"));
     let (east, own) = (world.trust(AGENT), world.trust(GATEWAY));
@@ -239,10 +238,10 @@ fn who_is_believed_no_longer_is_cut_off_on_either_side_and_let_in_again() {
     let followers = || directory.0.all().len();
     for side in [&east, &own] {
         let before = (seen.0.lock().unwrap().made, side.current());
-        // Another authority of the same domain vouches for everybody now, and the streams stand.
+        // This side now trusts another authority of the domain; the streams are established.
         side.replace(Arc::clone(&before.1.identity), Arc::clone(&stranger.trust(AGENT).current().bundles));
         until("the stream is cut", || followers() == 0);
-        assert!(seen.has(&[("a", "1")]), "what was there stays");
+        assert!(seen.has(&[("a", "1")]), "the tables stay");
         side.replace(Arc::clone(&before.1.identity), Arc::clone(&before.1.bundles));
         until("it follows again", || followers() == 1 && seen.0.lock().unwrap().made > before.0);
     }
@@ -252,7 +251,7 @@ fn who_is_believed_no_longer_is_cut_off_on_either_side_and_let_in_again() {
 }
 
 #[test]
-fn a_thousand_who_prove_nothing_keep_nobody_out() {
+fn thousand_silent_connections_do_not_block_a_gateway() {
     let (world, directory, seen) = (World::new(), directory(), Seen::default());
     directory.0.change(|view| _ = view.set("a", "1"));
     let agent = start(&world, &directory, ANY);
@@ -261,7 +260,7 @@ fn a_thousand_who_prove_nothing_keep_nobody_out() {
     until("the gateway is served", || seen.has(&[("a", "1")]));
     let mut first = silent.first().unwrap();
     first.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
-    assert_eq!(first.read(&mut [0]).unwrap_or(0), 0, "who came first has gone");
+    assert_eq!(first.read(&mut [0]).unwrap_or(0), 0, "the oldest silent connection is closed");
 }
 
 const OTHER: &str = "type.googleapis.com/example.Other";
@@ -278,7 +277,7 @@ impl Directory for Two {
     }
 }
 
-/// The first type's resources name those of the other type that are followed.
+/// Resources of the first type name the resources of the other type to subscribe to.
 #[derive(Clone, Default)]
 struct Lists {
     named: BTreeSet<String>,
@@ -311,7 +310,7 @@ impl Tables for Lists {
 }
 
 #[test]
-fn what_one_type_names_is_followed_of_another_on_the_same_stream() {
+fn subscription_follows_names_in_resources_of_another_type() {
     let (world, seen) = (World::new(), Seen::default());
     let shared = || Arc::new(Shared::new(|_| true));
     let directory = Arc::new(Two { lists: shared(), items: shared() });
@@ -330,12 +329,12 @@ fn what_one_type_names_is_followed_of_another_on_the_same_stream() {
     let runtime = Runtime::new().unwrap();
     let clients = vec![Client::new(TYPE, []), Client::of_names(OTHER)];
     runtime.spawn(async move { subscription.follow(clients, &mut lists).await });
-    until("what is named is there", || seen.has(&[("a", "1"), ("b", "1")]));
+    until("the named resources are there", || seen.has(&[("a", "1"), ("b", "1")]));
     directory.lists.change(|view| _ = view.set("l", "b c"));
-    until("other names, others of it", || seen.has(&[("b", "1"), ("c", "1")]));
+    until("the newly named resources are there", || seen.has(&[("b", "1"), ("c", "1")]));
     directory.items.change(|view| _ = view.set("a", "2"));
     directory.items.change(|view| _ = view.set("c", "2"));
-    until("a change of what is followed", || seen.has(&[("b", "1"), ("c", "2")]));
+    until("a change of a named resource arrives", || seen.has(&[("b", "1"), ("c", "2")]));
     let at = agent.at;
     drop(agent);
     until("the loss is known", || !seen.0.lock().unwrap().lost.is_empty());
@@ -346,8 +345,8 @@ fn what_one_type_names_is_followed_of_another_on_the_same_stream() {
     assert_eq!(seen.resources() - before, 1, "c was the same");
 }
 
-/// Begins a request of discovery whose first message would have this length, and sends of it what is taken: how much
-/// that was, and the answer.
+/// A discovery request whose first message has a given length and is never finished. Counts the bytes that the server
+/// takes, and receives the answer.
 struct Unfinished {
     sent: Arc<AtomicUsize>,
     answer: JoinHandle<Result<Response<Body>, tonic::transport::Error>>,
@@ -361,7 +360,7 @@ impl Unfinished {
         let counter = Arc::clone(&sent);
         let mut prefix = vec![0];
         prefix.extend(length.to_be_bytes());
-        // One name of 7 MiB: what comes is a part of it.
+        // The beginning of a name of 7 MiB.
         prefix.extend([3 << 3 | 2, 0x80, 0x80, 0xc0, 0x03]);
         let chunks = (0..length as usize / CHUNK).map(move |_| {
             counter.fetch_add(CHUNK, SeqCst);
@@ -383,7 +382,7 @@ impl Unfinished {
         Unfinished { sent, answer }
     }
 
-    /// What is answered, in the end.
+    /// The final status.
     async fn status(self) -> Status {
         let response = self.answer.await.unwrap().unwrap();
         if let Some(status) = Status::from_header_map(response.headers()) {
@@ -395,7 +394,7 @@ impl Unfinished {
 }
 
 #[test]
-fn stranger_is_told_why_and_nothing_of_its_request_is_read() {
+fn stranger_gets_a_status_and_its_request_is_not_read() {
     let (world, directory) = (World::new(), directory());
     let agent = start(&world, &directory, ANY);
     let (at, stranger) = (agent.at.to_string().parse().unwrap(), world.client(STRANGER, AGENT));
@@ -415,7 +414,7 @@ fn stranger_is_told_why_and_nothing_of_its_request_is_read() {
 }
 
 #[test]
-fn strangers_take_no_place_of_those_who_are_served() {
+fn strangers_do_not_use_the_connections_of_gateways() {
     let (world, directory, seen) = (World::new(), directory(), Seen::default());
     let agent = start(&world, &directory, ANY);
     let at = agent.at.to_string().parse().unwrap();
@@ -429,7 +428,7 @@ fn strangers_take_no_place_of_those_who_are_served() {
         kept
     });
     let exceeded = || agent.budgets.totals(Kind::Stranger, Resource::Connections).1;
-    until("those over the limit are turned away", || exceeded() > 0);
+    until("connections over the limit are refused", || exceeded() > 0);
     let _gateway = gateway(&world, GATEWAY, AGENT, &agent, &seen);
     directory.0.change(|view| _ = view.set("east/a", "1"));
     until("a gateway is served beside them", || seen.has(&[("east/a", "1")]));
@@ -471,11 +470,11 @@ fn request_bytes_of_a_peer_are_bounded_over_all_its_connections() {
     });
     let _gateway = gateway(&world, GATEWAY, AGENT, &agent, &seen);
     until("a gateway is served", || seen.has(&[("a", "1")]));
-    until("what went is given back", || usage("request_bytes").used == 0 && usage("streams").used == 0);
+    until("the budget is free again", || usage("request_bytes").used == 0 && usage("streams").used == 0);
 }
 
 #[test]
-fn connections_of_a_peer_end_at_its_limit_and_gateways_have_places_of_their_own() {
+fn connection_limit_of_a_peer_does_not_affect_gateways() {
     let (world, directory, seen) = (World::new(), directory(), Seen::default());
     directory.0.change(|view| _ = view.set("a", "1"));
     let agent = start(&world, &directory, ANY);
@@ -489,20 +488,20 @@ fn connections_of_a_peer_end_at_its_limit_and_gateways_have_places_of_their_own(
         }
         kept
     });
-    until("all were judged", || usage().used + usage().exceeded >= 160);
-    // Channels come back by themselves, and are turned away again.
+    until("all were admitted or refused", || usage().used + usage().exceeded >= 160);
+    // Channels reconnect by themselves, and are refused again.
     assert!(usage().used == 16 && usage().exceeded >= 144, "{:?}", usage());
     let _gateway = gateway(&world, GATEWAY, AGENT, &agent, &seen);
     until("a gateway is served", || seen.has(&[("a", "1")]));
     drop((kept, runtime));
-    until("their places are free", || usage().used == 0);
+    until("the connections are released", || usage().used == 0);
 }
 
-/// Refuses what it is given first, asks for it once more, and then for a new stream.
+/// Refuses the first update, requests its names again, and then a new stream.
 #[derive(Clone, Default)]
 struct Hesitant {
     seen: Seen,
-    /// Updates, and what was asked for.
+    /// Updates and requests so far.
     steps: usize,
     seen_to_have_it: Arc<AtomicBool>,
     chains: Arc<Mutex<Vec<Chain>>>,
@@ -547,7 +546,7 @@ impl Tables for Hesitant {
 }
 
 #[test]
-fn what_was_refused_is_heard_once_more_and_who_took_it_is_told_of() {
+fn refused_resource_is_requested_again_and_its_acceptance_reported() {
     let world = World::new();
     let directory = directory();
     directory.0.change(|view| _ = view.set("a", "1"));
@@ -569,7 +568,7 @@ fn what_was_refused_is_heard_once_more_and_who_took_it_is_told_of() {
         (hesitant.seen.clone(), Arc::clone(&hesitant.chains), Runtime::new().unwrap());
     let mut tables = hesitant;
     runtime.spawn(async move { subscription.follow(vec![Client::new(TYPE, [])], &mut tables).await });
-    until("it is taken, and the stream begun anew", || seen.0.lock().unwrap().made == 2);
+    until("it is accepted, and a new stream has begun", || seen.0.lock().unwrap().made == 2);
     assert!(seen.has(&[("a", "1")]));
     assert_eq!(seen.0.lock().unwrap().lost, ["its certificate is wanted"]);
     let own = chains
@@ -578,7 +577,7 @@ fn what_was_refused_is_heard_once_more_and_who_took_it_is_told_of() {
         .iter()
         .map(|chain| isthmus_certs::peer_id(chain).unwrap().to_string())
         .collect::<Vec<_>>();
-    assert_eq!(own, [AGENT, AGENT], "who serves has shown itself on each");
+    assert_eq!(own, [AGENT, AGENT], "the server presents its certificate on each stream");
     until("both streams are known to have it", || accepted.lock().unwrap().len() == 2);
     assert_eq!(*accepted.lock().unwrap(), [(GATEWAY.to_owned(), 1), (GATEWAY.to_owned(), 1)]);
     let follower = directory.0.all();

@@ -1,5 +1,5 @@
-//! Fuzz target of tokens as people copy them. `cargo test` runs it for a bounded time; `cargo bolero test` runs it for as
-//! long as you like, guided by coverage.
+//! Fuzzes the parser of join tokens. `cargo test` runs it for a bounded time; `cargo bolero test` runs it for as long as
+//! you like, guided by coverage.
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "tests fail by panicking")]
 
 use std::time::Duration;
@@ -12,13 +12,13 @@ use sha2::{Digest as _, Sha256};
 const TIME: Duration = Duration::from_secs(3);
 const PREFIX: &str = "isthmus1.";
 
-/// With the sum that tells an accident.
+/// A token's text, with its checksum.
 fn text_of(content: &[u8]) -> String {
     let sum = Sha256::new().chain_update(PREFIX).chain_update(content).finalize();
     format!("{PREFIX}{}", URL_SAFE_NO_PAD.encode([content, &sum[..4]].concat()))
 }
 
-/// Expiry, root, secret, then the texts, each behind its length.
+/// A token's content: expiry, root, secret, then the texts, each after its length.
 fn content_of(fixed: &[u8; 56], texts: &[&[u8]]) -> Vec<u8> {
     let mut content = fixed.to_vec();
     for text in texts {
@@ -28,7 +28,7 @@ fn content_of(fixed: &[u8; 56], texts: &[&[u8]]) -> Vec<u8> {
     content
 }
 
-/// No panic; what is read is written as it was, but for the case of names; and the secret is in no debug text.
+/// Parsing never panics; a parsed token is written back the same, except the case of names; debug output has no secret.
 fn check(text: &str) {
     if let Ok(token) = text.parse::<Token>() {
         assert_eq!(token.reveal().parse(), Ok(token.clone()));
@@ -53,6 +53,6 @@ fn fuzz_token() {
     bolero::check!().with_test_time(TIME).with_type::<(Vec<u8>, u8)>().for_each(check_all);
     assert!(
         text_of(&content_of(&[7; 56], &good)).parse::<Token>().is_ok(),
-        "the form is still the one of here"
+        "a token built by this test must parse"
     );
 }

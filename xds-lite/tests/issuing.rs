@@ -1,5 +1,4 @@
-//! Certificates over Istio's API and real mTLS: a gateway renews its own with a key that it keeps, and gets
-//! nobody else's.
+//! Tests certificates over Istio's API and real mTLS: a gateway renews its own certificate, and gets no other.
 
 #![expect(clippy::unwrap_used, reason = "a test may panic anywhere")]
 
@@ -29,7 +28,7 @@ fn request(key: &rcgen::KeyPair) -> IstioCertificateRequest {
     IstioCertificateRequest { csr, validity_duration: 24 * 3600, metadata: None }
 }
 
-/// Asks as somebody.
+/// Requests a certificate as a client with this identity.
 fn ask(world: &World, who: &str, request: IstioCertificateRequest) -> Result<Vec<String>, Status> {
     let intermediate = world.authority.intermediate("east", KeyKind::P256, HOUR * 24).unwrap();
     let gateways = IdPattern::parse("spiffe://east.example/isthmus/east/gateway/*").unwrap();
@@ -50,7 +49,7 @@ fn ask(world: &World, who: &str, request: IstioCertificateRequest) -> Result<Vec
 }
 
 #[test]
-fn a_gateway_renews_its_own_with_its_own_key() {
+fn gateway_renews_its_certificate_with_its_own_key() {
     let world = World::new();
     let key = KeyKind::P256.generate().unwrap();
     let chain = ask(&world, GATEWAY, request(&key)).unwrap();
@@ -60,7 +59,7 @@ fn a_gateway_renews_its_own_with_its_own_key() {
     assert_eq!(identity.id().to_string(), GATEWAY);
     let facts = Facts::of(&pem::certificates(&chain[0]).unwrap()[0]).unwrap();
     let life = facts.not_after - facts.not_before;
-    assert!(life < HOUR * 2, "shortened to what the policy gives: {life}");
+    assert!(life < HOUR * 2, "shortened to the policy's limit: {life}");
     let trusted = world.trust(AGENT).current();
     let proven = trusted.bundles.verify(identity.chain(), isthmus_certs::Role::Client, now());
     assert_eq!(proven.unwrap().id.to_string(), GATEWAY);
@@ -71,7 +70,7 @@ fn now() -> rustls::pki_types::UnixTime {
 }
 
 #[test]
-fn nobody_gets_what_the_policy_does_not_give() {
+fn certificate_request_outside_the_policy_is_refused() {
     let world = World::new();
     let key = KeyKind::P256.generate().unwrap();
     let impersonates = |id: &str| {
@@ -91,7 +90,7 @@ fn nobody_gets_what_the_policy_does_not_give() {
         ),
         ("no identity", GATEWAY, impersonates("gateway"), Code::InvalidArgument, "starts with `spiffe://`"),
         (
-            "who is not listed",
+            "an unlisted client",
             stranger,
             request(&key),
             Code::PermissionDenied,

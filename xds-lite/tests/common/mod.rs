@@ -1,4 +1,4 @@
-//! What these tests share: a trust domain, and an agent that serves over mTLS in a runtime of its own.
+//! Shared by the tests: a trust domain, and an agent that serves over mTLS in its own runtime.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
@@ -15,10 +15,10 @@ use tonic::service::Routes;
 
 pub(crate) const AGENT: &str = "spiffe://east.example/isthmus/east/agent/a";
 pub(crate) const GATEWAY: &str = "spiffe://east.example/isthmus/east/gateway/g";
-/// An agent of a peer, and another one of the same.
+/// Two agents of one peer.
 pub(crate) const PEERS: [&str; 2] =
     ["spiffe://east.example/isthmus/west/agent/a", "spiffe://east.example/isthmus/west/agent/b"];
-/// Stands beside every identity, for clients that know servers by such names only.
+/// A DNS name in every certificate, for clients that verify servers by DNS names only.
 pub(crate) const NAME: &str = "peer.east.example";
 pub(crate) const ANY: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
 
@@ -50,13 +50,13 @@ impl World {
     }
 }
 
-/// Who follows a server of this identity.
+/// TLS of a client that expects a server of this identity.
 pub(crate) fn client(trust: Trust, server: &str) -> Arc<TlsClient> {
     let server = Peer::Ids(vec![SpiffeId::parse(server).unwrap()]);
     Arc::new(TlsClient::new(trust, server, &[b"h2"]).unwrap())
 }
 
-/// Serves on an address, as who a trust says; port 0 is any.
+/// Serves on an address with this identity; port 0 is any.
 pub(crate) fn agent(trust: Trust, routes: Routes, at: SocketAddr) -> Agent {
     let domain = Peer::Domain(trust.current().identity.id().trust_domain().clone());
     let tls = Arc::new(TlsServer::new(trust, domain, &[b"h2"]).unwrap());
@@ -77,10 +77,10 @@ fn principal(id: &SpiffeId) -> Option<Principal> {
     }
 }
 
-/// A process of its own, as far as its connections are concerned: they end with it.
+/// A running agent; dropping it closes its connections, as the end of a process would.
 pub(crate) struct Agent {
     pub(crate) at: SocketAddr,
-    #[allow(dead_code, reason = "not every test looks at them")]
+    #[allow(dead_code, reason = "not every test reads them")]
     pub(crate) budgets: Arc<Budgets>,
     runtime: Option<Runtime>,
 }

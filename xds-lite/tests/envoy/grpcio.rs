@@ -1,6 +1,5 @@
-//! The same tables through grpcio and Envoy's own protos in Python: an independent decoder of both protocols,
-//! and of our trimmed protos what Envoy's are.
-//! Its own xDS client asks for other Listeners; that runs against a whole agent elsewhere.
+//! Decodes the tables with grpcio and Envoy's own protos in Python, in both protocols, and compares the trimmed protos
+//! with Envoy's. grpcio's xDS client is tested against a whole agent elsewhere.
 
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
@@ -19,7 +18,7 @@ use crate::common::{ANY, NAME, World};
 use crate::process::{credentials, skip};
 use crate::world::{Tables, service};
 
-/// Python with grpcio and xds-protos: where `ISTHMUS_XDS_PYTHON` says, or where `tests/run` installs it.
+/// Python with grpcio and xds-protos: from `ISTHMUS_XDS_PYTHON`, or where `tests/run` installs it.
 fn python() -> Option<PathBuf> {
     let peers = concat!(env!("CARGO_MANIFEST_DIR"), "/../target/peers-xds/bin/python");
     let places = [env::var_os("ISTHMUS_XDS_PYTHON"), Some(peers.into())];
@@ -31,7 +30,7 @@ fn python() -> Option<PathBuf> {
 }
 
 #[test]
-fn the_trimmed_protos_have_envoys_names_and_numbers() {
+fn trimmed_protos_match_envoys_names_and_numbers() {
     let Some(python) = python() else {
         return skip("grpcio and xds-protos are not installed (tests/run installs them)");
     };
@@ -63,7 +62,7 @@ fn protos(folder: &Path, found: &mut Vec<PathBuf>) {
     }
 }
 
-/// With all that a chain and a cluster can say.
+/// A slice with every setting of a chain and a cluster.
 fn full() -> Slice {
     let mut slice = service("a.b", &["10.0.0.1:443".parse().unwrap(), "10.0.0.2:443".parse().unwrap()]);
     let offer = slice.offer.as_mut().unwrap();
@@ -80,7 +79,7 @@ fn full() -> Slice {
 }
 
 #[test]
-fn grpcio_reads_what_was_meant_in_both_protocols() {
+fn grpcio_decodes_the_tables_in_both_protocols() {
     let Some(python) = python() else {
         return skip("grpcio and xds-protos are not installed (tests/run installs them)");
     };

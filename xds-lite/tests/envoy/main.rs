@@ -1,6 +1,5 @@
-//! Real xDS clients at the agent's tables: a stock Envoy, over delta and over states of the world, whose
-//! connections and statistics tell what it made of them; and grpcio, as a second decoder. Not how the tables
-//! are made: that is tested beside the adapter.
+//! Tests the exported tables with real xDS clients: a stock Envoy over delta and state of the world, by its connections
+//! and statistics, and grpcio as an independent decoder. How the tables are built is tested beside the adapter.
 
 #![allow(
     clippy::unwrap_used,

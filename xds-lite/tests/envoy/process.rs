@@ -1,4 +1,4 @@
-//! A real Envoy, and what its admin says.
+//! Runs a real Envoy, and reads its admin pages.
 
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
@@ -16,13 +16,13 @@ use crate::world::until;
 
 const TYPES: &str = "type.googleapis.com/envoy.extensions";
 
-/// Says why a test does not run here; where peers are demanded (`ISTHMUS_REQUIRE_PEERS=1`) it fails instead.
+/// Skips a test, with the reason; fails it under `ISTHMUS_REQUIRE_PEERS=1`.
 pub(crate) fn skip(why: &str) {
     assert!(env::var("ISTHMUS_REQUIRE_PEERS").as_deref() != Ok("1"), "required, but: {why}");
     eprintln!("SKIPPED: {why}");
 }
 
-/// Envoy, where `ISTHMUS_ENVOY` says, where `tests/run` installs it, or on the path.
+/// Envoy: from `ISTHMUS_ENVOY`, where `tests/run` installs it, or on the path.
 pub(crate) fn installed() -> Option<PathBuf> {
     let peers = concat!(env!("CARGO_MANIFEST_DIR"), "/../target/peers/bin/envoy");
     let places = [env::var_os("ISTHMUS_ENVOY"), Some(peers.into()), Some("envoy".into())];
@@ -32,15 +32,15 @@ pub(crate) fn installed() -> Option<PathBuf> {
     places.into_iter().flatten().map(PathBuf::from).find(runs)
 }
 
-/// A running Envoy, killed when it is dropped.
+/// A running Envoy, killed on drop.
 pub(crate) struct Envoy {
     child: Child,
     admin: SocketAddr,
-    /// What it reads, as long as it runs.
+    /// Its files.
     _folder: TempDir,
 }
 
-/// A gateway's certificate and key, and whom it trusts, in a folder.
+/// A folder with a gateway's certificate and key, and the root that it trusts.
 pub(crate) fn credentials(world: &World) -> TempDir {
     let folder = tempfile::tempdir().unwrap();
     let id = SpiffeId::parse(GATEWAY).unwrap();
@@ -52,7 +52,7 @@ pub(crate) fn credentials(world: &World) -> TempDir {
 }
 
 impl Envoy {
-    /// Which knows nothing but its agent, and speaks with it in this way.
+    /// Starts an Envoy that knows its agent only, and uses this xDS protocol.
     pub(crate) fn start(program: &PathBuf, world: &World, agent: SocketAddr, api: &str) -> Envoy {
         let folder = credentials(world);
         let config = bootstrap(agent, api);
@@ -67,7 +67,7 @@ impl Envoy {
             .spawn()
             .unwrap();
         let mut admin = None;
-        until("Envoy says where its admin is", || {
+        until("Envoy has written its admin address", || {
             assert!(child.try_wait().unwrap().is_none(), "Envoy ended; its file:\n{config:#}");
             let text = fs::read_to_string(folder.path().join("admin")).unwrap_or_default();
             admin = text.trim().parse().ok();
@@ -76,7 +76,7 @@ impl Envoy {
         Envoy { child, admin: admin.unwrap(), _folder: folder }
     }
 
-    /// A page of its admin.
+    /// An admin page.
     pub(crate) fn page(&self, path: &str) -> String {
         let mut stream = TcpStream::connect(self.admin).unwrap();
         write!(stream, "GET {path} HTTP/1.1\r\nHost: {}\r\nConnection: close\r\n\r\n", self.admin).unwrap();
@@ -89,20 +89,20 @@ impl Envoy {
         if is_chunked { unchunk(body) } else { body.to_owned() }
     }
 
-    /// A counter or gauge; zero where there is none.
+    /// A counter or gauge; zero if there is none.
     pub(crate) fn stat(&self, name: &str) -> u64 {
         let page = self.page("/stats");
         let value = page.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(": "));
         value.map_or(0, |value| value.parse().unwrap())
     }
 
-    /// Where its east-west listener is, if there is one.
+    /// The address of its east-west listener, if there is one.
     pub(crate) fn east_west(&self) -> Option<SocketAddr> {
         let page = self.page("/listeners");
         page.lines().find_map(|line| line.strip_prefix(EAST_WEST)?.strip_prefix("::")?.parse().ok())
     }
 
-    /// Its settings that came from the agent, with endpoints.
+    /// Its dynamic configuration, with endpoints.
     pub(crate) fn dump(&self) -> String {
         self.page("/config_dump?include_eds")
     }

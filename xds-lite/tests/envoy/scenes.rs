@@ -1,4 +1,4 @@
-//! What an Envoy lives through, in both protocols.
+//! Scenarios of an Envoy at an agent, in both protocols.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -44,7 +44,7 @@ impl Scene {
         self.envoy.east_west().unwrap()
     }
 
-    /// Who answers; nobody where it fails.
+    /// The name of the application that answers; empty on failure.
     fn who(&self, sni: &str) -> String {
         ask(&self.world, self.at(), sni).unwrap_or_default()
     }
@@ -53,16 +53,16 @@ impl Scene {
         [CDS, LDS, &format!("cluster.{A}")].map(|of| self.envoy.stat(&format!("{of}.update_success")))
     }
 
-    /// The agent is gone, Envoy knows it, and then one comes that has these tables.
-    fn come_again_with(&mut self, tables: Arc<Tables>) {
+    /// Stops the agent, waits until Envoy has noticed, and starts another one with these tables.
+    fn restart_agent_with(&mut self, tables: Arc<Tables>) {
         let at = self.agent.at;
         // The old one must be gone before the new one binds.
         let elsewhere = tables.serve(&self.world, ANY);
         drop(std::mem::replace(&mut self.agent, elsewhere));
-        until("Envoy knows the loss", || self.envoy.stat("control_plane.connected_state") == 0);
+        until("Envoy has noticed the loss", || self.envoy.stat("control_plane.connected_state") == 0);
         self.tables = tables;
         self.agent = self.tables.serve(&self.world, at);
-        until("it is back and has everything", || {
+        until("Envoy is reconnected and has everything", || {
             self.envoy.stat("control_plane.connected_state") == 1 && self.tables.are_taken()
         });
     }
@@ -75,12 +75,12 @@ fn envoy_follows_over_delta() {
 }
 
 #[test]
-fn envoy_follows_over_states_of_the_world() {
+fn envoy_follows_over_state_of_the_world() {
     let Some(program) = installed() else { return skip("envoy is not installed (tests/run installs it)") };
     follow(&mut Scene::begin(&program, "GRPC"));
 }
 
-/// As many as the tables hold: the state comes in parts over delta, and whole otherwise.
+/// As many services as the tables hold: over delta, the state comes in parts.
 #[test]
 fn envoy_takes_ten_thousand_services() {
     let Some(program) = installed() else { return skip("envoy is not installed (tests/run installs it)") };
@@ -117,7 +117,7 @@ fn follow(scene: &mut Scene) {
     away(scene);
     failover(scene);
     assert_eq!(scene.envoy.stat(&format!("{LDS}.update_rejected")), 0);
-    assert_eq!(scene.envoy.stat(&format!("{CDS}.update_rejected")), 1, "the one that was meant");
+    assert_eq!(scene.envoy.stat(&format!("{CDS}.update_rejected")), 1, "the invalid cluster of this test");
     assert_eq!(scene.envoy.stat("tcp.isthmus-east-west.downstream_cx_no_route"), 0);
 }
 
@@ -135,8 +135,7 @@ fn first_sync_and_endpoints(scene: &Scene) {
     assert_eq!(scene.updates(), [cds, lds, eds + 1], "an endpoint costs its own resource");
 }
 
-/// From the first connection that finds the new name on, each finds its service: the cluster is warm before
-/// the Listener leads to it.
+/// Once a connection has found the new name, all later ones do: the cluster is warm before the Listener uses it.
 fn added_under_fire(scene: &Scene) {
     let (stop, at) = (AtomicBool::new(false), scene.at());
     thread::scope(|scope| {
@@ -158,7 +157,7 @@ fn added_under_fire(scene: &Scene) {
     assert!(scene.envoy.stat("listener_manager.listener_in_place_updated") >= 1, "connections stay");
 }
 
-/// Envoy warms a cluster that changes, and does not ask for its endpoints.
+/// Envoy warms a changed cluster, and does not request its endpoints.
 fn a_cluster_changes(scene: &Scene) {
     let mut changed = service("a.b", &[scene.two.address]);
     changed.offer.as_mut().unwrap().ports[0].max_connections = Some(77);
@@ -185,9 +184,9 @@ fn refused(scene: &Scene) {
     let refusal = || clusters.all().first().and_then(|follower| follower.refusal.clone());
     until("the refusal is known", || refusal().is_some());
     assert!(refusal().unwrap().contains("bad"), "{:?}", refusal());
-    assert_eq!(scene.who("a.b"), "two", "the last good ones stay");
+    assert_eq!(scene.who("a.b"), "two", "the last accepted tables stay");
     clusters.change(|view| _ = view.remove("bad"));
-    until("Envoy is content", || refusal().is_none() && scene.tables.are_taken());
+    until("Envoy has ACKed", || refusal().is_none() && scene.tables.are_taken());
 }
 
 fn removed_and_emptied(scene: &Scene) {
@@ -209,18 +208,22 @@ fn away(scene: &mut Scene) {
     until("everything is taken", || scene.tables.are_taken());
     let before = scene.updates();
     let same = [service("c.d", &[scene.two.address]), service("a.b", &[scene.one.address])];
-    scene.come_again_with(Tables::new(&same));
+    scene.restart_agent_with(Tables::new(&same));
     assert_eq!(scene.updates(), before, "another process has the same versions: nothing is sent again");
     assert_eq!(scene.who("a.b") + &scene.who("c.d"), "onetwo");
 
-    // It changes and loses services while nobody tells it.
+    // Services change and are removed while the agent is stopped.
     let mut changed = service("a.b", &[scene.two.address]);
     changed.offer.as_mut().unwrap().ports[0].max_connections = Some(78);
-    scene.come_again_with(Tables::new(&[changed]));
-    until("what is gone is gone", || !scene.envoy.dump().contains(C));
-    until("what has changed has changed", || scene.who("a.b") == "two");
+    scene.restart_agent_with(Tables::new(&[changed]));
+    until("the removed service is gone", || !scene.envoy.dump().contains(C));
+    until("the changed service is in force", || scene.who("a.b") == "two");
     assert_eq!(scene.who("c.d"), "");
-    assert_eq!(scene.envoy.stat(&format!("cluster.{A}.init_fetch_timeout")), 0, "its endpoints came unasked");
+    assert_eq!(
+        scene.envoy.stat(&format!("cluster.{A}.init_fetch_timeout")),
+        0,
+        "its endpoints came unrequested"
+    );
 }
 
 fn failover(scene: &Scene) {

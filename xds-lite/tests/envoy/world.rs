@@ -1,4 +1,4 @@
-//! A cluster: its adapter behind a real agent's door, endpoints that speak mTLS, and clients of them.
+//! A cluster: its adapter behind a real xDS server, endpoints with mTLS, and their clients.
 
 use std::io::{self, Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -60,7 +60,7 @@ impl Tables {
         self.0.change(slices);
     }
 
-    /// Somebody follows all three types, and has all that there is.
+    /// A client follows all three types, and has accepted everything.
     pub(crate) fn are_taken(&self) -> bool {
         [CLUSTER, ENDPOINTS, LISTENER].iter().all(|type_url| {
             let shared = self.0.view(type_url).unwrap();
@@ -102,7 +102,7 @@ pub(crate) fn withdrawn(host: &str) -> Slice {
     Slice { key, order: Order { incarnation: 1, revision: 1 }, offer: None }
 }
 
-/// An application that demands a certificate, says its name, and ends; gone when it is dropped.
+/// An application that requires a client certificate, sends its name, and closes; stopped on drop.
 pub(crate) struct App {
     pub(crate) address: SocketAddr,
     stops: Arc<AtomicBool>,
@@ -124,10 +124,10 @@ impl App {
                 }
                 stream.set_read_timeout(Some(DEADLINE)).unwrap();
                 let mut tls = StreamOwned::new(ServerConnection::new(Arc::clone(&tls)).unwrap(), stream);
-                // Envoy may connect for a client that has left.
-                let _said = tls.write_all(name.as_bytes());
+                // Envoy may connect for a client that is gone.
+                let _sent = tls.write_all(name.as_bytes());
                 tls.conn.send_close_notify();
-                let _said = tls.flush();
+                let _sent = tls.flush();
             }
         });
         App { address, stops, thread: Some(thread) }
@@ -142,12 +142,12 @@ impl Drop for App {
     }
 }
 
-/// An address at which nobody listens.
+/// An address without a listener.
 pub(crate) fn nobody() -> SocketAddr {
     TcpListener::bind(ANY).unwrap().local_addr().unwrap()
 }
 
-/// Who answers to a name at a gateway, over TLS from end to end.
+/// The application that answers for a name at a gateway, over end-to-end TLS.
 pub(crate) fn ask(world: &World, gateway: SocketAddr, sni: &str) -> io::Result<String> {
     let name = ServerName::try_from(sni.to_owned()).unwrap();
     let client = ClientConnection::new(world.client(CALLER, SERVER).config(), name).unwrap();
