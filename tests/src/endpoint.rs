@@ -119,7 +119,7 @@ impl Scripted {
         Scripted::unread_at(Endpoint::new(), script)
     }
 
-    /// The same on a given endpoint.
+    /// Like `unread`, on a given endpoint.
     #[must_use]
     pub fn unread_at(endpoint: Endpoint, script: impl Fn(TcpStream) + Send + Sync + 'static) -> Scripted {
         Scripted::raw(endpoint, move |stream, _| script(stream))
@@ -131,7 +131,7 @@ impl Scripted {
         Scripted::echo_at(Endpoint::new(), greeting)
     }
 
-    /// The same on a given endpoint.
+    /// Like `echo`, on a given endpoint.
     #[must_use]
     pub fn echo_at(endpoint: Endpoint, greeting: &'static [u8]) -> Scripted {
         Scripted::raw(endpoint, move |mut stream, state| {

@@ -1,5 +1,5 @@
-//! Many bytes: whole, in little memory, and without pipes where the kernel grants none. Rows 6, 6b and 7 of
-//! the hazards. Not for how long things take: the benchmarks tell that.
+//! Bulk transfers: intact, in bounded memory, and without pipes if the kernel grants none. Rows 6, 6b and 7 of the
+//! hazards. For speed see the benchmarks.
 
 #![allow(
     clippy::unwrap_used,
@@ -46,7 +46,7 @@ impl World {
         World { gateway, endpoint, hello: hello(HOST) }
     }
 
-    /// A client and its server, past the hello and the first byte.
+    /// A client and its server after the hello and the first byte.
     fn pair(&self) -> [TcpStream; 2] {
         self.pair_of(dial(self.gateway.address()))
     }
@@ -69,7 +69,7 @@ fn hex(hash: [u8; 32]) -> String {
     hash.iter().take(8).map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// One way; tells the hash, the same at both ends.
+/// Transfers in one direction; returns the hash, which is equal at both ends.
 fn one_way(from: &TcpStream, to: &TcpStream, size: u64) -> [u8; 32] {
     thread::scope(|scope| {
         let sent = scope.spawn(|| send(&mut &*from, size).unwrap());
@@ -93,7 +93,11 @@ fn bulk_one_gib_each_way_arrives_intact() {
     let line = world.gateway.log().of(peer);
     assert_eq!(line.number("bytes_in"), GIB + world.hello.len() as u64, "{line:?}");
     assert_eq!(line.number("bytes_out"), GIB + 1, "{line:?}");
-    figure!("1 GiB there ({}…) and back ({}…) in {took:.1?}; gateway {used:.2?}", hex(there), hex(back));
+    figure!(
+        "1 GiB to the server ({}…) and back ({}…) in {took:.1?}; gateway CPU {used:.2?}",
+        hex(there),
+        hex(back)
+    );
 }
 
 #[test]
@@ -109,10 +113,10 @@ fn bulk_eight_connections_both_ways_arrive_intact() {
             });
         }
     });
-    figure!("8 connections, 32 MiB each way at once: 16 hashes equal");
+    figure!("8 connections, 32 MiB each way concurrently: 16 equal hashes");
 }
 
-/// Writes to all of them until none takes a byte for a while; tells how much went in.
+/// Writes to all servers until none accepts a byte for a while; returns the number of bytes.
 fn fill(servers: &[[TcpStream; 2]]) -> u64 {
     let block = [b'x'; 64 << 10];
     for [_, server] in servers {
@@ -152,7 +156,7 @@ fn stuck_readers_use_bounded_memory_and_delay_nobody() {
         world.denied()
     );
     assert!(each <= 256 * KIB, "{each} bytes each");
-    // Beside them all, and though they hold the pipes.
+    // Works beside the stuck readers, although they hold the pipes.
     one_way(&server, &client, 64 * MIB);
     one_way(&client, &server, 64 * MIB);
     thread::scope(|scope| {
@@ -160,13 +164,16 @@ fn stuck_readers_use_bounded_memory_and_delay_nobody() {
         let got = read_exactly(&mut server.try_clone().unwrap(), 4);
         (&server).write_all(&got).unwrap();
     });
-    // Nothing of what is under way is lost: the first reader takes it after all.
+    // Nothing in flight is lost: the first reader reads all of it.
     let [mut reader, writer] = stuck.into_iter().next().unwrap();
     drop(writer);
     let mut late = Vec::new();
     reader.read_to_end(&mut late).unwrap();
     assert!(!late.is_empty() && late.iter().all(|byte| *byte == b'x'));
-    figure!("beside them 64 MiB each way are whole; one reader took its {} KiB after all", late.len() >> 10);
+    figure!(
+        "beside them 64 MiB each way are intact; one stuck reader then read its {} KiB",
+        late.len() >> 10
+    );
 }
 
 #[test]
@@ -186,10 +193,10 @@ fn socket_buffers_stay_within_configured_limits() {
         })
         .collect();
     let taken = fill(&stuck);
-    // Four sockets on the path of each, whose buffers the kernel doubles; and the 64 pipes of 1 MiB.
+    // Four sockets on each path, whose buffers the kernel doubles, and the 64 pipes of 1 MiB.
     let most = (STUCK * 4 * 2 * BUFFER) as u64 + 64 * MIB;
-    figure!("buffers of 64 KiB: {} KiB under way per stuck reader", taken / STUCK as u64 / KIB);
-    assert!(taken <= most, "{taken} bytes are under way, at most {most} were allowed");
+    figure!("buffers of 64 KiB: {} KiB in flight per stuck reader", taken / STUCK as u64 / KIB);
+    assert!(taken <= most, "{taken} bytes are in flight, the limit is {most}");
 }
 
 #[test]
@@ -207,7 +214,7 @@ fn slow_reader_at_one_kib_per_second_gets_every_byte() {
     figure!("1 KiB/s for 8 s, then the rest of 32 MiB: equal SHA-256; process {} KiB", memory / KIB);
 }
 
-/// Takes 1 KiB in each of the first eight seconds, then what comes.
+/// Reads 1 KiB in each of the first eight seconds, then at full speed.
 struct Slow<'a> {
     stream: &'a TcpStream,
     started: Instant,
@@ -227,7 +234,7 @@ impl Read for Slow<'_> {
     }
 }
 
-/// Pipes in the name of the user without privilege, until the kernel grants it no more of 1 MiB.
+/// Opens pipes as the unprivileged user until the kernel refuses more of 1 MiB.
 fn use_up_pipes() -> Vec<(OwnedFd, OwnedFd)> {
     let thread = thread::spawn(|| {
         let nobody = Uid::from_raw(NOBODY);
@@ -237,7 +244,7 @@ fn use_up_pipes() -> Vec<(OwnedFd, OwnedFd)> {
             let pair = pipe().unwrap();
             let granted = fcntl_setpipe_size(&pair.0, 1 << 20);
             held.push(pair);
-            assert!(held.len() < 4_096, "the quota has no end");
+            assert!(held.len() < 4_096, "the quota of pipes is not enforced");
             if granted.is_err() {
                 return held;
             }
@@ -246,7 +253,7 @@ fn use_up_pipes() -> Vec<(OwnedFd, OwnedFd)> {
     thread.join().unwrap()
 }
 
-/// Sends much both ways, one after the other; tells the gateway's processor time.
+/// Transfers in both directions, one after the other; returns the gateway's CPU time.
 fn work(world: &World) -> Duration {
     let [client, server] = world.pair();
     let before = world.gateway.process().time();
@@ -281,5 +288,5 @@ fn relay_copies_when_unprivileged_user_has_no_pipes_left() {
         free.denied()
     );
     assert!(denied > 0.0);
-    assert!(time <= copying * 3 / 2, "falling back costs more than copying: {time:?}, {copying:?}");
+    assert!(time <= copying * 3 / 2, "the fallback costs more than copying: {time:?}, {copying:?}");
 }

@@ -1,4 +1,4 @@
-//! How connections end: half-close, FIN and RST each way, and the limits in time. Rows 4 and 5 of the hazards.
+//! The end of connections: half-close, FIN and RST in each direction, and timeouts. Rows 4 and 5 of the hazards.
 
 #![allow(
     clippy::unwrap_used,
@@ -34,7 +34,7 @@ struct World {
     hello: Vec<u8>,
 }
 
-/// Both ends of one connection, past its hello and the server's first byte.
+/// Both ends of a connection after its hello and the server's first byte.
 struct Pair {
     client: TcpStream,
     server: TcpStream,
@@ -70,16 +70,16 @@ impl World {
         self.gateway.process().sockets().len()
     }
 
-    /// After everything has ended the gateway holds no socket but its own.
+    /// Asserts that the gateway has released all sockets of connections.
     #[track_caller]
-    fn holds_nothing(&self, at_rest: usize) {
+    fn assert_released(&self, at_rest: usize) {
         let sockets = || self.gateway.process().sockets();
         let back = within(Duration::from_secs(10), || sockets().len() <= at_rest);
         assert!(back, "10 s later the gateway still has {:#?}", sockets());
     }
 }
 
-/// So many bytes and a half-close, then 10 MiB the other way, then its end.
+/// Sends this many bytes and half-closes, then sends 10 MiB in the other direction and closes it.
 fn half_close(before: u64, closer: &TcpStream, mut other: &TcpStream) {
     let (written, closed) = thread::scope(|scope| {
         let reading = scope.spawn(|| {
@@ -120,7 +120,7 @@ fn half_close_each_way_delivers_10_mib_after_it() {
         world.ended(pair.peer, "server_closed");
         drop(pair);
     }
-    world.holds_nothing(at_rest);
+    world.assert_released(at_rest);
 }
 
 #[test]
@@ -140,7 +140,7 @@ fn fin_is_forwarded_at_once() {
             })
             .collect();
         let middle = median(times);
-        figure!("FIN passed on within {middle:?} (median of 21, client first: {client_first})");
+        figure!("FIN forwarded within {middle:?} (median of 21, client first: {client_first})");
         assert!(middle < Duration::from_millis(100));
     }
 }
@@ -166,7 +166,7 @@ fn half_closes_leave_no_socket_in_close_wait() {
     let left = world.gateway.process().in_state(CLOSE_WAIT);
     figure!("1000 half-closed connections, 5 s later {left} in CLOSE-WAIT");
     assert!(gone, "{left} sockets are in CLOSE-WAIT");
-    world.holds_nothing(at_rest);
+    world.assert_released(at_rest);
 }
 
 fn echo_back(from: &mut TcpStream, to: &mut TcpStream) {
@@ -185,10 +185,10 @@ fn half_closed_stuck_peer_is_closed_at_timeout() {
         closer.shutdown(Shutdown::Write).unwrap();
         world.ended(pair.peer, "half_close_timeout");
         let took = started.elapsed();
-        figure!("half-closed and silent for 2 s: reaped after {took:?} (client first: {client_first})");
-        // Time is told by a tick of 250 ms.
+        figure!("half-closed and silent for 2 s: closed after {took:?} (client first: {client_first})");
+        // The clock has a resolution of 250 ms.
         assert!(took > Duration::from_millis(1_700) && took < Duration::from_secs(6), "{took:?}");
-        world.holds_nothing(at_rest);
+        world.assert_released(at_rest);
     }
 }
 
@@ -199,7 +199,7 @@ fn half_closed_connection_with_traffic_is_not_closed() {
     client.shutdown(Shutdown::Write).unwrap();
     assert_eq!(server.read(&mut [0]).unwrap(), 0);
     let mut from = &client;
-    // A byte every half second, for more than twice the limit.
+    // One byte every half second, for more than twice the limit.
     let mut next = Instant::now();
     let mut sent = 0;
     throughout(Duration::from_secs(5), "the connection lives", || {
@@ -226,11 +226,11 @@ fn reset_is_forwarded_to_the_other_side() {
         reset(first);
         assert_eq!(rest(&mut other), (Vec::new(), End::Reset), "client first: {client_first}");
         world.ended(peer, if client_first { "client_reset" } else { "server_reset" });
-        world.holds_nothing(at_rest);
+        world.assert_released(at_rest);
     }
 }
 
-/// A client that closes with bytes unread resets, as the kernel does for a process that exits.
+/// Closing with unread bytes sends a reset, as when a process exits.
 #[test]
 fn client_exit_with_unread_bytes_frees_the_server() {
     let world = World::new("half_closed: 10s");
@@ -239,15 +239,15 @@ fn client_exit_with_unread_bytes_frees_the_server() {
         let Pair { client, mut server, .. } = world.pair();
         server.write_all(&random(1 + round * 7)).unwrap();
         drop(client);
-        // Either side may have been first; but the server's connection ends.
+        // Either side may be first, but the server's connection ends.
         let (_, end) = isthmus_tests::client::rest_within(&mut server, Duration::from_secs(5));
-        assert_ne!(end, End::Open, "round {round}: the client has gone and the server was not told");
+        assert_ne!(end, End::Open, "round {round}: the server's connection outlives the client's");
         drop(server);
     }
-    world.holds_nothing(at_rest);
+    world.assert_released(at_rest);
 }
 
-/// The same, but the server's bytes arrive when the client has gone already.
+/// The same, but the server's bytes arrive after the client has closed.
 #[test]
 fn server_bytes_for_departed_client_end_the_connection() {
     let world = World::new("half_closed: 10s");
@@ -261,7 +261,7 @@ fn server_bytes_for_departed_client_end_the_connection() {
         let _gone = server.write_all(b"are you there?");
         let (_, end) = isthmus_tests::client::rest_within(&mut server, Duration::from_secs(5));
         if end == End::Fin {
-            // Its FIN came first. What was sent after it is answered with a reset at the gateway's client side.
+            // The FIN came first; bytes sent after it are answered with a reset on the gateway's client side.
             let mut left = [0];
             server.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
             let _again = server.write_all(b"!");
@@ -269,13 +269,13 @@ fn server_bytes_for_departed_client_end_the_connection() {
                 server.write_all(b"!").is_err() || server.peek(&mut left).is_err()
             });
         }
-        assert_ne!(end, End::Open, "round {round}: the client has gone and the server was not told");
+        assert_ne!(end, End::Open, "round {round}: the server's connection outlives the client's");
         drop(server);
     }
-    world.holds_nothing(at_rest);
+    world.assert_released(at_rest);
 }
 
-/// What the gateway had received before the reset arrives whole; then the reset, and soon.
+/// All bytes received before the reset are delivered, and the reset follows promptly.
 #[test]
 fn reset_follows_all_received_data_promptly() {
     let _alone = alone();
@@ -299,7 +299,7 @@ fn reset_follows_all_received_data_promptly() {
     }
 }
 
-/// Sends as much as the path takes, waits until the gateway has it all, resets; the reader then takes it all.
+/// Sends until the path is full, waits until the gateway has all bytes, then resets; the reader then reads them all.
 fn reset_behind_data(
     size: usize,
     first: TcpStream,
@@ -319,7 +319,7 @@ fn reset_behind_data(
             Err(_) => thread::yield_now(),
         }
     }
-    // What is still in this end's own buffer is lost by the reset, and rightly: the gateway never had it.
+    // Bytes still in this end's own buffer are lost with the reset: the gateway never had them.
     let unacknowledged = unsent(&first);
     reset(first);
     before();
@@ -328,7 +328,7 @@ fn reset_behind_data(
     for start in (0..had).step_by(64 << 10) {
         let part = &mut got[start..had.min(start + (64 << 10))];
         if let Err(error) = other.read_exact(part) {
-            panic!("{had} bytes were the gateway's, about {start} came: {error}");
+            panic!("the gateway had {had} bytes, about {start} arrived: {error}");
         }
     }
     assert!(got == data[..had], "the bytes differ");
@@ -338,7 +338,7 @@ fn reset_behind_data(
     (had, taken.elapsed())
 }
 
-/// The gateway has had time to notice the reset when the reader begins: it keeps what it has, and does not spin.
+/// The reader starts long after the reset: the gateway keeps the bytes and does not spin.
 #[test]
 fn late_reader_after_reset_loses_nothing() {
     for client_first in [true, false] {
@@ -349,7 +349,7 @@ fn late_reader_after_reset_loses_nothing() {
         let mut used = Duration::ZERO;
         let (had, _) = reset_behind_data(48 << 20, first, other, || {
             let (reset, before) = (Instant::now(), world.gateway.process().time());
-            until("the reader wakes up", || reset.elapsed() > Duration::from_secs(3));
+            until("three seconds have passed since the reset", || reset.elapsed() > Duration::from_secs(3));
             used = world.gateway.process().time() - before;
         });
         world.ended(peer, if client_first { "client_reset" } else { "server_reset" });
@@ -357,11 +357,11 @@ fn late_reader_after_reset_loses_nothing() {
             "read 3 s after the reset (client first: {client_first}): all {had} bytes; gateway {used:?} meanwhile"
         );
         assert!(used < Duration::from_millis(600), "it spins: {used:?} of 3 s");
-        world.holds_nothing(at_rest);
+        world.assert_released(at_rest);
     }
 }
 
-/// As long as the reader is stuck a half-closed connection costs no time either.
+/// A half-closed connection with a stuck reader must not spin either.
 #[test]
 fn stuck_half_closed_connection_uses_no_cpu() {
     for client_first in [true, false] {
@@ -385,13 +385,13 @@ fn stuck_half_closed_connection_uses_no_cpu() {
     }
 }
 
-/// Bytes that the other end of a connection has not acknowledged.
+/// Bytes not acknowledged by the other end.
 fn unsent(stream: &TcpStream) -> usize {
     let key = |address: SocketAddr| match address {
         SocketAddr::V4(own) => format!("{:08X}:{:04X}", u32::from_le_bytes(own.ip().octets()), own.port()),
         SocketAddr::V6(_) => panic!("IPv4 here"),
     };
-    // Both addresses: a listener and connections that are over share the one.
+    // Matches both addresses: listeners and closed connections share one of them.
     let ends = format!(" {} {} ", key(stream.local_addr().unwrap()), key(stream.peer_addr().unwrap()));
     let text = std::fs::read_to_string("/proc/net/tcp").unwrap();
     let row = text.lines().find(|line| line.contains(&ends)).unwrap();
@@ -426,13 +426,13 @@ fn graceful_closes_cause_no_reset() {
         });
     }
     let resets = ends.iter().filter(|end| **end != End::Fin).count();
-    figure!("1000 graceful closes, {resets} became a reset");
+    figure!("1000 graceful closes, {resets} resets");
     assert_eq!(resets, 0);
     for reason in ["client_closed", "server_closed"] {
         until("every line is logged", || world.gateway.log().count(|line| line.reason() == reason) == 500);
     }
     assert_eq!(world.gateway.log().lines().len(), 1_000);
-    world.holds_nothing(at_rest);
+    world.assert_released(at_rest);
 }
 
 #[test]
@@ -455,7 +455,7 @@ fn idle_timeout_closes_idle_but_not_busy_connections() {
         thread::yield_now();
     }
     let took = idle_end.expect("the idle connection was closed");
-    figure!("idle limit 2 s: closed after {took:?}, a ticking connection lives on");
+    figure!("idle timeout 2 s: closed after {took:?}; a connection with traffic stays open");
     assert!(took > Duration::from_millis(1_800) && took < Duration::from_millis(4_500), "{took:?}");
     world.ended(idle.peer, "idle_timeout");
     let mut gone = idle;
@@ -466,7 +466,7 @@ fn idle_timeout_closes_idle_but_not_busy_connections() {
     world.ended(peer, "client_closed");
 }
 
-/// The hello's bytes count: a client that came early is no idler when it has just spoken.
+/// The hello counts as activity, even if the client connected long before it.
 #[test]
 fn idle_timeout_counts_from_the_hello() {
     let world = World::new("idle: 3s");
@@ -492,12 +492,12 @@ fn first_byte_timeout_ends_the_connection() {
     assert!(took > Duration::from_millis(900) && took < Duration::from_secs(4), "{took:?}");
     assert_ne!(rest(&mut client).1, End::Open);
     assert_ne!(rest(&mut server).1, End::Open);
-    // One that answered in time may be silent afterwards.
+    // A server that answered in time may be silent afterwards.
     let Pair { mut client, mut server, .. } = world.pair();
     throughout(Duration::from_secs(3), "the connection lives", || world.gateway.log().count(|_| true) == 0);
     server.write_all(b"later").unwrap();
     assert_eq!(read_exactly(&mut client, 5), b"later");
-    figure!("first byte limit 1 s: given up after {took:?}");
+    figure!("first-byte timeout 1 s: closed after {took:?}");
 }
 
 #[test]
@@ -509,7 +509,7 @@ fn max_lifetime_ends_every_connection() {
         if world.gateway.log().count(|line| line.peer() == Some(peer)) > 0 {
             break world.gateway.log().of(peer);
         }
-        assert!(started.elapsed() < Duration::from_secs(10), "it lives on");
+        assert!(started.elapsed() < Duration::from_secs(10), "the connection is still open");
         if client.write_all(b"x").is_ok() {
             let _gone = server.read(&mut [0; 16]);
         }
@@ -518,7 +518,7 @@ fn max_lifetime_ends_every_connection() {
     assert_eq!(line.reason(), "max_duration");
     assert!(took > Duration::from_millis(1_900) && took < Duration::from_secs(5), "{took:?}");
     assert_ne!(rest(&mut client).1, End::Open);
-    figure!("maximum duration 2 s: closed after {took:?}");
+    figure!("maximum lifetime 2 s: closed after {took:?}");
 }
 
 #[test]
@@ -555,7 +555,7 @@ fn gateway_still_serves_after_all_kinds_of_closes() {
     });
 }
 
-/// Writes until nothing more is taken.
+/// Writes until the stream accepts no more.
 fn fill(stream: &TcpStream) {
     stream.set_nonblocking(true).unwrap();
     let block = random(1 << 20);
@@ -568,7 +568,7 @@ fn fill(stream: &TcpStream) {
     });
 }
 
-/// A reader that never takes what came before the reset does not keep the connection for longer than that.
+/// A reader that never reads the bytes before a reset cannot keep the connection beyond the timeout.
 fn reset_behind_a_stuck_reader(client_first: bool) {
     let world = World::new("half_closed: 2s");
     let at_rest = world.gateway.process().sockets().len();
@@ -579,7 +579,7 @@ fn reset_behind_a_stuck_reader(client_first: bool) {
     reset(first);
     world.ended(peer, if client_first { "client_reset" } else { "server_reset" });
     let took = started.elapsed();
-    world.holds_nothing(at_rest);
+    world.assert_released(at_rest);
     let (got, end) = rest(&mut other);
     figure!(
         "reset, the reader stuck, half_closed 2 s: over after {took:?}, {} bytes were its own",
@@ -599,38 +599,38 @@ fn server_reset_waits_for_stuck_client_up_to_half_closed_timeout() {
     reset_behind_a_stuck_reader(false);
 }
 
-/// Both sides reset, the server while the client's reset waits for it: there is nobody left to wait for.
+/// Both sides reset, the server while the client's reset is pending: nothing is left to wait for.
 #[test]
 fn pending_reset_ends_when_server_resets_too() {
     let world = World::new("half_closed: off");
     let at_rest = world.at_rest();
     let Pair { mut client, server, peer } = world.pair();
-    // More than the server's side takes unread, less than the gateway's: the rest is unacknowledged.
+    // More than the server's side buffers, less than the gateway's: the rest is unacknowledged.
     client.write_all(&random(600_000)).unwrap();
-    until("the gateway has all of it", || unsent(&client) == 0);
+    until("the gateway has all bytes", || unsent(&client) == 0);
     reset(client);
-    throughout(Duration::from_millis(500), "the reset waits for what was sent before", || {
+    throughout(Duration::from_millis(500), "the reset waits for earlier bytes", || {
         server.peek(&mut [0]).is_ok()
     });
     reset(server);
     world.ended(peer, "client_reset");
-    world.holds_nothing(at_rest);
+    world.assert_released(at_rest);
 }
 
-/// A timeout that ends the wait does not turn the reset into an end in order.
+/// A timeout during the wait does not turn the reset into an orderly close.
 #[test]
 fn pending_reset_past_idle_timeout_is_still_a_reset() {
     let world = World::new("idle: 2s");
     let Pair { mut client, mut server, peer } = world.pair();
     client.write_all(&random(600_000)).unwrap();
-    until("the gateway has all of it", || unsent(&client) == 0);
+    until("the gateway has all bytes", || unsent(&client) == 0);
     reset(client);
     world.ended(peer, "idle_timeout");
     assert_eq!(rest(&mut server).1, End::Reset);
 }
 
-/// A server that resets while its client reads nothing, but still writes: the write takes the error that
-/// tells of the reset away from the kernel.
+/// The server resets while its client writes but does not read: the write consumes the socket error that signals the
+/// reset.
 #[test]
 fn reset_behind_stuck_reader_survives_failed_write() {
     for client_first in [true, false] {
@@ -646,7 +646,7 @@ fn reset_behind_stuck_reader_survives_failed_write() {
         });
         other.write_all(b"are you there?").unwrap();
         world.ended(peer, if client_first { "client_reset" } else { "server_reset" });
-        world.holds_nothing(at_rest);
+        world.assert_released(at_rest);
     }
 }
 
@@ -658,7 +658,7 @@ fn is_stopped(process: Process) -> bool {
     states.all(|stopped| stopped)
 }
 
-/// A reset is no end in order, even if the first that shows it is a write.
+/// A reset is not an orderly close, even if a write is the first to fail.
 #[test]
 fn reset_first_seen_by_a_write_is_still_a_reset() {
     for client_first in [true, false] {
@@ -666,10 +666,10 @@ fn reset_first_seen_by_a_write_is_still_a_reset() {
         let Pair { client, server, peer } = world.pair();
         let (first, mut other) = if client_first { (client, server) } else { (server, client) };
         world.gateway.signal(Signal::STOP);
-        until("it stands still", || is_stopped(world.gateway.process()));
+        until("the gateway is stopped", || is_stopped(world.gateway.process()));
         reset(first);
         other.write_all(b"are you there?").unwrap();
-        until("both have arrived", || unsent(&other) == 0);
+        until("the bytes and the reset have arrived", || unsent(&other) == 0);
         world.gateway.signal(Signal::CONT);
         assert_eq!(rest(&mut other), (Vec::new(), End::Reset), "client first: {client_first}");
         world.ended(peer, if client_first { "client_reset" } else { "server_reset" });
@@ -689,11 +689,11 @@ fn idle_timeout_applies_to_connection_with_stuck_reader() {
             "nothing moves, idle 2 s: over after {:?} (client writes: {client_first})",
             started.elapsed()
         );
-        world.holds_nothing(at_rest);
+        world.assert_released(at_rest);
     }
 }
 
-/// What comes in one breath with the hello is neither lost nor moved.
+/// Bytes in the same segment as the hello are neither lost nor reordered.
 #[test]
 fn bytes_following_the_hello_arrive_in_order() {
     let world = World::new("");

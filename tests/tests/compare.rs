@@ -1,5 +1,5 @@
-//! `isthmus-bench compare`, as a user runs it: a quick comparison with every peer that is here gives a
-//! table, JSON and a page; a peer that is not is named; Ctrl-C leaves nothing running.
+//! `isthmus-bench compare` as a process: a quick comparison with all installed peers writes a table, JSON and a page
+//! and names missing peers; Ctrl-C leaves nothing running.
 
 #![allow(
     clippy::unwrap_used,
@@ -26,7 +26,7 @@ const PEERS: [&str; 4] = ["haproxy", "nginx", "envoy", "traefik"];
 fn compare(out: &Path, arguments: &[&str]) -> Command {
     let mut command = Command::new(binary::bench());
     command.arg("compare").arg("--gateway").arg(binary::gateway()).arg("--out").arg(out);
-    // Where tests/run puts what is no Debian package.
+    // tests/run installs peers without a Debian package there.
     command.current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/.."));
     command.args(arguments).stdin(Stdio::null()).stderr(Stdio::piped()).stdout(Stdio::piped());
     command
@@ -95,7 +95,7 @@ fn compare_reports_usage_errors_before_measuring() {
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     assert_eq!(output.status.code(), Some(1));
     assert!(said.contains("/no/such/gateway") && said.contains("cargo build --release"), "{said}");
-    assert!(fs::read_dir(folder.path()).unwrap().next().is_none(), "nothing is written");
+    assert!(fs::read_dir(folder.path()).unwrap().next().is_none(), "files were written");
 }
 
 #[test]
@@ -104,14 +104,14 @@ fn compare_ctrl_c_stops_children_and_reports_partial_results() {
     let arguments = ["--scenarios", "pingpong", "--peers", "haproxy", "--rounds", "99"];
     let mut child = compare(folder.path(), &arguments).spawn().unwrap();
     let mut progress = BufReader::new(child.stderr.take().unwrap()).lines().map(Result::unwrap);
-    // The first step has begun: everything has been started.
+    // At the first step all systems have been started.
     progress.find(|line| line.starts_with("1 of ")).unwrap();
     let family = descendants(child.id());
     assert!(!family.is_empty());
     kill_process(Pid::from_child(&child), Signal::INT).unwrap();
     let _rest: Vec<String> = progress.collect();
     assert_eq!(child.wait().unwrap().code(), Some(1));
-    until("everything that was started is gone", || {
+    until("all started processes are gone", || {
         family.iter().all(|pid| {
             let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
             stat.is_empty() || stat.contains(") Z")

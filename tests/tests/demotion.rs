@@ -1,5 +1,6 @@
-//! Endpoints that turn hellos away are tried last, and the gateway asks them itself: with real TLS at both ends and
-//! the default budget of replays, no call is lost to them; and no client's hello takes an endpoint from others.
+//! Demotion: endpoints that reject hellos are tried last, and the gateway checks them with its own hello. With real
+//! TLS at both ends and the default replay budget no call is lost, and no client's hello takes an endpoint away from
+//! others.
 
 #![allow(
     clippy::unwrap_used,
@@ -28,7 +29,7 @@ use serde_json::Value;
 
 const CALLS: usize = 300;
 
-/// A service of real TLS endpoints, and a client that believes them.
+/// A service with real TLS endpoints, and a client that trusts them.
 struct World {
     client: Arc<ClientConfig>,
     server: Arc<ServerConfig>,
@@ -40,13 +41,13 @@ impl World {
         World { client, server }
     }
 
-    /// Serves TLS, and says `hi` to whoever has made its handshake.
+    /// An endpoint that serves TLS and sends `hi` after the handshake.
     fn good(&self) -> Scripted {
         let server = Arc::clone(&self.server);
         Scripted::unread(move |stream| greet(&server, stream))
     }
 
-    /// The same, but for hellos that have this mark: those it ends without a word.
+    /// The same, but it closes without an answer on hellos with this mark.
     fn touchy(&self) -> Scripted {
         let server = Arc::clone(&self.server);
         Scripted::unread(move |stream| {
@@ -95,9 +96,9 @@ fn addresses(endpoints: &[Scripted]) -> Vec<SocketAddr> {
     endpoints.iter().map(Scripted::address).collect()
 }
 
-/// What `/services` says of an endpoint.
+/// An endpoint's entry in `/services`.
 #[track_caller]
-fn shown(gateway: &Gateway, path: &str, endpoint: SocketAddr) -> Value {
+fn entry(gateway: &Gateway, path: &str, endpoint: SocketAddr) -> Value {
     let page = gateway.admin("GET", path).json();
     let service = if page["items"].is_array() { &page["items"][0] } else { &page };
     let endpoints = service["endpoints"].as_array().unwrap_or_else(|| panic!("{page}"));
@@ -105,7 +106,7 @@ fn shown(gateway: &Gateway, path: &str, endpoint: SocketAddr) -> Value {
     own.unwrap_or_else(|| panic!("{endpoint} in {page}")).clone()
 }
 
-/// 300 of 300 with 2, 3 and 10 endpoints of which one or two accept and close.
+/// Asserts 300 answers to 300 calls with 2, 3 and 10 endpoints, one or two of which accept and close.
 #[track_caller]
 fn all_are_answered(balance: &str) {
     let world = World::new();
@@ -142,8 +143,7 @@ fn demotion_loses_no_call_of_source_hash() {
     all_are_answered(POLICIES[3]);
 }
 
-/// Where three attempts cannot suffice at first, each call that fails teaches three endpoints: whether they close or
-/// refuse.
+/// If three attempts are not enough at first, each failed call demotes three endpoints, whether they close or refuse.
 #[test]
 fn demotion_learns_three_bad_endpoints_per_failed_call() {
     let world = World::new();
@@ -165,7 +165,7 @@ fn demotion_learns_three_bad_endpoints_per_failed_call() {
     }
 }
 
-/// A connection takes one turn, however many endpoints it tries: each of two endpoints begins half of the calls.
+/// A connection takes one turn regardless of its attempts: each of two endpoints is the first of half of the calls.
 #[test]
 fn round_robin_retries_do_not_consume_turns() {
     let world = World::new();
@@ -177,15 +177,15 @@ fn round_robin_retries_do_not_consume_turns() {
     assert_eq!(endpoints.each_ref().map(Scripted::accepted), [50, 100]);
 }
 
-/// Sends a hello that touchy endpoints reset, and leaves with the first byte of an answer or without any.
+/// Sends a hello that touchy endpoints reset, and closes at the first byte of an answer or without one.
 fn send_broken(source: IpAddr, gateway: &Gateway) {
     let mut client = dial_from(source, gateway.address());
     client.write_all(&Hello::new(HOST).and(alpn(&[MARK])).bytes()).unwrap();
     let _answer = client.read(&mut [0]);
 }
 
-/// Whatever one client sends, from the same address as others or from another, and whether all endpoints dislike it
-/// or one alone: the others' calls go on to all of them.
+/// A client's hellos, from the same address as others or another one, rejected by all endpoints or by one, do not
+/// affect the calls of others.
 #[test]
 fn demotion_cannot_be_steered_by_a_hostile_client() {
     let world = World::new();
@@ -224,8 +224,8 @@ fn demotion_cannot_be_steered_by_a_hostile_client() {
     }
 }
 
-/// An alert to the gateway's own hello counts neither for nor against an endpoint: it is last for the source whose
-/// hello it turned away, and for nobody else.
+/// An alert to the gateway's own hello does not count. The endpoint is demoted for the source whose hello it rejected,
+/// and for no other.
 #[test]
 fn demotion_by_alert_is_per_source_and_ignores_alerts_to_own_hello() {
     let world = World::new();
@@ -233,21 +233,23 @@ fn demotion_by_alert_is_per_source_and_ignores_alerts_to_own_hello() {
     let gateway = world.gateway("round_robin", &addresses(&endpoints), "");
     let alerts = endpoints[0].address();
     assert!((0..40).all(|_| world.call(&gateway)));
-    until("its own hello met with an alert", || shown(&gateway, "/services", alerts)["own_hello"] == "alert");
+    until("the endpoint has answered the gateway's own hello with an alert", || {
+        entry(&gateway, "/services", alerts)["own_hello"] == "alert"
+    });
     let explained = |source: IpAddr| {
-        shown(&gateway, &format!("/explain?sni={HOST}&from={source}"), alerts)["demoted"].as_bool().unwrap()
+        entry(&gateway, &format!("/explain?sni={HOST}&from={source}"), alerts)["demoted"].as_bool().unwrap()
     };
     assert!(explained(NEIGHBOUR) && !explained(STRANGER));
-    let page = shown(&gateway, "/services", alerts);
+    let page = entry(&gateway, "/services", alerts);
     assert_eq!((&page["demoted"], &page["healthy"]), (&false.into(), &true.into()), "{page}");
     assert_eq!(gateway.metrics().sum("isthmus_endpoints_failing", &[]), 0.0);
-    // A second source has met the same: then it is so for all.
+    // A second source with the same result: demoted for all.
     assert!((0..40).all(|_| world.call_from(STRANGER, &gateway)));
-    assert!(shown(&gateway, "/services", alerts)["demoted"] == true);
+    assert!(entry(&gateway, "/services", alerts)["demoted"] == true);
     assert_eq!(gateway.metrics().sum("isthmus_ejections_total", &[]), 0.0);
 }
 
-/// What does not answer the gateway's own hello is last for all, then ejected; and has its turn again once it answers.
+/// An endpoint that does not answer the gateway's own hello is demoted for all, then ejected, and returns once it answers.
 #[test]
 fn demotion_by_unanswered_own_hello_ejects_until_answered() {
     let world = World::new();
@@ -264,29 +266,29 @@ fn demotion_by_unanswered_own_hello_ejects_until_answered() {
     until("the endpoint fails the gateway's own hello", || {
         gateway.metrics().sum("isthmus_endpoints_failing", &[]) == 1.0
     });
-    let page = shown(&gateway, "/services", ill.address());
+    let page = entry(&gateway, "/services", ill.address());
     assert_eq!(page["demoted"], true, "{page}");
-    // Closed before all was read, which the kernel may tell as a reset.
+    // Closed with unread bytes, which the kernel may report as a reset.
     assert!(page["own_hello"] == "closed" || page["own_hello"] == "reset", "{page}");
     let status = gateway.admin("GET", "/status").json();
     assert_eq!(status["endpoints_failing"], 1, "{status}");
     until("the endpoint is ejected", || gateway.metrics().sum("isthmus_ejections_total", &[]) == 1.0);
-    assert_eq!(shown(&gateway, "/services", ill.address())["healthy"], false);
+    assert_eq!(entry(&gateway, "/services", ill.address())["healthy"], false);
     is_well.store(true, SeqCst);
-    until("it has its turn again", || {
+    until("the endpoint is no longer demoted", || {
         assert!(world.call(&gateway));
-        let page = shown(&gateway, "/services", ill.address());
+        let page = entry(&gateway, "/services", ill.address());
         page["healthy"] == true && page["demoted"] == false
     });
     assert_eq!(gateway.metrics().sum("isthmus_endpoints_failing", &[]), 0.0);
     let before = ill.accepted();
-    until("calls come to it", || {
+    until("calls reach the endpoint", || {
         assert!(world.call(&gateway));
         ill.accepted() > before
     });
 }
 
-/// The gateway's own hello is one that any TLS server understands, with the service's name.
+/// The gateway's own hello is valid for any TLS server and carries the service's name.
 #[test]
 fn own_hello_is_a_complete_client_hello_with_service_sni() {
     let world = World::new();
@@ -299,17 +301,17 @@ fn own_hello_is_a_complete_client_hello_with_service_sni() {
     let ours = hello(&name);
     let mut client = dial_from(NEIGHBOUR, gateway.address());
     client.write_all(&ours).unwrap();
-    // Refused until it is this endpoint's turn.
+    // Refused until this endpoint has its turn.
     let mut first = sent.accept();
     assert_eq!(read_exactly(&mut first, ours.len()), ours);
     drop(first);
     let mut own = sent.accept();
     let own = read_hello(&mut own).unwrap();
     assert_ne!(own, ours);
-    assert!(own.windows(name.len()).any(|window| window == name.as_bytes()), "the name is in it");
+    assert!(own.windows(name.len()).any(|window| window == name.as_bytes()), "the hello lacks the name");
 }
 
-/// An only endpoint is neither demoted nor asked.
+/// An only endpoint is neither demoted nor checked.
 #[test]
 fn demotion_spares_an_only_endpoint() {
     let world = World::new();
@@ -319,7 +321,7 @@ fn demotion_spares_an_only_endpoint() {
         let mut client = dial_from(NEIGHBOUR, gateway.address());
         client.write_all(&hello(HOST)).unwrap();
         assert_eq!(rest(&mut client).0, alert(80));
-        assert_eq!(bad.accepted(), round, "the gateway sends no hello of its own");
+        assert_eq!(bad.accepted(), round, "the gateway has sent its own hello");
     }
     assert_eq!(gateway.metrics().sum("isthmus_demotions_total", &[]), 0.0);
 }

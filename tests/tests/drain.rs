@@ -1,5 +1,5 @@
-//! The end of a gateway: SIGTERM and its windows, a second signal, kill -9 and a start on the same ports.
-//! Row 10.
+//! The end of a gateway: SIGTERM and the drain windows, a second signal, SIGKILL, and a restart on the same ports.
+//! Row 10 of the hazards.
 
 #![allow(
     clippy::unwrap_used,
@@ -53,7 +53,7 @@ fn drain_of_idle_gateway_accepts_for_its_delay_then_exits() {
     assert!(gateway.is_ready());
     let started = Instant::now();
     gateway.signal(Signal::TERM);
-    until("it is not ready", || !gateway.is_ready());
+    until("the gateway is not ready", || !gateway.is_ready());
     let unready = started.elapsed();
     throughout(Duration::from_millis(1_200), "it still accepts", || serves(gateway.address()));
     assert_eq!(http::ask(gateway.at("health"), "GET", "/healthz/live").status, 200);
@@ -67,7 +67,7 @@ fn drain_of_idle_gateway_accepts_for_its_delay_then_exits() {
     assert!(took > Duration::from_millis(1_900) && took < Duration::from_secs(6), "{took:?}");
 }
 
-/// Talks until the gateway ends the connection; tells when and how, from the signal on.
+/// Sends traffic until the gateway closes the connection; returns how long after the signal, and how it ended.
 fn talk(mut client: TcpStream, since: Instant) -> (Duration, End) {
     loop {
         let talked = client.write_all(b"ping").and_then(|()| {
@@ -92,7 +92,7 @@ fn drain_closes_idle_connections_first_without_reset() {
     let busy: Vec<TcpStream> = (0..8).map(|_| open(gateway.address())).collect();
     let started = Instant::now();
     let busy: Vec<_> = busy.into_iter().map(|client| thread::spawn(move || talk(client, started))).collect();
-    // Some time of silence, so that it is known who is idle.
+    // A pause, so that idle connections are recognized.
     throughout(Duration::from_secs(2), "nothing ends", || gateway.log().lines().is_empty());
     let signal = Instant::now();
     let offset = signal.duration_since(started);
@@ -128,13 +128,13 @@ fn drain_closes_idle_connections_first_without_reset() {
     assert_eq!(drained, 48, "{:?}", gateway.log().lines());
 }
 
-/// Peers that ignore the FIN do not hold it up.
+/// Peers that ignore the FIN do not delay the exit.
 #[test]
 fn drain_deadline_closes_remaining_connections() {
     let _alone = alone();
     let server = Scripted::new(|mut stream, _| {
         let _gone = stream.write_all(b"+");
-        // It hears the FIN, and keeps its side open.
+        // It sees the FIN and keeps its side open.
         let _bytes = rest(&mut stream);
         thread::park_timeout(Duration::from_secs(20));
     });
@@ -146,10 +146,10 @@ fn drain_deadline_closes_remaining_connections() {
     gateway.signal(Signal::TERM);
     let status = gateway.wait_end();
     let took = started.elapsed();
-    figure!("20 connections whose peers ignore the FIN, drain 1 s + 3 s: ended after {took:?}");
+    figure!("20 connections whose peers ignore the FIN, drain 1 s + 3 s: exited after {took:?}");
     assert!(status.success(), "{status}");
-    assert!(took < Duration::from_millis(5_500), "forced at its end ± 1 s: {took:?}");
-    assert_eq!(gateway.log().lines().len(), 20, "each has its line");
+    assert!(took < Duration::from_millis(5_500), "not closed at the deadline ± 1 s: {took:?}");
+    assert_eq!(gateway.log().lines().len(), 20, "log lines");
     drop(clients);
 }
 
@@ -159,7 +159,7 @@ fn drain_ends_with_the_last_connection() {
     let client = open(gateway.address());
     let started = Instant::now();
     gateway.signal(Signal::TERM);
-    until("it is not ready", || !gateway.is_ready());
+    until("the gateway is not ready", || !gateway.is_ready());
     drop(client);
     assert!(gateway.wait_end().success());
     let took = started.elapsed();
@@ -172,13 +172,13 @@ fn second_signal_exits_at_once() {
         let (mut gateway, _server) = world("accept_for: 60s, window: 60s");
         let mut client = open(gateway.address());
         gateway.signal(Signal::TERM);
-        until("it is not ready", || !gateway.is_ready());
+        until("the gateway is not ready", || !gateway.is_ready());
         echo(&mut client, b"still here");
         let started = Instant::now();
         gateway.signal(second);
         let status = gateway.wait_end();
         let took = started.elapsed();
-        figure!("a second signal: ended after {took:?} with {status}");
+        figure!("a second signal: exited after {took:?} with {status}");
         assert!(took < Duration::from_secs(3), "{took:?}");
         assert_ne!(rest(&mut client).1, End::Open);
         gateway.log().wait("the cut connection", |line| line.reason() == "shutdown");
@@ -192,7 +192,7 @@ fn drain_by_http_equals_drain_by_signal() {
     assert!(gateway.is_ready());
     let answer = http::ask(gateway.at("admin"), "POST", "/drain");
     assert!((200..300).contains(&answer.status), "{answer:?}");
-    until("it is not ready", || !ready(&gateway));
+    until("the gateway is not ready", || !ready(&gateway));
     assert!(gateway.wait_end().success());
 }
 
@@ -201,7 +201,7 @@ fn ready(gateway: &Gateway) -> bool {
         .is_ok_and(|answer| answer.status == 200)
 }
 
-/// Clients that the kernel had accepted when the gateway stopped accepting are served, not reset.
+/// Clients in the accept queue when the gateway stops accepting are served, not reset.
 #[test]
 fn drain_serves_clients_in_the_accept_queue() {
     let _alone = alone();
@@ -222,7 +222,7 @@ fn drain_serves_clients_in_the_accept_queue() {
     assert!(gateway.wait_end().success());
 }
 
-/// Clients that come all the time see service or a closed port, never a reset.
+/// Continuously arriving clients are served or see a closed port, never a reset.
 #[test]
 fn drain_never_resets_arriving_clients() {
     let _alone = alone();
@@ -262,7 +262,7 @@ fn drain_never_resets_arriving_clients() {
     });
     figure!("clients arriving through a drain: {served} served, {resets} reset");
     assert!(served > 50);
-    // The one moment between the last accept and the close of the socket cannot be shut out.
+    // A client between the last accept and the close of the socket is unavoidable.
     assert!(resets <= 2, "{resets} resets");
 }
 
@@ -280,10 +280,10 @@ fn gateway_restarts_on_its_ports_after_sigkill() {
     let again = setup.ports_of(&gateway).start();
     assert_eq!(again.addresses(), gateway.addresses());
     echo(&mut open(again.address()), b"again");
-    figure!("killed, and serving again on the same ports after {:?}", started.elapsed());
+    figure!("killed, serving again on the same ports after {:?}", started.elapsed());
 }
 
-/// A port that somebody else has is a failed start, not a gateway that listens elsewhere.
+/// A port in use makes the start fail; the gateway does not listen elsewhere.
 #[test]
 fn second_gateway_on_the_same_port_fails_to_start() {
     let (gateway, server) = world("window: 1s");
@@ -304,9 +304,9 @@ fn second_gateway_on_the_same_port_fails_to_start() {
     }
     let output = child.wait_with_output().unwrap();
     let said = String::from_utf8_lossy(&output.stderr);
-    assert!(ended, "a second gateway runs on the same ports: {said}");
+    assert!(ended, "a second gateway is running on the same ports: {said}");
     assert_eq!(output.status.code(), Some(1), "{said}");
-    assert!(serves(gateway.address()), "the first one goes on");
+    assert!(serves(gateway.address()), "the first gateway no longer serves");
     let mut client = dial(gateway.address());
     client.write_all(&hello(HOST)).unwrap();
     assert_eq!(read_exactly(&mut client, 1), b"+");

@@ -1,5 +1,5 @@
-//! Until the server's first byte a connection can move to another endpoint, and the client sees nothing of
-//! it. What may move, what must not, and what it costs whom. Row 8 of the hazards.
+//! Failover: until the server's first byte a connection can move to another endpoint, unseen by the client. Covers
+//! which connections move, which must not, and the replay budgets. Row 8 of the hazards.
 
 #![allow(
     clippy::unwrap_used,
@@ -24,18 +24,18 @@ use isthmus_tests::wait::{throughout, until};
 use socket2::{Domain, Socket, Type};
 
 const HOST: &str = "web.example";
-/// Replays without end, and endpoints that keep their places.
+/// Unlimited replays and no demotion.
 const REPLAYS: &str = "upstream: { demotion: off, replay: { ratio: 1, burst: 1000, source_share: 1 } }";
 
 fn gateway(endpoints: &[SocketAddr], more: &str) -> Gateway {
     Setup::new(service(HOST, &["balance: round_robin"], endpoints)).with(more).start()
 }
 
-/// One served call: greeted by `+`, echoed, ended by the client; tells its log line.
+/// Makes one call: greeted by `+`, echoed, closed by the client; returns its log line.
 #[track_caller]
 fn call(gateway: &Gateway, hello: &[u8]) -> Line {
     let mut client = send(gateway.address(), hello);
-    assert_eq!(read_exactly(&mut client, 1), b"+", "the client must see nothing of a failover");
+    assert_eq!(read_exactly(&mut client, 1), b"+", "a failover is invisible to the client");
     echo(&mut client, b"ping");
     let peer = client.local_addr().unwrap();
     client.shutdown(Shutdown::Write).unwrap();
@@ -43,7 +43,7 @@ fn call(gateway: &Gateway, hello: &[u8]) -> Line {
     gateway.log().of(peer)
 }
 
-/// The log line of a client that leaves now.
+/// Closes a client and returns its log line.
 #[track_caller]
 fn line_of(gateway: &Gateway, client: TcpStream) -> Line {
     let peer = client.local_addr().unwrap();
@@ -51,9 +51,9 @@ fn line_of(gateway: &Gateway, client: TcpStream) -> Line {
     gateway.log().of(peer)
 }
 
-/// Calls until `bad` has been tried some times; each call is served by `good`, with the hello sent once.
+/// Makes calls until `bad` has been tried several times; `good` serves each call and gets its hello once.
 #[track_caller]
-fn moves(what: &str, bad: &Scripted) {
+fn assert_fails_over(what: &str, bad: &Scripted) {
     let good = Scripted::echo(b"+");
     let gateway = gateway(&[bad.address(), good.address()], REPLAYS);
     let hello = hello(HOST);
@@ -65,9 +65,9 @@ fn moves(what: &str, bad: &Scripted) {
         moved += usize::from(line.number("attempts") == 2);
     }
     assert!(moved >= 2, "{what}: the bad endpoint was tried {moved} times");
-    assert_eq!(bad.accepted(), moved, "{what}: once for each call that moved");
-    assert!(bad.hellos().iter().all(|sent| *sent == hello), "{what}: the bad endpoint got other bytes");
-    assert_eq!(good.hellos(), vec![hello; 8], "{what}: the good endpoint gets each hello exactly once");
+    assert_eq!(bad.accepted(), moved, "{what}: connections to the bad endpoint");
+    assert!(bad.hellos().iter().all(|sent| *sent == hello), "{what}: the bad endpoint received other bytes");
+    assert_eq!(good.hellos(), vec![hello; 8], "{what}: the good endpoint receives each hello once");
     figure!("{what}: 8 calls served, {moved} of them moved");
 }
 
@@ -104,7 +104,7 @@ fn failover_from_connect_timeout() {
 
 #[test]
 fn failover_from_close_after_reading() {
-    moves("close after the hello", &Scripted::new(|stream, _| drop(stream)));
+    assert_fails_over("close after the hello", &Scripted::new(|stream, _| drop(stream)));
 }
 
 #[test]
@@ -120,7 +120,7 @@ fn failover_from_close_without_reading() {
 
 #[test]
 fn failover_from_reset() {
-    moves("reset after the hello", &Scripted::new(|stream, _| reset(stream)));
+    assert_fails_over("reset after the hello", &Scripted::new(|stream, _| reset(stream)));
 }
 
 #[test]
@@ -129,13 +129,13 @@ fn failover_from_half_close() {
         stream.shutdown(Shutdown::Write).unwrap();
         let _rest = rest(&mut stream);
     });
-    moves("half-close after the hello", &half);
+    assert_fails_over("half-close after the hello", &half);
 }
 
 #[test]
 fn failover_on_fatal_alert_80_or_112() {
-    moves("fatal alert 80", &Scripted::alerting(80));
-    moves("fatal alert 112", &Scripted::alerting(112));
+    assert_fails_over("fatal alert 80", &Scripted::alerting(80));
+    assert_fails_over("fatal alert 112", &Scripted::alerting(112));
 }
 
 #[test]
@@ -146,7 +146,7 @@ fn failover_on_fragmented_alert() {
             std::thread::yield_now();
         }
     });
-    moves("fatal alert 112, byte by byte", &bad);
+    assert_fails_over("fatal alert 112, byte by byte", &bad);
 }
 
 #[test]
@@ -155,12 +155,12 @@ fn failover_on_alert_with_connection_left_open() {
         let _gone = stream.write_all(&alert(80));
         let _rest = rest(&mut stream);
     });
-    moves("fatal alert 80, connection left open", &bad);
+    assert_fails_over("fatal alert 80, connection left open", &bad);
 }
 
-/// What an endpoint says passes verbatim, and nobody else is asked.
+/// Asserts that an endpoint's first bytes are forwarded unchanged and no other endpoint is tried.
 #[track_caller]
-fn passes(what: &str, said: &'static [u8]) {
+fn assert_forwarded(what: &str, said: &'static [u8]) {
     let bad = move || {
         Scripted::new(move |mut stream, _| {
             let _gone = stream.write_all(said);
@@ -176,27 +176,27 @@ fn passes(what: &str, said: &'static [u8]) {
         assert_eq!(line.number("attempts"), 1, "{what}: {line:?}");
         assert_eq!(endpoints[0].accepted() + endpoints[1].accepted(), round, "{what}");
     }
-    figure!("{what}: passed on verbatim, no second attempt");
+    figure!("{what}: forwarded unchanged, no second attempt");
 }
 
 #[test]
 fn no_failover_on_other_alerts() {
-    passes("fatal alert 40", &[21, 3, 3, 0, 2, 2, 40]);
-    passes("fatal alert 116", &[21, 3, 3, 0, 2, 2, 116]);
-    passes("warning 112", &[21, 3, 3, 0, 2, 1, 112]);
-    passes("a record of 3 bytes that begins like alert 80", &[21, 3, 3, 0, 3, 2, 80, 0]);
+    assert_forwarded("fatal alert 40", &[21, 3, 3, 0, 2, 2, 40]);
+    assert_forwarded("fatal alert 116", &[21, 3, 3, 0, 2, 2, 116]);
+    assert_forwarded("warning 112", &[21, 3, 3, 0, 2, 1, 112]);
+    assert_forwarded("a record of 3 bytes with the prefix of alert 80", &[21, 3, 3, 0, 3, 2, 80, 0]);
 }
 
 #[test]
 fn no_failover_after_first_byte() {
-    passes("one byte of a handshake record", &[22]);
-    passes("half a handshake record", &[22, 3, 3, 0, 90, 2, 0, 0]);
-    passes("plain text", b"HTTP/1.1 400 Bad Request\r\n\r\n");
+    assert_forwarded("one byte of a handshake record", &[22]);
+    assert_forwarded("half a handshake record", &[22, 3, 3, 0, 90, 2, 0, 0]);
+    assert_forwarded("plain text", b"HTTP/1.1 400 Bad Request\r\n\r\n");
 }
 
 #[test]
 fn no_failover_after_half_an_alert() {
-    passes("half an alert", &[21, 3, 3, 0, 2]);
+    assert_forwarded("half an alert", &[21, 3, 3, 0, 2]);
 }
 
 #[test]
@@ -214,7 +214,7 @@ fn failover_forwards_last_alert_when_all_endpoints_fail() {
         assert_eq!(gateway.metrics().sum("isthmus_attempts_failed_total", &failed), 3.0);
         let mut asked: Vec<_> = endpoints.iter().map(Scripted::accepted).collect();
         asked.sort_unstable();
-        assert_eq!(asked, [0, 1, 1, 1], "three different endpoints are asked");
+        assert_eq!(asked, [0, 1, 1, 1], "three different endpoints are tried");
         let hellos: Vec<_> = endpoints.iter().flat_map(Scripted::hellos).collect();
         assert_eq!(hellos, vec![hello; 3]);
     }
@@ -232,7 +232,7 @@ fn failover_tries_an_only_endpoint_once() {
 
 #[test]
 fn upstream_rejected_is_logged_whichever_side_closes_first() {
-    // The client closes first: the endpoint waits for it.
+    // The client closes first; the endpoint waits for that.
     let bad = Scripted::new(|mut stream, _| {
         let _gone = stream.write_all(&alert(112));
         let _rest = rest(&mut stream);
@@ -279,12 +279,12 @@ fn connect_total_timeout_bounds_all_attempts() {
     assert!(took > Duration::from_millis(2_900) && took < Duration::from_millis(5_500), "{took:?}");
     let line = line_of(&gateway, client);
     assert_eq!((line.reason(), line.number("attempts")), ("connect_timeout", 2), "{line:?}");
-    figure!("three black holes, 2 s each, 3 s together: given up after {took:?}");
+    figure!("three black holes, 2 s each, 3 s in total: failed after {took:?}");
 }
 
-/// A first endpoint that closes: with these bytes the connection must end with it.
+/// Asserts that a connection with these bytes ends when its first endpoint closes.
 #[track_caller]
-fn stays(what: &str, hello: &[u8], more: &[u8]) {
+fn assert_no_failover(what: &str, hello: &[u8], more: &[u8]) {
     let first = Endpoint::new();
     let second = Endpoint::new();
     let gateway = gateway(&[first.address(), second.address()], REPLAYS);
@@ -300,14 +300,14 @@ fn stays(what: &str, hello: &[u8], more: &[u8]) {
     assert!(answer.is_empty() || answer == alert(80), "{what}: {answer:?}");
     let line = line_of(&gateway, client);
     assert_eq!(line.number("attempts"), 1, "{what}: {line:?}");
-    assert!(other.is_untouched(), "{what}: another endpoint was asked");
+    assert!(other.is_untouched(), "{what}: another endpoint was tried");
     figure!("{what}: not replayed, {} at the client, reason {}", answer.len(), line.reason());
 }
 
-/// The connection that one of two endpoints gets, and the other endpoint.
+/// Accepts a connection on one of two endpoints; also returns the other endpoint.
 fn either<'a>(one: &'a Endpoint, two: &'a Endpoint) -> (TcpStream, &'a Endpoint) {
     let mut found = None;
-    until("an endpoint is asked", || {
+    until("an endpoint is tried", || {
         for (own, other) in [(one, two), (two, one)] {
             if let Some(stream) = own.waiting() {
                 found = Some((stream, other));
@@ -322,13 +322,13 @@ fn either<'a>(one: &'a Endpoint, two: &'a Endpoint) -> (TcpStream, &'a Endpoint)
 #[test]
 fn no_failover_with_early_data_or_bytes_after_hello() {
     let early = Hello::new(HOST).and((42, Vec::new())).bytes();
-    stays("early data offered", &early, b"");
-    stays("early data sent", &early, &[23, 3, 3, 0, 4, 1, 2, 3, 4]);
-    stays("bytes after the hello", &hello(HOST), &[20, 3, 3, 0, 1, 1]);
-    stays("one byte after the hello", &hello(HOST), &[20]);
+    assert_no_failover("early data offered", &early, b"");
+    assert_no_failover("early data sent", &early, &[23, 3, 3, 0, 4, 1, 2, 3, 4]);
+    assert_no_failover("bytes after the hello", &hello(HOST), &[20, 3, 3, 0, 1, 1]);
+    assert_no_failover("one byte after the hello", &hello(HOST), &[20]);
 }
 
-/// An endpoint whose side takes a few KiB and no more until it reads.
+/// An endpoint with a receive buffer of a few KiB.
 fn small() -> (TcpListener, SocketAddr) {
     let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
     socket.set_recv_buffer_size(4096).unwrap();
@@ -341,7 +341,7 @@ fn small() -> (TcpListener, SocketAddr) {
 
 const SMALL: &str = "tcp: { send_buffer: 4KiB }";
 
-/// A part of the first flight has been taken when the endpoint resets: that is no refusal.
+/// A reset after a part of the first flight was received is not a refused connection.
 #[test]
 fn no_failover_after_partial_early_data() {
     let (first, address) = small();
@@ -351,7 +351,7 @@ fn no_failover_after_partial_early_data() {
     for _ in 0..4 {
         let mut client = send(gateway.address(), &early);
         let mut server = None;
-        until("an endpoint is asked", || {
+        until("an endpoint is tried", || {
             first.set_nonblocking(true).unwrap();
             server = first.accept().ok();
             server.is_some() || !second.is_untouched()
@@ -362,11 +362,11 @@ fn no_failover_after_partial_early_data() {
         assert_eq!(rest(&mut client), (Vec::new(), End::Reset));
         let line = line_of(&gateway, client);
         assert_eq!((line.number("attempts"), line.reason()), (1, "upstream_rejected"), "{line:?}");
-        assert!(second.is_untouched(), "another endpoint was asked");
+        assert!(second.is_untouched(), "another endpoint was tried");
     }
 }
 
-/// An endpoint that accepts, and is slow to read a large hello: it is connected.
+/// An endpoint that accepts and reads a large hello slowly counts as connected.
 #[test]
 fn slow_reading_endpoint_counts_as_connected() {
     let (slow, address) = small();
@@ -378,13 +378,13 @@ fn slow_reading_endpoint_counts_as_connected() {
     client.set_nonblocking(true).unwrap();
     throughout(Duration::from_secs(1), "the client waits", || client.peek(&mut [0]).is_err());
     client.set_nonblocking(false).unwrap();
-    assert!(is_healthy(&gateway, address), "a client can eject it");
+    assert!(is_healthy(&gateway, address), "a client has ejected the endpoint");
     assert_eq!(read_hello(&mut server).unwrap(), hello);
     server.write_all(b"+").unwrap();
     assert_eq!(read_exactly(&mut client, 1), b"+");
 }
 
-/// An endpoint that refused has got no byte: nothing is replayed when the next one gets them all.
+/// A refusing endpoint has received no byte, so sending all bytes to the next one is not a replay.
 #[test]
 fn failover_from_refusal_moves_early_data() {
     let good = Endpoint::new();
@@ -410,14 +410,14 @@ fn no_failover_after_later_client_bytes() {
     let (mut server, other) = either(&first, &second);
     read_hello(&mut server).unwrap();
     client.write_all(b"more").unwrap();
-    // Forwarded although the server has said nothing.
+    // Forwarded before the server's first byte.
     assert_eq!(read_exactly(&mut server, 4), b"more");
     drop(server);
     let (answer, end) = rest(&mut client);
     assert!(answer.is_empty() && end != End::Open, "{answer:?} {end:?}");
     assert!(other.is_untouched());
     let line = line_of(&gateway, client);
-    assert!(line.0["first_byte_ms"].is_null(), "the server never said a byte: {line:?}");
+    assert!(line.0["first_byte_ms"].is_null(), "there was no first byte: {line:?}");
 }
 
 #[test]
@@ -477,7 +477,7 @@ fn half_closed_client_is_served() {
         let mut client = send(gateway.address(), &hello(HOST));
         client.shutdown(Shutdown::Write).unwrap();
         let (mut server, _) = good.take();
-        assert_eq!(server.read(&mut [0]).unwrap(), 0, "the FIN is passed on");
+        assert_eq!(server.read(&mut [0]).unwrap(), 0, "the FIN is forwarded");
         server.write_all(b"answer").unwrap();
         drop(server);
         assert_eq!(rest(&mut client), (b"answer".to_vec(), End::Fin));
@@ -494,7 +494,7 @@ fn failover_for_half_closed_client() {
         client.shutdown(Shutdown::Write).unwrap();
         let (mut server, got) = good.take();
         assert_eq!(read_hello(&mut got.as_slice()).unwrap(), got);
-        assert_eq!(server.read(&mut [0]).unwrap(), 0, "the FIN is passed on");
+        assert_eq!(server.read(&mut [0]).unwrap(), 0, "the FIN is forwarded");
         server.write_all(b"answer").unwrap();
         drop(server);
         assert_eq!(rest(&mut client), (b"answer".to_vec(), End::Fin));
@@ -502,7 +502,7 @@ fn failover_for_half_closed_client() {
     assert!(bad.accepted() >= 1);
 }
 
-/// Calls against endpoints that all reject; tells how many extra endpoints were asked.
+/// Makes calls against endpoints that all reject; returns the number of replays.
 fn replays(gateway: &Gateway, source: &str, calls: usize) -> u64 {
     let source: IpAddr = source.parse().unwrap();
     (0..calls)
@@ -525,7 +525,7 @@ fn replay_budget_limits_a_service() {
     assert_eq!(spent, 5);
 }
 
-/// It is the client's connection that earns, not each of its attempts.
+/// Each connection of a client adds to the budget, not each of its attempts.
 #[test]
 fn replay_budget_does_not_grow_by_replays() {
     let endpoints: Vec<_> = (0..3).map(|_| Scripted::alerting(80)).collect();
@@ -533,7 +533,7 @@ fn replay_budget_does_not_grow_by_replays() {
     let gateway = gateway(&addresses, "upstream: { replay: { ratio: 0.5, burst: 4, source_share: 1 } }");
     let spent: u64 = (1..=13).map(|source| replays(&gateway, &format!("127.0.0.{source}"), 1)).sum();
     figure!("burst 4, ratio 0.5: 13 rejected calls cost {spent} replays");
-    assert_eq!(spent, 10, "the burst, and half of one for each call after the first");
+    assert_eq!(spent, 10, "the burst, and 0.5 for each call after the first");
 }
 
 #[test]
@@ -547,7 +547,7 @@ fn replay_budget_limits_share_of_a_source() {
     assert_eq!((greedy, modest), (5, 4));
 }
 
-/// What `/services` says of an endpoint's health.
+/// An endpoint's health in `/services`.
 #[track_caller]
 fn is_healthy(gateway: &Gateway, endpoint: SocketAddr) -> bool {
     let answer = gateway.admin("GET", "/services");
@@ -558,7 +558,7 @@ fn is_healthy(gateway: &Gateway, endpoint: SocketAddr) -> bool {
     own.and_then(|one| one["healthy"].as_bool()).unwrap_or_else(|| panic!("{endpoint} in {page}"))
 }
 
-/// Whatever a client's hello is answered with, the endpoint stays as healthy as it was.
+/// No answer to a client's hello changes the endpoint's health.
 #[test]
 fn ejection_cannot_be_caused_by_a_client() {
     let moods: [fn(TcpStream); 4] = [
@@ -606,7 +606,7 @@ fn ejection_follows_refused_connections() {
     assert!(!is_healthy(&gateway, dead) && is_healthy(&gateway, good.address()));
 }
 
-/// Better one that may be dead than none.
+/// An endpoint that may be dead is better than none.
 #[test]
 fn ejected_endpoints_serve_as_last_resort() {
     let dead = [closed(), closed()];
@@ -633,7 +633,7 @@ fn ejected_endpoints_return() {
     let more = "upstream: { ejection: { failures: 1, base: 1s, max: 1s, max_percent: 50 } }";
     let gateway = gateway(&[address, good.address()], more);
     let hello = hello(HOST);
-    until("the dead one is tried", || call(&gateway, &hello).number("attempts") == 2);
+    until("the dead endpoint is tried", || call(&gateway, &hello).number("attempts") == 2);
     let back = Scripted::echo_at(Endpoint::at(address), b"+");
     until("the ejected endpoint serves again", || {
         call(&gateway, &hello).text("endpoint") == back.address().to_string()
@@ -652,7 +652,7 @@ fn attempts_1_disables_failover() {
     });
 }
 
-/// The same with a policy and weights.
+/// A gateway with a balancing policy and weights.
 fn weighted(balance: &str, endpoints: &[(SocketAddr, u16)]) -> Gateway {
     let endpoints: Vec<_> = endpoints
         .iter()
@@ -677,7 +677,7 @@ fn round_robin_follows_weights_exactly() {
     }
 }
 
-/// Nor as the last resort: it was drained on purpose.
+/// Not even as a last resort: weight 0 drains on purpose.
 #[test]
 fn weight_0_endpoint_gets_no_connection() {
     for balance in ["round_robin", "least_connections", "random", "source_hash"] {
@@ -690,11 +690,11 @@ fn weight_0_endpoint_gets_no_connection() {
         let gateway = weighted(balance, &[(drained.address(), 0), (closed(), 1)]);
         let mut client = send(gateway.address(), &hello(HOST));
         assert_eq!(rest(&mut client), (alert(80), End::Fin), "{balance}");
-        assert_eq!(drained.accepted(), 0, "{balance}: it took over from one that refuses");
+        assert_eq!(drained.accepted(), 0, "{balance}: it took over from a refusing endpoint");
     }
 }
 
-/// Who serves each of 40 sources, asked twice.
+/// The endpoint of each of 40 sources, the same in two calls.
 #[track_caller]
 fn by_source(gateway: &Gateway) -> Vec<String> {
     let serve = |number: u8| {
@@ -706,7 +706,7 @@ fn by_source(gateway: &Gateway) -> Vec<String> {
     (1..=40)
         .map(|number| {
             let first = serve(number);
-            assert_eq!(serve(number), first, "a source stays where it is");
+            assert_eq!(serve(number), first, "a source keeps its endpoint");
             first
         })
         .collect()
@@ -731,7 +731,7 @@ fn source_hash_keeps_sources_on_their_endpoints() {
     let moved = before.iter().zip(&after).filter(|(before, after)| before != after).count();
     let had = before.iter().filter(|endpoint| **endpoint == gone).count();
     let used: std::collections::BTreeSet<_> = before.iter().collect();
-    figure!("source_hash: 40 sources on {} endpoints; one with {had} leaves, {moved} move", used.len());
+    figure!("source_hash: 40 sources on {} endpoints; one with {had} is removed, {moved} move", used.len());
     assert!(used.len() >= 3, "{used:?}");
-    assert_eq!(moved, had, "only those of the one that left");
+    assert_eq!(moved, had, "only sources of the removed endpoint move");
 }

@@ -1,5 +1,5 @@
-//! An address family that this machine cannot use: that is no lack of ports and no endpoint's fault. The other family
-//! is tried, and the one that is off comes last. Needs root, for namespaces.
+//! An address family that this machine cannot use is neither port exhaustion nor an endpoint's failure: the other
+//! family is tried, and the unusable one comes last. Requires root, for namespaces.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test")]
 
@@ -18,7 +18,7 @@ const HOST: &str = "both.example";
 const SIX: &str = "six.example";
 const CALLS: usize = 8;
 
-/// One byte of the answer to a hello with this name.
+/// The first byte of the answer to a hello with this name.
 fn ask(namespace: &Namespace, gateway: &Gateway, name: &'static str) -> (SocketAddr, Vec<u8>) {
     let address = gateway.address();
     inside(namespace.name(), move || {
@@ -35,9 +35,9 @@ fn ask(namespace: &Namespace, gateway: &Gateway, name: &'static str) -> (SocketA
 #[test]
 fn unusable_address_family_is_not_port_exhaustion_and_other_family_is_tried() {
     if !is_root() {
-        skip!("namespaces need root");
+        skip!("namespaces require root");
     }
-    // Switched off, EADDRNOTAVAIL; without a route, ENETUNREACH.
+    // Disabled: EADDRNOTAVAIL; without a route: ENETUNREACH.
     for switched_off in [true, false] {
         let namespace = match Namespace::new() {
             Ok(namespace) => namespace,
@@ -59,7 +59,7 @@ fn unusable_address_family_is_not_port_exhaustion_and_other_family_is_tried() {
             attempts.push(gateway.log().of(peer).number("attempts"));
         }
         figure!("IPv6 off ({switched_off}) or without a route: attempts of {CALLS} calls {attempts:?}");
-        assert!(attempts.iter().sum::<u64>() <= CALLS as u64 + 1, "it is learnt once: {attempts:?}");
+        assert!(attempts.iter().sum::<u64>() <= CALLS as u64 + 1, "the family is learnt once: {attempts:?}");
         let (peer, answer) = ask(&namespace, &gateway, SIX);
         assert_eq!(answer, alert(80));
         assert_eq!(gateway.log().of(peer).reason(), "connect_failed");

@@ -1,6 +1,6 @@
-//! `isthmus-bench hairpin`, as a user runs it: over legs of equal delay the direct way takes half of the
-//! detour's time and keeps the client's identity; Ctrl-C leaves nothing behind. Needs root, for namespaces
-//! and TUN devices, and HAProxy.
+//! `isthmus-bench hairpin` as a process: with links of equal delay the direct path takes half of the detour's time and
+//! keeps the client's identity, and Ctrl-C leaves nothing behind. Requires root, for namespaces and TUN devices, and
+//! HAProxy.
 
 #![allow(
     clippy::unwrap_used,
@@ -21,13 +21,13 @@ use isthmus_tests::{binary, figure, is_root, skip};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
-/// Why it cannot run here.
+/// The missing requirement, if any.
 fn missing() -> Option<&'static str> {
     let path = env::var_os("PATH").unwrap_or_default();
     let folders = env::split_paths(&path).chain(["/usr/sbin".into(), "/usr/local/sbin".into()]);
     let found = folders.map(|folder| folder.join("haproxy")).any(|file| file.is_file());
     if !is_root() {
-        Some("namespaces need root")
+        Some("namespaces require root")
     } else if !Path::new("/dev/net/tun").exists() {
         Some("there is no /dev/net/tun")
     } else if env::var_os("ISTHMUS_HAPROXY").is_none() && !found {
@@ -44,8 +44,8 @@ fn hairpin(arguments: &[&str]) -> Command {
     command
 }
 
-/// Delay dominates: one crossing of a link and back takes 40 ms, all that is computed a few. So the bound
-/// is about how often links are crossed.
+/// Delay dominates: a link's round trip takes 40 ms, all computation a few. The bound therefore tests the number of
+/// link crossings.
 #[test]
 fn hairpin_direct_path_halves_latency_and_keeps_client_identity() {
     if let Some(why) = missing() {
@@ -72,7 +72,10 @@ fn hairpin_direct_path_halves_latency_and_keeps_client_identity() {
         let (ratio, least) = (&figure(key)["ratio"], crossings * 40.0);
         figure!("{key}: direct/hairpin {ratio}");
         assert!(ratio.as_f64().unwrap() <= 0.55, "{said}");
-        assert!(figure(key)["direct"]["min"].as_f64().unwrap() >= least, "faster than the links: {said}");
+        assert!(
+            figure(key)["direct"]["min"].as_f64().unwrap() >= least,
+            "faster than the links allow: {said}"
+        );
         assert!(figure(key)["hairpin"]["min"].as_f64().unwrap() >= 2.0 * least, "{said}");
     }
     for key in ["cpu_connection_ingress", "cpu_gb_ingress"] {
@@ -100,7 +103,7 @@ fn hairpin_ctrl_c_stops_all_children() {
     assert!(first.starts_with("1 of 2000"), "{first}");
     let children = children_of(bench.id());
     assert_eq!(children.len(), 2, "the gateway and the ingress");
-    assert!(fs::read_dir(folder.path()).unwrap().count() > 0, "they have their files there");
+    assert!(fs::read_dir(folder.path()).unwrap().count() > 0, "no files of the gateway and the ingress");
 
     kill_process(Pid::from_child(&bench), Signal::INT).unwrap();
     assert_eq!(bench.wait().unwrap().code(), Some(1));

@@ -1,4 +1,4 @@
-//! Limits: of connections, of descriptors, and of who may say where a connection comes from. Row 3.
+//! Limits on connections and descriptors, and PROXY headers from trusted sources. Row 3 of the hazards.
 
 #![allow(
     clippy::unwrap_used,
@@ -30,7 +30,7 @@ fn flight() -> Vec<u8> {
     Hello::new(HOST).bytes()
 }
 
-/// Connects and is served.
+/// Opens a connection that must be served.
 #[track_caller]
 fn open(gateway: &Gateway) -> TcpStream {
     open_from(Ipv4Addr::LOCALHOST.into(), gateway)
@@ -93,36 +93,38 @@ fn limits_refuse_with_reason_and_release_on_close() {
             } else {
                 refused(&gateway, elsewhere, Some(80), what);
             }
-            // Those that are in stay in.
+            // Established connections stay open.
             clients.iter_mut().for_each(|client| echo(client, b"still here"));
             drop(clients);
-            until(&format!("{what}: round {round} is given back"), || {
+            until(&format!("{what}: round {round} is released"), || {
                 gateway.metrics().sum("isthmus_connections_active", &[]) < 0.5
             });
         }
-        figure!("{what}: 3 in, the 4th refused with alert 80, 20 times over");
+        figure!("{what}: 3 accepted, the 4th refused with alert 80, 20 times");
     }
 }
 
-/// A client that is refused for a limit has said nothing yet; those that never speak count as well.
+/// The limit applies before the hello, so silent connections count.
 #[test]
 fn silent_connections_count_towards_the_limit() {
     let server = Scripted::echo(b"+");
     let gateway =
         Setup::new(service(HOST, &[], &[server.address()])).with("limits: { connections: 5 }").start();
     let silent: Vec<TcpStream> = (0..5).map(|_| dial(gateway.address())).collect();
-    until("the silent ones are counted", || gateway.metrics().sum("isthmus_connections_active", &[]) > 4.5);
+    until("the silent connections are counted", || {
+        gateway.metrics().sum("isthmus_connections_active", &[]) > 4.5
+    });
     assert!(!serves(&gateway), "a sixth connection");
     drop(silent);
-    until("it serves again", || serves(&gateway));
+    until("the gateway serves again", || serves(&gateway));
 }
 
-/// Holds connections with most of a large hello each, and comes again wherever it was turned away.
+/// Holds connections with most of a large hello each, and reconnects after each refusal.
 fn hoard(gateway: &Gateway, source: IpAddr, count: usize, over: &AtomicBool) {
     let part = &Hello::new(HOST).padded_to(65_000).bytes()[..64_000];
     let come = || {
         let mut client = dial_from(source, gateway.address());
-        // It may be turned away before all is sent.
+        // The gateway may refuse before everything is sent.
         let _sent = client.write_all(part);
         client.set_nonblocking(true).unwrap();
         client
@@ -134,12 +136,12 @@ fn hoard(gateway: &Gateway, source: IpAddr, count: usize, over: &AtomicBool) {
         }
         let is_open = |client: &mut TcpStream| matches!(client.read(&mut [0; 64]), Err(error) if error.kind() == ErrorKind::WouldBlock);
         held.retain_mut(is_open);
-        // As fast as this machine serves them would be a test of this machine.
+        // Full speed would only test this machine.
         thread::park_timeout(Duration::from_millis(100));
     }
 }
 
-/// The budget of all hellos is 64 MiB, and one source wants it all, again and again.
+/// One source repeatedly claims the whole 64 MiB budget of hellos.
 #[test]
 fn hello_memory_hoarded_by_one_source_fails_no_other_call() {
     const HOARDED: usize = 1_040;
@@ -181,7 +183,7 @@ fn hello_memory_hoarded_by_one_source_fails_no_other_call() {
         turned_away("127.0.0.9:"),
         turned_away("127.0.0.1:")
     );
-    assert!(filled, "the memory never ran short");
+    assert!(filled, "the hello memory never ran short");
     assert_eq!((served, turned_away("127.0.0.1:")), (CALLS, 0));
     assert!(most <= 64.0 * 1_048_576.0, "{most} bytes");
 }
@@ -219,10 +221,10 @@ fn descriptor_limit_of_256_survives_400_clients() {
         share * 100.0
     );
     assert!(share < 0.20 && said <= most_lines && back < Duration::from_secs(2));
-    assert!(most <= 231, "{most} descriptors are past 90 % of 256");
+    assert!(most <= 231, "{most} descriptors exceed 90 % of 256");
 }
 
-/// How many lines about accepting there are after the first ones.
+/// Number of log lines about accepting, after the first ones.
 fn accept_lines(gateway: &Gateway, first: usize) -> usize {
     gateway.errors()[first..].iter().filter(|line| line.contains("accept")).count()
 }
@@ -234,7 +236,7 @@ fn allow_descriptors(gateway: &Gateway, most: usize) {
     assert!(status.unwrap().success());
 }
 
-/// Who scrapes in a loop costs others nothing that a probe of a kubelet (1 s) would notice; the figure tells how much.
+/// Clients that scrape in a loop do not delay health checks beyond a kubelet's timeout (1 s); the figure is the delay.
 #[test]
 fn health_page_answers_under_60_metrics_clients() {
     const LOOPING: usize = 60;
@@ -246,7 +248,7 @@ fn health_page_answers_under_60_metrics_clients() {
         (0..SERVICES).map(|number| service(&host(number), &[], &[server.address()])).collect();
     let gateway = Setup::new(services).start();
     for number in 0..SERVICES {
-        // From its first connection on a service has its own counters.
+        // A service has its own counters from its first connection.
         let mut client = send(gateway.address(), &Hello::new(&host(number)).bytes());
         assert_eq!(read_exactly(&mut client, 1), b"+");
     }
@@ -282,7 +284,7 @@ fn health_page_answers_under_60_metrics_clients() {
     );
 }
 
-/// The limit is taken away from under it: accept itself fails, with EMFILE.
+/// The limit is lowered at run time, so that accept itself fails with EMFILE.
 #[test]
 fn accept_without_descriptors_neither_spins_nor_exits() {
     let _alone = alone();
@@ -302,7 +304,7 @@ fn accept_without_descriptors_neither_spins_nor_exits() {
     let most_lines = usize::try_from(began.elapsed().as_secs()).unwrap() + 2;
     drop(clients);
     let left = Instant::now();
-    assert!(within(Duration::from_secs(10), || serves(&gateway)), "it accepts no more");
+    assert!(within(Duration::from_secs(10), || serves(&gateway)), "the gateway no longer accepts");
     let back = left.elapsed();
     figure!(
         "EMFILE for 3 s: {:.0} % of a core, {said} lines, serves {back:?} after the clients left",
@@ -314,13 +316,13 @@ fn accept_without_descriptors_neither_spins_nor_exits() {
     assert!(pauses >= 1.0);
     let line = gateway.log().lines().into_iter().find(|line| line.reason() == "local_resources");
     if let Some(line) = line {
-        assert_eq!(line.number("attempts"), 1, "our own failure is not retried: {line:?}");
+        assert_eq!(line.number("attempts"), 1, "a local failure is not retried: {line:?}");
     }
     assert_eq!(gateway.metrics().sum("isthmus_ejections_total", &[]), 0.0);
 }
 
-/// A world whose listener believes 127.0.0.2 and 127.0.0.16/28.
-fn believing() -> (Gateway, Endpoint) {
+/// A gateway that trusts PROXY headers of 127.0.0.2 and 127.0.0.16/28.
+fn trusting() -> (Gateway, Endpoint) {
     let endpoint = Endpoint::new();
     let services = [
         service(HOST, &[], &[endpoint.address()]),
@@ -355,7 +357,7 @@ fn v2_tcp4(source: [u8; 4], tlvs: &[u8]) -> Vec<u8> {
 
 #[test]
 fn proxy_header_from_trusted_source_is_accepted() {
-    let (gateway, endpoint) = believing();
+    let (gateway, endpoint) = trusting();
     let v6: Vec<u8> = ["2001:db8::7", "2001:db8::1"]
         .iter()
         .flat_map(|ip| ip.parse::<std::net::Ipv6Addr>().unwrap().octets())
@@ -368,7 +370,7 @@ fn proxy_header_from_trusted_source_is_accepted() {
         ("127.0.0.17", v2_tcp4([192, 0, 2, 9], &[0xEA, 0, 3, 1, 2, 3]), "192.0.2.9:40000"),
         ("127.0.0.2", v2(0x21, 0x21, &v6), "[2001:db8::7]:40000"),
     ] {
-        // In one piece, and byte by byte.
+        // At once, and byte by byte.
         for pieces in [usize::MAX, 1] {
             let mut client = dial_from(trusted.parse().unwrap(), gateway.address());
             let hello = Hello::new("near.example").bytes();
@@ -383,7 +385,7 @@ fn proxy_header_from_trusted_source_is_accepted() {
             assert_eq!(line.text("service"), "near.example:443");
         }
     }
-    // LOCAL: the proxy's own check; the connection is from where it is from.
+    // LOCAL: the proxy's own health check; the source is the connection's own.
     for header in [v2(0x20, 0, b""), b"PROXY UNKNOWN\r\n".to_vec()] {
         let mut client = dial_from("127.0.0.2".parse().unwrap(), gateway.address());
         let peer = client.local_addr().unwrap();
@@ -393,12 +395,12 @@ fn proxy_header_from_trusted_source_is_accepted() {
         drop((client, server));
         assert_eq!(gateway.log().of(peer).text("service"), "web.example:443");
     }
-    figure!("PROXY v1, v2, IPv4, IPv6, LOCAL, TLVs: believed from trusted sources");
+    figure!("PROXY v1, v2, IPv4, IPv6, LOCAL, TLVs: accepted from trusted sources");
 }
 
 #[test]
 fn proxy_header_from_untrusted_source_is_refused() {
-    let (gateway, endpoint) = believing();
+    let (gateway, endpoint) = trusting();
     let refuses = |source: &str, bytes: &[u8], reason: &str| {
         let mut client = dial_from(source.parse().unwrap(), gateway.address());
         let peer = client.local_addr().unwrap();
@@ -410,11 +412,11 @@ fn proxy_header_from_untrusted_source_is_refused() {
         assert!(endpoint.is_untouched());
     };
     let with_hello = |header: Vec<u8>| [header, flight()].concat();
-    // Not trusted: whatever it says.
+    // Untrusted source: refused with any header.
     refuses("127.0.0.3", &with_hello(v1("192.0.2.7")), "proxy_denied");
     refuses("127.0.0.3", &with_hello(v2_tcp4([192, 0, 2, 8], b"")), "proxy_denied");
     refuses("127.0.0.3", &with_hello(v2(0x20, 0, b"")), "proxy_denied");
-    // Trusted: none, or a broken one.
+    // Trusted source: a missing or malformed header.
     refuses("127.0.0.2", &flight(), "proxy_malformed");
     for header in [
         b"PROXY TCP4 192.0.2.7 192.0.2.8 40000 443\n".to_vec(),
@@ -431,19 +433,21 @@ fn proxy_header_from_untrusted_source_is_refused() {
     ] {
         refuses("127.0.0.2", &with_hello(header), "proxy_malformed");
     }
-    // From somewhere else than the trusted range of 16.
+    // Outside the trusted range of 16 addresses.
     refuses("127.0.0.32", &with_hello(v1("192.0.2.7")), "proxy_denied");
-    figure!("PROXY from others is proxy_denied, none or broken from trusted ones proxy_malformed");
+    figure!(
+        "PROXY from untrusted sources: proxy_denied; missing or malformed from trusted ones: proxy_malformed"
+    );
 }
 
-/// HAProxy refuses it too: whoever writes past the header's end may mean other bytes than we read.
+/// HAProxy refuses it too: a TLV beyond the header's end makes the start of the payload ambiguous.
 #[test]
 fn proxy_header_with_overlong_tlv_is_malformed() {
-    let (gateway, endpoint) = believing();
+    let (gateway, endpoint) = trusting();
     let mut client = dial_from("127.0.0.2".parse().unwrap(), gateway.address());
     client.write_all(&[v2_tcp4([192, 0, 2, 8], &[0xEA, 0, 9, 1]), flight()].concat()).unwrap();
     let (_, end) = rest_within(&mut client, Duration::from_secs(5));
-    assert_ne!(end, End::Open, "it was taken");
+    assert_ne!(end, End::Open, "the header was accepted");
     assert!(endpoint.is_untouched());
     gateway.log().wait("proxy_malformed", |line| line.reason() == "proxy_malformed");
 }
@@ -464,8 +468,8 @@ fn source_limit_counts_the_proxy_headers_source() {
     };
     let held: Vec<_> = (0..2).map(|_| open_as("192.0.2.7")).collect();
     assert!(held.iter().all(|(_, served)| *served));
-    assert!(!open_as("192.0.2.7").1, "the third of 192.0.2.7");
-    assert!(open_as("192.0.2.8").1, "the first of 192.0.2.8");
+    assert!(!open_as("192.0.2.7").1, "the third connection of 192.0.2.7 was accepted");
+    assert!(open_as("192.0.2.8").1, "the first connection of 192.0.2.8 was refused");
     gateway.log().wait("limit_source", |line| {
         line.reason() == "limit_source" && line.text("peer").starts_with("192.0.2.7")
     });
@@ -507,7 +511,7 @@ fn upstream_proxy_header_carries_source_and_sni() {
     }
 }
 
-/// A replay brings its own header, once.
+/// A replay sends its own header exactly once.
 #[test]
 fn upstream_proxy_header_precedes_replayed_hello() {
     let endpoints = [Endpoint::new(), Endpoint::new()];
@@ -515,7 +519,7 @@ fn upstream_proxy_header_precedes_replayed_hello() {
     let gateway = Setup::new(service(HOST, &["proxy_protocol: v2"], &addresses)).start();
     let mut client = send(gateway.address(), &flight());
     let mut first = None;
-    until("an endpoint is asked", || {
+    until("an endpoint is tried", || {
         first = endpoints.iter().position(|endpoint| {
             let Some(mut stream) = endpoint.waiting() else { return false };
             read_v2(&mut stream);
@@ -533,7 +537,7 @@ fn upstream_proxy_header_precedes_replayed_hello() {
     assert_eq!(rest(&mut client), (b"+".to_vec(), End::Fin));
 }
 
-/// Refusing many is cheap: the memory and the descriptors are those of before.
+/// Many refusals leave memory and descriptors unchanged.
 #[test]
 fn refused_client_flood_leaks_nothing() {
     let server = Scripted::echo(b"+");
@@ -542,9 +546,9 @@ fn refused_client_flood_leaks_nothing() {
     let mut held = open(&gateway);
     let at_rest = gateway.process().sockets().len();
     let flood: Vec<TcpStream> = (0..1_500).map(|_| send(gateway.address(), &flight())).collect();
-    until("the flood is let go", || gateway.process().sockets().len() <= at_rest);
+    until("all connections of the flood are closed", || gateway.process().sockets().len() <= at_rest);
     drop(flood);
     echo(&mut held, b"still here");
     drop(held);
-    until("it serves again", || serves(&gateway));
+    until("the gateway serves again", || serves(&gateway));
 }

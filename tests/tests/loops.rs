@@ -1,5 +1,5 @@
-//! A gateway that would call itself, and untrusted names in metrics and logs; what admin shows and refuses.
-//! Rows 16, 17 and 18.
+//! Connection loops, untrusted names in metrics and logs, and access to the admin pages. Rows 16, 17 and 18 of the
+//! hazards.
 
 #![allow(
     clippy::unwrap_used,
@@ -24,7 +24,7 @@ use isthmus_tests::{figure, http, is_root, skip};
 
 const HOST: &str = "web.example";
 
-/// Runs `check` or `run` on a file; tells the exit code and what was said.
+/// Runs `check` or `run` on a file; returns the exit code and the output.
 fn command(name: &str, text: &str) -> (Option<i32>, String) {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("gateway.yaml");
@@ -53,7 +53,7 @@ fn loop_endpoint_is_refused_at_load() {
             let (code, said) = command(name, &text);
             assert_eq!(code, Some(2), "{name}: listener {listener}, endpoint {endpoint}: {said}");
             let line = text.lines().position(|line| line.contains("endpoints:")).unwrap() + 1;
-            assert!(said.contains(&format!("gateway.yaml:{line}:")), "the place is named: {said}");
+            assert!(said.contains(&format!("gateway.yaml:{line}:")), "the location is missing: {said}");
         }
     }
     for name in ["admin", "metrics", "health"] {
@@ -61,15 +61,17 @@ fn loop_endpoint_is_refused_at_load() {
         let text = Setup::new(services).with(&format!("{name}: {{ address: \"127.0.0.1:{port}\" }}")).yaml();
         assert_eq!(command("check", &text).0, Some(2), "{name}");
     }
-    // Another port of the same address is another service.
+    // Another port of the same address is a different service.
     let other = service(HOST, &[], &[([127, 0, 0, 1], port ^ 1).into()]);
     let text = Setup::new(other).listeners(&format!("- address: \"127.0.0.1:{port}\"")).yaml();
     let (code, said) = command("check", &text);
     assert_eq!(code, Some(0), "{said}");
-    figure!("endpoints that are the gateway: refused by check and run with exit 2, in 8 spellings");
+    figure!(
+        "endpoints that are the gateway itself: refused by check and run with exit code 2, in 8 spellings"
+    );
 }
 
-/// A name is refused when it resolves to a listener, not before.
+/// A name is refused only when it resolves to a listener.
 #[test]
 fn loop_through_resolved_name_is_refused() {
     let port = closed().port();
@@ -79,17 +81,17 @@ fn loop_through_resolved_name_is_refused() {
         let mut client = send(([127, 0, 0, 1], port).into(), &hello(HOST));
         assert_eq!(rest(&mut client).0, alert(80));
         let line = gateway.log().of(client.local_addr().unwrap());
-        // Refused when the name was resolved: then it has no endpoint. Or when the connection came back.
+        // Refused at resolution, which leaves no endpoint, or when the connection comes back.
         assert!(["no_endpoint", "loop"].contains(&line.reason()), "listener {listener}: {line:?}");
         assert_eq!(gateway.metrics().sum("isthmus_connections_accepted_total", &[]), 1.0);
     }
 }
 
-/// An address that becomes this machine's own only later: nothing at load says so, the first connection does.
+/// The address becomes local only after the load, so that the first connection reveals the loop.
 #[test]
 fn loop_connection_from_own_address_is_refused() {
     if !is_root() {
-        skip!("namespaces need root");
+        skip!("namespaces require root");
     }
     let pair = match Pair::new() {
         Ok(pair) => pair,
@@ -120,11 +122,11 @@ fn loop_connection_from_own_address_is_refused() {
         line.reason(),
         started.elapsed()
     );
-    assert!(accepted <= 4.0, "it went round {accepted} times");
+    assert!(accepted <= 4.0, "the connection looped {accepted} times");
     assert!(answer == alert(80) || answer.is_empty(), "{answer:?}");
 }
 
-/// Names that an attacker may like to see in a log.
+/// Names that attack a log's reader.
 fn hostile() -> Vec<Vec<u8>> {
     let mut flights: Vec<Vec<u8>> = [
         "a\nb.example",
@@ -160,7 +162,7 @@ fn hostile() -> Vec<Vec<u8>> {
 fn metric_series_stay_bounded_under_ten_thousand_names() {
     let server = Scripted::echo(b"+");
     let gateway = Setup::new(service(HOST, &[], &[server.address()])).start();
-    // One of each kind that is not about names, so that only names are new afterwards.
+    // One connection of each other kind first, so that later series come from names only.
     drop(rest(&mut send(gateway.address(), b"GET /")));
     let before: std::collections::BTreeSet<String> = gateway.metrics().series().map(str::to_owned).collect();
     let mut random = fastrand::Rng::new();
@@ -197,7 +199,7 @@ fn metric_series_stay_bounded_under_ten_thousand_names() {
         new.len(),
         raw.len()
     );
-    // hello_malformed and client_closed come from the hostile flights; the service's own counters with them.
+    // hello_malformed and client_closed come from the hostile flights, as do the service's own counters.
     let names: Vec<&&str> = new
         .iter()
         .filter(|series| series.contains("example") && !series.contains("web.example:443"))
@@ -213,13 +215,13 @@ fn metric_series_stay_bounded_under_ten_thousand_names() {
     for line in &raw {
         assert!(line.iter().all(|byte| *byte >= 0x20 && *byte != 0x7f), "a raw control byte: {line:02x?}");
     }
-    assert!(longest < 16_384, "untrusted text is bounded: a line of {longest} bytes");
+    assert!(longest < 16_384, "untrusted text is unbounded: a line of {longest} bytes");
     let text = gateway.errors().join("\n");
     assert!(!text.contains('\u{1b}') || !text.contains("[2J"), "{text}");
     assert_eq!(gateway.metrics().sum("isthmus_access_log_dropped_total", &[]), 0.0);
 }
 
-/// Names that are none never reach an endpoint: not the default's either.
+/// Malformed names reach no endpoint, not even the listener's default.
 #[test]
 fn malformed_sni_is_refused() {
     let endpoint = Endpoint::new();
@@ -240,10 +242,10 @@ fn malformed_sni_is_refused() {
         assert_eq!((line.reason(), answer), ("hello_malformed", alert(50)), "{name:02x?}");
         assert!(endpoint.is_untouched(), "{name:02x?} reached the endpoint");
     }
-    figure!("{} names with an odd byte, a default set: {reasons:?}, no endpoint contacted", odd.len());
+    figure!("{} names with an invalid byte, with a default: {reasons:?}, no endpoint contacted", odd.len());
 }
 
-/// Row 9, from outside: what leaves the file refuses within a second, what is open stays open.
+/// Row 9 from outside: a removed service refuses within a second, and its open connections stay open.
 #[test]
 fn removed_service_refuses_soon_and_keeps_its_connections() {
     let server = Scripted::echo(b"+");
@@ -334,7 +336,7 @@ fn gateway_announces_its_listening_addresses() {
         assert!(address.is_some_and(|port| port.parse::<u16>().is_ok_and(|port| port > 0)), "{line}");
     }
     assert_eq!(said.iter().filter(|line| *line == "ready").count(), 1);
-    assert!(gateway.log().raw().is_empty(), "nothing but the access log is on standard output");
+    assert!(gateway.log().raw().is_empty(), "standard output has lines besides the access log");
 }
 
 const PAGES: [&str; 6] =
@@ -371,7 +373,7 @@ fn admin_refuses_other_machines_and_host_names() {
     }
     let foreign = http::ask_as(admin, "evil.example", "POST", "/drain").unwrap();
     assert!((400..500).contains(&foreign.status));
-    assert!(gateway.is_ready(), "a foreign Host must not drain it");
+    assert!(gateway.is_ready(), "a request with a foreign Host has drained the gateway");
     for (name, allowed) in [("metrics", "/metrics"), ("health", "/healthz/live")] {
         let at = gateway.at(name);
         assert_eq!(http::ask(at, "GET", allowed).status, 200);
@@ -398,7 +400,7 @@ fn admin_get_changes_nothing() {
     let _client = open(&gateway);
 }
 
-/// Admin is not reached through the gateway, and pages stand beside a client that says nothing.
+/// The admin is not reachable through the gateway, and its pages answer beside a silent client.
 #[test]
 fn admin_is_not_reachable_through_the_listener() {
     let server = Scripted::echo(b"+");
@@ -412,8 +414,8 @@ fn admin_is_not_reachable_through_the_listener() {
     }
 }
 
-/// Health and metrics are open to all: who keeps connections open there must not make the probes fail, and
-/// with them the whole gateway be killed.
+/// Health and metrics are open to all: idle connections there must not make the probes fail, or the gateway would be
+/// killed.
 #[test]
 fn admin_pages_answer_beside_silent_connections() {
     let server = Scripted::echo(b"+");
@@ -444,7 +446,9 @@ fn admin_pages_match_gateway_behaviour() {
     let client = send(gateway.address(), &hello(HOST));
     let (server, _) = endpoint.take();
     let peer = client.local_addr().unwrap().to_string();
-    until("the connection is shown", || gateway.admin("GET", "/connections").body.contains(&peer));
+    until("the page shows the connection", || gateway.admin("GET", "/connections").body.contains(&peer));
     drop((client, server));
-    until("it is shown no more", || !gateway.admin("GET", "/connections").body.contains(&peer));
+    until("the page no longer shows the connection", || {
+        !gateway.admin("GET", "/connections").body.contains(&peer)
+    });
 }

@@ -1,5 +1,5 @@
-//! Clients that do not begin with TLS, as people point them at the gateway: the real psql and mariadb. The log says
-//! what they are and what to do; they are not answered with bytes that they would take for their own protocol.
+//! Plaintext clients, the real psql and mariadb: the log identifies them and names the remedy, and the gateway does not
+//! answer with bytes that they would take for their own protocol.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test")]
 
@@ -16,7 +16,7 @@ fn gateway() -> Gateway {
     Setup::new(service("db.example", &[], &[nobody])).with("timeouts: { hello: 1s }").start()
 }
 
-/// Runs a client to its end; `None` where it is not installed.
+/// Runs a client to its end; `None` if it is not installed.
 fn run(command: &mut Command) -> Option<Output> {
     command.stdin(Stdio::null()).env("PGCONNECT_TIMEOUT", "20").output().ok()
 }

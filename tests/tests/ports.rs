@@ -1,5 +1,5 @@
-//! Running out of local ports, across a real link: it is our own lack, never the endpoint's fault, and
-//! more source addresses widen it. Row 6d. Needs root, for namespaces.
+//! Exhaustion of local ports across a real link: it never counts against an endpoint, and more source addresses give
+//! more ports. Row 6d of the hazards. Requires root, for namespaces.
 
 #![allow(
     clippy::unwrap_used,
@@ -27,7 +27,7 @@ use isthmus_tests::{figure, is_root, skip};
 
 const HOST: &str = "web.example";
 const PORTS: usize = 1_000;
-/// Long enough to use up the ports of one address, and of two.
+/// Enough to use up the ports of one address and of two.
 const CONNECTIONS: usize = 2_500;
 
 struct World {
@@ -36,7 +36,7 @@ struct World {
     endpoint: Scripted,
 }
 
-/// The gateway has few ports, the endpoint and the clients are on the other side of the link.
+/// The gateway has few ports; the endpoint and the clients are at the other end of the link.
 fn world(upstream: &str) -> Result<World, String> {
     let pair = Pair::new()?;
     pair.set(&pair.near, "net.ipv4.ip_local_port_range", &format!("20000 {}", 20_000 + PORTS - 1));
@@ -50,7 +50,7 @@ fn world(upstream: &str) -> Result<World, String> {
     Ok(World { pair, gateway, endpoint })
 }
 
-/// Connections one after the other, each closed by the client first; how many were served and refused.
+/// Makes connections one after the other, closed by the client first; returns the served and refused counts.
 fn connect_all(world: &World) -> (usize, usize) {
     inside(&world.pair.far, || {
         let flight = Hello::new(HOST).bytes();
@@ -87,7 +87,7 @@ fn reasons(world: &World) -> BTreeMap<String, usize> {
     reasons
 }
 
-/// No ejection, and the page of services does not say that the endpoint is ill.
+/// Asserts that the endpoint is not ejected and is shown as healthy.
 #[track_caller]
 fn endpoint_is_healthy(world: &World) {
     let metrics = page(world, "metrics", "/metrics");
@@ -102,7 +102,7 @@ fn endpoint_is_healthy(world: &World) {
 #[test]
 fn port_exhaustion_does_not_eject_the_endpoint() {
     if !is_root() {
-        skip!("namespaces need root");
+        skip!("namespaces require root");
     }
     let _alone = alone();
     let world = match world("upstream: { ejection: { failures: 2, max_percent: 100 } }") {
@@ -122,14 +122,14 @@ fn port_exhaustion_does_not_eject_the_endpoint() {
     assert_eq!(world.endpoint.accepted(), served);
     let retried =
         world.gateway.log().count(|line| line.reason() == "local_resources" && line.number("attempts") > 1);
-    assert_eq!(retried, 0, "no retry for our own lack");
+    assert_eq!(retried, 0, "local port exhaustion was retried");
     endpoint_is_healthy(&world);
 }
 
 #[test]
 fn source_addresses_extend_the_port_range() {
     if !is_root() {
-        skip!("namespaces need root");
+        skip!("namespaces require root");
     }
     let _alone = alone();
     let world = match world("upstream: { source_addresses: [10.77.0.1, 10.77.0.3, 10.77.0.4, 10.77.0.5] }") {

@@ -1,5 +1,5 @@
-//! `isthmus-bench report`, as a user runs it: the published figures become a page that a real browser shows,
-//! also on a narrow phone. What the page says is tested beside the code that writes it.
+//! `isthmus-bench report` as a process: a real browser renders the published figures, even on a narrow phone. The
+//! page's content is tested beside the code that writes it.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test")]
 
@@ -14,7 +14,7 @@ use serde_json::Value;
 const FIGURES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/figures/report.json");
 const BROWSERS: [&str; 3] = ["chromium", "chromium-browser", "google-chrome"];
 
-/// Holds the page as wide as a small phone, which a window cannot be, and writes down what is seen in it.
+/// A page that frames the report at the width of a small phone, which a window cannot have, and records its layout.
 const PHONE: &str = r#"<!doctype html>
 <iframe src="report.html" style="width: 320px; height: 640px; border: 0"></iframe><pre></pre>
 <script>
@@ -51,19 +51,19 @@ fn report_page_fits_a_narrow_phone() {
     let report: Value = serde_json::from_slice(&fs::read(FIGURES).unwrap()).unwrap();
     let cases = report["cases"].as_array().unwrap().len();
     assert_eq!(seen["titles"], cases);
-    assert!(seen["charts"].as_u64() >= u64::try_from(cases).ok(), "each case has a chart: {seen}");
-    assert_eq!(seen["cut"], Value::Array(Vec::new()), "no text sticks out of its chart");
-    assert_eq!(seen["width"], 320, "nothing is wider than the phone");
-    assert!(seen["links"].as_u64() >= u64::try_from(cases).ok(), "the summary leads to each case: {seen}");
-    assert_eq!(seen["lost"], 0, "every link leads somewhere");
+    assert!(seen["charts"].as_u64() >= u64::try_from(cases).ok(), "a case without a chart: {seen}");
+    assert_eq!(seen["cut"], Value::Array(Vec::new()), "text sticks out of a chart");
+    assert_eq!(seen["width"], 320, "the page is wider than the phone");
+    assert!(seen["links"].as_u64() >= u64::try_from(cases).ok(), "the summary lacks links to cases: {seen}");
+    assert_eq!(seen["lost"], 0, "dead links");
 }
 
-/// The page that looks, as the browser left it. None if there is no such browser.
+/// Loads the framing page; returns its final content, or `None` if the browser is not installed.
 fn show(browser: &str, folder: &Path) -> Option<String> {
     let mut command = Command::new(browser);
     command.args(["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-sync"]);
     command.args(["--disable-background-networking", "--disable-component-update", "--hide-scrollbars"]);
-    // The page that looks and the page looked at are both files, which a browser otherwise keeps apart.
+    // Both pages are files, which browsers isolate from each other by default.
     command.args(["--allow-file-access-from-files", "--timeout=30000", "--dump-dom"]);
     command.arg(format!("--user-data-dir={}", folder.join("browser").display()));
     command.arg(format!("file://{}", folder.join("phone.html").display()));

@@ -1,5 +1,5 @@
-//! How programs that stay end, and how they do not: by signals that ask for something else, and though nobody reads what
-//! they say.
+//! Signals and blocked output of long-running programs: non-terminating signals do not end them, and full pipes do not
+//! keep them from exiting.
 
 #![allow(
     clippy::unwrap_used,
@@ -26,17 +26,17 @@ use isthmus_tests::{binary, figure, http};
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
-/// A state of a socket: it waits for connections.
+/// Socket state TCP_LISTEN.
 const LISTEN: u8 = 10;
 
-/// A program that stays; it is killed with the test.
+/// A long-running program, killed with the test.
 struct Program {
     child: Child,
     said: Arc<Mutex<String>>,
 }
 
 impl Program {
-    /// Everything that it says on both outputs is read.
+    /// Starts a program and reads both of its outputs.
     fn start(command: &mut Command) -> Program {
         let (reader, writer) = std::io::pipe().unwrap();
         let child = command.stdout(writer.try_clone().unwrap()).stderr(writer).spawn().unwrap();
@@ -66,7 +66,7 @@ impl Program {
     #[track_caller]
     fn wait_end(&mut self) -> ExitStatus {
         let mut ended = None;
-        until("the program ends", || {
+        until("the program exits", || {
             ended = self.child.try_wait().unwrap();
             ended.is_some()
         });
@@ -105,13 +105,13 @@ fn rotate(cluster: &Cluster) -> Command {
     command
 }
 
-/// SIGHUP and the like, and then the end.
+/// Asserts that the program ignores SIGHUP and the like, and ends on SIGTERM.
 #[track_caller]
 fn outlives(mut program: Program, begun: &str) {
-    until("it has begun", || program.has_said(begun));
+    until("the program has started", || program.has_said(begun));
     for (signal, name) in [(Signal::HUP, "SIGHUP"), (Signal::USR1, "SIGUSR1"), (Signal::USR2, "SIGUSR2")] {
         program.signal(signal);
-        until(&format!("it says what {name} is to it"), || program.has_said(name));
+        until(&format!("the program logs {name}"), || program.has_said(name));
     }
     assert!(program.child.try_wait().unwrap().is_none());
     program.signal(Signal::TERM);
@@ -151,15 +151,15 @@ fn rotation_survives_non_terminating_signals() {
 fn sighup_makes_gateway_reload_its_file() {
     let folder = TempDir::new().unwrap();
     let program = Program::start(&mut gateway(folder.path(), ""));
-    until("it has begun", || program.has_said("ready\n"));
+    until("the program has started", || program.has_said("ready\n"));
     program.signal(Signal::HUP);
-    until("it looks", || program.has_said("re-reading the configuration file"));
+    until("the gateway reloads", || program.has_said("re-reading the configuration file"));
     gateway(folder.path(), "services: [{ host: a.example }]\n");
     program.signal(Signal::HUP);
     until("the edit is live", || program.has_said("configuration applied"));
 }
 
-/// A pipe that is full, and that nobody reads as long as the first half lives.
+/// A full pipe; nobody reads it while the first half lives.
 fn full() -> (PipeReader, std::io::PipeWriter) {
     let (reader, mut writer) = std::io::pipe().unwrap();
     let size = rustix::pipe::fcntl_getpipe_size(writer.as_fd()).unwrap();
@@ -192,7 +192,7 @@ fn gateway_with_blocked_stdout_serves_and_exits() {
     drop(command);
     let program = Program { child, said: Arc::default() };
     program.follow(errors);
-    until("it has begun", || program.has_said("ready\n"));
+    until("the program has started", || program.has_said("ready\n"));
     for _ in 0..400 {
         let mut client = TcpStream::connect(address_of(&program, "listener=in")).unwrap();
         client.write_all(b"no tls").unwrap();
@@ -221,7 +221,7 @@ fn gateway_with_blocked_stderr_serves_and_exits() {
     reader.read_exact(&mut first).unwrap();
 }
 
-/// Where a program whose words nobody reads answers for its health.
+/// Health address of a program whose output nobody reads.
 #[track_caller]
 fn health_of(program: &Program) -> SocketAddr {
     until_some("it answers", || {
@@ -263,18 +263,18 @@ fn rotation_and_demo_with_blocked_stdout_exit() {
     let mut command = Command::new(binary::gateway());
     let child = command.arg("demo").stdout(stdout).stderr(Stdio::null()).spawn().unwrap();
     let program = Program { child, said: Arc::default() };
-    until("it waits for room in the pipe", || {
-        // A number and the first argument of the call that its first thread is in: here of a write to stdout.
+    until("the program blocks on the full pipe", || {
+        // The system call of its first thread, with the first argument: a write to stdout.
         let call = fs::read_to_string(format!("/proc/{}/syscall", program.child.id())).unwrap();
         call.split(' ').nth(1) == Some("0x1")
     });
     ends(program, "a demo with a full standard output");
 }
 
-/// Waits until a program has taken a signal over.
+/// Waits until a program has installed a handler for a signal.
 fn until_caught(program: &Program, signal: Signal) {
     let bit = 1_u64 << (signal.as_raw() - 1);
-    until("it hears signals", || {
+    until("the program handles signals", || {
         let status = fs::read_to_string(format!("/proc/{}/status", program.child.id())).unwrap();
         let caught = status.lines().find_map(|line| line.strip_prefix("SigCgt:")).unwrap();
         u64::from_str_radix(caught.trim(), 16).unwrap() & bit != 0

@@ -1,5 +1,5 @@
-//! Real TLS through the gateway, rustls and OpenSSL on both ends: it is end to end, so the service sees the
-//! client's certificate and the gateway has no key.
+//! Real TLS through the gateway with rustls and OpenSSL at both ends. TLS is end to end: the service sees the client
+//! certificate, and the gateway has no key.
 
 #![allow(
     clippy::unwrap_used,
@@ -40,14 +40,14 @@ fn hex(hash: [u8; 32]) -> String {
     hash.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// What the server's end saw: the client's ID, what it sent, what it got.
+/// The server's view: the client's ID and the hashes of sent and received bytes.
 struct Served {
     id: String,
     sent: [u8; 32],
     got: [u8; 32],
 }
 
-/// Serves one rustls connection in the protocol of the Python peers.
+/// Serves one rustls connection with the protocol of the Python peers.
 fn serve(trust: &'static Trust, endpoint: Endpoint) -> JoinHandle<Served> {
     thread::spawn(move || {
         let mut tls = trust.server(endpoint.accept());
@@ -97,7 +97,7 @@ fn tls_rustls_to_rustls() {
     }
 }
 
-/// One connection of the service: what it got early, then what it got after the handshake.
+/// Serves one connection; returns the early data and the data after the handshake.
 fn serve_early(endpoint: &Endpoint, config: &Arc<ServerConfig>) -> (Vec<u8>, Vec<u8>) {
     let mut stream = endpoint.accept();
     let mut tls = ServerConnection::new(Arc::clone(config)).unwrap();
@@ -117,7 +117,7 @@ fn serve_early(endpoint: &Endpoint, config: &Arc<ServerConfig>) -> (Vec<u8>, Vec
     (early, late)
 }
 
-/// One connection of the client; tells whether its early data was taken.
+/// Makes one connection; returns whether its early data was accepted.
 fn talk_early(gateway: SocketAddr, config: &Arc<ClientConfig>) -> bool {
     let tls = ClientConnection::new(Arc::clone(config), ServerName::try_from(HOST).unwrap()).unwrap();
     let mut tls = StreamOwned::new(tls, dial(gateway));
@@ -132,7 +132,7 @@ fn talk_early(gateway: SocketAddr, config: &Arc<ClientConfig>) -> bool {
     tls.conn.is_early_data_accepted()
 }
 
-/// A resumed session, and bytes behind the hello before the service has said anything.
+/// A resumed session with bytes after the hello, before the service's first byte.
 #[test]
 fn tls_early_data_reaches_the_service() {
     let (client, server) = trust().early();
@@ -148,12 +148,12 @@ fn tls_early_data_reaches_the_service() {
         assert_eq!((served.0.as_slice(), served.1.as_slice()), (early, b"after it".as_slice()));
         assert_eq!(taken, resumed);
     }
-    figure!("TLS 1.3 resumed twice, early data taken both times");
+    figure!("TLS 1.3 resumed twice, early data accepted both times");
 }
 
 #[test]
 fn tls_openssl_to_rustls() {
-    let Some(openssl) = python() else { skip!("python3 with ssl is not here") };
+    let Some(openssl) = python() else { skip!("python3 with ssl is not installed") };
     let trust = trust();
     for (name, python, _) in VERSIONS {
         let endpoint = Endpoint::new();
@@ -170,7 +170,7 @@ fn tls_openssl_to_rustls() {
 
 #[test]
 fn tls_rustls_to_openssl() {
-    let Some(openssl) = python() else { skip!("python3 with ssl is not here") };
+    let Some(openssl) = python() else { skip!("python3 with ssl is not installed") };
     let trust = trust();
     let (mut server, address) = python_server(trust);
     let gateway = gateway(address);
@@ -184,7 +184,7 @@ fn tls_rustls_to_openssl() {
 
 #[test]
 fn tls_openssl_to_openssl() {
-    let Some(openssl) = python() else { skip!("python3 with ssl is not here") };
+    let Some(openssl) = python() else { skip!("python3 with ssl is not installed") };
     let trust = trust();
     let (mut server, address) = python_server(trust);
     let gateway = gateway(address);
@@ -201,7 +201,7 @@ fn tls_openssl_to_openssl() {
 #[test]
 fn tls_openssl_s_client_to_rustls() {
     if !openssl() {
-        skip!("openssl is not here");
+        skip!("openssl is not installed");
     }
     let trust = trust();
     for (name, flag) in [("TLSv1.2", "-tls1_2"), ("TLSv1.3", "-tls1_3")] {
@@ -234,7 +234,7 @@ fn tls_openssl_s_client_to_rustls() {
 #[test]
 fn tls_rustls_to_openssl_s_server() {
     if !openssl() {
-        skip!("openssl is not here");
+        skip!("openssl is not installed");
     }
     let trust = trust();
     for (name, _, version) in VERSIONS {
@@ -253,7 +253,7 @@ fn tls_rustls_to_openssl_s_server() {
         let mut tls = trust.client(dial(gateway.address()), version);
         tls.write_all(b"GET / HTTP/1.0\r\n\r\n").unwrap();
         let mut page = String::new();
-        // It closes without a close_notify.
+        // s_server closes without close_notify.
         let _end = tls.read_to_string(&mut page);
         assert!(page.contains(&format!("URI:{CLIENT_ID}")), "the server did not see the client: {page}");
         figure!("rustls to openssl s_server, {name}: the service saw {CLIENT_ID}");
