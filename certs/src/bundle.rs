@@ -21,10 +21,10 @@ pub use verify::{Proven, Role, VerifyError};
 
 /// The bundle, deny-list and revocation lists of each trust domain, side by side and never pooled.
 #[derive(Debug, Clone, Default, PartialEq)]
-pub struct TrustBundles(BTreeMap<TrustDomain, Believed>);
+pub struct TrustBundles(BTreeMap<TrustDomain, DomainTrust>);
 
 #[derive(Debug, Clone, Default, PartialEq)]
-struct Believed {
+struct DomainTrust {
     bundle: Bundle,
     denied: Option<DenyList>,
     /// The deny-list as its domain signed it.
@@ -146,23 +146,23 @@ impl TrustBundles {
 
     /// Sets the deny-list of its domain, replacing the previous one.
     pub fn deny(&mut self, list: DenyList) {
-        let believed = self.0.entry(list.trust_domain().clone()).or_default();
-        (believed.denied, believed.envelope) = (Some(list), None);
+        let entry = self.0.entry(list.trust_domain().clone()).or_default();
+        (entry.denied, entry.envelope) = (Some(list), None);
     }
 
     /// [`TrustBundles::deny`] that also keeps the signed envelope of the list, to pass it on.
     pub fn deny_signed(&mut self, list: DenyList, envelope: &str) {
-        let believed = self.0.entry(list.trust_domain().clone()).or_default();
-        (believed.denied, believed.envelope) = (Some(list), Some(envelope.into()));
+        let entry = self.0.entry(list.trust_domain().clone()).or_default();
+        (entry.denied, entry.envelope) = (Some(list), Some(envelope.into()));
     }
 
     /// Copies the deny-list and the revocation lists of `domain` from another set, replacing those here.
     pub(crate) fn inherit(&mut self, domain: &TrustDomain, from: &Self) {
-        let Some(Believed { bundle: _, denied, envelope, crls }) = from.0.get(domain).cloned() else {
+        let Some(DomainTrust { bundle: _, denied, envelope, crls }) = from.0.get(domain).cloned() else {
             return;
         };
-        let believed = self.0.entry(domain.clone()).or_default();
-        (believed.denied, believed.envelope, believed.crls) = (denied, envelope, crls);
+        let entry = self.0.entry(domain.clone()).or_default();
+        (entry.denied, entry.envelope, entry.crls) = (denied, envelope, crls);
     }
 
     /// Sets the revocation lists of `domain`.
@@ -172,7 +172,7 @@ impl TrustBundles {
 
     /// The bundle of a domain.
     pub fn get(&self, domain: &TrustDomain) -> Option<&Bundle> {
-        self.0.get(domain).map(|believed| &believed.bundle)
+        self.0.get(domain).map(|entry| &entry.bundle)
     }
 
     /// The deny-list of a domain.
@@ -192,6 +192,6 @@ impl TrustBundles {
 
     /// All bundles, by domain.
     pub fn iter(&self) -> impl Iterator<Item = (&TrustDomain, &Bundle)> {
-        self.0.iter().map(|(domain, believed)| (domain, &believed.bundle))
+        self.0.iter().map(|(domain, entry)| (domain, &entry.bundle))
     }
 }

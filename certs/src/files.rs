@@ -127,7 +127,7 @@ fn publish_in(folder: &Path, entries: &[Entry]) -> io::Result<()> {
         file.write_all(entry.content.as_bytes())?;
         file.sync_all()?;
     }
-    give(next.path(), folder, entries)?;
+    chown_set(next.path(), folder, entries)?;
     sync(next.path())?;
     let next = next.keep();
     let name = next.file_name().unwrap_or_default();
@@ -144,7 +144,7 @@ fn publish_in(folder: &Path, entries: &[Entry]) -> io::Result<()> {
 }
 
 /// Gives a new set to the owner of its directory: a service must be able to read what root renews for it.
-fn give(set: &Path, folder: &Path, entries: &[Entry]) -> io::Result<()> {
+fn chown_set(set: &Path, folder: &Path, entries: &[Entry]) -> io::Result<()> {
     let (owner, made) = (fs::metadata(folder)?, fs::metadata(set)?);
     if (owner.uid(), owner.gid()) == (made.uid(), made.gid()) {
         return Ok(());

@@ -9,7 +9,7 @@ use webpki::{
 use x509_parser::certificate::X509Certificate;
 use x509_parser::prelude::FromDer;
 
-use super::{Believed, TrustBundles, cause};
+use super::{DomainTrust, TrustBundles, cause};
 use crate::crl::{Crls, StaleCrl};
 use crate::crypto;
 use crate::deny::Denied;
@@ -108,23 +108,23 @@ impl TrustBundles {
     ) -> Result<Proven, VerifyError> {
         let (leaf, intermediates) = chain.split_first().ok_or(SvidError::NoCertificate)?;
         let id = peer_id(chain)?;
-        let believed = match self.0.get(id.trust_domain()) {
-            Some(believed) if !believed.bundle.roots.is_empty() => believed,
+        let entry = match self.0.get(id.trust_domain()) {
+            Some(entry) if !entry.bundle.roots.is_empty() => entry,
             _ => return Err(VerifyError::NoBundle(id)),
         };
-        let path = match believed.path(leaf, intermediates, role, now, |_| Ok(())) {
+        let path = match entry.path(leaf, intermediates, role, now, |_| Ok(())) {
             Ok(path) => path,
             Err(cause) => return Err(VerifyError::Chain { id, cause }),
         };
         if !path.may_sign {
             return Err(VerifyError::Issuer(id));
         }
-        if let Some(list) = &believed.denied
+        if let Some(list) = &entry.denied
             && let Some(what) = list.denies(&id, &path.serials)
         {
             return Err(VerifyError::Denied { id, what, sequence: list.sequence() });
         }
-        let until = believed.crls.as_ref().map_or(u64::MAX, Crls::until).min(path.until);
+        let until = entry.crls.as_ref().map_or(u64::MAX, Crls::until).min(path.until);
         Ok(Proven { id, until, issuers: path.issuers })
     }
 
@@ -140,23 +140,23 @@ impl TrustBundles {
     ) -> Result<u64, VerifyError> {
         let wrong =
             |cause| VerifyError::Name { name: name.as_ref().to_owned(), domain: domain.clone(), cause };
-        let believed = self.0.get(domain).ok_or_else(|| wrong(Error::UnknownIssuer))?;
+        let entry = self.0.get(domain).ok_or_else(|| wrong(Error::UnknownIssuer))?;
         let server = ServerName::DnsName(name.borrow());
-        let path = believed
+        let path = entry
             .path(leaf, intermediates, Role::Server, now, |leaf| {
                 leaf.verify_is_valid_for_subject_name(&server)
             })
             .map_err(wrong)?;
-        let denied = believed.denied.as_ref().is_some_and(|list| list.denies_any(&path.serials));
+        let denied = entry.denied.as_ref().is_some_and(|list| list.denies_any(&path.serials));
         match (path.may_sign, denied) {
             (false, _) => Err(wrong(Error::EndEntityUsedAsCa)),
             (_, true) => Err(wrong(Error::CertRevoked)),
-            _ => Ok(believed.crls.as_ref().map_or(u64::MAX, Crls::until).min(path.until)),
+            _ => Ok(entry.crls.as_ref().map_or(u64::MAX, Crls::until).min(path.until)),
         }
     }
 }
 
-impl Believed {
+impl DomainTrust {
     /// The path from a leaf to a valid root, if the leaf also passes the check `also`.
     fn path(
         &self,

@@ -35,7 +35,7 @@ pub(super) fn bundle(options: &BundleOptions) -> anyhow::Result<Answer> {
         Some(BundleChange::Make { files, trust_domain, sequence, out }) => {
             let roots: anyhow::Result<Vec<_>> = files.iter().map(|file| roots(file, trust_domain)).collect();
             let bundle = Bundle::new(trust_domain, *sequence, roots?.iter().flatten())?;
-            give(spiffe_bundle::write(&bundle)?, out.as_deref(), "the bundle")
+            write_out(spiffe_bundle::write(&bundle)?, out.as_deref(), "the bundle")
         }
     }
 }
@@ -65,8 +65,8 @@ fn print(options: &BundleOptions) -> anyhow::Result<Answer> {
     let out = options.out.as_deref();
     match options.audience {
         Audience::People => for_people(&home, options.trust_domain.as_ref()),
-        Audience::Pem => give(pem::encode(home.bundle(domain)?.roots()), out, "the roots"),
-        Audience::Spiffe => give(spiffe_bundle::write(&home.bundle(domain)?)?, out, "the bundle"),
+        Audience::Pem => write_out(pem::encode(home.bundle(domain)?.roots()), out, "the roots"),
+        Audience::Spiffe => write_out(spiffe_bundle::write(&home.bundle(domain)?)?, out, "the bundle"),
         Audience::Openssl => for_openssl(&home, options),
     }
 }
@@ -112,10 +112,10 @@ fn for_openssl(home: &Home, options: &BundleOptions) -> anyhow::Result<Answer> {
     for (domain, root) in cross::file(own, bundles.iter().map(|(domain, bundle)| (domain, bundle)))? {
         text += &format!("# {domain}\n{}", pem::encode(&[root]));
     }
-    give(text, options.out.as_deref(), "the file for OpenSSL")
+    write_out(text, options.out.as_deref(), "the file for OpenSSL")
 }
 
-fn give(text: String, out: Option<&Path>, what: &str) -> anyhow::Result<Answer> {
+fn write_out(text: String, out: Option<&Path>, what: &str) -> anyhow::Result<Answer> {
     match out {
         None => {
             let json = serde_json::from_str(&text).unwrap_or_else(|_| json!({ "pem": text }));

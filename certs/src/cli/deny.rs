@@ -18,17 +18,17 @@ pub(super) fn deny(options: &DenyOptions) -> anyhow::Result<Answer> {
     match &options.change {
         None => print(options),
         Some(DenyChange::Add { what, at }) => {
-            let (named, mut home) = (named(what)?, at.open()?);
-            named.iter().try_for_each(|name| name.check(&home.state().trust_domain))?;
-            let add = |list: &mut DenyList| named.iter().filter(|name| name.add(list)).count() > 0;
+            let (entries, mut home) = (parse_entries(what)?, at.open()?);
+            entries.iter().try_for_each(|entry| entry.check(&home.state().trust_domain))?;
+            let add = |list: &mut DenyList| entries.iter().filter(|entry| entry.add(list)).count() > 0;
             Ok(changed(&home.change_deny_list(add)?, "denied"))
         }
         Some(DenyChange::Remove { what, at }) => {
-            let named = named(what)?;
+            let entries = parse_entries(what)?;
             let mut missing = Vec::new();
             let list = at.open()?.change_deny_list(|list| {
-                missing = named.iter().filter(|name| !name.remove(list)).map(Named::shown).collect();
-                missing.len() < named.len()
+                missing = entries.iter().filter(|entry| !entry.remove(list)).map(Entry::shown).collect();
+                missing.len() < entries.len()
             })?;
             if !missing.is_empty() {
                 bail!("not on the deny-list: {}; `isthmus-certs deny` prints it", missing.join(", "));
@@ -83,13 +83,13 @@ fn described(list: &DenyList) -> Value {
 }
 
 /// What an argument of `deny add` or `deny remove` names.
-enum Named {
+enum Entry {
     Identity(IdPattern),
     Serial(Serial, Option<OffsetDateTime>),
     Certificate(Box<Facts>, Serial),
 }
 
-impl Named {
+impl Entry {
     /// Refuses an entry that would have no effect in a list of this domain.
     fn check(&self, own: &TrustDomain) -> anyhow::Result<()> {
         match self {
@@ -138,13 +138,13 @@ fn is_of(uri: &str, domain: &TrustDomain) -> bool {
     SpiffeId::parse(uri).is_ok_and(|id| id.trust_domain() == domain)
 }
 
-fn named(words: &[String]) -> anyhow::Result<Vec<Named>> {
-    words.iter().map(|word| one(word)).collect()
+fn parse_entries(words: &[String]) -> anyhow::Result<Vec<Entry>> {
+    words.iter().map(|word| parse_entry(word)).collect()
 }
 
-fn one(word: &str) -> anyhow::Result<Named> {
+fn parse_entry(word: &str) -> anyhow::Result<Entry> {
     if word.starts_with("spiffe:") {
-        return Ok(Named::Identity(IdPattern::parse(word).with_context(|| word.to_owned())?));
+        return Ok(Entry::Identity(IdPattern::parse(word).with_context(|| word.to_owned())?));
     }
     let path = Path::new(word);
     if path.exists() {
@@ -152,10 +152,10 @@ fn one(word: &str) -> anyhow::Result<Named> {
         let leaf = chain.first().context("the file has no certificate")?;
         let facts = Facts::of(leaf).with_context(|| word.to_owned())?;
         let serial = facts.serial.parse()?;
-        return Ok(Named::Certificate(Box::new(facts), serial));
+        return Ok(Entry::Certificate(Box::new(facts), serial));
     }
     match word.parse() {
-        Ok(serial) => Ok(Named::Serial(serial, None)),
+        Ok(serial) => Ok(Entry::Serial(serial, None)),
         Err(_) => bail!(
             "{word:?} is neither a SPIFFE ID, nor a certificate file, nor a serial number (hexadecimal)"
         ),

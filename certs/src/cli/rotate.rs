@@ -43,12 +43,12 @@ fn once(at: &Where, as_json: bool) -> anyhow::Result<ExitCode> {
     if let Some(next) = pass.next {
         text += &format!("next: {} ({})\n", time(next), left(next));
     }
-    say(&Answer::new(text, told(&pass)), as_json)?;
+    say(&Answer::new(text, pass_json(&pass)), as_json)?;
     pass.problems.into_iter().for_each(|problem| complain(&problem.into(), as_json));
     Ok(code)
 }
 
-fn told(pass: &Pass) -> Value {
+fn pass_json(pass: &Pass) -> Value {
     let problems: Vec<_> = pass.problems.iter().map(ToString::to_string).collect();
     let missing = pass.awaited.as_ref().map(|awaited| &awaited.missing);
     json!({ "done": pass.done, "problems": problems, "awaited": missing, "next": pass.next.map(time) })
@@ -66,7 +66,7 @@ fn waits(awaited: Option<&Awaited>) -> Vec<String> {
 
 /// Makes passes until stopped. The directory is unlocked in between for other commands.
 fn watch(at: &Where, as_json: bool) -> anyhow::Result<ExitCode> {
-    let heard = heard()?;
+    let signals_received = receive_signals()?;
     let (mut was_wrong, mut waited) = (Vec::new(), Vec::new());
     loop {
         let now = OffsetDateTime::now_utc();
@@ -94,7 +94,7 @@ fn watch(at: &Where, as_json: bool) -> anyhow::Result<ExitCode> {
             false => RETRY,
         };
         was_wrong = wrong;
-        match heard.recv_timeout(wait) {
+        match signals_received.recv_timeout(wait) {
             Err(RecvTimeoutError::Timeout) => {}
             Ok(Heard::LookAgain) => note("SIGHUP: starting a pass", as_json)?,
             Ok(Heard::Useless(name)) => note(&format!("{name}: ignored"), as_json)?,
@@ -113,16 +113,16 @@ fn until(next: Option<OffsetDateTime>, now: OffsetDateTime) -> Duration {
     wait.clamp(SHORTEST, LONGEST)
 }
 
-fn heard() -> std::io::Result<Receiver<Heard>> {
-    let (tell, told) = mpsc::channel();
+fn receive_signals() -> std::io::Result<Receiver<Heard>> {
+    let (sender, receiver) = mpsc::channel();
     signals::follow(move |heard| {
         if heard == Heard::End {
             end_within(GRACE);
         }
         // The receiver lives as long as the process.
-        let _ = tell.send(heard);
+        let _ = sender.send(heard);
     })?;
-    Ok(told)
+    Ok(receiver)
 }
 
 pub(super) fn status(at: &Where) -> anyhow::Result<Answer> {

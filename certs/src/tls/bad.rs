@@ -58,11 +58,11 @@ impl Row {
         }
     }
 
-    fn wanting(self, peer: Peer) -> Self {
+    fn accepting(self, peer: Peer) -> Self {
         Self { peer, ..self }
     }
 
-    fn believing(self, bundles: impl Into<Arc<TrustBundles>>) -> Self {
+    fn with_bundles(self, bundles: impl Into<Arc<TrustBundles>>) -> Self {
         Self { bundles: bundles.into(), ..self }
     }
 

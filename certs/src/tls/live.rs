@@ -93,11 +93,11 @@ struct Live<C> {
     peer: Peer,
     alpn: Vec<Vec<u8>>,
     make: Make<C>,
-    made: ArcSwap<Made<C>>,
+    built: ArcSwap<Built<C>>,
 }
 
 #[derive(Debug)]
-struct Made<C> {
+struct Built<C> {
     config: Arc<C>,
     epoch: u64,
     lifetime: Arc<Lifetime>,
@@ -106,36 +106,36 @@ struct Made<C> {
 impl<C> Live<C> {
     fn new(trust: Trust, peer: Peer, alpn: &[&[u8]], make: Make<C>) -> Result<Self, ConfigError> {
         let alpn: Vec<_> = alpn.iter().map(|protocol| protocol.to_vec()).collect();
-        let made = make_one(&trust, &peer, &alpn, make)?;
-        Ok(Self { trust, peer, alpn, make, made: ArcSwap::from_pointee(made) })
+        let built = build(&trust, &peer, &alpn, make)?;
+        Ok(Self { trust, peer, alpn, make, built: ArcSwap::from_pointee(built) })
     }
 
     fn config(&self) -> Arc<C> {
-        let made = self.made.load();
-        if made.epoch == self.trust.current().epoch && !made.lifetime.is_over() {
-            return Arc::clone(&made.config);
+        let built = self.built.load();
+        if built.epoch == self.trust.current().epoch && !built.lifetime.is_over() {
+            return Arc::clone(&built.config);
         }
-        match make_one(&self.trust, &self.peer, &self.alpn, self.make) {
-            Ok(made) => {
-                let config = Arc::clone(&made.config);
-                self.made.store(Arc::new(made));
+        match build(&self.trust, &self.peer, &self.alpn, self.make) {
+            Ok(built) => {
+                let config = Arc::clone(&built.config);
+                self.built.store(Arc::new(built));
                 config
             }
             // A trust is checked before it becomes current. If this fails nevertheless, the old epoch makes the next
             // call retry.
             Err(error) => {
                 tracing::error!(%error, "cannot use the new certificates; keeping the previous ones");
-                Arc::clone(&made.config)
+                Arc::clone(&built.config)
             }
         }
     }
 }
 
-fn make_one<C>(trust: &Trust, peer: &Peer, alpn: &[Vec<u8>], make: Make<C>) -> Result<Made<C>, ConfigError> {
+fn build<C>(trust: &Trust, peer: &Peer, alpn: &[Vec<u8>], make: Make<C>) -> Result<Built<C>, ConfigError> {
     let trusted = trust.current();
     let lifetime = Arc::new(Lifetime::default());
     let bundles = Arc::clone(&trusted.bundles);
     let verifier = PeerVerifier { bundles, peer: peer.clone(), lifetime: Arc::clone(&lifetime) };
     let config = Arc::new(make(&trusted, verifier, alpn)?);
-    Ok(Made { config, epoch: trusted.epoch, lifetime })
+    Ok(Built { config, epoch: trusted.epoch, lifetime })
 }

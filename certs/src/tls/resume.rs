@@ -41,7 +41,7 @@ impl Scene {
     }
 
     /// A scene whose server and clients have other bundles than their test peers.
-    fn believing(world: World, bundles: TrustBundles) -> Self {
+    fn with_bundles(world: World, bundles: TrustBundles) -> Self {
         let [server, client] = [&world.server, &world.client].map(copy);
         let scene = Self::of(world, server, client);
         let bundles = Arc::new(bundles);
@@ -313,7 +313,7 @@ fn session_is_not_resumed_once_the_revocation_list_is_stale() {
         let crls = Crls::read(&list, StaleCrl::Refuse, HOUR / 2).unwrap();
         bundles.revoke(authority.trust_domain().clone(), crls);
     }
-    let scene = Scene::believing(world, bundles);
+    let scene = Scene::with_bundles(world, bundles);
     let theirs = at_our_server(&scene, &TLS13);
     let willing = scene.willing_server(&TLS13);
     let ours = our_clients(&scene, &willing);

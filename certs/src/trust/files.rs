@@ -76,7 +76,7 @@ pub enum LoadCause {
     Identity(#[from] IdentityError),
     /// This side's own bundles do not verify it, so peers would refuse it too.
     #[error("is not used: {0}")]
-    Unbelievable(#[from] VerifyError),
+    Unverified(#[from] VerifyError),
     /// The file name is not a trust domain.
     #[error("must be named TRUST-DOMAIN.json or TRUST-DOMAIN.pem: {0}")]
     Name(#[from] SpiffeIdError),
@@ -239,7 +239,7 @@ impl Load<'_> {
 
     fn identity(&mut self, bundles: &TrustBundles) -> Option<Arc<Identity>> {
         let read = self.read_identity().and_then(|identity| {
-            self.believable(&identity, bundles).map_err(|cause| at(&self.files.certificate, cause))?;
+            self.check_identity(&identity, bundles).map_err(|cause| at(&self.files.certificate, cause))?;
             Ok(identity)
         });
         read.map(Arc::new).map_err(|refused| self.refused.push(refused)).ok()
@@ -254,7 +254,7 @@ impl Load<'_> {
         })
     }
 
-    fn believable(&self, identity: &Identity, bundles: &TrustBundles) -> Result<(), LoadCause> {
+    fn check_identity(&self, identity: &Identity, bundles: &TrustBundles) -> Result<(), LoadCause> {
         if let Some(old) = self.old
             && old.identity.id() != identity.id()
         {

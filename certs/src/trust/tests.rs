@@ -98,10 +98,10 @@ impl Disk {
     }
 }
 
-/// The reason why an identity is refused, or `believed`.
-fn judged(trust: &Trust, identity: &Identity) -> &'static str {
+/// The reason why an identity is refused, or `trusted`.
+fn verdict(trust: &Trust, identity: &Identity) -> &'static str {
     let proven = trust.current().bundles.verify(identity.chain(), Role::Client, UnixTime::now());
-    proven.map_or_else(|why| why.reason(), |_| "believed")
+    proven.map_or_else(|why| why.reason(), |_| "trusted")
 }
 
 fn leaf_of(trust: &Trust) -> Vec<CertificateDer<'static>> {
@@ -242,7 +242,7 @@ fn kind_of(cause: &LoadCause) -> &'static str {
         LoadCause::TooLarge => "large",
         LoadCause::Pem(_) => "pem",
         LoadCause::Identity(_) => "identity",
-        LoadCause::Unbelievable(_) => "unbelievable",
+        LoadCause::Unverified(_) => "unbelievable",
         LoadCause::Name(_) => "name",
         LoadCause::Twice(_) => "twice",
         LoadCause::Format(_) => "format",
@@ -294,9 +294,9 @@ fn changes_nothing(flaws: Vec<Flaw<'_>>) {
         let backup = tempfile::tempdir().unwrap();
         copy_all(disk.dir.path(), backup.path());
         let trust = Trust::load(&disk.files).unwrap();
-        let judge = || [&friend, &foe, &revoked].map(|identity| judged(&trust, identity));
+        let judge = || [&friend, &foe, &revoked].map(|identity| verdict(&trust, identity));
         let (before, leaf) = (judge(), leaf_of(&trust));
-        assert_eq!(before, ["believed", "denied", "revoked"]);
+        assert_eq!(before, ["trusted", "denied", "revoked"]);
         flaw(&disk);
         trust.reload(&disk.files);
         let path = disk.at(file).display().to_string();
@@ -376,8 +376,8 @@ fn trust_reload_renews_the_leaf_despite_a_bad_foreign_bundle() {
     assert!(trust.reload(&disk.files));
     assert_eq!(leaf_of(&trust), next.chain());
     assert_eq!(trust.refused().len(), 3, "{:?}", trust.refused());
-    assert_eq!(judged(&trust, &disk.of_east(FRIEND)), "believed");
-    assert_eq!(judged(&trust, &disk.of_east(FOE)), "denied");
+    assert_eq!(verdict(&trust, &disk.of_east(FRIEND)), "trusted");
+    assert_eq!(verdict(&trust, &disk.of_east(FOE)), "denied");
 }
 
 #[test]
@@ -395,11 +395,11 @@ fn trust_bundle_is_never_replaced_by_an_older_one() {
     fs::remove_file(disk.at("bundles/east.example.json")).unwrap();
     disk.write("bundles/east.example.pem", next.certificate_pem());
     assert!(!trust.reload(&disk.files));
-    assert_eq!(judged(&trust, &disk.of_east(FRIEND)), "believed");
+    assert_eq!(verdict(&trust, &disk.of_east(FRIEND)), "trusted");
     fs::remove_file(disk.at("bundles/east.example.pem")).unwrap();
     disk.bundle(&next, 6);
     assert!(trust.reload(&disk.files));
-    assert_eq!(judged(&trust, &disk.of_east(FRIEND)), "unknown_issuer");
+    assert_eq!(verdict(&trust, &disk.of_east(FRIEND)), "unknown_issuer");
 }
 
 #[test]
@@ -410,10 +410,10 @@ fn trust_deny_list_is_never_replaced_by_an_older_one() {
     assert!(!trust.reload(&disk.files));
     let refused = trust.refused().concat();
     assert!(refused.contains("has sequence 2, but 3 is known"), "{refused}");
-    assert_eq!(judged(&trust, &disk.of_east(FOE)), "denied");
+    assert_eq!(verdict(&trust, &disk.of_east(FOE)), "denied");
     disk.deny(4, &[FRIEND]);
     assert!(trust.reload(&disk.files));
-    assert_eq!([FOE, FRIEND].map(|id| judged(&trust, &disk.of_east(id))), ["believed", "denied"]);
+    assert_eq!([FOE, FRIEND].map(|id| verdict(&trust, &disk.of_east(id))), ["trusted", "denied"]);
 }
 
 #[test]
@@ -439,13 +439,13 @@ fn trust_deny_list_still_denies_after_its_file_is_removed() {
     let trust = Trust::load(&disk.files).unwrap();
     fs::remove_file(disk.at("deny/east.example.json")).unwrap();
     assert!(!trust.reload(&disk.files));
-    assert_eq!(judged(&trust, &disk.of_east(FOE)), "denied");
+    assert_eq!(verdict(&trust, &disk.of_east(FOE)), "denied");
     disk.deny(2, &[]);
     trust.reload(&disk.files);
-    assert_eq!(judged(&trust, &disk.of_east(FOE)), "denied", "an older list does not return");
+    assert_eq!(verdict(&trust, &disk.of_east(FOE)), "denied", "an older list does not return");
     disk.deny(4, &[]);
     assert!(trust.reload(&disk.files));
-    assert_eq!(judged(&trust, &disk.of_east(FOE)), "believed", "its domain removed the entry");
+    assert_eq!(verdict(&trust, &disk.of_east(FOE)), "trusted", "its domain removed the entry");
 }
 
 #[test]
@@ -458,7 +458,7 @@ fn trust_deny_list_still_denies_after_its_signer_is_gone() {
     let refused = trust.refused().concat();
     assert!(refused.contains("deny/east.example.json") && refused.contains("rotate"), "{refused}");
     let foe = next.issue(&SpiffeId::parse(FOE).unwrap(), &[], HOUR).unwrap();
-    assert_eq!(judged(&trust, &foe), "denied");
+    assert_eq!(verdict(&trust, &foe), "denied");
 }
 
 #[test]
@@ -469,7 +469,7 @@ fn trust_bundle_is_dropped_when_its_file_is_removed() {
         fs::remove_file(disk.at(file)).unwrap();
     }
     assert!(trust.reload(&disk.files));
-    assert_eq!((judged(&trust, &disk.of_east(FRIEND)), trust.refused()), ("no_bundle", vec![]));
+    assert_eq!((verdict(&trust, &disk.of_east(FRIEND)), trust.refused()), ("no_bundle", vec![]));
 }
 
 #[test]
@@ -477,10 +477,10 @@ fn trust_reload_reads_new_revocation_lists() {
     let disk = Disk::new();
     let trust = Trust::load(&disk.files).unwrap();
     let friend = disk.of_east(FRIEND);
-    assert_eq!(judged(&trust, &friend), "believed");
+    assert_eq!(verdict(&trust, &friend), "trusted");
     disk.write("crls/east.example.pem", disk.revoking(&[&friend.chain()[0]]));
     assert!(trust.reload(&disk.files));
-    assert_eq!(judged(&trust, &friend), "revoked");
+    assert_eq!(verdict(&trust, &friend), "revoked");
 }
 
 #[test]
@@ -573,7 +573,7 @@ fn trust_watch_follows_a_swap_of_the_kubelet_link() {
     let bundle = spiffe_bundle::write(&bundle).unwrap();
     publish(&disk.at("bundles"), "..2", &[("east.example.json", &bundle), ("west.example.json", &west)]);
     let friend = root.issue(&SpiffeId::parse(FRIEND).unwrap(), &[], HOUR).unwrap();
-    wait_until("the new root", || judged(&trust, &friend) == "believed");
+    wait_until("the new root", || verdict(&trust, &friend) == "trusted");
 
     drop(watch);
     assert_eq!(Arc::strong_count(&trust.0), 1, "the watch has ended");
@@ -586,11 +586,11 @@ fn trust_watch_retries_a_refused_file_until_it_is_valid() {
     let watch = trust.watch(disk.files.clone()).unwrap();
     disk.write("bundles/east.example.json", "{");
     wait_until("the refusal", || !trust.refused().is_empty());
-    assert_eq!((trust.current().epoch, judged(&trust, &disk.of_east(FRIEND))), (0, "believed"));
+    assert_eq!((trust.current().epoch, verdict(&trust, &disk.of_east(FRIEND))), (0, "trusted"));
     let next = Authority::generate(disk.east.trust_domain().clone()).unwrap();
     disk.bundle(&next, 6);
     let friend = next.issue(&SpiffeId::parse(FRIEND).unwrap(), &[], HOUR).unwrap();
-    wait_until("the repair", || judged(&trust, &friend) == "believed");
+    wait_until("the repair", || verdict(&trust, &friend) == "trusted");
     assert!(trust.refused().iter().all(|text| !text.contains("bundles/")), "{:?}", trust.refused());
     drop(watch);
 }

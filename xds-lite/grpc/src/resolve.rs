@@ -72,7 +72,7 @@ fn answer(received: Result<Found, oneshot::error::RecvError>) -> Found {
 /// Looks a family up in a thread of its own: at its end, a runtime would wait for one of its blocking threads.
 fn ask(host: &str, family: AddrFamily) -> io::Result<oneshot::Receiver<Found>> {
     let host = host.to_owned();
-    let (tell, told) = oneshot::channel();
+    let (sender, receiver) = oneshot::channel();
     let look_up = move || {
         let hints = AddrInfoHints {
             address: family.into(),
@@ -84,10 +84,10 @@ fn ask(host: &str, family: AddrFamily) -> io::Result<oneshot::Receiver<Found>> {
             found.map(|one| one.map(|one| one.sockaddr.ip())).collect::<io::Result<Vec<_>>>()
         });
         // The caller may have given up.
-        let _late = tell.send(found);
+        let _late = sender.send(found);
     };
     thread::Builder::new().name("resolve".to_owned()).spawn(look_up)?;
-    Ok(told)
+    Ok(receiver)
 }
 
 #[cfg(test)]
@@ -96,10 +96,10 @@ mod tests {
 
     use super::*;
 
-    fn told(found: Found) -> oneshot::Receiver<Found> {
-        let (tell, told) = oneshot::channel();
-        tell.send(found).unwrap();
-        told
+    fn answered(found: Found) -> oneshot::Receiver<Found> {
+        let (sender, receiver) = oneshot::channel();
+        sender.send(found).unwrap();
+        receiver
     }
 
     #[tokio::test]
@@ -119,9 +119,9 @@ mod tests {
         let found = both(Ok(vec![ip]), second).await;
         assert_eq!(found.unwrap(), [ip]);
         let none = || Err(io::Error::other("no such family"));
-        assert_eq!(both(none(), told(Ok(vec![ip]))).await.unwrap(), [ip]);
-        assert_eq!(both(Ok(vec![ip]), told(none())).await.unwrap(), [ip]);
-        assert!(both(none(), told(none())).await.is_err());
-        assert!(both(Ok(Vec::new()), told(Ok(Vec::new()))).await.is_err());
+        assert_eq!(both(none(), answered(Ok(vec![ip]))).await.unwrap(), [ip]);
+        assert_eq!(both(Ok(vec![ip]), answered(none())).await.unwrap(), [ip]);
+        assert!(both(none(), answered(none())).await.is_err());
+        assert!(both(Ok(Vec::new()), answered(Ok(Vec::new()))).await.is_err());
     }
 }

@@ -81,8 +81,8 @@ impl std::fmt::Debug for IssuingService {
 }
 
 /// Serves connections until the future is dropped.
-pub async fn serve(listener: &TcpListener, tls: Arc<Server>, routes: Routes, knows: PrincipalOf) {
-    serve_with(listener, tls, routes, Admission::new(knows)).await;
+pub async fn serve(listener: &TcpListener, tls: Arc<Server>, routes: Routes, principal_of: PrincipalOf) {
+    serve_with(listener, tls, routes, Admission::new(principal_of)).await;
 }
 
 /// [`serve`] with budgets, and issuing of certificates if configured.

@@ -48,7 +48,7 @@ pub struct MtlsChecks {
 
 #[derive(Debug)]
 struct Known {
-    proof: MtlsCheck,
+    result: MtlsCheck,
     /// When the next check is due; none during a check.
     due: Option<Instant>,
     wanted: bool,
@@ -71,7 +71,7 @@ impl MtlsChecks {
         });
         let before = of_host.len();
         for address in addresses {
-            let new = || Known { proof: MtlsCheck::Awaited, due: Some(now), wanted: true };
+            let new = || Known { result: MtlsCheck::Awaited, due: Some(now), wanted: true };
             of_host.entry(address).or_insert_with(new);
         }
         let is_new = of_host.len() > before;
@@ -97,7 +97,7 @@ impl MtlsChecks {
 
     /// Records a result. Returns whether it changes what is known. An unreachable endpoint keeps the result `Required`:
     /// no client can reach it.
-    pub fn seen(&mut self, subject: &Subject, proof: MtlsCheck, now: Instant) -> bool {
+    pub fn seen(&mut self, subject: &Subject, result: MtlsCheck, now: Instant) -> bool {
         self.running = self.running.saturating_sub(1);
         let Some(of_host) = self.known.get_mut(&subject.host) else { return false };
         let Some(known) = of_host.get_mut(&subject.address) else { return false };
@@ -108,35 +108,35 @@ impl MtlsChecks {
             }
             return false;
         }
-        let keeps = known.proof == MtlsCheck::Required && matches!(proof, MtlsCheck::Unreachable(_));
-        let proof = if keeps { MtlsCheck::Required } else { proof };
-        known.due = Some(now + if proof == MtlsCheck::Required { GOOD } else { BAD });
-        std::mem::replace(&mut known.proof, proof.clone()) != proof
+        let keeps = known.result == MtlsCheck::Required && matches!(result, MtlsCheck::Unreachable(_));
+        let result = if keeps { MtlsCheck::Required } else { result };
+        known.due = Some(now + if result == MtlsCheck::Required { GOOD } else { BAD });
+        std::mem::replace(&mut known.result, result.clone()) != result
     }
 
     /// The result of an endpoint.
     #[must_use]
     pub fn of(&self, subject: &Subject) -> MtlsCheck {
-        self.get(subject).map_or(MtlsCheck::Awaited, |known| known.proof.clone())
+        self.get(subject).map_or(MtlsCheck::Awaited, |known| known.result.clone())
     }
 
     /// Whether the endpoint is known to require a certificate.
     #[must_use]
     pub fn demands(&self, subject: &Subject) -> bool {
-        self.get(subject).is_some_and(|known| known.proof == MtlsCheck::Required)
+        self.get(subject).is_some_and(|known| known.result == MtlsCheck::Required)
     }
 
     /// Whether an endpoint has not been checked yet.
     #[must_use]
     pub fn awaits(&self) -> bool {
         let mut all = self.known.values().flat_map(HashMap::values);
-        all.any(|known| known.wanted && known.proof == MtlsCheck::Awaited)
+        all.any(|known| known.wanted && known.result == MtlsCheck::Awaited)
     }
 
     /// Whether this endpoint has not been checked yet.
     #[must_use]
     pub fn is_awaited(&self, subject: &Subject) -> bool {
-        self.get(subject).is_some_and(|known| known.proof == MtlsCheck::Awaited)
+        self.get(subject).is_some_and(|known| known.result == MtlsCheck::Awaited)
     }
 
     fn get(&self, subject: &Subject) -> Option<&Known> {

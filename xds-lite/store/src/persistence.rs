@@ -45,7 +45,7 @@ pub trait Source: Send + Sync + 'static {
 #[derive(Debug)]
 pub struct Persistence {
     shared: Arc<Shared>,
-    beginning: Option<Writer>,
+    writer: Option<Writer>,
 }
 
 /// State shared by the program and the writer thread.
@@ -89,13 +89,13 @@ impl Persistence {
         let shared = Arc::new(Shared { health, waiting: Mutex::default(), news: Condvar::new() });
         let mut writer = Writer::new(Arc::clone(&shared), folder, file);
         let records = writer.begin();
-        (Persistence { shared, beginning: Some(writer) }, records)
+        (Persistence { shared, writer: Some(writer) }, records)
     }
 
     /// Imports a file of an older version, and removes it once its records are written to the store.
     #[must_use]
     pub fn adopt(&mut self, path: &Path, read: impl FnOnce(&[u8]) -> Adopted) -> Vec<Record> {
-        let Some(writer) = &mut self.beginning else { return Vec::new() };
+        let Some(writer) = &mut self.writer else { return Vec::new() };
         let Adopted { records, damage } = match files::read(path, LARGEST_ADOPTED) {
             Ok(bytes) => read(&bytes),
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Vec::new(),
@@ -112,7 +112,7 @@ impl Persistence {
 
     /// Starts the writer thread, which writes changes of the source from now on.
     pub fn begin(&mut self, source: Weak<dyn Source>) {
-        let Some(writer) = self.beginning.take() else { return };
+        let Some(writer) = self.writer.take() else { return };
         let health = Arc::clone(&self.shared.health);
         let begun = thread::Builder::new().name("state".to_owned()).spawn(move || writer.run(&source));
         if let Err(error) = begun {

@@ -17,9 +17,9 @@ const PATIENCE: Duration = Duration::from_secs(30);
 
 /// The state of a program.
 #[derive(Debug, Default)]
-struct Has(Mutex<BTreeMap<String, Vec<u8>>>);
+struct State(Mutex<BTreeMap<String, Vec<u8>>>);
 
-impl Source for Has {
+impl Source for State {
     fn keys(&self) -> Vec<String> {
         self.0.lock().unwrap().keys().cloned().collect()
     }
@@ -37,22 +37,22 @@ impl Source for Has {
 
 /// A program with a store.
 struct Program {
-    has: Arc<Has>,
+    state: Arc<State>,
     persistence: Persistence,
 }
 
 impl Program {
     fn start(folder: &Path) -> Program {
         let (mut persistence, records) = Persistence::open("slices", folder, FILE);
-        let has = Arc::new(Has::default());
-        has.restore(records);
-        let source = Arc::downgrade(&has);
+        let state = Arc::new(State::default());
+        state.restore(records);
+        let source = Arc::downgrade(&state);
         persistence.begin(source);
-        Program { has, persistence }
+        Program { state, persistence }
     }
 
     fn set(&self, key: &str, value: Option<&[u8]>) {
-        let mut all = self.has.0.lock().unwrap();
+        let mut all = self.state.0.lock().unwrap();
         match value {
             Some(value) => _ = all.insert(key.to_owned(), value.to_vec()),
             None => _ = all.remove(key),
@@ -62,7 +62,7 @@ impl Program {
     }
 
     fn all(&self) -> BTreeMap<String, Vec<u8>> {
-        self.has.0.lock().unwrap().clone()
+        self.state.0.lock().unwrap().clone()
     }
 
     fn report(&self) -> Report {
@@ -326,11 +326,11 @@ fn journal_entry(key: &str, value: Option<&[u8]>) -> Vec<u8> {
 
 fn adopts(dir: &Path, old: &Path) -> (BTreeMap<String, Vec<u8>>, Report) {
     let (mut persistence, records) = Persistence::open("slices", dir, FILE);
-    let has = Arc::new(Has::default());
-    has.restore(records);
-    has.restore(persistence.adopt(old, journal));
-    persistence.begin(Arc::<Has>::downgrade(&has));
-    let program = Program { has, persistence };
+    let state = Arc::new(State::default());
+    state.restore(records);
+    state.restore(persistence.adopt(old, journal));
+    persistence.begin(Arc::<State>::downgrade(&state));
+    let program = Program { state, persistence };
     let report = program.report();
     (program.stop(dir), report)
 }

@@ -129,7 +129,7 @@ fn foreign(world: &World) -> Vec<Row> {
     vec![
         row("west's identity signed by east", world.east.issue_altered(world.client.id(), |_| {})),
         row("east's identity signed by west", world.west.issue_altered(world.server.id(), |_| {}))
-            .wanting(all_east()),
+            .accepting(all_east()),
         row("west's identity signed by an intermediate of east", leaf_below(world, &below_east, |_| {})),
         row("west's identity signed by east, its root sent along", with_root),
         row("west's identity signed by east, both roots sent along", both_roots),
@@ -137,7 +137,7 @@ fn foreign(world: &World) -> Vec<Row> {
         row("a leaf signed by itself", self_signed(world)),
         Row::new(world, "a domain without a bundle", "no_bundle", "NoBundle", north),
         Row::new(world, "no bundle at all", "no_bundle", "NoBundle", leaf(world, |_| {}))
-            .believing(super::TrustBundles::new()),
+            .with_bundles(super::TrustBundles::new()),
     ]
 }
 

@@ -36,7 +36,7 @@ pub(super) fn rows(world: &World) -> Vec<Row> {
 fn unexpected(world: &World) -> Vec<Row> {
     let id = |path: &str| format!("spiffe://west.example{path}");
     let row =
-        |name: String, shown, peer| Row::new(world, name, "unexpected", "Unexpected", shown).wanting(peer);
+        |name: String, shown, peer| Row::new(world, name, "unexpected", "Unexpected", shown).accepting(peer);
     let mut rows: Vec<_> = OTHERS
         .iter()
         .map(|&(shown, wanted, about)| {
@@ -66,14 +66,14 @@ fn pinned(world: &World) -> Vec<Row> {
         issuer,
         peer: Box::new(Peer::Domain(world.west.trust_domain().clone())),
     };
-    let row = |name, shown| Row::new(world, name, "pin", "Pin", shown).wanting(pin(key));
+    let row = |name, shown| Row::new(world, name, "pin", "Pin", shown).accepting(pin(key));
     let mut beside = leaf_below(world, &other, |_| {});
     beside.chain.push(wanted.certificate().clone());
     let root = Facts::of(world.west.certificate()).unwrap().pin;
     vec![
         row("signed by another cluster's intermediate", leaf_below(world, &other, |_| {})),
         row("another intermediate, the pinned one sent along", beside),
-        row("signed by the root, which no pin means", leaf(world, |_| {})).wanting(pin(root)),
+        row("signed by the root, which no pin means", leaf(world, |_| {})).accepting(pin(root)),
     ]
 }
 
@@ -83,7 +83,7 @@ fn denied(world: &World) -> Vec<Row> {
         fill(&mut list);
         let mut bundles = TrustBundles::clone(&world.bundles);
         bundles.deny(list);
-        Row::new(world, name, "denied", detail, shown).believing(bundles)
+        Row::new(world, name, "denied", detail, shown).with_bundles(bundles)
     };
     let exactly = IdPattern::Exactly(world.client.id().clone());
     let below = IdPattern::parse("spiffe://west.example/ns/bookinfo/*").unwrap();
@@ -121,14 +121,14 @@ fn revoked(world: &World) -> Vec<Row> {
     let now = OffsetDateTime::now_utc();
     let (from, until) = (now - HOUR, now + HOUR);
     let below = world.west.intermediate_altered(|_| {});
-    let believing = |lists: &[Vec<u8>]| {
+    let revoking = |lists: &[Vec<u8>]| {
         let crls = Crls::read(pem_of(lists).as_bytes(), StaleCrl::Refuse, Duration::ZERO).unwrap();
         let mut bundles = TrustBundles::clone(&world.bundles);
         bundles.revoke(world.west.trust_domain().clone(), crls);
         bundles
     };
     let row = |name, reason, detail, shown, lists: &[Vec<u8>]| {
-        Row::new(world, name, reason, detail, shown).believing(believing(lists))
+        Row::new(world, name, reason, detail, shown).with_bundles(revoking(lists))
     };
     let [under_root, under_below] = [leaf(world, |_| {}), leaf_below(world, &below, |_| {})];
     let leaf_of_below = leaf_below(world, &below, |_| {});

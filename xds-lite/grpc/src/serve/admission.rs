@@ -44,7 +44,7 @@ pub type PrincipalOf = Arc<dyn Fn(&SpiffeId) -> Option<Principal> + Send + Sync>
 
 /// Who is served, and with which budget.
 pub struct Admission {
-    knows: PrincipalOf,
+    principal_of: PrincipalOf,
     pub(super) budgets: Arc<Budgets>,
     pub(super) issuing: Option<IssuingService>,
     log_limiter: LogLimiter,
@@ -59,8 +59,8 @@ impl std::fmt::Debug for Admission {
 impl Admission {
     /// Serves known identities, with default budgets and without issuing.
     #[must_use]
-    pub fn new(knows: PrincipalOf) -> Admission {
-        Admission { knows, budgets: Arc::default(), issuing: None, log_limiter: LogLimiter::default() }
+    pub fn new(principal_of: PrincipalOf) -> Admission {
+        Admission { principal_of, budgets: Arc::default(), issuing: None, log_limiter: LogLimiter::default() }
     }
 
     /// Sets the budgets, and issuing if configured.
@@ -71,7 +71,7 @@ impl Admission {
 
     pub(super) fn account(&self, id: &SpiffeId) -> Account {
         let renews = || self.issuing.as_ref().is_some_and(|issuing| (issuing.renews)(id));
-        let principal = match (self.knows)(id) {
+        let principal = match (self.principal_of)(id) {
             Some(known) => known,
             None if renews() => Principal::Workload(id.clone()),
             None => Principal::Stranger(id.clone()),
