@@ -1,5 +1,5 @@
-//! The record of one connection. It is written exactly once, on drop: a task that is cancelled or that
-//! panics still leaves its line, its counters and one reason.
+//! Keeps the record of one connection and writes it exactly once, on drop: a cancelled or panicking task still leaves
+//! its log line, its counters and one reason.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -21,7 +21,7 @@ use crate::worker::Worker;
 /// One connection's record, from accept to its end.
 #[derive(Debug)]
 pub struct Account {
-    /// What others see of it.
+    /// The connection's shared state.
     pub conn: Arc<Conn>,
     worker: Arc<Worker>,
     key: usize,
@@ -62,7 +62,7 @@ impl Account {
         }
     }
 
-    /// Listener and total, at accept.
+    /// Checks the limits of listener and process, at accept.
     pub(crate) fn admit(&mut self) -> Result<(), Reason> {
         let process = &self.worker.process;
         let tables = process.tables.load();
@@ -70,7 +70,7 @@ impl Account {
         Ok(())
     }
 
-    /// The source, once it is known.
+    /// Checks the limit of the source, once it is known.
     pub(crate) fn admit_source(&mut self, source: Option<SocketAddr>) -> Result<(), Reason> {
         if let Some(source) = source {
             let _first = self.conn.source.set(socket::canonical(source));
@@ -81,7 +81,7 @@ impl Account {
         Ok(())
     }
 
-    /// The service, after route.
+    /// Checks the limit of the service, after route.
     pub(crate) fn admit_service(&mut self, service: &Arc<Service>) -> Result<(), Reason> {
         self.service = Some(Arc::clone(service));
         if self.permits.service.is_none() {
@@ -113,7 +113,7 @@ impl Account {
         });
     }
 
-    /// An endpoint has the client's first `sent` bytes.
+    /// Records that an endpoint has the client's first `sent` bytes.
     pub(crate) fn connected(&mut self, step: Step<'_>, sent: usize) {
         let service = &step.route.service;
         step.endpoint.state.connected();
@@ -128,7 +128,7 @@ impl Account {
         }
     }
 
-    /// The wait for an answer is over; the relay will pass on these bytes first, if there are any.
+    /// Records the end of the wait for an answer; the relay forwards these bytes first, if there are any.
     pub(crate) fn answered(&mut self, bytes: usize) {
         if bytes > 0 {
             let before = self.hello.unwrap_or_default() + self.connect.unwrap_or_default();
@@ -137,8 +137,8 @@ impl Account {
         }
     }
 
-    /// The endpoint could not be connected to. A refusal or a timeout tells about the endpoint; what this
-    /// machine lacks does not.
+    /// Records a failed connect. A refusal or a timeout counts against the endpoint; a shortage on this machine does
+    /// not.
     pub(crate) fn unreached(&self, reason: Reason, step: Step<'_>) {
         self.worker.counters.failed(reason);
         if !matches!(reason, Reason::ConnectRefused | Reason::ConnectTimeout) {
@@ -151,7 +151,7 @@ impl Account {
         }
     }
 
-    /// Whether the service's budget lets this client's hello be sent once more.
+    /// Whether the service's budget allows another replay of this client's hello.
     pub(crate) fn may_replay(&self, step: Step<'_>) -> bool {
         let limits = &step.tables.live.upstream.replay;
         let may = step.route.service.state.may_replay(self.conn.client().ip(), socket::now(), limits);
@@ -162,19 +162,19 @@ impl Account {
         may
     }
 
-    /// The endpoint's answer is a refusal, and it is passed on.
+    /// Records that the endpoint's rejection is forwarded to the client.
     pub(crate) fn turned_down(&mut self, bytes: usize) {
         self.worker.counters.failed(Reason::UpstreamRejected);
         self.rejected = true;
         self.answered(bytes);
     }
 
-    /// The endpoint's refusal was passed on.
+    /// Whether the endpoint's rejection was forwarded to the client.
     pub(crate) fn was_turned_down(&self) -> bool {
         self.rejected
     }
 
-    /// Why it ended; the last word counts.
+    /// Records why the connection ended.
     pub(crate) fn close(mut self, reason: Reason) {
         self.reason = reason;
     }

@@ -1,5 +1,5 @@
-//! What a server says first. Until it has said something, and as long as the client has sent no more than
-//! its hello, the connection can still move to another endpoint. Reads no more than it takes to know.
+//! Waits for a server's first bytes. Until they arrive, and while the client has sent no more than its hello, the
+//! connection can still move to another endpoint. Reads no more than is needed to decide.
 
 use std::net::Shutdown;
 use std::task::{Context, Poll};
@@ -10,19 +10,19 @@ use tokio::net::TcpStream;
 use crate::peek::{SCRATCH, poll_through};
 use crate::reason::{Alert, Reason};
 
-/// A server that took the first flight.
+/// A server that has the client's first flight.
 #[derive(Debug)]
 pub struct Server {
-    /// Its socket.
+    /// The socket.
     pub stream: TcpStream,
-    /// What it said already.
+    /// What it has sent so far.
     pub said: Said,
 }
 
-/// What a server said before the relay began.
+/// What a server sent before the relay began.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Said {
-    /// Nothing that was read.
+    /// Nothing was read.
     Nothing,
     /// These bytes.
     Bytes(Vec<u8>),
@@ -33,7 +33,7 @@ pub enum Said {
 }
 
 impl Said {
-    /// Bytes that the relay will pass on first.
+    /// Number of bytes that the relay forwards first.
     pub(crate) fn length(&self) -> usize {
         match self {
             Said::Bytes(bytes) => bytes.len(),
@@ -48,15 +48,14 @@ pub enum Failure {
     /// The endpoint was not reached: `connect_refused`, `connect_timeout`, `connect_failed` or
     /// `local_resources`.
     Unreached(Reason),
-    /// The endpoint took the hello and turned it down before its first byte of an answer.
+    /// The endpoint took the hello and rejected it before its first byte of an answer.
     Rejected(Server),
-    /// The client left meanwhile.
+    /// The client disconnected meanwhile.
     ClientGone,
 }
 
-/// Waits for the server's first bytes, as long as nobody else has spoken: a client that sends more than
-/// its hello ends the wait, since what it sent cannot be taken back from this server. So does `is_over`: the hello
-/// is not kept for another server any longer.
+/// Waits for the server's first bytes. A client that sends more than its hello ends the wait, because those bytes cannot
+/// be moved to another server. So does `is_over`: the hello is no longer kept for a replay.
 ///
 /// # Errors
 /// [`Failure::Rejected`] when the server closes, resets or answers with an alert that says "not here";
@@ -79,7 +78,7 @@ pub(crate) async fn answer(
                 Poll::Ready(Client::Spoke) => return Poll::Ready(Heard::Client),
                 Poll::Ready(Client::Reset) => return Poll::Ready(Heard::ClientReset),
                 Poll::Ready(Client::Closed) => {
-                    // Passed on at once; another endpoint would be told again.
+                    // Forwarded at once; another endpoint would get it again.
                     client_may_speak = false;
                     let _shut = SockRef::from(&server.stream).shutdown(Shutdown::Write);
                     on_client_closed();
@@ -117,7 +116,7 @@ enum Client {
     Reset,
 }
 
-/// Waits until the client resets; for ever if it has spoken or closed, which hides a later reset.
+/// Waits until the client resets; forever if it has sent bytes or closed, which hides a later reset.
 pub(crate) async fn reset_of(client: &TcpStream) {
     let heard = std::future::poll_fn(|cx| poll_client(client, cx)).await;
     if !matches!(heard, Client::Reset) {
@@ -125,7 +124,7 @@ pub(crate) async fn reset_of(client: &TcpStream) {
     }
 }
 
-/// Looks without taking: the bytes are the relay's.
+/// Peeks without consuming: the bytes belong to the relay.
 fn poll_client(client: &TcpStream, cx: &mut Context<'_>) -> Poll<Client> {
     let mut byte = [0];
     match client.poll_peek(cx, &mut tokio::io::ReadBuf::new(&mut byte)) {
@@ -144,7 +143,7 @@ fn poll_server(stream: &mut TcpStream, cx: &mut Context<'_>, first: &mut Vec<u8>
         });
         match read {
             Poll::Pending => return Poll::Pending,
-            // Half an alert is a first byte all the same.
+            // An incomplete alert counts as an answer.
             Poll::Ready(Err(_) | Ok(0)) if !first.is_empty() => return Poll::Ready(Heard::Server),
             Poll::Ready(Err(_)) => return Poll::Ready(Heard::Rejection(Said::Reset)),
             Poll::Ready(Ok(0)) => return Poll::Ready(Heard::Rejection(Said::Closed)),
@@ -158,7 +157,7 @@ fn poll_server(stream: &mut TcpStream, cx: &mut Context<'_>, first: &mut Vec<u8>
 }
 
 /// Whether a server's first record is a fatal alert that another endpoint might not send: internal_error
-/// or unrecognized_name. `None` while that cannot be told.
+/// or unrecognized_name. `None` while undecided.
 fn says_elsewhere(bytes: &[u8]) -> Option<bool> {
     const ALERTS: [Alert; 2] = [Alert::InternalError, Alert::UnrecognizedName];
     let shape: [fn(u8) -> bool; 7] = [

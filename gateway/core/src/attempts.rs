@@ -1,5 +1,5 @@
-//! The attempts of one connection: which endpoints were tried, and what a failed attempt leads to: the
-//! next endpoint, this server's answer passed on as it is, or a refusal.
+//! Tracks the attempts of one connection and decides what follows a failed one: the next endpoint, this server's answer
+//! forwarded as it is, or a refusal.
 
 use std::borrow::Cow;
 use std::net::{IpAddr, SocketAddr};
@@ -25,23 +25,23 @@ use crate::snapshot::{Endpoint, Service};
 use crate::socket::{self, Millis};
 use crate::worker::Worker;
 
-/// What was tried for one connection.
+/// The attempts made for one connection.
 #[derive(Debug)]
 pub(crate) struct Attempts {
     flight: Flight,
-    /// The client has sent nothing that only one server may see.
+    /// The client has sent nothing but a hello that may be replayed.
     replayable: bool,
     source: IpAddr,
-    /// Its turn in round robin, once it is taken.
+    /// Its turn in round robin, once taken.
     turn: Option<usize>,
     tried: Vec<SocketAddr>,
-    /// Turned the hello away, which says something of them only if another answers the same hello.
+    /// Endpoints that rejected the hello; it counts against them only if another endpoint answers the same hello.
     doubted: Vec<Arc<EndpointState>>,
     failed: Option<Reason>,
     since: Instant,
 }
 
-/// What a failed attempt leads to.
+/// What follows a failed attempt.
 #[derive(Debug)]
 pub(crate) enum Next {
     /// Another endpoint gets the same hello.
@@ -66,7 +66,7 @@ impl Attempts {
         }
     }
 
-    /// Takes the connection's turn; its further attempts go on from there.
+    /// Takes the connection's turn once; further attempts continue from it.
     pub(crate) fn take_turn(&mut self, service: &Service) {
         self.turn.get_or_insert_with(|| service.state.next_turn());
     }
@@ -84,7 +84,7 @@ impl Attempts {
         }
     }
 
-    /// Why there is no endpoint: what the last one failed with, if any was tried.
+    /// Returns why there is no endpoint: the failure of the last one, if any was tried.
     pub(crate) fn none_left(&self, service: &Service) -> Reason {
         match self.failed {
             Some(reason) => reason,
@@ -93,7 +93,7 @@ impl Attempts {
         }
     }
 
-    /// The next attempt. Under memory pressure replays go first: this one's hello is let go once sent.
+    /// Prepares the next attempt. Under memory pressure the hello is dropped once sent and cannot be replayed.
     pub(crate) fn start<'a>(
         &'a self,
         step: Step<'a>,
@@ -124,7 +124,7 @@ impl Attempts {
         Cow::Owned(wire)
     }
 
-    /// What a failure leads to.
+    /// Decides what follows a failure.
     pub(crate) fn after(
         &mut self,
         failure: Failure,
@@ -165,7 +165,7 @@ impl Attempts {
         }
     }
 
-    /// An endpoint has the hello, and perhaps answered it.
+    /// Records that an endpoint has the hello, and perhaps answered it.
     pub(crate) fn reached(&mut self, server: &Server, step: Step<'_>, worker: &Worker) {
         if !matches!(server.said, Said::Bytes(_)) {
             return;
@@ -192,8 +192,7 @@ impl Attempts {
     }
 }
 
-/// An endpoint is tried last for a while, and the gateway sends it a hello of its own. The only one of a service
-/// stays as it is.
+/// Demotes an endpoint and queues it for the gateway's own hello. A service's only endpoint is not demoted.
 fn demote(
     step: Step<'_>,
     reason: Reason,
@@ -213,7 +212,7 @@ fn demote(
     worker.process.suspects.check(service, endpoint, now, &worker.process.metrics);
 }
 
-/// Another cluster may be far away.
+/// Returns the connect timeout; another cluster may be far away.
 pub(crate) fn patience(endpoint: &Endpoint, connect: Duration) -> Duration {
     if endpoint.cluster().is_some() { connect.max(defaults::CONNECT_ACROSS) } else { connect }
 }

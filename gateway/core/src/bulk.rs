@@ -1,5 +1,5 @@
-//! A direction's part in bulk: its place in the worker's line, and what has become of its turn. How the
-//! line works is in `turn`; moving the bytes is `flow`'s.
+//! Tracks a bulk transfer's place in the worker's queue and the state of its turn. `turn` implements the queue; `flow`
+//! moves the bytes.
 
 use std::io;
 use std::pin::pin;
@@ -10,7 +10,7 @@ use tokio::net::TcpStream;
 
 use crate::turn::{Ticket, Turns};
 
-/// A direction in bulk.
+/// The bulk state of one direction.
 #[derive(Debug, Default)]
 pub(crate) struct Bulk {
     ticket: Option<Ticket>,
@@ -19,21 +19,21 @@ pub(crate) struct Bulk {
     pub(crate) burst: usize,
 }
 
-/// What has become of the turn.
+/// The state of the turn.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 enum Turn {
     /// Not used yet.
     #[default]
     Fresh,
-    /// One load was moved.
+    /// One load has been moved.
     Spent,
-    /// And everybody else has run since.
+    /// All other tasks have run since.
     Over,
 }
 
 impl Bulk {
-    /// Ready when the source has bytes and the worker's turn is ours. After each load everybody else
-    /// runs once, then the turn goes to the next in line.
+    /// Ready when the source has bytes and this direction has the worker's turn. After each load all other tasks run
+    /// once, then the turn goes to the next in the queue.
     pub(crate) fn poll_turn(
         &mut self,
         cx: &mut Context<'_>,
@@ -58,20 +58,20 @@ impl Bulk {
         self.ticket.get_or_insert_with(|| Ticket::new(turns)).poll_turn(cx).map(Ok)
     }
 
-    /// A load of this many bytes was moved.
+    /// Records a load of this many bytes.
     pub(crate) fn spend(&mut self, bytes: usize) {
         self.turn = Turn::Spent;
         self.burst += bytes;
     }
 
-    /// Leaves the line, or gives the turn back unused.
+    /// Leaves the queue, or returns the turn unused.
     pub(crate) fn step_back(&mut self) {
         (self.ticket, self.turn) = (None, Turn::Fresh);
     }
 }
 
-/// Lets the other tasks of the runtime, and its I/O, come first: a task that merely wakes itself runs
-/// again before the runtime looks at its sockets.
+/// Lets the runtime's other tasks and its I/O run first: a task that merely wakes itself runs again before the runtime
+/// polls its sockets.
 fn after_everybody<T>(cx: &mut Context<'_>) -> Poll<T> {
     let deferred = pin!(tokio::task::yield_now());
     let _pending = deferred.poll(cx);

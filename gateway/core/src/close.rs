@@ -1,5 +1,5 @@
-//! Endings that take a moment: a refusal that must arrive, a close in order, a reset that must not cut
-//! what was received before it. The connection's account is written before; this is manners.
+//! Closes connections gracefully: delivers a refusal's alert, closes in order, and delays a reset until earlier bytes
+//! are acknowledged.
 
 use std::net::Shutdown;
 use std::task::Poll;
@@ -14,16 +14,16 @@ use crate::peek::{SCRATCH, poll_through};
 use crate::reason::Alert;
 use crate::socket;
 
-/// A refused client that is still sending gets this long, and this many bytes, to hear why.
+/// Time and bytes for a refused client that is still sending, so that its alert arrives.
 const REFUSAL_PATIENCE: Duration = Duration::from_millis(500);
 const REFUSAL_BYTES: usize = 64 * 1024;
-/// Both sides of a connection that we end get this long to end it too.
+/// Time for both sides to close a connection that the gateway closes.
 const ORDERLY_PATIENCE: Duration = Duration::from_secs(1);
-/// How often a socket is asked whether its peer has acknowledged everything.
+/// Interval between checks whether a peer has acknowledged everything.
 const RESET_POLL: Duration = Duration::from_millis(10);
 
-/// Sends the alert and closes so that it arrives: a socket that is closed with bytes unread resets, and
-/// the reset overtakes the alert (it was lost 40 of 40 times).
+/// Sends the alert and closes so that it arrives: closing a socket with unread bytes sends a reset that overtakes the
+/// alert (it was lost 40 of 40 times).
 pub(crate) async fn refuse(mut client: TcpStream, alert: Option<Alert>) {
     if let Some(alert) = alert {
         let record = [21, 3, 3, 0, 2, 2, alert as u8];
@@ -34,14 +34,14 @@ pub(crate) async fn refuse(mut client: TcpStream, alert: Option<Alert>) {
     finish(&mut client, REFUSAL_PATIENCE, REFUSAL_BYTES).await;
 }
 
-/// Resets both sides: there is no time left.
+/// Resets both sides at once.
 pub(crate) fn at_once(client: TcpStream, server: Option<TcpStream>) {
     for stream in std::iter::once(client).chain(server) {
         socket::reset_on_close(&stream);
     }
 }
 
-/// FIN to both sides, then their bytes are discarded until they end too.
+/// Sends FIN to both sides, then discards their bytes until they close, too.
 pub(crate) async fn in_order(mut client: TcpStream, server: Option<TcpStream>) {
     match server {
         Some(mut server) => {
@@ -54,18 +54,18 @@ pub(crate) async fn in_order(mut client: TcpStream, server: Option<TcpStream>) {
     }
 }
 
-/// Resets `survivor`, but not before its peer has acknowledged what was sent to it: a reset throws away
-/// what the kernel still holds (SO_LINGER 0 at once lost 4.1 of 4.2 MB).
+/// Resets `survivor` after its peer has acknowledged what was sent to it: a reset discards what the kernel still holds
+/// (SO_LINGER 0 at once lost 4.1 of 4.2 MB).
 pub(crate) async fn pass_on_reset(survivor: &TcpStream, patience: Option<Duration>) {
     let acknowledged = async {
-        // A socket that has failed has no peer any more, and what it owed one stays for ever.
+        // A failed socket has no peer, and its unacknowledged bytes never decrease.
         while survivor.peer_addr().is_ok()
             && isthmus_sys::unacknowledged(survivor).is_ok_and(|bytes| bytes > 0)
         {
             sleep(RESET_POLL).await;
         }
     };
-    // First, so that whatever ends the wait, the end is a reset.
+    // Set first, so that the socket is reset however the wait ends.
     socket::reset_on_close(survivor);
     let _in_time = timeout(patience.unwrap_or(Duration::MAX), acknowledged).await;
 }

@@ -1,5 +1,5 @@
-//! The story of one connection: accept → peek → route → pick → connect → relay → account. Each step is
-//! a module of that name; this file only says in which order they come, and what a failure leads to.
+//! Serves one connection: accept → peek → route → pick → connect → relay → account. Each step is a module of that name;
+//! this file only defines their order and what follows a failure.
 
 use std::net::SocketAddr;
 use std::pin::pin;
@@ -33,7 +33,7 @@ pub(crate) async fn serve(mut client: TcpStream, listener: usize, peer: SocketAd
         conn.until_ended(story).await
     };
     account.close(reason);
-    // Boxed, as the beginning is: a relay that idles for hours should not carry the state of either.
+    // Boxed like the beginning: a relay that idles for hours should not carry the state of either.
     Box::pin(farewell(client, server, reason, &worker)).await;
 }
 
@@ -48,7 +48,7 @@ async fn farewell(client: TcpStream, server: Option<TcpStream>, reason: Reason, 
             | Reason::Drained,
             server,
         ) => close::in_order(client, server).await,
-        (_, Some(_)) => {} // the relay has told both sides
+        (_, Some(_)) => {} // the relay has closed both sides
         (reason, None) => {
             if let Some(_permit) = worker.process.limits.may_linger() {
                 close::refuse(client, reason.alert()).await;
@@ -85,7 +85,7 @@ async fn story(
     }
 }
 
-/// From accept to a server that has our client's hello.
+/// Runs the steps from accept to a server that has the client's hello.
 async fn begin(client: &mut TcpStream, account: &mut Account, worker: &Worker) -> Result<Server, Reason> {
     account.admit()?;
     let (rules, flight) = first_bytes(account, worker);

@@ -1,6 +1,6 @@
-//! One attempt to reach one endpoint: connect, send the client's first flight, and, while the connection
-//! can still move to another endpoint, wait for the server's first bytes. Which endpoint, and whether
-//! there is another attempt, is the story's business (`conn`).
+//! Makes one attempt to reach one endpoint: connects, sends the client's first flight and, while the connection can
+//! still move to another endpoint, waits for the server's first bytes. `conn` chooses the endpoint and decides on
+//! further attempts.
 
 use std::borrow::Cow;
 use std::io;
@@ -27,17 +27,17 @@ use crate::worker::{Process, Worker};
 /// One attempt.
 #[derive(Debug)]
 pub struct Attempt<'a> {
-    /// Where to.
+    /// The endpoint.
     pub step: Step<'a>,
-    /// What is sent first.
+    /// The bytes sent first.
     pub wire: Cow<'a, [u8]>,
     /// How long connecting may take.
     pub patience: Duration,
-    /// Whether the client can still be moved to another endpoint afterwards.
+    /// Whether the connection can still move to another endpoint afterwards.
     pub may_move: bool,
 }
 
-/// Connects and sends what comes first; then, if the client can still be moved, waits for an answer.
+/// Connects and sends the first bytes; then, if the connection can still move, waits for an answer.
 ///
 /// # Errors
 /// Why this endpoint will not serve the client.
@@ -78,17 +78,17 @@ pub async fn connect(
             Ok(server)
         }
         (Ok(()), false) => Ok(Server { stream, said: Said::Nothing }),
-        // It had a part: that is no refusal any more.
+        // The endpoint already had a part of the hello, so this is not a refused connect.
         (Err(_), true) => Err(Failure::Rejected(Server { stream, said: Said::Reset })),
         (Err(_), false) => Ok(Server { stream, said: Said::Reset }),
     }
 }
 
-/// Connects, and sends as much as the socket takes at once: that it takes some shows that it is connected.
+/// Connects and sends as much as the socket accepts at once; accepted bytes show that it is connected.
 async fn dial(attempt: &Attempt<'_>, worker: &Worker) -> io::Result<(TcpStream, usize)> {
     let socket = start(attempt.step, worker)?;
-    // On a near network the handshake is over when connect returns: the hello goes out at once, and one
-    // wait for the socket is saved.
+    // On a near network the handshake is complete when connect returns: the hello is sent at once, which saves one
+    // wait for the socket.
     let mut sent = match send(&socket, &attempt.wire, SendFlags::NOSIGNAL) {
         Ok(sent) => sent,
         Err(Errno::AGAIN | Errno::NOTCONN) => 0,
@@ -102,7 +102,7 @@ async fn dial(attempt: &Attempt<'_>, worker: &Worker) -> io::Result<(TcpStream, 
     Ok((stream, sent))
 }
 
-/// An endpoint that is slow to take a large flight is connected all the same: its own timeouts apply.
+/// Sends the rest. An endpoint that is slow to take a large flight counts as connected: other timeouts apply.
 async fn send_rest(stream: &TcpStream, mut rest: &[u8]) -> io::Result<()> {
     while !rest.is_empty() {
         stream.writable().await?;
@@ -111,7 +111,7 @@ async fn send_rest(stream: &TcpStream, mut rest: &[u8]) -> io::Result<()> {
     Ok(())
 }
 
-/// Writes what the socket takes; nothing while it takes none.
+/// Writes what the socket accepts, possibly nothing.
 fn write(stream: &TcpStream, bytes: &[u8]) -> io::Result<usize> {
     match stream.try_write(bytes) {
         Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(0),
@@ -147,10 +147,10 @@ fn begin(to: SocketAddr, from: Option<IpAddr>, tcp: &Tcp) -> io::Result<Socket> 
     }
 }
 
-/// A connection of the gateway's own, made as those of clients are; nothing is sent.
+/// Opens a connection of the gateway itself, in the same way as for clients; sends nothing.
 ///
 /// # Errors
-/// What the kernel answers, or that the address is this gateway's own.
+/// The kernel's error, or that the address is this gateway's own.
 pub(crate) async fn plain(to: SocketAddr, process: &Process) -> io::Result<TcpStream> {
     if process.is_own(to) {
         return Err(io::Error::other("the address is this gateway's own"));
@@ -164,7 +164,7 @@ pub(crate) async fn plain(to: SocketAddr, process: &Process) -> io::Result<TcpSt
     TcpSocket::from_std_stream(socket.into()).connect(to).await
 }
 
-/// What an error means. Where this machine has no way to the whole family, its other endpoints are tried last too.
+/// Maps an error to a reason. Without a route to an address family, its other endpoints are tried last, too.
 fn reason_of(error: &io::Error, to: SocketAddr, families: &Families) -> Reason {
     match error.kind() {
         io::ErrorKind::ConnectionRefused => Reason::ConnectRefused,

@@ -1,34 +1,34 @@
-//! Endpoints that are tried last for a while: what turned a client's hello away, could not be reached, or does not
-//! answer the gateway's own hello. It orders and never excludes, so that whatever a client sends costs others no
-//! endpoint. Not ejection, which is `endpoint`'s, nor the gateway's own hello, which is `hello_check`'s.
+//! Demotes endpoints for a while: those that rejected a client's hello, could not be reached, or do not answer the
+//! gateway's own hello. Demotion changes the order and never excludes, so that no client can take an endpoint from
+//! others. Ejection is in `endpoint`; the gateway's own hello is in `hello_check`.
 
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering::Relaxed};
 
 use crate::socket::Millis;
 
-/// An endpoint that answered the gateway's own hello is not demoted on the word of clients for so long.
+/// After an answer to the gateway's own hello, clients' hellos do not demote an endpoint for this long.
 const TRUSTED_MS: Millis = 10_000;
-/// Between the end of one series of the gateway's own hellos and the next, at least.
+/// Minimum pause between two series of the gateway's own hellos.
 const REST_MS: Millis = 1_000;
 
-/// What one own hello to an endpoint led to.
+/// The result of one hello of the gateway itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Outcome {
-    /// It said something.
+    /// It answered.
     Answered,
-    /// It said a TLS alert: of our hello, that tells nothing.
+    /// It answered with a TLS alert, which says nothing about its health.
     Alerted,
     /// It closed.
     Closed,
     /// It reset.
     Reset,
-    /// It said nothing in time.
+    /// It did not answer in time.
     Silent,
     /// It could not be connected to.
     Unreached,
-    /// This machine could not ask.
+    /// This machine could not send the hello.
     Unasked,
 }
 
@@ -67,21 +67,21 @@ impl Outcome {
 
 const NO_OUTCOME: u8 = u8::MAX;
 
-/// What is remembered of an endpoint that was demoted once.
+/// The state of an endpoint that was demoted at least once.
 #[derive(Debug)]
 pub(crate) struct Demotion {
-    /// The last source whose hello was turned away, and until when the endpoint is last for it.
+    /// The last source whose hello was rejected; `for_source`: until when the endpoint is tried last for it.
     source: AtomicU64,
     for_source: AtomicU64,
-    /// Until when it is last for everybody.
+    /// Until when it is tried last for all sources.
     for_all: AtomicU64,
-    /// Until when clients' hellos say nothing of it: it answered the gateway's own.
+    /// Until when clients' hellos do not demote it, because it answered the gateway's own.
     trusted: AtomicU64,
-    /// Before this, no new series of own hellos begins.
+    /// No new series of own hellos before this.
     rests: AtomicU64,
     /// A series of own hellos is under way.
     checked: AtomicBool,
-    /// Own hellos in a row that failed.
+    /// Consecutive failed own hellos.
     failures: AtomicU32,
     outcome: AtomicU8,
 }
@@ -112,8 +112,8 @@ impl Demotion {
         self.failures.load(Relaxed) > 0 || self.for_all.load(Relaxed) > now
     }
 
-    /// A client's hello was turned away: last for that client, and for everybody once it happened to two sources.
-    /// True when the order changes by it.
+    /// Records a rejected client hello: demoted for that source, and for all once it happened to two sources. True if
+    /// the order changes.
     pub(crate) fn turned_away(&self, source: IpAddr, now: Millis, length: Millis) -> bool {
         if self.trusted.load(Relaxed) > now || self.is_demoted_for_all(now) {
             return false;
@@ -129,14 +129,14 @@ impl Demotion {
         !is_running
     }
 
-    /// It could not be reached, whoever asked. True when the order changes by it.
+    /// Records a failed connect, for all sources. True if the order changes.
     pub(crate) fn unreached(&self, now: Millis, length: Millis) -> bool {
         let was_demoted = self.is_demoted_for_all(now);
         self.for_all.store(now.saturating_add(length), Relaxed);
         !was_demoted
     }
 
-    /// Whether a series of own hellos may begin; it is begun then.
+    /// Starts a series of own hellos if one may begin; false otherwise.
     pub(crate) fn begin_check(&self, now: Millis) -> bool {
         self.rests.load(Relaxed) <= now && !self.checked.swap(true, Relaxed)
     }
@@ -147,7 +147,7 @@ impl Demotion {
         self.checked.store(false, Relaxed);
     }
 
-    /// Takes an outcome; says how many own hellos in a row have failed.
+    /// Records a result and returns the number of consecutive failures.
     pub(crate) fn checked(&self, outcome: Outcome, now: Millis) -> u32 {
         self.outcome.store(outcome as u8, Relaxed);
         match outcome {
@@ -166,13 +166,13 @@ impl Demotion {
         }
     }
 
-    /// What the last own hello led to.
+    /// Returns the result of the last own hello.
     pub(crate) fn outcome(&self) -> Option<Outcome> {
         Outcome::ALL.get(usize::from(self.outcome.load(Relaxed))).copied()
     }
 }
 
-/// Whose address it is: one IPv4 address, or one IPv6 network, whose hosts choose the rest themselves.
+/// Identifies a source: an IPv4 address, or an IPv6 /64, within which hosts choose addresses freely.
 fn site(source: IpAddr) -> u64 {
     match source.to_canonical() {
         IpAddr::V4(ip) => u64::from(ip.to_bits()) | 1 << 32,
@@ -191,11 +191,11 @@ mod tests {
     fn demotion_by_one_source_affects_that_source_until_it_ends() {
         let demotion = Demotion::default();
         assert!(demotion.turned_away(ONE, 5, 100));
-        assert!(!demotion.turned_away(ONE, 6, 100), "nothing new");
+        assert!(!demotion.turned_away(ONE, 6, 100), "order unchanged");
         assert!(demotion.is_demoted(ONE, 105) && !demotion.is_demoted(OTHER, 105));
         assert!(!demotion.is_demoted(ONE, 106));
         assert!(demotion.turned_away(ONE, 200, 100) && demotion.turned_away(OTHER, 210, 100));
-        assert!(demotion.is_demoted(IpAddr::from([10, 0, 0, 1]), 309), "two sources speak for all");
+        assert!(demotion.is_demoted(IpAddr::from([10, 0, 0, 1]), 309), "two sources demote it for all");
         assert!(!demotion.is_demoted(ONE, 310));
     }
 
@@ -209,7 +209,7 @@ mod tests {
         assert_eq!(demotion.checked(Outcome::Answered, 2), 0);
         demotion.end_check(2);
         assert!(!demotion.is_demoted(ONE, 3) && !demotion.is_demoted(OTHER, 3));
-        assert!(!demotion.turned_away(ONE, TRUSTED_MS, 100), "clients say nothing of it for a while");
+        assert!(!demotion.turned_away(ONE, TRUSTED_MS, 100), "clients cannot demote it for a while");
         assert!(demotion.turned_away(ONE, TRUSTED_MS + 2, 100));
         assert!(!demotion.begin_check(REST_MS) && demotion.begin_check(REST_MS + 2));
     }
@@ -223,7 +223,7 @@ mod tests {
         let counted = failures.map(|outcome| demotion.checked(outcome, 1));
         assert_eq!(counted, [1, 2, 3, 4]);
         assert!(demotion.is_demoted(OTHER, Millis::MAX - 1));
-        assert_eq!(demotion.checked(Outcome::Unasked, 2), 4, "that tells nothing");
+        assert_eq!(demotion.checked(Outcome::Unasked, 2), 4, "not_asked does not count");
         assert_eq!(demotion.checked(Outcome::Answered, 3), 0);
         assert!(!demotion.is_demoted_for_all(4));
         assert_eq!(demotion.outcome(), Some(Outcome::Answered));

@@ -1,6 +1,5 @@
-//! How the gateway goes away: not ready at once, still accepting for a while (load balancers notice
-//! late), then closing connection after connection, the idle first. Closing all of them at once would
-//! make all clients come back at once.
+//! Drains the gateway: readiness fails at once, accepting continues for a while (load balancers notice late), then
+//! connections are closed gradually, idle ones first. Closing all at once would make all clients reconnect at once.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,21 +10,21 @@ use crate::live::{Conn, Live, SILENT_MS};
 use crate::reason::Reason;
 use crate::socket::{self, Millis};
 
-/// Where the gateway stands between its start and its end.
+/// The phase of the gateway between start and end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Phase {
     /// Ready.
     Serving,
     /// Not ready, and still accepting.
     Leaving,
-    /// Closing what is open, over this window.
+    /// Closing open connections over a window.
     Closing {
         /// When it began.
         since: Millis,
         /// How long it may take.
         window: Duration,
     },
-    /// What is still open is cut.
+    /// Ended; open connections are cut.
     Over,
 }
 
@@ -47,15 +46,15 @@ impl Phase {
 
 const TICK: Duration = Duration::from_millis(100);
 
-/// Closes a worker's connections over the window: those that are silent in its first quarter, the others
-/// in the rest. All workers go by the same clock. What is left at the end is cut.
+/// Closes a worker's connections over the window: silent ones in its first quarter, the others in the rest. All workers
+/// use the same clock. Connections left at the end are cut.
 pub(crate) async fn close(live: Arc<Live>, mut phase: watch::Receiver<Phase>) {
     let Ok(Phase::Closing { since, window }) =
         phase.wait_for(|phase| !phase.accepts()).await.map(|phase| *phase)
     else {
         return cut(&live);
     };
-    // A close in order takes up to a second: the last one begins that much before the end.
+    // An orderly close takes up to a second, so the last one begins that long before the end.
     let spread = window.saturating_sub((window / 2).min(Duration::from_secs(1)));
     let mut idle = Share::new(Duration::ZERO, spread / 4);
     let mut busy = Share::new(spread / 4, spread);
@@ -76,7 +75,7 @@ pub(crate) async fn close(live: Arc<Live>, mut phase: watch::Receiver<Phase>) {
     }
 }
 
-/// A part of the window, and how many connections were asked to end in it.
+/// A part of the window, and the number of connections asked to close in it.
 struct Share {
     from: Duration,
     until: Duration,
@@ -88,7 +87,7 @@ impl Share {
         Share { from, until, asked: 0 }
     }
 
-    /// Asks as many of `open` to end as are due by now.
+    /// Asks as many of `open` to close as are due by now.
     fn close(&mut self, open: &[Arc<Conn>], elapsed: Duration) {
         let (elapsed, length) = (elapsed.saturating_sub(self.from), self.until.saturating_sub(self.from));
         let due = due(self.asked + open.len(), elapsed, length).saturating_sub(self.asked);
@@ -99,7 +98,7 @@ impl Share {
     }
 }
 
-/// How many of `all` are to be closed by now.
+/// Number of connections out of `all` that are due by now.
 fn due(all: usize, elapsed: Duration, spread: Duration) -> usize {
     if elapsed >= spread {
         return all;

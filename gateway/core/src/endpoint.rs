@@ -1,7 +1,6 @@
-//! What is remembered of a service and of its endpoints while tables come and go: connections at once,
-//! connect failures, the replay budget. Only what *we* saw counts towards health: a refusal or a
-//! timeout of our own connect, and what became of our own hello. What a client sent may change the order for
-//! a while (`demotion`), never health.
+//! Keeps the state of services and endpoints across table swaps: open connections, connect failures, the replay
+//! budget. Only the gateway's own observations affect health: refused or timed-out connects, and the result of its own
+//! hello. What a client sent may change the order for a while (`demotion`), never health.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -12,16 +11,16 @@ use crate::config::settings::{Ejection, Replay};
 use crate::demotion::{Demotion, Outcome};
 use crate::socket::Millis;
 
-/// One service's state; it outlives the snapshot that made it.
+/// State of a service; it outlives the snapshot that created it.
 #[derive(Debug, Default)]
 pub struct ServiceState {
-    /// Connections at once, over all workers.
+    /// Open connections of all workers.
     active: AtomicU32,
-    /// Where round robin stands.
+    /// Position of round robin.
     cursor: AtomicU32,
-    /// Counters with this service's label; from its first connection on.
+    /// Counters with this service's label, from its first connection on.
     pub(crate) counters: OnceLock<Arc<ServiceCounters>>,
-    /// Most services never replay a hello: 100 000 of them do not pay for it.
+    /// Allocated on first use: most of 100 000 services never replay a hello.
     replays: OnceLock<Box<Mutex<Budget>>>,
 }
 
@@ -32,7 +31,7 @@ impl ServiceState {
         self.active.load(Relaxed)
     }
 
-    /// The turn of the next connection.
+    /// Returns the turn of the next connection.
     #[must_use]
     pub fn turn(&self) -> usize {
         self.cursor.load(Relaxed) as usize
@@ -42,12 +41,12 @@ impl ServiceState {
         self.cursor.fetch_add(1, Relaxed) as usize
     }
 
-    /// Counts a connection in, unless `limit` are there already.
+    /// Counts a connection, unless `limit` are open already.
     pub(crate) fn admit(self: &Arc<Self>, limit: Option<u32>) -> Option<Counted<ServiceState>> {
         Counted::below(self, limit.unwrap_or(u32::MAX))
     }
 
-    /// Whether a hello from `source` may be sent once more, and takes it from the budget if so.
+    /// Takes a replay for `source` from the budget; false if there is none.
     pub(crate) fn may_replay(&self, source: IpAddr, now: Millis, limits: &Replay) -> bool {
         let budget = self.replays.get_or_init(|| Box::new(Mutex::new(Budget::new(limits, now))));
         budget.lock().unwrap_or_else(PoisonError::into_inner).take(source, now, limits)
@@ -66,9 +65,9 @@ impl ServiceState {
 pub struct ServiceCounters {
     /// `host:port`.
     pub name: Box<str>,
-    /// Whose they are; gone when the service is.
+    /// The service; gone when the service is removed.
     pub of: Weak<ServiceState>,
-    /// Connections that led here.
+    /// Connections that reached an endpoint.
     pub connections: AtomicU64,
     /// Bytes from clients.
     pub bytes_in: AtomicU64,
@@ -83,14 +82,14 @@ impl ServiceCounters {
     }
 }
 
-/// One endpoint's state; it outlives the snapshot that made it.
+/// State of an endpoint; it outlives the snapshot that created it.
 #[derive(Debug, Default)]
 pub struct EndpointState {
     active: AtomicU32,
     failures: AtomicU32,
     ejections: AtomicU32,
     ejected_until: AtomicU64,
-    /// Most endpoints are never demoted.
+    /// Allocated on first use: most endpoints are never demoted.
     demotion: OnceLock<Box<Demotion>>,
 }
 
@@ -107,25 +106,25 @@ impl EndpointState {
         self.failures.load(Relaxed)
     }
 
-    /// Not ejected at this moment.
+    /// Whether it is not ejected.
     #[must_use]
     pub fn healthy(&self, now: Millis) -> bool {
         self.ejected_until.load(Relaxed) <= now
     }
 
-    /// Tried last at this moment, by connections of this source.
+    /// Whether it is demoted for this source.
     #[must_use]
     pub fn is_demoted(&self, source: IpAddr, now: Millis) -> bool {
         self.demotion.get().is_some_and(|demotion| demotion.is_demoted(source, now))
     }
 
-    /// Tried last at this moment by everybody.
+    /// Whether it is demoted for all sources.
     #[must_use]
     pub fn is_demoted_for_all(&self, now: Millis) -> bool {
         self.demotion.get().is_some_and(|demotion| demotion.is_demoted_for_all(now))
     }
 
-    /// What the gateway's last own hello led to.
+    /// Returns the result of the gateway's last own hello.
     #[must_use]
     pub fn outcome(&self) -> Option<Outcome> {
         self.demotion.get()?.outcome()
@@ -145,7 +144,7 @@ impl EndpointState {
         }
     }
 
-    /// Notes a connect that was refused or timed out; true when that ejects the endpoint.
+    /// Records a refused or timed-out connect; true if that ejects the endpoint.
     pub(crate) fn failed(&self, now: Millis, rule: &Ejection, may_eject: bool) -> bool {
         let failures = self.failures.fetch_add(1, Relaxed).saturating_add(1);
         let is_due = failures >= rule.failures && may_eject && self.eject(now, rule);
@@ -155,7 +154,7 @@ impl EndpointState {
         is_due
     }
 
-    /// Leaves the endpoint out for a while, unless it is already; true if so.
+    /// Ejects the endpoint for a while; false if it is ejected already.
     pub(crate) fn eject(&self, now: Millis, rule: &Ejection) -> bool {
         if rule.failures == 0 || !self.healthy(now) {
             return false;
@@ -167,15 +166,15 @@ impl EndpointState {
         true
     }
 
-    /// It answers again.
+    /// Ends an ejection because the endpoint answers again.
     pub(crate) fn readmit(&self) {
         self.failures.store(0, Relaxed);
         self.ejected_until.store(0, Relaxed);
     }
 }
 
-/// What connections are counted at: the counter stands in it, so that a hundred thousand of them are not as
-/// many allocations more.
+/// Something that counts its connections. The counter is embedded, which saves an allocation for each of a hundred
+/// thousand services.
 pub trait Count {
     /// The counter.
     fn count(&self) -> &AtomicU32;
@@ -199,7 +198,7 @@ impl Count for EndpointState {
     }
 }
 
-/// One more at a place that is counted, until it is dropped.
+/// One counted connection, until it is dropped.
 #[derive(Debug)]
 pub struct Counted<T: Count = AtomicU32>(Arc<T>);
 
@@ -209,8 +208,8 @@ impl<T: Count> Counted<T> {
         Counted(Arc::clone(place))
     }
 
-    /// `None` when there are `limit` already. Counted only then: of two that race for the last place, each
-    /// would see the other and neither would get it.
+    /// Counts one more, or returns `None` at the limit. The check and the count are one operation: of two that race for
+    /// the last place, exactly one gets it.
     pub(crate) fn below(place: &Arc<T>, limit: u32) -> Option<Counted<T>> {
         let one_more = |here| (here < limit).then(|| here + 1);
         place.count().fetch_update(Relaxed, Relaxed, one_more).ok().map(|_| Counted(Arc::clone(place)))
@@ -223,7 +222,7 @@ impl<T: Count> Drop for Counted<T> {
     }
 }
 
-/// A bucket of replays that connections fill, with a share of it for each source address.
+/// A token bucket of replays, filled by connections, with a share for each source address.
 #[derive(Debug)]
 struct Budget {
     tokens: f64,
@@ -232,7 +231,7 @@ struct Budget {
 }
 
 const WINDOW_MS: Millis = 10_000;
-/// Sources remembered in one window; beyond, new ones wait for the next.
+/// Maximum sources in one window; further ones wait for the next window.
 const MAX_SOURCES: usize = 1024;
 
 impl Budget {

@@ -1,16 +1,16 @@
-//! Address families that this machine has no way to use, as where IPv6 is switched off: learnt from connects that
-//! failed for want of a route or an address, forgotten after a while or with the first connect that succeeds. Not
-//! whether an endpoint is healthy: no endpoint is to blame.
+//! Tracks address families without a route on this machine, such as disabled IPv6: learned from connects that failed
+//! for lack of a route or an address, forgotten after a while or with the first successful connect. It does not affect
+//! the health of endpoints.
 
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use crate::socket::Millis;
 
-/// How long a family counts as off: then the next connection tries it once.
+/// How long a family counts as off; then the next connection tries it.
 const OFF_MS: Millis = 10_000;
 
-/// What was learnt so far, of the whole process.
+/// The state of both families in this process.
 #[derive(Debug, Default)]
 pub struct Families {
     v4: AtomicU64,
@@ -25,10 +25,10 @@ pub struct Off {
 }
 
 impl Off {
-    /// None is.
+    /// No family is off.
     pub const NONE: Off = Off { v4: false, v6: false };
 
-    /// Whether an address is of such a family.
+    /// Whether an address belongs to a family that is off.
     #[must_use]
     pub fn has(self, address: IpAddr) -> bool {
         if address.is_ipv4() { self.v4 } else { self.v6 }
@@ -36,21 +36,21 @@ impl Off {
 }
 
 impl Families {
-    /// What is off now.
+    /// Returns the families that are off now.
     #[must_use]
     pub fn off(&self, now: Millis) -> Off {
         let is_off = |until: &AtomicU64| until.load(Relaxed) > now;
         Off { v4: is_off(&self.v4), v6: is_off(&self.v6) }
     }
 
-    /// There was no way to an address. True when its family was not known to be off.
+    /// Records a missing route to an address; true if its family was not known to be off.
     pub(crate) fn failed(&self, address: IpAddr, now: Millis) -> bool {
         let was_off = self.off(now).has(address);
         self.of(address).store(now.saturating_add(OFF_MS), Relaxed);
         !was_off
     }
 
-    /// A connection to an address was made.
+    /// Records a successful connection to an address.
     pub(crate) fn works(&self, address: IpAddr) {
         let until = self.of(address);
         if until.load(Relaxed) != 0 {

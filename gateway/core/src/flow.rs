@@ -1,6 +1,6 @@
-//! One direction of a relay: reads, writes, and knows when it has ended. Small transfers are copied through
-//! the worker's buffer; a read that fills it turns the direction to bulk, a load at a time, in turns with
-//! the other relays of the worker. What the two directions mean for each other is in `relay`.
+//! Relays one direction and detects its end. Small transfers are copied through the worker's buffer; a read that fills
+//! it switches the direction to bulk, which moves one load at a time in turns with the worker's other relays. `relay`
+//! connects the two directions.
 
 use std::io;
 use std::sync::atomic::AtomicU64;
@@ -20,9 +20,9 @@ use crate::worker::Worker;
 /// One of the two ends of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Side {
-    /// Who connected to us.
+    /// The side that connected to the gateway.
     Client,
-    /// Who we connected to.
+    /// The side that the gateway connected to.
     Server,
 }
 
@@ -33,9 +33,9 @@ pub(crate) struct Flow {
     held: Held,
     /// The source has ended: nothing more will be read.
     source_ended: bool,
-    /// The source has reset, or has shown it by taking no more bytes: its end is no orderly one.
+    /// The source has reset, as seen by a read or a failed write: its end is not orderly.
     pub(crate) source_reset: bool,
-    /// The sink takes no more bytes.
+    /// Writes to the sink fail.
     pub(crate) sink_gone: bool,
     /// This direction has ended.
     pub(crate) done: bool,
@@ -48,7 +48,7 @@ pub(crate) enum FlowEnd {
     Reset,
 }
 
-/// What a direction needs besides its two sockets.
+/// The context of a direction besides its two sockets.
 pub(crate) struct Moving<'a> {
     pub(crate) worker: &'a Worker,
     pub(crate) conn: &'a Conn,
@@ -56,7 +56,7 @@ pub(crate) struct Moving<'a> {
 }
 
 impl Moving<'_> {
-    /// A sink that takes what it is owed is not idle, however slow it is.
+    /// Counts as activity: a sink that accepts bytes is not idle, however slow it is.
     fn touch(&self) {
         self.moved(0);
     }
@@ -88,7 +88,7 @@ impl Flow {
         }
     }
 
-    /// It waits for a sink that takes no bytes.
+    /// Whether it holds bytes that the sink does not accept.
     pub(crate) fn is_stuck(&self) -> bool {
         self.held.len() > 0
     }
@@ -122,7 +122,7 @@ impl Flow {
         }
     }
 
-    /// Waiting for a slow sink must not keep the turn from others.
+    /// Writes held bytes, and gives up the turn while the sink is slow.
     fn poll_flush(
         &mut self,
         cx: &mut Context<'_>,
@@ -154,7 +154,7 @@ impl Flow {
         let Some(mut pipe) = moving.worker.pipes.take() else {
             let copied = self.poll_copy(cx, source, sink);
             if let Some(bulk) = &mut self.bulk {
-                // A dry source must not keep the turn from others.
+                // A source without bytes must not keep the turn.
                 if copied.is_pending() { bulk.step_back() } else { bulk.spend(0) }
             }
             return copied;
@@ -167,7 +167,7 @@ impl Flow {
                 Poll::Ready(Ok(bytes))
             }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                // Dry. A source that had little is not bulk any more.
+                // The source has no more bytes. After a small burst it is no longer bulk.
                 self.bulk = self.bulk.take().filter(|bulk| bulk.burst >= SCRATCH).map(|_| Bulk::default());
                 self.poll_fill(cx, source, sink, moving)
             }
@@ -180,7 +180,7 @@ impl Flow {
         }
     }
 
-    /// Reads through the worker's buffer and writes at once; what the sink does not take is kept.
+    /// Reads through the worker's buffer and writes at once; what the sink does not accept is held.
     fn poll_copy(
         &mut self,
         cx: &mut Context<'_>,

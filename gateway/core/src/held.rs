@@ -1,4 +1,4 @@
-//! Bytes that left one socket and did not reach the other yet: in memory or in a pipe.
+//! Holds bytes that were read from one socket and not yet written to the other, in memory or in a pipe.
 
 use std::io;
 use std::task::{Context, Poll, ready};
@@ -8,14 +8,14 @@ use tokio::net::TcpStream;
 
 use crate::pipe::Pipe;
 
-/// What one direction holds.
+/// The bytes that one direction holds.
 #[derive(Debug)]
 pub(crate) enum Held {
     /// Nothing.
     Nothing,
-    /// What a copy could not write.
+    /// Bytes that a copy could not write.
     Bytes { bytes: Vec<u8>, written: usize },
-    /// What was spliced out of the source.
+    /// Bytes spliced from the source.
     Pipe(Pipe),
 }
 

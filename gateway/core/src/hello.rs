@@ -1,8 +1,7 @@
-//! The ClientHello: a pure, incremental parser. It takes bytes and answers; it does no I/O and never
-//! panics. Not a TLS implementation: it reads what routing needs, refuses what breaks the framing that
-//! both ends must agree on, and has no opinion on versions, ciphers or key shares.
+//! Parses the ClientHello incrementally, without I/O and without panics. It is not a TLS implementation: it reads what
+//! routing needs, refuses broken framing, and ignores versions, ciphers and key shares.
 //!
-//! The verdict depends on the bytes alone, never on how they were cut into reads.
+//! The verdict depends only on the bytes, never on how they were split into reads.
 
 use isthmus_model::HostName;
 
@@ -21,9 +20,9 @@ const CLIENT_HELLO: u8 = 1;
 /// What routing needs of a ClientHello.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Hello {
-    /// The name the client asks for; with Encrypted ClientHello the outer one.
+    /// The SNI; with Encrypted ClientHello the outer one.
     pub sni: Option<HostName>,
-    /// The protocols the client offers.
+    /// The offered protocols.
     pub alpn: Alpn,
     /// Application bytes may follow before the server answers.
     pub early_data: bool,
@@ -31,12 +30,12 @@ pub struct Hello {
     pub wire_len: usize,
 }
 
-/// The ALPN protocols of a hello, as they stood on the wire: each with its length before it.
+/// The ALPN protocols of a hello in wire format, each prefixed with its length.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Alpn(Box<[u8]>);
 
 impl Alpn {
-    /// Each protocol's bytes; they are the client's and may be anything.
+    /// Iterates over the protocols; their bytes are untrusted.
     pub fn iter(&self) -> impl Iterator<Item = &[u8]> {
         let mut rest = Reader(&self.0);
         std::iter::from_fn(move || rest.prefixed_u8())
@@ -48,7 +47,7 @@ impl Alpn {
         self.iter().any(|offered| offered == protocol.as_bytes())
     }
 
-    /// Builds the list from protocols, as a command line gives them. Those over 255 bytes are left out.
+    /// Builds a list from protocol names. Names over 255 bytes are ignored.
     pub fn of<'a>(protocols: impl IntoIterator<Item = &'a str>) -> Alpn {
         let mut wire = Vec::new();
         for protocol in protocols {
@@ -61,19 +60,18 @@ impl Alpn {
     }
 }
 
-/// What the bytes so far mean.
+/// The result for the bytes so far.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Verdict {
-    /// The hello is not whole yet.
+    /// The hello is not complete yet.
     More,
-    /// It is.
+    /// The hello is complete.
     Hello(Hello),
-    /// It never will be: `not_tls`, `postgres_plain`, `hello_malformed` or `hello_too_large`.
+    /// The hello is refused: `not_tls`, `postgres_plain`, `hello_malformed` or `hello_too_large`.
     Refused(Reason),
 }
 
-/// Follows the records of one hello. Each byte is looked at once for the framing, and the body is read
-/// once, when it is whole.
+/// Follows the records of one hello. Each byte is read once for the framing, and the body once when it is complete.
 #[derive(Debug)]
 pub struct Parser {
     limit: usize,
@@ -85,7 +83,7 @@ pub struct Parser {
 
 impl Parser {
     /// Refuses hellos whose handshake message is longer than `limit` bytes. Record headers do not count:
-    /// the verdict must not depend on how the client cut its hello into records. On the wire a hello is
+    /// the verdict must not depend on how the client split its hello into records. On the wire a hello is
     /// at most six times as long (each record carries at least one byte).
     #[must_use]
     pub fn new(limit: usize) -> Parser {
@@ -124,7 +122,7 @@ impl Parser {
     }
 }
 
-/// What Postgres' clients send first: a length, then what it is. SSLRequest and GSSENCRequest ask whether the server
+/// First bytes of Postgres clients: a length, then the message type. SSLRequest and GSSENCRequest ask whether the server
 /// speaks TLS or GSSAPI; a StartupMessage asks for neither. `None` is any byte.
 const POSTGRES: [[Option<u8>; 8]; 2] = [
     [Some(0), Some(0), Some(0), Some(8), Some(4), Some(210), Some(22), None],
@@ -139,8 +137,8 @@ fn postgres(wire: &[u8]) -> Option<Verdict> {
     Some(if is_whole { Verdict::Refused(Reason::PostgresPlain) } else { Verdict::More })
 }
 
-/// The length of the handshake message with its header, once those four bytes are there; they may be
-/// spread over several records.
+/// Returns the length of the handshake message with its header, once those four bytes have arrived; they may be spread
+/// over several records.
 fn message_length(wire: &[u8]) -> Option<Result<usize, Reason>> {
     let mut message = handshake_bytes(wire);
     if message.next()? != CLIENT_HELLO {
@@ -151,7 +149,7 @@ fn message_length(wire: &[u8]) -> Option<Result<usize, Reason>> {
     Some(Ok(HANDSHAKE_HEADER + length))
 }
 
-/// The bytes inside the records, up to where the wire ends.
+/// Returns the bytes inside the records, up to the end of the wire.
 fn handshake_bytes(wire: &[u8]) -> impl Iterator<Item = u8> + '_ {
     fragments(wire).flatten().copied()
 }
@@ -173,7 +171,7 @@ fn fragment_length(header: &[u8]) -> Option<usize> {
     }
 }
 
-/// Checks as much of a record header as is there.
+/// Checks the received part of a record header.
 fn check_header(header: &[u8], first: bool) -> Result<(), Reason> {
     let wrong = if first { Reason::NotTls } else { Reason::HelloMalformed };
     let kind_is_wrong = header.first().is_some_and(|kind| *kind != HANDSHAKE);
@@ -182,7 +180,7 @@ fn check_header(header: &[u8], first: bool) -> Result<(), Reason> {
         return Err(wrong);
     }
     // A record without a byte of handshake is forbidden (RFC 8446, 5.1), and would let a peer send
-    // headers for ever.
+    // headers forever.
     match fragment_length(header) {
         Some(0) => Err(Reason::HelloMalformed),
         Some(length) if length > MAX_FRAGMENT => Err(Reason::HelloMalformed),
@@ -205,7 +203,7 @@ fn whole(wire: &[u8]) -> Verdict {
     }
 }
 
-/// The name in a whole hello that is no name, escaped and cut: what a refused client asked for.
+/// Returns the invalid SNI of a complete hello, escaped and truncated, for the log.
 #[must_use]
 pub fn refused_name(wire: &[u8]) -> Option<String> {
     let message: Vec<u8> = handshake_bytes(wire).collect();
@@ -216,13 +214,13 @@ pub fn refused_name(wire: &[u8]) -> Option<String> {
     let mut extensions = Reader(reader.prefixed_u16()?);
     let data = std::iter::from_fn(|| Some((extensions.u16()?, extensions.prefixed_u16()?)))
         .find_map(|(kind, data)| (kind == 0).then_some(data))?;
-    // The list's length and the type: what follows is shown whatever they say.
+    // Skips the list's length and the name type: the name is shown whatever they are.
     let name = Reader(data.get(3..)?).prefixed_u16()?;
     let shown = name.get(..MAX_SHOWN).unwrap_or(name);
     HostName::parse(name).is_err().then(|| shown.escape_ascii().to_string())
 }
 
-/// Bytes of a refused name that are shown; a name that could be one has no more.
+/// Maximum bytes of an invalid name that are shown; a valid name has no more.
 const MAX_SHOWN: usize = 253;
 
 /// Reads a whole handshake message; `None` for anything that breaks its structure.
@@ -564,7 +562,7 @@ mod tests {
         assert_eq!(shown(b"a\x00\n\"\xff"), (refused.clone(), Some("a\\x00\\n\\\"\\xff".to_owned())));
         let (verdict, name) = shown(&[b'\xee'; 60_000]);
         assert_eq!((verdict, name.unwrap().len()), (refused, MAX_SHOWN * 4));
-        assert_eq!(shown(b"web.example").1, None, "a name that is one is the hello's");
+        assert_eq!(shown(b"web.example").1, None, "a valid name is not reported");
         let wire = records(&message(None), &[]);
         for end in 0..wire.len() {
             assert_eq!(refused_name(&wire[..end]), None);

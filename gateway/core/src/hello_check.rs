@@ -1,6 +1,6 @@
-//! The gateway's own hello to endpoints that turned clients' hellos away or could not be reached: with a name of the
-//! service, off the data path, few at once. What answers is tried in its turn again; what does not is tried last,
-//! and is ejected when that goes on. Not who is asked first: that is `suspects`.
+//! Sends the gateway's own ClientHello to endpoints that rejected clients' hellos or could not be reached, with a name
+//! of the service, off the data path and a few at once. An endpoint that answers is no longer demoted; one that does
+//! not is tried last, and ejected after repeated failures. `suspects` queues the endpoints.
 
 use std::io;
 use std::net::SocketAddr;
@@ -30,20 +30,20 @@ use crate::worker::Process;
 
 /// Own hellos under way at once.
 pub(crate) const AT_ONCE: u16 = 8;
-/// After one began, the next begins no earlier.
+/// Minimum interval between the starts of two own hellos.
 const PACE: Duration = Duration::from_millis(10);
-/// Endpoints that are watched at once.
+/// Maximum number of endpoints watched at once.
 const WATCHED: usize = 1_024;
-/// Between two own hellos to one endpoint.
+/// Interval between own hellos to one endpoint.
 const EVERY: Duration = Duration::from_secs(3);
-/// How long an endpoint may take to say something.
+/// Time limit for an endpoint's answer.
 const ANSWER: Duration = Duration::from_secs(5);
-/// Own hellos that fail in a row before the endpoint is ejected.
+/// Consecutive failures before the endpoint is ejected.
 const FAILURES: u32 = 3;
-/// What kind of record an alert is.
+/// Content type of a TLS alert record.
 const ALERT: u8 = 21;
 
-/// Asks for as long as the gateway runs.
+/// Checks queued endpoints while the gateway runs.
 pub(crate) async fn follow(control: Arc<Control>) -> io::Result<()> {
     let Some(mut suspects) = control.process.suspects.taker() else { return Ok(()) };
     let turns = Arc::new(Semaphore::new(AT_ONCE.into()));
@@ -63,7 +63,7 @@ pub(crate) async fn follow(control: Arc<Control>) -> io::Result<()> {
     }
 }
 
-/// One endpoint, until it answers or the tables have it no more.
+/// Watches one endpoint until it answers or is removed from the tables.
 struct Watch {
     suspect: Suspect,
     control: Arc<Control>,
@@ -97,7 +97,7 @@ impl Watch {
         }
     }
 
-    /// Made anew each time: the tables may have changed.
+    /// Builds the next hello; the tables may have changed since the last one.
     fn greeting(&self) -> Option<Greeting> {
         let tables = self.control.process.tables.load();
         let _still_wanted = tables.live.upstream.demotion?;
@@ -134,7 +134,7 @@ impl Watch {
         }
     }
 
-    /// True when that is news.
+    /// Sets the state; true if it changed.
     fn set_failing(&mut self, fails: bool) -> bool {
         let failing = &self.control.process.suspects.failing;
         match (self.fails, fails) {
@@ -147,7 +147,7 @@ impl Watch {
     }
 }
 
-/// One own hello to be.
+/// One hello of the gateway itself, ready to be sent.
 struct Greeting {
     to: SocketAddr,
     wire: Vec<u8>,
@@ -155,10 +155,10 @@ struct Greeting {
 }
 
 impl Greeting {
-    /// None where the service has no name that could be sent.
+    /// Builds a hello; none if the service has no fixed name to send.
     fn of(service: &Service, endpoint: &Endpoint) -> Option<Greeting> {
         let host = service.own_name()?;
-        // Another cluster's gateway knows each port by this form; what it makes of the bare host is its affair.
+        // Another cluster's gateway knows each port by this form, and may map the bare host to another port.
         let is_bare = service.port == 0 || (service.rules.default_port && endpoint.cluster().is_none());
         let name = if is_bare { host.to_string() } else { sni::name(host.as_str(), service.port) };
         let alpn: Vec<_> = service.rules.alpn.iter().map(String::as_bytes).collect();
@@ -180,10 +180,10 @@ impl Greeting {
     }
 }
 
-/// What an endpoint says first.
+/// Sends the hello and classifies the first answer.
 async fn answer(stream: &mut TcpStream, wire: &[u8]) -> Outcome {
     let mut first = [0];
-    // What cannot be written has been closed or reset: reading tells which.
+    // If the write fails, the read tells whether the endpoint closed or reset.
     let _written = stream.write_all(wire).await;
     match stream.read(&mut first).await {
         Ok(0) => Outcome::Closed,

@@ -1,5 +1,5 @@
-//! How many connections there may be: for a listener, in all, from one source address. All of the process, whichever
-//! worker asks. How much memory their hellos may take is `memory`.
+//! Limits connections per listener, in total and per source address, for all workers of the process. `memory` limits
+//! the memory of ClientHellos.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -11,13 +11,13 @@ use crate::endpoint::{Counted, EndpointState, ServiceState};
 use crate::memory::HelloMemory;
 use crate::reason::Reason;
 
-/// Refused connections that linger so that their alert arrives, at most.
+/// Maximum number of refused connections that linger so that their alert arrives.
 const MAX_LINGERING: u32 = 1_000;
 
-/// What the process allows.
+/// The limits of the process.
 #[derive(Debug)]
 pub struct Limits {
-    /// Connections at once; the smaller of the configuration's and what descriptors allow.
+    /// Connections that the descriptors allow.
     descriptors: u32,
     max_lingering: u32,
     total: Arc<AtomicU32>,
@@ -47,25 +47,25 @@ impl Limits {
         }
     }
 
-    /// Connections that the descriptors allow.
+    /// Returns the number of connections that the descriptors allow.
     #[must_use]
     pub fn descriptors(&self) -> u32 {
         self.descriptors
     }
 
-    /// Connections at once.
+    /// Number of open connections.
     #[must_use]
     pub fn total(&self) -> u32 {
         self.total.load(Relaxed)
     }
 
-    /// Connections at once on one listener.
+    /// Number of open connections on one listener.
     #[must_use]
     pub fn on_listener(&self, listener: usize) -> u32 {
         self.listeners.get(listener).map_or(0, |count| count.load(Relaxed))
     }
 
-    /// Refused clients that linger.
+    /// Number of refused clients that linger.
     #[must_use]
     pub fn lingering(&self) -> u32 {
         self.lingering.load(Relaxed)
@@ -101,7 +101,7 @@ impl Limits {
     }
 }
 
-/// What a connection counts against, until it ends.
+/// The limits that a connection counts against until it ends.
 #[derive(Debug, Default)]
 pub(crate) struct Permits {
     pub(crate) process: Option<[Counted; 2]>,
@@ -110,7 +110,7 @@ pub(crate) struct Permits {
     pub(crate) endpoint: Option<Counted<EndpointState>>,
 }
 
-/// One more connection of a source, until it is dropped.
+/// One counted connection of a source, until it is dropped.
 #[derive(Debug)]
 pub struct FromSource {
     source: IpAddr,

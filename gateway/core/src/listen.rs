@@ -1,6 +1,5 @@
-//! Accepting: each worker has a socket of its own on every listener's address, and takes what comes.
-//! Whether a connection may stay is decided afterwards: a permit awaited before accept would stall this
-//! socket's share of the queue.
+//! Accepts connections: each worker has its own socket on every listener's address. Limits are checked after accept: a
+//! permit awaited before it would stall this socket's share of the queue.
 
 use std::io;
 use std::net::SocketAddr;
@@ -17,7 +16,7 @@ use crate::metrics::add;
 use crate::socket;
 use crate::worker::Worker;
 
-/// A connection that was accepted, not yet in any worker's hands.
+/// An accepted connection on its way to a worker.
 #[derive(Debug)]
 pub(crate) struct Accepted {
     client: std::net::TcpStream,
@@ -25,21 +24,21 @@ pub(crate) struct Accepted {
     peer: SocketAddr,
 }
 
-/// Where a worker takes connections that another accepted.
+/// The channel through which a worker receives connections that another one accepted.
 #[derive(Clone, Debug)]
 pub(crate) struct Lane {
     pub(crate) worker: Arc<Worker>,
     pub(crate) door: UnboundedSender<Accepted>,
 }
 
-/// Reuse-port sockets share connections by hash, and few long ones land unevenly: beyond this many more
-/// than another worker has, they are handed over.
+/// Reuse-port sockets distribute connections by hash, so a few long ones land unevenly. A worker with more than this
+/// many connections above another's hands new ones over.
 const UNEVEN: usize = 8;
-/// The shortest and the longest pause when descriptors have run out.
+/// Minimum and maximum pause when descriptors have run out.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(50), Duration::from_millis(400));
 
-/// Accepts until the gateway closes its doors; then takes who still queues, and only then closes: the
-/// kernel resets whoever waits at a socket that is closed.
+/// Accepts until the phase ends it; then accepts what is still queued and closes the socket, because the kernel resets
+/// connections that wait at a closed socket.
 pub(crate) async fn accept(
     listener: std::net::TcpListener,
     index: usize,
@@ -68,7 +67,7 @@ pub(crate) async fn accept(
                 tokio::time::sleep(pause).await;
                 pause = (pause * 2).min(PAUSES.1);
             }
-            // The client left while it queued, or its network failed: the next one is another client.
+            // This client disconnected or its network failed; accepting goes on with the next one.
             Err(error) => tracing::debug!(%error, "accept failed"),
         }
     }
@@ -80,7 +79,7 @@ pub(crate) async fn accept(
     Ok(())
 }
 
-/// Serves what other workers hand over.
+/// Serves connections that other workers hand over.
 pub(crate) async fn take_over(mut door: UnboundedReceiver<Accepted>, worker: Arc<Worker>) -> io::Result<()> {
     while let Some(accepted) = door.recv().await {
         begin(accepted, &worker);

@@ -1,5 +1,5 @@
-//! A worker's table of its live connections. It is what drain, timeouts and `/connections` read, and how
-//! they end a connection: one coarse tick a worker visits the table, there is no timer a connection.
+//! Keeps a worker's table of live connections, through which drain, timeouts and `/connections` read and end them. One
+//! coarse tick per worker visits the table instead of one timer per connection.
 
 use std::io;
 use std::net::SocketAddr;
@@ -16,55 +16,55 @@ use crate::reason::Reason;
 use crate::snapshot::Service;
 use crate::socket::{self, Millis};
 
-/// How often a worker looks at its table, and how many ticks one visit of the whole table takes: each
-/// connection is looked at once a second, a quarter of them at a time.
+/// Interval between ticks, and ticks for one pass over the table: each connection is checked once a second, a quarter
+/// of them at a time.
 const TICK: Duration = Duration::from_millis(250);
 const PARTS: usize = 4;
 
-/// One live connection: what its task writes and others read.
+/// A live connection: written by its task, read by others.
 #[derive(Debug)]
 pub struct Conn {
     /// Unique in the process.
     pub id: u64,
     /// Index of the listener.
     pub listener: usize,
-    /// The client as the socket shows it, until a PROXY header names another.
+    /// The peer address of the socket.
     pub peer: SocketAddr,
     /// When it was accepted.
     pub since: SystemTime,
-    /// The same, in [`Millis`].
+    /// When it was accepted, in [`Millis`].
     pub accepted: Millis,
     /// The client's address from a PROXY header.
     pub source: OnceLock<SocketAddr>,
-    /// The name it asked for.
+    /// The SNI of its hello.
     pub sni: OnceLock<HostName>,
-    /// What it asked for instead of a name, escaped and cut.
+    /// The invalid SNI of a refused hello, escaped and truncated.
     refused_name: OnceLock<Box<str>>,
     target: Mutex<Option<Target>>,
-    /// From the client.
+    /// Bytes from the client.
     pub bytes_in: AtomicU64,
-    /// From the server.
+    /// Bytes from the server.
     pub bytes_out: AtomicU64,
     last_byte: AtomicU64,
     half_closed: AtomicU64,
     age: AtomicU8,
     stuck: AtomicBool,
-    /// Memory of its hello, while that is held.
+    /// Memory held by its hello.
     hello_bytes: AtomicUsize,
-    /// Others need that memory.
+    /// The memory of its hello is needed for other sources.
     hello_revoked: AtomicBool,
     end: AtomicU8,
     task: OnceLock<Waker>,
 }
 
-/// Where a connection leads.
+/// The service and endpoint of a connection.
 #[derive(Clone, Debug)]
 pub struct Target {
     /// The service.
     pub service: Arc<Service>,
     /// The endpoint's address.
     pub endpoint: SocketAddr,
-    /// When it was connected; none while that is still tried.
+    /// When it was connected; none while connecting.
     pub connected: Option<Millis>,
 }
 
@@ -73,9 +73,9 @@ const LIVES: u8 = u8::MAX;
 const YOUNG: u8 = 0;
 const COMING_OF_AGE: u8 = 1;
 const OF_AGE: u8 = 2;
-/// Most connections end before this, and are spared what only long ones need.
+/// Age from which a connection gets keepalive; most end before.
 const AGE_MS: Millis = 1_000;
-/// A connection that moved no byte for this long, though it has some, is looked at more closely.
+/// A connection that holds bytes and has moved none for this long is checked for a reset.
 pub(crate) const SILENT_MS: Millis = 1_000;
 
 impl Conn {
@@ -104,13 +104,13 @@ impl Conn {
         }
     }
 
-    /// The client's address: the PROXY header's where there is one.
+    /// Returns the client's address, from the PROXY header if there is one.
     #[must_use]
     pub fn client(&self) -> SocketAddr {
         self.source.get().copied().unwrap_or(self.peer)
     }
 
-    /// What it asked for, be it a name or not, as the log shows it.
+    /// Returns the SNI for the log, valid or not.
     pub(crate) fn asked_for(&self) -> Option<&str> {
         self.sni.get().map(HostName::as_str).or_else(|| self.refused_name.get().map(|name| &**name))
     }
@@ -119,7 +119,7 @@ impl Conn {
         let _first = self.refused_name.set(name.into());
     }
 
-    /// Where it leads, once it is connected.
+    /// Returns its service and endpoint, from the first attempt on.
     #[must_use]
     pub fn target(&self) -> Option<Target> {
         self.target.lock().unwrap_or_else(PoisonError::into_inner).clone()
@@ -135,7 +135,7 @@ impl Conn {
         self.last_byte.load(Relaxed)
     }
 
-    /// Counts bytes of one direction. Only the connection's own task writes, so no locked addition.
+    /// Counts bytes of one direction. Only the connection's own task writes, so no atomic addition is needed.
     pub(crate) fn moved(&self, count: &AtomicU64, bytes: usize, now: Millis) {
         count.store(count.load(Relaxed).saturating_add(bytes as u64), Relaxed);
         self.last_byte.store(now, Relaxed);
@@ -145,12 +145,12 @@ impl Conn {
         self.half_closed.store(now.max(1), Relaxed);
     }
 
-    /// Whether a side takes no bytes although there are some for it.
+    /// Records whether a side does not accept bytes that are held for it.
     pub(crate) fn set_stuck(&self, stuck: bool) {
         self.stuck.store(stuck, Relaxed);
     }
 
-    /// Memory that its hello holds; none once it was sent and cannot be sent again.
+    /// Returns the memory held by its hello; 0 once it cannot be replayed any more.
     pub(crate) fn hello_bytes(&self) -> usize {
         self.hello_bytes.load(Relaxed)
     }
@@ -159,7 +159,7 @@ impl Conn {
         self.hello_bytes.store(bytes, Relaxed);
     }
 
-    /// Others need the memory of its hello: it is relayed now if a server has it, and refused if none has.
+    /// Revokes the memory of its hello: the connection is relayed now if a server has the hello, and refused if not.
     pub(crate) fn revoke_hello(&self) {
         self.hello_revoked.store(true, Relaxed);
         self.wake();
@@ -169,8 +169,8 @@ impl Conn {
         self.hello_revoked.load(Relaxed)
     }
 
-    /// Runs the beginning, which holds the hello, until it ends or others need that memory. A beginning that has a
-    /// server by then is over by itself when it is asked once more.
+    /// Runs the beginning, which holds the hello, until it ends or the memory is revoked. A beginning that has a server
+    /// by then completes when it is polled once more.
     pub(crate) async fn until_revoked<T>(
         &self,
         mut beginning: Pin<&mut impl Future<Output = Result<T, Reason>>>,
@@ -182,7 +182,7 @@ impl Conn {
         .await
     }
 
-    /// True once, when the connection has lived long enough to be worth keepalive.
+    /// True once, when the connection is old enough for keepalive.
     pub(crate) fn came_of_age(&self) -> bool {
         let due = self.age.load(Relaxed) == COMING_OF_AGE;
         if due {
@@ -191,7 +191,7 @@ impl Conn {
         due
     }
 
-    /// Asks the connection to end, in order.
+    /// Asks the connection to end with a reason.
     pub(crate) fn end(&self, reason: Reason) {
         if self.end.compare_exchange(LIVES, reason as u8, Relaxed, Relaxed).is_ok() {
             self.wake();
@@ -204,7 +204,7 @@ impl Conn {
         }
     }
 
-    /// Somebody has asked for its end already.
+    /// Whether it was asked to end.
     pub(crate) fn is_ending(&self) -> bool {
         self.asked_to_end().is_some()
     }
@@ -213,10 +213,10 @@ impl Conn {
         Reason::ALL.get(usize::from(self.end.load(Relaxed))).copied()
     }
 
-    /// Runs the story until it ends, or until somebody asks for its end. To be awaited by the
-    /// connection's task itself: a task's waker stays the same, and is taken once.
+    /// Runs the connection until it ends or is asked to end. Must be awaited by the connection's own task: a task's waker
+    /// stays the same and is stored once.
     ///
-    /// Pinned by the caller: a future that is handed over by value is kept twice.
+    /// Pinned by the caller: a future passed by value would be stored twice.
     pub(crate) async fn until_ended(&self, mut story: Pin<&mut impl Future<Output = Reason>>) -> Reason {
         std::future::poll_fn(|cx| {
             self.task.get_or_init(|| cx.waker().clone());
@@ -228,7 +228,7 @@ impl Conn {
         .await
     }
 
-    /// The limit that this connection has passed, if any.
+    /// Returns the timeout that this connection has passed, if any.
     fn overdue(&self, now: Millis) -> Option<Reason> {
         let target = self.target()?;
         let limits = &target.service.rules.timeouts;
@@ -236,7 +236,7 @@ impl Conn {
             limit.is_some_and(|limit| u128::from(now.saturating_sub(since)) >= limit.as_millis())
         };
         let half_closed = self.half_closed.load(Relaxed);
-        // The hello's bytes count when they reach a server; until then connecting has its own limits.
+        // Idle time starts when the hello reaches a server; connecting has its own limits.
         let silent_since = self.last_byte().max(target.connected.unwrap_or(now));
         if passed(self.accepted, limits.max_duration) {
             Some(Reason::MaxDuration)
@@ -254,7 +254,7 @@ impl Conn {
     }
 }
 
-/// The table of one worker.
+/// The live connections of one worker.
 #[derive(Debug, Default)]
 pub struct Live {
     table: Mutex<Slab<Arc<Conn>>>,
@@ -277,37 +277,37 @@ impl Live {
         self.count.fetch_sub(1, Relaxed);
     }
 
-    /// How many there are.
+    /// Number of connections.
     #[must_use]
     pub fn len(&self) -> usize {
         self.count.load(Relaxed)
     }
 
-    /// Whether there are none.
+    /// Whether there are no connections.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// All of them, at this moment.
+    /// Returns all connections at this moment.
     #[must_use]
     pub fn all(&self) -> Vec<Arc<Conn>> {
         self.table().iter().map(|(_, conn)| Arc::clone(conn)).collect()
     }
 
-    /// Those that hold memory for a hello and were not told to let go of it.
+    /// Returns connections that hold memory of a hello and whose memory was not revoked.
     pub(crate) fn holding(&self) -> Vec<Arc<Conn>> {
         let table = self.table();
         let holding = |conn: &&Arc<Conn>| conn.hello_bytes() > 0 && !conn.is_hello_revoked();
         table.iter().map(|(_, conn)| conn).filter(holding).map(Arc::clone).collect()
     }
 
-    /// The time at the last tick: exact enough for what is checked once a second, and free.
+    /// Returns the time of the last tick: exact enough for checks once a second, without a clock read.
     pub(crate) fn coarse_now(&self) -> Millis {
         self.clock.load(Relaxed)
     }
 
-    /// Ends what is overdue, for ever.
+    /// Ends overdue connections, forever.
     pub(crate) async fn sweep(self: Arc<Self>) -> io::Result<()> {
         let mut tick = tokio::time::interval(TICK);
         let mut part = 0;

@@ -1,5 +1,5 @@
-//! The access log's way out: one bounded buffer for each worker, one thread that writes. A worker never
-//! waits for it; what does not fit is counted. And the line itself: untrusted text in it is escaped.
+//! Writes the access log: one bounded buffer per worker, and one thread that writes. A worker never waits; lines that do
+//! not fit are dropped and counted. Untrusted text in a line is escaped.
 
 use std::io::{self, Write};
 use std::net::SocketAddr;
@@ -15,10 +15,10 @@ use crate::metrics::Metrics;
 use crate::reason::Reason;
 use crate::snapshot::Name;
 
-/// Lines that come within this are written together.
+/// Lines that arrive within this time are written together.
 const GATHER: Duration = Duration::from_millis(20);
 
-/// The buffers and the thread's bell.
+/// The buffers, and the signal that wakes the thread.
 #[derive(Debug)]
 pub struct AccessLog {
     lanes: Vec<Mutex<Vec<u8>>>,
@@ -32,12 +32,12 @@ pub struct AccessLog {
 struct Bell {
     rung: bool,
     closed: bool,
-    /// What was queued is written.
+    /// All queued lines are written.
     ended: bool,
 }
 
 impl AccessLog {
-    /// A lane of `limit` bytes for each worker.
+    /// Creates a buffer of `limit` bytes for each worker.
     #[must_use]
     pub fn new(workers: usize, limit: usize, metrics: Arc<Metrics>) -> AccessLog {
         AccessLog {
@@ -69,7 +69,7 @@ impl AccessLog {
     /// Starts the thread that writes to `out` until the log is closed.
     ///
     /// # Errors
-    /// When the system has no thread to give.
+    /// A thread cannot be created.
     pub fn start(self: &Arc<Self>, mut out: impl Write + Send + 'static) -> io::Result<JoinHandle<()>> {
         let log = Arc::clone(self);
         std::thread::Builder::new().name("access-log".into()).spawn(move || {
@@ -82,7 +82,7 @@ impl AccessLog {
         })
     }
 
-    /// Has the thread write what is queued and end; whether it has within `patience`.
+    /// Tells the thread to write queued lines and stop; false if it has not stopped within `patience`.
     pub fn close(&self, patience: Duration) -> bool {
         let mut bell = self.bell();
         bell.closed = true;
@@ -96,7 +96,7 @@ impl AccessLog {
         self.bell.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// False when the log is closed.
+    /// Waits for lines; false when the log is closed.
     fn wait(&self) -> bool {
         let bell = self.bell();
         let quiet = |bell: &mut Bell| !bell.rung && !bell.closed;
@@ -113,7 +113,7 @@ impl AccessLog {
             let mut buffer = lane.lock().unwrap_or_else(PoisonError::into_inner);
             let lines = std::mem::take(&mut *buffer);
             drop(buffer);
-            // Nobody reads standard output any more: the lines are lost, the gateway is not.
+            // A closed standard output loses the lines and does not stop the gateway.
             if out.write_all(&lines).and_then(|()| out.flush()).is_err() {
                 self.metrics.log_dropped.fetch_add(1, Relaxed);
             }
@@ -121,7 +121,7 @@ impl AccessLog {
     }
 }
 
-/// One line: a connection that ended.
+/// One line of the access log: an ended connection.
 #[derive(Debug, Serialize)]
 pub(crate) struct Line<'a> {
     pub(crate) time: String,
@@ -150,9 +150,9 @@ pub(crate) struct Line<'a> {
     pub(crate) hint: Option<&'static str>,
 }
 
-/// A client may offer thousands of protocols; a log line need not carry them all.
+/// Maximum protocols in a line: a client may offer thousands.
 const MAX_PROTOCOLS: usize = 16;
-/// Nor all of a protocol's 255 bytes: registered ones have at most 20.
+/// Maximum bytes of one protocol in a line: registered ones have at most 20.
 const MAX_PROTOCOL: usize = 32;
 
 fn escaped<S: Serializer>(alpn: &Alpn, serializer: S) -> Result<S::Ok, S::Error> {
@@ -160,12 +160,12 @@ fn escaped<S: Serializer>(alpn: &Alpn, serializer: S) -> Result<S::Ok, S::Error>
     serializer.collect_seq(names.map(|name| name.escape_ascii().to_string()))
 }
 
-/// With microseconds as decimals.
+/// Serializes milliseconds with three decimals.
 fn millis<S: Serializer>(duration: &Option<Duration>, serializer: S) -> Result<S::Ok, S::Error> {
     duration.map(|duration| (duration.as_secs_f64() * 1e6).round() / 1e3).serialize(serializer)
 }
 
-/// A moment in UTC, to the millisecond.
+/// Formats a time in UTC, with milliseconds.
 #[must_use]
 pub fn rfc3339(time: SystemTime) -> String {
     humantime::format_rfc3339_millis(time).to_string()

@@ -1,5 +1,5 @@
-//! The memory of all ClientHellos in flight, under one budget of the process: counted without a lock, and shared out
-//! between sources once it runs short. Who gives way is decided in [`share`]; not how many connections there may be.
+//! Limits the memory of all ClientHellos in flight to one budget of the process. It is counted without a lock and shared
+//! out between sources once it runs short; [`share`] decides which hellos are revoked.
 
 mod share;
 
@@ -12,20 +12,20 @@ use crate::reason::Reason;
 use crate::socket::{self, Millis};
 use share::{Holder, Shares};
 
-/// A buffer grows to a multiple of this, so that bytes that come one by one are not copied each time.
+/// Buffers grow to a multiple of this, so that single bytes do not cause a copy each.
 const GROWTH: usize = 4 << 10;
-/// A smaller budget is not shared out: a few hellos would be all of it.
+/// A smaller budget is not shared out, because a few hellos would use all of it.
 const SHARED_FROM: usize = 1 << 20;
-/// Sharing out takes at most a part of the time: after it, so many times as long is left to others.
+/// After sharing out, it pauses for this many times as long as it took.
 const REST: Millis = 8;
-/// But at least this.
+/// Minimum pause between two rounds of sharing out.
 const LEAST_REST: Millis = 5;
 
-/// The bytes of all hellos in flight.
+/// The memory of all hellos in flight.
 #[derive(Debug, Default)]
 pub struct HelloMemory {
     held: AtomicUsize,
-    /// The connections of all workers.
+    /// Live connections of all workers.
     tables: OnceLock<Vec<Arc<Live>>>,
     shares: Mutex<Shares>,
     /// No sharing out before this.
@@ -34,36 +34,36 @@ pub struct HelloMemory {
 }
 
 impl HelloMemory {
-    /// Bytes held.
+    /// Returns the number of bytes held.
     #[must_use]
     pub fn held(&self) -> usize {
         self.held.load(Relaxed)
     }
 
-    /// Hellos that were given up for those of other sources, so far.
+    /// Returns the number of hellos revoked for other sources since the start.
     #[must_use]
     pub fn revoked(&self) -> u64 {
         self.revoked.load(Relaxed)
     }
 
-    /// Over half of the budget is in use: hellos that were sent are not kept for a replay.
+    /// Whether more than half of the budget is in use; then sent hellos are not kept for a replay.
     #[must_use]
     pub fn is_scarce(&self, budget: usize) -> bool {
         self.held() > budget / 2
     }
 
-    /// Where those who hold memory are found. Once, at start.
+    /// Sets the tables of live connections, once at start.
     pub(crate) fn watch(&self, tables: Vec<Arc<Live>>) {
         let _once = self.tables.set(tables);
     }
 
-    /// Counts more bytes of a source; `limit_memory` when there is no room for them.
+    /// Counts more bytes of a source, or fails with `limit_memory`.
     fn take(&self, bytes: usize, budget: usize, source: IpAddr) -> Result<(), Reason> {
         let marks = Marks::of(budget);
         if self.add(bytes, marks.pressure) {
             return Ok(());
         }
-        // From here on memory is short, and a lock costs less than what it decides.
+        // Memory is short from here on, so taking the lock is worth its cost.
         let mut shares = self.shares.lock().unwrap_or_else(PoisonError::into_inner);
         if marks.is_shared() && self.rest_until.load(Relaxed) <= socket::now() {
             *shares = self.share_out(marks);
@@ -77,7 +77,7 @@ impl HelloMemory {
         self.held.fetch_update(Relaxed, Relaxed, sum).is_ok()
     }
 
-    /// Ends those that hold most, longest, until what stays is well below the mark.
+    /// Revokes hellos that hold the most for the longest, until the rest is well below the mark.
     fn share_out(&self, marks: Marks) -> Shares {
         let begun = socket::now();
         let holding: Vec<_> =
@@ -101,14 +101,14 @@ impl HelloMemory {
     }
 }
 
-/// Where in a budget something changes.
+/// Thresholds of a budget.
 #[derive(Clone, Copy, Debug)]
 struct Marks {
-    /// What stays once it was shared out.
+    /// Bytes kept by sharing out.
     keep: usize,
     /// Memory is short above this.
     pressure: usize,
-    /// Sources that hold a large share get nothing above this.
+    /// Sources with a large share get no more memory above this.
     large: usize,
     budget: usize,
 }
@@ -125,7 +125,7 @@ impl Marks {
     }
 }
 
-/// The first bytes of a connection, counted against the budget as its buffer is large.
+/// The first bytes of a connection; the capacity of the buffer counts against the budget.
 #[derive(Debug)]
 pub struct Flight {
     bytes: Vec<u8>,
@@ -143,14 +143,14 @@ impl Flight {
         &self.bytes
     }
 
-    /// Appends what arrived; `limit_memory` when there is no room for it.
+    /// Appends received bytes, or fails with `limit_memory`.
     pub(crate) fn extend(&mut self, more: &[u8]) -> Result<(), Reason> {
         let (before, needed) = (self.bytes.capacity(), self.bytes.len() + more.len());
         if needed > before {
             let wanted = if before == 0 { needed } else { needed.next_multiple_of(GROWTH) };
             self.memory.take(wanted - before, self.budget, self.conn.client().ip())?;
             self.bytes.reserve_exact(wanted - self.bytes.len());
-            // The allocator may have given more.
+            // The allocator may return more.
             let given = self.bytes.capacity();
             self.memory.held.fetch_add(given.saturating_sub(wanted), Relaxed);
             self.conn.set_hello_bytes(given);
@@ -159,7 +159,7 @@ impl Flight {
         Ok(())
     }
 
-    /// Forgets the first `count` bytes.
+    /// Drops the first `count` bytes.
     pub(crate) fn strip(&mut self, count: usize) {
         self.bytes.drain(..count.min(self.bytes.len()));
     }
@@ -191,7 +191,7 @@ mod tests {
             world
         }
 
-        /// A connection with so many bytes of hello, if there is room; they come in reads.
+        /// Adds a connection with a hello of this many bytes, received in several reads, if there is room.
         fn hello(&self, source: [u8; 4], bytes: usize) -> Result<(Flight, Arc<Conn>), Reason> {
             let conn = Arc::new(Conn::new(1, 0, (source, 1).into()));
             self.live.insert(&conn);
@@ -221,17 +221,17 @@ mod tests {
     #[test]
     fn hello_memory_pressure_refuses_only_the_largest_source() {
         let world = World::new();
-        // Those that are told to go have not yet gone: the worst moment.
+        // The worst case: revoked connections have not released their memory yet.
         let hog: Vec<_> = (0..1_040).map_while(|_| world.hello([10, 0, 0, 1], LARGE).ok()).collect();
-        assert!(hog.len() < 1_040, "all of them fit");
+        assert!(hog.len() < 1_040, "all fit");
         let others: Vec<_> = (2..200).map(|last| world.hello([10, 0, 0, last], 2_000)).collect();
-        assert!(others.iter().all(Result::is_ok), "one of many was refused");
+        assert!(others.iter().all(Result::is_ok), "another source was refused");
         assert!(world.memory.held() <= BUDGET);
         assert!(hog.iter().any(|(_, conn)| conn.is_hello_revoked()));
         assert!(!others.iter().flatten().any(|(_, conn)| conn.is_hello_revoked()));
-        // Once they have gone there is room for the source itself, too.
+        // After they have released their memory, the source itself has room, too.
         let stays: Vec<_> = hog.into_iter().filter(|(_, conn)| !conn.is_hello_revoked()).collect();
-        assert!(!stays.is_empty(), "all of its hellos were given up");
+        assert!(!stays.is_empty(), "all of its hellos were revoked");
         assert!(world.hello([10, 0, 0, 1], 2_000).is_ok());
     }
 }

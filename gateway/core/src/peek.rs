@@ -1,5 +1,5 @@
-//! The first bytes of a connection: a PROXY header where one is due, then the ClientHello. They are read,
-//! not peeked at in the kernel: a hello half there would stay readable and spin.
+//! Reads the first bytes of a connection: a PROXY header if one is due, then the ClientHello. They are read and not
+//! peeked at in the kernel, because an incomplete hello would stay readable and spin.
 
 use std::cell::RefCell;
 use std::io;
@@ -16,7 +16,7 @@ use crate::memory::Flight;
 use crate::proxy;
 use crate::reason::Reason;
 
-/// Bytes that one read may bring; more than a hello, less than what a client could send along.
+/// Maximum bytes of one read: more than a usual hello, less than a client could send with it.
 const FIRST_READ: usize = 16 * 1024;
 /// The buffer that every read of a worker goes through.
 pub(crate) const SCRATCH: usize = 64 * 1024;
@@ -25,31 +25,31 @@ thread_local! {
     static BUFFER: RefCell<Box<[u8]>> = RefCell::new(vec![0; SCRATCH].into());
 }
 
-/// What came first.
+/// The first bytes of a connection.
 #[derive(Debug)]
 pub struct Peeked {
     /// The parsed hello.
     pub hello: Hello,
-    /// Its bytes, and whatever came with them.
+    /// Its bytes and those received with them.
     pub flight: Flight,
 }
 
-/// What may come first, and how long it may take.
+/// What the first bytes may be, and how long they may take.
 #[derive(Clone, Copy, Debug)]
 pub struct Rules {
     /// A PROXY header must come before the hello; otherwise none may.
     pub proxy_due: bool,
-    /// Bytes of a hello.
+    /// Maximum bytes of a hello.
     pub hello_size: usize,
-    /// What is left until the absolute deadline.
+    /// Time left until the absolute deadline.
     pub deadline: Duration,
 }
 
-/// Reads until the ClientHello is whole. `on_source` learns the client's address from a PROXY header,
+/// Reads until the ClientHello is complete. `on_source` receives the client's address from a PROXY header,
 /// `on_refused_name` the name that made the hello malformed.
 ///
 /// # Errors
-/// Every reason why the first bytes lead nowhere.
+/// The reason to refuse the connection.
 pub async fn peek(
     client: &mut TcpStream,
     mut flight: Flight,
@@ -89,7 +89,7 @@ async fn read_hello(
             poll_through(client, cx, FIRST_READ, |bytes| flight.extend(bytes).map(|()| bytes.len()))
         });
         match got.await {
-            // A PROXY header is the balancer's; with nothing behind it, it was a check.
+            // A PROXY header comes from the load balancer; without anything after it, it was a health check.
             Ok(Ok(0)) | Err(_) if flight.bytes().is_empty() => return Err(Reason::NoData),
             Ok(Ok(0)) | Err(_) => return Err(Reason::HelloIncomplete),
             Ok(read) => read?,
@@ -116,7 +116,7 @@ async fn read_hello(
     }
 }
 
-/// Reads once through the worker's buffer and hands the bytes on; no bytes are the end of the stream.
+/// Reads once through the worker's buffer and passes the bytes on; no bytes mean the end of the stream.
 pub(crate) fn poll_through<T>(
     stream: &mut TcpStream,
     cx: &mut Context<'_>,

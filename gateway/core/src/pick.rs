@@ -1,5 +1,5 @@
-//! Which endpoint of a service gets the connection. Pure: time and randomness come in as arguments.
-//! The nearest group that has a healthy endpoint is chosen first, then one of its endpoints by the policy.
+//! Picks the endpoint of a service for a connection: first the nearest group with a healthy endpoint, then one of its
+//! endpoints by the balancing policy. Pure: time and randomness are arguments.
 
 use std::collections::hash_map::DefaultHasher;
 use std::hash::{Hash, Hasher};
@@ -16,23 +16,23 @@ use crate::socket::Millis;
 /// What a choice depends on, besides the service.
 #[derive(Debug)]
 pub struct Choice<'a> {
-    /// Only this instance.
+    /// Restricts the choice to this instance.
     pub instance: Option<&'a HostName>,
-    /// Who asks.
+    /// The side of the listener.
     pub side: Side,
-    /// Addresses that were tried for this connection already.
+    /// Addresses already tried for this connection.
     pub tried: &'a [SocketAddr],
     /// The client's address.
     pub source: IpAddr,
-    /// Whose turn it is in round robin: taken once for each connection, never by looking.
+    /// Turn in round robin: taken once for each connection, and never by `explain`.
     pub turn: usize,
-    /// Address families that this machine has no way to.
+    /// Address families without a route on this machine.
     pub off: Off,
-    /// The moment.
+    /// The current time.
     pub now: Millis,
 }
 
-/// A choice that was made: a route, an endpoint of its service, and the tables that both are from.
+/// A choice: a route, an endpoint of its service, and the tables that both come from.
 #[derive(Clone, Copy, Debug)]
 pub struct Step<'a> {
     /// The route.
@@ -43,9 +43,8 @@ pub struct Step<'a> {
     pub tables: &'a Snapshot,
 }
 
-/// Picks a healthy endpoint that was not tried yet; then one that is demoted, then one that is ejected, then one
-/// of an address family that is off: an endpoint that may be dead is better than none. `None` when nothing is
-/// left.
+/// Picks a healthy endpoint that was not tried yet; otherwise a demoted one, then an ejected one, then one of an address
+/// family that is off, because a possibly dead endpoint is better than none. `None` if none is left.
 pub fn pick<'s>(
     service: &'s Service,
     choice: &Choice<'_>,
@@ -74,7 +73,7 @@ fn in_groups<'s>(
     service.groups().find_map(|group| by_policy(service, group, choice, random, usable))
 }
 
-/// The endpoints in the order in which one connection would try them, `attempts` at most.
+/// Returns the endpoints in the order in which one connection would try them, at most `attempts`.
 pub fn order<'s>(
     service: &'s Service,
     choice: &Choice<'_>,
@@ -118,7 +117,7 @@ fn by_policy<'s>(
     }
 }
 
-/// The first usable endpoint from this turn of the schedule on.
+/// Returns the first usable endpoint from this turn of the schedule on.
 fn from_turn<'s>(
     service: &'s Service,
     group: &Group,
@@ -130,7 +129,7 @@ fn from_turn<'s>(
         .find_map(|step| group.at(service, (turn % turns + step) % turns).filter(|endpoint| usable(endpoint)))
 }
 
-/// Draws before a scan settles it: with most endpoints usable, two are enough on average.
+/// Random draws before a linear scan; with at least half of the endpoints usable, two are enough on average.
 const DRAWS: usize = 8;
 
 fn at_random<'s>(
@@ -153,7 +152,7 @@ fn load(endpoint: &Endpoint) -> f64 {
 }
 
 /// Weighted rendezvous hashing: each endpoint draws a number from the source's address, the highest wins.
-/// When an endpoint comes or goes, only the sources that it wins or had won move.
+/// When an endpoint is added or removed, only the sources that it wins or had won move.
 fn rendezvous(source: IpAddr, endpoint: &Endpoint) -> f64 {
     let mut hasher = DefaultHasher::new(); // the same keys in every process and after a restart
     (source, endpoint.address).hash(&mut hasher);

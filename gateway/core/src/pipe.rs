@@ -1,5 +1,5 @@
-//! Pipes for splicing, and a pool of them for each worker. A pipe that still holds bytes is closed, not
-//! reused: the next connection would be sent them.
+//! Manages pipes for splicing, in a pool per worker. A pipe that still holds bytes is closed instead of reused, because
+//! the next connection would receive them.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -12,7 +12,7 @@ use crate::socket::{self, Millis};
 
 /// Below this, copying costs less than splicing.
 const MIN_USEFUL: usize = 256 * 1024;
-/// After the kernel denied a pipe, the next is asked for this much later.
+/// Pause after the kernel denied a pipe.
 const RETRY_MS: Millis = 1_000;
 
 /// The pipes of one worker.
@@ -23,7 +23,7 @@ pub struct Pool {
     limit: usize,
     size: usize,
     retry_at: AtomicU64,
-    /// Times that a transfer had to copy because there was no pipe.
+    /// Times a transfer was copied because no pipe was available.
     pub(crate) denied: AtomicU64,
 }
 
@@ -34,7 +34,7 @@ struct Ends {
 }
 
 impl Pool {
-    /// At most `limit` pipes of `size` bytes.
+    /// Creates a pool of at most `limit` pipes of `size` bytes.
     #[must_use]
     pub fn new(limit: usize, size: usize) -> Pool {
         Pool {
@@ -47,19 +47,19 @@ impl Pool {
         }
     }
 
-    /// Pipes that exist, in use or not.
+    /// Number of open pipes, in use or idle.
     #[must_use]
     pub fn open(&self) -> usize {
         self.made.load(Relaxed)
     }
 
-    /// Times that a transfer had to copy.
+    /// Times a transfer was copied because no pipe was available.
     #[must_use]
     pub fn denied(&self) -> u64 {
         self.denied.load(Relaxed)
     }
 
-    /// An empty pipe, or `None`: the caller copies then.
+    /// Takes an empty pipe; without one the caller copies.
     pub fn take(self: &Arc<Pool>) -> Option<Pipe> {
         let free = self.free.lock().unwrap_or_else(PoisonError::into_inner).pop();
         match free.or_else(|| self.make()) {
@@ -89,8 +89,8 @@ impl Pool {
     }
 }
 
-/// A user without CAP_SYS_RESOURCE may hold 64 pipes of 1 MiB (`pipe-user-pages-soft`): beyond, the size
-/// is refused with EPERM and new pipes hold two pages.
+/// Opens a pipe. Without CAP_SYS_RESOURCE a user may hold 64 pipes of 1 MiB (`pipe-user-pages-soft`); beyond that the
+/// size is refused with EPERM and new pipes hold two pages.
 fn open(size: usize) -> io::Result<Ends> {
     let (read, write) = pipe_with(PipeFlags::NONBLOCK | PipeFlags::CLOEXEC)?;
     let granted = fcntl_setpipe_size(&write, size).or_else(|_| fcntl_setpipe_size(&write, MIN_USEFUL))?;
@@ -110,17 +110,17 @@ pub struct Pipe {
 }
 
 impl Pipe {
-    /// Bytes inside.
+    /// Number of bytes in the pipe.
     #[must_use]
     pub fn held(&self) -> usize {
         self.held
     }
 
-    /// Moves what the socket has into the pipe, which must be empty: splice answers EAGAIN both for a dry
-    /// socket and for a full pipe, and so it can only mean the socket. 0 is the end of the stream.
+    /// Moves bytes from the socket into the pipe, which must be empty: splice returns EAGAIN both for an empty socket and
+    /// for a full pipe, and so it can only mean the socket. 0 is the end of the stream.
     ///
     /// # Errors
-    /// `WouldBlock` when the socket is dry, or what the socket failed with.
+    /// `WouldBlock` if the socket has no bytes, or the socket's error.
     pub fn fill(&mut self, socket: impl AsFd) -> io::Result<usize> {
         let Some(ends) = &self.ends else { return Err(io::ErrorKind::BrokenPipe.into()) };
         let moved =
@@ -132,7 +132,7 @@ impl Pipe {
     /// Moves bytes from the pipe to the socket.
     ///
     /// # Errors
-    /// `WouldBlock` when the socket takes no more, or what the socket failed with.
+    /// `WouldBlock` if the socket accepts no more, or the socket's error.
     pub fn drain(&mut self, socket: impl AsFd) -> io::Result<usize> {
         let Some(ends) = &self.ends else { return Err(io::ErrorKind::BrokenPipe.into()) };
         let moved =

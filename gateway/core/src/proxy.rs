@@ -1,5 +1,5 @@
-//! The PROXY protocol: reading versions 1 and 2 from sources that must send it, writing version 2
-//! towards endpoints. Pure, no I/O. It never guesses: whether a header is due is the caller's knowledge.
+//! Implements the PROXY protocol: reads versions 1 and 2 from sources that must send it, and writes version 2 to
+//! endpoints. Pure, without I/O. The caller knows whether a header is due.
 
 use std::net::SocketAddr;
 
@@ -15,19 +15,19 @@ const V2_FIXED: usize = 16;
 /// Version 2, command LOCAL.
 const V2_LOCAL: u8 = 0x20;
 
-/// What the bytes so far mean, where a header is due.
+/// The result for the bytes so far, if a header is due.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Verdict {
-    /// The header is not whole yet.
+    /// The header is not complete yet.
     More,
-    /// It is.
+    /// The header is complete.
     Header {
         /// Its length in bytes.
         length: usize,
         /// The client behind the proxy; `None` when the proxy speaks for itself or does not know.
         source: Option<SocketAddr>,
     },
-    /// It never will be: `proxy_malformed`.
+    /// The header is invalid: `proxy_malformed`.
     Refused(Reason),
 }
 
@@ -75,7 +75,7 @@ fn read_v2(bytes: &[u8]) -> Verdict {
         return Verdict::More;
     }
     match header {
-        // A TLV that runs past the end: what it says of the client is not to be trusted either.
+        // With a TLV past the end, the client address cannot be trusted either.
         Ok(header) if header.command == v2::Command::Proxy && header.tlvs().any(|tlv| tlv.is_err()) => {
             Verdict::Refused(Reason::ProxyMalformed)
         }
@@ -95,7 +95,7 @@ fn read_v2(bytes: &[u8]) -> Verdict {
     }
 }
 
-/// The proxy speaks for itself, as to check who is there: whatever family and block say is to be skipped.
+/// Reads a LOCAL header, such as a health check of the proxy: family and address block are skipped.
 fn read_local(rest: &[u8]) -> Verdict {
     let Some([_command, _family, block @ ..]) = rest.first_chunk::<4>() else { return Verdict::More };
     let length = V2_FIXED + usize::from(u16::from_be_bytes(*block));
@@ -103,11 +103,10 @@ fn read_local(rest: &[u8]) -> Verdict {
     if is_whole { Verdict::Header { length, source: None } } else { Verdict::More }
 }
 
-/// A version 2 header of a proxy that speaks for itself.
+/// A version 2 LOCAL header, for connections of the gateway itself.
 pub const LOCAL: [u8; 16] = *b"\r\n\r\n\0\r\nQUIT\n\x20\0\0\0";
 
-/// A version 2 header that says who the client is, which address it reached, and the name it asked for
-/// (TLV 0x02).
+/// Writes a version 2 header with the client's address, the address it reached, and the SNI (TLV 0x02).
 #[must_use]
 pub fn write(client: SocketAddr, reached: SocketAddr, sni: Option<&HostName>) -> Vec<u8> {
     const PROXY_V2: u8 = 0x21;
@@ -220,7 +219,7 @@ mod tests {
         assert_eq!(read(&LOCAL), Verdict::Header { length: LOCAL.len(), source: None });
     }
 
-    /// As with a client's certificate in it.
+    /// A header may be as large as one with a client's certificate.
     #[test]
     fn proxy_v2_accepts_maximum_length() {
         let mut wire = write(v4("192.0.2.1:4000"), v4("192.0.2.2:443"), None);

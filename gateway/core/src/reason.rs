@@ -1,30 +1,30 @@
-//! Why a connection ended: one closed set of words. It is the label of the counter, the field of the
-//! access log and what tests assert. Not a place for details: those are in the log's other fields.
+//! Defines why a connection ended: a closed set of words, used as the label of counters, as a field of the access log
+//! and in tests. Details are in the log's other fields.
 
 use std::fmt;
 
-/// The TLS alert that a refused client is sent.
+/// The TLS alert sent to a refused client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Alert {
-    /// 49: the name exists, this source may not use it.
+    /// 49: the name exists, but this source may not use it.
     AccessDenied = 49,
-    /// 50: the bytes are no ClientHello that we would pass on.
+    /// 50: the bytes are not an acceptable ClientHello.
     DecodeError = 50,
-    /// 80: the fault is ours or the endpoint's; a limit, a failure.
+    /// 80: a limit, or a failure of the gateway or the endpoint.
     InternalError = 80,
-    /// 112: no service has that name.
+    /// 112: no service has this name.
     UnrecognizedName = 112,
 }
 
-/// What kind of ending a [`Reason`] is.
+/// The kind of a [`Reason`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
-    /// Bytes were relayed, then it ended.
+    /// Bytes were relayed before the end.
     Ended,
-    /// We would not serve it.
+    /// The gateway refused to serve the client.
     Refused(Option<Alert>),
-    /// We would have, and could not.
+    /// The gateway tried to serve the client and could not.
     Failed(Option<Alert>),
 }
 
@@ -39,19 +39,19 @@ macro_rules! reasons {
             /// Every reason, in the order of their discriminants.
             pub const ALL: &'static [Reason] = &[$(Reason::$name,)+];
 
-            /// The word in logs and labels.
+            /// Returns the word for logs and labels.
             #[must_use]
             pub const fn word(self) -> &'static str {
                 match self { $(Reason::$name => $word,)+ }
             }
 
-            /// One sentence for people, the same as in the documentation.
+            /// Returns the meaning in one sentence, the same as in the documentation.
             #[must_use]
             pub const fn meaning(self) -> &'static str {
                 match self { $(Reason::$name => concat!($($doc,)+).trim_ascii(),)+ }
             }
 
-            /// Ended, refused or failed, and with which alert.
+            /// Returns the kind, with its alert.
             #[must_use]
             pub const fn kind(self) -> Kind {
                 match self { $(Reason::$name => $kind,)+ }
@@ -153,7 +153,7 @@ reasons! {
 }
 
 impl Reason {
-    /// The alert that tells the client, if it is to be told.
+    /// Returns the alert for the client, if any.
     #[must_use]
     pub const fn alert(self) -> Option<Alert> {
         match self.kind() {
@@ -162,7 +162,7 @@ impl Reason {
         }
     }
 
-    /// What an operator can do about it, where the log says so.
+    /// Returns a hint for the operator, for the access log.
     #[must_use]
     pub const fn hint(self) -> Option<&'static str> {
         match self {

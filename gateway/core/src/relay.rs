@@ -1,5 +1,5 @@
-//! Bytes in both directions, untouched, until both have ended: each direction is a `flow`. Here is what
-//! they mean for each other: half-close is kept, and a reset of one side becomes a reset of the other.
+//! Relays bytes unchanged in both directions until both have ended; each direction is a `flow`. A half-close is
+//! preserved, and a reset of one side is forwarded to the other.
 
 use std::net::Shutdown;
 use std::task::Poll;
@@ -25,7 +25,7 @@ pub enum End {
     Reset(Side),
 }
 
-/// Relays until it ends; `said` is what the server said before. A reset has been passed on when this
+/// Relays until both directions have ended; `said` is what the server sent before. A reset has been forwarded when this
 /// returns.
 pub async fn relay(
     client: &mut TcpStream,
@@ -45,10 +45,10 @@ pub async fn relay(
     end
 }
 
-/// A side that resets while the other takes no bytes: nothing is read from it, so nothing tells. Asked
-/// about once a second, when no byte has moved for that long.
+/// Detects a side that resets while the other accepts no bytes: nothing is read from it, so no read reports the reset.
+/// Checked once a second when no byte has moved for that long.
 struct Stuck {
-    /// How long what was received may still be delivered.
+    /// How long received bytes may still be delivered.
     limit: Option<Duration>,
     reset_since: Option<Millis>,
 }
@@ -58,13 +58,13 @@ impl Stuck {
         Stuck { limit, reset_since: None }
     }
 
-    /// What is left of the limit.
+    /// Returns the rest of the limit.
     fn patience(&self, now: Millis) -> Option<Duration> {
         let waited = Duration::from_millis(self.reset_since.map_or(0, |since| now.saturating_sub(since)));
         self.limit.map(|limit| limit.saturating_sub(waited))
     }
 
-    /// Whether a source that nobody reads has reset, and what it sent has had its time.
+    /// Whether an unread source has reset and the time to deliver its bytes is over.
     fn is_hopeless(&mut self, flow: &Flow, source: &TcpStream, now: Millis) -> bool {
         if self.reset_since.is_none() && (flow.source_reset || socket::has_failed(source)) {
             self.reset_since = Some(now);
@@ -91,8 +91,8 @@ async fn both_ways(
         {
             tracing::debug!(%error, "cannot set keepalive");
         }
-        // A side that takes no more bytes has reset. What it sent before may still be on its way through,
-        // and its end then looks like one in order: the write has taken the error.
+        // A side whose writes fail has reset. Its earlier bytes may still be in transit, and its end then looks orderly,
+        // because the write has consumed the error.
         let up_end = up.poll(cx, client, server, &Moving { worker, conn, count: &conn.bytes_in });
         down.source_reset |= up.sink_gone;
         let down_end = down.poll(cx, server, client, &Moving { worker, conn, count: &conn.bytes_out });
@@ -103,7 +103,7 @@ async fn both_ways(
                     first = Some(flow.from);
                     conn.set_half_closed(worker.live.coarse_now());
                     // The second end needs no FIN of its own: both sockets are closed then.
-                    // ENOTCONN: the sink has gone already, which its own direction reports.
+                    // ENOTCONN: the sink is gone already, which its own direction reports.
                     let _shut = SockRef::from(sink).shutdown(Shutdown::Write);
                 }
                 Poll::Ready(FlowEnd::Reset) => return Poll::Ready(End::Reset(flow.from)),

@@ -1,5 +1,5 @@
-//! SNI, protocols and source address → service. Pure: it reads one snapshot and answers. A name that no
-//! table holds does not exist, however it is spelled.
+//! Routes SNI, protocols and source address to a service. Pure: it reads one snapshot. A name that is not in the tables
+//! does not exist, in any form.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -11,36 +11,36 @@ use crate::hello::Alpn;
 use crate::reason::Reason;
 use crate::snapshot::{Claim, Service, Snapshot};
 
-/// Where a hello leads.
+/// The service for a hello.
 #[derive(Clone, Debug)]
 pub struct Route {
     /// The service.
     pub service: Arc<Service>,
-    /// Only this instance of it.
+    /// The instance that was named, if any.
     pub instance: Option<HostName>,
-    /// Who asks.
+    /// The side of the listener.
     pub side: Side,
 }
 
-/// What a route is looked up by.
+/// The input of a look-up.
 #[derive(Clone, Copy, Debug)]
 pub struct Query<'a> {
     /// Index of the listener.
     pub listener: usize,
-    /// The name asked for.
+    /// The SNI.
     pub sni: Option<&'a HostName>,
-    /// The protocols offered.
+    /// The offered protocols.
     pub alpn: &'a Alpn,
     /// The client's address, an IPv4-mapped one already made IPv4.
     pub source: IpAddr,
 }
 
 /// Finds the service: exact name, then an instance by its alias or its label, then the longest `*.suffix`, then the
-/// listener's default. A name that exists leads to its owner or nowhere: where its owner is not reached by it (another
-/// port, not exported), neither a shorter suffix nor the default gets it.
+/// listener's default. A name that exists leads to its owner or nowhere: if the owner cannot be reached by it (another
+/// port, not exported), neither a shorter suffix nor the default applies.
 ///
 /// # Errors
-/// `no_sni`, `sni_unmatched`, or the condition that the name's services set and the client does not meet.
+/// `no_sni`, `sni_unmatched`, or the condition of the services that the client does not meet.
 pub fn route(snapshot: &Snapshot, query: Query<'_>) -> Result<Route, Reason> {
     let side = snapshot.live.listeners.get(query.listener).map(|listener| listener.side).unwrap_or_default();
     let named = query.sni.and_then(|sni| find(snapshot, sni, side, query));
@@ -61,7 +61,7 @@ pub fn route(snapshot: &Snapshot, query: Query<'_>) -> Result<Route, Reason> {
     }
 }
 
-/// `None` when nothing has that name, so that the listener's default may.
+/// Returns `None` if the name does not exist, so that the listener's default applies.
 fn find(snapshot: &Snapshot, sni: &HostName, side: Side, query: Query<'_>) -> Option<Result<Route, Reason>> {
     let (name, port) = sni::split(sni.as_str());
     let names = &snapshot.names;
@@ -85,7 +85,7 @@ fn find(snapshot: &Snapshot, sni: &HostName, side: Side, query: Query<'_>) -> Op
     Some(choose(claims, Part::Whole).unwrap_or(Err(Reason::SniUnmatched)))
 }
 
-/// Whether a name is somebody's, as a whole, whoever may reach it by that.
+/// Whether a name exists as a whole, whether or not it may be reached.
 fn exists(snapshot: &Snapshot, name: &str) -> bool {
     let names = &snapshot.names;
     let is_instance = |(label, parent): (&str, &str)| {
@@ -96,13 +96,13 @@ fn exists(snapshot: &Snapshot, name: &str) -> bool {
         || name.split_once('.').is_some_and(is_instance)
 }
 
-/// Which part of a service is meant.
+/// The part of a service that a name refers to.
 #[derive(Clone, Copy)]
 enum Part<'a> {
     Whole,
     /// The instance with this label.
     Label(&'a str),
-    /// The instance with this other name.
+    /// The instance with this alias.
     Alias(&'a str),
 }
 
@@ -114,8 +114,8 @@ struct Asked<'a> {
     query: Query<'a>,
 }
 
-/// The first service, most specific first, that has the port and the instance and whose conditions are
-/// met. `None` when none of them has that port or that instance.
+/// Returns the first service, most specific first, that has the port and the instance and whose conditions are met.
+/// `None` if none of them has that port or that instance.
 fn choose(claims: &[Claim], asked: Asked<'_>) -> Option<Result<Route, Reason>> {
     let Asked { port, part, side, query } = asked;
     let mut answer = None;

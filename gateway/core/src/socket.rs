@@ -1,5 +1,4 @@
-//! Sockets as this gateway wants them: options, limits of the process, and what an error of the kernel
-//! means. Nothing here waits.
+//! Opens sockets with the gateway's options and classifies kernel errors. Nothing here blocks.
 
 use std::io;
 use std::net::{IpAddr, SocketAddr, TcpListener};
@@ -16,18 +15,18 @@ use crate::config::settings::{Bind, Tcp};
 /// Milliseconds since this process started: what deadlines that outlive a task are counted in.
 pub type Millis = u64;
 
-/// The moment, in [`Millis`].
+/// Returns the current time in [`Millis`].
 #[must_use]
 pub fn now() -> Millis {
     static START: LazyLock<Instant> = LazyLock::new(Instant::now);
     START.elapsed().as_millis().try_into().unwrap_or(Millis::MAX)
 }
 
-/// Opens a listening socket. Its options are those of the connections it will accept: Linux copies
-/// them, which saves five system calls a connection. Several workers listen on the same address.
+/// Opens a listening socket. Accepted connections inherit its options on Linux, which saves five system calls per
+/// connection. Several workers listen on the same address.
 ///
 /// # Errors
-/// What the kernel answers, most often that the address is in use or not this machine's.
+/// The kernel's error, usually that the address is in use or not local.
 pub fn listen(bind: &Bind, address: SocketAddr, tcp: &Tcp) -> io::Result<TcpListener> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM.nonblocking(), Some(Protocol::TCP))?;
     socket.set_reuse_address(true)?;
@@ -43,8 +42,8 @@ pub fn listen(bind: &Bind, address: SocketAddr, tcp: &Tcp) -> io::Result<TcpList
     Ok(socket.into())
 }
 
-/// Fails when somebody else listens there already: sockets that share a port would silently share its
-/// connections with another process of the same user.
+/// Fails if the address is already in use: reuse-port sockets would silently share connections with another process of
+/// the same user.
 pub(crate) fn check_free(bind: &Bind, address: SocketAddr) -> io::Result<()> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
     socket.set_reuse_address(true)?;
@@ -54,8 +53,8 @@ pub(crate) fn check_free(bind: &Bind, address: SocketAddr) -> io::Result<()> {
     socket.bind(&address.into())
 }
 
-/// A socket to connect to an endpoint with. Keepalive is left for later: most connections end before it
-/// would matter, and it is four system calls.
+/// Opens a socket for connecting to an endpoint. Keepalive is set later: it takes four system calls, and most connections
+/// end before it matters.
 pub(crate) fn upstream(to: SocketAddr, from: Option<IpAddr>, tcp: &Tcp) -> io::Result<Socket> {
     let socket = Socket::new(Domain::for_address(to), Type::STREAM.nonblocking(), Some(Protocol::TCP))?;
     set_buffers(&socket, tcp)?;
@@ -79,7 +78,7 @@ fn set_buffers(socket: &Socket, tcp: &Tcp) -> io::Result<()> {
     Ok(())
 }
 
-/// Turns TCP keepalive on as configured.
+/// Enables TCP keepalive as configured.
 pub(crate) fn keep_alive<'s>(socket: impl Into<SockRef<'s>>, tcp: &Tcp) -> io::Result<()> {
     let Some(idle) = tcp.keepalive_idle else { return Ok(()) };
     let keepalive = TcpKeepalive::new()
@@ -89,21 +88,21 @@ pub(crate) fn keep_alive<'s>(socket: impl Into<SockRef<'s>>, tcp: &Tcp) -> io::R
     socket.into().set_tcp_keepalive(&keepalive)
 }
 
-/// Makes the coming close a reset.
+/// Makes the next close send a reset.
 pub fn reset_on_close(socket: impl AsFd) {
     if let Err(error) = SockRef::from(&socket).set_linger(Some(Duration::ZERO)) {
         tracing::debug!(%error, "cannot set SO_LINGER");
     }
 }
 
-/// Whether a connection has failed (its peer reset it), though nobody has read that far.
+/// Whether a connection has failed (its peer reset it), even if that was not read yet.
 pub(crate) fn has_failed(socket: impl AsFd) -> bool {
     let mut asked = [PollFd::new(&socket, PollFlags::empty())];
     poll(&mut asked, Some(&Timespec::default())).is_ok()
         && asked.iter().any(|answer| answer.revents().contains(PollFlags::ERR))
 }
 
-/// This machine ran out of something: no endpoint is to blame, and another would fare no better.
+/// Whether this machine lacks a resource: no endpoint is at fault, and another would fail, too.
 pub(crate) fn is_local_resource(error: &io::Error) -> bool {
     matches!(
         error.raw_os_error().map(Errno::from_raw_os_error),
@@ -111,7 +110,7 @@ pub(crate) fn is_local_resource(error: &io::Error) -> bool {
     )
 }
 
-/// An IPv4 address that came in over IPv6 is compared, logged and matched as IPv4.
+/// Converts an IPv4-mapped address to IPv4, for comparing, logging and matching.
 #[must_use]
 pub fn canonical(address: SocketAddr) -> SocketAddr {
     SocketAddr::new(address.ip().to_canonical(), address.port())

@@ -1,5 +1,4 @@
-//! Endpoints that the gateway is to send a hello of its own: connections that were turned away put them in a short
-//! queue, and control takes them out. Not what becomes of them: that is `hello_check`.
+//! Queues endpoints for the gateway's own hello: rejected connections add them, and `hello_check` takes them out.
 
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
@@ -14,7 +13,7 @@ use crate::metrics::Metrics;
 use crate::snapshot::{Endpoint, Service, Snapshot};
 use crate::socket::Millis;
 
-/// Those that wait to be taken out, at most.
+/// Capacity of the queue.
 const WAITING: usize = 256;
 
 /// One endpoint of one service.
@@ -26,7 +25,7 @@ pub(crate) struct Suspect {
     pub(crate) endpoint: Weak<EndpointState>,
 }
 
-/// The queue.
+/// The queue of endpoints to check.
 #[derive(Debug)]
 pub struct Suspects {
     door: mpsc::Sender<Suspect>,
@@ -43,8 +42,8 @@ impl Default for Suspects {
 }
 
 impl Suspects {
-    /// Asks for a hello of the gateway's own to this endpoint, unless one is under way or was just sent. A service
-    /// that has no name of its own gets none: whatever name were sent would be a client's choice.
+    /// Queues an endpoint for the gateway's own hello, unless one is in progress or was just sent. A service without a
+    /// fixed name is skipped, because the name would be chosen by a client.
     pub(crate) fn check(&self, service: &Service, endpoint: &Endpoint, now: Millis, metrics: &Metrics) {
         let demotion = endpoint.state.demotion();
         if service.own_name().is_none() || !demotion.begin_check(now) {
@@ -62,12 +61,12 @@ impl Suspects {
         }
     }
 
-    /// Where they come out; once.
+    /// Returns the receiving end, once.
     pub(crate) fn taker(&self) -> Option<mpsc::Receiver<Suspect>> {
         self.taker.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 
-    /// How many endpoints do not answer the gateway's own hello.
+    /// Returns the number of endpoints that do not answer the gateway's own hello.
     #[must_use]
     pub fn failing(&self) -> usize {
         self.failing.load(Relaxed)
@@ -75,7 +74,7 @@ impl Suspects {
 }
 
 impl Suspect {
-    /// The service and the endpoint as these tables have them, if they still do.
+    /// Returns the service and the endpoint in these tables, if they still exist.
     pub(crate) fn find<'t>(&self, tables: &'t Snapshot) -> Option<(&'t Service, &'t Endpoint)> {
         let mut services = tables.names.pattern(&self.host).iter().map(|claim| &*claim.service);
         let service = services.find(|service| self.service.as_ptr() == Arc::as_ptr(&service.state))?;

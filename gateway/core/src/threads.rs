@@ -1,5 +1,4 @@
-//! The threads of a gateway, each with a runtime of its own, and their end: those that do not come to it are not waited
-//! for. Not what they do.
+//! Starts the gateway's threads, each with its own runtime, and waits a limited time for them to end.
 
 use std::io;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
@@ -8,42 +7,42 @@ use std::time::{Duration, Instant};
 
 use tokio::runtime;
 
-/// Threads that run.
+/// Running threads.
 #[derive(Debug)]
 pub(crate) struct Threads {
     all: Vec<JoinHandle<()>>,
-    /// Each has a clone, says when its work is done, and drops it once it is gone.
+    /// Each thread holds a clone, sends when its work is done, and drops the clone at its end.
     here: Sender<()>,
     done: Receiver<()>,
 }
 
-/// How threads came to their end.
+/// How the threads ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Ended {
     InOrder,
     Panicked,
-    /// Not all of them did.
+    /// Some threads have not ended.
     NotYet,
 }
 
 impl Threads {
-    /// None yet.
+    /// Creates an empty set.
     pub(crate) fn none() -> Threads {
         let (here, done) = channel();
         Threads { all: Vec::new(), here, done }
     }
 
-    /// Starts one that lasts as long as `work`.
+    /// Starts a thread that runs `work`.
     pub(crate) fn spawn(
         &mut self,
         name: String,
         work: impl Future<Output = ()> + Send + 'static,
     ) -> io::Result<()> {
-        // Made here, so that a system without descriptors to spare says so at start.
+        // Created here, so that a lack of descriptors is reported at start.
         let runtime = runtime::Builder::new_current_thread().enable_all().build()?;
         let here = self.here.clone();
         self.all.push(Builder::new().name(name).spawn(move || {
-            // Dropped last: a runtime waits for what it has to read.
+            // Dropped last: dropping a runtime may wait for blocking reads.
             let here = here;
             let runtime = runtime;
             runtime.block_on(work);
@@ -52,7 +51,7 @@ impl Threads {
         Ok(())
     }
 
-    /// Waits until the first of them is done, and then for all to be gone, but for that no longer than this.
+    /// Waits for the first thread to finish, then at most `time` for all others.
     pub(crate) fn end_within(self, time: Duration) -> Ended {
         let Threads { all, here, done } = self;
         drop(here);

@@ -1,7 +1,6 @@
-//! Bulk takes turns. A relay that moves a MiB per system call and never yields starves its neighbours on
-//! the same worker: with 32 of them, small round trips waited 365–520 ms (p99), with turns 3 ms. So a
-//! worker has one turn; whoever holds it moves one load, lets everybody else run while still holding it,
-//! and passes it on in order.
+//! Lets bulk transfers take turns. A relay that moves a MiB per system call and never yields starves its neighbours on
+//! the same worker: with 32 of them, small round trips waited 365–520 ms (p99), with turns 3 ms. So a worker has one
+//! turn: its holder moves one load, lets all other tasks run while still holding it, and passes it on in order.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -33,7 +32,7 @@ impl Line {
     }
 }
 
-/// A place in line, or the turn itself. Dropping it gives either back.
+/// A place in the queue, or the turn itself. Dropping it returns either.
 #[derive(Debug)]
 pub struct Ticket {
     turns: Arc<Turns>,
@@ -41,7 +40,7 @@ pub struct Ticket {
 }
 
 impl Ticket {
-    /// A place at the end of the line.
+    /// Takes a place at the end of the queue.
     #[must_use]
     pub fn new(turns: &Arc<Turns>) -> Ticket {
         let mut line = turns.line();
@@ -49,7 +48,7 @@ impl Ticket {
         Ticket { number: line.next_ticket, turns: Arc::clone(turns) }
     }
 
-    /// Ready when the turn is this ticket's.
+    /// Ready when this ticket has the turn.
     pub fn poll_turn(&self, cx: &Context<'_>) -> Poll<()> {
         let mut line = self.turns.line();
         match line.holder {
@@ -67,7 +66,7 @@ impl Ticket {
         Poll::Pending
     }
 
-    /// This ticket has the turn, and others wait for it.
+    /// Whether this ticket has the turn and others wait for it.
     #[must_use]
     pub fn is_wanted(&self) -> bool {
         let line = self.turns.line();

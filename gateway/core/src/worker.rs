@@ -1,5 +1,5 @@
-//! What connections share: [`Process`] is one for all workers, [`Worker`] belongs to one thread. Held, not
-//! run: the threads are `listen`'s and `gateway`'s.
+//! Holds the state that connections share: [`Process`] for all workers, [`Worker`] for one thread. `gateway` runs the
+//! threads.
 
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering::Relaxed};
@@ -21,28 +21,28 @@ use crate::suspects::Suspects;
 use crate::turn::Turns;
 use isthmus_certs::Trust;
 
-/// One for all workers.
+/// State shared by all workers.
 #[derive(Debug)]
 pub struct Process {
-    /// What was bound at start.
+    /// Settings bound at start.
     pub fixed: Fixed,
-    /// The tables of this moment.
+    /// The current tables.
     pub tables: ArcSwap<Snapshot>,
-    /// How many connections there may be.
+    /// Connection limits.
     pub limits: Limits,
-    /// Everything counted.
+    /// Counters.
     pub metrics: Arc<Metrics>,
-    /// Where lines go.
+    /// Access log.
     pub log: Arc<AccessLog>,
-    /// Its identity and whom it believes, once it has any.
+    /// Identity and trusted bundles, once available.
     pub trust: OnceLock<Trust>,
-    /// What this process listens on, once it is bound.
+    /// Bound addresses, once set.
     pub own: OnceLock<Vec<Bound>>,
-    /// Endpoints that the gateway is to send a hello of its own.
+    /// Endpoints queued for the gateway's own hello.
     pub suspects: Suspects,
-    /// Address families that this machine has no way to.
+    /// Address families without a route on this machine.
     pub families: Families,
-    /// Connections and their farewells.
+    /// Connection tasks, including closing ones.
     pub(crate) tasks: Arc<AtomicU32>,
     ids: AtomicU64,
     warned: AtomicU64,
@@ -76,7 +76,7 @@ impl Process {
         self.ids.fetch_add(1, Relaxed)
     }
 
-    /// True once a second, for what would otherwise fill the log.
+    /// True at most once a second, for repeated warnings.
     pub(crate) fn may_warn(&self) -> bool {
         let now = socket::now();
         let before = self.warned.load(Relaxed);
@@ -84,14 +84,14 @@ impl Process {
             && self.warned.compare_exchange(before, now.max(1), Relaxed, Relaxed).is_ok()
     }
 
-    /// Connecting there would be connecting to ourselves.
+    /// Whether a connection to this address would reach the gateway itself.
     #[must_use]
     pub fn is_own(&self, address: SocketAddr) -> bool {
         let Some(bound) = self.own.get() else { return false };
         if !bound.iter().any(|bound| bound.address.port() == address.port()) {
             return false;
         }
-        // Made anew: the machine's addresses may have changed since the last time.
+        // Created for each check: the machine's addresses may have changed.
         let mut own = Own::default();
         for bound in bound {
             own.add(bound.what.clone(), bound.address, bound.ipv6_only);
@@ -105,26 +105,26 @@ impl Process {
 pub struct Bound {
     /// `listener east-west`, `admin`, `metrics` or `health`.
     pub what: String,
-    /// With the port that was bound.
+    /// Address with the bound port.
     pub address: SocketAddr,
-    /// An IPv6 socket that takes no IPv4.
+    /// Whether an IPv6 socket accepts no IPv4.
     pub ipv6_only: bool,
 }
 
-/// One worker's part.
+/// State of one worker.
 #[derive(Debug)]
 pub struct Worker {
-    /// From 0.
+    /// Index, from 0.
     pub index: usize,
-    /// What it shares with the others.
+    /// State shared with the other workers.
     pub process: Arc<Process>,
-    /// Its connections.
+    /// Live connections.
     pub live: Arc<Live>,
-    /// Its counters.
+    /// Counters of this worker.
     pub counters: Arc<WorkerCounters>,
-    /// Its pipes.
+    /// Pipes of this worker.
     pub pipes: Arc<Pool>,
-    /// Its bulk turn.
+    /// Turn for bulk transfers.
     pub turns: Arc<Turns>,
     pub(crate) next_source: AtomicUsize,
 }

@@ -232,6 +232,11 @@ fn endpoint_row(endpoint: &Value) -> [Cell; 6] {
 
 fn explained(answer: &Value) -> String {
     let mut text = String::new();
+    let asked = answer.pointer("/asked/listener");
+    let listeners = items(answer, "listeners");
+    if let Some(listener) = asked.filter(|_| listeners.len() > 1) {
+        text += &format!("on listener {}:\n", cell(listener));
+    }
     if let Some(reason) = answer.get("refused").and_then(Value::as_str) {
         let reason = if coloured() { reason.red().to_string() } else { reason.to_owned() };
         text += &format!("refused: {reason}: {}\n", of(answer, "meaning"));
@@ -250,6 +255,13 @@ fn explained(answer: &Value) -> String {
         for one in items(answer, "down") {
             text += &format!("not used: {}\n", left_out(one));
         }
+    }
+    for other in listeners.iter().filter(|other| other.get("listener") != asked) {
+        let outcome = match other.get("refused") {
+            Some(reason) => format!("refused: {}", cell(reason)),
+            None => format!("service: {}", of(other, "service")),
+        };
+        text += &format!("on listener {}: {outcome}\n", of(other, "listener"));
     }
     text
 }

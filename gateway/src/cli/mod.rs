@@ -156,7 +156,7 @@ Examples:
         /// Protocols that the client offers, separated by commas
         #[arg(long, value_name = "PROTOCOLS")]
         alpn: Option<String>,
-        /// Listener that the client connects to [default: the first]
+        /// Listener that the client connects to [default: each listener]
         #[arg(long, value_name = "NAME")]
         listener: Option<String>,
         #[command(flatten)]

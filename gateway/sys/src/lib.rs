@@ -1,13 +1,13 @@
-//! The system calls that no crate wraps safely. The only `unsafe` code of the project, under 100
-//! lines, so that it can be read in one sitting. Not a home for anything that rustix or socket2 offer.
+//! Wraps the system calls that no crate wraps safely. This is the only `unsafe` code of the project and stays under 100
+//! lines. Calls that rustix or socket2 offer do not belong here.
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};
 
-/// Bytes that were written to this TCP socket and that its peer has not acknowledged yet (`SIOCOUTQ`).
+/// Returns the bytes written to this TCP socket that its peer has not acknowledged yet (`SIOCOUTQ`).
 ///
 /// # Errors
-/// What the kernel answers: `ENOTTY` or `EINVAL` when this is no TCP socket, or one that listens.
+/// The kernel's error: `ENOTTY` or `EINVAL` if this is not a connected TCP socket.
 pub fn unacknowledged(socket: impl AsFd) -> io::Result<u32> {
     let mut bytes: libc::c_int = 0;
     // SAFETY: the descriptor is open for the length of the call (it is borrowed), and TIOCOUTQ, which
@@ -23,7 +23,7 @@ pub fn unacknowledged(socket: impl AsFd) -> io::Result<u32> {
 /// (`IP_BIND_ADDRESS_NO_PORT`): a port is then unique per destination and not per machine.
 ///
 /// # Errors
-/// What the kernel answers.
+/// The kernel's error.
 pub fn bind_address_no_port(socket: impl AsFd) -> io::Result<()> {
     let on: libc::c_int = 1;
     // SAFETY: the descriptor is borrowed, hence open; the pointer and the length describe one c_int
@@ -43,7 +43,7 @@ pub fn bind_address_no_port(socket: impl AsFd) -> io::Result<()> {
     Ok(())
 }
 
-/// Gives memory that was freed back to the system. glibc keeps it otherwise: reading 50 000 services left
+/// Returns freed memory to the system. glibc keeps it otherwise: reading 50 000 services left
 /// 242 MB resident where 60 were in use. Takes some milliseconds.
 pub fn trim_memory() {
     #[cfg(target_env = "gnu")]

@@ -15,7 +15,7 @@ use crate::route::{Query, Route, route};
 use crate::snapshot::Snapshot;
 use crate::socket;
 
-/// Answers `sni`, `from`, `alpn` and `listener`.
+/// Answers `sni`, `from`, `alpn` and `listener`; without `listener` for each of them.
 ///
 /// # Errors
 /// The wrong parameter and the remedy.
@@ -32,27 +32,41 @@ pub fn explain(params: &Params, control: &Control) -> Result<Value, String> {
     };
     let alpn = Alpn::of(params.get("alpn").unwrap_or_default().split(',').filter(|name| !name.is_empty()));
     let binds = &control.process.fixed.binds;
-    let listener = match params.get("listener") {
-        None => 0,
-        Some(name) => binds.iter().position(|bind| bind.name == name).ok_or_else(|| {
+    let named = match params.get("listener") {
+        None => None,
+        Some(name) => Some(binds.iter().position(|bind| bind.name == name).ok_or_else(|| {
             let names: Vec<_> = binds.iter().map(|bind| bind.name.as_str()).collect();
             format!("no such listener; the listeners are: {}", names.join(", "))
-        })?,
+        })?),
     };
     let tables = control.process.tables.load();
-    let query = Query { listener, sni: sni.as_ref(), alpn: &alpn, source: source.to_canonical() };
-    let asked = json!({
-        "sni": sni,
-        "from": query.source,
-        "alpn": alpn.iter().map(|name| name.escape_ascii().to_string()).collect::<Vec<_>>(),
-        "listener": binds.get(listener).map(|bind| &bind.name),
-    });
-    let mut answer = match route(&tables, query) {
-        Err(reason) => refusal(reason),
-        Ok(route) => matched(&tables, &route, query.source, control),
+    let query = |listener| Query { listener, sni: sni.as_ref(), alpn: &alpn, source: source.to_canonical() };
+    let outcomes: Vec<_> =
+        binds.iter().enumerate().map(|(listener, _)| route(&tables, query(listener))).collect();
+    // A name that only one listener serves is not refused because another one was asked first.
+    let knows = |outcome: &Result<_, Reason>| !matches!(outcome, Err(Reason::SniUnmatched));
+    let serves = || outcomes.iter().position(Result::is_ok);
+    let listener = named.or_else(serves).or_else(|| outcomes.iter().position(knows)).unwrap_or_default();
+    let mut answer = match outcomes.get(listener) {
+        Some(Ok(route)) => matched(&tables, route, query(listener).source, control),
+        Some(Err(reason)) => refusal(*reason),
+        None => return Err("this gateway has no listeners; add one under `listeners`".to_owned()),
     };
     if let Value::Object(answer) = &mut answer {
+        let asked = json!({
+            "sni": sni,
+            "from": query(listener).source,
+            "alpn": alpn.iter().map(|name| name.escape_ascii().to_string()).collect::<Vec<_>>(),
+            "listener": binds.get(listener).map(|bind| &bind.name),
+        });
         answer.insert("asked".to_owned(), asked);
+        if named.is_none() {
+            let each = binds.iter().zip(&outcomes).map(|(bind, outcome)| match outcome {
+                Ok(route) => json!({ "listener": bind.name, "service": route.service.name() }),
+                Err(reason) => json!({ "listener": bind.name, "refused": reason }),
+            });
+            answer.insert("listeners".to_owned(), each.collect());
+        }
     }
     Ok(answer)
 }

@@ -1,5 +1,5 @@
-//! Who gives way when memory is short: every source may hold as much as the others, and of a source that holds more
-//! those go first that hold most, longest. Pure: what is held comes in as a list.
+//! Decides which hellos are revoked when memory is short: every source gets an equal share, and of a source above it the
+//! largest and oldest hellos go first. Pure: the holders are an argument.
 
 use std::cmp::Reverse;
 use std::collections::{HashMap, HashSet};
@@ -12,39 +12,39 @@ use crate::socket::Millis;
 pub(super) struct Holder {
     pub(super) source: IpAddr,
     pub(super) bytes: usize,
-    /// For how long.
+    /// Time since accept.
     pub(super) age: Millis,
 }
 
-/// What each source may hold.
+/// The share of each source.
 #[derive(Debug, Default)]
 pub(super) struct Shares {
-    /// Bytes of a source.
+    /// Maximum bytes of a source.
     most: usize,
-    /// Sources that hold more than the average may.
+    /// Sources that hold more than the average.
     large: HashSet<IpAddr>,
 }
 
 impl Shares {
-    /// Shares `keep` bytes out, so that nobody gets less for another who has more.
+    /// Shares out `keep` bytes, so that no source gets less because another holds more.
     pub(super) fn of(holders: &[Holder], keep: usize) -> Shares {
         let mut totals: HashMap<IpAddr, usize> = HashMap::new();
         for holder in holders {
             *totals.entry(network(holder.source)).or_default() += holder.bytes;
         }
-        // One that is alone leaves room for another.
+        // A single source leaves room for a second one.
         let average = keep / totals.len().max(2);
         let most = level(totals.values().copied().collect(), keep);
         let large = totals.into_iter().filter(|(_, total)| *total > average).map(|(source, _)| source);
         Shares { most, large: large.collect() }
     }
 
-    /// Whether a source held more than the average may.
+    /// Whether a source held more than the average.
     pub(super) fn is_large(&self, source: IpAddr) -> bool {
         self.large.contains(&network(source))
     }
 
-    /// Which of the holders are to go.
+    /// Returns the indexes of the holders to revoke.
     pub(super) fn too_much(&self, holders: &[Holder]) -> Vec<usize> {
         let mut by_source: HashMap<IpAddr, Vec<(usize, &Holder)>> = HashMap::new();
         for (index, holder) in holders.iter().enumerate().filter(|(_, holder)| self.is_large(holder.source)) {
@@ -53,7 +53,7 @@ impl Shares {
         let mut gone = Vec::new();
         for mut of_source in by_source.into_values() {
             let mut total: usize = of_source.iter().map(|(_, holder)| holder.bytes).sum();
-            // A millisecond more, so that of those that have just come the largest goes first.
+            // One millisecond is added so that among new holders the largest goes first.
             of_source.sort_by_key(|(_, holder)| {
                 Reverse((holder.bytes as u64).saturating_mul(holder.age.saturating_add(1)))
             });
@@ -69,7 +69,7 @@ impl Shares {
     }
 }
 
-/// The most that each may have, so that all together have no more than `keep`.
+/// Returns the maximum for each source so that all together hold at most `keep`.
 fn level(mut totals: Vec<usize>, keep: usize) -> usize {
     totals.sort_unstable();
     let (mut left, mut count) = (keep, totals.len());
@@ -84,7 +84,7 @@ fn level(mut totals: Vec<usize>, keep: usize) -> usize {
     usize::MAX
 }
 
-/// Whoever has one IPv6 address mostly has its whole /64.
+/// Maps an IPv6 address to its /64, which usually belongs to one owner.
 fn network(source: IpAddr) -> IpAddr {
     match source {
         IpAddr::V4(_) => source,
@@ -117,13 +117,9 @@ mod tests {
             holder(2, 20, 5_000),
             holder(3, 9, 1),
         ];
-        assert!(gone(&holders, 200).is_empty(), "all of it fits");
-        assert_eq!(gone(&holders, 110), [1], "the oldest of the large ones of the largest source");
-        assert_eq!(
-            gone(&holders, 60),
-            [0, 1, 2],
-            "31 of 60 are left for it, which is less than what came last"
-        );
+        assert!(gone(&holders, 200).is_empty(), "all fits");
+        assert_eq!(gone(&holders, 110), [1], "the oldest of the large hellos of the largest source");
+        assert_eq!(gone(&holders, 60), [0, 1, 2], "31 of 60 are left for it, less than its newest hello");
         assert!(Shares::of(&holders, 110).is_large([10, 0, 0, 1].into()));
         assert!(!Shares::of(&holders, 110).is_large([10, 0, 0, 2].into()));
     }
@@ -144,7 +140,11 @@ mod tests {
             })
             .chain([holder(1, 30, 1)])
             .collect();
-        assert_eq!(gone(&holders, 70).len(), 6, "the network has 40 left of 100, the other all of its 30");
+        assert_eq!(
+            gone(&holders, 70).len(),
+            6,
+            "the network keeps 40 of 100, the other source all of its 30"
+        );
     }
 
     proptest! {
