@@ -1,5 +1,4 @@
-//! An agent and a gateway as processes of their own: the registry's files lead where clients end up, and what
-//! fails on the way leaves the last good tables.
+//! An agent and a gateway as processes: registry files direct clients, and failures keep the last good tables.
 
 #![allow(
     clippy::unwrap_used,
@@ -29,7 +28,7 @@ fn services(endpoint: &Scripted) -> String {
     format!("services: [{{ host: {HOST}, endpoints: [{{ address: '{}' }}] }}]", endpoint.address())
 }
 
-/// The first seven bytes that a client gets who asks for the host: a greeting, or a whole alert.
+/// The first seven bytes of the answer to a client: a greeting or a whole alert.
 fn answer(gateway: &Gateway) -> Vec<u8> {
     let mut answer = vec![0; 7];
     send(outbound(gateway), &hello(HOST)).read_exact(&mut answer).unwrap();
@@ -47,18 +46,18 @@ fn registry_file_directs_gateway_clients() {
     cluster.register("db.yaml", &services(&one));
     cluster.start();
     let gateway = cluster.gateway("gw-1");
-    until("the gateway has heard the agent", || gateway.is_ready());
+    until("the gateway is ready", || gateway.is_ready());
     assert!(leads_to(&gateway, b"one...."));
     cluster.register("db.yaml", &services(&two));
-    until("new connections go elsewhere", || leads_to(&gateway, b"two...."));
+    until("new connections go to the new endpoint", || leads_to(&gateway, b"two...."));
     cluster.register("db.yaml", "services: [{ host: ]");
     cluster.register("other.yaml", "services: [{ host: other.example }]");
     until("the good file is live", || {
         gateway.admin("GET", "/routes?name=other").body.contains("other.example")
     });
-    assert!(leads_to(&gateway, b"two...."), "the bad file's last good state stays");
+    assert!(leads_to(&gateway, b"two...."), "the last good state of the bad file is lost");
     cluster.forget("db.yaml");
-    until("the name is no more", || leads_to(&gateway, &alert(UNRECOGNIZED_NAME)));
+    until("the name is unknown", || leads_to(&gateway, &alert(UNRECOGNIZED_NAME)));
 }
 
 #[test]
@@ -68,14 +67,14 @@ fn agent_outage_keeps_tables_and_restart_delivers_missed_changes() {
     cluster.register("db.yaml", &services(&one));
     cluster.start();
     let gateway = cluster.gateway("gw-1");
-    until("the gateway has heard the agent", || gateway.is_ready());
+    until("the gateway is ready", || gateway.is_ready());
     cluster.stop();
-    until("the loss is said", || gateway.errors().iter().any(|line| line.contains("agent unreachable")));
+    until("the outage is logged", || gateway.errors().iter().any(|line| line.contains("agent unreachable")));
     assert!(leads_to(&gateway, b"one....") && gateway.is_ready());
     cluster.register("db.yaml", &services(&two));
-    assert!(leads_to(&gateway, b"one...."), "nobody has told the gateway");
+    assert!(leads_to(&gateway, b"one...."), "the gateway knows a change without its agent");
     cluster.start();
-    until("it has caught up", || leads_to(&gateway, b"two...."));
+    until("the gateway has caught up", || leads_to(&gateway, b"two...."));
 }
 
 #[test]
@@ -85,27 +84,27 @@ fn unlisted_gateway_receives_no_tables() {
     cluster.register("db.yaml", &services(&one));
     cluster.start();
     let gateway = cluster.gateway("gw-2");
-    until("it is told why", || {
+    until("the gateway logs the refusal", || {
         gateway.errors().iter().any(|line| line.contains("list it under `gateways:`"))
     });
-    assert!(!within(Duration::from_millis(200), || gateway.is_ready()), "and it is not ready");
+    assert!(!within(Duration::from_millis(200), || gateway.is_ready()), "the gateway is ready");
     assert!(leads_to(&gateway, &alert(UNRECOGNIZED_NAME)));
 }
 
-/// The registry's file for these, probed while no agent is heard.
+/// A registry file with these endpoints and `stale: probe`.
 fn probed(endpoints: &[SocketAddr]) -> String {
     let endpoints: Vec<_> = endpoints.iter().map(|address| format!("{{ address: '{address}' }}")).collect();
     format!("services: [{{ host: {HOST}, stale: probe, endpoints: [{}] }}]", endpoints.join(", "))
 }
 
-/// Addresses that the gateway says are down; none while it probes nothing.
+/// Addresses that the gateway reports as down; `None` while it probes nothing.
 fn down(gateway: &Gateway) -> Option<Vec<String>> {
     let status = gateway.admin("GET", "/status").json();
     let listed = status["agent"]["probed"]["listed"].as_array()?;
     Some(listed.iter().map(|one| one["address"].as_str().unwrap().to_owned()).collect())
 }
 
-/// The weights of the service's endpoints.
+/// Weights of the service's endpoints.
 fn weights(gateway: &Gateway) -> BTreeMap<String, u64> {
     let page = gateway.admin("GET", &format!("/services?name={HOST}")).json();
     let endpoints = page["items"][0]["endpoints"].as_array().unwrap();
@@ -121,12 +120,12 @@ fn agent_outage_takes_probed_down_endpoints_out_of_use() {
     let mut cluster = Cluster::new("east");
     cluster.register("db.yaml", &probed(&[here, again, gone]));
     cluster.start();
-    // Nothing is ejected: whoever is left out is so because of a probe.
+    // Ejection is off, so that only probes take endpoints out of use.
     let gateway = cluster.setup("gw-1").with("upstream: { ejection: { failures: 0 } }").start();
-    until("the gateway has heard the agent", || gateway.is_ready());
-    assert_eq!(down(&gateway), None, "its word counts");
+    until("the gateway is ready", || gateway.is_ready());
+    assert_eq!(down(&gateway), None, "the gateway probes although its agent is reachable");
     cluster.stop();
-    until("they are asked", || down(&gateway).is_some());
+    until("the gateway probes", || down(&gateway).is_some());
     let is_served = || matches!(&answer(&gateway)[..], b"one...." | b"two...." | b"three..");
     drop((returns, ends));
     let names = |addresses: &[SocketAddr]| {
@@ -134,8 +133,8 @@ fn agent_outage_takes_probed_down_endpoints_out_of_use() {
         names.sort();
         Some(names)
     };
-    until("two are down", || {
-        assert!(is_served(), "no call fails meanwhile");
+    until("two endpoints are down", || {
+        assert!(is_served(), "a call failed meanwhile");
         down(&gateway) == names(&[again, gone])
     });
     let log = gateway.log();
@@ -146,18 +145,22 @@ fn agent_outage_takes_probed_down_endpoints_out_of_use() {
     until("the calls are logged", || log.lines().len() >= before + 20);
     let lines = log.lines();
     let late: Vec<_> = lines[lines.len() - 20..].iter().map(|line| line.number("attempts")).collect();
-    assert_eq!(late, [1; 20], "who is down is not even tried");
+    assert_eq!(late, [1; 20], "a down endpoint was tried");
     let explained = gateway.admin("GET", &format!("/explain?sni={HOST}&listener=outbound")).json();
     assert_eq!(explained["down"].as_array().unwrap().len(), 2, "{explained}");
     assert_eq!(gateway.metrics().sum("isthmus_stale_down", &[]), 2.0);
     assert_eq!(gateway.metrics().sum("isthmus_stale_probed", &[]), 3.0);
 
     let _returned = Scripted::echo_at(Endpoint::at(again), b"two....");
-    until("one answers again", || down(&gateway) == names(&[gone]));
+    until("one endpoint is up again", || down(&gateway) == names(&[gone]));
     until("and serves", || leads_to(&gateway, b"two...."));
     assert_eq!(weights(&gateway)[&gone.to_string()], 0);
     cluster.start();
-    until("the agent is heard", || down(&gateway).is_none());
-    assert_eq!(weights(&gateway).into_values().collect::<Vec<_>>(), [1; 3], "its word counts at once");
+    until("the agent is reachable", || down(&gateway).is_none());
+    assert_eq!(
+        weights(&gateway).into_values().collect::<Vec<_>>(),
+        [1; 3],
+        "the agent's tables apply at once"
+    );
     assert_eq!(gateway.metrics().sum("isthmus_stale_down", &[]), 0.0);
 }

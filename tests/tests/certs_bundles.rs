@@ -1,5 +1,4 @@
-//! `isthmus-certs bundle` and `deny`: whom is believed, what was taken back, and that nothing old or foreign
-//! replaces what is known.
+//! `isthmus-certs bundle` and `deny`: trusted domains, deny-lists, and protection against old and forged ones.
 
 #![allow(
     clippy::unwrap_used,
@@ -30,12 +29,15 @@ fn bundle_export_add_show_and_remove_work() {
     let added = sites.json("east", "bundle add west.json --trust-domain west.example");
     assert_eq!((&added["trust_domain"], &added["sequence"]), (&json!("west.example"), &json!(7)));
     let text = sites.done("east", "bundle add west.json --trust-domain west.example");
-    assert_eq!(text, "trusts 1 root(s) of west.example, sequence 7\n", "the same again changes nothing");
+    assert_eq!(
+        text, "trusts 1 root(s) of west.example, sequence 7\n",
+        "repeating the command changes nothing"
+    );
 
     let both = sites.json("east", "bundle");
     let domains: Vec<&Value> =
         both["bundles"].as_array().unwrap().iter().map(|one| &one["trust_domain"]).collect();
-    assert_eq!(domains, ["east.example", "west.example"], "side by side, one's own first");
+    assert_eq!(domains, ["east.example", "west.example"], "own domain first");
     let text = sites.done("east", "bundle");
     assert!(text.contains("TRUST DOMAIN") && text.contains("west.example  7"), "{text}");
     let one = sites.json("east", "bundle --trust-domain west.example");
@@ -67,7 +69,7 @@ fn bundle_sequence_rises_and_older_bundle_is_refused() {
     sites.done("east", "rotate");
     assert_eq!(sequence(), first, "nothing changed");
     sites.done("east", "rotate --root");
-    assert!(sequence() > first, "a new root is believed");
+    assert!(sequence() > first, "a new root raises the sequence");
 
     let make =
         "bundle make west/roots/1/root-cert.pem --trust-domain west.example --out made.json --sequence";
@@ -79,8 +81,8 @@ fn bundle_sequence_rises_and_older_bundle_is_refused() {
     assert!(why.contains("99999999998") && why.contains("99999999999 is here"), "{why}");
     assert!(why.contains("`bundle remove`"), "{why}");
     let pem = sites.refused("east", "bundle add west/roots/1/root-cert.pem --trust-domain west.example");
-    assert!(pem.contains("sequence 0"), "a PEM file has no number, and is the oldest: {pem}");
-    assert!(snapshot(&sites.path("east")) == before, "nothing is changed");
+    assert!(pem.contains("sequence 0"), "a PEM file has sequence 0, the oldest: {pem}");
+    assert!(snapshot(&sites.path("east")) == before, "a file has changed");
 }
 
 #[test]
@@ -119,7 +121,7 @@ fn bundle_of_own_or_wrong_domain_is_refused() {
         let why = sites.refused("east", &format!("bundle add {name} --trust-domain north.example"));
         assert!(why.contains(&format!("{name}: ")) && why.contains(what), "{why}");
     }
-    assert!(snapshot(&sites.path("east")) == before, "nothing is changed");
+    assert!(snapshot(&sites.path("east")) == before, "a file has changed");
 }
 
 // ---- deny-lists
@@ -155,11 +157,11 @@ fn deny_adds_and_removes_identities_and_serial_numbers() {
     assert_eq!(list["identities"], json!([id("east", "gone")]));
     assert_eq!(list["serials"][0]["serial"], json!(number));
     let ends = sites.json("", &format!("inspect {leaf}"))["chain"][0]["not_after"].clone();
-    assert_eq!(list["serials"][0]["until"], ends, "forgotten when it has expired");
+    assert_eq!(list["serials"][0]["until"], ends, "the entry ends with the certificate");
     rises(&list);
     let list = sites.json("east", "deny add spiffe://east.example/ns/bad/* 4F:1B");
     assert_eq!(list["serials"].as_array().unwrap().len(), 2);
-    assert!(list["serials"].to_string().contains("4f1b"), "as inspect prints it: {list}");
+    assert!(list["serials"].to_string().contains("4f1b"), "not in the form of inspect: {list}");
     rises(&list);
     wrong(&sites, leaf, "--deny east/deny", "denied");
     sites.done("east", "issue --spiffe spiffe://east.example/ns/bad/sa/x --name bad");
@@ -229,7 +231,7 @@ fn federated_deny_list_is_accepted_if_signed_by_its_domain_and_not_older() {
     let unknown = sites.refused("east", "deny take second.json --trust-domain north.example");
     assert!(unknown.contains("no bundle of north.example"), "{unknown}");
     let list = sites.path("east/deny/west.example.json");
-    assert_eq!(snapshot(&sites.path("east"))[&list], before[&list], "the newer one stays");
+    assert_eq!(snapshot(&sites.path("east"))[&list], before[&list], "the newer list was replaced");
 }
 
 #[test]

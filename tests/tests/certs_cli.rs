@@ -1,6 +1,5 @@
-//! `isthmus-certs` as people and scripts use it: every command, what it leaves on disk, what it says when
-//! something is wrong. Not about whether others take its certificates (`certs_openssl`, `certs_envoy`), and
-//! not about roll-over and crashes (`rotation`).
+//! `isthmus-certs` as a command line: every command, its files and its errors. For interoperability see
+//! `certs_openssl` and `certs_envoy`, for roll-over and crashes `rotation`.
 
 #![allow(
     clippy::unwrap_used,
@@ -37,7 +36,7 @@ const COMMANDS: [&str; 10] = [
     "completions",
 ];
 
-// ---- every command, for people and for machines
+// ---- all commands, as text and as JSON
 
 #[test]
 fn help_has_examples_and_every_shell_has_completions() {
@@ -74,7 +73,11 @@ fn init_creates_authority_and_prints_next_steps() {
     let second = sites.json("east", "intermediate --cluster second");
     assert_eq!((&second["new"], &second["shares_root_with"]), (&json!(true), &json!(["east"])));
     let again = sites.json("east", "intermediate --cluster second");
-    assert_eq!((&again["new"], &again["pin"]), (&json!(false), &second["pin"]), "the same one is shown");
+    assert_eq!(
+        (&again["new"], &again["pin"]),
+        (&json!(false), &second["pin"]),
+        "the existing intermediate is shown"
+    );
     let text = sites.done("east", "intermediate --cluster third");
     let warning =
         "third and east, second are one security domain: each can sign every identity of east.example";
@@ -176,7 +179,7 @@ fn exit_code_is_2_for_usage_errors_and_1_for_all_others() {
     }
 }
 
-// ---- what stands on disk
+// ---- files on disk
 
 #[test]
 fn key_files_are_owner_only_and_in_key_directories() {
@@ -192,7 +195,7 @@ fn key_files_are_owner_only_and_in_key_directories() {
             keys += usize::from(has_key);
         }
     }
-    assert_eq!(keys, 1 + 2 + 2, "a root, an intermediate by two names, two leaves");
+    assert_eq!(keys, 1 + 2 + 2, "a root, an intermediate under two names, two leaves");
 }
 
 #[test]
@@ -237,7 +240,7 @@ fn authority_is_not_overwritten_without_force() {
     let before = snapshot(&sites.path("east"));
     let why = sites.refused("east", "init --trust-domain other.example");
     assert!(why.contains("authority in east already") && why.contains("--force"), "{why}");
-    assert!(snapshot(&sites.path("east")) == before, "nothing is changed");
+    assert!(snapshot(&sites.path("east")) == before, "a file has changed");
     sites.done("east", "init --trust-domain other.example --force");
     let status = sites.json("east", "status");
     assert_eq!(
@@ -250,7 +253,7 @@ fn authority_is_not_overwritten_without_force() {
         before[&sites.folder().join(key)].1
     );
     assert!(!sites.path("east/leaves").exists() && !sites.path("east/clusters").exists());
-    assert_eq!(sites.read("east/notes.txt"), "an operator's own", "what is not its own stays");
+    assert_eq!(sites.read("east/notes.txt"), "an operator's own", "a foreign file was changed");
     assert_eq!(sites.json("east", "bundle")["bundles"].as_array().unwrap().len(), 1);
 }
 
@@ -292,7 +295,7 @@ fn unwritable_path_error_names_path_and_remedy() {
     let why = sites.run("east", "bundle --for pem --out absent/x.pem").refused();
     assert!(why.contains("absent/x.pem") && why.contains("must exist and be writable"), "{why}");
     if !is_root() {
-        skip!("another user's directory needs root");
+        skip!("another user's directory requires root");
     }
     fs::set_permissions(sites.folder(), Permissions::from_mode(0o755)).unwrap();
     let why = as_nobody(&sites, "init --trust-domain east.example --out theirs");
@@ -300,7 +303,7 @@ fn unwritable_path_error_names_path_and_remedy() {
     assert!(why.contains("Permission denied"), "{why}");
 }
 
-/// What the command line tells a user without privilege, in a directory that is not theirs.
+/// The error of a command run by an unprivileged user in another user's directory.
 #[track_caller]
 fn as_nobody(sites: &Sites, words: &str) -> String {
     let copy = sites.path("isthmus-certs");
@@ -318,7 +321,7 @@ fn as_nobody(sites: &Sites, words: &str) -> String {
 #[test]
 fn unreadable_authority_is_not_reported_as_missing() {
     if !is_root() {
-        skip!("another user's directory needs root");
+        skip!("another user's directory requires root");
     }
     let sites = Sites::new();
     sites.done("east", "init --trust-domain east.example");
@@ -342,13 +345,13 @@ fn rotate_pass_renews_only_what_is_due() {
     sites.done("east", "issue --spiffe spiffe://east.example/short --name short --ttl 2s --dns a.example");
     let first = serial(&sites, "east/leaves/short/tls.crt");
     let direct = serial(&sites, "east/leaves/direct/tls.crt");
-    until("it is renewed", || {
+    until("the leaf is renewed", || {
         let done = sites.json("east", "rotate")["done"].clone();
         assert!(done == json!([]) || done == json!([{ "done": "leaf_renewed", "leaf": "short" }]), "{done}");
         serial(&sites, "east/leaves/short/tls.crt") != first
     });
     let renewed = sites.json("", "inspect east/leaves/short/tls.crt");
-    assert_eq!(renewed["chain"][0]["dns"], json!(["a.example"]), "the same leaf, but for its time");
+    assert_eq!(renewed["chain"][0]["dns"], json!(["a.example"]), "the renewed leaf has other names");
     assert_eq!(renewed["chain"][0]["uris"], json!(["spiffe://east.example/short"]));
     assert_eq!(serial(&sites, "east/leaves/direct/tls.crt"), direct);
 
@@ -375,7 +378,10 @@ fn rotate_pass_reports_failures_and_does_the_rest() {
     }
     let pass = sites.run("east", "rotate");
     assert_eq!(pass.code, Some(1), "{pass:?}");
-    assert!(pass.out.contains("renewed leaf below"), "its signer is here: {pass:?}");
+    assert!(
+        pass.out.contains("renewed leaf below"),
+        "the leaf of the available signer is not renewed: {pass:?}"
+    );
     assert!(pass.err.contains("east/roots/1/root-key.pem: the key is not here; restore it"), "{pass:?}");
     assert!(sites.path("east/leaves/below/tls.crt").exists());
     let again = sites.run("east", "rotate --json");
@@ -425,7 +431,7 @@ fn status_shows_certificates_and_roll_over_step() {
     assert!(sites.done("east", "rotate --root").contains("already in progress"));
 }
 
-/// A `rotate --watch` that ends with the test.
+/// A `rotate --watch` process, killed with the test.
 struct Watching(std::process::Child);
 
 impl Drop for Watching {
@@ -443,11 +449,11 @@ fn rotate_watch_renews_and_stops_cleanly() {
         let watch = sites.command("east", "rotate --watch").stdout(Stdio::piped()).spawn();
         let mut watch = Watching(watch.unwrap());
         let mut leaves = BTreeSet::new();
-        until("it has renewed twice", || {
+        until("the leaf has been renewed twice", || {
             leaves.insert(serial(&sites, "east/leaves/short/tls.crt"));
             leaves.len() > 2
         });
-        // Other commands work beside it.
+        // Other commands work concurrently.
         assert_eq!(sites.json("east", "status")["trust_domain"], "east.example");
         kill_process(Pid::from_child(&watch.0), signal).unwrap();
         let mut out = String::new();

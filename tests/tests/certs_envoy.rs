@@ -1,6 +1,6 @@
-//! Envoy at the other end: as a TLS server and as a TLS client it matches our SPIFFE IDs, with its own
-//! words for them and with its SPIFFE validator, which keeps trust domains apart. Chains are of 3.
-//! Not about Envoy as a gateway (`isthmus-bench compare`).
+//! Envoy as the TLS peer: as server and as client it matches our SPIFFE IDs, with its SAN matchers and with its SPIFFE
+//! validator, which separates trust domains. Chains have three certificates. For Envoy as a gateway see
+//! `isthmus-bench compare`.
 
 #![allow(
     clippy::unwrap_used,
@@ -27,18 +27,18 @@ use rustls::ClientConfig;
 use serde_json::{Value, json};
 
 const LINE: &str = "a line from one end to the other\n";
-/// What no application sees.
+/// A line that must reach no application.
 const NEVER: &str = "a line that does not arrive\n";
 const TYPES: &str = "type.googleapis.com/envoy";
 
-/// A running Envoy, killed when it is dropped.
+/// A running Envoy, killed when dropped.
 struct Envoy {
     child: Child,
     admin: SocketAddr,
 }
 
 impl Envoy {
-    /// With listeners by name, and the one cluster `app`.
+    /// Starts Envoy with these listeners and the single cluster `app`.
     fn start(program: PathBuf, sites: &Sites, listeners: &[Value], app: &Value) -> Envoy {
         let loopback = json!({ "socket_address": { "address": "127.0.0.1", "port_value": 0 } });
         let config = json!({
@@ -47,7 +47,7 @@ impl Envoy {
             "static_resources": { "listeners": listeners, "clusters": [app] },
         });
         sites.write("envoy.json", config.to_string());
-        // Of an Envoy that ran before.
+        // May be left from an earlier Envoy.
         let _absent = fs::remove_file(sites.path("envoy.admin"));
         let mut child = Command::new("setpriv")
             .arg("--pdeathsig=KILL")
@@ -58,14 +58,14 @@ impl Envoy {
             .stdin(Stdio::null())
             .spawn()
             .unwrap();
-        let admin = until_some("Envoy says where its admin is", || {
+        let admin = until_some("Envoy has written its admin address", || {
             assert!(child.try_wait().unwrap().is_none(), "Envoy ended; its file:\n{config:#}");
             fs::read_to_string(sites.path("envoy.admin")).ok()?.trim().parse().ok()
         });
         Envoy { child, admin }
     }
 
-    /// Where a listener of it is.
+    /// The address of a listener.
     #[track_caller]
     fn at(&self, name: &str) -> SocketAddr {
         until_some("Envoy listens", || {
@@ -83,7 +83,7 @@ impl Drop for Envoy {
     }
 }
 
-/// A listener that passes everything to `app`.
+/// A listener that forwards everything to `app`.
 fn listener(name: &str, tls: Option<Value>) -> Value {
     let proxy = json!({
         "@type": format!("{TYPES}.extensions.filters.network.tcp_proxy.v3.TcpProxy"),
@@ -119,7 +119,7 @@ fn app(at: SocketAddr, tls: Option<Value>) -> Value {
     cluster
 }
 
-/// What Envoy shows, `below` of a site, and by what it judges its peers.
+/// Envoy's TLS context: the leaf `below` of a site, and the validation of its peers.
 fn context(site: &str, judge: &Value) -> Value {
     let leaf = |file: &str| json!({ "filename": format!("{site}/leaves/below/{file}") });
     json!({ "common_tls_context": {
@@ -128,7 +128,7 @@ fn context(site: &str, judge: &Value) -> Value {
     } })
 }
 
-/// Exactly this SPIFFE ID, under the roots that stand beside the leaf.
+/// Validation of exactly this SPIFFE ID, under the roots beside the leaf.
 fn exactly(site: &str, id: &str) -> Value {
     json!({
         "trusted_ca": { "filename": format!("{site}/leaves/below/ca.crt") },
@@ -136,7 +136,7 @@ fn exactly(site: &str, id: &str) -> Value {
     })
 }
 
-/// Envoy's SPIFFE validator, with the bundles of both domains side by side.
+/// Envoy's SPIFFE validator with the bundles of both domains.
 fn spiffe_validator(sites: &Sites) -> Value {
     let domains = ["east", "west"].map(|site| {
         let (name, file) = (format!("{site}.example"), format!("{site}-bundle.pem"));
@@ -152,7 +152,7 @@ fn spiffe_validator(sites: &Sites) -> Value {
     } })
 }
 
-/// An application without TLS behind Envoy: answers a line backwards, and tells what came on each connection.
+/// A plaintext application behind Envoy: answers a line reversed, and reports the line of each connection.
 fn plain_app() -> (SocketAddr, Receiver<String>) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
@@ -171,22 +171,22 @@ fn plain_app() -> (SocketAddr, Receiver<String>) {
     (address, told)
 }
 
-/// What came on the next connection that brought anything: Envoy may connect before it knows its client.
+/// The line of the next connection with data: Envoy may connect before it has verified its client.
 #[track_caller]
 fn next_line(told: &Receiver<String>) -> String {
     let mut lines = std::iter::from_fn(|| Some(told.recv_timeout(DEADLINE).expect("a connection ends")));
     lines.find(|line| !line.is_empty()).unwrap()
 }
 
-/// Why nobody answers this client, or who does.
+/// The error of a client that Envoy must refuse.
 fn refusal(client: &Arc<ClientConfig>, envoy: SocketAddr) -> String {
     match ask(client, envoy, "web.example", NEVER) {
-        Ok(answer) => panic!("it was let in: {answer:?}"),
+        Ok(answer) => panic!("the client was accepted: {answer:?}"),
         Err(error) => why(&error),
     }
 }
 
-/// East's identity of `below`, signed by west's intermediate.
+/// The identity of east's `below`, signed by west's intermediate.
 fn forged(sites: &Sites) -> Identity {
     let signer = ["west/clusters/west/ca-cert.pem", "west/clusters/west/ca-key.pem"];
     sites.forge("forged", signer, &like_ours(&id("east", "below")));
@@ -216,13 +216,13 @@ fn envoy_server_matches_our_identities_exactly() {
     let foreign = sites.client("west", "below", &server);
     let said = refusal(&foreign, envoy.at("exact"));
     assert!(said.contains("received fatal alert"), "{said}");
-    // And we refuse it, if it is not whom we mean.
+    // Our client refuses Envoy if it expects another identity.
     let elsewhere = sites.client("east", "caller", &id("east", "other"));
     let said = refusal(&elsewhere, envoy.at("exact"));
     assert!(said.contains("is not expected here"), "{said}");
     let again = ask(&caller, envoy.at("exact"), "web.example", LINE).unwrap();
-    assert_eq!(again.0, server, "it was about them, not about Envoy");
-    assert_eq!(next_line(&told), LINE, "the application saw nothing of them");
+    assert_eq!(again.0, server, "Envoy is unaffected");
+    assert_eq!(next_line(&told), LINE, "the application received data of refused clients");
 }
 
 #[test]
@@ -235,7 +235,7 @@ fn envoy_client_matches_our_identities_exactly() {
     let envoy =
         Envoy::start(program.clone(), &sites, &[listener("in", None)], &app(ours.address, Some(right)));
     assert_eq!(through(&envoy), backwards(LINE));
-    assert_eq!(ours.next().unwrap(), (id("east", "below"), LINE.to_owned()), "we know Envoy's identity");
+    assert_eq!(ours.next().unwrap(), (id("east", "below"), LINE.to_owned()), "Envoy's identity and its line");
     drop(envoy);
 
     let wrong = context("east", &exactly("east", &id("east", "another")));
@@ -244,14 +244,14 @@ fn envoy_client_matches_our_identities_exactly() {
     assert_no_line(&ours);
 }
 
-/// Sends the line to a plain listener of Envoy, and reads to the end.
+/// Sends the line to a plaintext listener of Envoy and reads to the end.
 fn through(envoy: &Envoy) -> String {
     let mut stream = dial(envoy.at("in"));
     stream.write_all(LINE.as_bytes()).unwrap();
     String::from_utf8(rest(&mut stream).0).unwrap()
 }
 
-/// Every connection so far ended before a line; Envoy tries more than once.
+/// Asserts that all connections so far ended without a line; Envoy retries.
 #[track_caller]
 fn assert_no_line(ours: &Serving) {
     let said = ours.next().unwrap_err();
@@ -283,10 +283,10 @@ fn envoy_spiffe_validator_accepts_our_bundles_and_separates_domains() {
     let forged = Arc::new(client_config(&forged(&sites), bundles, only(&server)).unwrap());
     let said = refusal(&forged, envoy.at("spiffe"));
     assert!(said.contains("received fatal alert"), "{said}");
-    // In a pool of roots, west speaks for east.
+    // In a common pool of roots, west could sign for east.
     let answer = ask(&forged, envoy.at("pooled"), "web.example", LINE).unwrap();
     assert_eq!(answer, (server, backwards(LINE)));
-    assert_eq!(next_line(&told), LINE, "the application saw nothing of what came before");
+    assert_eq!(next_line(&told), LINE, "the application received earlier data");
 }
 
 #[test]
@@ -299,7 +299,7 @@ fn envoy_spiffe_validator_refuses_server_signed_by_another_domain() {
         Envoy::start(program, &sites, &[listener("in", None)], &app(at, Some(context("east", &judge))))
     };
     let envoy = start(program.clone(), west.address);
-    assert_eq!(through(&envoy), backwards(LINE), "across the two domains, in chains of 3");
+    assert_eq!(through(&envoy), backwards(LINE), "across domains, with chains of 3");
     assert_eq!(west.next().unwrap(), (id("east", "below"), LINE.to_owned()));
     drop(envoy);
 

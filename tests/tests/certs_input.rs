@@ -1,4 +1,4 @@
-//! What `isthmus-certs` does with files that are damaged, and with text that wants the terminal.
+//! `isthmus-certs` on damaged files and on text with terminal escapes.
 
 #![allow(
     clippy::unwrap_used,
@@ -38,10 +38,10 @@ fn damaged_state_file_is_named_and_left_alone() {
         }
         let again = sites.refused("east", "init --trust-domain east.example");
         assert!(again.contains("already"), "{again}");
-        assert_eq!(fs::read(sites.path("east/authority.json")).unwrap(), text, "it is left as it is");
+        assert_eq!(fs::read(sites.path("east/authority.json")).unwrap(), text, "the file was changed");
     }
     sites.write("east/authority.json", &good);
-    assert_eq!(sites.json("east", "rotate")["done"], json!([]), "put back, it is as it was");
+    assert_eq!(sites.json("east", "rotate")["done"], json!([]), "restored, all is well");
 }
 
 #[test]
@@ -71,7 +71,7 @@ fn damaged_file_is_named() {
     }
     sites.write("malformed.pem", noise);
     wrong_form(&sites, "malformed.pem");
-    assert_eq!(sites.json("east", "rotate")["problems"], json!([]), "put back, all is as it was");
+    assert_eq!(sites.json("east", "rotate")["problems"], json!([]), "restored, all is well");
 }
 
 #[track_caller]
@@ -88,10 +88,10 @@ fn unreadable_certificate_error_names_its_file() {
     assert!(why.starts_with("chain.pem: "), "{why}");
 }
 
-/// Names that would colour, ring and overwrite, in every field that is shown.
+/// Terminal escapes for every shown field: colour, bell and backspace.
 const ESCAPES: &str = "\u{1b}[31mred\u{7}\u{8}";
 
-/// A root of somebody who wants the terminal.
+/// Creates a root with terminal escapes in its names.
 fn evil(sites: &Sites) {
     let request =
         "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -keyout evil.key -out evil.pem -days 1";
@@ -120,7 +120,7 @@ fn certificate_text_is_escaped_for_the_terminal() {
     evil(&sites);
     let seen = sites.json("", "inspect evil.pem");
     let subject = seen["chain"][0]["subject"].as_str().unwrap();
-    assert!(subject.contains("\\u{1b}[31mred\\u{7}"), "it is there: {seen}");
+    assert!(subject.contains("\\u{1b}[31mred\\u{7}"), "the escaped subject is missing: {seen}");
     sites.forge("leaf", EAST, &like_ours(&format!("spiffe://east.example/{ESCAPES}")));
     sites.write("leaf.pem", sites.read("leaf.crt") + &sites.read(EAST[0]));
     for json in ["", "--json"] {

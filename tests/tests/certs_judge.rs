@@ -1,5 +1,5 @@
-//! `isthmus-certs inspect` and `verify`: what a chain and an endpoint are said to be, and the first thing
-//! wrong with them. Not whether others agree (`certs_openssl`, `certs_envoy`).
+//! `isthmus-certs inspect` and `verify`: the description of chains and endpoints and their first defect. For agreement
+//! with others see `certs_openssl` and `certs_envoy`.
 
 #![allow(
     clippy::unwrap_used,
@@ -23,7 +23,7 @@ use isthmus_tests::tls::{Peer, openssl};
 use isthmus_tests::wait::until;
 use serde_json::json;
 
-/// An OpenSSL server that asks for client certificates as the words say.
+/// An OpenSSL server; the arguments select its use of client certificates.
 fn s_server(sites: &Sites, words: &str) -> (Peer, SocketAddr) {
     let leaf = "-cert east/leaves/below/tls.crt -key east/leaves/below/tls.key -cert_chain east/clusters/east/ca-cert.pem";
     let words = format!("--pdeathsig=KILL openssl s_server -accept 127.0.0.1:0 -rev {leaf} {words}");
@@ -72,7 +72,7 @@ fn inspect_reads_live_endpoint_through_the_gateway() {
     assert_eq!(look("ours.example")["endpoint"]["client_certificate"], "demanded");
     let text = sites.done("", &format!("inspect {at} --sni ours.example --bundles west/bundles"));
     assert!(text.contains("TLSv1_3; the endpoint requires a client certificate"), "{text}");
-    assert!(text.contains("accepts this chain"), "west believes east: {text}");
+    assert!(text.contains("accepts this chain"), "west trusts east: {text}");
     let text = sites.done("", &format!("inspect {at} --sni not-asked.tls1-2.example"));
     assert!(text.contains("does not ask for a client certificate: it accepts every client"), "{text}");
 
@@ -120,7 +120,7 @@ fn inspect_shows_negotiated_alpn_protocol() {
 
 // ---- verify
 
-/// A leaf of east's intermediate with its chain, as these lines of an extension file say.
+/// A leaf of east's intermediate with its chain and these extensions.
 fn east_leaf(sites: &Sites, name: &str, extensions: &str) -> String {
     sites.forge(name, EAST, extensions);
     sites.write(&format!("{name}.pem"), sites.read(&format!("{name}.crt")) + &sites.read(EAST[0]));
@@ -180,7 +180,7 @@ fn verify_reports_leaf_defects() {
         wrong(&sites, &chain, "", reason);
     }
     let client_only = "verify client-only.pem --bundles east/bundles --role";
-    assert_eq!(sites.json("", &format!("{client_only} client"))["believed"], true, "a client it may be");
+    assert_eq!(sites.json("", &format!("{client_only} client"))["believed"], true, "valid as a client");
     wrong(&sites, "client-only.pem", "--role server", "wrong_use");
 }
 
@@ -204,7 +204,7 @@ fn verify_reports_chain_defects() {
     let authority =
         "basicConstraints=critical,CA:TRUE\nkeyUsage=critical,keyCertSign\nsubjectKeyIdentifier=hash\n";
     let below = |name: &str, signer: [&str; 2], extensions: &str| {
-        // A subject of its own, so that nothing is taken for another's.
+        // A unique subject, so that issuers are not confused.
         sites.write(&format!("{name}.ext"), extensions);
         let request = "req -new -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes";
         let _made =
@@ -263,11 +263,11 @@ fn verify_reports_wrong_identity_and_revocation() {
 
     sites.done("east", "issue --spiffe spiffe://east.example/short --name short --ttl 1s --cluster east");
     let short = "verify east/leaves/short/tls.crt --bundles east/bundles";
-    until("it has expired", || sites.run("", short).code == Some(1));
+    until("the leaf has expired", || sites.run("", short).code == Some(1));
     wrong(&sites, "east/leaves/short/tls.crt", "", "expired");
 }
 
-/// What `openssl ca` needs to know.
+/// Configuration of `openssl ca`.
 const CA: &str = "[ca]\ndefault_ca=own\n[own]\ndatabase=index\nserial=serial\nnew_certs_dir=.\ndefault_md=sha256\n\
                   unique_subject=no\npolicy=any\ncrlnumber=crlnumber\n[any]\ncommonName=optional\n";
 
@@ -300,7 +300,7 @@ fn verify_reads_openssl_revocation_lists() {
     list("-crldays 7");
     wrong(&sites, chain, "--crls crls", "revoked");
     let other = "verify east/leaves/direct/tls.crt --bundles east/bundles --crls crls";
-    assert_eq!(sites.json("", other)["believed"], true, "an authority without a list has revoked nothing");
+    assert_eq!(sites.json("", other)["believed"], true, "no revocations without a list");
 
     list("-crlsec 1");
     until("the list is stale", || sites.run("", &format!("{verify} --json")).out.contains("crl_stale"));

@@ -1,5 +1,5 @@
-//! OpenSSL's own programs judge what `isthmus-certs` makes: chains in files, both ends of live connections,
-//! requests that OpenSSL signed. Everything trusted is made by the command line alone.
+//! OpenSSL against `isthmus-certs`: verification of chains in files, both ends of live connections, and requests signed
+//! by OpenSSL. All trust files are made by the command line.
 
 #![allow(
     clippy::unwrap_used,
@@ -24,14 +24,14 @@ use rustls::crypto::aws_lc_rs::default_provider;
 const VERSIONS: [&str; 2] = ["-tls1_2", "-tls1_3"];
 const LINE: &str = "a line from one end to the other\n";
 
-/// Writes `SITE-trust.pem`, what a program that uses OpenSSL is to trust at a site.
+/// Writes `SITE-trust.pem`, the trust file of a site for OpenSSL programs.
 fn trust_file(sites: &Sites, site: &str) -> String {
     let file = format!("{site}-trust.pem");
     sites.done(site, &format!("bundle --for openssl --out {file}"));
     file
 }
 
-/// The words by which OpenSSL shows a leaf: those below an intermediate send it too.
+/// OpenSSL's arguments to present a leaf, with its intermediate if there is one.
 fn shows(site: &str, leaf: &str) -> String {
     let own = format!("-cert {site}/leaves/{leaf}/tls.crt -key {site}/leaves/{leaf}/tls.key");
     match leaf {
@@ -40,7 +40,7 @@ fn shows(site: &str, leaf: &str) -> String {
     }
 }
 
-/// An OpenSSL server that answers each line backwards.
+/// An OpenSSL server that answers each line reversed.
 fn s_server(sites: &Sites, words: &str) -> (Peer, SocketAddr) {
     let words = format!("--pdeathsig=KILL openssl s_server -accept 127.0.0.1:0 -rev {words}");
     let mut server = Peer::start(sites.other("setpriv", &words).stderr(Stdio::null()));
@@ -54,7 +54,7 @@ fn s_client(sites: &Sites, to: SocketAddr, words: &str) -> Ran {
     let mut command = sites.other("setpriv", &format!("{fixed} -connect {to} {words}"));
     let pipes = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut client = pipes.spawn().unwrap();
-    // A client that was refused may be gone before it reads this.
+    // A refused client may exit before it reads this.
     let _sent = client.stdin.take().unwrap().write_all(LINE.as_bytes());
     let output = client.wait_with_output().unwrap();
     let [out, err] = [output.stdout, output.stderr].map(|text| String::from_utf8(text).unwrap());
@@ -65,7 +65,7 @@ fn verifies(sites: &Sites, chain: &str, words: &str) -> Ran {
     sites.openssl(&format!("verify -x509_strict -untrusted {chain} {words} {chain}"))
 }
 
-/// Why OpenSSL does not believe a chain.
+/// OpenSSL's verification error.
 #[track_caller]
 fn objection(ran: Ran) -> String {
     assert_eq!(ran.code, Some(2), "{ran:?}");
@@ -83,7 +83,7 @@ fn openssl_verifies_chains_of_2_and_3_with_every_kind_of_key() {
         let names = format!("--key {kind} --dns web.example --dns *.web.example --ip 127.0.0.1 --ip ::1");
         for leaf in ["direct", "below"] {
             sites.done(kind, &format!("issue --spiffe {} --name {leaf} {names}", id(kind, leaf)));
-            // What comes after it is signed by the intermediate.
+            // Later leaves are signed by the intermediate.
             sites.done(kind, "intermediate --cluster only");
         }
         let roots = format!("-CAfile {kind}/roots/1/root-cert.pem");
@@ -142,7 +142,7 @@ fn intermediate_is_readable_by_istio_and_cert_manager() {
         let of_certificate = sites.openssl(&format!("x509 -in {folder}/{certificate} -noout -pubkey")).done();
         assert_eq!(of_key, of_certificate);
     }
-    // As Istio does it: its own chain against its own root.
+    // Like Istio: verifies its own chain against its own root.
     let said =
         sites.openssl(&format!("verify -x509_strict -CAfile {folder}/root-cert.pem {folder}/cert-chain.pem"));
     assert!(said.done().ends_with("OK\n"));
@@ -157,7 +157,7 @@ fn openssl_trust_file_separates_federated_domains() {
     let file = trust_file(&sites, "east");
     let said = sites.read(&file);
     for promise in ["east.example may vouch for anything", "own domain only", "Not protected", "DNS names"] {
-        assert!(said.contains(promise), "it says what it does and does not protect: {promise}");
+        assert!(said.contains(promise), "missing in the output: {promise}");
     }
     for chain in ["east/leaves/direct", "east/leaves/below", "west/leaves/direct"] {
         for purpose in ["sslserver", "sslclient"] {
@@ -178,7 +178,7 @@ fn openssl_trust_file_separates_federated_domains() {
     let _ok = verifies(&sites, "honest.crt", &format!("-CAfile {file}")).done();
     let why = objection(verifies(&sites, "forged.crt", &format!("-CAfile {file}")));
     assert!(why.contains("permitted subtree violation"), "{why}");
-    // What the file is there for: in a pool of roots, west speaks for east.
+    // The reason for the file: in a common pool of roots, west could sign for east.
     sites.write(
         "pool.pem",
         sites.read("east/roots/1/root-cert.pem") + &sites.read("west/roots/1/root-cert.pem"),
@@ -186,7 +186,7 @@ fn openssl_trust_file_separates_federated_domains() {
     let _ok = verifies(&sites, "forged.crt", "-CAfile pool.pem").done();
 }
 
-/// As people use it: the foreign leaf comes from a cluster's intermediate.
+/// The usual case: the federated leaf is signed by a cluster's intermediate.
 #[test]
 fn openssl_trust_file_accepts_federated_chains_of_3() {
     if !openssl() {
@@ -210,8 +210,8 @@ fn openssl_trust_file_accepts_federated_chains_of_3() {
     }
 }
 
-/// Whoever trusts a domain's own roots has not thereby trusted those that it federates with, whatever a peer
-/// sends along; and a new file takes back what an old one said.
+/// Trusting a domain's own roots does not imply trusting its federated domains, whatever a peer sends; and a new trust
+/// file withdraws what an old one granted.
 #[test]
 fn openssl_trust_file_grants_trust_only_to_its_readers() {
     if !openssl() {
@@ -230,7 +230,7 @@ fn openssl_trust_file_grants_trust_only_to_its_readers() {
     let _why = objection(verifies(&sites, leaf, "-CAfile later.pem -untrusted sent.pem"));
 }
 
-/// A client of ours and an OpenSSL server, at these sites, in both versions of TLS.
+/// A rustls client and an OpenSSL server at these sites, with both TLS versions.
 #[track_caller]
 fn ours_to_openssl(sites: &Sites, [ours, theirs]: [(&str, &str); 2]) {
     let (site, leaf) = theirs;
@@ -247,7 +247,7 @@ fn ours_to_openssl(sites: &Sites, [ours, theirs]: [(&str, &str); 2]) {
     }
 }
 
-/// An OpenSSL client and a server of ours.
+/// An OpenSSL client and a rustls server.
 #[track_caller]
 fn openssl_to_ours(sites: &Sites, [theirs, ours]: [(&str, &str); 2]) {
     let (site, leaf) = theirs;
@@ -332,12 +332,12 @@ fn openssl_and_rustls_refuse_each_others_wrong_identities() {
         refused(&sites, &ours, &forged, "does not verify against the bundle of east.example");
         let fine =
             s_client(&sites, ours.address, &format!("{} -CAfile {trust} {version}", shows("east", "direct")));
-        assert_eq!(fine.out, backwards(LINE), "the same server lets in whom it expects: {fine:?}");
+        assert_eq!(fine.out, backwards(LINE), "the server refuses the expected client: {fine:?}");
         assert!(ours.next().is_ok());
     }
 }
 
-/// Believes who `east` believes, and shows nothing.
+/// A client with east's trust and no certificate.
 fn without_certificate(sites: &Sites) -> Arc<ClientConfig> {
     let bundles = Arc::new(sites.trust_files("east", "below").bundles_only().unwrap());
     let builder = ClientConfig::builder_with_provider(Arc::new(default_provider()));
@@ -349,9 +349,9 @@ fn without_certificate(sites: &Sites) -> Arc<ClientConfig> {
 #[track_caller]
 fn refused(sites: &Sites, ours: &Serving, words: &str, why: &str) {
     let ran = s_client(sites, ours.address, words);
-    assert_eq!(ran.out, "", "it gets no answer");
-    assert!(ran.err.contains("alert"), "it is told: {ran:?}");
-    // The reason is ours alone: the line did not arrive.
+    assert_eq!(ran.out, "", "a refused client got an answer");
+    assert!(ran.err.contains("alert"), "no alert: {ran:?}");
+    // Only the server knows the reason; the line did not arrive.
     let said = ours.next().unwrap_err();
     assert!(said.contains(why), "{said}");
 }
@@ -420,7 +420,7 @@ fn csr_without_proof_or_of_another_domain_is_refused_with_reason() {
     assert!(why.starts_with("text.csr: ") && why.contains("CERTIFICATE REQUEST"), "{why}");
     let why = issue("absent.csr");
     assert!(why.starts_with("absent.csr: ") && why.contains("No such file"), "{why}");
-    // A policy's word: an authority signs for its own domain only.
+    // Policy: an authority signs for its own domain only.
     let foreign = sites.refused("east", &format!("issue --spiffe {} --csr a.csr", id("west", "x")));
     assert!(
         foreign.contains("is not of trust domain east.example; ask the authority of west.example"),

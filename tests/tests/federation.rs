@@ -1,5 +1,5 @@
-//! Two clusters whose agents exchange what each exports: a registry file of one leads where clients of the other
-//! end up, and only where both sides said so.
+//! Two clusters whose agents exchange exports: a registry file in one directs clients in the other, if both sides
+//! allow it.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test")]
 
@@ -38,7 +38,7 @@ impl World {
         let (mut east, mut west) = (Cluster::new("east"), Cluster::new("west"));
         east.believe(&west);
         west.believe(&east);
-        // The gateway's port is known once it runs, and it runs once its agent does.
+        // The gateway's port is known once it runs, which requires its agent.
         east.start();
         let east_gateway = east.gateway("gw-1");
         east.stop();
@@ -86,18 +86,20 @@ fn registry_file_in_east_directs_clients_in_west() {
     let west = outbound(&world.west_gateway);
     assert!(is_unknown(west, HOST));
     world.east.register("details.yaml", &service(HOST, &one, ""));
-    until("west reaches it", || leads_to(west, HOST, b"one...."));
+    until("west reaches the service", || leads_to(west, HOST, b"one...."));
     assert!(leads_to(west, &format!("outbound_.443_._.{HOST}"), b"one...."));
-    assert!(leads_to(west, &format!("db-0.{HOST}"), b"one...."), "an instance that is exported by name");
+    assert!(leads_to(west, &format!("db-0.{HOST}"), b"one...."), "an instance exported by name");
     assert!(leads_to(west, "src-db.pxc", b"one...."), "its alias");
     assert!(is_unknown(west, &format!("db-1.{HOST}")));
-    assert!(is_unknown(east_west(&world.west_gateway), HOST), "nothing passes through west");
+    assert!(is_unknown(east_west(&world.west_gateway), HOST), "west's east-west listener offers imports");
     world.east.register("details.yaml", &service(HOST, &two, ""));
-    until("new connections go elsewhere", || leads_to(west, HOST, b"two...."));
+    until("new connections go to the new endpoint", || leads_to(west, HOST, b"two...."));
     let log = world.west_gateway.log();
-    until("the log says which cluster", || log.lines().iter().any(|line| line.text("cluster") == "east"));
+    until("the access log names the cluster", || {
+        log.lines().iter().any(|line| line.text("cluster") == "east")
+    });
     world.east.forget("details.yaml");
-    until("the name is no more", || is_unknown(west, HOST));
+    until("the name is unknown", || is_unknown(west, HOST));
     assert!(is_unknown(outbound(&world.east_gateway), HOST));
 }
 
@@ -109,9 +111,9 @@ fn service_without_export_or_import_stays_local() {
     world.east.register("details.yaml", &service(HOST, &one, ""));
     world.east.register("hidden.yaml", &service(hidden, &one, "").replace(", aliases: [src-db.pxc]", ""));
     let (west, east) = (outbound(&world.west_gateway), &world.east_gateway);
-    until("west reaches what is exported", || leads_to(west, HOST, b"one...."));
-    assert!(leads_to(outbound(east), hidden, b"one...."), "local clients reach it");
-    assert!(is_unknown(east_west(east), hidden), "other clusters do not, however they ask");
+    until("west reaches the exported service", || leads_to(west, HOST, b"one...."));
+    assert!(leads_to(outbound(east), hidden, b"one...."), "local clients do not reach the hidden service");
+    assert!(is_unknown(east_west(east), hidden), "the east-west listener offers the hidden service");
     assert!(is_unknown(east_west(east), &format!("outbound_.443_._.{hidden}")));
     assert!(is_unknown(east_west(east), &format!("db-0.{hidden}")));
     assert!(is_unknown(west, hidden));
@@ -119,8 +121,11 @@ fn service_without_export_or_import_stays_local() {
     let refusing =
         World::new("[{ workspace: ['*/bookinfo'] }]", "[{ cluster: east, hosts: [other.example] }]");
     refusing.east.register("details.yaml", &service(HOST, &one, ""));
-    until("east offers it", || leads_to(east_west(&refusing.east_gateway), HOST, b"one...."));
-    assert!(!within(A_WHILE, || !is_unknown(outbound(&refusing.west_gateway), HOST)), "west did not consent");
+    until("east offers the service", || leads_to(east_west(&refusing.east_gateway), HOST, b"one...."));
+    assert!(
+        !within(A_WHILE, || !is_unknown(outbound(&refusing.west_gateway), HOST)),
+        "west imports without consent"
+    );
 }
 
 #[test]
@@ -136,12 +141,12 @@ fn peer_outage_and_restarts_keep_working_services() {
     }
     let west = outbound(&world.west_gateway);
     world.east.register("details.yaml", &service(HOST, &one, ""));
-    until("west reaches it", || leads_to(west, HOST, b"one...."));
+    until("west reaches the service", || leads_to(west, HOST, b"one...."));
     world.east.stop();
     world.east.start();
     fs::remove_dir_all(world.east.path("gw-1")).unwrap();
     let unchanged = world.east.gateway("gw-1");
-    until("what did not change is served after a restart", || {
+    until("the unchanged service is served after a restart", || {
         leads_to(outbound(&unchanged), HOST, b"one....")
     });
     drop(unchanged);
@@ -150,8 +155,8 @@ fn peer_outage_and_restarts_keep_working_services() {
     world.west.start();
     fs::remove_dir_all(world.west.path("gw-1")).unwrap();
     let kept = world.west.gateway("gw-1");
-    until("west kept it through its own restart", || leads_to(outbound(&kept), HOST, b"one...."));
-    until("its gateway has persisted it", || {
+    until("west serves the import after its own restart", || leads_to(outbound(&kept), HOST, b"one...."));
+    until("west's gateway has persisted its tables", || {
         let state = kept.admin("GET", "/status").json()["state"].clone();
         state["usable"] == true && state["behind"] == false
     });
@@ -160,17 +165,17 @@ fn peer_outage_and_restarts_keep_working_services() {
     let kept = world.west.gateway("gw-1");
     assert!(
         leads_to(outbound(&kept), HOST, b"one...."),
-        "a gateway without any agent has what it had, at once"
+        "a gateway without an agent serves its persisted tables at once"
     );
     world.east.register("details.yaml", &service(HOST, &two, ""));
     world.west.start();
     world.east.start();
-    until("what changed meanwhile is caught up", || leads_to(west, HOST, b"two...."));
+    until("west has caught up with the change", || leads_to(west, HOST, b"two...."));
     until("everywhere", || leads_to(outbound(&kept), HOST, b"two...."));
     world.east.stop();
     world.east.forget("details.yaml");
     world.east.start();
-    until("what went while the agent was away is gone", || is_unknown(west, HOST));
+    until("the withdrawn service is unknown", || is_unknown(west, HOST));
 }
 
 #[test]
@@ -179,11 +184,11 @@ fn expiring_slices_go_with_unreachable_cluster_and_return_with_it() {
     let mut world = World::usual();
     let west = outbound(&world.west_gateway);
     world.east.register("details.yaml", &service(HOST, &one, "stale: 1s, "));
-    until("west reaches it", || leads_to(west, HOST, b"one...."));
+    until("west reaches the service", || leads_to(west, HOST, b"one...."));
     world.east.stop();
-    until("it has expired", || is_unknown(west, HOST));
+    until("the import has expired", || is_unknown(west, HOST));
     world.east.start();
-    until("it is back", || leads_to(west, HOST, b"one...."));
+    until("the service is back", || leads_to(west, HOST, b"one...."));
 }
 
 #[test]
@@ -192,16 +197,20 @@ fn probed_slices_go_with_unreachable_gateways_and_return_with_them() {
     let mut world = World::usual();
     let west = outbound(&world.west_gateway);
     world.east.register("details.yaml", &service(HOST, &one, "stale: probe, "));
-    until("west reaches it", || leads_to(west, HOST, b"one...."));
+    until("west reaches the service", || leads_to(west, HOST, b"one...."));
     let probed = |cluster: &Cluster| cluster.ask("/status")["imports"]["probed"].clone();
-    assert_eq!(probed(&world.west)["addresses"], 0, "its agent is heard");
+    assert_eq!(
+        probed(&world.west)["addresses"],
+        0,
+        "the remote gateway is probed although its agent is reachable"
+    );
     world.east.stop();
-    until("its gateway is asked", || probed(&world.west)["addresses"] == 1);
+    until("the remote gateway is probed", || probed(&world.west)["addresses"] == 1);
     assert!(leads_to(west, HOST, b"one...."), "it answers");
     let again = world.east.setup("gw-1").ports_of(&world.east_gateway);
     let at = east_west(&world.east_gateway).to_string();
     drop(world.east_gateway);
-    until("it leads nowhere", || is_unknown(west, HOST));
+    until("the name is unknown", || is_unknown(west, HOST));
     let explained = world.west.ask(&format!("/explain?host={HOST}"))["imports"][0].clone();
     assert!(explained["held"].as_str().unwrap().contains(&at), "{explained}");
     assert_eq!(
@@ -210,14 +219,14 @@ fn probed_slices_go_with_unreachable_gateways_and_return_with_them() {
     );
     assert!(world.west.metrics().contains("\nisthmus_agent_stale_down 1\n"));
     world.east_gateway = again.start();
-    until("its gateway answers", || leads_to(west, HOST, b"one...."));
+    until("the remote gateway answers", || leads_to(west, HOST, b"one...."));
     assert_eq!(probed(&world.west)["down"], 0);
     world.east.start();
-    until("its agent is heard", || probed(&world.west)["addresses"] == 0);
+    until("the remote agent is reachable", || probed(&world.west)["addresses"] == 0);
     assert!(leads_to(west, HOST, b"one...."));
 }
 
-/// The table of the documentation is what a running agent exports: names, types, labels and meanings.
+/// The documented table matches the metrics of a running agent: names, types, labels and meanings.
 #[test]
 fn agent_metrics_match_documentation() {
     let mut world = World::usual();
@@ -264,7 +273,7 @@ fn endpoints_without_mtls_are_not_exported() {
         format!("services: [{{ host: {HOST}, endpoints: [{{ address: '{endpoint}' }}] }}]")
     };
     world.east.register("details.yaml", &file(open));
-    let why = until_status(&world.east, "it is held back", |status| {
+    let why = until_status(&world.east, "the service is not exported", |status| {
         let held = status["exports"]["held_back"].as_array()?.iter().find(|held| held["host"] == HOST)?;
         Some(held["why"].to_string()).filter(|why| why.contains("without asking for a client certificate"))
     });
@@ -274,16 +283,16 @@ fn endpoints_without_mtls_are_not_exported() {
     );
     assert!(is_unknown(west, HOST) && is_unknown(east_west(&world.east_gateway), HOST));
     world.east.register("details.yaml", &file(good));
-    until("it is shown", || caller.call(west, HOST).is_ok());
+    until("west reaches the exported service", || caller.call(west, HOST).is_ok());
     let server = caller.call(west, HOST).unwrap().server;
     assert_eq!(server, "spiffe://east.example/ns/bookinfo/sa/server", "identity is end to end");
     let both = file(good).replace("}] }]", &format!("}}, {{ address: '{open}' }}] }}]"));
     world.east.register("details.yaml", &both);
-    until("local clients have both", || {
+    until("local clients reach both endpoints", || {
         world.east_gateway.admin("GET", &format!("/services?name={HOST}")).body.contains(&open.to_string())
     });
     for _ in 0..10 {
-        caller.call(west, HOST).expect("others end up only where a certificate is demanded");
+        caller.call(west, HOST).expect("other clusters reach the mTLS endpoint only");
     }
     assert_eq!(world.east.ask(&format!("/explain?host={HOST}"))["offer"]["ports"][0]["exposed"], 1);
 }
@@ -295,7 +304,7 @@ fn status_shows_imports_and_quarantine_reasons() {
     let other = "secret.payroll.svc.cluster.local";
     world.east.register("details.yaml", &service(HOST, &one, ""));
     world.west.register("mine.yaml", &service(other, &one, "").replace(", aliases: [src-db.pxc]", ""));
-    until("west reaches it", || leads_to(outbound(&world.west_gateway), HOST, b"one...."));
+    until("west reaches the service", || leads_to(outbound(&world.west_gateway), HOST, b"one...."));
     let status = world.west.ask("/status");
     assert_eq!(status["imports"]["imported"][0]["host"], HOST);
     assert_eq!(status["peers"]["east"]["connected"], true);
@@ -303,7 +312,7 @@ fn status_shows_imports_and_quarantine_reasons() {
         world.west.ask(&format!("/explain?host={other}"))["registry"]["why_not"],
         "no export rule selects it"
     );
-    until_status(&world.east, "the peer has taken it", |status| {
+    until_status(&world.east, "the peer has acknowledged the export", |status| {
         let peers = status["nodes"]["peers"].as_array()?;
         peers.iter().find(|peer| {
             peer["peer"].as_str().unwrap().contains("/isthmus/west/agent/") && peer["settled"] == true
@@ -311,7 +320,7 @@ fn status_shows_imports_and_quarantine_reasons() {
         Some(())
     });
     world.west.register("own.yaml", &service(HOST, &one, "").replace(", aliases: [src-db.pxc]", ""));
-    let why = until_status(&world.west, "the own one wins", |status| {
+    let why = until_status(&world.west, "the local service takes precedence", |status| {
         Some(status["imports"]["held_back"].as_array()?.first()?["held"].to_string())
     });
     assert!(why.contains("has the name of a service of this cluster"), "{why}");
@@ -319,7 +328,7 @@ fn status_shows_imports_and_quarantine_reasons() {
     assert!(gateway.contains("\"connected\":true") || gateway.contains("\"connected\": true"), "{gateway}");
 }
 
-/// What a VM says of itself.
+/// A VM's registration.
 fn registration(cluster: &Cluster, name: &str, host: &str, endpoint: &Scripted) -> String {
     let path = cluster.path(name);
     let body = format!(
@@ -349,15 +358,15 @@ fn cli_registration_reaches_other_clusters_and_requires_proof() {
         ),
     );
     world.east.register("shut.yaml", &service(OTHER, &one, ""));
-    until("what a file says is there", || leads_to(west, OTHER, b"one...."));
+    until("the service of a file is reachable", || leads_to(west, OTHER, b"one...."));
     let body = registration(&world.east, "vm.json", HOST, &one);
-    // By the socket that the agent's own file says.
+    // Through the socket in the agent's configuration.
     let told = world.east.command(&["register", &body]).unwrap();
     let lease: Value = serde_json::from_str(&told).unwrap();
     let lease = lease["lease"].as_str().unwrap();
-    until("west reaches it", || leads_to(west, HOST, b"one...."));
+    until("west reaches the service", || leads_to(west, HOST, b"one...."));
     assert_eq!(world.east.ask("/status")["registry"]["registrars"].as_object().unwrap().len(), 1);
-    // Whoever reaches the port may not, nor may another user of the machine; and nobody takes a file's service.
+    // Refused over TCP and to other users of the machine; no registration overrides a file's service.
     let stolen = registration(&world.east, "thief.json", OTHER, &thief);
     let admin = world.east.address("admin").to_string();
     let why = world.east.command(&["register", &stolen, "--admin", &admin]).unwrap_err();
@@ -370,9 +379,9 @@ fn cli_registration_reaches_other_clusters_and_requires_proof() {
     assert!(why.contains("is already a name of ratings.bookinfo.svc.cluster.local"), "{why}");
     world.east.command(&["heartbeat", lease]).unwrap();
     assert!(leads_to(west, OTHER, b"one....") && thief.hellos().is_empty());
-    // A file that shuts the service takes the VM out.
+    // A file that closes the service removes the VM.
     world.east.register("open.yaml", &service(HOST, &thief, ""));
-    until("the file's own endpoint alone is left", || {
+    until("only the file's own endpoint is left", || {
         leads_to(west, HOST, b"thief..") && leads_to(west, HOST, b"thief..")
     });
     world.east.register(
@@ -381,16 +390,16 @@ fn cli_registration_reaches_other_clusters_and_requires_proof() {
             "services: [{{ host: {HOST}, allow_unauthenticated: true, registered: true, endpoints: [] }}]"
         ),
     );
-    until("it is back", || leads_to(west, HOST, b"one...."));
+    until("the service is back", || leads_to(west, HOST, b"one...."));
     world.east.command(&["deregister", lease]).unwrap();
-    until("it is no more", || !leads_to(west, HOST, b"one...."));
+    until("the service is gone", || !leads_to(west, HOST, b"one...."));
 }
 
-/// The kernel says who comes by the socket.
+/// The kernel reports the user of the socket's client.
 #[test]
 fn registration_by_another_user_is_refused() {
     if !isthmus_tests::is_root() {
-        isthmus_tests::skip!("another user needs root");
+        isthmus_tests::skip!("another user requires root");
     }
     let one = Scripted::echo(b"one....");
     let mut east = Cluster::new("east");
@@ -409,11 +418,14 @@ fn registration_by_another_user_is_refused() {
     };
     east.set("registration", &format!("{{ socket: {socket}, users: [65533] }}"));
     east.start();
-    until("the socket is there", || tell(0).0);
+    until("the socket exists", || tell(0).0);
     let (done, why) = tell(65534);
     assert!(!done && why.contains("user 65534 may not register here"), "{why}");
     let (done, why) = tell(65533);
-    assert!(!done && why.contains("registered by another user"), "it may, but for what is another's: {why}");
+    assert!(
+        !done && why.contains("registered by another user"),
+        "another user's registration was overridden: {why}"
+    );
 }
 
 #[test]
@@ -447,7 +459,7 @@ fn clusters_join_by_token() {
     east.register("details.yaml", &service(HOST, &one, "").replace(", aliases: [src-db.pxc]", ""));
     assert!(is_unknown(outbound(&west_gateway), HOST));
     west.command(&["join", token]).unwrap();
-    until("west reaches what east exports from the shared workspace", || {
+    until("west reaches a service of the shared workspace", || {
         leads_to(outbound(&west_gateway), HOST, b"one....")
     });
     let again = west.command(&["join", token]).unwrap_err();

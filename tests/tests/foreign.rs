@@ -1,5 +1,5 @@
-//! A gateway under a foreign control plane, in istiod's shape: a scripted one, over mTLS, with Envoy's own messages.
-//! What it gives leads where clients end up, and what is wrong with it is refused by name and reaches nobody.
+//! A gateway under a third-party control plane like istiod: a scripted one over mTLS, with Envoy's own messages. Its
+//! resources direct clients; invalid ones are refused by name and reach nobody.
 
 #![allow(
     clippy::unwrap_used,
@@ -36,7 +36,7 @@ const ISTIOD: &str = "istiod.istio-system.svc";
 const UNRECOGNIZED_NAME: u8 = 112;
 const INTERNAL_ERROR: u8 = 80;
 
-/// One trust domain, in which istiod and the gateway have workloads' identities, as under Istio.
+/// A trust domain in which istiod and the gateway have workload identities, as under Istio.
 struct Domain {
     folder: TempDir,
     python: PathBuf,
@@ -67,7 +67,7 @@ impl Domain {
         ControlPlane::start(&self.python, address.parse().unwrap(), &self.leaf(leaf), first)
     }
 
-    /// A gateway under the control plane at an address, known as `known` says.
+    /// A gateway under the control plane at this address, verified by `known`.
     fn gateway(&self, plane: SocketAddr, known: &str) -> Gateway {
         let (leaf, bundles) = (self.leaf("eastwest"), self.folder.path().join("pki/bundles"));
         let (leaf, bundles) = (leaf.display(), bundles.display());
@@ -84,7 +84,7 @@ impl Domain {
     }
 }
 
-/// The name of a service as istiod gives it to other networks.
+/// A service's SNI for other networks, as istiod generates it.
 fn name(index: usize) -> String {
     format!("outbound_.8080_._.web-{index}.shop.svc.cluster.local")
 }
@@ -93,7 +93,7 @@ fn chains(count: usize) -> Vec<Value> {
     (0..count).map(|index| json!({ "sni": name(index) })).collect()
 }
 
-/// So many services, all with one endpoint.
+/// This many services with the same endpoint.
 fn world(count: usize, endpoint: &Scripted) -> Value {
     let each = |value: Value| (0..count).map(|index| (name(index), value.clone())).collect::<Map<_, _>>();
     json!({
@@ -107,7 +107,7 @@ fn at(endpoint: &Scripted) -> Value {
     json!([endpoint.address().ip(), endpoint.address().port()])
 }
 
-/// The first seven bytes that a client of istio's gets who asks for a name: a greeting, or a whole alert.
+/// The first seven bytes of the answer to an Istio client: a greeting or a whole alert.
 fn answer(gateway: &Gateway, sni: &str, alpn: &str) -> Vec<u8> {
     let mut answer = vec![0; 7];
     send(gateway.address(), &hello_of(Some(sni), &[alpn], &[&TLS13])).read_exact(&mut answer).unwrap();
@@ -148,7 +148,7 @@ fn three_thousand_filter_chains_route_as_configured() {
     for index in [0, 1_499, 2_999] {
         assert!(leads(&gateway, index, b"one...."), "{index}");
     }
-    assert_eq!(answer(&gateway, &name(0), "h2"), alert(UNRECOGNIZED_NAME), "not a protocol of the chain's");
+    assert_eq!(answer(&gateway, &name(0), "h2"), alert(UNRECOGNIZED_NAME), "ALPN outside the chain's list");
     for other in [name(3_000), "web-0.shop.svc.cluster.local".to_owned(), name(0).replace("8080", "8081")] {
         assert_eq!(answer(&gateway, &other, "istio"), alert(UNRECOGNIZED_NAME), "{other}");
     }
@@ -156,21 +156,21 @@ fn three_thousand_filter_chains_route_as_configured() {
     assert!(plane.seen("request").iter().all(|one| one["nack"] == ""), "{:?}", plane.seen("request"));
 
     plane.tell(&json!({ "assign": { name(7): [at(&two)] } }));
-    until("one has moved", || leads(&gateway, 7, b"two...."));
+    until("one service has moved", || leads(&gateway, 7, b"two...."));
     plane.tell(&json!({ "assign": { name(7): [] } }));
-    until("nobody is left", || leads(&gateway, 7, &alert(INTERNAL_ERROR)));
+    until("no endpoint is left", || leads(&gateway, 7, &alert(INTERNAL_ERROR)));
     assert!(leads(&gateway, 8, b"one...."));
     plane.tell(&json!({ "assign": { name(8): null } }));
     let is_left = |one: &Value| one["type"] == "ClusterLoadAssignment" && one["removed"] == 1;
     let _sent = plane.wait("sent", is_left);
     plane.settled();
-    assert!(leads(&gateway, 8, b"one...."), "an assignment that is gone leaves its endpoints, as in Envoy");
+    assert!(leads(&gateway, 8, b"one...."), "a removed assignment keeps its endpoints, as in Envoy");
     plane.tell(&json!({ "drop": [name(9)] }));
-    until("the cluster is no more", || leads(&gateway, 9, &alert(INTERNAL_ERROR)));
+    until("the cluster is gone", || leads(&gateway, 9, &alert(INTERNAL_ERROR)));
     let left = plane.wait("request", |one| one["unsubscribe"] == json!([name(9)]));
     assert_eq!(left["type"], "ClusterLoadAssignment");
     plane.tell(&json!({ "chains": chains(9) }));
-    until("the name is no more", || leads(&gateway, 9, &alert(UNRECOGNIZED_NAME)));
+    until("the name is unknown", || leads(&gateway, 9, &alert(UNRECOGNIZED_NAME)));
     assert!(leads(&gateway, 0, b"one...."));
 }
 
@@ -196,24 +196,24 @@ fn unsupported_filter_chain_is_refused_alone_and_routes_nowhere() {
     assert!(leads(&gateway, 0, b"one....") && leads(&gateway, 1, b"one...."));
     assert_eq!(answer(&gateway, "a.shop.example", "istio"), b"one....");
     let refused = answer(&gateway, "pay.shop.example", "istio");
-    assert_eq!(refused, alert(INTERNAL_ERROR), "not the wildcard's, which would be wider");
+    assert_eq!(refused, alert(INTERNAL_ERROR), "the wildcard chain must not take over");
 
-    // A chain that was good, and is narrowed by something that this gateway cannot do.
+    // A valid chain gets a match criterion that the gateway does not support.
     let tls = json!({ "transportSocket": { "name": "envoy.transport_sockets.tls" } });
     plane.tell(&json!({ "chains": [{ "sni": name(0), "patch": tls }, { "sni": name(1) }] }));
-    until("it leads nowhere", || leads(&gateway, 0, &alert(INTERNAL_ERROR)));
+    until("the chain routes nowhere", || leads(&gateway, 0, &alert(INTERNAL_ERROR)));
     let named =
         |one: &Value| one["nack"].as_str().is_some_and(|nack| nack.contains("envoy.transport_sockets.tls"));
     let nack = plane.wait("request", named)["nack"].as_str().unwrap().to_owned();
     assert!(nack.contains(&name(0)) && !nack.contains(&name(1)), "{nack}");
     assert!(leads(&gateway, 1, b"one...."));
 
-    // A cluster that asks for what is not supported keeps its last good state.
+    // A cluster with an unsupported feature keeps its last good state.
     plane.tell(&json!({ "clusters": { name(1): tls } }));
     assert!(plane.refusal("Cluster").contains("originating TLS here is not supported yet"));
     assert!(leads(&gateway, 1, b"one...."));
     plane.tell(&json!({ "chains": [{ "sni": name(0) }, { "sni": name(1) }] }));
-    until("it is good again", || leads(&gateway, 0, b"one...."));
+    until("the chain routes again", || leads(&gateway, 0, b"one...."));
 }
 
 #[test]
@@ -230,11 +230,11 @@ fn duplicate_filter_chain_match_refuses_listener_and_keeps_old_tables() {
     assert!(leads(&gateway, 0, b"one....") && leads(&gateway, 1, b"one...."));
     assert_eq!(answer(&gateway, "new.example", "istio"), alert(UNRECOGNIZED_NAME));
     plane.tell(&json!({ "chains": [{ "sni": name(1) }] }));
-    until("a good one replaces it", || leads(&gateway, 0, &alert(UNRECOGNIZED_NAME)));
+    until("a valid listener replaces it", || leads(&gateway, 0, &alert(UNRECOGNIZED_NAME)));
     assert!(leads(&gateway, 1, b"one...."));
 }
 
-/// The matches of a Listener's chains, in Envoy's own JSON.
+/// Matches of a listener's chains, in Envoy's JSON.
 fn matches() -> Vec<Value> {
     let range = |prefix: &str, length: u32| json!([{ "addressPrefix": prefix, "prefixLen": length }]);
     let from =
@@ -264,7 +264,7 @@ fn matches() -> Vec<Value> {
     ]
 }
 
-/// Whether Envoy says that two of these match the same.
+/// Whether Envoy reports duplicate matches.
 fn envoy_cannot_tell(program: &Path, folder: &Path, matches: &Value) -> bool {
     let proxy = "type.googleapis.com/envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy";
     let inspector = "type.googleapis.com/envoy.extensions.filters.listener.tls_inspector.v3.TlsInspector";
@@ -308,7 +308,7 @@ fn duplicate_filter_chain_match_agrees_with_envoy() {
             .map(|(index, one)| json!({ "sni": format!("c{index}"), "cluster": name(0), "match": one }))
             .collect();
         plane.tell(&json!({ "chains": chains }));
-        until("the Listener is answered", || answers(&plane).len() > before);
+        until("the listener is answered", || answers(&plane).len() > before);
         let nack = answers(&plane).pop().unwrap()["nack"].as_str().unwrap().to_owned();
         let ours = nack.contains("match the same connections");
         assert_eq!(ours, envoy_cannot_tell(&envoy, domain.folder.path(), &matches), "{matches}: {nack}");
@@ -328,14 +328,14 @@ fn control_plane_reconnect_sends_only_changes() {
     ready(&gateway);
     plane.settled();
     drop(plane);
-    until("the loss is logged", || {
+    until("the outage is logged", || {
         gateway.errors().iter().any(|line| line.contains("control plane unreachable"))
     });
     assert!(leads(&gateway, 0, b"one....") && gateway.is_ready());
 
     first["assign"][name(5)] = json!([at(&two)]);
     let plane = domain.plane("istiod", &address.to_string(), &first);
-    until("it has caught up", || leads(&gateway, 5, b"two...."));
+    until("the gateway has caught up", || leads(&gateway, 5, b"two...."));
     plane.settled();
     for (kind, known) in [("Cluster", 100), ("ClusterLoadAssignment", 100), ("Listener", 1)] {
         let first = plane.wait("request", |one| one["type"] == kind);
@@ -365,15 +365,17 @@ fn garbage_and_oversized_messages_change_nothing() {
     let before = gateway.process().memory();
     plane.tell(&json!({ "raw": { "Cluster": { "large": ["00", LARGE] } } }));
     let lost = |line: &String| line.contains("control plane unreachable") && line.contains("too large");
-    // Each by itself: the server takes its time over so much.
+    // One at a time: the server is slow with large messages.
     for times in 1..=3 {
-        until("it is not read", || gateway.errors().iter().filter(|line| lost(line)).count() >= times);
+        until("the message is refused", || {
+            gateway.errors().iter().filter(|line| lost(line)).count() >= times
+        });
     }
     assert!(leads(&gateway, 3, b"one....") && gateway.is_ready());
     let more = gateway.process().memory().saturating_sub(before);
     assert!(more < LARGE, "{more} bytes more");
     plane.tell(&json!({ "raw": { "Cluster": { "large": null } }, "chains": chains(3) }));
-    until("it goes on", || leads(&gateway, 3, &alert(UNRECOGNIZED_NAME)));
+    until("the stream continues", || leads(&gateway, 3, &alert(UNRECOGNIZED_NAME)));
     assert!(leads(&gateway, 0, b"one...."));
 }
 
@@ -387,11 +389,11 @@ fn control_plane_with_wrong_identity_is_refused() {
         (format!("tls_name: {ISTIOD}"), "its certificate has other names"),
     ] {
         let gateway = domain.gateway(plane.address(), &known);
-        until("it is seen", || gateway.errors().iter().any(|line| line.contains(why)));
+        until("the refusal is logged", || gateway.errors().iter().any(|line| line.contains(why)));
         throughout(Duration::from_millis(200), "it is not ready", || !gateway.is_ready());
         assert!(leads(&gateway, 0, &alert(UNRECOGNIZED_NAME)));
     }
-    assert!(plane.seen("stream").is_empty(), "nothing was said to it");
+    assert!(plane.seen("stream").is_empty(), "the gateway opened a stream");
 }
 
 #[test]
@@ -412,7 +414,7 @@ fn gateway_enrols_and_renews_with_the_control_plane() {
         let chain = root.certify(csr.key(), &leaf).unwrap();
         json!({ "certificate": [pem::encode(&chain), root.certificate_pem()] })
     };
-    // Somebody else at the address hears no token.
+    // Another server at the address receives no token.
     let mut other = start(&domain.leaf("other"), ANY);
     let at = other.address();
     let token = domain.folder.path().join("istio-token");
@@ -426,7 +428,7 @@ fn gateway_enrols_and_renews_with_the_control_plane() {
         .with(&format!("trust: {{ {trust} }}"))
         .with(&format!("xds: {{ control_plane: {{ addresses: ['{at}'], tls_name: {ISTIOD} }} }}"))
         .start();
-    until("it is seen", || {
+    until("the refusal is logged", || {
         gateway.errors().iter().any(|line| line.contains("its certificate has other names"))
     });
     assert!(other.seen("csr").is_empty() && !gateway.is_ready());
@@ -437,7 +439,7 @@ fn gateway_enrols_and_renews_with_the_control_plane() {
     let request = plane.wait("csr", |_| true);
     assert_eq!(request["metadata"]["authorization"], "Bearer jwt-one");
     assert_eq!(request["metadata"]["clusterid"], "east");
-    // A refusal is no end: tokens are replaced.
+    // A refusal is not final: tokens are replaced.
     fs::write(&token, "jwt-two").unwrap();
     plane.tell(&json!({ "certificate": null }));
     until("a second request", || plane.seen("csr").len() == 2);
@@ -448,12 +450,12 @@ fn gateway_enrols_and_renews_with_the_control_plane() {
     ready(&gateway);
     assert!(leads(&gateway, 0, b"one...."));
     let before = fs::read_to_string(folder.join("tls.crt")).unwrap();
-    // The next one, with the token that is there by then.
+    // The next attempt uses the current token.
     fs::write(&token, "jwt-three").unwrap();
     until("a third request", || plane.seen("csr").len() == 3);
     let request = plane.seen("csr").pop().unwrap();
     assert_eq!(request["metadata"]["authorization"], "Bearer jwt-three");
     plane.tell(&sign(&request));
-    until("it is renewed", || fs::read_to_string(folder.join("tls.crt")).unwrap() != before);
+    until("the certificate is renewed", || fs::read_to_string(folder.join("tls.crt")).unwrap() != before);
     assert!(leads(&gateway, 1, b"one...."));
 }

@@ -1,5 +1,5 @@
-//! Certificates from the agent: a new gateway needs its agent's address and a token, a VM a token alone; both renew by
-//! what they have. Tokens are good once, in their time, for one identity, and with who made them.
+//! Certificates issued by the agent: a new gateway needs its agent's address and a token, a VM only a token; both renew
+//! with their certificate. Tokens are single-use, limited in time, for one identity and valid at their maker only.
 
 #![allow(
     clippy::unwrap_used,
@@ -41,7 +41,7 @@ const HOST: &str = "db.pxc.svc.cluster.local";
 const MYSQL: &str = "spiffe://east.example/ns/db/sa/mysql";
 const MIB: u64 = 1 << 20;
 
-/// A cluster whose agent issues certificates that live so long.
+/// A cluster whose agent issues certificates of at most this lifetime.
 fn issuing(longest: &str) -> Cluster {
     let mut cluster = Cluster::new("east");
     let pki = cluster.path("pki");
@@ -62,14 +62,14 @@ fn create(cluster: &Cluster, words: &[&str]) -> Result<String, String> {
     Ok(text.trim().to_owned())
 }
 
-/// A token whose record is in one of the directories of a cluster.
+/// Creates a token whose record is in this directory of the cluster.
 fn create_in(cluster: &mut Cluster, state: &str, words: &[&str]) -> String {
     let state = cluster.path(state).display().to_string();
     cluster.set("state", &state);
     create(cluster, words).unwrap()
 }
 
-/// A gateway that is told its agent's address and a token, and nothing else.
+/// A gateway configured with only its agent's address and a token.
 fn smallest(cluster: &Cluster, folder: &Path, token: &str) -> Setup {
     Setup::new("")
         .listeners("- { name: outbound, address: '127.0.0.1:0', side: outbound }")
@@ -81,7 +81,7 @@ fn service(address: SocketAddr) -> String {
     format!("services: [{{ host: {HOST}, endpoints: [{{ address: '{address}' }}] }}]")
 }
 
-/// What a gateway says that does not stay.
+/// The exit code and the output of a gateway that exits.
 fn ends(setup: &Setup, folder: &Path) -> (Option<i32>, String) {
     let file = folder.join("gateway.yaml");
     fs::create_dir_all(folder).unwrap();
@@ -98,7 +98,7 @@ fn serial(gateway: &Gateway) -> String {
     status(gateway)["trust"]["certificates"][0]["serial"].as_str().unwrap_or_default().to_owned()
 }
 
-/// Every file below a directory.
+/// All files below a directory.
 fn files(folder: &Path) -> Vec<PathBuf> {
     let entries = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
     entries.flat_map(|path| if path.is_dir() { files(&path) } else { vec![path] }).collect()
@@ -113,16 +113,16 @@ fn gateway_enrols_with_agent_address_and_token_alone() {
     let token = create(&cluster, &["--gateway", "gw-1"]).unwrap();
     let setup = smallest(&cluster, &folder, &format!("token: {token}"));
     let gateway = setup.start();
-    until("it is ready", || gateway.is_ready());
+    until("the gateway is ready", || gateway.is_ready());
     let caller = Caller::of(&cluster);
     assert_eq!(caller.call(outbound(&gateway), HOST).unwrap().greeting, "greeting");
 
     let status = status(&gateway);
     assert_eq!(status["trust"]["identity"], "spiffe://east.example/isthmus/east/gateway/gw-1");
-    assert_eq!(status["node"]["cluster"], "east", "its identity says where it stands");
+    assert_eq!(status["node"]["cluster"], "east", "the cluster is taken from the identity");
     let mode = |name: &str| fs::metadata(folder.join(name)).unwrap().permissions().mode() & 0o777;
     assert_eq!((mode("tls.key"), mode("tls.crt")), (0o600, 0o644));
-    // What signs stays where it is, and what was secret is shown nowhere.
+    // The signing key stays with the agent, and no page or log shows a secret.
     let key = fs::read_to_string(cluster.path("pki/clusters/east/ca-key.pem")).unwrap();
     let line = key.lines().nth(1).unwrap();
     for file in files(&folder) {
@@ -133,12 +133,12 @@ fn gateway_enrols_with_agent_address_and_token_alone() {
     assert!(!said.contains(&token) && !said.contains("PRIVATE KEY") && !said.contains(line));
     assert_eq!(cluster.ask("/status")["issuing"]["signed"], 1);
 
-    // Once there is a certificate the token is of no account: used up, or gone from the file.
+    // With a certificate the token no longer matters: it may be used up or missing.
     drop(gateway);
     assert!(cluster.command(&["token", "list"]).unwrap().contains("used "));
     for setup in [setup, smallest(&cluster, &folder, "deny: null")] {
         let gateway = setup.start();
-        until("it is ready again", || gateway.is_ready());
+        until("the gateway is ready again", || gateway.is_ready());
     }
 }
 
@@ -148,11 +148,11 @@ fn enrolment_token_is_single_use_time_limited_and_for_one_gateway() {
     let folder = |name: &str| cluster.path("gateways").join(name);
     let used = create(&cluster, &["--gateway", "gw-1"]).unwrap();
     let gateway = smallest(&cluster, &folder("first"), &format!("token: {used}")).start();
-    until("it is ready", || gateway.is_ready());
+    until("the gateway is ready", || gateway.is_ready());
 
     let late = create(&cluster, &["--gateway", "gw-2", "--lifetime", "1s"]).unwrap();
-    until("it has expired", || cluster.command(&["token", "list"]).unwrap().contains("expired"));
-    // The file with it, so that the other way is gone, too.
+    until("the token has expired", || cluster.command(&["token", "list"]).unwrap().contains("expired"));
+    // Also removes the file, the other source of the token.
     let file = cluster.path("token");
     fs::write(&file, format!("{late}\n")).unwrap();
     let late = format!("token_file: '{}'", file.display());
@@ -174,7 +174,7 @@ fn enrolment_token_is_single_use_time_limited_and_for_one_gateway() {
         assert!(name == "first" || !folder.join("tls.key").exists(), "{what}");
     }
 
-    // A gateway that is no longer listed has no certificate, whoever holds its token; the token stays good.
+    // A gateway that is no longer listed gets no certificate, even with a token; the token stays valid.
     cluster.stop();
     cluster.set("gateways", "[{ name: gw-1 }]");
     cluster.start();
@@ -193,7 +193,7 @@ fn enrolment_token_is_single_use_time_limited_and_for_one_gateway() {
     cluster.stop();
     cluster.start();
     let gateway = setup.start();
-    until("the same token is good", || gateway.is_ready());
+    until("the same token is accepted", || gateway.is_ready());
 }
 
 #[test]
@@ -203,7 +203,7 @@ fn gateway_waits_for_its_agent_and_reports_it() {
     let setup = smallest(&cluster, &cluster.path("gateway"), &format!("token: {token}"));
     cluster.stop();
     let gateway = setup.start();
-    let problem = until_some("it says why it waits", || {
+    let problem = until_some("the status says why the gateway waits", || {
         status(&gateway)["trust"]["problem"].as_str().map(str::to_owned)
     });
     assert!(
@@ -212,7 +212,7 @@ fn gateway_waits_for_its_agent_and_reports_it() {
     );
     assert!(!gateway.is_ready());
     cluster.start();
-    until("it has its certificate and its agent", || gateway.is_ready());
+    until("the gateway has its certificate and its agent", || gateway.is_ready());
     assert_eq!(status(&gateway)["trust"]["renewal"]["problem"], Value::Null);
 }
 
@@ -223,15 +223,15 @@ fn certificate_renewal_interrupts_no_call() {
     cluster.register("db.yaml", &service(server.address()));
     let token = create(&cluster, &["--gateway", "gw-1"]).unwrap();
     let gateway = smallest(&cluster, &cluster.path("gateway"), &format!("token: {token}")).start();
-    until("it is ready", || gateway.is_ready());
+    until("the gateway is ready", || gateway.is_ready());
     let traffic = Caller::of(&cluster).traffic(outbound(&gateway), HOST, Duration::from_millis(20));
     let first = serial(&gateway);
     let second = until_some("another certificate", || Some(serial(&gateway)).filter(|one| *one != first));
-    // Another intermediate signs from now on; nobody is restarted.
+    // Another intermediate signs from now on, without a restart.
     let folder = cluster.path("pki/clusters/east");
     let before = cluster.ask("/status")["issuing"]["serial"].clone();
     fs::remove_file(folder.join("ca-cert.pem")).unwrap();
-    until_status(&cluster, "the agent says what is wrong", |status| {
+    until_status(&cluster, "the agent reports the problem", |status| {
         Some(status["issuing"]["problem"].as_str()?.to_owned()).filter(|why| why.contains("cannot be read"))
     });
     let mut home = Home::open(&cluster.path("pki")).unwrap();
@@ -243,17 +243,17 @@ fn certificate_renewal_interrupts_no_call() {
     until("a third, by it", || ![&first, &second].contains(&&serial(&gateway)));
     assert!(gateway.is_ready());
     let (calls, failures) = traffic.end();
-    figure!("{calls} calls while the certificate was renewed twice");
+    figure!("{calls} calls during two renewals");
     assert!(calls > 100 && failures.is_empty(), "{failures:?}");
-    // Without an agent the old one serves to its end, and it is said why.
+    // Without an agent the old certificate stays in use, and the reason is reported.
     cluster.stop();
-    let problem = until_some("it says why it is not renewed", || {
+    let problem = until_some("the status says why the certificate is not renewed", || {
         status(&gateway)["trust"]["renewal"]["problem"].as_str().map(str::to_owned)
     });
     assert!(problem.contains(&cluster.agent_address().to_string()), "{problem}");
 }
 
-/// `isthmus-agent enrol` with these words.
+/// `isthmus-agent enrol` with these arguments.
 fn enrol(words: &[&str]) -> Command {
     let mut command = Command::new("setpriv");
     command.arg("--pdeathsig=KILL").arg(binary::agent()).arg("enrol").args(words);
@@ -270,7 +270,7 @@ impl Drop for Followed {
     }
 }
 
-/// An endpoint with the certificate in a directory.
+/// An endpoint with the certificate of a directory.
 fn workload(folder: &Path) -> Scripted {
     let files = TrustFiles {
         certificate: folder.join("tls.crt"),
@@ -310,21 +310,21 @@ fn vm_enrols_renews_and_is_reachable_through_the_gateway() {
     let said = String::from_utf8_lossy(&empty.stderr).into_owned();
     assert!(!empty.status.success() && said.contains("give a token"), "{said}");
 
-    // No token any more: the certificate is enough.
+    // No token: the certificate is enough.
     let _followed = Followed(enrol(&["--out", out, "--follow"]).spawn().unwrap());
     until("another certificate", || fs::read_to_string(folder.join("tls.crt")).unwrap() != first);
     let server = workload(&folder);
     cluster.register("db.yaml", &service(server.address()));
     let gateway = cluster.gateway("gw-1");
-    until("it is ready", || gateway.is_ready());
+    until("the gateway is ready", || gateway.is_ready());
     let answer = until_some("the VM is reached", || Caller::of(&cluster).call(outbound(&gateway), HOST).ok());
     assert_eq!(answer.server, MYSQL);
 
-    // A gateway is not a VM.
+    // A gateway cannot enrol as a VM.
     let (code, said) = ends(&smallest(&cluster, &folder, "deny: null"), &cluster.path("ends"));
     assert!(code == Some(1) && said.contains("which is not a gateway identity"), "{said}");
 
-    // What somebody else has put there is not overwritten.
+    // Files of other origin are not overwritten.
     let taken = cluster.path("taken");
     fs::create_dir(&taken).unwrap();
     fs::write(taken.join("tls.key"), "mine").unwrap();
@@ -333,13 +333,13 @@ fn vm_enrols_renews_and_is_reachable_through_the_gateway() {
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(!output.status.success() && said.contains("was not written by Isthmus"), "{said}");
     assert_eq!(fs::read_to_string(taken.join("tls.key")).unwrap(), "mine");
-    assert!(cluster.command(&["token", "list"]).unwrap().contains("open "), "the token is not used up");
+    assert!(cluster.command(&["token", "list"]).unwrap().contains("open "), "the token was used up");
 }
 
 #[test]
 fn client_of_another_root_receives_nothing() {
     let cluster = issuing("1h");
-    // The same names under a root of his own, which he shows.
+    // The same names under another root, which the attacker presents.
     let mallory = Cluster::new("east");
     let trust =
         |cluster: &Cluster| Trust::load(&isthmus_tests::workload::files(cluster, "agent")).unwrap().current();
@@ -374,7 +374,7 @@ fn client_of_another_root_receives_nothing() {
         "{said}"
     );
     let (bytes, ended) = heard.recv().unwrap();
-    assert!(bytes.is_empty() && ended.is_err(), "he heard {bytes:?}, {ended:?}");
+    assert!(bytes.is_empty() && ended.is_err(), "the attacker received {bytes:?}, {ended:?}");
 }
 
 #[test]
@@ -382,7 +382,7 @@ fn enrolment_strangers_use_bounded_memory_and_block_nobody() {
     const STRANGERS: usize = 1_000;
     let mut cluster = issuing("1h");
     let good: Token = create(&cluster, &["--workload", MYSQL]).unwrap().parse().unwrap();
-    // Made by the same agent's identity, and known to nobody: its record is elsewhere.
+    // Made with the agent's identity but unknown to it: the record is in another directory.
     let unknown: Token = create_in(&mut cluster, "elsewhere", &["--workload", MYSQL]).parse().unwrap();
     let other: Token = create_in(&mut cluster, "state", &["--gateway", "gw-2"]).parse().unwrap();
     let before = cluster.process().memory();
@@ -397,24 +397,24 @@ fn enrolment_strangers_use_bounded_memory_and_block_nobody() {
                 by_token(&unknown).await.map(drop)
             });
         }
-        // Somebody with a good token comes in between.
+        // A client with a valid token comes in between.
         let meanwhile = tokio::spawn(async move { first(&other, &folder, |_| ()).await });
         let mut refused = 0;
         while let Some(ended) = all.join_next().await {
             let error = ended.unwrap().unwrap_err();
-            // Where there are too many, who came first makes room.
+            // Beyond the limit, the oldest connection is closed.
             refused += usize::from(matches!(error, EnrolError::Refused { .. }) && error.is_final());
         }
-        figure!("{refused} of {STRANGERS} heard that they are refused");
+        figure!("{refused} of {STRANGERS} strangers received a refusal");
         assert!(refused > 0);
         meanwhile.await.unwrap().unwrap();
     });
     let more = cluster.process().memory().saturating_sub(before);
     figure!("{} KiB more for {STRANGERS} strangers", more >> 10);
     assert!(more < 64 * MIB, "{more} bytes more");
-    assert_eq!(cluster.ask("/status")["issuing"]["signed"], 1, "of all, one had a token");
+    assert_eq!(cluster.ask("/status")["issuing"]["signed"], 1, "only the client with a token");
 
-    // A request that is none costs no token.
+    // A malformed request does not use up the token.
     Runtime::new().unwrap().block_on(async {
         for csr in ["", "garbage", &"x".repeat(1 << 20)] {
             let meeting = meet(&good).await.unwrap();

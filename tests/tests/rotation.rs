@@ -1,5 +1,5 @@
-//! Rotation as operators run it: a root rolls over under load without a failed handshake, and a rotation
-//! that is killed anywhere is completed by the next.
+//! Rotation: a root rolls over under load without a failed handshake, and a rotation killed at any point is completed
+//! by the next one.
 
 #![allow(
     clippy::unwrap_used,
@@ -39,16 +39,16 @@ use time::format_description::well_known::Rfc3339;
 
 const SERVER: &str = "spiffe://east.example/ns/test/sa/server";
 const CLIENT: &str = "spiffe://east.example/ns/test/sa/client";
-/// Connections a second, all together.
+/// Connections per second in total.
 const RATE: u32 = 200;
 const CALLERS: u32 = 4;
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// An authority's directory, worked on by the command line.
+/// An authority's directory, managed with the command line.
 struct Pki(TempDir);
 
 impl Pki {
-    /// One cluster, a server's and a client's leaf.
+    /// Creates a cluster and the leaves of a server and a client.
     fn new(overlap: &str, ttl: &str) -> Pki {
         let pki = Pki(tempfile::tempdir().unwrap());
         pki.done(&["init", "--trust-domain", "east.example", "--overlap", overlap]);
@@ -106,7 +106,7 @@ fn trust_files(folder: &Path, leaf: &str) -> TrustFiles {
     }
 }
 
-/// A program that ends with the test.
+/// A program, killed with the test.
 struct Running(Child);
 
 impl Drop for Running {
@@ -120,7 +120,7 @@ fn only(id: &str) -> Peer {
     Peer::Ids(vec![SpiffeId::parse(id).unwrap()])
 }
 
-/// Echoes one byte to each client that proves to be the client.
+/// Echoes one byte to each connection of the expected client.
 fn serve(server: Arc<Server>) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
@@ -133,7 +133,7 @@ fn serve(server: Arc<Server>) -> SocketAddr {
                 let mut byte = [0];
                 if tls.read_exact(&mut byte).is_ok() && tls.write_all(&byte).is_ok() {
                     tls.conn.send_close_notify();
-                    // The client's end; whatever it is, the call was counted there.
+                    // The client counts the call; its close may be of any kind.
                     let _ = tls.flush().and_then(|()| tls.read(&mut byte));
                 }
             });
@@ -142,7 +142,7 @@ fn serve(server: Arc<Server>) -> SocketAddr {
     address
 }
 
-/// What a call saw: the server's leaf, and whether its session was resumed.
+/// The result of a call: the server's leaf, and whether the session was resumed.
 struct Call {
     serial: String,
     was_resumed: bool,
@@ -162,7 +162,7 @@ fn call(config: Arc<rustls::ClientConfig>, gateway: SocketAddr, name: &str) -> i
     })
 }
 
-/// Callers at a steady rate, until they are stopped.
+/// Callers at a steady rate, until stopped.
 #[derive(Default)]
 struct Load {
     calls: AtomicUsize,
@@ -173,7 +173,7 @@ struct Load {
 }
 
 impl Load {
-    /// Every second call asks by a name of its own, so that it can resume nothing.
+    /// Every second call uses a unique name, so that it cannot resume a session.
     fn run(&self, client: &Client, gateway: SocketAddr, caller: u32) {
         let pace = Duration::from_secs(1) * CALLERS / RATE;
         let start = Instant::now() + pace * caller / CALLERS;
@@ -231,9 +231,9 @@ fn roll_over_fails_no_handshake_at_200_per_second() {
             }
             (steps.len() > 1 && step.is_none()).then_some(())
         });
-        // Calls under the new root alone.
+        // Calls with only the new root.
         let before = load.calls.load(Relaxed);
-        until("calls went on", || load.calls.load(Relaxed) > before + 3 * RATE as usize);
+        until("calls continue", || load.calls.load(Relaxed) > before + 3 * RATE as usize);
         load.is_over.store(true, Relaxed);
     });
     drop(rotating);
@@ -253,14 +253,14 @@ fn roll_over_fails_no_handshake_at_200_per_second() {
     assert_eq!(refusal_of(leaf, &pki, &server).reason(), "unknown_issuer", "the old root is gone");
 }
 
-/// The cluster's intermediate under the first root, as somebody could have kept it.
+/// A copy of the cluster's intermediate under the first root.
 fn old_intermediate(pki: &Pki) -> Authority {
     let read = |name: &str| fs::read_to_string(pki.folder().join("clusters/east").join(name)).unwrap();
     let domain = TrustDomain::new("east.example").unwrap();
     Authority::from_pem(domain, read("ca-cert.pem"), read("ca-key.pem")).unwrap()
 }
 
-/// What the server says to a client that is within its time, but under a root that is gone.
+/// The server's error for a client with an unexpired certificate under a removed root.
 fn refusal_of(client: Identity, pki: &Pki, server: &Server) -> VerifyError {
     let bundles = pki.trust_files("client").bundles_only().unwrap();
     let config = client_config(&client, Arc::new(bundles), only(SERVER)).unwrap();
@@ -271,12 +271,12 @@ fn refusal_of(client: Identity, pki: &Pki, server: &Server) -> VerifyError {
     let mut tls = StreamOwned::new(ServerConnection::new(server.config()).unwrap(), stream);
     let error = tls.read_exact(&mut [0]).unwrap_err();
     drop(tls);
-    assert!(!calling.join().unwrap(), "the client is told");
+    assert!(!calling.join().unwrap(), "the client was accepted");
     VerifyError::of(error.get_ref().unwrap().downcast_ref::<rustls::Error>().unwrap()).unwrap().clone()
 }
 
-/// System calls that change something: a kill before each of them is a kill in every state there can be. (What
-/// fsync makes durable was there before, for whoever comes after a kill.)
+/// System calls that change files: killing before each of them covers every intermediate state. (After a kill, unlike
+/// a power failure, data is visible without fsync.)
 const CHANGES: [&str; 15] = [
     "write",
     "rename",
@@ -295,7 +295,7 @@ const CHANGES: [&str; 15] = [
     "fchmod",
 ];
 
-/// Runs the words, killed with signal 9 at the `number`th such call; says whether it came that far.
+/// Runs a command and kills it with SIGKILL at the `number`th such call; returns whether it got that far.
 fn killed_at(change: &str, number: usize, folder: &Path, words: &[&str]) -> bool {
     let output = Command::new("strace")
         .args(["-f", "-qqq", "-o", "/dev/null", "-e", &format!("trace={change}")])
@@ -310,8 +310,8 @@ fn killed_at(change: &str, number: usize, folder: &Path, words: &[&str]) -> bool
     was_killed
 }
 
-/// Kills the words at each of their changes in turn, on a fresh copy of `before`; after each kill `check`
-/// looks at what is left. Says how many there were.
+/// Kills a command at each of its changes in turn, on a fresh copy of `before`; `check` inspects the result of each
+/// kill. Returns the number of kills.
 fn kill_everywhere(before: &Path, words: &[&str], check: impl Fn(&Path)) -> usize {
     let kills_at = |change: &str| {
         let kills = (1..).take_while(|number| {
@@ -332,7 +332,7 @@ fn kill_everywhere(before: &Path, words: &[&str], check: impl Fn(&Path)) -> usiz
     CHANGES.into_iter().map(kills_at).sum()
 }
 
-/// A directory that is as it is to be: a pass finds nothing to do, every leaf is good, nothing is left over.
+/// Asserts that a pass finds nothing to do, every leaf is valid, and no temporary files are left.
 fn assert_in_order(folder: &Path) {
     let pass = succeeded(&["rotate"], command_in(folder, &["rotate", "--json"]).output().unwrap());
     let pass: Value = serde_json::from_str(&pass).unwrap();
@@ -357,7 +357,7 @@ fn all_files(folder: &Path) -> Vec<PathBuf> {
     found
 }
 
-/// A temporary name, or a set of files that no link leads to.
+/// Whether the path is a temporary file or an unlinked set of files.
 fn is_left_over(path: &Path) -> bool {
     let name = path.file_name().unwrap().to_str().unwrap();
     let data = || fs::read_link(path.with_file_name("..data")).ok();
@@ -372,11 +372,11 @@ fn rotation_killed_anywhere_is_completed_by_the_next() {
     }
     let pki = Pki::new("0s", "1h");
     pki.done(&["deny", "add", "spiffe://east.example/ns/gone/*"]);
-    // The whole roll-over but its last step, which waits for what the old root signed.
+    // The whole roll-over except its last step, which waits for certificates of the old root to expire.
     let kills = kill_everywhere(&pki.folder(), &["rotate", "--root"], |folder| {
         for leaf in ["server", "client"] {
             let trust = Trust::load(&trust_files(folder, leaf));
-            trust.expect("whoever starts now finds a leaf, its key and its bundle");
+            trust.expect("a leaf, its key and its bundle");
         }
         succeeded(&["rotate"], command_in(folder, &["rotate", "--root"]).output().unwrap());
         let status = succeeded(&["status"], command_in(folder, &["status", "--json"]).output().unwrap());
@@ -398,13 +398,13 @@ fn roll_over_killed_in_its_last_step_is_completed() {
         let due = pki.status()["rollover"]["next"].as_str().unwrap().to_owned();
         OffsetDateTime::parse(&due, &Rfc3339).unwrap() < OffsetDateTime::now_utc()
     };
-    until("what the old root signed has run out", due);
+    until("certificates of the old root have expired", due);
     let kills = kill_everywhere(&pki.folder(), &["rotate"], |folder| {
         succeeded(&["rotate"], command_in(folder, &["rotate"]).output().unwrap());
         let status = succeeded(&["status"], command_in(folder, &["status", "--json"]).output().unwrap());
         let status: Value = serde_json::from_str(&status).unwrap();
         assert_eq!((&status["trusted_roots"], &status["rollover"]), (&json!([2]), &Value::Null));
-        assert!(!folder.join("roots/1").exists(), "the old key is gone");
+        assert!(!folder.join("roots/1").exists(), "the old key is still there");
     });
     figure!("the last step was killed at each of {kills} changes, and completed each time");
     assert!(kills > 20, "{kills}");
@@ -433,7 +433,7 @@ fn killed_command_can_be_repeated() {
     for (before, words) in commands {
         let kills = kill_everywhere(before, words, |folder| {
             let again = command_in(folder, words).output().unwrap();
-            // It may have been done, but for saying so.
+            // The command may have finished without reporting it.
             let was_done = words[0] == "init" && String::from_utf8_lossy(&again.stderr).contains("already");
             assert!(again.status.success() || was_done, "{again:?}");
             assert_in_order(folder);

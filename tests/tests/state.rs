@@ -1,7 +1,6 @@
-//! What is done to the state of an agent and a gateway while they run and between two starts: full disks, read-only
-//! ones, failing ones, kill -9, and damage of every kind at every file. Nobody ends, nobody hangs, nothing is
-//! withdrawn but records that were damaged, and each of those is named. Row 20 of the hazards. Tokens, registrations
-//! and single stores have tests beside their code.
+//! Faults in the state of an agent and a gateway, while they run and between starts: full, read-only and failing disks,
+//! SIGKILL, and damage to any file. No process ends or hangs, and nothing is withdrawn except damaged records, which
+//! are reported. Row 20 of the hazards. Tokens, registrations and single stores have tests beside their code.
 
 #![allow(
     clippy::unwrap_used,
@@ -28,15 +27,15 @@ use isthmus_tests::{figure, is_root, skip};
 use rustix::fs::{CWD, Mode, mkfifoat};
 use serde_json::Value;
 
-/// Hosts that are always registered, and those that come and go.
+/// Number of permanent hosts, and of those added and removed at random.
 const STANDING: usize = 8;
 const HOSTS: usize = 24;
 const IMPORTED: [&str; 2] = ["one.bookinfo.svc.cluster.local", "two.bookinfo.svc.cluster.local"];
 const STEPS: usize = 1_000;
-/// Steps from one look at everything to the next.
+/// Steps between full checks.
 const ROUND: usize = 25;
 const SHIM: &str = include_str!("state/shim.c");
-/// Where the shim looks for the errno of the day, and what it lets fail.
+/// Environment variables of the shim: the file with the errno, and the calls that fail.
 const ERRNO_FILE: &str = "ISTHMUS_FAULT_ERRNO_FILE";
 const UNDER: &str = "ISTHMUS_FAULT_UNDER";
 /// EIO, ENOSPC and EROFS.
@@ -53,12 +52,12 @@ fn service(host: &str, endpoint: &Scripted) -> String {
     )
 }
 
-/// Runs a command to its end; whether it succeeded.
+/// Runs a command to its end; returns whether it succeeded.
 fn run(program: &str, words: &[&str]) -> bool {
     Command::new(program).args(words).output().is_ok_and(|output| output.status.success())
 }
 
-/// Two programs with state, each on a disk of its own.
+/// An agent and a gateway, each with its state on its own disk.
 struct World {
     seed: Rng,
     east: Cluster,
@@ -118,11 +117,11 @@ impl World {
             faults,
             tally: Tally::default(),
         };
-        until("the gateway has everything", || world.has_all());
+        until("the gateway has all services", || world.has_all());
         world
     }
 
-    /// The names that the gateway leads somewhere.
+    /// The names that the gateway routes.
     fn names(&self) -> BTreeSet<String> {
         let page = self.gateway.admin("GET", "/services?limit=1000").json();
         let items = page["items"].as_array().unwrap();
@@ -167,20 +166,20 @@ impl World {
         ["state", "gw-1"].iter().for_each(|name| work(&self.east.path(name)));
     }
 
-    /// One that is being written to stays as it is.
+    /// Remounts the disks; a disk that is being written to may stay unchanged.
     fn remount(&self, how: &str) {
         let options = format!("remount,{how}");
         self.for_each_disk(|disk| _ = run("mount", &["-o", &options, disk.to_str().unwrap()]));
     }
 
-    /// The disks are as they should be.
+    /// Repairs the disks.
     fn mend(&self) {
         let _ = fs::remove_file(&self.faults);
         self.remount("rw");
         self.for_each_disk(|disk| _ = fs::remove_file(disk.join("fill")));
     }
 
-    /// Does something to a file of one program's state. A disk that is full or read-only may not let it.
+    /// Damages a file of a program's state; a full or read-only disk may prevent it.
     fn damage(&mut self, folder: &str) {
         let folder = self.east.path(folder);
         let names = [
@@ -202,9 +201,9 @@ impl World {
         self.tally.damages += usize::from(damage(&path, &mut self.seed).is_ok());
     }
 
-    /// Both are there and answer; one of them, or both, are killed and come back.
+    /// Checks that both programs answer, then kills and restarts one or both.
     fn look(&mut self) {
-        assert!(self.gateway.runs(), "the gateway has ended");
+        assert!(self.gateway.runs(), "the gateway has exited");
         assert!(self.gateway.is_ready());
         let missing: Vec<_> = World::standing().difference(&self.names()).cloned().collect();
         assert_eq!(missing, [""; 0], "withdrawn while nothing was restarted");
@@ -218,18 +217,18 @@ impl World {
             }
             _ => self.restart_gateway_alone(),
         }
-        until("the gateway has everything", || self.has_all());
+        until("the gateway has all services", || self.has_all());
     }
 
-    /// The gateway keeps what it has while the agent comes back, with whatever state.
+    /// Restarts the agent, with any state; the gateway keeps its tables.
     fn restart_agent(&mut self) {
         self.tally.restarts += 1;
         self.east.stop();
         self.east.start();
         let standing = World::standing();
-        until("the gateway hears the agent", || {
+        until("the gateway is connected to the agent", || {
             let missing: Vec<_> = standing.difference(&self.names()).cloned().collect();
-            assert_eq!(missing, [""; 0], "withdrawn because the agent was restarted");
+            assert_eq!(missing, [""; 0], "withdrawn by a restart of the agent");
             let status = self.gateway.admin("GET", "/status").json();
             status["agent"]["connected"] == true
                 && self.east.ask("/status")["peers"]["west"]["connected"] == true
@@ -243,11 +242,11 @@ impl World {
         self.gateway = again.start();
     }
 
-    /// Once everything is written the gateway starts with nothing but a damaged file.
+    /// Restarts the gateway without an agent, on a complete but damaged state file.
     fn restart_gateway_alone(&mut self) {
         self.mend();
-        until("the gateway has everything", || self.has_all());
-        until("it has written that", || {
+        until("the gateway has all services", || self.has_all());
+        until("the gateway has persisted its tables", || {
             let state = self.gateway.admin("GET", "/status").json()["state"].clone();
             state["usable"] == true && state["behind"] == false
         });
@@ -266,17 +265,17 @@ impl World {
             said.lines().any(|line| line.contains("is lost") && line.contains(name.as_str()))
         };
         let unnamed: Vec<_> = missing.iter().filter(|name| !named(name)).collect();
-        // Who has taken the whole file away has taken what it would have said, too.
+        // A removed file cannot be reported as damaged.
         let is_said = how == "removed" || said.contains("the state file is damaged");
-        assert!(missing.is_empty() || is_said, "{how}: {missing:?} are gone in silence:\n{said}");
-        // A bit is one record's; a file that is cut off takes the names along.
+        assert!(missing.is_empty() || is_said, "{how}: {missing:?} are gone without a report:\n{said}");
+        // A flipped bit damages one record; a truncated file loses the names as well.
         if how == "flip" {
             assert!(
                 missing.len() <= 1 && unnamed.is_empty(),
                 "{how}: {missing:?}, of which {unnamed:?}:\n{said}"
             );
         }
-        assert!(now.is_subset(&before), "{how}: something has come back");
+        assert!(now.is_subset(&before), "{how}: a removed name is back");
         self.tally.lost += missing.len();
         self.east.start();
     }
@@ -291,7 +290,7 @@ impl Drop for World {
     }
 }
 
-/// Does something to a file; says what.
+/// Damages a file; returns how.
 fn damage(path: &Path, seed: &mut Rng) -> io::Result<&'static str> {
     let open = || OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path);
     let is_file = fs::symlink_metadata(path).is_ok_and(|facts| facts.is_file() && facts.len() > 0);
@@ -323,7 +322,7 @@ fn damage(path: &Path, seed: &mut Rng) -> io::Result<&'static str> {
     }
 }
 
-/// A thousand steps in a mount namespace of its own, with the shim loaded into every program.
+/// A thousand steps in a separate mount namespace, with the shim loaded into every program.
 #[test]
 fn state_damage_full_disk_and_io_errors_stop_nobody_and_withdraw_nothing_else() {
     const NAME: &str = "state_damage_full_disk_and_io_errors_stop_nobody_and_withdraw_nothing_else";
@@ -336,7 +335,7 @@ fn state_damage_full_disk_and_io_errors_stop_nobody_and_withdraw_nothing_else() 
             }
         }
         world.mend();
-        until("all is well again", || {
+        until("all problems are resolved", || {
             let [gateway, agent] = [world.gateway.admin("GET", "/status").json(), world.east.ask("/status")];
             let stores = agent["state"]["stores"].as_array().unwrap();
             let all: Vec<&Value> = stores.iter().chain([&gateway["state"]]).collect();
@@ -350,14 +349,14 @@ fn state_damage_full_disk_and_io_errors_stop_nobody_and_withdraw_nothing_else() 
         return;
     }
     if !is_root() {
-        skip!("mounts need root");
+        skip!("mounts require root");
     }
     let folder = tempfile::tempdir().unwrap();
     let [source, shim] = ["shim.c", "shim.so"].map(|name| folder.path().join(name));
     fs::write(&source, SHIM).unwrap();
     let files = [source.to_str().unwrap(), "-o", shim.to_str().unwrap(), "-ldl"];
     if !run("cc", &[&["-shared", "-fPIC"][..], &files].concat()) {
-        skip!("cc cannot make a shared library");
+        skip!("cc cannot build a shared library");
     }
     for program in [isthmus_tests::binary::gateway(), isthmus_tests::binary::agent()] {
         assert!(program.exists());
@@ -370,5 +369,5 @@ fn state_damage_full_disk_and_io_errors_stop_nobody_and_withdraw_nothing_else() 
         .env(ERRNO_FILE, folder.path().join("errno"))
         .env(UNDER, "/slices.db:/registrations.db:/acknowledged.json:/peers/")
         .status();
-    assert!(status.unwrap().success(), "the world above says why");
+    assert!(status.unwrap().success(), "see the output above");
 }

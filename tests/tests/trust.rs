@@ -1,5 +1,4 @@
-//! What clusters that have joined say of their trust domains later: a root rolls over, and an identity is taken back,
-//! with nothing copied by hand.
+//! Trust updates between joined clusters: root roll-over and deny-lists, without manual copying.
 
 #![allow(
     clippy::unwrap_used,
@@ -37,13 +36,13 @@ use serde_json::{Value, json};
 
 const HOST: &str = "details.bookinfo.svc.cluster.local";
 const HOUR: Duration = Duration::from_secs(3600);
-/// Of a roll-over that is waited for.
+/// Overlap of the awaited roll-over.
 const BRIEF: Duration = Duration::from_secs(3);
-/// Of leaves then.
+/// Lifetime of leaves during it.
 const LIFETIME: Duration = Duration::from_secs(14);
 const PACE: Duration = Duration::from_millis(20);
 
-/// East and west have joined by a token, and west calls what east exports.
+/// East and west, joined by a token; west calls a service of east.
 struct World {
     east: Cluster,
     west: Cluster,
@@ -94,7 +93,7 @@ impl World {
         let (client, follow_client) = followed(&west, "client");
         let client = Arc::new(Client::new(client, Peer::Trusted, &[]).unwrap());
         let caller = Caller { client, gateway: outbound(&gateways[1]) };
-        until("west reaches what east exports", || caller.call().is_ok());
+        until("west reaches east's service", || caller.call().is_ok());
         World {
             east,
             west,
@@ -106,9 +105,9 @@ impl World {
         }
     }
 
-    /// West has said that it has the bundle that east has now.
+    /// Waits until west has acknowledged east's current bundle.
     fn until_acknowledged(&self) {
-        until_status(&self.east, "west has acknowledged the present bundle", |status| {
+        until_status(&self.east, "west has acknowledged the current bundle", |status| {
             let own = sequence(&self.east, "east.example");
             let word = &status["peers"]["west"]["acknowledged"];
             (word["is_present"] == true && word["sequence"] == own).then_some(())
@@ -125,13 +124,13 @@ impl Drop for World {
     }
 }
 
-/// `rotate --watch`, in the directory of a cluster.
+/// Starts `rotate --watch` in the directory of a cluster.
 fn rotate(cluster: &Cluster, words: &[&str]) -> Child {
     let words = [&["rotate", "--watch"], words].concat();
     cluster.certs(&words).current_dir(cluster.folder()).stdout(Stdio::null()).spawn().unwrap()
 }
 
-/// What `isthmus-certs` says.
+/// Runs `isthmus-certs`; returns its output.
 #[track_caller]
 fn certs(cluster: &Cluster, words: &[&str]) -> String {
     let output = cluster.certs(words).output().unwrap();
@@ -144,7 +143,7 @@ fn rollover(cluster: &Cluster) -> Value {
     status["rollover"].clone()
 }
 
-/// The number of a domain's bundle as a cluster has it on disk.
+/// The sequence number of a domain's bundle on a cluster's disk.
 fn sequence(cluster: &Cluster, domain: &str) -> u64 {
     let text = fs::read_to_string(bundle(cluster, domain)).unwrap();
     serde_json::from_str::<Value>(&text).unwrap()["spiffe_sequence"].as_u64().unwrap()
@@ -154,7 +153,7 @@ fn bundle(cluster: &Cluster, domain: &str) -> PathBuf {
     cluster.path(&format!("pki/bundles/{domain}.json"))
 }
 
-/// A workload's trust, which follows its files: the bundles and deny-lists are those of its cluster's agent.
+/// A workload's trust, which follows its files: bundles and deny-lists are those of its cluster's agent.
 fn followed(cluster: &Cluster, leaf: &str) -> (Trust, Watch) {
     let files = TrustFiles { deny: Some(cluster.path("pki/deny")), ..files(cluster, leaf) };
     let trust = Trust::load(&files).unwrap();
@@ -162,14 +161,14 @@ fn followed(cluster: &Cluster, leaf: &str) -> (Trust, Watch) {
     (trust, watch)
 }
 
-/// Echoes one byte to whoever has a certificate that is believed.
+/// Echoes one byte to each client with a trusted certificate.
 fn serve(server: Arc<Server>) -> Scripted {
     Scripted::unread_at(Endpoint::at(SocketAddr::from(([127, 0, 0, 1], 0))), move |stream| {
         let mut tls = StreamOwned::new(ServerConnection::new(server.config()).unwrap(), stream);
         let mut byte = [0];
         if tls.read_exact(&mut byte).is_ok() && tls.write_all(&byte).is_ok() {
             tls.conn.send_close_notify();
-            // The client's end; whatever it is, the call was counted there.
+            // The client counts the call; its close may be of any kind.
             let _end = tls.flush().and_then(|()| tls.read(&mut byte));
         }
     })
@@ -221,7 +220,7 @@ struct Traffic {
 impl Traffic {
     fn goes_on(&self) {
         let before = self.tally.calls.load(SeqCst);
-        until("calls go on", || self.tally.calls.load(SeqCst) > before + 20);
+        until("calls continue", || self.tally.calls.load(SeqCst) > before + 20);
     }
 
     fn end(self) -> usize {
@@ -243,11 +242,11 @@ fn roll_over_waits_for_every_peer_and_fails_no_call() {
     let _begun = certs(&world.east, &["rotate", "--root"]);
     until("the new root is in the bundle", || rollover(&world.east)["step"] == "trusted");
     let both = sequence(&world.east, "east.example");
-    until_status(&world.east, "east's agent offers it", |status| {
+    until_status(&world.east, "east's agent offers the new bundle", |status| {
         let word = &status["peers"]["west"]["acknowledged"];
         (word["present"] == both && word["sequence"] == first && word["is_present"] == false).then_some(())
     });
-    // West's agent is away: however long that is, the old root goes on signing.
+    // While west's agent is away, for any time, the old root keeps signing.
     throughout(BRIEF * 3, "the roll-over is held", || rollover(&world.east)["step"] == "trusted");
     let said = certs(&world.east, &["rotate"]);
     let waits = format!(
@@ -279,7 +278,7 @@ fn roll_over_waits_for_every_peer_and_fails_no_call() {
     let metrics = http::ask_in(None, world.east.address("admin"), "GET", "/metrics").body;
     assert!(metrics.contains("isthmus_agent_peer_bundle_unacknowledged{cluster=\"west\"} 0"), "{metrics}");
 
-    // What was acknowledged outlives the agent, and what was taken the other one.
+    // Acknowledgements and accepted bundles survive a restart of either agent.
     let kept = fs::read_to_string(world.east.path("state/acknowledged.json")).unwrap();
     world.west.stop();
     world.east.stop();
@@ -289,14 +288,14 @@ fn roll_over_waits_for_every_peer_and_fails_no_call() {
     });
     assert_eq!((&word["sequence"], &word["is_present"]), (&json!(last), &json!(true)));
     world.west.start();
-    until_some("they follow each other again", || {
+    until_some("both agents follow each other again", || {
         let connected =
             |cluster: &Cluster, peer: &str| cluster.ask("/status")["peers"][peer]["connected"] == true;
         (connected(&world.west, "east") && connected(&world.east, "west")).then_some(())
     });
     world.until_acknowledged();
     let now = fs::read_to_string(world.east.path("state/acknowledged.json")).unwrap();
-    assert_eq!(now, kept, "said again, and not news");
+    assert_eq!(now, kept, "a repeated bundle is not a change");
     figure!("{} calls over a root roll-over that was held for a peer, 0 failed", traffic.end());
 }
 
@@ -308,15 +307,15 @@ fn identity_denied_in_east_is_refused_in_west() {
     let list = world.west.path("pki/deny/east.example.json");
     assert!(!list.exists());
     let _denied = certs(&world.east, &["deny", "add", "spiffe://east.example/ns/bookinfo/sa/server"]);
-    until("the list is in west", || list.exists());
-    let why = until_some("a workload of west refuses who is on it", || world.caller.call().err());
+    until("west has the deny-list", || list.exists());
+    let why = until_some("a workload of west refuses the denied identity", || world.caller.call().err());
     assert!(why.contains("is denied by the deny-list"), "{why}");
     let kept = fs::read_to_string(world.east.path("pki/deny/east.example.json")).unwrap();
     assert_eq!(fs::read_to_string(&list).unwrap(), kept);
     assert!(world.west.ask("/status")["peers"]["east"]["bundle"]["refusal"].is_null());
     let _undone = certs(&world.east, &["deny", "remove", "spiffe://east.example/ns/bookinfo/sa/server"]);
-    until("it is let in again", || world.caller.call().is_ok());
-    // Who denies its own agent is not heard by it any more: that goes another way, and changes nothing here.
+    until("the identity is accepted again", || world.caller.call().is_ok());
+    // A deny-list with its own agent's identity is refused by the peer.
     let before = fs::read_to_string(&list).unwrap();
     let _denied = certs(&world.east, &["deny", "add", "spiffe://east.example/isthmus/east/agent/*"]);
     let why = until_status(&world.west, "the list is refused", |status| {

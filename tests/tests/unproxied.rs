@@ -1,5 +1,5 @@
-//! grpcio as a client that needs no proxy: it finds services at an agent by `xds:///HOST:PORT` with its own xDS
-//! client, and calls them itself, over mTLS that the agent has no part in.
+//! Proxyless gRPC: grpcio discovers services of an agent as `xds:///HOST:PORT` with its own xDS client, and calls them
+//! directly over mTLS, which the agent is not part of.
 
 #![allow(
     clippy::unwrap_used,
@@ -27,10 +27,10 @@ const CALLER: &str = "spiffe://east.example/ns/bookinfo/sa/client";
 const SHOP: &str = "shop.bookinfo.svc.cluster.local";
 const STOCK: &str = "stock.bookinfo.svc.cluster.local";
 const BUSY: &str = "busy.bookinfo.svc.cluster.local";
-/// No server has a certificate for this one.
+/// A host for which no server has a certificate.
 const ALIEN: &str = "alien.bookinfo.svc.cluster.local";
 
-/// One end, with lines between it and the test; killed when it is dropped.
+/// A gRPC client or server that exchanges lines with the test; killed when dropped.
 struct End {
     child: Child,
     said: BufReader<ChildStdout>,
@@ -38,7 +38,7 @@ struct End {
 }
 
 impl End {
-    /// In a leaf's folder.
+    /// Starts the program in a leaf's directory.
     fn start(python: &Path, does: &[&str], leaf: &Path, bootstrap: &Value) -> End {
         let mut child = Command::new("setpriv")
             .arg("--pdeathsig=KILL")
@@ -47,7 +47,7 @@ impl End {
             .args(does)
             .current_dir(leaf)
             .env("GRPC_XDS_BOOTSTRAP_CONFIG", bootstrap.to_string())
-            // What it refuses is in its answers.
+            // Refusals are reported in its answers.
             .env("GRPC_VERBOSITY", "NONE")
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -68,7 +68,7 @@ impl End {
         self.call_all(&[target]).remove(0)
     }
 
-    /// Calls targets once, at once.
+    /// Calls all targets concurrently, once each.
     fn call_all(&mut self, targets: &[&str]) -> Vec<Value> {
         let targets: Vec<_> = targets.iter().map(|target| format!("xds:///{target}")).collect();
         writeln!(self.told, "{}", targets.join(" ")).unwrap();
@@ -83,7 +83,7 @@ impl Drop for End {
     }
 }
 
-/// A cluster whose agent is known as `localhost`, too, and that lists `gw-1` as gRPC clients are listed.
+/// A cluster whose agent also has the name `localhost`, and that lists `gw-1` as a gRPC client.
 struct World {
     python: PathBuf,
     east: Cluster,
@@ -113,14 +113,14 @@ impl World {
         self.east.path("pki/leaves").join(name)
     }
 
-    /// A real gRPC server that demands a certificate, and where it is.
+    /// A real gRPC server that requires a client certificate, and its address.
     fn server(&self, name: &str) -> (End, String) {
         let mut end = End::start(&self.python, &["serve", name], &self.leaf("grpc"), &Value::Null);
         let address = format!("127.0.0.1:{}", end.line());
         (end, address)
     }
 
-    /// Towards the agent it is this leaf, towards services it is who it is.
+    /// A caller with this leaf towards the agent, and its own identity towards services.
     fn caller(&self, towards_the_agent: &str) -> End {
         let leaf = self.leaf(towards_the_agent);
         let tls = json!({
@@ -137,7 +137,7 @@ impl World {
         End::start(&self.python, &["call"], &self.leaf("client"), &bootstrap)
     }
 
-    /// That it demands a certificate is not seen: whoever has none it leaves without an alert.
+    /// The mTLS check cannot recognize gRPC servers, which close without an alert if there is no certificate.
     fn register(&self, host: &str, address: &str, more: &str) {
         let file = format!(
             "services: [{{ host: {host}, endpoints: [{{ address: '{address}' }}], allow_unauthenticated: true{more} }}]"
@@ -175,7 +175,7 @@ fn proxyless_grpc_client_discovers_and_follows_services() {
         let status = world.east.ask("/status");
         status["grpc"].as_array().unwrap().iter().any(|line| line.as_str().unwrap().starts_with(begin))
     };
-    until("all are exported, and one is not for it", || {
+    until("all services are exported, one of them not for gRPC clients", || {
         world.east.ask("/status")["exports"]["held_back"] == json!([])
             && says(&format!("{busy} is left out for gRPC clients: "))
     });
@@ -185,7 +185,7 @@ fn proxyless_grpc_client_discovers_and_follows_services() {
     let alien = caller.call(&target(ALIEN));
     assert!(is_unavailable(&alien), "{alien}");
     assert!(alien["details"].as_str().unwrap().contains("Hostname Verification Check failed"), "{alien}");
-    // Before it believes that a name is not there it waits for 15 seconds.
+    // gRPC waits 15 seconds before it treats a name as missing.
     let port = format!("{SHOP}:444");
     let unknown = ["x.example:443", &port, &busy, "isthmus-east-west"];
     for (unknown, failed) in unknown.into_iter().zip(caller.call_all(&unknown)) {
@@ -195,14 +195,14 @@ fn proxyless_grpc_client_discovers_and_follows_services() {
     }
 
     world.register(SHOP, &two, "");
-    until("the other endpoint is called", || caller.call(&shop) == answer("two"));
+    until("calls go to the other endpoint", || caller.call(&shop) == answer("two"));
     world.register(STOCK, &two, ", proxy_protocol: v2");
-    until("what it could not honour is gone for it", || is_unavailable(&caller.call(&stock)));
+    until("the unsupported service is gone for the client", || is_unavailable(&caller.call(&stock)));
     world.register(STOCK, &one, "");
-    until("and is back", || caller.call(&stock) == answer("one"));
+    until("the service is back", || caller.call(&stock) == answer("one"));
     world.east.forget(&format!("{SHOP}.yaml"));
-    until("what is withdrawn is gone", || is_unavailable(&caller.call(&shop)));
-    assert_eq!(caller.call(&stock), answer("one"), "and nothing else is");
+    until("the withdrawn service is gone", || is_unavailable(&caller.call(&shop)));
+    assert_eq!(caller.call(&stock), answer("one"), "another service is gone");
 }
 
 #[test]
@@ -216,7 +216,7 @@ fn proxyless_grpc_client_without_listing_receives_nothing() {
     world.east.start();
     let shop = target(SHOP);
     let mut listed = world.caller("gw-1");
-    until("who is listed gets there", || listed.call(&shop) == answer("one"));
+    until("a listed client reaches the service", || listed.call(&shop) == answer("one"));
     for leaf in ["gw-2", "client"] {
         let failed = world.caller(leaf).call(&shop);
         assert!(is_unavailable(&failed), "{leaf}: {failed}");

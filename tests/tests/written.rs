@@ -1,5 +1,5 @@
-//! Files that people and programs write, in every way they do: what is no file, what unfolds, what is written while it is
-//! read. No program hangs on one, and nothing is withdrawn because a file was short for a moment.
+//! Configuration and registry files as people and programs write them: FIFOs and devices, alias bombs, and files
+//! written in place. No program hangs on one, and a temporarily truncated file withdraws nothing.
 
 #![allow(
     clippy::unwrap_used,
@@ -47,7 +47,7 @@ fn services(hosts: &[&str]) -> String {
     format!("services:\n{}", hosts.iter().map(one).collect::<String>())
 }
 
-/// Services of a gateway by their names.
+/// Number of services of a gateway.
 fn tables(gateway: &Gateway) -> usize {
     gateway.admin("GET", "/services").body.matches("\"service\"").count()
 }
@@ -69,11 +69,11 @@ fn registry_fifo_and_device_are_reported_and_block_nothing() {
         until(&format!("{name} is named"), || problems(&cluster).contains(name));
     }
     assert!(is_alive(&cluster));
-    until("the good file counts", || hosts(&cluster) == 1);
+    until("the good file is loaded", || hosts(&cluster) == 1);
     for name in ["at-start.yaml", "x.yaml", "zero.yaml"] {
         cluster.forget(name);
     }
-    until("nothing is wrong any more", || problems(&cluster) == "[]");
+    until("there are no more problems", || problems(&cluster) == "[]");
 }
 
 #[test]
@@ -86,7 +86,7 @@ fn gateway_file_as_fifo_or_device_is_refused_and_next_edit_is_live() {
     for (turn, make) in [(1, fifo as fn(&Path)), (2, |at| symlink("/dev/zero", at).unwrap())] {
         make(&new);
         fs::rename(&new, &file).unwrap();
-        until("it is refused", || {
+        until("the file is refused", || {
             gateway.metrics().sum("isthmus_reloads_total", &["result=\"refused\""]) >= f64::from(turn)
         });
         assert!(gateway.errors().iter().any(|line| line.contains("is not a regular file")));
@@ -99,12 +99,14 @@ fn gateway_file_as_fifo_or_device_is_refused_and_next_edit_is_live() {
     }
     fs::remove_file(&file).unwrap();
     symlink("/dev/zero", &file).unwrap();
-    until("it is refused", || gateway.metrics().sum("isthmus_reloads_total", &["result=\"refused\""]) >= 3.0);
+    until("the file is refused", || {
+        gateway.metrics().sum("isthmus_reloads_total", &["result=\"refused\""]) >= 3.0
+    });
     gateway.signal(Signal::TERM);
     assert!(gateway.wait_end().success());
 }
 
-/// 220 KB of YAML whose aliases stand for 3 900 services of 100 endpoints each.
+/// 220 KB of YAML whose aliases expand to 3 900 services of 100 endpoints each.
 fn bomb() -> String {
     let ends: Vec<_> =
         (0..100).map(|end| format!("{{address: \"10.0.{}.{}:1\"}}", end / 250, end % 250)).collect();
@@ -127,7 +129,7 @@ fn registry_alias_bomb_is_refused_with_its_line_while_health_answers() {
         longest = longest.max(asked.elapsed());
         problems(&cluster).contains("its aliases stand for")
     });
-    // Where the limit is passed: each alias stands for 402 values.
+    // The line at which the limit is exceeded: each alias expands to 402 values.
     assert!(problems(&cluster).contains("bomb.yaml:251:"), "{}", problems(&cluster));
     let more = cluster.process().peak().saturating_sub(before) >> 20;
     figure!("an alias bomb of 220 KB: {more} MiB more at most, health answered within {longest:?}");
@@ -143,8 +145,8 @@ impl Drop for Stop<'_> {
     }
 }
 
-/// Rewrites a file in place, as scp, `rsync --inplace` and generators do: each part, then a pause, and the file is open
-/// all the while.
+/// Rewrites a file in place, as scp, `rsync --inplace` and generators do: a pause after each part, with the file open
+/// throughout.
 fn rewrite(path: &Path, parts: &[&str], pause: impl Fn()) {
     let mut file = File::create(path).unwrap();
     for part in parts {
@@ -162,7 +164,7 @@ fn registry_file_written_in_place_withdraws_nothing_until_closed_and_quiet() {
     let gateway = cluster.gateway("gw-1");
     until_tables(&gateway, 2);
     let path = cluster.path("registry/db.yaml");
-    // What is new comes while the file is open, and shows that the reading before it was taken, too.
+    // A change while the file is open shows that the read before it was complete.
     let (stop, fewest) = (AtomicBool::new(false), std::sync::atomic::AtomicUsize::new(usize::MAX));
     thread::scope(|scope| {
         scope.spawn(|| {
@@ -170,20 +172,20 @@ fn registry_file_written_in_place_withdraws_nothing_until_closed_and_quiet() {
                 fewest.fetch_min(tables(&gateway), Relaxed);
             }
         });
-        // Also where something below fails.
+        // Also if a later assertion fails.
         let _stop = Stop(&stop);
         for turn in 0..3 {
             let new = format!("new-{turn}.example");
             let unfinished = format!("{}- host: b.exa", services(&[&new, "a.example"]));
             let seen =
-                || until("what is new is live", || gateway.admin("GET", "/services").body.contains(&new));
+                || until("the new service is live", || gateway.admin("GET", "/services").body.contains(&new));
             rewrite(&path, &[&unfinished], seen);
             rewrite(&path, &["", &both], || {});
-            until("what was new is gone", || !gateway.admin("GET", "/services").body.contains(&new));
+            until("the new service is gone", || !gateway.admin("GET", "/services").body.contains(&new));
         }
     });
-    assert_eq!(fewest.load(Relaxed), 2, "nothing was withdrawn");
-    // In one step, and by taking the file away: at once.
+    assert_eq!(fewest.load(Relaxed), 2, "a service was withdrawn");
+    // A replaced or removed file takes effect at once.
     cluster.register("db.yaml", &services(&["a.example"]));
     until_tables(&gateway, 1);
     cluster.forget("db.yaml");
@@ -201,13 +203,13 @@ fn large_registry_loads_while_health_answers() {
     let cluster = &cluster;
     thread::scope(|scope| {
         scope.spawn(move || {
-            until_status(cluster, "all are there", |status| {
+            until_status(cluster, "all services are loaded", |status| {
                 (status["registry"]["hosts"] == 5_000).then_some(())
             });
             done.send(()).unwrap();
         });
         let mut longest = Duration::ZERO;
-        // It is dropped where the other thread fails.
+        // Dropped if the other thread fails.
         while is_done.try_recv() == Err(TryRecvError::Empty) {
             let asked = Instant::now();
             assert!(is_alive(cluster));

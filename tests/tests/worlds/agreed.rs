@@ -1,4 +1,4 @@
-//! Three clusters know of each other what both sides agreed to, by every rule that there is.
+//! Three clusters share exactly what both sides agreed to, by every rule for exports and imports.
 
 use std::net::{Ipv4Addr, SocketAddr};
 
@@ -17,12 +17,12 @@ use super::{
     service,
 };
 
-/// By this label east exports.
+/// The label by which east exports.
 const FRONT: &str = "labels: { tier: front }, ";
-/// Where east's gateway moves to.
+/// The address to which east's gateway moves.
 const SECOND: Ipv4Addr = Ipv4Addr::new(10, 78, 1, 2);
 
-/// East exports, west and south may consent; each has a gateway.
+/// East exports, west and south import with consent; each has a gateway.
 struct Three {
     east: Cluster,
     west: Cluster,
@@ -50,12 +50,12 @@ fn three_clusters_share_only_what_both_sides_agreed_to() {
         Ok(world) => Three::new(world),
         Err(why) => skip!("{why}"),
     };
-    three.what_is_exported_comes_in_where_it_is_consented_to();
-    three.an_endpoint_that_lets_anybody_in_is_held_back();
-    three.one_service_of_two_clusters_outlives_a_gateway();
-    three.a_gateway_that_moved_is_followed_where_that_is_allowed();
-    three.reachability_denies_what_was_consented_to();
-    three.another_trust_domain_than_expected_gets_nothing();
+    three.exports_are_imported_with_consent();
+    three.endpoint_without_mtls_is_not_exported();
+    three.service_of_two_clusters_survives_loss_of_a_gateway();
+    three.moved_gateway_is_followed_within_allowed_range();
+    three.reachability_overrides_consent();
+    three.unexpected_trust_domain_receives_nothing();
 }
 
 impl Three {
@@ -86,7 +86,7 @@ impl Three {
         outbound(&self.west_gateway)
     }
 
-    /// Somebody in west calls; it must not fail.
+    /// Makes a call from west, which must succeed.
     #[track_caller]
     fn calls(&self, name: &str, what: &str) -> String {
         self.from_west
@@ -95,15 +95,15 @@ impl Three {
             .greeting
     }
 
-    /// West and strangers hear that there is no such name.
+    /// Asserts that the name is unknown to west and at east's gateway.
     #[track_caller]
     fn stays_in_east(&self, name: &str) {
         assert!(self.from_west.is_unknown(self.west_out(), name), "{name} is not exported");
         let door = east_west(Star::address(1));
-        assert!(self.from_west.is_unknown(door, name), "{name} is not, however it is asked for");
+        assert!(self.from_west.is_unknown(door, name), "{name} is not exported at the gateway");
     }
 
-    fn what_is_exported_comes_in_where_it_is_consented_to(&self) {
+    fn exports_are_imported_with_consent(&self) {
         let Three { east, from_west, one, two, .. } = self;
         let details =
             service(DETAILS, &[one, two], &format!("{FRONT}aliases: [details.example, d.payroll], "));
@@ -115,31 +115,31 @@ impl Three {
             let out = outbound(&self.east_gateway);
             until(&format!("local clients reach {name}"), || from_east.call(out, name).is_ok());
         }
-        until("west reaches it", || from_west.call(self.west_out(), DETAILS).is_ok());
+        until("west reaches the service", || from_west.call(self.west_out(), DETAILS).is_ok());
         let answer = from_west.call(self.west_out(), DETAILS).unwrap();
         assert_eq!(answer.server, "spiffe://east.example/ns/bookinfo/sa/server", "mTLS is end to end");
         for _ in 0..3 {
-            assert_eq!(self.calls(&format!("db-0.{DETAILS}"), "an instance that is exported"), "east-one");
+            assert_eq!(self.calls(&format!("db-0.{DETAILS}"), "an exported instance"), "east-one");
             assert_eq!(self.calls("src-0.pxc", "its alias"), "east-one");
         }
         let _either = self.calls("details.example", "an alias that was consented to");
         for name in [&*format!("db-1.{DETAILS}"), "src-1.pxc", RATINGS, PAYROLL] {
             self.stays_in_east(name);
         }
-        assert!(from_west.is_unknown(self.west_out(), "d.payroll"), "an alias that was not consented to");
+        assert!(from_west.is_unknown(self.west_out(), "d.payroll"), "an alias without consent");
         let door = east_west(Star::address(1));
-        assert!(from_west.call(door, "d.payroll").is_ok(), "east exports it all the same");
-        let why = until_some("south was offered it", || held(&self.south, "east", DETAILS));
+        assert!(from_west.call(door, "d.payroll").is_ok(), "east does not export the alias");
+        let why = until_some("south has received the offer", || held(&self.south, "east", DETAILS));
         assert!(why.contains("was not granted"), "{why}");
         let out = outbound(&self.south_gateway);
-        assert!(self.from_south.is_unknown(out, DETAILS), "south did not consent");
+        assert!(self.from_south.is_unknown(out, DETAILS), "south imports without consent");
     }
 
-    fn an_endpoint_that_lets_anybody_in_is_held_back(&self) {
+    fn endpoint_without_mtls_is_not_exported(&self) {
         let open = endpoint(&self.east, Demands::Nothing, b"open----");
         let ratings = service(RATINGS, &[&open], FRONT).replace("src-0", "src-9");
         self.east.register("ratings.yaml", &ratings);
-        let why = until_status(&self.east, "it is held back", |status| {
+        let why = until_status(&self.east, "the service is not exported", |status| {
             let all = status["exports"]["held_back"].as_array()?;
             let why = all.iter().find(|one| one["host"] == RATINGS)?["why"].as_str()?.to_owned();
             Some(why).filter(|why| why.contains("without asking for a client certificate"))
@@ -148,7 +148,7 @@ impl Three {
         self.stays_in_east(RATINGS);
     }
 
-    fn one_service_of_two_clusters_outlives_a_gateway(&mut self) {
+    fn service_of_two_clusters_survives_loss_of_a_gateway(&mut self) {
         let three = endpoint(&self.south, Demands::Certificate, b"south---");
         let of_east = service(REVIEWS, &[&self.one], &format!("{FRONT}merge: true, "));
         self.east.register("reviews.yaml", &of_east.replace("src-0", "src-7"));
@@ -162,19 +162,19 @@ impl Three {
         }
         self.south_gateway.kill();
         for _ in 0..20 {
-            assert_eq!(self.calls(REVIEWS, "another cluster has it, too"), "east-one");
+            assert_eq!(self.calls(REVIEWS, "another cluster has the service as well"), "east-one");
         }
         self.south_gateway = self.south.gateway("gw-1");
     }
 
-    fn a_gateway_that_moved_is_followed_where_that_is_allowed(&mut self) {
+    fn moved_gateway_is_followed_within_allowed_range(&mut self) {
         self.net.adopt(1, SECOND).unwrap();
         let moved = self.east.setup_on("gw-2", Some(SECOND.into())).start();
         self.east.set("gateways", &format!("[{{ name: gw-1 }}, {{ name: gw-2, address: {SECOND} }}]"));
         restart(&mut self.east);
         let refusal = said_of(&self.west, "east", "refusal", "which `imports` does not allow");
         assert!(refusal.contains("10.78.1.2:15443") && refusal.contains("bookinfo"), "{refusal}");
-        until_status(&self.east, "east sees that west refused it", |status| {
+        until_status(&self.east, "east sees west's refusal", |status| {
             let is_of_west = |one: &Value| one["peer"].as_str().unwrap().contains("/isthmus/west/agent/");
             let says = |one: &Value| {
                 one["refusal"].as_str().is_some_and(|why| why.contains("`imports` does not allow"))
@@ -188,7 +188,7 @@ impl Three {
         assert_eq!(reached(&moved, DETAILS), 0);
         self.west.set("imports", &west_imports("10.78.1.0/30"));
         restart(&mut self.west);
-        until("new connections go to where the gateway is now", || {
+        until("new connections go to the gateway's new address", || {
             self.from_west.call(self.west_out(), DETAILS).is_ok() && reached(&moved, DETAILS) > 0
         });
         self.east_gateway.kill();
@@ -198,7 +198,7 @@ impl Three {
         self.east_gateway = moved;
     }
 
-    fn reachability_denies_what_was_consented_to(&mut self) {
+    fn reachability_overrides_consent(&mut self) {
         let out = outbound(&self.south_gateway);
         self.south.set(
             "imports",
@@ -206,26 +206,26 @@ impl Three {
         );
         self.south.set("reachability", "[{ from: west-net, to: '*' }, { from: '*', to: south-net }]");
         restart(&mut self.south);
-        until("south denies itself", || {
+        until("south's own rule denies", || {
             held(&self.south, "east", DETAILS).is_some_and(|why| why.contains("may not reach"))
         });
         assert!(self.from_south.is_unknown(out, DETAILS));
         self.south.set("reachability", "[{ from: '*', to: '*' }]");
         restart(&mut self.south);
-        until("south reaches it", || self.from_south.call(out, DETAILS).is_ok());
+        until("south reaches the service", || self.from_south.call(out, DETAILS).is_ok());
         self.east.set("reachability", "[{ from: west-net, to: '*' }, { from: east-net, to: '*' }]");
         restart(&mut self.east);
-        until("east denies south", || self.from_south.is_unknown(out, DETAILS));
+        until("east's rule denies south", || self.from_south.is_unknown(out, DETAILS));
         let is_told = held(&self.south, "east", DETAILS).is_some();
-        assert!(imported(&self.south).is_empty() && !is_told, "south is not even told");
-        until("east is back for west", || is_connected(&self.west, "east"));
+        assert!(imported(&self.south).is_empty() && !is_told, "south received the slice");
+        until("west is connected to east again", || is_connected(&self.west, "east"));
         let _either = self.calls(DETAILS, "west is not concerned");
         self.east.set("reachability", "[{ from: '*', to: '*' }]");
         restart(&mut self.east);
-        until("south reaches it again", || self.from_south.call(out, DETAILS).is_ok());
+        until("south reaches the service again", || self.from_south.call(out, DETAILS).is_ok());
     }
 
-    fn another_trust_domain_than_expected_gets_nothing(&mut self) {
+    fn unexpected_trust_domain_receives_nothing(&mut self) {
         let peer = self.east.as_peer().replace("east.example", "north.example");
         self.south.set("peers", &format!("[{peer}]"));
         let state = self.south.path("fresh").display().to_string();
@@ -238,7 +238,7 @@ impl Three {
     }
 }
 
-/// How many connections to a name a gateway has let through.
+/// Number of connections to a name that a gateway has forwarded.
 fn reached(gateway: &Gateway, name: &str) -> usize {
     gateway
         .log()

@@ -1,4 +1,4 @@
-//! Two clusters that have something to do: a service in one that the other calls all the time.
+//! Two clusters under load: west continuously calls a service in east.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -13,10 +13,10 @@ use isthmus_tests::workload::{Caller, Demands, Traffic, endpoint};
 
 use super::{BOOKINFO, DETAILS, service};
 
-/// 50 calls a second.
+/// 50 calls per second.
 pub(crate) const PACE: Duration = Duration::from_millis(20);
 
-/// East and west, each with a gateway, and a service in east that west calls at 50 a second.
+/// East and west, each with a gateway, and a service in east that west calls 50 times per second.
 pub(crate) struct Busy {
     pub(crate) traffic: Traffic,
     pub(crate) caller: Caller,
@@ -35,13 +35,13 @@ pub(crate) fn busy(east: &mut Cluster, west: &mut Cluster) -> Busy {
     let two = endpoint(east, Demands::Certificate, b"east-two");
     east.register("details.yaml", &service(DETAILS, &[&one, &two], ""));
     let (caller, out) = (Caller::of(west), outbound(&gateways[1]));
-    until("west reaches it", || caller.call(out, DETAILS).is_ok());
+    until("west reaches the service", || caller.call(out, DETAILS).is_ok());
     let traffic = caller.traffic(out, DETAILS, PACE);
     Busy { traffic, caller, out, gateways, _endpoints: [one, two] }
 }
 
 impl Busy {
-    /// Some more calls go by, and none has failed.
+    /// Asserts that several more calls succeed.
     #[track_caller]
     pub(crate) fn goes_on(&self) {
         let before = self.traffic.calls();
@@ -50,18 +50,18 @@ impl Busy {
         assert!(failures.is_empty(), "{failures:#?}");
     }
 
-    /// All calls so far went well, and the gateways say so, too.
+    /// Asserts that all calls succeeded, according to the client and to the gateways.
     #[track_caller]
     pub(crate) fn end(self, at_least: usize) {
         let Busy { traffic, gateways, _endpoints, .. } = self;
         let (calls, failures) = traffic.end();
         figure!("{calls} calls meanwhile, {} failed", failures.len());
         assert!(failures.is_empty(), "{failures:#?}");
-        assert!(calls >= at_least, "{calls} calls are not enough to say so");
+        assert!(calls >= at_least, "only {calls} calls");
         for gateway in gateways {
             let log = gateway.log().lines();
             let calls = || log.iter().filter(|line| line.text("sni") == DETAILS);
-            // Those from before the service was there do not count.
+            // Connections before the service existed do not count.
             let first = calls().filter(|line| is_good(line.reason())).map(|line| line.text("time")).min();
             let bad = |line: &&Line| !is_good(line.reason()) && Some(line.text("time")) > first;
             let bad: Vec<_> = calls().filter(bad).collect();

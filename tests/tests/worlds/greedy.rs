@@ -1,5 +1,5 @@
-//! A peer with a real identity that takes all that it can get, ten times what each of its limits allows: the agent's
-//! memory stays bounded, and the changes of the agent's own cluster arrive meanwhile. Row 21 of the hazards.
+//! A peer with a valid identity that uses ten times what each limit allows: the agent's memory stays bounded, and
+//! changes of its own cluster still arrive. Row 21 of the hazards.
 
 use std::sync::Arc;
 use std::thread;
@@ -35,7 +35,7 @@ use super::{MIB, is_connected, service};
 
 const GATEWAY: &str = "10.78.3.1:15443";
 const DELTA: &str = "/envoy.service.discovery.v3.AggregatedDiscoveryService/DeltaAggregatedResources";
-/// How many slices are said at once.
+/// Slices per message.
 const BATCH: usize = 2_000;
 
 #[test]
@@ -58,7 +58,7 @@ fn greedy_peer_at_ten_times_each_limit_costs_64_mib_and_delays_no_own_change() {
             thread::sleep(Duration::from_millis(100));
         }
         flood.join().unwrap();
-        figure!("{} own changes meanwhile", times.len());
+        figure!("{} changes of the own cluster meanwhile", times.len());
         times.into_iter().max().unwrap()
     });
     let process = west.process();
@@ -68,14 +68,14 @@ fn greedy_peer_at_ten_times_each_limit_costs_64_mib_and_delays_no_own_change() {
         "a greedy peer: {now} MiB more in the agent, {peak} MiB at most; the slowest own change took {slowest:?}"
     );
     assert!(peak <= 64, "{peak} MiB more");
-    greedy.is_told_of(west);
+    greedy.assert_reported(west);
     busy.goes_on();
 }
 
-/// South's agent: it offers, and comes as a client.
+/// South's agent, as server and as client.
 struct Greedy {
     offers: Impostor,
-    /// Its threads stand where south stands.
+    /// Its threads run in south's namespace.
     runtime: Runtime,
     at: Target,
     agent: Arc<Tls>,
@@ -89,7 +89,7 @@ impl Greedy {
             Arc::new(Tls::new(trust, Peer::Trusted, &[b"h2"]).unwrap())
         };
         let offers = Impostor::of(south, "agent");
-        until("west follows it", || is_connected(west, "south"));
+        until("west follows south", || is_connected(west, "south"));
         Greedy {
             offers,
             runtime: inside(south.namespace().unwrap(), || Runtime::new().unwrap()),
@@ -106,8 +106,8 @@ impl Greedy {
         drop(kept);
     }
 
-    /// 160 connections, of which 16 stand; 80 requests on these, 8 MiB each and never whole. And 80 of somebody who
-    /// is not served.
+    /// 160 connections, of which 16 are accepted; 80 requests on these, 8 MiB each and never complete. Also 80 requests
+    /// of an unserved client.
     fn requests(&self, west: &Cluster) -> Vec<Channel> {
         let (at, agent, stranger) = (self.at.clone(), Arc::clone(&self.agent), Arc::clone(&self.stranger));
         let kept = self.runtime.spawn(async move {
@@ -128,8 +128,8 @@ impl Greedy {
         kept
     }
 
-    /// 20 requests with 8 000 names and more each, delta and state of the world: many times what all may have.
-    /// Half of them have more than one stream may.
+    /// 20 requests with 8 000 names and more each, delta and state-of-the-world: many times the total limit. Half of
+    /// them exceed the limit of one stream.
     fn names(&self, west: &Cluster) {
         let (at, agent) = (self.at.clone(), Arc::clone(&self.agent));
         let asked = self.runtime.spawn(async move {
@@ -173,7 +173,7 @@ impl Greedy {
         until("names are exceeded", || exceeded(west, "names") >= 1);
     }
 
-    /// 100 000 slices, then 80 MiB of them, then as many names that were not granted.
+    /// 100 000 slices, then 80 MiB of slices, then as many names without consent.
     fn slices(&self) {
         let of = |number: usize| slice("south", &format!("s{number}.bookinfo.svc.cluster.local"), 1, GATEWAY);
         for first in (0..100_000).step_by(BATCH) {
@@ -202,8 +202,8 @@ impl Greedy {
         self.offers.answer(nonce);
     }
 
-    /// Status, metrics and log say what was too much.
-    fn is_told_of(&self, west: &Cluster) {
+    /// Asserts that status, metrics and log name the exceeded limits.
+    fn assert_reported(&self, west: &Cluster) {
         let status = west.ask("/status");
         let offers = &status["peers"]["south"]["offers"];
         let number = |value: &Value| value.as_u64().unwrap();
@@ -231,7 +231,7 @@ impl Greedy {
     }
 }
 
-/// A long label, so that a name is long.
+/// A long label, for long names.
 fn label() -> String {
     "l".repeat(60)
 }
@@ -254,7 +254,7 @@ fn unfinished(mut channel: Channel) {
     tokio::spawn(async move {
         std::future::poll_fn(|context| channel.poll_ready(context)).await?;
         let answer = channel.call(request).await;
-        // It is held for as long as the connection is.
+        // The request is held as long as its connection.
         if answer.is_ok() {
             std::future::pending::<()>().await;
         }

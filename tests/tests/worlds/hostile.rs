@@ -1,5 +1,5 @@
-//! A peer that has turned hostile, with a real identity: what it says is refused by name, and nobody else is
-//! concerned. Row 15 of the hazards.
+//! A hostile peer with a valid identity: its resources are refused by name, and no other cluster is affected. Row 15 of
+//! the hazards.
 
 use std::fs;
 use std::io::Write as _;
@@ -24,15 +24,15 @@ use super::busy::{Busy, busy};
 use super::impostor::{Impostor, named, resource, resource_of, slice};
 use super::{BOOKINFO, DETAILS, MIB, PAYROLL, RATINGS, held, imported, is_connected, restart, said_of};
 
-/// Where south's gateways may stand.
+/// An address within the range allowed for south's gateways.
 const GATEWAY: &str = "10.78.3.1:15443";
 
-/// West calls east all the time, and has south as a peer, too. South's agent is the test's.
+/// West continuously calls east and also has south as a peer, whose agent is simulated.
 pub(crate) struct Hostile {
     pub(crate) busy: Busy,
     pub(crate) west: Cluster,
     pub(crate) south: Cluster,
-    /// West's memory before south said anything.
+    /// West's memory before south's first message.
     pub(crate) before: u64,
     _east: Cluster,
     _net: Star,
@@ -44,23 +44,23 @@ fn hostile_peer_is_refused_by_name_and_disturbs_nobody() {
         Ok(world) => Hostile::new(world),
         Err(why) => skip!("{why}"),
     };
-    world.noise_is_no_protocol();
-    world.who_is_no_agent_is_not_heard();
+    world.noise_is_refused();
+    world.peer_without_agent_identity_is_refused();
     let south = Impostor::of(&world.south, "agent");
-    until("west follows it", || is_connected(&world.west, "south"));
-    world.the_bad_are_refused_by_name_and_the_good_one_is_taken(&south);
-    world.an_old_slice_stays_old(&south);
-    world.what_was_not_granted_is_not_let_in(&south);
-    world.a_name_without_an_end_is_not_told_in_full(&south);
-    world.its_trust_domain_is_all_that_it_speaks_for(&south);
-    world.too_much_at_once_is_refused(&south);
+    until("west follows south", || is_connected(&world.west, "south"));
+    world.invalid_slices_are_refused_by_name_and_valid_one_is_accepted(&south);
+    world.older_slice_is_refused(&south);
+    world.slices_without_consent_are_quarantined(&south);
+    world.overlong_name_is_truncated_in_reports(&south);
+    world.bundles_of_other_domains_are_refused(&south);
+    world.oversized_messages_are_refused(&south);
     world.busy.end(50);
 }
 
 impl Hostile {
     pub(crate) fn new(world: World<3>) -> Hostile {
         let World { clusters: [mut east, mut west, south], net } = world;
-        // West alone listens to south.
+        // Only west follows south.
         let peer = west.as_peer();
         east.set("peers", &format!("[{peer}]"));
         let busy = busy(&mut east, &mut west);
@@ -68,11 +68,11 @@ impl Hostile {
         let of_south = format!("{{ cluster: south, hosts: [{BOOKINFO}], gatewayCIDRs: [10.78.3.0/24] }}");
         west.set("imports", &format!("[{of_east}, {of_south}]"));
         restart(&mut west);
-        until("west has east", || is_connected(&west, "east"));
+        until("west is connected to east", || is_connected(&west, "east"));
         Hostile { before: west.process().memory(), busy, west, south, _east: east, _net: net }
     }
 
-    /// Exactly these are imported, and calls go on.
+    /// Asserts that exactly these hosts are imported and calls continue.
     #[track_caller]
     fn stands(&self, expected: &[String]) {
         self.busy.goes_on();
@@ -86,8 +86,8 @@ impl Hostile {
         self.stands(&[format!("east/{DETAILS}"), format!("south/{RATINGS}")]);
     }
 
-    /// South's agent proves who it is, and goes on with bytes that mean nothing.
-    fn noise_is_no_protocol(&self) {
+    /// South's agent completes the TLS handshake and continues with noise.
+    fn noise_is_refused(&self) {
         let noise = babbler(&self.south);
         let error = until_status(&self.west, "west hears the noise", |status| {
             let error = status["peers"]["south"]["error"].as_str()?.to_owned();
@@ -98,8 +98,8 @@ impl Hostile {
         self.stands(&[format!("east/{DETAILS}")]);
     }
 
-    /// Somebody in its place who is of its cluster, but no agent.
-    fn who_is_no_agent_is_not_heard(&self) {
+    /// A server in the agent's place, of its cluster but without an agent's identity.
+    fn peer_without_agent_identity_is_refused(&self) {
         let other = Impostor::of(&self.south, "gw-1");
         let error =
             said_of(&self.west, "south", "error", "spiffe://south.example/isthmus/south/gateway/gw-1");
@@ -108,7 +108,7 @@ impl Hostile {
         self.stands(&[format!("east/{DETAILS}")]);
     }
 
-    fn the_bad_are_refused_by_name_and_the_good_one_is_taken(&self, south: &Impostor) {
+    fn invalid_slices_are_refused_by_name_and_valid_one_is_accepted(&self, south: &Impostor) {
         let good = slice("south", RATINGS, 5, GATEWAY);
         let outside = slice("south", "outside.bookinfo.svc.cluster.local", 1, "10.78.1.1:15443");
         let mut mixed = slice("south", "mixed.bookinfo.svc.cluster.local", 1, GATEWAY);
@@ -136,12 +136,12 @@ impl Hostile {
         ] {
             assert!(why.contains(name) && why.contains(word), "{name}: {why}");
         }
-        assert!(!why.contains(&format!("south/{RATINGS}: ")), "the good one is not named: {why}");
+        assert!(!why.contains(&format!("south/{RATINGS}: ")), "a valid slice is named: {why}");
         self.good_ones_stand();
         assert_eq!(self.west.ask("/status")["peers"]["south"]["refusals"], 5);
     }
 
-    fn an_old_slice_stays_old(&self, south: &Impostor) {
+    fn older_slice_is_refused(&self, south: &Impostor) {
         south.say("old", vec![named(&slice("south", RATINGS, 4, "10.78.3.9:15443"))]);
         let why = south.answer("old").expect("a refusal");
         assert!(why.contains("an old slice never replaces a newer one"), "{why}");
@@ -149,8 +149,8 @@ impl Hostile {
         self.good_ones_stand();
     }
 
-    /// These are its own to say, and nobody's to believe.
-    fn what_was_not_granted_is_not_let_in(&self, south: &Impostor) {
+    /// Slices that south owns but west does not consent to.
+    fn slices_without_consent_are_quarantined(&self, south: &Impostor) {
         let (secret, stolen) = (slice("south", PAYROLL, 1, GATEWAY), slice("south", DETAILS, 1, GATEWAY));
         south.say("names", vec![named(&secret), named(&stolen)]);
         assert_eq!(south.answer("names"), None);
@@ -159,8 +159,8 @@ impl Hostile {
         self.good_ones_stand();
     }
 
-    /// Bundles: another's, an older one, one without order, noise. Then one that is as it should be.
-    fn its_trust_domain_is_all_that_it_speaks_for(&self, south: &Impostor) {
+    /// Bundles of another domain, an older one, one without a sequence, noise; then a valid one.
+    fn bundles_of_other_domains_are_refused(&self, south: &Impostor) {
         let bundle = |domain: &str| {
             let text = fs::read_to_string(self.west.path(&format!("pki/bundles/{domain}.json"))).unwrap();
             spiffe_bundle::read(&TrustDomain::new(domain).unwrap(), &text).unwrap()
@@ -213,7 +213,7 @@ impl Hostile {
             assert!(shown["refusal"].as_str().unwrap().contains(expected), "{nonce}: {shown}");
         }
         assert_eq!(self.west.ask("/status")["peers"]["south"]["bundle"]["refusals"], 6);
-        assert_eq!(snapshot(&self.west.path("pki")), before, "nothing has changed");
+        assert_eq!(snapshot(&self.west.path("pki")), before, "a file has changed");
         assert_eq!(says("known", "south.example", of("south.example", &known)), None);
         assert_eq!(says("later", "south.example", of("south.example", &later)), None);
         assert_eq!(bundle("south.example").sequence, later.sequence);
@@ -222,7 +222,7 @@ impl Hostile {
         self.good_ones_stand();
     }
 
-    fn a_name_without_an_end_is_not_told_in_full(&self, south: &Impostor) {
+    fn overlong_name_is_truncated_in_reports(&self, south: &Impostor) {
         let name = format!("south/\u{1b}[31m\n{}", "x".repeat(1 << 20));
         south.say("name", vec![resource(&name, Vec::new())]);
         let answer = south.answer("name").expect("a refusal");
@@ -233,12 +233,12 @@ impl Hostile {
         self.good_ones_stand();
     }
 
-    /// A message that is refused whole, then one whose slice is.
-    fn too_much_at_once_is_refused(&self, south: &Impostor) {
+    /// A message that is refused entirely, then one with a refused slice.
+    fn oversized_messages_are_refused(&self, south: &Impostor) {
         let streams = south.streams();
         south.say("huge", vec![resource("south/huge.bookinfo.svc.cluster.local", vec![7; 64 << 20])]);
-        until("west comes back", || south.streams() > streams);
-        until("west follows it again", || is_connected(&self.west, "south"));
+        until("west reconnects", || south.streams() > streams);
+        until("west follows south again", || is_connected(&self.west, "south"));
         self.good_ones_stand();
         south.say("large", vec![resource("south/large.bookinfo.svc.cluster.local", vec![7; 7 << 20])]);
         let why = south.answer("large").expect("a refusal");
@@ -247,12 +247,12 @@ impl Hostile {
         let process = self.west.process();
         let more = |memory: u64| memory.saturating_sub(self.before) / MIB;
         let (now, peak) = (more(process.memory()), more(process.peak()));
-        figure!("a hostile peer: {now} MiB more in the agent, {peak} MiB at most");
+        figure!("a hostile peer: agent memory +{now} MiB, peak +{peak} MiB");
         assert!(peak <= 64, "{peak} MiB more");
     }
 }
 
-/// In the place of an agent, with its identity: what it says after the handshake is noise.
+/// A server in the agent's place, with its identity, that sends noise after the handshake.
 pub(crate) fn babbler(cluster: &Cluster) -> Scripted {
     let at = cluster.agent_address();
     let endpoint = match cluster.namespace() {

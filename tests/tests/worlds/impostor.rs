@@ -1,4 +1,4 @@
-//! The agent of a cluster that has turned against the others: its identity is real, what it says is the test's.
+//! A simulated hostile agent: it has a valid identity, and the test decides what it sends.
 
 use std::net::TcpListener;
 use std::pin::Pin;
@@ -31,7 +31,7 @@ use tonic::{Request, Response, Status, Streaming};
 type Answers<M> = Pin<Box<dyn Stream<Item = Result<M, Status>> + Send>>;
 type Sender = mpsc::Sender<Result<DeltaDiscoveryResponse, Status>>;
 
-/// An agent that says what a test tells it to.
+/// An agent under control of a test.
 pub(crate) struct Impostor {
     runtime: Option<Runtime>,
     seen: Arc<Seen>,
@@ -44,7 +44,7 @@ struct Seen {
 }
 
 impl Impostor {
-    /// In the place of a cluster's agent, with one of the cluster's identities.
+    /// Starts in place of a cluster's agent, with an identity of the cluster.
     pub(crate) fn of(cluster: &Cluster, leaf: &str) -> Impostor {
         let listener = in_the_place_of_the_agent(cluster);
         listener.set_nonblocking(true).unwrap();
@@ -60,17 +60,17 @@ impl Impostor {
         Impostor { runtime: Some(runtime), seen }
     }
 
-    /// How many streams it was asked for.
+    /// Number of streams opened by clients.
     pub(crate) fn streams(&self) -> usize {
         self.seen.streams.lock().unwrap().len()
     }
 
-    /// Says something on the newest stream.
+    /// Sends slices on the newest stream.
     pub(crate) fn say(&self, nonce: &str, resources: Vec<Resource>) {
         self.say_of(SLICE, nonce, resources);
     }
 
-    /// Says something of a type on the newest stream.
+    /// Sends resources of a type on the newest stream.
     pub(crate) fn say_of(&self, type_url: &str, nonce: &str, resources: Vec<Resource>) {
         let response = DeltaDiscoveryResponse {
             type_url: type_url.to_owned(),
@@ -82,7 +82,7 @@ impl Impostor {
         stream.blocking_send(Ok(response)).unwrap();
     }
 
-    /// What is answered to that: the words of a refusal, or nothing.
+    /// Waits for the answer to a response: the NACK's message, or `None` for an ACK.
     pub(crate) fn answer(&self, nonce: &str) -> Option<String> {
         until_some(&format!("{nonce} is answered"), || {
             let requests = self.seen.requests.lock().unwrap();
@@ -100,7 +100,7 @@ impl Drop for Impostor {
     }
 }
 
-/// Where the cluster's agent would listen.
+/// A listener at the agent's address.
 pub(crate) fn in_the_place_of_the_agent(cluster: &Cluster) -> TcpListener {
     let at = cluster.agent_address();
     match cluster.namespace() {
@@ -139,7 +139,7 @@ impl AggregatedDiscoveryService for Script {
     }
 }
 
-/// A slice that is as it should be.
+/// A valid slice.
 pub(crate) fn slice(cluster: &str, host: &str, revision: u64, gateway: &str) -> ServiceSlice {
     let timeouts = Timeouts { connect: 3_000, connect_total: 15_000, ..Timeouts::default() };
     let port = Port {
@@ -165,17 +165,17 @@ pub(crate) fn slice(cluster: &str, host: &str, revision: u64, gateway: &str) -> 
     }
 }
 
-/// A slice under its own name.
+/// A slice as a resource with its own name.
 pub(crate) fn named(slice: &ServiceSlice) -> Resource {
     resource(&format!("{}/{}", slice.cluster, slice.host), slice.encode_to_vec())
 }
 
-/// Any bytes under any name.
+/// A slice resource with any name and bytes.
 pub(crate) fn resource(name: &str, value: Vec<u8>) -> Resource {
     resource_of(SLICE, name, value)
 }
 
-/// The same of a type.
+/// The same with a type.
 pub(crate) fn resource_of(type_url: &str, name: &str, value: Vec<u8>) -> Resource {
     Resource {
         name: name.to_owned(),

@@ -1,4 +1,4 @@
-//! Two clusters join by a token: once, in its time, and with who made it.
+//! Two clusters join by a token, which is single-use, limited in time and valid at its maker only.
 
 use isthmus_tests::cluster::{Cluster, outbound};
 use isthmus_tests::netns::Star;
@@ -12,7 +12,7 @@ use super::{DETAILS, service};
 
 #[test]
 fn join_token_works_once_in_time_and_only_with_its_maker() {
-    // The third pretends to be the first.
+    // The third cluster impersonates the first.
     let World { clusters: [mut east, mut west, mut mallory], net } =
         match World::strangers(["east", "west", "east"]) {
             Ok(world) => world,
@@ -36,11 +36,11 @@ fn join_token_works_once_in_time_and_only_with_its_maker() {
     };
 
     let late = token(&east, &["--lifetime", "1s"]);
-    until("it has expired", || east.command(&["token", "list"]).unwrap().contains("expired"));
+    until("the token has expired", || east.command(&["token", "list"]).unwrap().contains("expired"));
     let why = west.command(&["join", &late]).unwrap_err();
     assert!(why.contains("expired") && is_untouched(&west), "{why}");
 
-    // Somebody has taken the address that tokens say, with a certificate of his own for the very same name.
+    // An attacker has taken over the address in the token, with its own certificate for the same name.
     let good = token(&east, &[]);
     net.usurp(3, 1).unwrap();
     let why = west.command(&["join", &good]).unwrap_err();
@@ -48,7 +48,7 @@ fn join_token_works_once_in_time_and_only_with_its_maker() {
     assert!(why.contains("the token is still valid") && is_untouched(&west), "{why}");
     net.restore(3, 1).unwrap();
 
-    // With its maker it works, once, and what both share is exchanged.
+    // At its maker the token works once, and shared services are exchanged.
     west.command(&["join", &good]).unwrap();
     let why = west.command(&["join", &good]).unwrap_err();
     assert!(why.contains("has been used"), "{why}");
@@ -56,7 +56,7 @@ fn join_token_works_once_in_time_and_only_with_its_maker() {
     let one = endpoint(&east, Demands::Certificate, b"east-one");
     east.register("details.yaml", &service(DETAILS, &[&one], "").replace(", aliases: [src-0.pxc]", ""));
     let caller = Caller::of(&west);
-    until("west reaches what east exports", || {
+    until("west reaches east's service", || {
         caller.call(outbound(&gateways[1]), DETAILS).is_ok_and(|answer| answer.greeting == "east-one")
     });
 }

@@ -1,6 +1,5 @@
-//! Clusters that are apart: what one shows another and what it does not (`agreed`), what comes and goes without a
-//! failed call (`returning`), how one joins (`joining`), and what hostile ones achieve: peers (`hostile`, `greedy`), a gateway's
-//! own agent (`misled`), strangers (`strangers`).
+//! Separate clusters: exports and imports (`agreed`), outages without failed calls (`returning`), joining (`joining`),
+//! and hostile parties: peers (`hostile`, `greedy`), a gateway's own agent (`misled`), strangers (`strangers`).
 
 #![allow(
     clippy::unwrap_used,
@@ -27,13 +26,13 @@ const DETAILS: &str = "details.bookinfo.svc.cluster.local";
 const REVIEWS: &str = "reviews.bookinfo.svc.cluster.local";
 const RATINGS: &str = "ratings.bookinfo.svc.cluster.local";
 const PAYROLL: &str = "secret.payroll.svc.cluster.local";
-/// All of the namespace, as a list of names has it.
+/// A host pattern for the whole namespace.
 const BOOKINFO: &str = "'*.bookinfo.svc.cluster.local'";
-/// What a second gateway of a cluster listens on.
+/// The listener of a cluster's second gateway.
 const OUTBOUND: &str = "- { name: outbound, address: '127.0.0.1:0', side: outbound }";
 const MIB: u64 = 1 << 20;
 
-/// A file of the registry with one service.
+/// A registry file with one service.
 fn service(host: &str, endpoints: &[&Scripted], more: &str) -> String {
     let endpoint = |(place, one): (usize, &&Scripted)| {
         format!("{{ address: '{}', instance: db-{place}, aliases: [src-{place}.pxc] }}", one.address())
@@ -47,7 +46,7 @@ fn restart(cluster: &mut Cluster) {
     cluster.start();
 }
 
-/// What became of a host that another cluster offers: none, it is let in.
+/// Why a host of another cluster is quarantined; `None` if it is imported.
 fn held(cluster: &Cluster, from: &str, host: &str) -> Option<String> {
     let status = cluster.ask("/status");
     let all = status["imports"]["held_back"].as_array().unwrap();
@@ -67,7 +66,7 @@ fn is_connected(cluster: &Cluster, peer: &str) -> bool {
     cluster.ask("/status")["peers"][peer]["connected"] == true
 }
 
-/// A word on how it stands with a peer, once there is one.
+/// Waits until a field of a peer's status contains this word.
 fn said_of(cluster: &Cluster, peer: &str, key: &str, word: &str) -> String {
     until_status(cluster, &format!("{key} of {peer} says {word}"), |status| {
         Some(status["peers"][peer][key].as_str()?.to_owned()).filter(|said| said.contains(word))

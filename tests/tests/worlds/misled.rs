@@ -1,5 +1,5 @@
-//! A gateway whose agent has turned against it, or somebody stands in the agent's place: what is wrong is refused and
-//! shown, what was good serves on, and the agent that comes back is believed. Row 15 of the hazards.
+//! A gateway with a hostile agent, or with an impostor in the agent's place: invalid resources are refused and reported,
+//! the last good tables stay in use, and the returning agent is accepted. Row 15 of the hazards.
 
 use std::fs;
 
@@ -16,12 +16,12 @@ use super::hostile::babbler;
 use super::impostor::{Impostor, named, resource, slice};
 use super::{DETAILS, MIB, RATINGS, REVIEWS, service};
 
-/// A gateway that is called all the time.
+/// A gateway under continuous calls.
 struct Misled {
     east: Cluster,
     gateway: Gateway,
     traffic: Traffic,
-    /// The gateway's memory before anybody turned.
+    /// The gateway's memory before the attack.
     before: u64,
 }
 
@@ -33,38 +33,38 @@ fn hostile_agent_leaves_gateway_its_last_good_tables() {
     east.start();
     let gateway = east.gateway("gw-1");
     let (caller, out) = (Caller::of(&east), outbound(&gateway));
-    until("it is called", || caller.call(out, DETAILS).is_ok());
+    until("the service is reachable", || caller.call(out, DETAILS).is_ok());
     let traffic = caller.traffic(out, DETAILS, PACE);
     east.stop();
     let before = gateway.process().memory();
     let mut world = Misled { east, gateway, traffic, before };
-    world.noise_is_no_protocol();
-    world.who_is_no_agent_is_not_heard();
+    world.noise_is_refused();
+    world.server_without_agent_identity_is_refused();
     let agent = Impostor::of(&world.east, "agent");
-    until("it is followed", || world.agent()["connected"] == true);
-    world.the_bad_are_refused_by_name_and_the_good_one_is_taken(&agent);
-    world.too_much_at_once_is_refused(&agent);
+    until("the gateway follows the impostor", || world.agent()["connected"] == true);
+    world.invalid_slices_are_refused_by_name_and_valid_one_is_accepted(&agent);
+    world.oversized_messages_are_refused(&agent);
     drop(agent);
-    world.the_agent_is_back();
+    world.real_agent_returns();
     let (calls, failures) = world.traffic.end();
     figure!("{calls} calls meanwhile, {} failed", failures.len());
     assert!(calls >= 50 && failures.is_empty(), "{calls} calls: {failures:#?}");
 }
 
 impl Misled {
-    /// How it stands with the agent.
+    /// The agent's entry in the gateway's status.
     fn agent(&self) -> Value {
         self.gateway.admin("GET", "/status").json()["agent"].clone()
     }
 
-    /// What is wrong with the agent, once that has a word in it.
+    /// Waits until the agent's error contains this word.
     fn error(&self, word: &str) -> String {
-        until_some(&format!("the error says {word}"), || {
+        until_some(&format!("the error contains {word}"), || {
             Some(self.agent()["error"].as_str()?.to_owned()).filter(|error| error.contains(word))
         })
     }
 
-    /// Some more calls go by, and none has failed; exactly these services stand.
+    /// Asserts that several more calls succeed and exactly these services are in the tables.
     fn stands(&self, expected: &[&str]) {
         let before = self.traffic.calls();
         until("there are more calls", || self.traffic.calls() >= before + 10);
@@ -81,10 +81,10 @@ impl Misled {
         assert_eq!(names, expected);
     }
 
-    fn noise_is_no_protocol(&self) {
+    fn noise_is_refused(&self) {
         let noise = babbler(&self.east);
-        until("it is heard", || noise.accepted() > 1);
-        let error = until_some("the noise is shown", || {
+        until("the gateway has connected twice", || noise.accepted() > 1);
+        let error = until_some("the status shows the error", || {
             let error = self.agent()["error"].as_str()?.to_owned();
             Some(error).filter(|error| !error.contains("refused"))
         });
@@ -93,7 +93,7 @@ impl Misled {
         self.stands(&[DETAILS]);
     }
 
-    fn who_is_no_agent_is_not_heard(&self) {
+    fn server_without_agent_identity_is_refused(&self) {
         let other = Impostor::of(&self.east, "gw-2");
         let error = self.error("spiffe://east.example/isthmus/east/gateway/gw-2");
         assert!(other.streams() == 0 && self.agent()["connected"] == false, "{error}");
@@ -101,7 +101,7 @@ impl Misled {
         self.stands(&[DETAILS]);
     }
 
-    fn the_bad_are_refused_by_name_and_the_good_one_is_taken(&self, agent: &Impostor) {
+    fn invalid_slices_are_refused_by_name_and_valid_one_is_accepted(&self, agent: &Impostor) {
         let good = own(RATINGS, u64::MAX, "east-net");
         let garbage: Vec<u8> = (0..=255).rev().cycle().take(4096).collect();
         agent.say(
@@ -121,7 +121,7 @@ impl Misled {
         ] {
             assert!(why.contains(name) && why.contains(word), "{name}: {why}");
         }
-        assert!(!why.contains(RATINGS), "the good one is not named: {why}");
+        assert!(!why.contains(RATINGS), "a valid slice is named: {why}");
         let shown = self.agent();
         assert_eq!(shown["refusals"], 3, "{shown}");
         assert!(shown["refusal"].as_str().unwrap().contains("cannot be decoded"), "{shown}");
@@ -129,13 +129,13 @@ impl Misled {
         self.stands(&[DETAILS, RATINGS]);
     }
 
-    /// A message that is refused whole, then one whose slice is.
-    fn too_much_at_once_is_refused(&self, agent: &Impostor) {
+    /// A message that is refused entirely, then one with a refused slice.
+    fn oversized_messages_are_refused(&self, agent: &Impostor) {
         let streams = agent.streams();
         agent.say("huge", vec![resource("east/huge.bookinfo.svc.cluster.local", vec![7; 64 << 20])]);
-        until("it comes back", || agent.streams() > streams);
+        until("the gateway reconnects", || agent.streams() > streams);
         assert!(self.gateway.errors().iter().any(|line| line.contains("bytes is too large")));
-        until("it is followed again", || self.agent()["connected"] == true);
+        until("the gateway follows the impostor again", || self.agent()["connected"] == true);
         agent.say("large", vec![resource("east/large.bookinfo.svc.cluster.local", vec![7; 20 << 20])]);
         let why = agent.answer("large").expect("a refusal");
         assert!(why.contains("at most 16777216 are taken"), "{why}");
@@ -143,16 +143,16 @@ impl Misled {
         let process = self.gateway.process();
         let more = |memory: u64| memory.saturating_sub(self.before) / MIB;
         let (now, peak) = (more(process.memory()), more(process.peak()));
-        figure!("an agent that has turned: {now} MiB more in the gateway, {peak} MiB at most");
+        figure!("a hostile agent: gateway memory +{now} MiB, peak +{peak} MiB");
         assert!(peak <= 64, "{peak} MiB more");
     }
 
-    /// It has another service by now, and knows nothing of what somebody said in its name.
-    fn the_agent_is_back(&mut self) {
+    /// The real agent returns with another service and without the impostor's slices.
+    fn real_agent_returns(&mut self) {
         let file = fs::read_to_string(self.east.path("registry/details.yaml")).unwrap();
         self.east.register("reviews.yaml", &file.replace(DETAILS, REVIEWS).replace("src-0", "src-1"));
         self.east.start();
-        until("what is new is there, and what was never its word is gone", || {
+        until("the new service is known, and the impostor's is gone", || {
             let services = self.gateway.admin("GET", "/services").body;
             services.contains(REVIEWS) && !services.contains(RATINGS)
         });

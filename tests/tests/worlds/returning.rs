@@ -1,5 +1,5 @@
-//! Agents, peers and links go and come back, while a service is called all the time: no call fails, what was known
-//! stays, and what changed meanwhile is caught up. Row 15 of the hazards, but for how long.
+//! Outages of agents, peers and links while a service is called continuously: no call fails, tables stay, and missed
+//! changes arrive afterwards. Row 15 of the hazards, except its duration.
 
 use std::net::SocketAddr;
 use std::thread;
@@ -19,13 +19,13 @@ use super::{BOOKINFO, DETAILS, RATINGS, REVIEWS, imported, is_connected, restart
 
 const LATE: &str = "late.bookinfo.svc.cluster.local";
 const SLOW: &str = "slow.bookinfo.svc.cluster.local";
-/// A connection that is lost without a word is noticed after 30 s.
+/// Time limit to notice a silently lost connection, which takes 30 s.
 const NOTICED: Duration = Duration::from_secs(60);
 
-/// West calls east all the time; east may call south.
+/// West continuously calls east; east may call south.
 struct Returning {
     busy: Busy,
-    /// From before all that happens.
+    /// A connection opened before all outages.
     long: Call,
     from_east: Caller,
     east_out: SocketAddr,
@@ -43,13 +43,13 @@ fn agent_and_link_outages_fail_no_call() {
         Ok(world) => Returning::new(world),
         Err(why) => skip!("{why}"),
     };
-    world.agents_restart_one_after_the_other();
-    world.an_agent_restarts_whose_endpoints_are_slow();
+    world.agents_restart_in_turn();
+    world.agent_with_slow_endpoints_restarts();
     world.net.cut(3).unwrap();
     world.south.register("late.yaml", &service(LATE, &[&world.three], "").replace("src-0", "src-8"));
-    world.an_agent_is_away();
-    world.a_peer_is_lost_and_comes_back();
-    echo(&mut world.long).expect("a connection from before all that is whole");
+    world.agent_outage();
+    world.peer_outage();
+    echo(&mut world.long).expect("the connection from before all outages works");
     world.busy.end(500);
 }
 
@@ -80,42 +80,46 @@ impl Returning {
         }
     }
 
-    /// First with what they kept, then without.
-    fn agents_restart_one_after_the_other(&mut self) {
+    /// First with their state, then without.
+    fn agents_restart_in_turn(&mut self) {
         let Returning { busy, east, west, .. } = self;
         for _ in 0..2 {
             for (cluster, other) in [(&mut *west, "east"), (&mut *east, "west")] {
                 restart(cluster);
-                until(&format!("{} has its peer again", cluster.name()), || is_connected(cluster, other));
+                until(&format!("{} is connected to its peer again", cluster.name()), || {
+                    is_connected(cluster, other)
+                });
                 busy.goes_on();
                 cluster.unset("state");
             }
-            until("west has east again", || is_connected(west, "east"));
+            until("west is connected to east again", || is_connected(west, "east"));
             busy.goes_on();
         }
     }
 
-    /// What its endpoints demand is not known for a while, and nobody is told that it is gone.
-    fn an_agent_restarts_whose_endpoints_are_slow(&mut self) {
+    /// The mTLS checks of slow endpoints take a while after a restart; meanwhile no slice is withdrawn.
+    fn agent_with_slow_endpoints_restarts(&mut self) {
         let Returning { busy, east, west, .. } = self;
         let slow = endpoint_after(east, Duration::from_millis(500), b"east-low");
         east.register("slow.yaml", &service(SLOW, &[&slow], "").replace("src-0", "src-7"));
-        until("west reaches it", || busy.caller.call(busy.out, SLOW).is_ok());
+        until("west reaches the slow service", || busy.caller.call(busy.out, SLOW).is_ok());
         let patient = busy.caller.traffic(busy.out, SLOW, PACE);
         restart(east);
-        until("west has east again", || is_connected(west, "east") && is_connected(east, "west"));
+        until("west is connected to east again", || is_connected(west, "east") && is_connected(east, "west"));
         let before = patient.calls();
-        until("there were calls", || patient.calls() >= before + 3);
-        assert_eq!(patient.end().1, [""; 0], "calls do not fail meanwhile");
-        until("east has south again", || is_connected(east, "south"));
+        until("more calls were made", || patient.calls() >= before + 3);
+        assert_eq!(patient.end().1, [""; 0], "calls failed meanwhile");
+        until("east is connected to south again", || is_connected(east, "south"));
     }
 
-    fn an_agent_is_away(&mut self) {
+    fn agent_outage(&mut self) {
         let Returning { busy, long, east, west, .. } = self;
         west.stop();
         let new = endpoint(east, Demands::Certificate, b"east-new");
         east.register("ratings.yaml", &service(RATINGS, &[&new], "").replace("src-0", "src-9"));
-        until("it is there in east", || Caller::of(east).call(outbound(&busy.gateways[0]), RATINGS).is_ok());
+        until("the service is reachable in east", || {
+            Caller::of(east).call(outbound(&busy.gateways[0]), RATINGS).is_ok()
+        });
         throughout(Duration::from_secs(10), "the last good tables serve, and nothing else", || {
             thread::sleep(Duration::from_millis(100));
             busy.traffic.failures().is_empty() && busy.caller.is_unknown(busy.out, RATINGS)
@@ -123,22 +127,22 @@ impl Returning {
         let status = busy.gateways[1].admin("GET", "/status").json();
         assert_eq!(status["agent"]["connected"], false, "{status}");
         west.start();
-        until("what changed meanwhile is caught up", || {
+        until("missed changes have arrived", || {
             busy.caller.call(busy.out, RATINGS).is_ok_and(|answer| answer.greeting == "east-new")
         });
-        echo(long).expect("a connection from before is whole");
+        echo(long).expect("the connection from before works");
     }
 
-    /// South's cable was pulled before.
-    fn a_peer_is_lost_and_comes_back(&mut self) {
+    /// South was disconnected earlier.
+    fn peer_outage(&mut self) {
         let Returning { busy, east, net, from_east, east_out, .. } = self;
-        assert!(within(NOTICED, || !is_connected(east, "south")), "the loss is noticed");
-        assert_eq!(imported(east), [format!("south/{REVIEWS}")], "what was imported stays");
+        assert!(within(NOTICED, || !is_connected(east, "south")), "the outage was not noticed");
+        assert_eq!(imported(east), [format!("south/{REVIEWS}")], "the imports have changed");
         let known = busy.gateways[0].admin("GET", &format!("/services?name={REVIEWS}")).body;
         assert!(known.contains("10.78.3.1:15443"), "{known}");
         net.mend(3).unwrap();
         until("the peer is back", || is_connected(east, "south"));
-        until("what changed meanwhile is caught up", || imported(east).len() == 2);
+        until("missed changes have arrived", || imported(east).len() == 2);
         for name in [REVIEWS, LATE] {
             until(&format!("{name} is reached"), || from_east.call(*east_out, name).is_ok());
         }

@@ -1,5 +1,5 @@
-//! A thousand who prove nothing: an agent serves its gateways all the same, in as much memory as before.
-//! Row 15 of the hazards.
+//! A thousand unauthenticated clients: an agent keeps serving its gateways, in unchanged memory. Row 15 of the
+//! hazards.
 
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
@@ -31,7 +31,7 @@ fn thousand_strangers_delay_no_gateway() {
     let file = |host: &str| service(host, &[&one], "").replace(", aliases: [src-0.pxc]", "");
     east.register("details.yaml", &file(DETAILS));
     let (caller, out) = (Caller::of(&east), outbound(&gateway));
-    until("it is there", || caller.call(out, DETAILS).is_ok());
+    until("the service is reachable", || caller.call(out, DETAILS).is_ok());
     let traffic = caller.traffic(out, DETAILS, PACE);
     let (agent, before) = (east.agent_address(), east.process().memory());
 
@@ -40,7 +40,7 @@ fn thousand_strangers_delay_no_gateway() {
     });
     let fresh = east.setup("gw-2").listeners(OUTBOUND).start();
     until("a new gateway is ready", || fresh.is_ready());
-    caller.call(outbound(&fresh), DETAILS).expect("it has its tables");
+    caller.call(outbound(&fresh), DETAILS).expect("the new gateway has its tables");
     east.register("ratings.yaml", &file(RATINGS));
     until("changes arrive", || {
         caller.call(out, RATINGS).is_ok() && caller.call(outbound(&fresh), RATINGS).is_ok()
@@ -52,7 +52,7 @@ fn thousand_strangers_delay_no_gateway() {
     let refused = inside(outside.namespace().unwrap(), move || {
         (0..1_000).filter(|_| is_refused(agent, &bundles)).count()
     });
-    assert_eq!(refused, 1_000, "who shows no certificate is refused");
+    assert_eq!(refused, 1_000, "clients without a certificate are refused");
     east.register("reviews.yaml", &file(REVIEWS));
     until("changes arrive", || caller.call(out, REVIEWS).is_ok());
     let process = east.process();
@@ -68,7 +68,7 @@ fn thousand_strangers_delay_no_gateway() {
     assert!(calls >= 25 && failures.is_empty(), "{calls} calls: {failures:#?}");
 }
 
-/// Whether an agent refuses a client that shows no certificate.
+/// Whether an agent refuses a client without a certificate.
 fn is_refused(agent: SocketAddr, bundles: &Arc<TrustBundles>) -> bool {
     let provider = Arc::new(default_provider());
     let mut config = ClientConfig::builder_with_provider(provider)
