@@ -1,5 +1,5 @@
-//! The admin, metrics and health ports of a running gateway: who may ask, what is answered, and that
-//! asking changes nothing.
+//! Tests the admin, metrics and health ports of a running gateway: access rules, answers, and that GET changes
+//! nothing.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -74,7 +74,7 @@ fn admin_pages_show_state_and_explain() {
     let config = page(admin, "/config");
     assert_eq!(config["services"][0]["host"], "productpage.example");
     assert_eq!(config["listeners"][0]["proxy_protocol"]["from"][0], "192.0.2.9/32");
-    assert_eq!(config["admin"]["address"], "127.0.0.1:0", "as it was written");
+    assert_eq!(config["admin"]["address"], "127.0.0.1:0", "as written in the file");
     assert_eq!(page(admin, "/routes?name=outbound")["total"], 1);
     assert_eq!(page(admin, "/services")["items"][0]["endpoints"][1]["weight"], 0);
     assert_eq!(page(admin, "/connections")["total"], 0);
@@ -103,7 +103,7 @@ fn admin_refuses_foreign_origins_and_get_changes_nothing() {
         assert_eq!(ask(admin, "GET", "/status", host).0, 403, "{host}");
         assert_eq!(ask(admin, "POST", "/drain", host).0, 403, "{host}");
     }
-    // A page elsewhere may POST with our own name as Host; its browser tells where it is from.
+    // A foreign page may POST with the gateway's name as Host; its browser sends its Origin.
     let host = format!("Host: {admin}\r\n");
     for origin in ["http://evil.example", "null", "http://127.0.0.1:1", "https://evil.example", ""] {
         let headers = format!("{host}Origin: {origin}\r\n");
@@ -145,8 +145,8 @@ fn metrics_port_exports_every_metric_and_nothing_else() {
     let metrics = address(&gateway, "metrics");
     let (status, text) = get(metrics, "/metrics");
     assert_eq!(status, 200);
-    // Those of services come with their first connection, those of trust with `trust:` (trust.rs), those of
-    // an agent with `xds:` (tests/tests/agent.rs), those of the state with `xds.state`.
+    // Service metrics appear with the first connection, trust metrics with `trust:` (trust.rs), agent metrics with
+    // `xds:` (tests/tests/agent.rs), state metrics with `xds.state`.
     let needs_more = |name: &str| {
         ["service_", "certificate_", "trust_", "agent_", "stale_", "state_"]
             .iter()
@@ -207,7 +207,7 @@ fn cli_queries_running_gateway() {
          ~ service productpage.example:443: endpoint 127.0.0.1:2: weight 0 → 7\n"
     );
 
-    // Nobody reads: `routes | head` is not worth a panic.
+    // A closed pipe, as with `routes | head`, must not cause a panic.
     let (reader, writer) = std::io::pipe().unwrap();
     drop(reader);
     let output = run(&["routes", "--admin", &admin], writer.into());
@@ -228,7 +228,7 @@ fn cli_queries_running_gateway() {
     assert!(String::from_utf8_lossy(&gone.stderr).contains("is it running"), "{gone:?}");
 }
 
-/// Whoever collects the logs may end first: the gateway serves on, hears signals and leaves in order.
+/// The log collector may end first: the gateway keeps serving, handles signals and drains.
 #[test]
 fn gateway_with_unread_logs_keeps_serving() {
     let folder = tempfile::tempdir().unwrap();

@@ -1,4 +1,4 @@
-//! The demo as a user meets it: the program itself, its output, and the lines it tells one to try.
+//! Tests the demo as a user runs it: the program, its output, and the commands it prints.
 
 #![expect(clippy::unwrap_used, clippy::panic, reason = "a test may panic anywhere")]
 
@@ -9,11 +9,11 @@ use std::process::{Child, ChildStdout, Command, Output, Stdio};
 
 use rustix::process::{Pid, Signal, kill_process};
 
-/// The demo, which is asked to end when this is dropped.
+/// A running demo; it is killed when this is dropped.
 struct Demo {
     child: Child,
     output: BufReader<ChildStdout>,
-    /// Where it keeps its files: nobody else's are there.
+    /// Directory of its files, used by nothing else.
     temporary: tempfile::TempDir,
 }
 
@@ -31,7 +31,7 @@ impl Demo {
         Demo { child, output, temporary }
     }
 
-    /// Everything up to a line that starts with `last`, or up to the end.
+    /// Reads up to a line that starts with `last`.
     fn read_until(&mut self, last: &str) -> String {
         let mut text = String::new();
         while self.output.read_line(&mut text).unwrap() > 0 {
@@ -42,7 +42,7 @@ impl Demo {
         panic!("the demo ended without {last:?}:\n{text}");
     }
 
-    /// The rest of the output, once it has ended well and left nothing behind.
+    /// Returns the rest of the output after a clean exit that left no files.
     fn finish(&mut self) -> String {
         let mut rest = String::new();
         self.output.read_to_string(&mut rest).unwrap();
@@ -137,7 +137,7 @@ fn demo_interrupted_at_any_step_leaves_no_files() {
     }
 }
 
-/// Runs the printed line that contains `part` as a user would, if the tools it needs are here.
+/// Runs the printed line that contains `part`, if its tools are installed.
 fn try_line(text: &str, part: &str, tools: &[&str], expected: &str) {
     for tool in tools {
         if Command::new(tool).arg("version").output().is_err() {

@@ -1,6 +1,5 @@
-//! What the documentation promises: links lead somewhere; every reason, metric, key and command is documented
-//! once; the commands it shows exist. It asks the built programs, and reads the sources where these do not tell.
-//! Not whether a text is right.
+//! Tests the documentation: links resolve; every reason, metric, key and command is documented once; shown commands
+//! exist. Facts come from the built programs, or from the sources.
 
 #![expect(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
@@ -17,11 +16,11 @@ const AGENT: &str = "isthmus-agent";
 const CERTS: &str = "isthmus-certs";
 const BENCH: &str = "isthmus-bench";
 
-/// What blocks of commands may use beside our own programs.
+/// Other programs that command blocks may use.
 const TOOLS: &[&str] = &["cargo", "curl", "docker", "install", "kubectl", "mkdir", "openssl", "systemctl"];
 /// Scripts of this repository.
 const SCRIPTS: &[&str] = &["tests/run", ".ci/run"];
-/// A page that is longer is not read.
+/// Maximum length of the README in bytes.
 const LONGEST_README: usize = 9_000;
 
 fn root() -> PathBuf {
@@ -32,7 +31,7 @@ fn read(path: &str) -> String {
     fs::read_to_string(root().join(path)).unwrap_or_else(|error| panic!("{path}: {error}"))
 }
 
-/// All files below a folder with an extension.
+/// Returns all files below a folder with an extension.
 fn files(folder: &Path, extension: &str) -> Vec<PathBuf> {
     let mut found = Vec::new();
     for entry in fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()) {
@@ -46,7 +45,7 @@ fn files(folder: &Path, extension: &str) -> Vec<PathBuf> {
     found
 }
 
-/// Every page, with its text.
+/// Returns every page with its text.
 fn pages() -> Vec<(PathBuf, String)> {
     let top = fs::read_dir(root()).unwrap().map(|entry| entry.unwrap().path());
     let top = top.filter(|path| path.extension().is_some_and(|extension| extension == "md"));
@@ -58,18 +57,18 @@ fn shown(path: &Path) -> String {
     path.strip_prefix(root()).unwrap_or(path).display().to_string()
 }
 
-/// The first cells of the tables' rows of a text, with the whole row.
+/// Returns the first cell of each table row, with the whole row.
 fn rows(text: &str) -> Vec<(&str, &str)> {
     let rows = text.lines().map(str::trim).filter(|line| line.starts_with("| "));
     rows.filter_map(|row| Some((row.strip_prefix("| ")?.split(" | ").next()?, row))).collect()
 }
 
-/// What stands in backticks in a text.
+/// Returns the parts of a text in backticks.
 fn quoted(text: &str) -> Vec<&str> {
     text.split('`').skip(1).step_by(2).collect()
 }
 
-/// Lines of a text with whether they stand in a fenced block, and in which language.
+/// Returns the lines of a text, each with the language of its fenced block, if any.
 fn fenced(text: &str) -> Vec<(Option<&str>, &str)> {
     let mut language = None;
     let mut lines = Vec::new();
@@ -84,7 +83,7 @@ fn fenced(text: &str) -> Vec<(Option<&str>, &str)> {
     lines
 }
 
-/// How GitHub names a heading.
+/// Returns GitHub's anchor of a heading.
 fn slug(heading: &str) -> String {
     let kept = heading.trim().chars().filter(|c| c.is_alphanumeric() || matches!(c, ' ' | '-' | '_'));
     kept.map(|c| if c == ' ' { '-' } else { c.to_ascii_lowercase() }).collect()
@@ -107,7 +106,7 @@ fn anchors(text: &str) -> BTreeSet<String> {
         .collect()
 }
 
-/// The targets of links of a page, code left out.
+/// Returns the link targets of a page, without code.
 fn links(text: &str) -> Vec<String> {
     let lines = fenced(text).into_iter().filter(|(language, _)| language.is_none());
     let prose =
@@ -116,7 +115,8 @@ fn links(text: &str) -> Vec<String> {
     prose.split("](").skip(1).filter_map(|rest| Some(rest.split_once(')')?.0.to_owned())).collect()
 }
 
-/// A program beside the gateway's, or where its variable says. None, said aloud, where it was not built.
+/// Returns the path of a program: beside the gateway's, or from its variable. None, with a message, if it was not
+/// built.
 fn program(name: &str) -> Option<PathBuf> {
     let gateway = PathBuf::from(env!("CARGO_BIN_EXE_isthmus-gateway"));
     if name == GATEWAY {
@@ -138,7 +138,7 @@ fn output(program: &Path, arguments: &[&str]) -> String {
     String::from_utf8(output.stdout).unwrap()
 }
 
-/// Every command of a program with its help, those without a name of their own (`bundle`) included.
+/// Returns every command of a program with its help, including groups that are commands themselves (`bundle`).
 fn commands(program: &Path, words: &[String]) -> BTreeMap<Vec<String>, String> {
     let arguments: Vec<&str> = words.iter().map(String::as_str).chain(["--help"]).collect();
     let help = output(program, &arguments);
@@ -158,7 +158,7 @@ fn commands(program: &Path, words: &[String]) -> BTreeMap<Vec<String>, String> {
     all
 }
 
-/// The keys of a file that hold a value, by its JSON Schema.
+/// Returns the keys of a JSON Schema that hold a value.
 fn keys(schema: &Value) -> BTreeSet<String> {
     fn walk(schema: &Value, whole: &Value, path: &str, found: &mut BTreeSet<String>) {
         if let Some(reference) = schema.get("$ref").and_then(Value::as_str) {
@@ -191,7 +191,7 @@ fn keys(schema: &Value) -> BTreeSet<String> {
     found.iter().filter(|key| !is_section(key)).cloned().collect()
 }
 
-/// Each of these is in one row of a page's tables, in its first cell, and in no other.
+/// Asserts that each name is in the first cell of exactly one table row of a page.
 #[track_caller]
 fn assert_documented_once(page: &str, wanted: impl IntoIterator<Item = String>) {
     let text = read(page);
@@ -206,7 +206,7 @@ fn assert_documented_once(page: &str, wanted: impl IntoIterator<Item = String>) 
     assert!(wrong.is_empty(), "\n{}", wrong.join("\n"));
 }
 
-/// Words and meanings, as the macro of the gateway's reasons has them.
+/// Returns the words and meanings from the macro in the gateway's `reason.rs`.
 fn reasons() -> Vec<(String, String)> {
     let source = files(&root().join("gateway"), "rs")
         .into_iter()
@@ -227,13 +227,13 @@ fn reasons() -> Vec<(String, String)> {
     found
 }
 
-/// What stands before the tests of a file.
+/// Returns the part of a file before its tests.
 fn code(path: &Path) -> String {
     let text = fs::read_to_string(path).unwrap();
     text.split("\n#[cfg(test)]\nmod tests {").next().unwrap().to_owned()
 }
 
-/// Names of the gateway's metrics, as its table has them: `"NAME" KIND [LABELS] "HELP"`.
+/// Returns the names of the gateway's metrics from its table: `"NAME" KIND [LABELS] "HELP"`.
 fn gateway_metrics() -> BTreeSet<String> {
     let kinds = ["\" counter [", "\" gauge [", "\" histogram ["];
     let sources =
@@ -244,7 +244,7 @@ fn gateway_metrics() -> BTreeSet<String> {
     named.filter_map(|line| Some(format!("isthmus_{}", line.strip_prefix('"')?.split('"').next()?))).collect()
 }
 
-/// Names of the agent's metrics: texts of its source.
+/// Returns the names of the agent's metrics from its source.
 fn agent_metrics() -> BTreeSet<String> {
     let sources = files(&root().join("xds-lite"), "rs");
     let sources = sources.into_iter().filter(|path| path.iter().any(|part| part == "src"));
@@ -365,7 +365,7 @@ fn without_comment(line: &str) -> &str {
     if line.starts_with('#') { "" } else { line.split(" # ").next().unwrap_or_default().trim() }
 }
 
-/// Whether a line of a block begins with a program that there is and one of its commands, with options that it has.
+/// Checks that a line begins with a known program, one of its commands and existing options.
 fn judge(line: &str, built: &BTreeMap<&str, BTreeMap<Vec<String>, String>>) -> Result<(), String> {
     let mut words = line.split_whitespace().skip_while(|word| word.ends_with('$') || *word == "sudo");
     let Some(first) = words.next() else { return Ok(()) };

@@ -1,8 +1,8 @@
-//! Fuzz targets of the two parsers that read what strangers send. `cargo test` runs each for a bounded
-//! time; `cargo bolero test` runs them for as long as you like, guided by coverage. Those of private parsers stand
-//! beside them, and all are called `fuzz_…` there: `cargo bolero list` names them.
-//! DNS answers and the system's files: `gateway/src/resolve/lookup.rs`; slices: `xds-lite/src/slice/wire/tests.rs`; the
-//! messages of a join: `xds-lite/src/join/wire.rs`; tokens: `xds-lite/tests/fuzz.rs`; bundles: `certs/tests/fuzz.rs`.
+//! Fuzz targets of the two parsers that read untrusted bytes first. `cargo test` runs each for a bounded time;
+//! `cargo bolero test` runs them for any time, guided by coverage. Targets of private parsers are beside the parsers;
+//! all are called `fuzz_…`, and `cargo bolero list` names them. DNS answers and the system's files:
+//! `gateway/core/src/resolve/lookup.rs`; slices: `xds-lite/model/src/slice/wire/tests.rs`; join messages:
+//! `xds-lite/trust/src/join/wire.rs`; tokens: `xds-lite/tests/fuzz.rs`; bundles: `certs/tests/fuzz.rs`.
 
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use isthmus_core::proxy;
 
 const TIME: Duration = Duration::from_secs(10);
 
-/// No panic, and the answer does not depend on how the bytes were cut.
+/// No panic, and the verdict does not depend on how the bytes were split.
 #[test]
 fn fuzz_hello_parser() {
     bolero::check!().with_test_time(TIME).with_type::<(Vec<u8>, u8)>().for_each(|(bytes, cut)| {
@@ -32,7 +32,7 @@ fn fuzz_hello_parser() {
     });
 }
 
-/// No panic, and no prefix gets another answer than the whole.
+/// No panic, and no prefix gets a verdict that contradicts the whole.
 #[test]
 fn fuzz_proxy_header() {
     bolero::check!().with_test_time(TIME).with_type::<Vec<u8>>().for_each(|bytes| {
@@ -47,8 +47,8 @@ fn fuzz_proxy_header() {
     });
 }
 
-/// The same of version 2 with a length that fits, whose addresses and additions are anything; and what follows the
-/// header is never part of it.
+/// The same for version 2 with a correct length and arbitrary addresses and TLVs; bytes after the header never belong
+/// to it.
 #[test]
 fn fuzz_proxy_header_v2() {
     const SIGNATURE: &[u8] = b"\r\n\r\n\0\r\nQUIT\n";

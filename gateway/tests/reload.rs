@@ -1,5 +1,5 @@
-//! Edits of the configuration file under live connections: nothing established is touched, a good edit is
-//! live whole, a bad one changes nothing and says why.
+//! Tests edits of the configuration file under live connections: established connections are untouched, a valid edit
+//! is applied as a whole, and an invalid one changes nothing and reports why.
 
 #![expect(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "a test may panic anywhere")]
 
@@ -18,7 +18,7 @@ use tempfile::TempDir;
 const CONNECTIONS: usize = 1_000;
 const EDITS: usize = 100;
 
-/// A configuration file, edited as people and machines do.
+/// A configuration file, edited in the ways that editors and tools use.
 struct ConfigFile {
     directory: TempDir,
     edits: usize,
@@ -39,7 +39,7 @@ impl ConfigFile {
         self.directory.path().join(name)
     }
 
-    /// Each way in turn; those that follow a link swap come upon a link.
+    /// Edits in each way in turn; after a link swap the file is a link.
     fn edit(&mut self, text: &str) {
         self.edits += 1;
         match self.edits % 5 {
@@ -50,7 +50,7 @@ impl ConfigFile {
         }
     }
 
-    /// Editors and configuration management.
+    /// As editors and configuration management do.
     fn rename(&self, text: &str) {
         fs::write(self.at("gateway.yaml.new"), text).unwrap();
         fs::rename(self.at("gateway.yaml.new"), self.path()).unwrap();
@@ -60,7 +60,7 @@ impl ConfigFile {
         fs::write(self.path(), text).unwrap();
     }
 
-    /// A ConfigMap: the file is a link through `..data`, and `..data` is swapped.
+    /// As a ConfigMap does: the file is a link through `..data`, and `..data` is swapped.
     fn swap_link(&self, text: &str) {
         let version = format!("..version-{}", self.edits);
         fs::create_dir(self.at(&version)).unwrap();
@@ -164,7 +164,7 @@ fn reload_of_invalid_file_reports_all_problems_and_changes_nothing() {
     assert_eq!(world.epoch(), before);
     assert_eq!(served_by(world.address(), &hello("a.test")), Some(a));
 
-    // Undone: nothing changes, and nothing is wrong any more.
+    // The edit is reverted: nothing changes and the refusal is cleared.
     file.rename(&good);
     until("the refusal is over", || control.last_refused().is_none());
     assert_eq!((world.epoch(), refusals(&world)), (before, 1));

@@ -1,4 +1,5 @@
-//! Endpoints given as host names: a real DNS server whose zone changes, goes away, and lies.
+//! Tests endpoints with host names against a real DNS server whose zone changes, disappears, and returns bad
+//! addresses.
 
 #![expect(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "a test may panic anywhere")]
 
@@ -27,7 +28,7 @@ use tokio::net::{TcpListener, UdpSocket};
 use tokio::runtime::Runtime;
 use tokio::sync::oneshot;
 
-/// A DNS server for `.test`, on UDP and TCP. It is gone once it is dropped.
+/// A DNS server for `.test` on UDP and TCP; it stops when dropped.
 struct Dns {
     address: SocketAddr,
     zone: Arc<InMemoryZoneHandler>,
@@ -85,14 +86,14 @@ impl Drop for Dns {
     }
 }
 
-/// What a half broken server does with questions for AAAA.
+/// How a half-broken server treats AAAA queries.
 #[derive(Clone, Copy)]
 enum Aaaa {
     Silence,
     ServFail,
 }
 
-/// Answers every question for A with 127.0.0.2, for a second. It ends with the test's process.
+/// Answers every A query with 127.0.0.2 and a TTL of a second. It runs until the test process ends.
 fn half_broken(aaaa: Aaaa) -> SocketAddr {
     let socket = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
     let address = socket.local_addr().unwrap();
@@ -118,7 +119,7 @@ fn half_broken(aaaa: Aaaa) -> SocketAddr {
     address
 }
 
-/// The name resolves by its A, stays so, and status says what is missing.
+/// Checks that the name resolves by its A record, keeps doing so, and that status reports the missing family.
 fn resolves_by_its_a(aaaa: Aaaa) {
     let port = backends([TWO]);
     let directory = tempfile::tempdir().unwrap();
@@ -130,7 +131,7 @@ fn resolves_by_its_a(aaaa: Aaaa) {
     until("the name is resolved", || addresses(&world) == [ip(TWO)]);
     assert_eq!(served_by(world.address(), &hello("a.test")), Some((TWO, port).into()));
     let first = known(&world, "db.test");
-    assert!(first.problem.unwrap().starts_with("AAAA: "), "it does not say that the name does not resolve");
+    assert!(first.problem.unwrap().starts_with("AAAA: "), "status does not report the missing family");
     until("it is confirmed again", || known(&world, "db.test").confirmed > first.confirmed);
     assert_eq!(addresses(&world), [ip(TWO)]);
 }
@@ -154,7 +155,7 @@ fn name(text: &str) -> Name {
     name
 }
 
-/// A backend on each of these addresses, all with the same port.
+/// Starts a backend on each of these addresses, all with the same port.
 fn backends<const N: usize>(addresses: [[u8; 4]; N]) -> u16 {
     loop {
         let port = backend(([127, 0, 0, 9], 0).into()).unwrap().port();
@@ -219,7 +220,7 @@ fn dns_name_uses_all_addresses_and_follows_changes() {
     for _ in 0..4 {
         assert_eq!(served_by(world.address(), &hello), Some((THREE, port).into()));
     }
-    assert!(clients.iter_mut().all(|client| client.echo("established")), "only new ones go elsewhere");
+    assert!(clients.iter_mut().all(|client| client.echo("established")), "established connections stay");
 }
 
 #[test]
@@ -261,7 +262,7 @@ fn dns_name_of_own_listener_is_loop() {
     let dns = Dns::start();
     let (_directory, file) = configured(&[&dns], &[]);
     let world = World::start(&file);
-    // The listener is on 127.0.0.1 alone: the same port of 127.0.0.2 is somebody else's.
+    // The listener is only on 127.0.0.1: the same port on 127.0.0.2 belongs to a backend.
     let port = world.address().port();
     backend((TWO, port).into()).unwrap();
     dns.set_a("me.test", 1, [TWO]);
@@ -294,7 +295,7 @@ fn dns_resolves_both_families_cnames_and_tcp_answers() {
     let dns = Dns::start();
     let many: Vec<_> = (0..200).map(|last| Ipv4Addr::new(127, 1, 0, last)).collect();
     dns.set("many.test", RecordType::A, 60, many.iter().map(|address| RData::A(A(*address))));
-    // Mapped, unspecified: the first is 127.0.0.3, the second is nobody.
+    // The mapped address is 127.0.0.3; the unspecified one is ignored.
     let v6 = ["::1", "::ffff:127.0.0.3", "::"].map(|address| RData::AAAA(AAAA(address.parse().unwrap())));
     dns.set("both.test", RecordType::AAAA, 60, v6);
     dns.set_a("both.test", 60, [TWO]);

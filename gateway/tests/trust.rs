@@ -1,5 +1,5 @@
-//! The gateway's own identity and trust: loaded at start, followed, shown with their ends, and a bad file
-//! that changes nothing but what is shown.
+//! Tests the gateway's identity and trust: loaded at start, followed, shown with their expiries; an invalid file is
+//! reported and changes nothing else.
 
 #![expect(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "a test may panic anywhere")]
 
@@ -110,7 +110,7 @@ fn trust_refuses_bad_file_and_keeps_previous() {
     let text = collect::text(world.gateway().control());
     assert_eq!(metric(&text, "isthmus_trust_refused"), ["isthmus_trust_refused 1"]);
     fs::write(directory.path().join(KEY), key).unwrap();
-    until("it is right again", || trust(&world)["refused"].as_array().unwrap().is_empty());
+    until("the refusal is cleared", || trust(&world)["refused"].as_array().unwrap().is_empty());
 }
 
 #[test]
@@ -121,7 +121,7 @@ fn trust_without_own_bundle_fails_start() {
     assert!(error.contains("tls.crt") && error.contains("add the bundle of east.example"), "{error}");
 }
 
-/// As the program prints it.
+/// Returns the start error as the program prints it.
 fn said(directory: &Path) -> String {
     with_causes(&start(directory).unwrap_err())
 }

@@ -54,8 +54,8 @@ pub enum Failure {
     ClientGone,
 }
 
-/// Waits for the server's first bytes. A client that sends more than its hello ends the wait, because those bytes cannot
-/// be moved to another server. So does `is_over`: the hello is no longer kept for a replay.
+/// Waits for the server's first bytes. A client that sends more than its hello ends the wait, because those bytes
+/// cannot be moved to another server. So does `is_over`: the hello is no longer kept for a replay.
 ///
 /// # Errors
 /// [`Failure::Rejected`] when the server closes, resets or answers with an alert that says "not here";

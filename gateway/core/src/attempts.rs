@@ -1,5 +1,5 @@
-//! Tracks the attempts of one connection and decides what follows a failed one: the next endpoint, this server's answer
-//! forwarded as it is, or a refusal.
+//! Tracks the attempts of one connection and decides what follows a failed one: the next endpoint, this server's
+//! answer forwarded as it is, or a refusal.
 
 use std::borrow::Cow;
 use std::net::{IpAddr, SocketAddr};

@@ -1,5 +1,5 @@
-//! Serves one connection: accept → peek → route → pick → connect → relay → account. Each step is a module of that name;
-//! this file only defines their order and what follows a failure.
+//! Serves one connection: accept → peek → route → pick → connect → relay → account. Each step is a module of that
+//! name; this file only defines their order and what follows a failure.
 
 use std::net::SocketAddr;
 use std::pin::pin;

@@ -46,8 +46,8 @@ impl Phase {
 
 const TICK: Duration = Duration::from_millis(100);
 
-/// Closes a worker's connections over the window: silent ones in its first quarter, the others in the rest. All workers
-/// use the same clock. Connections left at the end are cut.
+/// Closes a worker's connections over the window: silent ones in its first quarter, the others in the rest. All
+/// workers use the same clock. Connections left at the end are cut.
 pub(crate) async fn close(live: Arc<Live>, mut phase: watch::Receiver<Phase>) {
     let Ok(Phase::Closing { since, window }) =
         phase.wait_for(|phase| !phase.accepts()).await.map(|phase| *phase)

@@ -208,8 +208,8 @@ impl<T: Count> Counted<T> {
         Counted(Arc::clone(place))
     }
 
-    /// Counts one more, or returns `None` at the limit. The check and the count are one operation: of two that race for
-    /// the last place, exactly one gets it.
+    /// Counts one more, or returns `None` at the limit. The check and the count are one operation: of two that race
+    /// for the last place, exactly one gets it.
     pub(crate) fn below(place: &Arc<T>, limit: u32) -> Option<Counted<T>> {
         let one_more = |here| (here < limit).then(|| here + 1);
         place.count().fetch_update(Relaxed, Relaxed, one_more).ok().map(|_| Counted(Arc::clone(place)))

@@ -122,8 +122,8 @@ impl Parser {
     }
 }
 
-/// First bytes of Postgres clients: a length, then the message type. SSLRequest and GSSENCRequest ask whether the server
-/// speaks TLS or GSSAPI; a StartupMessage asks for neither. `None` is any byte.
+/// First bytes of Postgres clients: a length, then the message type. SSLRequest and GSSENCRequest ask whether the
+/// server speaks TLS or GSSAPI; a StartupMessage asks for neither. `None` is any byte.
 const POSTGRES: [[Option<u8>; 8]; 2] = [
     [Some(0), Some(0), Some(0), Some(8), Some(4), Some(210), Some(22), None],
     [Some(0), Some(0), None, None, Some(0), Some(3), Some(0), None],

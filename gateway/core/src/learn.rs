@@ -147,7 +147,7 @@ impl Slices {
         }
     }
 
-    /// Takes a slice; says which.
+    /// Stores a valid slice and returns its key.
     fn take(&mut self, name: &str, bytes: &[u8]) -> Result<Key, String> {
         let slice = Slice::decode(bytes).map_err(|error| error.to_string())?;
         if slice.key.to_string() != name {

@@ -169,8 +169,8 @@ impl Conn {
         self.hello_revoked.load(Relaxed)
     }
 
-    /// Runs the beginning, which holds the hello, until it ends or the memory is revoked. A beginning that has a server
-    /// by then completes when it is polled once more.
+    /// Runs the beginning, which holds the hello, until it ends or the memory is revoked. A beginning that has a
+    /// server by then completes when it is polled once more.
     pub(crate) async fn until_revoked<T>(
         &self,
         mut beginning: Pin<&mut impl Future<Output = Result<T, Reason>>>,
@@ -213,8 +213,8 @@ impl Conn {
         Reason::ALL.get(usize::from(self.end.load(Relaxed))).copied()
     }
 
-    /// Runs the connection until it ends or is asked to end. Must be awaited by the connection's own task: a task's waker
-    /// stays the same and is stored once.
+    /// Runs the connection until it ends or is asked to end. Must be awaited by the connection's own task: a task's
+    /// waker stays the same and is stored once.
     ///
     /// Pinned by the caller: a future passed by value would be stored twice.
     pub(crate) async fn until_ended(&self, mut story: Pin<&mut impl Future<Output = Reason>>) -> Reason {

@@ -1,5 +1,5 @@
-//! Writes the access log: one bounded buffer per worker, and one thread that writes. A worker never waits; lines that do
-//! not fit are dropped and counted. Untrusted text in a line is escaped.
+//! Writes the access log: one bounded buffer per worker, and one thread that writes. A worker never waits; lines that
+//! do not fit are dropped and counted. Untrusted text in a line is escaped.
 
 use std::io::{self, Write};
 use std::net::SocketAddr;

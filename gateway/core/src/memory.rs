@@ -1,5 +1,5 @@
-//! Limits the memory of all ClientHellos in flight to one budget of the process. It is counted without a lock and shared
-//! out between sources once it runs short; [`share`] decides which hellos are revoked.
+//! Limits the memory of all ClientHellos in flight to one budget of the process. It is counted without a lock and
+//! shared out between sources once it runs short; [`share`] decides which hellos are revoked.
 
 mod share;
 

@@ -43,8 +43,8 @@ pub struct Step<'a> {
     pub tables: &'a Snapshot,
 }
 
-/// Picks a healthy endpoint that was not tried yet; otherwise a demoted one, then an ejected one, then one of an address
-/// family that is off, because a possibly dead endpoint is better than none. `None` if none is left.
+/// Picks a healthy endpoint that was not tried yet; otherwise a demoted one, then an ejected one, then one of an
+/// address family that is off, because a possibly dead endpoint is better than none. `None` if none is left.
 pub fn pick<'s>(
     service: &'s Service,
     choice: &Choice<'_>,

@@ -1,5 +1,5 @@
-//! Manages pipes for splicing, in a pool per worker. A pipe that still holds bytes is closed instead of reused, because
-//! the next connection would receive them.
+//! Manages pipes for splicing, in a pool per worker. A pipe that still holds bytes is closed instead of reused,
+//! because the next connection would receive them.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -116,8 +116,8 @@ impl Pipe {
         self.held
     }
 
-    /// Moves bytes from the socket into the pipe, which must be empty: splice returns EAGAIN both for an empty socket and
-    /// for a full pipe, and so it can only mean the socket. 0 is the end of the stream.
+    /// Moves bytes from the socket into the pipe, which must be empty: splice returns EAGAIN both for an empty socket
+    /// and for a full pipe, and so it can only mean the socket. 0 is the end of the stream.
     ///
     /// # Errors
     /// `WouldBlock` if the socket has no bytes, or the socket's error.

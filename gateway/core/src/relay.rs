@@ -25,8 +25,8 @@ pub enum End {
     Reset(Side),
 }
 
-/// Relays until both directions have ended; `said` is what the server sent before. A reset has been forwarded when this
-/// returns.
+/// Relays until both directions have ended; `said` is what the server sent before. A reset has been forwarded when
+/// this returns.
 pub async fn relay(
     client: &mut TcpStream,
     server: &mut TcpStream,
@@ -91,8 +91,8 @@ async fn both_ways(
         {
             tracing::debug!(%error, "cannot set keepalive");
         }
-        // A side whose writes fail has reset. Its earlier bytes may still be in transit, and its end then looks orderly,
-        // because the write has consumed the error.
+        // A side whose writes fail has reset. Its earlier bytes may still be in transit, and its end then looks
+        // orderly, because the write has consumed the error.
         let up_end = up.poll(cx, client, server, &Moving { worker, conn, count: &conn.bytes_in });
         down.source_reset |= up.sink_gone;
         let down_end = down.poll(cx, server, client, &Moving { worker, conn, count: &conn.bytes_out });

@@ -1,5 +1,5 @@
-//! Routes SNI, protocols and source address to a service. Pure: it reads one snapshot. A name that is not in the tables
-//! does not exist, in any form.
+//! Routes SNI, protocols and source address to a service. Pure: it reads one snapshot. A name that is not in the
+//! tables does not exist, in any form.
 
 use std::net::IpAddr;
 use std::sync::Arc;

@@ -39,8 +39,8 @@ pub struct Snapshot {
 }
 
 impl Snapshot {
-    /// Compiles the tables of a file. Services that are unchanged since `before` are shared with it; the others take over
-    /// state by service and address. Learned services stay.
+    /// Compiles the tables of a file. Services that are unchanged since `before` are shared with it; the others take
+    /// over state by service and address. Learned services stay.
     #[must_use]
     pub fn compile(
         live: impl Into<Arc<Live>>,

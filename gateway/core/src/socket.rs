@@ -53,8 +53,8 @@ pub(crate) fn check_free(bind: &Bind, address: SocketAddr) -> io::Result<()> {
     socket.bind(&address.into())
 }
 
-/// Opens a socket for connecting to an endpoint. Keepalive is set later: it takes four system calls, and most connections
-/// end before it matters.
+/// Opens a socket for connecting to an endpoint. Keepalive is set later: it takes four system calls, and most
+/// connections end before it matters.
 pub(crate) fn upstream(to: SocketAddr, from: Option<IpAddr>, tcp: &Tcp) -> io::Result<Socket> {
     let socket = Socket::new(Domain::for_address(to), Type::STREAM.nonblocking(), Some(Protocol::TCP))?;
     set_buffers(&socket, tcp)?;

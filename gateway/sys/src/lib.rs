@@ -1,5 +1,5 @@
-//! Wraps the system calls that no crate wraps safely. This is the only `unsafe` code of the project and stays under 100
-//! lines. Calls that rustix or socket2 offer do not belong here.
+//! Wraps the system calls that no crate wraps safely. This is the only `unsafe` code of the project and stays under
+//! 100 lines. Calls that rustix or socket2 offer do not belong here.
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};

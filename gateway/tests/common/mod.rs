@@ -1,5 +1,5 @@
-//! What the worlds of these tests share: a gateway in this process, backends that say who they are, and
-//! clients that send a real ClientHello. Nobody here speaks TLS: the gateway does not either.
+//! Shared test helpers: a gateway in this process, backends that answer with their address, and clients that send a
+//! real ClientHello. No TLS handshake takes place; the gateway does not need one.
 
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -13,7 +13,7 @@ use isthmus_core::gateway::Gateway;
 use rustls::{ClientConfig, ClientConnection, RootCertStore};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-/// Whatever is waited for has failed if it takes longer.
+/// Time limit for every wait.
 const DEADLINE: Duration = Duration::from_secs(30);
 
 /// Waits until `condition` holds.
@@ -31,7 +31,7 @@ pub(crate) fn until(what: &str, mut condition: impl FnMut() -> bool) {
 pub(crate) struct World(Option<Gateway>);
 
 impl World {
-    /// Starts one that follows `file`.
+    /// Starts a gateway that follows `file`.
     pub(crate) fn start(file: &Path) -> World {
         let settings = config::load(file).unwrap_or_else(|problems| panic!("{problems}"));
         World::of(Gateway::start(settings, Some(file.to_owned())).unwrap())
@@ -45,7 +45,7 @@ impl World {
         self.0.as_ref().unwrap()
     }
 
-    /// Where its first listener is.
+    /// Returns the address of its first listener.
     pub(crate) fn address(&self) -> SocketAddr {
         self.gateway().bound()[0].address
     }
@@ -68,14 +68,14 @@ impl Drop for World {
     }
 }
 
-/// The part of a configuration that all tests have in common.
+/// Returns the part of the configuration that all tests share.
 pub(crate) fn head() -> String {
     "workers: 2\nlisteners: [{address: '127.0.0.1:0'}]\nadmin: {address: '127.0.0.1:0'}\n\
      metrics: {address: '127.0.0.1:0'}\nhealth: {address: '127.0.0.1:0'}\naccess_log: {enabled: false}\n"
         .to_owned()
 }
 
-/// Starts a server that answers a ClientHello with its address, and echoes what comes then.
+/// Starts a server that answers a ClientHello with its address, and echoes what follows.
 pub(crate) fn backend(address: SocketAddr) -> io::Result<SocketAddr> {
     let listener = std::net::TcpListener::bind(address)?;
     listener.set_nonblocking(true)?;
@@ -102,7 +102,7 @@ async fn answer(mut stream: tokio::net::TcpStream, own: SocketAddr) -> io::Resul
     tokio::io::copy(&mut from, &mut to).await.map(drop)
 }
 
-/// The first flight of a rustls client.
+/// Returns the first flight of a rustls client.
 pub(crate) fn hello(sni: &str) -> Vec<u8> {
     let config = ClientConfig::builder().with_root_certificates(RootCertStore::empty()).with_no_client_auth();
     let name = sni.to_owned().try_into().unwrap();
@@ -118,12 +118,12 @@ pub(crate) struct Client {
 }
 
 impl Client {
-    /// Who answered.
+    /// Address of the backend.
     pub(crate) fn backend(&self) -> SocketAddr {
         self.backend
     }
 
-    /// Sends `text` and reads it back; tells whether that went well.
+    /// Sends `text` and reads it back; true on success.
     pub(crate) fn echo(&mut self, text: &str) -> bool {
         let mut back = vec![0; text.len()];
         self.stream.write_all(text.as_bytes()).and_then(|()| self.stream.read_exact(&mut back)).is_ok()
@@ -131,10 +131,10 @@ impl Client {
     }
 }
 
-/// What a hello was answered with.
+/// The answer to a hello.
 pub(crate) enum Answer {
     Served(Client),
-    /// With this fatal alert.
+    /// Refused with this fatal alert.
     Refused(u8),
 }
 
@@ -157,7 +157,7 @@ pub(crate) fn connect(gateway: SocketAddr, hello: &[u8]) -> Answer {
     }
 }
 
-/// Connects to a service that must be served.
+/// Connects to a service; panics if it is refused.
 #[track_caller]
 pub(crate) fn open(gateway: SocketAddr, hello: &[u8]) -> Client {
     match connect(gateway, hello) {
@@ -166,7 +166,7 @@ pub(crate) fn open(gateway: SocketAddr, hello: &[u8]) -> Client {
     }
 }
 
-/// Who serves a new connection; none when it is refused.
+/// Returns the backend of a new connection; none if it is refused.
 pub(crate) fn served_by(gateway: SocketAddr, hello: &[u8]) -> Option<SocketAddr> {
     match connect(gateway, hello) {
         Answer::Served(client) => Some(client.backend()),

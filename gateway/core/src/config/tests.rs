@@ -1,4 +1,4 @@
-//! The whole way from text to settings: each check with the place and the words it reports.
+//! Tests parsing from text to settings: each check with its place and message.
 
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -24,7 +24,7 @@ fn good(text: &str) -> Settings {
     }
 }
 
-/// The problems must be exactly these lines.
+/// Asserts that the problems are exactly these lines.
 #[track_caller]
 fn bad(text: &str, lines: &[&str]) {
     let problems = read(text).expect_err("the text is wrong");
@@ -205,7 +205,7 @@ fn trust_directory_replaces_trust_files() {
     let settings = good(&with("directory: a, token_file: b, deny: d"));
     let Some(Trusts::ManagedTrust(kept)) = &settings.fixed.trust else { panic!("a directory") };
     assert!(matches!(&kept.token, FirstToken::File(file) if file.ends_with("b")));
-    // The token may go once it is used: nothing is to be restarted for that.
+    // The token may be removed once it was used, without a restart.
     assert_eq!(settings.fixed, good(&with("directory: a, deny: d")).fixed);
     assert_ne!(settings.fixed, good(&with("directory: c, deny: d")).fixed);
     let shown = serde_json::to_value(&settings.fixed.trust).unwrap();
@@ -237,7 +237,7 @@ fn trust_directory_replaces_trust_files() {
     assert!(alone.contains("its certificate would not be renewed"), "{alone}");
 }
 
-/// Each key of the schema stands in the documentation's full example, and none is open to unknown keys.
+/// Each key of the schema is in the documentation's full example, and no object allows unknown keys.
 #[test]
 fn schema_is_closed_and_documented_completely() {
     let schema: serde_json::Value = serde_json::from_str(&schema()).unwrap();
@@ -356,7 +356,7 @@ fn all_problems_are_reported_at_once() {
     );
 }
 
-/// A second line of the file, and what is wrong with it.
+/// The second line of a file, and its problem.
 const SINGLE_VALUES: &[(&str, &str)] = &[
     ("workers: 257", "2:10: workers: '257' is out of range; write 1 to 256"),
     ("workers: -1", "2:10: workers: '-1' is no whole number; write digits only"),
@@ -738,7 +738,7 @@ fn hundred_thousand_services_load() {
     assert_eq!(settings.live.services.len(), 100_000);
 }
 
-/// Words of the file in any order reach deeper than letters in any order.
+/// Random words of the file reach deeper than random letters.
 fn words() -> impl Strategy<Value = String> {
     let word = prop_oneof![
         Just("listeners:"),

@@ -1,5 +1,5 @@
-//! Decides which hellos are revoked when memory is short: every source gets an equal share, and of a source above it the
-//! largest and oldest hellos go first. Pure: the holders are an argument.
+//! Decides which hellos are revoked when memory is short: every source gets an equal share, and of a source above it
+//! the largest and oldest hellos go first. Pure: the holders are an argument.
 
 use std::cmp::Reverse;
 use std::collections::{HashMap, HashSet};

@@ -341,8 +341,8 @@ impl Entry {
         Some(if resolves { format!("{}: {problem}", kind.record()) } else { problem.to_owned() })
     }
 
-    /// Returns when the queried families are due again. If nothing resolves, the other family is due with them: the name
-    /// may now be in another search domain.
+    /// Returns when the queried families are due again. If nothing resolves, the other family is due with them: the
+    /// name may now be in another search domain.
     fn dues(
         &mut self,
         asked: [(Kind, bool); 2],

@@ -1,5 +1,5 @@
-//! Builds the next tables from the previous ones at a cost in proportion to the change, except for an edit of the file,
-//! which rebuilds all names.
+//! Builds the next tables from the previous ones at a cost in proportion to the change, except for an edit of the
+//! file, which rebuilds all names.
 
 use std::collections::{BTreeMap, HashSet};
 use std::net::SocketAddr;
@@ -67,8 +67,8 @@ pub(crate) struct SnapshotBuilder<'a> {
 }
 
 impl<'a> SnapshotBuilder<'a> {
-    /// Starts from the previous tables. Names without an answer in `resolved` have no endpoint yet; addresses for which
-    /// `is_own` holds are ignored, because a route to the gateway itself is a loop.
+    /// Starts from the previous tables. Names without an answer in `resolved` have no endpoint yet; addresses for
+    /// which `is_own` holds are ignored, because a route to the gateway itself is a loop.
     pub(crate) fn after(
         before: &Snapshot,
         beside: &'a mut CompilerState,

@@ -27,7 +27,8 @@ pub(crate) struct Listener {
     /// For IPv6 addresses only: refuse IPv4 on the same socket. Needs a restart.
     #[schemars(extend("default" = true))]
     pub(crate) ipv6_only: Option<At<bool>>,
-    /// Length of the kernel's accept queue, for each worker; the kernel caps it at net.core.somaxconn. Needs a restart.
+    /// Length of the kernel's accept queue, for each worker; the kernel caps it at net.core.somaxconn. Needs a
+    /// restart.
     #[schemars(extend("default" = defaults::BACKLOG))]
     #[schemars(extend("minimum" = defaults::BACKLOGS.0, "maximum" = defaults::BACKLOGS.1))]
     pub(crate) backlog: Option<At<Count>>,
