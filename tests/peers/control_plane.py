@@ -1,16 +1,16 @@
-"""A scripted control plane in istiod's shape: Clusters, ClusterLoadAssignments and one Listener over delta ADS and mTLS.
+"""A scripted control plane like istiod: Clusters, ClusterLoadAssignments and one Listener over delta ADS and mTLS.
 
-It takes commands as lines of JSON on standard input and says what it sees as lines of JSON on standard output.
+It reads commands as lines of JSON from standard input and writes events as lines of JSON to standard output.
 
-    {"clusters": {NAME: PATCH, ...}}         these Clusters are there, of type EDS, with PATCH merged in
-    {"assign": {NAME: [[IP, PORT], ...]}}    these endpoints; null takes the assignment away
-    {"chains": [CHAIN, ...]}                 the Listener has these chains: {"sni": ..., "cluster": ..., "patch": {...}},
-                                             or, with a "match" of their own, {"sni": NAME, "match": {...}}
-    {"drop": [NAME, ...]}                    these Clusters are gone
+    {"clusters": {NAME: PATCH, ...}}         adds these Clusters, of type EDS, with PATCH merged in
+    {"assign": {NAME: [[IP, PORT], ...]}}    assigns these endpoints; null removes the assignment
+    {"chains": [CHAIN, ...]}                 replaces the Listener's chains: {"sni": ..., "cluster": ..., "patch": {...}},
+                                             or, with an explicit "match", {"sni": NAME, "match": {...}}
+    {"drop": [NAME, ...]}                    removes these Clusters
     {"certificate": [PEM, ...]}             the answer to the next request for a certificate; null refuses it
-    {"raw": {KIND: {NAME: [HEX, TIMES]}}}    bytes in place of a message, so many times over; null takes them away
+    {"raw": {KIND: {NAME: [HEX, TIMES]}}}    bytes instead of a message, repeated TIMES; null removes them
 
-A resource's version is a hash of its content: it is the same after a restart.
+A resource's version is a hash of its content, so it is the same after a restart.
 """
 
 import argparse
@@ -63,7 +63,7 @@ def cluster(name, patch):
         },
         cluster_pb2.Cluster(),
     )
-    # Between the balancer and the endpoint istiod puts a filter of its own, whose type only istiod's proxies have.
+    # istiod puts a filter of its own before tcp_proxy, whose type only Istio's proxies know.
     exchange = message.filters.add(name="istio.metadata_exchange")
     exchange.typed_config.type_url = "type.googleapis.com/envoy.tcp.metadataexchange.config.MetadataExchange"
     exchange.typed_config.value = b"\x0a\x14istio-peer-exchange\x10\x01"
@@ -110,7 +110,7 @@ def listener(chains):
 
 
 class World:
-    """All resources, and the streams that are told of changes."""
+    """All resources, and the streams to notify of changes."""
 
     def __init__(self):
         self.lock = threading.Lock()
@@ -154,7 +154,7 @@ class World:
 
 
 class Followed:
-    """One type of one stream."""
+    """The state of one type on one stream."""
 
     def __init__(self, request):
         names = list(request.resource_names_subscribe)
@@ -164,7 +164,7 @@ class Followed:
         self.in_flight = None
 
     def response(self, kind, resources):
-        """What changed since, unless an answer is awaited."""
+        """Sends the changes since the last response, unless an answer is pending."""
         if self.in_flight:
             return None
         wanted = resources if self.all else {name: resources[name] for name in self.names if name in resources}
@@ -277,7 +277,7 @@ def certificate_messages():
 
 
 def certificates(world):
-    """Istio's certificate API: what is asked for is told, and the answer comes as a command."""
+    """Istio's certificate API: reports requests as events; the answers come as commands."""
     request_class, response_class = certificate_messages()
 
     def create(request, context):
@@ -306,7 +306,7 @@ def main():
     arguments = argparse.ArgumentParser(description=__doc__)
     for name in ["--address", "--certificate", "--key", "--roots"]:
         arguments.add_argument(name, required=True)
-    # As istiod does for those who have no certificate yet.
+    # Like istiod, for clients without a certificate.
     arguments.add_argument("--open", action="store_true")
     given = arguments.parse_args()
     world = World()
@@ -319,7 +319,7 @@ def main():
     credentials = grpc.ssl_server_credentials(
         [(read(given.key), read(given.certificate))], read(given.roots), require_client_auth=not given.open
     )
-    # What is there from the beginning is there before anybody can ask.
+    # The first resources exist before any client can connect.
     world.do(json.loads(sys.stdin.readline()))
     port = server.add_secure_port(given.address, credentials)
     server.start()

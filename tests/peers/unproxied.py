@@ -1,11 +1,11 @@
-"""gRPC without a proxy, both ends of it. Not a test itself: `unproxied.rs` is.
+"""Client and server of proxyless gRPC, for the test `unproxied.rs`.
 
-    unproxied.py serve NAME         serves, demands a client certificate, prints its port, answers with NAME and
-                                    who called, until its stdin ends
-    unproxied.py call               calls each target of a line of stdin, at once, over one channel for each
+    unproxied.py serve NAME         serves with a required client certificate, prints its port, and answers with NAME
+                                    and the caller's identity, until its stdin ends
+    unproxied.py call               calls the targets of each line of stdin concurrently, over one channel for each
                                     target, and prints the answers and errors as a line of JSON
 
-The folder that it runs in has tls.crt, tls.key and ca.crt. A caller's bootstrap is in its environment."""
+The working directory has tls.crt, tls.key and ca.crt. A caller's bootstrap is in its environment."""
 
 import json
 import pathlib

@@ -1,5 +1,5 @@
-/* Lets reading, writing and syncing fail for files whose path contains one of the words in ISTHMUS_FAULT_UNDER
-   (separated by colons), with the errno that the file ISTHMUS_FAULT_ERRNO_FILE says, while there is such a file. */
+/* Makes read, write and sync calls fail on files whose path contains one of the colon-separated words in
+   ISTHMUS_FAULT_UNDER, with the errno in the file ISTHMUS_FAULT_ERRNO_FILE, as long as that file exists. */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <errno.h>

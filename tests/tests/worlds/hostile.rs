@@ -89,7 +89,7 @@ impl Hostile {
     /// South's agent completes the TLS handshake and continues with noise.
     fn noise_is_refused(&self) {
         let noise = babbler(&self.south);
-        let error = until_status(&self.west, "west hears the noise", |status| {
+        let error = until_status(&self.west, "west reports the noise", |status| {
             let error = status["peers"]["south"]["error"].as_str()?.to_owned();
             Some(error).filter(|error| !error.contains("Connection refused"))
         });

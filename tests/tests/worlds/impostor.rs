@@ -78,7 +78,7 @@ impl Impostor {
             resources,
             ..DeltaDiscoveryResponse::default()
         };
-        let stream = until_some("somebody follows", || self.seen.streams.lock().unwrap().last().cloned());
+        let stream = until_some("a client follows", || self.seen.streams.lock().unwrap().last().cloned());
         stream.blocking_send(Ok(response)).unwrap();
     }
 
