@@ -153,7 +153,7 @@ fn agent_outage_takes_probed_down_endpoints_out_of_use() {
 
     let _returned = Scripted::echo_at(Endpoint::at(again), b"two....");
     until("one endpoint is up again", || down(&gateway) == names(&[gone]));
-    until("and serves", || leads_to(&gateway, b"two...."));
+    until("the endpoint serves again", || leads_to(&gateway, b"two...."));
     assert_eq!(weights(&gateway)[&gone.to_string()], 0);
     cluster.start();
     until("the agent is reachable", || down(&gateway).is_none());

@@ -150,7 +150,7 @@ fn stuck_readers_use_bounded_memory_and_delay_nobody() {
     let taken = fill(&stuck);
     let each = world.gateway.process().memory().saturating_sub(before) / STUCK as u64;
     figure!(
-        "{STUCK} stuck readers, {} MiB under way: {} KiB of the process each, {} pipes denied",
+        "{STUCK} stuck readers, {} MiB in flight: {} KiB of process memory each, {} pipes denied",
         taken / MIB,
         each / KIB,
         world.denied()

@@ -293,7 +293,7 @@ fn reset_follows_all_received_data_promptly() {
         }
         let middle = median(times);
         figure!(
-            "up to {most} bytes taken before the RST arrived whole; RST {middle:?} after the last (median of 15, client first: {client_first})"
+            "up to {most} bytes before the RST arrived intact; RST {middle:?} after the last (median of 15, client first: {client_first})"
         );
         assert!(middle < Duration::from_millis(100), "{middle:?}");
     }
@@ -356,7 +356,7 @@ fn late_reader_after_reset_loses_nothing() {
         figure!(
             "read 3 s after the reset (client first: {client_first}): all {had} bytes; gateway {used:?} meanwhile"
         );
-        assert!(used < Duration::from_millis(600), "it spins: {used:?} of 3 s");
+        assert!(used < Duration::from_millis(600), "the gateway spins: {used:?} of 3 s");
         world.assert_released(at_rest);
     }
 }
@@ -378,7 +378,7 @@ fn stuck_half_closed_connection_uses_no_cpu() {
             "stuck and half-closed for 3 s (client first: {client_first}): gateway {used:?}; then {} bytes",
             got.len()
         );
-        assert!(used < Duration::from_millis(600), "it spins: {used:?} of 3 s");
+        assert!(used < Duration::from_millis(600), "the gateway spins: {used:?} of 3 s");
         assert_eq!(end, End::Fin);
         drop(other);
         world.ended(peer, if client_first { "client_closed" } else { "server_closed" });
@@ -582,7 +582,7 @@ fn reset_behind_a_stuck_reader(client_first: bool) {
     world.assert_released(at_rest);
     let (got, end) = rest(&mut other);
     figure!(
-        "reset, the reader stuck, half_closed 2 s: over after {took:?}, {} bytes were its own",
+        "reset with a stuck reader, half_closed 2 s: closed after {took:?}, the reader had {} bytes",
         got.len()
     );
     assert_eq!(end, End::Reset);
@@ -686,7 +686,7 @@ fn idle_timeout_applies_to_connection_with_stuck_reader() {
         fill(if client_first { &pair.client } else { &pair.server });
         world.ended(pair.peer, "idle_timeout");
         figure!(
-            "nothing moves, idle 2 s: over after {:?} (client writes: {client_first})",
+            "stuck reader, idle 2 s: closed after {:?} (client writes: {client_first})",
             started.elapsed()
         );
         world.assert_released(at_rest);

@@ -117,7 +117,7 @@ fn all_are_answered(balance: &str) {
         let answered = (0..CALLS).filter(|_| world.call(&gateway)).count();
         let came: usize = endpoints[..bad].iter().map(Scripted::accepted).sum();
         figure!(
-            "{balance}, {bad} of {of} accept and close: {answered} of {CALLS} calls answered, {came} came to the bad"
+            "{balance}, {bad} of {of} accept and close: {answered} of {CALLS} calls answered, {came} connections to the bad ones"
         );
         assert_eq!(answered, CALLS, "{balance}: {bad} of {of}");
     }

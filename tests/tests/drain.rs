@@ -60,7 +60,7 @@ fn drain_of_idle_gateway_accepts_for_its_delay_then_exits() {
     let status = gateway.wait_end();
     let took = started.elapsed();
     figure!(
-        "SIGTERM: not ready after {unready:?}; accepted for 2 s; empty, it ended after {took:?} with {status}"
+        "SIGTERM without connections: not ready after {unready:?}, accepted for 2 s, exited after {took:?} with {status}"
     );
     assert!(status.success(), "{status}");
     assert!(unready < Duration::from_secs(1), "{unready:?}");
@@ -113,7 +113,7 @@ fn drain_closes_idle_connections_first_without_reset() {
     let ends: Vec<_> = busy.iter().map(|(at, _)| *at).collect();
     let resets = idle.iter().chain(&busy).filter(|(_, end)| *end != End::Fin).count();
     figure!(
-        "drain 2 s + 4 s: idle ones closed by {last_idle:?}, busy ones at {ends:?}, {resets} resets, ended after {took:?}"
+        "drain 2 s + 4 s: idle connections closed by {last_idle:?}, busy ones at {ends:?}, {resets} resets, exited after {took:?}"
     );
     assert_eq!(resets, 0);
     assert!(status.success(), "{status}");
@@ -121,7 +121,7 @@ fn drain_closes_idle_connections_first_without_reset() {
     let first_busy = *ends.iter().min().unwrap();
     assert!(
         first_busy + Duration::from_millis(250) > last_idle,
-        "idle ones go first: {last_idle:?}, {first_busy:?}"
+        "a busy connection was closed before an idle one: {last_idle:?}, {first_busy:?}"
     );
     assert!(took < Duration::from_secs(8), "{took:?}");
     let drained = gateway.log().count(|line| line.reason() == "drained");
@@ -215,7 +215,7 @@ fn drain_serves_clients_in_the_accept_queue() {
     let resets = ends.iter().filter(|(_, end)| *end != End::Fin).count();
     let served = ends.iter().filter(|(bytes, _)| bytes == b"+").count();
     figure!(
-        "200 clients in the queue at SIGTERM with accept_for 0: {resets} reset, {served} served, {} contacts",
+        "200 clients in the queue at SIGTERM with accept_for 0: {resets} reset, {served} served, {} endpoint connections",
         server.accepted()
     );
     assert_eq!(resets, 0);
@@ -251,7 +251,7 @@ fn drain_never_resets_arriving_clients() {
                 })
             })
             .collect();
-        until("it serves", || gateway.metrics().sum("isthmus_connections_accepted_total", &[]) > 50.0);
+        until("the gateway serves", || gateway.metrics().sum("isthmus_connections_accepted_total", &[]) > 50.0);
         gateway.signal(Signal::TERM);
         gateway.wait_end();
         stop.store(true, SeqCst);

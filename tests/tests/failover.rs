@@ -615,7 +615,7 @@ fn ejected_endpoints_serve_as_last_resort() {
     let gateway = gateway(&dead, more);
     let mut client = send(gateway.address(), &hello(HOST));
     assert_eq!(rest(&mut client), (alert(80), End::Fin));
-    assert_eq!(dead.map(|endpoint| is_healthy(&gateway, endpoint)), [false, false], "both are ejected");
+    assert_eq!(dead.map(|endpoint| is_healthy(&gateway, endpoint)), [false, false], "both endpoints are ejected");
     let back = dead.map(|address| Scripted::echo_at(Endpoint::at(address), b"+"));
     for _ in 0..4 {
         assert_eq!(call(&gateway, &hello(HOST)).reason(), "client_closed");

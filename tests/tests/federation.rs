@@ -89,7 +89,7 @@ fn registry_file_in_east_directs_clients_in_west() {
     until("west reaches the service", || leads_to(west, HOST, b"one...."));
     assert!(leads_to(west, &format!("outbound_.443_._.{HOST}"), b"one...."));
     assert!(leads_to(west, &format!("db-0.{HOST}"), b"one...."), "an instance exported by name");
-    assert!(leads_to(west, "src-db.pxc", b"one...."), "its alias");
+    assert!(leads_to(west, "src-db.pxc", b"one...."), "an alias of the instance");
     assert!(is_unknown(west, &format!("db-1.{HOST}")));
     assert!(is_unknown(east_west(&world.west_gateway), HOST), "west's east-west listener offers imports");
     world.east.register("details.yaml", &service(HOST, &two, ""));
@@ -206,7 +206,7 @@ fn probed_slices_go_with_unreachable_gateways_and_return_with_them() {
     );
     world.east.stop();
     until("the remote gateway is probed", || probed(&world.west)["addresses"] == 1);
-    assert!(leads_to(west, HOST, b"one...."), "it answers");
+    assert!(leads_to(west, HOST, b"one...."), "the gateway answers");
     let again = world.east.setup("gw-1").ports_of(&world.east_gateway);
     let at = east_west(&world.east_gateway).to_string();
     drop(world.east_gateway);

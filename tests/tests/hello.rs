@@ -528,7 +528,7 @@ fn slow_clients_delay_nobody_and_time_out() {
     let [base, with] = [&mut baseline, &mut beside].map(|times| quantile(times, 0.99));
     let [first, last] = [0.0, 1.0].map(|share| quantile(&mut closed, share));
     figure!(
-        "2000 clients at 1 byte/s: closed after {first:?} to {last:?}; {each} bytes each; others' p99 {with:?}, {base:?} without"
+        "2000 clients at 1 byte/s: closed after {first:?} to {last:?}; {each} bytes each; p99 of others {with:?}, {base:?} without them"
     );
     assert!(first > Duration::from_secs(4) && last < Duration::from_secs(6), "{first:?} to {last:?}");
     assert!(each <= 24 * 1024, "{each} bytes each");

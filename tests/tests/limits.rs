@@ -217,7 +217,7 @@ fn descriptor_limit_of_256_survives_400_clients() {
     assert!(within(Duration::from_secs(5), || serves(&gateway)));
     let back = left.elapsed();
     figure!(
-        "nofile 256, 400 clients: {:.0} % of a core, {said} lines in 3 s, {most} descriptors, serves {back:?} after they left",
+        "nofile 256, 400 clients: {:.0} % of a core, {said} lines in 3 s, {most} descriptors, serves {back:?} after they closed",
         share * 100.0
     );
     assert!(share < 0.20 && said <= most_lines && back < Duration::from_secs(2));
@@ -307,7 +307,7 @@ fn accept_without_descriptors_neither_spins_nor_exits() {
     assert!(within(Duration::from_secs(10), || serves(&gateway)), "the gateway no longer accepts");
     let back = left.elapsed();
     figure!(
-        "EMFILE for 3 s: {:.0} % of a core, {said} lines, serves {back:?} after the clients left",
+        "EMFILE for 3 s: {:.0} % of a core, {said} lines, serves {back:?} after the clients closed",
         share * 100.0
     );
     assert!(share < 0.20 && said <= most_lines, "{said} lines: {:?}", gateway.errors());

@@ -118,7 +118,7 @@ fn loop_connection_from_own_address_is_refused() {
         .filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok())
         .sum();
     figure!(
-        "a loop through an address that became ours: {} after {:?}, {accepted} connections",
+        "a loop through an address that became local: {} after {:?}, {accepted} connections",
         line.reason(),
         started.elapsed()
     );
@@ -281,7 +281,7 @@ fn removed_service_refuses_soon_and_keeps_its_connections() {
     let mut client = send(gateway.address(), &hello("other.example"));
     assert_eq!(read_exactly(&mut client, 1), b"+");
     figure!(
-        "10 edits, 100 connections of the service that goes and comes: untouched; slowest edit {slowest:?}"
+        "10 edits, 100 connections of the removed and re-added service: unaffected; slowest edit {slowest:?}"
     );
     assert!(slowest < Duration::from_secs(1), "{slowest:?}");
 }

@@ -224,7 +224,7 @@ fn gateway_with_blocked_stderr_serves_and_exits() {
 /// Health address of a program whose output nobody reads.
 #[track_caller]
 fn health_of(program: &Program) -> SocketAddr {
-    until_some("it answers", || {
+    until_some("the health page answers", || {
         let sockets = Process(program.child.id()).sockets().into_iter().filter(|one| one.state == LISTEN);
         let mut addresses = sockets.map(|one| one.local);
         addresses.find(|at| {

@@ -344,7 +344,7 @@ fn state_damage_full_disk_and_io_errors_stop_nobody_and_withdraw_nothing_else() 
         let Tally { damages, restarts, lost } = world.tally;
         assert!(damages > 300 && restarts > 30, "{:?}", world.tally);
         figure!(
-            "{STEPS} steps, {damages} damages, {restarts} restarts: 0 ends, 0 hangs, {lost} damaged records lost and named"
+            "{STEPS} steps, {damages} damages, {restarts} restarts: no exit, no hang, {lost} damaged records lost and reported"
         );
         return;
     }

@@ -120,7 +120,7 @@ impl Three {
         assert_eq!(answer.server, "spiffe://east.example/ns/bookinfo/sa/server", "mTLS is end to end");
         for _ in 0..3 {
             assert_eq!(self.calls(&format!("db-0.{DETAILS}"), "an exported instance"), "east-one");
-            assert_eq!(self.calls("src-0.pxc", "its alias"), "east-one");
+            assert_eq!(self.calls("src-0.pxc", "an alias of the instance"), "east-one");
         }
         let _either = self.calls("details.example", "an alias that was consented to");
         for name in [&*format!("db-1.{DETAILS}"), "src-1.pxc", RATINGS, PAYROLL] {

@@ -65,7 +65,7 @@ fn greedy_peer_at_ten_times_each_limit_costs_64_mib_and_delays_no_own_change() {
     let more = |memory: u64| memory.saturating_sub(*before) / MIB;
     let (now, peak) = (more(process.memory()), more(process.peak()));
     figure!(
-        "a greedy peer: {now} MiB more in the agent, {peak} MiB at most; the slowest own change took {slowest:?}"
+        "a greedy peer: agent memory +{now} MiB, peak +{peak} MiB; slowest change of the own cluster {slowest:?}"
     );
     assert!(peak <= 64, "{peak} MiB more");
     greedy.assert_reported(west);

@@ -59,7 +59,7 @@ fn thousand_strangers_delay_no_gateway() {
     let (now, peak) =
         (process.memory().saturating_sub(before) / MIB, process.peak().saturating_sub(before) / MIB);
     figure!(
-        "memory of the agent: {} MiB before, {now} more now, {peak} more at most; {} descriptors",
+        "agent memory: {} MiB before, +{now} MiB, peak +{peak} MiB; {} descriptors",
         before / MIB,
         process.descriptors()
     );
