@@ -34,7 +34,7 @@ pub struct Control {
     /// Draining, or over.
     is_leaving: AtomicBool,
     /// An agent or control plane has delivered tables, possibly empty ones.
-    was_told: AtomicBool,
+    has_tables: AtomicBool,
     /// Host names used as endpoint addresses.
     pub names: watch::Sender<Vec<HostName>>,
     /// The addresses these names resolved to.
@@ -52,7 +52,7 @@ pub struct Control {
     /// Inputs of the tables; locked while tables are compiled, which may take a second.
     inputs: Mutex<Inputs>,
     /// Data for status; never locked for long.
-    shown: Mutex<Shown>,
+    status: Mutex<StatusData>,
     retired: Mutex<Vec<Arc<Snapshot>>>,
     /// Notified when the configuration file must be checked.
     pub(crate) again: Notify,
@@ -66,11 +66,11 @@ struct Inputs {
     /// The settings of the file.
     live: Arc<Live>,
     resolved: Resolved,
-    beside: CompilerState,
+    compiler: CompilerState,
 }
 
 #[derive(Debug)]
-struct Shown {
+struct StatusData {
     /// When the tables last changed.
     changed: SystemTime,
     refused: Option<Refused>,
@@ -89,10 +89,11 @@ pub struct Refused {
 impl Control {
     pub(crate) fn new(settings: Settings, process: Arc<Process>, workers: Vec<Arc<Worker>>) -> Control {
         let tables = process.tables.load_full();
-        let beside = CompilerState::of_file(&tables);
-        let names = beside.targets();
+        let compiler = CompilerState::of_file(&tables);
+        let names = compiler.targets();
         let answers = Answers::default();
         answers.keep_only(&names);
+        let live = Arc::clone(&tables.live);
         Control {
             names: watch::Sender::new(names),
             answers,
@@ -100,14 +101,14 @@ impl Control {
             workers,
             phase: watch::Sender::new(Phase::Serving),
             is_leaving: AtomicBool::new(false),
-            was_told: AtomicBool::new(false),
+            has_tables: AtomicBool::new(false),
             following: watch::Sender::new(Following::nobody()),
             state: OnceLock::new(),
             renewal: Arc::default(),
             started: SystemTime::now(),
             written: settings.fixed,
-            inputs: Mutex::new(Inputs { live: Arc::clone(&tables.live), resolved: Resolved::new(), beside }),
-            shown: Mutex::new(Shown { changed: SystemTime::now(), refused: None }),
+            inputs: Mutex::new(Inputs { live, resolved: Resolved::new(), compiler }),
+            status: Mutex::new(StatusData { changed: SystemTime::now(), refused: None }),
             retired: Mutex::default(),
             again: Notify::new(),
             leave: Notify::new(),
@@ -120,8 +121,8 @@ impl Control {
         self.inputs.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn shown(&self) -> MutexGuard<'_, Shown> {
-        self.shown.lock().unwrap_or_else(PoisonError::into_inner)
+    fn status(&self) -> MutexGuard<'_, StatusData> {
+        self.status.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Returns the fixed settings as written; `process.fixed` has them after the descriptor limit was applied.
@@ -150,7 +151,7 @@ impl Control {
             inputs.live = Arc::clone(&live);
             self.change(&mut inputs, |next| next.read(live));
         }
-        self.shown().refused = None;
+        self.status().refused = None;
         self.process.metrics.reloads.fetch_add(1, Relaxed);
         Ok(())
     }
@@ -158,7 +159,7 @@ impl Control {
     /// Replaces all learned services. Where the file has the same host and port, the file's service stays in use.
     pub fn learned(&self, services: &[Arc<Service>]) {
         self.change(&mut self.inputs(), |next| next.learn_all(services));
-        self.was_told.store(true, Relaxed);
+        self.has_tables.store(true, Relaxed);
     }
 
     /// Replaces the learned services of these hosts only.
@@ -168,7 +169,7 @@ impl Control {
                 next.learn(&host, services);
             }
         });
-        self.was_told.store(true, Relaxed);
+        self.has_tables.store(true, Relaxed);
     }
 
     /// Returns the settings of the file, without learned services.
@@ -180,7 +181,7 @@ impl Control {
         if !self.swap(inputs, change) {
             return;
         }
-        let names = inputs.beside.targets();
+        let names = inputs.compiler.targets();
         // A name that comes back later is resolved again instead of using its old addresses.
         inputs.resolved.retain(|name, _| names.binary_search(name).is_ok());
         self.names.send_if_modified(|known| {
@@ -194,7 +195,7 @@ impl Control {
     pub fn refuse(&self, why: String) {
         tracing::error!(%why, "configuration refused; keeping the last valid tables");
         self.process.metrics.reloads_refused.fetch_add(1, Relaxed);
-        self.shown().refused = Some(Refused { why, at: SystemTime::now() });
+        self.status().refused = Some(Refused { why, at: SystemTime::now() });
     }
 
     /// Applies resolved names. Names that are not in `answers` keep their addresses.
@@ -211,13 +212,13 @@ impl Control {
     /// When the tables last changed.
     #[must_use]
     pub fn changed(&self) -> SystemTime {
-        self.shown().changed
+        self.status().changed
     }
 
     /// Returns the last edit if it was refused.
     #[must_use]
     pub fn last_refused(&self) -> Option<Refused> {
-        self.shown().refused.clone()
+        self.status().refused.clone()
     }
 
     /// Compiles and swaps the tables; false if nothing changed.
@@ -225,14 +226,14 @@ impl Control {
         let started = Instant::now();
         let before = self.process.tables.load_full();
         let is_own = |address| self.process.is_own(address);
-        let mut next = SnapshotBuilder::after(&before, &mut inputs.beside, (&inputs.resolved, &is_own));
+        let mut next = SnapshotBuilder::after(&before, &mut inputs.compiler, (&inputs.resolved, &is_own));
         change(&mut next);
         if !next.is_news() {
             return false;
         }
         let after = next.done();
         tracing::info!(epoch = after.epoch, services = after.len(), took = ?started.elapsed(), "tables swapped");
-        self.shown().changed = SystemTime::now();
+        self.status().changed = SystemTime::now();
         let retired = self.process.tables.swap(Arc::new(after));
         self.retired.lock().unwrap_or_else(PoisonError::into_inner).push(retired);
         true
@@ -277,7 +278,7 @@ impl Control {
             Some("draining")
         } else if self.answers.are_awaited() {
             Some("endpoint host names are not resolved yet")
-        } else if self.written.xds.is_some() && !self.was_told.load(Relaxed) {
+        } else if self.written.xds.is_some() && !self.has_tables.load(Relaxed) {
             Some("no agent reached yet")
         } else {
             None
@@ -317,11 +318,11 @@ impl Control {
         let over = phase.wait_for(|phase| *phase == Phase::Over);
         tokio::select! {
             _ = over => {}
-            () = self.leave_in_order() => self.end(),
+            () = self.drain_in_order() => self.end(),
         }
     }
 
-    async fn leave_in_order(&self) {
+    async fn drain_in_order(&self) {
         self.leave.notified().await;
         let rules = self.process.tables.load().live.drain.clone();
         tracing::info!(accept_for = ?rules.accept_for, window = ?rules.window, "draining");

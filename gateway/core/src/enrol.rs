@@ -98,7 +98,7 @@ impl Startup {
         match trusts {
             None => Ok(Startup::NoIdentity),
             Some(Trusts::Files(files)) => Ok(Startup::Ready(Trust::load(files)?)),
-            Some(trusts @ Trusts::ManagedTrust(kept)) => kept_or_awaited(kept, &trusts.files()),
+            Some(trusts @ Trusts::ManagedTrust(kept)) => stored_or_enrolling(kept, &trusts.files()),
         }
     }
 
@@ -115,7 +115,7 @@ impl Startup {
     }
 }
 
-fn kept_or_awaited(kept: &ManagedTrust, files: &TrustFiles) -> Result<Startup, Error> {
+fn stored_or_enrolling(kept: &ManagedTrust, files: &TrustFiles) -> Result<Startup, Error> {
     let directory = || kept.directory.clone();
     let why = match kept.folder().standing(files) {
         Standing::Good(trust) => {
@@ -138,9 +138,9 @@ fn kept_or_awaited(kept: &ManagedTrust, files: &TrustFiles) -> Result<Startup, E
         FirstToken::None => Err(Error::NoToken { directory: directory(), why }),
         FirstToken::Token(token, id) => Ok(Startup::Enrolling(First::Token(token.clone(), id.clone()))),
         FirstToken::File(path) => {
-            let wrong = |why| Error::TokenFile { path: path.clone(), why };
-            let text = token(path).map_err(|error| wrong(error.to_string()))?;
-            let (token, id) = read_token(&text).map_err(wrong)?;
+            let failure = |why| Error::TokenFile { path: path.clone(), why };
+            let text = token(path).map_err(|error| failure(error.to_string()))?;
+            let (token, id) = read_token(&text).map_err(failure)?;
             Ok(Startup::Enrolling(First::Token(Box::new(token), id)))
         }
     }

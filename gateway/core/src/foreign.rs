@@ -22,7 +22,7 @@ use crate::control::Control;
 /// Namespace for an identity without one.
 const NAMESPACE: &str = "default";
 /// Interval between attempts to find the own address.
-const AGAIN: Duration = Duration::from_secs(1);
+const RETRY: Duration = Duration::from_secs(1);
 
 /// Follows a control plane for as long as the gateway runs.
 pub(crate) async fn follow(plane: ControlPlane, trust: Trust, control: Arc<Control>) -> io::Result<()> {
@@ -49,8 +49,8 @@ pub(crate) async fn follow(plane: ControlPlane, trust: Trust, control: Arc<Contr
         Subscription { servers: plane.addresses, tls: Arc::new(tls), node, answers: Answers::OF_OWN };
     // Make before break: clusters and endpoints before the listeners that refer to them.
     let clients = vec![Client::new(CLUSTER, []), Client::of_names(ENDPOINTS), Client::new(LISTENER, [])];
-    let mut given = Given { control, state: State::new(plane.port), was_whole: false };
-    subscription.follow(clients, &mut given).await;
+    let mut received = Received { control, state: State::new(plane.port), was_complete: false };
+    subscription.follow(clients, &mut received).await;
     Ok(())
 }
 
@@ -68,21 +68,21 @@ fn namespace(id: &SpiffeId) -> &str {
 async fn own_address(servers: &[Target]) -> IpAddr {
     loop {
         for server in servers {
-            match found(server).await {
+            match own_address_for(server).await {
                 Ok(own) => return own.ip(),
                 Err(error) => tracing::warn!(%server, %error, "control plane unreachable; retrying"),
             }
         }
-        tokio::time::sleep(AGAIN).await;
+        tokio::time::sleep(RETRY).await;
     }
 }
 
-async fn found(server: &Target) -> io::Result<SocketAddr> {
+async fn own_address_for(server: &Target) -> io::Result<SocketAddr> {
     let addresses = resolve::addresses(server).await?;
-    towards(*addresses.first().ok_or(io::ErrorKind::NotFound)?).await
+    local_address_towards(*addresses.first().ok_or(io::ErrorKind::NotFound)?).await
 }
 
-async fn towards(address: SocketAddr) -> io::Result<SocketAddr> {
+async fn local_address_towards(address: SocketAddr) -> io::Result<SocketAddr> {
     let any: IpAddr =
         if address.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
     let socket = UdpSocket::bind((any, 0)).await?;
@@ -91,21 +91,21 @@ async fn towards(address: SocketAddr) -> io::Result<SocketAddr> {
 }
 
 /// The resources received so far.
-struct Given {
+struct Received {
     control: Arc<Control>,
     state: State,
     /// The first complete set was received; later changes are applied one by one.
-    was_whole: bool,
+    was_complete: bool,
 }
 
-impl Tables for Given {
+impl Tables for Received {
     fn apply(&mut self, update: &Update) -> Vec<Refused> {
         let refused = self.state.apply(update);
         for Refused { name, why } in &refused {
             tracing::warn!(kind = kind(&update.type_url), resource = ?name, %why, "resource refused in whole or in part");
         }
-        self.was_whole |= self.state.is_whole();
-        if self.was_whole {
+        self.was_complete |= self.state.is_whole();
+        if self.was_complete {
             let services = self.state.services();
             self.control.following.send_modify(|following| following.slices = services.len());
             self.control.learned(&services);

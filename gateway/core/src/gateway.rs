@@ -81,11 +81,11 @@ impl Gateway {
     /// # Errors
     /// [`Error::Bind`] or [`Error::Thread`].
     pub fn start(settings: Settings, file: Option<PathBuf>) -> Result<Gateway, Error> {
-        let beginning = Startup::of(settings.fixed.trust.as_ref())?;
-        let process = Arc::new(process(&settings, &beginning));
+        let startup = Startup::of(settings.fixed.trust.as_ref())?;
+        let process = Arc::new(process(&settings, &startup));
         let fixed = &process.fixed;
-        let mut doors = Doors::open(&settings)?;
-        let bound = std::mem::take(&mut doors.bound);
+        let mut sockets = BoundSockets::open(&settings)?;
+        let bound = std::mem::take(&mut sockets.bound);
         let _once = process.own.set(bound.clone());
         for bound in &bound {
             tracing::info!(what = %bound.what, address = %bound.address, "listening");
@@ -100,9 +100,9 @@ impl Gateway {
         let trust = trust.map(|(trust, trusts)| trust.watch(trusts.files())).transpose()?;
         let control = Arc::new(Control::new(settings, Arc::clone(&process), workers.clone()));
 
-        let follow = match beginning {
-            Startup::Enrolling(first) => Followed::Awaits(first),
-            Startup::NoIdentity | Startup::Ready(_) => followed(&control).map_err(Error::Follow)?,
+        let follow = match startup {
+            Startup::Enrolling(first) => ServiceSource::Enrolling(first),
+            Startup::NoIdentity | Startup::Ready(_) => service_source(&control).map_err(Error::Follow)?,
         };
         let (lanes, takers): (Vec<_>, Vec<_>) = workers
             .iter()
@@ -113,7 +113,7 @@ impl Gateway {
             .unzip();
         let lanes: Arc<[Lane]> = lanes.into();
         let mut threads = Threads::none();
-        for ((worker, taker), listeners) in workers.iter().zip(takers).zip(doors.listeners) {
+        for ((worker, taker), listeners) in workers.iter().zip(takers).zip(sockets.listeners) {
             let work = Work {
                 listeners,
                 lanes: Arc::clone(&lanes),
@@ -124,12 +124,12 @@ impl Gateway {
             threads.spawn(format!("worker-{}", worker.index), work.run())?;
         }
         threads.spawn("control".into(), supervise(Arc::clone(&control), file, follow))?;
-        let [admin, metrics, health] = doors.plain;
+        let [admin, metrics, health] = sockets.plain;
         // Separate threads: heavy use of one does not delay the others, and none waits for table compilation.
         let on = || Arc::clone(&control);
-        threads.spawn("admin".into(), aside(on(), admin::serve_admin(admin, on())))?;
-        threads.spawn("metrics".into(), aside(on(), admin::serve_metrics(metrics, on())))?;
-        threads.spawn("health".into(), aside(on(), admin::serve_health(health, on())))?;
+        threads.spawn("admin".into(), serve_until_over(on(), admin::serve_admin(admin, on())))?;
+        threads.spawn("metrics".into(), serve_until_over(on(), admin::serve_metrics(metrics, on())))?;
+        threads.spawn("health".into(), serve_until_over(on(), admin::serve_health(health, on())))?;
         Ok(Gateway { control, bound, threads, writes_log: log.is_some(), _trust: trust })
     }
 
@@ -161,11 +161,11 @@ impl Gateway {
     /// # Errors
     /// [`Error::CoreEnded`].
     pub fn wait(self) -> Result<(), Error> {
-        let ended = self.threads.end_within(LAST_THREAD);
+        let ended = self.threads.end_within(THREAD_TIME);
         if ended == Ended::NotYet {
             tracing::error!("a thread did not stop in time; exiting without it");
         }
-        if self.writes_log && !self.control.process.log.close(LAST_LINE) {
+        if self.writes_log && !self.control.process.log.close(LOG_TIME) {
             tracing::warn!("standard output is not read; the last access log lines are lost");
         }
         match self.control.why_given_up() {
@@ -177,7 +177,7 @@ impl Gateway {
 }
 
 /// The sockets bound at start.
-struct Doors {
+struct BoundSockets {
     /// One socket per worker and listener.
     listeners: Vec<Vec<TcpListener>>,
     /// Admin, metrics, health.
@@ -185,8 +185,8 @@ struct Doors {
     bound: Vec<Bound>,
 }
 
-impl Doors {
-    fn open(settings: &Settings) -> Result<Doors, Error> {
+impl BoundSockets {
+    fn open(settings: &Settings) -> Result<BoundSockets, Error> {
         let fixed = &settings.fixed;
         let mut bound = Vec::new();
         let mut listeners: Vec<Vec<TcpListener>> = (0..fixed.workers).map(|_| Vec::new()).collect();
@@ -212,13 +212,13 @@ impl Doors {
         };
         let plain =
             [plain("admin", fixed.admin)?, plain("metrics", fixed.metrics)?, plain("health", fixed.health)?];
-        Ok(Doors { listeners, plain, bound })
+        Ok(BoundSockets { listeners, plain, bound })
     }
 }
 
-fn process(settings: &Settings, beginning: &Startup) -> Process {
+fn process(settings: &Settings, startup: &Startup) -> Process {
     let mut fixed = settings.fixed.clone();
-    beginning.complete(&mut fixed);
+    startup.complete(&mut fixed);
     let reserve = RESERVE + RESERVE_PER_WORKER * fixed.workers as u64 * (1 + fixed.binds.len() as u64);
     let descriptors = raise_descriptor_limit();
     // With few descriptors, connections take precedence over pipes.
@@ -236,7 +236,7 @@ fn process(settings: &Settings, beginning: &Startup) -> Process {
     let log = Arc::new(AccessLog::new(fixed.workers, fixed.access_log.buffer, Arc::clone(&metrics)));
     let tables = Snapshot::compile(settings.live.clone(), &Resolved::new(), None, &|_| false);
     let process = Process::new(fixed, tables, limits, metrics, log);
-    if let Startup::Ready(trust) = beginning {
+    if let Startup::Ready(trust) = startup {
         let _once = process.trust.set(trust.clone());
     }
     process
@@ -255,7 +255,7 @@ impl Work {
     /// Runs until the gateway has ended and its connections are closed.
     async fn run(self) {
         let Work { listeners, lanes, taker, worker, control } = self;
-        let _alarm = Alarm(Arc::clone(&control));
+        let _guard = PanicGuard(Arc::clone(&control));
         let phase = || control.phase.subscribe();
         let mut core: JoinSet<io::Result<()>> = JoinSet::new();
         for (index, listener) in (0..).zip(listeners) {
@@ -264,15 +264,15 @@ impl Work {
         core.spawn(listen::take_over(taker, Arc::clone(&worker)));
         core.spawn(Live::sweep(Arc::clone(&worker.live)));
         let closing = drain::close(Arc::clone(&worker.live), phase());
-        let farewells = async {
+        let closing_all = async {
             closing.await;
             let gone = control.empty();
-            let _in_time = tokio::time::timeout(FAREWELL, gone).await;
+            let _in_time = tokio::time::timeout(CLOSE_TIME, gone).await;
         };
-        tokio::pin!(farewells);
+        tokio::pin!(closing_all);
         loop {
             tokio::select! {
-                () = &mut farewells => return,
+                () = &mut closing_all => return,
                 Some(ended) = core.join_next() => match ended {
                     Ok(Ok(())) => {}
                     Ok(Err(error)) => control.break_down(&error),
@@ -284,9 +284,9 @@ impl Work {
 }
 
 /// Ends the gateway if its thread panics.
-struct Alarm(Arc<Control>);
+struct PanicGuard(Arc<Control>);
 
-impl Drop for Alarm {
+impl Drop for PanicGuard {
     fn drop(&mut self) {
         if std::thread::panicking() {
             self.0.break_down(&"a core thread panicked");
@@ -295,13 +295,13 @@ impl Drop for Alarm {
 }
 
 /// Time for closing connections after the gateway has ended.
-const FAREWELL: Duration = Duration::from_millis(600);
+const CLOSE_TIME: Duration = Duration::from_millis(600);
 /// Then the time for threads to stop, and for the last access log line: about a second in all.
-const LAST_THREAD: Duration = Duration::from_millis(750);
-const LAST_LINE: Duration = Duration::from_millis(150);
+const THREAD_TIME: Duration = Duration::from_millis(750);
+const LOG_TIME: Duration = Duration::from_millis(150);
 
 /// The source of the gateway's services.
-enum Followed {
+enum ServiceSource {
     Nobody,
     /// Agents or control plane, after the first certificate has been issued.
     Awaits(First),
@@ -310,26 +310,26 @@ enum Followed {
 }
 
 /// Sets up the source before any connection is accepted, so that persisted tables serve the first one.
-fn followed(control: &Arc<Control>) -> io::Result<Followed> {
+fn service_source(control: &Arc<Control>) -> io::Result<ServiceSource> {
     let fixed = &control.process.fixed;
     let Some((xds, trust)) = fixed.xds.clone().zip(control.process.trust.get().cloned()) else {
-        return Ok(Followed::Nobody);
+        return Ok(ServiceSource::File);
     };
     Ok(match xds.source {
         Source::Agents(agents) => {
             let follow = learn::Follow::begin(agents, xds.state.as_deref(), trust, Arc::clone(control))?;
-            Followed::Agents(Box::new(follow))
+            ServiceSource::Agents(Box::new(follow))
         }
-        Source::ControlPlane(one) => Followed::ControlPlane(one, trust),
+        Source::ControlPlane(one) => ServiceSource::ControlPlane(one, trust),
     })
 }
 
-impl Followed {
+impl ServiceSource {
     /// Follows for as long as the gateway runs.
     async fn follow(self, control: Arc<Control>) -> io::Result<()> {
         match self {
-            Followed::Nobody => Ok(()),
-            Followed::Awaits(first) => {
+            ServiceSource::File => Ok(()),
+            ServiceSource::Enrolling(first) => {
                 let _files = match enrol::awaited(&first, &control).await {
                     Ok(files) => files,
                     Err(error) => {
@@ -339,16 +339,16 @@ impl Followed {
                 };
                 let begun = Arc::clone(&control);
                 // It reads the persisted tables.
-                let next = tokio::task::spawn_blocking(move || followed(&begun)).await;
+                let next = tokio::task::spawn_blocking(move || service_source(&begun)).await;
                 let next = next.map_err(io::Error::other)??;
                 Box::pin(next.follow(control)).await
             }
-            Followed::Agents(agents) => {
+            ServiceSource::Agents(agents) => {
                 let renewing = enrol::keep(control);
                 let (followed, renewed) = tokio::join!(agents.run(), renewing);
                 followed.and(renewed)
             }
-            Followed::ControlPlane(one, trust) => {
+            ServiceSource::ControlPlane(one, trust) => {
                 let renewing = enrol::keep(Arc::clone(&control));
                 let (followed, renewed) = tokio::join!(foreign::follow(one, trust, control), renewing);
                 followed.and(renewed)
@@ -358,8 +358,8 @@ impl Followed {
 }
 
 /// Serves pages until the gateway has ended.
-async fn aside(control: Arc<Control>, pages: impl Future<Output = io::Result<()>>) {
-    let _alarm = Alarm(Arc::clone(&control));
+async fn serve_until_over(control: Arc<Control>, pages: impl Future<Output = io::Result<()>>) {
+    let _guard = PanicGuard(Arc::clone(&control));
     let mut phase = control.phase.subscribe();
     tokio::select! {
         _ = phase.wait_for(|phase| *phase == Phase::Over) => {}
@@ -368,8 +368,8 @@ async fn aside(control: Arc<Control>, pages: impl Future<Output = io::Result<()>
 }
 
 /// The control thread: applies edits and resolved names, and drains, until the gateway has ended.
-async fn supervise(control: Arc<Control>, file: Option<PathBuf>, follow: Followed) {
-    let _alarm = Alarm(Arc::clone(&control));
+async fn supervise(control: Arc<Control>, file: Option<PathBuf>, follow: ServiceSource) {
+    let _guard = PanicGuard(Arc::clone(&control));
     let mut core: JoinSet<io::Result<()>> = JoinSet::new();
     core.spawn(Control::free_retired(Arc::clone(&control)));
     core.spawn(resolve::follow(Arc::clone(&control)));

@@ -30,7 +30,7 @@ use crate::worker::Process;
 
 /// Own hellos under way at once.
 pub(crate) const AT_ONCE: u16 = 8;
-/// Minimum interval between the starts of two own hellos.
+/// Pause after an own hello, before its permit is released.
 const PACE: Duration = Duration::from_millis(10);
 /// Maximum number of endpoints watched at once.
 const WATCHED: usize = 1_024;
@@ -85,8 +85,8 @@ impl Watch {
     async fn run(mut self, turns: Arc<Semaphore>) {
         loop {
             let Ok(turn) = turns.acquire().await else { return };
-            let Some(greeting) = self.greeting() else { return };
-            let outcome = greeting.send(&self.control.process).await;
+            let Some(hello) = self.next_hello() else { return };
+            let outcome = hello.send(&self.control.process).await;
             self.note(outcome);
             sleep(PACE).await;
             drop(turn);
@@ -98,11 +98,11 @@ impl Watch {
     }
 
     /// Builds the next hello; the tables may have changed since the last one.
-    fn greeting(&self) -> Option<Greeting> {
+    fn next_hello(&self) -> Option<OwnHello> {
         let tables = self.control.process.tables.load();
         let _still_wanted = tables.live.upstream.demotion?;
         let (service, endpoint) = self.suspect.find(&tables)?;
-        Greeting::of(service, endpoint)
+        OwnHello::of(service, endpoint)
     }
 
     fn note(&mut self, outcome: Outcome) {
@@ -148,15 +148,15 @@ impl Watch {
 }
 
 /// One hello of the gateway itself, ready to be sent.
-struct Greeting {
+struct OwnHello {
     to: SocketAddr,
     wire: Vec<u8>,
     patience: Duration,
 }
 
-impl Greeting {
+impl OwnHello {
     /// Builds a hello; none if the service has no fixed name to send.
-    fn of(service: &Service, endpoint: &Endpoint) -> Option<Greeting> {
+    fn of(service: &Service, endpoint: &Endpoint) -> Option<OwnHello> {
         let host = service.own_name()?;
         // Another cluster's gateway knows each port by this form, and may map the bare host to another port.
         let is_bare = service.port == 0 || (service.rules.default_port && endpoint.cluster().is_none());
@@ -165,7 +165,7 @@ impl Greeting {
         let hello = probe::hello(&name, &alpn).ok()?;
         let wire = if service.rules.send_proxy { [&proxy::LOCAL[..], &hello].concat() } else { hello };
         let connect = patience(endpoint, service.rules.timeouts.connect);
-        Some(Greeting { to: endpoint.address, wire, patience: connect })
+        Some(OwnHello { to: endpoint.address, wire, patience: connect })
     }
 
     async fn send(self, process: &Process) -> Outcome {

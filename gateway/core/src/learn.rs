@@ -168,7 +168,7 @@ impl Slices {
         Ok(slice.key)
     }
 
-    /// The same of what an agent gave, which is persisted for a restart.
+    /// Stores a valid slice from an agent and persists it.
     fn accept(&mut self, resource: &Resource) -> Result<Key, String> {
         let Resource { name, bytes, .. } = resource;
         let old = name.parse::<Key>().ok().and_then(|key| self.store.bytes(&key));

@@ -290,7 +290,7 @@ mod tests {
         }
     }
 
-    /// CompilerState an exported wildcard, for who comes from other clusters; local clients reach both.
+    /// An unexported name beside an exported wildcard, for clients from other clusters; local clients reach both.
     #[test]
     fn route_of_unexported_name_never_falls_through_to_exported_wildcard() {
         let text = "listeners: [{ address: '127.0.0.1:0' }, { name: out, address: '127.0.0.1:0', side: outbound }]\n\

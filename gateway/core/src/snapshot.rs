@@ -56,8 +56,8 @@ impl Snapshot {
             learned: List::default(),
             names: Names::default(),
         };
-        let mut beside = CompilerState::default();
-        let mut next = SnapshotBuilder::after(before.unwrap_or(&nothing), &mut beside, (resolved, is_own));
+        let mut state = CompilerState::default();
+        let mut next = SnapshotBuilder::after(before.unwrap_or(&nothing), &mut state, (resolved, is_own));
         next.read(live);
         next.done()
     }

@@ -12,7 +12,7 @@ use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
 
 use crate::config::settings::{Bind, Tcp};
 
-/// Milliseconds since this process started: what deadlines that outlive a task are counted in.
+/// Milliseconds since this process started, for deadlines that outlive a task.
 pub type Millis = u64;
 
 /// Returns the current time in [`Millis`].

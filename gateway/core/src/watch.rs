@@ -46,8 +46,8 @@ pub(crate) async fn follow(file: PathBuf, control: Arc<Control>) -> io::Result<(
     let watch = Arc::new(Mutex::new(watch));
     loop {
         let watching = Arc::clone(&watch);
-        let look = move || watching.lock().unwrap_or_else(PoisonError::into_inner).look();
-        let wait = tokio::task::spawn_blocking(look).await.unwrap_or_else(|error| {
+        let poll = move || watching.lock().unwrap_or_else(PoisonError::into_inner).poll();
+        let wait = tokio::task::spawn_blocking(poll).await.unwrap_or_else(|error| {
             control.refuse(format!("checking the edit failed ({error}); this is a bug, please report it"));
             POLL
         });
@@ -75,7 +75,7 @@ struct Watch {
 
 impl Watch {
     /// Checks the file once and returns how long to wait for an event before the next check.
-    fn look(&mut self) -> Duration {
+    fn poll(&mut self) -> Duration {
         // Before the file is checked, so that no edit is missed in between.
         self.watcher.turn_to(&self.file);
         let now = Instant::now();

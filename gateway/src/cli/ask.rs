@@ -20,11 +20,11 @@ use super::{Page, Question, Where, say};
 pub(crate) fn ask(question: &Question) -> anyhow::Result<()> {
     let (at, method, path) = request(question);
     let answer = fetch(&at.admin, method, &path)?;
-    let text = if at.json { format!("{answer:#}") } else { for_people(question, &answer) };
+    let text = if at.json { format!("{answer:#}") } else { render(question, &answer) };
     say(text.trim_end())
 }
 
-fn for_people(question: &Question, answer: &Value) -> String {
+fn render(question: &Question, answer: &Value) -> String {
     match question {
         Question::Status { .. } | Question::Drain { .. } => pairs("", answer),
         Question::Routes { .. } => routes(answer),
@@ -44,7 +44,7 @@ fn for_people(question: &Question, answer: &Value) -> String {
                 "bytes_out",
             ],
         ),
-        Question::Explain { .. } => explained(answer),
+        Question::Explain { .. } => explanation(answer),
     }
 }
 
@@ -87,8 +87,8 @@ const PATIENCE: Duration = Duration::from_secs(10);
 pub(crate) fn fetch(admin: &str, method: Method, path: &str) -> anyhow::Result<Value> {
     let admin = admin.strip_prefix("http://").unwrap_or(admin).trim_end_matches('/');
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let asked = runtime.block_on(async { timeout(PATIENCE, exchange(admin, method, path)).await });
-    let (status, body) = asked.with_context(|| {
+    let answered = runtime.block_on(async { timeout(PATIENCE, exchange(admin, method, path)).await });
+    let (status, body) = answered.with_context(|| {
         format!(
             "no answer from {admin} within {} s; is it a gateway, and is it suspended?",
             PATIENCE.as_secs()
@@ -156,7 +156,7 @@ pub(super) fn cell(value: &Value) -> String {
     }
 }
 
-fn of(value: &Value, key: &str) -> String {
+fn field(value: &Value, key: &str) -> String {
     cell(value.get(key).unwrap_or(&Value::Null))
 }
 
@@ -167,12 +167,12 @@ fn items<'a>(answer: &'a Value, key: &str) -> &'a [Value] {
 fn rows(answer: &Value, columns: &[&str]) -> String {
     let mut table = table(columns);
     for item in items(answer, "items") {
-        table.add_row(columns.iter().map(|column| of(item, column)));
+        table.add_row(columns.iter().map(|column| field(item, column)));
     }
-    format!("{table}\n{}", others(answer))
+    format!("{table}\n{}", paging_hint(answer))
 }
 
-fn others(answer: &Value) -> String {
+fn paging_hint(answer: &Value) -> String {
     let shown = items(answer, "items").len();
     let total = answer.get("total").and_then(Value::as_u64).unwrap_or_default();
     if total > shown as u64 {
@@ -185,7 +185,7 @@ fn others(answer: &Value) -> String {
 fn routes(answer: &Value) -> String {
     let mut text = rows(answer, &["name", "service", "alpn", "sources"]);
     for default in items(answer, "defaults") {
-        let (listener, service) = (of(default, "listener"), of(default, "service"));
+        let (listener, service) = (field(default, "listener"), field(default, "service"));
         text += &format!("listener {listener}: unmatched names go to {service}\n");
     }
     text
@@ -196,7 +196,7 @@ const ENDPOINT: [&str; 6] = ["address", "instance", "weight", "healthy", "failur
 fn services(answer: &Value) -> String {
     let mut table = table(&[&["service", "balance"], &ENDPOINT[..]].concat());
     for service in items(answer, "items") {
-        let lead = || ["service", "balance"].map(|key| Cell::new(of(service, key)));
+        let lead = || ["service", "balance"].map(|key| Cell::new(field(service, key)));
         let (endpoints, unresolved) = (items(service, "endpoints"), items(service, "unresolved"));
         for endpoint in endpoints {
             table.add_row(lead().into_iter().chain(endpoint_row(endpoint)));
@@ -204,24 +204,29 @@ fn services(answer: &Value) -> String {
         for name in unresolved {
             table.add_row(lead().into_iter().chain([Cell::new(format!("{} does not resolve", cell(name)))]));
         }
-        for one in items(service, "down") {
-            table.add_row(lead().into_iter().chain([Cell::new(left_out(one))]));
+        for endpoint in items(service, "down") {
+            table.add_row(lead().into_iter().chain([Cell::new(describe_down(endpoint))]));
         }
         if endpoints.is_empty() && unresolved.is_empty() {
             table.add_row(lead().into_iter().chain([Cell::new("no endpoints")]));
         }
     }
-    format!("{table}\n{}", others(answer))
+    format!("{table}\n{}", paging_hint(answer))
 }
 
 /// Renders an endpoint that failed its probes while the agent is unreachable.
-fn left_out(one: &Value) -> String {
-    format!("{} down since {} (stale: probe): {}", of(one, "address"), of(one, "since"), of(one, "why"))
+fn describe_down(endpoint: &Value) -> String {
+    format!(
+        "{} down since {} (stale: probe): {}",
+        field(endpoint, "address"),
+        field(endpoint, "since"),
+        field(endpoint, "why")
+    )
 }
 
 fn endpoint_row(endpoint: &Value) -> [Cell; 6] {
     let is_demoted = endpoint.get("demoted").and_then(Value::as_bool).unwrap_or_default();
-    ENDPOINT.map(|key| match (key, of(endpoint, key).as_str()) {
+    ENDPOINT.map(|key| match (key, field(endpoint, key).as_str()) {
         ("healthy", "false") if coloured() => Cell::new("ejected").fg(Color::Red),
         ("healthy", "false") => Cell::new("ejected"),
         ("healthy", "true") if is_demoted => Cell::new("demoted"),
@@ -230,7 +235,7 @@ fn endpoint_row(endpoint: &Value) -> [Cell; 6] {
     })
 }
 
-fn explained(answer: &Value) -> String {
+fn explanation(answer: &Value) -> String {
     let mut text = String::new();
     let asked = answer.pointer("/asked/listener");
     let listeners = items(answer, "listeners");
@@ -239,11 +244,11 @@ fn explained(answer: &Value) -> String {
     }
     if let Some(reason) = answer.get("refused").and_then(Value::as_str) {
         let reason = if coloured() { reason.red().to_string() } else { reason.to_owned() };
-        text += &format!("refused: {reason}: {}\n", of(answer, "meaning"));
-        text += &format!("TLS alert to the client: {}\n", of(answer, "alert"));
+        text += &format!("refused: {reason}: {}\n", field(answer, "meaning"));
+        text += &format!("TLS alert to the client: {}\n", field(answer, "alert"));
     }
     if answer.get("service").is_some() {
-        text += &format!("service: {} ({})\n", of(answer, "service"), of(answer, "balance"));
+        text += &format!("service: {} ({})\n", field(answer, "service"), field(answer, "balance"));
         let endpoints = items(answer, "endpoints");
         if !endpoints.is_empty() {
             let mut table = table(&ENDPOINT);
@@ -252,16 +257,16 @@ fn explained(answer: &Value) -> String {
             }
             text += &format!("endpoints in the order they would be tried:\n{table}\n");
         }
-        for one in items(answer, "down") {
-            text += &format!("not used: {}\n", left_out(one));
+        for endpoint in items(answer, "down") {
+            text += &format!("not used: {}\n", describe_down(endpoint));
         }
     }
     for other in listeners.iter().filter(|other| other.get("listener") != asked) {
         let outcome = match other.get("refused") {
             Some(reason) => format!("refused: {}", cell(reason)),
-            None => format!("service: {}", of(other, "service")),
+            None => format!("service: {}", field(other, "service")),
         };
-        text += &format!("on listener {}: {outcome}\n", of(other, "listener"));
+        text += &format!("on listener {}: {outcome}\n", field(other, "listener"));
     }
     text
 }

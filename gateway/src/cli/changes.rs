@@ -11,7 +11,7 @@ use super::ask::cell;
 pub(crate) fn changes(running: &Value, edit: &Value) -> Vec<String> {
     let mut lines = Vec::new();
     for key in keys(running, edit) {
-        let (before, after) = (at(running, key), at(edit, key));
+        let (before, after) = (get(running, key), get(edit, key));
         match key {
             "listeners" => listeners(before, after, &mut lines),
             "services" => services(before, after, &mut lines),
@@ -54,7 +54,7 @@ fn leaves<'a>(path: &str, before: &'a Value, after: &'a Value) -> Vec<Leaf<'a>> 
     if before.is_object() && after.is_object() {
         let below = |key: &str| if path.is_empty() { key.to_owned() } else { format!("{path}.{key}") };
         let keys = keys(before, after).into_iter();
-        keys.flat_map(|key| leaves(&below(key), at(before, key), at(after, key))).collect()
+        keys.flat_map(|key| leaves(&below(key), get(before, key), get(after, key))).collect()
     } else if before == after {
         Vec::new()
     } else {
@@ -63,7 +63,7 @@ fn leaves<'a>(path: &str, before: &'a Value, after: &'a Value) -> Vec<Leaf<'a>> 
 }
 
 fn listeners(before: &Value, after: &Value, lines: &mut Vec<String>) {
-    let names = |list| items(list).map(|listener| cell(at(listener, "name"))).collect::<Vec<_>>();
+    let names = |list| items(list).map(|listener| cell(get(listener, "name"))).collect::<Vec<_>>();
     let (old, new) = (names(before), names(after));
     if old != new {
         lines.push(format!("! listeners: {} → {} {RESTART}", old.join(","), new.join(",")));
@@ -80,8 +80,8 @@ fn listeners(before: &Value, after: &Value, lines: &mut Vec<String>) {
 }
 
 fn services(before: &Value, after: &Value, lines: &mut Vec<String>) {
-    let name = |service: &Value| format!("{}:{}", cell(at(service, "host")), cell(at(service, "port")));
-    let (before, after) = (by(before, name), by(after, name));
+    let name = |service: &Value| format!("{}:{}", cell(get(service, "host")), cell(get(service, "port")));
+    let (before, after) = (index_by(before, name), index_by(after, name));
     for name in before.keys().chain(after.keys()).collect::<BTreeSet<_>>() {
         match (before.get(name), after.get(name)) {
             (Some(_), None) => lines.push(format!("- service {name}")),
@@ -98,19 +98,19 @@ fn service(name: &str, before: &Value, after: &Value, lines: &mut Vec<String>) {
     if !settings.is_empty() {
         lines.push(format!("~ service {name}: {}", settings.join(", ")));
     }
-    let address = |endpoint: &Value| match at(endpoint, "address") {
+    let address = |endpoint: &Value| match get(endpoint, "address") {
         Value::Object(target) => {
             let part = |key| target.get(key).map(cell).unwrap_or_default();
             format!("{}:{}", part("host"), part("port"))
         }
         address => cell(address),
     };
-    let (old, new) = (at(before, "endpoints"), at(after, "endpoints"));
+    let (old, new) = (get(before, "endpoints"), get(after, "endpoints"));
     if old == new {
         return;
     }
     let lines_before = lines.len();
-    let (by_old, by_new) = (by(old, address), by(new, address));
+    let (by_old, by_new) = (index_by(old, address), index_by(new, address));
     for address in by_old.keys().chain(by_new.keys()).collect::<BTreeSet<_>>() {
         match (by_old.get(address), by_new.get(address)) {
             (Some(_), None) => lines.push(format!("- service {name}: endpoint {address}")),
@@ -127,7 +127,7 @@ fn service(name: &str, before: &Value, after: &Value, lines: &mut Vec<String>) {
     }
 }
 
-fn by(list: &Value, name: impl Fn(&Value) -> String) -> BTreeMap<String, &Value> {
+fn index_by(list: &Value, name: impl Fn(&Value) -> String) -> BTreeMap<String, &Value> {
     items(list).map(|item| (name(item), item)).collect()
 }
 
@@ -135,8 +135,8 @@ fn items(list: &Value) -> impl Iterator<Item = &Value> {
     list.as_array().into_iter().flatten()
 }
 
-fn keys<'a>(one: &'a Value, other: &'a Value) -> BTreeSet<&'a str> {
-    [one, other]
+fn keys<'a>(left: &'a Value, right: &'a Value) -> BTreeSet<&'a str> {
+    [left, right]
         .into_iter()
         .filter_map(Value::as_object)
         .flat_map(|map| map.keys().map(String::as_str))

@@ -63,15 +63,15 @@ impl Here {
         service.exposed |= is_own && port.exported && opens;
         if is_own || !port.endpoints.is_empty() {
             let direct = port.endpoints.iter().map(|one| endpoint(one, is_own, slice, names));
-            service.endpoints.extend(direct.map(|one| self.as_reached(one, offer)));
+            service.endpoints.extend(direct.map(|one| self.with_probe_result(one, offer)));
         } else {
             let beyond = gateways(slice, offer, port, names).into_iter();
-            service.endpoints.extend(beyond.map(|one| self.as_reached(one, offer)));
+            service.endpoints.extend(beyond.map(|one| self.with_probe_result(one, offer)));
         }
     }
 
     /// Sets the weight of an address that is down to 0. It stays in the tables so that its name is still resolved.
-    fn as_reached(&self, endpoint: Endpoint, offer: &Offer) -> Endpoint {
+    fn with_probe_result(&self, endpoint: Endpoint, offer: &Offer) -> Endpoint {
         let is_down = offer.staleness == Staleness::Probe && self.down.contains(&endpoint.address);
         if is_down { Endpoint { weight: 0, ..endpoint } } else { endpoint }
     }

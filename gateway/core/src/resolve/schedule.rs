@@ -125,8 +125,8 @@ pub(super) struct Schedule {
 
 #[derive(Debug)]
 struct Entry {
-    v4: Held,
-    v6: Held,
+    v4: FamilyState,
+    v6: FamilyState,
     at: Option<Name>,
     /// Whether it had confirmed addresses at the last answer.
     resolves: Option<bool>,
@@ -134,7 +134,7 @@ struct Entry {
 
 /// The state of one address family of a name.
 #[derive(Debug)]
-struct Held {
+struct FamilyState {
     addresses: Vec<IpAddr>,
     due: Instant,
     queue: Queue,
@@ -186,12 +186,12 @@ impl Schedule {
         }
         let (name, kind) = (name.clone(), *kind);
         let entry = self.names.get(&name)?;
-        let (asked, at) = match entry.held(kind.other()).due <= now {
+        let (asked, at) = match entry.state_of(kind.other()).due <= now {
             true => (Asked::Both, None),
             false => (Asked::Only(kind), entry.at.clone()),
         };
         for kind in [Kind::V4, Kind::V6].into_iter().filter(|kind| asked.has(*kind)) {
-            let queue = self.names.get(&name)?.held(kind).queue;
+            let queue = self.names.get(&name)?.state_of(kind).queue;
             self.put(&name, kind, now + LOST, queue);
         }
         Some(Question { name, asked, at })
@@ -205,7 +205,7 @@ impl Schedule {
     }
 
     fn take_off(&mut self, name: &HostName, kind: Kind) {
-        if let Some(held) = self.names.get(name).map(|entry| entry.held(kind)) {
+        if let Some(held) = self.names.get(name).map(|entry| entry.state_of(kind)) {
             let (due, queue) = (held.due, held.queue);
             self.queued(queue).remove(&(due, name.clone(), kind));
         }
@@ -214,7 +214,7 @@ impl Schedule {
     fn put(&mut self, name: &HostName, kind: Kind, due: Instant, queue: Queue) {
         self.take_off(name, kind);
         if let Some(entry) = self.names.get_mut(name) {
-            let held = entry.held_mut(kind);
+            let held = entry.state_of_mut(kind);
             (held.due, held.queue) = (due, queue);
             self.queued(queue).insert((due, name.clone(), kind));
         }
@@ -247,7 +247,7 @@ impl Schedule {
 
 impl Entry {
     fn new(now: Instant) -> Entry {
-        let [v4, v6] = [(); 2].map(|()| Held {
+        let [v4, v6] = [(); 2].map(|()| FamilyState {
             addresses: Vec::new(),
             due: now,
             queue: Queue::Regular,
@@ -257,14 +257,14 @@ impl Entry {
         Entry { v4, v6, at: None, resolves: None }
     }
 
-    fn held(&self, kind: Kind) -> &Held {
+    fn state_of(&self, kind: Kind) -> &FamilyState {
         match kind {
             Kind::V4 => &self.v4,
             Kind::V6 => &self.v6,
         }
     }
 
-    fn held_mut(&mut self, kind: Kind) -> &mut Held {
+    fn state_of_mut(&mut self, kind: Kind) -> &mut FamilyState {
         match kind {
             Kind::V4 => &mut self.v4,
             Kind::V6 => &mut self.v6,
@@ -292,19 +292,19 @@ impl Entry {
             match family {
                 None => {}
                 Some(Family::Addresses(addresses)) => {
-                    self.held_mut(kind).confirm(addresses);
+                    self.state_of_mut(kind).confirm(addresses);
                     is_confirmed = true;
                 }
                 Some(Family::Absent) => absent.push(kind),
-                Some(Family::Failed(why)) => self.held_mut(kind).fail(why),
+                Some(Family::Failed(why)) => self.state_of_mut(kind).fail(why),
             }
         }
         for kind in &absent {
-            let other = self.held(kind.other());
+            let other = self.state_of(kind.other());
             if other.addresses.is_empty() || absent.contains(&kind.other()) {
-                self.held_mut(*kind).fail("the name has no addresses".to_owned());
+                self.state_of_mut(*kind).fail("the name has no addresses".to_owned());
             } else {
-                self.held_mut(*kind).confirm(Vec::new());
+                self.state_of_mut(*kind).confirm(Vec::new());
             }
         }
         if found.at.is_some() {
@@ -326,7 +326,7 @@ impl Entry {
         }
         // The first failure may be one lost packet.
         for (kind, _) in asked.into_iter().filter(|(_, is_asked)| resolves && *is_asked) {
-            let held = self.held(kind);
+            let held = self.state_of(kind);
             if held.failures == 2 {
                 let (problem, kept) = (held.problem.as_deref().unwrap_or_default(), &held.addresses);
                 let family = kind.record();
@@ -336,7 +336,7 @@ impl Entry {
     }
 
     fn problem(&self, resolves: bool) -> Option<String> {
-        let problems = [Kind::V4, Kind::V6].map(|kind| (kind, self.held(kind).problem.as_deref()));
+        let problems = [Kind::V4, Kind::V6].map(|kind| (kind, self.state_of(kind).problem.as_deref()));
         let (kind, problem) = problems.into_iter().find_map(|(kind, problem)| Some((kind, problem?)))?;
         Some(if resolves { format!("{}: {problem}", kind.record()) } else { problem.to_owned() })
     }
@@ -350,13 +350,14 @@ impl Entry {
         now: Instant,
         jitter: f64,
     ) -> Vec<(Kind, Instant, Queue)> {
-        let due_of = |held: &Held| match (held.failures, ttl) {
+        let due_of = |held: &FamilyState| match (held.failures, ttl) {
             (0, Some(ttl)) => Some(now + ttl),
             (0, None) => None,
             (failures, _) => Some(now + retry_after(failures, jitter)),
         };
         let is_asked = |kind| asked.contains(&(kind, true));
-        let due = |kind| if is_asked(kind) { due_of(self.held(kind)) } else { Some(self.held(kind).due) };
+        let due =
+            |kind| if is_asked(kind) { due_of(self.state_of(kind)) } else { Some(self.state_of(kind).due) };
         let dues = [Kind::V4, Kind::V6].map(|kind| (kind, due(kind)));
         let soonest = dues.iter().filter_map(|(_, due)| *due).min();
         let Some(soonest) = soonest else { return Vec::new() };
@@ -364,7 +365,7 @@ impl Entry {
         if !resolves {
             self.at = None;
         }
-        let queue = |kind| match resolves && self.held(kind).failures > 0 {
+        let queue = |kind| match resolves && self.state_of(kind).failures > 0 {
             true => Queue::Doubtful,
             false => Queue::Regular,
         };
@@ -377,7 +378,7 @@ impl Entry {
     }
 }
 
-impl Held {
+impl FamilyState {
     fn confirm(&mut self, addresses: Vec<IpAddr>) {
         (self.addresses, self.failures, self.problem) = (addresses, 0, None);
     }

@@ -29,9 +29,9 @@ pub(crate) struct CompilerState {
 impl CompilerState {
     /// Returns the state for the tables of a file.
     pub(crate) fn of_file(tables: &Snapshot) -> CompilerState {
-        let mut beside = CompilerState::default();
-        tables.file.iter().for_each(|service| beside.wants(service));
-        beside
+        let mut state = CompilerState::default();
+        tables.file.iter().for_each(|service| state.add_targets(service));
+        state
     }
 
     /// Returns the host names used as endpoint addresses, in order.
@@ -39,13 +39,13 @@ impl CompilerState {
         self.targets.keys().cloned().collect()
     }
 
-    fn wants(&mut self, service: &Service) {
+    fn add_targets(&mut self, service: &Service) {
         for name in service.targets() {
             *self.targets.entry(name.clone()).or_default() += 1;
         }
     }
 
-    fn lets_go(&mut self, service: &Service) {
+    fn remove_targets(&mut self, service: &Service) {
         for name in service.targets() {
             if let Some(count) = self.targets.get_mut(name) {
                 *count -= 1;
@@ -60,7 +60,7 @@ impl CompilerState {
 /// The next tables.
 pub(crate) struct SnapshotBuilder<'a> {
     tables: Snapshot,
-    beside: &'a mut CompilerState,
+    state: &'a mut CompilerState,
     resolved: &'a Resolved,
     is_own: &'a dyn Fn(SocketAddr) -> bool,
     is_news: bool,
@@ -71,11 +71,11 @@ impl<'a> SnapshotBuilder<'a> {
     /// which `is_own` holds are ignored, because a route to the gateway itself is a loop.
     pub(crate) fn after(
         before: &Snapshot,
-        beside: &'a mut CompilerState,
+        state: &'a mut CompilerState,
         (resolved, is_own): (&'a Resolved, &'a dyn Fn(SocketAddr) -> bool),
     ) -> SnapshotBuilder<'a> {
         let tables = Snapshot { epoch: before.epoch + 1, ..before.clone() };
-        SnapshotBuilder { tables, beside, resolved, is_own, is_news: false }
+        SnapshotBuilder { tables, state, resolved, is_own, is_news: false }
     }
 
     /// Whether something differs from the previous tables.
@@ -91,24 +91,24 @@ impl<'a> SnapshotBuilder<'a> {
     /// Applies new settings of the file.
     pub(crate) fn read(&mut self, live: Arc<Live>) {
         let before = std::mem::replace(&mut self.tables.file, [].into());
-        before.iter().for_each(|service| self.beside.lets_go(service));
+        before.iter().for_each(|service| self.state.remove_targets(service));
         let made = live.services.iter().map(|settings| self.of_file(settings));
         let file: Arc<[Arc<Service>]> = made.collect();
-        file.iter().for_each(|service| self.beside.wants(service));
+        file.iter().for_each(|service| self.state.add_targets(service));
         let mut names = Names::default();
         for (index, service) in file.iter().enumerate() {
             names.add(service, Place::in_file(index));
         }
         (self.tables.live, self.tables.file, self.tables.names) = (live, file, names);
         let learned = std::mem::take(&mut self.tables.learned);
-        let hidden = std::mem::take(&mut self.beside.hidden);
-        learned.iter().chain(hidden.iter()).for_each(|service| self.show(service));
+        let hidden = std::mem::take(&mut self.state.hidden);
+        learned.iter().chain(hidden.iter()).for_each(|service| self.add_learned(service));
         self.is_news = true;
     }
 
     fn of_file(&mut self, settings: &settings::Service) -> Arc<Service> {
         let known = self.tables.claim(&settings.host, settings.port).cloned();
-        let made = self.maker().make(settings, known.as_ref().map(|claim| &*claim.service));
+        let made = self.builder().make(settings, known.as_ref().map(|claim| &*claim.service));
         match known.filter(|claim| !claim.is_learned() && claim.service.is_as(&made)) {
             Some(same) => same.service,
             None => Arc::new(made),
@@ -119,31 +119,31 @@ impl<'a> SnapshotBuilder<'a> {
     /// precedence. An unchanged service is kept as it is.
     pub(crate) fn learn(&mut self, host: &HostPattern, services: Vec<settings::Service>) {
         let mut before = self.tables.learned.of_host(host);
-        before.extend(self.beside.hidden.of_host(host));
+        before.extend(self.state.hidden.of_host(host));
         for settings in services {
             let at = before.iter().position(|service| service.port == settings.port);
             let known = at.map(|at| before.swap_remove(at));
             let made = match &known {
-                Some(known) => self.maker().make(&settings, Some(known)),
+                Some(known) => self.builder().make(&settings, Some(known)),
                 None => {
                     let other =
                         self.tables.claim(host, settings.port).map(|claim| Arc::clone(&claim.service));
-                    self.maker().make(&settings, other.as_deref())
+                    self.builder().make(&settings, other.as_deref())
                 }
             };
             self.replace(known.as_ref(), made);
         }
         for gone in before {
-            self.take_out(&gone);
+            self.remove(&gone);
         }
     }
 
     /// Replaces all learned services. No two have the same host and port.
     pub(crate) fn learn_all(&mut self, services: &[Arc<settings::Service>]) {
         let hosts: HashSet<_> = services.iter().map(|service| &service.host).collect();
-        let before: Vec<_> = self.tables.learned.iter().chain(self.beside.hidden.iter()).cloned().collect();
+        let before: Vec<_> = self.tables.learned.iter().chain(self.state.hidden.iter()).cloned().collect();
         for gone in before.iter().filter(|service| !hosts.contains(&service.host)) {
-            self.take_out(gone);
+            self.remove(gone);
         }
         for alike in services.chunk_by(|one, other| one.host == other.host) {
             let Some(first) = alike.first() else { continue };
@@ -153,14 +153,14 @@ impl<'a> SnapshotBuilder<'a> {
 
     /// Applies changed addresses of names.
     pub(crate) fn resolve(&mut self) {
-        let changing: Vec<_> = self.beside.changing.iter().cloned().collect();
+        let changing: Vec<_> = self.state.changing.iter().cloned().collect();
         for service in changing {
-            let made = self.maker().again(&service);
+            let made = self.builder().again(&service);
             self.replace(Some(&service), made);
         }
         let mut file = self.tables.file.to_vec();
         for (index, service) in file.iter_mut().enumerate().filter(|(_, service)| service.may_change()) {
-            let made = self.maker().again(service);
+            let made = self.builder().again(service);
             if !service.is_as(&made) {
                 self.tables.names.remove(service);
                 *service = Arc::new(made);
@@ -171,8 +171,8 @@ impl<'a> SnapshotBuilder<'a> {
         self.tables.file = file.into();
     }
 
-    fn maker(&mut self) -> ServiceBuilder<'_> {
-        ServiceBuilder { resolved: self.resolved, is_own: self.is_own, shared: &mut self.beside.shared }
+    fn builder(&mut self) -> ServiceBuilder<'_> {
+        ServiceBuilder { resolved: self.resolved, is_own: self.is_own, shared: &mut self.state.shared }
     }
 
     fn replace(&mut self, known: Option<&Arc<Service>>, made: Service) {
@@ -180,35 +180,35 @@ impl<'a> SnapshotBuilder<'a> {
             return;
         }
         if let Some(known) = known {
-            self.take_out(known);
+            self.remove(known);
         }
         let made = Arc::new(made);
-        self.beside.wants(&made);
+        self.state.add_targets(&made);
         if made.may_change() {
-            self.beside.changing.insert(Arc::clone(&made));
+            self.state.changing.insert(Arc::clone(&made));
         }
-        self.show(&made);
+        self.add_learned(&made);
         self.is_news = true;
     }
 
-    fn take_out(&mut self, service: &Arc<Service>) {
-        self.beside.lets_go(service);
+    fn remove(&mut self, service: &Arc<Service>) {
+        self.state.remove_targets(service);
         if service.may_change() {
-            self.beside.changing.remove(service);
+            self.state.changing.remove(service);
         }
         if self.tables.learned.remove(service) {
             self.tables.names.remove(service);
         } else {
-            self.beside.hidden.remove(service);
+            self.state.hidden.remove(service);
         }
         self.is_news = true;
     }
 
     /// Adds a service to the tables, unless a file service hides it.
-    fn show(&mut self, service: &Arc<Service>) {
+    fn add_learned(&mut self, service: &Arc<Service>) {
         let claim = self.tables.claim(&service.host, service.port);
         if claim.is_some_and(|claim| !claim.is_learned()) {
-            self.beside.hidden.insert(Arc::clone(service));
+            self.state.hidden.insert(Arc::clone(service));
         } else {
             self.tables.learned.insert(Arc::clone(service));
             self.tables.names.add(service, Place::LEARNED);

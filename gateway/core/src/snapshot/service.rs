@@ -62,7 +62,7 @@ pub struct Rules {
 #[derive(Debug, Default, PartialEq, Eq)]
 struct ServiceExtras {
     aliases: Box<[HostPattern]>,
-    /// Endpoints with names of their own, or gateways to such, with or without an address.
+    /// Endpoints with instance names, and gateways to named instances, resolved or not.
     instances: Box<[Arc<EndpointMeta>]>,
     /// Endpoint candidates, if the result may change: with name resolution, or with this gateway's own addresses.
     candidates: Box<[Candidate]>,
@@ -242,7 +242,7 @@ impl Service {
         self.more.as_ref().map(|more| &more.aliases[..]).unwrap_or_default()
     }
 
-    /// Returns the endpoints with names of their own, or gateways to such.
+    /// Returns the endpoints with instance names, and gateways to named instances.
     pub(crate) fn instances(&self) -> &[Arc<EndpointMeta>] {
         self.more.as_ref().map(|more| &more.instances[..]).unwrap_or_default()
     }

@@ -18,12 +18,12 @@ pub(crate) struct Shared {
 
 impl Shared {
     pub(super) fn rules(&mut self, rules: Rules) -> Arc<Rules> {
-        self.rules.one(rules)
+        self.rules.intern(rules)
     }
 
     /// Deduplicates endpoint properties, except for those with instance names, which are unique anyway.
     pub(super) fn traits(&mut self, traits: EndpointMeta) -> Arc<EndpointMeta> {
-        if traits.has_names() { Arc::new(traits) } else { self.traits.one(traits) }
+        if traits.has_names() { Arc::new(traits) } else { self.traits.intern(traits) }
     }
 }
 
@@ -40,12 +40,12 @@ impl<T> Default for Known<T> {
 }
 
 impl<T: Eq + Hash> Known<T> {
-    fn one(&mut self, value: T) -> Arc<T> {
+    fn intern(&mut self, value: T) -> Arc<T> {
         if let Some(known) = self.all.get(&value) {
             return Arc::clone(known);
         }
         if self.all.len() >= (2 * self.held).max(MANY) {
-            self.all.retain(|one| Arc::strong_count(one) > 1);
+            self.all.retain(|value| Arc::strong_count(value) > 1);
             self.held = self.all.len();
         }
         let value = Arc::new(value);
@@ -61,11 +61,11 @@ mod tests {
     #[test]
     fn shared_values_without_holders_are_dropped() {
         let mut known = Known::default();
-        let kept: Vec<_> = (0..10).map(|number| known.one(number)).collect();
+        let kept: Vec<_> = (0..10).map(|number| known.intern(number)).collect();
         for number in 0..10 * MANY {
-            known.one(number);
+            known.intern(number);
         }
         assert!(known.all.len() <= MANY, "{}", known.all.len());
-        assert!((0..10).all(|number| Arc::ptr_eq(&known.one(number), &kept[number])));
+        assert!((0..10).all(|number| Arc::ptr_eq(&known.intern(number), &kept[number])));
     }
 }

@@ -94,21 +94,21 @@ fn huge_weights_are_scaled_to_one_schedule() {
 
 #[test]
 fn file_service_hides_learned_one_and_restores_it() {
-    let (resolved, mut beside) = (Resolved::new(), CompilerState::default());
+    let (resolved, mut state) = (Resolved::new(), CompilerState::default());
     let own = &|_| false;
     let before = compile(&live(LISTENER), None);
-    let mut next = SnapshotBuilder::after(&before, &mut beside, (&resolved, own));
+    let mut next = SnapshotBuilder::after(&before, &mut state, (&resolved, own));
     let learned = live(&ONE.replace("10.0.0.1", "10.9.9.9")).services;
     next.learn_all(&learned);
     let before = next.done();
     let first = Arc::clone(service(&before, 0));
-    let mut next = SnapshotBuilder::after(&before, &mut beside, (&resolved, own));
+    let mut next = SnapshotBuilder::after(&before, &mut state, (&resolved, own));
     next.read(Arc::new(live(ONE)));
     let both = next.done();
     assert_eq!((both.len(), both.names.exact("a.example").len()), (1, 1));
     assert_eq!(service(&both, 0).endpoints[0].address.to_string(), "10.0.0.1:80");
     assert!(Arc::ptr_eq(&first.state, &service(&both, 0).state));
-    let mut next = SnapshotBuilder::after(&both, &mut beside, (&resolved, own));
+    let mut next = SnapshotBuilder::after(&both, &mut state, (&resolved, own));
     next.learn_all(&learned);
     assert!(!next.is_news());
     next.read(Arc::new(live(LISTENER)));
@@ -117,24 +117,24 @@ fn file_service_hides_learned_one_and_restores_it() {
 
 #[test]
 fn resolved_name_rebuilds_only_its_services() {
-    let (mut resolved, mut beside) = (Resolved::new(), CompilerState::default());
+    let (mut resolved, mut state) = (Resolved::new(), CompilerState::default());
     let before = compile(&live(LISTENER), None);
     let text = ONE.to_owned() + "- { host: c.example, endpoints: [{ address: 'd.example:80' }] }\n";
-    let mut next = SnapshotBuilder::after(&before, &mut beside, (&resolved, &|_| false));
+    let mut next = SnapshotBuilder::after(&before, &mut state, (&resolved, &|_| false));
     next.learn_all(&live(&text).services);
     let before = next.done();
     let name = HostName::parse("d.example").unwrap();
-    assert_eq!(beside.targets(), std::slice::from_ref(&name));
+    assert_eq!(state.targets(), std::slice::from_ref(&name));
     resolved.insert(name, vec!["10.0.0.7".parse().unwrap()]);
-    let mut next = SnapshotBuilder::after(&before, &mut beside, (&resolved, &|_| false));
+    let mut next = SnapshotBuilder::after(&before, &mut state, (&resolved, &|_| false));
     next.resolve();
     let after = next.done();
     assert!(Arc::ptr_eq(service(&before, 0), service(&after, 0)));
     assert_eq!(service(&after, 1).endpoints[0].address.to_string(), "10.0.0.7:80");
     assert!(Arc::ptr_eq(&after.names.exact("c.example")[0].service, service(&after, 1)));
-    let mut next = SnapshotBuilder::after(&after, &mut beside, (&resolved, &|_| false));
+    let mut next = SnapshotBuilder::after(&after, &mut state, (&resolved, &|_| false));
     next.learn(&HostPattern::parse("c.example").unwrap(), Vec::new());
-    assert_eq!((next.done().len(), beside.targets().len()), (1, 0));
+    assert_eq!((next.done().len(), state.targets().len()), (1, 0));
 }
 
 /// A service with few possible names, so that many share one.
@@ -201,11 +201,11 @@ proptest! {
     #[test]
     fn snapshot_depends_on_services_not_on_their_history(events in proptest::collection::vec(event(), 1..30)) {
         let own = &|address: SocketAddr| address.ip().to_string() == "10.0.0.3";
-        let mut beside = CompilerState::default();
+        let mut state = CompilerState::default();
         let mut tables = compile(&live(LISTENER), None);
         let (mut file, mut learned, mut resolved) = (Arc::clone(&tables.live), BTreeMap::new(), Resolved::new());
         for event in events {
-            let mut next = SnapshotBuilder::after(&tables, &mut beside, (&resolved, own));
+            let mut next = SnapshotBuilder::after(&tables, &mut state, (&resolved, own));
             match event {
                 Event::Learn(host, ports) => {
                     let ports: BTreeMap<_, _> = ports.into_iter().collect();
@@ -226,7 +226,7 @@ proptest! {
                 Event::Resolve(last) => {
                     let name = HostName::parse("d.example").unwrap();
                     let resolved_now = Resolved::from([(name, vec![std::net::Ipv4Addr::new(10, 0, 0, last).into()])]);
-                    let mut next = SnapshotBuilder::after(&tables, &mut beside, (&resolved_now, own));
+                    let mut next = SnapshotBuilder::after(&tables, &mut state, (&resolved_now, own));
                     next.resolve();
                     tables = next.done();
                     resolved = resolved_now;
@@ -241,7 +241,7 @@ proptest! {
             let anew = next.done();
             prop_assert_eq!(shown(&tables), shown(&anew));
             prop_assert_eq!(tables.len(), tables.services().count());
-            prop_assert_eq!(beside.targets(), fresh.targets());
+            prop_assert_eq!(state.targets(), fresh.targets());
         }
     }
 }
@@ -252,25 +252,25 @@ fn many(count: usize) -> (Snapshot, CompilerState, settings::Service) {
     let named = |number: usize| HostPattern::parse(&format!("s{number}.x")).unwrap();
     let settings = |number| Arc::new(settings::Service { host: named(number), ..pattern.clone() });
     let services: Vec<_> = (0..count).map(|number| settings(2 * number)).collect();
-    let (resolved, mut beside) = (Resolved::new(), CompilerState::default());
+    let (resolved, mut state) = (Resolved::new(), CompilerState::default());
     let before = compile(&live(LISTENER), None);
-    let mut next = SnapshotBuilder::after(&before, &mut beside, (&resolved, &|_| false));
+    let mut next = SnapshotBuilder::after(&before, &mut state, (&resolved, &|_| false));
     next.learn_all(&services);
-    (next.done(), beside, settings::Service { host: named(count | 1), ..pattern })
+    (next.done(), state, settings::Service { host: named(count | 1), ..pattern })
 }
 
 #[test]
 fn single_change_copies_bounded_amount_in_large_tables() {
     let touched = |count: usize| {
-        let (before, mut beside, new) = many(count);
+        let (before, mut state, new) = many(count);
         let resolved = Resolved::new();
-        let mut next = SnapshotBuilder::after(&before, &mut beside, (&resolved, &|_| false));
+        let mut next = SnapshotBuilder::after(&before, &mut state, (&resolved, &|_| false));
         next.learn(&new.host.clone(), vec![new.clone()]);
         assert!(next.is_news());
         let after = next.done();
         assert_eq!(after.len(), count + 1);
         let added = after.names.copied(&before.names) + after.learned.copied(&before.learned);
-        let mut next = SnapshotBuilder::after(&after, &mut beside, (&resolved, &|_| false));
+        let mut next = SnapshotBuilder::after(&after, &mut state, (&resolved, &|_| false));
         next.learn(&new.host, Vec::new());
         let gone = next.done();
         assert_eq!(gone.len(), count);

@@ -34,7 +34,7 @@ pub(crate) fn trust(report: &mut Report, file: &raw::File) -> Option<Trusts> {
     );
     if let Some(directory) = &value.directory {
         let bundles = path(value.bundles.as_ref()).filter(|_| is_under_control_plane(file));
-        kept_by_this(report, file, *spot);
+        check_directory(report, file, *spot);
         let token = token(report, place, value);
         let directory = PathBuf::from(&directory.value);
         let kept = ManagedTrust { directory, bundles, deny, crls, stale_crl, outage_budget, token: token? };
@@ -65,7 +65,7 @@ fn is_under_control_plane(file: &raw::File) -> bool {
 }
 
 /// Checks the other keys when `directory` is set.
-fn kept_by_this(report: &mut Report, file: &raw::File, spot: Spot) {
+fn check_directory(report: &mut Report, file: &raw::File, spot: Spot) {
     let place = Place::Root.key("trust");
     let Some(At { value, .. }) = &file.trust else { return };
     let mut others = vec![("certificate", &value.certificate), ("key", &value.key)];
