@@ -1,5 +1,5 @@
-//! The file `acknowledged.json`, which agents write and root roll-overs wait for: the bundle of its own trust domain that
-//! an agent offers, and the one that each of its peers has acknowledged.
+//! The file `acknowledged.json`, which agents write and root roll-overs wait for: the bundle of its own trust domain
+//! that an agent offers, and the one that each of its peers has acknowledged.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;

@@ -1,7 +1,7 @@
 //! Makes one file of roots for programs without a bundle per trust domain, such as those that use OpenSSL: the own
-//! roots, and each root of another domain cross-signed under a name constraint to URI names of its domain. The signer is
-//! an anchor made for that file only, whose key is destroyed: outside the file it is not trusted, and a new file replaces
-//! the old one. An own root must not cross-sign: its signature would count everywhere the root does.
+//! roots, and each root of another domain cross-signed under a name constraint to URI names of its domain. The signer
+//! is an anchor made for that file only, whose key is destroyed: outside the file it is not trusted, and a new file
+//! replaces the old one. An own root must not cross-sign: its signature would count everywhere the root does.
 //!
 //! The verifier of this crate never uses the file: webpki refuses URI names under name constraints.
 

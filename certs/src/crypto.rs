@@ -1,5 +1,5 @@
-//! The crypto provider of this crate. It is passed to each configuration and never installed for the whole process: that
-//! is not for a library to decide.
+//! The crypto provider of this crate. It is passed to each configuration and never installed for the whole process:
+//! that is not for a library to decide.
 
 use std::sync::{Arc, LazyLock};
 

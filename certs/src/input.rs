@@ -34,8 +34,8 @@ pub fn read(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
     bounded(open(path)?, limit)
 }
 
-/// Reads at most `limit` bytes of a command line argument: a file, or a pipe (`<(…)`, `/dev/stdin`), which it waits for.
-/// Only for short commands.
+/// Reads at most `limit` bytes of a command line argument: a file, or a pipe (`<(…)`, `/dev/stdin`), which it waits
+/// for. Only for short commands.
 ///
 /// # Errors
 /// It cannot be read, or is larger ([`io::ErrorKind::FileTooLarge`]).

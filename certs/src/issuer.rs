@@ -1,6 +1,6 @@
 //! Signs leaves for keys held elsewhere: a certificate request gives only its key, a policy decides which leaf the
-//! requester may have, and an issuer signs it. The signing key may be in memory, in an HSM (`Authority::with_key`) or at
-//! an external authority (another `Issuer`).
+//! requester may have, and an issuer signs it. The signing key may be in memory, in an HSM (`Authority::with_key`) or
+//! at an external authority (another `Issuer`).
 
 use std::fmt;
 use std::future::{self, Future};

@@ -1,6 +1,6 @@
 //! Standard error of a long-running program. Lines go into a bounded queue that a thread of its own writes: no caller
-//! waits for a slow reader, and lines that do not fit are dropped and counted. Not for access logs, nor for the output of
-//! short commands, which waits for its reader.
+//! waits for a slow reader, and lines that do not fit are dropped and counted. Not for access logs, nor for the output
+//! of short commands, which waits for its reader.
 
 use std::backtrace::{Backtrace, BacktraceStatus};
 use std::io::{self, Write};

@@ -41,8 +41,8 @@ pub fn follow(mut heard: impl FnMut(Heard) + Send + 'static) -> io::Result<()> {
     Ok(())
 }
 
-/// Ends the process after this time unless it has ended before: waiting for a reader of its output, or for a disk, could
-/// take for ever.
+/// Ends the process after this time unless it has ended before: waiting for a reader of its output, or for a disk,
+/// could take for ever.
 pub fn end_within(time: Duration) {
     let end = move || {
         thread::sleep(time);

@@ -1,5 +1,5 @@
-//! All readers of foreign input: any bytes, and altered valid input, give a result and never a panic. Altered signed input
-//! is never accepted.
+//! All readers of foreign input: any bytes, and altered valid input, give a result and never a panic. Altered signed
+//! input is never accepted.
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "tests fail by panicking")]
 
 use std::sync::LazyLock;

@@ -1,5 +1,5 @@
-//! The acknowledgements that a root roll-over waits for, beside the time: those of the peers of this domain's agents, as
-//! recorded in the files that the agents write. A missing acknowledgement, or a missing file, stops the roll-over.
+//! The acknowledgements that a root roll-over waits for, beside the time: those of the peers of this domain's agents,
+//! as recorded in the files that the agents write. A missing acknowledgement, or a missing file, stops the roll-over.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -64,8 +64,8 @@ impl Home {
         Ok(())
     }
 
-    /// The acknowledgements missing for the next step of the current roll-over; some steps need none. An unreadable file
-    /// is an error, which also stops the roll-over.
+    /// The acknowledgements missing for the next step of the current roll-over; some steps need none. An unreadable
+    /// file is an error, which also stops the roll-over.
     pub fn awaited(&self) -> Result<Awaited, HomeError> {
         let mut awaited = Awaited::default();
         let Some(rollover) = &self.state.rollover else { return Ok(awaited) };

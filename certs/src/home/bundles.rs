@@ -110,8 +110,8 @@ impl Home {
     }
 }
 
-/// The next sequence number: higher than the known one, and at least the time in seconds since 1970, so that it does not
-/// go back if the known one is lost.
+/// The next sequence number: higher than the known one, and at least the time in seconds since 1970, so that it does
+/// not go back if the known one is lost.
 pub(super) fn next_sequence(known: Option<u64>, now: OffsetDateTime) -> u64 {
     let now = u64::try_from(now.unix_timestamp()).unwrap_or_default();
     known.map_or(now, |known| now.max(known.saturating_add(1)))

@@ -1,5 +1,5 @@
-//! Bad certificates in real handshakes, of clients and of servers, in TLS 1.2 and 1.3: each is refused with its own reason,
-//! the peer gets an alert, and no application sees a byte. `resume` tests resumption.
+//! Bad certificates in real handshakes, of clients and of servers, in TLS 1.2 and 1.3: each is refused with its own
+//! reason, the peer gets an alert, and no application sees a byte. `resume` tests resumption.
 
 mod chains;
 mod names;

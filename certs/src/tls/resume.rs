@@ -1,6 +1,6 @@
-//! Session resumption works while nothing changes, and never outlives the trust it rests on. N peers hold valid tickets,
-//! one thing changes, and none of the N resumes: a resumed handshake presents no certificate, so nothing would check the
-//! change.
+//! Session resumption works while nothing changes, and never outlives the trust it rests on. N peers hold valid
+//! tickets, one thing changes, and none of the N resumes: a resumed handshake presents no certificate, so nothing would
+//! check the change.
 
 use std::time::{Duration, Instant};
 

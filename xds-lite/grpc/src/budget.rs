@@ -223,8 +223,8 @@ impl Ledger {
         change(self.totals.entry(who.kind()).or_default());
     }
 
-    /// Removes an unused account. Accounts of gateways and peers stay: they are few and configured. The number of others
-    /// is unlimited.
+    /// Removes an unused account. Accounts of gateways and peers stay: they are few and configured. The number of
+    /// others is unlimited.
     fn settle(&mut self, who: &Principal) {
         let stays = matches!(who, Principal::Gateway(_) | Principal::Peer(_));
         if !stays && self.accounts.get(who).is_some_and(|entry| entry.used == Amounts::default()) {

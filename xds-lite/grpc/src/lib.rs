@@ -1,5 +1,5 @@
-//! gRPC over mTLS: clients and servers, the budget of each identity (`budget`, `metered`), closing connections whose peer
-//! is no longer trusted (`revocation_watch`), and name resolution (`resolve`). The services are elsewhere.
+//! gRPC over mTLS: clients and servers, the budget of each identity (`budget`, `metered`), closing connections whose
+//! peer is no longer trusted (`revocation_watch`), and name resolution (`resolve`). The services are elsewhere.
 
 pub mod budget;
 pub mod dial;

@@ -1,6 +1,6 @@
-//! Resolves names of agents, control planes and peers with the C library, one address family at a time: a family without
-//! answer from its name servers must not delay the other. Endpoints of services are not resolved here: a gateway does
-//! that and follows their TTL.
+//! Resolves names of agents, control planes and peers with the C library, one address family at a time: a family
+//! without answer from its name servers must not delay the other. Endpoints of services are not resolved here: a
+//! gateway does that and follows their TTL.
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};

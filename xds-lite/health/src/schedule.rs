@@ -1,6 +1,6 @@
-//! Schedules TCP probes of addresses while the source of their tables is unreachable (`stale: probe`): each address every
-//! few seconds; after repeated failures it is down until it answers. Pure: it returns the addresses that are due, and
-//! takes the results. `tcp` makes the connections.
+//! Schedules TCP probes of addresses while the source of their tables is unreachable (`stale: probe`): each address
+//! every few seconds; after repeated failures it is down until it answers. Pure: it returns the addresses that are due,
+//! and takes the results. `tcp` makes the connections.
 
 use std::collections::{BTreeSet, HashMap};
 use std::time::{Duration, Instant, SystemTime};

@@ -75,9 +75,9 @@ where
 
 /// Whether a connect failed because this machine has no route to the address.
 ///
-/// Linux returns EADDRNOTAVAIL both if no local address fits the family (`disable_ipv6`) and if the TCP ports of a local
-/// address are used up. Connecting a datagram socket distinguishes them: it needs the same route and local address but
-/// no TCP port, and sends nothing.
+/// Linux returns EADDRNOTAVAIL both if no local address fits the family (`disable_ipv6`) and if the TCP ports of a
+/// local address are used up. Connecting a datagram socket distinguishes them: it needs the same route and local
+/// address but no TCP port, and sends nothing.
 #[must_use]
 pub fn has_no_way(error: &io::Error, to: SocketAddr) -> bool {
     let errno = |error: &io::Error| error.raw_os_error().map(Errno::from_raw_os_error);

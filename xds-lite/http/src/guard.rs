@@ -21,8 +21,8 @@ pub fn refusal<B>(request: &Request<B>, own: SocketAddr) -> Option<&'static str>
             "the Host header or the request target names another host; use this address or localhost (web pages of other hosts are refused)",
         );
     }
-    // A page of another origin can send a POST with the right Host, although it cannot read the answer. Its browser then
-    // sends an Origin header; `curl` and the command line do not.
+    // A page of another origin can send a POST with the right Host, although it cannot read the answer. Its browser
+    // then sends an Origin header; `curl` and the command line do not.
     let mut origins = values(request.headers(), ORIGIN);
     let is_own = |origin: Option<&str>| {
         origin.and_then(|origin| origin.strip_prefix("http://")).is_some_and(|host| names(host, own))

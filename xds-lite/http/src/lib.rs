@@ -1,5 +1,5 @@
-//! The HTTP server for the admin, metrics and health pages of both programs, with limits on clients and time, and a guard
-//! against foreign web pages ([`guard`]). The programs define the pages.
+//! The HTTP server for the admin, metrics and health pages of both programs, with limits on clients and time, and a
+//! guard against foreign web pages ([`guard`]). The programs define the pages.
 
 pub mod guard;
 pub mod page;
@@ -68,7 +68,8 @@ impl Listener for TcpListener {
     }
 }
 
-/// Serves until the future is dropped. A failing client affects no other, and silent clients do not delay health checks.
+/// Serves until the future is dropped. A failing client affects no other, and silent clients do not delay health
+/// checks.
 pub async fn serve<L, A, F>(listener: L, limits: Limits, answer: A)
 where
     L: Listener,

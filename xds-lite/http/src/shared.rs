@@ -1,5 +1,5 @@
-//! A text that many clients request and that is costly to render: rendered once for all who wait, and for at most a quarter
-//! of the time. Not a cache: no client gets a text whose rendering began before its request.
+//! A text that many clients request and that is costly to render: rendered once for all who wait, and for at most a
+//! quarter of the time. Not a cache: no client gets a text whose rendering began before its request.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};

@@ -66,7 +66,8 @@ pub(crate) struct Damage {
 }
 
 impl Database {
-    /// Opens and reads a file in an existing directory, creating it if missing. A damaged file is read but not left open.
+    /// Opens and reads a file in an existing directory, creating it if missing. A damaged file is read but not left
+    /// open.
     pub(crate) fn open(path: &Path) -> Result<(Option<Database>, Loaded), Failure> {
         let aside = clear(path)?;
         // SQLite treats an empty file as a new one.
@@ -226,7 +227,8 @@ fn connect(path: &Path) -> Result<Connection, Failure> {
         | OpenFlags::SQLITE_OPEN_EXRESCODE;
     let connection = Connection::open_with_flags(path, flags)?;
     connection.busy_timeout(PATIENCE)?;
-    // Locked against other processes; a cache of 2 MiB, never memory-mapped: a truncated file must not crash the process.
+    // Locked against other processes; a cache of 2 MiB, never memory-mapped: a truncated file must not crash the
+    // process.
     connection.execute_batch(&format!(
         "PRAGMA page_size = {PAGE}; PRAGMA locking_mode = EXCLUSIVE; PRAGMA journal_mode = DELETE;
          PRAGMA synchronous = FULL; PRAGMA secure_delete = ON; PRAGMA cell_size_check = ON;

@@ -1,5 +1,5 @@
-//! Opens the files of a store: readable by their owner only, regular files only, without following links; anything else in
-//! their place is set aside.
+//! Opens the files of a store: readable by their owner only, regular files only, without following links; anything else
+//! in their place is set aside.
 
 use std::fs::{self, DirBuilder, File, Metadata, OpenOptions, Permissions};
 use std::io::{self, Read as _};

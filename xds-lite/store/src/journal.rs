@@ -35,8 +35,8 @@ pub fn journal(bytes: &[u8]) -> Adopted {
 
 type Entry<'a> = (String, Option<Vec<u8>>, &'a [u8]);
 
-/// The first record, if intact, and the rest. A record is the lengths of key and value, whether there is a value, key and
-/// value, and a checksum over all of it.
+/// The first record, if intact, and the rest. A record is the lengths of key and value, whether there is a value, key
+/// and value, and a checksum over all of it.
 fn record(bytes: &[u8]) -> Option<Entry<'_>> {
     let (key_length, rest) = bytes.split_first_chunk::<4>()?;
     let (value_length, rest) = rest.split_first_chunk::<4>()?;

@@ -81,8 +81,8 @@ impl Shared {
 }
 
 impl Persistence {
-    /// Opens a file in a directory, creating both if missing, and returns its records. Logs call the store `name`. Never
-    /// fails: an unusable store is empty until it becomes usable.
+    /// Opens a file in a directory, creating both if missing, and returns its records. Logs call the store `name`.
+    /// Never fails: an unusable store is empty until it becomes usable.
     #[must_use]
     pub fn open(name: &'static str, folder: &Path, file: &str) -> (Persistence, Vec<Record>) {
         let health = Arc::new(Health::new(name, &folder.join(file)));

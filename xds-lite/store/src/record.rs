@@ -2,8 +2,8 @@
 
 use sha2::{Digest as _, Sha256};
 
-/// The longest key, in bytes: the kind of record and the names of a peer, a cluster and a host. A key fits into a page of
-/// the index.
+/// The longest key, in bytes: the kind of record and the names of a peer, a cluster and a host. A key fits into a page
+/// of the index.
 pub const LONGEST_KEY: usize = 900;
 /// The largest value, in bytes.
 pub const LARGEST_VALUE: usize = 512 << 10;
