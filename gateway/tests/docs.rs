@@ -163,7 +163,7 @@ fn keys(schema: &Value) -> BTreeSet<String> {
     fn walk(schema: &Value, whole: &Value, path: &str, found: &mut BTreeSet<String>) {
         if let Some(reference) = schema.get("$ref").and_then(Value::as_str) {
             let meant = whole.pointer(reference.trim_start_matches('#'));
-            walk(meant.unwrap_or_else(|| panic!("{reference} is not there")), whole, path, found);
+            walk(meant.unwrap_or_else(|| panic!("{reference} does not exist")), whole, path, found);
         }
         for variants in ["anyOf", "oneOf", "allOf"] {
             for variant in schema.get(variants).and_then(Value::as_array).into_iter().flatten() {

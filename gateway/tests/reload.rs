@@ -184,7 +184,11 @@ fn reload_refuses_change_of_fixed_key_by_name() {
     let why = world.gateway().control().last_refused().unwrap().why;
     assert!(why.contains("workers") && !why.contains("listeners"), "{why}");
     assert_eq!(world.epoch(), before);
-    assert_eq!(served_by(world.address(), &hello("b.test")), None, "an edit is live whole or not at all");
+    assert_eq!(
+        served_by(world.address(), &hello("b.test")),
+        None,
+        "an edit is applied as a whole or not at all"
+    );
 }
 
 #[test]

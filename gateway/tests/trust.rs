@@ -89,7 +89,7 @@ fn trust_shows_expiries_and_follows_new_leaf() {
     let left: f64 = leaf.rsplit(' ').next().unwrap().parse().unwrap();
     assert!((0.0..=3600.0).contains(&left), "{leaf}");
     assert_eq!(metric(&text, "isthmus_trust_refused"), ["isthmus_trust_refused 0"]);
-    assert!(!format!("{shown}").contains("PRIVATE"), "no key is shown");
+    assert!(!format!("{shown}").contains("PRIVATE"), "the page contains a key");
 
     let serial = shown["certificates"][0]["serial"].clone();
     home.keep("gw", gateway_leaf()).unwrap();
@@ -145,7 +145,7 @@ fn trust_error_names_file_and_format_once() {
         fs::write(at(file), content).unwrap();
         let said = said(directory.path());
         assert_eq!((said.matches(words).count(), said.matches(file).count()), (1, 1), "{said}");
-        assert!(!said.contains("[4") && !said.contains("[6"), "no bytes as numbers: {said}");
+        assert!(!said.contains("[4") && !said.contains("[6"), "the error prints bytes as numbers: {said}");
         fs::write(at(file), good).unwrap();
     }
     for (file, content) in [(KEY, &key), (LEAF, &chain)] {

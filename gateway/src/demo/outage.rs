@@ -23,7 +23,8 @@ const ASIDE: &str = "reviews.yaml.aside";
 pub(super) async fn end_an_agent(screen: &mut Screen, world: &mut World) -> Result<(), Broken> {
     screen.step("East's agent stops; calls continue with the last tables, and the agent returns");
     world.east.agent.stop().await?;
-    let gone = until(async || is_heard(world).await.filter(|heard| !heard).map(drop)).await.is_some();
+    let gone =
+        until(async || is_connected(world).await.filter(|connected| !connected).map(drop)).await.is_some();
     fs::rename(world.east.registry().join(reload::FILE), aside(world))
         .map_err(Broken::cannot("edit the registry"))?;
     let names = [world.productpage.host(), world.details.alias(), world.reviews.host()];
@@ -71,7 +72,7 @@ pub(super) fn aside(world: &World) -> PathBuf {
 }
 
 /// Whether west's agent is connected to east's.
-async fn is_heard(world: &World) -> Option<bool> {
+async fn is_connected(world: &World) -> Option<bool> {
     let status = world.west.agent.status().await.ok()?;
     status.pointer("/peers/east/connected").and_then(Value::as_bool)
 }

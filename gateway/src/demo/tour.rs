@@ -104,8 +104,8 @@ pub(super) fn see_each_other(world: &World, service: &Service, answer: &Answer) 
 pub(super) async fn meet_refusals(screen: &mut Screen, world: &World) -> Result<(), Broken> {
     screen.step("What is refused");
     let World { productpage, details, reviews, ratings, ledger, .. } = world;
-    let heard = || [productpage, details, reviews, ledger].map(Service::accepted).iter().sum::<u64>();
-    let before = heard();
+    let received = || [productpage, details, reviews, ledger].map(Service::accepted).iter().sum::<u64>();
+    let before = received();
     let theirs = world.client.at(world.east.gateway.address_of("listener east-west")?);
     let through = world.client.at(world.west.gateway.address_of("listener east-west")?);
     let unknown = [
@@ -125,7 +125,7 @@ pub(super) async fn meet_refusals(screen: &mut Screen, world: &World) -> Result<
         "names that are not exported are unknown at every gateway, and west is no transit (alert 112)",
         all_refused,
     );
-    screen.promise("no service received these calls", heard() == before);
+    screen.promise("no service received these calls", received() == before);
     let held = world.held_back().await;
     if let Some(why) = held.as_deref().and_then(|why| why.split(';').next()) {
         screen.say(format_args!("   east's agent does not export ratings: {why}"));
@@ -139,7 +139,7 @@ pub(super) async fn meet_refusals(screen: &mut Screen, world: &World) -> Result<
     show_refusal(screen, &productpage.alias(), &outcome, "called without a certificate");
     screen.promise(
         "the service itself refuses a client without a certificate, with alert 116 (certificate_required)",
-        refused_with(&outcome, AlertDescription::CertificateRequired) && heard() > before,
+        refused_with(&outcome, AlertDescription::CertificateRequired) && received() > before,
     );
     Ok(())
 }

@@ -225,7 +225,7 @@ impl State {
                 }
                 Err(why) => {
                     if self.peers.get(from).is_none_or(|contact| contact.told.allows(LOGGED)) {
-                        tracing::warn!(peer = %from, slice = ?resource.name, %why, "a slice was refused");
+                        tracing::warn!(peer = %from, slice = ?resource.name, %why, "slice refused");
                     }
                     refused.push(client::Refused { name: resource.name.clone(), why });
                 }

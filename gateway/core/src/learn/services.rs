@@ -310,6 +310,6 @@ mod tests {
         };
         assert_eq!(weights(&here), [3, 5, 5]);
         here.down = leads_to.into_iter().collect();
-        assert_eq!(weights(&here), [0, 0, 5], "south's is kept, whatever becomes of it");
+        assert_eq!(weights(&here), [0, 0, 5], "south does not probe, so its gateway keeps its weight");
     }
 }

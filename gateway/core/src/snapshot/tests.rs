@@ -291,9 +291,9 @@ fn service_size_is_bounded() {
     assert!(size_of::<Claim>() <= 32, "{}", size_of::<Claim>());
     let (tables, ..) = many(100);
     let all: Vec<_> = tables.services().collect();
-    assert!(all.iter().all(|service| Arc::ptr_eq(&service.rules, &all[0].rules)), "said once");
+    assert!(all.iter().all(|service| Arc::ptr_eq(&service.rules, &all[0].rules)), "rules are shared");
     let traits = |service: &Service| Arc::as_ptr(&service.endpoints[0].traits);
-    assert!(all.iter().all(|service| traits(service) == traits(all[0])), "said once");
+    assert!(all.iter().all(|service| traits(service) == traits(all[0])), "properties are shared");
 }
 
 /// The name of another cluster's gateway is checked at each resolution; a local service may resolve anywhere.
