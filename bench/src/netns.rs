@@ -50,11 +50,11 @@ impl Namespace {
             let output = command.output().map_err(|error| {
                 io::Error::new(error.kind(), format!("cannot run ip: {error}; install iproute2"))
             })?;
-            let said = String::from_utf8_lossy(&output.stderr);
+            let message = String::from_utf8_lossy(&output.stderr);
             if output.status.success() {
                 return Ok(());
             }
-            Err(io::Error::other(format!("ip {arguments}: {}", said.trim())))
+            Err(io::Error::other(format!("ip {arguments}: {}", message.trim())))
         })
     }
 

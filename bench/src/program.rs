@@ -144,12 +144,12 @@ mod tests {
         let mut program = shell("sleep 600 & echo $!; wait");
         let output = program.directory().join("output");
         let mut grandchild = 0;
-        let told = || {
+        let announced = || {
             let line = fs::read_to_string(&output)?;
             grandchild = line.trim().parse::<u32>().map_err(io::Error::other)?;
             Ok(())
         };
-        program.wait_until("print its child's process ID", START, &Stop::default(), told).unwrap();
+        program.wait_until("print its child's process ID", START, &Stop::default(), announced).unwrap();
         assert_eq!(family_of(program.id()), [program.id(), grandchild]);
         drop(program);
         // A killed process is gone or a zombie; the kernel takes a moment.

@@ -15,7 +15,7 @@ impl Stop {
     pub(crate) fn on_signals() -> io::Result<Self> {
         let stop = Self::default();
         let asked = stop.clone();
-        signals::follow(move |heard| match heard {
+        signals::follow(move |signal| match signal {
             Heard::End => asked.request(),
             Heard::LookAgain => say_ignored("SIGHUP"),
             Heard::Useless(name) => say_ignored(name),

@@ -167,8 +167,8 @@ impl Sites {
     /// Runs a command that must succeed; returns its JSON output.
     #[track_caller]
     pub fn json(&self, site: &str, words: &str) -> Value {
-        let said = self.run(site, &format!("{words} --json")).done();
-        serde_json::from_str(&said).unwrap_or_else(|error| panic!("{words}: {error}\n{said}"))
+        let parsed = self.run(site, &format!("{words} --json")).done();
+        serde_json::from_str(&parsed).unwrap_or_else(|error| panic!("{words}: {error}\n{parsed}"))
     }
 
     /// Runs a command that must fail; returns its error, which is the same as text and as JSON.
@@ -403,8 +403,8 @@ pub fn wrong(sites: &Sites, chain: &str, words: &str, reason: &str) {
     let words = format!("verify {chain} --bundles east/bundles {words}");
     let ran = sites.run("", &format!("{words} --json"));
     assert_eq!(ran.code, Some(1), "{ran:?}");
-    let said: Value = serde_json::from_str(&ran.out).unwrap_or_else(|_| panic!("{words}: {ran:?}"));
-    assert_eq!((&said["believed"], &said["reason"]), (&json!(false), &json!(reason)), "{said}");
+    let parsed: Value = serde_json::from_str(&ran.out).unwrap_or_else(|_| panic!("{words}: {ran:?}"));
+    assert_eq!((&parsed["believed"], &parsed["reason"]), (&json!(false), &json!(reason)), "{parsed}");
     let text = sites.run("", &words);
     assert_eq!(text.code, Some(1));
     let sentence = text.out.trim_end();

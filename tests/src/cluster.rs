@@ -204,9 +204,9 @@ impl Cluster {
         let mut command = self.program();
         let command = command.arg("run").arg("--config").arg(self.file());
         let mut child = command.stderr(Stdio::piped()).spawn().unwrap();
-        let mut said = BufReader::new(child.stderr.take().unwrap()).lines().map_while(Result::ok);
+        let mut stderr = BufReader::new(child.stderr.take().unwrap()).lines().map_while(Result::ok);
         let lines: Arc<Mutex<Vec<String>>> = Arc::default();
-        for line in said.by_ref() {
+        for line in stderr.by_ref() {
             if let Some((what, address)) =
                 line.strip_prefix("listening ").and_then(|rest| rest.split_once(" address="))
             {
@@ -220,7 +220,7 @@ impl Cluster {
         }
         assert!(child.try_wait().unwrap().is_none(), "the agent exited: {:#?}", lines.lock().unwrap());
         let kept = Arc::clone(&lines);
-        thread::spawn(move || said.for_each(|line| kept.lock().unwrap().push(line)));
+        thread::spawn(move || stderr.for_each(|line| kept.lock().unwrap().push(line)));
         self.agent = Some(Agent { child, lines });
     }
 

@@ -169,13 +169,13 @@ impl Caller {
 }
 
 fn open(config: Arc<ClientConfig>, gateway: SocketAddr, name: &str) -> Result<(Call, Answer), String> {
-    let said = |error: io::Error| format!("{gateway}: {error}");
-    let stream = TcpStream::connect_timeout(&gateway, DEADLINE).map_err(said)?;
+    let with_address = |error: io::Error| format!("{gateway}: {error}");
+    let stream = TcpStream::connect_timeout(&gateway, DEADLINE).map_err(with_address)?;
     prepare(&stream);
     let server = ServerName::try_from(name.to_owned()).unwrap();
     let mut tls = StreamOwned::new(ClientConnection::new(config, server).unwrap(), stream);
     let mut greeting = Greeting::default();
-    tls.read_exact(&mut greeting).map_err(said)?;
+    tls.read_exact(&mut greeting).map_err(with_address)?;
     let server = peer_id(tls.conn.peer_certificates().unwrap()).unwrap().to_string();
     Ok((tls, Answer { greeting: String::from_utf8_lossy(&greeting).into_owned(), server }))
 }

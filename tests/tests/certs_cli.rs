@@ -312,10 +312,10 @@ fn as_nobody(sites: &Sites, words: &str) -> String {
     }
     let user = format!("--reuid={NOBODY} --regid={NOBODY} --clear-groups {} {words}", copy.display());
     let output = sites.other("setpriv", &user).output().unwrap();
-    let said = String::from_utf8(output.stderr).unwrap();
-    assert_eq!(output.status.code(), Some(1), "{said}");
-    assert!(!said.contains("panicked"), "{said}");
-    said
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1), "{stderr}");
+    assert!(!stderr.contains("panicked"), "{stderr}");
+    stderr
 }
 
 #[test]
@@ -386,10 +386,10 @@ fn rotate_pass_reports_failures_and_does_the_rest() {
     assert!(sites.path("east/leaves/below/tls.crt").exists());
     let again = sites.run("east", "rotate --json");
     assert_eq!(again.code, Some(1));
-    let told: Value = serde_json::from_str(&again.out).unwrap();
-    assert_eq!(told["done"], json!([]));
-    assert_eq!(told["problems"].as_array().unwrap().len(), 1, "{told}");
-    assert!(told["problems"][0].as_str().unwrap().contains("root-key.pem"), "{told}");
+    let report: Value = serde_json::from_str(&again.out).unwrap();
+    assert_eq!(report["done"], json!([]));
+    assert_eq!(report["problems"].as_array().unwrap().len(), 1, "{report}");
+    assert!(report["problems"][0].as_str().unwrap().contains("root-key.pem"), "{report}");
     fs::rename(sites.path("safe.pem"), sites.path("east/roots/1/root-key.pem")).unwrap();
     assert!(sites.done("east", "rotate").contains("renewed leaf direct"));
     assert!(sites.done("east", "rotate").contains("nothing to do"));

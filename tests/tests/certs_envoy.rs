@@ -156,25 +156,25 @@ fn spiffe_validator(sites: &Sites) -> Value {
 fn plain_app() -> (SocketAddr, Receiver<String>) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
-    let (tell, told) = mpsc::channel();
+    let (sender, received) = mpsc::channel();
     thread::spawn(move || {
         for mut stream in listener.incoming().flatten() {
             let mut line = String::new();
             let _end = BufReader::new(stream.try_clone().unwrap()).read_line(&mut line);
             let _answer = stream.write_all(backwards(&line).as_bytes());
             let _end = stream.read(&mut [0]);
-            if tell.send(line).is_err() {
+            if sender.send(line).is_err() {
                 return;
             }
         }
     });
-    (address, told)
+    (address, received)
 }
 
 /// The line of the next connection with data: Envoy may connect before it has verified its client.
 #[track_caller]
-fn next_line(told: &Receiver<String>) -> String {
-    let mut lines = std::iter::from_fn(|| Some(told.recv_timeout(DEADLINE).expect("a connection ends")));
+fn next_line(received: &Receiver<String>) -> String {
+    let mut lines = std::iter::from_fn(|| Some(received.recv_timeout(DEADLINE).expect("a connection ends")));
     lines.find(|line| !line.is_empty()).unwrap()
 }
 
@@ -200,7 +200,7 @@ fn envoy_server_matches_our_identities_exactly() {
     let sites = Sites::federated();
     sites.leaf("east", "caller");
     sites.leaf("east", "other");
-    let (address, told) = plain_app();
+    let (address, received) = plain_app();
     let listeners = [listener("exact", Some(context("east", &exactly("east", &id("east", "caller")))))];
     let envoy = Envoy::start(program, &sites, &listeners, &app(address, None));
 
@@ -208,21 +208,21 @@ fn envoy_server_matches_our_identities_exactly() {
     let caller = sites.client("east", "caller", &server);
     let answer = ask(&caller, envoy.at("exact"), "web.example", LINE).unwrap();
     assert_eq!(answer, (server.clone(), backwards(LINE)));
-    assert_eq!(next_line(&told), LINE);
+    assert_eq!(next_line(&received), LINE);
 
     let other = sites.client("east", "other", &server);
-    let said = refusal(&other, envoy.at("exact"));
-    assert!(said.contains("received fatal alert: CertificateUnknown"), "{said}");
+    let message = refusal(&other, envoy.at("exact"));
+    assert!(message.contains("received fatal alert: CertificateUnknown"), "{message}");
     let foreign = sites.client("west", "below", &server);
-    let said = refusal(&foreign, envoy.at("exact"));
-    assert!(said.contains("received fatal alert"), "{said}");
+    let message = refusal(&foreign, envoy.at("exact"));
+    assert!(message.contains("received fatal alert"), "{message}");
     // Our client refuses Envoy if it expects another identity.
     let elsewhere = sites.client("east", "caller", &id("east", "other"));
-    let said = refusal(&elsewhere, envoy.at("exact"));
-    assert!(said.contains("is not expected here"), "{said}");
+    let message = refusal(&elsewhere, envoy.at("exact"));
+    assert!(message.contains("is not expected here"), "{message}");
     let again = ask(&caller, envoy.at("exact"), "web.example", LINE).unwrap();
     assert_eq!(again.0, server, "Envoy is unaffected");
-    assert_eq!(next_line(&told), LINE, "the application received data of refused clients");
+    assert_eq!(next_line(&received), LINE, "the application received data of refused clients");
 }
 
 #[test]
@@ -254,8 +254,8 @@ fn through(envoy: &Envoy) -> String {
 /// Asserts that all connections so far ended without a line; Envoy retries.
 #[track_caller]
 fn assert_no_line(ours: &Serving) {
-    let said = ours.next().unwrap_err();
-    assert!(said.contains("received fatal alert"), "{said}");
+    let message = ours.next().unwrap_err();
+    assert!(message.contains("received fatal alert"), "{message}");
 }
 
 #[test]
@@ -263,7 +263,7 @@ fn envoy_spiffe_validator_accepts_our_bundles_and_separates_domains() {
     let Some(program) = envoy() else { skip!("envoy is not installed (tests/run installs it)") };
     let sites = Sites::federated();
     let judge = spiffe_validator(&sites);
-    let (address, told) = plain_app();
+    let (address, received) = plain_app();
     let mut pooled = exactly("east", &id("east", "below"));
     let roots = sites.read("east-bundle.pem") + &sites.read("west-bundle.pem");
     pooled["trusted_ca"] = json!({ "inline_string": roots });
@@ -277,16 +277,16 @@ fn envoy_spiffe_validator_accepts_our_bundles_and_separates_domains() {
         let client = sites.client(site, leaf, &server);
         let answer = ask(&client, envoy.at("spiffe"), "web.example", LINE).unwrap();
         assert_eq!(answer, (server.clone(), backwards(LINE)), "{site} {leaf}");
-        assert_eq!(next_line(&told), LINE);
+        assert_eq!(next_line(&received), LINE);
     }
     let bundles = Arc::clone(&sites.trust("east", "below").current().bundles);
     let forged = Arc::new(client_config(&forged(&sites), bundles, only(&server)).unwrap());
-    let said = refusal(&forged, envoy.at("spiffe"));
-    assert!(said.contains("received fatal alert"), "{said}");
+    let message = refusal(&forged, envoy.at("spiffe"));
+    assert!(message.contains("received fatal alert"), "{message}");
     // In a common pool of roots, west could sign for east.
     let answer = ask(&forged, envoy.at("pooled"), "web.example", LINE).unwrap();
     assert_eq!(answer, (server, backwards(LINE)));
-    assert_eq!(next_line(&told), LINE, "the application received earlier data");
+    assert_eq!(next_line(&received), LINE, "the application received earlier data");
 }
 
 #[test]

@@ -54,11 +54,11 @@ fn inspect_reads_live_endpoint_through_the_gateway() {
     }
     let gateway = Setup::new(services).start();
     let at = gateway.address();
-    let look = |sni: &str| sites.json("", &format!("inspect {at} --sni {sni} --bundles east/bundles"));
+    let inspect = |sni: &str| sites.json("", &format!("inspect {at} --sni {sni} --bundles east/bundles"));
     for (kind, _) in kinds {
         for (version, shown) in versions {
             let host = format!("{}.{}.example", kind.replace('_', "-"), version.replace('_', "-"));
-            let seen = look(&host);
+            let seen = inspect(&host);
             let endpoint = json!({ "version": shown, "alpn": null, "client_certificate": kind });
             assert_eq!(seen["endpoint"], endpoint, "{host}");
             assert_eq!(seen["chain"][0]["uris"], json!([id("east", "below")]), "{host}");
@@ -69,7 +69,7 @@ fn inspect_reads_live_endpoint_through_the_gateway() {
             );
         }
     }
-    assert_eq!(look("ours.example")["endpoint"]["client_certificate"], "demanded");
+    assert_eq!(inspect("ours.example")["endpoint"]["client_certificate"], "demanded");
     let text = sites.done("", &format!("inspect {at} --sni ours.example --bundles west/bundles"));
     assert!(text.contains("TLSv1_3; the endpoint requires a client certificate"), "{text}");
     assert!(text.contains("accepts this chain"), "west trusts east: {text}");

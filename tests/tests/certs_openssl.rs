@@ -98,8 +98,9 @@ fn openssl_verifies_chains_of_2_and_3_with_every_kind_of_key() {
                     "-verify_ip 127.0.0.1",
                     "-verify_ip ::1",
                 ] {
-                    let said = verifies(&sites, &chain, &format!("{roots} -purpose {purpose} {name}")).done();
-                    assert_eq!(said, format!("{chain}: OK\n"));
+                    let message =
+                        verifies(&sites, &chain, &format!("{roots} -purpose {purpose} {name}")).done();
+                    assert_eq!(message, format!("{chain}: OK\n"));
                 }
             }
             for (wrong, why) in [
@@ -107,8 +108,8 @@ fn openssl_verifies_chains_of_2_and_3_with_every_kind_of_key() {
                 ("-verify_hostname other.example", "hostname mismatch"),
                 ("-verify_ip 127.0.0.2", "IP address mismatch"),
             ] {
-                let said = objection(verifies(&sites, &chain, &format!("{roots} {wrong}")));
-                assert!(said.contains(why), "{said}");
+                let message = objection(verifies(&sites, &chain, &format!("{roots} {wrong}")));
+                assert!(message.contains(why), "{message}");
             }
         }
         let without = objection(sites.openssl(&format!("verify {roots} {kind}/leaves/below/tls.crt")));
@@ -125,14 +126,14 @@ fn intermediate_is_readable_by_istio_and_cert_manager() {
     let folder = "east/clusters/east";
     let text = |file: &str| sites.openssl(&format!("x509 -noout -text -in {folder}/{file}")).done();
     for file in ["ca-cert.pem", "tls.crt"] {
-        let said = text(file);
-        assert!(said.contains("CA:TRUE, pathlen:0") && said.contains("Certificate Sign"), "{said}");
-        assert!(!said.contains("Name Constraints"), "{said}");
-        assert!(said.contains("URI:spiffe://east.example\n"), "{said}");
+        let message = text(file);
+        assert!(message.contains("CA:TRUE, pathlen:0") && message.contains("Certificate Sign"), "{message}");
+        assert!(!message.contains("Name Constraints"), "{message}");
+        assert!(message.contains("URI:spiffe://east.example\n"), "{message}");
     }
     for file in ["root-cert.pem", "ca.crt"] {
-        let said = text(file);
-        assert!(said.contains("CA:TRUE, pathlen:") && !said.contains("Name Constraints"), "{said}");
+        let message = text(file);
+        assert!(message.contains("CA:TRUE, pathlen:") && !message.contains("Name Constraints"), "{message}");
     }
     let [chain, intermediate, root] = ["cert-chain.pem", "ca-cert.pem", "root-cert.pem"]
         .map(|file| sites.read(&format!("{folder}/{file}")));
@@ -143,9 +144,9 @@ fn intermediate_is_readable_by_istio_and_cert_manager() {
         assert_eq!(of_key, of_certificate);
     }
     // Like Istio: verifies its own chain against its own root.
-    let said =
+    let verified =
         sites.openssl(&format!("verify -x509_strict -CAfile {folder}/root-cert.pem {folder}/cert-chain.pem"));
-    assert!(said.done().ends_with("OK\n"));
+    assert!(verified.done().ends_with("OK\n"));
 }
 
 #[test]
@@ -155,9 +156,9 @@ fn openssl_trust_file_separates_federated_domains() {
     }
     let sites = Sites::federated();
     let file = trust_file(&sites, "east");
-    let said = sites.read(&file);
+    let message = sites.read(&file);
     for promise in ["east.example may vouch for anything", "own domain only", "Not protected", "DNS names"] {
-        assert!(said.contains(promise), "missing in the output: {promise}");
+        assert!(message.contains(promise), "missing in the output: {promise}");
     }
     for chain in ["east/leaves/direct", "east/leaves/below", "west/leaves/direct"] {
         for purpose in ["sslserver", "sslclient"] {
@@ -308,14 +309,17 @@ fn openssl_and_rustls_refuse_each_others_wrong_identities() {
         let server =
             format!("{} -Verify 1 -verify_return_error -CAfile {trust} {version}", shows("east", "below"));
         let (_server, address) = s_server(&sites, &server);
-        let said = why(&ask(&without_certificate(&sites), address, "web.example", LINE).unwrap_err());
+        let message = why(&ask(&without_certificate(&sites), address, "web.example", LINE).unwrap_err());
         assert!(
-            said.contains("CertificateRequired") || said.contains("HandshakeFailure"),
-            "{version}: {said}"
+            message.contains("CertificateRequired") || message.contains("HandshakeFailure"),
+            "{version}: {message}"
         );
         let other = sites.client("east", "below", &id("east", "direct"));
-        let said = why(&ask(&other, address, "web.example", LINE).unwrap_err());
-        assert!(said.contains("which is not expected here") && said.contains("check the address"), "{said}");
+        let message = why(&ask(&other, address, "web.example", LINE).unwrap_err());
+        assert!(
+            message.contains("which is not expected here") && message.contains("check the address"),
+            "{message}"
+        );
 
         let ours = sites.serve("east", "below", &id("east", "direct"));
         refused(&sites, &ours, &format!("-CAfile {trust} {version}"), "no certificate");
@@ -352,8 +356,8 @@ fn refused(sites: &Sites, ours: &Serving, words: &str, why: &str) {
     assert_eq!(ran.out, "", "a refused client got an answer");
     assert!(ran.err.contains("alert"), "no alert: {ran:?}");
     // Only the server knows the reason; the line did not arrive.
-    let said = ours.next().unwrap_err();
-    assert!(said.contains(why), "{said}");
+    let message = ours.next().unwrap_err();
+    assert!(message.contains(why), "{message}");
 }
 
 #[test]
@@ -373,9 +377,12 @@ fn openssl_csr_contributes_its_key_but_no_name() {
         let request = format!("req -new -newkey {key} -nodes -subj /CN=admin.example/O=admin -addext {wish}");
         let _made = sites.openssl(&format!("{request} -keyout {name}.key -out {name}.csr")).done();
         let id = id("east", name);
-        let said =
+        let issued =
             sites.json("east", &format!("issue --spiffe {id} --csr {name}.csr --out {name}.pem --ttl 1h"));
-        assert_eq!((said["id"].as_str(), said["file"].as_str()), (Some(&*id), Some(&*format!("{name}.pem"))));
+        assert_eq!(
+            (issued["id"].as_str(), issued["file"].as_str()),
+            (Some(&*id), Some(&*format!("{name}.pem")))
+        );
         let names = sites.openssl(&format!("x509 -in {name}.pem -noout -subject -ext subjectAltName")).done();
         let names: Vec<&str> = names.lines().map(str::trim).collect();
         assert_eq!(names, ["subject=", "X509v3 Subject Alternative Name: critical", &format!("URI:{id}")]);

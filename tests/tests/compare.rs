@@ -37,8 +37,8 @@ fn compare_quick_measures_every_scenario_of_every_system() {
     let _alone = alone();
     let folder = tempfile::tempdir().unwrap();
     let output = compare(folder.path(), &["--quick", "--seconds", "0.1"]).output().unwrap();
-    let said = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert_eq!(output.status.code(), Some(0), "{said}");
+    let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(0), "{stderr}");
     let report: Value =
         serde_json::from_slice(&fs::read(folder.path().join("report.json")).unwrap()).unwrap();
     let names = |list: &Value, key: &str| -> BTreeSet<String> {
@@ -50,7 +50,7 @@ fn compare_quick_measures_every_scenario_of_every_system() {
     for peer in PEERS {
         assert!(took_part.contains(peer) || skipped.contains(peer), "{peer} is neither measured nor named");
         let demanded = std::env::var("ISTHMUS_REQUIRE_PEERS").as_deref() == Ok("1");
-        assert!(took_part.contains(peer) || !demanded, "{peer} is required, but: {said}");
+        assert!(took_part.contains(peer) || !demanded, "{peer} is required, but: {stderr}");
     }
     let scenarios = names(&report["cases"], "scenario");
     let all = ["bulk", "churn", "idle", "mixed", "pingpong", "routes", "short", "tls"].map(String::from);
@@ -86,15 +86,15 @@ fn compare_reports_usage_errors_before_measuring() {
     let unknown = refusal(&["--peers", "nginx,no-such-place"]);
     assert!(unknown.contains("no-such-place") && unknown.contains("traefik"), "{unknown}");
     for seconds in ["0", "-1", "NaN", "1e9", "soon"] {
-        let said = refusal(&[&format!("--seconds={seconds}")]);
-        assert!(said.contains("between 0.01 and 60"), "{said}");
+        let stderr = refusal(&[&format!("--seconds={seconds}")]);
+        assert!(stderr.contains("between 0.01 and 60"), "{stderr}");
     }
     let mut without = Command::new(binary::bench());
     without.args(["compare", "--gateway", "/no/such/gateway", "--out"]).arg(folder.path());
     let output = without.stdin(Stdio::null()).output().unwrap();
-    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
     assert_eq!(output.status.code(), Some(1));
-    assert!(said.contains("/no/such/gateway") && said.contains("cargo build --release"), "{said}");
+    assert!(stderr.contains("/no/such/gateway") && stderr.contains("cargo build --release"), "{stderr}");
     assert!(fs::read_dir(folder.path()).unwrap().next().is_none(), "files were written");
 }
 

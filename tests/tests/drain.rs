@@ -251,7 +251,9 @@ fn drain_never_resets_arriving_clients() {
                 })
             })
             .collect();
-        until("the gateway serves", || gateway.metrics().sum("isthmus_connections_accepted_total", &[]) > 50.0);
+        until("the gateway serves", || {
+            gateway.metrics().sum("isthmus_connections_accepted_total", &[]) > 50.0
+        });
         gateway.signal(Signal::TERM);
         gateway.wait_end();
         stop.store(true, SeqCst);
@@ -303,9 +305,9 @@ fn second_gateway_on_the_same_port_fails_to_start() {
         child.kill().unwrap();
     }
     let output = child.wait_with_output().unwrap();
-    let said = String::from_utf8_lossy(&output.stderr);
-    assert!(ended, "a second gateway is running on the same ports: {said}");
-    assert_eq!(output.status.code(), Some(1), "{said}");
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(ended, "a second gateway is running on the same ports: {stderr}");
+    assert_eq!(output.status.code(), Some(1), "{stderr}");
     assert!(serves(gateway.address()), "the first gateway no longer serves");
     let mut client = dial(gateway.address());
     client.write_all(&hello(HOST)).unwrap();

@@ -160,10 +160,10 @@ fn failover_on_alert_with_connection_left_open() {
 
 /// Asserts that an endpoint's first bytes are forwarded unchanged and no other endpoint is tried.
 #[track_caller]
-fn assert_forwarded(what: &str, said: &'static [u8]) {
+fn assert_forwarded(what: &str, bytes: &'static [u8]) {
     let bad = move || {
         Scripted::new(move |mut stream, _| {
-            let _gone = stream.write_all(said);
+            let _gone = stream.write_all(bytes);
         })
     };
     let endpoints = [bad(), bad()];
@@ -171,7 +171,7 @@ fn assert_forwarded(what: &str, said: &'static [u8]) {
     for round in 1..=4 {
         let mut client = send(gateway.address(), &hello(HOST));
         let answer = rest(&mut client);
-        assert_eq!(answer, (said.to_vec(), End::Fin), "{what}");
+        assert_eq!(answer, (bytes.to_vec(), End::Fin), "{what}");
         let line = line_of(&gateway, client);
         assert_eq!(line.number("attempts"), 1, "{what}: {line:?}");
         assert_eq!(endpoints[0].accepted() + endpoints[1].accepted(), round, "{what}");
@@ -615,7 +615,11 @@ fn ejected_endpoints_serve_as_last_resort() {
     let gateway = gateway(&dead, more);
     let mut client = send(gateway.address(), &hello(HOST));
     assert_eq!(rest(&mut client), (alert(80), End::Fin));
-    assert_eq!(dead.map(|endpoint| is_healthy(&gateway, endpoint)), [false, false], "both endpoints are ejected");
+    assert_eq!(
+        dead.map(|endpoint| is_healthy(&gateway, endpoint)),
+        [false, false],
+        "both endpoints are ejected"
+    );
     let back = dead.map(|address| Scripted::echo_at(Endpoint::at(address), b"+"));
     for _ in 0..4 {
         assert_eq!(call(&gateway, &hello(HOST)).reason(), "client_closed");

@@ -63,8 +63,8 @@ fn unusable_address_family_is_not_port_exhaustion_and_other_family_is_tried() {
         let (peer, answer) = ask(&namespace, &gateway, SIX);
         assert_eq!(answer, alert(80));
         assert_eq!(gateway.log().of(peer).reason(), "connect_failed");
-        let said = gateway.errors().join("\n");
-        assert!(said.contains("is IPv6 off?"), "{said}");
+        let log = gateway.errors().join("\n");
+        assert!(log.contains("is IPv6 off?"), "{log}");
         assert_eq!(gateway.metrics().sum("isthmus_ejections_total", &[]), 0.0);
     }
 }

@@ -235,7 +235,7 @@ fn agent_metrics_match_documentation() {
     world.west.stop();
     world.west.start();
     let text = world.west.metrics();
-    let said = |what: &str, name: &str| {
+    let field = |what: &str, name: &str| {
         let start = format!("# {what} {name} ");
         text.lines()
             .find_map(|line| line.strip_prefix(&start))
@@ -249,7 +249,7 @@ fn agent_metrics_match_documentation() {
         let labels: Vec<_> =
             pairs.split_terminator(',').map(|pair| pair.split('=').next().unwrap()).collect();
         let labels = if labels.is_empty() { "–".to_owned() } else { format!("`{}`", labels.join("`, `")) };
-        format!("| `{name}` | {} | {labels} | {} |", said("TYPE", name), said("HELP", name))
+        format!("| `{name}` | {} | {labels} | {} |", field("TYPE", name), field("HELP", name))
     };
     let series = text.lines().filter(|line| !line.starts_with('#'));
     let exported: BTreeSet<_> = series.map(|line| row(line.split(['{', ' ']).next().unwrap())).collect();
@@ -361,8 +361,8 @@ fn cli_registration_reaches_other_clusters_and_requires_proof() {
     until("the service of a file is reachable", || leads_to(west, OTHER, b"one...."));
     let body = registration(&world.east, "vm.json", HOST, &one);
     // Through the socket in the agent's configuration.
-    let told = world.east.command(&["register", &body]).unwrap();
-    let lease: Value = serde_json::from_str(&told).unwrap();
+    let reply = world.east.command(&["register", &body]).unwrap();
+    let lease: Value = serde_json::from_str(&reply).unwrap();
     let lease = lease["lease"].as_str().unwrap();
     until("west reaches the service", || leads_to(west, HOST, b"one...."));
     assert_eq!(world.east.ask("/status")["registry"]["registrars"].as_object().unwrap().len(), 1);

@@ -58,9 +58,9 @@ fn hairpin_direct_path_halves_latency_and_keeps_client_identity() {
         .arg(&file)
         .output()
         .unwrap();
-    let (said, told) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-    assert_eq!(output.status.code(), Some(0), "{said}\n{told}");
-    assert!(said.contains("of the round trip and") && told.contains("1 of 6"), "{said}\n{told}");
+    let (stdout, stderr) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert_eq!(output.status.code(), Some(0), "{stdout}\n{stderr}");
+    assert!(stdout.contains("of the round trip and") && stderr.contains("1 of 6"), "{stdout}\n{stderr}");
 
     let report: Value = serde_json::from_str(&fs::read_to_string(&file).unwrap()).unwrap();
     assert_eq!(report["equal_legs"], true);
@@ -71,15 +71,15 @@ fn hairpin_direct_path_halves_latency_and_keeps_client_identity() {
     for (key, crossings) in [("round_trip", 1.0), ("first_byte", 3.0)] {
         let (ratio, least) = (&figure(key)["ratio"], crossings * 40.0);
         figure!("{key}: direct/hairpin {ratio}");
-        assert!(ratio.as_f64().unwrap() <= 0.55, "{said}");
+        assert!(ratio.as_f64().unwrap() <= 0.55, "{stdout}");
         assert!(
             figure(key)["direct"]["min"].as_f64().unwrap() >= least,
-            "faster than the links allow: {said}"
+            "faster than the links allow: {stdout}"
         );
-        assert!(figure(key)["hairpin"]["min"].as_f64().unwrap() >= 2.0 * least, "{said}");
+        assert!(figure(key)["hairpin"]["min"].as_f64().unwrap() >= 2.0 * least, "{stdout}");
     }
     for key in ["cpu_connection_ingress", "cpu_gb_ingress"] {
-        assert!(figure(key)["hairpin"]["min"].as_f64().unwrap() > 0.0, "{said}");
+        assert!(figure(key)["hairpin"]["min"].as_f64().unwrap() > 0.0, "{stdout}");
     }
 
     let client = report["client_id"].as_str().unwrap();
@@ -107,8 +107,8 @@ fn hairpin_ctrl_c_stops_all_children() {
 
     kill_process(Pid::from_child(&bench), Signal::INT).unwrap();
     assert_eq!(bench.wait().unwrap().code(), Some(1));
-    let told: Vec<String> = lines.map(Result::unwrap).collect();
-    assert!(told.last().unwrap().contains("stopped by a signal"), "{told:?}");
+    let stderr: Vec<String> = lines.map(Result::unwrap).collect();
+    assert!(stderr.last().unwrap().contains("stopped by a signal"), "{stderr:?}");
     for child in children {
         assert!(!Path::new("/proc").join(&child).exists(), "{child} is left");
     }
@@ -120,13 +120,13 @@ fn hairpin_ctrl_c_stops_all_children() {
 #[test]
 fn hairpin_names_missing_requirement_and_remedy() {
     let output = Command::new(binary::bench()).args(["hairpin", "--gateway", "/no/such"]).output().unwrap();
-    let told = String::from_utf8_lossy(&output.stderr);
-    assert_eq!(output.status.code(), Some(1), "{told}");
-    assert!(told.contains("/no/such") && told.contains("--gateway"), "{told}");
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{stderr}");
+    assert!(stderr.contains("/no/such") && stderr.contains("--gateway"), "{stderr}");
     let output = hairpin(&["--west-east", "delay=20"]).output().unwrap();
-    let told = String::from_utf8_lossy(&output.stderr);
-    assert_eq!(output.status.code(), Some(2), "{told}");
-    assert!(told.contains("'20' is not a duration; write"), "{told}");
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(2), "{stderr}");
+    assert!(stderr.contains("'20' is not a duration; write"), "{stderr}");
 }
 
 fn children_of(pid: u32) -> Vec<String> {

@@ -70,7 +70,7 @@ fn create_in(cluster: &mut Cluster, state: &str, words: &[&str]) -> String {
 }
 
 /// A gateway configured with only its agent's address and a token.
-fn smallest(cluster: &Cluster, folder: &Path, token: &str) -> Setup {
+fn minimal_setup(cluster: &Cluster, folder: &Path, token: &str) -> Setup {
     Setup::new("")
         .listeners("- { name: outbound, address: '127.0.0.1:0', side: outbound }")
         .with(&format!("trust: {{ directory: '{}', {token} }}", folder.display()))
@@ -82,7 +82,7 @@ fn service(address: SocketAddr) -> String {
 }
 
 /// The exit code and the output of a gateway that exits.
-fn ends(setup: &Setup, folder: &Path) -> (Option<i32>, String) {
+fn run_to_exit(setup: &Setup, folder: &Path) -> (Option<i32>, String) {
     let file = folder.join("gateway.yaml");
     fs::create_dir_all(folder).unwrap();
     fs::write(&file, setup.yaml()).unwrap();
@@ -111,7 +111,7 @@ fn gateway_enrols_with_agent_address_and_token_alone() {
     cluster.register("db.yaml", &service(server.address()));
     let folder = cluster.path("gateway/trust");
     let token = create(&cluster, &["--gateway", "gw-1"]).unwrap();
-    let setup = smallest(&cluster, &folder, &format!("token: {token}"));
+    let setup = minimal_setup(&cluster, &folder, &format!("token: {token}"));
     let gateway = setup.start();
     until("the gateway is ready", || gateway.is_ready());
     let caller = Caller::of(&cluster);
@@ -129,14 +129,14 @@ fn gateway_enrols_with_agent_address_and_token_alone() {
         assert!(!fs::read_to_string(&file).unwrap().contains(line), "{}", file.display());
     }
     let pages = ["/status", "/config"].map(|page| gateway.admin("GET", page).body).concat();
-    let said = [gateway.errors().join("\n"), cluster.said().join("\n"), pages].concat();
-    assert!(!said.contains(&token) && !said.contains("PRIVATE KEY") && !said.contains(line));
+    let printed = [gateway.errors().join("\n"), cluster.said().join("\n"), pages].concat();
+    assert!(!printed.contains(&token) && !printed.contains("PRIVATE KEY") && !printed.contains(line));
     assert_eq!(cluster.ask("/status")["issuing"]["signed"], 1);
 
     // With a certificate the token no longer matters: it may be used up or missing.
     drop(gateway);
     assert!(cluster.command(&["token", "list"]).unwrap().contains("used "));
-    for setup in [setup, smallest(&cluster, &folder, "deny: null")] {
+    for setup in [setup, minimal_setup(&cluster, &folder, "deny: null")] {
         let gateway = setup.start();
         until("the gateway is ready again", || gateway.is_ready());
     }
@@ -147,7 +147,7 @@ fn enrolment_token_is_single_use_time_limited_and_for_one_gateway() {
     let mut cluster = issuing("1h");
     let folder = |name: &str| cluster.path("gateways").join(name);
     let used = create(&cluster, &["--gateway", "gw-1"]).unwrap();
-    let gateway = smallest(&cluster, &folder("first"), &format!("token: {used}")).start();
+    let gateway = minimal_setup(&cluster, &folder("first"), &format!("token: {used}")).start();
     until("the gateway is ready", || gateway.is_ready());
 
     let late = create(&cluster, &["--gateway", "gw-2", "--lifetime", "1s"]).unwrap();
@@ -168,9 +168,9 @@ fn enrolment_token_is_single_use_time_limited_and_for_one_gateway() {
         ("a workload's", "sixth", format!("token: {workload}"), 2, "not for a gateway"),
     ] {
         let folder = folder(name);
-        let (ended, said) = ends(&smallest(&cluster, &folder, &token), &cluster.path("ends"));
-        assert_eq!(ended, Some(code), "{what}: {said}");
-        assert!(said.contains(why), "{what}: {said}");
+        let (ended, printed) = run_to_exit(&minimal_setup(&cluster, &folder, &token), &cluster.path("ends"));
+        assert_eq!(ended, Some(code), "{what}: {printed}");
+        assert!(printed.contains(why), "{what}: {printed}");
         assert!(name == "first" || !folder.join("tls.key").exists(), "{what}");
     }
 
@@ -178,9 +178,12 @@ fn enrolment_token_is_single_use_time_limited_and_for_one_gateway() {
     cluster.stop();
     cluster.set("gateways", "[{ name: gw-1 }]");
     cluster.start();
-    let setup = smallest(&cluster, &cluster.path("gateways/seventh"), &format!("token: {other}"));
-    let (code, said) = ends(&setup, &cluster.path("ends"));
-    assert!(code == Some(1) && said.contains("policy must grant it; the token is still valid"), "{said}");
+    let setup = minimal_setup(&cluster, &cluster.path("gateways/seventh"), &format!("token: {other}"));
+    let (code, printed) = run_to_exit(&setup, &cluster.path("ends"));
+    assert!(
+        code == Some(1) && printed.contains("policy must grant it; the token is still valid"),
+        "{printed}"
+    );
     assert!(create(&cluster, &["--gateway", "gw-2"]).unwrap_err().contains("list it under `gateways:`"));
     let west = "spiffe://west.example/ns/db/sa/mysql";
     assert!(
@@ -200,7 +203,7 @@ fn enrolment_token_is_single_use_time_limited_and_for_one_gateway() {
 fn gateway_waits_for_its_agent_and_reports_it() {
     let mut cluster = issuing("1h");
     let token = create(&cluster, &["--gateway", "gw-1"]).unwrap();
-    let setup = smallest(&cluster, &cluster.path("gateway"), &format!("token: {token}"));
+    let setup = minimal_setup(&cluster, &cluster.path("gateway"), &format!("token: {token}"));
     cluster.stop();
     let gateway = setup.start();
     let problem = until_some("the status says why the gateway waits", || {
@@ -222,7 +225,7 @@ fn certificate_renewal_interrupts_no_call() {
     let server = endpoint(&cluster, Demands::Certificate, b"greeting");
     cluster.register("db.yaml", &service(server.address()));
     let token = create(&cluster, &["--gateway", "gw-1"]).unwrap();
-    let gateway = smallest(&cluster, &cluster.path("gateway"), &format!("token: {token}")).start();
+    let gateway = minimal_setup(&cluster, &cluster.path("gateway"), &format!("token: {token}")).start();
     until("the gateway is ready", || gateway.is_ready());
     let traffic = Caller::of(&cluster).traffic(outbound(&gateway), HOST, Duration::from_millis(20));
     let first = serial(&gateway);
@@ -299,16 +302,16 @@ fn vm_enrols_renews_and_is_reachable_through_the_gateway() {
     let folder = cluster.path("vm");
     let out = folder.to_str().unwrap();
     let output = enrol(&[&token, "--out", out]).output().unwrap();
-    let said = String::from_utf8_lossy(&output.stdout).into_owned();
-    assert!(output.status.success() && said.contains(MYSQL), "{output:?}");
+    let printed = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(output.status.success() && printed.contains(MYSQL), "{output:?}");
     let first = fs::read_to_string(folder.join("tls.crt")).unwrap();
 
     let again = enrol(&[&token, "--out", cluster.path("other").to_str().unwrap()]).output().unwrap();
-    let said = String::from_utf8_lossy(&again.stderr).into_owned();
-    assert!(!again.status.success() && said.contains("the token has been used"), "{said}");
+    let printed = String::from_utf8_lossy(&again.stderr).into_owned();
+    assert!(!again.status.success() && printed.contains("the token has been used"), "{printed}");
     let empty = enrol(&["--out", cluster.path("other").to_str().unwrap()]).output().unwrap();
-    let said = String::from_utf8_lossy(&empty.stderr).into_owned();
-    assert!(!empty.status.success() && said.contains("give a token"), "{said}");
+    let printed = String::from_utf8_lossy(&empty.stderr).into_owned();
+    assert!(!empty.status.success() && printed.contains("give a token"), "{printed}");
 
     // No token: the certificate is enough.
     let _followed = Followed(enrol(&["--out", out, "--follow"]).spawn().unwrap());
@@ -321,8 +324,8 @@ fn vm_enrols_renews_and_is_reachable_through_the_gateway() {
     assert_eq!(answer.server, MYSQL);
 
     // A gateway cannot enrol as a VM.
-    let (code, said) = ends(&smallest(&cluster, &folder, "deny: null"), &cluster.path("ends"));
-    assert!(code == Some(1) && said.contains("which is not a gateway identity"), "{said}");
+    let (code, printed) = run_to_exit(&minimal_setup(&cluster, &folder, "deny: null"), &cluster.path("ends"));
+    assert!(code == Some(1) && printed.contains("which is not a gateway identity"), "{printed}");
 
     // Files of other origin are not overwritten.
     let taken = cluster.path("taken");
@@ -330,8 +333,8 @@ fn vm_enrols_renews_and_is_reachable_through_the_gateway() {
     fs::write(taken.join("tls.key"), "mine").unwrap();
     let token = create(&cluster, &["--workload", MYSQL]).unwrap();
     let output = enrol(&[&token, "--out", taken.to_str().unwrap()]).output().unwrap();
-    let said = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert!(!output.status.success() && said.contains("was not written by Isthmus"), "{said}");
+    let printed = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(!output.status.success() && printed.contains("was not written by Isthmus"), "{printed}");
     assert_eq!(fs::read_to_string(taken.join("tls.key")).unwrap(), "mine");
     assert!(cluster.command(&["token", "list"]).unwrap().contains("open "), "the token was used up");
 }
@@ -356,24 +359,24 @@ fn client_of_another_root_receives_nothing() {
     config.alpn_protocols = vec![isthmus_trust::join::enrolment::ALPN.to_vec()];
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let at = listener.local_addr().unwrap().to_string();
-    let (tell, heard) = mpsc::channel();
+    let (sender, received) = mpsc::channel();
     thread::spawn(move || {
         let mut tls =
             StreamOwned::new(ServerConnection::new(Arc::new(config)).unwrap(), listener.accept().unwrap().0);
         let mut bytes = Vec::new();
         let ended = tls.read_to_end(&mut bytes).map_err(|error| error.to_string());
-        tell.send((bytes, ended)).unwrap();
+        sender.send((bytes, ended)).unwrap();
     });
     let words = ["token", "create", "--workload", MYSQL, "--address", &at];
     let token = cluster.command(&words).unwrap();
     let output = enrol(&[token.trim(), "--out", cluster.path("vm").to_str().unwrap()]).output().unwrap();
-    let said = String::from_utf8_lossy(&output.stderr).into_owned();
-    figure!("a man in the middle: {}", said.trim());
+    let printed = String::from_utf8_lossy(&output.stderr).into_owned();
+    figure!("a man in the middle: {}", printed.trim());
     assert!(
-        said.contains("another server answers at this address") && said.contains("still valid"),
-        "{said}"
+        printed.contains("another server answers at this address") && printed.contains("still valid"),
+        "{printed}"
     );
-    let (bytes, ended) = heard.recv().unwrap();
+    let (bytes, ended) = received.recv().unwrap();
     assert!(bytes.is_empty() && ended.is_err(), "the attacker received {bytes:?}, {ended:?}");
 }
 
@@ -432,9 +435,10 @@ fn enrolment_strangers_use_bounded_memory_and_block_nobody() {
             request.metadata_mut().insert("authorization", bearer);
             let mut client = IstioCertificateServiceClient::new(channel);
             let status = client.create_certificate(request).await.unwrap_err();
-            let told = status.message().contains("must hold one -----BEGIN CERTIFICATE REQUEST----- block")
-                && status.message().contains("still valid");
-            assert!(told || csr.len() > 1_000, "{status}");
+            let is_explained =
+                status.message().contains("must hold one -----BEGIN CERTIFICATE REQUEST----- block")
+                    && status.message().contains("still valid");
+            assert!(is_explained || csr.len() > 1_000, "{status}");
         }
         assert_eq!(by_token(&good).await.unwrap().identity.id().to_string(), MYSQL);
     });

@@ -209,7 +209,7 @@ fn descriptor_limit_of_256_survives_400_clients() {
         assert_eq!(http::ask(gateway.at("admin"), "GET", "/status").status, 200);
         assert!(gateway.is_ready());
     });
-    let said = accept_lines(&gateway, lines);
+    let logged = accept_lines(&gateway, lines);
     let most_lines = usize::try_from(began.elapsed().as_secs()).unwrap() + 2;
     let most = gateway.process().descriptors();
     drop(clients);
@@ -217,10 +217,10 @@ fn descriptor_limit_of_256_survives_400_clients() {
     assert!(within(Duration::from_secs(5), || serves(&gateway)));
     let back = left.elapsed();
     figure!(
-        "nofile 256, 400 clients: {:.0} % of a core, {said} lines in 3 s, {most} descriptors, serves {back:?} after they closed",
+        "nofile 256, 400 clients: {:.0} % of a core, {logged} lines in 3 s, {most} descriptors, serves {back:?} after they closed",
         share * 100.0
     );
-    assert!(share < 0.20 && said <= most_lines && back < Duration::from_secs(2));
+    assert!(share < 0.20 && logged <= most_lines && back < Duration::from_secs(2));
     assert!(most <= 231, "{most} descriptors exceed 90 % of 256");
 }
 
@@ -300,17 +300,17 @@ fn accept_without_descriptors_neither_spins_nor_exits() {
         gateway.process().descriptors() >= 20 && gateway.process().network().len() > 400
     });
     let share = cpu_share(&gateway, Duration::from_secs(3), || echo(&mut early, b"established ones go on"));
-    let said = accept_lines(&gateway, lines);
+    let logged = accept_lines(&gateway, lines);
     let most_lines = usize::try_from(began.elapsed().as_secs()).unwrap() + 2;
     drop(clients);
     let left = Instant::now();
     assert!(within(Duration::from_secs(10), || serves(&gateway)), "the gateway no longer accepts");
     let back = left.elapsed();
     figure!(
-        "EMFILE for 3 s: {:.0} % of a core, {said} lines, serves {back:?} after the clients closed",
+        "EMFILE for 3 s: {:.0} % of a core, {logged} lines, serves {back:?} after the clients closed",
         share * 100.0
     );
-    assert!(share < 0.20 && said <= most_lines, "{said} lines: {:?}", gateway.errors());
+    assert!(share < 0.20 && logged <= most_lines, "{logged} lines: {:?}", gateway.errors());
     assert!(back < Duration::from_millis(2_500), "accepts again within 2 s: {back:?}");
     let pauses = gateway.metrics().sum("isthmus_accept_pauses_total", &[]);
     assert!(pauses >= 1.0);
@@ -504,9 +504,9 @@ fn upstream_proxy_header_carries_source_and_sni() {
         let mut server = endpoint.accept();
         let (source, destination, tlvs) = read_v2(&mut server);
         assert_eq!((source, destination), (client.local_addr().unwrap(), gateway.address()));
-        let told = tlvs.iter().find(|(kind, _)| *kind == 2).map(|(_, value)| value.to_ascii_lowercase());
-        let told = String::from_utf8(told.expect("the SNI as TLV 2")).unwrap();
-        assert_eq!(told.trim_end_matches('.'), "web.example");
+        let sni = tlvs.iter().find(|(kind, _)| *kind == 2).map(|(_, value)| value.to_ascii_lowercase());
+        let sni = String::from_utf8(sni.expect("the SNI as TLV 2")).unwrap();
+        assert_eq!(sni.trim_end_matches('.'), "web.example");
         assert_eq!(read_hello(&mut server).unwrap(), hello);
     }
 }

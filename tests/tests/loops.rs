@@ -30,8 +30,8 @@ fn command(name: &str, text: &str) -> (Option<i32>, String) {
     let file = folder.path().join("gateway.yaml");
     fs::write(&file, text).unwrap();
     let output = run_to_end(&[name, "--config", file.to_str().unwrap()]);
-    let said = [output.stdout, output.stderr].concat();
-    (output.status.code(), String::from_utf8(said).unwrap())
+    let printed = [output.stdout, output.stderr].concat();
+    (output.status.code(), String::from_utf8(printed).unwrap())
 }
 
 #[test]
@@ -50,10 +50,10 @@ fn loop_endpoint_is_refused_at_load() {
         let services = service_of(HOST, &[], &[format!("{{address: \"{endpoint}\"}}")]);
         let text = Setup::new(services).listeners(&format!("- address: \"{listener}\"")).yaml();
         for name in ["check", "run"] {
-            let (code, said) = command(name, &text);
-            assert_eq!(code, Some(2), "{name}: listener {listener}, endpoint {endpoint}: {said}");
+            let (code, printed) = command(name, &text);
+            assert_eq!(code, Some(2), "{name}: listener {listener}, endpoint {endpoint}: {printed}");
             let line = text.lines().position(|line| line.contains("endpoints:")).unwrap() + 1;
-            assert!(said.contains(&format!("gateway.yaml:{line}:")), "the location is missing: {said}");
+            assert!(printed.contains(&format!("gateway.yaml:{line}:")), "the location is missing: {printed}");
         }
     }
     for name in ["admin", "metrics", "health"] {
@@ -64,8 +64,8 @@ fn loop_endpoint_is_refused_at_load() {
     // Another port of the same address is a different service.
     let other = service(HOST, &[], &[([127, 0, 0, 1], port ^ 1).into()]);
     let text = Setup::new(other).listeners(&format!("- address: \"127.0.0.1:{port}\"")).yaml();
-    let (code, said) = command("check", &text);
-    assert_eq!(code, Some(0), "{said}");
+    let (code, printed) = command("check", &text);
+    assert_eq!(code, Some(0), "{printed}");
     figure!(
         "endpoints that are the gateway itself: refused by check and run with exit code 2, in 8 spellings"
     );
@@ -327,15 +327,15 @@ fn access_log_lines_have_every_field() {
 fn gateway_announces_its_listening_addresses() {
     let gateway =
         Setup::new("").listeners("- address: ADDRESS\n- address: \"127.0.0.1:0\"\n  name: inner").start();
-    let said = gateway.errors();
-    let lines: Vec<&String> = said.iter().filter(|line| line.starts_with("listening ")).collect();
+    let printed = gateway.errors();
+    let lines: Vec<&String> = printed.iter().filter(|line| line.starts_with("listening ")).collect();
     let wanted = ["listener=east-west", "listener=inner", "admin", "metrics", "health"];
     assert_eq!(lines.len(), wanted.len(), "{lines:?}");
     for (line, name) in lines.iter().zip(wanted) {
         let address = line.strip_prefix(&format!("listening {name} address=127.0.0.1:"));
         assert!(address.is_some_and(|port| port.parse::<u16>().is_ok_and(|port| port > 0)), "{line}");
     }
-    assert_eq!(said.iter().filter(|line| *line == "ready").count(), 1);
+    assert_eq!(printed.iter().filter(|line| *line == "ready").count(), 1);
     assert!(gateway.log().raw().is_empty(), "standard output has lines besides the access log");
 }
 

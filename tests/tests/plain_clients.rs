@@ -38,8 +38,8 @@ fn plaintext_psql_is_identified_in_the_log() {
             skip!("psql is not installed (tests/run installs it)")
         };
         assert!(!output.status.success());
-        let said = String::from_utf8_lossy(&output.stderr).into_owned();
-        assert!(!said.contains("invalid response") && !said.contains('\u{15}'), "{mode}: {said}");
+        let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(!stderr.contains("invalid response") && !stderr.contains('\u{15}'), "{mode}: {stderr}");
         is_told(&gateway, "postgres_plain", "sslnegotiation=direct");
     }
 }

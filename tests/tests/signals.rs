@@ -32,7 +32,7 @@ const LISTEN: u8 = 10;
 /// A long-running program, killed with the test.
 struct Program {
     child: Child,
-    said: Arc<Mutex<String>>,
+    log: Arc<Mutex<String>>,
 }
 
 impl Program {
@@ -41,22 +41,22 @@ impl Program {
         let (reader, writer) = std::io::pipe().unwrap();
         let child = command.stdout(writer.try_clone().unwrap()).stderr(writer).spawn().unwrap();
         command.stdout(Stdio::null()).stderr(Stdio::null());
-        let program = Program { child, said: Arc::default() };
+        let program = Program { child, log: Arc::default() };
         program.follow(reader);
         program
     }
 
     fn follow(&self, reader: PipeReader) {
-        let said = Arc::clone(&self.said);
+        let log = Arc::clone(&self.log);
         thread::spawn(move || {
             for line in BufReader::new(reader).lines().map_while(Result::ok) {
-                *said.lock().unwrap() += &format!("{line}\n");
+                *log.lock().unwrap() += &format!("{line}\n");
             }
         });
     }
 
     fn has_said(&self, what: &str) -> bool {
-        self.said.lock().unwrap().contains(what)
+        self.log.lock().unwrap().contains(what)
     }
 
     fn signal(&self, signal: Signal) {
@@ -79,7 +79,7 @@ impl Drop for Program {
         let _ended = self.child.kill();
         let _status = self.child.wait();
         if thread::panicking() {
-            eprintln!("it said:\n{}", self.said.lock().unwrap());
+            eprintln!("last output:\n{}", self.log.lock().unwrap());
         }
     }
 }
@@ -107,7 +107,7 @@ fn rotate(cluster: &Cluster) -> Command {
 
 /// Asserts that the program ignores SIGHUP and the like, and ends on SIGTERM.
 #[track_caller]
-fn outlives(mut program: Program, begun: &str) {
+fn assert_survives_signals(mut program: Program, begun: &str) {
     until("the program has started", || program.has_said(begun));
     for (signal, name) in [(Signal::HUP, "SIGHUP"), (Signal::USR1, "SIGUSR1"), (Signal::USR2, "SIGUSR2")] {
         program.signal(signal);
@@ -121,18 +121,18 @@ fn outlives(mut program: Program, begun: &str) {
 #[test]
 fn gateway_survives_non_terminating_signals() {
     let folder = TempDir::new().unwrap();
-    outlives(Program::start(&mut gateway(folder.path(), "")), "ready\n");
+    assert_survives_signals(Program::start(&mut gateway(folder.path(), "")), "ready\n");
 }
 
 #[test]
 fn demo_survives_non_terminating_signals() {
     let mut demo = Command::new(binary::gateway());
-    outlives(Program::start(demo.arg("demo").env("ISTHMUS_LOG", "warn")), "What to try next");
+    assert_survives_signals(Program::start(demo.arg("demo").env("ISTHMUS_LOG", "warn")), "What to try next");
 }
 
 #[test]
 fn agent_survives_non_terminating_signals() {
-    outlives(Program::start(&mut agent(&Cluster::new("east"))), "ready\n");
+    assert_survives_signals(Program::start(&mut agent(&Cluster::new("east"))), "ready\n");
 }
 
 #[test]
@@ -144,7 +144,7 @@ fn rotation_survives_non_terminating_signals() {
     let program = Program::start(&mut program);
     until("the first pass", || lock.exists());
     program.signal(Signal::HUP);
-    outlives(program, "SIGHUP");
+    assert_survives_signals(program, "SIGHUP");
 }
 
 #[test]
@@ -168,7 +168,7 @@ fn full() -> (PipeReader, std::io::PipeWriter) {
 }
 
 #[track_caller]
-fn ends(mut program: Program, what: &str) {
+fn assert_exits(mut program: Program, what: &str) {
     let asked = Instant::now();
     program.signal(Signal::TERM);
     let status = program.wait_end();
@@ -177,8 +177,8 @@ fn ends(mut program: Program, what: &str) {
 }
 
 fn address_of(program: &Program, what: &str) -> SocketAddr {
-    let said = program.said.lock().unwrap();
-    let address = said.lines().find_map(|line| line.strip_prefix(&format!("listening {what} address=")));
+    let log = program.log.lock().unwrap();
+    let address = log.lines().find_map(|line| line.strip_prefix(&format!("listening {what} address=")));
     address.unwrap().parse().unwrap()
 }
 
@@ -190,7 +190,7 @@ fn gateway_with_blocked_stdout_serves_and_exits() {
     let mut command = gateway(folder.path(), "");
     let child = command.stdout(stdout).stderr(stderr).spawn().unwrap();
     drop(command);
-    let program = Program { child, said: Arc::default() };
+    let program = Program { child, log: Arc::default() };
     program.follow(errors);
     until("the program has started", || program.has_said("ready\n"));
     for _ in 0..400 {
@@ -199,7 +199,7 @@ fn gateway_with_blocked_stdout_serves_and_exits() {
         let mut answer = Vec::new();
         let _alert_or_reset = client.read_to_end(&mut answer);
     }
-    ends(program, "a gateway with a full standard output");
+    assert_exits(program, "a gateway with a full standard output");
 }
 
 #[test]
@@ -210,13 +210,13 @@ fn gateway_with_blocked_stderr_serves_and_exits() {
     let file = folder.path().join("g.yaml");
     let child = command.stdout(Stdio::null()).stderr(stderr).env("ISTHMUS_LOG", "trace").spawn().unwrap();
     drop(command);
-    let program = Program { child, said: Arc::default() };
+    let program = Program { child, log: Arc::default() };
     let health = health_of(&program);
     for turn in 0..20 {
         fs::write(&file, format!("{}# {turn}\nwrong: {turn}\n", fs::read_to_string(&file).unwrap())).unwrap();
         assert_eq!(http::ask(health, "GET", "/healthz/live").status, 200);
     }
-    ends(program, "a gateway with a full standard error");
+    assert_exits(program, "a gateway with a full standard error");
     let mut first = [0; 1];
     reader.read_exact(&mut first).unwrap();
 }
@@ -241,13 +241,13 @@ fn agent_with_blocked_stderr_serves_and_exits() {
     let mut command = agent(&cluster);
     let child = command.stdout(Stdio::null()).stderr(stderr).env("ISTHMUS_LOG", "trace").spawn().unwrap();
     drop(command);
-    let program = Program { child, said: Arc::default() };
+    let program = Program { child, log: Arc::default() };
     let admin = health_of(&program);
     for turn in 0..20 {
         cluster.register("r.yaml", &format!("services: [{{ host: h{turn}.example }}, {{ prot: {turn} }}]"));
         assert_eq!(http::ask(admin, "GET", "/healthz/live").status, 200);
     }
-    ends(program, "an agent with a full standard error");
+    assert_exits(program, "an agent with a full standard error");
 }
 
 #[test]
@@ -256,19 +256,19 @@ fn rotation_and_demo_with_blocked_stdout_exit() {
     let (_reader, stdout) = full();
     let mut command = rotate(&cluster);
     let child = command.stdout(stdout.try_clone().unwrap()).stderr(Stdio::null()).spawn().unwrap();
-    let program = Program { child, said: Arc::default() };
+    let program = Program { child, log: Arc::default() };
     until_caught(&program, Signal::HUP);
     program.signal(Signal::HUP);
-    ends(program, "a rotation with a full standard output");
+    assert_exits(program, "a rotation with a full standard output");
     let mut command = Command::new(binary::gateway());
     let child = command.arg("demo").stdout(stdout).stderr(Stdio::null()).spawn().unwrap();
-    let program = Program { child, said: Arc::default() };
+    let program = Program { child, log: Arc::default() };
     until("the program blocks on the full pipe", || {
         // The system call of its first thread, with the first argument: a write to stdout.
         let call = fs::read_to_string(format!("/proc/{}/syscall", program.child.id())).unwrap();
         call.split(' ').nth(1) == Some("0x1")
     });
-    ends(program, "a demo with a full standard output");
+    assert_exits(program, "a demo with a full standard output");
 }
 
 /// Waits until a program has installed a handler for a signal.

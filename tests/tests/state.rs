@@ -202,7 +202,7 @@ impl World {
     }
 
     /// Checks that both programs answer, then kills and restarts one or both.
-    fn look(&mut self) {
+    fn check_and_restart(&mut self) {
         assert!(self.gateway.runs(), "the gateway has exited");
         assert!(self.gateway.is_ready());
         let missing: Vec<_> = World::standing().difference(&self.names()).cloned().collect();
@@ -259,20 +259,19 @@ impl World {
         self.tally.restarts += 1;
         self.gateway = again.start();
         let now = self.names();
-        let said = self.gateway.errors().join("\n");
+        let log = self.gateway.errors().join("\n");
         let missing: Vec<_> = before.difference(&now).collect();
-        let named = |name: &&String| {
-            said.lines().any(|line| line.contains("is lost") && line.contains(name.as_str()))
-        };
+        let named =
+            |name: &&String| log.lines().any(|line| line.contains("is lost") && line.contains(name.as_str()));
         let unnamed: Vec<_> = missing.iter().filter(|name| !named(name)).collect();
         // A removed file cannot be reported as damaged.
-        let is_said = how == "removed" || said.contains("the state file is damaged");
-        assert!(missing.is_empty() || is_said, "{how}: {missing:?} are gone without a report:\n{said}");
+        let is_reported = how == "removed" || log.contains("the state file is damaged");
+        assert!(missing.is_empty() || is_reported, "{how}: {missing:?} are gone without a report:\n{log}");
         // A flipped bit damages one record; a truncated file loses the names as well.
         if how == "flip" {
             assert!(
                 missing.len() <= 1 && unnamed.is_empty(),
-                "{how}: {missing:?}, of which {unnamed:?}:\n{said}"
+                "{how}: {missing:?}, of which {unnamed:?}:\n{log}"
             );
         }
         assert!(now.is_subset(&before), "{how}: a removed name is back");
@@ -331,7 +330,7 @@ fn state_damage_full_disk_and_io_errors_stop_nobody_and_withdraw_nothing_else() 
         for step in 1..=STEPS {
             world.step();
             if step % ROUND == 0 {
-                world.look();
+                world.check_and_restart();
             }
         }
         world.mend();

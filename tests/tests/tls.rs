@@ -126,9 +126,9 @@ fn talk_early(gateway: SocketAddr, config: &Arc<ClientConfig>) -> bool {
     }
     tls.write_all(b"after it").unwrap();
     tls.conn.send_close_notify();
-    let mut said = Vec::new();
-    tls.read_to_end(&mut said).unwrap();
-    assert_eq!(said, b"thanks");
+    let mut reply = Vec::new();
+    tls.read_to_end(&mut reply).unwrap();
+    assert_eq!(reply, b"thanks");
     tls.conn.is_early_data_accepted()
 }
 
@@ -160,9 +160,9 @@ fn tls_openssl_to_rustls() {
         let gateway = gateway(endpoint.address());
         let server = serve(trust, endpoint);
         let mut client = python_client(trust, gateway.address(), python, SIZE);
-        let said = client.line();
+        let reply = client.line();
         let served = server.join().unwrap();
-        assert_eq!(said, format!("{name} {} {}", hex(served.got), hex(served.sent)));
+        assert_eq!(reply, format!("{name} {} {}", hex(served.got), hex(served.sent)));
         assert_eq!(served.id, CLIENT_ID);
         figure!("{openssl} to rustls, {name}: 1 MiB each way, the service saw {}", served.id);
     }

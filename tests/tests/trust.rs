@@ -248,11 +248,11 @@ fn roll_over_waits_for_every_peer_and_fails_no_call() {
     });
     // While west's agent is away, for any time, the old root keeps signing.
     throughout(BRIEF * 3, "the roll-over is held", || rollover(&world.east)["step"] == "trusted");
-    let said = certs(&world.east, &["rotate"]);
+    let printed = certs(&world.east, &["rotate"]);
     let waits = format!(
         "waiting for peer \"west\" of \"east\": its last acknowledged bundle ({first}) lacks the new root"
     );
-    assert!(said.contains(&waits), "{said}");
+    assert!(printed.contains(&waits), "{printed}");
     let awaited = rollover(&world.east)["awaited"].clone();
     assert_eq!(
         (&awaited[0]["peer"], &awaited[0]["sequence"], &awaited[1]),

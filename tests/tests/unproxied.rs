@@ -33,8 +33,8 @@ const ALIEN: &str = "alien.bookinfo.svc.cluster.local";
 /// A gRPC client or server that exchanges lines with the test; killed when dropped.
 struct End {
     child: Child,
-    said: BufReader<ChildStdout>,
-    told: ChildStdin,
+    stdout: BufReader<ChildStdout>,
+    stdin: ChildStdin,
 }
 
 impl End {
@@ -53,13 +53,13 @@ impl End {
             .stdout(Stdio::piped())
             .spawn()
             .unwrap();
-        let (said, told) = (BufReader::new(child.stdout.take().unwrap()), child.stdin.take().unwrap());
-        End { child, said, told }
+        let (stdout, stdin) = (BufReader::new(child.stdout.take().unwrap()), child.stdin.take().unwrap());
+        End { child, stdout, stdin }
     }
 
     fn line(&mut self) -> String {
         let mut line = String::new();
-        self.said.read_line(&mut line).unwrap();
+        self.stdout.read_line(&mut line).unwrap();
         line.trim().to_owned()
     }
 
@@ -71,7 +71,7 @@ impl End {
     /// Calls all targets concurrently, once each.
     fn call_all(&mut self, targets: &[&str]) -> Vec<Value> {
         let targets: Vec<_> = targets.iter().map(|target| format!("xds:///{target}")).collect();
-        writeln!(self.told, "{}", targets.join(" ")).unwrap();
+        writeln!(self.stdin, "{}", targets.join(" ")).unwrap();
         serde_json::from_str(&self.line()).unwrap()
     }
 }

@@ -18,11 +18,11 @@ const DESCRIPTORS: Figure = Figure::less("descriptors", "descriptors for all", "
 pub(super) fn measure(lab: &Lab, contender: &Contender, connections: u16) -> io::Result<Sample> {
     let running = contender.start_fresh(lab, 1)?;
     let target = lab.loopback.target(running.address);
-    let look = || Ok((Holdings::of(&running.processes)?, Process::sum(&running.processes)?.descriptors));
+    let inspect = || Ok((Holdings::of(&running.processes)?, Process::sum(&running.processes)?.descriptors));
     // The first connections also pay one-time costs.
     hold(lab, &target, 16, || Ok(()))?;
-    let (rest, open_at_rest) = look()?;
-    let (full, open) = hold(lab, &target, connections, look)?;
+    let (rest, open_at_rest) = inspect()?;
+    let (full, open) = hold(lab, &target, connections, inspect)?;
     let growth = number(full.pss) - number(rest.pss);
     Ok(Sample::of(EACH, growth / f64::from(connections))
         .and(REST_RSS, number(rest.rss) / 1024.0)
@@ -31,11 +31,11 @@ pub(super) fn measure(lab: &Lab, contender: &Contender, connections: u16) -> io:
         .and(DESCRIPTORS, number(open) - number(open_at_rest)))
 }
 
-/// Holds connections open while `look` runs, then lets the backend close them.
-fn hold<T>(lab: &Lab, target: &Target, count: u16, look: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
+/// Holds connections open while `inspect` runs, then lets the backend close them.
+fn hold<T>(lab: &Lab, target: &Target, count: u16, inspect: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
     let mut streams = target.open_many(Job::Hold, usize::from(count))?;
     lab.stop.check()?;
-    let seen = look()?;
+    let seen = inspect()?;
     let backend = &lab.loopback.backend;
     backend.release_held();
     backend.wait_until_quiet(&lab.stop)?;

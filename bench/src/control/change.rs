@@ -179,10 +179,10 @@ fn endpoint(mark: Mark, hello: Arc<Hello>) -> io::Result<SocketAddr> {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
     let address = listener.local_addr()?;
     thread::spawn(move || {
-        let mut heard = vec![0; hello.len()];
+        let mut received = vec![0; hello.len()];
         for mut stream in listener.incoming().map_while(Result::ok) {
             // A client may leave early.
-            let _ = stream.read_exact(&mut heard).and_then(|()| stream.write_all(&[mark as u8]));
+            let _ = stream.read_exact(&mut received).and_then(|()| stream.write_all(&[mark as u8]));
         }
     });
     Ok(address)

@@ -152,8 +152,8 @@ impl World {
 
     /// How often the gateway has swapped its tables.
     fn swaps(&self) -> io::Result<usize> {
-        let said = fs::read_to_string(self.gateway.program.directory().join("output"))?;
-        Ok(said.matches("tables swapped").count())
+        let log = fs::read_to_string(self.gateway.program.directory().join("output"))?;
+        Ok(log.matches("tables swapped").count())
     }
 
     /// Median time until an added service is live.

@@ -193,7 +193,7 @@ impl Report {
         let met = bars.iter().filter(|(_, verdict)| *verdict == Verdict::Met).count();
         let _ = writeln!(text, "{met} of {} targets met", bars.len());
         for (figure, verdict) in bars.iter().filter(|(_, verdict)| *verdict != Verdict::Met) {
-            let _ = writeln!(text, "{}: {}: {}", told(*verdict), figure.part, figure.title);
+            let _ = writeln!(text, "{}: {}: {}", label(*verdict), figure.part, figure.title);
         }
         text
     }
@@ -206,12 +206,12 @@ impl Report {
         table.set_header(["part", "figure", "measured", "target (at most)", ""]);
         for figure in &self.figures {
             let right = |text: String| Cell::new(text).set_alignment(CellAlignment::Right);
-            let bar = figure.bar.map_or_else(String::new, |bar| shown(bar, figure.unit));
-            let verdict = figure.verdict.map(told).unwrap_or_default();
+            let bar = figure.bar.map_or_else(String::new, |bar| with_unit(bar, figure.unit));
+            let verdict = figure.verdict.map(label).unwrap_or_default();
             table.add_row([
                 Cell::new(figure.part),
                 Cell::new(&figure.title),
-                right(shown(figure.value, figure.unit)),
+                right(with_unit(figure.value, figure.unit)),
                 right(bar),
                 Cell::new(verdict),
             ]);
@@ -239,7 +239,7 @@ fn ratio(large: Summary, small: Summary, is_sound: bool) -> (f64, f64, Verdict) 
     (of(large.median, small.median), TWICE, verdict)
 }
 
-fn shown(value: f64, unit: &str) -> String {
+fn with_unit(value: f64, unit: &str) -> String {
     let digits = match value.abs() {
         large if large >= 100.0 || large.fract() == 0.0 => 0,
         medium if medium >= 10.0 => 1,
@@ -248,7 +248,7 @@ fn shown(value: f64, unit: &str) -> String {
     format!("{value:.digits$} {unit}").trim_end().to_owned()
 }
 
-fn told(verdict: Verdict) -> &'static str {
+fn label(verdict: Verdict) -> &'static str {
     match verdict {
         Verdict::Met => "met",
         Verdict::NotMet => "NOT met",

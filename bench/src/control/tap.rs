@@ -70,12 +70,12 @@ mod tests {
         let mut near = TcpStream::connect(tap.address).unwrap();
         let (mut far, _) = there.accept().unwrap();
         near.write_all(b"four").unwrap();
-        let mut heard = [0; 4];
-        far.read_exact(&mut heard).unwrap();
+        let mut received = [0; 4];
+        far.read_exact(&mut received).unwrap();
         far.write_all(b"sixteen").unwrap();
         drop(far);
         let mut answer = String::new();
         near.read_to_string(&mut answer).unwrap();
-        assert_eq!((&heard, answer.as_str(), tap.passed()), (b"four", "sixteen", 11));
+        assert_eq!((&received, answer.as_str(), tap.passed()), (b"four", "sixteen", 11));
     }
 }

@@ -129,9 +129,9 @@ impl Hairpin {
                 progress.step(&format!("round {}", round + 1), route.name);
                 let made = visit(route, plan, &meters, stop);
                 stop.check()?;
-                let told =
+                let with_route =
                     |error: io::Error| io::Error::new(error.kind(), format!("{}: {error}", route.name));
-                visits.push(made.map_err(told)?);
+                visits.push(made.map_err(with_route)?);
             }
         }
         Ok(visits)

@@ -26,7 +26,7 @@ pub(crate) fn handshakes(
     stop: &Stop,
 ) -> io::Result<Histogram<u64>> {
     thread::scope(|scope| {
-        let one = || {
+        let work = || {
             let mut times = histogram()?;
             while times.is_empty() || Instant::now() < until {
                 stop.check()?;
@@ -36,7 +36,7 @@ pub(crate) fn handshakes(
             }
             io::Result::Ok(times)
         };
-        let threads: Vec<_> = (0..threads).map(|_| scope.spawn(one)).collect();
+        let threads: Vec<_> = (0..threads).map(|_| scope.spawn(work)).collect();
         let mut all = histogram()?;
         for thread in threads {
             let times = thread.join().map_err(|_| io::Error::other("a load thread panicked"))??;

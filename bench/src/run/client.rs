@@ -209,14 +209,14 @@ impl Kept {
                 Ok(())
             }
             Inside::Bare(mut stream) => {
-                let said = stream.shutdown().await;
+                let shutdown = stream.shutdown().await;
                 let mut rest = vec![0; CHUNK];
                 loop {
                     match stream.read(&mut rest).await {
-                        Ok(0) => return Ok(said?),
+                        Ok(0) => return Ok(shutdown?),
                         Ok(_) => {}
                         // Many servers omit close_notify; after ours there is nothing left to truncate.
-                        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(said?),
+                        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(shutdown?),
                         Err(error) => return Err(error.into()),
                     }
                 }

@@ -412,7 +412,7 @@ fn usage_errors_show_the_right_form() {
         ("127.0.0.1:1 --insecure --sni a.example --cert x", "--key"),
     ];
     for (line, wanted) in cases {
-        let said = refused(line);
-        assert!(said.contains(wanted), "{line}: {said}");
+        let message = refused(line);
+        assert!(message.contains(wanted), "{line}: {message}");
     }
 }

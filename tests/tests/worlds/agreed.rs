@@ -88,7 +88,7 @@ impl Three {
 
     /// Makes a call from west, which must succeed.
     #[track_caller]
-    fn calls(&self, name: &str, what: &str) -> String {
+    fn call_from_west(&self, name: &str, what: &str) -> String {
         self.from_west
             .call(self.west_out(), name)
             .unwrap_or_else(|why| panic!("{name}: {what}: {why}"))
@@ -97,7 +97,7 @@ impl Three {
 
     /// Asserts that the name is unknown to west and at east's gateway.
     #[track_caller]
-    fn stays_in_east(&self, name: &str) {
+    fn assert_unknown_outside_east(&self, name: &str) {
         assert!(self.from_west.is_unknown(self.west_out(), name), "{name} is not exported");
         let door = east_west(Star::address(1));
         assert!(self.from_west.is_unknown(door, name), "{name} is not exported at the gateway");
@@ -119,12 +119,12 @@ impl Three {
         let answer = from_west.call(self.west_out(), DETAILS).unwrap();
         assert_eq!(answer.server, "spiffe://east.example/ns/bookinfo/sa/server", "mTLS is end to end");
         for _ in 0..3 {
-            assert_eq!(self.calls(&format!("db-0.{DETAILS}"), "an exported instance"), "east-one");
-            assert_eq!(self.calls("src-0.pxc", "an alias of the instance"), "east-one");
+            assert_eq!(self.call_from_west(&format!("db-0.{DETAILS}"), "an exported instance"), "east-one");
+            assert_eq!(self.call_from_west("src-0.pxc", "an alias of the instance"), "east-one");
         }
-        let _either = self.calls("details.example", "an alias that was consented to");
+        let _either = self.call_from_west("details.example", "an alias that was consented to");
         for name in [&*format!("db-1.{DETAILS}"), "src-1.pxc", RATINGS, PAYROLL] {
-            self.stays_in_east(name);
+            self.assert_unknown_outside_east(name);
         }
         assert!(from_west.is_unknown(self.west_out(), "d.payroll"), "an alias without consent");
         let door = east_west(Star::address(1));
@@ -145,7 +145,7 @@ impl Three {
             Some(why).filter(|why| why.contains("without asking for a client certificate"))
         });
         assert!(why.starts_with("not_mtls"), "{why}");
-        self.stays_in_east(RATINGS);
+        self.assert_unknown_outside_east(RATINGS);
     }
 
     fn service_of_two_clusters_survives_loss_of_a_gateway(&mut self) {
@@ -162,7 +162,7 @@ impl Three {
         }
         self.south_gateway.kill();
         for _ in 0..20 {
-            assert_eq!(self.calls(REVIEWS, "another cluster has the service as well"), "east-one");
+            assert_eq!(self.call_from_west(REVIEWS, "another cluster has the service as well"), "east-one");
         }
         self.south_gateway = self.south.gateway("gw-1");
     }
@@ -183,7 +183,7 @@ impl Three {
             peers.iter().any(|one| is_of_west(one) && says(one)).then_some(())
         });
         for _ in 0..5 {
-            let _either = self.calls(DETAILS, "the gateway that was there before serves it");
+            let _either = self.call_from_west(DETAILS, "the gateway that was there before serves it");
         }
         assert_eq!(reached(&moved, DETAILS), 0);
         self.west.set("imports", &west_imports("10.78.1.0/30"));
@@ -193,7 +193,7 @@ impl Three {
         });
         self.east_gateway.kill();
         for _ in 0..10 {
-            let _either = self.calls(DETAILS, "the old gateway is not needed");
+            let _either = self.call_from_west(DETAILS, "the old gateway is not needed");
         }
         self.east_gateway = moved;
     }
@@ -219,7 +219,7 @@ impl Three {
         let is_told = held(&self.south, "east", DETAILS).is_some();
         assert!(imported(&self.south).is_empty() && !is_told, "south received the slice");
         until("west is connected to east again", || is_connected(&self.west, "east"));
-        let _either = self.calls(DETAILS, "west is not concerned");
+        let _either = self.call_from_west(DETAILS, "west is not concerned");
         self.east.set("reachability", "[{ from: '*', to: '*' }]");
         restart(&mut self.east);
         until("south reaches the service again", || self.from_south.call(out, DETAILS).is_ok());

@@ -47,7 +47,7 @@ fn greedy_peer_at_ten_times_each_limit_costs_64_mib_and_delays_no_own_change() {
     let one = endpoint(west, Demands::Certificate, b"west-one");
     let greedy = Greedy::new(south, west);
     let slowest = thread::scope(|scope| {
-        let flood = scope.spawn(|| greedy.takes_all(west));
+        let flood = scope.spawn(|| greedy.exhaust_limits(west));
         let mut times = Vec::new();
         while !flood.is_finished() {
             let host = format!("own-{}.shop.svc.cluster.local", times.len());
@@ -99,7 +99,7 @@ impl Greedy {
         }
     }
 
-    fn takes_all(&self, west: &Cluster) {
+    fn exhaust_limits(&self, west: &Cluster) {
         self.names(west);
         let kept = self.requests(west);
         self.slices();
@@ -221,13 +221,13 @@ impl Greedy {
         ] {
             assert!(metrics.contains(line), "{line}: {metrics}");
         }
-        let said = west.said();
+        let lines = west.said();
         assert!(
-            said.iter().any(|line| line.contains("limit exceeded") && line.contains("south")),
-            "{said:#?}"
+            lines.iter().any(|line| line.contains("limit exceeded") && line.contains("south")),
+            "{lines:#?}"
         );
-        figure!("{} log lines", said.len());
-        assert!(said.len() < 5_000, "{} lines", said.len());
+        figure!("{} log lines", lines.len());
+        assert!(lines.len() < 5_000, "{} lines", lines.len());
     }
 }
 

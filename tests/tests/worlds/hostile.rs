@@ -74,7 +74,7 @@ impl Hostile {
 
     /// Asserts that exactly these hosts are imported and calls continue.
     #[track_caller]
-    fn stands(&self, expected: &[String]) {
+    fn assert_imports(&self, expected: &[String]) {
         self.busy.goes_on();
         let mut imported = imported(&self.west);
         imported.sort();
@@ -82,8 +82,8 @@ impl Hostile {
     }
 
     #[track_caller]
-    fn good_ones_stand(&self) {
-        self.stands(&[format!("east/{DETAILS}"), format!("south/{RATINGS}")]);
+    fn assert_valid_imports(&self) {
+        self.assert_imports(&[format!("east/{DETAILS}"), format!("south/{RATINGS}")]);
     }
 
     /// South's agent completes the TLS handshake and continues with noise.
@@ -95,7 +95,7 @@ impl Hostile {
         });
         assert!(noise.accepted() > 0 && !is_connected(&self.west, "south"), "{error}");
         drop(noise);
-        self.stands(&[format!("east/{DETAILS}")]);
+        self.assert_imports(&[format!("east/{DETAILS}")]);
     }
 
     /// A server in the agent's place, of its cluster but without an agent's identity.
@@ -105,7 +105,7 @@ impl Hostile {
             said_of(&self.west, "south", "error", "spiffe://south.example/isthmus/south/gateway/gw-1");
         assert!(other.streams() == 0 && !is_connected(&self.west, "south"), "{error}");
         drop(other);
-        self.stands(&[format!("east/{DETAILS}")]);
+        self.assert_imports(&[format!("east/{DETAILS}")]);
     }
 
     fn invalid_slices_are_refused_by_name_and_valid_one_is_accepted(&self, south: &Impostor) {
@@ -137,7 +137,7 @@ impl Hostile {
             assert!(why.contains(name) && why.contains(word), "{name}: {why}");
         }
         assert!(!why.contains(&format!("south/{RATINGS}: ")), "a valid slice is named: {why}");
-        self.good_ones_stand();
+        self.assert_valid_imports();
         assert_eq!(self.west.ask("/status")["peers"]["south"]["refusals"], 5);
     }
 
@@ -146,7 +146,7 @@ impl Hostile {
         let why = south.answer("old").expect("a refusal");
         assert!(why.contains("an old slice never replaces a newer one"), "{why}");
         assert!(said_of(&self.west, "south", "refusal", "of revision 1.4").contains(RATINGS));
-        self.good_ones_stand();
+        self.assert_valid_imports();
     }
 
     /// Slices that south owns but west does not consent to.
@@ -156,7 +156,7 @@ impl Hostile {
         assert_eq!(south.answer("names"), None);
         assert!(held(&self.west, "south", PAYROLL).unwrap().contains("was not granted"));
         assert!(held(&self.west, "south", DETAILS).unwrap().contains("has the name of a service of east"));
-        self.good_ones_stand();
+        self.assert_valid_imports();
     }
 
     /// Bundles of another domain, an older one, one without a sequence, noise; then a valid one.
@@ -219,7 +219,7 @@ impl Hostile {
         assert_eq!(bundle("south.example").sequence, later.sequence);
         let shown = self.west.ask("/status")["peers"]["south"]["bundle"].clone();
         assert_eq!((&shown["taken"], &shown["refusal"]), (&later.sequence.into(), &serde_json::Value::Null));
-        self.good_ones_stand();
+        self.assert_valid_imports();
     }
 
     fn overlong_name_is_truncated_in_reports(&self, south: &Impostor) {
@@ -230,7 +230,7 @@ impl Hostile {
         let logged = self.west.said().iter().map(String::len).max().unwrap();
         assert!(answer.len() < 4096 && refusal.len() < 4096 && logged < 8192, "{} {logged}", answer.len());
         assert!(!refusal.contains(['\u{1b}', '\n']), "{refusal:?}");
-        self.good_ones_stand();
+        self.assert_valid_imports();
     }
 
     /// A message that is refused entirely, then one with a refused slice.
@@ -239,11 +239,11 @@ impl Hostile {
         south.say("huge", vec![resource("south/huge.bookinfo.svc.cluster.local", vec![7; 64 << 20])]);
         until("west reconnects", || south.streams() > streams);
         until("west follows south again", || is_connected(&self.west, "south"));
-        self.good_ones_stand();
+        self.assert_valid_imports();
         south.say("large", vec![resource("south/large.bookinfo.svc.cluster.local", vec![7; 7 << 20])]);
         let why = south.answer("large").expect("a refusal");
         assert!(why.contains("at most 524288 are taken of a peer"), "{why}");
-        self.good_ones_stand();
+        self.assert_valid_imports();
         let process = self.west.process();
         let more = |memory: u64| memory.saturating_sub(self.before) / MIB;
         let (now, peak) = (more(process.memory()), more(process.peak()));

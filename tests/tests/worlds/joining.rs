@@ -27,8 +27,8 @@ fn join_token_works_once_in_time_and_only_with_its_maker() {
     }
     let token = |cluster: &Cluster, more: &[&str]| -> String {
         let words = ["token", "create", "--for", "west", "--trust-domain", "west.example", "--json"];
-        let said = cluster.command(&[&words[..], more].concat()).unwrap();
-        serde_json::from_str::<Value>(&said).unwrap()["token"].as_str().unwrap().to_owned()
+        let printed = cluster.command(&[&words[..], more].concat()).unwrap();
+        serde_json::from_str::<Value>(&printed).unwrap()["token"].as_str().unwrap().to_owned()
     };
     let is_untouched = |west: &Cluster| {
         !west.path("pki/bundles/east.example.json").exists()

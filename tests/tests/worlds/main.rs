@@ -69,6 +69,6 @@ fn is_connected(cluster: &Cluster, peer: &str) -> bool {
 /// Waits until a field of a peer's status contains this word.
 fn said_of(cluster: &Cluster, peer: &str, key: &str, word: &str) -> String {
     until_status(cluster, &format!("{key} of {peer} says {word}"), |status| {
-        Some(status["peers"][peer][key].as_str()?.to_owned()).filter(|said| said.contains(word))
+        Some(status["peers"][peer][key].as_str()?.to_owned()).filter(|text| text.contains(word))
     })
 }

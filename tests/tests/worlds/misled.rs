@@ -65,7 +65,7 @@ impl Misled {
     }
 
     /// Asserts that several more calls succeed and exactly these services are in the tables.
-    fn stands(&self, expected: &[&str]) {
+    fn assert_services(&self, expected: &[&str]) {
         let before = self.traffic.calls();
         until("there are more calls", || self.traffic.calls() >= before + 10);
         assert_eq!(self.traffic.failures(), [""; 0]);
@@ -90,7 +90,7 @@ impl Misled {
         });
         assert_eq!(self.agent()["connected"], false, "{error}");
         drop(noise);
-        self.stands(&[DETAILS]);
+        self.assert_services(&[DETAILS]);
     }
 
     fn server_without_agent_identity_is_refused(&self) {
@@ -98,7 +98,7 @@ impl Misled {
         let error = self.error("spiffe://east.example/isthmus/east/gateway/gw-2");
         assert!(other.streams() == 0 && self.agent()["connected"] == false, "{error}");
         drop(other);
-        self.stands(&[DETAILS]);
+        self.assert_services(&[DETAILS]);
     }
 
     fn invalid_slices_are_refused_by_name_and_valid_one_is_accepted(&self, agent: &Impostor) {
@@ -126,7 +126,7 @@ impl Misled {
         assert_eq!(shown["refusals"], 3, "{shown}");
         assert!(shown["refusal"].as_str().unwrap().contains("cannot be decoded"), "{shown}");
         assert_eq!(self.gateway.metrics().sum("isthmus_agent_slices_refused_total", &[]), 3.0);
-        self.stands(&[DETAILS, RATINGS]);
+        self.assert_services(&[DETAILS, RATINGS]);
     }
 
     /// A message that is refused entirely, then one with a refused slice.
@@ -139,7 +139,7 @@ impl Misled {
         agent.say("large", vec![resource("east/large.bookinfo.svc.cluster.local", vec![7; 20 << 20])]);
         let why = agent.answer("large").expect("a refusal");
         assert!(why.contains("at most 16777216 are taken"), "{why}");
-        self.stands(&[DETAILS, RATINGS]);
+        self.assert_services(&[DETAILS, RATINGS]);
         let process = self.gateway.process();
         let more = |memory: u64| memory.saturating_sub(self.before) / MIB;
         let (now, peak) = (more(process.memory()), more(process.peak()));
@@ -156,7 +156,7 @@ impl Misled {
             let services = self.gateway.admin("GET", "/services").body;
             services.contains(REVIEWS) && !services.contains(RATINGS)
         });
-        self.stands(&[DETAILS, REVIEWS]);
+        self.assert_services(&[DETAILS, REVIEWS]);
     }
 }
 
