@@ -58,7 +58,7 @@ pub struct Facts {
 
 /// Not a readable certificate.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("the certificate cannot be read: {0}; get the file again")]
+#[error("the certificate cannot be read: {0}")]
 pub struct Unreadable(String);
 
 impl Facts {

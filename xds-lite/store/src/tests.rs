@@ -81,7 +81,7 @@ impl Program {
     fn stop(self, folder: &Path) -> BTreeMap<String, Vec<u8>> {
         let end = Instant::now() + PATIENCE;
         while !self.persistence.is_idle() {
-            assert!(Instant::now() < end, "nothing is written: {:?}", self.report());
+            assert!(Instant::now() < end, "the store is still busy: {:?}", self.report());
             std::thread::yield_now();
         }
         let all = self.all();
@@ -175,11 +175,14 @@ fn damaged_store_loses_only_damaged_records_and_reports_them() {
         let (after, report) = (program.all(), program.report());
         for (key, value) in &before {
             match after.get(key) {
-                Some(found) => assert!(found == value, "round {round}, {what}: {key} is another"),
+                Some(found) => assert!(found == value, "round {round}, {what}: {key} has another value"),
                 None => {
                     lost += 1;
-                    assert!(report.damaged_files > 0, "round {round}, {what}: {key} is gone in silence");
-                    // Short ones stand in one piece.
+                    assert!(
+                        report.damaged_files > 0,
+                        "round {round}, {what}: {key} is lost without a report"
+                    );
+                    // Short records are in one piece.
                     let whole = [key.as_bytes(), value, &record::checksum(key, value)].concat();
                     let is_whole = value.len() < 400 && bytes.windows(whole.len()).any(|part| part == whole);
                     assert!(
@@ -192,20 +195,20 @@ fn damaged_store_loses_only_damaged_records_and_reports_them() {
         kept += after.len();
         assert!(
             after.keys().all(|key| before.contains_key(key)),
-            "round {round}, {what}: something came back"
+            "round {round}, {what}: a removed record returned"
         );
         // A record whose key is lost as well is not counted.
         let missing = before.len() - after.len();
         let named = usize::try_from(report.lost_records).unwrap();
-        assert!(named <= missing, "round {round}, {what}: {missing} are gone, {report:?}");
+        assert!(named <= missing, "round {round}, {what}: {missing} are lost, {report:?}");
         assert!(
             named == missing || what != "a bit is flipped",
-            "round {round}, {what}: {missing} are gone, {report:?}"
+            "round {round}, {what}: {missing} are lost, {report:?}"
         );
-        // It heals: the next start finds all of it and nothing wrong.
+        // It recovers: the next start finds everything intact.
         let healed = program.stop(dir.path());
         let again = Program::start(dir.path());
-        assert!(again.all() == healed, "round {round}, {what}: the next start has something else");
+        assert!(again.all() == healed, "round {round}, {what}: the next start has other records");
         assert_eq!(again.report().damaged_files, 0, "round {round}, {what}: {:?}", again.report());
     }
     println!("{kept} records kept, {lost} lost and named");
@@ -257,7 +260,7 @@ fn store_recovers_when_its_directory_returns() {
     fs::rename(&away, &folder).unwrap();
     program.waits_for("usable", |report| report.usable);
     let all = program.stop(&folder);
-    assert_eq!(all.len(), before.len() + 1, "what stood there, and what is new");
+    assert_eq!(all.len(), before.len() + 1, "the old records, and the new one");
     assert_eq!(Program::start(&folder).all(), all);
 }
 
@@ -294,7 +297,7 @@ fn store_locked_by_another_process_is_left_alone() {
     assert!(problem.contains("another process"), "{problem}");
     let all = first.stop(dir.path());
     second.waits_for("usable", |report| report.usable);
-    assert_eq!(second.all(), all, "restored once the first one has ended");
+    assert_eq!(second.all(), all, "restored once the first process has ended");
 }
 
 #[test]
