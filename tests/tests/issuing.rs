@@ -181,7 +181,7 @@ fn enrolment_token_is_single_use_time_limited_and_for_one_gateway() {
     let setup = minimal_setup(&cluster, &cluster.path("gateways/seventh"), &format!("token: {other}"));
     let (code, printed) = run_to_exit(&setup, &cluster.path("ends"));
     assert!(
-        code == Some(1) && printed.contains("policy must grant it; the token is still valid"),
+        code == Some(1) && printed.contains("in the policy of the issuer; the token is still valid"),
         "{printed}"
     );
     assert!(create(&cluster, &["--gateway", "gw-2"]).unwrap_err().contains("list it under `gateways:`"));
