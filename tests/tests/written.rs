@@ -127,7 +127,7 @@ fn registry_alias_bomb_is_refused_with_its_line_while_health_answers() {
         let asked = Instant::now();
         assert!(is_alive(&cluster));
         longest = longest.max(asked.elapsed());
-        problems(&cluster).contains("its aliases stand for")
+        problems(&cluster).contains("its aliases expand to")
     });
     // The line at which the limit is exceeded: each alias expands to 402 values.
     assert!(problems(&cluster).contains("bomb.yaml:251:"), "{}", problems(&cluster));

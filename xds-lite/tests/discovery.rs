@@ -466,7 +466,7 @@ fn request_bytes_of_a_peer_are_bounded_over_all_its_connections() {
         assert!(sent <= 19 << 20, "{sent} bytes");
         let long = dial(&at, &world.client(PEERS[0], AGENT)).await.unwrap();
         let status = Unfinished::begin(long, (8 << 20) + 1).status().await;
-        assert!(status.message().contains("8388609 bytes is too large; at most 8388608"), "{status}");
+        assert!(status.message().contains("8388609 bytes is too large; the limit is 8388608"), "{status}");
     });
     let _gateway = gateway(&world, GATEWAY, AGENT, &agent, &seen);
     until("a gateway is served", || seen.has(&[("a", "1")]));

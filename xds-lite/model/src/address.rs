@@ -1,5 +1,5 @@
-//! Addresses and names as they are written in the file: `IP:PORT`, `NAME:PORT`, CIDRs, hosts. An
-//! IPv4-mapped IPv6 address is the IPv4 address it carries, everywhere. Not resolution.
+//! Parses addresses and names of YAML files: `IP:PORT`, `NAME:PORT`, CIDRs, hosts. An IPv4-mapped IPv6
+//! address becomes the IPv4 address everywhere. Resolves no names.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6, UdpSocket};
@@ -26,34 +26,34 @@ pub struct ListenAddress(String);
 #[schemars(inline)]
 pub struct ServerAddress(String);
 
-/// Where an endpoint is reached: `IP:PORT`, `[IPV6]:PORT` or `NAME:PORT`.
+/// The address of an endpoint: `IP:PORT`, `[IPV6]:PORT` or `NAME:PORT`.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(transparent)]
 #[schemars(inline)]
 pub struct TargetAddress(String);
 
-/// An endpoint's address as it was written.
+/// An endpoint's address as written.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
 #[serde(untagged)]
 pub enum Target {
-    /// Used as it is.
+    /// An IP address and port.
     Address(SocketAddr),
-    /// Resolved, and resolved again when its TTL ends; every address is an endpoint.
+    /// A name, resolved again when its TTL ends; every address of it is an endpoint.
     Name {
-        /// What to resolve.
+        /// The name to resolve.
         host: HostName,
         /// The port at each address.
         port: u16,
     },
 }
 
-/// Where another cluster's gateways may stand: in these ranges or, without any, anywhere but at addresses of this
-/// machine or of its link alone.
+/// The addresses that another cluster's gateways may have: these ranges or, without any, all but loopback and
+/// link-local ones.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize)]
 pub struct Ranges(pub Vec<IpNet>);
 
 impl Ranges {
-    /// Whether this is one of their addresses.
+    /// Whether the address is allowed.
     #[must_use]
     pub fn allow(&self, ip: IpAddr) -> bool {
         let ip = ip.to_canonical();
@@ -101,7 +101,7 @@ impl Scalar for ListenAddress {
 
     fn read(&self) -> Result<SocketAddr, Wrong> {
         read_socket(&self.0)?.ok_or(Wrong {
-            what: "is no address to listen on",
+            what: "is not an address to listen on",
             remedy: "write IP:PORT or [IPV6]:PORT, such as 0.0.0.0:15443",
         })
     }
@@ -117,7 +117,7 @@ impl Scalar for ServerAddress {
     fn read(&self) -> Result<SocketAddr, Wrong> {
         read_socket(&self.0)?
             .filter(|address| address.port() != 0)
-            .ok_or(Wrong { what: "is no server's address", remedy: "write IP:PORT or [IPV6]:PORT" })
+            .ok_or(Wrong { what: "is not a server's address", remedy: "write IP:PORT or [IPV6]:PORT" })
     }
 }
 
@@ -150,13 +150,13 @@ impl FromStr for Target {
                 remedy: "write [IPV6]:PORT, such as [2001:db8::1]:443",
             });
         }
-        // Digits in the last label: an IP address with a slip of the pen, which no DNS server knows.
+        // Digits in the last label: a mistyped IP address, which no DNS server knows.
         let numeric = |label: &str| label.bytes().all(|byte| byte.is_ascii_digit());
         let host = HostName::parse(host)
             .ok()
             .filter(|name| !name.as_str().rsplit('.').next().is_some_and(numeric))
             .ok_or(Wrong {
-                what: "is no address",
+                what: "is not an address",
                 remedy: "write IP:PORT, [IPV6]:PORT or NAME:PORT, such as 10.1.0.7:443",
             })?;
         match read_port(port) {
@@ -186,7 +186,7 @@ impl Scalar for Ip {
         let address: Result<IpAddr, _> = self.0.parse();
         address
             .map(|address| address.to_canonical())
-            .map_err(|_| Wrong { what: "is no IP address", remedy: "write an address without a port" })
+            .map_err(|_| Wrong { what: "is not an IP address", remedy: "write an address without a port" })
     }
 }
 
@@ -202,13 +202,13 @@ impl Scalar for Cidr {
             return Ok(IpNet::from(address.to_canonical()));
         }
         let net: IpNet = self.0.parse().map_err(|_| Wrong {
-            what: "is no range of addresses",
+            what: "is not a range of addresses",
             remedy: "write ADDRESS/PREFIX, such as 10.0.0.0/8",
         })?;
-        // 10.1.2.3/8 may mean one host or sixteen million: a guess could open a door.
+        // 10.1.2.3/8 may mean one host or sixteen million: a wrong guess could open a door.
         if net.addr() != net.network() {
             return Err(Wrong {
-                what: "has bits set behind its prefix",
+                what: "has bits set after its prefix",
                 remedy: "write the range's first address, or the single address without a prefix",
             });
         }
@@ -243,27 +243,27 @@ impl Scalar for Label {
     }
 }
 
-/// A host as the file writes it.
+/// Parses a host of a YAML file.
 ///
 /// # Errors
-/// What is wrong, and what would be right.
+/// The error and its remedy.
 pub fn read_host(text: &str) -> Result<HostPattern, Wrong> {
     let host = HostPattern::parse(text).map_err(|_| Wrong {
-        what: "is no host name",
+        what: "is not a host name",
         remedy: "write labels of letters, digits, '-' or '_' (63 bytes each, 253 in all) with dots between, \
-                 with '*.' in front for every name under it",
+                 with '*.' in front to match every name under it",
     })?;
     let (HostPattern::Exact(name) | HostPattern::Suffix(name)) = &host;
     if name.as_str().starts_with("outbound_.") {
         return Err(Wrong {
-            what: "is a name that the gateway makes itself",
-            remedy: "write the host alone: outbound_.PORT_._.HOST is understood for every service",
+            what: "is reserved for names that the gateway generates",
+            remedy: "write the host alone: every service answers to outbound_.PORT_._.HOST",
         });
     }
     Ok(host)
 }
 
-/// 1 to 65535, digits only.
+/// Parses a port: 1 to 65535, digits only.
 #[must_use]
 pub fn read_port(text: &str) -> Option<u16> {
     let digits = text.bytes().all(|byte| byte.is_ascii_digit());
@@ -279,7 +279,7 @@ fn read_socket(text: &str) -> Result<Option<SocketAddr>, Wrong> {
     }))
 }
 
-/// `[IPV6%INTERFACE]:PORT`, with the number that the interface has now.
+/// Parses `[IPV6%INTERFACE]:PORT`, with the current index of the interface.
 fn read_scoped(text: &str) -> Result<Option<SocketAddr>, Wrong> {
     let parts = text.strip_prefix('[').and_then(|rest| {
         let (address, port) = rest.split_once("]:")?;
@@ -293,8 +293,8 @@ fn read_scoped(text: &str) -> Result<Option<SocketAddr>, Wrong> {
 }
 
 const NO_INTERFACE: Wrong = Wrong {
-    what: "names an interface that this machine does not have",
-    remedy: "write [IPV6%INTERFACE]:PORT with a name or a number that `ip link` shows",
+    what: "names an unknown interface",
+    remedy: "write [IPV6%INTERFACE]:PORT with a name or an index that `ip link` shows",
 };
 
 fn unmapped(net: IpNet) -> IpNet {
@@ -318,7 +318,7 @@ mod tests {
     }
 
     #[test]
-    fn ranges_allow_no_address_of_this_machine_unless_they_say_so() {
+    fn ranges_allow_no_address_of_this_machine_unless_listed() {
         let anywhere = Ranges::default();
         for ip in ["203.0.113.7", "10.0.0.1", "2001:db8::1", "fd00::1"] {
             assert!(anywhere.allow(ip.parse().unwrap()), "{ip}");
@@ -348,7 +348,7 @@ mod tests {
     }
 
     #[test]
-    fn endpoints_are_addresses_or_names_with_a_port() {
+    fn target_is_an_address_or_a_name_with_a_port() {
         assert_eq!(target("10.0.0.1:80"), Ok(Target::Address("10.0.0.1:80".parse().unwrap())));
         assert_eq!(target("[::ffff:10.0.0.1]:80"), Ok(Target::Address("10.0.0.1:80".parse().unwrap())));
         assert_eq!(target("[2001:db8::1]:80"), Ok(Target::Address("[2001:db8::1]:80".parse().unwrap())));
@@ -365,17 +365,17 @@ mod tests {
             ("db:+1", "has a port out of range"),
             ("db:", "has a port out of range"),
             ("2001:db8::1:443", "is an IPv6 address without brackets"),
-            ("10.0.0.300:80", "is no address"),
-            ("*.x:80", "is no address"),
-            (":80", "is no address"),
-            ("a b:80", "is no address"),
+            ("10.0.0.300:80", "is not an address"),
+            ("*.x:80", "is not an address"),
+            (":80", "is not an address"),
+            ("a b:80", "is not an address"),
         ] {
             assert_eq!(target(wrong).unwrap_err().what, what, "{wrong}");
         }
     }
 
     #[test]
-    fn mapped_ranges_become_ipv4() {
+    fn cidr_that_is_ipv4_mapped_becomes_ipv4() {
         let cidr = |text: &str| Cidr(text.to_owned()).read().map(|net| net.to_string());
         assert_eq!(cidr("10.0.0.0/8").unwrap(), "10.0.0.0/8");
         assert_eq!(cidr("10.0.0.7").unwrap(), "10.0.0.7/32");
@@ -384,12 +384,12 @@ mod tests {
         assert_eq!(cidr("::ffff:0:0/96").unwrap(), "0.0.0.0/0");
         assert_eq!(cidr("::/0").unwrap(), "::/0");
         assert_eq!(cidr("2001:db8::/32").unwrap(), "2001:db8::/32");
-        assert_eq!(cidr("10.1.2.3/8").unwrap_err().what, "has bits set behind its prefix");
-        assert_eq!(cidr("10.0.0.0/33").unwrap_err().what, "is no range of addresses");
+        assert_eq!(cidr("10.1.2.3/8").unwrap_err().what, "has bits set after its prefix");
+        assert_eq!(cidr("10.0.0.0/33").unwrap_err().what, "is not a range of addresses");
     }
 
     #[test]
-    fn names_that_the_gateway_makes_are_not_hosts() {
+    fn host_may_not_be_a_name_that_the_gateway_generates() {
         assert!(read_host("outbound_.80_._.web.example").is_err());
         assert!(read_host("*.outbound_.80_._.web.example").is_err());
         assert!(read_host("outbound.example").is_ok());
@@ -400,7 +400,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn reading_is_total(text in "[0-9a-f:.%/*\\[\\]é-]{0,24}") {
+        fn address_parsers_are_total(text in "[0-9a-f:.%/*\\[\\]é-]{0,24}") {
             let _ = (target(&text), Cidr(text.clone()).read(), read_host(&text), read_port(&text));
         }
     }

@@ -1,4 +1,4 @@
-//! A value and where in the file it stood. Not whether the value is right.
+//! Pairs a value with its place in the file.
 
 use std::borrow::Cow;
 
@@ -6,17 +6,17 @@ use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde::{Deserialize, Deserializer};
 use serde_saphyr::{Location, Spanned};
 
-/// A place in the file; both count from 1, in characters.
+/// A place in a file; line and column count from 1, in characters.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Spot {
-    /// Which line.
+    /// The line.
     pub line: u32,
-    /// Which character of it.
+    /// The column, in characters.
     pub column: u32,
 }
 
 impl Spot {
-    /// Where a file begins.
+    /// The beginning of a file.
     pub const START: Spot = Spot { line: 1, column: 1 };
 }
 
@@ -27,18 +27,18 @@ impl From<Location> for Spot {
     }
 }
 
-/// A value of the file and its place. Half the size of [`Spanned`], and known to the JSON Schema.
+/// A value of a file and its place. Half the size of [`Spanned`], with a JSON Schema.
 #[derive(Debug)]
 pub struct At<T> {
     /// The value.
     pub value: T,
-    /// Where it begins.
+    /// The place where it begins.
     pub spot: Spot,
 }
 
 impl<'de, T: Deserialize<'de>> Deserialize<'de> for At<T> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<At<T>, D::Error> {
-        // A YAML alias is shown where it is used: there the reader can tell which key it is about.
+        // A value of a YAML alias gets the place of its use, where the reader sees its key.
         let spanned = Spanned::<T>::deserialize(deserializer)?;
         Ok(At { value: spanned.value, spot: spanned.referenced.into() })
     }

@@ -1,4 +1,4 @@
-//! The name of a cluster. Not what it offers.
+//! The name of a cluster.
 
 use std::fmt;
 use std::str::FromStr;
@@ -10,11 +10,9 @@ use serde::Serialize;
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Cluster(Arc<str>);
 
-/// A text that names no cluster.
+/// The text is not a cluster name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error(
-    "a cluster is named by 1 to 63 ASCII letters, digits, '-', '_' or '.', and begins with a letter or digit"
-)]
+#[error("a cluster name is 1 to 63 ASCII letters, digits, '-', '_' or '.', starting with a letter or digit")]
 pub struct NoCluster;
 
 impl Cluster {

@@ -1,4 +1,4 @@
-//! File → text: bounded and UTF-8, or why it cannot be read. Not what the text says.
+//! Reads text files with a size limit and a UTF-8 check.
 
 use std::io;
 use std::path::Path;
@@ -9,21 +9,21 @@ use isthmus_certs::input;
 use super::at::Spot;
 use super::problem::{Problem, Problems, Report};
 
-/// Where an agent's file stands, unless a command says otherwise.
+/// The default path of an agent's configuration.
 pub const AGENT: &str = "/etc/isthmus/agent.yaml";
 
-/// Bytes of a file.
+/// The size limit of a file.
 pub const LARGEST: u64 = 256 << 20;
 
-/// Reads a regular file of at most 256 MiB; `remedy` says what to do about a larger one.
+/// Reads a regular file of at most 256 MiB; `remedy` is the advice for a larger one.
 ///
 /// # Errors
-/// Why it cannot be read, or where it is not UTF-8.
+/// The file cannot be read, or is not UTF-8.
 pub fn read(path: &Path, remedy: &str) -> Result<String, Problems> {
     text(input::read(path, LARGEST), path, remedy)
 }
 
-/// The same of what a command that ends was given: it may also be a pipe, as `/dev/stdin`.
+/// Likewise for an argument of a one-shot command, which may also be a pipe such as `/dev/stdin`.
 ///
 /// # Errors
 /// As [`read`].
@@ -51,11 +51,11 @@ fn text(read: io::Result<Vec<u8>>, path: &Path, remedy: &str) -> Result<String, 
     })
 }
 
-/// Where a text ends: the place of whatever comes next.
+/// The place after the end of a text.
 fn end_of(text: &[u8]) -> Spot {
     let narrow = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
     let last = text.rsplit(|byte| *byte == b'\n').next().unwrap_or_default();
-    // Continuation bytes are no characters of their own.
+    // Continuation bytes are not characters.
     let column = last.iter().filter(|byte| **byte & 0xc0 != 0x80).count();
     let lines = text.iter().filter(|byte| **byte == b'\n').count();
     Spot { line: narrow(lines).saturating_add(1), column: narrow(column).saturating_add(1) }

@@ -1,5 +1,5 @@
-//! Host names as they are compared everywhere: lower-case, without the trailing dot, checked once.
-//! Not resolution, and not the `outbound_` forms: those are the route's.
+//! Host names in the form in which they are compared: lower-case, without the trailing dot. Resolves nothing;
+//! the `outbound_` forms belong to routes.
 
 use std::borrow::Borrow;
 use std::fmt;
@@ -10,23 +10,23 @@ pub const MAX_NAME: usize = 253;
 /// The longest label of a name.
 pub const MAX_LABEL: usize = 63;
 
-/// Why a text is no host name.
+/// Why a text is not a host name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum NameError {
-    /// Nothing, or only a dot.
+    /// The name is empty, or only a dot.
     #[error("the name is empty")]
     Empty,
-    /// Over 253 bytes.
+    /// The name exceeds 253 bytes.
     #[error("the name is longer than 253 bytes")]
     TooLong,
-    /// Two dots in a row, or a leading dot.
+    /// There are two dots in a row, or a leading dot.
     #[error("a label is empty")]
     EmptyLabel,
-    /// Over 63 bytes between two dots.
+    /// A label exceeds 63 bytes.
     #[error("a label is longer than 63 bytes")]
     LongLabel,
-    /// Something else than a letter, a digit, `-` or `_`.
-    #[error("a label holds something else than ASCII letters, digits, '-' and '_'")]
+    /// A character is not a letter, a digit, `-` or `_`.
+    #[error("a label has characters other than ASCII letters, digits, '-' and '_'")]
     Character,
 }
 
@@ -36,10 +36,10 @@ pub enum NameError {
 pub struct HostName(Arc<str>);
 
 impl HostName {
-    /// Checks the bytes, drops one trailing dot and folds the case.
+    /// Validates the bytes, drops one trailing dot and folds the case.
     ///
     /// # Errors
-    /// The first rule that the name breaks.
+    /// The first violated rule.
     pub fn parse(name: impl AsRef<[u8]>) -> Result<HostName, NameError> {
         let name = name.as_ref();
         let name = name.strip_suffix(b".").unwrap_or(name);
@@ -93,7 +93,7 @@ impl serde::Serialize for HostName {
     }
 }
 
-/// A name that a service answers to: exact, or everything under a suffix.
+/// A name pattern of a service: exact, or everything under a suffix.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum HostPattern {
     /// This name only.
@@ -106,7 +106,7 @@ impl HostPattern {
     /// Parses `name` or `*.suffix`.
     ///
     /// # Errors
-    /// The first rule that the name, or what follows `*.`, breaks.
+    /// The first rule that the name, or the part after `*.`, violates.
     pub fn parse(text: &str) -> Result<HostPattern, NameError> {
         match text.strip_prefix("*.") {
             Some(suffix) => HostName::parse(suffix).map(HostPattern::Suffix),
@@ -136,7 +136,7 @@ mod tests {
     use proptest::prelude::*;
 
     #[test]
-    fn names_are_folded_and_one_trailing_dot_is_dropped() {
+    fn host_name_is_folded_and_drops_one_trailing_dot() {
         assert_eq!(HostName::parse("Details.BookInfo.").unwrap().as_str(), "details.bookinfo");
         assert_eq!(HostName::parse("outbound_.8080_._.a-b").unwrap().as_str(), "outbound_.8080_._.a-b");
         assert_eq!(HostName::parse(""), Err(NameError::Empty));
@@ -154,7 +154,7 @@ mod tests {
     }
 
     #[test]
-    fn a_star_stands_only_before_the_first_dot() {
+    fn host_pattern_has_a_star_only_before_the_first_dot() {
         assert_eq!(HostPattern::parse("*.Apps.example").unwrap().to_string(), "*.apps.example");
         assert_eq!(HostPattern::parse("a.*.b"), Err(NameError::Character));
         assert_eq!(HostPattern::parse("*"), Err(NameError::Character));
@@ -163,7 +163,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn parsing_is_total_and_idempotent(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
+        fn host_parser_is_total_and_idempotent(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
             if let Ok(name) = HostName::parse(&bytes) {
                 prop_assert_eq!(HostName::parse(name.as_str()).unwrap(), name);
             }

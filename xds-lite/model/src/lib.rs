@@ -1,6 +1,6 @@
-//! The model that every part of the control plane shares: names of hosts and clusters, localities, addresses, services,
-//! slices and their wire form, and what every YAML file is read with: values that know their place and their units, and
-//! a report of everything that is wrong, each with its line and column. Pure; no sockets and no runtime.
+//! The shared model of the control plane: host and cluster names, localities, addresses, services, slices and
+//! their wire form; and the reading of YAML files, with values that know their place and units, and a report
+//! of all problems with line and column. Pure: no sockets, no runtime.
 
 pub mod address;
 pub mod at;

@@ -1,4 +1,4 @@
-//! Where something stands: region, zone, sub-zone. Not how near two places are; that is the balancer's.
+//! A locality: region, zone, sub-zone. Distances between localities are the balancer's.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -7,19 +7,19 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Locality {
-    /// For example `eu-west`.
+    /// Such as `eu-west`.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub region: String,
-    /// For example `eu-west-2a`.
+    /// Such as `eu-west-2a`.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub zone: String,
-    /// For example a rack.
+    /// Such as a rack.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub sub_zone: String,
 }
 
 impl Locality {
-    /// True when nothing is known.
+    /// Whether all parts are unknown.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.region.is_empty() && self.zone.is_empty() && self.sub_zone.is_empty()
@@ -27,7 +27,7 @@ impl Locality {
 }
 
 impl std::fmt::Display for Locality {
-    /// `region/zone/sub-zone`, without what is unknown at its end.
+    /// `region/zone/sub-zone`, without unknown parts at the end.
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(format!("{}/{}/{}", self.region, self.zone, self.sub_zone).trim_end_matches('/'))
     }

@@ -1,5 +1,4 @@
-//! What is wrong with a file: one line for each problem, with its place and what would be
-//! right. Not how problems are found.
+//! Collects the problems of a file: one line each, with its place and its remedy.
 
 use std::fmt::{self, Write as _};
 use std::path::Path;
@@ -7,23 +6,23 @@ use std::sync::Arc;
 
 use super::at::Spot;
 
-/// Problems that are kept of one file; more are only counted.
+/// Problems listed for one file; further ones are only counted.
 const KEPT: usize = 100;
-/// Characters shown of a text that stood in the file.
+/// Characters shown of a text from the file.
 const SHOWN: usize = 80;
 
-/// One thing that is wrong. Displays as `FILE:LINE:COLUMN: what; remedy`.
+/// One problem. Displays as `FILE:LINE:COLUMN: what; remedy`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Problem {
     /// The file as it was named.
     pub file: Arc<Path>,
-    /// From 1; 0 when the file as a whole is meant.
+    /// The line from 1; 0 for the file as a whole.
     pub line: u32,
-    /// From 1, in characters; 0 when the file as a whole is meant.
+    /// The column from 1, in characters; 0 for the file as a whole.
     pub column: u32,
-    /// What is wrong, with the key's path.
+    /// The problem, with the path of the key.
     pub what: String,
-    /// What would be right; may be empty.
+    /// The remedy; may be empty.
     pub remedy: String,
 }
 
@@ -41,7 +40,7 @@ impl fmt::Display for Problem {
     }
 }
 
-/// Everything that is wrong with one file, in the file's order: at least one problem. Displays one a line.
+/// All problems of one file, in the file's order: at least one. Displays one per line.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Problems {
     list: Vec<Problem>,
@@ -55,7 +54,7 @@ impl Problems {
         &self.list
     }
 
-    /// How many there are, also those beyond the list's end.
+    /// The number of problems, unlisted ones included.
     #[must_use]
     pub fn count(&self) -> usize {
         self.list.len().saturating_add(self.more)
@@ -85,7 +84,7 @@ impl fmt::Display for Problems {
 
 impl std::error::Error for Problems {}
 
-/// Collects the problems of one file, and what is right and yet not likely meant.
+/// Collects the problems and warnings of one file.
 #[derive(Debug)]
 pub struct Report {
     file: Arc<Path>,
@@ -95,13 +94,13 @@ pub struct Report {
 }
 
 impl Report {
-    /// Nothing is wrong with `file` yet; the name is for messages.
+    /// An empty report; the file's name is for messages.
     #[must_use]
     pub fn new(file: &Path) -> Report {
         Report { file: file.into(), list: Vec::new(), more: 0, warnings: Vec::new() }
     }
 
-    /// Notes one problem: what is wrong at `spot`, with the key's path, and what would be right.
+    /// Adds a problem at `spot`: what is wrong, with the path of the key, and the remedy.
     pub fn add(&mut self, spot: Spot, what: impl fmt::Display, remedy: impl fmt::Display) {
         if self.list.len() >= KEPT {
             self.more = self.more.saturating_add(1);
@@ -110,14 +109,14 @@ impl Report {
         self.list.push(self.problem(spot, what, remedy));
     }
 
-    /// Notes what can stand, and does less than it seems to.
+    /// Adds a warning: valid, but probably not what is meant.
     pub fn warn(&mut self, spot: Spot, what: impl fmt::Display, remedy: impl fmt::Display) {
         if self.warnings.len() < KEPT {
             self.warnings.push(self.problem(spot, what, remedy));
         }
     }
 
-    /// What was warned of.
+    /// The warnings.
     #[must_use]
     pub fn warnings(&self) -> &[Problem] {
         &self.warnings
@@ -133,10 +132,10 @@ impl Report {
         }
     }
 
-    /// The value, if nothing was wrong.
+    /// Returns the value if there is no problem.
     ///
     /// # Errors
-    /// Everything that was noted.
+    /// All problems.
     pub fn finish<T>(mut self, value: Option<T>) -> Result<T, Problems> {
         match value {
             Some(value) if self.list.is_empty() => Ok(value),
@@ -148,8 +147,8 @@ impl Report {
     }
 }
 
-/// Where in the tree of keys: `services[3].endpoints[0].weight`. Lives on the stack: it is written out
-/// only for a problem, not for each of a million values.
+/// A path of keys: `services[3].endpoints[0].weight`. Lives on the stack: it is formatted only for a problem,
+/// not for each of a million values.
 #[derive(Clone, Copy, Debug)]
 pub enum Place<'a> {
     /// The file.
@@ -185,7 +184,7 @@ impl fmt::Display for Place<'_> {
     }
 }
 
-/// A text from the file, for a message: quoted, without control characters, bounded.
+/// A text from the file for a message: quoted, bounded, without control characters.
 #[derive(Debug)]
 pub struct Quoted<'a>(pub &'a str);
 
@@ -195,7 +194,7 @@ impl fmt::Display for Quoted<'_> {
     }
 }
 
-/// The same without the quotes.
+/// Like [`Quoted`], without the quotes.
 #[derive(Debug)]
 pub struct Plain<'a>(pub &'a str);
 
@@ -220,7 +219,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_problem_is_one_line_whatever_stood_in_the_file() {
+    fn problem_is_one_line_whatever_the_file_contains() {
         let mut report = Report::new(Path::new("a.yaml"));
         report.add(
             Spot { line: 2, column: 3 },
@@ -245,7 +244,7 @@ mod tests {
     }
 
     #[test]
-    fn places_are_paths_of_keys() {
+    fn place_is_a_path_of_keys() {
         let (services, endpoints) = (Place::Root.key("services"), "endpoints");
         let item = services.item(3);
         assert_eq!(item.key(endpoints).item(0).key("weight").to_string(), "services[3].endpoints[0].weight");

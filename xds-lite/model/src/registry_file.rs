@@ -1,5 +1,5 @@
-//! The file of a registry: `services:` and nothing else, by the very schema that a gateway's file has. Not
-//! which cluster offers them, and not watching the file.
+//! Reads a file of the registry: `services:` alone, with the schema of a gateway's file. Watching and
+//! ownership are elsewhere.
 
 use std::path::Path;
 
@@ -10,19 +10,19 @@ use super::problem::{Problems, Report};
 use super::services::{Service, ServiceTimeouts, Table, raw};
 use super::yaml;
 
-/// The file exactly as it is written.
+/// The file as written.
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct File {
     services: Option<Vec<At<raw::Service>>>,
 }
 
-/// Checks a text as if it stood in `path`: the services of a registry, in the file's order. One without any
-/// is good. A registry has no deadlines of its own, so that a service that sets none has the defaults, and
-/// takes every address for an endpoint's.
+/// Parses a text as the registry file `path`; returns its services in order. An empty list is valid. A
+/// registry has no general deadlines, so a service without its own gets the defaults, and any address is
+/// accepted for an endpoint.
 ///
 /// # Errors
-/// Everything that is wrong with it.
+/// All problems of the file.
 pub fn registry_file(text: &str, path: &Path) -> Result<Vec<Service>, Problems> {
     let mut report = Report::new(path);
     let services = yaml::read::<File>(text, &mut report).map(|file| {
@@ -67,14 +67,14 @@ mod tests {
     }
 
     #[test]
-    fn a_registry_without_services_is_good() {
+    fn registry_file_without_services_is_valid() {
         for text in ["", "# nothing yet\n", "services:\n", "services: []\n", "{}"] {
             assert_eq!(good(text), [], "{text:?}");
         }
     }
 
     #[test]
-    fn a_host_alone_gets_the_defaults() {
+    fn registry_file_host_alone_gets_the_defaults() {
         let alone = Service {
             host: host("a.b"),
             port: 443,
@@ -107,7 +107,7 @@ mod tests {
              instance: DB-0\n    aliases: [src-db-0.pxc]\n    weight: 2\n    locality: {region: eu, zone: a, sub_zone: r1}\n  \
              - address: db-1.internal:3306\n- {host: db.example, port: 33060, balance: random}\n";
 
-    /// What [`WHOLE`] says of its first service.
+    /// The first service in [`WHOLE`].
     fn database() -> Service {
         let seconds = Duration::from_secs;
         let locality = Locality { region: "eu".to_owned(), zone: "a".to_owned(), sub_zone: "r1".to_owned() };
@@ -163,7 +163,7 @@ mod tests {
     }
 
     #[test]
-    fn every_key_of_a_service_is_read() {
+    fn registry_file_reads_every_key_of_a_service() {
         let services = good(WHOLE);
         assert_eq!(services[0], database());
         let other = &services[1];
@@ -171,7 +171,7 @@ mod tests {
     }
 
     #[test]
-    fn a_gateways_sections_are_not_a_registrys() {
+    fn registry_file_refuses_sections_of_a_gateway() {
         bad(
             "listeners: [{address: 0.0.0.0:15443}]\nservices: []\n",
             &["r.yaml:1:1: unknown key 'listeners'; expected one of services"],
@@ -192,7 +192,7 @@ mod tests {
     }
 
     #[test]
-    fn what_does_not_fit_has_a_place() {
+    fn registry_file_error_has_a_place() {
         bad(
             "services: {host: a}\n",
             &[
@@ -207,13 +207,13 @@ mod tests {
         bad(
             "services:\n- host: a\n  stale: never\n- host: b\n  stale: 10ms\n",
             &[
-                "r.yaml:3:10: services[0].stale: 'never' is no rule; write keep, probe, or a whole number and its \
-                 unit of a second or more, as 30s, 10m or 1h",
-                "r.yaml:5:10: services[1].stale: '10ms' is no rule; write keep, probe, or a whole number and its \
-                 unit of a second or more, as 30s, 10m or 1h",
+                "r.yaml:3:10: services[0].stale: 'never' is not a valid rule; write keep, probe, or a duration of at least 1s, such as \
+                 30s, 10m or 1h",
+                "r.yaml:5:10: services[1].stale: '10ms' is not a valid rule; write keep, probe, or a duration of at least 1s, such as \
+                 30s, 10m or 1h",
             ],
         );
-        bad("services: []\nservices: []\n", &["r.yaml:2:1: key 'services' stands twice; remove one of them"]);
+        bad("services: []\nservices: []\n", &["r.yaml:2:1: duplicate key 'services'; remove one of them"]);
         bad(
             "services:\n- host: a\n    b: c\n",
             &["r.yaml:3:6: not valid YAML: mapping values are not allowed in this context"],
@@ -221,7 +221,7 @@ mod tests {
     }
 
     #[test]
-    fn every_value_that_is_wrong_is_named_with_its_place() {
+    fn registry_file_reports_every_wrong_value_with_its_place() {
         bad(
             "services:\n- port: 0\n- host: a..b\n  sni_port: 65536\n  alpn: [\"\"]\n  sources: [10.1.2.3/8]\n  \
              max_connections: 0\n  timeouts: {connect: 0s, idle: never}\n  endpoints:\n  - weight: 65536\n  \
@@ -229,16 +229,16 @@ mod tests {
             &[
                 "r.yaml:2:3: services[0] has no host; add 'host: …'",
                 "r.yaml:2:9: services[0].port: '0' is out of range; write 1 to 65535",
-                "r.yaml:3:9: services[1].host: 'a..b' is no host name; write labels of letters, digits, '-' or '_' \
-                 (63 bytes each, 253 in all) with dots between, with '*.' in front for every name under it",
+                "r.yaml:3:9: services[1].host: 'a..b' is not a host name; write labels of letters, digits, '-' or '_' \
+                 (63 bytes each, 253 in all) with dots between, with '*.' in front to match every name under it",
                 "r.yaml:4:13: services[1].sni_port: '65536' is out of range; write 1 to 65535",
-                "r.yaml:5:10: services[1].alpn[0]: '' is no protocol's name; write 1 to 255 bytes, such as h2",
-                "r.yaml:6:13: services[1].sources[0]: '10.1.2.3/8' has bits set behind its prefix; write the range's \
+                "r.yaml:5:10: services[1].alpn[0]: '' is not a protocol name; write 1 to 255 bytes, such as h2",
+                "r.yaml:6:13: services[1].sources[0]: '10.1.2.3/8' has bits set after its prefix; write the range's \
                  first address, or the single address without a prefix",
                 "r.yaml:7:20: services[1].max_connections: '0' is out of range; write 1 to 10000000",
                 "r.yaml:8:23: services[1].timeouts.connect: '0s' would let nothing succeed; write more than zero",
-                "r.yaml:8:33: services[1].timeouts.idle: 'never' is no duration; write a whole number and its unit, \
-                 as 500ms, 5s, 3m or 1h, or off",
+                "r.yaml:8:33: services[1].timeouts.idle: 'never' is not a duration; write a whole number and its unit, such as \
+                 500ms, 5s, 3m or 1h, or off",
                 "r.yaml:10:5: services[1].endpoints[0] has no address; add 'address: …'",
                 "r.yaml:10:13: services[1].endpoints[0].weight: '65536' is out of range; write 0 to 65535",
                 "r.yaml:11:15: services[1].endpoints[1].address: '10.0.0.1' has no port; write IP:PORT, [IPV6]:PORT \
@@ -250,7 +250,7 @@ mod tests {
     }
 
     #[test]
-    fn a_host_and_port_stand_once_in_one_file() {
+    fn registry_file_has_a_host_and_port_once() {
         bad(
             "services:\n- host: a.b\n- {host: A.b., port: 443}\n",
             &[
@@ -262,11 +262,11 @@ mod tests {
     }
 
     #[test]
-    fn names_ports_and_endpoints_do_not_contradict_each_other() {
+    fn registry_file_refuses_conflicting_names_ports_and_endpoints() {
         bad(
             "services:\n- {host: a, aliases: [x]}\n- {host: b, aliases: [x]}\n",
             &[
-                "r.yaml:3:23: services[1]: the name x is already given in services[0] (line 2); remove one of them, or \
+                "r.yaml:3:23: services[1]: the name x is already used by services[0] (line 2); remove one of them, or \
                  let alpn or sources tell the services apart",
             ],
         );
@@ -277,15 +277,15 @@ mod tests {
         bad(
             "services:\n- host: a\n  endpoints: [{address: b:1, instance: i}, {address: b:1, instance: I}]\n",
             &[
-                "r.yaml:3:54: services[0].endpoints[1].address: stands twice in this service; remove one of them; \
+                "r.yaml:3:54: services[0].endpoints[1].address: is listed twice in this service; remove one of them; \
                  'weight: 2' gives one address two shares",
-                "r.yaml:3:69: services[0].endpoints[1].instance: i stands twice in this service; give each instance a \
-                 name of its own",
+                "r.yaml:3:69: services[0].endpoints[1].instance: i is listed twice in this service; give each instance its own \
+                 name",
             ],
         );
     }
 
-    /// `count` services that all have what stands behind one anchor.
+    /// `count` services that share the value of one anchor.
     fn shared(count: usize, key: &str, anchored: &str) -> String {
         let rest: String = (1..count)
             .map(|index| format!("- {{ host: h{index}.example, port: 1, {key}: *shared }}\n"))
@@ -300,19 +300,19 @@ mod tests {
 
     #[track_caller]
     fn refused(text: &str) {
-        let problems = read(text).expect_err("it unfolds to far more than it is");
+        let problems = read(text).expect_err("it expands far beyond its size").to_string();
         let [problem] = problems.list() else { panic!("{problems}") };
-        assert!(problem.line > 1 && problem.what.contains("its aliases stand for"), "{problem}");
+        assert!(problem.line > 1 && problem.what.contains("its aliases expand to"), "{problem}");
         assert!(problem.remedy.contains("several files"), "{problem}");
     }
 
     #[test]
-    fn aliases_that_unfold_a_file_many_times_over_are_refused_with_place_and_remedy() {
+    fn registry_file_whose_aliases_expand_too_far_is_refused_with_place_and_remedy() {
         let bomb = shared(3_900, "endpoints", &endpoints(100));
         assert!(bomb.len() < 260_000);
         refused(&bomb);
         refused(&bomb.replace('\n', "\n# what is said beside it makes it no better\n"));
-        // Nine lists of ten each, every one of the list before: a billion values.
+        // Nine lists of ten each, all of the list before: a billion values.
         let nested: String = (1..9)
             .map(|level| format!(", &k{level} [{}]", vec![format!("*k{}", level - 1); 10].join(",")))
             .collect();
@@ -327,7 +327,7 @@ mod tests {
     }
 
     #[test]
-    fn anchor_of_a_thousand_services_and_a_hundred_thousand_services_are_good() {
+    fn registry_file_with_a_large_anchor_or_many_services_is_valid() {
         let services = good(&shared(1_000, "endpoints", &endpoints(20)));
         assert_eq!((services.len(), services[999].endpoints.len()), (1_000, 20));
         let timeouts = "{ connect: 1s, connect_total: 2s, idle: off, half_closed: 3s, first_byte: 4s, max_duration: 5m }";
@@ -336,14 +336,14 @@ mod tests {
     }
 
     #[test]
-    fn a_registry_may_offer_what_listens_on_its_own_machine() {
+    fn registry_file_accepts_endpoints_on_its_own_machine() {
         let services = good("services: [{host: a, endpoints: [{address: 127.0.0.1:15000}]}]");
         assert_eq!(services[0].endpoints.len(), 1);
     }
 
     proptest! {
         #[test]
-        fn any_end_of_the_file_is_read_or_refused(rest in "[a-z0-9:.,*&~'\"|\\-\\[\\]{} \n]{0,60}") {
+        fn registry_file_parser_is_total(rest in "[a-z0-9:.,*&~'\"|\\-\\[\\]{} \n]{0,60}") {
             for head in ["", "services: ", "services:\n- ", "services:\n- host: a\n  endpoints:\n  - "] {
                 if let Err(problems) = read(&[head, &rest].concat()) {
                     prop_assert!(problems.list().iter().all(|problem| problem.line > 0 && problem.column > 0));

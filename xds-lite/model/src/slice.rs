@@ -1,5 +1,5 @@
-//! One service as one cluster offers it: what agents and gateways exchange. These types cannot be wrong;
-//! `wire` makes them from messages. Not whether a slice is believed: whoever receives it decides that.
+//! A slice: one host as one cluster offers it, exchanged by agents and gateways. An invalid slice cannot be
+//! represented; `wire` parses messages. Whether to trust a slice is up to its receiver.
 
 mod wire;
 
@@ -19,12 +19,12 @@ pub use crate::cluster::{Cluster, NoCluster};
 pub use crate::services::Staleness;
 pub use wire::{MAX_MESSAGE, WireError, version};
 
-/// Which slice: a host of a cluster. Its text, `CLUSTER/HOST`, is the resource's name.
+/// The key of a slice: a host of a cluster. Its text, `CLUSTER/HOST`, is the resource's name.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Key {
     /// The owner.
     pub cluster: Cluster,
-    /// The service.
+    /// The host.
     pub host: HostPattern,
 }
 
@@ -34,9 +34,9 @@ impl fmt::Display for Key {
     }
 }
 
-/// A text that is no slice's name.
+/// The text is not a slice name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("a slice is named CLUSTER/HOST")]
+#[error("a slice name is CLUSTER/HOST")]
 pub struct NoKey;
 
 impl FromStr for Key {
@@ -49,58 +49,58 @@ impl FromStr for Key {
     }
 }
 
-/// Which of two slices of one key is later. Only the owner's registry makes these.
+/// Orders the slices of one key; only the owner's registry assigns it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Order {
-    /// Grows when the owner's registry begins anew.
+    /// Grows with each start of the owner's agent.
     pub incarnation: u64,
     /// Grows with each change.
     pub revision: u64,
 }
 
-/// One service of one cluster, or that it is no more.
+/// A slice, or its withdrawal.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Slice {
-    /// Which.
+    /// Its key.
     pub key: Key,
-    /// How late.
+    /// Its revision.
     pub order: Order,
-    /// What it is; none once its owner has withdrawn it.
+    /// Its content; `None` after its owner withdrew it.
     pub offer: Option<Offer>,
 }
 
 impl Slice {
-    /// Whether other clusters may name any port of it.
+    /// Whether other clusters may use any port of it.
     #[must_use]
     pub fn is_exported(&self) -> bool {
         self.offer.as_ref().is_some_and(|offer| offer.ports.iter().any(|port| port.exported))
     }
 
-    /// Whether what it was offered for is over after nothing was heard for so long.
+    /// Whether it has expired after this time without contact to its owner.
     #[must_use]
     pub fn has_expired(&self, silence: Duration) -> bool {
         self.offer.as_ref().is_some_and(|offer| offer.staleness.is_over(silence))
     }
 }
 
-/// What a cluster offers under a host.
+/// The content of a slice.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Offer {
-    /// Where its endpoints stand.
+    /// The network of its endpoints.
     pub network: String,
     /// Other names.
     pub aliases: Vec<HostPattern>,
     /// At least one; numbers are unique.
     pub ports: Vec<Port>,
-    /// How other networks reach it.
+    /// The gateways for other networks.
     pub gateways: Vec<Gateway>,
-    /// What others do once they hear nothing of its owner.
+    /// What others do while its owner is unreachable.
     pub staleness: Staleness,
-    /// It may be one service with those of other clusters that say so, too.
+    /// Whether it merges with the same host of other clusters that also set this.
     pub merge: bool,
-    /// To the owner's gateways: the names of those that open it to other clusters; none is all.
+    /// For the owner's gateways: the gateways that expose it to other clusters; empty: all.
     pub exposed_on: Vec<String>,
-    /// To the importing cluster's gateways: where the names of `gateways` may lead.
+    /// For the importing cluster's gateways: addresses that the names in `gateways` may resolve to.
     pub gateway_ranges: Ranges,
 }
 
@@ -109,32 +109,32 @@ pub struct Offer {
 pub struct Port {
     /// 1 to 65535.
     pub number: u16,
-    /// The bare host, the aliases and `INSTANCE.HOST` mean this one; at most one port of a service.
+    /// Whether the bare host, the aliases and `INSTANCE.HOST` mean it; at most one port of a host.
     pub default_port: bool,
-    /// What its endpoints speak.
+    /// The TLS mode of its endpoints.
     pub tls: Tls,
     /// Condition: the client offers one of these protocols. Empty: none.
     pub alpn: Vec<String>,
-    /// Condition: the client's address lies in one of these. Empty: none.
+    /// Condition: the client's address is in one of these ranges. Empty: none.
     pub sources: Vec<IpNet>,
     /// How an endpoint is chosen.
     pub balance: Balance,
-    /// Connections at once.
+    /// Limit of concurrent connections.
     pub max_connections: Option<u32>,
-    /// PROXY v2 to the endpoints.
+    /// Whether to send a PROXY v2 header to the endpoints.
     pub send_proxy: bool,
-    /// Who serves it, as far as the receiver may see them; addresses are unique.
+    /// The endpoints that the receiver may see; addresses are unique.
     pub endpoints: Vec<Endpoint>,
-    /// How many serve it where, for those who do not see them.
+    /// Counts of ready endpoints by locality, for receivers that do not see them.
     pub ready: Vec<Ready>,
     /// Its deadlines.
     pub timeouts: ServiceTimeouts,
-    /// Other clusters may name it.
+    /// Whether other clusters may use it.
     pub exported: bool,
 }
 
 impl Offer {
-    /// These ports in a network, and nothing more.
+    /// An offer of these ports in a network, with defaults for the rest.
     #[must_use]
     pub fn new(network: &str, ports: Vec<Port>) -> Offer {
         Offer {
@@ -174,36 +174,36 @@ impl Port {
 /// One address that serves a port.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Endpoint {
-    /// Where.
+    /// Its address.
     pub address: Target,
-    /// Where it stands.
+    /// Its locality.
     pub locality: Locality,
-    /// 0 to 65535; 0 takes no new connections.
+    /// Its weight, 0 to 65535; 0 gets no new connections.
     pub weight: u16,
-    /// What its registry knows of it.
+    /// Its health by its registry.
     pub health: Health,
     /// Its stable name.
     pub instance: Option<HostName>,
-    /// `INSTANCE.HOST` is a name in other clusters, too.
+    /// Whether `INSTANCE.HOST` is a name in other clusters, too.
     pub instance_exported: bool,
-    /// Where it differs from its port.
+    /// Its TLS mode, where it differs from its port's.
     pub tls: Option<Tls>,
-    /// Who it must prove to be to a gateway that originates TLS towards it.
+    /// The identity that a gateway originating TLS requires of it.
     pub identity: Option<SpiffeId>,
-    /// Connections of other clusters may end here.
+    /// Whether connections from other clusters may end here.
     pub exposed: bool,
     /// Other names of this instance, exported with it.
     pub aliases: Vec<HostName>,
 }
 
-/// How many serve a port in one place.
+/// The ready endpoints of a port in one locality.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Ready {
-    /// Where.
+    /// The locality.
     pub locality: Locality,
-    /// How many.
+    /// Their number.
     pub ready: u32,
-    /// Those of them that are exported by name.
+    /// Those that are exported by name.
     pub instances: Vec<Instance>,
 }
 
@@ -216,33 +216,33 @@ pub struct Instance {
     pub aliases: Vec<HostName>,
 }
 
-/// Where a cluster's gateway is reached from other networks.
+/// A cluster's gateway, as reached from other networks.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Gateway {
-    /// Where.
+    /// Its address.
     pub address: Target,
-    /// Where it stands.
+    /// Its locality.
     pub locality: Locality,
 }
 
-/// What endpoints speak.
+/// The TLS mode of endpoints.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Tls {
-    /// TLS, and they demand a client certificate.
+    /// TLS that requires a client certificate.
     Mutual,
-    /// TLS without; their owner said that this is meant.
+    /// TLS without client certificates, as the owner has explicitly allowed.
     Unauthenticated,
-    /// None; a gateway ends it.
+    /// Plaintext; a gateway terminates TLS.
     Terminated,
 }
 
-/// What a registry knows of an endpoint.
+/// The health of an endpoint by its registry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Health {
-    /// It takes connections.
+    /// It accepts connections.
     Ready,
-    /// It does not.
+    /// It accepts none.
     NotReady,
-    /// It keeps what it has and takes no more.
+    /// It keeps its connections and accepts no more.
     Draining,
 }

@@ -1,8 +1,8 @@
-//! Istio's form of a name for one port of a host, `outbound_.PORT_._.HOST`. Not which host has that port.
+//! Istio's name for one port of a host, `outbound_.PORT_._.HOST`.
 
-/// The host and the port of a name in that form; else the name as it is. With a subset between the last two
-/// underscores it is a name like any other, and so it is with a number that could be written shorter: one port
-/// has one name.
+/// Splits such a name into host and port; any other name is returned as it is. A name with a subset between
+/// the last two underscores, or with a port that could be written shorter, is an ordinary name: one port has
+/// one name.
 #[must_use]
 pub fn split(name: &str) -> (&str, Option<u16>) {
     let parsed = name
@@ -15,7 +15,7 @@ pub fn split(name: &str) -> (&str, Option<u16>) {
     }
 }
 
-/// The host of a name that is like that form and is not it: one with a subset, or with a number written otherwise.
+/// The host of a name that resembles this form but differs, by a subset or in how the number is written.
 #[must_use]
 pub fn host_of_other_form(name: &str) -> Option<&str> {
     let (_port, rest) = name.strip_prefix("outbound_.")?.split_once("_.")?;
@@ -23,7 +23,7 @@ pub fn host_of_other_form(name: &str) -> Option<&str> {
     split(name).1.is_none().then_some(host)
 }
 
-/// The name of a port of a host in that form.
+/// The name of a port of a host in this form.
 #[must_use]
 pub fn name(host: &str, port: u16) -> String {
     format!("outbound_.{port}_._.{host}")
@@ -34,7 +34,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_the_one_form_of_a_port_is_a_port() {
+    fn sni_port_has_one_form() {
         assert_eq!(split("outbound_.8080_._.web.example"), ("web.example", Some(8080)));
         assert_eq!(split(&name("web.example", 8080)), ("web.example", Some(8080)));
         let others =

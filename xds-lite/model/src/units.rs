@@ -1,44 +1,44 @@
-//! Durations, sizes, counts and shares as they are written: `5s`, `16KiB`, `10`, `0.2`, and the words
-//! `off` and `auto`. Not their limits: those stand with the keys that they are of.
+//! Durations, sizes, counts and shares as written in YAML: `5s`, `16KiB`, `10`, `0.2`, and the words `off`
+//! and `auto`. Ranges are checked where a key is read.
 
 use std::time::Duration;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize, Serializer};
 
-/// A value of the file that is written as one word. It is kept as text until it is resolved, so that a
-/// wrong one is reported beside the others instead of ending the reading.
+/// A scalar value of a file. It stays text until it is resolved, so that an invalid one is reported next to
+/// the others instead of ending the parsing.
 pub trait Scalar {
-    /// What the text means.
+    /// The parsed type.
     type Value;
 
-    /// As it was written.
+    /// The text as written.
     fn text(&self) -> &str;
 
-    /// What it means.
+    /// Parses the text.
     ///
     /// # Errors
-    /// What is wrong, and what would be right.
+    /// The error and its remedy.
     fn read(&self) -> Result<Self::Value, Wrong>;
 }
 
 /// Why a text is refused: completes "the text 'x' …".
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Wrong {
-    /// What is wrong: `is no duration`.
+    /// The error: `is not a duration`.
     pub what: &'static str,
-    /// What would be right.
+    /// The remedy.
     pub remedy: &'static str,
 }
 
 const NO_DURATION: Wrong =
-    Wrong { what: "is no duration", remedy: "write a whole number and its unit: 500ms, 5s, 3m or 1h" };
+    Wrong { what: "is not a duration", remedy: "write a whole number and its unit: 500ms, 5s, 3m or 1h" };
 const NO_SIZE: Wrong = Wrong {
-    what: "is no size",
+    what: "is not a size",
     remedy: "write a number of bytes, or a whole number and its unit: 16KiB, 1MiB or 1GiB",
 };
-const NO_COUNT: Wrong = Wrong { what: "is no whole number", remedy: "write digits only" };
-const NO_SHARE: Wrong = Wrong { what: "is no number", remedy: "write a decimal number such as 0.5" };
+const NO_COUNT: Wrong = Wrong { what: "is not a whole number", remedy: "write digits only" };
+const NO_SHARE: Wrong = Wrong { what: "is not a number", remedy: "write a decimal number such as 0.5" };
 
 /// A duration: a whole number and `ms`, `s`, `m` or `h`.
 #[derive(Debug, Deserialize, JsonSchema)]
@@ -105,7 +105,7 @@ impl Scalar for TimeOrOff {
 
     fn read(&self) -> Result<Option<Duration>, Wrong> {
         let wrong = Wrong {
-            remedy: "write a whole number and its unit, as 500ms, 5s, 3m or 1h, or off",
+            remedy: "write a whole number and its unit, such as 500ms, 5s, 3m or 1h, or off",
             ..NO_DURATION
         };
         unless("off", &self.0, |text| read_duration(text).ok_or(wrong))
@@ -213,12 +213,12 @@ fn split_unit(text: &str) -> Option<(u64, &str)> {
     Some((read_digits(number)?, unit))
 }
 
-/// Unlike `str::parse`, no sign.
+/// Unlike `str::parse`, accepts no sign.
 fn read_digits(text: &str) -> Option<u64> {
     text.bytes().all(|byte| byte.is_ascii_digit()).then(|| text.parse().ok())?
 }
 
-/// A duration as the file writes it, in the largest unit that leaves nothing over.
+/// A duration as written in files, in the largest exact unit.
 #[must_use]
 pub fn show_duration(duration: Duration) -> String {
     let milliseconds = duration.as_millis();
@@ -230,13 +230,13 @@ pub fn show_duration(duration: Duration) -> String {
     if milliseconds == 0 { "0s".to_owned() } else { format!("{milliseconds}ms") }
 }
 
-/// The same, where the limit may be absent.
+/// Likewise, with `off` for no limit.
 #[must_use]
 pub fn show_duration_or_off(duration: Option<Duration>) -> String {
     duration.map_or_else(|| "off".to_owned(), show_duration)
 }
 
-/// A size as the file writes it, in the largest unit that leaves nothing over.
+/// A size as written in files, in the largest exact unit.
 #[must_use]
 pub fn show_size(bytes: u64) -> String {
     for (unit, length) in [("GiB", 1_u64 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)] {
@@ -247,10 +247,10 @@ pub fn show_size(bytes: u64) -> String {
     bytes.to_string()
 }
 
-/// For `serialize_with`: the effective settings are shown in the file's own language.
+/// For `serialize_with`: settings are shown as they are written in files.
 ///
 /// # Errors
-/// The serialiser's.
+/// The serializer's.
 pub fn duration<S: Serializer>(value: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.serialize_str(&show_duration(*value))
 }
@@ -258,7 +258,7 @@ pub fn duration<S: Serializer>(value: &Duration, serializer: S) -> Result<S::Ok,
 /// For `serialize_with`: a duration or `off`.
 ///
 /// # Errors
-/// The serialiser's.
+/// The serializer's.
 pub fn duration_or_off<S: Serializer>(value: &Option<Duration>, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.serialize_str(&show_duration_or_off(*value))
 }
@@ -266,7 +266,7 @@ pub fn duration_or_off<S: Serializer>(value: &Option<Duration>, serializer: S) -
 /// For `serialize_with`: a count or `off`.
 ///
 /// # Errors
-/// The serialiser's.
+/// The serializer's.
 pub fn count_or_off<S: Serializer>(value: &Option<u32>, serializer: S) -> Result<S::Ok, S::Error> {
     match value {
         Some(count) => serializer.serialize_u32(*count),
@@ -277,7 +277,7 @@ pub fn count_or_off<S: Serializer>(value: &Option<u32>, serializer: S) -> Result
 /// For `serialize_with`: bytes or `auto`.
 ///
 /// # Errors
-/// The serialiser's.
+/// The serializer's.
 pub fn size_or_auto<S: Serializer>(value: &Option<usize>, serializer: S) -> Result<S::Ok, S::Error> {
     match value {
         Some(bytes) => bytes.serialize(serializer),
@@ -291,7 +291,7 @@ mod tests {
     use proptest::prelude::*;
 
     #[test]
-    fn durations_are_a_number_and_a_unit() {
+    fn duration_is_a_number_and_a_unit() {
         let read = |text: &str| Time(text.to_owned()).read();
         assert_eq!(read("500ms"), Ok(Duration::from_millis(500)));
         assert_eq!(read("5s"), Ok(Duration::from_secs(5)));
@@ -322,7 +322,7 @@ mod tests {
     }
 
     #[test]
-    fn sizes_are_bytes_or_a_number_and_a_unit() {
+    fn size_is_bytes_or_a_number_and_a_unit() {
         let read = |text: &str| Size(text.to_owned()).read();
         assert_eq!(read("100"), Ok(100));
         assert_eq!(read("16KiB"), Ok(16_384));
@@ -336,7 +336,7 @@ mod tests {
     }
 
     #[test]
-    fn counts_and_shares_have_no_sign_and_no_infinity() {
+    fn count_and_share_have_no_sign_and_no_infinity() {
         assert_eq!(Count("10".to_owned()).read(), Ok(10));
         for wrong in ["", "-1", "+1", "1.0", "ten", "18446744073709551616"] {
             assert_eq!(Count(wrong.to_owned()).read(), Err(NO_COUNT), "{wrong}");
@@ -350,14 +350,14 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_is_shown_reads_back(number in 0..u64::from(u32::MAX)) {
+        fn duration_and_size_read_back_as_shown(number in 0..u64::from(u32::MAX)) {
             let duration = Duration::from_millis(number);
             prop_assert_eq!(read_duration(&show_duration(duration)), Some(duration));
             prop_assert_eq!(read_size(&show_size(number)), Some(number));
         }
 
         #[test]
-        fn reading_is_total(text in ".{0,12}") {
+        fn scalar_parsers_are_total(text in ".{0,12}") {
             let _ = (read_duration(&text), read_size(&text), read_digits(&text));
         }
     }

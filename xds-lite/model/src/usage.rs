@@ -1,14 +1,14 @@
-//! What somebody uses of a limited resource, as `/status` shows it.
+//! The use of a limited resource, as `/status` shows it.
 
 use serde::Serialize;
 
-/// How somebody stands with one resource.
+/// The use of one resource.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct Usage {
-    /// What is in use.
+    /// The amount in use.
     pub used: u64,
-    /// The most that may be.
+    /// The limit.
     pub limit: u64,
-    /// How often more was asked for, and refused.
+    /// How often a request beyond the limit was refused.
     pub exceeded: u64,
 }

@@ -1,4 +1,4 @@
-//! Single values: text → checked value, with its default. Not how values fit together.
+//! Reads single values: text → checked value, with its default.
 
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use super::units::{
 /// The smallest and the largest value of a number.
 pub type Range = (u64, u64);
 
-/// The numbers that ports have.
+/// The range of ports.
 pub const PORTS: Range = (1, 65_535);
 /// The longest duration, so that a deadline can always be added to now: 365 days.
 pub const LONGEST: Duration = Duration::from_hours(365 * 24);
@@ -19,14 +19,14 @@ pub const LONGEST: Duration = Duration::from_hours(365 * 24);
 /// Whether a duration may be zero.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Zero {
-    /// It means "at once".
+    /// Zero means "at once".
     Allowed,
-    /// Nothing would ever succeed.
+    /// With zero nothing would ever succeed.
     Refused,
 }
 
 impl Report {
-    /// The value, or `None` when there is none or it is wrong.
+    /// The value, or `None` if it is missing or invalid.
     pub fn value<S: Scalar>(&mut self, raw: Option<&At<S>>, place: Place<'_>) -> Option<S::Value> {
         let raw = raw?;
         match raw.value.read() {
@@ -39,13 +39,13 @@ impl Report {
         }
     }
 
-    /// The items that are right, in their order.
+    /// The valid items, in their order.
     pub fn values<S: Scalar>(&mut self, raw: Option<&Vec<At<S>>>, place: Place<'_>) -> Vec<S::Value> {
         let items = raw.map(Vec::as_slice).unwrap_or_default().iter().enumerate();
         items.filter_map(|(index, item)| self.value(Some(item), place.item(index))).collect()
     }
 
-    /// The same for a key that must be there; `whole` is the mapping that lacks it.
+    /// Likewise for a required key; `whole` is the mapping that should have it.
     pub fn required<T, S: Scalar>(
         &mut self,
         raw: Option<&At<S>>,
@@ -59,13 +59,13 @@ impl Report {
         self.value(raw, parent.key(key))
     }
 
-    /// A number within `range`, bounds included; a wrong one counts as the default or the nearest bound.
+    /// A number within `range`, bounds included; an invalid one becomes the default or the nearest bound.
     pub fn count(&mut self, raw: Option<&At<Count>>, place: Place<'_>, range: Range, default: u32) -> u32 {
         let value = self.value(raw, place).unwrap_or(default.into());
         u32::try_from(self.within(raw, place, range, value, |number| number.to_string())).unwrap_or(default)
     }
 
-    /// The same, where `off` and no value are the same.
+    /// Likewise, where `off` is the same as no value.
     pub fn count_or_off(
         &mut self,
         raw: Option<&At<CountOrOff>>,
@@ -76,19 +76,19 @@ impl Report {
         u32::try_from(self.within(raw, place, range, value, |number| number.to_string())).ok()
     }
 
-    /// 1 to 65535.
+    /// A port, 1 to 65535.
     pub fn port(&mut self, raw: Option<&At<Count>>, place: Place<'_>) -> Option<u16> {
         let value = self.value(raw, place)?;
         u16::try_from(self.within(raw, place, PORTS, value, |port| port.to_string())).ok()
     }
 
-    /// Bytes within `range`, bounds included; a wrong number counts as the default or the nearest bound.
+    /// Bytes within `range`, bounds included; an invalid number becomes the default or the nearest bound.
     pub fn size(&mut self, raw: Option<&At<Size>>, place: Place<'_>, range: Range, default: u64) -> usize {
         let value = self.value(raw, place).unwrap_or(default);
         usize::try_from(self.within(raw, place, range, value, show_size)).unwrap_or(usize::MAX)
     }
 
-    /// The same, where `auto` and no value are the same.
+    /// Likewise, where `auto` is the same as no value.
     pub fn size_or_auto(
         &mut self,
         raw: Option<&At<SizeOrAuto>>,
@@ -126,7 +126,7 @@ impl Report {
         value
     }
 
-    /// The same above zero, or none for `off`.
+    /// Likewise above zero, or `None` for `off`.
     pub fn time_or_off(
         &mut self,
         raw: Option<&At<TimeOrOff>>,
@@ -153,7 +153,7 @@ impl Report {
         }
     }
 
-    /// Only what the file says can be out of range: defaults have no place.
+    /// Checks only written values: defaults are in range.
     fn within<S: Scalar>(
         &mut self,
         raw: Option<&At<S>>,

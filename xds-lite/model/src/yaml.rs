@@ -1,4 +1,4 @@
-//! Text → what is written in it, with the place of whatever does not fit. Not the meaning of values.
+//! Parses YAML text into its written form, with the place of whatever does not fit.
 
 use serde::de::DeserializeOwned;
 use serde_path_to_error::{Path, Segment};
@@ -8,17 +8,17 @@ use serde_saphyr::{Error, MessageFormatter, UserMessageFormatter};
 use super::at::{At, Spot};
 use super::problem::{Plain, Quoted, Report};
 
-/// What stands in a file of 256 MiB at most, many times over; the parser's own limits suit small files.
+/// Far beyond the nodes of a file of 256 MiB; the parser's own limits suit small files.
 const NODES: usize = 100_000_000;
-/// Values that the aliases of any file may stand for: a thousand services may share one list of 20 endpoints.
+/// Values that the aliases of any file may expand to: a thousand services may share one list of 20 endpoints.
 const REPLAYED: usize = 100_000;
-/// Of larger files one for each two bytes, up to this.
+/// The limit for larger files, which may have one value for each two bytes.
 const MOST_REPLAYED: usize = 8_000_000;
-/// Bytes that the aliases of any file may stand for, beyond as many as it has itself.
+/// Bytes that the aliases of any file may expand to, beyond the file's own size.
 const REPLAYED_BYTES: usize = 4 << 20;
 
-/// Reads the file's structure. `None`, and a problem in the report, where it does not fit; an empty file is
-/// one without any key.
+/// Parses the structure of a file. Returns `None`, with a problem in the report, if it does not fit; an empty
+/// file has no keys.
 pub fn read<T: DeserializeOwned + Default>(text: &str, report: &mut Report) -> Option<T> {
     match serde_saphyr::from_str_with_options(text, options(text.len())) {
         Ok(None) => Some(T::default()),
@@ -33,8 +33,8 @@ pub fn read<T: DeserializeOwned + Default>(text: &str, report: &mut Report) -> O
     }
 }
 
-/// The path of keys to the first error, by reading again: keeping the path slows reading down, and most
-/// files are good.
+/// The path of keys to the first error, found by parsing again: tracking the path is slow, and most files are
+/// valid.
 fn place_of_error<T: DeserializeOwned>(text: &str) -> String {
     let mut place = String::new();
     let read: Result<Option<At<T>>, Error> =
@@ -48,7 +48,7 @@ fn place_of_error<T: DeserializeOwned>(text: &str) -> String {
     place
 }
 
-/// What a file of this length may unfold to.
+/// The limits for a file of this length.
 fn options(length: usize) -> serde_saphyr::Options {
     let replayed = (length / 2).clamp(REPLAYED, MOST_REPLAYED);
     serde_saphyr::options! {
@@ -67,14 +67,14 @@ fn options(length: usize) -> serde_saphyr::Options {
     }
 }
 
-/// Of a file that would unfold to far more than it is; it is not read again.
+/// Explains an excessive expansion of aliases; such a file is not parsed again.
 fn unfolded(error: &Error) -> Option<(String, String)> {
     let what = match error {
         Error::AliasReplayLimitExceeded { max_total_replayed_events: most, .. } => {
-            format!("its aliases stand for more than {most} values")
+            format!("its aliases expand to more than {most} values")
         }
         Error::Budget { breach: BudgetBreach::ScalarBytes { .. }, .. } => {
-            "its aliases stand for far more text than it has".to_owned()
+            "its aliases expand to far more text than the file has".to_owned()
         }
         _ => return None,
     };
@@ -88,7 +88,7 @@ fn innermost(mut error: &Error) -> &Error {
     error
 }
 
-/// What is wrong and what would be right.
+/// The problem and its remedy.
 fn explain(error: &Error, place: &str) -> (String, String) {
     match error {
         Error::SerdeUnknownField { field, expected, .. } => {
@@ -102,10 +102,10 @@ fn explain(error: &Error, place: &str) -> (String, String) {
         Error::DuplicateMappingKey { key, .. } => {
             let within = if place.is_empty() { String::new() } else { format!(" in {}", Plain(place)) };
             let key = Quoted(key.as_deref().unwrap_or_default());
-            (format!("key {key} stands twice{within}"), "remove one of them".to_owned())
+            (format!("duplicate key {key}{within}"), "remove one of them".to_owned())
         }
         Error::MultipleDocuments { .. } => (
-            "a second document follows".to_owned(),
+            "the file has a second document".to_owned(),
             "write one document, without --- or ... lines".to_owned(),
         ),
         Error::Unexpected { expected, .. } => wrong_shape(expected, place),
@@ -140,9 +140,9 @@ fn wrong_shape(expected: &str, place: &str) -> (String, String) {
     (format!("{}: wrong kind of value", Plain(place)), remedy.to_owned())
 }
 
-/// The known name that was probably meant, else all of them.
+/// The known name that was probably meant, otherwise all of them.
 fn nearest(name: &str, known: &[&'static str]) -> String {
-    // A third of the letters may be wrong, swapped, missing or too many; no name is near a long text.
+    // A third of the letters may be wrong, swapped, missing or extra; a long text is near no name.
     let most = if name.len() > 64 { 0 } else { name.chars().count().div_ceil(3) };
     let near = known
         .iter()
@@ -155,7 +155,7 @@ fn nearest(name: &str, known: &[&'static str]) -> String {
     }
 }
 
-/// The path in our own writing, without the steps through [`At`].
+/// The path in the format of [`Place`](crate::problem::Place), without the steps through [`At`].
 fn show(path: &Path) -> String {
     let mut shown = String::new();
     for segment in path {

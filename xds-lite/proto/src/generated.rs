@@ -1,5 +1,5 @@
-//! Generated from the `.proto` files beside `src`, which say what each field means. `tests/generated.rs` generates it
-//! again and compares.
+//! Generated code for the `.proto` files beside `src`, which document each field. `tests/generated.rs`
+//! regenerates and compares it.
 
 pub mod isthmus {
     pub mod v1 {

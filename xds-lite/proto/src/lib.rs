@@ -1,5 +1,5 @@
-//! Protobuf messages of Isthmus, Envoy and Istio, the names of their types, and what a message will take once it is decoded
-//! (`measure`). No clients and no servers: those are in `isthmus-ads` and `isthmus-trust`.
+//! Protobuf messages of Isthmus, Envoy and Istio, their type URLs, and the size of a message once decoded
+//! (`measure`). Clients and servers are in `isthmus-ads` and `isthmus-trust`.
 
 #[allow(
     missing_docs,

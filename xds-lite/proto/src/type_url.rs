@@ -1,8 +1,8 @@
-//! The types of resources, as discovery names them.
+//! Type URLs of discovery resources.
 
-/// A service as one cluster offers it.
+/// A service slice.
 pub const SLICE: &str = "type.googleapis.com/isthmus.v1.ServiceSlice";
-/// What a trust domain publishes about itself.
+/// A trust bundle.
 pub const TRUST_BUNDLE: &str = "type.googleapis.com/isthmus.v1.TrustBundle";
 /// Envoy's listeners (LDS).
 pub const LISTENER: &str = "type.googleapis.com/envoy.config.listener.v3.Listener";

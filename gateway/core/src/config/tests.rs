@@ -282,7 +282,7 @@ fn invalid_yaml_is_reported_with_place() {
         ],
     );
     bad("workers: 1\n  b: 2\n", &["2:4: not valid YAML: mapping values are not allowed in this context"]);
-    bad("workers: 1\nworkers: 2\n", &["2:1: key 'workers' stands twice; remove one of them"]);
+    bad("workers: 1\nworkers: 2\n", &["2:1: duplicate key 'workers'; remove one of them"]);
     bad("tcp: {nodelay: maybe}\n", &["1:16: tcp.nodelay: wrong kind of value; write true or false"]);
     bad("services:\n- host: [a]\n", &["2:9: services[0].host: wrong kind of value; write a single value"]);
     bad(
@@ -297,7 +297,7 @@ fn invalid_yaml_is_reported_with_place() {
     );
     bad(
         "workers: 1\n---\nworkers: 2\n",
-        &["3:1: a second document follows; write one document, without --- or ... lines"],
+        &["3:1: the file has a second document; write one document, without --- or ... lines"],
     );
 }
 
@@ -348,9 +348,9 @@ fn all_problems_are_reported_at_once() {
             "1:10: workers: '0' is out of range; write 1 to 256",
             "3:3: listeners[0] has no address; add 'address: …'",
             "3:9: listeners[0].name: 'a b' cannot be used; write 1 to 63 ASCII letters, digits, '-', '_' or '.'",
-            "4:12: listeners[1].address: 'here' is no address to listen on; write IP:PORT or [IPV6]:PORT, such as \
+            "4:12: listeners[1].address: 'here' is not an address to listen on; write IP:PORT or [IPV6]:PORT, such as \
              0.0.0.0:15443",
-            "6:10: timeouts.hello: '5' is no duration; write a whole number and its unit: 500ms, 5s, 3m or 1h",
+            "6:10: timeouts.hello: '5' is not a duration; write a whole number and its unit: 500ms, 5s, 3m or 1h",
             "7:9: timeouts.idle: '0s' would let nothing succeed; write more than zero",
         ],
     );
@@ -359,7 +359,7 @@ fn all_problems_are_reported_at_once() {
 /// The second line of a file, and its problem.
 const SINGLE_VALUES: &[(&str, &str)] = &[
     ("workers: 257", "2:10: workers: '257' is out of range; write 1 to 256"),
-    ("workers: -1", "2:10: workers: '-1' is no whole number; write digits only"),
+    ("workers: -1", "2:10: workers: '-1' is not a whole number; write digits only"),
     ("limits: {hello_size: 512}", "2:22: limits.hello_size: '512' is out of range; write 1KiB to 64KiB"),
     ("limits: {hello_size: 65KiB}", "2:22: limits.hello_size: '65KiB' is out of range; write 1KiB to 64KiB"),
     (
@@ -369,12 +369,12 @@ const SINGLE_VALUES: &[(&str, &str)] = &[
     ("limits: {per_source: 0}", "2:22: limits.per_source: '0' is out of range; write 1 to 10000000"),
     (
         "limits: {per_source: none}",
-        "2:22: limits.per_source: 'none' is no whole number; write digits only, or off",
+        "2:22: limits.per_source: 'none' is not a whole number; write digits only, or off",
     ),
     ("timeouts: {hello: 0ms}", "2:19: timeouts.hello: '0ms' would let nothing succeed; write more than zero"),
     (
         "timeouts: {connect: off}",
-        "2:21: timeouts.connect: 'off' is no duration; write a whole number and its unit: 500ms, 5s, 3m or 1h",
+        "2:21: timeouts.connect: 'off' is not a duration; write a whole number and its unit: 500ms, 5s, 3m or 1h",
     ),
     ("timeouts: {idle: 8761h}", "2:18: timeouts.idle: '8761h' is too long; write at most 8760h"),
     ("upstream: {attempts: 0}", "2:22: upstream.attempts: '0' is out of range; write 1 to 10"),
@@ -389,7 +389,7 @@ const SINGLE_VALUES: &[(&str, &str)] = &[
     ),
     (
         "upstream: {replay: {ratio: .nan}}",
-        "2:28: upstream.replay.ratio: '.nan' is no number; write a decimal number such as 0.5",
+        "2:28: upstream.replay.ratio: '.nan' is not a number; write a decimal number such as 0.5",
     ),
     (
         "upstream: {ejection: {base: 301s}}",
@@ -401,7 +401,7 @@ const SINGLE_VALUES: &[(&str, &str)] = &[
     ),
     (
         "upstream: {source_addresses: [10.0.0.1:1]}",
-        "2:31: upstream.source_addresses[0]: '10.0.0.1:1' is no IP address; write an address without a port",
+        "2:31: upstream.source_addresses[0]: '10.0.0.1:1' is not an IP address; write an address without a port",
     ),
     (
         "tcp: {keepalive_idle: 1500ms}",
@@ -415,7 +415,7 @@ const SINGLE_VALUES: &[(&str, &str)] = &[
     ),
     (
         "dns: {servers: [\"10.0.0.1\"]}",
-        "2:17: dns.servers[0]: '10.0.0.1' is no server's address; write IP:PORT or [IPV6]:PORT",
+        "2:17: dns.servers[0]: '10.0.0.1' is not a server's address; write IP:PORT or [IPV6]:PORT",
     ),
     ("node: {id: \"\"}", "2:12: node.id: '' cannot be used; write 1 to 253 bytes without control characters"),
     ("relay: {pipe_size: 1KiB}", "2:20: relay.pipe_size: '1KiB' is out of range; write 4KiB to 1GiB"),
@@ -467,7 +467,7 @@ fn listeners_do_not_share_names_or_addresses() {
     bad(
         "listeners:\n- address: 127.0.0.1:0\n  proxy_protocol: {from: [10.1.2.3/8]}\n",
         &[
-            "3:27: listeners[0].proxy_protocol.from[0]: '10.1.2.3/8' has bits set behind its prefix; write the range's \
+            "3:27: listeners[0].proxy_protocol.from[0]: '10.1.2.3/8' has bits set after its prefix; write the range's \
            first address, or the single address without a prefix",
         ],
     );
@@ -508,8 +508,8 @@ fn service_is_unique_and_has_a_host() {
     bad(
         &with_listener("services:\n- {host: a..b, port: 0, sni_port: 65536}\n"),
         &[
-            "3:10: services[0].host: 'a..b' is no host name; write labels of letters, digits, '-' or '_' (63 bytes \
-             each, 253 in all) with dots between, with '*.' in front for every name under it",
+            "3:10: services[0].host: 'a..b' is not a host name; write labels of letters, digits, '-' or '_' (63 bytes \
+             each, 253 in all) with dots between, with '*.' in front to match every name under it",
             "3:22: services[0].port: '0' is out of range; write 1 to 65535",
             "3:35: services[0].sni_port: '65536' is out of range; write 1 to 65535",
         ],
@@ -519,10 +519,10 @@ fn service_is_unique_and_has_a_host() {
             "services:\n- {host: outbound_.80_._.a, alpn: [\"\"], sources: [x], max_connections: 0}\n",
         ),
         &[
-            "3:10: services[0].host: 'outbound_.80_._.a' is a name that the gateway makes itself; write the host \
-             alone: outbound_.PORT_._.HOST is understood for every service",
-            "3:36: services[0].alpn[0]: '' is no protocol's name; write 1 to 255 bytes, such as h2",
-            "3:51: services[0].sources[0]: 'x' is no range of addresses; write ADDRESS/PREFIX, such as 10.0.0.0/8",
+            "3:10: services[0].host: 'outbound_.80_._.a' is reserved for names that the gateway generates; write the host alone: every service answers to \
+             outbound_.PORT_._.HOST",
+            "3:36: services[0].alpn[0]: '' is not a protocol name; write 1 to 255 bytes, such as h2",
+            "3:51: services[0].sources[0]: 'x' is not a range of addresses; write ADDRESS/PREFIX, such as 10.0.0.0/8",
             "3:72: services[0].max_connections: '0' is out of range; write 1 to 10000000",
         ],
     );
@@ -547,7 +547,7 @@ fn sni_port_selects_port_of_bare_host() {
     );
     bad(
         &with_listener("services:\n- {host: a, port: 1, sni_port: 1}\n- {host: a, port: 2, sni_port: 2}\n"),
-        &["4:32: services[1].sni_port: 2 contradicts services[0], which says 1; say it once for each host"],
+        &["4:32: services[1].sni_port: 2 contradicts services[0], which sets 1; set it once per host"],
     );
 }
 
@@ -558,7 +558,7 @@ fn duplicate_name_needs_distinguishing_conditions() {
             "services:\n- {{host: a, aliases: [x, \"*.y\"]{one}}}\n- {{host: b, aliases: [\"*.Y\"]{other}}}\n"
         ))
     };
-    let clash = "4:23: services[1]: the name *.y is already given in services[0] (line 3); remove one of them, or let \
+    let clash = "4:23: services[1]: the name *.y is already used by services[0] (line 3); remove one of them, or let \
                  alpn or sources tell the services apart";
     for (one, other) in [
         ("", ""),
@@ -578,7 +578,7 @@ fn duplicate_name_needs_distinguishing_conditions() {
     }
     bad(
         &with_listener("services:\n- {host: a, aliases: [a.]}\n"),
-        &["3:23: services[0]: the name a is already given in services[0] (line 3); remove one of them"],
+        &["3:23: services[0]: the name a is already used by services[0] (line 3); remove one of them"],
     );
     // Only the entry that the bare name means claims the aliases.
     good(&with_listener(
@@ -592,7 +592,7 @@ fn services_sharing_one_name_are_limited() {
         (0..=64).map(|number| format!("- {{host: h{number}, aliases: [x], alpn: [p{number}]}}\n")).collect();
     bad(
         &with_listener(&format!("services:\n{}", services.concat())),
-        &["67:25: services[64]: more than 64 services have the name x; give them names of their own"],
+        &["67:25: services[64]: more than 64 services have the name x; give each its own name"],
     );
 }
 
@@ -606,14 +606,14 @@ fn instance_name_conflicts_are_refused() {
     bad(
         &file("host: db-0.db"),
         &[
-            "3:58: services[0]: the name db-0.db is already given in services[1] (line 4); remove one of them, or let \
+            "3:58: services[0]: the name db-0.db is already used by services[1] (line 4); remove one of them, or let \
            alpn or sources tell the services apart",
         ],
     );
     bad(
         &file("{host: db-0.db, port: 1}"),
         &[
-            "4:10: services[1]: the name db-0.db is already given in services[0] (line 3); remove one of them, or let \
+            "4:10: services[1]: the name db-0.db is already used by services[0] (line 3); remove one of them, or let \
            alpn or sources tell the services apart",
         ],
     );
@@ -625,7 +625,7 @@ fn instance_name_conflicts_are_refused() {
             "services:\n- host: {long}\n  endpoints: [{{address: a:1, instance: db-0}}]\n"
         )),
         &[&format!(
-            "4:40: services[0].endpoints[0].instance: db-0.{long} is no name: the name is longer than 253 bytes; \
+            "4:40: services[0].endpoints[0].instance: db-0.{long} is not a valid name: the name is longer than 253 bytes; \
              shorten the instance or the host"
         )],
     );
@@ -640,10 +640,10 @@ fn endpoints_are_unique_in_a_service() {
              - {{instance: a.b, weight: 65536}}\n"
         )),
         &[
-            "6:15: services[0].endpoints[1].address: stands twice in this service; remove one of them; 'weight: 2' \
+            "6:15: services[0].endpoints[1].address: is listed twice in this service; remove one of them; 'weight: 2' \
              gives one address two shares",
-            "6:48: services[0].endpoints[1].instance: i stands twice in this service; give each instance a name of \
-             its own",
+            "6:48: services[0].endpoints[1].instance: i is listed twice in this service; give each instance its own \
+             name",
             "7:5: services[0].endpoints[2] has no address; add 'address: …'",
             "7:16: services[0].endpoints[2].instance: 'a.b' is not one DNS label; write 1 to 63 letters, digits, '-' \
              or '_', without dots",

@@ -1,24 +1,23 @@
-//! Every default and every limit of `services:`, once: the resolver applies them and the JSON Schema shows
-//! them. Not those of a program's other sections.
+//! Defaults and limits of `services:`, in one place: the resolver applies them, the JSON Schema shows them.
 
 use std::time::Duration;
 
 use crate::values::Range;
 
-/// Services that may claim one name under different conditions.
+/// Services that may share one name under different conditions.
 pub(super) const CLAIMS: usize = 64;
 pub(super) const PORT: u16 = 443;
 pub(super) const WEIGHT: u32 = 1;
 pub(super) const WEIGHTS: Range = (0, 65_535);
 
-/// Limits that one can set on connections at once.
+/// The range of a connection limit.
 pub const CONNECTION_COUNTS: Range = (1, 10_000_000);
 
-/// One attempt to connect.
+/// One connect attempt.
 pub const CONNECT: Duration = Duration::from_secs(3);
-/// The same to another cluster's gateway, at least.
+/// The minimum for a connect attempt to another cluster's gateway.
 pub const CONNECT_ACROSS: Duration = Duration::from_secs(10);
-/// All attempts together.
+/// All connect attempts together.
 pub const CONNECT_TOTAL: Duration = Duration::from_secs(15);
 /// No byte in either direction.
 pub const IDLE: Option<Duration> = Some(Duration::from_hours(1));

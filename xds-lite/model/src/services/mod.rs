@@ -1,5 +1,5 @@
-//! `services:`, the one section that a gateway's file and a registry's file share: what is written, and the
-//! services that come of it. These types cannot hold a wrong service. Not who else offers it, or who may see it.
+//! The section `services:`, shared by gateway and registry files: its written form, and the services resolved
+//! from it. An invalid service cannot be represented. Ownership and visibility are elsewhere.
 
 pub mod defaults;
 mod names;
@@ -24,10 +24,10 @@ pub use resolve::{Refusal, timeouts};
 pub use scope::{ExportMeta, Named, RemoteGateway, Scope, Staleness};
 pub use table::{Entry, Table};
 
-/// One service: a host and a port, and who serves it.
+/// One service: a host, a port, and its endpoints.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Service {
-    /// Exact or `*.suffix`; unique together with the port.
+    /// The host, exact or `*.suffix`; unique together with the port.
     pub host: HostPattern,
     /// The port in `outbound_.PORT_._.HOST`.
     pub port: u16,
@@ -42,23 +42,23 @@ pub struct Service {
     pub sources: Vec<IpNet>,
     /// How an endpoint is chosen.
     pub balance: Balance,
-    /// Connections at once; none: no limit of its own.
+    /// Limit of concurrent connections; `None`: no limit.
     #[serde(serialize_with = "units::count_or_off")]
     pub max_connections: Option<u32>,
-    /// Send a PROXY v2 header with the client's address and the SNI.
+    /// Whether to send a PROXY v2 header with the client's address and the SNI.
     pub send_proxy: bool,
-    /// This service's deadlines, the general ones filled in.
+    /// The deadlines, with general ones filled in.
     pub timeouts: ServiceTimeouts,
-    /// Who serves it; may be empty.
+    /// The endpoints; may be empty.
     pub endpoints: Vec<Endpoint>,
-    /// Connections that come from other clusters may name it.
+    /// Whether connections from other clusters may use it.
     pub exposed: bool,
-    /// What only the agent of a registry reads; none where nothing is said.
+    /// Metadata for the agent only; `None` where nothing is set.
     pub about: Option<Box<ExportMeta>>,
 }
 
 impl Service {
-    /// Whether VMs may add themselves to it.
+    /// Whether VMs may register themselves for it.
     #[must_use]
     pub fn takes_registrations(&self) -> bool {
         self.about.as_ref().is_some_and(|about| about.registered)
@@ -84,29 +84,29 @@ pub enum Balance {
 /// One address that serves a service.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Endpoint {
-    /// Where.
+    /// Its address.
     pub address: Target,
     /// Its stable name, one label, unique in the service.
     pub instance: Option<HostName>,
-    /// 0 takes no new connections.
+    /// Its weight; 0 gets no new connections.
     pub weight: u32,
-    /// Where it stands.
+    /// Its locality.
     pub locality: Locality,
     /// Other names of the instance.
     pub aliases: Box<[HostName]>,
-    /// Who may end up here.
+    /// The clients that may use it.
     pub reach: Scope,
-    /// 0 is tried first; a higher one only where no lower one is healthy.
+    /// Its priority: 0 is tried first, a higher one only if no lower one is healthy.
     pub priority: u8,
 }
 
-/// Deadlines of one service. None: no limit.
+/// The deadlines of one service. `None`: no limit.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
 pub struct ServiceTimeouts {
-    /// One attempt to connect.
+    /// One connect attempt.
     #[serde(serialize_with = "units::duration")]
     pub connect: Duration,
-    /// All attempts together.
+    /// All connect attempts together.
     #[serde(serialize_with = "units::duration")]
     pub connect_total: Duration,
     /// No byte in either direction.
@@ -124,7 +124,7 @@ pub struct ServiceTimeouts {
 }
 
 impl Default for ServiceTimeouts {
-    /// Those of a service where nothing is said.
+    /// The defaults of a service without deadlines.
     fn default() -> ServiceTimeouts {
         ServiceTimeouts {
             connect: defaults::CONNECT,

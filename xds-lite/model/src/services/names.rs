@@ -1,4 +1,4 @@
-//! Which service a name means: refuses a name that would mean two of them. Not how a name is looked up.
+//! Assigns names to services: refuses a name that would mean two of them. Look-ups are elsewhere.
 
 use std::collections::{HashMap, HashSet};
 
@@ -12,16 +12,16 @@ use crate::units::Scalar;
 use super::table::{Entry, Table};
 use super::{Service, defaults};
 
-/// A service that answers to a name, and the place in the file that says so.
+/// A service with a name, and the place in the file that gives it.
 struct Claim<'a> {
     entry: &'a Entry<'a>,
     spot: Spot,
-    /// The claim on the same name before this one.
+    /// The previous claim on the same name.
     before: Option<usize>,
 }
 
-/// Who answers to which name. One list for all names: most have one claim, and a list for each would be
-/// as many allocations.
+/// All claims on names. One list for all names: most have one claim, and a list for each would cost as many
+/// allocations.
 #[derive(Default)]
 struct Claims<'a> {
     list: Vec<Claim<'a>>,
@@ -29,7 +29,7 @@ struct Claims<'a> {
     last: HashMap<HostPattern, usize>,
 }
 
-/// Refuses names that mean two services, unless what the client offers or where it comes from decides.
+/// Refuses names that mean two services, unless ALPN or source conditions tell them apart.
 pub(super) fn check(report: &mut Report, table: &Table<'_>) {
     let mut claims = Claims::default();
     for entry in &table.entries {
@@ -37,7 +37,7 @@ pub(super) fn check(report: &mut Report, table: &Table<'_>) {
         if service.default_port {
             claims.add(report, service.host.clone(), entry, entry.host_spot());
             for alias in entry.raw.value.aliases.as_deref().unwrap_or_default() {
-                // What cannot be read has been reported already.
+                // An invalid name has been reported already.
                 if let Ok(name) = alias.value.read() {
                     claims.add(report, name, entry, alias.spot);
                 }
@@ -56,7 +56,7 @@ pub(super) fn check(report: &mut Report, table: &Table<'_>) {
 }
 
 impl<'a> Claims<'a> {
-    /// Notes the claim, or reports why it cannot stand beside the others.
+    /// Adds the claim, or reports its conflict.
     fn add(&mut self, report: &mut Report, name: HostPattern, entry: &'a Entry<'a>, spot: Spot) {
         let mut before = self.last.get(&name).copied();
         let first = before;
@@ -71,7 +71,7 @@ impl<'a> Claims<'a> {
         if others >= defaults::CLAIMS {
             let what =
                 format_args!("services[{}]: more than {others} services have the name {name}", entry.index);
-            return report.add(spot, what, "give them names of their own");
+            return report.add(spot, what, "give each its own name");
         }
         self.last.insert(name, self.list.len());
         self.list.push(Claim { entry, spot, before: first });
@@ -86,11 +86,11 @@ fn instances(report: &mut Report, entry: &Entry<'_>) -> Vec<(HostPattern, Spot)>
     for (index, endpoint) in raw.iter().enumerate() {
         let Some(instance) = &endpoint.value.instance else { continue };
         let Ok(label) = instance.value.read() else { continue };
-        // One that stands twice has been reported already.
+        // A duplicate has been reported already.
         if !seen.insert(label.clone()) {
             continue;
         }
-        // What cannot be read, or is no whole name, has been reported already.
+        // An invalid or partial name has been reported already.
         let aliases = endpoint.value.aliases.iter().flatten();
         names.extend(aliases.filter_map(|alias| Some((alias.value.read().ok()?, alias.spot))));
         match HostName::parse(format!("{label}.{host}")) {
@@ -100,7 +100,7 @@ fn instances(report: &mut Report, entry: &Entry<'_>) -> Vec<(HostPattern, Spot)>
                 let service = services.item(entry.index);
                 let endpoints = service.key("endpoints");
                 let place = endpoints.item(index);
-                let what = format!("{}: {label}.{host} is no name: {error}", place.key("instance"));
+                let what = format!("{}: {label}.{host} is not a valid name: {error}", place.key("instance"));
                 report.add(instance.spot, what, "shorten the instance or the host");
             }
         }
@@ -117,7 +117,7 @@ fn clash(
     theirs: Spot,
 ) {
     let what = format_args!(
-        "services[{}]: the name {name} is already given in services[{}] (line {})",
+        "services[{}]: the name {name} is already used by services[{}] (line {})",
         entry.index, other.index, theirs.line
     );
     let remedy = if entry.index == other.index {
@@ -128,8 +128,8 @@ fn clash(
     report.add(spot, what, remedy);
 }
 
-/// Whether one client could meet the conditions of both alike. A condition beside none is the more
-/// particular one, and goes first.
+/// Whether one client could meet the conditions of both equally. A condition beats none, since it is more
+/// specific.
 fn meet(one: &Service, other: &Service) -> bool {
     alike(&one.alpn, &other.alpn, |a, b| a == b) && alike(&one.sources, &other.sources, overlap)
 }

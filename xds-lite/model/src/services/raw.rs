@@ -1,5 +1,5 @@
-//! `services:` exactly as it is written. Its comments are what the JSON Schema shows. Not what the values mean
-//! or whether they fit together.
+//! The written form of `services:`. Its comments are the descriptions in the JSON Schema. Values are resolved
+//! elsewhere.
 
 use std::collections::BTreeMap;
 
@@ -15,20 +15,20 @@ use crate::values::PORTS;
 use super::scope::StaleRule;
 use super::{Balance, defaults};
 
-/// One service: a host and a port, and who serves it. Its names are `outbound_.PORT_._.HOST` always; and
-/// HOST, its aliases and `INSTANCE.HOST` if the host stands in the file once or `sni_port` says this port.
+/// One service: a host, a port, and its endpoints. It always answers to `outbound_.PORT_._.HOST`; and to
+/// HOST, its aliases and `INSTANCE.HOST` if the host has one entry in the file or `sni_port` names this port.
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Service {
-    /// Its name, or `*.suffix` for every name under a suffix.
+    /// The host name, or `*.suffix` for every name under a suffix.
     #[schemars(required)]
     pub(super) host: Option<At<Host>>,
-    /// Its port, unique for the host.
+    /// The port, unique for the host.
     #[schemars(extend("default" = defaults::PORT))]
     #[schemars(extend("minimum" = PORTS.0, "maximum" = PORTS.1))]
     pub(super) port: Option<At<Count>>,
-    /// Which port of this host the bare host, the aliases and `INSTANCE.HOST` mean. Needed when the host
-    /// has several entries; one of them says it. Default: the port of the only entry.
+    /// The port that the bare host, the aliases and `INSTANCE.HOST` mean. Required in one entry if the host
+    /// has several. Default: the port of the only entry.
     #[schemars(extend("minimum" = PORTS.0, "maximum" = PORTS.1))]
     pub(super) sni_port: Option<At<Count>>,
     /// Other names, each exact or `*.suffix`. Default: none.
@@ -41,7 +41,7 @@ pub struct Service {
     /// How an endpoint is chosen.
     #[schemars(extend("default" = "round_robin"))]
     pub(super) balance: Option<Balance>,
-    /// Connections at once to this service, or `off`.
+    /// Limit of concurrent connections to this service, or `off`.
     #[schemars(extend("default" = "off"))]
     #[schemars(extend("minimum" = defaults::CONNECTION_COUNTS.0, "maximum" = defaults::CONNECTION_COUNTS.1))]
     pub(super) max_connections: Option<At<CountOrOff>>,
@@ -50,25 +50,25 @@ pub struct Service {
     pub(super) proxy_protocol: Option<SendProxy>,
     /// Deadlines of this service. Default: the general ones.
     pub(super) timeouts: Option<Box<ServiceTimeouts>>,
-    /// Which namespace it belongs to, for the exports and workspaces of an agent. Default: for
+    /// The namespace for the exports and workspaces of an agent. Default: for
     /// `NAME.NAMESPACE.svc.…` the second label, otherwise none.
     pub(super) namespace: Option<At<Label>>,
-    /// By which the exports of an agent choose it. Default: none.
+    /// Labels that the exports of an agent select by. Default: none.
     pub(super) labels: Option<BTreeMap<String, String>>,
-    /// An agent exports it though its endpoints let in clients that have no certificate.
+    /// Export it even though its endpoints accept clients without a certificate.
     #[schemars(extend("default" = false))]
     pub(super) allow_unauthenticated: Option<bool>,
-    /// It is one service with those of the same host in other clusters, where those say so, too.
+    /// Merge it with the same host of other clusters that also set this.
     #[schemars(extend("default" = false))]
     pub(super) merge: Option<bool>,
-    /// What other clusters, and gateways without their agent, do with it once they no longer hear of this
-    /// cluster: `keep` it, keep what answers a `probe` of it, or drop it after a time such as `10m`.
+    /// What other clusters, and gateways without their agent, do while this cluster is unreachable: `keep`
+    /// it, `probe` it and keep what answers, or drop it after a time such as `10m`.
     #[schemars(extend("default" = "keep"))]
     pub(super) stale: Option<At<StaleRule>>,
-    /// VMs that have proven who they are may add themselves to it by registering at the agent.
+    /// VMs may add themselves by registering at the agent with a proof of who they are.
     #[schemars(extend("default" = false))]
     pub(super) registered: Option<bool>,
-    /// Who serves it. Default: nobody, and its names are refused with `no_endpoint`.
+    /// The endpoints. Default: none, and connections are refused with `no_endpoint`.
     pub(super) endpoints: Option<Vec<At<Endpoint>>>,
 }
 
@@ -79,7 +79,7 @@ pub struct Service {
 pub(super) enum SendProxy {
     /// Version 2.
     V2,
-    /// None.
+    /// No header.
     Off,
 }
 
@@ -87,9 +87,9 @@ pub(super) enum SendProxy {
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ServiceTimeouts {
-    /// One attempt to connect.
+    /// One connect attempt.
     pub connect: Option<At<Time>>,
-    /// All attempts to connect together.
+    /// All connect attempts together.
     pub connect_total: Option<At<Time>>,
     /// No byte in either direction, or `off`.
     pub idle: Option<At<TimeOrOff>>,
@@ -105,17 +105,17 @@ pub struct ServiceTimeouts {
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Endpoint {
-    /// `IP:PORT`, `[IPV6]:PORT`, or `NAME:PORT`: then every address of the name is used, and the name is
+    /// `IP:PORT`, `[IPV6]:PORT`, or `NAME:PORT`, which stands for every address of the name and is
     /// resolved again when its TTL ends. Unique in the service.
     #[schemars(required)]
     pub(super) address: Option<At<TargetAddress>>,
     /// Its stable name, one DNS label, unique in the service: makes `INSTANCE.HOST` a name of this endpoint.
     pub(super) instance: Option<At<Label>>,
-    /// Its share among the endpoints; 0 takes no new connections while another lives.
+    /// Its share of connections; 0 gets no new connections while another endpoint is healthy.
     #[schemars(extend("default" = defaults::WEIGHT))]
     #[schemars(extend("minimum" = defaults::WEIGHTS.0, "maximum" = defaults::WEIGHTS.1))]
     pub(super) weight: Option<At<Count>>,
-    /// Where it stands. Default: unknown.
+    /// Its locality. Default: unknown.
     pub(super) locality: Option<Locality>,
     /// Other names of the instance. Default: none.
     pub(super) aliases: Option<Vec<At<Host>>>,

@@ -1,5 +1,5 @@
-//! Each service for itself: what is written → what it means. Not how services of one file stand to each other:
-//! that is [`super::table`].
+//! Resolves each service by itself, from its written form to a [`Service`]. Conflicts within a file are in
+//! [`super::table`].
 
 use std::collections::HashSet;
 use std::net::SocketAddr;
@@ -16,13 +16,13 @@ use super::{Endpoint, ExportMeta, Scope, Service, ServiceTimeouts, defaults, raw
 /// Why no endpoint may have an address.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Refusal {
-    /// What is wrong: `10.1.0.7:443 is …`.
+    /// The problem: `10.1.0.7:443 is …`.
     pub what: String,
-    /// What would be right.
+    /// The remedy.
     pub remedy: &'static str,
 }
 
-/// Resolves each service; one that is wrong is reported and left out.
+/// Resolves all services; invalid ones are reported and left out.
 pub(super) fn services<'a>(
     report: &mut Report,
     services: &'a [At<raw::Service>],
@@ -70,7 +70,7 @@ fn service(
         endpoints: endpoints(report, place.key("endpoints"), raw, refuse),
         exposed: true,
         about: about(report, place, raw),
-        // Last: a wrong host does not keep the other problems from being found.
+        // Last: an invalid host must not hide other problems.
         host: host?,
     };
     Some(service)
@@ -90,7 +90,7 @@ fn about(report: &mut Report, place: Place<'_>, raw: &raw::Service) -> Option<Bo
     (about != ExportMeta::default()).then(|| Box::new(about))
 }
 
-/// The deadlines that a mapping sets; the rest are the general ones.
+/// The deadlines that a mapping sets, with the general ones for the rest.
 pub fn timeouts(
     report: &mut Report,
     place: Place<'_>,
@@ -123,7 +123,7 @@ fn alpn(report: &mut Report, place: Place<'_>, raw: &raw::Service) -> Vec<String
     for (index, protocol) in list.iter().enumerate() {
         if !(1..=255).contains(&protocol.value.len()) {
             let place = place.key("alpn");
-            let what = format!("{}: {} is no protocol's name", place.item(index), Quoted(&protocol.value));
+            let what = format!("{}: {} is not a protocol name", place.item(index), Quoted(&protocol.value));
             report.add(protocol.spot, what, "write 1 to 255 bytes, such as h2");
         }
     }
@@ -137,7 +137,7 @@ fn endpoints(
     refuse: &mut impl FnMut(SocketAddr) -> Option<Refusal>,
 ) -> Vec<Endpoint> {
     let list = raw.endpoints.as_deref().unwrap_or_default();
-    // Most services have few endpoints: no memory is taken before there is something to compare.
+    // Most services have few endpoints: allocate only when there is something to compare.
     let (mut addresses, mut instances) = (HashSet::new(), HashSet::new());
     let many = list.len() > 1;
     let mut resolved = Vec::with_capacity(list.len());
@@ -148,15 +148,15 @@ fn endpoints(
             && many
             && !instances.insert(name.clone())
         {
-            let what = format_args!("{}: {name} stands twice in this service", place.key("instance"));
-            report.add(raw.spot, what, "give each instance a name of its own");
+            let what = format_args!("{}: {name} is listed twice in this service", place.key("instance"));
+            report.add(raw.spot, what, "give each instance its own name");
         }
         let weight =
             report.count(raw.weight.as_ref(), place.key("weight"), defaults::WEIGHTS, defaults::WEIGHT);
         let Some(address) = report.required(raw.address.as_ref(), whole, place, "address") else { continue };
         let spot = raw.address.as_ref().map_or(whole.spot, |address| address.spot);
         if many && !addresses.insert(address.clone()) {
-            let what = format_args!("{}: stands twice in this service", place.key("address"));
+            let what = format_args!("{}: is listed twice in this service", place.key("address"));
             report.add(spot, what, "remove one of them; 'weight: 2' gives one address two shares");
         }
         if let Target::Address(address) = address
@@ -178,11 +178,11 @@ fn endpoints(
     resolved
 }
 
-/// Whole names of one instance.
+/// The aliases of one instance, which are whole names.
 fn aliases(report: &mut Report, place: Place<'_>, raw: &raw::Endpoint, has_name: bool) -> Vec<HostName> {
     let list = raw.aliases.as_deref().unwrap_or_default();
     if let (Some(first), false) = (list.first(), has_name) {
-        let what = format_args!("{place}: has aliases and no instance");
+        let what = format_args!("{place}: has aliases but no instance");
         report.add(first.spot, what, "give the instance a name: 'instance: …'");
     }
     let place = place.key("aliases");
@@ -191,7 +191,7 @@ fn aliases(report: &mut Report, place: Place<'_>, raw: &raw::Endpoint, has_name:
         match report.value(Some(alias), place.item(index)) {
             Some(HostPattern::Exact(name)) => names.push(name),
             Some(HostPattern::Suffix(_)) => {
-                let what = format_args!("{}: an instance is no '*.suffix'", place.item(index));
+                let what = format_args!("{}: an instance cannot be a '*.suffix'", place.item(index));
                 report.add(alias.spot, what, "write whole names");
             }
             None => {}

@@ -1,5 +1,5 @@
-//! Who may reach what: what a registry says of a service to its agent, and which connections an endpoint
-//! takes. Not how an agent decides it.
+//! Who may reach what: the agent's metadata of a service, and the connections that an endpoint accepts. The
+//! agent decides; this is only its result.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -15,54 +15,54 @@ use crate::cluster::Cluster;
 use crate::host::HostName;
 use crate::units::{Scalar, Wrong, read_duration, show_duration};
 
-/// What a registry says of a service to its agent.
+/// Metadata of a service for its agent.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct ExportMeta {
-    /// Where it belongs, if its name does not tell.
+    /// The namespace, if the name does not tell it.
     pub namespace: Option<String>,
-    /// By which exports choose it.
+    /// Labels that exports select by.
     pub labels: BTreeMap<String, String>,
-    /// It is exported though its endpoints let in clients without a certificate.
+    /// Whether to export it even though its endpoints accept clients without a certificate.
     pub allow_unauthenticated: bool,
-    /// It may be one service with those of other clusters that say so, too.
+    /// Whether it merges with the same host of other clusters that also set this.
     pub merge: bool,
-    /// What others do with it when they hear nothing of its cluster.
+    /// What others do with it while its cluster is unreachable.
     pub staleness: Staleness,
-    /// VMs may add themselves to it.
+    /// Whether VMs may register themselves for it.
     pub registered: bool,
 }
 
-/// Which connections an endpoint takes.
+/// The connections that an endpoint accepts.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Scope {
-    /// All; also those from other clusters.
+    /// All, including those from other clusters.
     #[serde(rename = "all")]
     Exported {
-        /// Those may name the instance, too.
+        /// Whether these may use the name of the instance, too.
         by_name: bool,
     },
-    /// Only those of local clients.
+    /// Connections of local clients only.
     #[serde(rename = "inside")]
     Local,
-    /// Those of local clients, and it is no workload but a gateway of another cluster.
+    /// Connections of local clients only; the endpoint is not a workload but a gateway of another cluster.
     #[serde(rename = "beyond")]
     RemoteGateway(Arc<RemoteGateway>),
 }
 
-/// What stands behind another cluster's gateway.
+/// What is behind another cluster's gateway.
 #[derive(Debug, PartialEq, Eq, Hash, Serialize)]
 pub struct RemoteGateway {
-    /// Which cluster.
+    /// The other cluster.
     pub cluster: Cluster,
-    /// What can be reached there by the name of an instance.
+    /// Instances that are reachable there by name.
     pub instances: Vec<Named>,
-    /// Where the gateway may stand; a name is looked at each time that it is resolved.
+    /// Addresses that the gateway may have; checked each time its name is resolved.
     pub ranges: Ranges,
 }
 
 impl Scope {
-    /// Whether the endpoint may be at an address that its name resolved to.
+    /// Whether the gateway may have an address that its name resolved to.
     #[must_use]
     pub fn allows(&self, ip: IpAddr) -> bool {
         match self {
@@ -72,25 +72,25 @@ impl Scope {
     }
 }
 
-/// An instance by its names.
+/// An instance with its names.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
 pub struct Named {
-    /// One label.
+    /// Its name, one label.
     pub name: HostName,
-    /// Whole other names.
+    /// Its other names, in full.
     pub aliases: Vec<HostName>,
 }
 
-/// What is done with a slice once nothing more is heard of its owner.
+/// What becomes of a slice while its owner is unreachable.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Staleness {
-    /// It stays.
+    /// It is kept.
     #[default]
     Keep,
-    /// It goes after this long.
+    /// It expires after this time.
     ExpireAfter(Duration),
-    /// What answers a probe stays.
+    /// It is kept as far as it answers a probe.
     Probe,
 }
 
@@ -114,8 +114,8 @@ impl Scalar for StaleRule {
             time => {
                 let time = read_duration(time).filter(|time| *time >= Duration::from_secs(1));
                 time.map(Staleness::ExpireAfter).ok_or(Wrong {
-                    what: "is no rule",
-                    remedy: "write keep, probe, or a whole number and its unit of a second or more, as 30s, 10m or 1h",
+                    what: "is not a valid rule",
+                    remedy: "write keep, probe, or a duration of at least 1s, such as 30s, 10m or 1h",
                 })
             }
         }
@@ -133,7 +133,7 @@ impl fmt::Display for Staleness {
 }
 
 impl Staleness {
-    /// Whether it is over after nothing was heard for so long.
+    /// Whether it ends after this time without contact.
     #[must_use]
     pub fn is_over(self, silence: Duration) -> bool {
         match self {

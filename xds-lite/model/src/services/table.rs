@@ -1,5 +1,5 @@
-//! The services of one file together, by host and port: each stands once, and one port of a host is what its
-//! bare name means. Not which names clash: that is [`super::names`].
+//! Checks the services of one file together: each host and port is unique, and each host has at most one
+//! default port. Name conflicts are in [`super::names`].
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -13,24 +13,24 @@ use crate::units::Scalar;
 use super::resolve::{self, Refusal};
 use super::{Service, ServiceTimeouts, names, raw};
 
-/// A service that could be resolved.
+/// A resolved service.
 #[derive(Debug)]
 pub struct Entry<'a> {
-    /// Position in the file.
+    /// Its position in the file.
     pub index: usize,
-    /// What it is.
+    /// The service.
     pub service: Service,
     pub(super) raw: &'a At<raw::Service>,
 }
 
 impl Entry<'_> {
-    /// The place that says its host.
+    /// The place of its host in the file.
     pub(super) fn host_spot(&self) -> Spot {
         self.raw.value.host.as_ref().map_or(self.raw.spot, |host| host.spot)
     }
 }
 
-/// The services of one file that could be resolved.
+/// The resolved services of one file.
 #[derive(Debug)]
 pub struct Table<'a> {
     pub(super) entries: Vec<Entry<'a>>,
@@ -40,8 +40,8 @@ pub struct Table<'a> {
 }
 
 impl<'a> Table<'a> {
-    /// Checks what stands under `services:`; what is wrong goes to the report. `general` are the deadlines of a
-    /// service that sets none, and `refuse` says which addresses no endpoint may have.
+    /// Resolves and checks `services:`; problems go to the report. `general` are the deadlines of a service
+    /// without its own, and `refuse` rejects addresses that no endpoint may have.
     pub fn new(
         report: &mut Report,
         raw: &'a [At<raw::Service>],
@@ -67,14 +67,14 @@ impl<'a> Table<'a> {
         positions.iter().filter_map(|position| self.entries.get(*position))
     }
 
-    /// All of them, in the file's order.
+    /// All services, in the file's order.
     pub fn into_services(self) -> impl Iterator<Item = Service> {
         self.entries.into_iter().map(|entry| entry.service)
     }
 }
 
-/// Groups the entries by host, refuses a port that stands twice, and decides which port of each host its
-/// bare name means.
+/// Groups the entries by host, refuses duplicate ports, and decides the default port of each
+/// host.
 fn group<'a>(report: &mut Report, mut entries: Vec<Entry<'a>>) -> Table<'a> {
     let mut hosts: HashMap<HostPattern, Vec<usize>> = HashMap::with_capacity(entries.len());
     let mut sockets: HashMap<(HostPattern, u16), usize> = HashMap::with_capacity(entries.len());
@@ -106,21 +106,21 @@ fn group<'a>(report: &mut Report, mut entries: Vec<Entry<'a>>) -> Table<'a> {
     Table { entries, hosts, sockets }
 }
 
-/// Which port the bare name of a host means: the only one, or the one that `sni_port` says.
+/// The default port of a host: the only one, or the one that `sni_port` names.
 fn bare_port(report: &mut Report, entries: &[Entry<'_>], group: &[usize]) -> Option<u16> {
     let group = || group.iter().filter_map(|position| entries.get(*position));
     let mut said: Option<(u16, &Entry<'_>)> = None;
     for entry in group() {
         let Some(raw) = &entry.raw.value.sni_port else { continue };
-        // A wrong number has been reported already.
+        // An invalid number has been reported already.
         let Some(port) = read_port(raw.value.text()) else { continue };
         match said {
             Some((earlier, by)) if earlier != port => {
                 let what = format_args!(
-                    "services[{}].sni_port: {port} contradicts services[{}], which says {earlier}",
+                    "services[{}].sni_port: {port} contradicts services[{}], which sets {earlier}",
                     entry.index, by.index
                 );
-                report.add(raw.spot, what, "say it once for each host");
+                report.add(raw.spot, what, "set it once per host");
             }
             Some(_) => {}
             None => {

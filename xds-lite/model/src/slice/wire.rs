@@ -1,5 +1,5 @@
-//! Slices as messages, both ways. What a message sets and this version does not know refuses that slice
-//! alone; every list and text is bounded.
+//! Encodes slices as messages and decodes them. An unknown setting refuses only its slice; every list and
+//! text is bounded.
 
 mod words;
 
@@ -20,31 +20,31 @@ use isthmus_proto::isthmus::v1 as pb;
 
 use words::{balance, balance_number, timeouts, timeouts_message, tls, tls_number};
 
-/// A slice's message is at most this large, in bytes.
+/// The limit of bytes of a slice's message.
 pub const MAX_MESSAGE: usize = 16 * 1024 * 1024;
 const MAX_PORTS: usize = 256;
 const MAX_ENDPOINTS: usize = 65_536;
 const MAX_LIST: usize = 1_024;
 const MAX_TEXT: usize = 253;
 
-/// Why a message is no slice.
+/// Why a message is not a valid slice.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum WireError {
-    /// Larger than any slice.
-    #[error("the slice has {0} bytes; at most {MAX_MESSAGE} are taken")]
+    /// The message is too large.
+    #[error("the slice has {0} bytes; the limit is {MAX_MESSAGE}")]
     TooLarge(usize),
-    /// Not protobuf.
+    /// The message is not valid protobuf.
     #[error("the slice cannot be decoded: {0}")]
     Malformed(prost::DecodeError),
-    /// It demands something that this version does not know.
-    #[error("the slice requires {0:?}, which this version does not know; upgrade it")]
+    /// The slice requires an unknown feature.
+    #[error("the slice requires {0:?}, which this version does not support; upgrade it")]
     Requires(String),
-    /// A field is missing, or cannot be.
+    /// A field is missing or invalid.
     #[error("{field}: {what}")]
     Field {
-        /// Which, from the top.
+        /// The path of the field.
         field: String,
-        /// What is wrong with it.
+        /// The error.
         what: String,
     },
 }
@@ -55,7 +55,7 @@ fn wrong<T>(field: &str, what: impl ToString) -> Result<T> {
     Err(WireError::Field { field: field.to_owned(), what: what.to_string() })
 }
 
-/// Says in which part a field is wrong.
+/// Prefixes the field of an error with its part.
 fn within<T>(part: impl FnOnce() -> String, result: Result<T>) -> Result<T> {
     result.map_err(|error| match error {
         WireError::Field { field, what } => WireError::Field { field: format!("{}.{field}", part()), what },
@@ -64,16 +64,16 @@ fn within<T>(part: impl FnOnce() -> String, result: Result<T>) -> Result<T> {
 }
 
 impl Slice {
-    /// As it is sent. The same slice is always the same bytes.
+    /// The message. Equal slices have equal bytes.
     #[must_use]
     pub fn encode(&self) -> Vec<u8> {
         self.to_message().encode_to_vec()
     }
 
-    /// Reads what was sent.
+    /// Decodes a message.
     ///
     /// # Errors
-    /// The first thing that is wrong with it.
+    /// The first error in it.
     pub fn decode(bytes: &[u8]) -> Result<Slice> {
         if bytes.len() > MAX_MESSAGE {
             return Err(WireError::TooLarge(bytes.len()));
@@ -111,7 +111,7 @@ impl Slice {
         let host = HostPattern::parse(&message.host).or_else(|error| wrong("host", error))?;
         let (incarnation, revision) = (message.incarnation, message.revision);
         if incarnation == 0 || revision == 0 {
-            return wrong("revision", "an order begins at 1");
+            return wrong("revision", "must be at least 1, as must the incarnation");
         }
         let order = Order { incarnation, revision };
         let offer = if message.withdrawn { None } else { Some(Offer::from_message(message)?) };
@@ -119,7 +119,7 @@ impl Slice {
     }
 }
 
-/// The version of a resource: a hash of what is sent, the same on every replica and after a restart.
+/// The version of a resource: a hash of its bytes, equal on every replica and after a restart.
 #[must_use]
 pub fn version(bytes: &[u8]) -> String {
     let digest = Sha256::digest(bytes);
@@ -129,7 +129,7 @@ pub fn version(bytes: &[u8]) -> String {
 impl Offer {
     fn from_message(message: pb::ServiceSlice) -> Result<Offer> {
         if message.ports.is_empty() {
-            return wrong("ports", "a service has at least one");
+            return wrong("ports", "must have at least one");
         }
         bounded("ports", message.ports.len(), MAX_PORTS)?;
         bounded("gateways", message.gateways.len(), MAX_LIST)?;
@@ -138,7 +138,7 @@ impl Offer {
         let ports = each("ports", message.ports, Port::from_message)?;
         unique("ports", ports.iter().map(|port| port.number))?;
         if ports.iter().filter(|port| port.default_port).count() > 1 {
-            return wrong("ports", "the bare host means one of them");
+            return wrong("ports", "must have at most one default port");
         }
         Ok(Offer {
             network: text("network", message.network)?,
@@ -179,7 +179,7 @@ impl Port {
         bounded("alpn", message.alpn.len(), MAX_LIST)?;
         bounded("sources", message.sources.len(), MAX_LIST)?;
         if message.alpn.iter().any(|protocol| !(1..=255).contains(&protocol.len())) {
-            return wrong("alpn", "a protocol has 1 to 255 bytes");
+            return wrong("alpn", "a protocol must have 1 to 255 bytes");
         }
         let sources: std::result::Result<_, _> = message.sources.iter().map(|range| range.parse()).collect();
         let endpoints = each("endpoints", message.endpoints, Endpoint::from_message)?;
@@ -188,7 +188,7 @@ impl Port {
         Ok(Port {
             number: port_number(message.number)?,
             default_port: message.bare,
-            tls: tls(message.tls)?.map_or_else(|| wrong("tls", "must be said"), Ok)?,
+            tls: tls(message.tls)?.map_or_else(|| wrong("tls", "must be set"), Ok)?,
             alpn: message.alpn,
             sources: sources.or_else(|error: ipnet::AddrParseError| wrong("sources", error))?,
             balance: balance(message.balance)?,
@@ -228,7 +228,7 @@ impl Endpoint {
             Ok(pb::Health::Ready) => Health::Ready,
             Ok(pb::Health::NotReady) => Health::NotReady,
             Ok(pb::Health::Draining) => Health::Draining,
-            Ok(pb::Health::Unspecified) | Err(_) => return wrong("health", "is not known"),
+            Ok(pb::Health::Unspecified) | Err(_) => return wrong("health", "has an unknown value"),
         };
         let identity = Some(message.identity).filter(|id| !id.is_empty());
         let identity = identity.map(|id| SpiffeId::parse(&id).or_else(|error| wrong("identity", error)));
@@ -236,7 +236,7 @@ impl Endpoint {
         Ok(Endpoint {
             address: target(&message.address)?,
             locality: locality(message.locality)?,
-            weight: u16::try_from(message.weight).or_else(|_| wrong("weight", "is at most 65535"))?,
+            weight: u16::try_from(message.weight).or_else(|_| wrong("weight", "must be at most 65535"))?,
             health,
             instance: instance.map(|name| label("instance", &name)).transpose()?,
             instance_exported: message.instance_exported,
@@ -309,7 +309,7 @@ impl Staleness {
                 Ok(Staleness::ExpireAfter(Duration::from_secs(seconds)))
             }
             Some(Rule::Probe(true)) => Ok(Staleness::Probe),
-            Some(Rule::Keep(false) | Rule::Probe(false)) | None => wrong("staleness", "is not known"),
+            Some(Rule::Keep(false) | Rule::Probe(false)) | None => wrong("staleness", "has an unknown value"),
         }
     }
 }
@@ -331,20 +331,20 @@ fn locality(message: Option<pb::Locality>) -> Result<Locality> {
 fn port_number(number: u32) -> Result<u16> {
     match u16::try_from(number) {
         Ok(number) if number > 0 => Ok(number),
-        _ => wrong("port", "is from 1 to 65535"),
+        _ => wrong("port", "must be from 1 to 65535"),
     }
 }
 
 fn text(field: &str, text: String) -> Result<String> {
     if text.len() > MAX_TEXT || text.chars().any(char::is_control) {
-        return wrong(field, format!("has at most {MAX_TEXT} bytes and no control characters"));
+        return wrong(field, format!("must have at most {MAX_TEXT} bytes and no control characters"));
     }
     Ok(text)
 }
 
 fn label(field: &str, text: &str) -> Result<HostName> {
     let name = HostName::parse(text).or_else(|error| wrong(field, error))?;
-    if name.as_str().contains('.') { wrong(field, "is one label, without dots") } else { Ok(name) }
+    if name.as_str().contains('.') { wrong(field, "must be one label, without dots") } else { Ok(name) }
 }
 
 fn names(field: &str, texts: &[String]) -> Result<Vec<HostName>> {
@@ -367,13 +367,13 @@ fn each<M, T>(field: &str, messages: Vec<M>, read: impl Fn(M) -> Result<T>) -> R
 }
 
 fn bounded(field: &str, length: usize, most: usize) -> Result<()> {
-    if length > most { wrong(field, format!("are {length}; at most {most} are taken")) } else { Ok(()) }
+    if length > most { wrong(field, format!("has {length} items; the limit is {most}")) } else { Ok(()) }
 }
 
 fn unique<T: Eq + Hash>(field: &str, items: impl Iterator<Item = T>) -> Result<()> {
     let mut seen = HashSet::new();
     let mut items = items;
-    if items.all(|item| seen.insert(item)) { Ok(()) } else { wrong(field, "stand twice") }
+    if items.all(|item| seen.insert(item)) { Ok(()) } else { wrong(field, "has duplicates") }
 }
 
 #[cfg(test)]

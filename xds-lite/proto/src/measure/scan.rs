@@ -1,21 +1,21 @@
-//! Reads the outline of gRPC messages as their bytes arrive, in any pieces: how long each is, how many parts it has,
-//! and so what it will take once decoded. Pure; nothing is kept but the place. Not what is in them.
+//! Scans the outline of gRPC messages as their bytes arrive, in any pieces: the length, the number of parts,
+//! and so the decoded size. Pure; stores only its position.
 
 use super::shapes::{PART, Shape};
 
-/// A message's prefix: whether it is compressed, and its length.
+/// The prefix of a message: whether it is compressed, and its length.
 const PREFIX: usize = 5;
-/// What parts may have that no list of the message is made of: a node, an error.
+/// Limit of bytes in parts outside of the message's lists: a node, an error.
 const OTHER: u64 = 64 << 10;
 
-/// What a message may be.
+/// The limits of a message.
 #[derive(Clone, Copy, Debug)]
 pub struct Rules {
-    /// Its parts.
+    /// The parts of the message.
     pub shape: &'static Shape,
-    /// Its bytes, at most.
+    /// The limit of its bytes.
     pub longest: u64,
-    /// What it may take, at most, once it is decoded.
+    /// The limit of its decoded size.
     pub most: u64,
 }
 
@@ -23,7 +23,7 @@ pub struct Rules {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Wrong {
     /// It is longer than allowed.
-    #[error("a message of {length} bytes is too large; at most {longest} are taken")]
+    #[error("a message of {length} bytes is too large; the limit is {longest}")]
     Long {
         /// Its length in bytes.
         length: u64,
@@ -31,19 +31,19 @@ pub enum Wrong {
         longest: u64,
     },
     /// It would take too much memory once decoded.
-    #[error("a message with so many parts is too large: over {most} bytes once it is decoded")]
+    #[error("a message with so many parts is too large: over {most} bytes once decoded")]
     Large {
         /// The limit in bytes.
         most: u64,
     },
     /// It has too much besides its lists.
-    #[error("a message has over {OTHER} bytes besides its lists")]
+    #[error("a message has over {OTHER} bytes outside of its lists")]
     Other,
     /// It is compressed, or not gRPC.
-    #[error("no gRPC message: it is compressed, or not gRPC")]
+    #[error("not a gRPC message, or a compressed one")]
     Compressed,
     /// It is no protobuf.
-    #[error("a message cannot be decoded: it is no protobuf")]
+    #[error("a message cannot be decoded: invalid protobuf")]
     Malformed,
 }
 
@@ -52,24 +52,24 @@ pub enum Wrong {
 enum Known {
     /// Nothing.
     Other,
-    /// It has no parts that matter.
+    /// It has no parts that count.
     Leaf,
     /// It has parts.
     Parts(&'static Shape),
 }
 
-/// Where in a message the next byte is.
+/// The position of the next byte.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum At {
-    /// In the prefix, after so many bytes of it.
+    /// In the prefix, after this many bytes of it.
     Prefix(usize),
-    /// A part's number and kind.
+    /// The number and type of a part.
     Tag,
-    /// A number.
+    /// A varint.
     Number,
     /// The length of a part.
     Length(Known),
-    /// So many bytes that do not matter.
+    /// This many bytes to skip.
     Skip(u64),
 }
 
@@ -79,9 +79,9 @@ pub struct Scan {
     rules: Rules,
     at: At,
     length: u32,
-    /// Bytes of the message that are still to come.
+    /// Bytes of the message still to come.
     left: u64,
-    /// The parts that it is in, with their bytes to come; as deep as shapes are.
+    /// The enclosing parts, with their bytes to come; as deep as shapes are.
     inside: Vec<(&'static Shape, u64)>,
     number: u64,
     shift: u32,
@@ -107,17 +107,17 @@ impl Scan {
         }
     }
 
-    /// What the messages take that were not dealt with yet.
+    /// The decoded size of the messages not settled yet.
     pub fn held(&self) -> u64 {
         self.whole + self.current
     }
 
-    /// Those that were whole are dealt with.
+    /// Releases the complete messages.
     pub fn settle(&mut self) {
         self.whole = 0;
     }
 
-    /// Takes the next bytes.
+    /// Scans the next bytes.
     pub fn feed(&mut self, mut bytes: &[u8]) -> Result<(), Wrong> {
         while let Some((first, rest)) = bytes.split_first() {
             if let At::Prefix(seen) = self.at {
@@ -171,7 +171,7 @@ impl Scan {
         }
     }
 
-    /// Ends what has no more bytes.
+    /// Closes parts and messages without bytes left.
     fn end(&mut self) -> Result<(), Wrong> {
         let is_between = self.at == At::Tag && self.shift == 0;
         while self.inside.last().is_some_and(|(_, left)| *left == 0) {
@@ -226,7 +226,7 @@ impl Scan {
         Ok(())
     }
 
-    /// A part has this length.
+    /// Enters a part of this length.
     fn part(&mut self, length: u64, known: Known) -> Result<(), Wrong> {
         self.at = self.skip(length)?;
         match known {
@@ -307,7 +307,7 @@ mod tests {
     }
 
     proptest! {
-        /// However the bytes come, the count is the same, and it is no less than what was sent.
+        /// The count is the same for every split of the bytes, and not below the bytes sent.
         #[test]
         fn message_count_is_the_same_for_every_split(
             counts in proptest::collection::vec((0..20_usize, 0..20_usize), 1..4),
@@ -334,9 +334,9 @@ mod tests {
             prop_assert_eq!((parts.held(), parts.at), (0, At::Prefix(0)));
         }
 
-        /// Whatever comes, it is answered without a panic, and nothing takes more than it may.
+        /// No bytes cause a panic, and no message exceeds its limit.
         #[test]
-        fn message_of_any_bytes_takes_no_more_than_it_may(bytes in proptest::collection::vec(any::<u8>(), 0..400)) {
+        fn message_of_any_bytes_stays_within_its_limit(bytes in proptest::collection::vec(any::<u8>(), 0..400)) {
             let mut scan = Scan::new(Rules { most: 500, ..REQUEST });
             let _ = scan.feed(&[&[0, 0, 0, 0, 200], &bytes[..]].concat());
             prop_assert!(scan.current <= 500 + 512);

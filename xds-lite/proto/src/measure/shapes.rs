@@ -1,20 +1,20 @@
-//! Which parts the messages are made of that others send here, and what each takes once it is decoded.
+//! The parts of the messages that others send, and what each takes once decoded.
 
 /// Parts of a message.
 #[derive(Debug)]
 pub struct Shape(pub(super) &'static [Part]);
 
-/// One part, by its number.
+/// One part, by its field number.
 #[derive(Debug)]
 pub(super) struct Part {
     pub(super) number: u64,
-    /// Besides its bytes, in bytes.
+    /// Its cost in bytes, besides its own bytes.
     pub(super) takes: u64,
-    /// Its own parts, where they are many, too.
+    /// Its own parts, if there may be many.
     pub(super) inside: Option<&'static Shape>,
 }
 
-/// What a part takes besides its bytes, where nothing is known of it.
+/// The cost of a part that is not listed.
 pub(super) const PART: u64 = 32;
 
 const fn part(number: u64, takes: u64) -> Part {
@@ -33,19 +33,19 @@ impl PartialEq for Shape {
 
 impl Eq for Shape {}
 
-/// Of a delta client: names that it subscribes to, that it does not any longer, and that it knows.
+/// A delta request: names to subscribe, names to unsubscribe, known names.
 pub static DELTA_REQUEST: Shape = Shape(&[part(3, 64), part(4, 64), part(5, 192)]);
-/// Of a client of the state of the world: names.
+/// A state-of-the-world request: names.
 pub static SOTW_REQUEST: Shape = Shape(&[part(3, 64)]);
-/// Of a delta server: resources, names that are gone.
+/// A delta response: resources, removed names.
 pub static DELTA_RESPONSE: Shape = Shape(&[parts(2, 512, &RESOURCE), part(6, 64)]);
-/// Nothing that has lists.
+/// A message without lists.
 pub static PLAIN: Shape = Shape(&[]);
 
-/// Its version, its message, its name.
+/// A resource: version, message, name.
 static RESOURCE: Shape = Shape(&[part(1, PART), part(2, PART), part(3, PART)]);
 
-/// A slice: its network, aliases, ports, gateways; `exposed_on` and `requires`.
+/// A slice: network, aliases, ports, gateways; `exposed_on` and `requires`.
 pub static SLICE: Shape = Shape(&[
     part(1, PART),
     part(2, PART),
@@ -56,10 +56,10 @@ pub static SLICE: Shape = Shape(&[
     part(12, 64),
     part(13, 64),
 ]);
-/// Protocols, sources, endpoints, what is ready.
+/// A port: protocols, sources, endpoints, ready counts.
 static PORT: Shape =
     Shape(&[part(4, 64), part(5, 64), parts(9, 384, &ENDPOINT), parts(10, 192, &READY), part(11, PART)]);
-/// Address, locality, instance, identity, aliases.
+/// An endpoint: address, locality, instance, identity, aliases.
 static ENDPOINT: Shape = Shape(&[part(1, PART), part(2, PART), part(5, PART), part(8, PART), part(10, 64)]);
 static READY: Shape = Shape(&[part(1, PART), parts(3, 96, &INSTANCE)]);
 static INSTANCE: Shape = Shape(&[part(1, PART), part(2, 64)]);

@@ -338,7 +338,7 @@ mod tests {
             (&GOOD.replace("\"DB-0\"", "[]"), "instance: wrong kind of value"),
             (&GOOD.replace("\"instance\":\"DB-0\",", ""), "no instance; add \"instance\""),
             (&GOOD.replace("\"port\"", "\"ttl\":\"4s\",\"port\""), "ttl: 4s is out of range; write 5s to 1h"),
-            (&GOOD.replace("\"port\"", "\"ttl\":30,\"port\""), "ttl: '30' is no duration"),
+            (&GOOD.replace("\"port\"", "\"ttl\":30,\"port\""), "ttl: '30' is not a duration"),
             (&GOOD.replace("\"port\"", "\"sni_port\":65536,\"port\""), "sni_port: out of range"),
             (&GOOD.replace("\"port\"", "\"lease\":\"\\u0000\",\"port\""), "lease: invalid"),
             (&GOOD.replace("[{", "[{\"address\":\"a:1\"},{"), "endpoints: write exactly one"),

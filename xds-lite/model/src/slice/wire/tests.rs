@@ -1,4 +1,4 @@
-//! Any slice is read as it was written; what is wrong is named; nothing else than a slice is one.
+//! Slices survive a round trip; an invalid message is refused by field; other bytes are refused.
 
 use proptest::collection::vec;
 use proptest::option;
@@ -131,19 +131,19 @@ fn slice() -> impl Strategy<Value = Slice> {
 
 proptest! {
     #[test]
-    fn any_slice_is_read_as_it_was_written(slice in slice()) {
+    fn slice_survives_a_round_trip(slice in slice()) {
         let bytes = slice.encode();
         prop_assert_eq!(&Slice::decode(&bytes).unwrap(), &slice);
         prop_assert_eq!(version(&bytes), version(&slice.encode()));
     }
 
     #[test]
-    fn any_bytes_are_an_answer(bytes in vec(any::<u8>(), 0..300)) {
+    fn slice_decoder_is_total(bytes in vec(any::<u8>(), 0..300)) {
         let _ = Slice::decode(&bytes);
     }
 
     #[test]
-    fn a_slice_with_a_wrong_byte_is_an_answer(slice in slice(), at in any::<prop::sample::Index>(), byte: u8) {
+    fn slice_with_a_changed_byte_does_not_panic(slice in slice(), at in any::<prop::sample::Index>(), byte: u8) {
         let mut bytes = slice.encode();
         let at = at.index(bytes.len());
         bytes[at] = byte;
@@ -179,7 +179,7 @@ fn message() -> pb::ServiceSlice {
 }
 
 #[test]
-fn what_is_wrong_is_named_with_its_place() {
+fn slice_error_names_its_field() {
     type Change = fn(&mut pb::ServiceSlice);
     let cases: [(&str, Change); 26] = [
         ("requires \"quotas\"", |m| m.requires = vec!["quotas".to_owned()]),
@@ -190,19 +190,19 @@ fn what_is_wrong_is_named_with_its_place() {
         ("network: ", |m| m.network = "a\nb".to_owned()),
         ("aliases: ", |m| m.aliases = vec!["*".to_owned()]),
         ("aliases: ", |m| m.aliases = vec!["a.b".to_owned(); 2000]),
-        ("ports: a service has at least one", |m| m.ports.clear()),
-        ("ports: stand twice", |m| {
+        ("ports: must have at least one", |m| m.ports.clear()),
+        ("ports: has duplicates", |m| {
             let mut again = m.ports[0].clone();
             again.bare = false;
             m.ports.push(again);
         }),
-        ("ports: the bare host means one", |m| {
+        ("ports: must have at most one default port", |m| {
             let again = pb::Port { number: 1, ..m.ports[0].clone() };
             m.ports.push(again);
         }),
         ("ports[0].port: ", |m| m.ports[0].number = 65_536),
-        ("ports[0].tls: must be said", |m| m.ports[0].tls = 0),
-        ("ports[0].tls: is not known", |m| m.ports[0].tls = 9),
+        ("ports[0].tls: must be set", |m| m.ports[0].tls = 0),
+        ("ports[0].tls: has an unknown value", |m| m.ports[0].tls = 9),
         ("ports[0].balance: ", |m| m.ports[0].balance = 0),
         ("ports[0].alpn: ", |m| m.ports[0].alpn = vec![String::new()]),
         ("ports[0].sources: ", |m| m.ports[0].sources = vec!["10.0.0.0/99".to_owned()]),
@@ -213,7 +213,7 @@ fn what_is_wrong_is_named_with_its_place() {
         ("ports[0].endpoints[0].identity: ", |m| {
             m.ports[0].endpoints[0].identity = "spiffe://x/*".to_owned()
         }),
-        ("ports[0].endpoints: stand twice", |m| {
+        ("ports[0].endpoints: has duplicates", |m| {
             let again = m.ports[0].endpoints[0].clone();
             m.ports[0].endpoints.push(again);
         }),
@@ -228,15 +228,15 @@ fn what_is_wrong_is_named_with_its_place() {
         let error = Slice::decode(&message.encode_to_vec()).unwrap_err().to_string();
         assert!(error.starts_with(expected) || error.contains(expected), "{expected}: {error}");
     }
-    // A rule of a later version: that of this one would be another.
+    // A staleness rule of a later version must not become one of this version.
     let mut later = pb::ServiceSlice { staleness: None, ..message() }.encode_to_vec();
     later.extend([10 << 3 | 2, 2, 9 << 3, 1]);
     let error = Slice::decode(&later).unwrap_err().to_string();
-    assert_eq!(error, "staleness: is not known");
+    assert_eq!(error, "staleness: has an unknown value");
     assert_eq!(Slice::decode(&vec![0; MAX_MESSAGE + 1]), Err(WireError::TooLarge(MAX_MESSAGE + 1)));
 }
 
-/// No panic; what is read is read the same after it was sent.
+/// No panic; a decoded slice survives a round trip.
 #[test]
 fn fuzz_slice() {
     let good = message().encode_to_vec();

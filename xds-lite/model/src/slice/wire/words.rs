@@ -1,4 +1,4 @@
-//! Single values of a slice as messages have them: deadlines, modes, policies. What is not known is refused.
+//! Encodes and decodes single values of a slice: deadlines, modes, policies. Unknown values are refused.
 
 use std::time::Duration;
 
@@ -21,9 +21,9 @@ pub(super) fn timeouts_message(timeouts: &ServiceTimeouts) -> pb::Timeouts {
 }
 
 pub(super) fn timeouts(message: Option<pb::Timeouts>) -> Result<ServiceTimeouts> {
-    let Some(message) = message else { return wrong("timeouts", "must be said") };
+    let Some(message) = message else { return wrong("timeouts", "must be set") };
     let or_off = |millis: u64| Some(Duration::from_millis(millis)).filter(|time| !time.is_zero());
-    let above_zero = |millis| or_off(millis).map_or_else(|| wrong("timeouts", "a connect takes time"), Ok);
+    let above_zero = |millis| or_off(millis).map_or_else(|| wrong("timeouts", "must be above zero"), Ok);
     Ok(ServiceTimeouts {
         connect: above_zero(message.connect)?,
         connect_total: above_zero(message.connect_total)?,
@@ -50,7 +50,7 @@ pub(super) fn balance(number: i32) -> Result<Balance> {
         Ok(pb::Balance::LeastConnections) => Ok(Balance::LeastConnections),
         Ok(pb::Balance::Random) => Ok(Balance::Random),
         Ok(pb::Balance::SourceHash) => Ok(Balance::SourceHash),
-        Ok(pb::Balance::Unspecified) | Err(_) => wrong("balance", "is not known"),
+        Ok(pb::Balance::Unspecified) | Err(_) => wrong("balance", "has an unknown value"),
     }
 }
 
@@ -70,6 +70,6 @@ pub(super) fn tls(number: i32) -> Result<Option<Tls>> {
         Ok(pb::Tls::Mutual) => Ok(Some(Tls::Mutual)),
         Ok(pb::Tls::Unauthenticated) => Ok(Some(Tls::Unauthenticated)),
         Ok(pb::Tls::Terminated) => Ok(Some(Tls::Terminated)),
-        Err(_) => wrong("tls", "is not known"),
+        Err(_) => wrong("tls", "has an unknown value"),
     }
 }
