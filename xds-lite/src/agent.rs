@@ -3,6 +3,7 @@
 
 mod bundles;
 pub mod config;
+mod explain;
 mod federation;
 mod import_health;
 pub mod issuing;

@@ -302,9 +302,10 @@ const LOG_TIME: Duration = Duration::from_millis(150);
 
 /// The source of the gateway's services.
 enum ServiceSource {
-    Nobody,
+    /// The gateway's own file alone.
+    File,
     /// Agents or control plane, after the first certificate has been issued.
-    Awaits(First),
+    Enrolling(First),
     Agents(Box<learn::Follow>),
     ControlPlane(ControlPlane, Trust),
 }

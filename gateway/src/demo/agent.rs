@@ -114,7 +114,7 @@ impl Agent {
     }
 
     fn admin(&self) -> Where {
-        Where { admin: self.settings.admin.to_string() }
+        Where { admin: self.settings.admin.to_string(), json: true }
     }
 
     async fn ask(&self, question: Question) -> Result<Value, Broken> {

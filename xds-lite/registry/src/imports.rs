@@ -229,6 +229,12 @@ impl Imports {
         shown
     }
 
+    /// The hosts of other clusters that have a name: as their own, as an alias, or as an instance's alias.
+    pub fn hosts_of(&self, name: &HostPattern) -> impl Iterator<Item = &HostPattern> {
+        let claims = self.claims.get(name).into_iter().flatten();
+        claims.filter(|(rank, _)| *rank > 0).map(|(_, host)| host)
+    }
+
     /// What is offered under one host, and what became of it.
     #[must_use]
     pub fn shown_of(&self, host: &HostPattern) -> Vec<ImportStatus> {

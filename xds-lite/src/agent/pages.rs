@@ -16,13 +16,13 @@ use isthmus_health::mtls::{MtlsCheck, Subject};
 use isthmus_health::schedule::Down;
 use isthmus_model::host::HostPattern;
 use isthmus_model::services::Service;
-use isthmus_model::slice::{Cluster, Offer, Slice};
-use isthmus_registry::imports::{ImportStatus, Stale};
+use isthmus_model::slice::{Cluster, Slice};
 use isthmus_registry::registered::lease::LeaseId;
 use isthmus_registry::registered::registrar::Registrar;
 use isthmus_registry::registered::registration::Registration;
 
 use super::config::Settings;
+use super::explain::explain;
 use super::issuing::Issuing;
 use super::mtls_check::REMEDY;
 use super::peer::{Contact, seconds};
@@ -93,16 +93,7 @@ impl Pages for AdminPages {
     }
 
     fn explain(&self, host: &str) -> Result<Value, String> {
-        let host = HostPattern::parse(host).map_err(|error| format!("host: {error}"))?;
-        let state = self.state();
-        let imports = state.imports.shown_of(&host);
-        let imports = imports.iter().map(|one| imported(&state, one)).collect::<Vec<_>>();
-        Ok(json!({
-            "host": host,
-            "registry": state.services.get(&host).map(|ports| registered(&state, &host, ports)),
-            "offer": state.offer_of(&host).map(offer),
-            "imports": imports,
-        }))
+        explain(&self.state(), host)
     }
 
     fn holder(&self, token: &str) -> Option<Registrar> {
@@ -192,26 +183,6 @@ fn peers(state: &State) -> Value {
     state.peers.iter().map(one).collect()
 }
 
-/// A host in the registry, and why it is not exported.
-fn registered(state: &State, host: &HostPattern, ports: &[Service]) -> Value {
-    let export = state.export_of(host, ports);
-    let proofs = |port: &Service| -> Vec<Value> {
-        let proof = |address| state.mtls_checks.of(&Subject { host: host.clone(), address });
-        let is_trusted = port.about.as_ref().is_some_and(|about| about.allow_unauthenticated);
-        let endpoints = port.endpoints.iter().map(|endpoint| {
-            let seen = export.as_ref().filter(|_| !is_trusted).map(|_| proof(endpoint.address.clone()));
-            json!({ "address": endpoint.address, "instance": endpoint.instance, "mtls": seen })
-        });
-        endpoints.collect()
-    };
-    json!({
-        "chosen_by_an_export": export.is_some(),
-        "on_gateways": export.as_ref().map(|export| &export.gateways),
-        "why_not": state.why_held(host, ports),
-        "ports": ports.iter().map(|port| json!({ "port": port.port, "endpoints": proofs(port) })).collect::<Vec<_>>(),
-    })
-}
-
 /// Probes of unreachable clusters' addresses (`stale: probe`).
 fn probed(state: &State) -> Value {
     let down = state.imports.probes().down(Instant::now(), SystemTime::now());
@@ -222,39 +193,8 @@ fn probed(state: &State) -> Value {
     })
 }
 
-fn unreached(down: &Down) -> Value {
+pub(super) fn unreached(down: &Down) -> Value {
     json!({ "address": down.address.to_string(), "since": seconds(down.since), "why": down.why })
-}
-
-/// Whether a slice of another cluster is imported, and by which rule it is kept while that cluster is unreachable.
-fn imported(state: &State, one: &ImportStatus) -> Value {
-    let ImportStatus { cluster, host, held } = one;
-    let stale = state.imports.stale(cluster, host, Instant::now(), SystemTime::now());
-    let stale = stale.map(|Stale { rule, down }| {
-        json!({
-            "rule": rule.to_string(),
-            "since": state.peers.get(cluster).map(|contact| seconds(contact.since)),
-            "down": down.iter().map(unreached).collect::<Vec<_>>(),
-        })
-    });
-    json!({ "cluster": cluster, "host": host, "held": held, "stale": stale })
-}
-
-fn offer(slice: &Slice) -> Value {
-    let ports = |offer: &Offer| -> Vec<Value> {
-        let port = |port: &isthmus_model::slice::Port| {
-            let exposed = port.endpoints.iter().filter(|endpoint| endpoint.exposed).count();
-            json!({ "port": port.number, "exported": port.exported, "endpoints": port.endpoints.len(), "exposed": exposed })
-        };
-        offer.ports.iter().map(port).collect()
-    };
-    json!({
-        "incarnation": slice.order.incarnation,
-        "revision": slice.order.revision,
-        "ports": slice.offer.as_ref().map(ports),
-        "gateways": slice.offer.iter().flat_map(|offer| &offer.gateways)
-            .map(|gateway| gateway.address.to_string()).collect::<Vec<_>>(),
-    })
 }
 
 impl State {
@@ -266,16 +206,8 @@ impl State {
         })
     }
 
-    /// Why a host is not exported; none: it is.
-    fn why_held(&self, host: &HostPattern, ports: &[Service]) -> Option<String> {
-        match self.export_of(host, ports) {
-            None => Some("no export rule selects it".to_owned()),
-            Some(_) => self.why_unfit(host, ports),
-        }
-    }
-
     /// Why a host that an export rule selects is not exported; none: it is.
-    fn why_unfit(&self, host: &HostPattern, ports: &[Service]) -> Option<String> {
+    pub(super) fn why_unfit(&self, host: &HostPattern, ports: &[Service]) -> Option<String> {
         if self.offer_of(host).is_some_and(Slice::is_exported) {
             return None;
         }

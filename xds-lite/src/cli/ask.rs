@@ -18,6 +18,9 @@ use tokio::net::{TcpStream, UnixStream};
 use tokio::time::timeout;
 
 use crate::agent::config;
+
+use super::text;
+
 use isthmus_model::file::AGENT;
 use isthmus_registry::registered::registration::LARGEST;
 
@@ -32,6 +35,9 @@ pub struct Where {
     /// The admin address of the agent to ask
     #[arg(long, value_name = "ADDRESS", env = "ISTHMUS_AGENT_ADMIN", default_value = "127.0.0.1:15014")]
     pub admin: String,
+    /// Print the JSON of the admin API
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// How to reach the agent to register: its socket on this machine, or its admin address with a token.
@@ -63,7 +69,8 @@ pub enum Question {
     /// Print what an agent knows of a host: registry, export, imports, and why not
     #[command(after_help = "Example:\n  isthmus-agent explain db.pxc.svc.cluster.local")]
     Explain {
-        /// The service's host name
+        /// A name of the service: its host, an alias, an instance, or outbound_.PORT_._.HOST
+        #[arg(value_name = "NAME")]
         host: String,
         /// The agent to ask
         #[command(flatten)]
@@ -104,6 +111,18 @@ first registration prints the lease, once; with it the VM can move to another ad
         #[command(flatten)]
         way: Way,
     },
+}
+
+impl Question {
+    /// The answer as the caller wants it: a page for people, or JSON.
+    #[must_use]
+    pub fn render(&self, answer: &Value) -> String {
+        match self {
+            Question::Status { at } if !at.json => text::status(answer),
+            Question::Explain { at, .. } if !at.json => text::explain(answer),
+            _ => format!("{answer:#}"),
+        }
+    }
 }
 
 /// Why a request to an agent failed.

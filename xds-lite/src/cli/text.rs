@@ -1,0 +1,249 @@
+//! Renders an agent's answers for people: what is wrong first, then sections and tables. `--json` prints the answer itself.
+
+use std::fmt::Write as _;
+
+use comfy_table::{ContentArrangement, Table, presets};
+use serde_json::Value;
+
+/// Rows of a table; the rest is counted.
+const ROWS: usize = 20;
+
+/// The page of `/status`.
+#[must_use]
+pub fn status(answer: &Value) -> String {
+    let mut page = format!(
+        "isthmus-agent {} of cluster {}, network {}\n",
+        text(&answer["version"]),
+        text(&answer["cluster"]),
+        text(&answer["network"])
+    );
+    let problems = problems(answer);
+    page += if problems.is_empty() { "\nNo problems.\n" } else { "\nPROBLEMS\n" };
+    for problem in problems {
+        let _infallible = writeln!(page, "  {problem}");
+    }
+    let count = |pointer: &str| answer.pointer(pointer).map_or_else(|| "-".to_owned(), text);
+    let _infallible = write!(
+        page,
+        "\nSERVICES\n  {} hosts in the registry, {} VMs registered, {} hosts exported, {} slices imported\n",
+        count("/registry/hosts"),
+        count("/registry/registered"),
+        count("/exports/count"),
+        count("/imports/count"),
+    );
+    page += &section("NOT EXPORTED", items(&answer["exports"]["held_back"]), &["host", "why"]);
+    page += &section("QUARANTINED", items(&answer["imports"]["held_back"]), &["cluster", "host", "held"]);
+    page += &section("PEERS", named(&answer["peers"]), &PEER);
+    let followers = named(&answer["nodes"]).into_iter().flat_map(|(kind, followers)| {
+        let of_kind = move |(_, follower)| (kind.clone(), follower);
+        items(followers).into_iter().map(of_kind)
+    });
+    page += &section("CLIENTS", followers.collect(), &["", "peer", "settled", "refusals", "refusal"]);
+    page += &section(
+        "STATE",
+        items(&answer["state"]["stores"]),
+        &["store", "usable", "behind", "lost_records", "file"],
+    );
+    page
+}
+
+const PEER: [&str; 6] = ["", "connected", "address", "offers.slices.used", "refusals", "bundle.taken"];
+
+/// The page of `/explain`.
+#[must_use]
+pub fn explain(answer: &Value) -> String {
+    let mut page = format!("host: {}\n", text(&answer["host"]));
+    let mut line = |name: &str, value: &Value| {
+        if !value.is_null() && value.as_array().is_none_or(|list| !list.is_empty()) {
+            let _infallible = writeln!(page, "{name}: {}", text(value));
+        }
+    };
+    if answer["named_by"].as_str().is_some_and(|kind| kind != "host") {
+        line("named by", &answer["named_by"]);
+    }
+    line("also the name of", &answer["others"]);
+    let registry = &answer["registry"];
+    if registry.is_object() {
+        line("selected by an export rule", &registry["chosen_by_an_export"]);
+        line("not exported", &registry["why_not"]);
+        line("revision", &answer["offer"]["revision"]);
+        let endpoints = items(&registry["ports"]).into_iter().flat_map(|(_, port)| {
+            let number = text(&port["port"]);
+            items(&port["endpoints"]).into_iter().map(move |(_, endpoint)| (number.clone(), endpoint))
+        });
+        page += &section("ENDPOINTS", endpoints.collect(), &["", "address", "instance", "mtls"]);
+    } else {
+        page += "not in the registry of this cluster\n";
+    }
+    page += &section("OFFERED BY OTHER CLUSTERS", items(&answer["imports"]), &["cluster", "host", "held"]);
+    if let Some(note) = answer["note"].as_str() {
+        let _infallible = write!(page, "\n{}\n", printable(note));
+    }
+    page
+}
+
+/// What an operator should look at, the most urgent first.
+fn problems(answer: &Value) -> Vec<String> {
+    let mut found = Vec::new();
+    let registry = answer["registry"]["problems"].as_object().into_iter().flatten();
+    found.extend(
+        registry.map(|(source, problem)| format!("registry: {}: {}", printable(source), text(problem))),
+    );
+    found.extend(
+        items(&answer["registry"]["problems"])
+            .iter()
+            .map(|(_, problem)| format!("registry: {}", text(problem))),
+    );
+    for (cluster, peer) in named(&answer["peers"]) {
+        if peer["connected"] == false {
+            found.push(format!("peer {cluster}: not connected: {}", text(&peer["error"])));
+        }
+        for (what, pointer) in
+            [("slice", "/refusal"), ("bundle", "/bundle/refusal"), ("bundle", "/bundle/advice")]
+        {
+            if let Some(why) = peer.pointer(pointer).filter(|why| why.is_string()) {
+                found.push(format!("peer {cluster}: {what}: {}", text(why)));
+            }
+        }
+    }
+    for (kind, followers) in named(&answer["nodes"]) {
+        let refusing = items(followers).into_iter().filter(|(_, follower)| follower["refusal"].is_string());
+        found.extend(refusing.map(|(_, follower)| {
+            format!("{kind}: {} rejects a response: {}", text(&follower["peer"]), text(&follower["refusal"]))
+        }));
+    }
+    let held = [("exports", "not exported"), ("imports", "quarantined")];
+    for (direction, what) in held {
+        match answer[direction]["held_back"].as_array().map_or(0, Vec::len) {
+            0 => {}
+            count => found.push(format!("{direction}: {count} {what}; see below")),
+        }
+    }
+    for (_, store) in items(&answer["state"]["stores"]) {
+        let name = text(&store["store"]);
+        if store["usable"] == false {
+            found.push(format!("state: {name}: not persisted: {}", text(&store["problem"])));
+        }
+        if store["damage"].is_string() {
+            found.push(format!("state: {name}: {}", text(&store["damage"])));
+        }
+    }
+    found.extend(
+        items(&answer["state"]["problems"]).iter().map(|(_, problem)| format!("state: {}", text(problem))),
+    );
+    found.extend(
+        items(&answer["trust"]["refused"]).iter().map(|(_, problem)| format!("trust: {}", text(problem))),
+    );
+    for (part, what) in [("envoys", "Envoys' tables"), ("grpc", "gRPC clients' tables")] {
+        found.extend(items(&answer[part]).iter().map(|(_, problem)| format!("{what}: {}", text(problem))));
+    }
+    found
+}
+
+type Row<'a> = (String, &'a Value);
+
+fn items(list: &Value) -> Vec<Row<'_>> {
+    list.as_array().into_iter().flatten().map(|item| (String::new(), item)).collect()
+}
+
+/// The members of an object, each with its name; the column `""` shows it.
+fn named(object: &Value) -> Vec<Row<'_>> {
+    object.as_object().into_iter().flatten().map(|(name, member)| (printable(name), member)).collect()
+}
+
+/// A table under a title; nothing where there are no rows.
+fn section(title: &str, rows: Vec<Row<'_>>, columns: &[&str]) -> String {
+    if rows.is_empty() {
+        return String::new();
+    }
+    let mut table = Table::new();
+    table.load_style(presets::NOTHING).set_content_arrangement(ContentArrangement::Disabled);
+    let heading = |column: &&str| match column.rsplit('.').next() {
+        Some("") | None => "NAME".to_owned(),
+        Some("used") => "SLICES".to_owned(),
+        Some("taken") => "BUNDLE".to_owned(),
+        Some("held") => "QUARANTINED".to_owned(),
+        Some(name) => name.replace('_', " ").to_uppercase(),
+    };
+    table.set_header(columns.iter().map(heading));
+    let count = rows.len();
+    for (name, row) in rows.into_iter().take(ROWS) {
+        table.add_row(columns.iter().map(|column| match *column {
+            "" => name.clone(),
+            path => row.pointer(&format!("/{}", path.replace('.', "/"))).map_or_else(|| "-".to_owned(), text),
+        }));
+    }
+    let more = match count.saturating_sub(ROWS) {
+        0 => String::new(),
+        more => format!("  and {more} more; --json lists them\n"),
+    };
+    format!("\n{title}\n{table}\n{more}")
+}
+
+/// A value in one line.
+fn text(value: &Value) -> String {
+    match value {
+        Value::Null => "-".to_owned(),
+        Value::String(text) => printable(text),
+        Value::Bool(true) => "yes".to_owned(),
+        Value::Bool(false) => "no".to_owned(),
+        Value::Array(list) => list.iter().map(text).collect::<Vec<_>>().join(", "),
+        Value::Object(map) => map
+            .iter()
+            .map(|(key, value)| format!("{} {}", printable(key), text(value)))
+            .collect::<Vec<_>>()
+            .join(", "),
+        Value::Number(number) => number.to_string(),
+    }
+}
+
+/// The answer may come from anything that listens there: no control characters reach the terminal.
+fn printable(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn status_page_names_problems_first() {
+        let answer = json!({
+            "version": "0.1.0", "cluster": "west", "network": "west-net",
+            "registry": { "hosts": 3, "registered": 0, "problems": ["a.yaml:1:2: no \u{1b}[31mhost"] },
+            "exports": { "count": 2, "held_back": [{ "host": "db.pxc", "why": "not_mtls: no endpoint" }] },
+            "imports": { "count": 1, "held_back": [] },
+            "peers": { "east": { "connected": false, "error": "connection refused", "address": "e:1", "refusals": 0 } },
+            "nodes": { "gateways": [{ "peer": "spiffe://w/gw", "settled": true, "refusals": 0, "refusal": null }] },
+            "state": { "stores": [{ "store": "slices", "usable": false, "problem": "disk full" }], "problems": [] },
+        });
+        let page = status(&answer);
+        let at = |what: &str| page.find(what).unwrap_or_else(|| panic!("{what} is not in {page}"));
+        assert!(!page.contains('\u{1b}'), "{page}");
+        for problem in [
+            "registry: a.yaml:1:2",
+            "peer east: not connected: connection refused",
+            "exports: 1 not exported",
+        ] {
+            assert!(at("PROBLEMS") < at(problem) && at(problem) < at("SERVICES"), "{page}");
+        }
+        assert!(at("state: slices: not persisted: disk full") < at("NOT EXPORTED"), "{page}");
+        assert!(at("CLIENTS") < at("spiffe://w/gw"), "{page}");
+        assert!(status(&json!({})).contains("No problems."));
+    }
+
+    #[test]
+    fn explain_page_says_by_what_a_name_is_known() {
+        let answer = json!({
+            "asked": "productpage.bookinfo", "host": "productpage.bookinfo.svc.cluster.local", "named_by": "alias",
+            "others": [], "registry": null, "note": "run it there",
+            "imports": [{ "cluster": "east", "host": "productpage.bookinfo.svc.cluster.local", "held": "not granted" }],
+        });
+        let page = explain(&answer);
+        for part in ["named by: alias", "not in the registry", "east", "not granted", "run it there"] {
+            assert!(page.contains(part), "{part}: {page}");
+        }
+    }
+}
