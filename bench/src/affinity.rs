@@ -1,6 +1,6 @@
-//! Reserves a core for the proxy, and the others for the load generator, during measurements that depend on it:
-//! otherwise the kernel places the few threads of a round trip on one core or on two, for the life of the processes,
-//! and a trip takes 40 µs or 75 µs.
+//! Reserves a core for the proxy, and the others for the load generator, during measurements that depend on
+//! it: otherwise the kernel places the few threads of a round trip on one core or on two, for the life of the
+//! processes, and a trip takes 40 µs or 75 µs.
 
 use std::fs;
 use std::io;

@@ -11,8 +11,8 @@ const BYTES: usize = 24 << 20;
 const CHUNK: usize = 64 * 1024;
 
 /// Sends noise, expects the same noise back, then closes its direction and expects the other one to close.
-/// Nothing is in flight at that moment: by default nginx closes both directions at the first FIN, which is not
-/// under test here.
+/// Nothing is in flight at that moment: by default nginx closes both directions at the first FIN, which is
+/// not under test here.
 ///
 /// # Errors
 /// On the first wrong, missing or extra byte, or a broken connection.

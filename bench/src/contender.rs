@@ -1,4 +1,5 @@
-//! A system under comparison: found, started, verified, and started again for cases that need a fresh process.
+//! A system under comparison: found, started, verified, and started again for cases that need a fresh
+//! process.
 
 use std::io;
 use std::net::SocketAddr;

@@ -1,10 +1,10 @@
 //! Measures CPU time during a measurement, from /proc.
 //!
-//! There are two totals, each with its own error. `machine` is all time that was not idle (/proc/stat): complete, but
-//! it includes other programs, and the kernel samples it by ticks. `processes` is this program (load and backend) plus
-//! the proxy: exact and without other programs, but it lacks the kernel's own threads. On loopback the sender of a
-//! packet also processes its arrival, so the two agree on a quiet machine, except under loads of many short sleeps,
-//! which ticks sample badly.
+//! There are two totals, each with its own error. `machine` is all time that was not idle (/proc/stat):
+//! complete, but it includes other programs, and the kernel samples it by ticks. `processes` is this program
+//! (load and backend) plus the proxy: exact and without other programs, but it lacks the kernel's own
+//! threads. On loopback the sender of a packet also processes its arrival, so the two agree on a quiet
+//! machine, except under loads of many short sleeps, which ticks sample badly.
 
 use std::fs;
 use std::io;
@@ -42,8 +42,8 @@ pub(crate) struct ProxyUsage {
 }
 
 impl Usage {
-    /// `machine` minus `processes`, as a share of the machine. Positive: other programs or the kernel's own threads.
-    /// Negative: sampling missed work that sleeps between ticks.
+    /// `machine` minus `processes`, as a share of the machine. Positive: other programs or the kernel's own
+    /// threads. Negative: sampling missed work that sleeps between ticks.
     pub(crate) fn gap(&self) -> f64 {
         (self.machine - self.processes) / (self.wall * self.cores)
     }

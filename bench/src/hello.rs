@@ -1,5 +1,5 @@
-//! Builds the first flight of every connection: a real TLS 1.3 ClientHello, created once at start. It is not a TLS
-//! client: plain bytes follow the hello, which a passthrough proxy does not inspect.
+//! Builds the first flight of every connection: a real TLS 1.3 ClientHello, created once at start. It is not
+//! a TLS client: plain bytes follow the hello, which a passthrough proxy does not inspect.
 
 use std::io;
 use std::ops::Range;
@@ -20,8 +20,8 @@ pub(crate) fn service_name(number: u32) -> String {
 /// The backend's answer to every hello. It moves a proxy from peeking to relaying.
 pub(crate) const ANSWER: u8 = 0x2a;
 
-/// Offset of the 32 random bytes: record header (5), handshake header (4), version (2). No proxy may interpret them,
-/// so the first one carries the job for the backend.
+/// Offset of the 32 random bytes: record header (5), handshake header (4), version (2). No proxy may
+/// interpret them, so the first one carries the job for the backend.
 const JOB_AT: usize = 11;
 
 /// What the backend does after answering the hello.
@@ -64,8 +64,8 @@ pub(crate) struct Hello {
 }
 
 impl Hello {
-    /// Creates a ClientHello for the first service with rustls, like that of a current client (with a post-quantum
-    /// key share, about 1.5 KB).
+    /// Creates a ClientHello for the first service with rustls, like that of a current client (with a
+    /// post-quantum key share, about 1.5 KB).
     pub(crate) fn new() -> anyhow::Result<Self> {
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
         let config = ClientConfig::builder_with_provider(provider)
@@ -111,8 +111,8 @@ impl Hello {
         self.bytes.len()
     }
 
-    /// Compares received bytes with the hello at offset `at`. Returns the job if they contain it, and an error if any
-    /// other byte was altered.
+    /// Compares received bytes with the hello at offset `at`. Returns the job if they contain it, and an
+    /// error if any other byte was altered.
     pub(crate) fn accept(&self, at: usize, part: &[u8]) -> io::Result<Option<Job>> {
         let corrupt = || io::Error::new(io::ErrorKind::InvalidData, "the hello was altered on the path");
         let expected = self.bytes.get(at..at + part.len()).ok_or_else(corrupt)?;

@@ -1,5 +1,5 @@
-//! Unnamed network namespaces: each is removed with its value, or with this process however it ends, so that the next
-//! run starts clean. They are configured with the `ip` command.
+//! Unnamed network namespaces: each is removed with its value, or with this process however it ends, so that
+//! the next run starts clean. They are configured with the `ip` command.
 
 use std::fs::File;
 use std::io;

@@ -1,5 +1,5 @@
-//! Where a measurement happens: on loopback, or with client, proxy and service each in a network namespace of its
-//! own, joined by veth pairs. Runs the services, not the proxies.
+//! Where a measurement happens: on loopback, or with client, proxy and service each in a network namespace of
+//! its own, joined by veth pairs. Runs the services, not the proxies.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};

@@ -28,7 +28,8 @@ impl Poller {
         Ok(epoll::delete(&self.0, source)?)
     }
 
-    /// Waits for events, at most one [`TICK`]. No event, and an interruption by a signal, leave `ready` empty.
+    /// Waits for events, at most one [`TICK`]. No event, and an interruption by a signal, leave `ready`
+    /// empty.
     pub(crate) fn wait(&self, ready: &mut Ready) -> io::Result<()> {
         ready.0.clear();
         let timeout = rustix::time::Timespec { tv_sec: 0, tv_nsec: i64::from(TICK.subsec_nanos()) };

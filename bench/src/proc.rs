@@ -1,5 +1,5 @@
-//! Reads CPU, context switches, memory and descriptors of processes from /proc. It can also reset the kernel's peak
-//! RSS.
+//! Reads CPU, context switches, memory and descriptors of processes from /proc. It can also reset the
+//! kernel's peak RSS.
 
 use std::fs;
 use std::io;

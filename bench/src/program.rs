@@ -1,5 +1,5 @@
-//! Starts a program with its files in a temporary directory; dropping the value stops the program and removes the
-//! directory. The caller decides when the program is ready.
+//! Starts a program with its files in a temporary directory; dropping the value stops the program and removes
+//! the directory. The caller decides when the program is ready.
 
 use std::fs::{self, File};
 use std::io;
@@ -30,8 +30,8 @@ pub(crate) struct Program {
 }
 
 impl Program {
-    /// `prepare` writes the files into the given directory and builds the command; `spawn` starts the command in
-    /// the right network namespace.
+    /// `prepare` writes the files into the given directory and builds the command; `spawn` starts the command
+    /// in the right network namespace.
     pub(crate) fn start(
         prepare: impl FnOnce(&Path) -> io::Result<Command>,
         spawn: impl FnOnce(&mut Command) -> io::Result<Child>,

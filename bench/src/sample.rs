@@ -1,5 +1,5 @@
-//! The result of one measurement: figures, the latency distribution and the gap between the two CPU counts. For
-//! summaries of several see [`crate::report`].
+//! The result of one measurement: figures, the latency distribution and the gap between the two CPU counts.
+//! For summaries of several see [`crate::report`].
 
 use std::io;
 use std::time::Duration;

@@ -11,7 +11,8 @@ use isthmus_certs::signals::{self, Heard};
 pub(crate) struct Stop(Arc<AtomicBool>);
 
 impl Stop {
-    /// Installs the signal handlers. A second signal has no further effect: loops see the first within a tick.
+    /// Installs the signal handlers. A second signal has no further effect: loops see the first within a
+    /// tick.
     pub(crate) fn on_signals() -> io::Result<Self> {
         let stop = Self::default();
         let asked = stop.clone();

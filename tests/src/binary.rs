@@ -1,5 +1,6 @@
 //! Finds the binaries under test: in the target directory of the running tests, or at `ISTHMUS_GATEWAY`,
-//! `ISTHMUS_BENCH`, `ISTHMUS_CERTS` and `ISTHMUS_AGENT`. A missing binary is built; an outdated one is not rebuilt.
+//! `ISTHMUS_BENCH`, `ISTHMUS_CERTS` and `ISTHMUS_AGENT`. A missing binary is built; an outdated one is not
+//! rebuilt.
 
 use std::env;
 use std::fs::{self, File};

@@ -1,5 +1,6 @@
-//! Creates authorities with the `isthmus-certs` binary in a temporary directory, and rustls clients and servers that
-//! trust their files. Everything is made by the command line or by a peer's own program, never by the library.
+//! Creates authorities with the `isthmus-certs` binary in a temporary directory, and rustls clients and
+//! servers that trust their files. Everything is made by the command line or by a peer's own program, never
+//! by the library.
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -84,9 +85,9 @@ impl Sites {
         Sites(tempfile::Builder::new().prefix("isthmus-sites-").tempdir().unwrap())
     }
 
-    /// `east` and `west`, each with the leaf `direct` signed by its root, a cluster, and the leaf `below` signed by
-    /// the cluster's intermediate; each trusts the other. Leaves have the DNS name `web.example` and the identity
-    /// `/ns/test/sa/NAME` of their domain.
+    /// `east` and `west`, each with the leaf `direct` signed by its root, a cluster, and the leaf `below`
+    /// signed by the cluster's intermediate; each trusts the other. Leaves have the DNS name `web.example`
+    /// and the identity `/ns/test/sa/NAME` of their domain.
     #[must_use]
     pub fn federated() -> Sites {
         let sites = Sites::new();
@@ -139,8 +140,8 @@ impl Sites {
         fs::write(self.path(name), text).unwrap_or_else(|error| panic!("{name}: {error}"));
     }
 
-    /// Builds an `isthmus-certs` command for the authority in the directory `site`, or for none if it is empty.
-    /// Arguments are separated by spaces, and paths are relative to [`Sites::folder`].
+    /// Builds an `isthmus-certs` command for the authority in the directory `site`, or for none if it is
+    /// empty. Arguments are separated by spaces, and paths are relative to [`Sites::folder`].
     #[must_use]
     pub fn command(&self, site: &str, words: &str) -> Command {
         let mut command = Command::new(binary::certs());

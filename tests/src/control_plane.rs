@@ -1,5 +1,5 @@
-//! Runs a third-party control plane: `tests/peers/control_plane.py` speaks xDS with Envoy's own messages over gRPC's
-//! own library. It executes a test's commands and reports events.
+//! Runs a third-party control plane: `tests/peers/control_plane.py` speaks xDS with Envoy's own messages over
+//! gRPC's own library. It executes a test's commands and reports events.
 
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::net::SocketAddr;
@@ -23,7 +23,8 @@ pub struct ControlPlane {
     address: SocketAddr,
 }
 
-/// Finds a Python with the script's packages: at `ISTHMUS_XDS_PYTHON`, where `tests/run` installs it, or in PATH.
+/// Finds a Python with the script's packages: at `ISTHMUS_XDS_PYTHON`, where `tests/run` installs it, or in
+/// PATH.
 #[must_use]
 pub fn python() -> Option<PathBuf> {
     let installed = concat!(env!("CARGO_MANIFEST_DIR"), "/../target/peers-xds/bin/python");
@@ -36,8 +37,8 @@ pub fn python() -> Option<PathBuf> {
 }
 
 impl ControlPlane {
-    /// Starts a control plane with the identity in a leaf's directory (`tls.crt`, `tls.key`, `ca.crt`) and these first
-    /// resources. Port 0 selects a free port.
+    /// Starts a control plane with the identity in a leaf's directory (`tls.crt`, `tls.key`, `ca.crt`) and
+    /// these first resources. Port 0 selects a free port.
     #[must_use]
     #[track_caller]
     pub fn start(python: &Path, address: SocketAddr, leaf: &Path, first: &Value) -> ControlPlane {

@@ -1,6 +1,6 @@
-//! The harness of the end-to-end tests: starts the built programs as processes and talks to them over real sockets,
-//! as operators, clients and endpoints do. It relies on the documentation, not on the code. Tests of single modules
-//! are beside the modules.
+//! The harness of the end-to-end tests: starts the built programs as processes and talks to them over real
+//! sockets, as operators, clients and endpoints do. It relies on the documentation, not on the code. Tests of
+//! single modules are beside the modules.
 
 #![allow(
     clippy::unwrap_used,

@@ -1,5 +1,5 @@
-//! Lets measuring tests run alone, across threads and processes, and other tests concurrently. It locks a file in the
-//! target directory, so that it works under every test runner.
+//! Lets measuring tests run alone, across threads and processes, and other tests concurrently. It locks a
+//! file in the target directory, so that it works under every test runner.
 
 use std::cell::Cell;
 use std::fs::{self, File};

@@ -1,4 +1,5 @@
-//! Network namespaces: two joined by a veth pair, or several by a bridge, and threads inside them. Requires root.
+//! Network namespaces: two joined by a veth pair, or several by a bridge, and threads inside them. Requires
+//! root.
 
 use std::fs::File;
 use std::net::Ipv4Addr;

@@ -1,4 +1,5 @@
-//! Builds a gateway's configuration file, user and limits. Ports are free ones, or those of an earlier gateway.
+//! Builds a gateway's configuration file, user and limits. Ports are free ones, or those of an earlier
+//! gateway.
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -64,7 +65,8 @@ impl Setup {
         self
     }
 
-    /// Replaces the listeners, in YAML; `ADDRESS` stands for a free loopback port that [`Setup::ports_of`] can reuse.
+    /// Replaces the listeners, in YAML; `ADDRESS` stands for a free loopback port that [`Setup::ports_of`]
+    /// can reuse.
     #[must_use]
     pub fn listeners(mut self, yaml: &str) -> Setup {
         self.listeners = format!("{yaml}\n");

@@ -217,8 +217,8 @@ impl Drop for Peer {
     }
 }
 
-/// An OpenSSL server in Python: prints its port, and the version and the SPIFFE ID of each client; then receives and
-/// sends as many bytes as the client's first line says, as `SIZE\n`.
+/// An OpenSSL server in Python: prints its port, and the version and the SPIFFE ID of each client; then
+/// receives and sends as many bytes as the client's first line says, as `SIZE\n`.
 #[must_use]
 pub fn python_server(trust: &Trust) -> (Peer, SocketAddr) {
     let mut peer =

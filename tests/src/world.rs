@@ -1,5 +1,5 @@
-//! Runs separate clusters: each in a network namespace with its own address, joined by a bridge, with all default
-//! ports. Requires root. Tests configure what the clusters exchange.
+//! Runs separate clusters: each in a network namespace with its own address, joined by a bridge, with all
+//! default ports. Requires root. Tests configure what the clusters exchange.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -17,8 +17,8 @@ pub struct World<const N: usize> {
 }
 
 impl<const N: usize> World<N> {
-    /// Clusters that do not know each other, or the error. A name may occur twice, for a cluster that impersonates
-    /// another.
+    /// Clusters that do not know each other, or the error. A name may occur twice, for a cluster that
+    /// impersonates another.
     pub fn strangers(names: [&str; N]) -> Result<World<N>, String> {
         if !is_root() {
             return Err("network namespaces require root".to_owned());

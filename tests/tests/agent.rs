@@ -1,4 +1,5 @@
-//! An agent and a gateway as processes: registry files direct clients, and failures keep the last good tables.
+//! An agent and a gateway as processes: registry files direct clients, and failures keep the last good
+//! tables.
 
 #![allow(
     clippy::unwrap_used,

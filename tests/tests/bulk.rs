@@ -1,5 +1,5 @@
-//! Bulk transfers: intact, in bounded memory, and without pipes if the kernel grants none. Rows 6, 6b and 7 of the
-//! hazards. For speed see the benchmarks.
+//! Bulk transfers: intact, in bounded memory, and without pipes if the kernel grants none. Rows 6, 6b and 7
+//! of the hazards. For speed see the benchmarks.
 
 #![allow(
     clippy::unwrap_used,

@@ -1,4 +1,5 @@
-//! `isthmus-certs bundle` and `deny`: trusted domains, deny-lists, and protection against old and forged ones.
+//! `isthmus-certs bundle` and `deny`: trusted domains, deny-lists, and protection against old and forged
+//! ones.
 
 #![allow(
     clippy::unwrap_used,

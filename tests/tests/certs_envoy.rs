@@ -1,6 +1,6 @@
-//! Envoy as the TLS peer: as server and as client it matches our SPIFFE IDs, with its SAN matchers and with its SPIFFE
-//! validator, which separates trust domains. Chains have three certificates. For Envoy as a gateway see
-//! `isthmus-bench compare`.
+//! Envoy as the TLS peer: as server and as client it matches our SPIFFE IDs, with its SAN matchers and with
+//! its SPIFFE validator, which separates trust domains. Chains have three certificates. For Envoy as a
+//! gateway see `isthmus-bench compare`.
 
 #![allow(
     clippy::unwrap_used,

@@ -1,5 +1,5 @@
-//! `isthmus-certs inspect` and `verify`: the description of chains and endpoints and their first defect. For agreement
-//! with others see `certs_openssl` and `certs_envoy`.
+//! `isthmus-certs inspect` and `verify`: the description of chains and endpoints and their first defect. For
+//! agreement with others see `certs_openssl` and `certs_envoy`.
 
 #![allow(
     clippy::unwrap_used,

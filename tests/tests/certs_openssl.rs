@@ -1,5 +1,5 @@
-//! OpenSSL against `isthmus-certs`: verification of chains in files, both ends of live connections, and requests signed
-//! by OpenSSL. All trust files are made by the command line.
+//! OpenSSL against `isthmus-certs`: verification of chains in files, both ends of live connections, and
+//! requests signed by OpenSSL. All trust files are made by the command line.
 
 #![allow(
     clippy::unwrap_used,
@@ -211,8 +211,8 @@ fn openssl_trust_file_accepts_federated_chains_of_3() {
     }
 }
 
-/// Trusting a domain's own roots does not imply trusting its federated domains, whatever a peer sends; and a new trust
-/// file withdraws what an old one granted.
+/// Trusting a domain's own roots does not imply trusting its federated domains, whatever a peer sends; and a
+/// new trust file withdraws what an old one granted.
 #[test]
 fn openssl_trust_file_grants_trust_only_to_its_readers() {
     if !openssl() {

@@ -1,4 +1,5 @@
-//! The end of connections: half-close, FIN and RST in each direction, and timeouts. Rows 4 and 5 of the hazards.
+//! The end of connections: half-close, FIN and RST in each direction, and timeouts. Rows 4 and 5 of the
+//! hazards.
 
 #![allow(
     clippy::unwrap_used,
@@ -299,7 +300,8 @@ fn reset_follows_all_received_data_promptly() {
     }
 }
 
-/// Sends until the path is full, waits until the gateway has all bytes, then resets; the reader then reads them all.
+/// Sends until the path is full, waits until the gateway has all bytes, then resets; the reader then reads
+/// them all.
 fn reset_behind_data(
     size: usize,
     first: TcpStream,
@@ -629,8 +631,8 @@ fn pending_reset_past_idle_timeout_is_still_a_reset() {
     assert_eq!(rest(&mut server).1, End::Reset);
 }
 
-/// The server resets while its client writes but does not read: the write consumes the socket error that signals the
-/// reset.
+/// The server resets while its client writes but does not read: the write consumes the socket error that
+/// signals the reset.
 #[test]
 fn reset_behind_stuck_reader_survives_failed_write() {
     for client_first in [true, false] {

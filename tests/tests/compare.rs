@@ -1,5 +1,5 @@
-//! `isthmus-bench compare` as a process: a quick comparison with all installed peers writes a table, JSON and a page
-//! and names missing peers; Ctrl-C leaves nothing running.
+//! `isthmus-bench compare` as a process: a quick comparison with all installed peers writes a table, JSON and
+//! a page and names missing peers; Ctrl-C leaves nothing running.
 
 #![allow(
     clippy::unwrap_used,

@@ -1,6 +1,6 @@
-//! Demotion: endpoints that reject hellos are tried last, and the gateway checks them with its own hello. With real
-//! TLS at both ends and the default replay budget no call is lost, and no client's hello takes an endpoint away from
-//! others.
+//! Demotion: endpoints that reject hellos are tried last, and the gateway checks them with its own hello.
+//! With real TLS at both ends and the default replay budget no call is lost, and no client's hello takes an
+//! endpoint away from others.
 
 #![allow(
     clippy::unwrap_used,
@@ -143,7 +143,8 @@ fn demotion_loses_no_call_of_source_hash() {
     all_are_answered(POLICIES[3]);
 }
 
-/// If three attempts are not enough at first, each failed call demotes three endpoints, whether they close or refuse.
+/// If three attempts are not enough at first, each failed call demotes three endpoints, whether they close or
+/// refuse.
 #[test]
 fn demotion_learns_three_bad_endpoints_per_failed_call() {
     let world = World::new();
@@ -165,7 +166,8 @@ fn demotion_learns_three_bad_endpoints_per_failed_call() {
     }
 }
 
-/// A connection takes one turn regardless of its attempts: each of two endpoints is the first of half of the calls.
+/// A connection takes one turn regardless of its attempts: each of two endpoints is the first of half of the
+/// calls.
 #[test]
 fn round_robin_retries_do_not_consume_turns() {
     let world = World::new();
@@ -184,8 +186,8 @@ fn send_broken(source: IpAddr, gateway: &Gateway) {
     let _answer = client.read(&mut [0]);
 }
 
-/// A client's hellos, from the same address as others or another one, rejected by all endpoints or by one, do not
-/// affect the calls of others.
+/// A client's hellos, from the same address as others or another one, rejected by all endpoints or by one, do
+/// not affect the calls of others.
 #[test]
 fn demotion_cannot_be_steered_by_a_hostile_client() {
     let world = World::new();
@@ -224,8 +226,8 @@ fn demotion_cannot_be_steered_by_a_hostile_client() {
     }
 }
 
-/// An alert to the gateway's own hello does not count. The endpoint is demoted for the source whose hello it rejected,
-/// and for no other.
+/// An alert to the gateway's own hello does not count. The endpoint is demoted for the source whose hello it
+/// rejected, and for no other.
 #[test]
 fn demotion_by_alert_is_per_source_and_ignores_alerts_to_own_hello() {
     let world = World::new();
@@ -249,7 +251,8 @@ fn demotion_by_alert_is_per_source_and_ignores_alerts_to_own_hello() {
     assert_eq!(gateway.metrics().sum("isthmus_ejections_total", &[]), 0.0);
 }
 
-/// An endpoint that does not answer the gateway's own hello is demoted for all, then ejected, and returns once it answers.
+/// An endpoint that does not answer the own hello is demoted for all, then ejected, and returns once it
+/// answers.
 #[test]
 fn demotion_by_unanswered_own_hello_ejects_until_answered() {
     let world = World::new();

@@ -1,5 +1,5 @@
-//! The end of a gateway: SIGTERM and the drain windows, a second signal, SIGKILL, and a restart on the same ports.
-//! Row 10 of the hazards.
+//! The end of a gateway: SIGTERM and the drain windows, a second signal, SIGKILL, and a restart on the same
+//! ports. Row 10 of the hazards.
 
 #![allow(
     clippy::unwrap_used,
@@ -67,7 +67,8 @@ fn drain_of_idle_gateway_accepts_for_its_delay_then_exits() {
     assert!(took > Duration::from_millis(1_900) && took < Duration::from_secs(6), "{took:?}");
 }
 
-/// Sends traffic until the gateway closes the connection; returns how long after the signal, and how it ended.
+/// Sends traffic until the gateway closes the connection; returns how long after the signal, and how it
+/// ended.
 fn talk(mut client: TcpStream, since: Instant) -> (Duration, End) {
     loop {
         let talked = client.write_all(b"ping").and_then(|()| {

@@ -1,5 +1,5 @@
-//! Failover: until the server's first byte a connection can move to another endpoint, unseen by the client. Covers
-//! which connections move, which must not, and the replay budgets. Row 8 of the hazards.
+//! Failover: until the server's first byte a connection can move to another endpoint, unseen by the client.
+//! Covers which connections move, which must not, and the replay budgets. Row 8 of the hazards.
 
 #![allow(
     clippy::unwrap_used,

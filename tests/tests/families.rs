@@ -1,5 +1,5 @@
-//! An address family that this machine cannot use is neither port exhaustion nor an endpoint's failure: the other
-//! family is tried, and the unusable one comes last. Requires root, for namespaces.
+//! An address family that this machine cannot use is neither port exhaustion nor an endpoint's failure: the
+//! other family is tried, and the unusable one comes last. Requires root, for namespaces.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test")]
 

@@ -1,5 +1,5 @@
-//! Two clusters whose agents exchange exports: a registry file in one directs clients in the other, if both sides
-//! allow it.
+//! Two clusters whose agents exchange exports: a registry file in one directs clients in the other, if both
+//! sides allow it.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test")]
 

@@ -1,5 +1,5 @@
-//! A gateway under a third-party control plane like istiod: a scripted one over mTLS, with Envoy's own messages. Its
-//! resources direct clients; invalid ones are refused by name and reach nobody.
+//! A gateway under a third-party control plane like istiod: a scripted one over mTLS, with Envoy's own
+//! messages. Its resources direct clients; invalid ones are refused by name and reach nobody.
 
 #![allow(
     clippy::unwrap_used,

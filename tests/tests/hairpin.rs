@@ -1,6 +1,6 @@
-//! `isthmus-bench hairpin` as a process: with links of equal delay the direct path takes half of the detour's time and
-//! keeps the client's identity, and Ctrl-C leaves nothing behind. Requires root, for namespaces and TUN devices, and
-//! HAProxy.
+//! `isthmus-bench hairpin` as a process: with links of equal delay the direct path takes half of the detour's
+//! time and keeps the client's identity, and Ctrl-C leaves nothing behind. Requires root, for namespaces and
+//! TUN devices, and HAProxy.
 
 #![allow(
     clippy::unwrap_used,
@@ -44,8 +44,8 @@ fn hairpin(arguments: &[&str]) -> Command {
     command
 }
 
-/// Delay dominates: a link's round trip takes 40 ms, all computation a few. The bound therefore tests the number of
-/// link crossings.
+/// Delay dominates: a link's round trip takes 40 ms, all computation a few. The bound therefore tests the
+/// number of link crossings.
 #[test]
 fn hairpin_direct_path_halves_latency_and_keeps_client_identity() {
     if let Some(why) = missing() {

@@ -1,5 +1,5 @@
-//! Valid and malformed first flights against a live gateway: the verdict does not depend on fragmentation, refused
-//! flights reach no endpoint, and all others arrive unchanged. Rows 1, 2 and 6c of the hazards.
+//! Valid and malformed first flights against a live gateway: the verdict does not depend on fragmentation,
+//! refused flights reach no endpoint, and all others arrive unchanged. Rows 1, 2 and 6c of the hazards.
 
 #![allow(
     clippy::unwrap_used,

@@ -1,5 +1,6 @@
-//! Certificates issued by the agent: a new gateway needs its agent's address and a token, a VM only a token; both renew
-//! with their certificate. Tokens are single-use, limited in time, for one identity and valid at their maker only.
+//! Certificates issued by the agent: a new gateway needs its agent's address and a token, a VM only a token;
+//! both renew with their certificate. Tokens are single-use, limited in time, for one identity and valid at
+//! their maker only.
 
 #![allow(
     clippy::unwrap_used,

@@ -236,7 +236,8 @@ fn allow_descriptors(gateway: &Gateway, most: usize) {
     assert!(status.unwrap().success());
 }
 
-/// Clients that scrape in a loop do not delay health checks beyond a kubelet's timeout (1 s); the figure is the delay.
+/// Clients that scrape in a loop do not delay health checks beyond a kubelet's timeout (1 s); the figure is
+/// the delay.
 #[test]
 fn health_page_answers_under_60_metrics_clients() {
     const LOOPING: usize = 60;

@@ -1,5 +1,5 @@
-//! Connection loops, untrusted names in metrics and logs, and access to the admin pages. Rows 16, 17 and 18 of the
-//! hazards.
+//! Connection loops, untrusted names in metrics and logs, and access to the admin pages. Rows 16, 17 and 18
+//! of the hazards.
 
 #![allow(
     clippy::unwrap_used,
@@ -414,8 +414,8 @@ fn admin_is_not_reachable_through_the_listener() {
     }
 }
 
-/// Health and metrics are open to all: idle connections there must not make the probes fail, or the gateway would be
-/// killed.
+/// Health and metrics are open to all: idle connections there must not make the probes fail, or the gateway
+/// would be killed.
 #[test]
 fn admin_pages_answer_beside_silent_connections() {
     let server = Scripted::echo(b"+");

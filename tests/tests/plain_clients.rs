@@ -1,5 +1,5 @@
-//! Plaintext clients, the real psql and mariadb: the log identifies them and names the remedy, and the gateway does not
-//! answer with bytes that they would take for their own protocol.
+//! Plaintext clients, the real psql and mariadb: the log identifies them and names the remedy, and the
+//! gateway does not answer with bytes that they would take for their own protocol.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test")]
 

@@ -1,5 +1,5 @@
-//! Exhaustion of local ports across a real link: it never counts against an endpoint, and more source addresses give
-//! more ports. Row 6d of the hazards. Requires root, for namespaces.
+//! Exhaustion of local ports across a real link: it never counts against an endpoint, and more source
+//! addresses give more ports. Row 6d of the hazards. Requires root, for namespaces.
 
 #![allow(
     clippy::unwrap_used,

@@ -1,5 +1,5 @@
-//! `isthmus-bench report` as a process: a real browser renders the published figures, even on a narrow phone. The
-//! page's content is tested beside the code that writes it.
+//! `isthmus-bench report` as a process: a real browser renders the published figures, even on a narrow phone.
+//! The page's content is tested beside the code that writes it.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test")]
 
@@ -14,7 +14,8 @@ use serde_json::Value;
 const FIGURES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/figures/report.json");
 const BROWSERS: [&str; 3] = ["chromium", "chromium-browser", "google-chrome"];
 
-/// A page that frames the report at the width of a small phone, which a window cannot have, and records its layout.
+/// A page that frames the report at the width of a small phone, which a window cannot have, and records its
+/// layout.
 const PHONE: &str = r#"<!doctype html>
 <iframe src="report.html" style="width: 320px; height: 640px; border: 0"></iframe><pre></pre>
 <script>

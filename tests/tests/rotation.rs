@@ -1,5 +1,5 @@
-//! Rotation: a root rolls over under load without a failed handshake, and a rotation killed at any point is completed
-//! by the next one.
+//! Rotation: a root rolls over under load without a failed handshake, and a rotation killed at any point is
+//! completed by the next one.
 
 #![allow(
     clippy::unwrap_used,
@@ -275,8 +275,8 @@ fn refusal_of(client: Identity, pki: &Pki, server: &Server) -> VerifyError {
     VerifyError::of(error.get_ref().unwrap().downcast_ref::<rustls::Error>().unwrap()).unwrap().clone()
 }
 
-/// System calls that change files: killing before each of them covers every intermediate state. (After a kill, unlike
-/// a power failure, data is visible without fsync.)
+/// System calls that change files: killing before each of them covers every intermediate state. (After a
+/// kill, unlike a power failure, data is visible without fsync.)
 const CHANGES: [&str; 15] = [
     "write",
     "rename",
@@ -310,8 +310,8 @@ fn killed_at(change: &str, number: usize, folder: &Path, words: &[&str]) -> bool
     was_killed
 }
 
-/// Kills a command at each of its changes in turn, on a fresh copy of `before`; `check` inspects the result of each
-/// kill. Returns the number of kills.
+/// Kills a command at each of its changes in turn, on a fresh copy of `before`; `check` inspects the result
+/// of each kill. Returns the number of kills.
 fn kill_everywhere(before: &Path, words: &[&str], check: impl Fn(&Path)) -> usize {
     let kills_at = |change: &str| {
         let kills = (1..).take_while(|number| {

@@ -1,5 +1,5 @@
-//! Signals and blocked output of long-running programs: non-terminating signals do not end them, and full pipes do not
-//! keep them from exiting.
+//! Signals and blocked output of long-running programs: non-terminating signals do not end them, and full
+//! pipes do not keep them from exiting.
 
 #![allow(
     clippy::unwrap_used,

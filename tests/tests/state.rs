@@ -1,6 +1,7 @@
-//! Faults in the state of an agent and a gateway, while they run and between starts: full, read-only and failing disks,
-//! SIGKILL, and damage to any file. No process ends or hangs, and nothing is withdrawn except damaged records, which
-//! are reported. Row 20 of the hazards. Tokens, registrations and single stores have tests beside their code.
+//! Faults in the state of an agent and a gateway, while they run and between starts: full, read-only and
+//! failing disks, SIGKILL, and damage to any file. No process ends or hangs, and nothing is withdrawn except
+//! damaged records, which are reported. Row 20 of the hazards. Tokens, registrations and single stores have
+//! tests beside their code.
 
 #![allow(
     clippy::unwrap_used,

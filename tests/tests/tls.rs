@@ -1,5 +1,5 @@
-//! Real TLS through the gateway with rustls and OpenSSL at both ends. TLS is end to end: the service sees the client
-//! certificate, and the gateway has no key.
+//! Real TLS through the gateway with rustls and OpenSSL at both ends. TLS is end to end: the service sees the
+//! client certificate, and the gateway has no key.
 
 #![allow(
     clippy::unwrap_used,

@@ -1,5 +1,5 @@
-//! Proxyless gRPC: grpcio discovers services of an agent as `xds:///HOST:PORT` with its own xDS client, and calls them
-//! directly over mTLS, which the agent is not part of.
+//! Proxyless gRPC: grpcio discovers services of an agent as `xds:///HOST:PORT` with its own xDS client, and
+//! calls them directly over mTLS, which the agent is not part of.
 
 #![allow(
     clippy::unwrap_used,

@@ -1,5 +1,5 @@
-//! Configuration and registry files as people and programs write them: FIFOs and devices, alias bombs, and files
-//! written in place. No program hangs on one, and a temporarily truncated file withdraws nothing.
+//! Configuration and registry files as people and programs write them: FIFOs and devices, alias bombs, and
+//! files written in place. No program hangs on one, and a temporarily truncated file withdraws nothing.
 
 #![allow(
     clippy::unwrap_used,
@@ -145,8 +145,8 @@ impl Drop for Stop<'_> {
     }
 }
 
-/// Rewrites a file in place, as scp, `rsync --inplace` and generators do: a pause after each part, with the file open
-/// throughout.
+/// Rewrites a file in place, as scp, `rsync --inplace` and generators do: a pause after each part, with the
+/// file open throughout.
 fn rewrite(path: &Path, parts: &[&str], pause: impl Fn()) {
     let mut file = File::create(path).unwrap();
     for part in parts {

@@ -1,5 +1,5 @@
-//! The service behind every system: reads the hello, answers with one byte, then does the job that the hello names.
-//! Two threads with epoll and no allocation per event; not a model of a real server.
+//! The service behind every system: reads the hello, answers with one byte, then does the job that the hello
+//! names. Two threads with epoll and no allocation per event; not a model of a real server.
 
 pub(crate) mod closing;
 pub(crate) mod tls;

@@ -1,5 +1,5 @@
-//! The service for full handshakes: mTLS with rustls, a required client certificate, and an answer of one byte. Its
-//! threads block; waking a thread costs little compared with a handshake.
+//! The service for full handshakes: mTLS with rustls, a required client certificate, and an answer of one
+//! byte. Its threads block; waking a thread costs little compared with a handshake.
 
 use std::io::{self, Read as _, Write as _};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};

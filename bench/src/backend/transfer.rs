@@ -1,5 +1,5 @@
-//! Endless transfers: send, receive, or both. They run on a separate thread, so that they cost the other jobs only
-//! CPU.
+//! Endless transfers: send, receive, or both. They run on a separate thread, so that they cost the other jobs
+//! only CPU.
 
 use std::io::{self, Read as _, Write as _};
 use std::sync::atomic::Ordering;
@@ -11,8 +11,8 @@ use super::{CHUNK, Conn, Shared};
 use crate::hello::Job;
 use crate::poller::{Interest, Poller, Ready, try_again};
 
-/// Chunks per turn and direction, so that a fast peer does not delay the others. A chunk is large enough to make
-/// system calls negligible, and small enough for the cache.
+/// Chunks per turn and direction, so that a fast peer does not delay the others. A chunk is large enough to
+/// make system calls negligible, and small enough for the cache.
 const CHUNKS_PER_TURN: usize = 4;
 
 /// The connections with bulk transfers.

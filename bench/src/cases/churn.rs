@@ -1,6 +1,6 @@
-//! Churn: short and long connections while a service is added or removed every tenth of a second, in a fresh process
-//! that ends with all its generations. Then, in another process, calls to a service with one endpoint that accepts
-//! and closes.
+//! Churn: short and long connections while a service is added or removed every tenth of a second, in a fresh
+//! process that ends with all its generations. Then, in another process, calls to a service with one endpoint
+//! that accepts and closes.
 
 use std::io;
 use std::thread;

@@ -33,11 +33,11 @@ const SPARE: u64 = 1000;
 pub(crate) enum Scenario {
     /// Bulk transfers: down, up, both ways; 1, 4, 64 connections.
     Bulk,
-    /// Round trips: 64 B, 1 KiB, 16 KiB; 1, 16, 256 connections; at full speed and at fixed rates. The proxy has a
-    /// core to itself.
+    /// Round trips: 64 B, 1 KiB, 16 KiB; 1, 16, 256 connections; at full speed and at fixed rates. The proxy
+    /// has a core to itself.
     Pingpong,
-    /// Short connections of one exchange each; closed by the client or by the server, on loopback and across veth
-    /// pairs. The proxy has a core to itself.
+    /// Short connections of one exchange each; closed by the client or by the server, on loopback and across
+    /// veth pairs. The proxy has a core to itself.
     Short,
     /// Small round trips beside 32 bulk connections.
     Mixed,

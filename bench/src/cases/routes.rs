@@ -1,4 +1,5 @@
-//! Many services: the time to load and change the tables, their memory and the cost of a lookup, in a fresh process.
+//! Many services: the time to load and change the tables, their memory and the cost of a lookup, in a fresh
+//! process.
 
 use std::io;
 use std::thread;

@@ -14,12 +14,12 @@ pub(super) const RATE: Figure = Figure::more("rate", "rate", "conn/s");
 
 pub(super) const IN_FLIGHT: usize = 16;
 
-/// Largest number of connections of a warm-up or a measurement if the client closes first: each uses up a port for
-/// a minute. The kernel has 28 000 ports per destination and searches long for the last ones.
+/// Largest number of connections of a warm-up or a measurement if the client closes first: each uses up a
+/// port for a minute. The kernel has 28 000 ports per destination and searches long for the last ones.
 const PORTS: u64 = 10_000;
 
-/// On loopback the systems share the backend's address and the ports towards it, which the kernel reuses after a
-/// second.
+/// On loopback the systems share the backend's address and the ports towards it, which the kernel reuses
+/// after a second.
 const REUSE: Duration = Duration::from_millis(1100);
 
 pub(super) fn measure(lab: &Lab, contender: &Contender, closer: Closer, veth: bool) -> io::Result<Sample> {

@@ -1,5 +1,5 @@
-//! Full mTLS handshakes with rustls at both ends. Nearly all of the machine's CPU goes to cryptography, which no
-//! passthrough proxy does: only the proxy's own share differs.
+//! Full mTLS handshakes with rustls at both ends. Nearly all of the machine's CPU goes to cryptography, which
+//! no passthrough proxy does: only the proxy's own share differs.
 
 use std::io;
 

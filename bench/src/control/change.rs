@@ -1,5 +1,5 @@
-//! Measures the time from an edit in east to connections in west: two clusters with an agent and a gateway each, and
-//! a client in west that opens connections until one reaches the new endpoint.
+//! Measures the time from an edit in east to connections in west: two clusters with an agent and a gateway
+//! each, and a client in west that opens connections until one reaches the new endpoint.
 
 use std::collections::BTreeMap;
 use std::io::{self, Read as _, Write as _};

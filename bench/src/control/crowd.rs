@@ -1,5 +1,5 @@
-//! Simulates gateways and peers: each is a real discovery client with its own identity and TLS connection, which
-//! stores the resources by name and does not use them.
+//! Simulates gateways and peers: each is a real discovery client with its own identity and TLS connection,
+//! which stores the resources by name and does not use them.
 
 use std::collections::HashSet;
 use std::io;

@@ -1,5 +1,5 @@
-//! Measures how long a change takes to reach the last of many simulated gateways and peers of one agent, and how that
-//! grows with their number.
+//! Measures how long a change takes to reach the last of many simulated gateways and peers of one agent, and
+//! how that grows with their number.
 
 use std::thread;
 use std::time::{Duration, Instant};

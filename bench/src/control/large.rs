@@ -1,5 +1,5 @@
-//! Measures one agent and one gateway with a large registry: the first sync, the memory of both, and the cost of one
-//! added service, compared with a registry of a tenth of the size.
+//! Measures one agent and one gateway with a large registry: the first sync, the memory of both, and the cost
+//! of one added service, compared with a registry of a tenth of the size.
 
 use std::fs;
 use std::io;
@@ -176,8 +176,8 @@ impl World {
     }
 }
 
-/// CPU time of each process for one added service, in ms. The three readings delimit a window without changes and
-/// one with changes.
+/// CPU time of each process for one added service, in ms. The three readings delimit a window without changes
+/// and one with changes.
 fn cost(before: [Duration; 2], between: [Duration; 2], after: [Duration; 2]) -> [f64; 2] {
     let seconds = |times: [Duration; 2]| times.map(|time| time.as_secs_f64());
     let (before, between, after) = (seconds(before), seconds(between), seconds(after));

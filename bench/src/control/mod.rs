@@ -1,5 +1,5 @@
-//! `control`: measures how fast a registry change reaches connections, what a large registry costs and how a change
-//! fans out, with the real agent and gateway. For the data path see `compare`.
+//! `control`: measures how fast a registry change reaches connections, what a large registry costs and how a
+//! change fans out, with the real agent and gateway. For the data path see `compare`.
 
 mod change;
 mod cluster;

@@ -1,5 +1,5 @@
-//! Writes the registry of a cluster: 100 services per file, all exported and none with a health check. Changes are
-//! made by rename, as a careful editor does.
+//! Writes the registry of a cluster: 100 services per file, all exported and none with a health check.
+//! Changes are made by rename, as a careful editor does.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;

@@ -101,8 +101,8 @@ impl Report {
         }
     }
 
-    /// Compares the cost of an added service with that in the small registry: it is equal if the cost follows the
-    /// change, and many times larger if it follows the size of the registry.
+    /// Compares the cost of an added service with that in the small registry: it is equal if the cost follows
+    /// the change, and many times larger if it follows the size of the registry.
     pub(super) fn large(&mut self, small: &Large, large: &Large) {
         let part = "large";
         let mib = |kib: u64| number(kib) / 1024.0;
@@ -225,8 +225,8 @@ const TWICE: f64 = 2.0;
 /// CPU times below this, in ms, are indistinguishable from zero.
 const TICK: f64 = 1.0;
 
-/// The ratio of the medians, and whether all rounds are on the same side of the target. A negative cost means that
-/// the noise is larger than the cost: the verdict is unclear.
+/// The ratio of the medians, and whether all rounds are on the same side of the target. A negative cost means
+/// that the noise is larger than the cost: the verdict is unclear.
 fn ratio(large: Summary, small: Summary, is_sound: bool) -> (f64, f64, Verdict) {
     let of = |large: f64, small: f64| large.max(TICK) / small.max(TICK);
     let (least, most) = (of(large.min, small.max), of(large.max, small.min));

@@ -1,5 +1,5 @@
-//! Measures the CPU time of all programs on a path: both ends, the gateway and the ingress. It excludes the emulated
-//! WAN, and with it the kernel's processing of arriving packets.
+//! Measures the CPU time of all programs on a path: both ends, the gateway and the ingress. It excludes the
+//! emulated WAN, and with it the kernel's processing of arriving packets.
 
 use std::io;
 use std::time::Duration;

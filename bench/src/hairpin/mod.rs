@@ -1,5 +1,5 @@
-//! `hairpin`: measures what a detour through a central ingress costs, against the direct path between sites, over an
-//! emulated WAN. For a comparison of proxies see `compare`.
+//! `hairpin`: measures what a detour through a central ingress costs, against the direct path between sites,
+//! over an emulated WAN. For a comparison of proxies see `compare`.
 
 mod cost;
 mod find;
@@ -30,9 +30,9 @@ use crate::wan::{Change, Shape};
 
 /// Measure a detour through a central ingress against the direct path, over an emulated WAN.
 ///
-/// Three sites: west with a client, centre with an ingress (HAProxy) that terminates and re-encrypts the client's
-/// mTLS, east with a service behind its gateway. Requires root, the `ip` command, and HAProxy in PATH or at
-/// `ISTHMUS_HAPROXY`.
+/// Three sites: west with a client, centre with an ingress (HAProxy) that terminates and re-encrypts the
+/// client's mTLS, east with a service behind its gateway. Requires root, the `ip` command, and HAProxy in
+/// PATH or at `ISTHMUS_HAPROXY`.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   isthmus-bench hairpin

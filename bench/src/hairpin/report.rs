@@ -1,5 +1,5 @@
-//! The report of `hairpin` as data: figures for both routes, their ratios and a verdict. The table is rendered from
-//! it.
+//! The report of `hairpin` as data: figures for both routes, their ratios and a verdict. The table is
+//! rendered from it.
 
 use std::collections::BTreeSet;
 use std::time::Duration;

@@ -1,5 +1,5 @@
-//! The service in east: mTLS with rustls, and answers of the requested length that begin with the caller's identity.
-//! Counts the CPU time of its threads.
+//! The service in east: mTLS with rustls, and answers of the requested length that begin with the caller's
+//! identity. Counts the CPU time of its threads.
 
 use std::io::{self, Read as _, Write as _};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};

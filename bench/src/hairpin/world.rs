@@ -1,5 +1,5 @@
-//! Builds the three sites, their links and their programs. Two routes lead from west to the service in east; both
-//! enter east through its gateway, which is the only way into a cluster.
+//! Builds the three sites, their links and their programs. Two routes lead from west to the service in east;
+//! both enter east through its gateway, which is the only way into a cluster.
 
 use std::fs;
 use std::io;
@@ -178,8 +178,8 @@ services:
     Ok(command)
 }
 
-/// HAProxy: one thread, mutual TLS on both sides, defaults otherwise. It keeps no connections to the service, as
-/// connections cannot be shared in TCP mode.
+/// HAProxy: one thread, mutual TLS on both sides, defaults otherwise. It keeps no connections to the service,
+/// as connections cannot be shared in TCP mode.
 fn ingress_command(
     program: &Path,
     directory: &Path,

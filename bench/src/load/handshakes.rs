@@ -1,5 +1,5 @@
-//! Full TLS handshakes, sequentially on a few threads: connect, handshake with a client certificate, one byte back,
-//! close. rustls allocates for each, as in any real client.
+//! Full TLS handshakes, sequentially on a few threads: connect, handshake with a client certificate, one byte
+//! back, close. rustls allocates for each, as in any real client.
 
 use std::io::{self, Read as _};
 use std::net::{SocketAddr, TcpStream};
@@ -16,8 +16,8 @@ use crate::backend::tls::TLS_NAME;
 use crate::sample::{histogram, record};
 use crate::stop::Stop;
 
-/// Makes handshakes until this time, at least one on each thread; returns the times from connect to first byte in
-/// nanoseconds.
+/// Makes handshakes until this time, at least one on each thread; returns the times from connect to first
+/// byte in nanoseconds.
 pub(crate) fn handshakes(
     address: SocketAddr,
     config: &Arc<ClientConfig>,

@@ -1,5 +1,5 @@
-//! The load generator. Each kind of load keeps its connections between calls, so that warm-up and measurement are the
-//! same call. Knows nothing of systems, CPU or reports.
+//! The load generator. Each kind of load keeps its connections between calls, so that warm-up and measurement
+//! are the same call. Knows nothing of systems, CPU or reports.
 
 mod bulk;
 mod handshakes;

@@ -1,6 +1,6 @@
-//! Round trips in an open loop: pings are due at a fixed rate, whether or not the earlier ones have returned. Latency
-//! counts from when a ping was *due*, so a stall is charged to every ping that it delayed and not only to the few in
-//! flight (coordinated omission).
+//! Round trips in an open loop: pings are due at a fixed rate, whether or not the earlier ones have returned.
+//! Latency counts from when a ping was *due*, so a stall is charged to every ping that it delayed and not
+//! only to the few in flight (coordinated omission).
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -79,7 +79,8 @@ impl Paced {
         Ok(Self { poller, alarm, conns, free, ping, buffer, per_second, round_trips: histogram()? })
     }
 
-    /// Pings until this time; returns the latencies in nanoseconds. Every due ping is sent and awaited, however late.
+    /// Pings until this time; returns the latencies in nanoseconds. Every due ping is sent and awaited,
+    /// however late.
     ///
     /// # Errors
     /// If the last ping has not returned 5 s after the end: the rate is too high for the system.
@@ -176,8 +177,8 @@ mod tests {
         address
     }
 
-    /// Coordinated omission: at 1000 pings per second a stall of 200 ms delays 200 of them, by 100 ms on average. A
-    /// closed loop sees one slow ping.
+    /// Coordinated omission: at 1000 pings per second a stall of 200 ms delays 200 of them, by 100 ms on
+    /// average. A closed loop sees one slow ping.
     #[test]
     fn paced_latency_charges_stall_to_every_delayed_ping() {
         let hello = Arc::new(Hello::new().unwrap());

@@ -1,5 +1,5 @@
-//! Round trips in a closed loop: each connection sends the next ping when the last one has returned. A closed loop
-//! hides the delay that a stall causes to other requests; [`super::paced`] does not.
+//! Round trips in a closed loop: each connection sends the next ping when the last one has returned. A closed
+//! loop hides the delay that a stall causes to other requests; [`super::paced`] does not.
 
 use std::io::{self, Read as _, Write as _};
 use std::net::TcpStream;
@@ -31,8 +31,8 @@ impl PingPong {
         Ok(Self { poller, conns, ping, buffer, round_trips: histogram()? })
     }
 
-    /// Pings until this time; returns the round trips of this call in nanoseconds. No ping is in flight before or
-    /// after.
+    /// Pings until this time; returns the round trips of this call in nanoseconds. No ping is in flight
+    /// before or after.
     pub(crate) fn run(&mut self, until: Instant, stop: &Stop) -> io::Result<&Histogram<u64>> {
         let mut ready = Ready::new();
         self.round_trips.reset();

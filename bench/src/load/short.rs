@@ -1,11 +1,11 @@
 //! Short connections: connect, hello, one byte back, close.
 //!
-//! TIME_WAIT stays with the side that closes first, and blocks the port only for a side that connects.
-//! When the *server* closes first, every TIME_WAIT is on an accepting side (the backend, the proxy's listener),
-//! where the kernel accepts a newer SYN from the same port (with TCP timestamps, the default): no system can run
-//! out of ports. When the *client* closes first, the client and every proxy use up one of 28 000 ports towards one
-//! address for a minute, or for a second on loopback, where the kernel reuses them sooner. That is measured on
-//! purpose, with a number of connections for which there are ports.
+//! TIME_WAIT stays with the side that closes first, and blocks the port only for a side that connects. When
+//! the *server* closes first, every TIME_WAIT is on an accepting side (the backend, the proxy's listener),
+//! where the kernel accepts a newer SYN from the same port (with TCP timestamps, the default): no system can
+//! run out of ports. When the *client* closes first, the client and every proxy use up one of 28 000 ports
+//! towards one address for a minute, or for a second on loopback, where the kernel reuses them sooner. That
+//! is measured on purpose, with a number of connections for which there are ports.
 
 use std::io::{self, Read as _, Write as _};
 use std::net::TcpStream;
@@ -128,8 +128,8 @@ impl Short {
         Ok(&self.first_bytes)
     }
 
-    /// Uses blocking calls, which never block within one machine: the handshake happens inside `connect`, and the
-    /// hello fits the empty send buffer. This saves system calls that would hide the proxy's cost.
+    /// Uses blocking calls, which never block within one machine: the handshake happens inside `connect`, and
+    /// the hello fits the empty send buffer. This saves system calls that would hide the proxy's cost.
     fn open(&mut self, slot: usize) -> io::Result<()> {
         let began = Instant::now();
         if self.services > 1 {

@@ -1,5 +1,5 @@
-//! Condenses a report: for each case the headline figure and the machine's CPU of Isthmus against the best peer.
-//! Also formats numbers. Shared by all human-readable forms.
+//! Condenses a report: for each case the headline figure and the machine's CPU of Isthmus against the best
+//! peer. Also formats numbers. Shared by all human-readable forms.
 
 use std::iter;
 use std::time::{Duration, UNIX_EPOCH};

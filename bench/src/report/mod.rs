@@ -1,5 +1,5 @@
-//! The report of a comparison as data. Its JSON is the exchange format; tables, pages and charts are rendered from
-//! it.
+//! The report of a comparison as data. Its JSON is the exchange format; tables, pages and charts are rendered
+//! from it.
 
 mod command;
 mod digest;
@@ -74,8 +74,8 @@ pub(crate) struct CaseReport {
     pub(crate) title: String,
     /// Key of the headline figure.
     pub(crate) headline: String,
-    /// Minimum and maximum of `cpu_machine` minus `cpu_processes` over the measurements of this case, as a share
-    /// of the machine; `None` without CPU figures.
+    /// Minimum and maximum of `cpu_machine` minus `cpu_processes` over the measurements of this case, as a
+    /// share of the machine; `None` without CPU figures.
     pub(crate) cpu_gap: Option<(f64, f64)>,
     /// Key of the more reliable CPU figure.
     pub(crate) cpu_headline: String,

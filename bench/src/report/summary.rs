@@ -1,5 +1,5 @@
-//! Summarizes measurements into a report: medians, spread, ratios, distributions, the more reliable CPU figure, and
-//! results limited by the load generator.
+//! Summarizes measurements into a report: medians, spread, ratios, distributions, the more reliable CPU
+//! figure, and results limited by the load generator.
 
 use hdrhistogram::Histogram;
 
@@ -8,8 +8,8 @@ use crate::cases::{Case, Scenario};
 use crate::sample::{Better, CPU_MACHINE, CPU_PROCESSES, Figure, Sample, number};
 use crate::stats::Summary;
 
-/// Largest difference of the two CPU counts, as a share of the machine. Beyond it the sampled one, which includes
-/// other programs, is not used.
+/// Largest difference of the two CPU counts, as a share of the machine. Beyond it the sampled one, which
+/// includes other programs, is not used.
 const TOLERANCE: f64 = 0.03;
 /// A system with at least this share of the direct connection's speed was not the limit.
 const NEAR_DIRECT: f64 = 0.9;

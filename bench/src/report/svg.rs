@@ -1,5 +1,5 @@
-//! Renders charts: bars with their spread, and latency by quantile. They are narrow enough for a phone; colours are
-//! CSS classes, defined for light and dark by the page or the file.
+//! Renders charts: bars with their spread, and latency by quantile. They are narrow enough for a phone;
+//! colours are CSS classes, defined for light and dark by the page or the file.
 
 use std::ops::RangeInclusive;
 

@@ -198,8 +198,8 @@ impl Kept {
         }
     }
 
-    /// Closes the connection and waits for the server's close: only then is it certain that the server accepted
-    /// the client certificate (TLS 1.3 does not say so earlier) and that no bytes were lost.
+    /// Closes the connection and waits for the server's close: only then is it certain that the server
+    /// accepted the client certificate (TLS 1.3 does not say so earlier) and that no bytes were lost.
     async fn close(self) -> Result<(), Failure> {
         match self.inside {
             Inside::Http { sender, mut driver } => {

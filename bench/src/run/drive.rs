@@ -1,9 +1,9 @@
 //! Runs operations on many connections: as an open loop with a rate, as a closed loop without one. Knows when
 //! operations begin and end, not what they do.
 //!
-//! With a rate, a separate thread adds a permit to a semaphore when an operation is due, because tokio's timers
-//! are only exact to a millisecond. The permits are the queue: an operation without a free connection waits
-//! there, in order and without memory of its own.
+//! With a rate, a separate thread adds a permit to a semaphore when an operation is due, because tokio's
+//! timers are only exact to a millisecond. The permits are the queue: an operation without a free connection
+//! waits there, in order and without memory of its own.
 
 use std::num::NonZeroU64;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -80,7 +80,8 @@ impl Drive {
         Undone { unstarted: due.saturating_sub(started), under_way: started.saturating_sub(ended) }
     }
 
-    /// Runs until every operation of the plan has ended or is too late to start. Dropping the future cancels them.
+    /// Runs until every operation of the plan has ended or is too late to start. Dropping the future cancels
+    /// them.
     ///
     /// # Errors
     /// If the pacing thread cannot be started.
@@ -100,8 +101,8 @@ impl Drive {
         Ok(())
     }
 
-    /// Opens the kept connections before the clock starts, as their handshakes belong to no operation. A failure
-    /// is counted, and the operation that needs the connection tries again.
+    /// Opens the kept connections before the clock starts, as their handshakes belong to no operation. A
+    /// failure is counted, and the operation that needs the connection tries again.
     async fn open_all(self: &Arc<Self>) -> Vec<Option<Kept>> {
         if !self.client.keeps() {
             return (0..self.connections).map(|_| None).collect();

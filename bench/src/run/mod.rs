@@ -76,8 +76,8 @@ pub(crate) struct Run {
     /// Concurrent connections, and so concurrent operations.
     #[arg(short, long, value_name = "N", default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..))]
     connections: u32,
-    /// Operations per second (500, 500/s) or minute (30/m), as an open loop. [default: as fast as the connections
-    /// allow]
+    /// Operations per second (500, 500/s) or minute (30/m), as an open loop. [default: as fast as the
+    /// connections allow]
     #[arg(short, long, value_name = "N/s")]
     rate: Option<Rate>,
     /// How long to start operations: 500ms, 30s, 5m, 1h. [default: 10s, or unlimited with --count]
@@ -286,8 +286,8 @@ impl Prepared {
     }
 }
 
-/// Builds a runtime whose threads have all drawn their first random bytes: aws-lc takes some 40 ms for that on
-/// each thread, which would otherwise be the slowest handshakes of the run.
+/// Builds a runtime whose threads have all drawn their first random bytes: aws-lc takes some 40 ms for that
+/// on each thread, which would otherwise be the slowest handshakes of the run.
 fn warm_runtime() -> anyhow::Result<Runtime> {
     let workers = thread::available_parallelism()?.get();
     let (warm, warmed) = channel();

@@ -304,8 +304,8 @@ fn addresses_are_used_in_turn() {
     assert_eq!((report.succeeded, servers.map(|server| server.accepted())), (12, [4; 3]));
 }
 
-/// Coordinated omission: while one echo is delayed, 200 more become due. All of them waited, but only the one in
-/// flight was slow by itself.
+/// Coordinated omission: while one echo is delayed, 200 more become due. All of them waited, but only the one
+/// in flight was slow by itself.
 #[test]
 fn latency_charges_stall_to_every_operation_due_meanwhile() {
     let world = World::new();

@@ -1,5 +1,5 @@
-//! HAProxy in TCP mode: one thread, splice-auto, as its manual advises for bulk transfers, and one backend per
-//! service, selected by a map. With a master process, as in distributions, so that it can be reloaded.
+//! HAProxy in TCP mode: one thread, splice-auto, as its manual advises for bulk transfers, and one backend
+//! per service, selected by a map. With a master process, as in distributions, so that it can be reloaded.
 
 use std::fmt::Write as _;
 use std::io;

@@ -1,5 +1,5 @@
-//! The Isthmus gateway: one worker, no access log, defaults otherwise. It watches its file. There are two, so that
-//! a build can be compared with an earlier one.
+//! The Isthmus gateway: one worker, no access log, defaults otherwise. It watches its file. There are two, so
+//! that a build can be compared with an earlier one.
 
 use std::fmt::Write as _;
 use std::io;

@@ -1,5 +1,5 @@
-//! The systems under comparison: where each one's binary is and how it is configured to route names to one backend
-//! with one worker. One file per system; nothing is tuned beyond what each file says.
+//! The systems under comparison: where each one's binary is and how it is configured to route names to one
+//! backend with one worker. One file per system; nothing is tuned beyond what each file says.
 
 mod envoy;
 mod haproxy;
@@ -55,8 +55,8 @@ impl Endpoints {
     }
 }
 
-/// Connections that a system must hold. Two descriptors each stay below the common limit of 20 000 per process,
-/// with room for pipes.
+/// Connections that a system must hold. Two descriptors each stay below the common limit of 20 000 per
+/// process, with room for pipes.
 const CONNECTIONS: u32 = 8500;
 
 /// A proxy that can be configured, started and reconfigured.

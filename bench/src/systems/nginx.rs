@@ -1,5 +1,5 @@
-//! nginx with the stream module and `ssl_preread`: one worker, default buffers (nginx cannot splice), and a map
-//! from name to endpoint.
+//! nginx with the stream module and `ssl_preread`: one worker, default buffers (nginx cannot splice), and a
+//! map from name to endpoint.
 
 use std::fmt::Write as _;
 use std::io;

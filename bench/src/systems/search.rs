@@ -20,7 +20,8 @@ pub(crate) struct Search {
 }
 
 impl Search {
-    /// By default the gateway is in the directory of this binary, and the peers are where `tests/run` installs them.
+    /// By default the gateway is in the directory of this binary, and the peers are where `tests/run`
+    /// installs them.
     pub(crate) fn new(
         gateway: Option<&Path>,
         baseline: Option<&Path>,
@@ -81,7 +82,8 @@ fn below(folder: &Path, name: &str, depth: usize) -> Option<PathBuf> {
         .find_map(|entry| below(&entry.path(), name, deeper))
 }
 
-/// Whether the file is an ELF binary: wheels also install scripts of the same name, whose interpreter would be measured.
+/// Whether the file is an ELF binary: wheels also install scripts of the same name, whose interpreter would
+/// be measured.
 fn is_program(path: &Path) -> bool {
     let mut magic = [0; 4];
     fs::File::open(path).is_ok_and(|mut file| file.read_exact(&mut magic).is_ok() && &magic == b"\x7fELF")

@@ -23,8 +23,8 @@ impl Lane {
         Self { shape, random: Rng::with_seed(seed), free: Duration::ZERO, last: Duration::ZERO }
     }
 
-    /// When a packet that arrives now leaves the link; `None` if the queue is full. Times are relative to any fixed
-    /// moment, and `now` must not decrease.
+    /// When a packet that arrives now leaves the link; `None` if the queue is full. Times are relative to any
+    /// fixed moment, and `now` must not decrease.
     pub(crate) fn offer(&mut self, bytes: usize, now: Duration) -> Option<Duration> {
         let begin = self.free.max(now);
         let waiting = self.shape.bytes_in(begin.saturating_sub(now));

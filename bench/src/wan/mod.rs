@@ -1,5 +1,5 @@
-//! Emulates a WAN in user space: links between network namespaces with delay, jitter and limited bandwidth, for the
-//! packets of the kernel's TCP. Only full queues drop packets; there is no reordering and no routing.
+//! Emulates a WAN in user space: links between network namespaces with delay, jitter and limited bandwidth,
+//! for the packets of the kernel's TCP. Only full queues drop packets; there is no reordering and no routing.
 
 mod lane;
 mod pump;

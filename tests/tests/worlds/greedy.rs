@@ -1,5 +1,5 @@
-//! A peer with a valid identity that uses ten times what each limit allows: the agent's memory stays bounded, and
-//! changes of its own cluster still arrive. Row 21 of the hazards.
+//! A peer with a valid identity that uses ten times what each limit allows: the agent's memory stays bounded,
+//! and changes of its own cluster still arrive. Row 21 of the hazards.
 
 use std::sync::Arc;
 use std::thread;
@@ -106,8 +106,8 @@ impl Greedy {
         drop(kept);
     }
 
-    /// 160 connections, of which 16 are accepted; 80 requests on these, 8 MiB each and never complete. Also 80 requests
-    /// of an unserved client.
+    /// 160 connections, of which 16 are accepted; 80 requests on these, 8 MiB each and never complete. Also
+    /// 80 requests of an unserved client.
     fn requests(&self, west: &Cluster) -> Vec<Channel> {
         let (at, agent, stranger) = (self.at.clone(), Arc::clone(&self.agent), Arc::clone(&self.stranger));
         let kept = self.runtime.spawn(async move {
@@ -128,8 +128,8 @@ impl Greedy {
         kept
     }
 
-    /// 20 requests with 8 000 names and more each, delta and state-of-the-world: many times the total limit. Half of
-    /// them exceed the limit of one stream.
+    /// 20 requests with 8 000 names and more each, delta and state-of-the-world: many times the total limit.
+    /// Half of them exceed the limit of one stream.
     fn names(&self, west: &Cluster) {
         let (at, agent) = (self.at.clone(), Arc::clone(&self.agent));
         let asked = self.runtime.spawn(async move {

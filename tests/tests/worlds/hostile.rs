@@ -1,5 +1,5 @@
-//! A hostile peer with a valid identity: its resources are refused by name, and no other cluster is affected. Row 15 of
-//! the hazards.
+//! A hostile peer with a valid identity: its resources are refused by name, and no other cluster is affected.
+//! Row 15 of the hazards.
 
 use std::fs;
 use std::io::Write as _;

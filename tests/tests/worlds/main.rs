@@ -1,5 +1,6 @@
-//! Separate clusters: exports and imports (`agreed`), outages without failed calls (`returning`), joining (`joining`),
-//! and hostile parties: peers (`hostile`, `greedy`), a gateway's own agent (`misled`), strangers (`strangers`).
+//! Separate clusters: exports and imports (`agreed`), outages without failed calls (`returning`), joining
+//! (`joining`), and hostile parties: peers (`hostile`, `greedy`), a gateway's own agent (`misled`), strangers
+//! (`strangers`).
 
 #![allow(
     clippy::unwrap_used,

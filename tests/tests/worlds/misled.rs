@@ -1,5 +1,6 @@
-//! A gateway with a hostile agent, or with an impostor in the agent's place: invalid resources are refused and reported,
-//! the last good tables stay in use, and the returning agent is accepted. Row 15 of the hazards.
+//! A gateway with a hostile agent, or with an impostor in the agent's place: invalid resources are refused
+//! and reported, the last good tables stay in use, and the returning agent is accepted. Row 15 of the
+//! hazards.
 
 use std::fs;
 

@@ -1,5 +1,5 @@
-//! Outages of agents, peers and links while a service is called continuously: no call fails, tables stay, and missed
-//! changes arrive afterwards. Row 15 of the hazards, except its duration.
+//! Outages of agents, peers and links while a service is called continuously: no call fails, tables stay, and
+//! missed changes arrive afterwards. Row 15 of the hazards, except its duration.
 
 use std::net::SocketAddr;
 use std::thread;

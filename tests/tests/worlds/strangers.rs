@@ -1,5 +1,5 @@
-//! A thousand unauthenticated clients: an agent keeps serving its gateways, in unchanged memory. Row 15 of the
-//! hazards.
+//! A thousand unauthenticated clients: an agent keeps serving its gateways, in unchanged memory. Row 15 of
+//! the hazards.
 
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
