@@ -245,7 +245,7 @@ impl Cluster {
 
     /// The agent's log lines since its start.
     #[must_use]
-    pub fn said(&self) -> Vec<String> {
+    pub fn log_lines(&self) -> Vec<String> {
         let lines = self.agent.as_ref().map(|agent| Arc::clone(&agent.lines)).unwrap_or_default();
         let lines = lines.lock().unwrap_or_else(PoisonError::into_inner);
         lines.clone()
@@ -340,7 +340,7 @@ impl Cluster {
 impl Drop for Cluster {
     fn drop(&mut self) {
         if thread::panicking() {
-            eprintln!("agent of {}: {:#?}", self.name, self.said());
+            eprintln!("agent of {}: {:#?}", self.name, self.log_lines());
         }
         self.stop();
     }

@@ -141,9 +141,9 @@ fn three_thousand_filter_chains_route_as_configured() {
     ready(&gateway);
     let stream = plane.wait("stream", |_| true);
     assert_eq!(stream["node"]["id"], "router~127.0.0.1~gw-1.istio-system~istio-system.svc.cluster.local");
-    let said = &stream["node"]["metadata"];
-    assert_eq!((&said["NAMESPACE"], &said["NETWORK"]), (&json!("istio-system"), &json!("other-net")));
-    assert_eq!(said["LABELS"], json!({ "istio": "eastwestgateway" }));
+    let metadata = &stream["node"]["metadata"];
+    assert_eq!((&metadata["NAMESPACE"], &metadata["NETWORK"]), (&json!("istio-system"), &json!("other-net")));
+    assert_eq!(metadata["LABELS"], json!({ "istio": "eastwestgateway" }));
     assert_eq!(stream["peer"], json!(["spiffe://cluster.local/ns/istio-system/sa/eastwest"]));
     for index in [0, 1_499, 2_999] {
         assert!(leads(&gateway, index, b"one...."), "{index}");
@@ -281,9 +281,9 @@ fn envoy_cannot_tell(program: &Path, folder: &Path, matches: &Value) -> bool {
     fs::write(folder.join("envoy.json"), config.to_string()).unwrap();
     let mut command = Command::new(program);
     let ran = command.args(["--mode", "validate", "-c", "envoy.json"]).current_dir(folder).output().unwrap();
-    let said = String::from_utf8_lossy(&ran.stderr).into_owned() + &String::from_utf8_lossy(&ran.stdout);
-    let alike = said.contains("overlapping matching rules") || said.contains("same matching rules");
-    assert_eq!(ran.status.success(), !alike, "{matches}: {said}");
+    let printed = String::from_utf8_lossy(&ran.stderr).into_owned() + &String::from_utf8_lossy(&ran.stdout);
+    let alike = printed.contains("overlapping matching rules") || printed.contains("same matching rules");
+    assert_eq!(ran.status.success(), !alike, "{matches}: {printed}");
     alike
 }
 

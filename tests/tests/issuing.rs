@@ -130,7 +130,7 @@ fn gateway_enrols_with_agent_address_and_token_alone() {
         assert!(!fs::read_to_string(&file).unwrap().contains(line), "{}", file.display());
     }
     let pages = ["/status", "/config"].map(|page| gateway.admin("GET", page).body).concat();
-    let printed = [gateway.errors().join("\n"), cluster.said().join("\n"), pages].concat();
+    let printed = [gateway.errors().join("\n"), cluster.log_lines().join("\n"), pages].concat();
     assert!(!printed.contains(&token) && !printed.contains("PRIVATE KEY") && !printed.contains(line));
     assert_eq!(cluster.ask("/status")["issuing"]["signed"], 1);
 

@@ -221,7 +221,7 @@ impl Greedy {
         ] {
             assert!(metrics.contains(line), "{line}: {metrics}");
         }
-        let lines = west.said();
+        let lines = west.log_lines();
         assert!(
             lines.iter().any(|line| line.contains("limit exceeded") && line.contains("south")),
             "{lines:#?}"

@@ -227,7 +227,7 @@ impl Hostile {
         south.say("name", vec![resource(&name, Vec::new())]);
         let answer = south.answer("name").expect("a refusal");
         let refusal = self.west.ask("/status")["peers"]["south"]["refusal"].as_str().unwrap().to_owned();
-        let logged = self.west.said().iter().map(String::len).max().unwrap();
+        let logged = self.west.log_lines().iter().map(String::len).max().unwrap();
         assert!(answer.len() < 4096 && refusal.len() < 4096 && logged < 8192, "{} {logged}", answer.len());
         assert!(!refusal.contains(['\u{1b}', '\n']), "{refusal:?}");
         self.assert_valid_imports();
