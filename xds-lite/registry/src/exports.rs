@@ -132,9 +132,9 @@ pub fn export(rules: &[Rule], own: &Cluster, subject: Subject<'_>) -> Option<Exp
 impl Rule {
     fn chooses(&self, own: &Cluster, subject: Subject<'_>) -> bool {
         let namespace = subject.namespace.or_else(|| namespace_of(subject.host));
-        let belongs = self.workspace.iter().any(|one| {
-            one.cluster.as_ref().is_none_or(|cluster| cluster == own)
-                && namespace == Some(one.namespace.as_str())
+        let belongs = self.workspace.iter().any(|namespaces| {
+            namespaces.cluster.as_ref().is_none_or(|cluster| cluster == own)
+                && namespace == Some(namespaces.namespace.as_str())
         });
         let named = self.hosts.iter().any(|pattern| covers(pattern, subject.host));
         let labelled = self

@@ -83,11 +83,11 @@ impl Files {
             self.restless.insert(path);
         }
         let touched = match turn.at {
-            ChangedPaths::Everywhere => self.look(now),
+            ChangedPaths::Everywhere => self.scan_all(now),
             ChangedPaths::At(names) => {
                 let paths = names.iter().map(|name| self.folder.join(name).into());
                 let paths: BTreeSet<Arc<Path>> = paths.chain(self.restless.iter().cloned()).collect();
-                self.look_at_some(paths, now)
+                self.scan_some(paths, now)
             }
         };
         let is_whole = self.unread.is_none() && self.files.values().all(|held| held.is_whole(now));
@@ -107,20 +107,20 @@ impl Files {
 
     /// Scans these files and returns the hosts that may have changed; `None` if nothing did, not even an
     /// error.
-    fn look_at_some(&mut self, paths: BTreeSet<Arc<Path>>, now: Instant) -> Option<BTreeSet<HostPattern>> {
+    fn scan_some(&mut self, paths: BTreeSet<Arc<Path>>, now: Instant) -> Option<BTreeSet<HostPattern>> {
         // A removed file, or directory, shows in a scan of all files.
         if paths.iter().any(|path| fs::symlink_metadata(path).is_err()) {
-            return self.look(now);
+            return self.scan_all(now);
         }
         let (mut changed, mut touched) = (false, BTreeSet::new());
         for path in paths {
-            changed |= self.look_at(path, now, &mut touched);
+            changed |= self.scan_file(path, now, &mut touched);
         }
         changed.then_some(touched)
     }
 
     /// Scans all files likewise.
-    fn look(&mut self, now: Instant) -> Option<BTreeSet<HostPattern>> {
+    fn scan_all(&mut self, now: Instant) -> Option<BTreeSet<HostPattern>> {
         let paths = match paths(&self.folder) {
             Ok(paths) => paths,
             Err(error) => {
@@ -136,30 +136,30 @@ impl Files {
         let is_away = |path: &&Arc<Path>| paths.binary_search_by(|known| (**known).cmp(path)).is_err();
         let away: Vec<_> = self.files.keys().filter(is_away).cloned().collect();
         for path in away {
-            changed |= self.miss(path, now, &mut touched);
+            changed |= self.handle_missing(path, now, &mut touched);
         }
         for path in paths {
-            changed |= self.look_at(path, now, &mut touched);
+            changed |= self.scan_file(path, now, &mut touched);
         }
         changed.then_some(touched)
     }
 
     /// Handles a missing file. Some editors remove a file for a moment to write it anew.
-    fn miss(&mut self, path: Arc<Path>, now: Instant, touched: &mut BTreeSet<HostPattern>) -> bool {
+    fn handle_missing(&mut self, path: Arc<Path>, now: Instant, touched: &mut BTreeSet<HostPattern>) -> bool {
         let Some(held) = self.files.get_mut(&path) else { return false };
         let since = *held.away_since.get_or_insert(now);
         if now.saturating_duration_since(since) < QUIET && !held.services.is_empty() {
             self.restless.insert(path);
             return false;
         }
-        self.hold(&path, Vec::new(), touched);
+        self.replace_content(&path, Vec::new(), touched);
         self.files.remove(&path);
         self.restless.remove(&path);
         true
     }
 
     /// Scans one file; returns whether it has changed.
-    fn look_at(&mut self, path: Arc<Path>, now: Instant, touched: &mut BTreeSet<HostPattern>) -> bool {
+    fn scan_file(&mut self, path: Arc<Path>, now: Instant, touched: &mut BTreeSet<HostPattern>) -> bool {
         let print = fingerprint(&path);
         let held = self.files.entry(Arc::clone(&path)).or_default();
         if held.away_since.take().is_some() {
@@ -210,7 +210,7 @@ impl Files {
         if !held.settling.may_be_torn() {
             held.wrong = None;
         }
-        self.hold(path, counts, touched);
+        self.replace_content(path, counts, touched);
         true
     }
 
@@ -226,7 +226,7 @@ impl Files {
             None => return false,
             Some(Ok(services)) => {
                 let is_news = held.wrong.take().is_some() || held.services != services;
-                self.hold(path, services, touched);
+                self.replace_content(path, services, touched);
                 return is_news;
             }
             Some(Err(why)) => held.wrong = Some(why),
@@ -235,7 +235,12 @@ impl Files {
     }
 
     /// Replaces the content of a file, and collects the hosts that it changes.
-    fn hold(&mut self, path: &Arc<Path>, services: Vec<Arc<Service>>, touched: &mut BTreeSet<HostPattern>) {
+    fn replace_content(
+        &mut self,
+        path: &Arc<Path>,
+        services: Vec<Arc<Service>>,
+        touched: &mut BTreeSet<HostPattern>,
+    ) {
         let Some(held) = self.files.get_mut(path) else { return };
         let before = std::mem::replace(&mut held.services, services);
         let (was, is) = (by_host(&before), by_host(&held.services));
@@ -310,7 +315,10 @@ impl Files {
         let owners = self.owners.get(host).into_iter().flatten();
         let held = owners.filter_map(|path| Some((&**path, self.files.get(path)?)));
         held.flat_map(move |(path, held)| {
-            held.services.iter().filter(move |service| service.host == *host).map(move |one| (path, one))
+            held.services
+                .iter()
+                .filter(move |service| service.host == *host)
+                .map(move |service| (path, service))
         })
     }
 }
@@ -383,7 +391,7 @@ mod tests {
         fn touched(&mut self) -> Option<Vec<String>> {
             // The clock stands still while a file is read.
             self.files.files.values_mut().for_each(|held| held.rest_until = None);
-            let touched = self.files.look(self.now)?;
+            let touched = self.files.scan_all(self.now)?;
             Some(touched.iter().map(HostPattern::to_string).collect())
         }
 

@@ -230,15 +230,15 @@ fn port_abroad(port: &Port, to: PeerAccess) -> Port {
 fn ready<'a>(endpoints: impl Iterator<Item = &'a Endpoint>) -> Vec<Ready> {
     let mut ready: Vec<Ready> = Vec::new();
     for endpoint in endpoints.filter(|endpoint| endpoint.weight > 0) {
-        let place = ready.iter().position(|one| one.locality == endpoint.locality);
+        let place = ready.iter().position(|entry| entry.locality == endpoint.locality);
         let place = place.unwrap_or_else(|| {
             ready.push(Ready { locality: endpoint.locality.clone(), ready: 0, instances: Vec::new() });
             ready.len() - 1
         });
-        let Some(one) = ready.get_mut(place) else { continue };
-        one.ready += 1;
+        let Some(entry) = ready.get_mut(place) else { continue };
+        entry.ready += 1;
         let instance = endpoint.instance.clone().filter(|_| endpoint.instance_exported);
-        one.instances.extend(instance.map(|name| Instance { name, aliases: endpoint.aliases.clone() }));
+        entry.instances.extend(instance.map(|name| Instance { name, aliases: endpoint.aliases.clone() }));
     }
     ready
 }

@@ -42,7 +42,7 @@ const MAX_ANSWER: usize = 1 << 20;
 #[derive(Debug, thiserror::Error)]
 pub enum EnrolError {
     /// The token is for something else.
-    #[error("{}, and not for a first certificate; make one with `isthmus-agent token create --gateway NAME` or `--workload SPIFFE-ID`", .0.purpose())]
+    #[error("{}, not for a first certificate; make one with `isthmus-agent token create --gateway NAME` or `--workload SPIFFE-ID`", .0.purpose())]
     ToJoin(Box<Guest>),
     /// The agent does not issue certificates.
     #[error(
@@ -126,7 +126,7 @@ impl EnrolError {
 fn plain(status: &Status) -> String {
     const LONGEST: usize = 512;
     let text = status.message().chars().take(LONGEST);
-    text.map(|one| if one.is_control() { '\u{fffd}' } else { one }).collect()
+    text.map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
 }
 
 /// Requests the first certificate with a token. Only the agent that made the token receives the proof, and

@@ -99,7 +99,7 @@ impl Certificates {
             Response::new(IstioCertificateResponse { cert_chain: chain.into_iter().chain(roots).collect() });
         response.metadata_mut().insert(SEQUENCE, sequence.into());
         if let Some(admitted) = admitted {
-            self.take(&admitted).await?;
+            self.consume(&admitted).await?;
             let proof = AsciiMetadataValue::try_from(&admitted.proof);
             response.metadata_mut().insert(PROOF, proof.map_err(|_| Status::internal("invalid proof"))?);
         }
@@ -114,15 +114,15 @@ impl Certificates {
         let bearer = bearer.and_then(|value| value.strip_prefix("Bearer "));
         let bearer = bearer
             .ok_or_else(|| Status::unauthenticated("a token is required: `authorization: Bearer …`"))?;
-        desk.admit(session, bearer).await.map_err(|refused| told(&refused))
+        desk.admit(session, bearer).await.map_err(|refused| refusal_status(&refused))
     }
 
     /// Consumes the token, once the answer is complete.
-    async fn take(&self, admitted: &Admitted) -> Result<(), Status> {
+    async fn consume(&self, admitted: &Admitted) -> Result<(), Status> {
         let desk =
             self.desk.as_ref().ok_or_else(|| Status::unauthenticated("this agent does not accept tokens"))?;
         desk.take(admitted).await.map_err(|refused| match refused {
-            Refused::Token(_) | Refused::ToJoin => told(&refused),
+            Refused::Token(_) | Refused::ToJoin => refusal_status(&refused),
             Refused::Store(_) | Refused::Thread(_) => {
                 tracing::error!(token = admitted.token(), error = %refused, "cannot mark token as used");
                 Status::internal(
@@ -176,7 +176,7 @@ impl Certificates {
 }
 
 /// The status for a refused token.
-fn told(refused: &Refused) -> Status {
+fn refusal_status(refused: &Refused) -> Status {
     match refused {
         Refused::Token(why) => Status::unauthenticated(why.to_string()),
         Refused::ToJoin => Status::unauthenticated(refused.to_string()),

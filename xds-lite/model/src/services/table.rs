@@ -109,12 +109,12 @@ fn group<'a>(report: &mut Report, mut entries: Vec<Entry<'a>>) -> Table<'a> {
 /// The default port of a host: the only one, or the one that `sni_port` names.
 fn bare_port(report: &mut Report, entries: &[Entry<'_>], group: &[usize]) -> Option<u16> {
     let group = || group.iter().filter_map(|position| entries.get(*position));
-    let mut said: Option<(u16, &Entry<'_>)> = None;
+    let mut declared: Option<(u16, &Entry<'_>)> = None;
     for entry in group() {
         let Some(raw) = &entry.raw.value.sni_port else { continue };
         // An invalid number has been reported already.
         let Some(port) = read_port(raw.value.text()) else { continue };
-        match said {
+        match declared {
             Some((earlier, by)) if earlier != port => {
                 let what = format_args!(
                     "services[{}].sni_port: {port} contradicts services[{}], which sets {earlier}",
@@ -130,10 +130,10 @@ fn bare_port(report: &mut Report, entries: &[Entry<'_>], group: &[usize]) -> Opt
                     let ports: Vec<String> = group().map(|entry| entry.service.port.to_string()).collect();
                     report.add(raw.spot, what, format_args!("write {}", ports.join(" or ")));
                 }
-                said = Some((port, entry));
+                declared = Some((port, entry));
             }
         }
     }
     let only = || group().next().filter(|_| group().count() == 1).map(|entry| entry.service.port);
-    said.map(|(port, _)| port).or_else(only)
+    declared.map(|(port, _)| port).or_else(only)
 }

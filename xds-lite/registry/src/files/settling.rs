@@ -159,11 +159,12 @@ fn with_what_one_lacks(new: &Service, old: &Service, aliases: Vec<HostPattern>) 
     all.max_connections = all.max_connections.or(old.max_connections);
     all.send_proxy |= old.send_proxy;
     all.about = all.about.or_else(|| old.about.clone());
-    let addresses: HashSet<_> = new.endpoints.iter().map(|one| &one.address).collect();
-    let instances: HashSet<_> = new.endpoints.iter().filter_map(|one| one.instance.as_ref()).collect();
-    let lacks = old.endpoints.iter().filter(|one| {
-        let is_moved = one.instance.as_ref().is_some_and(|instance| instances.contains(instance));
-        !is_moved && !addresses.contains(&one.address)
+    let addresses: HashSet<_> = new.endpoints.iter().map(|endpoint| &endpoint.address).collect();
+    let instances: HashSet<_> =
+        new.endpoints.iter().filter_map(|endpoint| endpoint.instance.as_ref()).collect();
+    let lacks = old.endpoints.iter().filter(|endpoint| {
+        let is_moved = endpoint.instance.as_ref().is_some_and(|instance| instances.contains(instance));
+        !is_moved && !addresses.contains(&endpoint.address)
     });
     all.endpoints.extend(lacks.cloned());
     all

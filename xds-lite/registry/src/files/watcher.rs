@@ -18,9 +18,9 @@ use super::settling::Written;
 
 /// The interval of full scans, which find what events miss: a write behind a link, or on a shared file
 /// system.
-const UNTOLD: Duration = Duration::from_secs(1);
+const SCAN_INTERVAL: Duration = Duration::from_secs(1);
 /// With more changed files than this, all are scanned.
-const FEW: usize = 64;
+const MAX_CHANGED: usize = 64;
 /// The number of files whose write events are recorded; the changes of others show when they are scanned.
 const MOST_WRITTEN: usize = 65_536;
 
@@ -47,7 +47,7 @@ impl ChangedPaths {
         let ChangedPaths::At(names) = self else { return };
         let name = path.file_name().unwrap_or_default();
         let (is_ours, bytes) = (is_ours(path), name.as_encoded_bytes());
-        if is_ours && names.len() < FEW {
+        if is_ours && names.len() < MAX_CHANGED {
             names.insert(name.to_owned());
         } else if is_ours || !bytes.starts_with(b".") || bytes.starts_with(b"..") {
             // Of hidden files only `..data`, which Kubernetes swaps, leads to registry files.
@@ -122,11 +122,11 @@ struct Watched {
 impl Watcher {
     /// The files to scan now; all of them if the directory has no events.
     pub(super) fn turn(&mut self, folder: &Path, now: Instant) -> Turn {
-        let is_due = self.looked.is_none_or(|at| now.saturating_duration_since(at) >= UNTOLD);
+        let is_due = self.looked.is_none_or(|at| now.saturating_duration_since(at) >= SCAN_INTERVAL);
         // Before the scan, so that no change falls between the two.
         if is_due {
             self.looked = Some(now);
-            self.turn_to(folder);
+            self.watch_directory(folder);
         }
         let mut happened = self.happened.lock().unwrap_or_else(PoisonError::into_inner);
         let mut happened = std::mem::take(&mut *happened);
@@ -141,7 +141,7 @@ impl Watcher {
         self.looked = None;
     }
 
-    fn turn_to(&mut self, folder: &Path) {
+    fn watch_directory(&mut self, folder: &Path) {
         let place = fs::metadata(folder).map(|facts| (facts.dev(), facts.ino())).ok();
         if place.is_some() && self.watched.as_ref().map(|watched| watched.place) == place {
             return;
@@ -190,11 +190,11 @@ mod tests {
     use super::*;
 
     #[track_caller]
-    fn until_told(watcher: &mut Watcher, folder: &Path, now: Instant) -> ChangedPaths {
+    fn until_changed(watcher: &mut Watcher, folder: &Path, now: Instant) -> ChangedPaths {
         for _ in 0..2_000 {
-            let told = watcher.turn(folder, now).at;
-            if told != ChangedPaths::NOWHERE {
-                return told;
+            let paths = watcher.turn(folder, now).at;
+            if paths != ChangedPaths::NOWHERE {
+                return paths;
             }
             thread::sleep(Duration::from_millis(5));
         }
@@ -210,11 +210,11 @@ mod tests {
         assert_eq!(watcher.turn(&folder, now).at, ChangedPaths::Everywhere, "the first turn");
         assert_eq!(watcher.turn(&folder, now).at, ChangedPaths::NOWHERE, "no event");
         fs::write(folder.join("a.yaml"), "services: []").unwrap();
-        assert_eq!(until_told(&mut watcher, &folder, now), ChangedPaths::At(["a.yaml".into()].into()));
-        let later = now + UNTOLD;
+        assert_eq!(until_changed(&mut watcher, &folder, now), ChangedPaths::At(["a.yaml".into()].into()));
+        let later = now + SCAN_INTERVAL;
         assert_eq!(watcher.turn(&folder, later).at, ChangedPaths::Everywhere, "without an event");
         std::os::unix::fs::symlink("elsewhere", folder.join("..data")).unwrap();
-        while until_told(&mut watcher, &folder, later) != ChangedPaths::Everywhere {}
+        while until_changed(&mut watcher, &folder, later) != ChangedPaths::Everywhere {}
     }
 
     #[test]
@@ -247,18 +247,18 @@ mod tests {
 
     #[test]
     fn changed_paths_are_a_few_files_or_all() {
-        let mut told = ChangedPaths::NOWHERE;
-        told.add(Path::new("r/.a.yaml.swp"));
-        assert_eq!(told, ChangedPaths::NOWHERE);
-        for index in 0..FEW {
-            told.add(Path::new(&format!("r/{index}.yaml")));
+        let mut paths = ChangedPaths::NOWHERE;
+        paths.add(Path::new("r/.a.yaml.swp"));
+        assert_eq!(paths, ChangedPaths::NOWHERE);
+        for index in 0..MAX_CHANGED {
+            paths.add(Path::new(&format!("r/{index}.yaml")));
         }
-        assert!(matches!(&told, ChangedPaths::At(names) if names.len() == FEW));
-        told.add(Path::new("r/one-more.yaml"));
-        assert_eq!(told, ChangedPaths::Everywhere);
-        let mut told = ChangedPaths::NOWHERE;
-        told.add(Path::new("r/behind-a-link.txt"));
-        assert_eq!(told, ChangedPaths::Everywhere);
+        assert!(matches!(&paths, ChangedPaths::At(names) if names.len() == MAX_CHANGED));
+        paths.add(Path::new("r/one-more.yaml"));
+        assert_eq!(paths, ChangedPaths::Everywhere);
+        let mut paths = ChangedPaths::NOWHERE;
+        paths.add(Path::new("r/behind-a-link.txt"));
+        assert_eq!(paths, ChangedPaths::Everywhere);
     }
 
     #[test]
@@ -274,14 +274,14 @@ mod tests {
             );
         }
         fs::create_dir(&folder).unwrap();
-        let now = now + UNTOLD;
+        let now = now + SCAN_INTERVAL;
         assert_eq!(watcher.turn(&folder, now).at, ChangedPaths::Everywhere);
         fs::rename(&folder, dir.path().join("old")).unwrap();
         fs::create_dir(&folder).unwrap();
-        let now = now + UNTOLD;
+        let now = now + SCAN_INTERVAL;
         assert_eq!(watcher.turn(&folder, now).at, ChangedPaths::Everywhere);
         fs::write(folder.join("a.yaml"), "services: []").unwrap();
         let file = ChangedPaths::At(["a.yaml".into()].into());
-        while until_told(&mut watcher, &folder, now) != file {}
+        while until_changed(&mut watcher, &folder, now) != file {}
     }
 }

@@ -62,16 +62,16 @@ pub(super) static ATTRIBUTES: [Attribute; 8] = [
     },
     Attribute {
         key: "stale",
-        same: |one, other| about(one).staleness == about(other).staleness,
-        take: |to, from| told(to).staleness = about(from).staleness,
+        same: |one, other| metadata(one).staleness == metadata(other).staleness,
+        take: |to, from| metadata_mut(to).staleness = metadata(from).staleness,
     },
 ];
 
 /// The agent's metadata of a service.
-fn about(service: &Service) -> ExportMeta {
+fn metadata(service: &Service) -> ExportMeta {
     service.about.as_deref().cloned().unwrap_or_default()
 }
 
-fn told(service: &mut Service) -> &mut ExportMeta {
+fn metadata_mut(service: &mut Service) -> &mut ExportMeta {
     service.about.get_or_insert_default()
 }

@@ -82,8 +82,8 @@ pub(super) struct Saying {
 
 /// The default port of a host: the declared one, or the only one.
 pub(super) fn default_port(mut sayings: impl Iterator<Item = Saying> + Clone) -> Option<u16> {
-    let said = sayings.clone().find_map(|saying| saying.default_port);
-    said.or_else(|| {
+    let declared = sayings.clone().find_map(|saying| saying.default_port);
+    declared.or_else(|| {
         let first = sayings.next()?.port;
         sayings.all(|saying| saying.port == first).then_some(first)
     })

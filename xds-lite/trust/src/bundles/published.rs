@@ -74,11 +74,11 @@ impl PublishedBundle {
         role: Role,
         now: UnixTime,
     ) -> Result<(), VerifyError> {
-        let mut said = TrustBundles::new();
-        said.insert(domain.clone(), self.bundle.clone());
+        let mut bundles = TrustBundles::new();
+        bundles.insert(domain.clone(), self.bundle.clone());
         if let Some(list) = self.denied.as_ref().map(|denied| &denied.list).or(known) {
-            said.deny(list.clone());
+            bundles.deny(list.clone());
         }
-        said.verify(chain, role, now).map(|_| ())
+        bundles.verify(chain, role, now).map(|_| ())
     }
 }

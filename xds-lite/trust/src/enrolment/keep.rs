@@ -195,14 +195,14 @@ impl Keeper {
 
     async fn renew(&self) -> Result<(), String> {
         let own = self.trust.current().identity.id().clone();
-        let asked = match &self.source {
+        let renewed = match &self.source {
             Source::Agents { agents, cluster, tls } => self.of_agents(agents, cluster, tls, &own).await,
             Source::ControlPlane(plane) => {
                 attempt_of(plane, &self.folder).await.map_err(|error| error.to_string())
             }
         };
         let has_expired = |leaf: Facts| SystemTime::from(leaf.not_after) < SystemTime::now();
-        asked.map_err(|why| match self.leaf().is_some_and(has_expired) {
+        renewed.map_err(|why| match self.leaf().is_some_and(has_expired) {
             true => format!("{why}; the certificate has expired: enrol again with a new token"),
             false => why,
         })?;

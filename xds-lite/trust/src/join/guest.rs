@@ -134,10 +134,10 @@ async fn talk(context: &Context, token: &Token, progress: &mut Progress) -> Resu
         other => return Err(unexpected(&other)),
     };
     let accepted = offer::accept(theirs, &host.shown, &host.chain, Role::Server, UnixTime::now());
-    let kept = place::keep(context, accepted.map_err(JoinCause::Offer)?, SystemTime::now())?;
+    let pending = place::keep(context, accepted.map_err(JoinCause::Offer)?, SystemTime::now())?;
     wire::send(&mut host.stream, &Message::Kept).await?;
     match wire::receive(&mut host.stream, BRIEF).await? {
-        Message::Done => Ok(kept.commit()),
+        Message::Done => Ok(pending.commit()),
         other => Err(unexpected(&other)),
     }
 }

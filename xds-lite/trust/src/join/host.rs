@@ -106,7 +106,7 @@ pub async fn serve(listener: TcpListener, context: Arc<Context>) {
                 continue;
             }
         };
-        unproven.retain(|one| !one.is_finished());
+        unproven.retain(|task| !task.is_finished());
         // Unproven joiners must not keep others out: evict the oldest.
         if unproven.len() >= UNPROVEN
             && let Some(first) = unproven.pop_front()
@@ -136,22 +136,22 @@ impl Host {
         let deadline = Instant::now() + DEADLINE;
         let met = timeout_at(deadline, async {
             let mut joiner = tls::accept(stream, &self.context.trust).await?;
-            let admitted = self.listen(&mut joiner).await;
-            Ok((tell(&mut joiner, admitted).await?, joiner))
+            let admitted = self.verify_proof(&mut joiner).await;
+            Ok((report_refusal(&mut joiner, admitted).await?, joiner))
         });
         match met.await.unwrap_or(Err(Failed::Deadline)) {
-            Ok((admitted, joiner)) => _ = tokio::spawn(self.welcome(joiner, admitted, deadline)),
+            Ok((admitted, joiner)) => _ = tokio::spawn(self.complete(joiner, admitted, deadline)),
             Err(error) => tracing::debug!(error = ?error.shown(), "joiner not admitted"),
         }
     }
 
     /// Verifies the proof. Only a holder of the secret learns anything about the token.
-    async fn listen(&self, joiner: &mut Joiner) -> Result<Admitted, Failed> {
+    async fn verify_proof(&self, joiner: &mut Joiner) -> Result<Admitted, Failed> {
         let Message::Prove { token, proof } = wire::receive(&mut joiner.stream, BRIEF).await? else {
             return Err(WireError::Order.into());
         };
         let id: TokenId = token.parse().map_err(|_| Failed::Refused(Refusal::Unknown))?;
-        let found = self.apart(move |context| context.tokens.find(id)).await??;
+        let found = self.blocking(move |context| context.tokens.find(id)).await??;
         let (record, state) = found.ok_or(Failed::Refused(Refusal::Unknown))?;
         let session = tls::session(joiner.stream.get_ref().1, id, self.context.party(), &record.guest)?;
         if !record.verifier.admits(&session, &proof) {
@@ -163,7 +163,7 @@ impl Host {
             None => {
                 let (shown, chain) = (joiner.shown.clone(), joiner.chain.clone());
                 let check = move |context: &Context| place::believe(context, &shown, &chain, Role::Client);
-                self.apart(check).await?.map_err(Failed::Place)
+                self.blocking(check).await?.map_err(Failed::Place)
             }
         };
         if let Err(error) = &judged {
@@ -179,7 +179,7 @@ impl Host {
             return Ok(());
         }
         if self.wrong.is_enough(id)
-            && self.apart(move |context| context.tokens.end(id, Ending::Void)).await??
+            && self.blocking(move |context| context.tokens.end(id, Ending::Void)).await??
         {
             tracing::warn!(token = id.short(), "token revoked after too many wrong proofs; make a new one");
         }
@@ -187,10 +187,10 @@ impl Host {
     }
 
     /// After the proof.
-    async fn welcome(self: Arc<Self>, mut joiner: Joiner, admitted: Admitted, deadline: Instant) {
+    async fn complete(self: Arc<Self>, mut joiner: Joiner, admitted: Admitted, deadline: Instant) {
         let talk = timeout_at(deadline, async {
             let exchanged = self.exchange(&mut joiner, admitted).await;
-            tell(&mut joiner, exchanged).await
+            report_refusal(&mut joiner, exchanged).await
         });
         match talk.await.unwrap_or(Err(Failed::Deadline)) {
             Ok(peer) => {
@@ -207,9 +207,9 @@ impl Host {
     async fn exchange(&self, joiner: &mut Joiner, admitted: Admitted) -> Result<Peer, Failed> {
         let _permit = self.proven.try_acquire().map_err(|_| Failed::Refused(Refusal::Busy))?;
         // An error on this side must not consume the token.
-        let own = self.apart(offer::own).await?.map_err(Failed::OwnOffer)?;
+        let own = self.blocking(offer::own).await?.map_err(Failed::OwnOffer)?;
         let Admitted { id, proof } = admitted;
-        if !self.apart(move |context| context.tokens.end(id, Ending::Used)).await?? {
+        if !self.blocking(move |context| context.tokens.end(id, Ending::Used)).await?? {
             return Err(Failed::Refused(Refusal::Used));
         }
         wire::send(&mut joiner.stream, &Message::Proven { proof }).await?;
@@ -222,8 +222,9 @@ impl Host {
         let Message::Kept = wire::receive(&mut joiner.stream, BRIEF).await? else {
             return Err(WireError::Order.into());
         };
-        let kept = self.apart(move |context| place::keep(context, accepted, SystemTime::now())).await??;
-        let peer = kept.commit();
+        let pending =
+            self.blocking(move |context| place::keep(context, accepted, SystemTime::now())).await??;
+        let peer = pending.commit();
         if close(joiner, &Message::Done).await.is_err() {
             tracing::warn!(peer = %joiner.shown.id, "joiner disconnected before the join was confirmed; it is stored here");
         }
@@ -239,15 +240,15 @@ impl Host {
     /// Deletes ended tokens, and the counts of wrong proofs of deleted tokens.
     async fn forget(&self) -> Result<(), Failed> {
         let now = unix_seconds(SystemTime::now());
-        self.apart(move |context| context.tokens.sweep(now)).await??;
-        let left = self.apart(|context| context.tokens.list()).await??;
+        self.blocking(move |context| context.tokens.sweep(now)).await??;
+        let left = self.blocking(|context| context.tokens.list()).await??;
         let left: HashSet<_> = left.into_iter().map(|(record, _)| record.id).collect();
         self.wrong.keep_only(&left);
         Ok(())
     }
 
     /// Runs blocking work on a blocking thread.
-    async fn apart<T: Send + 'static>(
+    async fn blocking<T: Send + 'static>(
         &self,
         work: impl FnOnce(&Context) -> T + Send + 'static,
     ) -> Result<T, tokio::task::JoinError> {
@@ -268,12 +269,12 @@ fn judge(record: &Record, state: State, guest: &Party, now: u64) -> Option<Refus
 }
 
 /// Sends the joiner the refusal, if there is one.
-async fn tell<T>(joiner: &mut Joiner, outcome: Result<T, Failed>) -> Result<T, Failed> {
+async fn report_refusal<T>(joiner: &mut Joiner, outcome: Result<T, Failed>) -> Result<T, Failed> {
     if let Err(error) = &outcome
         && let Some(why) = error.why()
     {
         // Best effort: the joiner may be gone.
-        let _told = close(joiner, &Message::Refused { why }).await;
+        let _sent = close(joiner, &Message::Refused { why }).await;
     }
     outcome
 }

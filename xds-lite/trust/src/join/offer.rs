@@ -85,11 +85,11 @@ pub(super) fn accept(
     }
     introduction.check()?;
     let domain = &shown.party.trust_domain;
-    let said = PublishedBundle::read(domain, &bundle, denied, None, now)?;
-    if !said.bundle.roots().contains(&shown.root) {
+    let published = PublishedBundle::read(domain, &bundle, denied, None, now)?;
+    if !published.bundle.roots().contains(&shown.root) {
         return Err(OfferError::OtherRoot(domain.clone()));
     }
-    said.believes(domain, None, chain, role, now)?;
-    let PublishedBundle { bundle, denied } = said;
+    published.believes(domain, None, chain, role, now)?;
+    let PublishedBundle { bundle, denied } = published;
     Ok(Accepted { introduction, bundle, denied: denied.map(|denied| denied.envelope) })
 }

@@ -165,15 +165,15 @@ pub(super) fn keep(
     let path = peer::path(&context.folders.state, &party.cluster);
     let text = serde_json::to_string_pretty(&peer).map_err(|error| ReadError::new(&path, error))?;
     let texts = texts.into_iter().map(|(path, text)| (path, text, PUBLIC));
-    let mut kept = PendingJoin { peer, changes: Vec::new(), peers };
+    let mut pending = PendingJoin { peer, changes: Vec::new(), peers };
     // The record comes last: a peer on record is trusted already.
     for (path, after, mode) in texts.chain([(path, text + "\n", SECRET)]) {
-        if let Err(error) = kept.write(path, after, mode) {
-            kept.revert();
+        if let Err(error) = pending.write(path, after, mode) {
+            pending.revert();
             return Err(error);
         }
     }
-    Ok(kept)
+    Ok(pending)
 }
 
 impl PendingJoin {
