@@ -42,7 +42,7 @@ pub enum Wrong {
     /// It is compressed, or not gRPC.
     #[error("not a gRPC message, or a compressed one")]
     Compressed,
-    /// It is no protobuf.
+    /// It is not valid protobuf.
     #[error("a message cannot be decoded: invalid protobuf")]
     Malformed,
 }
