@@ -1,6 +1,5 @@
-//! Joining over real sockets and real TLS: by token, twice, late, by others than it was made for, with somebody
-//! in between, with garbage, with a thousand strangers, and with a connection that breaks anywhere. Whatever
-//! fails leaves nothing behind.
+//! Tests joining over real sockets and TLS: valid, repeated, expired and foreign tokens, interception, garbage, a
+//! thousand strangers, and connections cut anywhere. A failed join stores nothing.
 
 #![expect(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "a test may panic anywhere")]
 
@@ -56,7 +55,7 @@ fn through(at: SocketAddr, token: &Token) -> Token {
     token
 }
 
-/// The work of the other side is done a moment after this side knows.
+/// Waits: the other side finishes a moment after this one.
 fn eventually(what: &str, is: impl Fn() -> bool) {
     let deadline = Instant::now() + Duration::from_secs(20);
     while !is() {
@@ -69,16 +68,16 @@ struct World {
     east: Side,
     west: Side,
     endpoint: Endpoint,
-    before: [Kept; 2],
+    before: [Stored; 2],
 }
 
-type Kept = std::collections::BTreeMap<std::path::PathBuf, String>;
+type Stored = std::collections::BTreeMap<std::path::PathBuf, String>;
 
 impl World {
     fn new() -> World {
         let (east, west) = (Side::new("east", "east.example"), Side::new("west", "west.example"));
         let endpoint = east.serve();
-        let before = [east.kept(), west.kept()];
+        let before = [east.stored(), west.stored()];
         World { east, west, endpoint, before }
     }
 
@@ -86,27 +85,27 @@ impl World {
         self.east.token(self.endpoint.at, &self.west.party)
     }
 
-    fn nothing_was_kept(&self) {
-        assert_eq!(self.east.kept(), self.before[0], "east");
-        assert_eq!(self.west.kept(), self.before[1], "west");
+    fn assert_nothing_stored(&self) {
+        assert_eq!(self.east.stored(), self.before[0], "east");
+        assert_eq!(self.west.stored(), self.before[1], "west");
     }
 
-    /// Nothing that went before stands in the way.
-    fn joins(&self, token: &Token) {
+    /// Joins, and checks that both sides know each other.
+    fn assert_joins(&self, token: &Token) {
         let peer = try_join(&self.west, token).unwrap();
         assert_eq!(peer.introduction.party, self.east.party);
         assert_eq!(known(&self.east)[0].introduction.party, self.west.party);
-        assert!(self.east.believes(&self.west) && self.west.believes(&self.east));
+        assert!(self.east.trusts(&self.west) && self.west.trusts(&self.east));
     }
 }
 
 #[test]
-fn two_clusters_join_by_a_token() {
+fn token_joins_two_clusters() {
     let world = World::new();
     let World { east, west, .. } = &world;
     let denied = "spiffe://east.example/ns/a/sa/denied";
     east.deny(denied, 1);
-    assert!(!east.believes(west) && !west.believes(east));
+    assert!(!east.trusts(west) && !west.trusts(east));
     let token: Token = world.token().reveal().parse().unwrap();
     let peer = try_join(west, &token).unwrap();
     assert_eq!(peer.introduction.party, east.party);
@@ -118,7 +117,7 @@ fn two_clusters_join_by_a_token() {
     assert_eq!(joined.len(), 1);
     assert_eq!(joined[0].introduction.party, west.party);
     assert!(joined[0].joined_at.elapsed().unwrap() < HOUR);
-    assert!(east.believes(west) && west.believes(east));
+    assert!(east.trusts(west) && west.trusts(east));
     let trusted = Trust::load(&west.files).unwrap().current();
     let list = trusted.bundles.denied(&east.party.trust_domain).unwrap();
     assert_eq!(list.identities().map(ToString::to_string).collect::<Vec<_>>(), [denied]);
@@ -126,33 +125,33 @@ fn two_clusters_join_by_a_token() {
 }
 
 #[test]
-fn what_is_learned_is_followed_without_a_restart() {
+fn join_takes_effect_in_running_agents() {
     let world = World::new();
-    let believes = |one: &Side, other: &Side| {
+    let trusts = |one: &Side, other: &Side| {
         let chain = other.trust.current().identity.chain().to_vec();
         one.trust.current().bundles.verify(&chain, Role::Server, UnixTime::now()).is_ok()
     };
     let World { east, west, .. } = &world;
-    assert!(!believes(east, west) && !believes(west, east));
-    world.joins(&world.token());
-    eventually("the running agents believe each other", || believes(east, west) && believes(west, east));
+    assert!(!trusts(east, west) && !trusts(west, east));
+    world.assert_joins(&world.token());
+    eventually("the running agents trust each other", || trusts(east, west) && trusts(west, east));
 }
 
 #[test]
-fn a_token_is_used_once() {
+fn token_is_valid_once() {
     let world = World::new();
     let token = world.token();
-    world.joins(&token);
-    let after = [world.east.kept(), world.west.kept()];
+    world.assert_joins(&token);
+    let after = [world.east.stored(), world.west.stored()];
     let (progress, cause, text) = refused(try_join(&world.west, &token));
     assert!(matches!(cause, JoinCause::Refused(Refusal::Used)), "{text}");
     assert_eq!(progress, Progress::Used);
     assert!(text.contains("has been used; make a new one"), "{text}");
-    assert_eq!([world.east.kept(), world.west.kept()], after);
+    assert_eq!([world.east.stored(), world.west.stored()], after);
 }
 
 #[test]
-fn a_token_stays_used_when_the_agent_ends_in_the_middle() {
+fn token_stays_used_when_the_agent_stops_during_the_join() {
     let mut world = World::new();
     let token = world.token();
     let proven = block(async {
@@ -162,16 +161,16 @@ fn a_token_stays_used_when_the_agent_ends_in_the_middle() {
         raw.hear().await.unwrap()["message"].to_string()
     });
     assert_eq!(proven, "\"proven\"");
-    // The next agent knows of it what is on the disk.
+    // The next agent knows only what is on disk.
     world.endpoint = world.east.serve();
     let (_, cause, text) = refused(try_join(&world.west, &through(world.endpoint.at, &token)));
     assert!(matches!(cause, JoinCause::Refused(Refusal::Used)), "{text}");
-    world.nothing_was_kept();
-    world.joins(&world.token());
+    world.assert_nothing_stored();
+    world.assert_joins(&world.token());
 }
 
 #[test]
-fn of_several_that_use_one_token_at_once_one_joins() {
+fn token_used_concurrently_joins_one_cluster() {
     let world = World::new();
     // The same agent, in several places.
     let others: Vec<Side> = (0..4).map(|_| Side::under(duplicate(&world.west.root), "west", 1)).collect();
@@ -191,7 +190,7 @@ fn of_several_that_use_one_token_at_once_one_joins() {
 }
 
 #[test]
-fn a_token_expires() {
+fn token_expires() {
     let world = World::new();
     let at = Target::Address(world.endpoint.at);
     let guest = world.west.party.clone();
@@ -201,24 +200,24 @@ fn a_token_expires() {
     let (_, cause, text) = refused(try_join(&world.west, &token));
     assert!(matches!(cause, JoinCause::Refused(Refusal::Expired)), "{text}");
     assert!(text.contains("make a new one"), "{text}");
-    assert_eq!(world.east.states(), [State::Open], "nobody has used it");
-    world.nothing_was_kept();
-    world.joins(&world.token());
+    assert_eq!(world.east.states(), [State::Open], "it is unused");
+    world.assert_nothing_stored();
+    world.assert_joins(&world.token());
 }
 
 #[test]
-fn a_token_of_another_store_is_unknown() {
+fn token_of_another_store_is_unknown() {
     let world = World::new();
-    // A cluster of the same name, domain and root, and not the one that made the token.
+    // A cluster of the same name, domain and root that did not make the token.
     let twin = Side::under(duplicate(&world.east.root), "east", 1);
     let token = twin.token(world.endpoint.at, &world.west.party);
     let (_, cause, text) = refused(try_join(&world.west, &token));
     assert!(matches!(cause, JoinCause::Refused(Refusal::Unknown)), "{text}");
-    world.nothing_was_kept();
+    world.assert_nothing_stored();
 }
 
 #[test]
-fn a_token_is_for_one_cluster_of_one_domain() {
+fn token_is_for_one_cluster_of_one_domain() {
     let world = World::new();
     let north = Side::new("north", "west.example");
     let abroad = Side::new("west", "north.example");
@@ -228,40 +227,40 @@ fn a_token_is_for_one_cluster_of_one_domain() {
         assert!(matches!(cause, JoinCause::OtherGuest { .. }), "{text}");
         assert!(text.contains("west (west.example)") && text.contains("still valid"), "{text}");
         assert_eq!(progress, Progress::Unused);
-        // One that does not look, and knows the secret.
+        // A joiner that skips the check, with the secret.
         block(async {
             let mut raw = Raw::of(other, world.endpoint.at).await;
             let proof = raw.proof(&token);
             raw.say(&proof).await;
             assert_eq!(raw.hear().await.unwrap()["why"], "other_guest");
         });
-        // One that changes the token to name it.
+        // A joiner that changes the token to name itself.
         let mut forged = token.clone();
         forged.guest = Guest::Cluster(other.party.clone());
         let (_, cause, text) = refused(try_join(other, &forged));
         assert!(matches!(cause, JoinCause::Refused(Refusal::Unknown)), "{text}");
-        assert_eq!(other.kept().len(), 1, "its own bundle");
+        assert_eq!(other.stored().len(), 1, "its own bundle");
     }
-    world.nothing_was_kept();
-    world.joins(&token);
+    world.assert_nothing_stored();
+    world.assert_joins(&token);
 }
 
 #[test]
-fn the_issuer_must_be_who_the_token_says() {
+fn issuer_must_be_the_cluster_that_the_token_names() {
     let world = World::new();
-    // Another cluster under the root that the token names: an agent, and not the one.
+    // Another cluster's agent, under the root that the token names.
     let north = Side::under(duplicate(&world.east.root), "north", 1);
     let endpoint = north.serve();
     let token = through(endpoint.at, &world.token());
     let (progress, cause, text) = refused(try_join(&world.west, &token));
     assert!(matches!(cause, JoinCause::Meet(MeetError::Shown(ShownError::OtherParty { .. }))), "{text}");
     assert_eq!(progress, Progress::Unused);
-    world.nothing_was_kept();
+    world.assert_nothing_stored();
 }
 
-/// Somebody who has the address, shows something else than the token says, and writes down what he is told.
+/// An attacker at the token's address, with another chain than the token names, who records all that he receives.
 #[test]
-fn nothing_is_said_to_whom_the_token_does_not_name() {
+fn joiner_sends_nothing_to_an_impostor() {
     let world = World::new();
     let mallory =
         Side::under(Authority::generate(TrustDomain::new("east.example").unwrap()).unwrap(), "east", 1);
@@ -295,27 +294,27 @@ fn nothing_is_said_to_whom_the_token_does_not_name() {
         let (progress, _, text) = refused(try_join(&world.west, &elsewhere));
         assert!(text.contains(expected) && text.contains("still valid"), "{what}: {text}");
         assert_eq!(progress, Progress::Unused, "{what}");
-        assert_eq!(heard.recv().unwrap(), b"", "{what}: not a byte was said to him");
-        world.nothing_was_kept();
-        world.joins(&token);
+        assert_eq!(heard.recv().unwrap(), b"", "{what}: the impostor received bytes");
+        world.assert_nothing_stored();
+        world.assert_joins(&token);
         restore(&world);
     }
 }
 
-/// As it was before anybody joined.
+/// Removes everything that joins have stored.
 fn restore(world: &World) {
     for (side, before) in [&world.east, &world.west].into_iter().zip(&world.before) {
-        for name in side.kept().keys().filter(|name| !before.contains_key(*name)) {
+        for name in side.stored().keys().filter(|name| !before.contains_key(*name)) {
             fs::remove_file(side.dir.path().join(name)).unwrap();
         }
     }
 }
 
-/// The worst of them: he holds a key and a certificate of an agent of the issuing cluster, so that the joiner
-/// believes him, and a root of his own for the joiner's domain, so that the issuer hears him out. He passes on
-/// every message. The exporter differs on his two legs.
+/// The strongest attacker: he holds a key and a certificate of an agent of the issuing cluster, so that the joiner
+/// trusts him, and his own root for the joiner's domain, so that the issuer accepts his connection. He relays every
+/// message. The TLS exporter differs on his two legs.
 #[test]
-fn who_relays_between_two_tls_sessions_gains_nothing() {
+fn relay_between_two_tls_sessions_gains_nothing() {
     let world = World::new();
     let stolen = Side::under(duplicate(&world.east.root), "east", 1);
     let posing = Side::new("west", "west.example");
@@ -345,12 +344,12 @@ fn who_relays_between_two_tls_sessions_gains_nothing() {
         let (progress, cause, text) = refused(try_join(&world.west, &relayed));
         assert!(matches!(cause, JoinCause::Refused(Refusal::Unknown)), "{text}");
         assert_eq!(progress, Progress::Uncertain);
-        assert!(messages.recv().unwrap().contains("prove"), "he did pass the proof on");
-        world.nothing_was_kept();
+        assert!(messages.recv().unwrap().contains("prove"), "the relay did forward the proof");
+        world.assert_nothing_stored();
         assert_eq!(world.east.states(), [State::Open]);
     }
-    // Not in between, the same token is as good as before.
-    world.joins(&token);
+    // Without the relay the token is still valid.
+    world.assert_joins(&token);
     restore(&world);
 
     let token = world.token();
@@ -361,16 +360,16 @@ fn who_relays_between_two_tls_sessions_gains_nothing() {
     let (_, cause, text) = refused(try_join(&world.west, &token));
     assert!(matches!(cause, JoinCause::Refused(Refusal::Void)), "{text}");
     assert!(text.contains("possible interception"), "{text}");
-    world.nothing_was_kept();
+    world.assert_nothing_stored();
 }
 
-/// A plain relay of bytes is a network: it may cut the connection wherever it likes.
+/// A relay of bytes stands for the network: it cuts the connection after any byte.
 #[test]
-fn a_connection_that_breaks_anywhere_leaves_nothing_at_the_joiner() {
+fn connection_cut_anywhere_stores_nothing_at_the_joiner() {
     let world = World::new();
     let at = world.endpoint.at;
     let (mut failed, mut joined, mut used) = (0, 0, 0);
-    // From the issuer's first byte to behind its last: hello, certificates, proof, offer, end.
+    // From the issuer's first byte to after its last: hello, certificates, proof, offer, end.
     for cut in (0..6_000_u64).step_by(97) {
         let relay = somebody(move |mut joiner| async move {
             let mut issuer = TcpStream::connect(at).await.unwrap();
@@ -394,7 +393,7 @@ fn a_connection_that_breaks_anywhere_leaves_nothing_at_the_joiner() {
             Err(error) => {
                 failed += 1;
                 let text = error.to_string();
-                assert_eq!(world.west.kept(), world.before[1], "cut after {cut}: {text}");
+                assert_eq!(world.west.stored(), world.before[1], "cut after {cut}: {text}");
                 match error.progress {
                     Progress::Unused => assert!(text.contains("still valid"), "{text}"),
                     Progress::Uncertain => assert!(text.contains("may be used up: try it again"), "{text}"),
@@ -404,10 +403,10 @@ fn a_connection_that_breaks_anywhere_leaves_nothing_at_the_joiner() {
                     }
                 }
                 if error.progress == Progress::Unused {
-                    world.joins(&token);
+                    world.assert_joins(&token);
                 }
-                // Whatever the issuer has kept, a new token does its work.
-                world.joins(&world.token());
+                // Whatever the issuer has stored, a new token works.
+                world.assert_joins(&world.token());
                 restore(&world);
             }
         }
@@ -417,18 +416,18 @@ fn a_connection_that_breaks_anywhere_leaves_nothing_at_the_joiner() {
 }
 
 #[test]
-fn what_is_known_of_a_cluster_or_domain_is_not_overwritten() {
+fn join_does_not_overwrite_a_known_cluster_or_domain() {
     let world = World::new();
-    world.joins(&world.token());
-    let after = [world.east.kept(), world.west.kept()];
-    // The name of a cluster that is known, in another domain.
+    world.assert_joins(&world.token());
+    let after = [world.east.stored(), world.west.stored()];
+    // A known cluster's name, in another domain.
     let west = Side::new("west", "north.example");
     let made =
         create(&world.east.context, Target::Address(world.endpoint.at), west.party.clone(), world::QUARTER);
     let error = made.unwrap_err();
     assert!(matches!(error, CreateError::Known(_)), "{error}");
     assert!(error.to_string().contains("is known here with trust domain west.example"), "{error}");
-    // A domain that is known, with another root: another authority that took its name.
+    // A known domain with another root: another authority of the same name.
     let north = Side::new("north", "west.example");
     let west = &world.west.party.trust_domain;
     eventually("east's running agent knows west", || world.east.trust.current().bundles.get(west).is_some());
@@ -437,7 +436,7 @@ fn what_is_known_of_a_cluster_or_domain_is_not_overwritten() {
     assert!(matches!(cause, JoinCause::Refused(Refusal::Conflict)), "{text}");
     assert_eq!(progress, Progress::Unused);
     assert!(world.east.states().contains(&State::Open), "refused before it was used up");
-    assert_eq!(north.kept().len(), 1);
+    assert_eq!(north.stored().len(), 1);
     // The same at the joiner.
     let (other_east, east) = (Side::new("east", "east.example"), &world.east.party.trust_domain);
     eventually("west's running agent knows east", || world.west.trust.current().bundles.get(east).is_some());
@@ -447,34 +446,34 @@ fn what_is_known_of_a_cluster_or_domain_is_not_overwritten() {
     assert!(matches!(cause, JoinCause::Place(_)), "{text}");
     assert!(text.contains("does not trust the agent") && text.contains("still valid"), "{text}");
     assert_eq!(progress, Progress::Unused);
-    assert_eq!([world.east.kept(), world.west.kept()], after);
+    assert_eq!([world.east.stored(), world.west.stored()], after);
 }
 
 #[test]
-fn a_bundle_that_says_more_than_the_known_one_is_refused_after_the_proof() {
+fn bundle_with_an_additional_root_is_refused_after_the_proof() {
     let world = World::new();
-    // Its agent is of the known root; the bundle has another one beside it.
+    // Its agent's certificate is of the known root; the bundle has another root besides.
     let domain = world.west.party.trust_domain.clone();
     let other = Authority::generate(domain.clone()).unwrap();
     let known = Bundle::new(&domain, 1, [world.west.root.certificate()]).unwrap();
     let path = world.east.files.bundles.join("west.example.json");
     fs::write(&path, spiffe_bundle::write(&known).unwrap()).unwrap();
-    let before = world.east.kept();
+    let before = world.east.stored();
     let both = Bundle::new(&domain, 2, [world.west.root.certificate(), other.certificate()]).unwrap();
     fs::write(world.west.files.bundles.join("west.example.json"), spiffe_bundle::write(&both).unwrap())
         .unwrap();
-    let wests = world.west.kept();
+    let wests = world.west.stored();
     let error = block(join(&world.west.again("192.0.2.8:15012"), &world.token())).unwrap_err();
     assert!(matches!(*error.cause, JoinCause::Refused(Refusal::Conflict)), "{error}");
     assert_eq!(error.progress, Progress::Used);
-    assert_eq!(world.east.kept(), before);
-    assert_eq!(world.west.kept(), wests, "what the joiner had kept already is taken back");
+    assert_eq!(world.east.stored(), before);
+    assert_eq!(world.west.stored(), wests, "the joiner's own writes are rolled back");
 }
 
 #[test]
-fn joining_again_replaces_the_addresses() {
+fn repeated_join_replaces_the_addresses() {
     let world = World::new();
-    world.joins(&world.token());
+    world.assert_joins(&world.token());
     let moved = world.west.again("192.0.2.99:15012");
     block(join(&moved, &world.token())).unwrap();
     let known = known(&world.east);
@@ -483,7 +482,7 @@ fn joining_again_replaces_the_addresses() {
 }
 
 #[test]
-fn a_newer_deny_list_and_a_bundle_in_another_form_stay() {
+fn join_keeps_a_newer_deny_list_and_a_pem_bundle() {
     let world = World::new();
     let World { east, west, .. } = &world;
     let pem = west.files.bundles.join("east.example.pem");
@@ -495,11 +494,14 @@ fn a_newer_deny_list_and_a_bundle_in_another_form_stay() {
     // Another cluster of east's domain may have told west more than east knows.
     for (offered, kept) in [(7, 7), (6, 7), (8, 8)] {
         east.deny("spiffe://east.example/ns/a/sa/denied", offered);
-        world.joins(&world.token());
+        world.assert_joins(&world.token());
         assert_eq!(list(), Some(kept), "{offered} was offered");
     }
     assert_eq!(fs::read_to_string(pem).unwrap(), east.root.certificate_pem());
-    assert!(!west.files.bundles.join("east.example.json").exists(), "two would contradict each other");
+    assert!(
+        !west.files.bundles.join("east.example.json").exists(),
+        "a second file would conflict with the PEM bundle"
+    );
 }
 
 #[test]
@@ -513,7 +515,7 @@ fn clusters_of_one_domain_join_without_touching_its_bundle() {
     try_join(&north, &east.token(endpoint.at, &north.party)).unwrap();
     assert_eq!([bundles(&east), bundles(&north)], before);
     assert_eq!((known(&east).len(), known(&north).len()), (1, 1));
-    // Another root that calls itself the same domain is nobody's.
+    // Another root of the same domain name is refused.
     let false_one = Side::new("south", "one.example");
     let (_, cause, text) = refused(try_join(&false_one, &east.token(endpoint.at, &false_one.party)));
     assert!(matches!(cause, JoinCause::Meet(_) | JoinCause::Place(_)), "{text}");
@@ -521,23 +523,23 @@ fn clusters_of_one_domain_join_without_touching_its_bundle() {
 }
 
 #[test]
-fn who_was_denied_does_not_come_back_by_a_token() {
+fn denied_agent_cannot_join_by_token() {
     let world = World::new();
     world.west.deny("spiffe://west.example/isthmus/west/agent/a", 1);
     let (_, cause, text) = refused(try_join(&world.west, &world.token()));
-    // Its own domain denies it: what it offers denies itself.
+    // Its own domain denies it: its offer denies itself.
     assert!(matches!(cause, JoinCause::Refused(Refusal::Offer)), "{text}");
-    world.east_kept_nothing();
+    world.assert_east_stored_nothing();
 }
 
 impl World {
-    fn east_kept_nothing(&self) {
-        assert_eq!(self.east.kept(), self.before[0], "east");
+    fn assert_east_stored_nothing(&self) {
+        assert_eq!(self.east.stored(), self.before[0], "east");
     }
 }
 
 #[test]
-fn tokens_are_made_within_reason() {
+fn token_lifetime_address_and_guest_are_validated() {
     let world = World::new();
     let at = || Target::Address(world.endpoint.at);
     let guest = || world.west.party.clone();
@@ -569,7 +571,7 @@ fn list(world: &World, line: &str) -> String {
 }
 
 #[test]
-fn the_command_line_makes_lists_and_uses_tokens() {
+fn command_line_creates_lists_and_uses_tokens() {
     let world = World::new();
     let make = |line: &str| {
         let Cli::Token(TokenCommand::Create(args)) = parse(line).unwrap() else { panic!("{line}") };
@@ -578,7 +580,7 @@ fn the_command_line_makes_lists_and_uses_tokens() {
     let line = "isthmus-agent token create --config a.yaml --for west --trust-domain west.example";
     assert_eq!(list(&world, "isthmus-agent token list --config a.yaml"), "no tokens");
     let text = make(line).unwrap();
-    assert_eq!(text.parse::<Token>().unwrap().reveal(), text, "one line, and nothing else");
+    assert_eq!(text.parse::<Token>().unwrap().reveal(), text, "the output is the token alone");
     let said: serde_json::Value =
         serde_json::from_str(&make(&format!("{line} --lifetime 5m --json")).unwrap()).unwrap();
     let token: Token = said["token"].as_str().unwrap().parse().unwrap();
@@ -613,7 +615,7 @@ fn the_command_line_makes_lists_and_uses_tokens() {
 }
 
 #[test]
-fn an_agent_speaks_for_its_own_cluster_only() {
+fn join_context_must_be_of_the_agents_own_cluster() {
     let world = World::new();
     let trust = Trust::load(&world.east.files).unwrap();
     let mut introduction = known_introduction(&world);
@@ -631,6 +633,6 @@ fn an_agent_speaks_for_its_own_cluster_only() {
 }
 
 fn known_introduction(world: &World) -> isthmus_trust::join::Introduction {
-    world.joins(&world.token());
+    world.assert_joins(&world.token());
     known(&world.east)[0].introduction.clone()
 }

@@ -1,5 +1,5 @@
-//! Those who come to the endpoint and are no joiners: garbage before TLS and inside it, messages that are too long
-//! or out of order, offers that lie, a thousand connections that prove nothing. And what the log says of them.
+//! Tests the join endpoint against invalid clients: garbage before and inside TLS, over-long and misordered messages,
+//! false offers, a thousand silent connections; and what is logged of them.
 
 use std::io::{self, Write as _};
 use std::net::SocketAddr;
@@ -15,9 +15,9 @@ use tokio::net::TcpStream;
 use crate::world::{HOUR, Raw, Side, acceptor, connector, framed, showing, somebody};
 use crate::{World, block, eventually, known, through, try_join};
 
-/// Far longer than either side waits.
+/// Far longer than any deadline of either side.
 const PATIENCE: Duration = Duration::from_secs(60);
-/// What a terminal would act on.
+/// Control characters that a terminal would act on.
 const EVIL: &str = "\u{1b}[2Jevil\r\n\u{7}";
 
 async fn ends(mut stream: impl tokio::io::AsyncRead + Unpin) {
@@ -25,7 +25,7 @@ async fn ends(mut stream: impl tokio::io::AsyncRead + Unpin) {
 }
 
 #[test]
-fn garbage_gets_nowhere_and_is_in_nobodys_way() {
+fn garbage_is_refused_and_does_not_block_joins() {
     let world = World::new();
     let at = world.endpoint.at;
     let hello = [0x16, 3, 1, 0x40, 0];
@@ -60,12 +60,12 @@ fn garbage_gets_nowhere_and_is_in_nobodys_way() {
             }
         }
     });
-    world.nothing_was_kept();
-    world.joins(&world.token());
+    world.assert_nothing_stored();
+    world.assert_joins(&world.token());
 }
 
 #[test]
-fn another_protocol_or_no_agent_is_no_joiner() {
+fn joiner_needs_the_protocol_and_an_agents_certificate() {
     let world = World::new();
     let at = world.endpoint.at;
     let trusted = Trust::load(&world.west.files).unwrap().current();
@@ -83,7 +83,7 @@ fn another_protocol_or_no_agent_is_no_joiner() {
         let answer = block(async {
             let stream = TcpStream::connect(at).await.unwrap();
             let shaken = connector(shown, alpn).connect(at.ip().into(), stream).await;
-            // A client's certificate is judged after its handshake is complete.
+            // The server verifies a client's certificate after the client's handshake is complete.
             let mut stream = match shaken {
                 Ok(stream) => stream,
                 Err(error) => return Err(error),
@@ -94,11 +94,11 @@ fn another_protocol_or_no_agent_is_no_joiner() {
         let error = answer.unwrap_err().to_string();
         assert!(error.contains("alert"), "{what}: {error}");
     }
-    world.nothing_was_kept();
-    world.joins(&world.token());
+    world.assert_nothing_stored();
+    world.assert_joins(&world.token());
 }
 
-/// A joiner that has proven the secret, and what it is answered at the end.
+/// The last answer to a joiner that has proven the secret and then sends these bytes.
 async fn after_the_proof(side: &Side, at: SocketAddr, token: &Token, bytes: &[u8]) -> Option<Value> {
     let mut raw = Raw::of(side, at).await;
     let proof = raw.proof(token);
@@ -128,7 +128,7 @@ fn offer(side: &Side, change: impl FnOnce(&mut Value)) -> Vec<u8> {
 }
 
 #[test]
-fn an_offer_that_lies_is_refused_and_nothing_of_it_is_kept() {
+fn false_offer_is_refused_and_nothing_is_stored() {
     let world = World::new();
     let west = &world.west;
     let other = Authority::generate(west.party.trust_domain.clone()).unwrap();
@@ -174,18 +174,18 @@ fn an_offer_that_lies_is_refused_and_nothing_of_it_is_kept() {
         assert_eq!(answer, None, "{what}");
     }
     assert!(world.east.states().iter().all(|state| *state == State::Used), "proven tokens are used up");
-    world.nothing_was_kept();
-    world.joins(&world.token());
+    world.assert_nothing_stored();
+    world.assert_joins(&world.token());
 }
 
 #[test]
-fn nothing_is_kept_of_a_joiner_that_does_not_say_that_it_has_all() {
+fn joiner_is_stored_only_after_its_acknowledgement() {
     let world = World::new();
     let token = world.token();
     let last = block(after_the_proof(&world.west, world.endpoint.at, &token, &offer(&world.west, |_| {})));
-    assert_eq!(last.unwrap()["message"], "offer", "it was offered everything, and hung up");
-    world.nothing_was_kept();
-    // The same joiner to its end.
+    assert_eq!(last.unwrap()["message"], "offer", "it received the offer, and closed");
+    world.assert_nothing_stored();
+    // The same joiner, with the acknowledgement.
     let token = world.token();
     let bytes = [offer(&world.west, |_| {}), framed(br#"{"message": "kept"}"#)].concat();
     let last = block(after_the_proof(&world.west, world.endpoint.at, &token, &bytes));
@@ -194,7 +194,7 @@ fn nothing_is_kept_of_a_joiner_that_does_not_say_that_it_has_all() {
 }
 
 #[test]
-fn who_stalls_is_ended() {
+fn stalled_joiner_is_cut_off() {
     let world = World::new();
     let at = world.endpoint.at;
     block(async {
@@ -207,12 +207,12 @@ fn who_stalls_is_ended() {
         let all = async { tokio::join!(ends(silent), ends(shaken.stream), ends(proven.stream)) };
         tokio::time::timeout(PATIENCE, all).await.unwrap();
     });
-    world.nothing_was_kept();
-    world.joins(&world.token());
+    world.assert_nothing_stored();
+    world.assert_joins(&world.token());
 }
 
 #[test]
-fn a_joiner_does_not_wait_for_ever() {
+fn joiner_gives_up_at_its_deadline() {
     let world = World::new();
     let identity = Trust::load(&world.east.files).unwrap().current().identity.clone();
     let acceptor = acceptor(showing(&identity, &[&world.east.root], &identity));
@@ -239,11 +239,11 @@ fn a_joiner_does_not_wait_for_ever() {
             });
         }
     });
-    world.nothing_was_kept();
-    world.joins(&token);
+    world.assert_nothing_stored();
+    world.assert_joins(&token);
 }
 
-/// In KiB.
+/// Resident memory in KiB.
 fn memory() -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap();
     let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap();
@@ -251,12 +251,12 @@ fn memory() -> u64 {
 }
 
 #[test]
-fn a_thousand_strangers_cost_little_and_keep_nobody_out() {
+fn thousand_strangers_cost_little_and_do_not_block_a_join() {
     const STRANGERS: usize = 1_000;
     let world = World::new();
     let token = world.token();
-    world.joins(&world.token());
-    // Most of the longest hello that TLS may have, in its first three records; its end never comes.
+    world.assert_joins(&world.token());
+    // The first three records of the longest ClientHello that TLS allows; the rest is never sent.
     let mut hello = vec![0x16, 3, 1, 0x40, 0, 1, 0, 0xff, 0];
     hello.resize(5 + 0x4000, 0);
     for _ in 0..2 {
@@ -274,20 +274,20 @@ fn a_thousand_strangers_cost_little_and_keep_nobody_out() {
         .collect();
     let is_open = |mut stream: &std::net::TcpStream| matches!(io::Read::read(&mut stream, &mut [0]), Err(error) if error.kind() == io::ErrorKind::WouldBlock);
     let open = || strangers.iter().filter(|stream| is_open(stream)).count();
-    eventually("all but 64 are sent away", || open() <= 64);
+    eventually("all but 64 are closed", || open() <= 64);
     let (kept, grown) = (open(), memory().saturating_sub(before));
     println!("{STRANGERS} strangers: {kept} held, {grown} KiB");
     assert!(grown < 32 << 10, "{grown} KiB");
-    // The last of them still wait, and a joiner that comes after them is heard.
-    world.joins(&token);
+    // The newest strangers are still connected, and a joiner after them is served.
+    world.assert_joins(&token);
 }
 
 #[test]
-fn the_log_shows_nothing_raw() {
+fn log_of_strangers_is_escaped_and_without_secrets() {
     let log = log();
     let world = World::new();
     let at = world.endpoint.at;
-    // A certificate whose name is not even text for a terminal, made by somebody who holds a root of his own.
+    // A self-signed certificate with control characters in its names.
     let shown = evil_certificate();
     block(async {
         let stream = TcpStream::connect(at).await.unwrap();
@@ -301,7 +301,7 @@ fn the_log_shows_nothing_raw() {
         after_the_proof(&world.west, at, &world.token(), &lie).await;
     });
     let token = world.token();
-    world.joins(&token);
+    world.assert_joins(&token);
     assert_eq!(try_join(&world.west, &token).unwrap_err().progress, Progress::Used);
     let said = |part: &str| log.lock().unwrap().windows(part.len()).any(|window| window == part.as_bytes());
     for part in ["not admitted", "join failed", "cluster joined", "Used"] {
@@ -313,7 +313,7 @@ fn the_log_shows_nothing_raw() {
     assert!(text.lines().all(|line| line.len() < 2_000), "bounded");
     let secret = token.reveal();
     assert!(!text.contains(secret.strip_prefix("isthmus1.").unwrap()), "no token is logged");
-    assert!(!text.contains(&token.id().to_string()), "nor its whole name");
+    assert!(!text.contains(&token.id().to_string()), "no whole token ID is logged");
 }
 
 fn evil_certificate() -> Arc<rustls::sign::CertifiedKey> {
@@ -331,7 +331,7 @@ fn evil_certificate() -> Arc<rustls::sign::CertifiedKey> {
 
 type Log = Arc<Mutex<Vec<u8>>>;
 
-/// What this process logs from now on; the tests beside this one log their share.
+/// The log of this process from now on, including that of other tests.
 fn log() -> Log {
     static LOG: OnceLock<Log> = OnceLock::new();
     let start = || {

@@ -1,5 +1,5 @@
-//! Two clusters on disk as agents have them, an endpoint that waits for joiners, and those who are none: a joiner
-//! written anew from docs/decisions/0022, and whoever stands in between.
+//! Clusters on disk as agents have them, a join endpoint, and attackers: an independent joiner written from
+//! docs/decisions/0022, and servers that act as they like.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -34,13 +34,13 @@ use tokio_rustls::{TlsAcceptor, TlsConnector};
 pub(crate) const HOUR: Duration = Duration::from_secs(3600);
 pub(crate) const QUARTER: Duration = Duration::from_secs(15 * 60);
 
-/// A cluster's agent: its authority, its files, and what joining is given.
+/// A cluster's agent: its authority, its files, and its join context.
 pub(crate) struct Side {
     pub(crate) root: Authority,
     pub(crate) party: Party,
     pub(crate) dir: TempDir,
     pub(crate) files: TrustFiles,
-    /// What its running agent believes, which follows the files.
+    /// The trust of its running agent, which follows the files.
     pub(crate) trust: Trust,
     pub(crate) context: Arc<Context>,
     _watch: Watch,
@@ -52,7 +52,7 @@ impl Side {
         Side::under(root, cluster, 1)
     }
 
-    /// A cluster of a domain that exists; its agent's certificate is an intermediate's.
+    /// A cluster of an existing domain; its agent's certificate is signed by an intermediate.
     pub(crate) fn under(root: Authority, cluster: &str, sequence: u64) -> Side {
         let dir = tempfile::tempdir().unwrap();
         let domain = root.trust_domain().clone();
@@ -94,7 +94,7 @@ impl Side {
         fs::write(path, list.sign(&self.root).unwrap()).unwrap();
     }
 
-    /// Waits for joiners, in a runtime of its own.
+    /// Serves joiners, in a runtime of its own.
     pub(crate) fn serve(&self) -> Endpoint {
         let runtime = Runtime::new().unwrap();
         let listener = runtime.block_on(TcpListener::bind("127.0.0.1:0")).unwrap();
@@ -103,7 +103,7 @@ impl Side {
         Endpoint { at, runtime: Some(runtime) }
     }
 
-    /// A token, made by another process than the one that serves.
+    /// Creates a token as another process than the serving one does.
     pub(crate) fn token(&self, at: SocketAddr, guest: &Party) -> Token {
         create(&self.again("192.0.2.7:15012"), Target::Address(at), guest.clone(), QUARTER).unwrap()
     }
@@ -112,8 +112,8 @@ impl Side {
         self.context.tokens().list().unwrap().into_iter().map(|(_, state)| state).collect()
     }
 
-    /// Everything that joining writes but its tokens, by name.
-    pub(crate) fn kept(&self) -> BTreeMap<PathBuf, String> {
+    /// All files that joining writes, except tokens, by name.
+    pub(crate) fn stored(&self) -> BTreeMap<PathBuf, String> {
         let mut kept = BTreeMap::new();
         for folder in ["bundles", "deny", "state/peers"] {
             let Ok(entries) = fs::read_dir(self.dir.path().join(folder)) else { continue };
@@ -125,8 +125,8 @@ impl Side {
         kept
     }
 
-    /// What its agent's trust is, once it has looked at its files again.
-    pub(crate) fn believes(&self, other: &Side) -> bool {
+    /// Whether its agent trusts another one, with its files loaded again.
+    pub(crate) fn trusts(&self, other: &Side) -> bool {
         let trust = Trust::load(&self.files).unwrap();
         let chain = Trust::load(&other.files).unwrap().current().identity.chain().to_vec();
         trust.current().bundles.verify(&chain, isthmus_certs::Role::Server, UnixTime::now()).is_ok()
@@ -145,7 +145,7 @@ fn context(trust: Trust, files: &TrustFiles, dir: &Path, party: &Party, address:
     Arc::new(Context::new(trust, introduction, folders).unwrap())
 }
 
-/// What is served until it is dropped.
+/// A server that stops on drop.
 pub(crate) struct Endpoint {
     pub(crate) at: SocketAddr,
     runtime: Option<Runtime>,
@@ -157,7 +157,7 @@ impl Drop for Endpoint {
     }
 }
 
-/// Somebody at an address who does as he likes with each connection.
+/// A server that handles each connection with `act`.
 pub(crate) fn somebody<F, T>(act: F) -> Endpoint
 where
     F: Fn(TcpStream) -> T + Send + 'static,
@@ -175,7 +175,7 @@ where
     Endpoint { at, runtime: Some(runtime) }
 }
 
-/// A chain with the roots that are shown with it, and a key, which may be another's.
+/// A chain followed by roots, with a key that may be another's.
 pub(crate) fn showing(identity: &Identity, roots: &[&Authority], key: &Identity) -> Arc<CertifiedKey> {
     let roots = roots.iter().map(|root| root.certificate().clone());
     let chain = identity.chain().iter().cloned().chain(roots).collect();
@@ -183,12 +183,12 @@ pub(crate) fn showing(identity: &Identity, roots: &[&Authority], key: &Identity)
     Arc::new(CertifiedKey::new(chain, key))
 }
 
-/// TLS as it is spoken here, by somebody who believes everybody.
+/// TLS of a join server that accepts any client certificate.
 pub(crate) fn acceptor(shown: Arc<CertifiedKey>) -> TlsAcceptor {
     let mut config = ServerConfig::builder_with_provider(provider())
         .with_protocol_versions(&[&rustls::version::TLS13])
         .unwrap()
-        .with_client_cert_verifier(Arc::new(Everybody))
+        .with_client_cert_verifier(Arc::new(AcceptAny))
         .with_cert_resolver(Arc::new(SingleCertAndKey::from(shown)));
     config.alpn_protocols = vec![b"isthmus-join/1".to_vec()];
     TlsAcceptor::from(Arc::new(config))
@@ -199,7 +199,7 @@ pub(crate) fn connector(shown: Arc<CertifiedKey>, alpn: &str) -> TlsConnector {
         .with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12])
         .unwrap()
         .dangerous()
-        .with_custom_certificate_verifier(Arc::new(Everybody))
+        .with_custom_certificate_verifier(Arc::new(AcceptAny))
         .with_client_cert_resolver(Arc::new(SingleCertAndKey::from(shown)));
     config.alpn_protocols = vec![alpn.as_bytes().to_vec()];
     TlsConnector::from(Arc::new(config))
@@ -209,7 +209,7 @@ fn provider() -> Arc<rustls::crypto::CryptoProvider> {
     Arc::new(rustls::crypto::aws_lc_rs::default_provider())
 }
 
-/// A joiner that keeps to no rule but the wire's.
+/// A joiner that sends any messages.
 pub(crate) struct Raw {
     pub(crate) stream: TlsStream<TcpStream>,
 }
@@ -228,7 +228,7 @@ impl Raw {
         Raw::connect(at, showing(&trusted.identity, &[&side.root], &trusted.identity)).await
     }
 
-    /// The first word: the token's name and the proof, by what docs/decisions/0022 says.
+    /// The first message: the token's ID and the proof, according to docs/decisions/0022.
     pub(crate) fn proof(&self, token: &Token) -> Value {
         let bytes = URL_SAFE_NO_PAD.decode(token.reveal().strip_prefix("isthmus1.").unwrap()).unwrap();
         let secret = &bytes[40..56];
@@ -256,7 +256,7 @@ impl Raw {
     }
 
     pub(crate) async fn bytes(&mut self, bytes: &[u8]) {
-        // The other side may have hung up already; what it says then is read next.
+        // The other side may have closed already; its last message is read next.
         let _sent = self.stream.write_all(bytes).await;
         let _sent = self.stream.flush().await;
     }
@@ -293,11 +293,11 @@ fn mac(key: &[u8], message: &[u8]) -> Vec<u8> {
     hmac::sign(&hmac::Key::new(hmac::HMAC_SHA256, key), message).as_ref().to_vec()
 }
 
-/// Believes everybody.
+/// Accepts any certificate.
 #[derive(Debug)]
-struct Everybody;
+struct AcceptAny;
 
-macro_rules! everything_is_believed {
+macro_rules! accept_any_signature {
     () => {
         fn verify_tls12_signature(
             &self,
@@ -323,7 +323,7 @@ macro_rules! everything_is_believed {
     };
 }
 
-impl ServerCertVerifier for Everybody {
+impl ServerCertVerifier for AcceptAny {
     fn verify_server_cert(
         &self,
         _end_entity: &CertificateDer<'_>,
@@ -335,10 +335,10 @@ impl ServerCertVerifier for Everybody {
         Ok(ServerCertVerified::assertion())
     }
 
-    everything_is_believed!();
+    accept_any_signature!();
 }
 
-impl ClientCertVerifier for Everybody {
+impl ClientCertVerifier for AcceptAny {
     fn root_hint_subjects(&self) -> &[DistinguishedName] {
         &[]
     }
@@ -352,5 +352,5 @@ impl ClientCertVerifier for Everybody {
         Ok(ClientCertVerified::assertion())
     }
 
-    everything_is_believed!();
+    accept_any_signature!();
 }
