@@ -147,7 +147,7 @@ impl Account {
         let (service, rule) = (&step.route.service, &step.tables.live.upstream.ejection);
         if service.failed(step.endpoint, socket::now(), rule) {
             add(&self.worker.counters.ejections, 1);
-            tracing::warn!(service = %service.name(), endpoint = %step.endpoint.address, %reason, "endpoint ejected");
+            tracing::warn!(conn = self.conn.id, service = %service.name(), endpoint = %step.endpoint.address, %reason, "endpoint ejected");
         }
     }
 

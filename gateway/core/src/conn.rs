@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
 use tokio::net::TcpStream;
+use tracing::Instrument as _;
 
 use crate::account::Account;
 use crate::answer::Server;
@@ -29,7 +30,9 @@ pub(crate) async fn serve(mut client: TcpStream, listener: usize, peer: SocketAd
     let conn = Arc::clone(&account.conn);
     let mut server = None;
     let reason = {
-        let story = pin!(story(&mut client, &mut server, &mut account, &worker));
+        // A level that is off by default: a span costs more than a short connection's log line.
+        let span = tracing::debug_span!("conn", id = conn.id, listener, %peer);
+        let story = pin!(story(&mut client, &mut server, &mut account, &worker).instrument(span));
         conn.until_ended(story).await
     };
     account.close(reason);

@@ -175,6 +175,11 @@ impl Slices {
         let is_known = old.is_some_and(|old| old == &bytes[..]);
         let key = self.take(name, bytes)?;
         if !is_known {
+            let revision = || self.store.order(&key).map(|order| order.revision);
+            let _change =
+                tracing::debug_span!("change", cluster = %key.cluster, host = %key.host, revision = revision())
+                    .entered();
+            tracing::debug!("slice accepted");
             self.persist(name);
         }
         Ok(key)

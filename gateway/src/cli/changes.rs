@@ -143,7 +143,7 @@ fn keys<'a>(left: &'a Value, right: &'a Value) -> BTreeSet<&'a str> {
         .collect()
 }
 
-fn at<'a>(value: &'a Value, key: &str) -> &'a Value {
+fn get<'a>(value: &'a Value, key: &str) -> &'a Value {
     value.get(key).unwrap_or(&Value::Null)
 }
 

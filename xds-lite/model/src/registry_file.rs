@@ -300,7 +300,7 @@ mod tests {
 
     #[track_caller]
     fn refused(text: &str) {
-        let problems = read(text).expect_err("it expands far beyond its size").to_string();
+        let problems = read(text).expect_err("it expands far beyond its size");
         let [problem] = problems.list() else { panic!("{problems}") };
         assert!(problem.line > 1 && problem.what.contains("its aliases expand to"), "{problem}");
         assert!(problem.remedy.contains("several files"), "{problem}");

@@ -8,6 +8,7 @@ use std::time::Duration;
 use isthmus_certs::{Client as Tls, IdPattern, Peer as Expected, Trust};
 
 use tokio::task::{JoinSet, spawn_blocking};
+use tracing::Instrument as _;
 
 use isthmus_ads::client::{Client, Refused, Update};
 use isthmus_ads::subscribe::{Again, Answers, Contact, Subscription, Tables};
@@ -40,7 +41,8 @@ pub(super) async fn federate(
     let begin = |tasks: &mut JoinSet<()>, peer: Peer| {
         let believing = PeerBundle::new(Arc::clone(&keeper), &peer);
         let offers = Offers { cluster: peer.cluster.clone(), state: Arc::clone(&state), believing };
-        tasks.spawn(follow_or_say(settings.cluster.clone(), peer, trust.clone(), offers));
+        let span = tracing::info_span!("peer", cluster = %peer.cluster);
+        tasks.spawn(follow_or_say(settings.cluster.clone(), peer, trust.clone(), offers).instrument(span));
     };
     settings.peers.iter().for_each(|peer| begin(&mut tasks, peer.clone()));
     let mut known: BTreeSet<_> = settings.peers.iter().map(|peer| peer.cluster.clone()).collect();
@@ -79,7 +81,7 @@ fn as_peer(joined: join::Peer) -> Peer {
 async fn follow_or_say(own: Cluster, peer: Peer, trust: Trust, offers: Offers) {
     let (state, cluster) = (Arc::clone(&offers.state), peer.cluster.clone());
     if let Err(error) = follow(own, peer, trust, offers).await {
-        tracing::error!(peer = %cluster, %error, "cannot follow peer until the agent restarts");
+        tracing::error!(%error, "cannot follow peer until the agent restarts");
         locked(&state).contact(&cluster, Some(error.to_string()));
     }
 }
@@ -157,11 +159,11 @@ impl Tables for Offers {
     fn contact(&mut self, contact: Contact<'_>) {
         let lost = match contact {
             Contact::Made(agent) => {
-                tracing::info!(peer = %self.cluster, %agent, "connected to peer");
+                tracing::info!(%agent, "connected to peer");
                 None
             }
             Contact::Lost(agent, why) => {
-                tracing::warn!(peer = %self.cluster, %agent, why, "peer unreachable; keeping its last slices");
+                tracing::warn!(%agent, why, "peer unreachable; keeping its last slices");
                 Some(why.to_owned())
             }
         };

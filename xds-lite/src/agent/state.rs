@@ -166,7 +166,13 @@ impl State {
             return;
         }
         tracing::info!(slices = changed.len(), "own slices changed");
-        changed.iter().for_each(|slice| self.persist(persistence::own(&slice.key)));
+        for slice in &changed {
+            let (key, revision) = (&slice.key, slice.order.revision);
+            let _change =
+                tracing::debug_span!("change", cluster = %key.cluster, host = %key.host, revision).entered();
+            tracing::debug!(is_exported = slice.is_exported(), "slice published");
+            self.persist(persistence::own(key));
+        }
         self.publish(&changed);
     }
 
