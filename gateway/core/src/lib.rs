@@ -39,6 +39,7 @@ pub mod resolve;
 pub mod route;
 pub mod snapshot;
 pub mod socket;
+mod source;
 pub mod suspects;
 mod threads;
 pub mod turn;

@@ -3,9 +3,10 @@
 
 use std::cmp::Reverse;
 use std::collections::{HashMap, HashSet};
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::IpAddr;
 
 use crate::socket::Millis;
+use crate::source::source_of;
 
 /// One connection that holds memory.
 #[derive(Clone, Copy, Debug)]
@@ -21,16 +22,16 @@ pub(super) struct Holder {
 pub(super) struct Shares {
     /// Maximum bytes of a source.
     most: usize,
-    /// Sources that hold more than the average.
-    large: HashSet<IpAddr>,
+    /// Sources that hold more than the average may.
+    large: HashSet<u64>,
 }
 
 impl Shares {
     /// Shares out `keep` bytes, so that no source gets less because another holds more.
     pub(super) fn of(holders: &[Holder], keep: usize) -> Shares {
-        let mut totals: HashMap<IpAddr, usize> = HashMap::new();
+        let mut totals: HashMap<u64, usize> = HashMap::new();
         for holder in holders {
-            *totals.entry(network(holder.source)).or_default() += holder.bytes;
+            *totals.entry(source_of(holder.source)).or_default() += holder.bytes;
         }
         // A single source leaves room for a second one.
         let average = keep / totals.len().max(2);
@@ -41,14 +42,14 @@ impl Shares {
 
     /// Whether a source held more than the average.
     pub(super) fn is_large(&self, source: IpAddr) -> bool {
-        self.large.contains(&network(source))
+        self.large.contains(&source_of(source))
     }
 
     /// Returns the indexes of the holders to revoke.
     pub(super) fn too_much(&self, holders: &[Holder]) -> Vec<usize> {
-        let mut by_source: HashMap<IpAddr, Vec<(usize, &Holder)>> = HashMap::new();
+        let mut by_source: HashMap<u64, Vec<(usize, &Holder)>> = HashMap::new();
         for (index, holder) in holders.iter().enumerate().filter(|(_, holder)| self.is_large(holder.source)) {
-            by_source.entry(network(holder.source)).or_default().push((index, holder));
+            by_source.entry(source_of(holder.source)).or_default().push((index, holder));
         }
         let mut gone = Vec::new();
         for mut of_source in by_source.into_values() {
@@ -84,16 +85,10 @@ fn level(mut totals: Vec<usize>, keep: usize) -> usize {
     usize::MAX
 }
 
-/// Maps an IPv6 address to its /64, which usually belongs to one owner.
-fn network(source: IpAddr) -> IpAddr {
-    match source {
-        IpAddr::V4(_) => source,
-        IpAddr::V6(ip) => Ipv6Addr::from_bits(ip.to_bits() >> 64 << 64).into(),
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use std::net::Ipv6Addr;
+
     use proptest::prelude::*;
 
     use super::*;
