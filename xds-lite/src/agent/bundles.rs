@@ -201,7 +201,7 @@ fn aside(file: &Path) {
         Ok(aside) => {
             tracing::warn!(aside = %aside.display(), "set aside the damaged file; inspect or remove it")
         }
-        Err(error) => tracing::warn!(file = %file.display(), %error, "cannot set aside what is damaged"),
+        Err(error) => tracing::warn!(file = %file.display(), %error, "cannot set aside the damaged file"),
     }
 }
 

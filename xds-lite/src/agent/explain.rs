@@ -16,11 +16,11 @@ use super::pages::unreached;
 use super::peer::seconds;
 use super::state::State;
 
-/// What a host may hold back that this agent cannot see.
+/// Note on a slice of another cluster: this agent does not see what its owner does not export.
 const UNSEEN: &str =
-    "its own cluster may hold back more than this agent sees: run `isthmus-agent explain` there";
-/// What to look at where nobody has a name.
-const UNKNOWN: &str = "no host of this registry and no slice of a peer has this name: its cluster may not export it, may hold it back, or may not be a peer; run `isthmus-agent explain` there, and see `peers` in the status";
+    "its own cluster may have more ports and endpoints, not exported: run `isthmus-agent explain` there";
+/// Note on an unknown name.
+const UNKNOWN: &str = "no host of this registry and no slice of a peer has this name: its cluster may not export it, or may not be a peer; run `isthmus-agent explain` there, and see `peers` in the status";
 
 /// Explains any name of a service: its host, an alias, an instance, or `outbound_.PORT_._.HOST`.
 ///
@@ -46,12 +46,12 @@ pub(super) fn explain(state: &State, asked: &str) -> Result<Value, String> {
         "others": owners.keys().skip(1).collect::<Vec<_>>(),
         "registry": registry.map(|ports| registered(state, host, ports)),
         "offer": state.offer_of(host).map(offer),
-        "imports": imports.iter().map(|one| imported(state, one)).collect::<Vec<_>>(),
+        "imports": imports.iter().map(|import| imported(state, import)).collect::<Vec<_>>(),
         "note": note,
     }))
 }
 
-/// The hosts that have a name, and by what; the host of that very name alone where there is one.
+/// The hosts that have a name, and how; only the host of exactly that name where there is one.
 fn owners(state: &State, name: &HostPattern) -> BTreeMap<HostPattern, &'static str> {
     if state.services.contains_key(name) || !state.imports.shown_of(name).is_empty() {
         return [(name.clone(), "host")].into();
@@ -98,8 +98,8 @@ fn registered(state: &State, host: &HostPattern, ports: &[Service]) -> Value {
 }
 
 /// Whether a slice of another cluster is imported, and by which rule it is kept while that cluster is unreachable.
-fn imported(state: &State, one: &ImportStatus) -> Value {
-    let ImportStatus { cluster, host, held } = one;
+fn imported(state: &State, import: &ImportStatus) -> Value {
+    let ImportStatus { cluster, host, held } = import;
     let stale = state.imports.stale(cluster, host, Instant::now(), SystemTime::now());
     let stale = stale.map(|Stale { rule, down }| {
         json!({

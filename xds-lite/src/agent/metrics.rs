@@ -1,5 +1,5 @@
-//! What an agent exports to Prometheus: one table says what there is, with which labels, and how it is read.
-//! `docs/agent.md` is the same table for people.
+//! Exports the agent's metrics to Prometheus. One table defines each metric, its labels and how it is read;
+//! `docs/agent.md` has the same table.
 
 use std::time::{Instant, SystemTime};
 
@@ -18,22 +18,20 @@ use super::bundles::Bundles;
 use super::peer::Contact;
 use super::state::State;
 
-/// One family of metrics.
+/// A metric family.
 struct Definition {
-    /// With its prefix.
     name: &'static str,
-    /// What it counts, in which unit.
     help: &'static str,
     read: Read,
 }
 
-/// How it is read, and with it what labels it has.
+/// How a metric is read; this also determines its type and labels.
 enum Read {
     /// A gauge without labels.
     Whole(fn(&Sight<'_>) -> usize),
     /// A gauge with the label `cluster`.
     EachPeer(fn(&Contact) -> f64),
-    /// The same of those clusters for which there is one.
+    /// A gauge with the label `cluster`, for clusters that have a value.
     EachTold(fn(&Bundles, &Cluster) -> Option<f64>),
     /// A counter with the label `cluster`.
     EachPeerSoFar(fn(&Contact) -> f64),
@@ -43,19 +41,19 @@ enum Read {
     EachStoreSoFar(fn(&Report) -> f64),
     /// A counter of the process.
     SoFar(fn() -> u64),
-    /// A gauge with the label `cluster`, of what each offers.
+    /// A gauge with the label `cluster`, of a peer's slices.
     EachOffers(fn(&PeerUsage) -> u64),
-    /// A counter with the label `cluster`, of the same.
+    /// A counter with the label `cluster`, of a peer's slices.
     EachOffersSoFar(fn(&PeerUsage) -> u64),
-    /// A gauge with the label `kind`, of clients: what they have of a resource.
+    /// A gauge with the label `kind`: clients' usage of a resource.
     EachKind(Resource),
-    /// A counter with the labels `kind` and `resource`, of clients: how often they asked for too much.
+    /// A counter with the labels `kind` and `resource`: exceeded limits of clients.
     Exceeded,
-    /// A counter of what was issued, or not; nothing where certificates are not.
+    /// A counter of issued or refused certificates; 0 where none are issued.
     Issued(fn(&Tally) -> u64),
 }
 
-/// The agent, and what several metrics are read from.
+/// The sources that metrics are read from.
 struct Sight<'a> {
     state: &'a State,
     imported: usize,
@@ -212,7 +210,7 @@ const fn whole(name: &'static str, help: &'static str, read: fn(&Sight<'_>) -> u
     Definition { name, help, read: Read::Whole(read) }
 }
 
-/// Everything, in the text format.
+/// All metrics, in the text format.
 pub(super) fn text(state: &State, tally: Option<&Tally>, budgets: &Budgets) -> String {
     let shown = state.imports.shown();
     let imported = shown.iter().filter(|one| one.held.is_none()).count();
@@ -226,7 +224,7 @@ pub(super) fn text(state: &State, tally: Option<&Tally>, budgets: &Budgets) -> S
         budgets,
     };
     let families = ALL.iter().map(|definition| family(definition, &sight));
-    // Only a family without a metric is an error, and those are left out.
+    // A family without a metric would be an encoding error.
     let families: Vec<_> = families.filter(|family| !family.get_metric().is_empty()).collect();
     TextEncoder::new().encode_to_string(&families).unwrap_or_default()
 }
@@ -241,7 +239,7 @@ fn family(definition: &Definition, sight: &Sight<'_>) -> MetricFamily {
     family
 }
 
-/// Labels, and what is read.
+/// Labels and value.
 type Sample<'a> = (Vec<(&'static str, &'a str)>, f64);
 
 fn samples<'a>(read: &Read, sight: &Sight<'a>) -> Vec<Sample<'a>> {
@@ -336,7 +334,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_documentation_is_this_table() {
+    fn metrics_table_matches_the_documentation() {
         let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/metrics.md");
         let page = std::fs::read_to_string(path).unwrap();
         let (_gateway, documented) = page.split_once("\n## Agent\n").unwrap();

@@ -1,5 +1,5 @@
-//! The agent's file exactly as it is written. Its comments are what the JSON Schema shows. Not what the values
-//! mean or whether they fit together.
+//! The agent's file as written. Its doc comments are the descriptions in the JSON Schema. Meaning and consistency are
+//! checked in `resolve`.
 
 use std::collections::BTreeMap;
 
@@ -19,45 +19,45 @@ use super::{ADDRESS, ADMIN, EAST_WEST, JOIN, LONGEST};
 #[serde(deny_unknown_fields)]
 #[schemars(rename = "Isthmus agent")]
 pub(super) struct File {
-    /// The cluster it speaks for: 1 to 63 letters, digits, `-`, `_` or `.`.
+    /// The agent's cluster: 1 to 63 letters, digits, `-`, `_` or `.`.
     #[schemars(required)]
     pub(super) cluster: Option<At<String>>,
-    /// The network that the cluster's endpoints stand in. Default: empty.
+    /// The network of the cluster's endpoints. Default: empty.
     pub(super) network: Option<At<String>>,
-    /// Where the cluster's gateways stand, unless they say otherwise. Default: unknown.
+    /// The default locality of the cluster's gateways. Default: unknown.
     pub(super) locality: Option<Locality>,
-    /// Its identity, an agent's of this cluster, and whom it believes.
+    /// The agent's certificate, which must be an agent's of this cluster, and the bundles that it trusts.
     #[schemars(required)]
     pub(super) trust: Option<At<Trust>>,
-    /// Where services are registered.
+    /// The service registry.
     #[schemars(required)]
     pub(super) registry: Option<At<Registry>>,
-    /// A directory for what survives a restart. Default: none, and nothing does.
+    /// A directory for state that survives a restart. Default: none, and nothing is persisted.
     pub(super) state: Option<At<String>>,
-    /// The cluster's gateways: those that this agent serves. Default: none.
+    /// The cluster's gateways, which this agent serves. Default: none.
     pub(super) gateways: Option<Vec<At<Gateway>>>,
-    /// Which services other clusters may see. Default: none.
+    /// Services that are exported to other clusters. Default: none.
     pub(super) exports: Option<Vec<At<Export>>>,
-    /// What may come from other clusters. Default: what lies in a workspace that spans them.
+    /// What is accepted from other clusters. Default: services of a workspace that spans the clusters.
     pub(super) imports: Option<Vec<At<Import>>>,
-    /// Labels of networks, by the network's name, for `reachability`. Default: none.
+    /// Labels of networks by network name, for `reachability`. Default: none.
     pub(super) networks: Option<BTreeMap<String, BTreeMap<String, String>>>,
-    /// Which networks may know of services in which others. It limits knowledge, not access. Default: all.
+    /// Which networks may know services of which others. This limits knowledge, not access. Default: all.
     pub(super) reachability: Option<Vec<At<ReachabilityRule>>>,
     /// The agents of other clusters. Default: none.
     pub(super) peers: Option<Vec<At<Peer>>>,
-    /// Where gateways and other clusters' agents come.
+    /// The xDS server for gateways and other clusters' agents.
     pub(super) xds: Option<Xds>,
-    /// Where clusters join by a token. Default: nowhere.
+    /// The endpoint where clusters join with a token. Default: none.
     pub(super) join: Option<At<Join>>,
-    /// The intermediate that signs certificates for the cluster's gateways and workloads, and renews them; tokens
-    /// for first ones are kept in `state`. Default: none, and no certificate is issued.
+    /// The intermediate that issues and renews certificates of the cluster's gateways and workloads; tokens for first
+    /// certificates are stored in `state`. Default: none, and no certificate is issued.
     pub(super) issuing: Option<At<Issuing>>,
-    /// Where the agent tells of itself.
+    /// The admin server: status, metrics, registration.
     pub(super) admin: Option<Admin>,
-    /// Who may register VMs. Default: root and the agent's own user, on its own machine.
+    /// Who may register VMs. Default: root and the agent's own user, on the agent's machine.
     pub(super) registration: Option<Registration>,
-    /// What gateways and peers may take of this agent.
+    /// Resource limits of gateways and peers.
     pub(super) limits: Option<Limits>,
 }
 
@@ -65,26 +65,26 @@ pub(super) struct File {
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Registration {
-    /// The Unix socket that local processes register by, or `off`. Default: `agent.sock` in `state`; none without.
+    /// The Unix socket for local processes, or `off`. Default: `agent.sock` in `state`; none without `state`.
     pub(super) socket: Option<At<String>>,
-    /// Numbers of the users that may use it, besides root and the agent's own. Default: none.
+    /// IDs of users that may use the socket, besides root and the agent's own. Default: none.
     pub(super) users: Option<Vec<u32>>,
-    /// Files with one token each, by a name of the token; who shows one may register at the admin address. They are
-    /// read when one is shown. Default: none.
+    /// Token files by token name, one token each; its holder may register at the admin address. The files are read
+    /// whenever a client presents a token. Default: none.
     pub(super) tokens: Option<BTreeMap<String, At<String>>>,
 }
 
-/// What gateways and peers may take of this agent.
+/// Resource limits of gateways and peers.
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Limits {
-    /// Each gateway of the cluster.
+    /// Limits of each gateway.
     pub(super) gateways: Option<ClientLimits>,
-    /// Each peer, all of its agents together.
+    /// Limits of each peer, all of its agents together.
     pub(super) peers: Option<PeerLimits>,
 }
 
-/// What each gateway may take. Defaults: 64 connections, 256 streams, requests of 64MiB, 200000 names.
+/// Limits of each gateway. Defaults: 64 connections, 256 streams, requests of 64MiB, 200000 names.
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct ClientLimits {
@@ -92,13 +92,13 @@ pub(super) struct ClientLimits {
     pub(super) connections: Option<At<Count>>,
     /// Requests at once, on all connections.
     pub(super) streams: Option<At<Count>>,
-    /// What requests take that are not dealt with yet, decoded.
+    /// Decoded size of requests in progress.
     pub(super) requests: Option<At<Size>>,
-    /// Names that its streams subscribe to, together; one stream half of that.
+    /// Names that all streams subscribe to, together; one stream at most half of that.
     pub(super) names: Option<At<Count>>,
 }
 
-/// What each peer may take. Defaults: 16 connections, 8 streams, requests of 16MiB, 20000 names, 8000 slices of
+/// Limits of each peer. Defaults: 16 connections, 8 streams, requests of 16MiB, 20000 names, 8000 slices of
 /// 4MiB together.
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
@@ -107,23 +107,23 @@ pub(super) struct PeerLimits {
     pub(super) connections: Option<At<Count>>,
     /// Requests at once, on all connections.
     pub(super) streams: Option<At<Count>>,
-    /// What requests take that are not dealt with yet, decoded.
+    /// Decoded size of requests in progress.
     pub(super) requests: Option<At<Size>>,
-    /// Names that its streams subscribe to, together; one stream half of that.
+    /// Names that all streams subscribe to, together; one stream at most half of that.
     pub(super) names: Option<At<Count>>,
-    /// Slices that it may offer, of names that it was granted.
+    /// Slices of the peer, under names that it was granted.
     pub(super) slices: Option<At<Count>>,
-    /// Bytes of these together, in memory and in `state`.
+    /// Size of these slices together, in memory and in `state`.
     pub(super) bytes: Option<At<Size>>,
 }
 
-/// Files, followed while the agent runs.
+/// Files, reloaded when they change.
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Trust {
-    /// The trust domain that the certificate is of. Default: the one that it says.
+    /// The trust domain of the certificate. Default: the one in the certificate.
     pub(super) domain: Option<At<String>>,
-    /// The chain, leaf first, PEM.
+    /// The certificate chain, leaf first, PEM.
     #[schemars(required)]
     pub(super) certificate: Option<At<String>>,
     /// Its key, PEM.
@@ -136,11 +136,11 @@ pub(super) struct Trust {
     pub(super) deny: Option<At<String>>,
 }
 
-/// Where services are registered.
+/// The service registry.
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Registry {
-    /// A directory of YAML files, each with `services:` as a gateway's file has them.
+    /// A directory of YAML files, each with `services:` as in a gateway's file.
     #[schemars(required)]
     pub(super) files: Option<At<String>>,
 }
@@ -152,15 +152,15 @@ pub(super) struct Gateway {
     /// The last part of its identity, `spiffe://TRUST-DOMAIN/isthmus/CLUSTER/gateway/NAME`.
     #[schemars(required)]
     pub(super) name: Option<At<String>>,
-    /// Where other clusters reach it: IP addresses or host names. Default: nowhere.
+    /// Addresses that other clusters reach it at: IP addresses or host names. Default: none.
     pub(super) address: Option<OneOrMore>,
-    /// At which port.
+    /// The port of these addresses.
     #[schemars(extend("default" = EAST_WEST))]
     #[schemars(extend("minimum" = PORTS.0, "maximum" = PORTS.1))]
     pub(super) port: Option<At<Count>>,
-    /// Where it stands. Default: the agent's.
+    /// Its locality. Default: the agent's `locality`.
     pub(super) locality: Option<Locality>,
-    /// It is a stock Envoy, which listens there: `IP:PORT` or `[IPV6]:PORT`. Default: it is one of ours.
+    /// The listen address of a stock Envoy: `IP:PORT` or `[IPV6]:PORT`. Default: none, it is an isthmus-gateway.
     pub(super) envoy: Option<At<ListenAddress>>,
 }
 
@@ -175,57 +175,57 @@ pub(super) enum OneOrMore {
     More(Vec<String>),
 }
 
-/// Services that other clusters may see: those that meet every condition that is written; one is needed.
+/// Exports the services that meet all conditions given; at least one is needed.
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Export {
-    /// Namespaces: `NAMESPACE` or `CLUSTER/NAMESPACE`; `*/NAMESPACE` is one workspace over all clusters, and
-    /// what others export from it is imported, too.
+    /// Namespaces: `NAMESPACE` or `CLUSTER/NAMESPACE`; `*/NAMESPACE` is one workspace over all clusters: what other
+    /// clusters export from it is imported, too.
     pub(super) workspace: Option<Vec<At<String>>>,
-    /// Names, each exact or `*.suffix`.
+    /// Host names, each exact or `*.suffix`.
     pub(super) hosts: Option<Vec<At<Host>>>,
-    /// Labels, all of which a service has.
+    /// Labels that a service must have, all of them.
     pub(super) labels: Option<BTreeMap<String, String>>,
-    /// The gateways that open them. Default: all of the cluster.
+    /// The gateways that expose the services. Default: all of the cluster.
     pub(super) gateways: Option<Vec<At<String>>>,
-    /// Instances that can be reached by name: their names, or `*` for all. Default: none.
+    /// Instances that other clusters can reach by name: their names, or `*` for all. Default: none.
     pub(super) instances: Option<Vec<At<String>>>,
 }
 
-/// What may come from one cluster.
+/// What is accepted from one cluster.
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Import {
-    /// From which.
+    /// The cluster.
     #[schemars(required)]
     pub(super) cluster: Option<At<String>>,
-    /// Names that its services may have here, aliases included: each exact or `*.suffix`. Default: none.
+    /// Host names that its services may have here, aliases included: each exact or `*.suffix`. Default: none.
     pub(super) hosts: Option<Vec<At<Host>>>,
-    /// Where its gateways may stand. Default: anywhere but loopback, link-local and multicast addresses.
+    /// Allowed addresses of its gateways. Default: all but loopback, link-local and multicast addresses.
     #[serde(rename = "gatewayCIDRs")]
     pub(super) gateway_cidrs: Option<Vec<At<Cidr>>>,
-    /// Host names that its gateways may have. Default: any, or none where `gatewayCIDRs` is written.
+    /// Allowed host names of its gateways. Default: any, or none where `gatewayCIDRs` is given.
     #[serde(rename = "gatewayHosts")]
     pub(super) gateway_hosts: Option<Vec<At<Host>>>,
-    /// Where its endpoints may stand that are reached without a gateway, in a network that both share.
-    /// Default: nowhere; all goes through its gateways.
+    /// Allowed addresses of its endpoints that are reached without a gateway, in a shared network. Default: none; all
+    /// connections go through its gateways.
     #[serde(rename = "endpointCIDRs")]
     pub(super) endpoint_cidrs: Option<Vec<At<Cidr>>>,
 }
 
-/// Services in one network may be known in another.
+/// Clients in one network may know services in another.
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct ReachabilityRule {
-    /// Where clients stand.
+    /// The network of the clients.
     #[schemars(required)]
     pub(super) from: Option<Network>,
-    /// Where services stand.
+    /// The network of the services.
     #[schemars(required)]
     pub(super) to: Option<Network>,
 }
 
-/// A network's name, `*` for every one, or labels that it has.
+/// A network's name, `*` for all networks, or labels of networks.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(untagged)]
 #[schemars(inline)]
@@ -243,41 +243,41 @@ pub(super) struct Peer {
     /// Its cluster.
     #[schemars(required)]
     pub(super) cluster: Option<At<String>>,
-    /// `IP:PORT` or `NAME:PORT`.
+    /// The xDS address of its agent: `IP:PORT` or `NAME:PORT`.
     #[schemars(required)]
     pub(super) address: Option<At<TargetAddress>>,
-    /// Who vouches for it.
+    /// Its trust domain.
     #[serde(rename = "trustDomain")]
     #[schemars(required)]
     pub(super) trust_domain: Option<At<String>>,
-    /// The network that its endpoints stand in. Default: one of its own.
+    /// The network of its endpoints. Default: a network of its own.
     pub(super) network: Option<At<String>>,
 }
 
-/// Where gateways and other clusters' agents come.
+/// The xDS server for gateways and other clusters' agents.
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Xds {
     /// `IP:PORT` or `[IPV6]:PORT`; port 0 picks a free one.
     #[schemars(extend("default" = ADDRESS))]
     pub(super) address: Option<At<ListenAddress>>,
-    /// The same as other clusters reach it, `IP:PORT` or `NAME:PORT`: what who joins is told.
+    /// The address that other clusters reach, `IP:PORT` or `NAME:PORT`; joined clusters are given it.
     pub(super) advertise: Option<At<TargetAddress>>,
 }
 
-/// Where clusters join by a token.
+/// The endpoint where clusters join with a token.
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Join {
     /// `IP:PORT` or `[IPV6]:PORT`; port 0 picks a free one.
     #[schemars(extend("default" = JOIN))]
     pub(super) address: Option<At<ListenAddress>>,
-    /// The same as other clusters reach it, `IP:PORT` or `NAME:PORT`: what tokens say. Default: the host of
-    /// `xds.advertise`, and the port of `address`.
+    /// The address that other clusters reach, `IP:PORT` or `NAME:PORT`; tokens carry it. Default: the host of
+    /// `xds.advertise` with the port of `address`.
     pub(super) advertise: Option<At<TargetAddress>>,
 }
 
-/// What signs certificates: files, followed while the agent runs. The key stays in the agent.
+/// The intermediate that signs certificates: files, reloaded when they change. The key never leaves the agent.
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Issuing {
@@ -287,12 +287,12 @@ pub(super) struct Issuing {
     /// Its key, PEM.
     #[schemars(required)]
     pub(super) key: Option<At<String>>,
-    /// How long a certificate lives: unless its holder asks for less, and at most. 1s to 168h.
+    /// The lifetime of a certificate, unless its holder requests less: 1s to 168h.
     #[schemars(extend("default" = show_duration(LONGEST)))]
     pub(super) longest: Option<At<Time>>,
 }
 
-/// Where the agent tells of itself.
+/// The admin server.
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Admin {
