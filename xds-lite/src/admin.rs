@@ -74,8 +74,8 @@ impl From<Refused> for Refusal {
             Refused::Wrong(_) => StatusCode::BAD_REQUEST,
             Refused::Unknown => StatusCode::NOT_FOUND,
             Refused::Taken { .. } | Refused::Anothers(_) | Refused::Conflict(_) => StatusCode::CONFLICT,
-            Refused::FullShare(_) => StatusCode::TOO_MANY_REQUESTS,
-            Refused::Full => StatusCode::SERVICE_UNAVAILABLE,
+            Refused::FullShare(..) => StatusCode::TOO_MANY_REQUESTS,
+            Refused::Full(_) => StatusCode::SERVICE_UNAVAILABLE,
         };
         Refusal { status, why: refused.to_string() }
     }

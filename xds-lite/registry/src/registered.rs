@@ -28,14 +28,25 @@ use records::Unsaved;
 use registrar::Registrar;
 use registration::Registration;
 
-/// The limit of registrations.
-pub const MOST: usize = 10_000;
-/// The limit of registrations of one registrar.
-pub const MOST_EACH: usize = 1_000;
-/// The limit of bytes of all registrations together, as stored.
-pub const MOST_BYTES: usize = 32 << 20;
 /// Advised heartbeats per TTL: two may get lost.
 const BEATS: u32 = 3;
+
+/// The limits of registrations.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Registrations of all registrars together.
+    pub all: usize,
+    /// Registrations of one registrar.
+    pub each: usize,
+    /// Bytes of all registrations together, as stored.
+    pub bytes: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Limits {
+        Limits { all: 10_000, each: 1_000, bytes: 32 << 20 }
+    }
+}
 
 /// Identifies a registration.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -103,19 +114,20 @@ pub enum Refused {
     )]
     Anothers(Box<Identity>),
     /// The registrar has reached its limit.
-    #[error("{0} already has {MOST_EACH} registrations; end some, or use another user or token")]
-    FullShare(Registrar),
+    #[error("{0} already has {1} registrations; end some, or use another user or token")]
+    FullShare(Registrar, usize),
     /// It contradicts other definitions of the service.
     #[error("{0}")]
     Conflict(String),
     /// The agent has reached its limit.
-    #[error("the limit of {MOST} registrations or {} MiB is reached; end some", MOST_BYTES >> 20)]
-    Full,
+    #[error("the limit of {} registrations or {} MiB is reached; end some", .0.all, .0.bytes >> 20)]
+    Full(Limits),
 }
 
 /// All registrations of an agent.
 #[derive(Debug, Default)]
 pub struct Registered {
+    limits: Limits,
     ports: BTreeMap<(HostPattern, u16), BTreeMap<HostName, Held>>,
     leases: HashMap<Digest, Identity>,
     names: Names,
@@ -300,14 +312,14 @@ impl Registered {
     ) -> Result<(), Refused> {
         let before = self.held(&identity).map(|held| &held.registration);
         let bytes = self.bytes - before.map_or(0, |before| before.text.len()) + registration.text.len();
-        if bytes > MOST_BYTES || (before.is_none() && self.count() >= MOST) {
-            return Err(Refused::Full);
+        if bytes > self.limits.bytes || (before.is_none() && self.count() >= self.limits.all) {
+            return Err(Refused::Full(self.limits));
         }
         if let Some(by) = &registration.by
             && before.is_none_or(|before| before.by.as_ref() != Some(by))
-            && self.by.get(by).is_some_and(|count| *count >= MOST_EACH)
+            && self.by.get(by).is_some_and(|count| *count >= self.limits.each)
         {
-            return Err(Refused::FullShare(by.clone()));
+            return Err(Refused::FullShare(by.clone(), self.limits.each));
         }
         let owner = before.and_then(|before| before.by.clone());
         self.count_out(owner.as_ref());

@@ -239,15 +239,15 @@ fn registration_belongs_to_its_registrar_and_each_registrar_has_a_limit() {
     let new =
         |number: usize| said(&format!("i-{number}"), "10.0.0.1:1", &format!(",\"host\":\"h-{number}\""));
     let lease = |number: usize| LeaseId::from_bytes((number as u128 + 1_000).to_le_bytes());
-    for number in 0..MOST_EACH - 1 {
+    for number in 0..Limits::default().each - 1 {
         all.register(new(number), &ROOT, &[], lease(number), now).unwrap();
     }
-    let one_more = all.register(new(MOST_EACH), &ROOT, &[], id(7), now);
+    let one_more = all.register(new(Limits::default().each), &ROOT, &[], id(7), now);
     assert_eq!(
         one_more.unwrap_err().to_string().split(';').next(),
         Some("user 0 has 1000 registrations already")
     );
-    all.register(new(MOST_EACH), &token, &[], id(7), now).unwrap();
+    all.register(new(Limits::default().each), &token, &[], id(7), now).unwrap();
     all.register(new(3), &ROOT, &[], id(8), now).unwrap();
     all.deregister(&lease(3)).unwrap();
     all.register(new(3), &ROOT, &[], id(8), now).unwrap();
@@ -255,7 +255,10 @@ fn registration_belongs_to_its_registrar_and_each_registrar_has_a_limit() {
 
 #[test]
 fn registrations_are_limited_in_number_and_size() {
-    let (now, mut all) = (Instant::now(), Registered::default());
+    assert_eq!(Registered::default().limits, Limits { all: 10_000, each: 1_000, bytes: 32 << 20 });
+    // A hundredth of the limits, in the same proportion.
+    let limits = Limits { all: 100, each: 10, ..Limits::default() };
+    let (now, mut all) = (Instant::now(), Registered { limits, ..Registered::default() });
     let lease = |number: usize| {
         let mut bytes = [0; 16];
         bytes[..8].copy_from_slice(&number.to_le_bytes());
@@ -263,23 +266,23 @@ fn registrations_are_limited_in_number_and_size() {
     };
     let new =
         |number: usize| said(&format!("i-{number}"), "10.0.0.1:1", &format!(",\"host\":\"h-{number}\""));
-    for number in 0..MOST {
-        let by = Registrar::User(u32::try_from(number / MOST_EACH).unwrap());
+    for number in 0..limits.all {
+        let by = Registrar::User(u32::try_from(number / limits.each).unwrap());
         all.register(new(number), &by, &[], lease(number), now).unwrap();
     }
     let other = Registrar::User(99);
-    let why = all.register(new(MOST), &other, &[], id(1), now).unwrap_err().to_string();
-    assert!(why.starts_with("the limit of 10000 registrations"), "{why}");
+    let why = all.register(new(limits.all), &other, &[], id(1), now).unwrap_err().to_string();
+    assert!(why.starts_with("the limit of 100 registrations or 32 MiB"), "{why}");
     all.register(new(7), &ROOT, &[], id(1), now).unwrap();
     all.deregister(&lease(7)).unwrap();
-    all.register(new(MOST), &ROOT, &[], id(1), now).unwrap();
-    assert_eq!(all.count(), MOST);
+    all.register(new(limits.all), &ROOT, &[], id(1), now).unwrap();
+    assert_eq!(all.count(), limits.all);
     let again = restarted(&records(&all), now);
-    assert_eq!((again.count(), again.bytes), (MOST, all.bytes));
+    assert_eq!((again.count(), again.bytes), (limits.all, all.bytes));
     let sum: usize =
         all.ports.values().flat_map(|all| all.values()).map(|held| held.registration.text.len()).sum();
     assert_eq!(all.bytes, sum);
-    all.bytes = MOST_BYTES;
+    all.bytes = limits.bytes;
     all.deregister(&id(1)).unwrap();
     assert!(matches!(
         all.register(
@@ -289,7 +292,7 @@ fn registrations_are_limited_in_number_and_size() {
             id(2),
             now
         ),
-        Err(Refused::Full)
+        Err(Refused::Full(_))
     ));
 }
 
