@@ -1,5 +1,5 @@
 //! Exports the agent's metrics to Prometheus. One table defines each metric, its labels and how it is read;
-//! `docs/agent.md` has the same table.
+//! `docs/metrics.md` has the same table.
 
 use std::time::{Instant, SystemTime};
 
@@ -354,6 +354,6 @@ mod tests {
             format!("| `{}` | {kind} | {labels} | {} |", metric.name, metric.help)
         };
         let expected: Vec<String> = ALL.iter().map(row).collect();
-        assert_eq!(rows, expected, "write these rows into docs/agent.md:\n{}", expected.join("\n"));
+        assert_eq!(rows, expected, "write these rows into docs/metrics.md:\n{}", expected.join("\n"));
     }
 }
