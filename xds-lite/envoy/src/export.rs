@@ -66,13 +66,13 @@ struct State {
     /// All names of each host, routed or not.
     owned: BTreeMap<HostPattern, BTreeSet<String>>,
     /// Some chain has a `*.suffix`: then names without a route need a chain, too.
-    leads_patterns: bool,
+    has_patterns: bool,
     /// Problems of each host's slice.
     wrong: BTreeMap<HostPattern, Vec<String>>,
     /// Problems between slices.
     clashes: Vec<String>,
     /// What is left out for gRPC clients, and why.
-    indirect: Vec<String>,
+    grpc_problems: Vec<String>,
     /// Names of Envoy's clusters that the Listener uses.
     live: BTreeSet<String>,
     /// Names of clusters that the Listener no longer uses, and some Envoy's may still.
@@ -139,7 +139,7 @@ impl Adapter {
     /// What is in Envoy's tables and left out for gRPC clients, and why.
     #[must_use]
     pub fn problems_of_grpc(&self) -> Vec<String> {
-        self.tables.state().indirect.clone()
+        self.tables.state().grpc_problems.clone()
     }
 
     /// What is left out now, and why.
@@ -159,25 +159,25 @@ impl Tables {
         let mut state = self.state();
         let state = &mut *state;
         let mut changed = BTreeSet::new();
-        let mut is_led_elsewhere = false;
+        let mut names_changed = false;
         for slice in slices.iter().filter(|slice| slice.key.cluster == self.cluster) {
             let host = &slice.key.host;
             let offer = slice.offer.as_ref();
             let (now, wrong) = offer.map(|offer| upstreams(host, offer, &self.gateways)).unwrap_or_default();
             let before = state.hosts.insert(host.clone(), now).unwrap_or_default();
-            is_led_elsewhere |=
+            names_changed |=
                 !chains(&before).eq(chains(state.hosts.get(host).map_or(&[][..], Vec::as_slice)));
             let names = offer.map(|offer| owned(host, offer)).unwrap_or_default();
             let had = state.owned.insert(host.clone(), names).unwrap_or_default();
-            is_led_elsewhere |= state.leads_patterns && Some(&had) != state.owned.get(host);
+            names_changed |= state.has_patterns && Some(&had) != state.owned.get(host);
             state.wrong.insert(host.clone(), wrong);
             changed.insert(host.clone());
         }
         state.hosts.retain(|_, upstreams| !upstreams.is_empty());
         state.owned.retain(|_, names| !names.is_empty());
         state.wrong.retain(|_, wrong| !wrong.is_empty());
-        if is_led_elsewhere {
-            self.lead(state, &changed);
+        if names_changed {
+            self.rebuild_listener(state, &changed);
         } else {
             self.renew(state, |host, name| changed.contains(host) && state.live.contains(name));
         }
@@ -186,7 +186,7 @@ impl Tables {
 
     /// Rebuilds the Listener after names have changed. Clusters and endpoints change before it; clusters that it no
     /// longer uses are removed once every Envoy has accepted it.
-    fn lead(&self, state: &mut State, changed: &BTreeSet<HostPattern>) {
+    fn rebuild_listener(&self, state: &mut State, changed: &BTreeSet<HostPattern>) {
         let all = state.hosts.values().flatten().map(|upstream| &upstream.chain);
         let Named { mut chains, mut clashes } = name(all, &state.live, self.most);
         let mut nowhere = refused(&state.owned, &chains);
@@ -199,7 +199,7 @@ impl Tables {
             chains.iter_mut().for_each(|chain| chain.names.retain(|name| !is_pattern(name)));
             chains.retain(|chain| !chain.names.is_empty());
         }
-        let leads_patterns = chains.iter().flat_map(|chain| &chain.names).any(|name| is_pattern(name));
+        let has_patterns = chains.iter().flat_map(|chain| &chain.names).any(|name| is_pattern(name));
         let live: BTreeSet<_> = chains.iter().map(|chain| chain.cluster.clone()).collect();
         let bytes = listener(self.address, &chains, &nowhere);
         let Direct { listeners, wrong } = direct(&chains);
@@ -224,10 +224,10 @@ impl Tables {
                 view.set(&name, bytes);
             }
         });
-        state.indirect = wrong;
+        state.grpc_problems = wrong;
         state.retired.extend(state.live.difference(&live).cloned());
         state.retired.retain(|name| !live.contains(name));
-        (state.live, state.clashes, state.leads_patterns) = (live, clashes, leads_patterns);
+        (state.live, state.clashes, state.has_patterns) = (live, clashes, has_patterns);
     }
 
     fn renew(&self, state: &State, is_meant: impl Fn(&HostPattern, &str) -> bool) {

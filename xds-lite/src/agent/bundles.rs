@@ -35,7 +35,7 @@ pub(super) struct Bundles {
     /// All trusted bundles, for the cluster's gateways.
     pub(super) at_home: Arc<Shared>,
     own: TrustDomain,
-    words: Arc<Mutex<Acknowledged>>,
+    acks: Arc<Mutex<Acknowledged>>,
     /// Acknowledgements from before a restart, until their clusters are peers again.
     before: Mutex<BTreeMap<String, PeerWord>>,
     file: Option<PathBuf>,
@@ -48,21 +48,21 @@ impl Bundles {
     pub(super) fn new(own: Party, state: Option<&Path>) -> Bundles {
         let file = state.map(|folder| folder.join(FILE));
         let before = file.as_deref().map(|file| load(file, &own)).unwrap_or_default();
-        let words = Arc::new(Mutex::new(Acknowledged {
+        let acks = Arc::new(Mutex::new(Acknowledged {
             cluster: own.cluster.to_string(),
             trust_domain: own.trust_domain.clone(),
             offered: None,
             peers: BTreeMap::new(),
         }));
         let project_for_peer = Arc::new(Shared::new(|_| true));
-        let heard = Arc::clone(&words);
+        let heard = Arc::clone(&acks);
         project_for_peer.when_accepted(move |peer, view| note(&heard, peer, view));
         let at_home = Arc::new(Shared::new(|_| true));
         Bundles {
             project_for_peer,
             at_home,
             own: own.trust_domain,
-            words,
+            acks,
             before: Mutex::new(before),
             file,
             is_whole: AtomicBool::new(false),
@@ -80,9 +80,9 @@ impl Bundles {
             return;
         }
         let before = self.before.lock().unwrap_or_else(PoisonError::into_inner).remove(cluster.as_str());
-        let word = before.filter(|before| before.trust_domain == *domain);
+        let entry = before.filter(|before| before.trust_domain == *domain);
         let none = || PeerWord { trust_domain: domain.clone(), acknowledged: None };
-        locked(&self.words).peers.insert(cluster.to_string(), word.unwrap_or_else(none));
+        locked(&self.acks).peers.insert(cluster.to_string(), entry.unwrap_or_else(none));
     }
 
     /// Publishes the bundles that are trusted now.
@@ -95,7 +95,7 @@ impl Bundles {
             }
         }
         // The lock is not held while a view changes: an acknowledgement takes it, too.
-        locked(&self.words).offered = trusted.bundles.get(&self.own).map(Edition::of);
+        locked(&self.acks).offered = trusted.bundles.get(&self.own).map(Edition::of);
         if let Some(own) = all.get(self.own.as_str()).cloned() {
             self.project_for_peer.change(|view| _ = view.set(self.own.as_str(), own));
         }
@@ -108,9 +108,9 @@ impl Bundles {
 
     /// The published own bundle, and the one that a peer has acknowledged; none where none is awaited.
     pub(super) fn word_of(&self, cluster: &Cluster) -> Option<(Option<Edition>, Option<Taken>)> {
-        let words = locked(&self.words);
-        let word = words.peers.get(cluster.as_str())?;
-        Some((words.offered.clone(), word.acknowledged.clone()))
+        let acks = locked(&self.acks);
+        let entry = acks.peers.get(cluster.as_str())?;
+        Some((acks.offered.clone(), entry.acknowledged.clone()))
     }
 
     /// Whether a peer has acknowledged the published bundle; none where no acknowledgement is awaited.
@@ -140,9 +140,9 @@ impl Bundles {
                 self.publish(&trusted);
                 published = Some(trusted.epoch);
             }
-            let Some((file, words)) = self.unsaved(saved.as_ref()) else { continue };
-            match save(file, words.clone()).await {
-                Ok(()) => (saved, logged) = (Some(words), None),
+            let Some((file, acks)) = self.unsaved(saved.as_ref()) else { continue };
+            match save(file, acks.clone()).await {
+                Ok(()) => (saved, logged) = (Some(acks), None),
                 Err(error) => {
                     let why = error.to_string();
                     if logged.as_ref() != Some(&why) {
@@ -161,12 +161,12 @@ impl Bundles {
     /// Acknowledgements that differ from the saved ones, and their file.
     fn unsaved(&self, saved: Option<&Acknowledged>) -> Option<(PathBuf, Acknowledged)> {
         let file = self.file.as_ref().filter(|_| self.is_whole.load(Relaxed))?;
-        let words = locked(&self.words);
-        (saved != Some(&*words)).then(|| (file.clone(), words.clone()))
+        let acks = locked(&self.acks);
+        (saved != Some(&*acks)).then(|| (file.clone(), acks.clone()))
     }
 }
 
-async fn save(file: PathBuf, words: Acknowledged) -> io::Result<()> {
+async fn save(file: PathBuf, acks: Acknowledged) -> io::Result<()> {
     let written = spawn_blocking(move || {
         if let Some(folder) = file.parent() {
             isthmus_store::private_folder(folder)?;
@@ -174,7 +174,7 @@ async fn save(file: PathBuf, words: Acknowledged) -> io::Result<()> {
         if file.symlink_metadata().is_ok_and(|facts| !facts.is_file()) {
             aside(&file);
         }
-        words.write(&file).map_err(io::Error::other)
+        acks.write(&file).map_err(io::Error::other)
     });
     written.await?
 }
@@ -206,17 +206,17 @@ fn aside(file: &Path) {
 }
 
 /// Records that a peer has accepted the own bundle of this view.
-fn note(words: &Mutex<Acknowledged>, peer: &str, view: &View) {
+fn note(acks: &Mutex<Acknowledged>, peer: &str, view: &View) {
     let Some(party) = SpiffeId::parse(peer).ok().and_then(|id| Party::of_agent(&id)) else { return };
-    let mut words = locked(words);
-    let Some(edition) = edition(&words.trust_domain, view) else { return };
-    let word = words.peers.get_mut(party.cluster.as_str());
-    let Some(word) = word.filter(|word| word.trust_domain == party.trust_domain) else { return };
-    if word.acknowledged.as_ref().is_some_and(|taken| taken.edition == edition) {
+    let mut acks = locked(acks);
+    let Some(edition) = edition(&acks.trust_domain, view) else { return };
+    let entry = acks.peers.get_mut(party.cluster.as_str());
+    let Some(entry) = entry.filter(|entry| entry.trust_domain == party.trust_domain) else { return };
+    if entry.acknowledged.as_ref().is_some_and(|taken| taken.edition == edition) {
         return;
     }
     tracing::info!(peer, sequence = edition.sequence, "peer acknowledged the own bundle");
-    word.acknowledged = Some(Taken::new(edition, SystemTime::now()));
+    entry.acknowledged = Some(Taken::new(edition, SystemTime::now()));
 }
 
 fn edition(domain: &TrustDomain, view: &View) -> Option<Edition> {
@@ -224,8 +224,8 @@ fn edition(domain: &TrustDomain, view: &View) -> Option<Edition> {
     Some(Edition::of(&spiffe_bundle::read(domain, &message.bundle).ok()?))
 }
 
-fn locked(words: &Mutex<Acknowledged>) -> MutexGuard<'_, Acknowledged> {
-    words.lock().unwrap_or_else(PoisonError::into_inner)
+fn locked(acks: &Mutex<Acknowledged>) -> MutexGuard<'_, Acknowledged> {
+    acks.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]

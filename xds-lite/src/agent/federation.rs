@@ -39,10 +39,10 @@ pub(super) async fn federate(
     let keeper = Arc::new(Keeper::new(trust.clone(), settings.trust.clone(), settings.state.clone()));
     let mut tasks = JoinSet::new();
     let begin = |tasks: &mut JoinSet<()>, peer: Peer| {
-        let believing = PeerBundle::new(Arc::clone(&keeper), &peer);
-        let offers = Offers { cluster: peer.cluster.clone(), state: Arc::clone(&state), believing };
+        let bundle = PeerBundle::new(Arc::clone(&keeper), &peer);
+        let offers = Offers { cluster: peer.cluster.clone(), state: Arc::clone(&state), bundle };
         let span = tracing::info_span!("peer", cluster = %peer.cluster);
-        tasks.spawn(follow_or_say(settings.cluster.clone(), peer, trust.clone(), offers).instrument(span));
+        tasks.spawn(follow_or_log(settings.cluster.clone(), peer, trust.clone(), offers).instrument(span));
     };
     settings.peers.iter().for_each(|peer| begin(&mut tasks, peer.clone()));
     let mut known: BTreeSet<_> = settings.peers.iter().map(|peer| peer.cluster.clone()).collect();
@@ -78,7 +78,7 @@ fn as_peer(joined: join::Peer) -> Peer {
 }
 
 /// Follows a peer; one that cannot be followed is logged, and the others go on.
-async fn follow_or_say(own: Cluster, peer: Peer, trust: Trust, offers: Offers) {
+async fn follow_or_log(own: Cluster, peer: Peer, trust: Trust, offers: Offers) {
     let (state, cluster) = (Arc::clone(&offers.state), peer.cluster.clone());
     if let Err(error) = follow(own, peer, trust, offers).await {
         tracing::error!(%error, "cannot follow peer until the agent restarts");
@@ -100,7 +100,7 @@ async fn follow(own: Cluster, peer: Peer, trust: Trust, mut offers: Offers) -> R
     let subscription = Subscription { servers, tls: Arc::new(tls), node, answers: Answers::OF_PEERS };
     let mut clients = vec![Client::of_tables(SLICE)];
     // No known versions: after a restart the peer sends its bundle again, which is small, and the outcome is recorded.
-    clients.extend(offers.believing.as_ref().map(|_| Client::new(TRUST_BUNDLE, [])));
+    clients.extend(offers.bundle.as_ref().map(|_| Client::new(TRUST_BUNDLE, [])));
     subscription.follow(clients, &mut offers).await;
     Ok(())
 }
@@ -110,7 +110,7 @@ struct Offers {
     cluster: Cluster,
     state: Arc<Mutex<State>>,
     /// Its bundles; none where it is of the own trust domain.
-    believing: Option<PeerBundle>,
+    bundle: Option<PeerBundle>,
 }
 
 impl Offers {
@@ -131,9 +131,9 @@ impl Offers {
 
 impl Tables for Offers {
     fn apply(&mut self, update: &Update) -> Vec<Refused> {
-        match &mut self.believing {
-            Some(believing) if update.type_url == TRUST_BUNDLE => believing.apply(update, |word| {
-                locked(&self.state).word(&self.cluster, word);
+        match &mut self.bundle {
+            Some(bundle) if update.type_url == TRUST_BUNDLE => bundle.apply(update, |outcome| {
+                locked(&self.state).word(&self.cluster, outcome);
             }),
             _ => self.take(update),
         }
@@ -144,14 +144,14 @@ impl Tables for Offers {
     }
 
     fn shown(&mut self, chain: Chain) {
-        if let Some(believing) = &mut self.believing {
-            believing.begin(chain);
+        if let Some(bundle) = &mut self.bundle {
+            bundle.begin(chain);
         }
     }
 
     async fn again(&mut self) -> Again {
-        match &mut self.believing {
-            Some(believing) => believing.again().await,
+        match &mut self.bundle {
+            Some(bundle) => bundle.again().await,
             None => std::future::pending().await,
         }
     }

@@ -86,7 +86,7 @@ impl PeerBundle {
                 Ok(kept)
             }
             Err(refusal) => {
-                let why = told(&refusal);
+                let why = refusal_text(&refusal);
                 tracing::warn!(domain = %self.domain, name = ?name, why, "a bundle was refused");
                 self.wait(refusal.remedy(), &why);
                 Err(Refused { name: name.clone(), why })
@@ -121,7 +121,7 @@ impl PeerBundle {
     }
 }
 
-fn told(refusal: &Refusal) -> String {
+fn refusal_text(refusal: &Refusal) -> String {
     let plain = |c: char| if c.is_control() { c.escape_default().to_string() } else { c.to_string() };
     refusal.to_string().chars().take(LONGEST_WHY).map(plain).collect()
 }
@@ -132,7 +132,7 @@ mod tests {
 
     #[test]
     fn refusal_text_is_escaped_and_bounded() {
-        let told = told(&Refusal::Unused(format!("a\u{1b}[2J\n{}", "x".repeat(1 << 20))));
-        assert!(told.contains(r"\u{1b}[2J\nx") && told.len() < 2 * LONGEST_WHY, "{}", told.len());
+        let text = refusal_text(&Refusal::Unused(format!("a\u{1b}[2J\n{}", "x".repeat(1 << 20))));
+        assert!(text.contains(r"\u{1b}[2J\nx") && text.len() < 2 * LONGEST_WHY, "{}", text.len());
     }
 }

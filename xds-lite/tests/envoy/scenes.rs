@@ -111,7 +111,7 @@ fn envoy_takes_ten_thousand_services() {
 fn follow(scene: &mut Scene) {
     first_sync_and_endpoints(scene);
     added_under_fire(scene);
-    a_cluster_changes(scene);
+    cluster_changes(scene);
     refused(scene);
     removed_and_emptied(scene);
     away(scene);
@@ -158,7 +158,7 @@ fn added_under_fire(scene: &Scene) {
 }
 
 /// Envoy warms a changed cluster, and does not request its endpoints.
-fn a_cluster_changes(scene: &Scene) {
+fn cluster_changes(scene: &Scene) {
     let mut changed = service("a.b", &[scene.two.address]);
     changed.offer.as_mut().unwrap().ports[0].max_connections = Some(77);
     scene.tables.change(&[changed]);

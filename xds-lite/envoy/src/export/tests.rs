@@ -67,13 +67,13 @@ fn bytes(adapter: &Adapter, type_url: &str, name: &str) -> Bytes {
     adapter.view(type_url).unwrap().view().get(name).unwrap().bytes.clone()
 }
 
-fn the_listener(adapter: &Adapter) -> lds::Listener {
+fn east_west_listener(adapter: &Adapter) -> lds::Listener {
     lds::Listener::decode(bytes(adapter, LISTENER, EAST_WEST)).unwrap()
 }
 
 /// Clusters and their names.
 fn led(adapter: &Adapter) -> Vec<(String, Vec<String>)> {
-    let chains = the_listener(adapter).filter_chains;
+    let chains = east_west_listener(adapter).filter_chains;
     chains.into_iter().map(|chain| (chain.name, chain.filter_chain_match.unwrap().server_names)).collect()
 }
 
@@ -115,7 +115,7 @@ fn existing_name_has_its_own_chain_or_the_closing_one() {
     }
     assert_eq!(found(&adapter, "www.example"), wildcard);
     assert_eq!(found(&adapter, "outbound_.2_._.db.example").as_deref(), Some("outbound_.2_._.db.example"));
-    let listener = the_listener(&adapter);
+    let listener = east_west_listener(&adapter);
     let chain = |name: &Option<String>| {
         listener.filter_chains.iter().find(|chain| Some(&chain.name) == name.as_ref()).unwrap()
     };
@@ -173,7 +173,7 @@ fn service_is_exported_as_chain_cluster_and_endpoints() {
     ));
     assert!(is_led(&adapter, clusters[1], &["outbound_.9090_._.a.b", "outbound_.9090_._.c"]));
 
-    let matches = the_listener(&adapter).filter_chains.remove(0).filter_chain_match.unwrap();
+    let matches = east_west_listener(&adapter).filter_chains.remove(0).filter_chain_match.unwrap();
     assert_eq!(
         (matches.application_protocols, matches.transport_protocol.as_str()),
         (vec!["h2".to_owned()], "tls")
