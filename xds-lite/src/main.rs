@@ -157,9 +157,9 @@ fn list(args: &ListArgs) -> anyhow::Result<()> {
 
 fn enrol(args: &EnrolArgs) -> anyhow::Result<()> {
     start_log()?;
-    let asked =
+    let stop =
         follow_signals(|| tracing::info!("SIGHUP: ignored; the certificate is renewed when it is due"))?;
-    until_asked(&asked, async {
+    until_stopped(&stop, async {
         let enrolled = args.run().await?;
         let shown = enrolled.shown();
         // A reader that never reads standard output must not keep the program from ending.
@@ -179,11 +179,11 @@ fn run(file: &Path) -> anyhow::Result<()> {
     }
     let reload = Arc::new(Notify::new());
     let notifier = Arc::clone(&reload);
-    let asked = follow_signals(move || {
+    let stop = follow_signals(move || {
         tracing::info!("SIGHUP: reloading the registry; the agent's own file is read at start only");
         notifier.notify_one();
     })?;
-    until_asked(&asked, async {
+    until_stopped(&stop, async {
         let agent = Agent::bind(settings).await?;
         let mut listening = String::new();
         for (name, address) in agent.addresses()? {
@@ -195,12 +195,12 @@ fn run(file: &Path) -> anyhow::Result<()> {
 }
 
 /// Runs `work` until it ends or SIGTERM or SIGINT arrives. Does not wait for blocking tasks that a disk holds up.
-fn until_asked(asked: &Notify, work: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<()> {
+fn until_stopped(stop: &Notify, work: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<()> {
     let runtime = Runtime::new()?;
     let ended = runtime.block_on(async {
         tokio::select! {
             ended = work => ended,
-            () = asked.notified() => Ok(()),
+            () = stop.notified() => Ok(()),
         }
     });
     runtime.shutdown_background();
@@ -209,8 +209,8 @@ fn until_asked(asked: &Notify, work: impl Future<Output = anyhow::Result<()>>) -
 
 /// Handles signals: the returned `Notify` fires when the program is to end, SIGHUP calls `look_again`.
 fn follow_signals(look_again: impl Fn() + Send + 'static) -> io::Result<Arc<Notify>> {
-    let asked = Arc::new(Notify::new());
-    let tell = Arc::clone(&asked);
+    let stop = Arc::new(Notify::new());
+    let tell = Arc::clone(&stop);
     signals::follow(move |heard| match heard {
         Heard::End => {
             end_within(GRACE);
@@ -219,7 +219,7 @@ fn follow_signals(look_again: impl Fn() + Send + 'static) -> io::Result<Arc<Noti
         Heard::LookAgain => look_again(),
         Heard::Useless(name) => tracing::info!("{name}: ignored; SIGTERM ends the program"),
     })?;
-    Ok(asked)
+    Ok(stop)
 }
 
 fn start_log() -> io::Result<&'static Output> {

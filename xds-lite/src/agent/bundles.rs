@@ -55,8 +55,8 @@ impl Bundles {
             peers: BTreeMap::new(),
         }));
         let project_for_peer = Arc::new(Shared::new(|_| true));
-        let heard = Arc::clone(&acks);
-        project_for_peer.when_accepted(move |peer, view| note(&heard, peer, view));
+        let recorded = Arc::clone(&acks);
+        project_for_peer.when_accepted(move |peer, view| note(&recorded, peer, view));
         let at_home = Arc::new(Shared::new(|_| true));
         Bundles {
             project_for_peer,
@@ -123,8 +123,8 @@ impl Bundles {
     pub(super) fn refusal_by(&self, cluster: &Cluster) -> Option<String> {
         let is_its = |id: &str| SpiffeId::parse(id).ok().and_then(|id| Party::of_agent(&id));
         let all = self.project_for_peer.all().into_iter();
-        all.filter(|one| is_its(&one.peer).is_some_and(|party| party.cluster == *cluster))
-            .find_map(|one| one.refusal)
+        all.filter(|follower| is_its(&follower.peer).is_some_and(|party| party.cluster == *cluster))
+            .find_map(|follower| follower.refusal)
     }
 
     /// Publishes each change of the trust, and persists acknowledgements.

@@ -104,10 +104,10 @@ const ALL: &[Definition] = &[
     whole(
         "isthmus_agent_streams_behind",
         "xDS streams that have not yet acknowledged the last change.",
-        |seen| seen.followers.iter().filter(|one| !one.settled).count(),
+        |seen| seen.followers.iter().filter(|follower| !follower.settled).count(),
     ),
     whole("isthmus_agent_streams_refusing", "xDS streams whose client rejected the last response.", |seen| {
-        seen.followers.iter().filter(|one| one.refusal.is_some()).count()
+        seen.followers.iter().filter(|follower| follower.refusal.is_some()).count()
     }),
     Definition {
         name: "isthmus_agent_peer_connected",
@@ -162,7 +162,9 @@ const ALL: &[Definition] = &[
     Definition {
         name: "isthmus_agent_peer_bundle_unacknowledged",
         help: "1 while the peer has not acknowledged the current bundle of this agent's trust domain.",
-        read: Read::EachTold(|told, peer| told.is_present(peer).map(|present| u8::from(!present).into())),
+        read: Read::EachTold(|bundles, peer| {
+            bundles.is_present(peer).map(|present| u8::from(!present).into())
+        }),
     },
     Definition {
         name: "isthmus_agent_peer_bundles_refused_total",
@@ -213,7 +215,7 @@ const fn whole(name: &'static str, help: &'static str, read: fn(&Sight<'_>) -> u
 /// All metrics, in the text format.
 pub(super) fn text(state: &State, tally: Option<&Tally>, budgets: &Budgets) -> String {
     let shown = state.imports.shown();
-    let imported = shown.iter().filter(|one| one.held.is_none()).count();
+    let imported = shown.iter().filter(|import| import.held.is_none()).count();
     let sight = Sight {
         state,
         imported,

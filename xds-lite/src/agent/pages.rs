@@ -57,7 +57,8 @@ impl Pages for AdminPages {
         let held: Vec<_> =
             state.held().take(LISTED).map(|(host, why)| json!({ "host": host, "why": why })).collect();
         let imports = state.imports.shown();
-        let (inside, outside): (Vec<_>, Vec<_>) = imports.into_iter().partition(|one| one.held.is_none());
+        let (accepted, quarantined): (Vec<_>, Vec<_>) =
+            imports.into_iter().partition(|import| import.held.is_none());
         json!({
             "version": env!("CARGO_PKG_VERSION"),
             "cluster": self.settings.cluster,
@@ -73,9 +74,9 @@ impl Pages for AdminPages {
                 "held_back": held,
             },
             "imports": {
-                "count": inside.len(),
-                "imported": inside.iter().take(LISTED).collect::<Vec<_>>(),
-                "held_back": outside.iter().take(LISTED).collect::<Vec<_>>(),
+                "count": accepted.len(),
+                "imported": accepted.iter().take(LISTED).collect::<Vec<_>>(),
+                "held_back": quarantined.iter().take(LISTED).collect::<Vec<_>>(),
                 "probed": probed(&state),
             },
             "trust": trusted(&self.trust),
@@ -162,7 +163,7 @@ fn trusted(trust: &Trust) -> Value {
 
 /// Contact with other clusters' agents, and which of the own bundles they have acknowledged.
 fn peers(state: &State) -> Value {
-    let one = |(cluster, contact): (&Cluster, &Contact)| {
+    let peer = |(cluster, contact): (&Cluster, &Contact)| {
         let mut shown = json!(contact);
         if let (Value::Object(shown), Some(held)) = (&mut shown, state.imports.held(cluster)) {
             shown.insert("offers".to_owned(), json!(held));
@@ -180,7 +181,7 @@ fn peers(state: &State) -> Value {
         }
         (cluster.to_string(), shown)
     };
-    state.peers.iter().map(one).collect()
+    state.peers.iter().map(peer).collect()
 }
 
 /// Probes of unreachable clusters' addresses (`stale: probe`).

@@ -66,9 +66,9 @@ impl PeerBundle {
         mut tell: impl FnMut(Result<BundleUpdate, String>),
     ) -> Vec<Refused> {
         let refused = update.resources.iter().filter_map(|resource| {
-            let said = self.take(resource);
-            tell(said.clone().map_err(|refused| format!("{:?}: {}", refused.name, refused.why)));
-            said.err()
+            let outcome = self.take(resource);
+            tell(outcome.clone().map_err(|refused| format!("{:?}: {}", refused.name, refused.why)));
+            outcome.err()
         });
         refused.collect()
     }

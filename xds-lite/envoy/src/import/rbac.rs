@@ -160,12 +160,12 @@ pub(super) mod tests {
     #[test]
     fn rbac_address_ranges_become_sources() {
         use principal::Identifier::{AndIds, Any, OrIds};
-        let said = |rules| admitted(rules).unwrap();
+        let sources = |rules| admitted(rules).unwrap();
         let set = |ids: Vec<Principal>| principal::Set { ids };
-        assert_eq!(said(altered(|_| {})), "10.0.0.0/8 192.0.2.1/32");
-        assert_eq!(said(Rules::default()), "", "nobody");
-        assert_eq!(said(Rules { action: Action::Log.into(), ..from(TEN) }), "any");
-        assert_eq!(said(altered(|policy| policy.principals[0].identifier = Some(Any(true)))), "any");
+        assert_eq!(sources(altered(|_| {})), "10.0.0.0/8 192.0.2.1/32");
+        assert_eq!(sources(Rules::default()), "", "nobody");
+        assert_eq!(sources(Rules { action: Action::Log.into(), ..from(TEN) }), "any");
+        assert_eq!(sources(altered(|policy| policy.principals[0].identifier = Some(Any(true)))), "any");
         // As istiod writes it.
         let istio = altered(|policy| {
             let rules = std::mem::take(&mut policy.permissions);
@@ -175,7 +175,7 @@ pub(super) mod tests {
             let all_of = AndIds(set(vec![any_of, remote("10.1.0.0", 16)]));
             policy.principals = vec![Principal { identifier: Some(all_of) }];
         });
-        assert_eq!(said(istio), "10.1.0.0/16");
+        assert_eq!(sources(istio), "10.1.0.0/16");
         let several = Rbac { rules: None, shadow_rules: Some(from(TEN)), ..Rbac::default() };
         assert_eq!(read(&several.encode_to_vec()), Ok(Sources::Any), "shadow rules only observe");
     }
