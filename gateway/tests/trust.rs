@@ -11,7 +11,7 @@ use std::path::Path;
 
 use common::{World, until};
 use isthmus_certs::causes::with_causes;
-use isthmus_certs::home::{Home, Kept, Plan};
+use isthmus_certs::home::{Home, LeafRecord, Plan};
 use isthmus_certs::{KeyKind, Leaf, SpiffeId, TrustDomain, pem};
 use isthmus_core::admin::pages::{Answer, Params, page};
 use isthmus_core::config;
@@ -23,9 +23,9 @@ use tempfile::TempDir;
 const LEAF: &str = "leaves/gw/tls.crt";
 const KEY: &str = "leaves/gw/tls.key";
 
-fn gateway_leaf() -> Kept {
+fn gateway_leaf() -> LeafRecord {
     let east = TrustDomain::new("east.example").unwrap();
-    Kept {
+    LeafRecord {
         leaf: Leaf {
             id: SpiffeId::gateway(&east, "east", "gw-1").unwrap(),
             dns: Vec::new(),

@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
 
-use isthmus_certs::home::{Home, Kept, OVERLAP, Plan};
+use isthmus_certs::home::{Home, LeafRecord, OVERLAP, Plan};
 use isthmus_certs::{KeyKind, Leaf, SpiffeId, TrustDomain};
 use serde_json::Value;
 use tempfile::TempDir;
@@ -68,7 +68,7 @@ impl Cluster {
         ];
         for (name, id) in ids {
             let leaf = Leaf { id, dns: Vec::new(), ips: Vec::new(), lifetime };
-            home.keep(name, Kept { leaf, key: KeyKind::P256, cluster: None, folder: None }).unwrap();
+            home.keep(name, LeafRecord { leaf, key: KeyKind::P256, cluster: None, folder: None }).unwrap();
         }
         fs::create_dir(folder.path().join("registry")).unwrap();
         let registry = folder.path().join("registry").display().to_string();

@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use isthmus_certs::home::{Home, Kept, Plan};
+use isthmus_certs::home::{Home, LeafRecord, Plan};
 use isthmus_certs::{Csr, KeyKind, Leaf, SpiffeId, TrustDomain, pem};
 use isthmus_tests::certs::envoy;
 use isthmus_tests::client::{alert, send};
@@ -54,7 +54,7 @@ impl Domain {
         ] {
             let id = SpiffeId::workload(&domain, namespace, name).unwrap();
             let leaf = Leaf { id, dns, ips: Vec::new(), lifetime: Duration::from_secs(3600) };
-            home.keep(name, Kept { leaf, key: KeyKind::P256, cluster: None, folder: None }).unwrap();
+            home.keep(name, LeafRecord { leaf, key: KeyKind::P256, cluster: None, folder: None }).unwrap();
         }
         Domain { folder, python }
     }

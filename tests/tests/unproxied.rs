@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::time::Duration;
 
-use isthmus_certs::home::{Home, Kept};
+use isthmus_certs::home::{Home, LeafRecord};
 use isthmus_certs::{KeyKind, Leaf, SpiffeId, TrustDomain};
 use isthmus_tests::cluster::Cluster;
 use isthmus_tests::control_plane::python;
@@ -100,7 +100,7 @@ impl World {
             ("grpc", SpiffeId::workload(&domain, "bookinfo", "server").unwrap(), names(&[SHOP, STOCK])),
         ] {
             let leaf = Leaf { id, dns, ips: Vec::new(), lifetime: Duration::from_secs(3600) };
-            home.keep(name, Kept { leaf, key: KeyKind::P256, cluster: None, folder: None }).unwrap();
+            home.keep(name, LeafRecord { leaf, key: KeyKind::P256, cluster: None, folder: None }).unwrap();
         }
         drop(home);
         east.set("trust", &east.trust("agent-by-name"));

@@ -11,7 +11,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
-use isthmus_certs::home::{Home, Kept, Plan};
+use isthmus_certs::home::{Home, LeafRecord, Plan};
 use isthmus_certs::{KeyKind, Leaf, SpiffeId, TrustDomain, TrustFiles};
 use tempfile::TempDir;
 
@@ -75,7 +75,7 @@ impl Cluster {
 
     fn issue(&mut self, name: &str, id: SpiffeId) -> anyhow::Result<()> {
         let leaf = Leaf { id, dns: Vec::new(), ips: Vec::new(), lifetime: LIFETIME };
-        self.home.keep(name, Kept { leaf, key: KeyKind::P256, cluster: None, folder: None })?;
+        self.home.keep(name, LeafRecord { leaf, key: KeyKind::P256, cluster: None, folder: None })?;
         Ok(())
     }
 

@@ -63,7 +63,7 @@ pub(crate) struct Progress {
 
 /// A kept-alive connection.
 #[derive(Debug)]
-pub(crate) struct Kept {
+pub(crate) struct OpenConnection {
     inside: Inside,
     _open: Open,
 }
@@ -103,7 +103,7 @@ impl Client {
     /// Performs one operation on the kept connection or a new one. A failure drops the connection.
     pub(crate) async fn operate(
         &self,
-        kept: &mut Option<Kept>,
+        kept: &mut Option<OpenConnection>,
         progress: &mut Progress,
     ) -> Result<(), Failure> {
         let mut connection = match kept.take() {
@@ -127,7 +127,7 @@ impl Client {
     }
 
     /// Opens a connection.
-    pub(crate) async fn connect(&self, progress: &mut Progress) -> Result<Kept, Failure> {
+    pub(crate) async fn connect(&self, progress: &mut Progress) -> Result<OpenConnection, Failure> {
         progress.step = Step::Connect;
         let begun = Instant::now();
         let turn = self.turn.fetch_add(1, Ordering::Relaxed);
@@ -151,7 +151,7 @@ impl Client {
             }
             _ => Inside::Bare(Box::new(stream)),
         };
-        Ok(Kept { inside, _open: open })
+        Ok(OpenConnection { inside, _open: open })
     }
 
     async fn get(
@@ -190,7 +190,7 @@ impl Client {
     }
 }
 
-impl Kept {
+impl OpenConnection {
     fn is_usable(&self) -> bool {
         match &self.inside {
             Inside::Bare(_) => true,

@@ -17,7 +17,7 @@ use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
-use super::client::{Client, Kept, Progress};
+use super::client::{Client, OpenConnection, Progress};
 use super::failure::{Failure, Kind};
 use super::plan::Plan;
 use super::tally::{Outcome, Tally};
@@ -103,7 +103,7 @@ impl Drive {
 
     /// Opens the kept connections before the clock starts, as their handshakes belong to no operation. A
     /// failure is counted, and the operation that needs the connection tries again.
-    async fn open_all(self: &Arc<Self>) -> Vec<Option<Kept>> {
+    async fn open_all(self: &Arc<Self>) -> Vec<Option<OpenConnection>> {
         if !self.client.keeps() {
             return (0..self.connections).map(|_| None).collect();
         }
@@ -115,7 +115,7 @@ impl Drive {
         opening.join_all().await
     }
 
-    async fn open_one(&self) -> Option<Kept> {
+    async fn open_one(&self) -> Option<OpenConnection> {
         let mut progress = Progress::default();
         let opened = timeout(self.client.timeout, self.client.connect(&mut progress)).await;
         let mut tally = self.tally();
@@ -130,7 +130,7 @@ impl Drive {
     }
 
     /// Runs the operations of one connection, one after the other.
-    async fn slot(&self, start: Instant, mut kept: Option<Kept>) {
+    async fn slot(&self, start: Instant, mut kept: Option<OpenConnection>) {
         while let Some(due) = self.next(start).await {
             let begun = Instant::now();
             self.started.fetch_add(1, Ordering::Relaxed);

@@ -4,7 +4,7 @@ use std::path::absolute;
 
 use anyhow::{Context as _, bail};
 use isthmus_certs::facts::Facts;
-use isthmus_certs::home::{Home, Kept};
+use isthmus_certs::home::{Home, LeafRecord};
 use isthmus_certs::pem;
 use isthmus_certs::{Csr, Leaf, SpiffeId};
 use serde_json::json;
@@ -68,7 +68,7 @@ fn keep(
     }
     let folder =
         options.out.as_ref().map(absolute).transpose().context("cannot resolve the path of --out")?;
-    let kept = Kept { leaf, key: options.key, cluster, folder };
+    let kept = LeafRecord { leaf, key: options.key, cluster, folder };
     let folder = home.folder_of(&name, &kept);
     home.keep(&name, kept)?;
     let text = format!(

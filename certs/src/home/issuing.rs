@@ -6,7 +6,7 @@ use std::time::Duration;
 use rustls::pki_types::CertificateDer;
 use time::OffsetDateTime;
 
-use super::{Home, HomeError, Kept, check_name, read, renew_at};
+use super::{Home, HomeError, LeafRecord, check_name, read, renew_at};
 use crate::authority::{Authority, Leaf};
 use crate::deny::DenyList;
 use crate::facts::{Facts, is_signed_by};
@@ -39,11 +39,11 @@ impl Home {
     }
 
     /// Issues a leaf with a new key, and renews it from now on. Files not written here are never replaced.
-    pub fn keep(&mut self, name: &str, kept: Kept) -> Result<(), HomeError> {
+    pub fn keep(&mut self, name: &str, kept: LeafRecord) -> Result<(), HomeError> {
         check_name(name)?;
         let folder = self.folder_of(name, &kept);
         let elsewhere =
-            |(other, kept): (&String, &Kept)| other != name && self.folder_of(other, kept) == folder;
+            |(other, kept): (&String, &LeafRecord)| other != name && self.folder_of(other, kept) == folder;
         if self.state.leaves.iter().any(elsewhere) {
             return Err(WriteError::Occupied(folder).into());
         }
@@ -80,7 +80,7 @@ impl Home {
     }
 
     /// The directory of a leaf.
-    pub fn folder_of(&self, name: &str, kept: &Kept) -> PathBuf {
+    pub fn folder_of(&self, name: &str, kept: &LeafRecord) -> PathBuf {
         kept.folder.clone().unwrap_or_else(|| self.folder.join("leaves").join(name))
     }
 
@@ -125,7 +125,7 @@ impl Home {
         Ok(files::publish(&self.cluster_folder(cluster), &entries)?)
     }
 
-    fn make_leaf(&mut self, name: &str, kept: &Kept, lifetime: Duration) -> Result<(), HomeError> {
+    fn make_leaf(&mut self, name: &str, kept: &LeafRecord, lifetime: Duration) -> Result<(), HomeError> {
         let signer = self.signer(kept.cluster.as_deref())?;
         let leaf = Leaf { lifetime, ..kept.leaf.clone() };
         let identity = signer.issue_with(&leaf, kept.key)?;
@@ -207,7 +207,7 @@ impl Home {
         self.deny_list(domain).unwrap_or_else(|_| DenyList::new(domain.clone()))
     }
 
-    fn renew(&mut self, name: &str, kept: &Kept) -> Result<Option<Seen>, HomeError> {
+    fn renew(&mut self, name: &str, kept: &LeafRecord) -> Result<Option<Seen>, HomeError> {
         // Near the end of the signer, a shorter lifetime than requested rather than no leaf.
         let most = self.signer(kept.cluster.as_deref())?.longest();
         self.make_leaf(name, kept, kept.leaf.lifetime.min(most))?;

@@ -33,7 +33,7 @@ pub use awaiting::{Awaited, Missing};
 pub use error::HomeError;
 pub use renewal::renew_at;
 pub use rotate::{Done, Pass, Standing};
-pub use state::{Kept, OVERLAP, Rollover, State, Step};
+pub use state::{LeafRecord, OVERLAP, Rollover, State, Step};
 
 const STATE: &str = "authority.json";
 const LOCK: &str = ".lock";

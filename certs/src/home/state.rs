@@ -48,12 +48,12 @@ pub struct State {
     pub clusters: BTreeSet<String>,
     /// The leaves to renew, by name.
     #[serde(default)]
-    pub leaves: BTreeMap<String, Kept>,
+    pub leaves: BTreeMap<String, LeafRecord>,
 }
 
 /// A leaf that the directory renews.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Kept {
+pub struct LeafRecord {
     /// The content of the leaf.
     #[serde(flatten)]
     pub leaf: Leaf,

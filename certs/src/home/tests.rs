@@ -28,10 +28,10 @@ fn home(folder: &Path) -> Home {
     home
 }
 
-fn kept(folder: Option<PathBuf>) -> Kept {
+fn kept(folder: Option<PathBuf>) -> LeafRecord {
     let id = SpiffeId::parse("spiffe://east.example/ns/a/sa/a").unwrap();
     let leaf = Leaf { id, dns: Vec::new(), ips: Vec::new(), lifetime: HOUR };
-    Kept { leaf, key: KeyKind::P256, cluster: Some("east".to_owned()), folder }
+    LeafRecord { leaf, key: KeyKind::P256, cluster: Some("east".to_owned()), folder }
 }
 
 fn serial(file: &Path) -> String {

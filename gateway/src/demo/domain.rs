@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use isthmus_certs::home::{Home, Kept, Plan};
+use isthmus_certs::home::{Home, LeafRecord, Plan};
 use isthmus_certs::trust::Watch;
 use isthmus_certs::{
     Client, KeyKind, Leaf, Peer, Server, SpiffeId, Trust, TrustBundles, TrustDomain, TrustFiles,
@@ -50,7 +50,7 @@ impl Domain {
     /// SPIFFE ID.
     pub(super) fn issue(&mut self, name: &str, id: SpiffeId, dns: Vec<String>) -> Result<TrustFiles, Broken> {
         let leaf = Leaf { id, dns, ips: Vec::new(), lifetime: LIFETIME };
-        let kept = Kept { leaf, key: KeyKind::P256, cluster: None, folder: None };
+        let kept = LeafRecord { leaf, key: KeyKind::P256, cluster: None, folder: None };
         let folder = self.home.folder_of(name, &kept);
         self.home.keep(name, kept).map_err(Broken::cannot("issue a certificate"))?;
         Ok(TrustFiles {

@@ -128,7 +128,7 @@ pub enum Refused {
 #[derive(Debug, Default)]
 pub struct Registered {
     limits: Limits,
-    ports: BTreeMap<(HostPattern, u16), BTreeMap<HostName, Held>>,
+    ports: BTreeMap<(HostPattern, u16), BTreeMap<HostName, RegisteredInstance>>,
     leases: HashMap<Digest, Identity>,
     names: Names,
     /// The number of registrations by registrar.
@@ -143,7 +143,7 @@ pub struct Registered {
 }
 
 #[derive(Debug)]
-struct Held {
+struct RegisteredInstance {
     registration: Registration,
     lease: Digest,
     deadline: Instant,
@@ -224,7 +224,8 @@ impl Registered {
             return false;
         }
         let all = || self.ports.values().flat_map(BTreeMap::values);
-        let ended: Vec<_> = all().filter(|held| held.deadline <= now).map(Held::identity).collect();
+        let ended: Vec<_> =
+            all().filter(|held| held.deadline <= now).map(RegisteredInstance::identity).collect();
         self.earliest = all().map(|held| held.deadline).filter(|deadline| *deadline > now).min();
         for identity in &ended {
             self.remove(identity);
@@ -273,7 +274,7 @@ impl Registered {
 
     fn made_of<'a>(
         &self,
-        ports: impl Iterator<Item = (&'a (HostPattern, u16), &'a BTreeMap<HostName, Held>)>,
+        ports: impl Iterator<Item = (&'a (HostPattern, u16), &'a BTreeMap<HostName, RegisteredInstance>)>,
     ) -> Vec<Service> {
         let mut services = Vec::new();
         for ((host, port), instances) in ports {
@@ -292,7 +293,7 @@ impl Registered {
         services
     }
 
-    fn held(&self, identity: &Identity) -> Option<&Held> {
+    fn held(&self, identity: &Identity) -> Option<&RegisteredInstance> {
         self.ports.get(&(identity.host.clone(), identity.port))?.get(&identity.instance)
     }
 
@@ -336,7 +337,7 @@ impl Registered {
         self.touched.insert(identity.host.clone());
         self.leases.insert(lease, identity.clone());
         let instances = self.ports.entry((identity.host, identity.port)).or_default();
-        instances.insert(identity.instance, Held { registration, lease, deadline });
+        instances.insert(identity.instance, RegisteredInstance { registration, lease, deadline });
         Ok(())
     }
 
@@ -364,7 +365,7 @@ impl Registered {
     }
 }
 
-impl Held {
+impl RegisteredInstance {
     fn identity(&self) -> Identity {
         self.registration.identity()
     }

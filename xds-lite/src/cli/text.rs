@@ -85,10 +85,6 @@ pub fn explain(answer: &Value) -> String {
 /// What an operator should look at, the most urgent first.
 fn problems(answer: &Value) -> Vec<String> {
     let mut found = Vec::new();
-    let registry = answer["registry"]["problems"].as_object().into_iter().flatten();
-    found.extend(
-        registry.map(|(source, problem)| format!("registry: {}: {}", printable(source), text(problem))),
-    );
     found.extend(
         items(&answer["registry"]["problems"])
             .iter()

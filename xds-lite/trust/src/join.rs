@@ -287,18 +287,19 @@ pub fn create(
         return Err(CreateError::Own(guest.cluster));
     }
     place::check(context, &guest)?;
-    let maker = Maker { trust: &context.trust, issuer: context.party().clone(), tokens: &*context.tokens };
+    let maker =
+        TokenMaker { trust: &context.trust, issuer: context.party().clone(), tokens: &*context.tokens };
     maker.make(address, Guest::Cluster(guest), lifetime)
 }
 
 /// Creates and stores a token.
-struct Maker<'a> {
+struct TokenMaker<'a> {
     trust: &'a Trust,
     issuer: Party,
     tokens: &'a dyn Tokens,
 }
 
-impl Maker<'_> {
+impl TokenMaker<'_> {
     fn make(self, address: Target, guest: Guest, lifetime: Duration) -> Result<Token, CreateError> {
         if lifetime < Duration::from_secs(1) || lifetime > LONGEST_LIFETIME {
             return Err(CreateError::Lifetime(lifetime));

@@ -96,8 +96,8 @@ mod tests {
         let serde_json::Value::Object(metadata) = metadata else { panic!("a map") };
         let made = node(&asker, None, &metadata);
         assert_eq!(made.id, "router~10.1.2.3~gw-1.istio-system~istio-system.svc.cluster.local");
-        let metadata = made.metadata.unwrap().fields;
-        let text = |key: &str| match metadata[key].kind.as_ref() {
+        let sent = made.metadata.unwrap().fields;
+        let text = |key: &str| match sent[key].kind.as_ref() {
             Some(Kind::StringValue(text)) => text.clone(),
             other => panic!("{key}: {other:?}"),
         };
@@ -105,7 +105,7 @@ mod tests {
             ["NAMESPACE", "CLUSTER_ID", "NETWORK", "INSTANCE_IPS"].map(text),
             ["istio-system", "east", "other", "10.1.2.3"]
         );
-        let Some(Kind::StructValue(labels)) = &metadata["LABELS"].kind else { panic!("labels") };
+        let Some(Kind::StructValue(labels)) = &sent["LABELS"].kind else { panic!("labels") };
         assert_eq!(labels.fields["istio"].kind, Some(Kind::StringValue("eastwestgateway".to_owned())));
         assert_eq!(node(&asker, Some("mine"), &metadata).id, "mine");
     }

@@ -10,12 +10,12 @@ use isthmus_model::services::{Endpoint, Service};
 use super::attributes::Attribute;
 use super::names;
 use super::registration::Registration;
-use super::{Held, Identity, Refused, Registered};
+use super::{Identity, Refused, Registered, RegisteredInstance};
 
 impl Registered {
     /// Checks a registration against the others, except the one that it replaces.
     pub(super) fn check(&self, new: &Registration, identity: &Identity) -> Result<(), Refused> {
-        let others = |held: &&Held| held.registration.instance != new.instance;
+        let others = |held: &&RegisteredInstance| held.registration.instance != new.instance;
         let same = self.ports.get(&(identity.host.clone(), identity.port));
         for held in same.into_iter().flat_map(BTreeMap::values).filter(others) {
             let other = &held.registration;

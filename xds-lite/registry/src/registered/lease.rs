@@ -23,7 +23,7 @@ pub(super) struct Digest([u8; 32]);
 /// A request about a lease.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Word {
+struct LeaseRequest {
     lease: String,
 }
 
@@ -64,8 +64,8 @@ impl LeaseId {
     pub fn from_body(body: &[u8]) -> Result<LeaseId, Refused> {
         let wrong =
             || Refused::Wrong("write {\"lease\": \"…\"} with the lease that /register told".to_owned());
-        let word: Word = serde_json::from_slice(body).map_err(|_| wrong())?;
-        LeaseId::parse(&word.lease).ok_or_else(wrong)
+        let request: LeaseRequest = serde_json::from_slice(body).map_err(|_| wrong())?;
+        LeaseId::parse(&request.lease).ok_or_else(wrong)
     }
 
     pub(super) fn digest(&self) -> Digest {

@@ -11,7 +11,7 @@ use isthmus_model::problem::Plain;
 
 use super::lease::Digest;
 use super::registration::Registration;
-use super::{Held, Refused, Registered};
+use super::{Refused, Registered, RegisteredInstance};
 
 /// The prefix of record keys.
 const KIND: &str = "registration/";
@@ -57,7 +57,7 @@ impl Registered {
     #[must_use]
     pub fn record(&self, key: &str) -> Option<Vec<u8>> {
         let lease = Digest::parse(key.strip_prefix(KIND)?)?;
-        let Held { registration, .. } = self.held(self.leases.get(&lease)?)?;
+        let RegisteredInstance { registration, .. } = self.held(self.leases.get(&lease)?)?;
         // The registration's text is JSON on one line already.
         Some(
             format!("{{\"lease\":\"{}\",\"registration\":{}}}", lease.shown(), registration.text)

@@ -12,7 +12,7 @@ use isthmus_certs::{SpiffeId, Trust};
 use tokio_rustls::rustls::{ConnectionCommon, Error};
 
 use super::secret::{Proof, Session, TokenId};
-use super::{CreateError, Guest, Maker, Party, Token, Tokens};
+use super::{CreateError, Guest, Party, Token, TokenMaker, Tokens};
 use isthmus_model::address::Target;
 
 pub use guest::{Answer, Meeting, meet};
@@ -62,7 +62,7 @@ pub fn create(
     identity: SpiffeId,
     lifetime: Duration,
 ) -> Result<Token, CreateError> {
-    Maker { trust, issuer, tokens }.make(address, Guest::Identity { identity }, lifetime)
+    TokenMaker { trust, issuer, tokens }.make(address, Guest::Identity { identity }, lifetime)
 }
 
 /// The bearer text of a token: its id and the proof.
