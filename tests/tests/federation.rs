@@ -5,8 +5,8 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::io::Read as _;
-use std::net::SocketAddr;
+use std::io::{self, Read as _};
+use std::net::{SocketAddr, TcpListener};
 use std::os::unix::fs::PermissionsExt as _;
 use std::process::Command;
 use std::time::Duration;
@@ -18,7 +18,7 @@ use isthmus_tests::gateway::Gateway;
 use isthmus_tests::hello::hello;
 use isthmus_tests::wait::{until, within};
 use isthmus_tests::workload::{Caller, Demands, endpoint};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 const HOST: &str = "details.bookinfo.svc.cluster.local";
 const UNRECOGNIZED_NAME: u8 = 112;
@@ -427,6 +427,27 @@ fn registration_by_another_user_is_refused() {
         !done && why.contains("registered by another user"),
         "another user's registration was overridden: {why}"
     );
+}
+
+#[test]
+fn joined_agent_name_that_resolves_to_loopback_is_not_dialled() {
+    let (mut east, west) = (Cluster::new("east"), Cluster::new("west"));
+    east.believe(&west);
+    let local = TcpListener::bind("127.0.0.1:0").unwrap();
+    local.set_nonblocking(true).unwrap();
+    east.set("state", &east.path("state").display().to_string());
+    fs::create_dir_all(east.path("state/peers")).unwrap();
+    let record = json!({
+        "cluster": "west", "trust_domain": "west.example", "network": "west-net",
+        "address": format!("localhost:{}", local.local_addr().unwrap().port()), "gateways": [],
+        "joined_at": "2026-11-21T13:00:00Z",
+    });
+    fs::write(east.path("state/peers/west.json"), record.to_string()).unwrap();
+    east.start();
+    until_status(&east, "the agent reports why it does not follow west", |status| {
+        status["peers"]["west"]["error"].as_str()?.contains("may not lead there").then_some(())
+    });
+    assert_eq!(local.accept().unwrap_err().kind(), io::ErrorKind::WouldBlock, "no connection was made");
 }
 
 #[test]

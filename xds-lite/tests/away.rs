@@ -116,6 +116,7 @@ fn client_keeps_tables_and_reconnects_after_a_long_outage() {
     let at = agent.at;
     let subscription = Subscription {
         servers: vec![at.to_string().parse().unwrap()],
+        within: None,
         tls: world.client(GATEWAY, AGENT),
         node: Node::default(),
         answers: Answers::OF_OWN,

@@ -47,6 +47,7 @@ fn gateway(world: &World, id: &str, server: &str, agent: &Agent, seen: &Seen) ->
 fn follow(tls: Arc<TlsClient>, servers: &[SocketAddr], seen: &Seen) -> Runtime {
     let subscription = Subscription {
         servers: servers.iter().map(|at| at.to_string().parse().unwrap()).collect(),
+        within: None,
         tls,
         node: Node { id: "g".to_owned(), ..Node::default() },
         answers: Answers::OF_OWN,
@@ -321,6 +322,7 @@ fn subscription_follows_names_in_resources_of_another_type() {
     let agent = start(&world, &directory, ANY);
     let subscription = Subscription {
         servers: vec![agent.at.to_string().parse().unwrap()],
+        within: None,
         tls: world.client(GATEWAY, AGENT),
         node: Node::default(),
         answers: Answers::OF_OWN,
@@ -560,6 +562,7 @@ fn refused_resource_is_requested_again_and_its_acceptance_reported() {
     let agent = start(&world, &directory, ANY);
     let subscription = Subscription {
         servers: vec![agent.at.to_string().parse().unwrap()],
+        within: None,
         tls: world.client(GATEWAY, AGENT),
         node: Node { id: "g".to_owned(), ..Node::default() },
         answers: Answers::OF_OWN,

@@ -81,7 +81,8 @@ impl Crowd {
         let tls = Tls::new(trust, Peer::Matching(vec![self.agents.clone()]), &[b"h2"])?;
         let node = Node { id: leaf.to_owned(), cluster: cluster.name().to_owned(), ..Node::default() };
         let servers = vec![Target::Address(self.agent)];
-        let subscription = Subscription { servers, tls: Arc::new(tls), node, answers: Answers::OF_OWN };
+        let subscription =
+            Subscription { servers, within: None, tls: Arc::new(tls), node, answers: Answers::OF_OWN };
         let mut member = Member { names: HashSet::new(), all: Arc::clone(&self.all) };
         self.members += 1;
         self.runtime.spawn(async move {

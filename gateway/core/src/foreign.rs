@@ -45,8 +45,13 @@ pub(crate) async fn follow(plane: ControlPlane, trust: Trust, control: Arc<Contr
         namespace: namespace(&own),
     };
     let node = node(&asker, plane.node_id.as_deref(), &plane.metadata);
-    let subscription =
-        Subscription { servers: plane.addresses, tls: Arc::new(tls), node, answers: Answers::OF_OWN };
+    let subscription = Subscription {
+        servers: plane.addresses,
+        within: None,
+        tls: Arc::new(tls),
+        node,
+        answers: Answers::OF_OWN,
+    };
     // Make before break: clusters and endpoints before the listeners that refer to them.
     let clients = vec![Client::new(CLUSTER, []), Client::of_names(ENDPOINTS), Client::new(LISTENER, [])];
     let mut received = Received { control, state: State::new(plane.port), was_complete: false };

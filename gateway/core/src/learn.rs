@@ -98,6 +98,7 @@ fn subscription(servers: Vec<Target>, trust: Trust, control: &Control) -> io::Re
     };
     Ok(Subscription {
         servers,
+        within: None,
         tls: Arc::new(tls),
         node: Node {
             id: node.id.clone(),

@@ -21,7 +21,7 @@ use crate::stubs::aggregated_discovery_service_client::AggregatedDiscoveryServic
 use isthmus_grpc::dial::{Chain, meet};
 use isthmus_grpc::metered::Metered;
 use isthmus_grpc::revocation_watch::until_disbelieved;
-use isthmus_model::address::Target;
+use isthmus_model::address::{Ranges, Target};
 use isthmus_proto::envoy::config::core::v3::Node;
 use isthmus_proto::envoy::service::discovery::v3::{DeltaDiscoveryRequest, DeltaDiscoveryResponse};
 use isthmus_proto::measure::{DELTA_RESPONSE, Rules};
@@ -96,6 +96,8 @@ pub enum Contact<'a> {
 pub struct Subscription {
     /// Servers, in the order in which they are tried.
     pub servers: Vec<Target>,
+    /// Allowed addresses of their names; none for names of the operator.
+    pub within: Option<Ranges>,
     /// TLS, with the identities that servers must have.
     pub tls: Arc<Tls>,
     /// The node that the first request carries.
@@ -138,7 +140,7 @@ impl Subscription {
         clients: &mut [Client],
         tables: &mut impl Tables,
     ) -> (Option<Instant>, String) {
-        let (channel, standing) = match meet(server, &self.tls).await {
+        let (channel, standing) = match meet(server, &self.tls, self.within.as_ref()).await {
             Ok((channel, chain)) => {
                 let standing = self.tls.standing(&chain);
                 tables.shown(chain);

@@ -17,7 +17,7 @@ use tonic::transport::{Channel, Endpoint};
 use tower::service_fn;
 
 use crate::resolve;
-use isthmus_model::address::Target;
+use isthmus_model::address::{Ranges, Target};
 
 /// Timeout of connect and handshake, for each address.
 const CONNECT: Duration = Duration::from_secs(5);
@@ -31,20 +31,25 @@ const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
 /// # Errors
 /// The server is unreachable, or not the one that `tls` expects.
 pub async fn dial(address: &Target, tls: &Arc<Client>) -> Result<Channel, tonic::transport::Error> {
-    meet(address, tls).await.map(|(channel, _)| channel)
+    meet(address, tls, None).await.map(|(channel, _)| channel)
 }
 
 /// A certificate chain, leaf first.
 pub type Chain = Vec<CertificateDer<'static>>;
 
-/// [`dial`] that also returns the chain of the server.
+/// [`dial`] that also returns the chain of the server. The addresses of a name that another cluster gave must be in
+/// `within`.
 ///
 /// # Errors
 /// As for [`dial`].
-pub async fn meet(address: &Target, tls: &Arc<Client>) -> Result<(Channel, Chain), tonic::transport::Error> {
+pub async fn meet(
+    address: &Target,
+    tls: &Arc<Client>,
+    within: Option<&Ranges>,
+) -> Result<(Channel, Chain), tonic::transport::Error> {
     let name = tls.name().cloned();
     let tls = Arc::clone(tls);
-    meet_as(address, move || tls.config(), name).await
+    meet_as(address, within, move || tls.config(), name).await
 }
 
 /// [`dial`] with a TLS configuration of the caller, and the name that the server must have, if it is verified by name.
@@ -53,22 +58,23 @@ pub async fn dial_as(
     config: impl Fn() -> Arc<ClientConfig> + Send + 'static,
     name: Option<DnsName<'static>>,
 ) -> Result<Channel, tonic::transport::Error> {
-    meet_as(address, config, name).await.map(|(channel, _)| channel)
+    meet_as(address, None, config, name).await.map(|(channel, _)| channel)
 }
 
 async fn meet_as(
     address: &Target,
+    within: Option<&Ranges>,
     config: impl Fn() -> Arc<ClientConfig> + Send + 'static,
     name: Option<DnsName<'static>>,
 ) -> Result<(Channel, Chain), tonic::transport::Error> {
-    let address = address.clone();
+    let (address, within) = (address.clone(), within.cloned());
     let presented = Arc::new(Mutex::new(Chain::new()));
     let seen = Arc::clone(&presented);
     let connect = service_fn(move |_| {
-        let (address, config, name) = (address.clone(), config(), name.clone());
+        let (address, within, config, name) = (address.clone(), within.clone(), config(), name.clone());
         let seen = Arc::clone(&seen);
         async move {
-            let stream = handshake(&address, &config, name).await?;
+            let stream = handshake(&address, within.as_ref(), &config, name).await?;
             let chain = stream.get_ref().1.peer_certificates().unwrap_or_default();
             *seen.lock().unwrap_or_else(PoisonError::into_inner) =
                 chain.iter().map(|one| one.clone().into_owned()).collect();
@@ -88,6 +94,7 @@ async fn meet_as(
 /// Tries the addresses of a name one after the other, each until its timeout.
 async fn handshake(
     target: &Target,
+    within: Option<&Ranges>,
     config: &Arc<ClientConfig>,
     name: Option<DnsName<'static>>,
 ) -> io::Result<TlsStream<TcpStream>> {
@@ -99,7 +106,7 @@ async fn handshake(
     };
     let name = name.map_or(addressed, ServerName::DnsName);
     let mut refused = io::Error::from(io::ErrorKind::NotFound);
-    for address in resolve::addresses(target).await?.into_iter().take(ADDRESSES) {
+    for address in resolve::addresses_within(target, within).await?.into_iter().take(ADDRESSES) {
         match timeout(CONNECT, handshake_at(address, Arc::clone(config), name.clone())).await {
             Ok(Ok(stream)) => return Ok(stream),
             Ok(Err(error)) => refused = error,

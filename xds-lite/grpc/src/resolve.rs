@@ -11,7 +11,7 @@ use dns_lookup::{AddrFamily, AddrInfoHints, SockType, getaddrinfo};
 use tokio::sync::oneshot;
 use tokio::time::timeout;
 
-use isthmus_model::address::Target;
+use isthmus_model::address::{Ranges, Target};
 
 /// How long to wait for the second family once the first has answered.
 const GRACE: Duration = Duration::from_millis(250);
@@ -36,6 +36,27 @@ pub async fn addresses(target: &Target) -> io::Result<Vec<SocketAddr>> {
             let found = found.map_err(|error| io::Error::new(error.kind(), format!("{host}: {error}")))?;
             Ok(found.into_iter().map(|ip| SocketAddr::new(ip, *port)).collect())
         }
+    }
+}
+
+/// [`addresses`] of a target that another cluster gave: the addresses of a name must be in `within`. A literal address
+/// was checked when it was accepted.
+///
+/// # Errors
+/// As for [`addresses`], and when none of the addresses is allowed.
+pub async fn addresses_within(target: &Target, within: Option<&Ranges>) -> io::Result<Vec<SocketAddr>> {
+    let found = addresses(target).await?;
+    let (Target::Name { host, .. }, Some(ranges)) = (target, within) else { return Ok(found) };
+    let (allowed, refused): (Vec<_>, Vec<_>) = found.into_iter().partition(|at| ranges.allow(at.ip()));
+    match refused.first() {
+        Some(refused) if allowed.is_empty() => {
+            let why = format!(
+                "{host} resolves to {}, and a name that another cluster gave may not lead there; if it is right, write the address under `peers` of this agent's file",
+                refused.ip()
+            );
+            Err(io::Error::new(io::ErrorKind::PermissionDenied, why))
+        }
+        _ => Ok(allowed),
     }
 }
 
@@ -110,6 +131,19 @@ mod tests {
         assert_eq!(addresses(&Target::Address(literal)).await.unwrap(), [literal]);
         let nobody = addresses(&"nobody.invalid:80".parse().unwrap()).await.unwrap_err();
         assert!(nobody.to_string().starts_with("nobody.invalid: "), "{nobody}");
+    }
+
+    #[tokio::test]
+    async fn resolve_refuses_loopback_for_names_of_other_clusters() {
+        let name = "localhost:80".parse().unwrap();
+        let why = addresses_within(&name, Some(&Ranges::default())).await.unwrap_err().to_string();
+        assert!(why.starts_with("localhost resolves to ") && why.contains("may not lead there"), "{why}");
+        let here = Ranges(vec!["127.0.0.0/8".parse().unwrap()]);
+        let found = addresses_within(&name, Some(&here)).await.unwrap();
+        assert_eq!(found, [(Ipv4Addr::LOCALHOST, 80).into()], "the others are left out");
+        let literal = Target::Address((Ipv4Addr::LOCALHOST, 80).into());
+        assert_eq!(addresses_within(&literal, Some(&Ranges::default())).await.unwrap().len(), 1);
+        assert!(!addresses_within(&name, None).await.unwrap().is_empty(), "the operator's own name");
     }
 
     #[tokio::test(start_paused = true)]

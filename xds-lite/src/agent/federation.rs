@@ -13,6 +13,7 @@ use tracing::Instrument as _;
 use isthmus_ads::client::{Client, Refused, Update};
 use isthmus_ads::subscribe::{Again, Answers, Contact, Subscription, Tables};
 use isthmus_grpc::dial::Chain;
+use isthmus_model::address::Ranges;
 use isthmus_model::slice::Cluster;
 use isthmus_proto::envoy::config::core::v3::Node;
 use isthmus_proto::type_url::{SLICE, TRUST_BUNDLE};
@@ -74,7 +75,13 @@ pub(super) async fn federate(
 
 fn as_peer(joined: join::Peer) -> Peer {
     let join::Introduction { party, network, address, gateways: _ } = joined.introduction;
-    Peer { cluster: party.cluster, address, domain: party.trust_domain, network: Some(network) }
+    Peer {
+        cluster: party.cluster,
+        address,
+        within: Some(Ranges::default()),
+        domain: party.trust_domain,
+        network: Some(network),
+    }
 }
 
 /// Follows a peer; one that cannot be followed is logged, and the others go on.
@@ -97,7 +104,8 @@ async fn follow(own: Cluster, peer: Peer, trust: Trust, mut offers: Offers) -> R
         ..Node::default()
     };
     let servers = vec![peer.address.clone()];
-    let subscription = Subscription { servers, tls: Arc::new(tls), node, answers: Answers::OF_PEERS };
+    let subscription =
+        Subscription { servers, within: peer.within, tls: Arc::new(tls), node, answers: Answers::OF_PEERS };
     let mut clients = vec![Client::of_tables(SLICE)];
     // No known versions: after a restart the peer sends its bundle again, which is small, and the outcome is recorded.
     clients.extend(offers.bundle.as_ref().map(|_| Client::new(TRUST_BUNDLE, [])));

@@ -14,7 +14,7 @@ use std::time::Duration;
 use ipnet::IpNet;
 use isthmus_certs::{TrustDomain, TrustFiles};
 
-use isthmus_model::address::Target;
+use isthmus_model::address::{Ranges, Target};
 use isthmus_model::host::HostPattern;
 use isthmus_model::locality::Locality;
 use isthmus_model::problem::Report;
@@ -133,6 +133,8 @@ pub struct Peer {
     pub cluster: Cluster,
     /// Its xDS address.
     pub address: Target,
+    /// Allowed addresses of a name that the peer gave itself; none for names of this file.
+    pub within: Option<Ranges>,
     /// Its trust domain.
     pub domain: TrustDomain,
     /// The network of its endpoints; none: a network of its own.

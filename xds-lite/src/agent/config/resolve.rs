@@ -307,7 +307,7 @@ fn peers(report: &mut Report, list: &[At<raw::Peer>]) -> Vec<Peer> {
             report.add(whole.spot, what, "keep one entry for each cluster");
         }
         let network = raw.network.as_ref().map(|network| network.value.clone());
-        peers.push(Peer { cluster, address, domain, network });
+        peers.push(Peer { cluster, address, within: None, domain, network });
     }
     peers
 }

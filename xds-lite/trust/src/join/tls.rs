@@ -25,7 +25,7 @@ use super::secret::{Session, TokenId};
 use super::shown::{self, MOST, Shown, ShownError, Wanted};
 use super::{Guest, Party, Token};
 use isthmus_grpc::resolve;
-use isthmus_model::address::Target;
+use isthmus_model::address::{Ranges, Target};
 
 /// The protocol and its version.
 const ALPN: &[u8] = b"isthmus-join/1";
@@ -82,21 +82,27 @@ pub(super) async fn connect(
 ) -> Result<Met<client::TlsStream<TcpStream>>, MeetError> {
     let wanted = Wanted { root: token.root, party: token.issuer.clone() };
     let config = client_config(&trust.current(), wanted.clone())?;
-    let (stream, name) = reach(&token.address).await.map_err(MeetError::Connect)?;
+    let reached = reach(&token.address, Some(&Ranges::default())).await;
+    let (stream, name) = reached.map_err(MeetError::Connect)?;
     let stream = TlsConnector::from(Arc::new(config)).connect(name, stream).await.map_err(refused)?;
     let (chain, shown) = met(stream.get_ref().1, Role::Server, Some(&wanted))?;
     Ok(Met { stream, shown, chain })
 }
 
-/// Connects to an address; TLS needs the name but does not verify it.
-pub(super) async fn reach(address: &Target) -> io::Result<(TcpStream, ServerName<'static>)> {
+/// Connects to an address; TLS needs the name but does not verify it. The addresses of a name that another cluster gave
+/// must be in `within`.
+pub(super) async fn reach(
+    address: &Target,
+    within: Option<&Ranges>,
+) -> io::Result<(TcpStream, ServerName<'static>)> {
     let name = match address {
         Target::Address(address) => ServerName::from(address.ip()),
         Target::Name { host, .. } => {
             ServerName::try_from(host.as_str().to_owned()).map_err(io::Error::other)?
         }
     };
-    let stream = TcpStream::connect(&resolve::addresses(address).await?[..]).await?;
+    let addresses = resolve::addresses_within(address, within).await?;
+    let stream = TcpStream::connect(&addresses[..]).await?;
     stream.set_nodelay(true)?;
     Ok((stream, name))
 }

@@ -51,7 +51,7 @@ impl Answer {
 pub async fn meet(token: &Token) -> Result<Meeting, MeetError> {
     let wanted = Wanted { root: token.root, party: token.issuer.clone() };
     let config = config(wanted.clone())?;
-    let (stream, name) = tls::reach(&token.address).await.map_err(MeetError::Connect)?;
+    let (stream, name) = tls::reach(&token.address, None).await.map_err(MeetError::Connect)?;
     let stream = TlsConnector::from(Arc::new(config)).connect(name, stream).await.map_err(tls::refused)?;
     let (_, connection) = stream.get_ref();
     if connection.alpn_protocol() != Some(ALPN) {
