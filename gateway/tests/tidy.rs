@@ -26,7 +26,7 @@ const LAYERS: &[&[&str]] = &[
     &["snapshot"],
     &["endpoint"],
     &["demotion", "family", "pipe", "hello", "proxy"],
-    &["reason", "socket", "threads", "turn"],
+    &["reason", "socket", "source", "threads", "turn"],
     &["config"],
 ];
 

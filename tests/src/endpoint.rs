@@ -200,10 +200,21 @@ impl Drop for Scripted {
     }
 }
 
-/// An address without a listener.
+/// An address that was free a moment ago, for a listener that starts later.
+#[must_use]
+pub fn free() -> SocketAddr {
+    Endpoint::new().address()
+}
+
+/// An address that refuses connections for as long as the test runs: bound, so that nothing else gets its port, and
+/// without a listener.
 #[must_use]
 pub fn closed() -> SocketAddr {
-    Endpoint::new().address()
+    let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+    socket.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into()).unwrap();
+    let address = socket.local_addr().unwrap().as_socket().unwrap();
+    std::mem::forget(socket);
+    address
 }
 
 /// An address that answers no connection attempts, as its accept queue is full, until dropped.

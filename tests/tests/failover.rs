@@ -14,7 +14,7 @@ use std::net::{IpAddr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::time::{Duration, Instant};
 
 use isthmus_tests::client::{End, alert, dial, dial_from, echo, read_exactly, reset, rest, send};
-use isthmus_tests::endpoint::{BlackHole, Endpoint, Scripted, closed};
+use isthmus_tests::endpoint::{BlackHole, Endpoint, Scripted, closed, free};
 use isthmus_tests::figure;
 use isthmus_tests::gateway::Gateway;
 use isthmus_tests::hello::{Hello, hello, read_hello, records};
@@ -609,7 +609,7 @@ fn ejection_follows_refused_connections() {
 /// An endpoint that may be dead is better than none.
 #[test]
 fn ejected_endpoints_serve_as_last_resort() {
-    let dead = [closed(), closed()];
+    let dead = [free(), free()];
     let more =
         "upstream: { demotion: off, ejection: { failures: 1, base: 300s, max: 300s, max_percent: 100 } }";
     let gateway = gateway(&dead, more);

@@ -14,7 +14,7 @@ use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
 use isthmus_tests::client::{alert, read_exactly, rest, send};
-use isthmus_tests::endpoint::{Endpoint, Scripted, closed};
+use isthmus_tests::endpoint::{Endpoint, Scripted, free};
 use isthmus_tests::gateway::{Gateway, run_to_end};
 use isthmus_tests::hello::{Hello, hello, records, sni};
 use isthmus_tests::netns::{Pair, inside, ip};
@@ -36,7 +36,7 @@ fn command(name: &str, text: &str) -> (Option<i32>, String) {
 
 #[test]
 fn loop_endpoint_is_refused_at_load() {
-    let port = closed().port();
+    let port = free().port();
     for (listener, endpoint) in [
         (format!("127.0.0.1:{port}"), format!("127.0.0.1:{port}")),
         (format!("0.0.0.0:{port}"), format!("127.0.0.1:{port}")),
@@ -74,7 +74,7 @@ fn loop_endpoint_is_refused_at_load() {
 /// A name is refused only when it resolves to a listener.
 #[test]
 fn loop_through_resolved_name_is_refused() {
-    let port = closed().port();
+    let port = free().port();
     for listener in ["127.0.0.1", "0.0.0.0"] {
         let services = service_of(HOST, &[], &[format!("{{address: \"localhost:{port}\"}}")]);
         let gateway = Setup::new(services).listeners(&format!("- address: \"{listener}:{port}\"")).start();

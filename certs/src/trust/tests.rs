@@ -127,7 +127,7 @@ fn flaws_of_the_identity() -> Vec<Flaw<'static>> {
         ("read", "id/tls.key", "cannot be read", &|disk| fs::remove_file(disk.at("id/tls.key")).unwrap()),
         ("identity", "id/tls.crt", "must hold -----BEGIN CERTIFICATE", &|d| d.write("id/tls.crt", "words")),
         ("identity", "id/tls.key", "must hold one -----BEGIN PRIVATE KEY", &|d| d.write("id/tls.key", "")),
-        ("identity", "id/tls.crt", "line 2: a block holds what is not base64", &|disk| {
+        ("identity", "id/tls.crt", "line 2: a block has characters that are not base64", &|disk| {
             disk.write("id/tls.crt", "-----BEGIN CERTIFICATE-----\n????\n-----END CERTIFICATE-----\n");
         }),
         ("identity", "id/tls.key", "both must be of the same issue", &|disk| {

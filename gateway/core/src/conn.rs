@@ -30,9 +30,7 @@ pub(crate) async fn serve(mut client: TcpStream, listener: usize, peer: SocketAd
     let conn = Arc::clone(&account.conn);
     let mut server = None;
     let reason = {
-        // A level that is off by default: a span costs more than a short connection's log line.
-        let span = tracing::debug_span!("conn", id = conn.id, listener, %peer);
-        let story = pin!(story(&mut client, &mut server, &mut account, &worker).instrument(span));
+        let story = pin!(story(&mut client, &mut server, &mut account, &worker));
         conn.until_ended(story).await
     };
     account.close(reason);
@@ -67,7 +65,9 @@ async fn story(
     worker: &Worker,
 ) -> Reason {
     let conn = Arc::clone(&account.conn);
-    let mut beginning = Box::pin(begin(client, account, worker));
+    // A level that is off by default, and no span for the relay: an idle connection should not carry one.
+    let span = tracing::debug_span!("conn", id = conn.id, listener = conn.listener, peer = %conn.peer);
+    let mut beginning = Box::pin(begin(client, account, worker).instrument(span));
     let begun = conn.until_revoked(beginning.as_mut()).await;
     drop(beginning);
     let Server { stream, said } = match begun {

@@ -89,7 +89,7 @@ async fn both_ways(
         if conn.came_of_age()
             && let Err(error) = socket::keep_alive(&*server, &worker.process.fixed.tcp)
         {
-            tracing::debug!(%error, "cannot set keepalive");
+            tracing::debug!(conn = conn.id, %error, "cannot set keepalive");
         }
         // A side whose writes fail has reset. Its earlier bytes may still be in transit, and its end then looks
         // orderly, because the write has consumed the error.

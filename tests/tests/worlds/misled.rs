@@ -139,7 +139,7 @@ impl Misled {
         until("the gateway follows the impostor again", || self.agent()["connected"] == true);
         agent.say("large", vec![resource("east/large.bookinfo.svc.cluster.local", vec![7; 20 << 20])]);
         let why = agent.answer("large").expect("a refusal");
-        assert!(why.contains("at most 16777216 are taken"), "{why}");
+        assert!(why.contains("the limit is 16777216"), "{why}");
         self.assert_services(&[DETAILS, RATINGS]);
         let process = self.gateway.process();
         let more = |memory: u64| memory.saturating_sub(self.before) / MIB;

@@ -167,7 +167,7 @@ fn xds_takes_agents_or_authenticated_control_plane() {
     bad(
         &xds("control_plane: {addresses: ['a:1'], tls_name: '*.a', node_id: ''}"),
         &[
-            "3:53: xds.control_plane.tls_name: '*.a' is not a DNS name: a label holds something else than ASCII \
+            "3:53: xds.control_plane.tls_name: '*.a' is not a DNS name: a label has characters other than ASCII \
              letters, digits, '-' and '_'; write a name of its certificate, such as istiod.istio-system.svc",
             "3:69: xds.control_plane.node_id: '' cannot be used; write 1 to 1024 bytes without control characters",
         ],

@@ -245,7 +245,7 @@ fn registration_belongs_to_its_registrar_and_each_registrar_has_a_limit() {
     let one_more = all.register(new(Limits::default().each), &ROOT, &[], id(7), now);
     assert_eq!(
         one_more.unwrap_err().to_string().split(';').next(),
-        Some("user 0 has 1000 registrations already")
+        Some("user 0 already has 1000 registrations")
     );
     all.register(new(Limits::default().each), &token, &[], id(7), now).unwrap();
     all.register(new(3), &ROOT, &[], id(8), now).unwrap();
