@@ -14,6 +14,7 @@ use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use serde_json::Value;
 use tokio::time::timeout;
 
+use super::status::status;
 use super::{Page, Question, Where, say};
 
 /// Sends the query and prints the answer.
@@ -26,7 +27,8 @@ pub(crate) fn ask(question: &Question) -> anyhow::Result<()> {
 
 fn render(question: &Question, answer: &Value) -> String {
     match question {
-        Question::Status { .. } | Question::Drain { .. } => pairs("", answer),
+        Question::Status { .. } => status(answer),
+        Question::Drain { .. } => pairs("", answer),
         Question::Routes { .. } => routes(answer),
         Question::Services { .. } => services(answer),
         Question::Connections { .. } => rows(
@@ -128,7 +130,7 @@ async fn exchange(admin: &str, method: Method, path: &str) -> anyhow::Result<(St
     answer.with_context(|| format!("{admin} does not speak HTTP; is it the admin address of a gateway?"))
 }
 
-fn table(header: &[&str]) -> Table {
+pub(super) fn table(header: &[&str]) -> Table {
     let mut table = Table::new();
     table.load_style(presets::NOTHING).set_content_arrangement(ContentArrangement::Disabled);
     table.set_header(header.iter().map(|name| heading(name)));
@@ -156,11 +158,11 @@ pub(super) fn cell(value: &Value) -> String {
     }
 }
 
-fn field(value: &Value, key: &str) -> String {
+pub(super) fn field(value: &Value, key: &str) -> String {
     cell(value.get(key).unwrap_or(&Value::Null))
 }
 
-fn items<'a>(answer: &'a Value, key: &str) -> &'a [Value] {
+pub(super) fn items<'a>(answer: &'a Value, key: &str) -> &'a [Value] {
     answer.get(key).and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default()
 }
 

@@ -4,6 +4,7 @@ pub(crate) mod ask;
 mod changes;
 pub(crate) mod check;
 pub(crate) mod run;
+mod status;
 
 use std::io::{self, Write as _};
 use std::path::PathBuf;
