@@ -7,7 +7,12 @@ use std::collections::BTreeMap;
 pub struct Metrics(BTreeMap<String, f64>);
 
 impl Metrics {
-    pub(crate) fn parse(text: &str) -> Metrics {
+    /// Parses a metrics page.
+    ///
+    /// # Panics
+    /// A line is not a metric.
+    #[must_use]
+    pub fn parse(text: &str) -> Metrics {
         Metrics(
             text.lines()
                 .filter(|line| !line.starts_with('#') && !line.trim().is_empty())

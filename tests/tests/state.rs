@@ -23,10 +23,11 @@ use fastrand::Rng;
 use isthmus_tests::cluster::Cluster;
 use isthmus_tests::endpoint::Scripted;
 use isthmus_tests::gateway::Gateway;
+use isthmus_tests::metrics::Metrics;
 use isthmus_tests::wait::until;
 use isthmus_tests::{figure, is_root, skip};
 use rustix::fs::{CWD, Mode, mkfifoat};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 /// Number of permanent hosts, and of those added and removed at random.
 const STANDING: usize = 8;
@@ -370,4 +371,172 @@ fn state_damage_full_disk_and_io_errors_stop_nobody_and_withdraw_nothing_else() 
         .env(UNDER, "/slices.db:/registrations.db:/acknowledged.json:/peers/")
         .status();
     assert!(status.unwrap().success(), "see the output above");
+}
+
+/// An agent with a state directory, and the permanent hosts in its registry.
+fn agent_with_state(endpoint: &Scripted) -> Cluster {
+    let mut east = Cluster::new("east");
+    east.set("state", &east.path("state").display().to_string());
+    for number in 0..STANDING {
+        east.register(&format!("h{number}.yaml"), &service(&host(number), endpoint));
+    }
+    east
+}
+
+/// The report of one store in an agent's status.
+fn store(status: &Value, name: &str) -> Value {
+    let stores = status["state"]["stores"].as_array().unwrap();
+    stores.iter().find(|store| store["store"] == name).unwrap_or_else(|| panic!("{stores:?}")).clone()
+}
+
+fn is_written(store: &Value) -> bool {
+    store["usable"] == true && store["behind"] == false
+}
+
+/// A metric of one of an agent's stores.
+fn store_metric(east: &Cluster, metric: &str, store: &str) -> String {
+    let label = format!("store=\"{store}\"");
+    Metrics::parse(&east.metrics()).sum(&format!("isthmus_agent_state_{metric}"), &[&label]).to_string()
+}
+
+/// Asserts that an agent's status and metrics report one damaged file of a store; returns the store's report.
+#[track_caller]
+fn assert_damage_is_reported(east: &Cluster, name: &str, lost: &str) -> Value {
+    until("status reports the damage", || store(&east.ask("/status"), name)["damaged_files"] == 1);
+    let report = store(&east.ask("/status"), name);
+    assert_eq!((&report["lost"], &report["lost_records"]), (&json!([lost]), &json!(1)), "{report}");
+    assert!(report["damage"].is_string(), "{report}");
+    for metric in ["damaged_total", "records_lost_total", "usable"] {
+        assert_eq!(store_metric(east, metric, name), "1", "{metric}: {}", east.metrics());
+    }
+    report
+}
+
+/// Changes a letter of a host inside its record, and leaves the record's key as it is.
+fn damage_record(path: &Path, host: &str) {
+    let mut bytes = fs::read(path).unwrap();
+    // Inside the record, the host follows its length.
+    let is_inside =
+        |at: &usize| bytes[*at..].starts_with(host.as_bytes()) && usize::from(bytes[*at - 1]) == host.len();
+    let at = (1..bytes.len()).find(is_inside).expect("the file has the record");
+    bytes[at] ^= 1;
+    fs::write(path, bytes).unwrap();
+}
+
+#[test]
+fn state_damaged_slices_are_in_status_and_metrics_of_both_programs() {
+    let endpoint = Scripted::echo(b"one....");
+    let mut east = agent_with_state(&endpoint);
+    east.start();
+    let gateway = east.gateway("gw-1");
+    let report = |gateway: &Gateway| gateway.admin("GET", "/status").json()["state"].clone();
+    until("both have persisted all services", || {
+        let page = gateway.admin("GET", "/services?limit=1000").json();
+        page["items"].as_array().unwrap().len() == STANDING
+            && is_written(&report(&gateway))
+            && is_written(&store(&east.ask("/status"), "slices"))
+    });
+    let of_gateway = |gateway: &Gateway| {
+        let metrics = gateway.metrics();
+        ["usable", "damaged_total", "records_lost_total"]
+            .map(|metric| metrics.sum(&format!("isthmus_state_{metric}"), &["store=\"slices\""]).to_string())
+    };
+    assert_eq!(of_gateway(&gateway), ["1", "0", "0"]);
+    assert_eq!(store_metric(&east, "damaged_total", "slices"), "0");
+    let (again, mut gateway) = (east.setup("gw-1").ports_of(&gateway), gateway);
+    east.stop();
+    gateway.kill();
+    damage_record(&east.path("state/slices.db"), &host(3));
+    damage_record(&east.path("gw-1/slices.db"), &host(3));
+    east.start();
+    let gateway = again.start();
+    assert_damage_is_reported(&east, "slices", &format!("own/east/{}", host(3)));
+    let found = report(&gateway);
+    assert_eq!(found["lost"], json!([format!("east/{}", host(3))]), "{found}");
+    assert!(found["damage"].is_string(), "{found}");
+    until("status has the paths of the damaged files", || {
+        [store(&east.ask("/status"), "slices"), report(&gateway)]
+            .iter()
+            .all(|report| report["set_aside"].is_string())
+    });
+    assert_eq!(of_gateway(&gateway), ["1", "1", "1"]);
+}
+
+#[test]
+fn state_unusable_directory_is_in_status_and_metrics_of_both_programs_until_usable() {
+    let endpoint = Scripted::echo(b"one....");
+    let mut east = agent_with_state(&endpoint);
+    let folders = [east.path("state"), east.path("gw-1")];
+    folders.iter().for_each(|folder| fs::write(folder, "not a directory").unwrap());
+    east.start();
+    let gateway = east.gateway("gw-1");
+    let report = || gateway.admin("GET", "/status").json()["state"].clone();
+    let usable = || gateway.metrics().sum("isthmus_state_usable", &["store=\"slices\""]).to_string();
+    for found in
+        [store(&east.ask("/status"), "slices"), store(&east.ask("/status"), "registrations"), report()]
+    {
+        assert!(found["usable"] == false && found["problem"].is_string(), "{found}");
+    }
+    assert_eq!((store_metric(&east, "usable", "slices"), usable()), ("0".to_owned(), "0".to_owned()));
+    folders.iter().for_each(|folder| fs::remove_file(folder).unwrap());
+    until("both use their state directory", || {
+        store_metric(&east, "usable", "slices") == "1" && usable() == "1"
+    });
+    for found in [store(&east.ask("/status"), "slices"), report()] {
+        assert!(found["problem"].is_null(), "{found}");
+    }
+}
+
+#[test]
+fn state_damaged_token_is_in_status_and_metrics() {
+    let endpoint = Scripted::echo(b"one....");
+    let mut east = agent_with_state(&endpoint);
+    east.set("join", "{ address: '127.0.0.1:0', advertise: '127.0.0.1:1' }");
+    east.set("xds", "{ address: '127.0.0.1:0', advertise: '127.0.0.1:1' }");
+    east.start();
+    let create = ["token", "create", "--for", "west", "--trust-domain", "west.example"];
+    east.command(&create).unwrap();
+    east.stop();
+    let tokens = fs::read_dir(east.path("state/tokens")).unwrap().map(|entry| entry.unwrap().path());
+    let open: Vec<_> = tokens.filter(|path| path.extension().is_some_and(|end| end == "open")).collect();
+    let [token] = &open[..] else { panic!("{open:?}") };
+    fs::write(token, "{").unwrap();
+    east.start();
+    let id = token.file_stem().unwrap().to_string_lossy();
+    let report = assert_damage_is_reported(&east, "tokens", &id[..8]);
+    assert!(
+        report["set_aside"].is_string() && !report.to_string().contains(&format!("\"{id}\"")),
+        "{report}"
+    );
+}
+
+#[test]
+fn state_damaged_record_of_joined_cluster_is_in_status_and_metrics() {
+    let endpoint = Scripted::echo(b"one....");
+    let mut east = agent_with_state(&endpoint);
+    fs::create_dir_all(east.path("state/peers")).unwrap();
+    fs::write(east.path("state/peers/north.json"), "{").unwrap();
+    fs::write(east.path("state/peers/west.json~"), "{").unwrap();
+    east.start();
+    assert_damage_is_reported(&east, "peers", "north.json");
+    let problems = east.ask("/status")["state"]["problems"].to_string();
+    assert!(problems.contains("north.json: is not a valid peer record"), "{problems}");
+    assert!(problems.contains("west.json~: is ignored: not named CLUSTER.json"), "{problems}");
+    let metrics = Metrics::parse(&east.metrics());
+    assert_eq!(metrics.sum("isthmus_agent_state_problems", &[]).to_string(), "2");
+    // The directory is read every second, and the damage counts once.
+    fs::write(east.path("state/peers/south.json"), "{").unwrap();
+    until("the second damaged record counts", || store_metric(&east, "damaged_total", "peers") == "2");
+}
+
+#[test]
+fn state_damaged_acknowledgements_are_in_status_and_metrics() {
+    let endpoint = Scripted::echo(b"one....");
+    let mut east = agent_with_state(&endpoint);
+    fs::create_dir_all(east.path("state")).unwrap();
+    fs::write(east.path("state/acknowledged.json"), "{").unwrap();
+    east.start();
+    let report = assert_damage_is_reported(&east, "acknowledged", "acknowledged.json");
+    assert!(report["set_aside"].is_string(), "{report}");
+    until("the file is written again", || is_written(&store(&east.ask("/status"), "acknowledged")));
 }

@@ -20,12 +20,13 @@ mod views;
 
 use std::io;
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use isthmus_certs::trust::LoadError;
 use isthmus_certs::{ConfigError, Peer, Server, SpiffeId, Trust};
 use isthmus_store::Source;
+use parking_lot::{Mutex, MutexGuard};
 use tokio::net::TcpListener;
 use tokio::sync::Notify;
 use tokio::task::{JoinError, spawn_blocking};
@@ -38,7 +39,7 @@ use isthmus_grpc::budget::{Budgets, Places, raise_descriptor_limit};
 use isthmus_grpc::serve::{Admission, serve_with};
 use isthmus_registry::files::Files;
 use isthmus_trust::issuing::IntermediateError;
-use isthmus_trust::join;
+use isthmus_trust::join::{self, Folder};
 
 use bundles::Bundles;
 use config::{Registration, Settings};
@@ -157,7 +158,8 @@ impl Agent {
         for peer in &settings.peers {
             views.add(&peer.domain, &peer.cluster, peer_access(&settings, peer));
         }
-        let issuing = Issuing::open(&settings, &trust)?;
+        let tokens = settings.state.as_deref().map(|state| Arc::new(Folder::of_state(state)));
+        let issuing = Issuing::open(&settings, &trust, tokens.clone())?;
         let settings = Arc::new(settings);
         let opened = match settings.state.clone() {
             Some(folder) => {
@@ -166,7 +168,7 @@ impl Agent {
             }
             None => None,
         };
-        let state = State::new(Arc::clone(&settings), Arc::new(views), opened);
+        let state = State::new(Arc::clone(&settings), Arc::new(views), opened, tokens);
         let join = match &settings.join {
             Some(join) => Some(listen(join.address).await?),
             None => None,
@@ -235,7 +237,13 @@ impl Agent {
         let members = Arc::clone(&views);
         let knows = Arc::new(move |id: &SpiffeId| members.principal(id));
         let admission = Admission::new(knows).with(budgets, issuing_service);
-        let context = sockets.join.as_ref().map(|_| context(&settings, trust.clone())).transpose()?;
+        let tokens = locked(&state).tokens.clone();
+        let context = sockets
+            .join
+            .as_ref()
+            .zip(tokens)
+            .map(|(_, tokens)| Ok::<_, Error>(context(&settings, trust.clone())?.with_tokens(tokens)));
+        let context = context.transpose()?;
         tokio::select! {
             () = attend(&sockets.xds, tls, routes, admission, &state) => Ok(()),
             served = admin::serve_on_own_thread(sockets.admin, local, pages, admin::Limits::default()) => {
@@ -319,5 +327,5 @@ async fn keep_expiring(state: &Mutex<State>) {
 }
 
 fn locked(state: &Mutex<State>) -> MutexGuard<'_, State> {
-    state.lock().unwrap_or_else(PoisonError::into_inner)
+    state.lock()
 }

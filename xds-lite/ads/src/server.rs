@@ -21,6 +21,10 @@ pub struct Stream {
     names: BTreeSet<String>,
     /// The view's changes up to here are sent or owed.
     position: Position,
+    /// The same for priority changes, which are sent ahead of others.
+    priority_position: Position,
+    /// The last response had priority changes only.
+    was_priority: bool,
     /// Names that must be sent, changed or not.
     owed: BTreeSet<String>,
     /// A client of all that knows nothing gets a first response even if it is empty: Envoy waits for it.
@@ -141,21 +145,36 @@ impl Stream {
             return None;
         }
         let mut batch = Batch { most, ..Batch::default() };
+        let mut priority = view.priority_after(self.priority_position.max(self.position));
         while !batch.is_full()
-            && let Some(name) = self.owed.pop_first()
+            && let Some((position, name)) = priority.next()
         {
-            batch.put(&name, type_url, view);
-        }
-        if self.owed.is_empty() {
-            self.claimed = NameUsage::default();
-        }
-        let mut changes = view.after(self.position).peekable();
-        while !batch.is_full()
-            && let Some((position, name, _)) = changes.next()
-        {
-            self.position = position;
+            self.priority_position = position;
             if self.wants(name) {
+                self.owed.remove(&**name);
                 batch.put(name, type_url, view);
+            }
+        }
+        // Priority changes are sent alone, but never twice in a row: they must not starve the others.
+        self.was_priority = !batch.names.is_empty() && !self.was_priority;
+        if !self.was_priority {
+            while !batch.is_full()
+                && let Some(name) = self.owed.pop_first()
+            {
+                batch.put(&name, type_url, view);
+            }
+            if self.owed.is_empty() {
+                self.claimed = NameUsage::default();
+            }
+            let mut changes = view.after(self.position).peekable();
+            while !batch.is_full()
+                && let Some((position, name, _)) = changes.next()
+            {
+                self.position = position;
+                let was_sent = position <= self.priority_position && view.is_priority(position);
+                if !was_sent && self.wants(name) {
+                    batch.put(name, type_url, view);
+                }
             }
         }
         let (resources, removed) = batch.done();
@@ -338,6 +357,32 @@ mod tests {
             );
         }
         assert_eq!(parts, [1, 1, 1]);
+    }
+
+    #[test]
+    fn delta_priority_change_overtakes_others_and_is_sent_once() {
+        let mut view = view(&[("owed", "12345")]);
+        let mut stream = Stream::default();
+        stream.request(&request(), &view, &|_| true);
+        let mut part = |view: &View| {
+            let response = stream.response(TYPE, view, 6)?;
+            let answer = DeltaDiscoveryRequest { response_nonce: response.nonce, ..request() };
+            stream.request(&answer, view, &|_| true);
+            Some(response.resources.into_iter().map(|sent| sent.name).collect::<Vec<_>>().join(" "))
+        };
+        view.set("a", "12345");
+        view.set("b", "12345");
+        view.set_priority("own", "12345");
+        view.set("c", "12345");
+        let mut parts = vec![part(&view), part(&view)];
+        view.set_priority("own", "67890");
+        view.set_priority("own-too", "12345");
+        view.set("own-too", "67890");
+        parts.extend(std::iter::repeat_with(|| part(&view)).take(6));
+        let sent: Vec<_> = parts.iter().flatten().map(String::as_str).collect();
+        assert_eq!(sent, ["own", "owed", "own", "a", "b", "c", "own-too"], "own-too lost its priority");
+        assert_eq!(parts.last(), Some(&None));
+        assert!(stream.is_settled(&view));
     }
 
     #[test]

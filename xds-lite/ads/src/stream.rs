@@ -20,8 +20,9 @@ use super::shared::{FollowerHandle, Shared};
 use isthmus_grpc::budget::{Account, Exceeded, Resource, Share};
 use isthmus_proto::type_url::{CLUSTER, ENDPOINTS, LISTENER};
 
-/// The size of a response, about: a first state of any size arrives in parts.
-const PART: usize = 1 << 20;
+/// The size of a response, about: a first state of any size arrives in parts, and a priority change waits for a small
+/// one only.
+const PART: usize = 128 << 10;
 /// The maximum age of a stream, extended at random by up to half: load spreads over agents that have restarted.
 const AGE: Duration = Duration::from_secs(30 * 60);
 /// Longest time for the client to read and to answer a response. Until then the view remembers removals for this

@@ -26,7 +26,7 @@ use isthmus_proto::envoy::config::core::v3::Node;
 use isthmus_proto::envoy::service::discovery::v3::{DeltaDiscoveryRequest, DeltaDiscoveryResponse};
 use isthmus_proto::measure::{DELTA_RESPONSE, Rules};
 
-/// Limits of a server's response. It sends parts of about 1 MiB, and a single resource as a whole.
+/// Limits of a server's response. It sends parts of about 128 KiB, and a single resource as a whole.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Answers {
     /// Encoded size in bytes.

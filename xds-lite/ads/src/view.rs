@@ -20,6 +20,8 @@ pub struct View {
     changes: BTreeMap<Position, Arc<str>>,
     /// The changes that removed a name.
     gone: BTreeSet<Position>,
+    /// The changes that are sent before others.
+    priority: BTreeSet<Position>,
     last: Position,
 }
 
@@ -40,6 +42,15 @@ pub struct Resource {
 }
 
 impl View {
+    /// As [`View::set`], for a resource that is sent before all other changes, however many they are.
+    pub fn set_priority(&mut self, name: &str, bytes: impl Into<Bytes>) -> bool {
+        let is_change = self.set(name, bytes);
+        if is_change {
+            self.priority.insert(self.last);
+        }
+        is_change
+    }
+
     /// Sets a resource. Returns whether that is a change.
     pub fn set(&mut self, name: &str, bytes: impl Into<Bytes>) -> bool {
         let bytes = bytes.into();
@@ -66,6 +77,7 @@ impl View {
             Some((name, entry)) => {
                 self.changes.remove(&entry.changed);
                 self.gone.remove(&entry.changed);
+                self.priority.remove(&entry.changed);
                 Arc::clone(name)
             }
             None => name.into(),
@@ -104,6 +116,18 @@ impl View {
         later.map(|(position, name)| {
             (*position, name, self.entries.get(name).and_then(|entry| entry.resource.as_ref()))
         })
+    }
+
+    /// Each name with a priority change after a position, in the order of its last change.
+    pub fn priority_after(&self, position: Position) -> impl Iterator<Item = (Position, &Arc<str>)> {
+        let later = self.priority.range((Excluded(position), Unbounded));
+        later.filter_map(|position| Some((*position, self.changes.get(position)?)))
+    }
+
+    /// Whether the change at a position has priority.
+    #[must_use]
+    pub fn is_priority(&self, position: Position) -> bool {
+        self.priority.contains(&position)
     }
 
     /// Forgets removals up to a position that every stream has passed.

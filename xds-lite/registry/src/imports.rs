@@ -2,6 +2,7 @@
 //! granted, and a name that is taken is not taken over. Pure. Not how it arrives.
 
 mod consent;
+mod decode;
 mod holdings;
 mod peer;
 mod probing;
@@ -16,13 +17,13 @@ use isthmus_health::schedule::Probes;
 use isthmus_model::address::Target;
 use isthmus_model::host::{HostName, HostPattern};
 use isthmus_model::slice::{Cluster, Key, Offer, Slice};
-use isthmus_proto::measure::{SLICE, fits};
 
 pub use consent::Consent;
+pub use decode::DecodedSlice;
 pub use holdings::{PeerUsage, SliceLimits};
 pub use probing::Stale;
 
-use holdings::{DECODED, LARGEST, Size};
+use holdings::Size;
 use peer::{Claims, Peer, names, sharing};
 
 /// What is offered and what is let in.
@@ -94,37 +95,29 @@ impl Imports {
         self.peers.push(Peer::new(consent));
     }
 
-    /// Takes what came as a slice of a cluster. Of a name that was not granted the name alone is noted.
+    /// Admits, decodes and inserts a slice of a cluster.
     ///
     /// # Errors
-    /// Why it is refused; what was there stays.
+    /// Why it is refused; the previous slice stays.
     pub fn take(&mut self, from: &Cluster, name: &str, bytes: &[u8]) -> Result<Stored, String> {
+        if !self.admit(from, name, bytes)? {
+            return Ok(Stored::Nothing);
+        }
+        self.insert(from, DecodedSlice::decode(name, bytes)?)
+    }
+
+    /// Inserts a decoded slice in place of the previous one of its cluster and host.
+    ///
+    /// # Errors
+    /// Why it is refused; the previous slice stays.
+    pub fn insert(&mut self, from: &Cluster, decoded: DecodedSlice<'_>) -> Result<Stored, String> {
+        let DecodedSlice { slice, bytes, names: after } = decoded;
+        let size = Size { bytes: bytes.len() as u64, names: after.len() as u64 };
         let Some(rank) = self.rank(from) else { return Err("is of an unknown cluster".to_owned()) };
         let Some(peer) = self.peers.get_mut(rank) else { return Ok(Stored::Nothing) };
-        let is_withdrawal = peer::is_withdrawal(bytes);
-        if let Some(host) = peer.own_host(name) {
-            if !peer.consent.grants(&host) {
-                peer.holdings.not_granted(&host, !is_withdrawal);
-                return Ok(Stored::Nothing);
-            }
-            if !is_withdrawal {
-                // Whether there is room for one more is known before it is looked at.
-                peer.holdings.check(&host, Size::default(), 0)?;
-            }
-        }
-        if bytes.len() > LARGEST {
-            return Err(format!("has {} bytes; at most {LARGEST} are taken of a peer", bytes.len()));
-        }
-        fits(bytes, &SLICE, DECODED).map_err(|error| error.to_string())?;
-        let slice = Slice::decode(bytes).map_err(|error| error.to_string())?;
-        if slice.key.to_string() != name {
-            return Err(format!("is the slice of {}", slice.key));
-        }
         peer.consent.check(&slice)?;
         let host = slice.key.host.clone();
         let before = peer.slices.get(&slice.key).as_ref().map(names).unwrap_or_default();
-        let after = names(&slice);
-        let size = Size { bytes: bytes.len() as u64, names: after.len() as u64 };
         let sharing = after.iter().map(|name| sharing(&self.claims, rank + 1, &host, name)).max();
         if slice.offer.is_some() {
             peer.holdings.check(&host, size, sharing.unwrap_or_default())?;

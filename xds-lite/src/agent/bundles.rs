@@ -11,6 +11,7 @@ use std::time::{Duration, SystemTime};
 use isthmus_certs::acknowledged::{Acknowledged, Edition, PeerWord, Taken};
 use isthmus_certs::trust::Trusted;
 use isthmus_certs::{SpiffeId, Trust, TrustDomain, spiffe_bundle};
+use isthmus_store::{Health, Report};
 use prost::Message as _;
 use tokio::task::spawn_blocking;
 
@@ -39,6 +40,8 @@ pub(super) struct Bundles {
     /// Acknowledgements from before a restart, until their clusters are peers again.
     before: Mutex<BTreeMap<String, PeerWord>>,
     file: Option<PathBuf>,
+    /// The health of that file.
+    health: Option<Health>,
     /// All peers are known. A file written before that would lack some, and a roll-over would not wait for them.
     is_whole: AtomicBool,
 }
@@ -47,7 +50,9 @@ impl Bundles {
     /// Publishes nothing yet.
     pub(super) fn new(own: Party, state: Option<&Path>) -> Bundles {
         let file = state.map(|folder| folder.join(FILE));
-        let before = file.as_deref().map(|file| load(file, &own)).unwrap_or_default();
+        let health = file.as_deref().map(|file| Health::for_files("acknowledged", file));
+        let before = file.as_deref().zip(health.as_ref());
+        let before = before.map(|(file, health)| load(file, health, &own)).unwrap_or_default();
         let acks = Arc::new(Mutex::new(Acknowledged {
             cluster: own.cluster.to_string(),
             trust_domain: own.trust_domain.clone(),
@@ -65,6 +70,7 @@ impl Bundles {
             acks,
             before: Mutex::new(before),
             file,
+            health,
             is_whole: AtomicBool::new(false),
         }
     }
@@ -72,6 +78,11 @@ impl Bundles {
     /// All peers have been added; acknowledgements are written from now on.
     pub(super) fn set_whole(&self) {
         self.is_whole.store(true, Relaxed);
+    }
+
+    /// The health of the file of acknowledgements; none without a state directory.
+    pub(super) fn report(&self) -> Option<Report> {
+        self.health.as_ref().map(Health::report)
     }
 
     /// Awaits a peer's acknowledgement. A peer of the own trust domain has the domain's files itself.
@@ -131,7 +142,6 @@ impl Bundles {
     pub(super) async fn keep_telling(&self, trust: &Trust) {
         let mut published = None;
         let mut saved: Option<Acknowledged> = None;
-        let mut logged = None;
         let mut pace = tokio::time::interval(PACE);
         loop {
             pace.tick().await;
@@ -140,29 +150,29 @@ impl Bundles {
                 self.publish(&trusted);
                 published = Some(trusted.epoch);
             }
-            let Some((file, acks)) = self.unsaved(saved.as_ref()) else { continue };
+            let Some((file, health, acks)) = self.unsaved(saved.as_ref()) else { continue };
+            health.is_behind(true);
             match save(file, acks.clone()).await {
-                Ok(()) => (saved, logged) = (Some(acks), None),
+                Ok(()) => {
+                    saved = Some(acks);
+                    health.is_behind(false);
+                    health.is_usable();
+                }
                 Err(error) => {
-                    let why = error.to_string();
-                    if logged.as_ref() != Some(&why) {
-                        tracing::error!(
-                            error = why,
-                            "cannot persist peers' acknowledgements of bundles; a root roll-over waits"
-                        );
-                    }
-                    logged = Some(why);
+                    health
+                        .is_unusable(&format!("{error}; a root roll-over waits for peers' acknowledgements"));
                     tokio::time::sleep(RETRY).await;
                 }
             }
         }
     }
 
-    /// Acknowledgements that differ from the saved ones, and their file.
-    fn unsaved(&self, saved: Option<&Acknowledged>) -> Option<(PathBuf, Acknowledged)> {
+    /// Acknowledgements that differ from the saved ones, their file, and its health.
+    fn unsaved(&self, saved: Option<&Acknowledged>) -> Option<(PathBuf, &Health, Acknowledged)> {
         let file = self.file.as_ref().filter(|_| self.is_whole.load(Relaxed))?;
+        let health = self.health.as_ref()?;
         let acks = locked(&self.acks);
-        (saved != Some(&*acks)).then(|| (file.clone(), acks.clone()))
+        (saved != Some(&*acks)).then(|| (file.clone(), health, acks.clone()))
     }
 }
 
@@ -172,7 +182,7 @@ async fn save(file: PathBuf, acks: Acknowledged) -> io::Result<()> {
             isthmus_store::private_folder(folder)?;
         }
         if file.symlink_metadata().is_ok_and(|facts| !facts.is_file()) {
-            aside(&file);
+            let _ = aside(&file);
         }
         acks.write(&file).map_err(io::Error::other)
     });
@@ -180,7 +190,7 @@ async fn save(file: PathBuf, acks: Acknowledged) -> io::Result<()> {
 }
 
 /// Saved acknowledgements. Without the file, peers acknowledge again when they connect.
-fn load(file: &Path, own: &Party) -> BTreeMap<String, PeerWord> {
+fn load(file: &Path, health: &Health, own: &Party) -> BTreeMap<String, PeerWord> {
     match Acknowledged::read(file) {
         Ok(saved) if saved.trust_domain == own.trust_domain && saved.cluster == own.cluster.as_str() => {
             saved.peers
@@ -189,19 +199,23 @@ fn load(file: &Path, own: &Party) -> BTreeMap<String, PeerWord> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => BTreeMap::new(),
         Err(error) => {
             tracing::error!(file = %file.display(), %error, "cannot read peers' acknowledgements of bundles; they acknowledge again when they connect");
-            aside(file);
+            health.file_is_damaged(FILE, &error.to_string(), aside(file).as_deref());
             BTreeMap::new()
         }
     }
 }
 
-/// Sets aside a damaged file of acknowledgements.
-fn aside(file: &Path) {
+/// Sets aside a damaged file of acknowledgements. Returns its new path.
+fn aside(file: &Path) -> Option<PathBuf> {
     match isthmus_store::set_aside(file) {
         Ok(aside) => {
-            tracing::warn!(aside = %aside.display(), "set aside the damaged file; inspect or remove it")
+            tracing::warn!(aside = %aside.display(), "set aside the damaged file; inspect or remove it");
+            Some(aside)
         }
-        Err(error) => tracing::warn!(file = %file.display(), %error, "cannot set aside the damaged file"),
+        Err(error) => {
+            tracing::warn!(file = %file.display(), %error, "cannot set aside the damaged file");
+            None
+        }
     }
 }
 

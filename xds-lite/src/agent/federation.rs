@@ -1,22 +1,22 @@
 //! Follows the agents of other clusters: their slices go into the state, invalid ones are rejected.
 
 use std::collections::{BTreeSet, HashMap};
-use std::sync::{Arc, Mutex};
-use std::thread;
+use std::sync::Arc;
 use std::time::Duration;
 
 use isthmus_certs::{Client as Tls, IdPattern, Peer as Expected, Trust};
-
+use parking_lot::{Mutex, MutexGuard};
 use tokio::task::{JoinSet, spawn_blocking};
 use tracing::Instrument as _;
 
-use isthmus_ads::client::{Client, Refused, Update};
+use isthmus_ads::client::{Client, Refused, Resource, Update};
 use isthmus_ads::subscribe::{Again, Answers, Contact, Subscription, Tables};
 use isthmus_grpc::dial::Chain;
 use isthmus_model::address::Ranges;
 use isthmus_model::slice::Cluster;
 use isthmus_proto::envoy::config::core::v3::Node;
 use isthmus_proto::type_url::{SLICE, TRUST_BUNDLE};
+use isthmus_registry::imports::DecodedSlice;
 use isthmus_trust::bundles::Keeper;
 use isthmus_trust::join::{self, Joined, peers};
 
@@ -28,6 +28,8 @@ use super::{Error, locked};
 
 /// Slices applied under one lock.
 const AT_ONCE: usize = 32;
+/// Bytes of slices applied under one lock.
+const BYTES_AT_ONCE: usize = 128 << 10;
 /// How often the state directory is checked for clusters that have joined.
 const PACE: Duration = Duration::from_secs(1);
 
@@ -58,8 +60,7 @@ pub(super) async fn federate(
             None => Joined::default(),
         };
         let all_are_known = joined.unread.is_empty();
-        locked(&state)
-            .name_problems(joined.unread.iter().chain(&joined.strays).map(ToString::to_string).collect());
+        locked(&state).name_problems(&joined);
         for peer in joined.peers.into_iter().map(as_peer).filter(|peer| known.insert(peer.cluster.clone())) {
             tracing::info!(peer = %peer.cluster, "peer joined");
             let mut state = locked(&state);
@@ -113,6 +114,21 @@ async fn follow(own: Cluster, peer: Peer, trust: Trust, mut offers: Offers) -> R
     Ok(())
 }
 
+/// Splits slices into pieces of at most [`AT_ONCE`] slices and [`BYTES_AT_ONCE`] bytes; a larger slice is a piece by
+/// itself.
+fn pieces(mut resources: &[Resource]) -> impl Iterator<Item = &[Resource]> {
+    std::iter::from_fn(move || {
+        let sizes = resources.iter().take(AT_ONCE).scan(0, |sum, resource| {
+            *sum += resource.bytes.len();
+            Some(*sum)
+        });
+        let count = sizes.take_while(|sum| *sum <= BYTES_AT_ONCE).count().max(1);
+        let (piece, rest) = resources.split_at_checked(count)?;
+        resources = rest;
+        Some(piece)
+    })
+}
+
 /// Slices and bundles of one peer.
 struct Offers {
     cluster: Cluster,
@@ -122,18 +138,38 @@ struct Offers {
 }
 
 impl Offers {
-    /// Applies an update in pieces, so that other changes do not wait for a large one.
+    /// Applies an update in pieces, so that other changes wait for one piece of a large one at most.
     fn take(&self, update: &Update) -> Vec<Refused> {
-        let mut refused = locked(&self.state).take(&self.cluster, &[], &[]);
-        for resources in update.resources.chunks(AT_ONCE) {
-            refused.extend(locked(&self.state).take(&self.cluster, resources, &[]));
-            thread::yield_now();
+        let mut refused = self.change(|state| state.take(&self.cluster, Vec::new(), &[]));
+        for resources in pieces(&update.resources) {
+            let admitted: Vec<_> = self.change(|state| {
+                let admit =
+                    |resource: &Resource| state.imports.admit(&self.cluster, &resource.name, &resource.bytes);
+                resources.iter().map(admit).collect()
+            });
+            // Slices are decoded without the lock.
+            let decoded = resources.iter().zip(admitted).map(|(resource, admitted)| {
+                let Resource { name, bytes, .. } = resource;
+                let decode =
+                    |is_admitted: bool| is_admitted.then(|| DecodedSlice::decode(name, bytes)).transpose();
+                (name.as_str(), admitted.and_then(decode))
+            });
+            let decoded = decoded.collect();
+            refused.extend(self.change(|state| state.take(&self.cluster, decoded, &[])));
         }
         for removed in update.removed.chunks(AT_ONCE) {
-            refused.extend(locked(&self.state).take(&self.cluster, &[], removed));
-            thread::yield_now();
+            refused.extend(self.change(|state| state.take(&self.cluster, Vec::new(), removed)));
         }
         refused
+    }
+
+    /// Changes the state under its lock, and hands the lock to the next waiter: after a plain unlock this thread would
+    /// lock it again before a waiter wakes.
+    fn change<T>(&self, change: impl FnOnce(&mut State) -> T) -> T {
+        let mut state = locked(&self.state);
+        let done = change(&mut state);
+        MutexGuard::unlock_fair(state);
+        done
     }
 }
 
@@ -176,5 +212,27 @@ impl Tables for Offers {
             }
         };
         locked(&self.state).contact(&self.cluster, lost);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn update_pieces_are_limited_by_slices_and_bytes() {
+        let resources = |sizes: &[usize]| -> Vec<Resource> {
+            let resource = |size: &usize| Resource {
+                name: String::new(),
+                version: String::new(),
+                bytes: vec![0; *size].into(),
+            };
+            sizes.iter().map(resource).collect()
+        };
+        let counts = |sizes: &[usize]| pieces(&resources(sizes)).map(<[_]>::len).collect::<Vec<_>>();
+        assert_eq!(counts(&[]), [0; 0]);
+        assert_eq!(counts(&[1; 70]), [32, 32, 6]);
+        assert_eq!(counts(&[BYTES_AT_ONCE / 2; 5]), [2, 2, 1]);
+        assert_eq!(counts(&[1, BYTES_AT_ONCE * 4, BYTES_AT_ONCE * 4, 1]), [1, 1, 1, 1]);
     }
 }

@@ -38,8 +38,12 @@ pub(super) struct Issuing {
 
 impl Issuing {
     /// Opens the intermediate, if the file has `issuing:` and a state directory.
-    pub(super) fn open(settings: &Settings, trust: &Trust) -> Result<Option<Arc<Issuing>>, Error> {
-        let Some((issuing, state)) = settings.issuing.clone().zip(settings.state.as_deref()) else {
+    pub(super) fn open(
+        settings: &Settings,
+        trust: &Trust,
+        tokens: Option<Arc<Folder>>,
+    ) -> Result<Option<Arc<Issuing>>, Error> {
+        let Some((issuing, tokens)) = settings.issuing.clone().zip(tokens) else {
             return Ok(None);
         };
         let trust_domain = trust.current().identity.id().trust_domain().clone();
@@ -54,7 +58,7 @@ impl Issuing {
         Ok(Some(Arc::new(Issuing {
             intermediate: Intermediate::open(issuing.files, trust.clone())?,
             tally: Arc::default(),
-            desk: Arc::new(TokenDesk::new(trust.clone(), issuer, tokens(state))),
+            desk: Arc::new(TokenDesk::new(trust.clone(), issuer, tokens)),
             policy,
             longest: issuing.longest,
             trust: trust.clone(),

@@ -1,10 +1,11 @@
 //! Checks that endpoints to be exported refuse a client without a certificate.
 
 use std::net::{SocketAddr, TcpStream};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use isthmus_certs::probe::{ClientCertificate, look};
+use parking_lot::Mutex;
 use tokio::sync::Notify;
 
 use isthmus_grpc::resolve;

@@ -2,11 +2,12 @@
 //! exported or imported. Serving them over HTTP is `admin`.
 
 use std::path::Path;
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
 use hyper::StatusCode;
 use isthmus_certs::{DenyList, Trust, input};
+use parking_lot::{Mutex, MutexGuard};
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 

@@ -4,10 +4,11 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use isthmus_store::{Adopted, Health, Persistence, Record, Source, journal};
+use parking_lot::Mutex;
 
 use isthmus_model::slice::{Cluster, Key, Slice};
 use isthmus_registry::registered::records;

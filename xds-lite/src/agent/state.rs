@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
-use isthmus_ads::client::{self, Resource};
+use isthmus_ads::client;
 use isthmus_ads::shared::Follower;
 use isthmus_health::mtls::{MtlsCheck, MtlsChecks, Subject};
 use isthmus_model::address::Target;
@@ -15,10 +15,12 @@ use isthmus_model::host::HostPattern;
 use isthmus_model::services::Service;
 use isthmus_model::slice::{Cluster, Gateway, Key, Slice};
 use isthmus_registry::files::Found;
-use isthmus_registry::imports::{Imports, Stored, Verdict};
+use isthmus_registry::imports::{DecodedSlice, Imports, Stored, Verdict};
 use isthmus_registry::registered::Registered;
 use isthmus_registry::registry::{Own, Terms, offers, project_for_peer};
+use isthmus_store::Health;
 use isthmus_trust::bundles;
+use isthmus_trust::join::{Folder, peers_folder};
 
 use super::config::{Peer, Settings};
 use super::peer::{Contact, consent};
@@ -30,6 +32,9 @@ const WHOLE: Duration = Duration::from_secs(1);
 
 /// Rejected slices of a peer that are logged in ten seconds; status has the last one and their number.
 const LOGGED: u32 = 64;
+
+/// A peer's resource, decoded; none if its name is not granted.
+pub(super) type DecodeResult<'a> = Result<Option<DecodedSlice<'a>>, String>;
 
 /// The agent's state, shared under one lock.
 pub(super) struct State {
@@ -53,13 +58,22 @@ pub(super) struct State {
     /// Persisted slices of clusters that are not peers, or not yet, by their names.
     pub(super) unclaimed: BTreeMap<Cluster, BTreeMap<String, Vec<u8>>>,
     pub(super) stores: Option<Stores>,
-    /// Files in the state directory that are ignored.
+    /// Tokens that this agent has made.
+    pub(super) tokens: Option<Arc<Folder>>,
+    /// The health of the records of joined clusters.
+    pub(super) peer_files: Option<Health>,
+    /// Records of joined clusters that are ignored, and files that do not belong there.
     pub(super) state_problems: Vec<String>,
 }
 
 impl State {
     /// Restores what was persisted.
-    pub(super) fn new(settings: Arc<Settings>, views: Arc<Views>, opened: Option<Opened>) -> State {
+    pub(super) fn new(
+        settings: Arc<Settings>,
+        views: Arc<Views>,
+        opened: Option<Opened>,
+        tokens: Option<Arc<Folder>>,
+    ) -> State {
         let (stores, slices, registrations) = match opened {
             Some(Opened { stores, slices, registrations }) => (Some(stores), slices, registrations),
             None => Default::default(),
@@ -85,6 +99,11 @@ impl State {
             hearing: HashMap::new(),
             unclaimed: slices.imports,
             stores,
+            tokens,
+            peer_files: settings
+                .state
+                .as_deref()
+                .map(|state| Health::for_files("peers", &peers_folder(state))),
             state_problems: Vec::new(),
             views,
             settings: Arc::clone(&settings),
@@ -180,7 +199,7 @@ impl State {
     fn publish(&mut self, slices: &[Slice]) {
         self.views.gateways.change(|view| {
             for slice in slices {
-                view.set(&slice.key.to_string(), slice.encode());
+                view.set_priority(&slice.key.to_string(), slice.encode());
             }
         });
         if let Some(envoys) = &self.views.envoys {
@@ -212,28 +231,30 @@ impl State {
         }
     }
 
-    /// Applies an update of a peer's agent; returns the slices that are rejected.
+    /// Applies an update of a peer's agent, its slices decoded; returns the slices that are rejected.
     pub(super) fn take(
         &mut self,
         from: &Cluster,
-        resources: &[Resource],
+        decoded: Vec<(&str, DecodeResult<'_>)>,
         removed: &[String],
     ) -> Vec<client::Refused> {
         let mut refused = Vec::new();
-        for resource in resources {
-            match self.imports.take(from, &resource.name, &resource.bytes) {
-                Ok(Stored::Nothing) => {}
-                Ok(Stored::Slice { forgets }) => {
-                    self.persist(persistence::import(from, &resource.name));
+        for (name, decoded) in decoded {
+            let stored =
+                decoded.transpose().map(|slice| slice.and_then(|slice| self.imports.insert(from, slice)));
+            match stored {
+                None | Some(Ok(Stored::Nothing)) => {}
+                Some(Ok(Stored::Slice { forgets })) => {
+                    self.persist(persistence::import(from, name));
                     if let Some(gone) = forgets {
                         self.persist(persistence::import(from, &gone.to_string()));
                     }
                 }
-                Err(why) => {
+                Some(Err(why)) => {
                     if self.peers.get(from).is_none_or(|contact| contact.told.allows(LOGGED)) {
-                        tracing::warn!(peer = %from, slice = ?resource.name, %why, "slice refused");
+                        tracing::warn!(peer = %from, slice = ?name, %why, "slice refused");
                     }
-                    refused.push(client::Refused { name: resource.name.clone(), why });
+                    refused.push(client::Refused { name: name.to_owned(), why });
                 }
             }
         }

@@ -1,6 +1,7 @@
 //! The health of a store: whether it is usable, and what was found damaged. Logged when it changes; available to status
 //! and metrics at any time.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -14,12 +15,17 @@ const NAMED: usize = 20;
 /// The most lost records of one damaged file named in the log.
 const LOGGED: usize = 200;
 
+/// The most damaged files that stay in place and are remembered, so that each counts once.
+const KNOWN: usize = 1_000;
+
 /// The health of a store.
 #[derive(Debug)]
 pub struct Health {
     name: &'static str,
     file: PathBuf,
     report: Mutex<Report>,
+    /// Damaged files that stay in place, with their damage.
+    known: Mutex<BTreeSet<String>>,
 }
 
 /// The health of a store, as shown in status.
@@ -52,7 +58,15 @@ pub struct Report {
 impl Health {
     pub(crate) fn new(name: &'static str, file: &Path) -> Health {
         let report = Report { store: name, file: file.to_owned(), ..Report::default() };
-        Health { name, file: file.to_owned(), report: Mutex::new(report) }
+        Health { name, file: file.to_owned(), report: Mutex::new(report), known: Mutex::default() }
+    }
+
+    /// The health of a directory of files with one record each, or of one such file.
+    #[must_use]
+    pub fn for_files(name: &'static str, path: &Path) -> Health {
+        let health = Health::new(name, path);
+        health.lock().usable = true;
+        health
     }
 
     /// The name of the store.
@@ -71,11 +85,13 @@ impl Health {
         self.report.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(crate) fn is_behind(&self, behind: bool) {
+    /// Reports whether changes are waiting to be written.
+    pub fn is_behind(&self, behind: bool) {
         self.lock().behind = behind;
     }
 
-    pub(crate) fn is_usable(&self) {
+    /// Reports that changes are written, or can be.
+    pub fn is_usable(&self) {
         let mut report = self.lock();
         if report.problem.take().is_some() {
             tracing::info!(store = self.name, file = %self.file.display(), "persisting state again");
@@ -83,7 +99,8 @@ impl Health {
         report.usable = true;
     }
 
-    pub(crate) fn is_unusable(&self, why: &str) {
+    /// Reports that changes cannot be written, and why.
+    pub fn is_unusable(&self, why: &str) {
         let mut report = self.lock();
         report.usable = false;
         if report.problem.as_deref() != Some(why) {
@@ -115,6 +132,33 @@ impl Health {
         report.lost.extend(damage.lost.iter().take(NAMED).map(|key| shown(key.as_bytes())));
         let old = report.lost.len().saturating_sub(NAMED);
         report.lost.drain(..old);
+    }
+
+    /// Reports a damaged file of one record, and its new path if it was set aside. A file that stays in place counts once
+    /// for the same damage. The caller logs it.
+    pub fn file_is_damaged(&self, record: &str, why: &str, aside: Option<&Path>) {
+        let record = shown(record.as_bytes());
+        let damage = format!("{record}: {why}");
+        if aside.is_none() {
+            let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+            if known.contains(&damage) {
+                return;
+            }
+            if known.len() < KNOWN {
+                known.insert(damage.clone());
+            }
+        }
+        let mut report = self.lock();
+        report.damaged_files += 1;
+        report.lost_records += 1;
+        report.damage = Some(damage);
+        if let Some(aside) = aside {
+            report.set_aside = Some(aside.to_owned());
+        }
+        if report.lost.len() >= NAMED {
+            report.lost.remove(0);
+        }
+        report.lost.push(record);
     }
 
     pub(crate) fn is_aside(&self, aside: &Path) {

@@ -35,7 +35,7 @@ pub use disk::ReadError;
 pub use guest::{JoinCause, JoinError, Progress, join};
 pub use host::serve;
 pub use offer::OfferError;
-pub use peer::{Joined, Peer, peers};
+pub use peer::{Joined, Peer, folder as peers_folder, peers};
 pub use place::PlaceError;
 pub use secret::{NoTokenId, TokenId, Verifier};
 pub use shown::ShownError;

@@ -90,7 +90,9 @@ pub(super) fn read(state: &Path, cluster: &Cluster) -> Result<Option<Peer>, Read
     Ok(Some(peer))
 }
 
-pub(crate) fn folder(state: &Path) -> PathBuf {
+/// The directory of joined clusters' records in a state directory.
+#[must_use]
+pub fn folder(state: &Path) -> PathBuf {
     state.join("peers")
 }
 

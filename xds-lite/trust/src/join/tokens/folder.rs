@@ -5,8 +5,10 @@
 use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use isthmus_certs::files::{self, SECRET};
+use isthmus_store::{Health, Report};
 use rustix::fs::{CWD, RenameFlags};
 use rustix::io::Errno;
 
@@ -23,13 +25,21 @@ const STATES: [State; 3] = [State::Open, State::Used, State::Void];
 #[derive(Clone, Debug)]
 pub struct Folder {
     folder: PathBuf,
+    health: Arc<Health>,
 }
 
 impl Folder {
     /// The tokens of this directory, which is created with the first token.
     #[must_use]
     pub fn new(folder: PathBuf) -> Folder {
-        Folder { folder }
+        let health = Arc::new(Health::for_files("tokens", &folder));
+        Folder { folder, health }
+    }
+
+    /// The health of the files that were read.
+    #[must_use]
+    pub fn report(&self) -> Report {
+        self.health.report()
     }
 
     /// The tokens of the agent with this state directory.
@@ -58,10 +68,12 @@ impl Folder {
         };
         if state != State::Open {
             // The file stays: its name says that the token has ended.
+            self.health.file_is_damaged(&id.short(), &why, None);
             tracing::error!(token = id.short(), %state, why, "record of an ended token is damaged");
             return Ok(None);
         }
         let aside = isthmus_store::set_aside(&path).map_err(failed)?;
+        self.health.file_is_damaged(&id.short(), &why, Some(&aside));
         tracing::error!(
             token = id.short(), why, aside = %aside.display(),
             "token record is damaged and set aside; the token can no longer be used, make a new one"
@@ -140,10 +152,22 @@ impl Tokens for Folder {
     }
 
     fn sweep(&self, now: u64) -> Result<(), StoreError> {
+        let swept = self.remove_old(now);
+        match &swept {
+            Ok(()) => self.health.is_usable(),
+            Err(error) => self.health.is_unusable(&error.to_string()),
+        }
+        swept
+    }
+}
+
+impl Folder {
+    /// Removes records an hour after their tokens ended.
+    fn remove_old(&self, now: u64) -> Result<(), StoreError> {
         for name in disk::names(&self.folder)? {
             let is_over = match named(&name) {
                 Some((id, state)) => match self.read(id, state) {
-                    Ok(Some(one)) => one.expires.saturating_add(REMEMBERED) < now,
+                    Ok(Some(record)) => record.expires.saturating_add(REMEMBERED) < now,
                     Ok(None) => self.is_old(&name, now),
                     Err(_) => false,
                 },
