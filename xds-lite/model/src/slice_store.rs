@@ -303,7 +303,7 @@ mod tests {
         let slices = (0..3_usize, 0..3_usize, (1..3_u64, 1..4_u64));
         (slices, any::<u8>()).prop_map(move |((cluster, host, order), kind)| {
             // An owner says one thing under one order.
-            let rule = (order.0 + order.1) as usize % rules.len();
+            let rule = usize::try_from(order.0 + order.1).unwrap() % rules.len();
             let slice = slice(cluster, host, order, rules[rule]);
             match kind % 8 {
                 0 => Event::Forget(slice.key),

@@ -13,9 +13,9 @@ const ROWS: usize = 20;
 pub fn status(answer: &Value) -> String {
     let mut page = format!(
         "isthmus-agent {} of cluster {}, network {}\n",
-        text(&answer["version"]),
-        text(&answer["cluster"]),
-        text(&answer["network"])
+        text(at(answer, "/version")),
+        text(at(answer, "/cluster")),
+        text(at(answer, "/network"))
     );
     let problems = problems(answer);
     page += if problems.is_empty() { "\nNo problems.\n" } else { "\nPROBLEMS\n" };
@@ -31,17 +31,17 @@ pub fn status(answer: &Value) -> String {
         count("/exports/count"),
         count("/imports/count"),
     );
-    page += &section("NOT EXPORTED", items(&answer["exports"]["held_back"]), &["host", "why"]);
-    page += &section("QUARANTINED", items(&answer["imports"]["held_back"]), &["cluster", "host", "held"]);
-    page += &section("PEERS", named(&answer["peers"]), &PEER);
-    let followers = named(&answer["nodes"]).into_iter().flat_map(|(kind, followers)| {
+    page += &section("NOT EXPORTED", items(at(answer, "/exports/held_back")), &["host", "why"]);
+    page += &section("QUARANTINED", items(at(answer, "/imports/held_back")), &["cluster", "host", "held"]);
+    page += &section("PEERS", named(at(answer, "/peers")), &PEER);
+    let followers = named(at(answer, "/nodes")).into_iter().flat_map(|(kind, followers)| {
         let of_kind = move |(_, follower)| (kind.clone(), follower);
         items(followers).into_iter().map(of_kind)
     });
     page += &section("CLIENTS", followers.collect(), &["", "peer", "settled", "refusals", "refusal"]);
     page += &section(
         "STATE",
-        items(&answer["state"]["stores"]),
+        items(at(answer, "/state/stores")),
         &["store", "usable", "behind", "lost_records", "file"],
     );
     page
@@ -52,31 +52,32 @@ const PEER: [&str; 6] = ["", "connected", "address", "offers.slices.used", "refu
 /// The page of `/explain`.
 #[must_use]
 pub fn explain(answer: &Value) -> String {
-    let mut page = format!("host: {}\n", text(&answer["host"]));
+    let mut page = format!("host: {}\n", text(at(answer, "/host")));
     let mut line = |name: &str, value: &Value| {
         if !value.is_null() && value.as_array().is_none_or(|list| !list.is_empty()) {
             let _infallible = writeln!(page, "{name}: {}", text(value));
         }
     };
-    if answer["named_by"].as_str().is_some_and(|kind| kind != "host") {
-        line("named by", &answer["named_by"]);
+    if at(answer, "/named_by").as_str().is_some_and(|kind| kind != "host") {
+        line("named by", at(answer, "/named_by"));
     }
-    line("also the name of", &answer["others"]);
-    let registry = &answer["registry"];
+    line("also the name of", at(answer, "/others"));
+    let registry = at(answer, "/registry");
     if registry.is_object() {
-        line("selected by an export rule", &registry["chosen_by_an_export"]);
-        line("not exported", &registry["why_not"]);
-        line("revision", &answer["offer"]["revision"]);
-        let endpoints = items(&registry["ports"]).into_iter().flat_map(|(_, port)| {
-            let number = text(&port["port"]);
-            items(&port["endpoints"]).into_iter().map(move |(_, endpoint)| (number.clone(), endpoint))
+        line("selected by an export rule", at(registry, "/chosen_by_an_export"));
+        line("not exported", at(registry, "/why_not"));
+        line("revision", at(answer, "/offer/revision"));
+        let endpoints = items(at(registry, "/ports")).into_iter().flat_map(|(_, port)| {
+            let number = text(at(port, "/port"));
+            items(at(port, "/endpoints")).into_iter().map(move |(_, endpoint)| (number.clone(), endpoint))
         });
         page += &section("ENDPOINTS", endpoints.collect(), &["", "address", "instance", "mtls"]);
     } else {
         page += "not in the registry of this cluster\n";
     }
-    page += &section("OFFERED BY OTHER CLUSTERS", items(&answer["imports"]), &["cluster", "host", "held"]);
-    if let Some(note) = answer["note"].as_str() {
+    page +=
+        &section("OFFERED BY OTHER CLUSTERS", items(at(answer, "/imports")), &["cluster", "host", "held"]);
+    if let Some(note) = at(answer, "/note").as_str() {
         let _infallible = write!(page, "\n{}\n", printable(note));
     }
     page
@@ -86,13 +87,13 @@ pub fn explain(answer: &Value) -> String {
 fn problems(answer: &Value) -> Vec<String> {
     let mut found = Vec::new();
     found.extend(
-        items(&answer["registry"]["problems"])
+        items(at(answer, "/registry/problems"))
             .iter()
             .map(|(_, problem)| format!("registry: {}", text(problem))),
     );
-    for (cluster, peer) in named(&answer["peers"]) {
-        if peer["connected"] == false {
-            found.push(format!("peer {cluster}: not connected: {}", text(&peer["error"])));
+    for (cluster, peer) in named(at(answer, "/peers")) {
+        if at(peer, "/connected") == false {
+            found.push(format!("peer {cluster}: not connected: {}", text(at(peer, "/error"))));
         }
         for (what, pointer) in
             [("slice", "/refusal"), ("bundle", "/bundle/refusal"), ("bundle", "/bundle/advice")]
@@ -102,36 +103,45 @@ fn problems(answer: &Value) -> Vec<String> {
             }
         }
     }
-    for (kind, followers) in named(&answer["nodes"]) {
-        let refusing = items(followers).into_iter().filter(|(_, follower)| follower["refusal"].is_string());
+    for (kind, followers) in named(at(answer, "/nodes")) {
+        let refusing =
+            items(followers).into_iter().filter(|(_, follower)| at(follower, "/refusal").is_string());
         found.extend(refusing.map(|(_, follower)| {
-            format!("{kind}: {} rejects a response: {}", text(&follower["peer"]), text(&follower["refusal"]))
+            format!(
+                "{kind}: {} rejects a response: {}",
+                text(at(follower, "/peer")),
+                text(at(follower, "/refusal"))
+            )
         }));
     }
     let held = [("exports", "not exported"), ("imports", "quarantined")];
     for (direction, what) in held {
-        match answer[direction]["held_back"].as_array().map_or(0, Vec::len) {
+        match at(answer, &format!("/{direction}/held_back")).as_array().map_or(0, Vec::len) {
             0 => {}
             count => found.push(format!("{direction}: {count} {what}; see below")),
         }
     }
-    for (_, store) in items(&answer["state"]["stores"]) {
-        let name = text(&store["store"]);
-        if store["usable"] == false {
-            found.push(format!("state: {name}: not persisted: {}", text(&store["problem"])));
+    for (_, store) in items(at(answer, "/state/stores")) {
+        let name = text(at(store, "/store"));
+        if at(store, "/usable") == false {
+            found.push(format!("state: {name}: not persisted: {}", text(at(store, "/problem"))));
         }
-        if store["damage"].is_string() {
-            found.push(format!("state: {name}: {}", text(&store["damage"])));
+        if at(store, "/damage").is_string() {
+            found.push(format!("state: {name}: {}", text(at(store, "/damage"))));
         }
     }
     found.extend(
-        items(&answer["state"]["problems"]).iter().map(|(_, problem)| format!("state: {}", text(problem))),
+        items(at(answer, "/state/problems")).iter().map(|(_, problem)| format!("state: {}", text(problem))),
     );
     found.extend(
-        items(&answer["trust"]["refused"]).iter().map(|(_, problem)| format!("trust: {}", text(problem))),
+        items(at(answer, "/trust/refused")).iter().map(|(_, problem)| format!("trust: {}", text(problem))),
     );
     for (part, what) in [("envoys", "Envoys' tables"), ("grpc", "gRPC clients' tables")] {
-        found.extend(items(&answer[part]).iter().map(|(_, problem)| format!("{what}: {}", text(problem))));
+        found.extend(
+            items(at(answer, &format!("/{part}")))
+                .iter()
+                .map(|(_, problem)| format!("{what}: {}", text(problem))),
+        );
     }
     found
 }
@@ -191,6 +201,11 @@ fn text(value: &Value) -> String {
             .join(", "),
         Value::Number(number) => number.to_string(),
     }
+}
+
+/// The value at a JSON pointer, null if there is none.
+fn at<'a>(value: &'a Value, pointer: &str) -> &'a Value {
+    value.pointer(pointer).unwrap_or(&Value::Null)
 }
 
 /// The answer may come from anything that listens there: no control characters reach the terminal.

@@ -191,6 +191,15 @@ fn registration_conflicts_with_other_sources_are_refused() {
         let why = refused(&mut all, new, &files, now);
         assert!(why.contains(expected), "{why}");
     }
+}
+
+#[test]
+fn registration_adds_to_services_that_allow_it_and_frees_names_it_drops() {
+    let (now, mut all) = (Instant::now(), Registered::default());
+    let files = files(
+        "{ host: db.pxc, port: 3306, registered: true, balance: random, endpoints: [{ address: '10.0.0.1:1' }] }, \
+         { host: shut.pxc, endpoints: [{ address: '10.0.0.1:2' }] }, { host: '*.open.pxc', registered: true }",
+    );
     all.register(said("db-1", "10.0.0.2:1", ",\"balance\":\"random\""), &ROOT, &files, id(1), now).unwrap();
     all.register(said("x", "10.0.0.2:1", ",\"host\":\"x.y\",\"aliases\":[\"z\"]"), &ROOT, &files, id(2), now)
         .unwrap();
