@@ -21,33 +21,3 @@ pub(crate) fn random() -> Result<[u8; 16], GetRandomFailed> {
     PROVIDER.secure_random.fill(&mut bytes)?;
     Ok(bytes)
 }
-
-/// The three methods for handshake signatures that rustls requires of every verifier: whatever a verifier accepts, the
-/// holder of the certificate must have its key.
-macro_rules! signatures_are_checked {
-    () => {
-        fn verify_tls12_signature(
-            &self,
-            message: &[u8],
-            cert: &rustls::pki_types::CertificateDer<'_>,
-            dss: &rustls::DigitallySignedStruct,
-        ) -> Result<rustls::client::danger::HandshakeSignatureValid, rustls::Error> {
-            rustls::crypto::verify_tls12_signature(message, cert, dss, &crate::crypto::algorithms())
-        }
-
-        fn verify_tls13_signature(
-            &self,
-            message: &[u8],
-            cert: &rustls::pki_types::CertificateDer<'_>,
-            dss: &rustls::DigitallySignedStruct,
-        ) -> Result<rustls::client::danger::HandshakeSignatureValid, rustls::Error> {
-            rustls::crypto::verify_tls13_signature(message, cert, dss, &crate::crypto::algorithms())
-        }
-
-        fn supported_verify_schemes(&self) -> Vec<rustls::SignatureScheme> {
-            crate::crypto::algorithms().supported_schemes()
-        }
-    };
-}
-
-pub(crate) use signatures_are_checked;

@@ -38,5 +38,8 @@ pub use key::{KeyKind, KeyPin};
 pub use request::Request;
 pub use spiffe::{IdPattern, SpiffeId, SpiffeIdError, TrustDomain};
 pub use svid::{SvidError, peer_id};
-pub use tls::{Client, ConfigError, Peer, Server, Standing, client_config, server_config, server_verifier};
+pub use tls::{
+    ChainJudge, ChainVerifier, Client, ConfigError, Peer, Server, Standing, client_config, server_config,
+    server_verifier,
+};
 pub use trust::{Trust, TrustFiles};

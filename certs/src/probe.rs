@@ -7,14 +7,15 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use rustls::client::danger::{ServerCertVerified, ServerCertVerifier};
 use rustls::client::{ResolvesClientCert, Resumption};
 use rustls::pki_types::{CertificateDer, InvalidDnsNameError, ServerName, UnixTime};
 use rustls::sign::CertifiedKey;
 use rustls::{ClientConfig, ClientConnection, SignatureScheme, StreamOwned};
 use serde::Serialize;
 
-use crate::crypto::{self, signatures_are_checked};
+use crate::bundle::Role;
+use crate::crypto;
+use crate::tls::{ChainJudge, ChainVerifier};
 
 /// How long to wait for the alert of a server that asked for a certificate and got none: in TLS 1.3 it comes after the
 /// handshake is complete for the client.
@@ -128,7 +129,7 @@ fn config(witness: &Arc<Witness>, alpn: &[&[u8]]) -> Result<ClientConfig, ProbeE
         .with_safe_default_protocol_versions()
         .map_err(ProbeError::Client)?
         .dangerous()
-        .with_custom_certificate_verifier(Arc::clone(witness) as Arc<dyn ServerCertVerifier>)
+        .with_custom_certificate_verifier(Arc::new(ChainVerifier(Arc::clone(witness))))
         .with_client_cert_resolver(Arc::clone(witness) as Arc<dyn ResolvesClientCert>);
     config.alpn_protocols = alpn.iter().map(|protocol| protocol.to_vec()).collect();
     config.resumption = Resumption::disabled();
@@ -153,20 +154,10 @@ impl ResolvesClientCert for Witness {
     }
 }
 
-impl ServerCertVerifier for Witness {
-    fn verify_server_cert(
-        &self,
-        end_entity: &CertificateDer<'_>,
-        intermediates: &[CertificateDer<'_>],
-        _server_name: &ServerName<'_>,
-        _ocsp_response: &[u8],
-        _now: UnixTime,
-    ) -> Result<ServerCertVerified, rustls::Error> {
-        let shown = std::iter::once(end_entity).chain(intermediates);
+impl ChainJudge for Arc<Witness> {
+    fn judge(&self, chain: &[CertificateDer<'_>], _role: Role, _now: UnixTime) -> Result<(), rustls::Error> {
         *self.chain.lock().unwrap_or_else(PoisonError::into_inner) =
-            shown.map(|certificate| certificate.clone().into_owned()).collect();
-        Ok(ServerCertVerified::assertion())
+            chain.iter().map(|certificate| certificate.clone().into_owned()).collect();
+        Ok(())
     }
-
-    signatures_are_checked!();
 }

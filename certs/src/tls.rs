@@ -2,6 +2,7 @@
 //! application byte. Not for plain web TLS: DNS names of a server are checked only for [`Peer::Name`]. Keys are never
 //! logged.
 
+mod chain;
 mod live;
 mod sessions;
 mod standing;
@@ -20,8 +21,9 @@ use crate::crypto;
 use crate::identity::Identity;
 use crate::key::KeyPin;
 use crate::spiffe::{IdPattern, SpiffeId, TrustDomain};
-use verifier::PeerVerifier;
+use verifier::PeerJudge;
 
+pub use chain::{ChainJudge, ChainVerifier};
 pub use live::{Client, Server};
 pub use standing::Standing;
 
@@ -70,7 +72,7 @@ pub fn server_config(
     bundles: Arc<TrustBundles>,
     allowed: Peer,
 ) -> Result<ServerConfig, ConfigError> {
-    server_with(identity, PeerVerifier { bundles, peer: allowed, lifetime: Arc::default() })
+    server_with(identity, PeerJudge { bundles, peer: allowed, lifetime: Arc::default() })
 }
 
 /// A client that presents `identity` and accepts only `expected` servers (TLS 1.2 and 1.3).
@@ -82,21 +84,21 @@ pub fn client_config(
     bundles: Arc<TrustBundles>,
     expected: Peer,
 ) -> Result<ClientConfig, ConfigError> {
-    client_with(identity, PeerVerifier { bundles, peer: expected, lifetime: Arc::default() })
+    client_with(identity, PeerJudge { bundles, peer: expected, lifetime: Arc::default() })
 }
 
 /// The certificate verifier of [`client_config`], for clients with a configuration of their own.
 #[must_use]
 pub fn server_verifier(bundles: Arc<TrustBundles>, expected: Peer) -> Arc<dyn ServerCertVerifier> {
-    Arc::new(PeerVerifier { bundles, peer: expected, lifetime: Arc::default() })
+    Arc::new(ChainVerifier(PeerJudge { bundles, peer: expected, lifetime: Arc::default() }))
 }
 
-fn server_with(identity: &Identity, verifier: PeerVerifier) -> Result<ServerConfig, ConfigError> {
+fn server_with(identity: &Identity, judge: PeerJudge) -> Result<ServerConfig, ConfigError> {
     let made = ServerConfig::builder_with_provider(crypto::provider())
         .with_safe_default_protocol_versions()
         .and_then(|builder| {
             builder
-                .with_client_cert_verifier(Arc::new(verifier))
+                .with_client_cert_verifier(Arc::new(ChainVerifier(judge)))
                 .with_single_cert(identity.chain.clone(), identity.key.clone_key())
         });
     let mut config = made.map_err(|cause| ConfigError { id: identity.id.clone(), cause })?;
@@ -105,13 +107,13 @@ fn server_with(identity: &Identity, verifier: PeerVerifier) -> Result<ServerConf
     Ok(config)
 }
 
-fn client_with(identity: &Identity, verifier: PeerVerifier) -> Result<ClientConfig, ConfigError> {
+fn client_with(identity: &Identity, judge: PeerJudge) -> Result<ClientConfig, ConfigError> {
     let made = ClientConfig::builder_with_provider(crypto::provider())
         .with_safe_default_protocol_versions()
         .and_then(|builder| {
             builder
                 .dangerous()
-                .with_custom_certificate_verifier(Arc::new(verifier))
+                .with_custom_certificate_verifier(Arc::new(ChainVerifier(judge)))
                 .with_client_auth_cert(identity.chain.clone(), identity.key.clone_key())
         });
     let mut config = made.map_err(|cause| ConfigError { id: identity.id.clone(), cause })?;

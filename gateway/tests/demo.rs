@@ -115,8 +115,8 @@ fn demo_status_lines_work() {
     let text = demo.read_until("The demo keeps running.");
     try_line(&text, "# east's agent", &["curl"], "not_mtls");
     try_line(&text, "# west's agent", &["curl"], "productpage.bookinfo.svc.cluster.local");
-    try_line(&text, "# east's gateway", &[], "agent.connected");
-    try_line(&text, "# west's gateway", &[], "agent.connected");
+    try_line(&text, "# east's gateway", &[], " connected since ");
+    try_line(&text, "# west's gateway", &[], " connected since ");
     try_line(&text, " explain ", &[], "productpage.bookinfo.svc.cluster.local");
     try_line(&text, "/metrics", &["curl"], "isthmus_");
     demo.interrupt();

@@ -10,7 +10,7 @@ use rustls::{ClientConfig, ServerConfig};
 
 use super::sessions::{ClientSessions, Lifetime, ServerSessions};
 use super::standing::Standing;
-use super::verifier::PeerVerifier;
+use super::verifier::PeerJudge;
 use super::{ConfigError, Peer, client_with, server_with};
 use crate::bundle::Role;
 use crate::trust::{Trust, Trusted};
@@ -68,24 +68,24 @@ impl Client {
     }
 }
 
-fn server(trusted: &Trusted, verifier: PeerVerifier, alpn: &[Vec<u8>]) -> Result<ServerConfig, ConfigError> {
-    let sessions = ServerSessions::new(Arc::clone(&verifier.lifetime));
-    let mut config = server_with(&trusted.identity, verifier)?;
+fn server(trusted: &Trusted, judge: PeerJudge, alpn: &[Vec<u8>]) -> Result<ServerConfig, ConfigError> {
+    let sessions = ServerSessions::new(Arc::clone(&judge.lifetime));
+    let mut config = server_with(&trusted.identity, judge)?;
     config.alpn_protocols = alpn.to_vec();
     config.session_storage = Arc::new(sessions);
     config.send_tls13_tickets = TICKETS;
     Ok(config)
 }
 
-fn client(trusted: &Trusted, verifier: PeerVerifier, alpn: &[Vec<u8>]) -> Result<ClientConfig, ConfigError> {
-    let sessions = ClientSessions::new(Arc::clone(&verifier.lifetime));
-    let mut config = client_with(&trusted.identity, verifier)?;
+fn client(trusted: &Trusted, judge: PeerJudge, alpn: &[Vec<u8>]) -> Result<ClientConfig, ConfigError> {
+    let sessions = ClientSessions::new(Arc::clone(&judge.lifetime));
+    let mut config = client_with(&trusted.identity, judge)?;
     config.alpn_protocols = alpn.to_vec();
     config.resumption = Resumption::store(Arc::new(sessions));
     Ok(config)
 }
 
-type Make<C> = fn(&Trusted, PeerVerifier, &[Vec<u8>]) -> Result<C, ConfigError>;
+type Make<C> = fn(&Trusted, PeerJudge, &[Vec<u8>]) -> Result<C, ConfigError>;
 
 #[derive(Debug)]
 struct Live<C> {
@@ -135,7 +135,7 @@ fn build<C>(trust: &Trust, peer: &Peer, alpn: &[Vec<u8>], make: Make<C>) -> Resu
     let trusted = trust.current();
     let lifetime = Arc::new(Lifetime::default());
     let bundles = Arc::clone(&trusted.bundles);
-    let verifier = PeerVerifier { bundles, peer: peer.clone(), lifetime: Arc::clone(&lifetime) };
-    let config = Arc::new(make(&trusted, verifier, alpn)?);
+    let judge = PeerJudge { bundles, peer: peer.clone(), lifetime: Arc::clone(&lifetime) };
+    let config = Arc::new(make(&trusted, judge, alpn)?);
     Ok(Built { config, epoch: trusted.epoch, lifetime })
 }

@@ -88,11 +88,11 @@ pub(super) fn showing_server(
     allowed: Peer,
     version: &'static SupportedProtocolVersion,
 ) -> ServerConfig {
-    let verifier = PeerVerifier { bundles: Arc::clone(bundles), peer: allowed, lifetime: Arc::default() };
+    let judge = PeerJudge { bundles: Arc::clone(bundles), peer: allowed, lifetime: Arc::default() };
     ServerConfig::builder_with_provider(crypto::provider())
         .with_protocol_versions(&[version])
         .unwrap()
-        .with_client_cert_verifier(Arc::new(verifier))
+        .with_client_cert_verifier(Arc::new(ChainVerifier(judge)))
         .with_cert_resolver(shown(chain, identity))
 }
 

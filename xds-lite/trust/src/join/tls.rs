@@ -6,18 +6,16 @@ use std::sync::Arc;
 
 use isthmus_certs::facts::Facts;
 use isthmus_certs::trust::Trusted;
-use isthmus_certs::{KeyPin, Role, Trust, VerifyError};
+use isthmus_certs::{ChainJudge, ChainVerifier, KeyPin, Role, Trust, VerifyError};
 use tokio::net::TcpStream;
 use tokio_rustls::rustls::client::Resumption;
-use tokio_rustls::rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use tokio_rustls::rustls::crypto::{CryptoProvider, aws_lc_rs, verify_tls13_signature};
+use tokio_rustls::rustls::crypto::aws_lc_rs;
 use tokio_rustls::rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use tokio_rustls::rustls::server::NoServerSessionStorage;
-use tokio_rustls::rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use tokio_rustls::rustls::version::TLS13;
 use tokio_rustls::rustls::{
-    AlertDescription, CertificateError, ClientConfig, CommonState, ConnectionCommon, DigitallySignedStruct,
-    DistinguishedName, Error, OtherError, PeerIncompatible, ServerConfig, SignatureScheme,
+    AlertDescription, CertificateError, ClientConfig, CommonState, ConnectionCommon, Error, OtherError,
+    ServerConfig,
 };
 use tokio_rustls::{TlsAcceptor, TlsConnector, client, server};
 
@@ -163,8 +161,8 @@ pub(super) fn showing(trusted: &Trusted, role: Role) -> Result<Vec<CertificateDe
 
 fn server_config(trusted: &Trusted) -> Result<ServerConfig, MeetError> {
     let chain = showing(trusted, Role::Server)?;
-    let verifier = Verifier::new(None);
-    let mut config = ServerConfig::builder_with_provider(Arc::clone(&verifier.provider))
+    let verifier = Arc::new(ChainVerifier(AgentJudge(None)));
+    let mut config = ServerConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
         .with_protocol_versions(&[&TLS13])
         .and_then(|builder| {
             let builder = builder.with_client_cert_verifier(verifier);
@@ -179,8 +177,8 @@ fn server_config(trusted: &Trusted) -> Result<ServerConfig, MeetError> {
 
 fn client_config(trusted: &Trusted, wanted: Wanted) -> Result<ClientConfig, MeetError> {
     let chain = showing(trusted, Role::Client)?;
-    let verifier = Verifier::new(Some(wanted));
-    let mut config = ClientConfig::builder_with_provider(Arc::clone(&verifier.provider))
+    let verifier = Arc::new(ChainVerifier(AgentJudge(Some(wanted))));
+    let mut config = ClientConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
         .with_protocol_versions(&[&TLS13])
         .and_then(|builder| {
             let builder = builder.dangerous().with_custom_certificate_verifier(verifier);
@@ -216,85 +214,10 @@ fn shown_error(error: &Error) -> Option<ShownError> {
 
 /// Accepts the agent that a token names, or any agent under any root that it sends.
 #[derive(Debug)]
-pub(super) struct Verifier {
-    wanted: Option<Wanted>,
-    pub(super) provider: Arc<CryptoProvider>,
-}
+pub(super) struct AgentJudge(pub(super) Option<Wanted>);
 
-impl Verifier {
-    pub(super) fn new(wanted: Option<Wanted>) -> Arc<Verifier> {
-        Arc::new(Verifier { wanted, provider: Arc::new(aws_lc_rs::default_provider()) })
+impl ChainJudge for AgentJudge {
+    fn judge(&self, chain: &[CertificateDer<'_>], role: Role, now: UnixTime) -> Result<(), Error> {
+        shown::prove(chain, role, self.0.as_ref(), now).map(drop).map_err(tls_error)
     }
-
-    fn verify(
-        &self,
-        leaf: &CertificateDer<'_>,
-        others: &[CertificateDer<'_>],
-        role: Role,
-        now: UnixTime,
-    ) -> Result<(), Error> {
-        let chain: Vec<_> = std::iter::once(leaf).chain(others).cloned().collect();
-        shown::prove(&chain, role, self.wanted.as_ref(), now).map(drop).map_err(tls_error)
-    }
-}
-
-/// Whatever the trust in a certificate, the holder must prove its key.
-macro_rules! signatures_are_checked {
-    () => {
-        fn verify_tls12_signature(
-            &self,
-            _message: &[u8],
-            _cert: &CertificateDer<'_>,
-            _dss: &DigitallySignedStruct,
-        ) -> Result<HandshakeSignatureValid, Error> {
-            Err(PeerIncompatible::SupportedVersionsExtensionRequired.into())
-        }
-
-        fn verify_tls13_signature(
-            &self,
-            message: &[u8],
-            cert: &CertificateDer<'_>,
-            dss: &DigitallySignedStruct,
-        ) -> Result<HandshakeSignatureValid, Error> {
-            verify_tls13_signature(message, cert, dss, &self.provider.signature_verification_algorithms)
-        }
-
-        fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-            self.provider.signature_verification_algorithms.supported_schemes()
-        }
-    };
-}
-
-impl ServerCertVerifier for Verifier {
-    fn verify_server_cert(
-        &self,
-        end_entity: &CertificateDer<'_>,
-        intermediates: &[CertificateDer<'_>],
-        _server_name: &ServerName<'_>,
-        _ocsp_response: &[u8],
-        now: UnixTime,
-    ) -> Result<ServerCertVerified, Error> {
-        self.verify(end_entity, intermediates, Role::Server, now)?;
-        Ok(ServerCertVerified::assertion())
-    }
-
-    signatures_are_checked!();
-}
-
-impl ClientCertVerifier for Verifier {
-    fn root_hint_subjects(&self) -> &[DistinguishedName] {
-        &[]
-    }
-
-    fn verify_client_cert(
-        &self,
-        end_entity: &CertificateDer<'_>,
-        intermediates: &[CertificateDer<'_>],
-        now: UnixTime,
-    ) -> Result<ClientCertVerified, Error> {
-        self.verify(end_entity, intermediates, Role::Client, now)?;
-        Ok(ClientCertVerified::assertion())
-    }
-
-    signatures_are_checked!();
 }

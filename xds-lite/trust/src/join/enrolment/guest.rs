@@ -3,12 +3,13 @@
 
 use std::sync::Arc;
 
-use isthmus_certs::Role;
+use isthmus_certs::{ChainVerifier, Role};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 use tokio_rustls::rustls::ClientConfig;
 use tokio_rustls::rustls::client::Resumption;
+use tokio_rustls::rustls::crypto::aws_lc_rs;
 use tokio_rustls::rustls::pki_types::UnixTime;
 use tokio_rustls::rustls::version::TLS13;
 
@@ -16,7 +17,7 @@ use super::{ALPN, Exported, bearer};
 use crate::join::Token;
 use crate::join::secret::{Proof, Session};
 use crate::join::shown::{self, Wanted};
-use crate::join::tls::{self, MeetError, Verifier};
+use crate::join::tls::{self, AgentJudge, MeetError};
 
 /// A connection to the agent that made a token.
 #[derive(Debug)]
@@ -70,8 +71,8 @@ pub async fn meet(token: &Token) -> Result<Meeting, MeetError> {
 }
 
 fn config(wanted: Wanted) -> Result<ClientConfig, MeetError> {
-    let verifier = Verifier::new(Some(wanted));
-    let mut config = ClientConfig::builder_with_provider(Arc::clone(&verifier.provider))
+    let verifier = Arc::new(ChainVerifier(AgentJudge(Some(wanted))));
+    let mut config = ClientConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
         .with_protocol_versions(&[&TLS13])
         .map_err(MeetError::Own)?
         .dangerous()
