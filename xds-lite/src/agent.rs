@@ -46,7 +46,7 @@ use config::{Registration, Settings};
 use federation::federate;
 use issuing::Issuing;
 use join_config::context;
-use mtls_check::probe;
+use mtls_check::run_mtls_checks;
 use pages::AdminPages;
 use peer::peer_access;
 use persistence::Stores;
@@ -255,7 +255,7 @@ impl Agent {
             () = keep_expiring(&state) => Ok(()),
             () = keep_registrations(&state) => Ok(()),
             () = views.bundles.keep_telling(&trust) => Ok(()),
-            () = probe(Arc::clone(&state), Arc::clone(&waiting)) => Ok(()),
+            () = run_mtls_checks(Arc::clone(&state), Arc::clone(&waiting)) => Ok(()),
             () = import_health::ask(Arc::clone(&state)) => Ok(()),
             ended = federate(settings, trust.clone(), Arc::clone(&state)) => ended,
         }

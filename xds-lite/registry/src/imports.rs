@@ -37,8 +37,8 @@ pub struct Imports {
     dirty: BTreeSet<(usize, HostPattern)>,
     /// Where slices of silent clusters lead that are kept while they answer.
     probes: Probes,
-    /// That may be elsewhere by now.
-    unsettled: bool,
+    /// The probed addresses must be computed again.
+    probe_targets_changed: bool,
 }
 
 /// What is known of the own services.
@@ -58,14 +58,14 @@ pub enum Verdict {
     Quarantined(String),
 }
 
-/// What is to be stored of what was taken.
+/// What to write to disk of an inserted slice.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Stored {
-    /// Its name was not granted.
+    /// Nothing: its name was not granted.
     Nothing,
-    /// All of it; and another slice, that is long gone, no longer.
+    /// The slice.
     Slice {
-        /// Which.
+        /// The record of an old withdrawn slice to delete.
         forgets: Option<Key>,
     },
 }
@@ -77,8 +77,9 @@ pub struct ImportStatus {
     pub cluster: Cluster,
     /// Which.
     pub host: HostPattern,
-    /// Why it is not let in; none: it is.
-    pub held: Option<String>,
+    /// Why it is quarantined; none: it is imported.
+    #[serde(rename = "held")]
+    pub quarantined: Option<String>,
 }
 
 impl Imports {
@@ -99,7 +100,7 @@ impl Imports {
     ///
     /// # Errors
     /// Why it is refused; the previous slice stays.
-    pub fn take(&mut self, from: &Cluster, name: &str, bytes: &[u8]) -> Result<Stored, String> {
+    pub fn restore(&mut self, from: &Cluster, name: &str, bytes: &[u8]) -> Result<Stored, String> {
         if !self.admit(from, name, bytes)? {
             return Ok(Stored::Nothing);
         }
@@ -122,14 +123,14 @@ impl Imports {
         if slice.offer.is_some() {
             peer.holdings.check(&host, size, sharing.unwrap_or_default())?;
         }
-        self.unsettled |= peer.lost.is_some();
+        self.probe_targets_changed |= peer.lost.is_some();
         let is_offered = slice.offer.is_some();
         let is_changed = peer.slices.insert(&slice, bytes).map_err(|outdated| outdated.to_string())?;
         let stored = if is_offered {
             peer.holdings.put(&host, size);
             Stored::Slice { forgets: None }
         } else {
-            Stored::Slice { forgets: peer.forget(&host) }
+            Stored::Slice { forgets: peer.record_withdrawal(&host) }
         };
         if is_changed {
             self.claim(rank + 1, &host, &before, &after);
@@ -142,12 +143,12 @@ impl Imports {
         let Some(rank) = self.rank(from) else { return false };
         let key = Key { cluster: from.clone(), host: host.clone() };
         let Some(peer) = self.peers.get_mut(rank) else { return false };
-        self.unsettled |= peer.lost.is_some();
+        self.probe_targets_changed |= peer.lost.is_some();
         peer.holdings.not_granted(host, false);
         let before = peer.slices.get(&key).as_ref().map(names).unwrap_or_default();
         let stood = peer.slices.forget(&key);
         if stood {
-            peer.forget(host);
+            peer.record_withdrawal(host);
             self.claim(rank + 1, host, &before, &[]);
         }
         stood
@@ -168,8 +169,8 @@ impl Imports {
         self.claim(0, host, &before, &after);
     }
 
-    /// A cluster is heard of, or no longer.
-    pub fn contact(&mut self, with: &Cluster, now: Option<Instant>) {
+    /// Marks a cluster as unreachable since then; none: it is reachable again.
+    pub fn set_unreachable_since(&mut self, with: &Cluster, now: Option<Instant>) {
         let Some(rank) = self.rank(with) else { return };
         let Some(peer) = self.peers.get_mut(rank) else { return };
         let was_lost = peer.lost.is_some();
@@ -248,11 +249,11 @@ impl Imports {
 
     fn show(&self, rank: usize, host: &HostPattern) -> Option<ImportStatus> {
         let (Key { cluster, host }, verdict) = self.verdict(rank, host)?;
-        let held = match verdict {
+        let quarantined = match verdict {
             Verdict::Imported(_) => None,
             Verdict::Quarantined(why) => Some(why),
         };
-        Some(ImportStatus { cluster, host, held })
+        Some(ImportStatus { cluster, host, quarantined })
     }
 
     fn rank(&self, cluster: &Cluster) -> Option<usize> {

@@ -38,7 +38,7 @@ impl Own {
     }
 
     /// Sets the offers of these hosts, or withdraws them; returns the changed slices, withdrawals included.
-    pub fn offer(&mut self, offers: BTreeMap<HostPattern, Option<Offer>>) -> Vec<Slice> {
+    pub fn set_offers(&mut self, offers: BTreeMap<HostPattern, Option<Offer>>) -> Vec<Slice> {
         let (some, none): (Vec<_>, Vec<_>) = offers.into_iter().partition(|(_, offer)| offer.is_some());
         let mut changed = Vec::new();
         for (host, offer) in none.into_iter().chain(some) {
@@ -142,12 +142,13 @@ impl Terms<'_> {
     }
 
     fn port(&self, service: Service, export: Option<&Export>) -> Port {
-        let trusts = service.about.as_ref().is_some_and(|about| about.allow_unauthenticated);
+        let skips_mtls_check = service.about.as_ref().is_some_and(|about| about.allow_unauthenticated);
         let endpoints: Vec<_> = service
             .endpoints
             .into_iter()
             .map(|one| {
-                let exposed = export.filter(|_| trusts || (self.demands)(&service.host, &one.address));
+                let exposed =
+                    export.filter(|_| skips_mtls_check || (self.demands)(&service.host, &one.address));
                 endpoint(one, exposed)
             })
             .collect();
@@ -155,7 +156,7 @@ impl Terms<'_> {
         Port {
             number: service.port,
             default_port: service.default_port,
-            tls: if trusts { Tls::Unauthenticated } else { Tls::Mutual },
+            tls: if skips_mtls_check { Tls::Unauthenticated } else { Tls::Mutual },
             alpn: service.alpn,
             sources: service.sources,
             balance: service.balance,
@@ -284,14 +285,14 @@ mod tests {
     fn offer_change_gets_a_new_revision_and_an_equal_offer_none() {
         let mut own = Own::restored("east".parse().unwrap(), 7, Vec::new());
         let one = "services: [{ host: a.b, endpoints: [{ address: '10.0.0.1:443' }] }, { host: c.d }]";
-        let changed = own.offer(some(one));
+        let changed = own.set_offers(some(one));
         let orders: Vec<_> =
             changed.iter().map(|slice| (slice.key.to_string(), slice.order.revision)).collect();
         assert_eq!(orders, [("east/a.b".to_owned(), 1), ("east/c.d".to_owned(), 2)]);
-        assert_eq!(own.offer(some(one)), []);
+        assert_eq!(own.set_offers(some(one)), []);
         let mut next = some("services: [{ host: a.b, endpoints: [{ address: '10.0.0.2:443' }] }]");
         next.extend(["c.d", "never.was"].map(|host| (HostPattern::parse(host).unwrap(), None)));
-        let changed = own.offer(next);
+        let changed = own.set_offers(next);
         let shown: Vec<_> =
             changed.iter().map(|slice| (slice.order.revision, slice.offer.is_some())).collect();
         assert_eq!(shown, [(3, false), (4, true)], "c.d is withdrawn, a.b has changed");
@@ -305,11 +306,12 @@ mod tests {
         let east: Cluster = "east".parse().unwrap();
         let one = "services: [{ host: a.b, endpoints: [{ address: '10.0.0.1:443' }] }, { host: c.d }]";
         let mut own = Own::restored(east.clone(), 7, Vec::new());
-        let persisted = own.offer(some(one));
-        let said = own.offer(some("services: [{ host: a.b, endpoints: [{ address: '10.0.0.2:443' }] }]"));
+        let persisted = own.set_offers(some(one));
+        let said =
+            own.set_offers(some("services: [{ host: a.b, endpoints: [{ address: '10.0.0.2:443' }] }]"));
         for incarnation in [3, 9] {
             let mut again = Own::restored(east.clone(), incarnation, persisted.clone());
-            assert_eq!(again.offer(some(one)), [], "the same offer");
+            assert_eq!(again.set_offers(some(one)), [], "the same offer");
             let orders: BTreeSet<_> = again.slices().map(|slice| slice.order).collect();
             assert!(orders.len() == 2 && orders.first() > said.iter().map(|slice| &slice.order).max());
         }

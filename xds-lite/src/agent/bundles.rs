@@ -32,9 +32,9 @@ const FILE: &str = "acknowledged.json";
 /// Published bundles, and their acknowledgements.
 pub(super) struct Bundles {
     /// The own bundle, for other clusters.
-    pub(super) project_for_peer: Arc<Shared>,
+    pub(super) for_peers: Arc<Shared>,
     /// All trusted bundles, for the cluster's gateways.
-    pub(super) at_home: Arc<Shared>,
+    pub(super) for_gateways: Arc<Shared>,
     own: TrustDomain,
     acks: Arc<Mutex<Acknowledged>>,
     /// Acknowledgements from before a restart, until their clusters are peers again.
@@ -59,13 +59,13 @@ impl Bundles {
             offered: None,
             peers: BTreeMap::new(),
         }));
-        let project_for_peer = Arc::new(Shared::new(|_| true));
+        let for_peers = Arc::new(Shared::new(|_| true));
         let recorded = Arc::clone(&acks);
-        project_for_peer.when_accepted(move |peer, view| note(&recorded, peer, view));
-        let at_home = Arc::new(Shared::new(|_| true));
+        for_peers.when_accepted(move |peer, view| note(&recorded, peer, view));
+        let for_gateways = Arc::new(Shared::new(|_| true));
         Bundles {
-            project_for_peer,
-            at_home,
+            for_peers,
+            for_gateways,
             own: own.trust_domain,
             acks,
             before: Mutex::new(before),
@@ -108,9 +108,9 @@ impl Bundles {
         // The lock is not held while a view changes: an acknowledgement takes it, too.
         locked(&self.acks).offered = trusted.bundles.get(&self.own).map(Edition::of);
         if let Some(own) = all.get(self.own.as_str()).cloned() {
-            self.project_for_peer.change(|view| _ = view.set(self.own.as_str(), own));
+            self.for_peers.change(|view| _ = view.set(self.own.as_str(), own));
         }
-        self.at_home.change(|view| {
+        self.for_gateways.change(|view| {
             let gone: Vec<_> = view.iter().map(|(name, _)| Arc::clone(name)).collect();
             gone.iter().filter(|name| !all.contains_key(&***name)).for_each(|name| _ = view.remove(name));
             all.into_iter().for_each(|(name, bytes)| _ = view.set(&name, bytes));
@@ -133,7 +133,7 @@ impl Bundles {
     /// A peer's reason for rejecting the published bundle.
     pub(super) fn refusal_by(&self, cluster: &Cluster) -> Option<String> {
         let is_its = |id: &str| SpiffeId::parse(id).ok().and_then(|id| Party::of_agent(&id));
-        let all = self.project_for_peer.all().into_iter();
+        let all = self.for_peers.all().into_iter();
         all.filter(|follower| is_its(&follower.peer).is_some_and(|party| party.cluster == *cluster))
             .find_map(|follower| follower.refusal)
     }
@@ -284,18 +284,17 @@ mod tests {
 
     impl Peer {
         fn new(bundles: &Bundles, id: &str) -> Peer {
-            Peer { follower: bundles.project_for_peer.follow(id), stream: Stream::default() }
+            Peer { follower: bundles.for_peers.follow(id), stream: Stream::default() }
         }
 
         fn says(&mut self, bundles: &Bundles, request: &DeltaDiscoveryRequest) {
-            self.stream.request(request, &bundles.project_for_peer.view(), &|_| true);
+            self.stream.request(request, &bundles.for_peers.view(), &|_| true);
             self.follower.note(&self.stream);
         }
 
         /// Answers the next response: accepts it, or rejects it for a reason.
         fn answers(&mut self, bundles: &Bundles, refused: Option<&str>) {
-            let response =
-                self.stream.response("type", &bundles.project_for_peer.view(), usize::MAX).unwrap();
+            let response = self.stream.response("type", &bundles.for_peers.view(), usize::MAX).unwrap();
             assert_eq!(response.resources.len(), 1, "only the own domain's bundle");
             self.follower.note(&self.stream);
             let error = refused.map(|why| Status { message: why.to_owned(), ..Status::default() });
@@ -326,7 +325,7 @@ mod tests {
             "a peer of the own domain has the files itself"
         );
         bundles.publish(&trust(&root, 1).current());
-        assert_eq!(bundles.at_home.view().iter().count(), 2);
+        assert_eq!(bundles.for_gateways.view().iter().count(), 2);
         let mut west = Peer::new(&bundles, "spiffe://west.example/isthmus/west/agent/a");
         let mut south = Peer::new(&bundles, "spiffe://south.example/isthmus/south/agent/a");
         let mut false_west = Peer::new(&bundles, "spiffe://north.example/isthmus/west/agent/a");
@@ -352,7 +351,7 @@ mod tests {
         west.answers(&bundles, None);
         assert_eq!(taken(&bundles, "west"), Some(2));
         // A peer that reconnects and names the current version is not sent it again.
-        let version = bundles.project_for_peer.view().get("east.example").unwrap().version.to_string();
+        let version = bundles.for_peers.view().get("east.example").unwrap().version.to_string();
         let mut south = Peer::new(&bundles, "spiffe://south.example/isthmus/south/agent/a");
         let known = [("east.example".to_owned(), version)].into();
         south.says(

@@ -99,7 +99,7 @@ fn registered(state: &State, host: &HostPattern, ports: &[Service]) -> Value {
 
 /// Whether a slice of another cluster is imported, and by which rule it is kept while that cluster is unreachable.
 fn imported(state: &State, import: &ImportStatus) -> Value {
-    let ImportStatus { cluster, host, held } = import;
+    let ImportStatus { cluster, host, quarantined } = import;
     let stale = state.imports.stale(cluster, host, Instant::now(), SystemTime::now());
     let stale = stale.map(|Stale { rule, down }| {
         json!({
@@ -108,7 +108,7 @@ fn imported(state: &State, import: &ImportStatus) -> Value {
             "down": down.iter().map(unreached).collect::<Vec<_>>(),
         })
     });
-    json!({ "cluster": cluster, "host": host, "held": held, "stale": stale })
+    json!({ "cluster": cluster, "host": host, "held": quarantined, "stale": stale })
 }
 
 fn offer(slice: &Slice) -> Value {

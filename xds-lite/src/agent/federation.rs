@@ -177,7 +177,7 @@ impl Tables for Offers {
     fn apply(&mut self, update: &Update) -> Vec<Refused> {
         match &mut self.bundle {
             Some(bundle) if update.type_url == TRUST_BUNDLE => bundle.apply(update, |outcome| {
-                locked(&self.state).word(&self.cluster, outcome);
+                locked(&self.state).record_bundle_update(&self.cluster, outcome);
             }),
             _ => self.take(update),
         }

@@ -215,7 +215,7 @@ const fn whole(name: &'static str, help: &'static str, read: fn(&Sight<'_>) -> u
 /// All metrics, in the text format.
 pub(super) fn text(state: &State, tally: Option<&Tally>, budgets: &Budgets) -> String {
     let shown = state.imports.shown();
-    let imported = shown.iter().filter(|import| import.held.is_none()).count();
+    let imported = shown.iter().filter(|import| import.quarantined.is_none()).count();
     let sight = Sight {
         state,
         imported,
@@ -259,7 +259,7 @@ fn samples<'a>(read: &Read, sight: &Sight<'a>) -> Vec<Sample<'a>> {
             peers.filter_map(|peer| Some((of(peer), read(peer)?))).collect()
         }
         Read::EachOffers(read) | Read::EachOffersSoFar(read) => {
-            let offers = |peer| Some((of(peer), number(read(&sight.state.imports.held(peer)?))));
+            let offers = |peer| Some((of(peer), number(read(&sight.state.imports.usage(peer)?))));
             sight.state.peers.keys().filter_map(offers).collect()
         }
         Read::EachStore(read) | Read::EachStoreSoFar(read) => {

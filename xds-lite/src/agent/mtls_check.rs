@@ -31,7 +31,7 @@ pub(super) const REMEDY: &str =
 const PACE: Duration = Duration::from_millis(500);
 
 /// Runs the checks that are due, until dropped; `waiting` signals that there are some.
-pub(super) async fn probe(state: Arc<Mutex<State>>, waiting: Arc<Notify>) {
+pub(super) async fn run_mtls_checks(state: Arc<Mutex<State>>, waiting: Arc<Notify>) {
     loop {
         let due = locked(&state).mtls_checks.next(Instant::now());
         if due.is_empty() {
@@ -68,7 +68,7 @@ async fn look_at(subject: &Subject, addresses: Vec<SocketAddr>) -> MtlsCheck {
 fn prove(addresses: &[SocketAddr], name: &str) -> MtlsCheck {
     let mut proof = MtlsCheck::Unreachable("the name has no address".to_owned());
     for address in addresses {
-        match prove_one(*address, name) {
+        match check_endpoint(*address, name) {
             MtlsCheck::NotRequired(why) => return MtlsCheck::NotRequired(why),
             MtlsCheck::Unreachable(_) if proof == MtlsCheck::Required => {}
             seen => proof = seen,
@@ -77,7 +77,7 @@ fn prove(addresses: &[SocketAddr], name: &str) -> MtlsCheck {
     proof
 }
 
-fn prove_one(address: SocketAddr, name: &str) -> MtlsCheck {
+fn check_endpoint(address: SocketAddr, name: &str) -> MtlsCheck {
     let connected = TcpStream::connect_timeout(&address, PATIENCE).and_then(|stream| {
         stream.set_read_timeout(Some(PATIENCE))?;
         stream.set_write_timeout(Some(PATIENCE))?;
@@ -168,7 +168,7 @@ mod tests {
 
     #[test]
     fn mtls_check_reports_how_the_server_treats_a_client_without_certificate() {
-        let seen = |server| prove_one(serve(server), "a.example");
+        let seen = |server| check_endpoint(serve(server), "a.example");
         assert_eq!(seen(Server::Requiring), MtlsCheck::Required);
         assert_eq!(seen(Server::NotAsking), MtlsCheck::NotRequired(NOT_ASKED.to_owned()));
         assert_eq!(seen(Server::RefusingTheRequest), MtlsCheck::NotRequired(ASKED.to_owned()));

@@ -59,7 +59,7 @@ impl Pages for AdminPages {
             state.held().take(LISTED).map(|(host, why)| json!({ "host": host, "why": why })).collect();
         let imports = state.imports.shown();
         let (accepted, quarantined): (Vec<_>, Vec<_>) =
-            imports.into_iter().partition(|import| import.held.is_none());
+            imports.into_iter().partition(|import| import.quarantined.is_none());
         json!({
             "version": env!("CARGO_PKG_VERSION"),
             "cluster": self.settings.cluster,
@@ -166,7 +166,7 @@ fn trusted(trust: &Trust) -> Value {
 fn peers(state: &State) -> Value {
     let peer = |(cluster, contact): (&Cluster, &Contact)| {
         let mut shown = json!(contact);
-        if let (Value::Object(shown), Some(held)) = (&mut shown, state.imports.held(cluster)) {
+        if let (Value::Object(shown), Some(held)) = (&mut shown, state.imports.usage(cluster)) {
             shown.insert("offers".to_owned(), json!(held));
         }
         if let (Value::Object(shown), Some((offered, taken))) =

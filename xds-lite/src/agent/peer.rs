@@ -31,7 +31,7 @@ pub(super) struct Contact {
     pub(super) bundle: BundleStatus,
     /// Limits how many of its refusals are logged.
     #[serde(skip)]
-    pub(super) told: Arc<LogLimiter>,
+    pub(super) log_limiter: Arc<LogLimiter>,
 }
 
 /// The outcome of a peer's bundle updates.
@@ -59,7 +59,7 @@ impl Contact {
             refusals: 0,
             refusal: None,
             bundle: BundleStatus::default(),
-            told: Arc::default(),
+            log_limiter: Arc::default(),
         }
     }
 }

@@ -105,7 +105,7 @@ impl State {
             let wanted = self.candidates(host);
             waits |= self.mtls_checks.want(host, wanted, now);
         }
-        self.offer(hosts);
+        self.update_own_slices(hosts);
         waits
     }
 

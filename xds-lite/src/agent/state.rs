@@ -121,7 +121,7 @@ impl State {
     pub(super) fn add_peer(&mut self, peer: &Peer) {
         self.imports.add(consent(&self.settings, peer));
         self.peers.insert(peer.cluster.clone(), Contact::none(peer));
-        self.imports.contact(&peer.cluster, Some(Instant::now()));
+        self.imports.set_unreachable_since(&peer.cluster, Some(Instant::now()));
         let before = self.unclaimed.remove(&peer.cluster).unwrap_or_default();
         self.restore_imports([(peer.cluster.clone(), before)].into());
     }
@@ -161,18 +161,27 @@ impl State {
     pub(super) fn seen(&mut self, seen: Vec<(Subject, MtlsCheck)>, now: Instant) {
         let mut changed = BTreeSet::new();
         for (subject, proof) in seen {
-            if let MtlsCheck::NotRequired(why) = &proof {
-                tracing::warn!(service = %subject.host, endpoint = %subject.address, seen = %why, remedy = super::mtls_check::REMEDY, "not_mtls: not exported");
+            let result = proof.clone();
+            if !self.mtls_checks.seen(&subject, proof, now) {
+                continue;
             }
-            if self.mtls_checks.seen(&subject, proof, now) {
-                changed.insert(subject.host);
+            let (service, endpoint, remedy) = (&subject.host, &subject.address, super::mtls_check::REMEDY);
+            match result {
+                MtlsCheck::NotRequired(seen) => {
+                    tracing::warn!(%service, %endpoint, seen, remedy, "not_mtls: endpoint is not exported: it accepts clients without a certificate");
+                }
+                MtlsCheck::Unreachable(seen) => {
+                    tracing::warn!(%service, %endpoint, seen, remedy, "not_mtls: endpoint is not exported: its mTLS check has failed");
+                }
+                MtlsCheck::Awaited | MtlsCheck::Required => {}
             }
+            changed.insert(subject.host);
         }
-        self.offer(changed);
+        self.update_own_slices(changed);
     }
 
     /// Updates this cluster's slices of these hosts from the registry.
-    pub(super) fn offer(&mut self, hosts: BTreeSet<HostPattern>) {
+    pub(super) fn update_own_slices(&mut self, hosts: BTreeSet<HostPattern>) {
         let demands = |host: &HostPattern, address: &_| {
             self.mtls_checks.demands(&Subject { host: host.clone(), address: Clone::clone(address) })
         };
@@ -180,7 +189,7 @@ impl State {
         let mut some = offers(services, &self.terms(&demands));
         self.wait_for_proof(&mut some);
         let all = hosts.into_iter().map(|host| (some.remove(&host), host)).map(|(offer, host)| (host, offer));
-        let changed = self.own.offer(all.collect());
+        let changed = self.own.set_offers(all.collect());
         if changed.is_empty() {
             return;
         }
@@ -251,7 +260,7 @@ impl State {
                     }
                 }
                 Some(Err(why)) => {
-                    if self.peers.get(from).is_none_or(|contact| contact.told.allows(LOGGED)) {
+                    if self.peers.get(from).is_none_or(|contact| contact.log_limiter.allows(LOGGED)) {
                         tracing::warn!(peer = %from, slice = ?name, %why, "slice refused");
                     }
                     refused.push(client::Refused { name: name.to_owned(), why });
@@ -274,7 +283,7 @@ impl State {
     }
 
     /// Records a peer's bundle update, or why it was rejected.
-    pub(super) fn word(&mut self, of: &Cluster, said: Result<bundles::BundleUpdate, String>) {
+    pub(super) fn record_bundle_update(&mut self, of: &Cluster, said: Result<bundles::BundleUpdate, String>) {
         let Some(word) = self.peers.get_mut(of).map(|contact| &mut contact.bundle) else { return };
         match said {
             Ok(kept) => (word.taken, word.refusal, word.advice) = (Some(kept.sequence), None, kept.advice),
@@ -289,7 +298,7 @@ impl State {
     /// Records that contact with a peer was made, or lost, and why.
     pub(super) fn contact(&mut self, with: &Cluster, lost: Option<String>) {
         let now = lost.is_some().then(Instant::now);
-        self.imports.contact(with, now);
+        self.imports.set_unreachable_since(with, now);
         if let Some(contact) = self.peers.get_mut(with) {
             if contact.connected == lost.is_some() {
                 contact.since = SystemTime::now();

@@ -103,8 +103,8 @@ impl Directory for Views {
         let shared = match (type_url, sees) {
             (SLICE, None) => Some(Arc::clone(&self.gateways)),
             (SLICE, Some(sees)) => self.peers.get(&sees).map(Arc::clone),
-            (TRUST_BUNDLE, None) => Some(Arc::clone(&self.bundles.at_home)),
-            (TRUST_BUNDLE, Some(_)) => Some(Arc::clone(&self.bundles.project_for_peer)),
+            (TRUST_BUNDLE, None) => Some(Arc::clone(&self.bundles.for_gateways)),
+            (TRUST_BUNDLE, Some(_)) => Some(Arc::clone(&self.bundles.for_peers)),
             (_, None) => self.envoys.as_ref().and_then(|envoys| envoys.view(type_url)),
             (_, Some(_)) => None,
         };

@@ -15,7 +15,8 @@ use crate::route::{Query, Route, route};
 use crate::snapshot::Snapshot;
 use crate::socket;
 
-/// Answers `sni`, `from`, `alpn` and `listener`; without `listener` for each of them.
+/// Answers `sni`, `from`, `alpn` and `listener`. Without `listener`: the first that serves the name, else the first that
+/// refuses it for another reason than `sni_unmatched`, else the first; and what each of the others would do.
 ///
 /// # Errors
 /// The wrong parameter and the remedy.

@@ -146,7 +146,7 @@ impl Holdings {
         &self.not_granted
     }
 
-    pub(super) fn held(&self) -> PeerUsage {
+    pub(super) fn usage(&self) -> PeerUsage {
         let usage = |used, limit, exceeded| Usage { used, limit, exceeded };
         PeerUsage {
             slices: usage(self.sizes.len() as u64, self.limits.slices, self.exceeded),

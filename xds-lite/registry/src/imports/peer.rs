@@ -57,8 +57,8 @@ impl Imports {
 
     /// What a cluster has of this one's memory and disk.
     #[must_use]
-    pub fn held(&self, of: &Cluster) -> Option<PeerUsage> {
-        Some(self.peer(of)?.holdings.held())
+    pub fn usage(&self, of: &Cluster) -> Option<PeerUsage> {
+        Some(self.peer(of)?.holdings.usage())
     }
 }
 
@@ -79,11 +79,11 @@ impl Peer {
         let why = format!(
             "has a name that {cluster} was not granted; add it to `imports` (hosts) or export a shared workspace"
         );
-        ImportStatus { cluster, host: host.clone(), held: Some(why) }
+        ImportStatus { cluster, host: host.clone(), quarantined: Some(why) }
     }
 
-    /// A slice stands no longer. Which other one is not remembered any longer.
-    pub(super) fn forget(&mut self, host: &HostPattern) -> Option<Key> {
+    /// Records a withdrawal. Returns the oldest remembered one if it had to be dropped.
+    pub(super) fn record_withdrawal(&mut self, host: &HostPattern) -> Option<Key> {
         let host = self.holdings.leave(host)?;
         let key = Key { cluster: self.consent.cluster.clone(), host };
         self.slices.purge(&key);

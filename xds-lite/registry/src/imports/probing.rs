@@ -27,7 +27,7 @@ pub struct Stale {
 impl Imports {
     /// Applies the answers since the last turn; returns at most `most` targets to probe now.
     pub fn turn(&mut self, answers: Vec<(Target, Answer)>, most: usize, now: Instant) -> Vec<Target> {
-        if std::mem::take(&mut self.unsettled) {
+        if std::mem::take(&mut self.probe_targets_changed) {
             let wanted = self.wanted();
             self.probes.want(&wanted, now);
         }
@@ -68,7 +68,7 @@ impl Imports {
     /// Reacts to a cluster that became reachable or unreachable.
     pub(super) fn probe_anew(&mut self, rank: usize) {
         // Probing begins with the next turn; targets that are no longer needed are dropped at once.
-        self.unsettled = true;
+        self.probe_targets_changed = true;
         let leading = self.leading(rank, &|to| self.probes.is_down(to));
         let wanted = self.wanted();
         self.probes.keep_only(&wanted);

@@ -53,13 +53,13 @@ fn withdrawn(slice: &Slice) -> Slice {
 }
 
 fn take(imports: &mut Imports, from: &str, slice: &Slice) -> Result<(), String> {
-    imports.take(&cluster(from), &slice.key.to_string(), &slice.encode()).map(|_| ())
+    imports.restore(&cluster(from), &slice.key.to_string(), &slice.encode()).map(|_| ())
 }
 
 /// The verdict on each import: empty if it is used, else the reason.
 fn standing(imports: &Imports) -> Vec<(String, String)> {
     let shown = imports.shown().into_iter();
-    shown.map(|one| (format!("{}/{}", one.cluster, one.host), one.held.unwrap_or_default())).collect()
+    shown.map(|one| (format!("{}/{}", one.cluster, one.host), one.quarantined.unwrap_or_default())).collect()
 }
 
 #[track_caller]
@@ -91,9 +91,9 @@ fn cluster_offers_its_own_slices_and_permitted_gateways_only() {
         let error = take(&mut imports, from, &slice).unwrap_err();
         assert!(error.contains(why), "{error}");
     }
-    let other_name = imports.take(&cluster("east"), "east/b.shop", &good.encode()).unwrap_err();
+    let other_name = imports.restore(&cluster("east"), "east/b.shop", &good.encode()).unwrap_err();
     assert!(other_name.contains("is the slice of east/a.shop"), "{other_name}");
-    assert!(imports.take(&cluster("east"), "east/x.shop", b"\xff\xff").is_err());
+    assert!(imports.restore(&cluster("east"), "east/x.shop", b"\xff\xff").is_err());
     held(&imports, "east/a.shop", "");
 }
 
@@ -214,15 +214,15 @@ fn import_with_expire_after_expires_while_its_cluster_is_unreachable() {
     take(&mut imports, "east", &brief).unwrap();
     imports.changes();
     let start = Instant::now();
-    imports.contact(&cluster("east"), Some(start));
+    imports.set_unreachable_since(&cluster("east"), Some(start));
     imports.expire(start + minute / 2);
-    imports.contact(&cluster("east"), Some(start + minute / 2));
+    imports.set_unreachable_since(&cluster("east"), Some(start + minute / 2));
     assert_eq!(imports.changes(), []);
     imports.expire(start + minute);
     held(&imports, "east/a.shop", "");
     held(&imports, "east/b.shop", "has expired");
     assert_eq!(imports.changes().len(), 1);
-    imports.contact(&cluster("east"), None);
+    imports.set_unreachable_since(&cluster("east"), None);
     assert!(matches!(&imports.changes()[..], [(_, Verdict::Imported(_))]));
 }
 
@@ -268,7 +268,7 @@ fn import_with_stale_probe_leaves_out_addresses_that_are_down() {
     imports.changes();
     let start = Instant::now();
     assert_eq!(asked(&mut imports, start), [""; 0], "no probes while the cluster is reachable");
-    imports.contact(&cluster("east"), Some(start));
+    imports.set_unreachable_since(&cluster("east"), Some(start));
     let later = start + Duration::from_secs(3);
     assert_eq!(asked(&mut imports, later), [one, two], "each once, and only for granted names");
     fail(&mut imports, &[one], later);
@@ -296,13 +296,13 @@ fn import_with_stale_probe_leaves_out_addresses_that_are_down() {
     held(&imports, "east/a.shop", "cannot be reached");
     imports.changes();
 
-    imports.contact(&cluster("east"), None);
+    imports.set_unreachable_since(&cluster("east"), None);
     let changes = imports.changes();
     assert_eq!(gateways_of(changes.clone(), "a.shop").unwrap().len(), 2, "used again at once");
     assert!(gateways_of(changes, "b.shop").is_some());
     assert_eq!(imports.stale(&cluster("east"), &pattern("b.shop"), later, clock), None);
     assert_eq!((asked(&mut imports, later), imports.probes().asked()), (Vec::new(), 0));
-    imports.contact(&cluster("east"), Some(later));
+    imports.set_unreachable_since(&cluster("east"), Some(later));
     held(&imports, "east/a.shop", "");
     assert_eq!(imports.changes(), [], "earlier probe results are dropped");
 }
@@ -330,7 +330,7 @@ fn endpoint_reached_without_a_gateway_is_probed_itself() {
     });
     take(&mut imports, "east", &direct).unwrap();
     let start = Instant::now();
-    imports.contact(&cluster("east"), Some(start));
+    imports.set_unreachable_since(&cluster("east"), Some(start));
     let later = start + Duration::from_secs(3);
     assert_eq!(asked(&mut imports, later), [one, two], "no foreign endpoints, no unneeded gateways");
     imports.changes();
@@ -352,16 +352,16 @@ fn import_with_stale_keep_is_kept_for_any_time() {
     take(&mut imports, "east", &slice("east", "a.shop")).unwrap();
     imports.changes();
     let start = Instant::now();
-    imports.contact(&cluster("east"), Some(start));
+    imports.set_unreachable_since(&cluster("east"), Some(start));
     for minutes in [1, 10, 11, 60, 60 * 24 * 365] {
         let now = start + Duration::from_secs(60 * minutes);
         imports.expire(now);
-        imports.contact(&cluster("east"), Some(now));
+        imports.set_unreachable_since(&cluster("east"), Some(now));
         assert_eq!(asked(&mut imports, now), [""; 0], "no probes");
         assert_eq!(imports.changes(), [], "after {minutes} minutes");
         held(&imports, "east/a.shop", "");
     }
-    imports.contact(&cluster("east"), None);
+    imports.set_unreachable_since(&cluster("east"), None);
     assert_eq!(imports.changes(), [], "no change is published again");
 }
 
@@ -381,7 +381,7 @@ fn peer_slices_beyond_the_limit_are_refused_and_make_room_once_gone() {
     assert!(error.contains("exceeds the limit of 2 slices") && error.contains("limits:"), "{error}");
     take(&mut imports, "east", &with(slice("east", "a.shop"), |_| {})).unwrap();
     take(&mut imports, "south", &slice("south", "c.shop")).unwrap();
-    let held_by = |imports: &Imports, of: &str| imports.held(&cluster(of)).unwrap();
+    let held_by = |imports: &Imports, of: &str| imports.usage(&cluster(of)).unwrap();
     assert_eq!((held_by(&imports, "east").slices.used, held_by(&imports, "east").slices.exceeded), (2, 1));
     take(&mut imports, "east", &withdrawn(&slice("east", "a.shop"))).unwrap();
     imports.leave(&cluster("east"), &pattern("b.shop"));
@@ -404,10 +404,10 @@ fn peer_slices_of_names_never_granted_take_a_bounded_list() {
     let mut imports = limited(10, 1 << 20);
     for number in 0..10_000 {
         let name = format!("east/s{number}.never");
-        let stored = imports.take(&cluster("east"), &name, &slice("east", &name[5..]).encode());
+        let stored = imports.restore(&cluster("east"), &name, &slice("east", &name[5..]).encode());
         assert_eq!(stored, Ok(Stored::Nothing), "and nothing is stored on disk");
     }
-    let held = imports.held(&cluster("east")).unwrap();
+    let held = imports.usage(&cluster("east")).unwrap();
     assert_eq!((held.slices.used, held.not_granted, held.not_granted_unlisted), (0, 1_000, true));
     assert_eq!((imports.shown().len(), imports.changes().len()), (1_000, 0));
     take(&mut imports, "east", &slice("east", "a.shop")).unwrap();
@@ -421,7 +421,7 @@ fn withdrawals_of_a_peer_are_remembered_up_to_its_limit() {
         let slice = slice("east", &format!("s{number}.shop"));
         take(&mut imports, "east", &slice).unwrap();
         let gone = withdrawn(&slice);
-        let stored = imports.take(&cluster("east"), &gone.key.to_string(), &gone.encode()).unwrap();
+        let stored = imports.restore(&cluster("east"), &gone.key.to_string(), &gone.encode()).unwrap();
         let Stored::Slice { forgets } = stored else { panic!("{stored:?}") };
         forgotten.extend(forgets.map(|key| key.host.to_string()));
     }
@@ -455,10 +455,10 @@ fn slice_of_countless_empty_parts_is_refused_before_it_is_decoded() {
     let mut imports = Imports::new(vec![consent("east")]);
     for part in [8_u8, 9, 7] {
         let bytes = [part << 3 | 2, 0].repeat(200_000);
-        let error = imports.take(&cluster("east"), "east/a.shop", &bytes).unwrap_err();
+        let error = imports.restore(&cluster("east"), "east/a.shop", &bytes).unwrap_err();
         assert!(error.contains("so many parts"), "{error}");
     }
-    let error = imports.take(&cluster("east"), "east/a.shop", &vec![0; 600_000]).unwrap_err();
+    let error = imports.restore(&cluster("east"), "east/a.shop", &vec![0; 600_000]).unwrap_err();
     assert!(error.contains("has 600000 bytes; at most 524288"), "{error}");
 }
 
@@ -511,7 +511,7 @@ proptest! {
                 made
             };
             match event {
-                Event::Contact(c, heard) => imports.contact(&cluster(CLUSTERS[c]), (!heard).then_some(now)),
+                Event::Contact(c, heard) => imports.set_unreachable_since(&cluster(CLUSTERS[c]), (!heard).then_some(now)),
                 Event::Answer(true) => {
                     imports.turn(vec![("203.0.113.7:15443".parse().unwrap(), Answer::Reached)], 64, now);
                 }
@@ -558,7 +558,7 @@ fn gateway_name_is_passed_on_with_the_ranges_that_it_may_lead_to() {
             offer.gateways[0].address = named.clone();
             offer.gateway_ranges = Ranges(vec!["0.0.0.0/0".parse().unwrap()]);
         });
-        imports.take(&slice.key.cluster, &slice.key.to_string(), &slice.encode()).unwrap();
+        imports.restore(&slice.key.cluster, &slice.key.to_string(), &slice.encode()).unwrap();
         let changes = imports.changes();
         let [(_, Verdict::Imported(accepted))] = &changes[..] else { panic!("{changes:?}") };
         assert_eq!(accepted.offer.as_ref().unwrap().gateway_ranges, ranges);

@@ -27,7 +27,7 @@ impl State {
                 continue;
             }
             for (name, bytes) in slices {
-                match self.imports.take(&from, &name, &bytes) {
+                match self.imports.restore(&from, &name, &bytes) {
                     Ok(Stored::Slice { forgets: None }) => {}
                     Ok(Stored::Slice { forgets: Some(gone) }) => {
                         self.persist(persistence::import(&from, &gone.to_string()));
