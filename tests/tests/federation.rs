@@ -309,10 +309,10 @@ fn status_shows_imports_and_quarantine_reasons() {
     let status = world.west.ask("/status");
     assert_eq!(status["imports"]["imported"][0]["host"], HOST);
     assert_eq!(status["peers"]["east"]["connected"], true);
-    assert_eq!(
-        world.west.ask(&format!("/explain?host={other}"))["registry"]["why_not"],
-        "no export rule selects it"
-    );
+    until("west's agent has read its own file", || {
+        let explained = world.west.ask(&format!("/explain?host={other}"));
+        explained["registry"]["why_not"] == "no export rule selects it"
+    });
     until_status(&world.east, "the peer has acknowledged the export", |status| {
         let peers = status["nodes"]["peers"].as_array()?;
         peers.iter().find(|peer| {
