@@ -477,12 +477,12 @@ fn state_unusable_directory_is_in_status_and_metrics_of_both_programs_until_usab
     let gateway = east.gateway("gw-1");
     let report = || gateway.admin("GET", "/status").json()["state"].clone();
     let usable = || gateway.metrics().sum("isthmus_state_usable", &["store=\"slices\""]).to_string();
-    for found in
+    until("status of both programs reports that the state directory is unusable", || {
         [store(&east.ask("/status"), "slices"), store(&east.ask("/status"), "registrations"), report()]
-    {
-        assert!(found["usable"] == false && found["problem"].is_string(), "{found}");
-    }
-    assert_eq!((store_metric(&east, "usable", "slices"), usable()), ("0".to_owned(), "0".to_owned()));
+            .iter()
+            .all(|found| found["usable"] == false && found["problem"].is_string())
+    });
+    until("so do their metrics", || store_metric(&east, "usable", "slices") == "0" && usable() == "0");
     folders.iter().for_each(|folder| fs::remove_file(folder).unwrap());
     until("both use their state directory", || {
         store_metric(&east, "usable", "slices") == "1" && usable() == "1"
