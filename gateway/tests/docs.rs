@@ -3,6 +3,8 @@
 
 #![expect(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "a test fails by panicking")]
 
+mod tree;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::env;
 use std::fs;
@@ -10,6 +12,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use serde_json::Value;
+use tree::{code, files, root};
 
 const GATEWAY: &str = "isthmus-gateway";
 const AGENT: &str = "isthmus-agent";
@@ -23,26 +26,8 @@ const SCRIPTS: &[&str] = &["tests/run", ".ci/run"];
 /// Maximum length of the README in bytes.
 const LONGEST_README: usize = 9_000;
 
-fn root() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().to_owned()
-}
-
 fn read(path: &str) -> String {
     fs::read_to_string(root().join(path)).unwrap_or_else(|error| panic!("{path}: {error}"))
-}
-
-/// Returns all files below a folder with an extension.
-fn files(folder: &Path, extension: &str) -> Vec<PathBuf> {
-    let mut found = Vec::new();
-    for entry in fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()) {
-        if entry.is_dir() && !entry.ends_with("target") {
-            found.extend(files(&entry, extension));
-        } else if entry.extension().is_some_and(|found| found == extension) {
-            found.push(entry);
-        }
-    }
-    found.sort();
-    found
 }
 
 /// Returns every page with its text.
@@ -227,18 +212,12 @@ fn reasons() -> Vec<(String, String)> {
     found
 }
 
-/// Returns the part of a file before its tests.
-fn code(path: &Path) -> String {
-    let text = fs::read_to_string(path).unwrap();
-    text.split("\n#[cfg(test)]\nmod tests {").next().unwrap().to_owned()
-}
-
 /// Returns the names of the gateway's metrics from its table: `"NAME" KIND [LABELS] "HELP"`.
 fn gateway_metrics() -> BTreeSet<String> {
     let kinds = ["\" counter [", "\" gauge [", "\" histogram ["];
     let sources =
         files(&root().join("gateway"), "rs").into_iter().filter(|path| path.ends_with("metrics/collect.rs"));
-    let lines = sources.map(|path| code(&path)).collect::<String>();
+    let lines = sources.map(|path| code(&fs::read_to_string(path).unwrap()).to_owned()).collect::<String>();
     let named =
         lines.lines().map(str::trim_start).filter(|line| kinds.iter().any(|kind| line.contains(kind)));
     named.filter_map(|line| Some(format!("isthmus_{}", line.strip_prefix('"')?.split('"').next()?))).collect()
@@ -248,7 +227,7 @@ fn gateway_metrics() -> BTreeSet<String> {
 fn agent_metrics() -> BTreeSet<String> {
     let sources = files(&root().join("xds-lite"), "rs");
     let sources = sources.into_iter().filter(|path| path.iter().any(|part| part == "src"));
-    let texts = sources.map(|path| code(&path)).collect::<String>();
+    let texts = sources.map(|path| code(&fs::read_to_string(path).unwrap()).to_owned()).collect::<String>();
     let named = texts.split("\"isthmus_agent_").skip(1).filter_map(|rest| rest.split('"').next());
     let is_name = |name: &&str| name.chars().all(|c| c.is_ascii_lowercase() || c == '_');
     named.filter(is_name).map(|name| format!("isthmus_agent_{name}")).collect()
