@@ -196,6 +196,25 @@ pub struct Endpoint {
     pub aliases: Vec<HostName>,
 }
 
+impl Endpoint {
+    /// A ready endpoint that takes connections from other clusters, and nothing more.
+    #[must_use]
+    pub fn new(address: Target) -> Endpoint {
+        Endpoint {
+            address,
+            locality: Locality::default(),
+            weight: 1,
+            health: Health::Ready,
+            instance: None,
+            instance_exported: false,
+            tls: None,
+            identity: None,
+            exposed: true,
+            aliases: Vec::new(),
+        }
+    }
+}
+
 /// The ready endpoints of a port in one locality.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Ready {

@@ -12,9 +12,8 @@ use isthmus_ads::shared::Shared;
 use isthmus_certs::{Peer, Server, SpiffeId};
 use isthmus_envoy::export::Adapter;
 use isthmus_model::HostPattern;
-use isthmus_model::Locality;
 use isthmus_model::services::Balance;
-use isthmus_model::slice::{Endpoint, Health, Key, Offer, Order, Port, Slice, Tls};
+use isthmus_model::slice::{Endpoint, Key, Offer, Order, Port, Slice, Tls};
 use isthmus_proto::type_url::{CLUSTER, ENDPOINTS, LISTENER};
 use rustls::pki_types::ServerName;
 use rustls::{ClientConnection, ServerConnection, StreamOwned};
@@ -75,18 +74,7 @@ impl Tables {
 
 /// A service of the cluster, exported, at port 443, with these endpoints.
 pub(crate) fn service(host: &str, endpoints: &[SocketAddr]) -> Slice {
-    let endpoints = endpoints.iter().map(|address| Endpoint {
-        address: address.to_string().parse().unwrap(),
-        locality: Locality::default(),
-        weight: 1,
-        health: Health::Ready,
-        instance: None,
-        instance_exported: false,
-        tls: None,
-        identity: None,
-        exposed: true,
-        aliases: Vec::new(),
-    });
+    let endpoints = endpoints.iter().map(|address| Endpoint::new(address.to_string().parse().unwrap()));
     let port = Port {
         balance: Balance::RoundRobin,
         endpoints: endpoints.collect(),

@@ -4,7 +4,6 @@ use bytes::Bytes;
 use prost::Message as _;
 
 use super::*;
-use isthmus_model::address::Target;
 use isthmus_model::host::HostName;
 use isthmus_model::locality::Locality;
 use isthmus_model::services::Balance;
@@ -15,18 +14,7 @@ use isthmus_proto::envoy::config::endpoint::v3 as eds;
 use isthmus_proto::envoy::config::listener::v3 as lds;
 
 fn endpoint(address: &str) -> Endpoint {
-    Endpoint {
-        address: address.parse::<Target>().unwrap(),
-        locality: Locality::default(),
-        weight: 1,
-        health: Health::Ready,
-        instance: None,
-        instance_exported: false,
-        tls: None,
-        identity: None,
-        exposed: true,
-        aliases: Vec::new(),
-    }
+    Endpoint::new(address.parse().unwrap())
 }
 
 fn port(number: u16, endpoints: Vec<Endpoint>) -> Port {

@@ -140,18 +140,7 @@ fn slice_names_are_granted_one_by_one() {
     let mut imports = Imports::new(vec![near]);
     let name = |text: &str| HostName::parse(text).unwrap();
     let instance = Instance { name: name("db-0"), aliases: vec![name("src.shop"), name("login.bank")] };
-    let endpoint = |address: &str| Endpoint {
-        address: address.parse().unwrap(),
-        locality: Locality::default(),
-        weight: 1,
-        health: Health::Ready,
-        instance: None,
-        instance_exported: false,
-        tls: None,
-        identity: None,
-        exposed: true,
-        aliases: Vec::new(),
-    };
+    let endpoint = |address: &str| Endpoint::new(address.parse().unwrap());
     let slice = with(slice("east", "a.shop"), |offer| {
         offer.aliases = vec![pattern("b.shop"), pattern("login.bank")];
         offer.exposed_on = vec!["gw".to_owned()];
@@ -312,18 +301,7 @@ fn endpoint_reached_without_a_gateway_is_probed_itself() {
     let near = Consent { is_near: true, endpoints: vec!["10.2.0.0/16".parse().unwrap()], ..consent("east") };
     let mut imports = Imports::new(vec![near]);
     let (one, two) = ("10.2.0.1:443", "10.2.0.2:443");
-    let endpoint = |address: &str| Endpoint {
-        address: address.parse().unwrap(),
-        locality: Locality::default(),
-        weight: 1,
-        health: Health::Ready,
-        instance: None,
-        instance_exported: false,
-        tls: None,
-        identity: None,
-        exposed: true,
-        aliases: Vec::new(),
-    };
+    let endpoint = |address: &str| Endpoint::new(address.parse().unwrap());
     let direct = with(slice("east", "a.shop"), |offer| {
         offer.staleness = Staleness::Probe;
         offer.ports[0].endpoints = vec![endpoint(one), endpoint(two), endpoint("10.9.0.1:443")];
