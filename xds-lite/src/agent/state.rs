@@ -160,20 +160,19 @@ impl State {
     /// Applies results of mTLS checks.
     pub(super) fn seen(&mut self, seen: Vec<(Subject, MtlsCheck)>, now: Instant) {
         let mut changed = BTreeSet::new();
-        for (subject, proof) in seen {
-            let result = proof.clone();
-            if !self.mtls_checks.seen(&subject, proof, now) {
+        for (subject, result) in seen {
+            if !self.mtls_checks.seen(&subject, result, now) {
                 continue;
             }
-            let (service, endpoint, remedy) = (&subject.host, &subject.address, super::mtls_check::REMEDY);
-            match result {
-                MtlsCheck::NotRequired(seen) => {
-                    tracing::warn!(%service, %endpoint, seen, remedy, "not_mtls: endpoint is not exported: it accepts clients without a certificate");
-                }
-                MtlsCheck::Unreachable(seen) => {
-                    tracing::warn!(%service, %endpoint, seen, remedy, "not_mtls: endpoint is not exported: its mTLS check has failed");
-                }
-                MtlsCheck::Awaited | MtlsCheck::Required => {}
+            let flaw = match self.mtls_checks.of(&subject) {
+                MtlsCheck::NotRequired(seen) => Some(("it accepts clients without a certificate", seen)),
+                MtlsCheck::Unreachable(seen) => Some(("its mTLS check has failed", seen)),
+                MtlsCheck::Awaited | MtlsCheck::Required => None,
+            };
+            if let Some((why, seen)) = flaw {
+                let (service, endpoint, remedy) =
+                    (&subject.host, &subject.address, super::mtls_check::REMEDY);
+                tracing::warn!(%service, %endpoint, seen, remedy, "not_mtls: endpoint is not exported: {why}");
             }
             changed.insert(subject.host);
         }
