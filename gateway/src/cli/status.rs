@@ -40,12 +40,8 @@ pub(super) fn status(answer: &Value) -> String {
             at("/tables/age_seconds")
         ),
     );
-    if answer.pointer("/agent/connected").is_some() {
-        let state = if answer.pointer("/agent/connected") == Some(&Value::Bool(true)) {
-            "connected"
-        } else {
-            "unreachable"
-        };
+    if let Some(is_connected) = answer.pointer("/agent/connected").and_then(Value::as_bool) {
+        let state = if is_connected { "connected" } else { "unreachable" };
         line(
             "agent",
             format!(

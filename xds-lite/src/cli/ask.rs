@@ -234,9 +234,8 @@ pub fn ask(question: &Question) -> Result<Value, AskError> {
         return Ok(answer);
     }
     let why = answer.get("error").and_then(Value::as_str).unwrap_or("the agent refused");
-    // The answer may come from anything that listens there: no control characters to a terminal.
-    let why = why.chars().map(|c| if c.is_control() && c != '\n' { '\u{fffd}' } else { c });
-    Err(AskError::Refused { at, why: why.collect() })
+    let why = why.split('\n').map(text::printable).collect::<Vec<_>>().join("\n");
+    Err(AskError::Refused { at, why })
 }
 
 fn request(question: &Question) -> Result<Asked, AskError> {

@@ -22,7 +22,7 @@ pub fn status(answer: &Value) -> String {
     for problem in problems {
         let _infallible = writeln!(page, "  {problem}");
     }
-    let count = |pointer: &str| answer.pointer(pointer).map_or_else(|| "-".to_owned(), text);
+    let count = |pointer: &str| text(at(answer, pointer));
     let _infallible = write!(
         page,
         "\nSERVICES\n  {} hosts in the registry, {} VMs registered, {} hosts exported, {} slices imported\n",
@@ -31,23 +31,47 @@ pub fn status(answer: &Value) -> String {
         count("/exports/count"),
         count("/imports/count"),
     );
-    page += &section("NOT EXPORTED", items(at(answer, "/exports/held_back")), &["host", "why"]);
-    page += &section("QUARANTINED", items(at(answer, "/imports/held_back")), &["cluster", "host", "held"]);
-    page += &section("PEERS", named(at(answer, "/peers")), &PEER);
-    let followers = named(at(answer, "/nodes")).into_iter().flat_map(|(kind, followers)| {
+    page += &section("NOT EXPORTED", items(at(answer, "/exports/held_back")), HELD_BACK);
+    page += &section("QUARANTINED", items(at(answer, "/imports/held_back")), QUARANTINED);
+    page += &section("PEERS", members(at(answer, "/peers")), PEER);
+    let followers = members(at(answer, "/nodes")).into_iter().flat_map(|(kind, followers)| {
         let of_kind = move |(_, follower)| (kind.clone(), follower);
         items(followers).into_iter().map(of_kind)
     });
-    page += &section("CLIENTS", followers.collect(), &["", "peer", "settled", "refusals", "refusal"]);
-    page += &section(
-        "STATE",
-        items(at(answer, "/state/stores")),
-        &["store", "usable", "behind", "lost_records", "file"],
-    );
+    page += &section("CLIENTS", followers.collect(), CLIENT);
+    page += &section("STATE", items(at(answer, "/state/stores")), STORE);
     page
 }
 
-const PEER: [&str; 6] = ["", "connected", "address", "offers.slices.used", "refusals", "bundle.taken"];
+/// Headings and where in a row their values are; the empty pointer is the row's name.
+type Columns = [(&'static str, &'static str)];
+
+const HELD_BACK: &Columns = &[("HOST", "/host"), ("WHY", "/why")];
+const QUARANTINED: &Columns = &[("CLUSTER", "/cluster"), ("HOST", "/host"), ("QUARANTINED", "/held")];
+const PEER: &Columns = &[
+    ("NAME", ""),
+    ("CONNECTED", "/connected"),
+    ("ADDRESS", "/address"),
+    ("SLICES", "/offers/slices/used"),
+    ("REFUSALS", "/refusals"),
+    ("BUNDLE", "/bundle/taken"),
+];
+const CLIENT: &Columns = &[
+    ("NAME", ""),
+    ("PEER", "/peer"),
+    ("SETTLED", "/settled"),
+    ("REFUSALS", "/refusals"),
+    ("REFUSAL", "/refusal"),
+];
+const STORE: &Columns = &[
+    ("STORE", "/store"),
+    ("USABLE", "/usable"),
+    ("BEHIND", "/behind"),
+    ("LOST RECORDS", "/lost_records"),
+    ("FILE", "/file"),
+];
+const ENDPOINT: &Columns =
+    &[("NAME", ""), ("ADDRESS", "/address"), ("INSTANCE", "/instance"), ("MTLS", "/mtls")];
 
 /// The page of `/explain`.
 #[must_use]
@@ -58,7 +82,7 @@ pub fn explain(answer: &Value) -> String {
             let _infallible = writeln!(page, "{name}: {}", text(value));
         }
     };
-    if at(answer, "/named_by").as_str().is_some_and(|kind| kind != "host") {
+    if at(answer, "/named_by") != "host" {
         line("named by", at(answer, "/named_by"));
     }
     line("also the name of", at(answer, "/others"));
@@ -71,12 +95,11 @@ pub fn explain(answer: &Value) -> String {
             let number = text(at(port, "/port"));
             items(at(port, "/endpoints")).into_iter().map(move |(_, endpoint)| (number.clone(), endpoint))
         });
-        page += &section("ENDPOINTS", endpoints.collect(), &["", "address", "instance", "mtls"]);
+        page += &section("ENDPOINTS", endpoints.collect(), ENDPOINT);
     } else {
         page += "not in the registry of this cluster\n";
     }
-    page +=
-        &section("OFFERED BY OTHER CLUSTERS", items(at(answer, "/imports")), &["cluster", "host", "held"]);
+    page += &section("OFFERED BY OTHER CLUSTERS", items(at(answer, "/imports")), QUARANTINED);
     if let Some(note) = at(answer, "/note").as_str() {
         let _infallible = write!(page, "\n{}\n", printable(note));
     }
@@ -85,38 +108,19 @@ pub fn explain(answer: &Value) -> String {
 
 /// What an operator should look at, the most urgent first.
 fn problems(answer: &Value) -> Vec<String> {
-    let mut found = Vec::new();
-    found.extend(
-        items(at(answer, "/registry/problems"))
-            .iter()
-            .map(|(_, problem)| format!("registry: {}", text(problem))),
-    );
-    for (cluster, peer) in named(at(answer, "/peers")) {
-        if at(peer, "/connected") == false {
-            found.push(format!("peer {cluster}: not connected: {}", text(at(peer, "/error"))));
-        }
-        for (what, pointer) in
-            [("slice", "/refusal"), ("bundle", "/bundle/refusal"), ("bundle", "/bundle/advice")]
-        {
-            if let Some(why) = peer.pointer(pointer).filter(|why| why.is_string()) {
-                found.push(format!("peer {cluster}: {what}: {}", text(why)));
-            }
+    let listed = |pointer: &str, what: &str| -> Vec<String> {
+        items(at(answer, pointer)).iter().map(|(_, problem)| format!("{what}: {}", text(problem))).collect()
+    };
+    let mut found = listed("/registry/problems", "registry");
+    found.extend(members(at(answer, "/peers")).iter().flat_map(|(cluster, peer)| of_peer(cluster, peer)));
+    for (kind, followers) in members(at(answer, "/nodes")) {
+        for (_, follower) in items(followers) {
+            let peer = text(at(follower, "/peer"));
+            found.extend(said(follower, "/refusal", &format!("{kind}: {peer} rejects a response")));
         }
     }
-    for (kind, followers) in named(at(answer, "/nodes")) {
-        let refusing =
-            items(followers).into_iter().filter(|(_, follower)| at(follower, "/refusal").is_string());
-        found.extend(refusing.map(|(_, follower)| {
-            format!(
-                "{kind}: {} rejects a response: {}",
-                text(at(follower, "/peer")),
-                text(at(follower, "/refusal"))
-            )
-        }));
-    }
-    let held = [("exports", "not exported"), ("imports", "quarantined")];
-    for (direction, what) in held {
-        match at(answer, &format!("/{direction}/held_back")).as_array().map_or(0, Vec::len) {
+    for (direction, what) in [("exports", "not exported"), ("imports", "quarantined")] {
+        match items(at(answer, &format!("/{direction}/held_back"))).len() {
             0 => {}
             count => found.push(format!("{direction}: {count} {what}; see below")),
         }
@@ -126,24 +130,27 @@ fn problems(answer: &Value) -> Vec<String> {
         if at(store, "/usable") == false {
             found.push(format!("state: {name}: not persisted: {}", text(at(store, "/problem"))));
         }
-        if at(store, "/damage").is_string() {
-            found.push(format!("state: {name}: {}", text(at(store, "/damage"))));
-        }
+        found.extend(said(store, "/damage", &format!("state: {name}")));
     }
-    found.extend(
-        items(at(answer, "/state/problems")).iter().map(|(_, problem)| format!("state: {}", text(problem))),
-    );
-    found.extend(
-        items(at(answer, "/trust/refused")).iter().map(|(_, problem)| format!("trust: {}", text(problem))),
-    );
-    for (part, what) in [("envoys", "Envoys' tables"), ("grpc", "gRPC clients' tables")] {
-        found.extend(
-            items(at(answer, &format!("/{part}")))
-                .iter()
-                .map(|(_, problem)| format!("{what}: {}", text(problem))),
-        );
-    }
+    found.extend(listed("/state/problems", "state"));
+    found.extend(listed("/trust/refused", "trust"));
+    found.extend(listed("/envoys", "Envoys' tables"));
+    found.extend(listed("/grpc", "gRPC clients' tables"));
     found
+}
+
+fn of_peer(cluster: &str, peer: &Value) -> Vec<String> {
+    let lost = (at(peer, "/connected") == false)
+        .then(|| format!("peer {cluster}: not connected: {}", text(at(peer, "/error"))));
+    let refusals = [("slice", "/refusal"), ("bundle", "/bundle/refusal"), ("bundle", "/bundle/advice")];
+    let refusals =
+        refusals.iter().filter_map(|(what, pointer)| said(peer, pointer, &format!("peer {cluster}: {what}")));
+    lost.into_iter().chain(refusals).collect()
+}
+
+/// A text of the answer after what it is about, if there is one.
+fn said(value: &Value, pointer: &str, what: &str) -> Option<String> {
+    at(value, pointer).as_str().map(|why| format!("{what}: {}", printable(why)))
 }
 
 type Row<'a> = (String, &'a Value);
@@ -152,31 +159,24 @@ fn items(list: &Value) -> Vec<Row<'_>> {
     list.as_array().into_iter().flatten().map(|item| (String::new(), item)).collect()
 }
 
-/// The members of an object, each with its name; the column `""` shows it.
-fn named(object: &Value) -> Vec<Row<'_>> {
+/// The members of an object, each with its name.
+fn members(object: &Value) -> Vec<Row<'_>> {
     object.as_object().into_iter().flatten().map(|(name, member)| (printable(name), member)).collect()
 }
 
 /// A table under a title; nothing where there are no rows.
-fn section(title: &str, rows: Vec<Row<'_>>, columns: &[&str]) -> String {
+fn section(title: &str, rows: Vec<Row<'_>>, columns: &Columns) -> String {
     if rows.is_empty() {
         return String::new();
     }
     let mut table = Table::new();
     table.load_style(presets::NOTHING).set_content_arrangement(ContentArrangement::Disabled);
-    let heading = |column: &&str| match column.rsplit('.').next() {
-        Some("") | None => "NAME".to_owned(),
-        Some("used") => "SLICES".to_owned(),
-        Some("taken") => "BUNDLE".to_owned(),
-        Some("held") => "QUARANTINED".to_owned(),
-        Some(name) => name.replace('_', " ").to_uppercase(),
-    };
-    table.set_header(columns.iter().map(heading));
+    table.set_header(columns.iter().map(|(heading, _)| heading));
     let count = rows.len();
     for (name, row) in rows.into_iter().take(ROWS) {
-        table.add_row(columns.iter().map(|column| match *column {
+        table.add_row(columns.iter().map(|(_, pointer)| match *pointer {
             "" => name.clone(),
-            path => row.pointer(&format!("/{}", path.replace('.', "/"))).map_or_else(|| "-".to_owned(), text),
+            pointer => text(at(row, pointer)),
         }));
     }
     let more = match count.saturating_sub(ROWS) {
@@ -209,7 +209,7 @@ fn at<'a>(value: &'a Value, pointer: &str) -> &'a Value {
 }
 
 /// The answer may come from anything that listens there: no control characters reach the terminal.
-fn printable(text: &str) -> String {
+pub(super) fn printable(text: &str) -> String {
     text.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
 }
 
