@@ -54,6 +54,9 @@ struct Own {
 pub enum Verdict {
     /// The gateways get it, as it is here.
     Imported(Slice),
+    /// The gateways get it without the targets that are down, which are all of them: its names must not lead
+    /// to a wildcard of somebody else meanwhile.
+    Unreachable(Slice, String),
     /// They do not, and why.
     Quarantined(String),
 }
@@ -178,8 +181,8 @@ impl Imports {
             Some(now) => _ = peer.lost.get_or_insert(now),
             None => {
                 peer.lost = None;
-                let back = peer.expired.drain().map(|host| (rank + 1, host));
-                self.dirty.extend(back);
+                let back: Vec<_> = peer.expired.drain().collect();
+                back.iter().for_each(|host| self.judge_again(rank + 1, host));
             }
         }
         if was_lost != now.is_some() {
@@ -189,14 +192,16 @@ impl Imports {
 
     /// Lets go of what was promised for a time only, of clusters that are not heard of.
     pub fn expire(&mut self, now: Instant) {
+        let mut expired = Vec::new();
         for (rank, peer) in self.peers.iter_mut().enumerate() {
             let Some(silence) = peer.lost.map(|lost| now.saturating_duration_since(lost)) else { continue };
             for (key, _) in peer.slices.limited().filter(|(_, rule)| rule.is_over(silence)) {
                 if peer.expired.insert(key.host.clone()) {
-                    self.dirty.insert((rank + 1, key.host.clone()));
+                    expired.push((rank + 1, key.host.clone()));
                 }
             }
         }
+        expired.iter().for_each(|(rank, host)| self.judge_again(*rank, host));
     }
 
     /// Each slice whose verdict may have changed, once.
@@ -251,7 +256,7 @@ impl Imports {
         let (Key { cluster, host }, verdict) = self.verdict(rank, host)?;
         let quarantined = match verdict {
             Verdict::Imported(_) => None,
-            Verdict::Quarantined(why) => Some(why),
+            Verdict::Unreachable(_, why) | Verdict::Quarantined(why) => Some(why),
         };
         Some(ImportStatus { cluster, host, quarantined })
     }
@@ -274,7 +279,26 @@ impl Imports {
         for name in after {
             self.claims.entry(name.clone()).or_default().insert((rank, host.clone()));
         }
-        for claims in before.iter().chain(after).filter_map(|name| self.claims.get(name)) {
+        self.mark_dirty(rank, host, before.iter().chain(after));
+    }
+
+    /// A host whose slice stays has begun or ceased to count.
+    fn judge_again(&mut self, rank: usize, host: &HostPattern) {
+        let peer = rank.checked_sub(1).and_then(|place| self.peers.get(place));
+        let slice = peer.and_then(|peer| {
+            peer.slices.get(&Key { cluster: peer.consent.cluster.clone(), host: host.clone() })
+        });
+        let names = slice.as_ref().map(names).unwrap_or_default();
+        self.mark_dirty(rank, host, names.iter());
+    }
+
+    fn mark_dirty<'a>(
+        &mut self,
+        rank: usize,
+        host: &HostPattern,
+        names: impl Iterator<Item = &'a HostPattern>,
+    ) {
+        for claims in names.filter_map(|name| self.claims.get(name)) {
             self.dirty.extend(claims.iter().rev().take_while(|(other, _)| *other > rank).cloned());
         }
         if rank > 0 {
@@ -292,9 +316,7 @@ impl Imports {
             Verdict::Quarantined("has expired: its cluster has not been heard of for too long".to_owned())
         } else {
             let judged = self.judge(rank, peer, &slice);
-            judged
-                .and_then(|slice| self.as_reached(peer, slice))
-                .map_or_else(Verdict::Quarantined, Verdict::Imported)
+            judged.map_or_else(Verdict::Quarantined, |slice| self.as_reached(peer, slice))
         };
         Some((key, verdict))
     }

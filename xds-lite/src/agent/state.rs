@@ -329,7 +329,9 @@ impl State {
         self.views.gateways.change(|view| {
             for (key, verdict) in changes {
                 match verdict {
-                    Verdict::Imported(slice) => _ = view.set(&key.to_string(), slice.encode()),
+                    Verdict::Imported(slice) | Verdict::Unreachable(slice, _) => {
+                        view.set(&key.to_string(), slice.encode());
+                    }
                     Verdict::Quarantined(why) => {
                         if view.remove(&key.to_string()) {
                             tracing::info!(slice = %key, %why, "no longer imported");

@@ -10,7 +10,7 @@ use isthmus_model::address::Target;
 use isthmus_model::host::HostPattern;
 use isthmus_model::slice::{Cluster, Health, Key, Offer, Slice, Staleness};
 
-use super::{Imports, Peer};
+use super::{Imports, Peer, Verdict};
 
 /// Addresses listed in the reason of a quarantined slice.
 const NAMED: usize = 3;
@@ -93,20 +93,21 @@ impl Imports {
     }
 
     /// An imported slice without the targets that are down.
-    pub(super) fn as_reached(&self, peer: &Peer, mut slice: Slice) -> Result<Slice, String> {
+    pub(super) fn as_reached(&self, peer: &Peer, mut slice: Slice) -> Verdict {
         let is_probed = peer.lost.is_some();
         let offer = slice.offer.as_mut().filter(|offer| is_probed && offer.staleness == Staleness::Probe);
-        let Some(offer) = offer else { return Ok(slice) };
+        let Some(offer) = offer else { return Verdict::Imported(slice) };
         let left_out = leave_out(offer, &|address| self.probes.is_down(address));
         if left_out.is_empty() || leads_anywhere(offer) {
-            return Ok(slice);
+            return Verdict::Imported(slice);
         }
         let named: Vec<_> = left_out.iter().take(NAMED).map(ToString::to_string).collect();
         let more = if left_out.len() > NAMED { ", …" } else { "" };
-        Err(format!(
+        let why = format!(
             "cannot be reached while its cluster is unreachable, too (stale: probe): {}{more}",
             named.join(", ")
-        ))
+        );
+        Verdict::Unreachable(slice, why)
     }
 }
 

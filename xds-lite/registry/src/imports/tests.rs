@@ -263,7 +263,12 @@ fn import_with_stale_probe_leaves_out_addresses_that_are_down() {
     fail(&mut imports, &[one], later);
     let changes = imports.changes();
     assert_eq!(changes.len(), 2, "the slices with that target: {changes:?}");
-    assert_eq!(gateways_of(changes, "a.shop"), Some(vec![two.to_owned()]));
+    assert_eq!(gateways_of(changes.clone(), "a.shop"), Some(vec![two.to_owned()]));
+    let known = changes.iter().find(|(key, _)| key.host == pattern("b.shop"));
+    let Some((_, Verdict::Unreachable(Slice { offer: Some(offer), .. }, _))) = known else {
+        panic!("{known:?}")
+    };
+    assert!(offer.gateways.is_empty() && !offer.ports.is_empty(), "the name must not lead to a wildcard");
     held(&imports, "east/a.shop", "");
     held(
         &imports,
@@ -443,6 +448,7 @@ fn slice_of_countless_empty_parts_is_refused_before_it_is_decoded() {
 #[derive(Clone, Debug)]
 enum Event {
     Contact(usize, bool),
+    Expire,
     Answer(bool),
     Take(usize, usize, bool),
     Withdraw(usize, usize),
@@ -461,6 +467,7 @@ fn event() -> impl Strategy<Value = Event> {
         1 => (cluster.clone(), host.clone()).prop_map(|(c, h)| Event::Withdraw(c, h)),
         1 => (cluster, host.clone()).prop_map(|(c, h)| Event::Leave(c, h)),
         1 => (0..CLUSTERS.len(), any::<bool>()).prop_map(|(c, heard)| Event::Contact(c, heard)),
+        1 => Just(Event::Expire),
         2 => any::<bool>().prop_map(Event::Answer),
         1 => (host.clone(), any::<bool>()).prop_map(|(h, alias)| Event::Own(h, alias)),
         1 => host.prop_map(Event::OwnGone),
@@ -483,13 +490,15 @@ proptest! {
                 let mut made = with(slice(of, host), |offer| {
                     // The next host's name as an alias makes every kind of conflict.
                     if alias { offer.aliases = vec![pattern(if host == "a.shop" { "b.shop" } else { "a.shop" })]; }
-                    if host != "c.shop" { offer.staleness = Staleness::Probe; }
+                    let limited = Staleness::ExpireAfter(Duration::from_secs(1));
+                    offer.staleness = if host == "c.shop" { limited } else { Staleness::Probe };
                 });
                 made.order.revision = revision;
                 made
             };
             match event {
                 Event::Contact(c, heard) => imports.set_unreachable_since(&cluster(CLUSTERS[c]), (!heard).then_some(now)),
+                Event::Expire => imports.expire(now + Duration::from_secs(1)),
                 Event::Answer(true) => {
                     imports.turn(vec![("203.0.113.7:15443".parse().unwrap(), Answer::Reached)], 64, now);
                 }
