@@ -34,6 +34,7 @@ use isthmus_trust::enrolment::{EnrolError, Folder, by_token, first};
 use isthmus_trust::join::Token;
 use isthmus_trust::join::enrolment::meet;
 use isthmus_trust::stubs::istio_certificate_service_client::IstioCertificateServiceClient;
+use rustix::process::{Pid, Signal, kill_process};
 use rustls::{ServerConnection, StreamOwned};
 use serde_json::Value;
 use tokio::runtime::Runtime;
@@ -272,6 +273,25 @@ impl Drop for Followed {
         self.0.kill().unwrap();
         self.0.wait().unwrap();
     }
+}
+
+#[test]
+fn enrol_follow_survives_non_terminating_signals() {
+    let cluster = issuing("6s");
+    let token = create(&cluster, &["--workload", MYSQL]).unwrap();
+    let certificate = cluster.path("vm/tls.crt");
+    let out = cluster.path("vm");
+    let mut followed =
+        Followed(enrol(&[&token, "--out", out.to_str().unwrap(), "--follow"]).spawn().unwrap());
+    until("the first certificate", || certificate.exists());
+    let first = fs::read_to_string(&certificate).unwrap();
+    let pid = Pid::from_child(&followed.0);
+    for signal in [Signal::HUP, Signal::USR1, Signal::USR2] {
+        kill_process(pid, signal).unwrap();
+    }
+    until("another certificate", || fs::read_to_string(&certificate).unwrap() != first);
+    kill_process(pid, Signal::TERM).unwrap();
+    assert!(followed.0.wait().unwrap().success());
 }
 
 /// An endpoint with the certificate of a directory.

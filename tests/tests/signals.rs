@@ -11,7 +11,7 @@
 
 use std::fs;
 use std::io::{BufRead as _, BufReader, PipeReader, Read as _, Write as _};
-use std::net::{SocketAddr, TcpStream};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::fd::AsFd as _;
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -145,6 +145,22 @@ fn rotation_survives_non_terminating_signals() {
     until("the first pass", || lock.exists());
     program.signal(Signal::HUP);
     assert_survives_signals(program, "SIGHUP");
+}
+
+#[test]
+fn benchmark_survives_non_terminating_signals() {
+    let silent = TcpListener::bind("127.0.0.1:0").unwrap();
+    let mut command = Command::new(binary::bench());
+    command.args(["run", "--insecure", "--sni", "a.example", "--duration", "1h", "--timeout", "100ms"]);
+    command.arg(silent.local_addr().unwrap().to_string());
+    let mut program = Program::start(&mut command);
+    until_caught(&program, Signal::HUP);
+    for (signal, name) in [(Signal::HUP, "SIGHUP"), (Signal::USR1, "SIGUSR1"), (Signal::USR2, "SIGUSR2")] {
+        program.signal(signal);
+        until(&format!("the program logs {name}"), || program.has_said(name));
+    }
+    program.signal(Signal::TERM);
+    let _operations_failed = program.wait_end();
 }
 
 #[test]

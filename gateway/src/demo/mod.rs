@@ -36,7 +36,7 @@ const LONGEST: Duration = Duration::from_secs(60);
 /// before they reconnect.
 const PATIENCE: Duration = Duration::from_secs(20);
 const TICK: Duration = Duration::from_millis(10);
-/// Each of the four programs may take a second to stop.
+/// The longest end: each of the four programs may take a second, and one more for the rest.
 const END: Duration = Duration::from_secs(5);
 
 /// Why the demo failed.
