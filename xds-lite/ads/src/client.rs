@@ -130,7 +130,7 @@ impl Client {
 
     /// A request to send names again that were refused.
     #[must_use]
-    pub fn again(&self, names: Vec<String>) -> DeltaDiscoveryRequest {
+    pub fn resend_request(&self, names: Vec<String>) -> DeltaDiscoveryRequest {
         DeltaDiscoveryRequest {
             type_url: self.type_url.clone(),
             resource_names_subscribe: names,

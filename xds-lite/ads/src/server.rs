@@ -43,7 +43,7 @@ pub type IsGone<'a> = &'a dyn Fn(&str) -> bool;
 
 impl Stream {
     /// Memory of the client's names.
-    pub(super) fn kept(&self) -> NameUsage {
+    pub(super) fn name_usage(&self) -> NameUsage {
         self.kept.plus(self.claimed)
     }
 
@@ -56,7 +56,7 @@ impl Stream {
         } else {
             request.initial_resource_versions.keys().filter(|name| view.get(name).is_none()).collect()
         };
-        self.kept().plus(more).plus(claimed)
+        self.name_usage().plus(more).plus(claimed)
     }
 
     /// A response is unanswered.
@@ -130,7 +130,7 @@ impl Stream {
     }
 
     /// Owes these names again, changed or not, where they are subscribed to.
-    pub fn again<'a>(&mut self, names: impl IntoIterator<Item = &'a str>) {
+    pub fn resend<'a>(&mut self, names: impl IntoIterator<Item = &'a str>) {
         let wanted: Vec<_> = names.into_iter().filter(|name| self.wants(name)).map(str::to_owned).collect();
         self.owed.extend(wanted);
     }
@@ -214,7 +214,7 @@ impl Stream {
     /// The number of NACKs, and the last one unless the client has ACKed since.
     #[must_use]
     pub fn nacks(&self) -> (u64, Option<&Nack>) {
-        self.refusals.seen()
+        self.refusals.nacks()
     }
 }
 
@@ -401,7 +401,7 @@ mod tests {
         stream.request(&leave, &view, &|_| true);
         view.set("a", "2");
         assert_eq!(next(&mut stream, &view), None);
-        stream.again(["a", "absent"]);
+        stream.resend(["a", "absent"]);
         assert_eq!(next(&mut stream, &view), came(&["absent"]));
     }
 

@@ -34,7 +34,7 @@ impl Refusals {
     }
 
     /// The number of NACKs, and the last one unless the client has ACKed since.
-    pub(super) fn seen(&self) -> (u64, Option<&Nack>) {
+    pub(super) fn nacks(&self) -> (u64, Option<&Nack>) {
         (self.count, self.last.as_ref())
     }
 }
@@ -98,7 +98,7 @@ pub trait Session: Send + Sync + 'static {
     /// Whether a request, the first of its type, names resources instead of subscribing to all.
     fn is_by_name(request: &Self::Request) -> bool;
     /// Memory of the client's names.
-    fn kept(&self) -> NameUsage;
+    fn name_usage(&self) -> NameUsage;
     /// An upper bound of that memory after this request.
     fn kept_with(&self, request: &Self::Request, view: &View) -> NameUsage;
     /// A response is unanswered.
@@ -106,7 +106,7 @@ pub trait Session: Send + Sync + 'static {
     /// Handles a request of the client.
     fn request(&mut self, request: &Self::Request, view: &View, is_gone: IsGone<'_>);
     /// Owes these names again, changed or not, where they are subscribed to.
-    fn again<'a>(&mut self, names: impl IntoIterator<Item = &'a str>);
+    fn resend<'a>(&mut self, names: impl IntoIterator<Item = &'a str>);
     /// The next response of about `most` bytes, if anything is owed and none is in flight.
     fn response(&mut self, type_url: &str, view: &View, most: usize) -> Option<Outgoing<Self::Response>>;
     /// The position in the view; removals up to it need not be remembered for this stream.
@@ -137,8 +137,8 @@ impl Session for server::Stream {
         are_names(&request.resource_names_subscribe)
     }
 
-    fn kept(&self) -> NameUsage {
-        self.kept()
+    fn name_usage(&self) -> NameUsage {
+        self.name_usage()
     }
 
     fn kept_with(&self, request: &DeltaDiscoveryRequest, view: &View) -> NameUsage {
@@ -153,8 +153,8 @@ impl Session for server::Stream {
         self.request(request, view, is_gone);
     }
 
-    fn again<'a>(&mut self, names: impl IntoIterator<Item = &'a str>) {
-        self.again(names);
+    fn resend<'a>(&mut self, names: impl IntoIterator<Item = &'a str>) {
+        self.resend(names);
     }
 
     fn response(
@@ -197,8 +197,8 @@ impl Session for sotw::Stream {
         are_names(&request.resource_names)
     }
 
-    fn kept(&self) -> NameUsage {
-        self.kept()
+    fn name_usage(&self) -> NameUsage {
+        self.name_usage()
     }
 
     fn kept_with(&self, request: &DiscoveryRequest, view: &View) -> NameUsage {
@@ -213,8 +213,8 @@ impl Session for sotw::Stream {
         self.request(request, view);
     }
 
-    fn again<'a>(&mut self, names: impl IntoIterator<Item = &'a str>) {
-        self.again(names);
+    fn resend<'a>(&mut self, names: impl IntoIterator<Item = &'a str>) {
+        self.resend(names);
     }
 
     fn response(&mut self, type_url: &str, view: &View, most: usize) -> Option<Outgoing<DiscoveryResponse>> {

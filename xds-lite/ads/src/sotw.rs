@@ -96,7 +96,7 @@ impl Stream {
     }
 
     /// Memory of the client's names.
-    pub(super) fn kept(&self) -> NameUsage {
+    pub(super) fn name_usage(&self) -> NameUsage {
         self.kept
     }
 
@@ -185,7 +185,7 @@ impl Stream {
     }
 
     /// Owes these names again, changed or not, where they are subscribed to.
-    pub fn again<'a>(&mut self, names: impl IntoIterator<Item = &'a str>) {
+    pub fn resend<'a>(&mut self, names: impl IntoIterator<Item = &'a str>) {
         let wanted = names.into_iter().filter(|name| self.subscription.wants(name)).map(str::to_owned);
         self.owed.extend(wanted.collect::<Vec<_>>());
     }
@@ -303,7 +303,7 @@ impl Stream {
     /// The number of NACKs, and the last one unless the client has ACKed since.
     #[must_use]
     pub fn nacks(&self) -> (u64, Option<&Nack>) {
-        self.refusals.seen()
+        self.refusals.nacks()
     }
 }
 

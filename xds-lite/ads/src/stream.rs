@@ -183,7 +183,7 @@ impl<D: Directory, S: Session> Stream<D, S> {
     fn warm(&mut self, clusters: BTreeSet<String>) {
         self.warming.extend(clusters);
         if let Some(endpoints) = self.kinds.get_mut(&Rank::Endpoints) {
-            endpoints.session.again(self.warming.iter().map(String::as_str));
+            endpoints.session.resend(self.warming.iter().map(String::as_str));
             self.warming.clear();
         }
     }
@@ -216,8 +216,8 @@ impl<S: Session> Kind<S> {
             follower: shared.follow(&peer.to_string()),
             shared,
             session: S::new(type_url),
-            names: account.take(Resource::Names, 0)?,
-            name_bytes: account.take(Resource::NameBytes, 0)?,
+            names: account.reserve(Resource::Names, 0)?,
+            name_bytes: account.reserve(Resource::NameBytes, 0)?,
             asked: None,
         })
     }
@@ -233,7 +233,7 @@ impl<S: Session> Kind<S> {
         }
         self.count(kept)?;
         self.session.request(request, &self.shared.view(), &|name| self.shared.is_gone(name));
-        self.count(self.session.kept())?;
+        self.count(self.session.name_usage())?;
         if !self.session.is_in_flight() {
             self.asked = None;
         }

@@ -18,9 +18,9 @@ use tower::ServiceExt;
 use super::backoff::Backoff;
 use super::client::{Client, Refused, Update};
 use crate::stubs::aggregated_discovery_service_client::AggregatedDiscoveryServiceClient;
-use isthmus_grpc::dial::{Chain, meet};
+use isthmus_grpc::dial::{Chain, dial_with_chain};
 use isthmus_grpc::metered::Metered;
-use isthmus_grpc::revocation_watch::until_disbelieved;
+use isthmus_grpc::revocation_watch::until_distrusted;
 use isthmus_model::address::{Ranges, Target};
 use isthmus_proto::envoy::config::core::v3::Node;
 use isthmus_proto::envoy::service::discovery::v3::{DeltaDiscoveryRequest, DeltaDiscoveryResponse};
@@ -140,7 +140,7 @@ impl Subscription {
         clients: &mut [Client],
         tables: &mut impl Tables,
     ) -> (Option<Instant>, String) {
-        let (channel, standing) = match meet(server, &self.tls, self.within.as_ref()).await {
+        let (channel, standing) = match dial_with_chain(server, &self.tls, self.within.as_ref()).await {
             Ok((channel, chain)) => {
                 let standing = self.tls.standing(&chain);
                 tables.shown(chain);
@@ -169,12 +169,12 @@ impl Subscription {
         };
         tables.contact(Contact::Made(server));
         let made = Some(Instant::now());
-        let mut distrusted = pin!(until_disbelieved(standing));
+        let mut distrusted = pin!(until_distrusted(standing));
         loop {
             let due = tokio::select! {
                 why = &mut distrusted => return (made, format!("the server is no longer trusted: {why}")),
                 message = responses.message() => match message {
-                    Ok(Some(response)) => take(response, clients, tables),
+                    Ok(Some(response)) => accept(response, clients, tables),
                     Ok(None) => return (made, "the server ended the stream".to_owned()),
                     Err(status) => return (made, status_text(&status)),
                 },
@@ -193,7 +193,7 @@ impl Subscription {
 }
 
 /// Applies a response; returns its answer and changed subscriptions.
-fn take(
+fn accept(
     response: DeltaDiscoveryResponse,
     clients: &mut [Client],
     tables: &mut impl Tables,
@@ -214,7 +214,7 @@ fn take(
 
 fn ask_again(type_url: &str, names: Vec<String>, clients: &[Client]) -> Vec<DeltaDiscoveryRequest> {
     let client = clients.iter().find(|client| client.type_url() == type_url);
-    client.map(|client| client.again(names)).into_iter().collect()
+    client.map(|client| client.resend_request(names)).into_iter().collect()
 }
 
 const ENDED: &str = "the stream has ended";

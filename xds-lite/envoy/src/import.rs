@@ -35,7 +35,7 @@ const MOST_ENDPOINTS: usize = 10_000;
 const NAMED: usize = 8;
 
 /// Quotes untrusted text: escaped, and truncated beyond the length of a name.
-fn shown(text: &str) -> String {
+fn quoted(text: &str) -> String {
     let short: String = text.chars().take(300).collect();
     if short.len() == text.len() { format!("{short:?}") } else { format!("{short:?}…") }
 }

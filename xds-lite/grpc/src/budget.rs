@@ -117,7 +117,7 @@ impl Budgets {
     /// The limits of each client of a kind.
     #[must_use]
     pub fn limits(&self, kind: Kind) -> &Amounts {
-        self.limits.of(kind)
+        self.limits.get(kind)
     }
 
     /// The account of a client.
@@ -130,9 +130,9 @@ impl Budgets {
         self.ledger.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn take(&self, who: &Principal, resource: Resource, more: u64) -> Result<(), Exceeded> {
+    fn reserve(&self, who: &Principal, resource: Resource, more: u64) -> Result<(), Exceeded> {
         let kind = who.kind();
-        let (own, all) = (self.limits.of(kind).get(resource), self.of_all(kind, resource));
+        let (own, all) = (self.limits.get(kind).get(resource), self.of_all(kind, resource));
         let mut ledger = self.ledger();
         let used = ledger.used(who, resource);
         let total = ledger.totals.get(&kind).map_or(0, |entry| entry.used.get(resource));
@@ -170,7 +170,7 @@ impl Budgets {
     /// The common limit of all clients of a kind.
     fn of_all(&self, kind: Kind, resource: Resource) -> u64 {
         match resource {
-            Resource::Connections => self.places.of(kind),
+            Resource::Connections => self.places.get(kind),
             Resource::RequestBytes => limits::request_bytes_of_all(kind),
             Resource::Streams | Resource::Names | Resource::NameBytes => u64::MAX,
         }
@@ -182,7 +182,7 @@ impl Budgets {
         let ledger = self.ledger();
         let mut report: BTreeMap<_, BTreeMap<_, _>> = BTreeMap::new();
         for (who, entry) in &ledger.accounts {
-            let limits = self.limits.of(who.kind());
+            let limits = self.limits.get(who.kind());
             let usage = |resource: Resource| Usage {
                 used: entry.used.get(resource),
                 limit: limits.get(resource),
@@ -257,7 +257,7 @@ impl Account {
     ///
     /// # Errors
     /// The limit of the account, or of all clients of its kind, is reached.
-    pub fn take(&self, resource: Resource, amount: u64) -> Result<Share, Exceeded> {
+    pub fn reserve(&self, resource: Resource, amount: u64) -> Result<Share, Exceeded> {
         let mut share = Share { account: self.clone(), resource, amount: 0 };
         share.set(amount)?;
         Ok(share)
@@ -286,7 +286,7 @@ impl Share {
     pub fn set(&mut self, amount: u64) -> Result<(), Exceeded> {
         let Account { budgets, of } = &self.account;
         if amount > self.amount {
-            budgets.take(of, self.resource, amount - self.amount)?;
+            budgets.reserve(of, self.resource, amount - self.amount)?;
         } else if amount < self.amount {
             budgets.give_back(of, self.resource, self.amount - amount);
         }

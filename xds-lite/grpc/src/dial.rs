@@ -31,7 +31,7 @@ const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
 /// # Errors
 /// The server is unreachable, or not the one that `tls` expects.
 pub async fn dial(address: &Target, tls: &Arc<Client>) -> Result<Channel, tonic::transport::Error> {
-    meet(address, tls, None).await.map(|(channel, _)| channel)
+    dial_with_chain(address, tls, None).await.map(|(channel, _)| channel)
 }
 
 /// A certificate chain, leaf first.
@@ -42,14 +42,14 @@ pub type Chain = Vec<CertificateDer<'static>>;
 ///
 /// # Errors
 /// As for [`dial`].
-pub async fn meet(
+pub async fn dial_with_chain(
     address: &Target,
     tls: &Arc<Client>,
     within: Option<&Ranges>,
 ) -> Result<(Channel, Chain), tonic::transport::Error> {
     let name = tls.name().cloned();
     let tls = Arc::clone(tls);
-    meet_as(address, within, move || tls.config(), name).await
+    dial_as_with_chain(address, within, move || tls.config(), name).await
 }
 
 /// [`dial`] with a TLS configuration of the caller, and the name that the server must have, if it is verified by name.
@@ -58,10 +58,10 @@ pub async fn dial_as(
     config: impl Fn() -> Arc<ClientConfig> + Send + 'static,
     name: Option<DnsName<'static>>,
 ) -> Result<Channel, tonic::transport::Error> {
-    meet_as(address, None, config, name).await.map(|(channel, _)| channel)
+    dial_as_with_chain(address, None, config, name).await.map(|(channel, _)| channel)
 }
 
-async fn meet_as(
+async fn dial_as_with_chain(
     address: &Target,
     within: Option<&Ranges>,
     config: impl Fn() -> Arc<ClientConfig> + Send + 'static,

@@ -10,7 +10,7 @@ use tokio_rustls::rustls::pki_types::UnixTime;
 const PACE: Duration = Duration::from_secs(1);
 
 /// Completes once the peer would be refused, with the reason.
-pub async fn until_disbelieved(mut standing: Standing) -> VerifyError {
+pub async fn until_distrusted(mut standing: Standing) -> VerifyError {
     let mut pace = interval(PACE);
     pace.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {

@@ -25,7 +25,7 @@ use tonic::service::Routes;
 use tower::ServiceExt as _;
 
 use crate::budget::{Account, Principal, Resource};
-use crate::revocation_watch::until_disbelieved;
+use crate::revocation_watch::until_distrusted;
 use pool::ConnectionPool;
 
 pub use admission::{Admission, PrincipalOf};
@@ -125,8 +125,8 @@ impl GrpcServer {
             Ok(Ok(Proven::ByCertificate(stream, id))) => _ = tokio::spawn(self.answer(*stream, id)),
             Ok(Ok(Proven::ByToken(stream, session))) => {
                 let slot = Slot::default();
-                let visit = tokio::spawn(Arc::clone(&self).receive(*stream, session, slot.clone()));
-                self.token_clients.enter(visit.abort_handle(), slot);
+                let serving = tokio::spawn(Arc::clone(&self).receive(*stream, session, slot.clone()));
+                self.token_clients.enter(serving.abort_handle(), slot);
             }
             Ok(Err(error)) => tracing::debug!(%error, "TLS handshake failed"),
             Err(_) => tracing::debug!("TLS handshake timed out"),
@@ -156,32 +156,38 @@ impl GrpcServer {
     async fn answer(self: Arc<Self>, stream: TlsStream<TcpStream>, id: SpiffeId) {
         let account = self.admission.account(&id);
         // The budget has logged the refusal.
-        let Ok(_place) = account.take(Resource::Connections, 1) else { return };
+        let Ok(_place) = account.reserve(Resource::Connections, 1) else { return };
         match account.principal() {
             Principal::Stranger(_) => self.admission.refuse(stream, &id).await,
-            Principal::Workload(_) => self.attend(stream, id, account, SHORT_CONNECTION).await,
+            Principal::Workload(_) => self.serve_requests(stream, id, account, SHORT_CONNECTION).await,
             Principal::Gateway(_) | Principal::Peer(_) => {
-                self.attend(stream, id, account, Duration::MAX).await
+                self.serve_requests(stream, id, account, Duration::MAX).await
             }
         }
     }
 
     /// Serves requests until the connection ends or its certificate is no longer accepted.
-    async fn attend(&self, stream: TlsStream<TcpStream>, id: SpiffeId, account: Account, visit: Duration) {
+    async fn serve_requests(
+        &self,
+        stream: TlsStream<TcpStream>,
+        id: SpiffeId,
+        account: Account,
+        longest: Duration,
+    ) {
         let chain = stream.get_ref().1.peer_certificates().unwrap_or_default();
-        let disbelieved = until_disbelieved(self.tls.standing(chain));
+        let distrusted = until_distrusted(self.tls.standing(chain));
         let http = admission::connection(&account);
         let caller = Caller(id.clone());
         let service = service_fn(|request: Request<Incoming>| {
             admission::answer(self.routes.clone(), request, caller.clone(), account.clone())
         });
         tokio::select! {
-            ended = timeout(visit, http.serve_connection(TokioIo::new(stream), service)) => {
+            ended = timeout(longest, http.serve_connection(TokioIo::new(stream), service)) => {
                 if let Ok(Err(error)) = ended {
                     tracing::debug!(peer = %id, %error, "connection ended with an error");
                 }
             }
-            why = disbelieved => tracing::warn!(peer = %id, %why, "closing the connection: its certificate is no longer accepted"),
+            why = distrusted => tracing::warn!(peer = %id, %why, "closing the connection: its certificate is no longer accepted"),
         }
     }
 

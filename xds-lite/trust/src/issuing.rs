@@ -84,7 +84,7 @@ impl Certificates {
             (None, Some(session)) => {
                 let admitted = self.admit(session, request.metadata()).await?;
                 // From here on the connection keeps its slot: a lost answer would be a lost token.
-                request.extensions().get::<Slot>().iter().for_each(|slot| slot.keep());
+                request.extensions().get::<Slot>().iter().for_each(|slot| slot.protect());
                 (admitted.identity.clone(), Some(admitted))
             }
             (None, None) => return Err(Status::unauthenticated("the caller is not authenticated")),

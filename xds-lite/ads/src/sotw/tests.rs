@@ -81,7 +81,7 @@ fn sotw_named_response_has_changed_resources_only() {
     view.set("absent", "x");
     assert_eq!(contents(next(&mut stream, &view, &["a", "c"])).as_deref(), Some("x"));
     assert_eq!(contents(next(&mut stream, &view, &["a", "c"])).as_deref(), Some("c2"), "newly subscribed");
-    stream.again(["a", "b"]);
+    stream.resend(["a", "b"]);
     assert_eq!(contents(next(&mut stream, &view, &["c"])).as_deref(), Some("a1"));
     assert_eq!(contents(next(&mut stream, &view, &["c"])), None);
 }

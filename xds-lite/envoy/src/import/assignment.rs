@@ -5,7 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use prost::Message as _;
 
 use super::fields::{Shape, unknown};
-use super::{MOST_ENDPOINTS, shown};
+use super::{MOST_ENDPOINTS, quoted};
 use isthmus_model::address::Target;
 use isthmus_model::host::HostName;
 use isthmus_model::locality::Locality;
@@ -71,7 +71,7 @@ pub(super) fn read(name: &str, bytes: &[u8]) -> Result<(Assignment, Vec<String>)
     let assignment =
         ClusterLoadAssignment::decode(bytes).map_err(|error| format!("cannot be read: {error}"))?;
     if assignment.cluster_name != name {
-        return Err(format!("has the cluster_name {}", shown(&assignment.cluster_name)));
+        return Err(format!("has the cluster_name {}", quoted(&assignment.cluster_name)));
     }
     if let Some(field) = unknown(bytes, &SHAPE) {
         return Err(format!("{field} is not supported"));
@@ -139,7 +139,7 @@ fn endpoint(entry: &LbEndpoint, hosts: Hosts) -> Result<Endpoint, String> {
     let address = match endpoint.address.as_ref().and_then(|address| address.address.as_ref()) {
         Some(Address::SocketAddress(socket)) => target(socket, hosts)?,
         Some(Address::Pipe(pipe)) => {
-            return Err(format!("endpoint {} is a pipe, which is not supported", shown(&pipe.path)));
+            return Err(format!("endpoint {} is a pipe, which is not supported", quoted(&pipe.path)));
         }
         Some(Address::EnvoyInternalAddress(_)) => {
             return Err("an endpoint is an internal address of Envoy, as for HBONE, which is not supported"
@@ -159,7 +159,7 @@ fn endpoint(entry: &LbEndpoint, hosts: Hosts) -> Result<Endpoint, String> {
 }
 
 fn target(socket: &SocketAddress, hosts: Hosts) -> Result<Target, String> {
-    let wrong = |what: &str| format!("endpoint {} {what}", shown(&socket.address));
+    let wrong = |what: &str| format!("endpoint {} {what}", quoted(&socket.address));
     if socket.protocol != Protocol::Tcp as i32 {
         return Err(wrong("does not use TCP, which is not supported"));
     }

@@ -8,7 +8,7 @@ use prost::Message as _;
 use super::assignment::{self, Assignment};
 use super::fields::{Shape, unknown};
 use super::filters::{duration, is_raw, observes};
-use super::{message, shown};
+use super::{message, quoted};
 use isthmus_model::services::Balance;
 use isthmus_model::services::defaults::CONNECTION_COUNTS;
 use isthmus_proto::envoy::config::cluster::v3::Cluster;
@@ -59,7 +59,7 @@ pub(super) enum Endpoints {
 pub(super) fn read(name: &str, bytes: &[u8]) -> Result<Upstream, String> {
     let cluster = Cluster::decode(bytes).map_err(|error| format!("cannot be read: {error}"))?;
     if cluster.name != name {
-        return Err(format!("has the name {}", shown(&cluster.name)));
+        return Err(format!("has the name {}", quoted(&cluster.name)));
     }
     if let Some(field) = unknown(bytes, &SHAPE) {
         return Err(format!("{field} is not supported"));
@@ -82,7 +82,7 @@ fn check(cluster: &Cluster, bytes: &[u8]) -> Result<(), String> {
     if let Some(socket) = cluster.transport_socket.as_ref().filter(|socket| !is_raw(socket)) {
         return Err(format!(
             "transport_socket {} is set: originating TLS here is not supported yet",
-            shown(&socket.name)
+            quoted(&socket.name)
         ));
     }
     let set = [
@@ -100,7 +100,7 @@ fn check(cluster: &Cluster, bytes: &[u8]) -> Result<(), String> {
         let only_observes =
             filter.typed_config.as_ref().is_some_and(|any| observes(message(&any.type_url), &any.value));
         if !only_observes {
-            return Err(format!("filter {} is not supported", shown(&filter.name)));
+            return Err(format!("filter {} is not supported", quoted(&filter.name)));
         }
     }
     Ok(())
@@ -141,7 +141,7 @@ fn endpoints(cluster: &Cluster) -> Result<Endpoints, String> {
     let kind = match &cluster.cluster_discovery_type {
         Some(ClusterDiscoveryType::Type(kind)) => *kind,
         Some(ClusterDiscoveryType::ClusterType(kind)) => {
-            return Err(format!("cluster_type {} is not supported", shown(&kind.name)));
+            return Err(format!("cluster_type {} is not supported", quoted(&kind.name)));
         }
         None => DiscoveryType::Static as i32,
     };

@@ -7,7 +7,7 @@ use prost::Message as _;
 
 use super::fields::{Shape, unknown};
 use super::matching::Sources;
-use super::{MOST_ITEMS, message, rbac, shown};
+use super::{MOST_ITEMS, message, quoted, rbac};
 use isthmus_proto::envoy::config::core::v3::TransportSocket;
 use isthmus_proto::envoy::config::core::v3::transport_socket;
 use isthmus_proto::envoy::config::listener::v3::filter::ConfigType;
@@ -63,7 +63,7 @@ pub(super) fn read(chain: &FilterChain) -> Result<(Forward, Sources), String> {
     {
         return Err(format!(
             "transport_socket {} is set: terminating TLS here is not supported yet",
-            shown(&socket.name)
+            quoted(&socket.name)
         ));
     }
     let (last, before) = chain.filters.split_last().ok_or("it has no filters")?;
@@ -73,13 +73,15 @@ pub(super) fn read(chain: &FilterChain) -> Result<(Forward, Sources), String> {
         match kind {
             RBAC => sources = sources.and(rbac::read(bytes)?),
             kind if observes(kind, bytes) => {}
-            kind => return Err(format!("filter {} ({}) is not supported", shown(&filter.name), shown(kind))),
+            kind => {
+                return Err(format!("filter {} ({}) is not supported", quoted(&filter.name), quoted(kind)));
+            }
         }
     }
     let (kind, bytes) = settings(last)?;
     if kind != TCP_PROXY {
-        let name = shown(&last.name);
-        return Err(format!("its last filter is {name} ({}): only TcpProxy is supported", shown(kind)));
+        let name = quoted(&last.name);
+        return Err(format!("its last filter is {name} ({}): only TcpProxy is supported", quoted(kind)));
     }
     Ok((tcp_proxy(bytes)?, sources))
 }
@@ -111,9 +113,9 @@ fn settings(filter: &Filter) -> Result<(&str, &[u8]), String> {
     match &filter.config_type {
         Some(ConfigType::TypedConfig(any)) => Ok((message(&any.type_url), &any.value)),
         Some(ConfigType::ConfigDiscovery(_)) => {
-            Err(format!("filter {} uses config_discovery, which is not supported", shown(&filter.name)))
+            Err(format!("filter {} uses config_discovery, which is not supported", quoted(&filter.name)))
         }
-        None => Err(format!("filter {} has no typed_config", shown(&filter.name))),
+        None => Err(format!("filter {} has no typed_config", quoted(&filter.name))),
     }
 }
 

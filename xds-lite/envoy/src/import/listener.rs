@@ -7,7 +7,7 @@ use prost::Message as _;
 use super::fields::{Shape, messages, unknown};
 use super::filters::{self, Forward};
 use super::matching::{self, Name, Sources, is_plain};
-use super::{MOST_CHAINS, message, shown};
+use super::{MOST_CHAINS, message, quoted};
 use ipnet::IpNet;
 use isthmus_proto::envoy::config::core::v3::address::Address;
 use isthmus_proto::envoy::config::core::v3::socket_address::PortSpecifier;
@@ -61,7 +61,7 @@ pub(super) enum Route {
 pub(super) fn read(name: &str, bytes: &[u8], port: u16) -> Result<Option<Routes>, String> {
     let listener = Listener::decode(bytes).map_err(|error| format!("cannot be read: {error}"))?;
     if listener.name != name {
-        return Err(format!("has the name {}", shown(&listener.name)));
+        return Err(format!("has the name {}", quoted(&listener.name)));
     }
     if port_of(&listener) != Some(port) {
         return Ok(None);
@@ -109,7 +109,7 @@ fn whole(listener: &Listener) -> Result<(), String> {
         return Err(format!("{field} is not supported"));
     }
     match listener.listener_filters.iter().find(|filter| !inspects(filter)) {
-        Some(filter) => Err(format!("listener filter {} is not supported", shown(&filter.name))),
+        Some(filter) => Err(format!("listener filter {} is not supported", quoted(&filter.name))),
         None => Ok(()),
     }
 }
@@ -125,7 +125,7 @@ fn label(chain: &FilterChain, index: usize) -> String {
     if chain.name.is_empty() {
         format!("filter_chains[{index}]")
     } else {
-        format!("chain {}", shown(&chain.name))
+        format!("chain {}", quoted(&chain.name))
     }
 }
 

@@ -7,7 +7,7 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 
 use super::fields::Shape;
-use super::{MOST_ITEMS, MOST_WAYS, shown};
+use super::{MOST_ITEMS, MOST_WAYS, quoted};
 use isthmus_model::host::{HostName, HostPattern};
 use isthmus_model::sni;
 use isthmus_proto::envoy::config::core::v3::CidrRange;
@@ -92,7 +92,7 @@ pub(super) fn names(chain: &FilterChain) -> Vec<Name> {
 }
 
 fn name(text: &str) -> Result<Name, String> {
-    let wrong = |error| format!("server_names has {}: {error}", shown(text));
+    let wrong = |error| format!("server_names has {}: {error}", quoted(text));
     match HostPattern::parse(text).map_err(wrong)? {
         HostPattern::Exact(name) => {
             let (host, port) = sni::split(name.as_str());
@@ -123,7 +123,7 @@ pub(super) fn read(chain: &FilterChain) -> Result<Matching, String> {
         return Err(format!("filter_chain_match.{field} is not supported"));
     }
     if is_plain(chain) {
-        let protocol = shown(&rules.transport_protocol);
+        let protocol = quoted(&rules.transport_protocol);
         return Err(format!("transport_protocol is {protocol}: only TLS is passed through"));
     }
     if rules.server_names.is_empty() {
@@ -142,7 +142,7 @@ pub(super) fn read(chain: &FilterChain) -> Result<Matching, String> {
         name(text)?;
     }
     if let Some(wrong) = rules.application_protocols.iter().find(|text| !(1..=255).contains(&text.len())) {
-        return Err(format!("application_protocols has {}, which is not a protocol name", shown(wrong)));
+        return Err(format!("application_protocols has {}, which is not a protocol name", quoted(wrong)));
     }
     let sources = match rules.source_prefix_ranges.as_slice() {
         [] => Sources::Any,
@@ -167,7 +167,7 @@ pub(super) fn net(range: &CidrRange) -> Result<IpNet, String> {
 
 fn as_written(range: &CidrRange) -> Result<IpNet, String> {
     let length = range.prefix_len.unwrap_or(0);
-    let wrong = || format!("{}/{length} is not an address range", shown(&range.address_prefix));
+    let wrong = || format!("{}/{length} is not an address range", quoted(&range.address_prefix));
     let address: IpAddr = range.address_prefix.parse().map_err(|_| wrong())?;
     let length = u8::try_from(length).map_err(|_| wrong())?;
     IpNet::new(address, length).map(|net| net.trunc()).map_err(|_| wrong())

@@ -10,7 +10,7 @@ use super::filters::Forward;
 use super::listener::{self, Route, Routes};
 use super::matching::Name;
 use super::weights::{self, Part};
-use super::{MOST_RESOURCES, listed, shown};
+use super::{MOST_RESOURCES, listed, quoted};
 use isthmus_ads::client::{Refused, Resource, Update};
 use isthmus_model::services::{Service, ServiceTimeouts};
 use isthmus_proto::type_url::{CLUSTER, ENDPOINTS, LISTENER};
@@ -56,7 +56,7 @@ impl State {
         }
         let mut refused = Vec::new();
         for resource in &update.resources {
-            if let Err(why) = self.take(&update.type_url, resource) {
+            if let Err(why) = self.accept(&update.type_url, resource) {
                 refused.push(Refused { name: resource.name.clone(), why });
             }
         }
@@ -111,7 +111,7 @@ impl State {
         })
     }
 
-    fn take(&mut self, type_url: &str, resource: &Resource) -> Result<(), String> {
+    fn accept(&mut self, type_url: &str, resource: &Resource) -> Result<(), String> {
         match type_url {
             LISTENER => self.take_listener(resource),
             CLUSTER => {
@@ -133,7 +133,7 @@ impl State {
         let name = &resource.name;
         match (read, &self.listener) {
             (Some(_), Some((other, _))) if other != name => {
-                Err(format!("has the port {} of Listener {}; remove one of them", self.port, shown(other)))
+                Err(format!("has the port {} of Listener {}; remove one of them", self.port, quoted(other)))
             }
             (Some(Routes { routes, refused }), _) => {
                 self.listener = Some((name.clone(), routes));

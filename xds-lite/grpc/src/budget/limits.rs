@@ -148,7 +148,7 @@ pub struct Limits {
 }
 
 impl Limits {
-    pub(super) fn of(&self, kind: Kind) -> &Amounts {
+    pub(super) fn get(&self, kind: Kind) -> &Amounts {
         match kind {
             Kind::Gateway => &self.gateway,
             Kind::Peer => &self.peer,

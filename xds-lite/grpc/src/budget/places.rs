@@ -46,7 +46,7 @@ impl Places {
         }
     }
 
-    pub(super) fn of(&self, kind: Kind) -> u64 {
+    pub(super) fn get(&self, kind: Kind) -> u64 {
         match kind {
             Kind::Gateway => self.gateways,
             Kind::Peer => self.peers,
@@ -78,7 +78,7 @@ mod tests {
     use super::*;
 
     fn all(places: &Places) -> u64 {
-        let served: u64 = Kind::ALL.into_iter().map(|kind| places.of(kind)).sum();
+        let served: u64 = Kind::ALL.into_iter().map(|kind| places.get(kind)).sum();
         served + (places.unproven + places.guests) as u64
     }
 
@@ -87,7 +87,7 @@ mod tests {
         for limit in [512, 1_024, 2_048, 4_096, 65_536, u64::MAX] {
             let places = Places::of_descriptors(limit);
             assert!(all(&places) <= limit.saturating_sub(RESERVED).min(AMPLE), "{limit}: {places:?}");
-            assert!(places.of(Kind::Gateway) > places.of(Kind::Peer), "own gateways first: {places:?}");
+            assert!(places.get(Kind::Gateway) > places.get(Kind::Peer), "own gateways first: {places:?}");
         }
         let ample = Places::default();
         assert_eq!((ample.unproven, ample.guests, ample.strangers), (256, 64, 64));

@@ -149,8 +149,8 @@ pub(super) async fn answer(
 type Admitted = (Request<Metered<Incoming>>, Arc<Share>);
 
 fn admit(mut request: Request<Incoming>, caller: Caller, account: Account) -> Result<Admitted, Status> {
-    let stream = Arc::new(account.take(Resource::Streams, 1)?);
-    let charge = Charge { bytes: account.take(Resource::RequestBytes, 0)?, _stream: Arc::clone(&stream) };
+    let stream = Arc::new(account.reserve(Resource::Streams, 1)?);
+    let charge = Charge { bytes: account.reserve(Resource::RequestBytes, 0)?, _stream: Arc::clone(&stream) };
     let longest = longest_message(account.principal().kind());
     let (shape, longest) = match request.uri().path().rsplit('/').next() {
         Some("DeltaAggregatedResources") => (&DELTA_REQUEST, longest),

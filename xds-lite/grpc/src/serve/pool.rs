@@ -20,7 +20,7 @@ pub struct Slot(Arc<AtomicBool>);
 
 impl Slot {
     /// Protects the connection, which has proven something, from eviction.
-    pub fn keep(&self) {
+    pub fn protect(&self) {
         self.0.store(true, Ordering::Relaxed);
     }
 
@@ -57,7 +57,7 @@ mod tests {
         let pool = ConnectionPool::new(2);
         let tasks: Vec<_> = (0..4).map(|_| tokio::spawn(std::future::pending::<()>())).collect();
         let slots = [(); 4].map(|()| Slot::default());
-        slots[0].keep();
+        slots[0].protect();
         for (task, slot) in tasks.iter().zip(&slots) {
             pool.enter(task.abort_handle(), slot.clone());
         }
