@@ -40,7 +40,7 @@ impl Threads {
         work: impl Future<Output = ()> + Send + 'static,
     ) -> io::Result<()> {
         // Created here, so that a lack of descriptors is reported at start.
-        let runtime = runtime::Builder::new_current_thread().enable_all().build()?;
+        let runtime = runtime::Builder::new_current_thread().thread_name(&name).enable_all().build()?;
         let here = self.here.clone();
         self.all.push(Builder::new().name(name).spawn(move || {
             // Dropped last: dropping a runtime may wait for blocking reads.

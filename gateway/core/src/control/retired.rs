@@ -7,7 +7,7 @@ use crate::snapshot::Snapshot;
 
 /// Memory is trimmed once the services rebuilt since the last trim are this part of all. A trim walks the whole heap:
 /// after each change it would cost more the more services there are.
-const PART: usize = 16;
+const PART: usize = 64;
 
 /// Replaced snapshots.
 #[derive(Debug, Default)]
