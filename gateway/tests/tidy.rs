@@ -13,6 +13,7 @@ use tree::{code, files, root};
 /// earlier one.
 const LAYERS: &[&[&str]] = &[
     &["gateway"],
+    &["service_source"],
     &["admin", "enrol", "foreign", "hello_check", "learn", "listen", "resolve", "watch"],
     &["collect", "conn"],
     &["control", "attempts", "relay"],

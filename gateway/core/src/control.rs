@@ -1,8 +1,10 @@
 //! Turns settings, learned services and resolved names into the tables that workers read. Only this module makes
-//! and frees snapshots: dropping 100 000 services takes 90 ms, too long for a worker.
+//! and frees snapshots: dropping 100 000 services takes 90 ms, too long for a worker. Tables are compiled on threads
+//! that may wait; health checks, pages and metrics read atomics, the current snapshot and summaries.
 
 mod answers;
 mod following;
+mod retired;
 
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
@@ -16,9 +18,10 @@ use tokio::sync::{Notify, watch};
 
 pub use self::answers::{Answer, Answers};
 pub use self::following::{Following, Probed, Unreached};
+use self::retired::{Retired, Unused};
 use crate::config::settings::{Fixed, Live, Service, Settings};
 use crate::drain::Phase;
-use crate::snapshot::{CompilerState, Resolved, Snapshot, SnapshotBuilder};
+use crate::snapshot::{CompilerState, Resolved, SnapshotBuilder};
 use crate::socket;
 use crate::worker::{Process, Worker};
 
@@ -49,24 +52,22 @@ pub struct Control {
     pub started: SystemTime,
     /// The fixed settings as written in the file; each edit is compared with them.
     written: Fixed,
-    /// Inputs of the tables; locked while tables are compiled, which may take a second.
-    inputs: Mutex<Inputs>,
+    /// Locked while tables are compiled, which may take a second.
+    compiler: Mutex<Compiler>,
     /// Data for status; never locked for long.
     status: Mutex<StatusData>,
-    retired: Mutex<Vec<Arc<Snapshot>>>,
+    retired: Retired,
     /// Notified when the configuration file must be checked.
-    pub(crate) again: Notify,
+    pub(crate) recheck: Notify,
     leave: Notify,
     broken: AtomicBool,
     given_up: OnceLock<String>,
 }
 
 #[derive(Debug)]
-struct Inputs {
-    /// The settings of the file.
-    live: Arc<Live>,
+struct Compiler {
     resolved: Resolved,
-    compiler: CompilerState,
+    state: CompilerState,
 }
 
 #[derive(Debug)]
@@ -89,11 +90,10 @@ pub struct Refused {
 impl Control {
     pub(crate) fn new(settings: Settings, process: Arc<Process>, workers: Vec<Arc<Worker>>) -> Control {
         let tables = process.tables.load_full();
-        let compiler = CompilerState::of_file(&tables);
-        let names = compiler.targets();
+        let state = CompilerState::of_file(&tables);
+        let names = state.targets();
         let answers = Answers::default();
         answers.keep_only(&names);
-        let live = Arc::clone(&tables.live);
         Control {
             names: watch::Sender::new(names),
             answers,
@@ -107,18 +107,18 @@ impl Control {
             renewal: Arc::default(),
             started: SystemTime::now(),
             written: settings.fixed,
-            inputs: Mutex::new(Inputs { live, resolved: Resolved::new(), compiler }),
+            compiler: Mutex::new(Compiler { resolved: Resolved::new(), state }),
             status: Mutex::new(StatusData { changed: SystemTime::now(), refused: None }),
-            retired: Mutex::default(),
-            again: Notify::new(),
+            retired: Retired::default(),
+            recheck: Notify::new(),
             leave: Notify::new(),
             broken: AtomicBool::new(false),
             given_up: OnceLock::new(),
         }
     }
 
-    fn inputs(&self) -> MutexGuard<'_, Inputs> {
-        self.inputs.lock().unwrap_or_else(PoisonError::into_inner)
+    fn compiler(&self) -> MutexGuard<'_, Compiler> {
+        self.compiler.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn status(&self) -> MutexGuard<'_, StatusData> {
@@ -132,7 +132,7 @@ impl Control {
 
     /// Whether the gateway runs on exactly these settings.
     pub(crate) fn runs(&self, settings: &Settings) -> bool {
-        self.written == settings.fixed && *self.inputs().live == settings.live
+        self.written == settings.fixed && *self.configured() == settings.live
     }
 
     /// Applies an edit as a whole. An edit of keys that are bound at start is refused and changes nothing.
@@ -145,26 +145,25 @@ impl Control {
                 "{keys} cannot change while the gateway runs; restart the gateway or revert the change"
             ));
         }
-        let mut inputs = self.inputs();
-        if *inputs.live != edit.live {
-            let live = Arc::new(edit.live);
-            inputs.live = Arc::clone(&live);
-            self.change(&mut inputs, |next| next.read(live));
+        let mut compiler = self.compiler();
+        if *self.configured() != edit.live {
+            self.change(&mut compiler, |next| next.read(Arc::new(edit.live)));
         }
+        drop(compiler);
         self.status().refused = None;
         self.process.metrics.reloads.fetch_add(1, Relaxed);
         Ok(())
     }
 
     /// Replaces all learned services. Where the file has the same host and port, the file's service stays in use.
-    pub fn learned(&self, services: &[Arc<Service>]) {
-        self.change(&mut self.inputs(), |next| next.learn_all(services));
+    pub fn replace_learned(&self, services: &[Arc<Service>]) {
+        self.change(&mut self.compiler(), |next| next.learn_all(services));
         self.has_tables.store(true, Relaxed);
     }
 
     /// Replaces the learned services of these hosts only.
-    pub fn learned_of(&self, hosts: impl Iterator<Item = (HostPattern, Vec<Service>)>) {
-        self.change(&mut self.inputs(), |next| {
+    pub fn replace_learned_hosts(&self, hosts: impl Iterator<Item = (HostPattern, Vec<Service>)>) {
+        self.change(&mut self.compiler(), |next| {
             for (host, services) in hosts {
                 next.learn(&host, services);
             }
@@ -174,16 +173,16 @@ impl Control {
 
     /// Returns the settings of the file, without learned services.
     pub fn configured(&self) -> Arc<Live> {
-        Arc::clone(&self.inputs().live)
+        Arc::clone(&self.process.tables.load().live)
     }
 
-    fn change(&self, inputs: &mut Inputs, change: impl FnOnce(&mut SnapshotBuilder<'_>)) {
-        if !self.swap(inputs, change) {
+    fn change(&self, compiler: &mut Compiler, change: impl FnOnce(&mut SnapshotBuilder<'_>)) {
+        if !self.swap(compiler, change) {
             return;
         }
-        let names = inputs.compiler.targets();
+        let Some(names) = compiler.state.take_new_targets() else { return };
         // A name that comes back later is resolved again instead of using its old addresses.
-        inputs.resolved.retain(|name, _| names.binary_search(name).is_ok());
+        compiler.resolved.retain(|name, _| names.binary_search(name).is_ok());
         self.names.send_if_modified(|known| {
             let is_news = *known != names;
             *known = names;
@@ -199,13 +198,13 @@ impl Control {
     }
 
     /// Applies resolved names. Names that are not in `answers` keep their addresses.
-    pub fn resolved(&self, mut answers: Resolved) {
-        let mut inputs = self.inputs();
+    pub fn replace_addresses(&self, mut answers: Resolved) {
+        let mut compiler = self.compiler();
         answers.retain(|name, _| self.names.borrow().binary_search(name).is_ok());
-        let changes = answers.iter().any(|(name, addresses)| inputs.resolved.get(name) != Some(addresses));
+        let changes = answers.iter().any(|(name, addresses)| compiler.resolved.get(name) != Some(addresses));
         if changes {
-            inputs.resolved.extend(answers);
-            self.swap(&mut inputs, |next| next.resolve());
+            compiler.resolved.extend(answers);
+            self.swap(&mut compiler, |next| next.resolve());
         }
     }
 
@@ -222,45 +221,45 @@ impl Control {
     }
 
     /// Compiles and swaps the tables; false if nothing changed.
-    fn swap(&self, inputs: &mut Inputs, change: impl FnOnce(&mut SnapshotBuilder<'_>)) -> bool {
+    fn swap(&self, compiler: &mut Compiler, change: impl FnOnce(&mut SnapshotBuilder<'_>)) -> bool {
         let started = Instant::now();
         let before = self.process.tables.load_full();
         let is_own = |address| self.process.is_own(address);
-        let mut next = SnapshotBuilder::after(&before, &mut inputs.compiler, (&inputs.resolved, &is_own));
+        let mut next = SnapshotBuilder::after(&before, &mut compiler.state, (&compiler.resolved, &is_own));
         change(&mut next);
         if !next.is_news() {
             return false;
         }
+        let rebuilt = next.rebuilt();
         let after = next.done();
-        tracing::info!(epoch = after.epoch, services = after.len(), took = ?started.elapsed(), "tables swapped");
+        tracing::info!(epoch = after.epoch, services = after.len(), rebuilt, took = ?started.elapsed(), "tables swapped");
         self.status().changed = SystemTime::now();
         let retired = self.process.tables.swap(Arc::new(after));
-        self.retired.lock().unwrap_or_else(PoisonError::into_inner).push(retired);
+        self.retired.push(retired, rebuilt);
         true
     }
 
-    /// Frees snapshots that no connection reads any more and returns memory to the system, forever.
+    /// Frees snapshots that no connection reads any more, forever. Returns memory to the system at the start, and once
+    /// enough of it is free.
     pub(crate) async fn free_retired(self: Arc<Self>) -> io::Result<()> {
         let mut tick = tokio::time::interval(Duration::from_secs(1));
-        let mut left = true;
+        tokio::task::spawn_blocking(isthmus_sys::trim_memory).await?;
         loop {
             tick.tick().await;
-            let unused: Vec<_> = self
-                .retired
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .extract_if(.., |snapshot| Arc::strong_count(snapshot) == 1)
-                .collect();
-            if left || !unused.is_empty() {
-                let process = Arc::clone(&self.process);
-                let freeing = move || {
-                    drop(unused);
-                    process.metrics.services.forget_the_gone();
-                    isthmus_sys::trim_memory();
-                };
-                tokio::task::spawn_blocking(freeing).await?;
-                left = false;
+            let Unused { snapshots, is_trim_due } =
+                self.retired.remove_unused(self.process.tables.load().len());
+            if snapshots.is_empty() {
+                continue;
             }
+            let process = Arc::clone(&self.process);
+            let freeing = move || {
+                drop(snapshots);
+                process.metrics.services.forget_the_gone();
+                if is_trim_due {
+                    isthmus_sys::trim_memory();
+                }
+            };
+            tokio::task::spawn_blocking(freeing).await?;
         }
     }
 
@@ -291,8 +290,8 @@ impl Control {
     }
 
     /// Checks the configuration file now, without waiting for a file event.
-    pub fn look_again(&self) {
-        self.again.notify_one();
+    pub fn recheck_file(&self) {
+        self.recheck.notify_one();
     }
 
     /// Maximum duration of a drain.
@@ -404,10 +403,12 @@ mod tests {
     use std::thread;
 
     use super::*;
+    use crate::admin::pages;
     use crate::config;
     use crate::limits::Limits;
     use crate::log::AccessLog;
-    use crate::metrics::Metrics;
+    use crate::metrics::{Metrics, collect};
+    use crate::snapshot::Snapshot;
 
     fn control(text: &str) -> Control {
         let settings = config::parse(text, Path::new("gateway.yaml")).unwrap();
@@ -420,17 +421,24 @@ mod tests {
     }
 
     #[test]
-    fn readiness_does_not_wait_for_table_compilation() {
+    fn readiness_metrics_and_pages_do_not_wait_for_table_compilation() {
         let control = control(
             "listeners: [{ address: '127.0.0.1:0' }]\nxds: { agents: ['127.0.0.1:1'] }\n\
              node: { cluster: east }\ntrust: { certificate: a, key: b, bundles: c }\n",
         );
-        let _making = control.inputs();
+        let _compiling = control.compiler();
         let (tell, told) = mpsc::channel();
         thread::scope(|scope| {
-            scope.spawn(|| tell.send(control.why_not_ready()).unwrap());
-            let why = told.recv_timeout(Duration::from_secs(30)).expect("readiness waits for the tables");
-            assert_eq!(why, Some("no agent reached yet"));
+            scope.spawn(|| {
+                assert_eq!(control.why_not_ready(), Some("no agent reached yet"));
+                assert!(collect::text(&control).contains("isthmus_tables_epoch 1\n"));
+                for path in ["/status", "/config", "/services"] {
+                    let answer = pages::page(path, &pages::Params::default(), &control);
+                    assert!(matches!(answer, pages::Answer::Page(_)), "{path}");
+                }
+                tell.send(())
+            });
+            told.recv_timeout(Duration::from_secs(30)).expect("a page waits for the compiler");
         });
     }
 }

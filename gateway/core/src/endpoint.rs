@@ -49,7 +49,7 @@ impl ServiceState {
     /// Takes a replay for `source` from the budget; false if there is none.
     pub(crate) fn may_replay(&self, source: IpAddr, now: Millis, limits: &Replay) -> bool {
         let budget = self.replays.get_or_init(|| Box::new(Mutex::new(Budget::new(limits, now))));
-        budget.lock().unwrap_or_else(PoisonError::into_inner).take(source, now, limits)
+        budget.lock().unwrap_or_else(PoisonError::into_inner).spend(source, now, limits)
     }
 
     /// Each connection earns the service a share of a replay.
@@ -243,7 +243,7 @@ impl Budget {
         self.tokens = (self.tokens + tokens).min(f64::from(limits.burst));
     }
 
-    fn take(&mut self, source: IpAddr, now: Millis, limits: &Replay) -> bool {
+    fn spend(&mut self, source: IpAddr, now: Millis, limits: &Replay) -> bool {
         if now.saturating_sub(self.window) >= WINDOW_MS {
             self.window = now;
             self.used.clear();

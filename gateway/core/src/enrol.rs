@@ -94,7 +94,7 @@ pub(crate) enum First {
 
 impl Startup {
     /// Determines the identity from the settings.
-    pub(crate) fn of(trusts: Option<&Trusts>) -> Result<Startup, Error> {
+    pub(crate) fn load(trusts: Option<&Trusts>) -> Result<Startup, Error> {
         match trusts {
             None => Ok(Startup::NoIdentity),
             Some(Trusts::Files(files)) => Ok(Startup::Ready(Trust::load(files)?)),

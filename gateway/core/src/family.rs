@@ -46,19 +46,19 @@ impl Families {
     /// Records a missing route to an address; true if its family was not known to be off.
     pub(crate) fn failed(&self, address: IpAddr, now: Millis) -> bool {
         let was_off = self.off(now).has(address);
-        self.of(address).store(now.saturating_add(OFF_MS), Relaxed);
+        self.off_until(address).store(now.saturating_add(OFF_MS), Relaxed);
         !was_off
     }
 
     /// Records a successful connection to an address.
     pub(crate) fn works(&self, address: IpAddr) {
-        let until = self.of(address);
+        let until = self.off_until(address);
         if until.load(Relaxed) != 0 {
             until.store(0, Relaxed);
         }
     }
 
-    fn of(&self, address: IpAddr) -> &AtomicU64 {
+    fn off_until(&self, address: IpAddr) -> &AtomicU64 {
         if address.is_ipv4() { &self.v4 } else { &self.v6 }
     }
 }

@@ -113,7 +113,7 @@ impl Tables for Received {
         if self.was_complete {
             let services = self.state.services();
             self.control.following.send_modify(|following| following.slices = services.len());
-            self.control.learned(&services);
+            self.control.replace_learned(&services);
         }
         self.control.following.send_modify(|following| following.refused(&refused));
         refused

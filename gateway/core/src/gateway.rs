@@ -1,5 +1,5 @@
 //! Runs a whole gateway: binds its sockets, starts and supervises its threads. There is one thread for each worker,
-//! one for control, one each for admin, metrics and health, and one for the access log.
+//! one for control, one for the source of services, one each for admin, metrics and health, and one for the access log.
 
 use std::io;
 use std::net::{SocketAddr, TcpListener};
@@ -7,26 +7,26 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use isthmus_certs::Trust;
 use isthmus_certs::trust;
 use isthmus_grpc::budget::raise_descriptor_limit;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
-use crate::config::settings::{ControlPlane, Settings, Source};
+use crate::config::settings::Settings;
 use crate::control::Control;
 use crate::drain::{self, Phase};
-use crate::enrol::{self, First, Startup};
+use crate::enrol::{self, Startup};
 use crate::limits::Limits;
 use crate::listen::{self, Accepted, Lane};
 use crate::live::Live;
 use crate::log::AccessLog;
 use crate::metrics::Metrics;
+use crate::service_source::ServiceSource;
 use crate::snapshot::{Resolved, Snapshot};
 use crate::socket;
-use crate::threads::{Ended, Threads};
+use crate::threads::{Ended, Threads, spawn_apart};
 use crate::worker::{Bound, Process, Worker};
-use crate::{admin, foreign, hello_check, learn, resolve, watch as file};
+use crate::{admin, hello_check, resolve, watch as file};
 
 /// A running gateway.
 #[derive(Debug)]
@@ -81,7 +81,7 @@ impl Gateway {
     /// # Errors
     /// [`Error::Bind`] or [`Error::Thread`].
     pub fn start(settings: Settings, file: Option<PathBuf>) -> Result<Gateway, Error> {
-        let startup = Startup::of(settings.fixed.trust.as_ref())?;
+        let startup = Startup::load(settings.fixed.trust.as_ref())?;
         let process = Arc::new(process(&settings, &startup));
         let fixed = &process.fixed;
         let mut sockets = BoundSockets::open(&settings)?;
@@ -100,10 +100,7 @@ impl Gateway {
         let trust = trust.map(|(trust, trusts)| trust.watch(trusts.files())).transpose()?;
         let control = Arc::new(Control::new(settings, Arc::clone(&process), workers.clone()));
 
-        let follow = match startup {
-            Startup::Enrolling(first) => ServiceSource::Enrolling(first),
-            Startup::NoIdentity | Startup::Ready(_) => service_source(&control).map_err(Error::Follow)?,
-        };
+        let services = ServiceSource::begin(startup, &control).map_err(Error::Follow)?;
         let (lanes, takers): (Vec<_>, Vec<_>) = workers
             .iter()
             .map(|worker| {
@@ -123,7 +120,7 @@ impl Gateway {
             };
             threads.spawn(format!("worker-{}", worker.index), work.run())?;
         }
-        threads.spawn("control".into(), supervise(Arc::clone(&control), file, follow))?;
+        threads.spawn("control".into(), supervise(Arc::clone(&control), file, services))?;
         let [admin, metrics, health] = sockets.plain;
         // Separate threads: heavy use of one does not delay the others, and none waits for table compilation.
         let on = || Arc::clone(&control);
@@ -300,64 +297,6 @@ const CLOSE_TIME: Duration = Duration::from_millis(600);
 const THREAD_TIME: Duration = Duration::from_millis(750);
 const LOG_TIME: Duration = Duration::from_millis(150);
 
-/// The source of the gateway's services.
-enum ServiceSource {
-    /// The gateway's own file alone.
-    File,
-    /// Agents or control plane, after the first certificate has been issued.
-    Enrolling(First),
-    Agents(Box<learn::Follow>),
-    ControlPlane(ControlPlane, Trust),
-}
-
-/// Sets up the source before any connection is accepted, so that persisted tables serve the first one.
-fn service_source(control: &Arc<Control>) -> io::Result<ServiceSource> {
-    let fixed = &control.process.fixed;
-    let Some((xds, trust)) = fixed.xds.clone().zip(control.process.trust.get().cloned()) else {
-        return Ok(ServiceSource::File);
-    };
-    Ok(match xds.source {
-        Source::Agents(agents) => {
-            let follow = learn::Follow::begin(agents, xds.state.as_deref(), trust, Arc::clone(control))?;
-            ServiceSource::Agents(Box::new(follow))
-        }
-        Source::ControlPlane(one) => ServiceSource::ControlPlane(one, trust),
-    })
-}
-
-impl ServiceSource {
-    /// Follows for as long as the gateway runs.
-    async fn follow(self, control: Arc<Control>) -> io::Result<()> {
-        match self {
-            ServiceSource::File => Ok(()),
-            ServiceSource::Enrolling(first) => {
-                let _files = match enrol::awaited(&first, &control).await {
-                    Ok(files) => files,
-                    Err(error) => {
-                        control.give_up(format!("trust: {error}"));
-                        return Ok(());
-                    }
-                };
-                let begun = Arc::clone(&control);
-                // It reads the persisted tables.
-                let next = tokio::task::spawn_blocking(move || service_source(&begun)).await;
-                let next = next.map_err(io::Error::other)??;
-                Box::pin(next.follow(control)).await
-            }
-            ServiceSource::Agents(agents) => {
-                let renewing = enrol::keep(control);
-                let (followed, renewed) = tokio::join!(agents.run(), renewing);
-                followed.and(renewed)
-            }
-            ServiceSource::ControlPlane(one, trust) => {
-                let renewing = enrol::keep(Arc::clone(&control));
-                let (followed, renewed) = tokio::join!(foreign::follow(one, trust, control), renewing);
-                followed.and(renewed)
-            }
-        }
-    }
-}
-
 /// Serves pages until the gateway has ended.
 async fn serve_until_over(control: Arc<Control>, pages: impl Future<Output = io::Result<()>>) {
     let _guard = PanicGuard(Arc::clone(&control));
@@ -368,14 +307,15 @@ async fn serve_until_over(control: Arc<Control>, pages: impl Future<Output = io:
     }
 }
 
-/// The control thread: applies edits and resolved names, and drains, until the gateway has ended.
-async fn supervise(control: Arc<Control>, file: Option<PathBuf>, follow: ServiceSource) {
+/// The control thread: supervises the source of services, edits and name resolution, and drains, until the gateway has
+/// ended. What decodes or compiles runs on other threads.
+async fn supervise(control: Arc<Control>, file: Option<PathBuf>, services: ServiceSource) {
     let _guard = PanicGuard(Arc::clone(&control));
     let mut core: JoinSet<io::Result<()>> = JoinSet::new();
     core.spawn(Control::free_retired(Arc::clone(&control)));
     core.spawn(resolve::follow(Arc::clone(&control)));
     core.spawn(hello_check::follow(Arc::clone(&control)));
-    core.spawn(follow.follow(Arc::clone(&control)));
+    spawn_apart(&mut core, services.follow_until_over(Arc::clone(&control)));
     if let Some(file) = file {
         core.spawn(file::follow(file, Arc::clone(&control)));
     }
@@ -383,7 +323,7 @@ async fn supervise(control: Arc<Control>, file: Option<PathBuf>, follow: Service
     tokio::pin!(end);
     loop {
         tokio::select! {
-            () = &mut end => return,
+            () = &mut end => break,
             Some(ended) = core.join_next() => match ended {
                 Ok(Ok(())) => {}
                 Ok(Err(error)) => control.break_down(&error),
@@ -391,4 +331,6 @@ async fn supervise(control: Arc<Control>, file: Option<PathBuf>, follow: Service
             },
         }
     }
+    // The source's thread uses the timers of this runtime until it has ended.
+    core.shutdown().await;
 }

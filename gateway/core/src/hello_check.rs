@@ -102,7 +102,7 @@ impl Watch {
         let tables = self.control.process.tables.load();
         let _still_wanted = tables.live.upstream.demotion?;
         let (service, endpoint) = self.suspect.find(&tables)?;
-        OwnHello::of(service, endpoint)
+        OwnHello::for_endpoint(service, endpoint)
     }
 
     fn note(&mut self, outcome: Outcome) {
@@ -156,7 +156,7 @@ struct OwnHello {
 
 impl OwnHello {
     /// Builds a hello; none if the service has no fixed name to send.
-    fn of(service: &Service, endpoint: &Endpoint) -> Option<OwnHello> {
+    fn for_endpoint(service: &Service, endpoint: &Endpoint) -> Option<OwnHello> {
         let host = service.own_name()?;
         // Another cluster's gateway knows each port by this form, and may map the bare host to another port.
         let is_bare = service.port == 0 || (service.rules.default_port && endpoint.cluster().is_none());

@@ -1,5 +1,5 @@
-//! Follows an agent: accepts its slices and puts the resulting services into the tables beside the file's. The
-//! protocol is in `isthmus_ads`.
+//! Follows an agent: accepts its slices and puts the resulting services into the tables beside the file's. All of it
+//! blocks: it decodes and compiles on the thread of `service_source`. The protocol is in `isthmus_ads`.
 
 mod persisted;
 mod probing;
@@ -58,7 +58,7 @@ impl Follow {
         Ok(Follow { subscription, client, persisted })
     }
 
-    /// Follows for as long as the gateway runs.
+    /// Follows until dropped.
     pub(crate) async fn run(self) -> io::Result<()> {
         let Follow { subscription, client, persisted } = self;
         let slices = persisted.slices();
@@ -122,9 +122,9 @@ struct Slices {
     network: String,
     store: SliceStore,
     persistence: Option<Persistence>,
-    lost: Option<Instant>,
+    unreachable_since: Option<Instant>,
     /// The versions were sent to an agent: slices that it does not name are removed.
-    is_told: bool,
+    are_versions_sent: bool,
     expired: HashSet<Key>,
     /// Started when the agent becomes unreachable.
     probes: Option<Probes>,
@@ -140,8 +140,8 @@ impl Slices {
             control,
             store: SliceStore::default(),
             persistence: None,
-            lost: Some(Instant::now()),
-            is_told: false,
+            unreachable_since: Some(Instant::now()),
+            are_versions_sent: false,
             expired: HashSet::new(),
             probes: None,
             names: Names::default(),
@@ -149,7 +149,7 @@ impl Slices {
     }
 
     /// Stores a valid slice and returns its key.
-    fn take(&mut self, name: &str, bytes: &[u8]) -> Result<Key, String> {
+    fn insert(&mut self, name: &str, bytes: &[u8]) -> Result<Key, String> {
         let slice = Slice::decode(bytes).map_err(|error| error.to_string())?;
         if slice.key.to_string() != name {
             return Err(format!("is the slice of {}", slice.key));
@@ -174,7 +174,7 @@ impl Slices {
         let Resource { name, bytes, .. } = resource;
         let old = name.parse::<Key>().ok().and_then(|key| self.store.bytes(&key));
         let is_known = old.is_some_and(|old| old == &bytes[..]);
-        let key = self.take(name, bytes)?;
+        let key = self.insert(name, bytes)?;
         if !is_known {
             let revision = || self.store.order(&key).map(|order| order.revision);
             let _change =
@@ -204,7 +204,7 @@ impl Slices {
             self.persist(name);
             touched.insert(key.host);
         }
-        self.renew(touched);
+        self.rebuild(touched);
         self.control.following.send_modify(|following| following.refused(&refused));
         refused
     }
@@ -217,23 +217,23 @@ impl Slices {
     }
 
     /// Rebuilds the services of these hosts and applies them.
-    fn renew(&self, touched: BTreeSet<HostPattern>) {
+    fn rebuild(&self, touched: BTreeSet<HostPattern>) {
         let services = |host: HostPattern| {
             let slices = self.store.of_host(&host);
             let standing = slices.iter().filter(|slice| !self.expired.contains(&slice.key));
             (host, self.here.services(standing))
         };
-        self.control.learned_of(touched.into_iter().map(services));
+        self.control.replace_learned_hosts(touched.into_iter().map(services));
         self.control.following.send_modify(|following| following.slices = self.store.len());
     }
 
     fn contact(&mut self, agent: &str, lost: Option<&str>) {
-        self.lost = lost.map(|_| self.lost.unwrap_or_else(Instant::now));
+        self.unreachable_since = lost.map(|_| self.unreachable_since.unwrap_or_else(Instant::now));
         if lost.is_none() {
-            let mut touched = self.believe_again();
+            let mut touched = self.clear_probe_results();
             touched.extend(self.expired.drain().map(|key| key.host));
             if !touched.is_empty() {
-                self.renew(touched);
+                self.rebuild(touched);
             }
         }
         self.control.following.send_modify(|following| following.contact(agent, lost));
@@ -241,7 +241,9 @@ impl Slices {
 
     /// Drops slices whose `stale` limit has passed while the agent is unreachable.
     fn expire(&mut self, now: Instant) {
-        let Some(silence) = self.lost.map(|lost| now.saturating_duration_since(lost)) else { return };
+        let Some(silence) = self.unreachable_since.map(|since| now.saturating_duration_since(since)) else {
+            return;
+        };
         let over = self.store.limited().filter(|(_, rule)| rule.is_over(silence));
         let news = over.map(|(key, _)| key).filter(|key| !self.expired.contains(*key));
         let news: Vec<_> = news.cloned().collect();
@@ -252,7 +254,7 @@ impl Slices {
                 slices = self.expired.len(),
                 "slices expired: agent unreachable for longer than their stale limit"
             );
-            self.renew(touched);
+            self.rebuild(touched);
         }
     }
 }
@@ -267,7 +269,7 @@ impl Tables for Followed {
 
     fn versions(&self, _type_url: &str) -> HashMap<String, String> {
         let mut slices = locked(&self.0);
-        slices.is_told = true;
+        slices.are_versions_sent = true;
         slices.store.versions()
     }
 

@@ -37,6 +37,7 @@ pub mod reason;
 pub mod relay;
 pub mod resolve;
 pub mod route;
+mod service_source;
 pub mod snapshot;
 pub mod socket;
 mod source;

@@ -58,8 +58,8 @@ impl HelloMemory {
     }
 
     /// Counts more bytes of a source, or fails with `limit_memory`.
-    fn take(&self, bytes: usize, budget: usize, source: IpAddr) -> Result<(), Reason> {
-        let marks = Marks::of(budget);
+    fn reserve(&self, bytes: usize, budget: usize, source: IpAddr) -> Result<(), Reason> {
+        let marks = Marks::for_budget(budget);
         if self.add(bytes, marks.pressure) {
             return Ok(());
         }
@@ -88,7 +88,7 @@ impl HelloMemory {
             age: begun.saturating_sub(conn.accepted),
         };
         let holders: Vec<_> = holding.iter().map(holder).collect();
-        let shares = Shares::of(&holders, marks.keep);
+        let shares = Shares::divide(&holders, marks.keep);
         for index in shares.too_much(&holders) {
             let Some(conn) = holding.get(index) else { continue };
             conn.revoke_hello();
@@ -114,7 +114,7 @@ struct Marks {
 }
 
 impl Marks {
-    fn of(budget: usize) -> Marks {
+    fn for_budget(budget: usize) -> Marks {
         let eighth = if budget < SHARED_FROM { 0 } else { budget / 8 };
         let below = |eighths: usize| budget.saturating_sub(eighth.saturating_mul(eighths));
         Marks { keep: below(3), pressure: below(2), large: below(1), budget }
@@ -148,7 +148,7 @@ impl Flight {
         let (before, needed) = (self.bytes.capacity(), self.bytes.len() + more.len());
         if needed > before {
             let wanted = if before == 0 { needed } else { needed.next_multiple_of(GROWTH) };
-            self.memory.take(wanted - before, self.budget, self.conn.client().ip())?;
+            self.memory.reserve(wanted - before, self.budget, self.conn.client().ip())?;
             self.bytes.reserve_exact(wanted - self.bytes.len());
             // The allocator may return more.
             let given = self.bytes.capacity();

@@ -56,7 +56,7 @@ pub(crate) async fn follow(control: Arc<Control>) -> io::Result<()> {
             Some(done) = retries.join_next() => done,
             () = at(schedule.next_due(Queue::Regular)), if lookups.len() < AT_ONCE => continue,
             () = at(schedule.next_due(Queue::Doubtful)), if retries.len() < RETRIES => continue,
-            () = publisher.turn() => continue,
+            () = publisher.step() => continue,
         };
         match done {
             Ok((name, found)) => {
@@ -106,7 +106,7 @@ impl Publisher {
     }
 
     /// Waits for the next step and performs it; cancel-safe.
-    async fn turn(&mut self) {
+    async fn step(&mut self) {
         if let Some(swap) = &mut self.under_way {
             let took = swap.await.unwrap_or_default();
             self.under_way = None;
@@ -118,7 +118,7 @@ impl Publisher {
             let (control, answers) = (Arc::clone(&self.control), std::mem::take(&mut self.waiting));
             self.under_way = Some(tokio::task::spawn_blocking(move || {
                 let started = Instant::now();
-                control.resolved(answers);
+                control.replace_addresses(answers);
                 started.elapsed()
             }));
         }

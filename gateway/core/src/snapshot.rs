@@ -35,6 +35,8 @@ pub struct Snapshot {
     file: Arc<[Arc<Service>]>,
     /// Learned services.
     learned: List,
+    /// Number of endpoints of all services.
+    endpoints: usize,
     pub(crate) names: Names,
 }
 
@@ -54,6 +56,7 @@ impl Snapshot {
             live: Arc::clone(&live),
             file: [].into(),
             learned: List::default(),
+            endpoints: 0,
             names: Names::default(),
         };
         let mut state = CompilerState::default();
@@ -71,6 +74,12 @@ impl Snapshot {
     #[must_use]
     pub fn len(&self) -> usize {
         self.file.len() + self.learned.len()
+    }
+
+    /// Number of endpoints, with host names resolved.
+    #[must_use]
+    pub fn endpoints(&self) -> usize {
+        self.endpoints
     }
 
     /// Whether there are no services.

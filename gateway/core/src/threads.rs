@@ -1,11 +1,12 @@
-//! Starts the gateway's threads, each with its own runtime, and waits a limited time for them to end.
+//! Starts the gateway's threads, most with a runtime of their own, and waits a limited time for them to end.
 
 use std::io;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread::{Builder, JoinHandle};
 use std::time::{Duration, Instant};
 
-use tokio::runtime;
+use tokio::runtime::{self, Handle};
+use tokio::task::JoinSet;
 
 /// Running threads.
 #[derive(Debug)]
@@ -39,7 +40,7 @@ impl Threads {
         work: impl Future<Output = ()> + Send + 'static,
     ) -> io::Result<()> {
         // Created here, so that a lack of descriptors is reported at start.
-        let runtime = runtime::Builder::new_current_thread().enable_all().build()?;
+        let runtime = runtime::Builder::new_current_thread().thread_name(&name).enable_all().build()?;
         let here = self.here.clone();
         self.all.push(Builder::new().name(name).spawn(move || {
             // Dropped last: dropping a runtime may wait for blocking reads.
@@ -74,12 +75,33 @@ impl Threads {
     }
 }
 
+/// Runs work that blocks on a thread of its own. Its timers, its sockets and what it spawns stay with the runtime of the
+/// caller, which goes on meanwhile: a connection answers pings while what it received is compiled.
+pub(crate) fn spawn_apart(
+    tasks: &mut JoinSet<io::Result<()>>,
+    work: impl Future<Output = io::Result<()>> + Send + 'static,
+) {
+    let runtime = Handle::current();
+    tasks.spawn_blocking(move || runtime.block_on(work));
+}
+
 #[cfg(test)]
 mod tests {
     use std::future::{pending, ready};
     use std::pin::Pin;
 
     use super::*;
+
+    #[tokio::test]
+    async fn blocking_work_does_not_hold_up_what_it_spawned() {
+        let (ping, pinged) = channel();
+        let mut tasks = JoinSet::new();
+        spawn_apart(&mut tasks, async move {
+            tokio::spawn(async move { ping.send(()) });
+            pinged.recv_timeout(Duration::from_secs(30)).map_err(io::Error::other)
+        });
+        tasks.join_next().await.unwrap().unwrap().unwrap();
+    }
 
     type Work = Pin<Box<dyn Future<Output = ()> + Send>>;
 

@@ -54,7 +54,7 @@ pub(crate) async fn follow(file: PathBuf, control: Arc<Control>) -> io::Result<(
         let woken = async {
             tokio::select! {
                 () = seen.something() => {}
-                () = control.again.notified() => {}
+                () = control.recheck.notified() => {}
             }
         };
         if timeout(wait, woken).await.is_ok() {
@@ -82,7 +82,7 @@ impl Watch {
         match fs::metadata(&self.file) {
             Err(error) => self.missing(&error, now),
             Ok(metadata) => {
-                match self.settling.saw(Fingerprint::of(&metadata), self.watcher.is_being_written(), now) {
+                match self.settling.saw(Fingerprint::new(&metadata), self.watcher.is_being_written(), now) {
                     Verdict::Same => POLL,
                     Verdict::Wait(more) => more,
                     Verdict::Judge(print) => self.judge(print, now),
@@ -124,7 +124,7 @@ impl Watch {
             return POLL;
         }
         let checked = config::load(&self.file);
-        if fs::metadata(&self.file).map(|metadata| Fingerprint::of(&metadata)).ok() != Some(print) {
+        if fs::metadata(&self.file).map(|metadata| Fingerprint::new(&metadata)).ok() != Some(print) {
             // The file changed while it was read.
             self.content = before;
             return QUIET;
@@ -155,7 +155,7 @@ struct Fingerprint {
 }
 
 impl Fingerprint {
-    fn of(metadata: &Metadata) -> Fingerprint {
+    fn new(metadata: &Metadata) -> Fingerprint {
         Fingerprint {
             device: metadata.dev(),
             inode: metadata.ino(),

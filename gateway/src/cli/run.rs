@@ -62,7 +62,7 @@ fn follow_signals(control: Arc<Control>) -> io::Result<()> {
     signals::follow(move |heard| match heard {
         Heard::LookAgain => {
             tracing::info!("SIGHUP: re-reading the configuration file");
-            control.look_again();
+            control.recheck_file();
         }
         Heard::Useless(name) => {
             tracing::info!("{name}: ignored; SIGTERM drains, SIGHUP re-reads the configuration file");

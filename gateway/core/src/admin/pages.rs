@@ -131,7 +131,7 @@ fn status(control: &Control) -> Value {
             "changed": rfc3339(control.changed()),
             "age_seconds": seconds_since(control.changed()),
             "services": tables.len(),
-            "endpoints": tables.services().map(|service| service.endpoints.len()).sum::<usize>(),
+            "endpoints": tables.endpoints(),
         },
         "ready": control.is_ready(),
         "names": control.answers.all(),

@@ -43,7 +43,7 @@ impl Answers {
     }
 
     /// Returns the known addresses of a name.
-    pub(crate) fn of(&self, name: &HostName) -> Vec<IpAddr> {
+    pub(crate) fn get(&self, name: &HostName) -> Vec<IpAddr> {
         self.lock().get(name).map(|answer| answer.addresses.clone()).unwrap_or_default()
     }
 

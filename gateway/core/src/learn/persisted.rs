@@ -52,14 +52,14 @@ impl Source for Persisted {
     fn restore(&self, records: Vec<Record>) {
         let mut slices = locked(&self.0);
         // The agent was told the versions without these and would never remove them. All slices are rewritten next.
-        if slices.is_told {
+        if slices.are_versions_sent {
             return;
         }
         let mut touched = BTreeSet::new();
         for (name, bytes) in records {
-            touched.extend(slices.take(&name, &bytes).map(|key| key.host));
+            touched.extend(slices.insert(&name, &bytes).map(|key| key.host));
         }
-        slices.renew(touched);
+        slices.rebuild(touched);
     }
 }
 
@@ -67,7 +67,7 @@ impl Slices {
     fn restore(&mut self, records: Vec<Record>, persistence: &Persistence) {
         let mut touched = BTreeSet::new();
         for (name, bytes) in records {
-            match self.take(&name, &bytes) {
+            match self.insert(&name, &bytes) {
                 Ok(key) => _ = touched.insert(key.host),
                 Err(why) => {
                     tracing::warn!(slice = ?name, %why, "ignoring an invalid persisted slice");
@@ -77,7 +77,7 @@ impl Slices {
         }
         if !self.store.is_empty() {
             tracing::info!(slices = self.store.len(), "started with persisted tables");
-            self.renew(touched);
+            self.rebuild(touched);
         }
     }
 }

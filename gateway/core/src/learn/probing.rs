@@ -30,7 +30,7 @@ pub(super) struct Asking(pub(super) Arc<Mutex<Slices>>);
 
 impl Asker for Asking {
     fn turn(&self, answers: Vec<(Target, Answer)>, most: usize) -> Vec<Target> {
-        locked(&self.0).turn(answers, most, Instant::now())
+        locked(&self.0).advance_probes(answers, most, Instant::now())
     }
 
     fn ask(&self, target: &Target) -> impl Future<Output = Answer> + Send + 'static {
@@ -40,7 +40,7 @@ impl Asker for Asking {
             Target::Address(address) => vec![*address],
             Target::Name { host, port } => {
                 let allowed =
-                    control.answers.of(host).into_iter().filter(|ip| slices.names.allow(target, *ip));
+                    control.answers.get(host).into_iter().filter(|ip| slices.names.allow(target, *ip));
                 allowed.map(|ip| SocketAddr::new(ip, *port)).collect()
             }
         };
@@ -54,7 +54,7 @@ impl Asker for Asking {
 pub(super) struct Names(HashMap<Target, Vec<Ranges>>);
 
 impl Names {
-    fn of(here: &Here, slices: &[Slice]) -> Names {
+    fn collect(here: &Here, slices: &[Slice]) -> Names {
         let mut names: HashMap<Target, Vec<Ranges>> = HashMap::new();
         for slice in slices.iter().filter(|slice| !here.is_own(&slice.key.cluster)) {
             let Some(offer) = &slice.offer else { continue };
@@ -79,8 +79,9 @@ async fn reached(to: SocketAddr, process: Arc<Process>) -> io::Result<()> {
 }
 
 impl Slices {
-    fn turn(&mut self, answers: Vec<(Target, Answer)>, most: usize, now: Instant) -> Vec<Target> {
-        if self.lost.is_none() {
+    /// Applies probe results and returns the addresses to probe now.
+    fn advance_probes(&mut self, answers: Vec<(Target, Answer)>, most: usize, now: Instant) -> Vec<Target> {
+        if self.unreachable_since.is_none() {
             return Vec::new();
         }
         // The slices cannot change while the agent is unreachable: the addresses are collected once.
@@ -89,7 +90,7 @@ impl Slices {
             let mut probes = Probes::default();
             let slices: Vec<_> = self.probed().collect();
             probes.want(&slices.iter().flat_map(|slice| self.here.leads_to(slice)).cloned().collect(), now);
-            self.names = Names::of(&self.here, &slices);
+            self.names = Names::collect(&self.here, &slices);
             probes
         });
         let mut changed = HashSet::new();
@@ -102,7 +103,7 @@ impl Slices {
         let due = probes.next(most, now);
         if is_new || !changed.is_empty() {
             self.mark(changed, &probes);
-            self.tell(&probes, now);
+            self.report_probes(&probes, now);
         }
         self.probes = Some(probes);
         due
@@ -115,14 +116,14 @@ impl Slices {
     }
 
     /// Returns the probed hosts that use one of these addresses.
-    fn leading(&self, targets: &HashSet<Target>) -> BTreeSet<HostPattern> {
+    fn hosts_leading_to(&self, targets: &HashSet<Target>) -> BTreeSet<HostPattern> {
         let leads_there = |slice: &Slice| self.here.leads_to(slice).any(|target| targets.contains(target));
         self.probed().filter(leads_there).map(|slice| slice.key.host).collect()
     }
 
     /// Applies addresses that went down or came up.
     fn mark(&mut self, changed: HashSet<Target>, probes: &Probes) {
-        let touched = self.leading(&changed);
+        let touched = self.hosts_leading_to(&changed);
         for target in changed {
             if probes.is_down(&target) {
                 self.here.down.insert(target);
@@ -131,18 +132,18 @@ impl Slices {
             }
         }
         if !touched.is_empty() {
-            self.renew(touched);
+            self.rebuild(touched);
         }
     }
 
     /// The agent is reachable again: clears all probe results and returns the affected hosts.
-    pub(super) fn believe_again(&mut self) -> BTreeSet<HostPattern> {
+    pub(super) fn clear_probe_results(&mut self) -> BTreeSet<HostPattern> {
         self.probes = None;
         let down = std::mem::take(&mut self.here.down);
-        if down.is_empty() { BTreeSet::new() } else { self.leading(&down) }
+        if down.is_empty() { BTreeSet::new() } else { self.hosts_leading_to(&down) }
     }
 
-    fn tell(&self, probes: &Probes, now: Instant) {
+    fn report_probes(&self, probes: &Probes, now: Instant) {
         let down = probes.down(now, SystemTime::now());
         let probed = (probes.asked() > 0).then(|| Probed {
             addresses: probes.asked(),

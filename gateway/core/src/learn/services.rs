@@ -33,7 +33,7 @@ impl Here {
         let mut services: Vec<Service> = Vec::with_capacity(slices.len());
         for alike in slices.chunk_by(|one, other| one.key.host == other.key.host) {
             let mut ports: BTreeMap<u16, Service> = BTreeMap::new();
-            let names = Unique::of(alike, self);
+            let names = Unique::among(alike, self);
             for slice in alike {
                 let Some(offer) = &slice.offer else { continue };
                 for port in offer.ports.iter().filter(|port| port.tls != slice::Tls::Terminated) {
@@ -98,7 +98,7 @@ struct Unique<'a> {
 }
 
 impl<'a> Unique<'a> {
-    fn of(alike: &[&'a Slice], here: &Here) -> Unique<'a> {
+    fn among(alike: &[&'a Slice], here: &Here) -> Unique<'a> {
         let mut owners: HashMap<&HostName, Option<&Cluster>> = HashMap::new();
         for slice in alike {
             let cluster = &slice.key.cluster;

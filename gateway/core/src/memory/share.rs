@@ -28,7 +28,7 @@ pub(super) struct Shares {
 
 impl Shares {
     /// Shares out `keep` bytes, so that no source gets less because another holds more.
-    pub(super) fn of(holders: &[Holder], keep: usize) -> Shares {
+    pub(super) fn divide(holders: &[Holder], keep: usize) -> Shares {
         let mut totals: HashMap<u64, usize> = HashMap::new();
         for holder in holders {
             *totals.entry(source_of(holder.source)).or_default() += holder.bytes;
@@ -98,7 +98,7 @@ mod tests {
     }
 
     fn gone(holders: &[Holder], keep: usize) -> Vec<usize> {
-        let mut gone = Shares::of(holders, keep).too_much(holders);
+        let mut gone = Shares::divide(holders, keep).too_much(holders);
         gone.sort_unstable();
         gone
     }
@@ -115,8 +115,8 @@ mod tests {
         assert!(gone(&holders, 200).is_empty(), "all fits");
         assert_eq!(gone(&holders, 110), [1], "the oldest of the large hellos of the largest source");
         assert_eq!(gone(&holders, 60), [0, 1, 2], "31 of 60 are left for it, less than its newest hello");
-        assert!(Shares::of(&holders, 110).is_large([10, 0, 0, 1].into()));
-        assert!(!Shares::of(&holders, 110).is_large([10, 0, 0, 2].into()));
+        assert!(Shares::divide(&holders, 110).is_large([10, 0, 0, 1].into()));
+        assert!(!Shares::divide(&holders, 110).is_large([10, 0, 0, 2].into()));
     }
 
     #[test]

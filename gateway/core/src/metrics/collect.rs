@@ -110,7 +110,7 @@ metrics! {
     "services" gauge [] "Services in the tables."
         = |control| vec![one([], float(control.process.tables.load().len()))];
     "endpoints" gauge [] "Endpoints in the tables, with host names resolved."
-        = |control| vec![one([], float(control.process.tables.load().services().map(|service| service.endpoints.len()).sum()))];
+        = |control| vec![one([], float(control.process.tables.load().endpoints()))];
     "service_connections_total" counter ["service"] "Connections that reached an endpoint of the service."
         = |control| by_service(control, |counters| &counters.connections);
     "service_connections_active" gauge ["service"] "Open connections of the service."

@@ -23,6 +23,8 @@ pub(crate) struct CompilerState {
     changing: List,
     /// Host names used as endpoint addresses, with their use counts.
     targets: BTreeMap<HostName, usize>,
+    /// The set of these names may have changed.
+    has_new_targets: bool,
     shared: Shared,
 }
 
@@ -39,9 +41,16 @@ impl CompilerState {
         self.targets.keys().cloned().collect()
     }
 
+    /// Returns these names if they may have changed since the last call: most changes leave them as they are.
+    pub(crate) fn take_new_targets(&mut self) -> Option<Vec<HostName>> {
+        std::mem::take(&mut self.has_new_targets).then(|| self.targets())
+    }
+
     fn add_targets(&mut self, service: &Service) {
         for name in service.targets() {
-            *self.targets.entry(name.clone()).or_default() += 1;
+            let count = self.targets.entry(name.clone()).or_default();
+            self.has_new_targets |= *count == 0;
+            *count += 1;
         }
     }
 
@@ -50,6 +59,7 @@ impl CompilerState {
             if let Some(count) = self.targets.get_mut(name) {
                 *count -= 1;
                 if *count == 0 {
+                    self.has_new_targets = true;
                     self.targets.remove(name);
                 }
             }
@@ -63,7 +73,7 @@ pub(crate) struct SnapshotBuilder<'a> {
     state: &'a mut CompilerState,
     resolved: &'a Resolved,
     is_own: &'a dyn Fn(SocketAddr) -> bool,
-    is_news: bool,
+    rebuilt: usize,
 }
 
 impl<'a> SnapshotBuilder<'a> {
@@ -75,12 +85,18 @@ impl<'a> SnapshotBuilder<'a> {
         (resolved, is_own): (&'a Resolved, &'a dyn Fn(SocketAddr) -> bool),
     ) -> SnapshotBuilder<'a> {
         let tables = Snapshot { epoch: before.epoch + 1, ..before.clone() };
-        SnapshotBuilder { tables, state, resolved, is_own, is_news: false }
+        SnapshotBuilder { tables, state, resolved, is_own, rebuilt: 0 }
     }
 
     /// Whether something differs from the previous tables.
     pub(crate) fn is_news(&self) -> bool {
-        self.is_news
+        self.rebuilt > 0
+    }
+
+    /// Number of services built, removed or entered anew, the work and the garbage of this change; new settings of the
+    /// file count as one more.
+    pub(crate) fn rebuilt(&self) -> usize {
+        self.rebuilt
     }
 
     /// Returns the tables.
@@ -91,24 +107,26 @@ impl<'a> SnapshotBuilder<'a> {
     /// Applies new settings of the file.
     pub(crate) fn read(&mut self, live: Arc<Live>) {
         let before = std::mem::replace(&mut self.tables.file, [].into());
-        before.iter().for_each(|service| self.state.remove_targets(service));
-        let made = live.services.iter().map(|settings| self.of_file(settings));
+        let made = live.services.iter().map(|settings| self.build_of_file(settings));
         let file: Arc<[Arc<Service>]> = made.collect();
+        // In this order a name that stays is not a new one.
         file.iter().for_each(|service| self.state.add_targets(service));
+        before.iter().for_each(|service| self.state.remove_targets(service));
         let mut names = Names::default();
         for (index, service) in file.iter().enumerate() {
             names.add(service, Place::in_file(index));
         }
+        self.tables.endpoints = file.iter().map(|service| service.endpoints.len()).sum();
         (self.tables.live, self.tables.file, self.tables.names) = (live, file, names);
         let learned = std::mem::take(&mut self.tables.learned);
         let hidden = std::mem::take(&mut self.state.hidden);
         learned.iter().chain(hidden.iter()).for_each(|service| self.add_learned(service));
-        self.is_news = true;
+        self.rebuilt += 1 + self.tables.file.len() + learned.len() + hidden.len();
     }
 
-    fn of_file(&mut self, settings: &settings::Service) -> Arc<Service> {
+    fn build_of_file(&mut self, settings: &settings::Service) -> Arc<Service> {
         let known = self.tables.claim(&settings.host, settings.port).cloned();
-        let made = self.builder().make(settings, known.as_ref().map(|claim| &*claim.service));
+        let made = self.builder().build(settings, known.as_ref().map(|claim| &*claim.service));
         match known.filter(|claim| !claim.is_learned() && claim.service.is_as(&made)) {
             Some(same) => same.service,
             None => Arc::new(made),
@@ -124,11 +142,11 @@ impl<'a> SnapshotBuilder<'a> {
             let at = before.iter().position(|service| service.port == settings.port);
             let known = at.map(|at| before.swap_remove(at));
             let made = match &known {
-                Some(known) => self.builder().make(&settings, Some(known)),
+                Some(known) => self.builder().build(&settings, Some(known)),
                 None => {
                     let other =
                         self.tables.claim(host, settings.port).map(|claim| Arc::clone(&claim.service));
-                    self.builder().make(&settings, other.as_deref())
+                    self.builder().build(&settings, other.as_deref())
                 }
             };
             self.replace(known.as_ref(), made);
@@ -155,17 +173,19 @@ impl<'a> SnapshotBuilder<'a> {
     pub(crate) fn resolve(&mut self) {
         let changing: Vec<_> = self.state.changing.iter().cloned().collect();
         for service in changing {
-            let made = self.builder().again(&service);
+            let made = self.builder().rebuild(&service);
             self.replace(Some(&service), made);
         }
         let mut file = self.tables.file.to_vec();
         for (index, service) in file.iter_mut().enumerate().filter(|(_, service)| service.may_change()) {
-            let made = self.builder().again(service);
+            let made = self.builder().rebuild(service);
             if !service.is_as(&made) {
                 self.tables.names.remove(service);
+                self.tables.endpoints =
+                    self.tables.endpoints - service.endpoints.len() + made.endpoints.len();
                 *service = Arc::new(made);
                 self.tables.names.add(service, Place::in_file(index));
-                self.is_news = true;
+                self.rebuilt += 1;
             }
         }
         self.tables.file = file.into();
@@ -179,16 +199,17 @@ impl<'a> SnapshotBuilder<'a> {
         if known.is_some_and(|known| known.is_as(&made)) {
             return;
         }
+        let made = Arc::new(made);
+        // In this order a name that stays is not a new one.
+        self.state.add_targets(&made);
         if let Some(known) = known {
             self.remove(known);
         }
-        let made = Arc::new(made);
-        self.state.add_targets(&made);
         if made.may_change() {
             self.state.changing.insert(Arc::clone(&made));
         }
         self.add_learned(&made);
-        self.is_news = true;
+        self.rebuilt += 1;
     }
 
     fn remove(&mut self, service: &Arc<Service>) {
@@ -198,10 +219,11 @@ impl<'a> SnapshotBuilder<'a> {
         }
         if self.tables.learned.remove(service) {
             self.tables.names.remove(service);
+            self.tables.endpoints -= service.endpoints.len();
         } else {
             self.state.hidden.remove(service);
         }
-        self.is_news = true;
+        self.rebuilt += 1;
     }
 
     /// Adds a service to the tables, unless a file service hides it.
@@ -212,6 +234,7 @@ impl<'a> SnapshotBuilder<'a> {
         } else {
             self.tables.learned.insert(Arc::clone(service));
             self.tables.names.add(service, Place::LEARNED);
+            self.tables.endpoints += service.endpoints.len();
         }
     }
 }

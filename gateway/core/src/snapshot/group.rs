@@ -17,7 +17,7 @@ impl Group {
     pub(super) const NOBODY: Group = Group { start: 0, count: 0, schedule: None };
 
     /// Groups endpoints that are sorted by priority.
-    pub(super) fn of(endpoints: &[Endpoint]) -> Vec<Group> {
+    pub(super) fn by_priority(endpoints: &[Endpoint]) -> Vec<Group> {
         let mut start = 0;
         let alike = endpoints.chunk_by(|one, other| one.priority == other.priority);
         let group = |endpoints: &[Endpoint]| {

@@ -124,7 +124,7 @@ pub(crate) struct ServiceBuilder<'a> {
 
 impl ServiceBuilder<'_> {
     /// Builds a service; endpoint state is taken over from `before` by address.
-    pub(crate) fn make(&mut self, settings: &settings::Service, before: Option<&Service>) -> Service {
+    pub(crate) fn build(&mut self, settings: &settings::Service, before: Option<&Service>) -> Service {
         let candidate = |endpoint: &settings::Endpoint| Candidate {
             target: endpoint.address.clone(),
             weight: endpoint.weight,
@@ -157,7 +157,7 @@ impl ServiceBuilder<'_> {
     }
 
     /// Rebuilds a service with the current addresses of its names.
-    pub(crate) fn again(&mut self, service: &Service) -> Service {
+    pub(crate) fn rebuild(&mut self, service: &Service) -> Service {
         let more = service.more.as_deref();
         let lasting = ServiceExtras {
             aliases: service.aliases().into(),
@@ -200,7 +200,7 @@ impl ServiceBuilder<'_> {
             }
         }
         endpoints.sort_by_key(|endpoint| endpoint.priority);
-        let mut groups = Group::of(&endpoints);
+        let mut groups = Group::by_priority(&endpoints);
         more.further = groups.split_off(groups.len().min(1)).into();
         let is_name = |candidate: &Candidate| matches!(candidate.target, Target::Name { .. });
         if leads_back || candidates.iter().any(is_name) {

@@ -124,7 +124,7 @@ fn resolved_name_rebuilds_only_its_services() {
     next.learn_all(&live(&text).services);
     let before = next.done();
     let name = HostName::parse("d.example").unwrap();
-    assert_eq!(state.targets(), std::slice::from_ref(&name));
+    assert_eq!(state.take_new_targets().unwrap(), std::slice::from_ref(&name));
     resolved.insert(name, vec!["10.0.0.7".parse().unwrap()]);
     let mut next = SnapshotBuilder::after(&before, &mut state, (&resolved, &|_| false));
     next.resolve();
@@ -132,9 +132,10 @@ fn resolved_name_rebuilds_only_its_services() {
     assert!(Arc::ptr_eq(service(&before, 0), service(&after, 0)));
     assert_eq!(service(&after, 1).endpoints[0].address.to_string(), "10.0.0.7:80");
     assert!(Arc::ptr_eq(&after.names.exact("c.example")[0].service, service(&after, 1)));
+    assert_eq!(state.take_new_targets(), None, "the names are the same");
     let mut next = SnapshotBuilder::after(&after, &mut state, (&resolved, &|_| false));
     next.learn(&HostPattern::parse("c.example").unwrap(), Vec::new());
-    assert_eq!((next.done().len(), state.targets().len()), (1, 0));
+    assert_eq!((next.done().len(), state.take_new_targets()), (1, Some(Vec::new())));
 }
 
 /// A service with few possible names, so that many share one.
@@ -157,7 +158,7 @@ fn one(host: u8, port: u8, kind: u8) -> Option<settings::Service> {
     Some((*settings.live.services[0]).clone())
 }
 
-fn shown(tables: &Snapshot) -> Vec<(String, Vec<String>)> {
+fn content(tables: &Snapshot) -> Vec<(String, Vec<String>)> {
     let claims = |claims: &[Claim]| {
         claims.iter().map(|claim| format!("{:?}", claim.service.name().to_string())).collect()
     };
@@ -239,8 +240,9 @@ proptest! {
             next.learn_all(&all);
             next.read(Arc::clone(&file));
             let anew = next.done();
-            prop_assert_eq!(shown(&tables), shown(&anew));
+            prop_assert_eq!(content(&tables), content(&anew));
             prop_assert_eq!(tables.len(), tables.services().count());
+            prop_assert_eq!(tables.endpoints(), tables.services().map(|service| service.endpoints.len()).sum::<usize>());
             prop_assert_eq!(state.targets(), fresh.targets());
         }
     }
@@ -266,12 +268,13 @@ fn single_change_copies_bounded_amount_in_large_tables() {
         let resolved = Resolved::new();
         let mut next = SnapshotBuilder::after(&before, &mut state, (&resolved, &|_| false));
         next.learn(&new.host.clone(), vec![new.clone()]);
-        assert!(next.is_news());
+        assert_eq!(next.rebuilt(), 1);
         let after = next.done();
         assert_eq!(after.len(), count + 1);
         let added = after.names.copied(&before.names) + after.learned.copied(&before.learned);
         let mut next = SnapshotBuilder::after(&after, &mut state, (&resolved, &|_| false));
         next.learn(&new.host, Vec::new());
+        assert_eq!(next.rebuilt(), 1);
         let gone = next.done();
         assert_eq!(gone.len(), count);
         (added, gone.names.copied(&after.names) + gone.learned.copied(&after.learned))
