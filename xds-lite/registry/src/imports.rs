@@ -43,6 +43,8 @@ pub struct Imports {
     probes: Probes,
     /// The probed addresses must be computed again.
     probe_targets_changed: bool,
+    /// Which addresses are probed, or down, has changed.
+    have_probes_changed: bool,
 }
 
 /// What becomes of a slice of another cluster.

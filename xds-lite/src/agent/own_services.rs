@@ -121,7 +121,7 @@ impl OwnServices {
             directory,
             changing: Mutex::new(()),
             state: Mutex::new(state),
-            summary: Mutex::new(Summary { exported, ..Summary::default() }),
+            summary: Mutex::new(Summary::new(exported)),
             news: Arc::default(),
             to_check: Notify::new(),
             awaits: watch::Sender::new(false),

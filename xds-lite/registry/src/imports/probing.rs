@@ -30,6 +30,7 @@ impl Imports {
         if std::mem::take(&mut self.probe_targets_changed) {
             let wanted = self.wanted();
             self.probes.want(&wanted, now);
+            self.have_probes_changed = true;
         }
         let mut changed = BTreeSet::new();
         for (target, answer) in answers {
@@ -39,12 +40,18 @@ impl Imports {
             }
         }
         if !changed.is_empty() {
+            self.have_probes_changed = true;
             let leading =
                 (0..self.peers.len()).flat_map(|place| self.leading(place, &|to| changed.contains(to)));
             let leading: Vec<_> = leading.collect();
             self.dirty.extend(leading);
         }
         self.probes.next(most, now)
+    }
+
+    /// Whether the probed targets, or those that are down, have changed since the last call.
+    pub fn have_probes_changed(&mut self) -> bool {
+        std::mem::take(&mut self.have_probes_changed)
     }
 
     /// The probed targets, and those that are down.
@@ -72,6 +79,7 @@ impl Imports {
         let leading = self.leading(place, &|to| self.probes.is_down(to));
         let wanted = self.wanted();
         self.probes.keep_only(&wanted);
+        self.have_probes_changed = true;
         self.dirty.extend(leading);
     }
 

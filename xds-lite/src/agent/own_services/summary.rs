@@ -33,6 +33,11 @@ pub(in crate::agent) struct Listed {
 }
 
 impl Summary {
+    /// Of slices of before a restart: the registry has not been read.
+    pub(super) fn new(exported: usize) -> Summary {
+        Summary { exported, ..Summary::default() }
+    }
+
     pub(super) fn set_held(&mut self, host: &HostPattern, why: Option<String>) {
         match why {
             Some(why) => _ = self.held.insert(host.clone(), why),
