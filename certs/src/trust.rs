@@ -28,6 +28,8 @@ struct Inner {
     current: ArcSwap<Trusted>,
     /// The files refused at the last reload.
     refused: Mutex<Vec<String>>,
+    /// Called after each change.
+    followers: Mutex<Vec<Box<dyn Fn() + Send + Sync>>>,
 }
 
 /// The state between two changes.
@@ -96,7 +98,11 @@ impl Trust {
     }
 
     fn of(trusted: Trusted) -> Self {
-        Self(Arc::new(Inner { current: ArcSwap::from_pointee(trusted), refused: Mutex::default() }))
+        Self(Arc::new(Inner {
+            current: ArcSwap::from_pointee(trusted),
+            refused: Mutex::default(),
+            followers: Mutex::default(),
+        }))
     }
 
     /// The current state.
@@ -112,6 +118,13 @@ impl Trust {
             bundles: Arc::clone(&bundles),
             epoch: old.epoch + 1,
         });
+        let followers = self.0.followers.lock().unwrap_or_else(PoisonError::into_inner);
+        followers.iter().for_each(|call| call());
+    }
+
+    /// Has this called after each change, for as long as the trust lives.
+    pub fn on_change(&self, call: impl Fn() + Send + Sync + 'static) {
+        self.0.followers.lock().unwrap_or_else(PoisonError::into_inner).push(Box::new(call));
     }
 
     /// Reads the files again. Each valid file replaces its part of the state; an invalid one leaves the previous part

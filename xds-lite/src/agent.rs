@@ -1,5 +1,7 @@
 //! Runs the agent of a cluster: watches the registry, follows the agents of other clusters, and serves xDS to the
-//! cluster's gateways and to those agents. `state` holds what it knows, `views` what each client is served.
+//! cluster's gateways and to those agents. What it knows has three owners: `own_services`, `peers` and
+//! `state_directory`; `views` has what each client is served. An owner calls the next one in this order under its own
+//! locks, never an earlier one; the views come last. The head of each says what its locks guard.
 
 mod bundles;
 pub mod config;
@@ -10,23 +12,26 @@ pub mod issuing;
 pub mod join_config;
 mod metrics;
 mod mtls_check;
+mod own_services;
 mod pages;
 mod peer;
 mod peer_bundle;
+mod peers;
 mod persistence;
 mod registry_watch;
-mod state;
+mod state_directory;
 mod views;
 
 use std::io;
 use std::net::SocketAddr;
+use std::panic::resume_unwind;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use isthmus_certs::trust::LoadError;
 use isthmus_certs::{ConfigError, Peer, Server, SpiffeId, Trust};
 use isthmus_store::Source;
-use parking_lot::{Mutex, MutexGuard};
 use tokio::net::TcpListener;
 use tokio::sync::Notify;
 use tokio::task::{JoinError, spawn_blocking};
@@ -47,21 +52,18 @@ use federation::federate;
 use issuing::Issuing;
 use join_config::context;
 use mtls_check::run_mtls_checks;
+use own_services::OwnServices;
 use pages::AdminPages;
 use peer::peer_access;
-use persistence::Stores;
-use registry_watch::{keep_looking, look};
-use state::State;
+use peers::Peers;
+use registry_watch::{keep_polling, poll};
+use state_directory::{Restored, StateDirectory};
 use views::Views;
 
-/// How often the registry is polled.
-const PACE: Duration = Duration::from_millis(50);
 /// Longest wait for the first mTLS checks before clients are served: less than a gateway waits for a handshake.
 const AT_FIRST: Duration = Duration::from_secs(3);
 /// How often expired slices are dropped.
 const EXPIRE: Duration = Duration::from_secs(1);
-/// How often changed registrations are persisted.
-const KEEP: Duration = Duration::from_secs(1);
 
 /// An agent that has bound its sockets and does not run yet.
 pub struct Agent {
@@ -69,9 +71,18 @@ pub struct Agent {
     sockets: Sockets,
     tls: Arc<Server>,
     trust: Trust,
-    state: Arc<Mutex<State>>,
+    owners: Owners,
     sources: Option<[Arc<dyn Source>; 2]>,
     issuing: Option<Arc<Issuing>>,
+}
+
+/// Who owns what the agent knows.
+#[derive(Clone)]
+struct Owners {
+    own: Arc<OwnServices>,
+    peers: Arc<Peers>,
+    directory: Arc<StateDirectory>,
+    views: Arc<Views>,
 }
 
 struct Sockets {
@@ -161,14 +172,9 @@ impl Agent {
         let tokens = settings.state.as_deref().map(|state| Arc::new(Folder::of_state(state)));
         let issuing = Issuing::open(&settings, &trust, tokens.clone())?;
         let settings = Arc::new(settings);
-        let opened = match settings.state.clone() {
-            Some(folder) => {
-                let opened = spawn_blocking(move || Stores::open(&folder)).await;
-                Some(opened.map_err(Error::Broken)?)
-            }
-            None => None,
-        };
-        let state = State::new(Arc::clone(&settings), Arc::new(views), opened, tokens);
+        let (known, views) = (Arc::clone(&settings), Arc::new(views));
+        let owners = blocking(move || Owners::open(&known, views, tokens)).await;
+        let sources = owners.directory.begin(&owners.own, &owners.peers);
         let join = match &settings.join {
             Some(join) => Some(listen(join.address).await?),
             None => None,
@@ -176,15 +182,7 @@ impl Agent {
         let sockets =
             Sockets { xds: listen(settings.address).await?, admin: listen(settings.admin).await?, join };
         let tls = Arc::new(Server::new(trust.clone(), Peer::Trusted, &[b"h2"])?);
-        let state = Arc::new(Mutex::new(state));
-        // The stores read the state under its lock, from threads of their own.
-        let stores = locked(&state).stores.take();
-        let sources = stores.map(|mut stores| {
-            let sources = stores.begin(&state);
-            locked(&state).stores = Some(stores);
-            sources
-        });
-        Ok(Agent { settings, sockets, tls, trust, state, sources, issuing })
+        Ok(Agent { settings, sockets, tls, trust, owners, sources, issuing })
     }
 
     /// The bound addresses of the listeners `xds`, `admin` and `join`.
@@ -210,56 +208,88 @@ impl Agent {
     /// # Errors
     /// As [`Agent::run`].
     pub async fn run_looking(self, again: Arc<Notify>) -> Result<(), Error> {
-        let Agent { settings, sockets, tls, trust, state, sources: _sources, issuing } = self;
+        let Agent { settings, sockets, tls, trust, owners, sources: _sources, issuing } = self;
+        let Sockets { xds, admin, join } = sockets;
         let _files = trust.watch(settings.trust.clone()).map_err(Error::Thread)?;
-        let waiting = Arc::new(Notify::new());
-        // The whole registry is read before any client is served.
-        let files = look(Files::new(settings.registry.clone()), &state, &waiting).await?;
         let places = Places::of_descriptors(raise_descriptor_limit());
         let budgets = Arc::new(Budgets::new(settings.limits.clients, places));
+        let is_ready = Arc::new(AtomicBool::new(false));
         let pages = Arc::new(AdminPages {
             budgets: Arc::clone(&budgets),
             settings: Arc::clone(&settings),
-            state: Arc::clone(&state),
+            owners: owners.clone(),
+            is_ready: Arc::clone(&is_ready),
             issuing: issuing.clone(),
             trust: trust.clone(),
         });
         let Registration { socket, users, .. } = settings.registration.clone();
         let local = socket.map(|path| admin::Local { path, users });
-        let views = Arc::clone(&locked(&state).views);
-        views.bundles.publish(&trust.current());
-        let mut routes = Routes::new(Discovery::service(Arc::clone(&views)));
+        owners.views.bundles.publish(&trust.current());
+        let mut routes = Routes::new(Discovery::service(Arc::clone(&owners.views)));
         let issuing_service = issuing.as_ref().map(|issuing| {
             let certificates = issuing.certificates();
             routes = std::mem::take(&mut routes).add_service(Arc::clone(&certificates).service());
             issuing.service(&certificates)
         });
-        let members = Arc::clone(&views);
+        let members = Arc::clone(&owners.views);
         let knows = Arc::new(move |id: &SpiffeId| members.principal(id));
         let admission = Admission::new(knows).with(budgets, issuing_service);
-        let tokens = locked(&state).tokens.clone();
-        let context = sockets
-            .join
+        let tokens = owners.directory.tokens().cloned();
+        let context = join
             .as_ref()
             .zip(tokens)
             .map(|(_, tokens)| Ok::<_, Error>(context(&settings, trust.clone())?.with_tokens(tokens)));
         let context = context.transpose()?;
+        let serving = async {
+            // The whole registry is read before any client is served; health checks and pages are answered meanwhile.
+            let files = poll(registry_files(&settings, &owners.own), &owners.own).await;
+            is_ready.store(true, Relaxed);
+            tokio::select! {
+                () = attend(&xds, tls, routes, admission, &owners.own) => Ok(()),
+                () = welcome(join, context) => Ok(()),
+                () = renew_intermediate(issuing) => Ok(()),
+                () = keep_polling(files, &owners.own, &again) => Ok(()),
+                () = keep_expiring(&owners.peers) => Ok(()),
+                () = owners.views.bundles.keep_telling(&trust) => Ok(()),
+                () = run_mtls_checks(Arc::clone(&owners.own)) => Ok(()),
+                () = import_health::ask(Arc::clone(&owners.peers)) => Ok(()),
+                ended = federate(Arc::clone(&settings), trust.clone(), owners.clone()) => ended,
+            }
+        };
         tokio::select! {
-            () = attend(&sockets.xds, tls, routes, admission, &state) => Ok(()),
-            served = admin::serve_on_own_thread(sockets.admin, local, pages, admin::Limits::default()) => {
+            served = admin::serve_on_own_thread(admin, local, pages, admin::Limits::default()) => {
                 served.map_err(Error::Admin)
             }
-            () = welcome(sockets.join, context) => Ok(()),
-            () = renew_intermediate(issuing) => Ok(()),
-            ended = keep_looking(files, &state, &waiting, &again) => ended,
-            () = keep_expiring(&state) => Ok(()),
-            () = keep_registrations(&state) => Ok(()),
-            () = views.bundles.keep_telling(&trust) => Ok(()),
-            () = run_mtls_checks(Arc::clone(&state), Arc::clone(&waiting)) => Ok(()),
-            () = import_health::ask(Arc::clone(&state)) => Ok(()),
-            ended = federate(settings, trust.clone(), Arc::clone(&state)) => ended,
+            ended = serving => ended,
         }
     }
+}
+
+impl Owners {
+    /// Restores what was persisted. Reads files.
+    fn open(settings: &Arc<Settings>, views: Arc<Views>, tokens: Option<Arc<Folder>>) -> Owners {
+        let (directory, Restored { slices, registrations }) = StateDirectory::open(settings, tokens);
+        let directory = Arc::new(directory);
+        let peers =
+            Peers::new(Arc::clone(settings), Arc::clone(&views), Arc::clone(&directory), slices.imports);
+        let peers = Arc::new(peers);
+        let own = OwnServices::new(
+            Arc::clone(settings),
+            Arc::clone(&views),
+            Arc::clone(&peers),
+            Arc::clone(&directory),
+            slices.own,
+        );
+        settings.peers.iter().for_each(|peer| peers.add(peer));
+        own.restore_registrations(registrations, Instant::now());
+        Owners { own: Arc::new(own), peers, directory, views }
+    }
+}
+
+/// The registry's files; their events are news for the own services.
+fn registry_files(settings: &Settings, own: &OwnServices) -> Files {
+    let news = Arc::clone(&own.news);
+    Files::new(settings.registry.clone()).on_event(move || news.notify_one())
 }
 
 /// Serves gateways and peers once the first mTLS checks are done, or after [`AT_FIRST`]. Clients reconnect right after
@@ -269,13 +299,11 @@ async fn attend(
     tls: Arc<Server>,
     routes: Routes,
     admission: Admission,
-    state: &Mutex<State>,
+    own: &OwnServices,
 ) {
-    let checked = async {
-        while locked(state).mtls_checks.awaits() {
-            tokio::time::sleep(PACE).await;
-        }
-    };
+    let mut awaits = own.awaits();
+    // Without its guard, which would lock the value for as long as the server runs.
+    let checked = async { awaits.wait_for(|awaits| !awaits).await.is_ok() };
     let _late = tokio::time::timeout(AT_FIRST, checked).await;
     serve_with(listener, tls, routes, admission).await;
 }
@@ -308,24 +336,25 @@ fn adapter(settings: &Settings) -> Option<Adapter> {
     Some(Adapter::new(settings.cluster.clone(), names, address))
 }
 
-/// Persists VM registrations.
-async fn keep_registrations(state: &Mutex<State>) {
-    let mut pace = tokio::time::interval(KEEP);
-    loop {
-        pace.tick().await;
-        locked(state).persist_registrations();
-    }
-}
-
-/// Drops expired slices. Each round walks all slices of unreachable peers: no more often than whole seconds need.
-async fn keep_expiring(state: &Mutex<State>) {
+/// Drops expired slices. Whole seconds are enough: `stale` has no finer unit.
+async fn keep_expiring(peers: &Arc<Peers>) {
     let mut pace = tokio::time::interval(EXPIRE);
     loop {
         pace.tick().await;
-        locked(state).expire(Instant::now());
+        let peers = Arc::clone(peers);
+        blocking(move || peers.expire(Instant::now())).await;
     }
 }
 
-fn locked(state: &Mutex<State>) -> MutexGuard<'_, State> {
-    state.lock()
+/// Runs work that takes long, or waits for a disk or a change, on a thread that may; a panic of it is one of the caller.
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+    let span = tracing::Span::current();
+    match spawn_blocking(move || span.in_scope(work)).await {
+        Ok(done) => done,
+        Err(ended) => match ended.try_into_panic() {
+            Ok(panic) => resume_unwind(panic),
+            // The runtime ends, and the caller with it.
+            Err(_) => std::future::pending().await,
+        },
+    }
 }

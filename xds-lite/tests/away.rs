@@ -56,7 +56,7 @@ struct Patient {
 }
 
 impl Tables for Patient {
-    fn apply(&mut self, update: &Update) -> Vec<Refused> {
+    async fn apply(&mut self, update: &Update) -> Vec<Refused> {
         let mut given = self.given.lock().unwrap();
         given.resources += update.resources.len();
         for resource in &update.resources {

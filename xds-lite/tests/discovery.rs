@@ -92,7 +92,7 @@ struct Given {
 }
 
 impl Tables for Seen {
-    fn apply(&mut self, update: &Update) -> Vec<Refused> {
+    async fn apply(&mut self, update: &Update) -> Vec<Refused> {
         let mut given = self.0.lock().unwrap();
         given.resources += update.resources.len();
         let mut refused = Vec::new();
@@ -287,9 +287,9 @@ struct Lists {
 }
 
 impl Tables for Lists {
-    fn apply(&mut self, update: &Update) -> Vec<Refused> {
+    async fn apply(&mut self, update: &Update) -> Vec<Refused> {
         if update.type_url == OTHER {
-            return self.items.apply(update);
+            return self.items.apply(update).await;
         }
         for resource in &update.resources {
             let text = String::from_utf8(resource.bytes.to_vec()).unwrap();
@@ -510,7 +510,7 @@ struct Hesitant {
 }
 
 impl Tables for Hesitant {
-    fn apply(&mut self, update: &Update) -> Vec<Refused> {
+    async fn apply(&mut self, update: &Update) -> Vec<Refused> {
         self.steps += 1;
         if self.steps == 1 {
             let refused = update.resources.iter();
@@ -518,7 +518,7 @@ impl Tables for Hesitant {
                 .map(|one| Refused { name: one.name.clone(), why: "not now".to_owned() })
                 .collect();
         }
-        self.seen.apply(update)
+        self.seen.apply(update).await
     }
 
     fn shown(&mut self, chain: Chain) {

@@ -183,6 +183,12 @@ pub(super) fn until_read(agent: &mut Program, stop: &Stop) -> io::Result<()> {
     })
 }
 
+/// The admin address of a running agent.
+pub(super) fn admin_of(agent: &Program) -> anyhow::Result<SocketAddr> {
+    let output = fs::read_to_string(agent.directory().join("output"))?;
+    announced(&output).get("admin").copied().context("the agent announced no admin address")
+}
+
 /// A running gateway.
 pub(super) struct Gateway {
     pub(super) program: Program,
@@ -192,7 +198,12 @@ pub(super) struct Gateway {
 impl Gateway {
     /// Address of the outbound listener.
     pub(super) fn outbound(&self) -> anyhow::Result<SocketAddr> {
-        self.addresses.get("listener=outbound").copied().context("the gateway has no outbound listener")
+        self.address("listener=outbound")
+    }
+
+    /// The address of a page.
+    pub(super) fn address(&self, page: &str) -> anyhow::Result<SocketAddr> {
+        self.addresses.get(page).copied().with_context(|| format!("the gateway announced no {page} address"))
     }
 
     /// Number of services in the gateway's tables.
@@ -201,11 +212,7 @@ impl Gateway {
             .addresses
             .get("metrics")
             .ok_or_else(|| io::Error::other("the gateway announced no metrics address"))?;
-        let mut stream = TcpStream::connect(address)?;
-        stream.set_read_timeout(Some(PATIENCE))?;
-        stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")?;
-        let mut text = String::new();
-        stream.read_to_string(&mut text)?;
+        let text = get(*address, "/metrics")?;
         let value = text.lines().find_map(|line| line.strip_prefix("isthmus_services "));
         value
             .and_then(|value| value.trim().parse().ok())
@@ -231,6 +238,16 @@ impl Gateway {
             thread::sleep(pause);
         }
     }
+}
+
+/// The whole answer to a GET.
+pub(super) fn get(address: SocketAddr, path: &str) -> io::Result<String> {
+    let mut stream = TcpStream::connect(address)?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    write!(stream, "GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")?;
+    let mut text = String::new();
+    stream.read_to_string(&mut text)?;
+    Ok(text)
 }
 
 fn announced(output: &str) -> BTreeMap<String, SocketAddr> {

@@ -160,7 +160,7 @@ struct Member {
 }
 
 impl Tables for Member {
-    fn apply(&mut self, update: &Update) -> Vec<Refused> {
+    async fn apply(&mut self, update: &Update) -> Vec<Refused> {
         let now = Instant::now();
         let before = self.names.len();
         self.names.extend(update.resources.iter().map(|resource| resource.name.clone()));

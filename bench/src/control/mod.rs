@@ -6,6 +6,7 @@ mod cluster;
 mod crowd;
 mod fanout;
 mod large;
+mod pages;
 mod registry;
 mod report;
 mod tap;
@@ -36,7 +37,8 @@ pub(crate) struct Control {
     /// Number of services for the parts `change` and `fanout`.
     #[arg(long, default_value_t = 10_000, value_parser = clap::value_parser!(u32).range(1_000..=900_000))]
     services: u32,
-    /// Number of services of the large registry; it is compared with one of a tenth of the size.
+    /// Number of services of the large registry, which is compared with one of a tenth of the size, and of the part
+    /// `pages`.
     #[arg(long, default_value_t = 100_000, value_parser = clap::value_parser!(u32).range(1_000..=900_000))]
     large_services: u32,
     /// Endpoints of each service in the large registry.
@@ -74,6 +76,8 @@ enum Part {
     Large,
     /// One agent with many receivers.
     Fanout,
+    /// Health checks, metrics and status while agent and gateway are busy.
+    Pages,
 }
 
 /// Size of a registry.
@@ -126,6 +130,10 @@ impl Control {
             let steps = fanout::measure(programs, size, crowd, progress, stop)?;
             report.fanout(size, crowd.1, &steps);
         }
+        if self.wants(Part::Pages) {
+            let size = size(self.large_services);
+            report.pages(size, &pages::measure(programs, size, progress, stop)?);
+        }
         Ok(())
     }
 
@@ -138,6 +146,7 @@ impl Control {
             (Part::Change, 1 + 2 * usize::try_from(self.changes).unwrap_or_default()),
             (Part::Large, 6),
             (Part::Fanout, 4),
+            (Part::Pages, 2),
         ];
         steps.iter().filter(|(part, _)| self.wants(*part)).map(|(_, steps)| steps).sum()
     }

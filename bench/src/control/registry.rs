@@ -14,6 +14,7 @@ use crate::hello::service_name;
 /// Services per file.
 const IN_A_FILE: u32 = 100;
 const PORT: u16 = 8443;
+const COMMENT: &str = "# ";
 
 /// A registry of services numbered from 0.
 #[derive(Debug)]
@@ -54,6 +55,22 @@ impl Registry {
         self.real.extend(endpoint.map(|endpoint| (number, endpoint)));
         let text = format!("services:\n{}", self.service(number));
         Ok((number, self.write(&format!("one-{number:06}.yaml"), &text)?))
+    }
+
+    /// Writes one file with as many further services, each with a comment that makes it `bytes` long in all.
+    pub(super) fn add_large_file(&mut self, services: u32, bytes: usize) -> io::Result<u32> {
+        let first = self.services;
+        self.services += services;
+        let each = bytes / usize::try_from(services.max(1)).unwrap_or(usize::MAX);
+        let text = (first..self.services).map(|number| self.service(number)).fold(
+            "services:\n".to_owned(),
+            |text, service| {
+                let padding = "x".repeat(each.saturating_sub(service.len() + COMMENT.len() + 1));
+                text + COMMENT + &padding + "\n" + &service
+            },
+        );
+        self.write("large.yaml", &text)?;
+        Ok(self.services)
     }
 
     fn text_of(&self, file: u32) -> String {
@@ -105,6 +122,9 @@ mod tests {
         let (number, _) = registry.add(None).unwrap();
         assert_eq!(number, 150);
         assert!(read("one-000150.yaml").contains("service-000150."));
+        assert_eq!(registry.add_large_file(100, 100_000).unwrap(), 251);
+        let large = read("large.yaml");
+        assert!((99_000..101_000).contains(&large.len()) && large.matches("host:").count() == 100);
         assert!(!folder.path().join(".new").exists());
     }
 }

@@ -10,6 +10,7 @@ use super::Size;
 use super::change::Times;
 use super::fanout::Step;
 use super::large::{Added, Large};
+use super::pages::Page;
 use crate::report::Machine;
 use crate::sample::number;
 use crate::stats::Summary;
@@ -179,6 +180,16 @@ impl Report {
         self.bar(part, &title, "×", growth, 1.25);
     }
 
+    pub(super) fn pages(&mut self, size: Size, pages: &[Page]) {
+        let part = "pages";
+        self.tell(part, "services", "", f64::from(size.services));
+        for Page { work, program, path, times } in pages {
+            let about = |what: &str| format!("{work}: {program}, {path}: {what}");
+            self.tell(part, about(&format!("p50 of {}", times.len())), "ms", ms(quantile(times, 0.5)));
+            self.bar(part, &about("slowest"), "ms", ms(quantile(times, 1.0)), 100.0);
+        }
+    }
+
     /// Renders the table for a terminal.
     pub(super) fn render(&self) -> String {
         let Machine { cpu, cores, kernel, .. } = &self.machine;
@@ -343,6 +354,13 @@ mod tests {
             agent_rss: 1,
         };
         report.fanout(Size { services: 10, endpoints: 1 }, 0, &[step(50, 20), step(200, 1_001)]);
+        let page = |path, slowest| Page {
+            work: "slices arrive",
+            program: "agent",
+            path,
+            times: times(&[2, slowest]),
+        };
+        report.pages(Size { services: 10, endpoints: 1 }, &[page("/metrics", 101), page("/status", 99)]);
         let text = report.render();
         for missed in [
             "an endpoint is replaced: p99",
@@ -350,6 +368,7 @@ mod tests {
             "agent: RSS at most",
             "agent's CPU of an added service",
             "200 gateways: the last has a change, slowest",
+            "slices arrive: agent, /metrics: slowest",
         ] {
             assert!(text.contains(&format!("{missed}\n")), "{missed} in\n{text}");
         }

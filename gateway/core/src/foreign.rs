@@ -104,7 +104,7 @@ struct Received {
 }
 
 impl Tables for Received {
-    fn apply(&mut self, update: &Update) -> Vec<Refused> {
+    async fn apply(&mut self, update: &Update) -> Vec<Refused> {
         let refused = self.state.apply(update);
         for Refused { name, why } in &refused {
             tracing::warn!(kind = kind(&update.type_url), resource = ?name, %why, "resource refused in whole or in part");

@@ -263,7 +263,7 @@ impl Slices {
 struct Followed(Arc<Mutex<Slices>>);
 
 impl Tables for Followed {
-    fn apply(&mut self, update: &Update) -> Vec<Refused> {
+    async fn apply(&mut self, update: &Update) -> Vec<Refused> {
         locked(&self.0).apply(update)
     }
 

@@ -28,7 +28,7 @@ pub struct Client {
 }
 
 /// The changes in a response.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Update {
     /// The type of the resources.
     pub type_url: String,

@@ -48,8 +48,9 @@ impl Answers {
 
 /// Receives the resources.
 pub trait Tables: Send {
-    /// Applies an update; returns the resources that it refuses.
-    fn apply(&mut self, update: &Update) -> Vec<Refused>;
+    /// Applies an update; returns the resources that it refuses. Work that takes long belongs on another thread: this
+    /// runs where other streams do.
+    fn apply(&mut self, update: &Update) -> impl Future<Output = Vec<Refused>> + Send;
 
     /// The names of a type to subscribe to, where not all; read after each update.
     fn names(&self, _type_url: &str) -> Option<&BTreeSet<String>> {
@@ -174,7 +175,7 @@ impl Subscription {
             let due = tokio::select! {
                 why = &mut distrusted => return (made, format!("the server is no longer trusted: {why}")),
                 message = responses.message() => match message {
-                    Ok(Some(response)) => accept(response, clients, tables),
+                    Ok(Some(response)) => accept(response, clients, tables).await,
                     Ok(None) => return (made, "the server ended the stream".to_owned()),
                     Err(status) => return (made, status_text(&status)),
                 },
@@ -193,7 +194,7 @@ impl Subscription {
 }
 
 /// Applies a response; returns its answer and changed subscriptions.
-fn accept(
+async fn accept(
     response: DeltaDiscoveryResponse,
     clients: &mut [Client],
     tables: &mut impl Tables,
@@ -203,7 +204,7 @@ fn accept(
         return Vec::new();
     };
     let (update, mut refused) = client.read(response);
-    refused.extend(tables.apply(&update));
+    refused.extend(tables.apply(&update).await);
     let answer = client.answer(&update, &refused);
     let moved = clients.iter_mut().filter_map(|client| {
         let names = tables.names(client.type_url())?;

@@ -57,7 +57,16 @@ struct Tables {
     direct: Arc<Shared>,
     clusters: Arc<Shared>,
     endpoints: Arc<Shared>,
+    /// Held while tables are computed; pages do not take it.
     state: Mutex<State>,
+    /// What is left out, as pages show it; held for a moment.
+    problems: Mutex<Problems>,
+}
+
+#[derive(Debug, Default)]
+struct Problems {
+    envoy: Vec<String>,
+    grpc: Vec<String>,
 }
 
 #[derive(Debug, Default)]
@@ -71,8 +80,6 @@ struct State {
     wrong: BTreeMap<HostPattern, Vec<String>>,
     /// Problems between slices.
     clashes: Vec<String>,
-    /// What is left out for gRPC clients, and why.
-    grpc_problems: Vec<String>,
     /// Names of Envoy's clusters that the Listener uses.
     live: BTreeSet<String>,
     /// Names of clusters that the Listener no longer uses, and some Envoy's may still.
@@ -100,6 +107,7 @@ impl Adapter {
             clusters: view(),
             endpoints: view(),
             state: Mutex::default(),
+            problems: Mutex::default(),
         });
         for listeners in [&tables.listeners, &tables.direct] {
             let weak: Weak<Tables> = Arc::downgrade(&tables);
@@ -139,14 +147,13 @@ impl Adapter {
     /// What is in Envoy's tables and left out for gRPC clients, and why.
     #[must_use]
     pub fn problems_of_grpc(&self) -> Vec<String> {
-        self.tables.state().grpc_problems.clone()
+        self.tables.problems().grpc.clone()
     }
 
     /// What is left out now, and why.
     #[must_use]
     pub fn problems(&self) -> Vec<String> {
-        let state = self.tables.state();
-        state.wrong.values().flatten().chain(&state.clashes).cloned().collect()
+        self.tables.problems().envoy.clone()
     }
 }
 
@@ -155,11 +162,15 @@ impl Tables {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn problems(&self) -> MutexGuard<'_, Problems> {
+        self.problems.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn change(&self, slices: &[Slice]) {
         let mut state = self.state();
         let state = &mut *state;
         let mut changed = BTreeSet::new();
-        let mut names_changed = false;
+        let (mut names_changed, mut problems_changed) = (false, false);
         for slice in slices.iter().filter(|slice| slice.key.cluster == self.cluster) {
             let host = &slice.key.host;
             let offer = slice.offer.as_ref();
@@ -170,7 +181,8 @@ impl Tables {
             let names = offer.map(|offer| owned(host, offer)).unwrap_or_default();
             let had = state.owned.insert(host.clone(), names).unwrap_or_default();
             names_changed |= state.has_patterns && Some(&had) != state.owned.get(host);
-            state.wrong.insert(host.clone(), wrong);
+            let before = state.wrong.insert(host.clone(), wrong).unwrap_or_default();
+            problems_changed |= state.wrong.get(host) != Some(&before);
             changed.insert(host.clone());
         }
         state.hosts.retain(|_, upstreams| !upstreams.is_empty());
@@ -180,6 +192,9 @@ impl Tables {
             self.rebuild_listener(state, &changed);
         } else {
             self.renew(state, |host, name| changed.contains(host) && state.live.contains(name));
+        }
+        if names_changed || problems_changed {
+            self.problems().envoy = state.wrong.values().flatten().chain(&state.clashes).cloned().collect();
         }
         self.sweep(state);
     }
@@ -224,7 +239,7 @@ impl Tables {
                 view.set(&name, bytes);
             }
         });
-        state.grpc_problems = wrong;
+        self.problems().grpc = wrong;
         state.retired.extend(state.live.difference(&live).cloned());
         state.retired.retain(|name| !live.contains(name));
         (state.live, state.clashes, state.has_patterns) = (live, clashes, has_patterns);

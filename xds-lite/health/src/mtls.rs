@@ -1,7 +1,7 @@
 //! Tracks whether each endpoint to export requires a client certificate: which endpoint to check next, and the results.
 //! Pure; the agent makes the connections.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
@@ -17,7 +17,7 @@ const GOOD: Duration = Duration::from_secs(60);
 const BAD: Duration = Duration::from_secs(3);
 
 /// An endpoint, with the name under which it is checked.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Subject {
     /// The host of the service.
     pub host: HostPattern,
@@ -43,7 +43,11 @@ pub enum MtlsCheck {
 #[derive(Debug, Default)]
 pub struct MtlsChecks {
     known: HashMap<HostPattern, HashMap<Target, Known>>,
+    /// The next check of each endpoint that is not being checked.
+    due: BTreeSet<(Instant, Subject)>,
     running: usize,
+    /// Wanted endpoints without a result.
+    awaited: usize,
 }
 
 #[derive(Debug)]
@@ -63,36 +67,55 @@ impl MtlsChecks {
         now: Instant,
     ) -> bool {
         let addresses: HashSet<Target> = addresses.into_iter().collect();
-        let of_host = self.known.entry(host.clone()).or_default();
+        if addresses.is_empty() && !self.known.contains_key(host) {
+            return false;
+        }
+        let MtlsChecks { known, due, awaited, .. } = self;
+        let of_host = known.entry(host.clone()).or_default();
+        *awaited -= of_host.values().filter(|known| known.is_awaited()).count();
         of_host.retain(|address, known| {
             known.wanted = addresses.contains(address);
+            if let Some(at) = known.due.filter(|_| !known.wanted) {
+                due.remove(&(at, Subject { host: host.clone(), address: address.clone() }));
+            }
             // An endpoint stays until its running check ends.
             known.wanted || known.due.is_none()
         });
         let before = of_host.len();
         for address in addresses {
-            let new = || Known { result: MtlsCheck::Awaited, due: Some(now), wanted: true };
-            of_host.entry(address).or_insert_with(new);
+            let subject = || Subject { host: host.clone(), address: address.clone() };
+            of_host.entry(address.clone()).or_insert_with(|| {
+                due.insert((now, subject()));
+                Known { result: MtlsCheck::Awaited, due: Some(now), wanted: true }
+            });
         }
+        *awaited += of_host.values().filter(|known| known.is_awaited()).count();
         let is_new = of_host.len() > before;
         if of_host.is_empty() {
-            self.known.remove(host);
+            known.remove(host);
         }
         is_new
     }
 
-    /// The endpoints to check now; each is returned once until its result arrives.
+    /// The endpoints to check now, longest wait first; each is returned once until its result arrives.
     pub fn next(&mut self, now: Instant) -> Vec<Subject> {
-        let all =
-            self.known.iter_mut().flat_map(|(host, known)| known.iter_mut().map(move |one| (host, one)));
-        let due = all.filter(|(_, (_, known))| known.due.is_some_and(|due| due <= now));
-        let mut given = Vec::new();
-        for (host, (address, known)) in due.take(AT_ONCE.saturating_sub(self.running)) {
-            known.due = None;
-            given.push(Subject { host: host.clone(), address: address.clone() });
+        let due = self.due.iter().take_while(|(due, _)| *due <= now);
+        let given: Vec<_> = due.take(AT_ONCE.saturating_sub(self.running)).cloned().collect();
+        for (at, subject) in &given {
+            let of_host = self.known.get_mut(&subject.host);
+            if let Some(known) = of_host.and_then(|of_host| of_host.get_mut(&subject.address)) {
+                known.due = None;
+            }
+            self.due.remove(&(*at, subject.clone()));
         }
         self.running += given.len();
-        given
+        given.into_iter().map(|(_, subject)| subject).collect()
+    }
+
+    /// When the next check is due; none while only a new endpoint or a result can lead to one.
+    #[must_use]
+    pub fn next_due(&self) -> Option<Instant> {
+        self.due.first().filter(|_| self.running < AT_ONCE).map(|(due, _)| *due)
     }
 
     /// Records a result. Returns whether it changes what is known. An unreachable endpoint keeps the result `Required`:
@@ -110,8 +133,12 @@ impl MtlsChecks {
         }
         let keeps = known.result == MtlsCheck::Required && matches!(result, MtlsCheck::Unreachable(_));
         let result = if keeps { MtlsCheck::Required } else { result };
-        known.due = Some(now + if result == MtlsCheck::Required { GOOD } else { BAD });
-        std::mem::replace(&mut known.result, result.clone()) != result
+        let due = now + if result == MtlsCheck::Required { GOOD } else { BAD };
+        known.due = Some(due);
+        self.due.insert((due, subject.clone()));
+        let before = std::mem::replace(&mut known.result, result.clone());
+        self.awaited -= usize::from(before == MtlsCheck::Awaited);
+        before != result
     }
 
     /// The result of an endpoint.
@@ -129,8 +156,7 @@ impl MtlsChecks {
     /// Whether an endpoint has not been checked yet.
     #[must_use]
     pub fn awaits(&self) -> bool {
-        let mut all = self.known.values().flat_map(HashMap::values);
-        all.any(|known| known.wanted && known.result == MtlsCheck::Awaited)
+        self.awaited > 0
     }
 
     /// Whether this endpoint has not been checked yet.
@@ -141,6 +167,12 @@ impl MtlsChecks {
 
     fn get(&self, subject: &Subject) -> Option<&Known> {
         self.known.get(&subject.host)?.get(&subject.address)
+    }
+}
+
+impl Known {
+    fn is_awaited(&self) -> bool {
+        self.wanted && self.result == MtlsCheck::Awaited
     }
 }
 
@@ -199,5 +231,26 @@ mod tests {
         }
         want(&mut checks, &many, start);
         assert_eq!(checks.next(start + GOOD).len(), AT_ONCE, "finished checks free their places");
+    }
+
+    #[test]
+    fn mtls_check_schedule_names_the_next_moment_and_keeps_one_place_for_each_endpoint() {
+        let (mut checks, start) = (MtlsChecks::default(), Instant::now());
+        assert_eq!(checks.next_due(), None);
+        let two = [subject("10.0.0.1:1"), subject("10.0.0.1:2")];
+        want(&mut checks, &two, start);
+        assert_eq!(checks.next_due(), Some(start));
+        assert_eq!(checks.next(start), two);
+        assert_eq!(checks.next_due(), None, "both are running");
+        checks.seen(&two[0], MtlsCheck::Required, start);
+        assert!(checks.awaits(), "one has no result");
+        checks.seen(&two[1], MtlsCheck::Unreachable("refused".to_owned()), start);
+        assert_eq!((checks.awaits(), checks.next_due()), (false, Some(start + BAD)));
+        want(&mut checks, &two, start);
+        assert_eq!(checks.due.len(), 2, "wanted again, not scheduled again");
+        want(&mut checks, &two[..1], start);
+        assert_eq!((checks.due.len(), checks.next_due()), (1, Some(start + GOOD)));
+        want(&mut checks, [], start);
+        assert_eq!((checks.due.len(), checks.known.len(), checks.awaited), (0, 0, 0));
     }
 }

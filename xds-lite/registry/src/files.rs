@@ -66,6 +66,22 @@ impl Files {
         &self.folder
     }
 
+    /// Has this called, from another thread, whenever [`Files::changed_paths`] is to be called before
+    /// [`Files::next_due`].
+    #[must_use]
+    pub fn on_event(mut self, wake: impl Fn() + Send + Sync + 'static) -> Files {
+        self.watcher.on_event(Arc::new(wake));
+        self
+    }
+
+    /// When [`Files::changed_paths`] is due without an event; none: at once.
+    #[must_use]
+    pub fn next_due(&self, now: Instant) -> Option<Instant> {
+        let scan = self.watcher.next_scan()?;
+        let held = self.restless.iter().filter_map(|path| self.files.get(path));
+        held.filter_map(|held| held.next_due(now)).chain([scan]).min()
+    }
+
     /// Makes the next [`Files::changed_paths`] scan all files.
     pub fn expect_changes(&mut self) {
         self.watcher.expect_changes();
@@ -83,7 +99,15 @@ impl Files {
             self.restless.insert(path);
         }
         let touched = match turn.at {
-            ChangedPaths::Everywhere => self.scan_all(now),
+            ChangedPaths::Everywhere => {
+                let started = Instant::now();
+                let touched = self.scan_all(now);
+                // A scan that has read files says nothing of one that finds no change.
+                if touched.is_none() {
+                    self.watcher.scanned(now, started.elapsed());
+                }
+                touched
+            }
             ChangedPaths::At(names) => {
                 let paths = names.iter().map(|name| self.folder.join(name).into());
                 let paths: BTreeSet<Arc<Path>> = paths.chain(self.restless.iter().cloned()).collect();

@@ -3,11 +3,13 @@
 
 mod consent;
 mod decode;
+mod expiry;
+mod facts;
 mod holdings;
 mod peer;
 mod probing;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeSet, HashMap};
 use std::net::IpAddr;
 use std::time::Instant;
 
@@ -23,30 +25,26 @@ pub use decode::DecodedSlice;
 pub use holdings::{PeerUsage, SliceLimits};
 pub use probing::Stale;
 
+use facts::Facts;
 use holdings::Size;
-use peer::{Claims, Peer, names, sharing};
+use peer::{Claimant, Claims, Peer, names, sharing};
 
 /// What is offered and what is let in.
 #[derive(Debug, Default)]
 pub struct Imports {
-    /// By rank: what an earlier one has, a later one does not take over.
+    /// In order: what an earlier one has, a later one does not take over.
     peers: Vec<Peer>,
-    /// Who claims a name: the own cluster is first, then each peer by its place.
     claims: Claims,
-    own: BTreeMap<HostPattern, Own>,
+    /// The own cluster's services.
+    own: HashMap<HostPattern, Facts>,
+    /// Slices to judge again: the peer's place, and the host.
     dirty: BTreeSet<(usize, HostPattern)>,
     /// Where slices of silent clusters lead that are kept while they answer.
     probes: Probes,
     /// The probed addresses must be computed again.
     probe_targets_changed: bool,
-}
-
-/// What is known of the own services.
-#[derive(Debug)]
-struct Own {
-    names: Vec<HostPattern>,
-    ports: Vec<(u16, isthmus_model::slice::Tls)>,
-    merge: bool,
+    /// Which addresses are probed, or down, has changed.
+    have_probes_changed: bool,
 }
 
 /// What becomes of a slice of another cluster.
@@ -59,6 +57,8 @@ pub enum Verdict {
     Unreachable(Slice, String),
     /// They do not, and why.
     Quarantined(String),
+    /// It is no longer offered.
+    Withdrawn,
 }
 
 /// What to write to disk of an inserted slice.
@@ -117,18 +117,20 @@ impl Imports {
     pub fn insert(&mut self, from: &Cluster, decoded: DecodedSlice<'_>) -> Result<Stored, String> {
         let DecodedSlice { slice, bytes, names: after } = decoded;
         let size = Size { bytes: bytes.len() as u64, names: after.len() as u64 };
-        let Some(rank) = self.rank(from) else { return Err("is of an unknown cluster".to_owned()) };
-        let Some(peer) = self.peers.get_mut(rank) else { return Ok(Stored::Nothing) };
+        let Some(place) = self.place(from) else { return Err("is of an unknown cluster".to_owned()) };
+        let Some(peer) = self.peers.get_mut(place) else { return Ok(Stored::Nothing) };
         peer.consent.check(&slice)?;
         let host = slice.key.host.clone();
-        let before = peer.slices.get(&slice.key).as_ref().map(names).unwrap_or_default();
-        let sharing = after.iter().map(|name| sharing(&self.claims, rank + 1, &host, name)).max();
+        let sharing = after.iter().map(|name| sharing(&self.claims, place, &host, name)).max();
         if slice.offer.is_some() {
             peer.holdings.check(&host, size, sharing.unwrap_or_default())?;
         }
         self.probe_targets_changed |= peer.lost.is_some();
-        let is_offered = slice.offer.is_some();
         let is_changed = peer.slices.insert(&slice, bytes).map_err(|outdated| outdated.to_string())?;
+        let probed = peer.consent.probed(&slice);
+        let facts = slice.offer.as_ref().map(|offer| Facts::new(after.clone(), offer, probed));
+        let is_offered = facts.is_some();
+        let before = peer.set_facts(&host, facts).map(|facts| facts.names).unwrap_or_default();
         let stored = if is_offered {
             peer.holdings.put(&host, size);
             Stored::Slice { forgets: None }
@@ -136,23 +138,25 @@ impl Imports {
             Stored::Slice { forgets: peer.record_withdrawal(&host) }
         };
         if is_changed {
-            self.claim(rank + 1, &host, &before, &after);
+            self.claim(Claimant::Peer(place), &host, &before, &after);
         }
         Ok(stored)
     }
 
     /// A slice is no longer given to this cluster. Says whether there was one.
     pub fn leave(&mut self, from: &Cluster, host: &HostPattern) -> bool {
-        let Some(rank) = self.rank(from) else { return false };
+        let Some(place) = self.place(from) else { return false };
         let key = Key { cluster: from.clone(), host: host.clone() };
-        let Some(peer) = self.peers.get_mut(rank) else { return false };
+        let Some(peer) = self.peers.get_mut(place) else { return false };
         self.probe_targets_changed |= peer.lost.is_some();
-        peer.holdings.not_granted(host, false);
-        let before = peer.slices.get(&key).as_ref().map(names).unwrap_or_default();
+        if peer.holdings.not_granted(host, false) {
+            self.dirty.insert((place, host.clone()));
+        }
         let stood = peer.slices.forget(&key);
         if stood {
+            let before = peer.set_facts(host, None).map(|facts| facts.names).unwrap_or_default();
             peer.record_withdrawal(host);
-            self.claim(rank + 1, host, &before, &[]);
+            self.claim(Claimant::Peer(place), host, &before, &[]);
         }
         stood
     }
@@ -160,88 +164,71 @@ impl Imports {
     /// Notes what the own cluster has under a host.
     pub fn own(&mut self, slice: &Slice) {
         let host = &slice.key.host;
-        let before = self.own.get(host).map(|own| own.names.clone()).unwrap_or_default();
         let after = names(slice);
-        match &slice.offer {
-            Some(offer) => {
-                let ports = offer.ports.iter().map(|port| (port.number, port.tls)).collect();
-                self.own.insert(host.clone(), Own { names: after.clone(), ports, merge: offer.merge });
-            }
-            None => _ = self.own.remove(host),
-        }
-        self.claim(0, host, &before, &after);
+        let before = match &slice.offer {
+            Some(offer) => self.own.insert(host.clone(), Facts::new(after.clone(), offer, Vec::new())),
+            None => self.own.remove(host),
+        };
+        let before = before.map(|facts| facts.names).unwrap_or_default();
+        self.claim(Claimant::Own, host, &before, &after);
     }
 
     /// Marks a cluster as unreachable since then; none: it is reachable again.
     pub fn set_unreachable_since(&mut self, with: &Cluster, now: Option<Instant>) {
-        let Some(rank) = self.rank(with) else { return };
-        let Some(peer) = self.peers.get_mut(rank) else { return };
+        let Some(place) = self.place(with) else { return };
+        let Some(peer) = self.peers.get_mut(place) else { return };
         let was_lost = peer.lost.is_some();
         match now {
             Some(now) => _ = peer.lost.get_or_insert(now),
             None => {
                 peer.lost = None;
-                let back: Vec<_> = peer.expired.drain().collect();
-                back.iter().for_each(|host| self.judge_again(rank + 1, host));
+                let back = peer.expiry.revive();
+                self.judge_again(place, &back);
             }
         }
         if was_lost != now.is_some() {
-            self.probe_anew(rank);
+            self.probe_anew(place);
         }
     }
 
-    /// Lets go of what was promised for a time only, of clusters that are not heard of.
+    /// Lets go of what was promised for a time only, of clusters that are not heard of. The cost is in proportion to
+    /// what expires.
     pub fn expire(&mut self, now: Instant) {
-        let mut expired = Vec::new();
-        for (rank, peer) in self.peers.iter_mut().enumerate() {
+        for place in 0..self.peers.len() {
+            let Some(peer) = self.peers.get_mut(place) else { continue };
             let Some(silence) = peer.lost.map(|lost| now.saturating_duration_since(lost)) else { continue };
-            for (key, _) in peer.slices.limited().filter(|(_, rule)| rule.is_over(silence)) {
-                if peer.expired.insert(key.host.clone()) {
-                    expired.push((rank + 1, key.host.clone()));
-                }
-            }
+            let expired = peer.expiry.expire(silence);
+            self.judge_again(place, &expired);
         }
-        expired.iter().for_each(|(rank, host)| self.judge_again(*rank, host));
     }
 
-    /// Each slice whose verdict may have changed, once.
-    pub fn changes(&mut self) -> Vec<(Key, Verdict)> {
-        let dirty = std::mem::take(&mut self.dirty);
-        dirty.into_iter().filter_map(|(rank, host)| self.verdict(rank, &host)).collect()
-    }
-
-    /// All that is offered, and what became of it.
-    #[must_use]
-    pub fn shown(&self) -> Vec<ImportStatus> {
-        let slices = self
-            .peers
-            .iter()
-            .enumerate()
-            .flat_map(|(rank, peer)| peer.slices.hosts().map(move |host| (rank + 1, host)));
-        let not_granted = self
-            .peers
-            .iter()
-            .flat_map(|peer| peer.holdings.all_not_granted().iter().map(|host| peer.show_not_granted(host)));
-        let mut shown: Vec<_> =
-            slices.filter_map(|(rank, host)| self.show(rank, host)).chain(not_granted).collect();
-        shown.sort_by(|a, b| (&a.host, &a.cluster).cmp(&(&b.host, &b.cluster)));
-        shown
+    /// Slices whose verdict may have changed, each once, at most `most`; none left: all are passed on. Together they
+    /// are the verdicts on all that is offered.
+    pub fn changes(&mut self, most: usize) -> Vec<(Key, Verdict)> {
+        let dirty = std::iter::from_fn(|| self.dirty.pop_first()).take(most);
+        let dirty: Vec<_> = dirty.collect();
+        dirty.into_iter().filter_map(|(place, host)| self.verdict(place, &host)).collect()
     }
 
     /// The hosts of other clusters that have a name: as their own, as an alias, or as an instance's alias.
     pub fn hosts_of(&self, name: &HostPattern) -> impl Iterator<Item = &HostPattern> {
         let claims = self.claims.get(name).into_iter().flatten();
-        claims.filter(|(rank, _)| *rank > 0).map(|(_, host)| host)
+        claims.filter(|(claimant, _)| *claimant != Claimant::Own).map(|(_, host)| host)
     }
 
     /// What is offered under one host, and what became of it.
     #[must_use]
     pub fn shown_of(&self, host: &HostPattern) -> Vec<ImportStatus> {
-        let offering = self.peers.iter().enumerate().filter(|(_, peer)| peer.offers(host));
-        let not_granted = self.peers.iter().filter(|peer| peer.holdings.all_not_granted().contains(host));
-        let not_granted = not_granted.map(|peer| peer.show_not_granted(host));
-        let mut shown: Vec<_> =
-            offering.filter_map(|(place, _)| self.show(place + 1, host)).chain(not_granted).collect();
+        let shown = (0..self.peers.len()).filter_map(|place| {
+            let (Key { cluster, host }, verdict) = self.verdict(place, host)?;
+            let quarantined = match verdict {
+                Verdict::Imported(_) => None,
+                Verdict::Unreachable(_, why) | Verdict::Quarantined(why) => Some(why),
+                Verdict::Withdrawn => return None,
+            };
+            Some(ImportStatus { cluster, host, quarantined })
+        });
+        let mut shown: Vec<_> = shown.collect();
         shown.sort_by(|a, b| a.cluster.cmp(&b.cluster));
         shown
     }
@@ -252,160 +239,151 @@ impl Imports {
         self.peers.iter().any(|peer| peer.consent.allows(name) && peer.consent.gateways.allow(ip))
     }
 
-    fn show(&self, rank: usize, host: &HostPattern) -> Option<ImportStatus> {
-        let (Key { cluster, host }, verdict) = self.verdict(rank, host)?;
-        let quarantined = match verdict {
-            Verdict::Imported(_) => None,
-            Verdict::Unreachable(_, why) | Verdict::Quarantined(why) => Some(why),
-        };
-        Some(ImportStatus { cluster, host, quarantined })
-    }
-
-    fn rank(&self, cluster: &Cluster) -> Option<usize> {
+    fn place(&self, cluster: &Cluster) -> Option<usize> {
         self.peers.iter().position(|peer| peer.consent.cluster == *cluster)
     }
 
-    /// Moves the claims of a host from some names to others. Those that come after it and share one are looked at
-    /// again: what its own cluster has beside it, and what comes before, does not change by it.
-    fn claim(&mut self, rank: usize, host: &HostPattern, before: &[HostPattern], after: &[HostPattern]) {
+    /// Moves the claims of a host from some names to others. Those that come after it and share one are judged again:
+    /// what its own cluster has beside it, and what comes before, does not change by it.
+    fn claim(
+        &mut self,
+        claimant: Claimant,
+        host: &HostPattern,
+        before: &[HostPattern],
+        after: &[HostPattern],
+    ) {
         for name in before {
             if let Some(claims) = self.claims.get_mut(name) {
-                claims.remove(&(rank, host.clone()));
+                claims.remove(&(claimant, host.clone()));
                 if claims.is_empty() {
                     self.claims.remove(name);
                 }
             }
         }
         for name in after {
-            self.claims.entry(name.clone()).or_default().insert((rank, host.clone()));
+            self.claims.entry(name.clone()).or_default().insert((claimant, host.clone()));
         }
-        self.mark_dirty(rank, host, before.iter().chain(after));
-    }
-
-    /// A host whose slice stays has begun or ceased to count.
-    fn judge_again(&mut self, rank: usize, host: &HostPattern) {
-        let peer = rank.checked_sub(1).and_then(|place| self.peers.get(place));
-        let slice = peer.and_then(|peer| {
-            peer.slices.get(&Key { cluster: peer.consent.cluster.clone(), host: host.clone() })
-        });
-        let names = slice.as_ref().map(names).unwrap_or_default();
-        self.mark_dirty(rank, host, names.iter());
-    }
-
-    fn mark_dirty<'a>(
-        &mut self,
-        rank: usize,
-        host: &HostPattern,
-        names: impl Iterator<Item = &'a HostPattern>,
-    ) {
-        for claims in names.filter_map(|name| self.claims.get(name)) {
-            self.dirty.extend(claims.iter().rev().take_while(|(other, _)| *other > rank).cloned());
-        }
-        if rank > 0 {
-            self.dirty.insert((rank, host.clone()));
+        before.iter().chain(after).for_each(|name| self.judge_after(claimant, name));
+        if let Claimant::Peer(place) = claimant {
+            self.dirty.insert((place, host.clone()));
         }
     }
 
-    fn verdict(&self, rank: usize, host: &HostPattern) -> Option<(Key, Verdict)> {
-        let peer = self.peers.get(rank.checked_sub(1)?)?;
+    /// Slices that come after a claimant and share a name are judged again.
+    fn judge_after(&mut self, claimant: Claimant, name: &HostPattern) {
+        let claims = self.claims.get(name).into_iter().flatten().rev();
+        let later = claims.take_while(|(other, _)| *other > claimant);
+        self.dirty.extend(later.filter_map(|(other, host)| match other {
+            Claimant::Own => None,
+            Claimant::Peer(place) => Some((*place, host.clone())),
+        }));
+    }
+
+    /// Slices of a peer that have expired or are back are judged again, and so is what comes after them.
+    fn judge_again(&mut self, place: usize, hosts: &[HostPattern]) {
+        for host in hosts {
+            let facts = self.peers.get(place).and_then(|peer| peer.facts.get(host));
+            for name in facts.map(|facts| facts.names.clone()).unwrap_or_default() {
+                self.judge_after(Claimant::Peer(place), &name);
+            }
+            self.dirty.insert((place, host.clone()));
+        }
+    }
+
+    fn verdict(&self, place: usize, host: &HostPattern) -> Option<(Key, Verdict)> {
+        let peer = self.peers.get(place)?;
         let key = Key { cluster: peer.consent.cluster.clone(), host: host.clone() };
-        let Some(slice) = peer.slices.get(&key) else {
-            return Some((key, Verdict::Quarantined("is withdrawn".to_owned())));
-        };
-        let verdict = if peer.expired.contains(host) {
-            Verdict::Quarantined("has expired: its cluster has not been heard of for too long".to_owned())
-        } else {
-            let judged = self.judge(rank, peer, &slice);
-            judged.map_or_else(Verdict::Quarantined, |slice| self.as_reached(peer, slice))
+        let verdict = match peer.facts.get(host) {
+            None if peer.holdings.is_not_granted(host) => Verdict::Quarantined(peer.why_not_granted()),
+            None => Verdict::Withdrawn,
+            Some(_) if peer.expiry.has_expired(host) => {
+                Verdict::Quarantined("has expired: its cluster has not been heard of for too long".to_owned())
+            }
+            Some(facts) => match self.judge(place, peer, host, facts) {
+                Ok(()) => self.imported(place, peer, &key),
+                Err(why) => Verdict::Quarantined(why),
+            },
         };
         Some((key, verdict))
     }
 
-    fn judge(&self, rank: usize, peer: &Peer, slice: &Slice) -> Result<Slice, String> {
-        let host = &slice.key.host;
+    /// Whether a slice is imported, decided without decoding it.
+    fn judge(&self, place: usize, peer: &Peer, host: &HostPattern, facts: &Facts) -> Result<(), String> {
         if !peer.consent.is_reachable {
             return Err("is in a network that this one may not reach".to_owned());
         }
-        let Some(offer) = &slice.offer else { return Err("is withdrawn".to_owned()) };
-        for (other, theirs) in self.earlier(rank, host) {
+        for (other, theirs) in self.earlier(place, host) {
             if theirs != host {
                 return Err(format!("is called as {theirs} of {} is, too", self.called(other)));
             }
-            self.may_merge(other, host, offer)?;
+            self.may_merge(other, host, facts)?;
         }
-        Ok(self.as_here(rank, peer, slice, offer))
+        Ok(())
     }
 
-    /// Who claims a name before a rank, and may: a claim that was not granted counts for nothing.
-    fn earlier(&self, rank: usize, name: &HostPattern) -> impl Iterator<Item = (usize, &HostPattern)> {
+    /// Who claims a name before a peer, and may: a claim that was not granted counts for nothing.
+    fn earlier(&self, place: usize, name: &HostPattern) -> impl Iterator<Item = (Claimant, &HostPattern)> {
         let claims = self.claims.get(name).into_iter().flatten();
-        let earlier = claims.take_while(move |(other, _)| *other < rank);
+        let earlier = claims.take_while(move |(other, _)| *other < Claimant::Peer(place));
         earlier.filter(|(other, host)| self.may_claim(*other, host)).map(|(other, host)| (*other, host))
     }
 
-    fn may_claim(&self, rank: usize, host: &HostPattern) -> bool {
-        rank.checked_sub(1).is_none_or(|place| {
-            self.peers.get(place).is_some_and(|peer| {
-                peer.consent.is_reachable && peer.consent.grants(host) && !peer.expired.contains(host)
-            })
+    fn may_claim(&self, claimant: Claimant, host: &HostPattern) -> bool {
+        let Claimant::Peer(place) = claimant else { return true };
+        self.peers.get(place).is_some_and(|peer| {
+            peer.consent.is_reachable && peer.consent.grants(host) && !peer.expiry.has_expired(host)
         })
     }
 
-    fn called(&self, rank: usize) -> &str {
-        let peer = rank.checked_sub(1).and_then(|place| self.peers.get(place));
+    fn called(&self, claimant: Claimant) -> &str {
+        let peer = match claimant {
+            Claimant::Own => None,
+            Claimant::Peer(place) => self.peers.get(place),
+        };
         peer.map_or("this cluster", |peer| peer.consent.cluster.as_str())
     }
 
-    fn may_merge(&self, other: usize, host: &HostPattern, offer: &Offer) -> Result<(), String> {
-        let theirs = self.ports_and_merge(other, host);
+    fn may_merge(&self, other: Claimant, host: &HostPattern, facts: &Facts) -> Result<(), String> {
+        let theirs = match other {
+            Claimant::Own => self.own.get(host),
+            Claimant::Peer(place) => self.peers.get(place).and_then(|peer| peer.facts.get(host)),
+        };
         let whose = self.called(other);
-        let Some((ports, merge)) = theirs else { return Ok(()) };
-        if !(merge && offer.merge) {
+        let Some(theirs) = theirs else { return Ok(()) };
+        if !(theirs.merge && facts.merge) {
             return Err(format!(
                 "has the name of a service of {whose}; with `merge: true` on both sides they would be one"
             ));
         }
-        let differs = offer
-            .ports
-            .iter()
-            .any(|port| ports.iter().any(|(number, tls)| *number == port.number && *tls != port.tls));
-        if differs {
+        if facts.differs_in_tls(theirs) {
             Err(format!("differs in TLS from that of {whose}, so they are not one"))
         } else {
             Ok(())
         }
     }
 
-    fn ports_and_merge(
-        &self,
-        rank: usize,
-        host: &HostPattern,
-    ) -> Option<(Vec<(u16, isthmus_model::slice::Tls)>, bool)> {
-        let Some(place) = rank.checked_sub(1) else {
-            return self.own.get(host).map(|own| (own.ports.clone(), own.merge));
-        };
-        let peer = self.peers.get(place)?;
-        let key = Key { cluster: peer.consent.cluster.clone(), host: host.clone() };
-        let offer = peer.slices.get(&key)?.offer?;
-        Some((offer.ports.iter().map(|port| (port.number, port.tls)).collect(), offer.merge))
+    /// The slice as the gateways get it.
+    fn imported(&self, place: usize, peer: &Peer, key: &Key) -> Verdict {
+        let slice = peer.slices.get(key);
+        let Some(Slice { offer: Some(offer), order, .. }) = slice else { return Verdict::Withdrawn };
+        let offer = self.as_here(place, peer, &key.host, offer);
+        self.as_reached(peer, Slice { key: key.clone(), order, offer: Some(offer) })
     }
 
-    /// The slice with nothing that its cluster was not granted.
-    fn as_here(&self, rank: usize, peer: &Peer, slice: &Slice, offer: &Offer) -> Slice {
+    /// The offer with nothing that its cluster was not granted.
+    fn as_here(&self, place: usize, peer: &Peer, host: &HostPattern, offer: Offer) -> Offer {
         let is_free = |name: &HostPattern| {
-            peer.consent.grants(name)
-                && !self.earlier(rank, name).any(|(_, theirs)| *theirs != slice.key.host)
+            peer.consent.grants(name) && !self.earlier(place, name).any(|(_, theirs)| theirs != host)
         };
         let may_have = |name: &HostName| is_free(&HostPattern::Exact(name.clone()));
-        let offer = Offer {
+        Offer {
             aliases: offer.aliases.iter().filter(|alias| is_free(alias)).cloned().collect(),
             ports: offer.ports.iter().map(|port| peer.consent.port(port, &may_have)).collect(),
             exposed_on: Vec::new(),
             // Whatever its owner says of that.
             gateway_ranges: peer.consent.gateways.clone(),
-            ..offer.clone()
-        };
-        Slice { offer: Some(offer), ..slice.clone() }
+            ..offer
+        }
     }
 }
 

@@ -241,6 +241,12 @@ impl Registered {
         (!touched.is_empty()).then_some(touched)
     }
 
+    /// When [`Registered::look`] is due without another call; none: there is no registration.
+    #[must_use]
+    pub fn next_due(&self) -> Option<Instant> {
+        self.earliest
+    }
+
     /// The number of registrations.
     #[must_use]
     pub fn count(&self) -> usize {

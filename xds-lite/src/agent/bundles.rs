@@ -13,6 +13,7 @@ use isthmus_certs::trust::Trusted;
 use isthmus_certs::{SpiffeId, Trust, TrustDomain, spiffe_bundle};
 use isthmus_store::{Health, Report};
 use prost::Message as _;
+use tokio::sync::Notify;
 use tokio::task::spawn_blocking;
 
 use isthmus_ads::shared::Shared;
@@ -22,8 +23,6 @@ use isthmus_proto::isthmus::v1::TrustBundle;
 use isthmus_trust::bundles::encode;
 use isthmus_trust::join::Party;
 
-/// How often the trust is checked for changes.
-const PACE: Duration = Duration::from_millis(50);
 /// Pause before a failed write is retried.
 const RETRY: Duration = Duration::from_secs(1);
 /// Acknowledgements, for a restart and for `isthmus-certs rotate`.
@@ -44,6 +43,8 @@ pub(super) struct Bundles {
     health: Option<Health>,
     /// All peers are known. A file written before that would lack some, and a roll-over would not wait for them.
     is_whole: AtomicBool,
+    /// The trust or an acknowledgement has changed.
+    news: Arc<Notify>,
 }
 
 impl Bundles {
@@ -60,8 +61,12 @@ impl Bundles {
             peers: BTreeMap::new(),
         }));
         let for_peers = Arc::new(Shared::new(|_| true));
-        let recorded = Arc::clone(&acks);
-        for_peers.when_accepted(move |peer, view| note(&recorded, peer, view));
+        let (recorded, news) = (Arc::clone(&acks), Arc::new(Notify::new()));
+        let told = Arc::clone(&news);
+        for_peers.when_accepted(move |peer, view| {
+            note(&recorded, peer, view);
+            told.notify_one();
+        });
         let for_gateways = Arc::new(Shared::new(|_| true));
         Bundles {
             for_peers,
@@ -72,12 +77,15 @@ impl Bundles {
             file,
             health,
             is_whole: AtomicBool::new(false),
+            news,
         }
     }
 
     /// All peers have been added; acknowledgements are written from now on.
     pub(super) fn set_whole(&self) {
-        self.is_whole.store(true, Relaxed);
+        if !self.is_whole.swap(true, Relaxed) {
+            self.news.notify_one();
+        }
     }
 
     /// The health of the file of acknowledgements; none without a state directory.
@@ -94,6 +102,7 @@ impl Bundles {
         let entry = before.filter(|before| before.trust_domain == *domain);
         let none = || PeerWord { trust_domain: domain.clone(), acknowledged: None };
         locked(&self.acks).peers.insert(cluster.to_string(), entry.unwrap_or_else(none));
+        self.news.notify_one();
     }
 
     /// Publishes the bundles that are trusted now.
@@ -140,17 +149,20 @@ impl Bundles {
 
     /// Publishes each change of the trust, and persists acknowledgements.
     pub(super) async fn keep_telling(&self, trust: &Trust) {
+        let news = Arc::clone(&self.news);
+        trust.on_change(move || news.notify_one());
         let mut published = None;
         let mut saved: Option<Acknowledged> = None;
-        let mut pace = tokio::time::interval(PACE);
         loop {
-            pace.tick().await;
             let trusted = trust.current();
             if published != Some(trusted.epoch) {
                 self.publish(&trusted);
                 published = Some(trusted.epoch);
             }
-            let Some((file, health, acks)) = self.unsaved(saved.as_ref()) else { continue };
+            let Some((file, health, acks)) = self.unsaved(saved.as_ref()) else {
+                self.news.notified().await;
+                continue;
+            };
             health.is_behind(true);
             match save(file, acks.clone()).await {
                 Ok(()) => {

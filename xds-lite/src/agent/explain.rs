@@ -2,9 +2,7 @@
 //! and why not.
 
 use std::collections::BTreeMap;
-use std::time::{Instant, SystemTime};
 
-use isthmus_health::mtls::Subject;
 use isthmus_model::host::HostPattern;
 use isthmus_model::services::Service;
 use isthmus_model::slice::{Offer, Port, Slice};
@@ -12,9 +10,10 @@ use isthmus_model::sni;
 use isthmus_registry::imports::{ImportStatus, Stale};
 use serde_json::{Value, json};
 
+use super::Owners;
+use super::own_services::HostReport;
 use super::pages::unreached;
-use super::peer::seconds;
-use super::state::State;
+use super::peer::{Contact, seconds};
 
 /// Note on a slice of another cluster: this agent does not see what its owner does not export.
 const UNSEEN: &str =
@@ -26,41 +25,42 @@ const UNKNOWN: &str = "no host of this registry and no slice of a peer has this 
 ///
 /// # Errors
 /// It is not a name.
-pub(super) fn explain(state: &State, asked: &str) -> Result<Value, String> {
+pub(super) fn explain(owners: &Owners, asked: &str) -> Result<Value, String> {
     let (name, port) = sni::split(asked);
     let name = HostPattern::parse(name).map_err(|error| format!("host: {error}"))?;
-    let owners = owners(state, &name);
-    let (host, kind) = owners.first_key_value().map_or((&name, None), |(host, kind)| (host, Some(*kind)));
-    let imports = state.imports.shown_of(host);
-    let registry = state.services.get(host);
-    let note = match (registry, imports.is_empty()) {
+    let hosts = hosts(owners, &name);
+    let (host, kind) = hosts.first_key_value().map_or((&name, None), |(host, kind)| (host, Some(*kind)));
+    let imports = owners.peers.imports_of(host);
+    let registry = owners.own.report_of(host);
+    let note = match (&registry, imports.is_empty()) {
         (None, true) => Some(UNKNOWN),
         (_, false) => Some(UNSEEN),
         (Some(_), true) => None,
     };
+    let contacts = owners.peers.summary(0).contacts;
     Ok(json!({
         "asked": asked,
         "host": host,
         "named_by": kind,
         "port": port,
-        "others": owners.keys().skip(1).collect::<Vec<_>>(),
-        "registry": registry.map(|ports| registered(state, host, ports)),
-        "offer": state.offer_of(host).map(offer),
-        "imports": imports.iter().map(|import| imported(state, import)).collect::<Vec<_>>(),
+        "others": hosts.keys().skip(1).collect::<Vec<_>>(),
+        "registry": registry.as_ref().map(registered),
+        "offer": owners.own.offer_of(host).as_ref().map(offer),
+        "imports": imports.iter().map(|(import, stale)| {
+            imported(import, stale.as_ref(), contacts.get(&import.cluster))
+        }).collect::<Vec<_>>(),
         "note": note,
     }))
 }
 
 /// The hosts that have a name, and how; only the host of exactly that name where there is one.
-fn owners(state: &State, name: &HostPattern) -> BTreeMap<HostPattern, &'static str> {
-    if state.services.contains_key(name) || !state.imports.shown_of(name).is_empty() {
+fn hosts(owners: &Owners, name: &HostPattern) -> BTreeMap<HostPattern, &'static str> {
+    if owners.own.contains(name) || !owners.peers.imports_of(name).is_empty() {
         return [(name.clone(), "host")].into();
     }
-    let kind =
-        |(host, ports): (&HostPattern, &Vec<Service>)| Some((host.clone(), named_by(host, ports, name)?));
-    let own = state.services.iter().filter_map(kind);
-    let theirs = state.imports.hosts_of(name).map(|host| (host.clone(), "alias"));
-    own.chain(theirs).collect()
+    let own = owners.own.search(|host, ports| Some((host.clone(), named_by(host, ports, name)?)));
+    let theirs = owners.peers.hosts_of(name).into_iter().map(|host| (host, "alias"));
+    own.into_iter().chain(theirs).collect()
 }
 
 /// Whether a name is an alias or an instance of a host.
@@ -78,13 +78,13 @@ fn named_by(host: &HostPattern, ports: &[Service], name: &HostPattern) -> Option
 }
 
 /// A host in the registry, and why it is not exported.
-fn registered(state: &State, host: &HostPattern, ports: &[Service]) -> Value {
-    let export = state.export_of(host, ports);
-    let proofs = |port: &Service| -> Vec<Value> {
-        let proof = |address| state.mtls_checks.of(&Subject { host: host.clone(), address });
+fn registered(report: &HostReport) -> Value {
+    let HostReport { ports, export, why_not, checks } = report;
+    let endpoints = |port: &Service| -> Vec<Value> {
         let is_trusted = port.about.as_ref().is_some_and(|about| about.allow_unauthenticated);
         let endpoints = port.endpoints.iter().map(|endpoint| {
-            let seen = export.as_ref().filter(|_| !is_trusted).map(|_| proof(endpoint.address.clone()));
+            let is_checked = export.is_some() && !is_trusted;
+            let seen = checks.get(&endpoint.address).filter(|_| is_checked);
             json!({ "address": endpoint.address, "instance": endpoint.instance, "mtls": seen })
         });
         endpoints.collect()
@@ -92,19 +92,18 @@ fn registered(state: &State, host: &HostPattern, ports: &[Service]) -> Value {
     json!({
         "chosen_by_an_export": export.is_some(),
         "on_gateways": export.as_ref().map(|export| &export.gateways),
-        "why_not": state.why_held(host, ports),
-        "ports": ports.iter().map(|port| json!({ "port": port.port, "endpoints": proofs(port) })).collect::<Vec<_>>(),
+        "why_not": why_not,
+        "ports": ports.iter().map(|port| json!({ "port": port.port, "endpoints": endpoints(port) })).collect::<Vec<_>>(),
     })
 }
 
 /// Whether a slice of another cluster is imported, and by which rule it is kept while that cluster is unreachable.
-fn imported(state: &State, import: &ImportStatus) -> Value {
+fn imported(import: &ImportStatus, stale: Option<&Stale>, contact: Option<&Contact>) -> Value {
     let ImportStatus { cluster, host, quarantined } = import;
-    let stale = state.imports.stale(cluster, host, Instant::now(), SystemTime::now());
     let stale = stale.map(|Stale { rule, down }| {
         json!({
             "rule": rule.to_string(),
-            "since": state.peers.get(cluster).map(|contact| seconds(contact.since)),
+            "since": contact.map(|contact| seconds(contact.since)),
             "down": down.iter().map(unreached).collect::<Vec<_>>(),
         })
     });
@@ -126,14 +125,4 @@ fn offer(slice: &Slice) -> Value {
         "gateways": slice.offer.iter().flat_map(|offer| &offer.gateways)
             .map(|gateway| gateway.address.to_string()).collect::<Vec<_>>(),
     })
-}
-
-impl State {
-    /// Why a host is not exported; none: it is.
-    fn why_held(&self, host: &HostPattern, ports: &[Service]) -> Option<String> {
-        match self.export_of(host, ports) {
-            None => Some("no export rule selects it".to_owned()),
-            Some(_) => self.why_unfit(host, ports),
-        }
-    }
 }

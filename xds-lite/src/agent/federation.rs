@@ -1,49 +1,39 @@
-//! Follows the agents of other clusters: their slices go into the state, invalid ones are rejected.
+//! Follows the agents of other clusters, those in the file and those that join: what they send goes to `peers`.
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
 use isthmus_certs::{Client as Tls, IdPattern, Peer as Expected, Trust};
-use parking_lot::{Mutex, MutexGuard};
 use tokio::task::{JoinSet, spawn_blocking};
 use tracing::Instrument as _;
 
-use isthmus_ads::client::{Client, Refused, Resource, Update};
+use isthmus_ads::client::{Client, Refused, Update};
 use isthmus_ads::subscribe::{Again, Answers, Contact, Subscription, Tables};
 use isthmus_grpc::dial::Chain;
 use isthmus_model::address::Ranges;
 use isthmus_model::slice::Cluster;
 use isthmus_proto::envoy::config::core::v3::Node;
 use isthmus_proto::type_url::{SLICE, TRUST_BUNDLE};
-use isthmus_registry::imports::DecodedSlice;
 use isthmus_trust::bundles::Keeper;
 use isthmus_trust::join::{self, Joined, peers};
 
 use super::config::{Peer, Settings};
 use super::peer::peer_access;
 use super::peer_bundle::PeerBundle;
-use super::state::State;
-use super::{Error, locked};
+use super::peers::Peers;
+use super::{Error, Owners, blocking};
 
-/// Slices applied under one lock.
-const AT_ONCE: usize = 32;
-/// Bytes of slices applied under one lock.
-const BYTES_AT_ONCE: usize = 128 << 10;
 /// How often the state directory is checked for clusters that have joined.
 const PACE: Duration = Duration::from_secs(1);
 
 /// Follows every peer: those in the file and those that join while this runs.
-pub(super) async fn federate(
-    settings: Arc<Settings>,
-    trust: Trust,
-    state: Arc<Mutex<State>>,
-) -> Result<(), Error> {
+pub(super) async fn federate(settings: Arc<Settings>, trust: Trust, owners: Owners) -> Result<(), Error> {
     let keeper = Arc::new(Keeper::new(trust.clone(), settings.trust.clone(), settings.state.clone()));
     let mut tasks = JoinSet::new();
     let begin = |tasks: &mut JoinSet<()>, peer: Peer| {
         let bundle = PeerBundle::new(Arc::clone(&keeper), &peer);
-        let offers = Offers { cluster: peer.cluster.clone(), state: Arc::clone(&state), bundle };
+        let offers = Offers { cluster: peer.cluster.clone(), peers: Arc::clone(&owners.peers), bundle };
         let span = tracing::info_span!("peer", cluster = %peer.cluster);
         tasks.spawn(follow_or_log(settings.cluster.clone(), peer, trust.clone(), offers).instrument(span));
     };
@@ -60,16 +50,16 @@ pub(super) async fn federate(
             None => Joined::default(),
         };
         let all_are_known = joined.unread.is_empty();
-        locked(&state).name_problems(&joined);
+        owners.directory.name_problems(&joined);
         for peer in joined.peers.into_iter().map(as_peer).filter(|peer| known.insert(peer.cluster.clone())) {
             tracing::info!(peer = %peer.cluster, "peer joined");
-            let mut state = locked(&state);
-            state.views.add(&peer.domain, &peer.cluster, peer_access(&settings, &peer));
-            state.add_peer(&peer);
+            owners.views.add(&peer.domain, &peer.cluster, peer_access(&settings, &peer));
+            let (peers, added) = (Arc::clone(&owners.peers), peer.clone());
+            blocking(move || peers.add(&added)).await;
             begin(&mut tasks, peer);
         }
         if all_are_known {
-            locked(&state).views.bundles.set_whole();
+            owners.views.bundles.set_whole();
         }
     }
 }
@@ -87,10 +77,10 @@ fn as_peer(joined: join::Peer) -> Peer {
 
 /// Follows a peer; one that cannot be followed is logged, and the others go on.
 async fn follow_or_log(own: Cluster, peer: Peer, trust: Trust, offers: Offers) {
-    let (state, cluster) = (Arc::clone(&offers.state), peer.cluster.clone());
+    let (peers, cluster) = (Arc::clone(&offers.peers), peer.cluster.clone());
     if let Err(error) = follow(own, peer, trust, offers).await {
         tracing::error!(%error, "cannot follow peer until the agent restarts");
-        locked(&state).contact(&cluster, Some(error.to_string()));
+        peers.contact(&cluster, Some(error.to_string()));
     }
 }
 
@@ -114,77 +104,33 @@ async fn follow(own: Cluster, peer: Peer, trust: Trust, mut offers: Offers) -> R
     Ok(())
 }
 
-/// Splits slices into pieces of at most [`AT_ONCE`] slices and [`BYTES_AT_ONCE`] bytes; a larger slice is a piece by
-/// itself.
-fn pieces(mut resources: &[Resource]) -> impl Iterator<Item = &[Resource]> {
-    std::iter::from_fn(move || {
-        let sizes = resources.iter().take(AT_ONCE).scan(0, |sum, resource| {
-            *sum += resource.bytes.len();
-            Some(*sum)
-        });
-        let count = sizes.take_while(|sum| *sum <= BYTES_AT_ONCE).count().max(1);
-        let (piece, rest) = resources.split_at_checked(count)?;
-        resources = rest;
-        Some(piece)
-    })
-}
-
 /// Slices and bundles of one peer.
 struct Offers {
     cluster: Cluster,
-    state: Arc<Mutex<State>>,
+    peers: Arc<Peers>,
     /// Its bundles; none where it is of the own trust domain.
     bundle: Option<PeerBundle>,
 }
 
-impl Offers {
-    /// Applies an update in pieces, so that other changes wait for one piece of a large one at most.
-    fn take(&self, update: &Update) -> Vec<Refused> {
-        let mut refused = self.change(|state| state.take(&self.cluster, Vec::new(), &[]));
-        for resources in pieces(&update.resources) {
-            let admitted: Vec<_> = self.change(|state| {
-                let admit =
-                    |resource: &Resource| state.imports.admit(&self.cluster, &resource.name, &resource.bytes);
-                resources.iter().map(admit).collect()
-            });
-            // Slices are decoded without the lock.
-            let decoded = resources.iter().zip(admitted).map(|(resource, admitted)| {
-                let Resource { name, bytes, .. } = resource;
-                let decode =
-                    |is_admitted: bool| is_admitted.then(|| DecodedSlice::decode(name, bytes)).transpose();
-                (name.as_str(), admitted.and_then(decode))
-            });
-            let decoded = decoded.collect();
-            refused.extend(self.change(|state| state.take(&self.cluster, decoded, &[])));
+impl Tables for Offers {
+    /// Slices are decoded, and bundles written to disk, on a thread that may wait.
+    async fn apply(&mut self, update: &Update) -> Vec<Refused> {
+        let (update, peers, cluster) = (update.clone(), Arc::clone(&self.peers), self.cluster.clone());
+        if update.type_url != TRUST_BUNDLE {
+            return blocking(move || peers.apply(&cluster, &update.resources, &update.removed)).await;
         }
-        for removed in update.removed.chunks(AT_ONCE) {
-            refused.extend(self.change(|state| state.take(&self.cluster, Vec::new(), removed)));
-        }
+        let Some(mut bundle) = self.bundle.take() else { return Vec::new() };
+        let (bundle, refused) = blocking(move || {
+            let refused = bundle.apply(&update, |outcome| peers.record_bundle_update(&cluster, outcome));
+            (bundle, refused)
+        })
+        .await;
+        self.bundle = Some(bundle);
         refused
     }
 
-    /// Changes the state under its lock, and hands the lock to the next waiter: after a plain unlock this thread would
-    /// lock it again before a waiter wakes.
-    fn change<T>(&self, change: impl FnOnce(&mut State) -> T) -> T {
-        let mut state = locked(&self.state);
-        let done = change(&mut state);
-        MutexGuard::unlock_fair(state);
-        done
-    }
-}
-
-impl Tables for Offers {
-    fn apply(&mut self, update: &Update) -> Vec<Refused> {
-        match &mut self.bundle {
-            Some(bundle) if update.type_url == TRUST_BUNDLE => bundle.apply(update, |outcome| {
-                locked(&self.state).record_bundle_update(&self.cluster, outcome);
-            }),
-            _ => self.take(update),
-        }
-    }
-
     fn versions(&self, _type_url: &str) -> HashMap<String, String> {
-        locked(&self.state).known(&self.cluster).into_iter().collect()
+        self.peers.versions(&self.cluster)
     }
 
     fn shown(&mut self, chain: Chain) {
@@ -211,28 +157,6 @@ impl Tables for Offers {
                 Some(why.to_owned())
             }
         };
-        locked(&self.state).contact(&self.cluster, lost);
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn update_pieces_are_limited_by_slices_and_bytes() {
-        let resources = |sizes: &[usize]| -> Vec<Resource> {
-            let resource = |size: &usize| Resource {
-                name: String::new(),
-                version: String::new(),
-                bytes: vec![0; *size].into(),
-            };
-            sizes.iter().map(resource).collect()
-        };
-        let counts = |sizes: &[usize]| pieces(&resources(sizes)).map(<[_]>::len).collect::<Vec<_>>();
-        assert_eq!(counts(&[]), [0; 0]);
-        assert_eq!(counts(&[1; 70]), [32, 32, 6]);
-        assert_eq!(counts(&[BYTES_AT_ONCE / 2; 5]), [2, 2, 1]);
-        assert_eq!(counts(&[1, BYTES_AT_ONCE * 4, BYTES_AT_ONCE * 4, 1]), [1, 1, 1, 1]);
+        self.peers.contact(&self.cluster, lost);
     }
 }

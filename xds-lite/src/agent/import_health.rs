@@ -5,7 +5,6 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
-use parking_lot::Mutex;
 use tokio::net::TcpStream;
 
 use isthmus_grpc::resolve;
@@ -13,32 +12,27 @@ use isthmus_health::schedule::Answer;
 use isthmus_health::tcp::{Asker, probe, reach};
 use isthmus_model::address::Target;
 
-use super::locked;
-use super::state::State;
+use super::peers::Peers;
 
 /// Probes until dropped.
-pub(super) async fn ask(state: Arc<Mutex<State>>) {
-    probe(Asking(state)).await;
+pub(super) async fn ask(peers: Arc<Peers>) {
+    probe(Asking(peers)).await;
 }
 
-struct Asking(Arc<Mutex<State>>);
+struct Asking(Arc<Peers>);
 
 impl Asker for Asking {
     fn turn(&self, answers: Vec<(Target, Answer)>, most: usize) -> Vec<Target> {
-        let mut state = locked(&self.0);
-        let due = state.imports.turn(answers, most, Instant::now());
-        state.pass_on();
-        due
+        self.0.probe(answers, most, Instant::now())
     }
 
     fn ask(&self, target: &Target) -> impl Future<Output = Answer> + Send + 'static {
-        let (target, state) = (target.clone(), Arc::clone(&self.0));
+        let (target, peers) = (target.clone(), Arc::clone(&self.0));
         async move {
             match resolve::addresses(&target).await {
                 Ok(mut addresses) => {
                     if let Target::Name { .. } = target {
-                        let state = locked(&state);
-                        addresses.retain(|to| state.imports.may_stand_at(&target, to.ip()));
+                        addresses.retain(|to| peers.may_stand_at(&target, to.ip()));
                     }
                     reach(&addresses, connect).await
                 }

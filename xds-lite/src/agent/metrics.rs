@@ -1,7 +1,7 @@
 //! Exports the agent's metrics to Prometheus. One table defines each metric, its labels and how it is read;
 //! `docs/metrics.md` has the same table.
 
-use std::time::{Instant, SystemTime};
+use std::time::SystemTime;
 
 use isthmus_certs::output;
 use isthmus_store::Report;
@@ -16,7 +16,7 @@ use isthmus_trust::issuing::Tally;
 
 use super::bundles::Bundles;
 use super::peer::Contact;
-use super::state::State;
+use super::{Owners, own_services, peers};
 
 /// A metric family.
 struct Definition {
@@ -55,9 +55,10 @@ enum Read {
 
 /// The sources that metrics are read from.
 struct Sight<'a> {
-    state: &'a State,
-    imported: usize,
-    held_back: usize,
+    own: own_services::Listed,
+    peers: peers::Listed,
+    bundles: &'a Bundles,
+    state_problems: usize,
     followers: Vec<Follower>,
     stores: Vec<Report>,
     tally: Option<&'a Tally>,
@@ -65,40 +66,36 @@ struct Sight<'a> {
 }
 
 const ALL: &[Definition] = &[
-    whole("isthmus_agent_hosts", "Hosts in the registry.", |seen| seen.state.services.len()),
-    whole("isthmus_agent_registered", "VM instances registered at this agent.", |seen| {
-        seen.state.registered.count()
-    }),
+    whole("isthmus_agent_hosts", "Hosts in the registry.", |seen| seen.own.hosts),
+    whole("isthmus_agent_registered", "VM instances registered at this agent.", |seen| seen.own.registered),
     whole(
         "isthmus_agent_registry_problems",
         "Problems in the registry now; the log and `status` name each.",
-        |seen| seen.state.problems.len(),
+        |seen| seen.own.problem_count,
     ),
-    whole("isthmus_agent_exported", "Hosts exported to other clusters.", |seen| {
-        seen.state.own().filter(|slice| slice.is_exported()).count()
-    }),
+    whole("isthmus_agent_exported", "Hosts exported to other clusters.", |seen| seen.own.exported),
     whole(
         "isthmus_agent_exports_held_back",
         "Hosts selected by an export rule but not exported, because no endpoint passed the mTLS check.",
-        |seen| seen.state.held().count(),
+        |seen| seen.own.held_count,
     ),
     whole("isthmus_agent_imported", "Slices of other clusters imported and sent to the gateways.", |seen| {
-        seen.imported
+        seen.peers.imported_count
     }),
     whole(
         "isthmus_agent_imports_held_back",
         "Slices of other clusters quarantined: received but not sent to the gateways.",
-        |seen| seen.held_back,
+        |seen| seen.peers.quarantined_count,
     ),
     whole(
         "isthmus_agent_stale_probed",
         "Addresses of unreachable clusters that are probed (`stale: probe`).",
-        |seen| seen.state.imports.probes().asked(),
+        |seen| seen.peers.probed,
     ),
     whole(
         "isthmus_agent_stale_down",
         "Addresses of unreachable clusters that failed their probes and receive no new connections.",
-        |seen| seen.state.imports.probes().down(Instant::now(), SystemTime::now()).len(),
+        |seen| seen.peers.down_count,
     ),
     whole("isthmus_agent_streams", "xDS streams of gateways and peers.", |seen| seen.followers.len()),
     whole(
@@ -189,7 +186,7 @@ const ALL: &[Definition] = &[
     whole(
         "isthmus_agent_state_problems",
         "Damaged or unknown files among the records of joined peers, which are ignored.",
-        |seen| seen.state.state_problems.len(),
+        |seen| seen.state_problems,
     ),
     Definition {
         name: "isthmus_agent_certificates_signed_total",
@@ -213,15 +210,15 @@ const fn whole(name: &'static str, help: &'static str, read: fn(&Sight<'_>) -> u
 }
 
 /// All metrics, in the text format.
-pub(super) fn text(state: &State, tally: Option<&Tally>, budgets: &Budgets) -> String {
-    let shown = state.imports.shown();
-    let imported = shown.iter().filter(|import| import.quarantined.is_none()).count();
+pub(super) fn text(owners: &Owners, tally: Option<&Tally>, budgets: &Budgets) -> String {
+    let Owners { own, peers, directory, views } = owners;
     let sight = Sight {
-        state,
-        imported,
-        held_back: shown.len() - imported,
-        followers: state.followers().into_values().flatten().collect(),
-        stores: state.health(),
+        own: own.summary(0),
+        peers: peers.summary(0),
+        bundles: &views.bundles,
+        state_problems: directory.problems().len(),
+        followers: views.followers().into_values().flatten().collect(),
+        stores: directory.reports().into_iter().chain(views.bundles.report()).collect(),
         tally,
         budgets,
     };
@@ -244,23 +241,23 @@ fn family(definition: &Definition, sight: &Sight<'_>) -> MetricFamily {
 /// Labels and value.
 type Sample<'a> = (Vec<(&'static str, &'a str)>, f64);
 
-fn samples<'a>(read: &Read, sight: &Sight<'a>) -> Vec<Sample<'a>> {
+fn samples<'a>(read: &Read, sight: &'a Sight<'a>) -> Vec<Sample<'a>> {
     let of = |cluster: &'a Cluster| vec![("cluster", cluster.as_str())];
     let peers = |read: fn(&Contact) -> f64| {
-        sight.state.peers.iter().map(|(cluster, contact)| (of(cluster), read(contact))).collect()
+        sight.peers.contacts.iter().map(|(cluster, contact)| (of(cluster), read(contact))).collect()
     };
     match *read {
         Read::Whole(read) => vec![(Vec::new(), number(read(sight) as u64))],
         Read::SoFar(read) => vec![(Vec::new(), number(read()))],
         Read::EachPeer(read) | Read::EachPeerSoFar(read) => peers(read),
         Read::EachTold(read) => {
-            let peers = sight.state.peers.keys();
-            let read = |peer: &Cluster| read(&sight.state.views.bundles, peer);
+            let peers = sight.peers.contacts.keys();
+            let read = |peer: &Cluster| read(sight.bundles, peer);
             peers.filter_map(|peer| Some((of(peer), read(peer)?))).collect()
         }
         Read::EachOffers(read) | Read::EachOffersSoFar(read) => {
-            let offers = |peer| Some((of(peer), number(read(&sight.state.imports.usage(peer)?))));
-            sight.state.peers.keys().filter_map(offers).collect()
+            let offers = |peer| Some((of(peer), number(read(sight.peers.usage.get(peer)?))));
+            sight.peers.contacts.keys().filter_map(offers).collect()
         }
         Read::EachStore(read) | Read::EachStoreSoFar(read) => {
             sight.stores.iter().map(|store| (vec![("store", store.store)], read(store))).collect()

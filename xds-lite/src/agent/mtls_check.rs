@@ -5,15 +5,13 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use isthmus_certs::probe::{ClientCertificate, look};
-use parking_lot::Mutex;
-use tokio::sync::Notify;
 
 use isthmus_grpc::resolve;
 use isthmus_health::mtls::{MtlsCheck, Subject};
 use isthmus_model::host::HostPattern;
 
-use super::locked;
-use super::state::State;
+use super::blocking;
+use super::own_services::OwnServices;
 
 const PATIENCE: Duration = Duration::from_secs(2);
 /// Results, worded to follow an endpoint's address and precede a remedy.
@@ -27,27 +25,27 @@ const UNCLEAR: &str = "it asked for a client certificate and closed the connecti
 pub(super) const REMEDY: &str =
     "set `allow_unauthenticated: true` on the service to export it without this check";
 
-/// How often due checks are collected.
-const PACE: Duration = Duration::from_millis(500);
-
-/// Runs the checks that are due, until dropped; `waiting` signals that there are some.
-pub(super) async fn run_mtls_checks(state: Arc<Mutex<State>>, waiting: Arc<Notify>) {
+/// Runs the checks that are due, until dropped.
+pub(super) async fn run_mtls_checks(own: Arc<OwnServices>) {
     loop {
-        let due = locked(&state).mtls_checks.next(Instant::now());
+        let (due, next) = own.due_checks(Instant::now());
         if due.is_empty() {
-            let _either = tokio::time::timeout(PACE, waiting.notified()).await;
+            match next {
+                Some(next) => {
+                    let _either = tokio::time::timeout_at(next.into(), own.to_check.notified()).await;
+                }
+                None => own.to_check.notified().await,
+            }
             continue;
         }
         for subject in due {
-            let (state, waiting) = (Arc::clone(&state), Arc::clone(&waiting));
+            let own = Arc::clone(&own);
             tokio::spawn(async move {
-                let proof = match resolve::addresses(&subject.address).await {
+                let result = match resolve::addresses(&subject.address).await {
                     Ok(addresses) => look_at(&subject, addresses).await,
                     Err(error) => MtlsCheck::Unreachable(error.to_string()),
                 };
-                let mut state = locked(&state);
-                state.seen(vec![(subject, proof)], Instant::now());
-                waiting.notify_one();
+                blocking(move || own.record_check(subject, result, Instant::now())).await;
             });
         }
     }

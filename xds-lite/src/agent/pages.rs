@@ -3,21 +3,18 @@
 
 use std::path::Path;
 use std::sync::Arc;
-use std::time::{Instant, SystemTime};
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::time::Instant;
 
 use hyper::StatusCode;
 use isthmus_certs::{DenyList, Trust, input};
-use parking_lot::{Mutex, MutexGuard};
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 
 use crate::admin::{Pages, Refusal};
 use isthmus_grpc::budget::Budgets;
-use isthmus_health::mtls::{MtlsCheck, Subject};
 use isthmus_health::schedule::Down;
-use isthmus_model::host::HostPattern;
-use isthmus_model::services::Service;
-use isthmus_model::slice::{Cluster, Slice};
+use isthmus_model::slice::Cluster;
 use isthmus_registry::registered::lease::LeaseId;
 use isthmus_registry::registered::registrar::Registrar;
 use isthmus_registry::registered::registration::Registration;
@@ -25,10 +22,11 @@ use isthmus_registry::registered::registration::Registration;
 use super::config::Settings;
 use super::explain::explain;
 use super::issuing::Issuing;
-use super::mtls_check::REMEDY;
+use super::own_services;
 use super::peer::{Contact, seconds};
-use super::state::State;
-use super::{locked, metrics};
+use super::peers;
+use super::views::Views;
+use super::{Owners, metrics};
 
 /// Entries of a list in status, at most.
 const LISTED: usize = 1_000;
@@ -41,61 +39,66 @@ const LARGEST_TOKEN: u64 = 4 << 10;
 pub(super) struct AdminPages {
     pub(super) budgets: Arc<Budgets>,
     pub(super) settings: Arc<Settings>,
-    pub(super) state: Arc<Mutex<State>>,
+    pub(super) owners: Owners,
+    /// The registry has been read.
+    pub(super) is_ready: Arc<AtomicBool>,
     pub(super) issuing: Option<Arc<Issuing>>,
     pub(super) trust: Trust,
 }
 
 impl AdminPages {
-    fn state(&self) -> MutexGuard<'_, State> {
-        locked(&self.state)
+    /// Registrations are compared with the registry's files, which must have been read.
+    fn once_ready(&self) -> Result<(), Refusal> {
+        if self.ready() {
+            return Ok(());
+        }
+        let why = "the agent is still reading its registry; try again in a few seconds".to_owned();
+        Err(Refusal { status: StatusCode::SERVICE_UNAVAILABLE, why })
     }
 }
 
 impl Pages for AdminPages {
     fn status(&self) -> Value {
-        let state = self.state();
-        let held: Vec<_> =
-            state.held().take(LISTED).map(|(host, why)| json!({ "host": host, "why": why })).collect();
-        let imports = state.imports.shown();
-        let (accepted, quarantined): (Vec<_>, Vec<_>) =
-            imports.into_iter().partition(|import| import.quarantined.is_none());
+        let Owners { own, peers, directory, views } = &self.owners;
+        let (own, peers) = (own.summary(LISTED), peers.summary(LISTED));
+        let held: Vec<_> = own.held.iter().map(|(host, why)| json!({ "host": host, "why": why })).collect();
+        let stores: Vec<_> = directory.reports().into_iter().chain(views.bundles.report()).collect();
         json!({
             "version": env!("CARGO_PKG_VERSION"),
             "cluster": self.settings.cluster,
             "network": self.settings.network,
             "registry": {
-                "hosts": state.services.len(),
-                "registered": state.registered.count(),
-                "registrars": registrars(&state),
-                "problems": state.problems,
+                "hosts": own.hosts,
+                "registered": own.registered,
+                "registrars": registrars(&own),
+                "problems": own.problems,
             },
             "exports": {
-                "count": state.own().filter(|slice| slice.is_exported()).count(),
+                "count": own.exported,
                 "held_back": held,
             },
             "imports": {
-                "count": accepted.len(),
-                "imported": accepted.iter().take(LISTED).collect::<Vec<_>>(),
-                "held_back": quarantined.iter().take(LISTED).collect::<Vec<_>>(),
-                "probed": probed(&state),
+                "count": peers.imported_count,
+                "imported": peers.imported,
+                "held_back": peers.quarantined,
+                "probed": probed(&peers),
             },
             "trust": trusted(&self.trust),
-            "peers": peers(&state),
+            "peers": contacts(&peers, views),
             "state": {
-                "stores": state.health(),
-                "problems": state.state_problems,
+                "stores": stores,
+                "problems": directory.problems(),
             },
             "issuing": self.issuing.as_ref().map(|issuing| issuing.shown()),
-            "nodes": state.followers(),
+            "nodes": views.followers(),
             "budgets": self.budgets.report(),
-            "envoys": state.views.envoys.as_ref().map(|envoys| envoys.problems()),
-            "grpc": state.views.envoys.as_ref().map(|envoys| envoys.problems_of_grpc()),
+            "envoys": views.envoys.as_ref().map(|envoys| envoys.problems()),
+            "grpc": views.envoys.as_ref().map(|envoys| envoys.problems_of_grpc()),
         })
     }
 
     fn explain(&self, host: &str) -> Result<Value, String> {
-        explain(&self.state(), host)
+        explain(&self.owners, host)
     }
 
     fn holder(&self, token: &str) -> Option<Registrar> {
@@ -118,36 +121,38 @@ impl Pages for AdminPages {
     }
 
     fn register(&self, body: &[u8], by: &Registrar) -> Result<Value, Refusal> {
+        self.once_ready()?;
         let registration = Registration::parse(body)?;
         let id = LeaseId::random().map_err(|error| Refusal {
             status: StatusCode::INTERNAL_SERVER_ERROR,
             why: format!("cannot create a lease: {error}"),
         })?;
-        Ok(self.state().register(registration, by, id, Instant::now())?.page())
+        Ok(self.owners.own.register(registration, by, id, Instant::now())?.page())
     }
 
     fn heartbeat(&self, body: &[u8]) -> Result<Value, Refusal> {
-        Ok(self.state().registered.heartbeat(&LeaseId::from_body(body)?, Instant::now())?.page())
+        self.once_ready()?;
+        Ok(self.owners.own.heartbeat(&LeaseId::from_body(body)?, Instant::now())?.page())
     }
 
     fn deregister(&self, body: &[u8]) -> Result<Value, Refusal> {
-        let gone = self.state().registered.deregister(&LeaseId::from_body(body)?)?;
+        self.once_ready()?;
+        let gone = self.owners.own.deregister(&LeaseId::from_body(body)?)?;
         Ok(json!({ "deregistered": gone.to_string() }))
     }
 
-    /// Always: the registry is read before the admin port is served.
     fn ready(&self) -> bool {
-        true
+        self.is_ready.load(Relaxed)
     }
 
     fn metrics(&self) -> String {
-        metrics::text(&self.state(), self.issuing.as_deref().map(Issuing::tally), &self.budgets)
+        metrics::text(&self.owners, self.issuing.as_deref().map(Issuing::tally), &self.budgets)
     }
 }
 
 /// The number of registrations of each user and token.
-fn registrars(state: &State) -> Value {
-    state.registered.registrars().iter().map(|(by, count)| (by.to_string(), json!(count))).collect()
+fn registrars(own: &own_services::Listed) -> Value {
+    own.registrars.iter().map(|(by, count)| (by.to_string(), json!(count))).collect()
 }
 
 /// The bundle and deny-list of the own trust domain, and trust files that are not used.
@@ -163,69 +168,35 @@ fn trusted(trust: &Trust) -> Value {
 }
 
 /// Contact with other clusters' agents, and which of the own bundles they have acknowledged.
-fn peers(state: &State) -> Value {
+fn contacts(peers: &peers::Listed, views: &Views) -> Value {
     let peer = |(cluster, contact): (&Cluster, &Contact)| {
         let mut shown = json!(contact);
-        if let (Value::Object(shown), Some(held)) = (&mut shown, state.imports.usage(cluster)) {
+        if let (Value::Object(shown), Some(held)) = (&mut shown, peers.usage.get(cluster)) {
             shown.insert("offers".to_owned(), json!(held));
         }
-        if let (Value::Object(shown), Some((offered, taken))) =
-            (&mut shown, state.views.bundles.word_of(cluster))
-        {
+        if let (Value::Object(shown), Some((offered, taken))) = (&mut shown, views.bundles.word_of(cluster)) {
             let word = json!({
                 "sequence": taken.as_ref().map(|taken| taken.edition.sequence),
                 "present": offered.as_ref().map(|offered| offered.sequence),
-                "is_present": state.views.bundles.is_present(cluster),
-                "refusal": state.views.bundles.refusal_by(cluster),
+                "is_present": views.bundles.is_present(cluster),
+                "refusal": views.bundles.refusal_by(cluster),
             });
             shown.insert("acknowledged".to_owned(), word);
         }
         (cluster.to_string(), shown)
     };
-    state.peers.iter().map(peer).collect()
+    peers.contacts.iter().map(peer).collect()
 }
 
 /// Probes of unreachable clusters' addresses (`stale: probe`).
-fn probed(state: &State) -> Value {
-    let down = state.imports.probes().down(Instant::now(), SystemTime::now());
+fn probed(peers: &peers::Listed) -> Value {
     json!({
-        "addresses": state.imports.probes().asked(),
-        "down": down.len(),
-        "listed": down.iter().take(LISTED).map(unreached).collect::<Vec<_>>(),
+        "addresses": peers.probed,
+        "down": peers.down_count,
+        "listed": peers.down.iter().map(unreached).collect::<Vec<_>>(),
     })
 }
 
 pub(super) fn unreached(down: &Down) -> Value {
     json!({ "address": down.address.to_string(), "since": seconds(down.since), "why": down.why })
-}
-
-impl State {
-    /// Hosts that an export rule selects and that are not exported, and why.
-    pub(super) fn held(&self) -> impl Iterator<Item = (&HostPattern, String)> {
-        self.services.iter().filter_map(|(host, ports)| {
-            self.export_of(host, ports)?;
-            Some((host, self.why_unfit(host, ports)?))
-        })
-    }
-
-    /// Why a host that an export rule selects is not exported; none: it is.
-    pub(super) fn why_unfit(&self, host: &HostPattern, ports: &[Service]) -> Option<String> {
-        if self.offer_of(host).is_some_and(Slice::is_exported) {
-            return None;
-        }
-        let addresses =
-            ports.iter().flat_map(|port| &port.endpoints).map(|endpoint| endpoint.address.clone());
-        let proofs = addresses
-            .map(|address| (address.clone(), self.mtls_checks.of(&Subject { host: host.clone(), address })));
-        let seen = proofs.map(|(address, proof)| match proof {
-            MtlsCheck::NotRequired(seen) => format!("endpoint {address} {seen}"),
-            MtlsCheck::Unreachable(why) => format!("endpoint {address} could not be checked: {why}"),
-            MtlsCheck::Awaited | MtlsCheck::Required => format!("endpoint {address} is not checked yet"),
-        });
-        let seen: Vec<_> = seen.take(10).collect();
-        Some(format!(
-            "not_mtls: no endpoint is known to require a client certificate: {}; {REMEDY}",
-            seen.join("; ")
-        ))
-    }
 }

@@ -8,13 +8,12 @@ use std::sync::Arc;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use isthmus_store::{Adopted, Health, Persistence, Record, Source, journal};
-use parking_lot::Mutex;
 
 use isthmus_model::slice::{Cluster, Key, Slice};
 use isthmus_registry::registered::records;
 
-use super::locked;
-use super::state::State;
+use super::own_services::OwnServices;
+use super::peers::Peers;
 
 /// The files in the state directory.
 const SLICES: &str = "slices.db";
@@ -114,9 +113,9 @@ impl Stores {
     }
 
     /// Begins to persist changes, for as long as the returned sources live.
-    pub(super) fn begin(&mut self, state: &Arc<Mutex<State>>) -> [Arc<dyn Source>; 2] {
-        let slices = Arc::new(OfSlices(Arc::clone(state)));
-        let registrations = Arc::new(OfRegistrations(Arc::clone(state)));
+    pub(super) fn begin(&mut self, own: &Arc<OwnServices>, peers: &Arc<Peers>) -> [Arc<dyn Source>; 2] {
+        let slices = Arc::new(OfSlices { own: Arc::clone(own), peers: Arc::clone(peers) });
+        let registrations = Arc::new(OfRegistrations(Arc::clone(own)));
         self.slices.begin(Arc::<OfSlices>::downgrade(&slices));
         self.registrations.begin(Arc::<OfRegistrations>::downgrade(&registrations));
         [slices, registrations]
@@ -146,49 +145,44 @@ fn journals(folder: &Path) -> Vec<(Cluster, String)> {
     names.filter_map(|name| Some((cluster(&name)?, name))).collect()
 }
 
-struct OfSlices(Arc<Mutex<State>>);
+struct OfSlices {
+    own: Arc<OwnServices>,
+    peers: Arc<Peers>,
+}
 
 impl Source for OfSlices {
     fn keys(&self) -> Vec<String> {
-        let state = locked(&self.0);
-        let own = state.own().map(|slice| own(&slice.key));
-        let imports = state.imports.persistent().map(|(from, name)| import(from, &name));
-        let names = state.unclaimed.iter().flat_map(|(from, all)| all.keys().map(|name| import(from, name)));
-        own.chain(imports).chain(names).collect()
+        self.own.slice_keys().iter().map(own).chain(self.peers.slice_keys()).collect()
     }
 
     fn values(&self, keys: &[String]) -> Vec<Option<Vec<u8>>> {
-        let state = locked(&self.0);
         let value = |key: &String| {
             if let Some(name) = key.strip_prefix(OWN) {
-                return Some(state.offer_of(&name.parse::<Key>().ok()?.host)?.encode());
+                return Some(self.own.published(&name.parse::<Key>().ok()?.host)?.encode());
             }
             let (from, name) = key.strip_prefix(IMPORT).and_then(of_peer)?;
-            let unclaimed = || state.unclaimed.get(&from)?.get(name).cloned();
-            let imported = name.parse().ok().and_then(|key| state.imports.to_persist(&from, &key));
-            imported.map(<[u8]>::to_vec).or_else(unclaimed)
+            self.peers.to_persist(&from, name)
         };
         keys.iter().map(value).collect()
     }
 
     fn restore(&self, records: Vec<Record>) {
-        locked(&self.0).lay_by(Slices::read(records).imports);
+        self.peers.lay_by(Slices::read(records).imports);
     }
 }
 
-struct OfRegistrations(Arc<Mutex<State>>);
+struct OfRegistrations(Arc<OwnServices>);
 
 impl Source for OfRegistrations {
     fn keys(&self) -> Vec<String> {
-        locked(&self.0).registered.keys()
+        self.0.registration_keys()
     }
 
     fn values(&self, keys: &[String]) -> Vec<Option<Vec<u8>>> {
-        let state = locked(&self.0);
-        keys.iter().map(|key| state.registered.record(key)).collect()
+        self.0.registration_records(keys)
     }
 
     fn restore(&self, records: Vec<Record>) {
-        locked(&self.0).restore_registrations(records, Instant::now());
+        self.0.restore_registrations(records, Instant::now());
     }
 }

@@ -8,7 +8,7 @@ use isthmus_certs::SpiffeId;
 use tonic::Status;
 
 use isthmus_ads::service::Directory;
-use isthmus_ads::shared::Shared;
+use isthmus_ads::shared::{Follower, Shared};
 use isthmus_envoy::export::Adapter;
 use isthmus_grpc::budget::Principal;
 use isthmus_model::slice::Cluster;
@@ -76,6 +76,12 @@ impl Views {
         }
         members.sees(id)?;
         Some(Principal::Peer(Party::of_agent(id)?.cluster))
+    }
+
+    /// The streams of each view.
+    pub(super) fn followers(&self) -> BTreeMap<&'static str, Vec<Follower>> {
+        let peers = self.peers.values().flat_map(|shared| shared.all()).collect();
+        BTreeMap::from([("gateways", self.gateways.all()), ("peers", peers)])
     }
 
     /// A cluster has sent its state.

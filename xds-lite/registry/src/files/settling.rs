@@ -92,8 +92,13 @@ impl Settling {
 
     /// Whether the content is complete.
     pub(super) fn is_whole(&self, now: Instant) -> bool {
-        let is_quiet = |(_, last)| now.saturating_duration_since(last) >= QUIET;
-        self.since.is_none_or(|since| self.writer != Writer::Writing && is_quiet(since))
+        self.since.is_none() || self.is_whole_at().is_some_and(|whole| now >= whole)
+    }
+
+    /// When the content is complete if no further event arrives; none: it is, or a writer has it open.
+    pub(super) fn is_whole_at(&self) -> Option<Instant> {
+        let (_, last) = self.since.filter(|_| self.writer != Writer::Writing)?;
+        last.checked_add(QUIET)
     }
 
     /// Marks the file as complete.
@@ -118,7 +123,12 @@ impl Settling {
 
     /// Whether writing has taken suspiciously long.
     pub(super) fn is_late(&self, now: Instant) -> bool {
-        self.since.is_some_and(|(first, _)| now.saturating_duration_since(first) >= LONG)
+        self.is_late_at().is_some_and(|late| now >= late)
+    }
+
+    /// When writing counts as suspiciously long.
+    pub(super) fn is_late_at(&self) -> Option<Instant> {
+        self.since.and_then(|(first, _)| first.checked_add(LONG))
     }
 }
 

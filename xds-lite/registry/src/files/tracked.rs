@@ -10,7 +10,7 @@ use std::time::Instant;
 use isthmus_model::services::Service;
 use isthmus_model::{file, registry_file};
 
-use super::settling::{Settling, Written};
+use super::settling::{QUIET, Settling, Written};
 
 #[derive(Debug, Default)]
 pub(super) struct TrackedFile {
@@ -56,6 +56,13 @@ impl TrackedFile {
             self.settling.displace();
         }
         self.print = print;
+    }
+
+    /// The next time after `now` at which the file is to be scanned without an event.
+    pub(super) fn next_due(&self, now: Instant) -> Option<Instant> {
+        let away = self.away_since.and_then(|since| since.checked_add(QUIET));
+        let due = [away, self.rest_until, self.settling.is_whole_at(), self.settling.is_late_at()];
+        due.into_iter().flatten().filter(|due| *due > now).min()
     }
 
     pub(super) fn is_whole(&self, now: Instant) -> bool {

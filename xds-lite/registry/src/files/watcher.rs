@@ -1,5 +1,5 @@
 //! Watches a registry directory: tells from file system events which files to scan, and has all of them
-//! scanned every second. Events are hints only; a scan decides.
+//! scanned every second, or less often where a scan takes long. Events are hints only; a scan decides.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
@@ -19,6 +19,10 @@ use super::settling::Written;
 /// The interval of full scans, which find what events miss: a write behind a link, or on a shared file
 /// system.
 const SCAN_INTERVAL: Duration = Duration::from_secs(1);
+/// Least interval of full scans, in multiples of the time that the last one took, and its limit: a directory of
+/// many files costs no more of a core than one of a few.
+const SCAN_SHARE: u32 = 200;
+const LONGEST_INTERVAL: Duration = Duration::from_secs(10);
 /// With more changed files than this, all are scanned.
 const MAX_CHANGED: usize = 64;
 /// The number of files whose write events are recorded; the changes of others show when they are scanned.
@@ -69,9 +73,6 @@ pub(super) struct Turn {
 impl Turn {
     fn note(&mut self, event: notify::Result<Event>) {
         let Ok(event) = event else { return self.lose() };
-        if is_reading(&event) {
-            return;
-        }
         if event.paths.is_empty() || event.need_rescan() {
             return self.lose();
         }
@@ -105,12 +106,28 @@ fn written(kind: &EventKind) -> Option<Written> {
 }
 
 /// Watches one directory.
-#[derive(Default)]
 pub(super) struct Watcher {
     watched: Option<Watched>,
     happened: Arc<Mutex<Turn>>,
-    looked: Option<Instant>,
+    /// When all files are scanned next; none: at once.
+    next_scan: Option<Instant>,
     has_complained: bool,
+    wake: Arc<Wake>,
+}
+
+/// Called when an event has arrived.
+pub(super) type Wake = dyn Fn() + Send + Sync;
+
+impl Default for Watcher {
+    fn default() -> Watcher {
+        Watcher {
+            watched: None,
+            happened: Arc::default(),
+            next_scan: None,
+            has_complained: false,
+            wake: Arc::new(|| {}),
+        }
+    }
 }
 
 /// A directory by device and inode: the same path may lead to another one later.
@@ -122,10 +139,10 @@ struct Watched {
 impl Watcher {
     /// The files to scan now; all of them if the directory has no events.
     pub(super) fn turn(&mut self, folder: &Path, now: Instant) -> Turn {
-        let is_due = self.looked.is_none_or(|at| now.saturating_duration_since(at) >= SCAN_INTERVAL);
+        let is_due = self.next_scan.is_none_or(|at| now >= at);
         // Before the scan, so that no change falls between the two.
         if is_due {
-            self.looked = Some(now);
+            self.next_scan = now.checked_add(SCAN_INTERVAL);
             self.watch_directory(folder);
         }
         let mut happened = self.happened.lock().unwrap_or_else(PoisonError::into_inner);
@@ -138,7 +155,23 @@ impl Watcher {
 
     /// Makes the next turn scan all files.
     pub(super) fn expect_changes(&mut self) {
-        self.looked = None;
+        self.next_scan = None;
+    }
+
+    /// When a turn is due without an event; none: at once.
+    pub(super) fn next_scan(&self) -> Option<Instant> {
+        self.next_scan
+    }
+
+    /// All files were scanned at `now`, which took this long.
+    pub(super) fn scanned(&mut self, now: Instant, took: Duration) {
+        let interval = took.saturating_mul(SCAN_SHARE).clamp(SCAN_INTERVAL, LONGEST_INTERVAL);
+        self.next_scan = now.checked_add(interval);
+    }
+
+    /// Has this called after each event from the next watched directory on.
+    pub(super) fn on_event(&mut self, wake: Arc<Wake>) {
+        self.wake = wake;
     }
 
     fn watch_directory(&mut self, folder: &Path) {
@@ -150,7 +183,7 @@ impl Watcher {
         self.happened.lock().unwrap_or_else(PoisonError::into_inner).lose();
         // The scan reports a missing directory.
         let Some(place) = place else { return };
-        match watch(folder, Arc::clone(&self.happened)) {
+        match watch(folder, Arc::clone(&self.happened), Arc::clone(&self.wake)) {
             Ok(watcher) => {
                 self.watched = Some(Watched { place, _watcher: watcher });
                 self.has_complained = false;
@@ -164,9 +197,12 @@ impl Watcher {
     }
 }
 
-fn watch(folder: &Path, happened: Arc<Mutex<Turn>>) -> notify::Result<RecommendedWatcher> {
+fn watch(folder: &Path, happened: Arc<Mutex<Turn>>, wake: Arc<Wake>) -> notify::Result<RecommendedWatcher> {
     let mut watcher = notify::recommended_watcher(move |event: notify::Result<Event>| {
-        happened.lock().unwrap_or_else(PoisonError::into_inner).note(event);
+        if !event.as_ref().is_ok_and(is_reading) {
+            happened.lock().unwrap_or_else(PoisonError::into_inner).note(event);
+            wake();
+        }
     })?;
     watcher.watch(folder, RecursiveMode::NonRecursive)?;
     Ok(watcher)
@@ -215,6 +251,25 @@ mod tests {
         assert_eq!(watcher.turn(&folder, later).at, ChangedPaths::Everywhere, "without an event");
         std::os::unix::fs::symlink("elsewhere", folder.join("..data")).unwrap();
         while until_changed(&mut watcher, &folder, later) != ChangedPaths::Everywhere {}
+    }
+
+    #[test]
+    fn watcher_scans_less_often_where_a_scan_takes_long() {
+        let dir = tempfile::tempdir().unwrap();
+        let (mut watcher, now) = (Watcher::default(), Instant::now());
+        let mut due = |took| {
+            watcher.scanned(now, took);
+            let due = watcher.next_scan().unwrap();
+            let before = due.checked_sub(Duration::from_nanos(1)).unwrap();
+            watcher.turn(dir.path(), before);
+            assert_eq!(watcher.next_scan(), Some(due), "no scan is due before");
+            watcher.turn(dir.path(), due);
+            assert!(watcher.next_scan() > Some(due));
+            due - now
+        };
+        assert_eq!(due(Duration::from_millis(1)), SCAN_INTERVAL);
+        assert_eq!(due(Duration::from_millis(20)), Duration::from_secs(4));
+        assert_eq!(due(Duration::from_secs(60)), LONGEST_INTERVAL);
     }
 
     #[test]

@@ -8,7 +8,7 @@ use ipnet::IpNet;
 use crate::exports::{covers, namespace_of};
 use isthmus_model::address::{Ranges, Target};
 use isthmus_model::host::{HostName, HostPattern};
-use isthmus_model::slice::{Cluster, Port, Slice};
+use isthmus_model::slice::{Cluster, Port, Slice, Staleness};
 
 use super::SliceLimits;
 
@@ -106,6 +106,12 @@ impl Consent {
         let gateways = offer.filter(|offer| offer.ports.iter().any(is_by_gateway));
         endpoints
             .chain(gateways.into_iter().flat_map(|offer| &offer.gateways).map(|gateway| &gateway.address))
+    }
+
+    /// The targets to probe while the peer is unreachable.
+    pub(super) fn probed(&self, slice: &Slice) -> Vec<Target> {
+        let is_probed = slice.offer.as_ref().is_some_and(|offer| offer.staleness == Staleness::Probe);
+        if is_probed { self.leads_to(slice).cloned().collect() } else { Vec::new() }
     }
 
     /// A port with the endpoints that are reachable from here, and the instance names that were granted.

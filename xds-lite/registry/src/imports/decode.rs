@@ -42,12 +42,14 @@ impl Imports {
     /// # Errors
     /// Why it is refused; the previous slice stays.
     pub fn admit(&mut self, from: &Cluster, name: &str, bytes: &[u8]) -> Result<bool, String> {
-        let Some(rank) = self.rank(from) else { return Err("is of an unknown cluster".to_owned()) };
-        let Some(peer) = self.peers.get_mut(rank) else { return Ok(false) };
+        let Some(place) = self.place(from) else { return Err("is of an unknown cluster".to_owned()) };
+        let Some(peer) = self.peers.get_mut(place) else { return Ok(false) };
         let is_withdrawal = is_withdrawal(bytes);
         if let Some(host) = peer.own_host(name) {
             if !peer.consent.grants(&host) {
-                peer.holdings.not_granted(&host, !is_withdrawal);
+                if peer.holdings.not_granted(&host, !is_withdrawal) {
+                    self.dirty.insert((place, host));
+                }
                 return Ok(false);
             }
             // A slice that is too large by itself is refused for its own size, by `DecodedSlice::decode`.

@@ -130,20 +130,27 @@ impl Holdings {
         first.filter(|first| !self.sizes.contains_key(first))
     }
 
-    /// Records a name that was not granted, or that it is no longer offered.
-    pub(super) fn not_granted(&mut self, host: &HostPattern, is_offered: bool) {
+    /// Records a name that was not granted, or that it is no longer offered. Returns whether that changes the list.
+    pub(super) fn not_granted(&mut self, host: &HostPattern, is_offered: bool) -> bool {
         if !is_offered {
-            self.not_granted.remove(host);
+            self.not_granted.remove(host)
         } else if self.not_granted.len() < NOT_GRANTED {
-            self.not_granted.insert(host.clone());
+            self.not_granted.insert(host.clone())
         } else {
             self.unlisted |= !self.not_granted.contains(host);
+            false
         }
     }
 
     /// The listed names that were not granted.
+    #[cfg(test)]
     pub(super) fn all_not_granted(&self) -> &BTreeSet<HostPattern> {
         &self.not_granted
+    }
+
+    /// Whether the host is in the list of names that were not granted.
+    pub(super) fn is_not_granted(&self, host: &HostPattern) -> bool {
+        self.not_granted.contains(host)
     }
 
     pub(super) fn usage(&self) -> PeerUsage {

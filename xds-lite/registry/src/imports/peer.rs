@@ -1,7 +1,7 @@
 //! One cluster that may bring something: what stands of it, and what it has said of names that it was not granted.
 //! Not what becomes of its slices beside those of others.
 
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap};
 use std::time::Instant;
 
 use prost::Message;
@@ -10,21 +10,33 @@ use isthmus_model::SliceStore;
 use isthmus_model::host::HostPattern;
 use isthmus_model::slice::{Cluster, Key, Slice, version};
 
+use super::expiry::Expiry;
+use super::facts::Facts;
 use super::holdings::Holdings;
-use super::{Consent, ImportStatus, Imports, PeerUsage};
+use super::{Consent, Imports, PeerUsage};
 
-/// Who claims a name: the own cluster is first, then each peer by its place.
-pub(super) type Claims = HashMap<HostPattern, BTreeSet<(usize, HostPattern)>>;
+/// Who claims names; an earlier one wins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Claimant {
+    /// The own cluster.
+    Own,
+    /// A peer, by its place.
+    Peer(usize),
+}
+
+/// Who claims a name, and with which host.
+pub(super) type Claims = HashMap<HostPattern, BTreeSet<(Claimant, HostPattern)>>;
 
 #[derive(Debug)]
 pub(super) struct Peer {
     pub(super) consent: Consent,
     pub(super) slices: SliceStore,
+    /// The facts of each of its slices.
+    pub(super) facts: HashMap<HostPattern, Facts>,
     pub(super) holdings: Holdings,
     /// Since when nothing is heard of it.
     pub(super) lost: Option<Instant>,
-    /// What went because nothing was heard for too long.
-    pub(super) expired: HashSet<HostPattern>,
+    pub(super) expiry: Expiry,
 }
 
 impl Imports {
@@ -52,7 +64,7 @@ impl Imports {
     }
 
     fn peer(&self, of: &Cluster) -> Option<&Peer> {
-        self.peers.get(self.rank(of)?)
+        self.peers.get(self.place(of)?)
     }
 
     /// What a cluster has of this one's memory and disk.
@@ -65,7 +77,25 @@ impl Imports {
 impl Peer {
     pub(super) fn new(consent: Consent) -> Peer {
         let holdings = Holdings::new(consent.limits);
-        Peer { consent, slices: SliceStore::default(), holdings, lost: None, expired: HashSet::new() }
+        Peer {
+            consent,
+            slices: SliceStore::default(),
+            facts: HashMap::new(),
+            holdings,
+            lost: None,
+            expiry: Expiry::default(),
+        }
+    }
+
+    /// Replaces the facts of a host, and returns the previous ones.
+    pub(super) fn set_facts(&mut self, host: &HostPattern, facts: Option<Facts>) -> Option<Facts> {
+        let after = facts.as_ref().and_then(|facts| facts.expires_after);
+        let before = match facts {
+            Some(facts) => self.facts.insert(host.clone(), facts),
+            None => self.facts.remove(host),
+        };
+        self.expiry.replace(host, before.as_ref().and_then(|facts| facts.expires_after), after);
+        before
     }
 
     /// The host that is meant, where a name is of a slice of this cluster.
@@ -74,12 +104,11 @@ impl Peer {
         (cluster == self.consent.cluster).then_some(host)
     }
 
-    pub(super) fn show_not_granted(&self, host: &HostPattern) -> ImportStatus {
-        let cluster = self.consent.cluster.clone();
-        let why = format!(
+    pub(super) fn why_not_granted(&self) -> String {
+        let cluster = &self.consent.cluster;
+        format!(
             "has a name that {cluster} was not granted; add it to `imports` (hosts) or export a shared workspace"
-        );
-        ImportStatus { cluster, host: host.clone(), quarantined: Some(why) }
+        )
     }
 
     /// Records a withdrawal. Returns the oldest remembered one if it had to be dropped.
@@ -89,18 +118,14 @@ impl Peer {
         self.slices.purge(&key);
         Some(key)
     }
-
-    pub(super) fn offers(&self, host: &HostPattern) -> bool {
-        let key = Key { cluster: self.consent.cluster.clone(), host: host.clone() };
-        self.slices.contains(&key)
-    }
 }
 
-/// How many other slices of a rank have a name.
-pub(super) fn sharing(claims: &Claims, rank: usize, host: &HostPattern, name: &HostPattern) -> usize {
+/// How many other slices of a peer have a name.
+pub(super) fn sharing(claims: &Claims, place: usize, host: &HostPattern, name: &HostPattern) -> usize {
+    let peer = Claimant::Peer(place);
     let of_name = claims.get(name).into_iter().flatten().rev();
-    let of_rank = of_name.take_while(|(other, _)| *other >= rank);
-    of_rank.filter(|(other, theirs)| *other == rank && theirs != host).count()
+    let of_peer = of_name.take_while(|(other, _)| *other >= peer);
+    of_peer.filter(|(other, theirs)| *other == peer && theirs != host).count()
 }
 
 /// The names of a host itself; those of its instances stand under it.

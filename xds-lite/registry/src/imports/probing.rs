@@ -30,6 +30,7 @@ impl Imports {
         if std::mem::take(&mut self.probe_targets_changed) {
             let wanted = self.wanted();
             self.probes.want(&wanted, now);
+            self.have_probes_changed = true;
         }
         let mut changed = BTreeSet::new();
         for (target, answer) in answers {
@@ -39,12 +40,18 @@ impl Imports {
             }
         }
         if !changed.is_empty() {
+            self.have_probes_changed = true;
             let leading =
-                (0..self.peers.len()).flat_map(|rank| self.leading(rank, &|to| changed.contains(to)));
+                (0..self.peers.len()).flat_map(|place| self.leading(place, &|to| changed.contains(to)));
             let leading: Vec<_> = leading.collect();
             self.dirty.extend(leading);
         }
         self.probes.next(most, now)
+    }
+
+    /// Whether the probed targets, or those that are down, have changed since the last call.
+    pub fn have_probes_changed(&mut self) -> bool {
+        std::mem::take(&mut self.have_probes_changed)
     }
 
     /// The probed targets, and those that are down.
@@ -56,7 +63,7 @@ impl Imports {
     /// The staleness of a slice while its cluster is unreachable. `now` and `clock` are the same moment.
     #[must_use]
     pub fn stale(&self, of: &Cluster, host: &HostPattern, now: Instant, clock: SystemTime) -> Option<Stale> {
-        let peer = self.peers.get(self.rank(of)?).filter(|peer| peer.lost.is_some())?;
+        let peer = self.peers.get(self.place(of)?).filter(|peer| peer.lost.is_some())?;
         let slice = peer.slices.get(&Key { cluster: of.clone(), host: host.clone() })?;
         let rule = slice.offer.as_ref()?.staleness;
         let leads_to: BTreeSet<_> = peer.consent.leads_to(&slice).collect();
@@ -66,30 +73,27 @@ impl Imports {
     }
 
     /// Reacts to a cluster that became reachable or unreachable.
-    pub(super) fn probe_anew(&mut self, rank: usize) {
+    pub(super) fn probe_anew(&mut self, place: usize) {
         // Probing begins with the next turn; targets that are no longer needed are dropped at once.
         self.probe_targets_changed = true;
-        let leading = self.leading(rank, &|to| self.probes.is_down(to));
+        let leading = self.leading(place, &|to| self.probes.is_down(to));
         let wanted = self.wanted();
         self.probes.keep_only(&wanted);
+        self.have_probes_changed = true;
         self.dirty.extend(leading);
     }
 
     /// Targets of the slices to probe.
     fn wanted(&self) -> BTreeSet<Target> {
         let silent = self.peers.iter().filter(|peer| peer.lost.is_some());
-        let leads_to = |peer: &Peer, slice: &Slice| peer.consent.leads_to(slice).cloned().collect::<Vec<_>>();
-        silent.flat_map(|peer| peer.probed().flat_map(move |slice| leads_to(peer, &slice))).collect()
+        silent.flat_map(|peer| peer.facts.values()).flat_map(|facts| &facts.probed).cloned().collect()
     }
 
-    /// Probed slices of a cluster with one of these targets.
-    fn leading(&self, rank: usize, is_meant: &dyn Fn(&Target) -> bool) -> Vec<(usize, HostPattern)> {
-        let slices = self
-            .peers
-            .get(rank)
-            .into_iter()
-            .flat_map(|peer| peer.probed().filter(|slice| peer.consent.leads_to(slice).any(is_meant)));
-        slices.map(|slice| (rank + 1, slice.key.host.clone())).collect()
+    /// Probed slices of a peer with one of these targets.
+    fn leading(&self, place: usize, is_meant: &dyn Fn(&Target) -> bool) -> Vec<(usize, HostPattern)> {
+        let facts = self.peers.get(place).into_iter().flat_map(|peer| &peer.facts);
+        let leading = facts.filter(|(_, facts)| facts.probed.iter().any(is_meant));
+        leading.map(|(host, _)| (place, host.clone())).collect()
     }
 
     /// An imported slice without the targets that are down.
@@ -108,14 +112,6 @@ impl Imports {
             named.join(", ")
         );
         Verdict::Unreachable(slice, why)
-    }
-}
-
-impl Peer {
-    /// The peer's slices with `stale: probe`.
-    fn probed(&self) -> impl Iterator<Item = Slice> {
-        let probed = self.slices.limited().filter(|(_, rule)| *rule == Staleness::Probe);
-        probed.filter_map(|(key, _)| self.slices.get(key))
     }
 }
 

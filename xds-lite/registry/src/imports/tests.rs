@@ -1,5 +1,6 @@
 //! Imports: consent, ownership, order and conflicts of the slices that peers offer.
 
+use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime};
 
 use proptest::prelude::*;
@@ -57,16 +58,21 @@ fn take(imports: &mut Imports, from: &str, slice: &Slice) -> Result<(), String> 
 }
 
 /// The verdict on each import: empty if it is used, else the reason.
-fn standing(imports: &Imports) -> Vec<(String, String)> {
-    let shown = imports.shown().into_iter();
+fn standing(imports: &Imports) -> BTreeMap<String, String> {
+    let of = |peer: &Peer| {
+        let hosts = peer.facts.keys().chain(peer.holdings.all_not_granted());
+        hosts.cloned().collect::<Vec<_>>()
+    };
+    let hosts = imports.peers.iter().flat_map(of);
+    let shown = hosts.flat_map(|host| imports.shown_of(&host));
     shown.map(|one| (format!("{}/{}", one.cluster, one.host), one.quarantined.unwrap_or_default())).collect()
 }
 
 #[track_caller]
 fn held(imports: &Imports, key: &str, why: &str) {
     let all = standing(imports);
-    let found = all.iter().find(|(name, _)| name == key).unwrap_or_else(|| panic!("{key} in {all:?}"));
-    assert!(if why.is_empty() { found.1.is_empty() } else { found.1.contains(why) }, "{found:?}");
+    let found = all.get(key).unwrap_or_else(|| panic!("{key} in {all:?}"));
+    assert!(if why.is_empty() { found.is_empty() } else { found.contains(why) }, "{found:?}");
 }
 
 #[test]
@@ -126,7 +132,7 @@ fn import_needs_a_granted_name() {
     held(&imports, "east/*.pxc", "was not granted");
     imports.leave(&cluster("east"), &pattern("*.pxc"));
     take(&mut imports, "east", &withdrawn(&slice("east", "mail.bank"))).unwrap();
-    let names: Vec<_> = standing(&imports).into_iter().map(|(name, _)| name).collect();
+    let names: Vec<_> = standing(&imports).into_keys().collect();
     assert!(!names.iter().any(|name| name.contains("pxc") || name.contains("bank")), "{names:?}");
     let unreachable = Consent { is_reachable: false, ..consent("east") };
     let mut imports = Imports::new(vec![unreachable]);
@@ -150,14 +156,14 @@ fn slice_names_are_granted_one_by_one() {
             vec![endpoint("10.1.2.3:443"), endpoint("127.0.0.1:443"), endpoint("db.internal:443")];
     });
     take(&mut imports, "east", &slice).unwrap();
-    let [(_, Verdict::Imported(here))] = &imports.changes()[..] else { panic!("it is imported") };
+    let [(_, Verdict::Imported(here))] = &imports.changes(usize::MAX)[..] else { panic!("it is imported") };
     let offer = here.offer.as_ref().unwrap();
     assert_eq!(offer.aliases, [pattern("b.shop")]);
     assert_eq!(offer.ports[0].ready[0].instances[0].aliases, [name("src.shop")]);
     let addresses: Vec<_> = offer.ports[0].endpoints.iter().map(|one| one.address.to_string()).collect();
     assert_eq!(addresses, ["10.1.2.3:443"]);
     assert!(!offer.ports[0].exported && !offer.ports[0].endpoints[0].exposed, "no transit");
-    assert_eq!(imports.changes(), []);
+    assert_eq!(imports.changes(usize::MAX), []);
 }
 
 #[test]
@@ -201,18 +207,18 @@ fn import_with_expire_after_expires_while_its_cluster_is_unreachable() {
     take(&mut imports, "east", &slice("east", "a.shop")).unwrap();
     let brief = with(slice("east", "b.shop"), |offer| offer.staleness = Staleness::ExpireAfter(minute));
     take(&mut imports, "east", &brief).unwrap();
-    imports.changes();
+    imports.changes(usize::MAX);
     let start = Instant::now();
     imports.set_unreachable_since(&cluster("east"), Some(start));
     imports.expire(start + minute / 2);
     imports.set_unreachable_since(&cluster("east"), Some(start + minute / 2));
-    assert_eq!(imports.changes(), []);
+    assert_eq!(imports.changes(usize::MAX), []);
     imports.expire(start + minute);
     held(&imports, "east/a.shop", "");
     held(&imports, "east/b.shop", "has expired");
-    assert_eq!(imports.changes().len(), 1);
+    assert_eq!(imports.changes(usize::MAX).len(), 1);
     imports.set_unreachable_since(&cluster("east"), None);
-    assert!(matches!(&imports.changes()[..], [(_, Verdict::Imported(_))]));
+    assert!(matches!(&imports.changes(usize::MAX)[..], [(_, Verdict::Imported(_))]));
 }
 
 /// Three failures of each of these targets.
@@ -254,14 +260,14 @@ fn import_with_stale_probe_leaves_out_addresses_that_are_down() {
         take(&mut imports, "east", &slice).unwrap();
     }
     take(&mut imports, "east", &slice("east", "kept.shop")).unwrap();
-    imports.changes();
+    imports.changes(usize::MAX);
     let start = Instant::now();
     assert_eq!(asked(&mut imports, start), [""; 0], "no probes while the cluster is reachable");
     imports.set_unreachable_since(&cluster("east"), Some(start));
     let later = start + Duration::from_secs(3);
     assert_eq!(asked(&mut imports, later), [one, two], "each once, and only for granted names");
     fail(&mut imports, &[one], later);
-    let changes = imports.changes();
+    let changes = imports.changes(usize::MAX);
     assert_eq!(changes.len(), 2, "the slices with that target: {changes:?}");
     assert_eq!(gateways_of(changes.clone(), "a.shop"), Some(vec![two.to_owned()]));
     let known = changes.iter().find(|(key, _)| key.host == pattern("b.shop"));
@@ -283,22 +289,22 @@ fn import_with_stale_probe_leaves_out_addresses_that_are_down() {
     held(&imports, "south/b.shop", "has the name of a service of east");
 
     imports.turn(vec![(one.parse().unwrap(), Answer::Reached)], 0, later);
-    let changes = imports.changes();
+    let changes = imports.changes(usize::MAX);
     assert_eq!(gateways_of(changes.clone(), "b.shop"), Some(vec![one.to_owned()]), "it answers again");
     assert_eq!(gateways_of(changes, "a.shop").unwrap().len(), 2);
     fail(&mut imports, &[one, two], later);
     held(&imports, "east/a.shop", "cannot be reached");
-    imports.changes();
+    imports.changes(usize::MAX);
 
     imports.set_unreachable_since(&cluster("east"), None);
-    let changes = imports.changes();
+    let changes = imports.changes(usize::MAX);
     assert_eq!(gateways_of(changes.clone(), "a.shop").unwrap().len(), 2, "used again at once");
     assert!(gateways_of(changes, "b.shop").is_some());
     assert_eq!(imports.stale(&cluster("east"), &pattern("b.shop"), later, clock), None);
     assert_eq!((asked(&mut imports, later), imports.probes().asked()), (Vec::new(), 0));
     imports.set_unreachable_since(&cluster("east"), Some(later));
     held(&imports, "east/a.shop", "");
-    assert_eq!(imports.changes(), [], "earlier probe results are dropped");
+    assert_eq!(imports.changes(usize::MAX), [], "earlier probe results are dropped");
 }
 
 #[test]
@@ -316,9 +322,9 @@ fn endpoint_reached_without_a_gateway_is_probed_itself() {
     imports.set_unreachable_since(&cluster("east"), Some(start));
     let later = start + Duration::from_secs(3);
     assert_eq!(asked(&mut imports, later), [one, two], "no foreign endpoints, no unneeded gateways");
-    imports.changes();
+    imports.changes(usize::MAX);
     fail(&mut imports, &[one], later);
-    let changes = imports.changes();
+    let changes = imports.changes(usize::MAX);
     let [(_, Verdict::Imported(Slice { offer: Some(offer), .. }))] = &changes[..] else {
         panic!("{changes:?}")
     };
@@ -333,7 +339,7 @@ fn endpoint_reached_without_a_gateway_is_probed_itself() {
 fn import_with_stale_keep_is_kept_for_any_time() {
     let mut imports = Imports::new(vec![consent("east")]);
     take(&mut imports, "east", &slice("east", "a.shop")).unwrap();
-    imports.changes();
+    imports.changes(usize::MAX);
     let start = Instant::now();
     imports.set_unreachable_since(&cluster("east"), Some(start));
     for minutes in [1, 10, 11, 60, 60 * 24 * 365] {
@@ -341,11 +347,11 @@ fn import_with_stale_keep_is_kept_for_any_time() {
         imports.expire(now);
         imports.set_unreachable_since(&cluster("east"), Some(now));
         assert_eq!(asked(&mut imports, now), [""; 0], "no probes");
-        assert_eq!(imports.changes(), [], "after {minutes} minutes");
+        assert_eq!(imports.changes(usize::MAX), [], "after {minutes} minutes");
         held(&imports, "east/a.shop", "");
     }
     imports.set_unreachable_since(&cluster("east"), None);
-    assert_eq!(imports.changes(), [], "no change is published again");
+    assert_eq!(imports.changes(usize::MAX), [], "no change is published again");
 }
 
 fn limited(slices: u64, bytes: u64) -> Imports {
@@ -392,7 +398,7 @@ fn peer_slices_of_names_never_granted_take_a_bounded_list() {
     }
     let held = imports.usage(&cluster("east")).unwrap();
     assert_eq!((held.slices.used, held.not_granted, held.not_granted_unlisted), (0, 1_000, true));
-    assert_eq!((imports.shown().len(), imports.changes().len()), (1_000, 0));
+    assert_eq!((standing(&imports).len(), imports.changes(usize::MAX).len()), (1_000, 1_000));
     take(&mut imports, "east", &slice("east", "a.shop")).unwrap();
 }
 
@@ -421,16 +427,16 @@ fn alias_that_slices_share_costs_each_slice_alone() {
     };
     for number in 0..64 {
         take(&mut imports, "south", &sharing("south", number)).unwrap();
-        assert_eq!(imports.changes().len(), 1, "itself only");
+        assert_eq!(imports.changes(usize::MAX).len(), 1, "itself only");
     }
     let error = take(&mut imports, "south", &sharing("south", 64)).unwrap_err();
     assert!(error.contains("has a name that 64 other slices"), "{error}");
     take(&mut imports, "east", &sharing("east", 0)).unwrap();
-    assert_eq!(imports.changes().len(), 65, "and those ranked after it");
+    assert_eq!(imports.changes(usize::MAX).len(), 65, "and those ranked after it");
     take(&mut imports, "south", &with(sharing("south", 7), |_| {})).unwrap();
-    imports.changes();
+    imports.changes(usize::MAX);
     take(&mut imports, "south", &withdrawn(&sharing("south", 7))).unwrap();
-    assert_eq!(imports.changes().len(), 1);
+    assert_eq!(imports.changes(usize::MAX).len(), 1);
 }
 
 #[test]
@@ -477,12 +483,12 @@ fn event() -> impl Strategy<Value = Event> {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(2_000))]
 
-    /// After any events, the published changes add up to a full evaluation, and each name has one
+    /// After any events, the published changes add up to a full evaluation with its reasons, and each name has one
     /// owner.
     #[test]
     fn import_changes_add_up_to_the_whole(events in proptest::collection::vec(event(), 1..30)) {
         let mut imports = Imports::new(CLUSTERS.map(consent).to_vec());
-        let mut passed: BTreeMap<String, bool> = BTreeMap::new();
+        let mut passed: BTreeMap<String, String> = BTreeMap::new();
         let mut own: BTreeSet<&str> = BTreeSet::new();
         let now = Instant::now();
         for (revision, event) in (2..).zip(events) {
@@ -490,19 +496,20 @@ proptest! {
                 let mut made = with(slice(of, host), |offer| {
                     // The next host's name as an alias makes every kind of conflict.
                     if alias { offer.aliases = vec![pattern(if host == "a.shop" { "b.shop" } else { "a.shop" })]; }
-                    let limited = Staleness::ExpireAfter(Duration::from_secs(1));
-                    offer.staleness = if host == "c.shop" { limited } else { Staleness::Probe };
+                    let minute = Duration::from_secs(60);
+                    offer.staleness =
+                        if host == "c.shop" { Staleness::ExpireAfter(minute) } else { Staleness::Probe };
                 });
                 made.order.revision = revision;
                 made
             };
             match event {
                 Event::Contact(c, heard) => imports.set_unreachable_since(&cluster(CLUSTERS[c]), (!heard).then_some(now)),
-                Event::Expire => imports.expire(now + Duration::from_secs(1)),
                 Event::Answer(true) => {
                     imports.turn(vec![("203.0.113.7:15443".parse().unwrap(), Answer::Reached)], 64, now);
                 }
                 Event::Answer(false) => fail(&mut imports, &["203.0.113.7:15443"], now),
+                Event::Expire => imports.expire(now + Duration::from_secs(60)),
                 Event::Take(c, h, alias) => take(&mut imports, CLUSTERS[c], &make(CLUSTERS[c], HOSTS[h], alias)).unwrap(),
                 Event::Withdraw(c, h) => {
                     let gone = Slice { offer: None, ..make(CLUSTERS[c], HOSTS[h], false) };
@@ -515,13 +522,20 @@ proptest! {
                     imports.own(&Slice { offer: None, ..make("west", HOSTS[h], false) });
                 }
             }
-            for (key, verdict) in imports.changes() {
-                passed.insert(key.to_string(), matches!(verdict, Verdict::Imported(_)));
+            loop {
+                let changes = imports.changes(1);
+                if changes.is_empty() { break }
+                for (key, verdict) in changes {
+                    match verdict {
+                        Verdict::Imported(_) => _ = passed.insert(key.to_string(), String::new()),
+                        Verdict::Unreachable(_, why) | Verdict::Quarantined(why) => _ = passed.insert(key.to_string(), why),
+                        Verdict::Withdrawn => _ = passed.remove(&key.to_string()),
+                    }
+                }
             }
         }
-        passed.retain(|_, stands| *stands);
-        let stands: BTreeSet<_> = standing(&imports).into_iter().filter(|(_, why)| why.is_empty()).map(|(key, _)| key).collect();
-        prop_assert_eq!(&passed.into_keys().collect::<BTreeSet<_>>(), &stands);
+        prop_assert_eq!(&passed, &standing(&imports));
+        let stands: BTreeSet<_> = passed.into_iter().filter(|(_, why)| why.is_empty()).map(|(key, _)| key).collect();
         for host in HOSTS {
             let owners = CLUSTERS.iter().filter(|of| stands.contains(&format!("{of}/{host}"))).count();
             prop_assert!(owners + usize::from(own.contains(host)) <= 1, "{host} has {owners} owners");
@@ -546,7 +560,7 @@ fn gateway_name_is_passed_on_with_the_ranges_that_it_may_lead_to() {
             offer.gateway_ranges = Ranges(vec!["0.0.0.0/0".parse().unwrap()]);
         });
         imports.restore(&slice.key.cluster, &slice.key.to_string(), &slice.encode()).unwrap();
-        let changes = imports.changes();
+        let changes = imports.changes(usize::MAX);
         let [(_, Verdict::Imported(accepted))] = &changes[..] else { panic!("{changes:?}") };
         assert_eq!(accepted.offer.as_ref().unwrap().gateway_ranges, ranges);
         assert_eq!(ips.map(|ip| imports.may_stand_at(&named, ip)), allowed, "{ranges:?}");

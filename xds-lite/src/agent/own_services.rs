@@ -1,0 +1,478 @@
+//! Owns the services of the own cluster: what registry files and registered VMs define, the results of mTLS checks, and
+//! the own slices that follow from them; publishes these to every view.
+//!
+//! `changing` is the order of changes: who changes slices holds it until they are published, so all views and `peers`
+//! see one order, and the store persists what is published. `state` guards the content and is held for a few hosts at a
+//! time; `summary` has what pages and metrics read, and is held for a moment. Each may be taken under the one before.
+//! Pages take `summary` alone, `explain` also `state`; nobody who serves a page or a stream takes `changing`.
+
+mod checks;
+mod summary;
+
+use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::sync::Arc;
+use std::time::Instant;
+
+use isthmus_ads::view::View;
+use isthmus_health::mtls::{MtlsChecks, Subject};
+use isthmus_model::address::Target;
+use isthmus_model::host::HostPattern;
+use isthmus_model::services::Service;
+use isthmus_model::slice::{Gateway, Key, Offer, Slice};
+use isthmus_registry::exports::Export;
+use isthmus_registry::files::{Found, Part};
+use isthmus_registry::registered::lease::LeaseId;
+use isthmus_registry::registered::registrar::Registrar;
+use isthmus_registry::registered::registration::Registration;
+use isthmus_registry::registered::{Identity, Lease, Refused, Registered};
+use isthmus_registry::registry::{Own, Terms, export_of, offers, project_for_peer};
+use isthmus_registry::source::{Snapshot, Source, merge, registered_of};
+use isthmus_store::Record;
+use parking_lot::{Mutex, MutexGuard};
+use tokio::sync::{Notify, watch};
+
+use super::config::Settings;
+use super::peers::Peers;
+use super::persistence::{self, incarnation};
+use super::state_directory::StateDirectory;
+use super::views::Views;
+
+pub(super) use summary::{Listed, Summary};
+
+/// Hosts whose slices are computed under one lock.
+const AT_ONCE: usize = 128;
+/// Hosts searched for a name under one lock.
+const SEARCHED: usize = 512;
+/// Unusable persisted registrations that are logged one by one.
+const NAMED: usize = 100;
+
+/// The services of the own cluster.
+pub(super) struct OwnServices {
+    settings: Arc<Settings>,
+    views: Arc<Views>,
+    peers: Arc<Peers>,
+    directory: Arc<StateDirectory>,
+    gateways: Vec<(String, Vec<Gateway>)>,
+    changing: Mutex<()>,
+    state: Mutex<State>,
+    summary: Mutex<Summary>,
+    /// Registrations have changed, or registry files.
+    pub(super) news: Arc<Notify>,
+    /// Endpoints are to be checked, or a check has ended.
+    pub(super) to_check: Notify,
+    /// Whether an endpoint awaits its first check.
+    awaits: watch::Sender<bool>,
+}
+
+struct State {
+    files: Found,
+    registered: Registered,
+    /// Hosts offered before a restart that the registry has not confirmed since.
+    unconfirmed: BTreeSet<HostPattern>,
+    /// Problems of services that another source already defines, by host.
+    left_out: BTreeMap<HostPattern, Vec<String>>,
+    services: BTreeMap<HostPattern, Vec<Service>>,
+    own: Own,
+    mtls_checks: MtlsChecks,
+}
+
+/// What is known of one host of the registry.
+pub(super) struct HostReport {
+    pub(super) ports: Vec<Service>,
+    /// How it is exported, if a rule selects it.
+    pub(super) export: Option<Export>,
+    /// Why it is not exported; none: it is.
+    pub(super) why_not: Option<String>,
+    /// The results of mTLS checks.
+    pub(super) checks: BTreeMap<Target, isthmus_health::mtls::MtlsCheck>,
+}
+
+impl OwnServices {
+    /// Restores the slices of before a restart, and publishes them.
+    pub(super) fn new(
+        settings: Arc<Settings>,
+        views: Arc<Views>,
+        peers: Arc<Peers>,
+        directory: Arc<StateDirectory>,
+        before: Vec<Slice>,
+    ) -> OwnServices {
+        let own = Own::restored(settings.cluster.clone(), incarnation(), before);
+        let gateways = settings.gateways.iter().map(|gateway| {
+            let at =
+                |address: &_| Gateway { address: Clone::clone(address), locality: gateway.locality.clone() };
+            (gateway.name.clone(), gateway.addresses.iter().map(at).collect())
+        });
+        let restored: Vec<_> = own.slices().cloned().collect();
+        let exported = restored.iter().filter(|slice| slice.is_exported()).count();
+        let state = State {
+            files: Found::default(),
+            registered: Registered::default(),
+            unconfirmed: restored.iter().map(|slice| slice.key.host.clone()).collect(),
+            left_out: BTreeMap::new(),
+            services: BTreeMap::new(),
+            own,
+            mtls_checks: MtlsChecks::default(),
+        };
+        let services = OwnServices {
+            gateways: gateways.collect(),
+            settings,
+            views,
+            peers,
+            directory,
+            changing: Mutex::new(()),
+            state: Mutex::new(state),
+            summary: Mutex::new(Summary::new(exported)),
+            news: Arc::default(),
+            to_check: Notify::new(),
+            awaits: watch::Sender::new(false),
+        };
+        // They carry a new incarnation.
+        services.publish(&restored);
+        services
+    }
+
+    /// Counts, and lists of at most this many entries.
+    pub(super) fn summary(&self, listed: usize) -> Listed {
+        self.summary.lock().list(listed)
+    }
+
+    /// Applies changed registrations, and has them persisted.
+    pub(super) fn poll_registrations(&self, now: Instant) {
+        let _order = self.changing.lock();
+        let (hosts, changed) = {
+            let mut state = self.state.lock();
+            let hosts = state.registered.look(now);
+            self.summary.lock().count_registered(&state.registered);
+            (hosts, state.registered.changed())
+        };
+        self.directory.registrations_changed(changed);
+        if let Some(hosts) = hosts {
+            self.update(hosts, now);
+            self.log_problems();
+        }
+    }
+
+    /// When [`OwnServices::poll_registrations`] is due without news.
+    pub(super) fn next_due(&self) -> Option<Instant> {
+        self.state.lock().registered.next_due()
+    }
+
+    /// Applies a part of the registry's files.
+    pub(super) fn apply_part(&self, part: Part, now: Instant) {
+        let _order = self.changing.lock();
+        let is_last = part.summary.is_some();
+        let hosts = {
+            let mut state = self.state.lock();
+            let mut hosts: BTreeSet<HostPattern> = state.files.take(part).into_iter().collect();
+            // While the directory is missing, hosts offered before may still exist.
+            if state.files.summary().is_whole {
+                hosts.extend(std::mem::take(&mut state.unconfirmed));
+            }
+            hosts
+        };
+        self.update(hosts, now);
+        if is_last {
+            self.log_problems();
+        }
+    }
+
+    /// Replaces the services of these hosts with what the sources have now, and publishes changes at once. The cost is
+    /// proportional to the change.
+    fn update(&self, mut hosts: BTreeSet<HostPattern>, now: Instant) {
+        let under: Vec<_> = {
+            let state = self.state.lock();
+            hosts.iter().flat_map(|host| state.registered.under(host)).cloned().collect()
+        };
+        hosts.extend(under);
+        let hosts: Vec<_> = hosts.into_iter().collect();
+        let mut waits = false;
+        let (mut gone, mut there) = (Vec::new(), Vec::new());
+        for hosts in hosts.chunks(AT_ONCE) {
+            let mut state = self.state.lock();
+            for host in hosts {
+                state.unconfirmed.remove(host);
+                state.gather(host);
+                let wanted = self.candidates(&state, host);
+                waits |= state.mtls_checks.want(host, wanted, now);
+                if state.services.contains_key(host) { &mut there } else { &mut gone }.push(host.clone());
+            }
+            MutexGuard::unlock_fair(state);
+        }
+        // A name that has moved is free before its new host has it.
+        gone.append(&mut there);
+        self.offer(&gone);
+        if waits {
+            self.to_check.notify_one();
+        }
+        self.tell_whether_awaited();
+    }
+
+    /// Computes the slices of these hosts anew, and publishes those that have changed.
+    fn offer(&self, hosts: &[HostPattern]) {
+        let mut changed = Vec::new();
+        for hosts in hosts.chunks(AT_ONCE) {
+            let mut state = self.state.lock();
+            changed.extend(self.set_offers(&mut state, hosts));
+            MutexGuard::unlock_fair(state);
+        }
+        if changed.is_empty() {
+            return;
+        }
+        tracing::info!(slices = changed.len(), "own slices changed");
+        for slice in &changed {
+            let (key, revision) = (&slice.key, slice.order.revision);
+            let _change =
+                tracing::debug_span!("change", cluster = %key.cluster, host = %key.host, revision).entered();
+            tracing::debug!(is_exported = slice.is_exported(), "slice published");
+        }
+        self.publish(&changed);
+    }
+
+    fn set_offers(&self, state: &mut State, hosts: &[HostPattern]) -> Vec<Slice> {
+        let demands = |host: &HostPattern, address: &_| {
+            state.mtls_checks.demands(&Subject { host: host.clone(), address: Clone::clone(address) })
+        };
+        let terms = Terms {
+            cluster: &self.settings.cluster,
+            network: &self.settings.network,
+            exports: &self.settings.exports,
+            gateways: &self.gateways,
+            demands: &demands,
+        };
+        let services = hosts.iter().filter_map(|host| state.services.get(host)).flatten().cloned();
+        let mut some = offers(services, &terms);
+        state.wait_for_proof(&mut some);
+        let all = hosts.iter().map(|host| (host.clone(), some.remove(host))).collect();
+        let is_exported = |state: &State, host: &_| state.own.get(host).is_some_and(Slice::is_exported);
+        let before = hosts.iter().filter(|host| is_exported(state, host)).count();
+        let changed = state.own.set_offers(all);
+        let after = hosts.iter().filter(|host| is_exported(state, host)).count();
+        let mut summary = self.summary.lock();
+        summary.exported = summary.exported - before + after;
+        summary.hosts = state.services.len();
+        for host in hosts {
+            summary.set_held(host, self.why_held(state, host));
+        }
+        changed
+    }
+
+    /// Publishes own slices to every view that may see them, then has them persisted.
+    fn publish(&self, slices: &[Slice]) {
+        let encode = |slice: &Slice| (slice.key.to_string(), slice.encode());
+        let encoded: Vec<_> = slices.iter().map(encode).collect();
+        self.views.gateways.change(|view| {
+            for (name, bytes) in encoded {
+                view.set_priority(&name, bytes);
+            }
+        });
+        if let Some(envoys) = &self.views.envoys {
+            envoys.change(slices);
+        }
+        for (to, shared) in &self.views.peers {
+            let projected: Vec<_> = slices
+                .iter()
+                .map(|slice| project_for_peer(slice, *to))
+                .map(|slice| (slice.key.to_string(), slice.offer.is_some(), slice.encode()))
+                .collect();
+            shared.change(|view| {
+                projected.into_iter().for_each(|(name, is_offered, bytes)| {
+                    show(view, &name, is_offered, bytes);
+                });
+            });
+        }
+        self.peers.own(slices);
+        self.directory.slices_changed(slices.iter().map(|slice| persistence::own(&slice.key)));
+    }
+
+    fn log_problems(&self) {
+        let problems: Vec<_> = {
+            let state = self.state.lock();
+            let sources: [&dyn Source; 2] = [&state.files, &state.registered];
+            let of_sources = sources.into_iter().flat_map(Source::problems);
+            of_sources.chain(state.left_out.values().flatten().cloned()).collect()
+        };
+        let before = std::mem::replace(&mut self.summary.lock().problems, problems.clone());
+        let known: HashSet<&String> = before.iter().collect();
+        for problem in problems.iter().filter(|problem| !known.contains(problem)) {
+            tracing::error!("{problem}");
+        }
+    }
+
+    /// Endpoints of a host to be exported that need an mTLS check.
+    fn candidates(&self, state: &State, host: &HostPattern) -> Vec<Target> {
+        let ports = state.services.get(host).map(Vec::as_slice).unwrap_or_default();
+        if self.export_of(host, ports).is_none() {
+            return Vec::new();
+        }
+        let trusts = |port: &Service| port.about.as_ref().is_some_and(|about| about.allow_unauthenticated);
+        let unseen = ports.iter().filter(|port| !trusts(port));
+        unseen.flat_map(|port| &port.endpoints).map(|endpoint| endpoint.address.clone()).collect()
+    }
+
+    /// How a host is exported, if it is.
+    fn export_of(&self, host: &HostPattern, ports: &[Service]) -> Option<Export> {
+        export_of(&self.settings.exports, &self.settings.cluster, host, ports)
+    }
+
+    /// Registers a VM for an authenticated registrar.
+    pub(super) fn register(
+        &self,
+        registration: Registration,
+        by: &Registrar,
+        id: LeaseId,
+        now: Instant,
+    ) -> Result<Lease, Refused> {
+        self.registering(|state| {
+            let State { registered, files, .. } = state;
+            registered.register(registration, by, files.iter(), id, now)
+        })
+    }
+
+    /// Renews a VM's registration.
+    pub(super) fn heartbeat(&self, id: &LeaseId, now: Instant) -> Result<Lease, Refused> {
+        self.registering(|state| state.registered.heartbeat(id, now))
+    }
+
+    /// Ends a VM's registration.
+    pub(super) fn deregister(&self, id: &LeaseId) -> Result<Identity, Refused> {
+        self.registering(|state| state.registered.deregister(id))
+    }
+
+    fn registering<T>(&self, change: impl FnOnce(&mut State) -> Result<T, Refused>) -> Result<T, Refused> {
+        let mut state = self.state.lock();
+        let done = change(&mut state);
+        self.summary.lock().count_registered(&state.registered);
+        self.news.notify_one();
+        done
+    }
+
+    /// Restores persisted registrations, except of VMs that have registered again meanwhile.
+    pub(super) fn restore_registrations(&self, records: Vec<Record>, now: Instant) {
+        let mut wrong = Vec::new();
+        for (key, record) in records {
+            let Err(why) = self.state.lock().registered.restore(&key, &record, now) else { continue };
+            if wrong.len() < NAMED {
+                tracing::error!(record = ?key, %why, "ignoring a persisted registration; the VM registers again");
+            }
+            wrong.push(key);
+        }
+        if wrong.len() > NAMED {
+            tracing::error!(ignored = wrong.len(), "ignored more persisted registrations than are logged");
+        }
+        self.directory.registrations_changed(wrong);
+        self.news.notify_one();
+    }
+
+    /// The keys of all registrations.
+    pub(super) fn registration_keys(&self) -> Vec<String> {
+        self.state.lock().registered.keys()
+    }
+
+    /// Registrations as they are persisted.
+    pub(super) fn registration_records(&self, keys: &[String]) -> Vec<Option<Vec<u8>>> {
+        let state = self.state.lock();
+        keys.iter().map(|key| state.registered.record(key)).collect()
+    }
+
+    /// The keys of all own slices.
+    pub(super) fn slice_keys(&self) -> Vec<Key> {
+        self.state.lock().own.slices().map(|slice| slice.key.clone()).collect()
+    }
+
+    /// The own slice of a host as it is published: waits for a change that is being published.
+    pub(super) fn published(&self, host: &HostPattern) -> Option<Slice> {
+        let _order = self.changing.lock();
+        self.offer_of(host)
+    }
+
+    /// The own slice of a host.
+    pub(super) fn offer_of(&self, host: &HostPattern) -> Option<Slice> {
+        self.state.lock().own.get(host).cloned()
+    }
+
+    /// Whether the registry has a host.
+    pub(super) fn contains(&self, host: &HostPattern) -> bool {
+        self.state.lock().services.contains_key(host)
+    }
+
+    /// What is known of a host of the registry.
+    pub(super) fn report_of(&self, host: &HostPattern) -> Option<HostReport> {
+        let state = self.state.lock();
+        let ports = state.services.get(host)?.clone();
+        let addresses = ports.iter().flat_map(|port| &port.endpoints).map(|endpoint| &endpoint.address);
+        let check = |address: &Target| {
+            let subject = Subject { host: host.clone(), address: address.clone() };
+            (address.clone(), state.mtls_checks.of(&subject))
+        };
+        let export = self.export_of(host, &ports);
+        let why_not = match &export {
+            None => Some("no export rule selects it".to_owned()),
+            Some(_) => self.why_held(&state, host),
+        };
+        Some(HostReport { checks: addresses.map(check).collect(), export, why_not, ports })
+    }
+
+    /// What `find` returns for each host of the registry. Other work on the services goes on meanwhile.
+    pub(super) fn search<T>(&self, find: impl Fn(&HostPattern, &[Service]) -> Option<T>) -> Vec<T> {
+        use std::ops::Bound::{Excluded, Unbounded};
+        let mut found = Vec::new();
+        let mut last: Option<HostPattern> = None;
+        loop {
+            let state = self.state.lock();
+            let rest = (last.as_ref().map_or(Unbounded, Excluded), Unbounded);
+            let mut next = None;
+            for (host, ports) in state.services.range::<HostPattern, _>(rest).take(SEARCHED) {
+                found.extend(find(host, ports));
+                next = Some(host.clone());
+            }
+            MutexGuard::unlock_fair(state);
+            let Some(next) = next else { return found };
+            last = Some(next);
+        }
+    }
+}
+
+impl State {
+    /// Merges what the sources have for a host.
+    fn gather(&mut self, host: &HostPattern) {
+        let files = Snapshot { services: Source::of(&self.files, host), problems: Vec::new() };
+        let registered = registered_of(host, &self.registered, &self.files);
+        let Snapshot { services, problems } = merge([files, registered]);
+        if services.is_empty() {
+            self.services.remove(host);
+        } else {
+            self.services.insert(host.clone(), services);
+        }
+        if problems.is_empty() {
+            self.left_out.remove(host);
+        } else {
+            self.left_out.insert(host.clone(), problems);
+        }
+    }
+
+    /// Keeps the last offer of an exported host while its new endpoints await their mTLS check: a working service must
+    /// not disappear for that moment.
+    fn wait_for_proof(&self, offers: &mut BTreeMap<HostPattern, Offer>) {
+        for (host, offer) in offers {
+            let before = self.own.get(host).and_then(|slice| slice.offer.as_ref());
+            let was_exported = before.filter(|before| before.ports.iter().any(|port| port.exported));
+            let Some(before) = was_exported else { continue };
+            let endpoints = offer.ports.iter().flat_map(|port| &port.endpoints);
+            let mut unseen = endpoints.filter(|endpoint| !endpoint.exposed);
+            let is_awaited = unseen.any(|endpoint| {
+                self.mtls_checks
+                    .is_awaited(&Subject { host: host.clone(), address: endpoint.address.clone() })
+            });
+            if is_awaited {
+                offer.clone_from(before);
+            }
+        }
+    }
+}
+
+/// Sends a tombstone only for a name that the view has had.
+fn show(view: &mut View, name: &str, is_offered: bool, bytes: Vec<u8>) {
+    if is_offered || view.get(name).is_some() {
+        view.set(name, bytes);
+    }
+}
