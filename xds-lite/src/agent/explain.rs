@@ -4,13 +4,16 @@
 use std::collections::BTreeMap;
 use std::time::{Instant, SystemTime};
 
-use isthmus_health::mtls::Subject;
+use isthmus_health::mtls::{MtlsCheck, Subject};
+use isthmus_model::admin::agent::{
+    self, Explanation, Import, MtlsResult, OfferedPort, OwnOffer, RegisteredEndpoint, RegisteredHost,
+    RegisteredPort,
+};
 use isthmus_model::host::HostPattern;
 use isthmus_model::services::Service;
-use isthmus_model::slice::{Offer, Port, Slice};
+use isthmus_model::slice::{Port, Slice};
 use isthmus_model::sni;
 use isthmus_registry::imports::{ImportStatus, Stale};
-use serde_json::{Value, json};
 
 use super::pages::unreached;
 use super::peer::seconds;
@@ -26,7 +29,7 @@ const UNKNOWN: &str = "no host of this registry and no slice of a peer has this 
 ///
 /// # Errors
 /// It is not a name.
-pub(super) fn explain(state: &State, asked: &str) -> Result<Value, String> {
+pub(super) fn explain(state: &State, asked: &str) -> Result<Explanation, String> {
     let (name, port) = sni::split(asked);
     let name = HostPattern::parse(name).map_err(|error| format!("host: {error}"))?;
     let owners = owners(state, &name);
@@ -38,17 +41,17 @@ pub(super) fn explain(state: &State, asked: &str) -> Result<Value, String> {
         (_, false) => Some(UNSEEN),
         (Some(_), true) => None,
     };
-    Ok(json!({
-        "asked": asked,
-        "host": host,
-        "named_by": kind,
-        "port": port,
-        "others": owners.keys().skip(1).collect::<Vec<_>>(),
-        "registry": registry.map(|ports| registered(state, host, ports)),
-        "offer": state.offer_of(host).map(offer),
-        "imports": imports.iter().map(|import| imported(state, import)).collect::<Vec<_>>(),
-        "note": note,
-    }))
+    Ok(Explanation {
+        asked: asked.to_owned(),
+        host: host.to_string(),
+        named_by: kind.map(str::to_owned),
+        port,
+        others: owners.keys().skip(1).map(ToString::to_string).collect(),
+        registry: registry.map(|ports| registered(state, host, ports)),
+        offer: state.offer_of(host).map(offer),
+        imports: imports.iter().map(|import| imported(state, import)).collect(),
+        note: note.map(str::to_owned),
+    })
 }
 
 /// The hosts that have a name, and how; only the host of exactly that name where there is one.
@@ -78,54 +81,64 @@ fn named_by(host: &HostPattern, ports: &[Service], name: &HostPattern) -> Option
 }
 
 /// A host in the registry, and why it is not exported.
-fn registered(state: &State, host: &HostPattern, ports: &[Service]) -> Value {
+fn registered(state: &State, host: &HostPattern, ports: &[Service]) -> RegisteredHost {
     let export = state.export_of(host, ports);
-    let proofs = |port: &Service| -> Vec<Value> {
-        let proof = |address| state.mtls_checks.of(&Subject { host: host.clone(), address });
+    let port = |port: &Service| {
+        let check = |address| state.mtls_checks.of(&Subject { host: host.clone(), address });
         let is_trusted = port.about.as_ref().is_some_and(|about| about.allow_unauthenticated);
         let endpoints = port.endpoints.iter().map(|endpoint| {
-            let seen = export.as_ref().filter(|_| !is_trusted).map(|_| proof(endpoint.address.clone()));
-            json!({ "address": endpoint.address, "instance": endpoint.instance, "mtls": seen })
+            let checked = export.as_ref().filter(|_| !is_trusted).map(|_| check(endpoint.address.clone()));
+            RegisteredEndpoint {
+                address: (&endpoint.address).into(),
+                instance: endpoint.instance.as_ref().map(ToString::to_string),
+                mtls: checked.map(mtls),
+            }
         });
-        endpoints.collect()
+        RegisteredPort { port: port.port, endpoints: endpoints.collect() }
     };
-    json!({
-        "chosen_by_an_export": export.is_some(),
-        "on_gateways": export.as_ref().map(|export| &export.gateways),
-        "why_not": state.why_held(host, ports),
-        "ports": ports.iter().map(|port| json!({ "port": port.port, "endpoints": proofs(port) })).collect::<Vec<_>>(),
-    })
+    RegisteredHost {
+        chosen_by_an_export: export.is_some(),
+        on_gateways: export.as_ref().map(|export| export.gateways.iter().cloned().collect()),
+        why_not: state.why_held(host, ports),
+        ports: ports.iter().map(port).collect(),
+    }
+}
+
+fn mtls(check: MtlsCheck) -> MtlsResult {
+    match check {
+        MtlsCheck::Awaited => MtlsResult::Awaited,
+        MtlsCheck::Required => MtlsResult::Required,
+        MtlsCheck::NotRequired(seen) => MtlsResult::NotRequired(seen),
+        MtlsCheck::Unreachable(why) => MtlsResult::Unreachable(why),
+    }
 }
 
 /// Whether a slice of another cluster is imported, and by which rule it is kept while that cluster is unreachable.
-fn imported(state: &State, import: &ImportStatus) -> Value {
+fn imported(state: &State, import: &ImportStatus) -> Import {
     let ImportStatus { cluster, host, quarantined } = import;
     let stale = state.imports.stale(cluster, host, Instant::now(), SystemTime::now());
-    let stale = stale.map(|Stale { rule, down }| {
-        json!({
-            "rule": rule.to_string(),
-            "since": state.peers.get(cluster).map(|contact| seconds(contact.since)),
-            "down": down.iter().map(unreached).collect::<Vec<_>>(),
-        })
+    let stale = stale.map(|Stale { rule, down }| agent::Stale {
+        rule: rule.to_string(),
+        since: state.peers.get(cluster).map(|contact| seconds(contact.since)),
+        down: down.iter().map(unreached).collect(),
     });
-    json!({ "cluster": cluster, "host": host, "held": quarantined, "stale": stale })
+    Import { cluster: cluster.to_string(), host: host.to_string(), held: quarantined.clone(), stale }
 }
 
-fn offer(slice: &Slice) -> Value {
-    let ports = |offer: &Offer| -> Vec<Value> {
-        let port = |port: &Port| {
-            let exposed = port.endpoints.iter().filter(|endpoint| endpoint.exposed).count();
-            json!({ "port": port.number, "exported": port.exported, "endpoints": port.endpoints.len(), "exposed": exposed })
-        };
-        offer.ports.iter().map(port).collect()
+fn offer(slice: &Slice) -> OwnOffer {
+    let port = |port: &Port| OfferedPort {
+        port: port.number,
+        exported: port.exported,
+        endpoints: port.endpoints.len() as u64,
+        exposed: port.endpoints.iter().filter(|endpoint| endpoint.exposed).count() as u64,
     };
-    json!({
-        "incarnation": slice.order.incarnation,
-        "revision": slice.order.revision,
-        "ports": slice.offer.as_ref().map(ports),
-        "gateways": slice.offer.iter().flat_map(|offer| &offer.gateways)
-            .map(|gateway| gateway.address.to_string()).collect::<Vec<_>>(),
-    })
+    let gateways = slice.offer.iter().flat_map(|offer| &offer.gateways);
+    OwnOffer {
+        incarnation: slice.order.incarnation,
+        revision: slice.order.revision,
+        ports: slice.offer.as_ref().map(|offer| offer.ports.iter().map(port).collect()),
+        gateways: gateways.map(|gateway| gateway.address.to_string()).collect(),
+    }
 }
 
 impl State {

@@ -1,6 +1,7 @@
 //! Renders the agent's admin pages: clients and what they acknowledged, exports and imports, and why a host is not
 //! exported or imported. Serving them over HTTP is `admin`.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Instant, SystemTime};
@@ -8,16 +9,21 @@ use std::time::{Instant, SystemTime};
 use hyper::StatusCode;
 use isthmus_certs::{DenyList, Trust, input};
 use parking_lot::{Mutex, MutexGuard};
-use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 
 use crate::admin::{Pages, Refusal};
+use isthmus_ads::shared::Follower;
 use isthmus_grpc::budget::Budgets;
 use isthmus_health::mtls::{MtlsCheck, Subject};
 use isthmus_health::schedule::Down;
+use isthmus_model::Usage;
+use isthmus_model::admin::agent::{
+    self, Client, Deregistered, Explanation, ImportedSlice, Lease, NotExported, Status,
+};
 use isthmus_model::host::HostPattern;
 use isthmus_model::services::Service;
 use isthmus_model::slice::{Cluster, Slice};
+use isthmus_registry::imports::{ImportStatus, PeerUsage};
 use isthmus_registry::registered::lease::LeaseId;
 use isthmus_registry::registered::registrar::Registrar;
 use isthmus_registry::registered::registration::Registration;
@@ -26,7 +32,7 @@ use super::config::Settings;
 use super::explain::explain;
 use super::issuing::Issuing;
 use super::mtls_check::REMEDY;
-use super::peer::{Contact, seconds};
+use super::peer::{BundleStatus, Contact, seconds};
 use super::state::State;
 use super::{locked, metrics};
 
@@ -53,48 +59,39 @@ impl AdminPages {
 }
 
 impl Pages for AdminPages {
-    fn status(&self) -> Value {
+    fn status(&self) -> Status {
         let state = self.state();
-        let held: Vec<_> =
-            state.held().take(LISTED).map(|(host, why)| json!({ "host": host, "why": why })).collect();
-        let imports = state.imports.shown();
-        let (accepted, quarantined): (Vec<_>, Vec<_>) =
-            imports.into_iter().partition(|import| import.quarantined.is_none());
-        json!({
-            "version": env!("CARGO_PKG_VERSION"),
-            "cluster": self.settings.cluster,
-            "network": self.settings.network,
-            "registry": {
-                "hosts": state.services.len(),
-                "registered": state.registered.count(),
-                "registrars": registrars(&state),
-                "problems": state.problems,
+        let held_back = state.held().take(LISTED).map(|(host, why)| NotExported { host: host.to_string(), why });
+        Status {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            cluster: self.settings.cluster.to_string(),
+            network: self.settings.network.clone(),
+            registry: agent::Registry {
+                hosts: state.services.len() as u64,
+                registered: state.registered.count() as u64,
+                registrars: registrars(&state),
+                problems: state.problems.clone(),
             },
-            "exports": {
-                "count": state.own().filter(|slice| slice.is_exported()).count(),
-                "held_back": held,
+            exports: agent::Exports {
+                count: state.own().filter(|slice| slice.is_exported()).count() as u64,
+                held_back: held_back.collect(),
             },
-            "imports": {
-                "count": accepted.len(),
-                "imported": accepted.iter().take(LISTED).collect::<Vec<_>>(),
-                "held_back": quarantined.iter().take(LISTED).collect::<Vec<_>>(),
-                "probed": probed(&state),
+            imports: imports(&state),
+            trust: trusted(&self.trust),
+            peers: state.peers.iter().map(|(cluster, contact)| peer(&state, cluster, contact)).collect(),
+            state: agent::State {
+                stores: state.health().into_iter().map(Into::into).collect(),
+                problems: state.state_problems.clone(),
             },
-            "trust": trusted(&self.trust),
-            "peers": peers(&state),
-            "state": {
-                "stores": state.health(),
-                "problems": state.state_problems,
-            },
-            "issuing": self.issuing.as_ref().map(|issuing| issuing.shown()),
-            "nodes": state.followers(),
-            "budgets": self.budgets.report(),
-            "envoys": state.views.envoys.as_ref().map(|envoys| envoys.problems()),
-            "grpc": state.views.envoys.as_ref().map(|envoys| envoys.problems_of_grpc()),
-        })
+            issuing: self.issuing.as_ref().map(|issuing| issuing.page()),
+            nodes: clients(&state),
+            budgets: budgets(&self.budgets),
+            envoys: state.views.envoys.as_ref().map(|envoys| envoys.problems()),
+            grpc: state.views.envoys.as_ref().map(|envoys| envoys.problems_of_grpc()),
+        }
     }
 
-    fn explain(&self, host: &str) -> Result<Value, String> {
+    fn explain(&self, host: &str) -> Result<Explanation, String> {
         explain(&self.state(), host)
     }
 
@@ -117,7 +114,7 @@ impl Pages for AdminPages {
         holder.map(|(name, _)| Registrar::Token(name.clone()))
     }
 
-    fn register(&self, body: &[u8], by: &Registrar) -> Result<Value, Refusal> {
+    fn register(&self, body: &[u8], by: &Registrar) -> Result<Lease, Refusal> {
         let registration = Registration::parse(body)?;
         let id = LeaseId::random().map_err(|error| Refusal {
             status: StatusCode::INTERNAL_SERVER_ERROR,
@@ -126,13 +123,13 @@ impl Pages for AdminPages {
         Ok(self.state().register(registration, by, id, Instant::now())?.page())
     }
 
-    fn heartbeat(&self, body: &[u8]) -> Result<Value, Refusal> {
+    fn heartbeat(&self, body: &[u8]) -> Result<Lease, Refusal> {
         Ok(self.state().registered.heartbeat(&LeaseId::from_body(body)?, Instant::now())?.page())
     }
 
-    fn deregister(&self, body: &[u8]) -> Result<Value, Refusal> {
+    fn deregister(&self, body: &[u8]) -> Result<Deregistered, Refusal> {
         let gone = self.state().registered.deregister(&LeaseId::from_body(body)?)?;
-        Ok(json!({ "deregistered": gone.to_string() }))
+        Ok(Deregistered { deregistered: gone.to_string() })
     }
 
     /// Always: the registry is read before the admin port is served.
@@ -146,57 +143,103 @@ impl Pages for AdminPages {
 }
 
 /// The number of registrations of each user and token.
-fn registrars(state: &State) -> Value {
-    state.registered.registrars().iter().map(|(by, count)| (by.to_string(), json!(count))).collect()
+fn registrars(state: &State) -> BTreeMap<String, u64> {
+    state.registered.registrars().iter().map(|(by, count)| (by.to_string(), *count as u64)).collect()
+}
+
+/// Slices of other clusters, and probes of their addresses where these are unreachable (`stale: probe`).
+fn imports(state: &State) -> agent::Slices {
+    let all = state.imports.shown();
+    let (accepted, quarantined): (Vec<_>, Vec<_>) =
+        all.into_iter().partition(|import| import.quarantined.is_none());
+    let down = state.imports.probes().down(Instant::now(), SystemTime::now());
+    agent::Slices {
+        count: accepted.len() as u64,
+        imported: accepted.into_iter().take(LISTED).map(imported).collect(),
+        held_back: quarantined.into_iter().take(LISTED).map(imported).collect(),
+        probed: agent::Probed {
+            addresses: state.imports.probes().asked() as u64,
+            down: down.len() as u64,
+            listed: down.iter().take(LISTED).map(unreached).collect(),
+        },
+    }
+}
+
+fn imported(import: ImportStatus) -> ImportedSlice {
+    let ImportStatus { cluster, host, quarantined } = import;
+    ImportedSlice { cluster: cluster.to_string(), host: host.to_string(), held: quarantined }
+}
+
+pub(super) fn unreached(down: &Down) -> agent::Down {
+    agent::Down { address: down.address.to_string(), since: seconds(down.since), why: down.why.clone() }
 }
 
 /// The bundle and deny-list of the own trust domain, and trust files that are not used.
-fn trusted(trust: &Trust) -> Value {
+fn trusted(trust: &Trust) -> agent::Trust {
     let now = trust.current();
     let domain = now.identity.id().trust_domain();
-    json!({
-        "domain": domain,
-        "sequence": now.bundles.get(domain).map(|bundle| bundle.sequence),
-        "deny_list": now.bundles.denied(domain).map(DenyList::sequence),
-        "refused": trust.refused(),
-    })
+    agent::Trust {
+        domain: domain.to_string(),
+        sequence: now.bundles.get(domain).map(|bundle| bundle.sequence),
+        deny_list: now.bundles.denied(domain).map(DenyList::sequence),
+        refused: trust.refused(),
+    }
 }
 
-/// Contact with other clusters' agents, and which of the own bundles they have acknowledged.
-fn peers(state: &State) -> Value {
-    let peer = |(cluster, contact): (&Cluster, &Contact)| {
-        let mut shown = json!(contact);
-        if let (Value::Object(shown), Some(held)) = (&mut shown, state.imports.usage(cluster)) {
-            shown.insert("offers".to_owned(), json!(held));
-        }
-        if let (Value::Object(shown), Some((offered, taken))) =
-            (&mut shown, state.views.bundles.word_of(cluster))
-        {
-            let word = json!({
-                "sequence": taken.as_ref().map(|taken| taken.edition.sequence),
-                "present": offered.as_ref().map(|offered| offered.sequence),
-                "is_present": state.views.bundles.is_present(cluster),
-                "refusal": state.views.bundles.refusal_by(cluster),
-            });
-            shown.insert("acknowledged".to_owned(), word);
-        }
-        (cluster.to_string(), shown)
+/// Contact with the agent of another cluster, and which of the own bundles it has acknowledged.
+fn peer(state: &State, cluster: &Cluster, contact: &Contact) -> (String, agent::Peer) {
+    let BundleStatus { taken, refusals, refusal, advice } = contact.bundle.clone();
+    let bundles = &state.views.bundles;
+    let acknowledged = bundles.word_of(cluster).map(|(offered, taken)| agent::Acknowledged {
+        sequence: taken.map(|taken| taken.edition.sequence),
+        present: offered.map(|offered| offered.sequence),
+        is_present: bundles.is_present(cluster),
+        refusal: bundles.refusal_by(cluster),
+    });
+    let page = agent::Peer {
+        address: contact.address.clone(),
+        trust_domain: contact.trust_domain.to_string(),
+        connected: contact.connected,
+        error: contact.error.clone(),
+        since: seconds(contact.since),
+        refusals: contact.refusals,
+        refusal: contact.refusal.clone(),
+        bundle: agent::BundleUpdates { taken, refusals, refusal, advice },
+        offers: state.imports.usage(cluster).map(offers),
+        acknowledged,
     };
-    state.peers.iter().map(peer).collect()
+    (cluster.to_string(), page)
 }
 
-/// Probes of unreachable clusters' addresses (`stale: probe`).
-fn probed(state: &State) -> Value {
-    let down = state.imports.probes().down(Instant::now(), SystemTime::now());
-    json!({
-        "addresses": state.imports.probes().asked(),
-        "down": down.len(),
-        "listed": down.iter().take(LISTED).map(unreached).collect::<Vec<_>>(),
-    })
+fn offers(usage: PeerUsage) -> agent::Offers {
+    let PeerUsage { slices, bytes, names, not_granted, not_granted_unlisted } = usage;
+    agent::Offers { slices, bytes, names, not_granted: not_granted as u64, not_granted_unlisted }
 }
 
-pub(super) fn unreached(down: &Down) -> Value {
-    json!({ "address": down.address.to_string(), "since": seconds(down.since), "why": down.why })
+/// Who follows this agent, by kind.
+fn clients(state: &State) -> BTreeMap<String, Vec<Client>> {
+    let client = |Follower { peer, position, settled, refusals, refusal }| Client {
+        peer,
+        position,
+        settled,
+        refusals,
+        refusal,
+    };
+    let of_kind = |(kind, followers): (&str, Vec<Follower>)| {
+        (kind.to_owned(), followers.into_iter().map(client).collect())
+    };
+    state.followers().into_iter().map(of_kind).collect()
+}
+
+/// What each client uses of each resource.
+fn budgets(budgets: &Budgets) -> BTreeMap<String, BTreeMap<String, BTreeMap<String, Usage>>> {
+    let named = |usages: BTreeMap<&str, Usage>| {
+        usages.into_iter().map(|(resource, usage)| (resource.to_owned(), usage)).collect()
+    };
+    let of_kind = |(kind, clients): (&str, BTreeMap<String, BTreeMap<&'static str, Usage>>)| {
+        (kind.to_owned(), clients.into_iter().map(|(client, usages)| (client, named(usages))).collect())
+    };
+    budgets.report().into_iter().map(of_kind).collect()
 }
 
 impl State {
