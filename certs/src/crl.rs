@@ -11,8 +11,9 @@ use webpki::{CertRevocationList, OwnedCertRevocationList};
 use x509_parser::prelude::FromDer;
 use x509_parser::revocation_list::CertificateRevocationList;
 
-use crate::facts::bounded;
+use crate::facts::MAX_TEXT;
 use crate::pem::{self, Form, PemError};
+use crate::printable::excerpt;
 
 /// The policy for a list past its `nextUpdate`.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -110,7 +111,7 @@ impl PartialEq for Crls {
 
 fn next_update(der: &[u8], budget: Duration) -> Result<OffsetDateTime, CrlError> {
     let (_, list) = CertificateRevocationList::from_der(der).map_err(|_| CrlError::Malformed)?;
-    let issuer = || bounded(&list.issuer().to_string());
+    let issuer = || excerpt(&list.issuer().to_string(), MAX_TEXT);
     let next = list.next_update().ok_or_else(|| CrlError::NoNextUpdate(issuer()))?;
     let life = next.timestamp() - list.last_update().timestamp();
     let life = Duration::from_secs(u64::try_from(life).unwrap_or_default());

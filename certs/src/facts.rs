@@ -12,9 +12,10 @@ use x509_parser::prelude::FromDer;
 use x509_parser::public_key::PublicKey;
 
 use crate::key::KeyPin;
+use crate::printable::excerpt;
 
 /// Longest text taken from a certificate, which anyone may have written.
-const MAX_TEXT: usize = 256;
+pub(crate) const MAX_TEXT: usize = 256;
 
 /// The content of a certificate.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -73,8 +74,8 @@ impl Facts {
         let validity = parsed.validity();
         let public_key = parsed.public_key();
         Ok(Self {
-            subject: bounded(&parsed.subject().to_string()),
-            issuer: bounded(&parsed.issuer().to_string()),
+            subject: excerpt(&parsed.subject().to_string(), MAX_TEXT),
+            issuer: excerpt(&parsed.issuer().to_string(), MAX_TEXT),
             serial: serial_of(&parsed),
             not_before: validity.not_before.to_datetime(),
             not_after: validity.not_after.to_datetime(),
@@ -118,16 +119,7 @@ fn texts<'a>(
     names: &'a [GeneralName<'a>],
     of: impl Fn(&'a GeneralName<'a>) -> Option<&'a str>,
 ) -> Vec<String> {
-    names.iter().filter_map(of).map(bounded).collect()
-}
-
-/// Foreign text made safe to print: bounded, and without control characters.
-pub(crate) fn bounded(text: &str) -> String {
-    let mut shown = String::new();
-    for c in text.chars().take(MAX_TEXT) {
-        if c.is_control() { shown.extend(c.escape_default()) } else { shown.push(c) }
-    }
-    shown
+    names.iter().filter_map(of).map(|text| excerpt(text, MAX_TEXT)).collect()
 }
 
 fn address(name: &GeneralName<'_>) -> Option<IpAddr> {

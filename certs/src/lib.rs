@@ -18,6 +18,7 @@ pub mod issuer;
 pub mod key;
 pub mod output;
 pub mod pem;
+pub mod printable;
 pub mod probe;
 pub mod request;
 pub mod signals;

@@ -10,10 +10,10 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use hyper::StatusCode;
-use serde_json::Value;
 use tokio::net::TcpListener;
 
 use isthmus_http as http;
+use isthmus_model::admin::agent::{Deregistered, Explanation, Lease, Status};
 use isthmus_registry::registered::Refused;
 use isthmus_registry::registered::registrar::Registrar;
 
@@ -22,13 +22,13 @@ pub use isthmus_http::Limits;
 /// The pages of the admin port. Called on threads that may wait for a lock, except [`Pages::ready`].
 pub trait Pages: Send + Sync + 'static {
     /// The status of the agent.
-    fn status(&self) -> Value;
+    fn status(&self) -> Status;
 
     /// What the agent knows of a host, exports of it and imports of it, and why not more.
     ///
     /// # Errors
     /// The host name is not valid.
-    fn explain(&self, host: &str) -> Result<Value, String>;
+    fn explain(&self, host: &str) -> Result<Explanation, String>;
 
     /// The registrar that holds a token.
     fn holder(&self, token: &str) -> Option<Registrar>;
@@ -37,19 +37,19 @@ pub trait Pages: Send + Sync + 'static {
     ///
     /// # Errors
     /// Why the registration is refused.
-    fn register(&self, body: &[u8], by: &Registrar) -> Result<Value, Refusal>;
+    fn register(&self, body: &[u8], by: &Registrar) -> Result<Lease, Refusal>;
 
     /// Renews a VM's registration: the body names its lease.
     ///
     /// # Errors
     /// Why the heartbeat is refused.
-    fn heartbeat(&self, body: &[u8]) -> Result<Value, Refusal>;
+    fn heartbeat(&self, body: &[u8]) -> Result<Lease, Refusal>;
 
     /// Ends a VM's registration: the body names its lease.
     ///
     /// # Errors
     /// Why the registration does not end.
-    fn deregister(&self, body: &[u8]) -> Result<Value, Refusal>;
+    fn deregister(&self, body: &[u8]) -> Result<Deregistered, Refusal>;
 
     /// Whether the agent has read its registry and serves. Called on the thread that answers health checks: it must
     /// not wait for anything, a lock included.

@@ -3,13 +3,14 @@
 use std::path::Path;
 
 use isthmus_certs::facts::Facts;
+use isthmus_certs::printable::printable;
 use isthmus_certs::trust::TrustFiles;
 use isthmus_certs::{Role, TrustBundles, peer_id};
 use rustls::pki_types::{CertificateDer, UnixTime};
 use time::OffsetDateTime;
 
 use super::options::Judges;
-use super::say::{foreign, left, time};
+use super::say::{left, time};
 
 /// The bundles, if `--bundles` was given.
 pub(super) fn bundles(judges: &Judges) -> anyhow::Result<Option<TrustBundles>> {
@@ -59,7 +60,7 @@ pub(super) fn objections(
 
 fn out_of_time(facts: &Facts) -> Option<String> {
     let now = OffsetDateTime::now_utc();
-    let what = facts.uris.first().map_or_else(|| foreign(&facts.subject), |uri| foreign(uri));
+    let what = facts.uris.first().map_or_else(|| printable(&facts.subject), |uri| printable(uri));
     if now > facts.not_after {
         return Some(format!("the certificate of {what} has expired ({})", left(facts.not_after)));
     }
@@ -74,13 +75,13 @@ pub(super) fn described(place: usize, facts: &Facts) -> String {
     let names = [("uri", &facts.uris), ("dns", &facts.dns)];
     let mut lines = vec![format!("{place}  {kind}")];
     for (label, values) in names {
-        lines.extend(values.iter().map(|value| format!("   {label:<9} {}", foreign(value))));
+        lines.extend(values.iter().map(|value| format!("   {label:<9} {}", printable(value))));
     }
     lines.extend(facts.ips.iter().map(|ip| format!("   {:<9} {ip}", "ip")));
     if !facts.subject.is_empty() {
-        lines.push(format!("   {:<9} {}", "subject", foreign(&facts.subject)));
+        lines.push(format!("   {:<9} {}", "subject", printable(&facts.subject)));
     }
-    lines.push(format!("   {:<9} {}", "signed by", foreign(&facts.issuer)));
+    lines.push(format!("   {:<9} {}", "signed by", printable(&facts.issuer)));
     let (from, until) = (time(facts.not_before), time(facts.not_after));
     lines.push(format!("   {:<9} {from} to {until} ({})", "valid", left(facts.not_after)));
     lines.push(format!("   {:<9} {}, pin {}", "key", facts.key, facts.pin));
@@ -90,5 +91,5 @@ pub(super) fn described(place: usize, facts: &Facts) -> String {
 
 /// A path that is safe to print.
 pub(super) fn shown(path: &Path) -> String {
-    foreign(&path.display().to_string())
+    printable(&path.display().to_string())
 }

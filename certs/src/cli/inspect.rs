@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use isthmus_certs::facts::Facts;
+use isthmus_certs::printable::printable;
 use isthmus_certs::probe::{self, ClientCertificate, Seen};
 use isthmus_certs::{Role, pem};
 use rustls::pki_types::CertificateDer;
@@ -13,7 +14,7 @@ use serde_json::json;
 
 use super::chains::{bundles, described, objections, shown};
 use super::options::InspectOptions;
-use super::say::{Answer, bad, foreign, good};
+use super::say::{Answer, bad, good};
 
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -62,7 +63,7 @@ fn answer(
     let roles: &[Role] = if seen.is_some() { &[Role::Server] } else { &[Role::Server, Role::Client] };
     let objections = objections(chain, bundles.as_ref(), roles);
     let facts: Result<Vec<_>, _> = chain.iter().map(Facts::of).collect();
-    let facts = facts.with_context(|| foreign(&options.what))?;
+    let facts = facts.with_context(|| printable(&options.what))?;
     let mut text: String =
         facts.iter().enumerate().map(|(place, facts)| described(place + 1, facts) + "\n").collect();
     if let Some(seen) = seen {
@@ -84,7 +85,7 @@ fn answer(
 
 fn endpoint(seen: &Seen) -> String {
     let version = seen.version.as_deref().unwrap_or("TLS 1.2 or older");
-    let alpn = seen.alpn.as_ref().map(|alpn| format!(", protocol {}", foreign(alpn))).unwrap_or_default();
+    let alpn = seen.alpn.as_ref().map(|alpn| format!(", protocol {}", printable(alpn))).unwrap_or_default();
     let wants = match seen.client_certificate {
         ClientCertificate::NotAsked => bad("does not ask for a client certificate: it accepts every client"),
         ClientCertificate::Asked => bad(
@@ -104,7 +105,7 @@ fn verdict(objections: &[String], is_judged: bool) -> String {
         ([], false) => "well-formed; give --bundles DIR to verify the chain".to_owned(),
         (all, _) => {
             let lines: Vec<_> =
-                all.iter().map(|why| bad(&format!("a peer would refuse it: {}", foreign(why)))).collect();
+                all.iter().map(|why| bad(&format!("a peer would refuse it: {}", printable(why)))).collect();
             lines.join("\n")
         }
     }

@@ -5,6 +5,7 @@ use std::io::{self, IsTerminal as _, Write as _};
 use anyhow::Context as _;
 use comfy_table::{Attribute, Cell, ContentArrangement, Table, presets};
 use isthmus_certs::causes::with_causes;
+use isthmus_certs::printable::printable_lines;
 use owo_colors::OwoColorize as _;
 use serde_json::{Value, json};
 use time::OffsetDateTime;
@@ -46,7 +47,7 @@ pub(crate) fn complain(error: &anyhow::Error, as_json: bool) {
 
 fn escaped(error: &anyhow::Error) -> String {
     // The error may quote a file or a peer.
-    with_causes(error.as_ref()).lines().map(foreign).collect::<Vec<_>>().join("\n")
+    printable_lines(&with_causes(error.as_ref()))
 }
 
 pub(super) fn table(header: &[&str]) -> Table {
@@ -75,15 +76,6 @@ pub(super) fn good(text: &str) -> String {
 /// Prints an event on one line.
 pub(super) fn say_line(answer: &Answer, as_json: bool) -> anyhow::Result<()> {
     print(if as_json { answer.json.to_string() } else { answer.text.clone() })
-}
-
-/// Text from a certificate, with control characters escaped: anyone may have written it.
-pub(super) fn foreign(text: &str) -> String {
-    let mut shown = String::new();
-    for c in text.chars() {
-        if c.is_control() { shown.extend(c.escape_default()) } else { shown.push(c) }
-    }
-    shown
 }
 
 pub(super) fn time(time: OffsetDateTime) -> String {

@@ -3,13 +3,14 @@
 use std::process::ExitCode;
 
 use anyhow::Context as _;
+use isthmus_certs::printable::printable;
 use isthmus_certs::{Peer, Proven, Role, TrustBundles, VerifyError, pem};
 use rustls::pki_types::{CertificateDer, UnixTime};
 use serde_json::json;
 
 use super::chains::{bundles, shown};
 use super::options::{As, VerifyOptions};
-use super::say::{Answer, bad, foreign, good, say};
+use super::say::{Answer, bad, good, say};
 
 pub(super) fn verify(options: &VerifyOptions, as_json: bool) -> anyhow::Result<ExitCode> {
     let chain = pem::certificates(super::read(&options.file)?).with_context(|| shown(&options.file))?;
@@ -21,7 +22,7 @@ pub(super) fn verify(options: &VerifyOptions, as_json: bool) -> anyhow::Result<E
             (Answer::new(text, json!({ "believed": true, "id": proven.id })), ExitCode::SUCCESS)
         }
         Err(why) => {
-            let text = bad(&format!("{}: {}", shown(&options.file), foreign(&why.to_string())));
+            let text = bad(&format!("{}: {}", shown(&options.file), printable(&why.to_string())));
             let json = json!({ "believed": false, "reason": why.reason(), "why": why.to_string() });
             (Answer::new(text, json), ExitCode::FAILURE)
         }

@@ -1,9 +1,10 @@
-//! Serves admin, metrics and health over HTTP, each on its own thread. The pages are in [`pages`], [`effective`] and
-//! [`explain`]; access rules and limits are in `isthmus_http`.
+//! Serves admin, metrics and health over HTTP, each on its own thread. [`pages`] has the paths; access rules and limits are in `isthmus_http`.
 
 pub mod effective;
 pub mod explain;
 pub mod pages;
+mod status;
+mod tables;
 
 use std::io;
 use std::net::{SocketAddr, TcpListener};
@@ -13,8 +14,9 @@ use hyper::body::Incoming;
 use hyper::{Method, Request, StatusCode};
 use isthmus_http::page::{Page, error, json_page, metrics, not_allowed, plain};
 use isthmus_http::{Limits, guard, shared::Shared};
+use isthmus_model::admin::gateway::{Draining, GET};
 
-use self::pages::{Answer, Params};
+use self::pages::Params;
 use crate::control::Control;
 use crate::metrics::collect;
 
@@ -84,15 +86,11 @@ fn admin(request: &Request<Incoming>, own: SocketAddr, control: &Arc<Control>) -
     match (request.uri().path(), reads(request)) {
         ("/drain", false) if request.method() == Method::POST => {
             control.drain();
-            json_page(StatusCode::ACCEPTED, &serde_json::json!({ "draining": true }))
+            json_page(StatusCode::ACCEPTED, &Draining { draining: true })
         }
         ("/drain", _) => not_allowed("POST"),
-        (path, true) => match pages::page(path, &params, control) {
-            Answer::Page(page) => json_page(StatusCode::OK, &page),
-            Answer::Wrong(what) => error(StatusCode::BAD_REQUEST, &what),
-            Answer::Nothing => json_page(StatusCode::NOT_FOUND, &pages::index()),
-        },
-        (path, false) if pages::PATHS.contains(&path) => not_allowed("GET, HEAD"),
+        (path, true) => pages::page(path, &params, control),
+        (path, false) if GET.contains(&path) => not_allowed("GET, HEAD"),
         (_, false) => json_page(StatusCode::NOT_FOUND, &pages::index()),
     }
 }

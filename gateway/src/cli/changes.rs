@@ -3,9 +3,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use isthmus_certs::printable::{printable, printable_json};
 use serde_json::Value;
-
-use super::ask::cell;
 
 /// Returns a line for each difference, marked if a running gateway would refuse it.
 pub(crate) fn changes(running: &Value, edit: &Value) -> Vec<String> {
@@ -143,6 +142,17 @@ fn keys<'a>(left: &'a Value, right: &'a Value) -> BTreeSet<&'a str> {
         .collect()
 }
 
+/// A value in one line: the running gateway may be anything that listens there.
+fn cell(value: &Value) -> String {
+    match value {
+        Value::Null => "-".to_owned(),
+        Value::String(text) => printable(text),
+        Value::Array(items) if items.is_empty() => "-".to_owned(),
+        Value::Array(items) => items.iter().map(cell).collect::<Vec<_>>().join(","),
+        other => printable_json(&other.to_string()),
+    }
+}
+
 fn get<'a>(value: &'a Value, key: &str) -> &'a Value {
     value.get(key).unwrap_or(&Value::Null)
 }
@@ -166,7 +176,7 @@ services:
     fn after(edits: &[(&str, &str)]) -> Vec<String> {
         let shown = |text: &str| {
             let settings = config::parse(text, Path::new("test.yaml")).unwrap();
-            effective(&settings.fixed, &settings.live)
+            serde_json::to_value(effective(&settings.fixed, &settings.live)).unwrap()
         };
         let edit = edits.iter().fold(RUNNING.to_owned(), |text, (from, to)| {
             assert!(text.contains(from), "{from}");

@@ -1,8 +1,10 @@
 //! Runs `check`: validates the file, prints its JSON Schema, or compares it with a running gateway.
 
+use anyhow::Context as _;
 use hyper::Method;
 use isthmus_core::admin::effective::effective;
 use isthmus_core::config;
+use isthmus_model::admin::gateway::Config;
 use serde_json::json;
 
 use super::ask::fetch;
@@ -25,7 +27,9 @@ pub(crate) fn check(options: &CheckOptions) -> anyhow::Result<()> {
         };
     };
     let running = fetch(admin, Method::GET, "/config")?;
-    let changes = changes(&running, &effective(&settings.fixed, &settings.live));
+    running.page::<Config>().with_context(|| admin.clone())?;
+    let edit = serde_json::to_value(effective(&settings.fixed, &settings.live))?;
+    let changes = changes(running.value(), &edit);
     if options.json {
         say(&format!("{:#}", json!({ "changes": changes })))
     } else if changes.is_empty() {

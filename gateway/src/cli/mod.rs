@@ -5,6 +5,7 @@ mod changes;
 pub(crate) mod check;
 pub(crate) mod run;
 mod status;
+mod text;
 
 use std::io::{self, Write as _};
 use std::path::PathBuf;

@@ -2,19 +2,17 @@
 
 use std::fmt::Write as _;
 
-use serde_json::Value;
+use isthmus_model::admin::Store;
+use isthmus_model::admin::gateway::{AgentContact, Status, Trust};
 
-use super::ask::{cell, field, items, table};
+use super::text::{or_dash, table};
 
 /// Renders the page.
-pub(super) fn status(answer: &Value) -> String {
-    let node = |key: &str| answer.pointer(&format!("/node/{key}")).map_or_else(|| "-".to_owned(), cell);
+pub(super) fn status(answer: &Status) -> String {
+    let Status { version, node, phase, connections, tables, .. } = answer;
     let mut page = format!(
-        "isthmus-gateway {}, node {} of cluster {}, network {}\n",
-        field(answer, "version"),
-        node("id"),
-        node("cluster"),
-        node("network")
+        "isthmus-gateway {version}, node {} of cluster {}, network {}\n",
+        node.id, node.cluster, node.network
     );
     let problems = problems(answer);
     page += if problems.is_empty() { "\nNo problems.\n\n" } else { "\nPROBLEMS\n" };
@@ -24,87 +22,92 @@ pub(super) fn status(answer: &Value) -> String {
     if !problems.is_empty() {
         page.push('\n');
     }
-    let at = |pointer: &str| answer.pointer(pointer).map_or_else(|| "-".to_owned(), cell);
     let mut line = |name: &str, text: String| {
         let _infallible = writeln!(page, "{name:<14}{text}");
     };
-    line("phase", at("/phase"));
-    line("connections", format!("{} of at most {}", at("/connections/open"), at("/connections/limit")));
+    line("phase", phase.clone());
+    line("connections", format!("{} of at most {}", connections.open, connections.limit));
     line(
         "tables",
         format!(
             "{} services, {} endpoints, {} failing; changed {} s ago",
-            at("/tables/services"),
-            at("/tables/endpoints"),
-            at("/endpoints_failing"),
-            at("/tables/age_seconds")
+            tables.services, tables.endpoints, answer.endpoints_failing, tables.age_seconds
         ),
     );
-    if let Some(is_connected) = answer.pointer("/agent/connected").and_then(Value::as_bool) {
-        let state = if is_connected { "connected" } else { "unreachable" };
-        line(
-            "agent",
-            format!(
-                "{} {state} since {}, {} slices",
-                at("/agent/agent"),
-                at("/agent/since"),
-                at("/agent/slices")
-            ),
-        );
+    if let Some(AgentContact { agent, connected, since, slices, .. }) = &answer.agent {
+        let state = if *connected { "connected" } else { "unreachable" };
+        line("agent", format!("{} {state} since {since}, {slices} slices", or_dash(agent.as_ref())));
     }
-    if answer.pointer("/trust/identity").is_some() {
-        line("identity", at("/trust/identity"));
+    match &answer.trust {
+        None => {}
+        Some(Trust::Loaded(trust)) => line("identity", trust.identity.clone()),
+        Some(Trust::Awaited(_)) => line("identity", "-".to_owned()),
     }
-    line("uptime", format!("{} s", at("/uptime_seconds")));
+    line("uptime", format!("{} s", answer.uptime_seconds));
     let mut listeners = table(&["listener", "address", "connections", "accepted"]);
-    for listener in items(answer, "listeners") {
-        listeners.add_row(["name", "address", "connections", "accepted"].map(|key| field(listener, key)));
+    for listener in &answer.listeners {
+        let (connections, accepted) = (listener.connections.to_string(), listener.accepted.to_string());
+        listeners.add_row([&listener.name, &listener.address, &connections, &accepted]);
     }
     format!("{page}\n{listeners}\n")
 }
 
 /// What an operator should look at, the most urgent first.
-fn problems(answer: &Value) -> Vec<String> {
+fn problems(answer: &Status) -> Vec<String> {
     let mut found = Vec::new();
-    let text = |pointer: &str| answer.pointer(pointer).filter(|value| value.is_string()).map(cell);
-    if answer.get("ready") == Some(&Value::Bool(false)) {
+    if !answer.ready {
         found.push("not ready: it takes no traffic of a load balancer that asks /healthz/ready".to_owned());
     }
-    if answer.pointer("/agent/connected") == Some(&Value::Bool(false)) {
-        let why = text("/agent/error").unwrap_or_else(|| "not connected yet".to_owned());
-        found.push(format!("agent unreachable, keeping the last tables: {why}"));
+    if let Some(agent) = &answer.agent {
+        if !agent.connected {
+            let why = agent.error.as_deref().unwrap_or("not connected yet");
+            found.push(format!("agent unreachable, keeping the last tables: {why}"));
+        }
+        found.extend(agent.refusal.as_ref().map(|why| format!("slice refused: {why}")));
     }
-    found.extend(text("/agent/refusal").map(|why| format!("slice refused: {why}")));
-    if let Some(edit) = answer.get("last_refused_edit").filter(|edit| !edit.is_null()) {
-        found.push(format!("the last edit of the configuration was refused: {}", field(edit, "why")));
+    if let Some(edit) = &answer.last_refused_edit {
+        found.push(format!("the last edit of the configuration was refused: {}", edit.why));
     }
-    found.extend(text("/trust/problem").map(|why| format!("no certificate yet: {why}")));
-    found.extend(text("/trust/renewal/problem").map(|why| format!("certificate not renewed: {why}")));
-    let refused = answer.pointer("/trust/refused").and_then(Value::as_array).into_iter().flatten();
-    found.extend(refused.map(|file| format!("trust file refused: {}", cell(file))));
-    if answer.pointer("/state/usable") == Some(&Value::Bool(false)) {
-        let why = text("/state/problem").unwrap_or_default();
-        found.push(format!("state is not persisted: {why}"));
+    found.extend(answer.trust.as_ref().map(of_trust).unwrap_or_default());
+    if let Some(Store { usable, problem, damage, .. }) = &answer.state {
+        if !usable {
+            found.push(format!("state is not persisted: {}", problem.as_deref().unwrap_or_default()));
+        }
+        found.extend(damage.as_ref().map(|why| format!("state was damaged: {why}")));
     }
-    found.extend(text("/state/damage").map(|why| format!("state was damaged: {why}")));
-    match answer.get("endpoints_failing").and_then(Value::as_u64) {
-        None | Some(0) => {}
-        Some(count) => found.push(format!("{count} endpoints are failing; `services` names them")),
+    if answer.endpoints_failing > 0 {
+        found.push(format!("{} endpoints are failing; `services` names them", answer.endpoints_failing));
     }
-    let dropped = answer.get("access_log_dropped").and_then(Value::as_u64).filter(|count| *count > 0);
-    found.extend(
-        dropped.map(|count| {
-            format!("{count} lines of the access log were dropped: nothing reads it fast enough")
-        }),
-    );
+    if answer.access_log_dropped > 0 {
+        let count = answer.access_log_dropped;
+        found.push(format!("{count} lines of the access log were dropped: nothing reads it fast enough"));
+    }
     found
+}
+
+fn of_trust(trust: &Trust) -> Vec<String> {
+    match trust {
+        Trust::Awaited(awaited) => {
+            awaited.problem.iter().map(|why| format!("no certificate yet: {why}")).collect()
+        }
+        Trust::Loaded(trust) => {
+            let renewal = trust.renewal.iter().flat_map(|renewal| &renewal.problem);
+            let renewal = renewal.map(|why| format!("certificate not renewed: {why}"));
+            renewal.chain(trust.refused.iter().map(|file| format!("trust file refused: {file}"))).collect()
+        }
+    }
 }
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
+    use isthmus_model::admin::Answer;
+    use serde_json::{Value, json};
 
     use super::*;
+
+    fn page(answer: &Value) -> String {
+        status(&Answer::parse(answer.to_string().as_bytes()).unwrap().page().unwrap())
+    }
 
     #[test]
     fn status_page_names_problems_first() {
@@ -113,16 +116,24 @@ mod tests {
             "phase": "serving", "ready": true, "agent": { "connected": true, "agent": "a:1" },
             "listeners": [{ "name": "east-west", "address": "0.0.0.0:15443", "connections": 3, "accepted": 9 }],
         });
-        let page = status(&good);
-        assert!(page.contains("No problems.") && page.contains("east-west"), "{page}");
+        let text = page(&good);
+        assert!(text.contains("No problems.") && text.contains("east-west"), "{text}");
         let mut bad = good;
-        bad["agent"] = json!({ "connected": false, "error": "connection refused" });
-        bad["state"] = json!({ "usable": false, "problem": "disk full" });
+        bad["agent"] = json!({ "connected": false, "error": "connection refused\u{1b}[31m" });
+        bad["state"] = json!({ "store": "tables", "usable": false, "problem": "disk full" });
+        bad["trust"] = json!({ "identity": null, "problem": "token used" });
         bad["ready"] = json!(false);
-        let page = status(&bad);
-        let at = |what: &str| page.find(what).unwrap_or_else(|| panic!("{what} is not in {page}"));
-        for problem in ["not ready", "agent unreachable", "state is not persisted: disk full"] {
-            assert!(at("PROBLEMS") < at(problem) && at(problem) < at("phase"), "{page}");
+        let text = page(&bad);
+        assert!(!text.contains('\u{1b}'), "{text}");
+        let at = |what: &str| text.find(what).unwrap_or_else(|| panic!("{what} is not in {text}"));
+        let problems = [
+            "not ready",
+            "agent unreachable",
+            "no certificate yet: token used",
+            "state is not persisted: disk full",
+        ];
+        for problem in problems {
+            assert!(at("PROBLEMS") < at(problem) && at(problem) < at("phase"), "{text}");
         }
     }
 }

@@ -4,7 +4,8 @@ use http_body_util::{BodyExt as _, Full};
 use hyper::body::{Bytes, Incoming};
 use hyper::header::{ALLOW, CONTENT_TYPE, HeaderValue};
 use hyper::{Response, StatusCode};
-use serde_json::{Value, json};
+use isthmus_model::admin::Failure;
+use serde::Serialize;
 
 /// How much of a body that is too large is still read, so that its sender receives the answer.
 const DISCARDED: usize = 1 << 20;
@@ -14,14 +15,20 @@ pub type Page = Response<Full<Bytes>>;
 
 /// A response of indented JSON.
 #[must_use]
-pub fn json_page(status: StatusCode, page: &Value) -> Page {
-    respond(status, "application/json", format!("{page:#}\n"))
+pub fn json_page(status: StatusCode, page: &impl Serialize) -> Page {
+    match serde_json::to_string_pretty(page) {
+        Ok(json) => respond(status, "application/json", json + "\n"),
+        Err(cause) => plain(
+            StatusCode::INTERNAL_SERVER_ERROR,
+            format!("cannot render this page: {cause}; this is a bug, please report it\n"),
+        ),
+    }
 }
 
 /// An error response: `{"error": "…"}`.
 #[must_use]
 pub fn error(status: StatusCode, why: &str) -> Page {
-    json_page(status, &json!({ "error": why }))
+    json_page(status, &Failure { error: why.to_owned() })
 }
 
 /// A response of plain text.

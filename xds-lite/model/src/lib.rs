@@ -1,8 +1,9 @@
 //! The shared model of the control plane: host and cluster names, localities, addresses, services, slices and
-//! their wire form; and the reading of YAML files, with values that know their place and units, and a report
-//! of all problems with line and column. Pure: no sockets, no runtime.
+//! their wire form; the pages of the admin APIs; and the reading of YAML files, with values that know their place and
+//! units, and a report of all problems with line and column. Pure: no sockets, no runtime.
 
 pub mod address;
+pub mod admin;
 pub mod at;
 pub mod cluster;
 pub mod file;

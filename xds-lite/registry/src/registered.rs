@@ -13,10 +13,9 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt;
 use std::time::{Duration, Instant};
 
-use serde_json::{Value, json};
-
 use crate::exports::covers;
 use isthmus_model::address::Target;
+use isthmus_model::admin::agent;
 use isthmus_model::host::{HostName, HostPattern};
 use isthmus_model::services::Service;
 use isthmus_model::units::show_duration;
@@ -76,14 +75,14 @@ pub struct Lease {
 }
 
 impl Lease {
-    /// The lease as JSON.
+    /// The lease as the admin API answers it.
     #[must_use]
-    pub fn page(&self) -> Value {
-        json!({
-            "lease": self.id.as_ref().map(LeaseId::shown),
-            "ttl": show_duration(self.ttl),
-            "heartbeat_every": show_duration(self.ttl / BEATS),
-        })
+    pub fn page(&self) -> agent::Lease {
+        agent::Lease {
+            lease: self.id.as_ref().map(LeaseId::shown),
+            ttl: show_duration(self.ttl),
+            heartbeat_every: show_duration(self.ttl / BEATS),
+        }
     }
 }
 

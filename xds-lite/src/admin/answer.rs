@@ -8,20 +8,20 @@ use hyper::body::Incoming;
 use hyper::header::{AUTHORIZATION, HeaderValue, WWW_AUTHENTICATE};
 use hyper::{Method, Request, StatusCode};
 use percent_encoding::percent_decode_str;
-use serde_json::{Value, json};
+use serde::Serialize;
 use tokio::sync::Semaphore;
 use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 
 use isthmus_http::page::{self, Page, error, json_page, not_allowed, plain};
 use isthmus_http::{guard, shared::Shared};
+use isthmus_model::admin::Index;
+use isthmus_model::admin::agent::{GET, POST, schema};
 use isthmus_registry::registered::registrar::Registrar;
 use isthmus_registry::registered::registration::LARGEST;
 
 use super::{Pages, Refusal};
 
-const GET: [&str; 5] = ["/status", "/explain", "/healthz/live", "/healthz/ready", "/metrics"];
-const POST: [&str; 3] = ["/register", "/heartbeat", "/deregister"];
 /// Pages rendered at once: each may hold a lock that the agent needs.
 const AT_ONCE: usize = 2;
 
@@ -63,8 +63,7 @@ impl AdminService {
             return if reads { self.show(path, query).await } else { not_allowed("GET, HEAD") };
         }
         if !POST.contains(&path) {
-            let index = json!({ "error": "no such path", "get": GET, "post": POST });
-            return json_page(StatusCode::NOT_FOUND, &index);
+            return json_page(StatusCode::NOT_FOUND, &Index::new(&GET, &POST));
         }
         if request.method() != Method::POST {
             return not_allowed("POST");
@@ -88,6 +87,7 @@ impl AdminService {
                 Ok(host) => self.make(move |pages| explain(pages, &host)).await,
                 Err(why) => error(StatusCode::BAD_REQUEST, &why),
             },
+            "/schema" => json_page(StatusCode::OK, &schema()),
             "/metrics" => page::metrics(self.metrics.text().await),
             "/healthz/ready" if !self.pages.ready() => plain(StatusCode::SERVICE_UNAVAILABLE, "not ready\n"),
             "/healthz/ready" => plain(StatusCode::OK, "ready\n"),
@@ -146,10 +146,10 @@ fn register(pages: &dyn Pages, asker: Caller, token: Option<&str>, body: &[u8]) 
 
 /// Heartbeat or deregistration: the lease in the body is proof enough.
 fn take(pages: &dyn Pages, path: &str, body: &[u8]) -> Page {
-    answered(if path == "/heartbeat" { pages.heartbeat(body) } else { pages.deregister(body) })
+    if path == "/heartbeat" { answered(pages.heartbeat(body)) } else { answered(pages.deregister(body)) }
 }
 
-fn answered(taken: Result<Value, Refusal>) -> Page {
+fn answered(taken: Result<impl Serialize, Refusal>) -> Page {
     match taken {
         Ok(page) => json_page(StatusCode::OK, &page),
         Err(refusal) => error(refusal.status, &refusal.why),

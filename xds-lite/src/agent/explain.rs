@@ -3,12 +3,16 @@
 
 use std::collections::BTreeMap;
 
+use isthmus_health::mtls::MtlsCheck;
+use isthmus_model::admin::agent::{
+    self, Explanation, Import, MtlsResult, OfferedPort, OwnOffer, RegisteredEndpoint, RegisteredHost,
+    RegisteredPort,
+};
 use isthmus_model::host::HostPattern;
 use isthmus_model::services::Service;
-use isthmus_model::slice::{Offer, Port, Slice};
+use isthmus_model::slice::{Port, Slice};
 use isthmus_model::sni;
 use isthmus_registry::imports::{ImportStatus, Stale};
-use serde_json::{Value, json};
 
 use super::Owners;
 use super::own_services::HostReport;
@@ -25,7 +29,7 @@ const UNKNOWN: &str = "no host of this registry and no slice of a peer has this 
 ///
 /// # Errors
 /// It is not a name.
-pub(super) fn explain(owners: &Owners, asked: &str) -> Result<Value, String> {
+pub(super) fn explain(owners: &Owners, asked: &str) -> Result<Explanation, String> {
     let (name, port) = sni::split(asked);
     let name = HostPattern::parse(name).map_err(|error| format!("host: {error}"))?;
     let hosts = hosts(owners, &name);
@@ -38,19 +42,19 @@ pub(super) fn explain(owners: &Owners, asked: &str) -> Result<Value, String> {
         (Some(_), true) => None,
     };
     let contacts = owners.peers.summary(0).contacts;
-    Ok(json!({
-        "asked": asked,
-        "host": host,
-        "named_by": kind,
-        "port": port,
-        "others": hosts.keys().skip(1).collect::<Vec<_>>(),
-        "registry": registry.as_ref().map(registered),
-        "offer": owners.own.offer_of(host).as_ref().map(offer),
-        "imports": imports.iter().map(|(import, stale)| {
-            imported(import, stale.as_ref(), contacts.get(&import.cluster))
-        }).collect::<Vec<_>>(),
-        "note": note,
-    }))
+    let imports =
+        imports.iter().map(|(import, stale)| imported(import, stale.as_ref(), contacts.get(&import.cluster)));
+    Ok(Explanation {
+        asked: asked.to_owned(),
+        host: host.to_string(),
+        named_by: kind.map(str::to_owned),
+        port,
+        others: hosts.keys().skip(1).map(ToString::to_string).collect(),
+        registry: registry.as_ref().map(registered),
+        offer: owners.own.offer_of(host).as_ref().map(offer),
+        imports: imports.collect(),
+        note: note.map(str::to_owned),
+    })
 }
 
 /// The hosts that have a name, and how; only the host of exactly that name where there is one.
@@ -78,51 +82,58 @@ fn named_by(host: &HostPattern, ports: &[Service], name: &HostPattern) -> Option
 }
 
 /// A host in the registry, and why it is not exported.
-fn registered(report: &HostReport) -> Value {
+fn registered(report: &HostReport) -> RegisteredHost {
     let HostReport { ports, export, why_not, checks } = report;
-    let endpoints = |port: &Service| -> Vec<Value> {
+    let port = |port: &Service| {
         let is_trusted = port.about.as_ref().is_some_and(|about| about.allow_unauthenticated);
-        let endpoints = port.endpoints.iter().map(|endpoint| {
-            let is_checked = export.is_some() && !is_trusted;
-            let seen = checks.get(&endpoint.address).filter(|_| is_checked);
-            json!({ "address": endpoint.address, "instance": endpoint.instance, "mtls": seen })
+        let is_checked = export.is_some() && !is_trusted;
+        let endpoints = port.endpoints.iter().map(|endpoint| RegisteredEndpoint {
+            address: (&endpoint.address).into(),
+            instance: endpoint.instance.as_ref().map(ToString::to_string),
+            mtls: checks.get(&endpoint.address).filter(|_| is_checked).map(mtls),
         });
-        endpoints.collect()
+        RegisteredPort { port: port.port, endpoints: endpoints.collect() }
     };
-    json!({
-        "chosen_by_an_export": export.is_some(),
-        "on_gateways": export.as_ref().map(|export| &export.gateways),
-        "why_not": why_not,
-        "ports": ports.iter().map(|port| json!({ "port": port.port, "endpoints": endpoints(port) })).collect::<Vec<_>>(),
-    })
+    RegisteredHost {
+        chosen_by_an_export: export.is_some(),
+        on_gateways: export.as_ref().map(|export| export.gateways.iter().cloned().collect()),
+        why_not: why_not.clone(),
+        ports: ports.iter().map(port).collect(),
+    }
+}
+
+fn mtls(check: &MtlsCheck) -> MtlsResult {
+    match check {
+        MtlsCheck::Awaited => MtlsResult::Awaited,
+        MtlsCheck::Required => MtlsResult::Required,
+        MtlsCheck::NotRequired(seen) => MtlsResult::NotRequired(seen.clone()),
+        MtlsCheck::Unreachable(why) => MtlsResult::Unreachable(why.clone()),
+    }
 }
 
 /// Whether a slice of another cluster is imported, and by which rule it is kept while that cluster is unreachable.
-fn imported(import: &ImportStatus, stale: Option<&Stale>, contact: Option<&Contact>) -> Value {
+fn imported(import: &ImportStatus, stale: Option<&Stale>, contact: Option<&Contact>) -> Import {
     let ImportStatus { cluster, host, quarantined } = import;
-    let stale = stale.map(|Stale { rule, down }| {
-        json!({
-            "rule": rule.to_string(),
-            "since": contact.map(|contact| seconds(contact.since)),
-            "down": down.iter().map(unreached).collect::<Vec<_>>(),
-        })
+    let stale = stale.map(|Stale { rule, down }| agent::Stale {
+        rule: rule.to_string(),
+        since: contact.map(|contact| seconds(contact.since)),
+        down: down.iter().map(unreached).collect(),
     });
-    json!({ "cluster": cluster, "host": host, "held": quarantined, "stale": stale })
+    Import { cluster: cluster.to_string(), host: host.to_string(), held: quarantined.clone(), stale }
 }
 
-fn offer(slice: &Slice) -> Value {
-    let ports = |offer: &Offer| -> Vec<Value> {
-        let port = |port: &Port| {
-            let exposed = port.endpoints.iter().filter(|endpoint| endpoint.exposed).count();
-            json!({ "port": port.number, "exported": port.exported, "endpoints": port.endpoints.len(), "exposed": exposed })
-        };
-        offer.ports.iter().map(port).collect()
+fn offer(slice: &Slice) -> OwnOffer {
+    let port = |port: &Port| OfferedPort {
+        port: port.number,
+        exported: port.exported,
+        endpoints: port.endpoints.len() as u64,
+        exposed: port.endpoints.iter().filter(|endpoint| endpoint.exposed).count() as u64,
     };
-    json!({
-        "incarnation": slice.order.incarnation,
-        "revision": slice.order.revision,
-        "ports": slice.offer.as_ref().map(ports),
-        "gateways": slice.offer.iter().flat_map(|offer| &offer.gateways)
-            .map(|gateway| gateway.address.to_string()).collect::<Vec<_>>(),
-    })
+    let gateways = slice.offer.iter().flat_map(|offer| &offer.gateways);
+    OwnOffer {
+        incarnation: slice.order.incarnation,
+        revision: slice.order.revision,
+        ports: slice.offer.as_ref().map(|offer| offer.ports.iter().map(port).collect()),
+        gateways: gateways.map(|gateway| gateway.address.to_string()).collect(),
+    }
 }

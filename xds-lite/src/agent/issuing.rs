@@ -10,11 +10,11 @@ use isthmus_certs::issuer::{Grant, Signing, Wanted};
 use isthmus_certs::{
     Bundle, Csr, IdPattern, Issuer, Leaf, Policy, SpiffeId, SpiffeIdError, Trust, TrustDomain, pem,
 };
-use serde_json::{Value, json};
 use tonic::service::Routes;
 
 use isthmus_grpc::serve::IssuingService;
 use isthmus_model::address::Target;
+use isthmus_model::admin::agent;
 use isthmus_trust::issuing::{Certificates, Intermediate, Rooted, Tally};
 use isthmus_trust::join::cli::First;
 use isthmus_trust::join::enrolment::{self, TokenDesk};
@@ -94,16 +94,16 @@ impl Issuing {
     }
 
     /// The section `issuing` of the status page.
-    pub(super) fn shown(&self) -> Value {
+    pub(super) fn page(&self) -> agent::Issuing {
         let facts = Facts::of(self.intermediate.current().certificate()).ok();
         let until = facts.as_ref().map(|facts| std::time::SystemTime::from(facts.not_after));
-        json!({
-            "serial": facts.map(|facts| facts.serial),
-            "until": until.map(|until| humantime::format_rfc3339_seconds(until).to_string()),
-            "signed": self.tally.signed(),
-            "refused": self.tally.refused(),
-            "problem": self.intermediate.problem(),
-        })
+        agent::Issuing {
+            serial: facts.map(|facts| facts.serial),
+            until: until.map(|until| humantime::format_rfc3339_seconds(until).to_string()),
+            signed: self.tally.signed(),
+            refused: self.tally.refused(),
+            problem: self.intermediate.problem(),
+        }
     }
 
     /// Counters for metrics.

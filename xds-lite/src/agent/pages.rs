@@ -1,6 +1,7 @@
 //! Renders the agent's admin pages: clients and what they acknowledged, exports and imports, and why a host is not
 //! exported or imported. Serving them over HTTP is `admin`.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
@@ -8,13 +9,18 @@ use std::time::Instant;
 
 use hyper::StatusCode;
 use isthmus_certs::{DenyList, Trust, input};
-use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 
 use crate::admin::{Pages, Refusal};
+use isthmus_ads::shared::Follower;
 use isthmus_grpc::budget::Budgets;
 use isthmus_health::schedule::Down;
+use isthmus_model::Usage;
+use isthmus_model::admin::agent::{
+    self, Client, Deregistered, Explanation, ImportedSlice, Lease, NotExported, Status,
+};
 use isthmus_model::slice::Cluster;
+use isthmus_registry::imports::{ImportStatus, PeerUsage};
 use isthmus_registry::registered::lease::LeaseId;
 use isthmus_registry::registered::registrar::Registrar;
 use isthmus_registry::registered::registration::Registration;
@@ -23,7 +29,7 @@ use super::config::Settings;
 use super::explain::explain;
 use super::issuing::Issuing;
 use super::own_services;
-use super::peer::{Contact, seconds};
+use super::peer::{BundleStatus, Contact, seconds};
 use super::peers;
 use super::views::Views;
 use super::{Owners, metrics};
@@ -58,46 +64,40 @@ impl AdminPages {
 }
 
 impl Pages for AdminPages {
-    fn status(&self) -> Value {
+    fn status(&self) -> Status {
         let Owners { own, peers, directory, views } = &self.owners;
         let (own, peers) = (own.summary(LISTED), peers.summary(LISTED));
-        let held: Vec<_> = own.held.iter().map(|(host, why)| json!({ "host": host, "why": why })).collect();
-        let stores: Vec<_> = directory.reports().into_iter().chain(views.bundles.report()).collect();
-        json!({
-            "version": env!("CARGO_PKG_VERSION"),
-            "cluster": self.settings.cluster,
-            "network": self.settings.network,
-            "registry": {
-                "hosts": own.hosts,
-                "registered": own.registered,
-                "registrars": registrars(&own),
-                "problems": own.problems,
+        let held_back =
+            own.held.iter().map(|(host, why)| NotExported { host: host.to_string(), why: why.clone() });
+        let stores = directory.reports().into_iter().chain(views.bundles.report());
+        Status {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            cluster: self.settings.cluster.to_string(),
+            network: self.settings.network.clone(),
+            registry: agent::Registry {
+                hosts: own.hosts as u64,
+                registered: own.registered as u64,
+                registrars: registrars(&own),
+                problems: own.problems.clone(),
             },
-            "exports": {
-                "count": own.exported,
-                "held_back": held,
-            },
-            "imports": {
-                "count": peers.imported_count,
-                "imported": peers.imported,
-                "held_back": peers.quarantined,
-                "probed": probed(&peers),
-            },
-            "trust": trusted(&self.trust),
-            "peers": contacts(&peers, views),
-            "state": {
-                "stores": stores,
-                "problems": directory.problems(),
-            },
-            "issuing": self.issuing.as_ref().map(|issuing| issuing.shown()),
-            "nodes": views.followers(),
-            "budgets": self.budgets.report(),
-            "envoys": views.envoys.as_ref().map(|envoys| envoys.problems()),
-            "grpc": views.envoys.as_ref().map(|envoys| envoys.problems_of_grpc()),
-        })
+            exports: agent::Exports { count: own.exported as u64, held_back: held_back.collect() },
+            imports: imports(&peers),
+            trust: trusted(&self.trust),
+            peers: peers
+                .contacts
+                .iter()
+                .map(|(cluster, contact)| peer(&peers, views, cluster, contact))
+                .collect(),
+            state: agent::State { stores: stores.map(Into::into).collect(), problems: directory.problems() },
+            issuing: self.issuing.as_ref().map(|issuing| issuing.page()),
+            nodes: clients(views),
+            budgets: budgets(&self.budgets),
+            envoys: views.envoys.as_ref().map(|envoys| envoys.problems()),
+            grpc: views.envoys.as_ref().map(|envoys| envoys.problems_of_grpc()),
+        }
     }
 
-    fn explain(&self, host: &str) -> Result<Value, String> {
+    fn explain(&self, host: &str) -> Result<Explanation, String> {
         explain(&self.owners, host)
     }
 
@@ -120,7 +120,7 @@ impl Pages for AdminPages {
         holder.map(|(name, _)| Registrar::Token(name.clone()))
     }
 
-    fn register(&self, body: &[u8], by: &Registrar) -> Result<Value, Refusal> {
+    fn register(&self, body: &[u8], by: &Registrar) -> Result<Lease, Refusal> {
         self.once_ready()?;
         let registration = Registration::parse(body)?;
         let id = LeaseId::random().map_err(|error| Refusal {
@@ -130,15 +130,15 @@ impl Pages for AdminPages {
         Ok(self.owners.own.register(registration, by, id, Instant::now())?.page())
     }
 
-    fn heartbeat(&self, body: &[u8]) -> Result<Value, Refusal> {
+    fn heartbeat(&self, body: &[u8]) -> Result<Lease, Refusal> {
         self.once_ready()?;
         Ok(self.owners.own.heartbeat(&LeaseId::from_body(body)?, Instant::now())?.page())
     }
 
-    fn deregister(&self, body: &[u8]) -> Result<Value, Refusal> {
+    fn deregister(&self, body: &[u8]) -> Result<Deregistered, Refusal> {
         self.once_ready()?;
         let gone = self.owners.own.deregister(&LeaseId::from_body(body)?)?;
-        Ok(json!({ "deregistered": gone.to_string() }))
+        Ok(Deregistered { deregistered: gone.to_string() })
     }
 
     fn ready(&self) -> bool {
@@ -151,52 +151,97 @@ impl Pages for AdminPages {
 }
 
 /// The number of registrations of each user and token.
-fn registrars(own: &own_services::Listed) -> Value {
-    own.registrars.iter().map(|(by, count)| (by.to_string(), json!(count))).collect()
+fn registrars(own: &own_services::Listed) -> BTreeMap<String, u64> {
+    own.registrars.iter().map(|(by, count)| (by.to_string(), *count as u64)).collect()
+}
+
+/// Slices of other clusters, and probes of their addresses where these are unreachable (`stale: probe`).
+fn imports(peers: &peers::Listed) -> agent::Slices {
+    agent::Slices {
+        count: peers.imported_count as u64,
+        imported: peers.imported.iter().map(imported).collect(),
+        held_back: peers.quarantined.iter().map(imported).collect(),
+        probed: agent::Probed {
+            addresses: peers.probed as u64,
+            down: peers.down_count as u64,
+            listed: peers.down.iter().map(unreached).collect(),
+        },
+    }
+}
+
+fn imported(import: &ImportStatus) -> ImportedSlice {
+    let ImportStatus { cluster, host, quarantined } = import;
+    ImportedSlice { cluster: cluster.to_string(), host: host.to_string(), held: quarantined.clone() }
+}
+
+pub(super) fn unreached(down: &Down) -> agent::Down {
+    agent::Down { address: down.address.to_string(), since: seconds(down.since), why: down.why.clone() }
 }
 
 /// The bundle and deny-list of the own trust domain, and trust files that are not used.
-fn trusted(trust: &Trust) -> Value {
+fn trusted(trust: &Trust) -> agent::Trust {
     let now = trust.current();
     let domain = now.identity.id().trust_domain();
-    json!({
-        "domain": domain,
-        "sequence": now.bundles.get(domain).map(|bundle| bundle.sequence),
-        "deny_list": now.bundles.denied(domain).map(DenyList::sequence),
-        "refused": trust.refused(),
-    })
+    agent::Trust {
+        domain: domain.to_string(),
+        sequence: now.bundles.get(domain).map(|bundle| bundle.sequence),
+        deny_list: now.bundles.denied(domain).map(DenyList::sequence),
+        refused: trust.refused(),
+    }
 }
 
-/// Contact with other clusters' agents, and which of the own bundles they have acknowledged.
-fn contacts(peers: &peers::Listed, views: &Views) -> Value {
-    let peer = |(cluster, contact): (&Cluster, &Contact)| {
-        let mut shown = json!(contact);
-        if let (Value::Object(shown), Some(held)) = (&mut shown, peers.usage.get(cluster)) {
-            shown.insert("offers".to_owned(), json!(held));
-        }
-        if let (Value::Object(shown), Some((offered, taken))) = (&mut shown, views.bundles.word_of(cluster)) {
-            let word = json!({
-                "sequence": taken.as_ref().map(|taken| taken.edition.sequence),
-                "present": offered.as_ref().map(|offered| offered.sequence),
-                "is_present": views.bundles.is_present(cluster),
-                "refusal": views.bundles.refusal_by(cluster),
-            });
-            shown.insert("acknowledged".to_owned(), word);
-        }
-        (cluster.to_string(), shown)
+/// Contact with the agent of another cluster, and which of the own bundles it has acknowledged.
+fn peer(peers: &peers::Listed, views: &Views, cluster: &Cluster, contact: &Contact) -> (String, agent::Peer) {
+    let BundleStatus { taken, refusals, refusal, advice } = contact.bundle.clone();
+    let bundles = &views.bundles;
+    let acknowledged = bundles.word_of(cluster).map(|(offered, taken)| agent::Acknowledged {
+        sequence: taken.map(|taken| taken.edition.sequence),
+        present: offered.map(|offered| offered.sequence),
+        is_present: bundles.is_present(cluster),
+        refusal: bundles.refusal_by(cluster),
+    });
+    let page = agent::Peer {
+        address: contact.address.clone(),
+        trust_domain: contact.trust_domain.to_string(),
+        connected: contact.connected,
+        error: contact.error.clone(),
+        since: seconds(contact.since),
+        refusals: contact.refusals,
+        refusal: contact.refusal.clone(),
+        bundle: agent::BundleUpdates { taken, refusals, refusal, advice },
+        offers: peers.usage.get(cluster).copied().map(offers),
+        acknowledged,
     };
-    peers.contacts.iter().map(peer).collect()
+    (cluster.to_string(), page)
 }
 
-/// Probes of unreachable clusters' addresses (`stale: probe`).
-fn probed(peers: &peers::Listed) -> Value {
-    json!({
-        "addresses": peers.probed,
-        "down": peers.down_count,
-        "listed": peers.down.iter().map(unreached).collect::<Vec<_>>(),
-    })
+fn offers(usage: PeerUsage) -> agent::Offers {
+    let PeerUsage { slices, bytes, names, not_granted, not_granted_unlisted } = usage;
+    agent::Offers { slices, bytes, names, not_granted: not_granted as u64, not_granted_unlisted }
 }
 
-pub(super) fn unreached(down: &Down) -> Value {
-    json!({ "address": down.address.to_string(), "since": seconds(down.since), "why": down.why })
+/// Who follows this agent, by kind.
+fn clients(views: &Views) -> BTreeMap<String, Vec<Client>> {
+    let client = |Follower { peer, position, settled, refusals, refusal }| Client {
+        peer,
+        position,
+        settled,
+        refusals,
+        refusal,
+    };
+    let of_kind = |(kind, followers): (&str, Vec<Follower>)| {
+        (kind.to_owned(), followers.into_iter().map(client).collect())
+    };
+    views.followers().into_iter().map(of_kind).collect()
+}
+
+/// What each client uses of each resource.
+fn budgets(budgets: &Budgets) -> BTreeMap<String, BTreeMap<String, BTreeMap<String, Usage>>> {
+    let named = |usages: BTreeMap<&str, Usage>| {
+        usages.into_iter().map(|(resource, usage)| (resource.to_owned(), usage)).collect()
+    };
+    let of_kind = |(kind, clients): (&str, BTreeMap<String, BTreeMap<&'static str, Usage>>)| {
+        (kind.to_owned(), clients.into_iter().map(|(client, usages)| (client, named(usages))).collect())
+    };
+    budgets.report().into_iter().map(of_kind).collect()
 }

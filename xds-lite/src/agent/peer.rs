@@ -4,7 +4,6 @@ use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use isthmus_certs::TrustDomain;
-use serde::Serialize;
 
 use isthmus_grpc::budget::LogLimiter;
 use isthmus_model::address::Ranges;
@@ -14,7 +13,7 @@ use isthmus_registry::registry::PeerAccess;
 use super::config::{Peer, Settings};
 
 /// The state of the contact with a peer's agent.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug)]
 pub(super) struct Contact {
     pub(super) address: String,
     pub(super) trust_domain: TrustDomain,
@@ -22,7 +21,6 @@ pub(super) struct Contact {
     /// Why the last contact was lost.
     pub(super) error: Option<String>,
     /// When `connected` last changed.
-    #[serde(serialize_with = "since")]
     pub(super) since: SystemTime,
     /// Invalid slices rejected since the start.
     pub(super) refusals: u64,
@@ -30,12 +28,11 @@ pub(super) struct Contact {
     pub(super) refusal: Option<String>,
     pub(super) bundle: BundleStatus,
     /// Limits how many of its refusals are logged.
-    #[serde(skip)]
     pub(super) log_limiter: Arc<LogLimiter>,
 }
 
 /// The outcome of a peer's bundle updates.
-#[derive(Clone, Debug, Default, Serialize)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct BundleStatus {
     /// The sequence of the last bundle accepted since this agent started.
     pub(super) taken: Option<u64>,
@@ -62,10 +59,6 @@ impl Contact {
             log_limiter: Arc::default(),
         }
     }
-}
-
-fn since<S: serde::Serializer>(time: &SystemTime, serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.serialize_u64(seconds(*time))
 }
 
 /// A time as Unix seconds, as pages render it.

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use isthmus_certs::TrustDomain;
+use isthmus_certs::printable::excerpt;
 use tokio::time::Instant;
 use tokio_rustls::rustls::pki_types::UnixTime;
 
@@ -122,8 +123,7 @@ impl PeerBundle {
 }
 
 fn refusal_text(refusal: &Refusal) -> String {
-    let plain = |c: char| if c.is_control() { c.escape_default().to_string() } else { c.to_string() };
-    refusal.to_string().chars().take(LONGEST_WHY).map(plain).collect()
+    excerpt(&refusal.to_string(), LONGEST_WHY)
 }
 
 #[cfg(test)]

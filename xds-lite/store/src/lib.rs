@@ -7,6 +7,7 @@ mod database;
 mod files;
 mod health;
 mod journal;
+mod page;
 mod persistence;
 mod record;
 mod salvage;

@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use hyper_util::rt::TokioIo;
 use isthmus_certs::causes::with_causes;
+use isthmus_certs::printable::excerpt;
 use isthmus_certs::{Bundle, Client, KeyKind, Request, SpiffeId};
 use tokio::time::timeout;
 use tonic::metadata::{AsciiMetadataValue, MetadataMap};
@@ -37,6 +38,8 @@ pub use keep::{Keeper, KeeperError, Renewal, first, first_of};
 const DEADLINE: Duration = Duration::from_secs(15);
 /// Size limit of an answer: a chain and some roots are far less.
 const MAX_ANSWER: usize = 1 << 20;
+/// Longest refusal in characters: it repeats what the agent has sent.
+const LONGEST_WHY: usize = 512;
 
 /// Why no certificate was obtained.
 #[derive(Debug, thiserror::Error)]
@@ -66,7 +69,7 @@ pub enum EnrolError {
         why: String,
     },
     /// The agent refused the request.
-    #[error("the agent at {at} refused the request: {}", plain(.status))]
+    #[error("the agent at {at} refused the request: {}", excerpt(.status.message(), LONGEST_WHY))]
     Refused {
         /// The address of the agent.
         at: Target,
@@ -120,13 +123,6 @@ impl EnrolError {
             _ => false,
         }
     }
-}
-
-/// The status text, without control characters that a terminal or log would interpret.
-fn plain(status: &Status) -> String {
-    const LONGEST: usize = 512;
-    let text = status.message().chars().take(LONGEST);
-    text.map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
 }
 
 /// Requests the first certificate with a token. Only the agent that made the token receives the proof, and

@@ -4,9 +4,10 @@
 use std::net::IpAddr;
 
 use isthmus_model::HostName;
-use serde_json::{Value, json};
+use isthmus_model::admin::gateway::{Asked, Explanation, Matched, Outcome, Refusal};
 
-use super::pages::{Params, down, endpoint_page, left_out};
+use super::pages::Params;
+use super::tables::{down, endpoint_page, left_out};
 use crate::control::Control;
 use crate::hello::Alpn;
 use crate::pick::{Choice, order};
@@ -20,7 +21,7 @@ use crate::socket;
 ///
 /// # Errors
 /// The wrong parameter and the remedy.
-pub fn explain(params: &Params, control: &Control) -> Result<Value, String> {
+pub fn explain(params: &Params, control: &Control) -> Result<Explanation, String> {
     let sni = match params.get("sni") {
         None => None,
         Some(name) => Some(HostName::parse(name).map_err(|error| {
@@ -48,39 +49,42 @@ pub fn explain(params: &Params, control: &Control) -> Result<Value, String> {
     let knows = |outcome: &Result<_, Reason>| !matches!(outcome, Err(Reason::SniUnmatched));
     let serves = || outcomes.iter().position(Result::is_ok);
     let listener = named.or_else(serves).or_else(|| outcomes.iter().position(knows)).unwrap_or_default();
-    let mut answer = match outcomes.get(listener) {
-        Some(Ok(route)) => matched(&tables, route, query(listener).source, control),
-        Some(Err(reason)) => refusal(*reason),
+    let (matched, reason) = match outcomes.get(listener) {
+        Some(Ok(route)) => {
+            let (matched, reason) = matched(&tables, route, query(listener).source, control);
+            (Some(matched), reason)
+        }
+        Some(Err(reason)) => (None, Some(*reason)),
         None => return Err("this gateway has no listeners; add one under `listeners`".to_owned()),
     };
-    if let Value::Object(answer) = &mut answer {
-        let asked = json!({
-            "sni": sni,
-            "from": query(listener).source,
-            "alpn": alpn.iter().map(|name| name.escape_ascii().to_string()).collect::<Vec<_>>(),
-            "listener": binds.get(listener).map(|bind| &bind.name),
-        });
-        answer.insert("asked".to_owned(), asked);
-        if named.is_none() {
-            let each = binds.iter().zip(&outcomes).map(|(bind, outcome)| match outcome {
-                Ok(route) => json!({ "listener": bind.name, "service": route.service.name() }),
-                Err(reason) => json!({ "listener": bind.name, "refused": reason }),
-            });
-            answer.insert("listeners".to_owned(), each.collect());
-        }
-    }
-    Ok(answer)
-}
-
-fn refusal(reason: Reason) -> Value {
-    json!({
-        "refused": reason,
-        "meaning": reason.meaning(),
-        "alert": reason.alert().map(|alert| alert as u8),
+    let each = binds.iter().zip(&outcomes).map(|(bind, outcome)| Outcome {
+        listener: bind.name.clone(),
+        service: outcome.as_ref().ok().map(|route| route.service.name().to_string()),
+        refused: outcome.as_ref().err().map(ToString::to_string),
+    });
+    Ok(Explanation {
+        asked: Asked {
+            sni: sni.as_ref().map(ToString::to_string),
+            from: query(listener).source.to_string(),
+            alpn: alpn.iter().map(|name| name.escape_ascii().to_string()).collect(),
+            listener: binds.get(listener).map(|bind| bind.name.clone()),
+        },
+        listeners: named.is_none().then(|| each.collect()),
+        matched,
+        refusal: reason.map(refusal),
     })
 }
 
-fn matched(tables: &Snapshot, route: &Route, source: IpAddr, control: &Control) -> Value {
+fn refusal(reason: Reason) -> Refusal {
+    Refusal {
+        refused: reason.to_string(),
+        meaning: reason.meaning().to_owned(),
+        alert: reason.alert().map(|alert| alert as u8),
+    }
+}
+
+/// The service and its endpoints in order, and why it would refuse a connection all the same.
+fn matched(tables: &Snapshot, route: &Route, source: IpAddr, control: &Control) -> (Matched, Option<Reason>) {
     let service = &route.service;
     let now = socket::now();
     let choice = Choice {
@@ -94,13 +98,13 @@ fn matched(tables: &Snapshot, route: &Route, source: IpAddr, control: &Control) 
     };
     let attempts = tables.live.upstream.attempts as usize;
     let endpoints = order(service, &choice, attempts, &mut fastrand::Rng::new());
-    let mut answer = json!({
-        "service": service.name(),
-        "instance": route.instance,
-        "balance": service.rules.balance,
-        "endpoints": endpoints.iter().map(|endpoint| endpoint_page(endpoint, Some(source))).collect::<Vec<_>>(),
-        "down": left_out(service, &down(control)),
-    });
+    let matched = Matched {
+        service: service.name().to_string(),
+        instance: route.instance.as_ref().map(ToString::to_string),
+        balance: service.rules.balance,
+        endpoints: endpoints.iter().map(|endpoint| endpoint_page(endpoint, Some(source))).collect(),
+        down: left_out(service, &down(control)),
+    };
     let full = service.rules.max_connections.is_some_and(|most| service.state.active() >= most);
     let refused = match (endpoints.is_empty(), full) {
         (true, _) if service.endpoints.is_empty() && service.leads_back => Some(Reason::Loop),
@@ -108,8 +112,5 @@ fn matched(tables: &Snapshot, route: &Route, source: IpAddr, control: &Control) 
         (false, true) => Some(Reason::LimitService),
         (false, false) => None,
     };
-    if let (Value::Object(answer), Some(Value::Object(refusal))) = (&mut answer, refused.map(refusal)) {
-        answer.extend(refusal);
-    }
-    answer
+    (matched, refused)
 }

@@ -8,6 +8,7 @@ mod resolve;
 mod scope;
 mod table;
 
+use std::fmt;
 use std::time::Duration;
 
 use ipnet::IpNet;
@@ -79,6 +80,12 @@ pub enum Balance {
     Random,
     /// By the client's address: the same endpoint while it lives.
     SourceHash,
+}
+
+impl fmt::Display for Balance {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.serialize(f)
+    }
 }
 
 /// One address that serves a service.

@@ -5,8 +5,9 @@ use std::fmt;
 use std::io;
 
 use rustix::rand::{GetRandomFlags, getrandom};
-use serde::Deserialize;
 use sha2::{Digest as _, Sha256};
+
+use isthmus_model::admin::agent::LeaseRequest;
 
 use super::Refused;
 
@@ -19,13 +20,6 @@ pub struct LeaseId([u8; BYTES]);
 /// The stored hash of a lease.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(super) struct Digest([u8; 32]);
-
-/// A request about a lease.
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct LeaseRequest {
-    lease: String,
-}
 
 impl LeaseId {
     /// A new lease from the kernel's randomness.

@@ -1,0 +1,154 @@
+//! Renders `/status` from the running gateway, without changing it.
+
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::SystemTime;
+
+use isthmus_model::admin::gateway::{
+    AgentContact, AwaitedTrust, Certificate, Connections, Domain, DownEndpoint, LastRefusedEdit, Listener,
+    LoadedTrust, Node, Pipes, Probed, Reloads, Renewal, Resolved, Status, Tables, Trust, Worker,
+};
+
+use crate::config::settings::{self, Bind};
+use crate::control::{self, Answer, Control, Following, Refused, Unreached};
+use crate::log::rfc3339;
+
+pub(super) fn status(control: &Control) -> Status {
+    let process = &control.process;
+    let tables = process.tables.load();
+    let names = control.answers.all().into_iter().map(|(name, answer)| (name.to_string(), resolved(answer)));
+    Status {
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        node: node(&process.fixed.node),
+        phase: control.phase.borrow().word().to_owned(),
+        ready: control.is_ready(),
+        started: rfc3339(control.started),
+        uptime_seconds: seconds_since(control.started),
+        workers: control
+            .workers
+            .iter()
+            .map(|worker| Worker { connections: worker.live.len() as u64 })
+            .collect(),
+        listeners: process
+            .fixed
+            .binds
+            .iter()
+            .enumerate()
+            .map(|(index, bind)| listener(control, index, bind))
+            .collect(),
+        connections: Connections {
+            open: process.limits.total(),
+            limit: process.limits.descriptors().min(tables.live.limits.connections),
+            descriptors_allow: process.limits.descriptors(),
+            lingering: process.limits.lingering(),
+        },
+        tables: Tables {
+            epoch: tables.epoch,
+            changed: rfc3339(control.changed()),
+            age_seconds: seconds_since(control.changed()),
+            services: tables.len() as u64,
+            endpoints: tables.endpoints() as u64,
+        },
+        names: names.collect(),
+        reloads: Reloads {
+            applied: process.metrics.reloads.load(Relaxed),
+            refused: process.metrics.reloads_refused.load(Relaxed),
+        },
+        last_refused_edit: control
+            .last_refused()
+            .map(|Refused { why, at }| LastRefusedEdit { why, at: rfc3339(at) }),
+        endpoints_failing: process.suspects.failing() as u64,
+        hello_memory_bytes: process.limits.hellos.held() as u64,
+        hellos_given_up: process.limits.hellos.revoked(),
+        pipes: Pipes {
+            limit: process.fixed.relay.pipes as u64,
+            open: control.workers.iter().map(|worker| worker.pipes.open() as u64).sum(),
+            denied: control.workers.iter().map(|worker| worker.pipes.denied()).sum(),
+        },
+        agent: process.fixed.xds.as_ref().map(|_| agent(&control.following.borrow())),
+        state: control.state.get().map(|health| health.report().into()),
+        trust: trust(control),
+        access_log_dropped: process.metrics.log_dropped.load(Relaxed),
+    }
+}
+
+fn node(node: &settings::Node) -> Node {
+    let settings::Node { id, cluster, network, locality } = node.clone();
+    Node { id, cluster, network, locality }
+}
+
+fn listener(control: &Control, index: usize, bind: &Bind) -> Listener {
+    let process = &control.process;
+    let what = format!("listener {}", bind.name);
+    let bound = process.own.get().into_iter().flatten().find(|bound| bound.what == what);
+    let counters = process.metrics.workers.iter().filter_map(|worker| worker.listeners.get(index));
+    Listener {
+        name: bind.name.clone(),
+        address: bound.map_or(bind.address, |bound| bound.address).to_string(),
+        connections: process.limits.on_listener(index),
+        accepted: counters.map(|counters| counters.accepted.load(Relaxed)).sum(),
+    }
+}
+
+fn resolved(answer: Answer) -> Resolved {
+    Resolved {
+        addresses: answer.addresses.iter().map(ToString::to_string).collect(),
+        confirmed: answer.confirmed.map(rfc3339),
+        problem: answer.problem,
+    }
+}
+
+fn agent(following: &Following) -> AgentContact {
+    let Following { agent, connected, since, error, slices, refusals, refusal, probed } = following.clone();
+    let probed = probed.map(|control::Probed { addresses, down, listed }| Probed {
+        addresses: addresses as u64,
+        down: down as u64,
+        listed: listed.into_iter().map(down_endpoint).collect(),
+    });
+    AgentContact {
+        agent,
+        connected,
+        since: rfc3339(since),
+        error,
+        slices: slices as u64,
+        refusals,
+        refusal,
+        probed,
+    }
+}
+
+pub(super) fn down_endpoint(down: Unreached) -> DownEndpoint {
+    DownEndpoint { address: down.address, since: rfc3339(down.since), why: down.why }
+}
+
+fn trust(control: &Control) -> Option<Trust> {
+    let process = &control.process;
+    let Some(trust) = process.trust.get() else {
+        let awaited = AwaitedTrust { identity: (), problem: control.renewal.problem() };
+        return process.fixed.trust.as_ref().map(|_| Trust::Awaited(awaited));
+    };
+    let current = trust.current();
+    let renewal = |due| Renewal { due: rfc3339(due), problem: control.renewal.problem() };
+    let certificates = trust.expiries().into_iter().map(|expiry| Certificate {
+        kind: expiry.kind.to_string(),
+        name: expiry.name,
+        serial: expiry.serial,
+        not_after: humantime::format_rfc3339_seconds(expiry.not_after.into()).to_string(),
+    });
+    let domains = current.bundles.iter().map(|(domain, bundle)| Domain {
+        trust_domain: domain.to_string(),
+        sequence: Some(bundle.sequence),
+        denied: current.bundles.denied(domain).map(|list| list.sequence()),
+    });
+    Some(Trust::Loaded(LoadedTrust {
+        identity: current.identity.id().to_string(),
+        renewal: control.renewal.due().map(renewal),
+        epoch: current.epoch,
+        certificates: certificates.collect(),
+        domains: domains.collect(),
+        refused: trust.refused(),
+    }))
+}
+
+fn seconds_since(moment: SystemTime) -> u64 {
+    moment.elapsed().unwrap_or_default().as_secs()
+}

@@ -1,0 +1,80 @@
+//! `/explain` of a gateway: what would happen to a ClientHello.
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::{DownEndpoint, Endpoint};
+use crate::services::Balance;
+
+/// What would happen to a ClientHello. A service that would refuse it has both a match and a refusal.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Explanation {
+    /// The question, with defaults filled in.
+    pub asked: Asked,
+    /// The outcome on each listener, unless one was named in the question.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub listeners: Option<Vec<Outcome>>,
+    /// The service, if one matches.
+    #[serde(flatten)]
+    pub matched: Option<Matched>,
+    /// The refusal, if it would be refused.
+    #[serde(flatten)]
+    pub refusal: Option<Refusal>,
+}
+
+/// The question.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Asked {
+    /// The name in the ClientHello.
+    pub sni: Option<String>,
+    /// The client's address.
+    #[serde(default)]
+    pub from: String,
+    /// The protocols that the client offers.
+    #[serde(default)]
+    pub alpn: Vec<String>,
+    /// The listener.
+    pub listener: Option<String>,
+}
+
+/// The outcome on one listener: a service or a refusal.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Outcome {
+    /// The listener.
+    pub listener: String,
+    /// The service, `HOST:PORT`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub service: Option<String>,
+    /// The reason of the refusal.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub refused: Option<String>,
+}
+
+/// A service that matches.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Matched {
+    /// The service, `HOST:PORT`.
+    pub service: String,
+    /// The instance that the name selects; none: any.
+    pub instance: Option<String>,
+    /// How an endpoint is chosen.
+    pub balance: Balance,
+    /// The endpoints in the order in which they would be tried.
+    #[serde(default)]
+    pub endpoints: Vec<Endpoint>,
+    /// Endpoints left out because they failed their probes while the agent is unreachable.
+    #[serde(default)]
+    pub down: Vec<DownEndpoint>,
+}
+
+/// A refusal.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Refusal {
+    /// The reason, as in the access log.
+    pub refused: String,
+    /// What the reason means.
+    #[serde(default)]
+    pub meaning: String,
+    /// The number of the TLS alert that the client receives; none: the connection is closed or reset.
+    pub alert: Option<u8>,
+}
