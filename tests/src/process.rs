@@ -48,6 +48,14 @@ impl Process {
         line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() * 1024
     }
 
+    /// Bytes read from files and sockets so far.
+    #[must_use]
+    pub fn bytes_read(self) -> u64 {
+        let io = self.read("io");
+        let line = io.lines().find_map(|line| line.strip_prefix("rchar: ")).expect("the process lives");
+        line.parse().unwrap()
+    }
+
     /// Number of open descriptors.
     #[must_use]
     pub fn descriptors(self) -> usize {

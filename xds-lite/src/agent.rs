@@ -4,6 +4,8 @@
 //! locks, never an earlier one; the views come last. The head of each says what its locks guard.
 
 mod bundles;
+#[cfg(test)]
+mod busy_tests;
 pub mod config;
 mod explain;
 mod federation;

@@ -432,6 +432,14 @@ impl OwnServices {
     }
 }
 
+#[cfg(test)]
+impl OwnServices {
+    /// Takes the locks of a change.
+    pub(super) fn hold(&self) -> impl Sized {
+        (self.changing.lock(), self.state.lock())
+    }
+}
+
 impl State {
     /// Merges what the sources have for a host.
     fn gather(&mut self, host: &HostPattern) {

@@ -292,6 +292,14 @@ impl Peers {
     }
 }
 
+#[cfg(test)]
+impl Peers {
+    /// Takes the lock of a change.
+    pub(super) fn hold(&self) -> impl Sized {
+        self.state.lock()
+    }
+}
+
 /// Splits slices into pieces of at most [`AT_ONCE`] slices and [`BYTES_AT_ONCE`] bytes; a larger slice is a piece by
 /// itself.
 fn pieces(mut resources: &[Resource]) -> impl Iterator<Item = &[Resource]> {
