@@ -12,8 +12,8 @@ use x509_parser::prelude::FromDer;
 use x509_parser::revocation_list::CertificateRevocationList;
 
 use crate::facts::MAX_TEXT;
-use crate::printable::excerpt;
 use crate::pem::{self, Form, PemError};
+use crate::printable::excerpt;
 
 /// The policy for a list past its `nextUpdate`.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]

@@ -54,7 +54,16 @@ pub(super) fn routes(answer: &Routes) -> String {
 
 pub(super) fn connections(answer: &Paged<Connection>) -> String {
     let columns = [
-        "id", "listener", "client", "sni", "service", "endpoint", "since", "idle_ms", "bytes_in", "bytes_out",
+        "id",
+        "listener",
+        "client",
+        "sni",
+        "service",
+        "endpoint",
+        "since",
+        "idle_ms",
+        "bytes_in",
+        "bytes_out",
     ];
     let mut table = table(&columns);
     for conn in &answer.items {

@@ -21,7 +21,7 @@ use crate::socket;
 ///
 /// # Errors
 /// The wrong parameter and the remedy.
-pub fn explain(params: &Params, control: &Control) -> Result<Explanation, String> {
+pub(super) fn explain(params: &Params, control: &Control) -> Result<Explanation, String> {
     let sni = match params.get("sni") {
         None => None,
         Some(name) => Some(HostName::parse(name).map_err(|error| {
@@ -84,12 +84,7 @@ fn refusal(reason: Reason) -> Refusal {
 }
 
 /// The service and its endpoints in order, and why it would refuse a connection all the same.
-fn matched(
-    tables: &Snapshot,
-    route: &Route,
-    source: IpAddr,
-    control: &Control,
-) -> (Matched, Option<Reason>) {
+fn matched(tables: &Snapshot, route: &Route, source: IpAddr, control: &Control) -> (Matched, Option<Reason>) {
     let service = &route.service;
     let now = socket::now();
     let choice = Choice {

@@ -7,7 +7,9 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
 use isthmus_model::HostName;
-use isthmus_model::admin::gateway::{self as page, Connection, DefaultService, DownEndpoint, Paged, Route, Routes};
+use isthmus_model::admin::gateway::{
+    self as page, Connection, DefaultService, DownEndpoint, Paged, Route, Routes,
+};
 
 use super::pages::Params;
 use super::status::down_endpoint;
@@ -39,13 +41,11 @@ pub(super) fn routes(params: &Params, control: &Control) -> Result<Routes, Strin
         params,
         rows,
         |(name, _)| name.clone(),
-        |(name, service)| {
-            Route {
-                name,
-                service: service.name().to_string(),
-                alpn: service.rules.alpn.clone(),
-                sources: service.rules.sources.iter().map(ToString::to_string).collect(),
-            }
+        |(name, service)| Route {
+            name,
+            service: service.name().to_string(),
+            alpn: service.rules.alpn.clone(),
+            sources: service.rules.sources.iter().map(ToString::to_string).collect(),
         },
     )?;
     Ok(Routes { page, defaults: defaults(control, &tables) })
@@ -99,7 +99,8 @@ fn service_page(
     answers: &BTreeMap<HostName, control::Answer>,
     down: &HashMap<String, Unreached>,
 ) -> page::Service {
-    let is_unresolved = |host: &&HostName| answers.get(*host).is_none_or(|answer| answer.addresses.is_empty());
+    let is_unresolved =
+        |host: &&HostName| answers.get(*host).is_none_or(|answer| answer.addresses.is_empty());
     page::Service {
         service: service.name().to_string(),
         balance: service.rules.balance,

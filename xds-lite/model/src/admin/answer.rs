@@ -30,8 +30,9 @@ impl Answer {
     pub fn page<T: DeserializeOwned>(&self) -> Result<T, NotThePage> {
         let mut value = self.0.clone();
         escape(&mut value);
-        serde_path_to_error::deserialize(value)
-            .map_err(|error| NotThePage(format!("{}: {}", error.path(), printable(&error.inner().to_string()))))
+        serde_path_to_error::deserialize(value).map_err(|error| {
+            NotThePage(format!("{}: {}", error.path(), printable(&error.inner().to_string())))
+        })
     }
 
     /// The reason in an answer to a request that failed.

@@ -15,11 +15,10 @@ pub use explain::{
 };
 pub use peers::{Acknowledged, BundleUpdates, Client, Down, Offers, Peer, Probed};
 pub use registration::{Deregistered, Lease, LeaseRequest};
-pub use status::{Exports, Issuing, NotExported, Registry, Slices, State, Status, Trust, ImportedSlice};
+pub use status::{Exports, ImportedSlice, Issuing, NotExported, Registry, Slices, State, Status, Trust};
 
 /// The paths that take GET and HEAD.
-pub const GET: [&str; 6] =
-    ["/status", "/explain", "/schema", "/healthz/live", "/healthz/ready", "/metrics"];
+pub const GET: [&str; 6] = ["/status", "/explain", "/schema", "/healthz/live", "/healthz/ready", "/metrics"];
 /// The paths that take POST.
 pub const POST: [&str; 3] = ["/register", "/heartbeat", "/deregister"];
 
