@@ -61,8 +61,7 @@ impl AdminPages {
 impl Pages for AdminPages {
     fn status(&self) -> Status {
         let state = self.state();
-        let held_back =
-            state.held().take(LISTED).map(|(host, why)| NotExported { host: host.to_string(), why });
+        let held_back = state.held().take(LISTED).map(|(host, why)| NotExported { host: host.to_string(), why });
         Status {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             cluster: self.settings.cluster.to_string(),
