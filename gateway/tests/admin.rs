@@ -4,7 +4,7 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use isthmus_core::config;
 use isthmus_core::gateway::Gateway;
 use isthmus_core::metrics::collect;
+use isthmus_model::admin::Index;
 use serde_json::Value;
 
 const CONFIG: &str = "
@@ -89,7 +90,9 @@ fn admin_pages_show_state_and_explain() {
     assert_eq!((&unknown["refused"], &unknown["alert"]), (&"sni_unmatched".into(), &112.into()));
     assert_eq!(get(admin, "/explain?sni=a%00b").0, 400);
     assert_eq!(get(admin, "/explain?sni=a&from=nowhere").0, 400);
-    assert_eq!(get(admin, "/nowhere").0, 404);
+    let (status, nowhere) = get(admin, "/nowhere");
+    let index: Index = serde_json::from_str(&nowhere).unwrap();
+    assert!(status == 404 && index.get.iter().any(|path| path == "/schema") && index.post == ["/drain"]);
     assert_eq!(get(admin, "/metrics").0, 404);
     gateway.end();
     gateway.wait().unwrap();
@@ -175,6 +178,18 @@ fn said(arguments: &[&str]) -> String {
     String::from_utf8(output.stdout).unwrap()
 }
 
+/// The address of a server that answers one request with this JSON.
+fn answering(json: &'static str) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    std::thread::spawn(move || {
+        let mut client = listener.accept().unwrap().0;
+        let _request = client.read(&mut [0; 4_096]).unwrap();
+        write!(client, "HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{json}", json.len()).unwrap();
+    });
+    address
+}
+
 #[test]
 fn cli_queries_running_gateway() {
     let text = CONFIG.replace("name: east-west", "name: east-west, default: spare.example")
@@ -206,6 +221,11 @@ fn cli_queries_running_gateway() {
         "~ listener east-west: default spare.example:443 → productpage.example:443\n\
          ~ service productpage.example:443: endpoint 127.0.0.1:2: weight 0 → 7\n"
     );
+
+    let agent = answering(r#"{"version": "\u001b[31m", "cluster": "east"}"#);
+    let wrong = run(&["status", "--admin", &agent], Stdio::piped());
+    let why = String::from_utf8_lossy(&wrong.stderr);
+    assert!(wrong.status.code() == Some(1) && why.contains("missing field `node`"), "{why}");
 
     // A closed pipe, as with `routes | head`, must not cause a panic.
     let (reader, writer) = std::io::pipe().unwrap();

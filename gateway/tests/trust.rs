@@ -13,7 +13,7 @@ use common::{World, until};
 use isthmus_certs::causes::with_causes;
 use isthmus_certs::home::{Home, LeafRecord, Plan};
 use isthmus_certs::{KeyKind, Leaf, SpiffeId, TrustDomain, pem};
-use isthmus_core::admin::pages::{Answer, Params, page};
+use isthmus_core::admin::status::status;
 use isthmus_core::config;
 use isthmus_core::gateway::{Error, Gateway};
 use isthmus_core::metrics::collect;
@@ -65,10 +65,7 @@ trust: {{ certificate: '{}', key: '{}', bundles: '{}' }}
 }
 
 fn trust(world: &World) -> Value {
-    match page("/status", &Params::default(), world.gateway().control()) {
-        Answer::Page(status) => status["trust"].clone(),
-        other => panic!("{other:?}"),
-    }
+    serde_json::to_value(status(world.gateway().control()).trust).unwrap()
 }
 
 fn metric<'a>(text: &'a str, start: &str) -> Vec<&'a str> {

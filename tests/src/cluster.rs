@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use isthmus_certs::home::{Home, LeafRecord, OVERLAP, Plan};
 use isthmus_certs::{KeyKind, Leaf, SpiffeId, TrustDomain};
+use isthmus_model::admin::agent::Status;
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -256,6 +257,12 @@ impl Cluster {
     pub fn ask(&self, path: &str) -> Value {
         let body = http::ask_in(self.namespace(), self.addresses["admin"], "GET", path).body;
         serde_json::from_str(&body).unwrap_or_else(|error| panic!("{error}: {body}"))
+    }
+
+    /// Gets the agent's status.
+    #[must_use]
+    pub fn status(&self) -> Status {
+        http::ask_in(self.namespace(), self.addresses["admin"], "GET", "/status").page()
     }
 
     /// Gets the agent's Prometheus metrics as text.

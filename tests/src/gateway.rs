@@ -10,6 +10,7 @@ use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::sync::{Arc, Mutex};
 use std::thread;
 
+use isthmus_model::admin::gateway::Status;
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
@@ -148,6 +149,12 @@ impl Gateway {
     #[track_caller]
     pub fn admin(&self, method: &str, path: &str) -> Answer {
         http::ask_in(self.namespace(), self.at("admin"), method, path)
+    }
+
+    /// Its status.
+    #[must_use]
+    pub fn status(&self) -> Status {
+        self.admin("GET", "/status").page()
     }
 
     /// Whether it reports ready.

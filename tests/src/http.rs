@@ -3,6 +3,8 @@
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 
+use serde::de::DeserializeOwned;
+
 use crate::netns;
 use crate::wait::DEADLINE;
 
@@ -24,6 +26,14 @@ impl Answer {
     pub fn json(&self) -> serde_json::Value {
         serde_json::from_str(&self.body)
             .unwrap_or_else(|error| panic!("no JSON ({error}) in answer {}: {}", self.status, self.body))
+    }
+
+    /// The body as a page of an admin API.
+    #[must_use]
+    #[track_caller]
+    pub fn page<T: DeserializeOwned>(&self) -> T {
+        serde_json::from_str(&self.body)
+            .unwrap_or_else(|error| panic!("not the page ({error}), answer {}: {}", self.status, self.body))
     }
 }
 

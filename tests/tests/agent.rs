@@ -14,13 +14,13 @@ use std::io::Read as _;
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use isthmus_model::admin::gateway::{Explanation, Paged, Service};
 use isthmus_tests::client::{alert, send};
 use isthmus_tests::cluster::{Cluster, outbound};
 use isthmus_tests::endpoint::{Endpoint, Scripted};
 use isthmus_tests::gateway::Gateway;
 use isthmus_tests::hello::hello;
 use isthmus_tests::wait::{until, within};
-use serde_json::Value;
 
 const HOST: &str = "db.pxc.svc.cluster.local";
 const UNRECOGNIZED_NAME: u8 = 112;
@@ -100,17 +100,15 @@ fn probed(endpoints: &[SocketAddr]) -> String {
 
 /// Addresses that the gateway reports as down; `None` while it probes nothing.
 fn down(gateway: &Gateway) -> Option<Vec<String>> {
-    let status = gateway.admin("GET", "/status").json();
-    let listed = status["agent"]["probed"]["listed"].as_array()?;
-    Some(listed.iter().map(|one| one["address"].as_str().unwrap().to_owned()).collect())
+    let probed = gateway.status().agent?.probed?;
+    Some(probed.listed.into_iter().map(|down| down.address).collect())
 }
 
 /// Weights of the service's endpoints.
-fn weights(gateway: &Gateway) -> BTreeMap<String, u64> {
-    let page = gateway.admin("GET", &format!("/services?name={HOST}")).json();
-    let endpoints = page["items"][0]["endpoints"].as_array().unwrap();
-    let weight = |one: &Value| (one["address"].as_str().unwrap().to_owned(), one["weight"].as_u64().unwrap());
-    endpoints.iter().map(weight).collect()
+fn weights(gateway: &Gateway) -> BTreeMap<String, u32> {
+    let mut page: Paged<Service> = gateway.admin("GET", &format!("/services?name={HOST}")).page();
+    let service = page.items.remove(0);
+    service.endpoints.into_iter().map(|endpoint| (endpoint.address, endpoint.weight)).collect()
 }
 
 #[test]
@@ -147,8 +145,9 @@ fn agent_outage_takes_probed_down_endpoints_out_of_use() {
     let lines = log.lines();
     let late: Vec<_> = lines[lines.len() - 20..].iter().map(|line| line.number("attempts")).collect();
     assert_eq!(late, [1; 20], "a down endpoint was tried");
-    let explained = gateway.admin("GET", &format!("/explain?sni={HOST}&listener=outbound")).json();
-    assert_eq!(explained["down"].as_array().unwrap().len(), 2, "{explained}");
+    let explained: Explanation =
+        gateway.admin("GET", &format!("/explain?sni={HOST}&listener=outbound")).page();
+    assert_eq!(explained.matched.unwrap().down.len(), 2);
     assert_eq!(gateway.metrics().sum("isthmus_stale_down", &[]), 2.0);
     assert_eq!(gateway.metrics().sum("isthmus_stale_probed", &[]), 3.0);
 

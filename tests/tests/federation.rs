@@ -198,14 +198,14 @@ fn probed_slices_go_with_unreachable_gateways_and_return_with_them() {
     let west = outbound(&world.west_gateway);
     world.east.register("details.yaml", &service(HOST, &one, "stale: probe, "));
     until("west reaches the service", || leads_to(west, HOST, b"one...."));
-    let probed = |cluster: &Cluster| cluster.ask("/status")["imports"]["probed"].clone();
+    let probed = |cluster: &Cluster| cluster.status().imports.probed;
     assert_eq!(
-        probed(&world.west)["addresses"],
+        probed(&world.west).addresses,
         0,
         "the remote gateway is probed although its agent is reachable"
     );
     world.east.stop();
-    until("the remote gateway is probed", || probed(&world.west)["addresses"] == 1);
+    until("the remote gateway is probed", || probed(&world.west).addresses == 1);
     assert!(leads_to(west, HOST, b"one...."), "the gateway answers");
     let again = world.east.setup("gw-1").ports_of(&world.east_gateway);
     let at = east_west(&world.east_gateway).to_string();
@@ -220,9 +220,9 @@ fn probed_slices_go_with_unreachable_gateways_and_return_with_them() {
     assert!(world.west.metrics().contains("\nisthmus_agent_stale_down 1\n"));
     world.east_gateway = again.start();
     until("the remote gateway answers", || leads_to(west, HOST, b"one...."));
-    assert_eq!(probed(&world.west)["down"], 0);
+    assert_eq!(probed(&world.west).down, 0);
     world.east.start();
-    until("the remote agent is reachable", || probed(&world.west)["addresses"] == 0);
+    until("the remote agent is reachable", || probed(&world.west).addresses == 0);
     assert!(leads_to(west, HOST, b"one...."));
 }
 

@@ -97,7 +97,7 @@ fn main() -> ExitCode {
         }),
         Command::Enrol(args) => enrol(&args),
         Command::Ask(question) => {
-            ask(&question).map_err(Into::into).and_then(|answer| say(question.render(&answer).trim_end()))
+            ask(&question).map_err(Into::into).and_then(|answer| say(question.render(&answer)?.trim_end()))
         }
         Command::Completions { shell } => {
             let mut script = Vec::new();

@@ -13,6 +13,9 @@ use std::time::{Duration, Instant};
 use clap::Parser;
 use isthmus_agent::admin::{Limits, Local, Pages, Refusal, serve, serve_local};
 use isthmus_agent::cli::ask::{AskError, Question, ask};
+use isthmus_model::admin::Answer;
+use isthmus_model::admin::agent::{Deregistered, Explanation, Lease, Registry, Status};
+use isthmus_model::services::Service;
 use isthmus_registry::registered::Registered;
 use isthmus_registry::registered::lease::LeaseId;
 use isthmus_registry::registered::registrar::Registrar;
@@ -43,35 +46,42 @@ impl Agent {
 }
 
 impl Pages for Agent {
-    fn status(&self) -> Value {
-        json!({ "registered": self.count() })
+    fn status(&self) -> Status {
+        let registry = Registry { registered: self.count() as u64, ..Registry::default() };
+        Status { registry, ..Status::default() }
     }
 
-    fn explain(&self, host: &str) -> Result<Value, String> {
+    fn explain(&self, host: &str) -> Result<Explanation, String> {
         let services = self.registered.lock().unwrap().services();
         let found = services.iter().find(|service| service.host.to_string() == host);
-        found.map(|service| json!(service)).ok_or_else(|| format!("{host:?} is no service"))
+        let explanation = |service: &Service| Explanation {
+            host: host.to_owned(),
+            port: Some(service.port),
+            others: service.endpoints.iter().map(|endpoint| endpoint.address.to_string()).collect(),
+            ..Explanation::default()
+        };
+        found.map(explanation).ok_or_else(|| format!("{host:?} is no service"))
     }
 
     fn holder(&self, token: &str) -> Option<Registrar> {
         (token == TOKEN).then(|| Registrar::Token("vms".to_owned()))
     }
 
-    fn register(&self, body: &[u8], by: &Registrar) -> Result<Value, Refusal> {
+    fn register(&self, body: &[u8], by: &Registrar) -> Result<Lease, Refusal> {
         let registration = Registration::parse(body)?;
         let mut registered = self.registered.lock().unwrap();
         let lease = registered.register(registration, by, &[], LeaseId::random().unwrap(), Instant::now())?;
         Ok(lease.page())
     }
 
-    fn heartbeat(&self, body: &[u8]) -> Result<Value, Refusal> {
+    fn heartbeat(&self, body: &[u8]) -> Result<Lease, Refusal> {
         let id = LeaseId::from_body(body)?;
         Ok(self.registered.lock().unwrap().heartbeat(&id, Instant::now())?.page())
     }
 
-    fn deregister(&self, body: &[u8]) -> Result<Value, Refusal> {
+    fn deregister(&self, body: &[u8]) -> Result<Deregistered, Refusal> {
         let identity = self.registered.lock().unwrap().deregister(&LeaseId::from_body(body)?)?;
-        Ok(json!({ "deregistered": identity.to_string() }))
+        Ok(Deregistered { deregistered: identity.to_string() })
     }
 
     fn ready(&self) -> bool {
@@ -160,9 +170,12 @@ fn admin_port_serves_every_path() {
     let (status, lease) = world.post("/register", registration("db-0", "10.0.0.1:3306").as_bytes());
     assert_eq!((status, &lease["ttl"], &lease["heartbeat_every"]), (200, &json!("30s"), &json!("10s")));
     let word = json!({ "lease": lease["lease"] }).to_string();
-    assert_eq!(world.get("/status").1, "{\n  \"registered\": 1\n}\n");
-    let explained: Value = serde_json::from_str(&world.get("/explain?host=db%2epxc").1).unwrap();
-    assert_eq!(explained["endpoints"][0]["instance"], "db-0");
+    let status: Status = serde_json::from_str(&world.get("/status").1).unwrap();
+    assert_eq!(status.registry.registered, 1);
+    let explained: Explanation = serde_json::from_str(&world.get("/explain?host=db%2epxc").1).unwrap();
+    assert_eq!(explained.others, ["10.0.0.1:3306"]);
+    let schema: Value = serde_json::from_str(&world.get("/schema").1).unwrap();
+    assert_eq!(schema["properties"]["/heartbeat"]["$ref"], "#/$defs/Lease");
     assert_eq!(world.post("/heartbeat", word.as_bytes()), (200, lease));
     // The same instance at another address, and another instance at the same address.
     let (status, taken) = world.post("/register", registration("db-0", "10.0.0.2:3306").as_bytes());
@@ -201,7 +214,7 @@ fn admin_port_refuses_wrong_methods_paths_and_queries() {
             assert_eq!((status, why.as_str()), (405, "this path takes POST"), "{method} {path}");
         }
     }
-    for path in ["/status", "/explain?host=a", "/metrics", "/healthz/ready", "/healthz/live"] {
+    for path in ["/status", "/explain?host=a", "/schema", "/metrics", "/healthz/ready", "/healthz/live"] {
         let answer = world.send(&format!("POST {path}"), &format!("{host}Content-Length: 0\r\n"), b"");
         assert_eq!(error(answer), (405, "this path takes GET, HEAD".to_owned()), "{path}");
     }
@@ -302,7 +315,7 @@ fn registration_by_socket_is_attributed_to_the_peer_user() {
     let begun = Instant::now();
     let lease = loop {
         match tell(&["register", file.to_str().unwrap()]) {
-            Ok(lease) => break lease["lease"].as_str().unwrap().to_owned(),
+            Ok(lease) => break lease.value()["lease"].as_str().unwrap().to_owned(),
             Err(AskError::Nobody { .. }) if begun.elapsed() < PATIENCE => std::thread::yield_now(),
             Err(error) => panic!("{error}"),
         }
@@ -506,7 +519,7 @@ struct Line {
 }
 
 /// Runs a command of `isthmus-agent`.
-fn call(at: &str, words: &[&str]) -> Result<Value, AskError> {
+fn call(at: &str, words: &[&str]) -> Result<Answer, AskError> {
     let line = [&["isthmus-agent"], words, &["--admin", at]].concat();
     ask(&Line::try_parse_from(line).unwrap().question)
 }
@@ -526,14 +539,16 @@ fn command_line_queries_and_registers() {
     std::fs::write(&token, format!("{TOKEN}\n")).unwrap();
     let register = ["register", good, "--token-file", token.to_str().unwrap()];
     for at in [world.at.to_string(), format!("http://{}/", world.at)] {
-        assert_eq!(call(&at, &["status"]).unwrap(), json!({ "registered": 0 }));
+        let page = |words: &[&str]| call(&at, words).unwrap();
+        assert_eq!(page(&["status"]).page::<Status>().unwrap().registry.registered, 0);
         let refused = call(&at, &register[..2]).unwrap_err().to_string();
         assert!(refused.contains("registering needs a proof"), "{refused}");
-        let lease = call(&at, &register).unwrap()["lease"].as_str().unwrap().to_owned();
-        assert_eq!(call(&at, &register).unwrap()["lease"], Value::Null, "the lease is returned once");
-        assert_eq!(call(&at, &["explain", "db.pxc"]).unwrap()["port"], 3306);
-        assert_eq!(call(&at, &["heartbeat", &lease]).unwrap()["ttl"], "30s");
-        assert_eq!(call(&at, &["deregister", &lease]).unwrap()["deregistered"], "db-0 of db.pxc:3306");
+        let lease = page(&register).page::<Lease>().unwrap().lease.unwrap();
+        assert_eq!(page(&register).page::<Lease>().unwrap().lease, None, "the lease is returned once");
+        assert_eq!(page(&["explain", "db.pxc"]).page::<Explanation>().unwrap().port, Some(3306));
+        assert_eq!(page(&["heartbeat", &lease]).page::<Lease>().unwrap().ttl, "30s");
+        let gone: Deregistered = page(&["deregister", &lease]).page().unwrap();
+        assert_eq!(gone.deregistered, "db-0 of db.pxc:3306");
     }
     let at = world.at.to_string();
     let error = |words: &[&str]| call(&at, words).unwrap_err().to_string();
@@ -562,7 +577,7 @@ fn command_line_recognizes_what_is_not_an_agent() {
         ("SSH-2.0-OpenSSH_9.2\r\n", "is not the admin address of an agent"),
         ("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi", "its answer (200 OK) is not JSON"),
         ("HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nhi", "is not the admin address of an agent"),
-        (refuse, ": \u{fffd}[31m"),
+        (refuse, ": \\u{1b}[31m"),
     ] {
         let stranger = TcpListener::bind("127.0.0.1:0").unwrap();
         let at = stranger.local_addr().unwrap().to_string();
@@ -575,4 +590,14 @@ fn command_line_recognizes_what_is_not_an_agent() {
         answering.join().unwrap();
         assert!(error.contains(expected), "{error:?}");
     }
+}
+
+#[test]
+fn command_line_names_what_is_not_the_page() {
+    let question = Line::try_parse_from(["isthmus-agent", "status"]).unwrap().question;
+    let other = Answer::parse(br#"{"version": "0.1.0", "cluster": 7}"#).unwrap();
+    let why = question.render(&other).unwrap_err().to_string();
+    assert!(why.contains("cluster: invalid type") && why.contains("--json"), "{why}");
+    let json = Line::try_parse_from(["isthmus-agent", "status", "--json"]).unwrap().question;
+    assert!(json.render(&other).unwrap().contains("\"cluster\": 7"));
 }

@@ -1,9 +1,9 @@
-//! Serves admin, metrics and health over HTTP, each on its own thread. [`pages`] has the paths; access rules and limits are in `isthmus_http`.
+//! Serves admin, metrics and health over HTTP, each on its own thread. `pages` has the paths; access rules and limits are in `isthmus_http`.
 
 pub mod effective;
-pub mod explain;
-pub mod pages;
-mod status;
+mod explain;
+pub(crate) mod pages;
+pub mod status;
 mod tables;
 
 use std::io;

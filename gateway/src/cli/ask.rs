@@ -108,7 +108,7 @@ async fn exchange(admin: &str, method: Method, path: &str) -> anyhow::Result<(St
         let response = sender.send_request(request).await?;
         let status = response.status();
         let body = Limited::new(response.into_body(), LARGEST_ANSWER).collect().await;
-        Ok((status, body.map_err(anyhow::Error::from_boxed)?.to_bytes()))
+        anyhow::Ok((status, body.map_err(anyhow::Error::from_boxed)?.to_bytes()))
     };
     tokio::pin!(exchange);
     // A closed connection may still hold the answer.

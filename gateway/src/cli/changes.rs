@@ -51,7 +51,10 @@ impl Leaf<'_> {
 
 fn leaves<'a>(path: &str, before: &'a Value, after: &'a Value) -> Vec<Leaf<'a>> {
     if before.is_object() && after.is_object() {
-        let below = |key: &str| if path.is_empty() { key.to_owned() } else { format!("{path}.{key}") };
+        let below = |key: &str| {
+            let key = printable(key);
+            if path.is_empty() { key } else { format!("{path}.{key}") }
+        };
         let keys = keys(before, after).into_iter();
         keys.flat_map(|key| leaves(&below(key), get(before, key), get(after, key))).collect()
     } else if before == after {

@@ -66,7 +66,9 @@ fn problems(answer: &Status) -> Vec<String> {
         found.extend(agent.refusal.as_ref().map(|why| format!("slice refused: {why}")));
     }
     if let Some(edit) = &answer.last_refused_edit {
-        found.push(format!("the last edit of the configuration was refused: {}", edit.why));
+        // Its problems were lines before the answer was escaped.
+        let why = edit.why.replace("\\n", "\n    ");
+        found.push(format!("the last edit of the configuration was refused: {why}"));
     }
     found.extend(answer.trust.as_ref().map(of_trust).unwrap_or_default());
     if let Some(Store { usable, problem, damage, .. }) = &answer.state {

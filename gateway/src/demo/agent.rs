@@ -11,8 +11,9 @@ use isthmus_agent::agent::config::{Settings, load};
 use isthmus_agent::agent::{self, join_config};
 use isthmus_agent::cli::ask::{Question, Where, ask};
 use isthmus_certs::Trust;
+use isthmus_model::admin::agent::{Explanation, Status};
 use isthmus_trust::join::{Context, Party, Token, create};
-use serde_json::Value;
+use serde::de::DeserializeOwned;
 use socket2::{Domain, Socket, Type};
 use tokio::sync::oneshot;
 
@@ -104,12 +105,12 @@ impl Agent {
     }
 
     /// Returns the answer of `isthmus-agent status`.
-    pub(super) async fn status(&self) -> Result<Value, Broken> {
+    pub(super) async fn status(&self) -> Result<Status, Broken> {
         self.ask(Question::Status { at: self.admin() }).await
     }
 
     /// Returns the answer of `isthmus-agent explain`.
-    pub(super) async fn explain(&self, host: String) -> Result<Value, Broken> {
+    pub(super) async fn explain(&self, host: String) -> Result<Explanation, Broken> {
         self.ask(Question::Explain { host, at: self.admin() }).await
     }
 
@@ -117,10 +118,10 @@ impl Agent {
         Where { admin: self.settings.admin.to_string(), json: true }
     }
 
-    async fn ask(&self, question: Question) -> Result<Value, Broken> {
+    async fn ask<T: DeserializeOwned>(&self, question: Question) -> Result<T, Broken> {
         let answer = tokio::task::spawn_blocking(move || ask(&question)).await;
         let answer = answer.map_err(Broken::cannot("ask an agent"))?;
-        answer.map_err(Broken::cannot("ask an agent"))
+        answer.map_err(Broken::cannot("ask an agent"))?.page().map_err(Broken::cannot("ask an agent"))
     }
 
     /// Returns the context of `isthmus-agent token` and `join`.

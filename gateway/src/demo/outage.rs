@@ -6,7 +6,6 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use rustls::AlertDescription;
-use serde_json::Value;
 
 use super::reload;
 use super::screen::Screen;
@@ -74,5 +73,5 @@ pub(super) fn aside(world: &World) -> PathBuf {
 /// Whether west's agent is connected to east's.
 async fn is_connected(world: &World) -> Option<bool> {
     let status = world.west.agent.status().await.ok()?;
-    status.pointer("/peers/east/connected").and_then(Value::as_bool)
+    status.peers.get("east").map(|east| east.connected)
 }

@@ -6,7 +6,6 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 
 use isthmus_certs::{SpiffeId, TrustFiles};
-use serde_json::Value;
 use tempfile::TempDir;
 
 use super::Broken;
@@ -110,7 +109,8 @@ impl World {
         let host = self.productpage.host();
         let both = async || {
             let told = self.east.agent.explain(host.clone()).await.ok()?;
-            told.pointer("/offer/ports/0/exposed").filter(|count| **count == 2).map(drop)
+            let ports = told.offer?.ports?;
+            ports.first().filter(|port| port.exposed == 2).map(drop)
         };
         let seen = until(both).await;
         let seen = seen.and(until(async || self.held_back().await).await);
@@ -122,11 +122,9 @@ impl World {
     /// Returns why east's agent does not export ratings, once it knows.
     pub(super) async fn held_back(&self) -> Option<String> {
         let status = self.east.agent.status().await.ok()?;
-        let held = status.pointer("/exports/held_back")?.as_array()?;
         let host = self.ratings.host();
-        let why = held.iter().find(|held| held.get("host").and_then(Value::as_str) == Some(&host))?;
-        let why = why.get("why")?.as_str()?;
-        why.contains("without asking for a client certificate").then(|| why.to_owned())
+        let why = status.exports.held_back.into_iter().find(|held| held.host == host)?.why;
+        why.contains("without asking for a client certificate").then_some(why)
     }
 
     /// Returns the directory of all files.

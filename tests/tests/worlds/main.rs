@@ -49,22 +49,17 @@ fn restart(cluster: &mut Cluster) {
 
 /// Why a host of another cluster is quarantined; `None` if it is imported.
 fn held(cluster: &Cluster, from: &str, host: &str) -> Option<String> {
-    let status = cluster.ask("/status");
-    let all = status["imports"]["held_back"].as_array().unwrap();
-    let one = all.iter().find(|one| one["cluster"] == from && one["host"] == host)?;
-    Some(one["held"].as_str().unwrap().to_owned())
+    let all = cluster.status().imports.held_back;
+    all.into_iter().find(|slice| slice.cluster == from && slice.host == host)?.held
 }
 
 fn imported(cluster: &Cluster) -> Vec<String> {
-    let status = cluster.ask("/status");
-    let all = status["imports"]["imported"].as_array().unwrap();
-    all.iter()
-        .map(|one| format!("{}/{}", one["cluster"].as_str().unwrap(), one["host"].as_str().unwrap()))
-        .collect()
+    let all = cluster.status().imports.imported;
+    all.iter().map(|slice| format!("{}/{}", slice.cluster, slice.host)).collect()
 }
 
 fn is_connected(cluster: &Cluster, peer: &str) -> bool {
-    cluster.ask("/status")["peers"][peer]["connected"] == true
+    cluster.status().peers.get(peer).is_some_and(|peer| peer.connected)
 }
 
 /// Waits until a field of a peer's status contains this word.

@@ -12,7 +12,6 @@ use hyper::{Method, Request, StatusCode};
 use hyper_util::rt::TokioIo;
 use isthmus_certs::input;
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
-use serde_json::{Value, json};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::time::timeout;
@@ -21,6 +20,8 @@ use crate::agent::config;
 
 use super::text;
 
+use isthmus_model::admin::agent::LeaseRequest;
+use isthmus_model::admin::{Answer, NotThePage};
 use isthmus_model::file::AGENT;
 use isthmus_registry::registered::registration::LARGEST;
 
@@ -115,13 +116,15 @@ first registration prints the lease, once; with it the VM can move to another ad
 
 impl Question {
     /// The answer as the caller wants it: a page for people, or JSON.
-    #[must_use]
-    pub fn render(&self, answer: &Value) -> String {
-        match self {
-            Question::Status { at } if !at.json => text::status(answer),
-            Question::Explain { at, .. } if !at.json => text::explain(answer),
-            _ => format!("{answer:#}"),
-        }
+    ///
+    /// # Errors
+    /// The answer is not the page.
+    pub fn render(&self, answer: &Answer) -> Result<String, NotThePage> {
+        Ok(match self {
+            Question::Status { at } if !at.json => text::status(&answer.page()?),
+            Question::Explain { at, .. } if !at.json => text::explain(&answer.page()?),
+            _ => answer.json(),
+        })
     }
 }
 
@@ -220,21 +223,20 @@ impl At {
 ///
 /// # Errors
 /// There is no answer, or the agent refuses the request.
-pub fn ask(question: &Question) -> Result<Value, AskError> {
+pub fn ask(question: &Question) -> Result<Answer, AskError> {
     let asked = request(question)?;
     let at = asked.at.to_string();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(AskError::Runtime)?;
     let answered = runtime.block_on(async { timeout(PATIENCE, exchange(asked)).await });
     let (status, body) = answered.map_err(|_| AskError::Silent { at: at.clone() })??;
-    let Ok(answer) = serde_json::from_slice::<Value>(&body) else {
+    let Some(answer) = Answer::parse(&body) else {
         return Err(AskError::Stranger { at, why: format!("its answer ({status}) is not JSON") });
     };
     if status.is_success() {
         return Ok(answer);
     }
-    let why = answer.get("error").and_then(Value::as_str).unwrap_or("the agent refused");
-    let why = why.split('\n').map(text::printable).collect::<Vec<_>>().join("\n");
+    let why = answer.error().unwrap_or_else(|| "the agent refused".to_owned());
     Err(AskError::Refused { at, why })
 }
 
@@ -247,7 +249,10 @@ fn request(question: &Question) -> Result<Asked, AskError> {
         let token = way.token_file.as_deref().map(token).transpose()?;
         Ok(Asked { at: by(way)?, token, method: Method::POST, path: path.to_owned(), body })
     };
-    let lease_body = |lease: &str| json!({ "lease": lease }).to_string().into_bytes();
+    let lease_body = |lease: &str| {
+        let request = LeaseRequest { lease: lease.to_owned() };
+        serde_json::to_vec(&request).unwrap_or_default()
+    };
     match question {
         Question::Status { at } => get(at, "/status".to_owned()),
         Question::Explain { host, at } => {

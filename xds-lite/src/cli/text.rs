@@ -1,223 +1,203 @@
 //! Renders an agent's answers for people: what is wrong first, then sections and tables. `--json` prints the answer itself.
 
-use std::fmt::Write as _;
+use std::fmt::{Display, Write as _};
 
 use comfy_table::{ContentArrangement, Table, presets};
-use serde_json::Value;
+use isthmus_model::admin::Store;
+use isthmus_model::admin::agent::{
+    Client, Explanation, MtlsResult, Peer, RegisteredEndpoint, RegisteredHost, Status,
+};
 
 /// Rows of a table; the rest is counted.
 const ROWS: usize = 20;
 
 /// The page of `/status`.
 #[must_use]
-pub fn status(answer: &Value) -> String {
-    let mut page = format!(
-        "isthmus-agent {} of cluster {}, network {}\n",
-        text(at(answer, "/version")),
-        text(at(answer, "/cluster")),
-        text(at(answer, "/network"))
-    );
+pub fn status(answer: &Status) -> String {
+    let Status { version, cluster, network, registry, exports, imports, .. } = answer;
+    let mut page = format!("isthmus-agent {version} of cluster {cluster}, network {network}\n");
     let problems = problems(answer);
     page += if problems.is_empty() { "\nNo problems.\n" } else { "\nPROBLEMS\n" };
     for problem in problems {
         let _infallible = writeln!(page, "  {problem}");
     }
-    let count = |pointer: &str| text(at(answer, pointer));
     let _infallible = write!(
         page,
         "\nSERVICES\n  {} hosts in the registry, {} VMs registered, {} hosts exported, {} slices imported\n",
-        count("/registry/hosts"),
-        count("/registry/registered"),
-        count("/exports/count"),
-        count("/imports/count"),
+        registry.hosts, registry.registered, exports.count, imports.count,
     );
-    page += &section("NOT EXPORTED", items(at(answer, "/exports/held_back")), HELD_BACK);
-    page += &section("QUARANTINED", items(at(answer, "/imports/held_back")), QUARANTINED);
-    page += &section("PEERS", members(at(answer, "/peers")), PEER);
-    let followers = members(at(answer, "/nodes")).into_iter().flat_map(|(kind, followers)| {
-        let of_kind = move |(_, follower)| (kind.clone(), follower);
-        items(followers).into_iter().map(of_kind)
+    let not_exported = exports.held_back.iter().map(|host| [host.host.clone(), host.why.clone()]);
+    page += &section("NOT EXPORTED", ["HOST", "WHY"], not_exported);
+    let quarantined = imports.held_back.iter();
+    let quarantined =
+        quarantined.map(|slice| [slice.cluster.clone(), slice.host.clone(), or_dash(slice.held.as_ref())]);
+    page += &section("QUARANTINED", QUARANTINED, quarantined);
+    let peers = answer.peers.iter().map(|(cluster, peer)| peer_row(cluster, peer));
+    page += &section("PEERS", ["NAME", "CONNECTED", "ADDRESS", "SLICES", "REFUSALS", "BUNDLE"], peers);
+    let clients = clients(answer).map(|(kind, client)| {
+        let Client { peer, settled, refusals, refusal, .. } = client;
+        [kind.to_owned(), peer.clone(), yes_or_no(*settled), refusals.to_string(), or_dash(refusal.as_ref())]
     });
-    page += &section("CLIENTS", followers.collect(), CLIENT);
-    page += &section("STATE", items(at(answer, "/state/stores")), STORE);
+    page += &section("CLIENTS", ["NAME", "PEER", "SETTLED", "REFUSALS", "REFUSAL"], clients);
+    let stores = answer.state.stores.iter().map(|store| {
+        let Store { store, usable, behind, lost_records, file, .. } = store;
+        [store.clone(), yes_or_no(*usable), yes_or_no(*behind), lost_records.to_string(), file.clone()]
+    });
+    page += &section("STATE", ["STORE", "USABLE", "BEHIND", "LOST RECORDS", "FILE"], stores);
     page
 }
 
-/// Headings and where in a row their values are; the empty pointer is the row's name.
-type Columns = [(&'static str, &'static str)];
+const QUARANTINED: [&str; 3] = ["CLUSTER", "HOST", "QUARANTINED"];
 
-const HELD_BACK: &Columns = &[("HOST", "/host"), ("WHY", "/why")];
-const QUARANTINED: &Columns = &[("CLUSTER", "/cluster"), ("HOST", "/host"), ("QUARANTINED", "/held")];
-const PEER: &Columns = &[
-    ("NAME", ""),
-    ("CONNECTED", "/connected"),
-    ("ADDRESS", "/address"),
-    ("SLICES", "/offers/slices/used"),
-    ("REFUSALS", "/refusals"),
-    ("BUNDLE", "/bundle/taken"),
-];
-const CLIENT: &Columns = &[
-    ("NAME", ""),
-    ("PEER", "/peer"),
-    ("SETTLED", "/settled"),
-    ("REFUSALS", "/refusals"),
-    ("REFUSAL", "/refusal"),
-];
-const STORE: &Columns = &[
-    ("STORE", "/store"),
-    ("USABLE", "/usable"),
-    ("BEHIND", "/behind"),
-    ("LOST RECORDS", "/lost_records"),
-    ("FILE", "/file"),
-];
-const ENDPOINT: &Columns =
-    &[("NAME", ""), ("ADDRESS", "/address"), ("INSTANCE", "/instance"), ("MTLS", "/mtls")];
+fn peer_row(cluster: &str, peer: &Peer) -> [String; 6] {
+    [
+        cluster.to_owned(),
+        yes_or_no(peer.connected),
+        peer.address.clone(),
+        or_dash(peer.offers.as_ref().map(|offers| offers.slices.used).as_ref()),
+        peer.refusals.to_string(),
+        or_dash(peer.bundle.taken.as_ref()),
+    ]
+}
+
+fn clients(answer: &Status) -> impl Iterator<Item = (&str, &Client)> {
+    answer.nodes.iter().flat_map(|(kind, clients)| clients.iter().map(move |client| (kind.as_str(), client)))
+}
 
 /// The page of `/explain`.
 #[must_use]
-pub fn explain(answer: &Value) -> String {
-    let mut page = format!("host: {}\n", text(at(answer, "/host")));
-    let mut line = |name: &str, value: &Value| {
-        if !value.is_null() && value.as_array().is_none_or(|list| !list.is_empty()) {
-            let _infallible = writeln!(page, "{name}: {}", text(value));
+pub fn explain(answer: &Explanation) -> String {
+    let mut page = format!("host: {}\n", answer.host);
+    let mut line = |name: &str, text: Option<String>| {
+        if let Some(text) = text {
+            let _infallible = writeln!(page, "{name}: {text}");
         }
     };
-    if at(answer, "/named_by") != "host" {
-        line("named by", at(answer, "/named_by"));
+    line("named by", answer.named_by.clone().filter(|kind| kind != "host"));
+    line("also the name of", (!answer.others.is_empty()).then(|| answer.others.join(", ")));
+    match &answer.registry {
+        Some(RegisteredHost { chosen_by_an_export, why_not, ports, .. }) => {
+            line("selected by an export rule", Some(yes_or_no(*chosen_by_an_export)));
+            line("not exported", why_not.clone());
+            line("revision", answer.offer.as_ref().map(|offer| offer.revision.to_string()));
+            let endpoints = ports.iter().flat_map(|port| {
+                port.endpoints.iter().map(|RegisteredEndpoint { address, instance, mtls }| {
+                    let mtls = mtls.as_ref().map(mtls_text);
+                    let port = port.port.to_string();
+                    [port, address.to_string(), or_dash(instance.as_ref()), or_dash(mtls.as_ref())]
+                })
+            });
+            page += &section("ENDPOINTS", ["NAME", "ADDRESS", "INSTANCE", "MTLS"], endpoints);
+        }
+        None => page += "not in the registry of this cluster\n",
     }
-    line("also the name of", at(answer, "/others"));
-    let registry = at(answer, "/registry");
-    if registry.is_object() {
-        line("selected by an export rule", at(registry, "/chosen_by_an_export"));
-        line("not exported", at(registry, "/why_not"));
-        line("revision", at(answer, "/offer/revision"));
-        let endpoints = items(at(registry, "/ports")).into_iter().flat_map(|(_, port)| {
-            let number = text(at(port, "/port"));
-            items(at(port, "/endpoints")).into_iter().map(move |(_, endpoint)| (number.clone(), endpoint))
-        });
-        page += &section("ENDPOINTS", endpoints.collect(), ENDPOINT);
-    } else {
-        page += "not in the registry of this cluster\n";
-    }
-    page += &section("OFFERED BY OTHER CLUSTERS", items(at(answer, "/imports")), QUARANTINED);
-    if let Some(note) = at(answer, "/note").as_str() {
-        let _infallible = write!(page, "\n{}\n", printable(note));
+    let imports = answer.imports.iter();
+    let imports =
+        imports.map(|slice| [slice.cluster.clone(), slice.host.clone(), or_dash(slice.held.as_ref())]);
+    page += &section("OFFERED BY OTHER CLUSTERS", QUARANTINED, imports);
+    if let Some(note) = &answer.note {
+        let _infallible = write!(page, "\n{note}\n");
     }
     page
 }
 
+fn mtls_text(check: &MtlsResult) -> String {
+    match check {
+        MtlsResult::Awaited => "awaited".to_owned(),
+        MtlsResult::Required => "required".to_owned(),
+        MtlsResult::NotRequired(seen) => format!("not_required {seen}"),
+        MtlsResult::Unreachable(why) => format!("unreachable {why}"),
+    }
+}
+
 /// What an operator should look at, the most urgent first.
-fn problems(answer: &Value) -> Vec<String> {
-    let listed = |pointer: &str, what: &str| -> Vec<String> {
-        items(at(answer, pointer)).iter().map(|(_, problem)| format!("{what}: {}", text(problem))).collect()
+fn problems(answer: &Status) -> Vec<String> {
+    let listed = |problems: &[String], what: &str| -> Vec<String> {
+        problems.iter().map(|problem| format!("{what}: {problem}")).collect()
     };
-    let mut found = listed("/registry/problems", "registry");
-    found.extend(members(at(answer, "/peers")).iter().flat_map(|(cluster, peer)| of_peer(cluster, peer)));
-    for (kind, followers) in members(at(answer, "/nodes")) {
-        for (_, follower) in items(followers) {
-            let peer = text(at(follower, "/peer"));
-            found.extend(said(follower, "/refusal", &format!("{kind}: {peer} rejects a response")));
+    let mut found = listed(&answer.registry.problems, "registry");
+    found.extend(answer.peers.iter().flat_map(|(cluster, peer)| of_peer(cluster, peer)));
+    found.extend(clients(answer).filter_map(|(kind, client)| {
+        let refusal = client.refusal.as_ref()?;
+        Some(format!("{kind}: {} rejects a response: {refusal}", client.peer))
+    }));
+    for (direction, count, what) in [
+        ("exports", answer.exports.held_back.len(), "not exported"),
+        ("imports", answer.imports.held_back.len(), "quarantined"),
+    ] {
+        if count > 0 {
+            found.push(format!("{direction}: {count} {what}; see below"));
         }
     }
-    for (direction, what) in [("exports", "not exported"), ("imports", "quarantined")] {
-        match items(at(answer, &format!("/{direction}/held_back"))).len() {
-            0 => {}
-            count => found.push(format!("{direction}: {count} {what}; see below")),
-        }
-    }
-    for (_, store) in items(at(answer, "/state/stores")) {
-        let name = text(at(store, "/store"));
-        if at(store, "/usable") == false {
-            found.push(format!("state: {name}: not persisted: {}", text(at(store, "/problem"))));
-        }
-        found.extend(said(store, "/damage", &format!("state: {name}")));
-    }
-    found.extend(listed("/state/problems", "state"));
-    found.extend(listed("/trust/refused", "trust"));
-    found.extend(listed("/envoys", "Envoys' tables"));
-    found.extend(listed("/grpc", "gRPC clients' tables"));
+    found.extend(answer.state.stores.iter().flat_map(of_store));
+    found.extend(listed(&answer.state.problems, "state"));
+    found.extend(listed(&answer.trust.refused, "trust"));
+    found.extend(listed(answer.envoys.as_deref().unwrap_or_default(), "Envoys' tables"));
+    found.extend(listed(answer.grpc.as_deref().unwrap_or_default(), "gRPC clients' tables"));
     found
 }
 
-fn of_peer(cluster: &str, peer: &Value) -> Vec<String> {
-    let lost = (at(peer, "/connected") == false)
-        .then(|| format!("peer {cluster}: not connected: {}", text(at(peer, "/error"))));
-    let refusals = [("slice", "/refusal"), ("bundle", "/bundle/refusal"), ("bundle", "/bundle/advice")];
+fn of_peer(cluster: &str, peer: &Peer) -> Vec<String> {
+    let lost =
+        (!peer.connected).then(|| format!("peer {cluster}: not connected: {}", or_dash(peer.error.as_ref())));
     let refusals =
-        refusals.iter().filter_map(|(what, pointer)| said(peer, pointer, &format!("peer {cluster}: {what}")));
+        [("slice", &peer.refusal), ("bundle", &peer.bundle.refusal), ("bundle", &peer.bundle.advice)];
+    let refusals = refusals
+        .into_iter()
+        .filter_map(|(what, why)| Some(format!("peer {cluster}: {what}: {}", why.as_ref()?)));
     lost.into_iter().chain(refusals).collect()
 }
 
-/// A text of the answer after what it is about, if there is one.
-fn said(value: &Value, pointer: &str, what: &str) -> Option<String> {
-    at(value, pointer).as_str().map(|why| format!("{what}: {}", printable(why)))
-}
-
-type Row<'a> = (String, &'a Value);
-
-fn items(list: &Value) -> Vec<Row<'_>> {
-    list.as_array().into_iter().flatten().map(|item| (String::new(), item)).collect()
-}
-
-/// The members of an object, each with its name.
-fn members(object: &Value) -> Vec<Row<'_>> {
-    object.as_object().into_iter().flatten().map(|(name, member)| (printable(name), member)).collect()
+fn of_store(store: &Store) -> Vec<String> {
+    let Store { store: name, usable, problem, damage, .. } = store;
+    let lost = (!usable).then(|| format!("state: {name}: not persisted: {}", or_dash(problem.as_ref())));
+    let damage = damage.as_ref().map(|damage| format!("state: {name}: {damage}"));
+    lost.into_iter().chain(damage).collect()
 }
 
 /// A table under a title; nothing where there are no rows.
-fn section(title: &str, rows: Vec<Row<'_>>, columns: &Columns) -> String {
-    if rows.is_empty() {
-        return String::new();
-    }
+fn section<const COLUMNS: usize>(
+    title: &str,
+    headings: [&str; COLUMNS],
+    rows: impl Iterator<Item = [String; COLUMNS]>,
+) -> String {
     let mut table = Table::new();
     table.load_style(presets::NOTHING).set_content_arrangement(ContentArrangement::Disabled);
-    table.set_header(columns.iter().map(|(heading, _)| heading));
-    let count = rows.len();
-    for (name, row) in rows.into_iter().take(ROWS) {
-        table.add_row(columns.iter().map(|(_, pointer)| match *pointer {
-            "" => name.clone(),
-            pointer => text(at(row, pointer)),
-        }));
+    table.set_header(headings);
+    let mut count = 0_usize;
+    for row in rows {
+        count += 1;
+        if count <= ROWS {
+            table.add_row(row);
+        }
     }
     let more = match count.saturating_sub(ROWS) {
         0 => String::new(),
         more => format!("  and {more} more; --json lists them\n"),
     };
-    format!("\n{title}\n{table}\n{more}")
+    if count == 0 { String::new() } else { format!("\n{title}\n{table}\n{more}") }
 }
 
-/// A value in one line.
-fn text(value: &Value) -> String {
-    match value {
-        Value::Null => "-".to_owned(),
-        Value::String(text) => printable(text),
-        Value::Bool(true) => "yes".to_owned(),
-        Value::Bool(false) => "no".to_owned(),
-        Value::Array(list) => list.iter().map(text).collect::<Vec<_>>().join(", "),
-        Value::Object(map) => map
-            .iter()
-            .map(|(key, value)| format!("{} {}", printable(key), text(value)))
-            .collect::<Vec<_>>()
-            .join(", "),
-        Value::Number(number) => number.to_string(),
-    }
+fn yes_or_no(is: bool) -> String {
+    if is { "yes" } else { "no" }.to_owned()
 }
 
-/// The value at a JSON pointer, null if there is none.
-fn at<'a>(value: &'a Value, pointer: &str) -> &'a Value {
-    value.pointer(pointer).unwrap_or(&Value::Null)
-}
-
-/// The answer may come from anything that listens there: no control characters reach the terminal.
-pub(super) fn printable(text: &str) -> String {
-    text.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
+/// The value, or `-` for none.
+fn or_dash(value: Option<&impl Display>) -> String {
+    value.map_or_else(|| "-".to_owned(), ToString::to_string)
 }
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
+    use isthmus_model::admin::Answer;
+    use serde::de::DeserializeOwned;
+    use serde_json::{Value, json};
 
     use super::*;
+
+    fn page<T: DeserializeOwned>(answer: &Value) -> T {
+        Answer::parse(answer.to_string().as_bytes()).unwrap().page().unwrap()
+    }
 
     #[test]
     fn status_page_names_problems_first() {
@@ -230,7 +210,7 @@ mod tests {
             "nodes": { "gateways": [{ "peer": "spiffe://w/gw", "settled": true, "refusals": 0, "refusal": null }] },
             "state": { "stores": [{ "store": "slices", "usable": false, "problem": "disk full" }], "problems": [] },
         });
-        let page = status(&answer);
+        let page = status(&page(&answer));
         let at = |what: &str| page.find(what).unwrap_or_else(|| panic!("{what} is not in {page}"));
         assert!(!page.contains('\u{1b}'), "{page}");
         for problem in [
@@ -242,7 +222,8 @@ mod tests {
         }
         assert!(at("state: slices: not persisted: disk full") < at("NOT EXPORTED"), "{page}");
         assert!(at("CLIENTS") < at("spiffe://w/gw"), "{page}");
-        assert!(status(&json!({})).contains("No problems."));
+        let none = json!({ "version": "0.1.0", "cluster": "west", "network": "west-net" });
+        assert!(status(&self::page(&none)).contains("No problems."));
     }
 
     #[test]
@@ -252,7 +233,7 @@ mod tests {
             "others": [], "registry": null, "note": "run it there",
             "imports": [{ "cluster": "east", "host": "productpage.bookinfo.svc.cluster.local", "held": "not granted" }],
         });
-        let page = explain(&answer);
+        let page = explain(&page(&answer));
         for part in ["named by: alias", "not in the registry", "east", "not granted", "run it there"] {
             assert!(page.contains(part), "{part}: {page}");
         }

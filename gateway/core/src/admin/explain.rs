@@ -21,7 +21,7 @@ use crate::socket;
 ///
 /// # Errors
 /// The wrong parameter and the remedy.
-pub fn explain(params: &Params, control: &Control) -> Result<Explanation, String> {
+pub(super) fn explain(params: &Params, control: &Control) -> Result<Explanation, String> {
     let sni = match params.get("sni") {
         None => None,
         Some(name) => Some(HostName::parse(name).map_err(|error| {

@@ -16,14 +16,14 @@ use crate::control::Control;
 
 /// The parameters of a request.
 #[derive(Debug, Default)]
-pub struct Params(HashMap<String, String>);
+pub(crate) struct Params(HashMap<String, String>);
 
 impl Params {
     /// Parses `a=b&c=d`, percent-decoded.
     ///
     /// # Errors
     /// The encoding is invalid.
-    pub fn parse(query: &str) -> Result<Params, String> {
+    pub(super) fn parse(query: &str) -> Result<Params, String> {
         let mut params = HashMap::new();
         for pair in query.split('&').filter(|pair| !pair.is_empty()) {
             let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
@@ -33,8 +33,7 @@ impl Params {
     }
 
     /// Returns the value of a parameter.
-    #[must_use]
-    pub fn get(&self, key: &str) -> Option<&str> {
+    pub(super) fn get(&self, key: &str) -> Option<&str> {
         self.0.get(key).map(String::as_str).filter(|value| !value.is_empty())
     }
 
@@ -54,7 +53,7 @@ fn decode(text: &str) -> Result<String, String> {
 }
 
 /// Returns the page at a path.
-pub(super) fn page(path: &str, params: &Params, control: &Control) -> Page {
+pub(crate) fn page(path: &str, params: &Params, control: &Control) -> Page {
     match path {
         "/status" => json_page(StatusCode::OK, &status(control)),
         "/config" => json_page(StatusCode::OK, &effective(control.written(), &control.configured())),

@@ -12,7 +12,9 @@ use crate::config::settings::{self, Bind};
 use crate::control::{self, Answer, Control, Following, Refused, Unreached};
 use crate::log::rfc3339;
 
-pub(super) fn status(control: &Control) -> Status {
+/// Renders the state of a gateway.
+#[must_use]
+pub fn status(control: &Control) -> Status {
     let process = &control.process;
     let tables = process.tables.load();
     let names = control.answers.all().into_iter().map(|(name, answer)| (name.to_string(), resolved(answer)));

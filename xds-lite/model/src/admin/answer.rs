@@ -31,7 +31,11 @@ impl Answer {
         let mut value = self.0.clone();
         escape(&mut value);
         serde_path_to_error::deserialize(value).map_err(|error| {
-            NotThePage(format!("{}: {}", error.path(), printable(&error.inner().to_string())))
+            let cause = printable(&error.inner().to_string());
+            match error.path().to_string().as_str() {
+                "." => NotThePage(cause),
+                path => NotThePage(format!("{path}: {cause}")),
+            }
         })
     }
 
