@@ -83,7 +83,11 @@ fn busy_agent_answers_its_pages_and_keeps_its_streams() {
     until("the agent has the file's bytes", || west.process().bytes_read() > before + FILE as u64);
     assert!(is_ready(&west));
     let hosts = west.ask("/status")["registry"]["hosts"].as_u64().unwrap();
-    assert_eq!((metric(&west, "isthmus_agent_hosts"), hosts), (0, 0), "the file was read too fast for this test");
+    assert_eq!(
+        (metric(&west, "isthmus_agent_hosts"), hosts),
+        (0, 0),
+        "the file was read too fast for this test"
+    );
     until("the file is live", || metric(&west, "isthmus_agent_hosts") == SERVICES);
 
     let status = west.ask("/status");

@@ -54,9 +54,9 @@ use federation::federate;
 use issuing::Issuing;
 use join_config::context;
 use mtls_check::run_mtls_checks;
+use own_services::OwnServices;
 use pages::AdminPages;
 use peer::peer_access;
-use own_services::OwnServices;
 use peers::Peers;
 use registry_watch::{keep_polling, poll};
 use state_directory::{Restored, StateDirectory};
@@ -252,6 +252,7 @@ impl Agent {
                 () = renew_intermediate(issuing) => Ok(()),
                 () = keep_polling(files, &owners.own, &again) => Ok(()),
                 () = keep_expiring(&owners.peers) => Ok(()),
+                () = owners.peers.keep_publishing() => Ok(()),
                 () = owners.views.bundles.keep_telling(&trust) => Ok(()),
                 () = run_mtls_checks(Arc::clone(&owners.own)) => Ok(()),
                 () = import_health::ask(Arc::clone(&owners.peers)) => Ok(()),

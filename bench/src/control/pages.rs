@@ -116,8 +116,7 @@ fn poll(
 ) -> anyhow::Result<Vec<Page>> {
     let is_over = AtomicBool::new(false);
     let (ran, polled) = thread::scope(|scope| {
-        let pollers: Vec<_> =
-            places.iter().map(|place| scope.spawn(|| times(*place, &is_over))).collect();
+        let pollers: Vec<_> = places.iter().map(|place| scope.spawn(|| times(*place, &is_over))).collect();
         let ran = run();
         is_over.store(true, Relaxed);
         let panicked = || Err(io::Error::other("a thread that requests pages panicked"));

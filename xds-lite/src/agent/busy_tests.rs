@@ -88,9 +88,18 @@ fn pages_are_answered_in_the_middle_of_every_change() {
     let _changes = (owners.own.hold(), owners.peers.hold());
     assert!(pages.ready());
     let status = pages.status();
-    assert_eq!((&status["registry"]["hosts"], &status["registry"]["problems"][0]), (&2.into(), &"odd".into()));
-    assert_eq!((&status["exports"]["count"], &status["exports"]["held_back"][0]["host"]), (&1.into(), &"b.own".into()));
-    assert_eq!((&status["imports"]["count"], &status["imports"]["imported"][0]["host"]), (&1.into(), &"a.shop".into()));
+    assert_eq!(
+        (&status["registry"]["hosts"], &status["registry"]["problems"][0]),
+        (&2.into(), &"odd".into())
+    );
+    assert_eq!(
+        (&status["exports"]["count"], &status["exports"]["held_back"][0]["host"]),
+        (&1.into(), &"b.own".into())
+    );
+    assert_eq!(
+        (&status["imports"]["count"], &status["imports"]["imported"][0]["host"]),
+        (&1.into(), &"a.shop".into())
+    );
     assert_eq!(status["imports"]["held_back"][0]["host"], "a.bank");
     let of_west = &status["peers"]["west"];
     assert_eq!((&of_west["connected"], &of_west["offers"]["slices"]["used"]), (&true.into(), &1.into()));

@@ -28,11 +28,7 @@ use super::{Error, Owners, blocking};
 const PACE: Duration = Duration::from_secs(1);
 
 /// Follows every peer: those in the file and those that join while this runs.
-pub(super) async fn federate(
-    settings: Arc<Settings>,
-    trust: Trust,
-    owners: Owners,
-) -> Result<(), Error> {
+pub(super) async fn federate(settings: Arc<Settings>, trust: Trust, owners: Owners) -> Result<(), Error> {
     let keeper = Arc::new(Keeper::new(trust.clone(), settings.trust.clone(), settings.state.clone()));
     let mut tasks = JoinSet::new();
     let begin = |tasks: &mut JoinSet<()>, peer: Peer| {

@@ -67,17 +67,13 @@ struct Sight<'a> {
 
 const ALL: &[Definition] = &[
     whole("isthmus_agent_hosts", "Hosts in the registry.", |seen| seen.own.hosts),
-    whole("isthmus_agent_registered", "VM instances registered at this agent.", |seen| {
-        seen.own.registered
-    }),
+    whole("isthmus_agent_registered", "VM instances registered at this agent.", |seen| seen.own.registered),
     whole(
         "isthmus_agent_registry_problems",
         "Problems in the registry now; the log and `status` name each.",
         |seen| seen.own.problem_count,
     ),
-    whole("isthmus_agent_exported", "Hosts exported to other clusters.", |seen| {
-        seen.own.exported
-    }),
+    whole("isthmus_agent_exported", "Hosts exported to other clusters.", |seen| seen.own.exported),
     whole(
         "isthmus_agent_exports_held_back",
         "Hosts selected by an export rule but not exported, because no endpoint passed the mTLS check.",

@@ -61,8 +61,7 @@ impl Pages for AdminPages {
     fn status(&self) -> Value {
         let Owners { own, peers, directory, views } = &self.owners;
         let (own, peers) = (own.summary(LISTED), peers.summary(LISTED));
-        let held: Vec<_> =
-            own.held.iter().map(|(host, why)| json!({ "host": host, "why": why })).collect();
+        let held: Vec<_> = own.held.iter().map(|(host, why)| json!({ "host": host, "why": why })).collect();
         let stores: Vec<_> = directory.reports().into_iter().chain(views.bundles.report()).collect();
         json!({
             "version": env!("CARGO_PKG_VERSION"),

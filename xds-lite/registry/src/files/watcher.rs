@@ -197,11 +197,7 @@ impl Watcher {
     }
 }
 
-fn watch(
-    folder: &Path,
-    happened: Arc<Mutex<Turn>>,
-    wake: Arc<Wake>,
-) -> notify::Result<RecommendedWatcher> {
+fn watch(folder: &Path, happened: Arc<Mutex<Turn>>, wake: Arc<Wake>) -> notify::Result<RecommendedWatcher> {
     let mut watcher = notify::recommended_watcher(move |event: notify::Result<Event>| {
         if !event.as_ref().is_ok_and(is_reading) {
             happened.lock().unwrap_or_else(PoisonError::into_inner).note(event);

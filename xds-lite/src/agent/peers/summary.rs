@@ -83,7 +83,12 @@ impl Summary {
             imported_count: self.imported.len(),
             imported: self.imported.iter().take(most).map(|key| status(key, None)).collect(),
             quarantined_count: self.quarantined.len(),
-            quarantined: self.quarantined.iter().take(most).map(|(key, why)| status(key, Some(why))).collect(),
+            quarantined: self
+                .quarantined
+                .iter()
+                .take(most)
+                .map(|(key, why)| status(key, Some(why)))
+                .collect(),
             probed: self.probed,
             down_count: self.down.len(),
             down: self.down.iter().take(most).cloned().collect(),
