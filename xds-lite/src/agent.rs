@@ -252,6 +252,7 @@ impl Agent {
                 () = renew_intermediate(issuing) => Ok(()),
                 () = keep_polling(files, &owners.own, &again) => Ok(()),
                 () = keep_expiring(&owners.peers) => Ok(()),
+                () = owners.peers.keep_publishing() => Ok(()),
                 () = owners.views.bundles.keep_telling(&trust) => Ok(()),
                 () = run_mtls_checks(Arc::clone(&owners.own)) => Ok(()),
                 () = import_health::ask(Arc::clone(&owners.peers)) => Ok(()),

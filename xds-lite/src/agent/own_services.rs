@@ -10,11 +10,12 @@ mod checks;
 mod summary;
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::ops::Bound::{Excluded, Unbounded};
 use std::sync::Arc;
 use std::time::Instant;
 
 use isthmus_ads::view::View;
-use isthmus_health::mtls::{MtlsChecks, Subject};
+use isthmus_health::mtls::{MtlsCheck, MtlsChecks, Subject};
 use isthmus_model::address::Target;
 use isthmus_model::host::HostPattern;
 use isthmus_model::services::Service;
@@ -84,7 +85,7 @@ pub(super) struct HostReport {
     /// Why it is not exported; none: it is.
     pub(super) why_not: Option<String>,
     /// The results of mTLS checks.
-    pub(super) checks: BTreeMap<Target, isthmus_health::mtls::MtlsCheck>,
+    pub(super) checks: BTreeMap<Target, MtlsCheck>,
 }
 
 impl OwnServices {
@@ -414,7 +415,6 @@ impl OwnServices {
 
     /// What `find` returns for each host of the registry. Other work on the services goes on meanwhile.
     pub(super) fn search<T>(&self, find: impl Fn(&HostPattern, &[Service]) -> Option<T>) -> Vec<T> {
-        use std::ops::Bound::{Excluded, Unbounded};
         let mut found = Vec::new();
         let mut last: Option<HostPattern> = None;
         loop {

@@ -21,7 +21,9 @@ use isthmus_model::slice::{Cluster, Key, Slice};
 use isthmus_registry::imports::{DecodedSlice, ImportStatus, Imports, Stale, Stored, Verdict};
 use isthmus_trust::bundles::BundleUpdate;
 use parking_lot::{Mutex, MutexGuard};
+use tokio::sync::Notify;
 
+use super::blocking;
 use super::config::{Peer, Settings};
 use super::peer::{Contact, consent};
 use super::persistence;
@@ -49,6 +51,8 @@ pub(super) struct Peers {
     directory: Arc<StateDirectory>,
     state: Mutex<State>,
     summary: Mutex<Summary>,
+    /// A stream or a probe has changed verdicts, which are published on another thread.
+    to_publish: Notify,
 }
 
 struct State {
@@ -68,7 +72,8 @@ impl Peers {
         unclaimed: BTreeMap<Cluster, BTreeMap<String, Vec<u8>>>,
     ) -> Peers {
         let state = State { imports: Imports::default(), hearing: HashMap::new(), unclaimed };
-        Peers { settings, views, directory, state: Mutex::new(state), summary: Mutex::default() }
+        let (state, summary) = (Mutex::new(state), Mutex::default());
+        Peers { settings, views, directory, state, summary, to_publish: Notify::new() }
     }
 
     /// Adds a peer; its persisted slices stay in use until it is connected.
@@ -197,7 +202,16 @@ impl Peers {
             contact.error = lost;
         }
         self.change(|state| state.imports.set_unreachable_since(with, now));
-        self.pass_on();
+        self.to_publish.notify_one();
+    }
+
+    /// Publishes what streams and probes have changed, until dropped.
+    pub(super) async fn keep_publishing(self: &Arc<Self>) {
+        loop {
+            self.to_publish.notified().await;
+            let peers = Arc::clone(self);
+            blocking(move || peers.pass_on()).await;
+        }
     }
 
     /// Drops expired slices, and completes first states that have arrived. The cost is in proportion to those.
@@ -220,8 +234,11 @@ impl Peers {
 
     /// Applies the answers of probes; returns at most `most` addresses to probe now (`stale: probe`).
     pub(super) fn probe(&self, answers: Vec<(Target, Answer)>, most: usize, now: Instant) -> Vec<Target> {
+        let is_news = !answers.is_empty();
         let due = self.change(|state| state.imports.turn(answers, most, now));
-        self.pass_on();
+        if is_news || !due.is_empty() {
+            self.to_publish.notify_one();
+        }
         due
     }
 
