@@ -17,8 +17,9 @@ use std::time::Instant;
 
 use isthmus_model::host::HostPattern;
 use isthmus_model::services::Service;
+use isthmus_watch::Written;
 
-use settling::{QUIET, Written, with_what_lacks};
+use settling::{QUIET, with_what_lacks};
 use tracked::{TrackedFile, fingerprint, read};
 use watcher::{ChangedPaths, Watcher};
 

@@ -9,22 +9,12 @@ use std::time::{Duration, Instant};
 use isthmus_model::Problems;
 use isthmus_model::host::HostPattern;
 use isthmus_model::services::Service;
+use isthmus_watch::Written;
 
 /// Quiet time after which services missing from a file, or a removed file, are gone.
 pub(super) const QUIET: Duration = Duration::from_millis(500);
 /// Writing for longer than this is reported.
 const LONG: Duration = Duration::from_secs(10);
-
-/// The last write event of a file.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Written {
-    /// It was written, and the writer has it still open.
-    Open,
-    /// Its writer closed it, or it was created.
-    Closed,
-    /// Another file was renamed over it.
-    Replaced,
-}
 
 /// Tracks whether a file is complete.
 #[derive(Debug, Default)]

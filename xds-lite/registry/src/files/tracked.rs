@@ -9,8 +9,9 @@ use std::time::Instant;
 
 use isthmus_model::services::Service;
 use isthmus_model::{file, registry_file};
+use isthmus_watch::Written;
 
-use super::settling::{QUIET, Settling, Written};
+use super::settling::{QUIET, Settling};
 
 #[derive(Debug, Default)]
 pub(super) struct TrackedFile {

@@ -4,17 +4,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
 use std::fmt;
-use std::fs;
-use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use notify::event::{AccessKind, AccessMode, EventKind, ModifyKind, RenameMode};
-use notify::{Event, RecommendedWatcher, RecursiveMode, Watcher as _};
+use isthmus_watch::{Hint, Written};
 
 use super::is_ours;
-use super::settling::Written;
 
 /// The interval of full scans, which find what events miss: a write behind a link, or on a shared file
 /// system.
@@ -71,20 +67,12 @@ pub(super) struct Turn {
 }
 
 impl Turn {
-    fn note(&mut self, event: notify::Result<Event>) {
-        let Ok(event) = event else { return self.lose() };
-        if event.paths.is_empty() || event.need_rescan() {
-            return self.lose();
-        }
-        let written = written(&event.kind);
-        for path in &event.paths {
-            self.at.add(path);
-            let Some((name, written)) = path.file_name().zip(written).filter(|_| is_ours(path)) else {
-                continue;
-            };
-            if self.written.len() < MOST_WRITTEN || self.written.contains_key(name) {
-                self.written.insert(name.to_owned(), written);
-            }
+    fn note(&mut self, hint: Hint<'_>) {
+        let Hint::Changed { path, written } = hint else { return self.lose() };
+        self.at.add(path);
+        let Some((name, written)) = path.file_name().zip(written).filter(|_| is_ours(path)) else { return };
+        if self.written.len() < MOST_WRITTEN || self.written.contains_key(name) {
+            self.written.insert(name.to_owned(), written);
         }
     }
 
@@ -93,25 +81,12 @@ impl Turn {
     }
 }
 
-fn written(kind: &EventKind) -> Option<Written> {
-    match kind {
-        EventKind::Modify(ModifyKind::Data(_)) => Some(Written::Open),
-        // Creating a link is an event, too, without a close.
-        EventKind::Create(_) | EventKind::Access(AccessKind::Close(AccessMode::Write)) => {
-            Some(Written::Closed)
-        }
-        EventKind::Modify(ModifyKind::Name(RenameMode::To | RenameMode::Both)) => Some(Written::Replaced),
-        _ => None,
-    }
-}
-
 /// Watches one directory.
 pub(super) struct Watcher {
-    watched: Option<Watched>,
+    events: isthmus_watch::Watcher,
     happened: Arc<Mutex<Turn>>,
     /// When all files are scanned next; none: at once.
     next_scan: Option<Instant>,
-    has_complained: bool,
     wake: Arc<Wake>,
 }
 
@@ -121,19 +96,12 @@ pub(super) type Wake = dyn Fn() + Send + Sync;
 impl Default for Watcher {
     fn default() -> Watcher {
         Watcher {
-            watched: None,
+            events: isthmus_watch::Watcher::new("the registry"),
             happened: Arc::default(),
             next_scan: None,
-            has_complained: false,
             wake: Arc::new(|| {}),
         }
     }
-}
-
-/// A directory by device and inode: the same path may lead to another one later.
-struct Watched {
-    place: (u64, u64),
-    _watcher: RecommendedWatcher,
 }
 
 impl Watcher {
@@ -147,7 +115,7 @@ impl Watcher {
         }
         let mut happened = self.happened.lock().unwrap_or_else(PoisonError::into_inner);
         let mut happened = std::mem::take(&mut *happened);
-        if is_due || self.watched.is_none() {
+        if is_due || !self.events.has_events() {
             happened.at = ChangedPaths::Everywhere;
         }
         happened
@@ -175,52 +143,26 @@ impl Watcher {
     }
 
     fn watch_directory(&mut self, folder: &Path) {
-        let place = fs::metadata(folder).map(|facts| (facts.dev(), facts.ino())).ok();
-        if place.is_some() && self.watched.as_ref().map(|watched| watched.place) == place {
-            return;
-        }
-        self.watched = None;
-        self.happened.lock().unwrap_or_else(PoisonError::into_inner).lose();
-        // The scan reports a missing directory.
-        let Some(place) = place else { return };
-        match watch(folder, Arc::clone(&self.happened), Arc::clone(&self.wake)) {
-            Ok(watcher) => {
-                self.watched = Some(Watched { place, _watcher: watcher });
-                self.has_complained = false;
-            }
-            Err(error) if !self.has_complained => {
-                self.has_complained = true;
-                tracing::warn!(folder = %folder.display(), %error, "no file system events for the registry; polling it");
-            }
-            Err(_) => {}
+        let (happened, wake) = (Arc::clone(&self.happened), Arc::clone(&self.wake));
+        let may_be_lost = self.events.watch([folder], move |hint| {
+            happened.lock().unwrap_or_else(PoisonError::into_inner).note(hint);
+            wake();
+        });
+        if may_be_lost {
+            self.happened.lock().unwrap_or_else(PoisonError::into_inner).lose();
         }
     }
 }
 
-fn watch(folder: &Path, happened: Arc<Mutex<Turn>>, wake: Arc<Wake>) -> notify::Result<RecommendedWatcher> {
-    let mut watcher = notify::recommended_watcher(move |event: notify::Result<Event>| {
-        if !event.as_ref().is_ok_and(is_reading) {
-            happened.lock().unwrap_or_else(PoisonError::into_inner).note(event);
-            wake();
-        }
-    })?;
-    watcher.watch(folder, RecursiveMode::NonRecursive)?;
-    Ok(watcher)
-}
-
-/// Reads are events, too, some of them our own.
-fn is_reading(event: &Event) -> bool {
-    event.kind.is_access() && event.kind != EventKind::Access(AccessKind::Close(AccessMode::Write))
-}
-
 impl fmt::Debug for Watcher {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Watcher").field("has_events", &self.watched.is_some()).finish_non_exhaustive()
+        f.debug_struct("Watcher").field("events", &self.events).finish_non_exhaustive()
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
     use std::thread;
 
     use super::*;
