@@ -45,3 +45,24 @@ impl Builder {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::{agent, gateway};
+    use super::*;
+
+    #[test]
+    fn schema_has_every_path_and_describes_every_field() {
+        let programs =
+            [(gateway::schema(), gateway::GET.len() - 1 + gateway::POST.len()), (agent::schema(), 5)];
+        for (schema, paths) in programs {
+            assert_eq!(schema["properties"].as_object().unwrap().len(), paths, "{schema:#}");
+            for (name, definition) in schema["$defs"].as_object().unwrap() {
+                assert!(definition["description"].is_string(), "{name}");
+                for (field, schema) in definition["properties"].as_object().into_iter().flatten() {
+                    assert!(schema["description"].is_string(), "{name}.{field}: {schema}");
+                }
+            }
+        }
+    }
+}
