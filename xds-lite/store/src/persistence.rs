@@ -104,7 +104,7 @@ impl Persistence {
         let is_damaged = damage.is_some();
         if let Some(why) = damage {
             let why = format!("{}: {why}", path.display());
-            self.shared.health.is_damaged(&Damage { why, lost: BTreeSet::new() }, records.len());
+            self.shared.health.is_damaged(&Damage::of_file(why), records.len());
         }
         writer.adopt(Old { path: path.to_owned(), is_damaged });
         records
