@@ -1,6 +1,7 @@
 //! Runs the agent of a cluster: watches the registry, follows the agents of other clusters, and serves xDS to the
 //! cluster's gateways and to those agents. `state` holds what it knows, `views` what each client is served.
 
+mod acknowledgements;
 mod bundles;
 pub mod config;
 mod explain;
@@ -39,11 +40,12 @@ use isthmus_grpc::budget::{Budgets, Places, raise_descriptor_limit};
 use isthmus_grpc::serve::{Admission, serve_with};
 use isthmus_registry::files::Files;
 use isthmus_trust::issuing::IntermediateError;
-use isthmus_trust::join::{self, Folder};
+use isthmus_trust::join::{self, Tokens};
 
+use acknowledgements::Acknowledgements;
 use bundles::Bundles;
 use config::{Registration, Settings};
-use federation::federate;
+use federation::Federation;
 use issuing::Issuing;
 use join_config::context;
 use mtls_check::run_mtls_checks;
@@ -153,13 +155,27 @@ impl Agent {
             .map(|gateway| SpiffeId::gateway(domain, settings.cluster.as_str(), &gateway.name))
             .collect();
         let own = join::Party { cluster: settings.cluster.clone(), trust_domain: domain.clone() };
-        let bundles = Bundles::new(own, settings.state.as_deref());
-        let views = Views::new(gateways?, adapter(&settings), bundles);
+        let (store, acknowledged) = match settings.state.clone() {
+            Some(folder) => {
+                let own = own.clone();
+                let opened = spawn_blocking(move || {
+                    let store = join::store(&folder);
+                    let acknowledged = Acknowledgements::open(store.clone(), &folder, &own);
+                    (store, acknowledged)
+                });
+                let (store, acknowledged) = opened.await.map_err(Error::Broken)?;
+                (Some(store), Some(acknowledged))
+            }
+            None => (None, None),
+        };
+        let bundles = Bundles::new(own, acknowledged);
+        let views = Views::new(settings.cluster.clone(), gateways?, adapter(&settings), bundles);
         for peer in &settings.peers {
             views.add(&peer.domain, &peer.cluster, peer_access(&settings, peer));
         }
-        let tokens = settings.state.as_deref().map(|state| Arc::new(Folder::of_state(state)));
-        let issuing = Issuing::open(&settings, &trust, tokens.clone())?;
+        let tokens = store.clone().zip(settings.state.as_deref());
+        let tokens = tokens.map(|(store, state)| Tokens::new(Arc::new(store), state));
+        let issuing = Issuing::open(&settings, &trust, tokens)?;
         let settings = Arc::new(settings);
         let opened = match settings.state.clone() {
             Some(folder) => {
@@ -168,7 +184,7 @@ impl Agent {
             }
             None => None,
         };
-        let state = State::new(Arc::clone(&settings), Arc::new(views), opened, tokens);
+        let state = State::new(Arc::clone(&settings), Arc::new(views), opened, store);
         let join = match &settings.join {
             Some(join) => Some(listen(join.address).await?),
             None => None,
@@ -237,19 +253,16 @@ impl Agent {
         let members = Arc::clone(&views);
         let knows = Arc::new(move |id: &SpiffeId| members.principal(id));
         let admission = Admission::new(knows).with(budgets, issuing_service);
-        let tokens = locked(&state).tokens.clone();
-        let context = sockets
-            .join
-            .as_ref()
-            .zip(tokens)
-            .map(|(_, tokens)| Ok::<_, Error>(context(&settings, trust.clone())?.with_tokens(tokens)));
-        let context = context.transpose()?;
+        let store = locked(&state).trust_store.clone();
+        let store = store.filter(|_| sockets.join.is_some());
+        let join = store.map(|store| context(&settings, trust.clone(), Arc::new(store))).transpose()?;
+        let federation = Federation::start(settings, trust.clone(), Arc::clone(&state)).await?;
         tokio::select! {
             () = attend(&sockets.xds, tls, routes, admission, &state) => Ok(()),
             served = admin::serve_on_own_thread(sockets.admin, local, pages, admin::Limits::default()) => {
                 served.map_err(Error::Admin)
             }
-            () = welcome(sockets.join, context) => Ok(()),
+            () = welcome(sockets.join, join) => Ok(()),
             () = renew_intermediate(issuing) => Ok(()),
             ended = keep_looking(files, &state, &waiting, &again) => ended,
             () = keep_expiring(&state) => Ok(()),
@@ -257,7 +270,7 @@ impl Agent {
             () = views.bundles.keep_telling(&trust) => Ok(()),
             () = run_mtls_checks(Arc::clone(&state), Arc::clone(&waiting)) => Ok(()),
             () = import_health::ask(Arc::clone(&state)) => Ok(()),
-            ended = federate(settings, trust.clone(), Arc::clone(&state)) => ended,
+            ended = federation.run() => ended,
         }
     }
 }

@@ -90,6 +90,8 @@ pub(super) struct Opened {
     pub(super) stores: Stores,
     pub(super) slices: Slices,
     pub(super) registrations: Vec<Record>,
+    /// The registrations could be read.
+    pub(super) has_registrations: bool,
 }
 
 impl Stores {
@@ -110,7 +112,9 @@ impl Stores {
         all.extend(registered);
         let mut merged: BTreeMap<_, _> = before.into_iter().collect();
         merged.extend(records);
-        Opened { stores: Stores { slices, registrations }, slices: Slices::read(merged), registrations: all }
+        let has_registrations = registrations.was_read();
+        let stores = Stores { slices, registrations };
+        Opened { stores, slices: Slices::read(merged), registrations: all, has_registrations }
     }
 
     /// Begins to persist changes, for as long as the returned sources live.
@@ -189,6 +193,8 @@ impl Source for OfRegistrations {
     }
 
     fn restore(&self, records: Vec<Record>) {
-        locked(&self.0).restore_registrations(records, Instant::now());
+        let mut state = locked(&self.0);
+        state.restore_registrations(records, Instant::now());
+        state.has_registrations();
     }
 }

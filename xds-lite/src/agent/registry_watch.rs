@@ -78,12 +78,22 @@ impl State {
         waits
     }
 
+    /// The registrations from before a restart are known: what neither they nor the files have is gone.
+    pub(super) fn has_registrations(&mut self) {
+        self.has_registrations = true;
+        self.views.set_own_known();
+        if self.files.summary().is_whole {
+            let hosts = std::mem::take(&mut self.unconfirmed);
+            self.change(hosts, Instant::now());
+        }
+    }
+
     /// Applies a part of the registry's files. Returns whether an endpoint awaits its mTLS check.
     fn apply_part(&mut self, part: Part, now: Instant) -> bool {
         let is_last = part.summary.is_some();
         let mut hosts: BTreeSet<HostPattern> = self.files.take(part).into_iter().collect();
-        // While the directory is missing, hosts offered before may still exist.
-        if self.files.summary().is_whole {
+        // While the directory is missing or registrations cannot be read, hosts offered before may still exist.
+        if self.files.summary().is_whole && self.has_registrations {
             hosts.extend(std::mem::take(&mut self.unconfirmed));
         }
         let waits = self.change(hosts, now);

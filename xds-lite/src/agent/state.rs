@@ -18,9 +18,8 @@ use isthmus_registry::files::Found;
 use isthmus_registry::imports::{DecodedSlice, Imports, Stored, Verdict};
 use isthmus_registry::registered::Registered;
 use isthmus_registry::registry::{Own, Terms, offers, project_for_peer};
-use isthmus_store::Health;
+use isthmus_store::Embedded;
 use isthmus_trust::bundles;
-use isthmus_trust::join::{Folder, peers_folder};
 
 use super::config::{Peer, Settings};
 use super::peer::{Contact, consent};
@@ -44,6 +43,8 @@ pub(super) struct State {
     pub(super) registered: Registered,
     /// Hosts offered before a restart that the registry has not confirmed since.
     pub(super) unconfirmed: BTreeSet<HostPattern>,
+    /// The registrations from before a restart have been read.
+    pub(super) has_registrations: bool,
     /// Problems of services that another source already defines, by host.
     pub(super) left_out: BTreeMap<HostPattern, Vec<String>>,
     pub(super) problems: Vec<String>,
@@ -58,11 +59,9 @@ pub(super) struct State {
     /// Persisted slices of clusters that are not peers, or not yet, by their names.
     pub(super) unclaimed: BTreeMap<Cluster, BTreeMap<String, Vec<u8>>>,
     pub(super) stores: Option<Stores>,
-    /// Tokens that this agent has made.
-    pub(super) tokens: Option<Arc<Folder>>,
-    /// The health of the records of joined clusters.
-    pub(super) peer_files: Option<Health>,
-    /// Records of joined clusters that are ignored, and files that do not belong there.
+    /// Tokens, joined clusters and acknowledgements.
+    pub(super) trust_store: Option<Embedded>,
+    /// Records of joined clusters that are lost or invalid.
     pub(super) state_problems: Vec<String>,
 }
 
@@ -72,11 +71,13 @@ impl State {
         settings: Arc<Settings>,
         views: Arc<Views>,
         opened: Option<Opened>,
-        tokens: Option<Arc<Folder>>,
+        trust_store: Option<Embedded>,
     ) -> State {
-        let (stores, slices, registrations) = match opened {
-            Some(Opened { stores, slices, registrations }) => (Some(stores), slices, registrations),
-            None => Default::default(),
+        let (stores, slices, registrations, has_registrations) = match opened {
+            Some(Opened { stores, slices, registrations, has_registrations }) => {
+                (Some(stores), slices, registrations, has_registrations)
+            }
+            None => (None, persistence::Slices::default(), Vec::new(), true),
         };
         let own = Own::restored(settings.cluster.clone(), incarnation(), slices.own);
         let gateways = settings.gateways.iter().map(|gateway| {
@@ -88,6 +89,7 @@ impl State {
             files: Found::default(),
             registered: Registered::default(),
             unconfirmed: own.slices().map(|slice| slice.key.host.clone()).collect(),
+            has_registrations: false,
             left_out: BTreeMap::new(),
             problems: Vec::new(),
             services: BTreeMap::new(),
@@ -99,11 +101,7 @@ impl State {
             hearing: HashMap::new(),
             unclaimed: slices.imports,
             stores,
-            tokens,
-            peer_files: settings
-                .state
-                .as_deref()
-                .map(|state| Health::for_files("peers", &peers_folder(state))),
+            trust_store,
             state_problems: Vec::new(),
             views,
             settings: Arc::clone(&settings),
@@ -114,6 +112,9 @@ impl State {
         state.publish(&before);
         settings.peers.iter().for_each(|peer| state.add_peer(peer));
         state.restore_registrations(registrations, Instant::now());
+        if has_registrations {
+            state.has_registrations();
+        }
         state
     }
 

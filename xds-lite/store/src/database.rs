@@ -333,7 +333,6 @@ fn remove(path: &Path) -> Result<(), Failure> {
     Ok(())
 }
 
-
 impl From<io::Error> for Failure {
     fn from(error: io::Error) -> Failure {
         Failure::Unusable(error.to_string())

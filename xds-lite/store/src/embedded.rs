@@ -270,6 +270,7 @@ impl Inner {
 }
 
 /// Compares each reading with the last one.
+#[derive(Debug)]
 struct Changes {
     store: Embedded,
     prefix: String,

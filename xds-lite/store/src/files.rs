@@ -79,7 +79,8 @@ pub fn lock(path: &Path) -> io::Result<File> {
             Ok(()) if is_at(path, &file)? => return Ok(file),
             Ok(()) | Err(TryLockError::WouldBlock) if Instant::now() < end => thread::sleep(PACE),
             Ok(()) | Err(TryLockError::WouldBlock) => {
-                let why = format!("{}: another process holds the lock; retry when it is done", path.display());
+                let why =
+                    format!("{}: another process holds the lock; retry when it is done", path.display());
                 return Err(io::Error::new(io::ErrorKind::TimedOut, why));
             }
             Err(TryLockError::Error(error)) => return Err(error),

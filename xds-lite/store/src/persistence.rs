@@ -110,6 +110,12 @@ impl Persistence {
         records
     }
 
+    /// Whether the records from before the start have been read. Otherwise the source receives them later.
+    #[must_use]
+    pub fn was_read(&self) -> bool {
+        self.writer.as_ref().is_none_or(Writer::was_read)
+    }
+
     /// Starts the writer thread, which writes changes of the source from now on.
     pub fn begin(&mut self, source: Weak<dyn Source>) {
         let Some(writer) = self.writer.take() else { return };

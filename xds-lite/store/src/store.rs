@@ -38,7 +38,7 @@ pub trait Store: fmt::Debug + Send + Sync {
 }
 
 /// Follows records.
-pub trait Watch: Send {
+pub trait Watch: fmt::Debug + Send {
     /// The records, if any has changed since the last call; the first call returns them in any case. Several changes
     /// between two calls are one.
     ///

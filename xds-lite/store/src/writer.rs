@@ -68,6 +68,11 @@ impl Writer {
         records
     }
 
+    /// Whether the records from before the start have been read.
+    pub(crate) fn was_read(&self) -> bool {
+        self.was_read
+    }
+
     /// Removes this file once everything is written.
     pub(crate) fn adopt(&mut self, old: Old) {
         self.adopted.push(old);

@@ -3,12 +3,12 @@
 use std::collections::BTreeMap;
 use std::time::Instant;
 
-use isthmus_store::{Health, Record, Report};
+use isthmus_store::{Embedded, Record, Report};
 
 use crate::agent::persistence::{self, Stores};
 use isthmus_model::slice::Cluster;
 use isthmus_registry::imports::Stored;
-use isthmus_trust::join::{Joined, ReadError};
+use isthmus_trust::join::Joined;
 
 use super::State;
 
@@ -78,25 +78,17 @@ impl State {
     /// The health of the stores.
     pub(in crate::agent) fn health(&self) -> Vec<Report> {
         let stores = self.stores.iter().flat_map(Stores::health).map(|health| health.report());
-        let tokens = self.tokens.iter().map(|tokens| tokens.report());
-        let peers = self.peer_files.iter().map(Health::report);
-        stores.chain(tokens).chain(peers).chain(self.views.bundles.report()).collect()
+        let trust = self.trust_store.iter().map(Embedded::report);
+        stores.chain(trust).chain(self.views.bundles.report()).collect()
     }
 
-    /// Reports records of joined clusters that are ignored; logs each once.
+    /// Reports records of joined clusters that are lost; logs each once.
     pub(in crate::agent) fn name_problems(&mut self, joined: &Joined) {
-        let is_record = |error: &&ReadError| error.path.extension().is_some();
-        if let Some(health) = &self.peer_files {
-            match joined.unread.iter().find(|error| !is_record(error)) {
-                Some(folder) => health.is_unusable(&folder.to_string()),
-                None => health.is_usable(),
-            }
-            for ReadError { path, cause } in joined.unread.iter().filter(is_record) {
-                let name = path.file_name().unwrap_or_default();
-                health.file_is_damaged(&name.to_string_lossy(), cause, None);
-            }
-        }
-        let problems: Vec<_> = joined.unread.iter().chain(&joined.strays).map(ToString::to_string).collect();
+        let problem = |(cluster, why): &(Option<Cluster>, String)| match cluster {
+            Some(cluster) => format!("cluster {cluster}: {why}"),
+            None => why.clone(),
+        };
+        let problems: Vec<_> = joined.lost.iter().map(problem).collect();
         for problem in problems.iter().filter(|problem| !self.state_problems.contains(problem)) {
             tracing::error!("state: {problem}");
         }
