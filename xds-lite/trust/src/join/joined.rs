@@ -19,7 +19,8 @@ pub struct JoinedClusters {
     /// The records that have been read.
     known: BTreeMap<Cluster, Peer>,
     was_whole: bool,
-    is_prepared: bool,
+    is_taken_over: bool,
+    is_swept: bool,
 }
 
 impl JoinedClusters {
@@ -33,7 +34,8 @@ impl JoinedClusters {
             watch,
             known: BTreeMap::new(),
             was_whole: false,
-            is_prepared: false,
+            is_taken_over: false,
+            is_swept: false,
         }
     }
 
@@ -42,10 +44,10 @@ impl JoinedClusters {
     /// # Errors
     /// The store cannot be used; call again later.
     pub fn poll(&mut self) -> Result<Option<Joined>, StoreError> {
-        if !self.is_prepared {
-            takeover::take_over(&self.store, &self.state)?;
-            peer::sweep_forgotten(&self.store)?;
-            self.is_prepared = true;
+        // A full disk keeps nobody from reading: what cannot be written now is left for later, or for the next start.
+        self.is_taken_over = self.is_taken_over || takeover::take_over(&self.store, &self.state).is_ok();
+        if !std::mem::replace(&mut self.is_swept, true) {
+            let _ = peer::sweep_forgotten(&self.store);
         }
         let Some(listing) = self.watch.poll()? else { return Ok(None) };
         let joined = Joined::of(&listing);
