@@ -46,7 +46,6 @@ const OPENERS: &[(&str, &str)] = &[
     ("certs/src/input.rs", "the function that all others use"),
     ("certs/src/files.rs", "opens directories, to sync written files"),
     ("gateway/core/src/metrics/collect.rs", "reads the kernel's data on the process"),
-    ("xds-lite/trust/src/join/tokens/folder.rs", "opens a directory, to sync written files"),
     ("xds-lite/store/src/files.rs", "opens the program's own state without following links"),
 ];
 

@@ -273,7 +273,8 @@ impl Cluster {
 
     /// Runs a command of the agent's binary with its configuration; returns its output or its error.
     pub fn command(&self, words: &[&str]) -> Result<String, String> {
-        let (first, rest) = words.split_at(words.len().min(if words[0] == "token" { 2 } else { 1 }));
+        let (first, rest) =
+            words.split_at(words.len().min(if matches!(words[0], "token" | "peers") { 2 } else { 1 }));
         let mut command = self.program();
         let output = command.args(first).arg("--config").arg(self.file()).args(rest).output().unwrap();
         let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();

@@ -33,6 +33,10 @@ use serde_json::{Value, json};
 const STANDING: usize = 8;
 const HOSTS: usize = 24;
 const IMPORTED: [&str; 2] = ["one.bookinfo.svc.cluster.local", "two.bookinfo.svc.cluster.local"];
+/// Imported from a cluster that has joined by a token.
+const JOINED: &str = "joined.bookinfo.svc.cluster.local";
+/// Registered by a VM.
+const VM: &str = "vm.bookinfo.svc.cluster.local";
 const STEPS: usize = 1_000;
 /// Steps between full checks.
 const ROUND: usize = 25;
@@ -64,6 +68,12 @@ struct World {
     seed: Rng,
     east: Cluster,
     _west: Cluster,
+    north: Cluster,
+    /// The token that north has spent.
+    spent: String,
+    lease: String,
+    /// Files that were removed since the last check: that cannot be reported.
+    removed: BTreeSet<&'static str>,
     gateway: Gateway,
     endpoint: Scripted,
     registered: BTreeSet<usize>,
@@ -76,13 +86,16 @@ struct Tally {
     damages: usize,
     restarts: usize,
     lost: usize,
+    tokens: usize,
+    joined_again: usize,
+    registered_again: usize,
 }
 
 impl World {
     fn new(seed: u64) -> World {
         let faults: PathBuf = env::var_os(ERRNO_FILE).unwrap().into();
         let endpoint = Scripted::echo(b"one....");
-        let (mut east, mut west) = (Cluster::new("east"), Cluster::new("west"));
+        let [mut east, mut west, mut north] = ["east", "west", "north"].map(Cluster::new);
         east.believe(&west);
         west.believe(&east);
         for folder in [east.path("state"), east.path("gw-1")] {
@@ -94,8 +107,15 @@ impl World {
         east.set("state", &east.path("state").display().to_string());
         east.set(
             "imports",
-            "[{ cluster: west, hosts: ['*.bookinfo.svc.cluster.local'], gatewayCIDRs: [127.0.0.0/8] }]",
+            "[{ cluster: west, hosts: ['*.bookinfo.svc.cluster.local'], gatewayCIDRs: [127.0.0.0/8] }, { cluster: north, hosts: ['*.bookinfo.svc.cluster.local'], gatewayCIDRs: [127.0.0.0/8] }]",
         );
+        east.set("registration", &format!("{{ socket: {} }}", east.path("agent.sock").display()));
+        east.set("join", "{ address: '127.0.0.1:0', advertise: '127.0.0.1:1' }");
+        east.set("xds", "{ address: '127.0.0.1:0', advertise: '127.0.0.1:1' }");
+        north.set("gateways", "[{ name: gw-1, address: 127.0.0.1, port: 1 }]");
+        north.set("exports", "[{ workspace: [bookinfo] }]");
+        north.register("joined.yaml", &service(JOINED, &endpoint));
+        north.start();
         for name in IMPORTED {
             west.register(&format!("{name}.yaml"), &service(name, &endpoint));
         }
@@ -103,24 +123,86 @@ impl World {
         west.set("peers", &format!("[{}]", east.as_peer()));
         west.start();
         east.stop();
+        for cluster in [&mut east, &mut north] {
+            let address = cluster.agent_address();
+            cluster.set("xds", &format!("{{ address: '{address}', advertise: '{address}' }}"));
+        }
+        let place = east.address("join");
+        east.set("join", &format!("{{ address: '{place}', advertise: '{place}' }}"));
+        north.stop();
+        north.set("state", &north.path("state").display().to_string());
+        north.start();
         east.set("peers", &format!("[{}]", west.as_peer()));
         for number in 0..STANDING {
             east.register(&format!("h{number}.yaml"), &service(&host(number), &endpoint));
         }
         east.start();
         let gateway = east.gateway("gw-1");
-        let world = World {
+        let vm = json!({ "host": VM, "instance": "vm-0", "ttl": "10m",
+            "endpoints": [{ "address": endpoint.address().to_string() }] });
+        fs::write(east.path("vm.json"), vm.to_string()).unwrap();
+        let mut world = World {
             seed: Rng::with_seed(seed),
             east,
             _west: west,
+            north,
+            spent: String::new(),
+            lease: String::new(),
+            removed: BTreeSet::new(),
             gateway,
             endpoint,
             registered: (0..STANDING).collect(),
             faults,
             tally: Tally::default(),
         };
+        world.join();
+        world.register_vm();
         until("the gateway has all services", || world.has_all());
         world
+    }
+
+    /// North joins by a new token.
+    fn join(&mut self) {
+        let create = ["token", "create", "--for", "north", "--trust-domain", "north.example"];
+        let token = self.east.command(&create).unwrap().trim().to_owned();
+        self.north.command(&["join", &token]).unwrap();
+        self.spent = token;
+    }
+
+    fn register_vm(&mut self) {
+        let body = self.east.path("vm.json").display().to_string();
+        let said = self.east.command(&["register", &body]).unwrap();
+        let said: Value = serde_json::from_str(&said).unwrap();
+        self.lease = said["lease"].as_str().unwrap().to_owned();
+    }
+
+    /// The VM renews its registration, and registers again where the agent has lost it.
+    fn renew_vm(&mut self) {
+        if self.east.command(&["heartbeat", &self.lease]).is_err() {
+            self.tally.registered_again += 1;
+            self.register_vm();
+        }
+    }
+
+    /// A spent token stays spent; others are made and revoked. Commands may fail, as the disk does.
+    fn use_tokens(&mut self) {
+        let again = self.north.command(&["join", &self.spent]);
+        assert!(again.is_err(), "a token was spent twice: {again:?}");
+        let create = ["token", "create", "--for", "south", "--trust-domain", "south.example", "--json"];
+        let Ok(created) = self.east.command(&create) else { return };
+        self.tally.tokens += 1;
+        let created: Value = serde_json::from_str(&created).unwrap();
+        let _ = self.east.command(&["token", "revoke", created["id"].as_str().unwrap()]);
+    }
+
+    /// North joins again where its record is lost for good, and the operator says so.
+    fn mend_joined(&mut self) {
+        let list = self.east.command(&["peers", "list"]).unwrap();
+        if !list.contains("north.example") {
+            self.tally.joined_again += 1;
+            self.join();
+        }
+        self.east.command(&["peers", "forget", "--lost"]).unwrap();
     }
 
     /// The names that the gateway routes.
@@ -137,8 +219,25 @@ impl World {
         (0..STANDING).map(host).chain(IMPORTED.map(str::to_owned)).collect()
     }
 
+    /// Asserts that nothing has been withdrawn but records that were damaged, and that those are named.
+    #[track_caller]
+    fn assert_has_standing(&self, when: &str) {
+        let names = self.names();
+        let missing: Vec<_> = World::standing().difference(&names).cloned().collect();
+        assert_eq!(missing, [""; 0], "withdrawn {when}");
+        let is_removed = |file: &str| self.removed.contains(file);
+        assert!(names.contains(JOINED) || is_removed("trust.db"), "{JOINED} was withdrawn {when}");
+        let log = self.east.log_lines().join("\n");
+        let is_named = |line: &str| {
+            line.contains("registrations") && (line.contains("is damaged") || line.contains("is lost"))
+        };
+        let is_reported = is_removed("registrations.db") || log.lines().any(is_named);
+        assert!(names.contains(VM) || is_reported, "{VM} was withdrawn {when} without a report:\n{log}");
+    }
+
     fn has_all(&self) -> bool {
-        let expected = self.registered.iter().copied().map(host).chain(IMPORTED.map(str::to_owned)).collect();
+        let standing = IMPORTED.into_iter().chain([JOINED, VM]).map(str::to_owned);
+        let expected = self.registered.iter().copied().map(host).chain(standing).collect();
         self.names() == expected
     }
 
@@ -182,25 +281,34 @@ impl World {
     }
 
     /// Damages a file of a program's state; a full or read-only disk may prevent it.
-    fn damage(&mut self, folder: &str) {
-        let folder = self.east.path(folder);
+    fn damage(&mut self, program: &str) {
+        let folder = self.east.path(program);
         let names = [
             "slices.db",
             "slices.db-journal",
             "registrations.db",
+            "registrations.db-journal",
+            "trust.db",
+            "trust.db-journal",
+            "trust.db.lock",
             "acknowledged.json",
-            "peers/north.json",
             "peers/west.json~",
+            "tokens/0.open",
             "agent.slices",
             "own.slices",
             "imports/west.slices",
             "registered.json",
         ];
-        let path = folder.join(*self.seed.choice(names.iter()).unwrap());
+        let name = *self.seed.choice(names.iter()).unwrap();
+        let path = folder.join(name);
         if let Some(parent) = path.parent() {
             let _ = fs::create_dir(parent);
         }
-        self.tally.damages += usize::from(damage(&path, &mut self.seed).is_ok());
+        let how = damage(&path, &mut self.seed);
+        self.tally.damages += usize::from(how.is_ok());
+        if program == "state" && matches!(how, Ok("removed")) {
+            self.removed.insert(name);
+        }
     }
 
     /// Checks that both programs answer, then kills and restarts one or both.
@@ -209,7 +317,12 @@ impl World {
         assert!(self.gateway.is_ready());
         let missing: Vec<_> = World::standing().difference(&self.names()).cloned().collect();
         assert_eq!(missing, [""; 0], "withdrawn while nothing was restarted");
+        assert!(
+            [JOINED, VM].iter().all(|name| self.names().contains(*name)),
+            "withdrawn while nothing was restarted"
+        );
         let _alive = self.east.ask("/status");
+        self.use_tokens();
         match self.seed.u32(..4) {
             0 => self.restart_agent(),
             1 => self.restart_gateway(),
@@ -219,7 +332,11 @@ impl World {
             }
             _ => self.restart_gateway_alone(),
         }
+        self.mend();
+        self.renew_vm();
+        self.mend_joined();
         until("the gateway has all services", || self.has_all());
+        self.removed.clear();
     }
 
     /// Restarts the agent, with any state; the gateway keeps its tables.
@@ -227,10 +344,8 @@ impl World {
         self.tally.restarts += 1;
         self.east.stop();
         self.east.start();
-        let standing = World::standing();
         until("the gateway is connected to the agent", || {
-            let missing: Vec<_> = standing.difference(&self.names()).cloned().collect();
-            assert_eq!(missing, [""; 0], "withdrawn by a restart of the agent");
+            self.assert_has_standing("by a restart of the agent");
             let status = self.gateway.admin("GET", "/status").json();
             status["agent"]["connected"] == true
                 && self.east.ask("/status")["peers"]["west"]["connected"] == true
@@ -342,10 +457,10 @@ fn state_damage_full_disk_and_io_errors_stop_nobody_and_withdraw_nothing_else() 
             let all: Vec<&Value> = stores.iter().chain([&gateway["state"]]).collect();
             world.has_all() && all.iter().all(|store| store["usable"] == true && store["behind"] == false)
         });
-        let Tally { damages, restarts, lost } = world.tally;
-        assert!(damages > 300 && restarts > 30, "{:?}", world.tally);
+        let Tally { damages, restarts, lost, tokens, joined_again, registered_again } = world.tally;
+        assert!(damages > 300 && restarts > 30 && tokens > 5, "{:?}", world.tally);
         figure!(
-            "{STEPS} steps, {damages} damages, {restarts} restarts: no exit, no hang, {lost} damaged records lost and reported"
+            "{STEPS} steps, {damages} damages, {restarts} restarts, {tokens} tokens: no exit, no hang, {lost} damaged records lost and reported; joined again {joined_again} times, registered again {registered_again} times"
         );
         return;
     }
@@ -368,7 +483,7 @@ fn state_damage_full_disk_and_io_errors_stop_nobody_and_withdraw_nothing_else() 
         .args(["--exact", NAME, "--nocapture"])
         .env("LD_PRELOAD", &shim)
         .env(ERRNO_FILE, folder.path().join("errno"))
-        .env(UNDER, "/slices.db:/registrations.db:/acknowledged.json:/peers/")
+        .env(UNDER, "/slices.db:/registrations.db:/trust.db:/acknowledged.json:/spent/")
         .status();
     assert!(status.unwrap().success(), "see the output above");
 }
@@ -492,46 +607,80 @@ fn state_unusable_directory_is_in_status_and_metrics_of_both_programs_until_usab
     }
 }
 
-#[test]
-fn state_damaged_token_is_in_status_and_metrics() {
-    let endpoint = Scripted::echo(b"one....");
-    let mut east = agent_with_state(&endpoint);
+/// Changes a byte of a record in a store file, after the text that it begins with.
+fn damage_after(path: &Path, text: &str) {
+    let mut bytes = fs::read(path).unwrap();
+    let found = |at: &usize| bytes[*at..].starts_with(text.as_bytes());
+    let at = (0..bytes.len()).find(found).expect("the file has the record") + text.len();
+    bytes[at] ^= 1;
+    fs::write(path, bytes).unwrap();
+}
+
+/// An agent that clusters can join.
+fn agent_to_join(endpoint: &Scripted) -> Cluster {
+    let mut east = agent_with_state(endpoint);
     east.set("join", "{ address: '127.0.0.1:0', advertise: '127.0.0.1:1' }");
     east.set("xds", "{ address: '127.0.0.1:0', advertise: '127.0.0.1:1' }");
-    east.start();
-    let create = ["token", "create", "--for", "west", "--trust-domain", "west.example"];
-    east.command(&create).unwrap();
-    east.stop();
-    let tokens = fs::read_dir(east.path("state/tokens")).unwrap().map(|entry| entry.unwrap().path());
-    let open: Vec<_> = tokens.filter(|path| path.extension().is_some_and(|end| end == "open")).collect();
-    let [token] = &open[..] else { panic!("{open:?}") };
-    fs::write(token, "{").unwrap();
-    east.start();
-    let id = token.file_stem().unwrap().to_string_lossy();
-    let report = assert_damage_is_reported(&east, "tokens", &id[..8]);
-    assert!(
-        report["set_aside"].is_string() && !report.to_string().contains(&format!("\"{id}\"")),
-        "{report}"
-    );
+    east
 }
 
 #[test]
-fn state_damaged_record_of_joined_cluster_is_in_status_and_metrics() {
+fn state_damaged_token_is_in_status_and_metrics() {
+    let endpoint = Scripted::echo(b"one....");
+    let mut east = agent_to_join(&endpoint);
+    east.start();
+    let create = ["token", "create", "--for", "west", "--trust-domain", "west.example", "--json"];
+    let create = || -> Value { serde_json::from_str(&east.command(&create).unwrap()).unwrap() };
+    let [id, other] = [create(), create()].map(|token| token["id"].as_str().unwrap().to_owned());
+    let list = east.command(&["token", "list"]).unwrap();
+    assert!(list.contains(&id) && list.contains(&other), "{list}");
+    damage_after(&east.path("state/trust.db"), &format!("\"id\":\"{id}"));
+    // The command finds the damage, and the agent reports it.
+    let list = east.command(&["token", "list"]).unwrap();
+    assert!(!list.contains(&id) && list.contains(&other), "{list}");
+    until("status reports the damage", || store(&east.ask("/status"), "trust")["lost_records"] == 1);
+    let report = store(&east.ask("/status"), "trust");
+    assert!(report["lost"][0].as_str().unwrap().starts_with(&format!("tokens/{id}")), "{report}");
+    until("so do the metrics", || store_metric(&east, "records_lost_total", "trust") == "1");
+    assert_eq!(
+        east.command(&["token", "revoke", &other]).unwrap().trim(),
+        format!("revoked token {other} for west (west.example)")
+    );
+    let again = east.command(&["token", "revoke", &other]).unwrap_err();
+    assert!(again.contains("is void already"), "{again}");
+    let list = east.command(&["token", "list"]).unwrap();
+    assert!(list.contains("void"), "{list}");
+}
+
+#[test]
+fn state_lost_record_of_joined_cluster_is_named_until_forgotten() {
     let endpoint = Scripted::echo(b"one....");
     let mut east = agent_with_state(&endpoint);
     fs::create_dir_all(east.path("state/peers")).unwrap();
+    // Files of an older version.
     fs::write(east.path("state/peers/north.json"), "{").unwrap();
     fs::write(east.path("state/peers/west.json~"), "{").unwrap();
     east.start();
-    assert_damage_is_reported(&east, "peers", "north.json");
-    let problems = east.ask("/status")["state"]["problems"].to_string();
-    assert!(problems.contains("north.json: is not a valid peer record"), "{problems}");
-    assert!(problems.contains("west.json~: is ignored: not named CLUSTER.json"), "{problems}");
+    let problems = || east.ask("/status")["state"]["problems"].clone();
+    until("status names the cluster", || {
+        problems().to_string().contains("cluster north: the record was damaged")
+    });
+    assert_eq!(store(&east.ask("/status"), "trust")["lost"], json!(["peers/north"]));
     let metrics = Metrics::parse(&east.metrics());
-    assert_eq!(metrics.sum("isthmus_agent_state_problems", &[]).to_string(), "2");
-    // The directory is read every second, and the damage counts once.
-    fs::write(east.path("state/peers/south.json"), "{").unwrap();
-    until("the second damaged record counts", || store_metric(&east, "damaged_total", "peers") == "2");
+    assert_eq!(metrics.sum("isthmus_agent_state_problems", &[]).to_string(), "1");
+    let list = east.command(&["peers", "list"]).unwrap();
+    assert!(list.contains("north") && list.contains("lost: the record was damaged"), "{list}");
+    assert!(east.command(&["peers", "forget", "south"]).unwrap_err().contains("has not joined"));
+    east.command(&["peers", "forget", "north"]).unwrap();
+    until("it is forgotten", || problems() == json!([]));
+    assert_eq!(east.command(&["peers", "list"]).unwrap().trim(), "no cluster has joined");
+    east.stop();
+    fs::write(east.path("state/trust.db"), "noise").unwrap();
+    east.start();
+    let problems = || east.ask("/status")["state"]["problems"].to_string();
+    until("records without a name are lost", || problems().contains("lost together with their names"));
+    east.command(&["peers", "forget", "--lost"]).unwrap();
+    until("they are forgotten", || problems() == "[]");
 }
 
 #[test]

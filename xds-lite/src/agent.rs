@@ -3,6 +3,7 @@
 //! `state_directory`; `views` has what each client is served. An owner calls the next one in this order under its own
 //! locks, never an earlier one; the views come last. The head of each says what its locks guard.
 
+mod acknowledgements;
 mod bundles;
 #[cfg(test)]
 mod busy_tests;
@@ -33,7 +34,7 @@ use std::time::{Duration, Instant};
 
 use isthmus_certs::trust::LoadError;
 use isthmus_certs::{ConfigError, Peer, Server, SpiffeId, Trust};
-use isthmus_store::Source;
+use isthmus_store::{Embedded, Source};
 use tokio::net::TcpListener;
 use tokio::sync::Notify;
 use tokio::task::{JoinError, spawn_blocking};
@@ -46,11 +47,12 @@ use isthmus_grpc::budget::{Budgets, Places, raise_descriptor_limit};
 use isthmus_grpc::serve::{Admission, serve_with};
 use isthmus_registry::files::Files;
 use isthmus_trust::issuing::IntermediateError;
-use isthmus_trust::join::{self, Folder};
+use isthmus_trust::join::{self, Tokens};
 
+use acknowledgements::Acknowledgements;
 use bundles::Bundles;
 use config::{Registration, Settings};
-use federation::federate;
+use federation::Federation;
 use issuing::Issuing;
 use join_config::context;
 use mtls_check::run_mtls_checks;
@@ -166,16 +168,29 @@ impl Agent {
             .map(|gateway| SpiffeId::gateway(domain, settings.cluster.as_str(), &gateway.name))
             .collect();
         let own = join::Party { cluster: settings.cluster.clone(), trust_domain: domain.clone() };
-        let bundles = Bundles::new(own, settings.state.as_deref());
-        let views = Views::new(gateways?, adapter(&settings), bundles);
+        let opened = match settings.state.clone() {
+            Some(folder) => {
+                let own = own.clone();
+                let open = move || {
+                    let store = join::store(&folder);
+                    (store.clone(), Acknowledgements::open(store, &folder, &own))
+                };
+                Some(blocking(open).await)
+            }
+            None => None,
+        };
+        let (store, acknowledged) = opened.unzip();
+        let bundles = Bundles::new(own, acknowledged);
+        let views = Views::new(settings.cluster.clone(), gateways?, adapter(&settings), bundles);
         for peer in &settings.peers {
             views.add(&peer.domain, &peer.cluster, peer_access(&settings, peer));
         }
-        let tokens = settings.state.as_deref().map(|state| Arc::new(Folder::of_state(state)));
-        let issuing = Issuing::open(&settings, &trust, tokens.clone())?;
+        let tokens = store.clone().zip(settings.state.as_deref());
+        let tokens = tokens.map(|(store, state)| Tokens::new(Arc::new(store), state));
+        let issuing = Issuing::open(&settings, &trust, tokens)?;
         let settings = Arc::new(settings);
         let (known, views) = (Arc::clone(&settings), Arc::new(views));
-        let owners = blocking(move || Owners::open(&known, views, tokens)).await;
+        let owners = blocking(move || Owners::open(&known, views, store)).await;
         let sources = owners.directory.begin(&owners.own, &owners.peers);
         let join = match &settings.join {
             Some(join) => Some(listen(join.address).await?),
@@ -236,16 +251,13 @@ impl Agent {
         let members = Arc::clone(&owners.views);
         let knows = Arc::new(move |id: &SpiffeId| members.principal(id));
         let admission = Admission::new(knows).with(budgets, issuing_service);
-        let tokens = owners.directory.tokens().cloned();
-        let context = join
-            .as_ref()
-            .zip(tokens)
-            .map(|(_, tokens)| Ok::<_, Error>(context(&settings, trust.clone())?.with_tokens(tokens)));
-        let context = context.transpose()?;
+        let store = owners.directory.trust_store().cloned().filter(|_| join.is_some());
+        let context = store.map(|store| context(&settings, trust.clone(), Arc::new(store))).transpose()?;
         let serving = async {
             // The whole registry is read before any client is served; health checks and pages are answered meanwhile.
             let files = poll(registry_files(&settings, &owners.own), &owners.own).await;
             is_ready.store(true, Relaxed);
+            let federation = Federation::start(Arc::clone(&settings), trust.clone(), owners.clone()).await;
             tokio::select! {
                 () = attend(&xds, tls, routes, admission, &owners.own) => Ok(()),
                 () = welcome(join, context) => Ok(()),
@@ -256,7 +268,7 @@ impl Agent {
                 () = owners.views.bundles.keep_telling(&trust) => Ok(()),
                 () = run_mtls_checks(Arc::clone(&owners.own)) => Ok(()),
                 () = import_health::ask(Arc::clone(&owners.peers)) => Ok(()),
-                ended = federate(Arc::clone(&settings), trust.clone(), owners.clone()) => ended,
+                ended = federation.run() => ended,
             }
         };
         tokio::select! {
@@ -270,8 +282,9 @@ impl Agent {
 
 impl Owners {
     /// Restores what was persisted. Reads files.
-    fn open(settings: &Arc<Settings>, views: Arc<Views>, tokens: Option<Arc<Folder>>) -> Owners {
-        let (directory, Restored { slices, registrations }) = StateDirectory::open(settings, tokens);
+    fn open(settings: &Arc<Settings>, views: Arc<Views>, trust_store: Option<Embedded>) -> Owners {
+        let (directory, restored) = StateDirectory::open(settings, trust_store);
+        let Restored { slices, registrations, has_registrations } = restored;
         let directory = Arc::new(directory);
         let peers =
             Peers::new(Arc::clone(settings), Arc::clone(&views), Arc::clone(&directory), slices.imports);
@@ -285,6 +298,9 @@ impl Owners {
         );
         settings.peers.iter().for_each(|peer| peers.add(peer));
         own.restore_registrations(registrations, Instant::now());
+        if has_registrations {
+            own.set_registrations_known(Instant::now());
+        }
         Owners { own: Arc::new(own), peers, directory, views }
     }
 }

@@ -17,10 +17,11 @@ use isthmus_certs::output::{self, Output};
 use isthmus_certs::signals::{self, GRACE, Heard, end_within};
 use isthmus_model::Problems;
 use isthmus_model::file::AGENT;
+use isthmus_store::Embedded;
 use isthmus_trust::enrolment;
 use isthmus_trust::enrolment::cli::EnrolArgs;
-use isthmus_trust::join;
-use isthmus_trust::join::cli::{CreateArgs, JoinArgs, ListArgs, TokenCommand};
+use isthmus_trust::join::cli::{CreateArgs, JoinArgs, PeersCommand, TokenCommand};
+use isthmus_trust::join::{self, Tokens};
 use tokio::runtime::Runtime;
 use tokio::sync::Notify;
 use tracing_subscriber::EnvFilter;
@@ -63,9 +64,12 @@ Examples:
         #[arg(long, conflicts_with = "config")]
         schema: bool,
     },
-    /// Create and list tokens: for clusters to join, for gateways and workloads to get a first certificate
+    /// Create, list and revoke tokens: for clusters to join, for gateways and workloads to get a first certificate
     #[command(subcommand)]
     Token(TokenCommand),
+    /// List and forget clusters that have joined by a token
+    #[command(subcommand)]
+    Peers(PeersCommand),
     /// Join the cluster that made a token
     #[command(after_help = join::cli::JOIN_HELP)]
     Join(JoinArgs),
@@ -90,11 +94,19 @@ fn main() -> ExitCode {
         Command::Check { schema: true, .. } => say(&config::schema()),
         Command::Check { config, schema: false } => check(&config),
         Command::Token(TokenCommand::Create(args)) => create(&args),
-        Command::Token(TokenCommand::List(tokens)) => list(&tokens),
-        Command::Join(token) => loaded(&token.config).and_then(|(settings, trust)| {
-            let context = join_config::context(&settings, trust)?;
-            say(&Runtime::new()?.block_on(token.run(&context))?)
-        }),
+        Command::Token(TokenCommand::List(args)) => {
+            with_store(&args.config, |store, state| Ok(args.run(&Tokens::new(Arc::new(store), state))?))
+        }
+        Command::Token(TokenCommand::Revoke(args)) => {
+            with_store(&args.config, |store, state| Ok(args.run(&Tokens::new(Arc::new(store), state))?))
+        }
+        Command::Peers(PeersCommand::List(args)) => {
+            with_store(&args.config, |store, _| Ok(args.list_peers(&store)?))
+        }
+        Command::Peers(PeersCommand::Forget(args)) => {
+            with_store(&args.config, |store, _| Ok(args.run(&store)?))
+        }
+        Command::Join(args) => joined(&args),
         Command::Enrol(args) => enrol(&args),
         Command::Ask(question) => {
             ask(&question).map_err(Into::into).and_then(|answer| say(question.render(&answer)?.trim_end()))
@@ -145,14 +157,42 @@ fn create(args: &CreateArgs) -> anyhow::Result<()> {
         return say(&args.shown(&token));
     }
     let address = args.address.clone().map_or_else(|| join_config::meeting_place(&settings), Ok)?;
-    say(&args.run(&join_config::context(&settings, trust)?, address)?)
+    let store = join::store(join_config::state(&settings)?);
+    let said = args.run(&join_config::context(&settings, trust, Arc::new(store.clone()))?, address);
+    warn_of_damage(&store);
+    say(&said?)
 }
 
-fn list(args: &ListArgs) -> anyhow::Result<()> {
-    let settings = config::load_argument(&args.config)?;
-    let state =
-        settings.state.context("tokens need a state directory: add `state: DIRECTORY` to the file")?;
-    say(&args.run(&*issuing::tokens(&state))?)
+fn joined(args: &JoinArgs) -> anyhow::Result<()> {
+    let (settings, trust) = loaded(&args.config)?;
+    let store = join::store(join_config::state(&settings)?);
+    let context = join_config::context(&settings, trust, Arc::new(store.clone()))?;
+    let said = Runtime::new()?.block_on(args.run(&context));
+    warn_of_damage(&store);
+    say(&said?)
+}
+
+/// Prints what `work` says of the store in an agent's state directory.
+fn with_store(
+    file: &Path,
+    work: impl FnOnce(Embedded, &Path) -> anyhow::Result<String>,
+) -> anyhow::Result<()> {
+    let settings = config::load_argument(file)?;
+    let state = join_config::state(&settings)?;
+    let store = join::store(state);
+    let said = work(store.clone(), state);
+    warn_of_damage(&store);
+    say(&said?)
+}
+
+/// Tells the user of damage that a command has found: it has no log.
+fn warn_of_damage(store: &Embedded) {
+    let report = store.report();
+    if let Some(why) = report.damage {
+        let aside = report.set_aside.map(|aside| format!("; set aside as {}", aside.display()));
+        let (file, aside) = (report.file.display(), aside.unwrap_or_default());
+        eprintln!("warning: {file} is damaged: {why}{aside}; using what can be read");
+    }
 }
 
 fn enrol(args: &EnrolArgs) -> anyhow::Result<()> {

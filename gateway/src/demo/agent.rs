@@ -4,6 +4,7 @@
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;
+use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -12,7 +13,7 @@ use isthmus_agent::agent::{self, join_config};
 use isthmus_agent::cli::ask::{Question, Where, ask};
 use isthmus_certs::Trust;
 use isthmus_model::admin::agent::{Explanation, Status};
-use isthmus_trust::join::{Context, Party, Token, create};
+use isthmus_trust::join::{Context, Party, Token, create, store};
 use serde::de::DeserializeOwned;
 use socket2::{Domain, Socket, Type};
 use tokio::sync::oneshot;
@@ -127,7 +128,13 @@ impl Agent {
     /// Returns the context of `isthmus-agent token` and `join`.
     pub(super) fn context(&self) -> Result<Context, Broken> {
         let trust = Trust::load(&self.settings.trust).map_err(Broken::cannot("load an agent's identity"))?;
-        join_config::context(&self.settings, trust).map_err(Broken::cannot("prepare a join"))
+        let store = Arc::new(store(self.state()?));
+        join_config::context(&self.settings, trust, store).map_err(Broken::cannot("prepare a join"))
+    }
+
+    /// Returns its state directory.
+    pub(super) fn state(&self) -> Result<&Path, Broken> {
+        join_config::state(&self.settings).map_err(Broken::cannot("find the state directory"))
     }
 
     /// Creates a join token for another cluster.

@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use isthmus_trust::join::{JoinCause, Peer, Refusal, Token, join, peers};
+use isthmus_trust::join::{JoinCause, Peer, Refusal, Token, join, peers, store};
 use rustls::AlertDescription;
 
 use super::Broken;
@@ -72,8 +72,7 @@ pub(super) async fn join_by_token(screen: &mut Screen, world: &World) -> Result<
 
 /// Shows what one side has stored about the other, and checks it.
 fn learned(screen: &Screen, one: &Cluster, other: &Cluster) -> Result<bool, Broken> {
-    let state = one.agent.settings.state.clone().unwrap_or_default();
-    let joined = peers(&state).peers;
+    let joined = peers(&store(one.agent.state()?)).map_err(Broken::cannot("read the joined clusters"))?.peers;
     let party = other.agent.party()?;
     let Some(Peer { introduction, .. }) = joined.iter().find(|peer| peer.introduction.party == party) else {
         return Ok(false);

@@ -1,9 +1,8 @@
 //! Publishes trust bundles: the own one to peers, all trusted ones to the cluster's gateways. Records which peer has
-//! acknowledged which bundle, as a root roll-over waits for it. Receiving peers' bundles is `peer_bundle`.
+//! acknowledged which bundle, as a root roll-over waits for it. Storing that is `acknowledgements`; receiving peers'
+//! bundles is `peer_bundle`.
 
 use std::collections::BTreeMap;
-use std::io;
-use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
@@ -11,10 +10,9 @@ use std::time::{Duration, SystemTime};
 use isthmus_certs::acknowledged::{Acknowledged, Edition, PeerWord, Taken};
 use isthmus_certs::trust::Trusted;
 use isthmus_certs::{SpiffeId, Trust, TrustDomain, spiffe_bundle};
-use isthmus_store::{Health, Report};
+use isthmus_store::Report;
 use prost::Message as _;
 use tokio::sync::Notify;
-use tokio::task::spawn_blocking;
 
 use isthmus_ads::shared::Shared;
 use isthmus_ads::view::View;
@@ -23,10 +21,10 @@ use isthmus_proto::isthmus::v1::TrustBundle;
 use isthmus_trust::bundles::encode;
 use isthmus_trust::join::Party;
 
+use super::acknowledgements::Acknowledgements;
+
 /// Pause before a failed write is retried.
 const RETRY: Duration = Duration::from_secs(1);
-/// Acknowledgements, for a restart and for `isthmus-certs rotate`.
-const FILE: &str = "acknowledged.json";
 
 /// Published bundles, and their acknowledgements.
 pub(super) struct Bundles {
@@ -38,9 +36,7 @@ pub(super) struct Bundles {
     acks: Arc<Mutex<Acknowledged>>,
     /// Acknowledgements from before a restart, until their clusters are peers again.
     before: Mutex<BTreeMap<String, PeerWord>>,
-    file: Option<PathBuf>,
-    /// The health of that file.
-    health: Option<Health>,
+    stored: Option<Acknowledgements>,
     /// All peers are known. A file written before that would lack some, and a roll-over would not wait for them.
     is_whole: AtomicBool,
     /// The trust or an acknowledgement has changed.
@@ -48,12 +44,9 @@ pub(super) struct Bundles {
 }
 
 impl Bundles {
-    /// Publishes nothing yet.
-    pub(super) fn new(own: Party, state: Option<&Path>) -> Bundles {
-        let file = state.map(|folder| folder.join(FILE));
-        let health = file.as_deref().map(|file| Health::for_files("acknowledged", file));
-        let before = file.as_deref().zip(health.as_ref());
-        let before = before.map(|(file, health)| load(file, health, &own)).unwrap_or_default();
+    /// Publishes nothing yet. Acknowledgements are kept in `stored`, if anywhere.
+    pub(super) fn new(own: Party, stored: Option<(Acknowledgements, BTreeMap<String, PeerWord>)>) -> Bundles {
+        let (stored, before) = stored.unzip();
         let acks = Arc::new(Mutex::new(Acknowledged {
             cluster: own.cluster.to_string(),
             trust_domain: own.trust_domain.clone(),
@@ -73,9 +66,8 @@ impl Bundles {
             for_gateways,
             own: own.trust_domain,
             acks,
-            before: Mutex::new(before),
-            file,
-            health,
+            before: Mutex::new(before.unwrap_or_default()),
+            stored,
             is_whole: AtomicBool::new(false),
             news,
         }
@@ -90,7 +82,7 @@ impl Bundles {
 
     /// The health of the file of acknowledgements; none without a state directory.
     pub(super) fn report(&self) -> Option<Report> {
-        self.health.as_ref().map(Health::report)
+        self.stored.as_ref().map(Acknowledgements::report)
     }
 
     /// Awaits a peer's acknowledgement. A peer of the own trust domain has the domain's files itself.
@@ -159,75 +151,23 @@ impl Bundles {
                 self.publish(&trusted);
                 published = Some(trusted.epoch);
             }
-            let Some((file, health, acks)) = self.unsaved(saved.as_ref()) else {
+            let Some((stored, acks)) = self.unsaved(saved.as_ref()) else {
                 self.news.notified().await;
                 continue;
             };
-            health.is_behind(true);
-            match save(file, acks.clone()).await {
-                Ok(()) => {
-                    saved = Some(acks);
-                    health.is_behind(false);
-                    health.is_usable();
-                }
-                Err(error) => {
-                    health
-                        .is_unusable(&format!("{error}; a root roll-over waits for peers' acknowledgements"));
-                    tokio::time::sleep(RETRY).await;
-                }
+            if stored.save(acks.clone()).await {
+                saved = Some(acks);
+            } else {
+                tokio::time::sleep(RETRY).await;
             }
         }
     }
 
-    /// Acknowledgements that differ from the saved ones, their file, and its health.
-    fn unsaved(&self, saved: Option<&Acknowledged>) -> Option<(PathBuf, &Health, Acknowledged)> {
-        let file = self.file.as_ref().filter(|_| self.is_whole.load(Relaxed))?;
-        let health = self.health.as_ref()?;
+    /// Acknowledgements that differ from the saved ones, and where to save them.
+    fn unsaved(&self, saved: Option<&Acknowledged>) -> Option<(&Acknowledgements, Acknowledged)> {
+        let stored = self.stored.as_ref().filter(|_| self.is_whole.load(Relaxed))?;
         let acks = locked(&self.acks);
-        (saved != Some(&*acks)).then(|| (file.clone(), health, acks.clone()))
-    }
-}
-
-async fn save(file: PathBuf, acks: Acknowledged) -> io::Result<()> {
-    let written = spawn_blocking(move || {
-        if let Some(folder) = file.parent() {
-            isthmus_store::private_folder(folder)?;
-        }
-        if file.symlink_metadata().is_ok_and(|facts| !facts.is_file()) {
-            let _ = aside(&file);
-        }
-        acks.write(&file).map_err(io::Error::other)
-    });
-    written.await?
-}
-
-/// Saved acknowledgements. Without the file, peers acknowledge again when they connect.
-fn load(file: &Path, health: &Health, own: &Party) -> BTreeMap<String, PeerWord> {
-    match Acknowledged::read(file) {
-        Ok(saved) if saved.trust_domain == own.trust_domain && saved.cluster == own.cluster.as_str() => {
-            saved.peers
-        }
-        Ok(_) => BTreeMap::new(),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => BTreeMap::new(),
-        Err(error) => {
-            tracing::error!(file = %file.display(), %error, "cannot read peers' acknowledgements of bundles; they acknowledge again when they connect");
-            health.file_is_damaged(FILE, &error.to_string(), aside(file).as_deref());
-            BTreeMap::new()
-        }
-    }
-}
-
-/// Sets aside a damaged file of acknowledgements. Returns its new path.
-fn aside(file: &Path) -> Option<PathBuf> {
-    match isthmus_store::set_aside(file) {
-        Ok(aside) => {
-            tracing::warn!(aside = %aside.display(), "set aside the damaged file; inspect or remove it");
-            Some(aside)
-        }
-        Err(error) => {
-            tracing::warn!(file = %file.display(), %error, "cannot set aside the damaged file");
-            None
-        }
+        (saved != Some(&*acks)).then(|| (stored, acks.clone()))
     }
 }
 
@@ -380,14 +320,17 @@ mod tests {
         let (west, south) = (party("west", "west.example"), party("south", "south.example"));
         let trust = trust(&root, 1);
         let begin = |peers: &[&Party]| {
-            let bundles = Bundles::new(east(), Some(dir.path()));
+            let store = isthmus_trust::join::store(dir.path());
+            let bundles = Bundles::new(east(), Some(Acknowledgements::open(store, dir.path(), &east())));
             peers.iter().for_each(|peer| add(&bundles, peer));
             bundles.set_whole();
             bundles
         };
         let kept = async |bundles: &Bundles, is_so: &dyn Fn(&Acknowledged) -> bool| {
             let written = async {
-                while !Acknowledged::read(&dir.path().join(FILE)).is_ok_and(|kept| is_so(&kept)) {
+                while !Acknowledged::read(&dir.path().join("acknowledged.json"))
+                    .is_ok_and(|kept| is_so(&kept))
+                {
                     tokio::time::sleep(Duration::from_millis(5)).await;
                 }
             };
@@ -408,7 +351,7 @@ mod tests {
         let other = begin(&[&party("west", "other.example")]);
         assert_eq!(taken(&other, "west"), None);
         kept(&other, &|kept| kept.peers.len() == 1 && kept.peers["west"].acknowledged.is_none()).await;
-        std::fs::write(dir.path().join(FILE), "{").unwrap();
+        std::fs::write(dir.path().join("acknowledged.json"), "{").unwrap();
         assert_eq!(taken(&begin(&[&west]), "west"), None, "a damaged file is ignored");
     }
 }

@@ -43,7 +43,7 @@ fn trust() -> Trust {
 fn owners(settings: &Arc<Settings>, trust: &Trust) -> Owners {
     let trust_domain = trust.current().identity.id().trust_domain().clone();
     let party = Party { cluster: settings.cluster.clone(), trust_domain };
-    let views = Views::new(HashSet::new(), None, Bundles::new(party, None));
+    let views = Views::new(settings.cluster.clone(), HashSet::new(), None, Bundles::new(party, None));
     Owners::open(settings, Arc::new(views), None)
 }
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use isthmus_certs::{Client as Tls, IdPattern, Peer as Expected, Trust};
-use tokio::task::{JoinSet, spawn_blocking};
+use tokio::task::JoinSet;
 use tracing::Instrument as _;
 
 use isthmus_ads::client::{Client, Refused, Update};
@@ -15,8 +15,9 @@ use isthmus_model::address::Ranges;
 use isthmus_model::slice::Cluster;
 use isthmus_proto::envoy::config::core::v3::Node;
 use isthmus_proto::type_url::{SLICE, TRUST_BUNDLE};
+use isthmus_store::Embedded;
 use isthmus_trust::bundles::Keeper;
-use isthmus_trust::join::{self, Joined, peers};
+use isthmus_trust::join::{self, Joined, JoinedClusters};
 
 use super::config::{Peer, Settings};
 use super::peer::peer_access;
@@ -28,39 +29,104 @@ use super::{Error, Owners, blocking};
 const PACE: Duration = Duration::from_secs(1);
 
 /// Follows every peer: those in the file and those that join while this runs.
-pub(super) async fn federate(settings: Arc<Settings>, trust: Trust, owners: Owners) -> Result<(), Error> {
-    let keeper = Arc::new(Keeper::new(trust.clone(), settings.trust.clone(), settings.state.clone()));
-    let mut tasks = JoinSet::new();
-    let begin = |tasks: &mut JoinSet<()>, peer: Peer| {
-        let bundle = PeerBundle::new(Arc::clone(&keeper), &peer);
-        let offers = Offers { cluster: peer.cluster.clone(), peers: Arc::clone(&owners.peers), bundle };
-        let span = tracing::info_span!("peer", cluster = %peer.cluster);
-        tasks.spawn(follow_or_log(settings.cluster.clone(), peer, trust.clone(), offers).instrument(span));
-    };
-    settings.peers.iter().for_each(|peer| begin(&mut tasks, peer.clone()));
-    let mut known: BTreeSet<_> = settings.peers.iter().map(|peer| peer.cluster.clone()).collect();
-    let mut pace = tokio::time::interval(PACE);
-    loop {
-        tokio::select! {
-            _ = pace.tick() => {}
-            Some(ended) = tasks.join_next() => ended.map_err(Error::Broken)?,
-        }
-        let joined = match settings.state.clone() {
-            Some(state) => spawn_blocking(move || peers(&state)).await.map_err(Error::Broken)?,
-            None => Joined::default(),
+pub(super) struct Federation {
+    settings: Arc<Settings>,
+    trust: Trust,
+    owners: Owners,
+    keeper: Arc<Keeper>,
+    joined: JoinedNews,
+    known: BTreeSet<Cluster>,
+    tasks: JoinSet<()>,
+}
+
+impl Federation {
+    /// Begins with the peers in the file and those that have joined. Gateways are served afterwards: they are told that
+    /// the services of all other clusters are gone.
+    pub(super) async fn start(settings: Arc<Settings>, trust: Trust, owners: Owners) -> Federation {
+        let keeper = Keeper::new(trust.clone(), settings.trust.clone(), settings.state.clone());
+        let joined = JoinedNews::new(owners.directory.trust_store().cloned(), &settings);
+        let known = settings.peers.iter().map(|peer| peer.cluster.clone()).collect();
+        let peers = settings.peers.clone();
+        let mut federation = Federation {
+            settings,
+            trust,
+            owners,
+            keeper: Arc::new(keeper),
+            joined,
+            known,
+            tasks: JoinSet::new(),
         };
-        let all_are_known = joined.unread.is_empty();
-        owners.directory.name_problems(&joined);
-        for peer in joined.peers.into_iter().map(as_peer).filter(|peer| known.insert(peer.cluster.clone())) {
+        peers.into_iter().for_each(|peer| federation.begin(peer));
+        federation.poll().await;
+        federation
+    }
+
+    /// Follows clusters that join, until dropped.
+    pub(super) async fn run(mut self) -> Result<(), Error> {
+        let mut pace = tokio::time::interval(PACE);
+        loop {
+            tokio::select! {
+                _ = pace.tick() => {}
+                Some(ended) = self.tasks.join_next() => ended.map_err(Error::Broken)?,
+            }
+            self.poll().await;
+        }
+    }
+
+    /// Adds the clusters that have joined.
+    async fn poll(&mut self) {
+        let Some(joined) = self.joined.poll().await else { return };
+        self.owners.directory.name_problems(&joined);
+        let is_whole = joined.is_whole();
+        for peer in joined.peers.into_iter().map(as_peer) {
+            if !self.known.insert(peer.cluster.clone()) {
+                continue;
+            }
             tracing::info!(peer = %peer.cluster, "peer joined");
-            owners.views.add(&peer.domain, &peer.cluster, peer_access(&settings, &peer));
-            let (peers, added) = (Arc::clone(&owners.peers), peer.clone());
+            self.owners.views.add(&peer.domain, &peer.cluster, peer_access(&self.settings, &peer));
+            let (peers, added) = (Arc::clone(&self.owners.peers), peer.clone());
             blocking(move || peers.add(&added)).await;
-            begin(&mut tasks, peer);
+            self.begin(peer);
         }
-        if all_are_known {
-            owners.views.bundles.set_whole();
+        if is_whole {
+            self.owners.views.set_whole();
         }
+    }
+
+    fn begin(&mut self, peer: Peer) {
+        let bundle = PeerBundle::new(Arc::clone(&self.keeper), &peer);
+        let offers = Offers { cluster: peer.cluster.clone(), peers: Arc::clone(&self.owners.peers), bundle };
+        let span = tracing::info_span!("peer", cluster = %peer.cluster);
+        let (own, trust) = (self.settings.cluster.clone(), self.trust.clone());
+        self.tasks.spawn(follow_or_log(own, peer, trust, offers).instrument(span));
+    }
+}
+
+/// The clusters that have joined, read off the async workers.
+struct JoinedNews {
+    /// None without a state directory, and while a thread reads.
+    clusters: Option<JoinedClusters>,
+    /// Without a state directory no cluster has joined, which is told once.
+    none: Option<Joined>,
+}
+
+impl JoinedNews {
+    fn new(store: Option<Embedded>, settings: &Settings) -> JoinedNews {
+        let clusters = store.zip(settings.state.as_deref());
+        let clusters = clusters.map(|(store, state)| JoinedClusters::new(store, state));
+        JoinedNews { none: clusters.is_none().then(Joined::default), clusters }
+    }
+
+    /// The joined clusters, if they have changed. A store that cannot be used reports that itself.
+    async fn poll(&mut self) -> Option<Joined> {
+        let Some(mut clusters) = self.clusters.take() else { return self.none.take() };
+        let (clusters, news) = blocking(move || {
+            let news = clusters.poll();
+            (clusters, news)
+        })
+        .await;
+        self.clusters = Some(clusters);
+        news.unwrap_or_default()
     }
 }
 

@@ -18,7 +18,7 @@ use isthmus_model::admin::agent;
 use isthmus_trust::issuing::{Certificates, Intermediate, Rooted, Tally};
 use isthmus_trust::join::cli::First;
 use isthmus_trust::join::enrolment::{self, TokenDesk};
-use isthmus_trust::join::{CreateError, Folder, Party, Token, Tokens};
+use isthmus_trust::join::{self, CreateError, Party, Token, Tokens};
 
 use super::Error;
 use super::config::Settings;
@@ -41,7 +41,7 @@ impl Issuing {
     pub(super) fn open(
         settings: &Settings,
         trust: &Trust,
-        tokens: Option<Arc<Folder>>,
+        tokens: Option<Tokens>,
     ) -> Result<Option<Arc<Issuing>>, Error> {
         let Some((issuing, tokens)) = settings.issuing.clone().zip(tokens) else {
             return Ok(None);
@@ -167,7 +167,7 @@ pub fn token(
     let address = address.or_else(|| settings.advertise.clone()).or(bound.map(Target::Address));
     let issuer = Party { cluster: settings.cluster.clone(), trust_domain };
     let address = address.ok_or(TokenError::Address)?;
-    Ok(enrolment::create(trust, issuer, &*tokens(state), address, identity, lifetime)?)
+    Ok(enrolment::create(trust, issuer, &tokens(state), address, identity, lifetime)?)
 }
 
 fn identity(settings: &Settings, domain: &TrustDomain, whom: &First<'_>) -> Result<SpiffeId, TokenError> {
@@ -183,10 +183,10 @@ fn identity(settings: &Settings, domain: &TrustDomain, whom: &First<'_>) -> Resu
     }
 }
 
-/// The token store in an agent's state directory.
+/// The tokens in an agent's state directory.
 #[must_use]
-pub fn tokens(state: &Path) -> Arc<dyn Tokens> {
-    Arc::new(Folder::of_state(state))
+pub fn tokens(state: &Path) -> Tokens {
+    Tokens::new(Arc::new(join::store(state)), state)
 }
 
 /// Identities that may renew their own certificate: the cluster's gateways, and every workload of its trust domain.

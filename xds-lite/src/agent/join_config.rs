@@ -1,6 +1,10 @@
 //! Builds the join context from an agent's file. The join protocol itself is `isthmus_trust::join`.
 
+use std::path::Path;
+use std::sync::Arc;
+
 use isthmus_certs::Trust;
+use isthmus_store::Store;
 
 use isthmus_model::address::Target;
 use isthmus_trust::join::{Context, Folders, Introduction, Party};
@@ -12,11 +16,8 @@ use super::config::Settings;
 ///
 /// # Errors
 /// A setting is missing, or of no use to other clusters.
-pub fn context(settings: &Settings, trust: Trust) -> Result<Context, Error> {
-    let state = settings.state.clone();
-    let state = state.ok_or_else(|| {
-        Error::Join("joining needs a state directory: add `state: DIRECTORY` to the file".to_owned())
-    })?;
+pub fn context(settings: &Settings, trust: Trust, store: Arc<dyn Store>) -> Result<Context, Error> {
+    let state = state(settings)?.to_owned();
     let address = settings.advertise.clone().ok_or_else(|| {
         Error::Join(
             "the other cluster must reach this agent: add `xds: { advertise: NAME:15012 }` to the file"
@@ -32,7 +33,18 @@ pub fn context(settings: &Settings, trust: Trust) -> Result<Context, Error> {
     };
     let folders =
         Folders { state, bundles: settings.trust.bundles.clone(), deny: settings.trust.deny.clone() };
-    Context::new(trust, introduction, folders).map_err(|error| Error::Join(error.to_string()))
+    Context::new(trust, introduction, folders, store).map_err(|error| Error::Join(error.to_string()))
+}
+
+/// The state directory.
+///
+/// # Errors
+/// The file names none.
+pub fn state(settings: &Settings) -> Result<&Path, Error> {
+    settings.state.as_deref().ok_or_else(|| {
+        let why = "tokens and joined clusters need a state directory: add `state: DIRECTORY` to the file";
+        Error::Join(why.to_owned())
+    })
 }
 
 /// The join address that a token carries.

@@ -70,6 +70,8 @@ struct State {
     registered: Registered,
     /// Hosts offered before a restart that the registry has not confirmed since.
     unconfirmed: BTreeSet<HostPattern>,
+    /// The registrations from before a restart have been read.
+    has_registrations: bool,
     /// Problems of services that another source already defines, by host.
     left_out: BTreeMap<HostPattern, Vec<String>>,
     services: BTreeMap<HostPattern, Vec<Service>>,
@@ -109,6 +111,7 @@ impl OwnServices {
             files: Found::default(),
             registered: Registered::default(),
             unconfirmed: restored.iter().map(|slice| slice.key.host.clone()).collect(),
+            has_registrations: false,
             left_out: BTreeMap::new(),
             services: BTreeMap::new(),
             own,
@@ -153,6 +156,18 @@ impl OwnServices {
         }
     }
 
+    /// The registrations from before a restart are known: what neither they nor the files have is gone.
+    pub(super) fn set_registrations_known(&self, now: Instant) {
+        let _order = self.changing.lock();
+        self.views.set_own_known();
+        let hosts = {
+            let mut state = self.state.lock();
+            state.has_registrations = true;
+            state.disproved()
+        };
+        self.update(hosts, now);
+    }
+
     /// When [`OwnServices::poll_registrations`] is due without news.
     pub(super) fn next_due(&self) -> Option<Instant> {
         self.state.lock().registered.next_due()
@@ -165,10 +180,7 @@ impl OwnServices {
         let hosts = {
             let mut state = self.state.lock();
             let mut hosts: BTreeSet<HostPattern> = state.files.take(part).into_iter().collect();
-            // While the directory is missing, hosts offered before may still exist.
-            if state.files.summary().is_whole {
-                hosts.extend(std::mem::take(&mut state.unconfirmed));
-            }
+            hosts.extend(state.disproved());
             hosts
         };
         self.update(hosts, now);
@@ -456,6 +468,13 @@ impl State {
         } else {
             self.left_out.insert(host.clone(), problems);
         }
+    }
+
+    /// Hosts offered before a restart that no source has any more. While the registry's directory is missing, or
+    /// registrations cannot be read, they may still exist.
+    fn disproved(&mut self) -> BTreeSet<HostPattern> {
+        let is_known = self.has_registrations && self.files.summary().is_whole;
+        if is_known { std::mem::take(&mut self.unconfirmed) } else { BTreeSet::new() }
     }
 
     /// Keeps the last offer of an exported host while its new endpoints await their mTLS check: a working service must

@@ -89,6 +89,8 @@ pub(super) struct Opened {
     pub(super) stores: Stores,
     pub(super) slices: Slices,
     pub(super) registrations: Vec<Record>,
+    /// The registrations could be read.
+    pub(super) has_registrations: bool,
 }
 
 impl Stores {
@@ -109,7 +111,9 @@ impl Stores {
         all.extend(registered);
         let mut merged: BTreeMap<_, _> = before.into_iter().collect();
         merged.extend(records);
-        Opened { stores: Stores { slices, registrations }, slices: Slices::read(merged), registrations: all }
+        let has_registrations = registrations.was_read();
+        let stores = Stores { slices, registrations };
+        Opened { stores, slices: Slices::read(merged), registrations: all, has_registrations }
     }
 
     /// Begins to persist changes, for as long as the returned sources live.
@@ -184,5 +188,6 @@ impl Source for OfRegistrations {
 
     fn restore(&self, records: Vec<Record>) {
         self.0.restore_registrations(records, Instant::now());
+        self.0.set_registrations_known(Instant::now());
     }
 }

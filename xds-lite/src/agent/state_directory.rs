@@ -1,12 +1,13 @@
-//! The agent's state directory: the stores of slices and registrations, the files of tokens and joined clusters, and the
-//! health of all of them. Owners name what has changed and go on; nobody waits for the disk here.
+//! The agent's state directory: the stores of slices, of registrations, and of tokens, joined clusters and
+//! acknowledgements, and the health of all of them. Owners name what has changed and go on; nobody waits for the disk here.
 //!
 //! Each lock guards one list and is held for a moment; no other lock is taken under it.
 
 use std::sync::Arc;
 
-use isthmus_store::{Health, Record, Report, Source};
-use isthmus_trust::join::{Folder, Joined, ReadError, peers_folder};
+use isthmus_model::slice::Cluster;
+use isthmus_store::{Embedded, Record, Report, Source};
+use isthmus_trust::join::Joined;
 use parking_lot::Mutex;
 
 use super::config::Settings;
@@ -17,33 +18,33 @@ use super::persistence::{Opened, Slices, Stores};
 /// What of the agent's state is on disk.
 pub(super) struct StateDirectory {
     stores: Option<Mutex<Stores>>,
-    /// Tokens that this agent has made.
-    tokens: Option<Arc<Folder>>,
-    /// The health of the records of joined clusters.
-    peer_files: Option<Health>,
-    /// Records of joined clusters that are ignored, and files that do not belong there.
+    /// Tokens, joined clusters and acknowledgements.
+    trust_store: Option<Embedded>,
+    /// Records of joined clusters that are lost or invalid.
     problems: Mutex<Vec<String>>,
 }
 
 /// The content of the stores at the start.
-#[derive(Default)]
 pub(super) struct Restored {
     pub(super) slices: Slices,
     pub(super) registrations: Vec<Record>,
+    /// The registrations could be read, or there are none.
+    pub(super) has_registrations: bool,
 }
 
 impl StateDirectory {
     /// Opens the directory of the settings, if they name one, and reads it.
-    pub(super) fn open(settings: &Settings, tokens: Option<Arc<Folder>>) -> (StateDirectory, Restored) {
-        let folder = settings.state.as_deref();
-        let (stores, restored) = match folder.map(Stores::open) {
-            Some(Opened { stores, slices, registrations }) => {
-                (Some(Mutex::new(stores)), Restored { slices, registrations })
+    pub(super) fn open(settings: &Settings, trust_store: Option<Embedded>) -> (StateDirectory, Restored) {
+        let (stores, restored) = match settings.state.as_deref().map(Stores::open) {
+            Some(Opened { stores, slices, registrations, has_registrations }) => {
+                (Some(Mutex::new(stores)), Restored { slices, registrations, has_registrations })
             }
-            None => (None, Restored::default()),
+            None => {
+                let (slices, registrations) = Default::default();
+                (None, Restored { slices, registrations, has_registrations: true })
+            }
         };
-        let peer_files = folder.map(|state| Health::for_files("peers", &peers_folder(state)));
-        (StateDirectory { stores, tokens, peer_files, problems: Mutex::default() }, restored)
+        (StateDirectory { stores, trust_store, problems: Mutex::default() }, restored)
     }
 
     /// Begins to persist changes, for as long as the returned sources live.
@@ -51,9 +52,9 @@ impl StateDirectory {
         Some(self.stores.as_ref()?.lock().begin(own, peers))
     }
 
-    /// The tokens, if there is a directory.
-    pub(super) fn tokens(&self) -> Option<&Arc<Folder>> {
-        self.tokens.as_ref()
+    /// Tokens, joined clusters and acknowledgements, if there is a directory.
+    pub(super) fn trust_store(&self) -> Option<&Embedded> {
+        self.trust_store.as_ref()
     }
 
     /// Slices have changed, or are gone.
@@ -76,30 +77,21 @@ impl StateDirectory {
     pub(super) fn reports(&self) -> Vec<Report> {
         let stores = self.stores.iter().flat_map(|stores| stores.lock().health());
         let stores = stores.map(|health| health.report());
-        let tokens = self.tokens.iter().map(|tokens| tokens.report());
-        let peers = self.peer_files.iter().map(Health::report);
-        stores.chain(tokens).chain(peers).collect()
+        stores.chain(self.trust_store.iter().map(Embedded::report)).collect()
     }
 
-    /// Records of joined clusters that are ignored now.
+    /// Records of joined clusters that are lost or invalid now.
     pub(super) fn problems(&self) -> Vec<String> {
         self.problems.lock().clone()
     }
 
-    /// Reports records of joined clusters that are ignored; logs each once.
+    /// Reports records of joined clusters that are lost; logs each once.
     pub(super) fn name_problems(&self, joined: &Joined) {
-        let is_record = |error: &&ReadError| error.path.extension().is_some();
-        if let Some(health) = &self.peer_files {
-            match joined.unread.iter().find(|error| !is_record(error)) {
-                Some(folder) => health.is_unusable(&folder.to_string()),
-                None => health.is_usable(),
-            }
-            for ReadError { path, cause } in joined.unread.iter().filter(is_record) {
-                let name = path.file_name().unwrap_or_default();
-                health.file_is_damaged(&name.to_string_lossy(), cause, None);
-            }
-        }
-        let problems: Vec<_> = joined.unread.iter().chain(&joined.strays).map(ToString::to_string).collect();
+        let problem = |(cluster, why): &(Option<Cluster>, String)| match cluster {
+            Some(cluster) => format!("cluster {cluster}: {why}"),
+            None => why.clone(),
+        };
+        let problems: Vec<_> = joined.lost.iter().map(problem).collect();
         let mut known = self.problems.lock();
         for problem in problems.iter().filter(|problem| !known.contains(problem)) {
             tracing::error!("state: {problem}");

@@ -28,7 +28,26 @@ pub(super) struct Views {
     pub(super) envoys: Option<Adapter>,
     pub(super) bundles: Bundles,
     members: RwLock<Members>,
-    unheard: Arc<RwLock<HashSet<Cluster>>>,
+    hearing: Arc<RwLock<Hearing>>,
+}
+
+/// Which clusters' slices are known.
+#[derive(Default)]
+struct Hearing {
+    /// The peers, and whether each has sent its state.
+    peers: HashMap<Cluster, bool>,
+    /// All peers are known; those that have joined may not have been read yet.
+    is_whole: bool,
+    /// The own services are known; registrations may not have been read yet.
+    has_own: bool,
+}
+
+impl Hearing {
+    /// Whether a name of this cluster that is not in the view is gone.
+    fn knows(&self, own: &Cluster, cluster: &Cluster) -> bool {
+        let others = || if cluster == own { self.has_own } else { self.is_whole };
+        self.peers.get(cluster).copied().unwrap_or_else(others)
+    }
 }
 
 #[derive(Default)]
@@ -39,15 +58,20 @@ struct Members {
 }
 
 impl Views {
-    pub(super) fn new(gateways: HashSet<SpiffeId>, envoys: Option<Adapter>, bundles: Bundles) -> Views {
-        let unheard: Arc<RwLock<HashSet<Cluster>>> = Arc::default();
-        let silent = Arc::clone(&unheard);
+    pub(super) fn new(
+        own: Cluster,
+        gateways: HashSet<SpiffeId>,
+        envoys: Option<Adapter>,
+        bundles: Bundles,
+    ) -> Views {
+        let hearing: Arc<RwLock<Hearing>> = Arc::default();
+        let heard = Arc::clone(&hearing);
         // A name that the registry does not have is gone: it is read as a whole before any client is served. A peer's
         // name is gone only once the peer has sent its state.
         let is_gone = move |name: &str| {
             let cluster = name.split_once('/').and_then(|(cluster, _)| cluster.parse().ok());
-            let silent = silent.read().unwrap_or_else(PoisonError::into_inner);
-            cluster.is_none_or(|cluster: Cluster| !silent.contains(&cluster))
+            let heard = heard.read().unwrap_or_else(PoisonError::into_inner);
+            cluster.is_none_or(|cluster: Cluster| heard.knows(&own, &cluster))
         };
         let kinds = [PeerAccess::Direct, PeerAccess::ViaGateway, PeerAccess::Hidden];
         Views {
@@ -56,7 +80,7 @@ impl Views {
             envoys,
             bundles,
             members: RwLock::new(Members { gateways, peers: HashMap::new() }),
-            unheard,
+            hearing,
         }
     }
 
@@ -64,7 +88,7 @@ impl Views {
     pub(super) fn add(&self, domain: &isthmus_certs::TrustDomain, cluster: &Cluster, sees: PeerAccess) {
         let party = Party { cluster: cluster.clone(), trust_domain: domain.clone() };
         self.members.write().unwrap_or_else(PoisonError::into_inner).peers.insert(party, sees);
-        self.unheard.write().unwrap_or_else(PoisonError::into_inner).insert(cluster.clone());
+        self.hearing.write().unwrap_or_else(PoisonError::into_inner).peers.insert(cluster.clone(), false);
         self.bundles.add(domain, cluster);
     }
 
@@ -86,7 +110,18 @@ impl Views {
 
     /// A cluster has sent its state.
     pub(super) fn heard(&self, cluster: &Cluster) {
-        self.unheard.write().unwrap_or_else(PoisonError::into_inner).remove(cluster);
+        self.hearing.write().unwrap_or_else(PoisonError::into_inner).peers.insert(cluster.clone(), true);
+    }
+
+    /// Own services have been read as a whole.
+    pub(super) fn set_own_known(&self) {
+        self.hearing.write().unwrap_or_else(PoisonError::into_inner).has_own = true;
+    }
+
+    /// All peers have been added.
+    pub(super) fn set_whole(&self) {
+        self.hearing.write().unwrap_or_else(PoisonError::into_inner).is_whole = true;
+        self.bundles.set_whole();
     }
 }
 

@@ -51,6 +51,8 @@ pub(crate) struct Database {
 pub(crate) struct Loaded {
     /// The intact records.
     pub(crate) records: Vec<Record>,
+    /// Keys that were marked as lost.
+    pub(crate) lost: BTreeSet<String>,
     /// What is damaged, if anything.
     pub(crate) damage: Option<Damage>,
     /// The new names of what was in the place of the file or of one of SQLite's own.
@@ -58,11 +60,20 @@ pub(crate) struct Loaded {
 }
 
 /// Damage of a file.
-#[derive(Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Damage {
     pub(crate) why: String,
     /// Keys of lost records.
     pub(crate) lost: BTreeSet<String>,
+    /// Records may be lost together with their keys.
+    pub(crate) is_unnamed: bool,
+}
+
+impl Damage {
+    /// Damage that no record is known to be lost by.
+    pub(crate) fn of_file(why: String) -> Damage {
+        Damage { why, ..Damage::default() }
+    }
 }
 
 impl Database {
@@ -71,9 +82,9 @@ impl Database {
     pub(crate) fn open(path: &Path) -> Result<(Option<Database>, Loaded), Failure> {
         let aside = clear(path)?;
         // SQLite treats an empty file as a new one.
-        let is_empty = files::facts(path).map_err(unusable)?.is_some_and(|facts| facts.len() == 0);
-        let file = files::private_file(path).map_err(unusable)?;
-        let identity = files::identity(&file.metadata().map_err(unusable)?);
+        let is_empty = files::facts(path)?.is_some_and(|facts| facts.len() == 0);
+        let file = files::private_file(path)?;
+        let identity = files::identity(&file.metadata()?);
         // Closed before SQLite opens it: closing it later would release SQLite's locks.
         drop(file);
         let attempt = || -> Result<_, Failure> {
@@ -81,9 +92,9 @@ impl Database {
             if is_empty {
                 return Err(Failure::Damaged("is empty".to_owned()));
             }
-            let (Rows { good, bad }, keys) = (rows(&connection)?, indexed(&connection)?);
-            let damage = compare(&good, bad, keys);
-            Ok((connection, Loaded { records: good, damage, aside: Vec::new() }))
+            let (Rows { good, bad, lost }, keys) = (rows(&connection)?, indexed(&connection)?);
+            let damage = compare(&good, bad, &lost, keys);
+            Ok((connection, Loaded { records: good, lost, damage, aside: Vec::new() }))
         };
         let (database, loaded) = match attempt() {
             Ok((connection, loaded)) if loaded.damage.is_none() => {
@@ -95,7 +106,7 @@ impl Database {
                 (None, read_pages(path, loaded)?)
             }
             Err(Failure::Damaged(why)) => {
-                let damage = Some(Damage { why, lost: BTreeSet::new() });
+                let damage = Some(Damage { is_unnamed: true, ..Damage::of_file(why) });
                 let loaded = read_pages(path, Loaded { damage, ..Loaded::default() })?;
                 (None, loaded)
             }
@@ -132,6 +143,15 @@ impl Database {
         Ok(transaction.commit()?)
     }
 
+    /// Marks keys as lost: rows without value and checksum.
+    pub(crate) fn mark_lost<'a>(&mut self, keys: impl IntoIterator<Item = &'a str>) -> Result<(), Failure> {
+        let transaction = self.connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+        for key in keys {
+            transaction.execute(UPSERT, params![key, [0_u8; 0], [0_u8; 0]])?;
+        }
+        Ok(transaction.commit()?)
+    }
+
     /// Replaces the file at a path by a new one with the content of `fill`, and sets the old one aside.
     pub(crate) fn replace(
         path: &Path,
@@ -153,12 +173,12 @@ impl Database {
         }
         let mut aside = Vec::new();
         for path in all_files(path) {
-            if files::facts(&path).map_err(unusable)?.is_some() {
-                aside.push(files::set_aside(&path).map_err(unusable)?);
+            if files::facts(&path)?.is_some() {
+                aside.push(files::set_aside(&path)?);
             }
         }
-        fs::rename(&next, path).map_err(unusable)?;
-        files::sync_folder_of(path).map_err(unusable)?;
+        fs::rename(&next, path)?;
+        files::sync_folder_of(path)?;
         let (database, _) = Database::open(path)?;
         let database = database.ok_or_else(|| {
             Failure::Damaged("was damaged as soon as it was written; check the disk".to_owned())
@@ -168,7 +188,13 @@ impl Database {
 }
 
 /// Compares the rows of the table with the keys of the index.
-fn compare(good: &[Record], bad: BTreeSet<String>, mut keys: BTreeSet<String>) -> Option<Damage> {
+fn compare(
+    good: &[Record],
+    bad: BTreeSet<String>,
+    marked: &BTreeSet<String>,
+    mut keys: BTreeSet<String>,
+) -> Option<Damage> {
+    keys.retain(|key| !marked.contains(key));
     let count = keys.len();
     good.iter().for_each(|(key, _)| _ = keys.remove(key));
     if bad.is_empty() && keys.is_empty() && count == good.len() {
@@ -179,21 +205,21 @@ fn compare(good: &[Record], bad: BTreeSet<String>, mut keys: BTreeSet<String>) -
         true => keys,
         false => bad,
     };
-    Some(Damage { why: "records differ from what was written".to_owned(), lost })
+    Some(Damage { why: "records differ from what was written".to_owned(), lost, is_unnamed: false })
 }
 
 /// Adds the records found in the pages of a damaged file to those already read.
 fn read_pages(path: &Path, read: Loaded) -> Result<Loaded, Failure> {
-    let file = files::existing_file(path).map_err(unusable)?;
-    let found = salvage(&file).map_err(unusable)?;
-    let mut damage = read.damage.unwrap_or_default();
+    let file = files::existing_file(path)?;
+    let found = salvage(&file)?;
+    let mut damage = read.damage.clone().unwrap_or_default();
     if read.records.is_empty() {
         damage.lost.extend(found.named);
     }
     let mut records = found.records;
-    records.extend(read.records);
+    records.extend(read.records.iter().cloned());
     damage.lost.retain(|key| !records.contains_key(key));
-    Ok(Loaded { records: records.into_iter().collect(), damage: Some(damage), aside: Vec::new() })
+    Ok(Loaded { records: records.into_iter().collect(), damage: Some(damage), ..read })
 }
 
 /// The file, and SQLite's own beside it.
@@ -205,8 +231,8 @@ fn all_files(path: &Path) -> impl Iterator<Item = PathBuf> {
 fn clear(path: &Path) -> Result<Vec<PathBuf>, Failure> {
     let mut aside = Vec::new();
     for path in all_files(path) {
-        if files::facts(&path).map_err(unusable)?.is_some_and(|facts| !facts.is_file()) {
-            aside.push(files::set_aside(&path).map_err(unusable)?);
+        if files::facts(&path)?.is_some_and(|facts| !facts.is_file()) {
+            aside.push(files::set_aside(&path)?);
         }
     }
     Ok(aside)
@@ -228,10 +254,11 @@ fn connect(path: &Path) -> Result<Connection, Failure> {
     let connection = Connection::open_with_flags(path, flags)?;
     connection.busy_timeout(PATIENCE)?;
     // Locked against other processes; a cache of 2 MiB, never memory-mapped: a truncated file must not crash the
-    // process.
+    // process. EXTRA syncs the directory after each commit, too: a journal that came back after a power loss would undo
+    // the commit.
     connection.execute_batch(&format!(
         "PRAGMA page_size = {PAGE}; PRAGMA locking_mode = EXCLUSIVE; PRAGMA journal_mode = DELETE;
-         PRAGMA synchronous = FULL; PRAGMA secure_delete = ON; PRAGMA cell_size_check = ON;
+         PRAGMA synchronous = EXTRA; PRAGMA secure_delete = ON; PRAGMA cell_size_check = ON;
          PRAGMA trusted_schema = OFF; PRAGMA mmap_size = 0; PRAGMA cache_size = -2048; PRAGMA temp_store = MEMORY;
          BEGIN EXCLUSIVE; COMMIT;"
     ))?;
@@ -254,6 +281,8 @@ struct Rows {
     good: Vec<Record>,
     /// Keys of damaged rows, as far as readable.
     bad: BTreeSet<String>,
+    /// Keys that were marked as lost.
+    lost: BTreeSet<String>,
 }
 
 /// All rows of the table, without the index.
@@ -266,6 +295,7 @@ fn rows(connection: &Connection) -> Result<Rows, Failure> {
         let [key, value, sum] = [bytes(row, 0)?, bytes(row, 1)?, bytes(row, 2)?];
         match record::checked(key, value, sum) {
             Some(record) => rows.good.push(record),
+            None if value.is_empty() && sum.is_empty() => rows.lost.extend(salvage::name(key)),
             None => rows.bad.extend(salvage::name(key)),
         }
     }
@@ -294,17 +324,19 @@ fn bytes<'a>(row: &'a Row<'_>, column: usize) -> Result<&'a [u8], Failure> {
 
 fn remove(path: &Path) -> Result<(), Failure> {
     for path in all_files(path) {
-        match files::facts(&path).map_err(unusable)? {
-            Some(facts) if facts.is_dir() => fs::remove_dir(&path).map_err(unusable)?,
-            Some(_) => fs::remove_file(&path).map_err(unusable)?,
+        match files::facts(&path)? {
+            Some(facts) if facts.is_dir() => fs::remove_dir(&path)?,
+            Some(_) => fs::remove_file(&path)?,
             None => {}
         }
     }
     Ok(())
 }
 
-fn unusable(error: io::Error) -> Failure {
-    Failure::Unusable(error.to_string())
+impl From<io::Error> for Failure {
+    fn from(error: io::Error) -> Failure {
+        Failure::Unusable(error.to_string())
+    }
 }
 
 impl From<rusqlite::Error> for Failure {

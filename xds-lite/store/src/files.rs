@@ -1,11 +1,12 @@
 //! Opens the files of a store: readable by their owner only, regular files only, without following links; anything else
 //! in their place is set aside.
 
-use std::fs::{self, DirBuilder, File, Metadata, OpenOptions, Permissions};
+use std::fs::{self, DirBuilder, File, Metadata, OpenOptions, Permissions, TryLockError};
 use std::io::{self, Read as _};
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::thread;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use rustix::fs::OFlags;
 
@@ -13,6 +14,9 @@ const FOLDER_MODE: u32 = 0o700;
 const FILE_MODE: u32 = 0o600;
 /// Suffix of files that were set aside, before a number.
 pub(crate) const ASIDE: &str = ".damaged-";
+/// How long to wait for a lock: work under it takes milliseconds.
+const PATIENCE: Duration = Duration::from_secs(3);
+const PACE: Duration = Duration::from_millis(10);
 /// How many of them to keep, of each file.
 const ASIDE_KEPT: usize = 3;
 
@@ -54,6 +58,39 @@ pub fn private_file(path: &Path) -> io::Result<File> {
         file.set_permissions(Permissions::from_mode(FILE_MODE))?;
     }
     Ok(file)
+}
+
+/// Locks a file across processes and threads until it is dropped, creating it if missing. Waits three seconds at most.
+///
+/// # Errors
+/// The file cannot be created, or another process holds the lock.
+pub fn lock(path: &Path) -> io::Result<File> {
+    let end = Instant::now() + PATIENCE;
+    loop {
+        let file = match private_file(path) {
+            Err(error) if error.kind() == io::ErrorKind::InvalidInput => {
+                set_aside(path)?;
+                private_file(path)?
+            }
+            opened => opened?,
+        };
+        match file.try_lock() {
+            // A lock on a file that was removed meanwhile keeps nobody out.
+            Ok(()) if is_at(path, &file)? => return Ok(file),
+            Ok(()) | Err(TryLockError::WouldBlock) if Instant::now() < end => thread::sleep(PACE),
+            Ok(()) | Err(TryLockError::WouldBlock) => {
+                let why =
+                    format!("{}: another process holds the lock; retry when it is done", path.display());
+                return Err(io::Error::new(io::ErrorKind::TimedOut, why));
+            }
+            Err(TryLockError::Error(error)) => return Err(error),
+        }
+    }
+}
+
+fn is_at(path: &Path, file: &File) -> io::Result<bool> {
+    let own = identity(&file.metadata()?);
+    Ok(facts(path)?.is_some_and(|facts| identity(&facts) == own))
 }
 
 /// Opens a regular file for reading. Never waits, never follows a link.
@@ -106,7 +143,10 @@ pub(crate) fn identity(facts: &Metadata) -> (u64, u64) {
 }
 
 /// Syncs the directory of a path: a file name is durable only then.
-pub(crate) fn sync_folder_of(path: &Path) -> io::Result<()> {
+///
+/// # Errors
+/// It cannot be synced.
+pub fn sync_folder_of(path: &Path) -> io::Result<()> {
     path.parent().map_or(Ok(()), |folder| File::open(folder)?.sync_all())
 }
 

@@ -9,6 +9,7 @@ use serde::Serialize;
 
 use crate::database::Damage;
 use crate::record::shown;
+use crate::store::UNNAMED;
 
 /// The most lost records named in status; all are counted.
 const NAMED: usize = 20;
@@ -114,22 +115,33 @@ impl Health {
 
     /// Reports a damaged file: `read` records were recovered; those in `damage` are lost.
     pub(crate) fn is_damaged(&self, damage: &Damage, read: usize) {
-        let mut report = self.lock();
-        report.damaged_files += 1;
-        report.damage = Some(damage.why.clone());
-        report.lost_records += damage.lost.len() as u64;
         tracing::error!(
             store = self.name, file = %self.file.display(), why = damage.why, read, lost = damage.lost.len(),
             "the state file is damaged; using what can be read"
         );
-        for key in damage.lost.iter().take(LOGGED) {
+        let mut report = self.lock();
+        report.damaged_files += 1;
+        report.damage = Some(damage.why.clone());
+        drop(report);
+        self.are_lost(&damage.lost);
+    }
+
+    /// Reports lost records.
+    pub(crate) fn are_lost(&self, keys: &BTreeSet<String>) {
+        if keys.contains(UNNAMED) {
+            tracing::error!(store = self.name, "records may be lost together with their names");
+        }
+        let keys: Vec<_> = keys.iter().filter(|key| *key != UNNAMED).collect();
+        for key in keys.iter().take(LOGGED) {
             tracing::error!(
                 store = self.name,
                 record = shown(key.as_bytes()),
                 "a record was damaged and is lost"
             );
         }
-        report.lost.extend(damage.lost.iter().take(NAMED).map(|key| shown(key.as_bytes())));
+        let mut report = self.lock();
+        report.lost_records += keys.len() as u64;
+        report.lost.extend(keys.iter().take(NAMED).map(|key| shown(key.as_bytes())));
         let old = report.lost.len().saturating_sub(NAMED);
         report.lost.drain(..old);
     }

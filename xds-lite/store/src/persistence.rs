@@ -104,10 +104,16 @@ impl Persistence {
         let is_damaged = damage.is_some();
         if let Some(why) = damage {
             let why = format!("{}: {why}", path.display());
-            self.shared.health.is_damaged(&Damage { why, lost: BTreeSet::new() }, records.len());
+            self.shared.health.is_damaged(&Damage::of_file(why), records.len());
         }
         writer.adopt(Old { path: path.to_owned(), is_damaged });
         records
+    }
+
+    /// Whether the records from before the start have been read. Otherwise the source receives them later.
+    #[must_use]
+    pub fn was_read(&self) -> bool {
+        self.writer.as_ref().is_none_or(Writer::was_read)
     }
 
     /// Starts the writer thread, which writes changes of the source from now on.

@@ -8,6 +8,7 @@ use std::io;
 use std::os::unix::fs::FileExt as _;
 
 use crate::record::{self, CHECKSUM, LARGEST_VALUE, LONGEST_KEY};
+use crate::store::UNNAMED;
 
 /// The page size, with no reserved bytes.
 pub(crate) const PAGE: usize = 4096;
@@ -95,9 +96,8 @@ fn keys(page: &[u8], is_inner: bool, named: &mut BTreeSet<String>) {
 /// A key from a damaged page, if it looks like one.
 pub(crate) fn name(key: &[u8]) -> Option<String> {
     let key = str::from_utf8(key).ok()?;
-    let is_key =
-        !key.is_empty() && key.len() <= LONGEST_KEY && key.contains('/') && !key.contains(char::is_control);
-    is_key.then(|| key.to_owned())
+    let is_key = key.len() <= LONGEST_KEY && key.contains('/') && !key.contains(char::is_control);
+    (is_key || key == UNNAMED).then(|| key.to_owned())
 }
 
 /// The columns of a cell of the table.

@@ -12,6 +12,8 @@ use rustix::fs::{CWD, Mode, mkfifoat};
 
 use super::*;
 
+mod shared;
+
 const FILE: &str = "slices.db";
 const PATIENCE: Duration = Duration::from_secs(30);
 

@@ -1,7 +1,6 @@
 //! The thread that writes a store, in batches, so that a program never waits for the disk. A failure of the disk is
 //! reported once, and everything is written when the disk works again.
 
-use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, Weak};
@@ -69,6 +68,11 @@ impl Writer {
         records
     }
 
+    /// Whether the records from before the start have been read.
+    pub(crate) fn was_read(&self) -> bool {
+        self.was_read
+    }
+
     /// Removes this file once everything is written.
     pub(crate) fn adopt(&mut self, old: Old) {
         self.adopted.push(old);
@@ -129,10 +133,10 @@ impl Writer {
     fn open(&mut self) -> Result<Vec<Record>, Failure> {
         let folder = files::private_folder(&self.folder);
         self.folder = folder.map_err(|error| Failure::Unusable(error.to_string()))?;
-        let (database, Loaded { records, damage, aside }) = Database::open(&self.path())?;
+        let (database, Loaded { records, damage, aside, .. }) = Database::open(&self.path())?;
         for path in &aside {
             let why = "its place was taken by something that is not a file".to_owned();
-            self.shared.health.is_damaged(&Damage { why, lost: BTreeSet::new() }, 0);
+            self.shared.health.is_damaged(&Damage::of_file(why), 0);
             self.shared.health.is_aside(path);
         }
         if let Some(damage) = damage {
@@ -159,7 +163,7 @@ impl Writer {
             && !database.is_in_place()
         {
             let why = "the file was removed or replaced; writing it again".to_owned();
-            self.shared.health.is_damaged(&Damage { why, lost: BTreeSet::new() }, 0);
+            self.shared.health.is_damaged(&Damage::of_file(why), 0);
             self.stage = Stage::Damaged;
         }
         if matches!(self.stage, Stage::Damaged) {
@@ -231,7 +235,7 @@ impl Writer {
     fn fail(&mut self, failure: &Failure) {
         match failure {
             Failure::Damaged(why) => {
-                self.shared.health.is_damaged(&Damage { why: why.clone(), lost: BTreeSet::new() }, 0);
+                self.shared.health.is_damaged(&Damage::of_file(why.clone()), 0);
                 self.stage = Stage::Damaged;
             }
             Failure::Unusable(why) => {

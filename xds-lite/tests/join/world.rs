@@ -112,15 +112,20 @@ impl Side {
         self.context.tokens().list().unwrap().into_iter().map(|(_, state)| state).collect()
     }
 
-    /// All files that joining writes, except tokens, by name.
+    /// All files and records that joining writes, except tokens, by name.
     pub(crate) fn stored(&self) -> BTreeMap<PathBuf, String> {
         let mut kept = BTreeMap::new();
-        for folder in ["bundles", "deny", "state/peers"] {
+        for folder in ["bundles", "deny"] {
             let Ok(entries) = fs::read_dir(self.dir.path().join(folder)) else { continue };
             for path in entries.map(|entry| entry.unwrap().path()).filter(|path| !path.ends_with(".lock")) {
                 let text = fs::read_to_string(&path).unwrap();
                 kept.insert(path.strip_prefix(self.dir.path()).unwrap().to_owned(), text);
             }
+        }
+        let store = isthmus_trust::join::store(&self.dir.path().join("state"));
+        for peer in isthmus_trust::join::peers(&store).unwrap().peers {
+            let name = format!("peers/{}", peer.introduction.party.cluster).into();
+            kept.insert(name, serde_json::to_string(&peer).unwrap());
         }
         kept
     }
@@ -142,7 +147,8 @@ fn context(trust: Trust, files: &TrustFiles, dir: &Path, party: &Party, address:
     };
     let folders =
         Folders { state: dir.join("state"), bundles: files.bundles.clone(), deny: files.deny.clone() };
-    Arc::new(Context::new(trust, introduction, folders).unwrap())
+    let store = Arc::new(isthmus_trust::join::store(&folders.state));
+    Arc::new(Context::new(trust, introduction, folders, store).unwrap())
 }
 
 /// A server that stops on drop.

@@ -8,11 +8,13 @@ pub(crate) mod disk;
 pub mod enrolment;
 mod guest;
 mod host;
+mod joined;
 mod offer;
-pub(crate) mod peer;
+mod peer;
 mod place;
 mod secret;
 mod shown;
+mod takeover;
 mod text;
 mod tls;
 mod token;
@@ -21,11 +23,12 @@ mod wire;
 
 use std::fmt;
 use std::net::IpAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use isthmus_certs::{SpiffeId, Trust, TrustDomain};
+use isthmus_store::{Embedded, Store, StoreError};
 use serde::{Deserialize, Serialize};
 
 use isthmus_model::address::Target;
@@ -34,14 +37,15 @@ use isthmus_model::slice::Cluster;
 pub use disk::ReadError;
 pub use guest::{JoinCause, JoinError, Progress, join};
 pub use host::serve;
+pub use joined::JoinedClusters;
 pub use offer::OfferError;
-pub use peer::{Joined, Peer, folder as peers_folder, peers};
+pub use peer::{Joined, Peer, forget, forget_lost, peers};
 pub use place::PlaceError;
 pub use secret::{NoTokenId, TokenId, Verifier};
 pub use shown::ShownError;
 pub use tls::MeetError;
 pub use token::{Token, TokenError};
-pub use tokens::{Ending, Folder, Record, State, StoreError, Tokens};
+pub use tokens::{Ending, Record, RevokeError, State, Tokens};
 pub use wire::{Refusal, WireError};
 
 /// The longest lifetime of a token.
@@ -176,10 +180,26 @@ fn is_reachable(address: &Target) -> bool {
     !matches!(address, Target::Address(address) if of_nobody(address.ip()))
 }
 
+/// The store of a state directory: tokens, joined clusters and their acknowledgements. Takes over what older versions
+/// stored. Blocks on the disk; a store that cannot be used now can be later.
+#[must_use]
+pub fn store(state: &Path) -> Embedded {
+    let store = Embedded::new("trust", state, "trust.db");
+    if let Err(error) = takeover::take_over(&store, state) {
+        tracing::warn!(%error, "cannot take over the state of an older version yet");
+    }
+    store
+}
+
+/// Encodes the value of a record.
+fn encode(record: &impl Serialize) -> Result<Vec<u8>, StoreError> {
+    serde_json::to_vec(record).map_err(|error| StoreError::Unusable(error.to_string()))
+}
+
 /// The directories that a join writes to.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Folders {
-    /// The agent's state; `tokens/` and `peers/` are created in it.
+    /// The agent's state.
     pub state: PathBuf,
     /// The bundles of the agent's trust; a joined domain's becomes `DOMAIN.json` in it.
     pub bundles: PathBuf,
@@ -193,7 +213,8 @@ pub struct Context {
     trust: Trust,
     introduction: Introduction,
     folders: Folders,
-    tokens: Arc<dyn Tokens>,
+    store: Arc<dyn Store>,
+    tokens: Tokens,
 }
 
 /// Why an agent can neither join nor be joined.
@@ -213,29 +234,28 @@ pub enum ContextError {
 }
 
 impl Context {
-    /// A context with its tokens in `tokens/` of the state directory.
+    /// A context with its tokens and joined clusters in a store.
     ///
     /// # Errors
     /// The identity is not an agent's of the introduced cluster, or the introduction is invalid.
-    pub fn new(trust: Trust, introduction: Introduction, folders: Folders) -> Result<Context, ContextError> {
+    pub fn new(
+        trust: Trust,
+        introduction: Introduction,
+        folders: Folders,
+        store: Arc<dyn Store>,
+    ) -> Result<Context, ContextError> {
         introduction.check()?;
         let found = trust.current().identity.id().clone();
         if Party::of_agent(&found).as_ref() != Some(&introduction.party) {
             return Err(ContextError::Identity { found, expected: introduction.party });
         }
-        let tokens = Arc::new(Folder::of_state(&folders.state));
-        Ok(Context { trust, introduction, folders, tokens })
+        let tokens = Tokens::new(Arc::clone(&store), &folders.state);
+        Ok(Context { trust, introduction, folders, store, tokens })
     }
 
-    /// Uses a token store that the agents of the cluster share.
+    /// The tokens that this side has made.
     #[must_use]
-    pub fn with_tokens(self, tokens: Arc<dyn Tokens>) -> Context {
-        Context { tokens, ..self }
-    }
-
-    /// The token store.
-    #[must_use]
-    pub fn tokens(&self) -> &Arc<dyn Tokens> {
+    pub fn tokens(&self) -> &Tokens {
         &self.tokens
     }
 
@@ -268,7 +288,7 @@ pub enum CreateError {
     #[error("the system provides no random numbers")]
     Random,
     /// The token cannot be stored.
-    #[error(transparent)]
+    #[error("token store: {0}")]
     Store(#[from] StoreError),
 }
 
@@ -288,7 +308,7 @@ pub fn create(
     }
     place::check(context, &guest)?;
     let maker =
-        TokenMaker { trust: &context.trust, issuer: context.party().clone(), tokens: &*context.tokens };
+        TokenMaker { trust: &context.trust, issuer: context.party().clone(), tokens: &context.tokens };
     maker.make(address, Guest::Cluster(guest), lifetime)
 }
 
@@ -296,7 +316,7 @@ pub fn create(
 struct TokenMaker<'a> {
     trust: &'a Trust,
     issuer: Party,
-    tokens: &'a dyn Tokens,
+    tokens: &'a Tokens,
 }
 
 impl TokenMaker<'_> {

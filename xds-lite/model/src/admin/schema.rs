@@ -49,7 +49,6 @@ impl Builder {
 #[cfg(test)]
 mod tests {
     use super::super::{agent, gateway};
-    use super::*;
 
     #[test]
     fn schema_has_every_path_and_describes_every_field() {

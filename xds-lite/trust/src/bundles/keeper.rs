@@ -12,7 +12,7 @@ use tokio_rustls::rustls::pki_types::{CertificateDer, UnixTime};
 
 use super::known::{Known, KnownError, same_roots};
 use super::rule::{Between, Heard, Refusal, hear};
-use crate::join::{disk, peer};
+use crate::join::disk;
 
 /// Characters of a load error that are reported.
 const LONGEST_CAUSE: usize = 512;
@@ -104,11 +104,7 @@ impl Keeper {
     }
 
     fn lock(&self) -> Result<Option<std::fs::File>, Refusal> {
-        let Some(state) = &self.state else { return Ok(None) };
-        let folder = peer::folder(state);
-        let made = isthmus_store::private_folder(&folder);
-        made.map_err(|error| KnownError::from(disk::ReadError::new(&folder, error)))?;
-        Ok(Some(disk::lock(&folder).map_err(KnownError::from)?))
+        Ok(self.state.as_deref().map(disk::lock).transpose().map_err(KnownError::from)?)
     }
 
     /// Checks that the trust in use matches the files just written.

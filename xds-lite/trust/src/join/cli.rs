@@ -1,5 +1,7 @@
-//! The commands `token create`, `token list` and `join`: arguments and output. The caller turns the
-//! configuration into a [`Context`] and creates the tokens for first certificates.
+//! The commands `token` and `join`: arguments and output. The caller turns the configuration into a [`Context`] and
+//! creates the tokens for first certificates.
+
+mod peers;
 
 use std::fmt::Write as _;
 use std::io::{self, Read as _};
@@ -8,15 +10,18 @@ use std::time::{Duration, SystemTime};
 
 use clap::{ArgGroup, Args, Subcommand};
 use isthmus_certs::{SpiffeId, TrustDomain};
+use isthmus_store::StoreError;
 use serde_json::json;
 
 use super::{
-    Context, CreateError, JoinError, Party, Rfc3339, State, StoreError, Token, TokenError, Tokens, create,
+    Context, CreateError, JoinError, Party, RevokeError, Rfc3339, State, Token, TokenError, Tokens, create,
     join, text, unix_seconds,
 };
 use isthmus_model::address::Target;
 use isthmus_model::file::AGENT;
 use isthmus_model::slice::Cluster;
+
+pub use peers::{ForgetArgs, PeersCommand};
 
 /// Size limit of a token on standard input.
 const LONGEST_INPUT: u64 = 4_096;
@@ -29,7 +34,7 @@ Examples:
   isthmus-agent token create --config agent.yaml --workload spiffe://east.example/ns/db/sa/mysql
 
 A holder of the token can join as that cluster, or become that gateway or workload, once. Run
-this as the agent's user: the agent reads the token's file when the token is presented, and
+this as the agent's user: the agent reads the token's record when the token is presented, and
 needs no restart.";
 
 /// Examples of `isthmus-agent token list`, for its help.
@@ -39,6 +44,14 @@ Examples:
   isthmus-agent token list --config agent.yaml --json
 
 Tokens are deleted an hour after they expire. Secrets are neither stored nor shown.";
+
+/// An example of `isthmus-agent token revoke`, for its help.
+pub const REVOKE_HELP: &str = "\
+Example:
+  isthmus-agent token revoke 1f0c9a3e
+
+Whoever presents the token from then on is refused. A token that was used is not undone: see
+`isthmus-agent peers forget`, and `isthmus-certs deny` for certificates.";
 
 /// Examples of `isthmus-agent join`, for its help.
 pub const JOIN_HELP: &str = "\
@@ -59,6 +72,9 @@ pub enum TokenCommand {
     /// List tokens and their states
     #[command(after_help = LIST_HELP)]
     List(ListArgs),
+    /// Revoke a token that was not used
+    #[command(after_help = REVOKE_HELP)]
+    Revoke(RevokeArgs),
 }
 
 /// The arguments of `token create`.
@@ -91,7 +107,7 @@ pub struct CreateArgs {
     pub json: bool,
 }
 
-/// The arguments of `token list`.
+/// The arguments of `token list` and `peers list`.
 #[derive(Debug, Args)]
 pub struct ListArgs {
     /// The configuration file (YAML)
@@ -100,6 +116,17 @@ pub struct ListArgs {
     /// Print JSON
     #[arg(long)]
     pub json: bool,
+}
+
+/// The arguments of `token revoke`.
+#[derive(Debug, Args)]
+pub struct RevokeArgs {
+    /// The configuration file (YAML)
+    #[arg(long, value_name = "FILE", default_value = AGENT)]
+    pub config: PathBuf,
+    /// The token's id in `token list`
+    #[arg(value_name = "ID")]
+    pub id: String,
 }
 
 /// The arguments of `join`.
@@ -127,8 +154,14 @@ pub enum CliError {
     /// The token cannot be created.
     #[error(transparent)]
     Create(#[from] CreateError),
-    /// The tokens cannot be listed.
+    /// The token cannot be revoked.
     #[error(transparent)]
+    Revoke(#[from] RevokeError),
+    /// The cluster has not joined.
+    #[error("cluster {0} has not joined; `isthmus-agent peers list` shows those that have")]
+    NotJoined(Cluster),
+    /// The store failed.
+    #[error("state: {0}")]
     Store(#[from] StoreError),
     /// The argument is not a token.
     #[error(transparent)]
@@ -191,7 +224,7 @@ impl ListArgs {
     ///
     /// # Errors
     /// The tokens cannot be read.
-    pub fn run(&self, tokens: &dyn Tokens) -> Result<String, CliError> {
+    pub fn run(&self, tokens: &Tokens) -> Result<String, CliError> {
         let now = unix_seconds(SystemTime::now());
         let mut rows = Vec::new();
         for (record, state) in tokens.list()? {
@@ -221,6 +254,17 @@ impl ListArgs {
                 write!(text, "\n{}  {state:<7}  {expires}  {}", record.id.short(), record.guest);
         }
         Ok(text)
+    }
+}
+
+impl RevokeArgs {
+    /// Revokes, and returns the output.
+    ///
+    /// # Errors
+    /// The token cannot be revoked.
+    pub fn run(&self, tokens: &Tokens) -> Result<String, CliError> {
+        let record = tokens.revoke(&self.id)?;
+        Ok(format!("revoked token {} for {}", record.id.short(), record.guest))
     }
 }
 

@@ -57,7 +57,7 @@ impl fmt::Debug for Exported {
 pub fn create(
     trust: &Trust,
     issuer: Party,
-    tokens: &dyn Tokens,
+    tokens: &Tokens,
     address: Target,
     identity: SpiffeId,
     lifetime: Duration,

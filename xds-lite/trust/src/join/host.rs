@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use isthmus_certs::Role;
+use isthmus_store::StoreError;
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
@@ -19,7 +20,7 @@ use super::offer::{self, OfferError};
 use super::place::{self, PlaceError};
 use super::secret::{Proof, TokenId};
 use super::tls::{self, MeetError, Met};
-use super::tokens::{Ending, Record, State, StoreError, Wrong};
+use super::tokens::{Ending, Record, State, Wrong};
 use super::wire::{self, BRIEF, LONG, Message, Refusal, WireError};
 use super::{Context, Guest, Introduction, Party, Peer, unix_seconds};
 
@@ -46,7 +47,7 @@ enum Failed {
     Wire(#[from] WireError),
     #[error("cannot export keying material: {0}")]
     Exporter(#[from] TlsError),
-    #[error(transparent)]
+    #[error("token store: {0}")]
     Store(#[from] StoreError),
     #[error("the joiner's offer: {0}")]
     Offer(OfferError),

@@ -1,19 +1,23 @@
-//! Stores an accepted offer: the peer's record, and the bundle and deny-list of its domain, all or nothing.
+//! Stores an accepted offer: the peer's record in the store, and the bundle and deny-list of its domain in files, all or
+//! nothing.
 //! Nothing known about a cluster or trust domain is overwritten by something that contradicts it.
 
 use std::fs;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::SystemTime;
 
 use isthmus_certs::deny::DenyError;
-use isthmus_certs::files::{self, PUBLIC, SECRET, WriteError};
+use isthmus_certs::files::{self, PUBLIC, WriteError};
 use isthmus_certs::spiffe_bundle::{self, FormatError};
 use isthmus_certs::{Bundle, DenyList, Role, TrustDomain, VerifyError};
+use isthmus_model::slice::Cluster;
+use isthmus_store::{Expect, Store, StoreError, Version};
 use tokio_rustls::rustls::pki_types::{CertificateDer, UnixTime};
 
 use super::disk::{self, ReadError};
 use super::offer::Accepted;
-use super::peer::{self, Peer};
+use super::peer::{self, Peer, Standing};
 use super::shown::Shown;
 use super::{Context, Party};
 use crate::bundles::known::{Known, KnownError, MAX_FILE, same_roots};
@@ -23,16 +27,14 @@ use crate::bundles::known::{Known, KnownError, MAX_FILE, same_roots};
 pub enum PlaceError {
     /// The cluster is known with another trust domain.
     #[error(
-        "cluster {} is known here with trust domain {known}, not {}; if it has moved, remove {} and join again",
-        found.cluster, found.trust_domain, path.display()
+        "cluster {} is known here with trust domain {known}, not {}; if it has moved, run `isthmus-agent peers forget {}` and join again",
+        found.cluster, found.trust_domain, found.cluster
     )]
     OtherDomain {
         /// The party that joins.
         found: Party,
         /// The known trust domain of the cluster.
         known: TrustDomain,
-        /// The record that says so.
-        path: PathBuf,
     },
     /// The trust domain is known with other roots.
     #[error(
@@ -66,6 +68,9 @@ pub enum PlaceError {
     /// A file cannot be written.
     #[error(transparent)]
     Write(#[from] WriteError),
+    /// The store of joined clusters failed.
+    #[error("store of joined clusters: {0}")]
+    Store(#[from] StoreError),
     /// The known or the offered deny-list does not belong to its domain.
     #[error(transparent)]
     Denied(#[from] DenyError),
@@ -79,25 +84,30 @@ impl PlaceError {
             | PlaceError::OtherRoots { .. }
             | PlaceError::Unbelieved(_)
             | PlaceError::Denied(_) => true,
-            PlaceError::Bundle { .. } | PlaceError::Known(_) | PlaceError::Read(_) | PlaceError::Write(_) => {
-                false
-            }
+            PlaceError::Bundle { .. }
+            | PlaceError::Known(_)
+            | PlaceError::Read(_)
+            | PlaceError::Write(_)
+            | PlaceError::Store(_) => false,
         }
     }
 }
 
 /// Whether the names of a party contradict known ones.
 pub(super) fn check(context: &Context, party: &Party) -> Result<(), PlaceError> {
-    let state = &context.folders.state;
-    match peer::read(state, &party.cluster)? {
-        Some(known) if known.introduction.party.trust_domain != party.trust_domain => {
+    standing(context, party).map(drop)
+}
+
+/// The record of a party, which does not contradict it.
+fn standing(context: &Context, party: &Party) -> Result<Standing, PlaceError> {
+    match peer::read(&*context.store, &party.cluster)? {
+        (_, Some(known)) if known.introduction.party.trust_domain != party.trust_domain => {
             Err(PlaceError::OtherDomain {
                 found: party.clone(),
                 known: known.introduction.party.trust_domain,
-                path: peer::path(state, &party.cluster),
             })
         }
-        _ => Ok(()),
+        (standing, _) => Ok(standing),
     }
 }
 
@@ -121,8 +131,7 @@ pub(super) fn believe(
 pub(super) fn prepare(context: &Context) -> Result<(), PlaceError> {
     let folders = &context.folders;
     files::make_folder(&folders.bundles)?;
-    let peers = peer::folder(&folders.state);
-    isthmus_store::private_folder(&peers).map_err(|error| ReadError::new(&peers, error))?;
+    isthmus_store::private_folder(&folders.state).map_err(|error| ReadError::new(&folders.state, error))?;
     Ok(())
 }
 
@@ -131,15 +140,14 @@ pub(super) fn prepare(context: &Context) -> Result<(), PlaceError> {
 pub(super) struct PendingJoin {
     peer: Peer,
     changes: Vec<Change>,
-    peers: PathBuf,
+    store: Arc<dyn Store>,
+    state: PathBuf,
 }
 
 #[derive(Debug)]
-struct Change {
-    path: PathBuf,
-    before: Option<String>,
-    after: String,
-    mode: u32,
+enum Change {
+    File { path: PathBuf, before: Option<String>, after: String },
+    Record { cluster: Cluster, before: Standing, after: Version },
 }
 
 /// Stores everything, or nothing.
@@ -149,10 +157,10 @@ pub(super) fn keep(
     now: SystemTime,
 ) -> Result<PendingJoin, PlaceError> {
     prepare(context)?;
-    let peers = peer::folder(&context.folders.state);
-    let _lock = disk::lock(&peers)?;
+    let state = context.folders.state.clone();
+    let _lock = disk::lock(&state)?;
     let party = accepted.introduction.party.clone();
-    check(context, &party)?;
+    let before = standing(context, &party)?;
     let mut texts = Vec::new();
     // The own domain is not written: the certificate was verified against its bundle.
     if party.trust_domain != context.party().trust_domain {
@@ -162,16 +170,12 @@ pub(super) fn keep(
         texts.extend(denied(&known, &party.trust_domain, &accepted)?);
     }
     let peer = Peer { introduction: accepted.introduction, joined_at: now };
-    let path = peer::path(&context.folders.state, &party.cluster);
-    let text = serde_json::to_string_pretty(&peer).map_err(|error| ReadError::new(&path, error))?;
-    let texts = texts.into_iter().map(|(path, text)| (path, text, PUBLIC));
-    let mut pending = PendingJoin { peer, changes: Vec::new(), peers };
+    let mut pending = PendingJoin { peer, changes: Vec::new(), store: Arc::clone(&context.store), state };
     // The record comes last: a peer on record is trusted already.
-    for (path, after, mode) in texts.chain([(path, text + "\n", SECRET)]) {
-        if let Err(error) = pending.write(path, after, mode) {
-            pending.revert();
-            return Err(error);
-        }
+    let written = texts.into_iter().try_for_each(|(path, text)| pending.write(path, text));
+    if let Err(error) = written.and_then(|()| pending.record(before)) {
+        pending.revert();
+        return Err(error);
     }
     Ok(pending)
 }
@@ -183,32 +187,38 @@ impl PendingJoin {
         self.peer.clone()
     }
 
-    fn write(&mut self, path: PathBuf, after: String, mode: u32) -> Result<(), PlaceError> {
+    fn write(&mut self, path: PathBuf, after: String) -> Result<(), PlaceError> {
         let before = disk::read(&path, MAX_FILE)?;
-        let change = Change { path, before, after, mode };
-        let written = files::write(&change.path, &change.after, mode);
+        let written = files::write(&path, &after, PUBLIC);
         // Even after an error the file may be in place without being synced.
-        self.changes.push(change);
+        self.changes.push(Change::File { path, before, after });
         Ok(written?)
+    }
+
+    fn record(&mut self, before: Standing) -> Result<(), PlaceError> {
+        let after = peer::write(&*self.store, &self.peer, before.expect())?;
+        let cluster = self.peer.introduction.party.cluster.clone();
+        self.changes.push(Change::Record { cluster, before, after });
+        Ok(())
     }
 
     /// Undoes the changes. Call under the lock.
     fn revert(&mut self) {
         for change in self.changes.drain(..).rev() {
-            if let Err(error) = change.revert() {
-                tracing::error!(path = %change.path.display(), %error, "cannot remove a file of a failed join; remove it by hand");
+            if let Err(error) = change.revert(&*self.store) {
+                tracing::error!(?change, %error, "cannot undo a change of a failed join; undo it by hand");
             }
         }
     }
 }
 
-/// Undoes everything without [`PendingJoin::commit`], except files that another process has changed since.
+/// Undoes everything without [`PendingJoin::commit`], except what another process has changed since.
 impl Drop for PendingJoin {
     fn drop(&mut self) {
         if self.changes.is_empty() {
             return;
         }
-        match disk::lock(&self.peers) {
+        match disk::lock(&self.state) {
             Ok(_lock) => self.revert(),
             Err(error) => tracing::error!(%error, "cannot undo a failed join"),
         }
@@ -216,13 +226,19 @@ impl Drop for PendingJoin {
 }
 
 impl Change {
-    fn revert(&self) -> Result<(), PlaceError> {
-        if disk::read(&self.path, MAX_FILE)?.as_ref() != Some(&self.after) {
-            return Ok(());
-        }
-        match &self.before {
-            Some(before) => files::write(&self.path, before, self.mode)?,
-            None => fs::remove_file(&self.path).map_err(|error| ReadError::new(&self.path, error))?,
+    fn revert(&self, store: &dyn Store) -> Result<(), PlaceError> {
+        match self {
+            Change::File { path, after, .. } if disk::read(path, MAX_FILE)?.as_ref() != Some(after) => {}
+            Change::File { path, before: Some(before), .. } => files::write(path, before, PUBLIC)?,
+            Change::File { path, before: None, .. } => {
+                fs::remove_file(path).map_err(|error| ReadError::new(path, error))?;
+            }
+            Change::Record { cluster, before, after } => {
+                match peer::restore(store, cluster, before, Expect::Version(after)) {
+                    Ok(()) | Err(StoreError::Conflict(_)) => {}
+                    Err(error) => return Err(error.into()),
+                }
+            }
         }
         Ok(())
     }

@@ -6,6 +6,7 @@ use std::{fmt, io};
 
 use isthmus_certs::{Role, SpiffeId, Trust};
 use isthmus_grpc::serve::TokenSessions;
+use isthmus_store::StoreError;
 use tokio::task::{JoinError, spawn_blocking};
 use tokio_rustls::rustls::server::NoServerSessionStorage;
 use tokio_rustls::rustls::version::TLS13;
@@ -15,14 +16,14 @@ use tonic::codegen::http::Extensions;
 use super::{ALPN, Exported, presented};
 use crate::join::secret::TokenId;
 use crate::join::tls::{self, MeetError};
-use crate::join::tokens::{Ending, State, StoreError, Tokens, Wrong};
+use crate::join::tokens::{Ending, State, Tokens, Wrong};
 use crate::join::{Guest, Party, Refusal, unix_seconds};
 
 /// Verifies and consumes tokens for first certificates.
 pub struct TokenDesk {
     trust: Trust,
     issuer: Party,
-    tokens: Arc<dyn Tokens>,
+    tokens: Tokens,
     wrong: Wrong,
 }
 
@@ -56,7 +57,7 @@ pub enum Refused {
     )]
     ToJoin,
     /// The token store failed.
-    #[error("{0}")]
+    #[error("token store: {0}")]
     Store(#[from] StoreError),
     /// A blocking task failed.
     #[error("a blocking task failed: {0}")]
@@ -66,7 +67,7 @@ pub enum Refused {
 impl TokenDesk {
     /// The tokens of an agent.
     #[must_use]
-    pub fn new(trust: Trust, issuer: Party, tokens: Arc<dyn Tokens>) -> TokenDesk {
+    pub fn new(trust: Trust, issuer: Party, tokens: Tokens) -> TokenDesk {
         TokenDesk { trust, issuer, tokens, wrong: Wrong::default() }
     }
 
@@ -94,7 +95,7 @@ impl TokenDesk {
     /// The token is refused.
     pub async fn admit(&self, session: &Exported, bearer: &str) -> Result<Admitted, Refused> {
         let (id, proof) = presented(bearer).ok_or(Refusal::Unknown)?;
-        let tokens = Arc::clone(&self.tokens);
+        let tokens = self.tokens.clone();
         let found = spawn_blocking(move || tokens.find(id)).await??;
         let (record, state) = found.ok_or(Refusal::Unknown)?;
         let session = session.about(id, &self.issuer, &record.guest);
@@ -135,7 +136,7 @@ impl TokenDesk {
     }
 
     async fn end(&self, id: TokenId, ending: Ending) -> Result<bool, Refused> {
-        let tokens = Arc::clone(&self.tokens);
+        let tokens = self.tokens.clone();
         Ok(spawn_blocking(move || tokens.end(id, ending)).await??)
     }
 }
@@ -172,13 +173,13 @@ mod tests {
 
     use super::*;
     use crate::join::enrolment::{bearer, create};
-    use crate::join::tokens::{Folder, Record};
+    use crate::join::tokens::Record;
     use crate::join::{Token, secret::Secret};
 
     struct World {
         desk: TokenDesk,
         trust: Trust,
-        tokens: Arc<dyn Tokens>,
+        tokens: Tokens,
         _folder: TempDir,
     }
 
@@ -189,8 +190,8 @@ mod tests {
         let mut bundles = TrustBundles::new();
         bundles.add_root(root.trust_domain().clone(), root.certificate()).unwrap();
         let trust = Trust::new(root.issue(&agent, &[], Duration::from_secs(3600)).unwrap(), bundles);
-        let tokens: Arc<dyn Tokens> = Arc::new(Folder::new(folder.path().join("tokens")));
-        let desk = TokenDesk::new(trust.clone(), issuer(), Arc::clone(&tokens));
+        let tokens = Tokens::new(Arc::new(crate::join::store(folder.path())), folder.path());
+        let desk = TokenDesk::new(trust.clone(), issuer(), tokens.clone());
         World { desk, trust, tokens, _folder: folder }
     }
 
@@ -202,7 +203,7 @@ mod tests {
         fn token(&self, seconds: u64) -> Token {
             let (address, id) = ("192.0.2.7:15012".parse().unwrap(), "spiffe://east.example/ns/db/sa/mysql");
             let id = SpiffeId::parse(id).unwrap();
-            create(&self.trust, issuer(), &*self.tokens, address, id, Duration::from_secs(seconds)).unwrap()
+            create(&self.trust, issuer(), &self.tokens, address, id, Duration::from_secs(seconds)).unwrap()
         }
 
         /// Presents a token on session number `presented` with the proof for session `made`.
