@@ -305,7 +305,8 @@ async fn attend(
     own: &OwnServices,
 ) {
     let mut awaits = own.awaits();
-    let _late = tokio::time::timeout(AT_FIRST, awaits.wait_for(|awaits| !awaits)).await;
+    // The answer borrows the value, which cannot change as long as it is kept.
+    drop(tokio::time::timeout(AT_FIRST, awaits.wait_for(|awaits| !awaits)).await);
     serve_with(listener, tls, routes, admission).await;
 }
 
