@@ -5,6 +5,7 @@
 
 use std::fs;
 use std::net::TcpStream;
+use std::process::Command;
 
 use boon::{Compiler, SchemaIndex, Schemas};
 use isthmus_model::admin::agent::{self, Deregistered, Lease};
@@ -14,8 +15,8 @@ use isthmus_model::admin::gateway::{
 use isthmus_model::admin::{Answer, Failure, Index};
 use isthmus_tests::cluster::{Cluster, outbound};
 use isthmus_tests::endpoint::Scripted;
-use isthmus_tests::http;
 use isthmus_tests::wait::until;
+use isthmus_tests::{binary, http};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
@@ -104,8 +105,8 @@ fn admin_pages_of_agent_match_their_schema() {
     let admin = east.address("admin");
     let get = |path: &str| http::ask(admin, "GET", path);
     let api = Api::new(get("/schema").json());
+    let _gateway = east.gateway("gw-1");
     until("a gateway is in the status", || {
-        let _gateway = east.gateway("gw-1");
         api.check::<agent::Status>("/status", &get("/status").body);
         east.status().nodes["gateways"].len() == 1
     });
@@ -129,7 +130,9 @@ fn admin_pages_of_agent_match_their_schema() {
     let _index: Index = get("/nowhere").page();
     let failure: Failure = get("/explain").page();
     assert!(failure.error.contains("?host=NAME"), "{failure:?}");
-    let people = east.command(&["status"]).unwrap();
+    let people =
+        Command::new(binary::agent()).args(["status", "--admin", &admin.to_string()]).output().unwrap();
+    let people = String::from_utf8(people.stdout).unwrap();
     assert!(people.contains("peer west: not connected"), "{people}");
 }
 

@@ -27,6 +27,8 @@ pub struct Stream {
     was_priority: bool,
     /// Names that must be sent, changed or not.
     owed: BTreeSet<String>,
+    /// Names of the client that the view does not have, and that may not be known yet.
+    unsure: BTreeSet<String>,
     /// A client of all that knows nothing gets a first response even if it is empty: Envoy waits for it.
     greets: bool,
     in_flight: Option<String>,
@@ -34,7 +36,7 @@ pub struct Stream {
     refusals: Refusals,
     /// Memory of the subscribed names.
     kept: NameUsage,
-    /// Memory of owed names that the client claims to know and the view does not have.
+    /// Memory of owed and unsure names that the client claims to know and the view does not have.
     claimed: NameUsage,
 }
 
@@ -83,8 +85,9 @@ impl Stream {
             }
             let known = request.initial_resource_versions.get(name).filter(|_| is_first);
             let has_it = known.is_some_and(|known| view.get(name).is_some_and(|now| *known == *now.version));
-            if !has_it && (view.get(name).is_some() || is_gone(name)) {
-                self.owed.insert(name.clone());
+            if !has_it {
+                let is_certain = view.get(name).is_some() || is_gone(name);
+                if is_certain { &mut self.owed } else { &mut self.unsure }.insert(name.clone());
             }
         }
         if is_first && !self.wildcard {
@@ -109,22 +112,31 @@ impl Stream {
         let differs =
             view.iter().filter(|(name, now)| known.get(&***name).is_none_or(|known| **known != *now.version));
         self.owed.extend(differs.map(|(name, _)| name.to_string()));
-        for name in known.keys().filter(|name| view.get(name).is_none() && is_gone(name)) {
+        for name in known.keys().filter(|name| view.get(name).is_none()) {
             self.claimed.add(name);
-            self.owed.insert(name.clone());
+            if is_gone(name) { &mut self.owed } else { &mut self.unsure }.insert(name.clone());
         }
+    }
+
+    /// Owes names of the client that are known to be gone by now.
+    pub fn recheck(&mut self, view: &View, is_gone: IsGone<'_>) {
+        // What the view has got meanwhile is sent as a change of the view.
+        self.unsure.retain(|name| view.get(name).is_none());
+        self.owed.extend(self.unsure.extract_if(.., |name| is_gone(name)));
     }
 
     fn unsubscribe(&mut self, name: &str) {
         if name == WILDCARD {
             self.wildcard = false;
             self.owed.retain(|name| self.names.contains(name));
+            self.unsure.retain(|name| self.names.contains(name));
         } else {
             if self.names.remove(name) {
                 self.kept.remove(name);
             }
             if !self.wildcard {
                 self.owed.remove(name);
+                self.unsure.remove(name);
             }
         }
     }
@@ -163,7 +175,7 @@ impl Stream {
             {
                 batch.put(&name, type_url, view);
             }
-            if self.owed.is_empty() {
+            if self.owed.is_empty() && self.unsure.is_empty() {
                 self.claimed = NameUsage::default();
             }
             let mut changes = view.after(self.position).peekable();
@@ -319,6 +331,22 @@ mod tests {
         let known = knows(&[("east/a", "1"), ("west/b", "2"), ("east/c", "3")]);
         stream.request(&known, &view, &|name| name.starts_with("east/"));
         assert_eq!(next(&mut stream, &view), Some((vec![], vec!["east/c".to_owned()])));
+    }
+
+    #[test]
+    fn delta_name_is_removed_once_it_is_known_to_be_gone() {
+        let mut view = view(&[]);
+        let mut stream = Stream::default();
+        let known = knows(&[("west/a", "1"), ("west/b", "2"), ("north/c", "3")]);
+        stream.request(&known, &view, &|_| false);
+        assert_eq!(next(&mut stream, &view), None);
+        view.set("west/b", "2");
+        stream.recheck(&view, &|name| name.starts_with("west/"));
+        let expected = (vec!["west/b".to_owned()], vec!["west/a".to_owned()]);
+        assert_eq!(next(&mut stream, &view), Some(expected));
+        stream.recheck(&view, &|_| true);
+        assert_eq!(next(&mut stream, &view), Some((vec![], vec!["north/c".to_owned()])));
+        assert_eq!((stream.name_usage(), next(&mut stream, &view)), (NameUsage::default(), None));
     }
 
     #[test]

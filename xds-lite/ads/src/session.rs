@@ -105,6 +105,8 @@ pub trait Session: Send + Sync + 'static {
     fn is_in_flight(&self) -> bool;
     /// Handles a request of the client.
     fn request(&mut self, request: &Self::Request, view: &View, is_gone: IsGone<'_>);
+    /// Owes names of the client that are known to be gone by now.
+    fn recheck(&mut self, view: &View, is_gone: IsGone<'_>);
     /// Owes these names again, changed or not, where they are subscribed to.
     fn resend<'a>(&mut self, names: impl IntoIterator<Item = &'a str>);
     /// The next response of about `most` bytes, if anything is owed and none is in flight.
@@ -151,6 +153,10 @@ impl Session for server::Stream {
 
     fn request(&mut self, request: &DeltaDiscoveryRequest, view: &View, is_gone: IsGone<'_>) {
         self.request(request, view, is_gone);
+    }
+
+    fn recheck(&mut self, view: &View, is_gone: IsGone<'_>) {
+        self.recheck(view, is_gone);
     }
 
     fn resend<'a>(&mut self, names: impl IntoIterator<Item = &'a str>) {
@@ -212,6 +218,9 @@ impl Session for sotw::Stream {
     fn request(&mut self, request: &DiscoveryRequest, view: &View, _is_gone: IsGone<'_>) {
         self.request(request, view);
     }
+
+    /// A response lists all that there is: what it lacks is gone.
+    fn recheck(&mut self, _view: &View, _is_gone: IsGone<'_>) {}
 
     fn resend<'a>(&mut self, names: impl IntoIterator<Item = &'a str>) {
         self.resend(names);

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock, RwLockReadGuard};
 
 use serde::Serialize;
@@ -15,6 +16,8 @@ pub struct Shared {
     view: RwLock<View>,
     moved: watch::Sender<Position>,
     is_gone: Box<dyn Fn(&str) -> bool + Send + Sync>,
+    /// How often `is_gone` has changed its answers.
+    rechecks: AtomicU64,
     followers: Mutex<Followers>,
     when_settled: OnceLock<Box<dyn Fn() + Send + Sync>>,
     when_accepted: OnceLock<Accepted>,
@@ -52,6 +55,7 @@ impl Shared {
             view: RwLock::default(),
             moved: watch::Sender::new(0),
             is_gone: Box::new(is_gone),
+            rechecks: AtomicU64::new(0),
             followers: Mutex::default(),
             when_settled: OnceLock::new(),
             when_accepted: OnceLock::new(),
@@ -83,6 +87,16 @@ impl Shared {
 
     pub(super) fn is_gone(&self, name: &str) -> bool {
         (self.is_gone)(name)
+    }
+
+    /// Tells the streams that names which were not known yet may be gone now.
+    pub fn recheck(&self) {
+        self.rechecks.fetch_add(1, Relaxed);
+        self.moved.send_modify(|_| {});
+    }
+
+    pub(super) fn rechecks(&self) -> u64 {
+        self.rechecks.load(Relaxed)
     }
 
     /// All streams that follow it.

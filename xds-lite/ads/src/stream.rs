@@ -202,6 +202,8 @@ struct Kind<S> {
     name_bytes: Share,
     /// Since when a response is unanswered.
     asked: Option<Instant>,
+    /// The last recheck of the view that this stream has followed.
+    rechecked: u64,
 }
 
 impl<S: Session> Kind<S> {
@@ -214,6 +216,7 @@ impl<S: Session> Kind<S> {
         Ok(Kind {
             type_url: type_url.to_owned(),
             follower: shared.follow(&peer.to_string()),
+            rechecked: shared.rechecks(),
             shared,
             session: S::new(type_url),
             names: account.reserve(Resource::Names, 0)?,
@@ -247,6 +250,10 @@ impl<S: Session> Kind<S> {
     }
 
     fn speak(&mut self) -> Option<Outgoing<S::Response>> {
+        let rechecks = self.shared.rechecks();
+        if std::mem::replace(&mut self.rechecked, rechecks) != rechecks {
+            self.session.recheck(&self.shared.view(), &|name| self.shared.is_gone(name));
+        }
         let response = self.session.response(&self.type_url, &self.shared.view(), PART);
         if response.is_some() {
             self.asked = Some(Instant::now());

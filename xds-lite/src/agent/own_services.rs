@@ -7,28 +7,25 @@
 //! Pages take `summary` alone, `explain` also `state`; nobody who serves a page or a stream takes `changing`.
 
 mod checks;
+mod registrations;
+mod reports;
 mod summary;
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
-use std::ops::Bound::{Excluded, Unbounded};
 use std::sync::Arc;
 use std::time::Instant;
 
 use isthmus_ads::view::View;
-use isthmus_health::mtls::{MtlsCheck, MtlsChecks, Subject};
+use isthmus_health::mtls::{MtlsChecks, Subject};
 use isthmus_model::address::Target;
 use isthmus_model::host::HostPattern;
 use isthmus_model::services::Service;
 use isthmus_model::slice::{Gateway, Key, Offer, Slice};
 use isthmus_registry::exports::Export;
 use isthmus_registry::files::{Found, Part};
-use isthmus_registry::registered::lease::LeaseId;
-use isthmus_registry::registered::registrar::Registrar;
-use isthmus_registry::registered::registration::Registration;
-use isthmus_registry::registered::{Identity, Lease, Refused, Registered};
+use isthmus_registry::registered::Registered;
 use isthmus_registry::registry::{Own, Terms, export_of, offers, project_for_peer};
 use isthmus_registry::source::{Snapshot, Source, merge, registered_of};
-use isthmus_store::Record;
 use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::{Notify, watch};
 
@@ -38,14 +35,11 @@ use super::persistence::{self, incarnation};
 use super::state_directory::StateDirectory;
 use super::views::Views;
 
+pub(super) use reports::HostReport;
 pub(super) use summary::{Listed, Summary};
 
 /// Hosts whose slices are computed under one lock.
 const AT_ONCE: usize = 128;
-/// Hosts searched for a name under one lock.
-const SEARCHED: usize = 512;
-/// Unusable persisted registrations that are logged one by one.
-const NAMED: usize = 100;
 
 /// The services of the own cluster.
 pub(super) struct OwnServices {
@@ -77,17 +71,6 @@ struct State {
     services: BTreeMap<HostPattern, Vec<Service>>,
     own: Own,
     mtls_checks: MtlsChecks,
-}
-
-/// What is known of one host of the registry.
-pub(super) struct HostReport {
-    pub(super) ports: Vec<Service>,
-    /// How it is exported, if a rule selects it.
-    pub(super) export: Option<Export>,
-    /// Why it is not exported; none: it is.
-    pub(super) why_not: Option<String>,
-    /// The results of mTLS checks.
-    pub(super) checks: BTreeMap<Target, MtlsCheck>,
 }
 
 impl OwnServices {
@@ -138,39 +121,6 @@ impl OwnServices {
     /// Counts, and lists of at most this many entries.
     pub(super) fn summary(&self, listed: usize) -> Listed {
         self.summary.lock().list(listed)
-    }
-
-    /// Applies changed registrations, and has them persisted.
-    pub(super) fn poll_registrations(&self, now: Instant) {
-        let _order = self.changing.lock();
-        let (hosts, changed) = {
-            let mut state = self.state.lock();
-            let hosts = state.registered.look(now);
-            self.summary.lock().count_registered(&state.registered);
-            (hosts, state.registered.changed())
-        };
-        self.directory.registrations_changed(changed);
-        if let Some(hosts) = hosts {
-            self.update(hosts, now);
-            self.log_problems();
-        }
-    }
-
-    /// The registrations from before a restart are known: what neither they nor the files have is gone.
-    pub(super) fn set_registrations_known(&self, now: Instant) {
-        let _order = self.changing.lock();
-        self.views.set_own_known();
-        let hosts = {
-            let mut state = self.state.lock();
-            state.has_registrations = true;
-            state.disproved()
-        };
-        self.update(hosts, now);
-    }
-
-    /// When [`OwnServices::poll_registrations`] is due without news.
-    pub(super) fn next_due(&self) -> Option<Instant> {
-        self.state.lock().registered.next_due()
     }
 
     /// Applies a part of the registry's files.
@@ -327,66 +277,6 @@ impl OwnServices {
         export_of(&self.settings.exports, &self.settings.cluster, host, ports)
     }
 
-    /// Registers a VM for an authenticated registrar.
-    pub(super) fn register(
-        &self,
-        registration: Registration,
-        by: &Registrar,
-        id: LeaseId,
-        now: Instant,
-    ) -> Result<Lease, Refused> {
-        self.registering(|state| {
-            let State { registered, files, .. } = state;
-            registered.register(registration, by, files.iter(), id, now)
-        })
-    }
-
-    /// Renews a VM's registration.
-    pub(super) fn heartbeat(&self, id: &LeaseId, now: Instant) -> Result<Lease, Refused> {
-        self.registering(|state| state.registered.heartbeat(id, now))
-    }
-
-    /// Ends a VM's registration.
-    pub(super) fn deregister(&self, id: &LeaseId) -> Result<Identity, Refused> {
-        self.registering(|state| state.registered.deregister(id))
-    }
-
-    fn registering<T>(&self, change: impl FnOnce(&mut State) -> Result<T, Refused>) -> Result<T, Refused> {
-        let mut state = self.state.lock();
-        let done = change(&mut state);
-        self.summary.lock().count_registered(&state.registered);
-        self.news.notify_one();
-        done
-    }
-
-    /// Restores persisted registrations, except of VMs that have registered again meanwhile.
-    pub(super) fn restore_registrations(&self, records: Vec<Record>, now: Instant) {
-        let mut wrong = Vec::new();
-        for (key, record) in records {
-            let Err(why) = self.state.lock().registered.restore(&key, &record, now) else { continue };
-            if wrong.len() < NAMED {
-                tracing::error!(record = ?key, %why, "ignoring a persisted registration; the VM registers again");
-            }
-            wrong.push(key);
-        }
-        if wrong.len() > NAMED {
-            tracing::error!(ignored = wrong.len(), "ignored more persisted registrations than are logged");
-        }
-        self.directory.registrations_changed(wrong);
-        self.news.notify_one();
-    }
-
-    /// The keys of all registrations.
-    pub(super) fn registration_keys(&self) -> Vec<String> {
-        self.state.lock().registered.keys()
-    }
-
-    /// Registrations as they are persisted.
-    pub(super) fn registration_records(&self, keys: &[String]) -> Vec<Option<Vec<u8>>> {
-        let state = self.state.lock();
-        keys.iter().map(|key| state.registered.record(key)).collect()
-    }
-
     /// The keys of all own slices.
     pub(super) fn slice_keys(&self) -> Vec<Key> {
         self.state.lock().own.slices().map(|slice| slice.key.clone()).collect()
@@ -401,46 +291,6 @@ impl OwnServices {
     /// The own slice of a host.
     pub(super) fn offer_of(&self, host: &HostPattern) -> Option<Slice> {
         self.state.lock().own.get(host).cloned()
-    }
-
-    /// Whether the registry has a host.
-    pub(super) fn contains(&self, host: &HostPattern) -> bool {
-        self.state.lock().services.contains_key(host)
-    }
-
-    /// What is known of a host of the registry.
-    pub(super) fn report_of(&self, host: &HostPattern) -> Option<HostReport> {
-        let state = self.state.lock();
-        let ports = state.services.get(host)?.clone();
-        let addresses = ports.iter().flat_map(|port| &port.endpoints).map(|endpoint| &endpoint.address);
-        let check = |address: &Target| {
-            let subject = Subject { host: host.clone(), address: address.clone() };
-            (address.clone(), state.mtls_checks.of(&subject))
-        };
-        let export = self.export_of(host, &ports);
-        let why_not = match &export {
-            None => Some("no export rule selects it".to_owned()),
-            Some(_) => self.why_held(&state, host),
-        };
-        Some(HostReport { checks: addresses.map(check).collect(), export, why_not, ports })
-    }
-
-    /// What `find` returns for each host of the registry. Other work on the services goes on meanwhile.
-    pub(super) fn search<T>(&self, find: impl Fn(&HostPattern, &[Service]) -> Option<T>) -> Vec<T> {
-        let mut found = Vec::new();
-        let mut last: Option<HostPattern> = None;
-        loop {
-            let state = self.state.lock();
-            let rest = (last.as_ref().map_or(Unbounded, Excluded), Unbounded);
-            let mut next = None;
-            for (host, ports) in state.services.range::<HostPattern, _>(rest).take(SEARCHED) {
-                found.extend(find(host, ports));
-                next = Some(host.clone());
-            }
-            MutexGuard::unlock_fair(state);
-            let Some(next) = next else { return found };
-            last = Some(next);
-        }
     }
 }
 

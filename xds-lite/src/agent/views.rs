@@ -66,8 +66,7 @@ impl Views {
     ) -> Views {
         let hearing: Arc<RwLock<Hearing>> = Arc::default();
         let heard = Arc::clone(&hearing);
-        // A name that the registry does not have is gone: it is read as a whole before any client is served. A peer's
-        // name is gone only once the peer has sent its state.
+        // An own name is gone once registry files and registrations have been read, a peer's once it has sent its state.
         let is_gone = move |name: &str| {
             let cluster = name.split_once('/').and_then(|(cluster, _)| cluster.parse().ok());
             let heard = heard.read().unwrap_or_else(PoisonError::into_inner);
@@ -75,8 +74,8 @@ impl Views {
         };
         let kinds = [PeerAccess::Direct, PeerAccess::ViaGateway, PeerAccess::Hidden];
         Views {
+            peers: kinds.map(|kind| (kind, Arc::new(Shared::new(is_gone.clone())))).into(),
             gateways: Arc::new(Shared::new(is_gone)),
-            peers: kinds.map(|kind| (kind, Arc::new(Shared::new(|_| true)))).into(),
             envoys,
             bundles,
             members: RwLock::new(Members { gateways, peers: HashMap::new() }),
@@ -110,18 +109,24 @@ impl Views {
 
     /// A cluster has sent its state.
     pub(super) fn heard(&self, cluster: &Cluster) {
-        self.hearing.write().unwrap_or_else(PoisonError::into_inner).peers.insert(cluster.clone(), true);
+        self.learn(|hearing| _ = hearing.peers.insert(cluster.clone(), true));
     }
 
     /// Own services have been read as a whole.
     pub(super) fn set_own_known(&self) {
-        self.hearing.write().unwrap_or_else(PoisonError::into_inner).has_own = true;
+        self.learn(|hearing| hearing.has_own = true);
     }
 
     /// All peers have been added.
     pub(super) fn set_whole(&self) {
-        self.hearing.write().unwrap_or_else(PoisonError::into_inner).is_whole = true;
+        self.learn(|hearing| hearing.is_whole = true);
         self.bundles.set_whole();
+    }
+
+    /// Streams are told of names that are known to be gone by now.
+    fn learn(&self, what: impl FnOnce(&mut Hearing)) {
+        what(&mut self.hearing.write().unwrap_or_else(PoisonError::into_inner));
+        self.peers.values().chain([&self.gateways]).for_each(|shared| shared.recheck());
     }
 }
 
