@@ -6,7 +6,7 @@
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
 
-use isthmus_tests::cluster::{Cluster, until_status};
+use isthmus_tests::cluster::Cluster;
 use isthmus_tests::gateway::Gateway;
 use isthmus_tests::http;
 use isthmus_tests::wait::until;
@@ -55,9 +55,7 @@ fn world() -> (Cluster, Cluster, Gateway) {
     east.start();
     west.start();
     let gateway = west.gateway("gw-1");
-    until_status(&west, "west has a stream to east", |status| {
-        status["peers"]["east"]["connected"].as_bool().filter(|connected| *connected)
-    });
+    until("west has a stream to east", || west.status().peers.get("east").is_some_and(|peer| peer.connected));
     (east, west, gateway)
 }
 

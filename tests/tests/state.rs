@@ -91,52 +91,58 @@ struct Tally {
     registered_again: usize,
 }
 
+/// East with its state on small disks, west as its peer, and north, which can join.
+fn clusters(endpoint: &Scripted) -> [Cluster; 3] {
+    let [mut east, mut west, mut north] = ["east", "west", "north"].map(Cluster::new);
+    east.believe(&west);
+    west.believe(&east);
+    for folder in [east.path("state"), east.path("gw-1")] {
+        fs::create_dir(&folder).unwrap();
+        assert!(run("mount", &["-t", "tmpfs", "-o", "size=6m", "tmpfs", folder.to_str().unwrap()]));
+    }
+    west.set("gateways", "[{ name: gw-1, address: 127.0.0.1, port: 1 }]");
+    west.set("exports", "[{ workspace: [bookinfo] }]");
+    east.set("state", &east.path("state").display().to_string());
+    east.set(
+        "imports",
+        "[{ cluster: west, hosts: ['*.bookinfo.svc.cluster.local'], gatewayCIDRs: [127.0.0.0/8] }, { cluster: north, hosts: ['*.bookinfo.svc.cluster.local'], gatewayCIDRs: [127.0.0.0/8] }]",
+    );
+    east.set("registration", &format!("{{ socket: {} }}", east.path("agent.sock").display()));
+    east.set("join", "{ address: '127.0.0.1:0', advertise: '127.0.0.1:1' }");
+    east.set("xds", "{ address: '127.0.0.1:0', advertise: '127.0.0.1:1' }");
+    north.set("gateways", "[{ name: gw-1, address: 127.0.0.1, port: 1 }]");
+    north.set("exports", "[{ workspace: [bookinfo] }]");
+    north.register("joined.yaml", &service(JOINED, endpoint));
+    north.start();
+    for name in IMPORTED {
+        west.register(&format!("{name}.yaml"), &service(name, endpoint));
+    }
+    east.start();
+    west.set("peers", &format!("[{}]", east.as_peer()));
+    west.start();
+    east.stop();
+    for cluster in [&mut east, &mut north] {
+        let address = cluster.agent_address();
+        cluster.set("xds", &format!("{{ address: '{address}', advertise: '{address}' }}"));
+    }
+    let place = east.address("join");
+    east.set("join", &format!("{{ address: '{place}', advertise: '{place}' }}"));
+    north.stop();
+    north.set("state", &north.path("state").display().to_string());
+    north.start();
+    east.set("peers", &format!("[{}]", west.as_peer()));
+    for number in 0..STANDING {
+        east.register(&format!("h{number}.yaml"), &service(&host(number), endpoint));
+    }
+    east.start();
+    [east, west, north]
+}
+
 impl World {
     fn new(seed: u64) -> World {
         let faults: PathBuf = env::var_os(ERRNO_FILE).unwrap().into();
         let endpoint = Scripted::echo(b"one....");
-        let [mut east, mut west, mut north] = ["east", "west", "north"].map(Cluster::new);
-        east.believe(&west);
-        west.believe(&east);
-        for folder in [east.path("state"), east.path("gw-1")] {
-            fs::create_dir(&folder).unwrap();
-            assert!(run("mount", &["-t", "tmpfs", "-o", "size=6m", "tmpfs", folder.to_str().unwrap()]));
-        }
-        west.set("gateways", "[{ name: gw-1, address: 127.0.0.1, port: 1 }]");
-        west.set("exports", "[{ workspace: [bookinfo] }]");
-        east.set("state", &east.path("state").display().to_string());
-        east.set(
-            "imports",
-            "[{ cluster: west, hosts: ['*.bookinfo.svc.cluster.local'], gatewayCIDRs: [127.0.0.0/8] }, { cluster: north, hosts: ['*.bookinfo.svc.cluster.local'], gatewayCIDRs: [127.0.0.0/8] }]",
-        );
-        east.set("registration", &format!("{{ socket: {} }}", east.path("agent.sock").display()));
-        east.set("join", "{ address: '127.0.0.1:0', advertise: '127.0.0.1:1' }");
-        east.set("xds", "{ address: '127.0.0.1:0', advertise: '127.0.0.1:1' }");
-        north.set("gateways", "[{ name: gw-1, address: 127.0.0.1, port: 1 }]");
-        north.set("exports", "[{ workspace: [bookinfo] }]");
-        north.register("joined.yaml", &service(JOINED, &endpoint));
-        north.start();
-        for name in IMPORTED {
-            west.register(&format!("{name}.yaml"), &service(name, &endpoint));
-        }
-        east.start();
-        west.set("peers", &format!("[{}]", east.as_peer()));
-        west.start();
-        east.stop();
-        for cluster in [&mut east, &mut north] {
-            let address = cluster.agent_address();
-            cluster.set("xds", &format!("{{ address: '{address}', advertise: '{address}' }}"));
-        }
-        let place = east.address("join");
-        east.set("join", &format!("{{ address: '{place}', advertise: '{place}' }}"));
-        north.stop();
-        north.set("state", &north.path("state").display().to_string());
-        north.start();
-        east.set("peers", &format!("[{}]", west.as_peer()));
-        for number in 0..STANDING {
-            east.register(&format!("h{number}.yaml"), &service(&host(number), &endpoint));
-        }
-        east.start();
+        let [east, west, north] = clusters(&endpoint);
         let gateway = east.gateway("gw-1");
         let vm = json!({ "host": VM, "instance": "vm-0", "ttl": "10m",
             "endpoints": [{ "address": endpoint.address().to_string() }] });

@@ -249,7 +249,7 @@ mod tests {
         let peer = parse(&west(), WEST.as_bytes()).unwrap();
         assert_eq!(peer.introduction.gateways[0].to_string(), "gw.west.example:15443");
         write(&store, &peer, Expect::Absent).unwrap();
-        assert_eq!(peers(&store).unwrap().peers, [peer.clone()]);
+        assert_eq!(peers(&store).unwrap().peers, std::slice::from_ref(&peer));
         assert_eq!([forget(&store, &west()), forget(&store, &west())], [Ok(true), Ok(false)]);
         let joined = peers(&store).unwrap();
         assert_eq!((joined.peers.len(), joined.is_whole(), &joined.forgotten[..]), (0, true, &[west()][..]));
