@@ -2,9 +2,10 @@
 //! and frees snapshots: dropping 100 000 services takes 90 ms, too long for a worker.
 
 mod answers;
+mod certificates;
 mod following;
+mod retired;
 
-use std::io;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
@@ -138,18 +139,23 @@ impl Control {
     /// Applies an edit as a whole. An edit of keys that are bound at start is refused and changes nothing.
     ///
     /// # Errors
-    /// The keys that need a restart.
+    /// The keys that need a restart, or the certificate that cannot be used.
     pub fn apply(&self, edit: Settings) -> Result<(), String> {
         if let Some(keys) = needs_restart(&self.written, &edit.fixed) {
             return Err(format!(
                 "{keys} cannot change while the gateway runs; restart the gateway or revert the change"
             ));
         }
+        // Before the lock: files are read.
+        let ends = self.ends_for(&edit.live)?;
         let mut inputs = self.inputs();
         if *inputs.live != edit.live {
             let live = Arc::new(edit.live);
             inputs.live = Arc::clone(&live);
-            self.change(&mut inputs, |next| next.read(live));
+            self.change(&mut inputs, |next| {
+                next.equip(Arc::new(ends));
+                next.read(live);
+            });
         }
         self.status().refused = None;
         self.process.metrics.reloads.fetch_add(1, Relaxed);
@@ -237,31 +243,6 @@ impl Control {
         let retired = self.process.tables.swap(Arc::new(after));
         self.retired.lock().unwrap_or_else(PoisonError::into_inner).push(retired);
         true
-    }
-
-    /// Frees snapshots that no connection reads any more and returns memory to the system, forever.
-    pub(crate) async fn free_retired(self: Arc<Self>) -> io::Result<()> {
-        let mut tick = tokio::time::interval(Duration::from_secs(1));
-        let mut left = true;
-        loop {
-            tick.tick().await;
-            let unused: Vec<_> = self
-                .retired
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .extract_if(.., |snapshot| Arc::strong_count(snapshot) == 1)
-                .collect();
-            if left || !unused.is_empty() {
-                let process = Arc::clone(&self.process);
-                let freeing = move || {
-                    drop(unused);
-                    process.metrics.services.forget_the_gone();
-                    isthmus_sys::trim_memory();
-                };
-                tokio::task::spawn_blocking(freeing).await?;
-                left = false;
-            }
-        }
     }
 
     /// Ready: serving, every endpoint name looked up once, and an agent reached if any is configured. Reads atomics

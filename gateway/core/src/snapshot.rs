@@ -6,6 +6,7 @@ mod group;
 mod list;
 mod name;
 mod names;
+mod reach;
 mod service;
 mod shared;
 
@@ -15,6 +16,7 @@ use std::sync::Arc;
 use isthmus_model::HostPattern;
 
 use crate::config::settings::Live;
+use crate::ends::Ends;
 
 pub(crate) use builder::{CompilerState, SnapshotBuilder};
 pub(crate) use group::Group;
@@ -36,6 +38,8 @@ pub struct Snapshot {
     /// Learned services.
     learned: List,
     pub(crate) names: Names,
+    /// Certificates of callers and of services whose TLS ends here.
+    pub(crate) ends: Arc<Ends>,
 }
 
 impl Snapshot {
@@ -55,6 +59,7 @@ impl Snapshot {
             file: [].into(),
             learned: List::default(),
             names: Names::default(),
+            ends: Arc::default(),
         };
         let mut state = CompilerState::default();
         let mut next = SnapshotBuilder::after(before.unwrap_or(&nothing), &mut state, (resolved, is_own));

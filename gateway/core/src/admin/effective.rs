@@ -3,7 +3,7 @@
 
 use serde_json::{Value, json};
 
-use crate::config::settings::{Fixed, Live};
+use crate::config::settings::{Fixed, Live, Mode, Originate};
 
 /// Renders all settings. Services are referred to by name, because an edit changes their positions.
 #[must_use]
@@ -30,7 +30,7 @@ pub fn effective(fixed: &Fixed, live: &Live) -> Value {
         .zip(listeners)
         .map(|(bind, rules)| {
             let default = rules.default.and_then(|index| services.get(index));
-            json!({
+            let mut shown = json!({
                 "name": bind.name,
                 "address": bind.address,
                 "ipv6_only": bind.ipv6_only,
@@ -38,7 +38,14 @@ pub fn effective(fixed: &Fixed, live: &Live) -> Value {
                 "max_connections": rules.max_connections,
                 "default": default.map(|service| format!("{}:{}", service.host, service.port)),
                 "proxy_protocol": { "from": rules.proxy_from },
-            })
+            });
+            if let (Value::Object(shown), Some(service)) = (&mut shown, &rules.originate) {
+                let Originate { service, port, callers, alpn: _, identities: _ } = &**service;
+                let own =
+                    json!({ "mode": Mode::Originate, "service": service, "port": port, "callers": callers });
+                shown.extend(own.as_object().cloned().into_iter().flatten());
+            }
+            shown
         })
         .collect();
     json!({

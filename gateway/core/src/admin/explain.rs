@@ -3,10 +3,11 @@
 
 use std::net::IpAddr;
 
-use isthmus_model::HostName;
+use isthmus_model::{HostName, sni};
 use serde_json::{Value, json};
 
 use super::pages::{Params, down, endpoint_page, left_out};
+use crate::config::settings::{Mode, Originate};
 use crate::control::Control;
 use crate::hello::Alpn;
 use crate::pick::{Choice, order};
@@ -42,14 +43,24 @@ pub fn explain(params: &Params, control: &Control) -> Result<Value, String> {
     };
     let tables = control.process.tables.load();
     let query = |listener| Query { listener, sni: sni.as_ref(), alpn: &alpn, source: source.to_canonical() };
-    let outcomes: Vec<_> =
-        binds.iter().enumerate().map(|(listener, _)| route(&tables, query(listener))).collect();
+    let outcomes: Vec<_> = binds
+        .iter()
+        .enumerate()
+        .map(|(listener, _)| match originating(&tables, listener) {
+            Some(service) => plaintext(&tables, query(listener), service),
+            None => route(&tables, query(listener)),
+        })
+        .collect();
     // A name that only one listener serves is not refused because another one was asked first.
     let knows = |outcome: &Result<_, Reason>| !matches!(outcome, Err(Reason::SniUnmatched));
     let serves = || outcomes.iter().position(Result::is_ok);
     let listener = named.or_else(serves).or_else(|| outcomes.iter().position(knows)).unwrap_or_default();
     let mut answer = match outcomes.get(listener) {
-        Some(Ok(route)) => matched(&tables, route, query(listener).source, control),
+        Some(Ok(route)) => {
+            let mut answer = matched(&tables, route, query(listener).source, control);
+            add_ends(&mut answer, route, originating(&tables, listener), query(listener).source);
+            answer
+        }
         Some(Err(reason)) => refusal(*reason),
         None => return Err("this gateway has no listeners; add one under `listeners`".to_owned()),
     };
@@ -70,6 +81,38 @@ pub fn explain(params: &Params, control: &Control) -> Result<Value, String> {
         }
     }
     Ok(answer)
+}
+
+fn originating(tables: &Snapshot, listener: usize) -> Option<&Originate> {
+    tables.live.listeners.get(listener)?.originate.as_deref()
+}
+
+/// Where a listener for applications without TLS leads. Such a client names nothing; a name that was asked for must be
+/// the service's.
+fn plaintext(tables: &Snapshot, query: Query<'_>, service: &Originate) -> Result<Route, Reason> {
+    let (asked, _port) = query.sni.map(|name| sni::split(name.as_str())).unzip();
+    if asked.is_some_and(|asked| asked != service.service.as_str()) {
+        return Err(Reason::SniUnmatched);
+    }
+    if service.caller(query.source).is_none() {
+        return Err(Reason::IdentityDenied);
+    }
+    let (sni, alpn) = service.question();
+    route(tables, Query { sni: sni.as_ref(), alpn: &alpn, ..query })
+}
+
+/// Adds what the gateway itself speaks on either side.
+fn add_ends(answer: &mut Value, route: &Route, originate: Option<&Originate>, source: IpAddr) {
+    let Value::Object(answer) = answer else { return };
+    let is_door = route.service.access().is_some();
+    if let Some(service) = originate {
+        answer.insert("mode".to_owned(), json!(Mode::Originate));
+        answer.insert("caller".to_owned(), json!(service.caller(source).map(|(_, caller)| &caller.identity)));
+        answer.insert("expects".to_owned(), json!(service.identities));
+    }
+    if is_door {
+        answer.insert("tls".to_owned(), json!("terminate"));
+    }
 }
 
 fn refusal(reason: Reason) -> Value {

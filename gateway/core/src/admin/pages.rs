@@ -167,13 +167,13 @@ fn trust(control: &Control) -> Option<Value> {
         "renewal": control.renewal.due().map(renewal),
         "identity": current.identity.id(),
         "epoch": current.epoch,
-        "certificates": trust.expiries(),
+        "certificates": control.expiries(),
         "domains": current.bundles.iter().map(|(domain, bundle)| json!({
             "trust_domain": domain,
             "sequence": bundle.sequence,
             "denied": current.bundles.denied(domain).map(|list| list.sequence()),
         })).collect::<Vec<_>>(),
-        "refused": trust.refused(),
+        "refused": control.refused_files(),
     }))
 }
 
