@@ -317,6 +317,27 @@ fn ends_originate_moves_on_to_another_endpoint() {
     }
 }
 
+/// An endpoint without TLS gets no ClientHello of the gateway's own, which it would count as an error.
+#[test]
+fn ends_terminate_moves_on_without_asking_the_endpoint_in_tls() {
+    let domains = Domains::new();
+    let backend = Endpoint::new();
+    let more = format!("endpoints: [{{address: \"{}\"}}, ", closed());
+    let terminated = domains.terminated(HOST, &["app"], &[], backend.address());
+    let terminated = terminated.replace("endpoints: [", &more);
+    let east = Setup::new(terminated).with(&domains.trust_yaml()).start();
+    domains.issue("east", "app");
+    let client = domains.client("east", "app");
+    for _ in 0..4 {
+        let mut tls = connect(&client, east.address());
+        tls.write_all(b"hello").unwrap();
+        assert_eq!(read_exactly(&mut backend.accept(), 5), b"hello");
+    }
+    assert!(backend.is_untouched());
+    let asked = east.metrics();
+    assert_eq!(asked.sum("isthmus_hello_checks_total", &[]), 0.0);
+}
+
 #[test]
 fn ends_stalled_handshake_has_a_deadline() {
     let domains = Domains::new();

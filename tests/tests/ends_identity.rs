@@ -298,6 +298,12 @@ fn ends_check_refuses_unsafe_files() {
         (format!("mode: originate, service: {HOST}, {one}"), ids, "serves local applications alone"),
         (format!("{base}, {one}, callers: []"), ids, "has both an identity and callers"),
         (base.clone(), ids, "has neither an identity nor callers"),
+        (format!("{base}, callers: []"), ids, "everybody would be refused"),
+        (
+            format!("{base}, callers: [{}], sources: [127.0.0.1]", of("10.0.0.0/8", "a")),
+            ids,
+            "has no effect beside callers",
+        ),
         (
             format!("{base}, callers: [{}, {}]", of("10.0.0.0/8", "a"), of("10.0.0.0/8", "b")),
             ids,

@@ -136,14 +136,14 @@ fn unproven(broken: &Broken, account: &mut Account) -> Failure {
     let reason = broken.record(&mut account.identities);
     match broken {
         Broken::Tls(rustls::Error::AlertReceived(_)) => Failure::Refused(reason),
-        Broken::Tls(_) | Broken::Reset | Broken::Truncated | Broken::Slow => Failure::Unreached(reason),
+        _ => Failure::Unreached(reason),
     }
 }
 
 fn refusal(broken: &Broken) -> Reason {
     match broken {
         Broken::Tls(_) => broken.reason(),
-        Broken::Reset | Broken::Truncated | Broken::Slow => Reason::UpstreamRejected,
+        _ => Reason::UpstreamRejected,
     }
 }
 
@@ -165,7 +165,7 @@ async fn first_byte(
             }
             // The server's refusal counts even if the application has spoken since.
             match session.poll_read_early(cx, stream) {
-                Poll::Ready(Ok(0)) => return Poll::Ready(Ok(Err(Broken::Truncated))),
+                Poll::Ready(Ok(0)) => return Poll::Ready(Ok(Err(Broken::Closed))),
                 Poll::Ready(Ok(_)) => {}
                 Poll::Ready(Err(broken)) => return Poll::Ready(Ok(Err(broken))),
                 Poll::Pending => break,

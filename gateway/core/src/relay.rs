@@ -29,14 +29,17 @@ pub enum End {
 /// this returns.
 pub async fn relay(client: &mut Leg, server: &mut Leg, said: Said, worker: &Worker, conn: &Conn) -> End {
     let mut stuck = Stuck::new(conn.target().and_then(|target| target.service.rules.timeouts.half_closed));
-    let mut flows = [Flow::new(Side::Client), Flow::new(Side::Server).after(said)];
-    let end = both_ways(client, server, &mut flows, worker, conn, &mut stuck).await;
+    let end = {
+        let mut flows = [Flow::new(Side::Client), Flow::new(Side::Server).after(said)];
+        both_ways(client, server, &mut flows, worker, conn, &mut stuck).await
+    };
     let survivor = match end {
         End::Closed(_) => return end,
         End::Reset(Side::Client) => server,
         End::Reset(Side::Server) => client,
     };
-    pass_on_reset(&survivor.stream, stuck.patience(socket::now())).await;
+    // Boxed: a relay that idles for hours should not carry its timer.
+    Box::pin(pass_on_reset(&survivor.stream, stuck.patience(socket::now()))).await;
     end
 }
 
@@ -68,16 +71,17 @@ impl Stuck {
     }
 }
 
-async fn both_ways(
+/// Not an `async fn`, which would hold its arguments twice.
+fn both_ways(
     client: &mut Leg,
     server: &mut Leg,
     [up, down]: &mut [Flow; 2],
     worker: &Worker,
     conn: &Conn,
     stuck: &mut Stuck,
-) -> End {
+) -> impl Future<Output = End> {
     let mut first = None;
-    std::future::poll_fn(|cx| {
+    std::future::poll_fn(move |cx| {
         if conn.came_of_age() {
             socket::keep_alive_or_say(&server.stream, &worker.process.fixed.tcp, conn.id);
         }
@@ -122,5 +126,4 @@ async fn both_ways(
             _ => Poll::Pending,
         }
     })
-    .await
 }

@@ -41,6 +41,9 @@ pub(crate) enum Broken {
     /// The peer closed without close_notify: what it meant to send may be cut off.
     #[error("the peer closed the connection without close_notify")]
     Truncated,
+    /// The peer closed in order.
+    #[error("the peer closed the connection")]
+    Closed,
     /// The handshake was not complete at its deadline.
     #[error("the handshake did not finish in time")]
     Slow,
@@ -208,7 +211,7 @@ impl Session {
                 return Poll::Ready(Ok(()));
             }
             if ready!(self.poll_read_early(cx, stream))? == 0 {
-                return Poll::Ready(Err(Broken::Truncated));
+                return Poll::Ready(Err(Broken::Closed));
             }
         }
     }
@@ -244,7 +247,7 @@ impl Broken {
     pub(crate) fn reason(&self) -> Reason {
         match self {
             Broken::Tls(error) => reason_of(error),
-            Broken::Reset | Broken::Truncated | Broken::Slow => Reason::TlsFailed,
+            Broken::Reset | Broken::Truncated | Broken::Closed | Broken::Slow => Reason::TlsFailed,
         }
     }
 }

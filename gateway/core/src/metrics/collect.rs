@@ -116,7 +116,7 @@ metrics! {
         = service_active;
     "service_bytes_total" counter ["service", "direction"] "Bytes relayed by ended connections of the service; `in` from clients, `out` from servers."
         = service_bytes;
-    "certificate_expiry_seconds" gauge ["kind", "name", "serial"] "Time until a certificate of `trust` expires, negative afterwards; `kind` is `leaf`, `intermediate` or `root`."
+    "certificate_expiry_seconds" gauge ["kind", "name", "serial"] "Time until a certificate in use expires, negative afterwards; `kind` is `leaf`, `intermediate` or `root`."
         = certificates;
     "trust_refused" gauge [] "Files of `trust` refused at the last check; the previous ones stay in use."
         = |control| control.process.trust.get().iter().map(|_| one([], float(control.refused_files().len()))).collect();

@@ -135,7 +135,12 @@ fn callers(report: &mut Report, place: Place<'_>, listener: &At<raw::Listener>) 
             caller(sources, identity, files).into_iter().collect()
         }
         (None, Some(callers)) => {
+            only_with_identity(report, place, raw);
             let place = place.key("callers");
+            if callers.is_empty() {
+                let what = format_args!("{place}: has no entry, so everybody would be refused");
+                report.add(listener.spot, what, "add '{ sources: […], identity: spiffe://… }'");
+            }
             let each = callers.iter().enumerate();
             each.filter_map(|(index, one)| {
                 let (place, raw) = (place.item(index), &one.value);
@@ -152,6 +157,19 @@ fn callers(report: &mut Report, place: Place<'_>, listener: &At<raw::Listener>) 
     };
     one_identity_each(report, place, raw, &callers);
     (!callers.is_empty()).then_some(callers)
+}
+
+/// Refuses keys of a listener's own identity beside `callers`, which have theirs.
+fn only_with_identity(report: &mut Report, place: Place<'_>, raw: &raw::Listener) {
+    let keys = [
+        ("sources", first(raw.sources.as_ref())),
+        ("certificate", raw.certificate.as_ref().map(|value| value.spot)),
+        ("key", raw.key.as_ref().map(|value| value.spot)),
+    ];
+    for (key, spot) in keys.into_iter().filter_map(|(key, spot)| Some((key, spot?))) {
+        let what = format_args!("{}: has no effect beside callers", place.key(key));
+        report.add(spot, what, "write it for each caller");
+    }
 }
 
 fn caller(
