@@ -3,6 +3,7 @@
 //! logged.
 
 mod chain;
+mod gate;
 mod live;
 mod sessions;
 mod standing;
@@ -24,6 +25,7 @@ use crate::spiffe::{IdPattern, SpiffeId, TrustDomain};
 use verifier::PeerJudge;
 
 pub use chain::{ChainJudge, ChainVerifier};
+pub use gate::Gate;
 pub use live::{Client, Server};
 pub use standing::Standing;
 
@@ -101,7 +103,7 @@ fn server_with(identity: &Identity, judge: PeerJudge) -> Result<ServerConfig, Co
                 .with_client_cert_verifier(Arc::new(ChainVerifier(judge)))
                 .with_single_cert(identity.chain.clone(), identity.key.clone_key())
         });
-    let mut config = made.map_err(|cause| ConfigError { id: identity.id.clone(), cause })?;
+    let mut config = made.map_err(|cause| ConfigError::new(&identity.id, cause))?;
     config.session_storage = Arc::new(NoServerSessionStorage {});
     config.send_tls13_tickets = 0;
     Ok(config)
@@ -116,7 +118,7 @@ fn client_with(identity: &Identity, judge: PeerJudge) -> Result<ClientConfig, Co
                 .with_custom_certificate_verifier(Arc::new(ChainVerifier(judge)))
                 .with_client_auth_cert(identity.chain.clone(), identity.key.clone_key())
         });
-    let mut config = made.map_err(|cause| ConfigError { id: identity.id.clone(), cause })?;
+    let mut config = made.map_err(|cause| ConfigError::new(&identity.id, cause))?;
     config.resumption = Resumption::disabled();
     Ok(config)
 }

@@ -18,6 +18,7 @@ pub mod client;
 pub mod cluster;
 pub mod control_plane;
 pub mod endpoint;
+pub mod ends;
 pub mod gateway;
 pub mod hello;
 pub mod http;

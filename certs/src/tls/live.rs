@@ -8,6 +8,7 @@ use rustls::client::Resumption;
 use rustls::pki_types::{CertificateDer, DnsName};
 use rustls::{ClientConfig, ServerConfig};
 
+use super::gate::{self, Gate};
 use super::sessions::{ClientSessions, Lifetime, ServerSessions};
 use super::standing::Standing;
 use super::verifier::PeerJudge;
@@ -40,6 +41,18 @@ impl Server {
     /// The configuration for the next handshake.
     pub fn config(&self) -> Arc<ServerConfig> {
         self.0.config()
+    }
+
+    /// The configuration for the next handshake alone, in which `gate` decides about the client, too.
+    pub fn config_with(&self, gate: Arc<dyn Gate>) -> Result<Arc<ServerConfig>, ConfigError> {
+        let built = self.0.built();
+        let judge = PeerJudge {
+            bundles: Arc::clone(&built.trusted.bundles),
+            peer: self.0.peer.clone(),
+            lifetime: Arc::clone(&built.lifetime),
+        };
+        let made = gate::gated(&built.config, judge, gate);
+        made.map(Arc::new).map_err(|cause| ConfigError::new(built.trusted.identity.id(), cause))
     }
 }
 
@@ -99,7 +112,7 @@ struct Live<C> {
 #[derive(Debug)]
 struct Built<C> {
     config: Arc<C>,
-    epoch: u64,
+    trusted: Arc<Trusted>,
     lifetime: Arc<Lifetime>,
 }
 
@@ -111,21 +124,25 @@ impl<C> Live<C> {
     }
 
     fn config(&self) -> Arc<C> {
-        let built = self.built.load();
-        if built.epoch == self.trust.current().epoch && !built.lifetime.is_over() {
-            return Arc::clone(&built.config);
+        Arc::clone(&self.built().config)
+    }
+
+    fn built(&self) -> Arc<Built<C>> {
+        let built = self.built.load_full();
+        if built.trusted.epoch == self.trust.current().epoch && !built.lifetime.is_over() {
+            return built;
         }
         match build(&self.trust, &self.peer, &self.alpn, self.make) {
             Ok(built) => {
-                let config = Arc::clone(&built.config);
-                self.built.store(Arc::new(built));
-                config
+                let built = Arc::new(built);
+                self.built.store(Arc::clone(&built));
+                built
             }
             // A trust is checked before it becomes current. If this fails nevertheless, the old epoch makes the next
             // call retry.
             Err(error) => {
                 tracing::error!(%error, "cannot use the new certificates; keeping the previous ones");
-                Arc::clone(&built.config)
+                built
             }
         }
     }
@@ -137,5 +154,5 @@ fn build<C>(trust: &Trust, peer: &Peer, alpn: &[Vec<u8>], make: Make<C>) -> Resu
     let bundles = Arc::clone(&trusted.bundles);
     let judge = PeerJudge { bundles, peer: peer.clone(), lifetime: Arc::clone(&lifetime) };
     let config = Arc::new(make(&trusted, judge, alpn)?);
-    Ok(Built { config, epoch: trusted.epoch, lifetime })
+    Ok(Built { config, trusted, lifetime })
 }

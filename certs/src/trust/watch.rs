@@ -25,21 +25,29 @@ type Prints = Vec<(PathBuf, Option<[i64; 5]>)>;
 impl Trust {
     /// Follows the files in a thread of its own, until the [`Watch`] is dropped.
     pub fn watch(&self, files: TrustFiles) -> std::io::Result<Watch> {
-        let trust = self.clone();
+        Watch::all(vec![(self.clone(), files)])
+    }
+}
+
+impl Watch {
+    /// Follows the files of several trusts in one thread.
+    pub fn all(trusts: Vec<(Trust, TrustFiles)>) -> std::io::Result<Self> {
         let (end, ended) = mpsc::channel();
         let follow = move || {
-            let mut seen = Prints::new();
+            let mut seen = vec![Prints::new(); trusts.len()];
             while ended.recv_timeout(PACE) == Err(RecvTimeoutError::Timeout) {
-                let prints = prints(&files);
-                // A refused file may have been incomplete when it was read.
-                if prints != seen || !trust.refused().is_empty() {
-                    seen = prints;
-                    reload(&trust, &files);
+                for ((trust, files), seen) in trusts.iter().zip(&mut seen) {
+                    let prints = prints(files);
+                    // A refused file may have been incomplete when it was read.
+                    if prints != *seen || !trust.refused().is_empty() {
+                        *seen = prints;
+                        reload(trust, files);
+                    }
                 }
             }
         };
         let thread = thread::Builder::new().name("trust".to_owned()).spawn(follow)?;
-        Ok(Watch { end: Some(end), thread: Some(thread) })
+        Ok(Self { end: Some(end), thread: Some(thread) })
     }
 }
 

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use crate::endpoint::ServiceCounters;
 use crate::hello::{Alpn, Hello};
+use crate::identities::Identities;
 use crate::limits::Permits;
 use crate::live::{Conn, Target};
 use crate::log::{Line, rfc3339};
@@ -28,7 +29,8 @@ pub struct Account {
     reason: Reason,
     alpn: Alpn,
     attempts: u32,
-    rejected: bool,
+    /// The endpoint's rejection was forwarded to the client.
+    pub(crate) rejected: bool,
     accepted: Instant,
     hello: Option<Duration>,
     connect: Option<Duration>,
@@ -36,6 +38,7 @@ pub struct Account {
     service: Option<Arc<Service>>,
     counters: Option<Arc<ServiceCounters>>,
     permits: Permits,
+    pub(crate) identities: Identities,
 }
 
 impl Account {
@@ -59,6 +62,7 @@ impl Account {
             service: None,
             counters: None,
             permits: Permits::default(),
+            identities: Identities::default(),
         }
     }
 
@@ -169,11 +173,6 @@ impl Account {
         self.answered(bytes);
     }
 
-    /// Whether the endpoint's rejection was forwarded to the client.
-    pub(crate) fn was_turned_down(&self) -> bool {
-        self.rejected
-    }
-
     /// Records why the connection ended.
     pub(crate) fn close(mut self, reason: Reason) {
         self.reason = reason;
@@ -220,6 +219,7 @@ impl Account {
             peer: self.conn.client(),
             sni: self.conn.asked_for(),
             alpn: &self.alpn,
+            identities: &self.identities,
             service: self.service.as_ref().map(|service| service.name()),
             endpoint,
             cluster: reached.and_then(Endpoint::cluster).unwrap_or(&process.fixed.node.cluster),

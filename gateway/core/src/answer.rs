@@ -7,14 +7,15 @@ use std::task::{Context, Poll};
 use socket2::SockRef;
 use tokio::net::TcpStream;
 
+use crate::leg::Leg;
 use crate::peek::{SCRATCH, poll_through};
 use crate::reason::{Alert, Reason};
 
 /// A server that has the client's first flight.
 #[derive(Debug)]
 pub struct Server {
-    /// The socket.
-    pub stream: TcpStream,
+    /// Its side of the connection.
+    pub leg: Leg,
     /// What it has sent so far.
     pub said: Said,
 }
@@ -45,9 +46,11 @@ impl Said {
 /// Why an attempt failed.
 #[derive(Debug)]
 pub enum Failure {
-    /// The endpoint was not reached: `connect_refused`, `connect_timeout`, `connect_failed` or
-    /// `local_resources`.
+    /// The endpoint was not reached: `connect_refused`, `connect_timeout`, `connect_failed`, `local_resources`, or
+    /// `tls_failed` where it did not prove to be the destination.
     Unreached(Reason),
+    /// The endpoint was reached, and refused this caller or closed before an application's first byte.
+    Refused(Reason),
     /// The endpoint took the hello and rejected it before its first byte of an answer.
     Rejected(Server),
     /// The client disconnected meanwhile.
@@ -66,7 +69,7 @@ pub(crate) async fn answer(
     on_client_closed: impl Fn(),
     is_over: impl Fn() -> bool,
 ) -> Result<Server, Failure> {
-    let mut server = Server { stream, said: Said::Nothing };
+    let mut server = Server { leg: Leg::passthrough(stream), said: Said::Nothing };
     let mut first = Vec::new();
     let mut client_may_speak = true;
     let heard = std::future::poll_fn(|cx| {
@@ -80,13 +83,13 @@ pub(crate) async fn answer(
                 Poll::Ready(Client::Closed) => {
                     // Forwarded at once; another endpoint would get it again.
                     client_may_speak = false;
-                    let _shut = SockRef::from(&server.stream).shutdown(Shutdown::Write);
+                    let _shut = SockRef::from(&server.leg.stream).shutdown(Shutdown::Write);
                     on_client_closed();
                 }
                 Poll::Pending => {}
             }
         }
-        poll_server(&mut server.stream, cx, &mut first)
+        poll_server(&mut server.leg.stream, cx, &mut first)
     })
     .await;
     match heard {
@@ -110,7 +113,8 @@ enum Heard {
     Rejection(Said),
 }
 
-enum Client {
+/// What a client has done while its server is awaited.
+pub(crate) enum Client {
     Spoke,
     Closed,
     Reset,
@@ -125,7 +129,7 @@ pub(crate) async fn reset_of(client: &TcpStream) {
 }
 
 /// Peeks without consuming: the bytes belong to the relay.
-fn poll_client(client: &TcpStream, cx: &mut Context<'_>) -> Poll<Client> {
+pub(crate) fn poll_client(client: &TcpStream, cx: &mut Context<'_>) -> Poll<Client> {
     let mut byte = [0];
     match client.poll_peek(cx, &mut tokio::io::ReadBuf::new(&mut byte)) {
         Poll::Ready(Ok(0)) => Poll::Ready(Client::Closed),

@@ -6,17 +6,16 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use isthmus_model::services::defaults;
-use tokio::net::TcpStream;
-
 use crate::account::Account;
 use crate::answer::{Failure, Said, Server};
 use crate::connect::Attempt;
 use crate::demotion::Demotion;
 use crate::endpoint::EndpointState;
 use crate::hello::Hello;
+use crate::leg::{Leg, Speaks};
 use crate::memory::Flight;
 use crate::metrics::add;
+use crate::originate::Upstream;
 use crate::pick::{Choice, Step, pick};
 use crate::proxy;
 use crate::reason::Reason;
@@ -24,6 +23,7 @@ use crate::route::Route;
 use crate::snapshot::{Endpoint, Service};
 use crate::socket::{self, Millis};
 use crate::worker::Worker;
+use isthmus_model::services::defaults;
 
 /// The attempts made for one connection.
 #[derive(Debug)]
@@ -66,6 +66,11 @@ impl Attempts {
         }
     }
 
+    /// Returns the client's first bytes.
+    pub(crate) fn flight(&mut self) -> &mut Flight {
+        &mut self.flight
+    }
+
     /// Takes the connection's turn once; further attempts continue from it.
     pub(crate) fn take_turn(&mut self, service: &Service) {
         self.turn.get_or_insert_with(|| service.state.next_turn());
@@ -97,30 +102,37 @@ impl Attempts {
     pub(crate) fn start<'a>(
         &'a self,
         step: Step<'a>,
-        client: &TcpStream,
+        tls: Option<Upstream<'a>>,
+        client: &Leg,
         account: &Account,
         worker: &Worker,
     ) -> Attempt<'a> {
         let limits = &step.route.service.rules.timeouts;
         let scarce = worker.process.limits.hellos.is_scarce(step.tables.live.limits.hello_memory);
+        let is_passthrough = matches!(client.speaks, Speaks::Passthrough);
+        let first = self.flight.bytes();
+        let wire = self.wire(step, if tls.is_some() { &[] } else { first }, client, account);
         Attempt {
             step,
-            wire: self.wire(step, client, account),
+            sent: if is_passthrough { wire.len() } else { first.len() },
+            wire,
+            tls: tls.map(|tls| (tls, first)),
             patience: patience(step.endpoint, limits.connect)
                 .min(limits.connect_total.saturating_sub(self.since.elapsed())),
-            may_move: self.replayable && !scarce,
+            leg: if is_passthrough { Leg::passthrough } else { Leg::plaintext },
+            may_move: is_passthrough && self.replayable && !scarce,
         }
     }
 
-    fn wire(&self, step: Step<'_>, client: &TcpStream, account: &Account) -> Cow<'_, [u8]> {
-        let hello = self.flight.bytes();
+    /// Returns the first bytes for an endpoint: the client's, behind a PROXY header if the service asks for one.
+    fn wire<'a>(&self, step: Step<'_>, first: &'a [u8], client: &Leg, account: &Account) -> Cow<'a, [u8]> {
         if !step.route.service.rules.send_proxy {
-            return Cow::Borrowed(hello);
+            return Cow::Borrowed(first);
         }
         let conn = &account.conn;
-        let reached = client.local_addr().map_or(conn.client(), socket::canonical);
-        let mut wire = proxy::write(conn.client(), reached, conn.sni.get());
-        wire.extend_from_slice(hello);
+        let reached = client.stream.local_addr().map_or(conn.client(), socket::canonical);
+        let mut wire = proxy::write(conn.client(), reached, conn.sni.get(), account.identities.caller());
+        wire.extend_from_slice(first);
         Cow::Owned(wire)
     }
 
@@ -147,6 +159,11 @@ impl Attempts {
                 } else {
                     Next::Again
                 }
+            }
+            Failure::Refused(reason) => {
+                self.failed = Some(reason);
+                worker.counters.failed(reason);
+                if self.another_is_left(step, worker) { Next::Again } else { Next::GiveUp(reason) }
             }
             Failure::Rejected(server) => {
                 self.failed = Some(Reason::UpstreamRejected);
@@ -209,7 +226,10 @@ fn demote(
         add(&worker.counters.demotions, 1);
         tracing::warn!(service = %service.name(), endpoint = %endpoint.address, %reason, "endpoint demoted; trying it last for a while");
     }
-    worker.process.suspects.check(service, endpoint, now, &worker.process.metrics);
+    // An endpoint without TLS would take a ClientHello for garbage, and may count it as an error.
+    if service.access().is_none() {
+        worker.process.suspects.check(service, endpoint, now, &worker.process.metrics);
+    }
 }
 
 /// Returns the connect timeout; another cluster may be far away.

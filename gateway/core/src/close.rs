@@ -10,8 +10,10 @@ use socket2::SockRef;
 use tokio::net::TcpStream;
 use tokio::time::{sleep, timeout};
 
+use crate::leg::{Leg, Speaks};
 use crate::peek::{SCRATCH, poll_through};
 use crate::reason::Alert;
+use crate::session::Session;
 use crate::socket;
 
 /// Time and bytes for a refused client that is still sending, so that its alert arrives.
@@ -23,35 +25,47 @@ const ORDERLY_PATIENCE: Duration = Duration::from_secs(1);
 const RESET_POLL: Duration = Duration::from_millis(10);
 
 /// Sends the alert and closes so that it arrives: closing a socket with unread bytes sends a reset that overtakes the
-/// alert (it was lost 40 of 40 times).
-pub(crate) async fn refuse(mut client: TcpStream, alert: Option<Alert>) {
-    if let Some(alert) = alert {
+/// alert (it was lost 40 of 40 times). A TLS session of the gateway's own has sent its alert already.
+pub(crate) async fn refuse(client: Leg, alert: Option<Alert>) {
+    let Leg { mut stream, speaks } = client;
+    if let Some(alert) = alert.filter(|_| matches!(speaks, Speaks::Passthrough)) {
         let record = [21, 3, 3, 0, 2, 2, alert as u8];
-        if send(&client, &record, SendFlags::NOSIGNAL).is_err() {
+        if send(&stream, &record, SendFlags::NOSIGNAL).is_err() {
             return;
         }
     }
-    finish(&mut client, REFUSAL_PATIENCE, REFUSAL_BYTES).await;
+    finish(&mut stream, REFUSAL_PATIENCE, REFUSAL_BYTES).await;
 }
 
 /// Resets both sides at once.
-pub(crate) fn at_once(client: TcpStream, server: Option<TcpStream>) {
-    for stream in std::iter::once(client).chain(server) {
-        socket::reset_on_close(&stream);
+pub(crate) fn at_once(client: Leg, server: Option<Leg>) {
+    for leg in std::iter::once(client).chain(server) {
+        socket::reset_on_close(&leg.stream);
     }
 }
 
-/// Sends FIN to both sides, then discards their bytes until they close, too.
-pub(crate) async fn in_order(mut client: TcpStream, server: Option<TcpStream>) {
+/// Sends FIN to both sides, after close_notify where the gateway speaks TLS, then discards their bytes until they close,
+/// too.
+pub(crate) async fn in_order(client: Leg, server: Option<Leg>) {
     match server {
-        Some(mut server) => {
-            tokio::join!(
-                finish(&mut client, ORDERLY_PATIENCE, usize::MAX),
-                finish(&mut server, ORDERLY_PATIENCE, usize::MAX)
-            );
+        Some(server) => {
+            tokio::join!(end(client), end(server));
         }
-        None => finish(&mut client, ORDERLY_PATIENCE, usize::MAX).await,
+        None => end(client).await,
     }
+}
+
+async fn end(leg: Leg) {
+    let Leg { mut stream, speaks } = leg;
+    if let Speaks::Tls(mut session) = speaks {
+        let _in_time = timeout(ORDERLY_PATIENCE, say_goodbye(&mut session, &stream)).await;
+    }
+    finish(&mut stream, ORDERLY_PATIENCE, usize::MAX).await;
+}
+
+async fn say_goodbye(session: &mut Session, stream: &TcpStream) -> std::io::Result<()> {
+    session.close();
+    std::future::poll_fn(|cx| session.poll_flush(cx, stream, || {})).await
 }
 
 /// Resets `survivor` after its peer has acknowledged what was sent to it: a reset discards what the kernel still holds

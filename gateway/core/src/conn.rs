@@ -15,6 +15,7 @@ use crate::attempts::{Attempts, Next};
 use crate::close;
 use crate::connect::connect;
 use crate::endpoint::Counted;
+use crate::leg::{Leg, Speaks};
 use crate::memory::Flight;
 use crate::peek::{Peeked, Rules, peek};
 use crate::pick::{Step, pick};
@@ -22,13 +23,14 @@ use crate::reason::Reason;
 use crate::relay::{End, Side, relay};
 use crate::route::{Query, route};
 use crate::worker::Worker;
+use crate::{originate, terminate};
 
 /// Serves one accepted connection until its end.
-pub(crate) async fn serve(mut client: TcpStream, listener: usize, peer: SocketAddr, worker: Arc<Worker>) {
+pub(crate) async fn serve(client: TcpStream, listener: usize, peer: SocketAddr, worker: Arc<Worker>) {
     let _task = Counted::one(&worker.process.tasks);
     let mut account = Account::open(&worker, listener, peer);
     let conn = Arc::clone(&account.conn);
-    let mut server = None;
+    let (mut client, mut server) = (Leg::passthrough(client), None);
     let reason = {
         let story = pin!(story(&mut client, &mut server, &mut account, &worker));
         conn.until_ended(story).await
@@ -38,7 +40,7 @@ pub(crate) async fn serve(mut client: TcpStream, listener: usize, peer: SocketAd
     Box::pin(farewell(client, server, reason, &worker)).await;
 }
 
-async fn farewell(client: TcpStream, server: Option<TcpStream>, reason: Reason, worker: &Worker) {
+async fn farewell(client: Leg, server: Option<Leg>, reason: Reason, worker: &Worker) {
     match (reason, server) {
         (Reason::Shutdown, server) => close::at_once(client, server),
         (
@@ -50,6 +52,7 @@ async fn farewell(client: TcpStream, server: Option<TcpStream>, reason: Reason, 
             server,
         ) => close::in_order(client, server).await,
         (_, Some(_)) => {} // the relay has closed both sides
+        (_, None) if client.is_refused_by_reset() => close::at_once(client, None),
         (reason, None) => {
             if let Some(_permit) = worker.process.limits.may_linger() {
                 close::refuse(client, reason.alert()).await;
@@ -58,44 +61,37 @@ async fn farewell(client: TcpStream, server: Option<TcpStream>, reason: Reason, 
     }
 }
 
-async fn story(
-    client: &mut TcpStream,
-    server: &mut Option<TcpStream>,
-    account: &mut Account,
-    worker: &Worker,
-) -> Reason {
+async fn story(client: &mut Leg, server: &mut Option<Leg>, account: &mut Account, worker: &Worker) -> Reason {
     let conn = Arc::clone(&account.conn);
     // A level that is off by default, and no span for the relay: an idle connection should not carry one.
     let span = tracing::debug_span!("conn", id = conn.id, listener = conn.listener, peer = %conn.peer);
     let mut beginning = Box::pin(begin(client, account, worker).instrument(span));
     let begun = conn.until_revoked(beginning.as_mut()).await;
     drop(beginning);
-    let Server { stream, said } = match begun {
+    let Server { leg, said } = match begun {
         Ok(server) => server,
         Err(reason) => return reason,
     };
-    let end = relay(client, server.insert(stream), said, worker, &account.conn).await;
+    let server = server.insert(leg);
+    let end = relay(client, server, said, worker, &account.conn).await;
+    if let Some(error) = client.failure().or(server.failure()) {
+        account.identities.failed(error);
+    }
+    let is_unanswered = account.conn.bytes_out.load(Relaxed) == 0;
+    let refusal = server.refusal(matches!(end, End::Reset(_))).filter(|_| is_unanswered);
     match end {
         // Which side closes first after a refusal is chance.
-        _ if account.was_turned_down() => Reason::UpstreamRejected,
+        _ if account.rejected => Reason::UpstreamRejected,
         End::Closed(Side::Client) => Reason::ClientClosed,
         End::Reset(Side::Client) => Reason::ClientReset,
-        End::Closed(Side::Server) | End::Reset(Side::Server) if account.conn.bytes_out.load(Relaxed) == 0 => {
-            Reason::UpstreamRejected
-        }
-        End::Closed(Side::Server) => Reason::ServerClosed,
-        End::Reset(Side::Server) => Reason::ServerReset,
+        End::Closed(Side::Server) => refusal.unwrap_or(Reason::ServerClosed),
+        End::Reset(Side::Server) => refusal.unwrap_or(Reason::ServerReset),
     }
 }
 
 /// Runs the steps from accept to a server that has the client's hello.
-async fn begin(client: &mut TcpStream, account: &mut Account, worker: &Worker) -> Result<Server, Reason> {
-    account.admit()?;
-    let (rules, flight) = first_bytes(account, worker);
-    let conn = Arc::clone(&account.conn);
-    let admit_source = |source| account.admit_source(source);
-    let Peeked { hello, flight } =
-        peek(client, flight, rules, admit_source, |name| conn.set_refused_name(name)).await?;
+async fn begin(client: &mut Leg, account: &mut Account, worker: &Worker) -> Result<Server, Reason> {
+    let Peeked { hello, flight } = ask(client, account, worker).await?;
     account.heard(&hello);
     let query = Query {
         listener: account.conn.listener,
@@ -109,13 +105,15 @@ async fn begin(client: &mut TcpStream, account: &mut Account, worker: &Worker) -
         let tables = worker.process.tables.load_full();
         let route = route(&tables, query)?;
         account.admit_service(&route.service)?;
+        let tls = originate::upstream(&tables, client, route.service.access().is_some(), account)?;
+        terminate::pass(client, attempts.flight(), &route, &tables, account).await?;
         attempts.take_turn(&route.service);
         let choice = attempts.choice(&route, worker);
         let endpoint = pick(&route.service, &choice, &mut fastrand::Rng::new())
             .ok_or_else(|| attempts.none_left(&route.service))?;
         let step = Step { route: &route, endpoint, tables: &tables };
-        let attempt = attempts.start(step, client, account, worker);
-        match connect(attempt, client, account, worker).await {
+        let attempt = attempts.start(step, tls, client, account, worker);
+        match connect(attempt, &client.stream, account, worker).await {
             Ok(server) => {
                 attempts.reached(&server, step, worker);
                 return Ok(server);
@@ -129,16 +127,31 @@ async fn begin(client: &mut TcpStream, account: &mut Account, worker: &Worker) -
     }
 }
 
-fn first_bytes(account: &Account, worker: &Worker) -> (Rules, Flight) {
-    let live = &worker.process.tables.load().live;
-    let proxies = live.listeners.get(account.conn.listener).map(|listener| &listener.proxy_from);
+/// Finds out what the client asks for: its ClientHello says it, or its listener where applications speak plaintext.
+async fn ask(client: &mut Leg, account: &mut Account, worker: &Worker) -> Result<Peeked, Reason> {
+    let live = Arc::clone(&worker.process.tables.load().live);
+    let listener = live.listeners.get(account.conn.listener);
+    let originate = listener.and_then(|listener| listener.originate.as_deref());
+    if originate.is_some() {
+        client.speaks = Speaks::Plaintext;
+    }
+    account.admit()?;
     let peer = account.conn.peer.ip();
     let rules = Rules {
-        proxy_due: proxies.is_some_and(|nets| nets.iter().any(|net| net.contains(&peer))),
+        proxy_due: listener.is_some_and(|listener| listener.proxy_from.iter().any(|net| net.contains(&peer))),
         hello_size: live.limits.hello_size,
         deadline: live.timeouts.hello,
     };
-    (rules, Flight::new(&worker.process.limits.hellos, live.limits.hello_memory, &account.conn))
+    let flight = Flight::new(&worker.process.limits.hellos, live.limits.hello_memory, &account.conn);
+    let conn = Arc::clone(&account.conn);
+    let admit_source = |source| account.admit_source(source);
+    match originate {
+        Some(service) => originate::ask(service, &mut client.stream, flight, rules, admit_source).await,
+        None => {
+            let refused_name = |name| conn.set_refused_name(name);
+            peek(&mut client.stream, flight, rules, admit_source, refused_name).await
+        }
+    }
 }
 
 #[cfg(test)]

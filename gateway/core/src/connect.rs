@@ -19,6 +19,8 @@ use crate::account::Account;
 use crate::answer::{Failure, Said, Server, answer, reset_of};
 use crate::config::settings::Tcp;
 use crate::family::Families;
+use crate::leg::Leg;
+use crate::originate::{self, Upstream};
 use crate::pick::Step;
 use crate::reason::Reason;
 use crate::socket;
@@ -31,8 +33,14 @@ pub struct Attempt<'a> {
     pub step: Step<'a>,
     /// The bytes sent first.
     pub wire: Cow<'a, [u8]>,
+    /// How many of the client's bytes are among them.
+    pub sent: usize,
+    /// TLS to begin with the endpoint, and the application's first bytes for it.
+    pub(crate) tls: Option<(Upstream<'a>, &'a [u8])>,
     /// How long connecting may take.
     pub patience: Duration,
+    /// The leg that the endpoint is, without TLS of the gateway's own.
+    pub(crate) leg: fn(TcpStream) -> Leg,
     /// Whether the connection can still move to another endpoint afterwards.
     pub may_move: bool,
 }
@@ -63,13 +71,18 @@ pub async fn connect(
         Err(_) => return Err(Failure::Unreached(Reason::ConnectTimeout)),
     };
     families.works(to.ip());
-    account.connected(attempt.step, attempt.wire.len());
+    account.connected(attempt.step, attempt.sent);
     let sent = tokio::select! {
         biased;
         sent = send_rest(&stream, attempt.wire.get(sent..).unwrap_or_default()) => sent,
         () = reset_of(client) => return Err(Failure::ClientGone),
     };
     match (sent, attempt.may_move) {
+        (Ok(()), _) if let Some((tls, first)) = attempt.tls => {
+            let tls = (tls, attempt.step.endpoint);
+            originate::open(stream, tls, (client, first), attempt.patience, account, worker).await
+        }
+        (Err(_), _) if attempt.tls.is_some() => Err(Failure::Refused(Reason::UpstreamRejected)),
         (Ok(()), true) => {
             let half_closed = || account.conn.set_half_closed(worker.live.coarse_now());
             let is_over = || account.conn.is_hello_revoked();
@@ -77,10 +90,10 @@ pub async fn connect(
             account.answered(server.said.length());
             Ok(server)
         }
-        (Ok(()), false) => Ok(Server { stream, said: Said::Nothing }),
+        (Ok(()), false) => Ok(Server { leg: (attempt.leg)(stream), said: Said::Nothing }),
         // The endpoint already had a part of the hello, so this is not a refused connect.
-        (Err(_), true) => Err(Failure::Rejected(Server { stream, said: Said::Reset })),
-        (Err(_), false) => Ok(Server { stream, said: Said::Reset }),
+        (Err(_), true) => Err(Failure::Rejected(Server { leg: (attempt.leg)(stream), said: Said::Reset })),
+        (Err(_), false) => Ok(Server { leg: (attempt.leg)(stream), said: Said::Reset }),
     }
 }
 
@@ -95,6 +108,10 @@ async fn dial(attempt: &Attempt<'_>, worker: &Worker) -> io::Result<(TcpStream, 
         Err(error) => return Err(error.into()),
     };
     let stream = TcpStream::from_std(socket.into())?;
+    if attempt.wire.is_empty() {
+        stream.writable().await?;
+        return stream.take_error()?.map_or(Ok((stream, 0)), Err);
+    }
     while sent == 0 {
         stream.writable().await?;
         sent = write(&stream, &attempt.wire)?;

@@ -3,10 +3,10 @@
 //! that may wait; health checks, pages and metrics read atomics, the current snapshot and summaries.
 
 mod answers;
+mod certificates;
 mod following;
 mod retired;
 
-use std::io;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
@@ -18,7 +18,7 @@ use tokio::sync::{Notify, watch};
 
 pub use self::answers::{Answer, Answers};
 pub use self::following::{Following, Probed, Unreached};
-use self::retired::{Retired, Unused};
+use self::retired::Retired;
 use crate::config::settings::{Fixed, Live, Service, Settings};
 use crate::drain::Phase;
 use crate::snapshot::{CompilerState, Resolved, SnapshotBuilder};
@@ -138,16 +138,22 @@ impl Control {
     /// Applies an edit as a whole. An edit of keys that are bound at start is refused and changes nothing.
     ///
     /// # Errors
-    /// The keys that need a restart.
+    /// The keys that need a restart, or the certificate that cannot be used.
     pub fn apply(&self, edit: Settings) -> Result<(), String> {
         if let Some(keys) = needs_restart(&self.written, &edit.fixed) {
             return Err(format!(
                 "{keys} cannot change while the gateway runs; restart the gateway or revert the change"
             ));
         }
+        // Before the lock: files are read.
+        let ends = self.ends_for(&edit.live)?;
         let mut compiler = self.compiler();
         if *self.configured() != edit.live {
-            self.change(&mut compiler, |next| next.read(Arc::new(edit.live)));
+            let live = Arc::new(edit.live);
+            self.change(&mut compiler, |next| {
+                next.equip(Arc::new(ends));
+                next.read(live);
+            });
         }
         drop(compiler);
         self.status().refused = None;
@@ -237,30 +243,6 @@ impl Control {
         let retired = self.process.tables.swap(Arc::new(after));
         self.retired.push(retired, rebuilt);
         true
-    }
-
-    /// Frees snapshots that no connection reads any more, forever. Returns memory to the system at the start, and once
-    /// enough of it is free.
-    pub(crate) async fn free_retired(self: Arc<Self>) -> io::Result<()> {
-        let mut tick = tokio::time::interval(Duration::from_secs(1));
-        tokio::task::spawn_blocking(isthmus_sys::trim_memory).await?;
-        loop {
-            tick.tick().await;
-            let Unused { snapshots, is_trim_due } =
-                self.retired.remove_unused(self.process.tables.load().len());
-            if snapshots.is_empty() {
-                continue;
-            }
-            let process = Arc::clone(&self.process);
-            let freeing = move || {
-                drop(snapshots);
-                process.metrics.services.forget_the_gone();
-                if is_trim_due {
-                    isthmus_sys::trim_memory();
-                }
-            };
-            tokio::task::spawn_blocking(freeing).await?;
-        }
     }
 
     /// Ready: serving, every endpoint name looked up once, and an agent reached if any is configured. Reads atomics

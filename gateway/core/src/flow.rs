@@ -13,6 +13,7 @@ use tokio::net::TcpStream;
 use crate::answer::Said;
 use crate::bulk::Bulk;
 use crate::held::Held;
+use crate::leg::Leg;
 use crate::live::Conn;
 use crate::peek::{SCRATCH, poll_through};
 use crate::worker::Worker;
@@ -30,7 +31,7 @@ pub enum Side {
 #[derive(Debug)]
 pub(crate) struct Flow {
     pub(crate) from: Side,
-    held: Held,
+    pub(crate) held: Held,
     /// The source has ended: nothing more will be read.
     source_ended: bool,
     /// The source has reset, as seen by a read or a failed write: its end is not orderly.
@@ -39,7 +40,7 @@ pub(crate) struct Flow {
     pub(crate) sink_gone: bool,
     /// This direction has ended.
     pub(crate) done: bool,
-    bulk: Option<Bulk>,
+    pub(crate) bulk: Option<Bulk>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -79,33 +80,39 @@ impl Flow {
         }
     }
 
-    pub(crate) fn begin_with(&mut self, said: Said) {
+    /// Begins after what the source has said before.
+    pub(crate) fn after(mut self, said: Said) -> Flow {
         match said {
             Said::Nothing => {}
             Said::Bytes(bytes) => self.held = Held::Bytes { bytes, written: 0 },
             Said::Closed => self.source_ended = true,
             Said::Reset => (self.source_ended, self.source_reset) = (true, true),
         }
+        self
     }
 
-    /// Whether it holds bytes that the sink does not accept.
-    pub(crate) fn is_stuck(&self) -> bool {
-        self.held.len() > 0
+    /// Whether bytes are held that the sink does not accept.
+    pub(crate) fn is_stuck(&self, sink: &Leg) -> bool {
+        self.held.len() > 0 || sink.owes()
     }
 
     /// Moves bytes until something is not ready. Ready once, at the end of this direction.
     pub(crate) fn poll(
         &mut self,
         cx: &mut Context<'_>,
-        source: &mut TcpStream,
-        sink: &TcpStream,
+        source: &mut Leg,
+        sink: &mut Leg,
         moving: &Moving<'_>,
     ) -> Poll<FlowEnd> {
         if self.done {
             return Poll::Pending;
         }
         loop {
-            if ready!(self.poll_flush(cx, sink, moving)).is_err() {
+            let mut flushed = ready!(self.poll_flush(cx, sink, moving));
+            if self.source_ended && !self.source_reset && flushed.is_ok() {
+                flushed = ready!(sink.poll_end(cx));
+            }
+            if flushed.is_err() {
                 (self.sink_gone, self.done) = (true, true);
                 (self.held, self.bulk) = (Held::Nothing, None);
                 return Poll::Pending;
@@ -126,13 +133,16 @@ impl Flow {
     fn poll_flush(
         &mut self,
         cx: &mut Context<'_>,
-        sink: &TcpStream,
+        sink: &mut Leg,
         moving: &Moving<'_>,
     ) -> Poll<io::Result<()>> {
         let before = self.held.len();
-        let flushed = self.held.poll_flush(cx, sink);
+        let mut flushed = self.held.poll_flush(cx, &sink.stream);
         if self.held.len() != before {
             moving.touch();
+        }
+        if matches!(flushed, Poll::Ready(Ok(()))) {
+            flushed = sink.poll_flush(cx, || moving.touch());
         }
         if flushed.is_pending()
             && let Some(bulk) = &mut self.bulk
@@ -143,6 +153,20 @@ impl Flow {
     }
 
     fn poll_fill(
+        &mut self,
+        cx: &mut Context<'_>,
+        source: &mut Leg,
+        sink: &mut Leg,
+        moving: &Moving<'_>,
+    ) -> Poll<io::Result<usize>> {
+        if source.is_tls() || sink.is_tls() {
+            return self.poll_recode(cx, source, sink, moving);
+        }
+        self.poll_pass(cx, &mut source.stream, &sink.stream, moving)
+    }
+
+    /// Moves bytes as they are.
+    fn poll_pass(
         &mut self,
         cx: &mut Context<'_>,
         source: &mut TcpStream,
@@ -169,7 +193,7 @@ impl Flow {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                 // The source has no more bytes. After a small burst it is no longer bulk.
                 self.bulk = self.bulk.take().filter(|bulk| bulk.burst >= SCRATCH).map(|_| Bulk::default());
-                self.poll_fill(cx, source, sink, moving)
+                self.poll_pass(cx, source, sink, moving)
             }
             // The kernel cannot splice this socket: copy.
             Err(error) if error.raw_os_error() == Some(Errno::INVAL.raw_os_error()) => {

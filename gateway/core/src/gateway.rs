@@ -15,6 +15,7 @@ use tokio::task::JoinSet;
 use crate::config::settings::Settings;
 use crate::control::Control;
 use crate::drain::{self, Phase};
+use crate::ends::{self, Ends};
 use crate::enrol::{self, Startup};
 use crate::limits::Limits;
 use crate::listen::{self, Accepted, Lane};
@@ -54,6 +55,9 @@ pub enum Error {
     /// The identity or the trust cannot be used.
     #[error("trust: {0}")]
     Trust(#[from] enrol::Error),
+    /// The certificate of a caller or of a service cannot be used.
+    #[error(transparent)]
+    Ends(#[from] ends::Error),
     /// Something the gateway needs was refused while it ran.
     #[error("{0}")]
     GivenUp(String),
@@ -82,7 +86,8 @@ impl Gateway {
     /// [`Error::Bind`] or [`Error::Thread`].
     pub fn start(settings: Settings, file: Option<PathBuf>) -> Result<Gateway, Error> {
         let startup = Startup::load(settings.fixed.trust.as_ref())?;
-        let process = Arc::new(process(&settings, &startup));
+        let ends = Ends::load(&settings.live, settings.fixed.trust.as_ref(), &Ends::default())?;
+        let process = Arc::new(process(&settings, &startup, ends));
         let fixed = &process.fixed;
         let mut sockets = BoundSockets::open(&settings)?;
         let bound = std::mem::take(&mut sockets.bound);
@@ -213,7 +218,7 @@ impl BoundSockets {
     }
 }
 
-fn process(settings: &Settings, startup: &Startup) -> Process {
+fn process(settings: &Settings, startup: &Startup, ends: Ends) -> Process {
     let mut fixed = settings.fixed.clone();
     startup.complete(&mut fixed);
     let reserve = RESERVE + RESERVE_PER_WORKER * fixed.workers as u64 * (1 + fixed.binds.len() as u64);
@@ -231,7 +236,8 @@ fn process(settings: &Settings, startup: &Startup) -> Process {
     }
     let metrics = Arc::new(Metrics::new(fixed.workers, fixed.binds.len(), fixed.service_metrics));
     let log = Arc::new(AccessLog::new(fixed.workers, fixed.access_log.buffer, Arc::clone(&metrics)));
-    let tables = Snapshot::compile(settings.live.clone(), &Resolved::new(), None, &|_| false);
+    let mut tables = Snapshot::compile(settings.live.clone(), &Resolved::new(), None, &|_| false);
+    tables.ends = Arc::new(ends);
     let process = Process::new(fixed, tables, limits, metrics, log);
     if let Startup::Ready(trust) = startup {
         let _once = process.trust.set(trust.clone());

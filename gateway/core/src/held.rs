@@ -24,6 +24,14 @@ impl Held {
         if bytes.is_empty() { Held::Nothing } else { Held::Bytes { bytes: bytes.to_vec(), written: 0 } }
     }
 
+    /// Adds bytes behind those that are held in memory.
+    pub(crate) fn push(&mut self, more: &[u8]) {
+        match self {
+            Held::Bytes { bytes, .. } => bytes.extend_from_slice(more),
+            Held::Nothing | Held::Pipe(_) => *self = Held::copy_of(more),
+        }
+    }
+
     /// Bytes held.
     pub(crate) fn len(&self) -> usize {
         match self {

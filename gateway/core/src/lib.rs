@@ -1,6 +1,7 @@
 //! The gateway's data path and its control: reads the SNI of a ClientHello, picks an endpoint, and splices the
 //! encrypted bytes to it unchanged. Start with `conn`: it lists the steps, and each step is a module of that name.
 
+mod access;
 pub mod account;
 pub mod admin;
 pub mod answer;
@@ -14,6 +15,7 @@ pub mod control;
 pub mod demotion;
 pub mod drain;
 pub mod endpoint;
+pub mod ends;
 pub mod enrol;
 pub mod family;
 mod flow;
@@ -22,26 +24,32 @@ pub mod gateway;
 mod held;
 pub mod hello;
 mod hello_check;
+mod identities;
 mod learn;
+mod leg;
 pub mod limits;
 mod listen;
 pub mod live;
 pub mod log;
 pub mod memory;
 pub mod metrics;
+mod originate;
 pub mod peek;
 pub mod pick;
 pub mod pipe;
 pub mod proxy;
 pub mod reason;
+mod recode;
 pub mod relay;
 pub mod resolve;
 pub mod route;
 mod service_source;
+mod session;
 pub mod snapshot;
 pub mod socket;
 mod source;
 pub mod suspects;
+mod terminate;
 mod threads;
 pub mod turn;
 pub mod watch;

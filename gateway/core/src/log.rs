@@ -11,6 +11,7 @@ use std::time::{Duration, SystemTime};
 use serde::{Serialize, Serializer};
 
 use crate::hello::Alpn;
+use crate::identities::Identities;
 use crate::metrics::Metrics;
 use crate::reason::Reason;
 use crate::snapshot::Name;
@@ -131,6 +132,8 @@ pub(crate) struct Line<'a> {
     #[serde(serialize_with = "escaped")]
     pub(crate) alpn: &'a Alpn,
     pub(crate) service: Option<Name<'a>>,
+    #[serde(flatten)]
+    pub(crate) identities: &'a Identities,
     pub(crate) endpoint: Option<SocketAddr>,
     pub(crate) cluster: &'a str,
     pub(crate) locality: Option<String>,

@@ -163,12 +163,18 @@ impl Flight {
     pub(crate) fn strip(&mut self, count: usize) {
         self.bytes.drain(..count.min(self.bytes.len()));
     }
+
+    /// Drops all bytes and their memory.
+    pub(crate) fn clear(&mut self) {
+        let bytes = std::mem::take(&mut self.bytes);
+        self.memory.held.fetch_sub(bytes.capacity(), Relaxed);
+        self.conn.set_hello_bytes(0);
+    }
 }
 
 impl Drop for Flight {
     fn drop(&mut self) {
-        self.memory.held.fetch_sub(self.bytes.capacity(), Relaxed);
-        self.conn.set_hello_bytes(0);
+        self.clear();
     }
 }
 

@@ -73,6 +73,51 @@ pub async fn peek(
     }
 }
 
+/// Reads a PROXY header if one is due, and nothing otherwise; returns what came with it.
+///
+/// # Errors
+/// The reason to refuse the connection.
+pub(crate) async fn peek_source(
+    client: &mut TcpStream,
+    mut flight: Flight,
+    rules: Rules,
+    mut on_source: impl FnMut(Option<SocketAddr>) -> Result<(), Reason>,
+) -> Result<Flight, Reason> {
+    if !rules.proxy_due {
+        on_source(None)?;
+        return Ok(flight);
+    }
+    let reading = async {
+        loop {
+            read_more(client, &mut flight).await?;
+            match proxy::read(flight.bytes()) {
+                proxy::Verdict::More => {}
+                proxy::Verdict::Refused(reason) => return Err(reason),
+                proxy::Verdict::Header { length, source } => {
+                    flight.strip(length);
+                    return on_source(source);
+                }
+            }
+        }
+    };
+    match tokio::time::timeout(rules.deadline, reading).await {
+        Ok(read) => read.map(|()| flight),
+        Err(_) => Err(Reason::ClientSilent),
+    }
+}
+
+async fn read_more(client: &mut TcpStream, flight: &mut Flight) -> Result<(), Reason> {
+    let got = std::future::poll_fn(|cx| {
+        poll_through(client, cx, FIRST_READ, |bytes| flight.extend(bytes).map(|()| bytes.len()))
+    });
+    match got.await {
+        // A PROXY header comes from the load balancer; without anything after it, it was a health check.
+        Ok(Ok(0)) | Err(_) if flight.bytes().is_empty() => Err(Reason::NoData),
+        Ok(Ok(0)) | Err(_) => Err(Reason::HelloIncomplete),
+        Ok(read) => read.map(|_| ()),
+    }
+}
+
 async fn read_hello(
     client: &mut TcpStream,
     flight: &mut Flight,
@@ -85,15 +130,7 @@ async fn read_hello(
     }
     let mut parser = Parser::new(rules.hello_size);
     loop {
-        let got = std::future::poll_fn(|cx| {
-            poll_through(client, cx, FIRST_READ, |bytes| flight.extend(bytes).map(|()| bytes.len()))
-        });
-        match got.await {
-            // A PROXY header comes from the load balancer; without anything after it, it was a health check.
-            Ok(Ok(0)) | Err(_) if flight.bytes().is_empty() => return Err(Reason::NoData),
-            Ok(Ok(0)) | Err(_) => return Err(Reason::HelloIncomplete),
-            Ok(read) => read?,
-        };
+        read_more(client, flight).await?;
         if proxy_due {
             match proxy::read(flight.bytes()) {
                 proxy::Verdict::More => continue,

@@ -3,6 +3,7 @@
 
 use std::net::SocketAddr;
 
+use isthmus_certs::SpiffeId;
 use isthmus_model::HostName;
 use ppp::{PartialResult, v1, v2};
 
@@ -106,13 +107,20 @@ fn read_local(rest: &[u8]) -> Verdict {
 /// A version 2 LOCAL header, for connections of the gateway itself.
 pub const LOCAL: [u8; 16] = *b"\r\n\r\n\0\r\nQUIT\n\x20\0\0\0";
 
-/// Writes a version 2 header with the client's address, the address it reached, and the SNI (TLV 0x02).
+/// Writes a version 2 header with the client's address, the address it reached, the SNI (TLV 0x02), and the client's
+/// SPIFFE ID (TLV 0xD0, as Istio's ztunnel sends it).
 #[must_use]
-pub fn write(client: SocketAddr, reached: SocketAddr, sni: Option<&HostName>) -> Vec<u8> {
+pub fn write(
+    client: SocketAddr,
+    reached: SocketAddr,
+    sni: Option<&HostName>,
+    identity: Option<&SpiffeId>,
+) -> Vec<u8> {
     const PROXY_V2: u8 = 0x21;
     const TCP4: u8 = 0x11;
     const TCP6: u8 = 0x21;
     const AUTHORITY: u8 = 0x02;
+    const IDENTITY: u8 = 0xd0;
     let mut body = Vec::with_capacity(64);
     let family = if let (SocketAddr::V4(client), SocketAddr::V4(reached)) = (client, reached) {
         body.extend(client.ip().octets());
@@ -130,10 +138,12 @@ pub fn write(client: SocketAddr, reached: SocketAddr, sni: Option<&HostName>) ->
     };
     body.extend(client.port().to_be_bytes());
     body.extend(reached.port().to_be_bytes());
-    if let Some(sni) = sni {
-        body.push(AUTHORITY);
-        body.extend(length_of(sni.as_str().as_bytes()));
-        body.extend(sni.as_str().as_bytes());
+    let identity = identity.map(ToString::to_string);
+    let tlvs = [(AUTHORITY, sni.map(HostName::as_str)), (IDENTITY, identity.as_deref())];
+    for (kind, text) in tlvs.into_iter().filter_map(|(kind, text)| Some((kind, text?))) {
+        body.push(kind);
+        body.extend(length_of(text.as_bytes()));
+        body.extend(text.as_bytes());
     }
     let mut header = v2::PROTOCOL_PREFIX.to_vec();
     header.extend([PROXY_V2, family]);
@@ -142,7 +152,7 @@ pub fn write(client: SocketAddr, reached: SocketAddr, sni: Option<&HostName>) ->
     header
 }
 
-/// A name has at most 253 bytes, and a body at most 36 more than that.
+/// A name has at most 253 bytes, an identity 2048, and the addresses 36.
 fn length_of(bytes: &[u8]) -> [u8; 2] {
     u16::try_from(bytes.len()).unwrap_or(u16::MAX).to_be_bytes()
 }
@@ -163,7 +173,8 @@ mod tests {
             [("192.0.2.1:4000", "192.0.2.9:15443"), ("[2001:db8::1]:4000", "[2001:db8::2]:15443")]
         {
             let (client, reached) = (v4(client), v4(reached));
-            let mut wire = write(client, reached, Some(&sni));
+            let id = SpiffeId::parse("spiffe://east.example/ns/a/sa/b").unwrap();
+            let mut wire = write(client, reached, Some(&sni), Some(&id));
             let length = wire.len();
             for end in 0..length {
                 assert_eq!(read(&wire[..end]), Verdict::More, "prefix of {end}");
@@ -173,6 +184,8 @@ mod tests {
             let header = v2::Header::try_from(&wire[..]).unwrap();
             let tlv = header.tlvs().next().unwrap().unwrap();
             assert_eq!((tlv.kind, &*tlv.value), (2, &b"details.example"[..]));
+            let tlv = header.tlvs().nth(1).unwrap().unwrap();
+            assert_eq!((tlv.kind, &*tlv.value), (0xd0, &b"spiffe://east.example/ns/a/sa/b"[..]));
         }
     }
 
@@ -222,7 +235,7 @@ mod tests {
     /// A header may be as large as one with a client's certificate.
     #[test]
     fn proxy_v2_accepts_maximum_length() {
-        let mut wire = write(v4("192.0.2.1:4000"), v4("192.0.2.2:443"), None);
+        let mut wire = write(v4("192.0.2.1:4000"), v4("192.0.2.2:443"), None, None);
         wire.extend([0xe0, 0xff, 0xf0]);
         wire.resize(V2_FIXED + 65_535, b'x');
         wire[14..16].copy_from_slice(&[0xff, 0xff]);

@@ -6,12 +6,12 @@ use std::task::Poll;
 use std::time::Duration;
 
 use socket2::SockRef;
-use tokio::net::TcpStream;
 
 use crate::answer::Said;
 use crate::close::pass_on_reset;
 pub use crate::flow::Side;
 use crate::flow::{Flow, FlowEnd, Moving};
+use crate::leg::Leg;
 use crate::live::{Conn, SILENT_MS};
 use crate::socket::{self, Millis};
 use crate::worker::Worker;
@@ -27,21 +27,19 @@ pub enum End {
 
 /// Relays until both directions have ended; `said` is what the server sent before. A reset has been forwarded when
 /// this returns.
-pub async fn relay(
-    client: &mut TcpStream,
-    server: &mut TcpStream,
-    said: Said,
-    worker: &Worker,
-    conn: &Conn,
-) -> End {
+pub async fn relay(client: &mut Leg, server: &mut Leg, said: Said, worker: &Worker, conn: &Conn) -> End {
     let mut stuck = Stuck::new(conn.target().and_then(|target| target.service.rules.timeouts.half_closed));
-    let end = both_ways(client, server, said, worker, conn, &mut stuck).await;
+    let end = {
+        let mut flows = [Flow::new(Side::Client), Flow::new(Side::Server).after(said)];
+        both_ways(client, server, &mut flows, worker, conn, &mut stuck).await
+    };
     let survivor = match end {
         End::Closed(_) => return end,
         End::Reset(Side::Client) => server,
         End::Reset(Side::Server) => client,
     };
-    pass_on_reset(survivor, stuck.patience(socket::now())).await;
+    // Boxed: a relay that idles for hours should not carry its timer.
+    Box::pin(pass_on_reset(&survivor.stream, stuck.patience(socket::now()))).await;
     end
 }
 
@@ -65,31 +63,27 @@ impl Stuck {
     }
 
     /// Whether an unread source has reset and the time to deliver its bytes is over.
-    fn is_hopeless(&mut self, flow: &Flow, source: &TcpStream, now: Millis) -> bool {
-        if self.reset_since.is_none() && (flow.source_reset || socket::has_failed(source)) {
+    fn is_hopeless(&mut self, flow: &Flow, source: &Leg, now: Millis) -> bool {
+        if self.reset_since.is_none() && (flow.source_reset || socket::has_failed(&source.stream)) {
             self.reset_since = Some(now);
         }
         self.reset_since.is_some() && self.patience(now) == Some(Duration::ZERO)
     }
 }
 
-async fn both_ways(
-    client: &mut TcpStream,
-    server: &mut TcpStream,
-    said: Said,
+/// Not an `async fn`, which would hold its arguments twice.
+fn both_ways(
+    client: &mut Leg,
+    server: &mut Leg,
+    [up, down]: &mut [Flow; 2],
     worker: &Worker,
     conn: &Conn,
     stuck: &mut Stuck,
-) -> End {
-    let mut up = Flow::new(Side::Client);
-    let mut down = Flow::new(Side::Server);
-    down.begin_with(said);
+) -> impl Future<Output = End> {
     let mut first = None;
-    std::future::poll_fn(|cx| {
-        if conn.came_of_age()
-            && let Err(error) = socket::keep_alive(&*server, &worker.process.fixed.tcp)
-        {
-            tracing::debug!(conn = conn.id, %error, "cannot set keepalive");
+    std::future::poll_fn(move |cx| {
+        if conn.came_of_age() {
+            socket::keep_alive_or_say(&server.stream, &worker.process.fixed.tcp, conn.id);
         }
         // A side whose writes fail has reset. Its earlier bytes may still be in transit, and its end then looks
         // orderly, because the write has consumed the error.
@@ -97,29 +91,33 @@ async fn both_ways(
         down.source_reset |= up.sink_gone;
         let down_end = down.poll(cx, server, client, &Moving { worker, conn, count: &conn.bytes_out });
         up.source_reset |= down.sink_gone;
-        for (flow, end, sink) in [(&up, up_end, &*server), (&down, down_end, &*client)] {
+        // What TLS itself has to answer, such as a key update: its own direction may have nothing to send.
+        for leg in [&mut *client, &mut *server] {
+            let _pending = leg.poll_flush(cx, || {});
+        }
+        for (flow, end, sink) in [(&*up, up_end, &*server), (&*down, down_end, &*client)] {
             match end {
                 Poll::Ready(FlowEnd::Closed) if first.is_none() => {
                     first = Some(flow.from);
                     conn.set_half_closed(worker.live.coarse_now());
                     // The second end needs no FIN of its own: both sockets are closed then.
                     // ENOTCONN: the sink is gone already, which its own direction reports.
-                    let _shut = SockRef::from(sink).shutdown(Shutdown::Write);
+                    let _shut = SockRef::from(&sink.stream).shutdown(Shutdown::Write);
                 }
                 Poll::Ready(FlowEnd::Reset) => return Poll::Ready(End::Reset(flow.from)),
                 _ => {}
             }
         }
-        for flow in [&up, &down] {
+        for flow in [&*up, &*down] {
             if flow.source_reset && flow.done {
                 return Poll::Ready(End::Reset(flow.from));
             }
         }
         let now = worker.live.coarse_now();
         let is_silent = now.saturating_sub(conn.last_byte()) >= SILENT_MS;
-        conn.set_stuck(up.is_stuck() || down.is_stuck());
-        for (flow, source) in [(&up, &*client), (&down, &*server)] {
-            if is_silent && flow.is_stuck() && stuck.is_hopeless(flow, source, now) {
+        conn.set_stuck(up.is_stuck(server) || down.is_stuck(client));
+        for (flow, source, sink) in [(&*up, &*client, &*server), (&*down, &*server, &*client)] {
+            if is_silent && flow.is_stuck(sink) && stuck.is_hopeless(flow, source, now) {
                 return Poll::Ready(End::Reset(flow.from));
             }
         }
@@ -128,5 +126,4 @@ async fn both_ways(
             _ => Poll::Pending,
         }
     })
-    .await
 }

@@ -6,6 +6,7 @@ mod group;
 mod list;
 mod name;
 mod names;
+mod reach;
 mod service;
 mod shared;
 
@@ -15,6 +16,7 @@ use std::sync::Arc;
 use isthmus_model::HostPattern;
 
 use crate::config::settings::Live;
+use crate::ends::Ends;
 
 pub(crate) use builder::{CompilerState, SnapshotBuilder};
 pub(crate) use group::Group;
@@ -38,6 +40,8 @@ pub struct Snapshot {
     /// Number of endpoints of all services.
     endpoints: usize,
     pub(crate) names: Names,
+    /// Certificates of callers and of services whose TLS ends here.
+    pub(crate) ends: Arc<Ends>,
 }
 
 impl Snapshot {
@@ -58,6 +62,7 @@ impl Snapshot {
             learned: List::default(),
             endpoints: 0,
             names: Names::default(),
+            ends: Arc::default(),
         };
         let mut state = CompilerState::default();
         let mut next = SnapshotBuilder::after(before.unwrap_or(&nothing), &mut state, (resolved, is_own));

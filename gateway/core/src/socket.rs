@@ -88,6 +88,13 @@ pub(crate) fn keep_alive<'s>(socket: impl Into<SockRef<'s>>, tcp: &Tcp) -> io::R
     socket.into().set_tcp_keepalive(&keepalive)
 }
 
+/// Likewise for a connection's server, which is served without it, too.
+pub(crate) fn keep_alive_or_say<'s>(socket: impl Into<SockRef<'s>>, tcp: &Tcp, conn: u64) {
+    if let Err(error) = keep_alive(socket, tcp) {
+        tracing::debug!(conn, %error, "cannot set keepalive");
+    }
+}
+
 /// Makes the next close send a reset.
 pub fn reset_on_close(socket: impl AsFd) {
     if let Err(error) = SockRef::from(&socket).set_linger(Some(Duration::ZERO)) {

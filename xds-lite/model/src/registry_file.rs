@@ -27,6 +27,12 @@ pub fn registry_file(text: &str, path: &Path) -> Result<Vec<Service>, Problems> 
     let mut report = Report::new(path);
     let services = yaml::read::<File>(text, &mut report).map(|file| {
         let written = file.services.as_deref().unwrap_or_default();
+        for (index, service) in written.iter().enumerate() {
+            if let Some((key, spot)) = service.value.gateway_key() {
+                let what = format_args!("services[{index}].{key}: an agent does not pass this on yet");
+                report.add(spot, what, "write the service in the file of its gateway");
+            }
+        }
         let table = Table::new(&mut report, written, &ServiceTimeouts::default(), |_| None);
         table.into_services().collect()
     });
@@ -96,8 +102,23 @@ mod tests {
             endpoints: Vec::new(),
             exposed: true,
             about: None,
+            tls: None,
         };
         assert_eq!(good("services:\n- host: A.b.\n"), [alone]);
+    }
+
+    /// Left out, they would open what they are to guard.
+    #[test]
+    fn registry_file_keys_of_a_gateway_alone_are_refused() {
+        let remedy = "write the service in the file of its gateway";
+        for (key, place) in [
+            ("identities: [spiffe://east.example/a]", "2:26: services[0].identities"),
+            ("tls: terminate, certificate: c, key: k", "2:42: services[0].certificate"),
+            ("tls: passthrough", "2:10: services[0].tls"),
+        ] {
+            let text = format!("services:\n- {{host: a, {key}}}\n");
+            bad(&text, &[&format!("r.yaml:{place}: an agent does not pass this on yet; {remedy}")]);
+        }
     }
 
     const WHOLE: &str = "services:\n- host: db.example\n  port: 3306\n  sni_port: 3306\n  aliases: [db, \"*.db.example\"]\n  \
@@ -159,6 +180,7 @@ mod tests {
                 staleness: Staleness::ExpireAfter(seconds(600)),
                 registered: true,
             })),
+            tls: None,
         }
     }
 
@@ -182,7 +204,7 @@ mod tests {
             &[
                 "r.yaml:2:13: unknown key 'adresses' in services[0]; expected one of host, port, sni_port, aliases, \
                  alpn, sources, balance, max_connections, proxy_protocol, timeouts, namespace, labels, allow_unauthenticated, merge, stale, \
-                 registered, endpoints",
+                 registered, identities, tls, certificate, key, access, endpoints",
             ],
         );
         bad(

@@ -1,7 +1,7 @@
 //! Renders the settings in the file's syntax with every default filled in, for `/config` and `check --against`. They
 //! hold no secrets.
 
-use isthmus_model::admin::gateway::{Config, ListenerConfig, Section};
+use isthmus_model::admin::gateway::{Config, ListenerConfig, ORIGINATE, Section};
 use serde::Serialize;
 use serde_json::{Value, json};
 
@@ -29,6 +29,7 @@ pub fn effective(fixed: &Fixed, live: &Live) -> Config {
     let Live { listeners, services, limits, timeouts, upstream, drain } = live;
     let listeners = binds.iter().zip(listeners).map(|(bind, rules)| {
         let default = rules.default.and_then(|index| services.get(index));
+        let originate = rules.originate.as_deref();
         ListenerConfig {
             name: bind.name.clone(),
             address: bind.address.to_string(),
@@ -37,6 +38,10 @@ pub fn effective(fixed: &Fixed, live: &Live) -> Config {
             max_connections: rules.max_connections,
             default: default.map(|service| format!("{}:{}", service.host, service.port)),
             proxy_protocol: section(&json!({ "from": rules.proxy_from })),
+            mode: originate.map(|_| ORIGINATE.to_owned()),
+            service: originate.map(|own| own.service.to_string()),
+            port: originate.map(|own| own.port),
+            callers: originate.map(|own| own.callers.iter().map(section).collect()),
         }
     });
     Config {

@@ -3,11 +3,14 @@
 
 use std::net::IpAddr;
 
-use isthmus_model::HostName;
-use isthmus_model::admin::gateway::{Asked, Explanation, Matched, Outcome, Refusal};
+use isthmus_model::admin::gateway::{
+    Asked, Ends, Explanation, Matched, ORIGINATE, Outcome, Refusal, TERMINATE,
+};
+use isthmus_model::{HostName, sni};
 
 use super::pages::Params;
 use super::tables::{down, endpoint_page, left_out};
+use crate::config::settings::Originate;
 use crate::control::Control;
 use crate::hello::Alpn;
 use crate::pick::{Choice, order};
@@ -43,8 +46,14 @@ pub(super) fn explain(params: &Params, control: &Control) -> Result<Explanation,
     };
     let tables = control.process.tables.load();
     let query = |listener| Query { listener, sni: sni.as_ref(), alpn: &alpn, source: source.to_canonical() };
-    let outcomes: Vec<_> =
-        binds.iter().enumerate().map(|(listener, _)| route(&tables, query(listener))).collect();
+    let outcomes: Vec<_> = binds
+        .iter()
+        .enumerate()
+        .map(|(listener, _)| match originating(&tables, listener) {
+            Some(service) => plaintext(&tables, query(listener), service),
+            None => route(&tables, query(listener)),
+        })
+        .collect();
     // A name that only one listener serves is not refused because another one was asked first.
     let knows = |outcome: &Result<_, Reason>| !matches!(outcome, Err(Reason::SniUnmatched));
     let serves = || outcomes.iter().position(Result::is_ok);
@@ -57,6 +66,8 @@ pub(super) fn explain(params: &Params, control: &Control) -> Result<Explanation,
         Some(Err(reason)) => (None, Some(*reason)),
         None => return Err("this gateway has no listeners; add one under `listeners`".to_owned()),
     };
+    let route = outcomes.get(listener).and_then(|outcome| outcome.as_ref().ok());
+    let ends = route.map(|route| ends(route, originating(&tables, listener), query(listener).source));
     let each = binds.iter().zip(&outcomes).map(|(bind, outcome)| Outcome {
         listener: bind.name.clone(),
         service: outcome.as_ref().ok().map(|route| route.service.name().to_string()),
@@ -71,8 +82,38 @@ pub(super) fn explain(params: &Params, control: &Control) -> Result<Explanation,
         },
         listeners: named.is_none().then(|| each.collect()),
         matched,
+        ends: ends.unwrap_or_default(),
         refusal: reason.map(refusal),
     })
+}
+
+fn originating(tables: &Snapshot, listener: usize) -> Option<&Originate> {
+    tables.live.listeners.get(listener)?.originate.as_deref()
+}
+
+/// Where a listener for applications without TLS leads. Such a client names nothing; a name that was asked for must be
+/// the service's.
+fn plaintext(tables: &Snapshot, query: Query<'_>, service: &Originate) -> Result<Route, Reason> {
+    let (asked, _port) = query.sni.map(|name| sni::split(name.as_str())).unzip();
+    if asked.is_some_and(|asked| asked != service.service.as_str()) {
+        return Err(Reason::SniUnmatched);
+    }
+    if service.caller(query.source).is_none() {
+        return Err(Reason::IdentityDenied);
+    }
+    let (sni, alpn) = service.question();
+    route(tables, Query { sni: sni.as_ref(), alpn: &alpn, ..query })
+}
+
+/// What the gateway itself speaks on either side.
+fn ends(route: &Route, originate: Option<&Originate>, source: IpAddr) -> Ends {
+    let caller = originate.and_then(|service| service.caller(source));
+    Ends {
+        mode: originate.map(|_| ORIGINATE.to_owned()),
+        caller: caller.map(|(_, caller)| caller.identity.to_string()),
+        expects: originate.map(|service| service.identities.iter().map(ToString::to_string).collect()),
+        tls: route.service.access().map(|_| TERMINATE.to_owned()),
+    }
 }
 
 fn refusal(reason: Reason) -> Refusal {

@@ -130,7 +130,7 @@ fn trust(control: &Control) -> Option<Trust> {
     };
     let current = trust.current();
     let renewal = |due| Renewal { due: rfc3339(due), problem: control.renewal.problem() };
-    let certificates = trust.expiries().into_iter().map(|expiry| Certificate {
+    let certificates = control.expiries().into_iter().map(|expiry| Certificate {
         kind: expiry.kind.to_string(),
         name: expiry.name,
         serial: expiry.serial,
@@ -147,7 +147,7 @@ fn trust(control: &Control) -> Option<Trust> {
         epoch: current.epoch,
         certificates: certificates.collect(),
         domains: domains.collect(),
-        refused: trust.refused(),
+        refused: control.refused_files(),
     }))
 }
 

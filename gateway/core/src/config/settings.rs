@@ -15,7 +15,9 @@ use serde::{Deserialize, Serialize};
 
 pub use super::trusts::{FirstToken, ManagedTrust, Trusts};
 pub use isthmus_model::address::Target;
-pub use isthmus_model::services::{Balance, Endpoint, Named, RemoteGateway, Scope, Service, ServiceTimeouts};
+pub use isthmus_model::services::{
+    Access, Balance, Endpoint, Named, RemoteGateway, Scope, Service, ServiceTimeouts, Terminate,
+};
 
 /// All settings. [`Live`] can change while the gateway runs; the rest is bound at start.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -165,6 +167,60 @@ pub enum Side {
     Outbound,
 }
 
+/// What the clients of a listener speak.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+#[schemars(inline)]
+pub enum Mode {
+    /// TLS, which is routed by its ClientHello.
+    #[default]
+    Passthrough,
+    /// Plaintext, for which the gateway begins mTLS.
+    Originate,
+}
+
+/// The service for which a listener begins mTLS, and its callers.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Originate {
+    /// The host, or an instance of it.
+    pub service: HostName,
+    /// The service's port.
+    pub port: u16,
+    /// The ALPN protocols that are offered to the service: its own.
+    pub alpn: Vec<String>,
+    /// The identities that the server may have; empty for a service whose TLS ends at this gateway.
+    pub identities: Vec<SpiffeId>,
+    /// At least one; no range has two identities.
+    pub callers: Vec<Caller>,
+}
+
+/// Callers with one identity.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Caller {
+    /// Their addresses.
+    pub sources: Vec<IpNet>,
+    /// Their identity.
+    pub identity: SpiffeId,
+    /// The file with its certificate chain.
+    pub certificate: PathBuf,
+    /// The file with its key.
+    pub key: PathBuf,
+}
+
+impl Originate {
+    /// Returns the caller with this address, by the longest prefix, and its position.
+    #[must_use]
+    pub fn caller(&self, source: IpAddr) -> Option<(usize, &Caller)> {
+        let prefixes = |caller: &Caller| {
+            let nets = caller.sources.iter().filter(|net| net.contains(&source));
+            nets.map(IpNet::prefix_len).max()
+        };
+        let known = self.callers.iter().enumerate();
+        let known = known.filter_map(|(index, caller)| Some((prefixes(caller)?, index, caller)));
+        known.max_by_key(|(prefix, _, _)| *prefix).map(|(_, index, caller)| (index, caller))
+    }
+}
+
 /// How a listener treats its connections.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Listener {
@@ -176,6 +232,9 @@ pub struct Listener {
     pub default: Option<usize>,
     /// Sources that must send a PROXY header; all others must not.
     pub proxy_from: Vec<IpNet>,
+    /// Set where applications without TLS connect.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub originate: Option<Box<Originate>>,
 }
 
 /// Limits of the whole process.

@@ -1,8 +1,11 @@
-//! Keeps replaced snapshots until no connection reads them, and decides when freed memory is returned to the system.
-//! `control` does both on a blocking thread.
+//! Keeps replaced snapshots until no connection reads them, then frees them, and returns memory to the system once
+//! enough of it is free.
 
+use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
+use super::Control;
 use crate::snapshot::Snapshot;
 
 /// Memory is trimmed once the services rebuilt since the last trim are this part of all. A trim walks the whole heap:
@@ -50,6 +53,32 @@ impl Retired {
 
     fn lock(&self) -> MutexGuard<'_, State> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Control {
+    /// Frees snapshots that no connection reads any more, forever. Returns memory to the system at the start, and once
+    /// enough of it is free.
+    pub(crate) async fn free_retired(self: Arc<Self>) -> io::Result<()> {
+        let mut tick = tokio::time::interval(Duration::from_secs(1));
+        tokio::task::spawn_blocking(isthmus_sys::trim_memory).await?;
+        loop {
+            tick.tick().await;
+            let Unused { snapshots, is_trim_due } =
+                self.retired.remove_unused(self.process.tables.load().len());
+            if snapshots.is_empty() {
+                continue;
+            }
+            let process = Arc::clone(&self.process);
+            let freeing = move || {
+                drop(snapshots);
+                process.metrics.services.forget_the_gone();
+                if is_trim_due {
+                    isthmus_sys::trim_memory();
+                }
+            };
+            tokio::task::spawn_blocking(freeing).await?;
+        }
     }
 }
 

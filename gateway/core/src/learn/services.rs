@@ -138,6 +138,7 @@ fn service(host: &HostPattern, offer: &Offer, port: &Port) -> Service {
         endpoints: Vec::new(),
         exposed: false,
         about: None,
+        tls: None,
     }
 }
 

@@ -4,7 +4,6 @@
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::SystemTime;
 
-use isthmus_certs::Trust;
 use isthmus_certs::trust::Expiry;
 use isthmus_store::Report;
 use prometheus::TextEncoder;
@@ -117,10 +116,10 @@ metrics! {
         = service_active;
     "service_bytes_total" counter ["service", "direction"] "Bytes relayed by ended connections of the service; `in` from clients, `out` from servers."
         = service_bytes;
-    "certificate_expiry_seconds" gauge ["kind", "name", "serial"] "Time until a certificate of `trust` expires, negative afterwards; `kind` is `leaf`, `intermediate` or `root`."
+    "certificate_expiry_seconds" gauge ["kind", "name", "serial"] "Time until a certificate in use expires, negative afterwards; `kind` is `leaf`, `intermediate` or `root`."
         = certificates;
     "trust_refused" gauge [] "Files of `trust` refused at the last check; the previous ones stay in use."
-        = |control| control.process.trust.get().iter().map(|trust| one([], float(trust.refused().len()))).collect();
+        = |control| control.process.trust.get().iter().map(|_| one([], float(control.refused_files().len()))).collect();
     "agent_connected" gauge [] "1 while an agent or control plane of `xds` is reachable, otherwise 0."
         = |control| control.process.fixed.xds.iter().map(|_| one([], u32::from(control.following.borrow().connected))).collect();
     "agent_slices" gauge [] "Slices from agents in the tables; with a control plane, its services."
@@ -339,12 +338,11 @@ fn service_bytes(control: &Control) -> Vec<Sample> {
 }
 
 fn certificates(control: &Control) -> Vec<Sample> {
-    let expiries = control.process.trust.get().into_iter().flat_map(Trust::expiries);
     let sample = |expiry: Expiry| {
         let left = expiry.left(SystemTime::now());
         one([expiry.kind.to_string(), expiry.name, expiry.serial], left)
     };
-    expiries.map(sample).collect()
+    control.expiries().into_iter().map(sample).collect()
 }
 
 fn state(control: &Control, read: fn(&Report) -> f64) -> Vec<Sample> {

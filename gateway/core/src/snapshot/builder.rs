@@ -13,6 +13,7 @@ use super::names::{Names, Place};
 use super::service::{Resolved, Service, ServiceBuilder};
 use super::shared::Shared;
 use crate::config::settings::{self, Live};
+use crate::ends::Ends;
 
 /// State kept beside the tables for building the next ones.
 #[derive(Debug, Default)]
@@ -122,6 +123,11 @@ impl<'a> SnapshotBuilder<'a> {
         let hidden = std::mem::take(&mut self.state.hidden);
         learned.iter().chain(hidden.iter()).for_each(|service| self.add_learned(service));
         self.rebuilt += 1 + self.tables.file.len() + learned.len() + hidden.len();
+    }
+
+    /// Replaces the certificates, together with the settings that name them.
+    pub(crate) fn equip(&mut self, ends: Arc<Ends>) {
+        self.tables.ends = ends;
     }
 
     fn build_of_file(&mut self, settings: &settings::Service) -> Arc<Service> {

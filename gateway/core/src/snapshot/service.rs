@@ -11,6 +11,7 @@ use isthmus_model::{HostName, HostPattern, Locality};
 use super::group::Group;
 use super::name::Name;
 use super::shared::Shared;
+use crate::access::Access;
 use crate::config::settings::{self, Balance, Ejection, Scope, ServiceTimeouts, Side, Target};
 use crate::endpoint::{EndpointState, ServiceState};
 use crate::socket::Millis;
@@ -67,6 +68,8 @@ struct ServiceExtras {
     /// Endpoint candidates, if the result may change: with name resolution, or with this gateway's own addresses.
     candidates: Box<[Candidate]>,
     further: Box<[Group]>,
+    /// Set where its TLS ends here.
+    access: Option<Arc<Access>>,
 }
 
 /// One address of a service.
@@ -151,6 +154,7 @@ impl ServiceBuilder<'_> {
         let more = ServiceExtras {
             aliases: settings.aliases.clone().into(),
             instances: instances.filter(|traits| traits.has_names()).cloned().collect(),
+            access: settings.door().map(|door| Arc::new(Access::new(&door.access))),
             ..ServiceExtras::default()
         };
         self.resolve((settings.host.clone(), settings.port, rules), more, candidates, before)
@@ -162,6 +166,7 @@ impl ServiceBuilder<'_> {
         let lasting = ServiceExtras {
             aliases: service.aliases().into(),
             instances: more.map(|more| more.instances.clone()).unwrap_or_default(),
+            access: service.access().cloned(),
             ..ServiceExtras::default()
         };
         let candidates = more.map(|more| more.candidates.to_vec()).unwrap_or_default();
@@ -240,6 +245,11 @@ impl Service {
     #[must_use]
     pub fn aliases(&self) -> &[HostPattern] {
         self.more.as_ref().map(|more| &more.aliases[..]).unwrap_or_default()
+    }
+
+    /// Returns who may use it, if its TLS ends here.
+    pub(crate) fn access(&self) -> Option<&Arc<Access>> {
+        self.more.as_ref().and_then(|more| more.access.as_ref())
     }
 
     /// Returns the endpoints with instance names, and gateways to named instances.
@@ -351,44 +361,5 @@ impl Rules {
     /// Specificity of its conditions: source first, then protocol.
     pub(super) fn specificity(&self) -> (bool, bool) {
         (!self.sources.is_empty(), !self.alpn.is_empty())
-    }
-}
-
-impl EndpointMeta {
-    /// Returns the instances behind it, if it is another cluster's gateway.
-    fn beyond(&self) -> &[settings::Named] {
-        match &self.reach {
-            Scope::RemoteGateway(beyond) => &beyond.instances,
-            Scope::Exported { .. } | Scope::Local => &[],
-        }
-    }
-
-    pub(super) fn has_names(&self) -> bool {
-        self.instance.is_some() || !self.aliases.is_empty() || !self.beyond().is_empty()
-    }
-}
-
-impl Endpoint {
-    /// Whether connections of this side may reach it.
-    pub(crate) fn takes(&self, side: Side) -> bool {
-        side == Side::Outbound || matches!(self.traits.reach, Scope::Exported { .. })
-    }
-
-    /// Whether it is this instance, or a gateway to it, for connections of this side.
-    pub(crate) fn is_instance(&self, name: &HostName, side: Side) -> bool {
-        match &self.traits.reach {
-            Scope::RemoteGateway(_) => self.traits.beyond().iter().any(|named| named.name == *name),
-            Scope::Exported { by_name: false } if side == Side::EastWest => false,
-            Scope::Exported { .. } | Scope::Local => self.traits.instance.as_ref() == Some(name),
-        }
-    }
-
-    /// Returns its cluster, if it is another cluster's gateway.
-    #[must_use]
-    pub fn cluster(&self) -> Option<&str> {
-        match &self.traits.reach {
-            Scope::RemoteGateway(beyond) => Some(beyond.cluster.as_str()),
-            Scope::Exported { .. } | Scope::Local => None,
-        }
     }
 }

@@ -205,6 +205,7 @@ impl State {
             // The Listener serves other networks, which may know a name without a route, too.
             exposed: true,
             about: None,
+            tls: None,
         };
         let Route::To { alpn, sources, forward } = route else { return nowhere };
         let present = || {

@@ -6,7 +6,8 @@ use crate::values::Range;
 
 /// Services that may share one name under different conditions.
 pub(super) const CLAIMS: usize = 64;
-pub(super) const PORT: u16 = 443;
+/// The port of a service.
+pub const PORT: u16 = 443;
 pub(super) const WEIGHT: u32 = 1;
 pub(super) const WEIGHTS: Range = (0, 65_535);
 

@@ -7,6 +7,7 @@ pub mod raw;
 mod resolve;
 mod scope;
 mod table;
+mod tls;
 
 use std::fmt;
 use std::time::Duration;
@@ -24,6 +25,7 @@ use super::units;
 pub use resolve::{Refusal, timeouts};
 pub use scope::{ExportMeta, Named, RemoteGateway, Scope, Staleness};
 pub use table::{Entry, Table};
+pub use tls::{Access, ServiceTls, Terminate};
 
 /// One service: a host, a port, and its endpoints.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -56,9 +58,18 @@ pub struct Service {
     pub exposed: bool,
     /// Metadata for the agent only; `None` where nothing is set.
     pub about: Option<Box<ExportMeta>>,
+    /// How a gateway begins or ends TLS for it; `None` where it only passes TLS on.
+    #[serde(flatten, skip_serializing_if = "Option::is_none")]
+    pub tls: Option<Box<ServiceTls>>,
 }
 
 impl Service {
+    /// Its door, if a gateway ends its TLS.
+    #[must_use]
+    pub fn door(&self) -> Option<&Terminate> {
+        self.tls.as_ref().and_then(|tls| tls.terminate.as_ref())
+    }
+
     /// Whether VMs may register themselves for it.
     #[must_use]
     pub fn takes_registrations(&self) -> bool {

@@ -6,8 +6,8 @@ use std::collections::BTreeMap;
 use schemars::JsonSchema;
 use serde::Deserialize;
 
-use crate::address::{Cidr, Host, Label, TargetAddress};
-use crate::at::At;
+use crate::address::{Cidr, Host, Label, SpiffeName, TargetAddress};
+use crate::at::{At, Spot};
 use crate::locality::Locality;
 use crate::units::{Count, CountOrOff, Time, TimeOrOff};
 use crate::values::PORTS;
@@ -68,8 +68,59 @@ pub struct Service {
     /// VMs may add themselves by registering at the agent with a proof of who they are.
     #[schemars(extend("default" = false))]
     pub(super) registered: Option<bool>,
+    /// The identities of its endpoints: a gateway that begins TLS for an application (a listener with `mode: originate`)
+    /// accepts no other server. Default: none, and nobody can originate to it.
+    pub(super) identities: Option<Vec<At<SpiffeName>>>,
+    /// `terminate`: the gateway ends the TLS of clients, whose certificate it requires, and passes plaintext to the
+    /// endpoints. `passthrough` passes TLS on as it is.
+    #[schemars(extend("default" = "passthrough"))]
+    pub(super) tls: Option<TlsMode>,
+    /// With `tls: terminate`: the service's certificate chain, leaf first, PEM.
+    pub(super) certificate: Option<At<String>>,
+    /// With `tls: terminate`: the certificate's private key, PEM.
+    pub(super) key: Option<At<String>>,
+    /// With `tls: terminate`: the clients that may use the service. Default: none may.
+    pub(super) access: Option<At<Access>>,
     /// The endpoints. Default: none, and connections are refused with `no_endpoint`.
     pub(super) endpoints: Option<Vec<At<Endpoint>>>,
+}
+
+impl Service {
+    /// Returns the first key that only a gateway's own file may have so far.
+    pub(crate) fn gateway_key(&self) -> Option<(&'static str, Spot)> {
+        let identities = self.identities.as_ref().and_then(|ids| ids.first()).map(|id| id.spot);
+        let spot = |text: &Option<At<String>>| text.as_ref().map(|text| text.spot);
+        [
+            ("identities", identities),
+            ("certificate", spot(&self.certificate)),
+            ("key", spot(&self.key)),
+            ("access", self.access.as_ref().map(|access| access.spot)),
+            ("tls", self.tls.and(self.host.as_ref()).map(|host| host.spot)),
+        ]
+        .into_iter()
+        .find_map(|(key, spot)| Some((key, spot?)))
+    }
+}
+
+/// Where TLS ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+#[schemars(inline)]
+pub(super) enum TlsMode {
+    /// At the endpoint.
+    Passthrough,
+    /// At the gateway.
+    Terminate,
+}
+
+/// The clients that may use a service, by identity.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Access {
+    /// Identities that may use it. Default: none.
+    pub(super) allow: Option<Vec<At<SpiffeName>>>,
+    /// Identities that may not, whatever allows them. Default: none.
+    pub(super) deny: Option<Vec<At<SpiffeName>>>,
 }
 
 /// Whether endpoints get a PROXY header.

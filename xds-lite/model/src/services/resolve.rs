@@ -11,7 +11,7 @@ use crate::problem::{Place, Quoted, Report};
 use crate::values::Zero;
 
 use super::table::Entry;
-use super::{Endpoint, ExportMeta, Scope, Service, ServiceTimeouts, defaults, raw};
+use super::{Endpoint, ExportMeta, Scope, Service, ServiceTimeouts, defaults, raw, tls};
 
 /// Why no endpoint may have an address.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -70,6 +70,7 @@ fn service(
         endpoints: endpoints(report, place.key("endpoints"), raw, refuse),
         exposed: true,
         about: about(report, place, raw),
+        tls: tls::resolve(report, place, whole),
         // Last: an invalid host must not hide other problems.
         host: host?,
     };

@@ -67,6 +67,18 @@ impl<'a> Table<'a> {
         positions.iter().filter_map(|position| self.entries.get(*position))
     }
 
+    /// Whether a gateway ends the TLS of the service at a position of the file.
+    #[must_use]
+    pub fn is_terminated(&self, index: usize) -> bool {
+        self.entries.iter().any(|entry| entry.index == index && entry.service.door().is_some())
+    }
+
+    /// The place of the first service whose TLS a gateway ends.
+    #[must_use]
+    pub fn first_terminated(&self) -> Option<Spot> {
+        self.entries.iter().find(|entry| entry.service.door().is_some()).map(Entry::host_spot)
+    }
+
     /// All services, in the file's order.
     pub fn into_services(self) -> impl Iterator<Item = Service> {
         self.entries.into_iter().map(|entry| entry.service)

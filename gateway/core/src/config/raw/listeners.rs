@@ -1,13 +1,13 @@
 //! Defines `listeners:` as written.
 
-use isthmus_model::address::{Cidr, ListenAddress};
+use isthmus_model::address::{Cidr, Host, ListenAddress, SpiffeName};
 use isthmus_model::at::At;
 use isthmus_model::units::Count;
 use schemars::JsonSchema;
 use serde::Deserialize;
 
 use crate::config::defaults;
-use crate::config::settings::Side;
+use crate::config::settings::{Mode, Side};
 
 /// One address to accept on.
 #[derive(Debug, Default, Deserialize, JsonSchema)]
@@ -24,6 +24,27 @@ pub(crate) struct Listener {
     /// clients and also reaches other clusters' gateways.
     #[schemars(extend("default" = "east-west"))]
     pub(crate) side: Option<Side>,
+    /// `passthrough` routes TLS connections by their ClientHello. `originate`, on `outbound` listeners alone, takes the
+    /// plaintext of applications and begins mTLS to one service with the caller's identity.
+    #[schemars(extend("default" = "passthrough"))]
+    pub(crate) mode: Option<At<Mode>>,
+    /// With `mode: originate`: the service, by the HOST of a service in this file or `INSTANCE.HOST`.
+    pub(crate) service: Option<At<Host>>,
+    /// With `mode: originate`: the service's port.
+    #[schemars(extend("default" = isthmus_model::services::defaults::PORT))]
+    #[schemars(extend("minimum" = isthmus_model::values::PORTS.0, "maximum" = isthmus_model::values::PORTS.1))]
+    pub(crate) port: Option<At<Count>>,
+    /// With `mode: originate`: the identity of every caller. Instead of `callers`.
+    pub(crate) identity: Option<At<SpiffeName>>,
+    /// With `identity`: the sources that have it. Default on a loopback address: loopback; otherwise required.
+    pub(crate) sources: Option<Vec<At<Cidr>>>,
+    /// With `identity`: its certificate chain, leaf first, PEM.
+    pub(crate) certificate: Option<At<String>>,
+    /// With `identity`: the certificate's private key, PEM.
+    pub(crate) key: Option<At<String>>,
+    /// With `mode: originate`: the callers by their addresses; the longest prefix decides. A caller that no range
+    /// contains is refused.
+    pub(crate) callers: Option<Vec<At<Caller>>>,
     /// For IPv6 addresses only: refuse IPv4 on the same socket. Needs a restart.
     #[schemars(extend("default" = true))]
     pub(crate) ipv6_only: Option<At<bool>>,
@@ -41,6 +62,24 @@ pub(crate) struct Listener {
     pub(crate) default: Option<At<String>>,
     /// PROXY protocol from load balancers in front. Default: not accepted.
     pub(crate) proxy_protocol: Option<At<ReceiveProxy>>,
+}
+
+/// Callers with one identity.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Caller {
+    /// Their addresses.
+    #[schemars(required)]
+    pub(crate) sources: Option<Vec<At<Cidr>>>,
+    /// Their identity.
+    #[schemars(required)]
+    pub(crate) identity: Option<At<SpiffeName>>,
+    /// The identity's certificate chain, leaf first, PEM.
+    #[schemars(required)]
+    pub(crate) certificate: Option<At<String>>,
+    /// The certificate's private key, PEM.
+    #[schemars(required)]
+    pub(crate) key: Option<At<String>>,
 }
 
 /// The sources that send PROXY headers to a listener.

@@ -13,6 +13,8 @@ use crate::config::own::Own;
 use crate::config::raw;
 use crate::config::settings::{Bind, Listener};
 
+use super::originate;
+
 /// Resolves the sockets of the listeners; `None` for an invalid address.
 pub(crate) fn binds(report: &mut Report, raw: &raw::File) -> Vec<Option<Bind>> {
     let place = Place::Root.key("listeners");
@@ -147,7 +149,10 @@ pub(crate) fn listeners(report: &mut Report, raw: &raw::File, services: &Table<'
     for (index, listener) in listeners.iter().enumerate() {
         let (place, raw) = (place.item(index), &listener.value);
         let default = raw.default.as_ref().and_then(|name| match find(services, &name.value) {
-            Ok(service) => Some(service),
+            Ok(service) => {
+                originate::check_default(report, place, name, services, service);
+                Some(service)
+            }
             Err((what, remedy)) => {
                 let what = format_args!("{}: {} {what}", place.key("default"), Quoted(&name.value));
                 report.add(name.spot, what, remedy);
@@ -172,6 +177,7 @@ pub(crate) fn listeners(report: &mut Report, raw: &raw::File, services: &Table<'
             side: raw.side.unwrap_or_default(),
             default,
             proxy_from: proxy_from.unwrap_or_default(),
+            originate: originate::resolve(report, place, listener, services),
         });
     }
     resolved

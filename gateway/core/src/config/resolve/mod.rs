@@ -3,6 +3,7 @@
 
 mod general;
 mod listeners;
+mod originate;
 mod trust;
 mod xds;
 
@@ -30,6 +31,7 @@ pub(crate) fn resolve(report: &mut Report, mut raw: File) -> Option<Settings> {
     let written = raw.services.as_deref().unwrap_or_default();
     let table = Table::new(report, written, &service_timeouts, own_socket);
     let listeners = listeners::listeners(report, &raw, &table);
+    originate::check_trust(report, &raw, &table);
     let services = table.into_services().map(Arc::new).collect();
 
     let metrics = raw.metrics.as_ref().and_then(|metrics| metrics.services.as_ref());

@@ -83,4 +83,16 @@ pub struct ListenerConfig {
     /// `proxy_protocol`.
     #[serde(default)]
     pub proxy_protocol: Section,
+    /// `originate`, if it takes plaintext; none: it takes TLS and passes it through, or ends it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mode: Option<String>,
+    /// The service that plaintext is for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub service: Option<String>,
+    /// The port of that service.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub port: Option<u16>,
+    /// Which sources are which identity.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub callers: Option<Vec<Section>>,
 }

@@ -17,9 +17,34 @@ pub struct Explanation {
     /// The service, if one matches.
     #[serde(flatten)]
     pub matched: Option<Matched>,
+    /// What TLS the gateway itself speaks.
+    #[serde(flatten)]
+    pub ends: Ends,
     /// The refusal, if it would be refused.
     #[serde(flatten)]
     pub refusal: Option<Refusal>,
+}
+
+/// The mode of a listener that takes plaintext.
+pub const ORIGINATE: &str = "originate";
+/// The TLS of a service that ends at the gateway.
+pub const TERMINATE: &str = "terminate";
+
+/// What TLS the gateway itself speaks; nothing where TLS is passed through.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Ends {
+    /// `originate`, if the listener takes plaintext.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mode: Option<String>,
+    /// The identity that a client has by its address.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub caller: Option<String>,
+    /// The identities that the endpoint may have.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub expects: Option<Vec<String>>,
+    /// `terminate`, if TLS ends at the gateway.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tls: Option<String>,
 }
 
 /// The question.

@@ -12,7 +12,7 @@ use serde_json::Value;
 use super::schema::Builder;
 
 pub use config::{Config, ListenerConfig, Section};
-pub use explain::{Asked, Explanation, Matched, Outcome, Refusal};
+pub use explain::{Asked, Ends, Explanation, Matched, ORIGINATE, Outcome, Refusal, TERMINATE};
 pub use status::{
     AgentContact, AwaitedTrust, Certificate, Connections, Domain, LastRefusedEdit, Listener, LoadedTrust,
     Node, Pipes, Probed, Reloads, Renewal, Resolved, Status, Tables, Trust, Worker,

@@ -1,0 +1,295 @@
+//! One TLS session of the gateway's own on a nonblocking socket. While it is idle it has no buffers of its own to speak
+//! of: records are read through the worker's buffer and decrypted at once, and encrypted ones are freed once sent.
+
+use std::io::{self, BufRead as _, IoSlice, Write};
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+
+use isthmus_certs::{SpiffeId, VerifyError, peer_id};
+use rustls::pki_types::ServerName;
+use rustls::{
+    AlertDescription, CertificateError, ClientConfig, ClientConnection, Connection, ServerConfig,
+    ServerConnection,
+};
+use tokio::net::TcpStream;
+
+use crate::identities::Identities;
+use crate::peek::poll_through;
+use crate::reason::Reason;
+
+/// Maximum bytes of one read before the relay begins; what is decrypted from them is held.
+const EARLY_READ: usize = 16 * 1024;
+
+/// A TLS session.
+#[derive(Debug)]
+pub(crate) struct Session {
+    tls: Connection,
+    /// Application bytes that arrived before the relay began.
+    early: Vec<u8>,
+    /// The peer has sent its close_notify.
+    peer_closed: bool,
+    /// The error that ended the session.
+    failure: Option<Broken>,
+}
+
+/// Why nothing more can be read from a session.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Broken {
+    /// The peer reset the connection.
+    #[error("the peer reset the connection")]
+    Reset,
+    /// The peer closed without close_notify: what it meant to send may be cut off.
+    #[error("the peer closed the connection without close_notify")]
+    Truncated,
+    /// The peer closed in order.
+    #[error("the peer closed the connection")]
+    Closed,
+    /// The handshake was not complete at its deadline.
+    #[error("the handshake did not finish in time")]
+    Slow,
+    /// The peer broke the protocol, was refused, or sent an alert.
+    #[error("{}", told(.0))]
+    Tls(#[from] rustls::Error),
+}
+
+impl Session {
+    /// Begins as a server.
+    ///
+    /// # Errors
+    /// The configuration cannot be used.
+    pub(crate) fn server(config: Arc<ServerConfig>) -> Result<Session, rustls::Error> {
+        ServerConnection::new(config).map(|tls| Session::new(tls.into()))
+    }
+
+    /// Begins as a client that names `server` in its ClientHello.
+    ///
+    /// # Errors
+    /// The configuration cannot be used.
+    pub(crate) fn client(
+        config: Arc<ClientConfig>,
+        server: ServerName<'static>,
+    ) -> Result<Session, rustls::Error> {
+        ClientConnection::new(config, server).map(|tls| Session::new(tls.into()))
+    }
+
+    fn new(mut tls: Connection) -> Session {
+        // What is given to it is bounded by its callers, who hand over one read at a time.
+        tls.set_buffer_limit(None);
+        Session { tls, early: Vec::new(), peer_closed: false, failure: None }
+    }
+
+    /// Returns the SPIFFE ID of the peer, whose certificate was verified in this handshake or in the resumed one.
+    pub(crate) fn peer(&self) -> Option<SpiffeId> {
+        self.tls.peer_certificates().and_then(|chain| peer_id(chain).ok())
+    }
+
+    /// Whether the handshake is complete.
+    pub(crate) fn is_established(&self) -> bool {
+        !self.tls.is_handshaking() && self.failure.is_none()
+    }
+
+    /// Whether encrypted bytes wait for the socket.
+    pub(crate) fn owes(&self) -> bool {
+        self.tls.wants_write()
+    }
+
+    /// Returns the error that ended the session.
+    pub(crate) fn failure(&self) -> Option<&Broken> {
+        self.failure.as_ref()
+    }
+
+    /// Whether application bytes have arrived before the relay.
+    pub(crate) fn has_early(&self) -> bool {
+        !self.early.is_empty()
+    }
+
+    /// Takes the application bytes that arrived before the relay.
+    pub(crate) fn take_early(&mut self) -> Vec<u8> {
+        std::mem::take(&mut self.early)
+    }
+
+    /// Decrypts bytes of the socket and gives on the plaintext, record by record.
+    fn open(&mut self, mut wire: &[u8], mut give: impl FnMut(&[u8])) -> Result<(), rustls::Error> {
+        while !wire.is_empty() && !self.peer_closed {
+            if self.tls.read_tls(&mut wire).is_err() {
+                return self.fail(rustls::Error::General("a record does not fit".to_owned()));
+            }
+            let processed = self.tls.process_new_packets();
+            let mut reader = self.tls.reader();
+            while let Ok(plain) = reader.fill_buf()
+                && !plain.is_empty()
+            {
+                give(plain);
+                let given = plain.len();
+                reader.consume(given);
+            }
+            match processed {
+                Ok(state) => self.peer_closed = state.peer_has_closed(),
+                Err(error) => return self.fail(error),
+            }
+        }
+        Ok(())
+    }
+
+    fn fail(&mut self, error: rustls::Error) -> Result<(), rustls::Error> {
+        self.failure = Some(Broken::Tls(error.clone()));
+        Err(error)
+    }
+
+    /// Encrypts application bytes; [`Session::poll_flush`] sends them.
+    ///
+    /// # Errors
+    /// The session cannot encrypt any more.
+    pub(crate) fn seal(&mut self, plain: &[u8]) -> io::Result<()> {
+        self.tls.writer().write_all(plain)
+    }
+
+    /// Queues the close_notify, once.
+    pub(crate) fn close(&mut self) {
+        self.tls.send_close_notify();
+    }
+
+    /// Reads from the socket once, at most `most` bytes, and gives on the plaintext. Returns the bytes read, 0 after the
+    /// peer's close_notify.
+    pub(crate) fn poll_read(
+        &mut self,
+        cx: &mut Context<'_>,
+        stream: &mut TcpStream,
+        most: usize,
+        give: impl FnMut(&[u8]),
+    ) -> Poll<Result<usize, Broken>> {
+        if self.peer_closed {
+            return Poll::Ready(Ok(0));
+        }
+        let read = poll_through(stream, cx, most, |wire| self.open(wire, give).map(|()| wire.len()));
+        match ready!(read) {
+            Ok(Ok(0)) => Poll::Ready(Err(Broken::Truncated)),
+            Ok(Ok(wire)) => Poll::Ready(Ok(wire)),
+            Ok(Err(error)) => {
+                // The alert that says why; the socket has room for it, or the peer does not read.
+                let _sent = self.poll_flush(cx, stream, || {});
+                Poll::Ready(Err(error.into()))
+            }
+            Err(_) => Poll::Ready(Err(Broken::Reset)),
+        }
+    }
+
+    /// Likewise before the relay begins: the plaintext is held.
+    pub(crate) fn poll_read_early(
+        &mut self,
+        cx: &mut Context<'_>,
+        stream: &mut TcpStream,
+    ) -> Poll<Result<usize, Broken>> {
+        let mut early = self.take_early();
+        let read = self.poll_read(cx, stream, EARLY_READ, |plain| early.extend_from_slice(plain));
+        self.early = early;
+        read
+    }
+
+    /// Takes the first bytes of the client, which were read to route it.
+    ///
+    /// # Errors
+    /// They are not acceptable as the begin of a handshake.
+    pub(crate) fn begin_with(&mut self, flight: &[u8]) -> Result<(), rustls::Error> {
+        let mut early = self.take_early();
+        let opened = self.open(flight, |plain| early.extend_from_slice(plain));
+        self.early = early;
+        opened
+    }
+
+    /// Ready when the handshake is complete and its last flight has been sent.
+    pub(crate) fn poll_handshake(
+        &mut self,
+        cx: &mut Context<'_>,
+        stream: &mut TcpStream,
+    ) -> Poll<Result<(), Broken>> {
+        loop {
+            if ready!(self.poll_flush(cx, stream, || {})).is_err() {
+                return Poll::Ready(Err(Broken::Reset));
+            }
+            if !self.tls.is_handshaking() {
+                return Poll::Ready(Ok(()));
+            }
+            if ready!(self.poll_read_early(cx, stream))? == 0 {
+                return Poll::Ready(Err(Broken::Closed));
+            }
+        }
+    }
+
+    /// Sends what is encrypted; `progress` is called whenever the socket took some of it.
+    pub(crate) fn poll_flush(
+        &mut self,
+        cx: &mut Context<'_>,
+        stream: &TcpStream,
+        progress: impl Fn(),
+    ) -> Poll<io::Result<()>> {
+        while self.tls.wants_write() {
+            match self.tls.write_tls(&mut Nonblocking(stream)) {
+                Ok(_) => progress(),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    ready!(stream.poll_write_ready(cx))?;
+                }
+                Err(error) => return Poll::Ready(Err(error)),
+            }
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl Broken {
+    /// Records the error for the log, and returns the reason that it is.
+    pub(crate) fn record(&self, identities: &mut Identities) -> Reason {
+        identities.failed(self);
+        self.reason()
+    }
+
+    /// Returns the reason for the connection's end.
+    pub(crate) fn reason(&self) -> Reason {
+        match self {
+            Broken::Tls(error) => reason_of(error),
+            Broken::Reset | Broken::Truncated | Broken::Closed | Broken::Slow => Reason::TlsFailed,
+        }
+    }
+}
+
+/// Returns the reason for a TLS error: `identity_denied` where an identity was proven and is not welcome, on this side
+/// or, as far as its alert tells, on the other.
+fn reason_of(error: &rustls::Error) -> Reason {
+    use AlertDescription::{AccessDenied, BadCertificate, CertificateRevoked, CertificateUnknown};
+    let is_denied = match error {
+        rustls::Error::InvalidCertificate(CertificateError::ApplicationVerificationFailure)
+        | rustls::Error::AlertReceived(
+            AccessDenied | BadCertificate | CertificateRevoked | CertificateUnknown,
+        ) => true,
+        error => matches!(VerifyError::of(error), Some(VerifyError::Denied { .. })),
+    };
+    if is_denied { Reason::IdentityDenied } else { Reason::TlsFailed }
+}
+
+/// Says what is wrong in our words, if the error is our own.
+fn told(error: &rustls::Error) -> String {
+    match (VerifyError::of(error), error) {
+        (Some(why), _) => why.to_string(),
+        (None, rustls::Error::InvalidCertificate(CertificateError::ApplicationVerificationFailure)) => {
+            "the client's identity may not use this service".to_owned()
+        }
+        (None, error) => error.to_string(),
+    }
+}
+
+/// A socket for rustls, which writes synchronously.
+struct Nonblocking<'a>(&'a TcpStream);
+
+impl Write for Nonblocking<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.try_write(bytes)
+    }
+
+    fn write_vectored(&mut self, parts: &[IoSlice<'_>]) -> io::Result<usize> {
+        self.0.try_write_vectored(parts)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}

@@ -1,0 +1,219 @@
+//! Gateways that speak TLS themselves: identities in files as an operator writes them, and the configuration of
+//! listeners that originate and of services that are terminated.
+
+use std::fs;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use isthmus_certs::{
+    Authority, Identity, Peer, Server, SpiffeId, Trust, TrustDomain, TrustFiles, server_verifier,
+};
+use rustls::client::WantsClientCert;
+use rustls::crypto::aws_lc_rs::default_provider;
+use rustls::pki_types::ServerName;
+use rustls::{
+    ClientConfig, ClientConnection, ConfigBuilder, ServerConfig, ServerConnection, StreamOwned,
+    SupportedProtocolVersion,
+};
+use tempfile::TempDir;
+
+use crate::client::dial;
+use crate::setup::{Setup, service};
+use crate::tls::{ClientStream, ServerStream};
+
+/// The host of the services here.
+pub const HOST: &str = "db.example";
+
+/// Trust domains with identities in files. All but `north` trust each other.
+#[derive(Debug)]
+pub struct Domains {
+    authorities: Vec<Authority>,
+    folder: TempDir,
+}
+
+impl Default for Domains {
+    fn default() -> Self {
+        Domains::new()
+    }
+}
+
+/// The SPIFFE ID of a workload.
+#[must_use]
+pub fn id(domain: &str, name: &str) -> String {
+    format!("spiffe://{domain}.example/ns/test/sa/{name}")
+}
+
+impl Domains {
+    /// `east` and `west` trust each other; nobody trusts `north`.
+    #[must_use]
+    pub fn new() -> Domains {
+        let folder = tempfile::Builder::new().prefix("isthmus-ends-").tempdir().unwrap();
+        fs::create_dir(folder.path().join("bundles")).unwrap();
+        let authorities = ["east", "west", "north"].map(|name| {
+            let domain = TrustDomain::new(&format!("{name}.example")).unwrap();
+            Authority::generate(domain).unwrap()
+        });
+        let domains = Domains { authorities: authorities.into(), folder };
+        for authority in &domains.authorities[..2] {
+            domains.believe(authority);
+        }
+        domains.issue("east", "gateway");
+        domains
+    }
+
+    fn believe(&self, authority: &Authority) {
+        let name = format!("bundles/{}.pem", authority.trust_domain());
+        fs::write(self.folder.path().join(name), authority.certificate_pem()).unwrap();
+    }
+
+    /// The path of a file.
+    #[must_use]
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    /// Issues an identity; returns the YAML keys of its files.
+    pub fn issue(&self, domain: &str, name: &str) -> String {
+        self.issue_for(domain, name, Duration::from_secs(3600))
+    }
+
+    /// Issues an identity for a time; returns the YAML keys of its files.
+    pub fn issue_for(&self, domain: &str, name: &str, lifetime: Duration) -> String {
+        let of_domain =
+            |authority: &&Authority| authority.trust_domain().as_str() == format!("{domain}.example");
+        let authority = self.authorities.iter().find(of_domain).unwrap();
+        let id = SpiffeId::parse(&id(domain, name)).unwrap();
+        let identity = authority.issue(&id, &[], lifetime).unwrap();
+        identity.write_to(self.folder.path(), &format!("{domain}-{name}")).unwrap();
+        self.files(domain, name)
+    }
+
+    /// The YAML keys of an identity's files.
+    #[must_use]
+    pub fn files(&self, domain: &str, name: &str) -> String {
+        let file = |ending| self.path(&format!("{domain}-{name}.{ending}")).display().to_string();
+        format!("certificate: {}, key: {}", file("crt"), file("key"))
+    }
+
+    /// The `trust:` of a gateway.
+    #[must_use]
+    pub fn trust_yaml(&self) -> String {
+        format!("trust: {{ {}, bundles: {} }}", self.files("east", "gateway"), self.path("bundles").display())
+    }
+
+    /// A gateway that terminates [`HOST`] before an endpoint, with the identity `server` of east.
+    #[must_use]
+    pub fn terminating(&self, allow: &[&str], endpoint: SocketAddr) -> Setup {
+        Setup::new(self.terminated(HOST, allow, &[], endpoint)).with(&self.trust_yaml())
+    }
+
+    /// A terminated service in YAML.
+    #[must_use]
+    pub fn terminated(&self, host: &str, allow: &[&str], keys: &[&str], endpoint: SocketAddr) -> String {
+        let allow: Vec<_> = allow.iter().map(|name| id("east", name)).collect();
+        let files = self.issue("east", "server").replace(", key", "\n  key");
+        let access = format!("access: {{ allow: [{}] }}", allow.join(", "));
+        let keys: Vec<&str> = ["tls: terminate", &files, &access].iter().chain(keys).copied().collect();
+        service(host, &keys, &[endpoint])
+    }
+
+    /// A gateway on whose listener every local application is `caller` of east, for [`HOST`] at these endpoints, whose
+    /// identity is `server` of east.
+    #[must_use]
+    pub fn originating(&self, caller: &str, endpoints: &[SocketAddr]) -> Setup {
+        let keys = self.issue("east", caller);
+        let identities = format!("identities: [{}]", id("east", "server"));
+        Setup::new(service(HOST, &[&identities], endpoints)).with(&self.trust_yaml()).listeners(&format!(
+            "- {{ address: \"ADDRESS\", side: outbound, mode: originate, service: {HOST}, identity: {}, {keys} }}",
+            id("east", caller)
+        ))
+    }
+
+    fn trust(&self, domain: &str, name: &str) -> TrustFiles {
+        let file = |ending| self.path(&format!("{domain}-{name}.{ending}"));
+        TrustFiles {
+            certificate: file("crt"),
+            key: file("key"),
+            bundles: self.path("bundles"),
+            ..TrustFiles::default()
+        }
+    }
+
+    /// A TLS client with an issued identity, which accepts `server` of east. It resumes sessions.
+    #[must_use]
+    pub fn client(&self, domain: &str, name: &str) -> Arc<ClientConfig> {
+        self.client_of(domain, name, rustls::DEFAULT_VERSIONS)
+    }
+
+    /// The same with these protocol versions.
+    #[must_use]
+    pub fn client_of(
+        &self,
+        domain: &str,
+        name: &str,
+        versions: &[&'static SupportedProtocolVersion],
+    ) -> Arc<ClientConfig> {
+        let [chain, key] =
+            ["crt", "key"].map(|ending| fs::read(self.path(&format!("{domain}-{name}.{ending}"))).unwrap());
+        let identity = Identity::from_pem(chain, key).unwrap();
+        let config = self.verifying(versions);
+        Arc::new(config.with_client_auth_cert(identity.chain().to_vec(), identity.key().clone_key()).unwrap())
+    }
+
+    /// A TLS client without a certificate.
+    #[must_use]
+    pub fn anonymous(&self, versions: &[&'static SupportedProtocolVersion]) -> Arc<ClientConfig> {
+        Arc::new(self.verifying(versions).with_no_client_auth())
+    }
+
+    fn verifying(
+        &self,
+        versions: &[&'static SupportedProtocolVersion],
+    ) -> ConfigBuilder<ClientConfig, WantsClientCert> {
+        let bundles = self.trust("east", "gateway").bundles_only().unwrap();
+        let server = Peer::Ids(vec![SpiffeId::parse(&id("east", "server")).unwrap()]);
+        ClientConfig::builder_with_provider(Arc::new(default_provider()))
+            .with_protocol_versions(versions)
+            .unwrap()
+            .dangerous()
+            .with_custom_certificate_verifier(server_verifier(Arc::new(bundles), server))
+    }
+
+    /// A TLS server with an issued identity of east, for clients of either domain.
+    #[must_use]
+    pub fn server(&self, name: &str) -> Arc<ServerConfig> {
+        let trust = Trust::load(&self.trust("east", name)).unwrap();
+        Server::new(trust, Peer::Trusted, &[]).unwrap().config()
+    }
+
+    /// A TLS server that accepts one client of east alone.
+    #[must_use]
+    pub fn server_for(&self, name: &str, client: &str) -> Arc<ServerConfig> {
+        let trust = Trust::load(&self.trust("east", name)).unwrap();
+        let only = Peer::Ids(vec![SpiffeId::parse(&id("east", client)).unwrap()]);
+        Server::new(trust, only, &[]).unwrap().config()
+    }
+}
+
+/// Begins TLS to [`HOST`] at an address.
+#[must_use]
+#[track_caller]
+pub fn connect(config: &Arc<ClientConfig>, address: SocketAddr) -> ClientStream {
+    connect_to(config, HOST, address)
+}
+
+/// Begins TLS to a host at an address.
+#[must_use]
+#[track_caller]
+pub fn connect_to(config: &Arc<ClientConfig>, host: &str, address: SocketAddr) -> ClientStream {
+    let name = ServerName::try_from(host.to_owned()).unwrap();
+    StreamOwned::new(ClientConnection::new(Arc::clone(config), name).unwrap(), dial(address))
+}
+
+/// Accepts TLS on a connection.
+#[must_use]
+pub fn accept(config: &Arc<ServerConfig>, stream: std::net::TcpStream) -> ServerStream {
+    StreamOwned::new(ServerConnection::new(Arc::clone(config)).unwrap(), stream)
+}
