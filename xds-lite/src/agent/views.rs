@@ -2,7 +2,7 @@
 //! cluster's own gateways, and other clusters' agents by how they reach this one.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 
 use isthmus_certs::SpiffeId;
 use tonic::Status;
@@ -43,11 +43,19 @@ struct Hearing {
 }
 
 impl Hearing {
+    fn read(shared: &RwLock<Hearing>) -> RwLockReadGuard<'_, Hearing> {
+        shared.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Whether a name of this cluster that is not in the view is gone.
     fn knows(&self, own: &Cluster, cluster: &Cluster) -> bool {
         let others = || if cluster == own { self.has_own } else { self.is_whole };
         self.peers.get(cluster).copied().unwrap_or_else(others)
     }
+}
+
+fn cluster_of(name: &str) -> Option<Cluster> {
+    name.split_once('/').and_then(|(cluster, _)| cluster.parse().ok())
 }
 
 #[derive(Default)]
@@ -65,16 +73,18 @@ impl Views {
         bundles: Bundles,
     ) -> Views {
         let hearing: Arc<RwLock<Hearing>> = Arc::default();
-        let heard = Arc::clone(&hearing);
         // An own name is gone once registry files and registrations have been read, a peer's once it has sent its state.
+        let (known, here) = (Arc::clone(&hearing), own.clone());
         let is_gone = move |name: &str| {
-            let cluster = name.split_once('/').and_then(|(cluster, _)| cluster.parse().ok());
-            let heard = heard.read().unwrap_or_else(PoisonError::into_inner);
-            cluster.is_none_or(|cluster: Cluster| heard.knows(&own, &cluster))
+            cluster_of(name).is_none_or(|cluster| Hearing::read(&known).knows(&here, &cluster))
         };
+        // Peers are served own names only.
+        let known = Arc::clone(&hearing);
+        let is_gone_for_peers =
+            move |name: &str| cluster_of(name) != Some(own.clone()) || Hearing::read(&known).has_own;
         let kinds = [PeerAccess::Direct, PeerAccess::ViaGateway, PeerAccess::Hidden];
         Views {
-            peers: kinds.map(|kind| (kind, Arc::new(Shared::new(is_gone.clone())))).into(),
+            peers: kinds.map(|kind| (kind, Arc::new(Shared::new(is_gone_for_peers.clone())))).into(),
             gateways: Arc::new(Shared::new(is_gone)),
             envoys,
             bundles,
@@ -109,24 +119,25 @@ impl Views {
 
     /// A cluster has sent its state.
     pub(super) fn heard(&self, cluster: &Cluster) {
-        self.learn(|hearing| _ = hearing.peers.insert(cluster.clone(), true));
+        self.learn(|hearing| hearing.peers.insert(cluster.clone(), true) != Some(true));
     }
 
     /// Own services have been read as a whole.
     pub(super) fn set_own_known(&self) {
-        self.learn(|hearing| hearing.has_own = true);
+        self.learn(|hearing| !std::mem::replace(&mut hearing.has_own, true));
     }
 
     /// All peers have been added.
     pub(super) fn set_whole(&self) {
-        self.learn(|hearing| hearing.is_whole = true);
+        self.learn(|hearing| !std::mem::replace(&mut hearing.is_whole, true));
         self.bundles.set_whole();
     }
 
-    /// Streams are told of names that are known to be gone by now.
-    fn learn(&self, what: impl FnOnce(&mut Hearing)) {
-        what(&mut self.hearing.write().unwrap_or_else(PoisonError::into_inner));
-        self.peers.values().chain([&self.gateways]).for_each(|shared| shared.recheck());
+    /// Records what is known, and whether that is new: then streams are told of names that are gone.
+    fn learn(&self, record: impl FnOnce(&mut Hearing) -> bool) {
+        if record(&mut self.hearing.write().unwrap_or_else(PoisonError::into_inner)) {
+            self.peers.values().chain([&self.gateways]).for_each(|shared| shared.recheck());
+        }
     }
 }
 
