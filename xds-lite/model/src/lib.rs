@@ -2,12 +2,16 @@
 //! their wire form; and the reading of YAML files, with values that know their place and units, and a report
 //! of all problems with line and column. Pure: no sockets, no runtime.
 
+pub mod access;
 pub mod address;
+pub mod allotment;
 pub mod at;
 pub mod cluster;
 pub mod file;
 pub mod host;
+pub mod identity;
 pub mod locality;
+pub mod port_allotment;
 pub mod problem;
 mod registry_file;
 pub mod services;
@@ -17,6 +21,7 @@ pub mod sni;
 pub mod units;
 mod usage;
 pub mod values;
+pub mod virtual_address;
 pub mod yaml;
 
 pub use host::{HostName, HostPattern};

@@ -43,7 +43,7 @@ mod tests {
     use crate::address::Target;
     use crate::host::{HostName, HostPattern};
     use crate::locality::Locality;
-    use crate::services::{Balance, Endpoint, ExportMeta, Scope};
+    use crate::services::{Balance, ClientCertificate, Endpoint, ExportMeta, Scope, TlsMode};
     use crate::slice::Staleness;
 
     fn read(text: &str) -> Result<Vec<Service>, Problems> {
@@ -95,6 +95,9 @@ mod tests {
             },
             endpoints: Vec::new(),
             exposed: true,
+            tls: TlsMode::Passthrough,
+            identities: Vec::new(),
+            access: None,
             about: None,
         };
         assert_eq!(good("services:\n- host: A.b.\n"), [alone]);
@@ -151,10 +154,13 @@ mod tests {
             },
             endpoints,
             exposed: true,
+            tls: TlsMode::Passthrough,
+            identities: Vec::new(),
+            access: None,
             about: Some(Box::new(ExportMeta {
                 namespace: Some("pxc".to_owned()),
                 labels: [("app".to_owned(), "db".to_owned())].into(),
-                allow_unauthenticated: true,
+                client_certificate: ClientCertificate::None,
                 merge: true,
                 staleness: Staleness::ExpireAfter(seconds(600)),
                 registered: true,
@@ -181,8 +187,8 @@ mod tests {
             "services:\n- {host: a, adresses: []}\n",
             &[
                 "r.yaml:2:13: unknown key 'adresses' in services[0]; expected one of host, port, sni_port, aliases, \
-                 alpn, sources, balance, max_connections, proxy_protocol, timeouts, namespace, labels, allow_unauthenticated, merge, stale, \
-                 registered, endpoints",
+                 alpn, sources, balance, max_connections, proxy_protocol, timeouts, namespace, labels, client_certificate, \
+                 allow_unauthenticated, tls, identities, access, merge, stale, registered, endpoints",
             ],
         );
         bad(

@@ -82,7 +82,7 @@ fn registered(state: &State, host: &HostPattern, ports: &[Service]) -> Value {
     let export = state.export_of(host, ports);
     let proofs = |port: &Service| -> Vec<Value> {
         let proof = |address| state.mtls_checks.of(&Subject { host: host.clone(), address });
-        let is_trusted = port.about.as_ref().is_some_and(|about| about.allow_unauthenticated);
+        let is_trusted = port.skips_mtls_check();
         let endpoints = port.endpoints.iter().map(|endpoint| {
             let seen = export.as_ref().filter(|_| !is_trusted).map(|_| proof(endpoint.address.clone()));
             json!({ "address": endpoint.address, "instance": endpoint.instance, "mtls": seen })

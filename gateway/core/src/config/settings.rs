@@ -15,7 +15,9 @@ use serde::{Deserialize, Serialize};
 
 pub use super::trusts::{FirstToken, ManagedTrust, Trusts};
 pub use isthmus_model::address::Target;
-pub use isthmus_model::services::{Balance, Endpoint, Named, RemoteGateway, Scope, Service, ServiceTimeouts};
+pub use isthmus_model::services::{
+    Balance, Endpoint, Named, RemoteGateway, Scope, Service, ServiceTimeouts, TlsMode,
+};
 
 /// All settings. [`Live`] can change while the gateway runs; the rest is bound at start.
 #[derive(Clone, Debug, PartialEq, Serialize)]

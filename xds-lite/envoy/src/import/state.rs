@@ -12,7 +12,7 @@ use super::matching::Name;
 use super::weights::{self, Part};
 use super::{MOST_RESOURCES, listed, shown};
 use isthmus_ads::client::{Refused, Resource, Update};
-use isthmus_model::services::{Service, ServiceTimeouts};
+use isthmus_model::services::{Service, ServiceTimeouts, TlsMode};
 use isthmus_proto::type_url::{CLUSTER, ENDPOINTS, LISTENER};
 
 /// The accepted resources.
@@ -204,6 +204,9 @@ impl State {
             endpoints: Vec::new(),
             // The Listener serves other networks, which may know a name without a route, too.
             exposed: true,
+            tls: TlsMode::Passthrough,
+            identities: Vec::new(),
+            access: None,
             about: None,
         };
         let Route::To { alpn, sources, forward } = route else { return nowhere };

@@ -11,9 +11,11 @@ mod table;
 use std::time::Duration;
 
 use ipnet::IpNet;
+use isthmus_certs::SpiffeId;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::access::AccessRules;
 use crate::host::{HostName, HostPattern};
 use crate::locality::Locality;
 
@@ -21,7 +23,7 @@ use super::address::Target;
 use super::units;
 
 pub use resolve::{Refusal, timeouts};
-pub use scope::{ExportMeta, Named, RemoteGateway, Scope, Staleness};
+pub use scope::{ClientCertificate, ExportMeta, Named, RemoteGateway, Scope, Staleness};
 pub use table::{Entry, Table};
 
 /// One service: a host, a port, and its endpoints.
@@ -53,16 +55,46 @@ pub struct Service {
     pub endpoints: Vec<Endpoint>,
     /// Whether connections from other clusters may use it.
     pub exposed: bool,
+    /// Who speaks TLS with the client.
+    pub tls: TlsMode,
+    /// The identities of its endpoints. Empty: TLS cannot be originated to it.
+    pub identities: Vec<SpiffeId>,
+    /// Its own rules for callers; `None` where nothing is written.
+    pub access: Option<Box<AccessRules>>,
     /// Metadata for the agent only; `None` where nothing is set.
     pub about: Option<Box<ExportMeta>>,
 }
 
 impl Service {
+    /// How it is known that its endpoints require a client certificate.
+    #[must_use]
+    pub fn client_certificate(&self) -> ClientCertificate {
+        self.about.as_ref().map_or_else(ClientCertificate::default, |about| about.client_certificate)
+    }
+
+    /// Whether its endpoints are exported without a check that they require a client certificate.
+    #[must_use]
+    pub fn skips_mtls_check(&self) -> bool {
+        self.client_certificate() != ClientCertificate::Probed
+    }
+
     /// Whether VMs may register themselves for it.
     #[must_use]
     pub fn takes_registrations(&self) -> bool {
         self.about.as_ref().is_some_and(|about| about.registered)
     }
+}
+
+/// Who speaks TLS with the client.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+#[schemars(inline)]
+pub enum TlsMode {
+    /// The endpoints.
+    #[default]
+    Passthrough,
+    /// The gateway, which passes plaintext to the endpoints.
+    Terminate,
 }
 
 /// How an endpoint is chosen among the healthy ones.

@@ -6,14 +6,16 @@ use std::collections::BTreeMap;
 use schemars::JsonSchema;
 use serde::Deserialize;
 
+use crate::access;
 use crate::address::{Cidr, Host, Label, TargetAddress};
 use crate::at::At;
+use crate::identity::Identity;
 use crate::locality::Locality;
 use crate::units::{Count, CountOrOff, Time, TimeOrOff};
 use crate::values::PORTS;
 
-use super::scope::StaleRule;
-use super::{Balance, defaults};
+use super::scope::{ClientCertificate, StaleRule};
+use super::{Balance, TlsMode, defaults};
 
 /// One service: a host, a port, and its endpoints. It always answers to `outbound_.PORT_._.HOST`; and to
 /// HOST, its aliases and `INSTANCE.HOST` if the host has one entry in the file or `sni_port` names this port.
@@ -55,9 +57,22 @@ pub struct Service {
     pub(super) namespace: Option<At<Label>>,
     /// Labels that the exports of an agent select by. Default: none.
     pub(super) labels: Option<BTreeMap<String, String>>,
-    /// Export it even though its endpoints accept clients without a certificate.
+    /// How the agent knows that the endpoints require a client certificate, before it exports them: it checks by a
+    /// handshake (`probed`), the file says so (`declared`), or they require none (`none`).
+    #[schemars(extend("default" = "probed"))]
+    pub(super) client_certificate: Option<At<ClientCertificate>>,
+    /// Older name of `client_certificate: none`.
     #[schemars(extend("default" = false))]
-    pub(super) allow_unauthenticated: Option<bool>,
+    pub(super) allow_unauthenticated: Option<At<bool>>,
+    /// `terminate`: the gateway ends TLS with this service's certificate, requires the client's, and passes
+    /// plaintext to the endpoints. Nobody may connect unless `access` allows it.
+    #[schemars(extend("default" = "passthrough"))]
+    pub(super) tls: Option<TlsMode>,
+    /// The SPIFFE IDs of its endpoints, one of which they must prove to a gateway that originates TLS towards
+    /// them. Default: none, and TLS cannot be originated to it.
+    pub(super) identities: Option<Vec<At<Identity>>>,
+    /// Who may connect, besides the rules of wider scopes. Default: no rules.
+    pub(super) access: Option<Box<At<access::raw::Access>>>,
     /// Merge it with the same host of other clusters that also set this.
     #[schemars(extend("default" = false))]
     pub(super) merge: Option<bool>,

@@ -4,6 +4,9 @@
 use std::collections::HashSet;
 use std::net::SocketAddr;
 
+use isthmus_certs::SpiffeId;
+
+use crate::access::{self, AccessRules};
 use crate::address::Target;
 use crate::at::At;
 use crate::host::{HostName, HostPattern};
@@ -11,7 +14,9 @@ use crate::problem::{Place, Quoted, Report};
 use crate::values::Zero;
 
 use super::table::Entry;
-use super::{Endpoint, ExportMeta, Scope, Service, ServiceTimeouts, defaults, raw};
+use super::{
+    ClientCertificate, Endpoint, ExportMeta, Scope, Service, ServiceTimeouts, TlsMode, defaults, raw,
+};
 
 /// Why no endpoint may have an address.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -69,6 +74,9 @@ fn service(
         timeouts,
         endpoints: endpoints(report, place.key("endpoints"), raw, refuse),
         exposed: true,
+        tls: raw.tls.unwrap_or_default(),
+        identities: identities(report, place, raw),
+        access: access(report, place, raw),
         about: about(report, place, raw),
         // Last: an invalid host must not hide other problems.
         host: host?,
@@ -82,12 +90,50 @@ fn about(report: &mut Report, place: Place<'_>, raw: &raw::Service) -> Option<Bo
             .value(raw.namespace.as_ref(), place.key("namespace"))
             .map(|namespace| namespace.as_str().to_owned()),
         labels: raw.labels.clone().unwrap_or_default(),
-        allow_unauthenticated: raw.allow_unauthenticated.unwrap_or_default(),
+        client_certificate: client_certificate(report, place, raw),
         merge: raw.merge.unwrap_or_default(),
         staleness: report.value(raw.stale.as_ref(), place.key("stale")).unwrap_or_default(),
         registered: raw.registered.unwrap_or_default(),
     };
     (about != ExportMeta::default()).then(|| Box::new(about))
+}
+
+fn client_certificate(report: &mut Report, place: Place<'_>, raw: &raw::Service) -> ClientCertificate {
+    match (&raw.client_certificate, &raw.allow_unauthenticated) {
+        (Some(set), Some(older)) if older.value != (set.value == ClientCertificate::None) => {
+            let what = format_args!("{place}: client_certificate contradicts allow_unauthenticated");
+            report.add(older.spot, what, "remove allow_unauthenticated, the older key");
+            ClientCertificate::Probed
+        }
+        (Some(set), _) => set.value,
+        (None, Some(older)) if older.value => ClientCertificate::None,
+        (None, _) => ClientCertificate::Probed,
+    }
+}
+
+fn identities(report: &mut Report, place: Place<'_>, raw: &raw::Service) -> Vec<SpiffeId> {
+    let place = place.key("identities");
+    if let Some(first) = raw.identities.as_ref().and_then(|list| list.get(defaults::MAX_IDENTITIES)) {
+        let what = format_args!("{place}: has more than {} values", defaults::MAX_IDENTITIES);
+        report.add(first.spot, what, "remove some: the endpoints of a service share few identities");
+        return Vec::new();
+    }
+    report.values(raw.identities.as_ref(), place)
+}
+
+fn access(report: &mut Report, place: Place<'_>, raw: &raw::Service) -> Option<Box<AccessRules>> {
+    let written = raw.access.as_deref()?;
+    let place = place.key("access");
+    let rules = access::rules(report, place, &written.value);
+    let is_seen = raw.tls == Some(TlsMode::Terminate);
+    if rules.asks_for_identity() && !is_seen && !rules.advisory {
+        report.add(
+            written.spot,
+            format_args!("{place}: has rules about identities, which nobody sees where TLS passes through"),
+            "add 'tls: terminate' to the service, or 'advisory: true' here for gateways that originate TLS alone",
+        );
+    }
+    Some(Box::new(rules))
 }
 
 /// The deadlines that a mapping sets, with the general ones for the rest.

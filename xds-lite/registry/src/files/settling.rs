@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use isthmus_model::Problems;
 use isthmus_model::host::HostPattern;
-use isthmus_model::services::Service;
+use isthmus_model::services::{Service, TlsMode};
 
 /// Quiet time after which services missing from a file, or a removed file, are gone.
 pub(super) const QUIET: Duration = Duration::from_millis(500);
@@ -159,6 +159,13 @@ fn with_what_one_lacks(new: &Service, old: &Service, aliases: Vec<HostPattern>) 
     all.max_connections = all.max_connections.or(old.max_connections);
     all.send_proxy |= old.send_proxy;
     all.about = all.about.or_else(|| old.about.clone());
+    if old.tls == TlsMode::Terminate {
+        all.tls = old.tls;
+    }
+    if all.identities.is_empty() {
+        all.identities.clone_from(&old.identities);
+    }
+    all.access = all.access.or_else(|| old.access.clone());
     let addresses: HashSet<_> = new.endpoints.iter().map(|endpoint| &endpoint.address).collect();
     let instances: HashSet<_> =
         new.endpoints.iter().filter_map(|endpoint| endpoint.instance.as_ref()).collect();
