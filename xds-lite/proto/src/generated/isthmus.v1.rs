@@ -82,7 +82,7 @@ pub struct Port {
     /// Who may connect. Missing: everybody, but nobody where TLS is terminated.
     #[prost(message, optional, tag = "13")]
     pub access: ::core::option::Option<Access>,
-    /// The SPIFFE IDs of its endpoints, one of which they must prove to who originates TLS towards it; none: nobody
+    /// The SPIFFE IDs of its endpoints, one of which they must prove to who originates TLS towards them; none: nobody
     /// may originate. All are of the owner's trust domains.
     #[prost(string, repeated, tag = "14")]
     pub identities: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
