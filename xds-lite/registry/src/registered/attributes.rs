@@ -4,8 +4,19 @@
 use isthmus_model::services::{ExportMeta, Service};
 
 /// Service keys that control access: not allowed in a registration.
-pub(super) const OF_FILES: [&str; 5] =
-    ["allow_unauthenticated", "labels", "merge", "namespace", "registered"];
+pub(super) const OF_FILES: [&str; 11] = [
+    "access",
+    "allow_unauthenticated",
+    "certificate",
+    "client_certificate",
+    "identities",
+    "key",
+    "labels",
+    "merge",
+    "namespace",
+    "registered",
+    "tls",
+];
 
 /// A service key that all instances share.
 pub(super) struct Attribute {
