@@ -8,12 +8,14 @@
     reason = "a test"
 )]
 
+use std::fs;
 use std::io::{Read, Write};
 use std::net::{IpAddr, SocketAddr};
 
 use isthmus_tests::client::{End, alert, dial, dial_from, read_exactly, rest};
 use isthmus_tests::endpoint::Endpoint;
 use isthmus_tests::ends::{Domains, HOST, connect_to, id};
+use isthmus_tests::gateway::run_to_end;
 use isthmus_tests::hello::hello;
 use isthmus_tests::setup::{Setup, service};
 
@@ -108,9 +110,9 @@ fn access_by_source_guards_what_passes_through() {
         assert_eq!(line.reason(), "source_denied", "{line:?}");
         assert!(line.text("access").starts_with("denied"), "{line:?}");
 
-        let mut client = dial_from(OTHER, gateway.address());
-        client.write_all(&hello(HOST)).unwrap();
-        assert_eq!(read_exactly(&mut backend.accept(), hello(HOST).len()), hello(HOST));
+        let (mut client, hello) = (dial_from(OTHER, gateway.address()), hello(HOST));
+        client.write_all(&hello).unwrap();
+        assert_eq!(read_exactly(&mut backend.accept(), hello.len()), hello);
 
         for (source, refused) in [(NAMED, "source_denied"), (OTHER, "")] {
             let page = gateway.admin("GET", &format!("/explain?sni={HOST}&from={source}")).json();
@@ -126,8 +128,9 @@ fn access_dry_run_rule_is_reported_and_refuses_nobody() {
     let rules = "access: { deny: [{ name: soon, sources: [127.0.0.0/8], dry_run: true }] }";
     let gateway = Setup::new(service(HOST, &[rules], &[backend.address()])).start();
     let mut client = dial(gateway.address());
-    client.write_all(&hello(HOST)).unwrap();
-    read_exactly(&mut backend.accept(), hello(HOST).len());
+    let hello = hello(HOST);
+    client.write_all(&hello).unwrap();
+    assert_eq!(read_exactly(&mut backend.accept(), hello.len()), hello);
     let peer = client.local_addr().unwrap();
     drop(client);
     let line = gateway.log().of(peer);
@@ -152,6 +155,27 @@ fn access_advisory_rule_is_enforced_by_the_originating_gateway_alone() {
     assert_eq!(page["refused"], "identity_denied", "{page}");
 
     let other = Setup::new(service(HOST, &[&rules], &[backend.address()])).start();
-    dial(other.address()).write_all(&hello(HOST)).unwrap();
-    assert_eq!(read_exactly(&mut backend.accept(), hello(HOST).len()), hello(HOST));
+    let (mut client, hello) = (dial(other.address()), hello(HOST));
+    client.write_all(&hello).unwrap();
+    assert_eq!(read_exactly(&mut backend.accept(), hello.len()), hello);
+}
+
+#[test]
+fn access_that_a_gateway_cannot_enforce_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("gateway.yaml");
+    for (rules, problem) in [
+        ("{ deny: [spiffe://east.example/a] }", "which nobody sees where TLS passes through"),
+        ("{ allow: [{ namespaces: [shop] }], advisory: true }", "add `trust_domains` to the rule"),
+        ("{ mode: workspace, advisory: true }", "knows no workspaces"),
+    ] {
+        let access = format!("access: {rules}");
+        let services = service(HOST, &[&access], &[]);
+        fs::write(&file, format!("listeners: [{{ address: \"127.0.0.1:0\" }}]\nservices:\n{services}"))
+            .unwrap();
+        let checked = run_to_end(&["check", "--config", file.to_str().unwrap()]);
+        let said = String::from_utf8_lossy(&checked.stderr).into_owned();
+        assert!(!checked.status.success() && said.contains(problem), "{rules}: {said}");
+        assert!(said.contains("services[0].access"), "{said}");
+    }
 }

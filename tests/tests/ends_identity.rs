@@ -319,13 +319,6 @@ fn ends_check_refuses_unsafe_files() {
         ),
         ("side: outbound".to_owned(), "tls: terminate", "has tls: terminate but no certificate"),
         ("side: outbound".to_owned(), "certificate: c", "has no effect without 'tls: terminate'"),
-        ("side: outbound".to_owned(), "access: { deny: [spiffe://east.example/a] }", "which nobody sees"),
-        (
-            "side: outbound".to_owned(),
-            "access: { allow: [{ namespaces: [shop] }], advisory: true }",
-            "add `trust_domains` to the rule",
-        ),
-        ("side: outbound".to_owned(), "access: { mode: workspace, advisory: true }", "knows no workspaces"),
     ] {
         let services = service(HOST, &[key], &["127.0.0.1:1".parse().unwrap()]);
         let text = format!(

@@ -104,7 +104,7 @@ impl Slice {
 /// A slice promises an identity of another's trust domain.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "the slice names identity {id}, which is of no trust domain of cluster {cluster}; a cluster names its own identities only"
+    "names identity {id}, which is of no trust domain of cluster {cluster}; a cluster names its own identities only"
 )]
 pub struct ForeignIdentity {
     cluster: Cluster,

@@ -62,10 +62,9 @@ pub(super) fn explain(params: &Params, control: &Control) -> Result<Explanation,
     let listener = named.or_else(serves).or_else(|| outcomes.iter().position(knows)).unwrap_or_default();
     let (matched, reason) = match outcomes.get(listener) {
         Some(Ok(route)) => {
-            let source = query(listener).source;
-            let (matched, reason) = matched(&tables, route, source, control);
-            let asked = Access::of(route, originating(&tables, listener), source);
-            (Some(matched), asked.and_then(|asked| asked.refusal()).or(reason))
+            let (matched, reason) = matched(&tables, route, query(listener).source, control);
+            let access = Access::of(route, originating(&tables, listener), query(listener).source);
+            (Some(matched), access.and_then(|access| access.refusal()).or(reason))
         }
         Some(Err(reason)) => (None, Some(*reason)),
         None => return Err("this gateway has no listeners; add one under `listeners`".to_owned()),

@@ -12,10 +12,8 @@ use isthmus_certs::SpiffeId;
 use prost::Message as _;
 use sha2::{Digest as _, Sha256};
 
-use super::{
-    Cluster, Endpoint, Gateway, Health, Instance, Key, Offer, Order, Port, Ready, Slice, Staleness, Tls,
-};
-use crate::access::{Access, Unmatched};
+use super::{Cluster, Endpoint, Gateway, Health, Instance, Key, Offer, Order, Port, Ready, Slice, Staleness};
+use crate::access::Access;
 use crate::address::{Ranges, Target};
 use crate::host::{HostName, HostPattern};
 use crate::locality::Locality;
@@ -195,12 +193,6 @@ impl Port {
         unique("endpoints", endpoints.iter().map(|endpoint| &endpoint.address))?;
         unique("endpoints", endpoints.iter().filter_map(|endpoint| endpoint.instance.as_ref()))?;
         let tls = tls(message.tls)?.map_or_else(|| wrong("tls", "must be set"), Ok)?;
-        let access =
-            message.access.map(|access| within(|| "access".to_owned(), Access::from_message(access)));
-        let access = access.transpose()?.unwrap_or_else(|| Access::unwritten(tls));
-        if tls == Tls::Terminated && access.unmatched() != Unmatched::Denied {
-            return wrong("access.unmatched", "must be denied where TLS is terminated");
-        }
         bounded("identities", message.identities.len(), MAX_LIST)?;
         Ok(Port {
             number: port_number(message.number)?,
@@ -215,7 +207,7 @@ impl Port {
             ready: each("ready", message.ready, Ready::from_message)?,
             timeouts: timeouts(message.timeouts)?,
             exported: message.exported,
-            access,
+            access: Access::of_port(message.access, tls)?,
             identities: each("identities", message.identities, |id| {
                 SpiffeId::parse(&id).or_else(|error| wrong("identity", error))
             })?,

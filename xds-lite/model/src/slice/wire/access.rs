@@ -4,8 +4,9 @@ use isthmus_certs::IdPattern;
 use isthmus_proto::isthmus::v1 as pb;
 use prost::Message as _;
 
-use super::{MAX_LIST, Result, bounded, each, port_number, text, texts, wrong};
+use super::{MAX_LIST, Result, bounded, each, port_number, text, texts, within, wrong};
 use crate::access::{Access, MAX_BYTES, MAX_COMBINED, MAX_IDENTITIES, Rule, RuleScope, Unmatched};
+use crate::slice::Tls;
 
 /// The word in `requires` of a slice whose rules refuse somebody.
 pub(super) const WORD: &str = "access";
@@ -27,6 +28,16 @@ impl Access {
             allow: self.allow.iter().map(Rule::to_message).collect(),
             deny: self.deny.iter().map(Rule::to_message).collect(),
         }
+    }
+
+    /// The access of a port, also of one that says nothing about it.
+    pub(super) fn of_port(message: Option<pb::Access>, tls: Tls) -> Result<Access> {
+        let Some(message) = message else { return Ok(Access::unwritten(tls)) };
+        let access = within(|| "access".to_owned(), Access::from_message(message))?;
+        if tls == Tls::Terminated && access.unmatched() != Unmatched::Denied {
+            return wrong("access.unmatched", "must be denied where TLS is terminated");
+        }
+        Ok(access)
     }
 
     pub(super) fn from_message(message: pb::Access) -> Result<Access> {
