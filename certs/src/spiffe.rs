@@ -182,6 +182,19 @@ impl IdPattern {
         Self::parse(&format!("{SCHEME}{trust_domain}/isthmus/{cluster}/agent/*"))
     }
 
+    /// Every workload of a namespace: `spiffe://TRUST-DOMAIN/ns/NAMESPACE/*`.
+    pub fn namespace(trust_domain: &TrustDomain, namespace: &str) -> Result<Self, SpiffeIdError> {
+        check_segment(namespace)?;
+        Self::parse(&format!("{SCHEME}{trust_domain}/ns/{namespace}/*"))
+    }
+
+    /// The trust domain of the IDs that match.
+    pub fn trust_domain(&self) -> &TrustDomain {
+        match self {
+            Self::Exactly(id) | Self::Below(id) => id.trust_domain(),
+        }
+    }
+
     /// Whether `id` matches the pattern.
     pub fn matches(&self, id: &SpiffeId) -> bool {
         match self {

@@ -19,7 +19,7 @@ const LAYERS: &[&[&str]] = &[
     &["control", "attempts", "relay", "recode"],
     &["flow", "connect", "close", "drain"],
     &["originate", "terminate"],
-    &["answer", "bulk"],
+    &["access", "answer", "bulk"],
     &["account"],
     &["leg"],
     &["held", "session"],
@@ -32,7 +32,7 @@ const LAYERS: &[&[&str]] = &[
     &["metrics"],
     &["snapshot"],
     &["endpoint"],
-    &["access", "demotion", "ends", "family", "pipe", "hello", "proxy"],
+    &["demotion", "ends", "family", "pipe", "hello", "proxy"],
     &["identities", "reason", "socket", "source", "threads", "turn"],
     &["config"],
 ];

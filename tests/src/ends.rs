@@ -123,9 +123,16 @@ impl Domains {
     /// identity is `server` of east.
     #[must_use]
     pub fn originating(&self, caller: &str, endpoints: &[SocketAddr]) -> Setup {
+        self.originating_with(caller, &[], endpoints)
+    }
+
+    /// The same with more keys of the service.
+    #[must_use]
+    pub fn originating_with(&self, caller: &str, more: &[&str], endpoints: &[SocketAddr]) -> Setup {
         let keys = self.issue("east", caller);
         let identities = format!("identities: [{}]", id("east", "server"));
-        Setup::new(service(HOST, &[&identities], endpoints)).with(&self.trust_yaml()).listeners(&format!(
+        let service_keys: Vec<&str> = [identities.as_str()].iter().chain(more).copied().collect();
+        Setup::new(service(HOST, &service_keys, endpoints)).with(&self.trust_yaml()).listeners(&format!(
             "- {{ address: \"ADDRESS\", side: outbound, mode: originate, service: {HOST}, identity: {}, {keys} }}",
             id("east", caller)
         ))

@@ -318,7 +318,7 @@ fn ends_check_refuses_unsafe_files() {
             "certificate for its own name",
         ),
         ("side: outbound".to_owned(), "tls: terminate", "has tls: terminate but no certificate"),
-        ("side: outbound".to_owned(), "access: { allow: [] }", "has no effect without 'tls: terminate'"),
+        ("side: outbound".to_owned(), "certificate: c", "has no effect without 'tls: terminate'"),
     ] {
         let services = service(HOST, &[key], &["127.0.0.1:1".parse().unwrap()]);
         let text = format!(

@@ -1,45 +1,29 @@
-//! Decides which clients may use a service whose TLS ends here.
+//! Asks the rules of a service about a connection, and records what they say.
 
-use std::collections::HashSet;
-use std::net::IpAddr;
+use isthmus_model::access::{Caller, Verdict};
 
-use isthmus_certs::SpiffeId;
+use crate::account::Account;
+use crate::reason::Reason;
+use crate::snapshot::Service;
 
-use crate::config::settings;
-
-/// Who may use a service: nobody, unless something allows it. A denial wins.
-#[derive(Debug, Default, PartialEq, Eq)]
-pub(crate) struct Access {
-    allow: HashSet<SpiffeId>,
-    deny: HashSet<SpiffeId>,
-}
-
-/// A client that asks to enter.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Caller<'a> {
-    /// The identity that it has proven.
-    pub(crate) identity: Option<&'a SpiffeId>,
-    /// Its address.
-    pub(crate) source: IpAddr,
-    /// The service's port.
-    pub(crate) port: u16,
-}
-
-/// The answer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Decision {
-    pub(crate) allowed: bool,
-}
-
-impl Access {
-    pub(crate) fn new(rules: &settings::Access) -> Access {
-        let set = |ids: &[SpiffeId]| ids.iter().cloned().collect();
-        Access { allow: set(&rules.allow), deny: set(&rules.deny) }
+/// Refuses a client that the rules of the service refuse.
+///
+/// # Errors
+/// `identity_denied`, or `source_denied` for a client whose identity nobody here sees.
+pub(crate) fn admit(service: &Service, account: &mut Account) -> Result<(), Reason> {
+    let Some(access) = service.access() else { return Ok(()) };
+    let source = account.conn.client().ip();
+    let caller = Caller { identity: account.identities.caller(), source, port: service.port };
+    let refusal = refusal(&caller);
+    let decision = access.decide(&caller);
+    account.identities.decided(&decision);
+    match decision.verdict {
+        Verdict::Allowed => Ok(()),
+        Verdict::Denied => Err(refusal),
     }
+}
 
-    pub(crate) fn decide(&self, caller: &Caller<'_>) -> Decision {
-        let allowed = caller.identity.is_some_and(|id| self.allow.contains(id) && !self.deny.contains(id));
-        tracing::trace!(identity = ?caller.identity, source = %caller.source, port = caller.port, allowed, "access decided");
-        Decision { allowed }
-    }
+/// The reason that a refused caller gets.
+pub(crate) fn refusal(caller: &Caller<'_>) -> Reason {
+    if caller.identity.is_some() { Reason::IdentityDenied } else { Reason::SourceDenied }
 }

@@ -105,7 +105,7 @@ async fn begin(client: &mut Leg, account: &mut Account, worker: &Worker) -> Resu
         let tables = worker.process.tables.load_full();
         let route = route(&tables, query)?;
         account.admit_service(&route.service)?;
-        let tls = originate::upstream(&tables, client, route.service.access().is_some(), account)?;
+        let tls = originate::upstream(&tables, client, route.service.ends_tls(), account)?;
         terminate::pass(client, attempts.flight(), &route, &tables, account).await?;
         attempts.take_turn(&route.service);
         let choice = attempts.choice(&route, worker);

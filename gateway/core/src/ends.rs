@@ -10,7 +10,7 @@ use isthmus_certs::trust::{Expiry, Kind, LoadError, Watch};
 use isthmus_certs::{Client, ConfigError, Peer, Server, SpiffeId, Trust, TrustFiles};
 use isthmus_model::HostPattern;
 
-use crate::config::settings::{Caller, Live, Originate, Service, Terminate, Trusts};
+use crate::config::settings::{Caller, CertificateFiles, Live, Originate, Service, Trusts};
 
 /// The certificate and key files of one identity.
 type Files = (PathBuf, PathBuf);
@@ -76,8 +76,8 @@ impl Ends {
         let mut load =
             Loading { base: trust.map(Trusts::files).unwrap_or_default(), before, made: Ends::default() };
         for (index, service) in live.services.iter().enumerate() {
-            if let Some(door) = service.door() {
-                load.server(&format!("services[{index}]"), service, door)?;
+            if let Some(files) = service.tls.as_ref().and_then(|tls| tls.files.as_ref()) {
+                load.server(&format!("services[{index}]"), service, files)?;
             }
         }
         for (index, listener) in live.listeners.iter().enumerate() {
@@ -124,10 +124,9 @@ struct Loading<'a> {
 }
 
 impl Loading<'_> {
-    fn server(&mut self, place: &str, service: &Service, door: &Terminate) -> Result<(), Error> {
-        let files = (door.certificate.clone(), door.key.clone());
-        let identities = service.tls.as_ref().map(|tls| tls.identities.as_slice()).unwrap_or_default();
-        let trust = self.trust(place, &files, identities)?;
+    fn server(&mut self, place: &str, service: &Service, files: &CertificateFiles) -> Result<(), Error> {
+        let files = (files.certificate.clone(), files.key.clone());
+        let trust = self.trust(place, &files, service.identities())?;
         let name = (service.host.clone(), service.port);
         let key: Door = (name.0.clone(), name.1, files, service.alpn.clone());
         let known = self.before.servers.get(&name).filter(|(known, _)| *known == key);

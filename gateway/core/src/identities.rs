@@ -1,15 +1,19 @@
-//! Who is at the ends of TLS that the gateway itself speaks, for the access log. Nothing of it decides anything but the
-//! caller.
+//! Who is at the ends of TLS that the gateway itself speaks, and what the rules for callers said, for the access log.
+//! Nothing of it decides anything but the caller.
 
 use std::fmt::Display;
 
 use isthmus_certs::SpiffeId;
+use isthmus_model::access::Decision;
 use serde::Serialize;
 
 /// Maximum characters of a TLS error in the log; a peer may have chosen some of them.
 const MAX_ERROR: usize = 512;
 
-/// What is known of one connection; nothing in passthrough.
+/// Maximum dry-run rules of a connection in the log.
+const MAX_DRY_RUN: usize = 8;
+
+/// What is known of one connection; nothing where TLS passes through for everybody.
 #[derive(Debug, Default, Serialize)]
 #[serde(transparent)]
 pub(crate) struct Identities(Option<Box<Known>>);
@@ -22,6 +26,10 @@ struct Known {
     server_identity: Option<SpiffeId>,
     #[serde(skip_serializing_if = "Option::is_none")]
     tls_error: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    access: Option<String>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    access_dry_run: Vec<String>,
 }
 
 impl Identities {
@@ -43,6 +51,13 @@ impl Identities {
     pub(crate) fn answers_as(&mut self, server: Option<SpiffeId>) {
         let known = self.known();
         (known.server_identity, known.tls_error) = (server, None);
+    }
+
+    /// Records what the rules for callers say; an earlier decision no longer matters.
+    pub(crate) fn decided(&mut self, decision: &Decision<'_>) {
+        let known = self.known();
+        known.access = Some(decision.to_string());
+        known.access_dry_run = decision.dry_run.iter().take(MAX_DRY_RUN).map(ToString::to_string).collect();
     }
 
     /// Records why TLS failed.

@@ -5,9 +5,10 @@ use std::net::IpAddr;
 use std::sync::{Arc, OnceLock};
 
 use isthmus_certs::{Gate, SpiffeId};
+use isthmus_model::access::{Access, Caller, Verdict};
 use tokio::time::timeout;
 
-use crate::access::{Access, Caller};
+use crate::access;
 use crate::account::Account;
 use crate::leg::{Leg, Speaks};
 use crate::memory::Flight;
@@ -16,11 +17,11 @@ use crate::route::Route;
 use crate::session::{Broken, Session};
 use crate::snapshot::Snapshot;
 
-/// Lets the client through the service's door, if it has one, or refuses it. Ends its TLS first, unless that was done
-/// for an earlier attempt.
+/// Lets the client in, if the service's rules do. Ends its TLS first where that ends here, unless that was done for an
+/// earlier attempt.
 ///
 /// # Errors
-/// `tls_failed` or `identity_denied`.
+/// `tls_failed`, `identity_denied` or `source_denied`.
 pub(crate) async fn pass(
     client: &mut Leg,
     flight: &mut Flight,
@@ -29,15 +30,14 @@ pub(crate) async fn pass(
     account: &mut Account,
 ) -> Result<(), Reason> {
     let service = &route.service;
-    let Some(access) = service.access() else {
+    if !service.ends_tls() {
         // The client's TLS ended here, and the service was edited since: it expects that TLS itself.
-        return if client.is_tls() { Err(Reason::TlsFailed) } else { Ok(()) };
-    };
-    let source = account.conn.client().ip();
+        return if client.is_tls() { Err(Reason::TlsFailed) } else { access::admit(service, account) };
+    }
     if matches!(client.speaks, Speaks::Passthrough) {
         let door = Arc::new(Doorkeeper {
-            access: Arc::clone(access),
-            source,
+            access: service.access().cloned().unwrap_or_else(|| Arc::new(Access::closed())),
+            source: account.conn.client().ip(),
             port: service.port,
             client: OnceLock::new(),
         });
@@ -45,13 +45,15 @@ pub(crate) async fn pass(
         match shaken {
             Ok(()) => account.identities.calls_as(client.session().and_then(Session::peer)),
             Err(broken) => {
-                account.identities.calls_as(door.client.get().cloned());
+                if let Some(client) = door.client.get() {
+                    account.identities.calls_as(Some(client.clone()));
+                    account.identities.decided(&door.access.decide(&door.caller(client)));
+                }
                 return Err(broken.record(&mut account.identities));
             }
         }
     }
-    let caller = Caller { identity: account.identities.caller(), source, port: service.port };
-    if access.decide(&caller).allowed { Ok(()) } else { Err(Reason::IdentityDenied) }
+    access::admit(service, account)
 }
 
 async fn handshake(
@@ -90,9 +92,15 @@ struct Doorkeeper {
     client: OnceLock<SpiffeId>,
 }
 
+impl Doorkeeper {
+    fn caller<'a>(&self, client: &'a SpiffeId) -> Caller<'a> {
+        Caller { identity: Some(client), source: self.source, port: self.port }
+    }
+}
+
 impl Gate for Doorkeeper {
     fn admits(&self, client: &SpiffeId) -> bool {
         let known = self.client.get_or_init(|| client.clone());
-        self.access.decide(&Caller { identity: Some(known), source: self.source, port: self.port }).allowed
+        self.access.decide(&self.caller(known)).verdict == Verdict::Allowed
     }
 }

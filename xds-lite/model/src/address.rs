@@ -6,7 +6,6 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6, UdpSocket};
 use std::str::FromStr;
 
 use ipnet::{IpNet, Ipv4Net};
-use isthmus_certs::SpiffeId;
 use rustix::net::netdevice::name_to_index;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -92,27 +91,6 @@ pub struct Host(String);
 #[serde(transparent)]
 #[schemars(inline, extend("pattern" = "^[A-Za-z0-9_-]{1,63}$"))]
 pub struct Label(String);
-
-/// A SPIFFE ID, `spiffe://TRUST-DOMAIN/PATH`.
-#[derive(Debug, Deserialize, JsonSchema)]
-#[serde(transparent)]
-#[schemars(inline, extend("pattern" = "^spiffe://[a-z0-9._-]+/.+$"))]
-pub struct SpiffeName(String);
-
-impl Scalar for SpiffeName {
-    type Value = SpiffeId;
-
-    fn text(&self) -> &str {
-        &self.0
-    }
-
-    fn read(&self) -> Result<SpiffeId, Wrong> {
-        SpiffeId::parse(&self.0).ok().filter(|id| !id.path().is_empty()).ok_or(Wrong {
-            what: "is not a SPIFFE ID",
-            remedy: "write spiffe://TRUST-DOMAIN/PATH, such as spiffe://east.example/ns/shop/sa/cart",
-        })
-    }
-}
 
 impl Scalar for ListenAddress {
     type Value = SocketAddr;

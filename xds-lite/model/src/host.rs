@@ -93,6 +93,12 @@ impl serde::Serialize for HostName {
     }
 }
 
+impl<'de> serde::Deserialize<'de> for HostName {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<HostName, D::Error> {
+        HostName::parse(String::deserialize(deserializer)?).map_err(serde::de::Error::custom)
+    }
+}
+
 /// A name pattern of a service: exact, or everything under a suffix.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum HostPattern {

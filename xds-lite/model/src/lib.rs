@@ -2,13 +2,17 @@
 //! their wire form; the pages of the admin APIs; and the reading of YAML files, with values that know their place and
 //! units, and a report of all problems with line and column. Pure: no sockets, no runtime.
 
+pub mod access;
 pub mod address;
 pub mod admin;
+pub mod allotment;
 pub mod at;
 pub mod cluster;
 pub mod file;
 pub mod host;
+pub mod identity;
 pub mod locality;
+pub mod port_allotment;
 pub mod problem;
 mod registry_file;
 pub mod services;
@@ -18,6 +22,7 @@ pub mod sni;
 pub mod units;
 mod usage;
 pub mod values;
+pub mod virtual_address;
 pub mod yaml;
 
 pub use host::{HostName, HostPattern};

@@ -155,6 +155,8 @@ pub enum Place<'a> {
     Root,
     /// A key of a mapping.
     Key(&'a Place<'a>, &'static str),
+    /// A name of a mapping whose keys are names.
+    Name(&'a Place<'a>, &'a str),
     /// An item of a list.
     Item(&'a Place<'a>, usize),
 }
@@ -164,6 +166,12 @@ impl Place<'_> {
     #[must_use]
     pub fn key(&self, key: &'static str) -> Place<'_> {
         Place::Key(self, key)
+    }
+
+    /// The place of a name in this mapping.
+    #[must_use]
+    pub fn name<'a>(&'a self, name: &'a str) -> Place<'a> {
+        Place::Name(self, name)
     }
 
     /// The place of an item in this list.
@@ -179,6 +187,7 @@ impl fmt::Display for Place<'_> {
             Place::Root => Ok(()),
             Place::Key(Place::Root, key) => f.write_str(key),
             Place::Key(parent, key) => write!(f, "{parent}.{key}"),
+            Place::Name(parent, name) => write!(f, "{parent}.{}", Plain(name)),
             Place::Item(parent, index) => write!(f, "{parent}[{index}]"),
         }
     }

@@ -49,7 +49,7 @@ mod tests {
     use crate::address::Target;
     use crate::host::{HostName, HostPattern};
     use crate::locality::Locality;
-    use crate::services::{Balance, Endpoint, ExportMeta, Scope};
+    use crate::services::{Balance, ClientCertificate, Endpoint, ExportMeta, Scope};
     use crate::slice::Staleness;
 
     fn read(text: &str) -> Result<Vec<Service>, Problems> {
@@ -112,9 +112,8 @@ mod tests {
     fn registry_file_keys_of_a_gateway_alone_are_refused() {
         let remedy = "write the service in the file of its gateway";
         for (key, place) in [
-            ("identities: [spiffe://east.example/a]", "2:26: services[0].identities"),
             ("tls: terminate, certificate: c, key: k", "2:42: services[0].certificate"),
-            ("tls: passthrough", "2:10: services[0].tls"),
+            ("access: {deny: [{sources: [10.0.0.0/8]}]}", "2:21: services[0].access"),
         ] {
             let text = format!("services:\n- {{host: a, {key}}}\n");
             bad(&text, &[&format!("r.yaml:{place}: an agent does not pass this on yet; {remedy}")]);
@@ -175,7 +174,7 @@ mod tests {
             about: Some(Box::new(ExportMeta {
                 namespace: Some("pxc".to_owned()),
                 labels: [("app".to_owned(), "db".to_owned())].into(),
-                allow_unauthenticated: true,
+                client_certificate: ClientCertificate::None,
                 merge: true,
                 staleness: Staleness::ExpireAfter(seconds(600)),
                 registered: true,
@@ -203,8 +202,8 @@ mod tests {
             "services:\n- {host: a, adresses: []}\n",
             &[
                 "r.yaml:2:13: unknown key 'adresses' in services[0]; expected one of host, port, sni_port, aliases, \
-                 alpn, sources, balance, max_connections, proxy_protocol, timeouts, namespace, labels, allow_unauthenticated, merge, stale, \
-                 registered, identities, tls, certificate, key, access, endpoints",
+                 alpn, sources, balance, max_connections, proxy_protocol, timeouts, namespace, labels, client_certificate, \
+                 allow_unauthenticated, merge, stale, registered, identities, tls, certificate, key, access, endpoints",
             ],
         );
         bad(

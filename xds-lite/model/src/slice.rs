@@ -8,8 +8,9 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use ipnet::IpNet;
-use isthmus_certs::SpiffeId;
+use isthmus_certs::{SpiffeId, TrustDomain};
 
+use crate::access::Access;
 use crate::address::{Ranges, Target};
 use crate::host::{HostName, HostPattern};
 use crate::locality::Locality;
@@ -76,11 +77,38 @@ impl Slice {
         self.offer.as_ref().is_some_and(|offer| offer.ports.iter().any(|port| port.exported))
     }
 
+    /// Checks that its owner vouches for every identity that its endpoints are to prove.
+    ///
+    /// # Errors
+    /// An identity is of none of the owner's trust domains.
+    pub fn check_identities(&self, domains: &[TrustDomain]) -> Result<(), ForeignIdentity> {
+        let ports = self.offer.iter().flat_map(|offer| &offer.ports);
+        let mut identities = ports.flat_map(|port| {
+            port.identities
+                .iter()
+                .chain(port.endpoints.iter().filter_map(|endpoint| endpoint.identity.as_ref()))
+        });
+        match identities.find(|id| !domains.contains(id.trust_domain())) {
+            Some(id) => Err(ForeignIdentity { cluster: self.key.cluster.clone(), id: id.clone() }),
+            None => Ok(()),
+        }
+    }
+
     /// Whether it has expired after this time without contact to its owner.
     #[must_use]
     pub fn has_expired(&self, silence: Duration) -> bool {
         self.offer.as_ref().is_some_and(|offer| offer.staleness.is_over(silence))
     }
+}
+
+/// A slice promises an identity of another's trust domain.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "names identity {id}, which is of no trust domain of cluster {cluster}; a cluster names its own identities only"
+)]
+pub struct ForeignIdentity {
+    cluster: Cluster,
+    id: SpiffeId,
 }
 
 /// The content of a slice.
@@ -131,6 +159,10 @@ pub struct Port {
     pub timeouts: ServiceTimeouts,
     /// Whether other clusters may use it.
     pub exported: bool,
+    /// Who may connect.
+    pub access: Access,
+    /// The identities of its endpoints, as far as none has its own. Empty: TLS cannot be originated to it.
+    pub identities: Vec<SpiffeId>,
 }
 
 impl Offer {
@@ -167,6 +199,8 @@ impl Port {
             ready: Vec::new(),
             timeouts: ServiceTimeouts::default(),
             exported: false,
+            access: Access::unwritten(tls),
+            identities: Vec::new(),
         }
     }
 }

@@ -5,9 +5,10 @@ use std::collections::BTreeMap;
 use std::fmt;
 
 use crate::exports::{Export, Rule, Subject, export};
+use isthmus_model::access::Access;
 use isthmus_model::address::{Ranges, Target};
 use isthmus_model::host::HostPattern;
-use isthmus_model::services::{self, Service};
+use isthmus_model::services::{self, ClientCertificate, Service, TlsMode};
 use isthmus_model::slice::{
     Cluster, Endpoint, Gateway, Health, Instance, Key, Offer, Order, Port, Ready, Slice, Staleness, Tls,
 };
@@ -142,7 +143,14 @@ impl Terms<'_> {
     }
 
     fn port(&self, service: Service, export: Option<&Export>) -> Port {
-        let skips_mtls_check = service.about.as_ref().is_some_and(|about| about.allow_unauthenticated);
+        let skips_mtls_check = service.skips_mtls_check();
+        let tls = match (service.tls_mode(), service.client_certificate()) {
+            (TlsMode::Terminate, _) => Tls::Terminated,
+            (TlsMode::Passthrough, ClientCertificate::None) => Tls::Unauthenticated,
+            (TlsMode::Passthrough, ClientCertificate::Probed | ClientCertificate::Declared) => Tls::Mutual,
+        };
+        // The rules of a file count together with those of wider scopes, which are not known here.
+        let access = if service.access().is_some() { Access::closed() } else { Access::unwritten(tls) };
         let endpoints: Vec<_> = service
             .endpoints
             .into_iter()
@@ -156,7 +164,7 @@ impl Terms<'_> {
         Port {
             number: service.port,
             default_port: service.default_port,
-            tls: if skips_mtls_check { Tls::Unauthenticated } else { Tls::Mutual },
+            tls,
             alpn: service.alpn,
             sources: service.sources,
             balance: service.balance,
@@ -166,6 +174,8 @@ impl Terms<'_> {
             ready: Vec::new(),
             timeouts: service.timeouts,
             exported: export.is_some() && is_fit,
+            access,
+            identities: service.tls.map(|tls| tls.identities).unwrap_or_default(),
         }
     }
 }

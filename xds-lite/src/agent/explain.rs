@@ -85,7 +85,7 @@ fn named_by(host: &HostPattern, ports: &[Service], name: &HostPattern) -> Option
 fn registered(report: &HostReport) -> RegisteredHost {
     let HostReport { ports, export, why_not, checks } = report;
     let port = |port: &Service| {
-        let is_trusted = port.about.as_ref().is_some_and(|about| about.allow_unauthenticated);
+        let is_trusted = port.skips_mtls_check();
         let is_checked = export.is_some() && !is_trusted;
         let endpoints = port.endpoints.iter().map(|endpoint| RegisteredEndpoint {
             address: (&endpoint.address).into(),

@@ -267,8 +267,7 @@ impl OwnServices {
         if self.export_of(host, ports).is_none() {
             return Vec::new();
         }
-        let trusts = |port: &Service| port.about.as_ref().is_some_and(|about| about.allow_unauthenticated);
-        let unseen = ports.iter().filter(|port| !trusts(port));
+        let unseen = ports.iter().filter(|port| !port.skips_mtls_check());
         unseen.flat_map(|port| &port.endpoints).map(|endpoint| endpoint.address.clone()).collect()
     }
 

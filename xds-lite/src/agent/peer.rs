@@ -72,6 +72,7 @@ pub(super) fn consent(settings: &Settings, peer: &Peer) -> Consent {
     let own = Some(settings.network.as_str());
     Consent {
         cluster: peer.cluster.clone(),
+        domain: peer.domain.clone(),
         network: peer.network.clone(),
         is_reachable: settings.reachability.allows(own, peer.network.as_deref()),
         is_near: peer.network.as_deref() == own,

@@ -3,6 +3,7 @@
 
 use std::net::IpAddr;
 
+use isthmus_model::access::{Caller, Decision, Verdict};
 use isthmus_model::admin::gateway::{
     Asked, Ends, Explanation, Matched, ORIGINATE, Outcome, Refusal, TERMINATE,
 };
@@ -10,6 +11,7 @@ use isthmus_model::{HostName, sni};
 
 use super::pages::Params;
 use super::tables::{down, endpoint_page, left_out};
+use crate::access;
 use crate::config::settings::Originate;
 use crate::control::Control;
 use crate::hello::Alpn;
@@ -61,7 +63,8 @@ pub(super) fn explain(params: &Params, control: &Control) -> Result<Explanation,
     let (matched, reason) = match outcomes.get(listener) {
         Some(Ok(route)) => {
             let (matched, reason) = matched(&tables, route, query(listener).source, control);
-            (Some(matched), reason)
+            let access = Access::of(route, originating(&tables, listener), query(listener).source);
+            (Some(matched), access.and_then(|access| access.refusal()).or(reason))
         }
         Some(Err(reason)) => (None, Some(*reason)),
         None => return Err("this gateway has no listeners; add one under `listeners`".to_owned()),
@@ -105,6 +108,30 @@ fn plaintext(tables: &Snapshot, query: Query<'_>, service: &Originate) -> Result
     route(tables, Query { sni: sni.as_ref(), alpn: &alpn, ..query })
 }
 
+/// What the rules of a service say about a caller.
+struct Access<'a> {
+    caller: Caller<'a>,
+    decision: Decision<'a>,
+}
+
+impl<'a> Access<'a> {
+    /// `None` without rules, and where only the handshake tells who calls.
+    fn of(route: &'a Route, originate: Option<&'a Originate>, source: IpAddr) -> Option<Access<'a>> {
+        let service = &route.service;
+        let caller = originate.and_then(|originate| originate.caller(source));
+        let identity = caller.map(|(_, caller)| &caller.identity);
+        if identity.is_none() && service.ends_tls() {
+            return None;
+        }
+        let caller = Caller { identity, source, port: service.port };
+        Some(Access { decision: service.access()?.decide(&caller), caller })
+    }
+
+    fn refusal(&self) -> Option<Reason> {
+        (self.decision.verdict == Verdict::Denied).then(|| access::refusal(&self.caller))
+    }
+}
+
 /// What the gateway itself speaks on either side.
 fn ends(route: &Route, originate: Option<&Originate>, source: IpAddr) -> Ends {
     let caller = originate.and_then(|service| service.caller(source));
@@ -112,7 +139,8 @@ fn ends(route: &Route, originate: Option<&Originate>, source: IpAddr) -> Ends {
         mode: originate.map(|_| ORIGINATE.to_owned()),
         caller: caller.map(|(_, caller)| caller.identity.to_string()),
         expects: originate.map(|service| service.identities.iter().map(ToString::to_string).collect()),
-        tls: route.service.access().map(|_| TERMINATE.to_owned()),
+        access: Access::of(route, originate, source).map(|asked| asked.decision.to_string()),
+        tls: route.service.ends_tls().then(|| TERMINATE.to_owned()),
     }
 }
 

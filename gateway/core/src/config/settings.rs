@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 pub use super::trusts::{FirstToken, ManagedTrust, Trusts};
 pub use isthmus_model::address::Target;
 pub use isthmus_model::services::{
-    Access, Balance, Endpoint, Named, RemoteGateway, Scope, Service, ServiceTimeouts, Terminate,
+    Balance, CertificateFiles, Endpoint, Named, RemoteGateway, Scope, Service, ServiceTimeouts, TlsMode,
 };
 
 /// All settings. [`Live`] can change while the gateway runs; the rest is bound at start.

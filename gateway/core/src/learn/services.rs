@@ -36,7 +36,7 @@ impl Here {
             let names = Unique::among(alike, self);
             for slice in alike {
                 let Some(offer) = &slice.offer else { continue };
-                for port in offer.ports.iter().filter(|port| port.tls != slice::Tls::Terminated) {
+                for port in offer.ports.iter().filter(|port| is_usable(port)) {
                     self.add(&mut ports, slice, offer, port, &names);
                 }
             }
@@ -81,7 +81,7 @@ impl Here {
         let is_own = self.is_own(&slice.key.cluster);
         let offer = slice.offer.iter();
         offer.flat_map(move |offer| {
-            let ports = offer.ports.iter().filter(|port| port.tls != slice::Tls::Terminated);
+            let ports = offer.ports.iter().filter(|port| is_usable(port));
             ports.flat_map(move |port| {
                 let is_direct = is_own || !port.endpoints.is_empty();
                 let gateways = if is_direct { &[] } else { offer.gateways.as_slice() };
@@ -90,6 +90,11 @@ impl Here {
             })
         })
     }
+}
+
+/// Whether TLS passes through to the endpoints and nobody is refused: rules for callers are not enforced here.
+fn is_usable(port: &Port) -> bool {
+    port.tls != slice::Tls::Terminated && !port.access.restricts()
 }
 
 /// Owners of instance names. Instances never merge: a name used by several clusters means the own one, or none.

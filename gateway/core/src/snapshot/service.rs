@@ -6,13 +6,13 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use ipnet::IpNet;
+use isthmus_model::access::Access;
 use isthmus_model::{HostName, HostPattern, Locality};
 
 use super::group::Group;
 use super::name::Name;
 use super::shared::Shared;
-use crate::access::Access;
-use crate::config::settings::{self, Balance, Ejection, Scope, ServiceTimeouts, Side, Target};
+use crate::config::settings::{self, Balance, Ejection, Scope, ServiceTimeouts, Side, Target, TlsMode};
 use crate::endpoint::{EndpointState, ServiceState};
 use crate::socket::Millis;
 
@@ -68,7 +68,7 @@ struct ServiceExtras {
     /// Endpoint candidates, if the result may change: with name resolution, or with this gateway's own addresses.
     candidates: Box<[Candidate]>,
     further: Box<[Group]>,
-    /// Set where its TLS ends here.
+    ends_tls: bool,
     access: Option<Arc<Access>>,
 }
 
@@ -154,7 +154,8 @@ impl ServiceBuilder<'_> {
         let more = ServiceExtras {
             aliases: settings.aliases.clone().into(),
             instances: instances.filter(|traits| traits.has_names()).cloned().collect(),
-            access: settings.door().map(|door| Arc::new(Access::new(&door.access))),
+            ends_tls: settings.tls_mode() == TlsMode::Terminate,
+            access: access(settings),
             ..ServiceExtras::default()
         };
         self.resolve((settings.host.clone(), settings.port, rules), more, candidates, before)
@@ -166,6 +167,7 @@ impl ServiceBuilder<'_> {
         let lasting = ServiceExtras {
             aliases: service.aliases().into(),
             instances: more.map(|more| more.instances.clone()).unwrap_or_default(),
+            ends_tls: service.ends_tls(),
             access: service.access().cloned(),
             ..ServiceExtras::default()
         };
@@ -224,6 +226,11 @@ impl ServiceBuilder<'_> {
     }
 }
 
+/// The rules of a service. [`crate::config`] has refused those that cannot be enforced.
+fn access(settings: &settings::Service) -> Option<Arc<Access>> {
+    settings.access_alone().unwrap_or_else(|_| Some(Access::closed())).map(Arc::new)
+}
+
 fn addresses(target: &Target, resolved: &Resolved) -> Vec<SocketAddr> {
     match target {
         Target::Address(address) => vec![*address],
@@ -247,7 +254,12 @@ impl Service {
         self.more.as_ref().map(|more| &more.aliases[..]).unwrap_or_default()
     }
 
-    /// Returns who may use it, if its TLS ends here.
+    /// Whether its clients' TLS ends here.
+    pub(crate) fn ends_tls(&self) -> bool {
+        self.more.as_ref().is_some_and(|more| more.ends_tls)
+    }
+
+    /// Returns who may use it; none: everybody, unless its TLS ends here.
     pub(crate) fn access(&self) -> Option<&Arc<Access>> {
         self.more.as_ref().and_then(|more| more.access.as_ref())
     }

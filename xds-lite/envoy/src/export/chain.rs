@@ -14,7 +14,7 @@ use isthmus_model::services::Balance;
 use isthmus_model::slice::{Endpoint, Offer, Port};
 
 use super::encode::{assignment, cluster};
-use super::exposure::{is_named, is_offered, serves, speaks_tls};
+use super::exposure::{is_named, is_offered, serves, unserved};
 use super::grpc::unfit;
 
 /// One of Envoy's clusters, and its chain.
@@ -60,9 +60,9 @@ pub(super) fn upstreams(
 ) -> (Vec<Upstream>, Vec<String>) {
     let (mut found, mut wrong) = (Vec::new(), Vec::new());
     for port in offer.ports.iter().filter(|port| is_offered(offer, port, gateways)) {
-        if !speaks_tls(port) {
+        if let Some(why) = unserved(port) {
             wrong.push(format!(
-                "{host} port {} is left out of Envoy's tables: its endpoints do not speak TLS, and stock Envoys only pass TLS through; use isthmus-gateway for it",
+                "{host} port {} is left out of Envoy's tables: {why}; use isthmus-gateway for it",
                 port.number
             ));
             continue;

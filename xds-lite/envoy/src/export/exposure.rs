@@ -8,9 +8,15 @@ pub(super) fn is_offered(offer: &Offer, port: &Port, gateways: &[String]) -> boo
     port.exported && is_open
 }
 
-/// Whether passthrough can serve a port; one without TLS needs a gateway that terminates it.
-pub(super) fn speaks_tls(port: &Port) -> bool {
-    port.tls != Tls::Terminated
+/// Why an Envoy cannot serve a port, if so.
+pub(super) fn unserved(port: &Port) -> Option<&'static str> {
+    if port.tls == Tls::Terminated {
+        Some("its endpoints do not speak TLS, and stock Envoys only pass TLS through")
+    } else if port.access.restricts() {
+        Some("it has rules for callers, which stock Envoys are not given")
+    } else {
+        None
+    }
 }
 
 /// Whether an endpoint of a port serves connections of other clusters.

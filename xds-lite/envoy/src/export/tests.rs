@@ -4,6 +4,7 @@ use bytes::Bytes;
 use prost::Message as _;
 
 use super::*;
+use isthmus_model::access::Access;
 use isthmus_model::host::HostName;
 use isthmus_model::locality::Locality;
 use isthmus_model::services::Balance;
@@ -271,6 +272,8 @@ fn unsupported_ports_and_endpoints_are_left_out_and_reported() {
     let adapter = adapter();
     let mut plain = simple("east/plain.b", "10.0.0.1:443");
     plain.offer.as_mut().unwrap().ports[0].tls = Tls::Terminated;
+    let mut guarded = simple("east/guarded.b", "10.0.0.1:443");
+    guarded.offer.as_mut().unwrap().ports[0].access = Access::closed();
     let mut mixed = simple("east/mixed.b", "10.0.0.1:443");
     let endpoints = &mut mixed.offer.as_mut().unwrap().ports[0].endpoints;
     endpoints.extend([endpoint("vm.example:443"), endpoint("10.0.0.2:443")]);
@@ -282,7 +285,7 @@ fn unsupported_ports_and_endpoints_are_left_out_and_reported() {
     let mut second = port(444, vec![]);
     second.default_port = false;
     suffix.offer.as_mut().unwrap().ports.push(second);
-    adapter.change(&[plain, mixed, suffix]);
+    adapter.change(&[plain, guarded, mixed, suffix]);
     assert_eq!(names(&adapter, CLUSTER), ["outbound_.443_._.*.apps", "outbound_.443_._.mixed.b"]);
     assert!(is_led(&adapter, "outbound_.443_._.*.apps", &["*.apps"]));
     let left =
@@ -291,6 +294,7 @@ fn unsupported_ports_and_endpoints_are_left_out_and_reported() {
     let problems = adapter.problems().join("\n");
     for said in [
         "plain.b port 443 is left out",
+        "guarded.b port 443 is left out of Envoy's tables: it has rules for callers",
         "endpoint vm.example:443 is left out",
         "endpoint 10.0.0.99:15443 is left out",
         "*.apps port 444 is left out",

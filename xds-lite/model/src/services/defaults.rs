@@ -11,6 +11,9 @@ pub const PORT: u16 = 443;
 pub(super) const WEIGHT: u32 = 1;
 pub(super) const WEIGHTS: Range = (0, 65_535);
 
+/// Identities of the endpoints of one service.
+pub(super) const MAX_IDENTITIES: usize = 64;
+
 /// The range of a connection limit.
 pub const CONNECTION_COUNTS: Range = (1, 10_000_000);
 

@@ -13,9 +13,11 @@ use std::fmt;
 use std::time::Duration;
 
 use ipnet::IpNet;
+use isthmus_certs::SpiffeId;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::access::{Access, AccessError, AccessRules, Scopes};
 use crate::host::{HostName, HostPattern};
 use crate::locality::Locality;
 
@@ -23,9 +25,9 @@ use super::address::Target;
 use super::units;
 
 pub use resolve::{Refusal, timeouts};
-pub use scope::{ExportMeta, Named, RemoteGateway, Scope, Staleness};
+pub use scope::{ClientCertificate, ExportMeta, Named, RemoteGateway, Scope, Staleness};
 pub use table::{Entry, Table};
-pub use tls::{Access, ServiceTls, Terminate};
+pub use tls::{CertificateFiles, ServiceTls};
 
 /// One service: a host, a port, and its endpoints.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -58,16 +60,52 @@ pub struct Service {
     pub exposed: bool,
     /// Metadata for the agent only; `None` where nothing is set.
     pub about: Option<Box<ExportMeta>>,
-    /// How a gateway begins or ends TLS for it; `None` where it only passes TLS on.
+    /// How a gateway begins or ends TLS for it, and who may connect; `None` where TLS passes through for everybody.
     #[serde(flatten, skip_serializing_if = "Option::is_none")]
     pub tls: Option<Box<ServiceTls>>,
 }
 
 impl Service {
-    /// Its door, if a gateway ends its TLS.
+    /// Who speaks TLS with its clients.
     #[must_use]
-    pub fn door(&self) -> Option<&Terminate> {
-        self.tls.as_ref().and_then(|tls| tls.terminate.as_ref())
+    pub fn tls_mode(&self) -> TlsMode {
+        self.tls.as_ref().map(|tls| tls.mode).unwrap_or_default()
+    }
+
+    /// The identities of its endpoints. Empty: TLS cannot be originated to it.
+    #[must_use]
+    pub fn identities(&self) -> &[SpiffeId] {
+        self.tls.as_ref().map(|tls| tls.identities.as_slice()).unwrap_or_default()
+    }
+
+    /// Its own rules for callers, if any are written.
+    #[must_use]
+    pub fn access(&self) -> Option<&AccessRules> {
+        self.tls.as_ref().and_then(|tls| tls.access.as_ref())
+    }
+
+    /// The access that its own rules make where no wider scope is known; `None`: everybody may connect.
+    ///
+    /// # Errors
+    /// The rules are too large, or ask for the own trust domain.
+    pub fn access_alone(&self) -> Result<Option<Access>, AccessError> {
+        let (service, mode) = (self.access(), self.tls_mode());
+        if service.is_none() && mode == TlsMode::Passthrough {
+            return Ok(None);
+        }
+        Scopes { own: None, cluster: None, workspaces: &[], namespace: None, service }.access(mode).map(Some)
+    }
+
+    /// How it is known that its endpoints require a client certificate.
+    #[must_use]
+    pub fn client_certificate(&self) -> ClientCertificate {
+        self.about.as_ref().map_or_else(ClientCertificate::default, |about| about.client_certificate)
+    }
+
+    /// Whether its endpoints are exported without a check that they require a client certificate.
+    #[must_use]
+    pub fn skips_mtls_check(&self) -> bool {
+        self.client_certificate() != ClientCertificate::Probed
     }
 
     /// Whether VMs may register themselves for it.
@@ -75,6 +113,18 @@ impl Service {
     pub fn takes_registrations(&self) -> bool {
         self.about.as_ref().is_some_and(|about| about.registered)
     }
+}
+
+/// Who speaks TLS with the client.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+#[schemars(inline)]
+pub enum TlsMode {
+    /// The endpoints.
+    #[default]
+    Passthrough,
+    /// The gateway, which passes plaintext to the endpoints.
+    Terminate,
 }
 
 /// How an endpoint is chosen among the healthy ones.

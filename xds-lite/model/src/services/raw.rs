@@ -6,14 +6,16 @@ use std::collections::BTreeMap;
 use schemars::JsonSchema;
 use serde::Deserialize;
 
-use crate::address::{Cidr, Host, Label, SpiffeName, TargetAddress};
+use crate::access;
+use crate::address::{Cidr, Host, Label, TargetAddress};
 use crate::at::{At, Spot};
+use crate::identity::Identity;
 use crate::locality::Locality;
 use crate::units::{Count, CountOrOff, Time, TimeOrOff};
 use crate::values::PORTS;
 
-use super::scope::StaleRule;
-use super::{Balance, defaults};
+use super::scope::{ClientCertificate, StaleRule};
+use super::{Balance, TlsMode, defaults};
 
 /// One service: a host, a port, and its endpoints. It always answers to `outbound_.PORT_._.HOST`; and to
 /// HOST, its aliases and `INSTANCE.HOST` if the host has one entry in the file or `sni_port` names this port.
@@ -55,9 +57,13 @@ pub struct Service {
     pub(super) namespace: Option<At<Label>>,
     /// Labels that the exports of an agent select by. Default: none.
     pub(super) labels: Option<BTreeMap<String, String>>,
-    /// Export it even though its endpoints accept clients without a certificate.
+    /// How the agent knows that the endpoints require a client certificate, before it exports them: it checks by a
+    /// handshake (`probed`), the file says so (`declared`), or they require none (`none`).
+    #[schemars(extend("default" = "probed"))]
+    pub(super) client_certificate: Option<At<ClientCertificate>>,
+    /// Older name of `client_certificate: none`.
     #[schemars(extend("default" = false))]
-    pub(super) allow_unauthenticated: Option<bool>,
+    pub(super) allow_unauthenticated: Option<At<bool>>,
     /// Merge it with the same host of other clusters that also set this.
     #[schemars(extend("default" = false))]
     pub(super) merge: Option<bool>,
@@ -70,17 +76,17 @@ pub struct Service {
     pub(super) registered: Option<bool>,
     /// The identities of its endpoints: a gateway that begins TLS for an application (a listener with `mode: originate`)
     /// accepts no other server. Default: none, and nobody can originate to it.
-    pub(super) identities: Option<Vec<At<SpiffeName>>>,
+    pub(super) identities: Option<Vec<At<Identity>>>,
     /// `terminate`: the gateway ends the TLS of clients, whose certificate it requires, and passes plaintext to the
-    /// endpoints. `passthrough` passes TLS on as it is.
+    /// endpoints; nobody may connect unless `access` allows it. `passthrough` passes TLS on as it is.
     #[schemars(extend("default" = "passthrough"))]
-    pub(super) tls: Option<TlsMode>,
+    pub(super) tls: Option<At<TlsMode>>,
     /// With `tls: terminate`: the service's certificate chain, leaf first, PEM.
     pub(super) certificate: Option<At<String>>,
     /// With `tls: terminate`: the certificate's private key, PEM.
     pub(super) key: Option<At<String>>,
-    /// With `tls: terminate`: the clients that may use the service. Default: none may.
-    pub(super) access: Option<At<Access>>,
+    /// Who may connect. Default: with `tls: terminate` nobody, otherwise everybody.
+    pub(super) access: Option<Box<At<access::raw::Access>>>,
     /// The endpoints. Default: none, and connections are refused with `no_endpoint`.
     pub(super) endpoints: Option<Vec<At<Endpoint>>>,
 }
@@ -88,39 +94,17 @@ pub struct Service {
 impl Service {
     /// Returns the first key that only a gateway's own file may have so far.
     pub(crate) fn gateway_key(&self) -> Option<(&'static str, Spot)> {
-        let identities = self.identities.as_ref().and_then(|ids| ids.first()).map(|id| id.spot);
         let spot = |text: &Option<At<String>>| text.as_ref().map(|text| text.spot);
+        let terminate = self.tls.as_ref().filter(|tls| tls.value == TlsMode::Terminate);
         [
-            ("identities", identities),
             ("certificate", spot(&self.certificate)),
             ("key", spot(&self.key)),
             ("access", self.access.as_ref().map(|access| access.spot)),
-            ("tls", self.tls.and(self.host.as_ref()).map(|host| host.spot)),
+            ("tls", terminate.map(|tls| tls.spot)),
         ]
         .into_iter()
         .find_map(|(key, spot)| Some((key, spot?)))
     }
-}
-
-/// Where TLS ends.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-#[schemars(inline)]
-pub(super) enum TlsMode {
-    /// At the endpoint.
-    Passthrough,
-    /// At the gateway.
-    Terminate,
-}
-
-/// The clients that may use a service, by identity.
-#[derive(Debug, Default, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub(super) struct Access {
-    /// Identities that may use it. Default: none.
-    pub(super) allow: Option<Vec<At<SpiffeName>>>,
-    /// Identities that may not, whatever allows them. Default: none.
-    pub(super) deny: Option<Vec<At<SpiffeName>>>,
 }
 
 /// Whether endpoints get a PROXY header.

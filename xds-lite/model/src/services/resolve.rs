@@ -11,7 +11,7 @@ use crate::problem::{Place, Quoted, Report};
 use crate::values::Zero;
 
 use super::table::Entry;
-use super::{Endpoint, ExportMeta, Scope, Service, ServiceTimeouts, defaults, raw, tls};
+use super::{ClientCertificate, Endpoint, ExportMeta, Scope, Service, ServiceTimeouts, defaults, raw, tls};
 
 /// Why no endpoint may have an address.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -83,12 +83,25 @@ fn about(report: &mut Report, place: Place<'_>, raw: &raw::Service) -> Option<Bo
             .value(raw.namespace.as_ref(), place.key("namespace"))
             .map(|namespace| namespace.as_str().to_owned()),
         labels: raw.labels.clone().unwrap_or_default(),
-        allow_unauthenticated: raw.allow_unauthenticated.unwrap_or_default(),
+        client_certificate: client_certificate(report, place, raw),
         merge: raw.merge.unwrap_or_default(),
         staleness: report.value(raw.stale.as_ref(), place.key("stale")).unwrap_or_default(),
         registered: raw.registered.unwrap_or_default(),
     };
     (about != ExportMeta::default()).then(|| Box::new(about))
+}
+
+fn client_certificate(report: &mut Report, place: Place<'_>, raw: &raw::Service) -> ClientCertificate {
+    match (&raw.client_certificate, &raw.allow_unauthenticated) {
+        (Some(set), Some(older)) if older.value != (set.value == ClientCertificate::None) => {
+            let what = format_args!("{place}: client_certificate contradicts allow_unauthenticated");
+            report.add(older.spot, what, "remove allow_unauthenticated, the older key");
+            ClientCertificate::Probed
+        }
+        (Some(set), _) => set.value,
+        (None, Some(older)) if older.value => ClientCertificate::None,
+        (None, _) => ClientCertificate::Probed,
+    }
 }
 
 /// The deadlines that a mapping sets, with the general ones for the rest.

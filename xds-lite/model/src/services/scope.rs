@@ -22,14 +22,28 @@ pub struct ExportMeta {
     pub namespace: Option<String>,
     /// Labels that exports select by.
     pub labels: BTreeMap<String, String>,
-    /// Whether to export it even though its endpoints accept clients without a certificate.
-    pub allow_unauthenticated: bool,
+    /// How it is known that its endpoints require a client certificate.
+    pub client_certificate: ClientCertificate,
     /// Whether it merges with the same host of other clusters that also set this.
     pub merge: bool,
     /// What others do with it while its cluster is unreachable.
     pub staleness: Staleness,
     /// Whether VMs may register themselves for it.
     pub registered: bool,
+}
+
+/// How the agent knows that endpoints require a client certificate.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+#[schemars(inline)]
+pub enum ClientCertificate {
+    /// It checks each by a handshake.
+    #[default]
+    Probed,
+    /// The service's file says so; the handshake does not show it.
+    Declared,
+    /// They require none, and are exported all the same.
+    None,
 }
 
 /// The connections that an endpoint accepts.

@@ -11,7 +11,7 @@ use crate::problem::Report;
 use crate::units::Scalar;
 
 use super::resolve::{self, Refusal};
-use super::{Service, ServiceTimeouts, names, raw};
+use super::{Service, ServiceTimeouts, TlsMode, names, raw};
 
 /// A resolved service.
 #[derive(Debug)]
@@ -24,6 +24,12 @@ pub struct Entry<'a> {
 }
 
 impl Entry<'_> {
+    /// The place of its rules for callers in the file.
+    #[must_use]
+    pub fn access_spot(&self) -> Spot {
+        self.raw.value.access.as_ref().map_or(self.raw.spot, |access| access.spot)
+    }
+
     /// The place of its host in the file.
     pub(super) fn host_spot(&self) -> Spot {
         self.raw.value.host.as_ref().map_or(self.raw.spot, |host| host.spot)
@@ -70,13 +76,20 @@ impl<'a> Table<'a> {
     /// Whether a gateway ends the TLS of the service at a position of the file.
     #[must_use]
     pub fn is_terminated(&self, index: usize) -> bool {
-        self.entries.iter().any(|entry| entry.index == index && entry.service.door().is_some())
+        self.entries
+            .iter()
+            .any(|entry| entry.index == index && entry.service.tls_mode() == TlsMode::Terminate)
     }
 
     /// The place of the first service whose TLS a gateway ends.
     #[must_use]
     pub fn first_terminated(&self) -> Option<Spot> {
-        self.entries.iter().find(|entry| entry.service.door().is_some()).map(Entry::host_spot)
+        self.entries.iter().find(|entry| entry.service.tls_mode() == TlsMode::Terminate).map(Entry::host_spot)
+    }
+
+    /// All entries, in the file's order.
+    pub fn entries(&self) -> impl Iterator<Item = &Entry<'a>> {
+        self.entries.iter()
     }
 
     /// All services, in the file's order.

@@ -1,45 +1,54 @@
-//! How a gateway begins or ends TLS for a service: the identities of its endpoints, and its own door. Keys are not read
-//! here.
+//! How a gateway begins or ends TLS for a service, and who may connect: the identities of its endpoints, its own
+//! certificate, and its rules. Certificates and keys are not read here.
 
 use std::path::PathBuf;
 
 use isthmus_certs::SpiffeId;
 use serde::Serialize;
 
+use crate::access::{self, AccessRules};
 use crate::at::At;
 use crate::problem::{Place, Report};
 
-use super::raw;
+use super::{TlsMode, defaults, raw};
 
-/// TLS of a gateway's own for a service.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+/// TLS of a gateway's own for a service, and the rules for its callers.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct ServiceTls {
+    /// Who speaks TLS with the client.
+    #[serde(rename = "tls")]
+    pub mode: TlsMode,
     /// The identities of its endpoints; a server with another one gets no byte.
     pub identities: Vec<SpiffeId>,
-    /// Set where the gateway ends TLS itself.
+    /// Its certificate, where the gateway ends its TLS.
     #[serde(flatten)]
-    pub terminate: Option<Terminate>,
+    pub files: Option<CertificateFiles>,
+    /// Its own rules for callers; `None` where nothing is written.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub access: Option<AccessRules>,
 }
 
-/// The door of a service that does not speak TLS itself.
+impl ServiceTls {
+    /// Takes over what it does not set itself.
+    pub fn keep_from(&mut self, other: &ServiceTls) {
+        if other.mode == TlsMode::Terminate {
+            self.mode = other.mode;
+        }
+        if self.identities.is_empty() {
+            self.identities.clone_from(&other.identities);
+        }
+        self.files = self.files.take().or_else(|| other.files.clone());
+        self.access = self.access.take().or_else(|| other.access.clone());
+    }
+}
+
+/// The files of a certificate.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-#[serde(tag = "tls", rename = "terminate")]
-pub struct Terminate {
-    /// The file with its certificate chain.
+pub struct CertificateFiles {
+    /// The certificate chain.
     pub certificate: PathBuf,
-    /// The file with the key.
+    /// The key.
     pub key: PathBuf,
-    /// Who may enter.
-    pub access: Access,
-}
-
-/// The clients that may use a service.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
-pub struct Access {
-    /// Identities that may.
-    pub allow: Vec<SpiffeId>,
-    /// Identities that may not.
-    pub deny: Vec<SpiffeId>,
 }
 
 /// Resolves the keys of a service; `None` if none is set.
@@ -49,27 +58,33 @@ pub(super) fn resolve(
     whole: &At<raw::Service>,
 ) -> Option<Box<ServiceTls>> {
     let raw = &whole.value;
-    let identities = report.values(raw.identities.as_ref(), place.key("identities"));
-    let terminate = if raw.tls == Some(raw::TlsMode::Terminate) {
-        Some(terminate(report, place, whole)?)
-    } else {
-        let spot = |text: &Option<At<String>>| text.as_ref().map(|text| text.spot);
-        let others = [
-            ("certificate", spot(&raw.certificate)),
-            ("key", spot(&raw.key)),
-            ("access", raw.access.as_ref().map(|access| access.spot)),
-        ];
-        for (key, spot) in others.into_iter().filter_map(|(key, spot)| Some((key, spot?))) {
-            let what = format_args!("{}: has no effect without 'tls: terminate'", place.key(key));
-            report.add(spot, what, "add 'tls: terminate', or remove it");
-        }
-        None
+    let mode = raw.tls.as_ref().map(|tls| tls.value).unwrap_or_default();
+    let tls = ServiceTls {
+        mode,
+        identities: identities(report, place, raw),
+        files: match mode {
+            TlsMode::Terminate => files(report, place, whole),
+            TlsMode::Passthrough => {
+                without_door(report, place, raw);
+                None
+            }
+        },
+        access: access(report, place, raw, mode),
     };
-    (terminate.is_some() || !identities.is_empty()).then(|| Box::new(ServiceTls { identities, terminate }))
+    (tls != ServiceTls::default()).then(|| Box::new(tls))
 }
 
-fn terminate(report: &mut Report, place: Place<'_>, whole: &At<raw::Service>) -> Option<Terminate> {
-    let raw = &whole.value;
+fn identities(report: &mut Report, place: Place<'_>, raw: &raw::Service) -> Vec<SpiffeId> {
+    let place = place.key("identities");
+    if let Some(first) = raw.identities.as_ref().and_then(|list| list.get(defaults::MAX_IDENTITIES)) {
+        let what = format_args!("{place}: has more than {} values", defaults::MAX_IDENTITIES);
+        report.add(first.spot, what, "remove some: the endpoints of a service share few identities");
+        return Vec::new();
+    }
+    report.values(raw.identities.as_ref(), place)
+}
+
+fn files(report: &mut Report, place: Place<'_>, whole: &At<raw::Service>) -> Option<CertificateFiles> {
     let mut file = |key, text: &Option<At<String>>| {
         if text.is_none() {
             let what = format_args!("{place} has tls: terminate but no {key}");
@@ -77,13 +92,28 @@ fn terminate(report: &mut Report, place: Place<'_>, whole: &At<raw::Service>) ->
         }
         text.as_ref().map(|text| PathBuf::from(&text.value))
     };
-    let (certificate, key) = (file("certificate", &raw.certificate), file("key", &raw.key));
-    let written = raw.access.as_ref().map(|access| &access.value);
+    let (certificate, key) = (file("certificate", &whole.value.certificate), file("key", &whole.value.key));
+    Some(CertificateFiles { certificate: certificate?, key: key? })
+}
+
+fn without_door(report: &mut Report, place: Place<'_>, raw: &raw::Service) {
+    for (key, file) in [("certificate", &raw.certificate), ("key", &raw.key)] {
+        let Some(file) = file else { continue };
+        let what = format_args!("{}: has no effect without 'tls: terminate'", place.key(key));
+        report.add(file.spot, what, "add 'tls: terminate', or remove it");
+    }
+}
+
+fn access(report: &mut Report, place: Place<'_>, raw: &raw::Service, mode: TlsMode) -> Option<AccessRules> {
+    let written = raw.access.as_deref()?;
     let place = place.key("access");
-    let mut ids = |key, list: Option<&Vec<_>>| report.values(list, place.key(key));
-    let access = Access {
-        allow: ids("allow", written.and_then(|access| access.allow.as_ref())),
-        deny: ids("deny", written.and_then(|access| access.deny.as_ref())),
-    };
-    Some(Terminate { certificate: certificate?, key: key?, access })
+    let rules = access::rules(report, place, &written.value);
+    if rules.asks_for_identity() && mode == TlsMode::Passthrough && !rules.advisory {
+        report.add(
+            written.spot,
+            format_args!("{place}: has rules about identities, which nobody sees where TLS passes through"),
+            "add 'tls: terminate' to the service, or 'advisory: true' here for gateways that originate TLS alone",
+        );
+    }
+    Some(rules)
 }

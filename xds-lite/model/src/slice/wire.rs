@@ -1,6 +1,7 @@
 //! Encodes slices as messages and decodes them. An unknown setting refuses only its slice; every list and
 //! text is bounded.
 
+mod access;
 mod words;
 
 use std::collections::HashSet;
@@ -12,6 +13,7 @@ use prost::Message as _;
 use sha2::{Digest as _, Sha256};
 
 use super::{Cluster, Endpoint, Gateway, Health, Instance, Key, Offer, Order, Port, Ready, Slice, Staleness};
+use crate::access::Access;
 use crate::address::{Ranges, Target};
 use crate::host::{HostName, HostPattern};
 use crate::locality::Locality;
@@ -93,6 +95,9 @@ impl Slice {
         if let Some(offer) = &self.offer {
             message.network.clone_from(&offer.network);
             message.aliases = texts(&offer.aliases);
+            if offer.ports.iter().any(|port| port.access.restricts()) {
+                message.requires.push(access::WORD.to_owned());
+            }
             message.ports = offer.ports.iter().map(Port::to_message).collect();
             message.gateways = offer.gateways.iter().map(Gateway::to_message).collect();
             message.staleness = Some(offer.staleness.to_message());
@@ -104,7 +109,7 @@ impl Slice {
     }
 
     fn from_message(message: pb::ServiceSlice) -> Result<Slice> {
-        if let Some(word) = message.requires.first() {
+        if let Some(word) = message.requires.iter().find(|word| *word != access::WORD) {
             return Err(WireError::Requires(word.chars().take(64).collect()));
         }
         let cluster = message.cluster.parse::<Cluster>().or_else(|error| wrong("cluster", error))?;
@@ -170,6 +175,8 @@ impl Port {
             ready: self.ready.iter().map(Ready::to_message).collect(),
             timeouts: Some(timeouts_message(&self.timeouts)),
             exported: self.exported,
+            access: (self.access != Access::open()).then(|| self.access.to_message()),
+            identities: texts(&self.identities),
         }
     }
 
@@ -185,10 +192,12 @@ impl Port {
         let endpoints = each("endpoints", message.endpoints, Endpoint::from_message)?;
         unique("endpoints", endpoints.iter().map(|endpoint| &endpoint.address))?;
         unique("endpoints", endpoints.iter().filter_map(|endpoint| endpoint.instance.as_ref()))?;
+        let tls = tls(message.tls)?.map_or_else(|| wrong("tls", "must be set"), Ok)?;
+        bounded("identities", message.identities.len(), MAX_LIST)?;
         Ok(Port {
             number: port_number(message.number)?,
             default_port: message.bare,
-            tls: tls(message.tls)?.map_or_else(|| wrong("tls", "must be set"), Ok)?,
+            tls,
             alpn: message.alpn,
             sources: sources.or_else(|error: ipnet::AddrParseError| wrong("sources", error))?,
             balance: balance(message.balance)?,
@@ -198,6 +207,10 @@ impl Port {
             ready: each("ready", message.ready, Ready::from_message)?,
             timeouts: timeouts(message.timeouts)?,
             exported: message.exported,
+            access: Access::of_port(message.access, tls)?,
+            identities: each("identities", message.identities, |id| {
+                SpiffeId::parse(&id).or_else(|error| wrong("identity", error))
+            })?,
         })
     }
 }

@@ -35,7 +35,7 @@ pub struct ServiceSlice {
     #[prost(bool, tag = "11")]
     pub merge: bool,
     /// What a receiver must understand to read this rightly, in words that later versions add. One that does
-    /// not know a word refuses the slice: unknown never means wider access.
+    /// not know a word refuses the slice: unknown never means wider access. "access": `Port.access` refuses somebody.
     #[prost(string, repeated, tag = "12")]
     pub requires: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
     /// To the owner's own gateways: the names of those on which it is open to other clusters; none is all.
@@ -79,6 +79,46 @@ pub struct Port {
     /// Other clusters may name it.
     #[prost(bool, tag = "12")]
     pub exported: bool,
+    /// Who may connect. Missing: everybody, but nobody where TLS is terminated.
+    #[prost(message, optional, tag = "13")]
+    pub access: ::core::option::Option<Access>,
+    /// The SPIFFE IDs of its endpoints, one of which they must prove to who originates TLS towards them; none: nobody
+    /// may originate. All are of the owner's trust domains.
+    #[prost(string, repeated, tag = "14")]
+    pub identities: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+}
+/// The rules of all scopes for one port, as far as they concern the receiver. Any deny refuses; then any allow admits.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct Access {
+    /// Of a caller that no rule matches.
+    #[prost(enumeration = "Unmatched", tag = "1")]
+    pub unmatched: i32,
+    #[prost(message, repeated, tag = "2")]
+    pub allow: ::prost::alloc::vec::Vec<AccessRule>,
+    #[prost(message, repeated, tag = "3")]
+    pub deny: ::prost::alloc::vec::Vec<AccessRule>,
+}
+/// Matches a caller that meets every condition.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct AccessRule {
+    #[prost(enumeration = "RuleScope", tag = "1")]
+    pub scope: i32,
+    /// Of the namespace or workspace.
+    #[prost(string, tag = "2")]
+    pub scope_name: ::prost::alloc::string::String,
+    /// For audit logs, such as "allow\[0\]".
+    #[prost(string, tag = "3")]
+    pub name: ::prost::alloc::string::String,
+    /// SPIFFE IDs, or with "/*" all under whole segments; none is no condition, here and below.
+    #[prost(string, repeated, tag = "4")]
+    pub identities: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    #[prost(string, repeated, tag = "5")]
+    pub sources: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    #[prost(uint32, repeated, tag = "6")]
+    pub ports: ::prost::alloc::vec::Vec<u32>,
+    /// Reported, decides nothing.
+    #[prost(bool, tag = "7")]
+    pub dry_run: bool,
 }
 /// In milliseconds; 0 is no limit, except for the first two, where it is refused.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
@@ -179,6 +219,74 @@ pub mod staleness {
         /// Keep what answers a probe.
         #[prost(bool, tag = "3")]
         Probe(bool),
+    }
+}
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum Unmatched {
+    Unspecified = 0,
+    Allowed = 1,
+    /// Refused where its identity is seen, admitted where TLS passes through.
+    DeniedIfSeen = 2,
+    Denied = 3,
+}
+impl Unmatched {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "UNMATCHED_UNSPECIFIED",
+            Self::Allowed => "UNMATCHED_ALLOWED",
+            Self::DeniedIfSeen => "UNMATCHED_DENIED_IF_SEEN",
+            Self::Denied => "UNMATCHED_DENIED",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "UNMATCHED_UNSPECIFIED" => Some(Self::Unspecified),
+            "UNMATCHED_ALLOWED" => Some(Self::Allowed),
+            "UNMATCHED_DENIED_IF_SEEN" => Some(Self::DeniedIfSeen),
+            "UNMATCHED_DENIED" => Some(Self::Denied),
+            _ => None,
+        }
+    }
+}
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum RuleScope {
+    Unspecified = 0,
+    Service = 1,
+    Namespace = 2,
+    Workspace = 3,
+    Cluster = 4,
+}
+impl RuleScope {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "RULE_SCOPE_UNSPECIFIED",
+            Self::Service => "RULE_SCOPE_SERVICE",
+            Self::Namespace => "RULE_SCOPE_NAMESPACE",
+            Self::Workspace => "RULE_SCOPE_WORKSPACE",
+            Self::Cluster => "RULE_SCOPE_CLUSTER",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "RULE_SCOPE_UNSPECIFIED" => Some(Self::Unspecified),
+            "RULE_SCOPE_SERVICE" => Some(Self::Service),
+            "RULE_SCOPE_NAMESPACE" => Some(Self::Namespace),
+            "RULE_SCOPE_WORKSPACE" => Some(Self::Workspace),
+            "RULE_SCOPE_CLUSTER" => Some(Self::Cluster),
+            _ => None,
+        }
     }
 }
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]

@@ -56,9 +56,19 @@ pub static SLICE: Shape = Shape(&[
     part(12, 64),
     part(13, 64),
 ]);
-/// A port: protocols, sources, endpoints, ready counts.
-static PORT: Shape =
-    Shape(&[part(4, 64), part(5, 64), parts(9, 384, &ENDPOINT), parts(10, 192, &READY), part(11, PART)]);
+/// A port: protocols, sources, endpoints, ready counts, access, identities.
+static PORT: Shape = Shape(&[
+    part(4, 64),
+    part(5, 64),
+    parts(9, 384, &ENDPOINT),
+    parts(10, 192, &READY),
+    part(11, PART),
+    parts(13, 128, &ACCESS),
+    part(14, 128),
+]);
+static ACCESS: Shape = Shape(&[parts(2, 256, &RULE), parts(3, 256, &RULE)]);
+/// A rule: scope, name, identities, sources, ports.
+static RULE: Shape = Shape(&[part(2, PART), part(3, PART), part(4, 128), part(5, 64), part(6, 8)]);
 /// An endpoint: address, locality, instance, identity, aliases.
 static ENDPOINT: Shape = Shape(&[part(1, PART), part(2, PART), part(5, PART), part(8, PART), part(10, 64)]);
 static READY: Shape = Shape(&[part(1, PART), parts(3, 96, &INSTANCE)]);

@@ -159,6 +159,10 @@ fn with_what_one_lacks(new: &Service, old: &Service, aliases: Vec<HostPattern>) 
     all.max_connections = all.max_connections.or(old.max_connections);
     all.send_proxy |= old.send_proxy;
     all.about = all.about.or_else(|| old.about.clone());
+    match (&mut all.tls, &old.tls) {
+        (Some(new), Some(old)) => new.keep_from(old),
+        (new, old) => *new = new.take().or_else(|| old.clone()),
+    }
     let addresses: HashSet<_> = new.endpoints.iter().map(|endpoint| &endpoint.address).collect();
     let instances: HashSet<_> =
         new.endpoints.iter().filter_map(|endpoint| endpoint.instance.as_ref()).collect();

@@ -4,6 +4,7 @@
 use std::collections::BTreeSet;
 
 use ipnet::IpNet;
+use isthmus_certs::TrustDomain;
 
 use crate::exports::{covers, namespace_of};
 use isthmus_model::address::{Ranges, Target};
@@ -17,6 +18,8 @@ use super::SliceLimits;
 pub struct Consent {
     /// The peer's cluster.
     pub cluster: Cluster,
+    /// Its trust domain: all identities that its slices promise are of it.
+    pub domain: TrustDomain,
     /// The network of its endpoints, if configured.
     pub network: Option<String>,
     /// Whether reachability allows its services to be known here.
@@ -52,6 +55,7 @@ impl Consent {
                 slice.key.cluster, self.cluster
             ));
         }
+        slice.check_identities(std::slice::from_ref(&self.domain)).map_err(|foreign| foreign.to_string())?;
         let Some(offer) = &slice.offer else { return Ok(()) };
         if let Some(network) = &self.network
             && *network != offer.network

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime};
 
+use isthmus_certs::{SpiffeId, TrustDomain};
 use proptest::prelude::*;
 
 use super::*;
@@ -22,6 +23,7 @@ fn pattern(text: &str) -> HostPattern {
 fn consent(name: &str) -> Consent {
     Consent {
         cluster: cluster(name),
+        domain: TrustDomain::new(&format!("{name}.example")).unwrap(),
         network: Some(format!("{name}-net")),
         is_reachable: true,
         is_near: false,
@@ -85,7 +87,14 @@ fn cluster_offers_its_own_slices_and_permitted_gateways_only() {
         with(good.clone(), |offer| offer.gateways[0].address = address)
     };
     let older = Slice { order: Order { incarnation: 1, revision: 0 }, ..good.clone() };
+    let promising =
+        |id: &str| with(good.clone(), |offer| offer.ports[0].identities = vec![SpiffeId::parse(id).unwrap()]);
     for (from, slice, why) in [
+        (
+            "east",
+            promising("spiffe://south.example/ns/shop/sa/a"),
+            "which is of no trust domain of cluster east",
+        ),
         ("south", good.clone(), "may publish only its own slices"),
         ("west", good.clone(), "unknown cluster"),
         ("east", gateway("198.51.100.1:15443"), "which `imports` does not allow for east"),
@@ -101,6 +110,9 @@ fn cluster_offers_its_own_slices_and_permitted_gateways_only() {
     assert!(other_name.contains("is the slice of east/a.shop"), "{other_name}");
     assert!(imports.restore(&cluster("east"), "east/x.shop", b"\xff\xff").is_err());
     held(&imports, "east/a.shop", "");
+    let promised = promising("spiffe://east.example/ns/shop/sa/a");
+    let newer = Slice { order: Order { incarnation: 1, revision: 2 }, ..promised };
+    take(&mut imports, "east", &newer).unwrap();
 }
 
 #[test]

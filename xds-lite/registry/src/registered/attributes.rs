@@ -4,10 +4,11 @@
 use isthmus_model::services::{ExportMeta, Service};
 
 /// Service keys that control access: not allowed in a registration.
-pub(super) const OF_FILES: [&str; 10] = [
+pub(super) const OF_FILES: [&str; 11] = [
     "access",
     "allow_unauthenticated",
     "certificate",
+    "client_certificate",
     "identities",
     "key",
     "labels",

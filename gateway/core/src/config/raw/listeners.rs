@@ -1,7 +1,8 @@
 //! Defines `listeners:` as written.
 
-use isthmus_model::address::{Cidr, Host, ListenAddress, SpiffeName};
+use isthmus_model::address::{Cidr, Host, ListenAddress};
 use isthmus_model::at::At;
+use isthmus_model::identity::Identity;
 use isthmus_model::units::Count;
 use schemars::JsonSchema;
 use serde::Deserialize;
@@ -35,7 +36,7 @@ pub(crate) struct Listener {
     #[schemars(extend("minimum" = isthmus_model::values::PORTS.0, "maximum" = isthmus_model::values::PORTS.1))]
     pub(crate) port: Option<At<Count>>,
     /// With `mode: originate`: the identity of every caller. Instead of `callers`.
-    pub(crate) identity: Option<At<SpiffeName>>,
+    pub(crate) identity: Option<At<Identity>>,
     /// With `identity`: the sources that have it. Default on a loopback address: loopback; otherwise required.
     pub(crate) sources: Option<Vec<At<Cidr>>>,
     /// With `identity`: its certificate chain, leaf first, PEM.
@@ -73,7 +74,7 @@ pub(crate) struct Caller {
     pub(crate) sources: Option<Vec<At<Cidr>>>,
     /// Their identity.
     #[schemars(required)]
-    pub(crate) identity: Option<At<SpiffeName>>,
+    pub(crate) identity: Option<At<Identity>>,
     /// The identity's certificate chain, leaf first, PEM.
     #[schemars(required)]
     pub(crate) certificate: Option<At<String>>,

@@ -1,6 +1,7 @@
 //! Turns the raw file into valid settings and reports all problems it finds, not only the first. Parsing is in
 //! [`isthmus_model::yaml`].
 
+mod access;
 mod general;
 mod listeners;
 mod originate;
@@ -32,6 +33,7 @@ pub(crate) fn resolve(report: &mut Report, mut raw: File) -> Option<Settings> {
     let table = Table::new(report, written, &service_timeouts, own_socket);
     let listeners = listeners::listeners(report, &raw, &table);
     originate::check_trust(report, &raw, &table);
+    access::check(report, &table);
     let services = table.into_services().map(Arc::new).collect();
 
     let metrics = raw.metrics.as_ref().and_then(|metrics| metrics.services.as_ref());

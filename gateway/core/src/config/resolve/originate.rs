@@ -9,7 +9,7 @@ use ipnet::IpNet;
 use isthmus_certs::SpiffeId;
 use isthmus_model::at::{At, Spot};
 use isthmus_model::problem::{Place, Quoted, Report};
-use isthmus_model::services::{Service, Table, defaults};
+use isthmus_model::services::{Service, Table, TlsMode, defaults};
 use isthmus_model::units::Scalar as _;
 use isthmus_model::{HostName, HostPattern, sni};
 
@@ -40,8 +40,7 @@ pub(crate) fn resolve(
     let destination = destination(report, place, listener, services);
     let callers = callers(report, place, listener);
     let (service, port, settings) = destination?;
-    let tls = settings.tls.as_deref();
-    if tls.is_none_or(|tls| tls.identities.is_empty() && tls.terminate.is_none()) {
+    if settings.identities().is_empty() && settings.tls_mode() == TlsMode::Passthrough {
         let spot = raw.service.as_ref().map_or(spot, |service| service.spot);
         let what = format_args!(
             "{}: {} port {port} has no identities, so its server cannot be told from another",
@@ -54,7 +53,7 @@ pub(crate) fn resolve(
         service,
         port,
         alpn: settings.alpn.clone(),
-        identities: tls.map(|tls| tls.identities.clone()).unwrap_or_default(),
+        identities: settings.identities().to_vec(),
         callers: callers?,
     }))
 }

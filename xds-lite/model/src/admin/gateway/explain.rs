@@ -42,6 +42,10 @@ pub struct Ends {
     /// The identities that the endpoint may have.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub expects: Option<Vec<String>>,
+    /// What the service's rules say about this caller; absent without rules, and where only the handshake would tell who
+    /// calls.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub access: Option<String>,
     /// `terminate`, if TLS ends at the gateway.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tls: Option<String>,

@@ -92,6 +92,8 @@ fn port(number: u16) -> impl Strategy<Value = Port> {
                 ready,
                 timeouts: ServiceTimeouts::default(),
                 exported: send_proxy,
+                access: Access::unwritten(tls),
+                identities: Vec::new(),
             }
         },
     )
@@ -181,7 +183,7 @@ fn message() -> pb::ServiceSlice {
 #[test]
 fn slice_error_names_its_field() {
     type Change = fn(&mut pb::ServiceSlice);
-    let cases: [(&str, Change); 26] = [
+    let cases: [(&str, Change); 27] = [
         ("requires \"quotas\"", |m| m.requires = vec!["quotas".to_owned()]),
         ("cluster: ", |m| m.cluster = "a/b".to_owned()),
         ("host: ", |m| m.host = "a..b".to_owned()),
@@ -217,6 +219,7 @@ fn slice_error_names_its_field() {
             let again = m.ports[0].endpoints[0].clone();
             m.ports[0].endpoints.push(again);
         }),
+        ("ports[0].identities[0].identity: ", |m| m.ports[0].identities = vec!["spiffe://x/*".to_owned()]),
         ("staleness: ", |m| m.staleness = None),
         ("ports[0].timeouts: ", |m| m.ports[0].timeouts = None),
         ("ports[0].timeouts: ", |m| m.ports[0].timeouts.as_mut().unwrap().connect = 0),
@@ -253,4 +256,63 @@ fn fuzz_slice() {
             }
         }
     });
+}
+
+fn sample() -> Slice {
+    Slice::from_message(message()).unwrap()
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn access_survives_a_round_trip(world in crate::access::tests::world()) {
+        let access = world.enforceable().access().unwrap();
+        prop_assert_eq!(Access::from_message(access.to_message()), Ok(access.clone()));
+        let mut slice = sample();
+        slice.offer.as_mut().unwrap().ports[0].access = access.clone();
+        let read = Slice::decode(&slice.encode()).unwrap();
+        prop_assert_eq!(&read, &slice);
+        let message = pb::ServiceSlice::decode(slice.encode().as_slice()).unwrap();
+        prop_assert_eq!(message.requires == ["access"], access.restricts());
+        prop_assert_eq!(message.requires.is_empty(), !access.restricts());
+    }
+}
+
+#[test]
+fn access_that_contradicts_itself_refuses_its_slice() {
+    let mut message = message();
+    message.ports[0].tls = pb::Tls::Terminated.into();
+    // Nothing said: nobody may connect.
+    let silent = Slice::from_message(message.clone()).unwrap();
+    assert_eq!(silent.offer.unwrap().ports[0].access, Access::closed());
+    message.ports[0].access = Some(Access::open().to_message());
+    let refused = Slice::from_message(message.clone()).unwrap_err().to_string();
+    assert_eq!(refused, "ports[0].access.unmatched: must be denied where TLS is terminated");
+    message.ports[0].access = Some(pb::Access::default());
+    let refused = Slice::from_message(message.clone()).unwrap_err().to_string();
+    assert_eq!(refused, "ports[0].access.unmatched: has an unknown value");
+    let rule = pb::AccessRule { ports: vec![80], ..pb::AccessRule::default() };
+    let denied = pb::Unmatched::Denied.into();
+    message.ports[0].access = Some(pb::Access { unmatched: denied, deny: vec![rule], allow: Vec::new() });
+    let refused = Slice::from_message(message).unwrap_err().to_string();
+    assert_eq!(refused, "ports[0].access.deny[0].scope: has an unknown value");
+}
+
+#[test]
+fn slice_identity_of_another_domain_is_refused() {
+    let east = isthmus_certs::TrustDomain::new("east.example").unwrap();
+    let mut slice = sample();
+    let mut promise = |id: &str| {
+        slice.offer.as_mut().unwrap().ports[0].identities = vec![SpiffeId::parse(id).unwrap()];
+        let read = Slice::decode(&slice.encode()).unwrap();
+        assert_eq!(read, slice);
+        read.check_identities(std::slice::from_ref(&east)).map_err(|error| error.to_string())
+    };
+    assert_eq!(promise("spiffe://east.example/ns/a/sa/b"), Ok(()));
+    let refused = promise("spiffe://west.example/ns/a/sa/b").unwrap_err();
+    assert!(
+        refused.contains("spiffe://west.example/ns/a/sa/b, which is of no trust domain of cluster east"),
+        "{refused}"
+    );
 }

@@ -1,0 +1,10 @@
+//! Answers DNS questions from a table of names: a packet in, a packet out, or the word that somebody else answers.
+//! Pure: no sockets, no clock. Who may ask, and where questions are forwarded, is elsewhere.
+
+mod answer;
+mod message;
+mod table;
+
+pub use answer::{Outcome, answer};
+pub use message::Transport;
+pub use table::{Records, Table};
