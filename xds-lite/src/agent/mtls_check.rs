@@ -22,8 +22,7 @@ const UNCLEAR: &str = "it asked for a client certificate and closed the connecti
                        (as grpcio does; a crash looks the same)";
 
 /// What to do about an endpoint that does not pass the check.
-pub(super) const REMEDY: &str =
-    "set `allow_unauthenticated: true` on the service to export it without this check";
+pub(super) const REMEDY: &str = "set `client_certificate` on the service: `declared` if it requires one after the handshake, `none` if it need not";
 
 /// Runs the checks that are due, until dropped.
 pub(super) async fn run_mtls_checks(own: Arc<OwnServices>) {
