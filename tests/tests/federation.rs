@@ -285,7 +285,7 @@ fn endpoints_without_mtls_are_not_exported() {
         Some(held["why"].to_string()).filter(|why| why.contains("without asking for a client certificate"))
     });
     assert!(
-        why.contains("not_mtls") && why.contains("set `allow_unauthenticated: true` on the service"),
+        why.contains("not_mtls") && why.contains("set `client_certificate` on the service"),
         "{why}"
     );
     assert!(is_unknown(west, HOST) && is_unknown(east_west(&world.east_gateway), HOST));
