@@ -284,10 +284,7 @@ fn endpoints_without_mtls_are_not_exported() {
         let held = status["exports"]["held_back"].as_array()?.iter().find(|held| held["host"] == HOST)?;
         Some(held["why"].to_string()).filter(|why| why.contains("without asking for a client certificate"))
     });
-    assert!(
-        why.contains("not_mtls") && why.contains("set `client_certificate` on the service"),
-        "{why}"
-    );
+    assert!(why.contains("not_mtls") && why.contains("set `client_certificate` on the service"), "{why}");
     assert!(is_unknown(west, HOST) && is_unknown(east_west(&world.east_gateway), HOST));
     world.east.register("details.yaml", &file(good));
     until("west reaches the exported service", || caller.call(west, HOST).is_ok());

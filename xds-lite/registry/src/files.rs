@@ -20,7 +20,7 @@ use isthmus_model::services::Service;
 use isthmus_watch::Written;
 
 use settling::{QUIET, with_what_lacks};
-use tracked::{TrackedFile, fingerprint, read};
+use tracked::{TrackedFile, fingerprint, read, sort_by_host};
 use watcher::{ChangedPaths, Watcher};
 
 pub use found::{Change, Found, Part, Summary};
@@ -227,7 +227,8 @@ impl Files {
                 return true;
             }
             Some(Ok(reading)) => {
-                let counts = with_what_lacks(&held.services, &reading);
+                let mut counts = with_what_lacks(&held.services, &reading);
+                sort_by_host(&mut counts);
                 held.pending = (counts != reading).then_some(Ok(reading));
                 counts
             }
@@ -339,12 +340,7 @@ impl Files {
     fn all_of(&self, host: &HostPattern) -> impl Iterator<Item = (&Path, &Arc<Service>)> {
         let owners = self.owners.get(host).into_iter().flatten();
         let held = owners.filter_map(|path| Some((&**path, self.files.get(path)?)));
-        held.flat_map(move |(path, held)| {
-            held.services
-                .iter()
-                .filter(move |service| service.host == *host)
-                .map(move |service| (path, service))
-        })
+        held.flat_map(move |(path, held)| held.services_of(host).iter().map(move |service| (path, service)))
     }
 }
 
@@ -492,6 +488,21 @@ mod tests {
         assert_eq!(shown(&all), [(1, random), (2, turns)]);
         gone(&mut all, "b.yaml");
         assert_eq!(shown(&all), [(1, turns)]);
+    }
+
+    #[test]
+    fn ports_of_a_host_are_found_wherever_they_stand_in_the_file() {
+        let mut all = Looked::new();
+        all.write(
+            "a.yaml",
+            "services: [{ host: c.d, port: 2 }, { host: a.b, port: 1 }, { host: c.d, port: 1 }, { host: e.f }]",
+        );
+        assert_eq!(all.look(), ["a.b", "c.d", "e.f"]);
+        let ports = |host: &str| -> Vec<_> {
+            all.files.of(&HostPattern::parse(host).unwrap()).iter().map(|service| service.port).collect()
+        };
+        assert_eq!((ports("a.b"), ports("c.d"), ports("e.f")), (vec![1], vec![2, 1], vec![443]));
+        assert_eq!(ports("b.c"), [0_u16; 0]);
     }
 
     #[test]

@@ -7,6 +7,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
+use isthmus_model::host::HostPattern;
 use isthmus_model::services::Service;
 use isthmus_model::{file, registry_file};
 use isthmus_watch::Written;
@@ -16,7 +17,7 @@ use super::settling::{QUIET, Settling};
 #[derive(Debug, Default)]
 pub(super) struct TrackedFile {
     pub(super) print: Option<Fingerprint>,
-    /// The content in use.
+    /// The content in use, sorted by host.
     pub(super) services: Vec<Arc<Service>>,
     pub(super) wrong: Option<String>,
     pub(super) settling: Settling,
@@ -33,6 +34,13 @@ pub(super) struct TrackedFile {
 pub(super) type Fingerprint = [i64; 5];
 
 impl TrackedFile {
+    /// The services of a host in the content in use.
+    pub(super) fn services_of(&self, host: &HostPattern) -> &[Arc<Service>] {
+        let first = self.services.partition_point(|service| service.host < *host);
+        let rest = self.services.get(first..).unwrap_or_default();
+        rest.get(..rest.partition_point(|service| service.host == *host)).unwrap_or_default()
+    }
+
     /// Whether the content has changed, or more of it can be read.
     pub(super) fn is_to_be_read(&self, print: Option<Fingerprint>, now: Instant) -> bool {
         let may_be_torn = self.settling.may_be_torn();
@@ -71,11 +79,19 @@ impl TrackedFile {
     }
 }
 
+/// Sorts services by host; those of one host stay in their order.
+pub(super) fn sort_by_host(services: &mut [Arc<Service>]) {
+    services.sort_by(|one, other| one.host.cmp(&other.host));
+}
+
+/// Reads the certain part of a file, sorted by host.
 pub(super) fn read(path: &Path, settling: &Settling) -> Result<Vec<Arc<Service>>, String> {
     let read = file::read(path, "split it");
     let read = read.and_then(|text| settling.certain(&text, |text| registry_file(text, path)));
-    let services = read.map(|services| services.into_iter().map(Arc::new).collect());
-    services.map_err(|problems| problems.to_string())
+    let services = read.map_err(|problems| problems.to_string())?;
+    let mut services: Vec<_> = services.into_iter().map(Arc::new).collect();
+    sort_by_host(&mut services);
+    Ok(services)
 }
 
 pub(super) fn fingerprint(path: &Path) -> Option<Fingerprint> {
