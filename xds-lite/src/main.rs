@@ -189,8 +189,8 @@ fn with_store(
 fn warn_of_damage(store: &Embedded) {
     let report = store.report();
     if let Some(why) = report.damage {
-        let aside = report.set_aside.map(|aside| format!("; set aside as {}", aside.display()));
-        let (file, aside) = (report.file.display(), aside.unwrap_or_default());
+        let aside = report.set_aside.map(|aside| format!("; set aside as {aside}"));
+        let (file, aside) = (report.file, aside.unwrap_or_default());
         eprintln!("warning: {file} is damaged: {why}{aside}; using what can be read");
     }
 }

@@ -78,12 +78,11 @@ struct StatusData {
 }
 
 /// The last edit, if it was refused.
-#[derive(Clone, Debug, serde::Serialize)]
+#[derive(Clone, Debug)]
 pub struct Refused {
     /// All problems of the edit.
     pub why: String,
     /// When the edit was seen.
-    #[serde(serialize_with = "as_text")]
     pub at: SystemTime,
 }
 
@@ -372,10 +371,6 @@ fn needs_restart(running: &Fixed, edit: &Fixed) -> Option<String> {
     ];
     let keys: Vec<_> = differs.iter().filter(|(_, differs)| *differs).map(|(key, _)| *key).collect();
     (!keys.is_empty()).then(|| keys.join(", "))
-}
-
-fn as_text<S: serde::Serializer>(time: &SystemTime, serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.serialize_str(&crate::log::rfc3339(*time))
 }
 
 #[cfg(test)]

@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use isthmus_model::admin::Store;
+use isthmus_model::admin::StoreHealth;
 use isthmus_model::admin::gateway::{AgentContact, Status, Trust};
 
 use super::text::{or_dash, table};
@@ -71,7 +71,7 @@ fn problems(answer: &Status) -> Vec<String> {
         found.push(format!("the last edit of the configuration was refused: {why}"));
     }
     found.extend(answer.trust.as_ref().map(of_trust).unwrap_or_default());
-    if let Some(Store { usable, problem, damage, .. }) = &answer.state {
+    if let Some(StoreHealth { usable, problem, damage, .. }) = &answer.state {
         if !usable {
             found.push(format!("state is not persisted: {}", problem.as_deref().unwrap_or_default()));
         }

@@ -5,7 +5,6 @@ use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock, RwLockReadGuard};
 
-use serde::Serialize;
 use tokio::sync::watch;
 
 use super::session::Session;
@@ -33,7 +32,7 @@ struct Followers {
 }
 
 /// One stream that follows a view.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Follower {
     /// The client's identity.
     pub peer: String,

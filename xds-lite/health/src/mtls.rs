@@ -4,8 +4,6 @@
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::time::{Duration, Instant};
 
-use serde::Serialize;
-
 use isthmus_model::address::Target;
 use isthmus_model::host::HostPattern;
 
@@ -26,8 +24,7 @@ pub struct Subject {
 }
 
 /// The result of an mTLS check.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum MtlsCheck {
     /// Not checked yet.
     Awaited,

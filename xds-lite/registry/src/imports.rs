@@ -13,8 +13,6 @@ use std::collections::{BTreeSet, HashMap};
 use std::net::IpAddr;
 use std::time::Instant;
 
-use serde::Serialize;
-
 use isthmus_health::schedule::Probes;
 use isthmus_model::address::Target;
 use isthmus_model::host::{HostName, HostPattern};
@@ -74,14 +72,13 @@ pub enum Stored {
 }
 
 /// A slice of another cluster as status shows it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ImportStatus {
     /// Whose.
     pub cluster: Cluster,
     /// Which.
     pub host: HostPattern,
     /// Why it is quarantined; none: it is imported.
-    #[serde(rename = "held")]
     pub quarantined: Option<String>,
 }
 

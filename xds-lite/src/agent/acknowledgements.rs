@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use isthmus_certs::acknowledged::{Acknowledged, PeerWord};
-use isthmus_store::{Embedded, Expect, Health, Report, Store as _, StoreError};
+use isthmus_store::{Embedded, Expect, Health, Store as _, StoreError, StoreHealth};
 use isthmus_trust::join::Party;
 use serde::{Deserialize, Serialize};
 use tokio::task::spawn_blocking;
@@ -59,7 +59,7 @@ impl Acknowledgements {
     }
 
     /// The health of the file.
-    pub(super) fn report(&self) -> Report {
+    pub(super) fn report(&self) -> StoreHealth {
         self.health.report()
     }
 

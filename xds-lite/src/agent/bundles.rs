@@ -10,7 +10,7 @@ use std::time::{Duration, SystemTime};
 use isthmus_certs::acknowledged::{Acknowledged, Edition, PeerWord, Taken};
 use isthmus_certs::trust::Trusted;
 use isthmus_certs::{SpiffeId, Trust, TrustDomain, spiffe_bundle};
-use isthmus_store::Report;
+use isthmus_store::StoreHealth;
 use prost::Message as _;
 use tokio::sync::Notify;
 
@@ -81,7 +81,7 @@ impl Bundles {
     }
 
     /// The health of the file of acknowledgements; none without a state directory.
-    pub(super) fn report(&self) -> Option<Report> {
+    pub(super) fn report(&self) -> Option<StoreHealth> {
         self.stored.as_ref().map(Acknowledgements::report)
     }
 

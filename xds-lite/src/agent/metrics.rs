@@ -4,7 +4,7 @@
 use std::time::SystemTime;
 
 use isthmus_certs::output;
-use isthmus_store::Report;
+use isthmus_store::StoreHealth;
 use prometheus::TextEncoder;
 use prometheus::proto::{self, LabelPair, MetricFamily, MetricType};
 
@@ -36,9 +36,9 @@ enum Read {
     /// A counter with the label `cluster`.
     EachPeerSoFar(fn(&Contact) -> f64),
     /// A gauge with the label `store`.
-    EachStore(fn(&Report) -> f64),
+    EachStore(fn(&StoreHealth) -> f64),
     /// A counter with the label `store`.
-    EachStoreSoFar(fn(&Report) -> f64),
+    EachStoreSoFar(fn(&StoreHealth) -> f64),
     /// A counter of the process.
     SoFar(fn() -> u64),
     /// A gauge with the label `cluster`, of a peer's slices.
@@ -60,7 +60,7 @@ struct Sight<'a> {
     bundles: &'a Bundles,
     state_problems: usize,
     followers: Vec<Follower>,
-    stores: Vec<Report>,
+    stores: Vec<StoreHealth>,
     tally: Option<&'a Tally>,
     budgets: &'a Budgets,
 }
@@ -260,7 +260,7 @@ fn samples<'a>(read: &Read, sight: &'a Sight<'a>) -> Vec<Sample<'a>> {
             sight.peers.contacts.keys().filter_map(offers).collect()
         }
         Read::EachStore(read) | Read::EachStoreSoFar(read) => {
-            sight.stores.iter().map(|store| (vec![("store", store.store)], read(store))).collect()
+            sight.stores.iter().map(|store| (vec![("store", &*store.store)], read(store))).collect()
         }
         Read::EachKind(resource) => {
             let used =

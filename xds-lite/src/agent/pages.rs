@@ -88,7 +88,7 @@ impl Pages for AdminPages {
                 .iter()
                 .map(|(cluster, contact)| peer(&peers, views, cluster, contact))
                 .collect(),
-            state: agent::State { stores: stores.map(Into::into).collect(), problems: directory.problems() },
+            state: agent::State { stores: stores.collect(), problems: directory.problems() },
             issuing: self.issuing.as_ref().map(|issuing| issuing.page()),
             nodes: clients(views),
             budgets: budgets(&self.budgets),

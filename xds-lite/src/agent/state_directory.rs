@@ -6,7 +6,7 @@
 use std::sync::Arc;
 
 use isthmus_model::slice::Cluster;
-use isthmus_store::{Embedded, Record, Report, Source};
+use isthmus_store::{Embedded, Record, Source, StoreHealth};
 use isthmus_trust::join::Joined;
 use parking_lot::Mutex;
 
@@ -74,7 +74,7 @@ impl StateDirectory {
     }
 
     /// The health of stores and files.
-    pub(super) fn reports(&self) -> Vec<Report> {
+    pub(super) fn reports(&self) -> Vec<StoreHealth> {
         let stores = self.stores.iter().flat_map(|stores| stores.lock().health());
         let stores = stores.map(|health| health.report());
         stores.chain(self.trust_store.iter().map(Embedded::report)).collect()

@@ -3,7 +3,7 @@
 use std::fmt::{Display, Write as _};
 
 use comfy_table::{ContentArrangement, Table, presets};
-use isthmus_model::admin::Store;
+use isthmus_model::admin::StoreHealth;
 use isthmus_model::admin::agent::{
     Client, Explanation, MtlsResult, Peer, RegisteredEndpoint, RegisteredHost, Status,
 };
@@ -40,7 +40,7 @@ pub fn status(answer: &Status) -> String {
     });
     page += &section("CLIENTS", ["NAME", "PEER", "SETTLED", "REFUSALS", "REFUSAL"], clients);
     let stores = answer.state.stores.iter().map(|store| {
-        let Store { store, usable, behind, lost_records, file, .. } = store;
+        let StoreHealth { store, usable, behind, lost_records, file, .. } = store;
         [store.clone(), yes_or_no(*usable), yes_or_no(*behind), lost_records.to_string(), file.clone()]
     });
     page += &section("STATE", ["STORE", "USABLE", "BEHIND", "LOST RECORDS", "FILE"], stores);
@@ -148,8 +148,8 @@ fn of_peer(cluster: &str, peer: &Peer) -> Vec<String> {
     lost.into_iter().chain(refusals).collect()
 }
 
-fn of_store(store: &Store) -> Vec<String> {
-    let Store { store: name, usable, problem, damage, .. } = store;
+fn of_store(store: &StoreHealth) -> Vec<String> {
+    let StoreHealth { store: name, usable, problem, damage, .. } = store;
     let lost = (!usable).then(|| format!("state: {name}: not persisted: {}", or_dash(problem.as_ref())));
     let damage = damage.as_ref().map(|damage| format!("state: {name}: {damage}"));
     lost.into_iter().chain(damage).collect()

@@ -9,9 +9,10 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use crate::StoreHealth;
 use crate::database::{Damage, Database, Failure, Loaded};
 use crate::files;
-use crate::health::{Health, Report};
+use crate::health::Health;
 use crate::record;
 use crate::store::{Entry, Expect, Listing, Store, StoreError, UNNAMED, Version, Watch};
 
@@ -71,7 +72,7 @@ impl Embedded {
 
     /// The health of the store.
     #[must_use]
-    pub fn report(&self) -> Report {
+    pub fn report(&self) -> StoreHealth {
         self.0.health.report()
     }
 

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use serde::Serialize;
+use isthmus_model::admin::StoreHealth;
 
 use crate::database::Damage;
 use crate::record::shown;
@@ -24,41 +24,18 @@ const KNOWN: usize = 1_000;
 pub struct Health {
     name: &'static str,
     file: PathBuf,
-    report: Mutex<Report>,
+    report: Mutex<StoreHealth>,
     /// Damaged files that stay in place, with their damage.
     known: Mutex<BTreeSet<String>>,
 }
 
-/// The health of a store, as shown in status.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
-pub struct Report {
-    /// The name of the store: what it persists.
-    pub store: &'static str,
-    /// The file.
-    pub file: PathBuf,
-    /// Whether changes are written to it.
-    pub usable: bool,
-    /// Why it is not usable.
-    pub problem: Option<String>,
-    /// Whether changes are waiting to be written.
-    pub behind: bool,
-    /// Damaged files found since the process started.
-    pub damaged_files: u64,
-    /// Records lost with them.
-    pub lost_records: u64,
-    /// The last lost records.
-    pub lost: Vec<String>,
-    /// The cause of the last damage.
-    pub damage: Option<String>,
-    /// The new name of the last damaged file.
-    pub set_aside: Option<PathBuf>,
-    /// Records that were too large to write.
-    pub too_large: u64,
-}
-
 impl Health {
     pub(crate) fn new(name: &'static str, file: &Path) -> Health {
-        let report = Report { store: name, file: file.to_owned(), ..Report::default() };
+        let report = StoreHealth {
+            store: name.to_owned(),
+            file: file.display().to_string(),
+            ..StoreHealth::default()
+        };
         Health { name, file: file.to_owned(), report: Mutex::new(report), known: Mutex::default() }
     }
 
@@ -78,11 +55,11 @@ impl Health {
 
     /// The current health.
     #[must_use]
-    pub fn report(&self) -> Report {
+    pub fn report(&self) -> StoreHealth {
         self.lock().clone()
     }
 
-    fn lock(&self) -> MutexGuard<'_, Report> {
+    fn lock(&self) -> MutexGuard<'_, StoreHealth> {
         self.report.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -165,7 +142,7 @@ impl Health {
         report.lost_records += 1;
         report.damage = Some(damage);
         if let Some(aside) = aside {
-            report.set_aside = Some(aside.to_owned());
+            report.set_aside = Some(aside.display().to_string());
         }
         if report.lost.len() >= NAMED {
             report.lost.remove(0);
@@ -175,7 +152,7 @@ impl Health {
 
     pub(crate) fn is_aside(&self, aside: &Path) {
         tracing::warn!(store = self.name, aside = %aside.display(), "set aside the damaged file; inspect or remove it");
-        self.lock().set_aside = Some(aside.to_owned());
+        self.lock().set_aside = Some(aside.display().to_string());
     }
 
     pub(crate) fn is_too_large(&self, key: &str) {

@@ -9,7 +9,6 @@ mod embedded;
 mod files;
 mod health;
 mod journal;
-mod page;
 mod persistence;
 mod record;
 mod salvage;
@@ -18,7 +17,8 @@ mod writer;
 
 pub use embedded::Embedded;
 pub use files::{lock, private_file, private_folder, read, set_aside, sync_folder_of};
-pub use health::{Health, Report};
+pub use health::Health;
+pub use isthmus_model::admin::StoreHealth;
 pub use journal::journal;
 pub use persistence::{Adopted, Persistence, Record, Source};
 pub use record::{LARGEST_VALUE, LONGEST_KEY};

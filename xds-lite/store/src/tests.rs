@@ -67,11 +67,11 @@ impl Program {
         self.state.0.lock().unwrap().clone()
     }
 
-    fn report(&self) -> Report {
+    fn report(&self) -> StoreHealth {
         self.persistence.health().report()
     }
 
-    fn waits_for(&self, what: &str, is_so: impl Fn(&Report) -> bool) {
+    fn waits_for(&self, what: &str, is_so: impl Fn(&StoreHealth) -> bool) {
         let end = Instant::now() + PATIENCE;
         while !is_so(&self.report()) {
             assert!(Instant::now() < end, "{what}: {:?}", self.report());
@@ -329,7 +329,7 @@ fn journal_entry(key: &str, value: Option<&[u8]>) -> Vec<u8> {
     entry
 }
 
-fn adopts(dir: &Path, old: &Path) -> (BTreeMap<String, Vec<u8>>, Report) {
+fn adopts(dir: &Path, old: &Path) -> (BTreeMap<String, Vec<u8>>, StoreHealth) {
     let (mut persistence, records) = Persistence::open("slices", dir, FILE);
     let state = Arc::new(State::default());
     state.restore(records);

@@ -67,7 +67,7 @@ pub fn status(control: &Control) -> Status {
             denied: control.workers.iter().map(|worker| worker.pipes.denied()).sum(),
         },
         agent: process.fixed.xds.as_ref().map(|_| agent(&control.following.borrow())),
-        state: control.state.get().map(|health| health.report().into()),
+        state: control.state.get().map(|health| health.report()),
         trust: trust(control),
         access_log_dropped: process.metrics.log_dropped.load(Relaxed),
     }

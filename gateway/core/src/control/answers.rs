@@ -18,12 +18,11 @@ pub struct Answers {
 }
 
 /// The last answer for one name.
-#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Answer {
     /// Addresses in use, sorted; empty before the first answer.
     pub addresses: Vec<IpAddr>,
     /// When the addresses were last confirmed.
-    #[serde(serialize_with = "as_text")]
     pub confirmed: Option<SystemTime>,
     /// Why some or all addresses could not be confirmed since.
     pub problem: Option<String>,
@@ -82,8 +81,4 @@ impl Answers {
     fn lock(&self) -> MutexGuard<'_, BTreeMap<HostName, Answer>> {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-fn as_text<S: serde::Serializer>(time: &Option<SystemTime>, serializer: S) -> Result<S::Ok, S::Error> {
-    serde::Serialize::serialize(&time.map(crate::log::rfc3339), serializer)
 }

@@ -5,14 +5,13 @@ use std::time::SystemTime;
 use isthmus_ads::client::Refused;
 
 /// The state of the connection to the agent or control plane.
-#[derive(Clone, Debug, serde::Serialize)]
+#[derive(Clone, Debug)]
 pub struct Following {
     /// The address tried last.
     pub agent: Option<String>,
     /// Whether it is connected.
     pub connected: bool,
     /// When `connected` last changed.
-    #[serde(serialize_with = "super::as_text")]
     pub since: SystemTime,
     /// Why it is not connected.
     pub error: Option<String>,
@@ -27,7 +26,7 @@ pub struct Following {
 }
 
 /// The addresses probed while the agent is unreachable.
-#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Probed {
     /// Number of addresses probed.
     pub addresses: usize,
@@ -38,12 +37,11 @@ pub struct Probed {
 }
 
 /// An address that is down.
-#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Unreached {
     /// The address as written in its endpoint.
     pub address: String,
     /// When it went down.
-    #[serde(serialize_with = "super::as_text")]
     pub since: SystemTime,
     /// The error of the last probe.
     pub why: String,

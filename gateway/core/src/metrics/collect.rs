@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::SystemTime;
 
 use isthmus_certs::trust::Expiry;
-use isthmus_store::Report;
+use isthmus_store::StoreHealth;
 use prometheus::TextEncoder;
 use prometheus::proto::{self, LabelPair, MetricFamily, MetricType};
 
@@ -345,9 +345,9 @@ fn certificates(control: &Control) -> Vec<Sample> {
     control.expiries().into_iter().map(sample).collect()
 }
 
-fn state(control: &Control, read: fn(&Report) -> f64) -> Vec<Sample> {
+fn state(control: &Control, read: fn(&StoreHealth) -> f64) -> Vec<Sample> {
     let report = control.state.get().map(|health| health.report());
-    report.iter().map(|report| one([report.store.to_owned()], read(report))).collect()
+    report.iter().map(|report| one([report.store.clone()], read(report))).collect()
 }
 
 fn silence(following: &Following) -> f64 {

@@ -77,7 +77,7 @@ fn escape(value: &mut Value) {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{Failure, Index, Store};
+    use super::super::{Failure, Index, StoreHealth};
     use super::*;
 
     #[test]
@@ -95,12 +95,12 @@ mod tests {
     #[test]
     fn answer_of_another_version_is_read_and_another_page_is_named() {
         let newer = br#"{"store": "slices", "usable": true, "since_tomorrow": 1}"#;
-        let store: Store = Answer::parse(newer).unwrap().page().unwrap();
+        let store: StoreHealth = Answer::parse(newer).unwrap().page().unwrap();
         assert!(store.usable && store.lost_records == 0);
         let wrong = Answer::parse(br#"{"store": "slices", "usable": "yes\u001b"}"#).unwrap();
-        let why = wrong.page::<Store>().unwrap_err().to_string();
+        let why = wrong.page::<StoreHealth>().unwrap_err().to_string();
         assert!(why.contains("usable: ") && !why.contains('\u{1b}'), "{why}");
-        let missing = Answer::parse(b"{}").unwrap().page::<Store>().unwrap_err().to_string();
+        let missing = Answer::parse(b"{}").unwrap().page::<StoreHealth>().unwrap_err().to_string();
         assert!(missing.contains("missing field `store`"), "{missing}");
         assert_eq!(Answer::parse(b"hi"), None);
     }

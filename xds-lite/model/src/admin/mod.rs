@@ -78,7 +78,7 @@ impl std::fmt::Display for Address {
 
 /// The health of a store of state that survives a restart.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-pub struct Store {
+pub struct StoreHealth {
     /// What the store persists.
     pub store: String,
     /// Its file or directory.

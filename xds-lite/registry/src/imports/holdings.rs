@@ -3,8 +3,6 @@
 
 use std::collections::{BTreeSet, HashMap, VecDeque};
 
-use serde::Serialize;
-
 use isthmus_model::Usage;
 use isthmus_model::host::HostPattern;
 
@@ -56,7 +54,7 @@ pub(super) struct Holdings {
 }
 
 /// Use and limits of one peer, for status and metrics.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PeerUsage {
     /// Its slices.
     pub slices: Usage,

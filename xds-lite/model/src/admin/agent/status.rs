@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{Client, Peer, Probed};
 use crate::Usage;
-use crate::admin::Store;
+use crate::admin::StoreHealth;
 
 /// The state of an agent.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -128,7 +128,7 @@ pub struct Trust {
 #[serde(default)]
 pub struct State {
     /// Each store; none without `state`.
-    pub stores: Vec<Store>,
+    pub stores: Vec<StoreHealth>,
     /// Persisted records that are ignored, and why.
     pub problems: Vec<String>,
 }

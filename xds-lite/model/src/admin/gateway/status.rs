@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::DownEndpoint;
 use crate::Locality;
-use crate::admin::Store;
+use crate::admin::StoreHealth;
 
 /// The state of a gateway. Times are RFC 3339, in UTC.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -61,7 +61,7 @@ pub struct Status {
     /// Contact with the agent or control plane; none without `xds`.
     pub agent: Option<AgentContact>,
     /// The persisted tables; none without `xds.state`.
-    pub state: Option<Store>,
+    pub state: Option<StoreHealth>,
     /// The identity and its trust; none without `trust`.
     pub trust: Option<Trust>,
     /// Lines of the access log dropped since the start because nothing read them fast enough.
