@@ -20,6 +20,7 @@ use rustls::{
 use tempfile::TempDir;
 
 use crate::client::dial;
+use crate::endpoint::Scripted;
 use crate::setup::{Setup, service};
 use crate::tls::{ClientStream, ServerStream};
 
@@ -219,8 +220,13 @@ pub fn connect_to(config: &Arc<ClientConfig>, host: &str, address: SocketAddr) -
     StreamOwned::new(ClientConnection::new(Arc::clone(config), name).unwrap(), dial(address))
 }
 
-/// Accepts TLS on a connection.
+/// An endpoint that talks TLS with each client.
 #[must_use]
-pub fn accept(config: &Arc<ServerConfig>, stream: std::net::TcpStream) -> ServerStream {
-    StreamOwned::new(ServerConnection::new(Arc::clone(config)).unwrap(), stream)
+pub fn tls_endpoint(
+    config: Arc<ServerConfig>,
+    talk: impl Fn(&mut ServerStream) + Send + Sync + 'static,
+) -> Scripted {
+    Scripted::unread(move |stream| {
+        talk(&mut StreamOwned::new(ServerConnection::new(Arc::clone(&config)).unwrap(), stream));
+    })
 }

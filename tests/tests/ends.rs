@@ -17,7 +17,7 @@ use std::time::Duration;
 use isthmus_tests::bulk::{receive, send};
 use isthmus_tests::client::{End, dial, echo, read_exactly, reset, rest};
 use isthmus_tests::endpoint::{BlackHole, Endpoint, Scripted, closed};
-use isthmus_tests::ends::{Domains, HOST, accept, connect, connect_to, id};
+use isthmus_tests::ends::{Domains, HOST, connect, connect_to, id, tls_endpoint};
 use isthmus_tests::gateway::Gateway;
 use isthmus_tests::hello::hello;
 use isthmus_tests::setup::{Setup, service};
@@ -112,9 +112,7 @@ fn ends_tls_application_reaches_plain_service_through_passthrough() {
 fn ends_plain_application_reaches_mtls_service_through_passthrough() {
     let domains = Domains::new();
     domains.issue("east", "server");
-    let config = domains.server("server");
-    let backend = Scripted::unread(move |stream| {
-        let mut tls = accept(&config, stream);
+    let backend = tls_endpoint(domains.server("server"), |tls| {
         let mut got = [0; 4];
         tls.read_exact(&mut got).unwrap();
         tls.write_all(&got).unwrap();
@@ -274,9 +272,7 @@ fn ends_tls_cut_without_close_notify_is_a_reset() {
     assert_eq!(rest(&mut served).1, End::Reset);
     east.log().wait("the cut", |line| line.reason() == "client_reset");
 
-    let config = domains.server("server");
-    let cutting = Scripted::unread(move |stream| {
-        let mut tls = accept(&config, stream);
+    let cutting = tls_endpoint(domains.server("server"), |tls| {
         tls.write_all(b"part").unwrap();
         tls.sock.shutdown(Shutdown::Write).unwrap();
         let _gone = tls.read(&mut [0]);
@@ -293,15 +289,12 @@ fn ends_originate_moves_on_to_another_endpoint() {
     let domains = Domains::new();
     domains.issue("east", "server");
     domains.issue("east", "impostor");
-    let good = domains.server("server");
-    let good = Scripted::unread(move |stream| {
-        let mut tls = accept(&good, stream);
+    let good = tls_endpoint(domains.server("server"), |tls| {
         let _gone = tls.write_all(b"welcome");
         let _gone = tls.read(&mut [0]);
     });
-    let impostor = domains.server("impostor");
-    let impostor = Scripted::unread(move |stream| {
-        let _refused = accept(&impostor, stream).read(&mut [0]);
+    let impostor = tls_endpoint(domains.server("impostor"), |tls| {
+        let _refused = tls.read(&mut [0]);
     });
     let closing = Scripted::unread(drop);
     let silent = BlackHole::new();

@@ -17,7 +17,7 @@ use std::time::Duration;
 
 use isthmus_tests::client::{End, dial, dial_from, echo, read_exactly, rest};
 use isthmus_tests::endpoint::{Endpoint, Scripted};
-use isthmus_tests::ends::{Domains, HOST, accept, connect, connect_to, id};
+use isthmus_tests::ends::{Domains, HOST, connect, connect_to, id, tls_endpoint};
 use isthmus_tests::gateway::{Gateway, run_to_end};
 use isthmus_tests::setup::{Setup, service};
 use isthmus_tests::tls::ClientStream;
@@ -178,9 +178,7 @@ fn refused(west: &Gateway, mut app: TcpStream, reason: &str) {
 fn ends_originate_sends_nothing_to_another_identity() {
     let domains = Domains::new();
     domains.issue("east", "impostor");
-    let config = domains.server("impostor");
-    let impostor = Scripted::unread(move |stream| {
-        let mut tls = accept(&config, stream);
+    let impostor = tls_endpoint(domains.server("impostor"), |tls| {
         let mut got = Vec::new();
         let _refused = tls.read_to_end(&mut got);
         assert!(got.is_empty(), "nothing of the application arrives: {got:?}");
@@ -211,8 +209,7 @@ fn ends_originate_learns_of_a_refusal() {
     });
     assert!(backend.is_untouched());
 
-    let config = domains.server_for("server", "other");
-    let strict = Scripted::unread(move |stream| drop(accept(&config, stream).read(&mut [0])));
+    let strict = tls_endpoint(domains.server_for("server", "other"), |tls| drop(tls.read(&mut [0])));
     let west = domains.originating("app", &[strict.address()]).start();
     refused(&west, dial(west.address()), "identity_denied");
 }
