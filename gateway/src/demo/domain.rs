@@ -139,6 +139,6 @@ pub(super) fn stranger(root: CertificateDer<'static>) -> Result<ClientTls, Broke
 }
 
 /// Reads the trusted bundles from the files.
-pub(super) fn believed(files: &TrustFiles) -> Result<TrustBundles, Broken> {
+pub(super) fn trusted_bundles(files: &TrustFiles) -> Result<TrustBundles, Broken> {
     files.bundles_only().map_err(Broken::cannot("read the bundles"))
 }

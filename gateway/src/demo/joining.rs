@@ -8,7 +8,7 @@ use rustls::AlertDescription;
 use super::Broken;
 use super::agent::LIFETIME;
 use super::cluster::Cluster;
-use super::domain::believed;
+use super::domain::trusted_bundles;
 use super::screen::Screen;
 use super::tour::{refused_with, show_refusal};
 use super::world::World;
@@ -93,7 +93,7 @@ fn learned(screen: &Screen, one: &Cluster, other: &Cluster) -> Result<bool, Brok
 
 /// Whether a cluster's bundle of the other domain holds exactly the other's root.
 fn believes(one: &Cluster, other: &Cluster) -> Result<bool, Broken> {
-    let bundles = believed(&one.agent.settings.trust)?;
+    let bundles = trusted_bundles(&one.agent.settings.trust)?;
     let root = other.domain.root()?;
     Ok(bundles.get(&other.domain.name).is_some_and(|bundle| bundle.roots() == [root]))
 }

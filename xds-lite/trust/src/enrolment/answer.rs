@@ -80,7 +80,7 @@ impl Granted {
     }
 
     /// Checks an answer under known roots, with the identity that the issuer chose.
-    pub(super) fn believed(
+    pub(super) fn verified(
         request: &Request,
         response: &Response<IstioCertificateResponse>,
         bundles: &TrustBundles,

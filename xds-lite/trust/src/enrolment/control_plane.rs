@@ -75,7 +75,7 @@ impl ControlPlane {
         let channel =
             dialled.map_err(|error| EnrolError::Dial { at: at.clone(), why: with_causes(&error) })?;
         let (request, response) = ask(at, channel, metadata).await?;
-        Granted::believed(&request, &response, &bundles)
+        Granted::verified(&request, &response, &bundles)
             .map_err(|cause| EnrolError::Answer { at: at.clone(), cause: Box::new(cause) })
     }
 

@@ -14,7 +14,7 @@ use tokio_rustls::rustls::pki_types::UnixTime;
 use super::offer::{self, OfferError};
 use super::place::{self, PlaceError};
 use super::tls::{self, MeetError, Met};
-use super::wire::{self, BRIEF, LONG, Message, Refusal, WireError};
+use super::wire::{self, LONG_LIMIT, Message, Refusal, SHORT_LIMIT, WireError};
 use super::{Context, Guest, Party, Peer, Token};
 
 /// Longer than the other side's deadline, so that its reason arrives.
@@ -129,14 +129,14 @@ async fn talk(context: &Context, token: &Token, progress: &mut Progress) -> Resu
     place::believe(context, &host.shown, &host.chain, Role::Server)?;
     prove(&mut host, token, progress).await?;
     wire::send(&mut host.stream, &Message::Offer(Box::new(own))).await?;
-    let theirs = match wire::receive(&mut host.stream, LONG).await? {
+    let theirs = match wire::receive(&mut host.stream, LONG_LIMIT).await? {
         Message::Offer(theirs) => *theirs,
         other => return Err(unexpected(&other)),
     };
     let accepted = offer::accept(theirs, &host.shown, &host.chain, Role::Server, UnixTime::now());
     let pending = place::keep(context, accepted.map_err(JoinCause::Offer)?, SystemTime::now())?;
     wire::send(&mut host.stream, &Message::Kept).await?;
-    match wire::receive(&mut host.stream, BRIEF).await? {
+    match wire::receive(&mut host.stream, SHORT_LIMIT).await? {
         Message::Done => Ok(pending.commit()),
         other => Err(unexpected(&other)),
     }
@@ -163,7 +163,7 @@ async fn prove(
     let proof = token.secret.prove(&session);
     *progress = Progress::Uncertain;
     wire::send(&mut host.stream, &Message::Prove { token: token.id().to_string(), proof }).await?;
-    match wire::receive(&mut host.stream, BRIEF).await? {
+    match wire::receive(&mut host.stream, SHORT_LIMIT).await? {
         Message::Proven { proof } if token.secret.admits(&session, &proof) => {
             *progress = Progress::Used;
             Ok(())

@@ -21,7 +21,7 @@ use super::place::{self, PlaceError};
 use super::secret::{Proof, TokenId};
 use super::tls::{self, MeetError, Met};
 use super::tokens::{Ending, Record, State, Wrong};
-use super::wire::{self, BRIEF, LONG, Message, Refusal, WireError};
+use super::wire::{self, LONG_LIMIT, Message, Refusal, SHORT_LIMIT, WireError};
 use super::{Context, Guest, Introduction, Party, Peer, unix_seconds};
 
 /// From accept to the end of the join.
@@ -148,7 +148,7 @@ impl Host {
 
     /// Verifies the proof. Only a holder of the secret learns anything about the token.
     async fn verify_proof(&self, joiner: &mut Joiner) -> Result<Admitted, Failed> {
-        let Message::Prove { token, proof } = wire::receive(&mut joiner.stream, BRIEF).await? else {
+        let Message::Prove { token, proof } = wire::receive(&mut joiner.stream, SHORT_LIMIT).await? else {
             return Err(WireError::Order.into());
         };
         let id: TokenId = token.parse().map_err(|_| Failed::Refused(Refusal::Unknown))?;
@@ -214,13 +214,13 @@ impl Host {
             return Err(Failed::Refused(Refusal::Used));
         }
         wire::send(&mut joiner.stream, &Message::Proven { proof }).await?;
-        let Message::Offer(theirs) = wire::receive(&mut joiner.stream, LONG).await? else {
+        let Message::Offer(theirs) = wire::receive(&mut joiner.stream, LONG_LIMIT).await? else {
             return Err(WireError::Order.into());
         };
         let accepted = offer::accept(*theirs, &joiner.shown, &joiner.chain, Role::Client, UnixTime::now());
         let accepted = accepted.map_err(Failed::Offer)?;
         wire::send(&mut joiner.stream, &Message::Offer(Box::new(own))).await?;
-        let Message::Kept = wire::receive(&mut joiner.stream, BRIEF).await? else {
+        let Message::Kept = wire::receive(&mut joiner.stream, SHORT_LIMIT).await? else {
             return Err(WireError::Order.into());
         };
         let pending =

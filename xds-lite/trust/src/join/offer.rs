@@ -7,13 +7,13 @@ use tokio_rustls::rustls::pki_types::{CertificateDer, UnixTime};
 
 use super::disk::{self, ReadError};
 use super::shown::Shown;
-use super::wire::{LONG, Offer};
+use super::wire::{LONG_LIMIT, Offer};
 use super::{Context, Introduction, IntroductionError, Party};
 use crate::bundles::PublishedError;
 use crate::bundles::published::PublishedBundle;
 
 /// Size limit of the deny-list in an offer, so that the offer fits its own limit.
-const MOST_DENIED: u64 = LONG as u64 / 2;
+const MOST_DENIED: u64 = LONG_LIMIT as u64 / 2;
 
 /// The verified content of an offer.
 #[derive(Debug)]

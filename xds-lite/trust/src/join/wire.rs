@@ -10,9 +10,9 @@ use super::Introduction;
 use super::secret::Proof;
 
 /// Bytes of any message but an offer, which is all that is read before a proof.
-pub(super) const BRIEF: usize = 512;
+pub(super) const SHORT_LIMIT: usize = 512;
 /// Bytes of an offer.
-pub(super) const LONG: usize = 1 << 20;
+pub(super) const LONG_LIMIT: usize = 1 << 20;
 
 /// The messages, in the order of the exchange.
 #[derive(Debug, Serialize, Deserialize)]
@@ -104,14 +104,14 @@ pub enum WireError {
     #[error("received an unexpected message")]
     Order,
     /// The own message exceeds the other side's limit.
-    #[error("this agent's bundle and deny-list take {0} bytes; the limit is {LONG}")]
+    #[error("this agent's bundle and deny-list take {0} bytes; the limit is {LONG_LIMIT}")]
     OwnLarge(usize),
 }
 
 /// Sends one message.
 pub(super) async fn send<W: AsyncWrite + Unpin>(to: &mut W, message: &Message) -> Result<(), WireError> {
     let content = serde_json::to_vec(message).map_err(io::Error::from)?;
-    let length = u32::try_from(content.len()).ok().filter(|_| content.len() <= LONG);
+    let length = u32::try_from(content.len()).ok().filter(|_| content.len() <= LONG_LIMIT);
     let length = length.ok_or(WireError::OwnLarge(content.len()))?;
     to.write_all(&[&length.to_be_bytes()[..], &content].concat()).await?;
     to.flush().await?;
@@ -175,10 +175,13 @@ mod tests {
         ];
         for message in others.into_iter().chain(refused) {
             let bytes = written(&message);
-            let again = read(&bytes, BRIEF).unwrap();
+            let again = read(&bytes, SHORT_LIMIT).unwrap();
             assert_eq!(serde_json::to_value(&again).unwrap(), serde_json::to_value(&message).unwrap());
             for end in 0..bytes.len() {
-                assert!(matches!(read(&bytes[..end], BRIEF), Err(WireError::Closed)), "cut off after {end}");
+                assert!(
+                    matches!(read(&bytes[..end], SHORT_LIMIT), Err(WireError::Closed)),
+                    "cut off after {end}"
+                );
             }
         }
     }
@@ -195,7 +198,7 @@ mod tests {
         ] {
             let bytes =
                 [&u32::try_from(content.len()).unwrap().to_be_bytes()[..], content.as_bytes()].concat();
-            let error = read(&bytes, BRIEF).unwrap_err();
+            let error = read(&bytes, SHORT_LIMIT).unwrap_err();
             assert!(matches!(error, WireError::Malformed(_)), "{content}: {error}");
             assert!(!error.to_string().contains("evil") && !format!("{error:?}").contains("evil"));
         }
@@ -203,9 +206,11 @@ mod tests {
 
     #[test]
     fn message_announced_too_long_is_not_read() {
-        for length in [BRIEF + 1, 1 << 26, u32::MAX as usize] {
+        for length in [SHORT_LIMIT + 1, 1 << 26, u32::MAX as usize] {
             let bytes = u32::try_from(length).unwrap().to_be_bytes();
-            assert!(matches!(read(&bytes, BRIEF), Err(WireError::Large { found, .. }) if found == length));
+            assert!(
+                matches!(read(&bytes, SHORT_LIMIT), Err(WireError::Large { found, .. }) if found == length)
+            );
         }
     }
 
@@ -227,9 +232,9 @@ mod tests {
             let content = [start, bytes, ends[usize::from(*end) % ends.len()].as_bytes()].concat();
             let length = u32::try_from(content.len()).unwrap().to_be_bytes();
             let wire = if *whole { [&length[..], &content].concat() } else { content };
-            match read(&wire, LONG) {
+            match read(&wire, LONG_LIMIT) {
                 Ok(message) => {
-                    let again = read(&written(&message), LONG).unwrap();
+                    let again = read(&written(&message), LONG_LIMIT).unwrap();
                     let [one, other] = [&message, &again].map(|one| serde_json::to_value(one).unwrap());
                     assert_eq!(one, other);
                 }
