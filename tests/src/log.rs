@@ -85,7 +85,7 @@ impl Log {
 
     /// Waits for the line of a client and removes it, as the client's port may be reused.
     #[track_caller]
-    pub fn of(&self, peer: SocketAddr) -> Line {
+    pub fn line_of(&self, peer: SocketAddr) -> Line {
         until_some(&format!("the access log has the line of {peer}"), || {
             let mut lines = self.0.lock().unwrap();
             let place = lines.parsed.iter().position(|line| line.peer() == Some(peer))?;

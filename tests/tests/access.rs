@@ -84,7 +84,7 @@ fn access_of_a_terminated_service_is_what_its_rules_say() {
             assert!(backend.is_untouched(), "{rules}");
         }
         drop(tls);
-        let line = east.log().of(peer);
+        let line = east.log().line_of(peer);
         assert_eq!((line.text("access"), line.text("caller")), (*log, &*id("east", "app")), "{rules}");
         assert_eq!(line.reason() == "identity_denied", !is_allowed, "{rules}: {line:?}");
     }
@@ -106,7 +106,7 @@ fn access_by_source_guards_what_passes_through() {
         let (peer, bytes, _) = said(gateway.address(), NAMED);
         assert_eq!(bytes, alert(49), "{rules}");
         assert!(backend.is_untouched(), "{rules}");
-        let line = gateway.log().of(peer);
+        let line = gateway.log().line_of(peer);
         assert_eq!(line.reason(), "source_denied", "{line:?}");
         assert!(line.text("access").starts_with("denied"), "{line:?}");
 
@@ -133,7 +133,7 @@ fn access_dry_run_rule_is_reported_and_refuses_nobody() {
     assert_eq!(read_exactly(&mut backend.accept(), hello.len()), hello);
     let peer = client.local_addr().unwrap();
     drop(client);
-    let line = gateway.log().of(peer);
+    let line = gateway.log().line_of(peer);
     assert_eq!(line.text("access"), "allowed: no rule denies it", "{line:?}");
     assert_eq!(line.0["access_dry_run"], serde_json::json!(["service rule soon"]), "{line:?}");
 }
@@ -147,7 +147,7 @@ fn access_advisory_rule_is_enforced_by_the_originating_gateway_alone() {
     let west = domains.originating_with("app", &[&rules], &[backend.address()]).start();
     let mut app = dial(west.address());
     assert_eq!(rest(&mut app), (Vec::new(), End::Reset));
-    let line = west.log().of(app.local_addr().unwrap());
+    let line = west.log().line_of(app.local_addr().unwrap());
     assert_eq!(line.reason(), "identity_denied", "{line:?}");
     assert_eq!(line.text("access"), "denied by service rule deny[0]");
     assert!(backend.is_untouched());

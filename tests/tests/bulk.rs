@@ -90,7 +90,7 @@ fn bulk_one_gib_each_way_arrives_intact() {
     let back = one_way(&server, &client, GIB);
     let (took, used) = (started.elapsed(), world.gateway.process().time());
     drop([client, server]);
-    let line = world.gateway.log().of(peer);
+    let line = world.gateway.log().line_of(peer);
     assert_eq!(line.number("bytes_in"), GIB + world.hello.len() as u64, "{line:?}");
     assert_eq!(line.number("bytes_out"), GIB + 1, "{line:?}");
     figure!(

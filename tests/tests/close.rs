@@ -63,7 +63,7 @@ impl World {
 
     #[track_caller]
     fn ended(&self, peer: SocketAddr, reason: &str) {
-        let line = self.gateway.log().of(peer);
+        let line = self.gateway.log().line_of(peer);
         assert_eq!(line.reason(), reason, "{line:?}");
     }
 
@@ -509,7 +509,7 @@ fn max_lifetime_ends_every_connection() {
     let Pair { mut client, mut server, peer } = world.pair();
     let line = loop {
         if world.gateway.log().count(|line| line.peer() == Some(peer)) > 0 {
-            break world.gateway.log().of(peer);
+            break world.gateway.log().line_of(peer);
         }
         assert!(started.elapsed() < Duration::from_secs(10), "the connection is still open");
         if client.write_all(b"x").is_ok() {
@@ -536,7 +536,7 @@ fn simultaneous_close_is_not_a_reset() {
         });
         assert_eq!(rest(&mut client), (b"from the server".to_vec(), End::Fin));
         assert_eq!(rest(&mut server), (b"from the client".to_vec(), End::Fin));
-        let line = world.gateway.log().of(peer);
+        let line = world.gateway.log().line_of(peer);
         assert!(["client_closed", "server_closed"].contains(&line.reason()), "{line:?}");
         assert_eq!(line.number("bytes_out"), 16, "{line:?}");
         assert_eq!(line.number("bytes_in"), world.hello.len() as u64 + 15, "{line:?}");
@@ -716,7 +716,7 @@ fn bytes_following_the_hello_arrive_in_order() {
         });
         assert_eq!(read_exactly(&mut client, 9), b"all of it");
         drop(client);
-        let line = world.gateway.log().of(peer);
+        let line = world.gateway.log().line_of(peer);
         assert_eq!(line.number("bytes_in"), (world.hello.len() + size) as u64, "{line:?}");
     }
 }

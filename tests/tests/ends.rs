@@ -61,7 +61,7 @@ fn ends_plain_application_reaches_plain_service() {
         echo(&mut app, b"hello");
         app.shutdown(Shutdown::Write).unwrap();
         assert_eq!(rest(&mut app), (Vec::new(), End::Fin));
-        let line = west.log().of(app.local_addr().unwrap());
+        let line = west.log().line_of(app.local_addr().unwrap());
         assert_eq!(line.reason(), "client_closed", "{line:?}");
         assert_eq!(
             (line.text("caller"), line.text("server_identity")),
@@ -148,7 +148,7 @@ fn ends_originate_to_own_terminated_service_stays_inside() {
     echo(&mut dial(gateway.at("listener app")), b"inside");
     let mut other = dial(gateway.at("listener other"));
     assert_eq!(rest(&mut other).1, End::Reset);
-    assert_eq!(gateway.log().of(other.local_addr().unwrap()).reason(), "identity_denied");
+    assert_eq!(gateway.log().line_of(other.local_addr().unwrap()).reason(), "identity_denied");
     assert_eq!(backend.accepted(), 1);
 }
 
@@ -196,7 +196,7 @@ fn ends_half_closed_connection_ends_when_silent() {
         assert_eq!(read_exactly(&mut app, 1), b"x");
     }
     assert_eq!(rest(&mut app), (Vec::new(), End::Fin));
-    assert_eq!(west.log().of(app.local_addr().unwrap()).reason(), "half_close_timeout");
+    assert_eq!(west.log().line_of(app.local_addr().unwrap()).reason(), "half_close_timeout");
 }
 
 /// As linkerd2-proxy#944: no byte waits for another write.
@@ -281,7 +281,7 @@ fn ends_tls_cut_without_close_notify_is_a_reset() {
     let mut app = dial(west.address());
     assert_eq!(read_exactly(&mut app, 4), b"part");
     assert_eq!(rest(&mut app).1, End::Reset);
-    assert_eq!(west.log().of(app.local_addr().unwrap()).reason(), "server_reset");
+    assert_eq!(west.log().line_of(app.local_addr().unwrap()).reason(), "server_reset");
 }
 
 #[test]
@@ -340,7 +340,7 @@ fn ends_stalled_handshake_has_a_deadline() {
     stalled.write_all(&hello(HOST)).unwrap();
     let (flight, end) = rest(&mut stalled);
     assert!(!flight.is_empty() && end != End::Open, "{end:?}");
-    assert_eq!(east.log().of(stalled.local_addr().unwrap()).reason(), "tls_failed");
+    assert_eq!(east.log().line_of(stalled.local_addr().unwrap()).reason(), "tls_failed");
     assert!(backend.is_untouched());
 
     let mute = Scripted::unread(|mut stream| drop(stream.read_to_end(&mut Vec::new())));
@@ -348,7 +348,7 @@ fn ends_stalled_handshake_has_a_deadline() {
     let west = setup.with("timeouts: { connect: 500ms }").start();
     let mut app = dial(west.address());
     assert_eq!(rest(&mut app), (Vec::new(), End::Reset));
-    assert_eq!(west.log().of(app.local_addr().unwrap()).reason(), "tls_failed");
+    assert_eq!(west.log().line_of(app.local_addr().unwrap()).reason(), "tls_failed");
 }
 
 #[test]
@@ -379,7 +379,7 @@ fn ends_garbage_never_reaches_the_service() {
                 let _refused = stream.write_all(input);
                 let _refused = stream.shutdown(Shutdown::Write);
                 assert_ne!(rest(&mut stream).1, End::Open);
-                let reason = east.log().of(stream.local_addr().unwrap()).reason().to_owned();
+                let reason = east.log().line_of(stream.local_addr().unwrap()).reason().to_owned();
                 assert_ne!(reason, "internal");
             });
         }

@@ -60,7 +60,7 @@ fn ends_terminate_admits_only_the_allowed() {
             let seen = refusal(&mut tls);
             let is_seen = seen.contains(alert) || (name.is_empty() && seen.contains("HandshakeFailure"));
             assert!(is_seen, "{domain} {name}: {seen}");
-            let line = east.log().of(peer);
+            let line = east.log().line_of(peer);
             assert_eq!(line.reason(), reason, "{line:?}");
             assert!(!line.text("tls_error").is_empty(), "{line:?}");
             let caller = if reason == "identity_denied" { id(domain, name) } else { String::new() };
@@ -170,7 +170,7 @@ fn ends_terminate_sessions_are_kept_apart_by_service() {
 #[track_caller]
 fn refused(west: &Gateway, mut app: TcpStream, reason: &str) {
     assert_eq!(rest(&mut app), (Vec::new(), End::Reset));
-    let line = west.log().of(app.local_addr().unwrap());
+    let line = west.log().line_of(app.local_addr().unwrap());
     assert_eq!(line.reason(), reason, "{line:?}");
 }
 
@@ -187,7 +187,7 @@ fn ends_originate_sends_nothing_to_another_identity() {
     let mut app = dial(west.address());
     app.write_all(b"secret").unwrap();
     assert_eq!(rest(&mut app).1, End::Reset);
-    let line = west.log().of(app.local_addr().unwrap());
+    let line = west.log().line_of(app.local_addr().unwrap());
     assert_eq!((line.reason(), line.text("server_identity")), ("tls_failed", ""), "{line:?}");
     assert!(line.text("tls_error").contains(&id("east", "impostor")), "{line:?}");
 }
@@ -237,7 +237,7 @@ fn ends_originate_identity_is_the_sources() {
         echo(&mut app, b"who am I");
         let peer = app.local_addr().unwrap();
         drop(app);
-        assert_eq!(west.log().of(peer).text("caller"), id("east", name));
+        assert_eq!(west.log().line_of(peer).text("caller"), id("east", name));
     }
     let accepted = backend.accepted();
     refused(&west, dial(west.address()), "identity_denied");

@@ -40,7 +40,7 @@ fn call(gateway: &Gateway, hello: &[u8]) -> Line {
     let peer = client.local_addr().unwrap();
     client.shutdown(Shutdown::Write).unwrap();
     assert_eq!(rest(&mut client), (Vec::new(), End::Fin));
-    gateway.log().of(peer)
+    gateway.log().line_of(peer)
 }
 
 /// Closes a client and returns its log line.
@@ -48,7 +48,7 @@ fn call(gateway: &Gateway, hello: &[u8]) -> Line {
 fn line_of(gateway: &Gateway, client: TcpStream) -> Line {
     let peer = client.local_addr().unwrap();
     drop(client);
-    gateway.log().of(peer)
+    gateway.log().line_of(peer)
 }
 
 /// Makes calls until `bad` has been tried several times; `good` serves each call and gets its hello once.
@@ -447,7 +447,7 @@ fn client_reset_cancels_connecting() {
     until("the gateway connects", || gateway.process().sockets().iter().any(|socket| socket.state == 2));
     let started = Instant::now();
     reset(client);
-    let line = gateway.log().of(peer);
+    let line = gateway.log().line_of(peer);
     assert_eq!(line.reason(), "client_gone", "{line:?}");
     assert!(started.elapsed() < Duration::from_secs(5), "{:?}", started.elapsed());
     figure!("a reset cancelled a connect after {:?}", started.elapsed());
@@ -464,7 +464,7 @@ fn no_failover_after_client_reset() {
     read_hello(&mut server).unwrap();
     reset(client);
     assert_ne!(rest(&mut server).1, End::Open);
-    assert_eq!(gateway.log().of(peer).reason(), "client_gone");
+    assert_eq!(gateway.log().line_of(peer).reason(), "client_gone");
     assert!(other.is_untouched());
 }
 

@@ -56,13 +56,13 @@ fn unusable_address_family_is_not_port_exhaustion_and_other_family_is_tried() {
         for _ in 0..CALLS {
             let (peer, answer) = ask(&namespace, &gateway, HOST);
             assert_eq!(answer, b"+");
-            attempts.push(gateway.log().of(peer).number("attempts"));
+            attempts.push(gateway.log().line_of(peer).number("attempts"));
         }
         figure!("IPv6 off ({switched_off}) or without a route: attempts of {CALLS} calls {attempts:?}");
         assert!(attempts.iter().sum::<u64>() <= CALLS as u64 + 1, "the family is learnt once: {attempts:?}");
         let (peer, answer) = ask(&namespace, &gateway, SIX);
         assert_eq!(answer, alert(80));
-        assert_eq!(gateway.log().of(peer).reason(), "connect_failed");
+        assert_eq!(gateway.log().line_of(peer).reason(), "connect_failed");
         let log = gateway.errors().join("\n");
         assert!(log.contains("is IPv6 off?"), "{log}");
         assert_eq!(gateway.metrics().sum("isthmus_ejections_total", &[]), 0.0);

@@ -57,7 +57,7 @@ impl World {
         let mut client = send(self.gateway.address(), bytes);
         let answer = rest_within(&mut client, Duration::from_secs(4));
         assert_eq!(answer, (alert(code), End::Fin), "{what}");
-        let line = self.gateway.log().of(client.local_addr().unwrap());
+        let line = self.gateway.log().line_of(client.local_addr().unwrap());
         assert_eq!(line.reason(), reason, "{what}: {line:?}");
         assert!(self.endpoint.is_untouched(), "{what}: the endpoint was contacted");
         assert_eq!(line.text("endpoint"), "", "{what}: {line:?}");
@@ -362,7 +362,7 @@ fn hello_verdict_is_independent_of_fragmentation() {
         for (flight, answers) in asked {
             let verdicts = answers
                 .into_iter()
-                .map(|(peer, answer)| (world.gateway.log().of(peer).reason().to_owned(), answer))
+                .map(|(peer, answer)| (world.gateway.log().line_of(peer).reason().to_owned(), answer))
                 .collect::<Vec<_>>();
             assert!(
                 verdicts.iter().all(|verdict| *verdict == verdicts[0]),
@@ -460,7 +460,7 @@ fn hello_timeout_is_absolute() {
     let took = started.elapsed();
     assert_eq!(answer, alert(50));
     assert!(took > Duration::from_millis(1_900) && took < Duration::from_secs(4), "{took:?}");
-    assert_eq!(world.gateway.log().of(client.local_addr().unwrap()).reason(), "hello_timeout");
+    assert_eq!(world.gateway.log().line_of(client.local_addr().unwrap()).reason(), "hello_timeout");
     assert!(world.endpoint.is_untouched());
 }
 

@@ -65,7 +65,7 @@ fn refused(gateway: &Gateway, mut client: TcpStream, code: Option<u8>, reason: &
     let wanted = code.map(alert).unwrap_or_default();
     let answer = rest_within(&mut client, Duration::from_secs(5));
     assert_eq!(answer, (wanted, End::Fin), "{reason}");
-    let line = gateway.log().of(client.local_addr().unwrap());
+    let line = gateway.log().line_of(client.local_addr().unwrap());
     assert_eq!(line.reason(), reason, "{line:?}");
 }
 
@@ -382,7 +382,7 @@ fn proxy_header_from_trusted_source_is_accepted() {
             server.write_all(b"+").unwrap();
             assert_eq!(read_exactly(&mut client, 1), b"+");
             drop((client, server));
-            let line = gateway.log().of(peer.parse().unwrap());
+            let line = gateway.log().line_of(peer.parse().unwrap());
             assert_eq!(line.text("service"), "near.example:443");
         }
     }
@@ -394,7 +394,7 @@ fn proxy_header_from_trusted_source_is_accepted() {
         let (server, got) = endpoint.take();
         assert_eq!(got, flight());
         drop((client, server));
-        assert_eq!(gateway.log().of(peer).text("service"), "web.example:443");
+        assert_eq!(gateway.log().line_of(peer).text("service"), "web.example:443");
     }
     figure!("PROXY v1, v2, IPv4, IPv6, LOCAL, TLVs: accepted from trusted sources");
 }
@@ -408,7 +408,7 @@ fn proxy_header_from_untrusted_source_is_refused() {
         let _gone = client.write_all(bytes);
         let (answer, end) = rest_within(&mut client, Duration::from_secs(6));
         assert!(answer.is_empty() && end != End::Open, "{reason}: {answer:?}, {end:?} for {bytes:02x?}");
-        let line = gateway.log().of(peer);
+        let line = gateway.log().line_of(peer);
         assert_eq!(line.reason(), reason, "{line:?} for {bytes:02x?}");
         assert!(endpoint.is_untouched());
     };

@@ -80,7 +80,7 @@ fn loop_through_resolved_name_is_refused() {
         let gateway = Setup::new(services).listeners(&format!("- address: \"{listener}:{port}\"")).start();
         let mut client = send(([127, 0, 0, 1], port).into(), &hello(HOST));
         assert_eq!(rest(&mut client).0, alert(80));
-        let line = gateway.log().of(client.local_addr().unwrap());
+        let line = gateway.log().line_of(client.local_addr().unwrap());
         // Refused at resolution, which leaves no endpoint, or when the connection comes back.
         assert!(["no_endpoint", "loop"].contains(&line.reason()), "listener {listener}: {line:?}");
         assert_eq!(gateway.metrics().sum("isthmus_connections_accepted_total", &[]), 1.0);
@@ -237,7 +237,7 @@ fn malformed_sni_is_refused() {
         let flight = Hello::new(HOST).without(0).and(sni(name)).bytes();
         let mut client = send(gateway.address(), &flight);
         let answer = rest(&mut client).0;
-        let line = gateway.log().of(client.local_addr().unwrap());
+        let line = gateway.log().line_of(client.local_addr().unwrap());
         *reasons.entry(line.reason().to_owned()).or_insert(0) += 1;
         assert_eq!((line.reason(), answer), ("hello_malformed", alert(50)), "{name:02x?}");
         assert!(endpoint.is_untouched(), "{name:02x?} reached the endpoint");
@@ -297,7 +297,7 @@ fn access_log_lines_have_every_field() {
     let mut client = send(gateway.address(), b"not TLS");
     let _answer = rest(&mut client);
     for peer in [served, client.local_addr().unwrap()] {
-        let line = gateway.log().of(peer);
+        let line = gateway.log().line_of(peer);
         for field in [
             "time",
             "listener",

@@ -154,7 +154,7 @@ fn create(args: &CreateArgs) -> anyhow::Result<()> {
     let (settings, trust) = loaded(&args.config)?;
     if let Some(whom) = args.first() {
         let token = issuing::token(&settings, &trust, &whom, args.address.clone(), args.lifetime)?;
-        return say(&args.shown(&token));
+        return say(&args.render(&token));
     }
     let address = args.address.clone().map_or_else(|| join_config::meeting_place(&settings), Ok)?;
     let store = join::store(join_config::state(&settings)?);
@@ -201,7 +201,7 @@ fn enrol(args: &EnrolArgs) -> anyhow::Result<()> {
         follow_signals(|| tracing::info!("SIGHUP: ignored; the certificate is renewed when it is due"))?;
     until_stopped(&stop, async {
         let enrolled = args.run().await?;
-        let shown = enrolled.shown();
+        let shown = enrolled.report();
         // A reader that never reads standard output must not keep the program from ending.
         tokio::task::spawn_blocking(move || say(&shown)).await??;
         if args.follow {

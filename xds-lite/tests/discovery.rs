@@ -20,7 +20,7 @@ use hyper::{Request, Response};
 use isthmus_ads::client::{Client, Refused, Update};
 use isthmus_ads::service::{Directory, Discovery};
 use isthmus_ads::shared::Shared;
-use isthmus_ads::subscribe::{Again, Answers, Contact, Subscription, Tables};
+use isthmus_ads::subscribe::{Answers, Contact, Retry, Subscription, Tables};
 use isthmus_certs::{Client as TlsClient, SpiffeId};
 use isthmus_grpc::budget::{Kind, Resource};
 use isthmus_grpc::dial::Chain;
@@ -521,22 +521,22 @@ impl Tables for Hesitant {
         self.seen.apply(update).await
     }
 
-    fn shown(&mut self, chain: Chain) {
+    fn presented(&mut self, chain: Chain) {
         self.chains.lock().unwrap().push(chain);
     }
 
-    async fn again(&mut self) -> Again {
+    async fn retry(&mut self) -> Retry {
         match self.steps {
             1 => {
                 self.steps = 2;
-                Again::Names(TYPE, vec!["a".to_owned()])
+                Retry::Names(TYPE, vec!["a".to_owned()])
             }
             3 => {
                 while !self.seen_to_have_it.load(SeqCst) {
                     tokio::time::sleep(Duration::from_millis(5)).await;
                 }
                 self.steps = 4;
-                Again::Stream("its certificate is wanted".to_owned())
+                Retry::Stream("its certificate is wanted".to_owned())
             }
             _ => std::future::pending().await,
         }

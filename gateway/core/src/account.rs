@@ -95,7 +95,7 @@ impl Account {
         Ok(())
     }
 
-    pub(crate) fn heard(&mut self, hello: &Hello) {
+    pub(crate) fn record_hello(&mut self, hello: &Hello) {
         self.hello = Some(self.accepted.elapsed());
         self.alpn = hello.alpn.clone();
         if let Some(sni) = &hello.sni {
@@ -126,7 +126,7 @@ impl Account {
         self.lead_to(step, Some(self.worker.live.coarse_now()));
         if self.counters.is_none() {
             service.state.earn_replay(&step.tables.live.upstream.replay);
-            let counters = self.worker.process.metrics.services.of(service);
+            let counters = self.worker.process.metrics.services.for_service(service);
             add(&counters.connections, 1);
             self.counters = Some(counters);
         }

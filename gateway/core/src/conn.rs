@@ -92,7 +92,7 @@ async fn story(client: &mut Leg, server: &mut Option<Leg>, account: &mut Account
 /// Runs the steps from accept to a server that has the client's hello.
 async fn begin(client: &mut Leg, account: &mut Account, worker: &Worker) -> Result<Server, Reason> {
     let Peeked { hello, flight } = ask(client, account, worker).await?;
-    account.heard(&hello);
+    account.record_hello(&hello);
     let query = Query {
         listener: account.conn.listener,
         sni: hello.sni.as_ref(),

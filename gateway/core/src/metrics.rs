@@ -166,7 +166,7 @@ impl ServiceTable {
         ServiceTable { limit, listed: Mutex::default(), others: Arc::new(others) }
     }
 
-    pub(crate) fn of(&self, service: &Service) -> Arc<ServiceCounters> {
+    pub(crate) fn for_service(&self, service: &Service) -> Arc<ServiceCounters> {
         let counters = service.state.counters.get_or_init(|| {
             let mut listed = self.listed.lock().unwrap_or_else(PoisonError::into_inner);
             if listed.len() >= self.limit {
@@ -215,15 +215,15 @@ mod tests {
     fn removed_service_frees_its_metrics_slot() {
         let table = ServiceTable::new(1);
         let first = tables("a.example");
-        assert_eq!(&*table.of(first.services().next().unwrap()).name, "a.example:443");
+        assert_eq!(&*table.for_service(first.services().next().unwrap()).name, "a.example:443");
         table.forget_the_gone();
         assert_eq!(
-            &*table.of(tables("b.example").services().next().unwrap()).name,
+            &*table.for_service(tables("b.example").services().next().unwrap()).name,
             "other",
             "the first service still exists"
         );
         drop(first);
         table.forget_the_gone();
-        assert_eq!(&*table.of(tables("c.example").services().next().unwrap()).name, "c.example:443");
+        assert_eq!(&*table.for_service(tables("c.example").services().next().unwrap()).name, "c.example:443");
     }
 }

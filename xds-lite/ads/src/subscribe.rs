@@ -63,10 +63,10 @@ pub trait Tables: Send {
     }
 
     /// The server's certificate chain, before contact is made.
-    fn shown(&mut self, _chain: Chain) {}
+    fn presented(&mut self, _chain: Chain) {}
 
     /// Completes when a refused resource is to be requested again. It may be dropped and called again.
-    fn again(&mut self) -> impl Future<Output = Again> + Send {
+    fn retry(&mut self) -> impl Future<Output = Retry> + Send {
         std::future::pending()
     }
 
@@ -76,7 +76,7 @@ pub trait Tables: Send {
 
 /// How a refused resource is requested again.
 #[derive(Debug)]
-pub enum Again {
+pub enum Retry {
     /// Subscribe to these names of a type again.
     Names(&'static str, Vec<String>),
     /// Open a new stream, on which the server presents its current certificate; and why.
@@ -144,7 +144,7 @@ impl Subscription {
         let (channel, standing) = match dial_with_chain(server, &self.tls, self.within.as_ref()).await {
             Ok((channel, chain)) => {
                 let standing = self.tls.standing(&chain);
-                tables.shown(chain);
+                tables.presented(chain);
                 (channel, standing)
             }
             Err(error) => return (None, with_causes(&error)),
@@ -179,9 +179,9 @@ impl Subscription {
                     Ok(None) => return (made, "the server ended the stream".to_owned()),
                     Err(status) => return (made, status_text(&status)),
                 },
-                again = tables.again() => match again {
-                    Again::Names(type_url, names) => ask_again(type_url, names, clients),
-                    Again::Stream(why) => return (made, why),
+                again = tables.retry() => match again {
+                    Retry::Names(type_url, names) => ask_again(type_url, names, clients),
+                    Retry::Stream(why) => return (made, why),
                 },
             };
             for request in due {

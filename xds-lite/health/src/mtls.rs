@@ -140,7 +140,7 @@ impl MtlsChecks {
 
     /// The result of an endpoint.
     #[must_use]
-    pub fn of(&self, subject: &Subject) -> MtlsCheck {
+    pub fn result(&self, subject: &Subject) -> MtlsCheck {
         self.get(subject).map_or(MtlsCheck::Awaited, |known| known.result.clone())
     }
 
@@ -212,7 +212,7 @@ mod tests {
         assert!(checks.seen(&one, MtlsCheck::NotRequired("anybody".to_owned()), start));
         assert!(!checks.demands(&one));
         want(&mut checks, [], start);
-        assert_eq!(checks.of(&one), MtlsCheck::Awaited, "it is forgotten");
+        assert_eq!(checks.result(&one), MtlsCheck::Awaited, "it is forgotten");
     }
 
     #[test]

@@ -23,7 +23,7 @@ const PACE: Duration = Duration::from_millis(250);
 /// The owner of probes: says what is due and takes the results.
 pub trait Asker {
     /// Takes the results since the last turn, and returns the addresses to probe now, at most `most`.
-    fn turn(&self, answers: Vec<(Target, Answer)>, most: usize) -> Vec<Target>;
+    fn poll(&self, answers: Vec<(Target, Answer)>, most: usize) -> Vec<Target>;
 
     /// Probes an address.
     fn ask(&self, target: &Target) -> impl Future<Output = Answer> + Send + 'static;
@@ -39,7 +39,7 @@ pub async fn probe(asker: impl Asker) {
         while let Some(answered) = asking.try_join_next() {
             answers.extend(answered.ok());
         }
-        for target in asker.turn(answers, AT_ONCE.saturating_sub(asking.len())) {
+        for target in asker.poll(answers, AT_ONCE.saturating_sub(asking.len())) {
             let answer = asker.ask(&target);
             asking.spawn(async move { (target, answer.await) });
         }

@@ -90,16 +90,16 @@ impl Files {
 
     /// Reads what may have changed, which is cheap without events. Returns the changes, or `None`.
     pub fn changed_paths(&mut self, now: Instant) -> Option<Change> {
-        let turn = self.watcher.turn(&self.folder, now);
-        if turn.was_lost {
+        let events = self.watcher.poll(&self.folder, now);
+        if events.was_lost {
             self.files.values_mut().for_each(|held| held.settling.lose_track());
         }
-        for (name, written) in turn.written {
+        for (name, written) in events.written {
             let path: Arc<Path> = self.folder.join(name).into();
             self.files.entry(Arc::clone(&path)).or_default().settling.note(written, now);
             self.restless.insert(path);
         }
-        let touched = match turn.at {
+        let touched = match events.at {
             ChangedPaths::Everywhere => {
                 let started = Instant::now();
                 let touched = self.scan_all(now);
@@ -123,7 +123,7 @@ impl Files {
 
     fn change(&self, hosts: BTreeSet<HostPattern>, now: Instant) -> Change {
         let hosts = hosts.into_iter().map(|host| {
-            let services = self.of(&host).into_iter().cloned().collect();
+            let services = self.services_for(&host).into_iter().cloned().collect();
             (host, services)
         });
         let summary = Summary { problems: self.problems(now), is_whole: self.standing.0 };
@@ -295,7 +295,7 @@ impl Files {
 
     /// The services of a host. A port that an earlier file defines is ignored in a later one.
     #[must_use]
-    pub fn of(&self, host: &HostPattern) -> Vec<&Arc<Service>> {
+    pub fn services_for(&self, host: &HostPattern) -> Vec<&Arc<Service>> {
         let mut services: Vec<&Arc<Service>> = Vec::new();
         for (_, service) in self.all_of(host) {
             if !services.iter().any(|taken| taken.port == service.port) {
@@ -375,7 +375,7 @@ mod tests {
     use isthmus_model::services::Balance;
 
     fn hosts(files: &Files) -> Vec<String> {
-        let all = files.owners.keys().flat_map(|host| files.of(host));
+        let all = files.owners.keys().flat_map(|host| files.services_for(host));
         let all = all.map(|service| format!("{}:{}", service.host, service.port));
         all.collect::<BTreeSet<_>>().into_iter().collect()
     }
@@ -418,7 +418,7 @@ mod tests {
 
         /// The hosts that have changed, of which there must be some report.
         #[track_caller]
-        fn look(&mut self) -> Vec<String> {
+        fn poll(&mut self) -> Vec<String> {
             self.touched().unwrap()
         }
 
@@ -438,22 +438,22 @@ mod tests {
         all.write("b.yaml", "services: [{ host: c.d }]");
         all.write(".hidden.yaml", "services: [{ host: hidden.d }]");
         all.write("notes.txt", "none");
-        assert_eq!(all.look(), ["a.b", "c.d"]);
+        assert_eq!(all.poll(), ["a.b", "c.d"]);
         assert_eq!(all.hosts(), ["a.b:443", "c.d:443"]);
         assert_eq!(all.touched(), None, "no change");
         all.write("a.yaml", "services: [{ host: a.b, prot: 1 }]");
-        assert_eq!(all.look(), [""; 0]);
+        assert_eq!(all.poll(), [""; 0]);
         assert_eq!(all.hosts(), ["a.b:443", "c.d:443"], "the last valid content stays");
         let problems = all.problems();
         assert!(problems[0].contains("a.yaml:1:") && problems[0].contains("prot"), "{problems:?}");
         all.write("b.yaml", "services: [{ host: c.d }, { host: a.b }, { host: e.f }]");
-        assert_eq!(all.look(), ["a.b", "e.f"], "c.d is unchanged");
+        assert_eq!(all.poll(), ["a.b", "e.f"], "c.d is unchanged");
         assert_eq!(all.hosts(), ["a.b:443", "c.d:443", "e.f:443"]);
         assert!(all.problems()[1].contains("is already defined in"), "{:?}", all.problems());
         fs::remove_file(all.at("a.yaml")).unwrap();
         assert_eq!(all.touched(), None, "some editors remove a file for a moment");
         all.wait(QUIET);
-        assert_eq!(all.look(), ["a.b"]);
+        assert_eq!(all.poll(), ["a.b"]);
         assert_eq!(all.hosts(), ["a.b:443", "c.d:443", "e.f:443"]);
         assert_eq!(all.problems(), [""; 0]);
     }
@@ -463,19 +463,19 @@ mod tests {
         let mut all = Looked::new();
         let host = HostPattern::parse("a.b").unwrap();
         all.write("b.yaml", "services: [{ host: a.b, port: 1, balance: random }, { host: a.b, port: 2 }]");
-        assert_eq!(all.look(), ["a.b"]);
+        assert_eq!(all.poll(), ["a.b"]);
         let one = "services: [{ host: a.b, port: 1 }]";
         all.write("a.yaml", one);
-        assert_eq!(all.look(), ["a.b"]);
+        assert_eq!(all.poll(), ["a.b"]);
         let shown = |all: &Looked| -> Vec<_> {
-            let of = all.files.of(&host);
+            let of = all.files.services_for(&host);
             of.iter().map(|service| (service.port, service.balance)).collect()
         };
         let gone = |all: &mut Looked, name: &str| {
             fs::remove_file(all.at(name)).unwrap();
             all.touched();
             all.wait(QUIET);
-            assert_eq!(all.look(), ["a.b"]);
+            assert_eq!(all.poll(), ["a.b"]);
         };
         let (turns, random) = (Balance::RoundRobin, Balance::Random);
         assert_eq!(shown(&all), [(1, turns), (2, turns)]);
@@ -484,7 +484,7 @@ mod tests {
         assert_eq!(shown(&all), [(1, random), (2, turns)]);
         assert!(all.problems().is_empty());
         all.write("c.yaml", one);
-        assert_eq!(all.look(), ["a.b"]);
+        assert_eq!(all.poll(), ["a.b"]);
         assert_eq!(shown(&all), [(1, random), (2, turns)]);
         gone(&mut all, "b.yaml");
         assert_eq!(shown(&all), [(1, turns)]);
@@ -497,9 +497,13 @@ mod tests {
             "a.yaml",
             "services: [{ host: c.d, port: 2 }, { host: a.b, port: 1 }, { host: c.d, port: 1 }, { host: e.f }]",
         );
-        assert_eq!(all.look(), ["a.b", "c.d", "e.f"]);
+        assert_eq!(all.poll(), ["a.b", "c.d", "e.f"]);
         let ports = |host: &str| -> Vec<_> {
-            all.files.of(&HostPattern::parse(host).unwrap()).iter().map(|service| service.port).collect()
+            all.files
+                .services_for(&HostPattern::parse(host).unwrap())
+                .iter()
+                .map(|service| service.port)
+                .collect()
         };
         assert_eq!((ports("a.b"), ports("c.d"), ports("e.f")), (vec![1], vec![2, 1], vec![443]));
         assert_eq!(ports("b.c"), [0_u16; 0]);
@@ -512,13 +516,13 @@ mod tests {
         fs::create_dir(&inside).unwrap();
         all.files = Files::new(inside.clone());
         fs::write(inside.join("a.yaml"), "services: [{ host: a.b }]").unwrap();
-        all.look();
+        all.poll();
         fs::rename(&inside, all.at("away")).unwrap();
-        assert_eq!((all.look(), all.touched()), (Vec::new(), None), "reported once");
+        assert_eq!((all.poll(), all.touched()), (Vec::new(), None), "reported once");
         assert_eq!(all.hosts(), ["a.b:443"]);
         assert!(all.problems()[0].contains("registry: cannot be read"));
         fs::rename(all.at("away"), &inside).unwrap();
-        assert_eq!(all.look(), [""; 0]);
+        assert_eq!(all.poll(), [""; 0]);
         assert_eq!(all.problems(), [""; 0]);
     }
 
@@ -526,7 +530,7 @@ mod tests {
     fn file_rewritten_in_place_withdraws_nothing_until_it_is_quiet() {
         let mut all = Looked::new();
         all.write("a.yaml", "services:\n- host: a.b\n- host: c.d\n");
-        assert_eq!(all.look(), ["a.b", "c.d"]);
+        assert_eq!(all.poll(), ["a.b", "c.d"]);
         all.wait(QUIET);
         all.touched();
         // Truncated, partial, complete: no service is missing at any time.
@@ -541,13 +545,13 @@ mod tests {
         all.wait(QUIET - Duration::from_millis(1));
         assert_eq!(all.touched(), None);
         all.wait(Duration::from_millis(1));
-        assert_eq!(all.look(), ["a.b"]);
+        assert_eq!(all.poll(), ["a.b"]);
         assert_eq!(all.hosts(), ["c.d:443", "e.f:1"]);
         fs::write(all.at("a.yaml"), "services: [").unwrap();
         all.touched();
         assert_eq!((all.problems().len(), all.hosts().len()), (0, 2), "half a file is not an error");
         all.wait(QUIET);
-        all.look();
+        all.poll();
         assert_eq!((all.problems().len(), all.hosts().len()), (1, 2), "an invalid file is");
     }
 
@@ -555,7 +559,7 @@ mod tests {
     fn file_taken_away_for_a_moment_withdraws_nothing() {
         let mut all = Looked::new();
         all.write("a.yaml", "services: [{ host: a.b }]");
-        all.look();
+        all.poll();
         fs::rename(all.at("a.yaml"), all.at("a.yaml~")).unwrap();
         assert_eq!(all.touched(), None);
         all.wait(QUIET / 2);
@@ -574,7 +578,7 @@ mod tests {
         rustix::fs::mkfifoat(rustix::fs::CWD, all.at("pipe.yaml"), mode).unwrap();
         std::os::unix::fs::symlink("/dev/zero", all.at("zero.yaml")).unwrap();
         fs::create_dir(all.at("folder.yaml")).unwrap();
-        assert_eq!(all.look(), ["a.b"]);
+        assert_eq!(all.poll(), ["a.b"]);
         let problems = all.problems();
         for name in ["pipe.yaml", "zero.yaml", "folder.yaml"] {
             let is_named = problems.iter().any(|why| why.contains(name) && why.contains("regular file"));
@@ -585,7 +589,7 @@ mod tests {
         }
         fs::remove_dir(all.at("folder.yaml")).unwrap();
         all.wait(QUIET);
-        all.look();
+        all.poll();
         assert_eq!((all.problems(), all.hosts()), (Vec::new(), vec!["a.b:443".to_owned()]));
     }
 

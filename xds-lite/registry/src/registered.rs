@@ -79,7 +79,7 @@ impl Lease {
     #[must_use]
     pub fn page(&self) -> agent::Lease {
         agent::Lease {
-            lease: self.id.as_ref().map(LeaseId::shown),
+            lease: self.id.as_ref().map(LeaseId::hex),
             ttl: show_duration(self.ttl),
             heartbeat_every: show_duration(self.ttl / BEATS),
         }
@@ -164,7 +164,7 @@ impl Registered {
         now: Instant,
     ) -> Result<Lease, Refused> {
         self.expire(now);
-        let registration = registration.of(by.clone())?;
+        let registration = registration.owned_by(by.clone())?;
         let identity = registration.identity();
         let ttl = registration.ttl;
         let shown = registration.lease;
@@ -234,7 +234,7 @@ impl Registered {
 
     /// Ends registrations without heartbeats; returns the hosts that changed since the last look,
     /// if any.
-    pub fn look(&mut self, now: Instant) -> Option<BTreeSet<HostPattern>> {
+    pub fn poll(&mut self, now: Instant) -> Option<BTreeSet<HostPattern>> {
         self.expire(now);
         let touched = std::mem::take(&mut self.touched);
         (!touched.is_empty()).then_some(touched)
@@ -273,7 +273,7 @@ impl Registered {
 
     /// The resulting services of one host.
     #[must_use]
-    pub fn of(&self, host: &HostPattern) -> Vec<Service> {
+    pub fn services_for(&self, host: &HostPattern) -> Vec<Service> {
         self.made_of(self.ports.range((host.clone(), 0)..=(host.clone(), u16::MAX)))
     }
 

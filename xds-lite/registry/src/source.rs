@@ -20,15 +20,15 @@ pub struct Snapshot {
 /// A source of services.
 pub trait Source {
     /// The services of a host.
-    fn of(&self, host: &HostPattern) -> Vec<Service>;
+    fn services_for(&self, host: &HostPattern) -> Vec<Service>;
 
     /// What was ignored, where, and why; for the log and for status.
     fn problems(&self) -> Vec<String>;
 }
 
 impl Source for Found {
-    fn of(&self, host: &HostPattern) -> Vec<Service> {
-        self.of(host).iter().map(|service| (**service).clone()).collect()
+    fn services_for(&self, host: &HostPattern) -> Vec<Service> {
+        self.services_for(host).iter().map(|service| (**service).clone()).collect()
     }
 
     fn problems(&self) -> Vec<String> {
@@ -37,8 +37,8 @@ impl Source for Found {
 }
 
 impl Source for Registered {
-    fn of(&self, host: &HostPattern) -> Vec<Service> {
-        self.of(host)
+    fn services_for(&self, host: &HostPattern) -> Vec<Service> {
+        self.services_for(host)
     }
 
     fn problems(&self) -> Vec<String> {
@@ -91,11 +91,11 @@ fn left_out(service: &Service, why: &str) -> String {
 
 /// The registered services of a host, unless a wildcard in a file covers it.
 pub fn registered_of(host: &HostPattern, registered: &Registered, files: &Found) -> Snapshot {
-    let services = registered.of(host);
+    let services = registered.services_for(host);
     let wildcards = wildcards_over(host).into_iter();
     let taken = wildcards
         .filter(|_| !services.is_empty())
-        .find(|wildcard| files.of(wildcard).iter().any(|service| !service.takes_registrations()));
+        .find(|wildcard| files.services_for(wildcard).iter().any(|service| !service.takes_registrations()));
     match taken {
         None => Snapshot { services, problems: Vec::new() },
         Some(wildcard) => {

@@ -74,7 +74,7 @@ impl AdminService {
             Ok(Ok(body)) if path == "/register" => {
                 self.make(move |pages| register(pages, asker, token.as_deref(), &body)).await
             }
-            Ok(Ok(body)) => self.make(move |pages| take(pages, &path, &body)).await,
+            Ok(Ok(body)) => self.make(move |pages| accept(pages, &path, &body)).await,
             Ok(Err(broken)) => error(broken.status(), &broken.to_string()),
             Err(_) => error(StatusCode::REQUEST_TIMEOUT, "timed out waiting for the request body"),
         }
@@ -145,7 +145,7 @@ fn register(pages: &dyn Pages, asker: Caller, token: Option<&str>, body: &[u8]) 
 }
 
 /// Heartbeat or deregistration: the lease in the body is proof enough.
-fn take(pages: &dyn Pages, path: &str, body: &[u8]) -> Page {
+fn accept(pages: &dyn Pages, path: &str, body: &[u8]) -> Page {
     if path == "/heartbeat" { answered(pages.heartbeat(body)) } else { answered(pages.deregister(body)) }
 }
 

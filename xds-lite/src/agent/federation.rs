@@ -9,7 +9,7 @@ use tokio::task::JoinSet;
 use tracing::Instrument as _;
 
 use isthmus_ads::client::{Client, Refused, Update};
-use isthmus_ads::subscribe::{Again, Answers, Contact, Subscription, Tables};
+use isthmus_ads::subscribe::{Answers, Contact, Retry, Subscription, Tables};
 use isthmus_grpc::dial::Chain;
 use isthmus_model::address::Ranges;
 use isthmus_model::slice::Cluster;
@@ -199,15 +199,15 @@ impl Tables for Offers {
         self.peers.versions(&self.cluster)
     }
 
-    fn shown(&mut self, chain: Chain) {
+    fn presented(&mut self, chain: Chain) {
         if let Some(bundle) = &mut self.bundle {
             bundle.begin(chain);
         }
     }
 
-    async fn again(&mut self) -> Again {
+    async fn retry(&mut self) -> Retry {
         match &mut self.bundle {
-            Some(bundle) => bundle.again().await,
+            Some(bundle) => bundle.retry().await,
             None => std::future::pending().await,
         }
     }

@@ -22,7 +22,7 @@ pub(super) async fn ask(peers: Arc<Peers>) {
 struct Asking(Arc<Peers>);
 
 impl Asker for Asking {
-    fn turn(&self, answers: Vec<(Target, Answer)>, most: usize) -> Vec<Target> {
+    fn poll(&self, answers: Vec<(Target, Answer)>, most: usize) -> Vec<Target> {
         self.0.probe(answers, most, Instant::now())
     }
 

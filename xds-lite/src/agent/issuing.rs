@@ -89,7 +89,7 @@ impl Issuing {
         let mut pace = tokio::time::interval(PACE);
         loop {
             pace.tick().await;
-            self.intermediate.look();
+            self.intermediate.poll();
         }
     }
 

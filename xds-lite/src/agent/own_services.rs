@@ -129,7 +129,7 @@ impl OwnServices {
         let is_last = part.summary.is_some();
         let hosts = {
             let mut state = self.state.lock();
-            let mut hosts: BTreeSet<HostPattern> = state.files.take(part).into_iter().collect();
+            let mut hosts: BTreeSet<HostPattern> = state.files.remove_part(part).into_iter().collect();
             hosts.extend(state.disproved());
             hosts
         };
@@ -304,7 +304,7 @@ impl OwnServices {
 impl State {
     /// Merges what the sources have for a host.
     fn gather(&mut self, host: &HostPattern) {
-        let files = Snapshot { services: Source::of(&self.files, host), problems: Vec::new() };
+        let files = Snapshot { services: Source::services_for(&self.files, host), problems: Vec::new() };
         let registered = registered_of(host, &self.registered, &self.files);
         let Snapshot { services, problems } = merge([files, registered]);
         if services.is_empty() {

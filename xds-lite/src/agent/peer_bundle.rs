@@ -9,7 +9,7 @@ use tokio::time::Instant;
 use tokio_rustls::rustls::pki_types::UnixTime;
 
 use isthmus_ads::client::{Refused, Resource, Update};
-use isthmus_ads::subscribe::Again;
+use isthmus_ads::subscribe::Retry;
 use isthmus_grpc::dial::Chain;
 use isthmus_proto::type_url::TRUST_BUNDLE;
 use isthmus_trust::bundles::{BundleUpdate, Keeper, Refusal, Remedy};
@@ -67,16 +67,16 @@ impl PeerBundle {
         mut tell: impl FnMut(Result<BundleUpdate, String>),
     ) -> Vec<Refused> {
         let refused = update.resources.iter().filter_map(|resource| {
-            let outcome = self.take(resource);
+            let outcome = self.accept(resource);
             tell(outcome.clone().map_err(|refused| format!("{:?}: {}", refused.name, refused.why)));
             outcome.err()
         });
         refused.collect()
     }
 
-    fn take(&mut self, resource: &Resource) -> Result<BundleUpdate, Refused> {
+    fn accept(&mut self, resource: &Resource) -> Result<BundleUpdate, Refused> {
         let Resource { name, bytes, version: _ } = resource;
-        let taken = self.keeper.take(&self.domain, &self.chain, name, bytes, UnixTime::now());
+        let taken = self.keeper.accept(&self.domain, &self.chain, name, bytes, UnixTime::now());
         self.waiting = None;
         match taken {
             Ok(kept) => {
@@ -108,16 +108,16 @@ impl PeerBundle {
     }
 
     /// Completes when a bundle is to be requested again.
-    pub(super) async fn again(&mut self) -> Again {
+    pub(super) async fn retry(&mut self) -> Retry {
         let Some(until) = self.waiting.as_ref().map(|waiting| waiting.until) else {
             return std::future::pending().await;
         };
         tokio::time::sleep_until(until).await;
         match self.waiting.take() {
             Some(Waiting { anew: true, why, .. }) => {
-                Again::Stream(format!("reconnecting to see its current certificate: {why}"))
+                Retry::Stream(format!("reconnecting to see its current certificate: {why}"))
             }
-            _ => Again::Names(TRUST_BUNDLE, vec![self.domain.to_string()]),
+            _ => Retry::Names(TRUST_BUNDLE, vec![self.domain.to_string()]),
         }
     }
 }

@@ -225,7 +225,7 @@ impl Peers {
         });
         self.pass_on();
         for (not_sent, cluster) in whole {
-            self.views.heard(&cluster);
+            self.views.contacted(&cluster);
             // Persisted slices that the peer did not send.
             let names = not_sent.unwrap_or_default().into_keys();
             self.directory.slices_changed(names.map(|name| persistence::import(&cluster, &name)));
@@ -235,7 +235,7 @@ impl Peers {
     /// Applies the answers of probes; returns at most `most` addresses to probe now (`stale: probe`).
     pub(super) fn probe(&self, answers: Vec<(Target, Answer)>, most: usize, now: Instant) -> Vec<Target> {
         let is_news = !answers.is_empty();
-        let due = self.change(|state| state.imports.turn(answers, most, now));
+        let due = self.change(|state| state.imports.poll_probes(answers, most, now));
         if is_news || !due.is_empty() {
             self.to_publish.notify_one();
         }

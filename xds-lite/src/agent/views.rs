@@ -118,7 +118,7 @@ impl Views {
     }
 
     /// A cluster has sent its state.
-    pub(super) fn heard(&self, cluster: &Cluster) {
+    pub(super) fn contacted(&self, cluster: &Cluster) {
         self.learn(|hearing| hearing.peers.insert(cluster.clone(), true) != Some(true));
     }
 

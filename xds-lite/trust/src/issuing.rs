@@ -121,7 +121,7 @@ impl Certificates {
     async fn consume(&self, admitted: &Admitted) -> Result<(), Status> {
         let desk =
             self.desk.as_ref().ok_or_else(|| Status::unauthenticated("this agent does not accept tokens"))?;
-        desk.take(admitted).await.map_err(|refused| match refused {
+        desk.consume(admitted).await.map_err(|refused| match refused {
             Refused::Token(_) | Refused::ToJoin => refusal_status(&refused),
             Refused::Store(_) | Refused::Thread(_) => {
                 tracing::error!(token = admitted.token(), error = %refused, "cannot mark token as used");

@@ -29,7 +29,7 @@ const LISTED: usize = 1_000;
 pub(super) struct Asking(pub(super) Arc<Mutex<Slices>>);
 
 impl Asker for Asking {
-    fn turn(&self, answers: Vec<(Target, Answer)>, most: usize) -> Vec<Target> {
+    fn poll(&self, answers: Vec<(Target, Answer)>, most: usize) -> Vec<Target> {
         locked(&self.0).advance_probes(answers, most, Instant::now())
     }
 

@@ -65,7 +65,7 @@ impl Default for Found {
 
 impl Found {
     /// Applies a part, and returns its hosts.
-    pub fn take(&mut self, part: Part) -> Vec<HostPattern> {
+    pub fn remove_part(&mut self, part: Part) -> Vec<HostPattern> {
         if let Some(summary) = part.summary {
             self.summary = summary;
         }
@@ -81,7 +81,7 @@ impl Found {
 
     /// The services of a host.
     #[must_use]
-    pub fn of(&self, host: &HostPattern) -> &[Arc<Service>] {
+    pub fn services_for(&self, host: &HostPattern) -> &[Arc<Service>] {
         self.services.get(host).map(Vec::as_slice).unwrap_or_default()
     }
 
@@ -116,12 +116,12 @@ mod tests {
         let mut lengths = Vec::new();
         for part in change.parts() {
             assert!(!found.summary().is_whole, "not before the last part");
-            lengths.push(found.take(part).len());
+            lengths.push(found.remove_part(part).len());
         }
         assert_eq!((lengths, found.summary()), (vec![HOSTS, HOSTS, 1], &summary));
-        assert_eq!((found.iter().count(), found.of(&host(0)).len()), (2 * HOSTS + 1, 1));
+        assert_eq!((found.iter().count(), found.services_for(&host(0)).len()), (2 * HOSTS + 1, 1));
         let gone = Change { hosts: vec![(host(0), Vec::new())], summary };
-        gone.parts().for_each(|part| _ = found.take(part));
-        assert_eq!((found.iter().count(), found.of(&host(0)).len()), (2 * HOSTS, 0));
+        gone.parts().for_each(|part| _ = found.remove_part(part));
+        assert_eq!((found.iter().count(), found.services_for(&host(0)).len()), (2 * HOSTS, 0));
     }
 }

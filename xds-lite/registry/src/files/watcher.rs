@@ -56,9 +56,9 @@ impl ChangedPaths {
     }
 }
 
-/// The events since the previous turn.
+/// The events since the previous poll.
 #[derive(Debug, Default)]
-pub(super) struct Turn {
+pub(super) struct Events {
     pub(super) at: ChangedPaths,
     /// The last write event of each file.
     pub(super) written: BTreeMap<OsString, Written>,
@@ -66,7 +66,7 @@ pub(super) struct Turn {
     pub(super) was_lost: bool,
 }
 
-impl Turn {
+impl Events {
     fn note(&mut self, hint: Hint<'_>) {
         let Hint::Changed { path, written } = hint else { return self.lose() };
         self.at.add(path);
@@ -77,14 +77,14 @@ impl Turn {
     }
 
     fn lose(&mut self) {
-        *self = Turn { at: ChangedPaths::Everywhere, was_lost: true, ..Turn::default() };
+        *self = Events { at: ChangedPaths::Everywhere, was_lost: true, ..Events::default() };
     }
 }
 
 /// Watches one directory.
 pub(super) struct Watcher {
     events: isthmus_watch::Watcher,
-    happened: Arc<Mutex<Turn>>,
+    happened: Arc<Mutex<Events>>,
     /// When all files are scanned next; none: at once.
     next_scan: Option<Instant>,
     wake: Arc<Wake>,
@@ -106,7 +106,7 @@ impl Default for Watcher {
 
 impl Watcher {
     /// The files to scan now; all of them if the directory has no events.
-    pub(super) fn turn(&mut self, folder: &Path, now: Instant) -> Turn {
+    pub(super) fn poll(&mut self, folder: &Path, now: Instant) -> Events {
         let is_due = self.next_scan.is_none_or(|at| now >= at);
         // Before the scan, so that no change falls between the two.
         if is_due {
@@ -170,7 +170,7 @@ mod tests {
     #[track_caller]
     fn until_changed(watcher: &mut Watcher, folder: &Path, now: Instant) -> ChangedPaths {
         for _ in 0..2_000 {
-            let paths = watcher.turn(folder, now).at;
+            let paths = watcher.poll(folder, now).at;
             if paths != ChangedPaths::NOWHERE {
                 return paths;
             }
@@ -185,12 +185,12 @@ mod tests {
         let folder = dir.path().join("registry");
         fs::create_dir(&folder).unwrap();
         let (mut watcher, now) = (Watcher::default(), Instant::now());
-        assert_eq!(watcher.turn(&folder, now).at, ChangedPaths::Everywhere, "the first turn");
-        assert_eq!(watcher.turn(&folder, now).at, ChangedPaths::NOWHERE, "no event");
+        assert_eq!(watcher.poll(&folder, now).at, ChangedPaths::Everywhere, "the first poll");
+        assert_eq!(watcher.poll(&folder, now).at, ChangedPaths::NOWHERE, "no event");
         fs::write(folder.join("a.yaml"), "services: []").unwrap();
         assert_eq!(until_changed(&mut watcher, &folder, now), ChangedPaths::At(["a.yaml".into()].into()));
         let later = now + SCAN_INTERVAL;
-        assert_eq!(watcher.turn(&folder, later).at, ChangedPaths::Everywhere, "without an event");
+        assert_eq!(watcher.poll(&folder, later).at, ChangedPaths::Everywhere, "without an event");
         std::os::unix::fs::symlink("elsewhere", folder.join("..data")).unwrap();
         while until_changed(&mut watcher, &folder, later) != ChangedPaths::Everywhere {}
     }
@@ -203,9 +203,9 @@ mod tests {
             watcher.scanned(now, took);
             let due = watcher.next_scan().unwrap();
             let before = due.checked_sub(Duration::from_nanos(1)).unwrap();
-            watcher.turn(dir.path(), before);
+            watcher.poll(dir.path(), before);
             assert_eq!(watcher.next_scan(), Some(due), "no scan is due before");
-            watcher.turn(dir.path(), due);
+            watcher.poll(dir.path(), due);
             assert!(watcher.next_scan() > Some(due));
             due - now
         };
@@ -218,12 +218,12 @@ mod tests {
     fn watcher_reports_writers_until_they_close_or_are_replaced() {
         let dir = tempfile::tempdir().unwrap();
         let (mut watcher, now) = (Watcher::default(), Instant::now());
-        assert!(watcher.turn(dir.path(), now).was_lost, "no events before");
+        assert!(watcher.poll(dir.path(), now).was_lost, "no events before");
         let mut until = |expected: Written| {
             for _ in 0..2_000 {
-                let turn = watcher.turn(dir.path(), now);
-                assert!(!turn.was_lost);
-                match turn.written.get(std::ffi::OsStr::new("a.yaml")) {
+                let events = watcher.poll(dir.path(), now);
+                assert!(!events.was_lost);
+                match events.written.get(std::ffi::OsStr::new("a.yaml")) {
                     Some(written) if *written == expected => return,
                     _ => thread::sleep(Duration::from_millis(5)),
                 }
@@ -265,18 +265,18 @@ mod tests {
         let (mut watcher, now) = (Watcher::default(), Instant::now());
         for _ in 0..2 {
             assert_eq!(
-                watcher.turn(&folder, now).at,
+                watcher.poll(&folder, now).at,
                 ChangedPaths::Everywhere,
                 "without events every scan is one of all paths"
             );
         }
         fs::create_dir(&folder).unwrap();
         let now = now + SCAN_INTERVAL;
-        assert_eq!(watcher.turn(&folder, now).at, ChangedPaths::Everywhere);
+        assert_eq!(watcher.poll(&folder, now).at, ChangedPaths::Everywhere);
         fs::rename(&folder, dir.path().join("old")).unwrap();
         fs::create_dir(&folder).unwrap();
         let now = now + SCAN_INTERVAL;
-        assert_eq!(watcher.turn(&folder, now).at, ChangedPaths::Everywhere);
+        assert_eq!(watcher.poll(&folder, now).at, ChangedPaths::Everywhere);
         // Events of the old directory may arrive late, merged with one of a file: then all paths have changed, once.
         let names_a_file = (0..10).any(|number| {
             fs::write(folder.join(format!("{number}.yaml")), "services: []").unwrap();

@@ -26,7 +26,7 @@ pub struct Stale {
 
 impl Imports {
     /// Applies the answers since the last turn; returns at most `most` targets to probe now.
-    pub fn turn(&mut self, answers: Vec<(Target, Answer)>, most: usize, now: Instant) -> Vec<Target> {
+    pub fn poll_probes(&mut self, answers: Vec<(Target, Answer)>, most: usize, now: Instant) -> Vec<Target> {
         if std::mem::take(&mut self.probe_targets_changed) {
             let wanted = self.wanted();
             self.probes.want(&wanted, now);

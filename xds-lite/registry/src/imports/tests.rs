@@ -1,5 +1,8 @@
 //! Imports: consent, ownership, order and conflicts of the slices that peers offer.
 
+mod silence;
+mod whole;
+
 use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime};
 
@@ -71,6 +74,13 @@ fn standing(imports: &Imports) -> BTreeMap<String, String> {
 }
 
 #[track_caller]
+fn fail(imports: &mut Imports, addresses: &[&str], now: Instant) {
+    for _ in 0..3 {
+        let failed = |address: &&str| (address.parse().unwrap(), Answer::Unreached("refused".to_owned()));
+        imports.poll_probes(addresses.iter().map(failed).collect(), 0, now);
+    }
+}
+
 fn held(imports: &Imports, key: &str, why: &str) {
     let all = standing(imports);
     let found = all.get(key).unwrap_or_else(|| panic!("{key} in {all:?}"));
@@ -212,160 +222,6 @@ fn import_merges_services_where_all_clusters_agree() {
     held(&imports, "south/a.shop", "differs in TLS");
 }
 
-#[test]
-fn import_with_expire_after_expires_while_its_cluster_is_unreachable() {
-    let mut imports = Imports::new(vec![consent("east")]);
-    let minute = Duration::from_secs(60);
-    take(&mut imports, "east", &slice("east", "a.shop")).unwrap();
-    let brief = with(slice("east", "b.shop"), |offer| offer.staleness = Staleness::ExpireAfter(minute));
-    take(&mut imports, "east", &brief).unwrap();
-    imports.changes(usize::MAX);
-    let start = Instant::now();
-    imports.set_unreachable_since(&cluster("east"), Some(start));
-    imports.expire(start + minute / 2);
-    imports.set_unreachable_since(&cluster("east"), Some(start + minute / 2));
-    assert_eq!(imports.changes(usize::MAX), []);
-    imports.expire(start + minute);
-    held(&imports, "east/a.shop", "");
-    held(&imports, "east/b.shop", "has expired");
-    assert_eq!(imports.changes(usize::MAX).len(), 1);
-    imports.set_unreachable_since(&cluster("east"), None);
-    assert!(matches!(&imports.changes(usize::MAX)[..], [(_, Verdict::Imported(_))]));
-}
-
-/// Three failures of each of these targets.
-fn fail(imports: &mut Imports, addresses: &[&str], now: Instant) {
-    for _ in 0..3 {
-        let failed = |address: &&str| (address.parse().unwrap(), Answer::Unreached("refused".to_owned()));
-        imports.turn(addresses.iter().map(failed).collect(), 0, now);
-    }
-}
-
-/// The targets probed in the first interval.
-fn asked(imports: &mut Imports, now: Instant) -> Vec<String> {
-    imports.turn(Vec::new(), 0, now);
-    imports.turn(Vec::new(), 64, now + Duration::from_secs(3)).iter().map(ToString::to_string).collect()
-}
-
-/// The gateways of a changed host, if it changed.
-fn gateways_of(changes: Vec<(Key, Verdict)>, host: &str) -> Option<Vec<String>> {
-    let change = changes.into_iter().find(|(key, _)| key.host == pattern(host))?;
-    let Verdict::Imported(Slice { offer: Some(offer), .. }) = change.1 else { return None };
-    Some(offer.gateways.iter().map(|gateway| gateway.address.to_string()).collect())
-}
-
-#[test]
-fn import_with_stale_probe_leaves_out_addresses_that_are_down() {
-    let mut imports = Imports::new(vec![consent("east"), consent("south")]);
-    let (one, two) = ("203.0.113.7:15443", "203.0.113.8:15443");
-    let probed = |host: &str, addresses: &[&str]| {
-        with(slice("east", host), |offer| {
-            offer.staleness = Staleness::Probe;
-            let at =
-                |address: &&str| Gateway { address: address.parse().unwrap(), locality: Locality::default() };
-            offer.gateways = addresses.iter().map(at).collect();
-        })
-    };
-    for slice in
-        [probed("a.shop", &[one, two]), probed("b.shop", &[one]), probed("c.other", &["203.0.113.9:1"])]
-    {
-        take(&mut imports, "east", &slice).unwrap();
-    }
-    take(&mut imports, "east", &slice("east", "kept.shop")).unwrap();
-    imports.changes(usize::MAX);
-    let start = Instant::now();
-    assert_eq!(asked(&mut imports, start), [""; 0], "no probes while the cluster is reachable");
-    imports.set_unreachable_since(&cluster("east"), Some(start));
-    let later = start + Duration::from_secs(3);
-    assert_eq!(asked(&mut imports, later), [one, two], "each once, and only for granted names");
-    fail(&mut imports, &[one], later);
-    let changes = imports.changes(usize::MAX);
-    assert_eq!(changes.len(), 2, "the slices with that target: {changes:?}");
-    assert_eq!(gateways_of(changes.clone(), "a.shop"), Some(vec![two.to_owned()]));
-    let known = changes.iter().find(|(key, _)| key.host == pattern("b.shop"));
-    let Some((_, Verdict::Unreachable(Slice { offer: Some(offer), .. }, _))) = known else {
-        panic!("{known:?}")
-    };
-    assert!(offer.gateways.is_empty() && !offer.ports.is_empty(), "the name must not lead to a wildcard");
-    held(&imports, "east/a.shop", "");
-    held(
-        &imports,
-        "east/b.shop",
-        "cannot be reached while its cluster is unreachable, too (stale: probe): 203.0.113.7:15443",
-    );
-    held(&imports, "east/kept.shop", "");
-    let clock = SystemTime::now();
-    let stale = imports.stale(&cluster("east"), &pattern("b.shop"), later, clock).unwrap();
-    assert_eq!((stale.rule, stale.down.len(), &*stale.down[0].why), (Staleness::Probe, 1, "refused"));
-    take(&mut imports, "south", &slice("south", "b.shop")).unwrap();
-    held(&imports, "south/b.shop", "has the name of a service of east");
-
-    imports.turn(vec![(one.parse().unwrap(), Answer::Reached)], 0, later);
-    let changes = imports.changes(usize::MAX);
-    assert_eq!(gateways_of(changes.clone(), "b.shop"), Some(vec![one.to_owned()]), "it answers again");
-    assert_eq!(gateways_of(changes, "a.shop").unwrap().len(), 2);
-    fail(&mut imports, &[one, two], later);
-    held(&imports, "east/a.shop", "cannot be reached");
-    imports.changes(usize::MAX);
-
-    imports.set_unreachable_since(&cluster("east"), None);
-    let changes = imports.changes(usize::MAX);
-    assert_eq!(gateways_of(changes.clone(), "a.shop").unwrap().len(), 2, "used again at once");
-    assert!(gateways_of(changes, "b.shop").is_some());
-    assert_eq!(imports.stale(&cluster("east"), &pattern("b.shop"), later, clock), None);
-    assert_eq!((asked(&mut imports, later), imports.probes().asked()), (Vec::new(), 0));
-    imports.set_unreachable_since(&cluster("east"), Some(later));
-    held(&imports, "east/a.shop", "");
-    assert_eq!(imports.changes(usize::MAX), [], "earlier probe results are dropped");
-}
-
-#[test]
-fn endpoint_reached_without_a_gateway_is_probed_itself() {
-    let near = Consent { is_near: true, endpoints: vec!["10.2.0.0/16".parse().unwrap()], ..consent("east") };
-    let mut imports = Imports::new(vec![near]);
-    let (one, two) = ("10.2.0.1:443", "10.2.0.2:443");
-    let endpoint = |address: &str| Endpoint::new(address.parse().unwrap());
-    let direct = with(slice("east", "a.shop"), |offer| {
-        offer.staleness = Staleness::Probe;
-        offer.ports[0].endpoints = vec![endpoint(one), endpoint(two), endpoint("10.9.0.1:443")];
-    });
-    take(&mut imports, "east", &direct).unwrap();
-    let start = Instant::now();
-    imports.set_unreachable_since(&cluster("east"), Some(start));
-    let later = start + Duration::from_secs(3);
-    assert_eq!(asked(&mut imports, later), [one, two], "no foreign endpoints, no unneeded gateways");
-    imports.changes(usize::MAX);
-    fail(&mut imports, &[one], later);
-    let changes = imports.changes(usize::MAX);
-    let [(_, Verdict::Imported(Slice { offer: Some(offer), .. }))] = &changes[..] else {
-        panic!("{changes:?}")
-    };
-    let health: Vec<_> = offer.ports[0].endpoints.iter().map(|endpoint| endpoint.health).collect();
-    assert_eq!(health, [Health::NotReady, Health::Ready]);
-    fail(&mut imports, &[two], later);
-    held(&imports, "east/a.shop", "cannot be reached");
-}
-
-/// Row 15 of the hazards: an outage of 10 minutes and more withdraws nothing with `stale: keep`.
-#[test]
-fn import_with_stale_keep_is_kept_for_any_time() {
-    let mut imports = Imports::new(vec![consent("east")]);
-    take(&mut imports, "east", &slice("east", "a.shop")).unwrap();
-    imports.changes(usize::MAX);
-    let start = Instant::now();
-    imports.set_unreachable_since(&cluster("east"), Some(start));
-    for minutes in [1, 10, 11, 60, 60 * 24 * 365] {
-        let now = start + Duration::from_secs(60 * minutes);
-        imports.expire(now);
-        imports.set_unreachable_since(&cluster("east"), Some(now));
-        assert_eq!(asked(&mut imports, now), [""; 0], "no probes");
-        assert_eq!(imports.changes(usize::MAX), [], "after {minutes} minutes");
-        held(&imports, "east/a.shop", "");
-    }
-    imports.set_unreachable_since(&cluster("east"), None);
-    assert_eq!(imports.changes(usize::MAX), [], "no change is published again");
-}
-
 fn limited(slices: u64, bytes: u64) -> Imports {
     let limits = SliceLimits { slices, bytes };
     Imports::new(vec![Consent { limits, ..consent("east") }, consent("south")])
@@ -461,98 +317,6 @@ fn slice_of_countless_empty_parts_is_refused_before_it_is_decoded() {
     }
     let error = imports.restore(&cluster("east"), "east/a.shop", &vec![0; 600_000]).unwrap_err();
     assert!(error.contains("has 600000 bytes; at most 524288"), "{error}");
-}
-
-#[derive(Clone, Debug)]
-enum Event {
-    Contact(usize, bool),
-    Expire,
-    Answer(bool),
-    Take(usize, usize, bool),
-    Withdraw(usize, usize),
-    Leave(usize, usize),
-    Own(usize, bool),
-    OwnGone(usize),
-}
-
-const CLUSTERS: [&str; 3] = ["east", "south", "north"];
-const HOSTS: [&str; 3] = ["a.shop", "b.shop", "c.shop"];
-
-fn event() -> impl Strategy<Value = Event> {
-    let (cluster, host) = (0..CLUSTERS.len(), 0..HOSTS.len());
-    prop_oneof![
-        4 => (cluster.clone(), host.clone(), any::<bool>()).prop_map(|(c, h, alias)| Event::Take(c, h, alias)),
-        1 => (cluster.clone(), host.clone()).prop_map(|(c, h)| Event::Withdraw(c, h)),
-        1 => (cluster, host.clone()).prop_map(|(c, h)| Event::Leave(c, h)),
-        1 => (0..CLUSTERS.len(), any::<bool>()).prop_map(|(c, heard)| Event::Contact(c, heard)),
-        1 => Just(Event::Expire),
-        2 => any::<bool>().prop_map(Event::Answer),
-        1 => (host.clone(), any::<bool>()).prop_map(|(h, alias)| Event::Own(h, alias)),
-        1 => host.prop_map(Event::OwnGone),
-    ]
-}
-
-proptest! {
-    #![proptest_config(ProptestConfig::with_cases(2_000))]
-
-    /// After any events, the published changes add up to a full evaluation with its reasons, and each name has one
-    /// owner.
-    #[test]
-    fn import_changes_add_up_to_the_whole(events in proptest::collection::vec(event(), 1..30)) {
-        let mut imports = Imports::new(CLUSTERS.map(consent).to_vec());
-        let mut passed: BTreeMap<String, String> = BTreeMap::new();
-        let mut own: BTreeSet<&str> = BTreeSet::new();
-        let now = Instant::now();
-        for (revision, event) in (2..).zip(events) {
-            let make = |of: &str, host: &str, alias: bool| {
-                let mut made = with(slice(of, host), |offer| {
-                    // The next host's name as an alias makes every kind of conflict.
-                    if alias { offer.aliases = vec![pattern(if host == "a.shop" { "b.shop" } else { "a.shop" })]; }
-                    let minute = Duration::from_secs(60);
-                    offer.staleness =
-                        if host == "c.shop" { Staleness::ExpireAfter(minute) } else { Staleness::Probe };
-                });
-                made.order.revision = revision;
-                made
-            };
-            match event {
-                Event::Contact(c, heard) => imports.set_unreachable_since(&cluster(CLUSTERS[c]), (!heard).then_some(now)),
-                Event::Answer(true) => {
-                    imports.turn(vec![("203.0.113.7:15443".parse().unwrap(), Answer::Reached)], 64, now);
-                }
-                Event::Answer(false) => fail(&mut imports, &["203.0.113.7:15443"], now),
-                Event::Expire => imports.expire(now + Duration::from_secs(60)),
-                Event::Take(c, h, alias) => take(&mut imports, CLUSTERS[c], &make(CLUSTERS[c], HOSTS[h], alias)).unwrap(),
-                Event::Withdraw(c, h) => {
-                    let gone = Slice { offer: None, ..make(CLUSTERS[c], HOSTS[h], false) };
-                    take(&mut imports, CLUSTERS[c], &gone).unwrap();
-                }
-                Event::Leave(c, h) => _ = imports.leave(&cluster(CLUSTERS[c]), &pattern(HOSTS[h])),
-                Event::Own(h, alias) => { own.insert(HOSTS[h]); imports.own(&make("west", HOSTS[h], alias)); }
-                Event::OwnGone(h) => {
-                    own.remove(HOSTS[h]);
-                    imports.own(&Slice { offer: None, ..make("west", HOSTS[h], false) });
-                }
-            }
-            loop {
-                let changes = imports.changes(1);
-                if changes.is_empty() { break }
-                for (key, verdict) in changes {
-                    match verdict {
-                        Verdict::Imported(_) => _ = passed.insert(key.to_string(), String::new()),
-                        Verdict::Unreachable(_, why) | Verdict::Quarantined(why) => _ = passed.insert(key.to_string(), why),
-                        Verdict::Withdrawn => _ = passed.remove(&key.to_string()),
-                    }
-                }
-            }
-        }
-        prop_assert_eq!(&passed, &standing(&imports));
-        let stands: BTreeSet<_> = passed.into_iter().filter(|(_, why)| why.is_empty()).map(|(key, _)| key).collect();
-        for host in HOSTS {
-            let owners = CLUSTERS.iter().filter(|of| stands.contains(&format!("{of}/{host}"))).count();
-            prop_assert!(owners + usize::from(own.contains(host)) <= 1, "{host} has {owners} owners");
-        }
-    }
 }
 
 /// The addresses of a gateway's name are unknown here: the resolver gets the allowed ranges, and not from its

@@ -41,7 +41,7 @@ impl LeaseId {
 
     /// The text for its owner: 32 hexadecimal digits.
     #[must_use]
-    pub fn shown(&self) -> String {
+    pub fn hex(&self) -> String {
         hex(&self.0)
     }
 
@@ -75,7 +75,7 @@ impl fmt::Debug for LeaseId {
 }
 
 impl Digest {
-    pub(super) fn shown(&self) -> String {
+    pub(super) fn hex(&self) -> String {
         hex(&self.0)
     }
 
@@ -108,11 +108,10 @@ mod tests {
     fn lease_is_parsed_as_shown_and_hidden_in_debug() {
         let [one, other] = [LeaseId::random().unwrap(), LeaseId::random().unwrap()];
         assert_ne!(one, other);
-        assert_eq!(LeaseId::parse(&one.shown()), Some(one));
-        assert_eq!(Digest::parse(&one.digest().shown()), Some(one.digest()));
+        assert_eq!(LeaseId::parse(&one.hex()), Some(one));
+        assert_eq!(Digest::parse(&one.digest().hex()), Some(one.digest()));
         assert_eq!(format!("{one:?}"), "LeaseId(…)");
-        for text in
-            ["", "0", &one.shown()[1..], &format!("{}0", one.shown()), &"+0".repeat(16), &"é".repeat(16)]
+        for text in ["", "0", &one.hex()[1..], &format!("{}0", one.hex()), &"+0".repeat(16), &"é".repeat(16)]
         {
             assert_eq!(LeaseId::parse(text), None, "{text}");
         }
@@ -121,7 +120,7 @@ mod tests {
     #[test]
     fn lease_body_with_anything_else_is_refused() {
         let id = LeaseId::random().unwrap();
-        let body = |rest: &str| format!("{{\"lease\":\"{}\"{rest}}}", id.shown());
+        let body = |rest: &str| format!("{{\"lease\":\"{}\"{rest}}}", id.hex());
         assert_eq!(LeaseId::from_body(body("").as_bytes()), Ok(id));
         for wrong in [&*body(",\"ttl\":\"1h\""), "{}", "[]", "", "\"", "{\"lease\":7}", "{\"lease\":\"00\"}"]
         {

@@ -59,10 +59,7 @@ impl Registered {
         let lease = Digest::parse(key.strip_prefix(KIND)?)?;
         let RegisteredInstance { registration, .. } = self.held(self.leases.get(&lease)?)?;
         // The registration's text is JSON on one line already.
-        Some(
-            format!("{{\"lease\":\"{}\",\"registration\":{}}}", lease.shown(), registration.text)
-                .into_bytes(),
-        )
+        Some(format!("{{\"lease\":\"{}\",\"registration\":{}}}", lease.hex(), registration.text).into_bytes())
     }
 
     /// The keys of records that changed or ended since the last call.
@@ -95,5 +92,5 @@ impl Registered {
 pub(super) type Unsaved = BTreeSet<Digest>;
 
 fn key(lease: &Digest) -> String {
-    format!("{KIND}{}", lease.shown())
+    format!("{KIND}{}", lease.hex())
 }

@@ -104,7 +104,7 @@ impl Registration {
     ///
     /// # Errors
     /// It names a registrar itself.
-    pub(super) fn of(self, by: Registrar) -> Result<Registration, Refused> {
+    pub(super) fn owned_by(self, by: Registrar) -> Result<Registration, Refused> {
         let Ok(Value::Object(mut keys)) = serde_json::from_str(&self.text) else { return Ok(self) };
         if self.by.is_some() {
             return Err(Refused::Wrong("by: set by the agent only; leave it out".to_owned()));
@@ -291,13 +291,13 @@ mod tests {
             "\"port\"",
             &format!(
                 "\n\t\"lease\":\"{}\",\"ttl\":\"1m\",\"sni_port\":1,\"alpn\":[\"h2\"],\"aliases\":null,\"balance\":\"random\",\"port\"",
-                id.shown()
+                id.hex()
             ),
         );
         let read = Registration::parse(more.as_bytes()).unwrap();
         assert_eq!((read.lease, read.ttl, read.sni_port), (Some(id), Duration::from_secs(60), Some(1)));
         assert_eq!(read.said.iter().map(|said| said.key).collect::<Vec<_>>(), ["alpn", "balance"]);
-        assert!(!read.text.contains(&id.shown()), "the lease is not stored");
+        assert!(!read.text.contains(&id.hex()), "the lease is not stored");
         assert_eq!(Registration::parse(read.text.as_bytes()).unwrap().text, read.text);
     }
 

@@ -25,7 +25,7 @@ impl OwnServices {
         let order = self.changing.lock();
         let (is_news, known) = {
             let mut state = self.state.lock();
-            (state.mtls_checks.seen(&subject, result, now), state.mtls_checks.of(&subject))
+            (state.mtls_checks.seen(&subject, result, now), state.mtls_checks.result(&subject))
         };
         if is_news {
             let flaw = match known {
@@ -66,7 +66,7 @@ impl OwnServices {
         let seen = addresses.take(NAMED).map(|address| {
             let subject = Subject { host: host.clone(), address };
             let address = &subject.address;
-            match state.mtls_checks.of(&subject) {
+            match state.mtls_checks.result(&subject) {
                 MtlsCheck::NotRequired(seen) => format!("endpoint {address} {seen}"),
                 MtlsCheck::Unreachable(why) => format!("endpoint {address} could not be checked: {why}"),
                 MtlsCheck::Awaited | MtlsCheck::Required => format!("endpoint {address} is not checked yet"),

@@ -79,7 +79,7 @@ impl OwnServices {
         let _order = self.changing.lock();
         let (hosts, changed) = {
             let mut state = self.state.lock();
-            let hosts = state.registered.look(now);
+            let hosts = state.registered.poll(now);
             self.summary.lock().count_registered(&state.registered);
             (hosts, state.registered.changed())
         };

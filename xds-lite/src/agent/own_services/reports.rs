@@ -39,7 +39,7 @@ impl OwnServices {
         let addresses = ports.iter().flat_map(|port| &port.endpoints).map(|endpoint| &endpoint.address);
         let check = |address: &Target| {
             let subject = Subject { host: host.clone(), address: address.clone() };
-            (address.clone(), state.mtls_checks.of(&subject))
+            (address.clone(), state.mtls_checks.result(&subject))
         };
         let export = self.export_of(host, &ports);
         let why_not = match &export {

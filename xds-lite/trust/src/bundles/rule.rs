@@ -149,7 +149,7 @@ pub(super) struct Between<'a> {
 
 /// An acceptable update.
 #[derive(Debug)]
-pub(super) struct Heard {
+pub(super) struct Accepted {
     pub(super) said: PublishedBundle,
     /// Whether the bundle is newer than the known one.
     pub(super) is_later: bool,
@@ -158,13 +158,13 @@ pub(super) struct Heard {
 }
 
 /// Judges one resource.
-pub(super) fn hear(
+pub(super) fn judge(
     between: Between<'_>,
     known: &TrustBundles,
     name: &str,
     bytes: &[u8],
     now: UnixTime,
-) -> Result<Heard, Refusal> {
+) -> Result<Accepted, Refusal> {
     let Between { own, peer, chain } = between;
     if name != peer.as_str() {
         return Err(Refusal::OtherDomain(peer.clone()));
@@ -191,7 +191,7 @@ pub(super) fn hear(
     said.believes(peer, known.denied(peer), chain, Role::Server, now).map_err(Refusal::Unbelievable)?;
     let has_list =
         said.denied.as_ref().is_some_and(|denied| Some(denied.envelope.as_str()) != known.envelope(peer));
-    Ok(Heard { said, is_later, has_list })
+    Ok(Accepted { said, is_later, has_list })
 }
 
 fn is_later(known: Option<&Bundle>, found: &Bundle) -> Result<bool, Refusal> {

@@ -17,7 +17,7 @@ use tokio_rustls::rustls::pki_types::{CertificateDer, UnixTime};
 
 use super::keeper::texts;
 use super::known::Known;
-use super::rule::{Between, hear};
+use super::rule::{Between, judge};
 use super::*;
 use isthmus_proto::isthmus::v1::TrustBundle;
 
@@ -65,10 +65,10 @@ fn known(sequence: u64, roots: &[usize]) -> TrustBundles {
 }
 
 /// The verdict on a resource from the agent with this chain.
-fn hears(known: &TrustBundles, chain: usize, name: &str, bytes: &[u8]) -> Result<rule::Heard, Refusal> {
+fn hears(known: &TrustBundles, chain: usize, name: &str, bytes: &[u8]) -> Result<rule::Accepted, Refusal> {
     let (own, peer) = (domain("east.example"), domain("west.example"));
     let between = Between { own: &own, peer: &peer, chain: &CHAINS[chain] };
-    hear(between, known, name, bytes, UnixTime::now())
+    judge(between, known, name, bytes, UnixTime::now())
 }
 
 #[track_caller]
@@ -207,12 +207,12 @@ proptest! {
             let mut message = TrustBundle::decode(&*message(&bundle(word.sequence, &word.roots), list.as_deref())).unwrap();
             message.trust_domain = name.to_owned();
             let before = known.clone();
-            if let Ok(heard) = hears(&known, word.chain, name, &message.encode_to_vec()) {
+            if let Ok(accepted) = hears(&known, word.chain, name, &message.encode_to_vec()) {
                 prop_assert_eq!(name, "west.example");
-                if heard.is_later {
-                    known.insert(west.clone(), heard.said.bundle);
+                if accepted.is_later {
+                    known.insert(west.clone(), accepted.said.bundle);
                 }
-                if let Some(denied) = heard.said.denied {
+                if let Some(denied) = accepted.said.denied {
                     known.deny_signed(denied.list, &denied.envelope);
                 }
                 prop_assert!(known.verify(&CHAINS[word.chain], Role::Server, UnixTime::now()).is_ok());
@@ -275,7 +275,7 @@ impl Disk {
 
     fn takes(&self, chain: usize, bundle: &Bundle, list: Option<&str>) -> Result<BundleUpdate, Refusal> {
         let (west, message) = (domain("west.example"), message(bundle, list));
-        self.keeper.take(&west, &CHAINS[chain], "west.example", &message, UnixTime::now())
+        self.keeper.accept(&west, &CHAINS[chain], "west.example", &message, UnixTime::now())
     }
 
     /// The numbers of west's bundle and deny-list, in use and after a restart.
@@ -333,8 +333,8 @@ fn bundle_files_are_valid_between_writes() {
         let own = domain("east.example");
         let between = Between { own: &own, peer: &west, chain: &CHAINS[chain] };
         let said = message(&after.0, Some(&after.1));
-        let heard = hear(between, &disk.trust.current().bundles, "west.example", &said, now).unwrap();
-        let texts = texts(&west, &known, &heard, now).unwrap();
+        let accepted = judge(between, &disk.trust.current().bundles, "west.example", &said, now).unwrap();
+        let texts = texts(&west, &known, &accepted, now).unwrap();
         assert_eq!(texts.len(), 2);
         for (path, text) in texts {
             fs::write(path, text).unwrap();

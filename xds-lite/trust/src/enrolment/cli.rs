@@ -140,7 +140,7 @@ impl EnrolArgs {
 impl Enrolled {
     /// The output of the command.
     #[must_use]
-    pub fn shown(&self) -> String {
+    pub fn report(&self) -> String {
         let trusted = self.trust.current();
         let leaf = self.trust.expiries().into_iter().next();
         let left = leaf.map(|leaf| leaf.left(SystemTime::now()).max(0.0)).unwrap_or_default();

@@ -54,7 +54,7 @@ impl ControlPlane {
         let mut outcome = Err(EnrolError::Setup("no address of the control plane is configured".to_owned()));
         for at in &self.addresses {
             let silent = || EnrolError::Broken { at: at.clone(), why: too_slow() };
-            outcome = timeout(DEADLINE, self.of(at)).await.unwrap_or_else(|_| Err(silent()));
+            outcome = timeout(DEADLINE, self.request(at)).await.unwrap_or_else(|_| Err(silent()));
             if outcome.is_ok() {
                 break;
             }
@@ -62,7 +62,7 @@ impl ControlPlane {
         outcome
     }
 
-    async fn of(&self, at: &Target) -> Result<Granted, EnrolError> {
+    async fn request(&self, at: &Target) -> Result<Granted, EnrolError> {
         let files = TrustFiles { bundles: self.bundles.clone(), ..TrustFiles::default() };
         let bundles = files.bundles_only().map_err(|error| EnrolError::Setup(error.to_string()))?;
         let bundles = Arc::new(bundles);

@@ -90,7 +90,7 @@ impl Intermediate {
     }
 
     /// Reloads the files. Returns whether another intermediate signs now.
-    pub fn look(&self) -> bool {
+    pub fn poll(&self) -> bool {
         let read = match read(&self.files) {
             Ok(read) if self.held().read.as_ref() == Some(&read) => return false,
             Ok(read) => read,
@@ -264,16 +264,16 @@ mod tests {
         let world = world();
         let intermediate = world.open(OWN[0], OWN[1]).unwrap();
         let first = intermediate.current().certificate().clone();
-        assert!(!intermediate.look() && intermediate.problem().is_none());
+        assert!(!intermediate.poll() && intermediate.problem().is_none());
         let key = world.folder.path().join(OWN[1]);
         let good = fs::read(&key).unwrap();
         fs::remove_file(&key).unwrap();
         fs::write(&key, "no key").unwrap();
-        assert!(!intermediate.look());
+        assert!(!intermediate.poll());
         assert!(intermediate.problem().unwrap().contains("no private key"));
         assert_eq!(intermediate.current().certificate(), &first);
         fs::write(&key, good).unwrap();
-        assert!(intermediate.look() && intermediate.problem().is_none());
+        assert!(intermediate.poll() && intermediate.problem().is_none());
     }
 
     #[test]

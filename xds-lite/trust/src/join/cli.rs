@@ -199,12 +199,12 @@ impl CreateArgs {
         let named = self.guest.clone().zip(self.trust_domain.clone());
         let (cluster, trust_domain) = named.ok_or(CliError::Whom)?;
         let token = create(context, address, Party { cluster, trust_domain }, self.lifetime)?;
-        Ok(self.shown(&token))
+        Ok(self.render(&token))
     }
 
     /// The output for a token.
     #[must_use]
-    pub fn shown(&self, token: &Token) -> String {
+    pub fn render(&self, token: &Token) -> String {
         let (text, expires) = (token.reveal(), Rfc3339(token.expires).to_string());
         if self.json {
             let Token { address, guest, .. } = token;

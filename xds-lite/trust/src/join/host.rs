@@ -80,7 +80,7 @@ impl Failed {
     }
 
     /// Shortened for the log: errors may quote certificates.
-    fn shown(&self) -> String {
+    fn printable(&self) -> String {
         self.to_string().chars().take(LONGEST_CAUSE).collect()
     }
 }
@@ -142,7 +142,7 @@ impl Host {
         });
         match met.await.unwrap_or(Err(Failed::Deadline)) {
             Ok((admitted, joiner)) => _ = tokio::spawn(self.complete(joiner, admitted, deadline)),
-            Err(error) => tracing::debug!(error = ?error.shown(), "joiner not admitted"),
+            Err(error) => tracing::debug!(error = ?error.printable(), "joiner not admitted"),
         }
     }
 
@@ -169,7 +169,7 @@ impl Host {
         };
         if let Err(error) = &judged {
             let (token, peer) = (id.short(), &joiner.shown.id);
-            tracing::warn!(token, %peer, error = ?error.shown(), "refused a joiner that proved the token's secret");
+            tracing::warn!(token, %peer, error = ?error.printable(), "refused a joiner that proved the token's secret");
         }
         judged.map(|()| Admitted { id, proof: record.verifier.prove(&session) })
     }
@@ -199,7 +199,7 @@ impl Host {
                 tracing::info!(peer = %joiner.shown.id, cluster = %party.cluster, %address, "cluster joined");
             }
             Err(error) => {
-                tracing::warn!(peer = %joiner.shown.id, error = ?error.shown(), "join failed after the proof");
+                tracing::warn!(peer = %joiner.shown.id, error = ?error.printable(), "join failed after the proof");
             }
         }
     }
@@ -234,7 +234,7 @@ impl Host {
 
     async fn sweep(self: Arc<Self>) {
         if let Err(error) = self.forget().await {
-            tracing::warn!(error = ?error.shown(), "cannot delete expired tokens");
+            tracing::warn!(error = ?error.printable(), "cannot delete expired tokens");
         }
     }
 

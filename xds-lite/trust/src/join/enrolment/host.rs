@@ -121,7 +121,7 @@ impl TokenDesk {
     ///
     /// # Errors
     /// Another caller was first, or the store failed.
-    pub async fn take(&self, admitted: &Admitted) -> Result<(), Refused> {
+    pub async fn consume(&self, admitted: &Admitted) -> Result<(), Refused> {
         match self.end(admitted.id, Ending::Used).await? {
             true => Ok(()),
             false => Err(Refusal::Used.into()),
@@ -213,8 +213,8 @@ mod tests {
             Runtime::new().unwrap().block_on(self.desk.admit(&Exported([presented; 32]), &text))
         }
 
-        fn take(&self, admitted: &Admitted) -> Result<(), Refused> {
-            Runtime::new().unwrap().block_on(self.desk.take(admitted))
+        fn consume(&self, admitted: &Admitted) -> Result<(), Refused> {
+            Runtime::new().unwrap().block_on(self.desk.consume(admitted))
         }
     }
 
@@ -232,8 +232,8 @@ mod tests {
         let [one, two] = [1, 2].map(|session| world.admit(&token, session, session).unwrap());
         assert_eq!(Guest::Identity { identity: one.identity.clone() }, token.guest);
         assert_ne!(one.proof, two.proof, "each answer is for its session");
-        world.take(&two).unwrap();
-        is(world.take(&one), Refusal::Used);
+        world.consume(&two).unwrap();
+        is(world.consume(&one), Refusal::Used);
         is(world.admit(&token, 3, 3), Refusal::Used);
     }
 
