@@ -74,6 +74,7 @@ fn standing(imports: &Imports) -> BTreeMap<String, String> {
 }
 
 #[track_caller]
+/// Three failures of each of these targets.
 fn fail(imports: &mut Imports, addresses: &[&str], now: Instant) {
     for _ in 0..3 {
         let failed = |address: &&str| (address.parse().unwrap(), Answer::Unreached("refused".to_owned()));

@@ -23,8 +23,6 @@ fn import_with_expire_after_expires_while_its_cluster_is_unreachable() {
     assert!(matches!(&imports.changes(usize::MAX)[..], [(_, Verdict::Imported(_))]));
 }
 
-/// Three failures of each of these targets.
-
 /// The targets probed in the first interval.
 fn asked(imports: &mut Imports, now: Instant) -> Vec<String> {
     imports.poll_probes(Vec::new(), 0, now);
