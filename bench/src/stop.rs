@@ -4,7 +4,7 @@ use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use isthmus_certs::signals::{self, Heard};
+use isthmus_certs::signals::{self, Signal};
 
 /// The stop flag.
 #[derive(Clone, Debug, Default)]
@@ -17,9 +17,9 @@ impl Stop {
         let stop = Self::default();
         let asked = stop.clone();
         signals::follow(move |signal| match signal {
-            Heard::End => asked.request(),
-            Heard::LookAgain => say_ignored("SIGHUP"),
-            Heard::Useless(name) => say_ignored(name),
+            Signal::End => asked.request(),
+            Signal::Reload => say_ignored("SIGHUP"),
+            Signal::Unused(name) => say_ignored(name),
         })?;
         Ok(stop)
     }

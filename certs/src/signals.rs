@@ -13,28 +13,28 @@ pub const GRACE: Duration = Duration::from_millis(950);
 
 /// The meaning of a signal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Heard {
+pub enum Signal {
     /// SIGTERM or SIGINT: end.
     End,
     /// SIGHUP: reload.
-    LookAgain,
+    Reload,
     /// A signal of this name, which has no meaning here but by default would end the program.
-    Useless(&'static str),
+    Unused(&'static str),
 }
 
-/// Calls `heard` for each signal from now on.
+/// Calls `receive` for each signal from now on.
 ///
 /// # Errors
 /// The thread or the signal handlers cannot be set up.
-pub fn follow(mut heard: impl FnMut(Heard) + Send + 'static) -> io::Result<()> {
+pub fn follow(mut receive: impl FnMut(Signal) + Send + 'static) -> io::Result<()> {
     let mut signals = Signals::new([SIGTERM, SIGINT, SIGHUP, SIGUSR1, SIGUSR2])?;
     thread::Builder::new().name("signals".to_owned()).spawn(move || {
         for signal in signals.forever() {
-            heard(match signal {
-                SIGHUP => Heard::LookAgain,
-                SIGUSR1 => Heard::Useless("SIGUSR1"),
-                SIGUSR2 => Heard::Useless("SIGUSR2"),
-                _ => Heard::End,
+            receive(match signal {
+                SIGHUP => Signal::Reload,
+                SIGUSR1 => Signal::Unused("SIGUSR1"),
+                SIGUSR2 => Signal::Unused("SIGUSR2"),
+                _ => Signal::End,
             });
         }
     })?;

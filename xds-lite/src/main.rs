@@ -14,7 +14,7 @@ use isthmus_agent::cli::ask::{Question, ask};
 use isthmus_certs::Trust;
 use isthmus_certs::causes::with_causes;
 use isthmus_certs::output::{self, Output};
-use isthmus_certs::signals::{self, GRACE, Heard, end_within};
+use isthmus_certs::signals::{self, GRACE, Signal, end_within};
 use isthmus_model::Problems;
 use isthmus_model::file::AGENT;
 use isthmus_store::Embedded;
@@ -252,12 +252,12 @@ fn follow_signals(look_again: impl Fn() + Send + 'static) -> io::Result<Arc<Noti
     let stop = Arc::new(Notify::new());
     let tell = Arc::clone(&stop);
     signals::follow(move |heard| match heard {
-        Heard::End => {
+        Signal::End => {
             end_within(GRACE);
             tell.notify_one();
         }
-        Heard::LookAgain => look_again(),
-        Heard::Useless(name) => tracing::info!("{name}: ignored; SIGTERM ends the program"),
+        Signal::Reload => look_again(),
+        Signal::Unused(name) => tracing::info!("{name}: ignored; SIGTERM ends the program"),
     })?;
     Ok(stop)
 }

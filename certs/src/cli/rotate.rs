@@ -5,7 +5,7 @@ use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::time::Duration;
 
 use isthmus_certs::home::{Awaited, Home, Pass, State, Step};
-use isthmus_certs::signals::{self, GRACE, Heard, end_within};
+use isthmus_certs::signals::{self, GRACE, Signal, end_within};
 use serde_json::{Value, json};
 use time::OffsetDateTime;
 
@@ -96,9 +96,9 @@ fn watch(at: &Where, as_json: bool) -> anyhow::Result<ExitCode> {
         was_wrong = wrong;
         match signals_received.recv_timeout(wait) {
             Err(RecvTimeoutError::Timeout) => {}
-            Ok(Heard::LookAgain) => note("SIGHUP: starting a pass", as_json)?,
-            Ok(Heard::Useless(name)) => note(&format!("{name}: ignored"), as_json)?,
-            Ok(Heard::End) | Err(RecvTimeoutError::Disconnected) => return Ok(ExitCode::SUCCESS),
+            Ok(Signal::Reload) => note("SIGHUP: starting a pass", as_json)?,
+            Ok(Signal::Unused(name)) => note(&format!("{name}: ignored"), as_json)?,
+            Ok(Signal::End) | Err(RecvTimeoutError::Disconnected) => return Ok(ExitCode::SUCCESS),
         }
     }
 }
@@ -113,14 +113,14 @@ fn until(next: Option<OffsetDateTime>, now: OffsetDateTime) -> Duration {
     wait.clamp(SHORTEST, LONGEST)
 }
 
-fn receive_signals() -> std::io::Result<Receiver<Heard>> {
+fn receive_signals() -> std::io::Result<Receiver<Signal>> {
     let (sender, receiver) = mpsc::channel();
-    signals::follow(move |heard| {
-        if heard == Heard::End {
+    signals::follow(move |signal| {
+        if signal == Signal::End {
             end_within(GRACE);
         }
         // The receiver lives as long as the process.
-        let _ = sender.send(heard);
+        let _ = sender.send(signal);
     })?;
     Ok(receiver)
 }

@@ -4,7 +4,7 @@ use std::io::{self, IsTerminal};
 use std::sync::Arc;
 
 use isthmus_certs::output::{self, Output};
-use isthmus_certs::signals::{self, GRACE, Heard, end_within};
+use isthmus_certs::signals::{self, GRACE, Signal, end_within};
 use isthmus_core::config;
 use isthmus_core::control::Control;
 use isthmus_core::gateway::Gateway;
@@ -60,19 +60,19 @@ fn start_log(format: LogFormat, level: &str) -> io::Result<&'static Output> {
 fn follow_signals(control: Arc<Control>) -> io::Result<()> {
     let mut was_asked = false;
     signals::follow(move |heard| match heard {
-        Heard::LookAgain => {
+        Signal::Reload => {
             tracing::info!("SIGHUP: re-reading the configuration file");
             control.recheck_file();
         }
-        Heard::Useless(name) => {
+        Signal::Unused(name) => {
             tracing::info!("{name}: ignored; SIGTERM drains, SIGHUP re-reads the configuration file");
         }
-        Heard::End if was_asked => {
+        Signal::End if was_asked => {
             tracing::warn!("second signal: exiting at once");
             end_within(GRACE);
             control.end();
         }
-        Heard::End => {
+        Signal::End => {
             was_asked = true;
             end_within(control.longest_drain().saturating_add(GRACE));
             tell_systemd(&NotifyState::Stopping);

@@ -22,7 +22,7 @@ use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use isthmus_certs::signals::{self, Heard, end_within};
+use isthmus_certs::signals::{self, Signal, end_within};
 use tokio::sync::Notify;
 
 use self::screen::Screen;
@@ -143,12 +143,12 @@ impl Stop {
         let asked = Arc::new(Notify::new());
         let stop = Stop(Arc::clone(&asked));
         signals::follow(move |heard| match heard {
-            Heard::End => {
+            Signal::End => {
                 end_within(END);
                 asked.notify_one();
             }
-            Heard::LookAgain => tracing::warn!("SIGHUP: ignored; edits are applied without it"),
-            Heard::Useless(name) => tracing::warn!("{name}: ignored; SIGTERM ends the demo"),
+            Signal::Reload => tracing::warn!("SIGHUP: ignored; edits are applied without it"),
+            Signal::Unused(name) => tracing::warn!("{name}: ignored; SIGTERM ends the demo"),
         })?;
         Ok(stop)
     }

@@ -129,7 +129,7 @@ impl Imports {
         let is_offered = facts.is_some();
         let before = peer.set_facts(&host, facts).map(|facts| facts.names).unwrap_or_default();
         let stored = if is_offered {
-            peer.holdings.put(&host, size);
+            peer.holdings.insert(&host, size);
             Stored::Slice { forgets: None }
         } else {
             Stored::Slice { forgets: peer.record_withdrawal(&host) }
@@ -141,7 +141,7 @@ impl Imports {
     }
 
     /// A slice is no longer given to this cluster. Says whether there was one.
-    pub fn leave(&mut self, from: &Cluster, host: &HostPattern) -> bool {
+    pub fn forget(&mut self, from: &Cluster, host: &HostPattern) -> bool {
         let Some(place) = self.place(from) else { return false };
         let key = Key { cluster: from.clone(), host: host.clone() };
         let Some(peer) = self.peers.get_mut(place) else { return false };

@@ -167,7 +167,7 @@ impl Peers {
     fn remove(&self, from: &Cluster, removed: &[String]) {
         // A withdrawn name that was never held is not persisted, however many a peer withdraws.
         let was_held = |state: &mut State, name: &str| {
-            name.parse::<Key>().is_ok_and(|key| state.imports.leave(from, &key.host))
+            name.parse::<Key>().is_ok_and(|key| state.imports.forget(from, &key.host))
         };
         let gone: Vec<_> = self.change(|state| {
             state.hearing.insert(from.clone(), Instant::now());

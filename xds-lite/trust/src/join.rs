@@ -12,8 +12,8 @@ mod joined;
 mod offer;
 mod peer;
 mod place;
+mod presented;
 mod secret;
-mod shown;
 mod takeover;
 mod text;
 mod tls;
@@ -41,8 +41,8 @@ pub use joined::JoinedClusters;
 pub use offer::OfferError;
 pub use peer::{Joined, Peer, forget, forget_lost, peers};
 pub use place::PlaceError;
+pub use presented::PresentedError;
 pub use secret::{NoTokenId, TokenId, Verifier};
-pub use shown::ShownError;
 pub use tls::MeetError;
 pub use token::{Token, TokenError};
 pub use tokens::{Ending, Record, RevokeError, State, Tokens};
@@ -283,7 +283,7 @@ pub enum CreateError {
     Known(#[from] PlaceError),
     /// The agent's own certificate is unusable.
     #[error("this agent's certificate: {0}")]
-    Identity(#[from] ShownError),
+    Identity(#[from] PresentedError),
     /// The system provides no randomness.
     #[error("the system provides no random numbers")]
     Random,

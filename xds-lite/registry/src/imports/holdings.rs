@@ -106,7 +106,7 @@ impl Holdings {
         Err(refusal)
     }
 
-    pub(super) fn put(&mut self, host: &HostPattern, size: Size) {
+    pub(super) fn insert(&mut self, host: &HostPattern, size: Size) {
         self.remove(host);
         self.sizes.insert(host.clone(), size);
         self.sum.bytes += size.bytes;
@@ -120,7 +120,7 @@ impl Holdings {
     }
 
     /// Removes a slice. Returns the slice withdrawn longest ago, if too many are remembered.
-    pub(super) fn leave(&mut self, host: &HostPattern) -> Option<HostPattern> {
+    pub(super) fn forget(&mut self, host: &HostPattern) -> Option<HostPattern> {
         self.remove(host);
         self.gone.push_back(host.clone());
         let is_over = self.gone.len() as u64 > self.limits.slices;

@@ -113,7 +113,7 @@ impl Peer {
 
     /// Records a withdrawal. Returns the oldest remembered one if it had to be dropped.
     pub(super) fn record_withdrawal(&mut self, host: &HostPattern) -> Option<Key> {
-        let host = self.holdings.leave(host)?;
+        let host = self.holdings.forget(host)?;
         let key = Key { cluster: self.consent.cluster.clone(), host };
         self.slices.purge(&key);
         Some(key)

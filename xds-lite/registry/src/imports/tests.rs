@@ -153,7 +153,7 @@ fn import_needs_a_granted_name() {
     held(&imports, "east/mail.bank", "was not granted");
     held(&imports, "east/x.other.svc.cluster.local", "was not granted");
     held(&imports, "east/*.pxc", "was not granted");
-    imports.leave(&cluster("east"), &pattern("*.pxc"));
+    imports.forget(&cluster("east"), &pattern("*.pxc"));
     take(&mut imports, "east", &withdrawn(&slice("east", "mail.bank"))).unwrap();
     let names: Vec<_> = standing(&imports).into_keys().collect();
     assert!(!names.iter().any(|name| name.contains("pxc") || name.contains("bank")), "{names:?}");
@@ -242,7 +242,7 @@ fn peer_slices_beyond_the_limit_are_refused_and_make_room_once_gone() {
     let held_by = |imports: &Imports, of: &str| imports.usage(&cluster(of)).unwrap();
     assert_eq!((held_by(&imports, "east").slices.used, held_by(&imports, "east").slices.exceeded), (2, 1));
     take(&mut imports, "east", &withdrawn(&slice("east", "a.shop"))).unwrap();
-    imports.leave(&cluster("east"), &pattern("b.shop"));
+    imports.forget(&cluster("east"), &pattern("b.shop"));
     assert_eq!((held_by(&imports, "east").slices.used, held_by(&imports, "east").bytes.used), (0, 0));
     take(&mut imports, "east", &slice("east", "c.shop")).unwrap();
     let mut imports = limited(100, size * 2);

@@ -11,7 +11,7 @@ use isthmus_certs::{Bundle, DenyList, Trust, TrustDomain, TrustFiles};
 use tokio_rustls::rustls::pki_types::{CertificateDer, UnixTime};
 
 use super::known::{Known, KnownError, same_roots};
-use super::rule::{Accepted, Between, Refusal, judge};
+use super::rule::{Between, Judged, Refusal, judge};
 use crate::join::disk;
 
 /// Characters of a load error that are reported.
@@ -66,17 +66,17 @@ impl Keeper {
     ) -> Result<BundleUpdate, Refusal> {
         let own = self.own();
         let between = Between { own: &own, peer, chain };
-        let accepted = judge(between, &self.trust.current().bundles, name, bytes, now)?;
-        if !self.is_news(&accepted) {
-            return Ok(self.kept(&accepted, false));
+        let judged = judge(between, &self.trust.current().bundles, name, bytes, now)?;
+        if !self.is_news(&judged) {
+            return Ok(self.update(&judged, false));
         }
         let _one = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
         let _lock = self.lock()?;
         // Another process may have written meanwhile.
         self.trust.reload(&self.files);
-        let accepted = judge(between, &self.trust.current().bundles, name, bytes, now)?;
+        let judged = judge(between, &self.trust.current().bundles, name, bytes, now)?;
         let known = Known::read(peer, &self.files.bundles, self.files.deny.as_deref())?;
-        let texts = texts(peer, &known, &accepted, now)?;
+        let texts = texts(peer, &known, &judged, now)?;
         let is_news = !texts.is_empty();
         for (path, text) in texts {
             if let Some(folder) = path.parent() {
@@ -85,19 +85,19 @@ impl Keeper {
             files::write(&path, &text, PUBLIC)?;
         }
         self.trust.reload(&self.files);
-        self.check(peer, &accepted)?;
-        Ok(self.kept(&accepted, is_news))
+        self.check(peer, &judged)?;
+        Ok(self.update(&judged, is_news))
     }
 
-    fn is_news(&self, accepted: &Accepted) -> bool {
-        accepted.is_later || (accepted.has_list && self.files.deny.is_some())
+    fn is_news(&self, judged: &Judged) -> bool {
+        judged.is_later || (judged.has_list && self.files.deny.is_some())
     }
 
-    fn kept(&self, accepted: &Accepted, is_news: bool) -> BundleUpdate {
-        let is_unkept = accepted.said.denied.is_some() && self.files.deny.is_none();
+    fn update(&self, judged: &Judged, is_news: bool) -> BundleUpdate {
+        let is_unkept = judged.said.denied.is_some() && self.files.deny.is_none();
         let advice = "the peer's deny-list is not stored; set `trust.deny` to a directory to follow it";
         BundleUpdate {
-            sequence: accepted.said.bundle.sequence,
+            sequence: judged.said.bundle.sequence,
             is_news,
             advice: is_unkept.then(|| advice.to_owned()),
         }
@@ -108,10 +108,10 @@ impl Keeper {
     }
 
     /// Checks that the trust in use matches the files just written.
-    fn check(&self, peer: &TrustDomain, accepted: &Accepted) -> Result<(), Refusal> {
+    fn check(&self, peer: &TrustDomain, judged: &Judged) -> Result<(), Refusal> {
         let bundles = &self.trust.current().bundles;
-        let is_bundle = bundles.get(peer).is_some_and(|known| same_roots(known, &accepted.said.bundle));
-        let listed = accepted.said.denied.as_ref().filter(|_| self.files.deny.is_some());
+        let is_bundle = bundles.get(peer).is_some_and(|known| same_roots(known, &judged.said.bundle));
+        let listed = judged.said.denied.as_ref().filter(|_| self.files.deny.is_some());
         let is_list = listed.is_none_or(|denied| bundles.denied(peer) == Some(&denied.list));
         if is_bundle && is_list {
             return Ok(());
@@ -125,20 +125,20 @@ impl Keeper {
 pub(super) fn texts(
     peer: &TrustDomain,
     known: &Known,
-    accepted: &Accepted,
+    judged: &Judged,
     now: UnixTime,
 ) -> Result<Vec<(PathBuf, String)>, Refusal> {
-    let list = accepted.said.denied.as_ref().zip(known.list.as_ref());
+    let list = judged.said.denied.as_ref().zip(known.list.as_ref());
     let list = list.filter(|(denied, _)| known.envelope.as_ref() != Some(&denied.envelope));
     let list = list.map(|(denied, path)| (path.clone(), denied.envelope.clone()));
-    let bundle = bundle_text(known, &accepted.said.bundle)?;
+    let bundle = bundle_text(known, &judged.said.bundle)?;
     let stands = |envelope: &str, bundle: &Bundle| {
         DenyList::open(envelope.as_bytes(), peer, bundle, now, None).is_ok()
     };
     let (Some(bundle), Some(envelope)) = (bundle.clone(), &known.envelope) else {
         return Ok(bundle.into_iter().chain(list).collect());
     };
-    if stands(envelope, &accepted.said.bundle) {
+    if stands(envelope, &judged.said.bundle) {
         return Ok([Some(bundle), list].into_iter().flatten().collect());
     }
     let Some(list) = list else { return Err(Refusal::ListLeft) };

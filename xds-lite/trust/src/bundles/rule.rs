@@ -149,7 +149,7 @@ pub(super) struct Between<'a> {
 
 /// An acceptable update.
 #[derive(Debug)]
-pub(super) struct Accepted {
+pub(super) struct Judged {
     pub(super) said: PublishedBundle,
     /// Whether the bundle is newer than the known one.
     pub(super) is_later: bool,
@@ -164,7 +164,7 @@ pub(super) fn judge(
     name: &str,
     bytes: &[u8],
     now: UnixTime,
-) -> Result<Accepted, Refusal> {
+) -> Result<Judged, Refusal> {
     let Between { own, peer, chain } = between;
     if name != peer.as_str() {
         return Err(Refusal::OtherDomain(peer.clone()));
@@ -191,7 +191,7 @@ pub(super) fn judge(
     said.believes(peer, known.denied(peer), chain, Role::Server, now).map_err(Refusal::Unbelievable)?;
     let has_list =
         said.denied.as_ref().is_some_and(|denied| Some(denied.envelope.as_str()) != known.envelope(peer));
-    Ok(Accepted { said, is_later, has_list })
+    Ok(Judged { said, is_later, has_list })
 }
 
 fn is_later(known: Option<&Bundle>, found: &Bundle) -> Result<bool, Refusal> {

@@ -65,7 +65,7 @@ fn known(sequence: u64, roots: &[usize]) -> TrustBundles {
 }
 
 /// The verdict on a resource from the agent with this chain.
-fn hears(known: &TrustBundles, chain: usize, name: &str, bytes: &[u8]) -> Result<rule::Accepted, Refusal> {
+fn hears(known: &TrustBundles, chain: usize, name: &str, bytes: &[u8]) -> Result<rule::Judged, Refusal> {
     let (own, peer) = (domain("east.example"), domain("west.example"));
     let between = Between { own: &own, peer: &peer, chain: &CHAINS[chain] };
     judge(between, known, name, bytes, UnixTime::now())
@@ -171,7 +171,7 @@ fn deny_list_does_not_go_back_and_may_be_signed_anew() {
 }
 
 #[derive(Clone, Debug)]
-struct Word {
+struct Update {
     name: usize,
     sequence: u64,
     roots: Vec<usize>,
@@ -179,10 +179,10 @@ struct Word {
     chain: usize,
 }
 
-fn word() -> impl Strategy<Value = Word> {
+fn update() -> impl Strategy<Value = Update> {
     let roots = proptest::sample::subsequence(vec![0, 1, 2], 1..=3);
     let list = proptest::option::of((0..5_u64, 0..2_usize, 0..3_usize));
-    (0..8_usize, 0..8_u64, roots, list, 0..3_usize).prop_map(|(name, sequence, roots, list, chain)| Word {
+    (0..8_usize, 0..8_u64, roots, list, 0..3_usize).prop_map(|(name, sequence, roots, list, chain)| Update {
         // Mostly its own.
         name: name.saturating_sub(5),
         sequence,
@@ -197,25 +197,25 @@ proptest! {
     /// Whatever a peer publishes, and however often: sequence numbers never fall, nothing changes under a
     /// number, and no other domain is touched.
     #[test]
-    fn bundles_never_go_back_in_any_order(words in proptest::collection::vec(word(), 1..16), replays in 1..3_usize) {
+    fn bundles_never_go_back_in_any_order(words in proptest::collection::vec(update(), 1..16), replays in 1..3_usize) {
         let west = domain("west.example");
         let mut known = known(1, &[0]);
         let [own, other] = ["east.example", "north.example"].map(|name| known.get(&domain(name)).cloned());
-        for word in std::iter::repeat_n(&words, replays + 1).flatten() {
-            let name = ["west.example", "east.example", "north.example"][word.name];
-            let list = word.list.map(|(sequence, denied, root)| list(sequence, ["a", "b"][denied], root));
-            let mut message = TrustBundle::decode(&*message(&bundle(word.sequence, &word.roots), list.as_deref())).unwrap();
+        for update in std::iter::repeat_n(&words, replays + 1).flatten() {
+            let name = ["west.example", "east.example", "north.example"][update.name];
+            let list = update.list.map(|(sequence, denied, root)| list(sequence, ["a", "b"][denied], root));
+            let mut message = TrustBundle::decode(&*message(&bundle(update.sequence, &update.roots), list.as_deref())).unwrap();
             message.trust_domain = name.to_owned();
             let before = known.clone();
-            if let Ok(accepted) = hears(&known, word.chain, name, &message.encode_to_vec()) {
+            if let Ok(judged) = hears(&known, update.chain, name, &message.encode_to_vec()) {
                 prop_assert_eq!(name, "west.example");
-                if accepted.is_later {
-                    known.insert(west.clone(), accepted.said.bundle);
+                if judged.is_later {
+                    known.insert(west.clone(), judged.said.bundle);
                 }
-                if let Some(denied) = accepted.said.denied {
+                if let Some(denied) = judged.said.denied {
                     known.deny_signed(denied.list, &denied.envelope);
                 }
-                prop_assert!(known.verify(&CHAINS[word.chain], Role::Server, UnixTime::now()).is_ok());
+                prop_assert!(known.verify(&CHAINS[update.chain], Role::Server, UnixTime::now()).is_ok());
             }
             let [old, new] = [&before, &known].map(|bundles| bundles.get(&west).unwrap());
             prop_assert!(new.sequence > old.sequence || new == old, "{} after {}", new.sequence, old.sequence);
@@ -228,7 +228,7 @@ proptest! {
         }
         // Replays of refused resources stay refused.
         let last = known.get(&west).unwrap().sequence;
-        prop_assert!(last <= words.iter().map(|word| word.sequence).max().unwrap_or_default().max(1));
+        prop_assert!(last <= words.iter().map(|update| update.sequence).max().unwrap_or_default().max(1));
     }
 }
 
@@ -267,7 +267,7 @@ impl Disk {
     }
 
     /// The same disk after a restart.
-    fn again(self) -> Disk {
+    fn restarted(self) -> Disk {
         let trust = Trust::load(&self.files).unwrap();
         let keeper = Keeper::new(trust.clone(), self.files.clone(), Some(self.at("state")));
         Disk { trust, keeper, ..self }
@@ -333,8 +333,8 @@ fn bundle_files_are_valid_between_writes() {
         let own = domain("east.example");
         let between = Between { own: &own, peer: &west, chain: &CHAINS[chain] };
         let said = message(&after.0, Some(&after.1));
-        let accepted = judge(between, &disk.trust.current().bundles, "west.example", &said, now).unwrap();
-        let texts = texts(&west, &known, &accepted, now).unwrap();
+        let judged = judge(between, &disk.trust.current().bundles, "west.example", &said, now).unwrap();
+        let texts = texts(&west, &known, &judged, now).unwrap();
         assert_eq!(texts.len(), 2);
         for (path, text) in texts {
             fs::write(path, text).unwrap();
@@ -360,7 +360,7 @@ fn bundle_kept_by_hand_is_not_overwritten() {
     fs::remove_file(disk.at("bundles/west.example.json")).unwrap();
     let pem = disk.at("bundles/west.example.pem");
     fs::write(&pem, WEST[0].certificate_pem()).unwrap();
-    let disk = disk.again();
+    let disk = disk.restarted();
     let same = disk.takes(0, &bundle(9, &[0]), Some(&list(1, "a", 0))).unwrap();
     assert_eq!((same.sequence, same.advice), (9, None), "the same roots; its list is stored");
     disk.has((0, Some(1)));

@@ -126,7 +126,7 @@ async fn talk(context: &Context, token: &Token, progress: &mut Progress) -> Resu
     place::prepare(context)?;
     let own = offer::own(context).map_err(JoinCause::OwnOffer)?;
     let mut host = tls::connect(token, &context.trust).await?;
-    place::believe(context, &host.shown, &host.chain, Role::Server)?;
+    place::check_trusted(context, &host.shown, &host.chain, Role::Server)?;
     prove(&mut host, token, progress).await?;
     wire::send(&mut host.stream, &Message::Offer(Box::new(own))).await?;
     let theirs = match wire::receive(&mut host.stream, LONG_LIMIT).await? {

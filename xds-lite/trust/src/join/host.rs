@@ -163,7 +163,8 @@ impl Host {
             Some(why) => Err(Failed::Refused(why)),
             None => {
                 let (shown, chain) = (joiner.shown.clone(), joiner.chain.clone());
-                let check = move |context: &Context| place::believe(context, &shown, &chain, Role::Client);
+                let check =
+                    move |context: &Context| place::check_trusted(context, &shown, &chain, Role::Client);
                 self.blocking(check).await?.map_err(Failed::Place)
             }
         };

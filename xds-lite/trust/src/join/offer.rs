@@ -6,7 +6,7 @@ use isthmus_certs::{Bundle, Role, TrustDomain, VerifyError};
 use tokio_rustls::rustls::pki_types::{CertificateDer, UnixTime};
 
 use super::disk::{self, ReadError};
-use super::shown::Shown;
+use super::presented::PresentedAgent;
 use super::wire::{LONG_LIMIT, Offer};
 use super::{Context, Introduction, IntroductionError, Party};
 use crate::bundles::PublishedError;
@@ -74,7 +74,7 @@ pub(super) fn own(context: &Context) -> Result<Offer, OfferError> {
 /// Checks the offer of the agent that `shown` identifies.
 pub(super) fn accept(
     offer: Offer,
-    shown: &Shown,
+    shown: &PresentedAgent,
     chain: &[CertificateDer<'_>],
     role: Role,
     now: UnixTime,

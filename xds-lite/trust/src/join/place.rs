@@ -18,7 +18,7 @@ use tokio_rustls::rustls::pki_types::{CertificateDer, UnixTime};
 use super::disk::{self, ReadError};
 use super::offer::Accepted;
 use super::peer::{self, Peer, Standing};
-use super::shown::Shown;
+use super::presented::PresentedAgent;
 use super::{Context, Party};
 use crate::bundles::known::{Known, KnownError, MAX_FILE, same_roots};
 
@@ -113,9 +113,9 @@ fn standing(context: &Context, party: &Party) -> Result<Standing, PlaceError> {
 
 /// Whether an agent can become a peer: if its domain is known, the known bundle must trust it, which a token
 /// does not replace.
-pub(super) fn believe(
+pub(super) fn check_trusted(
     context: &Context,
-    shown: &Shown,
+    shown: &PresentedAgent,
     chain: &[CertificateDer<'_>],
     role: Role,
 ) -> Result<(), PlaceError> {

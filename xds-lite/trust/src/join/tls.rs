@@ -19,8 +19,8 @@ use tokio_rustls::rustls::{
 };
 use tokio_rustls::{TlsAcceptor, TlsConnector, client, server};
 
+use super::presented::{self, MOST, PresentedAgent, PresentedError, Wanted};
 use super::secret::{Session, TokenId};
-use super::shown::{self, MOST, Shown, ShownError, Wanted};
 use super::{Guest, Party, Token};
 use isthmus_grpc::resolve;
 use isthmus_model::address::{Ranges, Target};
@@ -34,7 +34,7 @@ const LABEL: &[u8] = b"EXPORTER-isthmus-join";
 pub enum MeetError {
     /// The other side is not the expected agent.
     #[error(transparent)]
-    Shown(#[from] ShownError),
+    PresentedAgent(#[from] PresentedError),
     /// This agent's certificate is unusable.
     #[error("this agent's certificate cannot be used: {0}")]
     Own(#[source] Error),
@@ -57,7 +57,7 @@ pub enum MeetError {
 #[derive(Debug)]
 pub(super) struct Met<S> {
     pub(super) stream: S,
-    pub(super) shown: Shown,
+    pub(super) shown: PresentedAgent,
     pub(super) chain: Vec<CertificateDer<'static>>,
 }
 
@@ -110,12 +110,12 @@ fn met(
     connection: &CommonState,
     role: Role,
     wanted: Option<&Wanted>,
-) -> Result<(Vec<CertificateDer<'static>>, Shown), MeetError> {
+) -> Result<(Vec<CertificateDer<'static>>, PresentedAgent), MeetError> {
     if connection.alpn_protocol() != Some(ALPN) {
         return Err(MeetError::Protocol);
     }
     let chain = connection.peer_certificates().unwrap_or_default().to_vec();
-    let shown = shown::prove(&chain, role, wanted, UnixTime::now())?;
+    let shown = presented::prove(&chain, role, wanted, UnixTime::now())?;
     Ok((chain, shown))
 }
 
@@ -131,21 +131,21 @@ pub(super) fn session<D>(
 }
 
 /// The key of the root that tokens pin.
-pub(super) fn root(trusted: &Trusted) -> Result<KeyPin, ShownError> {
+pub(super) fn root(trusted: &Trusted) -> Result<KeyPin, PresentedError> {
     let roots = roots(trusted, Role::Server)?;
     let pin = roots.first().and_then(|root| Facts::of(root).ok()).map(|facts| facts.pin);
-    pin.ok_or(ShownError::NoRoot)
+    pin.ok_or(PresentedError::NoRoot)
 }
 
 /// The roots that vouch for this agent's chain: several during a roll-over.
-fn roots(trusted: &Trusted, role: Role) -> Result<Vec<CertificateDer<'static>>, ShownError> {
+fn roots(trusted: &Trusted, role: Role) -> Result<Vec<CertificateDer<'static>>, PresentedError> {
     let id = trusted.identity.id();
     let bundle = trusted.bundles.get(id.trust_domain());
     let bundle = bundle.ok_or_else(|| VerifyError::NoBundle(id.clone()))?;
-    let (mut found, mut refused) = (Vec::new(), ShownError::NoRoot);
+    let (mut found, mut refused) = (Vec::new(), PresentedError::NoRoot);
     for root in bundle.roots() {
         let chain: Vec<_> = trusted.identity.chain().iter().chain([root]).cloned().collect();
-        match shown::prove(&chain, role, None, UnixTime::now()) {
+        match presented::prove(&chain, role, None, UnixTime::now()) {
             Ok(_) => found.push(root.clone()),
             Err(error) => refused = error,
         }
@@ -154,7 +154,7 @@ fn roots(trusted: &Trusted, role: Role) -> Result<Vec<CertificateDer<'static>>, 
 }
 
 /// This agent's chain with its roots.
-pub(super) fn showing(trusted: &Trusted, role: Role) -> Result<Vec<CertificateDer<'static>>, ShownError> {
+pub(super) fn showing(trusted: &Trusted, role: Role) -> Result<Vec<CertificateDer<'static>>, PresentedError> {
     let chain = trusted.identity.chain().iter().cloned();
     Ok(chain.chain(roots(trusted, role)?).take(MOST).collect())
 }
@@ -196,16 +196,16 @@ pub(super) fn refused(error: io::Error) -> MeetError {
         Some(
             Error::NoApplicationProtocol | Error::AlertReceived(AlertDescription::NoApplicationProtocol),
         ) => MeetError::Protocol,
-        Some(tls) => shown_error(tls).map_or(MeetError::Handshake(error), MeetError::Shown),
+        Some(tls) => shown_error(tls).map_or(MeetError::Handshake(error), MeetError::PresentedAgent),
         None => MeetError::Handshake(error),
     }
 }
 
-fn tls_error(why: ShownError) -> Error {
+fn tls_error(why: PresentedError) -> Error {
     Error::InvalidCertificate(CertificateError::Other(OtherError(Arc::new(why))))
 }
 
-fn shown_error(error: &Error) -> Option<ShownError> {
+fn shown_error(error: &Error) -> Option<PresentedError> {
     match error {
         Error::InvalidCertificate(CertificateError::Other(OtherError(why))) => why.downcast_ref().cloned(),
         _ => None,
@@ -218,6 +218,6 @@ pub(super) struct AgentJudge(pub(super) Option<Wanted>);
 
 impl ChainJudge for AgentJudge {
     fn judge(&self, chain: &[CertificateDer<'_>], role: Role, now: UnixTime) -> Result<(), Error> {
-        shown::prove(chain, role, self.0.as_ref(), now).map(drop).map_err(tls_error)
+        presented::prove(chain, role, self.0.as_ref(), now).map(drop).map_err(tls_error)
     }
 }

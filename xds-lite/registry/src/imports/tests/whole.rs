@@ -66,7 +66,7 @@ proptest! {
                     let gone = Slice { offer: None, ..make(CLUSTERS[c], HOSTS[h], false) };
                     take(&mut imports, CLUSTERS[c], &gone).unwrap();
                 }
-                Event::Leave(c, h) => _ = imports.leave(&cluster(CLUSTERS[c]), &pattern(HOSTS[h])),
+                Event::Leave(c, h) => _ = imports.forget(&cluster(CLUSTERS[c]), &pattern(HOSTS[h])),
                 Event::Own(h, alias) => { own.insert(HOSTS[h]); imports.own(&make("west", HOSTS[h], alias)); }
                 Event::OwnGone(h) => {
                     own.remove(HOSTS[h]);

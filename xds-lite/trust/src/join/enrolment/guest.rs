@@ -15,8 +15,8 @@ use tokio_rustls::rustls::version::TLS13;
 
 use super::{ALPN, Exported, bearer};
 use crate::join::Token;
+use crate::join::presented::{self, Wanted};
 use crate::join::secret::{Proof, Session};
-use crate::join::shown::{self, Wanted};
 use crate::join::tls::{self, AgentJudge, MeetError};
 
 /// A connection to the agent that made a token.
@@ -58,7 +58,7 @@ pub async fn meet(token: &Token) -> Result<Meeting, MeetError> {
     if connection.alpn_protocol() != Some(ALPN) {
         return Err(MeetError::Protocol);
     }
-    shown::prove(
+    presented::prove(
         connection.peer_certificates().unwrap_or_default(),
         Role::Server,
         Some(&wanted),

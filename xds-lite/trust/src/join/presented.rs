@@ -14,7 +14,7 @@ pub(super) const MOST: usize = 8;
 
 /// An agent, and the root that vouches for it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Shown {
+pub(super) struct PresentedAgent {
     pub(super) id: SpiffeId,
     pub(super) party: Party,
     pub(super) root: CertificateDer<'static>,
@@ -31,7 +31,7 @@ pub(super) struct Wanted {
 
 /// Why a chain does not identify an agent.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum ShownError {
+pub enum PresentedError {
     /// There are too many certificates.
     #[error("{0} certificates were sent; a chain and its roots have at most {MOST}")]
     Many(usize),
@@ -68,19 +68,19 @@ pub(super) fn prove(
     role: Role,
     wanted: Option<&Wanted>,
     now: UnixTime,
-) -> Result<Shown, ShownError> {
+) -> Result<PresentedAgent, PresentedError> {
     if chain.len() > MOST {
-        return Err(ShownError::Many(chain.len()));
+        return Err(PresentedError::Many(chain.len()));
     }
     let id = peer_id(chain).map_err(VerifyError::from)?;
-    let party = Party::of_agent(&id).ok_or_else(|| ShownError::NoAgent(id.clone()))?;
+    let party = Party::of_agent(&id).ok_or_else(|| PresentedError::NoAgent(id.clone()))?;
     let pin = wanted.map(|wanted| wanted.root);
-    let mut refused = pin.map_or(ShownError::NoRoot, ShownError::OtherRoot);
+    let mut refused = pin.map_or(PresentedError::NoRoot, PresentedError::OtherRoot);
     for root in chain.iter().skip(1).filter(|shown| is_root(shown, pin)) {
         match verify(chain, root, &id, role, now) {
             Ok(()) => {
                 expect(&party, wanted)?;
-                return Ok(Shown { id, party, root: root.clone().into_owned() });
+                return Ok(PresentedAgent { id, party, root: root.clone().into_owned() });
             }
             Err(error) => refused = error,
         }
@@ -88,10 +88,10 @@ pub(super) fn prove(
     Err(refused)
 }
 
-fn expect(found: &Party, wanted: Option<&Wanted>) -> Result<(), ShownError> {
+fn expect(found: &Party, wanted: Option<&Wanted>) -> Result<(), PresentedError> {
     match wanted {
         Some(wanted) if wanted.party != *found => {
-            Err(ShownError::OtherParty { found: found.clone(), expected: wanted.party.clone() })
+            Err(PresentedError::OtherParty { found: found.clone(), expected: wanted.party.clone() })
         }
         _ => Ok(()),
     }
@@ -104,7 +104,7 @@ fn verify(
     id: &SpiffeId,
     role: Role,
     now: UnixTime,
-) -> Result<(), ShownError> {
+) -> Result<(), PresentedError> {
     let mut only = TrustBundles::new();
     only.add_root(id.trust_domain().clone(), root)?;
     only.verify(chain, role, now)?;
