@@ -16,8 +16,8 @@ use isthmus_certs::{Authority, Bundle, Role, Trust, TrustDomain, spiffe_bundle};
 use isthmus_model::address::Target;
 use isthmus_trust::join::cli::{JoinArgs, TokenCommand};
 use isthmus_trust::join::{
-    Context, CreateError, Guest, JoinCause, JoinError, MeetError, Peer, Progress, Refusal, ShownError, State,
-    Token, create, join, peers,
+    Context, CreateError, Guest, JoinCause, JoinError, MeetError, Peer, PresentedError, Progress, Refusal,
+    State, Token, create, join, peers,
 };
 use rustls::pki_types::UnixTime;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -253,7 +253,10 @@ fn issuer_must_be_the_cluster_that_the_token_names() {
     let endpoint = north.serve();
     let token = through(endpoint.at, &world.token());
     let (progress, cause, text) = refused(try_join(&world.west, &token));
-    assert!(matches!(cause, JoinCause::Meet(MeetError::Shown(ShownError::OtherParty { .. }))), "{text}");
+    assert!(
+        matches!(cause, JoinCause::Meet(MeetError::Presented(PresentedError::OtherParty { .. }))),
+        "{text}"
+    );
     assert_eq!(progress, Progress::Unused);
     world.assert_nothing_stored();
 }

@@ -34,7 +34,7 @@ const LABEL: &[u8] = b"EXPORTER-isthmus-join";
 pub enum MeetError {
     /// The other side is not the expected agent.
     #[error(transparent)]
-    PresentedAgent(#[from] PresentedError),
+    Presented(#[from] PresentedError),
     /// This agent's certificate is unusable.
     #[error("this agent's certificate cannot be used: {0}")]
     Own(#[source] Error),
@@ -196,7 +196,7 @@ pub(super) fn refused(error: io::Error) -> MeetError {
         Some(
             Error::NoApplicationProtocol | Error::AlertReceived(AlertDescription::NoApplicationProtocol),
         ) => MeetError::Protocol,
-        Some(tls) => shown_error(tls).map_or(MeetError::Handshake(error), MeetError::PresentedAgent),
+        Some(tls) => shown_error(tls).map_or(MeetError::Handshake(error), MeetError::Presented),
         None => MeetError::Handshake(error),
     }
 }
