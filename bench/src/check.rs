@@ -17,7 +17,7 @@ const CHUNK: usize = 64 * 1024;
 /// # Errors
 /// On the first wrong, missing or extra byte, or a broken connection.
 pub(crate) fn passes_bytes_through(target: &Target) -> io::Result<()> {
-    let stream = target.open(Job::Verify)?;
+    let stream = target.open(Job::Verify)?.into_socket();
     std::thread::scope(|scope| {
         let sender = scope.spawn(|| send(&stream));
         let received = receive(&stream);
@@ -29,6 +29,37 @@ pub(crate) fn passes_bytes_through(target: &Target) -> io::Result<()> {
         received.and(sent)?;
         expect_end(&stream)
     })
+}
+
+/// Sends noise through TLS that ends or begins in a system, and expects the same noise back. How the system ends TLS is
+/// not under test here.
+///
+/// # Errors
+/// On the first wrong or missing byte, a broken connection, or a certificate that is not the service's.
+pub(crate) fn carries(target: &Target) -> io::Result<()> {
+    let mut wire = target.open(Job::Verify)?;
+    let (mut noise, mut sent, mut received) = (Noise::default(), vec![0; CHUNK], vec![0; CHUNK]);
+    for at in (0..BYTES).step_by(CHUNK) {
+        noise.fill(&mut sent);
+        wire.write_all(&sent)?;
+        wire.read_exact(&mut received).map_err(|error| wrong(at, &error.to_string()))?;
+        if received != sent {
+            return Err(wrong(at, "wrong bytes came back"));
+        }
+    }
+    wire.end();
+    Ok(())
+}
+
+/// Expects a client without a certificate to be refused.
+///
+/// # Errors
+/// If it is served.
+pub(crate) fn refuses_strangers(target: &Target) -> io::Result<()> {
+    match target.open(Job::Once) {
+        Ok(_) => Err(io::Error::new(io::ErrorKind::InvalidData, "a client without a certificate is served")),
+        Err(_) => Ok(()),
+    }
 }
 
 fn send(mut stream: &TcpStream) -> io::Result<()> {
@@ -120,7 +151,7 @@ mod tests {
     fn verdict(spoil: fn(usize, &mut Vec<u8>)) -> Result<(), String> {
         let hello = Arc::new(Hello::new().unwrap());
         let backend = Backend::start(Arc::clone(&hello), Ipv4Addr::LOCALHOST.into()).unwrap();
-        let target = Target { address: proxy(backend.address, spoil), hello };
+        let target = Target::plain(proxy(backend.address, spoil), &hello);
         passes_bytes_through(&target).map_err(|error| error.to_string())
     }
 

@@ -29,8 +29,8 @@ const DISTURBED: f64 = 0.05;
 /// Compare the gateway with other proxies on this machine, one worker each.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
-  isthmus-bench compare                               all cases; under 10 minutes on 2 cores
-  isthmus-bench compare --quick                       one or two cases of each scenario; under 90 s
+  isthmus-bench compare                               all cases; under 15 minutes on 2 cores
+  isthmus-bench compare --quick                       a few cases of each scenario; under 2 minutes
   isthmus-bench compare --scenarios short --peers nginx --rounds 9 --seconds 1
   isthmus-bench compare --peers none --baseline old/isthmus-gateway   this build against an older one
 
@@ -55,7 +55,7 @@ pub(crate) struct Compare {
     /// The scenarios to measure [default: all]
     #[arg(long, value_enum, value_delimiter = ',')]
     scenarios: Vec<Scenario>,
-    /// Run one round, with one or two cases of each scenario.
+    /// Run one round, with a few cases of each scenario.
     #[arg(long)]
     quick: bool,
     /// Rounds of each case; memory and routes are measured once [default: 3, or 1 with --quick]
@@ -88,9 +88,12 @@ impl Compare {
         let lab = Lab::new(window, rounds, descriptors, stop)?;
         let began = Instant::now();
 
-        let contenders = self.start_all(&lab, &mut report.skipped)?;
+        let mut contenders = self.start_all(&lab, &mut report.skipped)?;
         report.systems = contenders.iter().map(|contender| contender.info.clone()).collect();
         let asked = self.asked(&lab, &mut report.skipped);
+        if asked.iter().any(|(scenario, _)| *scenario == Scenario::TlsEnds) {
+            open_ends(&lab, &mut contenders, &mut report.skipped)?;
+        }
         let measurements = self.measure_all(&lab, &contenders, &asked, &mut report.skipped);
         drop(contenders);
 
@@ -192,7 +195,7 @@ impl Compare {
                 let turned = contenders.iter().cycle().skip(round).take(contenders.len());
                 turned.map(move |contender| (round, case, contender))
             })
-            .filter(|(_, case, contender)| case.works_direct() || !contender.is_direct())
+            .filter(|(_, case, contender)| contender.can(*case))
             .collect();
         let (mut progress, mut measurements) = (Progress::new(plan.len()), Vec::new());
         for (round, case, contender) in plan {
@@ -236,6 +239,24 @@ impl Compare {
             }
         }
     }
+}
+
+/// Starts the processes that end or begin TLS; systems that cannot are named.
+fn open_ends(lab: &Lab, contenders: &mut [Contender], skipped: &mut Vec<Skipped>) -> anyhow::Result<()> {
+    for contender in contenders.iter_mut().filter(|contender| !contender.is_direct()) {
+        lab.stop.check()?;
+        let name = contender.info.name.clone();
+        match contender.open_ends(lab) {
+            Ok(()) => eprintln!("{name}: TLS at both ends verified"),
+            Err(why) if name == US => bail!("cannot start the gateway ({name}) with TLS: {why}"),
+            Err(why) => {
+                let what = format!("{name}, {}", Scenario::TlsEnds.name());
+                eprintln!("{what}: SKIPPED: {why}");
+                skipped.push(Skipped { what, why });
+            }
+        }
+    }
+    Ok(())
 }
 
 /// Parses `--seconds`: the lower limit lets a load do some work, the upper one is what a histogram holds.

@@ -1,12 +1,16 @@
 //! A system under comparison: found, started, verified, and started again for cases that need a fresh
 //! process.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
+use crate::cases::Case;
 use crate::check;
+use crate::ends::{End, Way};
+use crate::hello::Job;
 use crate::lab::Lab;
 use crate::place::Place;
 use crate::process::Running;
@@ -19,6 +23,8 @@ use crate::systems::{Routes, Search, System, version};
 pub(crate) struct Contender {
     pub(crate) info: SystemInfo,
     near: Running,
+    /// Its processes that end or begin TLS, once asked for.
+    ends: BTreeMap<Way, Running>,
     /// How to start it again; `None` for the direct connection.
     source: Option<Source>,
 }
@@ -38,7 +44,12 @@ impl Contender {
     /// The direct connection, without a proxy.
     pub(crate) fn direct(lab: &Lab) -> Self {
         let info = SystemInfo { name: DIRECT.into(), version: "no proxy".into(), program: String::new() };
-        Self { info, near: Running::direct(lab.loopback.backend.address), source: None }
+        Self {
+            info,
+            near: Running::direct(lab.loopback.backend.address),
+            ends: BTreeMap::new(),
+            source: None,
+        }
     }
 
     /// Finds a system, starts it on loopback, and verifies that it passes bytes through unchanged.
@@ -58,7 +69,49 @@ impl Contender {
             version: version(system, &source.program),
             program: source.program.display().to_string(),
         };
-        Ok(Self { info, near, source: Some(source) })
+        Ok(Self { info, near, ends: BTreeMap::new(), source: Some(source) })
+    }
+
+    /// Starts and verifies its processes that end or begin TLS.
+    ///
+    /// # Errors
+    /// The first that the system cannot do, and why. What works is kept.
+    pub(crate) fn open_ends(&mut self, lab: &Lab) -> Result<(), String> {
+        for way in Way::ALL {
+            let started = self.start_ends(lab, way).and_then(|running| {
+                let (world, end) = (lab.ends()?, way.end());
+                check::carries(&world.verifying(end, running.address))?;
+                if end == End::Terminate {
+                    check::refuses_strangers(&world.stranger(running.address))?;
+                }
+                Ok(running)
+            });
+            let running = started.map_err(|error| format!("{}: {error}", way.end().name()))?;
+            self.ends.insert(way, running);
+        }
+        Ok(())
+    }
+
+    /// Whether it can be measured in this case.
+    pub(crate) fn can(&self, case: Case) -> bool {
+        match case {
+            Case::Ends { end, .. } => self.ends.contains_key(&end.way()),
+            case => case.works_direct() || !self.is_direct(),
+        }
+    }
+
+    /// The long-lived process that ends or begins TLS.
+    pub(crate) fn ends(&self, way: Way) -> io::Result<&Running> {
+        self.ends.get(&way).ok_or_else(|| io::Error::other("it has no such process"))
+    }
+
+    /// Starts another process that ends or begins TLS.
+    pub(crate) fn start_ends(&self, lab: &Lab, way: Way) -> io::Result<Running> {
+        let (source, world) = (self.source()?, lab.ends()?);
+        let task = world.task(way)?;
+        let target = world.target(task.end, task.listen);
+        let reach = || target.open(Job::Once).map(drop);
+        Running::start_ends((source.system, &source.program), &task, reach, &lab.stop)
     }
 
     pub(crate) fn is_direct(&self) -> bool {

@@ -10,6 +10,7 @@ mod contender;
 mod control;
 mod cpu;
 mod descriptors;
+mod ends;
 mod hairpin;
 mod hello;
 mod lab;
@@ -28,6 +29,7 @@ mod stats;
 mod stop;
 mod systems;
 mod wan;
+mod wire;
 
 use std::process::ExitCode;
 

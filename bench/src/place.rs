@@ -106,6 +106,6 @@ impl Place {
     }
 
     pub(crate) fn target(&self, address: SocketAddr) -> Target {
-        Target { address, hello: Arc::clone(&self.hello) }
+        Target::plain(address, &self.hello)
     }
 }

@@ -4,12 +4,14 @@ use std::fs;
 use std::io;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
+use crate::ends::Ends;
 use crate::hello::Job;
 use crate::place::Place;
 use crate::proc::family_of;
-use crate::program::Program;
+use crate::program::{Program, START};
 use crate::stop::Stop;
 use crate::systems::{Routes, System};
 
@@ -38,16 +40,36 @@ impl Running {
         stop: &Stop,
     ) -> io::Result<Self> {
         let prepare = |directory: &Path| {
-            for (name, text) in system.tables(directory, routes) {
-                fs::write(directory.join(name), text)?;
-            }
-            system.command(program, directory, routes)
+            write(directory, system.tables(directory, routes))?;
+            system.command(program, directory, routes.listen)
         };
         let program = Program::start(prepare, |command| place.as_proxy(|| command.spawn()))?;
         let mut running = Self { address: routes.listen, processes: Vec::new(), program: Some(program) };
         running.wait_until_routing(place, routes.services - 1, patience, stop)?;
         running.look_for_processes();
         Ok(running)
+    }
+
+    /// Starts a system that begins or ends TLS, and waits until `reach` succeeds.
+    ///
+    /// # Errors
+    /// [`io::ErrorKind::Unsupported`] if the system is not compared at that.
+    pub(crate) fn start_ends(
+        (system, program): (&dyn System, &Path),
+        ends: &Ends<'_>,
+        reach: impl FnMut() -> io::Result<()>,
+        stop: &Stop,
+    ) -> io::Result<Self> {
+        let prepare = |directory: &Path| {
+            let tables = system.ends(directory, ends);
+            let unsupported = |why| io::Error::new(io::ErrorKind::Unsupported, why);
+            write(directory, tables.map_err(unsupported)?)?;
+            system.command(program, directory, ends.listen)
+        };
+        let mut program = Program::start(prepare, Command::spawn)?;
+        program.wait_until("serve", START, stop, reach)?;
+        let processes = family_of(program.id());
+        Ok(Self { address: ends.listen, processes, program: Some(program) })
     }
 
     /// Replaces all tables; returns when the new ones became visible.
@@ -103,4 +125,8 @@ impl Running {
     pub(crate) fn last_words(&self) -> String {
         self.program.as_ref().map_or_else(|| "not a program".into(), Program::last_words)
     }
+}
+
+fn write(directory: &Path, tables: Vec<(&str, String)>) -> io::Result<()> {
+    tables.into_iter().try_for_each(|(name, text)| fs::write(directory.join(name), text))
 }

@@ -37,11 +37,13 @@ impl Figure {
     }
 }
 
+const P50: Figure = Figure::less("p50", "p50", "µs");
 const P99: Figure = Figure::less("p99", "p99", "µs");
 
 /// Figure keys used by the report.
 pub(crate) const CPU_MACHINE: &str = "cpu_machine";
 pub(crate) const CPU_PROCESSES: &str = "cpu_processes";
+pub(crate) const BUSY: &str = "busy";
 
 /// The amount of work during a CPU count, and the units of the cost.
 #[derive(Clone, Copy, Debug)]
@@ -83,6 +85,11 @@ impl Sample {
         Self::of(P99, number(latency.value_at_quantile(0.99)) / 1e3).with_latency(latency)
     }
 
+    /// A sample with p50 as its headline, however few values there are.
+    pub(crate) fn of_p50(latency: &Histogram<u64>) -> Self {
+        Self::of(P50, number(latency.value_at_quantile(0.5)) / 1e3).with_latency(latency)
+    }
+
     /// A sample with this headline figure.
     pub(crate) fn of(figure: Figure, value: f64) -> Self {
         Self { figures: vec![(figure, value)], ..Self::default() }
@@ -99,7 +106,7 @@ impl Sample {
     /// Adds the quantiles that the number of values supports.
     pub(crate) fn with_latency(mut self, latency: &Histogram<u64>) -> Self {
         const QUANTILES: [(f64, Figure); 4] = [
-            (0.5, Figure::less("p50", "p50", "µs")),
+            (0.5, P50),
             (0.9, Figure::less("p90", "p90", "µs")),
             (0.99, P99),
             (0.999, Figure::less("p99.9", "p99.9", "µs")),
@@ -112,6 +119,12 @@ impl Sample {
         self = self.and(Figure::less("max", "max", "µs"), number(latency.max()) / 1e3);
         self.latency = Some(latency.clone());
         self
+    }
+
+    /// Adds how much of a core the proxy used: one whose only worker is not busy was not the limit.
+    pub(crate) fn with_busy(self, usage: &Usage) -> Self {
+        let busy = usage.proxy.map_or(0.0, |proxy| proxy.cpu / usage.wall * 100.0);
+        self.and(Figure::more(BUSY, "worker busy", "%"), busy)
     }
 
     /// Adds CPU, context switches, peak memory and descriptors.

@@ -8,6 +8,7 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::sign::CertifiedKey;
 
 use crate::crypto;
+use crate::facts::Facts;
 use crate::files::{self, PUBLIC, SECRET, WriteError};
 use crate::pem::{self, PemError};
 use crate::spiffe::SpiffeId;
@@ -69,6 +70,13 @@ impl Identity {
     /// The SPIFFE ID in its certificate.
     pub fn id(&self) -> &SpiffeId {
         &self.id
+    }
+
+    /// The DNS names in its certificate, in lower case; none, if that cannot be read.
+    pub fn dns_names(&self) -> Vec<String> {
+        let leaf = self.chain.first().and_then(|leaf| Facts::of(leaf).ok());
+        let names = leaf.map(|leaf| leaf.dns).unwrap_or_default();
+        names.into_iter().map(|name| name.to_ascii_lowercase()).collect()
     }
 
     /// The certificates, leaf first, without the root.

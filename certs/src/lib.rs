@@ -40,7 +40,7 @@ pub use request::Request;
 pub use spiffe::{IdPattern, SpiffeId, SpiffeIdError, TrustDomain};
 pub use svid::{SvidError, peer_id};
 pub use tls::{
-    ChainJudge, ChainVerifier, Client, ConfigError, Gate, Peer, Server, Standing, client_config,
+    ChainJudge, ChainVerifier, Client, ConfigError, Gate, Peer, Server, Standing, behind, client_config,
     server_config, server_verifier,
 };
 pub use trust::{Trust, TrustFiles};

@@ -1,7 +1,7 @@
 //! Probes a live TLS endpoint: which chain it presents, and whether it requires a client certificate. The chain is not
 //! verified; only that the endpoint holds its key.
 
-use std::io::{self, Read as _};
+use std::io::{self, Read as _, Write as _};
 use std::net::TcpStream;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -21,6 +21,9 @@ use crate::tls::{ChainJudge, ChainVerifier};
 /// handshake is complete for the client.
 const OBJECTION: Duration = Duration::from_secs(1);
 
+/// Bytes of `HTTP/1.1 400`.
+const STATUS_LINE: usize = 12;
+
 /// What an endpoint presents to a client without a certificate.
 #[derive(Debug, Clone)]
 pub struct Seen {
@@ -32,6 +35,8 @@ pub struct Seen {
     pub alpn: Option<String>,
     /// Whether it requires a client certificate.
     pub client_certificate: ClientCertificate,
+    /// Its HTTP status for a request without a certificate, if it was sent one.
+    pub status: Option<u16>,
 }
 
 /// Whether an endpoint requires client certificates.
@@ -77,6 +82,23 @@ fn client(witness: &Arc<Witness>, sni: &str, alpn: &[&[u8]]) -> Result<ClientCon
 
 /// Makes a handshake over a connection. The caller sets its timeouts.
 pub fn look(stream: TcpStream, sni: &str, alpn: &[&[u8]]) -> Result<Seen, ProbeError> {
+    look_then(stream, sni, alpn, |_| None)
+}
+
+/// As [`look`]. If the server asked for a certificate, accepted that there was none, and chose HTTP/1.1, it is also sent a
+/// request (`HEAD /`): some servers refuse only that.
+pub fn look_and_request(stream: TcpStream, sni: &str, alpn: &[&[u8]]) -> Result<Seen, ProbeError> {
+    look_then(stream, sni, alpn, |stream| {
+        (stream.conn.alpn_protocol() == Some(b"http/1.1")).then(|| request(stream, sni)).flatten()
+    })
+}
+
+fn look_then(
+    stream: TcpStream,
+    sni: &str,
+    alpn: &[&[u8]],
+    then: impl FnOnce(&mut Stream) -> Option<u16>,
+) -> Result<Seen, ProbeError> {
     let witness = Arc::new(Witness::default());
     let mut client = client(&witness, sni, alpn)?;
     let mut socket = &stream;
@@ -92,22 +114,41 @@ pub fn look(stream: TcpStream, sni: &str, alpn: &[&[u8]]) -> Result<Seen, ProbeE
     let was_asked = witness.was_asked.load(Relaxed);
     let version = client.protocol_version().and_then(|version| version.as_str().map(str::to_owned));
     let alpn = client.alpn_protocol().map(|name| String::from_utf8_lossy(name).into_owned());
+    let mut status = None;
     let client_certificate = match handshake {
         // TLS 1.2 sends the alert within the handshake, after the server's certificate.
         Err(error) if was_asked && is_alert(&error) => ClientCertificate::Demanded,
         Err(error) => return Err(ProbeError::Handshake(error)),
         Ok(()) if !was_asked => ClientCertificate::NotAsked,
-        Ok(()) => answer(client, stream),
+        Ok(()) => {
+            let mut stream = StreamOwned::new(client, stream);
+            let answer = answer(&mut stream);
+            if answer == ClientCertificate::Asked {
+                status = then(&mut stream);
+            }
+            answer
+        }
     };
-    Ok(Seen { chain, version, alpn, client_certificate })
+    Ok(Seen { chain, version, alpn, client_certificate, status })
+}
+
+type Stream = StreamOwned<ClientConnection, TcpStream>;
+
+/// Sends a request and reads the status line of its answer.
+fn request(stream: &mut Stream, host: &str) -> Option<u16> {
+    write!(stream, "HEAD / HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n").ok()?;
+    stream.flush().ok()?;
+    let mut line = [0; STATUS_LINE];
+    stream.read_exact(&mut line).ok()?;
+    let status = line.strip_prefix(b"HTTP/1.1 ").or(line.strip_prefix(b"HTTP/1.0 "))?;
+    std::str::from_utf8(status).ok()?.parse().ok()
 }
 
 /// How a server that asked for a certificate treats a client without one.
-fn answer(client: ClientConnection, stream: TcpStream) -> ClientCertificate {
-    if stream.set_read_timeout(Some(OBJECTION)).is_err() {
+fn answer(stream: &mut Stream) -> ClientCertificate {
+    if stream.sock.set_read_timeout(Some(OBJECTION)).is_err() {
         return ClientCertificate::Unclear;
     }
-    let mut stream = StreamOwned::new(client, stream);
     match stream.read(&mut [0]) {
         Ok(0) => ClientCertificate::Unclear,
         Ok(_) => ClientCertificate::Asked,

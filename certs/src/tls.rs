@@ -25,7 +25,7 @@ use crate::spiffe::{IdPattern, SpiffeId, TrustDomain};
 use verifier::PeerJudge;
 
 pub use chain::{ChainJudge, ChainVerifier};
-pub use gate::Gate;
+pub use gate::{Gate, behind};
 pub use live::{Client, Server};
 pub use standing::Standing;
 
@@ -95,7 +95,7 @@ pub fn server_verifier(bundles: Arc<TrustBundles>, expected: Peer) -> Arc<dyn Se
     Arc::new(ChainVerifier(PeerJudge { bundles, peer: expected, lifetime: Arc::default() }))
 }
 
-fn server_with(identity: &Identity, judge: PeerJudge) -> Result<ServerConfig, ConfigError> {
+fn server_with(identity: &Identity, judge: impl ChainJudge + 'static) -> Result<ServerConfig, ConfigError> {
     let made = ServerConfig::builder_with_provider(crypto::provider())
         .with_safe_default_protocol_versions()
         .and_then(|builder| {
@@ -121,6 +121,12 @@ fn client_with(identity: &Identity, judge: PeerJudge) -> Result<ClientConfig, Co
     let mut config = made.map_err(|cause| ConfigError::new(&identity.id, cause))?;
     config.resumption = Resumption::disabled();
     Ok(config)
+}
+
+impl ConfigError {
+    fn new(id: &SpiffeId, cause: rustls::Error) -> Self {
+        Self { id: id.clone(), cause }
+    }
 }
 
 impl VerifyError {

@@ -22,6 +22,7 @@ fn main() -> ExitCode {
         Command::Check(options) => cli::check::check(&options),
         #[cfg(feature = "demo")]
         Command::Demo { once } => cli::run::demo(once),
+        Command::Capture(command) => cli::capture::capture(&command),
         Command::Completions { shell } => cli::completions(shell),
         Command::Ask(question) => cli::ask::ask(&question),
     };

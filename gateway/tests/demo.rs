@@ -86,6 +86,8 @@ fn demo_once_keeps_every_promise_and_exits() {
         "no call failed",
         "60 of 60 calls were answered",
         "the agent has caught up with the edit",
+        "speaks plain HTTP reaches productpage over mTLS",
+        "which the gateway does not know, is reset",
         "both gateways and both agents stopped cleanly",
     ] {
         let kept = |line: &str| line.contains(promise) && line.trim_start().starts_with("kept ");

@@ -20,7 +20,8 @@ const CERTS: &str = "isthmus-certs";
 const BENCH: &str = "isthmus-bench";
 
 /// Other programs that command blocks may use.
-const TOOLS: &[&str] = &["cargo", "curl", "docker", "install", "kubectl", "mkdir", "openssl", "systemctl"];
+const TOOLS: &[&str] =
+    &["cargo", "curl", "docker", "install", "ip", "kubectl", "mkdir", "openssl", "systemctl"];
 /// Scripts of this repository.
 const SCRIPTS: &[&str] = &["tests/run", ".ci/run"];
 /// Maximum length of the README in bytes.

@@ -14,7 +14,7 @@ use tree::{code, files, root};
 const LAYERS: &[&[&str]] = &[
     &["gateway"],
     &["service_source"],
-    &["admin", "enrol", "foreign", "hello_check", "learn", "listen", "resolve", "watch"],
+    &["admin", "enrol", "foreign", "hello_check", "learn", "listen", "recheck", "resolve", "watch"],
     &["collect", "conn"],
     &["control", "attempts", "relay", "recode"],
     &["flow", "connect", "close", "drain"],
@@ -23,17 +23,18 @@ const LAYERS: &[&[&str]] = &[
     &["account"],
     &["leg"],
     &["held", "session"],
-    &["pick", "peek"],
+    &["audit", "pick", "peek"],
     &["route", "worker"],
     &["limits"],
     &["memory"],
-    &["live", "suspects"],
+    &["live", "suspects", "binding_sockets"],
     &["log"],
     &["metrics"],
     &["snapshot"],
     &["endpoint"],
     &["demotion", "ends", "family", "pipe", "hello", "proxy"],
-    &["identities", "reason", "socket", "source", "threads", "turn"],
+    &["chains", "identities", "issued", "reason", "socket", "source", "threads", "turn"],
+    &["clients"],
     &["config"],
 ];
 
@@ -48,6 +49,10 @@ const DATA_PATH: &[&str] = &[
 const OPENERS: &[(&str, &str)] = &[
     ("certs/src/input.rs", "the function that all others use"),
     ("certs/src/files.rs", "opens directories, to sync written files"),
+    (
+        "gateway/core/src/audit/file.rs",
+        "appends to the audit log, a regular file, without waiting for a FIFO's reader",
+    ),
     ("gateway/core/src/metrics/collect.rs", "reads the kernel's data on the process"),
     ("xds-lite/store/src/files.rs", "opens the program's own state without following links"),
 ];

@@ -2,7 +2,7 @@
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpStream};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use socket2::{Domain, SockRef, Socket, Type};
 
@@ -32,6 +32,20 @@ pub fn dial(address: SocketAddr) -> TcpStream {
     let stream = TcpStream::connect(address).unwrap_or_else(|error| panic!("{address}: {error}"));
     prepare(&stream);
     stream
+}
+
+/// Dials what is refused by a reset, and returns how long that took. The reset may come before `connect` returns.
+#[track_caller]
+pub fn dial_reset(address: SocketAddr) -> Duration {
+    let begun = Instant::now();
+    match TcpStream::connect(address) {
+        Ok(mut stream) => {
+            prepare(&stream);
+            assert_eq!(rest(&mut stream), (Vec::new(), End::Reset), "{address}");
+        }
+        Err(error) => assert_eq!(error.kind(), ErrorKind::ConnectionReset, "{address}: {error}"),
+    }
+    begun.elapsed()
 }
 
 /// Connects from another address of this machine.

@@ -147,6 +147,27 @@ impl Cluster {
         self.sections.insert(key.to_owned(), value.to_owned());
     }
 
+    /// Has the agent issue certificates of at most this lifetime, from the next start on.
+    pub fn issue(&mut self, longest: &str) {
+        let pki = self.path("pki");
+        assert!(Home::open(&pki).unwrap().add_cluster(&self.name).unwrap());
+        let state = self.path("state").display().to_string();
+        self.set("state", &state);
+        let folder = pki.join("clusters").join(&self.name).display().to_string();
+        let files = format!("certificate: {folder}/ca-cert.pem, key: {folder}/ca-key.pem");
+        self.set("issuing", &format!("{{ {files}, longest: {longest} }}"));
+    }
+
+    /// Makes a token of the agent: `--gateway NAME`, `--workload SPIFFE-ID`.
+    ///
+    /// # Errors
+    /// What the command prints.
+    pub fn token(&self, words: &[&str]) -> Result<String, String> {
+        let at = self.agent_address().to_string();
+        let text = self.command(&[&["token", "create", "--address", &at], words].concat())?;
+        Ok(text.trim().to_owned())
+    }
+
     /// Removes a section of the agent's configuration for the next start.
     pub fn unset(&mut self, key: &str) {
         self.sections.remove(key);

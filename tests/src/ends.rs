@@ -2,13 +2,15 @@
 //! listeners that originate and of services that are terminated.
 
 use std::fs;
-use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::net::{SocketAddr, TcpStream};
+use std::os::unix::fs::chown;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use isthmus_certs::{
-    Authority, Identity, Peer, Server, SpiffeId, Trust, TrustDomain, TrustFiles, server_verifier,
+    Authority, DenyList, IdPattern, Identity, Peer, Server, SpiffeId, Trust, TrustDomain, TrustFiles,
+    server_verifier,
 };
 use rustls::client::WantsClientCert;
 use rustls::crypto::aws_lc_rs::default_provider;
@@ -21,7 +23,8 @@ use tempfile::TempDir;
 
 use crate::client::dial;
 use crate::endpoint::Scripted;
-use crate::setup::{Setup, service};
+use crate::is_root;
+use crate::setup::{NOBODY, Setup, service};
 use crate::tls::{ClientStream, ServerStream};
 
 /// The host of the services here.
@@ -51,7 +54,9 @@ impl Domains {
     #[must_use]
     pub fn new() -> Domains {
         let folder = tempfile::Builder::new().prefix("isthmus-ends-").tempdir().unwrap();
-        fs::create_dir(folder.path().join("bundles")).unwrap();
+        for name in ["bundles", "deny"] {
+            fs::create_dir(folder.path().join(name)).unwrap();
+        }
         let authorities = ["east", "west", "north"].map(|name| {
             let domain = TrustDomain::new(&format!("{name}.example")).unwrap();
             Authority::generate(domain).unwrap()
@@ -69,10 +74,51 @@ impl Domains {
         fs::write(self.folder.path().join(name), authority.certificate_pem()).unwrap();
     }
 
+    /// Removes the bundle of a domain.
+    pub fn distrust(&self, domain: &str) {
+        fs::remove_file(self.path(&format!("bundles/{domain}.example.pem"))).unwrap();
+    }
+
+    /// The authority of `east`, `west` or `north`.
+    #[must_use]
+    pub fn authority(&self, domain: &str) -> &Authority {
+        let is_it = |authority: &&Authority| authority.trust_domain().as_str() == format!("{domain}.example");
+        self.authorities.iter().find(is_it).unwrap()
+    }
+
+    /// Gives a domain another authority for what is issued from now on; nobody trusts it yet.
+    pub fn replace(&mut self, authority: Authority) {
+        self.authorities.retain(|old| old.trust_domain() != authority.trust_domain());
+        self.authorities.push(authority);
+    }
+
+    /// Takes an identity back: it is the only one on its domain's deny-list.
+    pub fn deny(&self, domain: &str, name: &str) {
+        let authority = self.authority(domain);
+        let mut list = DenyList::new(authority.trust_domain().clone());
+        list.add_identity(IdPattern::parse(&id(domain, name)).unwrap());
+        let new = self.path("deny.new");
+        fs::write(&new, list.sign(authority).unwrap()).unwrap();
+        fs::rename(new, self.path(&format!("deny/{}.json", authority.trust_domain()))).unwrap();
+    }
+
     /// The path of a file.
     #[must_use]
     pub fn path(&self, name: &str) -> PathBuf {
         self.folder.path().join(name)
+    }
+
+    /// Gives all files to the unprivileged user, if this is root.
+    pub fn give_to_nobody(&self) {
+        fn give(path: &Path) {
+            chown(path, Some(NOBODY), Some(NOBODY)).unwrap();
+            if path.is_dir() {
+                fs::read_dir(path).unwrap().for_each(|entry| give(&entry.unwrap().path()));
+            }
+        }
+        if is_root() {
+            give(self.folder.path());
+        }
     }
 
     /// Issues an identity; returns the YAML keys of its files.
@@ -82,11 +128,17 @@ impl Domains {
 
     /// Issues an identity for a time; returns the YAML keys of its files.
     pub fn issue_for(&self, domain: &str, name: &str, lifetime: Duration) -> String {
-        let of_domain =
-            |authority: &&Authority| authority.trust_domain().as_str() == format!("{domain}.example");
-        let authority = self.authorities.iter().find(of_domain).unwrap();
+        self.write(domain, name, &[], lifetime)
+    }
+
+    /// Issues an identity with these DNS names; returns the YAML keys of its files.
+    pub fn issue_named(&self, domain: &str, name: &str, dns: &[&str]) -> String {
+        self.write(domain, name, dns, Duration::from_secs(3600))
+    }
+
+    fn write(&self, domain: &str, name: &str, dns: &[&str], lifetime: Duration) -> String {
         let id = SpiffeId::parse(&id(domain, name)).unwrap();
-        let identity = authority.issue(&id, &[], lifetime).unwrap();
+        let identity = self.authority(domain).issue(&id, dns, lifetime).unwrap();
         identity.write_to(self.folder.path(), &format!("{domain}-{name}")).unwrap();
         self.files(domain, name)
     }
@@ -101,7 +153,8 @@ impl Domains {
     /// The `trust:` of a gateway.
     #[must_use]
     pub fn trust_yaml(&self) -> String {
-        format!("trust: {{ {}, bundles: {} }}", self.files("east", "gateway"), self.path("bundles").display())
+        let [bundles, deny] = ["bundles", "deny"].map(|name| self.path(name).display().to_string());
+        format!("trust: {{ {}, bundles: {bundles}, deny: {deny} }}", self.files("east", "gateway"))
     }
 
     /// A gateway that terminates [`HOST`] before an endpoint, with the identity `server` of east.
@@ -216,8 +269,15 @@ pub fn connect(config: &Arc<ClientConfig>, address: SocketAddr) -> ClientStream 
 #[must_use]
 #[track_caller]
 pub fn connect_to(config: &Arc<ClientConfig>, host: &str, address: SocketAddr) -> ClientStream {
+    connect_over(config, host, dial(address))
+}
+
+/// Begins TLS to a host on a connection.
+#[must_use]
+#[track_caller]
+pub fn connect_over(config: &Arc<ClientConfig>, host: &str, stream: TcpStream) -> ClientStream {
     let name = ServerName::try_from(host.to_owned()).unwrap();
-    StreamOwned::new(ClientConnection::new(Arc::clone(config), name).unwrap(), dial(address))
+    StreamOwned::new(ClientConnection::new(Arc::clone(config), name).unwrap(), stream)
 }
 
 /// An endpoint that talks TLS with each client.

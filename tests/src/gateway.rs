@@ -117,6 +117,19 @@ impl Gateway {
         self.folder.path().join("gateway.yaml")
     }
 
+    /// Replaces a text in its configuration file, by rename as editors do, and waits until the edit is applied.
+    #[track_caller]
+    pub fn edit(&self, from: &str, to: &str) {
+        let applied = || self.admin("GET", "/status").json()["reloads"]["applied"].as_u64().unwrap();
+        let before = applied();
+        let text = fs::read_to_string(self.file()).unwrap();
+        assert!(text.contains(from), "{from} is not in {text}");
+        let new = self.file().with_extension("new");
+        fs::write(&new, text.replace(from, to)).unwrap();
+        fs::rename(&new, self.file()).unwrap();
+        until("the edit is applied", || applied() > before);
+    }
+
     /// Its process.
     #[must_use]
     pub fn process(&self) -> Process {

@@ -11,6 +11,7 @@
     reason = "a harness: what fails here is a failed test, and says so by panicking"
 )]
 
+pub mod audit;
 pub mod binary;
 pub mod bulk;
 pub mod certs;
@@ -19,6 +20,7 @@ pub mod cluster;
 pub mod control_plane;
 pub mod endpoint;
 pub mod ends;
+pub mod flights;
 pub mod gateway;
 pub mod hello;
 pub mod http;
@@ -27,6 +29,7 @@ pub mod log;
 pub mod metrics;
 pub mod netns;
 pub mod process;
+pub mod resolver;
 pub mod setup;
 pub mod tls;
 pub mod wait;

@@ -65,6 +65,13 @@ impl Setup {
         self
     }
 
+    /// Replaces the services, in YAML.
+    #[must_use]
+    pub fn services(mut self, yaml: impl Into<String>) -> Setup {
+        self.services = yaml.into();
+        self
+    }
+
     /// Replaces the listeners, in YAML; `ADDRESS` stands for a free loopback port that [`Setup::ports_of`]
     /// can reuse.
     #[must_use]

@@ -12,12 +12,14 @@ use std::fs;
 use std::io::{Read, Write};
 use std::net::{IpAddr, SocketAddr};
 
+use isthmus_tests::audit::Audit;
 use isthmus_tests::client::{End, alert, dial, dial_from, read_exactly, rest};
 use isthmus_tests::endpoint::Endpoint;
 use isthmus_tests::ends::{Domains, HOST, connect_to, id};
 use isthmus_tests::gateway::run_to_end;
 use isthmus_tests::hello::hello;
 use isthmus_tests::setup::{Setup, service};
+use isthmus_tests::wait::until;
 
 /// A source that rules name, and one that they do not.
 const NAMED: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(127, 0, 9, 9));
@@ -177,5 +179,97 @@ fn access_that_a_gateway_cannot_enforce_is_refused() {
         let said = String::from_utf8_lossy(&checked.stderr).into_owned();
         assert!(!checked.status.success() && said.contains(problem), "{rules}: {said}");
         assert!(said.contains("services[0].access"), "{said}");
+    }
+}
+
+/// istio#20442: a rule with an unknown key is not read as one without that condition.
+#[test]
+fn access_edit_with_an_unknown_key_keeps_the_old_rules() {
+    let backend = Endpoint::new();
+    let rules = "access: { deny: [{ sources: [127.0.9.9] }] }";
+    let gateway = Setup::new(service(HOST, &[rules], &[backend.address()])).start();
+    let text = fs::read_to_string(gateway.file()).unwrap();
+    fs::write(gateway.file(), text.replace("{ sources: [127.0.9.9] }", "{ source: [127.0.9.8] }")).unwrap();
+    until("the edit is refused", || {
+        let refused = gateway.admin("GET", "/status").json()["last_refused_edit"].to_string();
+        refused.contains("unknown key 'source'")
+    });
+    let (_, bytes, _) = said(gateway.address(), NAMED);
+    assert_eq!(bytes, alert(49));
+    assert!(backend.is_untouched());
+}
+
+#[test]
+fn access_check_warns_of_a_list_that_only_reports() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("gateway.yaml");
+    let said = |rules: &str| {
+        let services = service(HOST, &[&format!("access: {rules}")], &[]);
+        fs::write(&file, format!("listeners: [{{ address: \"127.0.0.1:0\" }}]\nservices:\n{services}"))
+            .unwrap();
+        let checked = run_to_end(&["check", "--config", file.to_str().unwrap()]);
+        assert!(checked.status.success());
+        String::from_utf8_lossy(&checked.stderr).into_owned()
+    };
+    let warning = said("{ allow: [{ sources: [10.0.0.0/8], dry_run: true }] }");
+    assert!(warning.contains("services[0].access.allow: has dry-run rules alone"), "{warning}");
+    assert_eq!(said("{ allow: [] }"), "");
+    assert_eq!(said("{ allow: [{ sources: [10.0.0.0/8], dry_run: true }, { ports: [443] }] }"), "");
+}
+
+#[test]
+fn access_audit_log_has_a_line_for_each_decision() {
+    let domains = Domains::new();
+    for (domain, name) in [("east", "app"), ("east", "other"), ("north", "app")] {
+        domains.issue(domain, name);
+    }
+    let (audit, backend) = (Audit::new(), Endpoint::new());
+    let files = domains.issue("east", "server").replace(", key", "\n  key");
+    let rules = format!(
+        "access: {{ allow: [{{ name: apps, identities: [{0}] }}], deny: [{{ name: soon, identities: [{0}], dry_run: true }}] }}",
+        id("east", "app")
+    );
+    let services = service(HOST, &["tls: terminate", &files, &rules], &[backend.address()]);
+    let east = Setup::new(services).with(&domains.trust_yaml()).with(&audit.yaml()).start();
+    for (domain, name, reason) in
+        [("east", "app", ""), ("east", "other", "identity_denied"), ("north", "app", "tls_failed")]
+    {
+        let mut tls = connect_to(&domains.client(domain, name), HOST, east.address());
+        let source = tls.sock.local_addr().unwrap().to_string();
+        let _refused =
+            tls.write_all(b"hello").and_then(|()| if reason.is_empty() { Ok(0) } else { tls.read(&mut [0]) });
+        let line = audit.wait("the decision", |line| line.text("source") == source);
+        assert_eq!(line.reason(), reason, "{line:?}");
+        let expected = if reason.is_empty() { "allowed" } else { "denied" };
+        assert_eq!((line.text("verdict"), line.text("service")), (expected, HOST), "{line:?}");
+        if reason != "tls_failed" {
+            assert_eq!(line.text("caller"), id(domain, name), "{line:?}");
+        }
+        if reason.is_empty() {
+            assert_eq!(line.0["rule"], serde_json::json!({ "scope": "service", "name": "apps" }));
+            assert_eq!(line.0["dry_run"][0]["verdict"], "denied");
+            assert_eq!(line.0["dry_run"][0]["name"], "soon");
+        }
+        assert!(line.number("port") == 443 && line.number("connection") > 0);
+    }
+
+    // Both identities where the gateway originates, and the far side's refusal.
+    let (audit, app) = (Audit::new(), id("east", "app"));
+    for (caller, is_allowed) in [("app", true), ("other", false)] {
+        let west = domains.originating(caller, &[east.address()]).with(&audit.yaml()).start();
+        let mut client = dial(west.address());
+        client.write_all(b"hello").unwrap();
+        let source = client.local_addr().unwrap().to_string();
+        let line = audit.wait("the server", |line| line.text("source") == source);
+        assert_eq!(line.text("server"), id("east", "server"), "{line:?}");
+        if is_allowed {
+            assert_eq!((line.text("verdict"), line.text("caller")), ("allowed", app.as_str()));
+        } else {
+            let line = audit.wait("the refusal", |line| {
+                line.text("source") == source && line.text("verdict") == "denied"
+            });
+            assert_eq!(line.reason(), "identity_denied", "{line:?}");
+            assert!(line.text("cause").contains("AccessDenied"), "{line:?}");
+        }
     }
 }

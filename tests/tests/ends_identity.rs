@@ -130,6 +130,27 @@ fn tls_echo(tls: &mut ClientStream) {
     assert_eq!(&got, b"ping");
 }
 
+/// DNS names restrict a certificate; the identity is the SPIFFE ID.
+#[test]
+fn ends_certificate_for_another_name_is_not_presented() {
+    let domains = Domains::new();
+    domains.issue("east", "app");
+    let endpoint = Endpoint::new();
+    let aliases = ["aliases: [other.example]"];
+    let yaml = domains.terminated(HOST, &["app"], &aliases, endpoint.address());
+    domains.issue_named("east", "server", &[HOST]);
+    let gateway = Setup::new(yaml).with(&domains.trust_yaml()).start();
+    let client = domains.client("east", "app");
+    let mut tls = connect_to(&client, HOST, gateway.address());
+    tls.write_all(b"served").unwrap();
+    drop(endpoint.accept());
+    let mut tls = connect_to(&client, "other.example", gateway.address());
+    assert!(tls.write_all(b"refused").is_err() || tls.read(&mut [0]).is_err());
+    let line = gateway.log().wait("the refusal", |line| line.reason() == "tls_failed");
+    let why = "the certificate of the service is not for other.example";
+    assert!(line.text("tls_error").contains(why) && endpoint.is_untouched(), "{line:?}");
+}
+
 /// A ticket of one service is worth nothing at another (nginx#493).
 #[test]
 fn ends_terminate_sessions_are_kept_apart_by_service() {
@@ -336,6 +357,32 @@ fn ends_check_refuses_unsafe_files() {
     let said = String::from_utf8_lossy(&said);
     assert!(said.contains("gives its identity to whoever reaches its address"), "{said}");
     assert!(said.contains("mode: originate needs trust"), "{said}");
+}
+
+/// A directory that the gateway manages has no bundle before the first start.
+#[test]
+fn ends_certificate_in_files_is_refused_beside_a_managed_directory() {
+    let domains = Domains::new();
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("gateway.yaml");
+    let said = |text: &str| {
+        fs::write(&file, text).unwrap();
+        let checked = run_to_end(&["check", "--config", file.to_str().unwrap()]);
+        (checked.status.success(), String::from_utf8_lossy(&checked.stderr).into_owned())
+    };
+    let terminated = domains.terminated(HOST, &["app"], &[], "127.0.0.1:1".parse().unwrap());
+    let rest = "listeners: [{ address: '127.0.0.1:0' }]\ntrust: { directory: d }\nxds: { agents: ['127.0.0.1:1'] }\n";
+    let (is_good, why) = said(&format!("{rest}services:\n{terminated}"));
+    assert!(!is_good && why.contains("services[0] has tls: terminate and a certificate in files"), "{why}");
+    let identities = format!("identities: [{}]", id("east", "server"));
+    let issued = service(HOST, &["tls: terminate", &identities], &[]);
+    assert!(said(&format!("{rest}services:\n{issued}")).0, "the agent issues it");
+    let alone = rest
+        .replace("xds: { agents: ['127.0.0.1:1'] }\n", "")
+        .replace("directory: d", "certificate: c, key: k, bundles: b");
+    let (is_good, why) = said(&format!("{alone}services:\n{issued}"));
+    assert!(!is_good && why.contains("services[0] has tls: terminate but no certificate"), "{why}");
+    assert!(why.contains("or 'xds: { agents: [ADDRESS:15012] }' for one of the agent"), "{why}");
 }
 
 /// The certificate must be the identity's, at the start and at an edit.

@@ -16,8 +16,9 @@ use std::time::{Duration, Instant};
 use isthmus_tests::client::{End, alert, dial, read_exactly, rest, rest_within, send};
 use isthmus_tests::endpoint::{Endpoint, Scripted};
 use isthmus_tests::figure;
+use isthmus_tests::flights::{malformed, not_tls, well_formed};
 use isthmus_tests::gateway::Gateway;
-use isthmus_tests::hello::{Hello, alpn, hello, hello_of, records, sni};
+use isthmus_tests::hello::{Hello, alpn, hello, hello_of};
 use isthmus_tests::lock::alone;
 use isthmus_tests::setup::{Setup, service};
 use isthmus_tests::wait::{quantile, until};
@@ -67,40 +68,11 @@ impl World {
 #[test]
 fn hello_is_forwarded_intact_at_every_fragmentation() {
     let world = World::new("");
-    let real = hello(HOST);
-    assert!(real.len() > 1_400, "post-quantum hellos are large: {}", real.len());
-    world.assert_forwarded("a post-quantum hello", &[&real]);
-    world.assert_forwarded("TLS 1.2 only", &[&hello_of(Some(HOST), &[], &[&version::TLS12])]);
-    world.assert_forwarded("TLS 1.3 only", &[&hello_of(Some(HOST), &["h2"], &[&version::TLS13])]);
-    let bytes: Vec<&[u8]> = real.chunks(1).collect();
-    world.assert_forwarded("segments of one byte", &bytes);
-    let message = &Hello::new(HOST).message();
-    for most in [1, 2, 3, 5, 100] {
-        world.assert_forwarded(&format!("records of {most}"), &[&records(message, most)]);
+    let flights = well_formed(HOST);
+    for (what, pieces) in &flights {
+        world.assert_forwarded(what, &pieces.iter().map(Vec::as_slice).collect::<Vec<_>>());
     }
-    let single = records(message, 1);
-    world.assert_forwarded("records and segments of one byte", &single.chunks(1).collect::<Vec<_>>());
-    let large = Hello::new(HOST).padded_to(60 * 1024);
-    world.assert_forwarded("60 KiB in full records", &[&large.bytes()]);
-    world.assert_forwarded("60 KiB in records of 300", &[&large.records(300)]);
-    let cut = large.bytes();
-    world.assert_forwarded("60 KiB in segments of 999", &cut.chunks(999).collect::<Vec<_>>());
-    for name in ["WEB.Example", "web.example.", "outbound_.443_._.web.example"] {
-        world.assert_forwarded(name, &[&Hello::new(name).bytes()]);
-    }
-    let mut old = Hello::new(HOST).without(43).without(51);
-    old.version = 0x0301;
-    world.assert_forwarded("TLS 1.0", &[&old.bytes()]);
-    world.assert_forwarded("no signature algorithms", &[&Hello::new(HOST).without(13).bytes()]);
-    let mut unknown = Hello::new(HOST);
-    unknown.version = 0x0999;
-    world.assert_forwarded("an unknown future version", &[&unknown.bytes()]);
-    world
-        .assert_forwarded("ECH with an outer name", &[&Hello::new(HOST).and((0xfe0d, vec![0; 200])).bytes()]);
-    figure!(
-        "a hello of {} bytes in 1-byte records and segments, and one of 60 KiB: unchanged",
-        message.len()
-    );
+    figure!("{} well-formed hellos, down to records and segments of one byte: unchanged", flights.len());
 }
 
 #[test]
@@ -119,57 +91,12 @@ fn bytes_after_the_hello_are_forwarded() {
 #[test]
 fn malformed_first_flights_are_refused_with_reason() {
     let world = World::new("");
-    let bad = |what: &str, bytes: &[u8]| world.assert_refused(what, bytes, "hello_malformed", 50);
-    for text in [
-        b"GET / HTTP/1.1\r\nHost: web.example\r\n\r\n".as_slice(),
-        b"\0\x01",
-        b"SSH-2.0-x\r\n",
-        &[0x80, 46, 1, 3, 1],
-    ] {
-        world.assert_refused("not TLS", text, "not_tls", 50);
+    for bytes in not_tls() {
+        world.assert_refused("not TLS", &bytes, "not_tls", 50);
     }
-    world.assert_refused("an alert", &alert(40), "not_tls", 50);
-    world.assert_refused("application data", &[23, 3, 3, 0, 1, 0], "not_tls", 50);
-    bad("a ServerHello", &records(&[&[2], &Hello::new(HOST).message()[1..]].concat(), 16_384));
-    bad("two names", &Hello::new(HOST).and(sni(HOST.as_bytes())).bytes());
-    let twice = [sni(HOST.as_bytes()).1[2..].to_vec(), sni(b"b.example").1[2..].to_vec()].concat();
-    let list = [&u16::try_from(twice.len()).unwrap().to_be_bytes(), twice.as_slice()].concat();
-    bad("a list of two names", &Hello::new(HOST).without(0).and((0, list)).bytes());
-    bad("a duplicate extension", &Hello::new(HOST).and((43, vec![2, 3, 4])).bytes());
-    bad("a duplicate unknown extension", &Hello::new(HOST).and((999, vec![])).and((999, vec![])).bytes());
-    let long_label = format!("{}.example", "a".repeat(64));
-    let long_name = format!("{}example", "abcdefg.".repeat(32));
-    let names: [&[u8]; 8] = [
-        b"web.example\0",
-        b"\0web.example",
-        "wéb.example".as_bytes(),
-        b"",
-        b".",
-        b"web..example",
-        long_label.as_bytes(),
-        long_name.as_bytes(),
-    ];
-    for name in names {
-        bad(&String::from_utf8_lossy(name), &Hello::new(HOST).without(0).and(sni(name)).bytes());
+    for (what, bytes) in malformed(HOST) {
+        world.assert_refused(&what, &bytes, "hello_malformed", 50);
     }
-    bad(
-        "an SNI list longer than its extension",
-        &Hello::new(HOST).without(0).and((0, vec![0, 90, 0, 0, 1, 97])).bytes(),
-    );
-    bad(
-        "an SNI list shorter than its extension",
-        &Hello::new(HOST).without(0).and((0, vec![0, 4, 0, 0, 1, 97, 0])).bytes(),
-    );
-    bad("an empty SNI extension", &Hello::new(HOST).without(0).and((0, vec![])).bytes());
-    let mut message = Hello::new(HOST).message();
-    message[38] = 33;
-    bad("a session of 33 bytes", &records(&message, 16_384));
-    let mut message = Hello::new(HOST).message();
-    let last = message.len() - 1;
-    message.truncate(last);
-    message[1..4].copy_from_slice(&u32::try_from(last - 4).unwrap().to_be_bytes()[1..]);
-    bad("extensions longer than the message", &records(&message, 16_384));
-    bad("an empty message", &records(&[1, 0, 0, 0], 16_384));
 }
 
 #[test]

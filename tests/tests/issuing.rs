@@ -46,29 +46,17 @@ const MIB: u64 = 1 << 20;
 /// A cluster whose agent issues certificates of at most this lifetime.
 fn issuing(longest: &str) -> Cluster {
     let mut cluster = Cluster::new("east");
-    let pki = cluster.path("pki");
-    assert!(Home::open(&pki).unwrap().add_cluster("east").unwrap());
-    let state = cluster.path("state").display().to_string();
-    cluster.set("state", &state);
-    let folder = pki.join("clusters/east").display().to_string();
-    let files = format!("certificate: {folder}/ca-cert.pem, key: {folder}/ca-key.pem");
-    cluster.set("issuing", &format!("{{ {files}, longest: {longest} }}"));
+    cluster.issue(longest);
     cluster.set("gateways", "[{ name: gw-1 }, { name: gw-2 }]");
     cluster.start();
     cluster
-}
-
-fn create(cluster: &Cluster, words: &[&str]) -> Result<String, String> {
-    let at = cluster.agent_address().to_string();
-    let text = cluster.command(&[&["token", "create", "--address", &at], words].concat())?;
-    Ok(text.trim().to_owned())
 }
 
 /// Creates a token whose record is in this directory of the cluster.
 fn create_in(cluster: &mut Cluster, state: &str, words: &[&str]) -> String {
     let state = cluster.path(state).display().to_string();
     cluster.set("state", &state);
-    create(cluster, words).unwrap()
+    cluster.token(words).unwrap()
 }
 
 /// A gateway configured with only its agent's address and a token.
@@ -112,7 +100,7 @@ fn gateway_enrols_with_agent_address_and_token_alone() {
     let server = endpoint(&cluster, Demands::Certificate, b"greeting");
     cluster.register("db.yaml", &service(server.address()));
     let folder = cluster.path("gateway/trust");
-    let token = create(&cluster, &["--gateway", "gw-1"]).unwrap();
+    let token = cluster.token(&["--gateway", "gw-1"]).unwrap();
     let setup = minimal_setup(&cluster, &folder, &format!("token: {token}"));
     let gateway = setup.start();
     until("the gateway is ready", || gateway.is_ready());
@@ -148,18 +136,18 @@ fn gateway_enrols_with_agent_address_and_token_alone() {
 fn enrolment_token_is_single_use_time_limited_and_for_one_gateway() {
     let mut cluster = issuing("1h");
     let folder = |name: &str| cluster.path("gateways").join(name);
-    let used = create(&cluster, &["--gateway", "gw-1"]).unwrap();
+    let used = cluster.token(&["--gateway", "gw-1"]).unwrap();
     let gateway = minimal_setup(&cluster, &folder("first"), &format!("token: {used}")).start();
     until("the gateway is ready", || gateway.is_ready());
 
-    let late = create(&cluster, &["--gateway", "gw-2", "--lifetime", "1s"]).unwrap();
+    let late = cluster.token(&["--gateway", "gw-2", "--lifetime", "1s"]).unwrap();
     until("the token has expired", || cluster.command(&["token", "list"]).unwrap().contains("expired"));
     // Also removes the file, the other source of the token.
     let file = cluster.path("token");
     fs::write(&file, format!("{late}\n")).unwrap();
     let late = format!("token_file: '{}'", file.display());
-    let workload = create(&cluster, &["--workload", MYSQL]).unwrap();
-    let other = create(&cluster, &["--gateway", "gw-2"]).unwrap();
+    let workload = cluster.token(&["--workload", MYSQL]).unwrap();
+    let other = cluster.token(&["--gateway", "gw-2"]).unwrap();
     let damaged = other.replace("isthmus1.A", "isthmus1.B");
     for (what, name, token, code, why) in [
         ("used", "second", format!("token: {used}"), 1, "the token has been used; make a new one"),
@@ -186,14 +174,14 @@ fn enrolment_token_is_single_use_time_limited_and_for_one_gateway() {
         code == Some(1) && printed.contains("in the policy of the issuer; the token is still valid"),
         "{printed}"
     );
-    assert!(create(&cluster, &["--gateway", "gw-2"]).unwrap_err().contains("list it under `gateways:`"));
+    assert!(cluster.token(&["--gateway", "gw-2"]).unwrap_err().contains("list it under `gateways:`"));
     let west = "spiffe://west.example/ns/db/sa/mysql";
     assert!(
-        create(&cluster, &["--workload", west]).unwrap_err().contains("not a workload of this trust domain")
+        cluster.token(&["--workload", west]).unwrap_err().contains("not a workload of this trust domain")
     );
     let mut strict = Cluster::new("north");
     strict.start();
-    assert!(create(&strict, &["--gateway", "gw-1"]).unwrap_err().contains("add `issuing:"));
+    assert!(strict.token(&["--gateway", "gw-1"]).unwrap_err().contains("add `issuing:"));
     cluster.set("gateways", "[{ name: gw-1 }, { name: gw-2 }]");
     cluster.stop();
     cluster.start();
@@ -204,7 +192,7 @@ fn enrolment_token_is_single_use_time_limited_and_for_one_gateway() {
 #[test]
 fn gateway_waits_for_its_agent_and_reports_it() {
     let mut cluster = issuing("1h");
-    let token = create(&cluster, &["--gateway", "gw-1"]).unwrap();
+    let token = cluster.token(&["--gateway", "gw-1"]).unwrap();
     let setup = minimal_setup(&cluster, &cluster.path("gateway"), &format!("token: {token}"));
     cluster.stop();
     let gateway = setup.start();
@@ -226,7 +214,7 @@ fn certificate_renewal_interrupts_no_call() {
     let mut cluster = issuing("6s");
     let server = endpoint(&cluster, Demands::Certificate, b"greeting");
     cluster.register("db.yaml", &service(server.address()));
-    let token = create(&cluster, &["--gateway", "gw-1"]).unwrap();
+    let token = cluster.token(&["--gateway", "gw-1"]).unwrap();
     let gateway = minimal_setup(&cluster, &cluster.path("gateway"), &format!("token: {token}")).start();
     until("the gateway is ready", || gateway.is_ready());
     let traffic = Caller::of(&cluster).traffic(outbound(&gateway), HOST, Duration::from_millis(20));
@@ -278,7 +266,7 @@ impl Drop for Followed {
 #[test]
 fn enrol_follow_survives_non_terminating_signals() {
     let cluster = issuing("6s");
-    let token = create(&cluster, &["--workload", MYSQL]).unwrap();
+    let token = cluster.token(&["--workload", MYSQL]).unwrap();
     let certificate = cluster.path("vm/tls.crt");
     let out = cluster.path("vm");
     let mut followed =
@@ -319,7 +307,7 @@ fn workload(folder: &Path) -> Scripted {
 #[test]
 fn vm_enrols_renews_and_is_reachable_through_the_gateway() {
     let cluster = issuing("6s");
-    let token = create(&cluster, &["--workload", MYSQL]).unwrap();
+    let token = cluster.token(&["--workload", MYSQL]).unwrap();
     let folder = cluster.path("vm");
     let out = folder.to_str().unwrap();
     let output = enrol(&[&token, "--out", out]).output().unwrap();
@@ -352,7 +340,7 @@ fn vm_enrols_renews_and_is_reachable_through_the_gateway() {
     let taken = cluster.path("taken");
     fs::create_dir(&taken).unwrap();
     fs::write(taken.join("tls.key"), "mine").unwrap();
-    let token = create(&cluster, &["--workload", MYSQL]).unwrap();
+    let token = cluster.token(&["--workload", MYSQL]).unwrap();
     let output = enrol(&[&token, "--out", taken.to_str().unwrap()]).output().unwrap();
     let printed = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(!output.status.success() && printed.contains("was not written by Isthmus"), "{printed}");
@@ -405,7 +393,7 @@ fn client_of_another_root_receives_nothing() {
 fn enrolment_strangers_use_bounded_memory_and_block_nobody() {
     const STRANGERS: usize = 1_000;
     let mut cluster = issuing("1h");
-    let good: Token = create(&cluster, &["--workload", MYSQL]).unwrap().parse().unwrap();
+    let good: Token = cluster.token(&["--workload", MYSQL]).unwrap().parse().unwrap();
     // Made with the agent's identity but unknown to it: the record is in another directory.
     let unknown: Token = create_in(&mut cluster, "elsewhere", &["--workload", MYSQL]).parse().unwrap();
     let other: Token = create_in(&mut cluster, "state", &["--gateway", "gw-2"]).parse().unwrap();

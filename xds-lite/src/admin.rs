@@ -6,12 +6,14 @@ mod socket;
 
 use std::collections::BTreeSet;
 use std::io;
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use hyper::StatusCode;
 use tokio::net::TcpListener;
 
+use isthmus_certs::SpiffeId;
 use isthmus_http as http;
 use isthmus_model::admin::agent::{Deregistered, Explanation, Lease, Status};
 use isthmus_registry::registered::Refused;
@@ -19,16 +21,35 @@ use isthmus_registry::registered::registrar::Registrar;
 
 pub use isthmus_http::Limits;
 
+/// What is asked of a host.
+#[derive(Clone, Debug)]
+pub struct ExplainQuestion {
+    /// The host, or another name of it.
+    pub host: String,
+    /// A caller of it, if the question names one.
+    pub caller: Option<Asker>,
+}
+
+/// A caller in a question.
+#[derive(Clone, Debug)]
+pub struct Asker {
+    /// Its identity; none: one that no gateway sees.
+    pub identity: Option<SpiffeId>,
+    /// Its address.
+    pub source: IpAddr,
+}
+
 /// The pages of the admin port. Called on threads that may wait for a lock, except [`Pages::ready`].
 pub trait Pages: Send + Sync + 'static {
     /// The status of the agent.
     fn status(&self) -> Status;
 
-    /// What the agent knows of a host, exports of it and imports of it, and why not more.
+    /// What the agent knows of a host, exports of it and imports of it, and why not more; and what its rules say about a
+    /// caller.
     ///
     /// # Errors
     /// The host name is not valid.
-    fn explain(&self, host: &str) -> Result<Explanation, String>;
+    fn explain(&self, question: &ExplainQuestion) -> Result<Explanation, String>;
 
     /// The registrar that holds a token.
     fn holder(&self, token: &str) -> Option<Registrar>;

@@ -1,5 +1,5 @@
 //! Runs the agent of a cluster: watches the registry, follows the agents of other clusters, and serves xDS to the
-//! cluster's gateways and to those agents. What it knows has three owners: `own_services`, `peers` and
+//! cluster's gateways and to those agents. What it knows has four owners: `own_services`, `peers`, `names` and
 //! `state_directory`; `views` has what each client is served. An owner calls the next one in this order under its own
 //! locks, never an earlier one; the views come last. The head of each says what its locks guard.
 
@@ -8,17 +8,22 @@ mod bundles;
 #[cfg(test)]
 mod busy_tests;
 pub mod config;
+mod dns_server;
+mod error;
 mod explain;
 mod federation;
 mod import_health;
 pub mod issuing;
 pub mod join_config;
+mod local_bindings;
 mod metrics;
 mod mtls_check;
+mod names;
 mod own_services;
 mod pages;
 mod peer;
 mod peer_bundle;
+mod peer_views;
 mod peers;
 mod persistence;
 mod registry_watch;
@@ -30,14 +35,13 @@ use std::net::SocketAddr;
 use std::panic::resume_unwind;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
-use isthmus_certs::trust::LoadError;
-use isthmus_certs::{ConfigError, Peer, Server, SpiffeId, Trust};
+use isthmus_certs::{Peer, Server, SpiffeId, Trust};
 use isthmus_store::{Embedded, Source};
 use tokio::net::TcpListener;
 use tokio::sync::Notify;
-use tokio::task::{JoinError, spawn_blocking};
+use tokio::task::spawn_blocking;
 use tonic::service::Routes;
 
 use crate::admin;
@@ -46,16 +50,19 @@ use isthmus_envoy::export::Adapter;
 use isthmus_grpc::budget::{Budgets, Places, raise_descriptor_limit};
 use isthmus_grpc::serve::{Admission, serve_with};
 use isthmus_registry::files::Files;
-use isthmus_trust::issuing::IntermediateError;
 use isthmus_trust::join::{self, Tokens};
 
 use acknowledgements::Acknowledgements;
 use bundles::Bundles;
 use config::{Registration, Settings};
+use dns_server::DnsServer;
+pub use error::Error;
 use federation::Federation;
 use issuing::Issuing;
 use join_config::context;
+use local_bindings::LocalBindings;
 use mtls_check::run_mtls_checks;
+use names::NameRegistry;
 use own_services::OwnServices;
 use pages::AdminPages;
 use peer::peer_access;
@@ -78,6 +85,7 @@ pub struct Agent {
     owners: Owners,
     sources: Option<[Arc<dyn Source>; 2]>,
     issuing: Option<Arc<Issuing>>,
+    dns: Option<DnsServer>,
 }
 
 /// Who owns what the agent knows.
@@ -87,6 +95,7 @@ struct Owners {
     peers: Arc<Peers>,
     directory: Arc<StateDirectory>,
     views: Arc<Views>,
+    names: Arc<NameRegistry>,
 }
 
 struct Sockets {
@@ -99,54 +108,6 @@ impl std::fmt::Debug for Agent {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Agent").field("settings", &self.settings).finish_non_exhaustive()
     }
-}
-
-/// Why an agent did not start.
-#[derive(Debug, thiserror::Error)]
-pub enum Error {
-    /// The identity or the bundles cannot be loaded.
-    #[error("trust: {0}")]
-    Trust(#[from] LoadError),
-    /// The certificate is not an agent's of this cluster.
-    #[error(
-        "trust: the certificate is of {found}, but the agent of this cluster is {expected}; issue it with `isthmus-certs issue --spiffe {expected}`"
-    )]
-    Identity {
-        /// The certificate's identity.
-        found: SpiffeId,
-        /// The identity that it must have.
-        expected: String,
-    },
-    /// A gateway's name is not valid in an identity.
-    #[error("gateways: {0}")]
-    Gateway(#[from] isthmus_certs::SpiffeIdError),
-    /// No TLS configuration can be built from the identity.
-    #[error(transparent)]
-    Tls(#[from] ConfigError),
-    /// An address cannot be bound.
-    #[error("cannot listen on {address}: {cause}; is another process there? check with `ss -ltnp`")]
-    Bind {
-        /// The configured address.
-        address: SocketAddr,
-        /// The system's error.
-        #[source]
-        cause: io::Error,
-    },
-    /// A thread cannot start.
-    #[error("cannot start a thread: {0}")]
-    Thread(io::Error),
-    /// The intermediate cannot be used.
-    #[error("issuing: {0}")]
-    Issuing(#[from] IntermediateError),
-    /// The settings for joining are incomplete or of no use to other clusters.
-    #[error("join: {0}")]
-    Join(String),
-    /// The admin server failed.
-    #[error("admin: {0}")]
-    Admin(io::Error),
-    /// A task of the agent panicked or was cancelled.
-    #[error("a task of the agent ended: {0}; this is a bug, please report it")]
-    Broken(JoinError),
 }
 
 impl Agent {
@@ -181,7 +142,11 @@ impl Agent {
         };
         let (store, acknowledged) = opened.unzip();
         let bundles = Bundles::new(own, acknowledged);
-        let views = Views::new(settings.cluster.clone(), gateways?, adapter(&settings), bundles);
+        if let Some(caller) = settings.callers.iter().find(|one| one.identity.trust_domain() != domain) {
+            return Err(Error::Caller { identity: caller.identity.clone(), domain: domain.clone() });
+        }
+        let told = (bundles, LocalBindings::new(&settings.callers));
+        let views = Views::new(settings.cluster.clone(), gateways?, adapter(&settings), told);
         for peer in &settings.peers {
             views.add(&peer.domain, &peer.cluster, peer_access(&settings, peer));
         }
@@ -198,18 +163,22 @@ impl Agent {
         };
         let sockets =
             Sockets { xds: listen(settings.address).await?, admin: listen(settings.admin).await?, join };
+        let dns =
+            settings.dns.as_ref().map(|dns| DnsServer::bind(&settings, dns, &owners.names)).transpose()?;
         let tls = Arc::new(Server::new(trust.clone(), Peer::Trusted, &[b"h2"])?);
-        Ok(Agent { settings, sockets, tls, trust, owners, sources, issuing })
+        Ok(Agent { settings, sockets, tls, trust, owners, sources, issuing, dns })
     }
 
-    /// The bound addresses of the listeners `xds`, `admin` and `join`.
+    /// The bound addresses of the listeners `xds`, `admin`, `join` and `dns`.
     ///
     /// # Errors
     /// The kernel cannot tell an address.
     pub fn addresses(&self) -> io::Result<Vec<(&'static str, SocketAddr)>> {
         let Sockets { xds, admin, join } = &self.sockets;
         let all = [("xds", Some(xds)), ("admin", Some(admin)), ("join", join.as_ref())];
-        all.into_iter().filter_map(|(name, socket)| Some(socket?.local_addr().map(|at| (name, at)))).collect()
+        let tcp = all.into_iter().filter_map(|(name, socket)| Some((name, socket?.local_addr())));
+        let dns = self.dns.iter().map(|dns| ("dns", dns.sockets().local_addr()));
+        tcp.chain(dns).map(|(name, address)| Ok((name, address?))).collect()
     }
 
     /// Runs the agent until dropped.
@@ -225,7 +194,7 @@ impl Agent {
     /// # Errors
     /// As [`Agent::run`].
     pub async fn run_looking(self, again: Arc<Notify>) -> Result<(), Error> {
-        let Agent { settings, sockets, tls, trust, owners, sources: _sources, issuing } = self;
+        let Agent { settings, sockets, tls, trust, owners, sources: _sources, issuing, dns } = self;
         let Sockets { xds, admin, join } = sockets;
         let _files = trust.watch(settings.trust.clone()).map_err(Error::Thread)?;
         let places = Places::of_descriptors(raise_descriptor_limit());
@@ -238,13 +207,15 @@ impl Agent {
             is_ready: Arc::clone(&is_ready),
             issuing: issuing.clone(),
             trust: trust.clone(),
+            dns: dns.as_ref().map(DnsServer::server),
         });
         let Registration { socket, users, .. } = settings.registration.clone();
         let local = socket.map(|path| admin::Local { path, users });
         owners.views.bundles.publish(&trust.current());
         let mut routes = Routes::new(Discovery::service(Arc::clone(&owners.views)));
         let issuing_service = issuing.as_ref().map(|issuing| {
-            let certificates = issuing.certificates();
+            let own = Arc::clone(&owners.own);
+            let certificates = issuing.certificates(Arc::new(move |id| own.names_of_doors(id)));
             routes = std::mem::take(&mut routes).add_service(Arc::clone(&certificates).service());
             issuing.service(&certificates)
         });
@@ -258,6 +229,8 @@ impl Agent {
             let files = poll(registry_files(&settings, &owners.own), &owners.own).await;
             is_ready.store(true, Relaxed);
             let federation = Federation::start(Arc::clone(&settings), trust.clone(), owners.clone()).await;
+            let names = Arc::clone(&owners.names);
+            blocking(move || names.forget_before()).await;
             tokio::select! {
                 () = attend(&xds, tls, routes, admission, &owners.own) => Ok(()),
                 () = welcome(join, context) => Ok(()),
@@ -266,6 +239,7 @@ impl Agent {
                 () = keep_expiring(&owners.peers) => Ok(()),
                 () = owners.peers.keep_publishing() => Ok(()),
                 () = owners.views.bundles.keep_telling(&trust) => Ok(()),
+                () = owners.views.bindings.keep_publishing(owners.names.subscribe(), owners.views.complete()) => Ok(()),
                 () = run_mtls_checks(Arc::clone(&owners.own)) => Ok(()),
                 () = import_health::ask(Arc::clone(&owners.peers)) => Ok(()),
                 ended = federation.run() => ended,
@@ -275,6 +249,8 @@ impl Agent {
             served = admin::serve_on_own_thread(admin, local, pages, admin::Limits::default()) => {
                 served.map_err(Error::Admin)
             }
+            () = owners.names.keep_allotting() => Ok(()),
+            served = serve_dns(dns) => served,
             ended = serving => ended,
         }
     }
@@ -286,14 +262,21 @@ impl Owners {
         let (directory, restored) = StateDirectory::open(settings, trust_store);
         let Restored { slices, registrations, has_registrations } = restored;
         let directory = Arc::new(directory);
-        let peers =
-            Peers::new(Arc::clone(settings), Arc::clone(&views), Arc::clone(&directory), slices.imports);
+        let names = Arc::new(NameRegistry::open(settings));
+        let peers = Peers::new(
+            Arc::clone(settings),
+            Arc::clone(&views),
+            Arc::clone(&directory),
+            Arc::clone(&names),
+            slices.imports,
+        );
         let peers = Arc::new(peers);
         let own = OwnServices::new(
             Arc::clone(settings),
             Arc::clone(&views),
             Arc::clone(&peers),
             Arc::clone(&directory),
+            Arc::clone(&names),
             slices.own,
         );
         settings.peers.iter().for_each(|peer| peers.add(peer));
@@ -301,7 +284,9 @@ impl Owners {
         if has_registrations {
             own.set_registrations_known(Instant::now());
         }
-        Owners { own: Arc::new(own), peers, directory, views }
+        // Names of before a restart are answered at once.
+        names.allot(SystemTime::now());
+        Owners { own: Arc::new(own), peers, directory, views, names }
     }
 }
 
@@ -325,6 +310,14 @@ async fn attend(
     let checked = async { awaits.wait_for(|awaits| !awaits).await.is_ok() };
     let _late = tokio::time::timeout(AT_FIRST, checked).await;
     serve_with(listener, tls, routes, admission).await;
+}
+
+/// Answers DNS questions, if there is a server for them.
+async fn serve_dns(dns: Option<DnsServer>) -> Result<(), Error> {
+    match dns {
+        Some(dns) => dns.run().await,
+        None => std::future::pending().await,
+    }
 }
 
 /// Reloads the intermediate when it changes, if there is one.

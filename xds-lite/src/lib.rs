@@ -4,3 +4,4 @@
 pub mod admin;
 pub mod agent;
 pub mod cli;
+pub mod dns;

@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use clap::Parser;
-use isthmus_agent::admin::{Limits, Local, Pages, Refusal, serve, serve_local};
+use isthmus_agent::admin::{ExplainQuestion, Limits, Local, Pages, Refusal, serve, serve_local};
 use isthmus_agent::cli::ask::{AskError, Question, ask};
 use isthmus_model::admin::Answer;
 use isthmus_model::admin::agent::{Deregistered, Explanation, Lease, Registry, Status};
@@ -51,7 +51,8 @@ impl Pages for Agent {
         Status { registry, ..Status::default() }
     }
 
-    fn explain(&self, host: &str) -> Result<Explanation, String> {
+    fn explain(&self, question: &ExplainQuestion) -> Result<Explanation, String> {
+        let host = question.host.as_str();
         let services = self.registered.lock().unwrap().services();
         let found = services.iter().find(|service| service.host.to_string() == host);
         let explanation = |service: &Service| Explanation {

@@ -14,12 +14,14 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use rustix::net::SocketFlags;
+use rustls::ServerConfig;
 use slab::Slab;
 
 use self::transfer::Transfers;
 use crate::hello::{ANSWER, Hello, Job};
 use crate::poller::{Interest, Poller, Ready, try_again};
 use crate::stop::Stop;
+use crate::wire::Wire;
 
 /// Size of one read.
 const CHUNK: usize = 128 * 1024;
@@ -39,17 +41,27 @@ struct Shared {
     live: AtomicUsize,
     corrupt: AtomicUsize,
     taken_in: AtomicU64,
+    resumed: AtomicU64,
     release: AtomicBool,
 }
 
 impl Backend {
     /// Starts the backend on a free port of this address, in the network namespace of the calling thread.
     pub(crate) fn start(hello: Arc<Hello>, ip: IpAddr) -> io::Result<Self> {
+        Self::start_with(hello, ip, None)
+    }
+
+    /// Likewise, with TLS: the hello comes within the session.
+    pub(crate) fn start_tls(hello: Arc<Hello>, ip: IpAddr, tls: Arc<ServerConfig>) -> io::Result<Self> {
+        Self::start_with(hello, ip, Some(tls))
+    }
+
+    fn start_with(hello: Arc<Hello>, ip: IpAddr, tls: Option<Arc<ServerConfig>>) -> io::Result<Self> {
         let listener = listen(ip)?;
         let address = listener.local_addr()?;
         let shared = Arc::<Shared>::default();
         let transfers = Arc::new(Transfers::new(Arc::clone(&shared))?);
-        let front = Front::new(listener, hello, Arc::clone(&transfers), Arc::clone(&shared))?;
+        let front = Front::new(listener, (hello, tls), Arc::clone(&transfers), Arc::clone(&shared))?;
         let threads = vec![
             spawn("backend-front", move || front.run())?,
             spawn("backend-transfer", move || transfers.run())?,
@@ -65,6 +77,11 @@ impl Backend {
     /// Bytes received by sinks since the start.
     pub(crate) fn taken_in(&self) -> u64 {
         self.shared.taken_in.load(Ordering::Relaxed)
+    }
+
+    /// Handshakes that resumed a session since the start.
+    pub(crate) fn resumed(&self) -> u64 {
+        self.shared.resumed.load(Ordering::Relaxed)
     }
 
     /// Closes every held connection from this side; see [`crate::load::short`] for the reason.
@@ -121,7 +138,7 @@ fn spawn<E: std::fmt::Display>(
 }
 
 struct Conn {
-    stream: TcpStream,
+    wire: Wire,
     read: usize,
     job: Option<Job>,
     _live: Live,
@@ -157,6 +174,7 @@ struct Front {
     poller: Poller,
     conns: Slab<Conn>,
     hello: Arc<Hello>,
+    tls: Option<Arc<ServerConfig>>,
     transfers: Arc<Transfers>,
     shared: Arc<Shared>,
     buffer: Vec<u8>,
@@ -165,14 +183,14 @@ struct Front {
 impl Front {
     fn new(
         listener: TcpListener,
-        hello: Arc<Hello>,
+        (hello, tls): (Arc<Hello>, Option<Arc<ServerConfig>>),
         transfers: Arc<Transfers>,
         shared: Arc<Shared>,
     ) -> io::Result<Self> {
         let poller = Poller::new()?;
         poller.add(&listener, LISTENER, Interest::IN)?;
         let conns = Slab::with_capacity(8192);
-        Ok(Self { listener, poller, conns, hello, transfers, shared, buffer: vec![0; CHUNK] })
+        Ok(Self { listener, poller, conns, hello, tls, transfers, shared, buffer: vec![0; CHUNK] })
     }
 
     fn run(mut self) -> io::Result<()> {
@@ -183,7 +201,13 @@ impl Front {
                 if token == LISTENER { self.accept()? } else { self.serve(token) }
             }
             if self.shared.release.swap(false, Ordering::AcqRel) {
-                self.conns.retain(|_, conn| conn.job != Some(Job::Hold));
+                self.conns.retain(|_, conn| {
+                    let is_held = conn.job == Some(Job::Hold);
+                    if is_held {
+                        conn.wire.end();
+                    }
+                    !is_held
+                });
             }
         }
         Ok(())
@@ -199,17 +223,22 @@ impl Front {
                 Err(rustix::io::Errno::CONNABORTED | rustix::io::Errno::INTR) => continue,
                 Err(error) => return Err(error.into()),
             };
+            let stream = TcpStream::from(socket);
+            let wire = match &self.tls {
+                Some(config) => Wire::server(stream, config)?,
+                None => Wire::Plain(stream),
+            };
             let live = Live::new(&self.shared);
             let entry = self.conns.vacant_entry();
-            self.poller.add(&socket, entry.key(), Interest::IN)?;
-            entry.insert(Conn { stream: TcpStream::from(socket), read: 0, job: None, _live: live });
+            self.poller.add(wire.socket(), entry.key(), Interest::IN)?;
+            entry.insert(Conn { wire, read: 0, job: None, _live: live });
         }
     }
 
     fn serve(&mut self, token: usize) {
         let Some(conn) = self.conns.get_mut(token) else { return };
         let next = if conn.read < self.hello.len() {
-            read_hello(conn, &self.hello, &mut self.buffer)
+            read_hello(conn, &self.hello, &mut self.buffer, &self.shared.resumed)
         } else {
             echo(conn, &mut self.buffer)
         };
@@ -219,7 +248,7 @@ impl Front {
             Ok(Next::Transfer) => self.hand_over(token, |front, conn| front.transfers.take(conn)),
             Ok(Next::Verify) => self.hand_over(token, |_, conn| {
                 // Not joined: the thread ends with its connection, which a check always closes.
-                spawn("backend-verify", move || echo_all(&conn)).map(drop)
+                spawn("backend-verify", move || echo_all(conn)).map(drop)
             }),
             Err(error) => {
                 let corrupt = error.kind() == io::ErrorKind::InvalidData;
@@ -231,17 +260,17 @@ impl Front {
 
     fn hand_over(&mut self, token: usize, to: impl FnOnce(&Self, Conn) -> io::Result<()>) {
         let conn = self.conns.remove(token);
-        let done = self.poller.remove(&conn.stream).and_then(|()| to(self, conn));
+        let done = self.poller.remove(conn.wire.socket()).and_then(|()| to(self, conn));
         if let Err(error) = done {
             eprintln!("backend: connection lost: {error}");
         }
     }
 }
 
-fn read_hello(conn: &mut Conn, hello: &Hello, buffer: &mut [u8]) -> io::Result<Next> {
+fn read_hello(conn: &mut Conn, hello: &Hello, buffer: &mut [u8], resumed: &AtomicU64) -> io::Result<Next> {
     let wanted = hello.len() - conn.read;
     let room = buffer.get_mut(..wanted).unwrap_or_default();
-    let part = match (&conn.stream).read(room) {
+    let part = match conn.wire.read(room) {
         Ok(0) => return Ok(Next::Close),
         Ok(length) => room.get(..length).unwrap_or_default(),
         Err(error) if try_again(&error) => return Ok(Next::Keep),
@@ -251,14 +280,21 @@ fn read_hello(conn: &mut Conn, hello: &Hello, buffer: &mut [u8]) -> io::Result<N
         conn.job = Some(job);
     }
     conn.read += part.len();
-    if conn.read < hello.len() { Ok(Next::Keep) } else { answer(conn) }
+    if conn.read < hello.len() {
+        return Ok(Next::Keep);
+    }
+    resumed.fetch_add(u64::from(conn.wire.is_resumed() == Some(true)), Ordering::Relaxed);
+    answer(conn)
 }
 
 fn answer(conn: &mut Conn) -> io::Result<Next> {
     if conn.job != Some(Job::Once) {
-        conn.stream.set_nodelay(true)?;
+        conn.wire.socket().set_nodelay(true)?;
     }
-    (&conn.stream).write_all(&[ANSWER])?;
+    conn.wire.write_all(&[ANSWER])?;
+    if conn.job == Some(Job::Once) {
+        conn.wire.end();
+    }
     Ok(match conn.job {
         Some(Job::Echo | Job::Hold) => Next::Keep,
         Some(Job::Source | Job::Sink | Job::Both) => Next::Transfer,
@@ -268,11 +304,11 @@ fn answer(conn: &mut Conn) -> io::Result<Next> {
 }
 
 /// Echoes. The load never has enough in flight to fill the socket's buffer.
-fn echo(conn: &Conn, buffer: &mut [u8]) -> io::Result<Next> {
-    match (&conn.stream).read(buffer) {
+fn echo(conn: &mut Conn, buffer: &mut [u8]) -> io::Result<Next> {
+    match conn.wire.read(buffer) {
         Ok(0) => Ok(Next::Close),
         Ok(length) => {
-            (&conn.stream).write_all(buffer.get(..length).unwrap_or_default())?;
+            conn.wire.write_all(buffer.get(..length).unwrap_or_default())?;
             Ok(Next::Keep)
         }
         Err(error) if try_again(&error) => Ok(Next::Keep),
@@ -281,12 +317,20 @@ fn echo(conn: &Conn, buffer: &mut [u8]) -> io::Result<Next> {
 }
 
 /// Echoes any amount, on a separate thread, until the client closes its direction.
-fn echo_all(conn: &Conn) -> io::Result<()> {
-    conn.stream.set_nonblocking(false)?;
-    conn.stream.set_read_timeout(Some(Duration::from_secs(10)))?;
-    conn.stream.set_write_timeout(Some(Duration::from_secs(10)))?;
-    io::copy(&mut &conn.stream, &mut &conn.stream)?;
-    conn.stream.shutdown(std::net::Shutdown::Write)
+fn echo_all(mut conn: Conn) -> io::Result<()> {
+    let socket = conn.wire.socket();
+    socket.set_nonblocking(false)?;
+    socket.set_read_timeout(Some(Duration::from_secs(10)))?;
+    socket.set_write_timeout(Some(Duration::from_secs(10)))?;
+    let mut buffer = vec![0; CHUNK];
+    loop {
+        match conn.wire.read(&mut buffer)? {
+            0 => break,
+            length => conn.wire.write_all(buffer.get(..length).unwrap_or_default())?,
+        }
+    }
+    conn.wire.end();
+    conn.wire.socket().shutdown(std::net::Shutdown::Write)
 }
 
 #[cfg(test)]
@@ -299,7 +343,7 @@ mod tests {
     fn world() -> (Backend, Target) {
         let hello = Arc::new(Hello::new().unwrap());
         let backend = Backend::start(Arc::clone(&hello), Ipv4Addr::LOCALHOST.into()).unwrap();
-        let target = Target { address: backend.address, hello };
+        let target = Target::plain(backend.address, &hello);
         (backend, target)
     }
 

@@ -35,7 +35,7 @@ impl Transfers {
         };
         let mut conns = self.conns.lock().unwrap_or_else(PoisonError::into_inner);
         let entry = conns.vacant_entry();
-        self.poller.add(&conn.stream, entry.key(), interest)?;
+        self.poller.add(conn.wire.socket(), entry.key(), interest)?;
         entry.insert(conn);
         Ok(())
     }
@@ -48,7 +48,7 @@ impl Transfers {
             self.poller.wait(&mut ready)?;
             let mut conns = self.conns.lock().unwrap_or_else(PoisonError::into_inner);
             for (token, flags) in ready.iter() {
-                let Some(conn) = conns.get(token) else { continue };
+                let Some(conn) = conns.get_mut(token) else { continue };
                 let mut lives = !flags.intersects(Interest::ERR | Interest::HUP);
                 if lives && flags.intersects(Interest::IN) {
                     lives = self.take_in_some(conn, &mut buffer);
@@ -65,9 +65,9 @@ impl Transfers {
     }
 
     /// Receives some chunks; false once the client has left.
-    fn take_in_some(&self, conn: &Conn, buffer: &mut [u8]) -> bool {
+    fn take_in_some(&self, conn: &mut Conn, buffer: &mut [u8]) -> bool {
         for _ in 0..CHUNKS_PER_TURN {
-            match (&conn.stream).read(buffer) {
+            match conn.wire.read(buffer) {
                 Ok(0) => return false,
                 Ok(length) => {
                     self.shared.taken_in.fetch_add(length as u64, Ordering::Relaxed);
@@ -83,9 +83,10 @@ impl Transfers {
 }
 
 /// Sends some chunks; false once the client has left.
-fn send_some(conn: &Conn, chunk: &[u8]) -> bool {
+fn send_some(conn: &mut Conn, chunk: &[u8]) -> bool {
+    let chunk = conn.wire.cut(chunk);
     for _ in 0..CHUNKS_PER_TURN {
-        match (&conn.stream).write(chunk) {
+        match conn.wire.write(chunk) {
             Ok(sent) if sent == chunk.len() => {}
             Ok(_) => return true,
             Err(error) => return try_again(&error),

@@ -4,6 +4,7 @@ use std::io;
 
 use super::warm_then_count;
 use crate::contender::Contender;
+use crate::cpu::Usage;
 use crate::lab::Lab;
 use crate::load::{Bulk, Direction};
 use crate::sample::{Figure, Sample, Work, number};
@@ -24,6 +25,11 @@ pub(super) fn measure(
         let down = bulk.run(until, &lab.stop)?;
         Ok(down + (backend.taken_in() - before))
     })?;
+    Ok(sample(bytes, &usage))
+}
+
+/// The figures of this many bytes.
+pub(super) fn sample(bytes: u64, usage: &Usage) -> Sample {
     let sample = Sample::of(THROUGHPUT, number(bytes) / 1e9 / usage.wall);
-    Ok(sample.with_usage(&usage, Work::bytes(bytes)))
+    sample.with_usage(usage, Work::bytes(bytes))
 }

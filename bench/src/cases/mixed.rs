@@ -7,20 +7,25 @@ use super::WARM_UP;
 use crate::contender::Contender;
 use crate::cpu::Meter;
 use crate::lab::Lab;
-use crate::load::{Bulk, Direction, PingPong};
+use crate::load::{Bulk, Direction, PingPong, Target};
+use crate::process::Running;
 use crate::sample::{Figure, Sample, Work, number};
 use crate::stop::Stop;
 
 const RATE: Figure = Figure::more("rate", "rate", "trips/s");
 const BESIDE: Figure = Figure::more("throughput", "bulk beside", "GB/s");
 const CONNECTIONS: usize = 32;
-const PING: usize = 128;
+pub(super) const PING: usize = 128;
 
 pub(super) fn measure(lab: &Lab, contender: &Contender) -> io::Result<Sample> {
     let running = contender.near();
-    let target = lab.loopback.target(running.address);
-    let mut downloads = Bulk::open(&target, Direction::Down, CONNECTIONS)?;
-    let mut pings = PingPong::open(&target, PING, 1)?;
+    beside_bulk(lab, running, &lab.loopback.target(running.address))
+}
+
+/// Round trips through a process beside bulk transfers.
+pub(super) fn beside_bulk(lab: &Lab, running: &Running, target: &Target) -> io::Result<Sample> {
+    let mut downloads = Bulk::open(target, Direction::Down, CONNECTIONS)?;
+    let mut pings = PingPong::open(target, PING, 1)?;
     let enough = Stop::default();
     let meter = Meter::start(&running.processes)?;
     let (bytes, times, ping_seconds) = std::thread::scope(|scope| {

@@ -3,6 +3,7 @@
 
 mod bulk;
 mod churn;
+pub(crate) mod ends;
 mod idle;
 mod mixed;
 mod pingpong;
@@ -18,6 +19,7 @@ use clap::ValueEnum;
 use crate::affinity::Apart;
 use crate::contender::Contender;
 use crate::cpu::{Meter, Usage};
+use crate::ends::End;
 use crate::lab::Lab;
 use crate::load::{Closer, Direction};
 use crate::sample::Sample;
@@ -49,12 +51,16 @@ pub(crate) enum Scenario {
     Churn,
     /// 10, 1 000, 100 000 services: lookup, reload, memory.
     Routes,
+    /// TLS that ends and begins in the proxy, with client certificates: handshakes, bulk transfers, round trips, memory.
+    /// Traefik is left out. For handshakes and round trips the proxy has a core to itself.
+    TlsEnds,
 }
 
 /// A case: one table of the report.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Case {
     Bulk { direction: Direction, connections: usize },
+    Ends { end: End, load: ends::Load },
     PingPong { bytes: usize, connections: usize, pace: Pace },
     Short { closer: Closer, veth: bool },
     Mixed,
@@ -108,10 +114,11 @@ impl Scenario {
             Self::Idle => [1000, 8000].map(|connections| Case::Idle { connections }).into(),
             Self::Churn => vec![Case::Churn],
             Self::Routes => [10, 1000, 100_000].map(|services| Case::Routes { services }).into(),
+            Self::TlsEnds => ends::cases(&ends::Load::ALL),
         }
     }
 
-    /// One or two representative cases for `--quick`.
+    /// A few representative cases for `--quick`.
     pub(crate) fn quick_cases(self) -> Vec<Case> {
         let ping = |connections| Case::PingPong { bytes: 64, connections, pace: Pace::Closed };
         match self {
@@ -120,6 +127,7 @@ impl Scenario {
             Self::Short => vec![Case::Short { closer: Closer::Server, veth: false }],
             Self::Idle => vec![Case::Idle { connections: 1000 }],
             Self::Routes => vec![Case::Routes { services: 1000 }],
+            Self::TlsEnds => ends::cases(&ends::Load::QUICK),
             Self::Mixed | Self::Tls | Self::Churn => self.cases(),
         }
     }
@@ -136,6 +144,7 @@ impl Case {
                 };
                 format!("bulk {way}, {}", plural(connections, "connection"))
             }
+            Self::Ends { end, load } => format!("{}: {}", end.name(), load.title()),
             Self::PingPong { bytes, connections, pace } => {
                 let pace = match pace {
                     Pace::Closed => String::new(),
@@ -162,7 +171,7 @@ impl Case {
     pub(crate) fn possible(self, lab: &Lab) -> Result<(), String> {
         match self {
             Self::Short { veth: true, .. } => lab.veth().map(drop).map_err(|error| error.to_string()),
-            Self::Idle { connections } => {
+            Self::Idle { connections } | Self::Ends { load: ends::Load::Idle { connections }, .. } => {
                 // Both ends of each connection are in this process, or in the proxy.
                 let needed = 2 * u64::from(connections) + SPARE;
                 let allowed = lab.descriptors;
@@ -180,12 +189,13 @@ impl Case {
 
     /// Whether the case is also measured without a proxy.
     pub(crate) fn works_direct(self) -> bool {
-        !matches!(self, Self::Idle { .. } | Self::Churn | Self::Routes { .. })
+        !matches!(self, Self::Idle { .. } | Self::Churn | Self::Routes { .. } | Self::Ends { .. })
     }
 
     /// Whether one round is enough: memory and start-up vary little and take long to measure.
     pub(crate) fn only_once(self) -> bool {
-        matches!(self, Self::Idle { .. } | Self::Routes { .. })
+        let is_idle = matches!(self, Self::Ends { load: ends::Load::Idle { .. }, .. });
+        is_idle || matches!(self, Self::Idle { .. } | Self::Routes { .. })
     }
 
     /// Measures once and leaves no connection open.
@@ -194,6 +204,7 @@ impl Case {
         let corrupt = place.backend.corrupt();
         let sample = match self {
             Self::Bulk { direction, connections } => bulk::measure(lab, contender, direction, connections),
+            Self::Ends { end, load } => ends::measure(lab, contender, end, load),
             Self::PingPong { bytes, connections, pace } => {
                 pingpong::measure(lab, contender, bytes, connections, pace)
             }

@@ -8,7 +8,7 @@ use crate::lab::Lab;
 use crate::load::{Paced, PingPong};
 use crate::sample::{Figure, Sample, Work, number};
 
-const RATE: Figure = Figure::more("rate", "rate", "trips/s");
+pub(super) const RATE: Figure = Figure::more("rate", "rate", "trips/s");
 
 pub(super) fn measure(
     lab: &Lab,

@@ -147,7 +147,7 @@ mod tests {
     fn paced_load_sends_every_due_ping_and_receives_it() {
         let hello = Arc::new(Hello::new().unwrap());
         let backend = Backend::start(Arc::clone(&hello), Ipv4Addr::LOCALHOST.into()).unwrap();
-        let target = Target { address: backend.address, hello };
+        let target = Target::plain(backend.address, &hello);
         let mut pings = Paced::open(&target, BYTES, 4, 1000).unwrap();
         let times = pings.run(Instant::now() + Duration::from_millis(100), &Stop::default()).unwrap();
         // Fewer if this thread was delayed before the first ping was due.
@@ -182,7 +182,7 @@ mod tests {
     #[test]
     fn paced_latency_charges_stall_to_every_delayed_ping() {
         let hello = Arc::new(Hello::new().unwrap());
-        let target = || Target { address: stalls_once(hello.len()), hello: Arc::clone(&hello) };
+        let target = || Target::plain(stalls_once(hello.len()), &hello);
         let stop = Stop::default();
         let half_a_second = || Instant::now() + Duration::from_millis(500);
         let slow = |times: &Histogram<u64>| times.count_between(50_000_000, u64::MAX);

@@ -2,7 +2,6 @@
 //! loop hides the delay that a stall causes to other requests; [`super::paced`] does not.
 
 use std::io::{self, Read as _, Write as _};
-use std::net::TcpStream;
 use std::time::Instant;
 
 use hdrhistogram::Histogram;
@@ -12,6 +11,7 @@ use crate::hello::Job;
 use crate::poller::{Interest, Poller, Ready, try_again};
 use crate::sample::{histogram, record};
 use crate::stop::Stop;
+use crate::wire::Wire;
 
 /// Open connections with one ping each, and the recorded round trips.
 #[derive(Debug)]
@@ -60,7 +60,7 @@ impl PingPong {
 /// A connection to an echo server, with at most one ping in flight.
 #[derive(Debug)]
 pub(super) struct Pinged {
-    stream: TcpStream,
+    wire: Wire,
     pub(super) counts_from: Instant,
     missing: usize,
 }
@@ -69,10 +69,10 @@ impl Pinged {
     pub(super) fn open_many(target: &Target, count: usize) -> io::Result<(Poller, Vec<Self>)> {
         let poller = Poller::new()?;
         let mut conns = Vec::with_capacity(count);
-        for (token, stream) in target.open_many(Job::Echo, count)?.into_iter().enumerate() {
-            stream.set_nonblocking(true)?;
-            poller.add(&stream, token, Interest::IN)?;
-            conns.push(Self { stream, counts_from: Instant::now(), missing: 0 });
+        for (token, wire) in target.open_many(Job::Echo, count)?.into_iter().enumerate() {
+            wire.socket().set_nonblocking(true)?;
+            poller.add(wire.socket(), token, Interest::IN)?;
+            conns.push(Self { wire, counts_from: Instant::now(), missing: 0 });
         }
         Ok((poller, conns))
     }
@@ -81,12 +81,12 @@ impl Pinged {
         self.counts_from = counts_from;
         self.missing = ping.len();
         // The socket buffer is empty, so the write is complete.
-        self.stream.write_all(ping)
+        self.wire.write_all(ping)
     }
 
     /// Receives; returns when the last byte of the ping has arrived.
     pub(super) fn receive(&mut self, buffer: &mut [u8]) -> io::Result<Option<Instant>> {
-        match self.stream.read(buffer) {
+        match self.wire.read(buffer) {
             Ok(0) => Err(closed()),
             Ok(length) => {
                 let whole = self.missing.checked_sub(length);
@@ -113,7 +113,7 @@ mod tests {
     fn pingpong_receives_every_ping_and_resets_between_runs() {
         let hello = Arc::new(Hello::new().unwrap());
         let backend = Backend::start(Arc::clone(&hello), Ipv4Addr::LOCALHOST.into()).unwrap();
-        let target = Target { address: backend.address, hello };
+        let target = Target::plain(backend.address, &hello);
         let stop = Stop::default();
         for bytes in [64, 16 << 10] {
             let mut pings = PingPong::open(&target, bytes, 4).unwrap();

@@ -193,7 +193,7 @@ mod tests {
     fn short_connections_complete_whichever_side_closes() {
         let hello = Arc::new(Hello::new().unwrap());
         let backend = Backend::start(Arc::clone(&hello), Ipv4Addr::LOCALHOST.into()).unwrap();
-        let target = Target { address: backend.address, hello };
+        let target = Target::plain(backend.address, &hello);
         let stop = Stop::default();
         for closer in [Closer::Client, Closer::Server] {
             let mut short = Short::new(&target, closer, 8).unwrap().over_services(100).at_most(50);

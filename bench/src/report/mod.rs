@@ -89,7 +89,8 @@ pub(crate) struct Row {
     pub(crate) figures: Vec<FigureReport>,
     /// Latency quantiles over all rounds; empty if the case has no latency.
     pub(crate) latency: Vec<Point>,
-    /// Within 10 % of the direct connection: the load generator was the limit, not the system.
+    /// Within 10 % of the direct connection, or its only worker was idle for more than 10 % of the time: the load
+    /// generator was the limit, not the system.
     pub(crate) bounded_by_generator: bool,
     pub(crate) failures: Vec<String>,
 }

@@ -102,7 +102,13 @@ fn how_to_read() -> Markup {
                 "CPU is counted twice: by /proc/stat for the whole machine, which includes other programs and samples by "
                 "ticks, and exactly for load generator and proxy, which misses the kernel's own threads. If both "
                 "agree within 3 % of the machine, the first is compared, otherwise the second. direct is without a proxy; ≈ "
-                "marks figures within 10 % of it: there the load generator is the limit, not the system."
+                "marks figures within 10 % of it, or of a proxy whose worker was busy for less than 90 % of the time: there the "
+                "load generator is the limit, not the system."
+            }
+            p {
+                "In tls-ends the proxy ends or begins TLS 1.3 with AES-128-GCM, X25519, ECDSA keys on P-256 and a client "
+                "certificate. The load generator speaks the other side of it and verifies nothing, and what it downloads by "
+                "TLS it counts without decrypting; before that, every system has been checked by a client that does both."
             }
         }
     }

@@ -5,7 +5,7 @@ use hdrhistogram::Histogram;
 
 use super::{CaseReport, DIRECT, FigureReport, Point, Row, US};
 use crate::cases::{Case, Scenario};
-use crate::sample::{Better, CPU_MACHINE, CPU_PROCESSES, Figure, Sample, number};
+use crate::sample::{BUSY, Better, CPU_MACHINE, CPU_PROCESSES, Figure, Sample, number};
 use crate::stats::Summary;
 
 /// Largest difference of the two CPU counts, as a share of the machine. Beyond it the sampled one, which
@@ -13,6 +13,8 @@ use crate::stats::Summary;
 const TOLERANCE: f64 = 0.03;
 /// A system with at least this share of the direct connection's speed was not the limit.
 const NEAR_DIRECT: f64 = 0.9;
+/// Percent of a core below which a proxy's only worker was not the limit.
+const SATURATED: f64 = 90.0;
 
 /// One measurement of one system, with its result or error.
 #[derive(Debug)]
@@ -123,10 +125,11 @@ fn compare(systems: &mut [Row], headline: &str) {
             figure.ratio_to_isthmus = ratio(figure, &ours).filter(|_| row.system != US);
             figure.ratio_to_direct = ratio(figure, &direct).filter(|_| row.system != DIRECT);
         }
+        let is_idle = row.figure(BUSY).is_some_and(|busy| busy.summary.median < SATURATED);
         row.bounded_by_generator = row.figures.iter().any(|figure| {
             figure.key == headline
                 && figure.more_is_better
-                && figure.ratio_to_direct.is_some_and(|ratio| ratio >= NEAR_DIRECT)
+                && (is_idle || figure.ratio_to_direct.is_some_and(|ratio| ratio >= NEAR_DIRECT))
         });
     }
 }
@@ -175,6 +178,18 @@ mod tests {
         let bounded: Vec<_> = report.systems.iter().map(|row| row.bounded_by_generator).collect();
         assert_eq!(bounded, [false, true, false]);
         assert_eq!(report.systems[2].figures[0].ratio_to_direct, Some(0.89));
+    }
+
+    #[test]
+    fn summary_marks_rate_of_idle_worker_as_generator_bound() {
+        let busy = Figure::more(BUSY, "worker busy", "%");
+        let with_busy = |system: &str, percent| {
+            let sample = Sample::of(RATE, 1.0).and(busy, percent);
+            Measurement { case: CASE, system: system.into(), outcome: Ok(sample) }
+        };
+        let report = summed_up(&[with_busy("isthmus", 70.0), with_busy("nginx", 99.0)]);
+        let bounded: Vec<_> = report.systems.iter().map(|row| row.bounded_by_generator).collect();
+        assert_eq!(bounded, [true, false]);
     }
 
     #[test]

@@ -69,7 +69,10 @@ fn section(text: &mut String, case: &CaseReport) -> std::fmt::Result {
         )?;
     }
     if case.systems.iter().any(|row| row.bounded_by_generator) {
-        writeln!(text, "≈ within 10 % of direct: the load generator is the limit, not the system")?;
+        writeln!(
+            text,
+            "≈ within 10 % of direct, or its worker is not busy: the load generator is the limit, not the system"
+        )?;
     }
     for Row { system, failures, .. } in &case.systems {
         for failure in failures {

@@ -10,6 +10,7 @@ use std::process::Command;
 use serde_json::{Value, json};
 
 use super::{CONNECTIONS, Endpoints, Routes, Search, System};
+use crate::ends::{End, Ends, NAME};
 
 const TYPES: &str = "type.googleapis.com/envoy";
 
@@ -37,14 +38,34 @@ impl System for Envoy {
             }],
             "filter_chains": chains,
         });
-        let version = routes.services.to_string();
-        vec![
-            ("clusters.json", json!({ "version_info": version, "resources": clusters }).to_string()),
-            ("listeners.json", json!({ "version_info": version, "resources": [listener] }).to_string()),
-        ]
+        watched(routes.services, &clusters, &listener)
     }
 
-    fn command(&self, program: &Path, directory: &Path, _: Routes) -> io::Result<Command> {
+    fn ends(&self, _: &Path, ends: &Ends<'_>) -> Result<Vec<(&'static str, String)>, String> {
+        let mut chain = json!({ "filters": [tcp_proxy(NAME)] });
+        let mut cluster = cluster(NAME, Endpoints { first: ends.backend, second: None });
+        let (at, name, mut tls) = match ends.end {
+            End::Terminate => {
+                (&mut chain, "DownstreamTlsContext", json!({ "require_client_certificate": true }))
+            }
+            End::Originate => (&mut cluster, "UpstreamTlsContext", json!({ "sni": NAME })),
+        };
+        let inside = [
+            ("@type", json!(format!("{TYPES}.extensions.transport_sockets.tls.v3.{name}"))),
+            ("common_tls_context", tls_context(ends)),
+        ];
+        inside.into_iter().for_each(|(key, value)| put(&mut tls, key, value));
+        put(at, "transport_socket", json!({ "name": "tls", "typed_config": tls }));
+        let listener = json!({
+            "@type": format!("{TYPES}.config.listener.v3.Listener"),
+            "name": "ends",
+            "address": address(ends.listen),
+            "filter_chains": [chain],
+        });
+        Ok(watched(1, &[cluster], &listener))
+    }
+
+    fn command(&self, program: &Path, directory: &Path, _: SocketAddr) -> io::Result<Command> {
         let from = |name: &str| json!({ "resource_api_version": "V3", "path_config_source": { "path": directory.join(name) } });
         let bootstrap = json!({
             "node": { "id": "bench", "cluster": "bench" },
@@ -59,19 +80,56 @@ impl System for Envoy {
     }
 }
 
+/// The files that it watches.
+fn watched(version: u32, clusters: &[Value], listener: &Value) -> Vec<(&'static str, String)> {
+    let version = version.to_string();
+    vec![
+        ("clusters.json", json!({ "version_info": version, "resources": clusters }).to_string()),
+        ("listeners.json", json!({ "version_info": version, "resources": [listener] }).to_string()),
+    ]
+}
+
 fn chain(name: &str) -> Value {
     json!({
         "name": name,
         "filter_chain_match": { "server_names": [name] },
-        "filters": [{
-            "name": "tcp",
-            "typed_config": {
-                "@type": format!("{TYPES}.extensions.filters.network.tcp_proxy.v3.TcpProxy"),
-                "stat_prefix": "bench",
-                "cluster": name,
-            },
-        }],
+        "filters": [tcp_proxy(name)],
     })
+}
+
+fn tcp_proxy(cluster: &str) -> Value {
+    json!({
+        "name": "tcp",
+        "typed_config": {
+            "@type": format!("{TYPES}.extensions.filters.network.tcp_proxy.v3.TcpProxy"),
+            "stat_prefix": "bench",
+            "cluster": cluster,
+        },
+    })
+}
+
+/// Its certificate, and the only peer that it accepts.
+fn tls_context(ends: &Ends<'_>) -> Value {
+    let file = |path: &Path| json!({ "filename": path });
+    json!({
+        "tls_params": { "tls_minimum_protocol_version": "TLSv1_3", "tls_maximum_protocol_version": "TLSv1_3" },
+        "tls_certificates": [{
+            "certificate_chain": file(&ends.own.certificate),
+            "private_key": file(&ends.own.key),
+        }],
+        "validation_context": {
+            "trusted_ca": file(ends.root),
+            "match_typed_subject_alt_names": [
+                { "san_type": "URI", "matcher": { "exact": ends.peer.to_string() } },
+            ],
+        },
+    })
+}
+
+fn put(object: &mut Value, key: &str, value: Value) {
+    if let Some(object) = object.as_object_mut() {
+        object.insert(key.to_owned(), value);
+    }
 }
 
 fn cluster(name: &str, endpoints: Endpoints) -> Value {

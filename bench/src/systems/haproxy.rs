@@ -3,12 +3,14 @@
 
 use std::fmt::Write as _;
 use std::io;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use rustix::process::Signal;
 
 use super::{CONNECTIONS, Routes, Search, System};
+use crate::ends::{End, Ends, NAME};
 
 pub(super) struct Haproxy;
 
@@ -27,24 +29,14 @@ impl System for Haproxy {
 
     fn tables(&self, directory: &Path, routes: Routes) -> Vec<(&'static str, String)> {
         let (listen, folder) = (routes.listen, directory.display());
-        // Otherwise HAProxy reserves two pipe descriptors for every fourth connection.
         let mut text = format!(
-            "global
-    nbthread 1
-    maxconn {CONNECTIONS}
-    maxpipes 500
-defaults
-    mode tcp
-    option splice-auto
-    timeout connect 5s
-    timeout client 1h
-    timeout server 1h
-frontend east_west
+            "{}frontend east_west
     bind {listen}
     tcp-request inspect-delay 5s
     tcp-request content accept if {{ req.ssl_hello_type 1 }}
     use_backend %[req.ssl_sni,lower,map({folder}/services.map)]
-"
+",
+            head()
         );
         let mut map = String::new();
         for (name, endpoints) in routes.iter() {
@@ -58,7 +50,27 @@ frontend east_west
         vec![("services.map", map), ("haproxy.cfg", text)]
     }
 
-    fn command(&self, program: &Path, directory: &Path, _: Routes) -> io::Result<Command> {
+    fn ends(&self, _: &Path, ends: &Ends<'_>) -> Result<Vec<(&'static str, String)>, String> {
+        let (own, root) = (ends.own.both.display(), ends.root.display());
+        let tls = format!("ssl crt {own} ca-file {root} verify required ssl-min-ver TLSv1.3");
+        let (front, back) = match ends.end {
+            End::Terminate => (tls, String::new()),
+            End::Originate => (String::new(), format!("{tls} sni str({NAME}) verifyhost {NAME}")),
+        };
+        let Ends { listen, backend, .. } = ends;
+        let text = format!(
+            "{}frontend ends
+    bind {listen} {front}
+    default_backend service
+backend service
+    server endpoint {backend} {back}
+",
+            head()
+        );
+        Ok(vec![("haproxy.cfg", text)])
+    }
+
+    fn command(&self, program: &Path, directory: &Path, _: SocketAddr) -> io::Result<Command> {
         let mut command = Command::new(program);
         command.args(["-W", "-f"]).arg(directory.join("haproxy.cfg"));
         Ok(command)
@@ -67,4 +79,21 @@ frontend east_west
     fn reload_signal(&self) -> Option<Signal> {
         Some(Signal::USR2)
     }
+}
+
+fn head() -> String {
+    // Otherwise HAProxy reserves two pipe descriptors for every fourth connection.
+    format!(
+        "global
+    nbthread 1
+    maxconn {CONNECTIONS}
+    maxpipes 500
+defaults
+    mode tcp
+    option splice-auto
+    timeout connect 5s
+    timeout client 1h
+    timeout server 1h
+"
+    )
 }

@@ -3,10 +3,12 @@
 
 use std::fmt::Write as _;
 use std::io;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use super::{BASELINE, CONNECTIONS, Routes, Search, System};
+use crate::ends::{End, Ends, NAME};
 use crate::report::US;
 
 /// A build of the gateway.
@@ -36,18 +38,8 @@ impl System for Isthmus {
 
     fn tables(&self, _: &Path, routes: Routes) -> Vec<(&'static str, String)> {
         let listen = routes.listen;
-        let mut text = format!(
-            "workers: 1\n\
-             listeners:\n\
-             - address: {listen}\n  \
-               max_connections: {CONNECTIONS}\n\
-             limits: {{ connections: {CONNECTIONS} }}\n\
-             admin: {{ address: 127.0.0.1:0 }}\n\
-             metrics: {{ address: 127.0.0.1:0 }}\n\
-             health: {{ address: 127.0.0.1:0 }}\n\
-             access_log: {{ enabled: false }}\n\
-             services:\n"
-        );
+        let mut text = head(listen, "");
+        text.push_str("services:\n");
         for (name, endpoints) in routes.iter() {
             let port = endpoints.first.port();
             let list: Vec<_> = endpoints.iter().map(|one| format!("{{ address: \"{one}\" }}")).collect();
@@ -57,9 +49,47 @@ impl System for Isthmus {
         vec![("gateway.yaml", text)]
     }
 
-    fn command(&self, program: &Path, directory: &Path, _: Routes) -> io::Result<Command> {
+    fn ends(&self, _: &Path, ends: &Ends<'_>) -> Result<Vec<(&'static str, String)>, String> {
+        let (port, peer) = (ends.backend.port(), ends.peer);
+        let [certificate, key] = [&ends.own.certificate, &ends.own.key].map(|file| file.display());
+        let files = format!("certificate: {certificate}, key: {key}");
+        let (mode, service) = match ends.end {
+            End::Terminate => {
+                (String::new(), format!("tls: terminate, {files}, access: {{ allow: [\"{peer}\"] }}"))
+            }
+            End::Originate => {
+                let caller = format!("identity: \"{}\", {files}", ends.own.id);
+                let mode =
+                    format!("side: outbound, mode: originate, service: {NAME}, port: {port}, {caller}, ");
+                (mode, format!("identities: [\"{peer}\"]"))
+            }
+        };
+        let text = format!(
+            "{}trust: {{ {files}, bundles: {} }}\nservices:\n\
+             - {{ host: {NAME}, port: {port}, {service}, endpoints: [{{ address: \"{}\" }}] }}\n",
+            head(ends.listen, &mode),
+            ends.bundles.display(),
+            ends.backend
+        );
+        Ok(vec![("gateway.yaml", text)])
+    }
+
+    fn command(&self, program: &Path, directory: &Path, _: SocketAddr) -> io::Result<Command> {
         let mut command = Command::new(program);
         command.args(["run", "--config"]).arg(directory.join("gateway.yaml"));
         Ok(command)
     }
+}
+
+/// Everything but the services; `mode` is what the listener has besides its address.
+fn head(listen: SocketAddr, mode: &str) -> String {
+    format!(
+        "workers: 1\n\
+         listeners: [{{ address: \"{listen}\", {mode}max_connections: {CONNECTIONS} }}]\n\
+         limits: {{ connections: {CONNECTIONS} }}\n\
+         admin: {{ address: 127.0.0.1:0 }}\n\
+         metrics: {{ address: 127.0.0.1:0 }}\n\
+         health: {{ address: 127.0.0.1:0 }}\n\
+         access_log: {{ enabled: false }}\n"
+    )
 }

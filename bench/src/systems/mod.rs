@@ -16,6 +16,7 @@ use std::process::{Command, Stdio};
 pub(crate) use search::Search;
 
 use crate::backend::tls::TLS_NAME;
+use crate::ends::Ends;
 use crate::hello::service_name;
 
 /// The same routes for every system.
@@ -74,8 +75,13 @@ pub(crate) trait System: Sync {
     /// The names and contents of the route files, in the order in which they must be replaced.
     fn tables(&self, directory: &Path, routes: Routes) -> Vec<(&'static str, String)>;
 
+    /// The same for a process that begins or ends TLS for one service; or why the system is not compared at that.
+    fn ends(&self, _directory: &Path, _ends: &Ends<'_>) -> Result<Vec<(&'static str, String)>, String> {
+        Err(format!("{} is not compared where TLS begins or ends in the proxy", self.name()))
+    }
+
     /// The command that runs the program in the foreground on the tables in the directory.
-    fn command(&self, program: &Path, directory: &Path, routes: Routes) -> io::Result<Command>;
+    fn command(&self, program: &Path, directory: &Path, listen: SocketAddr) -> io::Result<Command>;
 
     /// The signal that reloads the tables; `None` if the process watches them.
     fn reload_signal(&self) -> Option<rustix::process::Signal> {

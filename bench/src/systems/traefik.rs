@@ -3,6 +3,7 @@
 
 use std::fs;
 use std::io;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -46,11 +47,11 @@ impl System for Traefik {
         vec![("dynamic.yaml", tables.to_string())]
     }
 
-    fn command(&self, program: &Path, directory: &Path, routes: Routes) -> io::Result<Command> {
+    fn command(&self, program: &Path, directory: &Path, listen: SocketAddr) -> io::Result<Command> {
         let main = json!({
             "global": { "checkNewVersion": false, "sendAnonymousUsage": false },
             "log": { "level": "ERROR" },
-            "entryPoints": { "east_west": { "address": routes.listen.to_string() } },
+            "entryPoints": { "east_west": { "address": listen.to_string() } },
             // The default throttles changes to one in 2 s.
             "providers": {
                 "providersThrottleDuration": "0s",

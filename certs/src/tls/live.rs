@@ -8,8 +8,8 @@ use rustls::client::Resumption;
 use rustls::pki_types::{CertificateDer, DnsName};
 use rustls::{ClientConfig, ServerConfig};
 
-use super::gate::{self, Gate};
-use super::sessions::{ClientSessions, Lifetime, ServerSessions};
+use super::gate::Gated;
+use super::sessions::{self, ClientSessions, Lifetime, ServerSessions};
 use super::standing::Standing;
 use super::verifier::PeerJudge;
 use super::{ConfigError, Peer, client_with, server_with};
@@ -30,7 +30,13 @@ pub struct Client(Live<ClientConfig>);
 impl Server {
     /// A server that requires a client certificate of an `allowed` peer, for these protocols (ALPN).
     pub fn new(trust: Trust, allowed: Peer, alpn: &[&[u8]]) -> Result<Self, ConfigError> {
-        Ok(Self(Live::new(trust, allowed, alpn, server)?))
+        Ok(Self(Live::new(trust, allowed, (alpn, sessions::CAPACITY), server)?))
+    }
+
+    /// Likewise; in each handshake a [`Gate`](super::Gate) decides about the client, too. All of its steps must be made
+    /// [`behind`](super::behind) that: otherwise the client is refused.
+    pub fn gated(trust: Trust, allowed: Peer, alpn: &[&[u8]]) -> Result<Self, ConfigError> {
+        Ok(Self(Live::new(trust, allowed, (alpn, sessions::CAPACITY), gated_server)?))
     }
 
     /// Checks, after a handshake, whether the client with this chain is still accepted.
@@ -43,23 +49,26 @@ impl Server {
         self.0.config()
     }
 
-    /// The configuration for the next handshake alone, in which `gate` decides about the client, too.
-    pub fn config_with(&self, gate: Arc<dyn Gate>) -> Result<Arc<ServerConfig>, ConfigError> {
-        let built = self.0.built();
-        let judge = PeerJudge {
-            bundles: Arc::clone(&built.trusted.bundles),
-            peer: self.0.peer.clone(),
-            lifetime: Arc::clone(&built.lifetime),
-        };
-        let made = gate::gated(&built.config, judge, gate);
-        made.map(Arc::new).map_err(|cause| ConfigError::new(built.trusted.identity.id(), cause))
+    /// The DNS names in the certificate that it presents.
+    pub fn dns_names(&self) -> Arc<[String]> {
+        Arc::clone(&self.0.built().dns_names)
     }
 }
 
 impl Client {
     /// A client that accepts only `expected` servers, for these protocols (ALPN).
     pub fn new(trust: Trust, expected: Peer, alpn: &[&[u8]]) -> Result<Self, ConfigError> {
-        Ok(Self(Live::new(trust, expected, alpn, client)?))
+        Self::keeping(trust, expected, alpn, sessions::CAPACITY)
+    }
+
+    /// As [`Client::new`], with at most so many sessions; a client that knows few servers needs few.
+    pub fn keeping(
+        trust: Trust,
+        expected: Peer,
+        alpn: &[&[u8]],
+        sessions: usize,
+    ) -> Result<Self, ConfigError> {
+        Ok(Self(Live::new(trust, expected, (alpn, sessions), client)?))
     }
 
     /// Checks, after a handshake, whether the server with this chain is still accepted.
@@ -81,30 +90,46 @@ impl Client {
     }
 }
 
-fn server(trusted: &Trusted, judge: PeerJudge, alpn: &[Vec<u8>]) -> Result<ServerConfig, ConfigError> {
-    let sessions = ServerSessions::new(Arc::clone(&judge.lifetime));
-    let mut config = server_with(&trusted.identity, judge)?;
-    config.alpn_protocols = alpn.to_vec();
-    config.session_storage = Arc::new(sessions);
-    config.send_tls13_tickets = TICKETS;
-    Ok(config)
+fn server(trusted: &Trusted, judge: PeerJudge, offer: &Offer) -> Result<ServerConfig, ConfigError> {
+    let lifetime = Arc::clone(&judge.lifetime);
+    Ok(resuming(server_with(&trusted.identity, judge)?, lifetime, offer))
 }
 
-fn client(trusted: &Trusted, judge: PeerJudge, alpn: &[Vec<u8>]) -> Result<ClientConfig, ConfigError> {
-    let sessions = ClientSessions::new(Arc::clone(&judge.lifetime));
+fn gated_server(trusted: &Trusted, judge: PeerJudge, offer: &Offer) -> Result<ServerConfig, ConfigError> {
+    let lifetime = Arc::clone(&judge.lifetime);
+    Ok(resuming(server_with(&trusted.identity, Gated(judge))?, lifetime, offer))
+}
+
+fn resuming(mut config: ServerConfig, lifetime: Arc<Lifetime>, offer: &Offer) -> ServerConfig {
+    config.alpn_protocols.clone_from(&offer.alpn);
+    config.session_storage = Arc::new(ServerSessions::new(lifetime, offer.sessions));
+    config.send_tls13_tickets = TICKETS;
+    config
+}
+
+fn client(trusted: &Trusted, judge: PeerJudge, offer: &Offer) -> Result<ClientConfig, ConfigError> {
+    let sessions = ClientSessions::new(Arc::clone(&judge.lifetime), offer.sessions);
     let mut config = client_with(&trusted.identity, judge)?;
-    config.alpn_protocols = alpn.to_vec();
+    config.alpn_protocols.clone_from(&offer.alpn);
     config.resumption = Resumption::store(Arc::new(sessions));
     Ok(config)
 }
 
-type Make<C> = fn(&Trusted, PeerJudge, &[Vec<u8>]) -> Result<C, ConfigError>;
+type Make<C> = fn(&Trusted, PeerJudge, &Offer) -> Result<C, ConfigError>;
+
+/// What each configuration has.
+#[derive(Debug)]
+struct Offer {
+    alpn: Vec<Vec<u8>>,
+    /// Sessions at most.
+    sessions: usize,
+}
 
 #[derive(Debug)]
 struct Live<C> {
     trust: Trust,
     peer: Peer,
-    alpn: Vec<Vec<u8>>,
+    offer: Offer,
     make: Make<C>,
     built: ArcSwap<Built<C>>,
 }
@@ -113,14 +138,20 @@ struct Live<C> {
 struct Built<C> {
     config: Arc<C>,
     trusted: Arc<Trusted>,
+    dns_names: Arc<[String]>,
     lifetime: Arc<Lifetime>,
 }
 
 impl<C> Live<C> {
-    fn new(trust: Trust, peer: Peer, alpn: &[&[u8]], make: Make<C>) -> Result<Self, ConfigError> {
-        let alpn: Vec<_> = alpn.iter().map(|protocol| protocol.to_vec()).collect();
-        let built = build(&trust, &peer, &alpn, make)?;
-        Ok(Self { trust, peer, alpn, make, built: ArcSwap::from_pointee(built) })
+    fn new(
+        trust: Trust,
+        peer: Peer,
+        (alpn, sessions): (&[&[u8]], usize),
+        make: Make<C>,
+    ) -> Result<Self, ConfigError> {
+        let offer = Offer { alpn: alpn.iter().map(|protocol| protocol.to_vec()).collect(), sessions };
+        let built = build(&trust, &peer, &offer, make)?;
+        Ok(Self { trust, peer, offer, make, built: ArcSwap::from_pointee(built) })
     }
 
     fn config(&self) -> Arc<C> {
@@ -132,7 +163,7 @@ impl<C> Live<C> {
         if built.trusted.epoch == self.trust.current().epoch && !built.lifetime.is_over() {
             return built;
         }
-        match build(&self.trust, &self.peer, &self.alpn, self.make) {
+        match build(&self.trust, &self.peer, &self.offer, self.make) {
             Ok(built) => {
                 let built = Arc::new(built);
                 self.built.store(Arc::clone(&built));
@@ -148,11 +179,12 @@ impl<C> Live<C> {
     }
 }
 
-fn build<C>(trust: &Trust, peer: &Peer, alpn: &[Vec<u8>], make: Make<C>) -> Result<Built<C>, ConfigError> {
+fn build<C>(trust: &Trust, peer: &Peer, offer: &Offer, make: Make<C>) -> Result<Built<C>, ConfigError> {
     let trusted = trust.current();
     let lifetime = Arc::new(Lifetime::default());
     let bundles = Arc::clone(&trusted.bundles);
     let judge = PeerJudge { bundles, peer: peer.clone(), lifetime: Arc::clone(&lifetime) };
-    let config = Arc::new(make(&trusted, judge, alpn)?);
-    Ok(Built { config, trusted, lifetime })
+    let config = Arc::new(make(&trusted, judge, offer)?);
+    let dns_names = trusted.identity.dns_names().into();
+    Ok(Built { config, trusted, dns_names, lifetime })
 }

@@ -12,8 +12,8 @@ use rustls::client::{
 use rustls::pki_types::{ServerName, UnixTime};
 use rustls::server::{ServerSessionMemoryCache, StoresServerSessions};
 
-/// Sessions in a store; evicted peers make a full handshake.
-const CAPACITY: usize = 1024;
+/// Sessions in a store by default; evicted peers make a full handshake.
+pub(super) const CAPACITY: usize = 1024;
 
 /// When the sessions of a store expire, in seconds since 1970.
 #[derive(Debug)]
@@ -42,8 +42,8 @@ pub(super) struct ServerSessions {
 }
 
 impl ServerSessions {
-    pub(super) fn new(lifetime: Arc<Lifetime>) -> Self {
-        Self { store: ServerSessionMemoryCache::new(CAPACITY), lifetime }
+    pub(super) fn new(lifetime: Arc<Lifetime>, capacity: usize) -> Self {
+        Self { store: ServerSessionMemoryCache::new(capacity), lifetime }
     }
 }
 
@@ -72,8 +72,8 @@ pub(super) struct ClientSessions {
 }
 
 impl ClientSessions {
-    pub(super) fn new(lifetime: Arc<Lifetime>) -> Self {
-        Self { store: ClientSessionMemoryCache::new(CAPACITY), lifetime }
+    pub(super) fn new(lifetime: Arc<Lifetime>, capacity: usize) -> Self {
+        Self { store: ClientSessionMemoryCache::new(capacity), lifetime }
     }
 }
 

@@ -7,7 +7,7 @@ use rustls::pki_types::{CertificateDer, UnixTime};
 use super::Peer;
 use super::chain::ChainJudge;
 use super::sessions::Lifetime;
-use crate::bundle::{Role, TrustBundles, VerifyError};
+use crate::bundle::{Proven, Role, TrustBundles, VerifyError};
 
 #[derive(Debug)]
 pub(super) struct PeerJudge {
@@ -15,6 +15,20 @@ pub(super) struct PeerJudge {
     pub(super) peer: Peer,
     /// Limits how long sessions verified here can be resumed.
     pub(super) lifetime: Arc<Lifetime>,
+}
+
+impl PeerJudge {
+    /// Verifies a chain that must have a SPIFFE ID, and returns what it proves.
+    pub(super) fn prove(
+        &self,
+        chain: &[CertificateDer<'_>],
+        role: Role,
+        now: UnixTime,
+    ) -> Result<Proven, VerifyError> {
+        let proven = self.peer.prove(&self.bundles, chain, role, now)?;
+        self.lifetime.not_past(proven.until);
+        Ok(proven)
+    }
 }
 
 impl ChainJudge for PeerJudge {
@@ -37,11 +51,19 @@ impl Peer {
             (Self::Name { domain, name }, Role::Server, [leaf, intermediates @ ..]) => {
                 bundles.verify_name(domain, name, leaf, intermediates, now)
             }
-            _ => {
-                let proven = bundles.verify(chain, role, now)?;
-                self.admit(&proven)?;
-                Ok(proven.until)
-            }
+            _ => self.prove(bundles, chain, role, now).map(|proven| proven.until),
         }
+    }
+
+    fn prove(
+        &self,
+        bundles: &TrustBundles,
+        chain: &[CertificateDer<'_>],
+        role: Role,
+        now: UnixTime,
+    ) -> Result<Proven, VerifyError> {
+        let proven = bundles.verify(chain, role, now)?;
+        self.admit(&proven)?;
+        Ok(proven)
     }
 }

@@ -1,6 +1,8 @@
 //! Keeps the record of one connection and writes it exactly once, on drop: a cancelled or panicking task still leaves
 //! its log line, its counters and one reason.
 
+mod audited;
+
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
@@ -12,7 +14,7 @@ use crate::identities::Identities;
 use crate::limits::Permits;
 use crate::live::{Conn, Target};
 use crate::log::{Line, rfc3339};
-use crate::metrics::{ListenerCounters, add};
+use crate::metrics::add;
 use crate::pick::Step;
 use crate::reason::Reason;
 use crate::snapshot::{Endpoint, Service};
@@ -27,7 +29,7 @@ pub struct Account {
     worker: Arc<Worker>,
     key: usize,
     reason: Reason,
-    alpn: Alpn,
+    pub(crate) alpn: Alpn,
     attempts: u32,
     /// The endpoint's rejection was forwarded to the client.
     pub(crate) rejected: bool,
@@ -176,19 +178,16 @@ impl Account {
     /// Records why the connection ended.
     pub(crate) fn close(mut self, reason: Reason) {
         self.reason = reason;
+        self.audit_end();
     }
 
     fn count(&self) {
         let (bytes_in, bytes_out) = (self.conn.bytes_in.load(Relaxed), self.conn.bytes_out.load(Relaxed));
         let counters = &self.worker.counters;
-        if let Some(ListenerCounters { ended, bytes_in: total_in, bytes_out: total_out, .. }) =
-            counters.listeners.get(self.conn.listener)
-        {
-            if let Some(count) = ended.get(self.reason as usize) {
-                add(count, 1);
-            }
-            add(total_in, bytes_in);
-            add(total_out, bytes_out);
+        if let Some(listener) = counters.listeners.get(self.conn.listener) {
+            listener.ended.get(self.reason as usize).into_iter().for_each(|count| add(count, 1));
+            add(&listener.bytes_in, bytes_in);
+            add(&listener.bytes_out, bytes_out);
         }
         if let Some(service) = &self.counters {
             add(&service.bytes_in, bytes_in);
@@ -234,7 +233,7 @@ impl Account {
             reason: self.reason,
             hint: self.reason.hint(),
         };
-        process.log.write(self.worker.index, &line);
+        process.logs.access.write(self.worker.index, &line);
     }
 }
 

@@ -1,5 +1,6 @@
 //! Serves admin, metrics and health over HTTP, each on its own thread. `pages` has the paths; access rules and limits are in `isthmus_http`.
 
+mod decision;
 pub mod effective;
 mod explain;
 pub(crate) mod pages;

@@ -128,6 +128,14 @@ pub(crate) async fn reset_of(client: &TcpStream) {
     }
 }
 
+/// Waits until a client that has not sent a byte closes or resets; forever once it has sent one.
+pub(crate) async fn end_of_silent(client: &TcpStream) {
+    let heard = std::future::poll_fn(|cx| poll_client(client, cx)).await;
+    if matches!(heard, Client::Spoke) {
+        std::future::pending::<()>().await;
+    }
+}
+
 /// Peeks without consuming: the bytes belong to the relay.
 pub(crate) fn poll_client(client: &TcpStream, cx: &mut Context<'_>) -> Poll<Client> {
     let mut byte = [0];

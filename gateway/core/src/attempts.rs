@@ -4,11 +4,11 @@
 use std::borrow::Cow;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use crate::account::Account;
 use crate::answer::{Failure, Said, Server};
-use crate::connect::Attempt;
+use crate::connect::{Attempt, patience};
 use crate::demotion::Demotion;
 use crate::endpoint::EndpointState;
 use crate::hello::Hello;
@@ -17,13 +17,13 @@ use crate::memory::Flight;
 use crate::metrics::add;
 use crate::originate::Upstream;
 use crate::pick::{Choice, Step, pick};
-use crate::proxy;
+use crate::proxy::{self, ClientTls};
 use crate::reason::Reason;
 use crate::route::Route;
-use crate::snapshot::{Endpoint, Service};
+use crate::session::Session;
+use crate::snapshot::Service;
 use crate::socket::{self, Millis};
 use crate::worker::Worker;
-use isthmus_model::services::defaults;
 
 /// The attempts made for one connection.
 #[derive(Debug)]
@@ -76,22 +76,34 @@ impl Attempts {
         self.turn.get_or_insert_with(|| service.state.next_turn());
     }
 
-    pub(crate) fn choice<'a>(&'a self, route: &'a Route, worker: &Worker) -> Choice<'a> {
+    pub(crate) fn choice<'a>(
+        &'a self,
+        route: &'a Route,
+        account: &'a Account,
+        worker: &Worker,
+    ) -> Choice<'a> {
         let now = socket::now();
         Choice {
             instance: route.instance.as_ref(),
             side: route.side,
             tried: &self.tried,
             source: self.source,
+            identity: account.identities.caller(),
             turn: self.turn.unwrap_or_default(),
             off: worker.process.families.off(now),
             now,
         }
     }
 
-    /// Returns why there is no endpoint: the failure of the last one, if any was tried.
-    pub(crate) fn none_left(&self, service: &Service) -> Reason {
-        match self.failed {
+    /// Whether no endpoint has been tried.
+    pub(crate) fn are_none(&self) -> bool {
+        self.tried.is_empty()
+    }
+
+    /// Returns why there is no endpoint: the failure of the last one, if any was tried; otherwise that this caller may
+    /// use none, if so.
+    pub(crate) fn none_left(&self, service: &Service, refusal: Option<Reason>) -> Reason {
+        match self.failed.or(refusal) {
             Some(reason) => reason,
             None if service.endpoints.is_empty() && service.leads_back => Reason::Loop,
             None => Reason::NoEndpoint,
@@ -102,7 +114,7 @@ impl Attempts {
     pub(crate) fn start<'a>(
         &'a self,
         step: Step<'a>,
-        tls: Option<Upstream<'a>>,
+        tls: Option<Upstream>,
         client: &Leg,
         account: &Account,
         worker: &Worker,
@@ -131,7 +143,12 @@ impl Attempts {
         }
         let conn = &account.conn;
         let reached = client.stream.local_addr().map_or(conn.client(), socket::canonical);
-        let mut wire = proxy::write(conn.client(), reached, conn.sni.get(), account.identities.caller());
+        let tls = ClientTls {
+            sni: conn.sni.get(),
+            identity: account.identities.caller(),
+            protocol: client.session().and_then(Session::protocol),
+        };
+        let mut wire = proxy::write(conn.client(), reached, tls);
         wire.extend_from_slice(first);
         Cow::Owned(wire)
     }
@@ -154,7 +171,7 @@ impl Attempts {
                 if !hopeless && reason != Reason::Loop {
                     demote(step, reason, worker, Demotion::unreached);
                 }
-                if hopeless || !self.another_is_left(step, worker) {
+                if hopeless || !self.another_is_left(step, account, worker) {
                     Next::GiveUp(reason)
                 } else {
                     Next::Again
@@ -163,7 +180,7 @@ impl Attempts {
             Failure::Refused(reason) => {
                 self.failed = Some(reason);
                 worker.counters.failed(reason);
-                if self.another_is_left(step, worker) { Next::Again } else { Next::GiveUp(reason) }
+                if self.another_is_left(step, account, worker) { Next::Again } else { Next::GiveUp(reason) }
             }
             Failure::Rejected(server) => {
                 self.failed = Some(Reason::UpstreamRejected);
@@ -172,7 +189,7 @@ impl Attempts {
                 } else {
                     self.doubted.push(Arc::clone(&step.endpoint.state));
                 }
-                if self.another_is_left(step, worker) && account.may_replay(step) {
+                if self.another_is_left(step, account, worker) && account.may_replay(step) {
                     Next::Again
                 } else {
                     account.turned_down(server.said.length());
@@ -201,11 +218,11 @@ impl Attempts {
         });
     }
 
-    fn another_is_left(&self, step: Step<'_>, worker: &Worker) -> bool {
+    fn another_is_left(&self, step: Step<'_>, account: &Account, worker: &Worker) -> bool {
         let service = &step.route.service;
         self.tried.len() < step.tables.live.upstream.attempts as usize
             && self.since.elapsed() < service.rules.timeouts.connect_total
-            && pick(service, &self.choice(step.route, worker), &mut fastrand::Rng::new()).is_some()
+            && pick(service, &self.choice(step.route, account, worker), &mut fastrand::Rng::new()).is_some()
     }
 }
 
@@ -227,12 +244,7 @@ fn demote(
         tracing::warn!(service = %service.name(), endpoint = %endpoint.address, %reason, "endpoint demoted; trying it last for a while");
     }
     // An endpoint without TLS would take a ClientHello for garbage, and may count it as an error.
-    if service.access().is_none() {
+    if !service.ends_tls() {
         worker.process.suspects.check(service, endpoint, now, &worker.process.metrics);
     }
-}
-
-/// Returns the connect timeout; another cluster may be far away.
-pub(crate) fn patience(endpoint: &Endpoint, connect: Duration) -> Duration {
-    if endpoint.cluster().is_some() { connect.max(defaults::CONNECT_ACROSS) } else { connect }
 }

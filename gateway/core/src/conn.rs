@@ -23,7 +23,7 @@ use crate::reason::Reason;
 use crate::relay::{End, Side, relay};
 use crate::route::{Query, route};
 use crate::worker::Worker;
-use crate::{originate, terminate};
+use crate::{access, originate, terminate};
 
 /// Serves one accepted connection until its end.
 pub(crate) async fn serve(client: TcpStream, listener: usize, peer: SocketAddr, worker: Arc<Worker>) {
@@ -35,14 +35,17 @@ pub(crate) async fn serve(client: TcpStream, listener: usize, peer: SocketAddr, 
         let story = pin!(story(&mut client, &mut server, &mut account, &worker));
         conn.until_ended(story).await
     };
+    let is_cut = reason == Reason::Shutdown || conn.is_denied();
     account.close(reason);
+    if is_cut {
+        return close::at_once(client, server);
+    }
     // Boxed like the beginning: a relay that idles for hours should not carry the state of either.
     Box::pin(farewell(client, server, reason, &worker)).await;
 }
 
 async fn farewell(client: Leg, server: Option<Leg>, reason: Reason, worker: &Worker) {
     match (reason, server) {
-        (Reason::Shutdown, server) => close::at_once(client, server),
         (
             Reason::IdleTimeout
             | Reason::HalfCloseTimeout
@@ -96,7 +99,7 @@ async fn begin(client: &mut Leg, account: &mut Account, worker: &Worker) -> Resu
     let query = Query {
         listener: account.conn.listener,
         sni: hello.sni.as_ref(),
-        alpn: &hello.alpn,
+        alpn: matches!(client.speaks, Speaks::Passthrough).then_some(&hello.alpn),
         source: account.conn.client().ip(),
     };
     let mut attempts = Attempts::new(&hello, flight, query.source);
@@ -105,12 +108,22 @@ async fn begin(client: &mut Leg, account: &mut Account, worker: &Worker) -> Resu
         let tables = worker.process.tables.load_full();
         let route = route(&tables, query)?;
         account.admit_service(&route.service)?;
-        let tls = originate::upstream(&tables, client, route.service.ends_tls(), account)?;
-        terminate::pass(client, attempts.flight(), &route, &tables, account).await?;
+        let tls = originate::upstream(&tables, client, &route.service, account)?;
+        let had_tls = client.is_tls();
+        terminate::pass(client, attempts.flight(), &route, &tables, account, worker).await?;
+        if client.is_tls() != had_tls {
+            // The handshake has taken time: its client is judged by the tables of now.
+            continue;
+        }
         attempts.take_turn(&route.service);
-        let choice = attempts.choice(&route, worker);
-        let endpoint = pick(&route.service, &choice, &mut fastrand::Rng::new())
-            .ok_or_else(|| attempts.none_left(&route.service))?;
+        let choice = attempts.choice(&route, account, worker);
+        let Some(endpoint) = pick(&route.service, &choice, &mut fastrand::Rng::new()) else {
+            let refusal = attempts.are_none().then(|| access::refusal_of_all(&route, account));
+            return Err(attempts.none_left(&route.service, refusal.flatten()));
+        };
+        if tls.is_none() {
+            access::passed(endpoint, account);
+        }
         let step = Step { route: &route, endpoint, tables: &tables };
         let attempt = attempts.start(step, tls, client, account, worker);
         match connect(attempt, &client.stream, account, worker).await {
@@ -129,7 +142,8 @@ async fn begin(client: &mut Leg, account: &mut Account, worker: &Worker) -> Resu
 
 /// Finds out what the client asks for: its ClientHello says it, or its listener where applications speak plaintext.
 async fn ask(client: &mut Leg, account: &mut Account, worker: &Worker) -> Result<Peeked, Reason> {
-    let live = Arc::clone(&worker.process.tables.load().live);
+    let tables = worker.process.tables.load_full();
+    let live = &tables.live;
     let listener = live.listeners.get(account.conn.listener);
     let originate = listener.and_then(|listener| listener.originate.as_deref());
     if originate.is_some() {
@@ -146,7 +160,10 @@ async fn ask(client: &mut Leg, account: &mut Account, worker: &Worker) -> Result
     let conn = Arc::clone(&account.conn);
     let admit_source = |source| account.admit_source(source);
     match originate {
-        Some(service) => originate::ask(service, &mut client.stream, flight, rules, admit_source).await,
+        Some(originate) => {
+            let destination = originate::destination(originate, &client.stream, &tables);
+            originate::ask(destination, &mut client.stream, flight, rules, admit_source).await
+        }
         None => {
             let refused_name = |name| conn.set_refused_name(name);
             peek(&mut client.stream, flight, rules, admit_source, refused_name).await

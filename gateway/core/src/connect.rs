@@ -23,8 +23,10 @@ use crate::leg::Leg;
 use crate::originate::{self, Upstream};
 use crate::pick::Step;
 use crate::reason::Reason;
+use crate::snapshot::Endpoint;
 use crate::socket;
 use crate::worker::{Process, Worker};
+use isthmus_model::services::defaults;
 
 /// One attempt.
 #[derive(Debug)]
@@ -36,13 +38,23 @@ pub struct Attempt<'a> {
     /// How many of the client's bytes are among them.
     pub sent: usize,
     /// TLS to begin with the endpoint, and the application's first bytes for it.
-    pub(crate) tls: Option<(Upstream<'a>, &'a [u8])>,
+    pub(crate) tls: Option<(Upstream, &'a [u8])>,
     /// How long connecting may take.
     pub patience: Duration,
     /// The leg that the endpoint is, without TLS of the gateway's own.
     pub(crate) leg: fn(TcpStream) -> Leg,
     /// Whether the connection can still move to another endpoint afterwards.
     pub may_move: bool,
+}
+
+impl Attempt<'_> {
+    /// Waits until the client does not want the endpoint any more.
+    async fn given_up_by(&self, client: &TcpStream) {
+        match self.tls {
+            Some((_, first)) => originate::given_up_by(client, first).await,
+            None => reset_of(client).await,
+        }
+    }
 }
 
 /// Connects and sends the first bytes; then, if the connection can still move, waits for an answer.
@@ -56,13 +68,14 @@ pub async fn connect(
     worker: &Worker,
 ) -> Result<Server, Failure> {
     account.attempt(attempt.step);
-    if worker.process.is_own(attempt.step.endpoint.address) {
+    let target = attempt.step.endpoint.address;
+    if worker.process.is_own(target) || attempt.step.tables.bindings.have(target.ip()) {
         return Err(Failure::Unreached(Reason::Loop));
     }
     let dialled = tokio::select! {
         biased;
         dialled = timeout(attempt.patience, dial(&attempt, worker)) => dialled,
-        () = reset_of(client) => return Err(Failure::ClientGone),
+        () = attempt.given_up_by(client) => return Err(Failure::ClientGone),
     };
     let (to, families) = (attempt.step.endpoint.address, &worker.process.families);
     let (stream, sent) = match dialled {
@@ -75,14 +88,14 @@ pub async fn connect(
     let sent = tokio::select! {
         biased;
         sent = send_rest(&stream, attempt.wire.get(sent..).unwrap_or_default()) => sent,
-        () = reset_of(client) => return Err(Failure::ClientGone),
+        () = attempt.given_up_by(client) => return Err(Failure::ClientGone),
     };
+    if let Some((tls, first)) = attempt.tls {
+        sent.map_err(|_| Failure::Refused(Reason::UpstreamRejected))?;
+        let tls = (tls, attempt.step.endpoint);
+        return originate::open(stream, tls, (client, first), attempt.patience, account, worker).await;
+    }
     match (sent, attempt.may_move) {
-        (Ok(()), _) if let Some((tls, first)) = attempt.tls => {
-            let tls = (tls, attempt.step.endpoint);
-            originate::open(stream, tls, (client, first), attempt.patience, account, worker).await
-        }
-        (Err(_), _) if attempt.tls.is_some() => Err(Failure::Refused(Reason::UpstreamRejected)),
         (Ok(()), true) => {
             let half_closed = || account.conn.set_half_closed(worker.live.coarse_now());
             let is_over = || account.conn.is_hello_revoked();
@@ -95,6 +108,11 @@ pub async fn connect(
         (Err(_), true) => Err(Failure::Rejected(Server { leg: (attempt.leg)(stream), said: Said::Reset })),
         (Err(_), false) => Ok(Server { leg: (attempt.leg)(stream), said: Said::Reset }),
     }
+}
+
+/// Returns the connect timeout; another cluster may be far away.
+pub(crate) fn patience(endpoint: &Endpoint, connect: Duration) -> Duration {
+    if endpoint.cluster().is_some() { connect.max(defaults::CONNECT_ACROSS) } else { connect }
 }
 
 /// Connects and sends as much as the socket accepts at once; accepted bytes show that it is connected.

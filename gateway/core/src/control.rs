@@ -21,7 +21,8 @@ pub use self::following::{Following, Probed, Unreached};
 use self::retired::Retired;
 use crate::config::settings::{Fixed, Live, Service, Settings};
 use crate::drain::Phase;
-use crate::snapshot::{CompilerState, Resolved, SnapshotBuilder};
+use crate::issued::Wanted;
+use crate::snapshot::{CompilerState, LearnedBindings, Resolved, SnapshotBuilder};
 use crate::socket;
 use crate::worker::{Process, Worker};
 
@@ -42,6 +43,8 @@ pub struct Control {
     pub names: watch::Sender<Vec<HostName>>,
     /// The addresses these names resolved to.
     pub answers: Answers,
+    /// The identities that need a certificate of the agent.
+    pub wanted: watch::Sender<Wanted>,
     /// Connection state of the agent, if one is configured.
     pub following: watch::Sender<Following>,
     /// Health of the slice store, if one is configured.
@@ -95,6 +98,7 @@ impl Control {
         answers.keep_only(&names);
         Control {
             names: watch::Sender::new(names),
+            wanted: watch::Sender::new(certificates::wanted(&tables, &state)),
             answers,
             process,
             workers,
@@ -176,6 +180,11 @@ impl Control {
         self.has_tables.store(true, Relaxed);
     }
 
+    /// Changes what the agent has told of bindings and callers.
+    pub(crate) fn bind(&self, change: impl FnOnce(&mut LearnedBindings)) {
+        self.change(&mut self.compiler(), |next| next.bind(change));
+    }
+
     /// Returns the settings of the file, without learned services.
     pub fn configured(&self) -> Arc<Live> {
         Arc::clone(&self.process.tables.load().live)
@@ -184,6 +193,9 @@ impl Control {
     fn change(&self, compiler: &mut Compiler, change: impl FnOnce(&mut SnapshotBuilder<'_>)) {
         if !self.swap(compiler, change) {
             return;
+        }
+        if compiler.state.take_new_doors() {
+            self.set_wanted(certificates::wanted(&self.process.tables.load(), &compiler.state));
         }
         let Some(names) = compiler.state.take_new_targets() else { return };
         // A name that comes back later is resolved again instead of using its old addresses.
@@ -239,7 +251,11 @@ impl Control {
         let after = next.done();
         tracing::info!(epoch = after.epoch, services = after.len(), rebuilt, took = ?started.elapsed(), "tables swapped");
         self.status().changed = SystemTime::now();
-        let retired = self.process.tables.swap(Arc::new(after));
+        let after = Arc::new(after);
+        let retired = self.process.tables.swap(Arc::clone(&after));
+        if !Arc::ptr_eq(&retired.bindings, &after.bindings) {
+            self.process.binding_sockets.want(&self.process.fixed.binds, &after.bindings);
+        }
         self.retired.push(retired, rebuilt);
         true
     }
@@ -357,7 +373,14 @@ fn needs_restart(running: &Fixed, edit: &Fixed) -> Option<String> {
     let differs = [
         ("node", running.node != edit.node),
         ("workers", running.workers != edit.workers),
-        ("listeners[].name, address, ipv6_only or backlog", running.binds != edit.binds),
+        (
+            "listeners[].name, address, ports, virtual_addresses, ipv6_only or backlog, or original_destination: tproxy",
+            running.binds != edit.binds,
+        ),
+        (
+            "listeners[]: the first that needs bindings or callers of the agent",
+            edit.follows_bindings && !running.follows_bindings,
+        ),
         ("admin.address", running.admin != edit.admin),
         ("metrics.address", running.metrics != edit.metrics),
         ("metrics.services", running.service_metrics != edit.service_metrics),
@@ -365,6 +388,7 @@ fn needs_restart(running: &Fixed, edit: &Fixed) -> Option<String> {
         ("relay", running.relay != edit.relay),
         ("tcp", running.tcp != edit.tcp),
         ("access_log", running.access_log != edit.access_log),
+        ("audit_log", running.audit_log != edit.audit_log),
         ("trust", running.trust != edit.trust),
         ("xds", running.xds != edit.xds),
         ("dns", running.dns != edit.dns),
@@ -381,19 +405,23 @@ mod tests {
 
     use super::*;
     use crate::admin::pages;
+    use crate::binding_sockets::BindingSockets;
     use crate::config;
     use crate::limits::Limits;
-    use crate::log::AccessLog;
+    use crate::log::LineLog;
     use crate::metrics::{Metrics, collect};
     use crate::snapshot::Snapshot;
+    use crate::worker::Logs;
 
     fn control(text: &str) -> Control {
         let settings = config::parse(text, Path::new("gateway.yaml")).unwrap();
         let tables = Snapshot::compile(settings.live.clone(), &Resolved::new(), None, &|_| false);
         let metrics = Arc::new(Metrics::new(1, 1, 0));
-        let log = Arc::new(AccessLog::new(1, 1, Arc::clone(&metrics)));
+        let access = Arc::new(LineLog::new("access-log", 1, 1, Arc::clone(&metrics.log_dropped)));
         let limits = Limits::new(1_024, 0, 0, 1);
-        let process = Process::new(settings.fixed.clone(), tables, limits, metrics, log);
+        let binding_sockets = BindingSockets::new(&settings.fixed.binds, 0);
+        let logs = Logs { access, audit: None };
+        let process = Process::new(settings.fixed.clone(), tables, (limits, binding_sockets), metrics, logs);
         Control::new(settings, Arc::new(process), Vec::new())
     }
 

@@ -1,5 +1,6 @@
-//! Loads the certificates of callers and of services whose TLS ends at this gateway, and follows their files. `originate`
-//! and `terminate` use them; a set of them belongs to one edit of the configuration.
+//! The TLS of the gateway's own, of callers and of services whose TLS ends here: certificates in files, which are loaded and
+//! followed here, and those of the agent (`issued`). `originate` and `terminate` use it; a set of it belongs to one edit of
+//! the configuration.
 
 use std::collections::{BTreeMap, HashMap};
 use std::io;
@@ -10,25 +11,22 @@ use isthmus_certs::trust::{Expiry, Kind, LoadError, Watch};
 use isthmus_certs::{Client, ConfigError, Peer, Server, SpiffeId, Trust, TrustFiles};
 use isthmus_model::HostPattern;
 
-use crate::config::settings::{Caller, CertificateFiles, Live, Originate, Service, Trusts};
+use crate::clients::{Clients, NoCertificate};
+use crate::config::settings::{Caller, CertificateFiles, Live, Service, Trusts};
+use crate::issued::Issued;
 
-/// The certificate and key files of one identity.
-type Files = (PathBuf, PathBuf);
 /// The service and everything that its configuration depends on.
-type Door = (HostPattern, u16, Files, Vec<String>);
-/// A caller's certificate, the servers that it expects, and the protocols that it offers. Sessions are kept apart by
-/// these.
-type Way = (Files, Vec<SpiffeId>, Vec<String>);
+type Door = (HostPattern, u16, CertificateFiles, Vec<String>);
 
 /// The TLS clients and servers of one edit of the configuration.
 #[derive(Debug, Default)]
 pub struct Ends {
     servers: HashMap<(HostPattern, u16), (Door, Arc<Server>)>,
-    clients: HashMap<Way, Arc<Client>>,
-    /// By listener, then by caller.
-    ways: Vec<Vec<Arc<Client>>>,
-    trusts: BTreeMap<Files, Trust>,
+    callers: HashMap<CertificateFiles, Arc<Clients>>,
+    trusts: BTreeMap<CertificateFiles, Trust>,
     watch: Option<Arc<Watch>>,
+    /// Outlives edits.
+    pub(crate) issued: Arc<Issued>,
 }
 
 /// Why certificates cannot be used.
@@ -73,47 +71,75 @@ impl Ends {
     /// # Errors
     /// The first file that cannot be used.
     pub(crate) fn load(live: &Live, trust: Option<&Trusts>, before: &Ends) -> Result<Ends, Error> {
-        let mut load =
-            Loading { base: trust.map(Trusts::files).unwrap_or_default(), before, made: Ends::default() };
+        let made = Ends { issued: Arc::clone(&before.issued), ..Ends::default() };
+        let mut load = Loading { base: trust.map(Trusts::files).unwrap_or_default(), before, made };
         for (index, service) in live.services.iter().enumerate() {
             if let Some(files) = service.tls.as_ref().and_then(|tls| tls.files.as_ref()) {
                 load.server(&format!("services[{index}]"), service, files)?;
             }
         }
         for (index, listener) in live.listeners.iter().enumerate() {
-            let mut ways = Vec::new();
-            for (caller, settings) in originating(listener.originate.as_deref()) {
-                let place = format!("listeners[{index}], caller {}", settings.identity);
-                ways.push(load.client(&place, caller, settings)?);
+            for caller in listener.originate.iter().flat_map(|originate| originate.callers.of_file()) {
+                if let Some(files) = &caller.files {
+                    load.caller(&format!("listeners[{index}], caller {}", caller.identity), caller, files)?;
+                }
             }
-            load.made.ways.push(ways);
         }
         load.done()
     }
 
-    /// Returns the TLS server of a service.
-    pub(crate) fn server(&self, host: &HostPattern, port: u16) -> Option<&Arc<Server>> {
-        self.servers.get(&(host.clone(), port)).map(|(_, server)| server)
+    /// Returns the TLS server of a service; with `issued` the agent issues the certificate of that identity.
+    ///
+    /// # Errors
+    /// There is no usable certificate.
+    pub(crate) fn server(
+        &self,
+        (host, port): (&HostPattern, u16),
+        issued: Option<&SpiffeId>,
+        alpn: &[String],
+    ) -> Result<Arc<Server>, NoCertificate> {
+        match issued {
+            Some(identity) => self.issued.server((host, port), identity, alpn),
+            None => {
+                let known = self.servers.get(&(host.clone(), port));
+                known.map(|(_, server)| Arc::clone(server)).ok_or(NoCertificate::Absent)
+            }
+        }
     }
 
-    /// Returns the TLS client of a caller, by the positions of listener and caller.
-    pub(crate) fn client(&self, listener: usize, caller: usize) -> Option<&Arc<Client>> {
-        self.ways.get(listener)?.get(caller)
+    /// Returns the TLS client of a caller, with the certificate in its files or the agent's, for servers with one of these
+    /// identities and these protocols.
+    ///
+    /// # Errors
+    /// The caller has no usable certificate here, or the service no identities.
+    pub(crate) fn client(
+        &self,
+        (identity, files): (&SpiffeId, Option<&CertificateFiles>),
+        servers: &[SpiffeId],
+        alpn: &[String],
+    ) -> Result<Arc<Client>, NoCertificate> {
+        let clients = match files {
+            Some(files) => self.callers.get(files).map(Arc::clone).ok_or(NoCertificate::Absent)?,
+            None => self.issued.clients(identity)?,
+        };
+        clients.get(servers, alpn)
     }
 
     /// Returns the expiry of each certificate in use, without the roots, which are the gateway's own.
     pub(crate) fn expiries(&self) -> impl Iterator<Item = Expiry> {
-        self.trusts.values().flat_map(Trust::expiries).filter(|expiry| expiry.kind != Kind::Root)
+        let all = self.trusts.values().flat_map(Trust::expiries).chain(self.issued.expiries());
+        all.filter(|expiry| expiry.kind != Kind::Root)
+    }
+
+    /// Grows with each change of trust by which handshakes are judged.
+    pub(crate) fn trust_changes(&self) -> u64 {
+        self.trusts.values().map(|trust| trust.current().epoch).sum::<u64>() + self.issued.trust_changes()
     }
 
     /// Returns the files refused at the last reload, each with its reason and remedy.
     pub(crate) fn refused(&self) -> impl Iterator<Item = String> {
         self.trusts.values().flat_map(Trust::refused)
     }
-}
-
-fn originating(originate: Option<&Originate>) -> impl Iterator<Item = (&Originate, &Caller)> {
-    originate.into_iter().flat_map(|all| all.callers.iter().map(move |caller| (all, caller)))
 }
 
 struct Loading<'a> {
@@ -125,15 +151,14 @@ struct Loading<'a> {
 
 impl Loading<'_> {
     fn server(&mut self, place: &str, service: &Service, files: &CertificateFiles) -> Result<(), Error> {
-        let files = (files.certificate.clone(), files.key.clone());
-        let trust = self.trust(place, &files, service.identities())?;
+        let trust = self.trust(place, files, service.identities())?;
         let name = (service.host.clone(), service.port);
-        let key: Door = (name.0.clone(), name.1, files, service.alpn.clone());
+        let key: Door = (name.0.clone(), name.1, files.clone(), service.alpn.clone());
         let known = self.before.servers.get(&name).filter(|(known, _)| *known == key);
         let server = match known {
             Some((_, server)) => Arc::clone(server),
             None => Arc::new(
-                Server::new(trust, Peer::Trusted, &bytes(&service.alpn))
+                Server::gated(trust, Peer::Trusted, &bytes(&service.alpn))
                     .map_err(|cause| failed(place, cause))?,
             ),
         };
@@ -141,25 +166,16 @@ impl Loading<'_> {
         Ok(())
     }
 
-    fn client(&mut self, place: &str, originate: &Originate, caller: &Caller) -> Result<Arc<Client>, Error> {
-        let files = (caller.certificate.clone(), caller.key.clone());
-        let trust = self.trust(place, &files, std::slice::from_ref(&caller.identity))?;
-        let key: Way = (files, originate.identities.clone(), originate.alpn.clone());
-        let known = self.made.clients.get(&key).or_else(|| self.before.clients.get(&key));
-        let client = match known {
-            Some(client) => Arc::clone(client),
-            None => {
-                let expected = Peer::Ids(originate.identities.clone());
-                let made = Client::new(trust, expected, &bytes(&originate.alpn));
-                Arc::new(made.map_err(|cause| failed(place, cause))?)
-            }
-        };
-        self.made.clients.insert(key, Arc::clone(&client));
-        Ok(client)
+    fn caller(&mut self, place: &str, caller: &Caller, files: &CertificateFiles) -> Result<(), Error> {
+        let trust = self.trust(place, files, std::slice::from_ref(&caller.identity))?;
+        let known = self.made.callers.get(files).or_else(|| self.before.callers.get(files));
+        let clients = known.map_or_else(|| Arc::new(Clients::new(trust)), Arc::clone);
+        self.made.callers.insert(files.clone(), clients);
+        Ok(())
     }
 
     /// Loads an identity, which must be one of `wanted` unless that is empty.
-    fn trust(&mut self, place: &str, files: &Files, wanted: &[SpiffeId]) -> Result<Trust, Error> {
+    fn trust(&mut self, place: &str, files: &CertificateFiles, wanted: &[SpiffeId]) -> Result<Trust, Error> {
         let known = self.made.trusts.get(files).or_else(|| self.before.trusts.get(files));
         let trust = match known {
             Some(trust) => trust.clone(),
@@ -170,15 +186,15 @@ impl Loading<'_> {
         if let Some(first) = wanted.first()
             && !wanted.contains(&found)
         {
-            let (place, file) = (place.to_owned(), files.0.clone());
+            let (place, file) = (place.to_owned(), files.certificate.clone());
             return Err(Error::Other { place, file, identities: Box::new((found, first.clone())) });
         }
         self.made.trusts.insert(files.clone(), trust.clone());
         Ok(trust)
     }
 
-    fn files(&self, (certificate, key): &Files) -> TrustFiles {
-        TrustFiles { certificate: certificate.clone(), key: key.clone(), ..self.base.clone() }
+    fn files(&self, files: &CertificateFiles) -> TrustFiles {
+        TrustFiles { certificate: files.certificate.clone(), key: files.key.clone(), ..self.base.clone() }
     }
 
     fn done(mut self) -> Result<Ends, Error> {

@@ -1,10 +1,13 @@
 //! Obtains the gateway's certificate: loads it at start, or enrols with a token, and renews it through the agent or
 //! control plane. The requests are in `isthmus_trust::enrolment`.
 
+pub(crate) mod workloads;
+
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use isthmus_certs::files::make_folder;
 use isthmus_certs::trust::{LoadError, Watch};
 use isthmus_certs::{SpiffeId, Trust, TrustFiles};
 use isthmus_trust::enrolment::{ControlPlane, EnrolError, Keeper, Known, Standing, first, first_of, token};
@@ -117,6 +120,7 @@ impl Startup {
 
 fn stored_or_enrolling(kept: &ManagedTrust, files: &TrustFiles) -> Result<Startup, Error> {
     let directory = || kept.directory.clone();
+    make_lists(kept);
     let why = match kept.folder().standing(files) {
         Standing::Good(trust) => {
             let found = trust.current().identity.id().clone();
@@ -146,6 +150,13 @@ fn stored_or_enrolling(kept: &ManagedTrust, files: &TrustFiles) -> Result<Startu
     }
 }
 
+/// Makes the directory for the agents' deny-lists. Where that fails, loading the trust names the directory.
+fn make_lists(kept: &ManagedTrust) {
+    if let Some(lists) = kept.agents_lists().filter(|_| kept.directory.exists()) {
+        let _reported_by_load = make_folder(&lists);
+    }
+}
+
 /// Waits for the first certificate and puts it in use.
 ///
 /// # Errors
@@ -162,6 +173,7 @@ pub(crate) async fn awaited(by: &First, control: &Control) -> Result<Option<Watc
         (First::ControlPlane, Some(plane)) => first_of(&plane, &kept.folder(), failed).await,
         (First::ControlPlane, None) => return Ok(None),
     }
+    make_lists(kept);
     let files = trusts.files();
     let trust = Trust::load(&files)?;
     tracing::info!(identity = %trust.current().identity.id(), "first certificate received");

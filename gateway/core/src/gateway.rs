@@ -9,9 +9,12 @@ use std::time::Duration;
 
 use isthmus_certs::trust;
 use isthmus_grpc::budget::raise_descriptor_limit;
+use rustix::io::Errno;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
+use crate::audit::AuditFile;
+use crate::binding_sockets::BindingSockets;
 use crate::config::settings::Settings;
 use crate::control::Control;
 use crate::drain::{self, Phase};
@@ -20,14 +23,14 @@ use crate::enrol::{self, Startup};
 use crate::limits::Limits;
 use crate::listen::{self, Accepted, Lane};
 use crate::live::Live;
-use crate::log::AccessLog;
+use crate::log::LineLog;
 use crate::metrics::Metrics;
 use crate::service_source::ServiceSource;
 use crate::snapshot::{Resolved, Snapshot};
 use crate::socket;
 use crate::threads::{Ended, Threads, spawn_apart};
-use crate::worker::{Bound, Process, Worker};
-use crate::{admin, hello_check, resolve, watch as file};
+use crate::worker::{Bound, Logs, Process, Worker};
+use crate::{admin, hello_check, recheck, resolve, watch as file};
 
 /// A running gateway.
 #[derive(Debug)]
@@ -43,7 +46,7 @@ pub struct Gateway {
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// An address could not be bound.
-    #[error("cannot listen on {address} ({what}): {source}; is another process there? check with `ss -ltnp`")]
+    #[error("cannot listen on {address} ({what}): {source}; {}", remedy_of(source))]
     Bind {
         /// `listener NAME`, `admin`, `metrics` or `health`.
         what: String,
@@ -58,6 +61,14 @@ pub enum Error {
     /// The certificate of a caller or of a service cannot be used.
     #[error(transparent)]
     Ends(#[from] ends::Error),
+    /// The audit log cannot be written.
+    #[error("audit_log: cannot append to {}: {source}; name a regular file that this user may write", file.display())]
+    Audit {
+        /// The file.
+        file: PathBuf,
+        /// The kernel's error.
+        source: io::Error,
+    },
     /// Something the gateway needs was refused while it ran.
     #[error("{0}")]
     GivenUp(String),
@@ -70,6 +81,15 @@ pub enum Error {
     /// A core thread ended, so the process must end.
     #[error("a core thread ended unexpectedly; this is a bug, please report it with the log above")]
     CoreEnded,
+}
+
+fn remedy_of(error: &io::Error) -> &'static str {
+    match error.raw_os_error().map(Errno::from_raw_os_error) {
+        Some(Errno::PERM) => {
+            "TPROXY needs CAP_NET_RAW: add it (AmbientCapabilities), or use `original_destination: redirect`"
+        }
+        _ => "is another process there? check with `ss -ltnp`",
+    }
 }
 
 /// Descriptors for everything but connections, pipes and lingering refusals: runtimes, admin connections, logs, the
@@ -100,7 +120,8 @@ impl Gateway {
             .map(|(index, counters)| Arc::new(Worker::new(index, &process, counters)))
             .collect();
         process.limits.hellos.watch(workers.iter().map(|worker| Arc::clone(&worker.live)).collect());
-        let log = fixed.access_log.enabled.then(|| process.log.start(io::stdout())).transpose()?;
+        let log = fixed.access_log.enabled.then(|| process.logs.access.start(io::stdout())).transpose()?;
+        start_audit(&process)?;
         let trust = process.trust.get().zip(fixed.trust.as_ref());
         let trust = trust.map(|(trust, trusts)| trust.watch(trusts.files())).transpose()?;
         let control = Arc::new(Control::new(settings, Arc::clone(&process), workers.clone()));
@@ -167,8 +188,12 @@ impl Gateway {
         if ended == Ended::NotYet {
             tracing::error!("a thread did not stop in time; exiting without it");
         }
-        if self.writes_log && !self.control.process.log.close(LOG_TIME) {
+        let logs = &self.control.process.logs;
+        if self.writes_log && !logs.access.close(LOG_TIME) {
             tracing::warn!("standard output is not read; the last access log lines are lost");
+        }
+        if logs.audit.as_ref().is_some_and(|audit| !audit.close(LOG_TIME)) {
+            tracing::warn!("the disk of the audit log hangs; its last lines are lost");
         }
         match self.control.why_given_up() {
             Some(why) => Err(Error::GivenUp(why.to_owned())),
@@ -178,10 +203,20 @@ impl Gateway {
     }
 }
 
+/// Opens the audit log and starts its thread, if there is one.
+fn start_audit(process: &Process) -> Result<(), Error> {
+    let Some((log, path)) = process.logs.audit.as_ref().zip(process.fixed.audit_log.clone()) else {
+        return Ok(());
+    };
+    let file = AuditFile::append_to(path.clone()).map_err(|source| Error::Audit { file: path, source })?;
+    log.start(file)?;
+    Ok(())
+}
+
 /// The sockets bound at start.
 struct BoundSockets {
-    /// One socket per worker and listener.
-    listeners: Vec<Vec<TcpListener>>,
+    /// One socket for each worker and each listener that has an address of its own, with the listener's index.
+    listeners: Vec<Vec<(usize, TcpListener)>>,
     /// Admin, metrics, health.
     plain: [TcpListener; 3],
     bound: Vec<Bound>,
@@ -191,16 +226,17 @@ impl BoundSockets {
     fn open(settings: &Settings) -> Result<BoundSockets, Error> {
         let fixed = &settings.fixed;
         let mut bound = Vec::new();
-        let mut listeners: Vec<Vec<TcpListener>> = (0..fixed.workers).map(|_| Vec::new()).collect();
-        for bind in &fixed.binds {
+        let mut listeners: Vec<Vec<_>> = (0..fixed.workers).map(|_| Vec::new()).collect();
+        for (index, bind) in fixed.binds.iter().enumerate() {
+            let Some(written) = bind.sockets.address() else { continue };
             let what = format!("listener {}", bind.name);
-            let failed = |source| Error::Bind { what: what.clone(), address: bind.address, source };
-            socket::check_free(bind, bind.address).map_err(failed)?;
-            let mut address = bind.address;
+            let failed = |source| Error::Bind { what: what.clone(), address: written, source };
+            socket::check_free(bind, written).map_err(failed)?;
+            let mut address = written;
             for worker in &mut listeners {
                 let listener = socket::listen(bind, address, &fixed.tcp).map_err(failed)?;
                 address = listener.local_addr().map_err(failed)?;
-                worker.push(listener);
+                worker.push((index, listener));
             }
             bound.push(Bound { what, address, ipv6_only: bind.ipv6_only });
         }
@@ -226,6 +262,8 @@ fn process(settings: &Settings, startup: &Startup, ends: Ends) -> Process {
     // With few descriptors, connections take precedence over pipes.
     fixed.relay.pipes =
         fixed.relay.pipes.min(usize::try_from(descriptors / PIPE_SHARE).unwrap_or(usize::MAX));
+    let binding_sockets = BindingSockets::new(&fixed.binds, descriptors);
+    let reserve = reserve + binding_sockets.most() as u64;
     let limits = Limits::new(descriptors, fixed.relay.pipes, reserve, fixed.binds.len());
     if limits.descriptors() < settings.live.limits.connections {
         tracing::warn!(
@@ -235,10 +273,20 @@ fn process(settings: &Settings, startup: &Startup, ends: Ends) -> Process {
         );
     }
     let metrics = Arc::new(Metrics::new(fixed.workers, fixed.binds.len(), fixed.service_metrics));
-    let log = Arc::new(AccessLog::new(fixed.workers, fixed.access_log.buffer, Arc::clone(&metrics)));
+    let buffer =
+        |name, lanes, dropped| LineLog::new(name, lanes, fixed.access_log.buffer, Arc::clone(dropped));
+    let logs = Logs {
+        access: Arc::new(buffer("access-log", fixed.workers, &metrics.log_dropped)),
+        // One more lane for rechecks of live connections.
+        audit: fixed
+            .audit_log
+            .is_some()
+            .then(|| Arc::new(buffer("audit-log", fixed.workers + 1, &metrics.audit_dropped))),
+    };
     let mut tables = Snapshot::compile(settings.live.clone(), &Resolved::new(), None, &|_| false);
     tables.ends = Arc::new(ends);
-    let process = Process::new(fixed, tables, limits, metrics, log);
+    binding_sockets.want(&fixed.binds, &tables.bindings);
+    let process = Process::new(fixed, tables, (limits, binding_sockets), metrics, logs);
     if let Startup::Ready(trust) = startup {
         let _once = process.trust.set(trust.clone());
     }
@@ -247,7 +295,7 @@ fn process(settings: &Settings, startup: &Startup, ends: Ends) -> Process {
 
 /// The work of one worker thread.
 struct Work {
-    listeners: Vec<TcpListener>,
+    listeners: Vec<(usize, TcpListener)>,
     lanes: Arc<[Lane]>,
     taker: mpsc::UnboundedReceiver<Accepted>,
     worker: Arc<Worker>,
@@ -261,9 +309,11 @@ impl Work {
         let _guard = PanicGuard(Arc::clone(&control));
         let phase = || control.phase.subscribe();
         let mut core: JoinSet<io::Result<()>> = JoinSet::new();
-        for (index, listener) in (0..).zip(listeners) {
-            core.spawn(listen::accept(listener, index, Arc::clone(&lanes), Arc::clone(&worker), phase()));
+        for (index, listener) in listeners {
+            let end = listen::until_leaving(phase());
+            core.spawn(listen::accept(listener, index, Arc::clone(&lanes), Arc::clone(&worker), end));
         }
+        core.spawn(listen::follow_binding_sockets(lanes, Arc::clone(&worker), phase()));
         core.spawn(listen::take_over(taker, Arc::clone(&worker)));
         core.spawn(Live::sweep(Arc::clone(&worker.live)));
         let closing = drain::close(Arc::clone(&worker.live), phase());
@@ -321,6 +371,7 @@ async fn supervise(control: Arc<Control>, file: Option<PathBuf>, services: Servi
     core.spawn(Control::free_retired(Arc::clone(&control)));
     core.spawn(resolve::follow(Arc::clone(&control)));
     core.spawn(hello_check::follow(Arc::clone(&control)));
+    core.spawn(recheck::follow(Arc::clone(&control)));
     spawn_apart(&mut core, services.follow_until_over(Arc::clone(&control)));
     if let Some(file) = file {
         core.spawn(file::follow(file, Arc::clone(&control)));

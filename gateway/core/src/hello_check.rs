@@ -17,8 +17,8 @@ use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
-use crate::attempts::patience;
 use crate::connect;
+use crate::connect::patience;
 use crate::control::Control;
 use crate::demotion::Outcome;
 use crate::metrics::add;

@@ -4,7 +4,7 @@
 use std::fmt::Display;
 
 use isthmus_certs::SpiffeId;
-use isthmus_model::access::Decision;
+use isthmus_model::access::{Decision, Verdict};
 use serde::Serialize;
 
 /// Maximum characters of a TLS error in the log; a peer may have chosen some of them.
@@ -30,6 +30,9 @@ struct Known {
     access: Option<String>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     access_dry_run: Vec<String>,
+    /// What the audit log was told last.
+    #[serde(skip)]
+    audited: Option<Verdict>,
 }
 
 impl Identities {
@@ -47,6 +50,16 @@ impl Identities {
         self.0.as_ref().and_then(|known| known.caller.as_ref())
     }
 
+    /// Returns the identity that the server has proven.
+    pub(crate) fn server(&self) -> Option<&SpiffeId> {
+        self.0.as_ref().and_then(|known| known.server_identity.as_ref())
+    }
+
+    /// Returns why TLS failed.
+    pub(crate) fn error(&self) -> Option<&str> {
+        self.0.as_ref().and_then(|known| known.tls_error.as_deref())
+    }
+
     /// Records the identity that the server has proven; earlier attempts no longer matter.
     pub(crate) fn answers_as(&mut self, server: Option<SpiffeId>) {
         let known = self.known();
@@ -58,6 +71,11 @@ impl Identities {
         let known = self.known();
         known.access = Some(decision.to_string());
         known.access_dry_run = decision.dry_run.iter().take(MAX_DRY_RUN).map(ToString::to_string).collect();
+    }
+
+    /// Records what the audit log is told; false if it was told that before.
+    pub(crate) fn audit(&mut self, verdict: Verdict) -> bool {
+        self.known().audited.replace(verdict) != Some(verdict)
     }
 
     /// Records why TLS failed.

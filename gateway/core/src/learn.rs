@@ -1,6 +1,9 @@
 //! Follows an agent: accepts its slices and puts the resulting services into the tables beside the file's. All of it
 //! blocks: it decodes and compiles on the thread of `service_source`. The protocol is in `isthmus_ads`.
 
+mod access;
+mod bindings;
+mod bundles;
 mod persisted;
 mod probing;
 mod services;
@@ -20,12 +23,14 @@ use isthmus_model::HostPattern;
 use isthmus_model::SliceStore;
 use isthmus_model::slice::{Key, Slice};
 use isthmus_proto::envoy::config::core::v3::{Locality, Node};
-use isthmus_proto::type_url::SLICE;
+use isthmus_proto::type_url::{LOCAL_BINDING, SLICE, TRUST_BUNDLE};
 use isthmus_store::Persistence;
 
 use crate::config::settings::Target;
 use crate::control::Control;
 
+use bindings::Bindings;
+use bundles::Bundles;
 use persisted::Persisted;
 use probing::{Asking, Names};
 use services::Here;
@@ -36,8 +41,11 @@ const PACE: Duration = Duration::from_secs(1);
 /// The subscription to the agents.
 pub(crate) struct Follow {
     subscription: Subscription,
-    client: Client,
     persisted: Arc<Persisted>,
+    /// None: no listener needs them.
+    bindings: Option<Arc<Bindings>>,
+    /// None: bundles are files.
+    bundles: Option<Bundles>,
 }
 
 impl Follow {
@@ -52,15 +60,20 @@ impl Follow {
         control: Arc<Control>,
     ) -> io::Result<Follow> {
         let here = here(&trust, &control);
+        let bundles = Bundles::begin(&trust, &control);
         let subscription = subscription(servers, trust, &control)?;
-        let client = Client::of_tables(SLICE);
+        let follows_bindings = control.process.fixed.follows_bindings;
+        let bindings = follows_bindings.then(|| Bindings::begin(Arc::clone(&control), state));
         let persisted = Persisted::begin(Slices::new(control, here), state);
-        Ok(Follow { subscription, client, persisted })
+        Ok(Follow { subscription, persisted, bindings, bundles })
     }
 
     /// Follows until dropped.
     pub(crate) async fn run(self) -> io::Result<()> {
-        let Follow { subscription, client, persisted } = self;
+        let Follow { subscription, persisted, bindings, bundles } = self;
+        let mut clients: Vec<_> = bundles.iter().map(Bundles::client).collect();
+        clients.push(Client::of_tables(SLICE));
+        clients.extend(bindings.iter().map(|_| Client::of_tables(LOCAL_BINDING)));
         let slices = persisted.slices();
         let aging = async {
             let mut pace = tokio::time::interval(PACE);
@@ -69,9 +82,9 @@ impl Follow {
                 locked(&slices).expire(Instant::now());
             }
         };
-        let mut followed = Followed(Arc::clone(&slices));
+        let mut followed = Followed { slices: Arc::clone(&slices), bindings, bundles };
         tokio::select! {
-            () = subscription.follow(vec![client], &mut followed) => {}
+            () = subscription.follow(clients, &mut followed) => {}
             () = aging => {}
             () = probe(Asking(Arc::clone(&slices))) => {}
         }
@@ -81,8 +94,10 @@ impl Follow {
 
 fn here(trust: &Trust, control: &Control) -> Here {
     let own = trust.current();
-    let gateway = own.identity.id().path().rsplit('/').next().unwrap_or_default().to_owned();
-    Here { cluster: control.process.fixed.node.cluster.clone(), gateway, down: HashSet::new() }
+    let id = own.identity.id();
+    let gateway = id.path().rsplit('/').next().unwrap_or_default().to_owned();
+    let domain = id.trust_domain().clone();
+    Here { cluster: control.process.fixed.node.cluster.clone(), gateway, domain, down: HashSet::new() }
 }
 
 fn subscription(servers: Vec<Target>, trust: Trust, control: &Control) -> io::Result<Subscription> {
@@ -205,8 +220,12 @@ impl Slices {
             touched.insert(key.host);
         }
         self.rebuild(touched);
-        self.control.following.send_modify(|following| following.refused(&refused));
+        self.refused(&refused);
         refused
+    }
+
+    fn refused(&self, refused: &[Refused]) {
+        self.control.following.send_modify(|following| following.refused(refused));
     }
 
     /// Persists a changed or removed slice.
@@ -259,29 +278,47 @@ impl Slices {
     }
 }
 
-/// Applies an agent's updates to the slices.
-struct Followed(Arc<Mutex<Slices>>);
+/// Applies an agent's updates to the slices, to the bindings if a listener needs them, and to the bundles if the gateway
+/// manages its trust.
+struct Followed {
+    slices: Arc<Mutex<Slices>>,
+    bindings: Option<Arc<Bindings>>,
+    bundles: Option<Bundles>,
+}
 
 impl Tables for Followed {
     async fn apply(&mut self, update: &Update) -> Vec<Refused> {
-        locked(&self.0).apply(update)
+        match (&self.bindings, &self.bundles) {
+            (Some(bindings), _) if update.type_url == LOCAL_BINDING => bindings.apply(update),
+            (_, Some(bundles)) if update.type_url == TRUST_BUNDLE => {
+                let refused = bundles.apply(update);
+                locked(&self.slices).refused(&refused);
+                refused
+            }
+            _ => locked(&self.slices).apply(update),
+        }
     }
 
-    fn versions(&self, _type_url: &str) -> HashMap<String, String> {
-        let mut slices = locked(&self.0);
-        slices.are_versions_sent = true;
-        slices.store.versions()
+    fn versions(&self, type_url: &str) -> HashMap<String, String> {
+        match &self.bindings {
+            Some(bindings) if type_url == LOCAL_BINDING => bindings.versions(),
+            _ => {
+                let mut slices = locked(&self.slices);
+                slices.are_versions_sent = true;
+                slices.store.versions()
+            }
+        }
     }
 
     fn contact(&mut self, contact: Contact<'_>) {
         match contact {
             Contact::Made(agent) => {
                 tracing::info!(%agent, "connected to the agent");
-                locked(&self.0).contact(&agent.to_string(), None);
+                locked(&self.slices).contact(&agent.to_string(), None);
             }
             Contact::Lost(agent, why) => {
                 tracing::warn!(%agent, why, "agent unreachable; keeping the last tables");
-                locked(&self.0).contact(&agent.to_string(), Some(why));
+                locked(&self.slices).contact(&agent.to_string(), Some(why));
             }
         }
     }

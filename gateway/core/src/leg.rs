@@ -6,7 +6,7 @@ use std::task::{Context, Poll, ready};
 use tokio::net::TcpStream;
 
 use crate::held::Held;
-use crate::peek::{SCRATCH, poll_through};
+use crate::peek::{RECODED, poll_through};
 use crate::reason::Reason;
 use crate::session::{Broken, Session};
 
@@ -64,6 +64,18 @@ impl Leg {
         self.session().and_then(Session::failure)
     }
 
+    /// Whether [`Leg::slim`] would give back memory.
+    pub(crate) fn is_swollen(&self) -> bool {
+        self.session().is_some_and(Session::is_swollen)
+    }
+
+    /// Gives back what its TLS session keeps only to be faster.
+    pub(crate) fn slim(&mut self) {
+        if let Speaks::Tls(session) = &mut self.speaks {
+            session.slim();
+        }
+    }
+
     /// Whether it holds encrypted bytes that its socket does not accept.
     pub(crate) fn owes(&self) -> bool {
         self.session().is_some_and(Session::owes)
@@ -91,7 +103,7 @@ impl Leg {
     ) -> Poll<Result<usize, Broken>> {
         let Leg { stream, speaks } = self;
         let Speaks::Tls(session) = speaks else {
-            let read = poll_through(stream, cx, SCRATCH, |bytes| {
+            let read = poll_through(stream, cx, RECODED, |bytes| {
                 give(bytes);
                 bytes.len()
             });
@@ -102,7 +114,7 @@ impl Leg {
             give(&early);
             return Poll::Ready(Ok(early.len()));
         }
-        session.poll_read(cx, stream, SCRATCH, give)
+        session.poll_read(cx, stream, RECODED, give)
     }
 
     /// Writes plaintext; what the socket does not accept at once is held, by the session if there is one.
@@ -202,6 +214,9 @@ mod tests {
                 .await
                 .unwrap();
         }
+        assert!(leg.is_swollen(), "records of 16 KiB have passed");
+        leg.slim();
+        assert!(!leg.is_swollen());
         assert_eq!(leg.session().unwrap().peer().unwrap(), *identity.id());
         let mut held = Held::Nothing;
         leg.write(&vec![b'y'; SIZE], &mut held).unwrap();

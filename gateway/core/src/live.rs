@@ -9,9 +9,11 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::task::{Poll, Waker};
 use std::time::{Duration, SystemTime};
 
+use isthmus_certs::SpiffeId;
 use isthmus_model::HostName;
 use slab::Slab;
 
+use crate::chains::Chain;
 use crate::reason::Reason;
 use crate::snapshot::Service;
 use crate::socket::{self, Millis};
@@ -41,6 +43,7 @@ pub struct Conn {
     /// The invalid SNI of a refused hello, escaped and truncated.
     refused_name: OnceLock<Box<str>>,
     target: Mutex<Option<Target>>,
+    admission: Mutex<Option<Box<Admission>>>,
     /// Bytes from the client.
     pub bytes_in: AtomicU64,
     /// Bytes from the server.
@@ -48,7 +51,7 @@ pub struct Conn {
     last_byte: AtomicU64,
     half_closed: AtomicU64,
     age: AtomicU8,
-    stuck: AtomicBool,
+    due_when_silent: AtomicBool,
     /// Memory held by its hello.
     hello_bytes: AtomicUsize,
     /// The memory of its hello is needed for other sources.
@@ -68,6 +71,19 @@ pub struct Target {
     pub connected: Option<Millis>,
 }
 
+/// Who is at the ends of a connection, where the gateway knows it; checked again while the connection lives.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Admission {
+    /// The identity of the client.
+    pub(crate) caller: Option<SpiffeId>,
+    /// It has that identity by its address.
+    pub(crate) by_address: bool,
+    /// The identity of the server.
+    pub(crate) server: Option<SpiffeId>,
+    /// What client and server have proven.
+    pub(crate) chains: [Option<Arc<Chain>>; 2],
+}
+
 const LIVES: u8 = u8::MAX;
 
 const YOUNG: u8 = 0;
@@ -75,7 +91,7 @@ const COMING_OF_AGE: u8 = 1;
 const OF_AGE: u8 = 2;
 /// Age from which a connection gets keepalive; most end before.
 const AGE_MS: Millis = 1_000;
-/// A connection that holds bytes and has moved none for this long is checked for a reset.
+/// A connection that has moved no byte for this long is checked for a reset if it holds any, and gives back buffers.
 pub(crate) const SILENT_MS: Millis = 1_000;
 
 impl Conn {
@@ -91,12 +107,13 @@ impl Conn {
             sni: OnceLock::new(),
             refused_name: OnceLock::new(),
             target: Mutex::default(),
+            admission: Mutex::default(),
             bytes_in: AtomicU64::new(0),
             bytes_out: AtomicU64::new(0),
             last_byte: AtomicU64::new(now),
             half_closed: AtomicU64::new(0),
             age: AtomicU8::new(YOUNG),
-            stuck: AtomicBool::new(false),
+            due_when_silent: AtomicBool::new(false),
             hello_bytes: AtomicUsize::new(0),
             hello_revoked: AtomicBool::new(false),
             end: AtomicU8::new(LIVES),
@@ -129,6 +146,17 @@ impl Conn {
         *self.target.lock().unwrap_or_else(PoisonError::into_inner) = Some(target);
     }
 
+    /// Returns who is at its ends, as far as that is known.
+    pub(crate) fn admission(&self) -> Admission {
+        let known = self.admission.lock().unwrap_or_else(PoisonError::into_inner);
+        known.as_deref().cloned().unwrap_or_default()
+    }
+
+    /// Records who is at its ends.
+    pub(crate) fn admit(&self, record: impl FnOnce(&mut Admission)) {
+        record(self.admission.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert_default());
+    }
+
     /// When a byte last moved.
     #[must_use]
     pub fn last_byte(&self) -> Millis {
@@ -145,9 +173,9 @@ impl Conn {
         self.half_closed.store(now.max(1), Relaxed);
     }
 
-    /// Records whether a side does not accept bytes that are held for it.
-    pub(crate) fn set_stuck(&self, stuck: bool) {
-        self.stuck.store(stuck, Relaxed);
+    /// Records whether its task has something to do once no byte has moved for [`SILENT_MS`].
+    pub(crate) fn wake_when_silent(&self, is_due: bool) {
+        self.due_when_silent.store(is_due, Relaxed);
     }
 
     /// Returns the memory held by its hello; 0 once it cannot be replayed any more.
@@ -191,11 +219,13 @@ impl Conn {
         due
     }
 
-    /// Asks the connection to end with a reason.
-    pub(crate) fn end(&self, reason: Reason) {
-        if self.end.compare_exchange(LIVES, reason as u8, Relaxed, Relaxed).is_ok() {
+    /// Asks the connection to end with a reason; false if it was asked before.
+    pub(crate) fn end(&self, reason: Reason) -> bool {
+        let is_first = self.end.compare_exchange(LIVES, reason as u8, Relaxed, Relaxed).is_ok();
+        if is_first {
             self.wake();
         }
+        is_first
     }
 
     fn wake(&self) {
@@ -207,6 +237,11 @@ impl Conn {
     /// Whether it was asked to end.
     pub(crate) fn is_ending(&self) -> bool {
         self.asked_to_end().is_some()
+    }
+
+    /// Whether it was asked to end because its caller is not allowed any more.
+    pub(crate) fn is_denied(&self) -> bool {
+        matches!(self.asked_to_end(), Some(Reason::IdentityDenied | Reason::SourceDenied))
     }
 
     fn asked_to_end(&self) -> Option<Reason> {
@@ -335,7 +370,8 @@ impl Live {
             {
                 conn.age.store(COMING_OF_AGE, Relaxed);
                 conn.wake();
-            } else if conn.stuck.load(Relaxed) && now.saturating_sub(conn.last_byte()) >= SILENT_MS {
+            } else if conn.due_when_silent.load(Relaxed) && now.saturating_sub(conn.last_byte()) >= SILENT_MS
+            {
                 conn.wake();
             }
         }

@@ -1,9 +1,9 @@
-//! Writes the access log: one bounded buffer per worker, and one thread that writes. A worker never waits; lines that
+//! Writes logs of JSON lines, and defines the access log's: one bounded buffer per worker, and one thread that writes. A worker never waits; lines that
 //! do not fit are dropped and counted. Untrusted text in a line is escaped.
 
 use std::io::{self, Write};
 use std::net::SocketAddr;
-use std::sync::atomic::Ordering::Relaxed;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, SystemTime};
@@ -12,21 +12,22 @@ use serde::{Serialize, Serializer};
 
 use crate::hello::Alpn;
 use crate::identities::Identities;
-use crate::metrics::Metrics;
 use crate::reason::Reason;
 use crate::snapshot::Name;
 
 /// Lines that arrive within this time are written together.
 const GATHER: Duration = Duration::from_millis(20);
 
-/// The buffers, and the signal that wakes the thread.
+/// A stream of JSON lines: the access log, or the audit log.
 #[derive(Debug)]
-pub struct AccessLog {
+pub struct LineLog {
+    name: &'static str,
     lanes: Vec<Mutex<Vec<u8>>>,
     limit: usize,
     bell: Mutex<Bell>,
     rings: Condvar,
-    metrics: Arc<Metrics>,
+    /// Lines dropped.
+    dropped: Arc<AtomicU64>,
 }
 
 #[derive(Debug, Default)]
@@ -37,21 +38,22 @@ struct Bell {
     ended: bool,
 }
 
-impl AccessLog {
-    /// Creates a buffer of `limit` bytes for each worker.
+impl LineLog {
+    /// Creates `lanes` buffers of `limit` bytes. The name is its thread's.
     #[must_use]
-    pub fn new(workers: usize, limit: usize, metrics: Arc<Metrics>) -> AccessLog {
-        AccessLog {
-            lanes: (0..workers).map(|_| Mutex::default()).collect(),
+    pub fn new(name: &'static str, lanes: usize, limit: usize, dropped: Arc<AtomicU64>) -> LineLog {
+        LineLog {
+            name,
+            lanes: (0..lanes).map(|_| Mutex::default()).collect(),
             limit,
             bell: Mutex::default(),
             rings: Condvar::new(),
-            metrics,
+            dropped,
         }
     }
 
     /// Queues a line.
-    pub(crate) fn write(&self, lane: usize, line: &Line<'_>) {
+    pub(crate) fn write(&self, lane: usize, line: &impl Serialize) {
         let Some(lane) = self.lanes.get(lane) else { return };
         let mut buffer = lane.lock().unwrap_or_else(PoisonError::into_inner);
         let before = buffer.len();
@@ -59,7 +61,7 @@ impl AccessLog {
         buffer.push(b'\n');
         if !whole || buffer.len() > self.limit {
             buffer.truncate(before);
-            self.metrics.log_dropped.fetch_add(1, Relaxed);
+            self.dropped.fetch_add(1, Relaxed);
         } else if before == 0 {
             drop(buffer);
             self.bell().rung = true;
@@ -73,7 +75,7 @@ impl AccessLog {
     /// A thread cannot be created.
     pub fn start(self: &Arc<Self>, mut out: impl Write + Send + 'static) -> io::Result<JoinHandle<()>> {
         let log = Arc::clone(self);
-        std::thread::Builder::new().name("access-log".into()).spawn(move || {
+        std::thread::Builder::new().name(self.name.to_owned()).spawn(move || {
             while log.wait() {
                 log.flush(&mut out);
             }
@@ -114,9 +116,10 @@ impl AccessLog {
             let mut buffer = lane.lock().unwrap_or_else(PoisonError::into_inner);
             let lines = std::mem::take(&mut *buffer);
             drop(buffer);
-            // A closed standard output loses the lines and does not stop the gateway.
+            // Nobody who reads, or a full disk, loses the lines and does not stop the gateway.
             if out.write_all(&lines).and_then(|()| out.flush()).is_err() {
-                self.metrics.log_dropped.fetch_add(1, Relaxed);
+                let count = lines.iter().filter(|byte| **byte == b'\n').count();
+                self.dropped.fetch_add(count as u64, Relaxed);
             }
         }
     }

@@ -24,7 +24,9 @@ pub struct Metrics {
     /// Configuration edits refused.
     pub reloads_refused: AtomicU64,
     /// Access log lines dropped.
-    pub log_dropped: AtomicU64,
+    pub log_dropped: Arc<AtomicU64>,
+    /// Audit log lines dropped.
+    pub audit_dropped: Arc<AtomicU64>,
     /// The gateway's own ClientHellos, by result.
     pub checks: [AtomicU64; Outcome::ALL.len()],
     /// Endpoints ejected because they did not answer the gateway's own ClientHello.
@@ -40,7 +42,8 @@ impl Metrics {
             services: ServiceTable::new(services),
             reloads: AtomicU64::new(0),
             reloads_refused: AtomicU64::new(0),
-            log_dropped: AtomicU64::new(0),
+            log_dropped: Arc::default(),
+            audit_dropped: Arc::default(),
             checks: std::array::from_fn(|_| AtomicU64::new(0)),
             own_ejections: AtomicU64::new(0),
         }

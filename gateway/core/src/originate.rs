@@ -1,61 +1,67 @@
-//! Begins mTLS for applications without TLS: whose identity a client has, which service its listener is for, and the
+//! Begins mTLS for applications without TLS: whose identity a client has, which service its connection is for, and the
 //! handshake with an endpoint. No byte of the application leaves before the endpoint has proven who it is.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
 
-use isthmus_certs::Client;
-use isthmus_model::{HostName, sni};
+use isthmus_certs::{Client, Role, SpiffeId};
+use isthmus_model::{HostName, binding, sni};
 use rustls::pki_types::{DnsName, ServerName};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
+use crate::access;
 use crate::account::Account;
-use crate::answer::{self, Failure, Said, Server, poll_client, reset_of};
-use crate::config::settings::Originate;
+use crate::answer::{self, Failure, Said, Server, end_of_silent, poll_client, reset_of};
+use crate::config::settings::{self, Callers, CertificateFiles, Destination, Originate};
 use crate::hello::{Alpn, Hello};
 use crate::leg::{Leg, Speaks};
 use crate::memory::Flight;
 use crate::peek::{Peeked, Rules, peek_source};
 use crate::reason::Reason;
 use crate::session::{Broken, Session};
-use crate::snapshot::{Endpoint, Snapshot};
+use crate::snapshot::{Endpoint, Service, Snapshot};
 use crate::socket;
 use crate::worker::Worker;
 
-/// Reads who the client is, if a PROXY header tells, and asks for the listener's service in place of a ClientHello.
+/// Returns the name of the service that a listener's connection is for, as an SNI that tells its port, too; none: no
+/// service has what the application dialled.
+pub(crate) fn destination(originate: &Originate, client: &TcpStream, tables: &Snapshot) -> Option<HostName> {
+    let local = || client.local_addr().ok().map(socket::canonical);
+    match &originate.to {
+        Destination::Service { host, port } => Some((host, *port)),
+        Destination::ListenerPort => tables.bindings.at_listener_port(local()?.port()),
+        // What was not redirected has dialled the listener itself.
+        Destination::Redirected => tables.bindings.at(socket::original_destination(client, local()?)?),
+        Destination::Dialled => tables.bindings.at(local()?),
+    }
+    .and_then(|(host, port)| HostName::parse(sni::name(host.as_str(), port)).ok())
+}
+
+/// Reads who the client is, if a PROXY header tells, and asks for the destination in place of a ClientHello.
 ///
 /// # Errors
 /// The reason to refuse the connection.
 pub(crate) async fn ask(
-    originate: &Originate,
+    destination: Option<HostName>,
     client: &mut TcpStream,
     flight: Flight,
     rules: Rules,
     on_source: impl FnMut(Option<SocketAddr>) -> Result<(), Reason>,
 ) -> Result<Peeked, Reason> {
     let flight = peek_source(client, flight, rules, on_source).await?;
-    let (sni, alpn) = originate.question();
-    let hello = Hello { sni, alpn, early_data: false, wire_len: flight.bytes().len() };
+    let sni = Some(destination.ok_or(Reason::DestinationUnmatched)?);
+    let hello = Hello { sni, alpn: Alpn::default(), early_data: false, wire_len: flight.bytes().len() };
     Ok(Peeked { hello, flight })
 }
 
-impl Originate {
-    /// Returns the name and the protocols by which the service is looked up, as in a ClientHello for it.
-    pub(crate) fn question(&self) -> (Option<HostName>, Alpn) {
-        let name = HostName::parse(sni::name(self.service.as_str(), self.port)).ok();
-        (name, Alpn::of(self.alpn.iter().map(String::as_str)))
-    }
-}
-
 /// The TLS that an endpoint expects from the gateway.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Upstream<'a> {
-    /// The caller's client.
-    client: &'a Client,
-    /// The service as the listener names it.
-    service: &'a Originate,
+#[derive(Debug)]
+pub(crate) struct Upstream {
+    /// The caller's client for the service.
+    client: Arc<Client>,
 }
 
 /// Returns the TLS to begin for this client; none for a client that speaks TLS itself, and for a service whose TLS ends
@@ -63,26 +69,70 @@ pub(crate) struct Upstream<'a> {
 ///
 /// # Errors
 /// `identity_denied` for a client that nothing is known of, `tls_failed` where TLS cannot be begun.
-pub(crate) fn upstream<'a>(
-    tables: &'a Snapshot,
+pub(crate) fn upstream(
+    tables: &Snapshot,
     client: &Leg,
-    is_own_door: bool,
+    service: &Service,
     account: &mut Account,
-) -> Result<Option<Upstream<'a>>, Reason> {
+) -> Result<Option<Upstream>, Reason> {
     if !matches!(client.speaks, Speaks::Plaintext) {
         return Ok(None);
     }
-    let index = account.conn.listener;
-    let listener = tables.live.listeners.get(index);
+    let listener = tables.live.listeners.get(account.conn.listener);
     // An edit may have taken the mode from the listener; plaintext goes nowhere then.
-    let service = listener.and_then(|listener| listener.originate.as_deref()).ok_or(Reason::TlsFailed)?;
-    let (caller, settings) = service.caller(account.conn.client().ip()).ok_or(Reason::IdentityDenied)?;
-    account.identities.calls_as(Some(settings.identity.clone()));
-    if is_own_door {
+    let originate = listener.and_then(|listener| listener.originate.as_deref()).ok_or(Reason::TlsFailed)?;
+    let caller = Caller::find(originate, tables, account.conn.client().ip()).ok_or(Reason::IdentityDenied)?;
+    account.identities.calls_as(Some(caller.identity().clone()));
+    account.conn.admit(|admission| {
+        admission.caller = Some(caller.identity().clone());
+        admission.by_address = true;
+    });
+    if service.ends_tls() {
         return Ok(None);
     }
-    let client = tables.ends.client(index, caller).ok_or(Reason::TlsFailed)?;
-    Ok(Some(Upstream { client, service }))
+    // The gateway offers the service's in the application's place.
+    account.alpn = Alpn::of(service.rules.alpn.iter().map(String::as_str));
+    let (own, servers) = ((caller.identity(), caller.files()), service.identities());
+    let client = tables.ends.client(own, servers, &service.rules.alpn).map_err(|missing| {
+        account.identities.failed(&missing);
+        Reason::TlsFailed
+    })?;
+    Ok(Some(Upstream { client }))
+}
+
+/// Whose identity a client has.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Caller<'a> {
+    /// As the file says.
+    OfFile(&'a settings::Caller),
+    /// As the agent says.
+    OfAgent(&'a binding::Caller),
+}
+
+impl<'a> Caller<'a> {
+    /// Finds the caller with this address; none: nobody knows it.
+    pub(crate) fn find(originate: &'a Originate, tables: &'a Snapshot, source: IpAddr) -> Option<Caller<'a>> {
+        match &originate.callers {
+            Callers::OfFile(callers) => settings::Caller::of(source, callers).map(Caller::OfFile),
+            Callers::OfAgent => tables.bindings.callers().get(source).map(Caller::OfAgent),
+        }
+    }
+
+    /// Returns the identity.
+    pub(crate) fn identity(self) -> &'a SpiffeId {
+        match self {
+            Caller::OfFile(caller) => &caller.identity,
+            Caller::OfAgent(caller) => &caller.identity,
+        }
+    }
+
+    /// Returns the files of its certificate and key; none: the agent issues it.
+    fn files(self) -> Option<&'a CertificateFiles> {
+        match self {
+            Caller::OfFile(caller) => caller.files.as_ref(),
+            Caller::OfAgent(_) => None,
+        }
+    }
 }
 
 /// Shakes hands with the server at `stream`, sends what the client has sent so far, and waits while the connection can
@@ -93,23 +143,24 @@ pub(crate) fn upstream<'a>(
 /// caller or ends the connection; [`Failure::ClientGone`] if the client resets.
 pub(crate) async fn open(
     stream: TcpStream,
-    (upstream, endpoint): (Upstream<'_>, &Endpoint),
+    (upstream, endpoint): (Upstream, &Endpoint),
     (client, first): (&TcpStream, &[u8]),
     patience: Duration,
     account: &mut Account,
     worker: &Worker,
 ) -> Result<Server, Failure> {
     let mut stream = stream;
-    let mut session = session(upstream, endpoint).map_err(|error| unproven(&error.into(), account))?;
+    let mut session =
+        session(&upstream, endpoint, account).map_err(|error| unproven(&error.into(), account))?;
     let shaken = tokio::select! {
         biased;
+        () = given_up_by(client, first) => return Err(Failure::ClientGone),
         shaken = timeout(patience, std::future::poll_fn(|cx| session.poll_handshake(cx, &mut stream))) => shaken,
-        () = reset_of(client) => return Err(Failure::ClientGone),
     };
     if let Err(broken) = shaken.unwrap_or(Err(Broken::Slow)) {
         return Err(unproven(&broken, account));
     }
-    account.identities.answers_as(session.peer());
+    proven(&session, endpoint, account, worker);
     if !first.is_empty() {
         session.seal(first).map_err(|_| Failure::Refused(Reason::TlsFailed))?;
         account.conn.moved(&account.conn.bytes_in, first.len(), worker.live.coarse_now());
@@ -120,14 +171,43 @@ pub(crate) async fn open(
     Ok(Server { leg: Leg { stream, speaks: Speaks::Tls(session) }, said: Said::Nothing })
 }
 
-fn session(upstream: Upstream<'_>, endpoint: &Endpoint) -> Result<Box<Session>, rustls::Error> {
-    let Originate { service, port, .. } = upstream.service;
-    // Another cluster's gateway serves every port of it; the endpoint itself knows its own.
+/// Records who the server has proven to be, and that the caller may use it.
+fn proven(session: &Session, endpoint: &Endpoint, account: &mut Account, worker: &Worker) {
+    account.identities.answers_as(session.peer());
+    let chain = worker.process.chains.of(Role::Server, session.peer_chain());
+    account.conn.admit(|admission| {
+        admission.server = session.peer();
+        let [_, server] = &mut admission.chains;
+        *server = Some(chain);
+    });
+    access::passed(endpoint, account);
+}
+
+/// Returns the identity that a client of a listener has by its address; none: it is refused.
+pub(crate) fn identity(tables: &Snapshot, listener: usize, source: IpAddr) -> Option<&SpiffeId> {
+    let originate = tables.live.listeners.get(listener)?.originate.as_deref()?;
+    Caller::find(originate, tables, source).map(Caller::identity)
+}
+
+/// Waits until an application does not want an endpoint any more. One that closes without a byte has only looked whether
+/// somebody listens: the handshake stays unfinished, and a server that counts failed logins sees nothing of it.
+pub(crate) async fn given_up_by(client: &TcpStream, first: &[u8]) {
+    if first.is_empty() { end_of_silent(client).await } else { reset_of(client).await }
+}
+
+fn session(
+    upstream: &Upstream,
+    endpoint: &Endpoint,
+    account: &Account,
+) -> Result<Box<Session>, rustls::Error> {
+    let asked = account.conn.sni.get().map(HostName::as_str).unwrap_or_default();
+    // Another cluster's gateway serves every port of the host; the endpoint itself knows its own.
     let name = match endpoint.cluster() {
-        Some(_) => sni::name(service.as_str(), *port),
-        None => service.as_str().to_owned(),
+        Some(_) => asked,
+        None => sni::split(asked).0,
     };
-    let name = DnsName::try_from(name).map_err(|error| rustls::Error::General(error.to_string()))?;
+    let name =
+        DnsName::try_from(name.to_owned()).map_err(|error| rustls::Error::General(error.to_string()))?;
     Session::client(upstream.client.config(), ServerName::DnsName(name)).map(Box::new)
 }
 

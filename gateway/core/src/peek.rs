@@ -18,11 +18,14 @@ use crate::reason::Reason;
 
 /// Maximum bytes of one read: more than a usual hello, less than a client could send with it.
 const FIRST_READ: usize = 16 * 1024;
-/// The buffer that every read of a worker goes through.
+/// Maximum bytes of one read that are passed on as they are.
 pub(crate) const SCRATCH: usize = 64 * 1024;
+/// Maximum bytes of one read that are encrypted or decrypted here.
+pub(crate) const RECODED: usize = 256 * 1024;
 
 thread_local! {
-    static BUFFER: RefCell<Box<[u8]>> = RefCell::new(vec![0; SCRATCH].into());
+    /// What every read of a worker goes through, but those of TLS of the gateway's own.
+    static BUFFER: RefCell<Box<[u8]>> = RefCell::new(vec![0; RECODED].into());
 }
 
 /// The first bytes of a connection.

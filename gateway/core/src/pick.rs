@@ -5,7 +5,9 @@ use std::collections::hash_map::DefaultHasher;
 use std::hash::{Hash, Hasher};
 use std::net::{IpAddr, SocketAddr};
 
+use isthmus_certs::SpiffeId;
 use isthmus_model::HostName;
+use isthmus_model::access::Caller;
 
 use crate::config::settings::{Balance, Side};
 use crate::family::Off;
@@ -24,6 +26,8 @@ pub struct Choice<'a> {
     pub tried: &'a [SocketAddr],
     /// The client's address.
     pub source: IpAddr,
+    /// The client's identity, where it is known.
+    pub identity: Option<&'a SpiffeId>,
     /// Turn in round robin: taken once for each connection, and never by `explain`.
     pub turn: usize,
     /// Address families without a route on this machine.
@@ -50,9 +54,11 @@ pub fn pick<'s>(
     choice: &Choice<'_>,
     random: &mut fastrand::Rng,
 ) -> Option<&'s Endpoint> {
+    let caller = Caller { identity: choice.identity, source: choice.source, port: service.port };
     let may_serve = |endpoint: &Endpoint| {
         endpoint.weight > 0
             && endpoint.takes(choice.side)
+            && endpoint.admits(&caller)
             && choice.instance.is_none_or(|name| endpoint.is_instance(name, choice.side))
             && !choice.tried.contains(&endpoint.address)
     };
@@ -189,6 +195,7 @@ mod tests {
         side: Side::EastWest,
         tried: &[],
         source: IpAddr::V4(std::net::Ipv4Addr::LOCALHOST),
+        identity: None,
         turn: 0,
         off: Off::NONE,
         now: 0,

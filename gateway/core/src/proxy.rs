@@ -107,15 +107,21 @@ fn read_local(rest: &[u8]) -> Verdict {
 /// A version 2 LOCAL header, for connections of the gateway itself.
 pub const LOCAL: [u8; 16] = *b"\r\n\r\n\0\r\nQUIT\n\x20\0\0\0";
 
-/// Writes a version 2 header with the client's address, the address it reached, the SNI (TLV 0x02), and the client's
-/// SPIFFE ID (TLV 0xD0, as Istio's ztunnel sends it).
+/// What a header says of the client's TLS.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct ClientTls<'a> {
+    /// The SNI (TLV 0x02).
+    pub sni: Option<&'a HostName>,
+    /// Its SPIFFE ID (TLV 0xD0, as Istio's ztunnel sends it).
+    pub identity: Option<&'a SpiffeId>,
+    /// The protocol that was chosen (TLV 0x01); at most 255 bytes.
+    pub protocol: Option<&'a [u8]>,
+}
+
+/// Writes a version 2 header with the client's address, the address it reached, and its TLS.
 #[must_use]
-pub fn write(
-    client: SocketAddr,
-    reached: SocketAddr,
-    sni: Option<&HostName>,
-    identity: Option<&SpiffeId>,
-) -> Vec<u8> {
+pub fn write(client: SocketAddr, reached: SocketAddr, tls: ClientTls<'_>) -> Vec<u8> {
+    const ALPN: u8 = 0x01;
     const PROXY_V2: u8 = 0x21;
     const TCP4: u8 = 0x11;
     const TCP6: u8 = 0x21;
@@ -138,12 +144,16 @@ pub fn write(
     };
     body.extend(client.port().to_be_bytes());
     body.extend(reached.port().to_be_bytes());
-    let identity = identity.map(ToString::to_string);
-    let tlvs = [(AUTHORITY, sni.map(HostName::as_str)), (IDENTITY, identity.as_deref())];
-    for (kind, text) in tlvs.into_iter().filter_map(|(kind, text)| Some((kind, text?))) {
+    let identity = tls.identity.map(ToString::to_string);
+    let tlvs = [
+        (AUTHORITY, tls.sni.map(|sni| sni.as_str().as_bytes())),
+        (IDENTITY, identity.as_deref().map(str::as_bytes)),
+        (ALPN, tls.protocol),
+    ];
+    for (kind, value) in tlvs.into_iter().filter_map(|(kind, value)| Some((kind, value?))) {
         body.push(kind);
-        body.extend(length_of(text.as_bytes()));
-        body.extend(text.as_bytes());
+        body.extend(length_of(value));
+        body.extend(value);
     }
     let mut header = v2::PROTOCOL_PREFIX.to_vec();
     header.extend([PROXY_V2, family]);
@@ -174,7 +184,8 @@ mod tests {
         {
             let (client, reached) = (v4(client), v4(reached));
             let id = SpiffeId::parse("spiffe://east.example/ns/a/sa/b").unwrap();
-            let mut wire = write(client, reached, Some(&sni), Some(&id));
+            let tls = ClientTls { sni: Some(&sni), identity: Some(&id), protocol: Some(b"h2") };
+            let mut wire = write(client, reached, tls);
             let length = wire.len();
             for end in 0..length {
                 assert_eq!(read(&wire[..end]), Verdict::More, "prefix of {end}");
@@ -186,6 +197,8 @@ mod tests {
             assert_eq!((tlv.kind, &*tlv.value), (2, &b"details.example"[..]));
             let tlv = header.tlvs().nth(1).unwrap().unwrap();
             assert_eq!((tlv.kind, &*tlv.value), (0xd0, &b"spiffe://east.example/ns/a/sa/b"[..]));
+            let tlv = header.tlvs().nth(2).unwrap().unwrap();
+            assert_eq!((tlv.kind, &*tlv.value), (1, &b"h2"[..]));
         }
     }
 
@@ -235,7 +248,7 @@ mod tests {
     /// A header may be as large as one with a client's certificate.
     #[test]
     fn proxy_v2_accepts_maximum_length() {
-        let mut wire = write(v4("192.0.2.1:4000"), v4("192.0.2.2:443"), None, None);
+        let mut wire = write(v4("192.0.2.1:4000"), v4("192.0.2.2:443"), ClientTls::default());
         wire.extend([0xe0, 0xff, 0xf0]);
         wire.resize(V2_FIXED + 65_535, b'x');
         wire[14..16].copy_from_slice(&[0xff, 0xff]);

@@ -106,6 +106,8 @@ reasons! {
     NoSni = "no_sni", NO_NAME;
     /// No service has that name, and the listener has no default.
     SniUnmatched = "sni_unmatched", NO_NAME;
+    /// No service has the address and port that the application dialled.
+    DestinationUnmatched = "destination_unmatched", Kind::Refused(None);
     /// The name exists, but not for any protocol that the client offers.
     AlpnUnmatched = "alpn_unmatched", NO_NAME;
     /// The name exists, but not for this source address.
@@ -171,6 +173,9 @@ impl Reason {
             ),
             Reason::ClientSilent => Some(
                 "a client whose server speaks first (MySQL, MariaDB, SMTP) sends no name to route by: wrap its connection in TLS that names the service",
+            ),
+            Reason::DestinationUnmatched => Some(
+                "`isthmus-gateway explain HOST` names the addresses and ports by which a service is reached; the listener itself is not one",
             ),
             _ => None,
         }

@@ -29,8 +29,8 @@ pub struct Query<'a> {
     pub listener: usize,
     /// The SNI.
     pub sni: Option<&'a HostName>,
-    /// The offered protocols.
-    pub alpn: &'a Alpn,
+    /// The offered protocols; none: those of the service, whichever it is.
+    pub alpn: Option<&'a Alpn>,
     /// The client's address, an IPv4-mapped one already made IPv4.
     pub source: IpAddr,
 }
@@ -150,7 +150,10 @@ fn meets(service: &Service, query: Query<'_>) -> Result<(), Reason> {
     if !rules.sources.is_empty() && !rules.sources.iter().any(|net| net.contains(&query.source)) {
         return Err(Reason::SourceDenied);
     }
-    if !rules.alpn.is_empty() && !rules.alpn.iter().any(|protocol| query.alpn.offers(protocol)) {
+    if let Some(alpn) = query.alpn
+        && !rules.alpn.is_empty()
+        && !rules.alpn.iter().any(|protocol| alpn.offers(protocol))
+    {
         return Err(Reason::AlpnUnmatched);
     }
     Ok(())
@@ -171,7 +174,8 @@ mod tests {
     fn ask(tables: &Snapshot, sni: &str, alpn: &[&str], source: &str) -> Result<String, Reason> {
         let name = HostName::parse(sni).ok();
         let alpn = Alpn::of(alpn.iter().copied());
-        let query = Query { listener: 0, sni: name.as_ref(), alpn: &alpn, source: source.parse().unwrap() };
+        let query =
+            Query { listener: 0, sni: name.as_ref(), alpn: Some(&alpn), source: source.parse().unwrap() };
         route(tables, query).map(|route| match route.instance {
             Some(instance) => format!("{}/{instance}", route.service.name()),
             None => route.service.name().to_string(),
@@ -304,8 +308,12 @@ mod tests {
         let tables = Snapshot::compile(live, &Resolved::new(), None, &|_| false);
         let ask = |sni: &str, listener| {
             let name = HostName::parse(sni).unwrap();
-            let query =
-                Query { listener, sni: Some(&name), alpn: &Alpn::default(), source: [192, 0, 2, 1].into() };
+            let query = Query {
+                listener,
+                sni: Some(&name),
+                alpn: Some(&Alpn::default()),
+                source: [192, 0, 2, 1].into(),
+            };
             route(&tables, query).map(|route| route.service.name().to_string())
         };
         for sni in ["secret.example", "outbound_.443_._.secret.example", "a.inner.example"] {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use isthmus_certs::Trust;
 
-use crate::config::settings::{ControlPlane, Source};
+use crate::config::settings::{ControlPlane, Source, Target};
 use crate::control::Control;
 use crate::drain::Phase;
 use crate::enrol::{self, First, Startup};
@@ -18,8 +18,14 @@ pub(crate) enum ServiceSource {
     File,
     /// Agents or control plane, after the first certificate has been issued.
     Enrolling(First),
-    Agents(Box<learn::Follow>),
+    Agents(Box<learn::Follow>, Workloads),
     ControlPlane(ControlPlane, Trust),
+}
+
+/// Who issues the certificates of callers and services, and to whom.
+pub(crate) struct Workloads {
+    agents: Vec<Target>,
+    trust: Trust,
 }
 
 impl ServiceSource {
@@ -41,8 +47,9 @@ impl ServiceSource {
         };
         Ok(match xds.source {
             Source::Agents(agents) => {
+                let workloads = Workloads { agents: agents.clone(), trust: trust.clone() };
                 let follow = learn::Follow::begin(agents, xds.state.as_deref(), trust, Arc::clone(control))?;
-                ServiceSource::Agents(Box::new(follow))
+                ServiceSource::Agents(Box::new(follow), workloads)
             }
             Source::ControlPlane(one) => ServiceSource::ControlPlane(one, trust),
         })
@@ -73,10 +80,11 @@ impl ServiceSource {
                 let next = ServiceSource::with_identity(&control)?;
                 Box::pin(next.follow(control)).await
             }
-            ServiceSource::Agents(agents) => {
+            ServiceSource::Agents(follow, Workloads { agents, trust }) => {
+                let issuing = tokio::spawn(enrol::workloads::keep(agents, trust, Arc::clone(&control)));
                 let renewing = tokio::spawn(enrol::keep(control));
-                let (followed, renewed) = tokio::join!(agents.run(), renewing);
-                followed.and(renewed.map_err(io::Error::other)?)
+                let (followed, renewed, issued) = tokio::join!(follow.run(), renewing, issuing);
+                followed.and(renewed.map_err(io::Error::other)?).and(issued.map_err(io::Error::other)?)
             }
             ServiceSource::ControlPlane(one, trust) => {
                 let renewing = tokio::spawn(enrol::keep(Arc::clone(&control)));

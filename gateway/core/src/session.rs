@@ -1,24 +1,28 @@
-//! One TLS session of the gateway's own on a nonblocking socket. While it is idle it has no buffers of its own to speak
-//! of: records are read through the worker's buffer and decrypted at once, and encrypted ones are freed once sent.
+//! One TLS session of the gateway's own on a nonblocking socket. While it is idle it has no buffers to speak of: what
+//! has arrived is decrypted and given on at once, and encrypted bytes are freed once sent.
 
-use std::io::{self, BufRead as _, IoSlice, Write};
+use std::io::{self, BufRead as _, IoSlice, Read, Write};
+use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use isthmus_certs::{SpiffeId, VerifyError, peer_id};
-use rustls::pki_types::ServerName;
+use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::{
     AlertDescription, CertificateError, ClientConfig, ClientConnection, Connection, ServerConfig,
     ServerConnection,
 };
+use tokio::io::{AsyncRead as _, ReadBuf};
 use tokio::net::TcpStream;
 
 use crate::identities::Identities;
-use crate::peek::poll_through;
 use crate::reason::Reason;
 
 /// Maximum bytes of one read before the relay begins; what is decrypted from them is held.
 const EARLY_READ: usize = 16 * 1024;
+
+/// What rustls reads at once, and the size of the buffer that it keeps between reads.
+const STANDING: usize = 4 * 1024;
 
 /// A TLS session.
 #[derive(Debug)]
@@ -26,6 +30,8 @@ pub(crate) struct Session {
     tls: Connection,
     /// Application bytes that arrived before the relay began.
     early: Vec<u8>,
+    /// A record has passed for which rustls made its buffer larger.
+    is_swollen: bool,
     /// The peer has sent its close_notify.
     peer_closed: bool,
     /// The error that ended the session.
@@ -75,12 +81,22 @@ impl Session {
     fn new(mut tls: Connection) -> Session {
         // What is given to it is bounded by its callers, who hand over one read at a time.
         tls.set_buffer_limit(None);
-        Session { tls, early: Vec::new(), peer_closed: false, failure: None }
+        Session { tls, early: Vec::new(), is_swollen: false, peer_closed: false, failure: None }
     }
 
     /// Returns the SPIFFE ID of the peer, whose certificate was verified in this handshake or in the resumed one.
     pub(crate) fn peer(&self) -> Option<SpiffeId> {
         self.tls.peer_certificates().and_then(|chain| peer_id(chain).ok())
+    }
+
+    /// Returns the certificate chain of the peer, leaf first; empty before it has shown one.
+    pub(crate) fn peer_chain(&self) -> &[CertificateDer<'static>] {
+        self.tls.peer_certificates().unwrap_or_default()
+    }
+
+    /// Returns the protocol (ALPN) that was chosen.
+    pub(crate) fn protocol(&self) -> Option<&[u8]> {
+        self.tls.alpn_protocol()
     }
 
     /// Whether the handshake is complete.
@@ -108,11 +124,22 @@ impl Session {
         std::mem::take(&mut self.early)
     }
 
-    /// Decrypts bytes of the socket and gives on the plaintext, record by record.
-    fn open(&mut self, mut wire: &[u8], mut give: impl FnMut(&[u8])) -> Result<(), rustls::Error> {
-        while !wire.is_empty() && !self.peer_closed {
-            if self.tls.read_tls(&mut wire).is_err() {
-                return self.fail(rustls::Error::General("a record does not fit".to_owned()));
+    /// Takes bytes of the peer, decrypts them and gives on the plaintext, record by record. Returns how many bytes `wire`
+    /// gave, at most `most` and one read.
+    fn open(
+        &mut self,
+        wire: &mut impl Read,
+        most: usize,
+        mut give: impl FnMut(&[u8]),
+    ) -> io::Result<Result<usize, rustls::Error>> {
+        let mut taken = 0;
+        while taken < most && !self.peer_closed {
+            match self.tls.read_tls(wire) {
+                Ok(0) => break,
+                Ok(bytes) => taken += bytes,
+                // The next call returns it.
+                Err(_) if taken > 0 => break,
+                Err(error) => return Err(error),
             }
             let processed = self.tls.process_new_packets();
             let mut reader = self.tls.reader();
@@ -125,15 +152,27 @@ impl Session {
             }
             match processed {
                 Ok(state) => self.peer_closed = state.peer_has_closed(),
-                Err(error) => return self.fail(error),
+                Err(error) => {
+                    self.failure = Some(Broken::Tls(error.clone()));
+                    return Ok(Err(error));
+                }
             }
         }
-        Ok(())
+        self.is_swollen |= taken > STANDING;
+        Ok(Ok(taken))
     }
 
-    fn fail(&mut self, error: rustls::Error) -> Result<(), rustls::Error> {
-        self.failure = Some(Broken::Tls(error.clone()));
-        Err(error)
+    /// Whether [`Session::slim`] would give back memory.
+    pub(crate) fn is_swollen(&self) -> bool {
+        self.is_swollen
+    }
+
+    /// Gives back the buffer in which large records are joined; the next one makes it again.
+    pub(crate) fn slim(&mut self) {
+        if std::mem::take(&mut self.is_swollen) {
+            // rustls makes it smaller before a read, whatever that brings.
+            let _nothing = self.tls.read_tls(&mut Dry);
+        }
     }
 
     /// Encrypts application bytes; [`Session::poll_flush`] sends them.
@@ -149,8 +188,8 @@ impl Session {
         self.tls.send_close_notify();
     }
 
-    /// Reads from the socket once, at most `most` bytes, and gives on the plaintext. Returns the bytes read, 0 after the
-    /// peer's close_notify.
+    /// Reads from the socket until it has no more, `most` bytes at about, and gives on the plaintext. Returns the bytes
+    /// read, 0 after the peer's close_notify.
     pub(crate) fn poll_read(
         &mut self,
         cx: &mut Context<'_>,
@@ -161,8 +200,7 @@ impl Session {
         if self.peer_closed {
             return Poll::Ready(Ok(0));
         }
-        let read = poll_through(stream, cx, most, |wire| self.open(wire, give).map(|()| wire.len()));
-        match ready!(read) {
+        match self.open(&mut Arriving { stream, cx }, most, give) {
             Ok(Ok(0)) => Poll::Ready(Err(Broken::Truncated)),
             Ok(Ok(wire)) => Poll::Ready(Ok(wire)),
             Ok(Err(error)) => {
@@ -170,6 +208,7 @@ impl Session {
                 let _sent = self.poll_flush(cx, stream, || {});
                 Poll::Ready(Err(error.into()))
             }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Poll::Pending,
             Err(_) => Poll::Ready(Err(Broken::Reset)),
         }
     }
@@ -190,11 +229,14 @@ impl Session {
     ///
     /// # Errors
     /// They are not acceptable as the begin of a handshake.
-    pub(crate) fn begin_with(&mut self, flight: &[u8]) -> Result<(), rustls::Error> {
-        let mut early = self.take_early();
-        let opened = self.open(flight, |plain| early.extend_from_slice(plain));
+    pub(crate) fn begin_with(&mut self, mut flight: &[u8]) -> Result<(), rustls::Error> {
+        let (mut early, length) = (self.take_early(), flight.len());
+        let opened = self.open(&mut flight, length, |plain| early.extend_from_slice(plain));
         self.early = early;
-        opened
+        match opened {
+            Ok(opened) => opened.map(drop),
+            Err(_) => Err(rustls::Error::General("the first bytes are no TLS handshake".to_owned())),
+        }
     }
 
     /// Ready when the handshake is complete and its last flight has been sent.
@@ -274,6 +316,31 @@ fn told(error: &rustls::Error) -> String {
             "the client's identity may not use this service".to_owned()
         }
         (None, error) => error.to_string(),
+    }
+}
+
+/// A socket for rustls, which reads synchronously.
+struct Arriving<'a, 'b> {
+    stream: &'a mut TcpStream,
+    cx: &'a mut Context<'b>,
+}
+
+impl Read for Arriving<'_, '_> {
+    fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
+        let mut read = ReadBuf::new(bytes);
+        match Pin::new(&mut *self.stream).poll_read(self.cx, &mut read) {
+            Poll::Ready(done) => done.map(|()| read.filled().len()),
+            Poll::Pending => Err(io::ErrorKind::WouldBlock.into()),
+        }
+    }
+}
+
+/// A socket without bytes.
+struct Dry;
+
+impl Read for Dry {
+    fn read(&mut self, _: &mut [u8]) -> io::Result<usize> {
+        Err(io::ErrorKind::WouldBlock.into())
     }
 }
 

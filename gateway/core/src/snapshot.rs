@@ -1,7 +1,9 @@
 //! Holds the tables that connections read: services, endpoints and names, in one immutable value that shares unchanged
 //! parts with its predecessor. `route` does the look-up; `endpoint` holds mutable state.
 
+mod bindings;
 mod builder;
+mod candidate;
 mod group;
 mod list;
 mod name;
@@ -18,6 +20,7 @@ use isthmus_model::HostPattern;
 use crate::config::settings::Live;
 use crate::ends::Ends;
 
+pub(crate) use bindings::{Bindings, LearnedBindings};
 pub(crate) use builder::{CompilerState, SnapshotBuilder};
 pub(crate) use group::Group;
 use list::List;
@@ -31,6 +34,8 @@ pub use service::{Endpoint, EndpointMeta, Resolved, Rules, Service};
 pub struct Snapshot {
     /// Number of the snapshot in this process, from 1.
     pub epoch: u64,
+    /// Number of changes so far that may refuse live connections: of rules for callers, or of settings.
+    pub(crate) access_changes: u64,
     /// Settings of the file.
     pub live: Arc<Live>,
     /// Services of the file, index-aligned with its settings.
@@ -40,6 +45,8 @@ pub struct Snapshot {
     /// Number of endpoints of all services.
     endpoints: usize,
     pub(crate) names: Names,
+    /// What leads to hosts from applications without TLS, and the agent's callers.
+    pub(crate) bindings: Arc<Bindings>,
     /// Certificates of callers and of services whose TLS ends here.
     pub(crate) ends: Arc<Ends>,
 }
@@ -57,11 +64,13 @@ impl Snapshot {
         let live = live.into();
         let nothing = Snapshot {
             epoch: 0,
+            access_changes: 0,
             live: Arc::clone(&live),
             file: [].into(),
             learned: List::default(),
             endpoints: 0,
             names: Names::default(),
+            bindings: Arc::default(),
             ends: Arc::default(),
         };
         let mut state = CompilerState::default();
@@ -96,6 +105,16 @@ impl Snapshot {
     /// Returns the file's service at an index.
     pub(crate) fn in_file(&self, index: usize) -> Option<&Arc<Service>> {
         self.file.get(index)
+    }
+
+    /// Returns the service with this host and port.
+    pub(crate) fn service(&self, host: &HostPattern, port: u16) -> Option<&Arc<Service>> {
+        self.claim(host, port).map(|claim| &claim.service)
+    }
+
+    /// Returns the services of the file.
+    pub(crate) fn of_file(&self) -> impl Iterator<Item = &Service> {
+        self.file.iter().map(|service| &**service)
     }
 
     fn claim(&self, host: &HostPattern, port: u16) -> Option<&Claim> {

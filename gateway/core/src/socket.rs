@@ -10,7 +10,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
 
-use crate::config::settings::{Bind, Tcp};
+use crate::config::settings::{Bind, Sockets, Tcp};
 
 /// Milliseconds since this process started, for deadlines that outlive a task.
 pub type Millis = u64;
@@ -23,16 +23,26 @@ pub fn now() -> Millis {
 }
 
 /// Opens a listening socket. Accepted connections inherit its options on Linux, which saves five system calls per
-/// connection. Several workers listen on the same address.
+/// connection. Several workers listen on an address that is bound at start; one that a binding names has one socket,
+/// and needs no interface that has it.
 ///
 /// # Errors
 /// The kernel's error, usually that the address is in use or not local.
 pub fn listen(bind: &Bind, address: SocketAddr, tcp: &Tcp) -> io::Result<TcpListener> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM.nonblocking(), Some(Protocol::TCP))?;
     socket.set_reuse_address(true)?;
-    socket.set_reuse_port(true)?;
     if address.is_ipv6() {
         socket.set_only_v6(bind.ipv6_only)?;
+    }
+    match bind.sockets {
+        Sockets::Address(_) => socket.set_reuse_port(true)?,
+        Sockets::Transparent(_) => {
+            socket.set_reuse_port(true)?;
+            be_transparent(&socket, address)?;
+        }
+        Sockets::Ports(..) => {}
+        Sockets::Virtual if address.is_ipv4() => socket.set_freebind_v4(true)?,
+        Sockets::Virtual => socket.set_freebind_v6(true)?,
     }
     set_buffers(&socket, tcp)?;
     socket.set_tcp_nodelay(tcp.nodelay)?;
@@ -40,6 +50,29 @@ pub fn listen(bind: &Bind, address: SocketAddr, tcp: &Tcp) -> io::Result<TcpList
     socket.bind(&address.into())?;
     socket.listen(i32::try_from(bind.backlog).unwrap_or(i32::MAX))?;
     Ok(socket.into())
+}
+
+/// Lets a listening socket accept connections to addresses that are not this machine's. For both families: an IPv6
+/// socket may accept IPv4.
+fn be_transparent(socket: &Socket, address: SocketAddr) -> io::Result<()> {
+    if address.is_ipv6() {
+        socket.set_ip_transparent_v6(true)?;
+    }
+    socket.set_ip_transparent_v4(true)
+}
+
+/// Returns the address that a client dialled before netfilter redirected its connection to this socket; none if it
+/// did not.
+pub(crate) fn original_destination(socket: impl AsFd, local: SocketAddr) -> Option<SocketAddr> {
+    let socket = SockRef::from(&socket);
+    // An IPv6 socket may have an IPv4 connection.
+    let original = match canonical(local) {
+        SocketAddr::V4(_) => socket.original_dst_v4(),
+        SocketAddr::V6(_) => socket.original_dst_v6(),
+    };
+    // Without a record of connection tracking, nothing has redirected it.
+    let original = original.ok().and_then(|address| address.as_socket()).map(canonical);
+    original.filter(|original| *original != canonical(local))
 }
 
 /// Fails if the address is already in use: reuse-port sockets would silently share connections with another process of

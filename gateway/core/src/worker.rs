@@ -7,12 +7,14 @@ use std::sync::{Arc, OnceLock};
 
 use arc_swap::ArcSwap;
 
+use crate::binding_sockets::BindingSockets;
+use crate::chains::Chains;
 use crate::config::Own;
 use crate::config::settings::Fixed;
 use crate::family::Families;
 use crate::limits::Limits;
 use crate::live::Live;
-use crate::log::AccessLog;
+use crate::log::LineLog;
 use crate::metrics::{Metrics, WorkerCounters};
 use crate::pipe::Pool;
 use crate::snapshot::Snapshot;
@@ -32,8 +34,10 @@ pub struct Process {
     pub limits: Limits,
     /// Counters.
     pub metrics: Arc<Metrics>,
-    /// Access log.
-    pub log: Arc<AccessLog>,
+    /// Access log and, if there is one, audit log.
+    pub logs: Logs,
+    /// Chains of live connections' peers.
+    pub(crate) chains: Chains,
     /// Identity and trusted bundles, once available.
     pub trust: OnceLock<Trust>,
     /// Bound addresses, once set.
@@ -42,30 +46,43 @@ pub struct Process {
     pub suspects: Suspects,
     /// Address families without a route on this machine.
     pub families: Families,
+    /// Sockets that bindings call for.
+    pub binding_sockets: BindingSockets,
     /// Connection tasks, including closing ones.
     pub(crate) tasks: Arc<AtomicU32>,
     ids: AtomicU64,
     warned: AtomicU64,
 }
 
+/// The logs of a process.
+#[derive(Debug)]
+pub struct Logs {
+    /// One line for each ended connection.
+    pub access: Arc<LineLog>,
+    /// One line for each decision about a caller.
+    pub audit: Option<Arc<LineLog>>,
+}
+
 impl Process {
     pub(crate) fn new(
         fixed: Fixed,
         tables: Snapshot,
-        limits: Limits,
+        (limits, binding_sockets): (Limits, BindingSockets),
         metrics: Arc<Metrics>,
-        log: Arc<AccessLog>,
+        logs: Logs,
     ) -> Process {
         Process {
             fixed,
             tables: ArcSwap::from_pointee(tables),
             limits,
             metrics,
-            log,
+            logs,
+            chains: Chains::default(),
             trust: OnceLock::new(),
             own: OnceLock::new(),
             suspects: Suspects::default(),
             families: Families::default(),
+            binding_sockets,
             tasks: Arc::default(),
             ids: AtomicU64::new(1),
             warned: AtomicU64::new(0),
@@ -87,6 +104,9 @@ impl Process {
     /// Whether a connection to this address would reach the gateway itself.
     #[must_use]
     pub fn is_own(&self, address: SocketAddr) -> bool {
+        if self.binding_sockets.lead_to(address, &self.fixed.binds) {
+            return true;
+        }
         let Some(bound) = self.own.get() else { return false };
         if !bound.iter().any(|bound| bound.address.port() == address.port()) {
             return false;

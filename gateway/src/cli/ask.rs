@@ -42,10 +42,11 @@ fn request(question: &Question) -> (&Where, Method, String) {
         Question::Routes { at, page } => (at, Method::GET, paged("/routes", page)),
         Question::Services { at, page } => (at, Method::GET, paged("/services", page)),
         Question::Connections { at, page } => (at, Method::GET, paged("/connections", page)),
-        Question::Explain { sni, from, alpn, listener, at } => {
+        Question::Explain { sni, from, identity, alpn, listener, at } => {
             let parts = [
                 ("sni", Some(sni)),
                 ("from", from.as_ref()),
+                ("as", identity.as_ref()),
                 ("alpn", alpn.as_ref()),
                 ("listener", listener.as_ref()),
             ];

@@ -16,7 +16,10 @@ pub(crate) fn check(options: &CheckOptions) -> anyhow::Result<()> {
     let Some(file) = &options.config else {
         return say(&config::schema());
     };
-    let settings = config::load_argument(file)?;
+    let (settings, warnings) = config::load_argument(file)?;
+    for warning in warnings {
+        eprintln!("warning: {warning}");
+    }
     let Some(admin) = &options.against else {
         let (services, listeners) = (settings.live.services.len(), settings.fixed.binds.len());
         return if options.json {

@@ -1,6 +1,7 @@
 //! Defines the command line and its help; the modules below run the commands.
 
 pub(crate) mod ask;
+pub(crate) mod capture;
 mod changes;
 pub(crate) mod check;
 pub(crate) mod run;
@@ -53,6 +54,9 @@ Examples:
         #[arg(long)]
         once: bool,
     },
+    /// Send virtual addresses and DNS queries to the gateway and the agent, by nftables rules
+    #[command(subcommand)]
+    Capture(CaptureCommand),
     #[command(flatten)]
     Ask(Question),
     /// Print a shell completion script
@@ -95,6 +99,26 @@ pub(crate) struct CheckOptions {
     /// Print JSON instead of text
     #[arg(long)]
     pub(crate) json: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum CaptureCommand {
+    /// Print the rules of the file's `capture` section
+    #[command(after_help = "Example:\n  isthmus-gateway capture print --config gateway.yaml | nft -c -f -")]
+    Print(CaptureOptions),
+    /// Load the rules into the kernel in place of earlier ones; needs root
+    #[command(after_help = "Example:\n  isthmus-gateway capture apply --config /etc/isthmus/gateway.yaml")]
+    Apply(CaptureOptions),
+    /// Remove the rules from the kernel; needs root
+    #[command(after_help = "Example:\n  isthmus-gateway capture remove --config /etc/isthmus/gateway.yaml")]
+    Remove(CaptureOptions),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct CaptureOptions {
+    /// Configuration file of the gateway (YAML)
+    #[arg(long, value_name = "FILE", default_value = "/etc/isthmus/gateway.yaml")]
+    pub(crate) config: PathBuf,
 }
 
 #[derive(Debug, Args)]
@@ -148,13 +172,17 @@ pub(crate) enum Question {
     #[command(after_help = "\
 Examples:
   isthmus-gateway explain productpage.bookinfo
-  isthmus-gateway explain db.example --from 192.0.2.7 --alpn h2,http/1.1")]
+  isthmus-gateway explain db.example --from 192.0.2.7 --alpn h2,http/1.1
+  isthmus-gateway explain db.example --as spiffe://east.example/ns/shop/sa/cart --from 10.1.2.3")]
     Explain {
         /// Server name in the ClientHello (SNI)
         sni: String,
         /// Client address [default: 127.0.0.1]
         #[arg(long, value_name = "IP")]
         from: Option<String>,
+        /// Client identity, for services whose rules ask for it [default: unknown until the handshake]
+        #[arg(long = "as", value_name = "SPIFFE-ID")]
+        identity: Option<String>,
         /// Protocols that the client offers, separated by commas
         #[arg(long, value_name = "PROTOCOLS")]
         alpn: Option<String>,

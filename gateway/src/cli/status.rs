@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 use isthmus_model::admin::StoreHealth;
-use isthmus_model::admin::gateway::{AgentContact, Status, Trust};
+use isthmus_model::admin::gateway::{AgentContact, Bindings, Status, Trust};
 
 use super::text::{or_dash, table};
 
@@ -43,6 +43,10 @@ pub(super) fn status(answer: &Status) -> String {
         Some(Trust::Loaded(trust)) => line("identity", trust.identity.clone()),
         Some(Trust::Awaited(_)) => line("identity", "-".to_owned()),
     }
+    if answer.bindings != Bindings::default() {
+        let Bindings { hosts, callers, .. } = &answer.bindings;
+        line("bindings", format!("{hosts} hosts, {callers} callers of the agent"));
+    }
     line("uptime", format!("{} s", answer.uptime_seconds));
     let mut listeners = table(&["listener", "address", "connections", "accepted"]);
     for listener in &answer.listeners {
@@ -64,6 +68,15 @@ fn problems(answer: &Status) -> Vec<String> {
             found.push(format!("agent unreachable, keeping the last tables: {why}"));
         }
         found.extend(agent.refusal.as_ref().map(|why| format!("slice refused: {why}")));
+    }
+    for listener in &answer.listeners {
+        let each = listener.not_open.iter();
+        found.extend(
+            each.map(|one| format!("listener {} is not open at {}: {}", listener.name, one.address, one.why)),
+        );
+    }
+    for conflict in &answer.bindings.conflicts {
+        found.push(format!("{conflict} is claimed by several hosts and leads to none of them"));
     }
     if let Some(edit) = &answer.last_refused_edit {
         // Its problems were lines before the answer was escaped.
@@ -95,6 +108,19 @@ fn of_trust(trust: &Trust) -> Vec<String> {
         Trust::Loaded(trust) => {
             let renewal = trust.renewal.iter().flat_map(|renewal| &renewal.problem);
             let renewal = renewal.map(|why| format!("certificate not renewed: {why}"));
+            let issued = trust.issued.iter().filter_map(|issued| {
+                let state = if issued.not_after.is_some() {
+                    "not renewed"
+                } else {
+                    "missing; its connections are refused"
+                };
+                let why = issued
+                    .problem
+                    .as_deref()
+                    .or(issued.not_after.is_none().then_some("not requested yet"))?;
+                Some(format!("certificate of {} {state}: {why}", issued.identity))
+            });
+            let renewal = renewal.chain(issued);
             renewal.chain(trust.refused.iter().map(|file| format!("trust file refused: {file}"))).collect()
         }
     }
@@ -125,6 +151,8 @@ mod tests {
         bad["state"] = json!({ "store": "tables", "usable": false, "problem": "disk full" });
         bad["trust"] = json!({ "identity": null, "problem": "token used" });
         bad["ready"] = json!(false);
+        bad["listeners"][0]["not_open"] = json!([{ "address": "10.0.0.1:20001", "why": "in use" }]);
+        bad["bindings"] = json!({ "hosts": 2, "conflicts": ["240.15.0.7"] });
         let text = page(&bad);
         assert!(!text.contains('\u{1b}'), "{text}");
         let at = |what: &str| text.find(what).unwrap_or_else(|| panic!("{what} is not in {text}"));
@@ -133,6 +161,8 @@ mod tests {
             "agent unreachable",
             "no certificate yet: token used",
             "state is not persisted: disk full",
+            "listener east-west is not open at 10.0.0.1:20001: in use",
+            "240.15.0.7 is claimed by several hosts",
         ];
         for problem in problems {
             assert!(at("PROBLEMS") < at(problem) && at(problem) < at("phase"), "{text}");

@@ -4,8 +4,11 @@ use std::fmt::Display;
 use std::io::IsTerminal;
 
 use comfy_table::{Attribute, Cell, Color, ContentArrangement, Table, presets};
+use isthmus_certs::printable::printable;
+use isthmus_model::access::Verdict;
+use isthmus_model::admin::WouldDecide;
 use isthmus_model::admin::gateway::{
-    Connection, DownEndpoint, Draining, Endpoint, Explanation, Matched, Paged, Routes, Service,
+    Connection, DownEndpoint, Draining, Endpoint, Ends, Explanation, Matched, Paged, Routes, Service,
 };
 use owo_colors::OwoColorize;
 
@@ -150,8 +153,12 @@ pub(super) fn explanation(answer: &Explanation) -> String {
         text += &format!("refused: {reason}: {}\n", refusal.meaning);
         text += &format!("TLS alert to the client: {}\n", or_dash(refusal.alert.as_ref()));
     }
+    text += &describe_ends(&answer.ends);
     if let Some(matched) = &answer.matched {
         text += &describe_match(matched);
+    }
+    if !answer.ends.reached_at.is_empty() {
+        text += &format!("reached at: {}\n", answer.ends.reached_at.join(", "));
     }
     for other in listeners.iter().filter(|other| Some(&other.listener) != asked) {
         let outcome = match &other.refused {
@@ -161,6 +168,24 @@ pub(super) fn explanation(answer: &Explanation) -> String {
         text += &format!("on listener {}: {outcome}\n", other.listener);
     }
     text
+}
+
+/// Who calls, and what is decided about it.
+fn describe_ends(ends: &Ends) -> String {
+    let decision = ends.decision.as_ref();
+    let dry_run = decision.iter().flat_map(|decision| &decision.dry_run).map(|would| {
+        let WouldDecide { verdict, rule } = would;
+        let would = if *verdict == Verdict::Denied { "deny" } else { "allow" };
+        ("dry run", format!("{} rule {} would {would}", rule.scope, rule.name))
+    });
+    let mut lines = vec![
+        ("caller", ends.caller.clone()),
+        ("server", ends.expects.as_ref().map(|expected| expected.join(" or "))),
+        ("access", ends.access.clone().or_else(|| decision?.cause.clone())),
+    ];
+    lines.extend(dry_run.map(|(name, text)| (name, Some(text))));
+    let lines = lines.into_iter().filter_map(|(name, text)| Some(format!("{name}: {}\n", printable(&text?))));
+    lines.collect()
 }
 
 fn describe_match(matched: &Matched) -> String {

@@ -112,7 +112,7 @@ impl Agent {
 
     /// Returns the answer of `isthmus-agent explain`.
     pub(super) async fn explain(&self, host: String) -> Result<Explanation, Broken> {
-        self.ask(Question::Explain { host, at: self.admin() }).await
+        self.ask(Question::Explain { host, identity: None, from: None, at: self.admin() }).await
     }
 
     fn admin(&self) -> Where {

@@ -37,8 +37,14 @@ pub(super) struct Running {
 }
 
 impl Cluster {
-    /// Starts an agent and a gateway for a domain. `consent` holds the agent's `exports:` and `imports:`.
-    pub(super) async fn start(mut domain: Domain, folder: &Path, consent: &str) -> Result<Cluster, Broken> {
+    /// Starts an agent and a gateway for a domain. `consent` holds the agent's `exports:` and `imports:`, `listeners` more
+    /// listeners of the gateway.
+    pub(super) async fn start(
+        mut domain: Domain,
+        folder: &Path,
+        consent: &str,
+        listeners: &str,
+    ) -> Result<Cluster, Broken> {
         let name = domain.name.as_str().split('.').next().unwrap_or_default().to_owned();
         let identity = SpiffeId::agent(&domain.name, &name, "a").map_err(Broken::cannot("name an agent"))?;
         let agent = domain.issue("agent", identity, Vec::new())?;
@@ -56,7 +62,7 @@ impl Cluster {
             trust(&gateway),
             json!(folder.join("state/gw"))
         );
-        put(&file, &(GATEWAY_YAML.to_owned() + &own))?;
+        put(&file, &(LISTENERS.to_owned() + listeners + GATEWAY_YAML + &own))?;
         let gateway = Running::start(&file)?;
         let port = gateway.address_of("listener east-west")?.port();
 
@@ -85,9 +91,12 @@ impl Cluster {
     pub(super) fn register(&self, file: &str, services: &[&Service]) -> Result<(), Broken> {
         let mut yaml = "services:\n".to_owned();
         for service in services {
-            let (host, alias, port) = (service.host(), service.alias(), service.port());
+            let (host, alias, port, id) = (service.host(), service.alias(), service.port(), &service.id);
             // Writing to a String cannot fail.
-            let _ok = write!(yaml, "- host: {host}\n  port: {port}\n  aliases: [{alias}]\n  endpoints:\n");
+            let _ok = write!(
+                yaml,
+                "- host: {host}\n  port: {port}\n  aliases: [{alias}]\n  identities: ['{id}']\n  endpoints:\n"
+            );
             for endpoint in &service.endpoints {
                 let (address, instance) = (endpoint.address, &endpoint.instance);
                 let _ok = writeln!(yaml, "  - {{ address: '{address}', instance: {instance} }}");
@@ -139,13 +148,16 @@ impl Drop for Running {
     }
 }
 
-/// Ports are 0, and the connection limit fits the smallest usual descriptor limit.
-const GATEWAY_YAML: &str = "\
+const LISTENERS: &str = "\
 # Written by `isthmus-gateway demo`. Edit it while the demo runs: a good edit goes live at once.
 workers: 2
 listeners:
 - { name: east-west, address: 127.0.0.1:0 }                   # for other clusters
 - { name: outbound, address: 127.0.0.1:0, side: outbound }    # for the cluster's own clients
+";
+
+/// Ports are 0, and the connection limit fits the smallest usual descriptor limit.
+const GATEWAY_YAML: &str = "\
 admin: { address: 127.0.0.1:0 }
 metrics: { address: 127.0.0.1:0 }
 health: { address: 127.0.0.1:0 }

@@ -11,6 +11,7 @@ mod failover;
 mod joining;
 mod next;
 mod outage;
+mod plain;
 mod reload;
 mod screen;
 mod service;
@@ -120,6 +121,7 @@ async fn story(screen: &mut Screen) -> Result<World, Broken> {
     tour::meet_refusals(screen, &world).await?;
     failover::kill_under_traffic(screen, &mut world).await?;
     outage::end_an_agent(screen, &mut world).await?;
+    plain::call_without_tls(screen, &world).await?;
     Ok(world)
 }
 

@@ -12,6 +12,7 @@ use super::Broken;
 use super::call::Client;
 use super::cluster::Cluster;
 use super::domain::{Domain, Member, stranger};
+use super::plain;
 use super::screen::Screen;
 use super::service::Service;
 use super::until;
@@ -78,8 +79,9 @@ impl World {
         let strange = stranger(east.root()?)?;
         let known = Member::load(client_files.clone())?.client(&east.name)?;
 
-        let east = Cluster::start(east, &folder("east"), EAST).await?;
-        let west = Cluster::start(west, &folder("west"), WEST).await?;
+        let plain = plain::listener(&productpage, &client_id, &client_files);
+        let east = Cluster::start(east, &folder("east"), EAST, "").await?;
+        let west = Cluster::start(west, &folder("west"), WEST, &plain).await?;
         east.register("bookinfo.yaml", &[&productpage, &details, &ratings])?;
         east.register("payroll.yaml", &[&ledger])?;
         let outbound = west.gateway.address_of("listener outbound")?;

@@ -44,6 +44,12 @@ pub trait Directory: Send + Sync + 'static {
     fn named(&self, peer: &SpiffeId, type_url: &str) -> Result<Arc<Shared>, Status> {
         self.view(peer, type_url)
     }
+
+    /// Whether a client that follows this view would be given it now. If not, its stream ends: it comes back and gets
+    /// the other one. Asked whenever the view moves.
+    fn is_current(&self, _peer: &SpiffeId, _type_url: &str, _view: &Arc<Shared>) -> bool {
+        true
+    }
 }
 
 /// The discovery service over a directory.

@@ -100,7 +100,7 @@ impl<D: Directory, S: Session> Stream<D, S> {
                     Some(request) => request.and_then(|request| self.hear(&request)),
                     None => return,
                 },
-                () = moved.notified() => Ok(()),
+                () = moved.notified() => self.check_views(),
                 () = tokio::time::sleep_until(overdue.unwrap_or(end).min(end)) => Err(match overdue {
                     Some(overdue) if overdue < end => Status::deadline_exceeded(NO_ANSWER),
                     _ => Status::unavailable("the stream reached its maximum age; reconnect"),
@@ -138,6 +138,8 @@ impl<D: Directory, S: Session> Stream<D, S> {
             let kind = Kind::new(type_url, shared, &self.peer, &self.account)?;
             self.watch(&kind.shared);
             self.kinds.insert(rank.clone(), kind);
+            // Before the watch, it may have moved for the last time.
+            self.check_views()?;
         }
         let others = self.kinds.iter().filter(|(other, _)| **other != rank);
         let others: u64 = others.map(|(_, kind)| kind.names.amount()).sum();
@@ -148,6 +150,19 @@ impl<D: Directory, S: Session> Stream<D, S> {
             self.warm(BTreeSet::new());
         }
         Ok(())
+    }
+
+    /// Checks that the client would be given the views that it follows.
+    ///
+    /// # Errors
+    /// The status that ends the stream.
+    fn check_views(&self) -> Result<(), Status> {
+        let is_current = |kind: &Kind<S>| self.directory.is_current(&self.peer, &kind.type_url, &kind.shared);
+        if self.kinds.values().all(is_current) {
+            Ok(())
+        } else {
+            Err(Status::unavailable("this client is served other resources from now on; reconnect"))
+        }
     }
 
     fn watch(&mut self, shared: &Shared) {

@@ -3,15 +3,16 @@
 use hickory_proto::op::{Edns, Message, MessageType, OpCode, Query, ResponseCode};
 use hickory_proto::serialize::binary::{BinDecodable, BinDecoder, BinEncodable};
 
-const HEADER: usize = 12;
+/// Where the question section begins.
+pub(crate) const HEADER: usize = 12;
 /// What every asker takes over UDP.
-const PLAIN_UDP: usize = 512;
+pub(crate) const SMALLEST_UDP: u16 = 512;
 /// What fits into one packet of any path; askers that take more get no more.
-const LARGEST_UDP: u16 = 1_232;
+pub(crate) const LARGEST_UDP: u16 = 1_232;
 const LARGEST_TCP: usize = 65_535;
 
 /// How a packet came.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Transport {
     /// In one datagram.
     Udp,
@@ -24,7 +25,6 @@ pub enum Transport {
 pub(crate) struct Question<'a> {
     message: Message,
     query: Query,
-    /// The question section as it came.
     bytes: &'a [u8],
 }
 
@@ -71,6 +71,15 @@ fn malformed(header: &[u8]) -> Vec<u8> {
 }
 
 impl Question<'_> {
+    pub(crate) fn message(&self) -> &Message {
+        &self.message
+    }
+
+    /// The question section as it came.
+    pub(crate) fn section(&self) -> &[u8] {
+        self.bytes
+    }
+
     pub(crate) fn query(&self) -> &Query {
         &self.query
     }
@@ -102,13 +111,18 @@ impl Question<'_> {
         reply
     }
 
+    /// The bytes that the asker takes at most.
+    pub(crate) fn limit(&self, transport: Transport) -> usize {
+        match (transport, &self.message.edns) {
+            (Transport::Tcp, _) => LARGEST_TCP,
+            (Transport::Udp, None) => SMALLEST_UDP.into(),
+            (Transport::Udp, Some(edns)) => edns.max_payload().clamp(SMALLEST_UDP, LARGEST_UDP).into(),
+        }
+    }
+
     /// The bytes of an answer, with fewer records and the truncation flag where not all fit.
     pub(crate) fn encode(&self, mut reply: Message, transport: Transport) -> Option<Vec<u8>> {
-        let most = match (transport, &self.message.edns) {
-            (Transport::Tcp, _) => LARGEST_TCP,
-            (Transport::Udp, None) => PLAIN_UDP,
-            (Transport::Udp, Some(edns)) => PLAIN_UDP.max(edns.max_payload().min(LARGEST_UDP).into()),
-        };
+        let most = self.limit(transport);
         let mut bytes = reply.to_vec().ok()?;
         while bytes.len() > most {
             reply.metadata.truncation = true;
@@ -117,8 +131,17 @@ impl Question<'_> {
             reply.answers.truncate(fewer);
             bytes = reply.to_vec().ok()?;
         }
-        // Same name, but in the asker's letters and labels.
-        bytes.get_mut(HEADER..HEADER.checked_add(self.bytes.len())?)?.copy_from_slice(self.bytes);
-        Some(bytes)
+        self.addressed(bytes)
+    }
+
+    /// An answer with the asker's ID, and with the question in the asker's letters. `None`: it is not of this question.
+    pub(crate) fn addressed(&self, mut answer: Vec<u8>) -> Option<Vec<u8>> {
+        answer.get_mut(..2)?.copy_from_slice(&self.message.metadata.id.to_be_bytes());
+        let section = answer.get_mut(HEADER..HEADER.checked_add(self.bytes.len())?)?;
+        if !section.eq_ignore_ascii_case(self.bytes) {
+            return None;
+        }
+        section.copy_from_slice(self.bytes);
+        Some(answer)
     }
 }

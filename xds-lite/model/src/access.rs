@@ -3,6 +3,7 @@
 //! becomes of a refused one, is the gateway's part.
 
 mod combine;
+mod early;
 mod project;
 pub mod raw;
 mod resolve;
@@ -12,13 +13,15 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 use isthmus_certs::{IdPattern, SpiffeId};
-use serde::Serialize;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 
 use crate::problem::Plain;
 use crate::slice::Tls;
 
 pub use combine::{AccessError, Scopes, Workspace};
-pub use resolve::{AccessRules, Callers, RuleSettings, WideRules, rules, wide_rules};
+pub use early::RemoteAccess;
+pub use resolve::{AccessRules, Callers, RuleSettings, rules};
 
 /// Namespaces, and workspaces, that have rules.
 pub const MAX_SCOPES: usize = 4_096;
@@ -34,7 +37,7 @@ pub const MAX_COMBINED: usize = 2_048;
 pub const MAX_BYTES: usize = 256 * 1024;
 
 /// The access to one port, of all scopes.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
 pub struct Access {
     pub(crate) unmatched: Unmatched,
     pub(crate) allow: Vec<Rule>,
@@ -42,7 +45,7 @@ pub struct Access {
 }
 
 /// What becomes of a caller that no rule matches.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Unmatched {
     /// It may connect: no allow rule exists.
@@ -54,7 +57,7 @@ pub enum Unmatched {
 }
 
 /// One rule: it matches a caller that meets every condition.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
 pub struct Rule {
     /// Where it is written.
     pub scope: RuleScope,
@@ -96,8 +99,9 @@ pub struct Caller<'a> {
 }
 
 /// What is decided about a caller.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
+#[schemars(inline)]
 pub enum Verdict {
     /// It may connect.
     Allowed,
@@ -113,7 +117,16 @@ pub struct Decision<'a> {
     /// The rule that decided; `None`: no rule matches.
     pub rule: Option<&'a Rule>,
     /// Rules that match and only report.
-    pub dry_run: Vec<&'a Rule>,
+    pub dry_run: Vec<DryRun<'a>>,
+}
+
+/// A rule that matches and only reports. Displays as the rule.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct DryRun<'a> {
+    /// What the rule would decide by itself.
+    pub verdict: Verdict,
+    /// The rule.
+    pub rule: &'a Rule,
 }
 
 impl Access {
@@ -151,15 +164,14 @@ impl Access {
     #[must_use]
     pub fn decide(&self, caller: &Caller<'_>) -> Decision<'_> {
         let caller = Caller { source: caller.source.to_canonical(), ..*caller };
-        let matching = |rules| Matching::among(rules, &caller);
-        let (deny, allow) = (matching(&self.deny), matching(&self.allow));
-        let (verdict, rule) = match (deny.first, allow.first) {
+        let mut dry_run = Vec::new();
+        let deny = first(&self.deny, &caller, Verdict::Denied, &mut dry_run);
+        let allow = first(&self.allow, &caller, Verdict::Allowed, &mut dry_run);
+        let (verdict, rule) = match (deny, allow) {
             (Some(rule), _) => (Verdict::Denied, Some(rule)),
             (None, Some(rule)) => (Verdict::Allowed, Some(rule)),
             (None, None) => (self.unmatched.verdict(caller.identity), None),
         };
-        let mut dry_run = deny.dry_run;
-        dry_run.extend(allow.dry_run);
         Decision { verdict, rule, dry_run }
     }
 
@@ -169,24 +181,22 @@ impl Access {
     }
 }
 
-/// The rules of one list that match a caller.
-struct Matching<'a> {
-    first: Option<&'a Rule>,
-    dry_run: Vec<&'a Rule>,
-}
-
-impl<'a> Matching<'a> {
-    fn among(rules: &'a [Rule], caller: &Caller<'_>) -> Matching<'a> {
-        let mut matching = Matching { first: None, dry_run: Vec::new() };
-        for rule in rules.iter().filter(|rule| rule.matches(caller)) {
-            if rule.dry_run {
-                matching.dry_run.push(rule);
-            } else if matching.first.is_none() {
-                matching.first = Some(rule);
-            }
+/// The first rule of a list that matches a caller and decides; those that only report go to `dry_run`.
+fn first<'a>(
+    rules: impl IntoIterator<Item = &'a Rule>,
+    caller: &Caller<'_>,
+    verdict: Verdict,
+    dry_run: &mut Vec<DryRun<'a>>,
+) -> Option<&'a Rule> {
+    let mut first = None;
+    for rule in rules.into_iter().filter(|rule| rule.matches(caller)) {
+        if rule.dry_run {
+            dry_run.push(DryRun { verdict, rule });
+        } else if first.is_none() {
+            first = Some(rule);
         }
-        matching
     }
+    first
 }
 
 impl Unmatched {
@@ -223,6 +233,12 @@ impl fmt::Display for RuleScope {
 impl fmt::Display for Rule {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} rule {}", self.scope, Plain(&self.name))
+    }
+}
+
+impl fmt::Display for DryRun<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.rule.fmt(f)
     }
 }
 

@@ -107,6 +107,12 @@ impl Scalar for ListenAddress {
     }
 }
 
+impl From<String> for ServerAddress {
+    fn from(text: String) -> ServerAddress {
+        ServerAddress(text)
+    }
+}
+
 impl Scalar for ServerAddress {
     type Value = SocketAddr;
 

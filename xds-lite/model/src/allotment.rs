@@ -79,6 +79,15 @@ pub enum Exhausted {
     },
 }
 
+impl Exhausted {
+    /// The name, and the range that has no place for it.
+    #[must_use]
+    pub fn subject(&self) -> (&str, &str) {
+        let (Exhausted::Range { name, range, .. } | Exhausted::Names { name, range }) = self;
+        (name, range)
+    }
+}
+
 /// One entry of the stored form.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Stored<N, P> {
@@ -152,27 +161,38 @@ impl<N: Clone + Ord + Hash + fmt::Display, P: Place> Allotment<N, P> {
     }
 
     /// Frees the places of all other names and gives each of these one. The result does not depend on their order.
-    /// Returns an error for each name without a place; the others have theirs.
+    /// Returns an error for each name without a place; the others have theirs. A range that is full costs its newcomers
+    /// one search together.
     pub fn want(&mut self, names: &BTreeSet<N>, now: SystemTime) -> Vec<Exhausted> {
         for (name, allotted) in &mut self.names {
-            if !names.contains(name) {
+            if names.contains(name) {
+                // A wanted name keeps its place, however late it returns.
+                allotted.freed = None;
+            } else {
                 allotted.freed.get_or_insert(now);
             }
         }
-        self.end_quarantines(names, now);
-        names.iter().filter_map(|name| self.allot(name).err()).collect()
+        self.end_quarantines(now);
+        let newcomers: Vec<&N> = names.iter().filter(|name| !self.names.contains_key(name)).collect();
+        let placed = newcomers.iter().take_while(|name| self.allot(name)).count();
+        let without = newcomers.get(placed..).unwrap_or_default();
+        if without.is_empty() {
+            return Vec::new();
+        }
+        let wanted = self.wanted().count();
+        without.iter().map(|name| self.exhausted(name, wanted)).collect()
     }
 
-    /// Forgets names that were freed long ago. A wanted one keeps its place, however late it returns.
-    fn end_quarantines(&mut self, wanted: &BTreeSet<N>, now: SystemTime) {
+    /// Forgets names that were freed long ago.
+    fn end_quarantines(&mut self, now: SystemTime) {
         let is_over = |freed: SystemTime| match now.duration_since(freed) {
             Ok(since) => since >= QUARANTINE,
             // The clock was set back, by so much that waiting for it may take for ever.
             Err(ahead) => ahead.duration() > QUARANTINE,
         };
         let places = &mut self.places;
-        self.names.retain(|name, allotted| {
-            let stays = allotted.freed.is_none_or(|freed| !is_over(freed)) || wanted.contains(name);
+        self.names.retain(|_, allotted| {
+            let stays = allotted.freed.is_none_or(|freed| !is_over(freed));
             if !stays {
                 places.remove(&allotted.place);
             }
@@ -180,28 +200,26 @@ impl<N: Clone + Ord + Hash + fmt::Display, P: Place> Allotment<N, P> {
         });
     }
 
-    fn allot(&mut self, name: &N) -> Result<(), Exhausted> {
-        if let Some(allotted) = self.names.get_mut(name) {
-            allotted.freed = None;
-            return Ok(());
-        }
+    /// Gives a new name a place; false: none is left.
+    fn allot(&mut self, name: &N) -> bool {
         if self.names.len() >= MAX_NAMES {
-            return Err(Exhausted::Names { name: name.to_string(), range: self.range.to_string() });
+            return false;
         }
-        let place = self.range.from(hash(name)).take(self.names.len().saturating_add(1));
-        let free = place.flatten().find(|place| !self.places.contains_key(place));
-        let Some(place) = free else {
-            let wanted = self.wanted().count();
-            return Err(Exhausted::Range {
-                name: name.to_string(),
-                range: self.range.to_string(),
-                wanted,
-                quarantined: self.names.len().saturating_sub(wanted),
-            });
-        };
+        let places = self.range.from(hash(name)).take(self.names.len().saturating_add(1));
+        let free = places.flatten().find(|place| !self.places.contains_key(place));
+        let Some(place) = free else { return false };
         self.names.insert(name.clone(), Allotted { place, freed: None });
         self.places.insert(place, name.clone());
-        Ok(())
+        true
+    }
+
+    fn exhausted(&self, name: &N, wanted: usize) -> Exhausted {
+        let (name, range) = (name.to_string(), self.range.to_string());
+        if self.names.len() >= MAX_NAMES {
+            return Exhausted::Names { name, range };
+        }
+        let quarantined = self.names.len().saturating_sub(wanted);
+        Exhausted::Range { name, range, wanted, quarantined }
     }
 }
 

@@ -28,9 +28,9 @@ pub fn registry_file(text: &str, path: &Path) -> Result<Vec<Service>, Problems> 
     let services = yaml::read::<File>(text, &mut report).map(|file| {
         let written = file.services.as_deref().unwrap_or_default();
         for (index, service) in written.iter().enumerate() {
-            if let Some((key, spot)) = service.value.gateway_key() {
-                let what = format_args!("services[{index}].{key}: an agent does not pass this on yet");
-                report.add(spot, what, "write the service in the file of its gateway");
+            if let Some((key, spot, remedy)) = service.value.gateway_key() {
+                let what = format_args!("services[{index}].{key}: an agent does not pass this on");
+                report.add(spot, what, remedy);
             }
         }
         let table = Table::new(&mut report, written, &ServiceTimeouts::default(), |_| None);
@@ -110,14 +110,30 @@ mod tests {
     /// Left out, they would open what they are to guard.
     #[test]
     fn registry_file_keys_of_a_gateway_alone_are_refused() {
-        let remedy = "write the service in the file of its gateway";
-        for (key, place) in [
-            ("tls: terminate, certificate: c, key: k", "2:42: services[0].certificate"),
-            ("access: {deny: [{sources: [10.0.0.0/8]}]}", "2:21: services[0].access"),
-        ] {
-            let text = format!("services:\n- {{host: a, {key}}}\n");
-            bad(&text, &[&format!("r.yaml:{place}: an agent does not pass this on yet; {remedy}")]);
-        }
+        let remedy = "remove it and name the service's identity in 'identities': gateways get its certificate from the agent";
+        let text = "services:\n- {host: a, tls: terminate, certificate: c, key: k}\n";
+        let place = "2:42: services[0].certificate";
+        bad(text, &[&format!("r.yaml:{place}: an agent does not pass this on; {remedy}")]);
+    }
+
+    #[test]
+    fn registry_file_terminated_service_has_an_identity_and_no_certificate() {
+        let id = "spiffe://east.example/ns/shop/sa/stock";
+        let services =
+            good(&format!("services: [{{host: a, tls: terminate, identities: ['{id}', '{id}2']}}]"));
+        assert_eq!(services[0].issued_identity().map(ToString::to_string).as_deref(), Some(id));
+        assert!(services[0].skips_mtls_check(), "the gateway is the door");
+        assert_eq!(
+            good(&format!("services: [{{host: a, identities: ['{id}']}}]"))[0].issued_identity(),
+            None
+        );
+        bad(
+            "services: [{host: a, tls: terminate}]",
+            &[
+                "r.yaml:1:12: services[0] has tls: terminate but no certificate; add 'identities: [spiffe://…]' for a \
+               certificate of the agent, or 'certificate: FILE' and 'key: FILE'",
+            ],
+        );
     }
 
     const WHOLE: &str = "services:\n- host: db.example\n  port: 3306\n  sni_port: 3306\n  aliases: [db, \"*.db.example\"]\n  \
@@ -139,6 +155,7 @@ mod tests {
                 locality,
                 aliases: [HostName::parse("src-db-0.pxc").unwrap()].into(),
                 reach: Scope::Exported { by_name: true },
+                access: None,
                 priority: 0,
             },
             Endpoint {
@@ -148,6 +165,7 @@ mod tests {
                 locality: Locality::default(),
                 aliases: [].into(),
                 reach: Scope::Exported { by_name: true },
+                access: None,
                 priority: 0,
             },
         ];

@@ -36,6 +36,25 @@ pub struct NameAddresses {
     pub v4: Option<Ipv4Addr>,
 }
 
+impl VirtualRanges {
+    /// Whether an address is in one of the ranges.
+    #[must_use]
+    pub fn contain(&self, address: IpAddr) -> bool {
+        match address.to_canonical() {
+            IpAddr::V6(address) => self.v6.is_some_and(|range| range.contains(&address)),
+            IpAddr::V4(address) => self.v4.is_some_and(|range| range.contains(&address)),
+        }
+    }
+}
+
+impl NameAddresses {
+    /// All of them, IPv6 first.
+    pub fn iter(&self) -> impl Iterator<Item = IpAddr> {
+        let v6 = self.v6.map(IpAddr::V6);
+        v6.into_iter().chain(self.v4.map(IpAddr::V4))
+    }
+}
+
 /// The stored form.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StoredAddresses {
@@ -73,6 +92,14 @@ impl VirtualAddresses {
         let mut errors = self.v6.as_mut().map(|all| all.want(names, now)).unwrap_or_default();
         errors.extend(self.v4.as_mut().map(|all| all.want(names, now)).unwrap_or_default());
         errors
+    }
+
+    /// The names that have an address.
+    #[must_use]
+    pub fn wanted(&self) -> BTreeSet<HostName> {
+        let v6 = self.v6.iter().flat_map(Allotment::wanted).map(|(name, _)| name);
+        let v4 = self.v4.iter().flat_map(Allotment::wanted).map(|(name, _)| name);
+        v6.chain(v4).cloned().collect()
     }
 
     /// The addresses of a name.

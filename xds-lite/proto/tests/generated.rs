@@ -7,7 +7,8 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
-const PROTOS: [&str; 11] = [
+const PROTOS: [&str; 12] = [
+    "isthmus/v1/binding.proto",
     "isthmus/v1/slice.proto",
     "isthmus/v1/trust.proto",
     "envoy/service/discovery/v3/ads.proto",

@@ -89,6 +89,11 @@ impl Namespaces {
         }
         Ok(Namespaces { cluster, namespace: name.as_str().to_owned() })
     }
+
+    /// Whether it means namespaces of this cluster.
+    pub(crate) fn is_of(&self, cluster: &Cluster) -> bool {
+        self.cluster.as_ref().is_none_or(|own| own == cluster)
+    }
 }
 
 /// How a host is exported.
@@ -132,10 +137,10 @@ pub fn export(rules: &[Rule], own: &Cluster, subject: Subject<'_>) -> Option<Exp
 impl Rule {
     fn chooses(&self, own: &Cluster, subject: Subject<'_>) -> bool {
         let namespace = subject.namespace.or_else(|| namespace_of(subject.host));
-        let belongs = self.workspace.iter().any(|namespaces| {
-            namespaces.cluster.as_ref().is_none_or(|cluster| cluster == own)
-                && namespace == Some(namespaces.namespace.as_str())
-        });
+        let belongs = self
+            .workspace
+            .iter()
+            .any(|namespaces| namespaces.is_of(own) && namespace == Some(namespaces.namespace.as_str()));
         let named = self.hosts.iter().any(|pattern| covers(pattern, subject.host));
         let labelled = self
             .labels

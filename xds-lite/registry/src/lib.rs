@@ -1,7 +1,8 @@
 //! The registry of a cluster: `source`s of services (`files`, and VMs that are `registered`), the slices made
-//! of them (`registry`), the services exported to other clusters (`exports`, `reachability`), and the
-//! services imported from them (`imports`).
+//! of them (`registry`) with the rules for their callers (`access`), the services exported to other clusters (`exports`,
+//! `reachability`), and the services imported from them (`imports`).
 
+pub mod access;
 pub mod exports;
 pub mod files;
 pub mod imports;

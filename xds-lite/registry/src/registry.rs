@@ -4,8 +4,10 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
-use crate::exports::{Export, Rule, Subject, export};
-use isthmus_model::access::Access;
+use crate::access::{Domains, WiderRules};
+use crate::exports::{Export, Rule, Subject, export, namespace_of};
+use isthmus_certs::TrustDomain;
+use isthmus_model::access::{Access, AccessError};
 use isthmus_model::address::{Ranges, Target};
 use isthmus_model::host::HostPattern;
 use isthmus_model::services::{self, ClientCertificate, Service, TlsMode};
@@ -78,6 +80,10 @@ pub struct Terms<'a> {
     pub network: &'a str,
     /// The export rules.
     pub exports: &'a [Rule],
+    /// The rules for callers of scopes wider than a service.
+    pub rules: &'a WiderRules,
+    /// The trust domains of the clusters that workspaces may name.
+    pub domains: &'a Domains,
     /// The cluster's gateways: name and addresses for other clusters.
     pub gateways: &'a [(String, Vec<Gateway>)],
     /// Whether an endpoint is known to require a client certificate.
@@ -105,10 +111,27 @@ pub fn offers(
 /// How a host is exported, if at all: its namespace and labels are those of all its ports together.
 #[must_use]
 pub fn export_of(rules: &[Rule], own: &Cluster, host: &HostPattern, ports: &[Service]) -> Option<Export> {
-    let about = || ports.iter().filter_map(|service| service.about.as_deref());
-    let namespace = about().find_map(|about| about.namespace.as_deref());
-    let labels = about().flat_map(|about| about.labels.clone()).collect();
-    export(rules, own, Subject { host, namespace, labels: &labels })
+    let about = ports.iter().filter_map(|service| service.about.as_deref());
+    let labels = about.flat_map(|about| about.labels.clone()).collect();
+    export(rules, own, Subject { host, namespace: written_namespace(ports), labels: &labels })
+}
+
+fn written_namespace(ports: &[Service]) -> Option<&str> {
+    let mut about = ports.iter().filter_map(|service| service.about.as_deref());
+    about.find_map(|about| about.namespace.as_deref())
+}
+
+/// Why the rules for callers of a port cannot be enforced, for each such port: nobody may connect to it.
+pub fn unenforced<'a>(
+    ports: &'a [Service],
+    rules: &'a WiderRules,
+    domains: &'a Domains,
+) -> impl Iterator<Item = (u16, AccessError)> + 'a {
+    let namespace =
+        ports.first().and_then(|first| written_namespace(ports).or_else(|| namespace_of(&first.host)));
+    ports
+        .iter()
+        .filter_map(move |port| rules.access(port, namespace, domains).err().map(|error| (port.port, error)))
 }
 
 impl Terms<'_> {
@@ -120,7 +143,10 @@ impl Terms<'_> {
         let (staleness, merge) = (staleness.unwrap_or_default(), about().any(|about| about.merge));
         let bare = ports.iter().find(|service| service.default_port);
         let aliases = bare.map(|service| service.aliases.clone()).unwrap_or_default();
-        let ports: Vec<_> = ports.into_iter().map(|service| self.port(service, export.as_ref())).collect();
+        let host = ports.first().map(|first| first.host.clone());
+        let namespace = written_namespace(&ports).or_else(|| namespace_of(host.as_ref()?)).map(str::to_owned);
+        let port = |service| self.port(service, export.as_ref(), namespace.as_deref());
+        let ports: Vec<_> = ports.into_iter().map(port).collect();
         let is_exported = ports.iter().any(|port| port.exported);
         let opens = |name: &String| {
             export.as_ref().is_some_and(|export| export.gateways.is_empty() || export.gateways.contains(name))
@@ -142,15 +168,17 @@ impl Terms<'_> {
         }
     }
 
-    fn port(&self, service: Service, export: Option<&Export>) -> Port {
+    fn port(&self, service: Service, export: Option<&Export>, namespace: Option<&str>) -> Port {
         let skips_mtls_check = service.skips_mtls_check();
         let tls = match (service.tls_mode(), service.client_certificate()) {
             (TlsMode::Terminate, _) => Tls::Terminated,
             (TlsMode::Passthrough, ClientCertificate::None) => Tls::Unauthenticated,
             (TlsMode::Passthrough, ClientCertificate::Probed | ClientCertificate::Declared) => Tls::Mutual,
         };
-        // The rules of a file count together with those of wider scopes, which are not known here.
-        let access = if service.access().is_some() { Access::closed() } else { Access::unwritten(tls) };
+        let access = self.rules.access(&service, namespace, self.domains);
+        // Rules that cannot be enforced must not be read as none.
+        let export = export.filter(|_| access.is_ok());
+        let access = access.unwrap_or_else(|_| Access::closed());
         let endpoints: Vec<_> = service
             .endpoints
             .into_iter()
@@ -197,12 +225,13 @@ fn endpoint(endpoint: services::Endpoint, exposed: Option<&Export>) -> Endpoint 
     }
 }
 
-/// The projection of a slice for another cluster: its exported ports, with endpoints only for a direct peer.
+/// The projection of a slice for another cluster: its exported ports, with endpoints only for a direct peer, and the
+/// rules for callers of its trust domains.
 #[must_use]
-pub fn project_for_peer(slice: &Slice, to: PeerAccess) -> Slice {
+pub fn project_for_peer(slice: &Slice, to: PeerAccess, domains: &[TrustDomain]) -> Slice {
     let offer = slice.offer.as_ref().filter(|_| to != PeerAccess::Hidden).and_then(|offer| {
         let exported = offer.ports.iter().filter(|port| port.exported);
-        let ports: Vec<_> = exported.map(|port| port_abroad(port, to)).collect();
+        let ports: Vec<_> = exported.map(|port| port_abroad(port, to, domains)).collect();
         let own = || Offer { exposed_on: Vec::new(), ..offer.clone() };
         (!ports.is_empty()).then(|| Offer { ports, ..own() })
     });
@@ -220,7 +249,10 @@ pub enum PeerAccess {
     Hidden,
 }
 
-fn port_abroad(port: &Port, to: PeerAccess) -> Port {
+fn port_abroad(port: &Port, to: PeerAccess, domains: &[TrustDomain]) -> Port {
+    // Plaintext never leaves the cluster.
+    let is_direct = to == PeerAccess::Direct && port.tls != Tls::Terminated;
+    let access = port.access.for_domains(domains);
     let exposed = || port.endpoints.iter().filter(|endpoint| endpoint.exposed);
     let seen = |endpoint: &Endpoint| Endpoint {
         instance: endpoint.instance.clone().filter(|_| endpoint.instance_exported),
@@ -228,12 +260,14 @@ fn port_abroad(port: &Port, to: PeerAccess) -> Port {
         ..endpoint.clone()
     };
     Port {
-        endpoints: if to == PeerAccess::Direct { exposed().map(seen).collect() } else { Vec::new() },
+        endpoints: if is_direct { exposed().map(seen).collect() } else { Vec::new() },
         ready: ready(exposed()),
         // Source conditions are enforced by the owner's gateway, which sees the sources.
         sources: Vec::new(),
         max_connections: None,
         send_proxy: false,
+        // Behind a gateway the owner sees another source than the peer does.
+        access: if is_direct { access } else { access.without_sources() },
         ..port.clone()
     }
 }
@@ -285,6 +319,8 @@ mod tests {
             cluster: &"east".parse().unwrap(),
             network: "east-net",
             exports,
+            rules: &WiderRules::default(),
+            domains: &Domains::new("east".parse().unwrap(), TrustDomain::new("east.example").unwrap()),
             gateways: &[gateway("gw-1", "203.0.113.1:15443"), gateway("gw-2", "203.0.113.2:15443")],
             demands,
         };
@@ -373,16 +409,35 @@ mod tests {
             offer.gateways.iter().map(|one| one.address.to_string()).collect::<Vec<_>>(),
             ["203.0.113.2:15443"]
         );
-        let far = project_for_peer(&slice(offer), PeerAccess::ViaGateway).offer.unwrap();
+        let far = project_for_peer(&slice(offer), PeerAccess::ViaGateway, &[]).offer.unwrap();
         assert!(far.ports[0].endpoints.is_empty() && far.exposed_on.is_empty());
         let [ready] = &far.ports[0].ready[..] else { panic!("one zone is ready: {:?}", far.ports[0].ready) };
         assert_eq!((ready.locality.zone.as_str(), ready.ready), ("a", 2));
         let [instance] = &ready.instances[..] else { panic!("one is exported by name") };
         assert_eq!((instance.name.as_str(), instance.aliases.len()), ("db-0", 1));
-        let near = project_for_peer(&slice(offer), PeerAccess::Direct).offer.unwrap();
+        let near = project_for_peer(&slice(offer), PeerAccess::Direct, &[]).offer.unwrap();
         let names: Vec<_> = near.ports[0].endpoints.iter().map(|one| one.instance.is_some()).collect();
         assert_eq!(names, [true, false], "the second is not exported by name");
-        assert_eq!(project_for_peer(&slice(offer), PeerAccess::Hidden).offer, None);
+        assert_eq!(project_for_peer(&slice(offer), PeerAccess::Hidden, &[]).offer, None);
+    }
+
+    #[test]
+    fn terminated_port_is_exported_unchecked_and_reached_through_gateways_alone() {
+        let identity = "spiffe://east.example/ns/pxc/sa/db";
+        let text = DATABASE
+            .replace("port: 3306,", &format!("port: 3306, tls: terminate, identities: ['{identity}'],"));
+        let offers = exported(&text, &[rule()], &|_, _| false);
+        let offer = offers.values().next().unwrap();
+        let port = &offer.ports[0];
+        assert!(port.exported && port.tls == Tls::Terminated && port.access == Access::closed());
+        assert!(port.endpoints.iter().all(|endpoint| endpoint.exposed));
+        for to in [PeerAccess::Direct, PeerAccess::ViaGateway] {
+            let abroad = project_for_peer(&slice(offer), to, &[]).offer.unwrap();
+            let [port] = &abroad.ports[..] else { panic!("{abroad:?}") };
+            assert!(port.endpoints.is_empty() && abroad.gateways.len() == 1, "{to:?}");
+            assert_eq!(port.ready.iter().map(|ready| ready.ready).sum::<u32>(), 3);
+            assert_eq!(port.identities[0].to_string(), identity);
+        }
     }
 
     #[test]
@@ -390,12 +445,31 @@ mod tests {
         let offers = exported(DATABASE, &[rule()], &|_, _| false);
         let offer = offers.values().next().unwrap();
         assert!(!offer.ports[0].exported && offer.gateways.is_empty() && offer.exposed_on.is_empty());
-        assert_eq!(project_for_peer(&slice(offer), PeerAccess::ViaGateway).offer, None);
+        assert_eq!(project_for_peer(&slice(offer), PeerAccess::ViaGateway, &[]).offer, None);
         let empty = "services: [{ host: db.pxc.svc.cluster.local, port: 3306 }]";
         assert!(exported(empty, &[rule()], &|_, _| false).values().all(|offer| offer.ports[0].exported));
         let open = DATABASE.replace("port: 3306,", "port: 3306, allow_unauthenticated: true,");
         let open = exported(&open, &[rule()], &|_, _| false);
         let port = &open.values().next().unwrap().ports[0];
         assert!(port.exported && port.tls == Tls::Unauthenticated);
+    }
+
+    #[test]
+    fn access_is_combined_of_all_scopes_and_cut_for_a_peer() {
+        let text = "services: [{ host: a.shop.svc.example, client_certificate: none, access: { advisory: true, allow: [\
+            'spiffe://west.example/ns/x/sa/a', 'spiffe://south.example/ns/x/sa/a'], deny: [{ sources: [10.0.0.0/8] }] },\
+            endpoints: [{ address: '10.0.0.1:1' }] }]";
+        let everything = Rule { hosts: vec![HostPattern::parse("*.example").unwrap()], ..Rule::default() };
+        let offers = exported(text, std::slice::from_ref(&everything), &|_, _| true);
+        let offer = offers.values().next().unwrap();
+        assert_eq!(offer.ports[0].access.rules().count(), 3);
+        let west = [TrustDomain::new("west.example").unwrap()];
+        let rules = |to, domains: &[TrustDomain]| {
+            let port = project_for_peer(&slice(offer), to, domains).offer.unwrap().ports.remove(0);
+            port.access.rules().map(ToString::to_string).collect::<Vec<_>>()
+        };
+        assert_eq!(rules(PeerAccess::Direct, &west), ["service rule deny[0]", "service rule allow[0]"]);
+        assert_eq!(rules(PeerAccess::ViaGateway, &west), ["service rule allow[0]"], "it sees other sources");
+        assert_eq!(rules(PeerAccess::ViaGateway, &[]), [""; 0]);
     }
 }

@@ -1,6 +1,6 @@
 //! Routes admin requests to pages. GET changes nothing; errors are `{"error": "…"}`.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,6 +13,7 @@ use tokio::sync::Semaphore;
 use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 
+use isthmus_certs::SpiffeId;
 use isthmus_http::page::{self, Page, error, json_page, not_allowed, plain};
 use isthmus_http::{guard, shared::Shared};
 use isthmus_model::admin::Index;
@@ -20,7 +21,7 @@ use isthmus_model::admin::agent::{GET, POST, schema};
 use isthmus_registry::registered::registrar::Registrar;
 use isthmus_registry::registered::registration::LARGEST;
 
-use super::{Pages, Refusal};
+use super::{Asker, ExplainQuestion, Pages, Refusal};
 
 /// Pages rendered at once: each may hold a lock that the agent needs.
 const AT_ONCE: usize = 2;
@@ -83,8 +84,8 @@ impl AdminService {
     async fn show(&self, path: &str, query: &str) -> Page {
         match path {
             "/status" => self.make(|pages| json_page(StatusCode::OK, &pages.status())).await,
-            "/explain" => match host(query) {
-                Ok(host) => self.make(move |pages| explain(pages, &host)).await,
+            "/explain" => match question(query) {
+                Ok(question) => self.make(move |pages| explain(pages, &question)).await,
                 Err(why) => error(StatusCode::BAD_REQUEST, &why),
             },
             "/schema" => json_page(StatusCode::OK, &schema()),
@@ -113,8 +114,8 @@ impl AdminService {
     }
 }
 
-fn explain(pages: &dyn Pages, host: &str) -> Page {
-    match pages.explain(host) {
+fn explain(pages: &dyn Pages, question: &ExplainQuestion) -> Page {
+    match pages.explain(question) {
         Ok(page) => json_page(StatusCode::OK, &page),
         Err(why) => error(StatusCode::BAD_REQUEST, &why),
     }
@@ -156,12 +157,26 @@ fn answered(taken: Result<impl Serialize, Refusal>) -> Page {
     }
 }
 
-/// The parameter `host` of a query, percent-decoded.
-fn host(query: &str) -> Result<String, String> {
-    let mut found = query.split('&').filter_map(|pair| pair.strip_prefix("host="));
-    let (Some(host), None) = (found.next().filter(|host| !host.is_empty()), found.next()) else {
-        return Err("name one host: /explain?host=NAME".to_owned());
+/// The parameters `host`, `as` and `from` of a query.
+fn question(query: &str) -> Result<ExplainQuestion, String> {
+    let host = parameter(query, "host")?.ok_or("name one host: /explain?host=NAME")?;
+    let identity = parameter(query, "as")?.map(|id| SpiffeId::parse(&id)).transpose();
+    let identity = identity.map_err(|error| format!("as: {error}"))?;
+    let source = parameter(query, "from")?.map(|from| from.parse::<IpAddr>()).transpose();
+    let source = source.map_err(|_| "from must be an IP address".to_owned())?;
+    let is_asked = identity.is_some() || source.is_some();
+    let caller = is_asked.then(|| Asker { identity, source: source.unwrap_or(Ipv4Addr::LOCALHOST.into()) });
+    Ok(ExplainQuestion { host, caller })
+}
+
+/// The parameter of a query, percent-decoded; none if it is missing or empty.
+fn parameter(query: &str, name: &str) -> Result<Option<String>, String> {
+    let pairs = query.split('&').filter_map(|pair| pair.split_once('='));
+    let mut found = pairs.filter(|(key, _)| *key == name).map(|(_, value)| value);
+    let (value, None) = (found.next(), found.next()) else {
+        return Err(format!("{name} is given twice; name one {name}"));
     };
-    let host = percent_decode_str(host).decode_utf8().map_err(|_| "host is not UTF-8".to_owned())?;
-    Ok(host.into_owned())
+    let Some(value) = value.filter(|value| !value.is_empty()) else { return Ok(None) };
+    let value = percent_decode_str(value).decode_utf8().map_err(|_| format!("{name} is not UTF-8"))?;
+    Ok(Some(value.into_owned()))
 }

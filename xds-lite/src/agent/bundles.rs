@@ -44,6 +44,11 @@ pub(super) struct Bundles {
 }
 
 impl Bundles {
+    /// The trust domain of the own cluster.
+    pub(super) fn own_domain(&self) -> &TrustDomain {
+        &self.own
+    }
+
     /// Publishes nothing yet. Acknowledgements are kept in `stored`, if anywhere.
     pub(super) fn new(own: Party, stored: Option<(Acknowledgements, BTreeMap<String, PeerWord>)>) -> Bundles {
         let (stored, before) = stored.unzip();

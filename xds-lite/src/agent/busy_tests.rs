@@ -16,6 +16,7 @@ use isthmus_trust::join::Party;
 
 use super::bundles::Bundles;
 use super::config::{Settings, parse};
+use super::local_bindings::LocalBindings;
 use super::pages::AdminPages;
 use super::{Owners, Views};
 use crate::admin::Pages as _;
@@ -43,7 +44,8 @@ fn trust() -> Trust {
 fn owners(settings: &Arc<Settings>, trust: &Trust) -> Owners {
     let trust_domain = trust.current().identity.id().trust_domain().clone();
     let party = Party { cluster: settings.cluster.clone(), trust_domain };
-    let views = Views::new(settings.cluster.clone(), HashSet::new(), None, Bundles::new(party, None));
+    let told = (Bundles::new(party, None), LocalBindings::new(&settings.callers));
+    let views = Views::new(settings.cluster.clone(), HashSet::new(), None, told);
     Owners::open(settings, Arc::new(views), None)
 }
 
@@ -84,6 +86,7 @@ fn pages_are_answered_in_the_middle_of_every_change() {
         is_ready: Arc::new(AtomicBool::new(true)),
         issuing: None,
         trust,
+        dns: None,
     };
     let _changes = (owners.own.hold(), owners.peers.hold());
     assert!(pages.ready());
@@ -118,6 +121,7 @@ fn registration_waits_until_the_registry_is_read() {
         is_ready: Arc::default(),
         issuing: None,
         trust,
+        dns: None,
     };
     let refusal = pages.heartbeat(b"{}").unwrap_err();
     assert_eq!(refusal.status.as_u16(), 503);

@@ -4,15 +4,18 @@
 use std::collections::BTreeMap;
 
 use isthmus_health::mtls::MtlsCheck;
+use isthmus_model::access::Caller;
 use isthmus_model::admin::agent::{
-    self, Explanation, Import, MtlsResult, OfferedPort, OwnOffer, RegisteredEndpoint, RegisteredHost,
-    RegisteredPort,
+    self, Explanation, Import, MtlsResult, OfferedPort, OwnOffer, PortAccess, RegisteredEndpoint,
+    RegisteredHost, RegisteredPort,
 };
 use isthmus_model::host::HostPattern;
 use isthmus_model::services::Service;
 use isthmus_model::slice::{Port, Slice};
 use isthmus_model::sni;
 use isthmus_registry::imports::{ImportStatus, Stale};
+
+use crate::admin::{Asker, ExplainQuestion};
 
 use super::Owners;
 use super::own_services::HostReport;
@@ -29,7 +32,8 @@ const UNKNOWN: &str = "no host of this registry and no slice of a peer has this 
 ///
 /// # Errors
 /// It is not a name.
-pub(super) fn explain(owners: &Owners, asked: &str) -> Result<Explanation, String> {
+pub(super) fn explain(owners: &Owners, question: &ExplainQuestion) -> Result<Explanation, String> {
+    let asked = question.host.as_str();
     let (name, port) = sni::split(asked);
     let name = HostPattern::parse(name).map_err(|error| format!("host: {error}"))?;
     let hosts = hosts(owners, &name);
@@ -44,6 +48,7 @@ pub(super) fn explain(owners: &Owners, asked: &str) -> Result<Explanation, Strin
     let contacts = owners.peers.summary(0).contacts;
     let imports =
         imports.iter().map(|(import, stale)| imported(import, stale.as_ref(), contacts.get(&import.cluster)));
+    let own = owners.own.offer_of(host);
     Ok(Explanation {
         asked: asked.to_owned(),
         host: host.to_string(),
@@ -51,7 +56,8 @@ pub(super) fn explain(owners: &Owners, asked: &str) -> Result<Explanation, Strin
         port,
         others: hosts.keys().skip(1).map(ToString::to_string).collect(),
         registry: registry.as_ref().map(registered),
-        offer: owners.own.offer_of(host).as_ref().map(offer),
+        offer: own.as_ref().map(offer),
+        access: own.as_ref().zip(question.caller.as_ref()).map(access).unwrap_or_default(),
         imports: imports.collect(),
         note: note.map(str::to_owned),
     })
@@ -120,6 +126,17 @@ fn imported(import: &ImportStatus, stale: Option<&Stale>, contact: Option<&Conta
         down: down.iter().map(unreached).collect(),
     });
     Import { cluster: cluster.to_string(), host: host.to_string(), held: quarantined.clone(), stale }
+}
+
+/// What the rules of each port say about a caller.
+fn access((slice, asker): (&Slice, &Asker)) -> Vec<PortAccess> {
+    let ports = slice.offer.iter().flat_map(|offer| &offer.ports);
+    let decided = |port: &Port| {
+        let Asker { identity, source } = asker;
+        let caller = Caller { identity: identity.as_ref(), source: *source, port: port.number };
+        PortAccess { port: port.number, decided: (&port.access.decide(&caller)).into() }
+    };
+    ports.map(decided).collect()
 }
 
 fn offer(slice: &Slice) -> OwnOffer {

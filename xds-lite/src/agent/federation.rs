@@ -84,8 +84,12 @@ impl Federation {
             }
             tracing::info!(peer = %peer.cluster, "peer joined");
             self.owners.views.add(&peer.domain, &peer.cluster, peer_access(&self.settings, &peer));
-            let (peers, added) = (Arc::clone(&self.owners.peers), peer.clone());
-            blocking(move || peers.add(&added)).await;
+            let (Owners { own, peers, .. }, added) = (self.owners.clone(), peer.clone());
+            blocking(move || {
+                own.add_peer(&added.cluster, &added.domain);
+                peers.add(&added);
+            })
+            .await;
             self.begin(peer);
         }
         if is_whole {

@@ -15,7 +15,7 @@ use tonic::service::Routes;
 use isthmus_grpc::serve::IssuingService;
 use isthmus_model::address::Target;
 use isthmus_model::admin::agent;
-use isthmus_trust::issuing::{Certificates, Intermediate, Rooted, Tally};
+use isthmus_trust::issuing::{Certificates, Intermediate, Names, Rooted, Tally};
 use isthmus_trust::join::cli::First;
 use isthmus_trust::join::enrolment::{self, TokenDesk};
 use isthmus_trust::join::{self, CreateError, Party, Token, Tokens};
@@ -47,12 +47,13 @@ impl Issuing {
             return Ok(None);
         };
         let trust_domain = trust.current().identity.id().trust_domain().clone();
-        let grants = grantees(settings, &trust_domain)?.into_iter().map(|requester| Grant {
-            requester,
-            identity: Wanted::Own,
-            dns: Vec::new(),
-            longest: issuing.longest,
-        });
+        let renewals = grantees(settings, &trust_domain)?.into_iter();
+        let renewals = renewals.map(|requester| (requester, Wanted::Own));
+        let grants =
+            renewals.chain(granted_workloads(settings, &trust_domain)?).map(|(requester, identity)| {
+                // Names of services are set by the agent; nobody may ask for one.
+                Grant { requester, identity, dns: Vec::new(), longest: issuing.longest }
+            });
         let policy = Policy { grants: grants.collect() };
         let issuer = Party { cluster: settings.cluster.clone(), trust_domain };
         Ok(Some(Arc::new(Issuing {
@@ -65,13 +66,15 @@ impl Issuing {
         })))
     }
 
-    /// The gRPC service, for holders of a certificate and of a token.
-    pub(super) fn certificates(self: &Arc<Self>) -> Arc<Certificates> {
+    /// The gRPC service, for holders of a certificate and of a token. Certificates for the services of gateways get
+    /// their `names`.
+    pub(super) fn certificates(self: &Arc<Self>, names: Names) -> Arc<Certificates> {
         let trust = self.trust.clone();
         let roots = Arc::new(move || rooted(&trust));
         let issuer = Arc::clone(self) as Arc<dyn Issuer>;
         let certificates = Certificates::new(issuer, self.policy.clone(), self.longest, roots);
-        Arc::new(certificates.with(Arc::clone(&self.desk), Arc::clone(&self.tally)))
+        let certificates = certificates.with(Arc::clone(&self.desk), Arc::clone(&self.tally));
+        Arc::new(certificates.naming(names))
     }
 
     /// Access for clients that are served certificates only.
@@ -195,6 +198,22 @@ fn grantees(settings: &Settings, domain: &TrustDomain) -> Result<Vec<IdPattern>,
     let gateways = settings.gateways.iter().map(|listed| gateway(&listed.name));
     let gateways = gateways.map(|id| Ok(IdPattern::parse(&id?.to_string())?));
     gateways.chain([Ok(workloads(domain)?)]).collect()
+}
+
+/// Workloads whose certificates gateways may request.
+fn granted_workloads(settings: &Settings, domain: &TrustDomain) -> Result<Vec<(IdPattern, Wanted)>, Error> {
+    let mut granted = Vec::new();
+    for gateway in &settings.gateways {
+        let requester = SpiffeId::gateway(domain, settings.cluster.as_str(), &gateway.name)?;
+        for pattern in &gateway.identities {
+            if pattern.trust_domain() != domain {
+                let (gateway, pattern, domain) = (gateway.name.clone(), pattern.clone(), domain.clone());
+                return Err(Error::ForeignWorkload { gateway, pattern, domain });
+            }
+            granted.push((IdPattern::parse(&requester.to_string())?, Wanted::Of(pattern.clone())));
+        }
+    }
+    Ok(granted)
 }
 
 fn workloads(domain: &TrustDomain) -> Result<IdPattern, SpiffeIdError> {

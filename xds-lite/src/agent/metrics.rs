@@ -16,7 +16,8 @@ use isthmus_trust::issuing::Tally;
 
 use super::bundles::Bundles;
 use super::peer::Contact;
-use super::{Owners, own_services, peers};
+use super::{Owners, names, own_services, peers};
+use crate::dns::{Answer, Server};
 
 /// A metric family.
 struct Definition {
@@ -49,6 +50,10 @@ enum Read {
     EachKind(Resource),
     /// A counter with the labels `kind` and `resource`: exceeded limits of clients.
     Exceeded,
+    /// A gauge of the DNS server; 0 without one.
+    Dns(fn(&Server) -> usize),
+    /// A counter with the label `answer`: DNS questions by what became of them.
+    DnsQuestions,
     /// A counter of issued or refused certificates; 0 where none are issued.
     Issued(fn(&Tally) -> u64),
 }
@@ -63,6 +68,8 @@ struct Sight<'a> {
     stores: Vec<StoreHealth>,
     tally: Option<&'a Tally>,
     budgets: &'a Budgets,
+    names: names::Summary,
+    dns: Option<&'a Server>,
 }
 
 const ALL: &[Definition] = &[
@@ -188,6 +195,36 @@ const ALL: &[Definition] = &[
         "Damaged or unknown files among the records of joined peers, which are ignored.",
         |seen| seen.state_problems,
     ),
+    whole(
+        "isthmus_agent_names",
+        "Hosts and exported instances with virtual addresses or allotted ports.",
+        |seen| seen.names.names,
+    ),
+    whole(
+        "isthmus_agent_names_exhausted",
+        "Virtual addresses and ports that names lack because a range is exhausted; the log and `status` name each.",
+        |seen| seen.names.exhausted_count,
+    ),
+    whole(
+        "isthmus_agent_names_collisions",
+        "Virtual addresses that something else has; the log and `status` name each.",
+        |seen| seen.names.collisions.len(),
+    ),
+    Definition {
+        name: "isthmus_agent_dns_questions_total",
+        help: "DNS questions by what became of them.",
+        read: Read::DnsQuestions,
+    },
+    Definition {
+        name: "isthmus_agent_dns_forwarded",
+        help: "DNS questions that other servers are asked now.",
+        read: Read::Dns(Server::forwarded),
+    },
+    Definition {
+        name: "isthmus_agent_dns_connections",
+        help: "Open TCP connections of DNS clients.",
+        read: Read::Dns(Server::connections),
+    },
     Definition {
         name: "isthmus_agent_certificates_signed_total",
         help: "Certificates issued.",
@@ -210,17 +247,24 @@ const fn whole(name: &'static str, help: &'static str, read: fn(&Sight<'_>) -> u
 }
 
 /// All metrics, in the text format.
-pub(super) fn text(owners: &Owners, tally: Option<&Tally>, budgets: &Budgets) -> String {
-    let Owners { own, peers, directory, views } = owners;
+pub(super) fn text(
+    owners: &Owners,
+    dns: Option<&Server>,
+    tally: Option<&Tally>,
+    budgets: &Budgets,
+) -> String {
+    let Owners { own, peers, directory, views, names } = owners;
     let sight = Sight {
         own: own.summary(0),
         peers: peers.summary(0),
         bundles: &views.bundles,
         state_problems: directory.problems().len(),
         followers: views.followers().into_values().flatten().collect(),
-        stores: directory.reports().into_iter().chain(views.bundles.report()).collect(),
+        stores: directory.reports().into_iter().chain(views.bundles.report()).chain(names.report()).collect(),
         tally,
         budgets,
+        names: names.summary(),
+        dns,
     };
     let families = ALL.iter().map(|definition| family(definition, &sight));
     // A family without a metric would be an encoding error.
@@ -276,6 +320,14 @@ fn samples<'a>(read: &Read, sight: &'a Sight<'a>) -> Vec<Sample<'a>> {
             pairs.map(exceeded).collect()
         }
         Read::Issued(read) => vec![(Vec::new(), number(sight.tally.map_or(0, read)))],
+        Read::Dns(read) => vec![(Vec::new(), number(sight.dns.map_or(0, read) as u64))],
+        Read::DnsQuestions => {
+            let count = |answer: Answer| {
+                let count = sight.dns.map_or(0, |dns| dns.stats().get(answer));
+                (vec![("answer", answer.name())], number(count))
+            };
+            Answer::ALL.map(count).into()
+        }
     }
 }
 
@@ -307,12 +359,14 @@ impl Definition {
             | Read::EachTold(_)
             | Read::EachOffers(_)
             | Read::EachStore(_)
-            | Read::EachKind(_) => MetricType::GAUGE,
+            | Read::EachKind(_)
+            | Read::Dns(_) => MetricType::GAUGE,
             Read::SoFar(_)
             | Read::EachPeerSoFar(_)
             | Read::EachStoreSoFar(_)
             | Read::EachOffersSoFar(_)
             | Read::Exceeded
+            | Read::DnsQuestions
             | Read::Issued(_) => MetricType::COUNTER,
         }
     }
@@ -346,6 +400,8 @@ mod tests {
                 Read::EachPeerSoFar(_) | Read::EachOffersSoFar(_) => ("counter", "`cluster`"),
                 Read::EachKind(_) => ("gauge", "`kind`"),
                 Read::Exceeded => ("counter", "`kind`, `resource`"),
+                Read::Dns(_) => ("gauge", "–"),
+                Read::DnsQuestions => ("counter", "`answer`"),
                 Read::EachStore(_) => ("gauge", "`store`"),
                 Read::EachStoreSoFar(_) => ("counter", "`store`"),
                 Read::SoFar(_) | Read::Issued(_) => ("counter", "–"),

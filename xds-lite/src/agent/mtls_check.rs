@@ -1,10 +1,11 @@
 //! Checks that endpoints to be exported refuse a client without a certificate.
 
+use std::io;
 use std::net::{SocketAddr, TcpStream};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use isthmus_certs::probe::{ClientCertificate, look};
+use isthmus_certs::probe::{ClientCertificate, ProbeError, Seen, look, look_and_request};
 
 use isthmus_grpc::resolve;
 use isthmus_health::mtls::{MtlsCheck, Subject};
@@ -16,8 +17,10 @@ use super::own_services::OwnServices;
 const PATIENCE: Duration = Duration::from_secs(2);
 /// Results, worded to follow an endpoint's address and precede a remedy.
 const NOT_ASKED: &str = "completed a TLS handshake without asking for a client certificate";
-const ASKED: &str = "asked for a client certificate and completed the TLS handshake without one (if it refuses the \
-                     request instead, as nginx's `ssl_verify_client on` does by a 400, that cannot be seen in TLS)";
+const ASKED: &str = "asked for a client certificate and completed the TLS handshake without one";
+const UNSEEN: &str = "if it refuses the request instead, as nginx's `ssl_verify_client on` does by a 400, that cannot be \
+                      seen in TLS";
+const DECLARED: &str = "if that is its refusal of clients without one, set `client_certificate: declared`";
 const UNCLEAR: &str = "it asked for a client certificate and closed the connection without a TLS alert when it got none \
                        (as grpcio does; a crash looks the same)";
 
@@ -41,7 +44,7 @@ pub(super) async fn run_mtls_checks(own: Arc<OwnServices>) {
             let own = Arc::clone(&own);
             tokio::spawn(async move {
                 let result = match resolve::addresses(&subject.address).await {
-                    Ok(addresses) => look_at(&subject, addresses).await,
+                    Ok(addresses) => look_at(&subject, addresses, own.protocols_of(&subject)).await,
                     Err(error) => MtlsCheck::Unreachable(error.to_string()),
                 };
                 blocking(move || own.record_check(subject, result, Instant::now())).await;
@@ -50,22 +53,22 @@ pub(super) async fn run_mtls_checks(own: Arc<OwnServices>) {
     }
 }
 
-async fn look_at(subject: &Subject, addresses: Vec<SocketAddr>) -> MtlsCheck {
+async fn look_at(subject: &Subject, addresses: Vec<SocketAddr>, alpn: Vec<String>) -> MtlsCheck {
     let name = match &subject.host {
         HostPattern::Exact(name) => name.to_string(),
         HostPattern::Suffix(suffix) => format!("probe.{suffix}"),
     };
-    let looked = tokio::task::spawn_blocking(move || prove(&addresses, &name)).await;
+    let looked = tokio::task::spawn_blocking(move || prove(&addresses, &name, &alpn)).await;
     looked.unwrap_or_else(|_| {
         MtlsCheck::Unreachable("the check panicked; this is a bug, please report it".to_owned())
     })
 }
 
 /// Checks every address of a name: a single one that needs no certificate fails it.
-fn prove(addresses: &[SocketAddr], name: &str) -> MtlsCheck {
+fn prove(addresses: &[SocketAddr], name: &str, alpn: &[String]) -> MtlsCheck {
     let mut proof = MtlsCheck::Unreachable("the name has no address".to_owned());
     for address in addresses {
-        match check_endpoint(*address, name) {
+        match check_endpoint(*address, name, alpn) {
             MtlsCheck::NotRequired(why) => return MtlsCheck::NotRequired(why),
             MtlsCheck::Unreachable(_) if proof == MtlsCheck::Required => {}
             seen => proof = seen,
@@ -74,22 +77,47 @@ fn prove(addresses: &[SocketAddr], name: &str) -> MtlsCheck {
     proof
 }
 
-fn check_endpoint(address: SocketAddr, name: &str) -> MtlsCheck {
-    let connected = TcpStream::connect_timeout(&address, PATIENCE).and_then(|stream| {
-        stream.set_read_timeout(Some(PATIENCE))?;
-        stream.set_write_timeout(Some(PATIENCE))?;
-        Ok(stream)
-    });
-    let stream = match connected {
-        Ok(stream) => stream,
-        Err(error) => return MtlsCheck::Unreachable(error.to_string()),
+/// Looks with the service's protocols, as all its clients come with one of them; and without, where there is none or that
+/// shows nothing: a server may refuse them and still demand a certificate.
+fn check_endpoint(address: SocketAddr, name: &str, alpn: &[String]) -> MtlsCheck {
+    let protocols: Vec<&[u8]> = alpn.iter().map(String::as_bytes).collect();
+    let with_protocols = || match connect(address) {
+        Ok(stream) => verdict(look_and_request(stream, name, &protocols)),
+        Err(error) => MtlsCheck::Unreachable(error.to_string()),
     };
-    match look(stream, name, &[]).map(|seen| seen.client_certificate) {
-        Ok(ClientCertificate::Demanded) => MtlsCheck::Required,
-        Ok(ClientCertificate::NotAsked) => MtlsCheck::NotRequired(NOT_ASKED.to_owned()),
-        Ok(ClientCertificate::Asked) => MtlsCheck::NotRequired(ASKED.to_owned()),
-        Ok(ClientCertificate::Unclear) => MtlsCheck::Unreachable(UNCLEAR.to_owned()),
+    let alone = || match connect(address) {
+        Ok(stream) => verdict(look(stream, name, &[])),
+        Err(error) => MtlsCheck::Unreachable(error.to_string()),
+    };
+    match Some(()).filter(|()| !protocols.is_empty()).map(|()| with_protocols()) {
+        None | Some(MtlsCheck::Unreachable(_)) => alone(),
+        Some(seen) => seen,
+    }
+}
+
+fn connect(address: SocketAddr) -> io::Result<TcpStream> {
+    let stream = TcpStream::connect_timeout(&address, PATIENCE)?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.set_write_timeout(Some(PATIENCE))?;
+    Ok(stream)
+}
+
+/// Only an alert proves that a certificate is demanded: a status may be the application's own.
+fn verdict(seen: Result<Seen, ProbeError>) -> MtlsCheck {
+    match seen {
         Err(error) => MtlsCheck::Unreachable(error.to_string().chars().take(200).collect()),
+        Ok(Seen { client_certificate, status, .. }) => match (client_certificate, status) {
+            (ClientCertificate::Demanded, _) => MtlsCheck::Required,
+            (ClientCertificate::NotAsked, _) => MtlsCheck::NotRequired(NOT_ASKED.to_owned()),
+            (ClientCertificate::Asked, Some(status @ (400 | 401 | 403 | 496))) => MtlsCheck::NotRequired(
+                format!("{ASKED}, and answered HTTP {status} to a request without one: {DECLARED}"),
+            ),
+            (ClientCertificate::Asked, Some(status)) => MtlsCheck::NotRequired(format!(
+                "{ASKED}, and answered HTTP {status} to a request without one"
+            )),
+            (ClientCertificate::Asked, None) => MtlsCheck::NotRequired(format!("{ASKED} ({UNSEEN})")),
+            (ClientCertificate::Unclear, _) => MtlsCheck::Unreachable(UNCLEAR.to_owned()),
+        },
     }
 }
 
@@ -165,11 +193,12 @@ mod tests {
 
     #[test]
     fn mtls_check_reports_how_the_server_treats_a_client_without_certificate() {
-        let seen = |server| check_endpoint(serve(server), "a.example");
+        let seen = |server| check_endpoint(serve(server), "a.example", &[]);
         assert_eq!(seen(Server::Requiring), MtlsCheck::Required);
         assert_eq!(seen(Server::NotAsking), MtlsCheck::NotRequired(NOT_ASKED.to_owned()));
-        assert_eq!(seen(Server::RefusingTheRequest), MtlsCheck::NotRequired(ASKED.to_owned()));
+        let unseen = format!("{ASKED} ({UNSEEN})");
+        assert_eq!(seen(Server::RefusingTheRequest), MtlsCheck::NotRequired(unseen.clone()));
         assert_eq!(seen(Server::Closing), MtlsCheck::Unreachable(UNCLEAR.to_owned()));
-        assert!(ASKED.contains("`ssl_verify_client on`") && UNCLEAR.contains("grpcio"));
+        assert!(unseen.contains("`ssl_verify_client on`") && UNCLEAR.contains("grpcio"));
     }
 }

@@ -6,7 +6,9 @@
 //! time; `summary` has what pages and metrics read, and is held for a moment. Each may be taken under the one before.
 //! Pages take `summary` alone, `explain` also `state`; nobody who serves a page or a stream takes `changing`.
 
+mod access;
 mod checks;
+mod doors;
 mod registrations;
 mod reports;
 mod summary;
@@ -15,25 +17,27 @@ use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::Arc;
 use std::time::Instant;
 
-use isthmus_ads::view::View;
 use isthmus_health::mtls::{MtlsChecks, Subject};
 use isthmus_model::address::Target;
 use isthmus_model::host::HostPattern;
 use isthmus_model::services::Service;
 use isthmus_model::slice::{Gateway, Key, Offer, Slice};
+use isthmus_registry::access::Domains;
 use isthmus_registry::exports::Export;
 use isthmus_registry::files::{Found, Part};
 use isthmus_registry::registered::Registered;
-use isthmus_registry::registry::{Own, Terms, export_of, offers, project_for_peer};
+use isthmus_registry::registry::{Own, Terms, export_of, offers};
 use isthmus_registry::source::{Snapshot, Source, merge, registered_of};
 use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::{Notify, watch};
 
 use super::config::Settings;
+use super::names::NameRegistry;
 use super::peers::Peers;
 use super::persistence::{self, incarnation};
 use super::state_directory::StateDirectory;
 use super::views::Views;
+use doors::Doors;
 
 pub(super) use reports::HostReport;
 pub(super) use summary::{Listed, Summary};
@@ -47,6 +51,7 @@ pub(super) struct OwnServices {
     views: Arc<Views>,
     peers: Arc<Peers>,
     directory: Arc<StateDirectory>,
+    names: Arc<NameRegistry>,
     gateways: Vec<(String, Vec<Gateway>)>,
     changing: Mutex<()>,
     state: Mutex<State>,
@@ -68,7 +73,13 @@ struct State {
     has_registrations: bool,
     /// Problems of services that another source already defines, by host.
     left_out: BTreeMap<HostPattern, Vec<String>>,
+    /// Why the rules for callers of services cannot be enforced, by host.
+    unenforced: BTreeMap<HostPattern, Vec<String>>,
+    /// The trust domains whose callers rules may mean by cluster.
+    domains: Domains,
     services: BTreeMap<HostPattern, Vec<Service>>,
+    /// Those of `services` whose TLS gateways end.
+    doors: Doors,
     own: Own,
     mtls_checks: MtlsChecks,
 }
@@ -80,8 +91,13 @@ impl OwnServices {
         views: Arc<Views>,
         peers: Arc<Peers>,
         directory: Arc<StateDirectory>,
+        names: Arc<NameRegistry>,
         before: Vec<Slice>,
     ) -> OwnServices {
+        let mut domains = Domains::new(settings.cluster.clone(), views.trust_domain().clone());
+        for peer in &settings.peers {
+            domains.add(peer.cluster.clone(), peer.domain.clone());
+        }
         let own = Own::restored(settings.cluster.clone(), incarnation(), before);
         let gateways = settings.gateways.iter().map(|gateway| {
             let at =
@@ -96,7 +112,10 @@ impl OwnServices {
             unconfirmed: restored.iter().map(|slice| slice.key.host.clone()).collect(),
             has_registrations: false,
             left_out: BTreeMap::new(),
+            unenforced: BTreeMap::new(),
+            domains,
             services: BTreeMap::new(),
+            doors: Doors::default(),
             own,
             mtls_checks: MtlsChecks::default(),
         };
@@ -106,6 +125,7 @@ impl OwnServices {
             views,
             peers,
             directory,
+            names,
             changing: Mutex::new(()),
             state: Mutex::new(state),
             summary: Mutex::new(Summary::new(exported)),
@@ -192,6 +212,9 @@ impl OwnServices {
     }
 
     fn set_offers(&self, state: &mut State, hosts: &[HostPattern]) -> Vec<Slice> {
+        for host in hosts {
+            state.check_access(host, &self.settings.access);
+        }
         let demands = |host: &HostPattern, address: &_| {
             state.mtls_checks.demands(&Subject { host: host.clone(), address: Clone::clone(address) })
         };
@@ -199,6 +222,8 @@ impl OwnServices {
             cluster: &self.settings.cluster,
             network: &self.settings.network,
             exports: &self.settings.exports,
+            rules: &self.settings.access,
+            domains: &state.domains,
             gateways: &self.gateways,
             demands: &demands,
         };
@@ -231,19 +256,10 @@ impl OwnServices {
         if let Some(envoys) = &self.views.envoys {
             envoys.change(slices);
         }
-        for (to, shared) in &self.views.peers {
-            let projected: Vec<_> = slices
-                .iter()
-                .map(|slice| project_for_peer(slice, *to))
-                .map(|slice| (slice.key.to_string(), slice.offer.is_some(), slice.encode()))
-                .collect();
-            shared.change(|view| {
-                projected.into_iter().for_each(|(name, is_offered, bytes)| {
-                    show(view, &name, is_offered, bytes);
-                });
-            });
-        }
+        self.views.peers.publish(slices);
+        self.tell_peers_apart();
         self.peers.own(slices);
+        self.names.set_own(slices);
         self.directory.slices_changed(slices.iter().map(|slice| persistence::own(&slice.key)));
     }
 
@@ -252,7 +268,8 @@ impl OwnServices {
             let state = self.state.lock();
             let sources: [&dyn Source; 2] = [&state.files, &state.registered];
             let of_sources = sources.into_iter().flat_map(Source::problems);
-            of_sources.chain(state.left_out.values().flatten().cloned()).collect()
+            let of_services = state.left_out.values().chain(state.unenforced.values());
+            of_sources.chain(of_services.flatten().cloned()).collect()
         };
         let before = std::mem::replace(&mut self.summary.lock().problems, problems.clone());
         let known: HashSet<&String> = before.iter().collect();
@@ -307,6 +324,8 @@ impl State {
         let files = Snapshot { services: Source::services_for(&self.files, host), problems: Vec::new() };
         let registered = registered_of(host, &self.registered, &self.files);
         let Snapshot { services, problems } = merge([files, registered]);
+        let before = self.services.get(host).map(Vec::as_slice).unwrap_or_default();
+        self.doors.replace(host, before, &services);
         if services.is_empty() {
             self.services.remove(host);
         } else {
@@ -340,15 +359,9 @@ impl State {
                     .is_awaited(&Subject { host: host.clone(), address: endpoint.address.clone() })
             });
             if is_awaited {
-                offer.clone_from(before);
+                let rules = std::mem::replace(offer, before.clone()).ports;
+                access::replace(offer, &rules);
             }
         }
-    }
-}
-
-/// Sends a tombstone only for a name that the view has had.
-fn show(view: &mut View, name: &str, is_offered: bool, bytes: Vec<u8>) {
-    if is_offered || view.get(name).is_some() {
-        view.set(name, bytes);
     }
 }

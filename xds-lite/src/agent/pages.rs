@@ -11,7 +11,7 @@ use hyper::StatusCode;
 use isthmus_certs::{DenyList, Trust, input};
 use sha2::{Digest as _, Sha256};
 
-use crate::admin::{Pages, Refusal};
+use crate::admin::{ExplainQuestion, Pages, Refusal};
 use isthmus_ads::shared::Follower;
 use isthmus_grpc::budget::Budgets;
 use isthmus_health::schedule::Down;
@@ -28,11 +28,13 @@ use isthmus_registry::registered::registration::Registration;
 use super::config::Settings;
 use super::explain::explain;
 use super::issuing::Issuing;
+use super::names;
 use super::own_services;
 use super::peer::{BundleStatus, Contact, seconds};
 use super::peers;
 use super::views::Views;
-use super::{Owners, metrics};
+use super::{Owners, dns_server, metrics};
+use crate::dns::Server;
 
 /// Entries of a list in status, at most.
 const LISTED: usize = 1_000;
@@ -50,6 +52,7 @@ pub(super) struct AdminPages {
     pub(super) is_ready: Arc<AtomicBool>,
     pub(super) issuing: Option<Arc<Issuing>>,
     pub(super) trust: Trust,
+    pub(super) dns: Option<Arc<Server>>,
 }
 
 impl AdminPages {
@@ -65,11 +68,11 @@ impl AdminPages {
 
 impl Pages for AdminPages {
     fn status(&self) -> Status {
-        let Owners { own, peers, directory, views } = &self.owners;
+        let Owners { own, peers, directory, views, names } = &self.owners;
         let (own, peers) = (own.summary(LISTED), peers.summary(LISTED));
         let held_back =
             own.held.iter().map(|(host, why)| NotExported { host: host.to_string(), why: why.clone() });
-        let stores = directory.reports().into_iter().chain(views.bundles.report());
+        let stores = directory.reports().into_iter().chain(views.bundles.report()).chain(names.report());
         Status {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             cluster: self.settings.cluster.to_string(),
@@ -90,6 +93,7 @@ impl Pages for AdminPages {
                 .collect(),
             state: agent::State { stores: stores.collect(), problems: directory.problems() },
             issuing: self.issuing.as_ref().map(|issuing| issuing.page()),
+            names: names.is_on().then(|| named(names.summary(), self.dns.as_deref())),
             nodes: clients(views),
             budgets: budgets(&self.budgets),
             envoys: views.envoys.as_ref().map(|envoys| envoys.problems()),
@@ -97,8 +101,8 @@ impl Pages for AdminPages {
         }
     }
 
-    fn explain(&self, host: &str) -> Result<Explanation, String> {
-        explain(&self.owners, host)
+    fn explain(&self, question: &ExplainQuestion) -> Result<Explanation, String> {
+        explain(&self.owners, question)
     }
 
     fn holder(&self, token: &str) -> Option<Registrar> {
@@ -146,7 +150,12 @@ impl Pages for AdminPages {
     }
 
     fn metrics(&self) -> String {
-        metrics::text(&self.owners, self.issuing.as_deref().map(Issuing::tally), &self.budgets)
+        metrics::text(
+            &self.owners,
+            self.dns.as_deref(),
+            self.issuing.as_deref().map(Issuing::tally),
+            &self.budgets,
+        )
     }
 }
 
@@ -176,6 +185,18 @@ fn imported(import: &ImportStatus) -> ImportedSlice {
 
 pub(super) fn unreached(down: &Down) -> agent::Down {
     agent::Down { address: down.address.to_string(), since: seconds(down.since), why: down.why.clone() }
+}
+
+/// Names, and the server that answers for them.
+fn named(summary: names::Summary, dns: Option<&Server>) -> agent::Names {
+    agent::Names {
+        count: summary.names as u64,
+        exhausted: summary.exhausted_count as u64,
+        without: summary.exhausted.into_values().collect(),
+        collisions: summary.collisions.into_iter().collect(),
+        unsaved: summary.unsaved,
+        dns: dns.map(dns_server::status),
+    }
 }
 
 /// The bundle and deny-list of the own trust domain, and trust files that are not used.

@@ -25,6 +25,7 @@ use tokio::sync::Notify;
 
 use super::blocking;
 use super::config::{Peer, Settings};
+use super::names::NameRegistry;
 use super::peer::{Contact, consent};
 use super::persistence;
 use super::state_directory::StateDirectory;
@@ -49,6 +50,7 @@ pub(super) struct Peers {
     settings: Arc<Settings>,
     views: Arc<Views>,
     directory: Arc<StateDirectory>,
+    names: Arc<NameRegistry>,
     state: Mutex<State>,
     summary: Mutex<Summary>,
     /// A stream or a probe has changed verdicts, which are published on another thread.
@@ -69,11 +71,12 @@ impl Peers {
         settings: Arc<Settings>,
         views: Arc<Views>,
         directory: Arc<StateDirectory>,
+        names: Arc<NameRegistry>,
         unclaimed: BTreeMap<Cluster, BTreeMap<String, Vec<u8>>>,
     ) -> Peers {
         let state = State { imports: Imports::default(), hearing: HashMap::new(), unclaimed };
         let (state, summary) = (Mutex::new(state), Mutex::default());
-        Peers { settings, views, directory, state, summary, to_publish: Notify::new() }
+        Peers { settings, views, directory, names, state, summary, to_publish: Notify::new() }
     }
 
     /// Adds a peer; its persisted slices stay in use until it is connected.
@@ -304,6 +307,7 @@ impl Peers {
                 }
             }
         });
+        self.names.set_imports(&changes);
         self.summary.lock().judged(changes);
         true
     }

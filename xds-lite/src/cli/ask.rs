@@ -68,11 +68,18 @@ pub enum Question {
         at: Where,
     },
     /// Print what an agent knows of a host: registry, export, imports, and why not
-    #[command(after_help = "Example:\n  isthmus-agent explain db.pxc.svc.cluster.local")]
+    #[command(after_help = "Examples:\n  isthmus-agent explain db.pxc.svc.cluster.local\n  \
+isthmus-agent explain db.pxc.svc.cluster.local --as spiffe://east.example/ns/shop/sa/cart --from 10.1.2.3")]
     Explain {
         /// A name of the service: its host, an alias, an instance, or outbound_.PORT_._.HOST
         #[arg(value_name = "NAME")]
         host: String,
+        /// Identity of a caller: what the rules of this cluster say about it
+        #[arg(long = "as", value_name = "SPIFFE-ID")]
+        identity: Option<String>,
+        /// Address of a caller [default with --as: 127.0.0.1]
+        #[arg(long, value_name = "IP")]
+        from: Option<String>,
         /// The agent to ask
         #[command(flatten)]
         at: Where,
@@ -255,8 +262,15 @@ fn request(question: &Question) -> Result<Asked, AskError> {
     };
     match question {
         Question::Status { at } => get(at, "/status".to_owned()),
-        Question::Explain { host, at } => {
-            get(at, format!("/explain?host={}", utf8_percent_encode(host, NON_ALPHANUMERIC)))
+        Question::Explain { host, identity, from, at } => {
+            let parts = [("host", Some(host)), ("as", identity.as_ref()), ("from", from.as_ref())];
+            let query: Vec<_> = parts
+                .iter()
+                .filter_map(|(key, value)| {
+                    Some(format!("{key}={}", utf8_percent_encode((*value)?, NON_ALPHANUMERIC)))
+                })
+                .collect();
+            get(at, format!("/explain?{}", query.join("&")))
         }
         Question::Register { file, way } => post(way, "/register", registration(file)?),
         Question::Heartbeat { lease, way } => post(way, "/heartbeat", lease_body(lease)),

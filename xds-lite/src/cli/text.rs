@@ -3,9 +3,11 @@
 use std::fmt::{Display, Write as _};
 
 use comfy_table::{ContentArrangement, Table, presets};
+use isthmus_model::access::Verdict;
 use isthmus_model::admin::StoreHealth;
 use isthmus_model::admin::agent::{
-    Client, Explanation, MtlsResult, Peer, RegisteredEndpoint, RegisteredHost, Status,
+    Client, Explanation, MtlsResult, Names, Peer, PortAccess, RegisteredEndpoint, RegisteredHost, Status,
+    Upstream,
 };
 
 /// Rows of a table; the rest is counted.
@@ -91,6 +93,15 @@ pub fn explain(answer: &Explanation) -> String {
         }
         None => page += "not in the registry of this cluster\n",
     }
+    let access = answer.access.iter().map(|PortAccess { port, decided }| {
+        let verdict = if decided.verdict == Verdict::Allowed { "allowed" } else { "denied" };
+        let rule = decided.rule.as_ref().map(|rule| {
+            let of = rule.of.as_ref().map(|of| format!(" {of}")).unwrap_or_default();
+            format!("{}{of} rule {}", rule.scope, rule.name)
+        });
+        [port.to_string(), verdict.to_owned(), or_dash(rule.as_ref())]
+    });
+    page += &section("ACCESS OF THE CALLER", ["PORT", "VERDICT", "RULE"], access);
     let imports = answer.imports.iter();
     let imports =
         imports.map(|slice| [slice.cluster.clone(), slice.host.clone(), or_dash(slice.held.as_ref())]);
@@ -132,6 +143,7 @@ fn problems(answer: &Status) -> Vec<String> {
     found.extend(answer.state.stores.iter().flat_map(of_store));
     found.extend(listed(&answer.state.problems, "state"));
     found.extend(listed(&answer.trust.refused, "trust"));
+    found.extend(answer.names.iter().flat_map(of_names));
     found.extend(listed(answer.envoys.as_deref().unwrap_or_default(), "Envoys' tables"));
     found.extend(listed(answer.grpc.as_deref().unwrap_or_default(), "gRPC clients' tables"));
     found
@@ -146,6 +158,20 @@ fn of_peer(cluster: &str, peer: &Peer) -> Vec<String> {
         .into_iter()
         .filter_map(|(what, why)| Some(format!("peer {cluster}: {what}: {}", why.as_ref()?)));
     lost.into_iter().chain(refusals).collect()
+}
+
+fn of_names(names: &Names) -> Vec<String> {
+    let exhausted = (names.exhausted > 0).then(|| {
+        let first = names.without.first().map(String::as_str).unwrap_or_default();
+        format!("names: {} addresses or ports are missing: {first}", names.exhausted)
+    });
+    let collisions = names.collisions.iter().map(|collision| format!("names: {collision}"));
+    let unsaved = names.unsaved.iter().map(|why| format!("names: not persisted: {why}"));
+    let upstreams = names.dns.iter().flat_map(|dns| &dns.upstreams);
+    let upstreams = upstreams.filter_map(|Upstream { server, problem }| {
+        Some(format!("dns.upstreams: {server}: {}", problem.as_ref()?))
+    });
+    exhausted.into_iter().chain(collisions).chain(unsaved).chain(upstreams).collect()
 }
 
 fn of_store(store: &StoreHealth) -> Vec<String> {
@@ -208,6 +234,10 @@ mod tests {
             "imports": { "count": 1, "held_back": [] },
             "peers": { "east": { "connected": false, "error": "connection refused", "address": "e:1", "refusals": 0 } },
             "nodes": { "gateways": [{ "peer": "spiffe://w/gw", "settled": true, "refusals": 0, "refusal": null }] },
+            "names": {
+                "exhausted": 2, "without": ["no place is left for a.shop"], "collisions": ["10.0.0.1 is used"],
+                "dns": { "upstreams": [{ "server": "127.0.0.1:53", "problem": "no answer in time" }] },
+            },
             "state": { "stores": [{ "store": "slices", "usable": false, "problem": "disk full" }], "problems": [] },
         });
         let page = status(&page(&answer));
@@ -217,6 +247,9 @@ mod tests {
             "registry: a.yaml:1:2",
             "peer east: not connected: connection refused",
             "exports: 1 not exported",
+            "names: 2 addresses or ports are missing: no place is left for a.shop",
+            "names: 10.0.0.1 is used",
+            "dns.upstreams: 127.0.0.1:53: no answer in time",
         ] {
             assert!(at("PROBLEMS") < at(problem) && at(problem) < at("SERVICES"), "{page}");
         }

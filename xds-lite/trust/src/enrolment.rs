@@ -7,6 +7,7 @@ pub mod cli;
 mod control_plane;
 mod folder;
 mod keep;
+mod workloads;
 
 use std::io;
 use std::sync::Arc;
@@ -22,17 +23,21 @@ use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Extensions, Status};
 use tower::service_fn;
 
+use crate::issuing::IMPERSONATED;
 use crate::join::enrolment::{Meeting, PROOF, meet};
 use crate::join::{Guest, MeetError, Token};
 use crate::stubs::istio_certificate_service_client::IstioCertificateServiceClient;
 use isthmus_grpc::dial::dial;
 use isthmus_model::address::Target;
 use isthmus_proto::istio::v1::auth::{IstioCertificateRequest, IstioCertificateResponse};
+use prost_types::value::Kind;
+use prost_types::{Struct, Value};
 
 pub use answer::{AnswerError, Granted};
 pub use control_plane::{ControlPlane, Known, token};
 pub use folder::{Folder, FolderError, Origin, Standing};
-pub use keep::{Keeper, KeeperError, Renewal, first, first_of};
+pub use keep::{Backoff, Keeper, KeeperError, Renewal, first, first_of};
+pub use workloads::{NotIssued, Workloads};
 
 /// From the first packet to the answer.
 const DEADLINE: Duration = Duration::from_secs(15);
@@ -151,7 +156,7 @@ pub async fn by_token(token: &Token) -> Result<Granted, EnrolError> {
         let bearer = AsciiMetadataValue::try_from(format!("Bearer {bearer}"));
         let mut metadata = MetadataMap::new();
         metadata.insert("authorization", bearer.map_err(|error| EnrolError::Key(error.to_string()))?);
-        let (request, response) = ask(at, channel, metadata).await?;
+        let (request, response) = ask(at, channel, metadata, None).await?;
         let proof = response.metadata().get(PROOF).and_then(|proof| proof.to_str().ok());
         if !proof.is_some_and(|proof| answer.is_proven(proof)) {
             return Err(EnrolError::Unproven(at.clone()));
@@ -175,26 +180,48 @@ pub async fn by_certificate(
     own: &SpiffeId,
     known: Option<&Bundle>,
 ) -> Result<Granted, EnrolError> {
+    over_tls(at, tls, (own, None), known).await
+}
+
+/// Requests a certificate for another identity, which the agent must have granted to the one that `tls` presents.
+async fn for_another(
+    at: &Target,
+    tls: &Arc<Client>,
+    wanted: &SpiffeId,
+    known: Option<&Bundle>,
+) -> Result<Granted, EnrolError> {
+    over_tls(at, tls, (wanted, Some(wanted)), known).await
+}
+
+async fn over_tls(
+    at: &Target,
+    tls: &Arc<Client>,
+    (wanted, impersonated): (&SpiffeId, Option<&SpiffeId>),
+    known: Option<&Bundle>,
+) -> Result<Granted, EnrolError> {
     let asked = timeout(DEADLINE, async {
         let channel = dial(at, tls)
             .await
             .map_err(|error| EnrolError::Dial { at: at.clone(), why: with_causes(&error) })?;
-        let (request, response) = ask(at, channel, MetadataMap::new()).await?;
-        Granted::new(&request, &response, own, known)
+        let (request, response) = ask(at, channel, MetadataMap::new(), impersonated).await?;
+        Granted::new(&request, &response, wanted, known)
             .map_err(|cause| EnrolError::Answer { at: at.clone(), cause: Box::new(cause) })
     });
     asked.await.map_err(|_| EnrolError::Broken { at: at.clone(), why: too_slow() })?
 }
 
-/// Generates a key and requests its certificate. The issuer sets the lifetime.
+/// Generates a key and requests its certificate, for the requester itself unless another identity is named. The issuer
+/// sets the lifetime.
 async fn ask(
     at: &Target,
     channel: Channel,
     metadata: MetadataMap,
+    impersonated: Option<&SpiffeId>,
 ) -> Result<(Request, tonic::Response<IstioCertificateResponse>), EnrolError> {
     let key = Request::generate(KeyKind::P256).map_err(|error| EnrolError::Key(error.to_string()))?;
     let csr = key.to_pem().map_err(|error| EnrolError::Key(error.to_string()))?;
-    let message = IstioCertificateRequest { csr, validity_duration: 0, metadata: None };
+    let message =
+        IstioCertificateRequest { csr, validity_duration: 0, metadata: impersonated.map(impersonating) };
     let request = tonic::Request::from_parts(metadata, Extensions::default(), message);
     let mut client = IstioCertificateServiceClient::new(channel).max_decoding_message_size(MAX_ANSWER);
     let answered = client.create_certificate(request).await;
@@ -204,6 +231,11 @@ async fn ask(
         None => EnrolError::Refused { at: at.clone(), status: Box::new(status) },
     })?;
     Ok((key, response))
+}
+
+fn impersonating(wanted: &SpiffeId) -> Struct {
+    let id = Value { kind: Some(Kind::StringValue(wanted.to_string())) };
+    Struct { fields: [(IMPERSONATED.to_owned(), id)].into() }
 }
 
 fn too_slow() -> String {

@@ -3,11 +3,12 @@
 //! signing key never leaves the issuer.
 
 mod intermediate;
+mod pace;
 mod tally;
 
 use std::fmt;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use isthmus_certs::causes::with_causes;
 use isthmus_certs::{Csr, Issuer, Leaf, Policy, SpiffeId, pem};
@@ -22,13 +23,17 @@ use crate::stubs::istio_certificate_service_server::{
 use isthmus_grpc::serve::{Caller, Slot};
 use isthmus_proto::istio::v1::auth::{IstioCertificateRequest, IstioCertificateResponse};
 
+use pace::Pace;
+
 pub use intermediate::{Intermediate, IntermediateCause, IntermediateError, IntermediateFiles};
 pub use tally::Tally;
 
 /// Size limit of a request: one key and few names.
 const MAX_REQUEST: usize = 64 << 10;
 /// The metadata key of a request for another identity than the caller's, as ztunnel uses it.
-const IMPERSONATED: &str = "ImpersonatedIdentity";
+pub(crate) const IMPERSONATED: &str = "ImpersonatedIdentity";
+/// The remedy for a gateway that may not have the certificate of another.
+const NOT_LISTED: &str = "list it in `identities` of this gateway under `gateways:` of the agent";
 /// The response metadata with the sequence number of the bundle that its roots are from.
 pub const SEQUENCE: &str = "isthmus-bundle-sequence";
 
@@ -39,8 +44,13 @@ pub struct Certificates {
     lifetime: Duration,
     roots: Roots,
     desk: Option<Arc<TokenDesk>>,
+    names: Names,
+    pace: Pace,
     tally: Arc<Tally>,
 }
+
+/// Returns the DNS names of the services whose clients a gateway serves with an identity's certificate.
+pub type Names = Arc<dyn Fn(&SpiffeId) -> Vec<String> + Send + Sync>;
 
 /// Returns the current roots of the agent's own trust domain.
 pub type Roots = Arc<dyn Fn() -> Rooted + Send + Sync>;
@@ -59,7 +69,15 @@ impl Certificates {
     /// policy can only shorten).
     #[must_use]
     pub fn new(issuer: Arc<dyn Issuer>, policy: Policy, lifetime: Duration, roots: Roots) -> Certificates {
-        Certificates { issuer, policy, lifetime, roots, desk: None, tally: Arc::default() }
+        let names: Names = Arc::new(|_| Vec::new());
+        let (pace, tally) = (Pace::default(), Arc::default());
+        Certificates { issuer, policy, lifetime, roots, desk: None, names, pace, tally }
+    }
+
+    /// Writes these DNS names into certificates that a gateway requests for others.
+    #[must_use]
+    pub fn naming(self, names: Names) -> Certificates {
+        Certificates { names, ..self }
     }
 
     /// Accepts tokens through `desk`, and counts results in `tally`.
@@ -139,12 +157,22 @@ impl Certificates {
         caller: &SpiffeId,
         request: &IstioCertificateRequest,
     ) -> Result<Vec<String>, Status> {
+        let wish = self.wish(caller, request)?;
+        let wanted = wish.id.clone();
+        if wanted != *caller && !self.pace.admits(caller, Instant::now()) {
+            return Err(Status::resource_exhausted("too many certificates were requested for others; wait"));
+        }
         let csr = Csr::parse(request.csr.as_bytes())
             .map_err(|error| Status::invalid_argument(error.to_string()))?;
-        let leaf = self.policy.allow(caller, self.wish(caller, request)?).map_err(|error| {
-            tracing::warn!(peer = %caller, %error, "certificate request refused");
-            Status::permission_denied(error.to_string())
+        let leaf = self.policy.allow(caller, wish).map_err(|error| {
+            tracing::warn!(peer = %caller, %wanted, "certificate request refused: no grant");
+            Status::permission_denied(match wanted == *caller {
+                true => error.to_string(),
+                false => format!("{caller} may not have a certificate for {wanted}; {NOT_LISTED}"),
+            })
         })?;
+        let is_for_another = leaf.id != *caller;
+        let leaf = if is_for_another { Leaf { dns: (self.names)(&leaf.id), ..leaf } } else { leaf };
         let chain = self.issuer.sign(&csr, &leaf).await.map_err(|error| {
             let error = with_causes(&error);
             tracing::warn!(peer = %caller, wanted = %leaf.id, %error, "certificate not signed");

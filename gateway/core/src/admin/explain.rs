@@ -1,43 +1,59 @@
 //! Explains what would happen to a ClientHello, with the same look-up and choice as for a real one but without side
 //! effects.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
-use isthmus_model::access::{Caller, Decision, Verdict};
+use isthmus_certs::SpiffeId;
 use isthmus_model::admin::gateway::{
     Asked, Ends, Explanation, Matched, ORIGINATE, Outcome, Refusal, TERMINATE,
 };
 use isthmus_model::{HostName, sni};
 
+use super::decision::{Asking, Prediction};
 use super::pages::Params;
 use super::tables::{down, endpoint_page, left_out};
-use crate::access;
-use crate::config::settings::Originate;
+use crate::config::settings::{Bind, Destination, Originate, Sockets};
 use crate::control::Control;
 use crate::hello::Alpn;
+use crate::originate;
 use crate::pick::{Choice, order};
 use crate::reason::Reason;
 use crate::route::{Query, Route, route};
 use crate::snapshot::Snapshot;
 use crate::socket;
 
-/// Answers `sni`, `from`, `alpn` and `listener`. Without `listener`: the first that serves the name, else the first that
+/// What is asked.
+struct Question {
+    sni: Option<HostName>,
+    source: IpAddr,
+    /// The identity that the client is said to have.
+    claimed: Option<SpiffeId>,
+    alpn: Alpn,
+}
+
+impl Question {
+    fn read(params: &Params) -> Result<Question, String> {
+        let sni = params.get("sni").map(HostName::parse).transpose();
+        let sni = sni.map_err(|error| {
+            format!("sni: {error}; the gateway refuses such a ClientHello as hello_malformed")
+        })?;
+        let source = params.get("from").map_or(Ok(IpAddr::from([127, 0, 0, 1])), str::parse);
+        let source = source.map_err(|_| "from must be an IP address".to_owned())?;
+        let claimed = params.get("as").map(SpiffeId::parse).transpose();
+        let claimed = claimed.map_err(|error| format!("as: {error}"))?;
+        let alpn =
+            Alpn::of(params.get("alpn").unwrap_or_default().split(',').filter(|name| !name.is_empty()));
+        Ok(Question { sni, source: source.to_canonical(), claimed, alpn })
+    }
+}
+
+/// Answers `sni`, `from`, `as`, `alpn` and `listener`. Without `listener`: the first that serves the name, else the first that
 /// refuses it for another reason than `sni_unmatched`, else the first; and what each of the others would do.
 ///
 /// # Errors
 /// The wrong parameter and the remedy.
 pub(super) fn explain(params: &Params, control: &Control) -> Result<Explanation, String> {
-    let sni = match params.get("sni") {
-        None => None,
-        Some(name) => Some(HostName::parse(name).map_err(|error| {
-            format!("sni: {error}; the gateway refuses such a ClientHello as hello_malformed")
-        })?),
-    };
-    let source: IpAddr = match params.get("from") {
-        None => IpAddr::from([127, 0, 0, 1]),
-        Some(from) => from.parse().map_err(|_| "from must be an IP address".to_owned())?,
-    };
-    let alpn = Alpn::of(params.get("alpn").unwrap_or_default().split(',').filter(|name| !name.is_empty()));
+    let Question { sni, source, claimed, alpn } = Question::read(params)?;
     let binds = &control.process.fixed.binds;
     let named = match params.get("listener") {
         None => None,
@@ -47,12 +63,12 @@ pub(super) fn explain(params: &Params, control: &Control) -> Result<Explanation,
         })?),
     };
     let tables = control.process.tables.load();
-    let query = |listener| Query { listener, sni: sni.as_ref(), alpn: &alpn, source: source.to_canonical() };
+    let query = |listener| Query { listener, sni: sni.as_ref(), alpn: Some(&alpn), source };
     let outcomes: Vec<_> = binds
         .iter()
         .enumerate()
-        .map(|(listener, _)| match originating(&tables, listener) {
-            Some(service) => plaintext(&tables, query(listener), service),
+        .map(|(listener, bind)| match originating(&tables, listener) {
+            Some(originate) => plaintext(&tables, query(listener), originate, bind),
             None => route(&tables, query(listener)),
         })
         .collect();
@@ -60,17 +76,23 @@ pub(super) fn explain(params: &Params, control: &Control) -> Result<Explanation,
     let knows = |outcome: &Result<_, Reason>| !matches!(outcome, Err(Reason::SniUnmatched));
     let serves = || outcomes.iter().position(Result::is_ok);
     let listener = named.or_else(serves).or_else(|| outcomes.iter().position(knows)).unwrap_or_default();
+    let asking = Asking {
+        by_address: originate::identity(&tables, listener, source),
+        claimed: claimed.as_ref(),
+        source,
+    };
+    let mut ends = Ends::default();
     let (matched, reason) = match outcomes.get(listener) {
         Some(Ok(route)) => {
-            let (matched, reason) = matched(&tables, route, query(listener).source, control);
-            let access = Access::of(route, originating(&tables, listener), query(listener).source);
-            (Some(matched), access.and_then(|access| access.refusal()).or(reason))
+            let prediction = asking.predict(route, control);
+            let (matched, reason) = matched(&tables, route, &asking, control);
+            ends = ends_of(route, originating(&tables, listener), &asking, &prediction);
+            ends.reached_at = reached(&tables, route, listener, binds);
+            (Some(matched), prediction.refusal.or(reason))
         }
         Some(Err(reason)) => (None, Some(*reason)),
         None => return Err("this gateway has no listeners; add one under `listeners`".to_owned()),
     };
-    let route = outcomes.get(listener).and_then(|outcome| outcome.as_ref().ok());
-    let ends = route.map(|route| ends(route, originating(&tables, listener), query(listener).source));
     let each = binds.iter().zip(&outcomes).map(|(bind, outcome)| Outcome {
         listener: bind.name.clone(),
         service: outcome.as_ref().ok().map(|route| route.service.name().to_string()),
@@ -79,13 +101,14 @@ pub(super) fn explain(params: &Params, control: &Control) -> Result<Explanation,
     Ok(Explanation {
         asked: Asked {
             sni: sni.as_ref().map(ToString::to_string),
-            from: query(listener).source.to_string(),
+            from: source.to_string(),
+            identity: claimed.as_ref().map(ToString::to_string),
             alpn: alpn.iter().map(|name| name.escape_ascii().to_string()).collect(),
             listener: binds.get(listener).map(|bind| bind.name.clone()),
         },
         listeners: named.is_none().then(|| each.collect()),
         matched,
-        ends: ends.unwrap_or_default(),
+        ends,
         refusal: reason.map(refusal),
     })
 }
@@ -95,51 +118,78 @@ fn originating(tables: &Snapshot, listener: usize) -> Option<&Originate> {
 }
 
 /// Where a listener for applications without TLS leads. Such a client names nothing; a name that was asked for must be
-/// the service's.
-fn plaintext(tables: &Snapshot, query: Query<'_>, service: &Originate) -> Result<Route, Reason> {
-    let (asked, _port) = query.sni.map(|name| sni::split(name.as_str())).unzip();
-    if asked.is_some_and(|asked| asked != service.service.as_str()) {
-        return Err(Reason::SniUnmatched);
-    }
-    if service.caller(query.source).is_none() {
-        return Err(Reason::IdentityDenied);
-    }
-    let (sni, alpn) = service.question();
-    route(tables, Query { sni: sni.as_ref(), alpn: &alpn, ..query })
-}
-
-/// What the rules of a service say about a caller.
-struct Access<'a> {
-    caller: Caller<'a>,
-    decision: Decision<'a>,
-}
-
-impl<'a> Access<'a> {
-    /// `None` without rules, and where only the handshake tells who calls.
-    fn of(route: &'a Route, originate: Option<&'a Originate>, source: IpAddr) -> Option<Access<'a>> {
-        let service = &route.service;
-        let caller = originate.and_then(|originate| originate.caller(source));
-        let identity = caller.map(|(_, caller)| &caller.identity);
-        if identity.is_none() && service.ends_tls() {
-            return None;
+/// that of a service that it reaches.
+fn plaintext(
+    tables: &Snapshot,
+    query: Query<'_>,
+    originate: &Originate,
+    bind: &Bind,
+) -> Result<Route, Reason> {
+    let route = match &originate.to {
+        Destination::Service { host, port } => {
+            let (asked, _port) = query.sni.map(|name| sni::split(name.as_str())).unzip();
+            if asked.is_some_and(|asked| asked != host.as_str()) {
+                return Err(Reason::SniUnmatched);
+            }
+            let sni = HostName::parse(sni::name(host.as_str(), *port)).ok();
+            route(tables, Query { sni: sni.as_ref(), alpn: None, ..query })?
         }
-        let caller = Caller { identity, source, port: service.port };
-        Some(Access { decision: service.access()?.decide(&caller), caller })
-    }
+        Destination::ListenerPort | Destination::Redirected | Destination::Dialled => {
+            let route = route(tables, Query { alpn: None, ..query })?;
+            if reached_at(tables, &route, originate, bind).is_empty() {
+                return Err(Reason::DestinationUnmatched);
+            }
+            route
+        }
+    };
+    originate::Caller::find(originate, tables, query.source).ok_or(Reason::IdentityDenied)?;
+    Ok(route)
+}
 
-    fn refusal(&self) -> Option<Reason> {
-        (self.decision.verdict == Verdict::Denied).then(|| access::refusal(&self.caller))
+fn reached(tables: &Snapshot, route: &Route, listener: usize, binds: &[Bind]) -> Vec<String> {
+    let Some((originate, bind)) = originating(tables, listener).zip(binds.get(listener)) else {
+        return Vec::new();
+    };
+    reached_at(tables, route, originate, bind).iter().map(ToString::to_string).collect()
+}
+
+/// Returns where an application reaches a service on a listener, as bindings say.
+fn reached_at(tables: &Snapshot, route: &Route, originate: &Originate, bind: &Bind) -> Vec<SocketAddr> {
+    let (bindings, port) = (&tables.bindings, route.service.port);
+    let host = match &route.instance {
+        Some(instance) => format!("{instance}.{}", route.service.host),
+        None => route.service.host.to_string(),
+    };
+    let Some(binding) = bindings.get(&host) else { return Vec::new() };
+    let is_it = |found: Option<(&HostName, u16)>| found == Some((&binding.host, port));
+    match (&originate.to, &bind.sockets) {
+        (Destination::ListenerPort, Sockets::Ports(ip, range)) => {
+            let ports = binding.ports.iter().filter_map(|bound| bound.listener_port);
+            let ports = ports.filter(|port| range.contains(*port) && is_it(bindings.at_listener_port(*port)));
+            ports.map(|port| SocketAddr::new(*ip, port)).collect()
+        }
+        (Destination::Redirected | Destination::Dialled, _) => {
+            let all = binding.addresses().map(|ip| SocketAddr::new(ip, port));
+            all.filter(|address| is_it(bindings.at(*address))).collect()
+        }
+        (Destination::Service { .. } | Destination::ListenerPort, _) => Vec::new(),
     }
 }
 
-/// What the gateway itself speaks on either side.
-fn ends(route: &Route, originate: Option<&Originate>, source: IpAddr) -> Ends {
-    let caller = originate.and_then(|service| service.caller(source));
+/// What the gateway itself speaks on either side, and what is decided about the caller.
+fn ends_of(
+    route: &Route,
+    originate: Option<&Originate>,
+    asking: &Asking<'_>,
+    prediction: &Prediction<'_>,
+) -> Ends {
     Ends {
         mode: originate.map(|_| ORIGINATE.to_owned()),
-        caller: caller.map(|(_, caller)| caller.identity.to_string()),
-        expects: originate.map(|service| service.identities.iter().map(ToString::to_string).collect()),
-        access: Access::of(route, originate, source).map(|asked| asked.decision.to_string()),
+        caller: asking.by_address.map(ToString::to_string),
+        reached_at: Vec::new(),
+        expects: originate.map(|_| route.service.identities().iter().map(ToString::to_string).collect()),
+        access: prediction.decision.as_ref().map(ToString::to_string),
+        decision: prediction.page(),
         tls: route.service.ends_tls().then(|| TERMINATE.to_owned()),
     }
 }
@@ -153,14 +203,20 @@ fn refusal(reason: Reason) -> Refusal {
 }
 
 /// The service and its endpoints in order, and why it would refuse a connection all the same.
-fn matched(tables: &Snapshot, route: &Route, source: IpAddr, control: &Control) -> (Matched, Option<Reason>) {
-    let service = &route.service;
+fn matched(
+    tables: &Snapshot,
+    route: &Route,
+    asking: &Asking<'_>,
+    control: &Control,
+) -> (Matched, Option<Reason>) {
+    let (service, source) = (&route.service, asking.source);
     let now = socket::now();
     let choice = Choice {
         instance: route.instance.as_ref(),
         side: route.side,
         tried: &[],
         source,
+        identity: asking.seen(service),
         turn: service.state.turn(),
         off: control.process.families.off(now),
         now,

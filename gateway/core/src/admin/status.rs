@@ -1,16 +1,23 @@
 //! Renders `/status` from the running gateway, without changing it.
 
+use std::net::SocketAddr;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::SystemTime;
 
 use isthmus_model::admin::gateway::{
-    AgentContact, AwaitedTrust, Certificate, Connections, Domain, DownEndpoint, LastRefusedEdit, Listener,
-    LoadedTrust, Node, Pipes, Probed, Reloads, Renewal, Resolved, Status, Tables, Trust, Worker,
+    AgentContact, AwaitedTrust, Bindings, Certificate, Connections, Domain, DownEndpoint, Issued,
+    LastRefusedEdit, Listener, LoadedTrust, Node, NotOpen, Pipes, Probed, Reloads, Renewal, Resolved, Status,
+    Tables, Trust, Worker,
 };
 
 use crate::config::settings::{self, Bind};
 use crate::control::{self, Answer, Control, Following, Refused, Unreached};
+use crate::issued::Report;
 use crate::log::rfc3339;
+use crate::snapshot;
+
+/// Addresses listed of those that are not open, and of those that several hosts claim.
+const MAX_LISTED: usize = 100;
 
 /// Renders the state of a gateway.
 #[must_use]
@@ -50,6 +57,7 @@ pub fn status(control: &Control) -> Status {
             services: tables.len() as u64,
             endpoints: tables.endpoints() as u64,
         },
+        bindings: bindings(&tables.bindings),
         names: names.collect(),
         reloads: Reloads {
             applied: process.metrics.reloads.load(Relaxed),
@@ -82,12 +90,27 @@ fn listener(control: &Control, index: usize, bind: &Bind) -> Listener {
     let process = &control.process;
     let what = format!("listener {}", bind.name);
     let bound = process.own.get().into_iter().flatten().find(|bound| bound.what == what);
+    let sockets = process.binding_sockets.report(index);
     let counters = process.metrics.workers.iter().filter_map(|worker| worker.listeners.get(index));
     Listener {
         name: bind.name.clone(),
-        address: bound.map_or(bind.address, |bound| bound.address).to_string(),
+        address: bound.map_or_else(|| bind.sockets.to_string(), |bound| bound.address.to_string()),
+        open: bind.sockets.address().is_none().then_some(sockets.open as u64),
+        not_open: sockets.refused.into_iter().take(MAX_LISTED).map(not_open).collect(),
         connections: process.limits.on_listener(index),
         accepted: counters.map(|counters| counters.accepted.load(Relaxed)).sum(),
+    }
+}
+
+fn not_open((address, why): (SocketAddr, String)) -> NotOpen {
+    NotOpen { address: address.to_string(), why }
+}
+
+fn bindings(bindings: &snapshot::Bindings) -> Bindings {
+    Bindings {
+        hosts: bindings.len() as u64,
+        callers: bindings.callers().len() as u64,
+        conflicts: bindings.conflicts().iter().take(MAX_LISTED).cloned().collect(),
     }
 }
 
@@ -148,7 +171,18 @@ fn trust(control: &Control) -> Option<Trust> {
         certificates: certificates.collect(),
         domains: domains.collect(),
         refused: control.refused_files(),
+        issued: control.process.tables.load().ends.issued.report().into_iter().map(issued).collect(),
     }))
+}
+
+fn issued(report: Report) -> Issued {
+    let text = |time: SystemTime| humantime::format_rfc3339_seconds(time).to_string();
+    Issued {
+        identity: report.identity.to_string(),
+        not_after: report.until.map(text),
+        due: report.due.map(text),
+        problem: report.problem,
+    }
 }
 
 fn seconds_since(moment: SystemTime) -> u64 {

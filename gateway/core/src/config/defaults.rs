@@ -72,6 +72,11 @@ pub(crate) const SERVICE_METRIC_COUNTS: Range = (0, 1_000_000);
 pub(crate) const LOG_BUFFER: u64 = MIB;
 pub(crate) const LOG_BUFFERS: Range = (4 * KIB, GIB);
 
+/// Neither a mark nor a routing table of Istio (1337, 133) or a common VPN.
+pub(crate) const CAPTURE_MARK: u32 = 15_443;
+/// Numbers of routing tables below are the system's own: default, main and local.
+pub(crate) const CAPTURE_MARKS: Range = (256, 2_147_483_647);
+
 pub(crate) const OUTAGE_BUDGET: Duration = Duration::ZERO;
 
 pub(crate) const MIN_TTL: Duration = Duration::from_secs(1);

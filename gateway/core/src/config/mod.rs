@@ -2,6 +2,7 @@
 //! follows the file; `control` applies the settings.
 
 mod defaults;
+mod destinations;
 mod own;
 mod raw;
 mod resolve;
@@ -36,12 +37,13 @@ pub fn load(path: &Path) -> Result<Settings, Problems> {
     parse(&file::read(path, TOO_LARGE)?, path)
 }
 
-/// Reads and checks the file of a one-shot command; it may be a pipe such as `/dev/stdin`.
+/// Reads and checks the file of a one-shot command; it may be a pipe such as `/dev/stdin`. Returns warnings, too: what is
+/// valid, but probably not what is meant.
 ///
 /// # Errors
 /// As [`load`].
-pub fn load_argument(path: &Path) -> Result<Settings, Problems> {
-    parse(&file::read_argument(path, TOO_LARGE)?, path)
+pub fn load_argument(path: &Path) -> Result<(Settings, Vec<Problem>), Problems> {
+    read(&file::read_argument(path, TOO_LARGE)?, path)
 }
 
 /// Checks a text as if it were the content of `file`.
@@ -49,9 +51,14 @@ pub fn load_argument(path: &Path) -> Result<Settings, Problems> {
 /// # Errors
 /// All problems of the text.
 pub fn parse(text: &str, file: &Path) -> Result<Settings, Problems> {
+    read(text, file).map(|(settings, _)| settings)
+}
+
+fn read(text: &str, file: &Path) -> Result<(Settings, Vec<Problem>), Problems> {
     let mut report = Report::new(file);
     let settings = yaml::read(text, &mut report).and_then(|raw| resolve::resolve(&mut report, raw));
-    report.finish(settings)
+    let warnings = report.warnings().to_vec();
+    report.finish(settings).map(|settings| (settings, warnings))
 }
 
 /// Returns the JSON Schema of the file, for editors.

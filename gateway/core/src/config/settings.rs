@@ -8,15 +8,18 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 use isthmus_certs::SpiffeId;
+use isthmus_model::binding::Binding;
 use isthmus_model::units;
 use isthmus_model::{HostName, Locality};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+pub use super::destinations::{Capture, Destination, OriginalDestination, Sockets, VirtualAddresses};
 pub use super::trusts::{FirstToken, ManagedTrust, Trusts};
 pub use isthmus_model::address::Target;
 pub use isthmus_model::services::{
-    Balance, CertificateFiles, Endpoint, Named, RemoteGateway, Scope, Service, ServiceTimeouts, TlsMode,
+    Balance, CertificateFiles, Endpoint, Named, RemoteGateway, Scope, Service, ServiceAccess,
+    ServiceTimeouts, ServiceTls, TlsMode,
 };
 
 /// All settings. [`Live`] can change while the gateway runs; the rest is bound at start.
@@ -51,6 +54,8 @@ pub struct Fixed {
     pub tcp: Tcp,
     /// Access log.
     pub access_log: AccessLog,
+    /// The file of the audit log; none: no audit log.
+    pub audit_log: Option<PathBuf>,
     /// Maximum number of services with their own counters; the rest are summed in one series.
     pub service_metrics: usize,
     /// This gateway's identity and trust, if it has any.
@@ -59,6 +64,9 @@ pub struct Fixed {
     pub xds: Option<Xds>,
     /// How endpoints' host names are resolved.
     pub dns: Dns,
+    /// Whether the agent's bindings and callers are asked for: a listener needs them.
+    #[serde(skip)]
+    pub follows_bindings: bool,
 }
 
 /// Settings that may change while the gateway runs.
@@ -68,6 +76,10 @@ pub struct Live {
     pub listeners: Vec<Listener>,
     /// In the file's order.
     pub services: Vec<Arc<Service>>,
+    /// What leads to hosts from applications without TLS; hosts, addresses and listener ports are unique.
+    pub bindings: Vec<Arc<Binding>>,
+    /// What `isthmus-gateway capture` captures.
+    pub capture: Option<Capture>,
     /// Process-wide limits.
     pub limits: Limits,
     /// Deadlines.
@@ -147,8 +159,9 @@ pub struct Node {
 pub struct Bind {
     /// Unique name; the label of its metrics.
     pub name: String,
-    /// Port 0 picks a free one.
-    pub address: SocketAddr,
+    /// With port 0 the kernel picks a free one.
+    #[serde(rename = "address")]
+    pub sockets: Sockets,
     /// Only for IPv6 addresses: refuse IPv4 on the same socket.
     pub ipv6_only: bool,
     /// Length of the kernel's accept queue, for each worker.
@@ -179,19 +192,33 @@ pub enum Mode {
     Originate,
 }
 
-/// The service for which a listener begins mTLS, and its callers.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+/// How a listener for applications without TLS finds services, and its callers.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Originate {
-    /// The host, or an instance of it.
-    pub service: HostName,
-    /// The service's port.
-    pub port: u16,
-    /// The ALPN protocols that are offered to the service: its own.
-    pub alpn: Vec<String>,
-    /// The identities that the server may have; empty for a service whose TLS ends at this gateway.
-    pub identities: Vec<SpiffeId>,
+    /// How the service of a connection is found.
+    pub to: Destination,
+    /// Who calls.
+    pub callers: Callers,
+}
+
+/// The callers of a listener.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Callers {
     /// At least one; no range has two identities.
-    pub callers: Vec<Caller>,
+    OfFile(Vec<Caller>),
+    /// Those of the agent.
+    OfAgent,
+}
+
+impl Callers {
+    /// Returns those of the file.
+    #[must_use]
+    pub fn of_file(&self) -> &[Caller] {
+        match self {
+            Callers::OfFile(callers) => callers,
+            Callers::OfAgent => &[],
+        }
+    }
 }
 
 /// Callers with one identity.
@@ -201,23 +228,21 @@ pub struct Caller {
     pub sources: Vec<IpNet>,
     /// Their identity.
     pub identity: SpiffeId,
-    /// The file with its certificate chain.
-    pub certificate: PathBuf,
-    /// The file with its key.
-    pub key: PathBuf,
+    /// Its certificate; `None` where the agent issues it.
+    #[serde(flatten)]
+    pub files: Option<CertificateFiles>,
 }
 
-impl Originate {
-    /// Returns the caller with this address, by the longest prefix, and its position.
+impl Caller {
+    /// Returns the caller with this address, by the longest prefix.
     #[must_use]
-    pub fn caller(&self, source: IpAddr) -> Option<(usize, &Caller)> {
-        let prefixes = |caller: &Caller| {
+    pub fn of(source: IpAddr, callers: &[Caller]) -> Option<&Caller> {
+        let prefix = |caller: &Caller| {
             let nets = caller.sources.iter().filter(|net| net.contains(&source));
             nets.map(IpNet::prefix_len).max()
         };
-        let known = self.callers.iter().enumerate();
-        let known = known.filter_map(|(index, caller)| Some((prefixes(caller)?, index, caller)));
-        known.max_by_key(|(prefix, _, _)| *prefix).map(|(_, index, caller)| (index, caller))
+        let known = callers.iter().filter_map(|caller| Some((prefix(caller)?, caller)));
+        known.max_by_key(|(prefix, _)| *prefix).map(|(_, caller)| caller)
     }
 }
 
@@ -233,7 +258,7 @@ pub struct Listener {
     /// Sources that must send a PROXY header; all others must not.
     pub proxy_from: Vec<IpNet>,
     /// Set where applications without TLS connect.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(skip)]
     pub originate: Option<Box<Originate>>,
 }
 

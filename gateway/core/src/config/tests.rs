@@ -1,5 +1,6 @@
 //! Tests parsing from text to settings: each check with its place and message.
 
+mod bindings;
 mod fuzz;
 mod names;
 mod values;
@@ -332,8 +333,8 @@ fn unknown_key_is_refused_with_suggestion() {
     bad(
         "\"x\\n\\e[2J\": 1\n",
         &[
-            "1:1: unknown key 'x\\n\\u{1b}[2J'; expected one of node, workers, listeners, services, limits, timeouts, \
-         upstream, relay, tcp, drain, admin, metrics, health, access_log, trust, xds, dns",
+            "1:1: unknown key 'x\\n\\u{1b}[2J'; expected one of node, workers, listeners, services, bindings, capture, limits, timeouts, \
+         upstream, relay, tcp, drain, admin, metrics, health, access_log, audit_log, trust, xds, dns",
         ],
     );
 }
@@ -344,7 +345,7 @@ fn all_problems_are_reported_at_once() {
         "workers: 0\nlisteners:\n- name: a b\n  adress_is_missing_here: 1\n",
         &[
             "4:3: unknown key 'adress_is_missing_here' in listeners[0]; expected one of name, address, side, mode, service, \
-           port, identity, sources, certificate, key, callers, ipv6_only, backlog, max_connections, default, proxy_protocol",
+           port, ports, original_destination, virtual_addresses, identity, sources, certificate, key, callers, ipv6_only, backlog, max_connections, default, proxy_protocol",
         ],
     );
     bad(

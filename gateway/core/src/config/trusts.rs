@@ -27,7 +27,7 @@ pub struct ManagedTrust {
     pub directory: PathBuf,
     /// Directory of bundles, with a control plane; agents send theirs with the certificate.
     pub bundles: Option<PathBuf>,
-    /// Directory of deny-lists.
+    /// Directory of deny-lists. With agents, `deny` in the directory by default: they send theirs.
     pub deny: Option<PathBuf>,
     /// Directory of revocation lists.
     pub crls: Option<PathBuf>,
@@ -67,6 +67,12 @@ impl ManagedTrust {
     pub fn folder(&self) -> Folder {
         Folder::new(&self.directory)
     }
+
+    /// Returns the directory of the deny-lists that agents send, which the gateway makes itself.
+    #[must_use]
+    pub fn agents_lists(&self) -> Option<PathBuf> {
+        (self.bundles.is_none() && self.deny.is_none()).then(|| self.folder().deny())
+    }
 }
 
 impl Trusts {
@@ -77,7 +83,7 @@ impl Trusts {
             Trusts::Files(files) => files.clone(),
             Trusts::ManagedTrust(kept) => {
                 let files = kept.folder().files(TrustFiles {
-                    deny: kept.deny.clone(),
+                    deny: kept.deny.clone().or_else(|| kept.agents_lists()),
                     crls: kept.crls.clone(),
                     stale_crl: kept.stale_crl,
                     outage_budget: kept.outage_budget,

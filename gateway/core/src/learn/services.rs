@@ -4,10 +4,13 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
-use isthmus_model::slice::{self, Cluster, Health, Offer, Port, Slice, Staleness};
+use isthmus_certs::TrustDomain;
+use isthmus_model::services::ServiceTls;
+use isthmus_model::slice::{self, Cluster, Health, Offer, Port, Slice, Staleness, Tls};
 use isthmus_model::{HostName, HostPattern};
 
-use crate::config::settings::{Endpoint, Named, RemoteGateway, Scope, Service, Target};
+use super::access;
+use crate::config::settings::{Endpoint, Named, RemoteGateway, Scope, Service, Target, TlsMode};
 
 /// Priority of remote gateways: used when no endpoint in the own network is healthy.
 const BEYOND: u8 = 1;
@@ -19,13 +22,15 @@ pub(super) struct Here {
     pub(super) cluster: String,
     /// Name of this gateway in its cluster.
     pub(super) gateway: String,
+    /// Its trust domain: other clusters' rules were sent for callers of it.
+    pub(super) domain: TrustDomain,
     /// Addresses that failed their probes while the agent is unreachable.
     pub(super) down: HashSet<Target>,
 }
 
 impl Here {
-    /// Returns one service for each host and port whose endpoints speak TLS themselves. The result does not depend on
-    /// the order of the slices.
+    /// Returns one service for each host and port: with the own cluster's endpoints that speak TLS themselves or whose
+    /// TLS ends here, and those of other clusters. The result does not depend on the order of the slices.
     pub(super) fn services<'a>(&self, slices: impl Iterator<Item = &'a Slice>) -> Vec<Service> {
         let mut slices: Vec<_> = slices.collect();
         let rank = |slice: &Slice| (!self.is_own(&slice.key.cluster), slice.key.cluster.clone());
@@ -36,7 +41,7 @@ impl Here {
             let names = Unique::among(alike, self);
             for slice in alike {
                 let Some(offer) = &slice.offer else { continue };
-                for port in offer.ports.iter().filter(|port| is_usable(port)) {
+                for port in &offer.ports {
                     self.add(&mut ports, slice, offer, port, &names);
                 }
             }
@@ -59,14 +64,23 @@ impl Here {
     ) {
         let opens = offer.exposed_on.is_empty() || offer.exposed_on.contains(&self.gateway);
         let is_own = self.is_own(&slice.key.cluster);
-        let service = ports.entry(port.number).or_insert_with(|| service(&slice.key.host, offer, port));
+        // The own cluster comes first.
+        let service =
+            ports.entry(port.number).or_insert_with(|| service(&slice.key.host, offer, port, is_own));
         service.exposed |= is_own && port.exported && opens;
-        if is_own || !port.endpoints.is_empty() {
-            let direct = port.endpoints.iter().map(|one| endpoint(one, is_own, slice, names));
-            service.endpoints.extend(direct.map(|one| self.with_probe_result(one, offer)));
+        // Behind a door of this gateway runs plaintext, which never crosses clusters.
+        if service.tls_mode() == TlsMode::Terminate && !is_own {
+            return;
+        }
+        let access = access::of_remote(port, &self.domain).filter(|_| !is_own);
+        let guarded = |one| Endpoint { access: access.clone(), ..self.with_probe_result(one, offer) };
+        if is_direct(port, is_own) {
+            let direct = port.endpoints.iter().filter(|one| is_alike(one, port));
+            let direct = direct.map(|one| endpoint(one, is_own, slice, names));
+            service.endpoints.extend(direct.map(guarded));
         } else {
             let beyond = gateways(slice, offer, port, names).into_iter();
-            service.endpoints.extend(beyond.map(|one| self.with_probe_result(one, offer)));
+            service.endpoints.extend(beyond.map(guarded));
         }
     }
 
@@ -76,25 +90,34 @@ impl Here {
         if is_down { Endpoint { weight: 0, ..endpoint } } else { endpoint }
     }
 
-    /// Returns the addresses that connections to a slice go to.
+    /// Returns the addresses that connections to a slice go to and that may be probed. A plaintext server behind a door of
+    /// this gateway may not: it would count each probe as a failed connection (MariaDB's `max_connect_errors`).
     pub(super) fn leads_to<'a>(&self, slice: &'a Slice) -> impl Iterator<Item = &'a Target> + use<'a> {
         let is_own = self.is_own(&slice.key.cluster);
         let offer = slice.offer.iter();
         offer.flat_map(move |offer| {
-            let ports = offer.ports.iter().filter(|port| is_usable(port));
-            ports.flat_map(move |port| {
-                let is_direct = is_own || !port.endpoints.is_empty();
+            offer.ports.iter().flat_map(move |port| {
+                let is_direct = is_direct(port, is_own);
                 let gateways = if is_direct { &[] } else { offer.gateways.as_slice() };
-                let direct = port.endpoints.iter().filter(|one| one.health == Health::Ready);
+                let is_seen = is_direct && port.tls != Tls::Terminated;
+                let direct = port.endpoints.iter().filter(move |one| is_seen && is_alike(one, port));
+                let direct = direct.filter(|one| one.health == Health::Ready);
                 direct.map(|one| &one.address).chain(gateways.iter().map(|one| &one.address))
             })
         })
     }
 }
 
-/// Whether TLS passes through to the endpoints and nobody is refused: rules for callers are not enforced here.
-fn is_usable(port: &Port) -> bool {
-    port.tls != slice::Tls::Terminated && !port.access.restricts()
+/// Whether the endpoints themselves are connected to. Those of another cluster's terminated ports speak plaintext, which
+/// never crosses clusters.
+fn is_direct(port: &Port, is_own: bool) -> bool {
+    is_own || (port.tls != Tls::Terminated && !port.endpoints.is_empty())
+}
+
+/// Whether an endpoint speaks plaintext if, and only if, its port's endpoints do.
+fn is_alike(endpoint: &slice::Endpoint, port: &Port) -> bool {
+    let of_endpoint = endpoint.tls.unwrap_or(port.tls);
+    (of_endpoint == Tls::Terminated) == (port.tls == Tls::Terminated)
 }
 
 /// Owners of instance names. Instances never merge: a name used by several clusters means the own one, or none.
@@ -128,7 +151,14 @@ fn instances(port: &Port) -> impl Iterator<Item = &HostName> {
     seen.chain(told.map(|instance| &instance.name))
 }
 
-fn service(host: &HostPattern, offer: &Offer, port: &Port) -> Service {
+fn service(host: &HostPattern, offer: &Offer, port: &Port, is_own: bool) -> Service {
+    let ends_here = is_own && port.tls == Tls::Terminated;
+    let tls = ServiceTls {
+        mode: if ends_here { TlsMode::Terminate } else { TlsMode::Passthrough },
+        identities: port.identities.clone(),
+        files: None,
+        access: is_own.then(|| access::of_own(port)).flatten(),
+    };
     Service {
         host: host.clone(),
         port: port.number,
@@ -143,7 +173,7 @@ fn service(host: &HostPattern, offer: &Offer, port: &Port) -> Service {
         endpoints: Vec::new(),
         exposed: false,
         about: None,
-        tls: None,
+        tls: (tls != ServiceTls::default()).then(|| Box::new(tls)),
     }
 }
 
@@ -161,6 +191,7 @@ fn endpoint(endpoint: &slice::Endpoint, is_own: bool, slice: &Slice, names: &Uni
         } else {
             Scope::Local
         },
+        access: None,
         priority: 0,
     }
 }
@@ -184,6 +215,7 @@ fn gateways(slice: &Slice, offer: &Offer, port: &Port, names: &Unique<'_>) -> Ve
         locality: gateway.locality.clone(),
         aliases: [].into(),
         reach: Scope::RemoteGateway(Arc::clone(&beyond)),
+        access: None,
         priority: BEYOND,
     };
     offer.gateways.iter().map(gateway).collect()
@@ -191,8 +223,9 @@ fn gateways(slice: &Slice, offer: &Offer, port: &Port, names: &Unique<'_>) -> Ve
 
 #[cfg(test)]
 mod tests {
+    use isthmus_certs::SpiffeId;
     use isthmus_model::Locality;
-    use isthmus_model::slice::{Gateway, Instance, Key, Order, Ready, Tls};
+    use isthmus_model::slice::{Gateway, Instance, Key, Order, Ready};
 
     use super::*;
 
@@ -201,7 +234,8 @@ mod tests {
     }
 
     fn here() -> Here {
-        Here { cluster: "west".to_owned(), gateway: "gw-1".to_owned(), down: HashSet::new() }
+        let domain = TrustDomain::new("west.example").unwrap();
+        Here { cluster: "west".to_owned(), gateway: "gw-1".to_owned(), domain, down: HashSet::new() }
     }
 
     fn slice(cluster: &str, endpoints: Vec<slice::Endpoint>, ready: Vec<Ready>) -> Slice {
@@ -289,6 +323,51 @@ mod tests {
         assert!(!service.exposed && service.endpoints[0].reach == Scope::Local);
         let other = Here { gateway: "gw-2".to_owned(), ..here() };
         assert!(only(other.services([&own].into_iter())).exposed);
+    }
+
+    fn terminated(mut slice: Slice) -> Slice {
+        for port in slice.offer.iter_mut().flat_map(|offer| &mut offer.ports) {
+            port.tls = Tls::Terminated;
+            port.access = isthmus_model::access::Access::closed();
+            port.identities = vec![SpiffeId::parse("spiffe://west.example/ns/pxc/sa/db").unwrap()];
+        }
+        slice
+    }
+
+    #[test]
+    fn terminated_service_of_the_own_cluster_has_a_door_and_own_endpoints_alone() {
+        let own = terminated(slice("west", vec![local("db-0", true)], Vec::new()));
+        let east = slice("east", Vec::new(), far(5, &["db-7"]));
+        let flat = slice("south", vec![local("db-9", true)], Vec::new());
+        assert_eq!(here().leads_to(&own).count(), 0, "a plaintext server is not probed");
+        let service = only(here().services([&east, &flat, &own].into_iter()));
+        assert!(service.issued_identity().is_some() && service.exposed);
+        let access = service.tls.as_ref().and_then(|tls| tls.access.clone());
+        let closed = Arc::new(isthmus_model::access::Access::closed());
+        assert_eq!(
+            access,
+            Some(crate::config::settings::ServiceAccess::Combined(closed)),
+            "closed by default"
+        );
+        let [own] = &service.endpoints[..] else { panic!("{:?}", service.endpoints) };
+        assert_eq!(own.reach, Scope::Exported { by_name: false });
+    }
+
+    #[test]
+    fn terminated_service_of_another_cluster_is_reached_through_gateways_alone() {
+        // A peer must not send these endpoints; one that does is not believed.
+        let east = terminated(slice("east", vec![local("db-0", true)], far(5, &["db-0"])));
+        let service = only(here().services([&east].into_iter()));
+        assert_eq!((service.tls_mode(), service.identities().len()), (TlsMode::Passthrough, 1));
+        let [beyond] = &service.endpoints[..] else { panic!("{:?}", service.endpoints) };
+        assert_eq!((beyond.address.to_string().as_str(), beyond.priority), ("gw.east.example:15443", BEYOND));
+        let leads_to: Vec<_> = here().leads_to(&east).map(ToString::to_string).collect();
+        assert_eq!(leads_to, ["gw.east.example:15443"]);
+        // One plaintext endpoint of a port with TLS.
+        let mut mixed = slice("east", vec![local("db-0", true)], Vec::new());
+        mixed.offer.as_mut().unwrap().ports[0].endpoints[0].tls = Some(Tls::Terminated);
+        assert!(only(here().services([&mixed].into_iter())).endpoints.is_empty());
+        assert_eq!(here().leads_to(&mixed).count(), 0);
     }
 
     #[test]

@@ -97,7 +97,9 @@ metrics! {
     "pipes_denied_total" counter [] "Times a bulk transfer was copied because no pipe was available."
         = |control| vec![one([], sum(control.workers.iter().map(|worker| &worker.pipes.denied)))];
     "access_log_dropped_total" counter [] "Access log lines dropped because they could not be written in time."
-        = |control| vec![one([], sum([&control.process.metrics.log_dropped]))];
+        = |control| vec![one([], sum([&*control.process.metrics.log_dropped]))];
+    "audit_log_dropped_total" counter [] "Audit log lines dropped because they could not be written."
+        = |control| vec![one([], sum([&*control.process.metrics.audit_dropped]))];
     "log_dropped_total" counter [] "Log lines dropped because standard error was not read."
         = |_| vec![one([], number(isthmus_certs::output::lost()))];
     "reloads_total" counter ["result"] "Configuration edits, by result: `applied` or `refused`."
@@ -118,6 +120,8 @@ metrics! {
         = service_bytes;
     "certificate_expiry_seconds" gauge ["kind", "name", "serial"] "Time until a certificate in use expires, negative afterwards; `kind` is `leaf`, `intermediate` or `root`."
         = certificates;
+    "issued_missing" gauge [] "Callers and services without a valid certificate of the agent; their connections are refused."
+        = |control| vec![one([], float(missing(control)))];
     "trust_refused" gauge [] "Files of `trust` refused at the last check; the previous ones stay in use."
         = |control| control.process.trust.get().iter().map(|_| one([], float(control.refused_files().len()))).collect();
     "agent_connected" gauge [] "1 while an agent or control plane of `xds` is reachable, otherwise 0."
@@ -343,6 +347,11 @@ fn certificates(control: &Control) -> Vec<Sample> {
         one([expiry.kind.to_string(), expiry.name, expiry.serial], left)
     };
     control.expiries().into_iter().map(sample).collect()
+}
+
+fn missing(control: &Control) -> usize {
+    let (reports, now) = (control.process.tables.load().ends.issued.report(), SystemTime::now());
+    reports.iter().filter(|report| report.is_missing(now)).count()
 }
 
 fn state(control: &Control, read: fn(&StoreHealth) -> f64) -> Vec<Sample> {

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use isthmus_model::{HostName, HostPattern};
 
 use super::Snapshot;
+use super::bindings::{Bindings, LearnedBindings};
 use super::list::List;
 use super::names::{Names, Place};
 use super::service::{Resolved, Service, ServiceBuilder};
@@ -22,11 +23,17 @@ pub(crate) struct CompilerState {
     hidden: List,
     /// Learned services whose result may change without an update, because their names resolve differently.
     changing: List,
+    /// Learned services in the tables with a certificate of the agent, by host and port.
+    doors: BTreeMap<(HostPattern, u16), Arc<Service>>,
+    /// These, callers, or the file's services may have changed.
+    has_new_doors: bool,
     /// Host names used as endpoint addresses, with their use counts.
     targets: BTreeMap<HostName, usize>,
     /// The set of these names may have changed.
     has_new_targets: bool,
     shared: Shared,
+    /// The bindings and callers of the agent.
+    bindings: LearnedBindings,
 }
 
 impl CompilerState {
@@ -45,6 +52,30 @@ impl CompilerState {
     /// Returns these names if they may have changed since the last call: most changes leave them as they are.
     pub(crate) fn take_new_targets(&mut self) -> Option<Vec<HostName>> {
         std::mem::take(&mut self.has_new_targets).then(|| self.targets())
+    }
+
+    /// Whether callers or services with a certificate of the agent may have changed since the last call.
+    pub(crate) fn take_new_doors(&mut self) -> bool {
+        std::mem::take(&mut self.has_new_doors)
+    }
+
+    /// Returns the learned services in the tables with a certificate of the agent.
+    pub(crate) fn doors(&self) -> impl Iterator<Item = &Service> {
+        self.doors.values().map(|service| &**service)
+    }
+
+    fn add_door(&mut self, service: &Arc<Service>) {
+        if service.issued_identity().is_some() {
+            self.doors.insert((service.host.clone(), service.port), Arc::clone(service));
+            self.has_new_doors = true;
+        }
+    }
+
+    fn remove_door(&mut self, service: &Service) {
+        if service.issued_identity().is_some() {
+            self.doors.remove(&(service.host.clone(), service.port));
+            self.has_new_doors = true;
+        }
     }
 
     fn add_targets(&mut self, service: &Service) {
@@ -107,6 +138,7 @@ impl<'a> SnapshotBuilder<'a> {
 
     /// Applies new settings of the file.
     pub(crate) fn read(&mut self, live: Arc<Live>) {
+        self.tables.access_changes += 1;
         let before = std::mem::replace(&mut self.tables.file, [].into());
         let made = live.services.iter().map(|settings| self.build_of_file(settings));
         let file: Arc<[Arc<Service>]> = made.collect();
@@ -119,10 +151,33 @@ impl<'a> SnapshotBuilder<'a> {
         }
         self.tables.endpoints = file.iter().map(|service| service.endpoints.len()).sum();
         (self.tables.live, self.tables.file, self.tables.names) = (live, file, names);
+        self.index_bindings();
+        self.state.doors.clear();
+        self.state.has_new_doors = true;
         let learned = std::mem::take(&mut self.tables.learned);
         let hidden = std::mem::take(&mut self.state.hidden);
         learned.iter().chain(hidden.iter()).for_each(|service| self.add_learned(service));
         self.rebuilt += 1 + self.tables.file.len() + learned.len() + hidden.len();
+    }
+
+    /// Changes what the agent has told of bindings and callers.
+    pub(crate) fn bind(&mut self, change: impl FnOnce(&mut LearnedBindings)) {
+        let callers = Arc::clone(&self.state.bindings.callers);
+        change(&mut self.state.bindings);
+        if !Arc::ptr_eq(&callers, &self.state.bindings.callers) {
+            self.state.has_new_doors = true;
+            self.tables.access_changes += 1;
+        }
+        self.index_bindings();
+        self.rebuilt += 1;
+    }
+
+    fn index_bindings(&mut self) {
+        let bindings = Bindings::new(&self.tables.live.bindings, &self.state.bindings);
+        if bindings.conflicts() != self.tables.bindings.conflicts() {
+            tracing::warn!(conflicts = ?bindings.conflicts(), "several hosts claim a virtual address or a listener's port; it leads to none of them");
+        }
+        self.tables.bindings = Arc::new(bindings);
     }
 
     /// Replaces the certificates, together with the settings that name them.
@@ -205,6 +260,9 @@ impl<'a> SnapshotBuilder<'a> {
         if known.is_some_and(|known| known.is_as(&made)) {
             return;
         }
+        if made.has_rules() || known.is_some_and(|known| known.has_rules()) {
+            self.tables.access_changes += 1;
+        }
         let made = Arc::new(made);
         // In this order a name that stays is not a new one.
         self.state.add_targets(&made);
@@ -224,6 +282,7 @@ impl<'a> SnapshotBuilder<'a> {
             self.state.changing.remove(service);
         }
         if self.tables.learned.remove(service) {
+            self.state.remove_door(service);
             self.tables.names.remove(service);
             self.tables.endpoints -= service.endpoints.len();
         } else {
@@ -239,6 +298,7 @@ impl<'a> SnapshotBuilder<'a> {
             self.state.hidden.insert(Arc::clone(service));
         } else {
             self.tables.learned.insert(Arc::clone(service));
+            self.state.add_door(service);
             self.tables.names.add(service, Place::LEARNED);
             self.tables.endpoints += service.endpoints.len();
         }

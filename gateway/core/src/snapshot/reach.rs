@@ -1,8 +1,9 @@
 //! Decides which connections may reach an endpoint, and by which instance.
 
 use isthmus_model::HostName;
+use isthmus_model::access::{Caller, Decision, Verdict};
 
-use super::service::{Endpoint, EndpointMeta};
+use super::service::{Endpoint, EndpointMeta, Service};
 use crate::config::settings::{Named, Scope, Side};
 
 impl EndpointMeta {
@@ -19,7 +20,31 @@ impl EndpointMeta {
     }
 }
 
+impl Service {
+    /// Whether callers are told apart at it, or at one of its endpoints.
+    pub(super) fn has_rules(&self) -> bool {
+        self.access().is_some() || self.endpoints.iter().any(|endpoint| endpoint.traits.access.is_some())
+    }
+
+    /// Returns an endpoint that connections of this side could reach, if the rules of its cluster let this caller through.
+    pub(crate) fn refusing(&self, side: Side, caller: &Caller<'_>) -> Option<&Endpoint> {
+        let mut reached =
+            self.endpoints.iter().filter(|endpoint| endpoint.weight > 0 && endpoint.takes(side));
+        reached.find(|endpoint| !endpoint.admits(caller))
+    }
+}
+
 impl Endpoint {
+    /// Returns what the rules of its cluster say about a caller, if that is another one and has rules.
+    pub(crate) fn decide(&self, caller: &Caller<'_>) -> Option<Decision<'_>> {
+        self.traits.access.as_ref().map(|access| access.decide(caller))
+    }
+
+    /// Whether the rules of its cluster let a caller through, as far as they are known here.
+    pub(crate) fn admits(&self, caller: &Caller<'_>) -> bool {
+        self.decide(caller).is_none_or(|decision| decision.verdict == Verdict::Allowed)
+    }
+
     /// Whether connections of this side may reach it.
     pub(crate) fn takes(&self, side: Side) -> bool {
         side == Side::Outbound || matches!(self.traits.reach, Scope::Exported { .. })

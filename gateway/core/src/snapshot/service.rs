@@ -6,9 +6,11 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use ipnet::IpNet;
-use isthmus_model::access::Access;
+use isthmus_certs::SpiffeId;
+use isthmus_model::access::{Access, RemoteAccess};
 use isthmus_model::{HostName, HostPattern, Locality};
 
+use super::candidate::{Candidate, addresses};
 use super::group::Group;
 use super::name::Name;
 use super::shared::Shared;
@@ -68,8 +70,18 @@ struct ServiceExtras {
     /// Endpoint candidates, if the result may change: with name resolution, or with this gateway's own addresses.
     candidates: Box<[Candidate]>,
     further: Box<[Group]>,
-    ends_tls: bool,
+    door: Option<Door>,
     access: Option<Arc<Access>>,
+    identities: Box<[SpiffeId]>,
+}
+
+/// Where the certificate of a service is from whose clients' TLS ends here.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Door {
+    /// Files.
+    Files,
+    /// The agent issues it for this identity.
+    Issued(SpiffeId),
 }
 
 /// One address of a service.
@@ -97,22 +109,8 @@ pub struct EndpointMeta {
     pub locality: Locality,
     /// The connections that may reach it.
     pub reach: Scope,
-}
-
-/// An endpoint before its name is resolved.
-#[derive(Clone, Debug, PartialEq, Eq)]
-struct Candidate {
-    target: Target,
-    weight: u32,
-    priority: u8,
-    traits: Arc<EndpointMeta>,
-}
-
-impl Candidate {
-    /// Whether it may resolve to an address. Literal addresses were checked on import; names are checked here.
-    fn may_stand_at(&self, address: SocketAddr) -> bool {
-        matches!(self.target, Target::Address(_)) || self.traits.reach.allows(address.ip())
-    }
+    /// The rules for callers of its cluster, if that is another one and has any.
+    pub access: Option<Arc<RemoteAccess>>,
 }
 
 /// Builds services.
@@ -137,6 +135,7 @@ impl ServiceBuilder<'_> {
                 aliases: endpoint.aliases.clone(),
                 locality: endpoint.locality.clone(),
                 reach: endpoint.reach.clone(),
+                access: endpoint.access.clone(),
             }),
         };
         let candidates: Vec<_> = settings.endpoints.iter().map(candidate).collect();
@@ -154,8 +153,9 @@ impl ServiceBuilder<'_> {
         let more = ServiceExtras {
             aliases: settings.aliases.clone().into(),
             instances: instances.filter(|traits| traits.has_names()).cloned().collect(),
-            ends_tls: settings.tls_mode() == TlsMode::Terminate,
+            door: door(settings),
             access: access(settings),
+            identities: settings.identities().into(),
             ..ServiceExtras::default()
         };
         self.resolve((settings.host.clone(), settings.port, rules), more, candidates, before)
@@ -167,8 +167,9 @@ impl ServiceBuilder<'_> {
         let lasting = ServiceExtras {
             aliases: service.aliases().into(),
             instances: more.map(|more| more.instances.clone()).unwrap_or_default(),
-            ends_tls: service.ends_tls(),
+            door: more.and_then(|more| more.door.clone()),
             access: service.access().cloned(),
+            identities: service.identities().into(),
             ..ServiceExtras::default()
         };
         let candidates = more.map(|more| more.candidates.to_vec()).unwrap_or_default();
@@ -226,19 +227,14 @@ impl ServiceBuilder<'_> {
     }
 }
 
-/// The rules of a service. [`crate::config`] has refused those that cannot be enforced.
-fn access(settings: &settings::Service) -> Option<Arc<Access>> {
-    settings.access_alone().unwrap_or_else(|_| Some(Access::closed())).map(Arc::new)
+fn door(settings: &settings::Service) -> Option<Door> {
+    let issued = || settings.issued_identity().cloned().map_or(Door::Files, Door::Issued);
+    (settings.tls_mode() == TlsMode::Terminate).then(issued)
 }
 
-fn addresses(target: &Target, resolved: &Resolved) -> Vec<SocketAddr> {
-    match target {
-        Target::Address(address) => vec![*address],
-        Target::Name { host, port } => {
-            let addresses = resolved.get(host).map(Vec::as_slice).unwrap_or_default();
-            addresses.iter().map(|ip| SocketAddr::new(*ip, *port)).collect()
-        }
-    }
+/// The rules of a service. [`crate::config`] has refused those that cannot be enforced.
+fn access(settings: &settings::Service) -> Option<Arc<Access>> {
+    settings.enforced_access().unwrap_or_else(|_| Some(Arc::new(Access::closed())))
 }
 
 impl Service {
@@ -256,12 +252,25 @@ impl Service {
 
     /// Whether its clients' TLS ends here.
     pub(crate) fn ends_tls(&self) -> bool {
-        self.more.as_ref().is_some_and(|more| more.ends_tls)
+        self.more.as_ref().is_some_and(|more| more.door.is_some())
+    }
+
+    /// Returns the identity whose certificate the agent issues for it, if its clients' TLS ends here.
+    pub(crate) fn issued_identity(&self) -> Option<&SpiffeId> {
+        match self.more.as_ref()?.door.as_ref()? {
+            Door::Issued(identity) => Some(identity),
+            Door::Files => None,
+        }
     }
 
     /// Returns who may use it; none: everybody, unless its TLS ends here.
     pub(crate) fn access(&self) -> Option<&Arc<Access>> {
         self.more.as_ref().and_then(|more| more.access.as_ref())
+    }
+
+    /// Returns the identities that its servers may have; TLS can be begun to no others.
+    pub(crate) fn identities(&self) -> &[SpiffeId] {
+        self.more.as_ref().map(|more| &more.identities[..]).unwrap_or_default()
     }
 
     /// Returns the endpoints with instance names, and gateways to named instances.

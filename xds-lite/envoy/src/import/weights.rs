@@ -119,6 +119,7 @@ impl<'a> Sum<'a> {
             locality: entry.locality.clone(),
             aliases: [].into(),
             reach: Scope::Exported { by_name: false },
+            access: None,
             priority: entry.rank,
         });
         endpoints.collect()

@@ -1,4 +1,5 @@
-//! The part of the rules that another cluster receives: those that concern callers of its trust domains.
+//! The part of the rules that another cluster receives: those that concern callers of its trust domains, and of these
+//! what its gateways can decide by.
 
 use isthmus_certs::TrustDomain;
 
@@ -11,6 +12,25 @@ impl Access {
     pub fn for_domains(&self, domains: &[TrustDomain]) -> Access {
         let project = |rules: &[Rule]| rules.iter().filter_map(|rule| rule.for_domains(domains)).collect();
         Access { unmatched: self.unmatched, allow: project(&self.allow), deny: project(&self.deny) }
+    }
+
+    /// The rules for a side that sees other addresses of callers than the owner's gateway does. It refuses nobody by
+    /// an address: rules that deny sources are left out, and those that allow sources allow them all. What only
+    /// reports and asks for an address would report wrongly, and is left out.
+    #[must_use]
+    pub fn without_sources(&self) -> Access {
+        let allow = self.allow.iter().filter(|rule| rule.sources.is_empty() || !rule.dry_run);
+        let deny = self.deny.iter().filter(|rule| rule.sources.is_empty());
+        Access {
+            unmatched: self.unmatched,
+            allow: allow.map(|rule| Rule { sources: Vec::new(), ..rule.clone() }).collect(),
+            deny: deny.cloned().collect(),
+        }
+    }
+
+    /// The trust domains that rules name, with repetitions.
+    pub fn domains(&self) -> impl Iterator<Item = &TrustDomain> {
+        self.rules().flat_map(|rule| &rule.identities).map(|pattern| pattern.trust_domain())
     }
 }
 

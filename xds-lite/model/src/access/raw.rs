@@ -1,7 +1,6 @@
 //! The written form of `access:`. Its comments are the descriptions in the JSON Schema. Values are resolved in
 //! [`super::rules`].
 
-use std::collections::BTreeMap;
 use std::fmt;
 
 use schemars::JsonSchema;
@@ -35,21 +34,6 @@ pub struct Access {
     #[serde(default, deserialize_with = "present")]
     #[schemars(extend("default" = false))]
     pub(super) advisory: Option<bool>,
-}
-
-/// Rules of wider scopes than a service.
-#[derive(Debug, Default, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub struct WideAccess {
-    /// Rules for every service of the cluster.
-    #[serde(default, deserialize_with = "present")]
-    pub(super) cluster: Option<At<Access>>,
-    /// Rules for every service of a namespace, by its name.
-    #[serde(default, deserialize_with = "present")]
-    pub(super) namespaces: Option<BTreeMap<String, At<Access>>>,
-    /// Rules for every service of a workspace, by its name.
-    #[serde(default, deserialize_with = "present")]
-    pub(super) workspaces: Option<BTreeMap<String, At<Access>>>,
 }
 
 /// Who is allowed.

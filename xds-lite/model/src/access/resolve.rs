@@ -1,6 +1,6 @@
 //! Resolves the written rules of one scope. A rule that would match nobody or everybody by mistake is refused.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::HashSet;
 use std::hash::Hash;
 
 use ipnet::IpNet;
@@ -8,12 +8,11 @@ use isthmus_certs::{IdPattern, TrustDomain};
 use serde::Serialize;
 
 use crate::at::{At, Spot};
-use crate::host::HostName;
 use crate::identity::Identity;
 use crate::problem::{Place, Quoted, Report};
 use crate::units::Scalar;
 
-use super::{MAX_IDENTITIES, MAX_RULES, MAX_SCOPES, MAX_VALUES, raw};
+use super::{MAX_IDENTITIES, MAX_RULES, MAX_VALUES, raw};
 
 /// The rules of one scope.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
@@ -26,17 +25,6 @@ pub struct AccessRules {
     pub workspace: bool,
     /// Whether rules about identities may apply where TLS passes through.
     pub advisory: bool,
-}
-
-/// The rules of wider scopes than a service.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
-pub struct WideRules {
-    /// Of the cluster.
-    pub cluster: Option<AccessRules>,
-    /// Of namespaces, by name.
-    pub namespaces: BTreeMap<String, AccessRules>,
-    /// Of workspaces, by name.
-    pub workspaces: BTreeMap<String, AccessRules>,
 }
 
 /// One rule of a scope.
@@ -89,44 +77,27 @@ pub fn rules(report: &mut Report, place: Place<'_>, raw: &raw::Access) -> Access
         }
         rules
     };
-    AccessRules {
+    let rules = AccessRules {
         allow: raw.allow.as_deref().map(|raw| list(report, raw, "allow")),
         deny: list(report, raw.deny.as_deref().unwrap_or_default(), "deny"),
         workspace: raw.mode.as_ref().is_some_and(|mode| mode.value == raw::Mode::Workspace),
         advisory: raw.advisory.unwrap_or_default(),
-    }
+    };
+    warn_of_dry_run_alone(report, place, raw, &rules);
+    rules
 }
 
-/// Resolves `access:` of the scopes wider than a service; problems go to the report.
-pub fn wide_rules(report: &mut Report, place: Place<'_>, raw: &raw::WideAccess) -> WideRules {
-    let cluster = raw.cluster.as_ref().map(|raw| rules(report, place.key("cluster"), &raw.value));
-    WideRules {
-        cluster,
-        namespaces: named(report, place.key("namespaces"), raw.namespaces.as_ref()),
-        workspaces: named(report, place.key("workspaces"), raw.workspaces.as_ref()),
+/// A list that only reports is as if absent, also where it takes the place of an empty one, which admits nobody.
+fn warn_of_dry_run_alone(report: &mut Report, place: Place<'_>, raw: &raw::Access, rules: &AccessRules) {
+    let first = raw.allow.as_deref().and_then(<[_]>::first);
+    let Some((first, list)) = first.zip(rules.allow.as_deref()) else { return };
+    if !rules.workspace && !list.is_empty() && list.iter().all(|rule| rule.dry_run) {
+        let what = format_args!(
+            "{}: has dry-run rules alone, which is as no list: it refuses nobody",
+            place.key("allow")
+        );
+        report.warn(first.spot, what, "to admit nobody meanwhile, deny sources: [0.0.0.0/0, '::/0']");
     }
-}
-
-fn named(
-    report: &mut Report,
-    place: Place<'_>,
-    raw: Option<&BTreeMap<String, At<raw::Access>>>,
-) -> BTreeMap<String, AccessRules> {
-    let mut scopes = BTreeMap::new();
-    for (index, (name, raw)) in raw.into_iter().flatten().enumerate() {
-        if index == MAX_SCOPES {
-            let what = format_args!("{place}: has more than {MAX_SCOPES} names");
-            report.add(raw.spot, what, "write rules of the cluster in place of some");
-            break;
-        }
-        let label = HostName::parse(name).ok().filter(|label| label.as_str() == name && !name.contains('.'));
-        if label.is_none() {
-            let what = format_args!("{place}: {} is not one DNS label in lower case", Quoted(name));
-            report.add(raw.spot, what, "write 1 to 63 letters, digits, '-' or '_'");
-        }
-        scopes.insert(name.clone(), rules(report, place.name(name), &raw.value));
-    }
-    scopes
 }
 
 fn resolve(

@@ -83,10 +83,13 @@ struct Person {
     port: u16,
 }
 
+fn source() -> impl Strategy<Value = IpAddr> {
+    select(&["10.1.0.1", "10.2.0.1", "192.0.2.1", "fd00::1", "::ffff:10.1.0.1"][..])
+        .prop_map(|source| source.parse().unwrap())
+}
+
 fn person() -> impl Strategy<Value = Person> {
-    let source = select(&["10.1.0.1", "10.2.0.1", "192.0.2.1", "fd00::1", "::ffff:10.1.0.1"][..]);
-    let source = source.prop_map(|source| source.parse().unwrap());
-    (option::weighted(0.8, identity()), source, select(&[80_u16, 3306][..]))
+    (option::weighted(0.8, identity()), source(), select(&[80_u16, 3306][..]))
         .prop_map(|(identity, source, port)| Person { identity, source, port })
 }
 
@@ -266,6 +269,42 @@ proptest! {
             prop_assert_eq!(all.dry_run.len(), some.dry_run.len());
             let mut identities = projected.rules().flat_map(|rule| &rule.identities);
             prop_assert!(identities.all(|pattern| *pattern.trust_domain() == domain));
+        }
+    }
+
+    /// The owner's gateway sees another address of the caller, and an identity that passed through until there.
+    #[test]
+    fn access_that_is_refused_early_is_refused_by_its_owner(
+        world in world().prop_map(World::enforceable), person in person(), source in source(),
+        unseen in option::of(identity()),
+    ) {
+        let access = world.access().unwrap();
+        let domain = TrustDomain::new(DOMAINS[1]).unwrap();
+        let rules = access.for_domains(std::slice::from_ref(&domain)).without_sources();
+        prop_assert!(rules.rules().all(|rule| rule.sources.is_empty()));
+        let ends_tls = world.tls == TlsMode::Terminate;
+        let early = RemoteAccess { rules, domain, ends_tls };
+        if early.decide(&person.caller()).verdict == Verdict::Denied {
+            let identity = person.identity.clone().or(unseen.filter(|_| ends_tls));
+            let there = Person { identity, source, ..person };
+            prop_assert_eq!(access.decide(&there.caller()).verdict, Verdict::Denied);
+        }
+    }
+
+    /// A peer in the same network sees the same addresses, and may be the only gateway that is asked.
+    #[test]
+    fn access_of_a_peer_in_the_same_network_is_the_owners(
+        world in world().prop_map(World::enforceable), person in person(),
+    ) {
+        let access = world.access().unwrap();
+        let domain = TrustDomain::new(DOMAINS[1]).unwrap();
+        let ends_tls = world.tls == TlsMode::Terminate;
+        let is_known = person.identity.as_ref().map_or(!ends_tls, |id| *id.trust_domain() == domain);
+        let rules = access.for_domains(std::slice::from_ref(&domain));
+        let early = RemoteAccess { rules, domain, ends_tls };
+        if is_known {
+            let (here, there) = (early.decide(&person.caller()), access.decide(&person.caller()));
+            prop_assert_eq!(here.verdict, there.verdict);
         }
     }
 

@@ -4,6 +4,7 @@
 
 pub mod agent;
 mod answer;
+mod decided;
 pub mod gateway;
 mod schema;
 
@@ -13,6 +14,7 @@ use serde::{Deserialize, Serialize};
 use crate::address::Target;
 
 pub use answer::{Answer, NotThePage};
+pub use decided::{Decided, RuleName, WouldDecide};
 
 /// The answer to a request that failed.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]

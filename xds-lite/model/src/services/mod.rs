@@ -10,6 +10,7 @@ mod table;
 mod tls;
 
 use std::fmt;
+use std::sync::Arc;
 use std::time::Duration;
 
 use ipnet::IpNet;
@@ -17,7 +18,7 @@ use isthmus_certs::SpiffeId;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::access::{Access, AccessError, AccessRules, Scopes};
+use crate::access::{Access, AccessError, AccessRules, RemoteAccess, Scopes};
 use crate::host::{HostName, HostPattern};
 use crate::locality::Locality;
 
@@ -27,7 +28,7 @@ use super::units;
 pub use resolve::{Refusal, timeouts};
 pub use scope::{ClientCertificate, ExportMeta, Named, RemoteGateway, Scope, Staleness};
 pub use table::{Entry, Table};
-pub use tls::{CertificateFiles, ServiceTls};
+pub use tls::{CertificateFiles, ServiceAccess, ServiceTls};
 
 /// One service: a host, a port, and its endpoints.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -78,22 +79,30 @@ impl Service {
         self.tls.as_ref().map(|tls| tls.identities.as_slice()).unwrap_or_default()
     }
 
-    /// Its own rules for callers, if any are written.
+    /// Its own rules for callers, if a file has any.
     #[must_use]
     pub fn access(&self) -> Option<&AccessRules> {
-        self.tls.as_ref().and_then(|tls| tls.access.as_ref())
+        match self.tls.as_ref()?.access.as_ref()? {
+            ServiceAccess::Written(rules) => Some(rules),
+            ServiceAccess::Combined(_) => None,
+        }
     }
 
-    /// The access that its own rules make where no wider scope is known; `None`: everybody may connect.
+    /// The access that a gateway enforces: by the rules of all scopes, or by its own where a file has them and no wider
+    /// scope is known. `None`: everybody may connect.
     ///
     /// # Errors
     /// The rules are too large, or ask for the own trust domain.
-    pub fn access_alone(&self) -> Result<Option<Access>, AccessError> {
+    pub fn enforced_access(&self) -> Result<Option<Arc<Access>>, AccessError> {
+        if let Some(ServiceAccess::Combined(access)) = self.tls.as_ref().and_then(|tls| tls.access.as_ref()) {
+            return Ok(Some(Arc::clone(access)));
+        }
         let (service, mode) = (self.access(), self.tls_mode());
         if service.is_none() && mode == TlsMode::Passthrough {
             return Ok(None);
         }
-        Scopes { own: None, cluster: None, workspaces: &[], namespace: None, service }.access(mode).map(Some)
+        let alone = Scopes { own: None, cluster: None, workspaces: &[], namespace: None, service };
+        alone.access(mode).map(|access| Some(Arc::new(access)))
     }
 
     /// How it is known that its endpoints require a client certificate.
@@ -102,10 +111,30 @@ impl Service {
         self.about.as_ref().map_or_else(ClientCertificate::default, |about| about.client_certificate)
     }
 
-    /// Whether its endpoints are exported without a check that they require a client certificate.
+    /// Whether it is exported without a check that its endpoints require a client certificate: where a gateway ends the
+    /// TLS, the gateway requires it.
     #[must_use]
     pub fn skips_mtls_check(&self) -> bool {
-        self.client_certificate() != ClientCertificate::Probed
+        self.tls_mode() == TlsMode::Terminate || self.client_certificate() != ClientCertificate::Probed
+    }
+
+    /// The identity whose certificate the agent issues for it: its first one, where a gateway ends its TLS and the file
+    /// names no certificate.
+    #[must_use]
+    pub fn issued_identity(&self) -> Option<&SpiffeId> {
+        let tls = self.tls.as_ref()?;
+        tls.identities.first().filter(|_| tls.mode == TlsMode::Terminate && tls.files.is_none())
+    }
+
+    /// Whether one of its endpoints has this address.
+    #[must_use]
+    pub fn has_endpoint(&self, address: &Target) -> bool {
+        self.endpoints.iter().any(|endpoint| endpoint.address == *address)
+    }
+
+    /// Its host and aliases, as names in a certificate.
+    pub fn certificate_names(&self) -> impl Iterator<Item = String> {
+        std::iter::once(&self.host).chain(&self.aliases).map(ToString::to_string)
     }
 
     /// Whether VMs may register themselves for it.
@@ -164,6 +193,9 @@ pub struct Endpoint {
     pub aliases: Box<[HostName]>,
     /// The clients that may use it.
     pub reach: Scope,
+    /// The rules for callers of the cluster that it belongs to, where that is another one and has any.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub access: Option<Arc<RemoteAccess>>,
     /// Its priority: 0 is tried first, a higher one only if no lower one is healthy.
     pub priority: u8,
 }

@@ -75,13 +75,15 @@ pub struct Service {
     #[schemars(extend("default" = false))]
     pub(super) registered: Option<bool>,
     /// The identities of its endpoints: a gateway that begins TLS for an application (a listener with `mode: originate`)
-    /// accepts no other server. Default: none, and nobody can originate to it.
+    /// accepts no other server. With `tls: terminate` the gateway presents the first one. Default: none, and nobody can
+    /// originate to it.
     pub(super) identities: Option<Vec<At<Identity>>>,
     /// `terminate`: the gateway ends the TLS of clients, whose certificate it requires, and passes plaintext to the
     /// endpoints; nobody may connect unless `access` allows it. `passthrough` passes TLS on as it is.
     #[schemars(extend("default" = "passthrough"))]
     pub(super) tls: Option<At<TlsMode>>,
-    /// With `tls: terminate`: the service's certificate chain, leaf first, PEM.
+    /// With `tls: terminate`: the service's certificate chain, leaf first, PEM. Default: the agent issues one for the
+    /// first of `identities`.
     pub(super) certificate: Option<At<String>>,
     /// With `tls: terminate`: the certificate's private key, PEM.
     pub(super) key: Option<At<String>>,
@@ -92,18 +94,13 @@ pub struct Service {
 }
 
 impl Service {
-    /// Returns the first key that only a gateway's own file may have so far.
-    pub(crate) fn gateway_key(&self) -> Option<(&'static str, Spot)> {
+    /// Returns the first key that only a gateway's own file may have, with the remedy.
+    pub(crate) fn gateway_key(&self) -> Option<(&'static str, Spot, &'static str)> {
+        const ISSUED: &str = "remove it and name the service's identity in 'identities': gateways get its certificate from the agent";
         let spot = |text: &Option<At<String>>| text.as_ref().map(|text| text.spot);
-        let terminate = self.tls.as_ref().filter(|tls| tls.value == TlsMode::Terminate);
-        [
-            ("certificate", spot(&self.certificate)),
-            ("key", spot(&self.key)),
-            ("access", self.access.as_ref().map(|access| access.spot)),
-            ("tls", terminate.map(|tls| tls.spot)),
-        ]
-        .into_iter()
-        .find_map(|(key, spot)| Some((key, spot?)))
+        [("certificate", spot(&self.certificate), ISSUED), ("key", spot(&self.key), ISSUED)]
+            .into_iter()
+            .find_map(|(key, spot, remedy)| Some((key, spot?, remedy)))
     }
 }
 

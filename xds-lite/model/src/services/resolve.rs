@@ -186,6 +186,7 @@ fn endpoints(
             weight,
             locality: raw.locality.clone().unwrap_or_default(),
             reach: Scope::Exported { by_name: true },
+            access: None,
             priority: 0,
         });
     }

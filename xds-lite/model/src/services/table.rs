@@ -31,7 +31,8 @@ impl Entry<'_> {
     }
 
     /// The place of its host in the file.
-    pub(super) fn host_spot(&self) -> Spot {
+    #[must_use]
+    pub fn host_spot(&self) -> Spot {
         self.raw.value.host.as_ref().map_or(self.raw.spot, |host| host.spot)
     }
 }

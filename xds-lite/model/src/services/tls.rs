@@ -2,11 +2,12 @@
 //! certificate, and its rules. Certificates and keys are not read here.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use isthmus_certs::SpiffeId;
 use serde::Serialize;
 
-use crate::access::{self, AccessRules};
+use crate::access::{self, Access, AccessRules};
 use crate::at::At;
 use crate::problem::{Place, Report};
 
@@ -20,12 +21,22 @@ pub struct ServiceTls {
     pub mode: TlsMode,
     /// The identities of its endpoints; a server with another one gets no byte.
     pub identities: Vec<SpiffeId>,
-    /// Its certificate, where the gateway ends its TLS.
+    /// Its certificate, where the gateway ends its TLS; `None` where the agent issues it.
     #[serde(flatten)]
     pub files: Option<CertificateFiles>,
-    /// Its own rules for callers; `None` where nothing is written.
+    /// The rules for its callers; `None` where there are none.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub access: Option<AccessRules>,
+    pub access: Option<ServiceAccess>,
+}
+
+/// The rules for the callers of a service.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(untagged)]
+pub enum ServiceAccess {
+    /// Its own, as a file has them: one scope of several.
+    Written(AccessRules),
+    /// Those of all scopes, as a slice has them.
+    Combined(Arc<Access>),
 }
 
 impl ServiceTls {
@@ -43,12 +54,33 @@ impl ServiceTls {
 }
 
 /// The files of a certificate.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 pub struct CertificateFiles {
     /// The certificate chain.
     pub certificate: PathBuf,
     /// The key.
     pub key: PathBuf,
+}
+
+impl CertificateFiles {
+    /// The two files as written; `None` where neither is.
+    ///
+    /// # Errors
+    /// The key that is missing beside the other.
+    pub fn of(
+        certificate: Option<&At<String>>,
+        key: Option<&At<String>>,
+    ) -> Result<Option<CertificateFiles>, &'static str> {
+        let path = |text: &At<String>| PathBuf::from(&text.value);
+        match (certificate, key) {
+            (None, None) => Ok(None),
+            (Some(certificate), Some(key)) => {
+                Ok(Some(CertificateFiles { certificate: path(certificate), key: path(key) }))
+            }
+            (None, Some(_)) => Err("certificate"),
+            (Some(_), None) => Err("key"),
+        }
+    }
 }
 
 /// Resolves the keys of a service; `None` if none is set.
@@ -69,7 +101,7 @@ pub(super) fn resolve(
                 None
             }
         },
-        access: access(report, place, raw, mode),
+        access: access(report, place, raw, mode).map(ServiceAccess::Written),
     };
     (tls != ServiceTls::default()).then(|| Box::new(tls))
 }
@@ -85,15 +117,23 @@ fn identities(report: &mut Report, place: Place<'_>, raw: &raw::Service) -> Vec<
 }
 
 fn files(report: &mut Report, place: Place<'_>, whole: &At<raw::Service>) -> Option<CertificateFiles> {
-    let mut file = |key, text: &Option<At<String>>| {
-        if text.is_none() {
-            let what = format_args!("{place} has tls: terminate but no {key}");
-            report.add(whole.spot, what, format_args!("add '{key}: FILE' with the service's own, PEM"));
+    let raw = &whole.value;
+    let is_named = raw.identities.as_ref().is_some_and(|list| !list.is_empty());
+    match CertificateFiles::of(raw.certificate.as_ref(), raw.key.as_ref()) {
+        Ok(Some(files)) => Some(files),
+        Ok(None) if is_named => None,
+        Ok(None) => {
+            let what = format_args!("{place} has tls: terminate but no certificate");
+            let remedy = "add 'identities: [spiffe://…]' for a certificate of the agent, or 'certificate: FILE' and 'key: FILE'";
+            report.add(whole.spot, what, remedy);
+            None
         }
-        text.as_ref().map(|text| PathBuf::from(&text.value))
-    };
-    let (certificate, key) = (file("certificate", &whole.value.certificate), file("key", &whole.value.key));
-    Some(CertificateFiles { certificate: certificate?, key: key? })
+        Err(missing) => {
+            let what = format_args!("{place} has tls: terminate but no {missing}");
+            report.add(whole.spot, what, format_args!("add '{missing}: FILE' with the service's own, PEM"));
+            None
+        }
+    }
 }
 
 fn without_door(report: &mut Report, place: Place<'_>, raw: &raw::Service) {

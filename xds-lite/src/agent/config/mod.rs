@@ -1,35 +1,44 @@
 //! Parses the agent's file into valid settings, or reports every problem in it. `raw` is the file as written,
 //! `resolve` what it means.
 
+mod access;
+mod callers;
+mod identities;
 mod issuing;
 mod limits;
+mod names;
 mod raw;
 mod registration;
 mod resolve;
+mod trust;
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use ipnet::IpNet;
-use isthmus_certs::{TrustDomain, TrustFiles};
+use isthmus_certs::{IdPattern, TrustDomain, TrustFiles};
 
 use isthmus_model::address::{Ranges, Target};
+use isthmus_model::binding::Callers;
 use isthmus_model::host::HostPattern;
 use isthmus_model::locality::Locality;
 use isthmus_model::problem::Report;
 use isthmus_model::slice::Cluster;
 use isthmus_model::{Problem, Problems, file, yaml};
+use isthmus_registry::access::WiderRules;
 use isthmus_registry::exports::Rule;
 use isthmus_registry::reachability::Reachability;
 use isthmus_trust::issuing::IntermediateFiles;
 
 pub use limits::AgentLimits;
+pub use names::{Dns, NameRanges, Upstreams};
 pub use registration::Registration;
 
 const ADDRESS: &str = "0.0.0.0:15012";
 const JOIN: &str = "0.0.0.0:15011";
 const ADMIN: &str = "127.0.0.1:15014";
+const DNS: &str = "127.0.0.1:15053";
 /// Default lifetime of an issued certificate.
 const LONGEST: Duration = Duration::from_secs(24 * 60 * 60);
 /// Longest lifetime: as long as a root roll-over waits by default before it drops the old root.
@@ -56,6 +65,8 @@ pub struct Settings {
     pub gateways: Vec<Gateway>,
     /// Export rules; without any, nothing is exported.
     pub exports: Vec<Rule>,
+    /// Rules for callers of scopes wider than a service.
+    pub access: WiderRules,
     /// What is accepted from each other cluster.
     pub imports: Vec<Import>,
     /// Which networks may know of each other's services.
@@ -76,6 +87,12 @@ pub struct Settings {
     pub registration: Registration,
     /// Resource limits of gateways and peers.
     pub limits: AgentLimits,
+    /// Ranges of virtual addresses and allotted ports.
+    pub names: NameRanges,
+    /// The DNS server; none without the section.
+    pub dns: Option<Dns>,
+    /// Whose identity applications without TLS have.
+    pub callers: Callers,
     /// Valid parts of the file that have less effect than they seem to.
     pub warnings: Vec<Problem>,
 }
@@ -109,6 +126,8 @@ pub struct Gateway {
     pub locality: Locality,
     /// The listener's address, if the gateway is a stock Envoy.
     pub envoy: Option<SocketAddr>,
+    /// Workloads whose certificates it may request.
+    pub identities: Vec<IdPattern>,
 }
 
 /// What is accepted from one cluster.
@@ -231,6 +250,34 @@ xds: { address: '127.0.0.1:0' }
             let wrong = problems(&text.replace(from, to));
             assert!(wrong.iter().any(|why| why.contains(expected)), "{to}: {wrong:#?}");
         }
+    }
+
+    #[test]
+    fn gateway_identities_are_workloads_of_the_own_trust_domain() {
+        let text = GOOD.replace("trust: { ", "trust: { domain: east.example, ").replace(
+            "name: gw-1",
+            "name: gw-1, identities: ['spiffe://east.example/ns/shop/*', 'spiffe://east.example/ns/db/sa/mysql']",
+        ) + "state: state\nissuing: { certificate: ca-cert.pem, key: ca-key.pem }\n";
+        let settings = parse(&text, Path::new("agent.yaml")).unwrap_or_else(|error| panic!("{error}"));
+        let patterns = settings.gateways[0].identities.iter().map(ToString::to_string);
+        let expected = ["spiffe://east.example/ns/shop/*", "spiffe://east.example/ns/db/sa/mysql"];
+        assert_eq!(patterns.collect::<Vec<_>>(), expected);
+        let place = "agent.yaml:5:39: gateways[0].identities[0]: ";
+        for (identity, problem) in [
+            ("spiffe://west.example/ns/shop/*", "is of another trust domain than east.example"),
+            ("spiffe://east.example/isthmus/east/gateway/gw-2", "is not only of workloads"),
+            ("spiffe://east.example/isthmus/east/agent/a", "is not only of workloads"),
+            ("spiffe://east.example/isthmus/*", "is not only of workloads"),
+            ("spiffe://east.example/*", "is not only of workloads"),
+            ("spiffe://east.example/ns*", "is not a SPIFFE ID or pattern"),
+            ("spiffe://east.example", "is not a SPIFFE ID or pattern"),
+        ] {
+            let wrong = problems(&text.replace("spiffe://east.example/ns/shop/*", identity));
+            let [wrong] = &wrong[..] else { panic!("{identity}: {wrong:#?}") };
+            assert!(wrong.starts_with(place) && wrong.contains(problem), "{wrong}");
+        }
+        let wrong = problems(&text.replace("issuing: { certificate: ca-cert.pem, key: ca-key.pem }\n", ""));
+        assert!(wrong[0].contains("has no effect, because the agent issues no certificates"), "{wrong:#?}");
     }
 
     #[test]

@@ -1,14 +1,19 @@
 //! The agent's file as written. Its doc comments are the descriptions in the JSON Schema. Meaning and consistency are
 //! checked in `resolve`.
 
+pub(super) mod names;
+
 use std::collections::BTreeMap;
 
 use schemars::JsonSchema;
 use serde::Deserialize;
 
-use isthmus_model::address::{Cidr, Host, ListenAddress, TargetAddress};
+use isthmus_model::access;
+use isthmus_model::address::{Cidr, Host, Label, ListenAddress, TargetAddress};
 use isthmus_model::at::At;
+use isthmus_model::identity::{Identity, IdentityPattern};
 use isthmus_model::locality::Locality;
+use isthmus_model::port_range::Ports;
 use isthmus_model::units::{Count, Size, Time, show_duration};
 use isthmus_model::values::PORTS;
 
@@ -38,6 +43,12 @@ pub(super) struct File {
     pub(super) gateways: Option<Vec<At<Gateway>>>,
     /// Services that are exported to other clusters. Default: none.
     pub(super) exports: Option<Vec<At<Export>>>,
+    /// Rules for callers of every service of the cluster. Default: none.
+    pub(super) access: Option<At<access::raw::Access>>,
+    /// Rules for callers of every service of a namespace. Default: none.
+    pub(super) namespaces: Option<Vec<At<Namespace>>>,
+    /// Workspaces with rules for callers. Default: none.
+    pub(super) workspaces: Option<Vec<At<Workspace>>>,
     /// What is accepted from other clusters. Default: services of a workspace that spans the clusters.
     pub(super) imports: Option<Vec<At<Import>>>,
     /// Labels of networks by network name, for `reachability`. Default: none.
@@ -59,6 +70,27 @@ pub(super) struct File {
     pub(super) registration: Option<Registration>,
     /// Resource limits of gateways and peers.
     pub(super) limits: Option<Limits>,
+    /// Ranges of virtual addresses: each host and each exported instance gets one of each range. Default: none.
+    pub(super) virtual_addresses: Option<At<names::VirtualAddresses>>,
+    /// A range of ports for the gateways' originating listeners, `FROM-TO`: each port of a host gets one. Default: none.
+    pub(super) originate_ports: Option<At<Ports>>,
+    /// The DNS server for applications. Default: none.
+    pub(super) dns: Option<At<names::Dns>>,
+    /// Whose identity applications without TLS have, by their addresses, on the gateways' originating listeners that name
+    /// none themselves; the longest prefix decides. Default: nobody's.
+    pub(super) callers: Option<Vec<At<Caller>>>,
+}
+
+/// Applications with one identity.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Caller {
+    /// Their addresses.
+    #[schemars(required)]
+    pub(super) sources: Option<Vec<At<Cidr>>>,
+    /// Their identity, of the agent's own trust domain.
+    #[schemars(required)]
+    pub(super) identity: Option<At<Identity>>,
 }
 
 /// Who may register VMs.
@@ -162,6 +194,9 @@ pub(super) struct Gateway {
     pub(super) locality: Option<Locality>,
     /// The listen address of a stock Envoy: `IP:PORT` or `[IPV6]:PORT`. Default: none, it is an isthmus-gateway.
     pub(super) envoy: Option<At<ListenAddress>>,
+    /// Workloads whose certificates it may request, for its callers and the services behind it: each a SPIFFE ID of the
+    /// own trust domain under `/ns`, or `…/*` for all under whole path segments. Default: none.
+    pub(super) identities: Option<Vec<At<IdentityPattern>>>,
 }
 
 /// One text or several.
@@ -190,6 +225,32 @@ pub(super) struct Export {
     pub(super) gateways: Option<Vec<At<String>>>,
     /// Instances that other clusters can reach by name: their names, or `*` for all. Default: none.
     pub(super) instances: Option<Vec<At<String>>>,
+}
+
+/// Rules for callers of every service of a namespace.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Namespace {
+    /// Its name.
+    #[schemars(required)]
+    pub(super) name: Option<At<Label>>,
+    /// The rules.
+    #[schemars(required)]
+    pub(super) access: Option<At<access::raw::Access>>,
+}
+
+/// Namespaces whose services belong together, also those of several clusters.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Workspace {
+    /// Its name.
+    #[schemars(required)]
+    pub(super) name: Option<At<Label>>,
+    /// Its namespaces: `NAMESPACE`, `CLUSTER/NAMESPACE`, or `*/NAMESPACE` for that of every cluster.
+    #[schemars(required, length(min = 1))]
+    pub(super) namespaces: Option<Vec<At<String>>>,
+    /// Rules for callers of its services. Default: none.
+    pub(super) access: Option<At<access::raw::Access>>,
 }
 
 /// What is accepted from one cluster.

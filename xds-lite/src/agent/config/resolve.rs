@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
-use isthmus_certs::{TrustDomain, TrustFiles};
+use isthmus_certs::TrustDomain;
 
 use isthmus_model::address::{ListenAddress, Target};
 use isthmus_model::at::{At, Spot};
@@ -14,41 +14,49 @@ use isthmus_model::slice::Cluster;
 use isthmus_registry::exports::{Instances, Namespaces, Rule};
 use isthmus_registry::reachability::{self, Networks, Reachability};
 
+use super::access::wider_rules;
+use super::callers::callers;
+use super::identities;
 use super::issuing::issuing;
 use super::limits::limits;
+use super::names::{dns, ranges};
 use super::registration::registration;
+use super::trust::{domain, trust_files};
 use super::{ADDRESS, ADMIN, EAST_WEST, Gateway, Import, JOIN, Join, Peer, Settings, raw};
 
 pub(super) fn settings(report: &mut Report, file: raw::File) -> Option<Settings> {
+    identities::check(report, &file);
     let cluster = needed(report, Place::Root, Spot::START, "cluster", file.cluster.as_ref());
     let cluster = cluster.and_then(|written| cluster_name(report, Place::Root.key("cluster"), written));
     let trust = needed(report, Place::Root, Spot::START, "trust", file.trust.as_ref());
+    let domain = trust.and_then(|trust| TrustDomain::new(&trust.value.domain.as_ref()?.value).ok());
+    let callers = callers(report, file.callers.as_deref(), domain.as_ref());
     let trust = trust.and_then(|trust| trust_files(report, trust));
-    let registry = needed(report, Place::Root, Spot::START, "registry", file.registry.as_ref());
-    let registry = registry.and_then(|registry| {
-        let place = Place::Root.key("registry");
-        needed(report, place, registry.spot, "files", registry.value.files.as_ref())
-    });
+    let registry = registry(report, file.registry.as_ref());
     let locality = file.locality.unwrap_or_default();
     let gateways = gateways(report, file.gateways.as_deref().unwrap_or_default(), &locality);
     let peers = peers(report, file.peers.as_deref().unwrap_or_default());
     let reachability = reachability(report, file.networks, file.reachability.as_deref());
     let xds = file.xds.unwrap_or_default();
     let place = Place::Root.key("xds");
-    let address = listen(report, place, xds.address.as_ref(), ADDRESS);
+    let address = listen(report, place, "address", xds.address.as_ref(), ADDRESS);
     let advertise = report.value(xds.advertise.as_ref(), place.key("advertise"));
     let join =
         file.join.as_ref().map(|join| joining(report, join, file.state.is_some(), advertise.is_some()));
     let issuing = file.issuing.as_ref().map(|raw| issuing(report, raw, file.state.is_some()));
     let admin = file.admin.and_then(|admin| admin.address);
-    let admin = listen(report, Place::Root.key("admin"), admin.as_ref(), ADMIN);
+    let admin = listen(report, Place::Root.key("admin"), "address", admin.as_ref(), ADMIN);
     let limits = limits(report, file.limits);
+    let names = ranges(report, file.virtual_addresses.as_ref(), file.originate_ports.as_ref(), &gateways);
+    let dns = file.dns.as_ref().map(|raw| dns(report, raw, names.addresses));
     // The checks below compare names with the own cluster's.
     let cluster = cluster?;
     let exports = exports(report, file.exports.as_deref().unwrap_or_default(), &cluster, &gateways);
     let imports = imports(report, file.imports.as_deref().unwrap_or_default());
     let network = file.network.map(|network| network.value).unwrap_or_default();
     check_peers(report, (&cluster, &network), &file.peers, &peers, &reachability);
+    let written = (file.access.as_ref(), file.namespaces.as_deref(), file.workspaces.as_deref());
+    let access = wider_rules(report, written, &cluster, &peers);
     let state: Option<PathBuf> = file.state.map(|state| state.value.into());
     Some(Settings {
         registration: registration(report, file.registration, state.as_ref()),
@@ -56,10 +64,11 @@ pub(super) fn settings(report: &mut Report, file: raw::File) -> Option<Settings>
         network,
         locality,
         trust: trust?,
-        registry: registry?.value.clone().into(),
+        registry: registry?,
         state,
         gateways,
         exports,
+        access,
         imports,
         reachability,
         peers,
@@ -69,18 +78,29 @@ pub(super) fn settings(report: &mut Report, file: raw::File) -> Option<Settings>
         issuing: issuing.map_or(Some(None), |issuing| issuing.map(Some))?,
         admin: admin?,
         limits,
+        names,
+        callers,
+        dns: dns.map_or(Some(None), |dns| dns.map(Some))?,
         warnings: report.warnings().to_vec(),
     })
 }
 
-fn listen(
+fn registry(report: &mut Report, raw: Option<&At<raw::Registry>>) -> Option<PathBuf> {
+    let registry = needed(report, Place::Root, Spot::START, "registry", raw)?;
+    let place = Place::Root.key("registry");
+    let files = needed(report, place, registry.spot, "files", registry.value.files.as_ref())?;
+    Some(files.value.clone().into())
+}
+
+pub(super) fn listen(
     report: &mut Report,
     place: Place<'_>,
+    key: &'static str,
     written: Option<&At<ListenAddress>>,
     default: &str,
 ) -> Option<std::net::SocketAddr> {
     match written {
-        Some(written) => report.value(Some(written), place.key("address")),
+        Some(written) => report.value(Some(written), place.key(key)),
         None => default.parse().ok(),
     }
 }
@@ -99,7 +119,7 @@ fn joining(report: &mut Report, raw: &At<raw::Join>, has_state: bool, is_adverti
             "add 'xds: { advertise: NAME:15012 }' with the address that other clusters reach",
         );
     }
-    let address = listen(report, place, raw.value.address.as_ref(), JOIN);
+    let address = listen(report, place, "address", raw.value.address.as_ref(), JOIN);
     let advertise = report.value(raw.value.advertise.as_ref(), place.key("advertise"));
     Some(Join { address: address?, advertise })
 }
@@ -110,35 +130,6 @@ fn cluster_name(report: &mut Report, place: Place<'_>, written: &At<String>) -> 
         report.add(written.spot, format_args!("{place}: {} cannot be used", Quoted(&written.value)), error);
     }
     cluster.ok()
-}
-
-fn trust_files(report: &mut Report, trust: &At<raw::Trust>) -> Option<TrustFiles> {
-    let place = Place::Root.key("trust");
-    let domain = trust.value.domain.as_ref().map(|written| domain(report, place.key("domain"), written));
-    let mut path = |key, written: Option<&At<String>>| {
-        needed(report, place, trust.spot, key, written).map(|path| PathBuf::from(&path.value))
-    };
-    let certificate = path("certificate", trust.value.certificate.as_ref());
-    let key = path("key", trust.value.key.as_ref());
-    let bundles = path("bundles", trust.value.bundles.as_ref());
-    if domain == Some(None) {
-        return None;
-    }
-    Some(TrustFiles {
-        certificate: certificate?,
-        key: key?,
-        bundles: bundles?,
-        deny: trust.value.deny.as_ref().map(|deny| PathBuf::from(&deny.value)),
-        ..TrustFiles::default()
-    })
-}
-
-fn domain(report: &mut Report, place: Place<'_>, written: &At<String>) -> Option<TrustDomain> {
-    let domain = TrustDomain::new(&written.value);
-    if let Err(error) = &domain {
-        report.add(written.spot, format_args!("{place}: {} cannot be used", Quoted(&written.value)), error);
-    }
-    domain.ok()
 }
 
 fn gateways(report: &mut Report, list: &[At<raw::Gateway>], locality: &Locality) -> Vec<Gateway> {
@@ -181,6 +172,7 @@ fn gateways(report: &mut Report, list: &[At<raw::Gateway>], locality: &Locality)
             addresses,
             locality: raw.locality.clone().unwrap_or_else(|| locality.clone()),
             envoy,
+            identities: report.values(raw.identities.as_ref(), place.key("identities")),
         });
     }
     gateways
@@ -201,7 +193,12 @@ fn exports(report: &mut Report, list: &[At<raw::Export>], own: &Cluster, gateway
     for (index, whole) in list.iter().enumerate() {
         let (place, raw) = (place.item(index), &whole.value);
         let rule = Rule {
-            workspace: workspace(report, place.key("workspace"), raw, own),
+            workspace: namespaces(
+                report,
+                place.key("workspace"),
+                raw.workspace.as_deref().unwrap_or_default(),
+                own,
+            ),
             hosts: report.values(raw.hosts.as_ref(), place.key("hosts")),
             labels: raw.labels.clone().unwrap_or_default(),
             gateways: chosen_gateways(report, place.key("gateways"), raw, gateways),
@@ -221,9 +218,14 @@ fn exports(report: &mut Report, list: &[At<raw::Export>], own: &Cluster, gateway
     rules
 }
 
-fn workspace(report: &mut Report, place: Place<'_>, raw: &raw::Export, own: &Cluster) -> Vec<Namespaces> {
+pub(super) fn namespaces(
+    report: &mut Report,
+    place: Place<'_>,
+    list: &[At<String>],
+    own: &Cluster,
+) -> Vec<Namespaces> {
     let mut parts = Vec::new();
-    for (index, part) in raw.workspace.iter().flatten().enumerate() {
+    for (index, part) in list.iter().enumerate() {
         match Namespaces::parse(&part.value, own) {
             Ok(namespaces) => parts.push(namespaces),
             Err(error) => report.add(

@@ -1,5 +1,6 @@
 //! The results of mTLS checks: what they change in the own slices, and why a host is not exported.
 
+use std::collections::BTreeSet;
 use std::time::Instant;
 
 use isthmus_health::mtls::{MtlsCheck, Subject};
@@ -18,6 +19,21 @@ impl OwnServices {
     pub(in crate::agent) fn due_checks(&self, now: Instant) -> (Vec<Subject>, Option<Instant>) {
         let mut state = self.state.lock();
         (state.mtls_checks.next(now), state.mtls_checks.next_due())
+    }
+
+    /// The protocols (ALPN) of the services that have an endpoint: clients offer one of them. None, if a service of it
+    /// takes clients without.
+    pub(in crate::agent) fn protocols_of(&self, subject: &Subject) -> Vec<String> {
+        let state = self.state.lock();
+        let ports = state.services.get(&subject.host).map(Vec::as_slice).unwrap_or_default();
+        let mut protocols = BTreeSet::new();
+        for port in ports.iter().filter(|port| port.has_endpoint(&subject.address)) {
+            if port.alpn.is_empty() {
+                return Vec::new();
+            }
+            protocols.extend(port.alpn.iter().cloned());
+        }
+        protocols.into_iter().collect()
     }
 
     /// Applies the result of an mTLS check.
@@ -61,6 +77,9 @@ impl OwnServices {
         }
         let ports = state.services.get(host)?;
         self.export_of(host, ports)?;
+        if let Some(problems) = state.unenforced.get(host) {
+            return Some(problems.join("; "));
+        }
         let addresses =
             ports.iter().flat_map(|port| &port.endpoints).map(|endpoint| endpoint.address.clone());
         let seen = addresses.take(NAMED).map(|address| {

@@ -74,7 +74,7 @@ impl ControlPlane {
         let dialled = dial_as(at, move || Arc::clone(&config), name).await;
         let channel =
             dialled.map_err(|error| EnrolError::Dial { at: at.clone(), why: with_causes(&error) })?;
-        let (request, response) = ask(at, channel, metadata).await?;
+        let (request, response) = ask(at, channel, metadata, None).await?;
         Granted::verified(&request, &response, &bundles)
             .map_err(|cause| EnrolError::Answer { at: at.clone(), cause: Box::new(cause) })
     }

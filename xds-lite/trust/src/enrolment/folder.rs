@@ -22,6 +22,7 @@ const ROOTS: &str = "ca.crt";
 const ISSUER: &str = "issuer.json";
 const NAMES: [&str; 4] = [CERTIFICATE, KEY, ROOTS, ISSUER];
 const BUNDLES: &str = "bundles";
+const DENY: &str = "deny";
 /// Size limit of a bundle or of `issuer.json`.
 const LARGEST: u64 = 16 << 20;
 
@@ -135,6 +136,12 @@ impl Folder {
     pub fn prepare(&self) -> Result<(), FolderError> {
         files::check_unoccupied(&self.0, &NAMES)?;
         Ok(files::make_folder(&self.0.join(BUNDLES))?)
+    }
+
+    /// The directory of the deny-lists that an agent publishes to its gateways.
+    #[must_use]
+    pub fn deny(&self) -> PathBuf {
+        self.0.join(DENY)
     }
 
     /// Stores a certificate in place of the previous one. The bundle is written first, so that the

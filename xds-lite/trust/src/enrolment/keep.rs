@@ -28,7 +28,7 @@ pub async fn first(
     folder: &Folder,
     mut failed: impl FnMut(&EnrolError),
 ) -> Result<(), EnrolError> {
-    let mut backoff = Backoff::new();
+    let mut backoff = Backoff::default();
     loop {
         match attempt(token, folder).await {
             Err(error) if !error.is_final() => failed(&error),
@@ -47,7 +47,7 @@ pub(super) async fn attempt(token: &Token, folder: &Folder) -> Result<(), EnrolE
 /// Gets the first certificate from a control plane into a directory, retrying even refusals, because its
 /// token file is replaced. `failed` is called for each failed attempt.
 pub async fn first_of(plane: &ControlPlane, folder: &Folder, mut failed: impl FnMut(&EnrolError)) {
-    let mut backoff = Backoff::new();
+    let mut backoff = Backoff::default();
     while let Err(error) = attempt_of(plane, folder).await {
         failed(&error);
         backoff.wait().await;
@@ -162,7 +162,7 @@ impl Keeper {
 
     /// Renews until dropped.
     pub async fn run(self) {
-        let mut backoff = Backoff::new();
+        let mut backoff = Backoff::default();
         loop {
             let due = self.due();
             self.renewal.is_due(due);
@@ -174,7 +174,7 @@ impl Keeper {
             match self.renew().await {
                 Ok(()) => {
                     self.renewal.came_about();
-                    backoff = Backoff::new();
+                    backoff = Backoff::default();
                 }
                 Err(why) => {
                     tracing::warn!(problem = ?why, "certificate renewal failed; keeping the current certificate and retrying");
@@ -239,16 +239,25 @@ impl Keeper {
 }
 
 /// Exponential backoff with jitter, so that clients do not retry together.
-struct Backoff(Duration);
+#[derive(Debug)]
+pub struct Backoff(Duration);
+
+impl Default for Backoff {
+    fn default() -> Backoff {
+        Backoff(SOONEST)
+    }
+}
 
 impl Backoff {
-    fn new() -> Backoff {
-        Backoff(SOONEST)
+    /// The next pause: half a second to a minute.
+    pub fn pause(&mut self) -> Duration {
+        let share = 0.5 + fastrand::f64() / 2.0;
+        let pause = self.0.mul_f64(share);
+        self.0 = (self.0 * 2).min(LATEST);
+        pause
     }
 
     async fn wait(&mut self) {
-        let share = 0.5 + fastrand::f64() / 2.0;
-        tokio::time::sleep(self.0.mul_f64(share)).await;
-        self.0 = (self.0 * 2).min(LATEST);
+        tokio::time::sleep(self.pause()).await;
     }
 }

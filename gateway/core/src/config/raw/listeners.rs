@@ -3,12 +3,13 @@
 use isthmus_model::address::{Cidr, Host, ListenAddress};
 use isthmus_model::at::At;
 use isthmus_model::identity::Identity;
+use isthmus_model::port_range::Ports;
 use isthmus_model::units::Count;
 use schemars::JsonSchema;
 use serde::Deserialize;
 
 use crate::config::defaults;
-use crate::config::settings::{Mode, Side};
+use crate::config::settings::{Mode, OriginalDestination, Side, VirtualAddresses};
 
 /// One address to accept on.
 #[derive(Debug, Default, Deserialize, JsonSchema)]
@@ -18,15 +19,16 @@ pub(crate) struct Listener {
     /// `east-west` for the first, else `listener-N`, N being its position from 1. Needs a restart.
     #[schemars(extend("pattern" = "^[A-Za-z0-9._-]{1,63}$"))]
     pub(crate) name: Option<At<String>>,
-    /// `IP:PORT` or `[IPV6]:PORT`; port 0 picks a free one. Needs a restart.
-    #[schemars(required)]
+    /// `IP:PORT` or `[IPV6]:PORT`; port 0 picks a free one, and is required with `ports`. Required, except with
+    /// `virtual_addresses`. Needs a restart.
     pub(crate) address: Option<At<ListenAddress>>,
     /// `east-west` serves other clusters and reaches exported endpoints of this cluster only; `outbound` serves local
     /// clients and also reaches other clusters' gateways.
     #[schemars(extend("default" = "east-west"))]
     pub(crate) side: Option<Side>,
     /// `passthrough` routes TLS connections by their ClientHello. `originate`, on `outbound` listeners alone, takes the
-    /// plaintext of applications and begins mTLS to one service with the caller's identity.
+    /// plaintext of applications and begins mTLS to a service with the caller's identity. The service is found by one of
+    /// `service`, `ports`, `original_destination` and `virtual_addresses`.
     #[schemars(extend("default" = "passthrough"))]
     pub(crate) mode: Option<At<Mode>>,
     /// With `mode: originate`: the service, by the HOST of a service in this file or `INSTANCE.HOST`.
@@ -35,7 +37,16 @@ pub(crate) struct Listener {
     #[schemars(extend("default" = isthmus_model::services::defaults::PORT))]
     #[schemars(extend("minimum" = isthmus_model::values::PORTS.0, "maximum" = isthmus_model::values::PORTS.1))]
     pub(crate) port: Option<At<Count>>,
-    /// With `mode: originate`: the identity of every caller. Instead of `callers`.
+    /// With `mode: originate`: a range of ports of `address`, `FROM-TO`. Each is open while a binding has it as its
+    /// `listener_port`, and leads to that binding's host and port. Needs a restart.
+    pub(crate) ports: Option<At<Ports>>,
+    /// With `mode: originate`: the service is that of the virtual address and port that the application dialled, before
+    /// nftables sent its connection here. Needs a restart.
+    pub(crate) original_destination: Option<At<OriginalDestination>>,
+    /// With `mode: originate`: `bind` listens on each port of each virtual address that `bindings` or the agent name, in
+    /// place of `address`. Needs a restart.
+    pub(crate) virtual_addresses: Option<At<VirtualAddresses>>,
+    /// With `mode: originate`: the identity of every caller. Instead of `callers`. Without either, the agent's callers.
     pub(crate) identity: Option<At<Identity>>,
     /// With `identity`: the sources that have it. Default on a loopback address: loopback; otherwise required.
     pub(crate) sources: Option<Vec<At<Cidr>>>,

@@ -1,6 +1,7 @@
 //! Defines the configuration file as written. The doc comments are the descriptions in the JSON Schema;
 //! [`super::resolve`] checks the values.
 
+pub(crate) mod bindings;
 pub(crate) mod general;
 pub(crate) mod listeners;
 
@@ -10,6 +11,7 @@ use isthmus_model::units::Count;
 use schemars::JsonSchema;
 use serde::Deserialize;
 
+pub(crate) use bindings::{Binding, Capture};
 pub(crate) use general::{
     AccessLog, Admin, ControlPlane, Dns, Drain, Ejection, Health, Limits, Metrics, Node, Relay, Replay,
     StaleCrl, Tcp, Timeouts, Trust, Upstream, Xds,
@@ -35,6 +37,12 @@ pub(crate) struct File {
     pub(crate) listeners: Option<At<Vec<At<Listener>>>>,
     /// Services that clients reach by name. Default: none.
     pub(crate) services: Option<Vec<At<services::raw::Service>>>,
+    /// What leads to the services' hosts from applications without TLS, beside the agent's. A host here hides that of the
+    /// agent. Default: none.
+    pub(crate) bindings: Option<Vec<At<Binding>>>,
+    /// Which connections and DNS queries of this machine `isthmus-gateway capture` sends to the gateway and to the agent.
+    /// A running gateway does not use it.
+    pub(crate) capture: Option<At<Capture>>,
     /// Limits of the whole process.
     pub(crate) limits: Option<Limits>,
     /// Deadlines; each service can set its own, except for `hello`.
@@ -55,6 +63,9 @@ pub(crate) struct File {
     pub(crate) health: Option<Health>,
     /// One JSON line per connection on standard output. Needs a restart.
     pub(crate) access_log: Option<AccessLog>,
+    /// File of the audit log, one JSON line for each decision about a caller, or `off`. Needs a restart.
+    #[schemars(extend("default" = "off"))]
+    pub(crate) audit_log: Option<At<String>>,
     /// This gateway's identity and the bundles that it trusts. Passthrough does not need it, because mTLS is between
     /// client and endpoint. Needs a restart; the files themselves are watched.
     pub(crate) trust: Option<At<Trust>>,

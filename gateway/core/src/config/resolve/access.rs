@@ -15,7 +15,7 @@ pub(super) fn check(report: &mut Report, services: &Table<'_>) {
             );
             report.add(spot, what, "write the identities, or namespaces with trust_domains");
         }
-        if let Err(error) = entry.service.access_alone() {
+        if let Err(error) = entry.service.enforced_access() {
             report.add(spot, format_args!("{}: cannot be enforced", place.key("access")), error);
         }
     }

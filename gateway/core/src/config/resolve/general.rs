@@ -1,5 +1,6 @@
 //! Resolves every section but `listeners:`, `services:`, `trust:` and `xds:`.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use isthmus_model::at::At;
@@ -254,6 +255,18 @@ pub(crate) fn access_log(report: &mut Report, raw: &raw::AccessLog) -> AccessLog
             defaults::LOG_BUFFER,
         ),
     }
+}
+
+pub(crate) fn audit_log(report: &mut Report, raw: Option<&At<String>>) -> Option<PathBuf> {
+    let raw = raw.filter(|raw| raw.value != "off")?;
+    if raw.value.is_empty() {
+        report.add(
+            raw.spot,
+            format_args!("{}: is empty", Place::Root.key("audit_log")),
+            "write a file, or off",
+        );
+    }
+    Some(PathBuf::from(&raw.value))
 }
 
 pub(crate) fn dns(report: &mut Report, raw: &raw::Dns) -> Dns {

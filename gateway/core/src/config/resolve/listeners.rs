@@ -11,9 +11,9 @@ use isthmus_model::services::Table;
 use crate::config::defaults;
 use crate::config::own::Own;
 use crate::config::raw;
-use crate::config::settings::{Bind, Listener};
+use crate::config::settings::{Bind, Listener, Sockets};
 
-use super::originate;
+use super::{destination, originate};
 
 /// Resolves the sockets of the listeners; `None` for an invalid address.
 pub(crate) fn binds(report: &mut Report, raw: &raw::File) -> Vec<Option<Bind>> {
@@ -39,13 +39,13 @@ pub(crate) fn binds(report: &mut Report, raw: &raw::File) -> Vec<Option<Bind>> {
                 format_args!("{place}: the name {} is already used by listeners[{earlier}]", Quoted(&name));
             report.add(spot, what, "give each listener a name of its own");
         }
-        if let (Some(bind), Some(address)) = (&bind, &listener.value.address)
-            && bind.address.port() != 0
-            && let Some(earlier) = addresses.insert(bind.address, index)
+        if let Some(bound) = bind.as_ref().and_then(|bind| bind.sockets.address())
+            && bound.port() != 0
+            && let Some(earlier) = addresses.insert(bound, index)
         {
-            let what =
-                format_args!("{place}: {} is already the address of listeners[{earlier}]", bind.address);
-            report.add(address.spot, what, "give each listener an address of its own");
+            let spot = listener.value.address.as_ref().map_or(listener.spot, |address| address.spot);
+            let what = format_args!("{place}: {bound} is already the address of listeners[{earlier}]");
+            report.add(spot, what, "give each listener an address of its own");
         }
         binds.push(bind);
     }
@@ -71,15 +71,15 @@ fn bind(report: &mut Report, place: Place<'_>, listener: &At<raw::Listener>, ind
     }
     let backlog =
         report.count(raw.backlog.as_ref(), place.key("backlog"), defaults::BACKLOGS, defaults::BACKLOG);
-    let address = report.required(raw.address.as_ref(), listener, place, "address")?;
+    let sockets = destination::sockets(report, place, listener)?;
     if let Some(only) = &raw.ipv6_only
-        && address.is_ipv4()
+        && !matches!(sockets, Sockets::Address(SocketAddr::V6(_)) | Sockets::Transparent(SocketAddr::V6(_)))
     {
-        let what = format_args!("{}: {address} is not an IPv6 address", place.key("ipv6_only"));
+        let what = format_args!("{}: {sockets} is not an IPv6 address", place.key("ipv6_only"));
         report.add(only.spot, what, "remove ipv6_only");
     }
     let ipv6_only = raw.ipv6_only.as_ref().is_none_or(|only| only.value);
-    Some(Bind { name: name_of(raw, index), address, ipv6_only, backlog })
+    Some(Bind { name: name_of(raw, index), sockets, ipv6_only, backlog })
 }
 
 /// The addresses of admin, metrics and health.
@@ -97,7 +97,8 @@ pub(crate) fn ports(report: &mut Report, raw: &raw::File, binds: &[Option<Bind>]
     for (index, bind) in binds.iter().enumerate() {
         let raw = raw.listeners.as_ref().and_then(|listeners| listeners.value.get(index));
         let spot = raw.and_then(|listener| listener.value.address.as_ref()).map(|address| address.spot);
-        taken.extend(bind.as_ref().map(|bind| (format!("listeners[{index}]"), bind.address, spot)));
+        let bound = bind.as_ref().and_then(|bind| bind.sockets.address());
+        taken.extend(bound.map(|address| (format!("listeners[{index}]"), address, spot)));
     }
     let mut port = |section: &'static str, address: Option<&At<ListenAddress>>, default| {
         let section = Place::Root.key(section);
@@ -132,7 +133,9 @@ fn overlap(one: SocketAddr, other: SocketAddr) -> bool {
 pub(crate) fn own(binds: &[Option<Bind>], ports: &Ports) -> Own {
     let mut own = Own::default();
     for bind in binds.iter().flatten() {
-        own.add(format!("listener {}", bind.name), bind.address, bind.ipv6_only);
+        if let Some(address) = bind.sockets.address() {
+            own.add(format!("listener {}", bind.name), address, bind.ipv6_only);
+        }
     }
     // std and tokio keep the kernel's default: [::] accepts IPv4, too.
     own.add("admin".to_owned(), ports.admin, false);
@@ -142,9 +145,9 @@ pub(crate) fn own(binds: &[Option<Bind>], ports: &Ports) -> Own {
 }
 
 /// Resolves the settings of the listeners that can change without a restart.
-pub(crate) fn listeners(report: &mut Report, raw: &raw::File, services: &Table<'_>) -> Vec<Listener> {
+pub(crate) fn listeners(report: &mut Report, file: &raw::File, services: &Table<'_>) -> Vec<Listener> {
     let place = Place::Root.key("listeners");
-    let listeners = raw.listeners.as_ref().map(|listeners| listeners.value.as_slice()).unwrap_or_default();
+    let listeners = file.listeners.as_ref().map(|listeners| listeners.value.as_slice()).unwrap_or_default();
     let mut resolved = Vec::with_capacity(listeners.len());
     for (index, listener) in listeners.iter().enumerate() {
         let (place, raw) = (place.item(index), &listener.value);
@@ -177,7 +180,7 @@ pub(crate) fn listeners(report: &mut Report, raw: &raw::File, services: &Table<'
             side: raw.side.unwrap_or_default(),
             default,
             proxy_from: proxy_from.unwrap_or_default(),
-            originate: originate::resolve(report, place, listener, services),
+            originate: originate::resolve(report, place, (listener, file), services),
         });
     }
     resolved

@@ -2,6 +2,10 @@
 //! [`isthmus_model::yaml`].
 
 mod access;
+mod bindings;
+mod capture;
+mod destination;
+mod ends;
 mod general;
 mod listeners;
 mod originate;
@@ -14,7 +18,7 @@ use isthmus_model::problem::{Place, Report};
 use isthmus_model::services::{Refusal, Table};
 
 use crate::config::raw::File;
-use crate::config::settings::{Fixed, Live, Settings};
+use crate::config::settings::{Fixed, Listener, Live, Settings};
 
 pub(crate) use trust::{gateway_of, read as read_token};
 
@@ -32,8 +36,16 @@ pub(crate) fn resolve(report: &mut Report, mut raw: File) -> Option<Settings> {
     let written = raw.services.as_deref().unwrap_or_default();
     let table = Table::new(report, written, &service_timeouts, own_socket);
     let listeners = listeners::listeners(report, &raw, &table);
-    originate::check_trust(report, &raw, &table);
+    ends::check(report, &raw, &listeners, &table);
     access::check(report, &table);
+    let bindings = bindings::bindings(report, &raw, &table);
+    let capture = raw.capture.as_ref().and_then(|capture| {
+        capture::capture(
+            report,
+            capture,
+            &capture::Surroundings { raw: &raw, binds: &binds, ports: &ports, services: &table },
+        )
+    });
     let services = table.into_services().map(Arc::new).collect();
 
     let metrics = raw.metrics.as_ref().and_then(|metrics| metrics.services.as_ref());
@@ -43,12 +55,12 @@ pub(crate) fn resolve(report: &mut Report, mut raw: File) -> Option<Settings> {
         super::defaults::SERVICE_METRIC_COUNTS,
         super::defaults::SERVICE_METRICS,
     ) as usize;
-    let workers = general::workers(report, &raw);
     let xds = xds::xds(report, &raw);
+    let follows_bindings = xds::has_agents(&raw) && listeners.iter().any(Listener::needs_bindings);
     let trust = trust::trust(report, &raw);
     let fixed = Fixed {
+        workers: general::workers(report, &raw),
         node: general::node(report, raw.node.unwrap_or_default()),
-        workers,
         binds: binds.into_iter().collect::<Option<Vec<_>>>()?,
         admin: ports.admin,
         metrics: ports.metrics,
@@ -56,14 +68,18 @@ pub(crate) fn resolve(report: &mut Report, mut raw: File) -> Option<Settings> {
         relay: general::relay(report, &raw.relay.unwrap_or_default()),
         tcp: general::tcp(report, &raw.tcp.unwrap_or_default()),
         access_log: general::access_log(report, &raw.access_log.unwrap_or_default()),
+        audit_log: general::audit_log(report, raw.audit_log.as_ref()),
         service_metrics,
         trust,
         xds,
         dns: general::dns(report, &raw.dns.unwrap_or_default()),
+        follows_bindings,
     };
     let live = Live {
         listeners,
         services,
+        bindings,
+        capture,
         limits: general::limits(report, &raw.limits.unwrap_or_default()),
         timeouts,
         upstream: general::upstream(report, raw.upstream.unwrap_or_default()),

@@ -1,26 +1,24 @@
-//! Resolves `mode: originate` of a listener: the service that it begins mTLS to, and who its callers are. Also checks that
-//! there are bundles to verify peers by.
+//! Resolves `mode: originate` of a listener: who its callers are; `destination` resolves where it leads.
 
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-use std::path::PathBuf;
 
 use ipnet::IpNet;
 use isthmus_certs::SpiffeId;
 use isthmus_model::at::{At, Spot};
 use isthmus_model::problem::{Place, Quoted, Report};
-use isthmus_model::services::{Service, Table, TlsMode, defaults};
+use isthmus_model::services::{CertificateFiles, Table};
 use isthmus_model::units::Scalar as _;
-use isthmus_model::{HostName, HostPattern, sni};
 
+use super::{destination, xds};
 use crate::config::raw;
-use crate::config::settings::{Caller, Mode, Originate, Side};
+use crate::config::settings::{Caller, Callers, Mode, Originate, Side};
 
 /// Resolves the keys of a listener; `None` if applications do not speak plaintext there.
 pub(crate) fn resolve(
     report: &mut Report,
     place: Place<'_>,
-    listener: &At<raw::Listener>,
+    (listener, file): (&At<raw::Listener>, &raw::File),
     services: &Table<'_>,
 ) -> Option<Box<Originate>> {
     let raw = &listener.value;
@@ -35,33 +33,26 @@ pub(crate) fn resolve(
     }
     if let Some(default) = &raw.default {
         let what = format_args!("{}: has no effect with mode: originate", place.key("default"));
-        report.add(default.spot, what, "remove it; 'service' is the only destination");
+        report.add(default.spot, what, "remove it; the listener's own keys name the destination");
     }
-    let destination = destination(report, place, listener, services);
-    let callers = callers(report, place, listener);
-    let (service, port, settings) = destination?;
-    if settings.identities().is_empty() && settings.tls_mode() == TlsMode::Passthrough {
-        let spot = raw.service.as_ref().map_or(spot, |service| service.spot);
-        let what = format_args!(
-            "{}: {} port {port} has no identities, so its server cannot be told from another",
-            place.key("service"),
-            settings.host
-        );
-        report.add(spot, what, "add 'identities: [spiffe://…]' to the service");
-    }
-    Some(Box::new(Originate {
-        service,
-        port,
-        alpn: settings.alpn.clone(),
-        identities: settings.identities().to_vec(),
-        callers: callers?,
-    }))
+    let to = destination::destination(report, place, (listener, file), services);
+    let callers = match (&raw.identity, &raw.callers) {
+        (None, None) if xds::has_agents(file) => {
+            only_with_identity(report, place, raw);
+            Some(Callers::OfAgent)
+        }
+        _ => callers(report, place, listener).map(Callers::OfFile),
+    };
+    Some(Box::new(Originate { to: to?, callers: callers? }))
 }
 
 fn without_mode(report: &mut Report, place: Place<'_>, raw: &raw::Listener) {
     let keys = [
         ("service", raw.service.as_ref().map(|value| value.spot)),
         ("port", raw.port.as_ref().map(|value| value.spot)),
+        ("ports", raw.ports.as_ref().map(|value| value.spot)),
+        ("original_destination", raw.original_destination.as_ref().map(|value| value.spot)),
+        ("virtual_addresses", raw.virtual_addresses.as_ref().map(|value| value.spot)),
         ("identity", raw.identity.as_ref().map(|value| value.spot)),
         ("sources", first(raw.sources.as_ref())),
         ("certificate", raw.certificate.as_ref().map(|value| value.spot)),
@@ -76,41 +67,6 @@ fn without_mode(report: &mut Report, place: Place<'_>, raw: &raw::Listener) {
 
 fn first<T>(list: Option<&Vec<At<T>>>) -> Option<Spot> {
     list.and_then(|list| list.first()).map(|item| item.spot)
-}
-
-/// Finds the service that a listener is for.
-fn destination<'a>(
-    report: &mut Report,
-    place: Place<'_>,
-    listener: &At<raw::Listener>,
-    services: &'a Table<'_>,
-) -> Option<(HostName, u16, &'a Service)> {
-    let raw = &listener.value;
-    let host = report.required(raw.service.as_ref(), listener, place, "service")?;
-    let port = report.port(raw.port.as_ref(), place.key("port")).unwrap_or(defaults::PORT);
-    let spot = raw.service.as_ref().map_or(listener.spot, |service| service.spot);
-    let place = place.key("service");
-    let HostPattern::Exact(name) = &host else {
-        report.add(spot, format_args!("{place}: {host} is not one host"), "write a whole name");
-        return None;
-    };
-    if HostName::parse(sni::name(name.as_str(), port)).is_err() {
-        report.add(spot, format_args!("{place}: {name} is too long"), "write at most 235 bytes");
-        return None;
-    }
-    let of_instance = || {
-        let (label, parent) = name.as_str().split_once('.')?;
-        let entry = services.entry(&HostPattern::Exact(HostName::parse(parent).ok()?), port)?;
-        let mut endpoints = entry.service.endpoints.iter();
-        let is_it = |instance: &HostName| instance.as_str() == label;
-        endpoints.any(|endpoint| endpoint.instance.as_ref().is_some_and(is_it)).then_some(entry)
-    };
-    let Some(entry) = services.entry(&host, port).or_else(of_instance) else {
-        let what = format_args!("{place}: there is no service {} with port {port}", Quoted(name.as_str()));
-        report.add(spot, what, "write HOST or INSTANCE.HOST of a service in this file, and its port");
-        return None;
-    };
-    Some((name.clone(), port, &entry.service))
 }
 
 /// Returns the callers; `None` if none is valid.
@@ -130,8 +86,8 @@ fn callers(report: &mut Report, place: Place<'_>, listener: &At<raw::Listener>) 
         (Some(_), None) => {
             let sources = sources_of_all(report, place, listener);
             let identity = report.value(raw.identity.as_ref(), place.key("identity"));
-            let files = files(report, place, listener.spot, &raw.certificate, &raw.key);
-            caller(sources, identity, files).into_iter().collect()
+            let files = files(report, place, listener.spot, raw.certificate.as_ref(), raw.key.as_ref());
+            identity.map(|identity| Caller { sources, identity, files }).into_iter().collect()
         }
         (None, Some(callers)) => {
             only_with_identity(report, place, raw);
@@ -148,8 +104,8 @@ fn callers(report: &mut Report, place: Place<'_>, listener: &At<raw::Listener>) 
                 }
                 let sources = report.values(raw.sources.as_ref(), place.key("sources"));
                 let identity = report.required(raw.identity.as_ref(), one, place, "identity");
-                let files = files(report, place, one.spot, &raw.certificate, &raw.key);
-                caller(sources, identity, files)
+                let files = files(report, place, one.spot, raw.certificate.as_ref(), raw.key.as_ref());
+                Some(Caller { sources, identity: identity?, files })
             })
             .collect()
         }
@@ -158,7 +114,7 @@ fn callers(report: &mut Report, place: Place<'_>, listener: &At<raw::Listener>) 
     (!callers.is_empty()).then_some(callers)
 }
 
-/// Refuses keys of a listener's own identity beside `callers`, which have theirs.
+/// Refuses keys of a listener's own identity where callers have theirs.
 fn only_with_identity(report: &mut Report, place: Place<'_>, raw: &raw::Listener) {
     let keys = [
         ("sources", first(raw.sources.as_ref())),
@@ -167,35 +123,22 @@ fn only_with_identity(report: &mut Report, place: Place<'_>, raw: &raw::Listener
     ];
     for (key, spot) in keys.into_iter().filter_map(|(key, spot)| Some((key, spot?))) {
         let what = format_args!("{}: has no effect beside callers", place.key(key));
-        report.add(spot, what, "write it for each caller");
+        report.add(spot, what, "write it for each caller, or add 'identity: …' to the listener");
     }
-}
-
-fn caller(
-    sources: Vec<IpNet>,
-    identity: Option<SpiffeId>,
-    files: Option<(PathBuf, PathBuf)>,
-) -> Option<Caller> {
-    let (certificate, key) = files?;
-    Some(Caller { sources, identity: identity?, certificate, key })
 }
 
 fn files(
     report: &mut Report,
     place: Place<'_>,
     spot: Spot,
-    certificate: &Option<At<String>>,
-    key: &Option<At<String>>,
-) -> Option<(PathBuf, PathBuf)> {
-    let mut file = |name, text: &Option<At<String>>| {
-        if text.is_none() {
-            let what = format_args!("{place} has an identity but no {name}");
-            report.add(spot, what, format_args!("add '{name}: FILE' with the identity's own, PEM"));
-        }
-        text.as_ref().map(|text| PathBuf::from(&text.value))
-    };
-    let (certificate, key) = (file("certificate", certificate), file("key", key));
-    Some((certificate?, key?))
+    certificate: Option<&At<String>>,
+    key: Option<&At<String>>,
+) -> Option<CertificateFiles> {
+    CertificateFiles::of(certificate, key).unwrap_or_else(|missing| {
+        let what = format_args!("{place} has an identity but no {missing}");
+        report.add(spot, what, format_args!("add '{missing}: FILE' with the identity's own, PEM"));
+        None
+    })
 }
 
 /// The sources of an identity for all callers. Behind any other address than loopback they must be written: whoever
@@ -206,7 +149,11 @@ fn sources_of_all(report: &mut Report, place: Place<'_>, listener: &At<raw::List
         return report.values(raw.sources.as_ref(), place.key("sources"));
     }
     let address = raw.address.as_ref().and_then(|address| address.value.read().ok());
-    let is_loopback = address.is_none_or(|address| address.ip().is_loopback());
+    let is_loopback = match address {
+        Some(address) => address.ip().is_loopback(),
+        // Whoever reaches a virtual address; without it, the missing address is reported.
+        None => raw.virtual_addresses.is_none(),
+    };
     if !is_loopback {
         let spot = raw.identity.as_ref().map_or(listener.spot, |identity| identity.spot);
         let what = format_args!("{place} gives its identity to whoever reaches its address");
@@ -255,27 +202,5 @@ pub(super) fn check_default(
             Quoted(&name.value)
         );
         report.add(name.spot, what, "remove the default, or the service's 'tls: terminate'");
-    }
-}
-
-/// Refuses TLS of the gateway's own without bundles to verify peers by.
-pub(super) fn check_trust(report: &mut Report, raw: &raw::File, services: &Table<'_>) {
-    let of_listener = raw.listeners.iter().flat_map(|listeners| &listeners.value).find_map(|listener| {
-        let mode = listener.value.mode.as_ref()?;
-        (mode.value == Mode::Originate).then_some(("mode: originate", mode.spot))
-    });
-    let of_service = services.first_terminated().map(|spot| ("tls: terminate", spot));
-    let Some((what, spot)) = of_listener.or(of_service) else { return };
-    match &raw.trust {
-        None => {
-            let what = format_args!("{what} needs trust: peers are verified by its bundles");
-            report.add(spot, what, "add 'trust: { certificate: …, key: …, bundles: DIRECTORY }'");
-        }
-        Some(trust) if trust.value.directory.is_some() => {
-            let what =
-                format_args!("{what} cannot use trust.directory yet: an agent issues no certificates for it");
-            report.add(spot, what, "write trust.certificate, trust.key and trust.bundles instead");
-        }
-        Some(_) => {}
     }
 }

@@ -20,6 +20,11 @@ pub(crate) fn xds(report: &mut Report, raw: &raw::File) -> Option<Xds> {
     Some(Xds { source: source?, state: value.state.as_ref().map(|state| state.value.clone().into()) })
 }
 
+/// Whether agents supply services.
+pub(crate) fn has_agents(raw: &raw::File) -> bool {
+    raw.xds.as_ref().is_some_and(|xds| xds.value.agents.is_some())
+}
+
 fn source(report: &mut Report, place: Place<'_>, raw: &raw::Xds, spot: Spot) -> Option<Source> {
     let agents: Vec<_> = report.values(raw.agents.as_ref(), place.key("agents"));
     let foreign =

@@ -185,34 +185,6 @@ fn access_by_identity_needs_termination_or_the_word_advisory() {
     assert!(service("  access: {deny: [{sources: [10.0.0.0/8]}]}\n").is_ok());
 }
 
-fn wide(text: &str) -> Result<WideRules, String> {
-    let mut report = Report::new(Path::new("agent.yaml"));
-    let raw = yaml::read::<raw::WideAccess>(text, &mut report);
-    let rules = raw.map(|raw| wide_rules(&mut report, Place::Root.key("access"), &raw));
-    report.finish(rules).map_err(|problems| problems.to_string())
-}
-
-#[test]
-fn access_of_wider_scopes_is_read_by_name() {
-    let rules = wide(
-        "cluster: {deny: [{sources: [10.66.0.0/16]}]}\nnamespaces: {shop: {allow: []}}\n\
-         workspaces: {retail: {mode: workspace}}\n",
-    );
-    let rules = rules.unwrap();
-    assert_eq!(rules.cluster.unwrap().deny.len(), 1);
-    assert_eq!(rules.namespaces["shop"].allow, Some(Vec::new()));
-    assert!(rules.workspaces["retail"].workspace);
-    assert_eq!(
-        wide("namespaces:\n  shop: {deny: [{}]}\n").unwrap_err().split(';').next(),
-        Some("agent.yaml:2:17: access.namespaces.shop.deny[0]: has no condition")
-    );
-    assert!(
-        wide("namespaces: {a.b: {}}").unwrap_err().contains("access.namespaces: 'a.b' is not one DNS label")
-    );
-    assert!(wide("namespaces: {a: {}, a: {}}").unwrap_err().contains("duplicate key 'a'"));
-    assert!(wide("namespace: {}").unwrap_err().contains("did you mean 'namespaces'?"));
-}
-
 #[test]
 fn client_certificate_has_an_older_name() {
     let read = |keys: &str| service(keys).map(|service| service.client_certificate());

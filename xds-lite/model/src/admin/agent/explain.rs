@@ -4,7 +4,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::Down;
-use crate::admin::Address;
+use crate::admin::{Address, Decided};
 
 /// What an agent knows of a name.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -24,6 +24,9 @@ pub struct Explanation {
     pub registry: Option<RegisteredHost>,
     /// The slice that this cluster offers.
     pub offer: Option<OwnOffer>,
+    /// What the rules of each port of the own slice say about the caller in the question.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub access: Vec<PortAccess>,
     /// The slices that other clusters offer.
     #[serde(default)]
     pub imports: Vec<Import>,
@@ -108,6 +111,16 @@ pub struct OfferedPort {
     /// Those of them that other clusters may reach.
     #[serde(default)]
     pub exposed: u64,
+}
+
+/// What the rules of a port say about a caller.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct PortAccess {
+    /// The port.
+    pub port: u16,
+    /// The decision.
+    #[serde(flatten)]
+    pub decided: Decided,
 }
 
 /// A slice that another cluster offers.

@@ -1,6 +1,7 @@
 //! The pages and bodies of an agent's admin API. Times are seconds since 1970 unless a field says otherwise.
 
 mod explain;
+mod names;
 mod peers;
 mod registration;
 mod status;
@@ -10,9 +11,10 @@ use serde_json::Value;
 use super::schema::Builder;
 
 pub use explain::{
-    Explanation, Import, MtlsResult, OfferedPort, OwnOffer, RegisteredEndpoint, RegisteredHost,
+    Explanation, Import, MtlsResult, OfferedPort, OwnOffer, PortAccess, RegisteredEndpoint, RegisteredHost,
     RegisteredPort, Stale,
 };
+pub use names::{DnsStatus, Names, Upstream};
 pub use peers::{Acknowledged, BundleUpdates, Client, Down, Offers, Peer, Probed};
 pub use registration::{Deregistered, Lease, LeaseRequest};
 pub use status::{Exports, ImportedSlice, Issuing, NotExported, Registry, Slices, State, Status, Trust};

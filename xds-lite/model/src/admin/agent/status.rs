@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{Client, Peer, Probed};
+use super::{Client, Names, Peer, Probed};
 use crate::Usage;
 use crate::admin::StoreHealth;
 
@@ -38,6 +38,8 @@ pub struct Status {
     pub state: State,
     /// Certificates that the agent issues; none without `issuing`.
     pub issuing: Option<Issuing>,
+    /// Names for applications without TLS; none without `virtual_addresses` and `originate_ports`.
+    pub names: Option<Names>,
     /// Who follows this agent: `gateways` and `peers`.
     #[serde(default)]
     pub nodes: BTreeMap<String, Vec<Client>>,

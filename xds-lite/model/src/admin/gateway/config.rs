@@ -23,6 +23,11 @@ pub struct Config {
     pub listeners: Vec<ListenerConfig>,
     /// `services` of the file.
     pub services: Vec<Section>,
+    /// `bindings` of the file.
+    #[serde(default)]
+    pub bindings: Vec<Section>,
+    /// `capture`; null without the section.
+    pub capture: Option<Section>,
     /// `limits`.
     #[serde(default)]
     pub limits: Section,
@@ -53,6 +58,9 @@ pub struct Config {
     /// `access_log`.
     #[serde(default)]
     pub access_log: Section,
+    /// The file of the audit log, or `off`.
+    #[serde(default)]
+    pub audit_log: String,
     /// `trust`; null without an identity.
     pub trust: Option<Section>,
     /// `xds`; null without an agent or control plane.
@@ -67,7 +75,7 @@ pub struct Config {
 pub struct ListenerConfig {
     /// Its name.
     pub name: String,
-    /// The address as written in the file.
+    /// The address as written in the file; with a range of ports, or `virtual addresses`, where bindings say what is open.
     pub address: String,
     /// Whether it refuses IPv4 on an IPv6 address.
     #[serde(default)]
@@ -92,7 +100,10 @@ pub struct ListenerConfig {
     /// The port of that service.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub port: Option<u16>,
-    /// Which sources are which identity.
+    /// How the service is found, unless it is always the same: `ports`, `original_destination` or `virtual_addresses`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub found_by: Option<String>,
+    /// Which sources are which identity; none: as the agent says.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub callers: Option<Vec<Section>>,
 }

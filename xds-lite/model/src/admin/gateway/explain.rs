@@ -4,6 +4,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{DownEndpoint, Endpoint};
+use crate::admin::Decided;
 use crate::services::Balance;
 
 /// What would happen to a ClientHello. A service that would refuse it has both a match and a refusal.
@@ -36,16 +37,21 @@ pub struct Ends {
     /// `originate`, if the listener takes plaintext.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub mode: Option<String>,
+    /// The addresses, `IP:PORT`, at which an application reaches the service on this listener; empty unless bindings say.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub reached_at: Vec<String>,
     /// The identity that a client has by its address.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub caller: Option<String>,
     /// The identities that the endpoint may have.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub expects: Option<Vec<String>>,
-    /// What the service's rules say about this caller; absent without rules, and where only the handshake would tell who
-    /// calls.
+    /// What the rules say about this caller; absent without rules, and where only the handshake would tell who calls.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub access: Option<String>,
+    /// The same in its parts, or why the caller would be refused without rules.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub decision: Option<Decided>,
     /// `terminate`, if TLS ends at the gateway.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tls: Option<String>,
@@ -59,6 +65,9 @@ pub struct Asked {
     /// The client's address.
     #[serde(default)]
     pub from: String,
+    /// The client's identity, if the question names one.
+    #[serde(rename = "as", default, skip_serializing_if = "Option::is_none")]
+    pub identity: Option<String>,
     /// The protocols that the client offers.
     #[serde(default)]
     pub alpn: Vec<String>,

@@ -14,8 +14,9 @@ use super::schema::Builder;
 pub use config::{Config, ListenerConfig, Section};
 pub use explain::{Asked, Ends, Explanation, Matched, ORIGINATE, Outcome, Refusal, TERMINATE};
 pub use status::{
-    AgentContact, AwaitedTrust, Certificate, Connections, Domain, LastRefusedEdit, Listener, LoadedTrust,
-    Node, Pipes, Probed, Reloads, Renewal, Resolved, Status, Tables, Trust, Worker,
+    AgentContact, AwaitedTrust, Bindings, Certificate, Connections, Domain, Issued, LastRefusedEdit,
+    Listener, LoadedTrust, Node, NotOpen, Pipes, Probed, Reloads, Renewal, Resolved, Status, Tables, Trust,
+    Worker,
 };
 pub use tables::{Connection, DefaultService, DownEndpoint, Endpoint, Paged, Route, Routes, Service};
 

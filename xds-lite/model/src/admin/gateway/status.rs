@@ -38,6 +38,9 @@ pub struct Status {
     /// The tables in use.
     #[serde(default)]
     pub tables: Tables,
+    /// What leads to hosts from applications without TLS.
+    #[serde(default)]
+    pub bindings: Bindings,
     /// The host names of endpoints and what they resolve to.
     #[serde(default)]
     pub names: BTreeMap<String, Resolved>,
@@ -97,14 +100,41 @@ pub struct Worker {
 pub struct Listener {
     /// Its name.
     pub name: String,
-    /// The bound address, `IP:PORT`.
+    /// The bound address, `IP:PORT`; with a range of ports, or `virtual addresses`, where bindings say what is open.
     pub address: String,
+    /// Open sockets, where bindings say what is open.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub open: Option<u64>,
+    /// The first of the addresses that bindings call for and that cannot be listened on.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub not_open: Vec<NotOpen>,
     /// Its open connections.
     #[serde(default)]
     pub connections: u32,
     /// Connections accepted since the start.
     #[serde(default)]
     pub accepted: u64,
+}
+
+/// An address that cannot be listened on.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct NotOpen {
+    /// The address, `IP:PORT`.
+    pub address: String,
+    /// The error and its remedy.
+    pub why: String,
+}
+
+/// What leads to hosts from applications without TLS, and who calls.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(default)]
+pub struct Bindings {
+    /// Bound hosts, of the file and of the agent.
+    pub hosts: u64,
+    /// Callers of the agent.
+    pub callers: u64,
+    /// The first of the virtual addresses and listener ports that several hosts claim; they lead to none of them.
+    pub conflicts: Vec<String>,
 }
 
 /// Open connections and their limit.
@@ -246,6 +276,22 @@ pub struct LoadedTrust {
     /// Files that were refused and why; their previous content stays in use.
     #[serde(default)]
     pub refused: Vec<String>,
+    /// Callers and services whose certificates the agent issues.
+    #[serde(default)]
+    pub issued: Vec<Issued>,
+}
+
+/// A caller or service whose certificate the agent issues.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Issued {
+    /// The SPIFFE ID.
+    pub identity: String,
+    /// When its certificate expires; none while it has none, and its connections are refused.
+    pub not_after: Option<String>,
+    /// When it is renewed.
+    pub due: Option<String>,
+    /// Why it has no certificate, or no new one.
+    pub problem: Option<String>,
 }
 
 /// An identity whose first certificate has not been obtained.
