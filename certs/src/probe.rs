@@ -81,19 +81,19 @@ fn client(witness: &Arc<Witness>, sni: &str, alpn: &[&[u8]]) -> Result<ClientCon
 }
 
 /// Makes a handshake over a connection. The caller sets its timeouts.
-pub fn look(stream: TcpStream, sni: &str, alpn: &[&[u8]]) -> Result<Seen, ProbeError> {
-    look_then(stream, sni, alpn, |_| None)
+pub fn inspect(stream: TcpStream, sni: &str, alpn: &[&[u8]]) -> Result<Seen, ProbeError> {
+    inspect_then(stream, sni, alpn, |_| None)
 }
 
-/// As [`look`]. If the server asked for a certificate, accepted that there was none, and chose HTTP/1.1, it is also sent a
+/// As [`inspect`]. If the server asked for a certificate, accepted that there was none, and chose HTTP/1.1, it is also sent a
 /// request (`HEAD /`): some servers refuse only that.
-pub fn look_and_request(stream: TcpStream, sni: &str, alpn: &[&[u8]]) -> Result<Seen, ProbeError> {
-    look_then(stream, sni, alpn, |stream| {
+pub fn inspect_and_request(stream: TcpStream, sni: &str, alpn: &[&[u8]]) -> Result<Seen, ProbeError> {
+    inspect_then(stream, sni, alpn, |stream| {
         (stream.conn.alpn_protocol() == Some(b"http/1.1")).then(|| request(stream, sni)).flatten()
     })
 }
 
-fn look_then(
+fn inspect_then(
     stream: TcpStream,
     sni: &str,
     alpn: &[&[u8]],

@@ -14,7 +14,7 @@ use tree::{code, files, root};
 const LAYERS: &[&[&str]] = &[
     &["gateway"],
     &["service_source"],
-    &["admin", "enrol", "foreign", "hello_check", "learn", "listen", "recheck", "resolve", "watch"],
+    &["admin", "enrol", "control_plane", "hello_check", "learn", "listen", "recheck", "resolve", "watch"],
     &["collect", "conn"],
     &["control", "attempts", "relay", "recode"],
     &["flow", "connect", "close", "drain"],
@@ -22,7 +22,7 @@ const LAYERS: &[&[&str]] = &[
     &["access", "answer", "bulk"],
     &["account"],
     &["leg"],
-    &["held", "session"],
+    &["unsent", "session"],
     &["audit", "pick", "peek"],
     &["route", "worker"],
     &["limits"],

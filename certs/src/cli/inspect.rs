@@ -45,7 +45,7 @@ fn connect(options: &InspectOptions, host: &str) -> anyhow::Result<Seen> {
                 let host = host.trim_start_matches('[').trim_end_matches(']');
                 let sni = options.sni.as_deref().unwrap_or(host);
                 let alpn: Vec<_> = options.alpn.iter().map(String::as_bytes).collect();
-                return probe::look(stream, sni, &alpn).with_context(|| place.clone());
+                return probe::inspect(stream, sni, &alpn).with_context(|| place.clone());
             }
         }
     }

@@ -17,12 +17,12 @@ pub struct Server {
     /// Its side of the connection.
     pub leg: Leg,
     /// What it has sent so far.
-    pub said: Said,
+    pub said: Reply,
 }
 
 /// What a server sent before the relay began.
 #[derive(Debug, PartialEq, Eq)]
-pub enum Said {
+pub enum Reply {
     /// Nothing was read.
     Nothing,
     /// These bytes.
@@ -33,12 +33,12 @@ pub enum Said {
     Reset,
 }
 
-impl Said {
+impl Reply {
     /// Number of bytes that the relay forwards first.
     pub(crate) fn length(&self) -> usize {
         match self {
-            Said::Bytes(bytes) => bytes.len(),
-            Said::Nothing | Said::Closed | Said::Reset => 0,
+            Reply::Bytes(bytes) => bytes.len(),
+            Reply::Nothing | Reply::Closed | Reply::Reset => 0,
         }
     }
 }
@@ -69,17 +69,17 @@ pub(crate) async fn answer(
     on_client_closed: impl Fn(),
     is_over: impl Fn() -> bool,
 ) -> Result<Server, Failure> {
-    let mut server = Server { leg: Leg::passthrough(stream), said: Said::Nothing };
+    let mut server = Server { leg: Leg::passthrough(stream), said: Reply::Nothing };
     let mut first = Vec::new();
     let mut client_may_speak = true;
     let heard = std::future::poll_fn(|cx| {
         if is_over() {
-            return Poll::Ready(Heard::Client);
+            return Poll::Ready(Event::Client);
         }
         if client_may_speak {
             match poll_client(client, cx) {
-                Poll::Ready(Client::Spoke) => return Poll::Ready(Heard::Client),
-                Poll::Ready(Client::Reset) => return Poll::Ready(Heard::ClientReset),
+                Poll::Ready(Client::Spoke) => return Poll::Ready(Event::Client),
+                Poll::Ready(Client::Reset) => return Poll::Ready(Event::ClientReset),
                 Poll::Ready(Client::Closed) => {
                     // Forwarded at once; another endpoint would get it again.
                     client_may_speak = false;
@@ -93,24 +93,24 @@ pub(crate) async fn answer(
     })
     .await;
     match heard {
-        Heard::Client if first.is_empty() => Ok(server),
-        Heard::Client | Heard::Server => {
-            server.said = Said::Bytes(first);
+        Event::Client if first.is_empty() => Ok(server),
+        Event::Client | Event::Server => {
+            server.said = Reply::Bytes(first);
             Ok(server)
         }
-        Heard::ClientReset => Err(Failure::ClientGone),
-        Heard::Rejection(said) => {
-            server.said = if first.is_empty() { said } else { Said::Bytes(first) };
+        Event::ClientReset => Err(Failure::ClientGone),
+        Event::Rejection(said) => {
+            server.said = if first.is_empty() { said } else { Reply::Bytes(first) };
             Err(Failure::Rejected(server))
         }
     }
 }
 
-enum Heard {
+enum Event {
     Client,
     ClientReset,
     Server,
-    Rejection(Said),
+    Rejection(Reply),
 }
 
 /// What a client has done while its server is awaited.
@@ -147,7 +147,7 @@ pub(crate) fn poll_client(client: &TcpStream, cx: &mut Context<'_>) -> Poll<Clie
     }
 }
 
-fn poll_server(stream: &mut TcpStream, cx: &mut Context<'_>, first: &mut Vec<u8>) -> Poll<Heard> {
+fn poll_server(stream: &mut TcpStream, cx: &mut Context<'_>, first: &mut Vec<u8>) -> Poll<Event> {
     loop {
         let read = poll_through(stream, cx, SCRATCH, |bytes| {
             first.extend_from_slice(bytes);
@@ -156,13 +156,13 @@ fn poll_server(stream: &mut TcpStream, cx: &mut Context<'_>, first: &mut Vec<u8>
         match read {
             Poll::Pending => return Poll::Pending,
             // An incomplete alert counts as an answer.
-            Poll::Ready(Err(_) | Ok(0)) if !first.is_empty() => return Poll::Ready(Heard::Server),
-            Poll::Ready(Err(_)) => return Poll::Ready(Heard::Rejection(Said::Reset)),
-            Poll::Ready(Ok(0)) => return Poll::Ready(Heard::Rejection(Said::Closed)),
+            Poll::Ready(Err(_) | Ok(0)) if !first.is_empty() => return Poll::Ready(Event::Server),
+            Poll::Ready(Err(_)) => return Poll::Ready(Event::Rejection(Reply::Reset)),
+            Poll::Ready(Ok(0)) => return Poll::Ready(Event::Rejection(Reply::Closed)),
             Poll::Ready(Ok(_)) => match says_elsewhere(first) {
                 None => {}
-                Some(true) => return Poll::Ready(Heard::Rejection(Said::Nothing)),
-                Some(false) => return Poll::Ready(Heard::Server),
+                Some(true) => return Poll::Ready(Event::Rejection(Reply::Nothing)),
+                Some(false) => return Poll::Ready(Event::Server),
             },
         }
     }

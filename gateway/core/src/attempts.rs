@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use crate::account::Account;
-use crate::answer::{Failure, Said, Server};
+use crate::answer::{Failure, Reply, Server};
 use crate::connect::{Attempt, patience};
 use crate::demotion::Demotion;
 use crate::endpoint::EndpointState;
@@ -43,11 +43,11 @@ pub(crate) struct Attempts {
 
 /// What follows a failed attempt.
 #[derive(Debug)]
-pub(crate) enum Next {
+pub(crate) enum AfterFailure {
     /// Another endpoint gets the same hello.
-    Again,
+    TryAnother,
     /// The client gets this server's answer.
-    Take(Server),
+    Forward(Server),
     /// The client is refused.
     GiveUp(Reason),
 }
@@ -160,10 +160,10 @@ impl Attempts {
         step: Step<'_>,
         account: &mut Account,
         worker: &Worker,
-    ) -> Next {
+    ) -> AfterFailure {
         self.tried.push(step.endpoint.address);
         match failure {
-            Failure::ClientGone => Next::GiveUp(Reason::ClientGone),
+            Failure::ClientGone => AfterFailure::GiveUp(Reason::ClientGone),
             Failure::Unreached(reason) => {
                 account.unreached(reason, step);
                 self.failed = Some(reason);
@@ -172,15 +172,19 @@ impl Attempts {
                     demote(step, reason, worker, Demotion::unreached);
                 }
                 if hopeless || !self.another_is_left(step, account, worker) {
-                    Next::GiveUp(reason)
+                    AfterFailure::GiveUp(reason)
                 } else {
-                    Next::Again
+                    AfterFailure::TryAnother
                 }
             }
             Failure::Refused(reason) => {
                 self.failed = Some(reason);
                 worker.counters.failed(reason);
-                if self.another_is_left(step, account, worker) { Next::Again } else { Next::GiveUp(reason) }
+                if self.another_is_left(step, account, worker) {
+                    AfterFailure::TryAnother
+                } else {
+                    AfterFailure::GiveUp(reason)
+                }
             }
             Failure::Rejected(server) => {
                 self.failed = Some(Reason::UpstreamRejected);
@@ -190,10 +194,10 @@ impl Attempts {
                     self.doubted.push(Arc::clone(&step.endpoint.state));
                 }
                 if self.another_is_left(step, account, worker) && account.may_replay(step) {
-                    Next::Again
+                    AfterFailure::TryAnother
                 } else {
                     account.turned_down(server.said.length());
-                    Next::Take(server)
+                    AfterFailure::Forward(server)
                 }
             }
         }
@@ -201,7 +205,7 @@ impl Attempts {
 
     /// Records that an endpoint has the hello, and perhaps answered it.
     pub(crate) fn reached(&mut self, server: &Server, step: Step<'_>, worker: &Worker) {
-        if !matches!(server.said, Said::Bytes(_)) {
+        if !matches!(server.said, Reply::Bytes(_)) {
             return;
         }
         for doubted in std::mem::take(&mut self.doubted) {

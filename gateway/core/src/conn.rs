@@ -11,7 +11,7 @@ use tracing::Instrument as _;
 
 use crate::account::Account;
 use crate::answer::Server;
-use crate::attempts::{Attempts, Next};
+use crate::attempts::{AfterFailure, Attempts};
 use crate::close;
 use crate::connect::connect;
 use crate::endpoint::Counted;
@@ -132,9 +132,9 @@ async fn begin(client: &mut Leg, account: &mut Account, worker: &Worker) -> Resu
                 return Ok(server);
             }
             Err(failure) => match attempts.after(failure, step, account, worker) {
-                Next::Again => {}
-                Next::Take(server) => return Ok(server),
-                Next::GiveUp(reason) => return Err(reason),
+                AfterFailure::TryAnother => {}
+                AfterFailure::Forward(server) => return Ok(server),
+                AfterFailure::GiveUp(reason) => return Err(reason),
             },
         }
     }

@@ -16,7 +16,7 @@ use tokio::net::{TcpSocket, TcpStream};
 use tokio::time::timeout;
 
 use crate::account::Account;
-use crate::answer::{Failure, Said, Server, answer, reset_of};
+use crate::answer::{Failure, Reply, Server, answer, reset_of};
 use crate::config::settings::Tcp;
 use crate::family::Families;
 use crate::leg::Leg;
@@ -103,10 +103,10 @@ pub async fn connect(
             account.answered(server.said.length());
             Ok(server)
         }
-        (Ok(()), false) => Ok(Server { leg: (attempt.leg)(stream), said: Said::Nothing }),
+        (Ok(()), false) => Ok(Server { leg: (attempt.leg)(stream), said: Reply::Nothing }),
         // The endpoint already had a part of the hello, so this is not a refused connect.
-        (Err(_), true) => Err(Failure::Rejected(Server { leg: (attempt.leg)(stream), said: Said::Reset })),
-        (Err(_), false) => Ok(Server { leg: (attempt.leg)(stream), said: Said::Reset }),
+        (Err(_), true) => Err(Failure::Rejected(Server { leg: (attempt.leg)(stream), said: Reply::Reset })),
+        (Err(_), false) => Ok(Server { leg: (attempt.leg)(stream), said: Reply::Reset }),
     }
 }
 

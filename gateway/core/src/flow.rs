@@ -10,12 +10,12 @@ use rustix::io::Errno;
 use tokio::io::Interest;
 use tokio::net::TcpStream;
 
-use crate::answer::Said;
+use crate::answer::Reply;
 use crate::bulk::Bulk;
-use crate::held::Held;
 use crate::leg::Leg;
 use crate::live::Conn;
 use crate::peek::{SCRATCH, poll_through};
+use crate::unsent::Unsent;
 use crate::worker::Worker;
 
 /// One of the two ends of a connection.
@@ -31,7 +31,7 @@ pub enum Side {
 #[derive(Debug)]
 pub(crate) struct Flow {
     pub(crate) from: Side,
-    pub(crate) held: Held,
+    pub(crate) unsent: Unsent,
     /// The source has ended: nothing more will be read.
     source_ended: bool,
     /// The source has reset, as seen by a read or a failed write: its end is not orderly.
@@ -71,7 +71,7 @@ impl Flow {
     pub(crate) fn new(from: Side) -> Flow {
         Flow {
             from,
-            held: Held::Nothing,
+            unsent: Unsent::Nothing,
             source_ended: false,
             source_reset: false,
             sink_gone: false,
@@ -81,19 +81,19 @@ impl Flow {
     }
 
     /// Begins after what the source has said before.
-    pub(crate) fn after(mut self, said: Said) -> Flow {
+    pub(crate) fn after(mut self, said: Reply) -> Flow {
         match said {
-            Said::Nothing => {}
-            Said::Bytes(bytes) => self.held = Held::Bytes { bytes, written: 0 },
-            Said::Closed => self.source_ended = true,
-            Said::Reset => (self.source_ended, self.source_reset) = (true, true),
+            Reply::Nothing => {}
+            Reply::Bytes(bytes) => self.unsent = Unsent::Bytes { bytes, written: 0 },
+            Reply::Closed => self.source_ended = true,
+            Reply::Reset => (self.source_ended, self.source_reset) = (true, true),
         }
         self
     }
 
-    /// Whether bytes are held that the sink does not accept.
+    /// Whether bytes are unsent that the sink does not accept.
     pub(crate) fn is_stuck(&self, sink: &Leg) -> bool {
-        self.held.len() > 0 || sink.owes()
+        self.unsent.len() > 0 || sink.owes()
     }
 
     /// Moves bytes until something is not ready. Ready once, at the end of this direction.
@@ -114,7 +114,7 @@ impl Flow {
             }
             if flushed.is_err() {
                 (self.sink_gone, self.done) = (true, true);
-                (self.held, self.bulk) = (Held::Nothing, None);
+                (self.unsent, self.bulk) = (Unsent::Nothing, None);
                 return Poll::Pending;
             }
             if self.source_ended {
@@ -129,16 +129,16 @@ impl Flow {
         }
     }
 
-    /// Writes held bytes, and gives up the turn while the sink is slow.
+    /// Writes unsent bytes, and gives up the turn while the sink is slow.
     fn poll_flush(
         &mut self,
         cx: &mut Context<'_>,
         sink: &mut Leg,
         moving: &Moving<'_>,
     ) -> Poll<io::Result<()>> {
-        let before = self.held.len();
-        let mut flushed = self.held.poll_flush(cx, &sink.stream);
-        if self.held.len() != before {
+        let before = self.unsent.len();
+        let mut flushed = self.unsent.poll_flush(cx, &sink.stream);
+        if self.unsent.len() != before {
             moving.touch();
         }
         if matches!(flushed, Poll::Ready(Ok(()))) {
@@ -186,7 +186,7 @@ impl Flow {
         match source.try_io(Interest::READABLE, || pipe.fill(&*source)) {
             Ok(0) => Poll::Ready(Ok(0)),
             Ok(bytes) => {
-                self.held = Held::Pipe(pipe);
+                self.unsent = Unsent::Pipe(pipe);
                 bulk.spend(bytes);
                 Poll::Ready(Ok(bytes))
             }
@@ -204,7 +204,7 @@ impl Flow {
         }
     }
 
-    /// Reads through the worker's buffer and writes at once; what the sink does not accept is held.
+    /// Reads through the worker's buffer and writes at once; what the sink does not accept is unsent.
     fn poll_copy(
         &mut self,
         cx: &mut Context<'_>,
@@ -213,7 +213,7 @@ impl Flow {
     ) -> Poll<io::Result<usize>> {
         let copied = poll_through(source, cx, SCRATCH, |bytes| {
             let wrote = if bytes.is_empty() { 0 } else { sink.try_write(bytes).unwrap_or(0) };
-            self.held = Held::copy_of(bytes.get(wrote..).unwrap_or_default());
+            self.unsent = Unsent::copy_of(bytes.get(wrote..).unwrap_or_default());
             bytes.len()
         });
         let bytes = ready!(copied)?;

@@ -37,13 +37,13 @@ struct State {
 /// One identity that is needed.
 #[derive(Debug, Default)]
 struct Entry {
-    held: Option<Held>,
+    installed: Option<Installed>,
     /// Why it has no certificate, or no new one.
     problem: Option<String>,
 }
 
 #[derive(Debug)]
-struct Held {
+struct Installed {
     trust: Trust,
     until: SystemTime,
     due: SystemTime,
@@ -110,8 +110,8 @@ impl Issued {
     /// Grows with each change of trust by which handshakes are judged.
     pub(crate) fn trust_changes(&self) -> u64 {
         let state = self.lock();
-        let held = state.entries.values().filter_map(|entry| entry.held.as_ref());
-        held.map(|held| held.trust.current().epoch).sum()
+        let installed = state.entries.values().filter_map(|entry| entry.installed.as_ref());
+        installed.map(|installed| installed.trust.current().epoch).sum()
     }
 
     /// Returns the state of each identity.
@@ -119,8 +119,8 @@ impl Issued {
         let state = self.lock();
         let report = |(identity, entry): (&SpiffeId, &Entry)| Report {
             identity: identity.clone(),
-            until: entry.held.as_ref().map(|held| held.until),
-            due: entry.held.as_ref().map(|held| held.due),
+            until: entry.installed.as_ref().map(|installed| installed.until),
+            due: entry.installed.as_ref().map(|installed| installed.due),
             problem: entry.problem.clone(),
         };
         state.entries.iter().map(report).collect()
@@ -129,8 +129,8 @@ impl Issued {
     /// Returns the expiry of each certificate.
     pub(crate) fn expiries(&self) -> Vec<Expiry> {
         let state = self.lock();
-        let held = state.entries.values().filter_map(|entry| entry.held.as_ref());
-        held.flat_map(|held| held.trust.expiries()).collect()
+        let installed = state.entries.values().filter_map(|entry| entry.installed.as_ref());
+        installed.flat_map(|installed| installed.trust.expiries()).collect()
     }
 
     /// Forgets identities that are not needed any more, and lists new ones.
@@ -145,7 +145,7 @@ impl Issued {
 
     /// When the certificate of an identity is renewed; none: there is none.
     pub(crate) fn due(&self, id: &SpiffeId) -> Option<SystemTime> {
-        self.lock().entries.get(id)?.held.as_ref().map(|held| held.due)
+        self.lock().entries.get(id)?.installed.as_ref().map(|installed| installed.due)
     }
 
     /// Uses a new certificate for new connections, and keeps the sessions of neither side.
@@ -154,14 +154,14 @@ impl Issued {
         let Some(entry) = state.entries.get_mut(identity.id()) else { return };
         let Some(facts) = identity.chain().first().and_then(|leaf| Facts::of(leaf).ok()) else { return };
         let (until, due) = (facts.not_after.into(), renew_at(&facts).into());
-        let trust = match entry.held.take() {
-            Some(Held { trust, .. }) => {
+        let trust = match entry.installed.take() {
+            Some(Installed { trust, .. }) => {
                 trust.replace(identity, Arc::clone(bundles));
                 trust
             }
             None => Trust::new(identity, Arc::clone(bundles)),
         };
-        *entry = Entry { held: Some(Held { trust, until, due }), problem: None };
+        *entry = Entry { installed: Some(Installed { trust, until, due }), problem: None };
     }
 
     /// Records why an identity has no new certificate; true if that is news.
@@ -174,10 +174,10 @@ impl Issued {
     /// Verifies peers by these bundles from now on.
     pub(crate) fn use_bundles(&self, bundles: &Arc<TrustBundles>) {
         let state = self.lock();
-        for held in state.entries.values().filter_map(|entry| entry.held.as_ref()) {
-            let current = held.trust.current();
+        for installed in state.entries.values().filter_map(|entry| entry.installed.as_ref()) {
+            let current = installed.trust.current();
             if !Arc::ptr_eq(&current.bundles, bundles) {
-                held.trust.replace(Arc::clone(&current.identity), Arc::clone(bundles));
+                installed.trust.replace(Arc::clone(&current.identity), Arc::clone(bundles));
             }
         }
     }
@@ -191,8 +191,8 @@ impl State {
     fn trust(&self, identity: &SpiffeId, now: SystemTime) -> Result<Trust, NoCertificate> {
         let entry = self.entries.get(identity);
         let why = entry.and_then(|entry| entry.problem.clone());
-        match entry.and_then(|entry| entry.held.as_ref()) {
-            Some(held) if held.until > now => Ok(held.trust.clone()),
+        match entry.and_then(|entry| entry.installed.as_ref()) {
+            Some(installed) if installed.until > now => Ok(installed.trust.clone()),
             Some(_) => Err(NoCertificate::Expired { identity: identity.clone(), why }),
             None => Err(NoCertificate::NotIssued { identity: identity.clone(), why }),
         }

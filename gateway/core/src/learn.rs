@@ -5,8 +5,8 @@ mod access;
 mod bindings;
 mod bundles;
 mod persisted;
-mod probing;
 mod services;
+mod stale_probes;
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::io;
@@ -32,8 +32,8 @@ use crate::control::Control;
 use bindings::Bindings;
 use bundles::Bundles;
 use persisted::Persisted;
-use probing::{Asking, Names};
 use services::Here;
+use stale_probes::{Asking, Names};
 
 /// Interval between checks for expired slices.
 const PACE: Duration = Duration::from_secs(1);

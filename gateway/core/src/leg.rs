@@ -5,10 +5,10 @@ use std::task::{Context, Poll, ready};
 
 use tokio::net::TcpStream;
 
-use crate::held::Held;
 use crate::peek::{RECODED, poll_through};
 use crate::reason::Reason;
 use crate::session::{Broken, Session};
+use crate::unsent::Unsent;
 
 /// A side of a connection.
 #[derive(Debug)]
@@ -117,13 +117,13 @@ impl Leg {
         session.poll_read(cx, stream, RECODED, give)
     }
 
-    /// Writes plaintext; what the socket does not accept at once is held, by the session if there is one.
-    pub(crate) fn write(&mut self, plain: &[u8], held: &mut Held) -> io::Result<()> {
+    /// Writes plaintext; what the socket does not accept at once is unsent, by the session if there is one.
+    pub(crate) fn write(&mut self, plain: &[u8], unsent: &mut Unsent) -> io::Result<()> {
         match &mut self.speaks {
             Speaks::Tls(session) => session.seal(plain),
             Speaks::Passthrough | Speaks::Plaintext => {
-                let wrote = if held.len() == 0 { self.stream.try_write(plain).unwrap_or(0) } else { 0 };
-                held.push(plain.get(wrote..).unwrap_or_default());
+                let wrote = if unsent.len() == 0 { self.stream.try_write(plain).unwrap_or(0) } else { 0 };
+                unsent.push(plain.get(wrote..).unwrap_or_default());
                 Ok(())
             }
         }
@@ -176,9 +176,9 @@ mod tests {
         (listener.accept().await.unwrap().0, other)
     }
 
-    async fn flushed(leg: &mut Leg, held: &mut Held) {
+    async fn flushed(leg: &mut Leg, unsent: &mut Unsent) {
         std::future::poll_fn(|cx| {
-            ready!(held.poll_flush(cx, &leg.stream)).unwrap();
+            ready!(unsent.poll_flush(cx, &leg.stream)).unwrap();
             leg.poll_flush(cx, || {})
         })
         .await
@@ -218,10 +218,10 @@ mod tests {
         leg.slim();
         assert!(!leg.is_swollen());
         assert_eq!(leg.session().unwrap().peer().unwrap(), *identity.id());
-        let mut held = Held::Nothing;
-        leg.write(&vec![b'y'; SIZE], &mut held).unwrap();
-        assert!(leg.owes() && matches!(held, Held::Nothing), "encrypted, in the session");
-        flushed(&mut leg, &mut held).await;
+        let mut unsent = Unsent::Nothing;
+        leg.write(&vec![b'y'; SIZE], &mut unsent).unwrap();
+        assert!(leg.owes() && matches!(unsent, Unsent::Nothing), "encrypted, in the session");
+        flushed(&mut leg, &mut unsent).await;
         far.join().unwrap();
         assert!(!leg.owes());
         let Speaks::Tls(session) = &mut leg.speaks else { panic!("TLS") };
@@ -231,18 +231,18 @@ mod tests {
     #[tokio::test]
     async fn leg_without_tls_holds_what_its_socket_refuses() {
         let (stream, mut other) = pair().await;
-        let (mut leg, mut held) = (Leg::passthrough(stream), Held::Nothing);
-        while held.len() == 0 {
-            leg.write(&[b'z'; 64 * 1024], &mut held).unwrap();
+        let (mut leg, mut unsent) = (Leg::passthrough(stream), Unsent::Nothing);
+        while unsent.len() == 0 {
+            leg.write(&[b'z'; 64 * 1024], &mut unsent).unwrap();
         }
-        leg.write(b"end", &mut held).unwrap();
+        leg.write(b"end", &mut unsent).unwrap();
         let far = std::thread::spawn(move || {
             let mut got = Vec::new();
             other.read_to_end(&mut got).unwrap();
             got
         });
-        flushed(&mut leg, &mut held).await;
-        assert!(matches!(held, Held::Nothing));
+        flushed(&mut leg, &mut unsent).await;
+        assert!(matches!(unsent, Unsent::Nothing));
         drop(leg);
         assert!(far.join().unwrap().ends_with(b"zend"));
     }

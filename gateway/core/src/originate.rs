@@ -14,7 +14,7 @@ use tokio::time::timeout;
 
 use crate::access;
 use crate::account::Account;
-use crate::answer::{self, Failure, Said, Server, end_of_silent, poll_client, reset_of};
+use crate::answer::{self, Failure, Reply, Server, end_of_silent, poll_client, reset_of};
 use crate::config::settings::{self, Callers, CertificateFiles, Destination, Originate};
 use crate::hello::{Alpn, Hello};
 use crate::leg::{Leg, Speaks};
@@ -168,7 +168,7 @@ pub(crate) async fn open(
         account.identities.failed(&broken);
         return Err(Failure::Refused(refusal(&broken)));
     }
-    Ok(Server { leg: Leg { stream, speaks: Speaks::Tls(session) }, said: Said::Nothing })
+    Ok(Server { leg: Leg { stream, speaks: Speaks::Tls(session) }, said: Reply::Nothing })
 }
 
 /// Records who the server has proven to be, and that the caller may use it.

@@ -63,7 +63,7 @@ impl Pool {
     pub fn take(self: &Arc<Pool>) -> Option<Pipe> {
         let free = self.free.lock().unwrap_or_else(PoisonError::into_inner).pop();
         match free.or_else(|| self.make()) {
-            Some(ends) => Some(Pipe { ends: Some(ends), held: 0, size: self.size, pool: Arc::clone(self) }),
+            Some(ends) => Some(Pipe { ends: Some(ends), unsent: 0, size: self.size, pool: Arc::clone(self) }),
             None => {
                 self.denied.fetch_add(1, Relaxed);
                 None
@@ -104,7 +104,7 @@ fn open(size: usize) -> io::Result<Ends> {
 #[derive(Debug)]
 pub struct Pipe {
     ends: Option<Ends>,
-    held: usize,
+    unsent: usize,
     size: usize,
     pool: Arc<Pool>,
 }
@@ -112,8 +112,8 @@ pub struct Pipe {
 impl Pipe {
     /// Number of bytes in the pipe.
     #[must_use]
-    pub fn held(&self) -> usize {
-        self.held
+    pub fn unsent(&self) -> usize {
+        self.unsent
     }
 
     /// Moves bytes from the socket into the pipe, which must be empty: splice returns EAGAIN both for an empty socket
@@ -125,7 +125,7 @@ impl Pipe {
         let Some(ends) = &self.ends else { return Err(io::ErrorKind::BrokenPipe.into()) };
         let moved =
             splice(socket, None, &ends.write, None, self.size, SpliceFlags::NONBLOCK | SpliceFlags::MOVE)?;
-        self.held += moved;
+        self.unsent += moved;
         Ok(moved)
     }
 
@@ -136,11 +136,11 @@ impl Pipe {
     pub fn drain(&mut self, socket: impl AsFd) -> io::Result<usize> {
         let Some(ends) = &self.ends else { return Err(io::ErrorKind::BrokenPipe.into()) };
         let moved =
-            splice(&ends.read, None, socket, None, self.held, SpliceFlags::NONBLOCK | SpliceFlags::MOVE)?;
+            splice(&ends.read, None, socket, None, self.unsent, SpliceFlags::NONBLOCK | SpliceFlags::MOVE)?;
         if moved == 0 {
             return Err(io::ErrorKind::WriteZero.into());
         }
-        self.held -= moved;
+        self.unsent -= moved;
         Ok(moved)
     }
 }
@@ -148,7 +148,7 @@ impl Pipe {
 impl Drop for Pipe {
     fn drop(&mut self) {
         match self.ends.take() {
-            Some(ends) if self.held == 0 => {
+            Some(ends) if self.unsent == 0 => {
                 self.pool.free.lock().unwrap_or_else(PoisonError::into_inner).push(ends);
             }
             _ => {

@@ -60,14 +60,14 @@ impl Flow {
     ) -> (Poll<Result<usize, Broken>>, io::Result<usize>) {
         let mut moved = Ok(0);
         if !source.is_tls() {
-            let give = |plain: &[u8]| moved = sink.write(plain, &mut self.held).map(|()| plain.len());
+            let give = |plain: &[u8]| moved = sink.write(plain, &mut self.unsent).map(|()| plain.len());
             return (source.poll_read(cx, give), moved);
         }
         OPENED.with_borrow_mut(|opened| {
             opened.clear();
             let read = source.poll_read(cx, |plain| opened.extend_from_slice(plain));
             if !opened.is_empty() {
-                moved = sink.write(opened, &mut self.held).map(|()| opened.len());
+                moved = sink.write(opened, &mut self.unsent).map(|()| opened.len());
             }
             (read, moved)
         })

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use socket2::SockRef;
 
-use crate::answer::Said;
+use crate::answer::Reply;
 use crate::close::pass_on_reset;
 pub use crate::flow::Side;
 use crate::flow::{Flow, FlowEnd, Moving};
@@ -27,7 +27,7 @@ pub enum End {
 
 /// Relays until both directions have ended; `said` is what the server sent before. A reset has been forwarded when
 /// this returns.
-pub async fn relay(client: &mut Leg, server: &mut Leg, said: Said, worker: &Worker, conn: &Conn) -> End {
+pub async fn relay(client: &mut Leg, server: &mut Leg, said: Reply, worker: &Worker, conn: &Conn) -> End {
     let mut stuck = Stuck::new(conn.target().and_then(|target| target.service.rules.timeouts.half_closed));
     let end = {
         let mut flows = [Flow::new(Side::Client), Flow::new(Side::Server).after(said)];

@@ -10,7 +10,7 @@ use crate::config::settings::{ControlPlane, Source, Target};
 use crate::control::Control;
 use crate::drain::Phase;
 use crate::enrol::{self, First, Startup};
-use crate::{foreign, learn};
+use crate::{control_plane, learn};
 
 /// The source of the gateway's services.
 pub(crate) enum ServiceSource {
@@ -88,7 +88,7 @@ impl ServiceSource {
             }
             ServiceSource::ControlPlane(one, trust) => {
                 let renewing = tokio::spawn(enrol::keep(Arc::clone(&control)));
-                let (followed, renewed) = tokio::join!(foreign::follow(one, trust, control), renewing);
+                let (followed, renewed) = tokio::join!(control_plane::follow(one, trust, control), renewing);
                 followed.and(renewed.map_err(io::Error::other)?)
             }
         }

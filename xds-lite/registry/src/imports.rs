@@ -7,7 +7,7 @@ mod expiry;
 mod facts;
 mod holdings;
 mod peer;
-mod probing;
+mod stale_probes;
 
 use std::collections::{BTreeSet, HashMap};
 use std::net::IpAddr;
@@ -21,7 +21,7 @@ use isthmus_model::slice::{Cluster, Key, Offer, Slice};
 pub use consent::Consent;
 pub use decode::DecodedSlice;
 pub use holdings::{PeerUsage, SliceLimits};
-pub use probing::Stale;
+pub use stale_probes::Stale;
 
 use facts::Facts;
 use holdings::Size;

@@ -17,7 +17,7 @@ use isthmus_model::address::Target;
 use isthmus_model::admin::agent;
 use isthmus_trust::issuing::{Certificates, Intermediate, Names, Rooted, Tally};
 use isthmus_trust::join::cli::First;
-use isthmus_trust::join::enrolment::{self, TokenDesk};
+use isthmus_trust::join::enrolment::{self, TokenAuthenticator};
 use isthmus_trust::join::{self, CreateError, Party, Token, Tokens};
 
 use super::Error;
@@ -30,7 +30,7 @@ const PACE: Duration = Duration::from_secs(1);
 pub(super) struct Issuing {
     intermediate: Intermediate,
     tally: Arc<Tally>,
-    desk: Arc<TokenDesk>,
+    authenticator: Arc<TokenAuthenticator>,
     policy: Policy,
     longest: Duration,
     trust: Trust,
@@ -59,7 +59,7 @@ impl Issuing {
         Ok(Some(Arc::new(Issuing {
             intermediate: Intermediate::open(issuing.files, trust.clone())?,
             tally: Arc::default(),
-            desk: Arc::new(TokenDesk::new(trust.clone(), issuer, tokens)),
+            authenticator: Arc::new(TokenAuthenticator::new(trust.clone(), issuer, tokens)),
             policy,
             longest: issuing.longest,
             trust: trust.clone(),
@@ -73,7 +73,7 @@ impl Issuing {
         let roots = Arc::new(move || rooted(&trust));
         let issuer = Arc::clone(self) as Arc<dyn Issuer>;
         let certificates = Certificates::new(issuer, self.policy.clone(), self.longest, roots);
-        let certificates = certificates.with(Arc::clone(&self.desk), Arc::clone(&self.tally));
+        let certificates = certificates.with(Arc::clone(&self.authenticator), Arc::clone(&self.tally));
         Arc::new(certificates.naming(names))
     }
 
@@ -82,7 +82,7 @@ impl Issuing {
         let policy = self.policy.clone();
         IssuingService {
             renews: Arc::new(move |id| policy.grants.iter().any(|grant| grant.requester.matches(id))),
-            tokens: Arc::clone(&self.desk) as _,
+            tokens: Arc::clone(&self.authenticator) as _,
             routes: Routes::new(Arc::clone(certificates).service()),
         }
     }

@@ -5,7 +5,7 @@ use std::net::{SocketAddr, TcpStream};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use isthmus_certs::probe::{ClientCertificate, ProbeError, Seen, look, look_and_request};
+use isthmus_certs::probe::{ClientCertificate, ProbeError, Seen, inspect, inspect_and_request};
 
 use isthmus_grpc::resolve;
 use isthmus_health::mtls::{MtlsCheck, Subject};
@@ -44,7 +44,7 @@ pub(super) async fn run_mtls_checks(own: Arc<OwnServices>) {
             let own = Arc::clone(&own);
             tokio::spawn(async move {
                 let result = match resolve::addresses(&subject.address).await {
-                    Ok(addresses) => look_at(&subject, addresses, own.protocols_of(&subject)).await,
+                    Ok(addresses) => check_addresses(&subject, addresses, own.protocols_of(&subject)).await,
                     Err(error) => MtlsCheck::Unreachable(error.to_string()),
                 };
                 blocking(move || own.record_check(subject, result, Instant::now())).await;
@@ -53,13 +53,13 @@ pub(super) async fn run_mtls_checks(own: Arc<OwnServices>) {
     }
 }
 
-async fn look_at(subject: &Subject, addresses: Vec<SocketAddr>, alpn: Vec<String>) -> MtlsCheck {
+async fn check_addresses(subject: &Subject, addresses: Vec<SocketAddr>, alpn: Vec<String>) -> MtlsCheck {
     let name = match &subject.host {
         HostPattern::Exact(name) => name.to_string(),
         HostPattern::Suffix(suffix) => format!("probe.{suffix}"),
     };
-    let looked = tokio::task::spawn_blocking(move || prove(&addresses, &name, &alpn)).await;
-    looked.unwrap_or_else(|_| {
+    let checked = tokio::task::spawn_blocking(move || prove(&addresses, &name, &alpn)).await;
+    checked.unwrap_or_else(|_| {
         MtlsCheck::Unreachable("the check panicked; this is a bug, please report it".to_owned())
     })
 }
@@ -82,11 +82,11 @@ fn prove(addresses: &[SocketAddr], name: &str, alpn: &[String]) -> MtlsCheck {
 fn check_endpoint(address: SocketAddr, name: &str, alpn: &[String]) -> MtlsCheck {
     let protocols: Vec<&[u8]> = alpn.iter().map(String::as_bytes).collect();
     let with_protocols = || match connect(address) {
-        Ok(stream) => verdict(look_and_request(stream, name, &protocols)),
+        Ok(stream) => verdict(inspect_and_request(stream, name, &protocols)),
         Err(error) => MtlsCheck::Unreachable(error.to_string()),
     };
     let alone = || match connect(address) {
-        Ok(stream) => verdict(look(stream, name, &[])),
+        Ok(stream) => verdict(inspect(stream, name, &[])),
         Err(error) => MtlsCheck::Unreachable(error.to_string()),
     };
     match Some(()).filter(|()| !protocols.is_empty()).map(|()| with_protocols()) {

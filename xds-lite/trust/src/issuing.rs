@@ -16,7 +16,7 @@ use prost_types::value::Kind;
 use tonic::metadata::{AsciiMetadataValue, MetadataMap};
 use tonic::{Request, Response, Status};
 
-use crate::join::enrolment::{Admitted, Exported, PROOF, Refused, TokenDesk};
+use crate::join::enrolment::{Admitted, Exported, PROOF, Refused, TokenAuthenticator};
 use crate::stubs::istio_certificate_service_server::{
     IstioCertificateService, IstioCertificateServiceServer,
 };
@@ -43,7 +43,7 @@ pub struct Certificates {
     policy: Policy,
     lifetime: Duration,
     roots: Roots,
-    desk: Option<Arc<TokenDesk>>,
+    authenticator: Option<Arc<TokenAuthenticator>>,
     names: Names,
     pace: Pace,
     tally: Arc<Tally>,
@@ -71,7 +71,7 @@ impl Certificates {
     pub fn new(issuer: Arc<dyn Issuer>, policy: Policy, lifetime: Duration, roots: Roots) -> Certificates {
         let names: Names = Arc::new(|_| Vec::new());
         let (pace, tally) = (Pace::default(), Arc::default());
-        Certificates { issuer, policy, lifetime, roots, desk: None, names, pace, tally }
+        Certificates { issuer, policy, lifetime, roots, authenticator: None, names, pace, tally }
     }
 
     /// Writes these DNS names into certificates that a gateway requests for others.
@@ -80,10 +80,10 @@ impl Certificates {
         Certificates { names, ..self }
     }
 
-    /// Accepts tokens through `desk`, and counts results in `tally`.
+    /// Accepts tokens through `authenticator`, and counts results in `tally`.
     #[must_use]
-    pub fn with(self, desk: Arc<TokenDesk>, tally: Arc<Tally>) -> Certificates {
-        Certificates { desk: Some(desk), tally, ..self }
+    pub fn with(self, authenticator: Arc<TokenAuthenticator>, tally: Arc<Tally>) -> Certificates {
+        Certificates { authenticator: Some(authenticator), tally, ..self }
     }
 
     /// The tonic service.
@@ -126,20 +126,24 @@ impl Certificates {
 
     /// Authenticates the holder of a token.
     async fn admit(&self, session: &Exported, metadata: &MetadataMap) -> Result<Admitted, Status> {
-        let desk =
-            self.desk.as_ref().ok_or_else(|| Status::unauthenticated("this agent does not accept tokens"))?;
+        let authenticator = self
+            .authenticator
+            .as_ref()
+            .ok_or_else(|| Status::unauthenticated("this agent does not accept tokens"))?;
         let bearer = metadata.get("authorization").and_then(|value| value.to_str().ok());
         let bearer = bearer.and_then(|value| value.strip_prefix("Bearer "));
         let bearer = bearer
             .ok_or_else(|| Status::unauthenticated("a token is required: `authorization: Bearer …`"))?;
-        desk.admit(session, bearer).await.map_err(|refused| refusal_status(&refused))
+        authenticator.admit(session, bearer).await.map_err(|refused| refusal_status(&refused))
     }
 
     /// Consumes the token, once the answer is complete.
     async fn consume(&self, admitted: &Admitted) -> Result<(), Status> {
-        let desk =
-            self.desk.as_ref().ok_or_else(|| Status::unauthenticated("this agent does not accept tokens"))?;
-        desk.consume(admitted).await.map_err(|refused| match refused {
+        let authenticator = self
+            .authenticator
+            .as_ref()
+            .ok_or_else(|| Status::unauthenticated("this agent does not accept tokens"))?;
+        authenticator.consume(admitted).await.map_err(|refused| match refused {
             Refused::Token(_) | Refused::ToJoin => refusal_status(&refused),
             Refused::Store(_) | Refused::Thread(_) => {
                 tracing::error!(token = admitted.token(), error = %refused, "cannot mark token as used");

@@ -42,7 +42,7 @@ pub(super) fn settings(report: &mut Report, file: raw::File) -> Option<Settings>
     let address = listen(report, place, "address", xds.address.as_ref(), ADDRESS);
     let advertise = report.value(xds.advertise.as_ref(), place.key("advertise"));
     let join =
-        file.join.as_ref().map(|join| joining(report, join, file.state.is_some(), advertise.is_some()));
+        file.join.as_ref().map(|join| join_settings(report, join, file.state.is_some(), advertise.is_some()));
     let issuing = file.issuing.as_ref().map(|raw| issuing(report, raw, file.state.is_some()));
     let admin = file.admin.and_then(|admin| admin.address);
     let admin = listen(report, Place::Root.key("admin"), "address", admin.as_ref(), ADMIN);
@@ -106,7 +106,12 @@ pub(super) fn listen(
 }
 
 /// Needs a state directory for joined peers, and the address that other clusters reach this agent at.
-fn joining(report: &mut Report, raw: &At<raw::Join>, has_state: bool, is_advertised: bool) -> Option<Join> {
+fn join_settings(
+    report: &mut Report,
+    raw: &At<raw::Join>,
+    has_state: bool,
+    is_advertised: bool,
+) -> Option<Join> {
     let place = Place::Root.key("join");
     if !has_state {
         report.add(raw.spot, format_args!("{place} needs a state directory"), "add 'state: DIRECTORY'");

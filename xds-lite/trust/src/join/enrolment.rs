@@ -16,7 +16,7 @@ use super::{CreateError, Guest, Party, Token, TokenMaker, Tokens};
 use isthmus_model::address::Target;
 
 pub use guest::{Answer, Meeting, meet};
-pub use host::{Admitted, Refused, TokenDesk};
+pub use host::{Admitted, Refused, TokenAuthenticator};
 
 /// The ALPN of a client without a certificate, which is also the protocol's version.
 pub const ALPN: &[u8] = b"isthmus-first/1";

@@ -20,7 +20,7 @@ use crate::join::tokens::{Ending, State, Tokens, Wrong};
 use crate::join::{Guest, Party, Refusal, unix_seconds};
 
 /// Verifies and consumes tokens for first certificates.
-pub struct TokenDesk {
+pub struct TokenAuthenticator {
     trust: Trust,
     issuer: Party,
     tokens: Tokens,
@@ -64,11 +64,11 @@ pub enum Refused {
     Thread(#[from] JoinError),
 }
 
-impl TokenDesk {
+impl TokenAuthenticator {
     /// The tokens of an agent.
     #[must_use]
-    pub fn new(trust: Trust, issuer: Party, tokens: Tokens) -> TokenDesk {
-        TokenDesk { trust, issuer, tokens, wrong: Wrong::default() }
+    pub fn new(trust: Trust, issuer: Party, tokens: Tokens) -> TokenAuthenticator {
+        TokenAuthenticator { trust, issuer, tokens, wrong: Wrong::default() }
     }
 
     /// Shows the agent's chain with its roots, and asks for no client certificate.
@@ -141,7 +141,7 @@ impl TokenDesk {
     }
 }
 
-impl TokenSessions for TokenDesk {
+impl TokenSessions for TokenAuthenticator {
     fn alpn(&self) -> &'static [u8] {
         ALPN
     }
@@ -157,9 +157,9 @@ impl TokenSessions for TokenDesk {
     }
 }
 
-impl fmt::Debug for TokenDesk {
+impl fmt::Debug for TokenAuthenticator {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("TokenDesk").field("issuer", &self.issuer).finish_non_exhaustive()
+        f.debug_struct("TokenAuthenticator").field("issuer", &self.issuer).finish_non_exhaustive()
     }
 }
 
@@ -177,7 +177,7 @@ mod tests {
     use crate::join::{Token, secret::Secret};
 
     struct World {
-        desk: TokenDesk,
+        authenticator: TokenAuthenticator,
         trust: Trust,
         tokens: Tokens,
         _folder: TempDir,
@@ -191,8 +191,8 @@ mod tests {
         bundles.add_root(root.trust_domain().clone(), root.certificate()).unwrap();
         let trust = Trust::new(root.issue(&agent, &[], Duration::from_secs(3600)).unwrap(), bundles);
         let tokens = Tokens::new(Arc::new(crate::join::store(folder.path())), folder.path());
-        let desk = TokenDesk::new(trust.clone(), issuer(), tokens.clone());
-        World { desk, trust, tokens, _folder: folder }
+        let authenticator = TokenAuthenticator::new(trust.clone(), issuer(), tokens.clone());
+        World { authenticator, trust, tokens, _folder: folder }
     }
 
     fn issuer() -> Party {
@@ -210,11 +210,11 @@ mod tests {
         fn admit(&self, token: &Token, made: u8, presented: u8) -> Result<Admitted, Refused> {
             let session = Exported([made; 32]).about(token.id(), &token.issuer, &token.guest);
             let text = bearer(token.id(), &token.secret.prove(&session));
-            Runtime::new().unwrap().block_on(self.desk.admit(&Exported([presented; 32]), &text))
+            Runtime::new().unwrap().block_on(self.authenticator.admit(&Exported([presented; 32]), &text))
         }
 
         fn consume(&self, admitted: &Admitted) -> Result<(), Refused> {
-            Runtime::new().unwrap().block_on(self.desk.consume(admitted))
+            Runtime::new().unwrap().block_on(self.authenticator.consume(admitted))
         }
     }
 
@@ -247,7 +247,7 @@ mod tests {
         is(world.admit(&token, 1, 1), Refusal::Void);
         for text in ["", "x", "0.x", &format!("{}.x", "0".repeat(32))] {
             is(
-                Runtime::new().unwrap().block_on(world.desk.admit(&Exported([1; 32]), text)),
+                Runtime::new().unwrap().block_on(world.authenticator.admit(&Exported([1; 32]), text)),
                 Refusal::Unknown,
             );
         }

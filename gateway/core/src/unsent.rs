@@ -10,7 +10,7 @@ use crate::pipe::Pipe;
 
 /// The bytes that one direction holds.
 #[derive(Debug)]
-pub(crate) enum Held {
+pub(crate) enum Unsent {
     /// Nothing.
     Nothing,
     /// Bytes that a copy could not write.
@@ -19,37 +19,37 @@ pub(crate) enum Held {
     Pipe(Pipe),
 }
 
-impl Held {
-    pub(crate) fn copy_of(bytes: &[u8]) -> Held {
-        if bytes.is_empty() { Held::Nothing } else { Held::Bytes { bytes: bytes.to_vec(), written: 0 } }
+impl Unsent {
+    pub(crate) fn copy_of(bytes: &[u8]) -> Unsent {
+        if bytes.is_empty() { Unsent::Nothing } else { Unsent::Bytes { bytes: bytes.to_vec(), written: 0 } }
     }
 
-    /// Adds bytes behind those that are held in memory.
+    /// Adds bytes behind those that are unsent in memory.
     pub(crate) fn push(&mut self, more: &[u8]) {
         match self {
-            Held::Bytes { bytes, .. } => bytes.extend_from_slice(more),
-            Held::Nothing | Held::Pipe(_) => *self = Held::copy_of(more),
+            Unsent::Bytes { bytes, .. } => bytes.extend_from_slice(more),
+            Unsent::Nothing | Unsent::Pipe(_) => *self = Unsent::copy_of(more),
         }
     }
 
-    /// Bytes held.
+    /// Bytes unsent.
     pub(crate) fn len(&self) -> usize {
         match self {
-            Held::Nothing => 0,
-            Held::Bytes { bytes, written } => bytes.len() - written,
-            Held::Pipe(pipe) => pipe.held(),
+            Unsent::Nothing => 0,
+            Unsent::Bytes { bytes, written } => bytes.len() - written,
+            Unsent::Pipe(pipe) => pipe.unsent(),
         }
     }
 
-    /// Writes until nothing is held.
+    /// Writes until nothing is unsent.
     pub(crate) fn poll_flush(&mut self, cx: &mut Context<'_>, sink: &TcpStream) -> Poll<io::Result<()>> {
         loop {
             let wrote = match self {
-                Held::Nothing => return Poll::Ready(Ok(())),
-                Held::Pipe(pipe) => {
-                    sink.try_io(Interest::WRITABLE, || pipe.drain(sink)).map(|_| pipe.held() == 0)
+                Unsent::Nothing => return Poll::Ready(Ok(())),
+                Unsent::Pipe(pipe) => {
+                    sink.try_io(Interest::WRITABLE, || pipe.drain(sink)).map(|_| pipe.unsent() == 0)
                 }
-                Held::Bytes { bytes, written } => {
+                Unsent::Bytes { bytes, written } => {
                     sink.try_write(bytes.get(*written..).unwrap_or_default()).map(|wrote| {
                         *written += wrote;
                         *written == bytes.len()
@@ -57,7 +57,7 @@ impl Held {
                 }
             };
             match wrote {
-                Ok(true) => *self = Held::Nothing,
+                Ok(true) => *self = Unsent::Nothing,
                 Ok(false) => {}
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => ready!(sink.poll_write_ready(cx))?,
                 Err(error) => return Poll::Ready(Err(error)),
