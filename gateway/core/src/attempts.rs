@@ -167,24 +167,17 @@ impl Attempts {
             Failure::Unreached(reason) => {
                 account.unreached(reason, step);
                 self.failed = Some(reason);
-                let hopeless = matches!(reason, Reason::LocalResources);
-                if !hopeless && reason != Reason::Loop {
-                    demote(step, reason, worker, Demotion::unreached);
+                match reason {
+                    Reason::LocalResources => return AfterFailure::GiveUp(reason),
+                    Reason::Loop => {}
+                    _ => demote(step, reason, worker, Demotion::unreached),
                 }
-                if hopeless || !self.another_is_left(step, account, worker) {
-                    AfterFailure::GiveUp(reason)
-                } else {
-                    AfterFailure::TryAnother
-                }
+                self.another_or(reason, step, (account, worker))
             }
             Failure::Refused(reason) => {
                 self.failed = Some(reason);
                 worker.counters.failed(reason);
-                if self.another_is_left(step, account, worker) {
-                    AfterFailure::TryAnother
-                } else {
-                    AfterFailure::GiveUp(reason)
-                }
+                self.another_or(reason, step, (account, worker))
             }
             Failure::Rejected(server) => {
                 self.failed = Some(Reason::UpstreamRejected);
@@ -222,6 +215,11 @@ impl Attempts {
         });
     }
 
+    fn another_or(&self, reason: Reason, step: Step<'_>, on: (&Account, &Worker)) -> AfterFailure {
+        let is_left = self.another_is_left(step, on.0, on.1);
+        if is_left { AfterFailure::TryAnother } else { AfterFailure::GiveUp(reason) }
+    }
+
     fn another_is_left(&self, step: Step<'_>, account: &Account, worker: &Worker) -> bool {
         let service = &step.route.service;
         self.tried.len() < step.tables.live.upstream.attempts as usize
@@ -238,10 +236,8 @@ fn demote(
     note: impl FnOnce(&Demotion, Millis, Millis) -> bool,
 ) {
     let (service, endpoint) = (&step.route.service, step.endpoint);
-    let Some(length) = step.tables.live.upstream.demotion else { return };
-    if service.endpoints.len() < 2 {
-        return;
-    }
+    let has_others = service.endpoints.len() > 1;
+    let Some(length) = step.tables.live.upstream.demotion.filter(|_| has_others) else { return };
     let (now, length) = (socket::now(), length.as_millis().try_into().unwrap_or(Millis::MAX));
     if note(endpoint.state.demotion(), now, length) {
         add(&worker.counters.demotions, 1);
