@@ -28,6 +28,7 @@ mod sample;
 mod stats;
 mod stop;
 mod systems;
+mod unverified;
 mod wan;
 mod wire;
 

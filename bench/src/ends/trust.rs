@@ -8,18 +8,14 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use isthmus_certs::{Authority, Identity, Peer, SpiffeId, TrustBundles, TrustDomain, client_config};
-use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::client::{Resumption, WantsClientCert};
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
-use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::server::NoServerSessionStorage;
-use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
-use rustls::{
-    ClientConfig, ConfigBuilder, DigitallySignedStruct, DistinguishedName, ServerConfig, SignatureScheme,
-};
+use rustls::{ClientConfig, ConfigBuilder, ServerConfig, SignatureScheme};
 use tempfile::TempDir;
 
 use super::NAME;
+use crate::unverified::Unverified;
 
 /// Lifetime of certificates; longer than any run.
 const LIFETIME: Duration = Duration::from_hours(24);
@@ -106,7 +102,7 @@ impl Trust {
         let (chain, key) = (self.service.identity.chain().to_vec(), self.service.identity.key().clone_key());
         Ok(ServerConfig::builder_with_provider(provider())
             .with_protocol_versions(&[&rustls::version::TLS13])?
-            .with_client_cert_verifier(Arc::new(Lax))
+            .with_client_cert_verifier(Arc::new(unverified()))
             .with_single_cert(chain, key)?)
     }
 }
@@ -134,7 +130,12 @@ fn builder() -> anyhow::Result<ConfigBuilder<ClientConfig, WantsClientCert>> {
     Ok(ClientConfig::builder_with_provider(provider())
         .with_protocol_versions(&[&rustls::version::TLS13])?
         .dangerous()
-        .with_custom_certificate_verifier(Arc::new(Lax)))
+        .with_custom_certificate_verifier(Arc::new(unverified())))
+}
+
+/// Checks nothing, with the one kind of key that there is.
+fn unverified() -> Unverified {
+    Unverified(vec![SignatureScheme::ECDSA_NISTP256_SHA256])
 }
 
 /// What every system can agree on.
@@ -144,66 +145,4 @@ fn provider() -> Arc<CryptoProvider> {
         kx_groups: vec![aws_lc_rs::kx_group::X25519],
         ..aws_lc_rs::default_provider()
     })
-}
-
-/// Demands a certificate, and accepts every one.
-#[derive(Debug)]
-struct Lax;
-
-macro_rules! signatures_are_not_checked {
-    () => {
-        fn verify_tls12_signature(
-            &self,
-            _message: &[u8],
-            _cert: &CertificateDer<'_>,
-            _dss: &DigitallySignedStruct,
-        ) -> Result<HandshakeSignatureValid, rustls::Error> {
-            Ok(HandshakeSignatureValid::assertion())
-        }
-
-        fn verify_tls13_signature(
-            &self,
-            _message: &[u8],
-            _cert: &CertificateDer<'_>,
-            _dss: &DigitallySignedStruct,
-        ) -> Result<HandshakeSignatureValid, rustls::Error> {
-            Ok(HandshakeSignatureValid::assertion())
-        }
-
-        fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-            vec![SignatureScheme::ECDSA_NISTP256_SHA256]
-        }
-    };
-}
-
-impl ServerCertVerifier for Lax {
-    fn verify_server_cert(
-        &self,
-        _end_entity: &CertificateDer<'_>,
-        _intermediates: &[CertificateDer<'_>],
-        _server_name: &ServerName<'_>,
-        _ocsp_response: &[u8],
-        _now: UnixTime,
-    ) -> Result<ServerCertVerified, rustls::Error> {
-        Ok(ServerCertVerified::assertion())
-    }
-
-    signatures_are_not_checked!();
-}
-
-impl ClientCertVerifier for Lax {
-    fn root_hint_subjects(&self) -> &[DistinguishedName] {
-        &[]
-    }
-
-    fn verify_client_cert(
-        &self,
-        _end_entity: &CertificateDer<'_>,
-        _intermediates: &[CertificateDer<'_>],
-        _now: UnixTime,
-    ) -> Result<ClientCertVerified, rustls::Error> {
-        Ok(ClientCertVerified::assertion())
-    }
-
-    signatures_are_not_checked!();
 }

@@ -89,8 +89,7 @@ impl Clients {
             known.used = used;
             return Ok(Arc::clone(&known.client));
         }
-        let protocols: Vec<_> = alpn.iter().map(String::as_bytes).collect();
-        let client = Client::keeping(self.trust.clone(), Peer::Ids(servers.to_vec()), &protocols, SESSIONS);
+        let client = Client::keeping(self.trust.clone(), Peer::Ids(servers.to_vec()), &bytes(alpn), SESSIONS);
         let client = Arc::new(client.map_err(Arc::new)?);
         if made.count >= MOST {
             made.drop_oldest();
@@ -100,6 +99,11 @@ impl Clients {
         made.count += 1;
         Ok(client)
     }
+}
+
+/// Returns protocols (ALPN) as TLS has them.
+pub(crate) fn bytes(protocols: &[String]) -> Vec<&[u8]> {
+    protocols.iter().map(String::as_bytes).collect()
 }
 
 impl Made {

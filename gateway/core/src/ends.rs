@@ -11,7 +11,7 @@ use isthmus_certs::trust::{Expiry, Kind, LoadError, Watch};
 use isthmus_certs::{Client, ConfigError, Peer, Server, SpiffeId, Trust, TrustFiles};
 use isthmus_model::HostPattern;
 
-use crate::clients::{Clients, NoCertificate};
+use crate::clients::{Clients, NoCertificate, bytes};
 use crate::config::settings::{Caller, CertificateFiles, Live, Service, Trusts};
 use crate::issued::Issued;
 
@@ -209,10 +209,6 @@ impl Loading<'_> {
         };
         Ok(self.made)
     }
-}
-
-fn bytes(protocols: &[String]) -> Vec<&[u8]> {
-    protocols.iter().map(String::as_bytes).collect()
 }
 
 fn failed(place: &str, cause: ConfigError) -> Error {

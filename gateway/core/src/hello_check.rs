@@ -17,6 +17,7 @@ use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
+use crate::clients;
 use crate::connect;
 use crate::connect::patience;
 use crate::control::Control;
@@ -161,8 +162,7 @@ impl OwnHello {
         // Another cluster's gateway knows each port by this form, and may map the bare host to another port.
         let is_bare = service.port == 0 || (service.rules.default_port && endpoint.cluster().is_none());
         let name = if is_bare { host.to_string() } else { sni::name(host.as_str(), service.port) };
-        let alpn: Vec<_> = service.rules.alpn.iter().map(String::as_bytes).collect();
-        let hello = probe::hello(&name, &alpn).ok()?;
+        let hello = probe::hello(&name, &clients::bytes(&service.rules.alpn)).ok()?;
         let wire = if service.rules.send_proxy { [&proxy::LOCAL[..], &hello].concat() } else { hello };
         let connect = patience(endpoint, service.rules.timeouts.connect);
         Some(OwnHello { to: endpoint.address, wire, patience: connect })

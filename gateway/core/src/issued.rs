@@ -15,7 +15,7 @@ use isthmus_model::HostPattern;
 
 pub use wanted::Wanted;
 
-use crate::clients::{Clients, NoCertificate};
+use crate::clients::{Clients, NoCertificate, bytes};
 
 /// TLS servers that are kept; with more, all are made anew, and sessions are not resumed.
 const MAX_MADE: usize = 4_096;
@@ -197,10 +197,6 @@ impl State {
             None => Err(NoCertificate::NotIssued { identity: identity.clone(), why }),
         }
     }
-}
-
-fn bytes(protocols: &[String]) -> Vec<&[u8]> {
-    protocols.iter().map(String::as_bytes).collect()
 }
 
 fn make_room<K, V>(made: &mut HashMap<K, V>) {

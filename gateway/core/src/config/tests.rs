@@ -3,6 +3,7 @@
 mod bindings;
 mod fuzz;
 mod names;
+mod rendered;
 mod values;
 
 use std::path::Path;
@@ -262,16 +263,6 @@ fn schema_is_closed_and_documented_completely() {
     assert_eq!(schema["$defs"]["Timeouts"]["properties"]["idle"]["default"], "1h");
     assert_eq!(schema["$defs"]["Endpoint"]["required"], serde_json::json!(["address"]));
     assert_eq!(schema["$defs"]["Endpoint"]["properties"]["weight"]["maximum"], 65_535);
-}
-
-#[test]
-fn settings_serialize_in_file_syntax() {
-    let shown = serde_json::to_value(good(&with_listener("timeouts: {hello: 1500ms}\n"))).unwrap();
-    assert_eq!(shown["timeouts"]["hello"], "1500ms");
-    assert_eq!(shown["limits"]["per_source"], "off");
-    assert_eq!(shown["tcp"]["keepalive_idle"], "3m");
-    assert_eq!(shown["tcp"]["send_buffer"], "auto");
-    assert_eq!(shown["binds"][0]["address"], "127.0.0.1:0");
 }
 
 #[test]

@@ -1,5 +1,6 @@
 //! Resolves `virtual_addresses:`, `originate_ports:` and `dns:` of an agent's file.
 
+use std::fmt::Display;
 use std::net::{IpAddr, SocketAddr};
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
@@ -193,23 +194,17 @@ fn clients(
 
 fn upstreams(report: &mut Report, place: Place<'_>, raw: Option<&At<raw::names::Upstreams>>) -> Upstreams {
     let Some(raw) = raw else { return Upstreams::System };
+    let mut unknown = |what: &dyn Display| {
+        let what = format_args!("{place}: {what} is none of its words");
+        report.add(raw.spot, what, "write system, off or a list of IP:PORT");
+        Upstreams::Off
+    };
     let list = match &raw.value {
         raw::names::Upstreams::Word(word) if word == "system" => return Upstreams::System,
         raw::names::Upstreams::Word(word) if word == "off" => return Upstreams::Off,
         raw::names::Upstreams::Flag(false) => return Upstreams::Off,
-        raw::names::Upstreams::Flag(true) => {
-            report.add(
-                raw.spot,
-                format_args!("{place}: true is none of its words"),
-                "write system, off or a list of IP:PORT",
-            );
-            return Upstreams::Off;
-        }
-        raw::names::Upstreams::Word(word) => {
-            let what = format_args!("{place}: {} is none of its words", Quoted(word));
-            report.add(raw.spot, what, "write system, off or a list of IP:PORT");
-            return Upstreams::Off;
-        }
+        raw::names::Upstreams::Flag(true) => return unknown(&true),
+        raw::names::Upstreams::Word(word) => return unknown(&Quoted(word)),
         raw::names::Upstreams::Servers(list) => list,
     };
     if list.is_empty() || list.len() > MAX_UPSTREAMS {
