@@ -153,33 +153,30 @@ impl NameRegistry {
 
     /// Own slices have changed.
     pub(super) fn set_own(&self, slices: &[Slice]) {
-        self.change(|wanted| {
-            let mut is_news = false;
-            for slice in slices {
-                is_news |= wanted.set(slice, true);
-            }
-            is_news
-        });
+        self.change(slices, |wanted, slice| wanted.set(slice, true));
     }
 
     /// There are verdicts on slices of other clusters.
     pub(super) fn set_imports(&self, verdicts: &[(Key, Verdict)]) {
-        let record = |wanted: &mut Wanted, (key, verdict): &(Key, Verdict)| match verdict {
+        self.change(verdicts, |wanted, (key, verdict)| match verdict {
             Verdict::Imported(slice) | Verdict::Unreachable(slice, _) => wanted.set(slice, false),
             Verdict::Quarantined(_) => wanted.set_unused(key),
             Verdict::Withdrawn => wanted.remove(key),
-        };
-        self.change(|wanted| {
-            let mut is_news = false;
-            for verdict in verdicts {
-                is_news |= record(wanted, verdict);
-            }
-            is_news
         });
     }
 
-    fn change(&self, record: impl FnOnce(&mut Wanted) -> bool) {
-        if self.is_on && record(&mut self.wanted.lock()) {
+    /// Records each of these; `record` says whether it changes any name.
+    fn change<T>(&self, all: &[T], record: impl Fn(&mut Wanted, &T) -> bool) {
+        if !self.is_on {
+            return;
+        }
+        let mut wanted = self.wanted.lock();
+        let mut is_news = false;
+        for one in all {
+            is_news |= record(&mut wanted, one);
+        }
+        drop(wanted);
+        if is_news {
             self.changed.notify_one();
         }
     }
